@@ -1,0 +1,47 @@
+# What can be done here: `make help`. CI calls the same verbs.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo dev test fmt lint types bench clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.ready ## Make .venv with the sluice command in it
+
+$(VENV)/.ready: pyproject.toml
+	@echo "Setting up $(VENV); the first time takes a minute …"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 …"; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[embedded,dev]'
+	@touch $@
+
+demo: setup ## Start everything, stream a sample answer, stay up (ARGS=--once ends after it)
+	@$(BIN)/sluice dev $(ARGS)
+
+dev: setup ## The same with reload and logs, for development
+	@$(BIN)/sluice dev --reload --verbose $(ARGS)
+
+test: setup ## Run the tests (ARGS=tests/common for a part)
+	@$(BIN)/python -m pytest $(ARGS)
+
+fmt: setup ## Format the code
+	@$(BIN)/ruff check --fix --quiet .
+	@$(BIN)/ruff format --quiet .
+
+lint: setup ## Check style and the direction of imports
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/lint-imports
+
+types: setup ## Check types, strictly
+	@$(BIN)/mypy
+
+bench: setup ## Measure CPU per token and time to first token on this machine
+	@$(BIN)/python bench/run.py $(ARGS)
+
+clean: ## Remove what setup and the tools made
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info

@@ -1,0 +1,73 @@
+"""How is a request's body read, within limits?"""
+
+from typing import Any
+
+import orjson
+from starlette.requests import ClientDisconnect, Request
+
+from common.errors import ErrorKind, GatewayError
+from common.settings import Settings
+
+
+async def read_json(request: Request, settings: Settings) -> tuple[bytes, dict[str, Any]]:
+    """Return a JSON object body, as it came and parsed.
+
+    Raises:
+        GatewayError: UNSUPPORTED_MEDIA_TYPE, REQUEST_TOO_LARGE, INVALID_REQUEST; CANCELLED where the client left meanwhile.
+    """
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json" and not media_type.endswith("+json"):
+        said = f"is {media_type[:80]!r}" if media_type else "is missing"
+        raise GatewayError(
+            ErrorKind.UNSUPPORTED_MEDIA_TYPE,
+            f"The content type {said}. Send 'Content-Type: application/json'.",
+            code="unsupported_media_type",
+        )
+    raw = await _read(request, settings.body_bytes_max)
+    try:
+        body = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise _invalid(f"The body is not valid JSON: {error}.", "invalid_json") from error
+    if not isinstance(body, dict):
+        raise _invalid("The body must be a JSON object.", "invalid_json")
+    _check_depth(body, settings.json_depth_max)
+    return raw, body
+
+
+async def _read(request: Request, bytes_max: int) -> bytes:
+    too_large = GatewayError(
+        ErrorKind.REQUEST_TOO_LARGE,
+        f"The body is larger than {bytes_max} bytes. Send less, or smaller images.",
+        code="request_too_large",
+    )
+    declared = request.headers.get("content-length", "0")
+    if declared.isdigit() and int(declared) > bytes_max:
+        raise too_large
+    pieces, size = [], 0
+    try:
+        async for piece in request.stream():
+            size += len(piece)
+            if size > bytes_max:
+                raise too_large
+            pieces.append(piece)
+    except ClientDisconnect as error:
+        raise GatewayError(ErrorKind.CANCELLED, "The client left before its request was complete.") from error
+    return b"".join(pieces)
+
+
+def _check_depth(body: dict[str, Any], depth_max: int) -> None:
+    level: list[Any] = [body]
+    for _ in range(depth_max):
+        level = [
+            child
+            for node in level
+            for child in (node.values() if isinstance(node, dict) else node)
+            if isinstance(child, dict | list)
+        ]
+        if not level:
+            return
+    raise _invalid(f"The body is nested more than {depth_max} levels deep.", "json_too_deep")
+
+
+def _invalid(message: str, code: str) -> GatewayError:
+    return GatewayError(ErrorKind.INVALID_REQUEST, message, code=code)

@@ -1,0 +1,33 @@
+"""How does a failure become an HTTP response?
+
+Kinds become statuses and bodies in the client's own dialect, and nowhere else but here.
+"""
+
+import math
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+
+from common.dialects import DIALECTS
+from common.dialects.base import Dialect
+from common.errors import Failed
+
+PLAIN = DIALECTS["openai-chat"]  # The shape of errors where no dialect is spoken: unknown paths, /v1/models…
+
+
+def error_response(dialect: Dialect, failed: Failed, request_id: str, headers: dict[str, str] | None = None) -> Response:
+    """Return the response for a failure before the first byte."""
+    extra = dict(headers or {})
+    if failed.retry_after_s is not None:
+        extra["retry-after"] = str(math.ceil(failed.retry_after_s))  # Whole seconds: not every client reads fractions.
+    body = dialect.error_body(failed, request_id)
+    return Response(body, dialect.status(failed), extra, media_type="application/json")
+
+
+def request_id_of(request: Request) -> str:
+    return str(request.scope.get("state", {}).get("request_id", ""))
+
+
+def json_response(content: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(orjson.dumps(content), status, headers, media_type="application/json")

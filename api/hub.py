@@ -1,0 +1,190 @@
+"""Which generations does this process listen to, and for which viewers?
+
+One subscription per generation, however many viewers. The patrol is the net under lost messages and lost workers: a
+generation that has been silent for too long is looked at, and one that nobody will end is ended here.
+"""
+
+import asyncio
+import secrets
+import time
+from dataclasses import dataclass, field
+
+import structlog
+
+from api.viewer import Viewer
+from common.channel.base import Channel, ChannelUnavailable, Cursor, Feed, FrameKind, Message, Stop
+from common.errors import ErrorKind, Failed
+from common.queue.jobs import JobQueue, Place
+from common.redis_client import RedisUnavailable
+from common.settings import Settings
+
+log = structlog.get_logger()
+
+PATROL_S = 1.0
+UNCLAIMED_LOOK_S = 5.0
+MISSED_HEARTBEATS = 2
+
+_WAITED_TOO_LONG = Failed(ErrorKind.DEADLINE_EXCEEDED, "No worker was free in time. Try again later.", code="deadline_exceeded")
+_WORKER_LOST = Failed(ErrorKind.WORKER_LOST, "The answer's worker was lost. Send the request again.", code="worker_lost")
+_LOG_LOST = Failed(ErrorKind.INTERNAL, "The answer was lost with the gateway's store. Send the request again.", code="log_lost")
+
+
+@dataclass(slots=True)
+class _Listening:
+    """One generation that this process listens to."""
+
+    is_subscribed: "asyncio.Future[None]"
+    viewers: list[Viewer] = field(default_factory=list)
+    heard_at: float = field(default_factory=time.monotonic)
+    is_claimed: bool = False
+
+    def take(self, message: Message) -> None:
+        # Hot path: once per message.
+        self.heard_at = time.monotonic()
+        self.is_claimed = True
+        for viewer in self.viewers:
+            viewer.offer(message)
+
+
+class Hub:
+    """All listening of one API process. ``replica`` names it among the viewers of a channel."""
+
+    def __init__(self, channel: Channel, feed: Feed, queue: JobQueue, settings: Settings) -> None:
+        self.replica = secrets.token_hex(6)
+        self._channel = channel
+        self._feed = feed
+        self._queue = queue
+        self._settings = settings
+        self._listening: dict[str, _Listening] = {}
+        self._patrol: asyncio.Task[None] | None = None
+        feed.on_resubscribed(self._reread_all)
+
+    def start(self) -> None:
+        self._patrol = asyncio.create_task(self._patrol_for_ever(), name="patrol")
+
+    async def stop(self) -> None:
+        if self._patrol:
+            self._patrol.cancel()
+            await asyncio.gather(self._patrol, return_exceptions=True)
+
+    @property
+    def open_viewers(self) -> int:
+        return sum(len(listening.viewers) for listening in self._listening.values())
+
+    async def join(self, generation_id: str, after: Cursor | None = None) -> Viewer:
+        """Return a viewer that misses nothing from now on. Each must be given back with ``part``.
+
+        Raises:
+            ChannelUnavailable: the subscription could not be made.
+        """
+        viewer = Viewer(generation_id, self._channel, self._settings.viewer_buffer_bytes_max, after)
+        listening = self._listening.get(generation_id)
+        if listening:
+            listening.viewers.append(viewer)
+            await asyncio.shield(listening.is_subscribed)
+            return viewer
+        listening = _Listening(asyncio.get_running_loop().create_future(), [viewer])
+        self._listening[generation_id] = listening
+        try:
+            await self._feed.subscribe(generation_id, listening.take)
+        except BaseException as error:
+            self._listening.pop(generation_id, None)
+            listening.is_subscribed.set_exception(error if isinstance(error, ChannelUnavailable) else ChannelUnavailable())
+            listening.is_subscribed.exception()  # Marked as seen: there may be no second viewer to see it.
+            raise
+        listening.is_subscribed.set_result(None)
+        return viewer
+
+    async def part(self, viewer: Viewer) -> None:
+        """Take a viewer out. If it was this process's last of a running generation, say so: its policy may end it."""
+        listening = self._listening.get(viewer.generation_id)
+        if listening is None or viewer not in listening.viewers:
+            return
+        listening.viewers.remove(viewer)
+        if listening.viewers:
+            return
+        del self._listening[viewer.generation_id]
+        await self._feed.unsubscribe(viewer.generation_id)
+        if not viewer.has_ended:
+            try:
+                await self._leave(viewer.generation_id)
+            except (ChannelUnavailable, RedisUnavailable):
+                log.warning("leave_not_said", generation_id=viewer.generation_id)  # The worker's backstop sees nobody listen.
+
+    async def _leave(self, generation_id: str) -> None:
+        stop = await self._channel.leave(generation_id, self.replica)
+        if stop is not Stop.NO:
+            await self.end_if_waiting(generation_id, Failed(ErrorKind.CANCELLED, "The client left.", code="cancelled"))
+
+    async def end_if_waiting(self, generation_id: str, failed: Failed) -> bool:
+        """End a generation that no worker has claimed; returns whether it was so. A claimed one hears of the stop flag."""
+        (place,) = await self._queue.look([generation_id])
+        if place not in (Place.WAITING, Place.LATE):
+            return False
+        await self._end_unowned(generation_id, failed)
+        return True
+
+    async def _end_unowned(self, generation_id: str, failed: Failed) -> None:
+        # The log first, for it is the judge: a claim that comes in between finds it ended.
+        await self._channel.end_unowned(generation_id, secrets.token_hex(8), failed)
+        await self._queue.withdraw(generation_id)
+
+    def _reread_all(self) -> None:
+        for listening in self._listening.values():
+            for viewer in listening.viewers:
+                viewer.reread()
+
+    # The patrol
+
+    async def _patrol_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(PATROL_S)
+            if silent := self._silent(time.monotonic()):
+                try:
+                    await self._look_at(silent)
+                except (ChannelUnavailable, RedisUnavailable):
+                    continue  # The next round asks again.
+
+    def _silent(self, now: float) -> list[str]:
+        claimed_s = MISSED_HEARTBEATS * self._settings.heartbeat_s
+        silent = []
+        for generation_id, listening in self._listening.items():
+            limit_s = claimed_s if listening.is_claimed else UNCLAIMED_LOOK_S
+            if now - listening.heard_at > limit_s and listening.is_subscribed.done():
+                silent.append(generation_id)
+        return silent
+
+    async def _look_at(self, silent: list[str]) -> None:
+        places, lasts = await asyncio.gather(self._queue.look(silent), self._channel.look(silent))
+        now = time.monotonic()
+        for generation_id, place, last in zip(silent, places, lasts, strict=True):
+            listening = self._listening.get(generation_id)
+            if listening is None:
+                continue
+            listening.heard_at = now  # Look again after another silence, not every second.
+            if last is None:
+                for viewer in listening.viewers:
+                    viewer.fail(_LOG_LOST)
+                continue
+            for viewer in listening.viewers:
+                if last > viewer.tail:
+                    viewer.reread()
+            if failed := await self._verdict(generation_id, place):
+                log.warning("generation_ended_unowned", generation_id=generation_id, place=place, kind=failed.kind)
+                await self._end_unowned(generation_id, failed)
+
+    async def _verdict(self, generation_id: str, place: Place) -> Failed | None:
+        match place:
+            case Place.LATE:
+                return _WAITED_TOO_LONG
+            case Place.ABANDONED:
+                return _WORKER_LOST
+            case Place.GONE:
+                return None if await self._has_end(generation_id) else _WORKER_LOST
+            case _:
+                return None
+
+    async def _has_end(self, generation_id: str) -> bool:
+        last = (await self._channel.look([generation_id]))[0]
+        frames = await self._channel.read(generation_id, last.before(), 1) if last else []
+        return not frames or frames[-1].kind is FrameKind.END

@@ -1,0 +1,172 @@
+"""Which parts is an API process made of, and how does it start and stop? The API's composition root."""
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import AsyncIterator
+from types import FrameType
+
+import structlog
+import uvicorn
+from fastapi import FastAPI, Request, Response
+from prometheus_client import CollectorRegistry
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+
+from api.auth import Authenticator
+from api.generate import Services
+from api.http_errors import PLAIN, error_response, request_id_of
+from api.hub import Hub
+from api.metrics import Metrics
+from api.middleware import Observed
+from api.routes import dialects, generations, models, pages
+from common import keys
+from common.channel.redis import RedisChannel, RedisFeed
+from common.errors import ErrorKind, Failed
+from common.process import raise_file_limit
+from common.queue.jobs import JobQueue
+from common.redis_client import Pulse, connect
+from common.settings import Settings
+from common.telemetry import configure_logging
+
+log = structlog.get_logger()
+
+# A slow subscriber is cut by Redis past this; ours repairs the gap from the log, but need not.
+PUBSUB_OUTPUT_LIMIT = "pubsub 268435456 67108864 60"
+EXPOSED_HEADERS = ("x-request-id", "request-id", "retry-after", "x-generation-id")
+DRAIN_MARGIN_S = 1.0  # Between the last error event and the server's own end.
+
+
+class Process:
+    """One API process: its services and what runs beside the requests."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.redis: Redis = connect(settings.redis_url, connections_max=256)
+        pulse = Pulse(self.redis)
+        channel = RedisChannel(self.redis, settings.tombstone_s)
+        feed = RedisFeed(self.redis)
+        queue = JobQueue(self.redis, pulse, settings)
+        self.services = Services(
+            settings=settings,
+            authenticator=Authenticator(settings),
+            channel=channel,
+            feed=feed,
+            hub=Hub(channel, feed, queue, settings),
+            queue=queue,
+            pulse=pulse,
+            metrics=Metrics(CollectorRegistry()),
+        )
+
+    async def start(self) -> None:
+        await self.services.pulse.start()
+        await self.services.feed.start()
+        self.services.hub.start()
+        with contextlib.suppress(RedisError, OSError):  # Not every hosted Redis lets us; `sluice doctor` tells.
+            await self.redis.config_set("client-output-buffer-limit", PUBSUB_OUTPUT_LIMIT)
+
+    async def stop(self) -> None:
+        await self.services.hub.stop()
+        await self.services.feed.stop()
+        await self.services.pulse.stop()
+        await self.redis.aclose()
+
+    def begin_drain(self) -> None:
+        """Unready from now on; what can go on elsewhere ends now, what cannot when the grace is over."""
+        if self.services.is_draining:
+            return
+        self.services.is_draining = True
+        log.info("draining", open_responses=len(self.services.relays))
+        self._drain(is_over=False)
+        grace_s = max(0.0, self.settings.api_drain_s - DRAIN_MARGIN_S)
+        asyncio.get_running_loop().call_later(grace_s, lambda: self._drain(is_over=True))
+
+    def _drain(self, *, is_over: bool) -> None:
+        for relay in list(self.services.relays):
+            relay.drain(is_over=is_over)
+
+    async def count_jobs(self) -> tuple[int, int]:
+        """Return how many jobs wait and how many run, all replicas together."""
+        return await self.redis.zcard(keys.ENQUEUED), await self.redis.zcard(keys.RUNNING)
+
+
+def create_app(process: Process) -> FastAPI:
+    """Return the ASGI application of one API process."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await process.start()
+        try:
+            yield
+        finally:
+            await process.stop()
+
+    settings, services = process.settings, process.services
+    app = FastAPI(title="Sluice", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.include_router(dialects.router(services))
+    app.include_router(models.router(services))
+    app.include_router(generations.router(services))
+    app.include_router(pages.router(services, process.count_jobs))
+    app.add_exception_handler(HTTPException, _plain_error)
+    app.add_exception_handler(Exception, _internal_error)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["*"],  # Reflects what the preflight asks for: SDKs add headers of their own with each version.
+            expose_headers=EXPOSED_HEADERS,
+        )
+    app.add_middleware(Observed, metrics=services.metrics, header_bytes_max=settings.header_bytes_max)
+    return app
+
+
+async def _plain_error(request: Request, error: Exception) -> Response:
+    """Unknown paths and methods; everything else has a dialect."""
+    assert isinstance(error, HTTPException)
+    message = f"{request.method} {request.url.path[:200]} is not served here. See GET /openapi.json for what is."
+    failed = Failed(ErrorKind.NOT_FOUND, message, status=error.status_code, code="unknown_path")
+    return error_response(PLAIN, failed, request_id_of(request), dict(error.headers or {}))
+
+
+async def _internal_error(request: Request, error: Exception) -> Response:
+    log.error("request_broke", exc_info=error)
+    failed = Failed(ErrorKind.INTERNAL, "The gateway failed on this request. Its operators have been told.", code="internal")
+    return error_response(PLAIN, failed, request_id_of(request))
+
+
+class ApiServer(uvicorn.Server):
+    """uvicorn, telling us first when it is told to stop."""
+
+    def __init__(self, config: uvicorn.Config, process: Process) -> None:
+        super().__init__(config)
+        self._process = process
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.started:
+            asyncio.get_running_loop().call_soon(self._process.begin_drain)
+        super().handle_exit(sig if sig != signal.SIGINT else signal.SIGTERM, frame)  # Ctrl-C drains too.
+
+
+def run(settings: Settings) -> None:
+    """Serve until told to stop."""
+    configure_logging("api", settings.log_level)
+    raise_file_limit()
+    process = Process(settings)
+    config = uvicorn.Config(
+        create_app(process),
+        host=settings.host,
+        port=settings.port,
+        loop="uvloop",
+        http="httptools",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        backlog=4096,
+        timeout_keep_alive=75,  # Longer than the 60 s that load balancers keep idle connections for.
+        timeout_graceful_shutdown=int(settings.api_drain_s) or 1,
+    )
+    log.info("starting", host=settings.host, port=settings.port)
+    ApiServer(config, process).run()

@@ -1,0 +1,51 @@
+"""What does an API process count?"""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from common.errors import ErrorKind, Failed
+from common.job import Job
+
+DURATION_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 1800)
+
+# Refusals by a limit, and the limit that each code names.
+_LIMIT_OF = {
+    "queue_full": "waiting",
+    "tenant_queue_full": "waiting_per_tenant",
+    "request_too_large": "body",
+    "json_too_deep": "json_depth",
+    "headers_too_large": "headers",
+}
+
+
+class Metrics:
+    """All of an API process' metrics, in one registry."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+        self.requests = Counter("sluice_requests", "HTTP requests", ["method", "route", "status"], registry=registry)
+        self.duration = Histogram(
+            "sluice_request_duration_seconds",
+            "From the first byte of a request to the last of its response",
+            ["method", "route"],
+            buckets=DURATION_BUCKETS_S,
+            registry=registry,
+        )
+        self.accepted = Counter("sluice_generations_accepted", "Generations enqueued", ["dialect"], registry=registry)
+        self.refusals = Counter("sluice_refusals", "Requests refused by a limit", ["limit"], registry=registry)
+        self.errors = Counter("sluice_errors", "Failures by kind, before anything was enqueued", ["kind"], registry=registry)
+        self.viewers = Gauge("sluice_open_viewers", "Responses that relay a generation now", registry=registry)
+        self.subscriptions = Gauge("sluice_subscriptions", "Generations that this process listens to", registry=registry)
+        self.waiting = Gauge("sluice_waiting_jobs", "Jobs that wait for a worker, all replicas", registry=registry)
+        self.running = Gauge("sluice_running_jobs", "Jobs that a worker holds, all replicas", registry=registry)
+        self.redis_up = Gauge("sluice_redis_up", "Whether Redis answers", registry=registry)
+
+    def refused(self, failed: Failed) -> None:
+        self.errors.labels(failed.kind).inc()
+        limit = _LIMIT_OF.get(failed.code or "")
+        if limit:
+            self.refusals.labels(limit).inc()
+        elif failed.kind is ErrorKind.OVERLOADED:
+            self.refusals.labels("store").inc()
+
+    def took(self, job: Job) -> None:
+        self.accepted.labels(job.dialect).inc()

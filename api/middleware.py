@@ -1,0 +1,93 @@
+"""What happens to every request, whatever its route?
+
+An id, a log line, metrics, and the limit on headers. Pure ASGI: Starlette's BaseHTTPMiddleware hides disconnects.
+"""
+
+import re
+import time
+import uuid
+from collections.abc import Iterable
+
+import structlog
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.http_errors import PLAIN, error_response
+from api.metrics import Metrics
+from common.errors import ErrorKind, Failed
+
+log = structlog.get_logger()
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+_QUIET_PATHS = frozenset({"/livez", "/readyz", "/health", "/metrics"})  # Asked every few seconds, by machines.
+
+
+class Observed:
+    """The outermost middleware.
+
+    It puts ``request_id`` and ``direct_send`` into the scope's state. The latter is the server's own ``send``, for a body's
+    pieces: each layer in between costs a call per token and client.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, header_bytes_max: int) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._header_bytes_max = header_bytes_max
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = scope["headers"]
+        request_id = _request_id(headers)
+        state = scope.setdefault("state", {})
+        state["request_id"], state["direct_send"] = request_id, send
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(request_id=request_id)
+        began_at, status = time.monotonic(), 0
+
+        async def send_with_ids(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [
+                    *message.get("headers", ()),
+                    (b"x-request-id", request_id.encode()),
+                    (b"request-id", request_id.encode()),
+                ]
+            await send(message)
+
+        try:
+            if sum(len(name) + len(value) for name, value in headers) > self._header_bytes_max:
+                await self._refuse(scope, receive, send_with_ids, request_id)
+            else:
+                await self._app(scope, receive, send_with_ids)
+        finally:
+            self._report(scope, status, time.monotonic() - began_at)
+
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
+        failed = Failed(
+            ErrorKind.INVALID_REQUEST,
+            f"The request's headers are larger than {self._header_bytes_max} bytes.",
+            status=431,
+            code="headers_too_large",
+        )
+        self._metrics.refused(failed)
+        await error_response(PLAIN, failed, request_id)(scope, receive, send)
+
+    def _report(self, scope: Scope, status: int, duration_s: float) -> None:
+        route = getattr(scope.get("route"), "path", "unknown")  # The template: a path would be a label without bound.
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        self._metrics.requests.labels(method, route, status).inc()
+        self._metrics.duration.labels(method, route).observe(duration_s)
+        if scope["path"] not in _QUIET_PATHS:
+            log.info("request", method=method, route=route, status=status, duration_ms=round(duration_s * 1000))
+
+
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+def _request_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    for name, value in headers:
+        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value.decode("latin-1")):
+            return value.decode("latin-1")
+    return f"req_{uuid.uuid4().hex}"

@@ -1,0 +1,49 @@
+"""Which models can a client name?"""
+
+from fastapi import APIRouter, Request, Response
+
+from api.generate import Services
+from api.http_errors import PLAIN, error_response, json_response, request_id_of
+from common.errors import GatewayError
+from common.routes import available
+
+
+def router(services: Services) -> APIRouter:
+    routes = APIRouter(tags=["models"])
+
+    @routes.get("/v1/models")
+    async def list_models(request: Request) -> Response:
+        """List the aliases of this gateway, and one pattern for each provider that is on.
+
+        The shape serves OpenAI's clients and Anthropic's: each entry has the fields of both.
+        """
+        try:
+            services.authenticator.authenticate(request.headers)
+        except GatewayError as error:
+            return error_response(PLAIN, error.failed, request_id_of(request))
+        names = sorted(services.settings.aliases) + [f"{provider}/*" for provider in available(services.settings)]
+        data = [_entry(name) for name in names]
+        return json_response(
+            {
+                "object": "list",
+                "data": data,
+                "has_more": False,
+                "first_id": names[0] if names else None,
+                "last_id": names[-1] if names else None,
+            }
+        )
+
+    return routes
+
+
+def _entry(name: str) -> dict[str, object]:
+    provider = name.partition("/")[0] if name.endswith("/*") else "sluice"
+    return {
+        "id": name,
+        "object": "model",
+        "created": 0,
+        "owned_by": provider,
+        "type": "model",
+        "display_name": name,
+        "created_at": "1970-01-01T00:00:00Z",
+    }

@@ -1,0 +1,125 @@
+"""What has one reader of a channel seen, and what comes next?
+
+Live messages are taken as long as each follows the one before; a gap, a reconnection or an overflow is repaired from the
+log. The buffer is bounded: past it live frames are dropped, and the log has them.
+"""
+
+import asyncio
+from collections import deque
+
+from common.channel.base import START, Channel, ChannelUnavailable, Cursor, Frame, FrameId, FrameKind, Message
+from common.errors import ErrorKind, Failed
+from common.sse import split_blocks
+
+LOG_BATCH = 200  # Frames per read of the log: bounds what a viewer that catches up holds at a time.
+PAUSE_WHILE_AWAY_S = 0.2
+
+DIVERGED = Failed(
+    ErrorKind.INTERNAL, "A part of the answer was lost in a failover. Send the request again.", code="frames_lost"
+)
+
+
+class Viewer:
+    """One reader. ``take`` gives the frames that follow its position, each once and in order."""
+
+    def __init__(self, generation_id: str, channel: Channel, buffer_bytes_max: int, after: Cursor | None = None) -> None:
+        self.generation_id = generation_id
+        self.failed: Failed | None = None  # Why nothing more can come, where the log does not say so itself.
+        self.has_ended = False
+        self.tail = after.frame.before() if after else START  # The last frame that was taken in.
+        self._channel = channel
+        self._after = after
+        self._needs_log = after is not None
+        self._dropped: FrameId | None = None  # The newest frame that came live and was not taken in.
+        self._frames: deque[Frame] = deque()
+        self._bytes = 0
+        self._bytes_max = buffer_bytes_max
+        self._was_poked = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    def offer(self, message: Message) -> None:
+        """Take a live message, or note that the log must be read."""
+        # Hot path: once per message and viewer.
+        frame = message.frame
+        if frame is None:  # A heartbeat: the log ends with ``previous``.
+            if message.previous > self.tail:
+                self.reread()
+        elif frame.id <= self.tail:
+            pass  # Seen.
+        elif message.previous == self.tail and self._bytes <= self._bytes_max and not self._needs_log:
+            self._accept(frame)
+            self._wake()
+        else:
+            self._dropped = frame.id
+            self.reread()
+
+    def reread(self) -> None:
+        """Have the log read again: something may be missing."""
+        self._needs_log = True
+        self._wake()
+
+    def fail(self, failed: Failed) -> None:
+        """Let ``take`` come to an end that the log will never have."""
+        self.failed = self.failed or failed
+        self._wake()
+
+    def poke(self) -> None:
+        """Let ``take`` return, with nothing if there is nothing."""
+        self._was_poked = True
+        self._wake()
+
+    async def take(self) -> list[Frame]:
+        """Return the frames that follow, at least one unless poked or failed."""
+        while True:
+            if self._needs_log and not self._frames and not self.failed:
+                await self._read_log()
+            if self._frames:
+                frames = list(self._frames)
+                self._frames.clear()
+                self._bytes = 0
+                return frames
+            if self._was_poked or self.failed:
+                self._was_poked = False
+                return []
+            if not self._needs_log:
+                self._waiter = asyncio.get_running_loop().create_future()
+                await self._waiter
+
+    async def _read_log(self) -> None:
+        try:
+            frames = await self._channel.read(self.generation_id, self.tail, LOG_BATCH)
+        except ChannelUnavailable:
+            await asyncio.sleep(PAUSE_WHILE_AWAY_S)
+            self._was_poked = True  # Whoever takes may have a keep-alive to send, or a client that left.
+            return
+        for frame in frames:
+            if frame.id > self.tail:  # A live frame cannot have come in between: they are not taken while we read.
+                self._accept(frame)
+        has_more = len(frames) == LOG_BATCH or (self._dropped is not None and self._dropped > self.tail)
+        self._needs_log = has_more and bool(frames)
+        self._dropped = None if not self._needs_log else self._dropped
+
+    def _accept(self, frame: Frame) -> None:
+        if frame.kind is FrameKind.FENCE and FrameId.of(frame.data) < self._seen():
+            self.fail(DIVERGED)
+            return
+        self.tail = frame.id
+        if self._after and frame.id == self._after.frame:
+            frame = frame._replace(data=b"".join(split_blocks(frame.data)[self._after.k :]))
+        self.has_ended = frame.kind is FrameKind.END
+        self._frames.append(frame)
+        self._bytes += len(frame.data)
+
+    def _seen(self) -> FrameId:
+        """The last frame that the reader has a part of: with a cursor, before anything came, the cursor's."""
+        if self._after and self.tail < self._after.frame:
+            return self._after.frame
+        return self.tail
+
+    def first_event(self, frame: Frame) -> int:
+        """Return the number, from 1, of the first event that is left of a frame that ``take`` gave."""
+        return self._after.k + 1 if self._after and frame.id == self._after.frame else 1
+
+    def _wake(self) -> None:
+        if self._waiter and not self._waiter.done():
+            self._waiter.set_result(None)

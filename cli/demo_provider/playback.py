@@ -1,0 +1,120 @@
+"""How does an answer reach its client: at which pace, and with which failure on the way?
+
+Both ways to answer take the same time, and both are cancelled where they wait when the client leaves (see ``server``).
+"""
+
+import asyncio
+import itertools
+import socket
+import struct
+import time
+from collections.abc import Iterator
+
+import orjson
+from aiohttp import web
+
+from cli.demo_provider.ledger import Ledger
+from cli.demo_provider.script import Fault, FaultKind, Script
+from cli.demo_provider.wire import Ask, Plan, Wire, WireError
+
+_GATHERED_MAX = 64  # Tokens in one write where they are due at once; then others get their turn on the loop.
+_FLUSH_S_MAX = 1.0  # How long a reset waits for what was written before it; who does not read gets no more.
+_LINGER_OFF = struct.pack("ii", 1, 0)  # struct linger, on with 0 seconds: close() sends RST instead of FIN.
+
+
+class Player:
+    """Says one plan to one client."""
+
+    def __init__(self, request: web.Request, script: Script, fault: Fault | None, ledger: Ledger) -> None:
+        self._request = request
+        self._script = script
+        self._fault = fault
+        self._ledger = ledger
+
+    async def play_stream(self, wire: Wire, ask: Ask, plan: Plan, headers: dict[str, str]) -> web.StreamResponse:
+        """Say an answer token by token, or as much of it as the failure leaves.
+
+        Raises:
+            ConnectionError: the client has left.
+        """
+        response = web.StreamResponse(headers={**headers, "cache-control": "no-cache"})
+        response.headers["content-type"] = "text/event-stream; charset=utf-8"
+        await response.prepare(self._request)
+        stream = wire.open_stream(ask, plan)
+        await response.write(stream.opening())
+        beats = stream.beats() if self._fault is None else itertools.islice(stream.beats(), self._fault.at)
+        sent = await self._write_beats(response, beats)
+        if self._fault is None:
+            await response.write(stream.closing())
+            self._ledger.note("completed")
+            return response
+        # A failure takes the place of the next token, at the time when that was due.
+        await asyncio.sleep(self._script.pace_s if sent else self._script.first_s)
+        match self._fault.kind:
+            case FaultKind.ERROR_EVENT:
+                await response.write(stream.failure())
+                self._ledger.note("errors")
+            case FaultKind.END:
+                self._ledger.note("cut")
+            case _:
+                await self.break_off(self._fault)
+        return response
+
+    async def play_whole(self, wire: Wire, ask: Ask, plan: Plan, headers: dict[str, str]) -> web.StreamResponse:
+        """Say an answer at once, after the time that its tokens take.
+
+        Raises:
+            WireError: the script wants an error here.
+        """
+        tokens = plan.tokens if self._fault is None else min(self._fault.at, plan.tokens)
+        await asyncio.sleep(self._script.first_s + tokens * self._script.pace_s)
+        if self._fault is not None and self._fault.kind is FaultKind.ERROR_EVENT:
+            raise WireError(500)
+        document = orjson.dumps(wire.whole(ask, plan))
+        if self._fault is None:
+            self._ledger.note("completed")
+            self._ledger.note("tokens", tokens)
+            return web.Response(body=document, headers=headers, content_type="application/json")
+        if self._fault.kind is not FaultKind.END:
+            await self.break_off(self._fault)
+            return web.Response()
+        # Chunked, so that the end of the body is in order and only its content tells that half is missing.
+        response = web.StreamResponse(headers={**headers, "content-type": "application/json"})
+        await response.prepare(self._request)
+        await response.write(document[: len(document) // 2])
+        self._ledger.note("cut")
+        return response
+
+    async def break_off(self, fault: Fault) -> None:
+        """Go silent until the client leaves, or reset the connection after what was written has gone out."""
+        if fault.kind is FaultKind.STALL:
+            await asyncio.Event().wait()
+        self._ledger.note("cut")
+        transport = self._request.transport
+        if transport is None:
+            return
+        deadline = time.monotonic() + _FLUSH_S_MAX
+        while transport.get_write_buffer_size() and time.monotonic() < deadline:  # noqa: ASYNC110 - there is no event for it.
+            await asyncio.sleep(0.005)
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_OFF)
+        transport.abort()
+
+    async def _write_beats(self, response: web.StreamResponse, beats: Iterator[bytes]) -> int:
+        """Write each token when it is due, and return how many there were."""
+        # time.monotonic(), because uvloop's own clock stands still within one turn of the loop.
+        begin, pace_s, sent = time.monotonic() + self._script.first_s, self._script.pace_s, 0
+        due: list[bytes] = []
+        # Hot path: runs once per token. A token is written as soon as the one after it is found not to be due yet.
+        for beat in beats:
+            wait_s = begin + (sent + len(due)) * pace_s - time.monotonic()
+            if wait_s > 0 or len(due) == _GATHERED_MAX:
+                if due:
+                    await response.write(b"".join(due))
+                    sent += len(due)
+                    self._ledger.note("tokens", len(due))
+                    due.clear()
+                await asyncio.sleep(max(0.0, wait_s))
+            due.append(beat)
+        await response.write(b"".join(due))
+        self._ledger.note("tokens", len(due))
+        return sent + len(due)

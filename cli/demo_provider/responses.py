@@ -1,0 +1,266 @@
+"""How does OpenAI's responses API say an answer?"""
+
+import base64
+import secrets
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import orjson
+
+from cli.demo_provider import openai_common
+from cli.demo_provider.wire import (
+    MARK,
+    Ask,
+    Finish,
+    Part,
+    PartKind,
+    Plan,
+    Tool,
+    WireError,
+    around_token,
+    count_words,
+    dicts_in,
+    positive_or_none,
+    text_of,
+    texts_in,
+    trailing,
+)
+
+NAME = "responses"
+MISSING_KEY = openai_common.MISSING_KEY
+BAD_KEY = openai_common.BAD_KEY
+INVALID_JSON = openai_common.INVALID_JSON
+error_body = openai_common.error_body
+headers = openai_common.headers
+
+# What a response repeats of its request, and the vendor's defaults.
+_ECHOED: dict[str, Any] = {
+    "instructions": None,
+    "max_output_tokens": None,
+    "max_tool_calls": None,
+    "metadata": {},
+    "parallel_tool_calls": True,
+    "previous_response_id": None,
+    "prompt_cache_key": None,
+    "reasoning": {"effort": None, "summary": None},
+    "safety_identifier": None,
+    "store": True,
+    "temperature": 1.0,
+    "text": {"format": {"type": "text"}, "verbosity": "medium"},
+    "tool_choice": "auto",
+    "tools": [],
+    "top_logprobs": 0,
+    "top_p": 1.0,
+    "truncation": "disabled",
+    "user": None,
+}
+
+
+def read(body: dict[str, Any]) -> Ask:
+    model = openai_common.require_model(body)
+    given = body.get("input")
+    if not isinstance(given, str | list) or not given:
+        raise WireError(
+            400,
+            "One of \"input\" or \"previous_response_id\" or 'prompt' or 'conversation_id' must be provided.",
+            param="input",
+            code="missing_required_parameter",
+        )
+    results = trailing(given, "type", "function_call_output") if isinstance(given, list) else []
+    text = body.get("text")
+    return Ask(
+        model=model,
+        body=body,
+        input_tokens=count_words(given, body.get("instructions"), body.get("tools")),
+        is_stream=body.get("stream") is True,
+        tools=[] if body.get("tool_choice") == "none" else _tools(body.get("tools")),
+        tool_result=", ".join(text_of(item.get("output")) for item in results) if results else None,
+        tokens_max=positive_or_none(body.get("max_output_tokens")),
+        document_schema=openai_common.document_schema(text.get("format")) if isinstance(text, dict) else None,
+    )
+
+
+def _tools(tools: Any) -> list[Tool]:
+    functions = [tool for tool in dicts_in(tools) if tool.get("type") == "function"]
+    return [Tool(str(each.get("name")), each.get("parameters")) for each in functions]
+
+
+def _usage(ask: Ask, plan: Plan) -> dict[str, Any]:
+    return {
+        "input_tokens": ask.input_tokens,
+        "input_tokens_details": {"cached_tokens": 0},
+        "output_tokens": plan.tokens,
+        "output_tokens_details": {"reasoning_tokens": plan.thinking_tokens},
+        "total_tokens": ask.input_tokens + plan.tokens,
+    }
+
+
+def _response(ask: Ask) -> dict[str, Any]:
+    """Return the response object of an answer that has just begun."""
+    echoed = {key: default if ask.body.get(key) is None else ask.body[key] for key, default in _ECHOED.items()}
+    return {
+        "id": f"resp_{secrets.token_hex(24)}",
+        "object": "response",
+        "created_at": int(time.time()),
+        "status": "in_progress",
+        "background": False,
+        "error": None,
+        "incomplete_details": None,
+        "model": ask.model,
+        "output": [],
+        "service_tier": "default",
+        "usage": None,
+        **echoed,
+    }
+
+
+def _finished(response: dict[str, Any], ask: Ask, plan: Plan) -> dict[str, Any]:
+    is_short = plan.finish is Finish.LENGTH
+    return {
+        **response,
+        "status": "incomplete" if is_short else "completed",
+        "incomplete_details": {"reason": "max_output_tokens"} if is_short else None,
+        "output": [_item(ask, plan, part, is_done=True) for part in plan.parts],
+        "usage": _usage(ask, plan),
+    }
+
+
+def _item(ask: Ask, plan: Plan, part: Part, *, is_done: bool) -> dict[str, Any]:
+    """Return a part as an output item: as it is announced, or as it ended."""
+    is_cut = plan.finish is Finish.LENGTH and part is plan.parts[-1]
+    status = ("incomplete" if is_cut else "completed") if is_done else "in_progress"
+    match part.kind:
+        case PartKind.THINKING:
+            summary = [{"type": "summary_text", "text": part.text}] if is_done else []
+            item = {"id": f"rs_{part.id}", "type": "reasoning", "summary": summary}
+            if "reasoning.encrypted_content" in texts_in(ask.body.get("include")):
+                # Opaque to clients, which only have to bring it back.
+                item["encrypted_content"] = base64.b64encode(part.id.encode()).decode()
+            return item
+        case PartKind.TOOL:
+            return {
+                "id": f"fc_{part.id}",
+                "type": "function_call",
+                "status": status,
+                "arguments": part.text if is_done else "",
+                "call_id": f"call_{part.id}",
+                "name": part.name,
+            }
+    content = [_content(part, part.text)] if is_done else []
+    return {"id": f"msg_{part.id}", "type": "message", "status": status, "content": content, "role": "assistant"}
+
+
+def _content(part: Part, text: str) -> dict[str, Any]:
+    if part.kind is PartKind.REFUSAL:
+        return {"type": "refusal", "refusal": text}
+    return {"type": "output_text", "annotations": [], "logprobs": [], "text": text}
+
+
+def whole(ask: Ask, plan: Plan) -> dict[str, Any]:
+    """Return the answer that is not streamed."""
+    return _finished(_response(ask), ask, plan)
+
+
+def open_stream(ask: Ask, plan: Plan) -> "ResponseStream":
+    return ResponseStream(ask, plan)
+
+
+class ResponseStream:
+    """One streamed answer: an output item for each part, and a sequence number on every event."""
+
+    def __init__(self, ask: Ask, plan: Plan) -> None:
+        self._ask = ask
+        self._plan = plan
+        self._response = _response(ask)
+        self._sequence = 0
+
+    def opening(self) -> bytes:
+        return b"".join(self._event(f"response.{name}", response=self._response) for name in ("created", "in_progress"))
+
+    def beats(self) -> Iterator[bytes]:
+        for index, part in enumerate(self._plan.parts):
+            before = self._end_of(index - 1) if index else b""
+            before += self._start_of(index, part)
+            prefix, suffix = around_token(_until_sequence(*_delta_of(index, part, MARK)))
+            # Hot path: once per token.
+            for token in part.tokens:
+                beat = before + prefix + orjson.dumps(token) + suffix + b"%d}\n\n" % self._sequence
+                # Before the yield: whoever breaks off does not come back, and goes on counting from here.
+                self._sequence += 1
+                yield beat
+                before = b""
+
+    def closing(self) -> bytes:
+        end = self._end_of(len(self._plan.parts) - 1) if self._plan.parts else b""
+        finished = _finished(self._response, self._ask, self._plan)
+        return end + self._event(f"response.{finished['status']}", response=finished)
+
+    def failure(self) -> bytes:
+        error = openai_common.error_object(WireError(500), self._ask)
+        error["code"] = "server_error"
+        brief = {"code": error["code"], "message": error["message"]}
+        failed = {**self._response, "status": "failed", "error": brief}
+        return self._event("error", error=error) + self._event("response.failed", response=failed)
+
+    def _event(self, kind: str, **fields: Any) -> bytes:
+        event = _until_sequence(kind, fields) + b"%d}\n\n" % self._sequence
+        self._sequence += 1
+        return event
+
+    def _start_of(self, index: int, part: Part) -> bytes:
+        item = _item(self._ask, self._plan, part, is_done=False)
+        start = self._event("response.output_item.added", item=item, output_index=index)
+        place = {"item_id": item["id"], "output_index": index}
+        match part.kind:
+            case PartKind.THINKING:
+                empty = {"type": "summary_text", "text": ""}
+                start += self._event("response.reasoning_summary_part.added", part=empty, summary_index=0, **place)
+            case PartKind.TEXT | PartKind.REFUSAL:
+                start += self._event("response.content_part.added", part=_content(part, ""), content_index=0, **place)
+        return start
+
+    def _end_of(self, index: int) -> bytes:
+        part = self._plan.parts[index]
+        item = _item(self._ask, self._plan, part, is_done=True)
+        place = {"item_id": item["id"], "output_index": index}
+        match part.kind:
+            case PartKind.THINKING:
+                place["summary_index"] = 0
+                summary = {"type": "summary_text", "text": part.text}
+                end = self._event("response.reasoning_summary_text.done", text=part.text, **place)
+                end += self._event("response.reasoning_summary_part.done", part=summary, **place)
+            case PartKind.TOOL:
+                end = self._event("response.function_call_arguments.done", arguments=part.text, name=part.name, **place)
+            case PartKind.REFUSAL:
+                place["content_index"] = 0
+                end = self._event("response.refusal.done", refusal=part.text, **place)
+                end += self._event("response.content_part.done", part=_content(part, part.text), **place)
+            case PartKind.TEXT:
+                place["content_index"] = 0
+                end = self._event("response.output_text.done", text=part.text, logprobs=[], **place)
+                end += self._event("response.content_part.done", part=_content(part, part.text), **place)
+        return end + self._event("response.output_item.done", item=item, output_index=index)
+
+
+def _until_sequence(kind: str, fields: dict[str, Any]) -> bytes:
+    """Return an event up to its sequence number, which is the last field."""
+    data = orjson.dumps({"type": kind, **fields})
+    return b'event: %b\ndata: %b,"sequence_number":' % (kind.encode(), data[:-1])
+
+
+def _delta_of(index: int, part: Part, delta: str) -> tuple[str, dict[str, Any]]:
+    """Return the type and the fields of a part's delta event."""
+    match part.kind:
+        case PartKind.THINKING:
+            place = {"item_id": f"rs_{part.id}", "output_index": index, "summary_index": 0}
+            return "response.reasoning_summary_text.delta", {"delta": delta, **place}
+        case PartKind.TOOL:
+            place = {"item_id": f"fc_{part.id}", "output_index": index}
+            return "response.function_call_arguments.delta", {"delta": delta, **place}
+        case PartKind.REFUSAL:
+            place = {"item_id": f"msg_{part.id}", "output_index": index, "content_index": 0}
+            return "response.refusal.delta", {"delta": delta, **place}
+        case PartKind.TEXT:
+            place = {"item_id": f"msg_{part.id}", "output_index": index, "content_index": 0}
+            return "response.output_text.delta", {"delta": delta, "logprobs": [], **place}

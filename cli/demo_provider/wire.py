@@ -1,0 +1,199 @@
+"""What do the demo provider's wires have in common?
+
+A wire reads a request into an ``Ask`` and says a ``Plan`` in its vendor's words; the rest of the package knows neither
+vendor. A streamed answer is an opening, one piece of bytes per token (a *beat*) and a closing, so that whoever plays it
+counts, paces and cuts without a look inside.
+"""
+
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Protocol
+
+import orjson
+from aiohttp import hdrs
+
+
+class WireError(Exception):
+    """A request that gets an HTTP error. Without a message, the vendor's usual words for the status are used."""
+
+    def __init__(self, status: int, message: str | None = None, *, param: str | None = None, code: str | None = None):
+        super().__init__(message or f"status {status}")
+        self.status = status
+        self.message = message
+        self.param = param
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    name: str
+    schema: Any
+
+
+@dataclass(slots=True)
+class Ask:
+    """What a request wants, as far as it changes the answer.
+
+    ``tool_result`` is the text of the tool results that end the conversation. ``document_schema`` is set where a JSON
+    document is wanted. ``prefill`` is the text of a last message that is the assistant's own.
+    """
+
+    model: str
+    body: dict[str, Any] = field(repr=False)
+    input_tokens: int
+    is_stream: bool = False
+    tools: list[Tool] = field(default_factory=list)
+    tool_result: str | None = None
+    prefill: str = ""
+    stops: list[str] = field(default_factory=list)
+    tokens_max: int | None = None
+    document_schema: dict[str, Any] | None = None
+    choices: int = 1
+
+
+class PartKind(StrEnum):
+    THINKING = "thinking"
+    TEXT = "text"
+    REFUSAL = "refusal"
+    TOOL = "tool"
+
+
+@dataclass(slots=True)
+class Part:
+    """One piece of an answer; of a tool call the tokens are its arguments, and ``name`` the tool's."""
+
+    kind: PartKind
+    tokens: Sequence[str]
+    name: str = ""
+    id: str = field(default_factory=lambda: secrets.token_hex(12))
+
+    @property
+    def text(self) -> str:
+        return "".join(self.tokens)
+
+
+class Finish(StrEnum):
+    STOP = "stop"
+    STOP_SEQUENCE = "stop_sequence"
+    LENGTH = "length"
+    TOOLS = "tools"
+    REFUSAL = "refusal"
+
+
+@dataclass(slots=True)
+class Plan:
+    """A whole answer, before any of it is said."""
+
+    parts: list[Part]
+    finish: Finish
+    stop_sequence: str | None = None
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(part.tokens) for part in self.parts)
+
+    @property
+    def thinking_tokens(self) -> int:
+        return sum(len(part.tokens) for part in self.parts if part.kind is PartKind.THINKING)
+
+
+class AnswerStream(Protocol):
+    """One streamed answer: ``opening``, then the ``beats``, then ``closing`` or, at any point, ``failure``."""
+
+    def opening(self) -> bytes: ...
+    def beats(self) -> Iterator[bytes]:
+        """Yield one piece per token of the plan: whole events, the structure around the token included."""
+        ...
+
+    def closing(self) -> bytes: ...
+    def failure(self) -> bytes:
+        """Return the vendor's error event and what follows it."""
+        ...
+
+
+class Wire(Protocol):
+    """One vendor's API. The modules ``chat``, ``responses`` and ``messages`` are wires."""
+
+    NAME: str
+    MISSING_KEY: str
+    BAD_KEY: str
+    INVALID_JSON: str
+
+    def read(self, body: dict[str, Any]) -> Ask:
+        """Return what the request wants.
+
+        Raises:
+            WireError: the request lacks something that the vendor insists on.
+        """
+        ...
+
+    def whole(self, ask: Ask, plan: Plan) -> dict[str, Any]: ...
+    def open_stream(self, ask: Ask, plan: Plan) -> AnswerStream: ...
+    def error_body(self, error: WireError, ask: Ask | None, request_id: str) -> dict[str, Any]: ...
+    def headers(self, request_id: str, error: WireError | None = None) -> dict[str, str]: ...
+
+
+MARK = "\x00here\x00"
+
+
+def around_token(event: bytes) -> tuple[bytes, bytes]:
+    """Return what stands before and after the token's JSON string in an event that was made with ``MARK`` for it.
+
+    Per token, only its own text is left to encode; the event around it is made in the usual way, once per part.
+    """
+    before, _, after = event.rpartition(orjson.dumps(MARK))
+    return before, after
+
+
+def key_of(headers: Mapping[str, str]) -> str:
+    """Return the API key that came with a request, or nothing."""
+    return headers.get(hdrs.AUTHORIZATION, "").removeprefix("Bearer ").strip() or headers.get("x-api-key", "").strip()
+
+
+def count_words(*values: Any) -> int:
+    """Return the input tokens of a prompt, at least 1: the words of every string in it, roles and types included."""
+    count, rest = 0, list(values)
+    while rest:
+        value = rest.pop()
+        if isinstance(value, str):
+            count += len(value.split())
+        elif isinstance(value, dict):
+            rest.extend(value.values())
+        elif isinstance(value, list):
+            rest.extend(value)
+    return max(1, count)
+
+
+def text_of(content: Any) -> str:
+    """Return the text of a message's content: itself, or that of its blocks."""
+    if isinstance(content, list):
+        texts = [block.get("text") for block in content if isinstance(block, dict)]
+        return "".join(text for text in texts if isinstance(text, str))
+    return content if isinstance(content, str) else ""
+
+
+def dicts_in(value: Any) -> list[dict[str, Any]]:
+    """Return the objects of a list, and nothing for what is no list: a request may hold anything."""
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+def texts_in(value: Any) -> list[str]:
+    """Return the strings of a list that say something, or the one string that stands instead of a list."""
+    items = value if isinstance(value, list) else [value]
+    return [item for item in items if isinstance(item, str) and item]
+
+
+def trailing(items: list[Any], key: str, value: str) -> list[dict[str, Any]]:
+    """Return the items at the end of the list whose ``key`` has that value, in their order."""
+    found: list[dict[str, Any]] = []
+    for item in reversed(items):
+        if not isinstance(item, dict) or item.get(key) != value:
+            break
+        found.insert(0, item)
+    return found
+
+
+def positive_or_none(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None

@@ -1,0 +1,156 @@
+"""What is configured, what can be reached, what is wrong, and how is it mended?"""
+
+import asyncio
+import resource
+from dataclasses import dataclass
+from typing import Literal
+
+import click
+import httpx
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from api.auth import refuse_to_be_open
+from common.redis_client import connect
+from common.routes import available
+from common.settings import MIB, Settings
+from common.vendors import VENDORS
+
+Level = Literal["ok", "note", "wrong"]
+MARKS: dict[Level, str] = {"ok": "✓", "note": "·", "wrong": "✗"}
+FILES_WANTED = 10_000
+PUBSUB_HARD_LIMIT_WANTED = 64 * MIB
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report; ``mend`` says what to do about it."""
+
+    level: Level
+    what: str
+    mend: str = ""
+
+
+def run(settings: Settings) -> int:
+    """Print the report; returns 0 if nothing is wrong, else 1."""
+    findings = asyncio.run(_examine(settings))
+    for finding in findings:
+        click.echo(f"{MARKS[finding.level]} {finding.what}")
+        if finding.mend:
+            click.echo(f"    {finding.mend}")
+    wrong = sum(finding.level == "wrong" for finding in findings)
+    click.echo(f"\n{wrong} thing{'s' if wrong != 1 else ''} to mend." if wrong else "\nAll is well.")
+    return 1 if wrong else 0
+
+
+async def _examine(settings: Settings) -> list[Finding]:
+    findings = [*_access(settings), *_providers(settings), _files()]
+    findings += await _redis(settings)
+    for provider in available(settings):
+        findings.append(await _reach(provider, settings))
+    findings.append(await _api(settings))
+    return findings
+
+
+def _access(settings: Settings) -> list[Finding]:
+    if reason := refuse_to_be_open(settings):
+        return [Finding("wrong", "The API would refuse to start.", reason)]
+    if settings.auth == "none":
+        return [Finding("note", "SLUICE_AUTH=none: anybody who reaches the API may use it.")]
+    if not settings.api_keys:
+        return [Finding("note", "No API keys: open to everybody on this machine.", "Set SLUICE_API_KEYS before going further.")]
+    return [Finding("ok", f"{len(settings.api_keys)} API key(s) are set.")]
+
+
+def _providers(settings: Settings) -> list[Finding]:
+    findings = [Finding("ok", f"Provider {provider} is configured.") for provider in available(settings)]
+    if not findings:
+        variables = ", ".join(f"{vendor.env}_API_KEY" for vendor in VENDORS.values() if vendor.key_is_needed)
+        return [Finding("wrong", "No provider is configured.", f"Set one of {variables}; or run `sluice dev` for the demo.")]
+    default = settings.default_provider
+    if default and default not in available(settings):
+        findings.append(
+            Finding(
+                "wrong",
+                f"SLUICE_DEFAULT_PROVIDER={default} is not configured.",
+                f"Choose from: {', '.join(available(settings))}.",
+            )
+        )
+    return findings
+
+
+def _files() -> Finding:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < FILES_WANTED:
+        return Finding(
+            "note", f"A process may open {hard} files; each stream needs one or two.", f"Raise it: ulimit -Hn {FILES_WANTED}"
+        )
+    return Finding("ok", f"A process may open {hard} files.")
+
+
+async def _redis(settings: Settings) -> list[Finding]:
+    redis = connect(settings.redis_url)
+    where = _without_password(settings.redis_url)
+    try:
+        info = await redis.info()
+        found = [Finding("ok", f"Redis {info['redis_version']} answers at {where}.")]
+        if tuple(map(int, info["redis_version"].split(".")[:2])) < (6, 2):
+            found.append(Finding("wrong", "Redis is older than 6.2.", "Install 6.2 or newer."))
+        found += await _redis_settings(redis)
+        return found
+    except (RedisError, OSError) as error:
+        mend = "Start it (redis-server --appendonly yes), or point SLUICE_REDIS_URL at yours. `sluice dev` brings its own."
+        return [Finding("wrong", f"Redis does not answer at {where}: {type(error).__name__}.", mend)]
+    finally:
+        await redis.aclose()
+
+
+async def _redis_settings(redis: Redis) -> list[Finding]:
+    try:
+        config = await redis.config_get("maxmemory-policy", "appendonly", "client-output-buffer-limit", "maxmemory")
+    except RedisError:
+        return [Finding("note", "Redis does not show its settings; make sure of noeviction and appendonly.")]
+    found = []
+    if config.get("maxmemory-policy") != "noeviction":
+        mend = "CONFIG SET maxmemory-policy noeviction"
+        found.append(Finding("wrong", f"Redis may evict keys ({config.get('maxmemory-policy')}): answers would be lost.", mend))
+    if config.get("appendonly") != "yes":
+        found.append(Finding("note", "Redis is not appendonly: a restart loses running answers.", "CONFIG SET appendonly yes"))
+    if (limit := _pubsub_hard_limit(config.get("client-output-buffer-limit", ""))) and limit < PUBSUB_HARD_LIMIT_WANTED:
+        mend = "The API sets it where Redis lets it; else CONFIG SET client-output-buffer-limit 'pubsub 256mb 64mb 60'"
+        found.append(Finding("note", f"Redis cuts a subscriber past {limit // MIB} MiB.", mend))
+    return found or [Finding("ok", "Redis keeps what it is given: noeviction, appendonly.")]
+
+
+def _pubsub_hard_limit(setting: str) -> int:
+    words = setting.split()
+    return int(words[words.index("pubsub") + 1]) if "pubsub" in words else 0
+
+
+async def _reach(provider: str, settings: Settings) -> Finding:
+    chosen = settings.providers.get(provider)
+    address = (chosen.base_url if chosen else None) or VENDORS[provider].base_url or ""
+    return await _answers(
+        f"Provider {provider}", address, f"Check {VENDORS[provider].env}_BASE_URL and this machine's way to the internet."
+    )
+
+
+async def _api(settings: Settings) -> Finding:
+    address = f"http://{settings.host}:{settings.port}/readyz"
+    finding = await _answers("The API", address, "Start it with `sluice api`.")
+    return finding if finding.level == "ok" else Finding("note", finding.what, finding.mend)
+
+
+async def _answers(who: str, address: str, mend: str) -> Finding:
+    """Whether anything answers at an address; which status does not matter, and no key is sent."""
+    try:
+        async with httpx.AsyncClient(timeout=5) as client:
+            await client.get(address)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        return Finding("wrong", f"{who} does not answer at {address}: {type(error).__name__}.", mend)
+    return Finding("ok", f"{who} answers at {address}.")
+
+
+def _without_password(url: str) -> str:
+    head, mark, tail = url.rpartition("@")
+    return f"{head.partition('//')[0]}//…@{tail}" if mark else url

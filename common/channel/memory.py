@@ -1,0 +1,205 @@
+"""A channel inside one process, for unit tests: the same promises as Redis', kept by the same contract suite."""
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import orjson
+
+from common.channel.base import (
+    START,
+    Answer,
+    Append,
+    Claim,
+    Fenced,
+    Frame,
+    FrameId,
+    FrameKind,
+    Message,
+    Opening,
+    Policy,
+    State,
+    Stop,
+    Verdict,
+    expired,
+    unknown,
+)
+from common.errors import Failed
+
+
+@dataclass(slots=True)
+class _Log:
+    opening: Opening
+    viewers: set[str]
+    frames: list[Frame] = field(default_factory=list)
+    epoch: int = 0
+    token: str = ""
+    barren: int = 0
+    has_ended: bool = False
+    is_cancelled: bool = False
+    left_due_s: float | None = None
+    dies_at_s: float | None = None
+
+    @property
+    def last(self) -> FrameId:
+        return self.frames[-1].id if self.frames else START
+
+
+class MemoryChannel:
+    """Channel and feed in one. ``clock`` returns seconds; logs expire by it."""
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._logs: dict[str, _Log] = {}
+        self._tombstones: dict[str, str] = {}
+        self._sinks: dict[str, Callable[[Message], None]] = {}
+
+    async def open(self, generation_id: str, opening: Opening, replica: str) -> None:
+        self._logs[generation_id] = _Log(copy.copy(opening), {replica} - {""})
+
+    async def fence(self, claim: Claim, *, is_handover: bool) -> Fenced:
+        log = self._log(claim.generation_id)
+        if log is None:
+            return Fenced(Answer(Verdict.GONE, START, Stop.NO, 0))
+        if log.has_ended:
+            return Fenced(self._answer(log, Verdict.ENDED))
+        is_resend = (log.epoch, log.token) == (claim.epoch, claim.token)
+        if not is_resend and log.epoch >= claim.epoch:
+            return Fenced(self._answer(log, Verdict.FENCED))
+        if not is_resend:
+            log.barren += 0 if is_handover else 1
+            log.epoch, log.token = claim.epoch, claim.token
+            frame = Frame(FrameId(claim.epoch, 0), FrameKind.FENCE, str(log.last).encode())
+            self._add(claim.generation_id, log, frame)
+        has_head = any(frame.kind is FrameKind.HEAD for frame in log.frames)
+        return Fenced(self._answer(log, Verdict.OK), has_head, log.barren, log.opening.request)
+
+    async def append(self, appends: list[Append]) -> list[Answer]:
+        return [self._append(item) for item in appends]
+
+    def _append(self, item: Append) -> Answer:
+        claim, log = item.claim, self._log(item.claim.generation_id)
+        if log is None:
+            return Answer(Verdict.GONE, START, Stop.NO, 0)
+        is_owner = (log.epoch, log.token) == (claim.epoch, claim.token)
+        previous, frames = item.previous, item.frames
+        if is_owner:  # Skip what is there already: a resend after a lost answer.
+            while frames and log.last.epoch == claim.epoch and frames[0].id <= log.last:
+                previous, frames = frames[0].id, frames[1:]
+            if not frames:
+                return self._answer(log, Verdict.OK)
+        if log.has_ended:
+            return self._answer(log, Verdict.ENDED)
+        if not is_owner and log.epoch >= claim.epoch:
+            return self._answer(log, Verdict.FENCED)
+        if previous != log.last or (not is_owner and frames[0].kind is not FrameKind.FENCE):
+            return self._answer(log, Verdict.BEHIND)
+        log.epoch, log.token = claim.epoch, claim.token
+        for frame in frames:
+            self._add(claim.generation_id, log, frame)
+        return self._answer(log, Verdict.OK)
+
+    def _add(self, generation_id: str, log: _Log, frame: Frame) -> None:
+        previous = log.last
+        log.frames.append(frame)
+        if frame.kind is not FrameKind.FENCE:
+            log.barren = 0
+        if frame.kind is FrameKind.END:
+            log.has_ended = True
+            log.dies_at_s = self._clock() + log.opening.retention_s
+        if sink := self._sinks.get(generation_id):
+            sink(Message(previous, frame))
+
+    async def heartbeat(self, claims: list[Claim]) -> list[Answer]:
+        return [self._heartbeat(claim) for claim in claims]
+
+    def _heartbeat(self, claim: Claim) -> Answer:
+        log = self._log(claim.generation_id)
+        if log is None:
+            return Answer(Verdict.GONE, START, Stop.NO, 0)
+        if log.has_ended:
+            return self._answer(log, Verdict.ENDED)
+        if (log.epoch, log.token) != (claim.epoch, claim.token):
+            return self._answer(log, Verdict.BEHIND if log.epoch < claim.epoch else Verdict.FENCED)
+        if sink := self._sinks.get(claim.generation_id):
+            sink(Message(log.last, None))
+        return self._answer(log, Verdict.OK)
+
+    async def read(self, generation_id: str, after: FrameId, count: int) -> list[Frame]:
+        log = self._log(generation_id)
+        return [frame for frame in log.frames if frame.id > after][:count] if log else []
+
+    async def enter(self, generation_id: str, replica: str, owner: str) -> State:
+        log = self._log(generation_id)
+        if log is None and self._tombstones.get(generation_id) == owner:
+            raise expired(generation_id)
+        if log is None or log.opening.owner != owner:
+            raise unknown(generation_id)
+        if not log.has_ended:
+            log.viewers.add(replica)
+            log.left_due_s = None
+        o = log.opening
+        return State(owner, o.dialect, o.stream, o.model, o.created_s, o.policy, log.last, log.has_ended)
+
+    async def leave(self, generation_id: str, replica: str) -> Stop:
+        log = self._log(generation_id)
+        if log is None:
+            return Stop.NO
+        log.viewers.discard(replica)
+        if log.has_ended or log.viewers:
+            return Stop.NO
+        if log.left_due_s is None and log.opening.policy is not Policy.DETACH:
+            grace_s = log.opening.grace_s if log.opening.policy is Policy.GRACE else 0
+            log.left_due_s = self._clock() + grace_s
+        return self._stop(log)
+
+    async def stop(self, generation_id: str) -> Verdict:
+        log = self._log(generation_id)
+        if log is None:
+            return Verdict.GONE
+        if log.has_ended:
+            return Verdict.ENDED
+        log.is_cancelled = True
+        return Verdict.OK
+
+    async def end_unowned(self, generation_id: str, token: str, failed: Failed) -> Verdict:
+        log = self._log(generation_id)
+        if log is None:
+            return Verdict.GONE
+        if not log.has_ended:
+            log.epoch, log.token = log.epoch + 1, token
+            data = orjson.dumps({"error": failed.to_dict()})
+            self._add(generation_id, log, Frame(FrameId(log.epoch, 0), FrameKind.END, data))
+        return Verdict.OK
+
+    async def look(self, generation_ids: list[str]) -> list[FrameId | None]:
+        logs = [self._log(generation_id) for generation_id in generation_ids]
+        return [log.last if log else None for log in logs]
+
+    async def subscribe(self, generation_id: str, sink: Callable[[Message], None]) -> None:
+        self._sinks[generation_id] = sink
+
+    async def unsubscribe(self, generation_id: str) -> None:
+        self._sinks.pop(generation_id, None)
+
+    def on_resubscribed(self, callback: Callable[[], None]) -> None:
+        """Nothing to call: this feed never loses its connection."""
+
+    def _log(self, generation_id: str) -> _Log | None:
+        log = self._logs.get(generation_id)
+        if log and log.dies_at_s is not None and log.dies_at_s <= self._clock():
+            del self._logs[generation_id]
+            self._tombstones[generation_id] = log.opening.owner
+            return None
+        return log
+
+    def _stop(self, log: _Log) -> Stop:
+        if log.is_cancelled:
+            return Stop.CANCELLED
+        if log.left_due_s is not None and log.left_due_s <= self._clock():
+            return Stop.LEFT
+        return Stop.NO
+
+    def _answer(self, log: _Log, verdict: Verdict) -> Answer:
+        return Answer(verdict, log.last, self._stop(log), 1)

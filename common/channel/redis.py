@@ -1,0 +1,300 @@
+"""How does a channel live in Redis?
+
+The log is a stream, the state a hash, live delivery pub/sub: see ``common/keys.py``, and the Lua files beside this one for
+what each step does. Every method is one round trip.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+import structlog
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from common import keys
+from common.channel.base import (
+    Answer,
+    Append,
+    ChannelUnavailable,
+    Claim,
+    Fenced,
+    Frame,
+    FrameId,
+    FrameKind,
+    Message,
+    Opening,
+    Policy,
+    State,
+    Stop,
+    Verdict,
+    expired,
+    unknown,
+)
+from common.errors import Failed
+from common.redis_client import RedisUnavailable, Scripts, as_unavailable
+
+log = structlog.get_logger()
+
+FEED_PING_S = 1.0
+FEED_SILENCE_MAX_S = 3.0  # Pings are answered at once; three seconds of nothing is a dead connection.
+
+
+class RedisChannel:
+    def __init__(self, redis: Redis, tombstone_s: float) -> None:
+        self._redis = redis
+        self._scripts = Scripts(redis, Path(__file__).parent)
+        self._tombstone_ms = _ms(tombstone_s)
+
+    async def open(self, generation_id: str, opening: Opening, replica: str) -> None:
+        fields = {
+            "format": 1,
+            "owner": opening.owner,
+            "dialect": opening.dialect,
+            "stream": int(opening.stream),
+            "model": opening.model,
+            "created_s": opening.created_s,
+            "policy": opening.policy.value,
+            "grace_ms": _ms(opening.grace_s),
+            "retention_ms": _ms(opening.retention_s),
+            "tombstone_ms": self._tombstone_ms,
+        }
+        flat = [item for pair in fields.items() for item in pair]
+        names = [keys.state(generation_id), keys.viewers(generation_id), keys.request(generation_id)]
+        await self._run("open", names, [replica, _ms(opening.expiry_s), opening.request, *flat])
+
+    async def fence(self, claim: Claim, *, is_handover: bool) -> Fenced:
+        args = [claim.epoch, claim.token, int(is_handover)]
+        answer, has_head, barren, request = await self._run("fence", _log_keys(claim.generation_id), args)
+        return Fenced(_answer(answer), bool(has_head), barren, request)
+
+    async def append(self, appends: list[Append]) -> list[Answer]:
+        calls = []
+        for item in appends:
+            args: list[Any] = [item.claim.epoch, item.claim.token, str(item.previous)]
+            for frame in item.frames:
+                args += (frame.id.n, frame.kind.value, frame.data)
+            calls.append(("append", _log_keys(item.claim.generation_id), args))
+        return await self._answers(calls)
+
+    async def heartbeat(self, claims: list[Claim]) -> list[Answer]:
+        return await self._answers(
+            [("heartbeat", [keys.state(c.generation_id), keys.live(c.generation_id)], [c.epoch, c.token]) for c in claims]
+        )
+
+    async def read(self, generation_id: str, after: FrameId, count: int) -> list[Frame]:
+        try:
+            entries = await self._redis.xrange(keys.log(generation_id), min=f"({after}", count=count)
+        except (RedisError, OSError) as error:
+            raise _unavailable(error) from error
+        return [Frame(FrameId.of(entry_id), FrameKind(fields[b"k"].decode()), fields[b"d"]) for entry_id, fields in entries]
+
+    async def enter(self, generation_id: str, replica: str, owner: str) -> State:
+        names = [keys.state(generation_id), keys.viewers(generation_id), keys.tombstone(generation_id)]
+        verdict, *fields = await self._run("enter", names, [replica, owner])
+        if verdict == b"expired":
+            raise expired(generation_id)
+        if verdict != b"ok":
+            raise unknown(generation_id)
+        dialect, stream, model, created_s, policy, last, ended = (field.decode() for field in fields)
+        return State(owner, dialect, stream == "1", model, int(created_s), Policy(policy), FrameId.of(last), ended == "1")
+
+    async def leave(self, generation_id: str, replica: str) -> Stop:
+        names = [keys.state(generation_id), keys.viewers(generation_id)]
+        return Stop((await self._run("leave", names, [replica])).decode())
+
+    async def stop(self, generation_id: str) -> Verdict:
+        return Verdict((await self._run("stop", [keys.state(generation_id)], [])).decode())
+
+    async def end_unowned(self, generation_id: str, token: str, failed: Failed) -> Verdict:
+        data = orjson.dumps({"error": failed.to_dict()})
+        return Verdict((await self._run("end_unowned", _log_keys(generation_id), [token, data])).decode())
+
+    async def look(self, generation_ids: list[str]) -> list[FrameId | None]:
+        try:
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for generation_id in generation_ids:
+                    pipe.hget(keys.state(generation_id), "last")
+                return [FrameId.of(last) if last else None for last in await pipe.execute()]
+        except (RedisError, OSError) as error:
+            raise _unavailable(error) from error
+
+    async def _run(self, name: str, names: list[str], args: list[Any]) -> Any:
+        try:
+            return await self._scripts.run(name, names, args)
+        except RedisUnavailable as error:
+            raise ChannelUnavailable(str(error)) from error
+
+    async def _answers(self, calls: list[tuple[str, list[str], list[Any]]]) -> list[Answer]:
+        try:
+            found = await self._scripts.run_many(calls)
+        except RedisUnavailable as error:
+            raise ChannelUnavailable(str(error)) from error
+        return [_answer(answer) for answer in found]
+
+
+def _log_keys(generation_id: str) -> list[str]:
+    tag = f"{{{generation_id}}}:"
+    return [tag + "state", tag + "log", tag + "live", tag + "viewers", tag + "request", tag + "tombstone"]
+
+
+def _answer(found: Any) -> Answer:
+    if isinstance(found, RedisUnavailable):
+        raise ChannelUnavailable(str(found))
+    if isinstance(found, Exception):
+        # A key of this one generation is not what it must be. Its owner gives up; the others of the batch go on.
+        log.error("channel_script_failed", error=str(found))
+        return Answer(Verdict.GONE, FrameId(0, 0), Stop.NO, 0)
+    verdict, last, stop, listeners = found
+    return Answer(_VERDICTS[verdict], FrameId.of(last), _STOPS[stop], listeners)
+
+
+_VERDICTS = {verdict.value.encode(): verdict for verdict in Verdict}
+_STOPS = {stop.value.encode(): stop for stop in Stop}
+_KINDS = {kind.value.encode(): kind for kind in FrameKind}
+
+
+def _ms(seconds: float) -> int:
+    return int(seconds * 1000)
+
+
+def _unavailable(error: Exception) -> Exception:
+    found = as_unavailable(error)
+    return ChannelUnavailable(str(found)) if found else error
+
+
+def read_message(raw: bytes) -> Message:
+    """Return what one published message says: ``<kind> <previous id> <id>\\n<data>``; the kind ``beat`` has no frame."""
+    # Hot path: once per message.
+    header, _, data = raw.partition(b"\n")
+    kind, previous, frame_id = header.split(b" ")
+    if kind == b"beat":
+        return Message(FrameId.of(previous), None)
+    return Message(FrameId.of(previous), Frame(FrameId.of(frame_id), _KINDS[kind], data))
+
+
+class RedisFeed:
+    """One pub/sub connection for all the generations that a process listens to."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._sinks: dict[bytes, Callable[[Message], None]] = {}
+        self._waiting: dict[bytes, asyncio.Future[None]] = {}
+        self._resubscribed: list[Callable[[], None]] = []
+        self._connection: Any = None
+        self._task: asyncio.Task[None] | None = None
+        self._heard_at = 0.0
+        self.is_connected = False
+
+    async def start(self) -> None:
+        self._task = asyncio.create_task(self._run(), name="feed")
+
+    async def stop(self) -> None:
+        if self._task:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def on_resubscribed(self, callback: Callable[[], None]) -> None:
+        self._resubscribed.append(callback)
+
+    async def subscribe(self, generation_id: str, sink: Callable[[Message], None]) -> None:
+        channel = keys.live(generation_id).encode()
+        self._sinks[channel] = sink
+        confirmed = self._waiting[channel] = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(2):
+                # Where the connection is down, the reconnection subscribes to all sinks and confirms this one too.
+                if self.is_connected:
+                    await self._send("SUBSCRIBE", channel)
+                await confirmed
+        except (TimeoutError, RedisError, OSError) as error:
+            self._sinks.pop(channel, None)
+            raise ChannelUnavailable("no confirmation of a subscription") from error
+        finally:
+            self._waiting.pop(channel, None)
+
+    async def unsubscribe(self, generation_id: str) -> None:
+        channel = keys.live(generation_id).encode()
+        if self._sinks.pop(channel, None) and self.is_connected:
+            with contextlib.suppress(RedisError, OSError):  # The reconnection does not subscribe to it again.
+                await self._send("UNSUBSCRIBE", channel)
+
+    @property
+    def subscriptions(self) -> int:
+        return len(self._sinks)
+
+    async def _send(self, *command: Any) -> None:
+        await self._connection.send_packed_command(self._connection.pack_command(*command), check_health=False)
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self._listen()
+            except (RedisError, OSError, TimeoutError) as error:
+                if self.is_connected:
+                    log.warning("feed_lost", error=f"{type(error).__name__}: {error}")
+            finally:
+                self.is_connected = False
+            await asyncio.sleep(0.2)
+
+    async def _listen(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._connection = connection = self._redis.connection_pool.make_connection()  # type: ignore[no-untyped-call]  # redis-py.
+        try:
+            async with asyncio.timeout(3):
+                await connection.connect()
+                await self._resubscribe(connection)
+            self.is_connected = True
+            self._heard_at = loop.time()
+            pings = loop.create_task(self._ping(connection))
+            try:
+                for callback in self._resubscribed:
+                    callback()
+                while True:
+                    self._take(await connection.read_response(disable_decoding=True))
+                    self._heard_at = loop.time()
+            finally:
+                pings.cancel()
+        finally:
+            await connection.disconnect(nowait=True)
+
+    async def _resubscribe(self, connection: Any) -> None:
+        """Subscribe to all sinks; returns once the server has, so that a log read from now on leaves no gap."""
+        asked: set[bytes] = set()
+        while new := self._sinks.keys() - asked:  # More may come while we wait.
+            asked |= new
+            await self._send("SUBSCRIBE", *new)
+            await self._send("PING")
+            while not _is_pong(answer := await connection.read_response(disable_decoding=True)):
+                self._take(answer)
+        connection.socket_timeout = None  # Silence is normal here; pings notice a dead connection.
+
+    async def _ping(self, connection: Any) -> None:
+        while True:
+            await asyncio.sleep(FEED_PING_S)
+            if asyncio.get_running_loop().time() - self._heard_at > FEED_SILENCE_MAX_S:
+                await connection.disconnect(nowait=True)  # The reader raises, and connects anew.
+                return
+            with contextlib.suppress(RedisError, OSError):
+                await self._send("PING")
+
+    def _take(self, answer: Any) -> None:
+        # Hot path: once per message.
+        if not isinstance(answer, list):
+            return
+        kind, channel = answer[0], answer[1]
+        if kind == b"message":
+            sink = self._sinks.get(channel)
+            if sink:
+                sink(read_message(answer[2]))
+        elif kind == b"subscribe":
+            waiting = self._waiting.get(channel)
+            if waiting and not waiting.done():
+                waiting.set_result(None)
+
+
+def _is_pong(answer: Any) -> bool:
+    return answer == b"PONG" or (isinstance(answer, list) and answer[0] == b"pong")

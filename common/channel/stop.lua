@@ -1,0 +1,7 @@
+-- Somebody said stop: for good, whoever may come back.
+-- KEYS: state
+local ended = redis.call('HGET', KEYS[1], 'ended')
+if not ended then return 'gone' end
+if ended == '1' then return 'ended' end
+redis.call('HSET', KEYS[1], 'stop', 'cancelled')
+return 'ok'

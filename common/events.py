@@ -1,0 +1,202 @@
+"""What does an upstream say, in our own words?
+
+Every provider's decoder turns its wire into these events, and every dialect's encoder turns them into its own wire:
+N + M files instead of N x M. An item belongs here when at least two vendors say it in different ways.
+A stream of events is: ``Started``, any number of deltas, one ``Finished`` per choice, then exactly one terminal event,
+``Completed`` or ``Failed``. Not solved here: what only one vendor says (it passes through where both sides are that
+vendor's family, and is refused or dropped elsewhere).
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from common.errors import Failed
+
+
+class FinishReason(StrEnum):
+    STOP = "stop"
+    STOP_SEQUENCE = "stop_sequence"
+    LENGTH = "length"
+    TOOL_CALLS = "tool_calls"
+    CONTENT_FILTER = "content_filter"
+    REFUSAL = "refusal"
+    PAUSE = "pause"
+
+
+@dataclass(slots=True)
+class Usage:
+    """Tokens of one generation. ``input_tokens`` includes both cache figures, ``output_tokens`` includes reasoning.
+
+    Vendors disagree on what includes what; decoders normalise to this, encoders go back to their dialect's own rule.
+    """
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_read_tokens: int = 0
+    cache_write_tokens: int = 0
+    reasoning_tokens: int = 0
+
+
+@dataclass(slots=True)
+class Started:
+    """The upstream accepted the request. Its own id and model name, where it told them."""
+
+    id: str | None = None
+    model: str | None = None
+
+
+@dataclass(slots=True)
+class TextDelta:
+    text: str
+    choice: int = 0
+
+
+@dataclass(slots=True)
+class RefusalDelta:
+    text: str
+    choice: int = 0
+
+
+@dataclass(slots=True)
+class ThinkingDelta:
+    text: str
+    choice: int = 0
+
+
+@dataclass(slots=True)
+class ThinkingSigned:
+    """The signature that closes a thinking block; the client must send it back unchanged."""
+
+    signature: str
+
+
+@dataclass(slots=True)
+class RedactedThinking:
+    """A whole thinking block that the vendor encrypted."""
+
+    data: str
+
+
+@dataclass(slots=True)
+class ToolCallStarted:
+    """``index`` counts the tool calls of a choice from 0; ``id`` is never empty (decoders make one up where none came)."""
+
+    index: int
+    id: str
+    name: str
+    choice: int = 0
+
+
+@dataclass(slots=True)
+class ToolCallDelta:
+    """A piece of the JSON text of a call's arguments; the pieces of a call joined are valid JSON, ``{}`` if empty."""
+
+    index: int
+    arguments: str
+    choice: int = 0
+
+
+@dataclass(slots=True)
+class Finished:
+    """One choice has ended. The stream goes on until its terminal event (usage may follow)."""
+
+    reason: FinishReason
+    stop_sequence: str | None = None
+    choice: int = 0
+
+
+@dataclass(slots=True)
+class Completed:
+    """The stream ended as it should. ``usage`` is None where the upstream reported none."""
+
+    usage: Usage | None = None
+
+
+Delta = TextDelta | RefusalDelta | ThinkingDelta | ThinkingSigned | RedactedThinking | ToolCallStarted | ToolCallDelta
+Event = Started | Delta | Finished | Completed | Failed
+
+# Events with output: the first of them is the commit point.
+OUTPUT = (TextDelta, RefusalDelta, ThinkingDelta, ThinkingSigned, RedactedThinking, ToolCallStarted, ToolCallDelta)
+
+
+@dataclass(slots=True)
+class ToolCall:
+    id: str
+    name: str
+    arguments: str = ""
+
+
+@dataclass(slots=True)
+class ThinkingBlock:
+    """Exactly one of ``redacted`` (an encrypted block) or ``text`` and ``signature``."""
+
+    text: str = ""
+    signature: str | None = None
+    redacted: str | None = None
+
+
+@dataclass(slots=True)
+class Choice:
+    text: str = ""
+    refusal: str = ""
+    thinking: list[ThinkingBlock] = field(default_factory=list)
+    tool_calls: list[ToolCall] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    stop_sequence: str | None = None
+
+
+@dataclass(slots=True)
+class Reply:
+    """A whole answer: what is left of a stream once it has been folded."""
+
+    id: str | None = None
+    model: str | None = None
+    choices: dict[int, Choice] = field(default_factory=dict)
+    usage: Usage | None = None
+    failed: Failed | None = None
+
+
+def fold(events: Iterable[Event]) -> Reply:
+    """Return the whole answer that a stream of events spells out; a stream without a terminal event folds as far as it goes."""
+    reply = Reply()
+    for event in events:
+        match event:
+            case Started():
+                reply.id, reply.model = event.id, event.model
+            case Completed():
+                reply.usage = event.usage
+            case Failed():
+                reply.failed = event
+            case ThinkingSigned() | RedactedThinking():
+                _fold_choice(reply.choices.setdefault(0, Choice()), event)
+            case _:
+                _fold_choice(reply.choices.setdefault(event.choice, Choice()), event)
+    return reply
+
+
+def _fold_choice(choice: Choice, event: Delta | Finished) -> None:
+    match event:
+        case TextDelta():
+            choice.text += event.text
+        case RefusalDelta():
+            choice.refusal += event.text
+        case ThinkingDelta():
+            _open_thinking(choice).text += event.text
+        case ThinkingSigned():
+            _open_thinking(choice).signature = event.signature
+        case RedactedThinking():
+            choice.thinking.append(ThinkingBlock(redacted=event.data))
+        case ToolCallStarted():
+            choice.tool_calls.append(ToolCall(event.id, event.name))
+        case ToolCallDelta():
+            choice.tool_calls[event.index].arguments += event.arguments
+        case Finished():
+            choice.finish_reason, choice.stop_sequence = event.reason, event.stop_sequence
+
+
+def _open_thinking(choice: Choice) -> ThinkingBlock:
+    """The block that thinking deltas extend: the last one, unless a signature or a redacted block has closed it."""
+    if not choice.thinking or choice.thinking[-1].signature is not None or choice.thinking[-1].redacted is not None:
+        choice.thinking.append(ThinkingBlock())
+    return choice.thinking[-1]

@@ -1,0 +1,46 @@
+"""What does a worker need to know of a request?
+
+Stored under the generation's ``request`` key: one line of JSON, then the client's body as it came. Neither holds a
+gateway key; headers are only those that a same-family upstream is meant to get.
+"""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import orjson
+
+from common.channel.base import Policy
+
+FORMAT = 1  # A reader accepts this one and the one before.
+
+
+@dataclass(slots=True)
+class Job:
+    generation_id: str
+    request_id: str
+    dialect: str
+    model: str
+    stream: bool
+    policy: Policy
+    grace_s: float
+    created_s: int
+    headers: dict[str, str] = field(default_factory=dict)
+    body: bytes = field(default=b"", repr=False)
+
+    def pack(self) -> bytes:
+        fields = asdict(self)
+        body: bytes = fields.pop("body")
+        return orjson.dumps({"format": FORMAT, **fields}) + b"\n" + body
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> "Job":
+        """Return the job.
+
+        Raises:
+            ValueError: not a job of a known format.
+        """
+        line, _, body = packed.partition(b"\n")
+        fields: dict[str, Any] = orjson.loads(line)
+        if fields.pop("format", None) not in (FORMAT - 1, FORMAT):
+            raise ValueError("the job has an unknown format: it was written by another version of Sluice")
+        return cls(**{**fields, "policy": Policy(fields["policy"])}, body=body)

@@ -1,0 +1,59 @@
+"""Which keys does Sluice have in Redis?
+
+Every key is named here, with its type, its lifetime and who writes it. ``{…}`` around a generation's id is its hash tag:
+all keys of one generation live in one slot of a cluster. The queue's keys are few and never in a cluster.
+
+| key | type | lifetime | written by |
+| --- | --- | --- | --- |
+| ``{gen_…}:state`` | hash | safety expiry from ``open``, retention from ``end`` | API (open, stop), worker (fence, append) |
+| ``{gen_…}:log`` | stream | the same, from its first frame on | worker; any API where nobody owns it |
+| ``{gen_…}:viewers`` | set of API replicas | the same | API |
+| ``{gen_…}:request`` | string | until the end | API |
+| ``{gen_…}:tombstone`` | string, the owner | ``tombstone_s`` after the log is gone | whoever appends ``end`` |
+| ``{gen_…}:live`` | pub/sub channel | none | whoever appends |
+| ``sluice:q:waiting:CLASS:TENANT`` | sorted set, id by turn | until claimed | API (enqueue), worker (release) |
+| ``sluice:q:rotation:CLASS`` | list of tenants with waiting jobs | until claimed | the same |
+| ``sluice:q:enqueued`` | sorted set, waiting id by enqueue time in ms | until claimed | the same |
+| ``sluice:q:delayed`` | sorted set, id by the time in ms when it may run | until due | worker |
+| ``sluice:q:running`` | sorted set, id by lease deadline in ms | while leased | worker |
+| ``sluice:q:job:gen_…`` | hash | until finished; safety expiry | API, worker |
+| ``sluice:q:bell`` | list, at most one item | until a worker takes it | whoever leaves work in waiting |
+"""
+
+QUEUE_PREFIX = "sluice:q:"
+ROTATION = QUEUE_PREFIX + "rotation:"
+WAITING = QUEUE_PREFIX + "waiting:"
+ENQUEUED = QUEUE_PREFIX + "enqueued"
+DELAYED = QUEUE_PREFIX + "delayed"
+RUNNING = QUEUE_PREFIX + "running"
+JOB = QUEUE_PREFIX + "job:"
+BELL = QUEUE_PREFIX + "bell"
+
+
+def state(generation_id: str) -> str:
+    return f"{{{generation_id}}}:state"
+
+
+def log(generation_id: str) -> str:
+    return f"{{{generation_id}}}:log"
+
+
+def viewers(generation_id: str) -> str:
+    return f"{{{generation_id}}}:viewers"
+
+
+def request(generation_id: str) -> str:
+    return f"{{{generation_id}}}:request"
+
+
+def tombstone(generation_id: str) -> str:
+    return f"{{{generation_id}}}:tombstone"
+
+
+def live(generation_id: str) -> str:
+    return f"{{{generation_id}}}:live"
+
+
+def live_generation(channel: bytes) -> str:
+    """Return the generation of a live channel's name."""
+    return channel[1 : channel.index(b"}")].decode()

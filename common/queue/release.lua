@@ -1,0 +1,14 @@
+-- Gives a claimed job back.
+-- ARGV: id, epoch, delay in ms, 1 for a handover (which puts it first in line, and does not count as a failed claim)
+-- Returns 1, or 0 where the job is no longer the caller's.
+if not owns(ARGV[1], ARGV[2]) or redis.call('ZREM', RUNNING, ARGV[1]) == 0 then return 0 end
+local job, now = Q .. 'job:' .. ARGV[1], now_ms()
+if ARGV[4] == '1' then redis.call('HSET', job, 'handover', '1') end
+if tonumber(ARGV[3]) > 0 then
+  redis.call('ZADD', DELAYED, int(now + ARGV[3]), ARGV[1])
+else
+  local s = redis.call('HMGET', job, 'class', 'tenant')
+  put(ARGV[1], s[1], s[2], now, true)
+  ring()
+end
+return 1

@@ -1,0 +1,14 @@
+-- Removes a job wherever it is: its log has been ended by somebody else. A worker that runs it learns so when it renews.
+-- ARGV: id
+local job = Q .. 'job:' .. ARGV[1]
+local s = redis.call('HMGET', job, 'class', 'tenant')
+if not s[1] then return 0 end
+local key = waiting(s[1], s[2])
+if redis.call('ZREM', key, ARGV[1]) == 1 and redis.call('EXISTS', key) == 0 then
+  redis.call('LREM', rotation(s[1]), 1, s[2])
+end
+redis.call('ZREM', ENQUEUED, ARGV[1])
+redis.call('ZREM', DELAYED, ARGV[1])
+redis.call('ZREM', RUNNING, ARGV[1])
+redis.call('DEL', job)
+return 1

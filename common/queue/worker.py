@@ -1,0 +1,198 @@
+"""How does an arq worker run leased jobs?
+
+arq's life cycle stays: its functions, start-up and shutdown hooks, signals, task bookkeeping and health record. What a
+fleet of long streams needs otherwise is overridden: claiming is a script woken by a bell instead of a poll of everything,
+leases are renewed instead of set once, and no job ends in a way that our log does not know. ``lessons.md`` of the design
+lists arq's own ways, docs/decisions/ says what was measured.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import structlog
+from arq.connections import ArqRedis
+from arq.worker import Worker, func
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from common import keys
+from common.queue.jobs import LAPSED_BATCH, ClaimedJob, JobQueue
+from common.redis_client import COMMAND_TIMEOUT_S, Pulse, RedisUnavailable
+from common.settings import Settings
+
+log = structlog.get_logger()
+
+BELL_WAIT_S = 1  # The poll that is the safety net for a lost bell.
+BELL_TIMEOUT_S = 3.0  # Longer than the wait: only a dead connection lets it pass.
+PAUSE_AFTER_ERROR_S = 0.2
+RELEASE_DELAY_S = 1.0  # A job whose handler could not even begin waits this long, so that it does not spin.
+
+Handler = Callable[[ClaimedJob], Awaitable[None]]
+
+
+class HandBack(Exception):
+    """The handler could not work on the job now; the job is put back in line."""
+
+
+class LeasedWorker(Worker):
+    """Runs ``handler`` for each claimed job, as a task that is cancelled once the job is no longer ours.
+
+    A handler returns when the job is ended (it is then finished), raises ``HandBack`` to put it back, or is cancelled:
+    by a drain that is over (the job is handed over) or by a lost lease (somebody else has it).
+    """
+
+    def __init__(self, redis_url: str, queue: JobQueue, pulse: Pulse, settings: Settings, handler: Handler, name: str) -> None:
+        async def run_generation(ctx: dict[str, Any], generation_id: str) -> None:
+            await handler(self._jobs[generation_id])
+
+        super().__init__(
+            functions=[func(run_generation, name="generation")],
+            redis_pool=ArqRedis.from_url(redis_url, socket_timeout=COMMAND_TIMEOUT_S),
+            queue_name=keys.ENQUEUED,  # Read by arq's health record alone, for the number of waiting jobs.
+            health_check_key=f"{keys.QUEUE_PREFIX}health:{name}",
+            health_check_interval=30,
+            max_jobs=settings.worker_slots,
+            poll_delay=0,
+            keep_result=0,
+            max_tries=2**31,  # Tries and timeouts are ours to count; arq's are out of reach.
+            job_timeout=2**31,
+            job_completion_wait=max(1, int(settings.worker_drain_s)),
+        )
+        self._queue = queue
+        self._pulse = pulse
+        self._settings = settings
+        self._bell: Redis = Redis.from_url(redis_url, socket_timeout=BELL_TIMEOUT_S, single_connection_client=True)
+        self._jobs: dict[str, ClaimedJob] = {}
+        self._lost: set[str] = set()
+        self._lapsed_seen = 0
+        self._renewed_at = time.monotonic()
+        self._renewals: asyncio.Task[None] | None = None
+        self.on_takeover: Callable[[], object] = lambda: None
+
+    # Claiming
+
+    async def _poll_iteration(self) -> None:
+        """One turn: claim while there is work and a free slot, then wait for the bell."""
+        self._renewals = self._renewals or asyncio.create_task(self._renew_for_ever(), name="renewals")
+        try:
+            await self._turn()
+        except (RedisUnavailable, RedisError, OSError, TimeoutError):
+            # The pulse has logged it, once. arq would end the process here.
+            await asyncio.sleep(PAUSE_AFTER_ERROR_S)
+        for generation_id, task in list(self.tasks.items()):
+            if task.done():
+                del self.tasks[generation_id]
+                task.result()  # run_job lets nothing through; what comes here is a bug, and must be loud.
+
+    async def _turn(self) -> None:
+        if not self.allow_pick_jobs or not self._pulse.is_up:
+            await asyncio.sleep(PAUSE_AFTER_ERROR_S)
+            return
+        claimed = await self._claim()
+        if claimed == 0:
+            await self.heart_beat()
+            if self.free_slots > 0:
+                await self._bell.blpop([keys.BELL], timeout=BELL_WAIT_S)  # type: ignore[misc]  # redis-py's stubs.
+            else:
+                await asyncio.sleep(PAUSE_AFTER_ERROR_S)
+
+    async def _claim(self) -> int:
+        if self.free_slots <= 0:
+            return 0
+        # What lapsed while we were cut off may be running well: only a worker that has seen Redis whole for one lease,
+        # in which every other worker could renew, takes lapsed jobs.
+        may_take_lapsed = self._lapsed_seen > 0 and self._pulse.whole_s() > self._settings.lease_s
+        claimed = await self._queue.claim(
+            self.free_slots,
+            lapsed_max=LAPSED_BATCH if may_take_lapsed else 0,
+            not_these=self._jobs.keys() if may_take_lapsed else (),
+        )
+        self._lapsed_seen = claimed.lapsed_left
+        for job in claimed.jobs:
+            self._start(job)
+        return len(claimed.jobs)
+
+    @property
+    def free_slots(self) -> int:
+        return self.max_jobs - len(self._jobs)
+
+    def _start(self, job: ClaimedJob) -> None:
+        if job.was_lapsed:
+            log.warning("job_taken_over", generation_id=job.generation_id, epoch=job.epoch)
+            self.on_takeover()
+        self._jobs[job.generation_id] = job
+        self.tasks[job.generation_id] = self.loop.create_task(self._run_claimed(job), name=job.generation_id)
+
+    # Running
+
+    async def _run_claimed(self, job: ClaimedJob) -> None:
+        """One claimed job to its end; nothing leaves here as an exception."""
+        generation_id = job.generation_id
+        try:
+            await self.functions["generation"].coroutine({**self.ctx, "job_id": generation_id}, generation_id)
+        except asyncio.CancelledError:
+            if generation_id not in self._lost:
+                self.jobs_retried += 1
+                await self._give_back(job, is_handover=True)
+        except HandBack as reason:
+            log.warning("job_handed_back", generation_id=generation_id, epoch=job.epoch, reason=str(reason))
+            self.jobs_retried += 1
+            await self._give_back(job, delay_s=RELEASE_DELAY_S)
+        except Exception:
+            # The handler ends every log it can; what it could not end, another claim must.
+            log.exception("job_failed", generation_id=generation_id, epoch=job.epoch)
+            self.jobs_failed += 1
+            await self._give_back(job, delay_s=RELEASE_DELAY_S)
+        else:
+            self.jobs_complete += 1
+            with contextlib.suppress(RedisUnavailable):  # Its lease lapses, and the next claim finds the log ended.
+                await self._queue.finish(job)
+        finally:
+            self._jobs.pop(generation_id, None)
+            self._lost.discard(generation_id)
+
+    async def _give_back(self, job: ClaimedJob, *, delay_s: float = 0, is_handover: bool = False) -> None:
+        with contextlib.suppress(RedisUnavailable):  # Its lease lapses, and it is claimed all the same.
+            await self._queue.release(job, delay_s=delay_s, is_handover=is_handover)
+
+    # Owning
+
+    async def _renew_for_ever(self) -> None:
+        while True:
+            due_in = self._renewed_at + self._settings.renew_s - time.monotonic()
+            # After an outage the first thing is to renew: within the pulse's half second.
+            await asyncio.sleep(min(max(due_in, 0.05), 0.5))
+            if time.monotonic() - self._renewed_at >= self._settings.renew_s and self._pulse.is_up:
+                await self._renew()
+
+    async def _renew(self) -> None:
+        held = {generation_id: job.epoch for generation_id, job in self._jobs.items()}
+        try:
+            lost = await self._queue.renew(held) if held else []
+        except RedisUnavailable:
+            return
+        self._renewed_at = time.monotonic()
+        for generation_id in lost:
+            self.drop(generation_id, held[generation_id])
+
+    def drop(self, generation_id: str, epoch: int) -> None:
+        """Cancel a job that is no longer ours, so that its upstream is closed at once."""
+        job, task = self._jobs.get(generation_id), self.tasks.get(generation_id)
+        if job and job.epoch == epoch and task and not task.done():
+            log.warning("job_lost", generation_id=generation_id, epoch=epoch)
+            self._lost.add(generation_id)
+            task.cancel()
+
+    async def close(self) -> None:
+        if self._renewals:
+            self._renewals.cancel()
+            await asyncio.gather(self._renewals, return_exceptions=True)
+        # A task cancelled before its first step ends as an exception, which arq's own close would trip over.
+        await asyncio.gather(*self.tasks.values(), return_exceptions=True)
+        self.tasks.clear()
+        with contextlib.suppress(RedisError, OSError):  # Redis may be gone too; its health record expires by itself.
+            await super().close()
+        await self._bell.aclose()

@@ -1,0 +1,45 @@
+"""How does a process report what it does?
+
+One JSON object per line on standard output: with the request's and the generation's id where there is one, never with
+contents or keys. What arq, uvicorn and other libraries log through the standard library takes the same way.
+"""
+
+import logging
+import sys
+
+import structlog
+
+_SHARED: list[structlog.typing.Processor] = [
+    structlog.contextvars.merge_contextvars,
+    structlog.stdlib.add_log_level,
+    structlog.processors.TimeStamper(fmt="iso", utc=True),
+]
+
+# Libraries that say each job, connection or access twice over.
+_QUIET = {"httpx": logging.WARNING, "arq.worker": logging.WARNING, "uvicorn.access": logging.CRITICAL, "uvicorn.error": logging.WARNING}
+
+
+def configure_logging(tier: str, level: str) -> None:
+    """Set up logging for one process; ``tier`` (api, worker…) is on every line."""
+
+    def add_tier(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        return {"tier": tier, **event}
+
+    shared: list[structlog.typing.Processor] = [*_SHARED, add_tier]
+    least = logging.getLevelNamesMapping()[level.upper()]
+    structlog.configure(
+        processors=[*shared, structlog.processors.format_exc_info, structlog.processors.JSONRenderer()],
+        wrapper_class=structlog.make_filtering_bound_logger(least),
+        logger_factory=structlog.PrintLoggerFactory(sys.stdout),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*shared, structlog.processors.format_exc_info],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, structlog.processors.JSONRenderer()],
+        )
+    )
+    logging.basicConfig(level=max(least, logging.INFO), handlers=[handler], force=True)
+    for name, quiet_level in _QUIET.items():
+        logging.getLogger(name).setLevel(quiet_level)

@@ -1,0 +1,78 @@
+"""Which parts is a worker process made of, and how does it start and stop? The worker's composition root."""
+
+import asyncio
+import secrets
+
+import structlog
+import uvloop
+from prometheus_client import CollectorRegistry
+
+from common.channel.redis import RedisChannel
+from common.process import raise_file_limit
+from common.queue.jobs import ClaimedJob, JobQueue
+from common.queue.worker import LeasedWorker
+from common.redis_client import Pulse, connect
+from common.settings import Settings
+from common.telemetry import configure_logging
+from workers.call import Services
+from workers.generate import run_generation
+from workers.health import serve_health
+from workers.metrics import Metrics
+from workers.publisher import Publisher
+from workers.upstream import Upstream
+
+log = structlog.get_logger()
+
+
+def run(settings: Settings) -> None:
+    """Work until told to stop."""
+    configure_logging("worker", settings.log_level)
+    raise_file_limit()
+    uvloop.run(_run(settings))
+
+
+async def _run(settings: Settings) -> None:
+    name = secrets.token_hex(4)
+    redis = connect(settings.redis_url)
+    pulse = Pulse(redis)
+    await pulse.start()
+    await pulse.until_up()  # A worker may well start before its Redis does.
+    channel = RedisChannel(redis, settings.tombstone_s)
+    publisher = Publisher(channel, pulse, settings)
+    metrics = Metrics(CollectorRegistry())
+    services = Services(settings, channel, publisher, Upstream(settings), metrics)
+
+    async def handle(job: ClaimedJob) -> None:
+        await run_generation(job, services)
+
+    queue = JobQueue(redis, pulse, settings)
+    worker = LeasedWorker(settings.redis_url, queue, pulse, settings, handle, name)
+
+    def collect() -> None:
+        metrics.running.set(settings.worker_slots - worker.free_slots)
+        metrics.slots.set(settings.worker_slots)
+        metrics.connections.set(services.upstream.connections)
+        metrics.connections_max.set(settings.upstream_connections_max)
+        metrics.buffered.set(publisher.buffered_bytes)
+        metrics.redis_up.set(pulse.is_up)
+
+    worker.on_takeover = metrics.takeovers.inc
+    publisher.start()
+    # Beside the API on one machine it is on loopback too, and in a container on all addresses.
+    health, port = await serve_health(settings.host, settings.worker_port or 0, metrics, collect, lambda: _unready(worker))
+    log.info("starting", worker=name, health_port=port, slots=settings.worker_slots)
+    try:
+        await worker.async_run()
+    except asyncio.CancelledError:
+        log.info("stopping", worker=name)  # arq's signal handler cancels its main task once the drain is over.
+    finally:
+        await worker.close()
+        await health.cleanup()
+        await publisher.stop()
+        await services.upstream.close()
+        await pulse.stop()
+        await redis.aclose()
+
+
+def _unready(worker: LeasedWorker) -> str | None:
+    return None if worker.allow_pick_jobs else "draining"

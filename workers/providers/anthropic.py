@@ -1,0 +1,246 @@
+"""What does Anthropic, and whoever speaks its messages, send us?
+
+The type in the JSON says what an event is; the ``event:`` line only repeats it. Events, blocks and deltas of unknown
+types are passed over: new ones come without notice, and a client of the same family gets them as bytes.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import orjson
+
+from common.errors import Failed
+from common.events import (
+    Completed,
+    Event,
+    Finished,
+    FinishReason,
+    RedactedThinking,
+    Started,
+    TextDelta,
+    ThinkingDelta,
+    ThinkingSigned,
+    ToolCallDelta,
+    ToolCallStarted,
+    Usage,
+)
+from common.generation import GenerationRequest
+from common.sse import read_block
+from workers.providers import errors
+from workers.providers.anthropic_request import build_body
+from workers.providers.base import Deployment, UpstreamRequest
+from workers.providers.loose_json import count_of, dict_of, list_of, read_json, text_of
+from workers.providers.plain import PlainShape
+
+_VERSION = "2023-06-01"
+_FINISH_REASON = {
+    "end_turn": FinishReason.STOP,
+    "stop_sequence": FinishReason.STOP_SEQUENCE,
+    "max_tokens": FinishReason.LENGTH,
+    "model_context_window_exceeded": FinishReason.LENGTH,
+    "tool_use": FinishReason.TOOL_CALLS,
+    "refusal": FinishReason.REFUSAL,
+    "pause_turn": FinishReason.PAUSE,
+}
+_USAGE_FIELDS = ("input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+
+
+class Anthropic:
+    dialect = "anthropic-messages"
+
+    def build_request(self, request: GenerationRequest, deployment: Deployment) -> UpstreamRequest:
+        return UpstreamRequest(_url(deployment), _headers(deployment, {}), build_body(request, deployment.model))
+
+    def pass_request(self, body: Mapping[str, Any], headers: Mapping[str, str], deployment: Deployment) -> UpstreamRequest:
+        changed = orjson.dumps({**body, "model": deployment.model})
+        return UpstreamRequest(_url(deployment), _headers(deployment, headers), changed)
+
+    def decoder(self) -> "MessageDecoder":
+        return MessageDecoder()
+
+    def is_foreign_block(self, block: bytes, body: Mapping[str, Any]) -> bool:
+        return False  # Nothing that `pass_request` changes brings a block.
+
+    def read_error(self, status: int, headers: Mapping[str, str], body: bytes) -> Failed:
+        return errors.read_error(status, headers, body)
+
+
+class _Call:
+    """The tool call that a block is. ``input`` is the one its start brought whole; the deltas' pieces come instead of it."""
+
+    def __init__(self, index: int, input_: dict[str, Any]) -> None:
+        self.index = index
+        self.input = input_
+        self.has_arguments = False
+
+
+class MessageDecoder:
+    """Messages events to events. ``Finished`` waits for ``message_stop``: message_delta may come more than once."""
+
+    def __init__(self) -> None:
+        self._started = False
+        self._ended = False
+        self._calls: dict[object, _Call] = {}  # By the index of the block.
+        self._call_count = 0
+        self._counts: dict[str, int] = {}
+        self._thinking_tokens = 0
+        self._reason: str | None = None
+        self._stop_sequence: str | None = None
+        self._plain = PlainShape(b'"text":"', b'"thinking":"')
+
+    def decode(self, block: bytes) -> list[Event]:
+        if self._ended:
+            return []
+        name, data = read_block(block)
+        try:
+            fields = read_json(data)
+        except ValueError:
+            if data[:6] == b"[DONE]":
+                return []  # Said by servers that speak both families; message_stop is what counts.
+            return [self._fail(errors.error_in_stream(None) if name == "error" else errors.nonsense("not JSON"))]
+        if not isinstance(fields, dict):
+            return [self._fail(errors.nonsense("not a JSON object"))]
+        events = list(self._read(name, fields))
+        if len(events) == 1 and isinstance(events[0], TextDelta | ThinkingDelta):
+            self._plain.take(block)
+        return events
+
+    def decode_whole(self, body: bytes) -> list[Event]:
+        try:
+            message = read_json(body)
+        except ValueError:
+            return [self._fail(errors.nonsense("not JSON"))]
+        if not isinstance(message, dict):
+            return [self._fail(errors.nonsense("not a JSON object"))]
+        if message.get("type") == "error" or message.get("error"):
+            return [self._fail(errors.error_in_stream(message))]
+        events = list(self._read_start(message))
+        for index, block in enumerate(list_of(message.get("content"))):
+            events += self._read_block_start(index, dict_of(block))
+            events += self._read_block_stop(index)
+        self._read_end(message, message.get("usage"))
+        return [*events, *self._complete()]
+
+    def end(self) -> list[Event]:
+        return [] if self._ended else [self._fail(errors.cut_short())]
+
+    def is_plain(self, block: bytes) -> bool:
+        return not self._ended and self._plain.fits(block)
+
+    def _fail(self, failed: Failed) -> Failed:
+        self._ended = True
+        return failed
+
+    def _read(self, name: str, fields: dict[str, Any]) -> Iterator[Event]:
+        match fields.get("type"):
+            case "content_block_delta":
+                yield from self._read_delta(fields.get("index"), dict_of(fields.get("delta")))
+            case "content_block_start":
+                yield from self._read_block_start(fields.get("index"), dict_of(fields.get("content_block")))
+            case "content_block_stop":
+                yield from self._read_block_stop(fields.get("index"))
+            case "message_start":
+                yield from self._read_start(dict_of(fields.get("message")))
+            case "message_delta":
+                self._read_end(dict_of(fields.get("delta")), fields.get("usage"))
+            case "message_stop":
+                yield from self._complete()
+            case "error":
+                yield self._fail(errors.error_in_stream(fields))
+            case _ if name == "error" or fields.get("error"):
+                yield self._fail(errors.error_in_stream(fields))
+
+    def _read_start(self, message: dict[str, Any]) -> Iterator[Event]:
+        self._read_usage(message.get("usage"))
+        # Proxies in the wild send it twice.
+        if not self._started:
+            self._started = True
+            yield Started(text_of(message.get("id")) or None, text_of(message.get("model")) or None)
+
+    def _read_block_start(self, index: object, block: dict[str, Any]) -> Iterator[Event]:
+        match block.get("type"):
+            case "text" if text_of(block.get("text")):
+                yield TextDelta(block["text"])
+            case "thinking":
+                if text_of(block.get("thinking")):
+                    yield ThinkingDelta(block["thinking"])
+                if text_of(block.get("signature")):
+                    yield ThinkingSigned(block["signature"])
+            case "redacted_thinking":
+                yield RedactedThinking(text_of(block.get("data")))
+            case "tool_use":
+                call = _Call(self._call_count, dict_of(block.get("input")))
+                self._call_count += 1
+                if isinstance(index, int):
+                    self._calls[index] = call
+                yield ToolCallStarted(call.index, text_of(block.get("id")) or f"toolu_{call.index}", text_of(block.get("name")))
+
+    def _read_delta(self, index: object, delta: dict[str, Any]) -> Iterator[Event]:
+        match delta.get("type"):
+            case "text_delta" if text_of(delta.get("text")):
+                yield TextDelta(delta["text"])
+            case "thinking_delta" if text_of(delta.get("thinking")):
+                yield ThinkingDelta(delta["thinking"])
+            case "signature_delta" if text_of(delta.get("signature")):
+                yield ThinkingSigned(delta["signature"])
+            case "input_json_delta" if text_of(delta.get("partial_json")):
+                call = self._calls.get(index) if isinstance(index, int) else None
+                if call is not None:  # Else a tool that runs at the vendor.
+                    call.has_arguments = True
+                    yield ToolCallDelta(call.index, delta["partial_json"])
+
+    def _read_block_stop(self, index: object) -> Iterator[Event]:
+        call = self._calls.pop(index, None) if isinstance(index, int) else None
+        if call is not None and not call.has_arguments:
+            yield ToolCallDelta(call.index, orjson.dumps(call.input).decode())
+
+    def _read_end(self, delta: dict[str, Any], usage: object) -> None:
+        self._read_usage(usage)
+        self._reason = text_of(delta.get("stop_reason")) or self._reason
+        self._stop_sequence = text_of(delta.get("stop_sequence")) or self._stop_sequence
+
+    def _read_usage(self, usage: object) -> None:
+        """Later figures replace earlier ones, which they include; those that are left out still hold."""
+        fields = dict_of(usage)
+        self._counts |= {name: count_of(fields[name]) for name in _USAGE_FIELDS if fields.get(name) is not None}
+        details = dict_of(fields.get("output_tokens_details"))
+        self._thinking_tokens = count_of(details.get("thinking_tokens")) or self._thinking_tokens
+
+    def _complete(self) -> list[Event]:
+        self._ended = True
+        fallback = FinishReason.TOOL_CALLS if self._call_count else FinishReason.STOP
+        finished = Finished(_FINISH_REASON.get(self._reason or "", fallback), self._stop_sequence)
+        return [finished, Completed(self._usage())]
+
+    def _usage(self) -> Usage | None:
+        """Anthropic's input_tokens leaves out what its cache figures count; ours includes them."""
+        if not self._counts:
+            return None
+        read, written = self._counts.get("cache_read_input_tokens", 0), self._counts.get("cache_creation_input_tokens", 0)
+        return Usage(
+            input_tokens=self._counts.get("input_tokens", 0) + read + written,
+            output_tokens=self._counts.get("output_tokens", 0),
+            cache_read_tokens=read,
+            cache_write_tokens=written,
+            reasoning_tokens=self._thinking_tokens,
+        )
+
+
+def _url(deployment: Deployment) -> str:
+    return deployment.base_url + "/v1/messages"
+
+
+def _headers(deployment: Deployment, passed: Mapping[str, str]) -> dict[str, str]:
+    headers = {
+        "content-type": "application/json",
+        "accept-encoding": "identity",  # Compressed events would wait in the compressor.
+        "anthropic-version": passed.get("anthropic-version", _VERSION),
+    }
+    if "anthropic-beta" in passed:
+        headers["anthropic-beta"] = passed["anthropic-beta"]
+    if deployment.api_key:
+        headers["x-api-key"] = deployment.api_key
+    return headers
+
+
+ANTHROPIC = Anthropic()

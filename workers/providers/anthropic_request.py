@@ -1,0 +1,232 @@
+"""How is a canonical request said to Anthropic?
+
+Anthropic refuses what others let pass: empty texts, turns out of order, ids with dots, a thinking budget next to a
+temperature. What only shapes a request is put right here; what would change its meaning is refused.
+"""
+
+import re
+from typing import Any
+
+import orjson
+
+from common.errors import ErrorKind, GatewayError
+from common.generation import (
+    GenerationRequest,
+    ImagePart,
+    Message,
+    OpaquePart,
+    Part,
+    Reasoning,
+    Role,
+    TextPart,
+    ThinkingPart,
+    Tool,
+    ToolCallPart,
+    ToolChoice,
+    ToolResultPart,
+)
+
+_MAX_TOKENS = 4096  # Anthropic wants a number; every model in service can write this many.
+_BUDGET_TOKENS_MIN = 1024  # Anthropic's own limit.
+_BUDGET_TOKENS_OF = {"minimal": 1024, "low": 2048, "medium": 8192, "high": 16384, "xhigh": 24576, "max": 32768}
+_TOOL_CHOICE = {"auto": "auto", "required": "any", "none": "none"}
+_NOT_IN_IDS = re.compile(r"[^a-zA-Z0-9_-]")
+
+
+def build_body(request: GenerationRequest, model: str) -> bytes:
+    """Return the body of a streaming request.
+
+    Seed and penalties are dropped: Anthropic has none, and an answer without them is still the answer asked for.
+
+    Raises:
+        GatewayError: INVALID_REQUEST that names what messages cannot express.
+    """
+    for part in request.opaque:
+        raise _inexpressible(part)
+    if request.choices > 1:
+        raise _refused("n", "must be 1: the provider of this model gives one choice")
+    system, turns = _conversation(request.messages)
+    body: dict[str, Any] = {"model": model, "messages": turns, "stream": True}
+    if system:
+        body["system"] = system
+    body["max_tokens"] = request.max_output_tokens or _MAX_TOKENS
+    if request.stop:
+        body["stop_sequences"] = request.stop
+    if request.end_user is not None:
+        body["metadata"] = {"user_id": request.end_user}
+    _add_tools(body, request)
+    _add_format(body, request)
+    budget_tokens = _budget_tokens(request, turns)
+    if budget_tokens:
+        _add_thinking(body, budget_tokens, request)
+    else:
+        _add_sampling(body, request)
+    return orjson.dumps(body)
+
+
+def _refused(param: str, fault: str) -> GatewayError:
+    return GatewayError(ErrorKind.INVALID_REQUEST, f"{param} {fault}.", param=param)
+
+
+def _inexpressible(part: OpaquePart) -> GatewayError:
+    message = f"{part.path}: the provider of this model has nothing like {part.type!r}; leave it out or choose another model."
+    return GatewayError(ErrorKind.INVALID_REQUEST, message, param=part.path)
+
+
+def _conversation(messages: list[Message]) -> tuple[str, list[dict[str, Any]]]:
+    """Return the system prompt and the turns: user and assistant in alternation, none of them empty."""
+    leading = next((i for i, message in enumerate(messages) if message.role is not Role.SYSTEM), len(messages))
+    system = "\n\n".join(text for message in messages[:leading] for part in message.parts if (text := _text(part)))
+    turns: list[dict[str, Any]] = []
+    for message in messages[leading:]:
+        # A later system message keeps its place, as a word of the user's: Anthropic has no other for it.
+        role = "assistant" if message.role is Role.ASSISTANT else "user"
+        blocks = [block for part in message.parts if (block := _block(part)) is not None]
+        if not blocks:
+            continue
+        if turns and turns[-1]["role"] == role:
+            turns[-1]["content"] += blocks
+        else:
+            turns.append({"role": role, "content": blocks})
+    for turn in turns:
+        if turn["role"] == "user":
+            # Results answer the calls of the turn before: they must come first.
+            turn["content"].sort(key=lambda block: block["type"] != "tool_result")
+    if not turns:
+        # A system prompt alone is a request for other vendors; here it must be said by the user.
+        return "", [{"role": "user", "content": [{"type": "text", "text": system}]}]
+    return system, turns
+
+
+def _text(part: Part) -> str:
+    if isinstance(part, TextPart):
+        return part.text
+    raise _inexpressible(part if isinstance(part, OpaquePart) else OpaquePart("image", "messages"))
+
+
+def _block(part: Part) -> dict[str, Any] | None:
+    """Return the content block, or None for what Anthropic would refuse and nobody misses."""
+    match part:
+        case TextPart():
+            return {"type": "text", "text": part.text} if part.text.strip() else None
+        case ImagePart():
+            return _image(part)
+        case ThinkingPart(redacted=str()):
+            return {"type": "redacted_thinking", "data": part.redacted}
+        case ThinkingPart():
+            # Unsigned, it is another vendor's thinking.
+            return {"type": "thinking", "thinking": part.text, "signature": part.signature} if part.signature else None
+        case ToolCallPart():
+            return {"type": "tool_use", "id": _call_id(part.id), "name": part.name, "input": _input(part.arguments)}
+        case ToolResultPart():
+            return _result(part)
+        case OpaquePart():
+            raise _inexpressible(part)
+
+
+def _image(part: ImagePart) -> dict[str, Any]:
+    if part.url is not None:
+        return {"type": "image", "source": {"type": "url", "url": part.url}}
+    return {"type": "image", "source": {"type": "base64", "media_type": part.media_type, "data": part.data}}
+
+
+def _result(part: ToolResultPart) -> dict[str, Any]:
+    block: dict[str, Any] = {"type": "tool_result", "tool_use_id": _call_id(part.tool_call_id)}
+    content = [inner for each in part.content if (inner := _block(each)) is not None]
+    if content:
+        block["content"] = content
+    if part.is_error:
+        block["is_error"] = True
+    return block
+
+
+def _call_id(call_id: str) -> str:
+    """Return the id as Anthropic takes it; Groq's have dots and colons. The same id is always changed alike."""
+    return _NOT_IN_IDS.sub("_", call_id) or "call"
+
+
+def _input(arguments: str) -> dict[str, Any]:
+    """Return a call's arguments. A model may have written ones that are no object: the next turn must show it what it wrote."""
+    try:
+        value = orjson.loads(arguments)
+    except orjson.JSONDecodeError:
+        value = arguments
+    if isinstance(value, dict):
+        return value
+    return {} if value in (None, "") else {"arguments": value}
+
+
+def _add_tools(body: dict[str, Any], request: GenerationRequest) -> None:
+    if not request.tools:
+        return
+    body["tools"] = [_tool(tool) for tool in request.tools]
+    choice = request.tool_choice
+    if choice is None and request.parallel_tool_calls is not False:
+        return
+    body["tool_choice"] = _tool_choice(choice or ToolChoice("auto"))
+    if request.parallel_tool_calls is False and body["tool_choice"]["type"] != "none":
+        body["tool_choice"]["disable_parallel_tool_use"] = True
+
+
+def _tool(tool: Tool) -> dict[str, Any]:
+    # Anthropic wants a type in every schema; OpenAI lets a function without parameters have none at all.
+    fields: dict[str, Any] = {"name": tool.name, "input_schema": {"type": "object", **tool.parameters}}
+    if tool.description is not None:
+        fields["description"] = tool.description
+    return fields
+
+
+def _tool_choice(choice: ToolChoice) -> dict[str, Any]:
+    return {"type": "tool", "name": choice.name} if choice.mode == "tool" else {"type": _TOOL_CHOICE[choice.mode]}
+
+
+def _add_format(body: dict[str, Any], request: GenerationRequest) -> None:
+    wanted = request.response_format
+    if wanted is None:
+        return
+    if wanted.schema is None:
+        raise _refused("response_format", "must have a JSON schema: the provider of this model has no plain JSON mode")
+    body["output_config"] = {"format": {"type": "json_schema", "schema": wanted.schema}}
+
+
+def _budget_tokens(request: GenerationRequest, turns: list[dict[str, Any]]) -> int:
+    """Return how many tokens the model may think, 0 for a request that Anthropic would refuse with thinking."""
+    reasoning = request.reasoning
+    forced = request.tools and request.tool_choice and request.tool_choice.mode in ("required", "tool")
+    if reasoning is None or not reasoning.enabled or forced or _calls_came_without_thinking(turns):
+        return 0
+    asked = _asked_budget_tokens(reasoning)
+    most = request.max_output_tokens - 1 if request.max_output_tokens else asked
+    budget_tokens = min(asked, most)
+    return budget_tokens if budget_tokens >= _BUDGET_TOKENS_MIN else 0
+
+
+def _asked_budget_tokens(reasoning: Reasoning) -> int:
+    if reasoning.budget_tokens is not None:
+        return max(reasoning.budget_tokens, _BUDGET_TOKENS_MIN)
+    # "As the model sees fit" is what it does without being told.
+    return _BUDGET_TOKENS_OF.get(reasoning.effort, _BUDGET_TOKENS_OF["medium"]) if reasoning.effort else 0
+
+
+def _calls_came_without_thinking(turns: list[dict[str, Any]]) -> bool:
+    """Whether the turn that goes on began without thinking, as with a client that keeps none: it must go on without."""
+    last: list[dict[str, Any]] = next((turn["content"] for turn in reversed(turns) if turn["role"] == "assistant"), [])
+    types = [block["type"] for block in last]
+    return "tool_use" in types and types[0] not in ("thinking", "redacted_thinking")
+
+
+def _add_thinking(body: dict[str, Any], budget_tokens: int, request: GenerationRequest) -> None:
+    """With thinking Anthropic takes no temperature and no top_k. The budget is part of max_tokens."""
+    body["thinking"] = {"type": "enabled", "budget_tokens": budget_tokens}
+    if request.max_output_tokens is None:
+        body["max_tokens"] = budget_tokens + _MAX_TOKENS
+
+
+def _add_sampling(body: dict[str, Any], request: GenerationRequest) -> None:
+    if request.temperature is not None:
+        body["temperature"] = min(request.temperature, 1.0)  # Others go to 2.
+    elif request.top_p is not None:
+        # Newer models take one of the two; clients of other vendors often send both, and top_p as its default.
+        body["top_p"] = request.top_p
+    if request.top_k is not None:
+        body["top_k"] = request.top_k

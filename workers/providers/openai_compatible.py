@@ -1,0 +1,314 @@
+"""What do OpenAI, and those who speak its chat completions, send us?
+
+Vendors agree on the shape and on little else: where usage stands, whether ``[DONE]`` comes, what a tool call's pieces
+hold. What a vendor may do, any vendor may do: nothing here asks who it is talking to.
+"""
+
+import hashlib
+import secrets
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import orjson
+
+from common.errors import Failed
+from common.events import (
+    Completed,
+    Event,
+    Finished,
+    FinishReason,
+    RefusalDelta,
+    Started,
+    TextDelta,
+    ThinkingDelta,
+    ToolCallDelta,
+    ToolCallStarted,
+    Usage,
+)
+from common.generation import GenerationRequest
+from common.sse import read_block
+from workers.providers import errors
+from workers.providers.base import Deployment, UpstreamRequest
+from workers.providers.loose_json import count_of, dict_of, list_of, read_json, text_of
+from workers.providers.openai_compatible_request import build_body, knows_stream_options
+from workers.providers.plain import PlainShape
+
+_FINISH_REASON = {
+    "stop": FinishReason.STOP,
+    "eos": FinishReason.STOP,
+    "length": FinishReason.LENGTH,
+    "model_length": FinishReason.LENGTH,
+    "max_tokens": FinishReason.LENGTH,
+    "tool_calls": FinishReason.TOOL_CALLS,
+    "function_call": FinishReason.TOOL_CALLS,
+    "content_filter": FinishReason.CONTENT_FILTER,
+}
+# Finish reasons that say that the answer did not.
+_FAILURES = {"error", "insufficient_system_resource"}
+_PASSED_HEADERS = ("openai-beta",)
+
+
+class OpenAiCompatible:
+    dialect = "openai-chat"
+
+    def build_request(self, request: GenerationRequest, deployment: Deployment) -> UpstreamRequest:
+        body = build_body(request, deployment.provider, deployment.model)
+        return UpstreamRequest(_url(deployment), _headers(deployment, {}), body)
+
+    def pass_request(self, body: Mapping[str, Any], headers: Mapping[str, str], deployment: Deployment) -> UpstreamRequest:
+        changed = {**body, "model": deployment.model}
+        if body.get("stream") and knows_stream_options(deployment.provider):
+            changed["stream_options"] = {**dict_of(body.get("stream_options")), "include_usage": True}
+        return UpstreamRequest(_url(deployment), _headers(deployment, headers), orjson.dumps(changed))
+
+    def decoder(self) -> "ChunkDecoder":
+        return ChunkDecoder()
+
+    def is_foreign_block(self, block: bytes, body: Mapping[str, Any]) -> bool:
+        # Hot path: runs once per block. Nearly every block has a choice.
+        if b'"choices":[]' not in block and b'"choices": []' not in block:
+            return False
+        if dict_of(body.get("stream_options")).get("include_usage"):
+            return False
+        try:
+            chunk = dict_of(read_json(read_block(block)[1]))
+        except ValueError:
+            return False
+        return chunk.get("choices") == [] and bool(chunk.get("usage"))
+
+    def read_error(self, status: int, headers: Mapping[str, str], body: bytes) -> Failed:
+        return errors.read_error(status, headers, body)
+
+
+class _Call:
+    """One tool call of a choice. ``key`` is how the upstream's pieces name it."""
+
+    def __init__(self, index: int, key: int | None, id_: str) -> None:
+        self.index = index
+        self.key = key
+        self.id = id_
+        self.has_arguments = False
+
+
+class _Choice:
+    def __init__(self) -> None:
+        self.calls: list[_Call] = []
+        self.reason: str | None = None
+        self.has_output = False
+
+
+class ChunkDecoder:
+    """Chunks to events.
+
+    ``Finished`` waits for the end of the stream, as some vendors send more of a choice with, or after, its finish reason.
+    """
+
+    def __init__(self) -> None:
+        self._started = False
+        self._ended = False
+        self._choices: dict[int, _Choice] = {}
+        self._usage: Usage | None = None
+        self._id = ""
+        self._plain = PlainShape(b'"content":"', b'"reasoning_content":"', b'"reasoning":"')
+
+    def decode(self, block: bytes) -> list[Event]:
+        if self._ended:
+            return []
+        name, data = read_block(block)
+        if data[:6] == b"[DONE]":
+            return self.end()
+        try:
+            chunk = read_json(data)
+        except ValueError:
+            return [self._fail(errors.error_in_stream(None) if name == "error" else errors.nonsense("not JSON"))]
+        if not isinstance(chunk, dict):
+            return [self._fail(errors.nonsense("not a JSON object"))]
+        if (name == "error" or _is_error(chunk)) and not self._is_whole():
+            return [self._fail(errors.error_in_stream(chunk))]
+        events = list(self._read_chunk(chunk))
+        if len(events) == 1 and isinstance(events[0], TextDelta | ThinkingDelta):
+            self._plain.take(block)
+        return events
+
+    def decode_whole(self, body: bytes) -> list[Event]:
+        try:
+            answer = read_json(body)
+        except ValueError:
+            return [self._fail(errors.nonsense("not JSON"))]
+        if not isinstance(answer, dict):
+            return [self._fail(errors.nonsense("not a JSON object"))]
+        if _is_error(answer):
+            return [self._fail(errors.error_in_stream(answer))]
+        for choice in list_of(answer.get("choices")):
+            if isinstance(choice, dict) and isinstance(choice.get("message"), dict):
+                choice["delta"] = choice["message"]  # Perplexity has an empty delta beside it.
+        events = list(self._read_chunk(answer))
+        for choice in self._choices.values():
+            choice.reason = choice.reason or "stop"  # The whole answer is here, whatever it forgot to say.
+        return events + self.end()
+
+    def end(self) -> list[Event]:
+        if self._ended:
+            return []
+        if not self._is_whole():
+            return [self._fail(errors.cut_short())]
+        self._ended = True
+        events: list[Event] = []
+        for index, choice in sorted(self._choices.items()):
+            events += [ToolCallDelta(call.index, "{}", index) for call in choice.calls if not call.has_arguments]
+            events.append(Finished(_finish_reason(choice), choice=index))
+        return [*events, Completed(self._usage)]
+
+    def is_plain(self, block: bytes) -> bool:
+        return not self._ended and self._plain.fits(block)
+
+    def _is_whole(self) -> bool:
+        """Whether every choice has finished. An error after that takes nothing back: OpenRouter repeats "length" as one."""
+        reasons = [choice.reason for choice in self._choices.values()]
+        return bool(reasons) and all(reason is not None and reason not in _FAILURES for reason in reasons)
+
+    def _fail(self, failed: Failed) -> Failed:
+        self._ended = True
+        return failed
+
+    def _read_chunk(self, chunk: dict[str, Any]) -> Iterator[Event]:
+        if not self._started:
+            self._started = True
+            self._id = text_of(chunk.get("id"))
+            yield Started(self._id or None, text_of(chunk.get("model")) or None)
+        usage = dict_of(chunk.get("usage")) or dict_of(dict_of(chunk.get("x_groq")).get("usage"))
+        if usage:
+            self._usage = _usage(usage)  # Replaced, never added: some send it in every chunk.
+        for choice in list_of(chunk.get("choices")):
+            if isinstance(choice, dict):
+                yield from self._read_choice(choice)
+
+    def _read_choice(self, fields: dict[str, Any]) -> Iterator[Event]:
+        number = fields.get("index")
+        index = number if isinstance(number, int) and 0 <= number < 128 else 0
+        choice = self._choices.setdefault(index, _Choice())
+        delta = fields.get("delta")
+        if not isinstance(delta, dict):
+            # A whole answer where a piece was due. With a delta beside it, it is Perplexity's text so far.
+            delta = {} if choice.has_output else dict_of(fields.get("message"))
+        for event in _read_delta(delta, index):
+            choice.has_output = True
+            yield event
+        for event in self._read_calls(delta, choice, index):
+            choice.has_output = True
+            yield event
+        if isinstance(fields.get("finish_reason"), str) and choice.reason is None:
+            choice.reason = fields["finish_reason"]
+
+    def _read_calls(self, delta: dict[str, Any], choice: _Choice, index: int) -> Iterator[Event]:
+        items = list_of(delta.get("tool_calls"))
+        legacy = delta.get("function_call")
+        if isinstance(legacy, dict):
+            items = [*items, {"index": 0, "function": legacy}]
+        for item in items:
+            if isinstance(item, dict):
+                yield from self._read_call(item, choice, index)
+
+    def _read_call(self, item: dict[str, Any], choice: _Choice, index: int) -> Iterator[Event]:
+        function = dict_of(item.get("function"))
+        name = text_of(function.get("name"))
+        call = _call_of(item, name, choice.calls)
+        if call is None:
+            number = item.get("index")
+            key = number if isinstance(number, int) else None
+            call = _Call(len(choice.calls), key, text_of(item.get("id")) or self._made_up_id(index, len(choice.calls)))
+            choice.calls.append(call)
+            yield ToolCallStarted(call.index, call.id, name, index)
+        arguments = function.get("arguments")
+        text = orjson.dumps(arguments).decode() if isinstance(arguments, dict) else text_of(arguments)
+        if text:
+            call.has_arguments = True
+            yield ToolCallDelta(call.index, text, index)
+
+    def _made_up_id(self, choice: int, call: int) -> str:
+        self._id = self._id or secrets.token_hex(12)
+        return "call_" + hashlib.sha256(f"{self._id}.{choice}.{call}".encode()).hexdigest()[:24]
+
+
+def _is_error(chunk: dict[str, Any]) -> bool:
+    return bool(chunk.get("error")) or (chunk.get("object") == "error" and "choices" not in chunk)
+
+
+def _call_of(item: dict[str, Any], name: str, calls: list[_Call]) -> _Call | None:
+    """Return the call that a piece belongs to, or None if it begins another one."""
+    id_, key = text_of(item.get("id")), item.get("index")
+    if not isinstance(key, int):
+        # Older Mistral: whole calls without an index. A piece that names nothing goes on with the last call.
+        same = [call for call in calls if call.id == id_] if id_ else ([] if name else calls)
+        return same[-1] if same else None
+    same = [call for call in calls if call.key == key]
+    # Some number every call of an answer 0: another id with a name of its own is another call.
+    if not same or (id_ and name and same[-1].id != id_):
+        return None
+    return same[-1]
+
+
+def _read_delta(delta: dict[str, Any], index: int) -> Iterator[Event]:
+    # Some send the same thought under both names.
+    thinking = text_of(delta.get("reasoning_content")) or text_of(delta.get("reasoning"))
+    if thinking:
+        yield ThinkingDelta(thinking, index)
+    content = delta.get("content")
+    if isinstance(content, list):
+        for part in content:
+            yield from _read_part(dict_of(part), index)
+    elif isinstance(content, str) and content:
+        yield TextDelta(content, index)
+    refusal = text_of(delta.get("refusal"))
+    if refusal:
+        yield RefusalDelta(refusal, index)
+
+
+def _read_part(part: dict[str, Any], index: int) -> Iterator[Event]:
+    """Mistral's content as a list: thinking and text side by side."""
+    if part.get("type") == "thinking":
+        thinking = part.get("thinking")
+        text = (
+            thinking if isinstance(thinking, str) else "".join(text_of(dict_of(each).get("text")) for each in list_of(thinking))
+        )
+        if text:
+            yield ThinkingDelta(text, index)
+    elif text_of(part.get("text")):
+        yield TextDelta(part["text"], index)
+
+
+def _finish_reason(choice: _Choice) -> FinishReason:
+    reason = _FINISH_REASON.get(choice.reason or "", FinishReason.STOP)
+    # "stop" is also what comes after a call that the client forced.
+    return FinishReason.TOOL_CALLS if choice.calls and reason is FinishReason.STOP else reason
+
+
+def _usage(usage: dict[str, Any]) -> Usage:
+    prompt, completion = count_of(usage.get("prompt_tokens")), count_of(usage.get("completion_tokens"))
+    details = dict_of(usage.get("prompt_tokens_details"))
+    cached = count_of(details.get("cached_tokens")) or count_of(usage.get("prompt_cache_hit_tokens"))
+    reasoning = count_of(dict_of(usage.get("completion_tokens_details")).get("reasoning_tokens"))
+    # OpenAI counts reasoning as completion, xAI beside it: the total tells. Gateways report more reasoning than
+    # completion, with a total that leaves it out; it was written all the same.
+    is_beside = reasoning and count_of(usage.get("total_tokens")) == prompt + completion + reasoning
+    completion = completion + reasoning if is_beside else max(completion, reasoning)
+    # Cached tokens are part of the prompt, save at Azure's Grok.
+    if cached > prompt:
+        prompt += cached
+    return Usage(prompt, completion, cached, count_of(details.get("cache_write_tokens")), reasoning)
+
+
+def _url(deployment: Deployment) -> str:
+    return deployment.base_url + "/chat/completions"
+
+
+def _headers(deployment: Deployment, passed: Mapping[str, str]) -> dict[str, str]:
+    headers = {name: passed[name] for name in _PASSED_HEADERS if name in passed}
+    headers["content-type"] = "application/json"
+    headers["accept-encoding"] = "identity"  # Compressed events would wait in the compressor.
+    if deployment.api_key:
+        headers["authorization"] = f"Bearer {deployment.api_key}"
+    return headers
+
+
+OPENAI_COMPATIBLE = OpenAiCompatible()

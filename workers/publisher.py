@@ -1,0 +1,383 @@
+"""How do frames get from all generations of a process into Redis?
+
+Group commit: one task drains every generation's frames into one pipeline; while that is in flight, the next gathers.
+A busy process waits a few milliseconds between flushes (the linger), for waking less often is what saves CPU; the head,
+the first data and the end never wait. ``Writer`` is one claim's side of it: it numbers frames, keeps what Redis has not
+acknowledged, and the acknowledged of the last seconds too, since a failover may lose those.
+
+Not solved here: what the frames say, and what a generation does about a stop flag (``workers.generate``).
+"""
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import structlog
+
+from common.channel.base import (
+    Answer,
+    Append,
+    Channel,
+    ChannelUnavailable,
+    Claim,
+    Frame,
+    FrameId,
+    FrameKind,
+    Policy,
+    Stop,
+    Verdict,
+)
+from common.errors import ErrorKind, GatewayError
+from common.redis_client import Pulse
+from common.settings import KIB, MIB, Settings
+
+log = structlog.get_logger()
+
+FLUSH_BYTES_MAX = 1 * MIB  # One pipeline; the rest goes with the next.
+FRAME_BYTES_MAX = 256 * KIB  # A JSON body is cut into frames of this size, so that no message nears Redis' pub/sub limit.
+PENDING_BYTES_MAX = (
+    1 * MIB
+)  # Of one generation; past it, and with Redis there, its upstream is read no faster than Redis takes.
+RECENT_S = 5.0  # Appendonly everysec loses a second, a failover a little more.
+RECENT_BYTES_MAX = 256 * KIB
+PAUSE_WHILE_AWAY_S = 0.2
+
+
+class Sent(NamedTuple):
+    """A frame with the id that the log must end with for it to follow."""
+
+    previous: FrameId
+    frame: Frame
+
+
+class Writer:
+    """The frames of one claim. ``on_signal`` is called when the generation must stop, or is no longer ours."""
+
+    def __init__(self, publisher: "Publisher", claim: Claim, built_on: FrameId, on_signal: Callable[[], object]) -> None:
+        fence = Sent(built_on, Frame(FrameId(claim.epoch, 0), FrameKind.FENCE, str(built_on).encode()))
+        self.claim = claim
+        self.stop = Stop.NO
+        self.lost: Verdict | None = None  # Why this claim may write no more.
+        self.has_hole = False  # Redis lost acknowledged frames that we no longer hold: the generation must end as failed.
+        self.sent_at = time.monotonic()
+        self.pending_bytes = 0
+        self._publisher = publisher
+        self._on_signal = on_signal
+        self._data: list[bytes] = []  # Data that is not a frame yet: what gathers before a flush becomes one.
+        self._unsent: list[Sent] = []
+        self._in_flight: list[Sent] = []
+        self._recent: deque[tuple[float, Sent]] = deque([(self.sent_at, fence)])  # Acknowledged, and when.
+        self._recent_bytes = 0
+        self._chain = self._acknowledged = fence.frame.id  # What the next frame follows; the last acknowledged.
+        self._next_n = 1
+        self._flushed: asyncio.Future[None] | None = None
+        self._unheard_since: float | None = None
+        self._absence_s: float | None = None
+
+    # The generation's side
+
+    def write(self, data: bytes, *, is_urgent: bool = False) -> None:
+        """Add client bytes: whole SSE events, or a piece of a JSON body.
+
+        Raises:
+            GatewayError: OVERLOADED, Redis has been away for longer than frames can be held.
+        """
+        # Hot path: once per upstream read.
+        self._publisher.check_room()
+        self._data.append(data)
+        self._grow(len(data), is_urgent)
+
+    def write_frame(self, kind: FrameKind, data: bytes) -> None:
+        """Add a head or an end. Neither waits for the linger, and both are taken even where data is not."""
+        self._seal()
+        self._make(kind, data)
+        self._grow(len(data), is_urgent=True)
+
+    async def flushed(self) -> None:
+        """Return once everything written so far is acknowledged, or the claim may write no more."""
+        while not self.lost and self.is_busy:
+            self._flushed = self._flushed or asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._flushed)
+
+    @property
+    def is_outrunning(self) -> bool:
+        """Whether this generation outruns a Redis that is there; wait until ``flushed`` then, and read no more."""
+        return self.pending_bytes > PENDING_BYTES_MAX and not self._publisher.is_away
+
+    def ignore_stop(self) -> None:
+        """Signal nothing from now on: the answer is complete, and only waits to be stored."""
+        self._on_signal = lambda: None
+
+    def watch_listeners(self, policy: Policy, grace_s: float) -> None:
+        """Apply the policy of absence where all replicas with viewers vanished without a word."""
+        self._absence_s = None if policy is Policy.DETACH else grace_s
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether frames wait for their acknowledgement."""
+        return bool(self._data or self._unsent or self._in_flight)
+
+    def _grow(self, size: int, is_urgent: bool) -> None:
+        self.pending_bytes += size
+        self._publisher.touch(self, size, is_urgent)
+
+    def _seal(self) -> None:
+        """Make one frame of the gathered data, or a few where Redis was away and much has gathered."""
+        start = size = 0
+        for i, data in enumerate(self._data):
+            size += len(data)
+            if size >= FRAME_BYTES_MAX:
+                self._make(FrameKind.DATA, b"".join(self._data[start : i + 1]))
+                start, size = i + 1, 0
+        if size:
+            self._make(FrameKind.DATA, self._data[0] if len(self._data) == 1 else b"".join(self._data[start:]))
+        self._data.clear()
+
+    def _make(self, kind: FrameKind, data: bytes) -> None:
+        frame = Frame(FrameId(self.claim.epoch, self._next_n), kind, data)
+        self._unsent.append(Sent(self._chain, frame))
+        self._chain = frame.id
+        self._next_n += 1
+
+    # The publisher's side
+
+    def drain(self) -> Append | None:
+        """Return what is to be sent now: what was in flight when an answer got lost, and what came since."""
+        self._seal()
+        self._in_flight += self._unsent
+        self._unsent = []
+        if not self._in_flight or self.lost:
+            return None
+        return Append(self.claim, self._in_flight[0].previous, [sent.frame for sent in self._in_flight])
+
+    def settle(self, answer: Answer, now: float) -> None:
+        """Take what the log said to the last append or heartbeat."""
+        self.sent_at = now
+        match answer.verdict:
+            case Verdict.OK if self._in_flight:
+                self._acknowledge(now)
+            case Verdict.OK if answer.last < self._acknowledged:
+                self._rewind(answer.last)
+            case Verdict.OK:
+                pass
+            case Verdict.BEHIND:
+                self._rewind(answer.last)
+            case verdict:
+                self._lose(verdict)
+        self._hear(answer, now)
+
+    def _acknowledge(self, now: float) -> None:
+        size = 0
+        for sent in self._in_flight:
+            size += len(sent.frame.data)
+            self._recent.append((now, sent))
+        self._acknowledged = self._in_flight[-1].frame.id
+        self._in_flight = []
+        self._recent_bytes += size
+        while len(self._recent) > 1 and (self._recent[0][0] < now - RECENT_S or self._recent_bytes > RECENT_BYTES_MAX):
+            self._recent_bytes -= len(self._recent.popleft()[1].frame.data)
+        self._shrink(size)
+
+    def _rewind(self, last: FrameId) -> None:
+        """Redis lost frames that it had acknowledged: send again all that follows ``last``, if we still hold it."""
+        known = [sent for _, sent in self._recent] + self._in_flight
+        follows = next((i for i, sent in enumerate(known) if sent.previous == last), None)
+        log.warning("log_lost_frames", generation_id=self.claim.generation_id, last=str(last), held=follows is not None)
+        if follows is None:
+            self._give_up(last)
+            return
+        again = known[follows:]
+        kept = list(self._recent)[:follows]
+        self._recent, self._recent_bytes = deque(kept), sum(len(sent.frame.data) for _, sent in kept)
+        grown = sum(len(sent.frame.data) for sent in again) - sum(len(sent.frame.data) for sent in self._in_flight)
+        self._in_flight = again
+        self._grow(grown, is_urgent=True)
+
+    def _give_up(self, last: FrameId) -> None:
+        """Build on what the log has, and leave it to the generation to end it."""
+        self._data, self._unsent, self._in_flight = [], [], []
+        self._recent.clear()
+        self._recent_bytes = 0
+        self._chain = self._acknowledged = last
+        if last.epoch < self.claim.epoch:  # Not even our fence is there, and nothing is taken from us without it.
+            fence = Frame(FrameId(self.claim.epoch, 0), FrameKind.FENCE, str(last).encode())
+            self._in_flight = [Sent(last, fence)]
+            self._chain = fence.id
+        self.has_hole = True
+        self._shrink(self.pending_bytes)
+        self._on_signal()
+
+    def _lose(self, verdict: Verdict) -> None:
+        self.lost = verdict
+        self._data, self._unsent, self._in_flight = [], [], []
+        self._shrink(self.pending_bytes)
+        self._on_signal()
+
+    def _hear(self, answer: Answer, now: float) -> None:
+        if answer.listeners > 0:
+            self._unheard_since = None
+        elif answer.listeners == 0:
+            self._unheard_since = self._unheard_since or now
+            self._judge_absence(now)
+        if answer.stop is not Stop.NO:
+            self._take_stop(answer.stop)
+
+    def _judge_absence(self, now: float) -> None:
+        """The backstop for replicas that died: a client that leaves a living one is reported by it."""
+        if self._absence_s is None or self._unheard_since is None:
+            return
+        # Our own outage must not look like theirs.
+        unheard_s = min(now - self._unheard_since, self._publisher.whole_s())
+        if unheard_s >= self._publisher.vanished_viewers_s + self._absence_s:
+            self._take_stop(Stop.LEFT)
+
+    def _take_stop(self, stop: Stop) -> None:
+        if self.stop is Stop.NO and not self.lost:
+            self.stop = stop
+            self._on_signal()
+
+    def _shrink(self, size: int) -> None:
+        self.pending_bytes -= size
+        self._publisher.buffered_bytes -= size
+        if self._flushed and (self.lost or not self.is_busy):
+            self._flushed.set_result(None)
+            self._flushed = None
+
+
+class Publisher:
+    """The one task of a worker process that appends. ``is_away`` while Redis does not take frames."""
+
+    def __init__(self, channel: Channel, pulse: Pulse, settings: Settings) -> None:
+        self._channel = channel
+        self._pulse = pulse
+        self._settings = settings
+        self._linger_s = settings.publish_linger_ms / 1000
+        self.vanished_viewers_s = settings.vanished_viewers_s
+        self.whole_s = pulse.whole_s
+        self._dirty: dict[Writer, None] = {}
+        self._writers: set[Writer] = set()
+        self._due = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+        self._flushed_at = 0.0
+        self._away_since: float | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self.buffered_bytes = 0
+
+    def start(self) -> None:
+        self._tasks = [
+            asyncio.create_task(self._flush_for_ever(), name="publisher"),
+            asyncio.create_task(self._beat_for_ever(), name="heartbeats"),
+        ]
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    @property
+    def is_away(self) -> bool:
+        return self._away_since is not None
+
+    @contextlib.contextmanager
+    def writer(self, claim: Claim, built_on: FrameId, on_signal: Callable[[], object]) -> Iterator[Writer]:
+        """Yield the writer of a claim whose fence has just been appended on top of ``built_on``."""
+        writer = Writer(self, claim, built_on, on_signal)
+        self._writers.add(writer)
+        try:
+            yield writer
+        finally:
+            self._writers.discard(writer)
+            self._dirty.pop(writer, None)
+            self.buffered_bytes -= writer.pending_bytes
+
+    def check_room(self) -> None:
+        if self._away_since is None:
+            return
+        is_too_long = time.monotonic() - self._away_since > self._settings.worker_buffer_s
+        if is_too_long or self.buffered_bytes > self._settings.worker_buffer_bytes_max:
+            raise GatewayError(
+                ErrorKind.OVERLOADED,
+                "The answer could not be stored for too long, and was stopped. Send the request again.",
+            )
+
+    def touch(self, writer: Writer, size: int, is_urgent: bool) -> None:
+        """Let a writer's frames go with the next flush, which is now if ``is_urgent`` or the last is long enough ago."""
+        # Hot path: once per upstream read.
+        self.buffered_bytes += size
+        self._dirty[writer] = None
+        if self._due.is_set():
+            return
+        if is_urgent:
+            self._due.set()
+        elif self._timer is None:
+            loop = asyncio.get_running_loop()
+            due_at = self._flushed_at + self._linger_s
+            if due_at <= loop.time():
+                self._due.set()
+            else:
+                self._timer = loop.call_at(due_at, self._due.set)
+
+    async def _flush_for_ever(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._due.wait()
+            self._due.clear()
+            if self._timer:
+                self._timer.cancel()
+                self._timer = None
+            self._flushed_at = loop.time()
+            await self._flush()
+
+    async def _flush(self) -> None:
+        writers, appends = self._drain()
+        if not appends:
+            return
+        try:
+            answers = await self._channel.append(appends)
+        except ChannelUnavailable:
+            self._away_since = self._away_since or time.monotonic()
+            self._dirty.update(dict.fromkeys(writers))
+            await asyncio.sleep(PAUSE_WHILE_AWAY_S)
+            self._due.set()
+            return
+        self._away_since = None
+        now = time.monotonic()
+        for writer, answer in zip(writers, answers, strict=True):
+            writer.settle(answer, now)
+
+    def _drain(self) -> tuple[list[Writer], list[Append]]:
+        writers, appends, size = [], [], 0
+        while self._dirty and size < FLUSH_BYTES_MAX:
+            writer = next(iter(self._dirty))
+            del self._dirty[writer]
+            if append := writer.drain():
+                writers.append(writer)
+                appends.append(append)
+                size += writer.pending_bytes
+        if self._dirty:
+            self._due.set()
+        return writers, appends
+
+    async def _beat_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.heartbeat_s / 4)
+            now = time.monotonic()
+            quiet = [w for w in self._writers if not w.lost and not w.is_busy and self._is_quiet(w, now)]
+            if not quiet or not self._pulse.is_up:
+                continue
+            sent_at = [writer.sent_at for writer in quiet]
+            try:
+                answers = await self._channel.heartbeat([writer.claim for writer in quiet])
+            except ChannelUnavailable:
+                continue
+            now = time.monotonic()
+            for writer, answer, before in zip(quiet, answers, sent_at, strict=True):
+                # Frames sent meanwhile make this answer old news; theirs tells more.
+                if not writer.is_busy and writer.sent_at == before:
+                    writer.settle(answer, now)
+
+    def _is_quiet(self, writer: Writer, now: float) -> bool:
+        return now - writer.sent_at >= self._settings.heartbeat_s

@@ -1,0 +1,175 @@
+"""How is an upstream called, and what do its failures mean?
+
+httpx with aiohttp underneath (a C parser: a third of the CPU per token). httpx and aiohttp types stop at this file.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
+
+import aiohttp
+import httpx
+from httpx_aiohttp import AiohttpTransport
+
+from common.errors import ErrorKind, GatewayError
+from common.settings import Settings
+from workers.providers.base import UpstreamRequest
+
+ERROR_BODY_BYTES_MAX = 64 * 1024
+
+
+class _SilenceLimit:
+    """Cancels the current task's read once nothing has come for too long.
+
+    ``asyncio.timeout`` around a generator's ``yield`` would hit the consumer instead, and moving it costs more than a token.
+    """
+
+    def __init__(self, within_s: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task()
+        self.due_at = self._loop.time() + within_s
+        self.is_reading = True
+        self.has_fired = False
+        self._handle = self._loop.call_at(self.due_at, self._check)
+
+    def _check(self) -> None:
+        now = self._loop.time()
+        if self.is_reading and now >= self.due_at:
+            self.has_fired = True
+            if self._task:
+                self._task.cancel()
+        else:
+            self._handle = self._loop.call_at(max(self.due_at, now + 0.1), self._check)
+
+    def is_the_reason(self) -> bool:
+        """Whether a cancellation that just arrived was this limit's, and no one else's as well."""
+        return self.has_fired and self._task is not None and self._task.uncancel() == 0
+
+    def end(self) -> None:
+        self._handle.cancel()
+
+
+class UpstreamAnswer:
+    """An answer whose status and headers have come; header names are in lower case."""
+
+    def __init__(self, provider: str, response: httpx.Response, first_within_s: float, between_s: float) -> None:
+        self.status = response.status_code
+        self.headers = {name.lower(): value for name, value in response.headers.items()}
+        self._provider = provider
+        self._response = response
+        self._first_within_s = first_within_s
+        self._between_s = between_s
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        """Yield the body as it arrives.
+
+        Raises:
+            GatewayError: UPSTREAM_TIMEOUT, UPSTREAM_UNAVAILABLE.
+        """
+        loop = asyncio.get_running_loop()
+        limit = _SilenceLimit(self._first_within_s)
+        try:
+            with upstream_errors(self._provider):
+                async for chunk in self._response.aiter_raw():
+                    # Hot path: once per upstream read.
+                    limit.is_reading = False
+                    yield chunk
+                    limit.due_at = loop.time() + self._between_s
+                    limit.is_reading = True
+        except asyncio.CancelledError:
+            if limit.is_the_reason():
+                raise _timed_out(self._provider) from None
+            raise
+        finally:
+            limit.end()
+
+    async def whole(self, bytes_max: int) -> bytes:
+        """Return the whole body.
+
+        Raises:
+            GatewayError: as for ``chunks``, and UPSTREAM_PROTOCOL where the body is too large.
+        """
+        body = bytearray()
+        async with aclosing(self.chunks()) as chunks:
+            async for chunk in chunks:
+                body += chunk
+                if len(body) > bytes_max:
+                    raise GatewayError(
+                        ErrorKind.UPSTREAM_PROTOCOL, f"{self._provider} sent an answer of more than {bytes_max} bytes."
+                    )
+        return bytes(body)
+
+
+class Upstream:
+    """The connections of one worker to all providers."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        # Our own count is the limit; left alone, aiohttp would queue in silence past 100.
+        connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=60)
+        # One tenant's cookies must never travel with another's request.
+        session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+        connect_s = settings.connect_timeout_s
+        self._client = httpx.AsyncClient(
+            transport=AiohttpTransport(client=session),
+            timeout=httpx.Timeout(connect=connect_s, read=None, write=None, pool=None),
+            follow_redirects=False,
+        )
+        self.connections = 0
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    @asynccontextmanager
+    async def open(self, request: UpstreamRequest, provider: str, *, is_stream: bool) -> AsyncIterator[UpstreamAnswer]:
+        """Send a request and yield its answer; leaving closes the connection unless the body was read to its end.
+
+        A stream must begin within the first-token timeout; a whole answer may take as long as a generation may.
+
+        Raises:
+            GatewayError: OVERLOADED (our own connections are all in use), UPSTREAM_TIMEOUT, UPSTREAM_UNAVAILABLE.
+        """
+        if self.connections >= self._settings.upstream_connections_max:
+            raise GatewayError(ErrorKind.OVERLOADED, "All of the gateway's upstream connections are in use.", retry_after_s=5)
+        loop = asyncio.get_running_loop()
+        within_s = self._settings.first_token_timeout_s if is_stream else self._settings.total_timeout_s
+        due_at = loop.time() + within_s
+        self.connections += 1
+        try:
+            with upstream_errors(provider):
+                outgoing = self._client.build_request("POST", request.url, headers=request.headers, content=request.body)
+                async with asyncio.timeout_at(due_at):
+                    response = await self._client.send(outgoing, stream=True)
+            try:
+                between_s = self._settings.between_tokens_timeout_s
+                yield UpstreamAnswer(provider, response, due_at - loop.time(), between_s)
+            finally:
+                await response.aclose()
+        finally:
+            self.connections -= 1
+
+
+@contextmanager
+def upstream_errors(provider: str) -> Iterator[None]:
+    """Turn the client's failures into ours."""
+    try:
+        yield
+    except (httpx.HTTPError, aiohttp.ClientError, TimeoutError, OSError) as error:
+        raise _meaning(error, provider) from error
+
+
+def _meaning(error: Exception, provider: str) -> GatewayError:
+    # httpx-aiohttp gives some of aiohttp's errors the wrong httpx type (a reset becomes a ConnectTimeout): the cause tells.
+    cause = error.__cause__ if isinstance(error.__cause__, aiohttp.ClientError) else error
+    match cause:
+        case aiohttp.ServerTimeoutError() | httpx.TimeoutException() | TimeoutError():
+            return _timed_out(provider)
+        case aiohttp.ClientConnectorError() | httpx.ConnectError():
+            what = "could not be reached"
+        case _:
+            what = "closed the connection before its answer was complete"
+    return GatewayError(ErrorKind.UPSTREAM_UNAVAILABLE, f"The provider {provider} {what}.", code="upstream_unavailable")
+
+
+def _timed_out(provider: str) -> GatewayError:
+    return GatewayError(ErrorKind.UPSTREAM_TIMEOUT, f"The provider {provider} did not answer in time.", code="upstream_timeout")
