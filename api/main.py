@@ -27,7 +27,7 @@ from common.channel.redis import RedisChannel, RedisFeed
 from common.errors import ErrorKind, Failed
 from common.process import raise_file_limit
 from common.queue.jobs import JobQueue
-from common.redis_client import Pulse, connect
+from common.redis_client import COMMAND_TIMEOUT_S, Pulse, connect
 from common.settings import Settings
 from common.telemetry import configure_logging
 
@@ -64,8 +64,9 @@ class Process:
         await self.services.pulse.start()
         await self.services.feed.start()
         self.services.hub.start()
-        with contextlib.suppress(RedisError, OSError):  # Not every hosted Redis lets us; `sluice doctor` tells.
-            await self.redis.config_set("client-output-buffer-limit", PUBSUB_OUTPUT_LIMIT)
+        with contextlib.suppress(RedisError, OSError, TimeoutError):  # Not every hosted Redis lets us; `sluice doctor` tells.
+            async with asyncio.timeout(COMMAND_TIMEOUT_S):
+                await self.redis.config_set("client-output-buffer-limit", PUBSUB_OUTPUT_LIMIT)
 
     async def stop(self) -> None:
         await self.services.hub.stop()
@@ -89,7 +90,8 @@ class Process:
 
     async def count_jobs(self) -> tuple[int, int]:
         """Return how many jobs wait and how many run, all replicas together."""
-        return await self.redis.zcard(keys.ENQUEUED), await self.redis.zcard(keys.RUNNING)
+        async with asyncio.timeout(COMMAND_TIMEOUT_S):
+            return await self.redis.zcard(keys.ENQUEUED), await self.redis.zcard(keys.RUNNING)
 
 
 def create_app(process: Process) -> FastAPI:

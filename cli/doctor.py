@@ -107,7 +107,7 @@ async def _redis(settings: Settings) -> list[Finding]:
 
 async def _redis_settings(redis: Redis) -> list[Finding]:
     try:
-        config = await redis.config_get("maxmemory-policy", "appendonly", "client-output-buffer-limit", "maxmemory")
+        config = await redis.config_get("*")
     except RedisError:
         return [Finding("note", "Redis does not show its settings; make sure of noeviction and appendonly.")]
     found = []

@@ -1,7 +1,7 @@
 """How do we talk to Redis, and is it there?
 
-``connect`` makes a client whose every command is bounded in time, ``Scripts`` runs our Lua in pipelines, and ``Pulse`` is
-the breaker: it knows within two seconds that Redis is gone, so that nothing has to wait to find out.
+``connect`` makes a client, ``Scripts`` runs our Lua in pipelines, each bounded in time, and ``Pulse`` is the breaker: it
+knows within two seconds that Redis is gone, so that nothing has to wait to find out.
 """
 
 import asyncio
@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import hiredis
 import structlog
 from redis.asyncio import Redis
 from redis.asyncio.connection import Connection
@@ -33,10 +34,14 @@ class RedisUnavailable(Exception):
 
 
 def connect(url: str, connections_max: int = 64) -> Redis:
-    """Return a client; no connection is made yet."""
+    """Return a client; no connection is made yet.
+
+    It has no timeout of its own for answers: redis-py would set a timer for each of a pipeline's. Whoever sends a command
+    bounds it with ``asyncio.timeout(COMMAND_TIMEOUT_S)``, and whoever pipelines bounds the pipeline.
+    """
     client: Redis = Redis.from_url(
         url,
-        socket_timeout=COMMAND_TIMEOUT_S,
+        socket_timeout=None,
         socket_connect_timeout=COMMAND_TIMEOUT_S,
         max_connections=connections_max,
     )
@@ -87,13 +92,13 @@ class Scripts:
 
     async def _send(self, calls: Sequence[Call]) -> list[Any]:
         # Hot path: once per flush. redis-py's own pipeline costs twice as much per command.
-        commands = [("EVALSHA", self._shas[name], len(keys), *keys, *args) for name, keys, args in calls]
+        packed = [hiredis.pack_command(("EVALSHA", self._shas[name], len(keys), *keys, *args)) for name, keys, args in calls]
         try:
-            connection = await self._redis.connection_pool.get_connection("EVALSHA")
+            connection = await self._redis.connection_pool.get_connection()
             try:
                 async with asyncio.timeout(COMMAND_TIMEOUT_S):
-                    await connection.send_packed_command(connection.pack_commands(commands))
-                    return [await _read(connection) for _ in commands]
+                    await connection.send_packed_command(b"".join(packed), check_health=False)
+                    return [await _read(connection) for _ in packed]
             except BaseException:
                 # The answers that were not read would be taken for those of the next command.
                 await connection.disconnect(nowait=True)
@@ -105,8 +110,9 @@ class Scripts:
 
     async def _load(self, names: set[str]) -> None:
         try:
-            for name in names:
-                await self._redis.script_load(self._sources[name])
+            async with asyncio.timeout(COMMAND_TIMEOUT_S):
+                for name in names:
+                    await self._redis.script_load(self._sources[name])
         except (RedisError, OSError, TimeoutError) as error:
             raise as_unavailable(error) or error from error
 

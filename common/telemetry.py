@@ -16,7 +16,12 @@ _SHARED: list[structlog.typing.Processor] = [
 ]
 
 # Libraries that say each job, connection or access twice over.
-_QUIET = {"httpx": logging.WARNING, "arq.worker": logging.WARNING, "uvicorn.access": logging.CRITICAL, "uvicorn.error": logging.WARNING}
+_QUIET = {
+    "arq.worker": logging.WARNING,
+    "httpx": logging.WARNING,
+    "uvicorn.access": logging.CRITICAL,
+    "uvicorn.error": logging.WARNING,
+}
 
 
 def configure_logging(tier: str, level: str) -> None:

@@ -1,8 +1,26 @@
 -- Shared by the channel's scripts; put before each of them when they are loaded.
+--
+-- The state's field `pos` is '<epoch> <token> <last id>': who wrote last, and where the log ends. ' !' follows where the
+-- other fields have more to say (a stop flag, barren claims, the end), so that an append usually compares one string.
 
--- An answer to a writer: verdict, the log's last id, the stop flag, listeners.
+-- An answer to a writer: verdict, the log's last id, the stop flag, listeners (-1: unknown).
 local function answer(verdict, last, stop, listeners)
-  return {verdict, last or '0-0', stop or 'no', listeners or 0}
+  return {verdict, last or '0-0', stop or 'no', listeners or -1}
+end
+
+local function split(pos)
+  local epoch, token, last = string.match(pos, '^(%d+) (%S*) (%S+)')
+  return tonumber(epoch), token, last
+end
+
+local function set_pos(key, epoch, token, last, has_more)
+  redis.call('HSET', key, 'pos', epoch .. ' ' .. token .. ' ' .. last .. (has_more and ' !' or ''))
+end
+
+-- Has the next append look at the flags.
+local function flag(key)
+  local pos = redis.call('HGET', key, 'pos')
+  if string.sub(pos, -1) ~= '!' then redis.call('HSET', key, 'pos', pos .. ' !') end
 end
 
 local function now_ms()
@@ -11,10 +29,10 @@ local function now_ms()
 end
 
 -- The stop flag is '', 'cancelled', or 'left:<ms>': due from that moment on.
-local function stop_now(flag)
-  if not flag or flag == '' then return 'no' end
-  if flag == 'cancelled' then return flag end
-  if tonumber(string.sub(flag, 6)) <= now_ms() then return 'left' end
+local function stop_now(stop)
+  if not stop or stop == '' then return 'no' end
+  if stop == 'cancelled' then return stop end
+  if tonumber(string.sub(stop, 6)) <= now_ms() then return 'left' end
   return 'no'
 end
 

@@ -9,10 +9,11 @@ if not owner then
   return {'unknown'}
 end
 if owner ~= ARGV[2] then return {'stranger'} end
-local s = redis.call('HMGET', KEYS[1], 'dialect', 'stream', 'model', 'created_s', 'policy', 'last', 'ended', 'stop', 'expiry_ms')
+local s = redis.call('HMGET', KEYS[1], 'dialect', 'stream', 'model', 'created_s', 'policy', 'pos', 'ended', 'stop', 'expiry_ms')
 if s[7] ~= '1' then
   redis.call('SADD', KEYS[2], ARGV[1])
   redis.call('PEXPIRE', KEYS[2], s[9])
   if string.sub(s[8], 1, 5) == 'left:' then redis.call('HSET', KEYS[1], 'stop', '') end
 end
-return {'ok', s[1], s[2], s[3], s[4], s[5], s[6], s[7]}
+local _, _, last = split(s[6])
+return {'ok', s[1], s[2], s[3], s[4], s[5], last, s[7]}

@@ -8,5 +8,6 @@ if s[1] ~= '0' or redis.call('EXISTS', KEYS[2]) == 1 then return 'no' end
 if s[2] == '' and s[3] ~= 'detach' then
   s[2] = 'left:' .. string.format('%d', now_ms() + (s[3] == 'grace' and tonumber(s[4]) or 0))
   redis.call('HSET', KEYS[1], 'stop', s[2])
+  flag(KEYS[1])
 end
 return stop_now(s[2])

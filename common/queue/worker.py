@@ -85,7 +85,8 @@ class LeasedWorker(Worker):
         for generation_id, task in list(self.tasks.items()):
             if task.done():
                 del self.tasks[generation_id]
-                task.result()  # run_job lets nothing through; what comes here is a bug, and must be loud.
+                if not task.cancelled():  # Before its first step, that is: nothing else leaves _run_claimed.
+                    task.result()
 
     async def _turn(self) -> None:
         if not self.allow_pick_jobs or not self._pulse.is_up:
@@ -148,6 +149,7 @@ class LeasedWorker(Worker):
             await self._give_back(job, delay_s=RELEASE_DELAY_S)
         else:
             self.jobs_complete += 1
+            self._jobs.pop(generation_id)  # First: a renewal under way must not take a finished job for a lost one.
             with contextlib.suppress(RedisUnavailable):  # Its lease lapses, and the next claim finds the log ended.
                 await self._queue.finish(job)
         finally:

@@ -257,6 +257,8 @@ def _read_delta(delta: dict[str, Any], index: int) -> Iterator[Event]:
     if isinstance(content, list):
         for part in content:
             yield from _read_part(dict_of(part), index)
+    elif isinstance(content, dict):
+        yield TextDelta(orjson.dumps(content).decode(), index)  # Cloudflare's answer in JSON mode.
     elif isinstance(content, str) and content:
         yield TextDelta(content, index)
     refusal = text_of(delta.get("refusal"))

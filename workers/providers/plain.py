@@ -9,6 +9,8 @@ import re
 # Some vendors pad each chunk, against whoever counts bytes: a last field of random length.
 _PADDING = re.compile(rb',"(?:obfuscation|p)":"([^"\\]*)"\}\n\n$')
 
+_BACKSLASH = ord("\\")
+
 
 class PlainShape:
     """What the last decoded text block had around its text. ``markers`` are what may stand right before the text."""
@@ -38,15 +40,17 @@ class PlainShape:
             return
 
     def fits(self, block: bytes) -> bool:
-        # Hot path: runs once per block. The first quote ends the text, or is an escaped one inside it: then what
-        # follows it does not fit, because no model output can hold the unescaped quotes of what follows.
+        # Hot path: runs once per block. The first quote ends the text unless it is escaped.
         if self._sample is not None:
             self._learn(self._sample)
             self._sample = None
         start = self._start
         if not start or not block.startswith(start):
             return False
-        after = block[block.find(b'"', len(start)) :].translate(None, b" ")  # Anthropic pads with spaces.
+        text_end = block.find(b'"', len(start))
+        if text_end == len(start) or block[text_end - 1] == _BACKSLASH:
+            return False  # An empty piece is no output; with an escaped quote the text's end is not known.
+        after = block[text_end:].translate(None, b" ")  # Anthropic pads with spaces.
         if after == self._after:
             return True
         padding_at = self._padding_at

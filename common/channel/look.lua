@@ -1,0 +1,6 @@
+-- Where a log ends.
+-- KEYS: state
+local pos = redis.call('HGET', KEYS[1], 'pos')
+if not pos then return false end
+local _, _, last = split(pos)
+return last

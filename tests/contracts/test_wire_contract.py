@@ -1,0 +1,443 @@
+"""What must hold for every wire format, on everything that vendors were seen to send."""
+
+import random
+from dataclasses import astuple
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.dialects import DIALECTS
+from common.errors import ErrorKind, Failed, GatewayError
+from common.events import (
+    OUTPUT,
+    Completed,
+    Event,
+    Finished,
+    Started,
+    TextDelta,
+    ThinkingDelta,
+    ToolCallDelta,
+    ToolCallStarted,
+    fold,
+)
+from common.generation import GenerationRequest, Message, OpaquePart, Role, TextPart, ToolResultPart
+from common.sse import SseCutter
+from tests.recordings import Recording, blocks_of, parameters, recordings
+from workers.providers import WIRES
+from workers.providers.base import Decoder, Deployment, Wire
+
+EVENT_BYTES_MAX = 1 << 22
+
+streams = pytest.mark.parametrize("recording", parameters())
+wires = pytest.mark.parametrize("wire", WIRES.values(), ids=WIRES.keys())
+
+
+def decode(wire: Wire, chunks: list[bytes]) -> list[Event]:
+    cutter, decoder, events = SseCutter(EVENT_BYTES_MAX), wire.decoder(), []
+    for chunk in chunks:
+        for block in cutter.feed(chunk):
+            events += decoder.decode(block)
+    rest = cutter.end().strip()
+    if rest:
+        events += decoder.decode(rest + b"\n\n")
+    return events + decoder.end()
+
+
+def cut(body: bytes, size: int) -> list[bytes]:
+    return [body[start : start + size] for start in range(0, len(body), size)]
+
+
+def check_order(events: list[Event]) -> None:
+    """A stream is: Started, deltas, one Finished per choice, exactly one terminal event."""
+    assert isinstance(events[-1], Completed | Failed)
+    assert sum(isinstance(event, Completed | Failed) for event in events) == 1
+    assert sum(isinstance(event, Started) for event in events) <= 1
+    finished: list[int] = []
+    calls: set[tuple[int, int]] = set()
+    for event in events:
+        if isinstance(event, Finished):
+            finished.append(event.choice)
+        elif isinstance(event, OUTPUT):
+            assert not finished
+        if isinstance(event, ToolCallStarted):
+            assert event.id
+            assert event.index == sum(choice == event.choice for choice, _ in calls)
+            calls.add((event.choice, event.index))
+        elif isinstance(event, ToolCallDelta):
+            assert (event.choice, event.index) in calls
+    assert len(finished) == len(set(finished))
+    if isinstance(events[-1], Completed):
+        assert {getattr(event, "choice", 0) for event in events if isinstance(event, OUTPUT)} <= set(finished)
+
+
+@streams
+def test_events_do_not_depend_on_how_the_bytes_were_cut(recording: Recording) -> None:
+    wire = WIRES[recording.wire]
+    whole = decode(wire, [recording.body])
+
+    assert decode(wire, cut(recording.body, 1)) == whole
+    assert decode(wire, blocks_of(recording.body)) == whole
+    sizes = random.Random(recording.id)
+    assert decode(wire, cut(recording.body, sizes.randint(2, 2000))) == whole
+    check_order(whole)
+
+
+@streams
+def test_arguments_of_complete_calls_are_json_objects(recording: Recording) -> None:
+    reply = fold(decode(WIRES[recording.wire], [recording.body]))
+
+    for choice in reply.choices.values():
+        if choice.finish_reason == "tool_calls":
+            # A proxy that began again left the first call of the answer it gave up: nothing can complete that one.
+            abandoned = max(0, recording.body.count(b'{"type":"message_start"') - 1)
+            assert all(isinstance(orjson.loads(call.arguments), dict) for call in choice.tool_calls[abandoned:])
+
+
+@streams
+def test_cut_stream_fails(recording: Recording) -> None:
+    wire = WIRES[recording.wire]
+    blocks = blocks_of(recording.body)
+
+    kinds = [type(decode(wire, blocks[:count])[-1]) for count in range(len(blocks) + 1)]
+
+    # Once a stream counts as whole, more of it changes nothing; until then it must have failed.
+    assert kinds[0] is Failed
+    assert kinds == sorted(kinds, key=lambda kind: kind is Completed)
+    ending = b"message_stop" if recording.wire == "anthropic-messages" else b'"finish_reason"'
+    for count, kind in enumerate(kinds):
+        if kind is Completed:
+            assert ending in b"".join(blocks[:count])
+
+
+@streams
+def test_plain_blocks_hold_one_piece_of_output(recording: Recording) -> None:
+    decoder, full, skipped = WIRES[recording.wire].decoder(), WIRES[recording.wire].decoder(), 0
+
+    for block in blocks_of(recording.body):
+        events = full.decode(block)
+        if decoder.is_plain(block):
+            skipped += 1
+            assert [type(event) for event in events] in ([TextDelta], [ThinkingDelta]), block
+        else:
+            assert decoder.decode(block) == events
+
+    # The decoder that never saw the plain blocks comes to the same end.
+    assert decoder.end() == full.end()
+
+
+TEXT_BLOCKS = {
+    "openai-chat": b'data: {"id":"c","object":"chat.completion.chunk","created":%d,"model":"m","choices":[{"index":0,'
+    b'"delta":{"content":"tok%d"},"logprobs":null,"finish_reason":null}],"obfuscation":"%s"}\n\n',
+    "anthropic-messages": b'event: content_block_delta\ndata: {"type":"content_block_delta","index":%d,'
+    b'"delta":{"type":"text_delta","text":"tok%d"}%s}\n\n',
+}
+
+
+@wires
+def test_blocks_of_a_long_text_are_plain(wire: Wire) -> None:
+    decoder, plain = wire.decoder(), 0
+    decoder.decode(b'data: {"type":"message_start","choices":[]}\n\n')
+    for count in range(100):
+        padding = b"x" * (count % 7) if wire.dialect == "openai-chat" else b" " * (count % 7)
+        block = TEXT_BLOCKS[wire.dialect] % (count // 50, count, padding)
+        if decoder.is_plain(block):
+            plain += 1
+        else:
+            decoder.decode(block)
+
+    assert plain == 98  # All but the first of each second, or of each content block.
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        b'{"index":0,"delta":{"content":"b","tool_calls":[{"index":0}]},"finish_reason":null}],"obfuscation":"x"}',
+        b'{"index":0,"delta":{"content":"b"},"finish_reason":"stop"}],"obfuscation":"x"}',
+        b'{"index":0,"delta":{"content":"b"},"finish_reason":null}],"usage":{"prompt_tokens":1},"obfuscation":"x"}',
+        b'{"index":0,"delta":{"content":"b"},"finish_reason":null}],"obfuscation":"x","usage":{"prompt_tokens":1}}',
+        b'{"index":0,"delta":{"content":"b"},"finish_reason":null}],"obfuscation":"x","error":"e"}',
+        b'{"index":0,"delta":{"content":"b\\"},"finish_reason":null}],"obfuscation":"x"}',
+        b'{"index":0,"delta":{"content":""},"finish_reason":null}],"obfuscation":"x"}',
+        b'{"index":1,"delta":{"content":"b"},"finish_reason":null}],"obfuscation":"x"}',
+        b'{"index":0,"delta":{"content":"b',
+    ],
+)
+def test_block_with_anything_beside_its_text_is_not_plain(odd: bytes) -> None:
+    decoder = WIRES["openai-chat"].decoder()
+    usual = b'{"index":0,"delta":{"content":"a"},"finish_reason":null}],"obfuscation":"xyz"}'
+    decoder.decode(b'data: {"choices":[]}\n\n')
+    decoder.decode(b'data: {"choices":[' + usual + b"\n\n")
+
+    assert decoder.is_plain(b'data: {"choices":[' + usual + b"\n\n")
+    assert not decoder.is_plain(b'data: {"choices":[' + odd + b"\n\n")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 2**40) | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    max_leaves=12,
+)
+KEYS = st.sampled_from(
+    "id type object index delta message content choices usage error role text thinking signature name input arguments"
+    " function tool_calls function_call finish_reason stop_reason content_block reasoning partial_json code status_code"
+    " prompt_tokens completion_tokens input_tokens output_tokens prompt_tokens_details cached_tokens x_groq data".split()
+)
+WORDS = st.sampled_from(
+    "content_block_delta content_block_start content_block_stop message_start message_delta message_stop error ping"
+    " text thinking tool_use redacted_thinking text_delta input_json_delta signature_delta thinking_delta stop".split()
+)
+LIKELY = st.recursive(
+    JSON | WORDS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=6),
+    max_leaves=25,
+)
+
+
+def feed_all(decoder: Decoder, blocks: list[bytes]) -> list[Event]:
+    events: list[Event] = []
+    for block in blocks:
+        decoder.is_plain(block)
+        events += decoder.decode(block)
+    return events + decoder.end()
+
+
+@wires
+@given(blocks=st.lists(st.binary(max_size=60), max_size=4))
+def test_no_bytes_make_a_decoder_raise(wire: Wire, blocks: list[bytes]) -> None:
+    check_order(feed_all(wire.decoder(), [b"data: " + block + b"\n\n" for block in blocks]))
+    check_order(feed_all(wire.decoder(), blocks))
+    for block in blocks:
+        check_order(wire.decoder().decode_whole(block))
+        wire.read_error(500, {}, block)
+        wire.is_foreign_block(block, {})
+
+
+@wires
+@given(items=st.lists(LIKELY, max_size=5), status=st.integers(300, 599))
+def test_no_json_makes_a_decoder_raise(wire: Wire, items: list[object], status: int) -> None:
+    bodies = [orjson.dumps(item) for item in items]
+
+    check_order(feed_all(wire.decoder(), [b"data: " + body + b"\n\n" for body in bodies]))
+    for body in bodies:
+        check_order(wire.decoder().decode_whole(body))
+        failed = wire.read_error(status, {"Retry-After": "soon"}, body)
+        assert failed.message
+        assert 400 <= failed.http_status <= 599
+
+
+@wires
+@given(delays=st.lists(st.text(max_size=12), min_size=2, max_size=2))
+def test_no_header_makes_reading_an_error_raise(wire: Wire, delays: list[str]) -> None:
+    failed = wire.read_error(429, {"retry-after": delays[0], "retry-after-ms": delays[1], "date": delays[0]}, b"")
+
+    assert failed.retry_after_s is None or failed.retry_after_s >= 0
+
+
+@wires
+def test_half_an_emoji_is_read_and_can_be_sent_on(wire: Wire) -> None:
+    block = {
+        "openai-chat": b'data: {"choices":[{"index":0,"delta":{"content":"a\\ud83d"}}]}\n\n',
+        "anthropic-messages": b'data: {"type":"content_block_delta","index":0,'
+        b'"delta":{"type":"text_delta","text":"a\\ud83d"}}\n\n',
+    }[wire.dialect]
+
+    texts = [event.text for event in wire.decoder().decode(block) if isinstance(event, TextDelta)]
+
+    assert [orjson.loads(orjson.dumps(text)) for text in texts] == ["a?"]
+
+
+@wires
+def test_nonsense_is_a_protocol_failure(wire: Wire) -> None:
+    for block in (b"data: <html>\n\n", b"data: [1]\n\n", b"data: \xff\n\n"):
+        [failed] = wire.decoder().decode(block)
+
+        assert isinstance(failed, Failed)
+        assert failed.kind is ErrorKind.UPSTREAM_PROTOCOL
+
+
+@wires
+def test_nothing_comes_after_the_terminal_event(wire: Wire) -> None:
+    decoder = wire.decoder()
+    decoder.decode(b"data: <html>\n\n")
+
+    assert decoder.decode(b"data: <html>\n\n") == []
+    assert decoder.end() == []
+
+
+@wires
+@pytest.mark.parametrize(
+    ("status", "body", "kind", "shown"),
+    [
+        (401, b'{"error":{"message":"Incorrect API key provided: sk-secret"}}', ErrorKind.UPSTREAM_CREDENTIALS, 502),
+        (402, b'{"error":{"message":"Insufficient Balance"}}', ErrorKind.UPSTREAM_CREDENTIALS, 502),
+        (403, b"", ErrorKind.UPSTREAM_CREDENTIALS, 502),
+        (400, b'{"code":"x","error":"Incorrect API key provided: xai-secret"}', ErrorKind.UPSTREAM_CREDENTIALS, 502),
+        (400, b'{"error":{"details":[{"reason":"API_KEY_INVALID"}]}}', ErrorKind.UPSTREAM_CREDENTIALS, 502),
+        (400, b'{"error":{"message":"no"}}', ErrorKind.UPSTREAM_REJECTED, 400),
+        (404, b'{"detail":"Not Found"}', ErrorKind.UPSTREAM_REJECTED, 404),
+        (408, b"", ErrorKind.UPSTREAM_TIMEOUT, 504),
+        (409, b"", ErrorKind.UPSTREAM_UNAVAILABLE, 409),
+        (413, b"<html>too large</html>", ErrorKind.UPSTREAM_REJECTED, 413),
+        (422, b'{"detail":[{"loc":["body"]}]}', ErrorKind.UPSTREAM_REJECTED, 422),
+        (429, b'{"object":"error","message":"slow down","code":"1300"}', ErrorKind.UPSTREAM_RATE_LIMITED, 429),
+        (500, b"", ErrorKind.UPSTREAM_UNAVAILABLE, 500),
+        (503, b"not json", ErrorKind.UPSTREAM_UNAVAILABLE, 503),
+        (504, b"", ErrorKind.UPSTREAM_TIMEOUT, 504),
+        (529, b'{"type":"error","error":{"type":"overloaded_error"}}', ErrorKind.UPSTREAM_UNAVAILABLE, 529),
+        (302, b"", ErrorKind.UPSTREAM_PROTOCOL, 502),
+    ],
+)
+def test_error_statuses_become_kinds(wire: Wire, status: int, body: bytes, kind: ErrorKind, shown: int) -> None:
+    failed = wire.read_error(status, {}, body)
+
+    assert (failed.kind, failed.http_status) == (kind, shown)
+    assert "secret" not in failed.message
+
+
+@wires
+def test_words_of_an_error_are_kept_and_bounded(wire: Wire) -> None:
+    message = "Limit reached in organization org-AbCdEf123456 " + "x" * 5000
+    body = orjson.dumps({"error": {"message": message, "type": "tokens", "code": 1300, "param": "model"}})
+
+    failed = wire.read_error(429, {}, body)
+
+    assert failed.message.startswith("Limit reached in organization … x")
+    assert len(failed.message) <= 2000
+    assert (failed.type, failed.code, failed.param) == ("tokens", "1300", "model")
+
+
+@wires
+@pytest.mark.parametrize(
+    ("headers", "wait_s"),
+    [
+        ({}, None),
+        ({"Retry-After": "7"}, 7.0),
+        ({"retry-after": "0.5"}, 0.5),
+        ({"retry-after": "-3"}, 0.0),
+        ({"retry-after": "soon"}, None),
+        ({"retry-after": "nan"}, None),
+        ({"retry-after": "1", "retry-after-ms": "250"}, 0.25),
+        ({"retry-after": "Fri, 31 Dec 1999 23:59:59 GMT"}, 0.0),
+        ({"retry-after": "Fri, 31 Dec 1999 23:59:59 GMT", "date": "Fri, 31 Dec 1999 23:59:49 GMT"}, 10.0),
+    ],
+)
+def test_retry_after_is_read_in_all_its_forms(wire: Wire, headers: dict[str, str], wait_s: float | None) -> None:
+    assert wire.read_error(503, headers, b"").retry_after_s == wait_s
+
+
+@pytest.mark.parametrize("recording", [*parameters(is_error=True), *parameters(is_error=True, is_stream=False)])
+def test_recorded_errors_are_read(recording: Recording) -> None:
+    failed = WIRES[recording.wire].read_error(recording.status, recording.headers, recording.body)
+
+    if recording.status == 401:
+        assert failed.kind is ErrorKind.UPSTREAM_CREDENTIALS
+    else:
+        assert failed.status == recording.status
+        # The vendor's own message, wherever it stood.
+        body = orjson.loads(recording.body)
+        error = body.get("error")
+        assert failed.message == (error if isinstance(error, str) else error["message"])
+
+
+@pytest.mark.parametrize("recording", parameters(is_stream=False))
+def test_whole_answers_are_read(recording: Recording) -> None:
+    events = WIRES[recording.wire].decoder().decode_whole(recording.body)
+    reply = fold(events)
+
+    check_order(events)
+    assert reply.failed is None
+    if b'"usage"' in recording.body:
+        assert reply.usage is not None
+        assert all(astuple(reply.usage)[:2])
+    body = orjson.loads(recording.body)
+    if recording.wire == "anthropic-messages":
+        texts = [block["text"] for block in body["content"] if block["type"] == "text"]
+    else:
+        content = body["choices"][0].get("message", {}).get("content") or ""
+        if isinstance(content, dict):  # Cloudflare's JSON mode.
+            content = orjson.dumps(content).decode()
+        texts = [content] if isinstance(content, str) else [part.get("text", "") for part in content]
+    assert reply.choices[0].text == "".join(texts)
+
+
+DEPLOYMENT = Deployment("openai", "https://upstream.example", "the-key", "the-model")
+
+
+def request(**fields: object) -> GenerationRequest:
+    return GenerationRequest("m", [Message(Role.USER, [TextPart("hi")])], **fields)  # type: ignore[arg-type]  # Any field.
+
+
+@wires
+def test_requests_carry_the_key_and_ask_for_a_plain_stream(wire: Wire) -> None:
+    built = wire.build_request(request(), DEPLOYMENT)
+
+    body = orjson.loads(built.body)
+    assert (body["model"], body["stream"]) == ("the-model", True)
+    assert built.url.startswith("https://upstream.example/")
+    assert built.headers["accept-encoding"] == "identity"
+    assert built.headers["content-type"] == "application/json"
+    assert any("the-key" in value for value in built.headers.values())
+    assert "the-key" not in repr(built)
+
+
+@wires
+def test_no_key_means_no_credentials_header(wire: Wire) -> None:
+    built = wire.build_request(request(), Deployment("demo", "http://localhost:1", "", "m"))
+
+    assert not {"authorization", "x-api-key"} & built.headers.keys()
+
+
+@wires
+def test_own_headers_win_over_the_clients(wire: Wire) -> None:
+    passed = wire.pass_request({"model": "m"}, {"authorization": "Bearer client", "x-api-key": "client"}, DEPLOYMENT)
+
+    assert "client" not in str(passed.headers)
+
+
+@wires
+@pytest.mark.parametrize(
+    "part",
+    [
+        OpaquePart("document", "messages.0.content.0"),
+        ToolResultPart("call_1", [OpaquePart("document", "messages.0.content.0")]),
+    ],
+)
+def test_what_a_wire_cannot_express_is_refused_by_its_path(wire: Wire, part: OpaquePart | ToolResultPart) -> None:
+    for asked in (
+        GenerationRequest("m", [Message(Role.USER, [TextPart("hi"), part])]),
+        request(opaque=[OpaquePart("document", "messages.0.content.0")]),
+    ):
+        with pytest.raises(GatewayError) as caught:
+            wire.build_request(asked, DEPLOYMENT)
+
+        assert caught.value.failed.kind is ErrorKind.INVALID_REQUEST
+        assert caught.value.failed.param == "messages.0.content.0"
+        assert "messages.0.content.0" in str(caught.value)
+
+
+@pytest.mark.parametrize("recording", [*parameters(), *parameters(is_stream=False)])
+def test_recorded_requests_pass_with_only_the_model_changed(recording: Recording) -> None:
+    wire = WIRES[recording.wire]
+    body = recording.request or {"model": "m", "messages": []}
+
+    passed = orjson.loads(wire.pass_request(body, {}, DEPLOYMENT).body)
+
+    passed.pop("stream_options", None)
+    assert passed == {**{k: v for k, v in body.items() if k != "stream_options"}, "model": "the-model"}
+
+
+@pytest.mark.parametrize("recording", [*parameters(), *parameters(is_stream=False)])
+def test_recorded_requests_are_parsed_and_built_for_the_other_family(recording: Recording) -> None:
+    if recording.request is None or recording.request.get("anthropic_version") or "model" not in recording.request:
+        return  # Hand-written, or a body of a vendor that wraps the family's own.
+    try:
+        parsed = DIALECTS[recording.wire].parse(recording.request)
+        for wire in WIRES.values():
+            built = orjson.loads(wire.build_request(parsed, DEPLOYMENT).body)
+            assert built["messages"]
+    except GatewayError as error:
+        # Documents and tools that run at the vendor: there is no other place for them.
+        assert error.failed.kind is ErrorKind.INVALID_REQUEST
+        assert error.failed.param
