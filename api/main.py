@@ -147,9 +147,11 @@ class ApiServer(uvicorn.Server):
         self._process = process
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """As uvicorn's own, but for the signal that it would raise again at the end: a drained process ends with status 0."""
         if self.started:
             asyncio.get_running_loop().call_soon(self._process.begin_drain)
-        super().handle_exit(sig if sig != signal.SIGINT else signal.SIGTERM, frame)  # Ctrl-C drains too.
+        self.force_exit = self.should_exit and sig == signal.SIGINT  # Ctrl-C twice: now.
+        self.should_exit = True
 
 
 def run(settings: Settings) -> None:

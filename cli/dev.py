@@ -21,7 +21,8 @@ import orjson
 
 from cli.embedded_redis import EmbeddedRedis
 from common.routes import available
-from common.settings import Settings
+from common.settings import MIB, Settings
+from common.sse import SseCutter, read_block
 
 READY_TIMEOUT_S = 30
 DRAIN_S = 3  # On Ctrl-C nobody wants to wait a minute.
@@ -169,9 +170,10 @@ def stream_sample(address: str, key: str) -> bool:
 
 
 def _events(response: httpx.Response) -> Iterator[str]:
-    for line in response.iter_lines():
-        if line.startswith("data: "):
-            yield line.removeprefix("data: ")
+    cutter = SseCutter(bytes_max=MIB)
+    for piece in response.iter_bytes():
+        for block in cutter.feed(piece):
+            yield read_block(block)[1].decode()
 
 
 def _welcome(settings: Settings) -> None:

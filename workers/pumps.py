@@ -16,7 +16,7 @@ from workers.providers.base import Wire
 
 
 class Pump(Protocol):
-    """``is_stream``: the upstream is asked for a stream. ``gives_stream``: the client gets one, not one JSON body at the end."""
+    """``is_stream``: the upstream is asked for a stream. ``gives_stream``: the client gets one, not one JSON body."""
 
     is_stream: bool
     gives_stream: bool

@@ -12,12 +12,15 @@ local is_resend = epoch == tonumber(ARGV[1]) and token == ARGV[2]
 if not is_resend and epoch >= tonumber(ARGV[1]) then return {answer('fenced', last, stop), 0, 0, false} end
 
 local barren, listeners = tonumber(s[3]), -1
-if not is_resend then
+if is_resend then
+  local id = ARGV[1] .. '-0'
+  last = redis.call('XRANGE', KEYS[2], id, id)[1][2][4]
+else
   if ARGV[3] ~= '1' then barren = barren + 1 end
   local id = ARGV[1] .. '-0'
   listeners = add(KEYS[2], KEYS[3], last, id, 'fence', last)
   if last == '0-0' then redis.call('PEXPIRE', KEYS[2], s[5]) end
   redis.call('HSET', KEYS[1], 'barren', barren)
-  set_pos(KEYS[1], ARGV[1], ARGV[2], id, s[2] ~= '')
+  set_pos(KEYS[1], ARGV[1], ARGV[2], id, s[2] ~= '' or barren > 0)
 end
 return {answer('ok', last, stop, listeners), tonumber(s[4]) or 0, barren, redis.call('GET', KEYS[4])}

@@ -67,13 +67,17 @@ class MemoryChannel:
         is_resend = (log.epoch, log.token) == (claim.epoch, claim.token)
         if not is_resend and log.epoch >= claim.epoch:
             return Fenced(self._answer(log, Verdict.FENCED))
-        if not is_resend:
+        built_on = log.last
+        if is_resend:
+            built_on = next(FrameId.of(frame.data) for frame in log.frames if frame.id == FrameId(claim.epoch, 0))
+        else:
             log.barren += 0 if is_handover else 1
             log.epoch, log.token = claim.epoch, claim.token
             frame = Frame(FrameId(claim.epoch, 0), FrameKind.FENCE, str(log.last).encode())
             self._add(claim.generation_id, log, frame)
         has_head = any(frame.kind is FrameKind.HEAD for frame in log.frames)
-        return Fenced(self._answer(log, Verdict.OK), has_head, log.barren, log.opening.request)
+        answer = self._answer(log, Verdict.OK)._replace(last=built_on)
+        return Fenced(answer, has_head, log.barren, log.opening.request)
 
     async def append(self, appends: list[Append]) -> list[Answer]:
         return [self._append(item) for item in appends]

@@ -4,15 +4,17 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
+import orjson
 import redis
 
 from cli.dev import free_port
@@ -22,6 +24,10 @@ ROOT = Path(__file__).parents[2]
 KEY = "sk-test"
 OTHER_KEY = "sk-other"
 READY_S = 20
+CHAT, MESSAGES = "openai-chat", "anthropic-messages"
+DIALECTS = (CHAT, MESSAGES)
+PATH_OF = {CHAT: "/v1/chat/completions", MESSAGES: "/v1/messages"}
+FAMILY_OF = {CHAT: "openai", MESSAGES: "anthropic"}  # The provider that speaks a dialect's own wire.
 
 
 class Process:
@@ -91,6 +97,7 @@ class Fleet:
         self.demo_port = free_port()
         self.demo = self._start(["demo-provider", "--port", str(self.demo_port)], "demo")
         self.redis = redis.Redis.from_url(self.redis_server.url, socket_timeout=5)
+        self.client = httpx.Client(timeout=30)  # One for all: making one costs more than a request.
 
     @property
     def url(self) -> str:
@@ -148,21 +155,103 @@ class Fleet:
         for process in [*self.apis, *self.workers, self.demo]:
             process.stop()
         self.redis.close()
+        self.client.close()
+
+    def post(self, dialect: str, body: dict[str, Any], **headers: str) -> httpx.Response:
+        """Return the answer to a request, read to its end. Headers are named as ``x_disconnect="detach"``."""
+        return self.client.post(self.url + PATH_OF[dialect], json=body, headers=headers_of(**headers))
+
+    def waiting(self) -> int:
+        return self.redis.zcard("sluice:q:enqueued")
+
+    def running(self) -> int:
+        return self.redis.zcard("sluice:q:running")
 
     def stats(self) -> dict[str, Any]:
-        return httpx.get(f"{self.demo_url}/stats").json()
+        return self.client.get(f"{self.demo_url}/stats").json()
 
     def reset_demo(self) -> None:
-        httpx.post(f"{self.demo_url}/reset")
+        self.client.post(f"{self.demo_url}/reset")
 
     def upstream_requests(self) -> list[dict[str, Any]]:
-        return httpx.get(f"{self.demo_url}/requests", params={"last": 100}).json()["requests"]
+        return self.client.get(f"{self.demo_url}/requests", params={"last": 100}).json()
 
     def metrics(self, port: int) -> dict[str, float]:
         """All samples of a process, by their text up to the value."""
-        lines = httpx.get(f"http://127.0.0.1:{port}/metrics").text.splitlines()
+        lines = self.client.get(f"http://127.0.0.1:{port}/metrics").text.splitlines()
         pairs = [line.rsplit(" ", 1) for line in lines if line and not line.startswith("#")]
         return {name: float(value) for name, value in pairs}
+
+
+def headers_of(key: str = KEY, **headers: str) -> dict[str, str]:
+    """Return a request's headers; an empty key is none."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return {"authorization": f"Bearer {key}", **named} if key else named
+
+
+def body_of(dialect: str, model: str, *, stream: bool = False, text: str = "hi", **more: Any) -> dict[str, Any]:
+    """Return the least body that asks for an answer, with what ``more`` adds or replaces."""
+    limit = {"max_tokens": 100_000} if dialect == MESSAGES else {}
+    return {"model": model, "stream": stream, "messages": [{"role": "user", "content": text}], **limit, **more}
+
+
+class SseEvent(NamedTuple):
+    """``name`` and ``id`` are empty where the event has none."""
+
+    name: str
+    data: str
+    id: str
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        return orjson.loads(self.data)
+
+
+def sse_events(text: str) -> list[SseEvent]:
+    """Return the events of a whole stream, by the letter of the specification but for line ends, which are LF here."""
+    events = []
+    for block in text.split("\n\n"):
+        lines = [line.partition(":") for line in block.split("\n") if line and not line.startswith(":")]
+        found: dict[str, list[str]] = {}
+        for name, _, value in lines:
+            found.setdefault(name, []).append(value.removeprefix(" "))
+        if "data" in found:
+            events.append(SseEvent("".join(found.get("event", [])), "\n".join(found["data"]), "".join(found.get("id", []))))
+    return events
+
+
+class RawClient:
+    """A client down to its socket: it sees the bytes as they come, and can leave at any moment. ``received`` is all so far."""
+
+    def __init__(self, port: int) -> None:
+        self._socket = socket.create_connection(("127.0.0.1", port), timeout=20)
+        self.received = b""
+
+    def __enter__(self) -> "RawClient":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.leave()
+
+    def send(self, method: str, path: str, headers: dict[str, str], body: bytes = b"") -> None:
+        lines = [f"{method} {path} HTTP/1.1", "host: 127.0.0.1", *(f"{name}: {value}" for name, value in headers.items())]
+        self._socket.sendall("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
+
+    def post(self, dialect: str, body: dict[str, Any], **headers: str) -> None:
+        raw = orjson.dumps(body)
+        named = headers_of(content_type="application/json", content_length=str(len(raw)), **headers)
+        self.send("POST", PATH_OF[dialect], named, raw)
+
+    def read_until(self, mark: bytes) -> bytes:
+        """Return everything so far once ``mark`` is in it."""
+        while mark not in self.received:
+            piece = self._socket.recv(65536)
+            assert piece, f"the connection was closed before {mark!r} came, after {self.received[-500:]!r}"
+            self.received += piece
+        return self.received
+
+    def leave(self) -> None:
+        self._socket.close()
 
 
 def is_ok(url: str) -> bool:

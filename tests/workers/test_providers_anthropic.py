@@ -4,12 +4,12 @@ from typing import Any
 
 import orjson
 import pytest
+from recordings import OWN, Recording, blocks_of, data_of, parameters
 
 from common.dialects import DIALECTS
 from common.errors import ErrorKind, Failed, GatewayError
 from common.events import Event, FinishReason, Reply, Started, ThinkingBlock, ToolCall, Usage, fold
 from common.generation import GenerationRequest, Message, Reasoning, Role, TextPart, ThinkingPart, ToolCallPart, ToolResultPart
-from tests.recordings import OWN, Recording, blocks_of, data_of, parameters
 from workers.providers.anthropic import ANTHROPIC
 from workers.providers.base import Deployment
 

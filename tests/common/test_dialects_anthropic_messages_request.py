@@ -1,0 +1,209 @@
+"""What clients of Anthropic's messages may send. Behaviour all dialects share: contracts/."""
+
+from typing import Any
+
+import pytest
+
+from common.dialects.anthropic_messages import ANTHROPIC_MESSAGES
+from common.errors import GatewayError
+from common.generation import (
+    GenerationRequest,
+    ImagePart,
+    Message,
+    OpaquePart,
+    Reasoning,
+    ResponseFormat,
+    Role,
+    TextPart,
+    ThinkingPart,
+    Tool,
+    ToolCallPart,
+    ToolChoice,
+    ToolResultPart,
+)
+
+HELLO = [{"role": "user", "content": "hi"}]
+
+
+def parse(**body: Any) -> GenerationRequest:
+    return ANTHROPIC_MESSAGES.parse({"model": "m", "max_tokens": 9, "messages": HELLO, **body})
+
+
+def test_smallest_request_gets_the_defaults() -> None:
+    assert parse() == GenerationRequest("m", [Message(Role.USER, [TextPart("hi")])], max_output_tokens=9)
+
+
+def test_all_fields_are_read() -> None:
+    request = parse(
+        stream=True,
+        system="s",
+        temperature=1,
+        top_p=0.5,
+        top_k=4,
+        stop_sequences=["END"],
+        metadata={"user_id": '{"device":"x"}'},
+        tools=[{"name": "f", "description": "d", "input_schema": {"type": "object"}, "cache_control": {"type": "ephemeral"}}],
+        tool_choice={"type": "any", "disable_parallel_tool_use": True},
+        thinking={"type": "enabled", "budget_tokens": 2048},
+        output_config={"effort": "high", "format": {"type": "json_schema", "schema": {"type": "object"}}},
+    )
+
+    assert request == GenerationRequest(
+        "m",
+        [Message(Role.SYSTEM, [TextPart("s")]), Message(Role.USER, [TextPart("hi")])],
+        stream=True,
+        tools=[Tool("f", "d", {"type": "object"})],
+        tool_choice=ToolChoice("required"),
+        parallel_tool_calls=False,
+        max_output_tokens=9,
+        temperature=1.0,
+        top_p=0.5,
+        top_k=4,
+        stop=["END"],
+        response_format=ResponseFormat({"type": "object"}),
+        reasoning=Reasoning(budget_tokens=2048),
+        end_user='{"device":"x"}',
+    )
+
+
+def test_what_claude_code_sends_is_accepted() -> None:
+    request = parse(
+        system=[{"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}}, {"type": "text", "text": "b"}],
+        messages=[*HELLO, {"role": "system", "content": "middle"}, {"role": "assistant", "content": []}],
+        thinking={"type": "adaptive"},
+        output_config={"effort": "medium"},
+        context_management={"edits": []},
+        betas=["x"],
+        service_tier="auto",
+        metadata={"user_id": "u"},
+    )
+
+    assert [message.role for message in request.messages] == [Role.SYSTEM, Role.USER, Role.SYSTEM, Role.ASSISTANT]
+    assert request.messages[0].parts == [TextPart("a"), TextPart("b")]
+    assert request.reasoning == Reasoning()
+    assert request.opaque == []
+
+
+@pytest.mark.parametrize(
+    ("body", "reasoning"),
+    [
+        ({}, None),
+        ({"thinking": {"type": "disabled"}}, Reasoning(enabled=False)),
+        ({"thinking": {"type": "adaptive"}, "output_config": {"effort": "low"}}, Reasoning()),
+        ({"output_config": {"effort": "low"}}, Reasoning(effort="low")),
+    ],
+)
+def test_thinking_is_read(body: dict[str, Any], reasoning: Reasoning | None) -> None:
+    assert parse(**body).reasoning == reasoning
+
+
+def test_content_blocks_are_read() -> None:
+    request = parse(
+        messages=[
+            {
+                "role": "user",
+                "content": [
+                    {"type": "text", "text": "a", "citations": None},
+                    {"type": "image", "source": {"type": "url", "url": "https://x/y.png"}},
+                    {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "QUJD"}},
+                    {"type": "image", "source": {"type": "file", "file_id": "f"}},
+                    {"type": "document", "source": {}, "citations": {"enabled": True}},
+                ],
+            },
+            {
+                "role": "assistant",
+                "content": [
+                    {"type": "thinking", "thinking": "hm", "signature": "SIG"},
+                    {"type": "thinking", "thinking": "hm", "signature": ""},
+                    {"type": "redacted_thinking", "data": "ENC"},
+                    {"type": "tool_use", "id": "a", "name": "f", "input": {"x": 1}, "caller": {}},
+                    {"type": "server_tool_use", "id": "s", "name": "web_search", "input": {}},
+                ],
+            },
+            {
+                "role": "user",
+                "content": [
+                    {"type": "tool_result", "tool_use_id": "a", "content": "r", "is_error": True},
+                    {"type": "tool_result", "tool_use_id": "b"},
+                    {"type": "tool_result", "tool_use_id": "c", "content": [{"type": "search_result"}]},
+                ],
+            },
+        ]
+    )
+
+    assert [message.parts for message in request.messages] == [
+        [
+            TextPart("a"),
+            ImagePart(url="https://x/y.png"),
+            ImagePart(data="QUJD", media_type="image/png"),
+            OpaquePart("image", "messages.0.content.3"),
+            OpaquePart("document", "messages.0.content.4"),
+        ],
+        [
+            ThinkingPart("hm", "SIG"),
+            ThinkingPart("hm"),
+            ThinkingPart(redacted="ENC"),
+            ToolCallPart("a", "f", '{"x":1}'),
+            OpaquePart("server_tool_use", "messages.1.content.4"),
+        ],
+        [
+            ToolResultPart("a", [TextPart("r")], is_error=True),
+            ToolResultPart("b", []),
+            ToolResultPart("c", [OpaquePart("search_result", "messages.2.content.2.content.0")]),
+        ],
+    ]
+
+
+def test_tools_that_run_at_the_vendor_are_opaque() -> None:
+    request = parse(
+        tools=[
+            {"type": "web_search_20250305", "name": "web_search"},
+            {"type": "custom", "name": "f", "input_schema": {}},
+        ],
+        mcp_servers=[{"type": "url"}],
+    )
+
+    assert request.opaque == [
+        OpaquePart("mcp_servers", "mcp_servers"),
+        OpaquePart("web_search_20250305", "tools.0"),
+    ]
+    assert request.tools == [Tool("f")]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "param"),
+    [
+        ("max_tokens", None, "max_tokens"),
+        ("max_tokens", 0, "max_tokens"),
+        ("max_tokens", "9", "max_tokens"),
+        ("temperature", "hot", "temperature"),
+        ("stop_sequences", "END", "stop_sequences"),
+        ("stop_sequences", [7], "stop_sequences.0"),
+        ("system", 7, "system"),
+        ("system", [{"type": "text"}], "system.0.text"),
+        ("tools", [{"name": "f"}], "tools.0.input_schema"),
+        ("tool_choice", "auto", "tool_choice"),
+        ("tool_choice", {"type": "tool"}, "tool_choice.name"),
+        ("tool_choice", {"type": "x"}, "tool_choice.type"),
+        ("thinking", {"type": "enabled", "budget_tokens": "many"}, "thinking.budget_tokens"),
+        ("messages", [{"role": "tool", "content": "x"}], "messages.0.role"),
+        ("messages", [{"role": "user", "content": [{"type": "image"}]}], "messages.0.content.0.source"),
+        ("messages", [{"role": "user", "content": [{"type": "tool_result"}]}], "messages.0.content.0.tool_use_id"),
+        (
+            "messages",
+            [{"role": "assistant", "content": [{"type": "tool_use", "id": "a", "name": "f", "input": "x"}]}],
+            "messages.0.content.0.input",
+        ),
+    ],
+)
+def test_faults_name_the_field(field: str, value: object, param: str) -> None:
+    with pytest.raises(GatewayError) as caught:
+        parse(**{field: value})
+
+    assert caught.value.failed.param == param
+    assert str(caught.value).startswith(f"{param} ")
+
+
+def test_missing_max_tokens_is_asked_for() -> None:
+    with pytest.raises(GatewayError, match=r"^max_tokens is required\.$"):
+        ANTHROPIC_MESSAGES.parse({"model": "m", "messages": HELLO})

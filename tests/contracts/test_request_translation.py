@@ -1,0 +1,75 @@
+"""What is left of a client's request behind a wire: the same conversation, whichever family it goes to."""
+
+from typing import Any
+
+import orjson
+import pytest
+
+from common.dialects.anthropic_messages import ANTHROPIC_MESSAGES
+from common.dialects.openai_chat import OPENAI_CHAT
+from common.generation import (
+    GenerationRequest,
+    ImagePart,
+    Message,
+    Role,
+    TextPart,
+    ThinkingPart,
+    Tool,
+    ToolCallPart,
+    ToolChoice,
+    ToolResultPart,
+)
+from workers.providers import WIRES
+from workers.providers.base import Deployment
+
+CONVERSATION = GenerationRequest(
+    "m",
+    [
+        Message(Role.SYSTEM, [TextPart("Be brief.")]),
+        Message(
+            Role.USER, [ImagePart(data="QUJD", media_type="image/png"), ImagePart(url="https://x/y.png"), TextPart("look")]
+        ),
+        Message(Role.ASSISTANT, [TextPart("I do."), ToolCallPart("a", "f", '{"x":1}'), ToolCallPart("b", "g", "{}")]),
+        Message(Role.USER, [ToolResultPart("a", [TextPart("1")]), ToolResultPart("b", [TextPart("2")])]),
+        Message(Role.ASSISTANT, [TextPart("Done.")]),
+        Message(Role.USER, [TextPart("Thanks.")]),
+    ],
+    stream=True,
+    tools=[Tool("f", "d", {"type": "object", "properties": {"x": {"type": "integer"}}}), Tool("g", None, {"type": "object"})],
+    tool_choice=ToolChoice("auto"),
+    parallel_tool_calls=False,
+    max_output_tokens=4000,
+    temperature=0.5,
+    stop=["END"],
+    end_user="u",
+)
+
+
+@pytest.mark.parametrize(
+    ("wire", "dialect"),
+    [("openai-chat", OPENAI_CHAT), ("anthropic-messages", ANTHROPIC_MESSAGES)],
+    ids=["openai-chat", "anthropic-messages"],
+)
+def test_conversation_survives_the_way_through_a_wire(wire: str, dialect: Any) -> None:
+    built = WIRES[wire].build_request(CONVERSATION, Deployment("openai", "https://x.example", "k", "m"))
+
+    assert dialect.parse(orjson.loads(built.body)) == CONVERSATION
+
+
+def test_signed_thinking_survives_its_own_wire_and_is_dropped_by_the_other() -> None:
+    request = GenerationRequest(
+        "m",
+        [
+            Message(Role.USER, [TextPart("x")]),
+            Message(Role.ASSISTANT, [ThinkingPart("hm", "SIG"), ThinkingPart(redacted="ENC"), TextPart("y")]),
+        ],
+        stream=True,
+        max_output_tokens=9,
+    )
+    deployment = Deployment("openai", "https://x.example", "k", "m")
+
+    own = WIRES["anthropic-messages"].build_request(request, deployment)
+    other = WIRES["openai-chat"].build_request(request, deployment)
+
+    assert ANTHROPIC_MESSAGES.parse(orjson.loads(own.body)) == request
+    assert OPENAI_CHAT.parse(orjson.loads(other.body)).messages[1].parts == [TextPart("y")]

@@ -1,0 +1,238 @@
+"""What does our nginx.conf do to streams? The real nginx, before two API processes."""
+
+import json
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import nginx
+import pytest
+from harness import KEY, Fleet, fleet, until
+
+from cli.demo_provider.script import answer
+
+pytestmark = pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not installed")
+
+AUTH = {"authorization": f"Bearer {KEY}"}
+MIB = 1024 * 1024
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """Two APIs; one worker, which both share."""
+    with fleet(tmp_path_factory.mktemp("pair"), apis=2, workers=1) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("nginx")
+
+
+@pytest.fixture(scope="module")
+def front(pair: Fleet, folder: Path) -> Iterator[str]:
+    with nginx.running(folder, pair.ports) as address:
+        yield address
+
+
+@pytest.fixture
+def client(front: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=front, headers=AUTH, timeout=30) as opened:
+        yield opened
+
+
+def ask(model: str, **more: object) -> dict[str, object]:
+    return {"model": model, "stream": True, "messages": [{"role": "user", "content": "hi"}], **more}
+
+
+def test_nginx_accepts_the_configuration(tmp_path: Path):
+    nginx.write_config(tmp_path, [9])
+
+    tested = subprocess.run(nginx.command(tmp_path, "-t"), capture_output=True, text=True, check=False)
+
+    assert tested.returncode == 0, tested.stderr
+    assert "warn" not in tested.stderr
+
+
+def test_the_first_token_comes_while_the_provider_still_speaks(pair: Fleet, client: httpx.Client):
+    pair.reset_demo()
+
+    with client.stream("POST", "/v1/chat/completions", json=ask("demo-n30-d50")) as response:
+        lines = response.iter_lines()
+        first = next(line for line in lines if '"content":"A"' in line)
+        stats = pair.stats()
+        rest = list(lines)
+
+    assert first
+    assert (stats["open"], stats["completed"]) == (1, 0)
+    assert text_of([first, *rest]) == answer(30)
+    assert "data: [DONE]" in rest
+
+
+def test_headers_survive_both_ways(pair: Fleet, client: httpx.Client, folder: Path):
+    sent = {"x-request-id": "req_of-mine.1", "x-padding": "p" * 20_000}  # More than nginx takes unless it is told to.
+    with client.stream("POST", "/v1/chat/completions?key=sk-leak", json=ask("demo-n2-d0"), headers=sent) as response:
+        response.read()
+
+    assert response.headers["content-type"].startswith("text/event-stream")
+    assert response.headers["cache-control"] == "no-cache, no-transform"
+    assert response.headers["x-accel-buffering"] == "no"
+    assert "content-encoding" not in response.headers
+    assert response.headers["x-generation-id"].startswith("gen_")
+    assert response.headers["x-request-id"] == response.headers["request-id"] == "req_of-mine.1"
+    log = (folder / "nginx.log").read_text()
+    entry = next(json.loads(line) for line in log.splitlines() if '"req_of-mine.1"' in line)
+    assert entry["path"] == "/v1/chat/completions"
+    assert entry["status"] == "200"
+    assert "sk-leak" not in log
+    assert KEY not in log
+
+
+def test_a_request_without_an_id_has_one_for_both_logs(pair: Fleet, client: httpx.Client, folder: Path):
+    said = client.get("/v1/models").headers["x-request-id"]
+
+    assert f'"{said}"' in (folder / "nginx.log").read_text()
+    assert any(f'"{said}"' in api.log.read_text() for api in pair.apis)
+
+
+def test_a_client_that_leaves_closes_the_upstream(pair: Fleet, client: httpx.Client):
+    pair.reset_demo()
+    large = ask("demo-n5000-d20", messages=[{"role": "user", "content": "x" * 200_000}])
+
+    with client.stream("POST", "/v1/chat/completions", json=large) as response:
+        next(line for line in response.iter_lines() if '"content":' in line)
+
+    until(lambda: pair.stats()["aborted"] == 1, "the upstream is closed")
+    assert pair.stats()["open"] == 0
+
+
+def test_both_replicas_get_requests(pair: Fleet, client: httpx.Client):
+    before = [len(api.events("request")) for api in pair.apis]
+
+    for _ in range(10):
+        client.get("/v1/models").raise_for_status()
+
+    until(
+        lambda: all(len(api.events("request")) > count for api, count in zip(pair.apis, before, strict=True)),
+        "both have logged a request",
+    )
+
+
+def test_an_answer_is_resumed_through_any_replica(pair: Fleet, client: httpx.Client):
+    begun = ask("demo-n60-d20")
+    with client.stream("POST", "/v1/chat/completions", json=begun, headers={"x-disconnect": "grace=30"}) as response:
+        generation, seen = response.headers["x-generation-id"], []
+        for line in response.iter_lines():
+            seen.append(line)
+            if text_of(seen) == answer(5):
+                break
+    cursor = next(line for line in reversed(seen) if line.startswith("id: ")).removeprefix("id: ")
+
+    resumed = [  # Round and round: each replica is asked at least once.
+        client.get(f"/v1/generations/{generation}", headers={"last-event-id": cursor}) for _ in range(4)
+    ]
+
+    for response in resumed:
+        assert response.status_code == 200
+        assert text_of([*seen, *response.text.split("\n")]) == answer(60)
+
+
+def test_what_operators_read_is_not_served_outside(client: httpx.Client):
+    for path in ("/metrics", "/metrics?x=1", "//metrics", "/%6detrics", "/v1/../metrics", "/metrics/", "/stats"):
+        assert client.get(path).status_code == 404, path
+    assert client.get("/readyz").status_code == 200
+    assert client.get("/health").status_code == 200
+
+
+def test_a_body_at_the_limit_passes(pair: Fleet, client: httpx.Client):
+    pair.reset_demo()
+    empty = len(json.dumps(ask("demo-n2-d0", messages=[{"role": "user", "content": ""}])))
+    content = "x" * (32 * MIB - empty)
+    body = json.dumps(ask("demo-n2-d0", messages=[{"role": "user", "content": content}])).encode()
+    assert len(body) == 32 * MIB
+
+    response = client.post("/v1/chat/completions", content=body, headers={"content-type": "application/json"})
+
+    assert response.status_code == 200
+    assert response.text.endswith("data: [DONE]\n\n")
+
+
+@pytest.mark.parametrize("size", [32 * MIB + 1, 34 * MIB], ids=["the API says so", "nginx says so"])
+def test_a_larger_body_is_refused(front: str, size: int):
+    status, body = post_and_read_early(front, size)
+
+    assert status == 413
+    assert json.loads(body)["error"]["code"] == "request_too_large"
+
+
+def test_requests_go_on_when_a_replica_is_killed(tmp_path: Path):
+    with fleet(tmp_path, apis=2, workers=1) as pair, nginx.running(tmp_path, pair.ports) as front:
+        with httpx.Client(base_url=front, headers=AUTH, timeout=30) as client:
+            for _ in range(4):  # So that nginx has connections to both to be surprised by.
+                client.get("/v1/models").raise_for_status()
+            pair.apis[0].kill()
+
+            answers = [client.post("/v1/chat/completions", json=ask("demo-n3-d0")) for _ in range(8)]
+
+            assert [response.status_code for response in answers] == [200] * 8
+            assert all(response.text.endswith("data: [DONE]\n\n") for response in answers)
+            assert pair.stats()["requests"] == 8  # None was sent twice.
+
+
+def test_a_post_is_never_sent_to_a_second_replica(tmp_path: Path):
+    """A replica that dies after it has read a request: nobody knows how far it came."""
+    taken: list[int] = []
+    with socket.create_server(("127.0.0.1", 0)) as first, socket.create_server(("127.0.0.1", 0)) as second:
+        for number, server in enumerate((first, second)):
+            start_dying_server(server, number, taken)
+        with nginx.running(tmp_path, [first.getsockname()[1], second.getsockname()[1]]) as front:
+            response = httpx.post(f"{front}/v1/chat/completions", json=ask("demo"), headers=AUTH)
+
+    assert len(taken) == 1
+    assert response.status_code == 503
+    assert response.headers["retry-after"] == "2"
+    assert response.headers["x-request-id"]
+    assert response.json()["error"]["code"] == "gateway_unavailable"
+
+
+def start_dying_server(server: socket.socket, number: int, taken: list[int]) -> None:
+    """Read one request, and close without an answer."""
+    import threading
+
+    def serve() -> None:
+        try:
+            connection, _ = server.accept()
+        except OSError:  # The test is over, and nobody came.
+            return
+        with connection:
+            connection.recv(65536)
+            taken.append(number)
+
+    threading.Thread(target=serve, daemon=True).start()
+
+
+def post_and_read_early(front: str, size: int) -> tuple[int, bytes]:
+    """Return the answer to a body of this size, of which only the beginning is sent: a refusal does not wait for the rest."""
+    host, port = front.removeprefix("http://").split(":")
+    head = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nhost: {host}\r\nauthorization: Bearer {KEY}\r\n"
+        f"content-type: application/json\r\ncontent-length: {size}\r\n\r\n"
+    )
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        connection.sendall(head.encode() + b"{")
+        with connection.makefile("rb") as reader:
+            status = int(reader.readline().split()[1])
+            length = 0
+            for line in iter(reader.readline, b"\r\n"):
+                if line.lower().startswith(b"content-length:"):
+                    length = int(line.split(b":")[1])
+            return status, reader.read(length)
+
+
+def text_of(lines: list[str]) -> str:
+    """Return what the chat chunks among these lines say."""
+    chunks = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: {")]
+    return "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks if chunk["choices"])

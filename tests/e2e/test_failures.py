@@ -1,0 +1,248 @@
+"""What clients see when a process dies, freezes or is told to stop, or when Redis does: real signals to real processes."""
+
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import httpx
+import orjson
+import pytest
+from harness import KEY, Fleet, fleet, until
+
+from cli.demo_provider.script import answer
+from common import keys
+
+QUICK_LEASE = {"SLUICE_LEASE_S": "2", "SLUICE_RENEW_S": "0.5", "SLUICE_HEARTBEAT_S": "0.5"}
+
+
+class Client(threading.Thread):
+    """One streaming chat client, read to its end in a thread of its own."""
+
+    def __init__(self, fleet: Fleet, model: str, **body: Any) -> None:
+        super().__init__(daemon=True)
+        self.lines: list[str] = []
+        self.status: int | None = None
+        self.failure: Exception | None = None
+        self._fleet = fleet
+        self._body = {"model": model, "stream": True, "messages": [{"role": "user", "content": "hi"}], **body}
+        self.start()
+
+    def run(self) -> None:
+        headers = {"authorization": f"Bearer {KEY}"}
+        try:
+            url = f"{self._fleet.url}/v1/chat/completions"
+            with httpx.stream("POST", url, json=self._body, headers=headers, timeout=60) as response:
+                self.status = response.status_code
+                self.headers = response.headers
+                rest = b""
+                for piece in response.iter_bytes():
+                    # Not iter_lines: str.splitlines breaks at U+2028 too, which is legal inside an answer.
+                    *lines, rest = (rest + piece).split(b"\n")
+                    self.lines += [line.decode() for line in lines]
+        except httpx.HTTPError as error:
+            self.failure = error
+
+    @property
+    def events(self) -> list[Any]:
+        texts = [line.removeprefix("data: ") for line in list(self.lines) if line.startswith("data: ")]
+        return [text if text == "[DONE]" else orjson.loads(text) for text in texts]
+
+    @property
+    def text(self) -> str:
+        deltas = [c["delta"] for e in self.events if isinstance(e, dict) and "choices" in e for c in e["choices"]]
+        return "".join(delta.get("content") or "" for delta in deltas)
+
+    @property
+    def error(self) -> dict[str, Any] | None:
+        return next((event["error"] for event in self.events if isinstance(event, dict) and "error" in event), None)
+
+    def finished(self, within_s: float = 30) -> "Client":
+        self.join(within_s)
+        assert not self.is_alive(), "the stream hangs"
+        assert self.failure is None
+        return self
+
+
+def busy_worker(found: Fleet) -> int:
+    """The index of the worker that runs the one generation there is."""
+
+    def running() -> int | None:
+        for index, port in enumerate(found.worker_ports):
+            if found.workers[index].is_alive and found.metrics(port)["sluice_running_generations"] == 1:
+                return index + 1
+        return None
+
+    return until(running, "a worker runs the job") - 1
+
+
+def takeovers(found: Fleet) -> float:
+    alive = [port for port, worker in zip(found.worker_ports, found.workers, strict=True) if worker.is_alive]
+    return sum(found.metrics(port)["sluice_takeovers_total"] for port in alive)
+
+
+def test_a_worker_killed_before_the_first_token_is_not_noticed(tmp_path: Path):
+    with fleet(tmp_path, workers=2, **QUICK_LEASE) as found:
+        until(lambda: all(w.events("starting") for w in found.workers), "both workers are up")
+        client = Client(found, "demo-n20-d1-f3000")
+        index = busy_worker(found)
+        until(lambda: found.stats()["open"] == 1, "the upstream is called")
+
+        found.workers[index].kill()
+
+        client.finished()
+        assert client.text == answer(20)
+        assert client.events[-1] == "[DONE]"
+        assert takeovers(found) == 1
+
+
+def test_a_worker_killed_after_the_first_token_ends_the_stream_with_the_error_event(tmp_path: Path):
+    with fleet(tmp_path, workers=2, **QUICK_LEASE) as found:
+        client = Client(found, "demo-n1000-d20")
+        until(lambda: len(client.text) > 20, "tokens flow")
+
+        found.workers[busy_worker(found)].kill()
+
+        client.finished()
+        assert client.error and client.error["code"] == "worker_lost"
+        assert "[DONE]" not in client.events
+        assert answer(1000).startswith(client.text)
+
+
+def test_a_frozen_worker_is_fenced_and_its_upstream_closed_when_it_wakes(tmp_path: Path):
+    with fleet(tmp_path, workers=2, **QUICK_LEASE) as found:
+        client = Client(found, "demo-n2000-d20")
+        until(lambda: len(client.text) > 20, "tokens flow")
+        zombie = found.workers[busy_worker(found)]
+
+        zombie.send(signal.SIGSTOP)
+        client.finished()
+        generation = client.headers["x-generation-id"]
+        length = found.redis.xlen(keys.log(generation))
+        zombie.send(signal.SIGCONT)
+
+        until(lambda: found.stats()["open"] == 0, "the zombie's upstream is closed")
+        assert found.redis.xlen(keys.log(generation)) == length
+        assert client.error and client.error["code"] == "worker_lost"
+        assert zombie.is_alive
+
+
+@pytest.mark.parametrize("how", ["frozen", "restarted"])
+def test_an_outage_longer_than_the_lease_costs_no_token_and_no_takeover(tmp_path: Path, how: str):
+    with fleet(tmp_path, workers=2, **QUICK_LEASE) as found:
+        client = Client(found, "demo-n400-d20")
+        until(lambda: len(client.text) > 20, "tokens flow")
+        server = found.redis_server
+
+        if how == "frozen":
+            server.process.send_signal(signal.SIGSTOP)
+        else:
+            server.stop()
+        refused = until(lambda: refusal(found), "the breaker is open", within_s=5)
+        threading.Event().wait(3)  # The outage itself: longer than the lease.
+        if how == "frozen":
+            server.process.send_signal(signal.SIGCONT)
+        else:
+            server.start()
+
+        client.finished()
+        assert client.text == answer(400)
+        assert client.events[-1] == "[DONE]"
+        assert takeovers(found) == 0
+        assert refused.json()["error"]["code"] == "store_unavailable"
+        assert refused.headers["retry-after"] == "2"
+        found.ready()
+        assert Client(found, "demo-n5-d1").finished().text == answer(5)
+        for process in [*found.apis, *found.workers]:
+            assert len(process.events("redis_away")) == 1, "logged once per change of state"
+
+
+def refusal(found: Fleet) -> httpx.Response | None:
+    body = {"model": "demo-n1", "messages": [{"role": "user", "content": "hi"}]}
+    response = httpx.post(f"{found.url}/v1/chat/completions", json=body, headers={"x-api-key": KEY}, timeout=10)
+    return response if response.status_code == 503 else None
+
+
+def test_a_stopping_worker_finishes_what_runs_and_takes_no_more(tmp_path: Path):
+    with fleet(tmp_path, workers=1) as found:
+        client = Client(found, "demo-n100-d20")
+        until(lambda: len(client.text) > 20, "tokens flow")
+
+        found.workers[0].send(signal.SIGTERM)
+        late = Client(found, "demo-n5-d1")
+
+        client.finished()
+        assert client.text == answer(100)
+        assert found.workers[0].wait(20) == 0
+        found.start_worker()
+        assert late.finished().text == answer(5)
+
+
+def test_a_worker_whose_grace_is_over_hands_its_jobs_over_at_once(tmp_path: Path):
+    # With the default lease of 6 s: only a handover lets the other worker begin before that.
+    with fleet(tmp_path, workers=2, SLUICE_WORKER_DRAIN_S="1") as found:
+        client = Client(found, "demo-n20-d1-f5000")
+        index = busy_worker(found)
+        until(lambda: found.stats()["open"] == 1, "the upstream is called")
+
+        found.workers[index].send(signal.SIGTERM)
+
+        client.finished()
+        assert client.text == answer(20)
+        assert found.workers[index].wait(20) == 0
+        assert takeovers(found) == 0
+        assert found.stats()["aborted"] == 1
+
+
+def test_a_stopping_api_lets_its_streams_run_on(tmp_path: Path):
+    with fleet(tmp_path, workers=1) as found:
+        client = Client(found, "demo-n150-d20")
+        until(lambda: len(client.text) > 20, "tokens flow")
+
+        found.apis[0].send(signal.SIGTERM)
+
+        client.finished()
+        assert client.text == answer(150)
+        assert client.events[-1] == "[DONE]"
+        assert found.apis[0].wait(20) == 0
+
+
+def test_a_stopping_api_whose_grace_is_over_ends_its_streams_with_an_error_event(tmp_path: Path):
+    with fleet(tmp_path, workers=1, SLUICE_API_DRAIN_S="2") as found:
+        client = Client(found, "demo-n2000-d20")
+        until(lambda: len(client.text) > 20, "tokens flow")
+
+        found.apis[0].send(signal.SIGTERM)
+
+        client.finished()
+        assert client.error and client.error["code"] == "gateway_restarting"
+        assert found.apis[0].wait(20) == 0
+        until(lambda: found.stats()["open"] == 0, "the upstream is closed")
+
+
+def test_without_a_worker_a_request_ends_at_its_queue_deadline(tmp_path: Path):
+    with fleet(tmp_path, workers=0, SLUICE_QUEUE_WAIT_S="1") as found:
+        body = {"model": "demo-n1", "messages": [{"role": "user", "content": "hi"}]}
+
+        response = httpx.post(f"{found.url}/v1/chat/completions", json=body, headers={"x-api-key": KEY}, timeout=30)
+
+        assert response.status_code == 504
+        assert response.json()["error"]["code"] == "deadline_exceeded"
+        assert found.redis.zcard(keys.ENQUEUED) == 0
+
+
+def test_a_killed_api_leaves_a_detached_generation_to_its_end_and_another_replica_serves_it(tmp_path: Path):
+    with fleet(tmp_path, apis=2, workers=1) as found:
+        headers = {"x-api-key": KEY, "x-disconnect": "detach"}
+        body = {"model": "demo-n100-d20", "stream": True, "messages": [{"role": "user", "content": "hi"}]}
+        with httpx.stream("POST", f"{found.url}/v1/chat/completions", json=body, headers=headers) as response:
+            generation = response.headers["x-generation-id"]
+            lines = response.iter_lines()
+            last_id = next(line.removeprefix("id: ") for line in lines if line.startswith("id: "))
+            found.apis[0].kill()
+
+        url = f"http://127.0.0.1:{found.ports[1]}/v1/generations/{generation}"
+        rest = httpx.get(url, headers={"x-api-key": KEY, "last-event-id": last_id}, timeout=30)
+
+        assert rest.status_code == 200
+        assert rest.text.endswith("data: [DONE]\n\n")

@@ -1,0 +1,21 @@
+"""A Redis for tests."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from redis.asyncio import Redis
+
+from cli.embedded_redis import EmbeddedRedis
+from common.redis_client import connect
+
+
+@asynccontextmanager
+async def client_of(server: EmbeddedRedis) -> AsyncIterator[Redis]:
+    """A client of a server that was emptied before."""
+    client = connect(server.url)
+    await client.flushall()
+    try:
+        yield client
+    finally:
+        await client.aclose()
+        await client.connection_pool.disconnect()
