@@ -28,7 +28,7 @@ class SseCutter:
         # Hot path: runs once per upstream read. Nearly every read is whole events of one data line, with LF line ends.
         text = self._rest + chunk if self._rest else chunk
         end = text.rfind(b"\n\n")
-        if end == -1 and b"\n" not in chunk and b"\r" not in chunk:
+        if end == -1 and b"\n" not in chunk and b"\r" not in text:
             self._keep(text)
             return []
         if b"\r" in text or end == -1:

@@ -101,9 +101,7 @@ class RedisChannel:
                 entries = await self._redis.xrange(keys.log(generation_id), min=f"({after}", count=count)
         except (RedisError, OSError, TimeoutError) as error:
             raise _unavailable(error) from error
-        return [
-            Frame(FrameId.of(entry_id), FrameKind(fields[b"k"].decode()), fields[b"d"]) for entry_id, fields in entries
-        ]
+        return [Frame(FrameId.of(entry_id), FrameKind(fields[b"k"].decode()), fields[b"d"]) for entry_id, fields in entries]
 
     async def enter(self, generation_id: str, replica: str, owner: str) -> State:
         names = [keys.state(generation_id), keys.viewers(generation_id), keys.tombstone(generation_id)]

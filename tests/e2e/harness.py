@@ -235,16 +235,19 @@ class RawClient:
 
     def send(self, method: str, path: str, headers: dict[str, str], body: bytes = b"") -> None:
         lines = [f"{method} {path} HTTP/1.1", "host: 127.0.0.1", *(f"{name}: {value}" for name, value in headers.items())]
-        self._socket.sendall("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
+        self.send_bytes("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
+
+    def send_bytes(self, raw: bytes) -> None:
+        self._socket.sendall(raw)
 
     def post(self, dialect: str, body: dict[str, Any], **headers: str) -> None:
         raw = orjson.dumps(body)
         named = headers_of(content_type="application/json", content_length=str(len(raw)), **headers)
         self.send("POST", PATH_OF[dialect], named, raw)
 
-    def read_until(self, mark: bytes) -> bytes:
-        """Return everything so far once ``mark`` is in it."""
-        while mark not in self.received:
+    def read_until(self, mark: bytes, times: int = 1) -> bytes:
+        """Return everything so far once ``mark`` has come so many times."""
+        while self.received.count(mark) < times:
             piece = self._socket.recv(65536)
             assert piece, f"the connection was closed before {mark!r} came, after {self.received[-500:]!r}"
             self.received += piece

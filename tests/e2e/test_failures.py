@@ -228,7 +228,7 @@ def test_without_a_worker_a_request_ends_at_its_queue_deadline(tmp_path: Path):
 
         assert response.status_code == 504
         assert response.json()["error"]["code"] == "deadline_exceeded"
-        assert found.redis.zcard(keys.ENQUEUED) == 0
+        until(lambda: found.redis.zcard(keys.ENQUEUED) == 0, "its job is withdrawn")
 
 
 def test_a_killed_api_leaves_a_detached_generation_to_its_end_and_another_replica_serves_it(tmp_path: Path):

@@ -114,9 +114,11 @@ def test_thinking_is_a_block_before_the_text(client: anthropic.Anthropic, provid
 
 
 async def test_the_async_client_streams(shared: Fleet, provider: str):
-    async with anthropic.AsyncAnthropic(api_key=KEY, base_url=shared.url, max_retries=0) as client:
-        async with client.messages.stream(model=f"{provider}/demo-n12-d1", max_tokens=99, messages=USER) as stream:
-            text = "".join([piece async for piece in stream.text_stream])
+    async with (
+        anthropic.AsyncAnthropic(api_key=KEY, base_url=shared.url, max_retries=0) as client,
+        client.messages.stream(model=f"{provider}/demo-n12-d1", max_tokens=99, messages=USER) as stream,
+    ):
+        text = "".join([piece async for piece in stream.text_stream])
 
     assert text == answer(12)
 

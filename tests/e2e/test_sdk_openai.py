@@ -193,7 +193,7 @@ def test_a_bad_request_names_the_field(client: openai.OpenAI):
         client.chat.completions.create(model="demo", messages=[])
 
     assert caught.value.param == "messages"
-    assert caught.value.message.endswith("'code': 'invalid_request'}}")
+    assert "messages must not be empty" in caught.value.message
 
 
 @pytest.mark.parametrize("spec", ["err5", "cut5", "end5"])

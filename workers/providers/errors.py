@@ -126,7 +126,8 @@ def _failed(status: int, payload: object, retry_after_s: float | None) -> Failed
         return Failed(ErrorKind.UPSTREAM_RATE_LIMITED, message, status, **fields, retry_after_s=retry_after_s)
     if status in (408, 504):
         message = words.message or "The provider took too long to answer. Try again."
-        return Failed(ErrorKind.UPSTREAM_TIMEOUT, message, **fields, retry_after_s=retry_after_s)
+        # Told by its status from an upstream that said nothing: this one is tried again. A 408 would blame the client.
+        return Failed(ErrorKind.UPSTREAM_TIMEOUT, message, 504, **fields, retry_after_s=retry_after_s)
     if status == 409 or status >= 500:
         message = words.message or f"The provider could not answer (HTTP status {status}). Try again later."
         return Failed(ErrorKind.UPSTREAM_UNAVAILABLE, message, status, **fields, retry_after_s=retry_after_s)

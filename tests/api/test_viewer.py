@@ -1,0 +1,181 @@
+"""What one reader sees, whatever is lost on the way to it."""
+
+import asyncio
+
+import pytest
+
+from api.viewer import LOG_BATCH, Viewer
+from common.channel.base import START, Append, Claim, Cursor, Frame, FrameId, FrameKind, Message, Opening, Policy
+from common.channel.memory import MemoryChannel
+
+G = "gen_1"
+CLAIM = Claim(G, 1, "t")
+EVENT = b"data: %d\n\n"
+
+
+class Log:
+    """A generation on a memory channel, and the messages that its listeners would get."""
+
+    def __init__(self) -> None:
+        self.channel = MemoryChannel()
+        self.messages: list[Message] = []
+        self.n = 0
+
+    async def open(self) -> "Log":
+        await self.channel.subscribe(G, self.messages.append)
+        await self.channel.open(G, Opening("me", "openai-chat", True, "m", 1, Policy.STOP, 0, 60, 600, b""), "r")
+        await self.channel.fence(CLAIM, is_handover=False)
+        return self
+
+    async def add(self, count: int = 1, kind: FrameKind = FrameKind.DATA) -> None:
+        for _ in range(count):
+            self.n += 1
+            frame = Frame(FrameId(1, self.n), kind, EVENT % self.n)
+            await self.channel.append([Append(CLAIM, FrameId(1, self.n - 1), [frame])])
+
+
+@pytest.fixture
+async def log() -> Log:
+    return await Log().open()
+
+
+def viewer(log: Log, bytes_max: int = 10_000, after: Cursor | None = None) -> Viewer:
+    return Viewer(G, log.channel, bytes_max, after)
+
+
+async def taken(viewer: Viewer, count: int) -> list[int]:
+    """The numbers of the next data events."""
+    numbers: list[int] = []
+    async with asyncio.timeout(5):
+        while len(numbers) < count:
+            for frame in await viewer.take():
+                if frame.kind is FrameKind.DATA:
+                    numbers += [int(line[6:]) for line in frame.data.split(b"\n\n") if line]
+    return numbers
+
+
+async def test_live_frames_come_once_and_in_order(log):
+    reader = viewer(log)
+    await log.add(5)
+    for message in log.messages:
+        reader.offer(message)
+        reader.offer(message)  # Doubled on the way.
+
+    assert await taken(reader, 5) == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("lost", [0, 1, 3, 4])
+async def test_a_gap_is_repaired_from_the_log(log, lost):
+    reader = viewer(log)
+    await log.add(5)
+    for index, message in enumerate(log.messages[1:]):
+        if index != lost:
+            reader.offer(message)
+    if lost == 4:  # The last message has no successor to betray its loss: a heartbeat names the log's end.
+        await log.channel.heartbeat([CLAIM])
+        reader.offer(log.messages[-1])
+
+    assert await taken(reader, 5) == [1, 2, 3, 4, 5]
+
+
+async def test_after_a_reconnection_the_log_is_read_again(log):
+    reader = viewer(log)
+    await log.add(3)
+
+    reader.reread()
+
+    assert await taken(reader, 3) == [1, 2, 3]
+
+
+async def test_a_slow_reader_holds_bounded_memory_and_catches_up_from_the_log(log):
+    reader = viewer(log, bytes_max=50)
+    await log.add(3 * LOG_BATCH)
+    for message in log.messages:
+        reader.offer(message)
+
+    assert reader._bytes < 100
+    assert await taken(reader, 3 * LOG_BATCH) == list(range(1, 3 * LOG_BATCH + 1))
+
+
+async def test_live_and_log_are_spliced_without_a_seam(log):
+    reader = viewer(log)
+    await log.add(10)
+    for message in log.messages[:4]:
+        reader.offer(message)
+    reader.offer(log.messages[7])  # A gap: from here the log is read, while more comes live.
+    first = await taken(reader, 10)
+    await log.add(5)
+    for message in log.messages[5:]:
+        reader.offer(message)
+
+    assert first + await taken(reader, 5) == list(range(1, 16))
+
+
+async def test_a_reader_with_a_cursor_gets_exactly_what_follows_it(log):
+    await log.add(5)
+
+    assert await taken(viewer(log, after=Cursor(FrameId(1, 2), 1)), 3) == [3, 4, 5]
+    assert await taken(viewer(log, after=Cursor(FrameId(1, 2), 0)), 4) == [2, 3, 4, 5]
+
+
+async def test_a_cursor_inside_a_frame_skips_only_its_first_events(log):
+    frame = Frame(FrameId(1, 1), FrameKind.DATA, b"".join(EVENT % n for n in range(1, 6)))
+    await log.channel.append([Append(CLAIM, FrameId(1, 0), [frame])])
+    reader = viewer(log, after=Cursor(FrameId(1, 1), 3))
+
+    (rest,) = await reader.take()
+
+    assert (rest.data, reader.first_event(rest)) == (EVENT % 4 + EVENT % 5, 4)
+
+
+async def test_a_fence_that_builds_on_less_than_was_read_fails_the_reader(log):
+    reader = viewer(log)
+    await log.add(5)
+    for message in log.messages:
+        reader.offer(message)
+    await taken(reader, 5)
+    await log.channel.fence(Claim(G, 2, "t2"), is_handover=False)
+    lost = log.messages[-1]
+    assert lost.frame is not None
+
+    # As after a failover that lost 1-4 and 1-5: the next claim builds on 1-3.
+    log.channel._logs[G].frames[-1] = lost.frame._replace(data=b"1-3")
+    reader.offer(Message(FrameId(1, 3), log.channel._logs[G].frames[-1]))
+    async with asyncio.timeout(5):
+        frames = await reader.take()
+
+    assert frames == []
+    assert reader.failed and reader.failed.code == "frames_lost"
+
+
+async def test_frames_that_the_owner_appends_again_are_not_seen_twice(log):
+    reader = viewer(log)
+    await log.add(3)
+    for message in [*log.messages, *log.messages[2:]]:
+        reader.offer(message)
+    await log.add(1)
+    reader.offer(log.messages[-1])
+
+    assert await taken(reader, 4) == [1, 2, 3, 4]
+
+
+async def test_a_poke_lets_a_quiet_reader_return(log):
+    reader = viewer(log)
+    waiting = asyncio.create_task(reader.take())
+    await asyncio.sleep(0)
+
+    reader.poke()
+
+    assert await waiting == []
+
+
+async def test_the_end_is_noticed(log):
+    reader = viewer(log)
+    await log.add(1)
+    await log.add(1, FrameKind.END)
+    for message in log.messages:
+        reader.offer(message)
+
+    assert [frame.kind for frame in await reader.take()] == [FrameKind.FENCE, FrameKind.DATA, FrameKind.END]
+    assert reader.has_ended
+    assert reader.tail > START

@@ -1,0 +1,80 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.sse import SseCutter, encode_event, read_block, split_blocks
+
+STREAM = b"data: one\n\nevent: ping\ndata: {}\n\ndata: three\n\n"
+BLOCKS = [b"data: one\n\n", b"event: ping\ndata: {}\n\n", b"data: three\n\n"]
+
+
+def cut(stream: bytes, size: int) -> list[bytes]:
+    cutter = SseCutter(bytes_max=10_000)
+    return [block for at in range(0, len(stream), size) for block in cutter.feed(stream[at : at + size])]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
+@pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"])
+def test_blocks_are_the_same_however_the_bytes_arrive_and_lines_end(size, line_end):
+    stream = STREAM.replace(b"\n", line_end)
+    if line_end == b"\r":
+        stream += b"data: x"  # A closing CR may be half a CRLF: the next byte tells.
+
+    assert cut(stream, size) == BLOCKS
+
+
+@pytest.mark.parametrize("size", [1, 5, 1000])
+def test_comments_ids_retries_and_blocks_without_data_are_dropped(size):
+    stream = b": hello\n\nid: 7\nretry: 5\ndata: one\n\nevent: empty\n\n\n\nevent: ping\n: again\ndata: {}\n\n\ndata: three\n\n"
+
+    assert cut(stream, size) == BLOCKS
+
+
+@pytest.mark.parametrize("size", [1, 4, 1000])
+def test_a_byte_order_mark_at_the_start_is_dropped(size):
+    assert cut(b"\xef\xbb\xbf" + STREAM, size) == BLOCKS
+
+
+def test_an_unfinished_event_is_left_over():
+    cutter = SseCutter(bytes_max=100)
+
+    assert cutter.feed(b"data: one\n\ndata: tw") == [b"data: one\n\n"]
+    assert cutter.end() == b"data: tw"
+    assert cutter.end() == b""
+
+
+@pytest.mark.parametrize("chunk", [b"x" * 60, b"data: x\n" * 8])
+def test_an_endless_event_is_refused(chunk):
+    cutter = SseCutter(bytes_max=100)
+    cutter.feed(chunk)
+
+    with pytest.raises(ValueError, match="more than 100 bytes"):
+        cutter.feed(chunk)
+
+
+@given(st.binary(max_size=300), st.lists(st.integers(1, 50), max_size=20))
+def test_any_bytes_cut_anywhere_give_the_blocks_of_the_whole(stream, sizes):
+    whole = SseCutter(10_000)
+    expected = whole.feed(stream)
+    pieces, cutter, at = [], SseCutter(10_000), 0
+    for size in [*sizes, len(stream)]:
+        pieces += cutter.feed(stream[at : at + size])
+        at += size
+
+    assert pieces == expected
+    assert all(block.endswith(b"\n\n") and b"\r" not in block for block in pieces)
+
+
+@given(st.text().map(lambda text: text.replace("\n", " ").replace("\r", " ").encode()))
+def test_what_is_encoded_reads_back(data):
+    for event in (None, "delta"):
+        (block,) = SseCutter(100_000).feed(encode_event(data, event))
+        assert read_block(block) == (event or "", data)
+
+
+def test_several_data_lines_are_one_text():
+    assert read_block(b"event: a\ndata: one\ndata:two\n\n") == ("a", b"one\ntwo")
+
+
+def test_splitting_gives_the_blocks_back():
+    assert split_blocks(STREAM) == BLOCKS
