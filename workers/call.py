@@ -115,6 +115,8 @@ async def _stream(answer: UpstreamAnswer, pump: Pump, writer: Writer, outcome: O
                 held += data
                 if pump.has_output or len(held) > START_BYTES_MAX or held.count(b"\n\n") > START_EVENTS_MAX:
                     _commit(writer, pump, outcome, services, bytes(held))
+                if pump.output_events:
+                    answer.has_begun()
             elif data:
                 writer.write(data, is_urgent=pump.terminal is not None)
                 observe_gap(now - read_at)

@@ -72,9 +72,7 @@ async def run_generation(claimed: ClaimedJob, services: Services) -> None:
 async def _answer(claimed: ClaimedJob, fenced: Fenced, writer: Writer, outcome: Outcome, services: Services) -> None:
     """Write the answer's head and data; what is raised becomes the log's end."""
     job = _read_job(fenced)
-    structlog.contextvars.bind_contextvars(
-        generation_id=job.generation_id, request_id=job.request_id, dialect=job.dialect
-    )
+    structlog.contextvars.bind_contextvars(generation_id=job.generation_id, request_id=job.request_id, dialect=job.dialect)
     outcome.model, outcome.dialect = job.model, job.dialect
     writer.watch_listeners(job.policy, job.grace_s)
     _refuse_what_cannot_run(claimed, fenced)

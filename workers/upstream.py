@@ -24,26 +24,44 @@ class _SilenceLimit:
     ``asyncio.timeout`` around a generator's ``yield`` would hit the consumer instead, and moving it costs more than a token.
     """
 
-    def __init__(self, within_s: float) -> None:
+    def __init__(self, due_at: float) -> None:
         self._loop = asyncio.get_running_loop()
         self._task = asyncio.current_task()
-        self.due_at = self._loop.time() + within_s
-        self.is_reading = True
-        self.has_fired = False
-        self._handle = self._loop.call_at(self.due_at, self._check)
+        self._between_s: float | None = None
+        self._due_at = due_at
+        self._is_reading = True
+        self._has_fired = False
+        self._handle = self._loop.call_at(due_at, self._check)
+
+    def narrow(self, between_s: float) -> None:
+        """The first token is there: from now on each read has ``between_s``. Once is enough."""
+        if self._between_s is not None:
+            return
+        self._between_s = between_s
+        self._due_at = self._loop.time() + between_s
+        self._handle.cancel()
+        self._handle = self._loop.call_at(self._due_at, self._check)
+
+    def heard(self) -> None:
+        self._is_reading = False
+
+    def listen(self) -> None:
+        if self._between_s is not None:
+            self._due_at = self._loop.time() + self._between_s  # Only ever later: the timer finds out when it rings.
+        self._is_reading = True
 
     def _check(self) -> None:
         now = self._loop.time()
-        if self.is_reading and now >= self.due_at:
-            self.has_fired = True
+        if self._is_reading and now >= self._due_at:
+            self._has_fired = True
             if self._task:
                 self._task.cancel()
         else:
-            self._handle = self._loop.call_at(max(self.due_at, now + 0.1), self._check)
+            self._handle = self._loop.call_at(max(self._due_at, now + 0.1), self._check)
 
     def is_the_reason(self) -> bool:
         """Whether a cancellation that just arrived was this limit's, and no one else's as well."""
-        return self.has_fired and self._task is not None and self._task.uncancel() == 0
+        return self._has_fired and self._task is not None and self._task.uncancel() == 0
 
     def end(self) -> None:
         self._handle.cancel()
@@ -52,13 +70,17 @@ class _SilenceLimit:
 class UpstreamAnswer:
     """An answer whose status and headers have come; header names are in lower case."""
 
-    def __init__(self, provider: str, response: httpx.Response, first_within_s: float, between_s: float) -> None:
+    def __init__(self, provider: str, response: httpx.Response, due_at: float, between_s: float) -> None:
         self.status = response.status_code
         self.headers = {name.lower(): value for name, value in response.headers.items()}
         self._provider = provider
         self._response = response
-        self._first_within_s = first_within_s
         self._between_s = between_s
+        self._limit = _SilenceLimit(due_at)
+
+    def has_begun(self) -> None:
+        """The first token is there: from now on it is the time between tokens that is limited."""
+        self._limit.narrow(self._between_s)
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         """Yield the body as it arrives.
@@ -66,22 +88,21 @@ class UpstreamAnswer:
         Raises:
             GatewayError: UPSTREAM_TIMEOUT, UPSTREAM_UNAVAILABLE.
         """
-        loop = asyncio.get_running_loop()
-        limit = _SilenceLimit(self._first_within_s)
+        limit = self._limit
         try:
             with upstream_errors(self._provider):
                 async for chunk in self._response.aiter_raw():
                     # Hot path: once per upstream read.
-                    limit.is_reading = False
+                    limit.heard()
                     yield chunk
-                    limit.due_at = loop.time() + self._between_s
-                    limit.is_reading = True
+                    limit.listen()
         except asyncio.CancelledError:
             if limit.is_the_reason():
                 raise _timed_out(self._provider) from None
             raise
-        finally:
-            limit.end()
+
+    def close(self) -> None:
+        self._limit.end()
 
     async def whole(self, bytes_max: int) -> bytes:
         """Return the whole body.
@@ -140,10 +161,11 @@ class Upstream:
                 outgoing = self._client.build_request("POST", request.url, headers=request.headers, content=request.body)
                 async with asyncio.timeout_at(due_at):
                     response = await self._client.send(outgoing, stream=True)
+            answer = UpstreamAnswer(provider, response, due_at, self._settings.between_tokens_timeout_s)
             try:
-                between_s = self._settings.between_tokens_timeout_s
-                yield UpstreamAnswer(provider, response, due_at - loop.time(), between_s)
+                yield answer
             finally:
+                answer.close()
                 await response.aclose()
         finally:
             self.connections -= 1

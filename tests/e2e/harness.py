@@ -253,6 +253,9 @@ class RawClient:
             self.received += piece
         return self.received
 
+    def shut_sending(self) -> None:
+        self._socket.shutdown(socket.SHUT_WR)
+
     def leave(self) -> None:
         self._socket.close()
 

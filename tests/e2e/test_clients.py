@@ -39,8 +39,8 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     """A fleet that browsers of one origin may call, quick to commit to 200 and to say that it is still there."""
     settings = {
         "SLUICE_CORS_ORIGINS": f"{ORIGIN},https://other.example",
-        "SLUICE_KEEP_ALIVE_S": "0.15",
-        "SLUICE_STATUS_HOLD_S": "0.15",
+        "SLUICE_KEEP_ALIVE_S": "0.1",
+        "SLUICE_STATUS_HOLD_S": "0.1",
     }
     with fleet(tmp_path_factory.mktemp("browser"), **settings) as found:
         yield found
@@ -291,7 +291,7 @@ def test_a_streams_headers_keep_proxies_from_holding_it_back(shared: Fleet, dial
 
 
 # An answer that is slow to begin and slow in the middle: comments before the first event, and between events.
-SLOW = "demo-n3-f500-d400"
+SLOW = "demo-n3-f250-d250"
 
 
 @pytest.mark.parametrize("policy", ["stop", "grace=5"])
@@ -306,7 +306,8 @@ def test_a_keep_alive_is_a_comment_without_a_blank_line(browser: Fleet, dialect:
 
     lines = text.split("\n")
     comments = [i for i, line in enumerate(lines) if line.startswith(":")]
-    assert len(comments) >= 4
+    assert comments[0] == 0
+    assert comments[-1] > next(i for i, line in enumerate(lines) if line.startswith("data:"))
     assert {lines[i] for i in comments} == {": keep-alive"}
     # A blank line after a comment would be an event of its own to openai-python, once it has seen an id.
     assert not [i for i in comments if lines[i + 1] == ""]
@@ -322,7 +323,7 @@ def _texts(dialect: str, text: str) -> list[str]:
     return [choice["delta"].get("content") or "" for event in events for choice in event["choices"]]
 
 
-@pytest.mark.parametrize("policy", ["stop", "grace=5", "detach"])
+@pytest.mark.parametrize("policy", ["stop", "grace=5"])
 def test_openais_sdk_reads_keep_alives_and_ids(browser: Fleet, provider: str, policy: str):
     with openai.OpenAI(api_key=KEY, base_url=f"{browser.url}/v1", max_retries=0) as client:
         stream = client.chat.completions.create(
@@ -331,7 +332,7 @@ def test_openais_sdk_reads_keep_alives_and_ids(browser: Fleet, provider: str, po
         assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == answer(3)
 
 
-@pytest.mark.parametrize("policy", ["stop", "grace=5", "detach"])
+@pytest.mark.parametrize("policy", ["stop", "grace=5"])
 def test_anthropics_sdk_reads_keep_alives_and_ids(browser: Fleet, provider: str, policy: str):
     with (
         anthropic.Anthropic(api_key=KEY, base_url=browser.url, max_retries=0) as client,

@@ -1,0 +1,200 @@
+"""What a process that listens holds, on real Redis: gaps, cut connections, lost ends, generations that nobody will end."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+import pytest
+from redis.asyncio import Redis
+
+from api.hub import Hub
+from api.viewer import Viewer
+from common.channel.base import Append, Claim, Frame, FrameId, FrameKind, Message, Opening, Policy, Stop
+from common.channel.redis import RedisChannel, RedisFeed
+from common.queue.jobs import JobClass, JobQueue, Place
+from common.redis_client import Pulse
+from common.settings import Settings
+
+G = "gen_1"
+CLAIM = Claim(G, 1, "t")
+
+
+@dataclass
+class Setup:
+    redis: Redis
+    channel: RedisChannel
+    feed: RedisFeed
+    queue: JobQueue
+    hub: Hub
+
+    async def open(self, generation_id: str = G, policy: Policy = Policy.STOP) -> Viewer:
+        viewer = await self.hub.join(generation_id)
+        opening = Opening("me", "openai-chat", True, "m", 1, policy, 0, 60, 600, b"")
+        await self.channel.open(generation_id, opening, self.hub.replica)
+        await self.queue.enqueue(generation_id, "me", JobClass.INTERACTIVE)
+        return viewer
+
+    async def claim(self) -> None:
+        await self.queue.claim(10, lapsed_max=0, not_these=())
+        await self.channel.fence(CLAIM, is_handover=False)
+
+    async def add(self, n: int, kind: FrameKind = FrameKind.DATA) -> None:
+        data = b'{"error":null}' if kind is FrameKind.END else b"data: %d\n\n" % n
+        await self.channel.append([Append(CLAIM, FrameId(1, n - 1), [Frame(FrameId(1, n), kind, data)])])
+
+
+@pytest.fixture
+async def setup(redis: Redis, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Setup]:
+    monkeypatch.setattr("api.hub.PATROL_S", 0.02)
+    monkeypatch.setattr("api.hub.UNCLAIMED_LOOK_S", 0.05)
+    settings = Settings(**{"heartbeat_s": 0.05, **getattr(request, "param", {})})
+    pulse, channel, feed = Pulse(redis), RedisChannel(redis, 60), RedisFeed(redis)
+    await pulse.start()
+    await feed.start()
+    queue = JobQueue(redis, pulse, settings)
+    hub = Hub(channel, feed, queue, settings)
+    hub.start()
+    yield Setup(redis, channel, feed, queue, hub)
+    await hub.stop()
+    await feed.stop()
+    await pulse.stop()
+
+
+async def until_end(viewer: Viewer) -> list[Frame]:
+    frames: list[Frame] = []
+    async with asyncio.timeout(10):
+        while not viewer.has_ended:
+            frames += await viewer.take()
+    return frames
+
+
+def deafen(setup: Setup, loses: Any) -> None:
+    """Lose live messages for which ``loses`` holds, as a network may."""
+    listening = setup.hub._listening[G]
+    take = type(listening).take
+
+    def lossy(message: Message) -> None:
+        if not loses(message):
+            take(listening, message)
+
+    setup.feed._sinks[f"{{{G}}}:live".encode()] = lossy
+
+
+async def test_a_lost_message_is_repaired_from_the_log(setup):
+    viewer = await setup.open()
+    deafen(setup, lambda message: message.frame and message.frame.id.n in (2, 3))
+    await setup.claim()
+    for n in range(1, 6):
+        await setup.add(n)
+    await setup.add(6, FrameKind.END)
+
+    frames = await until_end(viewer)
+
+    assert [frame.id.n for frame in frames] == [0, 1, 2, 3, 4, 5, 6]
+
+
+async def test_a_lost_end_is_noticed(setup):
+    viewer = await setup.open()
+    deafen(setup, lambda message: message.frame and message.frame.kind is FrameKind.END)
+    await setup.claim()
+    await setup.add(1)
+    await setup.add(2, FrameKind.END)
+
+    assert [frame.kind for frame in await until_end(viewer)] == [FrameKind.FENCE, FrameKind.DATA, FrameKind.END]
+
+
+async def test_a_cut_subscriber_reconnects_and_misses_nothing(setup):
+    viewer = await setup.open()
+    await setup.claim()
+    for n in range(1, 10):
+        await setup.add(n)
+        if n % 3 == 0:
+            await setup.redis.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+    await setup.add(10, FrameKind.END)
+
+    assert [frame.id.n for frame in await until_end(viewer)] == list(range(11))
+
+
+async def test_one_subscription_serves_many_viewers_and_goes_with_the_last(setup):
+    first = await setup.open()
+    others = [await setup.hub.join(G) for _ in range(3)]
+    assert await count_subscriptions(setup) == 1
+
+    for viewer in others:
+        await setup.hub.part(viewer)
+    assert setup.feed.subscriptions == 1
+
+    await setup.hub.part(first)
+    assert setup.feed.subscriptions == 0
+    async with asyncio.timeout(5):
+        while await count_subscriptions(setup):
+            await asyncio.sleep(0.01)
+
+
+async def count_subscriptions(setup: Setup) -> int:
+    return len(await setup.redis.pubsub_channels())
+
+
+async def test_a_job_whose_last_viewer_left_never_runs(setup):
+    viewer = await setup.open()
+
+    await setup.hub.part(viewer)
+
+    assert await setup.queue.look([G]) == [Place.GONE]
+    (end,) = await setup.channel.read(G, FrameId(0, 0), 10)
+    assert orjson.loads(end.data)["error"]["kind"] == "cancelled"
+
+
+async def test_a_running_generation_hears_that_its_last_viewer_left(setup):
+    viewer = await setup.open()
+    await setup.claim()
+
+    await setup.hub.part(viewer)
+
+    assert (await setup.channel.heartbeat([CLAIM]))[0].stop is Stop.LEFT
+    assert await setup.queue.look([G]) == [Place.RUNNING]
+
+
+@pytest.mark.parametrize("setup", [{"queue_wait_s": 0.1}], indirect=True)
+async def test_a_generation_that_no_worker_claims_in_time_is_ended_here(setup):
+    viewer = await setup.open()
+
+    frames = await until_end(viewer)
+
+    assert orjson.loads(frames[-1].data)["error"]["kind"] == "deadline_exceeded"
+    async with asyncio.timeout(5):
+        while await setup.queue.look([G]) != [Place.GONE]:
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("setup", [{"queue_wait_s": 0.1, "lease_s": 0.05}], indirect=True)
+async def test_a_generation_whose_worker_died_with_no_other_left_is_ended_here(setup):
+    viewer = await setup.open()
+    await setup.claim()
+
+    frames = await until_end(viewer)
+
+    assert orjson.loads(frames[-1].data)["error"]["kind"] == "worker_lost"
+
+
+async def test_a_generation_whose_job_is_gone_without_an_end_is_ended_here(setup):
+    viewer = await setup.open()
+    await setup.claim()
+    await setup.queue.withdraw(G)
+
+    frames = await until_end(viewer)
+
+    assert orjson.loads(frames[-1].data)["error"]["kind"] == "worker_lost"
+
+
+async def test_a_log_that_is_gone_fails_its_viewers(setup):
+    viewer = await setup.open()
+    await setup.claim()
+    await setup.redis.flushall()
+
+    async with asyncio.timeout(5):
+        while await viewer.take():
+            pass
+    assert viewer.failed and viewer.failed.code == "log_lost"
