@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo dev test fmt lint types bench clean
+.PHONY: help setup demo dev test fmt lint types env bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ lint: setup ## Check style and the direction of imports
 
 types: setup ## Check types, strictly
 	@$(BIN)/mypy
+
+env: setup ## Write .env.example from the settings
+	@$(BIN)/python -m cli.env_example > .env.example
 
 bench: setup ## Measure CPU per token and time to first token on this machine
 	@$(BIN)/python bench/run.py $(ARGS)

@@ -16,6 +16,11 @@ from common.errors import Failed
 PLAIN = DIALECTS["openai-chat"]  # The shape of errors where no dialect is spoken: unknown paths, /v1/models…
 
 
+def dialect_at(path: str) -> Dialect:
+    """Return the dialect of a path that no route of a dialect serves: its clients know one shape of error."""
+    return DIALECTS["anthropic-messages"] if path.startswith("/v1/messages") else PLAIN
+
+
 def error_response(dialect: Dialect, failed: Failed, request_id: str, headers: dict[str, str] | None = None) -> Response:
     """Return the response for a failure before the first byte."""
     extra = dict(headers or {})

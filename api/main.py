@@ -17,7 +17,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from api.auth import Authenticator
 from api.generate import Services
-from api.http_errors import PLAIN, error_response, request_id_of
+from api.http_errors import dialect_at, error_response, request_id_of
 from api.hub import Hub
 from api.metrics import Metrics
 from api.middleware import Observed
@@ -130,13 +130,13 @@ async def _plain_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     message = f"{request.method} {request.url.path[:200]} is not served here. See GET /openapi.json for what is."
     failed = Failed(ErrorKind.NOT_FOUND, message, status=error.status_code, code="unknown_path")
-    return error_response(PLAIN, failed, request_id_of(request), dict(error.headers or {}))
+    return error_response(dialect_at(request.url.path), failed, request_id_of(request), dict(error.headers or {}))
 
 
 async def _internal_error(request: Request, error: Exception) -> Response:
     log.error("request_broke", exc_info=error)
     failed = Failed(ErrorKind.INTERNAL, "The gateway failed on this request. Its operators have been told.", code="internal")
-    return error_response(PLAIN, failed, request_id_of(request))
+    return error_response(dialect_at(request.url.path), failed, request_id_of(request))
 
 
 class ApiServer(uvicorn.Server):

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.http_errors import PLAIN, error_response
+from api.http_errors import dialect_at, error_response
 from api.metrics import Metrics
 from common.errors import ErrorKind, Failed
 
@@ -72,7 +72,7 @@ class Observed:
             code="headers_too_large",
         )
         self._metrics.refused(failed)
-        await error_response(PLAIN, failed, request_id)(scope, receive, send)
+        await error_response(dialect_at(scope["path"]), failed, request_id)(scope, receive, send)
 
     def _report(self, scope: Scope, status: int, duration_s: float) -> None:
         route = getattr(scope.get("route"), "path", "unknown")  # The template: a path would be a label without bound.

@@ -4,7 +4,6 @@ Redis, the demo provider, one API and some workers, each a process of its own as
 started again, and the terminal says so. All of them end with this process, however it ends.
 """
 
-import ctypes
 import os
 import secrets
 import signal
@@ -20,6 +19,7 @@ import httpx
 import orjson
 
 from cli.embedded_redis import EmbeddedRedis
+from common.process import die_with_parent
 from common.routes import available
 from common.settings import MIB, Settings
 from common.sse import SseCutter, read_block
@@ -28,7 +28,6 @@ READY_TIMEOUT_S = 30
 DRAIN_S = 3  # On Ctrl-C nobody wants to wait a minute.
 RESTART_PAUSE_S = 1.0
 WATCHED = ("api", "workers", "common", "cli")
-PR_SET_PDEATHSIG = 1
 DEMO_KEY = "sk-demo"  # Any key works while none is set: the API listens on loopback alone.
 
 
@@ -40,6 +39,7 @@ class Part:
     args: list[str]
     env: dict[str, str]
     consequence: str
+    is_quiet: bool
     process: subprocess.Popen[bytes] = field(init=False)
 
     def start(self) -> None:
@@ -47,8 +47,9 @@ class Part:
             [sys.executable, "-m", "cli.main", *self.args],
             env={**os.environ, **self.env},
             stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL if self.is_quiet else None,
             start_new_session=True,  # Ctrl-C reaches this process alone, which then stops them in order.
-            preexec_fn=_die_with_parent,
+            preexec_fn=die_with_parent,
         )
 
     def stop(self, grace_s: float) -> None:
@@ -64,7 +65,8 @@ class Part:
 
 def run(settings: Settings, *, workers: int, once: bool, reload: bool, verbose: bool) -> int:
     """Run until Ctrl-C, or (``once``) until the sample answer is complete; returns the exit status."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    for sig in (signal.SIGTERM, signal.SIGINT):  # A shell that starts us in the background has SIGINT ignored.
+        signal.signal(sig, _interrupt)
     parts: list[Part] = []
     try:
         with EmbeddedRedis() as redis:
@@ -108,17 +110,18 @@ def _start_parts(settings: Settings, redis: EmbeddedRedis, workers: int, verbose
         "SLUICE_REDIS_URL": redis.url,
         "SLUICE_HOST": "127.0.0.1",
         "SLUICE_PORT": str(settings.port),
-        "SLUICE_LOG_LEVEL": settings.log_level if verbose else "error",
         "SLUICE_API_DRAIN_S": str(DRAIN_S),
         "SLUICE_WORKER_DRAIN_S": str(DRAIN_S),
         "SLUICE_SECRET": settings.secret.get_secret_value() if settings.secret else secrets.token_hex(32),
         "DEMO_BASE_URL": f"http://127.0.0.1:{demo_port}/v1",
     }
     say("Starting Redis, the demo provider, one API and " + (f"{workers} workers" if workers != 1 else "one worker") + " …")
-    demo = Part("the demo provider", ["demo-provider", "--port", str(demo_port)], env, "its open answers break off")
-    api = Part("the API", ["api"], env, "open connections are cut; clients that keep their ids can resume")
+    demo = Part(
+        "the demo provider", ["demo-provider", "--port", str(demo_port)], env, "its open answers break off", not verbose
+    )
+    api = Part("the API", ["api"], env, "open connections are cut; clients that keep their ids can resume", not verbose)
     lost = "another worker takes its unfinished jobs over within 8 s; answers that had begun end with an error event"
-    parts = [demo, api, *(Part(f"worker {n + 1}", ["worker"], env, lost) for n in range(workers))]
+    parts = [demo, api, *(Part(f"worker {n + 1}", ["worker"], env, lost, not verbose) for n in range(workers))]
     for part in parts:
         part.start()
     return parts
@@ -230,12 +233,6 @@ def _stop(parts: list[Part]) -> None:
 def _newest_source() -> float:
     root = Path(__file__).parent.parent
     return max(path.stat().st_mtime for name in WATCHED for path in (root / name).rglob("*") if path.is_file())
-
-
-def _die_with_parent() -> None:
-    """Linux ends the child when this process is gone, even by SIGKILL; elsewhere the orderly ways must do."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _interrupt(*_: object) -> None:

@@ -15,6 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from common.process import die_with_parent
+
 START_TIMEOUT_S = 10
 FAKE_SERVER = """
 import sys
@@ -65,7 +67,9 @@ class EmbeddedRedis:
         """
         log = self._folder / "redis.log"
         with log.open("ab") as out:
-            self.process = subprocess.Popen(self._command(), stdout=out, stderr=out, start_new_session=True)  # noqa: S603 - Our own.
+            self.process = subprocess.Popen(  # noqa: S603 - Our own command.
+                self._command(), stdout=out, stderr=out, start_new_session=True, preexec_fn=die_with_parent
+            )
         deadline = time.monotonic() + START_TIMEOUT_S
         while not self._answers():
             if self.process.poll() is not None or time.monotonic() > deadline:

@@ -100,9 +100,10 @@ def test_a_request_without_an_id_has_one_for_both_logs(pair: Fleet, client: http
     until(lambda: any(logged(api.log, said) for api in pair.apis), "an API has logged the request")
 
 
-def test_a_client_that_leaves_closes_the_upstream(pair: Fleet, client: httpx.Client):
+@pytest.mark.parametrize("model", ["demo-n5000-d20", "demo-stall3"], ids=["busy", "quiet"])
+def test_a_client_that_leaves_closes_the_upstream(pair: Fleet, client: httpx.Client, model: str):
     pair.reset_demo()
-    large = ask("demo-n5000-d20", messages=[{"role": "user", "content": "x" * 200_000}])
+    large = ask(model, messages=[{"role": "user", "content": "x" * 200_000}])
 
     with client.stream("POST", "/v1/chat/completions", json=large) as response:
         next(line for line in response.iter_lines() if '"content":' in line)

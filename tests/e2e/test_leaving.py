@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
@@ -141,6 +142,20 @@ def test_many_clients_that_leave_at_once_leave_nothing_behind(narrow: Fleet):
     assert narrow.stats()["requests"] == 1
 
 
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_as_long_as_one_viewer_is_left_it_runs_on(narrow: Fleet, dialect: str):
+    with RawClient(narrow.ports[0]) as first:
+        first.post(dialect, body_of(dialect, f"{FAMILY_OF[dialect]}/demo-n60-d20", stream=True))
+        generation_id = _id_in(first.read_until(FIRST_OUTPUT[dialect]))
+        with ThreadPoolExecutor() as threads:
+            second = threads.submit(_come_back, narrow, generation_id)
+            until(lambda: narrow.metrics(narrow.ports[0])["sluice_open_viewers"] == 2, "a second viewer reads")
+            first.leave()
+
+            assert _text(dialect, second.result()) == answer(60)
+    assert (narrow.stats()["completed"], narrow.stats()["aborted"]) == (1, 0)
+
+
 # What the client can ask for instead
 
 
@@ -211,6 +226,10 @@ def _start_and_leave(found: Fleet, dialect: str, model: str, stream: bool, **hea
         if not stream:
             return ""
         received = client.read_until(FIRST_OUTPUT[dialect])
+    return _id_in(received)
+
+
+def _id_in(received: bytes) -> str:
     return received.partition(b"x-generation-id: ")[2].partition(b"\r\n")[0].decode()
 
 

@@ -1,0 +1,42 @@
+"""What does ``.env.example`` say? Every setting with its meaning and default, from ``Settings`` itself: `make env` writes it."""
+
+from typing import Any
+
+import orjson
+from pydantic_core import PydanticUndefined
+
+from common.settings import Settings
+from common.vendors import VENDORS
+
+_HEAD = """\
+# Every setting of Sluice, with its default. Copy what you change into .env, or set it in the environment.
+# Written by `make env` from common/settings.py; times end in _S (seconds) or _MS, sizes in _BYTES_MAX.
+"""
+
+
+def render() -> str:
+    """Return the file's text."""
+    lines = [_HEAD, "# Providers: a key switches one on; several, comma-separated, are used in turn when one is refused."]
+    for vendor in VENDORS.values():
+        if vendor.key_is_needed:
+            lines += [f"# {vendor.env}_API_KEY=", f"# {vendor.env}_BASE_URL={vendor.base_url or ''}"]
+    lines.append("")
+    for name, field in Settings.model_fields.items():
+        if name != "providers":
+            lines += [
+                f"# {field.description}",
+                f"# SLUICE_{name.upper()}={_text(field.get_default(call_default_factory=True))}",
+            ]
+    return "\n".join(lines) + "\n"
+
+
+def _text(default: Any) -> str:
+    if default is None or default is PydanticUndefined or default == ():
+        return ""
+    if isinstance(default, dict | list | tuple):
+        return orjson.dumps(default).decode()
+    return f"{default:g}" if isinstance(default, float) and default < 1e6 else str(default)
+
+
+if __name__ == "__main__":
+    print(render(), end="")
