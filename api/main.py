@@ -20,7 +20,7 @@ from api.generate import Services
 from api.http_errors import dialect_at, error_response, request_id_of
 from api.hub import Hub
 from api.metrics import Metrics
-from api.middleware import Observed
+from api.middleware import Guarded, Observed
 from api.routes import dialects, generations, models, pages
 from common import keys
 from common.channel.redis import RedisChannel, RedisFeed
@@ -106,13 +106,14 @@ def create_app(process: Process) -> FastAPI:
             await process.stop()
 
     settings, services = process.settings, process.services
-    app = FastAPI(title="Sluice", lifespan=lifespan, docs_url=None, redoc_url=None)
+    # No redirects: behind TLS they would name http, and a client would send its key and prompt there.
+    app = FastAPI(title="Sluice", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.include_router(dialects.router(services))
     app.include_router(models.router(services))
     app.include_router(generations.router(services))
     app.include_router(pages.router(services, process.count_jobs))
     app.add_exception_handler(HTTPException, _plain_error)
-    app.add_exception_handler(Exception, _internal_error)
+    app.add_middleware(Guarded)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -131,12 +132,6 @@ async def _plain_error(request: Request, error: Exception) -> Response:
     message = f"{request.method} {request.url.path[:200]} is not served here. See GET /openapi.json for what is."
     failed = Failed(ErrorKind.NOT_FOUND, message, status=error.status_code, code="unknown_path")
     return error_response(dialect_at(request.url.path), failed, request_id_of(request), dict(error.headers or {}))
-
-
-async def _internal_error(request: Request, error: Exception) -> Response:
-    log.error("request_broke", exc_info=error)
-    failed = Failed(ErrorKind.INTERNAL, "The gateway failed on this request. Its operators have been told.", code="internal")
-    return error_response(dialect_at(request.url.path), failed, request_id_of(request))
 
 
 class ApiServer(uvicorn.Server):

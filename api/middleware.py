@@ -83,6 +83,31 @@ class Observed:
             log.info("request", method=method, route=route, status=status, duration_ms=round(duration_s * 1000))
 
 
+class Guarded:
+    """The innermost middleware: what nobody expected becomes a 500 in the client's shape, with the headers of any other."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        has_started = False
+
+        async def note_start(message: Message) -> None:
+            nonlocal has_started
+            has_started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, note_start)
+        except Exception:
+            log.exception("request_broke")
+            if scope["type"] != "http" or has_started:
+                raise  # The server cuts the connection: never a clean end.
+            failed = Failed(ErrorKind.INTERNAL, "The gateway failed on this request.", code="internal")
+            request_id = scope["state"]["request_id"]
+            await error_response(dialect_at(scope["path"]), failed, request_id)(scope, receive, send)
+
+
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 

@@ -39,7 +39,7 @@ class ProviderSettings(BaseModel):
 
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(
-        env_prefix="SLUICE_", env_file=".env", yaml_file="sluice.yaml", extra="ignore", frozen=True
+        env_prefix="SLUICE_", env_file=".env", yaml_file="sluice.yaml", extra="ignore", frozen=True, env_ignore_empty=True
     )
 
     # Addresses

@@ -73,17 +73,19 @@ async def call(job: Job, deployment: Deployment, writer: Writer, outcome: Outcom
     wire = WIRES[VENDORS[deployment.provider].wire]
     request, pump = _prepare(job, wire, deployment, outcome)
     calls = services.metrics.upstream_calls
+    status = 0  # No answer at all.
     try:
         async with services.upstream.open(request, deployment.provider, is_stream=pump.is_stream) as answer:
-            calls.labels(deployment.provider, answer.status).inc()
-            if not 200 <= answer.status < 300:
+            status = answer.status
+            if not 200 <= status < 300:
                 body = await answer.whole(ERROR_BODY_BYTES_MAX)
-                raise GatewayError.of(wire.read_error(answer.status, answer.headers, body))
+                raise GatewayError.of(wire.read_error(status, answer.headers, body))
             if pump.is_stream:
                 await _stream(answer, pump, writer, outcome, services)
             else:
                 await _whole(answer, pump, writer, outcome, services)
     finally:
+        calls.labels(deployment.provider, status).inc()
         outcome.output_events, outcome.usage, outcome.finish_reason = pump.output_events, pump.usage, pump.finish_reason
 
 

@@ -62,7 +62,7 @@ class _Watching:
 
     @property
     def usage(self) -> Usage | None:
-        return self.terminal.usage if isinstance(self.terminal, Completed) else None
+        return self._decoder.usage
 
 
 class Passing(_Watching):

@@ -4,6 +4,7 @@ from fastapi import APIRouter, Request, Response
 
 from api.generate import Services
 from api.http_errors import PLAIN, error_response, json_response, request_id_of
+from common.dialects import DIALECTS
 from common.errors import GatewayError
 from common.routes import available
 
@@ -20,7 +21,9 @@ def router(services: Services) -> APIRouter:
         try:
             services.authenticator.authenticate(request.headers)
         except GatewayError as error:
-            return error_response(PLAIN, error.failed, request_id_of(request))
+            # Anthropic's clients say so; both vendors have this path.
+            dialect = DIALECTS["anthropic-messages"] if "anthropic-version" in request.headers else PLAIN
+            return error_response(dialect, error.failed, request_id_of(request))
         names = sorted(services.settings.aliases) + [f"{provider}/*" for provider in available(services.settings)]
         data = [_entry(name) for name in names]
         return json_response(

@@ -38,7 +38,7 @@ class FrameId(NamedTuple):
 
 
 START = FrameId(0, 0)
-_CURSOR = re.compile(r"(\d{1,9})-(\d{1,12})\.(\d{1,9})")
+_CURSOR = re.compile(r"([0-9]{1,9})-([0-9]{1,12})\.([0-9]{1,9})")
 
 
 class Cursor(NamedTuple):

@@ -1,8 +1,6 @@
 import httpx
 from harness import KEY, Fleet
 
-from cli.demo_provider.script import answer
-
 
 def test_an_answer_streams_from_the_provider_to_the_client(shared: Fleet):
     body = {"model": "demo-n20-d1", "stream": True, "messages": [{"role": "user", "content": "hi"}]}

@@ -210,9 +210,10 @@ class MessageDecoder:
         self._ended = True
         fallback = FinishReason.TOOL_CALLS if self._call_count else FinishReason.STOP
         finished = Finished(_FINISH_REASON.get(self._reason or "", fallback), self._stop_sequence)
-        return [finished, Completed(self._usage())]
+        return [finished, Completed(self.usage)]
 
-    def _usage(self) -> Usage | None:
+    @property
+    def usage(self) -> Usage | None:
         """Anthropic's input_tokens leaves out what its cache figures count; ours includes them."""
         if not self._counts:
             return None

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from common.errors import Failed
-from common.events import Event
+from common.events import Event, Usage
 from common.generation import GenerationRequest
 
 
@@ -34,6 +34,11 @@ class UpstreamRequest:
 
 class Decoder(Protocol):
     """One answer's bytes to events. Holds the answer's state; never raises on anything an upstream may send."""
+
+    @property
+    def usage(self) -> Usage | None:
+        """What the upstream has reported so far: all there is to bill where an answer breaks off."""
+        ...
 
     def decode(self, block: bytes) -> list[Event]:
         """Return what one SSE block (see ``common.sse``) says.

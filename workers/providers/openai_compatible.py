@@ -111,6 +111,10 @@ class ChunkDecoder:
         self._id = ""
         self._plain = PlainShape(b'"content":"', b'"reasoning_content":"', b'"reasoning":"')
 
+    @property
+    def usage(self) -> Usage | None:
+        return self._usage
+
     def decode(self, block: bytes) -> list[Event]:
         if self._ended:
             return []
