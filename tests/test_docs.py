@@ -25,7 +25,9 @@ def test_every_kind_of_error_is_explained(kind):
 def test_every_make_verb_of_the_readme_exists():
     makefile = (ROOT / "Makefile").read_text()
     verbs = {word for line in README.splitlines() for word in line.replace("`", " ").split() if False}
-    verbs |= {line.split("make ")[1].split()[0].strip("`.,;") for line in README.splitlines() if "make " in line and "`make" in line}
+    verbs |= {
+        line.split("make ")[1].split()[0].strip("`.,;") for line in README.splitlines() if "make " in line and "`make" in line
+    }
 
     assert verbs
     assert all(f"\n{verb}:" in makefile for verb in verbs)

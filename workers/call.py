@@ -138,7 +138,7 @@ async def _stream(answer: UpstreamAnswer, pump: Pump, writer: Writer, outcome: O
 
 
 async def _whole(answer: UpstreamAnswer, pump: Pump, writer: Writer, outcome: Outcome, services: Services) -> None:
-    data = pump.feed(await answer.whole(services.settings.upstream_body_bytes_max))
+    data = pump.feed([await answer.whole(services.settings.upstream_body_bytes_max)])
     _commit(writer, pump, outcome, services, data)
 
 
@@ -147,15 +147,13 @@ def _feed(pump: Pump, cutter: SseCutter, chunk: bytes) -> bytes:
         blocks = cutter.feed(chunk)
     except ValueError as error:
         raise GatewayError(ErrorKind.UPSTREAM_PROTOCOL, f"The provider sent {error}.") from error
-    if len(blocks) == 1:
-        return pump.feed(blocks[0])
-    return b"".join([pump.feed(block) for block in blocks if not pump.terminal])
+    return pump.feed(blocks)
 
 
 def _last(pump: Pump, cutter: SseCutter) -> bytes:
     """What the end of the upstream's bytes adds, an event without its blank line included."""
     rest = cutter.end()
-    said = pump.feed(rest.rstrip(b"\r\n") + b"\n\n") if rest.strip() and not pump.terminal else b""
+    said = pump.feed([rest.rstrip(b"\r\n") + b"\n\n"]) if rest.strip() else b""
     return said + pump.end()
 
 

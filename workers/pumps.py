@@ -28,8 +28,11 @@ class Pump(Protocol):
     @property
     def usage(self) -> Usage | None: ...
 
-    def feed(self, block: bytes) -> bytes:
-        """Return the client's bytes for one SSE block of the upstream, or (not ``is_stream``) for its whole body."""
+    def feed(self, blocks: list[bytes]) -> bytes:
+        """Return the client's bytes for SSE blocks of the upstream, or (not ``is_stream``) for its whole body.
+
+        Blocks after a terminal event are ignored.
+        """
         ...
 
     def end(self) -> bytes:
@@ -74,15 +77,19 @@ class Passing(_Watching):
         self._body = body
         self._is_plain = self._decoder.is_plain
 
-    def feed(self, block: bytes) -> bytes:
-        # Hot path: once per token. Nearly every block is a piece of output, and needs no decoding.
-        if self.has_output and self._is_plain(block):
-            self.output_events += 1
-            return block
-        self._note(self._decoder.decode(block))
-        if isinstance(self.terminal, Failed) or self._wire.is_foreign_block(block, self._body):
-            return b""  # The upstream's error event becomes our end, which says it in the dialect's own shape.
-        return block
+    def feed(self, blocks: list[bytes]) -> bytes:
+        # Hot path: once per upstream read. Nearly every block is a piece of output, and needs no decoding.
+        is_plain, passed = self._is_plain, []
+        for block in blocks:
+            if self.has_output and is_plain(block):
+                self.output_events += 1
+                passed.append(block)
+            elif not self.terminal:
+                self._note(self._decoder.decode(block))
+                # The upstream's error event becomes our end, which says it in the dialect's own shape.
+                if not isinstance(self.terminal, Failed) and not self._wire.is_foreign_block(block, self._body):
+                    passed.append(block)
+        return passed[0] if len(passed) == 1 else b"".join(passed)
 
     def end(self) -> bytes:
         self._note(self._decoder.end())
@@ -95,9 +102,10 @@ class PassingWhole(_Watching):
     is_stream = False
     gives_stream = False
 
-    def feed(self, block: bytes) -> bytes:
-        self._note(self._decoder.decode_whole(block))
-        return block
+    def feed(self, blocks: list[bytes]) -> bytes:
+        (body,) = blocks
+        self._note(self._decoder.decode_whole(body))
+        return body
 
     def end(self) -> bytes:
         return b""
@@ -110,9 +118,10 @@ class Translating(_Watching):
         super().__init__(wire)
         self._encode = dialect.encoder(request, info).encode
 
-    def feed(self, block: bytes) -> bytes:
-        # Hot path: once per token.
-        return self._say(self._decoder.decode(block))
+    def feed(self, blocks: list[bytes]) -> bytes:
+        # Hot path: once per upstream read.
+        decode = self._decoder.decode
+        return self._say([event for block in blocks for event in decode(block)])
 
     def end(self) -> bytes:
         return self._say(self._decoder.end())
@@ -133,8 +142,9 @@ class Folding(_Watching):
         self._dialect, self._request, self._info = dialect, request, info
         self._events: list[Event] = []
 
-    def feed(self, block: bytes) -> bytes:
-        self._keep(self._decoder.decode(block))
+    def feed(self, blocks: list[bytes]) -> bytes:
+        for block in blocks:
+            self._keep(self._decoder.decode(block))
         return b""
 
     def end(self) -> bytes:
