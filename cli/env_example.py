@@ -1,4 +1,4 @@
-"""What does ``.env.example`` say? Every setting with its meaning and default, from ``Settings`` itself: `make env` writes it."""
+"""What does ``.env.example`` say? Every setting, its meaning and its default, from ``Settings``: `make env` writes it."""
 
 from typing import Any
 
