@@ -8,6 +8,7 @@ The rule for what belongs here: the order of these steps. What each client sees 
 """
 
 import asyncio
+import contextlib
 import re
 import time
 import uuid
@@ -24,6 +25,7 @@ from api.http_errors import error_response, request_id_of
 from api.hub import Hub
 from api.metrics import Metrics
 from api.relay import Relay, RelayTimes
+from api.viewer import Viewer
 from common.channel.base import Channel, ChannelUnavailable, Opening, Policy
 from common.channel.redis import RedisFeed
 from common.dialects.base import Dialect
@@ -94,18 +96,7 @@ async def _start(job: Job, dialect: Dialect, principal: Principal, services: Ser
         raise redis_away()
     structlog.contextvars.bind_contextvars(generation_id=job.generation_id)
     try:
-        # The channel and the subscription before the job exists: no frame can be missed.
-        opening = asyncio.create_task(
-            services.channel.open(job.generation_id, _opening(job, principal, services.settings), services.hub.replica)
-        )
-        viewer = await services.hub.join(job.generation_id)
-        try:
-            await opening
-            await services.queue.enqueue(job.generation_id, principal.id, JobClass.INTERACTIVE)
-        except BaseException:
-            viewer.has_ended = True  # Nobody works on it: there is nothing to leave.
-            await services.hub.part(viewer)
-            raise
+        viewer = await _open_and_enqueue(job, principal, services)
     except (ChannelUnavailable, RedisUnavailable) as error:
         raise redis_away() from error
     relay = Relay(
@@ -120,6 +111,30 @@ async def _start(job: Job, dialect: Dialect, principal: Principal, services: Ser
     services.relays.add(relay)
     services.metrics.took(job)
     return relay
+
+
+async def _open_and_enqueue(job: Job, principal: Principal, services: Services) -> Viewer:
+    """The channel and the subscription before the job exists: no frame can be missed."""
+    opening = _opening(job, principal, services.settings)
+    joined, opened = await asyncio.gather(
+        services.hub.join(job.generation_id),
+        services.channel.open(job.generation_id, opening, services.hub.replica),
+        return_exceptions=True,
+    )
+    try:
+        if isinstance(joined, BaseException):
+            raise joined
+        if isinstance(opened, BaseException):
+            raise opened
+        await services.queue.enqueue(job.generation_id, principal.id, JobClass.INTERACTIVE)
+    except BaseException:
+        if isinstance(joined, Viewer):
+            joined.has_ended = True  # Nobody works on it: there is nothing to leave, and nothing to keep.
+            await services.hub.part(joined)
+        with contextlib.suppress(ChannelUnavailable):
+            await services.channel.discard(job.generation_id)
+        raise
+    return joined
 
 
 async def finish(relay: Relay, services: Services) -> None:

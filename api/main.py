@@ -11,7 +11,6 @@ import uvicorn
 from fastapi import FastAPI, Request, Response
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
@@ -33,8 +32,6 @@ from common.telemetry import configure_logging
 
 log = structlog.get_logger()
 
-# A slow subscriber is cut by Redis past this; ours repairs the gap from the log, but need not.
-PUBSUB_OUTPUT_LIMIT = "pubsub 268435456 67108864 60"
 EXPOSED_HEADERS = ("x-request-id", "request-id", "retry-after", "x-generation-id")
 DRAIN_MARGIN_S = 1.0  # Between the last error event and the server's own end.
 
@@ -64,9 +61,6 @@ class Process:
         await self.services.pulse.start()
         await self.services.feed.start()
         self.services.hub.start()
-        with contextlib.suppress(RedisError, OSError, TimeoutError):  # Not every hosted Redis lets us; `sluice doctor` tells.
-            async with asyncio.timeout(COMMAND_TIMEOUT_S):
-                await self.redis.config_set("client-output-buffer-limit", PUBSUB_OUTPUT_LIMIT)
 
     async def stop(self) -> None:
         await self.services.hub.stop()

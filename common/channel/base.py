@@ -186,6 +186,10 @@ class Channel(Protocol):
         """Create the state of a new generation, with ``replica`` among its viewers (the empty name: none)."""
         ...
 
+    async def discard(self, generation_id: str) -> None:
+        """Remove a generation that was opened but never enqueued."""
+        ...
+
     async def fence(self, claim: Claim, *, is_handover: bool) -> Fenced:
         """Append the frame ``<epoch>-0`` and fence all earlier claims. The same call again is answered as the first was."""
         ...

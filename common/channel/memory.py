@@ -58,6 +58,9 @@ class MemoryChannel:
     async def open(self, generation_id: str, opening: Opening, replica: str) -> None:
         self._logs[generation_id] = _Log(copy.copy(opening), {replica} - {""})
 
+    async def discard(self, generation_id: str) -> None:
+        self._logs.pop(generation_id, None)
+
     async def fence(self, claim: Claim, *, is_handover: bool) -> Fenced:
         log = self._log(claim.generation_id)
         if log is None:

@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 import structlog
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from common import keys
 from common.channel.base import (
@@ -40,6 +40,8 @@ from common.redis_client import COMMAND_TIMEOUT_S, Call, RedisUnavailable, Scrip
 log = structlog.get_logger()
 
 FEED_PING_S = 1.0
+# A subscriber that falls behind by more is cut: 256 MiB at once, or 64 MiB for a minute. Ours repairs the gap from the log.
+OUTPUT_LIMIT = "pubsub 268435456 67108864 60"
 FEED_SILENCE_MAX_S = 3.0  # Pings are answered at once; three seconds of nothing is a dead connection.
 
 
@@ -65,6 +67,9 @@ class RedisChannel:
         flat = [item for pair in fields.items() for item in pair]
         names = [keys.state(generation_id), keys.viewers(generation_id), keys.request(generation_id)]
         await self._run("open", names, [replica, _ms(opening.expiry_s), opening.request, *flat])
+
+    async def discard(self, generation_id: str) -> None:
+        await self._run("discard", _log_keys(generation_id), [])
 
     async def fence(self, claim: Claim, *, is_handover: bool) -> Fenced:
         args = [claim.epoch, claim.token, int(is_handover)]
@@ -268,6 +273,8 @@ class RedisFeed:
 
     async def _resubscribe(self, connection: Any) -> None:
         """Subscribe to all sinks; returns once the server has, so that a log read from now on leaves no gap."""
+        with contextlib.suppress(ResponseError):  # Not every hosted Redis lets us; `sluice doctor` tells.
+            await self._redis.config_set("client-output-buffer-limit", OUTPUT_LIMIT)  # Anew after each of its restarts.
         asked: set[bytes] = set()
         while new := self._sinks.keys() - asked:  # More may come while we wait.
             asked |= new

@@ -19,7 +19,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from common import keys
-from common.queue.jobs import LAPSED_BATCH, ClaimedJob, JobQueue
+from common.queue.jobs import LAPSED_BATCH, Claimed, ClaimedJob, JobQueue
 from common.redis_client import COMMAND_TIMEOUT_S, Pulse, RedisUnavailable
 from common.settings import Settings
 
@@ -67,12 +67,17 @@ class LeasedWorker(Worker):
         self._bell: Redis = Redis.from_url(redis_url, socket_timeout=BELL_TIMEOUT_S, single_connection_client=True)
         self._jobs: dict[str, ClaimedJob] = {}
         self._lost: set[str] = set()
-        self._lapsed_seen = 0
+        self._lapsed_seen = False  # Whether the last claim told of lapsed leases; only then our own ids are worth sending.
         self._renewed_at = time.monotonic()
         self._renewals: asyncio.Task[None] | None = None
         self.on_takeover: Callable[[], object] = lambda: None
 
     # Claiming
+
+    async def main(self) -> None:
+        """As arq's, without its look at Redis' version: one that is away just then would end the worker."""
+        while True:
+            await self._poll_iteration()
 
     async def _poll_iteration(self) -> None:
         """One turn: claim while there is work and a free slot, then wait for the bell."""
@@ -103,18 +108,23 @@ class LeasedWorker(Worker):
     async def _claim(self) -> int:
         if self.free_slots <= 0:
             return 0
+        claimed = await self._ask(with_lapsed=self._lapsed_seen)
+        if claimed.lapsed_left and not claimed.jobs and not self._lapsed_seen:
+            claimed = await self._ask(with_lapsed=True)  # Just noticed: somebody's client is waiting.
+        self._lapsed_seen = claimed.lapsed_left > 0
+        for job in claimed.jobs:
+            self._start(job)
+        return len(claimed.jobs)
+
+    async def _ask(self, *, with_lapsed: bool) -> Claimed:
         # What lapsed while we were cut off may be running well: only a worker that has seen Redis whole for one lease,
         # in which every other worker could renew, takes lapsed jobs.
-        may_take_lapsed = self._lapsed_seen > 0 and self._pulse.whole_s() > self._settings.lease_s
-        claimed = await self._queue.claim(
+        may_take_lapsed = with_lapsed and self._pulse.whole_s() > self._settings.lease_s
+        return await self._queue.claim(
             self.free_slots,
             lapsed_max=LAPSED_BATCH if may_take_lapsed else 0,
             not_these=self._jobs.keys() if may_take_lapsed else (),
         )
-        self._lapsed_seen = claimed.lapsed_left
-        for job in claimed.jobs:
-            self._start(job)
-        return len(claimed.jobs)
 
     @property
     def free_slots(self) -> int:
@@ -149,14 +159,19 @@ class LeasedWorker(Worker):
             await self._give_back(job, delay_s=RELEASE_DELAY_S)
         else:
             self.jobs_complete += 1
-            self._jobs.pop(generation_id)  # First: a renewal under way must not take a finished job for a lost one.
+            self._forget(job)  # First: a renewal under way must not take a finished job for a lost one.
             with contextlib.suppress(RedisUnavailable):  # Its lease lapses, and the next claim finds the log ended.
                 await self._queue.finish(job)
         finally:
-            self._jobs.pop(generation_id, None)
+            self._forget(job)
             self._lost.discard(generation_id)
 
+    def _forget(self, job: ClaimedJob) -> None:
+        if self._jobs.get(job.generation_id) is job:  # A job that was given back may be ours again already.
+            del self._jobs[job.generation_id]
+
     async def _give_back(self, job: ClaimedJob, *, delay_s: float = 0, is_handover: bool = False) -> None:
+        self._forget(job)
         with contextlib.suppress(RedisUnavailable):  # Its lease lapses, and it is claimed all the same.
             await self._queue.release(job, delay_s=delay_s, is_handover=is_handover)
 
@@ -192,9 +207,10 @@ class LeasedWorker(Worker):
         if self._renewals:
             self._renewals.cancel()
             await asyncio.gather(self._renewals, return_exceptions=True)
-        # A task cancelled before its first step ends as an exception, which arq's own close would trip over.
+        # arq's own close would trip over a task that was cancelled before its first step, and over a Redis that is gone.
         await asyncio.gather(*self.tasks.values(), return_exceptions=True)
         self.tasks.clear()
-        with contextlib.suppress(RedisError, OSError):  # Redis may be gone too; its health record expires by itself.
-            await super().close()
-        await self._bell.aclose()
+        with contextlib.suppress(RedisError, OSError, TimeoutError):
+            await self.pool.delete(self.health_check_key)
+        await self.pool.aclose(close_connection_pool=True)
+        await self._bell.aclose(close_connection_pool=True)

@@ -329,6 +329,17 @@ async def test_an_expired_log_is_known_to_have_been(channel):
         assert caught.value.failed.kind is kind
 
 
+async def test_a_discarded_generation_never_was(channel):
+    await channel.open(G, opening(), "r1")
+
+    await channel.discard(G)
+
+    assert await channel.look([G]) == [None]
+    with pytest.raises(GatewayError) as caught:
+        await channel.enter(G, "r1", "me")
+    assert caught.value.failed.kind is ErrorKind.NOT_FOUND
+
+
 async def test_look_tells_where_logs_end(channel):
     await begun(channel)
 

@@ -1,0 +1,185 @@
+"""The leased worker on real Redis, its handlers as scripted here."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+from redis.asyncio import Redis
+
+from cli.embedded_redis import EmbeddedRedis
+from common import keys
+from common.queue.jobs import ClaimedJob, JobClass, JobQueue, Place
+from common.queue.worker import HandBack, LeasedWorker
+from common.redis_client import Pulse
+from common.settings import Settings
+
+Handler = Callable[[ClaimedJob], Awaitable[None]]
+
+
+class Lab:
+    def __init__(self, redis: Redis, url: str, pulse: Pulse) -> None:
+        self.redis, self.url, self.pulse = redis, url, pulse
+
+    def queue(self, **settings: float) -> JobQueue:
+        return JobQueue(self.redis, self.pulse, Settings(**settings))
+
+    @asynccontextmanager
+    async def worker(self, handler: Handler, **settings: float) -> AsyncIterator[LeasedWorker]:
+        worker = LeasedWorker(self.url, self.queue(**settings), self.pulse, Settings(**settings), handler, "test")
+        task = asyncio.create_task(worker.async_run())
+        try:
+            yield worker
+        finally:
+            worker.allow_pick_jobs = False
+            for job in worker.tasks.values():
+                job.cancel()
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await worker.close()
+
+
+@pytest.fixture
+async def lab(redis: Redis, redis_server: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Lab]:
+    monkeypatch.setattr("common.queue.worker.RELEASE_DELAY_S", 0.02)
+    pulse = Pulse(redis)
+    await pulse.start()
+    yield Lab(redis, redis_server.url, pulse)
+    await pulse.stop()
+
+
+async def eventually(holds: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not holds():
+            await asyncio.sleep(0.01)
+
+
+async def enqueue(lab: Lab, *names: str) -> None:
+    for name in names:
+        await lab.queue().enqueue(name, "tenant", JobClass.INTERACTIVE)
+
+
+async def places(lab: Lab, *names: str) -> list[Place]:
+    return await lab.queue().look(list(names))
+
+
+async def test_jobs_run_side_by_side_up_to_the_slots_and_are_finished(lab):
+    running: set[str] = set()
+    most = 0
+    go_on = asyncio.Event()
+
+    async def handler(job: ClaimedJob) -> None:
+        nonlocal most
+        running.add(job.generation_id)
+        most = max(most, len(running))
+        await go_on.wait()
+        running.discard(job.generation_id)
+
+    await enqueue(lab, *(f"gen_{n}" for n in range(5)))
+    async with lab.worker(handler, worker_slots=3) as worker:
+        await eventually(lambda: len(running) == 3)
+        assert worker.free_slots == 0
+        go_on.set()
+        await eventually(lambda: worker.jobs_complete == 5)
+
+    assert most == 3
+    assert set(await places(lab, *(f"gen_{n}" for n in range(5)))) == {Place.GONE}
+
+
+async def test_a_job_that_cannot_begin_is_put_back_and_tried_again(lab):
+    epochs: list[int] = []
+
+    async def handler(job: ClaimedJob) -> None:
+        epochs.append(job.epoch)
+        if job.epoch < 3:
+            raise HandBack("not now")
+
+    await enqueue(lab, "gen_0")
+    async with lab.worker(handler) as worker:
+        await eventually(lambda: worker.jobs_complete == 1)
+
+    assert epochs == [1, 2, 3]
+
+
+async def test_a_handler_that_breaks_ends_neither_the_worker_nor_the_job(lab):
+    async def handler(job: ClaimedJob) -> None:
+        if job.generation_id == "bad" and job.epoch == 1:
+            raise RuntimeError("unexpected")
+
+    await enqueue(lab, "bad", "good")
+    async with lab.worker(handler) as worker:
+        await eventually(lambda: worker.jobs_complete == 2)
+
+
+async def test_leases_are_renewed_for_as_long_as_a_job_runs(lab):
+    async def handler(job: ClaimedJob) -> None:
+        await asyncio.Event().wait()
+
+    await enqueue(lab, "gen_0")
+    async with lab.worker(handler, lease_s=0.3, renew_s=0.1) as worker:
+        await eventually(lambda: worker.free_slots < worker.max_jobs)
+        for _ in range(10):
+            await asyncio.sleep(0.1)
+            assert await places(lab, "gen_0") == [Place.RUNNING]
+
+
+async def test_a_job_that_somebody_else_has_is_cancelled_and_left_alone(lab):
+    cancelled: list[str] = []
+
+    async def handler(job: ClaimedJob) -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.append(job.generation_id)
+            raise
+
+    await enqueue(lab, "gen_0")
+    async with lab.worker(handler, lease_s=0.3, renew_s=0.1) as worker:
+        await eventually(lambda: worker.free_slots < worker.max_jobs)
+        # As another worker's claim would.
+        await lab.redis.hincrby(keys.JOB + "gen_0", "epoch", 1)
+        await eventually(lambda: cancelled)
+
+    assert cancelled == ["gen_0"]
+    assert await lab.redis.hget(keys.JOB + "gen_0", "epoch") == b"2"
+    assert await lab.redis.zscore(keys.RUNNING, "gen_0")
+
+
+async def test_a_lapsed_job_is_taken_only_once_redis_was_whole_for_a_lease(lab):
+    taken: list[ClaimedJob] = []
+
+    async def handler(job: ClaimedJob) -> None:
+        taken.append(job)
+
+    await enqueue(lab, "gen_0")
+    dead = lab.queue(lease_s=0.05)
+    await dead.claim(1, lapsed_max=0, not_these=())
+    await asyncio.sleep(0.06)
+
+    async with lab.worker(handler, lease_s=1000):
+        await asyncio.sleep(0.3)
+        assert taken == []
+    async with lab.worker(handler, lease_s=0.05):
+        await eventually(lambda: taken)
+    assert taken[0].was_lapsed
+
+
+async def test_the_worker_survives_the_loss_of_its_connections(lab):
+    done: list[str] = []
+
+    async def handler(job: ClaimedJob) -> None:
+        done.append(job.generation_id)
+
+    async with lab.worker(handler):
+        for n in range(3):
+            await lab.redis.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+            await eventually(lambda: lab.pulse.is_up)
+            await asyncio.sleep(0.1)
+            async with asyncio.timeout(10):
+                while True:
+                    try:
+                        await enqueue(lab, f"gen_{n}")
+                        break
+                    except Exception:
+                        await asyncio.sleep(0.1)
+            await eventually(lambda n=n: f"gen_{n}" in done)
