@@ -127,12 +127,13 @@ async def _open_and_enqueue(job: Job, principal: Principal, services: Services) 
         if isinstance(opened, BaseException):
             raise opened
         await services.queue.enqueue(job.generation_id, principal.id, JobClass.INTERACTIVE)
-    except BaseException:
+    except BaseException as error:
         if isinstance(joined, Viewer):
-            joined.has_ended = True  # Nobody works on it: there is nothing to leave, and nothing to keep.
+            joined.has_ended = True  # Nobody works on it: there is nothing to leave.
             await services.hub.part(joined)
-        with contextlib.suppress(ChannelUnavailable):
-            await services.channel.discard(job.generation_id)
+        if isinstance(error, GatewayError):  # Refused by a store that is there; one that is not forgets by itself.
+            with contextlib.suppress(ChannelUnavailable):
+                await services.channel.discard(job.generation_id)
         raise
     return joined
 

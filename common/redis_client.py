@@ -94,19 +94,23 @@ class Scripts:
         # Hot path: once per flush. redis-py's own pipeline costs twice as much per command.
         packed = [hiredis.pack_command(("EVALSHA", self._shas[name], len(keys), *keys, *args)) for name, keys, args in calls]
         try:
-            connection = await self._redis.connection_pool.get_connection()
-            try:
-                async with asyncio.timeout(COMMAND_TIMEOUT_S):
-                    await connection.send_packed_command(b"".join(packed), check_health=False)
-                    return [await _read(connection) for _ in packed]
-            except BaseException:
-                # The answers that were not read would be taken for those of the next command.
-                await connection.disconnect(nowait=True)
-                raise
-            finally:
-                await self._redis.connection_pool.release(connection)
+            async with asyncio.timeout(COMMAND_TIMEOUT_S):  # Around the connecting too: a frozen Redis lets one connect.
+                return await self._exchange(packed)
         except (RedisError, OSError, TimeoutError) as error:
             raise as_unavailable(error) or error from error
+
+    async def _exchange(self, packed: list[bytes]) -> list[Any]:
+        pool = self._redis.connection_pool
+        connection = await pool.get_connection()
+        try:
+            await connection.send_packed_command(b"".join(packed), check_health=False)
+            return [await _read(connection) for _ in packed]
+        except BaseException:
+            # The answers that were not read would be taken for those of the next command.
+            await connection.disconnect(nowait=True)
+            raise
+        finally:
+            await pool.release(connection)
 
     async def _load(self, names: set[str]) -> None:
         try:

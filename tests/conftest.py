@@ -1,10 +1,18 @@
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+import structlog
 from redis.asyncio import Redis
 from redis_for_tests import client_of
 
 from cli.embedded_redis import EmbeddedRedis
+
+
+@pytest.fixture(scope="session", autouse=True)
+def plain_logs() -> None:
+    """structlog's default prints the locals of every frame, which takes seconds in a test's frames."""
+    render = structlog.processors.KeyValueRenderer(key_order=["event"])
+    structlog.configure(processors=[structlog.contextvars.merge_contextvars, structlog.processors.format_exc_info, render])
 
 
 @pytest.fixture(scope="session")

@@ -32,6 +32,8 @@ class Lab:
             yield worker
         finally:
             worker.allow_pick_jobs = False
+            await self.redis.lpush(keys.BELL, 1)  # It stops waiting for the bell: a cancelled connect would leak in redis-py.
+            await asyncio.sleep(0.1)
             for job in worker.tasks.values():
                 job.cancel()
             task.cancel()
