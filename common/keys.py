@@ -20,11 +20,8 @@ all keys of one generation live in one slot of a cluster. The queue's keys are f
 | ``sluice:q:bell`` | list, at most one item | until a worker takes it | whoever leaves work in waiting |
 """
 
-QUEUE_PREFIX = "sluice:q:"
-ROTATION = QUEUE_PREFIX + "rotation:"
-WAITING = QUEUE_PREFIX + "waiting:"
+QUEUE_PREFIX = "sluice:q:"  # The queue's scripts build the others of its keys from the same prefix.
 ENQUEUED = QUEUE_PREFIX + "enqueued"
-DELAYED = QUEUE_PREFIX + "delayed"
 RUNNING = QUEUE_PREFIX + "running"
 JOB = QUEUE_PREFIX + "job:"
 BELL = QUEUE_PREFIX + "bell"
@@ -52,8 +49,3 @@ def tombstone(generation_id: str) -> str:
 
 def live(generation_id: str) -> str:
     return f"{{{generation_id}}}:live"
-
-
-def live_generation(channel: bytes) -> str:
-    """Return the generation of a live channel's name."""
-    return channel[1 : channel.index(b"}")].decode()

@@ -1,5 +1,7 @@
 """Which paths speak which dialect?"""
 
+from collections.abc import Awaitable, Callable
+
 from fastapi import APIRouter, Request, Response
 
 from api.generate import Services, open_generation
@@ -18,7 +20,7 @@ def router(services: Services) -> APIRouter:
     return routes
 
 
-def _endpoint(name: str, services: Services):  # type: ignore[no-untyped-def]  # FastAPI reads the inner annotations.
+def _endpoint(name: str, services: Services) -> Callable[[Request], Awaitable[Response]]:
     dialect = DIALECTS[name]
 
     async def generate(request: Request) -> Response:
