@@ -140,6 +140,7 @@ async def _open_and_enqueue(job: Job, principal: Principal, services: Services) 
 
 async def finish(relay: Relay, services: Services) -> None:
     """One viewer's response is over."""
+    structlog.contextvars.bind_contextvars(outcome=relay.outcome)  # For the request's log line.
     services.relays.discard(relay)
     # Shielded: a server that stops cancels its handlers, and the leaving must be said all the same.
     await asyncio.shield(asyncio.ensure_future(services.hub.part(relay.viewer)))

@@ -64,7 +64,7 @@ class Relay(Response):
         self.viewer = viewer
         self.background = None
         self.is_resumable = is_resumable
-        self.outcome = "left"
+        self.outcome = "left"  # For the log: how it ended.
         self._dialect = dialect
         self._times = times
         self._on_done = on_done
@@ -143,9 +143,10 @@ class Relay(Response):
         if not frames and self.viewer.failed:
             self.outcome = self.viewer.failed.kind
             return _Step(b"", has_begun, is_last=True, failed=self.viewer.failed)
-        if not frames and self._is_draining:
+        if self._is_draining:
             self.outcome = "drained"
-            return _Step(b"", has_begun, is_last=True, failed=None if self.is_resumable else _STOPPING)
+            failed = None if self.is_resumable else _STOPPING
+            return _Step(b"".join(parts), has_begun or bool(parts), is_last=True, failed=failed)
         return _Step(b"".join(parts), has_begun)
 
     def _error_event(self, step: "_Step") -> bytes:

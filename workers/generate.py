@@ -170,7 +170,7 @@ def _report(outcome: Outcome, services: Services) -> None:
     log.info(
         "generation_ended",
         outcome=what,
-        message=outcome.failed.message if outcome.failed else None,
+        code=outcome.failed.code if outcome.failed else None,  # Not the message: a provider's may quote the prompt.
         model=outcome.model,
         provider=outcome.provider,
         messages=outcome.messages,
