@@ -14,6 +14,7 @@ import structlog
 from api.viewer import Viewer
 from common.channel.base import Channel, ChannelUnavailable, Cursor, Feed, FrameKind, Message, Stop
 from common.errors import ErrorKind, Failed
+from common.process import in_background
 from common.queue.jobs import JobQueue, Place
 from common.redis_client import RedisUnavailable
 from common.settings import Settings
@@ -60,7 +61,7 @@ class Hub:
         feed.on_resubscribed(self._reread_all)
 
     def start(self) -> None:
-        self._patrol = asyncio.create_task(self._patrol_for_ever(), name="patrol")
+        self._patrol = in_background(self._patrol_for_ever(), "patrol")
 
     async def stop(self) -> None:
         if self._patrol:

@@ -1,9 +1,17 @@
-"""What does a process of ours do to itself at its start?"""
+"""What does a process of ours do to itself?"""
 
+import asyncio
 import ctypes
+import os
 import resource
 import signal
 import sys
+from collections.abc import Coroutine
+from typing import Any
+
+import structlog
+
+log = structlog.get_logger()
 
 PR_SET_PDEATHSIG = 1  # Source: prctl(2).
 
@@ -19,3 +27,18 @@ def die_with_parent() -> None:
     """Have Linux end this process when its parent is gone, even by SIGKILL; elsewhere the orderly ways must do."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def in_background(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+    """Start what runs for as long as the process does. Should it ever break, the process drains and ends, to be started anew:
+    one whose publisher or patrol is dead looks alive and serves nobody.
+    """
+
+    def check(task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()):
+            log.critical("background_task_broke", task=name, exc_info=error)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    task = asyncio.create_task(work, name=name)
+    task.add_done_callback(check)
+    return task

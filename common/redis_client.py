@@ -17,6 +17,8 @@ from redis.asyncio import Redis
 from redis.asyncio.connection import Connection
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
+from common.process import in_background
+
 log = structlog.get_logger()
 
 COMMAND_TIMEOUT_S = 2.0  # No command of ours takes a millisecond; a server that needs two seconds is not there.
@@ -143,7 +145,7 @@ class Pulse:
         """Ask once, then keep asking in the background."""
         self._client = self._redis.client()  # A connection of its own: a busy pool must not look like a dead server.
         await self._beat(is_first=True)
-        self._task = asyncio.create_task(self._run(), name="pulse")
+        self._task = in_background(self._run(), "pulse")
 
     async def stop(self) -> None:
         if self._task:

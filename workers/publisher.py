@@ -31,6 +31,7 @@ from common.channel.base import (
     Verdict,
 )
 from common.errors import ErrorKind, GatewayError
+from common.process import in_background
 from common.redis_client import Pulse
 from common.settings import KIB, MIB, Settings
 
@@ -268,8 +269,8 @@ class Publisher:
 
     def start(self) -> None:
         self._tasks = [
-            asyncio.create_task(self._flush_for_ever(), name="publisher"),
-            asyncio.create_task(self._beat_for_ever(), name="heartbeats"),
+            in_background(self._flush_for_ever(), "publisher"),
+            in_background(self._beat_for_ever(), "heartbeats"),
         ]
 
     async def stop(self) -> None:

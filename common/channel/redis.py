@@ -35,6 +35,7 @@ from common.channel.base import (
     unknown,
 )
 from common.errors import Failed
+from common.process import in_background
 from common.redis_client import COMMAND_TIMEOUT_S, Call, RedisUnavailable, Scripts, as_unavailable
 
 log = structlog.get_logger()
@@ -131,6 +132,8 @@ class RedisChannel:
 
     async def look(self, generation_ids: list[str]) -> list[FrameId | None]:
         found = await self._run_many([("look", [keys.state(generation_id)], []) for generation_id in generation_ids])
+        if broken := next((last for last in found if isinstance(last, Exception)), None):
+            raise ChannelUnavailable(str(broken))
         return [FrameId.of(last) if last else None for last in found]
 
     async def _run(self, name: str, names: list[str], args: list[Any]) -> Any:
@@ -200,7 +203,7 @@ class RedisFeed:
         self.is_connected = False
 
     async def start(self) -> None:
-        self._task = asyncio.create_task(self._run(), name="feed")
+        self._task = in_background(self._run(), "feed")
 
     async def stop(self) -> None:
         if self._task:

@@ -19,6 +19,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from common import keys
+from common.process import in_background
 from common.queue.jobs import LAPSED_BATCH, Claimed, ClaimedJob, JobQueue
 from common.redis_client import COMMAND_TIMEOUT_S, Pulse, RedisUnavailable
 from common.settings import Settings
@@ -81,7 +82,7 @@ class LeasedWorker(Worker):
 
     async def _poll_iteration(self) -> None:
         """One turn: claim while there is work and a free slot, then wait for the bell."""
-        self._renewals = self._renewals or asyncio.create_task(self._renew_for_ever(), name="renewals")
+        self._renewals = self._renewals or in_background(self._renew_for_ever(), "renewals")
         try:
             await self._turn()
         except (RedisUnavailable, RedisError, OSError, TimeoutError):
