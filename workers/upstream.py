@@ -1,6 +1,6 @@
 """How is an upstream called, and what do its failures mean?
 
-httpx with aiohttp underneath (a C parser: a third of the CPU per token). httpx and aiohttp types stop at this file.
+aiohttp (a C parser), called directly: see docs/decisions/upstream-client.md. Its types stop at this file.
 """
 
 import asyncio
@@ -8,8 +8,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
 
 import aiohttp
-import httpx
-from httpx_aiohttp import AiohttpTransport
 
 from common.errors import ErrorKind, GatewayError
 from common.settings import Settings
@@ -70,8 +68,8 @@ class _SilenceLimit:
 class UpstreamAnswer:
     """An answer whose status and headers have come; header names are in lower case."""
 
-    def __init__(self, provider: str, response: httpx.Response, due_at: float, between_s: float) -> None:
-        self.status = response.status_code
+    def __init__(self, provider: str, response: aiohttp.ClientResponse, due_at: float, between_s: float) -> None:
+        self.status = response.status
         self.headers = {name.lower(): value for name, value in response.headers.items()}
         self._provider = provider
         self._response = response
@@ -88,11 +86,11 @@ class UpstreamAnswer:
         Raises:
             GatewayError: UPSTREAM_TIMEOUT, UPSTREAM_UNAVAILABLE.
         """
-        limit = self._limit
+        limit, read = self._limit, self._response.content.readany
         try:
             with upstream_errors(self._provider):
-                async for chunk in self._response.aiter_raw():
-                    # Hot path: once per upstream read.
+                # Hot path: once per upstream read. Nothing at all is the end.
+                while chunk := await read():
                     limit.heard()
                     yield chunk
                     limit.listen()
@@ -102,7 +100,12 @@ class UpstreamAnswer:
             raise
 
     def close(self) -> None:
+        """Give the connection back if the body was read to its end, else close it."""
         self._limit.end()
+        if self._response.content.at_eof():
+            self._response.release()
+        else:
+            self._response.close()
 
     async def whole(self, bytes_max: int) -> bytes:
         """Return the whole body.
@@ -126,19 +129,18 @@ class Upstream:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        # Our own count is the limit; left alone, aiohttp would queue in silence past 100.
-        connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=60)
-        # One tenant's cookies must never travel with another's request.
-        session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
-        # The transport alone: a client adds redirects, authentication and cookies, none of which we want, for a tenth of
-        # a request's cost.
-        self._transport = AiohttpTransport(client=session)
-        timeouts = {"connect": settings.connect_timeout_s, "read": None, "write": None, "pool": None}
-        self._extensions = {"timeout": timeouts}
+        self._session = aiohttp.ClientSession(
+            # Our own count is the limit; left alone, aiohttp would queue in silence past 100.
+            connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=60),
+            # One tenant's cookies must never travel with another's request.
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=settings.connect_timeout_s),
+            headers={"user-agent": "sluice"},
+        )
         self.connections = 0
 
     async def close(self) -> None:
-        await self._transport.aclose()
+        await self._session.close()
 
     @asynccontextmanager
     async def open(self, request: UpstreamRequest, provider: str, *, is_stream: bool) -> AsyncIterator[UpstreamAnswer]:
@@ -157,17 +159,15 @@ class Upstream:
         self.connections += 1
         try:
             with upstream_errors(provider):
-                outgoing = httpx.Request(
-                    "POST", request.url, headers=request.headers, content=request.body, extensions=self._extensions
-                )
                 async with asyncio.timeout_at(due_at):
-                    response = await self._transport.handle_async_request(outgoing)
+                    response = await self._session.post(
+                        request.url, data=request.body, headers=request.headers, allow_redirects=False
+                    )
             answer = UpstreamAnswer(provider, response, due_at, self._settings.between_tokens_timeout_s)
             try:
                 yield answer
             finally:
                 answer.close()
-                await response.aclose()
         finally:
             self.connections -= 1
 
@@ -177,17 +177,15 @@ def upstream_errors(provider: str) -> Iterator[None]:
     """Turn the client's failures into ours."""
     try:
         yield
-    except (httpx.HTTPError, aiohttp.ClientError, TimeoutError, OSError) as error:
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
         raise _meaning(error, provider) from error
 
 
 def _meaning(error: Exception, provider: str) -> GatewayError:
-    # httpx-aiohttp gives some of aiohttp's errors the wrong httpx type (a reset becomes a ConnectTimeout): the cause tells.
-    cause = error.__cause__ if isinstance(error.__cause__, aiohttp.ClientError) else error
-    match cause:
-        case aiohttp.ServerTimeoutError() | httpx.TimeoutException() | TimeoutError():
+    match error:
+        case TimeoutError():  # aiohttp's own timeouts are these too.
             return _timed_out(provider)
-        case aiohttp.ClientConnectorError() | httpx.ConnectError():
+        case aiohttp.ClientConnectorError():
             what = "could not be reached"
         case _:
             what = "closed the connection before its answer was complete"
