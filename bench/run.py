@@ -18,8 +18,7 @@ from pathlib import Path
 import orjson
 import uvloop
 
-from cli.dev import free_port
-from cli.embedded_redis import EmbeddedRedis
+from cli.embedded_redis import EmbeddedRedis, free_port
 from common.process import raise_file_limit
 
 ROOT = Path(__file__).parent.parent
@@ -73,7 +72,7 @@ class Client(asyncio.Protocol):
         self._began_at = time.perf_counter()
         self._tail = b""
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:
         transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:

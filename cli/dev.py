@@ -18,7 +18,7 @@ import click
 import httpx
 import orjson
 
-from cli.embedded_redis import EmbeddedRedis
+from cli.embedded_redis import EmbeddedRedis, free_port
 from common.process import die_with_parent
 from common.routes import available
 from common.settings import MIB, Settings
@@ -237,13 +237,3 @@ def _newest_source() -> float:
 
 def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
-
-
-def free_port() -> int:
-    """Return a loopback port that is free now."""
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

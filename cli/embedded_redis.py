@@ -47,7 +47,7 @@ class EmbeddedRedis:
         self._folder = Path(tempfile.mkdtemp(prefix="sluice-"))
         self._server = find_server()
         self.is_real = self._server is not None
-        self._port = 0 if self.is_real else _free_port()
+        self._port = 0 if self.is_real else free_port()
         self.url = f"unix://{self._folder}/redis.sock?db=0" if self.is_real else f"redis://127.0.0.1:{self._port}/0"
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -114,7 +114,8 @@ class EmbeddedRedis:
                 return False
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a loopback port that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

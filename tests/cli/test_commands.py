@@ -12,7 +12,7 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
-from cli.dev import free_port
+from cli.embedded_redis import free_port
 from cli.main import main
 
 SLUICE = [sys.executable, "-m", "cli.main"]

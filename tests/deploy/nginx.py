@@ -9,7 +9,7 @@ from pathlib import Path
 
 from harness import ROOT, until
 
-from cli.dev import free_port
+from cli.embedded_redis import free_port
 
 CONFIG = ROOT / "deploy" / "nginx" / "nginx.conf"
 

@@ -90,7 +90,7 @@ def test_each_service_waits_for_what_it_needs(services: dict[str, Any]):
 def test_docker_waits_for_longer_than_a_tier_drains(services: dict[str, Any]):
     drain_s = {name: float(services[name]["environment"][f"SLUICE_{name.upper()}_DRAIN_S"]) for name in OURS}
     conf = (ROOT / "deploy" / "nginx" / "nginx.conf").read_text()
-    cut_s = int(re.search(r"worker_shutdown_timeout (\d+)s;", conf)[1])  # type: ignore[index]
+    cut_s = int(re.search(r"worker_shutdown_timeout (\d+)s;", conf)[1])
 
     assert drain_s == {"api": Settings().api_drain_s, "worker": Settings().worker_drain_s}
     for name in OURS:

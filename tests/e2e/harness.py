@@ -17,8 +17,7 @@ import httpx
 import orjson
 import redis
 
-from cli.dev import free_port
-from cli.embedded_redis import EmbeddedRedis
+from cli.embedded_redis import EmbeddedRedis, free_port
 
 ROOT = Path(__file__).parents[2]
 KEY = "sk-test"

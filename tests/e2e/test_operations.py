@@ -25,7 +25,7 @@ from harness import (
 )
 
 from cli.demo_provider.script import answer
-from cli.dev import free_port
+from cli.embedded_redis import free_port
 
 
 class Moved:
