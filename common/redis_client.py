@@ -5,28 +5,39 @@ knows within two seconds that Redis is gone, so that nothing has to wait to find
 """
 
 import asyncio
+import contextlib
+import functools
 import hashlib
+import re
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import hiredis
 import structlog
 from redis.asyncio import Redis
-from redis.asyncio.connection import Connection
+from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from common.process import in_background
+from common.redis_pipe import Exchanges, Pipe
 
 log = structlog.get_logger()
 
+SENTINEL_PORT = 26379
 COMMAND_TIMEOUT_S = 2.0  # No command of ours takes a millisecond; a server that needs two seconds is not there.
 PULSE_INTERVAL_S = 0.5
 PULSE_TIMEOUT_S = 1.0  # With the interval: the breaker opens within 1.5 s of the last good answer.
+SENTINEL_TIMEOUT_S = 0.3  # Each. Two that are dead may be asked before the one that knows, within a beat of the pulse.
+MASTER_LOOK_S = 5.0
 
-# Answers of a live server that cannot serve now: full, still loading, just demoted.
-_NOT_NOW = ("OOM", "MISCONF", "LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "UNKILLABLE", "BUSY")
+# Answers of a live server that cannot serve now: full, still loading, just demoted. What a script ran into stands behind a
+# dash in the script's own error (6.2), or at its beginning (7).
+_NOT_NOW = re.compile(r"(?:^|-)(?:OOM|MISCONF|LOADING|READONLY|NOREPLICAS|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|UNKILLABLE|BUSY) ")
 
 Call = tuple[str, Sequence[str], Sequence[Any]]  # A script's name, its keys, its arguments.
 
@@ -35,24 +46,108 @@ class RedisUnavailable(Exception):
     """Redis did not answer in time, or answered that it cannot serve now."""
 
 
-def connect(url: str, connections_max: int = 64) -> Redis:
+class Client(Redis):
+    """redis-py's client, and the connection that its process' scripts share."""
+
+    _exchanges: Exchanges | None = None
+    _sentinel: Sentinel | None = None
+
+    @property
+    def exchanges(self) -> Exchanges:
+        self._exchanges = self._exchanges or Exchanges(self.open_pipe, COMMAND_TIMEOUT_S)
+        return self._exchanges
+
+    async def open_pipe(self, on_answer: Callable[[Any], None], on_lost: Callable[[], None]) -> Pipe:
+        """Return a connection of its own, see ``Pipe.open``; it ends with ``leave``."""
+        pipe = await Pipe.open(self, on_answer, on_lost)
+        self._pipes.add(pipe)
+        return pipe
+
+    @functools.cached_property
+    def _pipes(self) -> "weakref.WeakSet[Pipe]":
+        return weakref.WeakSet()
+
+    async def leave(self, *, even_in_use: bool = False) -> None:
+        """Cut the connections to a server that is gone; whoever waits on one of redis-py's is cut by a timeout.
+
+        ``even_in_use``: those too, for the server answers and would be used on, though it is the master no more.
+        """
+        for pipe in list(self._pipes):
+            pipe.close()
+        with contextlib.suppress(RedisError, OSError, TimeoutError):
+            await self.connection_pool.disconnect(inuse_connections=even_in_use)
+
+    async def is_master(self, connection: Any) -> bool:
+        """Whether Sentinel, where there is one, says that a connection leads to the master. One that is silent says yes."""
+        pool = self.connection_pool
+        if connection is None or not isinstance(pool, SentinelConnectionPool):
+            return True
+        try:
+            async with asyncio.timeout(3 * SENTINEL_TIMEOUT_S):  # The pulse waits for it.
+                address = await pool.get_master_address()  # type: ignore[no-untyped-call]  # redis-py.
+        except (RedisError, OSError, TimeoutError):
+            return True  # What we are connected to answers, and that is what counts.
+        return bool((connection.host, connection.port) == address)
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        try:
+            return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]  # redis-py.
+        except RuntimeError as error:  # uvloop's word for a connection that was reset; redis-py knows the loop's own alone.
+            raise RedisConnectionError("the connection was lost") from error
+
+    async def aclose(self, close_connection_pool: bool | None = None) -> None:
+        if self._exchanges:
+            await self._exchanges.close()
+        await super().aclose(close_connection_pool)
+        if self._sentinel:
+            await asyncio.gather(*(sentinel.aclose() for sentinel in self._sentinel.sentinels))
+
+
+def connect(url: str, connections_max: int = 64) -> Client:
     """Return a client; no connection is made yet.
 
     It has no timeout of its own for answers: redis-py would set a timer for each of a pipeline's. Whoever sends a command
     bounds it with ``asyncio.timeout(COMMAND_TIMEOUT_S)``, and whoever pipelines bounds the pipeline.
     """
-    client: Redis = Redis.from_url(
-        url,
-        socket_timeout=None,
-        socket_connect_timeout=COMMAND_TIMEOUT_S,
-        max_connections=connections_max,
-    )
+    options: dict[str, Any] = {"socket_connect_timeout": COMMAND_TIMEOUT_S, "max_connections": connections_max}
+    if "+sentinel" in urlsplit(url).scheme:
+        return _through_sentinel(url, options)
+    client: Client = Client.from_url(url, socket_timeout=None, **options)
     return client
+
+
+def _through_sentinel(url: str, options: dict[str, Any]) -> Client:
+    """``redis+sentinel://[user:password@]host[:port],host[:port]…/service[/db]``; ``rediss+sentinel`` for TLS.
+
+    redis-py has no URL for it; this form is the one that other libraries take.
+    """
+    parts = urlsplit(url)
+    credentials, _, hosts = parts.netloc.rpartition("@")
+    user, _, password = credentials.partition(":")
+    service, _, db = parts.path.strip("/").partition("/")
+    if not hosts or not service:
+        raise ValueError("SLUICE_REDIS_URL must be redis+sentinel://host:port,host:port/service or …/service/db")
+    tls = {"ssl": True} if parts.scheme.startswith("rediss") else {}
+    sentinel = Sentinel(  # type: ignore[no-untyped-call]  # redis-py.
+        [_address(host) for host in hosts.split(",")],
+        sentinel_kwargs={"socket_timeout": SENTINEL_TIMEOUT_S, "socket_connect_timeout": SENTINEL_TIMEOUT_S, **tls},
+    )
+    login = {"username": unquote(user) or None, "password": unquote(password) or None}
+    pool = SentinelConnectionPool(service, sentinel, db=int(db or 0), **options, **login, **tls)  # type: ignore[no-untyped-call]
+    client = Client(connection_pool=pool)
+    client.auto_close_connection_pool = True
+    client._sentinel = sentinel
+    return client
+
+
+def _address(host: str) -> tuple[str, int]:
+    name, _, port = host.rpartition(":") if ":" in host.rpartition("]")[2] else (host, "", "")
+    return name.strip("[]"), int(port or SENTINEL_PORT)
 
 
 def as_unavailable(error: BaseException) -> RedisUnavailable | None:
     """Return what an error of redis-py or a socket means to us; None where it is a fault of our own."""
-    is_our_fault = isinstance(error, ResponseError) and not str(error).startswith(_NOT_NOW)
+    is_our_fault = isinstance(error, ResponseError) and not _NOT_NOW.search(str(error))
     if isinstance(error, RedisError | OSError | TimeoutError) and not is_our_fault:
         return RedisUnavailable(f"{type(error).__name__}: {error}")
     return None
@@ -61,7 +156,7 @@ def as_unavailable(error: BaseException) -> RedisUnavailable | None:
 class Scripts:
     """The Lua files of one folder, by name. A file that begins with an underscore is put before each of the others."""
 
-    def __init__(self, redis: Redis, folder: Path) -> None:
+    def __init__(self, redis: Client, folder: Path) -> None:
         self._redis = redis
         prelude = "".join(path.read_text() for path in sorted(folder.glob("_*.lua")))
         self._sources = {path.stem: prelude + path.read_text() for path in folder.glob("[!_]*.lua")}
@@ -84,6 +179,8 @@ class Scripts:
         Raises:
             RedisUnavailable: no answers; which scripts ran is unknown.
         """
+        if not calls:
+            return []
         answers = await self._send(calls)
         missing = [index for index, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
         if missing:  # A restart or a failover emptied the script cache.
@@ -93,26 +190,14 @@ class Scripts:
         return [as_unavailable(answer) or answer if isinstance(answer, Exception) else answer for answer in answers]
 
     async def _send(self, calls: Sequence[Call]) -> list[Any]:
-        # Hot path: once per flush. redis-py's own pipeline costs twice as much per command.
-        packed = [hiredis.pack_command(("EVALSHA", self._shas[name], len(keys), *keys, *args)) for name, keys, args in calls]
+        # Hot path: once per flush. redis-py's own pipeline costs several times as much per command.
+        shas = self._shas
         try:
-            async with asyncio.timeout(COMMAND_TIMEOUT_S):  # Around the connecting too: a frozen Redis lets one connect.
-                return await self._exchange(packed)
+            return await self._redis.exchanges.run(
+                [hiredis.pack_command(("EVALSHA", shas[name], len(keys), *keys, *args)) for name, keys, args in calls]
+            )
         except (RedisError, OSError, TimeoutError) as error:
             raise as_unavailable(error) or error from error
-
-    async def _exchange(self, packed: list[bytes]) -> list[Any]:
-        pool = self._redis.connection_pool
-        connection = await pool.get_connection()
-        try:
-            await connection.send_packed_command(b"".join(packed), check_health=False)
-            return [await _read(connection) for _ in packed]
-        except BaseException:
-            # The answers that were not read would be taken for those of the next command.
-            await connection.disconnect(nowait=True)
-            raise
-        finally:
-            await pool.release(connection)
 
     async def _load(self, names: set[str]) -> None:
         try:
@@ -123,20 +208,13 @@ class Scripts:
             raise as_unavailable(error) or error from error
 
 
-async def _read(connection: Connection) -> Any:
-    try:
-        return await connection.read_response(disable_decoding=True)
-    except ResponseError as error:
-        return error
-
-
 class Pulse:
     """Asks Redis for its time twice a second. ``is_up`` is the breaker that callers check before they wait for anything."""
 
-    def __init__(self, redis: Redis, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, redis: Client, clock: Callable[[], float] = time.monotonic) -> None:
         self._redis = redis
         self._clock = clock
-        self._whole_since = clock()
+        self._whole_since = self._looked_at = clock()
         self._task: asyncio.Task[None] | None = None
         self.is_up = False
         self.redis_ms = 0  # Redis' own clock, as of its last answer. Scripts refuse what is much older: a stale command.
@@ -166,15 +244,37 @@ class Pulse:
         while True:
             await asyncio.sleep(PULSE_INTERVAL_S)
             await self._beat()
+            if self.is_up and self._clock() - self._looked_at >= MASTER_LOOK_S:
+                await self._look_for_master()
+
+    async def _look_for_master(self) -> None:
+        """A master that was cut off from its Sentinels answers us still, while another has taken its place."""
+        self._looked_at = self._clock()
+        if not await self._redis.is_master(self._client.connection):
+            log.warning("redis_moved")
+            await self._leave(even_in_use=True)
+
+    async def _leave(self, *, even_in_use: bool = False) -> None:
+        """Else what we send to a frozen server would run when it wakes, though another may be the master by then."""
+        await self._client.aclose(close_connection_pool=False)
+        await self._redis.leave(even_in_use=even_in_use)
+
+    async def _ask(self) -> tuple[int, int]:
+        try:
+            seconds, micros = await self._client.time()
+        except RedisConnectionError:  # Cut, as a server that is there may do: another connection tells.
+            seconds, micros = await self._client.time()
+        return seconds, micros
 
     async def _beat(self, *, is_first: bool = False) -> None:
         try:
             async with asyncio.timeout(PULSE_TIMEOUT_S):
-                seconds, micros = await self._client.time()
+                seconds, micros = await self._ask()
         except (RedisError, OSError, TimeoutError) as error:
             if self.is_up or is_first:
                 log.warning("redis_away", error=f"{type(error).__name__}: {error}")
-            self.is_up = False
+                self.is_up = False
+                await self._leave()
             return
         self.redis_ms = seconds * 1000 + micros // 1000
         if not self.is_up:

@@ -1,0 +1,63 @@
+"""Addresses and errors of Redis; how connections behave is in test_redis_pipe.py, outages are in tests/e2e."""
+
+import pytest
+from redis.asyncio.sentinel import SentinelConnectionPool
+from redis.exceptions import ResponseError
+
+from common.redis_client import RedisUnavailable, Scripts, as_unavailable, connect
+
+
+@pytest.mark.parametrize(
+    ("url", "sentinels", "service", "options"),
+    [
+        ("redis+sentinel://a:1,b:2/main", [("a", 1), ("b", 2)], "main", {"db": 0, "username": None, "password": None}),
+        ("redis+sentinel://a/main/3", [("a", 26379)], "main", {"db": 3}),
+        (
+            "redis+sentinel://me:p%40ss@[::1]:7,10.0.0.2/x",
+            [("::1", 7), ("10.0.0.2", 26379)],
+            "x",
+            {"username": "me", "password": "p@ss"},
+        ),
+        ("redis+sentinel://:p@a:1/main", [("a", 1)], "main", {"username": None, "password": "p"}),
+    ],
+)
+async def test_sentinels_are_named_in_the_address(url, sentinels, service, options):
+    client = connect(url)
+
+    pool = client.connection_pool
+    assert isinstance(pool, SentinelConnectionPool)
+    addresses = [found.connection_pool.connection_kwargs for found in pool.sentinel_manager.sentinels]
+    assert [(found["host"], found["port"]) for found in addresses] == sentinels
+    assert pool.service_name == service
+    assert options.items() <= pool.connection_kwargs.items()
+    await client.aclose()
+
+
+@pytest.mark.parametrize("url", ["redis+sentinel://a:1", "redis+sentinel:///main"])
+def test_an_address_without_sentinels_or_service_is_refused(url):
+    with pytest.raises(ValueError, match="SLUICE_REDIS_URL"):
+        connect(url)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "OOM command not allowed when used memory > 'maxmemory'.",
+        "LOADING Redis is loading the dataset in memory",
+        "READONLY You can't write against a read only replica. script: 1, on @user_script:1.",
+        "ERR Error running script (call to f_1): @user_script:31: @user_script: 31: -OOM command not allowed",
+        "ERR Error running script (call to f_1): @user_script:31: -READONLY You can't write against a read only replica.",
+        "BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.",
+    ],
+)
+def test_a_server_that_cannot_serve_now_is_unavailable(text):
+    assert isinstance(as_unavailable(ResponseError(text)), RedisUnavailable)
+
+
+@pytest.mark.parametrize("text", ["ERR wrong number of arguments", "WRONGTYPE Operation against a key", "BUSYGROUP exists"])
+def test_a_fault_of_ours_is_not_blamed_on_the_server(text):
+    assert as_unavailable(ResponseError(text)) is None
+
+
+async def test_no_calls_have_no_answers(redis, tmp_path):
+    assert await Scripts(redis, tmp_path).run_many([]) == []
