@@ -1,10 +1,16 @@
 """Which client dialects are there?"""
 
+from common.dialects.agentary import AGENTARY
 from common.dialects.anthropic_messages import ANTHROPIC_MESSAGES
 from common.dialects.base import Dialect
 from common.dialects.openai_chat import OPENAI_CHAT
+from common.dialects.openai_responses import OPENAI_RESPONSES
+from common.dialects.unified import UNIFIED
 
 DIALECTS: dict[str, Dialect] = {
     "openai-chat": OPENAI_CHAT,
+    "openai-responses": OPENAI_RESPONSES,
     "anthropic-messages": ANTHROPIC_MESSAGES,
+    "agentary": AGENTARY,
+    "unified": UNIFIED,
 }

@@ -4,27 +4,33 @@ Reading the body is ``anthropic_messages_request.py``; here is what goes back. S
 streams. Source: https://docs.anthropic.com/en/docs/build-with-claude/streaming
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import orjson
 
 from common.dialects import anthropic_messages_request
-from common.dialects.base import ReplyInfo
+from common.dialects.anthropic_messages_progress import Said, read_said
+from common.dialects.base import Ended, Progress, ReplyInfo, SoFar
 from common.errors import ErrorKind, Failed
 from common.events import (
+    Block,
     Choice,
     Completed,
     Event,
     Finished,
     FinishReason,
     RedactedThinking,
+    RefusalBlock,
     RefusalDelta,
     Reply,
     Started,
+    TextBlock,
     TextDelta,
+    ThinkingBlock,
     ThinkingDelta,
     ThinkingSigned,
+    ToolCall,
     ToolCallDelta,
     ToolCallStarted,
     Usage,
@@ -41,6 +47,7 @@ _STOP_REASON = {
     FinishReason.REFUSAL: "refusal",
     FinishReason.PAUSE: "pause_turn",
 }
+_REASON_OF = {word: reason for reason, word in reversed(_STOP_REASON.items())}
 _OVERLOADED_STATUS = 529  # Anthropic's own, which its clients wait for and try again.
 _TYPE_OF_STATUS = {
     400: "invalid_request_error",
@@ -76,6 +83,14 @@ class AnthropicMessages:
     def encoder(self, request: GenerationRequest, info: ReplyInfo) -> "BlockEncoder":
         return BlockEncoder(info)
 
+    def resume(self, request: GenerationRequest, info: ReplyInfo, blocks: Sequence[bytes]) -> Progress:
+        said = read_said(blocks)
+        progress = Progress(said.text, said.is_plain, BlockEncoder(info, said))
+        if said.stop_reason:
+            progress.finished = Finished(_REASON_OF.get(said.stop_reason, FinishReason.STOP))
+            progress.encoder = Ended(b"" if said.is_stopped else _MESSAGE_STOP)
+        return progress
+
     def encode_whole(self, reply: Reply, request: GenerationRequest, info: ReplyInfo) -> bytes:
         choice = reply.choices.get(0) or Choice()
         reason = FinishReason.REFUSAL if choice.refusal else choice.finish_reason or FinishReason.STOP
@@ -92,8 +107,11 @@ class AnthropicMessages:
     def error_body(self, failed: Failed, request_id: str) -> bytes:
         return orjson.dumps({**_error(failed), "request_id": request_id})
 
-    def error_event(self, failed: Failed) -> bytes:
+    def error_event(self, failed: Failed, so_far: SoFar) -> bytes:
         return _error_event(failed)
+
+    def is_final(self, last: bytes) -> bool:
+        return last.startswith((b"event: message_stop", b"event: error")) or b'"type":"message_stop"' in last
 
 
 class BlockEncoder:
@@ -103,7 +121,7 @@ class BlockEncoder:
     then; the other calls, and after them the text, wait until it has ended.
     """
 
-    def __init__(self, info: ReplyInfo) -> None:
+    def __init__(self, info: ReplyInfo, said: Said | None = None) -> None:
         self._info = info
         self._started = False
         self._open: Kind | None = None
@@ -117,6 +135,10 @@ class BlockEncoder:
         self._after_calls: list[Event] = []
         self._text_start = b""
         self._text_end = b"}}\n\n"
+        if said:
+            self._started, self._next_index = said.has_started, said.next_index
+            if said.has_open_text:
+                self._open_text()
 
     def encode(self, event: Event) -> bytes:
         # Hot path: runs once per token. TextDelta first, and no dict is built for it.
@@ -171,15 +193,17 @@ class BlockEncoder:
             return b""
         ended = self._close()
         if kind == "text":
-            block = {"type": "text", "text": ""}
-            delta = b'{"type":"content_block_delta","index":%d,"delta":{"type":"text_delta","text":' % self._next_index
-            self._text_start = b"event: content_block_delta\ndata: " + delta
+            opened = self._start_block({"type": "text", "text": ""})
+            self._open_text()
         else:
-            block = {"type": "thinking", "thinking": "", "signature": ""}
-            self._signed = False
-        opened = self._start_block(block)
-        self._open = kind
+            opened = self._start_block({"type": "thinking", "thinking": "", "signature": ""})
+            self._open, self._signed = kind, False
         return ended + opened
+
+    def _open_text(self) -> None:
+        self._open = "text"
+        delta = b'{"type":"content_block_delta","index":%d,"delta":{"type":"text_delta","text":' % self._next_index
+        self._text_start = b"event: content_block_delta\ndata: " + delta
 
     def _thinking(self) -> bytes:
         ended = self._close() if self._open == "thinking" and self._signed else b""
@@ -291,20 +315,20 @@ def _usage(usage: Usage) -> dict[str, Any]:
 
 
 def _whole_content(choice: Choice) -> list[dict[str, Any]]:
-    content: list[dict[str, Any]] = []
-    for block in choice.thinking:
-        if block.redacted is not None:
-            content.append({"type": "redacted_thinking", "data": block.redacted})
-        else:
-            content.append({"type": "thinking", "thinking": block.text, "signature": block.signature or ""})
-    if choice.text or choice.refusal:
-        content.append({"type": "text", "text": choice.text + choice.refusal})
-    # An input must be an object; arguments that are none (cut short, or never written) become an empty one.
-    content.extend(
-        {"type": "tool_use", "id": call.id, "name": call.name, "input": _input(call.arguments) or {}}
-        for call in choice.tool_calls
-    )
-    return content
+    return [_whole_block(block) for block in choice.blocks]
+
+
+def _whole_block(block: Block) -> dict[str, Any]:
+    match block:
+        case ThinkingBlock(redacted=str() as data):
+            return {"type": "redacted_thinking", "data": data}
+        case ThinkingBlock():
+            return {"type": "thinking", "thinking": block.text, "signature": block.signature or ""}
+        case ToolCall():
+            # An input must be an object; arguments that are none (cut short, or never written) become an empty one.
+            return {"type": "tool_use", "id": block.id, "name": block.name, "input": _input(block.arguments) or {}}
+        case TextBlock() | RefusalBlock():
+            return {"type": "text", "text": block.text}
 
 
 def _input(arguments: str) -> dict[str, Any] | None:
@@ -323,6 +347,9 @@ def _error(failed: Failed) -> dict[str, Any]:
     error: dict[str, Any] = {"type": type_ or _TYPE_OF_STATUS.get(status, fallback), "message": failed.message}
     if failed.kind is ErrorKind.CANCELLED:
         error["code"] = "cancelled"  # Not Anthropic's field, but it has none that could say so.
+    if failed.kind is ErrorKind.INVALID_REQUEST and failed.param == "thread":
+        # So the SDKs' tool runners learn to send the whole conversation: only Anthropic holds it for them.
+        error["details"] = {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
     return {"type": "error", "error": error}
 
 

@@ -28,7 +28,26 @@ from common.generation import (
 )
 
 # Fields that change the answer and that no other family has; each with the values that ask for nothing.
-_OPAQUE_FIELDS: dict[str, tuple[object, ...]] = {"mcp_servers": ([],), "container": ()}
+_OPAQUE_FIELDS: dict[str, tuple[object, ...]] = {"mcp_servers": ([],), "container": (), "compaction": (), "thread": ()}
+# Fields that only Anthropic has and that an answer can do without.
+_DROPPED_FIELDS = (
+    "billing_policy",
+    "cache_control",
+    "context_management",
+    "diagnostics",
+    "fallback_credit_token",
+    "fallbacks",
+    "inference_geo",
+    "service_tier",
+    "speed",
+    "user_profile_id",
+    "workspace_id",
+)
+_NAMES = {
+    "parallel_tool_calls": "tool_choice.disable_parallel_tool_use",
+    "stop": "stop_sequences",
+    "user": "metadata.user_id",
+}
 _CONTENT = "a string or a list of content blocks"
 
 
@@ -111,6 +130,7 @@ class _Format(Shape):
 def parse(body: Mapping[str, Any]) -> GenerationRequest:
     fields = read(_Body, dict(body))
     end_user = (fields.metadata or {}).get("user_id")
+    effort = (fields.output_config or {}).get("effort")
     request = GenerationRequest(
         model=fields.model,
         messages=_system(body.get("system")) + _messages(fields.messages),
@@ -120,14 +140,18 @@ def parse(body: Mapping[str, Any]) -> GenerationRequest:
         top_p=fields.top_p,
         top_k=fields.top_k,
         stop=fields.stop_sequences or [],
-        reasoning=_reasoning(body.get("thinking"), (fields.output_config or {}).get("effort")),
+        reasoning=_reasoning(body.get("thinking"), effort),
         end_user=end_user if isinstance(end_user, str) else None,
+        names=dict(_NAMES),
     )
     for name, neutral in _OPAQUE_FIELDS.items():
         if body.get(name) is not None and body[name] not in neutral:
             request.opaque.append(OpaquePart(name, name))
-    _read_tools(fields.tools or [], request)
+    request.dropped += [name for name in _DROPPED_FIELDS if body.get(name) not in (None, "auto")]
+    if effort is not None and not (request.reasoning and request.reasoning.effort):
+        request.dropped.append("output_config.effort")
     _read_tool_choice(body.get("tool_choice"), request)
+    _read_tools(fields.tools or [], request)
     _read_format(fields, request)
     return request
 
@@ -217,13 +241,20 @@ def _tool_result(part: dict[str, Any], path: str) -> ToolResultPart:
 
 
 def _read_tools(items: list[Any], request: GenerationRequest) -> None:
+    theirs: list[OpaquePart] = []
     for index, item in enumerate(items):
         path = at("tools", index)
         if isinstance(item, dict) and item.get("type") not in (None, "custom"):
-            request.opaque.append(opaque(item["type"], path))  # A tool that runs at the vendor.
+            theirs.append(opaque(item.get("name") or item["type"], path))
             continue
         tool = read(_Tool, item, path)
         request.tools.append(Tool(tool.name, tool.description, tool.input_schema, tool.strict))
+    choice = request.tool_choice or ToolChoice("auto")
+    # Tools that run at the vendor, or that its models know by heart. Others can do without what was merely offered, as
+    # agents offer much, but not without what must be called.
+    must = (part for part in theirs if choice.name == part.type or (choice.mode == "required" and not request.tools))
+    request.opaque += must
+    request.dropped += [part.path for part in theirs]
 
 
 def _read_tool_choice(value: object, request: GenerationRequest) -> None:

@@ -3,22 +3,44 @@
 A dialect is pure: bytes and objects in, bytes and objects out; no I/O, no clock, no settings.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from common.errors import Failed
-from common.events import Event, Reply
+from common.events import Completed, Event, Finished, Reply, Usage
 from common.generation import GenerationRequest
+from common.pricing import Cost
 
 
 @dataclass(slots=True)
 class ReplyInfo:
-    """What an answer says of itself: our id for it, the model name as the client wrote it, when it began (Unix seconds)."""
+    """What an answer says of itself: our id for it, the model name as the client wrote it, when it began (Unix seconds).
+
+    ``body`` is the client's own, for dialects that echo it. ``elapsed_ms`` tells the time since the request came;
+    ``price`` what usage costs at the deployment that answers, None where its price is not known.
+    """
 
     generation_id: str
     model: str
     created_s: int
+    provider: str = ""
+    body: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    elapsed_ms: Callable[[], int] = lambda: 0
+    price: Callable[[Usage], Cost | None] = lambda usage: None
+
+
+@dataclass(slots=True)
+class SoFar:
+    """What a stream that now fails has said: ``last`` is the data of its last frame, whole SSE events, or nothing.
+
+    ``model`` and ``created_s`` are as in its ``ReplyInfo``.
+    """
+
+    generation_id: str
+    last: bytes = b""
+    model: str = ""
+    created_s: int = 0
 
 
 class Encoder(Protocol):
@@ -30,6 +52,33 @@ class Encoder(Protocol):
         ``Failed`` becomes the dialect's error event, never a clean end.
         """
         ...
+
+
+@dataclass(slots=True)
+class Ended:
+    """The encoder of a stream that is over but for ``rest``, the events that close it."""
+
+    rest: bytes = b""
+
+    def encode(self, event: Event) -> bytes:
+        return self.rest if isinstance(event, Completed) else b""
+
+
+@dataclass(slots=True)
+class Progress:
+    """What a client has of an answer that broke off, read back from its own bytes.
+
+    ``is_plain``: it is text, perhaps after thinking that is over, and nothing else, so another call can go on with it.
+    ``encoder`` goes on behind the last event: no second start, the same ids and indices. ``owed`` stands between the two:
+    what a reader must have before anything else. ``finished``: the client knows that the answer is over.
+    """
+
+    text: str
+    is_plain: bool
+    encoder: Encoder
+    owed: bytes = b""
+    finished: Finished | None = None
+    usage: Usage | None = None
 
 
 class Dialect(Protocol):
@@ -45,6 +94,14 @@ class Dialect(Protocol):
 
     def encoder(self, request: GenerationRequest, info: ReplyInfo) -> Encoder: ...
 
+    def resume(self, request: GenerationRequest, info: ReplyInfo, blocks: Sequence[bytes]) -> Progress:
+        """Return what a stream has said that broke off: ``blocks`` are its SSE blocks, of ours or as a vendor of the family
+        sent them, and never none.
+
+        What it does not know to be text is not plain: it must never raise, and never guess.
+        """
+        ...
+
     def encode_whole(self, reply: Reply, request: GenerationRequest, info: ReplyInfo) -> bytes:
         """Return the JSON body of a non-streaming answer. ``reply.failed`` is None."""
         ...
@@ -57,6 +114,10 @@ class Dialect(Protocol):
         """Return the JSON body for a failure before the first byte."""
         ...
 
-    def error_event(self, failed: Failed) -> bytes:
+    def error_event(self, failed: Failed, so_far: SoFar) -> bytes:
         """Return the SSE event for a failure once the stream is open."""
+        ...
+
+    def is_final(self, last: bytes) -> bool:
+        """Whether the last event of a stream is the one after which its clients expect nothing; ``last`` is its whole block."""
         ...

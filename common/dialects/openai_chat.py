@@ -4,14 +4,16 @@ Reading the body is ``openai_chat_request.py``; here is what goes back. Shapes a
 Source: https://platform.openai.com/docs/api-reference/chat/streaming
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
 
 from common.dialects import openai_chat_request
-from common.dialects.base import ReplyInfo
-from common.errors import ErrorKind, Failed
+from common.dialects.base import Ended, Progress, ReplyInfo, SoFar
+from common.dialects.openai_chat_progress import read_said
+from common.dialects.openai_errors import error_body
+from common.errors import Failed
 from common.events import (
     Choice,
     Completed,
@@ -39,20 +41,7 @@ _FINISH_REASON = {
     FinishReason.REFUSAL: "content_filter",
     FinishReason.PAUSE: "stop",
 }
-
-# As recorded: an unknown model and a wrong key are an "invalid_request_error" that its code tells apart.
-_ERROR_TYPE = {
-    ErrorKind.PERMISSION_DENIED: "permission_error",
-    ErrorKind.RATE_LIMITED: "requests",
-    ErrorKind.UPSTREAM_RATE_LIMITED: "requests",
-}
-_ERROR_CODE = {
-    ErrorKind.UNAUTHENTICATED: "invalid_api_key",
-    ErrorKind.RATE_LIMITED: "rate_limit_exceeded",
-    ErrorKind.UPSTREAM_RATE_LIMITED: "rate_limit_exceeded",
-}
-# Words for an error's type that only Anthropic has; its other words mean the same here.
-_FOREIGN_TYPES = {"api_error", "billing_error", "overloaded_error", "request_too_large", "timeout_error"}
+_REASON_OF = {word: reason for reason, word in reversed(_FINISH_REASON.items())}
 
 
 class OpenAiChat:
@@ -62,7 +51,15 @@ class OpenAiChat:
         return openai_chat_request.parse(body)
 
     def encoder(self, request: GenerationRequest, info: ReplyInfo) -> "ChunkEncoder":
-        return ChunkEncoder(request, info)
+        return ChunkEncoder(request, _head(info))
+
+    def resume(self, request: GenerationRequest, info: ReplyInfo, blocks: Sequence[bytes]) -> Progress:
+        said = read_said(blocks)
+        finished = Finished(_REASON_OF.get(said.finish_reason, FinishReason.STOP)) if said.finish_reason else None
+        encoder: ChunkEncoder | Ended = ChunkEncoder(request, _head(info) | said.head, has_begun=True)
+        if said.is_done or (finished and (said.has_usage or not request.include_usage)):
+            encoder = Ended(b"" if said.is_done else b"data: [DONE]\n\n")
+        return Progress(said.text, said.is_plain, encoder, finished=finished)
 
     def encode_whole(self, reply: Reply, request: GenerationRequest, info: ReplyInfo) -> bytes:
         return orjson.dumps(
@@ -81,28 +78,27 @@ class OpenAiChat:
         return failed.http_status
 
     def error_body(self, failed: Failed, request_id: str) -> bytes:
-        return orjson.dumps(_error(failed))
+        return orjson.dumps(error_body(failed))
 
-    def error_event(self, failed: Failed) -> bytes:
-        return encode_event(orjson.dumps(_error(failed)))
+    def error_event(self, failed: Failed, so_far: SoFar) -> bytes:
+        return encode_event(orjson.dumps(error_body(failed)))
+
+    def is_final(self, last: bytes) -> bool:
+        return last == b"data: [DONE]\n\n"
 
 
 class ChunkEncoder:
     """Events to ``chat.completion.chunk``s. What is the same in every chunk is encoded once, per choice."""
 
-    def __init__(self, request: GenerationRequest, info: ReplyInfo) -> None:
+    def __init__(self, request: GenerationRequest, head: Mapping[str, Any], *, has_begun: bool = False) -> None:
         self._include_usage = request.include_usage
-        head = {
-            "id": _reply_id(info),
-            "object": "chat.completion.chunk",
-            "created": info.created_s,
-            "model": info.model,
-        }
-        self._head = b"data: " + orjson.dumps(head)[:-1] + b',"system_fingerprint":null,"choices":['
+        self._head = b"data: " + orjson.dumps(head)[:-1] + b',"choices":['
         # OpenAI puts a null usage into every chunk but the last when usage was asked for.
         self._tail = b'],"usage":null}\n\n' if request.include_usage else b"]}\n\n"
         self._delta_end = b'},"logprobs":null,"finish_reason":null}' + self._tail
         self._text_starts: dict[int, bytes] = {}  # By choice; a choice that is here has had its first chunk.
+        if has_begun:
+            self._note_opened(0)
 
     def encode(self, event: Event) -> bytes:
         # Hot path: runs once per token. TextDelta first, and no dict is built for it.
@@ -136,7 +132,7 @@ class ChunkEncoder:
             case Completed():
                 return self._usage_chunk(event.usage) + b"data: [DONE]\n\n"
             case Failed():
-                return encode_event(orjson.dumps(_error(event)))
+                return encode_event(orjson.dumps(error_body(event)))
             case _:
                 return b""  # Signatures and redacted thinking: nothing here has a place for them.
 
@@ -149,8 +145,11 @@ class ChunkEncoder:
         """Return the first chunk of a choice, or nothing if it has been sent."""
         if choice in self._text_starts:
             return b""
-        self._text_starts[choice] = self._head + b'{"index":%d,"delta":{"content":' % choice
+        self._note_opened(choice)
         return self._delta(choice, {"role": "assistant", "content": "", "refusal": None})
+
+    def _note_opened(self, choice: int) -> None:
+        self._text_starts[choice] = self._head + b'{"index":%d,"delta":{"content":' % choice
 
     def _finish(self, event: Finished) -> bytes:
         choice = {"index": event.choice, "delta": {}, "logprobs": None, "finish_reason": _FINISH_REASON[event.reason]}
@@ -160,6 +159,16 @@ class ChunkEncoder:
         if not self._include_usage or usage is None:
             return b""
         return self._head + b'],"usage":' + orjson.dumps(_usage(usage)) + b"}\n\n"
+
+
+def _head(info: ReplyInfo) -> dict[str, Any]:
+    return {
+        "id": _reply_id(info),
+        "object": "chat.completion.chunk",
+        "created": info.created_s,
+        "model": info.model,
+        "system_fingerprint": None,
+    }
 
 
 def _reply_id(info: ReplyInfo) -> str:
@@ -195,22 +204,6 @@ def _whole_choice(index: int, choice: Choice) -> dict[str, Any]:
         ]
     reason = _FINISH_REASON[choice.finish_reason or FinishReason.STOP]
     return {"index": index, "message": message, "logprobs": None, "finish_reason": reason}
-
-
-def _error(failed: Failed) -> dict[str, Any]:
-    type_ = failed.type if failed.type and failed.type not in _FOREIGN_TYPES else None
-    return {
-        "error": {
-            "message": failed.message,
-            "type": type_ or _ERROR_TYPE.get(failed.kind) or _type_of_status(failed.http_status),
-            "param": failed.param,
-            "code": failed.code or _ERROR_CODE.get(failed.kind, failed.kind.value),
-        }
-    }
-
-
-def _type_of_status(status: int) -> str:
-    return "server_error" if status >= 500 else "invalid_request_error"
 
 
 OPENAI_CHAT = OpenAiChat()

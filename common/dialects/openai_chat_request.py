@@ -38,6 +38,17 @@ _OPAQUE_FIELDS: dict[str, tuple[object, ...]] = {
     "prediction": (),
     "web_search_options": (),
 }
+# Hints that no other family has, and whose loss changes no answer; each with the values that ask for nothing.
+_DROPPED_FIELDS: dict[str, tuple[object, ...]] = {
+    "metadata": ({},),
+    "moderation": (),
+    "prompt_cache_key": (),
+    "prompt_cache_options": (),
+    "prompt_cache_retention": (),
+    "service_tier": ("auto", "default"),
+    "store": (False,),
+    "verbosity": ("medium",),
+}
 _DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)(?:;[^;,]*)*;base64,", re.IGNORECASE)
 _CONTENT = "a string or a list of content parts"
 
@@ -61,6 +72,7 @@ class _Body(Shape):
     n: int | None = Field(None, ge=1, le=128)
     reasoning_effort: str | None = None
     user: str | None = None
+    safety_identifier: str | None = None
 
 
 class _Message(Shape):
@@ -137,7 +149,8 @@ def parse(body: Mapping[str, Any]) -> GenerationRequest:
         frequency_penalty=fields.frequency_penalty,
         choices=fields.n or 1,
         reasoning=_reasoning(fields.reasoning_effort),
-        end_user=fields.user,
+        end_user=fields.user or fields.safety_identifier,
+        dropped=[name for name, neutral in _DROPPED_FIELDS.items() if body.get(name) not in (None, *neutral)],
     )
     for name, neutral in _OPAQUE_FIELDS.items():
         if body.get(name) is not None and body[name] not in neutral:

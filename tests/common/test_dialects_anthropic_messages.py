@@ -7,7 +7,7 @@ import pytest
 from recordings import data_of
 
 from common.dialects.anthropic_messages import ANTHROPIC_MESSAGES
-from common.dialects.base import ReplyInfo
+from common.dialects.base import ReplyInfo, SoFar
 from common.errors import ErrorKind, Failed
 from common.events import (
     Completed,
@@ -193,6 +193,14 @@ def test_whole_answer_holds_all_blocks() -> None:
     assert (whole["stop_reason"], whole["usage"]["input_tokens"]) == ("tool_use", 3)
 
 
+def test_a_thread_that_cannot_be_held_is_refused_in_the_sdks_words() -> None:
+    failed = Failed(ErrorKind.INVALID_REQUEST, "m", param="thread")
+
+    error = orjson.loads(ANTHROPIC_MESSAGES.error_body(failed, "req_1"))["error"]
+
+    assert error["details"] == {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
+
+
 @pytest.mark.parametrize(
     ("failed", "type_", "status"),
     [
@@ -215,4 +223,4 @@ def test_errors_use_anthropics_words(failed: Failed, type_: str, status: int) ->
 
     assert ANTHROPIC_MESSAGES.status(failed) == status
     assert orjson.loads(ANTHROPIC_MESSAGES.error_body(failed, "req_1")) == {**error, "request_id": "req_1"}
-    assert ANTHROPIC_MESSAGES.error_event(failed) == b"event: error\ndata: " + orjson.dumps(error) + b"\n\n"
+    assert ANTHROPIC_MESSAGES.error_event(failed, SoFar("gen_1")) == b"event: error\ndata: " + orjson.dumps(error) + b"\n\n"

@@ -63,6 +63,7 @@ def test_all_fields_are_read() -> None:
         response_format=ResponseFormat({"type": "object"}),
         reasoning=Reasoning(budget_tokens=2048),
         end_user='{"device":"x"}',
+        dropped=["output_config.effort"],  # The budget says it.
     )
 
 
@@ -82,6 +83,7 @@ def test_what_claude_code_sends_is_accepted() -> None:
     assert request.messages[0].parts == [TextPart("a"), TextPart("b")]
     assert request.reasoning == Reasoning()
     assert request.opaque == []
+    assert request.dropped == ["context_management", "output_config.effort"]
 
 
 @pytest.mark.parametrize(
@@ -154,20 +156,31 @@ def test_content_blocks_are_read() -> None:
     ]
 
 
-def test_tools_that_run_at_the_vendor_are_opaque() -> None:
-    request = parse(
-        tools=[
-            {"type": "web_search_20250305", "name": "web_search"},
-            {"type": "custom", "name": "f", "input_schema": {}},
-        ],
-        mcp_servers=[{"type": "url"}],
-    )
+SEARCH = {"type": "web_search_20250305", "name": "web_search"}
+OWN = {"type": "custom", "name": "f", "input_schema": {}}
 
-    assert request.opaque == [
-        OpaquePart("mcp_servers", "mcp_servers"),
-        OpaquePart("web_search_20250305", "tools.0"),
-    ]
-    assert request.tools == [Tool("f")]
+
+def test_tools_that_run_at_the_vendor_are_dropped_where_they_are_merely_offered() -> None:
+    for choice in (None, {"type": "auto"}, {"type": "any"}, {"type": "tool", "name": "f"}, {"type": "none"}):
+        request = parse(tools=[SEARCH, OWN], tool_choice=choice)
+
+        assert request.tools == [Tool("f")]
+        assert (request.dropped, request.opaque) == (["tools.0"], [])
+
+
+@pytest.mark.parametrize(
+    ("tools", "choice", "path"),
+    [
+        ([OWN, SEARCH], {"type": "tool", "name": "web_search"}, "tools.1"),
+        ([SEARCH], {"type": "any"}, "tools.0"),
+    ],
+)
+def test_tools_that_run_at_the_vendor_are_opaque_where_they_must_be_called(tools: Any, choice: Any, path: str) -> None:
+    assert parse(tools=tools, tool_choice=choice).opaque == [OpaquePart("web_search", path)]
+
+
+def test_servers_of_tools_are_opaque() -> None:
+    assert parse(mcp_servers=[{"type": "url"}]).opaque == [OpaquePart("mcp_servers", "mcp_servers")]
 
 
 @pytest.mark.parametrize(

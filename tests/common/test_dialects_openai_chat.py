@@ -1,12 +1,13 @@
 """What clients of OpenAI's chat completions may send, and what they get. Behaviour all dialects share: contracts/."""
 
+from dataclasses import replace
 from typing import Any
 
 import orjson
 import pytest
 from recordings import data_of
 
-from common.dialects.base import ReplyInfo
+from common.dialects.base import ReplyInfo, SoFar
 from common.dialects.openai_chat import OPENAI_CHAT
 from common.errors import ErrorKind, Failed, GatewayError
 from common.events import (
@@ -103,14 +104,23 @@ def test_all_fields_are_read() -> None:
     )
 
 
-def test_hints_and_unknown_fields_are_ignored() -> None:
+def test_hints_are_named_as_left_out() -> None:
+    request = parse(store=True, metadata={"a": "b"}, service_tier="flex", prompt_cache_key="k", verbosity="low")
+
+    assert request == replace(parse(), dropped=["metadata", "prompt_cache_key", "service_tier", "store", "verbosity"])
+
+
+def test_a_safety_identifier_is_an_end_user() -> None:
+    assert parse(safety_identifier="s").end_user == "s"
+    assert parse(safety_identifier="s", user="u").end_user == "u"
+
+
+def test_what_asks_for_nothing_and_unknown_fields_are_ignored() -> None:
     request = parse(
-        store=True,
-        metadata={"a": "b"},
+        store=False,
+        metadata={},
         service_tier="auto",
-        prompt_cache_key="k",
-        safety_identifier="s",
-        verbosity="low",
+        verbosity="medium",
         something_new={"deep": [1]},
         logprobs=False,
         logit_bias={},
@@ -365,4 +375,4 @@ def test_errors_use_openais_words(failed: Failed, type_: str, code: str) -> None
     body = orjson.loads(OPENAI_CHAT.error_body(failed, "req_1"))
 
     assert body == {"error": {"message": "m", "type": type_, "param": None, "code": code}}
-    assert OPENAI_CHAT.error_event(failed) == b"data: " + orjson.dumps(body) + b"\n\n"
+    assert OPENAI_CHAT.error_event(failed, SoFar("gen_1")) == b"data: " + orjson.dumps(body) + b"\n\n"

@@ -1,0 +1,357 @@
+"""How is OpenAI's responses API served: created, fetched, continued, cancelled and deleted?
+
+A response is a generation with a record that outlives its log. One in the background is a detached generation, whose
+events its client may read at any time and from any of them on.
+Source: https://platform.openai.com/docs/api-reference/responses
+"""
+
+import asyncio
+from collections.abc import Awaitable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+import structlog
+from fastapi import APIRouter, Request, Response
+
+from api.auth import Principal
+from api.conversation import continued, items_of
+from api.generate import Asked, Services, accept, finish, redis_away, start
+from api.http_errors import error_response, json_response, request_id_of
+from api.relay import SSE_HEADERS, Relay
+from common.channel.base import START, ChannelUnavailable, Cursor, FrameKind, Policy, Verdict
+from common.dialects.openai_responses import OPENAI_RESPONSES, sequence_of
+from common.dialects.openai_responses_object import Described, begun, failed_response
+from common.dialects.reading import invalid
+from common.errors import ErrorKind, Failed, GatewayError
+from common.queue.jobs import JobClass
+from common.redis_client import RedisUnavailable
+from common.responses import StoredResponse, generation_id_of, response_id
+from common.sse import split_blocks
+
+log = structlog.get_logger()
+
+LOG_BATCH = 200  # Frames per read of a log.
+ITEMS_MAX, ITEMS_DEFAULT = 100, 20  # OpenAI's.
+_CANCELLED = Failed(ErrorKind.CANCELLED, "The response was cancelled.", code="cancelled")
+
+
+def router(services: Services) -> APIRouter:
+    routes = APIRouter(tags=["responses"])
+
+    @routes.post("/v1/responses", summary="Generate (openai-responses)")
+    async def create_response(request: Request) -> Response:
+        return await _guarded(request, services, _create(request, services))
+
+    @routes.get("/v1/responses/{id_}", summary="A stored response")
+    async def retrieve_response(id_: str, request: Request) -> Response:
+        """``?stream=true&starting_after=N`` gives the events of one in the background, and goes on live."""
+        return await _guarded(request, services, _retrieve(id_, request, services))
+
+    @routes.delete("/v1/responses/{id_}", summary="Delete a stored response")
+    async def delete_response(id_: str, request: Request) -> Response:
+        return await _guarded(request, services, _delete(id_, request, services))
+
+    @routes.post("/v1/responses/{id_}/cancel", summary="Cancel a response in the background")
+    async def cancel_response(id_: str, request: Request) -> Response:
+        """Cancelling it again does no harm."""
+        return await _guarded(request, services, _cancel(id_, request, services))
+
+    @routes.get("/v1/responses/{id_}/input_items", summary="What a stored response answers")
+    async def list_input_items(id_: str, request: Request) -> Response:
+        return await _guarded(request, services, _input_items(id_, request, services))
+
+    return routes
+
+
+async def _guarded(request: Request, services: Services, answer: Awaitable[Response]) -> Response:
+    try:
+        return await answer
+    except GatewayError as error:
+        failed = error.failed
+    except (ChannelUnavailable, RedisUnavailable):
+        failed = redis_away().failed
+    services.metrics.refused(failed)
+    return error_response(OPENAI_RESPONSES, failed, request_id_of(request))
+
+
+# Creating
+
+
+@dataclass(slots=True)
+class Begun:
+    """A response that was created, or come back to by its idempotency-key; ``body`` is the client's own."""
+
+    asked: Asked
+    relay: Relay
+    body: dict[str, Any]
+
+    @property
+    def is_background(self) -> bool:
+        return self.body.get("background") is True
+
+    @property
+    def is_retry(self) -> bool:
+        return self.relay.viewer.generation_id != self.asked.job.generation_id
+
+
+async def begin(request: Request, services: Services, *, is_detached: bool = False) -> Begun:
+    """Create a response; ``is_detached``: it runs as one in the background does, whatever the body says.
+
+    Raises:
+        GatewayError, ChannelUnavailable, RedisUnavailable: it was not created.
+    """
+    asked_for: dict[str, Any] = {}
+
+    async def amend(principal: Principal, body: dict[str, Any]) -> dict[str, Any]:
+        asked_for.update(body)
+        if body.get("background") is True and body.get("store") is False:
+            raise invalid("store", "must not be false where background is true: there would be nothing to fetch later")
+        # In the background it always runs as a stream: its events are there for who comes later.
+        changed = {**body, "stream": True} if is_detached or body.get("background") is True else body
+        return await continued(principal, changed, services)
+
+    unsaid = Policy.DETACH if is_detached else Policy.STOP
+    asked = await accept(OPENAI_RESPONSES, request, services, amend, unsaid=unsaid)
+    is_background = asked_for.get("background") is True
+    if is_background:
+        asked.job_class = JobClass.BACKGROUND
+        if "x-disconnect" not in request.headers or not (is_detached or asked_for.get("stream") is True):
+            asked.job.policy, asked.job.grace_s = Policy.DETACH, 0.0
+    if asked_for.get("store") is not False:
+        await _store(asked, services, is_needed=is_background)
+    try:
+        relay = await start(asked, services)
+    except GatewayError:
+        await _forget(asked, services)
+        raise
+    created = Begun(asked, relay, asked_for)
+    if created.is_retry:
+        await _forget(asked, services)
+    return created
+
+
+async def _forget(asked: Asked, services: Services) -> None:
+    with suppress(RedisUnavailable):  # It expires by itself then.
+        await services.responses.delete(asked.job.generation_id)
+
+
+async def _create(request: Request, services: Services) -> Response:
+    created = await begin(request, services)
+    relay = created.relay
+    if not created.is_background:
+        return relay
+    relay.is_resumable = True
+    if created.body.get("stream") is True:
+        return relay
+    relay.outcome = "detached"
+    await finish(relay, services)
+    generation_id, job = relay.viewer.generation_id, created.asked.job
+    stored = await services.responses.load(generation_id, created.asked.principal.id) if created.is_retry else None
+    described = Described(generation_id, job.model, job.created_s, created.body)
+    response = await _as_it_stands(stored, services) if stored else begun(described, "queued")
+    return json_response(response, headers={"x-generation-id": generation_id})
+
+
+async def _store(asked: Asked, services: Services, *, is_needed: bool) -> None:
+    """Keep what was asked, unless it is too large.
+
+    Raises:
+        GatewayError: REQUEST_TOO_LARGE, it is too large for one that is needed.
+    """
+    job = asked.job
+    if not services.pulse.is_up:
+        raise redis_away()
+    if services.responses.has_room(job.body):
+        await services.responses.open(job.generation_id, asked.principal.id, job.created_s, job.body)
+        return
+    log.info("response_not_stored", generation_id=job.generation_id, reason="too large", bytes=len(job.body))
+    if is_needed:
+        raise GatewayError(
+            ErrorKind.REQUEST_TOO_LARGE,
+            "The request is too large to be stored, as one in the background must be. Send it without background.",
+            code="request_too_large",
+        )
+
+
+# Fetching
+
+
+async def _stored(id_: str, request: Request, services: Services) -> StoredResponse:
+    """Return a response of whoever asks.
+
+    Raises:
+        GatewayError: NOT_FOUND.
+    """
+    principal = services.authenticator.authenticate(request.headers)
+    if not services.pulse.is_up:
+        raise redis_away()
+    stored = await services.responses.load(generation_id_of(id_), principal.id) if id_.startswith("resp_") else None
+    if stored is None:
+        raise GatewayError(ErrorKind.NOT_FOUND, f"Response with id '{id_[:100]}' not found.", code="response_not_found")
+    return stored
+
+
+async def _retrieve(id_: str, request: Request, services: Services) -> Response:
+    stored = await _stored(id_, request, services)
+    if request.query_params.get("stream", "").lower() in ("true", "1"):
+        return await _replay(stored, request, services)
+    return json_response(await _as_it_stands(stored, services))
+
+
+async def _as_it_stands(stored: StoredResponse, services: Services) -> dict[str, Any]:
+    """Return the response object: as it was stored, or as its log tells."""
+    if stored.response:
+        return stored.response
+    described = Described(stored.generation_id, stored.body["model"], stored.created_s, stored.body)
+    standing = stored.failed or await _standing(stored.generation_id, services)
+    if isinstance(standing, str):
+        return begun(described, standing)
+    if standing.kind is ErrorKind.CANCELLED:
+        return begun(described, "cancelled")
+    return failed_response(described, standing)
+
+
+async def _standing(generation_id: str, services: Services) -> str | Failed:
+    """Return the status of what has no outcome in the store, or the failure that ended it."""
+    (last,) = await services.channel.look([generation_id])
+    if last is None:
+        return Failed(ErrorKind.INTERNAL, "The answer was lost. Send the request again.", code="response_lost")
+    frames = await services.channel.read(generation_id, last.before(), 1) if last != START else []
+    if not frames or frames[0].kind is not FrameKind.END:
+        if await services.hub.end_if_lost(generation_id):  # Whoever polls must come to an end, too.
+            return await _standing(generation_id, services)
+        return "in_progress" if last != START else "queued"
+    error = orjson.loads(frames[0].data)["error"]
+    return Failed.from_dict(error) if error else "in_progress"  # About to be stored.
+
+
+async def _replay(stored: StoredResponse, request: Request, services: Services) -> Response:
+    """Return the events that follow ``starting_after``, and those that are still to come."""
+    if not stored.is_background:
+        raise invalid("stream", "must not be true: only a response that was created with background=true can be streamed again")
+    text = request.query_params.get("starting_after", "")
+    if text and not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise invalid("starting_after", "must be a sequence number")
+    generation_id = stored.generation_id
+    cursor = None
+    if text:
+        cursor = await _cursor_after(generation_id, int(text), services)
+        if cursor is None:
+            return Response(status_code=200, headers=SSE_HEADERS)  # It has seen all there is.
+    viewer, _ = await services.hub.enter(generation_id, stored.owner, cursor)
+    relay = Relay(
+        viewer,
+        OPENAI_RESPONSES,
+        services.times(),
+        lambda done: finish(done, services),
+        request_id=request_id_of(request),
+        model=stored.body["model"],
+        created_s=stored.created_s,
+        is_stream=True,
+        is_resumable=True,
+    )
+    services.relays.add(relay)
+    return relay
+
+
+async def _cursor_after(generation_id: str, sequence: int, services: Services) -> Cursor | None:
+    """Return where the event with this number stands in the log; None if it is the event that says how the log ended.
+
+    Raises:
+        GatewayError: INVALID_REQUEST, there is no such event.
+    """
+    position, last = START, -1
+    while frames := await services.channel.read(generation_id, position, LOG_BATCH):
+        for frame in frames:
+            if frame.kind is FrameKind.DATA:
+                sequences = [sequence_of(block) for block in split_blocks(frame.data)]
+                last = sequences[-1] if sequences and sequences[-1] is not None else last
+                if last >= sequence:
+                    return Cursor(frame.id, sum(each is None or each <= sequence for each in sequences))
+            elif frame.kind is FrameKind.END and sequence == last + 1 and orjson.loads(frame.data)["error"]:
+                return None
+        position = frames[-1].id
+    raise invalid("starting_after", "must be the sequence number of an event of this response")
+
+
+# Ending
+
+
+async def _cancel(id_: str, request: Request, services: Services) -> Response:
+    stored = await _stored(id_, request, services)
+    if not stored.is_background:
+        raise GatewayError(
+            ErrorKind.INVALID_REQUEST,
+            "Cannot cancel a synchronous response: close its connection instead.",
+            param="response_id",
+        )
+    if not stored.response and not stored.failed and await _stop(stored, services):
+        await _until_ended(stored, services)
+        stored = await _stored(id_, request, services)
+    response = await _as_it_stands(stored, services)
+    if response["status"] in ("queued", "in_progress"):  # Its worker has yet to hear of it, and will.
+        response["status"] = "cancelled"
+    return json_response(response)
+
+
+async def _stop(stored: StoredResponse, services: Services) -> bool:
+    """Stop a generation, wherever it runs or waits; returns whether it had not ended."""
+    if await services.channel.stop(stored.generation_id) is not Verdict.OK:
+        return False
+    if await services.hub.end_if_waiting(stored.generation_id, _CANCELLED):
+        await services.responses.finish(stored.generation_id, b"", _CANCELLED)  # No worker will.
+    return True
+
+
+async def _until_ended(stored: StoredResponse, services: Services) -> None:
+    """Return once a stopped generation has ended: its worker hears of it with its next heartbeat."""
+    viewer = await services.hub.join(stored.generation_id)
+    viewer.reread()
+    try:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(services.settings.heartbeat_s + 1):
+                while not viewer.has_ended and not viewer.failed:
+                    await viewer.take()
+    finally:
+        await services.hub.part(viewer)
+
+
+async def _delete(id_: str, request: Request, services: Services) -> Response:
+    stored = await _stored(id_, request, services)
+    if stored.is_background and not stored.response and not stored.failed:
+        await _stop(stored, services)  # Nobody could read it any more.
+    await services.responses.delete(stored.generation_id)
+    return json_response({"id": response_id(stored.generation_id), "object": "response", "deleted": True})
+
+
+async def _input_items(id_: str, request: Request, services: Services) -> Response:
+    stored = await _stored(id_, request, services)
+    query = request.query_params
+    limit, order = query.get("limit", str(ITEMS_DEFAULT)), query.get("order", "desc")
+    if not (limit.isascii() and limit.isdigit() and 1 <= int(limit) <= ITEMS_MAX):
+        raise invalid("limit", f"must be an integer from 1 to {ITEMS_MAX}")
+    if order not in ("asc", "desc"):
+        raise invalid("order", "must be 'asc' or 'desc'")
+    items = [_listed(item, stored.generation_id, index) for index, item in enumerate(items_of(stored.body.get("input")))]
+    items = items if order == "asc" else items[::-1]
+    if after := query.get("after"):
+        place = next((index for index, item in enumerate(items) if item["id"] == after), None)
+        if place is None:
+            raise invalid("after", "must be the id of an item of this response")
+        items = items[place + 1 :]
+    data = items[: int(limit)]
+    first_id, last_id = (data[0]["id"], data[-1]["id"]) if data else (None, None)
+    has_more = len(items) > len(data)
+    return json_response({"object": "list", "data": data, "first_id": first_id, "last_id": last_id, "has_more": has_more})
+
+
+def _listed(item: dict[str, Any], generation_id: str, index: int) -> dict[str, Any]:
+    """Return an input item as OpenAI lists it: with a type and an id, a message's content as a list of parts."""
+    made_up_id = f"item_{generation_id.removeprefix('gen_')}{index:04x}"
+    listed = {"type": "message", **item, "id": item.get("id") or made_up_id}
+    if isinstance(text := item.get("content"), str):
+        type_ = "output_text" if item.get("role") == "assistant" else "input_text"
+        listed["content"] = [{"type": type_, "text": text}]
+    return listed

@@ -1,0 +1,41 @@
+"""How does a dialect read back what its client was sent?
+
+The bytes are ours, or passed as a vendor sent them, so nothing about them is certain but that they are whole SSE blocks.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import orjson
+
+from common.sse import read_block
+
+
+def events_of(blocks: Sequence[bytes]) -> Iterator[dict[str, Any] | None]:
+    """Yield the JSON object of each block; None for a block that has none, such as ``[DONE]``."""
+    for block in blocks:
+        try:
+            event = orjson.loads(read_block(block)[1])
+        except orjson.JSONDecodeError:
+            event = None
+        yield event if isinstance(event, dict) else None
+
+
+def is_done(block: bytes) -> bool:
+    """Whether a block is the mark that ends streams of OpenAI's kind."""
+    return read_block(block)[1][:6] == b"[DONE]"
+
+
+def dict_in(fields: dict[str, Any], name: str) -> dict[str, Any]:
+    value = fields.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+def text_in(fields: dict[str, Any], name: str) -> str:
+    value = fields.get(name)
+    return value if isinstance(value, str) else ""
+
+
+def count_in(fields: dict[str, Any], name: str) -> int:
+    value = fields.get(name)
+    return value if isinstance(value, int) and value >= 0 else 0

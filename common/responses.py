@@ -1,0 +1,153 @@
+"""Where are the responses of OpenAI's responses API kept, and what are they called?
+
+Two keys per response: what was asked (written by the API before the job exists), and what came of it (empty until the
+worker that ends the generation fills it in). Whoever deletes both ends it: a worker fills in only what is still there.
+Kept for ``responses_ttl_s`` after the answer, which is long enough to go on with a conversation
+(``previous_response_id``) and to fetch what ran in the background; a log is gone much sooner.
+"""
+
+import asyncio
+import contextlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from common import keys
+from common.errors import Failed
+from common.redis_client import COMMAND_TIMEOUT_S, as_unavailable
+from common.settings import Settings
+from common.sse import read_block, split_blocks
+
+
+def response_id(generation_id: str) -> str:
+    """
+    >>> response_id("gen_1f")
+    'resp_1f'
+    """
+    return "resp_" + generation_id.removeprefix("gen_")
+
+
+def generation_id_of(response_id: str) -> str:
+    """
+    >>> generation_id_of("resp_1f")
+    'gen_1f'
+    """
+    return "gen_" + response_id.removeprefix("resp_")
+
+
+@dataclass(slots=True)
+class StoredResponse:
+    """``body`` is the client's own, its ``input`` being the whole conversation. ``response`` and ``failed`` are None while
+    it runs, and at most one of them is set afterwards."""
+
+    generation_id: str
+    owner: str
+    created_s: int
+    body: dict[str, Any] = field(repr=False)
+    response: dict[str, Any] | None = field(default=None, repr=False)
+    failed: Failed | None = None
+
+    @property
+    def is_background(self) -> bool:
+        return self.body.get("background") is True
+
+
+class ResponseStore:
+    """Every method may raise ``RedisUnavailable``."""
+
+    def __init__(self, redis: Redis, settings: Settings) -> None:
+        self._redis = redis
+        self._settings = settings
+
+    def has_room(self, body: bytes) -> bool:
+        return len(body) <= self._settings.responses_bytes_max
+
+    async def open(self, generation_id: str, owner: str, created_s: int, body: bytes) -> None:
+        """Keep what was asked. It outlives the longest wait and the longest answer, so that the answer finds it."""
+        s = self._settings
+        asked: dict[str, Any] = {"owner": owner, "created_s": created_s, "body": body}
+        wait_s = max(s.queue_wait_s, s.queue_wait_background_s) + s.total_timeout_s
+        ttl_ms = _ms(s.responses_ttl_s + wait_s)
+        async with self._pipeline() as pipe:
+            pipe.hset(keys.response_request(generation_id), mapping=asked)
+            pipe.pexpire(keys.response_request(generation_id), ttl_ms)
+            pipe.set(keys.response(generation_id), b"", px=ttl_ms)
+            await self._run(pipe)
+
+    async def finish(self, generation_id: str, last_data: bytes, failed: Failed | None) -> None:
+        """Fill in what came of it: the response in the answer's last bytes, or the failure."""
+        outcome = orjson.dumps({"failed": failed.to_dict()}) if failed else _response_in(last_data)
+        if outcome is None or len(outcome) > self._settings.responses_bytes_max:
+            too_large = {"kind": "internal", "message": "The response was too large to be stored.", "code": "not_stored"}
+            outcome = orjson.dumps({"failed": too_large})
+        ttl_ms = _ms(self._settings.responses_ttl_s)
+        async with self._pipeline() as pipe:
+            pipe.set(keys.response(generation_id), outcome, px=ttl_ms, xx=True)
+            pipe.pexpire(keys.response_request(generation_id), ttl_ms)
+            await self._run(pipe)
+
+    async def load(self, generation_id: str, owner: str) -> StoredResponse | None:
+        """Return a response; None where there is none of this owner's."""
+        async with self._pipeline() as pipe:
+            pipe.hgetall(keys.response_request(generation_id))
+            pipe.get(keys.response(generation_id))
+            asked, outcome = await self._run(pipe)
+        if not asked or outcome is None or asked[b"owner"] != owner.encode():
+            return None
+        stored = StoredResponse(generation_id, owner, int(asked[b"created_s"]), orjson.loads(asked[b"body"]))
+        if outcome:
+            response = orjson.loads(outcome)
+            if "failed" in response:
+                stored.failed = Failed.from_dict(response["failed"])
+            else:
+                stored.response = response
+        return stored
+
+    async def outputs(self, generation_ids: list[str], owner: str) -> dict[str, list[Any] | None]:
+        """Return the output items of those responses that are this owner's; None for one that still runs."""
+        async with self._pipeline() as pipe:
+            for generation_id in generation_ids:
+                pipe.hget(keys.response_request(generation_id), "owner")
+                pipe.get(keys.response(generation_id))
+            answers = await self._run(pipe)
+        found: dict[str, list[Any] | None] = {}
+        for generation_id, whose, outcome in zip(generation_ids, answers[::2], answers[1::2], strict=True):
+            if whose == owner.encode() and outcome is not None:
+                output = orjson.loads(outcome).get("output") if outcome else None
+                found[generation_id] = output if isinstance(output, list) else [] if outcome else None
+        return found
+
+    async def delete(self, generation_id: str) -> None:
+        async with self._pipeline() as pipe:
+            pipe.delete(keys.response_request(generation_id), keys.response(generation_id))
+            await self._run(pipe)
+
+    def _pipeline(self) -> Any:
+        return self._redis.pipeline(transaction=True)
+
+    async def _run(self, pipe: Any) -> list[Any]:
+        try:
+            async with asyncio.timeout(COMMAND_TIMEOUT_S):
+                answers: list[Any] = await pipe.execute()
+        except (RedisError, OSError, TimeoutError) as error:
+            raise as_unavailable(error) or error from error
+        return answers
+
+
+def _response_in(last_data: bytes) -> bytes | None:
+    """Return the response object in an answer's last bytes: a whole body, or a stream's last event."""
+    if last_data.lstrip()[:1] == b"{":
+        return last_data
+    for block in reversed(split_blocks(last_data)):
+        with contextlib.suppress(orjson.JSONDecodeError):
+            event = orjson.loads(read_block(block)[1])
+            if isinstance(event, dict) and isinstance(event.get("response"), dict):
+                return orjson.dumps(event["response"])
+    return None
+
+
+def _ms(seconds: float) -> int:
+    return int(seconds * 1000)
