@@ -17,7 +17,7 @@ from cli.demo_provider.script import Fault
 REQUESTS_KEPT = 100
 _BODY_BYTES_MAX = 1 << 20  # A hundred larger bodies would be real memory, and nobody reads them.
 _SPECS_MAX = 10_000
-_SECRET_HEADERS = {"authorization", "x-api-key", "cookie", "proxy-authorization"}
+_SECRET_HEADERS = {"authorization", "x-api-key", "x-goog-api-key", "cookie", "proxy-authorization"}
 
 
 class Ledger:

@@ -9,17 +9,26 @@ import socket
 import struct
 import time
 from collections.abc import Iterator
+from typing import Protocol
 
 import orjson
 from aiohttp import web
 
+from cli.demo_provider.background import Background
 from cli.demo_provider.ledger import Ledger
 from cli.demo_provider.script import Fault, FaultKind, Script
-from cli.demo_provider.wire import Ask, Plan, Wire, WireError
+from cli.demo_provider.wire import AnswerStream, Ask, Plan, Wire, WireError
 
 _GATHERED_MAX = 64  # Tokens in one write where they are due at once; then others get their turn on the loop.
 _FLUSH_S_MAX = 1.0  # How long a reset waits for what was written before it; who does not read gets no more.
+_FIRST_EVENTS, _LAST_EVENTS = (b".created", b".in_progress"), (b".completed", b".incomplete")  # Of a response.
 _LINGER_OFF = struct.pack("ii", 1, 0)  # struct linger, on with 0 seconds: close() sends RST instead of FIN.
+
+
+class Sink(Protocol):
+    """Where an answer goes: a connection, or what is kept of one in the background."""
+
+    async def write(self, data: bytes) -> None: ...
 
 
 class Player:
@@ -37,17 +46,40 @@ class Player:
         Raises:
             ConnectionError: the client has left.
         """
+        response = await self._open_stream(headers)
+        await self.say(wire.open_stream(ask, plan), response)
+        return response
+
+    async def play_background(self, answer: Background, start: int, headers: dict[str, str]) -> web.StreamResponse:
+        """Say what an answer in the background has said, and go on live; a failure is only this connection's."""
+        response = await self._open_stream(headers)
+        tokens, at = 0, self._fault.at if self._fault else None
+        async for event in answer.events(start):
+            name = event.partition(b"\n")[0]
+            is_due = name.endswith(_LAST_EVENTS) or (tokens == at and not name.endswith(_FIRST_EVENTS))
+            if self._fault is not None and is_due:
+                break
+            tokens += name.endswith(b".delta")
+            await response.write(event)
+        if self._fault is not None and self._fault.kind is not FaultKind.END:
+            await self.break_off(self._fault)
+        return response
+
+    async def _open_stream(self, headers: dict[str, str]) -> web.StreamResponse:
         response = web.StreamResponse(headers={**headers, "cache-control": "no-cache"})
         response.headers["content-type"] = "text/event-stream; charset=utf-8"
         await response.prepare(self._request)
-        stream = wire.open_stream(ask, plan)
+        return response
+
+    async def say(self, stream: AnswerStream, response: Sink) -> None:
+        """Say it all, or as much as the failure leaves. Raises as ``play_stream`` does."""
         await response.write(stream.opening())
         beats = stream.beats() if self._fault is None else itertools.islice(stream.beats(), self._fault.at)
         sent = await self._write_beats(response, beats)
         if self._fault is None:
             await response.write(stream.closing())
             self._ledger.note("completed")
-            return response
+            return
         # A failure takes the place of the next token, at the time when that was due.
         await asyncio.sleep(self._script.pace_s if sent else self._script.first_s)
         match self._fault.kind:
@@ -58,7 +90,6 @@ class Player:
                 self._ledger.note("cut")
             case _:
                 await self.break_off(self._fault)
-        return response
 
     async def play_whole(self, wire: Wire, ask: Ask, plan: Plan, headers: dict[str, str]) -> web.StreamResponse:
         """Say an answer at once, after the time that its tokens take.
@@ -99,7 +130,7 @@ class Player:
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_OFF)
         transport.abort()
 
-    async def _write_beats(self, response: web.StreamResponse, beats: Iterator[bytes]) -> int:
+    async def _write_beats(self, response: Sink, beats: Iterator[bytes]) -> int:
         """Write each token when it is due, and return how many there were."""
         # time.monotonic(), because uvloop's own clock stands still within one turn of the loop.
         begin, pace_s, sent = time.monotonic() + self._script.first_s, self._script.pace_s, 0

@@ -104,7 +104,7 @@ def _response(ask: Ask) -> dict[str, Any]:
         "object": "response",
         "created_at": int(time.time()),
         "status": "in_progress",
-        "background": False,
+        "background": ask.body.get("background") is True,
         "error": None,
         "incomplete_details": None,
         "model": ask.model,
@@ -172,11 +172,11 @@ class ResponseStream:
     def __init__(self, ask: Ask, plan: Plan) -> None:
         self._ask = ask
         self._plan = plan
-        self._response = _response(ask)
+        self.response = _response(ask)
         self._sequence = 0
 
     def opening(self) -> bytes:
-        return b"".join(self._event(f"response.{name}", response=self._response) for name in ("created", "in_progress"))
+        return b"".join(self._event(f"response.{name}", response=self.response) for name in ("created", "in_progress"))
 
     def beats(self) -> Iterator[bytes]:
         for index, part in enumerate(self._plan.parts):
@@ -193,14 +193,14 @@ class ResponseStream:
 
     def closing(self) -> bytes:
         end = self._end_of(len(self._plan.parts) - 1) if self._plan.parts else b""
-        finished = _finished(self._response, self._ask, self._plan)
+        finished = _finished(self.response, self._ask, self._plan)
         return end + self._event(f"response.{finished['status']}", response=finished)
 
     def failure(self) -> bytes:
         error = openai_common.error_object(WireError(500), self._ask)
         error["code"] = "server_error"
         brief = {"code": error["code"], "message": error["message"]}
-        failed = {**self._response, "status": "failed", "error": brief}
+        failed = {**self.response, "status": "failed", "error": brief}
         return self._event("error", error=error) + self._event("response.failed", response=failed)
 
     def _event(self, kind: str, **fields: Any) -> bytes:

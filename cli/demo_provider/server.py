@@ -1,8 +1,11 @@
 """How is the demo provider reached, and how does it start and stop?
 
-``POST /v1/chat/completions``, ``/v1/responses``, ``/v1/messages``, ``/v1/messages/count_tokens`` and ``GET /v1/models``
-are the vendors' own. Any key will do but ``bad-key``. For tests there are ``GET /stats`` (what it did), ``GET
-/requests?last=N`` (what it was sent) and ``POST /reset`` (forget both). It listens on loopback: its keys are none.
+``POST /v1/chat/completions``, ``/v1/responses``, ``/v1/messages``, ``/v2/chat`` (Cohere's), Gemini's
+``/v1beta/models/MODEL:generateContent`` and its siblings, what counts tokens (``/v1/messages/count_tokens``,
+``/v1/responses/input_tokens``), ``GET /v1/models``, ``GET /v1/responses/ID?stream=true`` and ``POST …/cancel`` (of answers
+that run in the background) are the vendors' own. Any key will do but ``bad-key``. For tests
+there are ``GET /stats`` (what it did), ``GET /requests?last=N`` (what it was sent) and ``POST /reset`` (forget both). It
+listens on loopback: its keys are none.
 
 A client that leaves is noticed because aiohttp then cancels the handler; an own ``AppRunner`` around ``create_app()``
 therefore needs ``handler_cancellation=True``.
@@ -15,12 +18,14 @@ import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import orjson
 import uvloop
 from aiohttp import web
 
-from cli.demo_provider import chat, messages, responses
+from cli.demo_provider import chat, cohere, gemini, messages, responses
+from cli.demo_provider.background import Background, Backgrounds
 from cli.demo_provider.ledger import REQUESTS_KEPT, Ledger
 from cli.demo_provider.plan import make_plan
 from cli.demo_provider.playback import Player
@@ -31,8 +36,9 @@ _WIRES: dict[str, Wire] = {
     "/v1/chat/completions": chat,
     "/v1/responses": responses,
     "/v1/messages": messages,
+    "/v2/chat": cohere,
 }
-_COUNT_TOKENS = "/v1/messages/count_tokens"
+_GEMINI_MODEL = r"/{version:v1\w*}/models/{model}"
 _WHOLE_FAULTS = (FaultKind.STATUS, FaultKind.DROP)  # Those that come instead of an answer, not within it.
 _MODELS = ("demo", "demo-think", "demo-tool", "demo-refuse", "demo-n500-d5")
 _MODELS_SINCE = 1_750_000_000
@@ -58,13 +64,24 @@ class DemoProvider:
 
     def __init__(self) -> None:
         self.ledger = Ledger()
+        self._backgrounds = Backgrounds()
 
     async def generate(self, http: web.Request) -> web.StreamResponse:
-        call = _Call(http, _WIRES[http.path])
+        return await self._generate(_Call(http, _WIRES[http.path]), {})
+
+    async def generate_content(self, http: web.Request) -> web.StreamResponse:
+        # Without alt=sse Gemini streams one JSON array, which nobody wants: a whole answer stands in for it.
+        is_stream = http.match_info["method"] == "streamGenerateContent" and http.query.get("alt") == "sse"
+        return await self._generate(_Call(http, gemini), {"model": http.match_info["model"], "stream": is_stream})
+
+    async def _generate(self, call: _Call, told: dict[str, object]) -> web.StreamResponse:
+        """Answer a request; ``told`` is what stands in its address, and in other vendors' bodies."""
         try:
-            body = await self._body(call, call.wire.NAME)
+            body = {**await self._body(call, call.wire.NAME), **told}
             call.ask = ask = call.wire.read(body)
             fault = self._fault(call, ask, tuple(FaultKind))
+            if call.wire is responses and ask.is_stream and body.get("background") is True:
+                return await self._generate_in_background(call, ask, fault)
             with self.ledger.generation():
                 player = await self._begin(call, fault)
                 if player is None:
@@ -75,11 +92,74 @@ class DemoProvider:
         except WireError as error:
             return self._refuse(call, error)
 
-    async def count_tokens(self, http: web.Request) -> web.StreamResponse:
-        call = _Call(http, messages)
+    async def _generate_in_background(self, call: _Call, ask: Ask, fault: Fault | None) -> web.StreamResponse:
+        if ask.body.get("store") is False:
+            raise WireError(400, "Background mode requires store=true.", param="store")
+        if fault is not None and fault.kind in _WHOLE_FAULTS:
+            await self._begin(call, fault)
+            return web.Response()
+        # An error is the answer's own; what else fails is the connection.
+        is_own = fault is not None and fault.kind is FaultKind.ERROR_EVENT
+        stream = responses.open_stream(ask, make_plan(call.script, ask))
+        player = Player(call.http, call.script, fault if is_own else None, self.ledger)
+        answer = self._backgrounds.start(stream.response, partial(self._say_in_background, player, stream))
+        reader = Player(call.http, call.script, None if is_own else fault, self.ledger)
+        return await reader.play_background(answer, 0, call.wire.headers(call.request_id))
+
+    async def _say_in_background(self, player: Player, stream: responses.ResponseStream, answer: Background) -> None:
+        with self.ledger.generation():
+            await player.say(stream, answer)
+
+    async def read_again(self, http: web.Request) -> web.StreamResponse:
+        call = _Call(http, responses)
         try:
-            body = await self._body(call, "count_tokens")
-            call.ask = ask = messages.read_prompt(body)
+            answer = await self._found(call, "responses/read")
+            if http.query.get("stream") != "true":
+                raise WireError(400, "The demo provider gives an answer again only as a stream.", param="stream")
+            after = http.query.get("starting_after", "-1")
+            start = int(after) + 1 if after.removeprefix("-").isdecimal() else 0
+            player = Player(http, Script(), None, self.ledger)
+            return await player.play_background(answer, max(0, start), call.wire.headers(call.request_id))
+        except WireError as error:
+            return self._refuse(call, error)
+
+    async def cancel(self, http: web.Request) -> web.StreamResponse:
+        call = _Call(http, responses)
+        try:
+            answer = await self._found(call, "responses/cancel")
+        except WireError as error:
+            return self._refuse(call, error)
+        answer.cancel()
+        return _json(answer.response, call.wire.headers(call.request_id))
+
+    async def _found(self, call: _Call, name: str) -> Background:
+        self.ledger.note_request(name, call.http, await call.http.read())
+        _check_key(call)
+        id_ = call.http.match_info["id"]
+        answer = self._backgrounds.find(id_)
+        if answer is None:
+            raise WireError(404, f"Response with id '{id_}' not found.")
+        return answer
+
+    async def stop(self, _: web.Application) -> None:
+        self._backgrounds.stop()
+
+    async def count_tokens(self, http: web.Request) -> web.StreamResponse:
+        return await self._count_tokens(_Call(http, messages), {}, messages.read_prompt, "input_tokens")
+
+    async def count_input_tokens(self, http: web.Request) -> web.StreamResponse:
+        return await self._count_tokens(_Call(http, responses), {}, responses.read, "input_tokens")
+
+    async def count_content_tokens(self, http: web.Request) -> web.StreamResponse:
+        told: dict[str, object] = {"model": http.match_info["model"]}
+        return await self._count_tokens(_Call(http, gemini), told, gemini.read_prompt, "totalTokens")
+
+    async def _count_tokens(
+        self, call: _Call, told: dict[str, object], read: Callable[[dict[str, object]], Ask], name: str
+    ) -> web.StreamResponse:
+        try:
+            body = {**await self._body(call, "count_tokens"), **told}
+            call.ask = ask = read(body)
             fault = self._fault(call, ask, _WHOLE_FAULTS)
             if fault is not None:
                 with self.ledger.generation():
@@ -87,7 +167,7 @@ class DemoProvider:
                 return web.Response()
         except WireError as error:
             return self._refuse(call, error)
-        return _json({"input_tokens": ask.input_tokens}, messages.headers(call.request_id))
+        return _json({name: ask.input_tokens}, call.wire.headers(call.request_id))
 
     async def list_models(self, http: web.Request) -> web.StreamResponse:
         is_anthropic = "anthropic-version" in http.headers or "x-api-key" in http.headers
@@ -160,10 +240,11 @@ class DemoProvider:
 
 def _check_key(call: _Call) -> None:
     key = key_of(call.http.headers)
+    missing, wrong = (403, 400) if call.wire is gemini else (401, 401)
     if not key:
-        raise WireError(401, call.wire.MISSING_KEY)
+        raise WireError(missing, call.wire.MISSING_KEY)
     if key == "bad-key":
-        raise WireError(401, call.wire.BAD_KEY, code="invalid_api_key")
+        raise WireError(wrong, call.wire.BAD_KEY, code="invalid_api_key")
 
 
 def _json(value: object, headers: dict[str, str] | None = None, status: int = 200) -> web.Response:
@@ -174,10 +255,16 @@ def create_app() -> web.Application:
     """Return the demo provider as an aiohttp application, with counters of its own."""
     provider = DemoProvider()
     app = web.Application(client_max_size=_BODY_BYTES_MAX)
+    app.on_shutdown.append(provider.stop)
     app.add_routes([web.post(path, provider.generate) for path in _WIRES])
     app.add_routes(
         [
-            web.post(_COUNT_TOKENS, provider.count_tokens),
+            web.post("/v1/messages/count_tokens", provider.count_tokens),
+            web.post("/v1/responses/input_tokens", provider.count_input_tokens),
+            web.get("/v1/responses/{id}", provider.read_again),
+            web.post("/v1/responses/{id}/cancel", provider.cancel),
+            web.post(_GEMINI_MODEL + ":{method:generateContent|streamGenerateContent}", provider.generate_content),
+            web.post(_GEMINI_MODEL + ":countTokens", provider.count_content_tokens),
             web.get("/v1/models", provider.list_models),
             web.get("/stats", provider.show_stats),
             web.get("/requests", provider.show_requests),

@@ -114,7 +114,7 @@ class AnswerStream(Protocol):
 
 
 class Wire(Protocol):
-    """One vendor's API. The modules ``chat``, ``responses`` and ``messages`` are wires."""
+    """One vendor's API. The modules ``chat``, ``responses``, ``messages``, ``cohere`` and ``gemini`` are wires."""
 
     NAME: str
     MISSING_KEY: str
@@ -149,7 +149,8 @@ def around_token(event: bytes) -> tuple[bytes, bytes]:
 
 def key_of(headers: Mapping[str, str]) -> str:
     """Return the API key that came with a request, or nothing."""
-    return headers.get(hdrs.AUTHORIZATION, "").removeprefix("Bearer ").strip() or headers.get("x-api-key", "").strip()
+    named = (headers.get(name, "").strip() for name in ("x-api-key", "x-goog-api-key"))
+    return headers.get(hdrs.AUTHORIZATION, "").removeprefix("Bearer ").strip() or next(filter(None, named), "")
 
 
 def count_words(*values: Any) -> int:

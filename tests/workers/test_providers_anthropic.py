@@ -9,7 +9,18 @@ from recordings import OWN, Recording, blocks_of, data_of, parameters
 from common.dialects import DIALECTS
 from common.errors import ErrorKind, Failed, GatewayError
 from common.events import Event, FinishReason, Reply, Started, ThinkingBlock, ToolCall, Usage, fold
-from common.generation import GenerationRequest, Message, Reasoning, Role, TextPart, ThinkingPart, ToolCallPart, ToolResultPart
+from common.generation import (
+    GenerationRequest,
+    Message,
+    Reasoning,
+    Role,
+    TextPart,
+    ThinkingPart,
+    Tool,
+    ToolCallPart,
+    ToolChoice,
+    ToolResultPart,
+)
 from workers.providers.anthropic import ANTHROPIC
 from workers.providers.base import Deployment
 
@@ -287,6 +298,41 @@ def test_openai_options_become_anthropics() -> None:
     assert not {"seed", "presence_penalty"} & built.keys()
 
 
+def test_what_anthropic_has_no_word_for_is_named() -> None:
+    request = GenerationRequest(
+        "m",
+        [Message(Role.USER, [TextPart("x")])],
+        seed=7,
+        frequency_penalty=0.1,
+        temperature=0.5,
+        top_k=3,
+        max_output_tokens=4000,
+        reasoning=Reasoning(budget_tokens=2000),
+        tools=[Tool("f", strict=True)],
+    )
+
+    built = ANTHROPIC.build_request(request, DEPLOYMENT)
+
+    assert built.dropped == ["seed", "frequency_penalty", "temperature", "top_k", "tools.strict"]
+    request.tool_choice = ToolChoice("required")  # With a forced call Anthropic lets no model think.
+    assert ANTHROPIC.build_request(request, DEPLOYMENT).dropped == ["seed", "frequency_penalty", "reasoning", "tools.strict"]
+
+
+def test_thinking_of_other_vendors_is_taken_out_of_a_conversation() -> None:
+    own = {"type": "thinking", "thinking": "a", "signature": "EqQB"}
+    unsigned, gemini = ({"type": "thinking", "thinking": "b", "signature": sign} for sign in ("", "gemini:abc"))
+    text = {"type": "text", "text": "c"}
+    turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": [own, text]}]
+    foreign = [{"role": "assistant", "content": [unsigned, gemini, text]}, {"role": "assistant", "content": [unsigned]}]
+
+    passed = ANTHROPIC.pass_request({"model": "m", "messages": [*turns, *foreign]}, {}, DEPLOYMENT)
+
+    assert orjson.loads(passed.body)["messages"] == [*turns, {"role": "assistant", "content": [text]}]
+    parts = [ThinkingPart("a", "EqQB"), ThinkingPart("b", "openai-responses:x"), ThinkingPart("d"), TextPart("c")]
+    built = ANTHROPIC.build_request(GenerationRequest("m", [Message(Role.ASSISTANT, parts)]), DEPLOYMENT)
+    assert orjson.loads(built.body)["messages"][0]["content"] == [own, text]
+
+
 @pytest.mark.parametrize(
     ("choice", "wanted"),
     [
@@ -315,14 +361,16 @@ def test_images_are_said_by_url_or_data() -> None:
     ]
 
 
-def test_schema_is_said_and_plain_json_is_refused() -> None:
+def test_schema_is_said_and_plain_json_is_asked_for() -> None:
     schema = {"type": "object", "additionalProperties": False}
     format_ = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
 
     assert build({"response_format": format_})["output_config"] == {"format": {"type": "json_schema", "schema": schema}}
-    with pytest.raises(GatewayError) as caught:
-        build({"response_format": {"type": "json_object"}})
-    assert caught.value.failed.param == "response_format"
+    plain = {"response_format": {"type": "json_object"}}
+    system = {"role": "system", "content": "Be brief."}
+    asked = build(plain)["system"]
+    assert "JSON object and nothing else" in asked
+    assert build({**plain, "messages": [system, {"role": "user", "content": "x"}]})["system"] == f"Be brief.\n\n{asked}"
 
 
 @pytest.mark.parametrize(("field", "value"), [("n", 2), ("logprobs", True), ("audio", {"voice": "x"})])

@@ -6,6 +6,7 @@ import orjson
 import pytest
 from recordings import OWN, Recording, blocks_of, data_of, parameters
 
+from common.dialects.base import ReplyInfo
 from common.errors import ErrorKind, Failed
 from common.events import Completed, Event, Finished, FinishReason, Reply, TextDelta, ToolCallStarted, Usage, fold
 from workers.providers.openai_compatible import OPENAI_COMPATIBLE
@@ -279,7 +280,9 @@ def test_error_in_a_whole_answer_is_a_failure() -> None:
 
 def test_usage_chunk_is_foreign_only_where_it_was_not_asked_for() -> None:
     usage = {"prompt_tokens": 1}
-    is_foreign = OPENAI_COMPATIBLE.is_foreign_block
+
+    def is_foreign(block: bytes, body: dict[str, object]) -> bool:
+        return OPENAI_COMPATIBLE.for_client(block, ReplyInfo("gen_1", "m", 0, body=body)) == b""
 
     assert is_foreign(chunk(usage=usage), {"stream": True})
     assert is_foreign(chunk(usage=usage), {"stream": True, "stream_options": {"include_usage": False}})

@@ -2,9 +2,15 @@
 
 from workers.providers.anthropic import ANTHROPIC
 from workers.providers.base import Wire
+from workers.providers.cohere import COHERE
+from workers.providers.gemini import GEMINI
 from workers.providers.openai_compatible import OPENAI_COMPATIBLE
+from workers.providers.openai_responses import OPENAI_RESPONSES
 
 WIRES: dict[str, Wire] = {
     "openai-chat": OPENAI_COMPATIBLE,
+    "openai-responses": OPENAI_RESPONSES,
     "anthropic-messages": ANTHROPIC,
+    "cohere": COHERE,
+    "gemini": GEMINI,
 }

@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 
+from common.dialects.base import ReplyInfo
 from common.errors import Failed
 from common.events import (
     Completed,
@@ -25,10 +26,10 @@ from common.events import (
     Usage,
 )
 from common.generation import GenerationRequest
-from common.sse import read_block
 from workers.providers import errors
-from workers.providers.anthropic_request import build_body
+from workers.providers.anthropic_request import build_body, without_foreign_thinking
 from workers.providers.base import Deployment, UpstreamRequest
+from workers.providers.json_decoder import JsonDecoder
 from workers.providers.loose_json import count_of, dict_of, list_of, read_json, text_of
 from workers.providers.plain import PlainShape
 
@@ -42,27 +43,44 @@ _FINISH_REASON = {
     "refusal": FinishReason.REFUSAL,
     "pause_turn": FinishReason.PAUSE,
 }
+_NOT_COUNTED = ("max_tokens", "stream", "temperature", "top_p", "top_k", "stop_sequences", "metadata", "service_tier")
 _USAGE_FIELDS = ("input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
 
 
 class Anthropic:
     dialect = "anthropic-messages"
+    end_mark = b""  # A stream without its own is cut, and fails.
 
     def build_request(self, request: GenerationRequest, deployment: Deployment) -> UpstreamRequest:
-        return UpstreamRequest(_url(deployment), _headers(deployment, {}), build_body(request, deployment.model))
+        body, dropped = build_body(request, deployment.model)
+        return UpstreamRequest(_url(deployment), _headers(deployment, {}), body, dropped)
 
     def pass_request(self, body: Mapping[str, Any], headers: Mapping[str, str], deployment: Deployment) -> UpstreamRequest:
-        changed = orjson.dumps({**body, "model": deployment.model})
-        return UpstreamRequest(_url(deployment), _headers(deployment, headers), changed)
+        return UpstreamRequest(_url(deployment), _headers(deployment, headers), orjson.dumps(_passed(body, deployment)))
 
     def decoder(self) -> "MessageDecoder":
         return MessageDecoder()
 
-    def is_foreign_block(self, block: bytes, body: Mapping[str, Any]) -> bool:
-        return False  # Nothing that `pass_request` changes brings a block.
+    def for_client(self, data: bytes, info: ReplyInfo) -> bytes:
+        return data  # Nothing that `pass_request` changes brings a block.
 
     def read_error(self, status: int, headers: Mapping[str, str], body: bytes) -> Failed:
         return errors.read_error(status, headers, body)
+
+    def count_request(
+        self, request: GenerationRequest, body: Mapping[str, Any], headers: Mapping[str, str], deployment: Deployment
+    ) -> UpstreamRequest:
+        """Source: https://docs.anthropic.com/en/api/messages-count-tokens"""
+        # Refused there, as nothing is answered; some clients send the body of the message that they are about to send.
+        counted = {name: value for name, value in _passed(body, deployment).items() if name not in _NOT_COUNTED}
+        url = deployment.url("/v1/messages/count_tokens")
+        return UpstreamRequest(url, _headers(deployment, headers), orjson.dumps(counted))
+
+    def read_count(self, body: bytes) -> int | None:
+        try:
+            return count_of(dict_of(read_json(body)).get("input_tokens")) or None
+        except ValueError:
+            return None
 
 
 class _Call:
@@ -74,64 +92,32 @@ class _Call:
         self.has_arguments = False
 
 
-class MessageDecoder:
+class MessageDecoder(JsonDecoder):
     """Messages events to events. ``Finished`` waits for ``message_stop``: message_delta may come more than once."""
 
     def __init__(self) -> None:
-        self._started = False
-        self._ended = False
+        super().__init__(PlainShape(b'"text":"', b'"thinking":"'))
         self._calls: dict[object, _Call] = {}  # By the index of the block.
         self._call_count = 0
         self._counts: dict[str, int] = {}
         self._thinking_tokens = 0
         self._reason: str | None = None
         self._stop_sequence: str | None = None
-        self._plain = PlainShape(b'"text":"', b'"thinking":"')
 
-    def decode(self, block: bytes) -> list[Event]:
-        if self._ended:
-            return []
-        name, data = read_block(block)
-        try:
-            fields = read_json(data)
-        except ValueError:
-            if data[:6] == b"[DONE]":
-                return []  # Said by servers that speak both families; message_stop is what counts.
-            return [self._fail(errors.error_in_stream(None) if name == "error" else errors.nonsense("not JSON"))]
-        if not isinstance(fields, dict):
-            return [self._fail(errors.nonsense("not a JSON object"))]
-        events = list(self._read(name, fields))
-        if len(events) == 1 and isinstance(events[0], TextDelta | ThinkingDelta):
-            self._plain.take(block)
-        return events
-
-    def decode_whole(self, body: bytes) -> list[Event]:
-        try:
-            message = read_json(body)
-        except ValueError:
-            return [self._fail(errors.nonsense("not JSON"))]
-        if not isinstance(message, dict):
-            return [self._fail(errors.nonsense("not a JSON object"))]
-        if message.get("type") == "error" or message.get("error"):
-            return [self._fail(errors.error_in_stream(message))]
-        events = list(self._read_start(message))
-        for index, block in enumerate(list_of(message.get("content"))):
+    def _read_whole(self, answer: dict[str, Any]) -> list[Event]:
+        if answer.get("type") == "error" or answer.get("error"):
+            return [self._fail(errors.error_in_stream(answer))]
+        events = list(self._read_start(answer))
+        for index, block in enumerate(list_of(answer.get("content"))):
             events += self._read_block_start(index, dict_of(block))
             events += self._read_block_stop(index)
-        self._read_end(message, message.get("usage"))
+        self._read_end(answer, answer.get("usage"))
         return [*events, *self._complete()]
 
-    def end(self) -> list[Event]:
-        return [] if self._ended else [self._fail(errors.cut_short())]
+    def _read(self, name: str, fields: dict[str, Any]) -> list[Event]:
+        return list(self._events(name, fields))
 
-    def is_plain(self, block: bytes) -> bool:
-        return not self._ended and self._plain.fits(block)
-
-    def _fail(self, failed: Failed) -> Failed:
-        self._ended = True
-        return failed
-
-    def _read(self, name: str, fields: dict[str, Any]) -> Iterator[Event]:
+    def _events(self, name: str, fields: dict[str, Any]) -> Iterator[Event]:
         match fields.get("type"):
             case "content_block_delta":
                 yield from self._read_delta(fields.get("index"), dict_of(fields.get("delta")))
@@ -228,19 +214,21 @@ class MessageDecoder:
 
 
 def _url(deployment: Deployment) -> str:
-    return deployment.base_url + "/v1/messages"
+    return deployment.url("/v1/messages")
+
+
+def _passed(body: Mapping[str, Any], deployment: Deployment) -> dict[str, Any]:
+    passed = {**body, "model": deployment.model}
+    if isinstance(passed.get("messages"), list):
+        passed["messages"] = without_foreign_thinking(passed["messages"])
+    return passed
 
 
 def _headers(deployment: Deployment, passed: Mapping[str, str]) -> dict[str, str]:
-    headers = {
-        "content-type": "application/json",
-        "accept-encoding": "identity",  # Compressed events would wait in the compressor.
-        "anthropic-version": passed.get("anthropic-version", _VERSION),
-    }
+    headers = deployment.request_headers("x-api-key", "")
+    headers["anthropic-version"] = passed.get("anthropic-version", _VERSION)
     if "anthropic-beta" in passed:
         headers["anthropic-beta"] = passed["anthropic-beta"]
-    if deployment.api_key:
-        headers["x-api-key"] = deployment.api_key
     return headers
 
 

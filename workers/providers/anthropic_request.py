@@ -9,7 +9,6 @@ from typing import Any
 
 import orjson
 
-from common.errors import ErrorKind, GatewayError
 from common.generation import (
     GenerationRequest,
     ImagePart,
@@ -25,52 +24,66 @@ from common.generation import (
     ToolChoice,
     ToolResultPart,
 )
+from workers.providers.loose_json import arguments_of
+from workers.providers.refusals import inexpressible, refused
 
 _MAX_TOKENS = 4096  # Anthropic wants a number; every model in service can write this many.
+# Claude 4.7 and what came after it think as they see fit, within an effort and within max_tokens; they refuse budgets, and a
+# temperature. Source: https://platform.claude.com/docs/en/models/sonnet-5/migration-guide
+_ADAPTIVE = re.compile(r"claude-[a-z]+-(4-[7-9]|[5-9])(-|$)|claude-mythos")
+_MAX_TOKENS_ADAPTIVE = 32_000  # A quarter of what the least of them can write.
 _BUDGET_TOKENS_MIN = 1024  # Anthropic's own limit.
 _BUDGET_TOKENS_OF = {"minimal": 1024, "low": 2048, "medium": 8192, "high": 16384, "xhigh": 24576, "max": 32768}
+# Other vendors' plain JSON mode: Anthropic has none, and what its users do instead is to ask. It binds no model, so an
+# answer may have a fence around it now and then; a schema does bind.
+_ONLY_JSON = "Answer with one valid JSON object and nothing else: no words before or after it, and no code fence."
 _TOOL_CHOICE = {"auto": "auto", "required": "any", "none": "none"}
 _NOT_IN_IDS = re.compile(r"[^a-zA-Z0-9_-]")
 
 
-def build_body(request: GenerationRequest, model: str) -> bytes:
-    """Return the body of a streaming request.
-
-    Seed and penalties are dropped: Anthropic has none, and an answer without them is still the answer asked for.
+def build_body(request: GenerationRequest, model: str) -> tuple[bytes, list[str]]:
+    """Return the body of a streaming request, and the names of the harmless fields that it leaves out.
 
     Raises:
         GatewayError: INVALID_REQUEST that names what messages cannot express.
     """
     for part in request.opaque:
-        raise _inexpressible(part)
+        raise inexpressible(part)
     if request.choices > 1:
-        raise _refused("n", "must be 1: the provider of this model gives one choice")
+        raise refused("n", "must be 1: the provider of this model gives one choice")
     system, turns = _conversation(request.messages)
     body: dict[str, Any] = {"model": model, "messages": turns, "stream": True}
     if system:
         body["system"] = system
-    body["max_tokens"] = request.max_output_tokens or _MAX_TOKENS
+    is_adaptive = bool(_ADAPTIVE.match(model))
+    body["max_tokens"] = request.max_output_tokens or (_MAX_TOKENS_ADAPTIVE if is_adaptive else _MAX_TOKENS)
     if request.stop:
         body["stop_sequences"] = request.stop
     if request.end_user is not None:
         body["metadata"] = {"user_id": request.end_user}
     _add_tools(body, request)
     _add_format(body, request)
-    budget_tokens = _budget_tokens(request, turns)
-    if budget_tokens:
+    if is_adaptive:
+        _add_effort(body, request)
+    elif budget_tokens := _budget_tokens(request, turns):
         _add_thinking(body, budget_tokens, request)
     else:
         _add_sampling(body, request)
-    return orjson.dumps(body)
+    return orjson.dumps(body), _left_out(body, request)
 
 
-def _refused(param: str, fault: str) -> GatewayError:
-    return GatewayError(ErrorKind.INVALID_REQUEST, f"{param} {fault}.", param=param)
-
-
-def _inexpressible(part: OpaquePart) -> GatewayError:
-    message = f"{part.path}: the provider of this model has nothing like {part.type!r}; leave it out or choose another model."
-    return GatewayError(ErrorKind.INVALID_REQUEST, message, param=part.path)
+def _left_out(body: dict[str, Any], request: GenerationRequest) -> list[str]:
+    """Return the fields that shape an answer and have no place here, or none beside those that have."""
+    names = ["seed", "presence_penalty", "frequency_penalty", "temperature", "top_p", "top_k"]
+    dropped = [name for name in names if getattr(request, name) is not None and name not in body]
+    if request.reasoning and (request.reasoning.effort or request.reasoning.budget_tokens) and "thinking" not in body:
+        dropped.append("reasoning")
+    if any(tool.strict for tool in request.tools):
+        dropped.append("tools.strict")
+    images = [part for message in request.messages for part in message.parts if isinstance(part, ImagePart)]
+    if any(image.detail not in (None, "auto") for image in images):
+        dropped.append("detail")
+    return dropped
 
 
 def _conversation(messages: list[Message]) -> tuple[str, list[dict[str, Any]]]:
@@ -101,7 +114,7 @@ def _conversation(messages: list[Message]) -> tuple[str, list[dict[str, Any]]]:
 def _text(part: Part) -> str:
     if isinstance(part, TextPart):
         return part.text
-    raise _inexpressible(part if isinstance(part, OpaquePart) else OpaquePart("image", "messages"))
+    raise inexpressible(part if isinstance(part, OpaquePart) else OpaquePart("image", "messages"))
 
 
 def _block(part: Part) -> dict[str, Any] | None:
@@ -114,14 +127,41 @@ def _block(part: Part) -> dict[str, Any] | None:
         case ThinkingPart(redacted=str()):
             return {"type": "redacted_thinking", "data": part.redacted}
         case ThinkingPart():
-            # Unsigned, it is another vendor's thinking.
-            return {"type": "thinking", "thinking": part.text, "signature": part.signature} if part.signature else None
+            is_own = _is_own_signature(part.signature)
+            return {"type": "thinking", "thinking": part.text, "signature": part.signature} if is_own else None
         case ToolCallPart():
-            return {"type": "tool_use", "id": _call_id(part.id), "name": part.name, "input": _input(part.arguments)}
+            return {"type": "tool_use", "id": _call_id(part.id), "name": part.name, "input": arguments_of(part.arguments)}
         case ToolResultPart():
             return _result(part)
         case OpaquePart():
-            raise _inexpressible(part)
+            raise inexpressible(part)
+
+
+def _is_own_signature(signature: object) -> bool:
+    """Whether it is Anthropic's. Other wires mark those that they make, with a colon; without one, nobody signed."""
+    return isinstance(signature, str) and signature != "" and ":" not in signature
+
+
+def without_foreign_thinking(messages: list[Any]) -> list[Any]:
+    """Return the messages of a body without what another vendor's model thought.
+
+    A client that changes its model within a conversation brings it back as the blocks that we made of it, and Anthropic
+    refuses every signature that is not its own.
+    """
+    kept = []
+    for message in messages:
+        content = message.get("content") if isinstance(message, dict) else None
+        if isinstance(content, list) and any(map(_is_foreign, content)):
+            content = [block for block in content if not _is_foreign(block)]
+            if content:
+                kept.append({**message, "content": content})
+        else:
+            kept.append(message)
+    return kept
+
+
+def _is_foreign(block: object) -> bool:
+    return isinstance(block, dict) and block.get("type") == "thinking" and not _is_own_signature(block.get("signature"))
 
 
 def _image(part: ImagePart) -> dict[str, Any]:
@@ -143,17 +183,6 @@ def _result(part: ToolResultPart) -> dict[str, Any]:
 def _call_id(call_id: str) -> str:
     """Return the id as Anthropic takes it; Groq's have dots and colons. The same id is always changed alike."""
     return _NOT_IN_IDS.sub("_", call_id) or "call"
-
-
-def _input(arguments: str) -> dict[str, Any]:
-    """Return a call's arguments. A model may have written ones that are no object: the next turn must show it what it wrote."""
-    try:
-        value = orjson.loads(arguments)
-    except orjson.JSONDecodeError:
-        value = arguments
-    if isinstance(value, dict):
-        return value
-    return {} if value in (None, "") else {"arguments": value}
 
 
 def _add_tools(body: dict[str, Any], request: GenerationRequest) -> None:
@@ -185,20 +214,39 @@ def _add_format(body: dict[str, Any], request: GenerationRequest) -> None:
     if wanted is None:
         return
     if wanted.schema is None:
-        raise _refused("response_format", "must have a JSON schema: the provider of this model has no plain JSON mode")
+        body["system"] = "\n\n".join(filter(None, [body.get("system"), _ONLY_JSON]))
+        return
     body["output_config"] = {"format": {"type": "json_schema", "schema": wanted.schema}}
 
 
 def _budget_tokens(request: GenerationRequest, turns: list[dict[str, Any]]) -> int:
     """Return how many tokens the model may think, 0 for a request that Anthropic would refuse with thinking."""
     reasoning = request.reasoning
-    forced = request.tools and request.tool_choice and request.tool_choice.mode in ("required", "tool")
-    if reasoning is None or not reasoning.enabled or forced or _calls_came_without_thinking(turns):
+    if reasoning is None or not reasoning.enabled or _is_forced(request) or _calls_came_without_thinking(turns):
         return 0
     asked = _asked_budget_tokens(reasoning)
     most = request.max_output_tokens - 1 if request.max_output_tokens else asked
     budget_tokens = min(asked, most)
     return budget_tokens if budget_tokens >= _BUDGET_TOKENS_MIN else 0
+
+
+def _is_forced(request: GenerationRequest) -> bool:
+    """Whether the model must call a tool: Anthropic refuses that together with thinking."""
+    return bool(request.tools and request.tool_choice and request.tool_choice.mode in ("required", "tool"))
+
+
+def _add_effort(body: dict[str, Any], request: GenerationRequest) -> None:
+    reasoning = request.reasoning
+    if reasoning is None or not reasoning.enabled or _is_forced(request):
+        return
+    body["thinking"] = {"type": "adaptive"}
+    if reasoning.budget_tokens is not None:
+        effort = next((name for name, tokens in _BUDGET_TOKENS_OF.items() if reasoning.budget_tokens <= tokens), "max")
+    else:
+        effort = reasoning.effort or ""
+    effort = {"minimal": "low"}.get(effort, effort)
+    if effort in _BUDGET_TOKENS_OF:
+        body["output_config"] = {**body.get("output_config", {}), "effort": effort}
 
 
 def _asked_budget_tokens(reasoning: Reasoning) -> int:

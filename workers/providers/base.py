@@ -5,8 +5,9 @@ Building requests and decoding answers is pure; the I/O around it is the same fo
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
+from common.dialects.base import ReplyInfo
 from common.errors import Failed
 from common.events import Event, Usage
 from common.generation import GenerationRequest
@@ -23,6 +24,24 @@ class Deployment:
     base_url: str
     api_key: str = field(repr=False)
     model: str
+    wire: str = ""  # A key of ``workers.providers.WIRES``.
+    query: str = ""  # Of every URL, such as Azure's api-version.
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)  # Of every request, such as a gateway's token.
+    in_background: bool = False  # Streams outlive their connection there; of a ``BackgroundWire`` only.
+
+    def url(self, path: str) -> str:
+        return f"{self.base_url}{path}?{self.query}" if self.query else self.base_url + path
+
+    def request_headers(self, key_header: str = "authorization", scheme: str = "Bearer ") -> dict[str, str]:
+        """Return what every request with a JSON body says; the key only where there is one."""
+        headers = {
+            **self.headers,
+            "content-type": "application/json",
+            "accept-encoding": "identity",  # Compressed events would wait in the compressor.
+        }
+        if self.api_key:
+            headers[key_header] = scheme + self.api_key
+        return headers
 
 
 @dataclass(slots=True)
@@ -30,6 +49,8 @@ class UpstreamRequest:
     url: str
     headers: dict[str, str] = field(repr=False)
     body: bytes = field(repr=False)
+    dropped: list[str] = field(default_factory=list)  # Harmless fields that this wire has no word for; the client is told.
+    method: Literal["POST", "GET"] = "POST"
 
 
 class Decoder(Protocol):
@@ -65,9 +86,7 @@ class Decoder(Protocol):
 
 
 class Wire(Protocol):
-    """One wire format. ``dialect`` names the client dialect of the same family, whose bytes pass through unchanged."""
-
-    dialect: str
+    """One wire format."""
 
     def build_request(self, request: GenerationRequest, deployment: Deployment) -> UpstreamRequest:
         """Return the upstream request for a client of another family; it always streams.
@@ -77,6 +96,25 @@ class Wire(Protocol):
         """
         ...
 
+    def decoder(self) -> Decoder: ...
+
+    def read_error(self, status: int, headers: Mapping[str, str], body: bytes) -> Failed:
+        """Return the failure that an answer with an error status means. ``body`` may be anything, or empty."""
+        ...
+
+
+@runtime_checkable
+class FamilyWire(Wire, Protocol):
+    """A wire that is also a client dialect: between the two, bytes pass through unchanged."""
+
+    @property
+    def dialect(self) -> str: ...
+
+    @property
+    def end_mark(self) -> bytes:
+        """What a client of the same family waits for at the end, should the upstream not send it."""
+        ...
+
     def pass_request(self, body: Mapping[str, Any], headers: Mapping[str, str], deployment: Deployment) -> UpstreamRequest:
         """Return the upstream request for a client of the same family: the body as it came, but for what must change.
 
@@ -84,12 +122,42 @@ class Wire(Protocol):
         """
         ...
 
-    def decoder(self) -> Decoder: ...
+    def for_client(self, data: bytes, info: ReplyInfo) -> bytes:
+        """Return what a client of the same family gets of a block, or of a whole body: nearly always the data as it came.
 
-    def is_foreign_block(self, block: bytes, body: Mapping[str, Any]) -> bool:
-        """Whether a block came only because ``pass_request`` changed the body, and must not reach the client."""
+        Nothing where a block came only because ``pass_request`` changed the body.
+        """
         ...
 
-    def read_error(self, status: int, headers: Mapping[str, str], body: bytes) -> Failed:
-        """Return the failure that an answer with an error status means. ``body`` may be anything, or empty."""
+
+@runtime_checkable
+class BackgroundWire(Wire, Protocol):
+    """A wire whose providers can store a stream and let it run on when its connection is lost (``Deployment.in_background``).
+
+    ``answer_id`` is the provider's own, that of ``Started``.
+    """
+
+    def reread_request(self, answer_id: str, deployment: Deployment) -> UpstreamRequest:
+        """Return the request for the same stream once more, from its start."""
+        ...
+
+    def cancel_request(self, answer_id: str, deployment: Deployment) -> UpstreamRequest: ...
+
+
+@runtime_checkable
+class TokenCounter(Protocol):
+    """What a wire has besides if its provider counts a prompt's tokens without answering it."""
+
+    def count_request(
+        self, request: GenerationRequest, body: Mapping[str, Any], headers: Mapping[str, str], deployment: Deployment
+    ) -> UpstreamRequest:
+        """Return the upstream request that counts; ``body`` and ``headers`` are the client's, which is one of Anthropic's.
+
+        Raises:
+            GatewayError: as for ``Wire.build_request``.
+        """
+        ...
+
+    def read_count(self, body: bytes) -> int | None:
+        """Return the input tokens that an answer names, None where it names none."""
         ...

@@ -13,7 +13,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from common.errors import ErrorKind, Failed
-from workers.providers.loose_json import dict_of, read_json
+from workers.providers.loose_json import dict_of, list_of, read_json, text_of
 
 _MESSAGE_CHARS_MAX = 2000
 _LOOKED_AT_BYTES_MAX = 16_384  # Of a body that need not be JSON; an error that says more than this says it at the start.
@@ -35,7 +35,8 @@ def read_error(status: int, headers: Mapping[str, str], body: bytes) -> Failed:
         payload = read_json(body)
     except ValueError:
         payload = None
-    return _failed(status, payload, _retry_after_s(headers))
+    wait_s = _retry_after_s(headers)
+    return _failed(status, payload, _retry_delay_s(payload) if wait_s is None else wait_s)
 
 
 def error_in_stream(payload: object) -> Failed:
@@ -66,16 +67,22 @@ class _Words:
     def __init__(self, error: dict[str, Any], outer: dict[str, Any]) -> None:
         message = next((each for each in _messages(error, outer) if isinstance(each, str) and each), "")
         self.message = _ACCOUNT.sub("…", message[: 2 * _MESSAGE_CHARS_MAX])[:_MESSAGE_CHARS_MAX]
-        self.type = _word(error.get("type"))
-        self.code = _word(error.get("code")) or _word(outer.get("code"))
+        self.type = _word(error.get("type")) or _word(error.get("error_type"))  # The second is Cohere's.
+        # Google's code is the HTTP status, and its word for it the status.
+        self.code = text_of(error.get("status"))[:200] or _word(error.get("code")) or _word(outer.get("code"))
         self.param = _word(error.get("param"))
         # OpenRouter's code, Groq's status_code.
         self.status = _status(error.get("status_code")) or _status(error.get("code")) or _status(outer.get("code"))
 
 
 def _words(payload: object) -> _Words:
-    outer = dict_of(payload)
+    outer = _outer(payload)
     return _Words(dict_of(outer.get("error")) or outer, outer)
+
+
+def _outer(payload: object) -> dict[str, Any]:
+    """The error's object; Google, asked for a stream that is no event stream, puts it into a list."""
+    return dict_of(payload[0] if isinstance(payload, list) and payload else payload)
 
 
 def _messages(error: dict[str, Any], outer: dict[str, Any]) -> list[object]:
@@ -128,8 +135,9 @@ def _failed(status: int, payload: object, retry_after_s: float | None) -> Failed
         message = words.message or "The provider took too long to answer. Try again."
         # Told by its status from an upstream that said nothing: this one is tried again. A 408 would blame the client.
         return Failed(ErrorKind.UPSTREAM_TIMEOUT, message, 504, **fields, retry_after_s=retry_after_s)
-    if status == 409 or status >= 500:
+    if status in (409, 499) or status >= 500:
         message = words.message or f"The provider could not answer (HTTP status {status}). Try again later."
+        status = 502 if status == 499 else status  # Cancelled by Google itself: 499 would say that the client has left.
         return Failed(ErrorKind.UPSTREAM_UNAVAILABLE, message, status, **fields, retry_after_s=retry_after_s)
     if status >= 400:
         message = words.message or f"The provider refused the request (HTTP status {status})."
@@ -150,6 +158,15 @@ def _retry_after_s(headers: Mapping[str, str]) -> float | None:
     # The upstream's own clock where it tells us: ours may be wrong.
     now_s = _date_s(named.get("date", "")) or time.time()
     return max(0.0, until_s - now_s) if until_s is not None else None
+
+
+def _retry_delay_s(payload: object) -> float | None:
+    """The same where Google says it: among the details, as "34.4s"."""
+    for detail in list_of(dict_of(_outer(payload).get("error")).get("details")):
+        delay = text_of(dict_of(detail).get("retryDelay"))
+        if delay.endswith("s"):
+            return _number(delay[:-1])
+    return None
 
 
 def _number(text: str | None) -> float | None:

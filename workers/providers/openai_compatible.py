@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 
+from common.dialects.base import ReplyInfo
 from common.errors import Failed
 from common.events import (
     Completed,
@@ -29,9 +30,11 @@ from common.generation import GenerationRequest
 from common.sse import read_block
 from workers.providers import errors
 from workers.providers.base import Deployment, UpstreamRequest
+from workers.providers.json_decoder import JsonDecoder
 from workers.providers.loose_json import count_of, dict_of, list_of, read_json, text_of
-from workers.providers.openai_compatible_request import build_body, knows_stream_options
+from workers.providers.openai_compatible_request import build_body
 from workers.providers.plain import PlainShape
+from workers.providers.quirks import fit, quirks_of
 
 _FINISH_REASON = {
     "stop": FinishReason.STOP,
@@ -50,31 +53,34 @@ _PASSED_HEADERS = ("openai-beta",)
 
 class OpenAiCompatible:
     dialect = "openai-chat"
+    end_mark = b"data: [DONE]\n\n"
 
     def build_request(self, request: GenerationRequest, deployment: Deployment) -> UpstreamRequest:
-        body = build_body(request, deployment.provider, deployment.model)
-        return UpstreamRequest(_url(deployment), _headers(deployment, {}), body)
+        body = build_body(request, deployment.model, quirks_of(deployment))
+        dropped = fit(body, deployment) + (["top_k"] if request.top_k is not None else [])
+        return UpstreamRequest(_url(deployment), _headers(deployment, {}), orjson.dumps(body), dropped)
 
     def pass_request(self, body: Mapping[str, Any], headers: Mapping[str, str], deployment: Deployment) -> UpstreamRequest:
         changed = {**body, "model": deployment.model}
-        if body.get("stream") and knows_stream_options(deployment.provider):
+        if body.get("stream") and "stream_options" not in quirks_of(deployment).unknown:
             changed["stream_options"] = {**dict_of(body.get("stream_options")), "include_usage": True}
-        return UpstreamRequest(_url(deployment), _headers(deployment, headers), orjson.dumps(changed))
+        dropped = fit(changed, deployment)
+        return UpstreamRequest(_url(deployment), _headers(deployment, headers), orjson.dumps(changed), dropped)
 
     def decoder(self) -> "ChunkDecoder":
         return ChunkDecoder()
 
-    def is_foreign_block(self, block: bytes, body: Mapping[str, Any]) -> bool:
-        # Hot path: runs once per block. Nearly every block has a choice.
-        if b'"choices":[]' not in block and b'"choices": []' not in block:
-            return False
-        if dict_of(body.get("stream_options")).get("include_usage"):
-            return False
+    def for_client(self, data: bytes, info: ReplyInfo) -> bytes:
+        # Nearly every block has a choice.
+        if b'"choices":[]' not in data and b'"choices": []' not in data:
+            return data
+        if dict_of(info.body.get("stream_options")).get("include_usage"):
+            return data
         try:
-            chunk = dict_of(read_json(read_block(block)[1]))
+            chunk = dict_of(read_json(read_block(data)[1]))
         except ValueError:
-            return False
-        return chunk.get("choices") == [] and bool(chunk.get("usage"))
+            return data
+        return b"" if chunk.get("choices") == [] and chunk.get("usage") else data
 
     def read_error(self, status: int, headers: Mapping[str, str], body: bytes) -> Failed:
         return errors.read_error(status, headers, body)
@@ -97,50 +103,26 @@ class _Choice:
         self.has_output = False
 
 
-class ChunkDecoder:
+class ChunkDecoder(JsonDecoder):
     """Chunks to events.
 
     ``Finished`` waits for the end of the stream, as some vendors send more of a choice with, or after, its finish reason.
     """
 
     def __init__(self) -> None:
-        self._started = False
-        self._ended = False
+        super().__init__(PlainShape(b'"content":"', b'"reasoning_content":"', b'"reasoning":"'))
         self._choices: dict[int, _Choice] = {}
-        self._usage: Usage | None = None
         self._id = ""
-        self._plain = PlainShape(b'"content":"', b'"reasoning_content":"', b'"reasoning":"')
 
-    @property
-    def usage(self) -> Usage | None:
-        return self._usage
+    def _read(self, name: str, fields: dict[str, Any]) -> list[Event]:
+        if (name == "error" or _is_error(fields)) and not self._is_whole():
+            return [self._fail(errors.error_in_stream(fields))]
+        return list(self._read_chunk(fields))
 
-    def decode(self, block: bytes) -> list[Event]:
-        if self._ended:
-            return []
-        name, data = read_block(block)
-        if data[:6] == b"[DONE]":
-            return self.end()
-        try:
-            chunk = read_json(data)
-        except ValueError:
-            return [self._fail(errors.error_in_stream(None) if name == "error" else errors.nonsense("not JSON"))]
-        if not isinstance(chunk, dict):
-            return [self._fail(errors.nonsense("not a JSON object"))]
-        if (name == "error" or _is_error(chunk)) and not self._is_whole():
-            return [self._fail(errors.error_in_stream(chunk))]
-        events = list(self._read_chunk(chunk))
-        if len(events) == 1 and isinstance(events[0], TextDelta | ThinkingDelta):
-            self._plain.take(block)
-        return events
+    def _read_done(self) -> list[Event]:
+        return self.end()
 
-    def decode_whole(self, body: bytes) -> list[Event]:
-        try:
-            answer = read_json(body)
-        except ValueError:
-            return [self._fail(errors.nonsense("not JSON"))]
-        if not isinstance(answer, dict):
-            return [self._fail(errors.nonsense("not a JSON object"))]
+    def _read_whole(self, answer: dict[str, Any]) -> list[Event]:
         if _is_error(answer):
             return [self._fail(errors.error_in_stream(answer))]
         for choice in list_of(answer.get("choices")):
@@ -163,17 +145,10 @@ class ChunkDecoder:
             events.append(Finished(_finish_reason(choice), choice=index))
         return [*events, Completed(self._usage)]
 
-    def is_plain(self, block: bytes) -> bool:
-        return not self._ended and self._plain.fits(block)
-
     def _is_whole(self) -> bool:
         """Whether every choice has finished. An error after that takes nothing back: OpenRouter repeats "length" as one."""
         reasons = [choice.reason for choice in self._choices.values()]
         return bool(reasons) and all(reason is not None and reason not in _FAILURES for reason in reasons)
-
-    def _fail(self, failed: Failed) -> Failed:
-        self._ended = True
-        return failed
 
     def _read_chunk(self, chunk: dict[str, Any]) -> Iterator[Event]:
         if not self._started:
@@ -305,16 +280,11 @@ def _usage(usage: dict[str, Any]) -> Usage:
 
 
 def _url(deployment: Deployment) -> str:
-    return deployment.base_url + "/chat/completions"
+    return deployment.url("/chat/completions")
 
 
 def _headers(deployment: Deployment, passed: Mapping[str, str]) -> dict[str, str]:
-    headers = {name: passed[name] for name in _PASSED_HEADERS if name in passed}
-    headers["content-type"] = "application/json"
-    headers["accept-encoding"] = "identity"  # Compressed events would wait in the compressor.
-    if deployment.api_key:
-        headers["authorization"] = f"Bearer {deployment.api_key}"
-    return headers
+    return {name: passed[name] for name in _PASSED_HEADERS if name in passed} | deployment.request_headers()
 
 
 OPENAI_COMPATIBLE = OpenAiCompatible()

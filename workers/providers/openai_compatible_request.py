@@ -1,14 +1,10 @@
 """How is a canonical request said to OpenAI, and to those who speak its chat completions?
 
-Vendors differ in what they know: OpenAI refuses ``max_tokens`` for its newer models, many others know nothing else.
+In OpenAI's words; what a vendor knows otherwise is ``quirks``.
 """
 
-import hashlib
-import re
 from collections.abc import Iterable
 from typing import Any
-
-import orjson
 
 from common.errors import ErrorKind, GatewayError
 from common.generation import (
@@ -17,7 +13,6 @@ from common.generation import (
     Message,
     OpaquePart,
     Part,
-    Reasoning,
     Role,
     TextPart,
     ThinkingPart,
@@ -26,22 +21,12 @@ from common.generation import (
     ToolChoice,
     ToolResultPart,
 )
-
-# Where a vendor has another word than the rest, or none (None): it would refuse a field that it does not know.
-# Mistral always reports usage, and refuses to be asked for it.
-_NAMES: dict[str, dict[str, str | None]] = {
-    "openai": {"max_tokens": "max_completion_tokens"},
-    "mistral": {"seed": "random_seed", "stream_options": None, "user": None},
-}
-_MISTRAL_CALL_ID = re.compile(r"[a-zA-Z0-9]{9}")
+from workers.providers import openai_words
+from workers.providers.quirks import Quirks
 
 
-def knows_stream_options(provider: str) -> bool:
-    return "stream_options" not in _NAMES.get(provider, {})
-
-
-def build_body(request: GenerationRequest, provider: str, model: str) -> bytes:
-    """Return the body of a streaming request.
+def build_body(request: GenerationRequest, model: str, quirks: Quirks) -> dict[str, Any]:
+    """Return the body of a streaming request, not yet fitted to the vendor.
 
     Raises:
         GatewayError: INVALID_REQUEST that names what chat completions cannot express.
@@ -50,10 +35,10 @@ def build_body(request: GenerationRequest, provider: str, model: str) -> bytes:
         raise _inexpressible(part)
     fields: dict[str, Any] = {
         "model": model,
-        "messages": [item for message in request.messages for item in _items(message, provider)],
+        "messages": [item for message in request.messages for item in _items(message, quirks)],
         "stream": True,
-        "stream_options": {"include_usage": True},
-        "max_tokens": request.max_output_tokens,
+        "stream_options": None if "stream_options" in quirks.unknown else {"include_usage": True},
+        quirks.limit: request.max_output_tokens,
         "temperature": request.temperature,
         "top_p": request.top_p,
         "stop": request.stop or None,
@@ -62,17 +47,14 @@ def build_body(request: GenerationRequest, provider: str, model: str) -> bytes:
         "frequency_penalty": request.frequency_penalty,
         "n": request.choices if request.choices > 1 else None,
         "response_format": _response_format(request),
-        "reasoning_effort": _effort(request.reasoning),
-        "user": request.end_user,
+        "reasoning_effort": openai_words.effort(request.reasoning),
+        "user": openai_words.end_user(request.end_user),
     }
     if request.tools:
         fields["tools"] = [_tool(tool) for tool in request.tools]
         fields["tool_choice"] = _tool_choice(request.tool_choice)
         fields["parallel_tool_calls"] = request.parallel_tool_calls
-    names = _NAMES.get(provider, {})
-    body = {names.get(name, name): value for name, value in fields.items() if value is not None}
-    body.pop(None, None)
-    return orjson.dumps(body)
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _inexpressible(part: OpaquePart) -> GatewayError:
@@ -80,32 +62,33 @@ def _inexpressible(part: OpaquePart) -> GatewayError:
     return GatewayError(ErrorKind.INVALID_REQUEST, message, param=part.path)
 
 
-def _items(message: Message, provider: str) -> Iterable[dict[str, Any]]:
+def _items(message: Message, quirks: Quirks) -> Iterable[dict[str, Any]]:
     """Yield one message as the wire's messages: results of tools are messages of their own, before the rest of the turn."""
     if message.role is Role.ASSISTANT:
-        yield from _assistant_items(message.parts, provider)
+        yield from _assistant_items(message.parts, quirks)
         return
     shown: list[Part] = []
     for part in message.parts:
         if isinstance(part, ToolResultPart):
             text = "\n\n".join(_text(each) for each in part.content if not isinstance(each, ImagePart))
-            yield {"role": "tool", "tool_call_id": _call_id(part.tool_call_id, provider), "content": text}
+            content = openai_words.result_text(part, text)
+            yield {"role": "tool", "tool_call_id": openai_words.call_id(part.tool_call_id), "content": content}
             # A tool message holds text only: its images follow as the user's.
             shown.extend(each for each in part.content if isinstance(each, ImagePart))
     shown.extend(part for part in message.parts if not isinstance(part, ToolResultPart))
-    content = _content(shown)
-    if content:
-        yield {"role": message.role.value, "content": content}
+    rest = _content(shown)
+    if rest:
+        yield {"role": message.role.value, "content": rest}
 
 
-def _assistant_items(parts: list[Part], provider: str) -> Iterable[dict[str, Any]]:
-    # Pieces of one answer, cut where the vendor liked: they join without a seam. Thinking is dropped, as OpenAI's
+def _assistant_items(parts: list[Part], quirks: Quirks) -> Iterable[dict[str, Any]]:
+    # Pieces of one answer, cut where the vendor liked: they join without a seam. Thinking is dropped, as most vendors'
     # models never see their own; to refuse it would end every conversation that changes its model.
     spoken = [part for part in parts if not isinstance(part, ToolCallPart | ThinkingPart)]
     text = "".join(_text(part) for part in spoken)
     calls = [
         {
-            "id": _call_id(part.id, provider),
+            "id": openai_words.call_id(part.id),
             "type": "function",
             "function": {"name": part.name, "arguments": part.arguments},
         }
@@ -113,7 +96,9 @@ def _assistant_items(parts: list[Part], provider: str) -> Iterable[dict[str, Any
         if isinstance(part, ToolCallPart)
     ]
     if calls:
-        yield {"role": "assistant", "content": text or None, "tool_calls": calls}
+        thought = "".join(part.text for part in parts if isinstance(part, ThinkingPart))
+        thinking = {quirks.thinking: thought} if quirks.thinking and thought else {}
+        yield {"role": "assistant", "content": text or None, **thinking, "tool_calls": calls}
     elif text:
         yield {"role": "assistant", "content": text}
 
@@ -143,13 +128,6 @@ def _image(part: ImagePart) -> dict[str, Any]:
     return {"type": "image_url", "image_url": image}
 
 
-def _call_id(call_id: str, provider: str) -> str:
-    """Return the id as the vendor takes it: Mistral wants nine letters and digits. The same id is always changed alike."""
-    if provider != "mistral" or _MISTRAL_CALL_ID.fullmatch(call_id):
-        return call_id
-    return hashlib.sha256(call_id.encode()).hexdigest()[:9]
-
-
 def _tool(tool: Tool) -> dict[str, Any]:
     function: dict[str, Any] = {"name": tool.name, "parameters": tool.parameters or {"type": "object", "properties": {}}}
     if tool.description is not None:
@@ -175,19 +153,3 @@ def _response_format(request: GenerationRequest) -> dict[str, Any] | None:
     if wanted.strict is not None:
         schema["strict"] = wanted.strict
     return {"type": "json_schema", "json_schema": schema}
-
-
-# Anthropic's words for more than "high".
-_EFFORT = {"xhigh": "high", "max": "high"}
-_LOW_BUDGET_TOKENS, _MEDIUM_BUDGET_TOKENS = 2_048, 8_192  # The budgets that clients set for a little and for some thought.
-
-
-def _effort(reasoning: Reasoning | None) -> str | None:
-    """Return the effort, if one was asked for: a model that cannot reason refuses a request that has the field."""
-    if reasoning is None or not reasoning.enabled:
-        return None
-    if reasoning.budget_tokens is None:
-        return _EFFORT.get(reasoning.effort or "", reasoning.effort)
-    if reasoning.budget_tokens <= _LOW_BUDGET_TOKENS:
-        return "low"
-    return "medium" if reasoning.budget_tokens <= _MEDIUM_BUDGET_TOKENS else "high"

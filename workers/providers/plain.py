@@ -2,6 +2,7 @@
 
 A stream's blocks repeat all but the text, so what a decoded block had around its text tells that another one with the
 same around it holds text alone. Comparing is several times cheaper than decoding, and knows nothing of any vendor.
+``text_in`` returns that text as it stands, a JSON string with its quotes, or nothing where a block must be decoded.
 """
 
 import re
@@ -39,20 +40,23 @@ class PlainShape:
             self._padding_at = padding.start(1) if padding else 0
             return
 
-    def fits(self, block: bytes) -> bool:
+    def text_in(self, block: bytes) -> bytes | None:
         # Hot path: runs once per block. The first quote ends the text unless it is escaped.
         if self._sample is not None:
             self._learn(self._sample)
             self._sample = None
         start = self._start
         if not start or not block.startswith(start):
-            return False
+            return None
         text_end = block.find(b'"', len(start))
         if text_end == len(start) or block[text_end - 1] == _BACKSLASH:
-            return False  # An empty piece is no output; with an escaped quote the text's end is not known.
+            return None  # An empty piece is no output; with an escaped quote the text's end is not known.
         after = block[text_end:].translate(None, b" ")  # Anthropic pads with spaces.
-        if after == self._after:
-            return True
+        if after == self._after or self._is_padded(after):
+            return block[len(start) - 1 : text_end + 1]
+        return None
+
+    def _is_padded(self, after: bytes) -> bool:
         padding_at = self._padding_at
         return (
             padding_at > 0
@@ -60,3 +64,52 @@ class PlainShape:
             and after.endswith(b'"}\n\n')
             and after.find(b'"', padding_at) == len(after) - 4
         )
+
+
+# What differs from one delta to the next in the events of OpenAI's responses: text and padding, and a number that counts.
+_VARYING = re.compile(rb'"(delta|obfuscation)": ?"((?:[^"\\]|\\.)+)"|"sequence_number": ?(\d+)')
+
+
+class NumberedShape:
+    """The same for events that are numbered: what the last decoded text block had between what varies, wherever it stands."""
+
+    def __init__(self) -> None:
+        self._sample: bytes | None = None
+        self._start = b""
+        self._rest: list[tuple[bytes, bytes, bytes]] = []  # What comes, the byte that ends it, what follows.
+
+    def take(self, block: bytes) -> None:
+        """Note a block that was decoded to one piece of text. It is studied only if anyone asks."""
+        self._sample = block
+
+    def _learn(self, block: bytes) -> None:
+        found = list(_VARYING.finditer(block))
+        if sum(match[1] == b"delta" for match in found) != 1:
+            return
+        spans = [match.span(3) if match[1] is None else match.span(2) for match in found]
+        ends = [start for start, _ in spans[1:]] + [len(block)]
+        self._start = block[: spans[0][0]]
+        self._rest = [
+            (match[1] or b"number", block[span[1] : span[1] + 1], block[span[1] : end])
+            for match, span, end in zip(found, spans, ends, strict=True)
+        ]
+
+    def text_in(self, block: bytes) -> bytes | None:
+        # Hot path: runs once per block. The first quote ends a text unless it is escaped.
+        if self._sample is not None:
+            self._learn(self._sample)
+            self._sample = None
+        if not self._start or not block.startswith(self._start):
+            return None
+        text, at = b"", len(self._start)
+        for kind, ending, after in self._rest:
+            end = block.find(ending, at)
+            # An empty piece is no output; with an escaped quote the text's end is not known.
+            if end <= at or block[end - 1] == _BACKSLASH or not block.startswith(after, end):
+                return None
+            if kind == b"delta":
+                text = block[at - 1 : end + 1]
+            elif kind == b"number" and not block[at:end].isdigit():
+                return None
+            at = end + len(after)
+        return text if at == len(block) else None

@@ -1,0 +1,291 @@
+"""How does Google's Gemini API say an answer?
+
+Model and method stand in the path; ``server`` puts them into the body as ``model`` and ``stream``. As strict as Gemini 3
+where gateways go wrong: turns without parts, results of no call, calls that come back without their signature.
+"""
+
+import base64
+import binascii
+import secrets
+from collections.abc import Iterator
+from typing import Any
+
+import orjson
+
+from cli.demo_provider.wire import (
+    MARK,
+    Ask,
+    Finish,
+    Part,
+    PartKind,
+    Plan,
+    Tool,
+    WireError,
+    around_token,
+    count_words,
+    dicts_in,
+    positive_or_none,
+    text_of,
+    texts_in,
+)
+
+NAME = "gemini"
+MISSING_KEY = (
+    "Method doesn't allow unregistered callers (callers without established identity). Please use API Key or other form "
+    "of API consumer identity to call this API."
+)
+BAD_KEY = "API key not valid. Please pass a valid API key."
+INVALID_JSON = "Invalid JSON payload received."
+
+_FINISH_REASON = {
+    Finish.STOP: "STOP",
+    Finish.STOP_SEQUENCE: "STOP",
+    Finish.LENGTH: "MAX_TOKENS",
+    Finish.TOOLS: "STOP",
+    Finish.REFUSAL: "SAFETY",
+}
+# status -> (Google's word for it, message)
+_ERRORS = {
+    400: ("INVALID_ARGUMENT", "The demo provider was asked to reject this request."),
+    401: ("UNAUTHENTICATED", "Request had invalid authentication credentials."),
+    403: ("PERMISSION_DENIED", "The caller does not have permission"),
+    404: (
+        "NOT_FOUND",
+        "models/{model} is not found for API version v1beta, or is not supported for generateContent. Call ListModels to "
+        "see the list of available models and their supported methods.",
+    ),
+    429: ("RESOURCE_EXHAUSTED", "You exceeded your current quota, please check your plan and billing details."),
+    500: ("INTERNAL", "An internal error has occurred. Please retry."),
+    503: ("UNAVAILABLE", "The model is overloaded. Please try again later."),
+    504: ("DEADLINE_EXCEEDED", "Deadline expired before operation could complete."),
+}
+_RETRY_DELAY = "0.5s"  # Gemini has no Retry-After header: it says so in the body.
+_CANDIDATES_MAX = 8
+_UNSIGNED = "skip_thought_signature_validator"
+_SIGNED_WITH = b"demo signature "
+
+
+def read(body: dict[str, Any]) -> Ask:
+    contents = dicts_in(body.get("contents"))
+    if not contents:
+        raise WireError(400, "* GenerateContentRequest.contents: contents is not specified\n")
+    for index, content in enumerate(contents):
+        _check(content, contents[index - 1] if index else {}, f"contents[{index}]")
+    last = contents[-1]
+    results = [part["functionResponse"] for part in _parts(last) if "functionResponse" in part]
+    raw_config = body.get("generationConfig")
+    config = raw_config if isinstance(raw_config, dict) else {}
+    return Ask(
+        model=str(body.get("model")),
+        body=body,
+        input_tokens=count_words(contents, body.get("systemInstruction"), body.get("tools")),
+        is_stream=body.get("stream") is True,
+        tools=_tools(body),
+        tool_result=", ".join(_result(result) for result in results) if results else None,
+        prefill=text_of(_parts(last)) if last.get("role") == "model" else "",
+        stops=texts_in(config.get("stopSequences")),
+        tokens_max=positive_or_none(config.get("maxOutputTokens")),
+        document_schema=_document_schema(config),
+        choices=min(positive_or_none(config.get("candidateCount")) or 1, _CANDIDATES_MAX),
+    )
+
+
+def read_prompt(body: dict[str, Any]) -> Ask:
+    """Return what a request to count wants: the request that it wraps."""
+    wrapped = body.get("generateContentRequest")
+    return read({**wrapped, "model": body.get("model")} if isinstance(wrapped, dict) else body)
+
+
+def _parts(content: dict[str, Any]) -> list[dict[str, Any]]:
+    return dicts_in(content.get("parts"))
+
+
+def _check(content: dict[str, Any], before: dict[str, Any], path: str) -> None:
+    if content.get("role") not in ("user", "model"):
+        raise WireError(400, "Please use a valid role: user, model.")
+    if not _parts(content):
+        raise WireError(400, f"* GenerateContentRequest.{path}.parts: contents.parts must not be empty.\n")
+    calls = [part for part in _parts(content) if "functionCall" in part]
+    if calls and not _is_signed(calls[0]):
+        raise WireError(400, "Function call is missing a thought_signature in functionCall parts.")
+    if _names(content, "functionResponse") != _names(before, "functionCall"):
+        raise WireError(
+            400,
+            "Please ensure that the number of function response parts is equal to the number of function call parts of "
+            "the function call turn.",
+        )
+
+
+def _names(content: dict[str, Any], kind: str) -> list[str]:
+    found = [part[kind] for part in _parts(content) if kind in part]
+    return sorted(str(each.get("name")) for each in found if isinstance(each, dict))
+
+
+def _is_signed(part: dict[str, Any]) -> bool:
+    signature = part.get("thoughtSignature")
+    if signature == _UNSIGNED:
+        return True
+    try:
+        return base64.b64decode(str(signature), validate=True).startswith(_SIGNED_WITH)
+    except binascii.Error:
+        return False
+
+
+def _result(result: dict[str, Any]) -> str:
+    response = result.get("response")
+    return str(next(iter(response.values()), "")) if isinstance(response, dict) else ""
+
+
+def _tools(body: dict[str, Any]) -> list[Tool]:
+    config = body.get("toolConfig")
+    calling = config.get("functionCallingConfig") if isinstance(config, dict) else None
+    if isinstance(calling, dict) and calling.get("mode") == "NONE":
+        return []
+    declared = [each for tool in dicts_in(body.get("tools")) for each in dicts_in(tool.get("functionDeclarations"))]
+    return [Tool(str(each.get("name")), each.get("parametersJsonSchema", {"type": "object"})) for each in declared]
+
+
+def _document_schema(config: dict[str, Any]) -> dict[str, Any] | None:
+    if config.get("responseMimeType") != "application/json":
+        return None
+    schema = config.get("responseJsonSchema")
+    return schema if isinstance(schema, dict) else {"type": "object", "properties": {"answer": {"type": "string"}}}
+
+
+def error_body(error: WireError, ask: Ask | None, request_id: str) -> dict[str, Any]:
+    word, message = _ERRORS.get(error.status) or _ERRORS[500 if error.status >= 500 else 400]
+    message = error.message or message.replace("{model}", ask.model if ask else "")
+    fields: dict[str, Any] = {"code": error.status, "message": message, "status": word}
+    if message == BAD_KEY:
+        fields["details"] = [{"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "API_KEY_INVALID"}]
+    elif error.status == 429:
+        fields["details"] = [{"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": _RETRY_DELAY}]
+    return {"error": fields}
+
+
+def headers(request_id: str, error: WireError | None = None) -> dict[str, str]:
+    return {"x-gemini-service-tier": "standard"}
+
+
+def _usage(ask: Ask, spoken: int, thought: int) -> dict[str, Any]:
+    usage: dict[str, Any] = {"promptTokenCount": ask.input_tokens}
+    if spoken:
+        usage["candidatesTokenCount"] = spoken
+    usage["totalTokenCount"] = ask.input_tokens + spoken + thought
+    usage["promptTokensDetails"] = [{"modality": "TEXT", "tokenCount": ask.input_tokens}]
+    if thought:
+        usage["thoughtsTokenCount"] = thought
+    return usage
+
+
+def _final_usage(ask: Ask, plan: Plan) -> dict[str, Any]:
+    thought = plan.thinking_tokens * ask.choices
+    return _usage(ask, plan.tokens * ask.choices - thought, thought)
+
+
+def _answer_fields(ask: Ask) -> dict[str, Any]:
+    return {"modelVersion": ask.model, "responseId": secrets.token_urlsafe(16)}
+
+
+def _call(part: Part, choice: int, *, is_first: bool) -> dict[str, Any] | None:
+    """Return the part that is a tool call, or ``None`` where the token limit cut it short: Gemini sends calls whole."""
+    try:
+        arguments = orjson.loads(part.text)
+    except orjson.JSONDecodeError:
+        return None
+    said: dict[str, Any] = {"functionCall": {"id": f"{part.id[:8]}{choice or ''}", "name": part.name, "args": arguments}}
+    if is_first:
+        said["thoughtSignature"] = _signature(part)
+    return said
+
+
+def _signature(part: Part) -> str:
+    return base64.b64encode(_SIGNED_WITH + part.id.encode()).decode()
+
+
+def _first_call(plan: Plan) -> Part | None:
+    return next((part for part in plan.parts if part.kind is PartKind.TOOL), None)
+
+
+def whole(ask: Ask, plan: Plan) -> dict[str, Any]:
+    """Return the answer that is not streamed."""
+    candidates = [
+        {
+            "content": {"parts": _whole_parts(plan, choice), "role": "model"},
+            "finishReason": _FINISH_REASON[plan.finish],
+            "index": choice,
+        }
+        for choice in range(ask.choices)
+    ]
+    return {"candidates": candidates, "usageMetadata": _final_usage(ask, plan), **_answer_fields(ask)}
+
+
+def _whole_parts(plan: Plan, choice: int) -> list[dict[str, Any]]:
+    parts: list[dict[str, Any] | None] = []
+    for part in plan.parts:
+        if part.kind is PartKind.TOOL:
+            parts.append(_call(part, choice, is_first=part is _first_call(plan)))
+        else:
+            parts.append(_text_part(part, part.text))
+    return [part for part in parts if part is not None]
+
+
+def _text_part(part: Part, text: str) -> dict[str, Any]:
+    return {"text": text, "thought": True} if part.kind is PartKind.THINKING else {"text": text}
+
+
+def open_stream(ask: Ask, plan: Plan) -> "ContentStream":
+    return ContentStream(ask, plan)
+
+
+class ContentStream:
+    """One streamed answer. Every chunk repeats the usage so far; candidates say the same, a token each in turn."""
+
+    def __init__(self, ask: Ask, plan: Plan) -> None:
+        self._ask = ask
+        self._plan = plan
+        self._fields = orjson.dumps(_answer_fields(ask))[1:]
+
+    def opening(self) -> bytes:
+        return b""
+
+    def beats(self) -> Iterator[bytes]:
+        spoken = thought = 0
+        choices = range(self._ask.choices)
+        for part in self._plan.parts:
+            frames = [around_token(_candidate(choice, _text_part(part, MARK))) for choice in choices]
+            for token in part.tokens:
+                if part.kind is PartKind.THINKING:
+                    thought += self._ask.choices
+                else:
+                    spoken += self._ask.choices
+                if part.kind is PartKind.TOOL:
+                    yield b""  # A call is said whole, after its last token.
+                    continue
+                text, usage = orjson.dumps(token), _usage(self._ask, spoken, thought)
+                yield b"".join([self._chunk(prefix + text + suffix, usage) for prefix, suffix in frames])
+
+    def closing(self) -> bytes:
+        usage, reason = _final_usage(self._ask, self._plan), _FINISH_REASON[self._plan.finish]
+        return b"".join(
+            self._chunk(_candidate(choice, *self._last_parts(choice), finishReason=reason), usage)
+            for choice in range(self._ask.choices)
+        )
+
+    def _last_parts(self, choice: int) -> list[dict[str, Any]]:
+        """The calls; without any, the empty text that carries the signature."""
+        first = _first_call(self._plan)
+        calls = [_call(part, choice, is_first=part is first) for part in self._plan.parts if part.kind is PartKind.TOOL]
+        signed = [{"text": "", "thoughtSignature": _signature(part)} for part in self._plan.parts[:1]]
+        return [call for call in calls if call is not None] or signed or [{"text": ""}]
+
+    def failure(self) -> bytes:
+        # As Google does it: the bare error, not as an event.
+        return orjson.dumps(error_body(WireError(503), self._ask, ""), option=orjson.OPT_INDENT_2) + b"\n"
+
+    def _chunk(self, candidate: bytes, usage: dict[str, Any]) -> bytes:
+        return b'data: {"candidates":[%b],"usageMetadata":%b,%b\r\n\r\n' % (candidate, orjson.dumps(usage), self._fields)
+
+
+def _candidate(choice: int, *parts: dict[str, Any], **more: Any) -> bytes:
+    return orjson.dumps({"content": {"parts": list(parts), "role": "model"}, **more, "index": choice})

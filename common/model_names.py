@@ -1,0 +1,58 @@
+"""Which model names do we know beforehand, and what does each vendor call them?
+
+Public names that people use and print, by vendor; a bare name of this table says which vendor is meant. Names that are not
+here go upstream as they come. A name never becomes another model: what its vendor has retired (most that are older than
+2025) is answered by the vendor's own 404, and an alias in the settings says what to take instead.
+
+Sources: https://platform.claude.com/docs/en/about-claude/model-deprecations, https://docs.mistral.ai/getting-started/models
+"""
+
+from collections.abc import Mapping
+
+
+def _same(*names: str) -> dict[str, str]:
+    return {name: name for name in names}
+
+
+MODEL_NAMES: Mapping[str, Mapping[str, str]] = {
+    "openai": {
+        **_same("gpt-5", "gpt-5-mini", "gpt-5-nano"),
+        **_same("gpt-4o", "gpt-4o-mini", "gpt-4-turbo", "gpt-4", "gpt-4-vision-preview", "gpt-3.5-turbo"),
+        **_same("o1", "o1-mini", "o3", "o3-mini"),
+    },
+    "anthropic": {
+        **_same("claude-opus-5-5", "claude-sonnet-5-5", "claude-haiku-5-5"),
+        **_same("claude-sonnet-4-5", "claude-haiku-4-5", "claude-opus-4-1"),
+        "claude-sonnet-4": "claude-sonnet-4-20250514",
+        "claude-opus-4": "claude-opus-4-20250514",
+        "claude-3-7-sonnet": "claude-3-7-sonnet-20250219",
+        **_same("claude-3-5-sonnet-20241022", "claude-3-5-haiku-20241022"),
+        "claude-3-5-sonnet": "claude-3-5-sonnet-20241022",
+        "claude-3-5-haiku": "claude-3-5-haiku-20241022",
+        "claude-3-opus": "claude-3-opus-20240229",
+        "claude-3-haiku": "claude-3-haiku-20240307",
+    },
+    "google-ai-studio": _same("gemini-2.5-pro", "gemini-2.5-flash", "gemini-2.0-flash"),
+    "mistral": {
+        "mistral-large": "mistral-large-latest",
+        "mistral-medium": "mistral-medium-latest",
+        "mistral-small": "mistral-small-latest",
+        **_same("mistral-large-latest", "mistral-medium-latest", "mistral-small-latest"),
+        "mistral-nemo": "open-mistral-nemo",
+        "pixtral-12b": "pixtral-12b-2409",
+        "codestral": "codestral-latest",
+    },
+    "groq": _same("mixtral-8x7b-32768"),
+}
+
+# For clients that know OpenAI's names only, where nothing but Anthropic is configured. The names are those that such
+# gateways have always mapped; the Claude models that they used to map them to are retired, so these are their successors.
+CLAUDE_FOR_OPENAI: Mapping[str, str] = {
+    "gpt-4": "anthropic/claude-sonnet-5-5",
+    "gpt-4-turbo": "anthropic/claude-sonnet-5-5",
+    "gpt-4o": "anthropic/claude-sonnet-5-5",
+    "gpt-4o-mini": "anthropic/claude-haiku-5-5",
+    "gpt-3.5-turbo": "anthropic/claude-haiku-5-5",
+}
+
+VENDOR_OF: Mapping[str, str] = {name: vendor for vendor, names in MODEL_NAMES.items() for name in names}

@@ -1,0 +1,60 @@
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from common.brought_keys import open_brought_key, seal_brought_key
+from common.channel.base import Policy
+from common.errors import ErrorKind, GatewayError
+from common.job import Job
+from common.settings import Settings
+
+SETTINGS = Settings(secret=SecretStr("a long random text"))
+KEY = SecretStr("sk-theirs-canary")
+
+
+def job(sealed: str | None, **changed: Any) -> Job:
+    fields = {"generation_id": "gen_1", "request_id": "r", "dialect": "openai-chat", "model": "m", "stream": True}
+    return Job(**{**fields, "policy": Policy.STOP, "grace_s": 0.0, "created_s": 1, **changed}, brought_key=sealed)
+
+
+def test_a_key_comes_out_as_it_went_in_and_is_unreadable_between():
+    sealed = seal_brought_key(KEY, "gen_1", SETTINGS)
+    stored = job(sealed).pack()
+
+    assert b"canary" not in stored
+    assert sealed != seal_brought_key(KEY, "gen_1", SETTINGS)  # Nor can two jobs be seen to have the same.
+    assert open_brought_key(Job.unpack(stored), SETTINGS) == "sk-theirs-canary"
+    assert sealed not in repr(job(sealed))
+
+
+def test_no_key_is_none():
+    assert open_brought_key(job(None), SETTINGS) is None
+    assert open_brought_key(job(None), Settings(secret=None)) is None
+
+
+def test_without_a_secret_the_request_is_told_which_setting_is_missing():
+    with pytest.raises(GatewayError, match="SLUICE_SECRET") as caught:
+        seal_brought_key(KEY, "gen_1", Settings(secret=None))
+
+    assert caught.value.failed.kind is ErrorKind.INVALID_REQUEST
+
+
+@pytest.mark.parametrize(
+    ("changed", "settings"),
+    [
+        ({}, Settings(secret=SecretStr("another"))),
+        ({}, Settings(secret=None)),
+        ({"generation_id": "gen_2"}, SETTINGS),
+        ({"brought": "tampered"}, SETTINGS),
+    ],
+)
+def test_with_another_secret_or_in_another_job_it_cannot_be_read(changed, settings):
+    sealed = seal_brought_key(KEY, "gen_1", SETTINGS)
+    if changed.pop("brought", None):
+        sealed = sealed[:-8] + "AAAAAAA="
+
+    with pytest.raises(GatewayError) as caught:
+        open_brought_key(job(sealed, **changed), settings)
+
+    assert (caught.value.failed.kind, caught.value.failed.code) == (ErrorKind.INTERNAL, "secrets_differ")

@@ -1,0 +1,133 @@
+import os
+
+import pytest
+import structlog
+from structlog.testing import capture_logs
+
+from common.foreign_variables import foreign_values, in_effect, log_foreign, without_effect
+from common.settings import Settings, environment
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in list(os.environ):
+        if name.startswith(("SLUICE_", "CCPROXY_")):
+            monkeypatch.delenv(name)
+    for name in ("PORT", "REDIS_URL", "LOG_LEVEL", "DEBUG", "CORS_ORIGIN"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+SEEDS = {
+    "ACCOUNT_ID": "acct",
+    "GATEWAY_ID": "gw",
+    "GatewayToken": "tok",
+    "AZURE_RESOURCE": "res",
+    "AZURE_API_VERSION": "2024-02-01",
+    "CCPROXY_API_KEYS": "sk-1, sk-2",
+    "CCPROXY_BEARER_TOKEN": "sk-3",
+    "CCPROXY_HOST": "127.0.0.2",
+    "CCPROXY_PORT": "8000",
+    "CCPROXY_LOG_LEVEL": "WARNING",
+    "REDIS_URL": "redis://elsewhere:6379",
+    "CORS_ORIGIN": "https://yourdomain.com",
+}
+
+
+def test_another_gateway_s_environment_is_enough(monkeypatch):
+    for name, value in SEEDS.items():
+        monkeypatch.setenv(name, value)
+
+    settings = Settings()
+
+    assert (settings.host, settings.port, settings.log_level) == ("127.0.0.2", 8000, "warning")
+    assert (settings.redis_url, settings.cors_origins) == ("redis://elsewhere:6379", ("https://yourdomain.com",))
+    assert [key.get_secret_value() for key in settings.api_keys] == ["tok", "sk-1", "sk-2", "sk-3"]
+    assert (settings.azure_resource, settings.azure_api_version) == ("res", "2024-02-01")
+    assert settings.ai_gateway_url == "https://gateway.ai.cloudflare.com/v1/acct/gw"
+    assert settings.ai_gateway_token is not None
+    assert settings.ai_gateway_token.get_secret_value() == "tok"
+    assert set(in_effect(environment(), settings)) == set(SEEDS)
+
+
+def test_they_are_read_from_the_env_file_too(elsewhere):
+    (elsewhere / ".env").write_text("PORT=3001\n")
+
+    assert Settings().port == 3001
+
+
+def test_they_are_weaker_than_any_source_of_ours(elsewhere, monkeypatch):
+    monkeypatch.setenv("PORT", "1")
+    monkeypatch.setenv("LOG_LEVEL", "error")
+    monkeypatch.setenv("CCPROXY_API_KEYS", "sk-foreign")
+    (elsewhere / "sluice.yaml").write_text("port: 2\n")
+    (elsewhere / ".env").write_text("SLUICE_LOG_LEVEL=debug\n")
+    monkeypatch.setenv("SLUICE_API_KEYS", "sk-ours")
+
+    settings = Settings()
+
+    assert (settings.port, settings.log_level) == (2, "debug")
+    assert [key.get_secret_value() for key in settings.api_keys] == ["sk-ours"]
+    assert in_effect(environment(), settings) == []
+
+
+@pytest.mark.parametrize(
+    ("variables", "level"),
+    [
+        ({"DEBUG": "true"}, "debug"),
+        ({"DEBUG": "true", "LOG_LEVEL": "error"}, "debug"),
+        ({"DEBUG": "express:*"}, None),  # Node's own use of the name.
+        ({"DEBUG": "0"}, None),
+        ({"LOG_LEVEL": "warn"}, "warning"),
+        ({"LOG_LEVEL": "chatty"}, None),
+        ({"LOG_LEVEL": "info", "CCPROXY_LOG_LEVEL": "ERROR"}, "error"),
+    ],
+)
+def test_levels_are_understood_in_the_words_of_others(variables, level):
+    assert foreign_values(variables).get("log_level") == level
+
+
+def test_the_more_specific_of_two_is_taken():
+    assert foreign_values({"PORT": "1", "CCPROXY_PORT": "2"}) == {"port": "2"}
+
+
+def test_what_we_do_not_have_is_said_to_have_no_effect():
+    variables = {
+        "CCPROXY_AUTH_METHOD": "oauth2",
+        "CCPROXY_JWT_SECRET": "s",
+        "CCPROXY_RATE_LIMIT_RPM": "60",
+        "CCPROXY_RATE_LIMIT_TPM": "1",
+        "CCPROXY_CONCURRENT_REQUESTS": "10",
+        "RATE_LIMIT_MAX": "100",
+        "RATE_LIMIT_WINDOW_MS": "900000",
+    }
+
+    assert set(without_effect(variables)) == set(variables)
+    assert foreign_values(variables) == {}
+    assert without_effect({"CCPROXY_AUTH_METHOD": "api_key"}) == {}
+    assert without_effect({"CCPROXY_AUTH_METHOD": "bearer_token"}) == {}
+
+
+def test_the_log_names_them_and_never_their_values(monkeypatch):
+    monkeypatch.setattr("common.foreign_variables.log", structlog.get_logger())
+    variables = {"GatewayToken": "canary", "PORT": "3001", "RATE_LIMIT_MAX": "canary"}
+    settings = Settings(**foreign_values(variables))
+
+    with capture_logs() as logs:
+        log_foreign(variables, settings)
+
+    assert [(line["event"], line["log_level"]) for line in logs] == [
+        ("foreign_variables_taken", "info"),
+        ("foreign_variable_has_no_effect", "warning"),
+    ]
+    assert logs[0]["variables"] == ["GatewayToken", "PORT"]
+    assert logs[1]["variable"] == "RATE_LIMIT_MAX"
+    assert "canary" not in repr(logs)
+
+
+def test_nothing_foreign_is_nothing_to_log():
+    with capture_logs() as logs:
+        log_foreign({}, Settings())
+
+    assert logs == []

@@ -1,0 +1,202 @@
+"""What each vendor of OpenAI's chat completions gets of what a client says."""
+
+from typing import Any
+
+import orjson
+import pytest
+
+from common.dialects import DIALECTS
+from workers.providers.base import Deployment
+from workers.providers.openai_compatible import OPENAI_COMPATIBLE
+from workers.providers.openai_responses import OPENAI_RESPONSES
+from workers.providers.quirks import QUIRKS
+
+# All that an OpenAI client may send besides its messages, and what a client sends back of an answer as it came.
+FULL: dict[str, Any] = {
+    "model": "m",
+    "stream": True,
+    "stream_options": {"include_usage": True},
+    "max_completion_tokens": 100,
+    "seed": 7,
+    "user": "u",
+    "store": False,
+    "metadata": {"a": "b"},
+    "n": 2,
+    "logprobs": True,
+    "presence_penalty": 0.1,
+    "reasoning_effort": "low",
+    "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {}}},
+    "messages": [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": "x", "name": "ann"},
+        {
+            "role": "assistant",
+            "content": None,
+            "refusal": None,
+            "annotations": [],
+            "reasoning_content": "hm",
+            "tool_calls": [{"id": "call_0123456789", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
+        },
+        {"role": "tool", "tool_call_id": "call_0123456789", "content": "r"},
+    ],
+}
+
+
+def passed(provider: str, body: dict[str, Any] = FULL, model: str = "up", query: str = "") -> tuple[dict[str, Any], list[str]]:
+    before = orjson.dumps(body)
+    request = OPENAI_COMPATIBLE.pass_request(body, {}, Deployment(provider, "http://h", "k", model, query=query))
+    assert orjson.dumps(body) == before  # The client's body is somebody else's too.
+    return orjson.loads(request.body), request.dropped
+
+
+@pytest.mark.parametrize("provider", ["openai", "azure-openai", "vllm", "lab", "demo"])
+def test_openai_and_servers_that_nothing_is_known_of_get_it_as_it_came(provider):
+    body, dropped = passed(provider)
+
+    assert body == {**FULL, "model": "up"}
+    assert dropped == []
+
+
+def test_mistral_gets_nothing_that_it_refuses():
+    body, dropped = passed("mistral")
+
+    assert (body["max_tokens"], body["random_seed"]) == (100, 7)
+    assert {"max_completion_tokens", "seed", "stream_options", "user", "store"}.isdisjoint(body)
+    assert body["n"] == 2
+    assert body["response_format"] == FULL["response_format"]
+    assert dropped == ["stream_options", "user", "store", "messages.name", "messages.reasoning_content"]
+    system, user, assistant, tool = body["messages"]
+    assert (system["role"], user) == ("system", {"role": "user", "content": "x"})
+    assert assistant.keys() == {"role", "content", "tool_calls"}
+    call_id = assistant["tool_calls"][0]["id"]
+    assert (len(call_id), call_id.isalnum(), tool["tool_call_id"]) == (9, True, call_id)
+
+
+def test_mistral_s_own_call_ids_stay():
+    call = {"id": "abcDEF123", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    body, _ = passed("mistral", {"model": "m", "messages": [{"role": "assistant", "tool_calls": [call]}]})
+
+    assert body["messages"][0]["tool_calls"] == [call]
+
+
+@pytest.mark.parametrize(
+    ("provider", "renamed", "left_out", "kept"),
+    [
+        ("groq", {}, {"store", "metadata"}, {"stream_options", "seed", "max_completion_tokens", "user", "reasoning_effort"}),
+        ("grok", {}, {"store", "metadata", "presence_penalty"}, {"stream_options", "seed", "max_completion_tokens", "n"}),
+        ("deepseek", {"max_tokens": 100}, {"store", "metadata", "seed", "user"}, {"stream_options", "presence_penalty"}),
+        ("cerebras", {"max_tokens": 100}, {"store", "metadata"}, {"stream_options", "seed", "user", "presence_penalty"}),
+        ("perplexity", {"max_tokens": 100}, {"store", "seed", "user", "stream_options"}, {"presence_penalty"}),
+        ("workers-ai", {"max_tokens": 100}, {"store", "metadata", "user"}, {"stream_options", "seed"}),
+        ("ollama", {"max_tokens": 100}, set(), {"stream_options", "seed", "user", "store"}),
+    ],
+)
+def test_each_vendor_gets_its_own_words_and_what_is_left_out_is_named(provider, renamed, left_out, kept):
+    body, dropped = passed(provider)
+
+    assert renamed.items() <= body.items()
+    assert left_out.isdisjoint(body)
+    assert kept <= body.keys()
+    assert left_out <= set(dropped)
+    assert set(dropped).isdisjoint(body)
+    assert body["response_format"] == FULL["response_format"]  # It changes the answer: the vendor's to take or refuse.
+
+
+@pytest.mark.parametrize(
+    ("model", "takes_effort"),
+    [
+        ("grok-4", False),
+        ("grok-4-fast-reasoning", False),
+        ("grok-code-fast-1", False),
+        ("grok-3", False),
+        ("grok-3-mini", True),
+        ("grok-4.3", True),
+        ("grok-4.20-multi-agent", True),
+        ("grok-4.20-reasoning", False),
+        ("grok-5", True),
+    ],
+)
+def test_grok_s_models_differ_in_what_they_take(model, takes_effort):
+    body, dropped = passed("grok", model=model)
+
+    assert ("reasoning_effort" in body) is takes_effort
+    assert ("reasoning_effort" in dropped) is not takes_effort
+
+
+def test_grok_s_responses_take_no_metadata():
+    body = {"model": "m", "input": "x", "metadata": {"a": "b"}}
+
+    for provider, dropped in (("grok", ["metadata"]), ("openai", [])):
+        request = OPENAI_RESPONSES.pass_request(body, {}, Deployment(provider, "http://h", "k", "up"))
+        assert request.dropped == dropped
+        assert ("metadata" in orjson.loads(request.body)) is not bool(dropped)
+
+
+def test_an_azure_of_before_stream_options_gets_the_words_of_its_time():
+    old, dropped = passed("azure-openai", query="api-version=2024-02-01")
+    new, _ = passed("azure-openai", query="api-version=2024-10-21")
+
+    assert old["max_tokens"] == 100
+    assert "stream_options" not in old
+    assert "stream_options" in dropped
+    assert new["max_completion_tokens"] == 100
+
+
+def test_what_we_add_ourselves_is_not_said_to_be_left_out():
+    assert passed("mistral", {"model": "m", "stream": True, "messages": []})[1] == []
+
+
+def test_what_the_client_left_empty_is_not_said_to_be_left_out():
+    body, dropped = passed("mistral", {"model": "m", "user": None, "messages": [{"role": "assistant", "refusal": None}]})
+
+    assert "user" not in body
+    assert body["messages"] == [{"role": "assistant"}]
+    assert dropped == []
+
+
+@pytest.mark.parametrize("messages", [None, "x", [1, None, {"tool_calls": [3], "tool_call_id": 4}]])
+@pytest.mark.parametrize("provider", QUIRKS)
+def test_odd_messages_are_the_vendor_s_to_refuse(provider, messages):
+    passed(provider, {"model": "m", "messages": messages})
+
+
+def test_a_client_of_another_family_is_told_what_was_left_out():
+    parsed = DIALECTS["anthropic-messages"].parse(
+        {
+            "model": "m",
+            "max_tokens": 9,
+            "top_k": 4,
+            "metadata": {"user_id": "u"},
+            "messages": [{"role": "user", "content": "x"}],
+        }
+    )
+
+    request = OPENAI_COMPATIBLE.build_request(parsed, Deployment("mistral", "http://h", "k", "up"))
+
+    assert orjson.loads(request.body) == {
+        "model": "up",
+        "messages": [{"role": "user", "content": "x"}],
+        "stream": True,
+        "max_tokens": 9,
+    }
+    assert request.dropped == ["user", "top_k"]
+
+
+def test_deepseek_gets_its_thinking_back_with_its_calls():
+    blocks = [
+        {"type": "thinking", "thinking": "hm", "signature": ""},
+        {"type": "tool_use", "id": "c", "name": "f", "input": {}},
+    ]
+    messages = [
+        {"role": "user", "content": "x"},
+        {"role": "assistant", "content": blocks},
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c", "content": "r"}]},
+    ]
+    parsed = DIALECTS["anthropic-messages"].parse({"model": "m", "max_tokens": 9, "messages": messages})
+
+    def assistant(provider: str) -> dict[str, Any]:
+        request = OPENAI_COMPATIBLE.build_request(parsed, Deployment(provider, "http://h", "k", "up"))
+        return orjson.loads(request.body)["messages"][1]
+
+    assert assistant("deepseek")["reasoning_content"] == "hm"
+    assert "reasoning_content" not in assistant("openai")

@@ -1,0 +1,95 @@
+"""What do the decoders of most wires have in common?
+
+Events and whole answers are JSON objects, anything else is nonsense, and after a terminal event nothing more is said.
+"""
+
+from typing import Any
+
+import orjson
+
+from common.errors import Failed
+from common.events import Event, TextDelta, ThinkingDelta, Usage
+from common.sse import read_block
+from workers.providers import errors
+from workers.providers.loose_json import read_json
+from workers.providers.plain import NumberedShape, PlainShape
+
+
+class JsonDecoder:
+    """A ``Decoder`` whose wire only says how it reads one object: ``_read`` and ``_read_whole``.
+
+    ``plain`` is given where a client speaks the wire's family, so that blocks may be passed on undecoded.
+    """
+
+    def __init__(self, plain: PlainShape | NumberedShape | None = None) -> None:
+        self._started = False
+        self._ended = False
+        self._usage: Usage | None = None
+        self._plain = plain
+        self._sample: TextDelta | ThinkingDelta | None = None  # What the block said that the shape has learned from.
+
+    @property
+    def usage(self) -> Usage | None:
+        return self._usage
+
+    def decode(self, block: bytes) -> list[Event]:
+        if self._ended:
+            return []
+        if plain := self._read_plain(block):
+            return [plain]
+        name, data = read_block(block)
+        try:
+            fields = read_json(data)
+        except ValueError:
+            if data[:6] == b"[DONE]":
+                return self._read_done()
+            return [self._fail(errors.error_in_stream(None) if name == "error" else errors.nonsense("not JSON"))]
+        if not isinstance(fields, dict):
+            return [self._fail(errors.nonsense("not a JSON object"))]
+        events = self._read(name, fields)
+        if self._plain and len(events) == 1 and isinstance(events[0], TextDelta | ThinkingDelta):
+            self._plain.take(block)
+            self._sample = events[0]
+        return events
+
+    def _read_plain(self, block: bytes) -> TextDelta | ThinkingDelta | None:
+        """Return the piece that a block holds if it differs from the last decoded one in its text alone."""
+        # Hot path: once per token that is translated.
+        if self._sample is None or self._plain is None or (text := self._plain.text_in(block)) is None:
+            return None
+        try:
+            return type(self._sample)(orjson.loads(text), self._sample.choice)
+        except orjson.JSONDecodeError:
+            return None  # Half an emoji, a control character: the lenient reader will see.
+
+    def decode_whole(self, body: bytes) -> list[Event]:
+        try:
+            answer = read_json(body)
+        except ValueError:
+            return [self._fail(errors.nonsense("not JSON"))]
+        if not isinstance(answer, dict):
+            return [self._fail(errors.nonsense("not a JSON object"))]
+        return self._read_whole(answer)
+
+    def end(self) -> list[Event]:
+        return [] if self._ended else [self._fail(errors.cut_short())]
+
+    def is_plain(self, block: bytes) -> bool:
+        # Hot path: once per block that passes.
+        return self._plain is not None and not self._ended and self._plain.text_in(block) is not None
+
+    def _read(self, name: str, fields: dict[str, Any]) -> list[Event]:
+        """Return what an event says; ``name`` is its ``event:`` line's, if it has one."""
+        raise NotImplementedError
+
+    def _read_whole(self, answer: dict[str, Any]) -> list[Event]:
+        """Return what a whole answer says, terminal event included."""
+        raise NotImplementedError
+
+    def _read_done(self) -> list[Event]:
+        """Return what ``[DONE]`` says: nothing, where servers that speak several families send it behind the true end."""
+        return []
+
+    def _fail(self, failed: Failed) -> Failed:
+        self._ended = True
+        return failed
