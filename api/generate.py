@@ -12,8 +12,11 @@ import contextlib
 import re
 import time
 import uuid
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
+import orjson
 import structlog
 from starlette.datastructures import Headers
 from starlette.requests import Request
@@ -23,16 +26,19 @@ from api.auth import Authenticator, Principal
 from api.body import read_json
 from api.http_errors import error_response, request_id_of
 from api.hub import Hub
+from api.idempotency import IMPLIED_GRACE_S, enqueue_once, once_of
 from api.metrics import Metrics
 from api.relay import Relay, RelayTimes
 from api.viewer import Viewer
-from common.channel.base import Channel, ChannelUnavailable, Opening, Policy
+from common.brought_keys import seal_brought_key
+from common.channel.base import Channel, ChannelUnavailable, Opening, Policy, State
 from common.channel.redis import RedisFeed
 from common.dialects.base import Dialect
 from common.errors import ErrorKind, GatewayError
 from common.job import Job
-from common.queue.jobs import JobClass, JobQueue
+from common.queue.jobs import JobClass, JobQueue, Once
 from common.redis_client import Pulse, RedisUnavailable
+from common.responses import ResponseStore
 from common.routes import resolve
 from common.settings import Settings
 
@@ -40,6 +46,7 @@ log = structlog.get_logger()
 
 # What a same-family upstream is meant to get of the client's headers.
 PASSED_HEADERS = ("anthropic-version", "anthropic-beta", "openai-beta")
+AI_GATEWAY_HEADERS, AI_GATEWAY_KEY = "cf-aig-", "cf-aig-authorization"  # The last is for us, or ours to send.
 GRACE_MAX_S = 3600
 SAFETY_EXPIRY_EXTRA_S = 3600
 RETRY_AFTER_AWAY_S = 2
@@ -58,6 +65,7 @@ class Services:
     queue: JobQueue
     pulse: Pulse
     metrics: Metrics
+    responses: ResponseStore
     relays: set[Relay] = field(default_factory=set)
     is_draining: bool = False
 
@@ -65,57 +73,133 @@ class Services:
         return RelayTimes(self.settings.status_hold_s, self.settings.keep_alive_s)
 
 
-async def open_generation(dialect: Dialect, request: Request, services: Services) -> Response:
+@dataclass(slots=True)
+class Asked:
+    """A request that may run: who asks, and what for."""
+
+    dialect: Dialect
+    principal: Principal
+    job: Job
+    job_class: JobClass = JobClass.INTERACTIVE
+    once: Once | None = None
+
+
+# What a route changes in a body before it is parsed, such as what its path or query says.
+Amend = Callable[[Principal, dict[str, Any]], Awaitable[dict[str, Any]]]
+
+
+async def open_generation(
+    dialect: Dialect,
+    request: Request,
+    services: Services,
+    amend: Amend | None = None,
+    operation: Literal["generate", "count_tokens"] = "generate",
+) -> Response:
     """Serve one request in a dialect: the answer's stream or body, or an error in the dialect's own shape."""
     try:
-        principal = services.authenticator.authenticate(request.headers)
-        raw, body = await read_json(request, services.settings)
-        parsed = dialect.parse(body)
-        resolve(parsed.model, services.settings)
-        policy, grace_s = disconnect_policy(request.headers)
-        job = Job(
-            generation_id=f"gen_{uuid.uuid4().hex}",
-            request_id=request_id_of(request),
-            dialect=dialect.name,
-            model=parsed.model,
-            stream=parsed.stream,
-            policy=policy,
-            grace_s=grace_s,
-            created_s=int(time.time()),
-            headers={name: request.headers[name] for name in PASSED_HEADERS if name in request.headers},
-            body=raw,
-        )
-        return await _start(job, dialect, principal, services)
+        return await start(await accept(dialect, request, services, amend, operation), services)
     except GatewayError as error:
         services.metrics.refused(error.failed)
         return error_response(dialect, error.failed, request_id_of(request))
 
 
-async def _start(job: Job, dialect: Dialect, principal: Principal, services: Services) -> Relay:
+async def accept(
+    dialect: Dialect,
+    request: Request,
+    services: Services,
+    amend: Amend | None = None,
+    operation: Literal["generate", "count_tokens"] = "generate",
+    unsaid: Policy = Policy.STOP,
+) -> Asked:
+    """Return what a request asks for, once it is known who asks and that it may run.
+
+    ``unsaid`` is the disconnect policy where the request names none.
+
+    Raises:
+        GatewayError: it may not.
+    """
+    settings = services.settings
+    credentials = services.authenticator.examine(request.headers)
+    principal, brought_key = credentials.principal, credentials.brought_key
+    raw, body = await read_json(request, settings)
+    if amend:
+        amended = await amend(principal, body)
+        if amended is not body:
+            body, raw = amended, orjson.dumps(amended)
+    parsed = dialect.parse(body)
+    resolve(parsed.model, settings, parsed.provider, has_brought_key=brought_key is not None)
+    once = once_of(request.headers, principal, body, dialect.name, operation)
+    policy, grace_s = disconnect_policy(request.headers, unsaid, has_key=once is not None)
+    generation_id = f"gen_{uuid.uuid4().hex}"
+    job = Job(
+        generation_id=generation_id,
+        request_id=request_id_of(request),
+        dialect=dialect.name,
+        model=parsed.model,
+        stream=parsed.stream and operation == "generate",
+        policy=policy,
+        grace_s=grace_s,
+        created_s=int(time.time()),
+        operation=operation,
+        provider=parsed.provider,
+        headers=_passed_headers(request.headers, settings),
+        body=raw,
+        brought_key=seal_brought_key(brought_key, generation_id, settings) if brought_key else None,
+    )
+    return Asked(dialect, principal, job, once=once)
+
+
+def _passed_headers(headers: Headers, settings: Settings) -> dict[str, str]:
+    passed = {name: headers[name] for name in PASSED_HEADERS if name in headers}
+    if settings.ai_gateway_url:
+        passed |= {
+            name: value for name, value in headers.items() if name.startswith(AI_GATEWAY_HEADERS) and name != AI_GATEWAY_KEY
+        }
+    return passed
+
+
+async def start(asked: Asked, services: Services) -> Relay:
+    """Enqueue a generation and return the response that relays it: it, or the one that a retry has come back to.
+
+    Raises:
+        GatewayError: OVERLOADED, INVALID_REQUEST; it was not enqueued.
+    """
+    job = asked.job
     if not services.pulse.is_up:
         raise redis_away()
     structlog.contextvars.bind_contextvars(generation_id=job.generation_id)
+    told: Job | State = job
     try:
-        viewer = await _open_and_enqueue(job, principal, services)
+        viewer, answering_id = await _open_and_enqueue(asked, services)
+        if viewer is None:
+            structlog.contextvars.bind_contextvars(generation_id=answering_id)
+            viewer, told = await services.hub.enter(answering_id, asked.principal.id)
+        else:
+            services.metrics.took(job)
     except (ChannelUnavailable, RedisUnavailable) as error:
         raise redis_away() from error
     relay = Relay(
         viewer,
-        dialect,
+        asked.dialect,
         services.times(),
         lambda done: finish(done, services),
         request_id=job.request_id,
-        is_stream=job.stream,
-        has_ids=job.policy is not Policy.STOP,
+        model=told.model,
+        created_s=told.created_s,
+        is_stream=told.stream,
+        has_ids=told.policy is not Policy.STOP,
     )
     services.relays.add(relay)
-    services.metrics.took(job)
     return relay
 
 
-async def _open_and_enqueue(job: Job, principal: Principal, services: Services) -> Viewer:
-    """The channel and the subscription before the job exists: no frame can be missed."""
-    opening = _opening(job, principal, services.settings)
+async def _open_and_enqueue(asked: Asked, services: Services) -> tuple[Viewer | None, str]:
+    """The channel and the subscription before the job exists: no frame can be missed.
+
+    Returns the viewer, or None where another generation answers the request; and the id of the one that does.
+    """
+    job = asked.job
+    opening = _opening(asked, services.settings)
     joined, opened = await asyncio.gather(
         services.hub.join(job.generation_id),
         services.channel.open(job.generation_id, opening, services.hub.replica),
@@ -126,16 +210,33 @@ async def _open_and_enqueue(job: Job, principal: Principal, services: Services) 
             raise joined
         if isinstance(opened, BaseException):
             raise opened
-        await services.queue.enqueue(job.generation_id, principal.id, JobClass.INTERACTIVE)
+        answering_id = await _enqueue(asked, services)
     except BaseException as error:
         if isinstance(joined, Viewer):
-            joined.has_ended = True  # Nobody works on it: there is nothing to leave.
-            await services.hub.part(joined)
-        if isinstance(error, GatewayError):  # Refused by a store that is there; one that is not forgets by itself.
-            with contextlib.suppress(ChannelUnavailable):
-                await services.channel.discard(job.generation_id)
+            # Refused by a store that is there; one that is not forgets by itself.
+            await _unopen(joined, services, is_kept=not isinstance(error, GatewayError))
         raise
-    return joined
+    if answering_id == job.generation_id:
+        return joined, answering_id
+    await _unopen(joined, services)
+    return None, answering_id
+
+
+async def _enqueue(asked: Asked, services: Services) -> str:
+    """Return the id of the generation that answers: another one's where the request has come before."""
+    generation_id, owner = asked.job.generation_id, asked.principal.id
+    if asked.once is None:
+        return await services.queue.enqueue(generation_id, owner, asked.job_class)
+    return await enqueue_once(generation_id, owner, asked.job_class, asked.once, services.queue, services.channel)
+
+
+async def _unopen(viewer: Viewer, services: Services, *, is_kept: bool = False) -> None:
+    """Take back what was opened for a generation that was not enqueued."""
+    viewer.has_ended = True  # Nobody works on it: there is nothing to leave.
+    await services.hub.part(viewer)
+    if not is_kept:
+        with contextlib.suppress(ChannelUnavailable):
+            await services.channel.discard(viewer.generation_id)
 
 
 async def finish(relay: Relay, services: Services) -> None:
@@ -146,13 +247,15 @@ async def finish(relay: Relay, services: Services) -> None:
     await asyncio.shield(asyncio.ensure_future(services.hub.part(relay.viewer)))
 
 
-def disconnect_policy(headers: Headers) -> tuple[Policy, float]:
-    """Return the policy and the grace in seconds that ``x-disconnect`` asks for.
+def disconnect_policy(headers: Headers, unsaid: Policy, *, has_key: bool) -> tuple[Policy, float]:
+    """Return the policy and the grace in seconds that ``x-disconnect`` asks for, or an idempotency-key implies.
 
     Raises:
         GatewayError: INVALID_REQUEST.
     """
-    asked = headers.get("x-disconnect", "stop").strip().lower()
+    if "x-disconnect" not in headers:
+        return (Policy.GRACE, IMPLIED_GRACE_S) if has_key and unsaid is Policy.STOP else (unsaid, 0.0)
+    asked = headers["x-disconnect"].strip().lower()
     match = _POLICY.fullmatch(asked)
     if match is None or int(match[1] or 0) > GRACE_MAX_S:
         raise GatewayError(
@@ -164,22 +267,24 @@ def disconnect_policy(headers: Headers) -> tuple[Policy, float]:
     return (Policy.GRACE, float(match[1])) if match[1] else (Policy(asked), 0.0)
 
 
-def _opening(job: Job, principal: Principal, settings: Settings) -> Opening:
+def _opening(asked: Asked, settings: Settings) -> Opening:
+    job = asked.job
+    queue_wait_s = settings.queue_wait_s if asked.job_class is JobClass.INTERACTIVE else settings.queue_wait_background_s
     retention_s = {
         Policy.STOP: settings.retention_stop_s,
         Policy.GRACE: settings.retention_grace_s,
         Policy.DETACH: settings.retention_detach_s,
     }[job.policy]
     return Opening(
-        owner=principal.id,
+        owner=asked.principal.id,
         dialect=job.dialect,
         stream=job.stream,
         model=job.model,
         created_s=job.created_s,
         policy=job.policy,
         grace_s=job.grace_s,
-        retention_s=retention_s,
-        expiry_s=settings.queue_wait_s + settings.total_timeout_s + SAFETY_EXPIRY_EXTRA_S,
+        retention_s=max(retention_s, settings.idempotency_s) if asked.once else retention_s,
+        expiry_s=queue_wait_s + settings.total_timeout_s + SAFETY_EXPIRY_EXTRA_S,
         request=job.pack(),
     )
 

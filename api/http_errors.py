@@ -18,7 +18,13 @@ PLAIN = DIALECTS["openai-chat"]  # The shape of errors where no dialect is spoke
 
 def dialect_at(path: str) -> Dialect:
     """Return the dialect of a path that no route of a dialect serves: its clients know one shape of error."""
-    return DIALECTS["anthropic-messages"] if path.startswith("/v1/messages") else PLAIN
+    if path.startswith("/v1/messages"):
+        return DIALECTS["anthropic-messages"]
+    if path.startswith("/v1/responses"):
+        return DIALECTS["openai-responses"]
+    if path.startswith("/api/"):
+        return DIALECTS["agentary"]
+    return DIALECTS["unified"] if path == "/v1/chat" else PLAIN
 
 
 def error_response(dialect: Dialect, failed: Failed, request_id: str, headers: dict[str, str] | None = None) -> Response:

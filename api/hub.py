@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 import structlog
 
 from api.viewer import Viewer
-from common.channel.base import Channel, ChannelUnavailable, Cursor, Feed, FrameKind, Message, Stop
-from common.errors import ErrorKind, Failed
+from common.channel.base import START, Channel, ChannelUnavailable, Cursor, Feed, FrameKind, Message, State, Stop
+from common.errors import ErrorKind, Failed, GatewayError
 from common.process import in_background
 from common.queue.jobs import JobQueue, Place
 from common.redis_client import RedisUnavailable
@@ -24,6 +24,7 @@ log = structlog.get_logger()
 PATROL_S = 1.0
 UNCLAIMED_LOOK_S = 5.0
 MISSED_HEARTBEATS = 2
+LOOK_BATCH = 200  # Generations per look.
 
 _WAITED_TOO_LONG = Failed(ErrorKind.DEADLINE_EXCEEDED, "No worker was free in time. Try again later.", code="deadline_exceeded")
 _WORKER_LOST = Failed(ErrorKind.WORKER_LOST, "The answer's worker was lost. Send the request again.", code="worker_lost")
@@ -82,7 +83,11 @@ class Hub:
         listening = self._listening.get(generation_id)
         if listening:
             listening.viewers.append(viewer)
-            await asyncio.shield(listening.is_subscribed)
+            try:
+                await asyncio.shield(listening.is_subscribed)
+            except BaseException:
+                await self.part(viewer)
+                raise
             return viewer
         listening = _Listening(asyncio.get_running_loop().create_future(), [viewer])
         self._listening[generation_id] = listening
@@ -95,6 +100,25 @@ class Hub:
             raise
         listening.is_subscribed.set_result(None)
         return viewer
+
+    async def enter(self, generation_id: str, owner: str, after: Cursor | None = None) -> tuple[Viewer, State]:
+        """As ``join``, for a generation that may have begun long ago; also returns how it stands.
+
+        Joined before entered: while a viewer of this process leaves, another may come, and the process must stay a member.
+
+        Raises:
+            GatewayError: NOT_FOUND, EXPIRED.
+            ChannelUnavailable: the store did not answer.
+        """
+        viewer = await self.join(generation_id, after)
+        try:
+            state = await self._channel.enter(generation_id, self.replica, owner)
+        except BaseException as error:
+            viewer.has_ended = isinstance(error, GatewayError)  # Refused: there is nothing to leave.
+            await self.part(viewer)
+            raise
+        viewer.reread()
+        return viewer, state
 
     async def part(self, viewer: Viewer) -> None:
         """Take a viewer out. If it was this process's last of a running generation, say so: its policy may end it."""
@@ -125,6 +149,11 @@ class Hub:
         await self._end_unowned(generation_id, failed)
         return True
 
+    async def end_if_lost(self, generation_id: str) -> bool:
+        """End a generation that nobody will end, for one who asks about it without listening; returns whether it was so."""
+        (place,) = await self._queue.look([generation_id])
+        return await self._judge(generation_id, place)
+
     async def _end_unowned(self, generation_id: str, failed: Failed) -> None:
         # The log first, for it is the judge: a claim that comes in between finds it ended.
         await self._channel.end_unowned(generation_id, secrets.token_hex(8), failed)
@@ -140,11 +169,13 @@ class Hub:
     async def _patrol_for_ever(self) -> None:
         while True:
             await asyncio.sleep(PATROL_S)
-            if silent := self._silent(time.monotonic()):
+            silent = self._silent(time.monotonic())
+            # After an outage that is everything at once, and Redis has others to serve.
+            for batch in (silent[at : at + LOOK_BATCH] for at in range(0, len(silent), LOOK_BATCH)):
                 try:
-                    await self._look_at(silent)
+                    await self._look_at(batch)
                 except (ChannelUnavailable, RedisUnavailable):
-                    continue  # The next round asks again.
+                    break  # The next round asks again.
 
     def _silent(self, now: float) -> list[str]:
         claimed_s = MISSED_HEARTBEATS * self._settings.heartbeat_s
@@ -170,9 +201,14 @@ class Hub:
             for viewer in listening.viewers:
                 if last > viewer.tail:
                     viewer.reread()
-            if failed := await self._verdict(generation_id, place):
-                log.warning("generation_ended_unowned", generation_id=generation_id, place=place, kind=failed.kind)
-                await self._end_unowned(generation_id, failed)
+            await self._judge(generation_id, place)
+
+    async def _judge(self, generation_id: str, place: Place) -> bool:
+        failed = await self._verdict(generation_id, place)
+        if failed:
+            log.warning("generation_ended_unowned", generation_id=generation_id, place=place, kind=failed.kind)
+            await self._end_unowned(generation_id, failed)
+        return failed is not None
 
     async def _verdict(self, generation_id: str, place: Place) -> Failed | None:
         match place:
@@ -187,5 +223,7 @@ class Hub:
 
     async def _has_end(self, generation_id: str) -> bool:
         last = (await self._channel.look([generation_id]))[0]
+        if last == START:
+            return False
         frames = await self._channel.read(generation_id, last.before(), 1) if last else []
         return not frames or frames[-1].kind is FrameKind.END

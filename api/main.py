@@ -10,29 +10,32 @@ import structlog
 import uvicorn
 from fastapi import FastAPI, Request, Response
 from prometheus_client import CollectorRegistry
-from redis.asyncio import Redis
+from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from api.auth import Authenticator
+from api.corking import CorkedProtocol
 from api.generate import Services
 from api.http_errors import dialect_at, error_response, request_id_of
 from api.hub import Hub
 from api.metrics import Metrics
 from api.middleware import Guarded, Observed
-from api.routes import dialects, generations, models, pages
+from api.routes import dialects, generations, models, pages, responses
 from common import keys
 from common.channel.redis import RedisChannel, RedisFeed
 from common.errors import ErrorKind, Failed
-from common.process import raise_file_limit
+from common.foreign_variables import log_foreign
+from common.process import collect_seldom, raise_file_limit
 from common.queue.jobs import JobQueue
 from common.redis_client import COMMAND_TIMEOUT_S, Pulse, connect
-from common.settings import Settings
+from common.responses import ResponseStore
+from common.settings import Settings, environment
 from common.telemetry import configure_logging
 
 log = structlog.get_logger()
 
-EXPOSED_HEADERS = ("x-request-id", "request-id", "retry-after", "x-generation-id")
+EXPOSED_HEADERS = ("x-request-id", "request-id", "retry-after", "x-generation-id", "x-sluice-dropped", "x-sluice-estimated")
 DRAIN_MARGIN_S = 1.0  # Between the last error event and the server's own end.
 
 
@@ -41,7 +44,7 @@ class Process:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.redis: Redis = connect(settings.redis_url, connections_max=256)
+        self.redis = connect(settings.redis_url, connections_max=256)
         pulse = Pulse(self.redis)
         channel = RedisChannel(self.redis, settings.tombstone_s)
         feed = RedisFeed(self.redis)
@@ -55,6 +58,7 @@ class Process:
             queue=queue,
             pulse=pulse,
             metrics=Metrics(CollectorRegistry()),
+            responses=ResponseStore(self.redis, settings),
         )
 
     async def start(self) -> None:
@@ -69,10 +73,7 @@ class Process:
         await self.redis.aclose()
 
     def begin_drain(self) -> None:
-        """Unready from now on; what can go on elsewhere ends now, what cannot when the grace is over."""
-        if self.services.is_draining:
-            return
-        self.services.is_draining = True
+        """What can go on elsewhere ends now, what cannot when the grace is over."""
         log.info("draining", open_responses=len(self.services.relays))
         self._drain(is_over=False)
         grace_s = max(0.0, self.settings.api_drain_s - DRAIN_MARGIN_S)
@@ -82,10 +83,12 @@ class Process:
         for relay in list(self.services.relays):
             relay.drain(is_over=is_over)
 
-    async def count_jobs(self) -> tuple[int, int]:
-        """Return how many jobs wait and how many run, all replicas together."""
-        async with asyncio.timeout(COMMAND_TIMEOUT_S):
-            return await self.redis.zcard(keys.ENQUEUED), await self.redis.zcard(keys.RUNNING)
+    async def count_jobs(self) -> tuple[int, int] | None:
+        """Return how many jobs wait and how many run, all replicas together; None where Redis does not say."""
+        with contextlib.suppress(RedisError, OSError, TimeoutError):  # The metrics of a process are read all the more then.
+            async with asyncio.timeout(COMMAND_TIMEOUT_S):
+                return await self.redis.zcard(keys.ENQUEUED), await self.redis.zcard(keys.RUNNING)
+        return None
 
 
 def create_app(process: Process) -> FastAPI:
@@ -103,6 +106,7 @@ def create_app(process: Process) -> FastAPI:
     # No redirects: behind TLS they would name http, and a client would send its key and prompt there.
     app = FastAPI(title="Sluice", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.include_router(dialects.router(services))
+    app.include_router(responses.router(services))
     app.include_router(models.router(services))
     app.include_router(generations.router(services))
     app.include_router(pages.router(services, process.count_jobs))
@@ -137,29 +141,43 @@ class ApiServer(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """As uvicorn's own, but for the signal that it would raise again at the end: a drained process ends with status 0."""
-        if self.started:
-            asyncio.get_running_loop().call_soon(self._process.begin_drain)
-        self.force_exit = self.should_exit and sig == signal.SIGINT  # Ctrl-C twice: now.
+        if sig == signal.SIGINT:
+            self.force_exit = self.should_exit  # Ctrl-C twice: now.
+        if self.started and not self._process.services.is_draining:
+            self._process.services.is_draining = True  # Unready first: a balancer still sends what it is not told to keep.
+            asyncio.get_running_loop().call_soon_threadsafe(self._stop_later, sig)
+        elif not self.started or sig == signal.SIGINT:
+            self.should_exit = True
+
+    def _stop_later(self, sig: int) -> None:
+        wait_s = self._process.settings.api_unready_s if sig == signal.SIGTERM else 0
+        asyncio.get_running_loop().call_later(wait_s, self._stop)
+
+    def _stop(self) -> None:
+        self._process.begin_drain()
         self.should_exit = True
 
 
 def run(settings: Settings) -> None:
     """Serve until told to stop."""
     configure_logging("api", settings.log_level)
+    log_foreign(environment(), settings)
     raise_file_limit()
+    collect_seldom()
     process = Process(settings)
     config = uvicorn.Config(
         create_app(process),
         host=settings.host,
         port=settings.port,
         loop="uvloop",
-        http="httptools",
+        http=CorkedProtocol,
         log_config=None,
         access_log=False,
         server_header=False,
         backlog=4096,
         timeout_keep_alive=75,  # Longer than the 60 s that load balancers keep idle connections for.
-        timeout_graceful_shutdown=int(settings.api_drain_s) or 1,
+        # Ours ends the responses before; what is left then are viewers that say that they leave, to a Redis that may be away.
+        timeout_graceful_shutdown=int(settings.api_drain_s + COMMAND_TIMEOUT_S),
     )
     log.info("starting", host=settings.host, port=settings.port)
     ApiServer(config, process).run()

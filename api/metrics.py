@@ -37,6 +37,8 @@ class Metrics:
         self.subscriptions = Gauge("sluice_subscriptions", "Generations that this process listens to", registry=registry)
         self.waiting = Gauge("sluice_waiting_jobs", "Jobs that wait for a worker, all replicas", registry=registry)
         self.running = Gauge("sluice_running_jobs", "Jobs that a worker holds, all replicas", registry=registry)
+        self.tasks = Gauge("sluice_tasks", "Tasks of this process", registry=registry)
+        self.open_files = Gauge("sluice_open_files", "Files and sockets that this process has open", registry=registry)
         self.redis_up = Gauge("sluice_redis_up", "Whether Redis answers", registry=registry)
 
     def refused(self, failed: Failed) -> None:

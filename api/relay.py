@@ -17,9 +17,9 @@ from starlette.types import Message, Receive, Scope, Send
 from api.http_errors import error_response
 from api.viewer import Viewer
 from common.channel.base import Frame, FrameKind
-from common.dialects.base import Dialect
+from common.dialects.base import Dialect, SoFar
 from common.errors import ErrorKind, Failed
-from common.sse import KEEP_ALIVE, split_blocks
+from common.sse import KEEP_ALIVE, last_block, split_blocks
 
 log = structlog.get_logger()
 
@@ -57,6 +57,8 @@ class Relay(Response):
         on_done: Callable[["Relay"], Awaitable[None]],
         *,
         request_id: str,
+        model: str,
+        created_s: int,
         is_stream: bool,
         has_ids: bool = False,
         is_resumable: bool = False,
@@ -69,6 +71,7 @@ class Relay(Response):
         self._times = times
         self._on_done = on_done
         self._request_id = request_id
+        self._model, self._created_s = model, created_s
         self._is_stream = is_stream
         self._has_ids = has_ids
         self._extra_headers = {"x-generation-id": viewer.generation_id}
@@ -88,9 +91,13 @@ class Relay(Response):
         watch = asyncio.create_task(_until_gone(receive))
         watch.add_done_callback(self._leave)
         try:
-            # Middleware has nothing to do with the pieces of a body: they go straight to the server.
-            direct: Send = scope.get("state", {}).get("direct_send", send)
-            await (self._stream(scope, receive, send, direct) if self._is_stream else self._whole(scope, receive, send))
+            if self._is_stream:
+                # Middleware has nothing to do with the pieces of a body: they go straight to the server.
+                direct: Send = scope.get("state", {}).get("direct_send", send)
+                # A task of its own: each wake-up of this one goes through the frames of all middleware first.
+                await asyncio.create_task(self._stream(scope, receive, send, direct))
+            else:
+                await self._whole(scope, receive, send)
         finally:
             watch.remove_done_callback(self._leave)
             watch.cancel()
@@ -105,9 +112,17 @@ class Relay(Response):
     async def _stream(self, scope: Scope, receive: Receive, send: Send, direct: Send) -> None:
         clock = _Clock(self.viewer, self._times.status_hold_s)
         try:
+            take, keep_alive_s, is_plain = self.viewer.take, self._times.keep_alive_s, not self._has_ids
             while not self._has_left:
-                # Hot path: runs once per flush and client.
-                step = self._read(await self.viewer.take())
+                # Hot path: runs once per flush and client. Nearly always it is one frame of data in an open stream.
+                frames = await take()
+                if is_plain and self._is_open and len(frames) == 1 and frames[0].kind is FrameKind.DATA:
+                    clock.arm(keep_alive_s)
+                    await direct({"type": "http.response.body", "body": frames[0].data, "more_body": True})
+                    if not self._is_draining:
+                        continue
+                    frames = []
+                step = self._read(frames)
                 if not self._is_open:
                     if step.failed and not step.has_begun:
                         await self._refuse(step.failed, scope, receive, send)
@@ -121,7 +136,7 @@ class Relay(Response):
                     if not clock.is_due:
                         continue
                     step.data = KEEP_ALIVE
-                clock.arm(self._times.keep_alive_s)
+                clock.arm(keep_alive_s)
                 await direct({"type": "http.response.body", "body": step.data, "more_body": not step.is_last})
                 if step.is_last:
                     return
@@ -139,6 +154,8 @@ class Relay(Response):
                 failed = _failure(frame)
                 self.outcome = failed.kind if failed else "completed"
                 return _Step(b"".join(parts), has_begun or bool(parts), is_last=True, failed=failed, end=frame)
+            elif frame.kind is FrameKind.HEAD:
+                self._extra_headers |= orjson.loads(frame.data).get("headers", {})
             has_begun = has_begun or frame.kind is not FrameKind.FENCE
         if not frames and self.viewer.failed:
             self.outcome = self.viewer.failed.kind
@@ -151,7 +168,10 @@ class Relay(Response):
 
     def _error_event(self, step: "_Step") -> bytes:
         assert step.failed is not None
-        event = self._dialect.error_event(step.failed)
+        if self._dialect.is_final(last_block(self.viewer.last_data)):
+            return b""  # The answer was whole before this happened: only its end in the log was still to come.
+        so_far = SoFar(self.viewer.generation_id, self.viewer.last_data, self._model, self._created_s)
+        event = self._dialect.error_event(step.failed, so_far)
         return b"id: %s.1\n%s" % (str(step.end.id).encode(), event) if self._has_ids and step.end else event
 
     def _with_ids(self, frame: Frame) -> bytes:
@@ -173,6 +193,10 @@ class Relay(Response):
             for frame in await self.viewer.take():
                 if frame.kind is FrameKind.DATA:
                     self._body.append(frame.data)
+                elif frame.kind is FrameKind.FENCE:
+                    self._body.clear()  # A body that is not streamed is begun anew by each claim.
+                elif frame.kind is FrameKind.HEAD:
+                    self._extra_headers |= orjson.loads(frame.data).get("headers", {})
                 elif frame.kind is FrameKind.END:
                     failed = _failure(frame)
                     await (self._refuse(failed, scope, receive, send) if failed else self._answer(scope, receive, send))

@@ -5,13 +5,12 @@ log. The buffer is bounded: past it live frames are dropped, and the log has the
 """
 
 import asyncio
-from collections import deque
 
 from common.channel.base import START, Channel, ChannelUnavailable, Cursor, Frame, FrameId, FrameKind, Message
 from common.errors import ErrorKind, Failed
 from common.sse import split_blocks
 
-LOG_BATCH = 200  # Frames per read of the log: bounds what a viewer that catches up holds at a time.
+LOG_BATCH, LOG_BATCH_FIRST = 200, 10  # Frames per read of the log, at most, and before it is known how large they are.
 PAUSE_WHILE_AWAY_S = 0.2
 
 DIVERGED = Failed(
@@ -29,11 +28,13 @@ class Viewer:
         self.tail = after.frame.before() if after else START  # The last frame that was taken in.
         self._channel = channel
         self._after = after
+        self.last_data = b""  # Of the last data frame that was taken in, whole: where a stream stood when it failed.
         self._needs_log = after is not None
         self._dropped: FrameId | None = None  # The newest frame that came live and was not taken in.
-        self._frames: deque[Frame] = deque()
+        self._frames: list[Frame] = []
         self._bytes = 0
         self._bytes_max = buffer_bytes_max
+        self._batch = LOG_BATCH_FIRST
         self._was_poked = False
         self._waiter: asyncio.Future[None] | None = None
 
@@ -74,8 +75,7 @@ class Viewer:
             if self._needs_log and not self._frames and not self.failed:
                 await self._read_log()
             if self._frames:
-                frames = list(self._frames)
-                self._frames.clear()
+                frames, self._frames = self._frames, []
                 self._bytes = 0
                 return frames
             if self._was_poked or self.failed:
@@ -87,7 +87,8 @@ class Viewer:
 
     async def _read_log(self) -> None:
         try:
-            frames = await self._channel.read(self.generation_id, self.tail, LOG_BATCH)
+            count = self._batch
+            frames = await self._channel.read(self.generation_id, self.tail, count)
         except ChannelUnavailable:
             await asyncio.sleep(PAUSE_WHILE_AWAY_S)
             self._was_poked = True  # Whoever takes may have a keep-alive to send, or a client that left.
@@ -95,7 +96,10 @@ class Viewer:
         for frame in frames:
             if frame.id > self.tail:  # A live frame cannot have come in between: they are not taken while we read.
                 self._accept(frame)
-        has_more = len(frames) == LOG_BATCH or (self._dropped is not None and self._dropped > self.tail)
+        # Frames may be large, and many: the next read is as large as this one's would have filled the buffer.
+        if size := sum(len(frame.data) for frame in frames):
+            self._batch = max(1, min(LOG_BATCH, len(frames) * self._bytes_max // size))
+        has_more = len(frames) == count or (self._dropped is not None and self._dropped > self.tail)
         self._needs_log = has_more and bool(frames)
         self._dropped = None if not self._needs_log else self._dropped
 
@@ -104,6 +108,8 @@ class Viewer:
             self.fail(DIVERGED)
             return
         self.tail = frame.id
+        if frame.kind is FrameKind.DATA:
+            self.last_data = frame.data
         if self._after and frame.id == self._after.frame:
             frame = frame._replace(data=b"".join(split_blocks(frame.data)[self._after.k :]))
         self.has_ended = frame.kind is FrameKind.END

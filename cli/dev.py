@@ -120,7 +120,7 @@ def _start_parts(settings: Settings, redis: EmbeddedRedis, workers: int, verbose
         "the demo provider", ["demo-provider", "--port", str(demo_port)], env, "its open answers break off", not verbose
     )
     api = Part("the API", ["api"], env, "open connections are cut; clients that keep their ids can resume", not verbose)
-    lost = "another worker takes its unfinished jobs over within 8 s; answers that had begun end with an error event"
+    lost = "another worker takes its unfinished jobs over within 8 s; those that had begun go on where their model can"
     parts = [demo, api, *(Part(f"worker {n + 1}", ["worker"], env, lost, not verbose) for n in range(workers))]
     for part in parts:
         part.start()

@@ -11,10 +11,10 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from api.auth import refuse_to_be_open
-from common.redis_client import connect
+from common.foreign_variables import in_effect, without_effect
+from common.redis_client import COMMAND_TIMEOUT_S, connect
 from common.routes import available
-from common.settings import MIB, Settings
-from common.vendors import VENDORS
+from common.settings import MIB, Settings, environment
 
 Level = Literal["ok", "note", "wrong"]
 MARKS: dict[Level, str] = {"ok": "✓", "note": "·", "wrong": "✗"}
@@ -44,10 +44,13 @@ def run(settings: Settings) -> int:
 
 
 async def _examine(settings: Settings) -> list[Finding]:
-    findings = [*_access(settings), *_providers(settings), _files()]
+    findings = [*_access(settings), *_providers(settings), *_foreign(settings), _files()]
     findings += await _redis(settings)
-    for provider in available(settings):
-        findings.append(await _reach(provider, settings))
+    on = available(settings)
+    findings += [await _reach(provider, settings) for provider in on if not settings.is_behind_gateway(provider)]
+    if settings.ai_gateway_url:
+        mend = "Check SLUICE_AI_GATEWAY_BASE_URL and this machine's way to the internet."
+        findings.append(await _answers("The AI Gateway", settings.ai_gateway_base_url, mend))
     findings.append(await _api(settings))
     return findings
 
@@ -59,16 +62,21 @@ def _access(settings: Settings) -> list[Finding]:
         return [Finding("note", "SLUICE_AUTH=none: anybody who reaches the API may use it.")]
     if not settings.api_keys:
         return [Finding("note", "No API keys: open to everybody on this machine.", "Set SLUICE_API_KEYS before going further.")]
-    return [Finding("ok", f"{len(settings.api_keys)} API key(s) are set.")]
+    found = [Finding("ok", f"{len(settings.api_keys)} API key(s) are set.")]
+    if settings.secret is None:
+        mend = "Set SLUICE_SECRET to the same long random text for the API and the workers, if requests shall."
+        found.append(Finding("note", "No SLUICE_SECRET: requests cannot bring keys of their own for a provider.", mend))
+    return found
 
 
 def _providers(settings: Settings) -> list[Finding]:
-    findings = [Finding("ok", f"Provider {provider} is configured.") for provider in available(settings)]
+    on = available(settings)
+    findings = [Finding("ok", f"Provider {provider} is configured{_way(provider, settings)}.") for provider in on]
     if not findings:
-        variables = ", ".join(f"{vendor.env}_API_KEY" for vendor in VENDORS.values() if vendor.key_is_needed)
+        variables = ", ".join(f"{vendor.env}_API_KEY" for vendor in settings.vendors.values() if vendor.key_is_needed)
         return [Finding("wrong", "No provider is configured.", f"Set one of {variables}; or run `sluice dev` for the demo.")]
     default = settings.default_provider
-    if default and default not in available(settings):
+    if default and settings.vendor_ids.get(default) not in available(settings):
         findings.append(
             Finding(
                 "wrong",
@@ -77,6 +85,19 @@ def _providers(settings: Settings) -> list[Finding]:
             )
         )
     return findings
+
+
+def _way(provider: str, settings: Settings) -> str:
+    if not settings.is_behind_gateway(provider):
+        return ""
+    return " through the AI Gateway" + ("" if settings.provider(provider).api_keys else ", with the keys that are stored there")
+
+
+def _foreign(settings: Settings) -> list[Finding]:
+    """Variables of other gateways."""
+    found = [Finding("ok", f"{name} is taken for a setting of ours.") for name in in_effect(environment(), settings)]
+    ignored = without_effect(environment())
+    return found + [Finding("note", f"{name} has no effect: {reason}.") for name, reason in ignored.items()]
 
 
 def _files() -> Finding:
@@ -92,13 +113,14 @@ async def _redis(settings: Settings) -> list[Finding]:
     redis = connect(settings.redis_url)
     where = _without_password(settings.redis_url)
     try:
-        info = await redis.info()
+        async with asyncio.timeout(COMMAND_TIMEOUT_S):
+            info = await redis.info()
         found = [Finding("ok", f"Redis {info['redis_version']} answers at {where}.")]
         if tuple(map(int, info["redis_version"].split(".")[:2])) < (6, 2):
             found.append(Finding("wrong", "Redis is older than 6.2.", "Install 6.2 or newer."))
         found += await _redis_settings(redis)
         return found
-    except (RedisError, OSError) as error:
+    except (RedisError, OSError, TimeoutError) as error:
         mend = "Start it (redis-server --appendonly yes), or point SLUICE_REDIS_URL at yours. `sluice dev` brings its own."
         return [Finding("wrong", f"Redis does not answer at {where}: {type(error).__name__}.", mend)]
     finally:
@@ -107,8 +129,9 @@ async def _redis(settings: Settings) -> list[Finding]:
 
 async def _redis_settings(redis: Redis) -> list[Finding]:
     try:
-        config = await redis.config_get("*")
-    except RedisError:
+        async with asyncio.timeout(COMMAND_TIMEOUT_S):
+            config = await redis.config_get("*")
+    except (RedisError, TimeoutError):
         return [Finding("note", "Redis does not show its settings; make sure of noeviction and appendonly.")]
     found = []
     if config.get("maxmemory-policy") != "noeviction":
@@ -128,11 +151,10 @@ def _pubsub_hard_limit(setting: str) -> int:
 
 
 async def _reach(provider: str, settings: Settings) -> Finding:
-    chosen = settings.providers.get(provider)
-    address = (chosen.base_url if chosen else None) or VENDORS[provider].base_url or ""
-    return await _answers(
-        f"Provider {provider}", address, f"Check {VENDORS[provider].env}_BASE_URL and this machine's way to the internet."
-    )
+    env = settings.vendors[provider].env
+    what = f"{env}_BASE_URL" if env else "its base_url"
+    mend = f"Check {what} and this machine's way to the internet."
+    return await _answers(f"Provider {provider}", settings.base_url(provider) or "", mend)
 
 
 async def _api(settings: Settings) -> Finding:

@@ -1,5 +1,6 @@
 """What does ``.env.example`` say? Every setting, its meaning and its default, from ``Settings``: `make env` writes it."""
 
+import re
 from typing import Any
 
 import orjson
@@ -19,14 +20,16 @@ def render() -> str:
     lines = [_HEAD, "# Providers: a key switches one on; several, comma-separated, are used in turn when one is refused."]
     for vendor in VENDORS.values():
         if vendor.key_is_needed:
-            lines += [f"# {vendor.env}_API_KEY=", f"# {vendor.env}_BASE_URL={vendor.base_url or ''}"]
+            base_url = re.sub(r"\{(\w+)\}", lambda word: word[1].upper(), vendor.base_url or "")
+            lines += [f"# {vendor.env}_API_KEY=", f"# {vendor.env}_BASE_URL={base_url}"]
+    lines.append("# Servers of your own that speak OpenAI's chat completions: an address switches one on.")
+    lines += [f"# {vendor.env}_BASE_URL=" for vendor in VENDORS.values() if not vendor.key_is_needed and vendor.id != "demo"]
     lines.append("")
     for name, field in Settings.model_fields.items():
-        if name != "providers":
-            lines += [
-                f"# {field.description}",
-                f"# SLUICE_{name.upper()}={_text(field.get_default(call_default_factory=True))}",
-            ]
+        lines += [
+            f"# {field.description}",
+            f"# SLUICE_{name.upper()}={_text(field.get_default(call_default_factory=True))}",
+        ]
     return "\n".join(lines) + "\n"
 
 

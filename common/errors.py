@@ -73,6 +73,7 @@ class Failed:
     code: str | None = None
     param: str | None = None
     retry_after_s: float | None = None
+    faults: dict[str, str] | None = None  # All fields at fault, for the one dialect that tells more than the first.
 
     @property
     def http_status(self) -> int:

@@ -10,6 +10,7 @@ vendor's family, and is refused or dropped elsewhere).
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import TypeVar
 
 from common.errors import Failed
 
@@ -36,6 +37,13 @@ class Usage:
     cache_read_tokens: int = 0
     cache_write_tokens: int = 0
     reasoning_tokens: int = 0
+
+
+def summed(first: Usage | None, second: Usage | None) -> Usage | None:
+    """Return the usage of two tries together; None is a try that told nothing."""
+    if first is None or second is None:
+        return first or second
+    return Usage(*(getattr(first, name) + getattr(second, name) for name in Usage.__slots__))
 
 
 @dataclass(slots=True)
@@ -66,7 +74,10 @@ class ThinkingDelta:
 
 @dataclass(slots=True)
 class ThinkingSigned:
-    """The signature that closes a thinking block; the client must send it back unchanged."""
+    """The signature that closes a thinking block; the client must send it back unchanged.
+
+    Gemini signs tool calls instead: then it comes without thinking before it, right before the ``ToolCallStarted`` it signs.
+    """
 
     signature: str
 
@@ -121,10 +132,13 @@ OUTPUT = (TextDelta, RefusalDelta, ThinkingDelta, ThinkingSigned, RedactedThinki
 
 
 @dataclass(slots=True)
-class ToolCall:
-    id: str
-    name: str
-    arguments: str = ""
+class TextBlock:
+    text: str = ""
+
+
+@dataclass(slots=True)
+class RefusalBlock:
+    text: str = ""
 
 
 @dataclass(slots=True)
@@ -137,13 +151,38 @@ class ThinkingBlock:
 
 
 @dataclass(slots=True)
+class ToolCall:
+    id: str
+    name: str
+    arguments: str = ""
+
+
+Block = TextBlock | RefusalBlock | ThinkingBlock | ToolCall
+
+
+@dataclass(slots=True)
 class Choice:
-    text: str = ""
-    refusal: str = ""
-    thinking: list[ThinkingBlock] = field(default_factory=list)
-    tool_calls: list[ToolCall] = field(default_factory=list)
+    """One answer. ``blocks`` keep the order in which the model spoke; the properties are for dialects that have none."""
+
+    blocks: list[Block] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     stop_sequence: str | None = None
+
+    @property
+    def text(self) -> str:
+        return "".join(block.text for block in self.blocks if isinstance(block, TextBlock))
+
+    @property
+    def refusal(self) -> str:
+        return "".join(block.text for block in self.blocks if isinstance(block, RefusalBlock))
+
+    @property
+    def thinking(self) -> list[ThinkingBlock]:
+        return [block for block in self.blocks if isinstance(block, ThinkingBlock)]
+
+    @property
+    def tool_calls(self) -> list[ToolCall]:
+        return [block for block in self.blocks if isinstance(block, ToolCall)]
 
 
 @dataclass(slots=True)
@@ -178,25 +217,41 @@ def fold(events: Iterable[Event]) -> Reply:
 def _fold_choice(choice: Choice, event: Delta | Finished) -> None:
     match event:
         case TextDelta():
-            choice.text += event.text
+            _open(choice, TextBlock).text += event.text
         case RefusalDelta():
-            choice.refusal += event.text
+            _open(choice, RefusalBlock).text += event.text
         case ThinkingDelta():
             _open_thinking(choice).text += event.text
         case ThinkingSigned():
             _open_thinking(choice).signature = event.signature
         case RedactedThinking():
-            choice.thinking.append(ThinkingBlock(redacted=event.data))
+            choice.blocks.append(ThinkingBlock(redacted=event.data))
         case ToolCallStarted():
-            choice.tool_calls.append(ToolCall(event.id, event.name))
+            choice.blocks.append(ToolCall(event.id, event.name))
         case ToolCallDelta():
             choice.tool_calls[event.index].arguments += event.arguments
         case Finished():
             choice.finish_reason, choice.stop_sequence = event.reason, event.stop_sequence
 
 
+AnyBlock = TypeVar("AnyBlock", TextBlock, RefusalBlock)
+
+
+def _open(choice: Choice, kind: type[AnyBlock]) -> AnyBlock:
+    """The block that a delta extends: the last one if it is of its kind, else a new one."""
+    last = choice.blocks[-1] if choice.blocks else None
+    if isinstance(last, kind):
+        return last
+    block = kind()
+    choice.blocks.append(block)
+    return block
+
+
 def _open_thinking(choice: Choice) -> ThinkingBlock:
-    """The block that thinking deltas extend: the last one, unless a signature or a redacted block has closed it."""
-    if not choice.thinking or choice.thinking[-1].signature is not None or choice.thinking[-1].redacted is not None:
-        choice.thinking.append(ThinkingBlock())
-    return choice.thinking[-1]
+    """The same for thinking, which a signature or a redacted block closes."""
+    last = choice.blocks[-1] if choice.blocks else None
+    if isinstance(last, ThinkingBlock) and last.signature is None and last.redacted is None:
+        return last
+    block = ThinkingBlock()
+    choice.blocks.append(block)
+    return block

@@ -110,10 +110,16 @@ class Reasoning:
 
 @dataclass(slots=True)
 class GenerationRequest:
-    """``messages`` is never empty. ``opaque`` holds what the body has outside its messages that no other wire can express."""
+    """``messages`` is never empty. ``opaque`` holds what the body has outside its messages that no other wire can express.
+
+    ``dropped`` names what only the client's own family has and what was merely offered, such as a tool that runs at the
+    vendor: other wires leave it out, and the client is told. ``names`` are the dialect's own words for fields of ours, where
+    it has others: what a wire leaves out or refuses is named by them.
+    """
 
     model: str
     messages: list[Message]
+    provider: str | None = None  # Where the dialect names it beside the model.
     stream: bool = False
     include_usage: bool = True  # Whether a stream ends with usage; a choice that only openai-chat clients have.
     tools: list[Tool] = field(default_factory=list)
@@ -132,3 +138,5 @@ class GenerationRequest:
     reasoning: Reasoning | None = None
     end_user: str | None = None
     opaque: list[OpaquePart] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+    names: dict[str, str] = field(default_factory=dict, compare=False)

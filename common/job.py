@@ -4,8 +4,8 @@ Stored under the generation's ``request`` key: one line of JSON, then the client
 gateway key; headers are only those that a same-family upstream is meant to get.
 """
 
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
 
 import orjson
 
@@ -26,11 +26,13 @@ class Job:
     created_s: int
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = field(default=b"", repr=False)
+    operation: Literal["generate", "count_tokens"] = "generate"
+    provider: str | None = None  # Where the request itself names one beside its model.
+    brought_key: str | None = field(default=None, repr=False)  # The provider key that the request brought, encrypted.
 
     def pack(self) -> bytes:
-        fields = asdict(self)
-        body: bytes = fields.pop("body")
-        return orjson.dumps({"format": FORMAT, **fields}) + b"\n" + body
+        stored = {name: getattr(self, name) for name in _STORED}
+        return orjson.dumps({"format": FORMAT, **stored}) + b"\n" + self.body
 
     @classmethod
     def unpack(cls, packed: bytes) -> "Job":
@@ -40,7 +42,10 @@ class Job:
             ValueError: not a job of a known format.
         """
         line, _, body = packed.partition(b"\n")
-        fields: dict[str, Any] = orjson.loads(line)
-        if fields.pop("format", None) not in (FORMAT - 1, FORMAT):
+        found: dict[str, Any] = orjson.loads(line)
+        if found.pop("format", None) not in (FORMAT - 1, FORMAT):
             raise ValueError("the job has an unknown format: it was written by another version of Sluice")
-        return cls(**{**fields, "policy": Policy(fields["policy"])}, body=body)
+        return cls(**{**found, "policy": Policy(found["policy"])}, body=body)
+
+
+_STORED = [each.name for each in fields(Job) if each.name != "body"]

@@ -9,6 +9,8 @@ all keys of one generation live in one slot of a cluster. The queue's keys are f
 | ``{gen_…}:log`` | stream | the same, from its first frame on | worker; any API where nobody owns it |
 | ``{gen_…}:viewers`` | set of API replicas | the same | API |
 | ``{gen_…}:request`` | string | until the end | API |
+| ``{gen_…}:asked`` | hash, what a stored response was asked, and by whom | ``responses_ttl_s`` after the answer | API |
+| ``{gen_…}:response`` | string, what came of it; empty while it runs | the same | API (empty), worker |
 | ``{gen_…}:tombstone`` | string, the owner | ``tombstone_s`` after the log is gone | whoever appends ``end`` |
 | ``{gen_…}:live`` | pub/sub channel | none | whoever appends |
 | ``sluice:q:waiting:CLASS:TENANT`` | sorted set, id by turn | until claimed | API (enqueue), worker (release) |
@@ -17,6 +19,10 @@ all keys of one generation live in one slot of a cluster. The queue's keys are f
 | ``sluice:q:delayed`` | sorted set, id by the time in ms when it may run | until due | worker |
 | ``sluice:q:running`` | sorted set, id by lease deadline in ms | while leased | worker |
 | ``sluice:q:job:gen_…`` | hash | until finished; safety expiry | API, worker |
+| ``sluice:q:recent:OWNER`` | sorted set, newest ids by enqueue time in ms | ``RECENT_S`` after the last | API (enqueue) |
+| ``sluice:q:once:OWNER:DIGEST`` | string, id and the request's digest | ``idempotency_s`` | API (enqueue) |
+| ``sluice:q:turn``, ``sluice:q:handed`` | counters of enqueued and of handed-out jobs | permanent | API, worker |
+| ``sluice:q:health:WORKER`` | string, arq's health record | half a minute | worker |
 | ``sluice:q:bell`` | list, at most one item | until a worker takes it | whoever leaves work in waiting |
 """
 
@@ -25,6 +31,11 @@ ENQUEUED = QUEUE_PREFIX + "enqueued"
 RUNNING = QUEUE_PREFIX + "running"
 JOB = QUEUE_PREFIX + "job:"
 BELL = QUEUE_PREFIX + "bell"
+RECENT = QUEUE_PREFIX + "recent:"
+ONCE = QUEUE_PREFIX + "once:"
+
+# What an idle Sluice leaves in Redis without an expiry. Any other key without one is a leak.
+PERMANENT = frozenset({BELL, QUEUE_PREFIX + "turn", QUEUE_PREFIX + "handed"})
 
 
 def state(generation_id: str) -> str:
@@ -41,6 +52,14 @@ def viewers(generation_id: str) -> str:
 
 def request(generation_id: str) -> str:
     return f"{{{generation_id}}}:request"
+
+
+def response_request(generation_id: str) -> str:
+    return f"{{{generation_id}}}:asked"
+
+
+def response(generation_id: str) -> str:
+    return f"{{{generation_id}}}:response"
 
 
 def tombstone(generation_id: str) -> str:

@@ -1,15 +1,21 @@
 """Which deployments does a model name stand for?
 
 The API asks this before it accepts a request, a worker again before it runs it: both from the same settings, so a route
-needs no place in the job. Order of the rules: an alias; ``model#provider``; ``provider/model``; a bare name whose
-provider is evident; the default provider.
+needs no place in the job. Order of the rules: an alias of the settings; the model map; ``model#provider``;
+``provider/model``; a bare name whose provider is evident; the default provider. Then the vendor's own name for the model is
+looked up (``model_names``). Where the request names a provider beside the model, only that one counts.
+
+A key that the request brought is for one provider: the first of the route. It needs no configuration of ours, and what the
+settings would make of names because a provider has no key here does not apply.
 """
 
 from dataclasses import dataclass
 
 from common.errors import ErrorKind, GatewayError
+from common.model_names import MODEL_NAMES, VENDOR_OF
 from common.settings import Settings
-from common.vendors import VENDOR_IDS, VENDORS
+
+_ALIASES_NAMED_MAX = 20  # In an error's message.
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,71 +25,106 @@ class Target:
     provider: str
     model: str
 
-    @property
-    def wire(self) -> str:
-        return VENDORS[self.provider].wire
 
-
-def resolve(name: str, settings: Settings) -> list[Target]:
-    """Return the targets of a model name, in the order in which they are tried.
+def resolve(name: str, settings: Settings, provider: str | None = None, *, has_brought_key: bool = False) -> list[Target]:
+    """Return the targets of a model name, in the order in which they are tried; ``provider`` is one named beside it.
 
     Raises:
         GatewayError: MODEL_NOT_FOUND; the message names what is available and the variable to set.
     """
+    wanted = _provider_id(provider, settings) if provider else None
     if name in settings.aliases:
-        return [_target(target, settings) for target in settings.aliases[name]]
-    return [_target(name, settings)]
+        targets = [_target(each, settings) for each in settings.aliases[name]]
+        targets = [target for target in targets if wanted in (None, target.provider)]
+        if not targets:
+            raise _not_found(f"The alias {_quoted(name)} has no model at the provider {wanted}.", settings)
+    elif wanted:
+        named = _named(name, settings)
+        model = named.model if named and named.provider == wanted else name
+        targets = [_upstream(Target(wanted, model))]
+    else:
+        is_mapped = not has_brought_key or settings.model_map is not None
+        targets = [_target(settings.mapped_models.get(name, name) if is_mapped else name, settings)]
+    if has_brought_key:
+        targets = [target for target in targets if target.provider == targets[0].provider]
+    for target in targets:
+        _check(name, target, settings, has_brought_key)
+    return targets
 
 
 def _target(name: str, settings: Settings) -> Target:
-    target = _named(name) or _evident(name) or _default(name, settings)
+    target = _named(name, settings) or _evident(name, settings) or _default(name, settings)
     if target is None:
         raise _not_found(f"The model {_quoted(name)} does not say which provider has it.", settings)
-    if not target.model:
-        raise _not_found(f"The model name {_quoted(name)} names a provider but no model.", settings)
-    if not settings.provider_is_on(target.provider):
-        vendor = VENDORS[target.provider]
-        variable = f"{vendor.env}_API_KEY" if vendor.key_is_needed else f"{vendor.env}_BASE_URL"
-        raise _not_found(
-            f"The model {_quoted(name)} needs the provider {vendor.id}, which is not configured: set {variable}.",
-            settings,
-        )
-    return target
+    return _upstream(target)
 
 
-def _named(name: str) -> Target | None:
+def _upstream(target: Target) -> Target:
+    return Target(target.provider, MODEL_NAMES.get(target.provider, {}).get(target.model, target.model))
+
+
+def _provider_id(name: str, settings: Settings) -> str:
+    found = settings.vendor_ids.get(name)
+    if found is None:
+        raise _not_found(f"There is no provider {_quoted(name)}.", settings, param="provider")
+    return found
+
+
+def _named(name: str, settings: Settings) -> Target | None:
     model, mark, provider = name.rpartition("#")
-    if mark and provider in VENDOR_IDS:
-        return Target(VENDOR_IDS[provider], model)
+    if mark and provider in settings.vendor_ids:
+        return Target(settings.vendor_ids[provider], model)
     provider, mark, model = name.partition("/")
-    if mark and provider in VENDOR_IDS:
-        return Target(VENDOR_IDS[provider], model)
+    if mark and provider in settings.vendor_ids:
+        return Target(settings.vendor_ids[provider], model)
     return None
 
 
-def _evident(name: str) -> Target | None:
-    for vendor in VENDORS.values():
-        if vendor.evident.match(name):
+def _evident(name: str, settings: Settings) -> Target | None:
+    if name in VENDOR_OF:
+        return Target(VENDOR_OF[name], name)
+    for vendor in settings.vendors.values():
+        if vendor.evident and vendor.evident.match(name):
             return Target(vendor.id, name)
     return None
 
 
 def _default(name: str, settings: Settings) -> Target | None:
-    provider = VENDOR_IDS.get(settings.default_provider or "")
+    provider = settings.vendor_ids.get(settings.default_provider or "")
     return Target(provider, name) if provider else None
+
+
+def _check(name: str, target: Target, settings: Settings, has_brought_key: bool) -> None:
+    if not target.model:
+        raise _not_found(f"The model name {_quoted(name)} names a provider but no model.", settings)
+    has_address = settings.is_behind_gateway(target.provider) or bool(settings.base_url(target.provider))
+    if settings.provider_is_on(target.provider) or (has_brought_key and has_address):
+        return
+    vendor = settings.vendors[target.provider]
+    missing = [f"{vendor.env}_API_KEY"] if vendor.key_is_needed and not settings.provider(vendor.id).api_keys else []
+    missing += [] if has_address else [f"{vendor.env}_BASE_URL"]
+    reason = f"The model {_quoted(name)} needs the provider {vendor.id}, which is not configured: set {' and '.join(missing)}."
+    raise _not_found(reason, settings)
 
 
 def available(settings: Settings) -> list[str]:
     """Return the ids of the providers that are configured."""
-    return [provider for provider in VENDORS if settings.provider_is_on(provider)]
+    return [provider for provider in settings.vendors if settings.provider_is_on(provider)]
+
+
+def model_names(settings: Settings) -> dict[str, str]:
+    """Return the names that a client can use as they are, each with who answers for it: a provider, or us (``sluice``)."""
+    own = dict.fromkeys([*sorted(settings.aliases), *sorted(settings.mapped_models)], "sluice")
+    on = available(settings)
+    return {name: provider for provider in on for name in MODEL_NAMES.get(provider, ())} | own | {f"{id_}/*": id_ for id_ in on}
 
 
 def _quoted(name: str) -> str:
     return repr(name if len(name) <= 100 else name[:100] + "…")
 
 
-def _not_found(reason: str, settings: Settings) -> GatewayError:
+def _not_found(reason: str, settings: Settings, param: str = "model") -> GatewayError:
     on = available(settings)
-    known = [f"{provider}/MODEL" for provider in on] + sorted(settings.aliases)
+    known = [f"{provider}/MODEL" for provider in on] + sorted(settings.aliases)[:_ALIASES_NAMED_MAX]
     hint = f"Available: {', '.join(known)}." if known else "No provider is configured: set OPENAI_API_KEY, for example."
-    return GatewayError(ErrorKind.MODEL_NOT_FOUND, f"{reason} {hint}", code="model_not_found", param="model")
+    return GatewayError(ErrorKind.MODEL_NOT_FOUND, f"{reason} {hint}", code="model_not_found", param=param)

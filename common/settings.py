@@ -1,15 +1,20 @@
 """What can be set, and what is it set to?
 
-Sources, strongest first: ``SLUICE_*`` environment variables, ``.env``, ``sluice.yaml``, the defaults below (design
-decisions with their units in the names). Providers have their usual variables (``OPENAI_API_KEY``…), see ``vendors.py``.
+Sources, strongest first: ``SLUICE_*`` environment variables, ``.env``, ``sluice.yaml``, other gateways' variables (see
+``foreign_variables.py``), the defaults below (design decisions with their units in the names). Providers have their usual
+variables (``OPENAI_API_KEY``…), see ``vendors.py``.
 """
 
 import os
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from dotenv import dotenv_values
-from pydantic import BaseModel, BeforeValidator, Field, SecretStr
+from pydantic import BaseModel, BeforeValidator, Field, SecretStr, field_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -18,7 +23,11 @@ from pydantic_settings import (
     YamlConfigSettingsSource,
 )
 
-from common.vendors import VENDORS
+from common.continuing import Way
+from common.foreign_variables import foreign_values
+from common.model_names import CLAUDE_FOR_OPENAI
+from common.pricing import Price
+from common.vendors import VENDOR_IDS, VENDORS, Vendor, WireName
 
 
 def _split_commas(value: Any) -> Any:
@@ -28,13 +37,23 @@ def _split_commas(value: Any) -> Any:
 CommaList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_commas)]
 SecretCommaList = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split_commas)]
 KIB, MIB = 1024, 1024 * 1024
+_OWN_PROVIDER_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")  # It stands in model names, in front of a slash or behind a #.
+
+
+def _trim_slash(value: Any) -> Any:
+    return value.rstrip("/") if isinstance(value, str) else value
 
 
 class ProviderSettings(BaseModel):
-    """One vendor's keys and address; ``base_url`` None means the vendor's own."""
+    """One vendor's keys and address; ``base_url`` and ``wire`` None mean the vendor's own.
+
+    ``continuation`` is how an answer goes on that broke off, None as ``continuing.py`` has it.
+    """
 
     api_keys: Annotated[tuple[SecretStr, ...], BeforeValidator(_split_commas)] = ()
-    base_url: str | None = None
+    base_url: Annotated[str | None, BeforeValidator(_trim_slash)] = None
+    wire: WireName | None = None
+    continuation: Way | None = None
 
 
 class Settings(BaseSettings):
@@ -43,7 +62,10 @@ class Settings(BaseSettings):
     )
 
     # Addresses
-    redis_url: str = Field("redis://127.0.0.1:6379/0", description="Where both tiers meet. unix:// works too.")
+    redis_url: str = Field(
+        "redis://127.0.0.1:6379/0",
+        description="Where both tiers meet. Also: unix://, redis+sentinel://host:port,host:port/service/0.",
+    )
     host: str = Field("127.0.0.1", description="Address the API listens on. The container image sets 0.0.0.0.")
     port: int = Field(8080, description="Port the API listens on.")
     worker_port: int | None = Field(None, description="Health and metrics of a worker; unset: a free loopback port.")
@@ -55,11 +77,31 @@ class Settings(BaseSettings):
     secret: SecretStr | None = Field(None, description="Signs read tokens and encrypts brought keys; shared by both tiers.")
 
     # Models
-    providers: dict[str, ProviderSettings] = Field(default_factory=dict, description="From each provider's own variables.")
+    providers: dict[str, ProviderSettings] = Field(
+        default_factory=dict,
+        description='Providers of your own: {"lab": {"base_url": "http://lab/v1", "api_keys": "k", "wire": "openai-chat"}}.',
+    )
     default_provider: str | None = Field(None, description="Provider for model names that name none.")
     aliases: dict[str, list[str]] = Field(
         default_factory=dict,
         description='Model names of your own, each with its targets in order: {"fast": ["openai/gpt-5"]}.',
+    )
+    model_map: dict[str, str] | None = Field(
+        None, description='Bare names that stand for another model: {"gpt-4": "claude-sonnet-5-5"}. Unset: docs/providers.md.'
+    )
+    prices: dict[str, Price] = Field(
+        default_factory=dict,
+        description='Prices that you know better: {"openai/gpt-5": {"input_usd_per_mtok": 1, "output_usd_per_mtok": 8}}.',
+    )
+    azure_resource: str | None = Field(None, description="Azure OpenAI's resource, where AZURE_OPENAI_BASE_URL is not set.")
+    azure_api_version: str = Field("2024-10-21", description="Azure OpenAI's api-version.")
+
+    # Cloudflare's AI Gateway, on where account and gateway are set
+    ai_gateway_account_id: str | None = Field(None, description="Cloudflare's account; Workers AI needs it, gateway or not.")
+    ai_gateway_id: str | None = Field(None, description="The AI Gateway through which providers are reached.")
+    ai_gateway_token: SecretStr | None = Field(None, description="Its token, where it asks for one.")
+    ai_gateway_base_url: Annotated[str, BeforeValidator(_trim_slash)] = Field(
+        "https://gateway.ai.cloudflare.com/v1", description="Where AI Gateways are."
     )
 
     # Reporting
@@ -77,6 +119,10 @@ class Settings(BaseSettings):
     worker_drain_s: float = Field(60, description="How long a stopping worker lets its generations run on.")
     api_drain_s: float = Field(30, description="How long a stopping API lets its responses run on.")
 
+    api_unready_s: float = Field(
+        0, description="How long a stopping API goes on as before, but for /readyz: until balancers know."
+    )
+
     # The queue and the channel
     lease_s: float = Field(6, description="A claimed job belongs to its worker for this long without renewal.")
     renew_s: float = Field(2, description="How often a worker renews its leases.")
@@ -86,17 +132,22 @@ class Settings(BaseSettings):
     retention_stop_s: float = Field(60, description="How long a log outlives its end; policy stop.")
     retention_grace_s: float = Field(600, description="The same; policy grace.")
     retention_detach_s: float = Field(3600, description="The same; policy detach and background.")
+    idempotency_s: float = Field(3600, description="How long an idempotency-key counts, and its generation is kept.")
+    # A working day and its night: long enough to go on with a conversation, or to fetch what ran in the background.
+    responses_ttl_s: float = Field(86_400, description="How long a response of /v1/responses is stored.")
     tombstone_s: float = Field(3600, description="How long an expired generation is still known to have existed.")
     publish_linger_ms: float = Field(8, description="Least time between two flushes of a busy worker; 0: none.")
 
     # Bounds
     waiting_max: int = Field(20_000, description="Waiting jobs of all tenants.")
     waiting_per_tenant_max: int = Field(5_000, description="Waiting jobs of one tenant.")
+    background_share: float = Field(0.75, gt=0, le=1, description="How much of queue and slots background jobs may fill.")
     worker_slots: int = Field(2_000, description="Generations that one worker runs at a time.")
     upstream_connections_max: int = Field(2_500, description="Connections of one worker to all providers.")
     worker_buffer_bytes_max: int = Field(64 * MIB, description="Frames that a worker holds while Redis is away.")
     worker_buffer_s: float = Field(30, description="How long one generation may go on while Redis is away.")
     viewer_buffer_bytes_max: int = Field(256 * KIB, description="Frames held for one slow viewer.")
+    responses_bytes_max: int = Field(8 * MIB, description="A larger request or response of /v1/responses is not stored.")
     body_bytes_max: int = Field(32 * MIB, description="Request body.")
     json_depth_max: int = Field(64, description="Nesting of a request body.")
     header_bytes_max: int = Field(32 * KIB, description="All request headers together.")
@@ -113,12 +164,88 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         yaml_settings = YamlConfigSettingsSource(settings_cls)
-        return init_settings, env_settings, dotenv_settings, _ProviderVariables(settings_cls), yaml_settings
+        own, foreign = _ProviderVariables(settings_cls), _ForeignVariables(settings_cls)
+        return init_settings, env_settings, dotenv_settings, own, yaml_settings, foreign
+
+    @field_validator("providers")
+    @classmethod
+    def _name_providers(cls, providers: dict[str, ProviderSettings]) -> dict[str, ProviderSettings]:
+        named: dict[str, ProviderSettings] = {}
+        for name, chosen in providers.items():
+            provider = VENDOR_IDS.get(name, name)
+            if provider in named:
+                chosen = named[provider].model_copy(update=chosen.model_dump(exclude_unset=True))
+            if provider not in VENDORS and not _OWN_PROVIDER_ID.fullmatch(provider):
+                raise ValueError(f"{name!r} cannot be a provider's id: use small letters, digits, dots and dashes")
+            if provider not in VENDORS and not chosen.base_url:
+                raise ValueError(f"the provider {name!r} needs a base_url")
+            named[provider] = chosen
+        return named
+
+    @cached_property
+    def vendors(self) -> Mapping[str, Vendor]:
+        """All vendors by their ids: those that we know, and the settings' own."""
+        own = {
+            name: Vendor(name, "", wires=(chosen.wire or "openai-chat",), base_url=None, key_is_needed=False)
+            for name, chosen in self.providers.items()
+            if name not in VENDORS
+        }
+        wired = {name: chosen.wire for name, chosen in self.providers.items() if name in VENDORS and chosen.wire}
+        known = {name: replace(vendor, wires=(wired[name],)) if name in wired else vendor for name, vendor in VENDORS.items()}
+        return {**known, **own}
+
+    @cached_property
+    def vendor_ids(self) -> Mapping[str, str]:
+        """The vendor's id for each name that it goes by."""
+        return {**VENDOR_IDS, **{name: name for name in self.vendors}}
+
+    def provider(self, provider: str) -> ProviderSettings:
+        return self.providers.get(provider) or ProviderSettings()
+
+    @property
+    def ai_gateway_url(self) -> str | None:
+        if not (self.ai_gateway_account_id and self.ai_gateway_id):
+            return None
+        return f"{self.ai_gateway_base_url}/{self.ai_gateway_account_id}/{self.ai_gateway_id}"
+
+    def is_behind_gateway(self, provider: str) -> bool:
+        """Whether a provider is reached through Cloudflare's AI Gateway: all that it serves, but for those with a base URL."""
+        if not self.ai_gateway_url or self.provider(provider).base_url:
+            return False
+        vendor = self.vendors[provider]
+        return any(self.filled(path) for wire, path in vendor.gateway.items() if wire in vendor.wires)
+
+    def base_url(self, provider: str) -> str | None:
+        """Return the address of a provider that is reached directly; None where the settings do not tell it."""
+        return self.provider(provider).base_url or self.filled(self.vendors[provider].base_url or "") or None
+
+    def filled(self, template: str) -> str | None:
+        """Return a vendor's template with its words filled in but for the model; None where one of them is not set."""
+        for name in re.findall(r"\{(\w+)\}", template):
+            if name != "model":
+                if not (value := getattr(self, name)):
+                    return None
+                template = template.replace(f"{{{name}}}", value)
+        return template
 
     def provider_is_on(self, provider: str) -> bool:
-        vendor, chosen = VENDORS[provider], self.providers.get(provider, ProviderSettings())
-        has_address = bool(chosen.base_url or vendor.base_url)
-        return has_address and (bool(chosen.api_keys) or not vendor.key_is_needed)
+        if self.is_behind_gateway(provider):
+            return True  # Keys that are missing here may be stored there.
+        has_key = bool(self.provider(provider).api_keys) or not self.vendors[provider].key_is_needed
+        return has_key and bool(self.base_url(provider))
+
+    @cached_property
+    def mapped_models(self) -> Mapping[str, str]:
+        """The model map in effect: unset, OpenAI's names stand for Claude's where Anthropic is the only provider with a key."""
+        if self.model_map is not None:
+            return self.model_map
+        with_keys = [name for name, chosen in self.providers.items() if chosen.api_keys]
+        return CLAUDE_FOR_OPENAI if with_keys == ["anthropic"] and not self.ai_gateway_url else {}
+
+
+def environment() -> Mapping[str, str | None]:
+    """Return the variables of the environment and, weaker, of ``.env``."""
+    return {**dotenv_values(Path(".env")), **os.environ}
 
 
 class _ProviderVariables(PydanticBaseSettingsSource):
@@ -128,13 +255,22 @@ class _ProviderVariables(PydanticBaseSettingsSource):
         raise LookupError("this source fills `providers` only, as a whole")
 
     def __call__(self) -> dict[str, Any]:
-        variables = {**dotenv_values(Path(".env")), **os.environ}
-        providers = {}
+        variables, providers = environment(), {}
         for vendor in VENDORS.values():
             found = {
                 "api_keys": variables.get(f"{vendor.env}_API_KEY"),
-                "base_url": (variables.get(f"{vendor.env}_BASE_URL") or "").rstrip("/"),
+                "base_url": variables.get(f"{vendor.env}_BASE_URL"),
             }
             if set_values := {name: value for name, value in found.items() if value}:
                 providers[vendor.id] = set_values
         return {"providers": providers} if providers else {}
+
+
+class _ForeignVariables(PydanticBaseSettingsSource):
+    """Other gateways' variables, from the same places."""
+
+    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
+        raise LookupError("this source fills what it has as a whole")
+
+    def __call__(self) -> dict[str, Any]:
+        return foreign_values(environment())

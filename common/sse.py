@@ -10,14 +10,17 @@ Source: https://html.spec.whatwg.org/multipage/server-sent-events.html
 import re
 
 _LINE_END = re.compile(rb"\r\n|\r|\n")
+_BLANK_LINE = re.compile(rb"\n\n|\n\r|\r\r")  # Two line ends in a row, of whichever kind.
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class SseCutter:
     """Cuts a byte stream into blocks. Bytes after the last boundary wait for the next read, at most ``bytes_max`` of them."""
 
     def __init__(self, bytes_max: int) -> None:
-        self._rest = b""
+        self._rest = bytearray()
         self._bytes_max = bytes_max
+        self._is_start = True
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """Return the blocks that ``chunk`` completes.
@@ -26,30 +29,44 @@ class SseCutter:
             ValueError: one event is larger than ``bytes_max``.
         """
         # Hot path: runs once per upstream read. Nearly every read is whole events of one shape, with LF line ends.
-        text = self._rest + chunk if self._rest else chunk
-        end = text.rfind(b"\n\n") + 2
-        if end == 1 and b"\n" not in chunk and b"\r" not in text:
-            self._keep(text)
+        rest = self._rest
+        if not rest:
+            return [chunk] if _is_one_event(chunk) else self._cut(chunk)
+        # An event of many reads is looked at once it may have ended, not at each of them: that would be quadratic.
+        if _BLANK_LINE.search(rest[-2:] + chunk) is None:
+            self._keep(chunk)
             return []
-        if end == 1 or b"\r" in text or not _is_usual(text[:end]):
-            return self._feed_unusual(text)
-        self._keep(text[end:])
-        return [block + b"\n\n" for block in text[: end - 2].split(b"\n\n")]
+        self._rest = bytearray()
+        return self._cut(bytes(rest) + chunk)
 
     def end(self) -> bytes:
         """Return what is left at the end of the stream: the lines of an event that never got its blank line, or nothing."""
-        rest, self._rest = self._rest, b""
-        return rest
+        rest, self._rest = self._rest, bytearray()
+        return bytes(rest)
 
-    def _keep(self, rest: bytes) -> None:
-        if len(rest) > self._bytes_max:
+    def _cut(self, text: bytes) -> list[bytes]:
+        """Return the blocks in ``text``, and keep what follows them."""
+        if self._is_start:
+            text = self._begin(text)
+        end = text.rfind(b"\n\n") + 2
+        if end == 1 or b"\r" in text or not _is_usual(text[:end]):
+            return self._cut_unusual(text)
+        self._keep(text[end:])
+        return [block + b"\n\n" for block in text[: end - 2].split(b"\n\n")]
+
+    def _begin(self, text: bytes) -> bytes:
+        """Return the stream's first bytes without the mark that may stand there, and nowhere else."""
+        self._is_start = text != _BYTE_ORDER_MARK and _BYTE_ORDER_MARK.startswith(text)
+        return text.removeprefix(_BYTE_ORDER_MARK)
+
+    def _keep(self, more: bytes) -> None:
+        self._rest += more
+        if len(self._rest) > self._bytes_max:
             raise ValueError(f"an event of more than {self._bytes_max} bytes")
-        self._rest = rest
 
-    def _feed_unusual(self, text: bytes) -> list[bytes]:
+    def _cut_unusual(self, text: bytes) -> list[bytes]:
         """The same by the letter of the specification, line by line."""
         blocks, kept, done, start = [], [], 0, 0
-        text = text.removeprefix(b"\xef\xbb\xbf")
         for match in _LINE_END.finditer(text):
             if match.group() == b"\r" and match.end() == len(text):
                 break  # Half of a CRLF, perhaps: the next read tells.
@@ -65,6 +82,15 @@ class SseCutter:
             kept = []
         self._keep(text[done:])
         return blocks
+
+
+def _is_one_event(chunk: bytes) -> bool:
+    """Whether a read is one event of a data line, with an event line before it or not: as tokens come when they are paced."""
+    if not chunk.endswith(b"\n\n") or b"\r" in chunk:
+        return False
+    if chunk.startswith(b"data:"):
+        return chunk.count(b"\n") == 2
+    return chunk.startswith(b"event:") and chunk.count(b"\n") == 3 and b"\ndata:" in chunk
 
 
 def _is_usual(text: bytes) -> bool:
@@ -113,6 +139,11 @@ def encode_event(data: bytes, event: str | None = None) -> bytes:
 def split_blocks(data: bytes) -> list[bytes]:
     """Return the blocks of bytes that hold whole blocks only."""
     return [block + b"\n\n" for block in data.split(b"\n\n") if block]
+
+
+def last_block(data: bytes) -> bytes:
+    """Return the last of such blocks; nothing of nothing."""
+    return data[data.rfind(b"\n\n", 0, -2) + 2 :] if b"\n\n" in data[:-2] else data
 
 
 # A comment with a single newline. A blank line after it would make openai-python dispatch an empty event.

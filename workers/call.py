@@ -6,9 +6,9 @@ retried unseen. From then on every read goes into the log as it comes.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import aclosing, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 
 import orjson
 
@@ -16,22 +16,24 @@ from common.channel.base import Channel, FrameKind
 from common.dialects import DIALECTS
 from common.dialects.base import ReplyInfo
 from common.errors import ErrorKind, Failed, GatewayError
-from common.events import Completed, Usage
+from common.events import Completed, Usage, summed
 from common.job import Job
+from common.pricing import price
+from common.responses import ResponseStore
 from common.settings import KIB, Settings
 from common.sse import SseCutter
-from common.vendors import VENDORS
+from workers.background import RunsOn, cancel
 from workers.metrics import Metrics
 from workers.providers import WIRES
-from workers.providers.base import Deployment, UpstreamRequest, Wire
+from workers.providers.base import Deployment, FamilyWire, UpstreamRequest, Wire
 from workers.publisher import FRAME_BYTES_MAX, Publisher, Writer
 from workers.pumps import Folding, Passing, PassingWhole, Pump, Translating
 from workers.upstream import ERROR_BODY_BYTES_MAX, Upstream, UpstreamAnswer
 
 START_EVENTS_MAX = 64
 START_BYTES_MAX = 256 * KIB
+PASSED_BACK = ("cf-aig-",)  # Cloudflare AI Gateway's own: cache status, log id.
 READ_TO_END_S = 1.0  # A finished answer's last bytes follow at once; waiting for them lets the connection be used again.
-HEAD = orjson.dumps({"status": 200})
 
 
 @dataclass(slots=True)
@@ -43,6 +45,7 @@ class Services:
     publisher: Publisher
     upstream: Upstream
     metrics: Metrics
+    responses: ResponseStore
 
 
 @dataclass(slots=True)
@@ -53,6 +56,7 @@ class Outcome:
     began_at: float = field(default_factory=time.monotonic)
     dialect: str = ""
     provider: str = ""
+    upstream_model: str = ""
     model: str = ""
     messages: int = 0
     tries: int = 0
@@ -60,85 +64,147 @@ class Outcome:
     ttft_ms: int | None = None
     output_events: int = 0
     finish_reason: str | None = None
-    usage: Usage | None = None
+    usage: Usage | None = None  # Of all tries whose output the client has.
+    reported: Usage | None = None  # By the last try's upstream.
+    spent: Usage | None = None  # By the tries before it that broke off; what they did not report is estimated.
+    is_estimated: bool = False
+    continuations: int = 0
+    upstream_id: str = ""  # What an upstream that can be read again calls the answer.
+    in_background: bool = False  # Whether that is the provider's id for one that it runs in the background,
+    runs_on: RunsOn | None = None  # and that one, until its end is seen.
+    tries_before: int = 0  # The last continuation, by this worker or another.
     failed: Failed | None = None
+    last_data: bytes = b""  # The client bytes that came last: a stream's last events, or a whole body.
+    reply_headers: dict[str, str] = field(default_factory=dict)
+
+    def elapsed_ms(self) -> int:
+        """Return the time since the request was enqueued."""
+        return round((time.monotonic() - self.began_at + self.waited_s) * 1000)
 
 
-async def call(job: Job, deployment: Deployment, writer: Writer, outcome: Outcome, services: Services) -> None:
-    """Call a deployment once and write what it answers.
+# The upstream request of a try, and what turns its answer into the client's.
+Prepared = tuple[UpstreamRequest, Pump]
+
+
+async def call(
+    job: Job,
+    deployment: Deployment,
+    writer: Writer,
+    outcome: Outcome,
+    services: Services,
+    prepare: Callable[[ReplyInfo], Prepared] | None = None,
+) -> None:
+    """Call a deployment once and write what it answers; ``prepare`` is another way to ask it than as the client did.
 
     Raises:
         GatewayError: the try failed; ``outcome.is_committed`` tells whether the client has seen a part of it.
     """
-    wire = WIRES[VENDORS[deployment.provider].wire]
-    request, pump = _prepare(job, wire, deployment, outcome)
+    wire = WIRES[deployment.wire]
+    info = reply_info(job, deployment, outcome, services.settings)
+    request, pump = prepare(info) if prepare else _prepare(job, wire, deployment, info)
     calls = services.metrics.upstream_calls
     status = 0  # No answer at all.
+    if outcome.runs_on and request.method == "POST":
+        await cancel(outcome.runs_on, services.upstream)  # This call is instead of it.
+        outcome.runs_on = None
     try:
         async with services.upstream.open(request, deployment.provider, is_stream=pump.is_stream) as answer:
             status = answer.status
+            outcome.reply_headers = reply_headers(request, answer)
+            # Behind what other tries have said it has only the rest.
+            outcome.upstream_id = "" if outcome.spent else answer.headers.get("x-generation-id", "")
+            outcome.in_background = deployment.in_background
             if not 200 <= status < 300:
                 body = await answer.whole(ERROR_BODY_BYTES_MAX)
                 raise GatewayError.of(wire.read_error(status, answer.headers, body))
             if pump.is_stream:
-                await _stream(answer, pump, writer, outcome, services)
+                # A task of its own: each wake-up of this one goes through all the frames above first.
+                await asyncio.create_task(_stream(answer, pump, writer, outcome, services))
             else:
                 await _whole(answer, pump, writer, outcome, services)
     finally:
         calls.labels(deployment.provider, status).inc()
-        outcome.output_events, outcome.usage, outcome.finish_reason = pump.output_events, pump.usage, pump.finish_reason
+        if deployment.in_background and pump.upstream_id:
+            is_over = isinstance(pump.terminal, Completed)
+            outcome.runs_on = None if is_over else RunsOn(pump.upstream_id, [deployment])
+        outcome.output_events, outcome.finish_reason = pump.output_events, pump.finish_reason
+        outcome.reported, outcome.usage = pump.usage, summed(outcome.spent, pump.usage)
 
 
-def _prepare(job: Job, wire: Wire, deployment: Deployment, outcome: Outcome) -> tuple[UpstreamRequest, Pump]:
-    """Return the upstream request, and what turns its answer into the client's."""
+def reply_headers(request: UpstreamRequest, answer: UpstreamAnswer) -> dict[str, str]:
+    """Return what the client's response says besides: what was left out on the way, and what a gateway told."""
+    headers = {name.lower(): value for name, value in answer.headers.items() if name.lower().startswith(PASSED_BACK)}
+    if request.dropped:
+        headers["x-sluice-dropped"] = ", ".join(request.dropped)
+    return headers
+
+
+def reply_info(job: Job, deployment: Deployment, outcome: Outcome, settings: Settings) -> ReplyInfo:
     body = orjson.loads(job.body)
-    outcome.messages = len(body["messages"])
-    if wire.dialect == job.dialect:
+    turns = body.get("messages") or body.get("input")  # Of the latter, the Responses' name for it, text alone is one.
+    outcome.messages = len(turns) if isinstance(turns, list) else 1
+    return ReplyInfo(
+        job.generation_id,
+        job.model,
+        job.created_s,
+        deployment.provider,
+        body,
+        outcome.elapsed_ms,
+        lambda usage: price(usage, deployment.provider, deployment.model, settings.prices),
+    )
+
+
+def _prepare(job: Job, wire: Wire, deployment: Deployment, info: ReplyInfo) -> Prepared:
+    body = info.body
+    if isinstance(wire, FamilyWire) and wire.dialect == job.dialect:
         request = wire.pass_request(body, job.headers, deployment)
-        return request, Passing(wire, body) if job.stream else PassingWhole(wire)
+        return request, Passing(wire, info) if job.stream else PassingWhole(wire, info)
     dialect = DIALECTS[job.dialect]
     parsed = dialect.parse(body)
-    info = ReplyInfo(job.generation_id, job.model, job.created_s)
     pump = (Translating if job.stream else Folding)(wire, dialect, parsed, info)
-    return wire.build_request(parsed, deployment), pump
+    request = wire.build_request(parsed, deployment)
+    request.dropped = [*parsed.dropped, *(parsed.names.get(name, name) for name in request.dropped)]
+    return request, pump
 
 
 async def _stream(answer: UpstreamAnswer, pump: Pump, writer: Writer, outcome: Outcome, services: Services) -> None:
     cutter = SseCutter(services.settings.upstream_event_bytes_max)
     observe_gap = services.metrics.token_gap.observe
-    held = bytearray()
+    held, data = bytearray(), b""
     read_at = 0.0
-    async with aclosing(answer.chunks()) as chunks:
-        async for chunk in chunks:
-            # Hot path: once per upstream read.
-            data = _feed(pump, cutter, chunk)
-            now = time.monotonic()
-            if not outcome.is_committed:
-                held += data
-                if pump.has_output or len(held) > START_BYTES_MAX or held.count(b"\n\n") > START_EVENTS_MAX:
-                    _commit(writer, pump, outcome, services, bytes(held))
-                if pump.output_events:
-                    answer.has_begun()
-            elif data:
+    while chunk := await answer.read():
+        # Hot path: once per upstream read.
+        data = _feed(pump, cutter, chunk)
+        now = time.monotonic()
+        if outcome.is_committed:
+            if data:
                 writer.write(data, is_urgent=pump.terminal is not None)
                 observe_gap(now - read_at)
                 if writer.is_outrunning:
                     await writer.flushed()
-            read_at = now
-            if pump.terminal:
-                break
-        if isinstance(pump.terminal, Completed):
-            await _read_to_end(chunks)
+        else:
+            held += data
+            if pump.has_output or len(held) > START_BYTES_MAX or held.count(b"\n\n") > START_EVENTS_MAX:
+                _commit(writer, pump, outcome, services, bytes(held))
+            if pump.output_events:
+                answer.has_begun()
+        read_at = now
+        if pump.terminal:
+            break
+    if isinstance(pump.terminal, Completed):
+        await _read_to_end(answer)
     last = _last(pump, cutter)
     if not outcome.is_committed:
         _commit(writer, pump, outcome, services, bytes(held) + last)
     elif last:
         writer.write(last)
+    outcome.last_data = last or data
     _raise_failure(pump)
 
 
 async def _whole(answer: UpstreamAnswer, pump: Pump, writer: Writer, outcome: Outcome, services: Services) -> None:
     data = pump.feed([await answer.whole(services.settings.upstream_body_bytes_max)])
+    outcome.last_data = data
     _commit(writer, pump, outcome, services, data)
 
 
@@ -161,14 +227,37 @@ def _commit(writer: Writer, pump: Pump, outcome: Outcome, services: Services, he
     """The commit point: nothing is retried from here on, and the client sees what was held back."""
     _raise_failure(pump)
     outcome.is_committed = True
-    ttft_s = time.monotonic() - outcome.began_at + outcome.waited_s
-    outcome.ttft_ms = round(ttft_s * 1000)
-    services.metrics.ttft.labels(outcome.provider).observe(ttft_s)
-    writer.write_frame(FrameKind.HEAD, HEAD)
+    if outcome.in_background:
+        outcome.upstream_id = pump.upstream_id
+    if outcome.ttft_ms is None:
+        outcome.ttft_ms = outcome.elapsed_ms()
+        services.metrics.ttft.labels(outcome.provider).observe(outcome.ttft_ms / 1000)
+    writer.write_frame(FrameKind.HEAD, head(outcome))
     # A stream's frame holds whole events, so it is cut nowhere; a JSON body may be cut anywhere.
     size = len(held) if pump.gives_stream else FRAME_BYTES_MAX
     for start in range(0, len(held), size or 1):
         writer.write_frame(FrameKind.DATA, held[start : start + size])
+
+
+def head(outcome: Outcome) -> bytes:
+    """Return the data of the head frame: the client's headers, and what the generation's record tells from now on.
+
+    Every try that the client hears of begins with one. The first is the client's; the others tell the next claim what an
+    answer has cost that went on.
+    """
+    return orjson.dumps(
+        {
+            "status": 200,
+            "headers": outcome.reply_headers,
+            "provider": outcome.provider,
+            "tries": outcome.tries,
+            "queue_wait_ms": round(outcome.waited_s * 1000),
+            "ttft_ms": outcome.ttft_ms,
+            "continuations": outcome.continuations,
+            "spent": asdict(outcome.spent) if outcome.spent else None,
+            "upstream_id": outcome.upstream_id,
+        }
+    )
 
 
 def _raise_failure(pump: Pump) -> None:
@@ -176,8 +265,8 @@ def _raise_failure(pump: Pump) -> None:
         raise GatewayError.of(pump.terminal)
 
 
-async def _read_to_end(chunks: AsyncIterator[bytes]) -> None:
+async def _read_to_end(answer: UpstreamAnswer) -> None:
     with suppress(GatewayError, TimeoutError):
         async with asyncio.timeout(READ_TO_END_S):
-            async for _ in chunks:
+            while await answer.read():
                 pass

@@ -4,30 +4,45 @@ The job on one screen: fence the log, call the route's deployments until one has
 point), then pass its bytes on, and end the log. The twin of ``api/generate.py``.
 
 The rule for what belongs here: the order of these steps, and what each outcome does to the log. How bytes are translated
-is ``pumps``, when a try is repeated ``tries``, how frames are stored ``publisher``. Not solved here: going on after a
-break behind the commit point; such a generation ends with an error event.
+is ``pumps``, when a try is repeated ``tries``, how an answer goes on that broke off behind the commit point
+``continuation``, how frames are stored ``publisher``.
 """
 
 import asyncio
 import secrets
-import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
+from typing import Any
 
 import orjson
 import structlog
 
-from common.channel.base import ChannelUnavailable, Claim, Fenced, FrameKind, Stop, Verdict
+from common.channel.base import ChannelUnavailable, Claim, Fenced, Frame, FrameKind, Stop, Verdict
+from common.dialects import DIALECTS
 from common.errors import ErrorKind, Failed, GatewayError
 from common.job import Job
+from common.pricing import price
 from common.queue.jobs import ClaimedJob
 from common.queue.worker import HandBack
-from workers.call import Outcome, Services, call
-from workers.publisher import Writer
+from common.redis_client import RedisUnavailable
+from common.settings import Settings
+from workers.background import RunsOn, cancel
+from workers.call import Outcome, Services, call, reply_info
+from workers.continuation import LOSSES, Continuation, Past, continuations, read_frames, read_past, reattachable
+from workers.count import count
+from workers.providers.base import Deployment
+from workers.publisher import PAUSE_WHILE_AWAY_S, Writer
 from workers.routing import deployments
 from workers.tries import Tries
 
 log = structlog.get_logger()
 
+_LOST = Failed(
+    ErrorKind.WORKER_LOST, "The worker was lost in the middle of the answer. Send the request again.", code="worker_lost"
+)
+Run = Callable[[Deployment, Writer, Outcome, Services], Awaitable[None]]
 POISON_CLAIMS = 3  # Claims in a row that got nowhere: the job kills its workers, and must not kill more.
 
 
@@ -67,6 +82,8 @@ async def run_generation(claimed: ClaimedJob, services: Services) -> None:
             log.exception("generation_broke", generation_id=claimed.generation_id)
             outcome.failed = Failed(ErrorKind.INTERNAL, "The gateway failed on this request. Its operators have been told.")
         await _end(writer, outcome, services)
+    if outcome.failed and outcome.runs_on and not writer.lost:
+        await cancel(outcome.runs_on, services.upstream)
 
 
 async def _answer(claimed: ClaimedJob, fenced: Fenced, writer: Writer, outcome: Outcome, services: Services) -> None:
@@ -75,11 +92,14 @@ async def _answer(claimed: ClaimedJob, fenced: Fenced, writer: Writer, outcome: 
     structlog.contextvars.bind_contextvars(generation_id=job.generation_id, request_id=job.request_id, dialect=job.dialect)
     outcome.model, outcome.dialect = job.model, job.dialect
     writer.watch_listeners(job.policy, job.grace_s)
+    if fenced.answer.stop is not Stop.NO and fenced.has_head and job.stream:
+        with suppress(GatewayError):
+            await _past(job, _LOST, outcome, services)  # Its upstream may run on, and is to be stopped too.
     _refuse_what_cannot_run(claimed, fenced)
     services.metrics.queue_wait.observe(claimed.waited_ms / 1000)
     try:
         async with asyncio.timeout(services.settings.total_timeout_s):
-            await _try_deployments(job, writer, outcome, services)
+            await _run(job, fenced, writer, outcome, services)
     except TimeoutError as error:
         raise GatewayError(
             ErrorKind.DEADLINE_EXCEEDED, "The answer took longer than the gateway allows.", code="deadline_exceeded"
@@ -96,12 +116,6 @@ def _read_job(fenced: Fenced) -> Job:
 def _refuse_what_cannot_run(claimed: ClaimedJob, fenced: Fenced) -> None:
     if fenced.answer.stop is not Stop.NO:
         raise GatewayError.of(_stopped(fenced.answer.stop))
-    if fenced.has_head:
-        raise GatewayError(
-            ErrorKind.WORKER_LOST,
-            "The worker was lost in the middle of the answer. Send the request again.",
-            code="worker_lost",
-        )
     if fenced.barren > POISON_CLAIMS:
         raise GatewayError(
             ErrorKind.WORKER_LOST, f"{POISON_CLAIMS} workers in a row were lost on this request.", code="poison_job"
@@ -112,20 +126,117 @@ def _refuse_what_cannot_run(claimed: ClaimedJob, fenced: Fenced) -> None:
         )
 
 
-async def _try_deployments(job: Job, writer: Writer, outcome: Outcome, services: Services) -> None:
-    tries = Tries(deployments(job.model, services.settings), services.settings.retry_after_max_s)
+async def _run(job: Job, fenced: Fenced, writer: Writer, outcome: Outcome, services: Services) -> None:
+    """Answer, and go on with an answer that breaks off. A body that is not streamed starts over: nobody has seen any of it."""
+    run = partial(count if job.operation == "count_tokens" else call, job)
+    lost = _LOST if fenced.has_head and job.stream else None
     while True:
-        outcome.tries, outcome.provider = tries.count, tries.deployment.provider
         try:
-            return await call(job, tries.deployment, writer, outcome, services)
+            if lost is None:
+                return await _try_deployments(job, deployments(job, services.settings), run, writer, outcome, services)
+            return await _go_on(job, lost, writer, outcome, services)
         except GatewayError as error:
-            wait_s = None if outcome.is_committed else tries.after(error.failed)
-            services.metrics.errors.labels(error.failed.kind).inc()
-            log.info("try_failed", kind=error.failed.kind, status=error.failed.status, tries=outcome.tries, wait_s=wait_s)
-            if wait_s is None:
+            if not (job.stream and outcome.is_committed and error.failed.kind in LOSSES):
                 raise
+            lost = error.failed
+
+
+async def _go_on(job: Job, lost: Failed, writer: Writer, outcome: Outcome, services: Services) -> None:
+    """Write the rest of an answer that broke off behind its commit point; where there is no way to get it, raise ``lost``."""
+    await writer.flushed()
+    past = await _past(job, lost, outcome, services)
+    outcome.spent = outcome.usage = past.spent
+    outcome.is_estimated, outcome.is_committed = past.is_estimated, False
+    outcome.ttft_ms, outcome.tries_before, outcome.tries = past.ttft_ms, past.tries, past.tries
+    if ending := past.ending():
+        outcome.finish_reason, rest = ending
+        outcome.last_data = rest or past.blocks[-1]
+        return writer.write(rest)
+    rounds = continuations(job, past, services.settings) if past.may_go_on else []
+    if not rounds:
+        raise GatewayError.of(lost)
+    outcome.continuations = past.count + 1
+    log.info("generation_continued", reason=lost.kind, continuations=outcome.continuations)
+    services.metrics.continuations.labels(lost.kind).inc()
+
+    for ways in rounds:
+        if await _try_ways(job, past, ways, writer, outcome, services):
+            return None
+        outcome.usage, outcome.tries_before = past.spent, outcome.tries
+    raise GatewayError.of(lost)
+
+
+async def _try_ways(
+    job: Job, past: Past, ways: list[Continuation], writer: Writer, outcome: Outcome, services: Services
+) -> bool:
+    """Return whether one of these ways has brought the rest of an answer. Raises where it brought a part of it."""
+    is_exact = ways[0].reattaches
+    outcome.spent, outcome.is_estimated = (None, False) if is_exact else (past.spent, True)
+
+    async def run(deployment: Deployment, writer: Writer, outcome: Outcome, services: Services) -> None:
+        way = next(way for way in ways if way.deployment is deployment)
+        await call(job, deployment, writer, outcome, services, lambda info: way.prepare(past, DIALECTS[job.dialect], info))
+
+    try:
+        await _try_deployments(job, [way.deployment for way in ways], run, writer, outcome, services)
+    except GatewayError:
+        if outcome.is_committed:
+            raise
+        outcome.is_estimated = past.is_estimated
+        return False
+    return True
+
+
+async def _past(job: Job, lost: Failed, outcome: Outcome, services: Services) -> Past:
+    """Return what the log tells, and note what else it does: where the answer came from, and whether it runs on there."""
+    frames = await _frames(job, lost, services)
+    found = deployments(job, services.settings)
+    past = read_past(job, frames, outcome.reported, reply_info(job, found[0], outcome, services.settings))
+    outcome.provider, outcome.upstream_model = found[0].provider, found[0].model
+    keyed = [each for each in reattachable(job, past, services.settings) if each.in_background]
+    if keyed and not outcome.runs_on:
+        outcome.runs_on = RunsOn(past.upstream_id, keyed)
+    return past
+
+
+async def _frames(job: Job, lost: Failed, services: Services) -> list[Frame]:
+    """Return the log, for which Redis may be away as long as for the frames of an answer."""
+    try:
+        async with asyncio.timeout(services.settings.worker_buffer_s):
+            while True:
+                with suppress(ChannelUnavailable):
+                    return await read_frames(services.channel, job.generation_id)
+                await asyncio.sleep(PAUSE_WHILE_AWAY_S)
+    except TimeoutError as error:
+        raise GatewayError.of(lost) from error
+
+
+async def _try_deployments(
+    job: Job, among: list[Deployment], run: Run, writer: Writer, outcome: Outcome, services: Services
+) -> None:
+    tries = Tries(among, services.settings.retry_after_max_s)
+    while True:
+        outcome.tries = outcome.tries_before + tries.count
+        outcome.provider, outcome.upstream_model = tries.deployment.provider, tries.deployment.model
+        try:
+            return await run(tries.deployment, writer, outcome, services)
+        except GatewayError as error:
+            failed = _blamed(error.failed, job, tries.deployment.provider)
+            wait_s = None if outcome.is_committed else tries.after(failed)
+            services.metrics.errors.labels(failed.kind).inc()
+            log.info("try_failed", kind=failed.kind, status=failed.status, tries=outcome.tries, wait_s=wait_s)
+            if wait_s is None:
+                raise GatewayError.of(failed) from error
         services.metrics.retries.labels(outcome.provider).inc()
         await asyncio.sleep(wait_s)
+
+
+def _blamed(failed: Failed, job: Job, provider: str) -> Failed:
+    """A refused key of ours is ours to mend, one that the request brought the client's."""
+    if failed.kind is not ErrorKind.UPSTREAM_CREDENTIALS or job.brought_key is None:
+        return failed
+    message = f"The provider {provider} refused the key that this request brought for it. Check that key."
+    return Failed(failed.kind, message, status=401, code="invalid_api_key")
 
 
 def _stopped(stop: Stop) -> Failed:
@@ -152,12 +263,44 @@ async def _end(writer: Writer, outcome: Outcome, services: Services) -> None:
         "error": failed.to_dict() if failed else None,
         "finish_reason": outcome.finish_reason,
         "usage": asdict(outcome.usage) if outcome.usage else None,
+        "estimated": outcome.is_estimated,
+        **_told(outcome, services.settings),
     }
-    writer.write_frame(FrameKind.END, orjson.dumps(end))
     writer.ignore_stop()  # Whatever is asked now, the answer is already given.
+    is_kept = await _keep_response(writer, outcome, services)
+    writer.write_frame(FrameKind.END, orjson.dumps(end))
     await writer.flushed()
+    if not is_kept:
+        await _keep_response(writer, outcome, services)  # Redis is back, for it has taken the end.
     if not writer.lost:
         _report(outcome, services)
+
+
+def _told(outcome: Outcome, settings: Settings) -> dict[str, Any]:
+    """What the generation's record tells besides: who answered, how long it took, and what it cost in US dollars, as text."""
+    cost = price(outcome.usage, outcome.provider, outcome.upstream_model, settings.prices) if outcome.usage else None
+    return {
+        "provider": outcome.provider or None,
+        "tries": outcome.tries,
+        "queue_wait_ms": round(outcome.waited_s * 1000),
+        "ttft_ms": outcome.ttft_ms,
+        "duration_ms": outcome.elapsed_ms(),
+        "cost": {"input_usd": f"{cost.input_usd:f}", "output_usd": f"{cost.output_usd:f}", "total_usd": f"{cost.total_usd:f}"}
+        if cost
+        else None,
+    }
+
+
+async def _keep_response(writer: Writer, outcome: Outcome, services: Services) -> bool:
+    """Store what ``GET /v1/responses/{id}`` gives; returns whether there is nothing left to store."""
+    if outcome.dialect != "openai-responses" or writer.lost:
+        return True
+    try:
+        await services.responses.finish(writer.claim.generation_id, outcome.last_data, outcome.failed)
+    except RedisUnavailable as error:
+        log.warning("response_not_stored", generation_id=writer.claim.generation_id, error=str(error))
+        return False
+    return True
 
 
 def _report(outcome: Outcome, services: Services) -> None:
@@ -165,8 +308,8 @@ def _report(outcome: Outcome, services: Services) -> None:
     what = outcome.failed.kind if outcome.failed else "completed"
     metrics.generations.labels(outcome.dialect, outcome.provider, what).inc()
     if usage:
-        for kind, count in asdict(usage).items():
-            metrics.tokens.labels(outcome.provider, kind.removesuffix("_tokens")).inc(count)
+        for kind, tokens in asdict(usage).items():
+            metrics.tokens.labels(outcome.provider, kind.removesuffix("_tokens")).inc(tokens)
     log.info(
         "generation_ended",
         outcome=what,
@@ -179,5 +322,5 @@ def _report(outcome: Outcome, services: Services) -> None:
         output_tokens=usage.output_tokens if usage else None,
         output_events=outcome.output_events,
         ttft_ms=outcome.ttft_ms,
-        duration_ms=round((time.monotonic() - outcome.began_at + outcome.waited_s) * 1000),
+        duration_ms=outcome.elapsed_ms(),
     )

@@ -7,12 +7,15 @@ import structlog
 import uvloop
 from prometheus_client import CollectorRegistry
 
+from common import pricing
 from common.channel.redis import RedisChannel
-from common.process import raise_file_limit
+from common.foreign_variables import log_foreign
+from common.process import collect_seldom, open_files, raise_file_limit
 from common.queue.jobs import ClaimedJob, JobQueue
 from common.queue.worker import LeasedWorker
 from common.redis_client import Pulse, connect
-from common.settings import Settings
+from common.responses import ResponseStore
+from common.settings import Settings, environment
 from common.telemetry import configure_logging
 from workers.call import Services
 from workers.generate import run_generation
@@ -27,7 +30,9 @@ log = structlog.get_logger()
 def run(settings: Settings) -> None:
     """Work until told to stop."""
     configure_logging("worker", settings.log_level)
+    log_foreign(environment(), settings)
     raise_file_limit()
+    collect_seldom()
     uvloop.run(_run(settings))
 
 
@@ -40,13 +45,13 @@ async def _run(settings: Settings) -> None:
     channel = RedisChannel(redis, settings.tombstone_s)
     publisher = Publisher(channel, pulse, settings)
     metrics = Metrics(CollectorRegistry())
-    services = Services(settings, channel, publisher, Upstream(settings), metrics)
+    services = Services(settings, channel, publisher, Upstream(settings), metrics, ResponseStore(redis, settings))
 
     async def handle(job: ClaimedJob) -> None:
         await run_generation(job, services)
 
     queue = JobQueue(redis, pulse, settings)
-    worker = LeasedWorker(settings.redis_url, queue, pulse, settings, handle, name)
+    worker = LeasedWorker(redis, queue, pulse, settings, handle, name)
 
     def collect() -> None:
         metrics.running.set(settings.worker_slots - worker.free_slots)
@@ -55,12 +60,15 @@ async def _run(settings: Settings) -> None:
         metrics.connections_max.set(settings.upstream_connections_max)
         metrics.buffered.set(publisher.buffered_bytes)
         metrics.redis_up.set(pulse.is_up)
+        metrics.tasks.set(len(asyncio.all_tasks()))
+        metrics.open_files.set(open_files())
 
     worker.on_takeover = metrics.takeovers.inc
     publisher.start()
     # Beside the API on one machine it is on loopback too, and in a container on all addresses.
     health, port = await serve_health(settings.host, settings.worker_port or 0, metrics, collect, lambda: _unready(worker))
     log.info("starting", worker=name, health_port=port, slots=settings.worker_slots)
+    asyncio.get_running_loop().run_in_executor(None, pricing.load)
     try:
         await worker.async_run()
     except asyncio.CancelledError:

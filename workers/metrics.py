@@ -70,4 +70,12 @@ class Metrics:
         self.connections_max = Gauge("sluice_upstream_connections_max", "Upstream connections allowed", registry=registry)
         self.buffered = Gauge("sluice_publisher_buffered_bytes", "Bytes that Redis has not acknowledged", registry=registry)
         self.takeovers = Counter("sluice_takeovers", "Jobs claimed from a worker that was lost", registry=registry)
+        self.continuations = Counter(
+            "sluice_continuations",
+            "Answers that broke off and were gone on with, by what broke them",
+            ["kind"],
+            registry=registry,
+        )
+        self.tasks = Gauge("sluice_tasks", "Tasks of this process", registry=registry)
+        self.open_files = Gauge("sluice_open_files", "Files and sockets that this process has open", registry=registry)
         self.redis_up = Gauge("sluice_redis_up", "Whether Redis answers", registry=registry)

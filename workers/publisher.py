@@ -47,18 +47,14 @@ RECENT_BYTES_MAX = 256 * KIB
 PAUSE_WHILE_AWAY_S = 0.2
 
 
-class Sent(NamedTuple):
-    """A frame with the id that the log must end with for it to follow."""
-
-    previous: FrameId
-    frame: Frame
+_new = tuple.__new__  # A named tuple's own constructor is a Python function, and too slow for every frame.
 
 
 class Writer:
     """The frames of one claim. ``on_signal`` is called when the generation must stop, or is no longer ours."""
 
     def __init__(self, publisher: "Publisher", claim: Claim, built_on: FrameId, on_signal: Callable[[], object]) -> None:
-        fence = Sent(built_on, Frame(FrameId(claim.epoch, 0), FrameKind.FENCE, str(built_on).encode()))
+        fence = _fence(claim, built_on)
         self.claim = claim
         self.stop = Stop.NO
         self.lost: Verdict | None = None  # Why this claim may write no more.
@@ -68,11 +64,11 @@ class Writer:
         self._publisher = publisher
         self._on_signal = on_signal
         self._data: list[bytes] = []  # Data that is not a frame yet: what gathers before a flush becomes one.
-        self._unsent: list[Sent] = []
-        self._in_flight: list[Sent] = []
-        self._recent: deque[tuple[float, Sent]] = deque([(self.sent_at, fence)])  # Acknowledged, and when.
+        self._unsent: list[Frame] = []
+        self._in_flight: list[Frame] = []
+        self._recent: deque[_Batch] = deque([_Batch(self.sent_at, built_on, [fence], len(fence.data))])  # Acknowledged.
         self._recent_bytes = 0
-        self._chain = self._acknowledged = fence.frame.id  # What the next frame follows; the last acknowledged.
+        self._acknowledged = fence.id  # The last acknowledged frame, which the first in flight follows.
         self._next_n = 1
         self._flushed: asyncio.Future[None] | None = None
         self._unheard_since: float | None = None
@@ -138,75 +134,68 @@ class Writer:
         self._data.clear()
 
     def _make(self, kind: FrameKind, data: bytes) -> None:
-        frame = Frame(FrameId(self.claim.epoch, self._next_n), kind, data)
-        self._unsent.append(Sent(self._chain, frame))
-        self._chain = frame.id
+        self._unsent.append(_new(Frame, (_new(FrameId, (self.claim.epoch, self._next_n)), kind, data)))
         self._next_n += 1
 
     # The publisher's side
 
     def drain(self) -> Append | None:
         """Return what is to be sent now: what was in flight when an answer got lost, and what came since."""
-        self._seal()
-        self._in_flight += self._unsent
-        self._unsent = []
+        if self._data:
+            self._seal()
+        if self._unsent:
+            self._in_flight = self._in_flight + self._unsent if self._in_flight else self._unsent
+            self._unsent = []
         if not self._in_flight or self.lost:
             return None
-        return Append(self.claim, self._in_flight[0].previous, [sent.frame for sent in self._in_flight])
+        return Append(self.claim, self._acknowledged, self._in_flight)
 
     def settle(self, answer: Answer, now: float) -> None:
         """Take what the log said to the last append or heartbeat."""
         self.sent_at = now
-        match answer.verdict:
-            case Verdict.OK if self._in_flight:
-                self._acknowledge(now)
-            case Verdict.OK if answer.last < self._acknowledged:
-                self._rewind(answer.last)
-            case Verdict.OK:
-                pass
-            case Verdict.BEHIND:
-                self._rewind(answer.last)
-            case verdict:
-                self._lose(verdict)
+        if answer.verdict is Verdict.OK and self._in_flight:
+            self._acknowledge(now)
+        elif answer.verdict is Verdict.BEHIND or (answer.verdict is Verdict.OK and answer.last < self._acknowledged):
+            self._rewind(answer.last)
+        elif answer.verdict is not Verdict.OK:
+            self._lose(answer.verdict)
         self._hear(answer, now)
 
     def _acknowledge(self, now: float) -> None:
-        size = 0
-        for sent in self._in_flight:
-            size += len(sent.frame.data)
-            self._recent.append((now, sent))
-        self._acknowledged = self._in_flight[-1].frame.id
-        self._in_flight = []
+        frames, self._in_flight = self._in_flight, []
+        size = sum([len(frame.data) for frame in frames])
+        recent = self._recent
+        recent.append(_new(_Batch, (now, self._acknowledged, frames, size)))
+        self._acknowledged = frames[-1].id
         self._recent_bytes += size
-        while len(self._recent) > 1 and (self._recent[0][0] < now - RECENT_S or self._recent_bytes > RECENT_BYTES_MAX):
-            self._recent_bytes -= len(self._recent.popleft()[1].frame.data)
+        while len(recent) > 1 and (recent[0].at < now - RECENT_S or self._recent_bytes > RECENT_BYTES_MAX):
+            self._recent_bytes -= recent.popleft().size
         self._shrink(size)
 
     def _rewind(self, last: FrameId) -> None:
         """Redis lost frames that it had acknowledged: send again all that follows ``last``, if we still hold it."""
-        known = [sent for _, sent in self._recent] + self._in_flight
-        follows = next((i for i, sent in enumerate(known) if sent.previous == last), None)
-        log.warning("log_lost_frames", generation_id=self.claim.generation_id, last=str(last), held=follows is not None)
-        if follows is None:
+        held = self._recent[0].follows <= last
+        log.warning("log_lost_frames", generation_id=self.claim.generation_id, last=str(last), held=held)
+        if not held:
             self._give_up(last)
             return
-        again = known[follows:]
-        kept = list(self._recent)[:follows]
-        self._recent, self._recent_bytes = deque(kept), sum(len(sent.frame.data) for _, sent in kept)
-        grown = sum(len(sent.frame.data) for sent in again) - sum(len(sent.frame.data) for sent in self._in_flight)
-        self._in_flight = again
-        self._grow(grown, is_urgent=True)
+        known = [frame for batch in self._recent for frame in batch.frames]
+        kept, lost = [frame for frame in known if frame.id <= last], [frame for frame in known if frame.id > last]
+        size = sum(len(frame.data) for frame in kept)
+        self._recent = deque([_Batch(time.monotonic(), self._recent[0].follows, kept, size)])
+        self._recent_bytes = size
+        self._acknowledged = last
+        self._in_flight = lost + self._in_flight
+        self._grow(sum(len(frame.data) for frame in lost), is_urgent=True)
 
     def _give_up(self, last: FrameId) -> None:
         """Build on what the log has, and leave it to the generation to end it."""
         self._data, self._unsent, self._in_flight = [], [], []
-        self._recent.clear()
+        self._recent = deque([_Batch(time.monotonic(), last, [], 0)])
         self._recent_bytes = 0
-        self._chain = self._acknowledged = last
+        self._acknowledged = last
         if last.epoch < self.claim.epoch:  # Not even our fence is there, and nothing is taken from us without it.
-            fence = Frame(FrameId(self.claim.epoch, 0), FrameKind.FENCE, str(last).encode())
-            self._in_flight = [Sent(last, fence)]
-            self._chain = fence.id
+            self._in_flight = [_fence(self.claim, last)]
         self.has_hole = True
         self._shrink(self.pending_bytes)
         self._on_signal()
@@ -246,6 +235,19 @@ class Writer:
         if self._flushed and (self.lost or not self.is_busy):
             self._flushed.set_result(None)
             self._flushed = None
+
+
+class _Batch(NamedTuple):
+    """Frames that were acknowledged together. ``follows`` is the id before the first."""
+
+    at: float
+    follows: FrameId
+    frames: list[Frame]
+    size: int
+
+
+def _fence(claim: Claim, built_on: FrameId) -> Frame:
+    return Frame(FrameId(claim.epoch, 0), FrameKind.FENCE, str(built_on).encode())
 
 
 class Publisher:
@@ -340,14 +342,15 @@ class Publisher:
             answers = await self._channel.append(appends)
         except ChannelUnavailable:
             self._away_since = self._away_since or time.monotonic()
-            self._dirty.update(dict.fromkeys(writers))
+            self._dirty.update(dict.fromkeys(writer for writer in writers if writer in self._writers))
             await asyncio.sleep(PAUSE_WHILE_AWAY_S)
             self._due.set()
             return
         self._away_since = None
         now = time.monotonic()
         for writer, answer in zip(writers, answers, strict=True):
-            writer.settle(answer, now)
+            if writer in self._writers:  # Else its claim is over, and its bytes are no longer counted.
+                writer.settle(answer, now)
 
     def _drain(self) -> tuple[list[Writer], list[Append]]:
         writers, appends, size = [], [], 0

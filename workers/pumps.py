@@ -5,14 +5,31 @@ decodes to events and encodes them anew. Both are pure, and both say the same th
 whether there was output (the commit point), how it ended, and the usage.
 """
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
-from common.dialects.base import Dialect, ReplyInfo
+from common.dialects.base import Dialect, Progress, ReplyInfo
 from common.errors import Failed
-from common.events import OUTPUT, Completed, Event, Finished, FinishReason, Usage, fold
+from common.events import (
+    OUTPUT,
+    Completed,
+    Event,
+    Finished,
+    FinishReason,
+    RedactedThinking,
+    Started,
+    TextDelta,
+    ThinkingDelta,
+    ThinkingSigned,
+    Usage,
+    fold,
+    summed,
+)
 from common.generation import GenerationRequest
-from workers.providers.base import Wire
+from workers.providers import errors
+from workers.providers.base import FamilyWire, Wire
+from workers.providers.loose_json import is_nested_too_deeply
+from workers.splice import Splice
+from workers.token_estimate import tokens_in_bytes
 
 
 class Pump(Protocol):
@@ -24,6 +41,7 @@ class Pump(Protocol):
     terminal: Completed | Failed | None  # None until the answer has ended.
     finish_reason: FinishReason | None
     output_events: int
+    upstream_id: str  # What the upstream calls the answer; empty until it has said so.
 
     @property
     def usage(self) -> Usage | None: ...
@@ -52,6 +70,7 @@ class _Watching:
         self.terminal: Completed | Failed | None = None
         self.finish_reason: FinishReason | None = None
         self.output_events = 0
+        self.upstream_id = ""
 
     def _note(self, events: list[Event]) -> None:
         for event in events:
@@ -62,6 +81,8 @@ class _Watching:
                 self.terminal = event
             elif isinstance(event, Finished):
                 self.finish_reason = event.reason
+            elif isinstance(event, Started):
+                self.upstream_id = event.id or ""
 
     @property
     def usage(self) -> Usage | None:
@@ -69,12 +90,11 @@ class _Watching:
 
 
 class Passing(_Watching):
-    """A stream's bytes as they came; ``body`` is the client's own request."""
+    """A stream's bytes as they came."""
 
-    def __init__(self, wire: Wire, body: Mapping[str, Any]) -> None:
+    def __init__(self, wire: FamilyWire, info: ReplyInfo) -> None:
         super().__init__(wire)
-        self._wire = wire
-        self._body = body
+        self._wire, self._info = wire, info
         self._is_plain = self._decoder.is_plain
 
     def feed(self, blocks: list[bytes]) -> bytes:
@@ -87,13 +107,14 @@ class Passing(_Watching):
             elif not self.terminal:
                 self._note(self._decoder.decode(block))
                 # The upstream's error event becomes our end, which says it in the dialect's own shape.
-                if not isinstance(self.terminal, Failed) and not self._wire.is_foreign_block(block, self._body):
-                    passed.append(block)
+                if not isinstance(self.terminal, Failed):
+                    passed.append(self._wire.for_client(block, self._info))
         return passed[0] if len(passed) == 1 else b"".join(passed)
 
     def end(self) -> bytes:
-        self._note(self._decoder.end())
-        return b""
+        self._note(left := self._decoder.end())
+        # Some vendors just stop after the last chunk, and their clients' readers know; others' wait for the mark.
+        return self._wire.end_mark if any(isinstance(event, Completed) for event in left) else b""
 
 
 class PassingWhole(_Watching):
@@ -102,10 +123,14 @@ class PassingWhole(_Watching):
     is_stream = False
     gives_stream = False
 
+    def __init__(self, wire: FamilyWire, info: ReplyInfo) -> None:
+        super().__init__(wire)
+        self._wire, self._info = wire, info
+
     def feed(self, blocks: list[bytes]) -> bytes:
         (body,) = blocks
         self._note(self._decoder.decode_whole(body))
-        return body
+        return self._wire.for_client(body, self._info)
 
     def end(self) -> bytes:
         return b""
@@ -132,6 +157,65 @@ class Translating(_Watching):
         return b"".join([self._encode(event) for event in events if not isinstance(event, Failed)])
 
 
+class Continuing(_Watching):
+    """Events of a call that goes on with an answer, encoded behind what the client has of it.
+
+    The client's usage is that of all tries: ``spent`` by those before, and this one's, estimated where it reports none.
+    """
+
+    def __init__(self, wire: Wire, progress: Progress, splice: Splice, spent: Usage, input_tokens: int) -> None:
+        super().__init__(wire)
+        self._progress, self._splice, self._spent = progress, splice, spent
+        self._owed = progress.owed
+        self._input_tokens, self._text_bytes = input_tokens, 0
+        self._own: Usage | None = None
+
+    @property
+    def usage(self) -> Usage | None:
+        """This try's own."""
+        return self._own or self._decoder.usage
+
+    def feed(self, blocks: list[bytes]) -> bytes:
+        # Hot path: once per upstream read.
+        decode = self._decoder.decode
+        return self._say([event for block in blocks for event in decode(block)])
+
+    def end(self) -> bytes:
+        return self._say(self._decoder.end())
+
+    def _say(self, events: list[Event]) -> bytes:
+        try:
+            told = [told for event in events for told in self._spliced(event)]
+        except ValueError as error:
+            told = [errors.nonsense(str(error))]
+        self._note(told)
+        encode = self._progress.encoder.encode
+        said = b"".join([encode(event) for event in told if not isinstance(event, Failed)])
+        if said and self._owed:
+            said, self._owed = self._owed + said, b""
+        return said
+
+    def _spliced(self, event: Event) -> list[Event]:
+        """Return what of an event goes on with what was said."""
+        match event:
+            case TextDelta():
+                text = self._splice.feed(event.text)
+                self._text_bytes += len(event.text.encode())
+                return [TextDelta(text)] if text else []
+            case Started() if self._progress.text:
+                self._note([event])
+                return []
+            case ThinkingDelta() | ThinkingSigned() | RedactedThinking() if self._progress.text:
+                return []  # In the middle of a text there is no place for it.
+            case Finished():
+                held = self._splice.end()
+                return [TextDelta(held), event] if held else [event]
+            case Completed():
+                self._own = event.usage or Usage(self._input_tokens, tokens_in_bytes(self._text_bytes))
+                return [Completed(summed(self._spent, self._own))]
+        return [event]
+
+
 class Folding(_Watching):
     """The same for a client that did not ask for a stream: the upstream's stream, folded into one JSON body."""
 
@@ -151,7 +235,12 @@ class Folding(_Watching):
         self._keep(self._decoder.end())
         if not isinstance(self.terminal, Completed):
             return b""
-        return self._dialect.encode_whole(fold(self._events), self._request, self._info)
+        reply = fold(self._events)
+        # In pieces arguments are text. A whole answer may hold them as objects, which can only be nested so deeply.
+        if any(is_nested_too_deeply(call.arguments) for choice in reply.choices.values() for call in choice.tool_calls):
+            self.terminal = errors.nonsense("the arguments of a call are nested too deeply")
+            return b""
+        return self._dialect.encode_whole(reply, self._request, self._info)
 
     def _keep(self, events: list[Event]) -> None:
         self._note(events)

@@ -4,8 +4,8 @@ aiohttp (a C parser), called directly: see docs/decisions/upstream-client.md. It
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import aiohttp
 
@@ -16,11 +16,11 @@ from workers.providers.base import UpstreamRequest
 ERROR_BODY_BYTES_MAX = 64 * 1024
 
 
-class _SilenceLimit:
-    """Cancels the current task's read once nothing has come for too long.
+_FAILURES = (aiohttp.ClientError, TimeoutError, OSError)
 
-    ``asyncio.timeout`` around a generator's ``yield`` would hit the consumer instead, and moving it costs more than a token.
-    """
+
+class _SilenceLimit:
+    """Cancels a task's read once nothing has come for too long. An ``asyncio.timeout`` per read costs as much as a token."""
 
     def __init__(self, due_at: float) -> None:
         self._loop = asyncio.get_running_loop()
@@ -75,29 +75,30 @@ class UpstreamAnswer:
         self._response = response
         self._between_s = between_s
         self._limit = _SilenceLimit(due_at)
+        self._read = response.content.readany
 
     def has_begun(self) -> None:
         """The first token is there: from now on it is the time between tokens that is limited."""
         self._limit.narrow(self._between_s)
 
-    async def chunks(self) -> AsyncGenerator[bytes, None]:
-        """Yield the body as it arrives.
+    async def read(self) -> bytes:
+        """Return what has come of the body, as soon as there is anything; nothing at its end.
 
         Raises:
             GatewayError: UPSTREAM_TIMEOUT, UPSTREAM_UNAVAILABLE.
         """
-        limit, read = self._limit, self._response.content.readany
+        # Hot path: once per upstream read.
+        self._limit.listen()
         try:
-            with upstream_errors(self._provider):
-                # Hot path: once per upstream read. Nothing at all is the end.
-                while chunk := await read():
-                    limit.heard()
-                    yield chunk
-                    limit.listen()
+            return await self._read()
         except asyncio.CancelledError:
-            if limit.is_the_reason():
+            if self._limit.is_the_reason():
                 raise _timed_out(self._provider) from None
             raise
+        except _FAILURES as error:
+            raise _meaning(error, self._provider) from error
+        finally:
+            self._limit.heard()
 
     def close(self) -> None:
         """Give the connection back if the body was read to its end, else close it."""
@@ -111,16 +112,15 @@ class UpstreamAnswer:
         """Return the whole body.
 
         Raises:
-            GatewayError: as for ``chunks``, and UPSTREAM_PROTOCOL where the body is too large.
+            GatewayError: as for ``read``, and UPSTREAM_PROTOCOL where the body is too large.
         """
         body = bytearray()
-        async with aclosing(self.chunks()) as chunks:
-            async for chunk in chunks:
-                body += chunk
-                if len(body) > bytes_max:
-                    raise GatewayError(
-                        ErrorKind.UPSTREAM_PROTOCOL, f"{self._provider} sent an answer of more than {bytes_max} bytes."
-                    )
+        while chunk := await self.read():
+            body += chunk
+            if len(body) > bytes_max:
+                raise GatewayError(
+                    ErrorKind.UPSTREAM_PROTOCOL, f"{self._provider} sent an answer of more than {bytes_max} bytes."
+                )
         return bytes(body)
 
 
@@ -160,8 +160,8 @@ class Upstream:
         try:
             with upstream_errors(provider):
                 async with asyncio.timeout_at(due_at):
-                    response = await self._session.post(
-                        request.url, data=request.body, headers=request.headers, allow_redirects=False
+                    response = await self._session.request(
+                        request.method, request.url, data=request.body, headers=request.headers, allow_redirects=False
                     )
             answer = UpstreamAnswer(provider, response, due_at, self._settings.between_tokens_timeout_s)
             try:
@@ -177,7 +177,7 @@ def upstream_errors(provider: str) -> Iterator[None]:
     """Turn the client's failures into ours."""
     try:
         yield
-    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+    except _FAILURES as error:
         raise _meaning(error, provider) from error
 
 

@@ -1,11 +1,13 @@
 """Which paths speak which dialect?"""
 
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from api.auth import Principal
 from api.generate import Services, open_generation
-from common.dialects import DIALECTS
+from common.dialects import DIALECTS, unified_request
 
 _PATHS = {
     "/v1/chat/completions": "openai-chat",
@@ -17,7 +19,37 @@ def router(services: Services) -> APIRouter:
     routes = APIRouter(tags=["generations"])
     for path, name in _PATHS.items():
         routes.add_api_route(path, _endpoint(name, services), methods=["POST"], summary=f"Generate ({name})")
+
+    @routes.post("/v1/messages/count_tokens", summary="Count a prompt's tokens (anthropic-messages)")
+    async def count_tokens(request: Request) -> Response:
+        async def amend(_: Principal, body: dict[str, Any]) -> dict[str, Any]:
+            return {"max_tokens": 1, **body}  # Nothing is answered, so clients name no limit.
+
+        return await open_generation(DIALECTS["anthropic-messages"], request, services, amend, "count_tokens")
+
+    @routes.post("/api/{provider}", summary="Generate (agentary)")
+    async def generate_agentary(provider: str, request: Request) -> Response:
+        async def amend(_: Principal, body: dict[str, Any]) -> dict[str, Any]:
+            return {**body, "provider": provider}
+
+        return await open_generation(DIALECTS["agentary"], request, services, amend)
+
+    @routes.post("/v1/chat", summary="Generate (unified)")
+    async def generate_unified(request: Request) -> Response:
+        is_stream = request.query_params.get("stream", "").lower() in ("true", "1")
+
+        async def amend(_: Principal, body: dict[str, Any]) -> dict[str, Any]:
+            check_unified(body, services)
+            return {**body, "stream": True} if is_stream else body
+
+        return await open_generation(DIALECTS["unified"], request, services, amend)
+
     return routes
+
+
+def check_unified(body: dict[str, Any], services: Services) -> None:
+    """Raise for what parsing cannot find: a provider that this gateway does not know."""
+    unified_request.check(body, services.settings.vendor_ids)
 
 
 def _endpoint(name: str, services: Services) -> Callable[[Request], Awaitable[Response]]:

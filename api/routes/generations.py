@@ -1,29 +1,73 @@
-"""How does a client come back to a generation, or stop it?"""
+"""How is a generation started for later, read again, asked about, listed and stopped?
+
+Reading never starts work: it replays the log and goes on live, on any replica, in the dialect's own events.
+"""
 
 import asyncio
+import re
 from collections.abc import Awaitable
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from api.generate import Services, finish, redis_away
+from api.auth import Principal
+from api.generate import Amend, Services, accept, finish, redis_away, start
 from api.http_errors import PLAIN, error_response, json_response, request_id_of
+from api.read_tokens import read_token_owner, require_secret, sign_read_token
+from api.records import LOG_BATCH, record, said_so_far, short_record, status_of, url_of
 from api.relay import Relay
+from api.routes.dialects import check_unified
+from api.routes.responses import begin
 from api.viewer import Viewer
-from common.channel.base import ChannelUnavailable, Cursor, Frame, FrameKind, State, Verdict, unknown
+from common.channel.base import (
+    ChannelUnavailable,
+    Cursor,
+    Frame,
+    FrameId,
+    FrameKind,
+    Policy,
+    State,
+    Verdict,
+    failed_in,
+    unknown,
+)
 from common.dialects import DIALECTS
+from common.dialects.base import Dialect
+from common.dialects.reading import invalid
 from common.errors import ErrorKind, Failed, GatewayError
 from common.redis_client import RedisUnavailable
 from common.sse import split_blocks
 
 AHEAD_EXTRA_S = 2.0  # Over the lease: by then a cut-off owner has appended again, or another has fenced.
+LIST_MAX, LIST_DEFAULT = 100, 20
+INDEX_BATCH = 100  # Ids per read of the index; those whose logs have expired are passed over.
+_ID = re.compile(r"gen_[0-9a-f]{32}")
+_STOPPED = Failed(ErrorKind.CANCELLED, "The generation was stopped.", code="cancelled")
 
 
 def router(services: Services) -> APIRouter:
     routes = APIRouter(tags=["generations"])
 
+    @routes.post("/v1/generations", status_code=202)
+    async def start_generation(request: Request) -> Response:
+        """Start a generation and return at once. ``?dialect=`` says whose body it is: ``openai-chat`` if nothing else is said.
+
+        It always streams, and runs to its end though nobody reads it. ``events_url`` is for a browser's EventSource.
+        """
+        dialect = DIALECTS.get(request.query_params.get("dialect", "openai-chat"))
+        return await _guarded(request, services, _start(dialect, request, services), dialect or PLAIN)
+
+    @routes.get("/v1/generations")
+    async def list_generations(request: Request) -> Response:
+        """List your generations whose logs are still there, the newest first; ``?limit=`` and ``?after=ID`` page."""
+        return await _guarded(request, services, _list(request, services))
+
     @routes.get("/v1/generations/{generation_id}")
     async def read_generation(generation_id: str, request: Request) -> Response:
-        """Replay a generation from ``Last-Event-ID`` (or ``?after=``) and go on live, in its own dialect."""
+        """Replay a generation from ``Last-Event-ID`` (or ``?after=``) and go on live, in its own dialect.
+
+        With ``Accept: application/json``: its record; ``?include=text`` adds what was said so far.
+        """
         return await _guarded(request, services, _read(generation_id, request, services))
 
     @routes.delete("/v1/generations/{generation_id}")
@@ -34,7 +78,7 @@ def router(services: Services) -> APIRouter:
     return routes
 
 
-async def _guarded(request: Request, services: Services, answer: Awaitable[Response]) -> Response:
+async def _guarded(request: Request, services: Services, answer: Awaitable[Response], dialect: Dialect = PLAIN) -> Response:
     try:
         return await answer
     except GatewayError as error:
@@ -42,26 +86,136 @@ async def _guarded(request: Request, services: Services, answer: Awaitable[Respo
     except (ChannelUnavailable, RedisUnavailable):
         failed = redis_away().failed
     services.metrics.refused(failed)
-    return error_response(PLAIN, failed, request_id_of(request))
+    return error_response(dialect, failed, request_id_of(request))
+
+
+# Starting
+
+
+async def _start(dialect: Dialect | None, request: Request, services: Services) -> Response:
+    if dialect is None:
+        raise invalid("dialect", f"must be one of {', '.join(DIALECTS)}")
+    require_secret(services.settings)
+    if request.headers.get("x-disconnect", "").strip().lower() == Policy.STOP:
+        raise GatewayError(
+            ErrorKind.INVALID_REQUEST,
+            "x-disconnect must not be 'stop' here, where nobody listens yet: use 'grace=SECONDS' or 'detach'.",
+            param="x-disconnect",
+            code="invalid_header",
+        )
+    if dialect.name == "openai-responses":
+        created = await begin(request, services, is_detached=True)
+        asked, relay = created.asked, created.relay
+    else:
+        asked = await accept(dialect, request, services, _amend(dialect, services), unsaid=Policy.DETACH)
+        relay = await start(asked, services)
+    relay.outcome = "detached"
+    await finish(relay, services)
+    generation_id, owner = relay.viewer.generation_id, asked.principal
+    (state,) = await services.channel.describe([generation_id], owner.id)
+    if isinstance(state, GatewayError):
+        raise state
+    token = sign_read_token(owner, generation_id, services.settings)
+    events_url = f"{url_of(generation_id)}?token={token}"
+    content = {**short_record(generation_id, state), "events_url": events_url, "read_token": token}
+    return json_response(content, 202, {"location": url_of(generation_id), "x-generation-id": generation_id})
+
+
+def _amend(dialect: Dialect, services: Services) -> Amend:
+    async def amend(_: Principal, body: dict[str, Any]) -> dict[str, Any]:
+        if dialect.name == "unified":
+            check_unified(body, services)
+        return {**body, "stream": True}  # Its events are there for who comes later.
+
+    return amend
+
+
+# Asking
+
+
+async def _list(request: Request, services: Services) -> Response:
+    owner = services.authenticator.authenticate(request.headers).id
+    query = request.query_params
+    text, after = query.get("limit", str(LIST_DEFAULT)), query.get("after", "")
+    if not (text.isascii() and text.isdigit() and len(text) < 4 and 1 <= (limit := int(text)) <= LIST_MAX):
+        raise invalid("limit", f"must be an integer from 1 to {LIST_MAX}")
+    if after and not _ID.fullmatch(after):
+        raise invalid("after", "must be the id of one of your generations")
+    if not services.pulse.is_up:
+        raise redis_away()
+    found = await _newest(owner, after, limit + 1, services)
+    data = found[:limit]
+    first_id, last_id = (data[0]["id"], data[-1]["id"]) if data else (None, None)
+    has_more = len(found) > limit
+    return json_response({"object": "list", "data": data, "first_id": first_id, "last_id": last_id, "has_more": has_more})
+
+
+async def _newest(owner: str, after: str, count: int, services: Services) -> list[dict[str, Any]]:
+    """Return short records of up to ``count`` generations; the index is bounded, and so is this."""
+    found: list[dict[str, Any]] = []
+    position = after
+    while len(found) < count:
+        ids = await services.queue.recent(owner, position, INDEX_BATCH)
+        if ids is None and position == after:
+            raise invalid("after", "must be the id of one of your recent generations")
+        if not ids:
+            break
+        states = await services.channel.describe(ids, owner)
+        found += [short_record(id_, state) for id_, state in zip(ids, states, strict=True) if isinstance(state, State)]
+        position = ids[-1]
+    return found[:count]
+
+
+async def _describe(generation_id: str, owner: Principal, services: Services) -> State:
+    """Return how a generation stands.
+
+    Raises:
+        GatewayError: NOT_FOUND, EXPIRED; OVERLOADED where the store is away.
+    """
+    if not _ID.fullmatch(generation_id):
+        raise unknown(generation_id)
+    if not services.pulse.is_up:
+        raise redis_away()
+    (state,) = await services.channel.describe([generation_id], owner.id)
+    if isinstance(state, GatewayError):
+        raise state
+    return state
+
+
+async def _tell(generation_id: str, reader: Principal, include: str | None, services: Services) -> Response:
+    if include not in (None, "text"):
+        raise invalid("include", "must be 'text'")
+    state = await _describe(generation_id, reader, services)
+    if not state.has_ended and await services.hub.end_if_lost(generation_id):  # Whoever polls must come to an end, too.
+        state = await _describe(generation_id, reader, services)
+    told = record(generation_id, state)
+    if include:
+        told["text"] = await said_so_far(generation_id, state, services.channel)
+    return json_response(told, headers={"cache-control": "no-store"})
+
+
+# Reading
 
 
 async def _read(generation_id: str, request: Request, services: Services) -> Response:
-    principal = services.authenticator.authenticate(request.headers)
-    text = request.headers.get("last-event-id") or request.query_params.get("after")
+    reader, query = _reader(generation_id, request, services), request.query_params
+    accepted = request.headers.get("accept", "")
+    if "application/json" in accepted and "text/event-stream" not in accepted:
+        return await _tell(generation_id, reader, query.get("include"), services)
+    text = request.headers.get("last-event-id") or query.get("after")
     cursor = Cursor.parse(text) if text else None
+    if not _ID.fullmatch(generation_id):
+        raise unknown(generation_id)
     if not services.pulse.is_up:
         raise redis_away()
-    state = await services.channel.enter(generation_id, services.hub.replica, principal.id)
-    viewer = await services.hub.join(generation_id, cursor)
+    viewer, state = await services.hub.enter(generation_id, reader.id, cursor)
     try:
-        viewer.reread()
         is_over = cursor is not None and await _is_at_end(generation_id, cursor, state, services)
-        if is_over:
-            viewer.has_ended = True
     except BaseException:
         await services.hub.part(viewer)
         raise
     if is_over:
+        viewer.has_ended = True
         await services.hub.part(viewer)
         return Response(status_code=204)
     if cursor and cursor.frame > state.last:
@@ -72,12 +226,22 @@ async def _read(generation_id: str, request: Request, services: Services) -> Res
         services.times(),
         lambda done: finish(done, services),
         request_id=request_id_of(request),
+        model=state.model,
+        created_s=state.created_s,
         is_stream=state.stream,
         has_ids=True,
         is_resumable=True,
     )
     services.relays.add(relay)
     return relay
+
+
+def _reader(generation_id: str, request: Request, services: Services) -> Principal:
+    """Return as whom a request reads: a key's principal, or the one that gave away a read token."""
+    token = request.query_params.get("token")
+    if token is not None:
+        return read_token_owner(token, generation_id, services.settings)
+    return services.authenticator.authenticate(request.headers)
 
 
 async def _is_at_end(generation_id: str, cursor: Cursor, state: State, services: Services) -> bool:
@@ -90,13 +254,19 @@ async def _is_at_end(generation_id: str, cursor: Cursor, state: State, services:
         if state.has_ended:
             raise _not_in_this_log()
         return False
-    # The cursor's own frame, what follows it, and the end that may come after that.
-    frames = await services.channel.read(generation_id, cursor.frame.before(), 3)
+    frames = await services.channel.read(generation_id, cursor.frame.before(), 1)
     own = frames[0] if frames and frames[0].id == cursor.frame else None
     if own is None or cursor.k > _events(own):
         raise _not_in_this_log()
-    left = _events(own) - cursor.k + sum(_events(frame) for frame in frames[1:])
-    return state.has_ended and frames[-1].kind is FrameKind.END and left == 0
+    return state.has_ended and cursor.k == _events(own) and not await _has_events_after(cursor.frame, generation_id, services)
+
+
+async def _has_events_after(position: FrameId, generation_id: str, services: Services) -> bool:
+    while frames := await services.channel.read(generation_id, position, LOG_BATCH):
+        if any(_events(frame) for frame in frames):
+            return True
+        position = frames[-1].id
+    return False
 
 
 def _events(frame: Frame) -> int:
@@ -105,7 +275,7 @@ def _events(frame: Frame) -> int:
         case FrameKind.DATA:
             return len(split_blocks(frame.data))
         case FrameKind.END:
-            return 0 if b'"error":null' in frame.data else 1
+            return 1 if failed_in(frame.data) else 0
         case _:
             return 0
 
@@ -133,18 +303,23 @@ def _give_up_later(viewer: Viewer, services: Services) -> None:
     asyncio.get_running_loop().call_later(services.settings.lease_s + AHEAD_EXTRA_S, check)
 
 
+# Stopping
+
+
 async def _stop(generation_id: str, request: Request, services: Services) -> Response:
-    principal = services.authenticator.authenticate(request.headers)
-    if not services.pulse.is_up:
-        raise redis_away()
-    await services.channel.enter(generation_id, services.hub.replica, principal.id)  # Checks the owner.
+    owner = services.authenticator.authenticate(request.headers)
+    state = await _describe(generation_id, owner, services)
     verdict = await services.channel.stop(generation_id)
     if verdict is Verdict.GONE:
         raise unknown(generation_id)
     if verdict is Verdict.ENDED:
-        return json_response({"id": generation_id, "object": "generation", "status": "ended", "stopped": False})
-    was_waiting = await services.hub.end_if_waiting(
-        generation_id, Failed(ErrorKind.CANCELLED, "The generation was stopped.", code="cancelled")
-    )
-    status = "cancelled" if was_waiting else "cancelling"
-    return json_response({"id": generation_id, "object": "generation", "status": status, "stopped": True})
+        state = await _describe(generation_id, owner, services)  # It may have ended only just now.
+        return json_response(_stopped(generation_id, status_of(state), is_our_doing=False))
+    was_waiting = await services.hub.end_if_waiting(generation_id, _STOPPED)
+    if was_waiting and state.dialect == "openai-responses":
+        await services.responses.finish(generation_id, b"", _STOPPED)  # No worker will.
+    return json_response(_stopped(generation_id, "cancelled" if was_waiting else "cancelling", is_our_doing=True))
+
+
+def _stopped(generation_id: str, status: str, *, is_our_doing: bool) -> dict[str, Any]:
+    return {"id": generation_id, "object": "generation", "status": status, "stopped": is_our_doing}

@@ -6,7 +6,7 @@ from api.generate import Services
 from api.http_errors import PLAIN, error_response, json_response, request_id_of
 from common.dialects import DIALECTS
 from common.errors import GatewayError
-from common.routes import available
+from common.routes import model_names
 
 
 def router(services: Services) -> APIRouter:
@@ -14,7 +14,7 @@ def router(services: Services) -> APIRouter:
 
     @routes.get("/v1/models")
     async def list_models(request: Request) -> Response:
-        """List the aliases of this gateway, and one pattern for each provider that is on.
+        """List this gateway's aliases, the names that are known of the providers that are on, and a pattern for each of these.
 
         The shape serves OpenAI's clients and Anthropic's: each entry has the fields of both.
         """
@@ -24,8 +24,8 @@ def router(services: Services) -> APIRouter:
             # Anthropic's clients say so; both vendors have this path.
             dialect = DIALECTS["anthropic-messages"] if "anthropic-version" in request.headers else PLAIN
             return error_response(dialect, error.failed, request_id_of(request))
-        names = sorted(services.settings.aliases) + [f"{provider}/*" for provider in available(services.settings)]
-        data = [_entry(name) for name in names]
+        known = model_names(services.settings)
+        data, names = [_entry(name, owner) for name, owner in known.items()], list(known)
         return json_response(
             {
                 "object": "list",
@@ -39,13 +39,12 @@ def router(services: Services) -> APIRouter:
     return routes
 
 
-def _entry(name: str) -> dict[str, object]:
-    provider = name.partition("/")[0] if name.endswith("/*") else "sluice"
+def _entry(name: str, owner: str) -> dict[str, object]:
     return {
         "id": name,
         "object": "model",
         "created": 0,
-        "owned_by": provider,
+        "owned_by": owner,
         "type": "model",
         "display_name": name,
         "created_at": "1970-01-01T00:00:00Z",

@@ -1,5 +1,6 @@
 """What does a person see, and what do machines ask about this process?"""
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from api.generate import Services
 from api.http_errors import json_response
+from common.process import open_files
 from common.routes import available
 
 _PLAYGROUND = (Path(__file__).parent.parent / "static" / "playground.html").read_bytes()
@@ -20,8 +22,8 @@ _PAGE_HEADERS = {
 }
 
 
-def router(services: Services, count_jobs: Callable[[], Awaitable[tuple[int, int]]]) -> APIRouter:
-    """``count_jobs`` returns how many jobs wait and how many run; it may raise."""
+def router(services: Services, count_jobs: Callable[[], Awaitable[tuple[int, int] | None]]) -> APIRouter:
+    """``count_jobs`` returns how many jobs wait and how many run; None where Redis does not say."""
     routes = APIRouter(tags=["operations"])
     began_at = time.monotonic()
 
@@ -67,8 +69,10 @@ def router(services: Services, count_jobs: Callable[[], Awaitable[tuple[int, int
         gauges.viewers.set(services.hub.open_viewers)
         gauges.subscriptions.set(services.feed.subscriptions)
         gauges.redis_up.set(services.pulse.is_up)
-        if services.pulse.is_up:
-            waiting, running = await count_jobs()
+        gauges.tasks.set(len(asyncio.all_tasks()))
+        gauges.open_files.set(open_files())
+        if services.pulse.is_up and (counted := await count_jobs()):
+            waiting, running = counted
             gauges.waiting.set(waiting)
             gauges.running.set(running)
         return Response(generate_latest(gauges.registry), headers={"content-type": CONTENT_TYPE_LATEST})

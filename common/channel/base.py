@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
+import orjson
+
 from common.errors import ErrorKind, Failed, GatewayError
 
 
@@ -167,7 +169,10 @@ class Opening:
 
 @dataclass(slots=True)
 class State:
-    """What a reader learns on entering."""
+    """What a reader learns on entering. ``head`` and ``end`` are the data of these frames, once they are there.
+
+    ``has_left``: the last viewer has left, and nobody came back before the end.
+    """
 
     owner: str
     dialect: str
@@ -177,6 +182,9 @@ class State:
     policy: Policy
     last: FrameId
     has_ended: bool
+    has_left: bool = False
+    head: bytes = field(default=b"", repr=False)
+    end: bytes = field(default=b"", repr=False)
 
 
 class Channel(Protocol):
@@ -214,6 +222,10 @@ class Channel(Protocol):
         """
         ...
 
+    async def describe(self, generation_ids: list[str], owner: str) -> list[State | GatewayError]:
+        """Return how generations stand, without entering; in place of one that ``enter`` would refuse, its error."""
+        ...
+
     async def leave(self, generation_id: str, replica: str) -> Stop:
         """Remove a replica; if it was the last, set the stop flag by policy. Returns the flag as it stands now."""
         ...
@@ -247,6 +259,12 @@ class Feed(Protocol):
 
 class ChannelUnavailable(Exception):
     """Redis did not answer, or answered that it cannot serve now."""
+
+
+def failed_in(end: bytes) -> Failed | None:
+    """Return the failure that the data of an ``end`` tells; None for a completed generation, or for no data."""
+    error = orjson.loads(end)["error"] if end else None
+    return Failed.from_dict(error) if error else None
 
 
 def unknown(generation_id: str) -> GatewayError:

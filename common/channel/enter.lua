@@ -1,7 +1,8 @@
--- A replica begins to read, on behalf of one principal.
--- KEYS: state, viewers, tombstone
--- ARGV: replica, owner
--- Returns: 'ok' and the state's fields, 'stranger', 'expired' or 'unknown'
+-- A replica begins to read, or only looks, on behalf of one principal.
+-- KEYS: state, viewers, tombstone, log
+-- ARGV: replica or '' (which only looks), owner
+-- Returns: {'ok', the state's fields…, the last frame's data if the log has ended, the head's data if there is one},
+-- {'stranger'}, {'expired'} or {'unknown'}
 local owner = redis.call('HGET', KEYS[1], 'owner')
 if not owner then
   local dead = redis.call('GET', KEYS[3])
@@ -9,11 +10,26 @@ if not owner then
   return {'unknown'}
 end
 if owner ~= ARGV[2] then return {'stranger'} end
-local s = redis.call('HMGET', KEYS[1], 'dialect', 'stream', 'model', 'created_s', 'policy', 'pos', 'ended', 'stop', 'expiry_ms')
-if s[7] ~= '1' then
+local s = redis.call('HMGET', KEYS[1], 'dialect', 'stream', 'model', 'created_s', 'policy', 'pos', 'ended', 'stop', 'expiry_ms',
+  'head')
+local has_left = string.sub(s[8], 1, 5) == 'left:'
+if s[7] ~= '1' and ARGV[1] ~= '' then
   redis.call('SADD', KEYS[2], ARGV[1])
   redis.call('PEXPIRE', KEYS[2], s[9])
-  if string.sub(s[8], 1, 5) == 'left:' then redis.call('HSET', KEYS[1], 'stop', '') end
+  if has_left then redis.call('HSET', KEYS[1], 'stop', '') end
 end
 local _, _, last = split(s[6])
-return {'ok', s[1], s[2], s[3], s[4], s[5], last, s[7]}
+local finish, head = '', ''
+if s[7] == '1' then
+  local frame = redis.call('XREVRANGE', KEYS[4], '+', '-', 'COUNT', 1)[1]
+  finish = frame and frame[2][4] or ''
+end
+if s[10] == '1' then  -- Before it there are only the fences of claims that got nowhere, and these are few.
+  for _, frame in ipairs(redis.call('XRANGE', KEYS[4], '-', '+', 'COUNT', 16)) do
+    if frame[2][2] == 'head' then
+      head = frame[2][4]
+      break
+    end
+  end
+end
+return {'ok', s[1], s[2], s[3], s[4], s[5], last, s[7], has_left and '1' or '0', finish, head}

@@ -25,7 +25,7 @@ from common.channel.base import (
     expired,
     unknown,
 )
-from common.errors import Failed
+from common.errors import Failed, GatewayError
 
 
 @dataclass(slots=True)
@@ -139,15 +139,37 @@ class MemoryChannel:
 
     async def enter(self, generation_id: str, replica: str, owner: str) -> State:
         log = self._log(generation_id)
-        if log is None and self._tombstones.get(generation_id) == owner:
-            raise expired(generation_id)
-        if log is None or log.opening.owner != owner:
-            raise unknown(generation_id)
-        if not log.has_ended:
+        state = self._state(generation_id, owner)
+        if isinstance(state, GatewayError):
+            raise state
+        if log and not log.has_ended and replica:
             log.viewers.add(replica)
             log.left_due_s = None
+        return state
+
+    async def describe(self, generation_ids: list[str], owner: str) -> list[State | GatewayError]:
+        return [self._state(generation_id, owner) for generation_id in generation_ids]
+
+    def _state(self, generation_id: str, owner: str) -> State | GatewayError:
+        log = self._log(generation_id)
+        if log is None and self._tombstones.get(generation_id) == owner:
+            return expired(generation_id)
+        if log is None or log.opening.owner != owner:
+            return unknown(generation_id)
         o = log.opening
-        return State(owner, o.dialect, o.stream, o.model, o.created_s, o.policy, log.last, log.has_ended)
+        return State(
+            owner,
+            o.dialect,
+            o.stream,
+            o.model,
+            o.created_s,
+            o.policy,
+            log.last,
+            log.has_ended,
+            has_left=log.left_due_s is not None and not log.is_cancelled,
+            head=next((frame.data for frame in log.frames if frame.kind is FrameKind.HEAD), b""),
+            end=log.frames[-1].data if log.has_ended else b"",
+        )
 
     async def leave(self, generation_id: str, replica: str) -> Stop:
         log = self._log(generation_id)

@@ -7,12 +7,14 @@ what each step does. Every method is one round trip.
 import asyncio
 import contextlib
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import hiredis
 import orjson
 import structlog
-from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 
 from common import keys
@@ -34,12 +36,14 @@ from common.channel.base import (
     expired,
     unknown,
 )
-from common.errors import Failed
+from common.errors import Failed, GatewayError
 from common.process import in_background
-from common.redis_client import COMMAND_TIMEOUT_S, Call, RedisUnavailable, Scripts, as_unavailable
+from common.redis_client import COMMAND_TIMEOUT_S, Call, Client, RedisUnavailable, Scripts, as_unavailable
+from common.redis_pipe import Pipe
 
 log = structlog.get_logger()
 
+_new = tuple.__new__  # A named tuple's own constructor is a Python function, and too slow for every frame.
 FEED_PING_S = 1.0
 # A subscriber that falls behind by more is cut: 256 MiB at once, or 64 MiB for a minute. Ours repairs the gap from the log.
 OUTPUT_LIMIT = "pubsub 268435456 67108864 60"
@@ -47,7 +51,7 @@ FEED_SILENCE_MAX_S = 3.0  # Pings are answered at once; three seconds of nothing
 
 
 class RedisChannel:
-    def __init__(self, redis: Redis, tombstone_s: float) -> None:
+    def __init__(self, redis: Client, tombstone_s: float) -> None:
         self._redis = redis
         self._scripts = Scripts(redis, Path(__file__).parent)
         self._tombstone_ms = _ms(tombstone_s)
@@ -84,14 +88,14 @@ class RedisChannel:
         calls: list[Call] = []
         for item in appends:
             epoch, token, previous = item.claim.epoch, item.claim.token, item.previous
-            args: list[Any] = [epoch, token, f"{previous.epoch}-{previous.n}"]
+            args: list[Any] = [epoch, token, str(previous)]
             for frame in item.frames:
-                args += (frame.id.n, frame.kind.value, frame.data)
+                args += (frame.id.n, frame.kind, frame.data)
             names = _log_keys(item.claim.generation_id)
             calls.append(("append", names if item.frames[-1].kind is FrameKind.END else names[:3], args))
         return [
             # Only the number of listeners: all went as it nearly always does.
-            Answer(Verdict.OK, item.frames[-1].id, Stop.NO, found) if isinstance(found, int) else _answer(found)
+            _new(Answer, (Verdict.OK, item.frames[-1].id, Stop.NO, found)) if type(found) is int else _answer(found)
             for item, found in zip(appends, await self._run_many(calls), strict=True)
         ]
 
@@ -110,14 +114,17 @@ class RedisChannel:
         return [Frame(FrameId.of(entry_id), FrameKind(fields[b"k"].decode()), fields[b"d"]) for entry_id, fields in entries]
 
     async def enter(self, generation_id: str, replica: str, owner: str) -> State:
-        names = [keys.state(generation_id), keys.viewers(generation_id), keys.tombstone(generation_id)]
-        verdict, *fields = await self._run("enter", names, [replica, owner])
-        if verdict == b"expired":
-            raise expired(generation_id)
-        if verdict != b"ok":
-            raise unknown(generation_id)
-        dialect, stream, model, created_s, policy, last, ended = (field.decode() for field in fields)
-        return State(owner, dialect, stream == "1", model, int(created_s), Policy(policy), FrameId.of(last), ended == "1")
+        found = _state(generation_id, owner, await self._run("enter", _entered_keys(generation_id), [replica, owner]))
+        if isinstance(found, GatewayError):
+            raise found
+        return found
+
+    async def describe(self, generation_ids: list[str], owner: str) -> list[State | GatewayError]:
+        calls: list[Call] = [("enter", _entered_keys(generation_id), ["", owner]) for generation_id in generation_ids]
+        answers = await self._run_many(calls) if calls else []
+        if broken := next((answer for answer in answers if isinstance(answer, Exception)), None):
+            raise ChannelUnavailable(str(broken))
+        return [_state(generation_id, owner, answer) for generation_id, answer in zip(generation_ids, answers, strict=True)]
 
     async def leave(self, generation_id: str, replica: str) -> Stop:
         names = [keys.state(generation_id), keys.viewers(generation_id)]
@@ -149,9 +156,34 @@ class RedisChannel:
             raise ChannelUnavailable(str(error)) from error
 
 
+@lru_cache(maxsize=16_384)
 def _log_keys(generation_id: str) -> list[str]:
     tag = f"{{{generation_id}}}:"
     return [tag + "state", tag + "log", tag + "live", tag + "viewers", tag + "request", tag + "tombstone"]
+
+
+def _entered_keys(generation_id: str) -> list[str]:
+    state, log_key, _, viewers, _, tombstone = _log_keys(generation_id)
+    return [state, viewers, tombstone, log_key]
+
+
+def _state(generation_id: str, owner: str, answer: list[bytes]) -> State | GatewayError:
+    if answer[0] != b"ok":
+        return expired(generation_id) if answer[0] == b"expired" else unknown(generation_id)
+    dialect, stream, model, created_s, policy, last, ended, has_left = (field.decode() for field in answer[1:9])
+    return State(
+        owner,
+        dialect,
+        stream == "1",
+        model,
+        int(created_s),
+        Policy(policy),
+        FrameId.of(last),
+        has_ended=ended == "1",
+        has_left=has_left == "1",
+        end=answer[9],
+        head=answer[10],
+    )
 
 
 def _answer(found: Any) -> Answer:
@@ -179,27 +211,31 @@ def _unavailable(error: Exception) -> Exception:
     return ChannelUnavailable(str(found)) if found else error
 
 
+# Ids are small numbers that all generations share, and each is read twice: as a message's own, then as the next one's previous.
+_frame_id = lru_cache(maxsize=65_536)(FrameId.of)
+
+
 def read_message(raw: bytes) -> Message:
     """Return what one published message says: ``<kind> <previous id> <id>\\n<data>``; the kind ``beat`` has no frame."""
     # Hot path: once per message.
     header, _, data = raw.partition(b"\n")
     kind, previous, frame_id = header.split(b" ")
     if kind == b"beat":
-        return Message(FrameId.of(previous), None)
-    return Message(FrameId.of(previous), Frame(FrameId.of(frame_id), _KINDS[kind], data))
+        return Message(_frame_id(previous), None)
+    return _new(Message, (_frame_id(previous), _new(Frame, (_frame_id(frame_id), _KINDS[kind], data))))
 
 
 class RedisFeed:
     """One pub/sub connection for all the generations that a process listens to."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Client) -> None:
         self._redis = redis
         self._sinks: dict[bytes, Callable[[Message], None]] = {}
         self._waiting: dict[bytes, asyncio.Future[None]] = {}
         self._resubscribed: list[Callable[[], None]] = []
-        self._connection: Any = None
+        self._pipe: Pipe | None = None
+        self._ponged: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
-        self._heard_at = 0.0
         self.is_connected = False
 
     async def start(self) -> None:
@@ -221,26 +257,29 @@ class RedisFeed:
             async with asyncio.timeout(2):
                 # Where the connection is down, the reconnection subscribes to all sinks and confirms this one too.
                 if self.is_connected:
-                    await self._send("SUBSCRIBE", channel)
+                    self._send("SUBSCRIBE", channel)
                 await confirmed
-        except (TimeoutError, RedisError, OSError) as error:
-            self._sinks.pop(channel, None)
+        except TimeoutError as error:
+            await self.unsubscribe(generation_id)
             raise ChannelUnavailable("no confirmation of a subscription") from error
+        except asyncio.CancelledError:
+            await self.unsubscribe(generation_id)
+            raise
         finally:
             self._waiting.pop(channel, None)
 
     async def unsubscribe(self, generation_id: str) -> None:
         channel = keys.live(generation_id).encode()
         if self._sinks.pop(channel, None) and self.is_connected:
-            with contextlib.suppress(RedisError, OSError):  # The reconnection does not subscribe to it again.
-                await self._send("UNSUBSCRIBE", channel)
+            self._send("UNSUBSCRIBE", channel)
 
     @property
     def subscriptions(self) -> int:
         return len(self._sinks)
 
-    async def _send(self, *command: Any) -> None:
-        await self._connection.send_packed_command(self._connection.pack_command(*command), check_health=False)
+    def _send(self, *command: Any) -> None:
+        if self._pipe:
+            self._pipe.send(hiredis.pack_command(command))
 
     async def _run(self) -> None:
         while True:
@@ -254,51 +293,42 @@ class RedisFeed:
             await asyncio.sleep(0.2)
 
     async def _listen(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._connection = connection = self._redis.connection_pool.make_connection()  # type: ignore[no-untyped-call]  # redis-py.
+        """Be connected, until the connection is lost."""
+        lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         try:
             async with asyncio.timeout(3):
-                await connection.connect()
-                await self._resubscribe(connection)
+                self._pipe = await self._redis.open_pipe(self._take, lambda: _settle(lost))
+                await self._resubscribe()
             self.is_connected = True
-            self._heard_at = loop.time()
-            pings = loop.create_task(self._ping(connection))
-            try:
-                for callback in self._resubscribed:
-                    callback()
-                while True:
-                    self._take(await connection.read_response(disable_decoding=True))
-                    self._heard_at = loop.time()
-            finally:
-                pings.cancel()
+            for callback in self._resubscribed:
+                callback()
+            while not lost.done():
+                self._send("PING")
+                await asyncio.wait([lost], timeout=FEED_PING_S)
+                if self._pipe and asyncio.get_running_loop().time() - self._pipe.heard_at > FEED_SILENCE_MAX_S:
+                    self._pipe.close()
+            raise RedisConnectionError("the connection was lost")
         finally:
-            await connection.disconnect(nowait=True)
+            if self._pipe:
+                self._pipe.close()
+                self._pipe = None
 
-    async def _resubscribe(self, connection: Any) -> None:
+    async def _resubscribe(self) -> None:
         """Subscribe to all sinks; returns once the server has, so that a log read from now on leaves no gap."""
         with contextlib.suppress(ResponseError):  # Not every hosted Redis lets us; `sluice doctor` tells.
             await self._redis.config_set("client-output-buffer-limit", OUTPUT_LIMIT)  # Anew after each of its restarts.
         asked: set[bytes] = set()
         while new := self._sinks.keys() - asked:  # More may come while we wait.
             asked |= new
-            await self._send("SUBSCRIBE", *new)
-            await self._send("PING")
-            while not _is_pong(answer := await connection.read_response(disable_decoding=True)):
-                self._take(answer)
-        connection.socket_timeout = None  # Silence is normal here; pings notice a dead connection.
-
-    async def _ping(self, connection: Any) -> None:
-        while True:
-            await asyncio.sleep(FEED_PING_S)
-            if asyncio.get_running_loop().time() - self._heard_at > FEED_SILENCE_MAX_S:
-                await connection.disconnect(nowait=True)  # The reader raises, and connects anew.
-                return
-            with contextlib.suppress(RedisError, OSError):
-                await self._send("PING")
+            self._ponged = asyncio.get_running_loop().create_future()
+            self._send("SUBSCRIBE", *new)
+            self._send("PING")
+            await self._ponged
 
     def _take(self, answer: Any) -> None:
         # Hot path: once per message.
         if not isinstance(answer, list):
+            self._pong()  # Before the first subscription a PING is answered with a string.
             return
         kind, channel = answer[0], answer[1]
         if kind == b"message":
@@ -307,9 +337,16 @@ class RedisFeed:
                 sink(read_message(answer[2]))
         elif kind == b"subscribe":
             waiting = self._waiting.get(channel)
-            if waiting and not waiting.done():
-                waiting.set_result(None)
+            if waiting:
+                _settle(waiting)
+        elif kind == b"pong":
+            self._pong()
+
+    def _pong(self) -> None:
+        if self._ponged:
+            _settle(self._ponged)
 
 
-def _is_pong(answer: Any) -> bool:
-    return answer == b"PONG" or (isinstance(answer, list) and answer[0] == b"pong")
+def _settle(future: "asyncio.Future[None]") -> None:
+    if not future.done():
+        future.set_result(None)

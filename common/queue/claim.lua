@@ -1,26 +1,33 @@
 -- Hands out jobs: lapsed leases first, then the waiting in fair order.
--- ARGV: seen ms, lease in ms, most to hand out, most lapsed to hand out, then ids that are not to be handed out
--- Returns: 'stale', or {lapsed leases left, jobs left waiting, {id, epoch, was lapsed, is handover, is late, waited ms}…}
+-- ARGV: seen ms, lease in ms, most to hand out, most waiting background ones of these, most lapsed to hand out, then ids that
+--   are not to be handed out
+-- Returns: 'stale', or {lapsed leases left, jobs left waiting, {id, epoch, was lapsed, is handover, is late, waited ms,
+--   is background}…}
+--
+-- Tenants take turns. Interactive goes before background, but while both wait every 20th job is a background one: a fleet
+-- that is never idle gets through them too, and they cost interactive requests a twentieth of its slots at most.
+local BACKGROUND_EACH = 20
 local now = now_ms()
 if now - tonumber(ARGV[1]) > STALE_MS then return 'stale' end
-local room, room_lapsed, taken = tonumber(ARGV[3]), tonumber(ARGV[4]), {}
+local room, room_background, room_lapsed, taken = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), {}
 
 local function take(id, lapsed)
   local job = Q .. 'job:' .. id
-  local s = redis.call('HMGET', job, 'handover', 'enqueued_ms', 'claim_by_ms')
+  local s = redis.call('HMGET', job, 'handover', 'enqueued_ms', 'claim_by_ms', 'class')
   if not s[2] then redis.call('ZREM', RUNNING, id) return end  -- Finished or withdrawn meanwhile.
   local epoch = redis.call('HINCRBY', job, 'epoch', 1)
   redis.call('HDEL', job, 'handover')
   redis.call('ZADD', RUNNING, int(now + ARGV[2]), id)
   local late = epoch == 1 and now > tonumber(s[3])
-  taken[#taken + 1] = {id, epoch, lapsed and 1 or 0, s[1] and 1 or 0, late and 1 or 0, now - s[2]}
+  taken[#taken + 1] = {id, epoch, lapsed and 1 or 0, s[1] and 1 or 0, late and 1 or 0, now - s[2],
+    s[4] == 'background' and 1 or 0}
   room = room - 1
 end
 
 if room_lapsed > 0 then
   local not_these = {}
-  for i = 5, #ARGV do not_these[ARGV[i]] = true end
-  for _, id in ipairs(redis.call('ZRANGEBYSCORE', RUNNING, '-inf', now, 'LIMIT', 0, room_lapsed + #ARGV - 4)) do
+  for i = 6, #ARGV do not_these[ARGV[i]] = true end
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', RUNNING, '-inf', now, 'LIMIT', 0, room_lapsed + #ARGV - 5)) do
     if room > 0 and room_lapsed > 0 and not not_these[id] then
       take(id, true)
       room_lapsed = room_lapsed - 1
@@ -34,20 +41,36 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', DELAYED, '-inf', now, 'LIMIT', 0
   if s[1] then put(id, s[1], s[2], now, true) end
 end
 
-for _, class in ipairs(CLASSES) do
-  while room > 0 do
-    local tenant = redis.call('LPOP', rotation(class))
-    if not tenant then break end
-    local key = waiting(class, tenant)
-    local popped = redis.call('ZPOPMIN', key)
-    if popped[1] then
-      redis.call('ZREM', ENQUEUED, popped[1])
-      take(popped[1], false)
-    end
-    if redis.call('EXISTS', key) == 1 then redis.call('RPUSH', rotation(class), tenant) end
+-- Hands out the next job of a class; false where none waits.
+local function take_waiting(class)
+  local tenant = redis.call('LPOP', rotation(class))
+  if not tenant then return false end
+  local key = waiting(class, tenant)
+  local popped = redis.call('ZPOPMIN', key)
+  if popped[1] then
+    redis.call('ZREM', ENQUEUED, popped[1])
+    take(popped[1], false)
   end
+  if redis.call('EXISTS', key) == 1 then redis.call('RPUSH', rotation(class), tenant) end
+  return true
+end
+
+local function is_backgrounds_turn()
+  return redis.call('EXISTS', rotation('interactive')) == 1 and redis.call('EXISTS', rotation('background')) == 1
+    and redis.call('INCR', Q .. 'handed') % BACKGROUND_EACH == 0
+end
+
+while room > 0 do
+  local class = 'interactive'
+  if room_background > 0 and is_backgrounds_turn() then class = 'background' end
+  if not take_waiting(class) then
+    class = 'background'
+    if room_background <= 0 or not take_waiting(class) then break end
+  end
+  if class == 'background' then room_background = room_background - 1 end
 end
 
 local left = redis.call('ZCARD', ENQUEUED)
-if left > 0 then ring() end
+-- Not where nothing could be taken: what is left is background then, its room is full here, and the bell would only come back.
+if left > 0 and #taken > 0 then ring() end
 return {redis.call('ZCOUNT', RUNNING, '-inf', now), left, taken}

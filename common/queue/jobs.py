@@ -6,22 +6,26 @@ nothing to it any more. The log of the generation, not this queue, decides what 
 The keys are listed in ``common/keys.py``.
 """
 
+import asyncio
 from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
 
-from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
+from common import keys
 from common.errors import ErrorKind, GatewayError
-from common.redis_client import Pulse, RedisUnavailable, Scripts
+from common.redis_client import COMMAND_TIMEOUT_S, Client, Pulse, RedisUnavailable, Scripts, as_unavailable
 from common.settings import Settings
 
 CLAIM_BATCH = 16  # Jobs per claim: enough to keep a script short, and to leave work for a sibling that rings too.
 LAPSED_BATCH = 4  # Lapsed leases per claim, so that a dead worker's jobs spread over those that are left.
 JOB_EXPIRY_EXTRA_S = 3600  # A job is removed when it ends; this is the net for one that nobody ended.
 RETRY_AFTER_FULL_S = 5
+RECENT_MAX = 1_000  # Generations in a principal's index.
+RECENT_S = 86_400  # How long the index outlives its last entry: longer than any log.
 
 
 class JobClass(StrEnum):
@@ -41,6 +45,18 @@ class Place(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Once:
+    """What makes a request run only once: its key, made of the principal and the client's words, and what it asks for.
+
+    ``spent`` is a generation that the key does not count for any more, as its log tells.
+    """
+
+    key: str
+    digest: str
+    spent: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class ClaimedJob:
     generation_id: str
     epoch: int
@@ -48,6 +64,7 @@ class ClaimedJob:
     is_handover: bool = False
     is_late: bool = False
     waited_ms: int = 0
+    is_background: bool = False
 
 
 class Claimed(NamedTuple):
@@ -59,16 +76,20 @@ class Claimed(NamedTuple):
 class JobQueue:
     """Both ends of the queue. Every method may raise ``RedisUnavailable``."""
 
-    def __init__(self, redis: Redis, pulse: Pulse, settings: Settings) -> None:
+    def __init__(self, redis: Client, pulse: Pulse, settings: Settings) -> None:
+        self._redis = redis
         self._scripts = Scripts(redis, Path(__file__).parent)
         self._pulse = pulse
         self._settings = settings
 
-    async def enqueue(self, generation_id: str, tenant: str, job_class: JobClass) -> None:
+    async def enqueue(self, generation_id: str, tenant: str, job_class: JobClass, once: Once | None = None) -> str:
         """Put a job among the waiting and ring the bell.
 
+        Returns the id of the generation that answers the request: another one where it has come before, and nothing was
+        enqueued then.
+
         Raises:
-            GatewayError: OVERLOADED; nothing was enqueued.
+            GatewayError: OVERLOADED, or INVALID_REQUEST for a key that came with another request; nothing was enqueued.
         """
         s = self._settings
         wait_s = s.queue_wait_s if job_class is JobClass.INTERACTIVE else s.queue_wait_background_s
@@ -77,28 +98,58 @@ class JobQueue:
             generation_id,
             tenant,
             job_class.value,
-            s.waiting_max,
+            s.waiting_max if job_class is JobClass.INTERACTIVE else int(s.waiting_max * s.background_share),
             s.waiting_per_tenant_max,
             _ms(wait_s),
             _ms(wait_s + s.total_timeout_s + JOB_EXPIRY_EXTRA_S),
+            RECENT_MAX,
+            _ms(RECENT_S),
         ]
-        answer = (await self._scripts.run("enqueue", [], args)).decode()
+        if once:
+            args += [once.key, once.digest, _ms(s.idempotency_s), once.spent]
+        answer: str = (await self._scripts.run("enqueue", [], args)).decode()
         if answer == "stale":
             raise RedisUnavailable("the command waited too long in Redis")
         if answer == "tenant_full":
             raise _full("Too many of your requests are waiting already.", "tenant_queue_full")
         if answer == "full":
             raise _full("Too many requests are waiting already.", "queue_full")
+        if answer == "differs":
+            raise GatewayError(
+                ErrorKind.INVALID_REQUEST,
+                "This idempotency-key came with another request before. Use a new key for each request.",
+                status=422,
+                code="idempotency_key_reused",
+                param="idempotency-key",
+            )
+        return answer.removeprefix("held ") if answer.startswith("held ") else generation_id
 
-    async def claim(self, room: int, *, lapsed_max: int, not_these: Collection[str]) -> Claimed:
-        """Return up to ``room`` jobs, each leased from now on. ``not_these`` are never handed out as lapsed."""
+    async def recent(self, tenant: str, after: str, count: int) -> list[str] | None:
+        """Return ids that a tenant enqueued, newest first, those older than ``after`` (empty: all); None if that is unknown."""
+        name = keys.RECENT + tenant
+        try:
+            async with asyncio.timeout(COMMAND_TIMEOUT_S):
+                rank = await self._redis.zrevrank(name, after) if after else -1
+                if rank is None:
+                    return None
+                return [member.decode() for member in await self._redis.zrevrange(name, rank + 1, rank + count)]
+        except (RedisError, OSError, TimeoutError) as error:
+            raise as_unavailable(error) or error from error
+
+    async def claim(
+        self, room: int, *, lapsed_max: int, not_these: Collection[str], background_max: int = CLAIM_BATCH
+    ) -> Claimed:
+        """Return up to ``room`` jobs, each leased from now on, of them at most ``background_max`` waiting background ones.
+
+        ``not_these`` are never handed out as lapsed.
+        """
         s = self._settings
-        args = [self._pulse.redis_ms, _ms(s.lease_s), min(room, CLAIM_BATCH), lapsed_max, *not_these]
+        args = [self._pulse.redis_ms, _ms(s.lease_s), min(room, CLAIM_BATCH), background_max, lapsed_max, *not_these]
         answer = await self._scripts.run("claim", [], args)
         if answer == b"stale":
             return Claimed([], 0, 0)
         lapsed_left, waiting_left, taken = answer
-        jobs = [ClaimedJob(t[0].decode(), t[1], bool(t[2]), bool(t[3]), bool(t[4]), t[5]) for t in taken]
+        jobs = [ClaimedJob(t[0].decode(), t[1], bool(t[2]), bool(t[3]), bool(t[4]), t[5], bool(t[6])) for t in taken]
         return Claimed(jobs, lapsed_left, waiting_left)
 
     async def renew(self, held: dict[str, int]) -> list[str]:
@@ -120,7 +171,11 @@ class JobQueue:
 
     async def look(self, generation_ids: list[str]) -> list[Place]:
         args = [_ms(self._settings.queue_wait_s), *generation_ids]
-        return [Place(place.decode()) for place in await self._scripts.run("look", [], args)]
+        places = [Place(place.decode()) for place in await self._scripts.run("look", [], args)]
+        if self._pulse.whole_s() > self._settings.lease_s:
+            return places
+        # Just after an outage all leases are long lapsed, and their workers about to renew them.
+        return [Place.LAPSED if place is Place.ABANDONED else place for place in places]
 
 
 def _ms(seconds: float) -> int:

@@ -15,13 +15,12 @@ from typing import Any
 import structlog
 from arq.connections import ArqRedis
 from arq.worker import Worker, func
-from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from common import keys
 from common.process import in_background
 from common.queue.jobs import LAPSED_BATCH, Claimed, ClaimedJob, JobQueue
-from common.redis_client import COMMAND_TIMEOUT_S, Pulse, RedisUnavailable
+from common.redis_client import COMMAND_TIMEOUT_S, Client, Pulse, RedisUnavailable
 from common.settings import Settings
 
 log = structlog.get_logger()
@@ -38,6 +37,10 @@ class HandBack(Exception):
     """The handler could not work on the job now; the job is put back in line."""
 
 
+class _ArqClient(Client, ArqRedis):  # type: ignore[misc]  # redis-py disagrees with itself.
+    """What arq asks for, failing as our client does."""
+
+
 class LeasedWorker(Worker):
     """Runs ``handler`` for each claimed job, as a task that is cancelled once the job is no longer ours.
 
@@ -45,13 +48,13 @@ class LeasedWorker(Worker):
     by a drain that is over (the job is handed over) or by a lost lease (somebody else has it).
     """
 
-    def __init__(self, redis_url: str, queue: JobQueue, pulse: Pulse, settings: Settings, handler: Handler, name: str) -> None:
+    def __init__(self, redis: Client, queue: JobQueue, pulse: Pulse, settings: Settings, handler: Handler, name: str) -> None:
         async def run_generation(ctx: dict[str, Any], generation_id: str) -> None:
             await handler(self._jobs[generation_id])
 
         super().__init__(
             functions=[func(run_generation, name="generation")],
-            redis_pool=ArqRedis.from_url(redis_url, socket_timeout=COMMAND_TIMEOUT_S),
+            redis_pool=_ArqClient(redis.connection_pool),
             queue_name=keys.ENQUEUED,  # Read by arq's health record alone, for the number of waiting jobs.
             health_check_key=f"{keys.QUEUE_PREFIX}health:{name}",
             health_check_interval=30,
@@ -65,8 +68,10 @@ class LeasedWorker(Worker):
         self._queue = queue
         self._pulse = pulse
         self._settings = settings
-        self._bell: Redis = Redis.from_url(redis_url, socket_timeout=BELL_TIMEOUT_S, single_connection_client=True)
+        self._redis = redis
         self._jobs: dict[str, ClaimedJob] = {}
+        self._background = 0  # How many of them are in the background. Above the most only by what was taken over.
+        self._background_max = max(1, int(settings.worker_slots * settings.background_share))
         self._lost: set[str] = set()
         self._lapsed_seen = False  # Whether the last claim told of lapsed leases; only then our own ids are worth sending.
         self._renewed_at = time.monotonic()
@@ -100,9 +105,11 @@ class LeasedWorker(Worker):
             return
         claimed = await self._claim()
         if claimed == 0:
-            await self.heart_beat()
+            async with asyncio.timeout(COMMAND_TIMEOUT_S):
+                await self.heart_beat()
             if self.free_slots > 0:
-                await self._bell.blpop([keys.BELL], timeout=BELL_WAIT_S)  # type: ignore[misc]  # redis-py's stubs.
+                async with asyncio.timeout(BELL_TIMEOUT_S):
+                    await self._redis.blpop([keys.BELL], timeout=BELL_WAIT_S)  # type: ignore[misc]  # redis-py's stubs.
             else:
                 await asyncio.sleep(PAUSE_AFTER_ERROR_S)
 
@@ -123,6 +130,7 @@ class LeasedWorker(Worker):
         may_take_lapsed = with_lapsed and self._pulse.whole_s() > self._settings.lease_s
         return await self._queue.claim(
             self.free_slots,
+            background_max=max(0, self._background_max - self._background),
             lapsed_max=LAPSED_BATCH if may_take_lapsed else 0,
             not_these=self._jobs.keys() if may_take_lapsed else (),
         )
@@ -136,6 +144,7 @@ class LeasedWorker(Worker):
             log.warning("job_taken_over", generation_id=job.generation_id, epoch=job.epoch)
             self.on_takeover()
         self._jobs[job.generation_id] = job
+        self._background += job.is_background
         self.tasks[job.generation_id] = self.loop.create_task(self._run_claimed(job), name=job.generation_id)
 
     # Running
@@ -170,6 +179,7 @@ class LeasedWorker(Worker):
     def _forget(self, job: ClaimedJob) -> None:
         if self._jobs.get(job.generation_id) is job:  # A job that was given back may be ours again already.
             del self._jobs[job.generation_id]
+            self._background -= job.is_background
 
     async def _give_back(self, job: ClaimedJob, *, delay_s: float = 0, is_handover: bool = False) -> None:
         self._forget(job)
@@ -212,6 +222,5 @@ class LeasedWorker(Worker):
         await asyncio.gather(*self.tasks.values(), return_exceptions=True)
         self.tasks.clear()
         with contextlib.suppress(RedisError, OSError, TimeoutError):
-            await self.pool.delete(self.health_check_key)
-        await self.pool.aclose(close_connection_pool=True)
-        await self._bell.aclose(close_connection_pool=True)
+            async with asyncio.timeout(COMMAND_TIMEOUT_S):
+                await self.pool.delete(self.health_check_key)

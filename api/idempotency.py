@@ -1,0 +1,70 @@
+"""Is this request a retry, and of which generation?
+
+A client that did not hear the end of its answer sends the request again with the same ``idempotency-key``, and gets the
+same generation, from its start. The enqueue script decides between two that come at once; the log of the generation that
+holds the key is the judge of whether it still counts. Nothing has to free a key, so no dead process can forget to.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import orjson
+from starlette.datastructures import Headers
+
+from api.auth import Principal
+from common.channel.base import Channel, failed_in
+from common.errors import ErrorKind, GatewayError
+from common.queue.jobs import JobClass, JobQueue, Once
+
+IMPLIED_GRACE_S = 60.0  # What a key implies: a client that means to come back is given this long.
+_KEY = re.compile(r"[\x21-\x7e]([\x20-\x7e]{0,253}[\x21-\x7e])?")
+
+
+def once_of(headers: Headers, principal: Principal, body: Mapping[str, Any], *kind: str) -> Once | None:
+    """Return what makes a request run only once; None where it brings no key. ``kind`` is what it says besides its body.
+
+    Raises:
+        GatewayError: INVALID_REQUEST.
+    """
+    key = headers.get("idempotency-key")
+    if key is None:
+        return None
+    if not _KEY.fullmatch(key):
+        raise GatewayError(
+            ErrorKind.INVALID_REQUEST,
+            "idempotency-key must be 1 to 255 printable ASCII characters.",
+            param="idempotency-key",
+            code="invalid_header",
+        )
+    # Sorted: a client that builds its body anew may say the same in another order.
+    asked = orjson.dumps([*kind, body], option=orjson.OPT_SORT_KEYS)
+    return Once(f"{principal.id}:{hashlib.sha256(key.encode()).hexdigest()}", hashlib.sha256(asked).hexdigest())
+
+
+async def enqueue_once(
+    generation_id: str, owner: str, job_class: JobClass, once: Once, queue: JobQueue, channel: Channel
+) -> str:
+    """Enqueue a generation unless its request has come before; returns the id of the one that answers it.
+
+    Raises:
+        GatewayError: as for ``JobQueue.enqueue``.
+    """
+    holder = await queue.enqueue(generation_id, owner, job_class, once)
+    if holder != generation_id and await _is_spent(holder, owner, channel):
+        # One more time is enough: whoever was faster than we are has only just begun.
+        holder = await queue.enqueue(generation_id, owner, job_class, replace(once, spent=holder))
+    return holder
+
+
+async def _is_spent(generation_id: str, owner: str, channel: Channel) -> bool:
+    """Whether a retry runs anew: nothing was said, nobody was there to the end, or the log was lost with the store."""
+    (state,) = await channel.describe([generation_id], owner)
+    if isinstance(state, GatewayError):
+        return state.failed.kind is ErrorKind.NOT_FOUND
+    failed = failed_in(state.end)
+    if failed is None:
+        return False
+    return not state.head or (failed.kind is ErrorKind.CANCELLED and state.has_left)
