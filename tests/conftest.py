@@ -1,11 +1,16 @@
 from collections.abc import AsyncIterator, Iterator
 
+import hypothesis
 import pytest
 import structlog
 from redis.asyncio import Redis
 from redis_for_tests import client_of
 
 from cli.embedded_redis import EmbeddedRedis
+
+# No test is timed: a busy machine takes longer over an example than hypothesis would allow.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -17,11 +17,21 @@ SHARED = Path(__file__).parents[1].parent / "shared" / "recordings"
 
 WIRE_OF_API = {
     "openai-chat": "openai-chat",
+    "openai-responses": "openai-responses",
     "mistral-chat": "openai-chat",
     "perplexity-chat": "openai-chat",
     "anthropic-messages": "anthropic-messages",
+    "cohere-v1": "cohere",
+    "cohere-v2": "cohere",
+    "gemini": "gemini",
 }
-WIRE_OF_FOLDER = {"openai_compatible": "openai-chat", "anthropic": "anthropic-messages"}
+WIRE_OF_FOLDER = {
+    "openai_compatible": "openai-chat",
+    "openai_responses": "openai-responses",
+    "anthropic": "anthropic-messages",
+    "cohere": "cohere",
+    "gemini": "gemini",
+}
 
 
 @dataclass(frozen=True)
@@ -59,7 +69,7 @@ def _shared() -> list[Recording]:
             Recording(
                 exchange["id"],
                 WIRE_OF_API[exchange["api"]],
-                exchange["stream"],
+                exchange["stream"] and not response["body"].startswith("["),  # Gemini's other stream is one JSON array.
                 response["status"],
                 response["body"].encode(),
                 {name: str(value) for name, value in response["headers"].items()},
@@ -86,7 +96,9 @@ def blocks_of(body: bytes) -> list[bytes]:
     """Cut a stream at its event boundaries, in the plainest way there is."""
     text = body.replace(b"\r\n", b"\n")
     blocks = [block.strip(b"\n") + b"\n\n" for block in text.split(b"\n\n") if block.strip(b"\n")]
-    return [block for block in blocks if b"data:" in block]
+    rest = text.rpartition(b"\n\n")[2]
+    # Google's error in mid-stream is no event: nothing but its JSON.
+    return [block for block in blocks if b"data:" in block] + [rest] * rest.startswith(b"{")
 
 
 def data_of(body: bytes) -> list[dict[str, Any]]:

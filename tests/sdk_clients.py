@@ -43,7 +43,7 @@ def anthropic_client(body: bytes, content_type: str, status: int = 200) -> anthr
     return anthropic.Anthropic(api_key="k", max_retries=0, http_client=_answering(body, content_type, status))
 
 
-def openai_stream(body: bytes) -> Seen:
+def openai_stream(body: bytes, index: int = 0) -> Seen:
     with openai_client(body, SSE) as client:
         chunks = list(client.chat.completions.create(model="m", messages=[{"role": "user", "content": "x"}], stream=True))
     seen = Seen()
@@ -52,7 +52,7 @@ def openai_stream(body: bytes) -> Seen:
         if chunk.usage:
             seen.input_tokens, seen.output_tokens = chunk.usage.prompt_tokens, chunk.usage.completion_tokens
         for choice in chunk.choices:
-            if choice.index:
+            if choice.index != index:
                 continue
             delta = choice.delta
             seen.text += delta.content or ""
@@ -67,10 +67,10 @@ def openai_stream(body: bytes) -> Seen:
     return seen
 
 
-def openai_whole(body: bytes) -> Seen:
+def openai_whole(body: bytes, index: int = 0) -> Seen:
     with openai_client(body, JSON) as client:
         answer = client.chat.completions.create(model="m", messages=[{"role": "user", "content": "x"}])
-    choice = answer.choices[0]
+    choice = answer.choices[index]
     assert answer.usage
     return Seen(
         choice.message.content or "",
@@ -87,6 +87,56 @@ def openai_whole(body: bytes) -> Seen:
     )
 
 
+class ResponseFailed(Exception):
+    """The SDK raises nothing where a response has failed: its status says so, and its error why."""
+
+
+def responses_stream(body: bytes) -> Seen:
+    with openai_client(body, SSE) as client:
+        events = list(client.responses.create(model="m", input="x", stream=True))
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    assert events[-1].type in ("response.completed", "response.incomplete", "response.failed")
+    seen = _seen_response(events[-1].response)
+    with openai_client(body, SSE) as client, client.responses.stream(model="m", input="x") as stream:
+        helped = list(stream)
+        # The helper knows no other good end than this one.
+        if helped[-1].type == "response.completed":
+            assert _seen_response(stream.get_final_response()) == seen
+    # What the events said piece by piece is what the last one says at once.
+    deltas = [event.delta for event in events if event.type == "response.output_text.delta"]
+    assert "".join(deltas) == seen.text
+    return seen
+
+
+def responses_whole(body: bytes) -> Seen:
+    with openai_client(body, JSON) as client:
+        return _seen_response(client.responses.create(model="m", input="x"))
+
+
+def responses_error(body: bytes, status: int) -> None:
+    with openai_client(body, JSON, status) as client:
+        client.responses.create(model="m", input="x")
+
+
+def _seen_response(response: Any) -> Seen:
+    if response.error:
+        raise ResponseFailed(response.error.message)
+    details = response.incomplete_details
+    seen = Seen(finish=details.reason if details else response.status)
+    for item in response.output:
+        match item.type:
+            case "message":
+                seen.text += "".join(part.text for part in item.content if part.type == "output_text")
+                seen.refusal += "".join(part.refusal for part in item.content if part.type == "refusal")
+            case "reasoning":
+                seen.thinking += "".join(part.text for part in item.summary)
+            case "function_call":
+                seen.calls.append((item.call_id, item.name, _arguments(item.arguments)))
+    if response.usage:
+        seen.input_tokens, seen.output_tokens = response.usage.input_tokens, response.usage.output_tokens
+    return seen
+
+
 def anthropic_stream(body: bytes) -> Seen:
     with (
         anthropic_client(body, SSE) as client,
@@ -98,6 +148,16 @@ def anthropic_stream(body: bytes) -> Seen:
 def anthropic_whole(body: bytes) -> Seen:
     with anthropic_client(body, JSON) as client:
         return _seen(client.messages.create(model="m", max_tokens=9, messages=[{"role": "user", "content": "x"}]))
+
+
+def openai_error(body: bytes, status: int) -> None:
+    with openai_client(body, JSON, status) as client:
+        client.chat.completions.create(model="m", messages=[])
+
+
+def anthropic_error(body: bytes, status: int) -> None:
+    with anthropic_client(body, JSON, status) as client:
+        client.messages.create(model="m", messages=[], max_tokens=9)
 
 
 def _seen(message: Any) -> Seen:

@@ -6,16 +6,20 @@ from redis.asyncio import Redis
 
 from api.main import Process, create_app
 from cli.embedded_redis import EmbeddedRedis
+from common import keys
 from common.channel.base import ChannelUnavailable
 from common.settings import ProviderSettings, Settings
 
-BODY = {"model": "demo", "messages": [{"role": "user", "content": "hi"}]}
+BODY = {"model": "demo", "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}]}
 
 
 @pytest.fixture
 async def process(redis: Redis, redis_server: EmbeddedRedis):
     settings = Settings(
-        redis_url=redis_server.url, waiting_max=0, providers={"demo": ProviderSettings(base_url="http://127.0.0.1:9/v1")}
+        redis_url=redis_server.url,
+        secret="s",
+        waiting_max=0,
+        providers={"demo": ProviderSettings(base_url="http://127.0.0.1:9/v1")},
     )
     found = Process(settings)
     await found.start()
@@ -23,20 +27,38 @@ async def process(redis: Redis, redis_server: EmbeddedRedis):
     await found.stop()
 
 
-async def post(process: Process) -> httpx.Response:
+async def post(process: Process, path: str = "/v1/chat/completions") -> httpx.Response:
     transport = httpx.ASGITransport(create_app(process))
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-        return await client.post("/v1/chat/completions", json=BODY)
+        return await client.post(path, json=BODY)
 
 
-async def test_a_full_queue_is_refused_before_anything_is_kept(process, redis):
-    response = await post(process)
+@pytest.mark.parametrize(
+    ("path", "status", "field", "word"),
+    [("/v1/chat/completions", 503, "code", "queue_full"), ("/v1/messages", 529, "type", "overloaded_error")],
+)
+async def test_a_full_queue_is_refused_before_anything_is_kept(process, redis, path, status, field, word):
+    response = await post(process, path)
 
-    assert response.status_code == 503
+    assert response.status_code == status
     assert response.headers["retry-after"] == "5"
-    assert response.json()["error"]["code"] == "queue_full"
+    assert response.json()["error"][field] == word
     assert await redis.keys("*") == []
     assert process.services.feed.subscriptions == 0
+
+
+async def test_who_asks_listens_before_the_job_exists(process, redis, monkeypatch):
+    heard: list[int] = []
+
+    async def enqueue(generation_id: str, *_: object, **__: object) -> None:
+        heard.extend(count for _, count in await redis.pubsub_numsub(keys.live(generation_id)))
+        raise ChannelUnavailable("enough seen")
+
+    monkeypatch.setattr(process.services.queue, "enqueue", enqueue)
+
+    await post(process)
+
+    assert heard == [1]
 
 
 @pytest.mark.parametrize("part", ["hub.join", "channel.open"])
@@ -52,3 +74,26 @@ async def test_a_store_that_fails_half_way_leaves_no_subscription(process, redis
     assert (response.status_code, response.json()["error"]["code"]) == (503, "store_unavailable")
     assert min([await redis.pttl(key) for key in await redis.keys("*")], default=1) > 0  # Nothing that stays for ever.
     assert process.services.feed.subscriptions == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/v1/generations"),
+        ("POST", "/v1/generations?dialect=openai-responses"),
+        ("GET", "/v1/generations"),
+        ("GET", "/v1/generations/gen_" + "0" * 32),
+        ("DELETE", "/v1/generations/gen_" + "0" * 32),
+    ],
+)
+@pytest.mark.parametrize("accept", ["*/*", "application/json"])
+async def test_while_the_store_is_away_every_question_is_answered_at_once(process, redis, monkeypatch, method, path, accept):
+    monkeypatch.setattr(process.services.pulse, "is_up", False)
+    body = {**BODY, "input": "hi"} if method == "POST" else None
+
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(create_app(process)), base_url="http://test") as client:
+        response = await client.request(method, path, json=body, headers={"accept": accept})
+
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "store_unavailable")
+    assert response.headers["retry-after"] == "2"
+    assert await redis.keys("*") == []

@@ -13,6 +13,7 @@ from api.hub import Hub
 from api.viewer import Viewer
 from common.channel.base import Append, Claim, Frame, FrameId, FrameKind, Message, Opening, Policy, Stop
 from common.channel.redis import RedisChannel, RedisFeed
+from common.errors import GatewayError
 from common.queue.jobs import JobClass, JobQueue, Place
 from common.redis_client import Pulse
 from common.settings import Settings
@@ -198,3 +199,46 @@ async def test_a_log_that_is_gone_fails_its_viewers(setup):
         while await viewer.take():
             pass
     assert viewer.failed and viewer.failed.code == "log_lost"
+
+
+@pytest.mark.parametrize("comes_first", [True, False])
+async def test_a_viewer_that_comes_while_another_leaves_keeps_the_process_a_member(setup, comes_first):
+    leaving = await setup.open(policy=Policy.DETACH)
+    steps = [setup.hub.part(leaving), setup.hub.enter(G, "me")]
+
+    results = await asyncio.gather(*(steps[::-1] if comes_first else steps))
+
+    viewer, _ = next(result for result in results if result)
+    assert await setup.redis.smembers(f"{{{G}}}:viewers") == {setup.hub.replica.encode()}
+    await setup.hub.part(viewer)
+    assert await setup.redis.smembers(f"{{{G}}}:viewers") == set()
+
+
+async def test_whoever_may_not_enter_is_no_viewer_and_stops_nothing(setup):
+    viewer = await setup.open()
+    await setup.claim()
+
+    for generation_id, owner in ((G, "a stranger"), ("gen_unknown", "me")):
+        with pytest.raises(GatewayError):
+            await setup.hub.enter(generation_id, owner)
+
+    assert setup.hub.open_viewers == setup.feed.subscriptions == 1
+    assert (await setup.channel.heartbeat([CLAIM]))[0].stop is Stop.NO
+    await setup.hub.part(viewer)
+
+
+@pytest.mark.parametrize("is_claimed", [False, True])
+async def test_a_job_that_was_lost_is_ended_for_whoever_asks(setup, is_claimed):
+    opening = Opening("me", "openai-chat", True, "m", 1, Policy.DETACH, 0, 60, 600, b"")
+    await setup.channel.open(G, opening, "")
+    await setup.queue.enqueue(G, "me", JobClass.INTERACTIVE)
+    if is_claimed:
+        await setup.claim()
+    assert not await setup.hub.end_if_lost(G)
+    await setup.queue.withdraw(G)
+
+    assert await setup.hub.end_if_lost(G)
+    assert not await setup.hub.end_if_lost(G)
+
+    (state,) = await setup.channel.describe([G], "me")
+    assert orjson.loads(state.end)["error"]["kind"] == "worker_lost"

@@ -2,6 +2,7 @@
 
 import httpx
 import pytest
+from starlette.middleware.base import BaseHTTPMiddleware
 
 from api.main import Process, create_app
 from common.settings import Settings
@@ -35,3 +36,20 @@ async def test_an_unexpected_failure_is_a_500_like_any_other_answer(app):
 
 async def test_a_trailing_slash_is_not_redirected(app):
     assert (await call(app, "POST", "/v1/messages/")).status_code == 404
+
+
+async def test_a_process_that_is_deaf_to_a_redis_that_answers_is_unready():
+    process = Process(Settings())
+    app, pulse, feed = create_app(process), process.services.pulse, process.services.feed
+
+    said = []
+    for pulse.is_up, feed.is_connected in [(True, True), (True, False), (False, False)]:
+        response = await call(app, "GET", "/readyz")
+        said.append((response.status_code, response.json()["status"]))
+
+    assert said == [(200, "ok"), (503, "deaf"), (200, "ok")]  # Where Redis is away, no other replica is any better.
+
+
+def test_no_middleware_stands_between_a_response_and_its_client(app):
+    assert app.user_middleware
+    assert not [used.cls for used in app.user_middleware if issubclass(used.cls, BaseHTTPMiddleware)]

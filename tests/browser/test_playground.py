@@ -102,10 +102,10 @@ async def test_an_error_before_the_first_token_is_shown(page: Page, gateway: Fle
 
 
 async def test_an_error_after_some_tokens_is_shown_beside_them(page: Page):
-    await send(page, "demo-err5")
+    await send(page, "demo-err5-d20")
 
     await page.until(f"{IS_IDLE} && {STATUS}.startsWith('failed: ')")
-    assert await page.run(TEXT) == answer(5)
+    assert (await page.run(TEXT)).startswith(answer(5))  # The gateway went on where it could, and each try broke off.
     assert page.complaints == []
 
 

@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 
 from common import keys
 from common.errors import ErrorKind, GatewayError
-from common.queue.jobs import Claimed, ClaimedJob, JobClass, JobQueue, Place
+from common.queue.jobs import RECENT_S, Claimed, ClaimedJob, JobClass, JobQueue, Once, Place
 from common.redis_client import Pulse, RedisUnavailable
 from common.settings import Settings
 
@@ -67,6 +67,41 @@ async def test_background_waits_for_interactive(queue):
 
     assert names(await claim(queue, 1)) == ["now"]
     assert names(await claim(queue, 1)) == ["later"]
+
+
+async def test_background_is_not_put_off_for_ever(queue):
+    for n in range(100):
+        await queue.enqueue(f"now_{n}", "a", INTERACTIVE)
+    for n in range(10):
+        await queue.enqueue(f"later_{n}", "b", BACKGROUND)
+
+    first = [job for _ in range(5) for job in await claim(queue, 16)]
+
+    assert sum(job.is_background for job in first) == len(first) // 20
+
+
+async def test_background_takes_no_more_slots_than_it_may_and_the_bell_is_silent_about_the_rest(queue, redis):
+    for n in range(3):
+        await queue.enqueue(f"later_{n}", "a", BACKGROUND)
+
+    taken = (await queue.claim(10, background_max=2, lapsed_max=0, not_these=())).jobs
+    await redis.delete(keys.BELL)
+    none = (await queue.claim(10, background_max=0, lapsed_max=0, not_these=())).jobs
+
+    assert (names(taken), none) == (["later_0", "later_1"], [])
+    assert await redis.llen(keys.BELL) == 0
+    await queue.enqueue("now", "b", INTERACTIVE)
+    assert names((await queue.claim(10, background_max=0, lapsed_max=0, not_these=())).jobs) == ["now"]
+
+
+async def test_a_queue_full_of_background_has_room_for_interactive(make_queue):
+    queue = make_queue(waiting_max=4, background_share=0.5)
+    for n in range(2):
+        await queue.enqueue(f"later_{n}", "a", BACKGROUND)
+
+    with pytest.raises(GatewayError):
+        await queue.enqueue("later_2", "b", BACKGROUND)
+    await queue.enqueue("now", "b", INTERACTIVE)
 
 
 async def test_a_full_queue_refuses_and_enqueues_nothing(make_queue):
@@ -185,6 +220,17 @@ async def test_a_job_whose_lease_lapsed_for_too_long_is_abandoned(make_queue):
     assert await queue.look(["gen_0"]) == [Place.ABANDONED]
 
 
+async def test_just_after_an_outage_no_job_counts_as_abandoned(make_queue, pulse):
+    queue = make_queue(lease_s=0.02, queue_wait_s=0.05)
+    await queue.enqueue("gen_0", "a", INTERACTIVE)
+    await claim(queue)
+    await asyncio.sleep(0.1)
+
+    pulse.is_up = False  # Which ends with the next beat: its worker has had no time to renew.
+
+    assert await queue.look(["gen_0"]) == [Place.LAPSED]
+
+
 async def test_withdrawing_removes_a_job_wherever_it_is(queue, redis):
     for name in ("waits", "runs"):
         await queue.enqueue(name, name, INTERACTIVE)
@@ -198,14 +244,31 @@ async def test_withdrawing_removes_a_job_wherever_it_is(queue, redis):
     assert await claim(queue) == []
 
 
+async def test_however_many_jobs_run_a_new_one_is_found(queue):
+    for n in range(1000):
+        await queue.enqueue(f"gen_{n}", "a", INTERACTIVE)
+    while await claim(queue, 16):
+        pass
+    await queue.enqueue("new", "a", INTERACTIVE)
+
+    assert names(await claim(queue, 1)) == ["new"]
+
+
+async def test_nothing_is_pickled_or_kept_under_keys_of_arq(queue, redis):
+    await queue.enqueue("gen_0", "a", INTERACTIVE)
+
+    assert not [key for key in await redis.keys("*") if not key.startswith(keys.QUEUE_PREFIX.encode())]
+    assert all(value.decode().isprintable() for value in (await redis.hgetall(keys.JOB + "gen_0")).values())
+
+
 async def test_finished_jobs_leave_no_key_behind(queue, redis):
     for n in range(5):
         await queue.enqueue(f"gen_{n}", f"tenant_{n % 2}", INTERACTIVE)
     for job in await claim(queue):
         await queue.finish(job)
 
-    left = {key.decode() for key in await redis.keys("*")}
-    assert left <= {keys.BELL, keys.QUEUE_PREFIX + "turn"}
+    lasting = {key.decode() for key in await redis.keys("*") if await redis.ttl(key) == -1}
+    assert lasting <= keys.PERMANENT
 
 
 async def test_work_that_is_left_rings_again(queue, redis):
@@ -239,3 +302,53 @@ async def test_stale_commands_accept_and_hand_out_nothing(queue, pulse):
     assert await claim(queue) == []
     await pulse.start()
     assert names(await claim(queue)) == ["gen_0"]
+
+
+async def test_a_request_with_a_key_is_enqueued_once(queue):
+    once = Once("a:key", "digest")
+
+    assert await queue.enqueue("gen_0", "a", INTERACTIVE, once) == "gen_0"
+    assert await queue.enqueue("gen_1", "a", INTERACTIVE, once) == "gen_0"
+    assert await queue.enqueue("gen_2", "b", INTERACTIVE, Once("b:key", "other")) == "gen_2"
+    assert sorted(names(await claim(queue))) == ["gen_0", "gen_2"]
+    assert await queue.enqueue("gen_3", "a", INTERACTIVE, once) == "gen_0"  # Ended or not.
+
+
+async def test_a_key_that_comes_with_another_request_is_refused(queue):
+    await queue.enqueue("gen_0", "a", INTERACTIVE, Once("a:key", "digest"))
+
+    with pytest.raises(GatewayError) as caught:
+        await queue.enqueue("gen_1", "a", INTERACTIVE, Once("a:key", "other"))
+
+    assert (caught.value.failed.http_status, caught.value.failed.param) == (422, "idempotency-key")
+    assert names(await claim(queue)) == ["gen_0"]
+
+
+async def test_a_key_counts_for_its_time_and_a_refused_request_takes_none(make_queue):
+    queue = make_queue(idempotency_s=0.05, waiting_max=1)
+    once = Once("a:key", "digest")
+    await queue.enqueue("gen_0", "a", INTERACTIVE)
+    with pytest.raises(GatewayError):
+        await queue.enqueue("gen_1", "a", INTERACTIVE, once)
+    await claim(queue)
+
+    assert await queue.enqueue("gen_2", "a", INTERACTIVE, once) == "gen_2"
+    assert await queue.enqueue("gen_3", "a", INTERACTIVE, once) == "gen_2"  # Though the queue is full again.
+    await asyncio.sleep(0.06)
+    await claim(queue)
+    assert await queue.enqueue("gen_4", "a", INTERACTIVE, once) == "gen_4"
+
+
+async def test_what_a_tenant_enqueued_is_listed_newest_first_and_the_list_is_bounded(queue, redis, monkeypatch):
+    monkeypatch.setattr("common.queue.jobs.RECENT_MAX", 3)
+    for n in range(5):
+        await queue.enqueue(f"gen_{n}", "a", INTERACTIVE)
+        await asyncio.sleep(0.002)  # Of one millisecond, the greater id comes first.
+    await queue.enqueue("gen_b", "b", INTERACTIVE)
+
+    assert await queue.recent("a", "", 10) == ["gen_4", "gen_3", "gen_2"]
+    assert await queue.recent("a", "gen_4", 1) == ["gen_3"]
+    assert await queue.recent("a", "gen_2", 10) == []
+    assert await queue.recent("a", "gen_0", 10) is None
+    assert await queue.recent("c", "", 10) == []
+    assert 0 < await redis.ttl(keys.RECENT + "a") <= RECENT_S

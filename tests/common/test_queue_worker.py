@@ -5,28 +5,26 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
-from redis.asyncio import Redis
 
-from cli.embedded_redis import EmbeddedRedis
 from common import keys
 from common.queue.jobs import ClaimedJob, JobClass, JobQueue, Place
 from common.queue.worker import HandBack, LeasedWorker
-from common.redis_client import Pulse
+from common.redis_client import Client, Pulse
 from common.settings import Settings
 
 Handler = Callable[[ClaimedJob], Awaitable[None]]
 
 
 class Lab:
-    def __init__(self, redis: Redis, url: str, pulse: Pulse) -> None:
-        self.redis, self.url, self.pulse = redis, url, pulse
+    def __init__(self, redis: Client, pulse: Pulse) -> None:
+        self.redis, self.pulse = redis, pulse
 
     def queue(self, **settings: float) -> JobQueue:
         return JobQueue(self.redis, self.pulse, Settings(**settings))
 
     @asynccontextmanager
-    async def worker(self, handler: Handler, **settings: float) -> AsyncIterator[LeasedWorker]:
-        worker = LeasedWorker(self.url, self.queue(**settings), self.pulse, Settings(**settings), handler, "test")
+    async def worker(self, handler: Handler, name: str = "test", **settings: float) -> AsyncIterator[LeasedWorker]:
+        worker = LeasedWorker(self.redis, self.queue(**settings), self.pulse, Settings(**settings), handler, name)
         task = asyncio.create_task(worker.async_run())
         try:
             yield worker
@@ -42,11 +40,11 @@ class Lab:
 
 
 @pytest.fixture
-async def lab(redis: Redis, redis_server: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Lab]:
+async def lab(redis: Client, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Lab]:
     monkeypatch.setattr("common.queue.worker.RELEASE_DELAY_S", 0.02)
     pulse = Pulse(redis)
     await pulse.start()
-    yield Lab(redis, redis_server.url, pulse)
+    yield Lab(redis, pulse)
     await pulse.stop()
 
 
@@ -111,6 +109,33 @@ async def test_a_handler_that_breaks_ends_neither_the_worker_nor_the_job(lab):
     await enqueue(lab, "bad", "good")
     async with lab.worker(handler) as worker:
         await eventually(lambda: worker.jobs_complete == 2)
+
+
+async def test_background_leaves_slots_to_interactive(lab):
+    running: list[str] = []
+
+    async def handler(job: ClaimedJob) -> None:
+        running.append(job.generation_id)
+        await asyncio.Event().wait()
+
+    for n in range(4):
+        await lab.queue().enqueue(f"later_{n}", "tenant", JobClass.BACKGROUND)
+    async with lab.worker(handler, worker_slots=4, background_share=0.5) as worker:
+        await eventually(lambda: len(running) == 2)
+        await enqueue(lab, "now_0", "now_1")
+        await eventually(lambda: worker.free_slots == 0)
+
+    assert running == ["later_0", "later_1", "now_0", "now_1"]
+
+
+async def test_workers_have_a_health_record_each(lab):
+    async def handler(job: ClaimedJob) -> None:
+        pass
+
+    async with lab.worker(handler, name="one"), lab.worker(handler, name="two"):
+        async with asyncio.timeout(10):
+            while len(await lab.redis.keys(keys.QUEUE_PREFIX + "health:*")) < 2:
+                await asyncio.sleep(0.01)
 
 
 async def test_leases_are_renewed_for_as_long_as_a_job_runs(lab):

@@ -1,7 +1,8 @@
 import pytest
 
 from common.errors import ErrorKind, GatewayError
-from common.routes import Target, available, resolve
+from common.model_names import CLAUDE_FOR_OPENAI
+from common.routes import Target, available, model_names, resolve
 from common.settings import ProviderSettings, Settings
 
 
@@ -61,3 +62,172 @@ def test_a_provider_without_a_key_is_named_with_its_variable():
     with pytest.raises(GatewayError, match="ANTHROPIC_API_KEY"):
         resolve("claude-x", bare)
     assert available(bare) == []
+
+
+# Every name that the documents of the gateways before us print, with the provider that has it and its name there.
+PRINTED = {
+    "openai": {
+        **{name: name for name in ("gpt-5", "gpt-5-mini", "gpt-5-nano", "gpt-4o", "gpt-4o-mini", "gpt-4-turbo", "gpt-4")},
+        **{name: name for name in ("gpt-3.5-turbo", "gpt-4-vision-preview", "o1", "o1-mini", "o3", "o3-mini")},
+    },
+    "anthropic": {
+        "claude-sonnet-4-5": "claude-sonnet-4-5",
+        "claude-haiku-4-5": "claude-haiku-4-5",
+        "claude-opus-4-1": "claude-opus-4-1",
+        "claude-sonnet-4": "claude-sonnet-4-20250514",
+        "claude-3-7-sonnet": "claude-3-7-sonnet-20250219",
+        "claude-3-5-sonnet-20241022": "claude-3-5-sonnet-20241022",
+        "claude-3-5-haiku-20241022": "claude-3-5-haiku-20241022",
+        "claude-3-opus": "claude-3-opus-20240229",
+        "claude-3-haiku": "claude-3-haiku-20240307",
+    },
+    "mistral": {
+        "mistral-large": "mistral-large-latest",
+        "mistral-large-latest": "mistral-large-latest",
+        "mistral-medium": "mistral-medium-latest",
+        "mistral-small": "mistral-small-latest",
+        "mistral-nemo": "open-mistral-nemo",
+        "pixtral-12b": "pixtral-12b-2409",
+        "codestral": "codestral-latest",
+    },
+    "google-ai-studio": {"gemini-2.0-flash": "gemini-2.0-flash"},
+    "groq": {"mixtral-8x7b-32768": "mixtral-8x7b-32768"},
+}
+
+
+@pytest.mark.parametrize(("provider", "name"), [(provider, name) for provider in PRINTED for name in PRINTED[provider]])
+def test_a_printed_name_is_known_in_every_way_of_saying_it(provider, name):
+    every = settings(providers={each: ProviderSettings(api_keys=("k",)) for each in PRINTED})
+    wanted = [Target(provider, PRINTED[provider][name])]
+
+    assert resolve(name, every) == wanted
+    assert resolve(f"{name}#{provider}", every) == wanted
+    assert resolve(f"{provider}/{name}", every) == wanted
+    assert resolve(name, every, provider) == wanted
+    assert model_names(every)[name] == provider
+
+
+@pytest.mark.parametrize(
+    ("name", "provider"),
+    [
+        ("gemini-3-pro", "google-ai-studio"),
+        ("gemma-3-27b-it", "google-ai-studio"),
+        ("open-mistral-7b", "mistral"),
+        ("ministral-8b-latest", "mistral"),
+        ("devstral-2512", "mistral"),
+        ("grok-4", "grok"),
+        ("deepseek-chat", "deepseek"),
+        ("sonar-pro", "perplexity"),
+        ("command-a-03-2025", "cohere"),
+        ("@cf/meta/llama-3.1-8b-instruct", "workers-ai"),
+    ],
+)
+def test_a_bare_name_that_only_one_vendor_has_is_evident(name, provider):
+    on = {provider: ProviderSettings(api_keys=("k",), base_url="http://x")}
+
+    assert resolve(name, settings(providers=on)) == [Target(provider, name)]
+
+
+def test_an_open_model_that_many_serve_is_nobody_s():
+    with pytest.raises(GatewayError, match="does not say which provider"):
+        resolve("gpt-oss-120b", settings())
+
+
+def test_an_own_alias_wins_over_a_name_that_is_known():
+    aliases = {"mistral-large": ["openai/gpt-5"]}
+
+    assert resolve("mistral-large", settings(aliases=aliases)) == [Target("openai", "gpt-5")]
+
+
+@pytest.mark.parametrize("name", ["anthropic/claude-x", "claude-x#anthropic", "claude-x"])
+def test_a_provider_beside_the_model_may_be_said_twice(name):
+    assert resolve(name, settings(), "anthropic") == [Target("anthropic", "claude-x")]
+
+
+def test_a_provider_beside_the_model_takes_any_name_for_its_own():
+    assert resolve("gpt-4", settings(), "anthropic") == [Target("anthropic", "gpt-4")]
+    assert resolve("openai/gpt-4", settings(), "anthropic") == [Target("anthropic", "openai/gpt-4")]
+
+
+def test_a_provider_beside_an_alias_takes_that_alias_s_models_there():
+    aliases = {"fast": ["openai/gpt-5-nano", "anthropic/claude-x"], "cheap": ["openai/gpt-5-nano"]}
+
+    assert resolve("fast", settings(aliases=aliases), "anthropic") == [Target("anthropic", "claude-x")]
+    with pytest.raises(GatewayError, match="no model at the provider anthropic"):
+        resolve("cheap", settings(aliases=aliases), "anthropic")
+
+
+def test_an_unknown_provider_beside_the_model_is_its_own_fault():
+    with pytest.raises(GatewayError, match="There is no provider 'nobody'") as caught:
+        resolve("gpt-4", settings(), "nobody")
+
+    assert caught.value.failed.param == "provider"
+
+
+def test_where_anthropic_alone_has_a_key_openai_s_names_stand_for_claude_s():
+    alone = settings(providers={"anthropic": ProviderSettings(api_keys=("k",)), "demo": ProviderSettings(base_url="http://d")})
+
+    assert resolve("gpt-4o-mini", alone) == [Target("anthropic", "claude-haiku-5-5")]
+    assert {name: resolve(name, alone)[0].model for name in CLAUDE_FOR_OPENAI} == {
+        name: target.removeprefix("anthropic/") for name, target in CLAUDE_FOR_OPENAI.items()
+    }
+    assert model_names(alone)["gpt-4"] == "sluice"
+    with pytest.raises(GatewayError, match="OPENAI_API_KEY"):
+        resolve("openai/gpt-4", alone)  # Who names a provider means it.
+
+
+def test_the_model_map_is_off_where_another_provider_has_a_key_or_it_is_set_to_nothing():
+    assert resolve("gpt-4", settings()) == [Target("openai", "gpt-4")]
+    with pytest.raises(GatewayError, match="OPENAI_API_KEY"):
+        resolve("gpt-4", settings(providers={"anthropic": ProviderSettings(api_keys=("k",))}, model_map={}))
+
+
+def test_the_model_map_can_be_one_s_own():
+    assert resolve("gpt-4", settings(model_map={"gpt-4": "claude-x"})) == [Target("anthropic", "claude-x")]
+
+
+def test_a_provider_of_one_s_own_is_named_like_any_other():
+    own = settings(providers={"lab": ProviderSettings(base_url="http://lab/v1")})
+
+    assert resolve("lab/llama#x", own) == [Target("lab", "llama#x")]
+    assert resolve("llama#lab", own) == [Target("lab", "llama")]
+    assert available(own) == ["lab"]
+    assert model_names(own) == {"lab/*": "lab"}
+
+
+def test_with_a_brought_key_a_provider_needs_no_configuration():
+    bare = settings(providers={})
+
+    assert resolve("gpt-4", bare, has_brought_key=True) == [Target("openai", "gpt-4")]
+    with pytest.raises(GatewayError, match="and AZURE_OPENAI_BASE_URL"):
+        resolve("azure/x", bare, has_brought_key=True)  # But for an address.
+
+
+def test_a_brought_key_is_for_the_first_provider_of_an_alias():
+    aliases = {"fast": ["groq/a", "openai/b", "groq/c"]}
+
+    assert resolve("fast", settings(aliases=aliases), has_brought_key=True) == [Target("groq", "a"), Target("groq", "c")]
+
+
+def test_a_brought_key_is_not_sent_to_another_provider_by_the_model_map_of_the_defaults():
+    alone = settings(providers={"anthropic": ProviderSettings(api_keys=("k",))})
+
+    assert resolve("gpt-4", alone, has_brought_key=True) == [Target("openai", "gpt-4")]
+
+
+def test_behind_the_ai_gateway_providers_are_on_without_a_key():
+    behind = settings(providers={}, ai_gateway_account_id="a", ai_gateway_id="g")
+
+    assert {"openai", "anthropic", "google-ai-studio", "cohere", "workers-ai"} <= set(available(behind))
+    assert "azure-openai" not in available(behind)  # Whose resource nobody knows.
+    assert "ollama" not in available(behind)
+    assert resolve("gpt-4", behind) == [Target("openai", "gpt-4")]
+
+
+def test_many_aliases_do_not_flood_an_error():
+    many = settings(aliases={f"alias-{n:03}": ["openai/x"] for n in range(500)})
+
+    with pytest.raises(GatewayError) as caught:
+        resolve("llama", many)
+
+    assert len(caught.value.failed.message) < 600

@@ -69,3 +69,55 @@ def test_what_cannot_be_is_refused(monkeypatch):
 
     with pytest.raises(ValidationError):
         Settings()
+
+
+def test_providers_of_one_s_own_come_from_yaml_or_json(elsewhere, monkeypatch):
+    (elsewhere / "sluice.yaml").write_text("providers: {lab: {base_url: 'http://lab/v1/', api_keys: [k]}}\n")
+    monkeypatch.setenv("SLUICE_PROVIDERS", '{"shop": {"base_url": "http://shop", "wire": "anthropic-messages"}}')
+
+    settings = Settings()
+
+    assert settings.base_url("lab") == "http://lab/v1"
+    assert settings.vendors["lab"].wires == ("openai-chat",)
+    assert settings.vendors["shop"].wires == ("anthropic-messages",)
+    assert settings.provider_is_on("lab")
+    assert settings.provider_is_on("shop")
+
+
+def test_a_known_provider_may_be_set_by_any_of_its_names(elsewhere, monkeypatch):
+    (elsewhere / "sluice.yaml").write_text("providers: {gemini: {base_url: 'http://x', wire: openai-chat}}\n")
+    monkeypatch.setenv("GEMINI_API_KEY", "sk-g")
+
+    settings = Settings()
+
+    assert settings.providers.keys() == {"google-ai-studio"}
+    assert settings.provider("google-ai-studio").api_keys[0].get_secret_value() == "sk-g"
+    assert settings.vendors["google-ai-studio"].wires == ("openai-chat",)
+    assert settings.vendor_ids["gemini"] == "google-ai-studio"
+
+
+@pytest.mark.parametrize(
+    "own", [{"lab": {}}, {"la/b": {"base_url": "http://x"}}, {"lab": {"base_url": "http://x", "wire": "?"}}]
+)
+def test_a_provider_of_one_s_own_that_cannot_work_is_refused(own):
+    with pytest.raises(ValidationError):
+        Settings(providers=own)
+
+
+def test_an_address_with_words_to_fill_in_needs_them():
+    keys = {"azure-openai": {"api_keys": "k"}, "workers-ai": {"api_keys": "k"}}
+
+    assert Settings(providers=keys).base_url("azure-openai") is None
+    assert not Settings(providers=keys).provider_is_on("workers-ai")
+    filled = Settings(providers=keys, azure_resource="res", ai_gateway_account_id="acct")
+    assert filled.base_url("azure-openai") == "https://res.openai.azure.com"
+    assert filled.base_url("workers-ai") == "https://api.cloudflare.com/client/v4/accounts/acct/ai/v1"
+    assert filled.provider_is_on("workers-ai")
+
+
+def test_a_server_of_one_s_own_is_on_by_its_address(monkeypatch):
+    assert not Settings().provider_is_on("ollama")
+
+    monkeypatch.setenv("OLLAMA_BASE_URL", "http://localhost:11434")
+
+    assert Settings().provider_is_on("ollama")

@@ -35,6 +35,14 @@ def test_a_byte_order_mark_at_the_start_is_dropped(size):
     assert cut(b"\xef\xbb\xbf" + STREAM, size) == BLOCKS
 
 
+@pytest.mark.parametrize("size", [1, 3, 4, 11, 1000])
+@pytest.mark.parametrize("before", [b"", b"data: one\n\n"])
+def test_a_byte_order_mark_anywhere_else_is_a_part_of_its_line(size, before):
+    stream = before + b"\xef\xbb\xbf\xef\xbb\xbfdata: odd\n\ndata: three\n\n"
+
+    assert cut(stream, size) == [*([before] if before else []), b"data: three\n\n"]
+
+
 def test_an_unfinished_event_is_left_over():
     cutter = SseCutter(bytes_max=100)
 
@@ -52,7 +60,32 @@ def test_an_endless_event_is_refused(chunk):
         cutter.feed(chunk)
 
 
-@given(st.binary(max_size=300), st.lists(st.integers(1, 50), max_size=20))
+class CountingCutter(SseCutter):
+    """Counts the bytes that are gone through in search of events."""
+
+    count = 0
+
+    def _cut(self, text: bytes) -> list[bytes]:
+        self.count += len(text)
+        return super()._cut(text)
+
+
+@pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"])
+@pytest.mark.parametrize("line", [b"data: " + b"x" * 20_000, b"data: x", b": comment"])
+def test_a_large_event_in_tiny_reads_is_gone_through_no_more_than_twice(line, line_end):
+    stream = (line + line_end) * (20_000 // len(line)) + b"data: end" + line_end * 2 + b"data: one\n\n"
+    cutter = CountingCutter(bytes_max=100_000)
+
+    blocks = [block for at in range(0, len(stream), 3) for block in cutter.feed(stream[at : at + 3])]
+
+    assert (len(blocks), blocks[-1]) == (2, b"data: one\n\n")
+    assert cutter.count <= 2 * len(stream)  # Twice where a read ended within the last line end.
+
+
+@given(
+    st.binary(max_size=300) | st.lists(st.sampled_from([b"\r", b"\n", b"data:x", b"event", b":"])).map(b"".join),
+    st.lists(st.integers(1, 50), max_size=20),
+)
 def test_any_bytes_cut_anywhere_give_the_blocks_of_the_whole(stream, sizes):
     whole = SseCutter(10_000)
     expected = whole.feed(stream)

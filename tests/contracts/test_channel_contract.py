@@ -350,3 +350,48 @@ async def eventually(holds) -> None:
     async with asyncio.timeout(5):
         while not holds():
             await asyncio.sleep(0.005)
+
+
+async def described(channel, generation_id: str = G, owner: str = "me"):
+    (found,) = await channel.describe([generation_id], owner)
+    return found
+
+
+async def test_describing_tells_the_head_the_end_and_whether_the_viewers_had_left(channel):
+    await channel.open(G, opening(), "r1")
+    assert (await described(channel)).last == START
+    await channel.fence(FIRST, is_handover=False)
+    await append(channel, FIRST, FrameId(1, 0), Frame(FrameId(1, 1), FrameKind.HEAD, b'{"status":200}'))
+    running = await described(channel)
+    await channel.leave(G, "r1")
+    await append(channel, FIRST, FrameId(1, 1), data(FIRST, 2), end(FIRST, 3))
+    whole = await described(channel)
+
+    assert (running.head, running.end, running.has_ended, running.has_left) == (b'{"status":200}', b"", False, False)
+    assert (whole.head, whole.end, whole.has_ended, whole.has_left) == (b'{"status":200}', b'{"error":null}', True, True)
+    assert whole == await channel.enter(G, "r2", "me")
+
+
+async def test_describing_is_not_entering(channel):
+    await begun(channel, policy=Policy.GRACE, grace_s=30)
+    await channel.leave(G, "r1")
+
+    assert (await described(channel)).has_left
+    assert (await described(channel)).has_left  # The first has not cleared it.
+    await channel.enter(G, "r2", "me")
+    assert not (await described(channel)).has_left
+    assert await channel.leave(G, "r2") is Stop.NO
+    await channel.stop(G)
+    assert not (await described(channel)).has_left  # Somebody said stop: that they also left is no matter.
+
+
+async def test_what_may_not_be_entered_cannot_be_described_and_spoils_no_other(channel):
+    await begun(channel)
+
+    found = await channel.describe(["gen_unknown", G], "me")
+
+    assert await channel.describe([], "me") == []
+    assert isinstance(found[0], GatewayError)
+    assert found[0].failed.kind is ErrorKind.NOT_FOUND
+    assert found[1] == await channel.enter(G, "r1", "me")
+    assert (await described(channel, owner="a stranger")).failed.kind is ErrorKind.NOT_FOUND

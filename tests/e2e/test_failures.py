@@ -96,9 +96,9 @@ def test_a_worker_killed_before_the_first_token_is_not_noticed(tmp_path: Path):
         assert takeovers(found) == 1
 
 
-def test_a_worker_killed_after_the_first_token_ends_the_stream_with_the_error_event(tmp_path: Path):
+def test_a_worker_killed_after_the_first_token_ends_the_stream_with_the_error_event_where_it_cannot_go_on(tmp_path: Path):
     with fleet(tmp_path, workers=2, **QUICK_LEASE) as found:
-        client = Client(found, "demo-n1000-d20")
+        client = Client(found, "openai/demo-n1000-d20")  # OpenAI takes no prefill.
         until(lambda: len(client.text) > 20, "tokens flow")
 
         found.workers[busy_worker(found)].kill()
@@ -111,7 +111,7 @@ def test_a_worker_killed_after_the_first_token_ends_the_stream_with_the_error_ev
 
 def test_a_frozen_worker_is_fenced_and_its_upstream_closed_when_it_wakes(tmp_path: Path):
     with fleet(tmp_path, workers=2, **QUICK_LEASE) as found:
-        client = Client(found, "demo-n2000-d20")
+        client = Client(found, "demo-n400-d20")
         until(lambda: len(client.text) > 20, "tokens flow")
         zombie = found.workers[busy_worker(found)]
 
@@ -123,7 +123,8 @@ def test_a_frozen_worker_is_fenced_and_its_upstream_closed_when_it_wakes(tmp_pat
 
         until(lambda: found.stats()["open"] == 0, "the zombie's upstream is closed")
         assert found.redis.xlen(keys.log(generation)) == length
-        assert client.error and client.error["code"] == "worker_lost"
+        assert client.text == answer(400)
+        assert client.events[-1] == "[DONE]"
         assert zombie.is_alive
 
 
@@ -204,6 +205,16 @@ def test_a_stopping_api_lets_its_streams_run_on(tmp_path: Path):
         client.finished()
         assert client.text == answer(150)
         assert client.events[-1] == "[DONE]"
+        assert found.apis[0].wait(20) == 0
+
+
+def test_a_stopping_api_is_unready_first_and_still_answers(tmp_path: Path):
+    with fleet(tmp_path, SLUICE_API_UNREADY_S="3") as found:
+        found.apis[0].send(signal.SIGTERM)
+
+        until(lambda: found.client.get(f"{found.url}/readyz").status_code == 503, "it is unready")
+        assert found.client.get(f"{found.url}/readyz").json()["status"] == "draining"
+        assert Client(found, "demo-n5-d1").finished().text == answer(5)
         assert found.apis[0].wait(20) == 0
 
 

@@ -375,7 +375,7 @@ def test_stopping_what_has_ended_changes_nothing(replicas: Fleet):
     for _ in range(2):
         response = _delete(replicas, generation_id)
         assert response.status_code == 200
-        assert response.json() == {"id": generation_id, "object": "generation", "status": "ended", "stopped": False}
+        assert response.json() == {"id": generation_id, "object": "generation", "status": "completed", "stopped": False}
 
     assert sse_events(_read(replicas, generation_id).text) == events
 

@@ -98,6 +98,29 @@ def test_an_agent_loop_ends(client: anthropic.Anthropic, provider: str):
     assert last.content[0].text == "The tool answered: 18 degrees, 18 degrees"
 
 
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("each", ["openai", "anthropic", "google-ai-studio", "cohere"])
+def test_the_tool_runner_tells_every_provider_the_whole_conversation(
+    shared: Fleet, client: anthropic.Anthropic, each: str, stream: bool
+):
+    # It asks for a thread first, which only Anthropic holds, and goes on without one where it is refused in the right words.
+    @anthropic.beta_tool
+    def get_weather(city: str) -> str:
+        """Get the weather."""
+        return f"18 degrees in {city}"
+
+    runner: Any = client.beta.messages.tool_runner(
+        model=f"{each}/demo-tool-think3-d0", max_tokens=4096, messages=USER, tools=[get_weather], stream=stream
+    )
+    for turn in runner:
+        last = turn.get_final_message() if stream else turn
+
+    assert last.content[-1].text == "The tool answered: 18 degrees in Zürich"
+    if each != "anthropic":
+        sent = shared.upstream_requests()[-1]["body"]
+        assert "get_weather" in str(sent.get("messages") or sent["contents"])
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_thinking_is_a_block_before_the_text(client: anthropic.Anthropic, provider: str, stream: bool):
     thinking = {"type": "enabled", "budget_tokens": 1024}

@@ -9,6 +9,7 @@ import httpx
 import orjson
 import pytest
 from prometheus_client import CollectorRegistry
+from redis.asyncio import Redis
 
 from cli.demo_provider.script import answer
 from cli.demo_provider.server import running
@@ -16,6 +17,7 @@ from common.channel.base import START, Append, Claim, Frame, FrameId, FrameKind,
 from common.channel.memory import MemoryChannel
 from common.job import Job
 from common.queue.jobs import ClaimedJob
+from common.responses import ResponseStore
 from common.settings import ProviderSettings, Settings
 from workers.call import Services
 from workers.generate import run_generation
@@ -42,12 +44,12 @@ class Setup:
     def __post_init__(self) -> None:
         self.channel = self.services.channel  # type: ignore[assignment]  # What the fixture put there.
 
-    async def open(self, model: str, *, stream: bool = True, **body: Any) -> None:
+    async def open(self, model: str, *, stream: bool = True, dialect: str = "openai-chat", **body: Any) -> None:
         asked = {"model": model, "stream": stream, "messages": [{"role": "user", "content": "hi"}], **body}
         raw = orjson.dumps(asked)
-        job = Job(G, "req_1", "openai-chat", model, stream, Policy.STOP, 0, 1, {}, raw)
+        job = Job(G, "req_1", dialect, model, stream, Policy.STOP, 0, 1, {}, raw, provider=body.get("provider"))
         await self.channel.subscribe(G, lambda message: None)
-        await self.channel.open(G, Opening("me", "openai-chat", stream, model, 1, Policy.STOP, 0, 60, 600, job.pack()), "r")
+        await self.channel.open(G, Opening("me", dialect, stream, model, 1, Policy.STOP, 0, 60, 600, job.pack()), "r")
 
     async def run(self, **claim: Any) -> None:
         async with asyncio.timeout(20):
@@ -82,7 +84,9 @@ async def setup(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest)
         channel = MemoryChannel()
         publisher = Publisher(channel, Pulse(), settings)  # type: ignore[arg-type]  # A pulse that is always whole.
         publisher.start()
-        services = Services(settings, channel, publisher, Upstream(settings), Metrics(CollectorRegistry()))
+        services = Services(
+            settings, channel, publisher, Upstream(settings), Metrics(CollectorRegistry()), ResponseStore(Redis(), settings)
+        )
         yield Setup(address, services)
         await publisher.stop()
         await services.upstream.close()
@@ -132,7 +136,7 @@ async def test_a_failure_before_the_first_output_is_tried_again_unseen(setup, fa
 
 @pytest.mark.parametrize(("fault", "kind"), [("cut2", "upstream_unavailable"), ("end2", "upstream_unavailable")])
 async def test_a_break_behind_the_first_output_ends_the_log_as_failed(setup, fault, kind):
-    await setup.open(f"demo-n5-d0-{fault}")
+    await setup.open(f"demo-n5-d0-{fault}", n=2)  # Of several answers none can be gone on with.
 
     await setup.run()
 
@@ -176,7 +180,7 @@ async def test_an_upstream_that_cannot_be_reached_is_unavailable(setup):
     indirect=["setup"],
 )
 async def test_silence_of_an_upstream_ends_in_a_timeout_and_closes_it(setup, fault):
-    await setup.open(f"demo-n5-d0-{fault}")
+    await setup.open(f"demo-n5-d0-{fault}", n=2)
 
     await setup.run()
 
@@ -251,8 +255,8 @@ async def test_a_log_that_has_ended_needs_nothing_more(setup):
     assert await setup.frames() == before
 
 
-async def test_a_claim_after_the_commit_point_of_another_ends_with_the_error(setup):
-    await setup.open("demo-n5-d0")
+async def test_a_claim_after_the_commit_point_of_another_ends_with_the_error_where_it_cannot_go_on(setup):
+    await setup.open("demo-n5-d0", n=2)
     first = Claim(G, 1, "t")
     await setup.channel.fence(first, is_handover=False)
     await setup.channel.append([Append(first, FrameId(1, 0), [Frame(FrameId(1, 1), FrameKind.HEAD, b"{}")])])

@@ -241,3 +241,25 @@ async def test_much_that_gathered_is_cut_into_frames_of_bounded_size(setup, monk
     frames = [f for f in await setup.channel.read(G, START, 100) if f.kind is FrameKind.DATA]
     assert [len(frame.data) for frame in frames] == [10, 10, 10]
     assert frames[0] == Frame(FrameId(1, 1), FrameKind.DATA, b"1234512345")
+
+
+async def test_an_answer_that_comes_after_the_claim_is_over_is_not_counted_twice(setup):
+    is_asked, may_answer, append = asyncio.Event(), asyncio.Event(), setup.channel.append
+
+    async def late(appends):
+        is_asked.set()
+        await may_answer.wait()
+        return await append(appends)
+
+    setup.channel.append = late
+    claim = Claim("gen_2", 1, "t")
+    await setup.channel.open("gen_2", Opening("me", "openai-chat", True, "m", 1, Policy.STOP, 0, 60, 600, b""), "r")
+    await setup.channel.fence(claim, is_handover=False)
+    with setup.publisher.writer(claim, START, lambda: None) as writer:
+        writer.write(b"in flight", is_urgent=True)
+        await is_asked.wait()
+    may_answer.set()
+    setup.channel.append = append
+    await setup.write(b"another's")
+
+    assert setup.publisher.buffered_bytes == 0

@@ -1,0 +1,135 @@
+"""How is a scheduled fault brought about, and what came of it?"""
+
+import asyncio
+import random
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from chaos.fleet import DRAIN_EXTRA_S, Fleet
+from chaos.plan import APIS, CLIENTS_LINK, DRAIN_S, REDIS, Fault, FaultKind
+
+
+@dataclass(slots=True)
+class Happened:
+    """One fault as it was, in ``time.monotonic()``; ``ended_at`` is when all was well again. ``clients``: whom a killed
+    worker was working for."""
+
+    fault: Fault
+    began_at: float
+    began_wall_s: float
+    ended_at: float = float("inf")
+    clients: set[int] = field(default_factory=set)
+    problem: str | None = None
+
+    def overlaps(self, begin: float, end: float) -> bool:
+        return self.began_at <= end and begin <= self.ended_at
+
+    @property
+    def cuts_clients(self) -> bool:
+        """Whether a client's connection may break by it."""
+        return self.fault.target in (CLIENTS_LINK, *APIS)
+
+
+class Faults:
+    """Carries out a schedule."""
+
+    def __init__(self, fleet: Fleet, schedule: list[Fault], seed: int, tell: Callable[[str], None]) -> None:
+        self.happened: list[Happened] = []
+        self._fleet = fleet
+        self._schedule = schedule
+        self._chance = random.Random(f"cuts {seed}")
+        self._tell = tell
+
+    async def run(self) -> None:
+        """Return once the last fault is mended."""
+        began_at = time.monotonic()
+        async with asyncio.TaskGroup() as group:
+            for fault in self._schedule:
+                await asyncio.sleep(max(0.0, began_at + fault.at_s - time.monotonic()))
+                self._tell(str(fault))
+                happened = Happened(fault, time.monotonic(), time.time())
+                self.happened.append(happened)
+                group.create_task(self._carry_out(happened))
+
+    async def _carry_out(self, happened: Happened) -> None:
+        fault = happened.fault
+        await (self._break_redis if fault.target == REDIS else self._act(fault.kind))(happened)
+        happened.ended_at = time.monotonic()
+
+    def _act(self, kind: FaultKind) -> Callable[[Happened], Awaitable[None]]:
+        return {
+            FaultKind.KILLED: self._kill,
+            FaultKind.FROZEN: self._freeze,
+            FaultKind.DRAINED: self._drain,
+            FaultKind.CUT: self._cut,
+            FaultKind.PAUSED: self._pause,
+            FaultKind.SLOWED: self._slow,
+        }[kind]
+
+    async def _kill(self, happened: Happened) -> None:
+        name = happened.fault.target
+        if link := self._fleet.links.get(f"{name}-upstream"):
+            happened.clients = link.clients()
+        self._fleet.processes[name].kill()
+        await asyncio.sleep(happened.fault.for_s)
+        await self._start(name)
+
+    async def _freeze(self, happened: Happened) -> None:
+        process = self._fleet.processes[happened.fault.target]
+        process.send(signal.SIGSTOP)
+        try:
+            await asyncio.sleep(happened.fault.for_s)
+        finally:
+            process.send(signal.SIGCONT)
+
+    async def _drain(self, happened: Happened) -> None:
+        name = happened.fault.target
+        self._fleet.processes[name].send(signal.SIGTERM)
+        code = await self._fleet.gone(name, DRAIN_S + DRAIN_EXTRA_S)
+        if code != 0:
+            happened.problem = f"{name}, told to stop, ended with {code}" if code else f"{name} was told to stop and did not"
+            self._fleet.processes[name].kill()
+        await asyncio.sleep(happened.fault.for_s)
+        await self._start(name)
+
+    async def _start(self, name: str) -> None:
+        self._fleet.spawn(name)
+        await self._fleet.ready(name)
+
+    async def _break_redis(self, happened: Happened) -> None:
+        server, fault = self._fleet.redis_server, happened.fault
+        assert server.process is not None
+        if fault.kind is FaultKind.FROZEN:
+            server.process.send_signal(signal.SIGSTOP)
+            try:
+                await asyncio.sleep(fault.for_s)
+            finally:
+                server.process.send_signal(signal.SIGCONT)
+            return
+        if fault.kind is FaultKind.KILLED:
+            server.process.kill()
+        # In threads, for both wait. Linux ends the new server with the thread that started it, but the loop keeps its threads.
+        await asyncio.to_thread(server.stop)
+        await asyncio.sleep(fault.for_s)
+        await asyncio.to_thread(server.start)
+
+    async def _cut(self, happened: Happened) -> None:
+        self._fleet.links[happened.fault.target].cut(happened.fault.share, self._chance)
+
+    async def _pause(self, happened: Happened) -> None:
+        link = self._fleet.links[happened.fault.target]
+        link.pause()
+        try:
+            await asyncio.sleep(happened.fault.for_s)
+        finally:
+            link.resume()
+
+    async def _slow(self, happened: Happened) -> None:
+        link = self._fleet.links[happened.fault.target]
+        link.delay_s = 0.2
+        try:
+            await asyncio.sleep(happened.fault.for_s)
+        finally:
+            link.delay_s = 0.0

