@@ -3,12 +3,15 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
+WORKERS ?= 3
+MINUTES ?= 1
+SEED ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo dev test fmt lint types env bench clean
+.PHONY: help setup demo dev test fmt lint types env compatibility bench chaos clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.ready ## Make .venv with the sluice command in it
 
@@ -25,8 +28,8 @@ demo: setup ## Start everything, stream a sample answer, stay up (ARGS=--once en
 dev: setup ## The same with reload and logs, for development
 	@$(BIN)/sluice dev --reload --verbose $(ARGS)
 
-test: setup ## Run the tests (ARGS=tests/common for a part)
-	@$(BIN)/python -m pytest $(ARGS)
+test: setup ## Run the tests (ARGS=tests/common for a part, WORKERS=0 for one after the other)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 fmt: setup ## Format the code
 	@$(BIN)/ruff check --fix --quiet .
@@ -43,8 +46,14 @@ types: setup ## Check types, strictly
 env: setup ## Write .env.example from the settings
 	@$(BIN)/python -m cli.env_example > .env.example
 
+compatibility: setup ## Try every client dialect on every provider, and write docs/compatibility.md
+	@PYTHONPATH=tests $(BIN)/python -m compatibility_page > docs/compatibility.md
+
 bench: setup ## Measure CPU per token and time to first token on this machine
 	@$(BIN)/python bench/run.py $(ARGS)
+
+chaos: setup ## Break everything around real streams for a minute (MINUTES=10 SEED=n, ARGS=--verbose); needs nginx
+	@PYTHONPATH=.:tests:tests/e2e $(BIN)/python -m chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 clean: ## Remove what setup and the tools made
 	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info
