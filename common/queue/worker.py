@@ -155,6 +155,9 @@ class LeasedWorker(Worker):
         try:
             await self.functions["generation"].coroutine({**self.ctx, "job_id": generation_id}, generation_id)
         except asyncio.CancelledError:
+            task = asyncio.current_task()
+            assert task is not None
+            task.uncancel()  # It is obeyed; and a timeout within a task that is being cancelled breaks Python before 3.11.3.
             if generation_id not in self._lost:
                 self.jobs_retried += 1
                 await self._give_back(job, is_handover=True)
