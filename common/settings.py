@@ -23,6 +23,7 @@ from pydantic_settings import (
     YamlConfigSettingsSource,
 )
 
+from common.access import Access, Budget, GuardrailPolicy, Limits
 from common.continuing import Way
 from common.foreign_variables import foreign_values
 from common.model_names import CLAUDE_FOR_OPENAI
@@ -54,6 +55,8 @@ class ProviderSettings(BaseModel):
     base_url: Annotated[str | None, BeforeValidator(_trim_slash)] = None
     wire: WireName | None = None
     continuation: Way | None = None
+    limits: Limits = Limits()  # The vendor's quota for each key, which all workers keep to together.
+    budget: Budget = Budget()
 
 
 class Settings(BaseSettings):
@@ -74,7 +77,40 @@ class Settings(BaseSettings):
     api_keys: SecretCommaList = Field((), description="Comma-separated keys that clients may use.")
     auth: Literal["keys", "none"] = Field("keys", description="`none` lets anybody in: only behind your own access control.")
     cors_origins: CommaList = Field((), description="Comma-separated browser origins that may call the API.")
-    secret: SecretStr | None = Field(None, description="Signs read tokens and encrypts brought keys; shared by both tiers.")
+    secret: SecretStr | None = Field(
+        None, description="Signs read tokens and managed keys, encrypts brought keys; shared by all processes."
+    )
+    admin_keys: SecretCommaList = Field((), description="Comma-separated keys for /admin; without one it is off.")
+    jwt_secret: SecretStr | None = Field(None, description="Takes JSON web tokens that are signed with it (HS256).")
+    jwt_jwks_url: str | None = Field(None, description="Takes JSON web tokens signed by a key listed there (RS256, ES256).")
+    jwt_issuer: str | None = Field(None, description="The `iss` that tokens must have.")
+    jwt_audience: CommaList = Field((), description="Comma-separated; the `aud` of a token must be one of them.")
+    jwt_leeway_s: float = Field(30, ge=0, description="How far a token's clock may be off.")
+    jwt_tenant_claim: str = Field("tenant", description="The claim that names a token's tenant.")
+    jwt_scopes_claim: str = Field("scope", description="The claim that lists a token's scopes.")
+    trusted_proxies: CommaList = Field(
+        (), description="Addresses or networks whose X-Forwarded-For is believed, for clients' addresses."
+    )
+
+    # Limits, budgets and guardrails
+    limits: dict[Literal["key", "tenant", "end_user", "address"], Limits] = Field(
+        default_factory=dict,
+        description='For each of a kind: {"key": {"requests": 60, "tokens": 100000, "concurrent": 10, "window_s": 60}}.',
+    )
+    tenants: dict[str, Access] = Field(
+        default_factory=dict,
+        description='What a tenant may: {"acme": {"models": ["gpt-*"], "budget": {"month_usd": 500}}}. See docs/access.md.',
+    )
+    guardrails: GuardrailPolicy = Field(
+        default_factory=GuardrailPolicy,
+        description='For who has none of his own: {"pii": "block", "injection": "log"}. See docs/guardrails.md.',
+    )
+
+    # The database
+    database_url: str = Field(
+        "sqlite:///sluice.db",
+        description="Usage and managed keys: sqlite:///FILE for one machine, postgresql://user:password@host/name.",
+    )
 
     # Models
     providers: dict[str, ProviderSettings] = Field(

@@ -32,7 +32,7 @@ from workers.providers.base import BackgroundWire, Deployment, FamilyWire, Upstr
 from workers.pumps import Continuing
 from workers.routing import deployments
 from workers.splice import Splice
-from workers.token_estimate import estimate_text_tokens, estimate_tokens
+from common.token_estimate import estimate_text_tokens, estimate_tokens
 
 CONTINUATIONS_MAX = 3
 # What takes an answer away that the upstream was willing to give.

@@ -16,7 +16,7 @@ from workers.call import Outcome, Services, reply_headers
 from workers.providers import WIRES
 from workers.providers.base import Deployment, TokenCounter
 from workers.publisher import Writer
-from workers.token_estimate import estimate_tokens
+from common.token_estimate import estimate_tokens
 from workers.upstream import ERROR_BODY_BYTES_MAX
 
 # What servers answer that speak a wire, but not its counting.

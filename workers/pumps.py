@@ -29,7 +29,7 @@ from workers.providers import errors
 from workers.providers.base import FamilyWire, Wire
 from workers.providers.loose_json import is_nested_too_deeply
 from workers.splice import Splice
-from workers.token_estimate import tokens_in_bytes
+from common.token_estimate import tokens_in_bytes
 
 
 class Pump(Protocol):

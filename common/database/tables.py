@@ -1,0 +1,95 @@
+"""What does the database hold?
+
+What must outlive Redis: the ledger, one row per generation, the managed keys, and the audit log. Money is whole
+nano-dollars (1e-9 USD), which both databases add up exactly; moments are UTC in milliseconds since 1970.
+A change here needs a migration: see docs/operating.md.
+"""
+
+from typing import Any
+
+from sqlalchemy import BigInteger, Boolean, Index, LargeBinary, String
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.types import JSON
+
+NANO_USD = 1_000_000_000
+_Id = String(64)
+_Name = String(255)
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class ManagedKey(Base):
+    """A key that ``sluice keys`` or the admin API made. The key itself is not here: ``secret_hash`` is a SHA-256 of it."""
+
+    __tablename__ = "managed_keys"
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    name: Mapped[str] = mapped_column(_Name)
+    tenant: Mapped[str] = mapped_column(_Id, index=True)
+    secret_hash: Mapped[str] = mapped_column(_Id)
+    # While a rotation's overlap lasts the key before is good too.
+    previous_hash: Mapped[str | None] = mapped_column(_Id)
+    previous_until_ms: Mapped[int | None] = mapped_column(BigInteger)
+    access: Mapped[dict[str, Any]] = mapped_column(JSON)
+    is_disabled: Mapped[bool] = mapped_column(Boolean, default=False)
+    expires_ms: Mapped[int | None] = mapped_column(BigInteger)
+    created_ms: Mapped[int] = mapped_column(BigInteger)
+    updated_ms: Mapped[int] = mapped_column(BigInteger, index=True)
+
+
+class LedgerRow(Base):
+    """One generation. ``usage`` figures None: nothing is known; ``cost_nano_usd`` None: its price is not."""
+
+    __tablename__ = "ledger"
+    __table_args__ = (
+        Index("ledger_by_owner", "owner", "ended_ms"),
+        Index("ledger_by_tenant", "tenant", "ended_ms"),
+    )
+
+    id: Mapped[str] = mapped_column(_Id, primary_key=True)
+    owner: Mapped[str] = mapped_column(_Id)
+    tenant: Mapped[str] = mapped_column(_Id)
+    end_user: Mapped[str | None] = mapped_column(_Name)
+    request_id: Mapped[str] = mapped_column(String(128))
+    dialect: Mapped[str] = mapped_column(_Id)
+    operation: Mapped[str] = mapped_column(_Id)
+    stream: Mapped[bool] = mapped_column(Boolean)
+    model: Mapped[str] = mapped_column(_Name)
+    provider: Mapped[str | None] = mapped_column(_Id)
+    upstream_model: Mapped[str | None] = mapped_column(_Name)
+    created_ms: Mapped[int] = mapped_column(BigInteger)
+    ended_ms: Mapped[int] = mapped_column(BigInteger, index=True)
+    outcome: Mapped[str] = mapped_column(_Id)  # completed, failed or cancelled
+    error_kind: Mapped[str | None] = mapped_column(_Id)
+    error_code: Mapped[str | None] = mapped_column(_Name)
+    finish_reason: Mapped[str | None] = mapped_column(_Id)
+    input_tokens: Mapped[int | None] = mapped_column(BigInteger)
+    output_tokens: Mapped[int | None] = mapped_column(BigInteger)
+    cache_read_tokens: Mapped[int | None] = mapped_column(BigInteger)
+    cache_write_tokens: Mapped[int | None] = mapped_column(BigInteger)
+    reasoning_tokens: Mapped[int | None] = mapped_column(BigInteger)
+    is_estimated: Mapped[bool] = mapped_column(Boolean)  # Some of the figures were counted by us, not told by the provider.
+    is_partial: Mapped[bool] = mapped_column(Boolean)  # The answer broke off after its first token.
+    cost_nano_usd: Mapped[int | None] = mapped_column(BigInteger)
+    input_cost_nano_usd: Mapped[int | None] = mapped_column(BigInteger)
+    cache: Mapped[str] = mapped_column(_Id)  # miss, hit or join
+    answered_by: Mapped[str | None] = mapped_column(_Id)  # The generation whose answer a hit or a join read.
+    tries: Mapped[int] = mapped_column(BigInteger)
+    continuations: Mapped[int] = mapped_column(BigInteger)
+    queue_wait_ms: Mapped[int | None] = mapped_column(BigInteger)
+    ttft_ms: Mapped[int | None] = mapped_column(BigInteger)
+    duration_ms: Mapped[int | None] = mapped_column(BigInteger)
+
+
+class AuditRow(Base):
+    """What was asked and answered, redacted, then encrypted with a key made of ``SLUICE_SECRET``."""
+
+    __tablename__ = "audit"
+
+    id: Mapped[str] = mapped_column(_Id, primary_key=True)
+    owner: Mapped[str] = mapped_column(_Id, index=True)
+    created_ms: Mapped[int] = mapped_column(BigInteger)
+    expires_ms: Mapped[int] = mapped_column(BigInteger, index=True)
+    sealed: Mapped[bytes] = mapped_column(LargeBinary)
