@@ -8,8 +8,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from api.auth import Principal
 from api.generate import Services, redis_away
+from common.access import Principal
 from common.dialects.openai_responses_object import generation_of_item
 from common.dialects.openai_responses_request import type_of
 from common.dialects.reading import invalid

@@ -22,21 +22,26 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.auth import Authenticator, Principal
+from api.addresses import client_address
+from api.admission import charges_of, safe_name
+from api.auth import Authenticator
 from api.body import read_json
-from api.http_errors import error_response, request_id_of
+from api.http_errors import error_response, headers_of, request_id_of
 from api.hub import Hub
 from api.idempotency import IMPLIED_GRACE_S, enqueue_once, once_of
 from api.metrics import Metrics
 from api.relay import Relay, RelayTimes
 from api.viewer import Viewer
+from common.access import Principal
+from common.admission import Charges, limit_headers
 from common.brought_keys import seal_brought_key
 from common.channel.base import Channel, ChannelUnavailable, Opening, Policy, State
 from common.channel.redis import RedisFeed
 from common.dialects.base import Dialect
 from common.errors import ErrorKind, GatewayError
 from common.job import Job
-from common.queue.jobs import JobClass, JobQueue, Once
+from common.ledger import Asked as ForLedger
+from common.queue.jobs import Enqueued, JobClass, JobQueue, Once
 from common.redis_client import Pulse, RedisUnavailable
 from common.responses import ResponseStore
 from common.routes import resolve
@@ -50,6 +55,7 @@ AI_GATEWAY_HEADERS, AI_GATEWAY_KEY = "cf-aig-", "cf-aig-authorization"  # The la
 GRACE_MAX_S = 3600
 SAFETY_EXPIRY_EXTRA_S = 3600
 RETRY_AFTER_AWAY_S = 2
+LEDGER_NAME_MAX = 255  # Characters of a name that the ledger keeps.
 _POLICY = re.compile(r"stop|detach|grace=(\d{1,5})")
 
 
@@ -80,6 +86,8 @@ class Asked:
     dialect: Dialect
     principal: Principal
     job: Job
+    charges: Charges
+    end_user: str | None = None
     job_class: JobClass = JobClass.INTERACTIVE
     once: Once | None = None
 
@@ -96,11 +104,29 @@ async def open_generation(
     operation: Literal["generate", "count_tokens"] = "generate",
 ) -> Response:
     """Serve one request in a dialect: the answer's stream or body, or an error in the dialect's own shape."""
+    return await guarded(dialect, request, services, _generate(dialect, request, services, amend, operation))
+
+
+async def guarded(dialect: Dialect, request: Request, services: Services, answer: Awaitable[Response]) -> Response:
+    """Return an answer, or the error that it raises in the dialect's own shape."""
     try:
-        return await start(await accept(dialect, request, services, amend, operation), services)
+        return await answer
     except GatewayError as error:
-        services.metrics.refused(error.failed)
-        return error_response(dialect, error.failed, request_id_of(request))
+        refused = error
+    except (ChannelUnavailable, RedisUnavailable):
+        refused = redis_away()
+    services.metrics.refused(refused.failed)
+    return error_response(dialect, refused.failed, request_id_of(request), headers_of(refused))
+
+
+async def _generate(
+    dialect: Dialect,
+    request: Request,
+    services: Services,
+    amend: Amend | None,
+    operation: Literal["generate", "count_tokens"],
+) -> Response:
+    return await start(await accept(dialect, request, services, amend, operation), services)
 
 
 async def accept(
@@ -127,7 +153,7 @@ async def accept(
         if amended is not body:
             body, raw = amended, orjson.dumps(amended)
     parsed = dialect.parse(body)
-    resolve(parsed.model, settings, parsed.provider, has_brought_key=brought_key is not None)
+    targets = resolve(parsed.model, settings, parsed.provider, has_brought_key=brought_key is not None)
     once = once_of(request.headers, principal, body, dialect.name, operation)
     policy, grace_s = disconnect_policy(request.headers, unsaid, has_key=once is not None)
     generation_id = f"gen_{uuid.uuid4().hex}"
@@ -146,7 +172,9 @@ async def accept(
         body=raw,
         brought_key=seal_brought_key(brought_key, generation_id, settings) if brought_key else None,
     )
-    return Asked(dialect, principal, job, once=once)
+    address = client_address(request.scope)
+    charges = charges_of(principal, address, parsed, [target.provider for target in targets], settings)
+    return Asked(dialect, principal, job, charges, principal.end_user or parsed.end_user, once=once)
 
 
 def _passed_headers(headers: Headers, settings: Settings) -> dict[str, str]:
@@ -170,8 +198,9 @@ async def start(asked: Asked, services: Services) -> Relay:
     structlog.contextvars.bind_contextvars(generation_id=job.generation_id)
     told: Job | State = job
     try:
-        viewer, answering_id = await _open_and_enqueue(asked, services)
+        viewer, enqueued = await _open_and_enqueue(asked, services)
         if viewer is None:
+            answering_id = enqueued.id
             structlog.contextvars.bind_contextvars(generation_id=answering_id)
             viewer, told = await services.hub.enter(answering_id, asked.principal.id)
         else:
@@ -188,15 +217,16 @@ async def start(asked: Asked, services: Services) -> Relay:
         created_s=told.created_s,
         is_stream=told.stream,
         has_ids=told.policy is not Policy.STOP,
+        extra_headers=limit_headers(enqueued.stands),
     )
     services.relays.add(relay)
     return relay
 
 
-async def _open_and_enqueue(asked: Asked, services: Services) -> tuple[Viewer | None, str]:
+async def _open_and_enqueue(asked: Asked, services: Services) -> tuple[Viewer | None, Enqueued]:
     """The channel and the subscription before the job exists: no frame can be missed.
 
-    Returns the viewer, or None where another generation answers the request; and the id of the one that does.
+    Returns the viewer, or None where another generation answers the request.
     """
     job = asked.job
     opening = _opening(asked, services.settings)
@@ -210,24 +240,27 @@ async def _open_and_enqueue(asked: Asked, services: Services) -> tuple[Viewer | 
             raise joined
         if isinstance(opened, BaseException):
             raise opened
-        answering_id = await _enqueue(asked, services)
+        enqueued = await _enqueue(asked, services)
     except BaseException as error:
         if isinstance(joined, Viewer):
             # Refused by a store that is there; one that is not forgets by itself.
             await _unopen(joined, services, is_kept=not isinstance(error, GatewayError))
         raise
-    if answering_id == job.generation_id:
-        return joined, answering_id
+    if enqueued.id == job.generation_id:
+        return joined, enqueued
     await _unopen(joined, services)
-    return None, answering_id
+    return None, enqueued
 
 
-async def _enqueue(asked: Asked, services: Services) -> str:
-    """Return the id of the generation that answers: another one's where the request has come before."""
-    generation_id, owner = asked.job.generation_id, asked.principal.id
+async def _enqueue(asked: Asked, services: Services) -> Enqueued:
+    generation_id, owner, tenant = asked.job.generation_id, asked.principal.id, safe_name(asked.principal.tenant)
+
+    async def enqueue(once: Once | None) -> Enqueued:
+        return await services.queue.enqueue(generation_id, owner, asked.job_class, once, tenant=tenant, charges=asked.charges)
+
     if asked.once is None:
-        return await services.queue.enqueue(generation_id, owner, asked.job_class)
-    return await enqueue_once(generation_id, owner, asked.job_class, asked.once, services.queue, services.channel)
+        return await enqueue(None)
+    return await enqueue_once(generation_id, owner, asked.once, enqueue, services.channel)
 
 
 async def _unopen(viewer: Viewer, services: Services, *, is_kept: bool = False) -> None:
@@ -286,7 +319,26 @@ def _opening(asked: Asked, settings: Settings) -> Opening:
         retention_s=max(retention_s, settings.idempotency_s) if asked.once else retention_s,
         expiry_s=queue_wait_s + settings.total_timeout_s + SAFETY_EXPIRY_EXTRA_S,
         request=job.pack(),
+        asked=_asked(asked),
+        is_audited=asked.principal.is_audited,
     )
+
+
+def _asked(asked: Asked) -> bytes:
+    """What the ledger is to know."""
+    job, principal = asked.job, asked.principal
+    return ForLedger(
+        owner=principal.id,
+        tenant=principal.tenant[:LEDGER_NAME_MAX],
+        end_user=asked.end_user[:LEDGER_NAME_MAX] if asked.end_user else None,
+        request_id=job.request_id,
+        dialect=job.dialect,
+        operation=job.operation,
+        stream=job.stream,
+        model=job.model[:LEDGER_NAME_MAX],
+        created_ms=time.time_ns() // 1_000_000,
+        is_audited=principal.is_audited,
+    ).pack()
 
 
 def redis_away() -> GatewayError:

@@ -9,9 +9,10 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
+from common.admission import LimitReached
 from common.dialects import DIALECTS
 from common.dialects.base import Dialect
-from common.errors import Failed
+from common.errors import Failed, GatewayError
 
 PLAIN = DIALECTS["openai-chat"]  # The shape of errors where no dialect is spoken: unknown paths, /v1/models…
 
@@ -34,6 +35,11 @@ def error_response(dialect: Dialect, failed: Failed, request_id: str, headers: d
         extra["retry-after"] = str(math.ceil(failed.retry_after_s))  # Whole seconds: not every client reads fractions.
     body = dialect.error_body(failed, request_id)
     return Response(body, dialect.status(failed), extra, media_type="application/json")
+
+
+def headers_of(error: GatewayError) -> dict[str, str]:
+    """Return what a refusal's response says besides: where the limits stand."""
+    return error.headers if isinstance(error, LimitReached) else {}
 
 
 def request_id_of(request: Request) -> str:

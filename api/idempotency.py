@@ -7,17 +7,17 @@ holds the key is the judge of whether it still counts. Nothing has to free a key
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import orjson
 from starlette.datastructures import Headers
 
-from api.auth import Principal
+from common.access import Principal
 from common.channel.base import Channel, failed_in
 from common.errors import ErrorKind, GatewayError
-from common.queue.jobs import JobClass, JobQueue, Once
+from common.queue.jobs import Enqueued, Once
 
 IMPLIED_GRACE_S = 60.0  # What a key implies: a client that means to come back is given this long.
 _KEY = re.compile(r"[\x21-\x7e]([\x20-\x7e]{0,253}[\x21-\x7e])?")
@@ -45,18 +45,18 @@ def once_of(headers: Headers, principal: Principal, body: Mapping[str, Any], *ki
 
 
 async def enqueue_once(
-    generation_id: str, owner: str, job_class: JobClass, once: Once, queue: JobQueue, channel: Channel
-) -> str:
-    """Enqueue a generation unless its request has come before; returns the id of the one that answers it.
+    generation_id: str, owner: str, once: Once, enqueue: Callable[[Once], Awaitable[Enqueued]], channel: Channel
+) -> Enqueued:
+    """Enqueue a generation unless its request has come before: then another answers it.
 
     Raises:
         GatewayError: as for ``JobQueue.enqueue``.
     """
-    holder = await queue.enqueue(generation_id, owner, job_class, once)
-    if holder != generation_id and await _is_spent(holder, owner, channel):
+    found = await enqueue(once)
+    if found.id != generation_id and await _is_spent(found.id, owner, channel):
         # One more time is enough: whoever was faster than we are has only just begun.
-        holder = await queue.enqueue(generation_id, owner, job_class, replace(once, spent=holder))
-    return holder
+        found = await enqueue(replace(once, spent=found.id))
+    return found
 
 
 async def _is_spent(generation_id: str, owner: str, channel: Channel) -> bool:

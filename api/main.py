@@ -35,7 +35,15 @@ from common.telemetry import configure_logging
 
 log = structlog.get_logger()
 
-EXPOSED_HEADERS = ("x-request-id", "request-id", "retry-after", "x-generation-id", "x-sluice-dropped", "x-sluice-estimated")
+EXPOSED_HEADERS = (
+    "x-request-id",
+    "request-id",
+    "retry-after",
+    "x-generation-id",
+    "x-sluice-dropped",
+    "x-sluice-estimated",
+    *(f"x-ratelimit-{what}-{kind}" for what in ("limit", "remaining", "reset") for kind in ("requests", "tokens")),
+)
 DRAIN_MARGIN_S = 1.0  # Between the last error event and the server's own end.
 
 

@@ -14,6 +14,10 @@ _LIMIT_OF = {
     "request_too_large": "body",
     "json_too_deep": "json_depth",
     "headers_too_large": "headers",
+    "requests_limit": "requests",
+    "tokens_limit": "tokens",
+    "concurrency_limit": "concurrent",
+    "budget_exceeded": "budget",
 }
 
 

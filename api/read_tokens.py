@@ -12,7 +12,7 @@ import hmac
 
 from pydantic import SecretStr
 
-from api.auth import Principal
+from common.access import Principal
 from common.errors import ErrorKind, GatewayError
 from common.settings import Settings
 

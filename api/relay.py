@@ -6,7 +6,7 @@ holds to its end. All frames that are pending go out in one ``send``.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 import orjson
@@ -62,6 +62,7 @@ class Relay(Response):
         is_stream: bool,
         has_ids: bool = False,
         is_resumable: bool = False,
+        extra_headers: Mapping[str, str] | None = None,
     ) -> None:
         self.viewer = viewer
         self.background = None
@@ -74,7 +75,7 @@ class Relay(Response):
         self._model, self._created_s = model, created_s
         self._is_stream = is_stream
         self._has_ids = has_ids
-        self._extra_headers = {"x-generation-id": viewer.generation_id}
+        self._extra_headers = {"x-generation-id": viewer.generation_id, **(extra_headers or {})}
         self._is_open = False  # Whether the status and the headers of a stream are sent.
         self._is_draining = False
         self._has_left = False

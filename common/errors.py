@@ -20,6 +20,7 @@ class ErrorKind(StrEnum):
     REQUEST_TOO_LARGE = "request_too_large"
     UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
     RATE_LIMITED = "rate_limited"
+    BUDGET_EXCEEDED = "budget_exceeded"
     OVERLOADED = "overloaded"
     UPSTREAM_RATE_LIMITED = "upstream_rate_limited"
     UPSTREAM_UNAVAILABLE = "upstream_unavailable"
@@ -43,6 +44,7 @@ STATUS_OF: dict[ErrorKind, int] = {
     ErrorKind.REQUEST_TOO_LARGE: 413,
     ErrorKind.UNSUPPORTED_MEDIA_TYPE: 415,
     ErrorKind.RATE_LIMITED: 429,
+    ErrorKind.BUDGET_EXCEEDED: 402,
     ErrorKind.OVERLOADED: 503,
     ErrorKind.UPSTREAM_RATE_LIMITED: 429,
     ErrorKind.UPSTREAM_UNAVAILABLE: 502,

@@ -12,6 +12,7 @@ all keys of one generation live in one slot of a cluster. The queue's keys are f
 | ``{gen_…}:asked`` | hash, what a stored response was asked, and by whom | ``responses_ttl_s`` after the answer | API |
 | ``{gen_…}:response`` | string, what came of it; empty while it runs | the same | API (empty), worker |
 | ``{gen_…}:tombstone`` | string, the owner | ``tombstone_s`` after the log is gone | whoever appends ``end`` |
+| ``{gen_…}:record`` | hash, see ``common/ledger.py`` | until the ledger has it | whoever appends ``end`` |
 | ``{gen_…}:live`` | pub/sub channel | none | whoever appends |
 | ``sluice:q:waiting:CLASS:TENANT`` | sorted set, id by turn | until claimed | API (enqueue), worker (release) |
 | ``sluice:q:rotation:CLASS`` | list of tenants with waiting jobs | until claimed | the same |
@@ -21,6 +22,10 @@ all keys of one generation live in one slot of a cluster. The queue's keys are f
 | ``sluice:q:job:gen_…`` | hash | until finished; safety expiry | API, worker |
 | ``sluice:q:recent:OWNER`` | sorted set, newest ids by enqueue time in ms | ``RECENT_S`` after the last | API (enqueue) |
 | ``sluice:q:once:OWNER:DIGEST`` | string, id and the request's digest | ``idempotency_s`` | API (enqueue) |
+| ``sluice:q:ended`` | list of ids whose records wait for the ledger | until it has them | worker (finish), API (withdraw) |
+| ``sluice:q:limit:SCOPE:NAME:KIND`` | hash, bucket number to amount | two windows | API (enqueue), worker (finish) |
+| ``sluice:q:slots:SCOPE:NAME`` | sorted set, id by the time in ms until which it counts | safety expiry | API, worker |
+| ``sluice:q:spent:SCOPE:NAME:PERIOD`` | counter of nano-dollars in a day or a month of UTC | 3 or 40 days | worker (finish) |
 | ``sluice:q:turn``, ``sluice:q:handed`` | counters of enqueued and of handed-out jobs | permanent | API, worker |
 | ``sluice:q:health:WORKER`` | string, arq's health record | half a minute | worker |
 | ``sluice:q:bell`` | list, at most one item | until a worker takes it | whoever leaves work in waiting |
@@ -33,6 +38,8 @@ JOB = QUEUE_PREFIX + "job:"
 BELL = QUEUE_PREFIX + "bell"
 RECENT = QUEUE_PREFIX + "recent:"
 ONCE = QUEUE_PREFIX + "once:"
+ENDED = QUEUE_PREFIX + "ended"
+SPENT = QUEUE_PREFIX + "spent:"
 
 # What an idle Sluice leaves in Redis without an expiry. Any other key without one is a leak.
 PERMANENT = frozenset({BELL, QUEUE_PREFIX + "turn", QUEUE_PREFIX + "handed"})
@@ -64,6 +71,22 @@ def response(generation_id: str) -> str:
 
 def tombstone(generation_id: str) -> str:
     return f"{{{generation_id}}}:tombstone"
+
+
+def record(generation_id: str) -> str:
+    return f"{{{generation_id}}}:record"
+
+
+def limit(scope: str, name: str, kind: str) -> str:
+    return f"{QUEUE_PREFIX}limit:{scope}:{name}:{kind}"
+
+
+def slots(scope: str, name: str) -> str:
+    return f"{QUEUE_PREFIX}slots:{scope}:{name}"
+
+
+def spent(scope: str, name: str, period: str) -> str:
+    return f"{SPENT}{scope}:{name}:{period}"
 
 
 def live(generation_id: str) -> str:

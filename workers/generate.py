@@ -13,18 +13,20 @@ import secrets
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import asdict
+from decimal import Decimal
 from functools import partial
 from typing import Any
 
 import orjson
 import structlog
 
+from common.admission import NANO_USD, Purse, Settlement
 from common.channel.base import ChannelUnavailable, Claim, Fenced, Frame, FrameKind, Stop, Verdict
 from common.dialects import DIALECTS
 from common.errors import ErrorKind, Failed, GatewayError
 from common.job import Job
 from common.pricing import price
-from common.queue.jobs import ClaimedJob
+from common.queue.jobs import UNUSED, ClaimedJob
 from common.queue.worker import HandBack
 from common.redis_client import RedisUnavailable
 from common.settings import Settings
@@ -46,8 +48,8 @@ Run = Callable[[Deployment, Writer, Outcome, Services], Awaitable[None]]
 POISON_CLAIMS = 3  # Claims in a row that got nowhere: the job kills its workers, and must not kill more.
 
 
-async def run_generation(claimed: ClaimedJob, services: Services) -> None:
-    """Run one claimed job to the end of its log.
+async def run_generation(claimed: ClaimedJob, services: Services) -> Settlement:
+    """Run one claimed job to the end of its log; returns what it took of its principal's limits.
 
     Returns once this claim has nothing left to do: it ended the log, or somebody else has ended or claimed it. Cancelled
     from outside: the log stays open for the next claim.
@@ -61,7 +63,8 @@ async def run_generation(claimed: ClaimedJob, services: Services) -> None:
     except ChannelUnavailable as error:
         raise HandBack(str(error)) from error
     if fenced.answer.verdict is not Verdict.OK:
-        return  # Ended by somebody else, expired, or claimed anew: nothing is left to do.
+        # Ended by somebody else, expired, or claimed anew: nothing is left to do but to settle.
+        return await _settle_ended(claimed.generation_id, services)
 
     task = asyncio.current_task()
     assert task is not None
@@ -76,14 +79,15 @@ async def run_generation(claimed: ClaimedJob, services: Services) -> None:
                 raise  # The worker stops: the next claim goes on.
             task.uncancel()
             if writer.lost:
-                return
+                return UNUSED
             outcome.failed = _stopped(writer.stop)
         except Exception:
             log.exception("generation_broke", generation_id=claimed.generation_id)
             outcome.failed = Failed(ErrorKind.INTERNAL, "The gateway failed on this request. Its operators have been told.")
-        await _end(writer, outcome, services)
+        settlement = await _end(writer, outcome, services)
     if outcome.failed and outcome.runs_on and not writer.lost:
         await cancel(outcome.runs_on, services.upstream)
+    return settlement
 
 
 async def _answer(claimed: ClaimedJob, fenced: Fenced, writer: Writer, outcome: Outcome, services: Services) -> None:
@@ -254,8 +258,8 @@ def _stopped(stop: Stop) -> Failed:
             )
 
 
-async def _end(writer: Writer, outcome: Outcome, services: Services) -> None:
-    """Append the end and wait until the log has it; from then on the job is over."""
+async def _end(writer: Writer, outcome: Outcome, services: Services) -> Settlement:
+    """Append the end and wait until the log has it; from then on the job is over, and what it took is known."""
     failed = outcome.failed
     if failed and failed.retry_after_s is not None:
         failed.retry_after_s = min(failed.retry_after_s, services.settings.retry_after_max_s)
@@ -274,6 +278,25 @@ async def _end(writer: Writer, outcome: Outcome, services: Services) -> None:
         await _keep_response(writer, outcome, services)  # Redis is back, for it has taken the end.
     if not writer.lost:
         _report(outcome, services)
+    return _settlement(end, services.settings)
+
+
+async def _settle_ended(generation_id: str, services: Services) -> Settlement:
+    """Return what a generation took whose end is in the log already: its worker was lost before it could settle."""
+    try:
+        record = await services.channel.record(generation_id)
+    except ChannelUnavailable as error:
+        raise HandBack(str(error)) from error
+    return _settlement(orjson.loads(record.end), services.settings) if record else UNUSED
+
+
+def _settlement(end: dict[str, Any], settings: Settings) -> Settlement:
+    usage, cost, provider = end.get("usage"), end.get("cost"), end.get("provider")
+    return Settlement(
+        tokens=usage["input_tokens"] + usage["output_tokens"] if usage else 0,
+        cost_nano_usd=int(Decimal(cost["total_usd"]) * NANO_USD) if cost else 0,
+        purse=Purse("provider", provider, settings.provider(provider).budget) if provider else None,
+    )
 
 
 def _told(outcome: Outcome, settings: Settings) -> dict[str, Any]:
@@ -281,6 +304,8 @@ def _told(outcome: Outcome, settings: Settings) -> dict[str, Any]:
     cost = price(outcome.usage, outcome.provider, outcome.upstream_model, settings.prices) if outcome.usage else None
     return {
         "provider": outcome.provider or None,
+        "upstream_model": outcome.upstream_model or None,
+        "continuations": outcome.continuations,
         "tries": outcome.tries,
         "queue_wait_ms": round(outcome.waited_s * 1000),
         "ttft_ms": outcome.ttft_ms,

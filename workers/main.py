@@ -8,6 +8,7 @@ import uvloop
 from prometheus_client import CollectorRegistry
 
 from common import pricing
+from common.admission import Settlement
 from common.channel.redis import RedisChannel
 from common.foreign_variables import log_foreign
 from common.process import collect_seldom, open_files, raise_file_limit
@@ -47,8 +48,8 @@ async def _run(settings: Settings) -> None:
     metrics = Metrics(CollectorRegistry())
     services = Services(settings, channel, publisher, Upstream(settings), metrics, ResponseStore(redis, settings))
 
-    async def handle(job: ClaimedJob) -> None:
-        await run_generation(job, services)
+    async def handle(job: ClaimedJob) -> Settlement:
+        return await run_generation(job, services)
 
     queue = JobQueue(redis, pulse, settings)
     worker = LeasedWorker(redis, queue, pulse, settings, handle, name)
@@ -63,7 +64,14 @@ async def _run(settings: Settings) -> None:
         metrics.tasks.set(len(asyncio.all_tasks()))
         metrics.open_files.set(open_files())
 
+    def note_budget(counter: str, percent: str) -> None:
+        scope, _, rest = counter.partition(":")
+        name, _, period = rest.rpartition(":")
+        log.warning("budget_mark_passed", scope=scope, name=name, period=period, percent=int(percent))
+        metrics.budget_marks.labels(scope, percent).inc()
+
     worker.on_takeover = metrics.takeovers.inc
+    worker.on_budget_mark = note_budget
     publisher.start()
     # Beside the API on one machine it is on loopback too, and in a container on all addresses.
     health, port = await serve_health(settings.host, settings.worker_port or 0, metrics, collect, lambda: _unready(worker))

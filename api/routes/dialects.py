@@ -5,8 +5,8 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from api.auth import Principal
 from api.generate import Services, open_generation
+from common.access import Principal
 from common.dialects import DIALECTS, unified_request
 
 _PATHS = {

@@ -5,22 +5,20 @@ Reading never starts work: it replays the log and goes on live, on any replica, 
 
 import asyncio
 import re
-from collections.abc import Awaitable
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from api.auth import Principal
-from api.generate import Amend, Services, accept, finish, redis_away, start
-from api.http_errors import PLAIN, error_response, json_response, request_id_of
+from api.generate import Amend, Services, accept, finish, guarded, redis_away, start
+from api.http_errors import PLAIN, json_response, request_id_of
 from api.read_tokens import read_token_owner, require_secret, sign_read_token
 from api.records import LOG_BATCH, record, said_so_far, short_record, status_of, url_of
 from api.relay import Relay
 from api.routes.dialects import check_unified
 from api.routes.responses import begin
 from api.viewer import Viewer
+from common.access import Principal
 from common.channel.base import (
-    ChannelUnavailable,
     Cursor,
     Frame,
     FrameId,
@@ -35,7 +33,6 @@ from common.dialects import DIALECTS
 from common.dialects.base import Dialect
 from common.dialects.reading import invalid
 from common.errors import ErrorKind, Failed, GatewayError
-from common.redis_client import RedisUnavailable
 from common.sse import split_blocks
 
 AHEAD_EXTRA_S = 2.0  # Over the lease: by then a cut-off owner has appended again, or another has fenced.
@@ -55,12 +52,12 @@ def router(services: Services) -> APIRouter:
         It always streams, and runs to its end though nobody reads it. ``events_url`` is for a browser's EventSource.
         """
         dialect = DIALECTS.get(request.query_params.get("dialect", "openai-chat"))
-        return await _guarded(request, services, _start(dialect, request, services), dialect or PLAIN)
+        return await guarded(dialect or PLAIN, request, services, _start(dialect, request, services))
 
     @routes.get("/v1/generations")
     async def list_generations(request: Request) -> Response:
         """List your generations whose logs are still there, the newest first; ``?limit=`` and ``?after=ID`` page."""
-        return await _guarded(request, services, _list(request, services))
+        return await guarded(PLAIN, request, services, _list(request, services))
 
     @routes.get("/v1/generations/{generation_id}")
     async def read_generation(generation_id: str, request: Request) -> Response:
@@ -68,25 +65,14 @@ def router(services: Services) -> APIRouter:
 
         With ``Accept: application/json``: its record; ``?include=text`` adds what was said so far.
         """
-        return await _guarded(request, services, _read(generation_id, request, services))
+        return await guarded(PLAIN, request, services, _read(generation_id, request, services))
 
     @routes.delete("/v1/generations/{generation_id}")
     async def stop_generation(generation_id: str, request: Request) -> Response:
         """Stop a generation, wherever it runs or waits. Stopping it again does no harm."""
-        return await _guarded(request, services, _stop(generation_id, request, services))
+        return await guarded(PLAIN, request, services, _stop(generation_id, request, services))
 
     return routes
-
-
-async def _guarded(request: Request, services: Services, answer: Awaitable[Response], dialect: Dialect = PLAIN) -> Response:
-    try:
-        return await answer
-    except GatewayError as error:
-        failed = error.failed
-    except (ChannelUnavailable, RedisUnavailable):
-        failed = redis_away().failed
-    services.metrics.refused(failed)
-    return error_response(dialect, failed, request_id_of(request))
 
 
 # Starting

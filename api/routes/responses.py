@@ -6,7 +6,6 @@ Source: https://platform.openai.com/docs/api-reference/responses
 """
 
 import asyncio
-from collections.abc import Awaitable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -15,12 +14,12 @@ import orjson
 import structlog
 from fastapi import APIRouter, Request, Response
 
-from api.auth import Principal
 from api.conversation import continued, items_of
-from api.generate import Asked, Services, accept, finish, redis_away, start
-from api.http_errors import error_response, json_response, request_id_of
+from api.generate import Asked, Services, accept, finish, guarded, redis_away, start
+from api.http_errors import json_response, request_id_of
 from api.relay import SSE_HEADERS, Relay
-from common.channel.base import START, ChannelUnavailable, Cursor, FrameKind, Policy, Verdict
+from common.access import Principal
+from common.channel.base import START, Cursor, FrameKind, Policy, Verdict
 from common.dialects.openai_responses import OPENAI_RESPONSES, sequence_of
 from common.dialects.openai_responses_object import Described, begun, failed_response
 from common.dialects.reading import invalid
@@ -42,38 +41,27 @@ def router(services: Services) -> APIRouter:
 
     @routes.post("/v1/responses", summary="Generate (openai-responses)")
     async def create_response(request: Request) -> Response:
-        return await _guarded(request, services, _create(request, services))
+        return await guarded(OPENAI_RESPONSES, request, services, _create(request, services))
 
     @routes.get("/v1/responses/{id_}", summary="A stored response")
     async def retrieve_response(id_: str, request: Request) -> Response:
         """``?stream=true&starting_after=N`` gives the events of one in the background, and goes on live."""
-        return await _guarded(request, services, _retrieve(id_, request, services))
+        return await guarded(OPENAI_RESPONSES, request, services, _retrieve(id_, request, services))
 
     @routes.delete("/v1/responses/{id_}", summary="Delete a stored response")
     async def delete_response(id_: str, request: Request) -> Response:
-        return await _guarded(request, services, _delete(id_, request, services))
+        return await guarded(OPENAI_RESPONSES, request, services, _delete(id_, request, services))
 
     @routes.post("/v1/responses/{id_}/cancel", summary="Cancel a response in the background")
     async def cancel_response(id_: str, request: Request) -> Response:
         """Cancelling it again does no harm."""
-        return await _guarded(request, services, _cancel(id_, request, services))
+        return await guarded(OPENAI_RESPONSES, request, services, _cancel(id_, request, services))
 
     @routes.get("/v1/responses/{id_}/input_items", summary="What a stored response answers")
     async def list_input_items(id_: str, request: Request) -> Response:
-        return await _guarded(request, services, _input_items(id_, request, services))
+        return await guarded(OPENAI_RESPONSES, request, services, _input_items(id_, request, services))
 
     return routes
-
-
-async def _guarded(request: Request, services: Services, answer: Awaitable[Response]) -> Response:
-    try:
-        return await answer
-    except GatewayError as error:
-        failed = error.failed
-    except (ChannelUnavailable, RedisUnavailable):
-        failed = redis_away().failed
-    services.metrics.refused(failed)
-    return error_response(OPENAI_RESPONSES, failed, request_id_of(request))
 
 
 # Creating

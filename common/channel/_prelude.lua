@@ -42,13 +42,20 @@ local function add(log, live, previous, id, kind, data)
   return redis.call('PUBLISH', live, kind .. ' ' .. previous .. ' ' .. id .. '\n' .. data)
 end
 
--- The end of a log: nothing is appended after it, and everything of the generation gets its expiry.
--- keys: state, log, live, viewers, request, tombstone
-local function finish(keys)
-  local s = redis.call('HMGET', keys[1], 'owner', 'retention_ms', 'tombstone_ms')
+-- The end of a log: nothing is appended after it, the ledger's record is written, which stays until it is collected, and
+-- everything else of the generation gets its expiry. What is audited is read by the ledger first, which then sets it.
+-- keys: state, log, live, viewers, request, tombstone, record
+local function finish(keys, data)
+  local s = redis.call('HMGET', keys[1], 'owner', 'retention_ms', 'tombstone_ms', 'asked', 'audited')
   redis.call('HSET', keys[1], 'ended', '1')
-  redis.call('PEXPIRE', keys[1], s[2])
-  redis.call('PEXPIRE', keys[2], s[2])
-  redis.call('DEL', keys[4], keys[5])
+  redis.call('HSET', keys[7], 'asked', s[4] or '', 'end', data, 'ended_ms', string.format('%d', now_ms()))
+  redis.call('DEL', keys[4])
+  if s[5] == '1' then
+    for i = 1, 5 do redis.call('PERSIST', keys[i]) end
+  else
+    redis.call('PEXPIRE', keys[1], s[2])
+    redis.call('PEXPIRE', keys[2], s[2])
+    redis.call('DEL', keys[5])
+  end
   redis.call('SET', keys[6], s[1], 'PX', s[2] + s[3])
 end

@@ -1,5 +1,5 @@
 -- Appends frames of one claim, if the log ends where the writer believes.
--- KEYS: state, log, live; where an `end` is among the frames also viewers, request, tombstone
+-- KEYS: state, log, live; where an `end` is among the frames also viewers, request, tombstone, record
 -- ARGV: epoch, token, previous id, then per frame: n, kind, data
 -- Returns an answer (see the prelude), or only the number of listeners where all went as it nearly always does.
 local pos = redis.call('HGET', KEYS[1], 'pos')
@@ -45,5 +45,5 @@ while ARGV[i] do
   i = i + 3
 end
 set_pos(KEYS[1], ARGV[1], ARGV[2], last, has_ended or (s[2] and s[2] ~= ''))
-if has_ended then finish(KEYS) end
+if has_ended then finish(KEYS, ARGV[i - 1]) end
 return answer('ok', last, stop, listeners)

@@ -165,6 +165,8 @@ class Opening:
     retention_s: float
     expiry_s: float  # Safety net: no log outlives this.
     request: bytes = field(repr=False)
+    asked: bytes = b""  # For the ledger; see ``common.ledger``.
+    is_audited: bool = False
 
 
 @dataclass(slots=True)
@@ -185,6 +187,14 @@ class State:
     has_left: bool = False
     head: bytes = field(default=b"", repr=False)
     end: bytes = field(default=b"", repr=False)
+
+
+class Record(NamedTuple):
+    """What the script that appends ``end`` leaves to the ledger. ``end`` is that frame's data."""
+
+    asked: bytes
+    end: bytes
+    ended_ms: int
 
 
 class Channel(Protocol):
@@ -240,6 +250,10 @@ class Channel(Protocol):
 
     async def look(self, generation_ids: list[str]) -> list[FrameId | None]:
         """Return each log's last id; None where there is no state."""
+        ...
+
+    async def record(self, generation_id: str) -> Record | None:
+        """Return what the ledger is to have of an ended generation; None: it has not ended, or the ledger has it."""
         ...
 
 

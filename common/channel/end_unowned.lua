@@ -1,5 +1,5 @@
 -- Ends a log that no worker will end, with the next epoch and a token of its own, so that a late owner is fenced.
--- KEYS: state, log, live, viewers, request, tombstone
+-- KEYS: state, log, live, viewers, request, tombstone, record
 -- ARGV: token, data
 local s = redis.call('HMGET', KEYS[1], 'pos', 'ended')
 if not s[1] then return 'gone' end
@@ -9,5 +9,5 @@ epoch = string.format('%d', epoch + 1)
 local id = epoch .. '-0'
 add(KEYS[2], KEYS[3], last, id, 'end', ARGV[2])
 set_pos(KEYS[1], epoch, ARGV[1], id, true)
-finish(KEYS)
+finish(KEYS, ARGV[2])
 return 'ok'

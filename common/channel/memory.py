@@ -19,6 +19,7 @@ from common.channel.base import (
     Message,
     Opening,
     Policy,
+    Record,
     State,
     Stop,
     Verdict,
@@ -53,6 +54,7 @@ class MemoryChannel:
         self._clock = clock
         self._logs: dict[str, _Log] = {}
         self._tombstones: dict[str, str] = {}
+        self._records: dict[str, Record] = {}
         self._sinks: dict[str, Callable[[Message], None]] = {}
 
     async def open(self, generation_id: str, opening: Opening, replica: str) -> None:
@@ -113,8 +115,9 @@ class MemoryChannel:
         if frame.kind is not FrameKind.FENCE:
             log.barren = 0
         if frame.kind is FrameKind.END:
-            log.has_ended = True
-            log.dies_at_s = self._clock() + log.opening.retention_s
+            log.has_ended, ended_s = True, self._clock()
+            log.dies_at_s = None if log.opening.is_audited else ended_s + log.opening.retention_s
+            self._records[generation_id] = Record(log.opening.asked, frame.data, int(ended_s * 1000))
         if sink := self._sinks.get(generation_id):
             sink(Message(previous, frame))
 
@@ -205,6 +208,9 @@ class MemoryChannel:
     async def look(self, generation_ids: list[str]) -> list[FrameId | None]:
         logs = [self._log(generation_id) for generation_id in generation_ids]
         return [log.last if log else None for log in logs]
+
+    async def record(self, generation_id: str) -> Record | None:
+        return self._records.get(generation_id)
 
     async def subscribe(self, generation_id: str, sink: Callable[[Message], None]) -> None:
         self._sinks[generation_id] = sink

@@ -30,6 +30,7 @@ from common.channel.base import (
     Message,
     Opening,
     Policy,
+    Record,
     State,
     Stop,
     Verdict,
@@ -68,6 +69,8 @@ class RedisChannel:
             "grace_ms": _ms(opening.grace_s),
             "retention_ms": _ms(opening.retention_s),
             "tombstone_ms": self._tombstone_ms,
+            "asked": opening.asked,
+            "audited": int(opening.is_audited),
         }
         flat = [item for pair in fields.items() for item in pair]
         names = [keys.state(generation_id), keys.viewers(generation_id), keys.request(generation_id)]
@@ -78,7 +81,7 @@ class RedisChannel:
 
     async def fence(self, claim: Claim, *, is_handover: bool) -> Fenced:
         args = [claim.epoch, claim.token, int(is_handover)]
-        state, log_key, live, _, request_key, _ = _log_keys(claim.generation_id)
+        state, log_key, live, _, request_key, *_ = _log_keys(claim.generation_id)
         names = [state, log_key, live, request_key]
         answer, has_head, barren, request = await self._run("fence", names, args)
         return Fenced(_answer(answer), bool(has_head), barren, request)
@@ -143,6 +146,14 @@ class RedisChannel:
             raise ChannelUnavailable(str(broken))
         return [FrameId.of(last) if last else None for last in found]
 
+    async def record(self, generation_id: str) -> Record | None:
+        try:
+            async with asyncio.timeout(COMMAND_TIMEOUT_S):
+                found = await self._redis.hgetall(keys.record(generation_id))  # type: ignore[misc]  # redis-py's stubs.
+        except (RedisError, OSError, TimeoutError) as error:
+            raise _unavailable(error) from error
+        return Record(found[b"asked"], found[b"end"], int(found[b"ended_ms"])) if found else None
+
     async def _run(self, name: str, names: list[str], args: list[Any]) -> Any:
         try:
             return await self._scripts.run(name, names, args)
@@ -159,11 +170,11 @@ class RedisChannel:
 @lru_cache(maxsize=16_384)
 def _log_keys(generation_id: str) -> list[str]:
     tag = f"{{{generation_id}}}:"
-    return [tag + "state", tag + "log", tag + "live", tag + "viewers", tag + "request", tag + "tombstone"]
+    return [tag + name for name in ("state", "log", "live", "viewers", "request", "tombstone", "record")]
 
 
 def _entered_keys(generation_id: str) -> list[str]:
-    state, log_key, _, viewers, _, tombstone = _log_keys(generation_id)
+    state, log_key, _, viewers, _, tombstone, _ = _log_keys(generation_id)
     return [state, viewers, tombstone, log_key]
 
 

@@ -8,6 +8,7 @@ from common.errors import ErrorKind, Failed
 _ERROR_TYPE = {
     ErrorKind.PERMISSION_DENIED: "permission_error",
     ErrorKind.RATE_LIMITED: "requests",
+    ErrorKind.BUDGET_EXCEEDED: "insufficient_quota",
     ErrorKind.UPSTREAM_RATE_LIMITED: "requests",
 }
 _ERROR_CODE = {

@@ -2,6 +2,7 @@
 -- keys are built here from one prefix.
 local Q = 'sluice:q:'
 local ENQUEUED, DELAYED, RUNNING, BELL = Q .. 'enqueued', Q .. 'delayed', Q .. 'running', Q .. 'bell'
+local ENDED = Q .. 'ended'  -- Ids whose records the ledger has not taken yet, each at least once.
 local STALE_MS = 3000  -- A command that waited this long in a frozen Redis was sent by someone who has given up on it.
 
 local function now_ms()

@@ -13,11 +13,12 @@ local room, room_background, room_lapsed, taken = tonumber(ARGV[3]), tonumber(AR
 
 local function take(id, lapsed)
   local job = Q .. 'job:' .. id
-  local s = redis.call('HMGET', job, 'handover', 'enqueued_ms', 'claim_by_ms', 'class')
+  local s = redis.call('HMGET', job, 'handover', 'enqueued_ms', 'claim_by_ms', 'class', 'slots')
   if not s[2] then redis.call('ZREM', RUNNING, id) return end  -- Finished or withdrawn meanwhile.
   local epoch = redis.call('HINCRBY', job, 'epoch', 1)
   redis.call('HDEL', job, 'handover')
   redis.call('ZADD', RUNNING, int(now + ARGV[2]), id)
+  hold_slots(s[5], id, now + ARGV[2] + SLOT_EXTRA_MS)
   local late = epoch == 1 and now > tonumber(s[3])
   taken[#taken + 1] = {id, epoch, lapsed and 1 or 0, s[1] and 1 or 0, late and 1 or 0, now - s[2],
     s[4] == 'background' and 1 or 0}

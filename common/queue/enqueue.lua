@@ -1,30 +1,98 @@
 -- Accepts a job, or refuses it.
--- ARGV: seen ms, id, tenant, class, most waiting, most waiting of the tenant, longest wait in ms, expiry in ms,
---   most ids in the tenant's index, its expiry in ms;
---   where the request is to run only once also: the name of its key, its digest, the key's expiry in ms, an id that the
---   key does not count for any more or ''
--- Returns: 'ok' | 'stale' | 'full' | 'tenant_full' | 'differs' (the key belongs to another request) | 'held <id>'
+-- ARGV: seen ms, id, tenant, owner, class, most waiting, most waiting of the tenant, longest wait in ms, expiry in ms,
+--   most ids in the owner's index, its expiry in ms;
+--   where the request is to run only once its key's name, its digest, the key's expiry in ms, an id that the key does not
+--   count for any more; else '' four times;
+--   what it is to be charged for (`spends`, see _settling.lua);
+--   a number, and so many windows: key, window in ms, limit, amount, 1 if it is settled in the end;
+--   a number, and so many slots: key, limit;
+--   a number, and so many counters of which none may be spent: key, limit;
+--   a number, and so many alternatives of which one must not be spent: their number of counters, and these: key, limit
+-- Returns {'ok', per window what remains and the ms until it is empty…}, or {verdict}:
+--   'stale' | 'full' | 'tenant_full' | 'differs' (the key belongs to another request) | 'held', id | 'busy', slots' number |
+--   'limited', window's number, ms to wait, then as for ok | 'spent', counter's number | 'all_spent'
 local now = now_ms()
-if now - tonumber(ARGV[1]) > STALE_MS then return 'stale' end
-local id, tenant, class = ARGV[2], ARGV[3], ARGV[4]
-local once = ARGV[11] and Q .. 'once:' .. ARGV[11]
+if now - tonumber(ARGV[1]) > STALE_MS then return {'stale'} end
+local id, tenant, owner, class = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local once = ARGV[12] ~= '' and Q .. 'once:' .. ARGV[12]
 local held = once and redis.call('GET', once)
 if held then
   local holder, digest = string.match(held, '^(%S+) (%S+)$')
-  if digest ~= ARGV[12] then return 'differs' end
-  if holder ~= ARGV[14] then return 'held ' .. holder end
+  if digest ~= ARGV[13] then return {'differs'} end
+  if holder ~= ARGV[15] then return {'held', holder} end
 end
-if redis.call('ZCARD', ENQUEUED) >= tonumber(ARGV[5]) then return 'full' end
-if redis.call('ZCARD', waiting(class, tenant)) >= tonumber(ARGV[6]) then return 'tenant_full' end
+if redis.call('ZCARD', ENQUEUED) >= tonumber(ARGV[6]) then return {'full'} end
+if redis.call('ZCARD', waiting(class, tenant)) >= tonumber(ARGV[7]) then return {'tenant_full'} end
+
+local at = 17
+-- Reads the next list of the arguments, in pieces of so many.
+local function read_list(width)
+  local list, count = {}, tonumber(ARGV[at])
+  at = at + 1
+  for i = 1, count do
+    list[i] = {unpack(ARGV, at, at + width - 1)}
+    at = at + width
+  end
+  return list
+end
+local function is_spent(counter) return tonumber(redis.call('GET', counter[1]) or '0') >= tonumber(counter[2]) end
+
+local windows, slots = read_list(5), read_list(2)
+local answer, limited, wait = {'ok'}, nil, 0
+for i, window in ipairs(windows) do
+  local size, limit, amount = tonumber(window[2]), tonumber(window[3]), tonumber(window[4])
+  local live, used = read_window(window[1], size, now)
+  if used + amount > limit then
+    local ms = wait_ms(live, used + amount - limit, size, now)
+    if ms > wait then limited, wait = i, ms end
+  end
+  answer[#answer + 1] = math.max(0, limit - used)
+  answer[#answer + 1] = wait_ms(live, used, size, now)
+end
+if limited then
+  answer[1] = wait
+  return {'limited', limited, unpack(answer)}
+end
+for i, slot in ipairs(slots) do
+  redis.call('ZREMRANGEBYSCORE', slot[1], '-inf', int(now))
+  if redis.call('ZCARD', slot[1]) >= tonumber(slot[2]) then return {'busy', i} end
+end
+for i, counter in ipairs(read_list(2)) do
+  if is_spent(counter) then return {'spent', i} end
+end
+local alternatives, spent = tonumber(ARGV[at]), 0
+at = at + 1
+for i = 1, alternatives do
+  local is_out = false
+  for _, counter in ipairs(read_list(2)) do is_out = is_out or is_spent(counter) end
+  if is_out then spent = spent + 1 end
+end
+if alternatives > 0 and spent == alternatives then return {'all_spent'} end
+
+local reserved, held_slots = {}, {}
+for i, window in ipairs(windows) do
+  local bucket = add_to_window(window[1], tonumber(window[2]), now, window[4])
+  answer[2 * i] = math.max(0, answer[2 * i] - tonumber(window[4]))
+  if answer[2 * i + 1] == 0 then answer[2 * i + 1] = tonumber(window[2]) end
+  if window[5] == '1' then reserved[#reserved + 1] = table.concat({window[1], window[2], bucket, window[4]}, ' ') end
+end
+for i, slot in ipairs(slots) do
+  redis.call('ZADD', slot[1], int(now + ARGV[8]), id)
+  redis.call('PEXPIRE', slot[1], ARGV[9])
+  held_slots[i] = slot[1]
+end
+
 local job = Q .. 'job:' .. id
 redis.call('HSET', job, 'format', '1', 'tenant', tenant, 'class', class, 'epoch', '0',
-  'enqueued_ms', int(now), 'claim_by_ms', int(now + ARGV[7]))
-redis.call('PEXPIRE', job, ARGV[8])
+  'enqueued_ms', int(now), 'claim_by_ms', int(now + ARGV[8]), 'spends', ARGV[16])
+if #reserved > 0 then redis.call('HSET', job, 'reserved', table.concat(reserved, ' ')) end
+if #held_slots > 0 then redis.call('HSET', job, 'slots', table.concat(held_slots, ' ')) end
+redis.call('PEXPIRE', job, ARGV[9])
 put(id, class, tenant, now, false)
-local recent = Q .. 'recent:' .. tenant
+local recent = Q .. 'recent:' .. owner
 redis.call('ZADD', recent, int(now), id)
-redis.call('ZREMRANGEBYRANK', recent, 0, -ARGV[9] - 1)
-redis.call('PEXPIRE', recent, ARGV[10])
-if once then redis.call('SET', once, id .. ' ' .. ARGV[12], 'PX', ARGV[13]) end
+redis.call('ZREMRANGEBYRANK', recent, 0, -ARGV[10] - 1)
+redis.call('PEXPIRE', recent, ARGV[11])
+if once then redis.call('SET', once, id .. ' ' .. ARGV[13], 'PX', ARGV[14]) end
 ring()
-return 'ok'
+return answer

@@ -16,6 +16,20 @@ from typing import NamedTuple
 from redis.exceptions import RedisError
 
 from common import keys
+from common.admission import (
+    NOTHING,
+    Charges,
+    Settlement,
+    Stand,
+    all_spent,
+    arguments,
+    busy,
+    limited,
+    periods,
+    spends,
+    spent,
+    stands,
+)
 from common.errors import ErrorKind, GatewayError
 from common.redis_client import COMMAND_TIMEOUT_S, Client, Pulse, RedisUnavailable, Scripts, as_unavailable
 from common.settings import Settings
@@ -73,6 +87,17 @@ class Claimed(NamedTuple):
     waiting_left: int
 
 
+class Enqueued(NamedTuple):
+    """The id of the generation that answers the request, and where its principal's limits stand now."""
+
+    id: str
+    stands: list[Stand]
+
+
+UNUSED = Settlement()
+_ONCE_UNSAID = ["", "", 0, ""]
+
+
 class JobQueue:
     """Both ends of the queue. Every method may raise ``RedisUnavailable``."""
 
@@ -82,21 +107,31 @@ class JobQueue:
         self._pulse = pulse
         self._settings = settings
 
-    async def enqueue(self, generation_id: str, tenant: str, job_class: JobClass, once: Once | None = None) -> str:
-        """Put a job among the waiting and ring the bell.
+    async def enqueue(
+        self,
+        generation_id: str,
+        owner: str,
+        job_class: JobClass,
+        once: Once | None = None,
+        *,
+        tenant: str = "",
+        charges: Charges = NOTHING,
+    ) -> Enqueued:
+        """Put a job among the waiting and ring the bell; ``tenant`` is whose turn it takes, the owner's own if not said.
 
-        Returns the id of the generation that answers the request: another one where it has come before, and nothing was
-        enqueued then.
+        Where the request has come before, another generation answers it, and nothing was enqueued or charged.
 
         Raises:
-            GatewayError: OVERLOADED, or INVALID_REQUEST for a key that came with another request; nothing was enqueued.
+            GatewayError: OVERLOADED, RATE_LIMITED, BUDGET_EXCEEDED, or INVALID_REQUEST for a key that came with another
+                request; nothing was enqueued.
         """
         s = self._settings
         wait_s = s.queue_wait_s if job_class is JobClass.INTERACTIVE else s.queue_wait_background_s
         args = [
             self._pulse.redis_ms,
             generation_id,
-            tenant,
+            tenant or owner,
+            owner,
             job_class.value,
             s.waiting_max if job_class is JobClass.INTERACTIVE else int(s.waiting_max * s.background_share),
             s.waiting_per_tenant_max,
@@ -105,24 +140,14 @@ class JobQueue:
             RECENT_MAX,
             _ms(RECENT_S),
         ]
-        if once:
-            args += [once.key, once.digest, _ms(s.idempotency_s), once.spent]
-        answer: str = (await self._scripts.run("enqueue", [], args)).decode()
-        if answer == "stale":
-            raise RedisUnavailable("the command waited too long in Redis")
-        if answer == "tenant_full":
-            raise _full("Too many of your requests are waiting already.", "tenant_queue_full")
-        if answer == "full":
-            raise _full("Too many requests are waiting already.", "queue_full")
-        if answer == "differs":
-            raise GatewayError(
-                ErrorKind.INVALID_REQUEST,
-                "This idempotency-key came with another request before. Use a new key for each request.",
-                status=422,
-                code="idempotency_key_reused",
-                param="idempotency-key",
-            )
-        return answer.removeprefix("held ") if answer.startswith("held ") else generation_id
+        args += [once.key, once.digest, _ms(s.idempotency_s), once.spent] if once else _ONCE_UNSAID
+        args += arguments(charges)
+        verdict, *rest = await self._scripts.run("enqueue", [], args)
+        if verdict == b"ok":
+            return Enqueued(generation_id, stands(charges, rest))
+        if verdict == b"held":
+            return Enqueued(rest[0].decode(), [])
+        raise _refusal(verdict.decode(), rest, charges)
 
     async def recent(self, tenant: str, after: str, count: int) -> list[str] | None:
         """Return ids that a tenant enqueued, newest first, those older than ``after`` (empty: all); None if that is unknown."""
@@ -162,8 +187,15 @@ class JobQueue:
         """Give a job back, first in line; a handover does not count as a failed claim."""
         await self._scripts.run("release", [], [job.generation_id, job.epoch, _ms(delay_s), int(is_handover)])
 
-    async def finish(self, job: ClaimedJob) -> None:
-        await self._scripts.run("finish", [], [job.generation_id, job.epoch])
+    async def finish(self, job: ClaimedJob, settlement: Settlement = UNUSED) -> list[str]:
+        """Remove a job that has ended, and settle what it was charged for.
+
+        Returns the counters of ``keys.spent`` that this took past a mark of their budgets, each with the mark in percent.
+        """
+        purse = spends(settlement.purse) if settlement.purse else ""
+        figures = [settlement.tokens, settlement.cost_nano_usd, *periods(), purse]
+        crossed = await self._scripts.run("finish", [], [job.generation_id, job.epoch, *figures])
+        return [each.decode() for each in crossed]
 
     async def withdraw(self, generation_id: str) -> None:
         """Remove a job wherever it is, once its log has been ended by somebody else than its worker."""
@@ -180,6 +212,32 @@ class JobQueue:
 
 def _ms(seconds: float) -> int:
     return int(seconds * 1000)
+
+
+def _refusal(verdict: str, rest: list[int], charges: Charges) -> Exception:
+    match verdict:
+        case "limited":
+            number, wait_ms, *figures = rest
+            return limited(charges.windows[number - 1], wait_ms, stands(charges, figures))
+        case "busy":
+            return busy(charges.slots[rest[0] - 1])
+        case "spent":
+            return spent(charges, rest[0])
+        case "all_spent":
+            return all_spent(charges)
+        case "tenant_full":
+            return _full("Too many of your requests are waiting already.", "tenant_queue_full")
+        case "full":
+            return _full("Too many requests are waiting already.", "queue_full")
+        case "differs":
+            return GatewayError(
+                ErrorKind.INVALID_REQUEST,
+                "This idempotency-key came with another request before. Use a new key for each request.",
+                status=422,
+                code="idempotency_key_reused",
+                param="idempotency-key",
+            )
+    return RedisUnavailable("the command waited too long in Redis")
 
 
 def _full(reason: str, code: str) -> GatewayError:

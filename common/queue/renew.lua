@@ -1,11 +1,13 @@
--- Renews leases.
+-- Renews leases, and the places of their jobs among the concurrent ones of their principals.
 -- ARGV: lease in ms, then id and epoch in turn
 -- Returns the ids that are no longer the caller's.
-local due, lost = int(now_ms() + ARGV[1]), {}
+local due, lost = now_ms() + ARGV[1], {}
 for i = 2, #ARGV, 2 do
+  local s = redis.call('HMGET', Q .. 'job:' .. ARGV[i], 'epoch', 'slots')
   -- A lapsed lease that nobody took is still in running, and is renewed.
-  if owns(ARGV[i], ARGV[i + 1]) and redis.call('ZSCORE', RUNNING, ARGV[i]) then
-    redis.call('ZADD', RUNNING, due, ARGV[i])
+  if s[1] == ARGV[i + 1] and redis.call('ZSCORE', RUNNING, ARGV[i]) then
+    redis.call('ZADD', RUNNING, int(due), ARGV[i])
+    hold_slots(s[2], ARGV[i], due + SLOT_EXTRA_MS)
   else
     lost[#lost + 1] = ARGV[i]
   end

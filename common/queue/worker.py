@@ -18,6 +18,7 @@ from arq.worker import Worker, func
 from redis.exceptions import RedisError
 
 from common import keys
+from common.admission import Settlement
 from common.process import in_background
 from common.queue.jobs import LAPSED_BATCH, Claimed, ClaimedJob, JobQueue
 from common.redis_client import COMMAND_TIMEOUT_S, Client, Pulse, RedisUnavailable
@@ -30,7 +31,7 @@ BELL_TIMEOUT_S = 3.0  # Longer than the wait: only a dead connection lets it pas
 PAUSE_AFTER_ERROR_S = 0.2
 RELEASE_DELAY_S = 1.0  # A job whose handler could not even begin waits this long, so that it does not spin.
 
-Handler = Callable[[ClaimedJob], Awaitable[None]]
+Handler = Callable[[ClaimedJob], Awaitable[Settlement]]
 
 
 class HandBack(Exception):
@@ -44,13 +45,13 @@ class _ArqClient(Client, ArqRedis):  # type: ignore[misc]  # redis-py disagrees 
 class LeasedWorker(Worker):
     """Runs ``handler`` for each claimed job, as a task that is cancelled once the job is no longer ours.
 
-    A handler returns when the job is ended (it is then finished), raises ``HandBack`` to put it back, or is cancelled:
-    by a drain that is over (the job is handed over) or by a lost lease (somebody else has it).
+    A handler returns what the job took when it is ended (it is then finished), raises ``HandBack`` to put it back, or is
+    cancelled: by a drain that is over (the job is handed over) or by a lost lease (somebody else has it).
     """
 
     def __init__(self, redis: Client, queue: JobQueue, pulse: Pulse, settings: Settings, handler: Handler, name: str) -> None:
-        async def run_generation(ctx: dict[str, Any], generation_id: str) -> None:
-            await handler(self._jobs[generation_id])
+        async def run_generation(ctx: dict[str, Any], generation_id: str) -> Settlement:
+            return await handler(self._jobs[generation_id])
 
         super().__init__(
             functions=[func(run_generation, name="generation")],
@@ -77,6 +78,7 @@ class LeasedWorker(Worker):
         self._renewed_at = time.monotonic()
         self._renewals: asyncio.Task[None] | None = None
         self.on_takeover: Callable[[], object] = lambda: None
+        self.on_budget_mark: Callable[[str, str], object] = lambda counter, percent: None
 
     # Claiming
 
@@ -153,7 +155,7 @@ class LeasedWorker(Worker):
         """One claimed job to its end; nothing leaves here as an exception."""
         generation_id = job.generation_id
         try:
-            await self.functions["generation"].coroutine({**self.ctx, "job_id": generation_id}, generation_id)
+            settlement = await self.functions["generation"].coroutine({**self.ctx, "job_id": generation_id}, generation_id)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             assert task is not None
@@ -174,7 +176,8 @@ class LeasedWorker(Worker):
             self.jobs_complete += 1
             self._forget(job)  # First: a renewal under way must not take a finished job for a lost one.
             with contextlib.suppress(RedisUnavailable):  # Its lease lapses, and the next claim finds the log ended.
-                await self._queue.finish(job)
+                for crossed in await self._queue.finish(job, settlement):
+                    self.on_budget_mark(*crossed.removeprefix(keys.SPENT).rsplit(" ", 1))
         finally:
             self._forget(job)
             self._lost.discard(generation_id)

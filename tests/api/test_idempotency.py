@@ -7,12 +7,12 @@ import pytest
 from redis.asyncio import Redis
 from starlette.datastructures import Headers
 
-from api.auth import Principal
 from api.idempotency import enqueue_once, once_of
+from common.access import Principal
 from common.channel.base import Append, Claim, Frame, FrameId, FrameKind, Opening, Policy
 from common.channel.redis import RedisChannel
 from common.errors import ErrorKind, Failed, GatewayError
-from common.queue.jobs import JobClass, JobQueue, Once
+from common.queue.jobs import Enqueued, JobClass, JobQueue, Once
 from common.redis_client import Pulse
 from common.settings import Settings
 
@@ -66,7 +66,10 @@ class Setup:
         await self.channel.open(generation_id, opening, "r1")
 
     async def ask(self, generation_id: str) -> str:
-        return await enqueue_once(generation_id, "me", JobClass.INTERACTIVE, ONCE, self.queue, self.channel)
+        async def enqueue(once: Once) -> Enqueued:
+            return await self.queue.enqueue(generation_id, "me", JobClass.INTERACTIVE, once)
+
+        return (await enqueue_once(generation_id, "me", ONCE, enqueue, self.channel)).id
 
     async def run(self, generation_id: str, error: object, *, has_head: bool) -> None:
         claim, frames = Claim(generation_id, 1, "t"), [Frame(FrameId(1, 1), FrameKind.HEAD, b"{}")] * has_head
@@ -122,8 +125,8 @@ async def test_of_two_that_find_a_key_free_only_one_runs(setup: Setup):
     await setup.open("gen_2")
     spent = Once(ONCE.key, ONCE.digest, spent="gen_1")
 
-    assert await setup.queue.enqueue("gen_2", "me", JobClass.INTERACTIVE, spent) == "gen_2"
-    assert await setup.queue.enqueue("gen_3", "me", JobClass.INTERACTIVE, spent) == "gen_2"
+    assert (await setup.queue.enqueue("gen_2", "me", JobClass.INTERACTIVE, spent)).id == "gen_2"
+    assert (await setup.queue.enqueue("gen_3", "me", JobClass.INTERACTIVE, spent)).id == "gen_2"
 
 
 async def test_a_log_that_was_lost_with_the_store_frees_its_key(setup: Setup):

@@ -1,7 +1,7 @@
 import pytest
 
-from api.auth import Principal
 from api.read_tokens import read_token_owner, sign_read_token
+from common.access import Principal
 from common.errors import ErrorKind, GatewayError
 from common.settings import Settings
 

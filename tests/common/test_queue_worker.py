@@ -7,7 +7,8 @@ from contextlib import asynccontextmanager
 import pytest
 
 from common import keys
-from common.queue.jobs import ClaimedJob, JobClass, JobQueue, Place
+from common.admission import Settlement
+from common.queue.jobs import UNUSED, ClaimedJob, JobClass, JobQueue, Place
 from common.queue.worker import HandBack, LeasedWorker
 from common.redis_client import Client, Pulse
 from common.settings import Settings
@@ -24,7 +25,11 @@ class Lab:
 
     @asynccontextmanager
     async def worker(self, handler: Handler, name: str = "test", **settings: float) -> AsyncIterator[LeasedWorker]:
-        worker = LeasedWorker(self.redis, self.queue(**settings), self.pulse, Settings(**settings), handler, name)
+        async def settled(job: ClaimedJob) -> Settlement:
+            await handler(job)
+            return UNUSED
+
+        worker = LeasedWorker(self.redis, self.queue(**settings), self.pulse, Settings(**settings), settled, name)
         task = asyncio.create_task(worker.async_run())
         try:
             yield worker

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import orjson
 import pytest
@@ -395,3 +396,53 @@ async def test_what_may_not_be_entered_cannot_be_described_and_spoils_no_other(c
     assert found[0].failed.kind is ErrorKind.NOT_FOUND
     assert found[1] == await channel.enter(G, "r1", "me")
     assert (await described(channel, owner="a stranger")).failed.kind is ErrorKind.NOT_FOUND
+
+
+async def test_the_end_leaves_a_record_whoever_wrote_it(channel):
+    asked = replace(opening(), asked=b'{"owner":"me"}')
+    await channel.open(G, asked, "r1")
+    await channel.fence(FIRST, is_handover=False)
+    assert await channel.record(G) is None, "not before it has ended"
+
+    await append(channel, FIRST, FrameId(1, 0), data(FIRST, 1), end(FIRST, 2))
+    await channel.open("gen_2", asked, "r1")
+    await channel.end_unowned("gen_2", "token", LOST)
+
+    record = await channel.record(G)
+    assert record.asked == b'{"owner":"me"}'
+    assert orjson.loads(record.end) == {"error": None}
+    assert record.ended_ms > 0
+    assert orjson.loads((await channel.record("gen_2")).end)["error"]["kind"] == "worker_lost"
+
+
+async def test_an_end_that_is_sent_again_leaves_the_record_as_it_was(channel):
+    await begun(channel)
+    await append(channel, FIRST, FrameId(1, 1), end(FIRST, 2))
+    first = await channel.record(G)
+
+    await append(channel, FIRST, FrameId(1, 1), end(FIRST, 2))
+    await channel.end_unowned(G, "token", LOST)
+
+    assert await channel.record(G) == first
+
+
+async def test_what_is_discarded_leaves_no_record(channel):
+    await channel.open(G, opening(), "r1")
+    await channel.discard(G)
+
+    assert await channel.record(G) is None
+
+
+async def test_what_is_audited_stays_until_the_ledger_has_read_it(redis):
+    channel = RedisChannel(redis, tombstone_s=60)
+    for name, is_audited in (("gen_audited", True), ("gen_other", False)):
+        await channel.open(name, replace(opening(), is_audited=is_audited), "r1")
+        claim = Claim(name, 1, "token")
+        await channel.fence(claim, is_handover=False)
+        await append(channel, claim, FrameId(1, 0), data(claim, 1), end(claim, 2))
+
+    lasting = {key.decode() for key in await redis.keys("*") if await redis.ttl(key) == -1}
+    assert lasting == {
+        *(f"{{gen_audited}}:{name}" for name in ("state", "log", "request", "record")),
+        "{gen_other}:record",
+    }

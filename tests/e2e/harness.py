@@ -110,6 +110,7 @@ class Fleet:
         return {
             "SLUICE_REDIS_URL": self.redis_server.url,
             "SLUICE_API_KEYS": f"{KEY},{OTHER_KEY}",
+            "SLUICE_DATABASE_URL": f"sqlite:///{self.folder}/sluice.db",
             "OPENAI_API_KEY": "sk-upstream-openai",
             "OPENAI_BASE_URL": f"{self.demo_url}/v1",
             "ANTHROPIC_API_KEY": "sk-upstream-anthropic",

@@ -1,0 +1,19 @@
+"""From which address does a request come, for limits that count by it?"""
+
+import ipaddress
+
+from starlette.types import Scope
+
+
+def client_address(scope: Scope) -> str:
+    """Return the client's IPv4 address, or the /64 of its IPv6 address, which is what one customer is given."""
+    host = (scope.get("client") or ("", 0))[0]
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return "unknown"  # A Unix socket.
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped:
+            return str(address.ipv4_mapped)
+        return str(ipaddress.ip_network((int(address), 64), strict=False))
+    return str(address)

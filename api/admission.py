@@ -1,0 +1,73 @@
+"""What does a request take of whose limits and budgets?
+
+Limits of a key, its tenant, the end user and the address each count on their own, and all must allow the request. The
+enqueue script decides (``common.admission``); nothing here asks Redis.
+"""
+
+import hashlib
+from collections.abc import Collection
+
+from common.access import Limits, Principal
+from common.admission import Charges, Purse, Scope, Slot, Window, of_limits
+from common.generation import GenerationRequest
+from common.settings import Settings
+from common.token_estimate import estimate_tokens
+
+OUTPUT_TOKENS_UNSAID = 1_000  # What is reserved for an answer whose length the request does not bound.
+# Where anybody may ask, nobody may ask for everything: what one person's chat needs, many times over.
+OPEN_ADDRESS_LIMITS = Limits(requests=300, concurrent=50)
+
+
+def charges_of(
+    principal: Principal, address: str, request: GenerationRequest, providers: Collection[str], settings: Settings
+) -> Charges:
+    """Return what a request is to be charged for; ``providers`` are those of its route."""
+    windows: list[Window] = []
+    slots: list[Slot] = []
+    tokens = None
+    for scope, name, limits in _limits(principal, address, request, settings):
+        if limits.tokens and tokens is None:
+            tokens = reserved_tokens(request)
+        more_windows, more_slots = of_limits(scope, name, limits, tokens or 0)
+        windows += more_windows
+        slots += more_slots
+    purses = [
+        Purse("key", principal.id, principal.access.budget),
+        Purse("tenant", safe_name(principal.tenant), principal.tenant_access.budget),
+    ]
+    return Charges(windows, slots, purses, _alternatives(providers, settings))
+
+
+def reserved_tokens(request: GenerationRequest) -> int:
+    """Return the most that a request may take, as far as that can be told before it runs."""
+    return estimate_tokens(request) + (request.max_output_tokens or OUTPUT_TOKENS_UNSAID) * request.choices
+
+
+def safe_name(name: str) -> str:
+    """Return a name that can stand in a key of Redis: as it is, or by its digest."""
+    if len(name) <= 64 and all(char.isalnum() or char in "._-@" for char in name) and name.isascii():
+        return name
+    return hashlib.sha256(name.encode()).hexdigest()[:32]
+
+
+def _limits(
+    principal: Principal, address: str, request: GenerationRequest, settings: Settings
+) -> list[tuple[Scope, str, Limits]]:
+    default, tenant = settings.limits, safe_name(principal.tenant)
+    own, of_tenant = principal.access.limits, principal.tenant_access.limits
+    found: list[tuple[Scope, str, Limits]] = [
+        ("key", principal.id, own if own.is_set else default.get("key", own)),
+        ("tenant", tenant, of_tenant if of_tenant.is_set else default.get("tenant", of_tenant)),
+        ("address", address, default.get("address", OPEN_ADDRESS_LIMITS if settings.auth == "none" else Limits())),
+    ]
+    end_user = principal.end_user or request.end_user
+    if end_user and "end_user" in default:
+        found.append(("end_user", f"{tenant}/{safe_name(end_user)}", default["end_user"]))
+    return [each for each in found if each[2].is_set]
+
+
+def _alternatives(providers: Collection[str], settings: Settings) -> list[Purse]:
+    """The purses of a route's providers, where each has a budget: as long as one has none, the route is open."""
+    purses = [Purse("provider", provider, settings.provider(provider).budget) for provider in dict.fromkeys(providers)]
+    is_bounded = all((purse.budget.day_usd, purse.budget.month_usd) != (None, None) for purse in purses)
+    return purses if is_bounded else []
