@@ -14,6 +14,7 @@ import orjson
 
 from common.dialects import agentary_request
 from common.dialects.base import Ended, Progress, ReplyInfo, SoFar
+from common.dialects.finish_words import FINISH_WORD, reason_of
 from common.dialects.own_bytes import count_in, dict_in, events_of, is_done, text_in
 from common.errors import ErrorKind, Failed
 from common.events import (
@@ -35,16 +36,6 @@ from common.events import (
 from common.generation import GenerationRequest
 from common.sse import encode_event
 
-_FINISH_REASON = {
-    FinishReason.STOP: "stop",
-    FinishReason.STOP_SEQUENCE: "stop",
-    FinishReason.LENGTH: "length",
-    FinishReason.TOOL_CALLS: "tool_calls",
-    FinishReason.CONTENT_FILTER: "content_filter",
-    FinishReason.REFUSAL: "content_filter",
-    FinishReason.PAUSE: "stop",
-}
-_REASON_OF = {word: reason for reason, word in reversed(_FINISH_REASON.items())}
 _INVALID_MODEL = "Invalid model"
 _PHRASE_OF_STATUS = {401: "Unauthorized", 429: "Rate limit exceeded"}
 _DONE = b"data: [DONE]\n\n"
@@ -67,7 +58,7 @@ class Agentary:
         progress = Progress(text, is_plain, TokenEncoder(info, len(chunks)))
         if chunks and chunks[-1].get("isLast"):
             progress.encoder = Ended(b"" if is_done(blocks[-1]) else _DONE)
-            progress.finished = Finished(_REASON_OF.get(text_in(chunks[-1], "finishReason"), FinishReason.STOP))
+            progress.finished = Finished(reason_of(text_in(chunks[-1], "finishReason")))
             usage = dict_in(chunks[-1], "usage")
             progress.usage = Usage(count_in(usage, "promptTokens"), count_in(usage, "completionTokens")) if usage else None
         return progress
@@ -79,7 +70,7 @@ class Agentary:
             "token": text,
             "tokenId": 0,
             "content": text,
-            "finish_reason": _FINISH_REASON[choice.finish_reason or FinishReason.STOP],
+            "finish_reason": FINISH_WORD[choice.finish_reason or FinishReason.STOP],
             "usage": _usage(reply.usage or Usage()),
         }
         if choice.tool_calls:
@@ -101,6 +92,12 @@ class Agentary:
 
     def error_event(self, failed: Failed, so_far: SoFar) -> bytes:
         return _error_event(failed)
+
+    def text_of_event(self, event: dict[str, Any]) -> object:
+        return event.get("token")
+
+    def text_of_whole(self, answer: dict[str, Any]) -> object:
+        return answer.get("token")
 
     def is_final(self, last: bytes) -> bool:
         return last == b"data: [DONE]\n\n" or last.startswith(b"error:")
@@ -138,7 +135,7 @@ class TokenEncoder:
                 calls = _calls(call for _, call in sorted(self._calls.items()))
                 return self._chunk("", toolCalls=calls) if calls else b""
             case Completed():
-                end = {"finishReason": _FINISH_REASON[self._finish_reason]}
+                end = {"finishReason": FINISH_WORD[self._finish_reason]}
                 usage = {"usage": _usage(event.usage)} if event.usage else {}
                 return self._chunk("", isLast=True, **end, **usage) + _DONE
             case Failed():

@@ -12,6 +12,7 @@ import orjson
 from common.dialects import anthropic_messages_request
 from common.dialects.anthropic_messages_progress import Said, read_said
 from common.dialects.base import Ended, Progress, ReplyInfo, SoFar
+from common.dialects.own_bytes import dict_in
 from common.errors import ErrorKind, Failed
 from common.events import (
     Block,
@@ -109,6 +110,12 @@ class AnthropicMessages:
 
     def error_event(self, failed: Failed, so_far: SoFar) -> bytes:
         return _error_event(failed)
+
+    def text_of_event(self, event: dict[str, Any]) -> object:
+        return dict_in(event, "delta").get("text") if event.get("type") == "content_block_delta" else None
+
+    def text_of_whole(self, answer: dict[str, Any]) -> object:
+        return answer.get("content")
 
     def is_final(self, last: bytes) -> bool:
         return last.startswith((b"event: message_stop", b"event: error")) or b'"type":"message_stop"' in last

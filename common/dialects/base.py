@@ -118,6 +118,14 @@ class Dialect(Protocol):
         """Return the SSE event for a failure once the stream is open."""
         ...
 
+    def text_of_event(self, event: dict[str, Any]) -> object:
+        """Return what one event of a stream says of the answer's text, as it came; anything else that is no text: None."""
+        ...
+
+    def text_of_whole(self, answer: dict[str, Any]) -> object:
+        """The same of a whole answer."""
+        ...
+
     def is_final(self, last: bytes) -> bool:
         """Whether the last event of a stream is the one after which its clients expect nothing; ``last`` is its whole block."""
         ...

@@ -11,8 +11,10 @@ import orjson
 
 from common.dialects import openai_chat_request
 from common.dialects.base import Ended, Progress, ReplyInfo, SoFar
+from common.dialects.finish_words import FINISH_WORD, reason_of
 from common.dialects.openai_chat_progress import read_said
 from common.dialects.openai_errors import error_body
+from common.dialects.own_bytes import dict_in, objects_in
 from common.errors import Failed
 from common.events import (
     Choice,
@@ -32,17 +34,6 @@ from common.events import (
 from common.generation import GenerationRequest
 from common.sse import encode_event
 
-_FINISH_REASON = {
-    FinishReason.STOP: "stop",
-    FinishReason.STOP_SEQUENCE: "stop",
-    FinishReason.LENGTH: "length",
-    FinishReason.TOOL_CALLS: "tool_calls",
-    FinishReason.CONTENT_FILTER: "content_filter",
-    FinishReason.REFUSAL: "content_filter",
-    FinishReason.PAUSE: "stop",
-}
-_REASON_OF = {word: reason for reason, word in reversed(_FINISH_REASON.items())}
-
 
 class OpenAiChat:
     name = "openai-chat"
@@ -55,7 +46,7 @@ class OpenAiChat:
 
     def resume(self, request: GenerationRequest, info: ReplyInfo, blocks: Sequence[bytes]) -> Progress:
         said = read_said(blocks)
-        finished = Finished(_REASON_OF.get(said.finish_reason, FinishReason.STOP)) if said.finish_reason else None
+        finished = Finished(reason_of(said.finish_reason)) if said.finish_reason else None
         encoder: ChunkEncoder | Ended = ChunkEncoder(request, _head(info) | said.head, has_begun=True)
         if said.is_done or (finished and (said.has_usage or not request.include_usage)):
             encoder = Ended(b"" if said.is_done else b"data: [DONE]\n\n")
@@ -83,8 +74,18 @@ class OpenAiChat:
     def error_event(self, failed: Failed, so_far: SoFar) -> bytes:
         return encode_event(orjson.dumps(error_body(failed)))
 
+    def text_of_event(self, event: dict[str, Any]) -> object:
+        return dict_in(_first_choice(event), "delta").get("content")
+
+    def text_of_whole(self, answer: dict[str, Any]) -> object:
+        return dict_in(_first_choice(answer), "message").get("content")
+
     def is_final(self, last: bytes) -> bool:
         return last == b"data: [DONE]\n\n"
+
+
+def _first_choice(said: dict[str, Any]) -> dict[str, Any]:
+    return next((choice for choice in objects_in(said.get("choices")) if choice.get("index", 0) == 0), {})
 
 
 class ChunkEncoder:
@@ -152,7 +153,7 @@ class ChunkEncoder:
         self._text_starts[choice] = self._head + b'{"index":%d,"delta":{"content":' % choice
 
     def _finish(self, event: Finished) -> bytes:
-        choice = {"index": event.choice, "delta": {}, "logprobs": None, "finish_reason": _FINISH_REASON[event.reason]}
+        choice = {"index": event.choice, "delta": {}, "logprobs": None, "finish_reason": FINISH_WORD[event.reason]}
         return self._opened(event.choice) + self._head + orjson.dumps(choice) + self._tail
 
     def _usage_chunk(self, usage: Usage | None) -> bytes:
@@ -202,7 +203,7 @@ def _whole_choice(index: int, choice: Choice) -> dict[str, Any]:
             {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments or "{}"}}
             for call in choice.tool_calls
         ]
-    reason = _FINISH_REASON[choice.finish_reason or FinishReason.STOP]
+    reason = FINISH_WORD[choice.finish_reason or FinishReason.STOP]
     return {"index": index, "message": message, "logprobs": None, "finish_reason": reason}
 
 

@@ -15,6 +15,7 @@ from common.dialects.base import Ended, Progress, ReplyInfo, SoFar
 from common.dialects.openai_responses_encoder import ItemEncoder, failed_event
 from common.dialects.openai_responses_object import Described, Items, ended, incomplete_reason
 from common.dialects.openai_responses_progress import read_said
+from common.dialects.own_bytes import objects_in
 from common.errors import Failed
 from common.events import Choice, Finished, FinishReason, Reply
 from common.generation import GenerationRequest
@@ -63,6 +64,16 @@ class OpenAiResponses:
     def error_event(self, failed: Failed, so_far: SoFar) -> bytes:
         described = Described(so_far.generation_id, so_far.model, so_far.created_s)
         return failed_event(described, failed, _next_sequence(so_far.last))
+
+    def text_of_event(self, event: dict[str, Any]) -> object:
+        return event.get("delta") if event.get("type") == "response.output_text.delta" else None
+
+    def text_of_whole(self, answer: dict[str, Any]) -> object:
+        messages = [item for item in objects_in(answer.get("output")) if item.get("type") == "message"]
+        contents = [message.get("content") for message in messages]
+        # Some servers say a message's text without a list around it.
+        lists = [[{"type": "text", "text": each}] if isinstance(each, str) else objects_in(each) for each in contents]
+        return [part for parts in lists for part in parts]
 
     def is_final(self, last: bytes) -> bool:
         return event_of(last).get("type") in ("response.completed", "response.incomplete", "response.failed", "error")

@@ -31,6 +31,11 @@ def dict_in(fields: dict[str, Any], name: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def objects_in(items: object) -> list[dict[str, Any]]:
+    """Return the objects of a list, none of anything else."""
+    return [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []
+
+
 def text_in(fields: dict[str, Any], name: str) -> str:
     value = fields.get(name)
     return value if isinstance(value, str) else ""

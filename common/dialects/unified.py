@@ -13,6 +13,7 @@ import orjson
 
 from common.dialects import unified_request
 from common.dialects.base import Ended, Progress, ReplyInfo, SoFar
+from common.dialects.finish_words import FINISH_WORD, reason_of
 from common.dialects.own_bytes import count_in, dict_in, events_of, text_in
 from common.errors import ErrorKind, Failed
 from common.events import (
@@ -34,17 +35,6 @@ from common.events import (
 from common.generation import GenerationRequest
 from common.sse import encode_event
 
-_FINISH_REASON = {
-    FinishReason.STOP: "stop",
-    FinishReason.STOP_SEQUENCE: "stop",
-    FinishReason.LENGTH: "length",
-    FinishReason.TOOL_CALLS: "tool_calls",
-    FinishReason.CONTENT_FILTER: "content_filter",
-    FinishReason.REFUSAL: "content_filter",
-    FinishReason.PAUSE: "stop",
-}
-_REASON_OF = {word: reason for reason, word in reversed(_FINISH_REASON.items())}
-
 
 class Unified:
     name = "unified"
@@ -64,7 +54,7 @@ class Unified:
         if events and "finish_reason" in events[-1]:
             usage = dict_in(events[-1], "usage")
             progress.encoder = Ended()
-            progress.finished = Finished(_REASON_OF.get(text_in(events[-1], "finish_reason"), FinishReason.STOP))
+            progress.finished = Finished(reason_of(text_in(events[-1], "finish_reason")))
             progress.usage = Usage(count_in(usage, "prompt_tokens"), count_in(usage, "completion_tokens"))
         return progress
 
@@ -88,6 +78,12 @@ class Unified:
 
     def error_event(self, failed: Failed, so_far: SoFar) -> bytes:
         return _error_event(failed)
+
+    def text_of_event(self, event: dict[str, Any]) -> object:
+        return event.get("content")
+
+    def text_of_whole(self, answer: dict[str, Any]) -> object:
+        return dict_in(answer, "message").get("content")
 
     def is_final(self, last: bytes) -> bool:
         return last.startswith((b"event: done", b"event: error"))
@@ -163,7 +159,7 @@ def _account(reported: Usage | None, reason: FinishReason, info: ReplyInfo) -> d
             "output_cost_usd": _money(cost.output_usd) if cost else None,
         },
         "latency_ms": info.elapsed_ms(),
-        "finish_reason": _FINISH_REASON[reason],
+        "finish_reason": FINISH_WORD[reason],
     }
 
 
