@@ -28,6 +28,7 @@ _TOOLS_TOKENS = 100  # What they tell a model about tools at all: seen were 30 (
 # Anthropic counts up to 1,600 tokens for an image, OpenAI 85 to 1,105, Gemini 258 per tile: size decides, and most are
 # addresses whose size is not known here. The same for a document, whose pages are not known either.
 _MEDIA_TOKENS = 1000
+OUTPUT_TOKENS_UNSAID = 1_000  # What is reserved for an answer whose length the request does not bound.
 
 
 def estimate_tokens(request: GenerationRequest) -> int:
@@ -53,6 +54,11 @@ def estimate_tokens(request: GenerationRequest) -> int:
     if request.response_format and request.response_format.schema:
         texts += len(orjson.dumps(request.response_format.schema))
     return max(1, tokens + tokens_in_bytes(texts))
+
+
+def reserved_tokens(request: GenerationRequest) -> int:
+    """Return the most that a request may take, as far as that can be told before it runs."""
+    return estimate_tokens(request) + (request.max_output_tokens or OUTPUT_TOKENS_UNSAID) * request.choices
 
 
 def estimate_text_tokens(text: str) -> int:

@@ -23,16 +23,21 @@ from common.responses import ResponseStore
 from common.settings import KIB, Settings
 from common.sse import SseCutter
 from workers.background import RunsOn, cancel
+from workers.guarding import GuardedWire, OutputGuard, OutputGuards
 from workers.metrics import Metrics
 from workers.providers import WIRES
 from workers.providers.base import Deployment, FamilyWire, UpstreamRequest, Wire
+from workers.providers.errors import blot_out
 from workers.publisher import FRAME_BYTES_MAX, Publisher, Writer
-from workers.pumps import Folding, Passing, PassingWhole, Pump, Translating
+from workers.pumps import Folding, FoldingWhole, Passing, PassingWhole, Pump, Translating
+from workers.quota.gate import Quota
 from workers.upstream import ERROR_BODY_BYTES_MAX, Upstream, UpstreamAnswer
 
+MEASURED_MAX = 2  # Logs that are read back at a time, when an API dies and all of its clients have left at once.
 START_EVENTS_MAX = 64
 START_BYTES_MAX = 256 * KIB
 PASSED_BACK = ("cf-aig-",)  # Cloudflare AI Gateway's own: cache status, log id.
+GUARDED_BYTES_MAX = 16 * KIB  # A whole answer for guardrails to look through on the loop: some milliseconds.
 READ_TO_END_S = 1.0  # A finished answer's last bytes follow at once; waiting for them lets the connection be used again.
 
 
@@ -46,6 +51,9 @@ class Services:
     upstream: Upstream
     metrics: Metrics
     responses: ResponseStore
+    quota: Quota
+    guards: OutputGuards
+    measuring: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MEASURED_MAX))
 
 
 @dataclass(slots=True)
@@ -68,11 +76,13 @@ class Outcome:
     reported: Usage | None = None  # By the last try's upstream.
     spent: Usage | None = None  # By the tries before it that broke off; what they did not report is estimated.
     is_estimated: bool = False
+    has_brought_key: bool = False  # Whose key it is pays.
     continuations: int = 0
     upstream_id: str = ""  # What an upstream that can be read again calls the answer.
     in_background: bool = False  # Whether that is the provider's id for one that it runs in the background,
     runs_on: RunsOn | None = None  # and that one, until its end is seen.
     tries_before: int = 0  # The last continuation, by this worker or another.
+    is_cut: bool = False  # Whether a guardrail ended it before its upstream did.
     failed: Failed | None = None
     last_data: bytes = b""  # The client bytes that came last: a stream's last events, or a whole body.
     reply_headers: dict[str, str] = field(default_factory=dict)
@@ -92,7 +102,7 @@ async def call(
     writer: Writer,
     outcome: Outcome,
     services: Services,
-    prepare: Callable[[ReplyInfo], Prepared] | None = None,
+    prepare: Callable[[ReplyInfo, OutputGuard | None], Prepared] | None = None,
 ) -> None:
     """Call a deployment once and write what it answers; ``prepare`` is another way to ask it than as the client did.
 
@@ -101,7 +111,8 @@ async def call(
     """
     wire = WIRES[deployment.wire]
     info = reply_info(job, deployment, outcome, services.settings)
-    request, pump = prepare(info) if prepare else _prepare(job, wire, deployment, info)
+    guard = services.guards.of(job) if job.guardrails else None
+    request, pump = prepare(info, guard) if prepare else _prepare(job, wire, deployment, info, guard)
     calls = services.metrics.upstream_calls
     status = 0  # No answer at all.
     if outcome.runs_on and request.method == "POST":
@@ -110,6 +121,7 @@ async def call(
     try:
         async with services.upstream.open(request, deployment.provider, is_stream=pump.is_stream) as answer:
             status = answer.status
+            services.quota.hear(deployment, answer.headers)
             outcome.reply_headers = reply_headers(request, answer)
             # Behind what other tries have said it has only the rest.
             outcome.upstream_id = "" if outcome.spent else answer.headers.get("x-generation-id", "")
@@ -119,16 +131,25 @@ async def call(
                 raise GatewayError.of(wire.read_error(status, answer.headers, body))
             if pump.is_stream:
                 # A task of its own: each wake-up of this one goes through all the frames above first.
-                await asyncio.create_task(_stream(answer, pump, writer, outcome, services))
+                await asyncio.create_task(_stream(answer, pump, guard, writer, outcome, services))
             else:
-                await _whole(answer, pump, writer, outcome, services)
+                await _whole(answer, pump, guard, writer, outcome, services)
+            if guard:
+                await guard.watch()
+    except GatewayError as error:
+        blot_out(error.failed, deployment.secrets)
+        raise
     finally:
         calls.labels(deployment.provider, status).inc()
         if deployment.in_background and pump.upstream_id:
-            is_over = isinstance(pump.terminal, Completed)
+            is_over = isinstance(pump.terminal, Completed) and not (guard and guard.is_cut)
             outcome.runs_on = None if is_over else RunsOn(pump.upstream_id, [deployment])
         outcome.output_events, outcome.finish_reason = pump.output_events, pump.finish_reason
         outcome.reported, outcome.usage = pump.usage, summed(outcome.spent, pump.usage)
+        if guard:
+            guard.report()
+            outcome.is_cut = guard.is_cut
+            outcome.is_estimated = outcome.is_estimated or (guard.is_cut and pump.is_stream)
 
 
 def reply_headers(request: UpstreamRequest, answer: UpstreamAnswer) -> dict[str, str]:
@@ -154,20 +175,27 @@ def reply_info(job: Job, deployment: Deployment, outcome: Outcome, settings: Set
     )
 
 
-def _prepare(job: Job, wire: Wire, deployment: Deployment, info: ReplyInfo) -> Prepared:
+def _prepare(job: Job, wire: Wire, deployment: Deployment, info: ReplyInfo, guard: OutputGuard | None = None) -> Prepared:
     body = info.body
+    dialect = DIALECTS[job.dialect]
     if isinstance(wire, FamilyWire) and wire.dialect == job.dialect:
         request = wire.pass_request(body, job.headers, deployment)
-        return request, Passing(wire, info) if job.stream else PassingWhole(wire, info)
-    dialect = DIALECTS[job.dialect]
+        if guard is None:
+            return request, Passing(wire, info) if job.stream else PassingWhole(wire, info)
+        # Bytes that pass cannot be filtered: the answer is decoded, and encoded anew.
+        parsed = dialect.parse(body)
+        return request, (Translating if job.stream else FoldingWhole)(GuardedWire(wire, guard, parsed), dialect, parsed, info)
     parsed = dialect.parse(body)
-    pump = (Translating if job.stream else Folding)(wire, dialect, parsed, info)
+    source = GuardedWire(wire, guard, parsed) if guard else wire
+    pump = (Translating if job.stream else Folding)(source, dialect, parsed, info)
     request = wire.build_request(parsed, deployment)
     request.dropped = [*parsed.dropped, *(parsed.names.get(name, name) for name in request.dropped)]
     return request, pump
 
 
-async def _stream(answer: UpstreamAnswer, pump: Pump, writer: Writer, outcome: Outcome, services: Services) -> None:
+async def _stream(
+    answer: UpstreamAnswer, pump: Pump, guard: OutputGuard | None, writer: Writer, outcome: Outcome, services: Services
+) -> None:
     cutter = SseCutter(services.settings.upstream_event_bytes_max)
     observe_gap = services.metrics.token_gap.observe
     held, data = bytearray(), b""
@@ -186,14 +214,16 @@ async def _stream(answer: UpstreamAnswer, pump: Pump, writer: Writer, outcome: O
             held += data
             if pump.has_output or len(held) > START_BYTES_MAX or held.count(b"\n\n") > START_EVENTS_MAX:
                 _commit(writer, pump, outcome, services, bytes(held))
-            if pump.output_events:
+            if pump.output_events or (guard and guard.has_heard):
                 answer.has_begun()
         read_at = now
-        if pump.terminal:
+        if pump.terminal or (guard and guard.waits):
             break
-    if isinstance(pump.terminal, Completed):
+    if not (guard and guard.is_cut) and (isinstance(pump.terminal, Completed) or (guard and guard.waits)):
         await _read_to_end(answer)
     last = _last(pump, cutter)
+    if guard and guard.waits:
+        last += pump.release(await guard.judge())
     if not outcome.is_committed:
         _commit(writer, pump, outcome, services, bytes(held) + last)
     elif last:
@@ -202,8 +232,14 @@ async def _stream(answer: UpstreamAnswer, pump: Pump, writer: Writer, outcome: O
     _raise_failure(pump)
 
 
-async def _whole(answer: UpstreamAnswer, pump: Pump, writer: Writer, outcome: Outcome, services: Services) -> None:
-    data = pump.feed([await answer.whole(services.settings.upstream_body_bytes_max)])
+async def _whole(
+    answer: UpstreamAnswer, pump: Pump, guard: OutputGuard | None, writer: Writer, outcome: Outcome, services: Services
+) -> None:
+    body = await answer.whole(services.settings.upstream_body_bytes_max)
+    # Looking through a long answer takes a while, in which the others go on.
+    data = await asyncio.to_thread(pump.feed, [body]) if guard and len(body) > GUARDED_BYTES_MAX else pump.feed([body])
+    if guard and guard.waits:
+        data = pump.release(await guard.judge())
     outcome.last_data = data
     _commit(writer, pump, outcome, services, data)
 
@@ -250,6 +286,7 @@ def head(outcome: Outcome) -> bytes:
             "status": 200,
             "headers": outcome.reply_headers,
             "provider": outcome.provider,
+            "upstream_model": outcome.upstream_model,
             "tries": outcome.tries,
             "queue_wait_ms": round(outcome.waited_s * 1000),
             "ttft_ms": outcome.ttft_ms,

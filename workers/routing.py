@@ -4,6 +4,7 @@ A provider is reached at its own address, or through Cloudflare's AI Gateway whe
 where the gateway holds them, none is sent. A key that the request brought is used instead of ours.
 """
 
+import hashlib
 import re
 from dataclasses import replace
 from typing import Any
@@ -14,7 +15,7 @@ import orjson
 from common.brought_keys import open_brought_key
 from common.continuing import KEEP_ALIVE_HEADERS
 from common.dialects import DIALECTS
-from common.errors import GatewayError
+from common.errors import ErrorKind, GatewayError
 from common.job import Job
 from common.routes import Target, resolve
 from common.settings import Settings
@@ -22,7 +23,7 @@ from common.vendors import Vendor, WireName
 from workers.providers import WIRES
 from workers.providers.base import Deployment, TokenCounter
 
-_VERSION = re.compile(r"/v\d+[a-z\d]*$")
+_VERSION = re.compile(r"/v\d[a-z\d]*$")
 _BEGIN_WITH_A_VERSION: tuple[WireName, ...] = ("anthropic-messages", "cohere")  # Their own paths do.
 
 
@@ -38,6 +39,11 @@ def deployments(job: Job, settings: Settings, *, for_rest: bool = False) -> list
     """
     brought_key = open_brought_key(job, settings)
     targets = resolve(job.model, settings, job.provider, has_brought_key=brought_key is not None)
+    if job.targets is not None:
+        targets = [target for target in targets if target.name in job.targets]
+        if not targets:
+            message = f"The model {job.model!r} leads elsewhere now: the gateway's API and its workers need the same settings."
+            raise GatewayError(ErrorKind.MODEL_NOT_FOUND, message, code="model_not_found", param="model")
     return [found for target in targets for found in _with_keys(target, job, brought_key, settings, for_rest=for_rest)]
 
 
@@ -60,7 +66,8 @@ def _with_keys(target: Target, job: Job, brought_key: str | None, settings: Sett
     for key in [brought_key] if brought_key else _stored_keys(vendor, is_behind_gateway, settings):
         own = {vendor.key_header: key} if vendor.key_header and key else {}
         sent_key = "" if own else key
-        found.append(Deployment(vendor.id, base_url, sent_key, target.model, wire, query, headers | own, in_background))
+        key_id = _key_id(vendor.id, key)
+        found.append(Deployment(vendor.id, base_url, sent_key, target.model, wire, query, headers | own, in_background, key_id))
     return found
 
 
@@ -91,6 +98,11 @@ def _fits_responses(vendor: Vendor, model: str, job: Job, body: dict[str, Any]) 
         return False
     # What other dialects have that neither wire knows is lost on both.
     return not (upstream.dropped or (job.dialect == "openai-chat" and request.dropped))
+
+
+def _key_id(provider: str, key: str) -> str:
+    """Return what a key is called in Redis. What an API takes for a key cannot be guessed from half of its digest."""
+    return f"{provider}:{hashlib.sha256(f'{provider} {key}'.encode()).hexdigest()[:32]}"
 
 
 def _stored_keys(vendor: Vendor, is_behind_gateway: bool, settings: Settings) -> list[str]:

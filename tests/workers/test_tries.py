@@ -8,16 +8,36 @@ RATE_LIMITED, UNAVAILABLE = ErrorKind.UPSTREAM_RATE_LIMITED, ErrorKind.UPSTREAM_
 TIMEOUT, CREDENTIALS = ErrorKind.UPSTREAM_TIMEOUT, ErrorKind.UPSTREAM_CREDENTIALS
 
 
-def tries(count: int = 1) -> Tries:
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def tries(count: int = 1, clock: Clock | None = None) -> Tries:
     places = [Deployment(f"p{n}", "http://x", "k", "m") for n in range(count)]
-    return Tries(places, retry_after_max_s=30, chance=lambda: 0.5)
+    return Tries(places, retry_after_max_s=30, chance=lambda: 0.5, clock=clock or Clock())
 
 
-def waits(tries: Tries, failed: Failed) -> list[tuple[float, str] | None]:
+def waits(tries: Tries, failed: Failed, clock: Clock | None = None) -> list[tuple[float, str]]:
     """Each wait with the deployment that is called after it, until there is none."""
-    found: list[tuple[float, str] | None] = []
+    found: list[tuple[float, str]] = []
+    tries.begin()
     while (wait := tries.after(failed)) is not None:
         found.append((wait, tries.deployment.provider))
+        if clock:
+            clock.now += wait
+        tries.begin()
+    return found
+
+
+def refusals(tries: Tries, clock: Clock, wait_s: float, look_s: float | None = None) -> list[tuple[float, str]]:
+    """The same where every call is refused before it is made."""
+    found: list[tuple[float, str]] = []
+    while (wait := tries.refused(wait_s, wait_s if look_s is None else look_s)) is not None:
+        found.append((round(wait, 3), tries.deployment.provider))
+        clock.now += wait
     return found
 
 
@@ -31,9 +51,69 @@ def test_then_the_next_deployment_is_tried_at_once():
 
 
 def test_retry_after_is_obeyed_up_to_its_cap():
-    assert waits(tries(), Failed(RATE_LIMITED, "", retry_after_s=10)) == [(10, "p0"), (10, "p0")]
-    assert waits(tries(), Failed(RATE_LIMITED, "", retry_after_s=70)) == [(30, "p0"), (30, "p0")]
-    assert waits(tries(), Failed(RATE_LIMITED, "", retry_after_s=0.1)) == [(1.0, "p0"), (2.0, "p0")]
+    for retry_after_s, expected in ((10, [10, 10]), (70, [30, 30]), (0.1, [1.0, 2.0])):
+        found = waits(tries(clock=(clock := Clock())), Failed(RATE_LIMITED, "", retry_after_s=retry_after_s), clock)
+
+        assert found == [(wait, "p0") for wait in expected]
+
+
+def test_a_key_that_is_to_be_left_alone_is_passed_over_at_once_and_comes_back_when_its_time_is_over():
+    clock = Clock()
+    found = waits(tries(2, clock), Failed(RATE_LIMITED, "", retry_after_s=10), clock)
+
+    assert found == [(0.0, "p1"), (10, "p0"), (0.0, "p1"), (10, "p0"), (0.0, "p1")]
+
+
+def test_what_has_its_time_of_rest_behind_it_is_better_than_giving_up():
+    clock = Clock()
+    both = tries(2, clock)
+    both.begin()
+    assert both.after(Failed(RATE_LIMITED, "", retry_after_s=10)) == 0.0
+    both.begin()
+
+    assert (both.after(Failed(CREDENTIALS, "")), both.deployment.provider) == (10.0, "p0")
+
+
+def test_a_place_that_refuses_is_passed_over_and_nothing_is_counted():
+    clock = Clock()
+    both = tries(2, clock)
+
+    assert (both.refused(5.0, 5.0), both.deployment.provider) == (0.0, "p1")
+    both.begin()
+
+    assert both.count == 1
+    assert (both.after(Failed(UNAVAILABLE, "")), both.deployment.provider) == (1.0, "p1")
+
+
+def test_where_every_place_refuses_the_one_that_is_free_first_is_waited_for():
+    clock = Clock()
+    both = tries(2, clock)
+    both.refused(8.0, 8.0)
+
+    assert (both.refused(4.0, 4.0), both.deployment.provider) == (4.125, "p1")  # A little later, so that not all come as one.
+
+
+def test_refusals_take_up_no_more_waiting_than_one_retry_after():
+    clock = Clock()
+    found = refusals(tries(clock=clock), clock, 8.0)
+
+    assert found == [(8.125, "p0")] * 3
+    assert clock.now < 1030
+
+
+def test_what_is_not_free_soon_enough_is_not_waited_for():
+    clock = Clock()
+    one = tries(clock=clock)
+
+    assert one.refused(31.0, 1.0) is None
+    assert (one.soonest_s, one.count) == (31.0, 0)
+
+
+def test_what_may_be_free_before_its_time_is_looked_at_meanwhile():
+    clock = Clock()
+    one = tries(clock=clock)
+
+    assert one.refused(20.0, 1.0) == 1.125
 
 
 def test_a_dead_key_goes_to_the_next_at_once():
@@ -58,6 +138,8 @@ def test_nonsense_on_the_wire_is_tried_once_more():
 
 def test_waits_are_jittered_both_ways():
     low, high = (Tries([Deployment("p", "x", "k", "m")], 30, chance=lambda c=c: c) for c in (0.0, 1.0))
+    low.begin()
+    high.begin()
 
     assert (low.after(Failed(UNAVAILABLE, "")), high.after(Failed(UNAVAILABLE, ""))) == (0.75, 1.25)
 

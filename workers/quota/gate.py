@@ -1,0 +1,241 @@
+"""May a vendor's key be called now, for this request?
+
+Three things can stand in the way, and none of them costs the vendor a call: it has told us to wait (``pauses``), our own
+settings know its quota, and that is used up (``reservations``), or what the gateway may spend there is spent (``budgets``).
+Whoever is refused here goes to the route's next key at once, or waits: ``workers/tries.py`` decides.
+"""
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from functools import cached_property
+from pathlib import Path
+
+import orjson
+
+import common.queue
+from common import keys
+from common.access import Limits
+from common.dialects import DIALECTS
+from common.errors import ErrorKind, Failed, GatewayError
+from common.events import Usage
+from common.generation import GenerationRequest
+from common.job import Job
+from common.process import in_background
+from common.redis_client import Client, Pulse, RedisUnavailable, Scripts
+from common.settings import Settings
+from common.token_estimate import estimate_tokens, reserved_tokens
+from workers.metrics import Metrics
+from workers.providers.base import Deployment
+from workers.quota.budgets import Budgets
+from workers.quota.headers import pause_s
+from workers.quota.pauses import PAUSES_MAX, Pauses
+from workers.quota.reservations import BUSY_LOOK_S, Reservations, Reserved, Short
+
+FLUSH_S = 0.5  # A settlement wakes the flush; without one, it looks this often whether places are to be renewed.
+_FOLDER = Path(__file__).parent
+_WINDOWS = Path(common.queue.__path__[0]) / "_bucket_window.lua"
+_UNLIMITED = Limits()
+
+
+class Refused(GatewayError):
+    """A call that was not made. ``wait_s``: until it surely may be, ``look_s``: until it may be at best."""
+
+    def __init__(self, limit: str, message: str, wait_s: float, look_s: float) -> None:
+        kind = ErrorKind.OVERLOADED if limit == "redis_away" else ErrorKind.UPSTREAM_RATE_LIMITED
+        super().__init__(kind, message, code="upstream_quota", retry_after_s=wait_s)
+        self.limit, self.wait_s, self.look_s = limit, wait_s, look_s
+
+    def given_up(self, soonest_s: float) -> Failed:
+        """Return what the client is told, where nothing of its route is free before that."""
+        self.failed.retry_after_s = soonest_s
+        self.failed.message += f" Try again in {math.ceil(soonest_s)} s."
+        return self.failed
+
+
+class Demand:
+    """What one generation will ask of a quota, estimated once, and only where somebody wants to know."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.refused_by: set[tuple[str, str]] = set()  # Key and limit: each is counted once.
+
+    @property
+    def is_generation(self) -> bool:
+        """Counting tokens has limits of its own, where it has any."""
+        return self.job.operation == "generate"
+
+    @cached_property
+    def _request(self) -> GenerationRequest:
+        return DIALECTS[self.job.dialect].parse(orjson.loads(self.job.body))
+
+    @cached_property
+    def input_tokens(self) -> int:
+        return estimate_tokens(self._request)
+
+    @cached_property
+    def tokens(self) -> int:
+        return reserved_tokens(self._request)
+
+
+class Taken:
+    """What an admitted call took of its tokens, as far as it is known."""
+
+    def __init__(self, demand: Demand) -> None:
+        self._demand = demand
+        self._usage: Usage | None = None
+        self._output_events = 0
+        self._is_whole = False
+
+    def note(self, usage: Usage | None, output_events: int, *, is_whole: bool) -> None:
+        self._usage, self._output_events, self._is_whole = usage, output_events, is_whole
+
+    @property
+    def tokens(self) -> int:
+        if self._usage and self._is_whole:
+            return self._usage.input_tokens + self._usage.output_tokens
+        if self._usage is None and not self._output_events:
+            return 0  # Refused, or never reached.
+        usage = self._usage or Usage()
+        # An answer that broke off may have told of its input alone, or of nothing: an event has a token at least.
+        return (usage.input_tokens or self._demand.input_tokens) + max(usage.output_tokens, self._output_events)
+
+
+class Quota:
+    """One worker's gate. It asks Redis only where a provider has limits in the settings."""
+
+    def __init__(self, redis: Client, pulse: Pulse, settings: Settings, metrics: Metrics) -> None:
+        self._scripts = Scripts(redis, _FOLDER, _WINDOWS)
+        self._pulse = pulse
+        self._settings = settings
+        self._metrics = metrics
+        self._pauses = Pauses(time.monotonic)
+        self._budgets = Budgets(settings)
+        self._reservations = Reservations(self._scripts, settings.lease_s, settings.renew_s)
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._paused_providers: set[str] = set()
+
+    # Before a call
+
+    def affordable(self, demand: Demand, among: list[Deployment]) -> list[Deployment]:
+        """Return the deployments whose providers' budgets are not spent. A key that the request brought is not ours to pay.
+
+        Raises:
+            GatewayError: BUDGET_EXCEEDED, there is none.
+        """
+        return among if demand.job.brought_key else self._budgets.open_ones(among)
+
+    @asynccontextmanager
+    async def admitted(self, demand: Demand, deployment: Deployment) -> AsyncIterator[Taken]:
+        """Make the call inside; what it took is settled when it is left.
+
+        Raises:
+            Refused: the call must not be made now.
+        """
+        taken, reserved = Taken(demand), None
+        if demand.is_generation:
+            self._check_pause(demand, deployment)
+            reserved = await self._reserve(demand, deployment)
+        try:
+            yield taken
+        finally:
+            if reserved:
+                self._reservations.give_back(reserved, taken.tokens if reserved.tokens else 0)
+                self._wake.set()
+
+    def _check_pause(self, demand: Demand, deployment: Deployment) -> None:
+        left_s = self._pauses.left_s(_pause_name(deployment))
+        if left_s > 0:
+            message = f"The provider {deployment.provider} takes no more requests for this model just now."
+            raise self._refused(demand, deployment, "paused", message, left_s, left_s)
+
+    async def _reserve(self, demand: Demand, deployment: Deployment) -> Reserved | None:
+        # A key that the request brought has a quota that we do not know.
+        limits = _UNLIMITED if demand.job.brought_key else self._settings.provider(deployment.provider).limits
+        if not limits.is_set:
+            return None
+        try:
+            answer = await self._reservations.reserve(deployment.key_id, limits, demand.tokens if limits.tokens else 0)
+        except RedisUnavailable as error:
+            message = "The gateway cannot look up its quota just now."
+            raise self._refused(demand, deployment, "redis_away", message, BUSY_LOOK_S, BUSY_LOOK_S) from error
+        if isinstance(answer, Short):
+            what = _WORD[answer.limit]
+            message = f"The gateway has used up its quota of {what} at the provider {deployment.provider} for now."
+            raise self._refused(demand, deployment, answer.limit, message, answer.wait_s, answer.look_s)
+        return answer
+
+    def _refused(
+        self, demand: Demand, deployment: Deployment, limit: str, message: str, wait_s: float, look_s: float
+    ) -> Refused:
+        if (deployment.key_id, limit) not in demand.refused_by:
+            demand.refused_by.add((deployment.key_id, limit))
+            self._metrics.quota_refusals.labels(deployment.provider, limit).inc()
+        return Refused(limit, message, wait_s, look_s)
+
+    # After a call
+
+    def hear(self, deployment: Deployment, headers: Mapping[str, str]) -> None:
+        """Note what an answer says of the quota; header names are in lower case."""
+        if (seconds := pause_s(headers)) > 0:
+            self._pause(deployment, seconds)
+
+    def note_failure(self, demand: Demand, deployment: Deployment, failed: Failed) -> None:
+        """Leave a key alone that was refused for its rate; a refusal that does not say for how long may be told that here."""
+        if failed.kind is not ErrorKind.UPSTREAM_RATE_LIMITED or not demand.is_generation:
+            return
+        if failed.retry_after_s:
+            self._pause(deployment, failed.retry_after_s)
+        elif left_s := self._pauses.left_s(_pause_name(deployment)):
+            failed.retry_after_s = left_s
+
+    def _pause(self, deployment: Deployment, seconds: float) -> None:
+        if self._pauses.pause(_pause_name(deployment), min(seconds, self._settings.retry_after_max_s)):
+            self._wake.set()
+
+    # Beside the calls
+
+    def start(self) -> None:
+        self._pulse.watch(("HGETALL", keys.PAUSED), lambda noted: self._pauses.note(noted, self._pulse.redis_ms))
+        if self._budgets.is_needed:
+            self._pulse.watch(self._budgets.command, self._budgets.note)
+        self._task = in_background(self._flush_for_ever(), "quota")
+
+    async def stop(self) -> None:
+        """Settle what has ended."""
+        if self._task:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            await self._flush()
+
+    def collect(self) -> None:
+        """Set the gauges."""
+        found = self._pauses.by_provider()
+        for provider in self._paused_providers | found.keys():
+            self._metrics.paused.labels(provider).set(found[provider])
+        self._paused_providers |= found.keys()
+
+    async def _flush_for_ever(self) -> None:
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(FLUSH_S):
+                    await self._wake.wait()
+            self._wake.clear()
+            await self._flush()
+
+    async def _flush(self) -> None:
+        await self._reservations.flush()
+        if told := self._pauses.take_unshared():
+            flat = [item for pair in told for item in pair]
+            with suppress(RedisUnavailable):  # The others will be told by the vendor.
+                await self._scripts.run("pause", [keys.PAUSED], [PAUSES_MAX, *flat])
+
+
+_WORD = {"requests": "requests", "tokens": "tokens", "concurrent": "calls at a time"}
+
+
+def _pause_name(deployment: Deployment) -> str:
+    return f"{deployment.key_id}:{deployment.model[:100]}"

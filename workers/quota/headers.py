@@ -1,0 +1,87 @@
+"""What does a vendor's answer say of the quota of the key that it was called with?
+
+Vendors count in their own ways, and say so in headers of any answer. One that says that nothing remains spares us the call
+that would be refused. What they say is in families:
+
+- OpenAI, Groq: ``x-ratelimit-remaining-requests: 0``, ``x-ratelimit-reset-requests: 6m0s`` (a duration), the same for tokens;
+- Anthropic: ``anthropic-ratelimit-requests-remaining: 0``, ``…-reset: 2026-11-21T12:00:00Z``, and for (input-, output-)tokens;
+- Cerebras: ``x-ratelimit-remaining-tokens-minute: 0``, ``x-ratelimit-reset-tokens-minute: 23.84`` (seconds);
+- Together: ``x-ratelimit-reset: 2`` (seconds), OpenRouter: ``x-ratelimit-reset: 1759845420000`` (ms of the epoch);
+- Azure, Mistral and xAI name what remains, but not when there is more: that is said by the 429 that follows.
+
+The first two refill all the time, and their reset is when *all* of the quota is back: recorded resets grow with what is used
+(1 of 1,000 requests a day: 1m26.4s). Waiting for all of it would leave most of a quota unused, so a part is enough.
+A ``retry-after`` belongs to a refusal (``providers/errors.py``): Together sends it with every answer.
+
+Sources: https://platform.openai.com/docs/guides/rate-limits, https://docs.anthropic.com/en/api/rate-limits,
+https://console.groq.com/docs/rate-limits
+"""
+
+import math
+import re
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
+# A quota for images says nothing about calls without one.
+_REMAINING = re.compile(
+    r"(?:x-ratelimit-remaining(?:-{0})?|anthropic-ratelimit-{0}-remaining)".format(
+        r"(?:(?:input-|output-)?tokens|requests)(?:-(?:second|minute|hour|day))?"
+    )
+)
+_DURATION = re.compile(r"(?:\d{1,9}(?:\.\d{1,12})?(?:h|ms|m|s|us|µs|ns))+")
+_DURATION_PART = re.compile(r"([\d.]+)(h|ms|m|s|us|µs|ns)")
+_SECONDS_IN = {"h": 3600, "m": 60, "s": 1, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
+# A larger number is a moment: in seconds of the epoch, or in milliseconds.
+_EPOCH_S_MIN, _EPOCH_MS_MIN = 1e9, 1e11
+_REFILL_SHARE = 1 / 60  # Of a refilling quota, so much makes it worth calling again; for requests, one at least.
+
+
+def pause_s(headers: Mapping[str, str]) -> float:
+    """Return for how many seconds the key had better not be called; 0 where it may. Header names are in lower case."""
+    # Once per upstream call, and nearly never is anything used up.
+    spent = [name for name, value in headers.items() if value == "0" and _REMAINING.fullmatch(name)]
+    return max((_until_more_s(name, headers) for name in spent), default=0.0)
+
+
+def _until_more_s(remaining: str, headers: Mapping[str, str]) -> float:
+    text = headers.get(remaining.replace("remaining", "reset"), "")
+    if _DURATION.fullmatch(text):
+        reset_s = sum(float(number) * _SECONDS_IN[unit] for number, unit in _DURATION_PART.findall(text))
+    elif (number := _number(text)) is not None:
+        moment_s = number / 1000 if number >= _EPOCH_MS_MIN else number
+        return max(0.0, moment_s - _now_s(headers)) if moment_s >= _EPOCH_S_MIN else number
+    elif (moment := _moment_s(text)) is not None:
+        reset_s = moment - _now_s(headers)
+    else:
+        return 0.0
+    limit = _number(headers.get(remaining.replace("remaining", "limit"), ""))
+    return max(0.0, reset_s) * (min(1.0, max(1 / limit, _REFILL_SHARE)) if limit else 1.0)
+
+
+def _now_s(headers: Mapping[str, str]) -> float:
+    """The vendor's own clock where it tells: ours may be wrong."""
+    try:
+        return parsedate_to_datetime(headers.get("date", "")).timestamp()
+    except (ValueError, OverflowError):
+        return time.time()
+
+
+def _number(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) and number >= 0 else None
+
+
+def _moment_s(text: str) -> float | None:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    try:
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    except OverflowError:
+        return None
