@@ -37,6 +37,7 @@ MEASURED_MAX = 2  # Logs that are read back at a time, when an API dies and all 
 START_EVENTS_MAX = 64
 START_BYTES_MAX = 256 * KIB
 PASSED_BACK = ("cf-aig-",)  # Cloudflare AI Gateway's own: cache status, log id.
+PASSED_BACK_CHARS_MAX = 1024
 GUARDED_BYTES_MAX = 16 * KIB  # A whole answer for guardrails to look through on the loop: some milliseconds.
 READ_TO_END_S = 1.0  # A finished answer's last bytes follow at once; waiting for them lets the connection be used again.
 
@@ -154,10 +155,15 @@ async def call(
 
 def reply_headers(request: UpstreamRequest, answer: UpstreamAnswer) -> dict[str, str]:
     """Return what the client's response says besides: what was left out on the way, and what a gateway told."""
-    headers = {name.lower(): value for name, value in answer.headers.items() if name.lower().startswith(PASSED_BACK)}
+    headers = {name: value for name, value in answer.headers.items() if name.startswith(PASSED_BACK) and _may_be_said(value)}
     if request.dropped:
         headers["x-sluice-dropped"] = ", ".join(request.dropped)
     return headers
+
+
+def _may_be_said(value: str) -> bool:
+    """Whether a header's value is one that any server would send and any client read: the upstream may say anything."""
+    return value.isascii() and value.isprintable() and len(value) <= PASSED_BACK_CHARS_MAX
 
 
 def reply_info(job: Job, deployment: Deployment, outcome: Outcome, settings: Settings) -> ReplyInfo:

@@ -27,12 +27,13 @@ from common.job import Job
 from common.said import said_in_stream
 from common.settings import Settings
 from common.sse import split_blocks
+from common.token_estimate import estimate_text_tokens, estimate_tokens
+from workers.guarding import GuardedWire, OutputGuard
 from workers.providers import WIRES
 from workers.providers.base import BackgroundWire, Deployment, FamilyWire, UpstreamRequest
 from workers.pumps import Continuing
 from workers.routing import deployments
 from workers.splice import Splice
-from common.token_estimate import estimate_text_tokens, estimate_tokens
 
 CONTINUATIONS_MAX = 3
 # What takes an answer away that the upstream was willing to give.
@@ -172,7 +173,9 @@ class Continuation:
     prefill: Prefill | None = None
     reattaches: bool = False
 
-    def prepare(self, past: Past, dialect: Dialect, info: ReplyInfo) -> tuple[UpstreamRequest, Continuing]:
+    def prepare(
+        self, past: Past, dialect: Dialect, info: ReplyInfo, guard: OutputGuard | None = None
+    ) -> tuple[UpstreamRequest, Continuing]:
         """Return the upstream request for the rest, and what turns its answer into the client's.
 
         Each try needs an encoder of its own: one that failed may have moved its on.
@@ -185,13 +188,17 @@ class Continuation:
         if self.reattaches:
             # It reports the usage of the whole answer itself.
             splice = Splice(past.progress.text, is_whole=True)
-            return _reading_again(self.deployment, past), Continuing(wire, progress, splice, Usage(), 0)
+            # What comes again is filtered again, from its start: so it begins with what the client has.
+            source = GuardedWire(wire, guard, past.request) if guard else wire
+            return _reading_again(self.deployment, past), Continuing(source, progress, splice, Usage(), 0)
         rest = self._request(past)
         upstream = wire.build_request(rest, self._deployment())
         if self.prefill:
             upstream.body = _marked(upstream.body, self.prefill)
         splice = Splice(past.progress.text, echoes=bool(self.prefill and self.prefill.echoes))
-        return upstream, Continuing(wire, progress, splice, past.spent, estimate_tokens(rest))
+        if guard:
+            guard.resume(past.progress.text)
+        return upstream, Continuing(wire, progress, splice, past.spent, estimate_tokens(rest), guard)
 
     def _deployment(self) -> Deployment:
         if self.prefill is None or not self.prefill.path:

@@ -12,11 +12,12 @@ from common.dialects import DIALECTS
 from common.errors import ErrorKind, GatewayError
 from common.generation import GenerationRequest
 from common.job import Job
+from common.token_estimate import estimate_tokens
 from workers.call import Outcome, Services, reply_headers
 from workers.providers import WIRES
 from workers.providers.base import Deployment, TokenCounter
+from workers.providers.errors import blot_out
 from workers.publisher import Writer
-from common.token_estimate import estimate_tokens
 from workers.upstream import ERROR_BODY_BYTES_MAX
 
 # What servers answer that speak a wire, but not its counting.
@@ -63,6 +64,7 @@ async def _ask(
             raise GatewayError(ErrorKind.UPSTREAM_PROTOCOL, "The provider's count of tokens could not be read.")
         return tokens
     failed = wire.read_error(status, answer.headers, body)
+    blot_out(failed, deployment.secrets)
     if status in _NOT_SERVED and deployment.model not in failed.message:
         return None  # It is the path that is unknown; of a model that is, the message has the name.
     raise GatewayError.of(failed)

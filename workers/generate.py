@@ -34,8 +34,10 @@ from workers.background import RunsOn, cancel
 from workers.call import Outcome, Services, call, reply_info
 from workers.continuation import LOSSES, Continuation, Past, continuations, read_frames, read_past, reattachable
 from workers.count import count
+from workers.partial_usage import completed, read_partial
 from workers.providers.base import Deployment
 from workers.publisher import PAUSE_WHILE_AWAY_S, Writer
+from workers.quota.gate import Demand, Refused
 from workers.routing import deployments
 from workers.tries import Tries
 
@@ -84,8 +86,9 @@ async def run_generation(claimed: ClaimedJob, services: Services) -> Settlement:
         except Exception:
             log.exception("generation_broke", generation_id=claimed.generation_id)
             outcome.failed = Failed(ErrorKind.INTERNAL, "The gateway failed on this request. Its operators have been told.")
+        await _measure(fenced, writer, outcome, services)
         settlement = await _end(writer, outcome, services)
-    if outcome.failed and outcome.runs_on and not writer.lost:
+    if (outcome.failed or outcome.is_cut) and outcome.runs_on and not writer.lost:
         await cancel(outcome.runs_on, services.upstream)
     return settlement
 
@@ -94,7 +97,7 @@ async def _answer(claimed: ClaimedJob, fenced: Fenced, writer: Writer, outcome: 
     """Write the answer's head and data; what is raised becomes the log's end."""
     job = _read_job(fenced)
     structlog.contextvars.bind_contextvars(generation_id=job.generation_id, request_id=job.request_id, dialect=job.dialect)
-    outcome.model, outcome.dialect = job.model, job.dialect
+    outcome.model, outcome.dialect, outcome.has_brought_key = job.model, job.dialect, job.brought_key is not None
     writer.watch_listeners(job.policy, job.grace_s)
     if fenced.answer.stop is not Stop.NO and fenced.has_head and job.stream:
         with suppress(GatewayError):
@@ -179,7 +182,8 @@ async def _try_ways(
 
     async def run(deployment: Deployment, writer: Writer, outcome: Outcome, services: Services) -> None:
         way = next(way for way in ways if way.deployment is deployment)
-        await call(job, deployment, writer, outcome, services, lambda info: way.prepare(past, DIALECTS[job.dialect], info))
+        dialect = DIALECTS[job.dialect]
+        await call(job, deployment, writer, outcome, services, lambda info, guard: way.prepare(past, dialect, info, guard))
 
     try:
         await _try_deployments(job, [way.deployment for way in ways], run, writer, outcome, services)
@@ -218,20 +222,35 @@ async def _frames(job: Job, lost: Failed, services: Services) -> list[Frame]:
 async def _try_deployments(
     job: Job, among: list[Deployment], run: Run, writer: Writer, outcome: Outcome, services: Services
 ) -> None:
-    tries = Tries(among, services.settings.retry_after_max_s)
+    quota, demand = services.quota, Demand(job)
+    tries = Tries(quota.affordable(demand, among), services.settings.retry_after_max_s)
     while True:
-        outcome.tries = outcome.tries_before + tries.count
-        outcome.provider, outcome.upstream_model = tries.deployment.provider, tries.deployment.model
+        deployment = tries.deployment
+        outcome.provider, outcome.upstream_model = deployment.provider, deployment.model
         try:
-            return await run(tries.deployment, writer, outcome, services)
+            async with quota.admitted(demand, deployment) as taken:
+                tries.begin()
+                outcome.tries = outcome.tries_before + tries.count
+                outcome.reported, outcome.output_events = None, 0
+                try:
+                    return await run(deployment, writer, outcome, services)
+                finally:
+                    is_whole = outcome.finish_reason is not None
+                    taken.note(outcome.reported, outcome.output_events, is_whole=is_whole)
+        except Refused as refusal:
+            wait_s = tries.refused(refusal.wait_s, refusal.look_s)
+            if wait_s is None:
+                services.metrics.errors.labels(refusal.failed.kind).inc()
+                raise GatewayError.of(refusal.given_up(tries.soonest_s)) from refusal
         except GatewayError as error:
-            failed = _blamed(error.failed, job, tries.deployment.provider)
+            failed = _blamed(error.failed, job, deployment.provider)
+            quota.note_failure(demand, deployment, failed)
             wait_s = None if outcome.is_committed else tries.after(failed)
             services.metrics.errors.labels(failed.kind).inc()
             log.info("try_failed", kind=failed.kind, status=failed.status, tries=outcome.tries, wait_s=wait_s)
             if wait_s is None:
                 raise GatewayError.of(failed) from error
-        services.metrics.retries.labels(outcome.provider).inc()
+            services.metrics.retries.labels(tries.deployment.provider).inc()
         await asyncio.sleep(wait_s)
 
 
@@ -256,6 +275,22 @@ def _stopped(stop: Stop) -> Failed:
                 "A part of the answer was lost in a failover. Send the request again.",
                 code="frames_lost",
             )
+
+
+async def _measure(fenced: Fenced, writer: Writer, outcome: Outcome, services: Services) -> None:
+    """Estimate what an answer took that broke off behind its commit point: whoever leaves early pays for what he got."""
+    if not outcome.failed or outcome.ttft_ms is None or outcome.is_estimated:
+        return
+    writer.ignore_stop()  # It ends already.
+    await writer.flushed()
+    if writer.lost:
+        return
+    with suppress(ChannelUnavailable):  # The ledger's collector estimates it then, if the log is there still.
+        async with services.measuring:
+            frames = await read_frames(services.channel, writer.claim.generation_id)
+            partial = await asyncio.to_thread(read_partial, outcome.dialect, frames, fenced.request, is_stream=True)
+        if partial:
+            outcome.usage, outcome.is_estimated = completed(outcome.usage, partial.usage), True
 
 
 async def _end(writer: Writer, outcome: Outcome, services: Services) -> Settlement:
@@ -292,8 +327,11 @@ async def _settle_ended(generation_id: str, services: Services) -> Settlement:
 
 def _settlement(end: dict[str, Any], settings: Settings) -> Settlement:
     usage, cost, provider = end.get("usage"), end.get("cost"), end.get("provider")
+    tokens = usage["input_tokens"] + usage["output_tokens"] if usage else 0
+    if end.get("brought_key"):
+        return Settlement(tokens)
     return Settlement(
-        tokens=usage["input_tokens"] + usage["output_tokens"] if usage else 0,
+        tokens,
         cost_nano_usd=int(Decimal(cost["total_usd"]) * NANO_USD) if cost else 0,
         purse=Purse("provider", provider, settings.provider(provider).budget) if provider else None,
     )
@@ -305,6 +343,7 @@ def _told(outcome: Outcome, settings: Settings) -> dict[str, Any]:
     return {
         "provider": outcome.provider or None,
         "upstream_model": outcome.upstream_model or None,
+        "brought_key": outcome.has_brought_key,
         "continuations": outcome.continuations,
         "tries": outcome.tries,
         "queue_wait_ms": round(outcome.waited_s * 1000),
@@ -338,7 +377,7 @@ def _report(outcome: Outcome, services: Services) -> None:
     log.info(
         "generation_ended",
         outcome=what,
-        code=outcome.failed.code if outcome.failed else None,  # Not the message: a provider's may quote the prompt.
+        code=outcome.failed.logged_code if outcome.failed else None,  # Not the message: a provider's may quote the prompt.
         model=outcome.model,
         provider=outcome.provider,
         messages=outcome.messages,

@@ -2,6 +2,7 @@
 
 import asyncio
 import secrets
+import sys
 
 import structlog
 import uvloop
@@ -11,26 +12,32 @@ from common import pricing
 from common.admission import Settlement
 from common.channel.redis import RedisChannel
 from common.foreign_variables import log_foreign
+from common.guardrails.custom import PluginError, custom_of
 from common.process import collect_seldom, open_files, raise_file_limit
 from common.queue.jobs import ClaimedJob, JobQueue
 from common.queue.worker import LeasedWorker
+from common.redaction import Redactor
 from common.redis_client import Pulse, connect
 from common.responses import ResponseStore
 from common.settings import Settings, environment
 from common.telemetry import configure_logging
+from workers.bookkeeping.keeper import Bookkeeper
 from workers.call import Services
 from workers.generate import run_generation
+from workers.guarding import OutputGuards
 from workers.health import serve_health
 from workers.metrics import Metrics
 from workers.publisher import Publisher
+from workers.quota.gate import Quota
 from workers.upstream import Upstream
+from workers.webhook import poster
 
 log = structlog.get_logger()
 
 
 def run(settings: Settings) -> None:
     """Work until told to stop."""
-    configure_logging("worker", settings.log_level)
+    configure_logging("worker", settings.log_level, Redactor.of(settings))
     log_foreign(environment(), settings)
     raise_file_limit()
     collect_seldom()
@@ -39,6 +46,10 @@ def run(settings: Settings) -> None:
 
 async def _run(settings: Settings) -> None:
     name = secrets.token_hex(4)
+    try:
+        custom_guardrail = custom_of(settings, poster)
+    except PluginError as error:
+        sys.exit(f"SLUICE_GUARDRAIL_PLUGIN: {error}")
     redis = connect(settings.redis_url)
     pulse = Pulse(redis)
     await pulse.start()
@@ -46,7 +57,12 @@ async def _run(settings: Settings) -> None:
     channel = RedisChannel(redis, settings.tombstone_s)
     publisher = Publisher(channel, pulse, settings)
     metrics = Metrics(CollectorRegistry())
-    services = Services(settings, channel, publisher, Upstream(settings), metrics, ResponseStore(redis, settings))
+    quota = Quota(redis, pulse, settings, metrics)
+    guards = OutputGuards(settings, custom_guardrail, metrics)
+    responses = ResponseStore(redis, settings)
+    services = Services(settings, channel, publisher, Upstream(settings), metrics, responses, quota, guards)
+
+    books = Bookkeeper(redis, pulse, channel, settings, metrics)
 
     async def handle(job: ClaimedJob) -> Settlement:
         return await run_generation(job, services)
@@ -61,6 +77,7 @@ async def _run(settings: Settings) -> None:
         metrics.connections_max.set(settings.upstream_connections_max)
         metrics.buffered.set(publisher.buffered_bytes)
         metrics.redis_up.set(pulse.is_up)
+        quota.collect()
         metrics.tasks.set(len(asyncio.all_tasks()))
         metrics.open_files.set(open_files())
 
@@ -73,6 +90,8 @@ async def _run(settings: Settings) -> None:
     worker.on_takeover = metrics.takeovers.inc
     worker.on_budget_mark = note_budget
     publisher.start()
+    quota.start()
+    books.start()
     # Beside the API on one machine it is on loopback too, and in a container on all addresses.
     health, port = await serve_health(settings.host, settings.worker_port or 0, metrics, collect, lambda: _unready(worker))
     log.info("starting", worker=name, health_port=port, slots=settings.worker_slots)
@@ -84,8 +103,12 @@ async def _run(settings: Settings) -> None:
     finally:
         await worker.close()
         await health.cleanup()
+        await books.stop()
         await publisher.stop()
+        await quota.stop()
         await services.upstream.close()
+        if custom_guardrail:
+            await custom_guardrail.close()
         await pulse.stop()
         await redis.aclose()
 

@@ -75,12 +75,44 @@ class Metrics:
             ["scope", "percent"],
             registry=registry,
         )
+        self.paused = Gauge(
+            "sluice_upstream_paused",
+            "Keys that are left alone by their vendor's word, each for one model",
+            ["provider"],
+            registry=registry,
+        )
+        self.quota_refusals = Counter(
+            "sluice_upstream_quota_refusals",
+            "Calls that a quota kept from being made; limit is requests, tokens, concurrent, paused or redis_away",
+            ["provider", "limit"],
+            registry=registry,
+        )
+        self.guardrails = Counter(
+            "sluice_guardrails",
+            "Texts in which a guardrail found something; side is input or output",
+            ["guardrail", "mode", "side"],
+            registry=registry,
+        )
         self.takeovers = Counter("sluice_takeovers", "Jobs claimed from a worker that was lost", registry=registry)
         self.continuations = Counter(
             "sluice_continuations",
             "Answers that broke off and were gone on with, by what broke them",
             ["kind"],
             registry=registry,
+        )
+        self.uncollected = Gauge(
+            "sluice_ledger_uncollected",
+            "Ended generations that the database does not have yet, of all workers",
+            registry=registry,
+        )
+        self.oldest_uncollected = Gauge(
+            "sluice_ledger_oldest_seconds", "How long the oldest of these has waited", registry=registry
+        )
+        self.collected = Counter(
+            "sluice_ledger_collected", "Generations that this worker has put into the database", registry=registry
+        )
+        self.unreadable = Counter(
+            "sluice_ledger_unreadable", "Records that the ledger could not take, and set aside", registry=registry
         )
         self.tasks = Gauge("sluice_tasks", "Tasks of this process", registry=registry)
         self.open_files = Gauge("sluice_open_files", "Files and sockets that this process has open", registry=registry)

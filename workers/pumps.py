@@ -25,11 +25,12 @@ from common.events import (
     summed,
 )
 from common.generation import GenerationRequest
+from common.token_estimate import tokens_in_bytes
+from workers.guarding import OutputGuard
 from workers.providers import errors
-from workers.providers.base import FamilyWire, Wire
+from workers.providers.base import Decoder, FamilyWire
 from workers.providers.loose_json import is_nested_too_deeply
 from workers.splice import Splice
-from common.token_estimate import tokens_in_bytes
 
 
 class Pump(Protocol):
@@ -57,6 +58,16 @@ class Pump(Protocol):
         """Return what is left for the client at the end of the upstream's bytes; ``terminal`` is set afterwards."""
         ...
 
+    def release(self, events: list[Event]) -> bytes:
+        """Return the client's bytes for events that a guard held to the end; ``terminal`` is set only now."""
+        ...
+
+
+class Decoding(Protocol):
+    """All that a pump needs of a wire where bytes do not pass; it may have a guard behind it."""
+
+    def decoder(self) -> Decoder: ...
+
 
 class _Watching:
     """What all pumps note of the events that go by."""
@@ -64,7 +75,7 @@ class _Watching:
     is_stream = True
     gives_stream = True
 
-    def __init__(self, wire: Wire) -> None:
+    def __init__(self, wire: Decoding) -> None:
         self._decoder = wire.decoder()
         self.has_output = False
         self.terminal: Completed | Failed | None = None
@@ -87,6 +98,9 @@ class _Watching:
     @property
     def usage(self) -> Usage | None:
         return self._decoder.usage
+
+    def release(self, events: list[Event]) -> bytes:
+        return b""  # Bytes that pass are not held.
 
 
 class Passing(_Watching):
@@ -139,7 +153,7 @@ class PassingWhole(_Watching):
 class Translating(_Watching):
     """Events, encoded for a client of another family."""
 
-    def __init__(self, wire: Wire, dialect: Dialect, request: GenerationRequest, info: ReplyInfo) -> None:
+    def __init__(self, wire: Decoding, dialect: Dialect, request: GenerationRequest, info: ReplyInfo) -> None:
         super().__init__(wire)
         self._encode = dialect.encoder(request, info).encode
 
@@ -150,6 +164,9 @@ class Translating(_Watching):
 
     def end(self) -> bytes:
         return self._say(self._decoder.end())
+
+    def release(self, events: list[Event]) -> bytes:
+        return self._say(events)
 
     def _say(self, events: list[Event]) -> bytes:
         self._note(events)
@@ -163,8 +180,17 @@ class Continuing(_Watching):
     The client's usage is that of all tries: ``spent`` by those before, and this one's, estimated where it reports none.
     """
 
-    def __init__(self, wire: Wire, progress: Progress, splice: Splice, spent: Usage, input_tokens: int) -> None:
+    def __init__(
+        self,
+        wire: Decoding,
+        progress: Progress,
+        splice: Splice,
+        spent: Usage,
+        input_tokens: int,
+        guard: OutputGuard | None = None,
+    ) -> None:
         super().__init__(wire)
+        self._guard = guard  # Behind the splice: it looks at what the client gets.
         self._progress, self._splice, self._spent = progress, splice, spent
         self._owed = progress.owed
         self._input_tokens, self._text_bytes = input_tokens, 0
@@ -188,6 +214,17 @@ class Continuing(_Watching):
             told = [told for event in events for told in self._spliced(event)]
         except ValueError as error:
             told = [errors.nonsense(str(error))]
+        return self._tell(self._guard.feed(told, self._at_cut) if self._guard else told)
+
+    def release(self, events: list[Event]) -> bytes:
+        return self._tell(events) if self._guard else self._say(events)
+
+    def _at_cut(self) -> Usage:
+        """The client's usage of an answer that a guard ends."""
+        self._own = Usage(self._input_tokens, tokens_in_bytes(self._text_bytes))
+        return summed(self._spent, self._own) or self._own
+
+    def _tell(self, told: list[Event]) -> bytes:
         self._note(told)
         encode = self._progress.encoder.encode
         said = b"".join([encode(event) for event in told if not isinstance(event, Failed)])
@@ -221,7 +258,7 @@ class Folding(_Watching):
 
     gives_stream = False
 
-    def __init__(self, wire: Wire, dialect: Dialect, request: GenerationRequest, info: ReplyInfo) -> None:
+    def __init__(self, wire: Decoding, dialect: Dialect, request: GenerationRequest, info: ReplyInfo) -> None:
         super().__init__(wire)
         self._dialect, self._request, self._info = dialect, request, info
         self._events: list[Event] = []
@@ -232,7 +269,10 @@ class Folding(_Watching):
         return b""
 
     def end(self) -> bytes:
-        self._keep(self._decoder.end())
+        return self.release(self._decoder.end())
+
+    def release(self, events: list[Event]) -> bytes:
+        self._keep(events)
         if not isinstance(self.terminal, Completed):
             return b""
         reply = fold(self._events)
@@ -245,3 +285,13 @@ class Folding(_Watching):
     def _keep(self, events: list[Event]) -> None:
         self._note(events)
         self._events += events
+
+
+class FoldingWhole(Folding):
+    """The same where the upstream is not asked for a stream either: one JSON body decoded, and encoded anew."""
+
+    is_stream = False
+
+    def feed(self, blocks: list[bytes]) -> bytes:
+        (body,) = blocks
+        return self.release(self._decoder.decode_whole(body))

@@ -44,8 +44,10 @@ end
 
 -- The end of a log: nothing is appended after it, the ledger's record is written, which stays until it is collected, and
 -- everything else of the generation gets its expiry. What is audited is read by the ledger first, which then sets it.
+-- Where no worker wrote the end (`is_unowned`), the ledger estimates what the answer took, and needs the request for as
+-- long as the log.
 -- keys: state, log, live, viewers, request, tombstone, record
-local function finish(keys, data)
+local function finish(keys, data, is_unowned)
   local s = redis.call('HMGET', keys[1], 'owner', 'retention_ms', 'tombstone_ms', 'asked', 'audited')
   redis.call('HSET', keys[1], 'ended', '1')
   redis.call('HSET', keys[7], 'asked', s[4] or '', 'end', data, 'ended_ms', string.format('%d', now_ms()))
@@ -55,7 +57,7 @@ local function finish(keys, data)
   else
     redis.call('PEXPIRE', keys[1], s[2])
     redis.call('PEXPIRE', keys[2], s[2])
-    redis.call('DEL', keys[5])
+    if is_unowned then redis.call('PEXPIRE', keys[5], s[2]) else redis.call('DEL', keys[5]) end
   end
   redis.call('SET', keys[6], s[1], 'PX', s[2] + s[3])
 end

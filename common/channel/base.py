@@ -40,7 +40,7 @@ class FrameId(NamedTuple):
 
 
 START = FrameId(0, 0)
-_CURSOR = re.compile(r"([0-9]{1,9})-([0-9]{1,12})\.([0-9]{1,9})")
+_CURSOR = re.compile(r"([1-9][0-9]{0,8})-([0-9]{1,12})\.([0-9]{1,9})")
 
 
 class Cursor(NamedTuple):

@@ -9,5 +9,5 @@ epoch = string.format('%d', epoch + 1)
 local id = epoch .. '-0'
 add(KEYS[2], KEYS[3], last, id, 'end', ARGV[2])
 set_pos(KEYS[1], epoch, ARGV[1], id, true)
-finish(KEYS, ARGV[2])
+finish(KEYS, ARGV[2], true)
 return 'ok'

@@ -1,26 +1,57 @@
-"""How is the database reached?"""
+"""How is the database reached, and is it there?
 
+SQLite for one machine, PostgreSQL for more. Whatever driver fails, and however, callers see ``DatabaseUnavailable``: they
+wait, or answer 503. A row that the database will not have is another thing, ``RowRefused``: waiting would not help it.
+"""
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator
+from typing import Any
+
+import asyncpg
 from sqlalchemy import event
 from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, SQLAlchemyError, StatementError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from common.database.errors import DatabaseUnavailable as DatabaseUnavailable
+from common.database.errors import RowRefused as RowRefused
 
 DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "postgres": "postgresql+asyncpg"}
 BUSY_TIMEOUT_S = 5.0  # How long a writer of SQLite waits for another.
 CONNECT_TIMEOUT_S = 5.0
 COMMAND_TIMEOUT_S = 30.0
+# Source: https://www.postgresql.org/docs/current/errcodes-appendix.html: data exceptions, and violated constraints.
+_REFUSED_CLASSES = ("22", "23")
 
 
 def database_url(text: str) -> URL:
     """Return a URL with the driver that we use.
 
     Raises:
-        ValueError: neither SQLite nor PostgreSQL.
+        ValueError: neither SQLite in a file nor PostgreSQL.
     """
-    url = make_url(text)
+    try:
+        url = make_url(text)
+    except ArgumentError as error:
+        raise ValueError("SLUICE_DATABASE_URL must be like sqlite:///FILE or postgresql://user:password@host/name") from error
     driver = DRIVERS.get(url.drivername) or (url.drivername if url.drivername in DRIVERS.values() else None)
     if driver is None:
         raise ValueError("SLUICE_DATABASE_URL must begin with sqlite:/// or postgresql://")
+    if driver == DRIVERS["sqlite"] and url.database in (None, "", ":memory:"):
+        raise ValueError("SLUICE_DATABASE_URL must name a file: sqlite:///FILE. All processes share it.")
     return url.set(drivername=driver)
+
+
+def is_sqlite(engine: AsyncEngine) -> bool:
+    return engine.dialect.name == "sqlite"
+
+
+def shown(text: str) -> str:
+    """Return a URL as it may be printed: without its password."""
+    url = make_url(text)
+    return url.set(query={}).render_as_string(hide_password=True)
 
 
 def open_database(text: str) -> AsyncEngine:
@@ -32,10 +63,39 @@ def open_database(text: str) -> AsyncEngine:
     engine = create_async_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S})
 
     @event.listens_for(engine.sync_engine, "connect")
-    def _set_up(connection: object, _: object) -> None:
-        cursor = connection.cursor()  # type: ignore[attr-defined]  # DB-API has no types.
-        cursor.execute("PRAGMA journal_mode=WAL")  # Readers do not wait for the writer.
+    def _set_up(connection: Any, _: object) -> None:
+        cursor = connection.cursor()
         cursor.execute("PRAGMA synchronous=FULL")  # What is taken out of Redis must be on the disk.
         cursor.close()
 
     return engine
+
+
+@contextlib.contextmanager
+def database_errors() -> Iterator[None]:
+    """Turn what drivers raise into our two errors."""
+    try:
+        yield
+    except OverflowError as error:  # SQLite's, for a number that no column can hold.
+        raise RowRefused(_words(error)) from error
+    except (SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, sqlite3.Error, OSError, TimeoutError) as error:
+        if _is_refused(error):
+            raise RowRefused(_words(error)) from error
+        raise DatabaseUnavailable(_words(error)) from error
+
+
+def _is_refused(error: Exception) -> bool:
+    if isinstance(error, DataError | IntegrityError):
+        return True
+    if isinstance(error, DBAPIError):
+        return str(getattr(error.orig, "sqlstate", "") or "").startswith(_REFUSED_CLASSES)
+    return isinstance(error, StatementError)  # A value that the driver cannot even send.
+
+
+def _words(error: Exception) -> str:
+    """What went wrong in one line. Not SQLAlchemy's own text, which quotes the parameters, nor the details that PostgreSQL
+    adds in lines of their own, which quote the row: they are somebody's data.
+    """
+    cause = error.orig if isinstance(error, StatementError) and error.orig else error
+    first_line, _, _ = str(cause).partition("\n")
+    return f"{type(cause).__name__}: {first_line}"[:300]

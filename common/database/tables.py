@@ -2,7 +2,7 @@
 
 What must outlive Redis: the ledger, one row per generation, the managed keys, and the audit log. Money is whole
 nano-dollars (1e-9 USD), which both databases add up exactly; moments are UTC in milliseconds since 1970.
-A change here needs a migration: see docs/operating.md.
+A change here needs a migration: see docs/ledger.md.
 """
 
 from typing import Any
@@ -50,7 +50,7 @@ class LedgerRow(Base):
 
     id: Mapped[str] = mapped_column(_Id, primary_key=True)
     owner: Mapped[str] = mapped_column(_Id)
-    tenant: Mapped[str] = mapped_column(_Id)
+    tenant: Mapped[str] = mapped_column(_Name)
     end_user: Mapped[str | None] = mapped_column(_Name)
     request_id: Mapped[str] = mapped_column(String(128))
     dialect: Mapped[str] = mapped_column(_Id)
@@ -72,6 +72,7 @@ class LedgerRow(Base):
     reasoning_tokens: Mapped[int | None] = mapped_column(BigInteger)
     is_estimated: Mapped[bool] = mapped_column(Boolean)  # Some of the figures were counted by us, not told by the provider.
     is_partial: Mapped[bool] = mapped_column(Boolean)  # The answer broke off after its first token.
+    has_brought_key: Mapped[bool] = mapped_column(Boolean)  # The request brought the provider's key: the cost is not ours.
     cost_nano_usd: Mapped[int | None] = mapped_column(BigInteger)
     input_cost_nano_usd: Mapped[int | None] = mapped_column(BigInteger)
     cache: Mapped[str] = mapped_column(_Id)  # miss, hit or join

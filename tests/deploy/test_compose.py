@@ -12,12 +12,14 @@ import redis
 import yaml
 from harness import ROOT, until
 
+from cli.main import main
+from common.database.engine import database_url
 from common.settings import Settings
 from common.vendors import VENDORS
 
 FILE = ROOT / "docker-compose.yml"
 OURS = ("api", "worker")
-SERVICES = ("nginx", *OURS, "redis")
+SERVICES = ("nginx", *OURS, "redis", "postgres")  # Those that run all the time; `migrate` ends.
 
 
 @pytest.fixture(scope="module")
@@ -39,15 +41,19 @@ def test_it_is_valid_by_the_specification():
 
 
 def test_these_are_the_services(services: dict[str, Any]):
-    assert set(services) == set(SERVICES)
+    assert set(services) == {*SERVICES, "migrate"}
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_each_service_is_confined_watched_and_restarted(services: dict[str, Any], name: str):
+def test_each_service_is_watched_and_restarted(services: dict[str, Any], name: str):
+    assert services[name]["restart"] == "unless-stopped"
+    assert services[name]["healthcheck"]["test"][0] in ("CMD", "CMD-SHELL")
+
+
+@pytest.mark.parametrize("name", [*SERVICES, "migrate"])
+def test_each_service_is_confined(services: dict[str, Any], name: str):
     service = services[name]
 
-    assert service["restart"] == "unless-stopped"
-    assert service["healthcheck"]["test"][0] in ("CMD", "CMD-SHELL")
     assert service["user"].split(":")[0] not in ("0", "root")
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
@@ -80,11 +86,45 @@ def test_only_the_api_and_the_workers_reach_redis(services: dict[str, Any]):
     assert set(services["nginx"]["networks"]) & set(services["api"]["networks"])
 
 
+def test_only_the_tiers_and_the_migration_reach_the_database(services: dict[str, Any]):
+    of_postgres = set(services["postgres"]["networks"])
+
+    assert {name for name, service in services.items() if of_postgres & set(service["networks"])} == {
+        *OURS,
+        "migrate",
+        "postgres",
+    }
+
+
 def test_each_service_waits_for_what_it_needs(services: dict[str, Any]):
     needs = {name: dict(service.get("depends_on", {})) for name, service in services.items()}
 
-    healthy = {"condition": "service_healthy"}
-    assert needs == {"nginx": {"api": healthy}, "api": {"redis": healthy}, "worker": {"redis": healthy}, "redis": {}}
+    healthy, done = {"condition": "service_healthy"}, {"condition": "service_completed_successfully"}
+    assert needs == {
+        "nginx": {"api": healthy},
+        "api": {"redis": healthy},
+        "worker": {"redis": healthy, "migrate": done},
+        "migrate": {"postgres": healthy},
+        "redis": {},
+        "postgres": {},
+    }
+
+
+def test_the_tables_are_made_before_a_worker_writes_and_after_each_update(services: dict[str, Any]):
+    migrate = services["migrate"]
+
+    assert migrate["command"] == ["migrate"]
+    assert migrate["image"] == services["worker"]["image"]
+    assert migrate["restart"] == "on-failure"  # It ends.
+    assert main.get_command(None, "migrate") is not None
+
+
+def test_all_use_the_database_that_is_there(services: dict[str, Any]):
+    made = services["postgres"]["environment"]
+    urls = {services[name]["environment"]["SLUICE_DATABASE_URL"] for name in (*OURS, "migrate")}
+
+    assert urls == {f"postgresql://{made['POSTGRES_USER']}@postgres/{made['POSTGRES_DB']}"}
+    assert database_url(urls.pop()).drivername == "postgresql+asyncpg"
 
 
 def test_docker_waits_for_longer_than_a_tier_drains(services: dict[str, Any]):
@@ -170,9 +210,10 @@ def test_redis_understands_its_flags(services: dict[str, Any], tmp_path: Path):
     assert config["client-output-buffer-limit"].endswith("pubsub 268435456 67108864 60")
 
 
-def test_redis_keeps_its_data(compose: dict[str, Any]):
+def test_redis_and_postgresql_keep_their_data(compose: dict[str, Any]):
     assert compose["services"]["redis"]["volumes"] == ["redis-data:/data"]
-    assert "redis-data" in compose["volumes"]
+    assert compose["services"]["postgres"]["volumes"] == ["postgres-data:/var/lib/postgresql/data"]
+    assert set(compose["volumes"]) == {"redis-data", "postgres-data"}
 
 
 def test_the_image_is_built_from_what_is_there_and_runs_as_nobody_special():

@@ -1,5 +1,6 @@
 """What does our nginx.conf do to streams? The real nginx, before two API processes."""
 
+import contextlib
 import json
 import select
 import shutil
@@ -15,6 +16,7 @@ import pytest
 from harness import KEY, Fleet, fleet, until
 
 from cli.demo_provider.script import answer
+from cli.embedded_redis import free_port
 
 pytestmark = pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not installed")
 
@@ -192,6 +194,28 @@ def test_requests_go_on_when_a_replica_is_killed(tmp_path: Path):
         assert [response.status_code for response in answers] == [200] * 8
         assert all(response.text.endswith("data: [DONE]\n\n") for response in answers)
         assert pair.stats()["requests"] == 8  # None was sent twice.
+
+
+def test_a_replica_that_alone_is_cut_off_from_redis_does_not_get_all_requests(tmp_path: Path):
+    """It refuses at once, so it never has a connection open; the other has streams."""
+    with fleet(tmp_path, apis=1, workers=1) as pair:
+        pair.settings["SLUICE_REDIS_URL"] = f"redis://127.0.0.1:{free_port()}/0"
+        pair.start_api()
+        pair.ready()
+        with (
+            nginx.running(tmp_path, pair.ports) as front,
+            httpx.Client(base_url=front, headers=AUTH, timeout=30) as client,
+            contextlib.ExitStack() as streams,
+        ):
+
+            def opened() -> bool:
+                long = client.stream("POST", "/v1/chat/completions", json=ask("demo-n1000-d50"))
+                return streams.enter_context(long).status_code == 200
+
+            until(opened, "the whole replica has a stream")
+            answers = [client.post("/v1/chat/completions", json=ask("demo-n3-d0")).status_code for _ in range(8)]
+
+    assert answers.count(200) == answers.count(503) == 4
 
 
 def test_a_post_is_never_sent_to_a_second_replica(tmp_path: Path):

@@ -17,12 +17,15 @@ from common.channel.base import START, Append, Claim, Frame, FrameId, FrameKind,
 from common.channel.memory import MemoryChannel
 from common.job import Job
 from common.queue.jobs import ClaimedJob
+from common.redis_client import connect
 from common.responses import ResponseStore
 from common.settings import ProviderSettings, Settings
 from workers.call import Services
 from workers.generate import run_generation
+from workers.guarding import OutputGuards
 from workers.metrics import Metrics
 from workers.publisher import Publisher
+from workers.quota.gate import Quota
 from workers.upstream import Upstream
 
 G = "gen_1"
@@ -85,7 +88,14 @@ async def setup(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest)
         publisher = Publisher(channel, Pulse(), settings)  # type: ignore[arg-type]  # A pulse that is always whole.
         publisher.start()
         services = Services(
-            settings, channel, publisher, Upstream(settings), Metrics(CollectorRegistry()), ResponseStore(Redis(), settings)
+            settings,
+            channel,
+            publisher,
+            Upstream(settings),
+            metrics := Metrics(CollectorRegistry()),
+            ResponseStore(Redis(), settings),
+            Quota(connect("redis://127.0.0.1:1"), Pulse(), settings, metrics),  # type: ignore[arg-type]  # Not asked.
+            OutputGuards(settings, None, metrics),
         )
         yield Setup(address, services)
         await publisher.stop()

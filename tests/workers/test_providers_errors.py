@@ -4,8 +4,8 @@ import orjson
 import pytest
 from recordings import Recording, parameters
 
-from common.errors import ErrorKind
-from workers.providers import WIRES
+from common.errors import ErrorKind, Failed
+from workers.providers import WIRES, errors
 from workers.providers.base import Wire
 
 wires = pytest.mark.parametrize("wire", WIRES.values(), ids=WIRES.keys())
@@ -84,3 +84,39 @@ def test_recorded_errors_are_read(recording: Recording) -> None:
         body = orjson.loads(recording.body)
         error = body.get("error", body)  # Cohere has none.
         assert failed.message == (error if isinstance(error, str) else error["message"])
+
+
+KEY = "a-key-of-no-known-shape"
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (f"The key {KEY} may not do this.", "The key … may not do this."),
+        (f"{KEY}{KEY}", "……"),
+        (f"The key {KEY[:-3]}", "The key "),  # Where the words were cut.
+        (f"The key {KEY[:4]}", f"The key {KEY[:4]}"),
+        ("Nothing of the kind.", "Nothing of the kind."),
+    ],
+)
+def test_the_key_that_an_upstream_repeats_is_blotted_out(said: str, told: str):
+    failed = Failed(ErrorKind.UPSTREAM_REJECTED, said, type=said, code=said, param=said)
+
+    errors.blot_out(failed, [KEY, ""])
+
+    assert (failed.message, failed.type, failed.code, failed.param) == (told, told, told, told)
+
+
+@pytest.mark.parametrize(
+    ("code", "logged"),
+    [
+        ("rate_limit_exceeded", "rate_limit_exceeded"),
+        ("INVALID_ARGUMENT", "INVALID_ARGUMENT"),
+        ("context-length.v2", "context-length.v2"),
+        ("Refused: tell me a secret", None),
+        ("x" * 65, None),
+        (None, None),
+    ],
+)
+def test_a_code_that_is_a_sentence_is_not_logged(code: str | None, logged: str | None):
+    assert Failed(ErrorKind.UPSTREAM_REJECTED, "no", code=code).logged_code == logged

@@ -28,6 +28,12 @@ class Deployment:
     query: str = ""  # Of every URL, such as Azure's api-version.
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)  # Of every request, such as a gateway's token.
     in_background: bool = False  # Streams outlive their connection there; of a ``BackgroundWire`` only.
+    key_id: str = ""  # Provider and key in a form that does not tell the key; see ``workers.quota``.
+
+    @property
+    def secrets(self) -> list[str]:
+        """What nobody may be told of how it is called."""
+        return [self.api_key, *(value.removeprefix("Bearer ") for value in self.headers.values())]
 
     def url(self, path: str) -> str:
         return f"{self.base_url}{path}?{self.query}" if self.query else self.base_url + path

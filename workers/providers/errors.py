@@ -8,7 +8,7 @@ it are blotted out, and nothing of an answer about our key is shown.
 import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -16,6 +16,7 @@ from common.errors import ErrorKind, Failed
 from workers.providers.loose_json import dict_of, list_of, read_json, text_of
 
 _MESSAGE_CHARS_MAX = 2000
+_SECRET_CHARS_MIN = 8  # What is shorter, such as the key of a server on one's own machine, is a word like any other.
 _LOOKED_AT_BYTES_MAX = 16_384  # Of a body that need not be JSON; an error that says more than this says it at the start.
 # Gemini and xAI answer a wrong key with 400.
 _KEY_IS_AT_FAULT = re.compile(rb"api_key_invalid|(?:invalid|incorrect)[ _]api[ _]key|api key not valid", re.IGNORECASE)
@@ -46,6 +47,18 @@ def error_in_stream(payload: object) -> Failed:
     if status in (401, 402, 403):
         return credentials_refused()
     return _failed(status, payload, None)
+
+
+def blot_out(failed: Failed, secrets: Iterable[str]) -> None:
+    """Take what we called with out of the words of an upstream that repeats it; also where its words were cut amid it."""
+    for secret in secrets:
+        for name in ("message", "type", "code", "param"):
+            text = getattr(failed, name)
+            if not text or len(secret) < _SECRET_CHARS_MIN:
+                continue
+            text = text.replace(secret, "…")
+            cut = next((n for n in range(len(secret) - 1, _SECRET_CHARS_MIN - 1, -1) if text.endswith(secret[:n])), 0)
+            setattr(failed, name, text[: len(text) - cut])
 
 
 def credentials_refused() -> Failed:

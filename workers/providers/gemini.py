@@ -67,7 +67,7 @@ _FAILURES = {
     "UNEXPECTED_TOOL_CALL",
 }
 _CHOICES_MAX = 128
-_ENDS_IN_VERSION = re.compile(r"/v\d+\w*$")
+_ENDS_IN_VERSION = re.compile(r"/v\d\w*$")
 
 
 class Gemini:

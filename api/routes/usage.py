@@ -1,0 +1,133 @@
+"""How much has the asking key used?
+
+The same report that ``sluice usage`` gives, of the key's own generations alone.
+"""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+import structlog
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, Field
+
+from api.describing import query, serving
+from api.generate import Services, guarded
+from api.http_errors import PLAIN, json_response
+from common.database.errors import DatabaseUnavailable
+from common.database.lazy import LazyDatabase
+from common.errors import ErrorKind, GatewayError
+from common.usage_report import SINCE_DEFAULT, Question, moment_ms
+
+log = structlog.get_logger()
+
+OWN_GROUPS = ("day", "hour", "model", "provider", "end_user")  # Key and tenant are the asker's own.
+LINES_MAX, LINES_DEFAULT = 1_000, 100
+RETRY_AFTER_AWAY_S = 5
+
+
+class UsageLine(BaseModel):
+    """One group. Of the first five fields, those that were asked for are there. Money is text, in US dollars."""
+
+    day: str | None = None
+    hour: str | None = None
+    model: str | None = None
+    provider: str | None = None
+    end_user: str | None = None
+    requests: int
+    input_tokens: int = Field(description="Both cache figures included.")
+    output_tokens: int = Field(description="Reasoning included.")
+    cache_read_tokens: int
+    cache_write_tokens: int
+    reasoning_tokens: int
+    total_tokens: int
+    cost_usd: str
+    unpriced_requests: int = Field(description="Requests of which the price is not known; they add nothing to the cost.")
+    estimated_share: float = Field(description="Share of the requests whose tokens were counted by the gateway.")
+    active_users: int
+    tokens_per_request: float
+    cost_per_user_usd: str
+
+
+_ANSWER = {
+    "type": "object",
+    "required": ["object", "by", "since", "until", "data", "has_more"],
+    "properties": {
+        "object": {"const": "usage"},
+        "by": {"type": "array", "items": {"enum": list(OWN_GROUPS)}},
+        "since": {"type": "string", "format": "date-time"},
+        "until": {"type": "string", "format": "date-time"},
+        "data": {"type": "array", "items": UsageLine.model_json_schema()},
+        "has_more": {"type": "boolean"},
+    },
+}
+_GROUP = f"({'|'.join(OWN_GROUPS)})"
+_MOMENT = "^([1-9][0-9]{0,3}[dh]|20[0-9]{2}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])(T([01][0-9]|2[0-3]):[0-5][0-9]Z?)?)$"
+_PARAMETERS = (
+    query("by", "Groups, comma-separated; days if nothing is said.", pattern=f"^{_GROUP}(,{_GROUP})*$", default="day"),
+    query("since", "2026-11-01, 2026-11-01T09:00 (UTC), 7d or 12h ago.", pattern=_MOMENT, default=SINCE_DEFAULT),
+    query("until", "The same; excluded. Now, if nothing is said.", pattern=_MOMENT),
+    query("limit", "How many lines.", type="integer", minimum=1, maximum=LINES_MAX, default=LINES_DEFAULT),
+)
+
+
+def router(services: Services, database: LazyDatabase) -> APIRouter:
+    routes = APIRouter(tags=["usage"])
+
+    @routes.get("/v1/usage", **serving({"application/json": _ANSWER}, 400, parameters=_PARAMETERS))
+    async def tell_usage(request: Request) -> Response:
+        """Tell what the asking key has used: requests, tokens by kind and cost, by day or otherwise."""
+        return await guarded(PLAIN, request, services, _tell(request, services, database))
+
+    return routes
+
+
+async def _tell(request: Request, services: Services, database: LazyDatabase) -> Response:
+    principal = await services.authenticator.authenticate(request, "usage")
+    question = read_question(request.query_params, principal.id, datetime.now(UTC))
+    return json_response(await report(question, database))
+
+
+def read_question(sent: Mapping[str, str], owner: str, now: datetime) -> Question:
+    """Return what a query asks of the ledger.
+
+    Raises:
+        GatewayError: INVALID_REQUEST, naming the parameter.
+    """
+    names = [parameter["name"] for parameter in _PARAMETERS]
+    if unknown := sorted(set(sent) - set(names)):
+        raise _refused(unknown[0][:100], f"There is no such parameter. There are: {', '.join(names)}.")
+    by = tuple(dict.fromkeys(name.strip() for name in sent.get("by", "day").split(",")))
+    if not set(by) <= set(OWN_GROUPS):
+        raise _refused("by", f"by must be one or more of {', '.join(OWN_GROUPS)}, comma-separated.")
+    limit = sent.get("limit", str(LINES_DEFAULT))
+    if not (limit.isascii() and limit.isdecimal() and len(limit) <= 4 and 1 <= int(limit) <= LINES_MAX):
+        raise _refused("limit", f"limit must be a number from 1 to {LINES_MAX}.")
+    since_ms = _moment("since", sent.get("since", SINCE_DEFAULT), now)
+    return Question(by, since_ms, _moment("until", sent.get("until", "0h"), now), {"key": owner}, int(limit))
+
+
+def _moment(name: str, text: str, now: datetime) -> int:
+    try:
+        return moment_ms(text, now)
+    except ValueError as error:
+        raise _refused(name, f"{name}: {error}.") from error
+
+
+def _refused(param: str, message: str) -> GatewayError:
+    return GatewayError(ErrorKind.INVALID_REQUEST, message, param=param, code="invalid_parameter")
+
+
+async def report(question: Question, database: LazyDatabase) -> dict[str, object]:
+    try:
+        engine = await database.engine()
+        from common import reports  # Here: SQLAlchemy is there now, and whoever never asks does without.
+
+        return (await reports.usage(engine, question)).told()
+    except DatabaseUnavailable as error:
+        log.warning("database_away", error=str(error))
+        raise GatewayError(
+            ErrorKind.OVERLOADED,
+            f"Usage cannot be told now: the gateway's database does not answer. Try again in {RETRY_AFTER_AWAY_S} seconds.",
+            code="database_unavailable",
+            retry_after_s=RETRY_AFTER_AWAY_S,
+        ) from error

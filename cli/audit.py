@@ -1,0 +1,48 @@
+"""How does the operator read what was asked and answered?"""
+
+import asyncio
+
+import click
+import orjson
+from sqlalchemy import select
+
+from common.audit import unseal
+from common.database.engine import database_errors
+from common.database.errors import DatabaseUnavailable
+from common.database.lazy import LazyDatabase
+from common.database.tables import AuditRow
+from common.settings import Settings
+
+
+def show(settings: Settings, generation_id: str) -> None:
+    """Print an entry as JSON.
+
+    Raises:
+        ClickException: there is none, or it cannot be read.
+    """
+    if settings.secret is None:
+        raise click.ClickException("SLUICE_SECRET is not set: entries are encrypted with a key made of it")
+    try:
+        sealed = asyncio.run(_find(settings, generation_id))
+    except DatabaseUnavailable as error:
+        raise click.ClickException(f"the database cannot be used: {error}") from error
+    if sealed is None:
+        raise click.ClickException(
+            f"there is no entry for {generation_id!r}: its key is not audited, it has not ended, or the entry has expired"
+        )
+    try:
+        entry = unseal(sealed, generation_id, settings.secret)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(orjson.dumps(entry, option=orjson.OPT_INDENT_2).decode())
+
+
+async def _find(settings: Settings, generation_id: str) -> bytes | None:
+    database = LazyDatabase(settings.database_url)
+    try:
+        engine = await database.engine()
+        with database_errors():
+            async with engine.connect() as connection:
+                return (await connection.execute(select(AuditRow.sealed).where(AuditRow.id == generation_id))).scalar()
+    finally:
+        await database.close()

@@ -1,0 +1,134 @@
+"""How does an operator see who used how much? As a table, or as JSON or CSV for other programs."""
+
+import asyncio
+import csv
+import io
+from datetime import UTC, datetime
+
+import click
+import orjson
+
+from common.database.errors import DatabaseUnavailable
+from common.database.lazy import LazyDatabase
+from common.settings import Settings
+from common.usage_report import GROUPS, LINES_MAX, SINCE_DEFAULT, TOKENS, Question, Report, moment_ms
+
+# What the table calls a column, in this order; the groups come first. JSON and CSV have the names as they are, and all of them.
+_HEADINGS = {
+    "requests": "requests",
+    "input_tokens": "input",
+    "output_tokens": "output",
+    "cache_read_tokens": "cache read",
+    "cache_write_tokens": "cache write",
+    "reasoning_tokens": "reasoning",
+    "cost_usd": "cost USD",
+    "estimated_share": "estimated",
+    "active_users": "users",
+    "tokens_per_request": "tokens/request",
+    "cost_per_user_usd": "USD/user",
+}
+_NOTHING = "–"  # noqa: RUF001 - A dash is how tables say it.
+
+
+@click.command()
+@click.option(
+    "--by", multiple=True, type=click.Choice(GROUPS), default=["key"], show_default="key", help="Group by this; repeatable."
+)
+@click.option("--since", default=SINCE_DEFAULT, show_default=True, help="2026-11-01, 2026-11-01T09:00 (UTC), 7d or 12h ago.")
+@click.option("--until", default=None, help="The same; excluded. Unset: now.")
+@click.option("--key", default=None, help="Only this key's: an id such as key_…, not the key itself.")
+@click.option("--tenant", default=None, help="Only this tenant's.")
+@click.option("--format", "form", type=click.Choice(["table", "json", "csv"]), default="table", show_default=True)
+@click.option("--limit", type=click.IntRange(1, LINES_MAX), default=1_000, show_default=True, help="Most lines.")
+def usage(
+    by: tuple[str, ...], since: str, until: str | None, key: str | None, tenant: str | None, form: str, limit: int
+) -> None:
+    """Report who used how much, and what it cost.
+
+    \b
+    sluice usage --by tenant --since 2026-11-01
+    sluice usage --by day --by model --since 7d --format csv
+
+    A generation counts for when it ended, in UTC. Costs are US dollars, exact sums of exact prices; where a price is not
+    known, nothing is added, and the report says so. input includes both cache figures, output includes reasoning;
+    "estimated" is the share of generations whose tokens were counted by Sluice, since their provider did not tell.
+    """
+    from cli.main import load_settings
+
+    settings = load_settings()
+    now = datetime.now(UTC)
+    try:
+        until_ms = moment_ms(until, now) if until else int(now.timestamp() * 1000)
+        since_ms = moment_ms(since, now)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    only = {name: value for name, value in (("key", key), ("tenant", tenant)) if value}
+    question = Question(tuple(dict.fromkeys(by)), since_ms, until_ms, only, limit)
+    try:
+        report = asyncio.run(ask(settings, question))
+    except DatabaseUnavailable as error:
+        raise click.ClickException(f"the database cannot be used: {error}. `sluice doctor` may tell more.") from error
+    click.echo({"table": as_table, "json": as_json, "csv": as_csv}[form](report), nl=False)
+
+
+async def ask(settings: Settings, question: Question) -> Report:
+    database = LazyDatabase(settings.database_url)
+    try:
+        engine = await database.engine()
+        from common import reports  # Here: no other command has to pay for SQLAlchemy.
+
+        return await reports.usage(engine, question)
+    finally:
+        await database.close()
+
+
+def as_json(report: Report) -> str:
+    return orjson.dumps(report.told(), option=orjson.OPT_INDENT_2).decode() + "\n"
+
+
+def as_csv(report: Report) -> str:
+    """Return the lines with a heading. What a spreadsheet would run as a formula is disarmed: names come from clients."""
+    out = io.StringIO()
+    lines = report.told()["data"]
+    names = list(lines[0]) if lines else [*report.question.by, "requests", *TOKENS]
+    writer = csv.DictWriter(out, names, lineterminator="\n")
+    writer.writeheader()
+    for line in lines:
+        writer.writerow({name: _disarmed(value) for name, value in line.items()})
+    return out.getvalue()
+
+
+def _disarmed(value: object) -> object:
+    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+
+
+def as_table(report: Report) -> str:
+    """Return the lines with aligned columns, and under them what is not in the sums."""
+    groups, lines = list(report.question.by), report.told()["data"]
+    if not lines:
+        return "Nothing was used in this time.\n"
+    names = [*groups, *_HEADINGS]
+    rows = [[_HEADINGS.get(name, name.replace("_", " ")) for name in names]]
+    rows += [[_cell(name, line[name]) for name in names] for line in lines]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    said = [
+        "  ".join(
+            cell.ljust(width) if index < len(groups) else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    if unpriced := sum(line["unpriced_requests"] for line in lines):
+        said.append(f"Of {unpriced} generations the price is not known: set SLUICE_PRICES. Their cost counts as nothing.")
+    if report.has_more:
+        said.append(f"There are more than these {len(lines)} lines: raise --limit, or narrow the time.")
+    return "\n".join(said) + "\n"
+
+
+def _cell(name: str, value: object) -> str:
+    if value is None:
+        return _NOTHING
+    if name == "estimated_share":
+        return f"{value:.0%}"
+    text = f"{value:,}" if isinstance(value, int | float) else str(value)
+    return "".join(char if char.isprintable() else "?" for char in text)  # Clients name things; no name steers a terminal.

@@ -1,0 +1,50 @@
+"""How does a process use the database that may never need it?
+
+Nothing of SQLAlchemy is imported, and no connection made, before the first use: start-up time and memory of an API or a
+worker are those without it.
+"""
+
+import asyncio
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+
+class LazyDatabase:
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._engine: AsyncEngine | None = None
+        self._is_current = False
+        self._opening = asyncio.Lock()
+
+    async def engine(self) -> "AsyncEngine":
+        """Return the engine of a database that has our tables; SQLite's are made where they are not there.
+
+        Raises:
+            DatabaseUnavailable: it does not answer, or has no tables for us.
+        """
+        if self._engine and self._is_current:
+            return self._engine
+        async with self._opening:
+            if self._engine is None:
+                # In a thread: it takes a few hundred milliseconds, in which no token must wait.
+                self._engine = await asyncio.to_thread(_open, self._url)
+            if not self._is_current:
+                from common.database.migrate import ensure_current
+
+                await ensure_current(self._engine)
+                self._is_current = True
+            return self._engine
+
+    async def close(self) -> None:
+        if self._engine:
+            await self._engine.dispose()
+        self._engine, self._is_current = None, False
+
+
+def _open(url: str) -> "AsyncEngine":
+    import common.database.migrate  # noqa: F401 - Here too, where it holds nobody up.
+    from common.database.engine import open_database
+
+    return open_database(url)

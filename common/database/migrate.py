@@ -1,0 +1,143 @@
+"""Does the database have the tables that this version needs, and how does it get them?
+
+Revisions are counted: 0001, 0002… A database that is ahead of this version serves it too, for migrations only add, so that
+processes can be replaced one at a time after ``sluice migrate``. SQLite is migrated by whoever opens it first, since it
+belongs to one machine; PostgreSQL by the command alone, since who may change tables there is often somebody else.
+"""
+
+import asyncio
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import Connection, inspect, text
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from common.database.engine import database_errors, is_sqlite, open_database
+from common.database.errors import DatabaseUnavailable
+
+FOLDER = Path(__file__).parent / "migrations"
+HEAD = max(path.name[:4] for path in (FOLDER / "versions").glob("[0-9]*.py"))
+_LOCK = 0x511CE  # PostgreSQL's advisory lock is a number; ours alone in our own database.
+_WAL_TRIES, _WAL_PAUSE_S = 100, 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Migrated:
+    """The revision before (None: there were no tables of ours) and after."""
+
+    before: str | None
+    after: str
+
+
+async def migrate(url: str) -> Migrated:
+    """Bring a database up to this version. Any number of processes may do so at once: one does it, the others wait.
+
+    Raises:
+        DatabaseUnavailable: it cannot be reached, or does not let us.
+    """
+    engine = open_database(url)
+    try:
+        return await migrate_engine(engine)
+    finally:
+        await engine.dispose()
+
+
+async def migrate_engine(engine: AsyncEngine) -> Migrated:
+    with database_errors():
+        async with engine.connect() as connection:
+            await _lock(connection)
+            before = await connection.run_sync(_revision)
+            if _is_behind(before):
+                await connection.run_sync(_upgrade)
+            await connection.commit()
+            return Migrated(before, max(before or HEAD, HEAD))
+
+
+async def revision(engine: AsyncEngine) -> str | None:
+    """Return the revision that a database is at; None: it has no tables of ours.
+
+    Raises:
+        DatabaseUnavailable: it cannot be reached.
+    """
+    with database_errors():
+        async with engine.connect() as connection:
+            return await connection.run_sync(_revision)
+
+
+async def revision_of(url: str) -> str | None:
+    """The same by the database's URL; a SQLite file that is not there is not made."""
+    engine = open_database(url)
+    if is_sqlite(engine) and not (file := Path(engine.url.database or "")).exists():
+        if os.access(file.parent, os.W_OK):
+            return None
+        raise DatabaseUnavailable(f"there is no folder {file.parent.absolute()} that this process may write to")
+    try:
+        return await revision(engine)
+    finally:
+        await engine.dispose()
+
+
+async def is_current(url: str) -> bool:
+    """Return whether a database has all the tables of this version.
+
+    Raises:
+        DatabaseUnavailable: it cannot be reached.
+    """
+    return not _is_behind(await revision_of(url))
+
+
+async def ensure_current(engine: AsyncEngine) -> None:
+    """Return once the tables are there. SQLite's are made where they are not.
+
+    Raises:
+        DatabaseUnavailable: it cannot be reached, or is PostgreSQL and behind; the text names the command to run.
+    """
+    found = await revision(engine)
+    if not _is_behind(found):
+        return
+    if is_sqlite(engine):
+        await migrate_engine(engine)
+    else:
+        where = f"at revision {found}, this version needs {HEAD}" if found else "without Sluice's tables"
+        raise DatabaseUnavailable(f"the database is {where}: run `sluice migrate`")
+
+
+def _is_behind(found: str | None) -> bool:
+    return found is None or found < HEAD
+
+
+async def _lock(connection: AsyncConnection) -> None:
+    """Let nobody else migrate until the transaction ends."""
+    if connection.dialect.name != "sqlite":
+        await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
+        return
+    for tries_left in reversed(range(_WAL_TRIES)):
+        try:
+            # Readers do not wait for the writer. The file itself keeps it; no timeout applies to changing it.
+            await connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+            break
+        except OperationalError:
+            await connection.rollback()
+            if not tries_left:
+                raise
+            await asyncio.sleep(_WAL_PAUSE_S)
+    await connection.rollback()
+    await connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _revision(connection: Connection) -> str | None:
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+
+
+def _upgrade(connection: Connection) -> None:
+    from alembic import command  # Here: whoever opens a database that is current needs none of it.
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(FOLDER).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")

@@ -1,0 +1,189 @@
+"""Records become rows, whatever they say."""
+
+import json
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.database.tables import LedgerRow
+from common.events import Usage
+from common.ledger import Asked
+from common.pricing import Cost
+from workers.bookkeeping.rows import is_unmeasured, row_of, with_estimate
+
+ASKED = Asked("key_a", "acme", "u1", "req_1", "openai-chat", "generate", True, "fast", 1_000)
+END = {
+    "error": None,
+    "finish_reason": "stop",
+    "usage": {"input_tokens": 10, "output_tokens": 5, "cache_read_tokens": 4, "cache_write_tokens": 3, "reasoning_tokens": 2},
+    "estimated": False,
+    "provider": "openai",
+    "upstream_model": "gpt-5",
+    "continuations": 1,
+    "tries": 2,
+    "queue_wait_ms": 3,
+    "ttft_ms": 40,
+    "duration_ms": 500,
+    "cost": {"input_usd": "0.0000125", "output_usd": "0.00005", "total_usd": "0.0000625"},
+}
+
+
+def row(**end: Any) -> dict[str, Any]:
+    return row_of("gen_1", ASKED, orjson.dumps({**END, **end}), 2_000)
+
+
+def test_a_row_has_every_column_and_no_other():
+    assert set(row()) == set(LedgerRow.__table__.columns.keys())
+
+
+def test_a_completed_generation_is_told_in_full():
+    assert row() == {
+        "id": "gen_1",
+        "owner": "key_a",
+        "tenant": "acme",
+        "end_user": "u1",
+        "request_id": "req_1",
+        "dialect": "openai-chat",
+        "operation": "generate",
+        "stream": True,
+        "model": "fast",
+        "provider": "openai",
+        "upstream_model": "gpt-5",
+        "created_ms": 1_000,
+        "ended_ms": 2_000,
+        "outcome": "completed",
+        "error_kind": None,
+        "error_code": None,
+        "finish_reason": "stop",
+        "input_tokens": 10,
+        "output_tokens": 5,
+        "cache_read_tokens": 4,
+        "cache_write_tokens": 3,
+        "reasoning_tokens": 2,
+        "is_estimated": False,
+        "is_partial": False,
+        "has_brought_key": False,
+        "cost_nano_usd": 62_500,
+        "input_cost_nano_usd": 12_500,
+        "cache": "miss",
+        "answered_by": None,
+        "tries": 2,
+        "continuations": 1,
+        "queue_wait_ms": 3,
+        "ttft_ms": 40,
+        "duration_ms": 500,
+    }
+
+
+@pytest.mark.parametrize(
+    ("error", "ttft_ms", "outcome", "is_partial"),
+    [
+        (None, 40, "completed", False),
+        ({"kind": "upstream_unavailable", "message": "m"}, None, "failed", False),
+        ({"kind": "upstream_unavailable", "message": "m"}, 40, "failed", True),
+        ({"kind": "cancelled", "message": "m", "code": "cancelled"}, None, "cancelled", False),
+        ({"kind": "cancelled", "message": "m", "code": "cancelled"}, 40, "cancelled", True),
+    ],
+)
+def test_how_it_ended(error: Any, ttft_ms: int | None, outcome: str, is_partial: bool):
+    found = row(error=error, ttft_ms=ttft_ms)
+
+    assert (found["outcome"], found["is_partial"]) == (outcome, is_partial)
+    assert found["error_kind"] == (error["kind"] if error else None)
+
+
+def test_an_end_that_no_worker_wrote_tells_only_its_error():
+    found = row_of("gen_1", ASKED, orjson.dumps({"error": {"kind": "worker_lost", "message": "m"}}), 2_000)
+
+    assert found["outcome"] == "failed"
+    unknown = ("provider", "input_tokens", "output_tokens", "cost_nano_usd", "ttft_ms", "duration_ms")
+    assert [found[name] for name in unknown] == [None] * len(unknown)
+    assert is_unmeasured(found)
+
+
+@pytest.mark.parametrize(
+    ("end", "expected"),
+    [
+        ({}, False),
+        ({"error": {"kind": "cancelled"}, "usage": None}, True),
+        ({"error": {"kind": "cancelled"}, "usage": None, "ttft_ms": None}, False),  # Nothing was said.
+        ({"error": {"kind": "cancelled"}, "usage": {"input_tokens": 1, "output_tokens": 1}}, True),  # Told at its start.
+        ({"error": {"kind": "cancelled"}, "estimated": True}, False),
+    ],
+)
+def test_what_is_to_be_estimated(end: dict[str, Any], expected: bool):
+    assert is_unmeasured(row(**end)) is expected
+
+
+def test_an_estimate_fills_in_what_is_missing_and_is_marked():
+    bare = row_of("gen_1", ASKED, orjson.dumps({"error": {"kind": "worker_lost"}}), 2_000)
+    head = {"provider": "openai", "upstream_model": "gpt-5", "tries": 2, "continuations": 0, "queue_wait_ms": 1, "ttft_ms": 9}
+
+    found = with_estimate(bare, head, Usage(7, 3), Cost(input_usd=1, output_usd=2))
+
+    changed = {name: value for name, value in found.items() if bare[name] != value}
+    assert changed == {
+        "provider": "openai",
+        "upstream_model": "gpt-5",
+        "input_tokens": 7,
+        "output_tokens": 3,
+        "cache_read_tokens": 0,
+        "cache_write_tokens": 0,
+        "reasoning_tokens": 0,
+        "is_estimated": True,
+        "is_partial": True,
+        "cost_nano_usd": 3 * 10**9,
+        "input_cost_nano_usd": 10**9,
+        "tries": 2,
+        "queue_wait_ms": 1,
+        "ttft_ms": 9,
+    }
+
+
+def test_an_estimate_does_not_overwrite_who_answered_and_when():
+    found = with_estimate(row(ttft_ms=40), {"provider": "other", "tries": 9, "ttft_ms": 1}, Usage(1, 1), None)
+
+    assert (found["provider"], found["tries"], found["ttft_ms"], found["cost_nano_usd"]) == ("openai", 2, 40, None)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=10), inner, max_size=3),
+    max_leaves=5,
+)
+FIELDS = sorted(END)
+
+
+@given(st.fixed_dictionaries({}, optional=dict.fromkeys(FIELDS, JSON)))
+def test_whatever_an_end_says_its_row_fits_the_columns(end: dict[str, Any]):
+    found = row_of("gen_1", ASKED, json.dumps(end, allow_nan=False).encode(), 2_000) if is_plain(end) else row()
+
+    for column in LedgerRow.__table__.columns:
+        value = found[column.name]
+        assert column.nullable or value is not None
+        if isinstance(value, str):
+            assert len(value) <= column.type.length
+            assert "\0" not in value
+            value.encode()
+        elif value is not None:
+            assert -(2**63) <= value < 2**63
+
+
+def is_plain(value: Any) -> bool:
+    """Whether it is JSON that can be written: no infinities, and whole numbers of 64 bits."""
+    if isinstance(value, dict):
+        return all(map(is_plain, value.values()))
+    if isinstance(value, list):
+        return all(map(is_plain, value))
+    if isinstance(value, float):
+        return value == value and abs(value) != float("inf")
+    return not isinstance(value, int) or -(2**63) <= value < 2**64
+
+
+@pytest.mark.parametrize("end", [b"", b"null", b"[]", b'"x"', b"{"])
+def test_an_end_that_is_not_an_object_is_refused(end: bytes):
+    with pytest.raises(ValueError):
+        row_of("gen_1", ASKED, end, 2_000)

@@ -1,0 +1,271 @@
+"""How do ended generations get from Redis into the database, each exactly once?
+
+The script that ends a log leaves a record that does not expire (``common/ledger.py``). A batch of records is read, written in
+one transaction that passes over ids which are there already, and only then deleted. Killed before the commit, the records
+are still there; killed behind it, they are written once more, to no effect. An id in the list without a record has been
+collected; a record without an id in the list, which a crash between two commands or a failover can leave, is found by a
+slow scan.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import structlog
+from redis.exceptions import RedisError, ResponseError
+
+from common import keys
+from common.audit import seal
+from common.channel.base import START, Channel, ChannelUnavailable, Frame
+from common.errors import GatewayError
+from common.job import Job
+from common.ledger import Asked
+from common.pricing import price
+from common.redis_client import COMMAND_TIMEOUT_S, Client, RedisUnavailable, as_unavailable
+from common.settings import MIB, Settings
+from workers.bookkeeping.answers import read_answer
+from workers.bookkeeping.rows import Row, is_unmeasured, row_of, usage_in, with_estimate
+from workers.metrics import Metrics
+from workers.partial_usage import completed, read_partial
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+log = structlog.get_logger()
+
+BATCH = 100  # Five milliseconds of this process' time, in which no token moves.
+SCAN_COUNT = 1_000  # Keys per step of the scan: about a millisecond of Redis' time.
+LOG_BATCH = 500
+LOG_BYTES_MAX = 8 * MIB  # Of one log that is read back for an estimate or the audit log.
+UNREADABLE_MAX = 10_000  # About a kilobyte each.
+UNREADABLE_S = 30 * 86_400
+_RECORDS = "{gen_*}:record"
+_DAY_MS = 86_400_000
+# What an entry of the audit log tells besides what was said.
+_AUDITED = ("owner", "tenant", "end_user", "request_id", "dialect", "model", "provider", "created_ms", "ended_ms", "outcome")
+
+
+@dataclass(slots=True)
+class _Batch:
+    """Rows to be written, and the ids whose records are to be deleted then."""
+
+    rows: list[Row] = field(default_factory=list)
+    audit: list[Row] = field(default_factory=list)
+    collected: list[str] = field(default_factory=list)
+    unreadable: dict[str, str] = field(default_factory=dict)  # Why, by id.
+
+
+class Collector:
+    """Every method may raise ``RedisUnavailable`` and ``DatabaseUnavailable``; what was not written then is found again."""
+
+    def __init__(self, redis: Client, channel: Channel, settings: Settings, metrics: Metrics) -> None:
+        self._redis = redis
+        self._channel = channel
+        self._settings = settings
+        self._metrics = metrics
+        self._scan_at = 0
+        self._has_told_of_secret = False
+
+    async def collect(self, engine: "AsyncEngine") -> int:
+        """Collect the first of the listed; returns how many these were, 0 once the list is empty."""
+        with _redis_errors():
+            async with asyncio.timeout(COMMAND_TIMEOUT_S):
+                # mypy: redis-py's commands are typed for its other client too.
+                listed: list[bytes] = await self._redis.lrange(keys.ENDED, 0, BATCH - 1)  # type: ignore[misc]
+        # An id may be listed twice: whoever ends a log and whoever removes its job need not be the same.
+        await self._take(engine, list(dict.fromkeys(each.decode() for each in listed)), [each.decode() for each in listed])
+        return len(listed)
+
+    async def scan(self, engine: "AsyncEngine") -> bool:
+        """Go on with the slow scan by a step, and collect what it finds; returns whether all has been looked through."""
+        with _redis_errors():
+            async with asyncio.timeout(COMMAND_TIMEOUT_S):
+                self._scan_at, found = await self._redis.scan(self._scan_at, match=_RECORDS, count=SCAN_COUNT)
+        ids = [key.decode()[1:].partition("}")[0] for key in found]
+        for start in range(0, len(ids), BATCH):
+            await self._take(engine, ids[start : start + BATCH], [])
+        return self._scan_at == 0
+
+    async def look(self, now_ms: int) -> None:
+        """Tell the metrics how much waits, and since when."""
+        with _redis_errors():
+            async with asyncio.timeout(COMMAND_TIMEOUT_S):
+                count: int = await self._redis.llen(keys.ENDED)  # type: ignore[misc]
+                first: bytes | None = await self._redis.lindex(keys.ENDED, 0)  # type: ignore[misc]
+                ended = await self._redis.hget(keys.record(first.decode()), "ended_ms") if first else None  # type: ignore[misc]
+        self._metrics.uncollected.set(count)
+        self._metrics.oldest_uncollected.set(max(0, now_ms - int(ended)) / 1000 if ended else 0)
+
+    async def _take(self, engine: "AsyncEngine", ids: Sequence[str], listed: Sequence[str]) -> None:
+        """Write the records of some ids, then forget them; ``listed`` are the entries of the list that this settles."""
+        from common.database.store import add
+
+        records = await self._read(ids)
+        batch = _Batch()
+        for generation_id, record in records.items():
+            try:
+                await self._add(batch, generation_id, record)
+            except (RedisUnavailable, asyncio.CancelledError):
+                raise
+            except Exception as error:  # Whatever is wrong with one record, it must not keep the others waiting.
+                batch.unreadable[generation_id] = f"{type(error).__name__}: {error}"[:200]
+        if batch.rows:
+            batch.unreadable |= await add(engine, batch.rows, batch.audit)
+        await self._set_aside({each: (reason, records[each]) for each, reason in batch.unreadable.items()})
+        kept_logs = [*(each["id"] for each in batch.audit), *batch.unreadable]  # Of the latter, some perhaps.
+        await self._forget([*batch.collected, *batch.unreadable], listed, await self._retentions_ms(kept_logs))
+        self._metrics.collected.inc(len(set(batch.collected) - set(batch.unreadable)))
+
+    async def _read(self, ids: Sequence[str]) -> dict[str, dict[bytes, bytes]]:
+        """Return the records that are there."""
+        if not ids:
+            return {}
+        async with self._pipeline() as pipe:
+            for generation_id in ids:
+                pipe.hgetall(keys.record(generation_id))
+            found = await pipe.execute(raise_on_error=False)
+        records = {}
+        for generation_id, record in zip(ids, found, strict=True):
+            if isinstance(record, ResponseError) and "WRONGTYPE" in str(record):
+                log.error("ledger_record_broken", generation_id=generation_id, error=str(record))  # It was none of ours.
+            elif isinstance(record, Exception):
+                raise as_unavailable(record) or record
+            elif record:
+                records[generation_id] = record
+        return records
+
+    async def _add(self, batch: _Batch, generation_id: str, record: dict[bytes, bytes]) -> None:
+        asked = Asked.unpack(record[b"asked"])
+        row = row_of(generation_id, asked, record[b"end"], int(record[b"ended_ms"]))
+        if is_unmeasured(row):
+            row = await self._measured(row)
+        if asked.is_audited:
+            sealed = await self._sealed(row, record[b"end"])
+            if sealed is None:
+                batch.rows.append(row)
+                return  # The record stays, and the scan finds it again when there is a secret.
+            batch.audit.append(sealed)
+        batch.rows.append(row)
+        batch.collected.append(generation_id)
+
+    async def _measured(self, row: Row) -> Row:
+        """Fill in what an answer took that broke off, from its log, if that is still there."""
+        frames, request = await self._read_back(row["id"])
+        try:
+            partial = await asyncio.to_thread(read_partial, row["dialect"], frames, request, is_stream=row["stream"])
+        except Exception:  # A row without its usage is better than none: the bytes may be any provider's.
+            log.exception("usage_not_estimated", generation_id=row["id"])
+            return row
+        if partial is None:
+            return row
+        provider = row["provider"] or partial.head.get("provider") or ""
+        model = row["upstream_model"] or partial.head.get("upstream_model") or ""
+        usage = completed(usage_in(row), partial.usage)
+        return with_estimate(row, partial.head, usage, price(usage, provider, model, self._settings.prices))
+
+    async def _sealed(self, row: Row, end: bytes) -> Row | None:
+        """Return the entry of the audit log; None while there is no secret to encrypt it with."""
+        secret = self._settings.secret
+        if secret is None:
+            if not self._has_told_of_secret:
+                log.error("audit_without_secret", generation_id=row["id"], mend="set SLUICE_SECRET for the workers too")
+            self._has_told_of_secret = True
+            return None
+        frames, request = await self._read_back(row["id"])
+        answer = await asyncio.to_thread(read_answer, row["dialect"], frames, is_stream=row["stream"])
+        entry = {name: row[name] for name in _AUDITED}
+        entry |= {"request": _body(request), "answer": answer, "error": orjson.loads(end).get("error")}
+        return {
+            "id": row["id"],
+            "owner": row["owner"],
+            "created_ms": row["created_ms"],
+            "expires_ms": row["ended_ms"] + int(self._settings.audit_retention_days * _DAY_MS),
+            "sealed": await asyncio.to_thread(seal, entry, row["id"], secret),
+        }
+
+    async def _read_back(self, generation_id: str) -> tuple[list[Frame], bytes | None]:
+        """Return a log and the packed request, as far as they are still there."""
+        frames: list[Frame] = []
+        size = 0
+        try:
+            while page := await self._channel.read(generation_id, frames[-1].id if frames else START, LOG_BATCH):
+                frames += page
+                size += sum(len(frame.data) for frame in page)
+                if size > LOG_BYTES_MAX:
+                    break
+        except ChannelUnavailable as error:
+            raise RedisUnavailable(str(error)) from error
+        with _redis_errors():
+            async with asyncio.timeout(COMMAND_TIMEOUT_S):
+                return frames, await self._redis.get(keys.request(generation_id))
+
+    async def _set_aside(self, unreadable: dict[str, tuple[str, dict[bytes, bytes]]]) -> None:
+        """Keep what the ledger could not take, for a person to look at; it holds no prompt and no answer."""
+        if not unreadable:
+            return
+        async with self._pipeline() as pipe:
+            for generation_id, (reason, record) in unreadable.items():
+                log.error("ledger_record_unreadable", generation_id=generation_id, reason=reason, kept_in=keys.UNREADABLE)
+                said = {name.decode(errors="replace"): value.decode(errors="replace") for name, value in record.items()}
+                pipe.lpush(keys.UNREADABLE, orjson.dumps({"id": generation_id, "reason": reason, "record": said}))
+            pipe.ltrim(keys.UNREADABLE, 0, UNREADABLE_MAX - 1)
+            pipe.expire(keys.UNREADABLE, UNREADABLE_S)
+            await pipe.execute()
+        self._metrics.unreadable.inc(len(unreadable))
+
+    async def _forget(self, ids: Sequence[str], listed: Sequence[str], retentions_ms: Mapping[str, int]) -> None:
+        """Delete records that are written, and take entries off the list: they are at its head, so each is found at once.
+
+        ``retentions_ms``: logs that were kept for us, and how long they live from now on.
+        """
+        if not (ids or listed):
+            return
+        async with self._pipeline() as pipe:
+            for generation_id, retention_ms in retentions_ms.items():
+                pipe.pexpire(keys.state(generation_id), retention_ms)
+                pipe.pexpire(keys.log(generation_id), retention_ms)
+                pipe.unlink(keys.request(generation_id))
+            for generation_id in ids:
+                pipe.unlink(keys.record(generation_id))
+            for generation_id in listed:
+                pipe.lrem(keys.ENDED, 1, generation_id)
+            await pipe.execute()
+
+    async def _retentions_ms(self, ids: Sequence[str]) -> dict[str, int]:
+        """Return the retention of those among some generations whose logs the end has left without an expiry."""
+        if not ids:
+            return {}
+        async with self._pipeline() as pipe:
+            for generation_id in ids:
+                pipe.hmget(keys.state(generation_id), "audited", "retention_ms")
+            found = await pipe.execute()
+        return {
+            generation_id: int(retention)
+            for generation_id, (audited, retention) in zip(ids, found, strict=True)
+            if audited == b"1" and retention
+        }
+
+    @contextlib.asynccontextmanager
+    async def _pipeline(self) -> AsyncIterator[Any]:
+        with _redis_errors():
+            async with asyncio.timeout(COMMAND_TIMEOUT_S), self._redis.pipeline(transaction=False) as pipe:
+                yield pipe
+
+
+def _body(request: bytes | None) -> Any:
+    """The client's body, as JSON."""
+    try:
+        return orjson.loads(Job.unpack(request).body) if request else None
+    except (ValueError, TypeError, GatewayError):
+        return None
+
+
+@contextlib.contextmanager
+def _redis_errors() -> Iterator[None]:
+    try:
+        yield
+    except (RedisError, OSError, TimeoutError) as error:
+        raise as_unavailable(error) or error from error

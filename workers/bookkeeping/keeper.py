@@ -1,0 +1,166 @@
+"""When is what done for the whole fleet, and what if the database is away?
+
+Whoever holds the lease does it, a turn each second. The database may be away for as long as it likes: records wait in Redis,
+it is asked again with growing pauses, and the log says so once per change of state. SQLAlchemy is imported by the worker that
+holds the lease, and by no other.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import structlog
+
+from common.channel.base import Channel
+from common.database.errors import DatabaseUnavailable, RowRefused
+from common.database.lazy import LazyDatabase
+from common.process import in_background
+from common.redis_client import Client, Pulse, RedisUnavailable
+from common.settings import Settings
+from workers.bookkeeping.budgets import Budgets
+from workers.bookkeeping.collector import Collector
+from workers.bookkeeping.lease import Lease
+from workers.metrics import Metrics
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+log = structlog.get_logger()
+
+TURN_S = 1.0
+BATCHES_PER_TURN = 20
+BATCH_PAUSE_S = 0.01  # The streams of this worker go first, however much there is to catch up with.
+SCAN_STEPS_PER_TURN = 10
+SCAN_PAUSE_S = 60.0
+AUDIT_PAUSE_S = 600.0
+KEYS_PAUSE_S = 3.0
+KEYS_LOOK_BACK_MS = 300_000  # Clocks differ, and a transaction may take its time.
+AWAY_PAUSES_S = (1.0, 2.0, 5.0, 10.0)  # Between two attempts; then always the last.
+
+
+class Bookkeeper:
+    def __init__(
+        self,
+        redis: Client,
+        pulse: Pulse,
+        channel: Channel,
+        settings: Settings,
+        metrics: Metrics,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.lease = Lease(redis, pulse)
+        self._redis = redis
+        self._pulse = pulse
+        self._metrics = metrics
+        self._clock = clock
+        self._database = LazyDatabase(settings.database_url)
+        self._collector = Collector(redis, channel, settings, metrics)
+        self._budgets = Budgets(redis)
+        self._task: asyncio.Task[None] | None = None
+        self._has_begun = False
+        self._failures = 0
+        self._has_synced = False
+        self._try_at = self._keys_at = self._scan_at = self._audit_at = 0.0
+
+    def start(self) -> None:
+        self.lease.start()
+        self._task = in_background(self._run(), "bookkeeping")
+
+    async def stop(self) -> None:
+        if self._task:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        await self.lease.stop()
+        await self._database.close()
+
+    async def turn(self) -> bool:
+        """Do what is due, if the lease is ours; returns whether more waits. Nothing leaves here as an exception."""
+        if not (self.lease.is_held and self._pulse.is_up):
+            await self._pass_on()
+            return False
+        if not self._has_begun:
+            self._has_begun = True
+            log.info("bookkeeping_begun")
+        is_more = await self._try_to_work() if self._clock() >= self._try_at else False
+        with contextlib.suppress(RedisUnavailable):
+            await self._collector.look(self._pulse.redis_ms)
+        return is_more
+
+    async def _try_to_work(self) -> bool:
+        try:
+            is_more = await self._work()
+        except RedisUnavailable:
+            return False  # The pulse tells, and what was not finished is found again.
+        except (DatabaseUnavailable, RowRefused) as error:
+            self._note_away("database_away", error=str(error))
+            return False
+        except Exception:
+            # A fault of ours in here must not end a worker's streams, nor all workers' in turn.
+            self._note_away("bookkeeping_failed", exc_info=True)
+            return False
+        self._note_back()
+        return is_more
+
+    async def _run(self) -> None:
+        while True:
+            is_more = await self.turn()
+            await asyncio.sleep(0 if is_more else TURN_S)
+
+    async def _work(self) -> bool:
+        engine = await self._database.engine()
+        await self._budgets.load(engine)
+        await self._sync_keys(engine)
+        for _ in range(BATCHES_PER_TURN):
+            if not await self._collector.collect(engine):
+                break
+            await asyncio.sleep(BATCH_PAUSE_S)
+        else:
+            return True
+        await self._do_seldom(engine)
+        return False
+
+    async def _sync_keys(self, engine: "AsyncEngine") -> None:
+        """Serve the managed keys that somebody changed, and could not tell Redis; all of them, where Redis was lost."""
+        from common.key_ring import sync_keys
+
+        if self._clock() < self._keys_at:
+            return
+        since_ms = self._pulse.redis_ms - KEYS_LOOK_BACK_MS if self._has_synced else 0
+        if count := await sync_keys(engine, self._redis, since_ms):
+            log.info("keys_synced", count=count)
+        self._has_synced, self._keys_at = True, self._clock() + KEYS_PAUSE_S
+
+    async def _do_seldom(self, engine: "AsyncEngine") -> None:
+        from common.database.store import forget_audit
+
+        if self._clock() >= self._scan_at:
+            for _ in range(SCAN_STEPS_PER_TURN):
+                if await self._collector.scan(engine):
+                    self._scan_at = self._clock() + SCAN_PAUSE_S
+                    break
+        if self._clock() >= self._audit_at:
+            self._audit_at = self._clock() + AUDIT_PAUSE_S
+            if count := await forget_audit(engine, self._pulse.redis_ms):
+                log.info("audit_entries_expired", count=count)
+
+    async def _pass_on(self) -> None:
+        """The lease is another's, or nobody's: what is told of the ledger is theirs to tell."""
+        if self._has_begun:
+            self._has_begun = self._has_synced = False
+            log.info("bookkeeping_passed_on")
+            self._metrics.uncollected.set(0)
+            self._metrics.oldest_uncollected.set(0)
+            await self._database.close()
+
+    def _note_away(self, event: str, **what: object) -> None:
+        if not self._failures:
+            log.error(event, **what)
+        self._try_at = self._clock() + AWAY_PAUSES_S[min(self._failures, len(AWAY_PAUSES_S) - 1)]
+        self._failures += 1
+
+    def _note_back(self) -> None:
+        if self._failures:
+            log.info("database_back", attempts=self._failures)
+        self._failures = 0

@@ -1,0 +1,5 @@
+-- Gives the lease back.
+-- KEYS: the lease
+-- ARGV: token
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+return redis.call('DEL', KEYS[1])
