@@ -6,9 +6,10 @@ ARGS ?=
 WORKERS ?= 3
 MINUTES ?= 1
 SEED ?=
+EXAMPLES ?= 200
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo dev test fmt lint types env compatibility bench chaos clean
+.PHONY: help setup demo dev test fmt lint types env compatibility bench fuzz chaos clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +52,9 @@ compatibility: setup ## Try every client dialect on every provider, and write do
 
 bench: setup ## Measure CPU per token and time to first token on this machine
 	@$(BIN)/python bench/run.py $(ARGS)
+
+fuzz: setup ## Send every route what nobody would, for longer than the tests do (EXAMPLES=200 SEED=n)
+	@FUZZ_EXAMPLES=$(EXAMPLES) FUZZ_SEED=$(SEED) $(BIN)/python -m pytest tests/security/test_schema.py tests/security/test_fuzzing.py $(ARGS)
 
 chaos: setup ## Break everything around real streams for a minute (MINUTES=10 SEED=n, ARGS=--verbose); needs nginx
 	@PYTHONPATH=.:tests:tests/e2e $(BIN)/python -m chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)

@@ -4,24 +4,31 @@ Limits of a key, its tenant, the end user and the address each count on their ow
 enqueue script decides (``common.admission``); nothing here asks Redis.
 """
 
-import hashlib
 from collections.abc import Collection
 
 from common.access import Limits, Principal
-from common.admission import Charges, Purse, Scope, Slot, Window, of_limits
+from common.admission import Charges, Purse, Scope, Slot, Window, of_limits, safe_name
 from common.generation import GenerationRequest
 from common.settings import Settings
-from common.token_estimate import estimate_tokens
+from common.token_estimate import reserved_tokens
 
-OUTPUT_TOKENS_UNSAID = 1_000  # What is reserved for an answer whose length the request does not bound.
 # Where anybody may ask, nobody may ask for everything: what one person's chat needs, many times over.
 OPEN_ADDRESS_LIMITS = Limits(requests=300, concurrent=50)
 
 
 def charges_of(
-    principal: Principal, address: str, request: GenerationRequest, providers: Collection[str], settings: Settings
+    principal: Principal,
+    address: str,
+    request: GenerationRequest,
+    providers: Collection[str],
+    settings: Settings,
+    *,
+    has_brought_key: bool = False,
 ) -> Charges:
-    """Return what a request is to be charged for; ``providers`` are those of its route."""
+    """Return what a request is to be charged for; ``providers`` are those of its route.
+
+    Who brings the provider's key pays for it: that is nobody's budget here.
+    """
     windows: list[Window] = []
     slots: list[Slot] = []
     tokens = None
@@ -31,23 +38,13 @@ def charges_of(
         more_windows, more_slots = of_limits(scope, name, limits, tokens or 0)
         windows += more_windows
         slots += more_slots
+    if has_brought_key:
+        return Charges(windows, slots)
     purses = [
         Purse("key", principal.id, principal.access.budget),
         Purse("tenant", safe_name(principal.tenant), principal.tenant_access.budget),
     ]
     return Charges(windows, slots, purses, _alternatives(providers, settings))
-
-
-def reserved_tokens(request: GenerationRequest) -> int:
-    """Return the most that a request may take, as far as that can be told before it runs."""
-    return estimate_tokens(request) + (request.max_output_tokens or OUTPUT_TOKENS_UNSAID) * request.choices
-
-
-def safe_name(name: str) -> str:
-    """Return a name that can stand in a key of Redis: as it is, or by its digest."""
-    if len(name) <= 64 and all(char.isalnum() or char in "._-@" for char in name) and name.isascii():
-        return name
-    return hashlib.sha256(name.encode()).hexdigest()[:32]
 
 
 def _limits(

@@ -1,29 +1,41 @@
 """Who is asking, and with whose key for the provider?
 
-Static keys from the settings, accepted as ``Authorization: Bearer`` and as ``x-api-key``: SDKs of one vendor send either.
-Where the gateway's key comes in a header of its own, ``x-sluice-key`` or ``cf-aig-authorization: Bearer``, those two carry
-the provider's key, if anything.
+Credentials come as ``Authorization: Bearer`` or as ``x-api-key``: SDKs of one vendor send either. Where the gateway's own
+comes in a header for it alone, ``x-sluice-key`` or ``cf-aig-authorization: Bearer``, those two carry the provider's key, if
+anything. There are three kinds: static keys from the settings, managed keys (``common.managed_keys``) and JSON web tokens
+(``api.tokens``). What whoever asks may do is checked by ``api.permissions``, but for what holds for every route: the scope
+of a token, and the page that a browser sends from.
 """
 
 import hashlib
 import hmac
 import ipaddress
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 from pydantic import SecretStr
 from starlette.datastructures import Headers
+from starlette.requests import HTTPConnection
 
+from api.addresses import client_address
+from api.known_keys import KnownKeys
+from api.refusals import Refusals, blocked
+from api.tokens import TokenRefused, TokenVerifier
+from common import managed_keys
+from common.access import ALL, Principal
 from common.errors import ErrorKind, GatewayError
 from common.settings import Settings
 
 ANONYMOUS = "anonymous"
+GUESSED_CHARS_MAX = 15  # A longer key, however badly chosen, is not found over a network before the sun is gone.
+Scope = Literal["generate", "read", "usage"]  # What a token may be for; one that names no scopes is for all.
 
-
-@dataclass(frozen=True, slots=True)
-class Principal:
-    """``id`` names the owner of generations, and the tenant in the queue; it never reveals the key."""
-
-    id: str
+_NONE_SENT = "No API key was sent. Send it as 'Authorization: Bearer KEY' or as 'x-api-key: KEY'."
+_UNKNOWN = "The API key is not valid. Check it for typing errors, or ask the gateway's operator for one."
+_DISABLED = "The API key is disabled. Ask the gateway's operator to enable it, or for another."
+_EXPIRED = "The API key has expired. Ask the gateway's operator for another."
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,55 +46,196 @@ class Credentials:
     brought_key: SecretStr | None = None
 
 
-class Authenticator:
-    def __init__(self, settings: Settings) -> None:
-        self._keys = {
-            _digest(key.get_secret_value()): Principal(f"key_{_name(key.get_secret_value())}") for key in settings.api_keys
-        }
-        self._is_open = settings.auth == "none" or not self._keys
+class Refused(NamedTuple):
+    """Why a text lets nobody in. ``is_guess``: whoever sends it may be trying them out."""
 
-    def authenticate(self, headers: Headers) -> Principal:
-        """Return who sent a request.
+    reason: str
+    message: str
+    is_guess: bool = True
+
+
+class Authenticator:
+    """``known`` None: there are no managed keys. ``on_refused`` is told the reason of every refusal, in a word."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        known: KnownKeys | None = None,
+        tokens: TokenVerifier | None = None,
+        on_refused: Callable[[str], None] = lambda reason: None,
+    ) -> None:
+        self._settings = settings
+        self._static = [_static(key.get_secret_value(), settings) for key in settings.api_keys]
+        self._admin = [_digest(key.get_secret_value()) for key in settings.admin_keys]
+        self._known = known
+        self._tokens = tokens or TokenVerifier(settings)
+        self._refusals = Refusals(settings.refused_credentials_max, settings.refused_credentials_block_s)
+        self._on_refused = on_refused
+        self._is_open = is_open(settings)
+        self._anonymous = Principal(ANONYMOUS, tenant_access=settings.tenants.get(ANONYMOUS, ALL))
+
+    async def authenticate(self, request: HTTPConnection, scope: Scope | None = None) -> Principal:
+        """Return who sent a request that needs a scope, or none.
 
         Raises:
-            GatewayError: UNAUTHENTICATED.
+            GatewayError: UNAUTHENTICATED; PERMISSION_DENIED; RATE_LIMITED, too many refusals; OVERLOADED, cannot be told now.
         """
-        return self.examine(headers).principal
+        return (await self.examine(request, scope)).principal
 
-    def examine(self, headers: Headers) -> Credentials:
+    async def examine(self, request: HTTPConnection, scope: Scope | None = None) -> Credentials:
         """Return who sent a request, and the provider's key that it brought.
 
         Raises:
-            GatewayError: UNAUTHENTICATED.
+            GatewayError: as for ``authenticate``.
         """
+        credentials = await self._identify(request.headers, client_address(request.scope))
+        principal = credentials.principal
+        if scope and principal.scopes is not None and scope not in principal.scopes:
+            raise GatewayError(
+                ErrorKind.PERMISSION_DENIED,
+                f"The token lacks the scope '{scope}', which this request needs. Get one that has it.",
+                code="missing_scope",
+            )
+        if origin := request.headers.get("origin"):
+            self._check_origin(origin, request, principal)
+        return credentials
+
+    def check_admin(self, request: HTTPConnection) -> None:
+        """Return only if a request brings an admin key.
+
+        Raises:
+            GatewayError: UNAUTHENTICATED; RATE_LIMITED, too many refusals.
+        """
+        address, texts = client_address(request.scope), _shared_keys_in(request.headers)
+        if not texts:
+            self._on_refused("missing")
+            raise _unauthenticated("No admin key was sent. Send one as 'Authorization: Bearer KEY'.")
+        self._refuse_blocked(texts, address)
+        for digest in map(_digest, texts):
+            if _is_one_of(self._admin, digest):
+                self._refusals.note_good(digest)
+                return
+        raise self._refusal([Refused("unknown", "The admin key is not valid.")], address)
+
+    async def _identify(self, headers: Headers, address: str) -> Credentials:
         ours, shared = _own_keys_in(headers), _shared_keys_in(headers)
         if not (ours or shared or self._is_open):
-            raise _refused("No API key was sent. Send it as 'Authorization: Bearer KEY' or as 'x-api-key: KEY'.")
-        named = next(filter(None, map(self._principal_of, ours)), None)
+            self._on_refused("missing")
+            raise _unauthenticated(_NONE_SENT)
+        if not self._is_open:
+            self._refuse_blocked([*ours, *shared], address)
+        refused: list[Refused] = []
+        named = await self._first_named(ours, refused)
         if named or (ours and self._is_open):
-            # Ours stays here, also where a client sends it twice.
-            brought = next((key for key in shared if self._principal_of(key) is None), None)
-            return Credentials(named or Principal(ANONYMOUS), SecretStr(brought) if brought else None)
-        named = Principal(ANONYMOUS) if self._is_open else next(filter(None, map(self._principal_of, shared)), None)
-        if named is None:
-            raise _refused("The API key is not valid. Check it for typing errors, or ask the gateway's operator for one.")
-        return Credentials(named)
+            return Credentials(named or self._anonymous, await self._brought(shared))
+        named = await self._first_named(shared, refused)
+        if named is None and not self._is_open:
+            raise self._refusal(refused, address)
+        return Credentials(named or self._anonymous)
 
-    def _principal_of(self, key: str) -> Principal | None:
-        digest = _digest(key)
-        # Every known key is compared, in constant time: how long it takes tells nothing.
-        found = [principal for known, principal in self._keys.items() if hmac.compare_digest(known, digest)]
-        return found[0] if found else None
-
-
-def refuse_to_be_open(settings: Settings) -> str | None:
-    """Return why the API must not start: it would let anybody in from anywhere. None where it may."""
-    if settings.api_keys or settings.auth == "none" or is_loopback(settings.host):
+    async def _first_named(self, texts: list[str], refused: list[Refused]) -> Principal | None:
+        for text in texts:
+            found = await self._named(text)
+            if isinstance(found, Principal):
+                self._refusals.note_good(_digest(text))
+                return found
+            refused.append(found)
         return None
-    return (
-        f"Refusing to listen on {settings.host} without API keys: anybody could spend your provider's tokens. "
-        "Set SLUICE_API_KEYS=key1,key2 (or SLUICE_AUTH=none if something in front of Sluice checks who calls)."
-    )
+
+    async def _named(self, text: str) -> Principal | Refused:
+        digest = _digest(text)
+        # Every static key is compared, in constant time: how long it takes tells nothing.
+        static = [principal for known, principal in self._static if hmac.compare_digest(known, digest)]
+        if static:
+            return static[0]
+        if text.startswith(managed_keys.PREFIX):
+            return await self._named_by_managed_key(text)
+        if self._tokens.is_on and _looks_like_a_token(text):
+            try:
+                return await self._tokens.verify(text)
+            except TokenRefused as error:
+                return Refused(error.reason, str(error), is_guess=error.reason != "expired")
+        return Refused("unknown", _UNKNOWN)
+
+    async def _named_by_managed_key(self, text: str) -> Principal | Refused:
+        presented = managed_keys.read(text, self._settings.secret)
+        if presented is None or self._known is None:
+            return Refused("malformed", _UNKNOWN)
+        record, principal, _ = await self._known.find(presented.id)
+        now_ms = time.time_ns() // 1_000_000
+        # What follows is told to who has the secret alone: an id says nothing about a key to others.
+        if record is None or principal is None or not record.accepts(presented, now_ms):
+            return Refused("unknown", _UNKNOWN)
+        if record.is_disabled:
+            return Refused("disabled", _DISABLED, is_guess=False)
+        if record.is_expired(now_ms):
+            return Refused("expired", _EXPIRED, is_guess=False)
+        return principal
+
+    async def _brought(self, shared: list[str]) -> SecretStr | None:
+        """The provider's key. What is ours stays here, good or not, also where a client sends it twice."""
+        for text in shared:
+            if not await self._is_ours(text):
+                return SecretStr(text)
+        return None
+
+    async def _is_ours(self, text: str) -> bool:
+        if text.startswith(managed_keys.PREFIX) or _is_one_of([known for known, _ in self._static], _digest(text)):
+            return True
+        return self._tokens.is_on and _looks_like_a_token(text) and await self._tokens.is_ours(text)
+
+    def _refuse_blocked(self, texts: list[str], address: str) -> None:
+        left_s = self._refusals.blocked_s(address)
+        if not left_s or any(self._is_above_guessing(text) for text in texts):
+            return
+        self._on_refused("blocked")
+        raise blocked(left_s)
+
+    def _is_above_guessing(self, text: str) -> bool:
+        """Whether nobody finds out by trying that a text is good: then who has it may use it, whatever others at the same
+        address do. What is checked by a signature cannot be guessed, nor what is long; the rest was good here before.
+        """
+        if len(text) > GUESSED_CHARS_MAX and _is_one_of([known for known, _ in self._static], _digest(text)):
+            return True
+        if self._tokens.is_on and _looks_like_a_token(text):
+            return True
+        return managed_keys.read(text, self._settings.secret) is not None or self._refusals.is_known_good(_digest(text))
+
+    def _refusal(self, refused: list[Refused], address: str) -> GatewayError:
+        # The most telling: of a key that is known, rather than of another vendor's beside it.
+        chosen = next((each for each in refused if not each.is_guess), refused[0])
+        if chosen.is_guess and (left_s := self._refusals.blocked_s(address)):
+            self._on_refused("blocked")
+            return blocked(left_s)
+        self._on_refused(chosen.reason)
+        if chosen.is_guess:
+            self._refusals.note(address)
+        return _unauthenticated(chosen.message)
+
+    def _check_origin(self, origin: str, request: HTTPConnection, principal: Principal) -> None:
+        """Browsers say which page sends. A key that lists pages is good from these, from the settings', and from our own."""
+        lists = [each.cors_origins for each in (principal.access, principal.tenant_access) if each.cors_origins is not None]
+        if not lists or any(each in self._settings.cors_origins for each in (origin, "*")):
+            return
+        is_own_page = origin == f"{request.scope.get('scheme')}://{request.headers.get('host')}"
+        if not is_own_page and any(origin not in each and "*" not in each for each in lists):
+            raise GatewayError(
+                ErrorKind.PERMISSION_DENIED,
+                "This key may not be used from the page that sent the request. Ask the gateway's operator to add its origin.",
+                code="origin_not_allowed",
+            )
+
+
+def is_open(settings: Settings) -> bool:
+    """Whether a request without credentials is let in: where the settings say so, or know of no way to tell who asks.
+
+    With ``SLUICE_SECRET`` there is one, managed keys, though none may have been made yet.
+    """
+    return settings.auth == "none" or not (_has_credentials(settings) or settings.admin_keys)
+
+
+def _has_credentials(settings: Settings) -> bool:
+    return bool(settings.api_keys or settings.jwt_secret or settings.jwt_jwks_url or settings.secret)
 
 
 def is_loopback(host: str) -> bool:
@@ -90,6 +243,25 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def static_ids(settings: Settings) -> list[str]:
+    """Return the principals of the settings' keys, in their order."""
+    return [f"key_{_name(key.get_secret_value())}" for key in settings.api_keys]
+
+
+def _static(key: str, settings: Settings) -> tuple[bytes, Principal]:
+    id_ = f"key_{_name(key)}"
+    return _digest(key), Principal(id_, tenant_access=settings.tenants.get(id_, ALL))
+
+
+def _is_one_of(known: Iterable[bytes], digest: bytes) -> bool:
+    """Whether a digest is among those that are known. Every one is compared: how long it takes tells nothing."""
+    return sum(hmac.compare_digest(each, digest) for each in known) > 0
+
+
+def _looks_like_a_token(text: str) -> bool:
+    return text.startswith("ey") and text.count(".") == 2  # A JSON object in base64, and three parts.
 
 
 def _own_keys_in(headers: Headers) -> list[str]:
@@ -115,5 +287,5 @@ def _name(key: str) -> str:
     return hashlib.sha256(b"sluice principal " + key.encode()).hexdigest()[:16]
 
 
-def _refused(message: str) -> GatewayError:
+def _unauthenticated(message: str) -> GatewayError:
     return GatewayError(ErrorKind.UNAUTHENTICATED, message, code="invalid_api_key")

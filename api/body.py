@@ -23,6 +23,14 @@ async def read_json(request: Request, settings: Settings) -> tuple[bytes, dict[s
             f"The content type {said}. Send 'Content-Type: application/json'.",
             code="unsupported_media_type",
         )
+    coding = request.headers.get("content-encoding", "identity").strip().lower()
+    if coding not in ("identity", ""):
+        # A few bytes of it may stand for gigabytes, and no SDK compresses what it sends.
+        raise GatewayError(
+            ErrorKind.UNSUPPORTED_MEDIA_TYPE,
+            f"The content encoding {coding[:80]!r} is not taken. Send the body as it is, without 'Content-Encoding'.",
+            code="unsupported_content_encoding",
+        )
     raw = await _read(request, settings.body_bytes_max)
     try:
         body = orjson.loads(raw)
@@ -41,7 +49,7 @@ async def _read(request: Request, bytes_max: int) -> bytes:
         code="request_too_large",
     )
     declared = request.headers.get("content-length", "0")
-    if declared.isdigit() and int(declared) > bytes_max:
+    if declared.isascii() and declared.isdigit() and len(declared) < 20 and int(declared) > bytes_max:
         raise too_large
     pieces, size = [], 0
     try:

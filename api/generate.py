@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Literal
 
 import orjson
@@ -23,22 +24,26 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api.addresses import client_address
-from api.admission import charges_of, safe_name
+from api.admission import charges_of
 from api.auth import Authenticator
 from api.body import read_json
+from api.guarding import InputGuard
 from api.http_errors import error_response, headers_of, request_id_of
 from api.hub import Hub
 from api.idempotency import IMPLIED_GRACE_S, enqueue_once, once_of
 from api.metrics import Metrics
+from api.permissions import permitted
 from api.relay import Relay, RelayTimes
 from api.viewer import Viewer
 from common.access import Principal
-from common.admission import Charges, limit_headers
+from common.admission import Charges, limit_headers, safe_name
+from common.audit import refuse_unless_it_can_be_kept
 from common.brought_keys import seal_brought_key
 from common.channel.base import Channel, ChannelUnavailable, Opening, Policy, State
 from common.channel.redis import RedisFeed
 from common.dialects.base import Dialect
 from common.errors import ErrorKind, GatewayError
+from common.guardrails.policy import on_output
 from common.job import Job
 from common.ledger import Asked as ForLedger
 from common.queue.jobs import Enqueued, JobClass, JobQueue, Once
@@ -72,6 +77,7 @@ class Services:
     pulse: Pulse
     metrics: Metrics
     responses: ResponseStore
+    guard: InputGuard
     relays: set[Relay] = field(default_factory=set)
     is_draining: bool = False
 
@@ -145,17 +151,22 @@ async def accept(
         GatewayError: it may not.
     """
     settings = services.settings
-    credentials = services.authenticator.examine(request.headers)
+    credentials = await services.authenticator.examine(request, "generate")
     principal, brought_key = credentials.principal, credentials.brought_key
+    refuse_unless_it_can_be_kept(principal, settings)
     raw, body = await read_json(request, settings)
     if amend:
         amended = await amend(principal, body)
         if amended is not body:
             body, raw = amended, orjson.dumps(amended)
     parsed = dialect.parse(body)
-    targets = resolve(parsed.model, settings, parsed.provider, has_brought_key=brought_key is not None)
+    route = resolve(parsed.model, settings, parsed.provider, has_brought_key=brought_key is not None)
+    targets = permitted(principal, dialect.name, parsed.model, route)
     once = once_of(request.headers, principal, body, dialect.name, operation)
-    policy, grace_s = disconnect_policy(request.headers, unsaid, has_key=once is not None)
+    guardrails = services.guard.policy(principal, chain((parsed.model,), (target.name for target in targets)))
+    if guardrails and await services.guard.check(guardrails, body, model=parsed.model, tenant=principal.tenant):
+        raw = orjson.dumps(body)  # ``parsed`` knows the prompt as it came, which serves to measure it.
+    policy, grace_s = disconnect_policy(request.headers, unsaid, has_key=once is not None, usual=principal.disconnect)
     generation_id = f"gen_{uuid.uuid4().hex}"
     job = Job(
         generation_id=generation_id,
@@ -168,12 +179,16 @@ async def accept(
         created_s=int(time.time()),
         operation=operation,
         provider=parsed.provider,
+        targets=[target.name for target in targets] if len(targets) < len(route) else None,
         headers=_passed_headers(request.headers, settings),
         body=raw,
         brought_key=seal_brought_key(brought_key, generation_id, settings) if brought_key else None,
+        guardrails=dict(on_output(guardrails)),
+        tenant=principal.tenant,
     )
     address = client_address(request.scope)
-    charges = charges_of(principal, address, parsed, [target.provider for target in targets], settings)
+    providers = [target.provider for target in targets]
+    charges = charges_of(principal, address, parsed, providers, settings, has_brought_key=brought_key is not None)
     return Asked(dialect, principal, job, charges, principal.end_user or parsed.end_user, once=once)
 
 
@@ -280,13 +295,17 @@ async def finish(relay: Relay, services: Services) -> None:
     await asyncio.shield(asyncio.ensure_future(services.hub.part(relay.viewer)))
 
 
-def disconnect_policy(headers: Headers, unsaid: Policy, *, has_key: bool) -> tuple[Policy, float]:
-    """Return the policy and the grace in seconds that ``x-disconnect`` asks for, or an idempotency-key implies.
+def disconnect_policy(headers: Headers, unsaid: Policy, *, has_key: bool, usual: str | None = None) -> tuple[Policy, float]:
+    """Return the policy and the grace in seconds that ``x-disconnect`` asks for, that an idempotency-key implies, or that is
+    ``usual`` with whoever asks.
 
     Raises:
         GatewayError: INVALID_REQUEST.
     """
     if "x-disconnect" not in headers:
+        if unsaid is Policy.STOP and usual and usual != Policy.STOP:
+            name, _, seconds = usual.partition("=")
+            return Policy(name), min(float(seconds or 0), GRACE_MAX_S)
         return (Policy.GRACE, IMPLIED_GRACE_S) if has_key and unsaid is Policy.STOP else (unsaid, 0.0)
     asked = headers["x-disconnect"].strip().lower()
     match = _POLICY.fullmatch(asked)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import signal
+import sys
 from collections.abc import AsyncIterator
 from types import FrameType
 
@@ -12,22 +13,30 @@ from fastapi import FastAPI, Request, Response
 from prometheus_client import CollectorRegistry
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
-from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Match
 
 from api.auth import Authenticator
-from api.corking import CorkedProtocol
+from api.cors import Cors
+from api.describing import describe
 from api.generate import Services
+from api.guarding import InputGuard
 from api.http_errors import dialect_at, error_response, request_id_of
 from api.hub import Hub
+from api.known_keys import KnownKeys, Rings
 from api.metrics import Metrics
 from api.middleware import Guarded, Observed
-from api.routes import dialects, generations, models, pages, responses
+from api.routes import admin, dialects, generations, models, pages, responses, usage
+from api.slow_requests import bounded_protocol
+from api.webhook import poster
 from common import keys
 from common.channel.redis import RedisChannel, RedisFeed
+from common.database.lazy import LazyDatabase
 from common.errors import ErrorKind, Failed
 from common.foreign_variables import log_foreign
+from common.guardrails.custom import PluginError, custom_of
 from common.process import collect_seldom, raise_file_limit
 from common.queue.jobs import JobQueue
+from common.redaction import Redactor
 from common.redis_client import COMMAND_TIMEOUT_S, Pulse, connect
 from common.responses import ResponseStore
 from common.settings import Settings, environment
@@ -57,16 +66,24 @@ class Process:
         channel = RedisChannel(self.redis, settings.tombstone_s)
         feed = RedisFeed(self.redis)
         queue = JobQueue(self.redis, pulse, settings)
+        metrics = Metrics(CollectorRegistry())
+        self.database = LazyDatabase(settings.database_url)
+        self.rings = Rings(self.database, self.redis, settings)
+        self.known_keys = KnownKeys(self.redis, pulse, settings, self.rings)
+        self.custom_guardrail = custom_of(settings, poster)
         self.services = Services(
             settings=settings,
-            authenticator=Authenticator(settings),
+            authenticator=Authenticator(
+                settings, self.known_keys, on_refused=lambda reason: metrics.refused_credentials.labels(reason).inc()
+            ),
             channel=channel,
             feed=feed,
             hub=Hub(channel, feed, queue, settings),
             queue=queue,
             pulse=pulse,
-            metrics=Metrics(CollectorRegistry()),
+            metrics=metrics,
             responses=ResponseStore(self.redis, settings),
+            guard=InputGuard(settings, self.custom_guardrail, metrics),
         )
 
     async def start(self) -> None:
@@ -78,7 +95,10 @@ class Process:
         await self.services.hub.stop()
         await self.services.feed.stop()
         await self.services.pulse.stop()
+        await self.database.close()
         await self.redis.aclose()
+        if self.custom_guardrail:
+            await self.custom_guardrail.close()
 
     def begin_drain(self) -> None:
         """What can go on elsewhere ends now, what cannot when the grace is over."""
@@ -117,17 +137,17 @@ def create_app(process: Process) -> FastAPI:
     app.include_router(responses.router(services))
     app.include_router(models.router(services))
     app.include_router(generations.router(services))
+    app.include_router(usage.router(services, process.database))
+    if settings.admin_keys:
+        app.include_router(admin.router(services, process.known_keys, process.rings))
     app.include_router(pages.router(services, process.count_jobs))
+    describe(app)
     app.add_exception_handler(HTTPException, _plain_error)
     app.add_middleware(Guarded)
-    if settings.cors_origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=settings.cors_origins,
-            allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["*"],  # Reflects what the preflight asks for: SDKs add headers of their own with each version.
-            expose_headers=EXPOSED_HEADERS,
-        )
+    of_tenants = [origin for access in settings.tenants.values() for origin in access.cors_origins or ()]
+    app.add_middleware(
+        Cors, listed=[*settings.cors_origins, *of_tenants], more=process.known_keys.origins, exposed=EXPOSED_HEADERS
+    )
     app.add_middleware(Observed, metrics=services.metrics, header_bytes_max=settings.header_bytes_max)
     return app
 
@@ -137,7 +157,18 @@ async def _plain_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     message = f"{request.method} {request.url.path[:200]} is not served here. See GET /openapi.json for what is."
     failed = Failed(ErrorKind.NOT_FOUND, message, status=error.status_code, code="unknown_path")
-    return error_response(dialect_at(request.url.path), failed, request_id_of(request), dict(error.headers or {}))
+    headers = {name.lower(): value for name, value in (error.headers or {}).items()}
+    if error.status_code == 405:
+        headers["allow"] = ", ".join(_methods_at(request))  # Starlette names those of one of the path's routes.
+    return error_response(dialect_at(request.url.path), failed, request_id_of(request), headers)
+
+
+def _methods_at(request: Request) -> list[str]:
+    def is_served(method: str) -> bool:
+        scope = {**request.scope, "method": method}
+        return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+
+    return [method for method in ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT") if is_served(method)]
 
 
 class ApiServer(uvicorn.Server):
@@ -168,20 +199,26 @@ class ApiServer(uvicorn.Server):
 
 def run(settings: Settings) -> None:
     """Serve until told to stop."""
-    configure_logging("api", settings.log_level)
+    configure_logging("api", settings.log_level, Redactor.of(settings))
     log_foreign(environment(), settings)
     raise_file_limit()
     collect_seldom()
-    process = Process(settings)
+    try:
+        process = Process(settings)
+    except PluginError as error:
+        sys.exit(f"SLUICE_GUARDRAIL_PLUGIN: {error}")
     config = uvicorn.Config(
         create_app(process),
         host=settings.host,
         port=settings.port,
         loop="uvloop",
-        http=CorkedProtocol,
+        http=bounded_protocol(settings, process.services.metrics.refused),
+        ws="none",  # Nothing here speaks WebSocket: an upgrade that is asked for is not made.
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=bool(settings.trusted_proxies),  # Not by default: anybody can send X-Forwarded-For.
+        forwarded_allow_ips=list(settings.trusted_proxies),
         backlog=4096,
         timeout_keep_alive=75,  # Longer than the 60 s that load balancers keep idle connections for.
         # Ours ends the responses before; what is left then are viewers that say that they leave, to a Redis that may be away.

@@ -14,6 +14,7 @@ _LIMIT_OF = {
     "request_too_large": "body",
     "json_too_deep": "json_depth",
     "headers_too_large": "headers",
+    "request_timeout": "read_timeout",
     "requests_limit": "requests",
     "tokens_limit": "tokens",
     "concurrency_limit": "concurrent",
@@ -37,6 +38,15 @@ class Metrics:
         self.accepted = Counter("sluice_generations_accepted", "Generations enqueued", ["dialect"], registry=registry)
         self.refusals = Counter("sluice_refusals", "Requests refused by a limit", ["limit"], registry=registry)
         self.errors = Counter("sluice_errors", "Failures by kind, before anything was enqueued", ["kind"], registry=registry)
+        self.refused_credentials = Counter(
+            "sluice_refused_credentials", "Requests refused for their credentials", ["reason"], registry=registry
+        )
+        self.guardrails = Counter(
+            "sluice_guardrails",
+            "Texts in which a guardrail found something; side is input or output",
+            ["guardrail", "mode", "side"],
+            registry=registry,
+        )
         self.viewers = Gauge("sluice_open_viewers", "Responses that relay a generation now", registry=registry)
         self.subscriptions = Gauge("sluice_subscriptions", "Generations that this process listens to", registry=registry)
         self.waiting = Gauge("sluice_waiting_jobs", "Jobs that wait for a worker, all replicas", registry=registry)

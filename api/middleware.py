@@ -1,6 +1,7 @@
 """What happens to every request, whatever its route?
 
-An id, a log line, metrics, and the limit on headers. Pure ASGI: Starlette's BaseHTTPMiddleware hides disconnects.
+An id, a log line, metrics, the limit on headers, and what browsers are told. Pure ASGI: Starlette's BaseHTTPMiddleware
+hides disconnects.
 """
 
 import re
@@ -13,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.http_errors import dialect_at, error_response
 from api.metrics import Metrics
+from api.security_headers import security_headers
 from common.errors import ErrorKind, Failed
 
 log = structlog.get_logger()
@@ -49,8 +51,10 @@ class Observed:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                given = message.get("headers", ())
                 message["headers"] = [
-                    *message.get("headers", ()),
+                    *given,
+                    *security_headers(given, is_https=scope.get("scheme") == "https"),
                     (b"x-request-id", request_id.encode()),
                     (b"request-id", request_id.encode()),
                 ]

@@ -8,6 +8,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -130,6 +131,7 @@ def machine() -> Iterator[Machine]:
         worker_port = free_port()
         env = {
             "SLUICE_REDIS_URL": redis.url,
+            "SLUICE_DATABASE_URL": f"sqlite:///{stack.enter_context(tempfile.TemporaryDirectory())}/sluice.db",
             "SLUICE_API_KEYS": KEY,
             "SLUICE_HOST": "127.0.0.1",
             "SLUICE_PORT": str(found.api_port),

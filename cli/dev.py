@@ -108,12 +108,14 @@ def _start_parts(settings: Settings, redis: EmbeddedRedis, workers: int, verbose
     demo_port = free_port()
     env = {
         "SLUICE_REDIS_URL": redis.url,
+        "SLUICE_DATABASE_URL": f"sqlite:///{redis.folder}/sluice.db",
         "SLUICE_HOST": "127.0.0.1",
         "SLUICE_PORT": str(settings.port),
         "SLUICE_API_DRAIN_S": str(DRAIN_S),
         "SLUICE_WORKER_DRAIN_S": str(DRAIN_S),
         "SLUICE_SECRET": settings.secret.get_secret_value() if settings.secret else secrets.token_hex(32),
         "DEMO_BASE_URL": f"http://127.0.0.1:{demo_port}/v1",
+        **_open(settings),
     }
     say("Starting Redis, the demo provider, one API and " + (f"{workers} workers" if workers != 1 else "one worker") + " …")
     demo = Part(
@@ -125,6 +127,14 @@ def _start_parts(settings: Settings, redis: EmbeddedRedis, workers: int, verbose
     for part in parts:
         part.start()
     return parts
+
+
+def _open(settings: Settings) -> dict[str, str]:
+    """Where the settings know of nobody who may ask, anybody on this machine may, and without the limits of the internet."""
+    if settings.api_keys or settings.jwt_secret or settings.jwt_jwks_url:
+        return {}
+    limits = {scope: found.model_dump(mode="json") for scope, found in settings.limits.items()}
+    return {"SLUICE_AUTH": "none", "SLUICE_LIMITS": orjson.dumps({"address": {}, **limits}).decode()}
 
 
 def _await_ready(parts: list[Part], settings: Settings) -> None:

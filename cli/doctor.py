@@ -10,7 +10,8 @@ import httpx
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from api.auth import refuse_to_be_open
+from api.auth import is_open, static_ids
+from api.safe_start import refuse_to_start
 from common.foreign_variables import in_effect, without_effect
 from common.redis_client import COMMAND_TIMEOUT_S, connect
 from common.routes import available
@@ -45,7 +46,7 @@ def run(settings: Settings) -> int:
 
 async def _examine(settings: Settings) -> list[Finding]:
     findings = [*_access(settings), *_providers(settings), *_foreign(settings), _files()]
-    findings += await _redis(settings)
+    findings += [*await _redis(settings), await _database(settings)]
     on = available(settings)
     findings += [await _reach(provider, settings) for provider in on if not settings.is_behind_gateway(provider)]
     if settings.ai_gateway_url:
@@ -56,17 +57,31 @@ async def _examine(settings: Settings) -> list[Finding]:
 
 
 def _access(settings: Settings) -> list[Finding]:
-    if reason := refuse_to_be_open(settings):
+    if reason := refuse_to_start(settings):
         return [Finding("wrong", "The API would refuse to start.", reason)]
-    if settings.auth == "none":
-        return [Finding("note", "SLUICE_AUTH=none: anybody who reaches the API may use it.")]
-    if not settings.api_keys:
+    if settings.auth != "none" and is_open(settings):
         return [Finding("note", "No API keys: open to everybody on this machine.", "Set SLUICE_API_KEYS before going further.")]
-    found = [Finding("ok", f"{len(settings.api_keys)} API key(s) are set.")]
+    found = [Finding("ok", f"{kind} let clients in.") for kind in _credentials(settings)]
+    if settings.auth == "none":
+        found.append(Finding("note", "SLUICE_AUTH=none: anybody who reaches the API may use it."))
     if settings.secret is None:
-        mend = "Set SLUICE_SECRET to the same long random text for the API and the workers, if requests shall."
-        found.append(Finding("note", "No SLUICE_SECRET: requests cannot bring keys of their own for a provider.", mend))
+        mend = "Set SLUICE_SECRET to the same long random text for the API and the workers, if these are wanted."
+        found.append(Finding("note", "No SLUICE_SECRET: no managed keys, and requests cannot bring a provider's key.", mend))
+    found.append(
+        Finding("ok", f"{len(settings.admin_keys)} admin key(s): /admin is on." if settings.admin_keys else "/admin is off.")
+    )
     return found
+
+
+def _credentials(settings: Settings) -> list[str]:
+    """The kinds of credentials that clients may send."""
+    kinds = {
+        f"{len(settings.api_keys)} API key(s) of SLUICE_API_KEYS ({', '.join(static_ids(settings))})": settings.api_keys,
+        "Managed keys (`sluice keys`)": settings.secret,
+        "JSON web tokens signed with SLUICE_JWT_SECRET (HS256)": settings.jwt_secret,
+        f"JSON web tokens signed by {settings.jwt_issuer} (RS256, ES256)": settings.jwt_jwks_url,
+    }
+    return [kind for kind, is_set in kinds.items() if is_set]
 
 
 def _providers(settings: Settings) -> list[Finding]:
@@ -96,7 +111,7 @@ def _way(provider: str, settings: Settings) -> str:
 def _foreign(settings: Settings) -> list[Finding]:
     """Variables of other gateways."""
     found = [Finding("ok", f"{name} is taken for a setting of ours.") for name in in_effect(environment(), settings)]
-    ignored = without_effect(environment())
+    ignored = without_effect(environment(), settings)
     return found + [Finding("note", f"{name} has no effect: {reason}.") for name, reason in ignored.items()]
 
 
@@ -125,6 +140,25 @@ async def _redis(settings: Settings) -> list[Finding]:
         return [Finding("wrong", f"Redis does not answer at {where}: {type(error).__name__}.", mend)]
     finally:
         await redis.aclose()
+
+
+async def _database(settings: Settings) -> Finding:
+    from common.database.engine import shown  # Here: no other command has to pay for SQLAlchemy.
+    from common.database.errors import DatabaseUnavailable
+    from common.database.migrate import HEAD, revision_of
+
+    where = shown(settings.database_url)
+    try:
+        found = await revision_of(settings.database_url)
+    except DatabaseUnavailable as error:
+        mend = "Check SLUICE_DATABASE_URL, and that it is running. Until then what was used waits in Redis; nothing is lost."
+        return Finding("wrong", f"The database {where} cannot be used: {error}.", mend)
+    if found is not None and found >= HEAD:
+        return Finding("ok", f"The database {where} has the tables of this version.")
+    state = f"is at revision {found}, this version needs {HEAD}" if found else "has no tables yet"
+    if where.startswith("sqlite"):
+        return Finding("note", f"The database {where} {state}.", "Whoever opens it first makes them: nothing is to be done.")
+    return Finding("wrong", f"The database {where} {state}.", "Run `sluice migrate`.")
 
 
 async def _redis_settings(redis: Redis) -> list[Finding]:

@@ -59,6 +59,11 @@ class EmbeddedRedis:
         self.stop()
         shutil.rmtree(self._folder, ignore_errors=True)
 
+    @property
+    def folder(self) -> Path:
+        """A private folder that lasts as long as the context does."""
+        return self._folder
+
     def start(self) -> None:
         """Start the server and return once it answers.
 

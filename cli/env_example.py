@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 import orjson
+from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from common.settings import Settings
@@ -36,6 +37,8 @@ def render() -> str:
 def _text(default: Any) -> str:
     if default is None or default is PydanticUndefined or default == ():
         return ""
+    if isinstance(default, BaseModel):
+        default = default.model_dump(mode="json")
     if isinstance(default, dict | list | tuple):
         return orjson.dumps(default).decode()
     return f"{default:g}" if isinstance(default, float) and default < 1e6 else str(default)

@@ -5,6 +5,8 @@ import sys
 import click
 from pydantic import ValidationError
 
+from cli.keys import keys
+from cli.usage import usage
 from common.settings import Settings
 
 
@@ -32,11 +34,11 @@ def load_settings() -> Settings:
 @main.command()
 def api() -> None:
     """Serve clients: authenticate, enqueue, relay. Listens on SLUICE_HOST:SLUICE_PORT (127.0.0.1:8080)."""
-    from api.auth import refuse_to_be_open
     from api.main import run
+    from api.safe_start import refuse_to_start
 
     settings = load_settings()
-    if reason := refuse_to_be_open(settings):
+    if reason := refuse_to_start(settings):
         click.echo(reason, err=True)
         sys.exit(2)
     if settings.auth == "none":
@@ -79,11 +81,41 @@ def demo_provider(host: str, port: int) -> None:
 
 
 @main.command()
+@click.option("--check", is_flag=True, help="Change nothing; the exit status is 1 where there is something to do.")
+def migrate(check: bool) -> None:
+    """Give the database the tables that this version needs. Safe while Sluice runs, and as often as you like.
+
+    Run it before the first start on PostgreSQL and before each update. A SQLite file is migrated by whoever opens it first.
+    """
+    from cli.migrate import run
+
+    sys.exit(run(load_settings(), check=check))
+
+
+@main.group()
+def audit() -> None:
+    """Read the audit log: what was asked and answered by keys whose access says `audit`."""
+
+
+@audit.command()
+@click.argument("generation_id")
+def show(generation_id: str) -> None:
+    """Decrypt one entry, and print it as JSON. It needs the same SLUICE_SECRET as the workers."""
+    from cli.audit import show
+
+    show(load_settings(), generation_id)
+
+
+@main.command()
 def doctor() -> None:
     """Say what is configured, what is reachable, what is wrong and how to mend it. Exit status 1 if anything is wrong."""
     from cli.doctor import run
 
     sys.exit(run(load_settings()))
+
+
+main.add_command(keys)
+main.add_command(usage)
 
 
 if __name__ == "__main__":

@@ -5,17 +5,66 @@ and the database hold the same model, so that a key of either kind is the same t
 Who asks is found by ``api.auth``; that it may is checked by ``api.admission``, the counters by the enqueue script.
 """
 
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from decimal import Decimal
 from enum import StrEnum
 from fnmatch import fnmatchcase
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    StrictBool,
+    WithJsonSchema,
+)
 
 _STRICT = ConfigDict(frozen=True, extra="forbid")
-Names = tuple[Annotated[str, Field(min_length=1, max_length=200)], ...]
+LIST_MAX = 1_000
+Names = Annotated[tuple[Annotated[str, Field(min_length=1, max_length=200)], ...], Field(max_length=LIST_MAX)]
+Origin = Annotated[str, Field(pattern=r"^(\*|[a-z][a-z0-9+.-]*://[^/\s,]+)$", max_length=255)]  # As browsers write it.
+
+
+_DOLLARS_BOUND = 10**9
+_DOLLARS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
+
+
+def as_number(value: Any) -> Any:
+    """JSON has numbers: pydantic would take true and "5" for some, too."""
+    if isinstance(value, bool | str):
+        raise ValueError("must be a number")  # noqa: TRY004 - pydantic's way to refuse a value.
+    return value
+
+
+def _as_dollars(value: Any) -> Any:
+    if isinstance(value, bool) or (isinstance(value, str) and not _DOLLARS.fullmatch(value)):
+        raise ValueError('must be a number of dollars, such as 0.25 or "0.25"')
+    return value
+
+
+Count = Annotated[int, Field(ge=1, le=10**12), BeforeValidator(as_number)]
+# A number, or text such as "0.25", which it is told as; as exact as the ledger, to the nano-dollar.
+Dollars = Annotated[
+    Decimal,
+    Field(ge=0, lt=_DOLLARS_BOUND),
+    BeforeValidator(_as_dollars),
+    AfterValidator(lambda dollars: round(dollars, 9)),
+    PlainSerializer(lambda dollars: f"{dollars.normalize():f}", str, when_used="json"),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "number", "minimum": 0, "exclusiveMaximum": _DOLLARS_BOUND},
+                {"type": "string", "pattern": f"^{_DOLLARS.pattern}$"},
+            ]
+        },
+        mode="validation",
+    ),
+]
 
 
 class Limits(BaseModel):
@@ -23,10 +72,10 @@ class Limits(BaseModel):
 
     model_config = _STRICT
 
-    requests: int | None = Field(None, ge=1)
-    tokens: int | None = Field(None, ge=1)
-    concurrent: int | None = Field(None, ge=1)
-    window_s: float = Field(60, ge=1, le=86_400)
+    requests: Count | None = None
+    tokens: Count | None = None
+    concurrent: Count | None = None
+    window_s: Annotated[float, Field(ge=1, le=86_400), BeforeValidator(as_number)] = 60
 
     @property
     def is_set(self) -> bool:
@@ -38,8 +87,8 @@ class Budget(BaseModel):
 
     model_config = _STRICT
 
-    day_usd: Decimal | None = Field(None, ge=0)
-    month_usd: Decimal | None = Field(None, ge=0)
+    day_usd: Dollars | None = None
+    month_usd: Dollars | None = None
 
 
 class Mode(StrEnum):
@@ -67,6 +116,11 @@ class GuardrailPolicy(BaseModel):
     def is_off(self) -> bool:
         return all(mode is Mode.OFF for _, mode in self)
 
+    def stricter(self, other: "GuardrailPolicy") -> "GuardrailPolicy":
+        """Return the strictest of both, guardrail by guardrail."""
+        modes = list(Mode)  # From the mildest to the strictest.
+        return GuardrailPolicy(**{name: max(mode, getattr(other, name), key=modes.index) for name, mode in self})
+
 
 class Access(BaseModel):
     """Names may hold ``*`` and ``?``; None allows all. ``models`` are the names that clients send, or ``provider/model``."""
@@ -76,12 +130,12 @@ class Access(BaseModel):
     models: Names | None = None
     providers: Names | None = None
     dialects: Names | None = None
-    cors_origins: tuple[str, ...] | None = None
+    cors_origins: Annotated[tuple[Origin, ...], Field(max_length=LIST_MAX)] | None = None
     disconnect: Annotated[str, Field(pattern=r"^(stop|detach|grace=[0-9]{1,4})$")] | None = None
     limits: Limits = Limits()
     budget: Budget = Budget()
     guardrails: GuardrailPolicy | None = None
-    audit: bool = False
+    audit: StrictBool = False
 
     def allows(self, what: Literal["models", "providers", "dialects"], names: Collection[str]) -> bool:
         """Return whether one of the names that a thing goes by is allowed."""
@@ -115,7 +169,13 @@ class Principal:
 
     @property
     def guardrails(self) -> GuardrailPolicy | None:
-        return self.access.guardrails or self.tenant_access.guardrails
+        """The key's and the tenant's, the strictest of both; None where neither has any."""
+        own, shared = self.access.guardrails, self.tenant_access.guardrails
+        return own.stricter(shared) if own and shared else own or shared
+
+    @property
+    def disconnect(self) -> str | None:
+        return self.access.disconnect or self.tenant_access.disconnect
 
     @property
     def is_audited(self) -> bool:

@@ -4,6 +4,7 @@ The enqueue script decides on all of it in one step, with the job itself: a limi
 at once. What was reserved is settled by the script that removes the job; see ``common/queue/_settling.lua``.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -57,6 +58,13 @@ class Charges:
 
 
 NOTHING = Charges()
+
+
+def safe_name(name: str) -> str:
+    """Return a name that can stand in a key of Redis: as it is, or by its digest."""
+    if len(name) <= 64 and all(char.isalnum() or char in "._-@" for char in name) and name.isascii():
+        return name
+    return hashlib.sha256(name.encode()).hexdigest()[:32]
 
 
 def of_limits(scope: Scope, name: str, limits: Limits, tokens: int) -> tuple[list[Window], list[Slot]]:

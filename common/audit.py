@@ -17,7 +17,6 @@ from pydantic import SecretStr
 
 from common.access import Principal
 from common.errors import ErrorKind, GatewayError
-from common.guardrails.pii import redact
 from common.settings import MIB, Settings
 
 TEXT_CHARS_MAX = 100_000  # Of one string: longer ones are mostly images, and are cut.
@@ -77,6 +76,8 @@ def bounded_json(value: Any, depth: int = 0) -> Any:
 
 def redacted_json(value: Any) -> Any:
     """Return JSON with every string in it redacted; names of fields stay, for they are not the client's text."""
+    from common.guardrails.pii import redact  # Here: its tables take a while to build, and few processes ever audit.
+
     if isinstance(value, str):
         return redact(value).text
     if isinstance(value, dict):

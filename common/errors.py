@@ -81,6 +81,12 @@ class Failed:
     def http_status(self) -> int:
         return self.status or STATUS_OF[self.kind]
 
+    @property
+    def logged_code(self) -> str | None:
+        """The code where it is one word. An upstream may put a whole sentence there, and quote the prompt in it."""
+        is_word = self.code and len(self.code) <= 64 and all(char.isalnum() or char in "._-" for char in self.code)
+        return self.code if is_word else None
+
     def to_dict(self) -> dict[str, Any]:
         return {key: value for key, value in asdict(self).items() if value is not None}
 

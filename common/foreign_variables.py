@@ -1,10 +1,12 @@
 """Which variables of other gateways do we understand?
 
 Whoever moves here from one of them keeps the environment that is there: its variables are aliases of our settings, weaker
-than any other source. Of two that mean the same setting the one further up in the table is taken; keys add up. What
-stands for something that we do not have yet is recognised, and said to be without effect.
+than any other source. Of two that mean the same setting the one further up in the table is taken; keys add up, and limits
+are set one by one. Values that cannot be followed are recognised, and said to be without effect. The table is documented
+in docs/access.md and docs/operating.md.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +57,7 @@ _TABLE: tuple[tuple[str, str, Callable[[str], str | None]], ...] = (
     ("AZURE_API_VERSION", "azure_api_version", _same),
     ("CCPROXY_API_KEYS", "api_keys", _same),
     ("CCPROXY_BEARER_TOKEN", "api_keys", _same),
+    ("CCPROXY_JWT_SECRET", "jwt_secret", _same),
     ("CCPROXY_HOST", "host", _same),
     ("CCPROXY_PORT", "port", _same),
     ("CCPROXY_DEBUG", "log_level", _debug),
@@ -67,15 +70,22 @@ _TABLE: tuple[tuple[str, str, Callable[[str], str | None]], ...] = (
 )
 _LISTS = ("api_keys", "cors_origins")
 
-# The values that need nothing of us, and why all others have no effect.
-_NOT_YET: Mapping[str, tuple[set[str], str]] = {
-    "CCPROXY_AUTH_METHOD": ({"api_key", "bearer_token"}, "keys are checked as ever; JSON web tokens are not understood"),
-    "CCPROXY_JWT_SECRET": (set(), "JSON web tokens are not understood"),
-    "CCPROXY_RATE_LIMIT_RPM": (set(), "there are no rate limits"),
-    "CCPROXY_RATE_LIMIT_TPM": (set(), "there are no rate limits"),
-    "CCPROXY_CONCURRENT_REQUESTS": (set(), "there is no limit on concurrent requests"),
-    "RATE_LIMIT_MAX": (set(), "there are no rate limits"),
-    "RATE_LIMIT_WINDOW_MS": (set(), "there are no rate limits"),
+# Limits: the variable, whose limit of ours it is, and which. Windows are a minute where no variable says otherwise.
+_LIMITS: tuple[tuple[str, str, str], ...] = (
+    ("CCPROXY_RATE_LIMIT_RPM", "key", "requests"),
+    ("CCPROXY_RATE_LIMIT_TPM", "key", "tokens"),
+    ("CCPROXY_CONCURRENT_REQUESTS", "key", "concurrent"),
+    ("RATE_LIMIT_MAX", "address", "requests"),  # express-rate-limit counts by address.
+    ("RATE_LIMIT_WINDOW_MS", "address", "window_s"),
+)
+_WINDOW_S_MAX = 86_400
+
+# What each way of authenticating needs to be set.
+_METHODS = {
+    "api_key": ("api_keys", "no key is set: set CCPROXY_API_KEYS"),
+    "bearer_token": ("api_keys", "no token is set: set CCPROXY_BEARER_TOKEN"),
+    "jwt": ("jwt_secret", "no secret to check tokens with is set: set CCPROXY_JWT_SECRET, or SLUICE_JWT_JWKS_URL"),
+    "oauth2": ("jwt_secret", "no secret to check tokens with is set: set CCPROXY_JWT_SECRET, or SLUICE_JWT_JWKS_URL"),
 }
 
 
@@ -90,7 +100,25 @@ def foreign_values(variables: Mapping[str, str | None]) -> dict[str, Any]:
             found[setting] = ",".join(filter(None, (found.get(setting), value)))
         else:
             found.setdefault(setting, value)
+    if limits := _limits(variables):
+        found["limits"] = limits
     return found
+
+
+def _limits(variables: Mapping[str, str | None]) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = {}
+    for variable, scope, name in _LIMITS:
+        if value := _limit(name, (variables.get(variable) or "").strip()):
+            found.setdefault(scope, {})[name] = value
+    # A window alone limits nothing.
+    return {scope: limits for scope, limits in found.items() if set(limits) != {"window_s"}}
+
+
+def _limit(name: str, text: str) -> float | None:
+    """Return a limit's value; None where it means nothing to us, or no limit."""
+    if not (text.isascii() and text.isdigit() and len(text) <= 12 and int(text)):
+        return None
+    return min(max(1, math.ceil(int(text) / 1000)), _WINDOW_S_MAX) if name == "window_s" else int(text)
 
 
 def in_effect(variables: Mapping[str, str | None], settings: "Settings") -> list[str]:
@@ -99,6 +127,10 @@ def in_effect(variables: Mapping[str, str | None], settings: "Settings") -> list
     for variable, setting, convert in _TABLE:
         value = convert((variables.get(variable) or "").strip())
         if value and variable not in names and _says(getattr(settings, setting), value):
+            names.append(variable)
+    for variable, scope, name in _LIMITS:
+        limit = _limits(variables).get(scope, {}).get(name)
+        if limit and getattr(settings.limits.get(scope), name, None) == limit:  # type: ignore[call-overload]  # One of the scopes.
             names.append(variable)
     return names
 
@@ -110,13 +142,20 @@ def _says(chosen: object, value: str) -> bool:
     return (chosen.get_secret_value() if isinstance(chosen, SecretStr) else str(chosen)) == value
 
 
-def without_effect(variables: Mapping[str, str | None]) -> dict[str, str]:
+def without_effect(variables: Mapping[str, str | None], settings: "Settings") -> dict[str, str]:
     """Return the variables that we know and cannot follow, each with the reason."""
     found = {}
-    for variable, (harmless, reason) in _NOT_YET.items():
+    for variable, _, name in _LIMITS:
         value = (variables.get(variable) or "").strip()
-        if value and value.lower() not in harmless:
-            found[variable] = reason
+        if value and value != "0" and _limit(name, value) is None:
+            found[variable] = "it is not a whole number"
+    method = (variables.get("CCPROXY_AUTH_METHOD") or "").strip().lower()
+    if method in _METHODS:
+        setting, reason = _METHODS[method]
+        if not (getattr(settings, setting) or (setting == "jwt_secret" and settings.jwt_jwks_url)):
+            found["CCPROXY_AUTH_METHOD"] = reason
+    elif method:
+        found["CCPROXY_AUTH_METHOD"] = f"there are {', '.join(_METHODS)}"
     return found
 
 
@@ -124,5 +163,5 @@ def log_foreign(variables: Mapping[str, str | None], settings: "Settings") -> No
     """Log which foreign variables a process follows, by name only, and which it cannot."""
     if names := in_effect(variables, settings):
         log.info("foreign_variables_taken", variables=names)
-    for name, reason in without_effect(variables).items():
+    for name, reason in without_effect(variables, settings).items():
         log.warning("foreign_variable_has_no_effect", variable=name, reason=reason)

@@ -28,7 +28,10 @@ class Job:
     body: bytes = field(default=b"", repr=False)
     operation: Literal["generate", "count_tokens"] = "generate"
     provider: str | None = None  # Where the request itself names one beside its model.
+    targets: list[str] | None = None  # Those of the route that whoever asks may use, as ``provider/model``; None: all.
     brought_key: str | None = field(default=None, repr=False)  # The provider key that the request brought, encrypted.
+    guardrails: dict[str, str] = field(default_factory=dict)  # Of the answer: name to mode, those that are on.
+    tenant: str = ""  # Whom an operator's own guardrail is told of.
 
     def pack(self) -> bytes:
         stored = {name: getattr(self, name) for name in _STORED}

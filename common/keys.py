@@ -26,6 +26,13 @@ all keys of one generation live in one slot of a cluster. The queue's keys are f
 | ``sluice:q:limit:SCOPE:NAME:KIND`` | hash, bucket number to amount | two windows | API (enqueue), worker (finish) |
 | ``sluice:q:slots:SCOPE:NAME`` | sorted set, id by the time in ms until which it counts | safety expiry | API, worker |
 | ``sluice:q:spent:SCOPE:NAME:PERIOD`` | counter of nano-dollars in a day or a month of UTC | 3 or 40 days | worker (finish) |
+| ``sluice:paused`` | hash, a vendor's key and model to the ms until which they rest | until the last of these | worker |
+| ``sluice:key:ID`` | string, a managed key, see ``common/key_records`` | until the key is deleted | whoever changes it |
+| ``sluice:keys:version`` | string, another with each change of a record | permanent | the same |
+| ``sluice:keys:origins`` | hash, key's id to its browser origins | until the keys are deleted | the same |
+| ``sluice:q:spent:loaded`` | string, whether the counters hold what the database knows | permanent | worker |
+| ``sluice:q:bookkeeper`` | string, the token of the worker that keeps the books | ``LEASE_S``, renewed | worker |
+| ``sluice:ledger:unreadable`` | list of records that the ledger could not take, bounded | a month | worker |
 | ``sluice:q:turn``, ``sluice:q:handed`` | counters of enqueued and of handed-out jobs | permanent | API, worker |
 | ``sluice:q:health:WORKER`` | string, arq's health record | half a minute | worker |
 | ``sluice:q:bell`` | list, at most one item | until a worker takes it | whoever leaves work in waiting |
@@ -40,9 +47,15 @@ RECENT = QUEUE_PREFIX + "recent:"
 ONCE = QUEUE_PREFIX + "once:"
 ENDED = QUEUE_PREFIX + "ended"
 SPENT = QUEUE_PREFIX + "spent:"
+SPENT_LOADED = SPENT + "loaded"
+BOOKKEEPER = QUEUE_PREFIX + "bookkeeper"
+UNREADABLE = "sluice:ledger:unreadable"
+KEYS_VERSION = "sluice:keys:version"
+KEY_ORIGINS = "sluice:keys:origins"
+PAUSED = "sluice:paused"
 
 # What an idle Sluice leaves in Redis without an expiry. Any other key without one is a leak.
-PERMANENT = frozenset({BELL, QUEUE_PREFIX + "turn", QUEUE_PREFIX + "handed"})
+PERMANENT = frozenset({KEYS_VERSION, KEY_ORIGINS, SPENT_LOADED, BELL, QUEUE_PREFIX + "turn", QUEUE_PREFIX + "handed"})
 
 
 def state(generation_id: str) -> str:
@@ -87,6 +100,10 @@ def slots(scope: str, name: str) -> str:
 
 def spent(scope: str, name: str, period: str) -> str:
     return f"{SPENT}{scope}:{name}:{period}"
+
+
+def managed_key(id_: str) -> str:
+    return f"sluice:key:{id_}"
 
 
 def live(generation_id: str) -> str:

@@ -33,13 +33,14 @@ COMMAND_TIMEOUT_S = 2.0  # No command of ours takes a millisecond; a server that
 PULSE_INTERVAL_S = 0.5
 PULSE_TIMEOUT_S = 1.0  # With the interval: the breaker opens within 1.5 s of the last good answer.
 SENTINEL_TIMEOUT_S = 0.3  # Each. Two that are dead may be asked before the one that knows, within a beat of the pulse.
-MASTER_LOOK_S = 5.0
+MASTER_LOOK_S = 2.0  # What an old master takes until then is lost: less than a publisher can append again.
 
 # Answers of a live server that cannot serve now: full, still loading, just demoted. What a script ran into stands behind a
 # dash in the script's own error (6.2), or at its beginning (7).
 _NOT_NOW = re.compile(r"(?:^|-)(?:OOM|MISCONF|LOADING|READONLY|NOREPLICAS|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|UNKILLABLE|BUSY) ")
 
 Call = tuple[str, Sequence[str], Sequence[Any]]  # A script's name, its keys, its arguments.
+Command = tuple[str, ...] | Callable[[], tuple[str, ...]]  # The second where it changes, such as with the day.
 
 
 class RedisUnavailable(Exception):
@@ -154,11 +155,14 @@ def as_unavailable(error: BaseException) -> RedisUnavailable | None:
 
 
 class Scripts:
-    """The Lua files of one folder, by name. A file that begins with an underscore is put before each of the others."""
+    """The Lua files of one folder, by name. A file that begins with an underscore is put before each of the others.
 
-    def __init__(self, redis: Client, folder: Path) -> None:
+    ``shared`` are such files of other folders; they come first.
+    """
+
+    def __init__(self, redis: Client, folder: Path, *shared: Path) -> None:
         self._redis = redis
-        prelude = "".join(path.read_text() for path in sorted(folder.glob("_*.lua")))
+        prelude = "".join(path.read_text() for path in [*shared, *sorted(folder.glob("_*.lua"))])
         self._sources = {path.stem: prelude + path.read_text() for path in folder.glob("[!_]*.lua")}
         self._shas = {name: hashlib.sha1(source.encode()).hexdigest() for name, source in self._sources.items()}  # noqa: S324 - Redis names scripts by SHA-1.
 
@@ -216,8 +220,18 @@ class Pulse:
         self._clock = clock
         self._whole_since = self._looked_at = clock()
         self._task: asyncio.Task[None] | None = None
+        self._server: tuple[str, int] | None = None
+        self._watches: list[tuple[Command, Callable[[Any], None]]] = []
         self.is_up = False
         self.redis_ms = 0  # Redis' own clock, as of its last answer. Scripts refuse what is much older: a stale command.
+
+    def watch(self, command: Command, take: Callable[[Any], None]) -> None:
+        """Send a small read with each question, such as ``("GET", key)``; ``take`` gets each answer, as redis-py has it.
+
+        So what all processes must soon know costs no request anything: what ``take`` had last is at most as old as ``is_up``
+        allows, 2 s. ``take`` must not wait.
+        """
+        self._watches.append((command, take))
 
     async def start(self) -> None:
         """Ask once, then keep asking in the background."""
@@ -237,7 +251,7 @@ class Pulse:
             await asyncio.sleep(PULSE_INTERVAL_S)
 
     def whole_s(self) -> float:
-        """Return for how long every answer has come in time; 0 while Redis is away."""
+        """Return for how long every answer has come in time, and from the same server; 0 while Redis is away."""
         return self._clock() - self._whole_since if self.is_up else 0.0
 
     async def _run(self) -> None:
@@ -259,17 +273,34 @@ class Pulse:
         await self._client.aclose(close_connection_pool=False)
         await self._redis.leave(even_in_use=even_in_use)
 
-    async def _ask(self) -> tuple[int, int]:
+    async def _ask(self) -> tuple[tuple[int, int], list[Callable[[], None]]]:
+        """Return Redis' time in seconds and microseconds, and the watches' answers, each to be handed over."""
         try:
-            seconds, micros = await self._client.time()
+            return await self._read()
         except RedisConnectionError:  # Cut, as a server that is there may do: another connection tells.
-            seconds, micros = await self._client.time()
-        return seconds, micros
+            return await self._read()
+
+    async def _read(self) -> tuple[tuple[int, int], list[Callable[[], None]]]:
+        seconds, micros = await self._client.time()
+        answers: list[Callable[[], None]] = []
+        for command, take in tuple(self._watches):
+            words = command() if callable(command) else command
+            answer = await self._client.execute_command(*words)  # type: ignore[no-untyped-call]  # redis-py.
+            answers.append(functools.partial(take, answer))
+        return (seconds, micros), answers
+
+    def _note_server(self) -> None:
+        """Another server may have answered without an outage of ours; what stands there of leases may be seconds old."""
+        connection = self._client.connection
+        server = (getattr(connection, "host", ""), getattr(connection, "port", 0))
+        if self._server not in (None, server):
+            self._whole_since = self._clock()
+        self._server = server
 
     async def _beat(self, *, is_first: bool = False) -> None:
         try:
             async with asyncio.timeout(PULSE_TIMEOUT_S):
-                seconds, micros = await self._ask()
+                (seconds, micros), answers = await self._ask()
         except (RedisError, OSError, TimeoutError) as error:
             if self.is_up or is_first:
                 log.warning("redis_away", error=f"{type(error).__name__}: {error}")
@@ -277,8 +308,12 @@ class Pulse:
                 await self._leave()
             return
         self.redis_ms = seconds * 1000 + micros // 1000
+        self._note_server()
         if not self.is_up:
             self._whole_since = self._clock()
             if not is_first:
                 log.info("redis_back")
+        # Before anybody may rely on them: answers that are older than an outage say nothing.
+        for hand_over in answers:
+            hand_over()
         self.is_up = True

@@ -25,6 +25,10 @@ class Target:
     provider: str
     model: str
 
+    @property
+    def name(self) -> str:
+        return f"{self.provider}/{self.model}"
+
 
 def resolve(name: str, settings: Settings, provider: str | None = None, *, has_brought_key: bool = False) -> list[Target]:
     """Return the targets of a model name, in the order in which they are tried; ``provider`` is one named beside it.

@@ -91,6 +91,10 @@ class Settings(BaseSettings):
     trusted_proxies: CommaList = Field(
         (), description="Addresses or networks whose X-Forwarded-For is believed, for clients' addresses."
     )
+    refused_credentials_max: int = Field(
+        30, ge=0, description="So many bad credentials of one address in a minute are answered, then it is blocked; 0: never."
+    )
+    refused_credentials_block_s: float = Field(60, gt=0, description="How long it is blocked, but for good credentials.")
 
     # Limits, budgets and guardrails
     limits: dict[Literal["key", "tenant", "end_user", "address"], Limits] = Field(
@@ -105,12 +109,28 @@ class Settings(BaseSettings):
         default_factory=GuardrailPolicy,
         description='For who has none of his own: {"pii": "block", "injection": "log"}. See docs/guardrails.md.',
     )
+    guardrails_by_model: dict[str, GuardrailPolicy] = Field(
+        default_factory=dict, description='For models, whoever asks: {"openai/*": {"pii": "block"}}. The strictest wins.'
+    )
+    guardrail_patterns_in: tuple[str, ...] = Field(
+        (), description='Expressions that prompts must not match: ["(?i)project x"].'
+    )
+    guardrail_patterns_out: tuple[str, ...] = Field((), description="The same for answers.")
+    guardrail_input_chars_max: int = Field(400_000, ge=1, description="Characters of a prompt, where the size guardrail is on.")
+    guardrail_messages_max: int = Field(1_000, ge=1, description="Messages of a prompt, the same.")
+    guardrail_plugin: str | None = Field(None, description="A guardrail of your own: module:callable. See docs/guardrails.md.")
+    guardrail_webhook_url: str | None = Field(
+        None, pattern=r"^https?://", description="The same as a service, which is asked by POST."
+    )
+    guardrail_timeout_s: float = Field(2, gt=0, le=60, description="How long one's own guardrail has for its answer.")
 
     # The database
     database_url: str = Field(
         "sqlite:///sluice.db",
+        pattern=r"^(sqlite(\+aiosqlite)?:///.|postgres(ql)?(\+asyncpg)?://.)",
         description="Usage and managed keys: sqlite:///FILE for one machine, postgresql://user:password@host/name.",
     )
+    audit_retention_days: float = Field(30, gt=0, le=3650, description="How long the audit log keeps an entry.")
 
     # Models
     providers: dict[str, ProviderSettings] = Field(
@@ -151,6 +171,9 @@ class Settings(BaseSettings):
     total_timeout_s: float = Field(1800, description="One generation, from its first claim to its end.")
     queue_wait_s: float = Field(60, description="Longest wait for a worker, interactive requests.")
     queue_wait_background_s: float = Field(86_400, description="Longest wait for a worker, background requests.")
+    request_read_timeout_s: float = Field(
+        30, gt=0, description="How long a request may take to arrive; a body has a second more for each 64 KiB."
+    )
     retry_after_max_s: float = Field(30, description="Longest Retry-After that we obey or relay.")
     worker_drain_s: float = Field(60, description="How long a stopping worker lets its generations run on.")
     api_drain_s: float = Field(30, description="How long a stopping API lets its responses run on.")
@@ -202,6 +225,15 @@ class Settings(BaseSettings):
         yaml_settings = YamlConfigSettingsSource(settings_cls)
         own, foreign = _ProviderVariables(settings_cls), _ForeignVariables(settings_cls)
         return init_settings, env_settings, dotenv_settings, own, yaml_settings, foreign
+
+    @field_validator("guardrail_patterns_in", "guardrail_patterns_out")
+    @classmethod
+    def _check_patterns(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        if patterns:
+            from common.guardrails.patterns import compiled  # Its engine is loaded only by who uses it.
+
+            compiled(patterns)
+        return patterns
 
     @field_validator("providers")
     @classmethod

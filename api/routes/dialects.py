@@ -5,6 +5,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from api.describing import generating, query
 from api.generate import Services, open_generation
 from common.access import Principal
 from common.dialects import DIALECTS, unified_request
@@ -13,28 +14,35 @@ _PATHS = {
     "/v1/chat/completions": "openai-chat",
     "/v1/messages": "anthropic-messages",
 }
+_STREAM = query("stream", "As `stream` in the body.", enum=["true", "false", "1", "0"])
+_COUNTED = {"type": "object", "required": ["input_tokens"], "properties": {"input_tokens": {"type": "integer"}}}
 
 
 def router(services: Services) -> APIRouter:
     routes = APIRouter(tags=["generations"])
     for path, name in _PATHS.items():
-        routes.add_api_route(path, _endpoint(name, services), methods=["POST"], summary=f"Generate ({name})")
+        summary = f"Generate ({name})"
+        routes.add_api_route(path, _endpoint(name, services), methods=["POST"], summary=summary, **generating(name))
 
-    @routes.post("/v1/messages/count_tokens", summary="Count a prompt's tokens (anthropic-messages)")
+    @routes.post(
+        "/v1/messages/count_tokens",
+        summary="Count a prompt's tokens (anthropic-messages)",
+        **generating("anthropic-messages", whole=_COUNTED),
+    )
     async def count_tokens(request: Request) -> Response:
         async def amend(_: Principal, body: dict[str, Any]) -> dict[str, Any]:
             return {"max_tokens": 1, **body}  # Nothing is answered, so clients name no limit.
 
         return await open_generation(DIALECTS["anthropic-messages"], request, services, amend, "count_tokens")
 
-    @routes.post("/api/{provider}", summary="Generate (agentary)")
+    @routes.post("/api/{provider}", summary="Generate (agentary)", **generating("agentary"))
     async def generate_agentary(provider: str, request: Request) -> Response:
         async def amend(_: Principal, body: dict[str, Any]) -> dict[str, Any]:
             return {**body, "provider": provider}
 
         return await open_generation(DIALECTS["agentary"], request, services, amend)
 
-    @routes.post("/v1/chat", summary="Generate (unified)")
+    @routes.post("/v1/chat", summary="Generate (unified)", **generating("unified", parameters=[_STREAM]))
     async def generate_unified(request: Request) -> Response:
         is_stream = request.query_params.get("stream", "").lower() in ("true", "1")
 

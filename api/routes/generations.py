@@ -9,6 +9,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from api.describing import generating, header, nothing_more, query, serving
 from api.generate import Amend, Services, accept, finish, guarded, redis_away, start
 from api.http_errors import PLAIN, json_response, request_id_of
 from api.read_tokens import read_token_owner, require_secret, sign_read_token
@@ -21,7 +22,6 @@ from common.access import Principal
 from common.channel.base import (
     Cursor,
     Frame,
-    FrameId,
     FrameKind,
     Policy,
     State,
@@ -39,13 +39,41 @@ AHEAD_EXTRA_S = 2.0  # Over the lease: by then a cut-off owner has appended agai
 LIST_MAX, LIST_DEFAULT = 100, 20
 INDEX_BATCH = 100  # Ids per read of the index; those whose logs have expired are passed over.
 _ID = re.compile(r"gen_[0-9a-f]{32}")
+_RECORD: dict[str, Any] = {
+    "type": "object",
+    "required": ["id", "object", "status", "dialect", "model", "created_at", "url"],
+    "properties": {
+        "id": {"type": "string"},
+        "object": {"const": "generation"},
+        "status": {"enum": ["queued", "running", "completed", "failed", "cancelled"]},
+        "dialect": {"enum": list(DIALECTS)},
+        "model": {"type": "string"},
+        "created_at": {"type": "integer"},
+        "url": {"type": "string"},
+    },
+}
+_STARTED = {**_RECORD, "required": [*_RECORD["required"], "events_url", "read_token"]}
+_LISTED = {
+    "type": "object",
+    "required": ["object", "data", "first_id", "last_id", "has_more"],
+    "properties": {"data": {"type": "array", "items": _RECORD}, "has_more": {"type": "boolean"}},
+}
+_STOPPED_SCHEMA = {
+    "type": "object",
+    "required": ["id", "object", "status", "stopped"],
+    "properties": {"id": {"type": "string"}, "status": {"type": "string"}, "stopped": {"type": "boolean"}},
+}
+_PAGING = [
+    query("limit", "How many.", type="integer", minimum=1, maximum=LIST_MAX),
+    query("after", "The last id of the page before.", pattern="^gen_[0-9a-f]{32}$"),
+]
 _STOPPED = Failed(ErrorKind.CANCELLED, "The generation was stopped.", code="cancelled")
 
 
 def router(services: Services) -> APIRouter:
     routes = APIRouter(tags=["generations"])
 
-    @routes.post("/v1/generations", status_code=202)
+    @routes.post("/v1/generations", status_code=202, **_told_of_starting())
     async def start_generation(request: Request) -> Response:
         """Start a generation and return at once. ``?dialect=`` says whose body it is: ``openai-chat`` if nothing else is said.
 
@@ -54,12 +82,12 @@ def router(services: Services) -> APIRouter:
         dialect = DIALECTS.get(request.query_params.get("dialect", "openai-chat"))
         return await guarded(dialect or PLAIN, request, services, _start(dialect, request, services))
 
-    @routes.get("/v1/generations")
+    @routes.get("/v1/generations", **serving({"application/json": _LISTED}, 400, parameters=_PAGING))
     async def list_generations(request: Request) -> Response:
         """List your generations whose logs are still there, the newest first; ``?limit=`` and ``?after=ID`` page."""
         return await guarded(PLAIN, request, services, _list(request, services))
 
-    @routes.get("/v1/generations/{generation_id}")
+    @routes.get("/v1/generations/{generation_id}", **_told_of_reading())
     async def read_generation(generation_id: str, request: Request) -> Response:
         """Replay a generation from ``Last-Event-ID`` (or ``?after=``) and go on live, in its own dialect.
 
@@ -67,12 +95,29 @@ def router(services: Services) -> APIRouter:
         """
         return await guarded(PLAIN, request, services, _read(generation_id, request, services))
 
-    @routes.delete("/v1/generations/{generation_id}")
+    @routes.delete("/v1/generations/{generation_id}", **serving({"application/json": _STOPPED_SCHEMA}, 404, 410))
     async def stop_generation(generation_id: str, request: Request) -> Response:
         """Stop a generation, wherever it runs or waits. Stopping it again does no harm."""
         return await guarded(PLAIN, request, services, _stop(generation_id, request, services))
 
     return routes
+
+
+def _told_of_starting() -> dict[str, Any]:
+    dialect = query("dialect", "Whose body it is.", enum=list(DIALECTS), default="openai-chat")
+    return generating("openai-chat", accepted=_STARTED, parameters=[dialect])
+
+
+def _told_of_reading() -> dict[str, Any]:
+    parameters = [
+        header("last-event-id", "Read what follows this event.", pattern="^[1-9][0-9]{0,2}-[0-9]{1,3}\\.[0-9]{1,3}$"),
+        query("after", "The same, for clients that cannot set headers.", pattern="^[1-9][0-9]{0,2}-[0-9]{1,3}\\.[0-9]{1,3}$"),
+        query("include", "With a record: what was said so far.", enum=["text"]),
+        query("token", "A read token, instead of a key."),
+    ]
+    told = serving({"application/json": {}, "text/event-stream": {}}, 400, 404, 410, parameters=parameters)
+    told["responses"][204] = nothing_more("Nothing follows the event that was named.")
+    return told
 
 
 # Starting
@@ -120,7 +165,7 @@ def _amend(dialect: Dialect, services: Services) -> Amend:
 
 
 async def _list(request: Request, services: Services) -> Response:
-    owner = services.authenticator.authenticate(request.headers).id
+    owner = (await services.authenticator.authenticate(request, "read")).id
     query = request.query_params
     text, after = query.get("limit", str(LIST_DEFAULT)), query.get("after", "")
     if not (text.isascii() and text.isdigit() and len(text) < 4 and 1 <= (limit := int(text)) <= LIST_MAX):
@@ -184,7 +229,7 @@ async def _tell(generation_id: str, reader: Principal, include: str | None, serv
 
 
 async def _read(generation_id: str, request: Request, services: Services) -> Response:
-    reader, query = _reader(generation_id, request, services), request.query_params
+    reader, query = await _reader(generation_id, request, services), request.query_params
     accepted = request.headers.get("accept", "")
     if "application/json" in accepted and "text/event-stream" not in accepted:
         return await _tell(generation_id, reader, query.get("include"), services)
@@ -222,16 +267,18 @@ async def _read(generation_id: str, request: Request, services: Services) -> Res
     return relay
 
 
-def _reader(generation_id: str, request: Request, services: Services) -> Principal:
+async def _reader(generation_id: str, request: Request, services: Services) -> Principal:
     """Return as whom a request reads: a key's principal, or the one that gave away a read token."""
     token = request.query_params.get("token")
     if token is not None:
         return read_token_owner(token, generation_id, services.settings)
-    return services.authenticator.authenticate(request.headers)
+    return await services.authenticator.authenticate(request, "read")
 
 
 async def _is_at_end(generation_id: str, cursor: Cursor, state: State, services: Services) -> bool:
-    """Whether nothing follows a cursor in a log that has ended.
+    """Whether a log ends behind a cursor, with nothing between for its reader.
+
+    The log alone tells: in a failover the state may come from one server, and the log from another that has less of it.
 
     Raises:
         GatewayError: INVALID_REQUEST, the cursor names an event that this log does not have.
@@ -244,15 +291,16 @@ async def _is_at_end(generation_id: str, cursor: Cursor, state: State, services:
     own = frames[0] if frames and frames[0].id == cursor.frame else None
     if own is None or cursor.k > _events(own):
         raise _not_in_this_log()
-    return state.has_ended and cursor.k == _events(own) and not await _has_events_after(cursor.frame, generation_id, services)
+    return state.has_ended and cursor.k == _events(own) and await _is_last(own, generation_id, services)
 
 
-async def _has_events_after(position: FrameId, generation_id: str, services: Services) -> bool:
-    while frames := await services.channel.read(generation_id, position, LOG_BATCH):
-        if any(_events(frame) for frame in frames):
-            return True
-        position = frames[-1].id
-    return False
+async def _is_last(frame: Frame, generation_id: str, services: Services) -> bool:
+    """Whether a log ends with a frame, or has nothing but its end behind it that a client gets to see."""
+    while frames := await services.channel.read(generation_id, frame.id, LOG_BATCH):
+        if any(_events(each) for each in frames):
+            return False
+        frame = frames[-1]
+    return frame.kind is FrameKind.END
 
 
 def _events(frame: Frame) -> int:
@@ -293,7 +341,7 @@ def _give_up_later(viewer: Viewer, services: Services) -> None:
 
 
 async def _stop(generation_id: str, request: Request, services: Services) -> Response:
-    owner = services.authenticator.authenticate(request.headers)
+    owner = await services.authenticator.authenticate(request, "generate")
     state = await _describe(generation_id, owner, services)
     verdict = await services.channel.stop(generation_id)
     if verdict is Verdict.GONE:

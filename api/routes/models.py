@@ -2,29 +2,37 @@
 
 from fastapi import APIRouter, Request, Response
 
+from api.describing import serving
 from api.generate import Services
 from api.http_errors import PLAIN, error_response, json_response, request_id_of
+from api.permissions import listed_models
 from common.dialects import DIALECTS
 from common.errors import GatewayError
-from common.routes import model_names
+
+_LISTED = {
+    "type": "object",
+    "required": ["object", "data", "has_more", "first_id", "last_id"],
+    "properties": {"data": {"type": "array", "items": {"type": "object", "required": ["id", "object", "owned_by"]}}},
+}
 
 
 def router(services: Services) -> APIRouter:
     routes = APIRouter(tags=["models"])
 
-    @routes.get("/v1/models")
+    @routes.get("/v1/models", **serving({"application/json": _LISTED}))
     async def list_models(request: Request) -> Response:
-        """List this gateway's aliases, the names that are known of the providers that are on, and a pattern for each of these.
+        """List what the key may use of this gateway's aliases, of the names that are known of the providers that are on, and
+        of the patterns, one for each of these.
 
         The shape serves OpenAI's clients and Anthropic's: each entry has the fields of both.
         """
         try:
-            services.authenticator.authenticate(request.headers)
+            principal = await services.authenticator.authenticate(request)
         except GatewayError as error:
             # Anthropic's clients say so; both vendors have this path.
             dialect = DIALECTS["anthropic-messages"] if "anthropic-version" in request.headers else PLAIN
             return error_response(dialect, error.failed, request_id_of(request))
-        known = model_names(services.settings)
+        known = listed_models(principal, services.settings)
         data, names = [_entry(name, owner) for name, owner in known.items()], list(known)
         return json_response(
             {

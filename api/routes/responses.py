@@ -14,7 +14,9 @@ import orjson
 import structlog
 from fastapi import APIRouter, Request, Response
 
+from api.auth import Scope
 from api.conversation import continued, items_of
+from api.describing import RESPONSE, generating, query, serving
 from api.generate import Asked, Services, accept, finish, guarded, redis_away, start
 from api.http_errors import json_response, request_id_of
 from api.relay import SSE_HEADERS, Relay
@@ -33,31 +35,51 @@ log = structlog.get_logger()
 
 LOG_BATCH = 200  # Frames per read of a log.
 ITEMS_MAX, ITEMS_DEFAULT = 100, 20  # OpenAI's.
+_STORED = {"application/json": RESPONSE, "text/event-stream": {}}
+_DELETED = {"application/json": {"type": "object", "required": ["id", "object", "deleted"]}}
+_ITEMS = {"application/json": {"type": "object", "required": ["object", "data", "first_id", "last_id", "has_more"]}}
+_REPLAYING = [
+    query("stream", "Its events, of one that runs in the background.", enum=["true", "false"]),
+    query("starting_after", "Only events after this sequence number.", type="integer", minimum=0, maximum=999_999_999),
+]
+_PAGING = [
+    query("limit", "How many.", type="integer", minimum=1, maximum=ITEMS_MAX),
+    query("order", "The newest first, if nothing is said.", enum=["asc", "desc"]),
+    query("after", "The last id of the page before."),
+]
 _CANCELLED = Failed(ErrorKind.CANCELLED, "The response was cancelled.", code="cancelled")
 
 
 def router(services: Services) -> APIRouter:
     routes = APIRouter(tags=["responses"])
 
-    @routes.post("/v1/responses", summary="Generate (openai-responses)")
+    @routes.post("/v1/responses", summary="Generate (openai-responses)", **generating("openai-responses"))
     async def create_response(request: Request) -> Response:
         return await guarded(OPENAI_RESPONSES, request, services, _create(request, services))
 
-    @routes.get("/v1/responses/{id_}", summary="A stored response")
+    @routes.get("/v1/responses/{id_}", summary="A stored response", **serving(_STORED, 400, 404, 410, parameters=_REPLAYING))
     async def retrieve_response(id_: str, request: Request) -> Response:
         """``?stream=true&starting_after=N`` gives the events of one in the background, and goes on live."""
         return await guarded(OPENAI_RESPONSES, request, services, _retrieve(id_, request, services))
 
-    @routes.delete("/v1/responses/{id_}", summary="Delete a stored response")
+    @routes.delete("/v1/responses/{id_}", summary="Delete a stored response", **serving(_DELETED, 404))
     async def delete_response(id_: str, request: Request) -> Response:
         return await guarded(OPENAI_RESPONSES, request, services, _delete(id_, request, services))
 
-    @routes.post("/v1/responses/{id_}/cancel", summary="Cancel a response in the background")
+    @routes.post(
+        "/v1/responses/{id_}/cancel",
+        summary="Cancel a response in the background",
+        **serving({"application/json": RESPONSE}, 400, 404, 410),
+    )
     async def cancel_response(id_: str, request: Request) -> Response:
         """Cancelling it again does no harm."""
         return await guarded(OPENAI_RESPONSES, request, services, _cancel(id_, request, services))
 
-    @routes.get("/v1/responses/{id_}/input_items", summary="What a stored response answers")
+    @routes.get(
+        "/v1/responses/{id_}/input_items",
+        summary="What a stored response answers",
+        **serving(_ITEMS, 400, 404, parameters=_PAGING),
+    )
     async def list_input_items(id_: str, request: Request) -> Response:
         return await guarded(OPENAI_RESPONSES, request, services, _input_items(id_, request, services))
 
@@ -166,13 +188,13 @@ async def _store(asked: Asked, services: Services, *, is_needed: bool) -> None:
 # Fetching
 
 
-async def _stored(id_: str, request: Request, services: Services) -> StoredResponse:
+async def _stored(id_: str, request: Request, services: Services, scope: Scope = "read") -> StoredResponse:
     """Return a response of whoever asks.
 
     Raises:
         GatewayError: NOT_FOUND.
     """
-    principal = services.authenticator.authenticate(request.headers)
+    principal = await services.authenticator.authenticate(request, scope)
     if not services.pulse.is_up:
         raise redis_away()
     stored = await services.responses.load(generation_id_of(id_), principal.id) if id_.startswith("resp_") else None
@@ -268,7 +290,7 @@ async def _cursor_after(generation_id: str, sequence: int, services: Services) -
 
 
 async def _cancel(id_: str, request: Request, services: Services) -> Response:
-    stored = await _stored(id_, request, services)
+    stored = await _stored(id_, request, services, "generate")
     if not stored.is_background:
         raise GatewayError(
             ErrorKind.INVALID_REQUEST,
@@ -277,7 +299,7 @@ async def _cancel(id_: str, request: Request, services: Services) -> Response:
         )
     if not stored.response and not stored.failed and await _stop(stored, services):
         await _until_ended(stored, services)
-        stored = await _stored(id_, request, services)
+        stored = await _stored(id_, request, services, "generate")
     response = await _as_it_stands(stored, services)
     if response["status"] in ("queued", "in_progress"):  # Its worker has yet to hear of it, and will.
         response["status"] = "cancelled"
@@ -307,7 +329,7 @@ async def _until_ended(stored: StoredResponse, services: Services) -> None:
 
 
 async def _delete(id_: str, request: Request, services: Services) -> Response:
-    stored = await _stored(id_, request, services)
+    stored = await _stored(id_, request, services, "generate")
     if stored.is_background and not stored.response and not stored.failed:
         await _stop(stored, services)  # Nobody could read it any more.
     await services.responses.delete(stored.generation_id)

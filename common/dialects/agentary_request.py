@@ -30,7 +30,7 @@ _CONTENT = "a string or a list of content parts"
 _IN_BROWSER_ONLY = ("repetition_penalty", "deterministic", "enable_thinking")
 
 
-class _Body(Shape):
+class Body(Shape):
     model: str = Field(min_length=1)
     provider: str | None = None  # From the path.
     stream: bool | None = None
@@ -97,7 +97,7 @@ class _OutputItem(Shape):
 
 
 def parse(body: Mapping[str, Any]) -> GenerationRequest:
-    fields = read(_Body, dict(body))
+    fields = read(Body, dict(body))
     messages = _input(body["input"]) if _has_input(body) else _messages(read(_Messages, dict(body)).messages)
     if fields.instructions:
         messages.insert(0, Message(Role.SYSTEM, [TextPart(fields.instructions)]))

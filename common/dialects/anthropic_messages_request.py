@@ -51,7 +51,7 @@ _NAMES = {
 _CONTENT = "a string or a list of content blocks"
 
 
-class _Body(Shape):
+class Body(Shape):
     model: str = Field(min_length=1)
     messages: list[Any] = Field(min_length=1)
     max_tokens: int = Field(ge=1)
@@ -128,7 +128,7 @@ class _Format(Shape):
 
 
 def parse(body: Mapping[str, Any]) -> GenerationRequest:
-    fields = read(_Body, dict(body))
+    fields = read(Body, dict(body))
     end_user = (fields.metadata or {}).get("user_id")
     effort = (fields.output_config or {}).get("effort")
     request = GenerationRequest(
@@ -274,7 +274,7 @@ def _read_tool_choice(value: object, request: GenerationRequest) -> None:
         request.parallel_tool_calls = not choice.disable_parallel_tool_use
 
 
-def _read_format(fields: _Body, request: GenerationRequest) -> None:
+def _read_format(fields: Body, request: GenerationRequest) -> None:
     config = fields.output_config or {}
     path, value = (
         ("output_config.format", config["format"]) if config.get("format") else ("output_format", fields.output_format)

@@ -53,7 +53,7 @@ _DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)(?:;[^;,]*)*;base64,", re.IGNOR
 _CONTENT = "a string or a list of content parts"
 
 
-class _Body(Shape):
+class Body(Shape):
     model: str = Field(min_length=1)
     messages: list[Any] = Field(min_length=1)
     stream: bool | None = None
@@ -132,7 +132,7 @@ class _JsonSchema(Shape):
 
 
 def parse(body: Mapping[str, Any]) -> GenerationRequest:
-    fields = read(_Body, dict(body))
+    fields = read(Body, dict(body))
     request = GenerationRequest(
         model=fields.model,
         messages=_messages(fields.messages),
@@ -286,7 +286,7 @@ def _image(value: object, path: str) -> Part:
     return OpaquePart("image_url", path)  # Such as gs://: some vendors of this family read more kinds of address.
 
 
-def _read_tools(fields: _Body, request: GenerationRequest) -> None:
+def _read_tools(fields: Body, request: GenerationRequest) -> None:
     for index, item in enumerate(fields.tools or []):
         path = at("tools", index)
         if isinstance(item, dict) and item.get("type", "function") != "function":

@@ -55,7 +55,7 @@ _CONTENT = "a string or a list of content parts"
 _TOOL_NAME_CHARS_MAX = 64  # What every vendor takes.
 
 
-class _Body(Shape):
+class Body(Shape):
     model: str = Field(min_length=1)
     instructions: str | None = None
     stream: bool | None = None
@@ -142,7 +142,7 @@ class _JsonSchema(Shape):
 
 
 def parse(body: Mapping[str, Any]) -> GenerationRequest:
-    fields = read(_Body, dict(body))
+    fields = read(Body, dict(body))
     instructions = [Message(Role.SYSTEM, [TextPart(fields.instructions)])] if fields.instructions else []
     request = GenerationRequest(
         model=fields.model,

@@ -3,6 +3,7 @@
 -- Returns the counters that this took past a mark of their budgets, each with the mark in percent.
 local job = Q .. 'job:' .. ARGV[1]
 local s = redis.call('HMGET', job, 'epoch', 'slots', 'reserved', 'spends')
+if not s[1] then redis.call('RPUSH', ENDED, ARGV[1]) end  -- Lost in a failover; the record of its end is there.
 if s[1] ~= ARGV[2] then return {} end
 free_slots(s[2], ARGV[1])
 settle_tokens(s[3], tonumber(ARGV[3]), now_ms())

@@ -178,7 +178,7 @@ class JobQueue:
         return Claimed(jobs, lapsed_left, waiting_left)
 
     async def renew(self, held: dict[str, int]) -> list[str]:
-        """Renew the leases of ``held`` (id → epoch); returns the ids that are no longer ours."""
+        """Renew the leases of ``held`` (id → epoch); returns the ids that are another's now. A job that is gone is nobody's."""
         flat = [item for pair in held.items() for item in pair]
         lost = await self._scripts.run("renew", [], [_ms(self._settings.lease_s), *flat])
         return [generation_id.decode() for generation_id in lost]
@@ -188,7 +188,7 @@ class JobQueue:
         await self._scripts.run("release", [], [job.generation_id, job.epoch, _ms(delay_s), int(is_handover)])
 
     async def finish(self, job: ClaimedJob, settlement: Settlement = UNUSED) -> list[str]:
-        """Remove a job that has ended, and settle what it was charged for.
+        """Remove a job that has ended, and settle what it was charged for, unless Redis has lost it.
 
         Returns the counters of ``keys.spent`` that this took past a mark of their budgets, each with the mark in percent.
         """

@@ -1,4 +1,4 @@
--- Removes a job wherever it is: its log has been ended by somebody else. A worker that runs it learns so when it renews.
+-- Removes a job wherever it is: its log has been ended by somebody else. A worker that runs it learns so from the log.
 -- What it reserved of its limits is given back if no worker ever had it, and stays used otherwise.
 -- ARGV: id
 local job = Q .. 'job:' .. ARGV[1]

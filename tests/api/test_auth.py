@@ -1,21 +1,67 @@
-import pytest
-from starlette.datastructures import Headers
+import time
+from typing import Any
 
-from api.auth import ANONYMOUS, Authenticator
+import jwt
+import pytest
+from pydantic import SecretStr
+from starlette.requests import HTTPConnection
+
+from api.auth import ANONYMOUS, Authenticator, Credentials, is_open
+from api.known_keys import Known
+from common.access import Access, Principal
 from common.errors import ErrorKind, GatewayError
+from common.key_records import KeyRecord
+from common.managed_keys import mint
 from common.settings import Settings
 
 KEYS = {"api_keys": "sk-one,sk-two"}
+SECRET = "a long random text that all processes share"
+JWT_SECRET = "a secret of at least thirty-two bytes"
+TOKENS = {"jwt_secret": JWT_SECRET}
+MANAGED_ID = "0123456789ab"
+MANAGED, SECRET_HASH = mint(MANAGED_ID, SecretStr(SECRET))
+OTHER_MANAGED, _ = mint(MANAGED_ID, SecretStr(SECRET))  # The same id, another secret.
+PAGE = "https://app.example"
 
 
-def examine(settings: dict[str, str], **headers: str):
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return Authenticator(Settings(**settings)).examine(Headers(named))
+class KnownForTests:
+    """Knows one managed key, and counts who asks."""
+
+    def __init__(self, **fields: Any) -> None:
+        self.record = KeyRecord(
+            **{"id": MANAGED_ID, "name": "", "tenant": "acme", "secret_hash": SECRET_HASH, "created_ms": 1, "updated_ms": 1}
+            | fields
+        )
+        self.asked = 0
+
+    async def find(self, id_: str) -> Known:
+        self.asked += 1
+        principal = Principal(f"key_{id_}", self.record.tenant, access=self.record.access)
+        return Known(self.record, principal, 0) if id_ == self.record.id else Known(None, None, 0)
 
 
-def brought(settings: dict[str, str], **headers: str) -> str | None:
-    key = examine(settings, **headers).brought_key
+def connection(headers: dict[str, str], address: str = "192.0.2.1") -> HTTPConnection:
+    raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    return HTTPConnection({"type": "http", "scheme": "http", "headers": raw, "client": (address, 1)})
+
+
+async def examine(settings: dict[str, Any], known: KnownForTests | None = None, **headers: str) -> Credentials:
+    return await Authenticator(Settings(**settings), known).examine(connection(headers))
+
+
+async def brought(settings: dict[str, Any], **headers: str) -> str | None:
+    key = (await examine(settings, KnownForTests(), **headers)).brought_key
     return key.get_secret_value() if key else None
+
+
+async def refusal(settings: dict[str, Any], known: KnownForTests | None = None, **headers: str) -> GatewayError:
+    with pytest.raises(GatewayError) as caught:
+        await examine(settings, known, **headers)
+    return caught.value
+
+
+def token(secret: str = JWT_SECRET, **claims: Any) -> str:
+    return jwt.encode({"sub": "ann", "exp": time.time() + 60, **claims}, secret, "HS256")
 
 
 @pytest.mark.parametrize(
@@ -30,30 +76,43 @@ def brought(settings: dict[str, str], **headers: str) -> str | None:
         {"cf_aig_authorization": "Bearer cloudflare's", "authorization": "Bearer sk-one"},
     ],
 )
-def test_a_key_of_ours_is_taken_from_any_of_its_headers_and_nothing_is_brought(headers):
-    found = examine(KEYS, **headers)
+async def test_a_key_of_ours_is_taken_from_any_of_its_headers_and_nothing_is_brought(headers):
+    found = await examine(KEYS, **headers)
 
-    assert found.principal == examine(KEYS, authorization="Bearer sk-one").principal
-    assert found.principal != examine(KEYS, authorization="Bearer sk-two").principal
+    assert found.principal == (await examine(KEYS, authorization="Bearer sk-one")).principal
+    assert found.principal != (await examine(KEYS, authorization="Bearer sk-two")).principal
     assert "sk-one" not in found.principal.id
     assert found.brought_key is None
 
 
 @pytest.mark.parametrize("gateway", [{"x_sluice_key": "sk-one"}, {"cf_aig_authorization": "Bearer sk-one"}])
 @pytest.mark.parametrize("provider", [{"authorization": "Bearer sk-theirs"}, {"x_api_key": "sk-theirs"}])
-def test_beside_ours_in_a_header_of_its_own_the_usual_headers_bring_the_provider_s_key(gateway, provider):
-    found = examine(KEYS, **gateway, **provider)
+async def test_beside_ours_in_a_header_of_its_own_the_usual_headers_bring_the_provider_s_key(gateway, provider):
+    found = await examine(KEYS, **gateway, **provider)
 
-    assert found.principal == examine(KEYS, x_api_key="sk-one").principal
+    assert found.principal == (await examine(KEYS, x_api_key="sk-one")).principal
     assert found.brought_key is not None
     assert found.brought_key.get_secret_value() == "sk-theirs"
     assert "sk-theirs" not in repr(found)
 
 
-def test_a_key_of_ours_is_never_taken_for_the_provider_s():
-    assert brought(KEYS, x_sluice_key="sk-one", authorization="Bearer sk-one") is None
-    assert brought(KEYS, x_sluice_key="sk-one", authorization="Bearer sk-two") is None
-    assert brought(KEYS, x_sluice_key="sk-one", authorization="Bearer sk-two", x_api_key="sk-theirs") == "sk-theirs"
+async def test_a_key_of_ours_is_never_taken_for_the_provider_s():
+    assert await brought(KEYS, x_sluice_key="sk-one", authorization="Bearer sk-one") is None
+    assert await brought(KEYS, x_sluice_key="sk-one", authorization="Bearer sk-two") is None
+    assert await brought(KEYS, x_sluice_key="sk-one", authorization="Bearer sk-two", x_api_key="sk-theirs") == "sk-theirs"
+
+
+@pytest.mark.parametrize("ours", [MANAGED, OTHER_MANAGED, "sk_sluice_made_up", token(), token(exp=1), token(sub=5)])
+async def test_nothing_that_was_made_for_us_is_shown_to_a_provider_be_it_good_or_not(ours):
+    settings = {**KEYS, **TOKENS, "secret": SECRET}
+
+    assert await brought(settings, x_sluice_key="sk-one", authorization=f"Bearer {ours}") is None
+
+
+async def test_another_issuer_s_token_may_be_the_provider_s_key():
+    theirs = token("another secret, of another issuer's")
+
+    assert await brought({**KEYS, **TOKENS}, x_sluice_key="sk-one", authorization=f"Bearer {theirs}") == theirs
 
 
 @pytest.mark.parametrize(
@@ -66,15 +125,187 @@ def test_a_key_of_ours_is_never_taken_for_the_provider_s():
         ({"x_sluice_key": "sk-wrong", "authorization": "Bearer sk-theirs"}, "not valid"),
     ],
 )
-def test_without_a_key_of_ours_nobody_gets_in(headers, word):
-    with pytest.raises(GatewayError, match=word) as caught:
-        examine(KEYS, **headers)
+async def test_without_a_key_of_ours_nobody_gets_in(headers, word):
+    error = await refusal(KEYS, **headers)
+
+    assert error.failed.kind is ErrorKind.UNAUTHENTICATED
+    assert word in error.failed.message
+
+
+async def test_an_open_gateway_takes_anything_for_its_own_key_unless_that_has_a_header_of_its_own():
+    assert (await examine({})).principal.id == ANONYMOUS
+    assert (await examine({}, authorization="Bearer sk-anything")).brought_key is None
+    assert await brought({}, x_sluice_key="-", authorization="Bearer sk-theirs") == "sk-theirs"
+    assert (await examine({**KEYS, "auth": "none"}, authorization="Bearer sk-anything")).principal.id == ANONYMOUS
+
+
+async def test_a_good_key_is_known_where_anybody_is_let_in_too():
+    named = await examine({**KEYS, "auth": "none"}, authorization="Bearer sk-one")
+
+    assert named.principal == (await examine(KEYS, authorization="Bearer sk-one")).principal
+
+
+@pytest.mark.parametrize(
+    ("settings", "open_"),
+    [
+        ({}, True),
+        (KEYS, False),
+        (TOKENS, False),
+        ({"jwt_jwks_url": "https://issuer.example/keys"}, False),
+        ({"secret": SECRET}, False),  # Managed keys can be made: whoever makes one relies on it.
+        ({"admin_keys": "a"}, False),
+        ({**KEYS, "secret": SECRET, "auth": "none"}, True),
+    ],
+)
+def test_only_what_knows_of_no_way_to_tell_who_asks_is_open(settings, open_):
+    assert is_open(Settings(**settings)) is open_
+
+
+# Managed keys
+
+
+async def test_a_managed_key_names_itself_its_tenant_and_what_both_may():
+    known = KnownForTests(access=Access(models=("gpt-*",)))
+
+    found = (await examine({"secret": SECRET}, known, x_api_key=MANAGED)).principal
+
+    assert (found.id, found.tenant, found.access.models) == (f"key_{MANAGED_ID}", "acme", ("gpt-*",))
+
+
+@pytest.mark.parametrize("text", ["sk_sluice_", MANAGED[:-1] + "!", MANAGED[:-1], MANAGED + "x", "sk_sluice_" + "x" * 51])
+async def test_a_text_that_cannot_be_a_managed_key_is_not_even_looked_up(text):
+    known = KnownForTests()
+
+    error = await refusal({"secret": SECRET}, known, x_api_key=text)
+
+    assert error.failed.kind is ErrorKind.UNAUTHENTICATED
+    assert known.asked == 0
+
+
+async def test_an_id_alone_says_nothing_about_a_key():
+    wrong = await refusal({"secret": SECRET}, KnownForTests(is_disabled=True, expires_ms=1), x_api_key=OTHER_MANAGED)
+    unknown = await refusal({"secret": SECRET}, KnownForTests(id="another"), x_api_key=MANAGED)
+
+    assert wrong.failed == unknown.failed
+
+
+@pytest.mark.parametrize(("fields", "word"), [({"is_disabled": True}, "disabled"), ({"expires_ms": 1}, "expired")])
+async def test_who_has_a_key_is_told_why_it_is_good_for_nothing_any_more(fields, word):
+    error = await refusal({"secret": SECRET}, KnownForTests(**fields), x_api_key=MANAGED)
+
+    assert error.failed.kind is ErrorKind.UNAUTHENTICATED
+    assert word in error.failed.message
+
+
+# Scopes and pages
+
+
+@pytest.mark.parametrize(("scope", "is_let_in"), [("read usage", False), ("generate", True), ("", False), (None, True)])
+async def test_a_token_that_lists_scopes_is_good_for_these_alone(scope, is_let_in):
+    said = {"scope": scope} if scope is not None else {}
+    asking = connection({"authorization": f"Bearer {token(**said)}"})
+    authenticator = Authenticator(Settings(**TOKENS))
+
+    if is_let_in:
+        await authenticator.authenticate(asking, "generate")
+    else:
+        with pytest.raises(GatewayError, match="'generate'") as caught:
+            await authenticator.authenticate(asking, "generate")
+        assert caught.value.failed.kind is ErrorKind.PERMISSION_DENIED
+    assert await authenticator.authenticate(asking)
+
+
+@pytest.mark.parametrize(
+    ("listed", "settings", "origin", "is_let_in"),
+    [
+        (None, {}, "https://any.example", True),  # Whether the page can read the answer is CORS' matter.
+        ((PAGE,), {}, PAGE, True),
+        ((PAGE,), {}, "https://evil.example", False),
+        ((PAGE,), {}, "null", False),
+        ((PAGE,), {"cors_origins": "https://ours.example"}, "https://ours.example", True),
+        ((PAGE,), {"cors_origins": "*"}, "https://evil.example", True),
+        ((), {}, PAGE, False),
+        ((), {}, "http://gateway.example", True),  # The gateway's own page.
+        (("*",), {}, "https://any.example", True),
+    ],
+)
+async def test_a_key_that_lists_pages_is_good_from_these_alone(listed, settings, origin, is_let_in):
+    known = KnownForTests(access=Access(cors_origins=listed))
+    headers = {"x_api_key": MANAGED, "origin": origin, "host": "gateway.example"}
+
+    if is_let_in:
+        await examine({"secret": SECRET, **settings}, known, **headers)
+    else:
+        error = await refusal({"secret": SECRET, **settings}, known, **headers)
+        assert (error.failed.kind, error.failed.code) == (ErrorKind.PERMISSION_DENIED, "origin_not_allowed")
+
+
+async def test_what_is_no_browser_sends_no_origin_and_is_let_in():
+    await examine({"secret": SECRET}, KnownForTests(access=Access(cors_origins=(PAGE,))), x_api_key=MANAGED)
+
+
+async def test_a_tenant_s_list_of_pages_holds_for_its_keys_and_its_tokens():
+    tenants = {"acme": Access(cors_origins=(PAGE,))}
+    asking = {"authorization": f"Bearer {token(tenant='acme')}", "origin": "https://evil.example"}
+
+    error = await refusal({**TOKENS, "tenants": tenants}, **asking)
+
+    assert error.failed.code == "origin_not_allowed"
+
+
+# Guessing
+
+
+async def test_an_address_that_guesses_is_blocked_but_not_who_is_known_good_behind_it():
+    refused: list[str] = []
+    long = "sk-0123456789abcdef"
+    settings = Settings(
+        api_keys=f"sk-one,sk-two,{long}", secret=SECRET, **TOKENS, refused_credentials_max=3, refused_credentials_block_s=30
+    )
+    authenticator = Authenticator(settings, KnownForTests(), on_refused=refused.append)
+
+    async def status_of(key: str, address: str = "192.0.2.1") -> ErrorKind | None:
+        try:
+            await authenticator.examine(connection({"x_api_key": key}, address))
+        except GatewayError as error:
+            return error.failed.kind
+        return None
+
+    assert await status_of("sk-one") is None
+    assert [await status_of(f"guess-{n}") for n in range(4)] == [ErrorKind.UNAUTHENTICATED] * 4
+
+    assert await status_of("guess-5") is ErrorKind.RATE_LIMITED
+    assert await status_of("sk-two") is ErrorKind.RATE_LIMITED, "a guess that is right must not be found out"
+    assert await status_of("sk-one") is None
+    assert [await status_of(good) for good in (MANAGED, token(), long)] == [None] * 3, "whom nobody could have guessed"
+    assert await status_of(token(exp=1)) is ErrorKind.UNAUTHENTICATED
+    assert await status_of(token("another secret, of another issuer's")) is ErrorKind.RATE_LIMITED
+    assert await status_of(OTHER_MANAGED) is ErrorKind.RATE_LIMITED
+    assert await status_of("guess-6", "192.0.2.2") is ErrorKind.UNAUTHENTICATED
+    assert refused == ["unknown"] * 4 + ["blocked"] * 2 + ["expired"] + ["blocked"] * 2 + ["unknown"]
+
+
+async def test_what_has_expired_is_refused_but_blocks_nobody():
+    authenticator = Authenticator(Settings(**TOKENS, refused_credentials_max=1))
+    for _ in range(5):
+        with pytest.raises(GatewayError) as caught:
+            await authenticator.examine(connection({"x_api_key": token(exp=1)}))
 
     assert caught.value.failed.kind is ErrorKind.UNAUTHENTICATED
 
 
-def test_an_open_gateway_takes_anything_for_its_own_key_unless_that_has_a_header_of_its_own():
-    assert examine({}).principal.id == ANONYMOUS
-    assert examine({}, authorization="Bearer sk-anything").brought_key is None
-    assert brought({}, x_sluice_key="-", authorization="Bearer sk-theirs") == "sk-theirs"
-    assert examine({**KEYS, "auth": "none"}, authorization="Bearer sk-anything").principal.id == ANONYMOUS
+def test_an_admin_key_is_no_client_s_key_and_the_other_way_round():
+    authenticator = Authenticator(Settings(**KEYS, secret=SECRET, admin_keys="admin-1,admin-2"))
+
+    authenticator.check_admin(connection({"authorization": "Bearer admin-2"}))
+
+    for headers in ({}, {"x_api_key": "sk-one"}, {"x_api_key": MANAGED}, {"x_sluice_key": "admin-1"}):
+        with pytest.raises(GatewayError) as caught:
+            authenticator.check_admin(connection(headers))
+        assert caught.value.failed.kind is ErrorKind.UNAUTHENTICATED
+
+
+async def test_an_admin_key_lets_no_client_in():
+    error = await refusal({**KEYS, "secret": SECRET, "admin_keys": "admin-1"}, x_api_key="admin-1")
+
+    assert error.failed.kind is ErrorKind.UNAUTHENTICATED

@@ -18,6 +18,7 @@ async def process(redis: Redis, redis_server: EmbeddedRedis):
     settings = Settings(
         redis_url=redis_server.url,
         secret="s",
+        auth="none",
         waiting_max=0,
         providers={"demo": ProviderSettings(base_url="http://127.0.0.1:9/v1")},
     )

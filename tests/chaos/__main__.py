@@ -14,6 +14,7 @@ import uvloop
 from chaos.fleet import missing
 from chaos.report import Report
 from chaos.run import run
+from chaos.stores import STORES
 from common.process import raise_file_limit
 
 
@@ -27,13 +28,14 @@ async def _until_done_or_told(folder: Path, asked: argparse.Namespace) -> Report
         if asked.verbose or what.startswith("WRONG"):
             print(f"[{time.monotonic() - began_at:6.1f}] {what}", flush=True)
 
-    return await run(folder, asked.seed, asked.minutes * 60, asked.streams, asked.every, tell)
+    return await run(folder, asked.redis, asked.seed, asked.minutes * 60, asked.streams, asked.every, tell)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="make chaos", description="Exit status 1: a client saw what none may see.")
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=None, help="the same seed: the same clients and the same faults")
+    parser.add_argument("--redis", choices=STORES, default="one", help="one server, or a master that Sentinels watch")
     parser.add_argument("--streams", type=float, default=60.0, help="new streams per second")
     parser.add_argument("--every", type=float, default=2.0, help="seconds between two faults")
     parser.add_argument("--keep", type=Path, default=None, help="keep the processes' logs in this folder")
@@ -47,7 +49,8 @@ def main() -> None:
         folder = asked.keep or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         print(
-            f"seed {asked.seed}: {asked.minutes * 60:.0f} s, {asked.streams:g} streams/s, a fault every {asked.every:g} s …",
+            f"seed {asked.seed}: {asked.minutes * 60:.0f} s, {asked.streams:g} streams/s, a fault every {asked.every:g} s, "
+            f"Redis: {asked.redis} …",
             flush=True,
         )
         try:
@@ -57,7 +60,8 @@ def main() -> None:
             sys.exit("Stopped.")
     print(report.text())
     if report.wrong:
-        print(f"\nThe same clients and faults again: make chaos MINUTES={asked.minutes:g} SEED={asked.seed}")
+        again = f"make chaos MINUTES={asked.minutes:g} SEED={asked.seed} REDIS={asked.redis}"
+        print(f"\nThe same clients and faults again: {again}")
     sys.exit(1 if report.wrong else 0)
 
 

@@ -1,8 +1,11 @@
 """Was what a client saw what it must see? The judge over one client's history, and over its generation's log."""
 
 import asyncio
-from collections.abc import Sequence
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import orjson
 from redis.asyncio import Redis
@@ -10,7 +13,7 @@ from redis.exceptions import RedisError
 
 from chaos.client import History, Outcome
 from chaos.faults import Happened
-from chaos.plan import REDIS, Manner
+from chaos.plan import APIS, CLIENTS_LINK, REDIS, Manner
 from cli.demo_provider.script import answer
 from common import keys
 
@@ -32,18 +35,42 @@ EXPLICIT = {
     "timeout_error": ("",),
     "server_error": ("",),
 }
+# Errors for which Redis must have lost what it had acknowledged, as it may in a failover.
+LOST_WRITES = {
+    "frames_lost",
+    "log_lost",
+    "generation_not_found",
+    "generation_expired",
+    "invalid_cursor",
+    "not_found_error",  # The same as types.
+    "invalid_request_error",
+}
+# What a reader gets who comes back after the end; 200 where the log's end is not there yet, though the last event is.
+AFTER_END = {None, 200, 204, 503}
+AFTER_LOST_WRITES = {400, 404, 410, 500}  # His cursor is ahead of what is left of the log, or nothing is.
 BLAME_S = 20.0  # A fault that ended this long before a request is no reason any more.
 CANCELLED = "cancelled"
 CUT_MARGIN_S = 1.5  # Between a fault and the moment when a client notices it.
-END_S = 60.0  # By then a generation whose client is gone has ended, whatever befell it.
+END_S = 130.0  # By then a generation whose client is gone has ended, whatever befell it.
+REFUSED_S = 2.0  # After that an API knows that Redis is gone,
+REFUSAL_S = 0.25  # and says so within this time.
+REFUSAL_MAX_S = 2.0  # What no busy machine explains.
 LOOK_S = 0.3
+ASK_AFTER_S = 20.0
+DIFFERS = "differs"  # Tokens were lost, came twice, or in another order.
 
 _answer = lru_cache(maxsize=256)(answer)
+
+
+def lost_writes(began_at: float, ended_at: float, happened: Sequence[Happened]) -> bool:
+    """Whether Redis may have lost what it acknowledged in this time."""
+    return any(h.loses_writes and h.overlaps(began_at, ended_at) for h in happened)
 
 
 def judge(history: History, happened: Sequence[Happened]) -> list[str]:
     """Return what is wrong with what one client saw."""
     ask, outcome, wrong = history.ask, history.outcome, list(history.problems)
+    may_have_lost = lost_writes(history.began_at, history.ended_at, happened)
     expected = _answer(ask.tokens)
     if outcome == Outcome.COMPLETED:
         if history.text != expected:
@@ -55,27 +82,69 @@ def judge(history: History, happened: Sequence[Happened]) -> list[str]:
     elif outcome in (Outcome.CUT, Outcome.CUT_BEFORE):
         if not any(h.cuts_clients and h.overlaps(at - CUT_MARGIN_S, at) for at in history.cuts[-1:] for h in happened):
             wrong.append("cut, and nothing of ours did that")
+    elif outcome in LOST_WRITES and may_have_lost:
+        pass
     elif outcome in EXPLICIT:
         around = [h.fault.target for h in happened if h.overlaps(history.began_at - BLAME_S, history.ended_at)]
         if not any(target.startswith(EXPLICIT[outcome]) for target in around):
             wrong.append(f"ended by {outcome!r}, and nothing of ours did that")
     elif outcome not in (Outcome.COMPLETED, Outcome.LEFT) and (outcome != CANCELLED or ask.manner is not Manner.STOPPING):
         wrong.append(f"ended by {outcome!r}")
+    after_end = AFTER_END | AFTER_LOST_WRITES if may_have_lost else AFTER_END
+    if history.status_after_end not in after_end:
+        wrong.append(f"{history.status_after_end} instead of 204 after the end")
+    for asked_at, took_s in history.refusals:
+        if took_s > REFUSAL_MAX_S and is_plain_refusal(asked_at, took_s, happened):
+            wrong.append(f"waited {took_s:.1f} s to hear that Redis is away")
     return wrong
+
+
+def is_plain_refusal(asked_at: float, took_s: float, happened: Sequence[Happened]) -> bool:
+    """Whether Redis was away all the time that an answer took and had been for long enough, and nothing else was."""
+    around = [h for h in happened if h.overlaps(asked_at - 1.0, asked_at + took_s)]
+    away = [h for h in around if h.takes_redis]
+    others = [h for h in around if h.fault.target.startswith((CLIENTS_LINK, *APIS))]
+    is_away = any(h.began_at + REFUSED_S <= asked_at and asked_at + took_s <= h.ended_at for h in away)
+    return is_away and not others
 
 
 def _difference(text: str, expected: str) -> str:
     at = next((i for i, (a, b) in enumerate(zip(text, expected, strict=False)) if a != b), min(len(text), len(expected)))
     around = f"{text[max(0, at - 30) : at + 30]!r} instead of {expected[max(0, at - 30) : at + 30]!r}"
-    return f"text of {len(text)} characters differs from the {len(expected)} expected at {at}: {around}"
+    return f"text of {len(text)} characters {DIFFERS} from the {len(expected)} expected at {at}: {around}"
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a generation's log says that it ended. ``was_claimed``: a worker has had it."""
+
+    error: dict[str, Any] | None
+    usage: dict[str, int] | None
+    by_worker: bool
+    was_claimed: bool
+
+    @classmethod
+    def of(cls, entry: tuple[bytes, dict[bytes, bytes]]) -> "End":
+        entry_id, fields = entry
+        told = orjson.loads(fields[b"d"])
+        # Whoever ends a log that no worker ends takes the next epoch, and tells no more than the error.
+        return cls(told["error"], told.get("usage"), "duration_ms" in told, entry_id != b"1-0")
 
 
 class Auditor:
-    """Compares each generation's log with what its client saw, soon after the client is done and before the log expires."""
+    """Compares each generation's log with what its client saw, soon after the client is done and before the log expires.
 
-    def __init__(self, redis_url: str) -> None:
-        self._redis = Redis.from_url(redis_url, socket_timeout=5)
+    ``ends``: those of the logs, by generation. ``forgotten``: generations that Redis lost with a master. One whose job it
+    lost, or whose end, nobody ends until somebody asks about it: ``ask`` does.
+    """
+
+    def __init__(self, redis: Redis, happened: Sequence[Happened], ask: Callable[[str], Awaitable[None]]) -> None:
+        self._redis = redis
+        self._happened = happened
+        self._ask = ask
         self.audited = 0
+        self.ends: dict[str, End] = {}
+        self.forgotten: set[str] = set()
 
     async def close(self) -> None:
         await self._redis.aclose()
@@ -86,20 +155,39 @@ class Auditor:
             return []
         try:
             async with asyncio.timeout(END_S):
-                entries = await self._ended_log(history.generation_id)
+                entries = await self._ended_log(history)
         except TimeoutError:
             return [f"the generation has no end {END_S:.0f} s after its client's"]
+        if not entries:
+            self.forgotten.add(history.generation_id)
+            return []
         self.audited += 1
-        return check_log(history, entries)
+        wrong = check_log(history, entries)
+        if entries[-1][1][b"k"] == b"end":
+            self.ends[history.generation_id] = End.of(entries[-1])
+        # What a client had, and a failover took from the log, no log can tell.
+        return [] if self._may_have_lost(history) else wrong
 
-    async def _ended_log(self, generation_id: str) -> list[tuple[bytes, dict[bytes, bytes]]]:
+    def _may_have_lost(self, history: History) -> bool:
+        return lost_writes(history.began_at, time.monotonic(), self._happened)
+
+    async def _ended_log(self, history: History) -> list[tuple[bytes, dict[bytes, bytes]]]:
+        """Return the log once it has ended; nothing of one that Redis has lost."""
+        state, log = keys.state(history.generation_id), keys.log(history.generation_id)
+        ask_at = time.monotonic() + ASK_AFTER_S
         while True:
             try:
-                if await self._redis.hget(keys.state(generation_id), "ended") == b"1":  # type: ignore[misc]
-                    entries: list[tuple[bytes, dict[bytes, bytes]]] = await self._redis.xrange(keys.log(generation_id))
+                pos, ended = await self._redis.hmget(state, "pos", "ended")  # type: ignore[misc]
+                if ended == b"1":
+                    entries: list[tuple[bytes, dict[bytes, bytes]]] = await self._redis.xrange(log)
                     return entries
+                if pos is None and self._may_have_lost(history):
+                    return []
             except (RedisError, OSError):
                 pass  # It is one of the faults.
+            if time.monotonic() > ask_at and self._may_have_lost(history):
+                ask_at = time.monotonic() + ASK_AFTER_S
+                await self._ask(history.generation_id)
             await asyncio.sleep(LOOK_S)
 
 

@@ -13,7 +13,8 @@ from chaos.plan import Ask, Manner
 from chaos.readers import AGENTARY, CHAT, MESSAGES, RESPONSES, UNIFIED, Stream, error_code, whole_text
 
 KEY = "sk-chaos"
-DEADLINE_S = 90.0  # Longer than any answer with all that may delay it: a queue, a takeover, a Redis that was away.
+DEADLINE_S = 130.0  # Longer than any answer with all that may delay it: a takeover, and a Redis that was away for a minute.
+REFUSALS = (503, 529)  # The second is what Anthropic's clients know.
 PAUSE_S = 0.25  # Before a client comes back that was refused or cut.
 PAUSE_MAX_S = 1.0
 STOPS_MAX = 8
@@ -41,6 +42,7 @@ class History:
     began_at: float
     outcome: str = ""
     status: int = 0
+    status_after_end: int | None = None
     generation_id: str = ""
     stream: Stream | None = None
     text: str = ""
@@ -50,6 +52,7 @@ class History:
     gone_at: float | None = None
     cuts: list[float] = field(default_factory=list)
     resumes: list[tuple[float, float]] = field(default_factory=list)  # When asked, and seconds until the answer.
+    refusals: list[tuple[float, float]] = field(default_factory=list)  # The same, where the answer was to come later.
     problems: list[str] = field(default_factory=list)
 
 
@@ -92,10 +95,10 @@ class Client:
     # A JSON answer
 
     async def _whole(self) -> str:
-        history = self.history
+        history, asked_at = self.history, time.monotonic()
         try:
             async with self._session.post(**self._request()) as response:
-                self._meet(response)
+                self._meet(response, asked_at)
                 history.body = await response.read()
         except (aiohttp.ClientError, OSError):
             history.cuts.append(time.monotonic())
@@ -133,7 +136,7 @@ class Client:
                 was_met = True
                 if is_resumed:
                     return await self._read_resumed(response, asked_at)
-                self._meet(response)
+                self._meet(response, asked_at)
                 if response.status != 200:
                     return self._refusal(await response.read())
                 if await self._follow(response):
@@ -150,6 +153,7 @@ class Client:
         stream = self.history.stream
         assert stream is not None
         if response.status not in (200, 204):
+            self._note_refusal(response, asked_at)
             code = self._refusal(await response.read())
             if response.status == 503:  # Away just now.
                 await asyncio.sleep(min(float(response.headers.get("retry-after", PAUSE_S)), PAUSE_MAX_S))
@@ -199,8 +203,7 @@ class Client:
             async with self._session.get(**self._resumption()) as response:
                 if response.status == 200:  # The last event is there, the log's end not yet: nothing more may come.
                     await self._follow(response)
-                elif response.status not in (204, 503):
-                    self.history.problems.append(f"{response.status} instead of 204 after the end")
+                self.history.status_after_end = response.status
         except (aiohttp.ClientError, OSError):
             pass  # Any other time.
 
@@ -232,9 +235,17 @@ class Client:
             headers["last-event-id"] = stream.last_id
         return {"url": f"{self._url}/v1/generations/{self.history.generation_id}", "headers": headers}
 
-    def _meet(self, response: aiohttp.ClientResponse) -> None:
+    def _meet(self, response: aiohttp.ClientResponse, asked_at: float) -> None:
         self.history.status = response.status
         self.history.generation_id = response.headers.get("x-generation-id", "")
+        self._note_refusal(response, asked_at)
+
+    def _note_refusal(self, response: aiohttp.ClientResponse, asked_at: float) -> None:
+        """Note who was told to come later, and when; not an answer that failed."""
+        if response.status in REFUSALS and "x-generation-id" not in response.headers:
+            self.history.refusals.append((asked_at, time.monotonic() - asked_at))
+            if "retry-after" not in response.headers:
+                self.history.problems.append(f"{response.status} without retry-after")
 
     def _refusal(self, body: bytes) -> str:
         try:

@@ -8,13 +8,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from chaos.fleet import DRAIN_EXTRA_S, Fleet
-from chaos.plan import APIS, CLIENTS_LINK, DRAIN_S, REDIS, Fault, FaultKind
+from chaos.plan import APIS, CLIENTS_LINK, DRAIN_S, REDIS, WORKERS, Fault, FaultKind
 
 
 @dataclass(slots=True)
 class Happened:
     """One fault as it was, in ``time.monotonic()``; ``ended_at`` is when all was well again. ``clients``: whom a killed
-    worker was working for."""
+    worker was working for. ``loses_writes``: Redis may have forgotten what it had acknowledged."""
 
     fault: Fault
     began_at: float
@@ -22,9 +22,14 @@ class Happened:
     ended_at: float = float("inf")
     clients: set[int] = field(default_factory=set)
     problem: str | None = None
+    loses_writes: bool = False
 
     def overlaps(self, begin: float, end: float) -> bool:
         return self.began_at <= end and begin <= self.ended_at
+
+    @property
+    def takes_redis(self) -> bool:
+        return self.fault.target == REDIS
 
     @property
     def cuts_clients(self) -> bool:
@@ -33,14 +38,17 @@ class Happened:
 
 
 class Faults:
-    """Carries out a schedule."""
+    """Carries out a schedule, and adds each fault to ``happened``."""
 
-    def __init__(self, fleet: Fleet, schedule: list[Fault], seed: int, tell: Callable[[str], None]) -> None:
-        self.happened: list[Happened] = []
+    def __init__(
+        self, fleet: Fleet, schedule: list[Fault], happened: list[Happened], seed: int, tell: Callable[[str], None]
+    ) -> None:
+        self.happened = happened
         self._fleet = fleet
         self._schedule = schedule
         self._chance = random.Random(f"cuts {seed}")
         self._tell = tell
+        self._redis_breaks = asyncio.Lock()
 
     async def run(self) -> None:
         """Return once the last fault is mended."""
@@ -50,6 +58,7 @@ class Faults:
                 await asyncio.sleep(max(0.0, began_at + fault.at_s - time.monotonic()))
                 self._tell(str(fault))
                 happened = Happened(fault, time.monotonic(), time.time())
+                happened.loses_writes = happened.takes_redis and self._fleet.store.may_lose_writes
                 self.happened.append(happened)
                 group.create_task(self._carry_out(happened))
 
@@ -70,8 +79,8 @@ class Faults:
 
     async def _kill(self, happened: Happened) -> None:
         name = happened.fault.target
-        if link := self._fleet.links.get(f"{name}-upstream"):
-            happened.clients = link.clients()
+        if name in WORKERS:
+            happened.clients = self._fleet.upstream(name).clients()
         self._fleet.processes[name].kill()
         await asyncio.sleep(happened.fault.for_s)
         await self._start(name)
@@ -99,37 +108,29 @@ class Faults:
         await self._fleet.ready(name)
 
     async def _break_redis(self, happened: Happened) -> None:
-        server, fault = self._fleet.redis_server, happened.fault
-        assert server.process is not None
-        if fault.kind is FaultKind.FROZEN:
-            server.process.send_signal(signal.SIGSTOP)
-            try:
-                await asyncio.sleep(fault.for_s)
-            finally:
-                server.process.send_signal(signal.SIGCONT)
-            return
-        if fault.kind is FaultKind.KILLED:
-            server.process.kill()
-        # In threads, for both wait. Linux ends the new server with the thread that started it, but the loop keeps its threads.
-        await asyncio.to_thread(server.stop)
-        await asyncio.sleep(fault.for_s)
-        await asyncio.to_thread(server.start)
+        async with self._redis_breaks:  # One after the other: a group that is not whole again has nobody to fail over to.
+            happened.problem = await self._fleet.store.bring_about(happened.fault)
 
     async def _cut(self, happened: Happened) -> None:
-        self._fleet.links[happened.fault.target].cut(happened.fault.share, self._chance)
+        for link in self._fleet.links[happened.fault.target]:
+            link.cut(happened.fault.share, self._chance)
 
     async def _pause(self, happened: Happened) -> None:
-        link = self._fleet.links[happened.fault.target]
-        link.pause()
+        links = self._fleet.links[happened.fault.target]
+        for link in links:
+            link.pause()
         try:
             await asyncio.sleep(happened.fault.for_s)
         finally:
-            link.resume()
+            for link in links:
+                link.resume()
 
     async def _slow(self, happened: Happened) -> None:
-        link = self._fleet.links[happened.fault.target]
-        link.delay_s = 0.2
+        links = self._fleet.links[happened.fault.target]
+        for link in links:
+            link.delay_s = 0.2
         try:
             await asyncio.sleep(happened.fault.for_s)
         finally:
-            link.delay_s = 0.0
+            for link in links:
+                link.delay_s = 0.0

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import shutil
 import signal
 from collections.abc import AsyncIterator
@@ -15,11 +16,14 @@ from harness import READY_S, Process
 from chaos.client import KEY
 from chaos.plan import APIS, CLIENTS_LINK, DRAIN_S, WORKERS
 from chaos.proxy import Link
-from cli.embedded_redis import EmbeddedRedis, find_server, free_port
+from chaos.stores import STORES, Store
+from cli.embedded_redis import find_server, free_port
 from tests.deploy import nginx
 
 DRAIN_EXTRA_S = 10.0  # By then a process that was told to stop has gone.
-RETENTION_S = 60
+RETENTION_S = 100  # The longest outage of Redis and then some: a log is read after its end by whoever checks it.
+# So large that they refuse nobody; what they count is compared with what was used.
+LIMITS = {"tokens": 10**12, "concurrent": 10**6, "window_s": 86_400}
 _LOOK = aiohttp.ClientTimeout(total=5)
 SETTINGS = {
     "SLUICE_API_KEYS": KEY,
@@ -31,27 +35,29 @@ SETTINGS = {
     "SLUICE_RETENTION_DETACH_S": str(RETENTION_S),
     "SLUICE_RESPONSES_TTL_S": str(RETENTION_S),
     "SLUICE_TOMBSTONE_S": str(RETENTION_S),
+    "SLUICE_LIMITS": json.dumps({"key": LIMITS}),
 }
 
 
 class Fleet:
     """Two APIs behind nginx, three workers, Redis and the demo provider."""
 
-    def __init__(self, folder: Path, redis_server: EmbeddedRedis) -> None:
+    def __init__(self, folder: Path, store: Store) -> None:
         self.folder = folder
-        self.redis_server = redis_server
-        self.links: dict[str, Link] = {}
+        self.store = store
+        self.database = folder / "sluice.db"
+        self.links: dict[str, tuple[Link, ...]] = {}  # All of one way between two parts.
         self.processes: dict[str, Process] = {}
         self.ports = {name: free_port() for name in (*APIS, *WORKERS)}
         self.demo_port = free_port()
         self.url = ""
+        self._redis_urls: dict[str, str] = {}
         self.is_over = False
         self._stack = contextlib.ExitStack()
 
     async def start(self) -> None:
-        socket_path = urlsplit(self.redis_server.url).path
         for name in (*APIS, *WORKERS):
-            await self._link(f"{name}-redis", socket_path)
+            self._redis_urls[name], self.links[f"{name}-redis"] = await self.store.open_way(name)
         for name in WORKERS:
             await self._link(f"{name}-upstream", self.demo_port, watches=True)
         self.processes["demo"] = Process(["demo-provider", "--port", str(self.demo_port)], {}, self.folder / "demo.log")
@@ -61,22 +67,29 @@ class Fleet:
         clients = await self._link(CLIENTS_LINK, urlsplit(address).port or 0)
         self.url = f"http://127.0.0.1:{clients.port}"
         await asyncio.gather(*(self.ready(name) for name in (*APIS, *WORKERS)))
+        if dead := [name for name, process in self.processes.items() if not process.is_alive]:
+            raise RuntimeError(f"{', '.join(dead)} did not start: {self.processes[dead[0]].log.read_text()[-1000:]}")
 
     async def _link(self, name: str, target: int | str, *, watches: bool = False) -> Link:
-        link = self.links[name] = Link(name, target, watches=watches)
+        link = Link(name, target, watches=watches)
+        self.links[name] = (link,)
         await link.start()
         return link
+
+    def upstream(self, worker: str) -> Link:
+        return self.links[f"{worker}-upstream"][0]
 
     def spawn(self, name: str) -> None:
         if self.is_over:
             return
-        env = {**SETTINGS, "SLUICE_REDIS_URL": f"redis://127.0.0.1:{self.links[f'{name}-redis'].port}/0"}
+        env = {**SETTINGS, "SLUICE_REDIS_URL": self._redis_urls[name], "SLUICE_DATABASE_URL": f"sqlite:///{self.database}"}
+        env["SLUICE_DATABASE_URL"] = f"sqlite:///{self.folder}/sluice.db"
         if name in APIS:
             env["SLUICE_PORT"] = str(self.ports[name])
             upstream = f"http://127.0.0.1:{self.demo_port}"
         else:
             env["SLUICE_WORKER_PORT"] = str(self.ports[name])
-            upstream = f"http://127.0.0.1:{self.links[f'{name}-upstream'].port}"
+            upstream = f"http://127.0.0.1:{self.upstream(name).port}"
         env |= {"DEMO_BASE_URL": f"{upstream}/v1", "OPENAI_BASE_URL": f"{upstream}/v1", "ANTHROPIC_BASE_URL": upstream}
         env |= {"OPENAI_API_KEY": "upstream-openai", "ANTHROPIC_API_KEY": "upstream-anthropic"}
         self.processes[name] = Process(["api" if name in APIS else "worker"], env, self.folder / f"{name}.log")
@@ -133,17 +146,18 @@ class Fleet:
 
 
 @contextlib.asynccontextmanager
-async def fleet(folder: Path) -> AsyncIterator[Fleet]:
-    """Start everything; end it all, whatever happens."""
-    with EmbeddedRedis() as server:
-        found = Fleet(folder, server)
+async def fleet(folder: Path, redis: str) -> AsyncIterator[Fleet]:
+    """Start everything; end it all, whatever happens. ``redis`` is one of ``STORES``."""
+    with STORES[redis](folder) as store:
+        found = Fleet(folder, store)
         try:
             await found.start()
             yield found
         finally:
             found.kill_all()
-            for link in found.links.values():
-                await link.stop()
+            for links in found.links.values():
+                for link in links:
+                    await link.stop()
 
 
 def missing() -> str | None:

@@ -6,7 +6,7 @@ hit a stream in one run may miss it in the next by a millisecond.
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from common.dialects import DIALECTS
@@ -20,6 +20,9 @@ UPSTREAM_LINKS = tuple(f"{name}-upstream" for name in WORKERS)
 LINKS = (CLIENTS_LINK, *REDIS_LINKS, *UPSTREAM_LINKS)
 RESTART_S = 3.0  # A process takes about this long to be of use again.
 DRAIN_S = 5.0  # The grace of a process that is told to stop.
+FAILOVER_S = 15.0  # Until a Redis that was its own replica's master is a replica with all data.
+# A long run has one outage of Redis that no buffer of ours is made for.
+LONG_RUN_S, LONG_OUTAGE_S = 300.0, 60.0
 
 
 class Manner(StrEnum):
@@ -66,6 +69,7 @@ class FaultKind(StrEnum):
     CUT = "cut"  # A share of a link's connections is reset.
     PAUSED = "paused"  # A link carries nothing, and takes everything.
     SLOWED = "slowed"  # Every piece of data on a link is late.
+    FAILOVER = "failed over"  # Redis' replica is made the master, by request.
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +98,8 @@ _FAULTS: tuple[tuple[int, FaultKind, tuple[str, ...], float, float], ...] = (
     (2, FaultKind.KILLED, (REDIS,), 0.2, 2),
     (2, FaultKind.DRAINED, (REDIS,), 0.2, 2),
     (3, FaultKind.FROZEN, (REDIS,), 0.5, 8),
+    (1, FaultKind.FROZEN, (REDIS,), 8, 20),
+    (1, FaultKind.KILLED, (REDIS,), 8, 20),
     (8, FaultKind.CUT, (CLIENTS_LINK,), 0, 0),
     (2, FaultKind.PAUSED, (CLIENTS_LINK,), 0.2, 2),
     (2, FaultKind.SLOWED, (CLIENTS_LINK,), 0.5, 3),
@@ -104,16 +110,26 @@ _FAULTS: tuple[tuple[int, FaultKind, tuple[str, ...], float, float], ...] = (
     (3, FaultKind.PAUSED, UPSTREAM_LINKS, 0.5, 4),
     (3, FaultKind.SLOWED, UPSTREAM_LINKS, 0.5, 4),
 )
+_FAILOVERS = ((4, FaultKind.FAILOVER, (REDIS,), 0.0, 0.0),)
 
 
-def faults(seed: int, duration_s: float, every_s: float) -> list[Fault]:
-    """Return the schedule: a fault every ``every_s`` on average. One API and one worker are always left alone."""
+def faults(seed: int, duration_s: float, every_s: float, *, has_replica: bool = False) -> list[Fault]:
+    """Return the schedule: a fault every ``every_s`` on average. One API and one worker are always left alone.
+
+    ``has_replica``: a server of Redis that is gone is replaced, so there are failovers, and no long outage.
+    """
     chance = random.Random(f"faults {seed}")
+    rows = _FAULTS + _FAILOVERS if has_replica else _FAULTS
     busy_until = dict.fromkeys((*APIS, *WORKERS, REDIS, *LINKS), 0.0)
     schedule: list[Fault] = []
+    long_outage = None if has_replica or duration_s < LONG_RUN_S else _long_outage(chance, duration_s)
     at_s = every_s
     while at_s < duration_s:
-        _, kind, targets, least_s, most_s = chance.choices(_FAULTS, [row[0] for row in _FAULTS])[0]
+        if long_outage and at_s >= long_outage.at_s and busy_until[REDIS] <= at_s:
+            schedule.append(replace(long_outage, at_s=round(at_s, 2)))
+            busy_until[REDIS] = at_s + LONG_OUTAGE_S + RESTART_S
+            long_outage = None
+        _, kind, targets, least_s, most_s = chance.choices(rows, [row[0] for row in rows])[0]
         target, for_s = chance.choice(targets), round(chance.uniform(least_s, most_s), 2)
         share = chance.choice((0.3, 1.0))
         fellows = next((group for group in (APIS, WORKERS) if target in group), ())
@@ -121,10 +137,18 @@ def faults(seed: int, duration_s: float, every_s: float) -> list[Fault]:
         if busy_until[target] <= at_s and (not fellows or down < len(fellows) - 1):
             schedule.append(Fault(round(at_s, 2), kind, target, for_s, share))
             mending_s = {FaultKind.KILLED: RESTART_S, FaultKind.DRAINED: DRAIN_S + RESTART_S}.get(kind, 0.5)
+            if target == REDIS and has_replica:
+                mending_s = FAILOVER_S
             busy_until[target] = at_s + for_s + mending_s
             at_s += every_s * chance.uniform(0.5, 1.5)
         # Else another draw for the same moment: what is down cannot be hit.
     return schedule
+
+
+def _long_outage(chance: random.Random, duration_s: float) -> Fault:
+    """At about half time, so that there is calm before and behind it."""
+    kind = chance.choice((FaultKind.FROZEN, FaultKind.KILLED))
+    return Fault(round(duration_s * chance.uniform(0.4, 0.6), 2), kind, REDIS, LONG_OUTAGE_S)
 
 
 def asks(seed: int, duration_s: float, per_s: float) -> Iterator[Ask]:

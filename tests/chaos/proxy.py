@@ -8,6 +8,7 @@ import socket
 import struct
 import time
 from collections import deque
+from collections.abc import Mapping
 
 _LINGER_OFF = struct.pack("ii", 1, 0)  # struct linger, on with 0 seconds: what is open then ends with RST instead of FIN.
 _HELD_BYTES_MAX = 256 * 1024
@@ -15,16 +16,24 @@ _CLIENT = re.compile(rb'-c(\d+)[":]')  # A demo model's name ends with its clien
 
 
 class Link:
-    """One way between two parts, and all connections on it. ``target`` is a port of ours, or a unix socket's path."""
+    """One way between two parts, and all connections on it. ``target`` is a port of ours, or a unix socket's path.
 
-    def __init__(self, name: str, target: int | str, *, watches: bool = False) -> None:
+    ``rewrites``: ports that the far side names, as Redis' protocol writes them, and what the near side is told instead. Both
+    have five digits, as all ports that a system gives away.
+    """
+
+    def __init__(
+        self, name: str, target: int | str, *, watches: bool = False, rewrites: Mapping[int, int] | None = None
+    ) -> None:
         self.name = name
+        self.rewrites = [(b"\r\n%d\r\n" % told, b"\r\n%d\r\n" % ours) for told, ours in (rewrites or {}).items()]
         self.port = 0
         self.flowing = asyncio.Event()
         self.flowing.set()
         self.delay_s = 0.0
         self.watches = watches
-        self.left_at: dict[int, float] = {}  # When the near side closed the connection that carried a client's call.
+        self.called_at: dict[int, float] = {}  # When a client's call came last.
+        self.left_at: dict[int, float] = {}  # When the near side closed the connection that carried it.
         self.pairs: set[_Pair] = set()
         self._target = target
         self._server: asyncio.Server | None = None
@@ -147,6 +156,10 @@ class _Side(asyncio.Protocol):
         pair = self._pair
         if pair.link.watches and self is pair.near and (match := _CLIENT.search(data)):
             pair.client = int(match[1])
+            pair.link.called_at[pair.client] = time.monotonic()
+        elif pair.link.rewrites and self is pair.far:  # Sentinel's answers are small: none comes in two pieces.
+            for told, ours in pair.link.rewrites:
+                data = data.replace(told, ours)
         self.peer.write(data, pair.link.delay_s)
 
     def connection_lost(self, exc: Exception | None) -> None:

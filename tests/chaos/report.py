@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from chaos.checker import REFUSAL_S, REFUSED_S, is_plain_refusal
 from chaos.client import History, Outcome
 from chaos.faults import Happened
 from chaos.plan import APIS, CLIENTS_LINK, REDIS, WORKERS, Manner
@@ -16,14 +17,18 @@ QUIET_BEFORE_S = 1.0  # A fault that ended this long ago still shows in what is 
 class Report:
     """All that a run leaves. ``wrong`` is empty where all is well."""
 
+    redis: str
     seed: int
     duration_s: float
     histories: list[History] = field(default_factory=list)
     happened: list[Happened] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
+    broken_texts: int = 0
     closings_s: list[tuple[float, float, str]] = field(default_factory=list)  # Client gone at, seconds, which worker.
     takeovers_s: list[tuple[float, float]] = field(default_factory=list)  # Killed at, seconds until claimed anew.
     audited: int = 0
+    forgotten: int = 0  # Generations that Redis lost with a master.
+    recorded: int = 0  # Rows of the ledger.
     loop_lag_ms: list[float] = field(default_factory=list)
 
     def text(self) -> str:
@@ -31,8 +36,11 @@ class Report:
 
     def _streams(self) -> Iterable[str]:
         tokens = sum(history.ask.tokens for history in self.histories if history.outcome == Outcome.COMPLETED)
-        yield f"\nseed {self.seed}, {self.duration_s:.0f} s: {len(self.histories)} streams, {tokens:,} tokens in complete ones"
-        yield f"  logs compared byte by byte with what clients saw: {self.audited}"
+        what = f"seed {self.seed}, {self.duration_s:.0f} s, Redis: {self.redis}"
+        yield f"\n{what}: {len(self.histories)} streams, {tokens:,} tokens in complete ones"
+        yield f"  logs compared byte by byte with what clients saw: {self.audited}; forgotten by Redis: {self.forgotten}"
+        told = sum(1 for history in self.histories if history.generation_id)
+        yield f"  generations that a client was told of: {told}; rows in the ledger: {self.recorded}"
         outcomes: dict[Manner, Counter[str]] = {manner: Counter() for manner in Manner}
         for history in self.histories:
             outcomes[history.ask.manner][history.outcome] += 1
@@ -49,6 +57,10 @@ class Report:
         calm = [(at, s) for at, s in resumes if self._is_calm(at, at + s, ())]
         yield _line("resume, asked to answered", [s for _, s in resumes], "")
         yield _line("  with nothing broken on its way", [s for _, s in calm], "p99 <= 0.050 s")
+        yield f"    left out, for a fault overlapped an API, nginx or Redis: {len(resumes) - len(calm)}"
+        refusals = [refusal for history in self.histories for refusal in history.refusals]
+        plain = [s for at, s in refusals if is_plain_refusal(at, s, self.happened)]
+        yield _line(f"refused while Redis is away, {REFUSED_S:.0f} s and more", plain, f"p99 <= {REFUSAL_S} s")
         yield _line("client gone to upstream closed", [s for _, s, _ in self.closings_s], "")
         calm_closings = [s for at, s, worker in self.closings_s if self._is_calm(at, at + s, (worker,))]
         yield _line("  with nothing broken on its way", calm_closings, "p99 <= 2.5 s")
@@ -68,6 +80,9 @@ class Report:
         return REDIS not in befallen and any(not any(t.startswith(worker) for t in befallen) for worker in WORKERS)
 
     def _verdict(self) -> Iterable[str]:
+        outcomes = Counter(history.outcome for history in self.histories)
+        yield f"  texts with tokens lost, twice or in another order: {self.broken_texts}"
+        yield f"  hangs: {outcomes[Outcome.HANG]}; streams that ended without a word: {outcomes[Outcome.SILENT]}"
         yield f"  wrong      {len(self.wrong):>6}"
         yield from (f"    {line}" for line in self.wrong[:WRONG_SHOWN])
         if len(self.wrong) > WRONG_SHOWN:

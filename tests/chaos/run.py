@@ -1,35 +1,44 @@
 """How does one run go, from the first process to the verdict?"""
 
 import asyncio
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import aiohttp
-from redis import Redis
+from redis.exceptions import RedisError
 
-from chaos.checker import Auditor, judge
-from chaos.client import Client, History, Outcome
-from chaos.faults import Faults
+from chaos.books import check_rows, check_tokens, read_rows
+from chaos.checker import DIFFERS, Auditor, judge
+from chaos.client import KEY, Client, History, Outcome
+from chaos.faults import Faults, Happened
 from chaos.fleet import Fleet, fleet
 from chaos.plan import APIS, WORKERS, Ask, FaultKind, asks, faults
 from chaos.report import Report
+from common import keys
 
 AT_ONCE_MAX = 800  # Clients; who comes while there are so many waits.
 IDLE_S = 40.0  # By then everything has returned to its idle numbers.
 LAG_EVERY_S = 0.1
+LEASE_S = 6.0  # A worker without word of itself for so long has lost its jobs,
+TAKEN_S = 8.0  # and so long later at most somebody has them.
 
 
-async def run(folder: Path, seed: int, duration_s: float, per_s: float, every_s: float, tell: Callable[[str], None]) -> Report:
+async def run(
+    folder: Path, redis: str, seed: int, duration_s: float, per_s: float, every_s: float, tell: Callable[[str], None]
+) -> Report:
     """Return what came of a run, and ``tell`` of it as it goes. The processes' logs are in ``folder``."""
-    report = Report(seed, duration_s)
-    async with fleet(folder) as found:
+    report = Report(redis, seed, duration_s)
+    async with fleet(folder, redis) as found:
         tell("all processes are ready")
         run_ = _Run(found, report, seed, tell)
         await run_.clients_and_faults(duration_s, per_s, every_s)
         await run_.settle()
+        await run_.read_books()
         report.wrong += await found.drain_all()
         run_.read_process_logs()
     return report
@@ -42,11 +51,12 @@ class _Run:
         self._seed = seed
         self._tell = tell
         self._room = asyncio.Semaphore(AT_ONCE_MAX)
-        self._auditor = Auditor(found.redis_server.url)
+        self._redis = found.store.client()
+        self._auditor = Auditor(found.store.client(), report.happened, self._ask)
 
     async def clients_and_faults(self, duration_s: float, per_s: float, every_s: float) -> None:
-        breaking = Faults(self._fleet, faults(self._seed, duration_s, every_s), self._seed, self._tell)
-        self._report.happened = breaking.happened
+        schedule = faults(self._seed, duration_s, every_s, has_replica=self._fleet.store.may_lose_writes)
+        breaking = Faults(self._fleet, schedule, self._report.happened, self._seed, self._tell)
         lag = asyncio.create_task(self._watch_lag())
         # One connection per request: a client that meets a connection cut between two requests would test only itself.
         connector = aiohttp.TCPConnector(limit=0, force_close=True)
@@ -63,7 +73,7 @@ class _Run:
         finally:
             lag.cancel()
             await self._auditor.close()
-        self._report.audited = self._auditor.audited
+        self._report.audited, self._report.forgotten = self._auditor.audited, len(self._auditor.forgotten)
         self._report.wrong += [h.problem for h in breaking.happened if h.problem]
 
     async def _live(self, ask: Ask, session: aiohttp.ClientSession) -> None:
@@ -73,12 +83,21 @@ class _Run:
             self._room.release()
         self._report.histories.append(history)
         wrong = judge(history, self._report.happened)
+        self._report.broken_texts += any(DIFFERS in what for what in wrong)
         wrong += await self._auditor.audit(history)
         for what in wrong:
             self._say(history, what)
         if history.outcome == Outcome.LEFT:
             self._note_closing(history)
         history.stream, history.body, history.text = None, b"", ""  # Judged: a long run keeps no text.
+
+    async def _ask(self, generation_id: str) -> None:
+        """Have a look at a generation, as anybody might."""
+        url, headers = f"{self._fleet.url}/v1/generations/{generation_id}", {"authorization": f"Bearer {KEY}"}
+        timeout = aiohttp.ClientTimeout(total=5)
+        with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
+            async with aiohttp.ClientSession(timeout=timeout) as session, session.get(url, headers=headers) as response:
+                await response.read()
 
     def _say(self, history: History, what: str) -> None:
         ask = history.ask
@@ -88,7 +107,7 @@ class _Run:
 
     def _note_closing(self, history: History) -> None:
         for worker in WORKERS:
-            left_at = self._fleet.links[f"{worker}-upstream"].left_at.get(history.ask.number)
+            left_at = self._fleet.upstream(worker).left_at.get(history.ask.number)
             if left_at and history.gone_at and left_at > history.gone_at:
                 self._report.closings_s.append((history.gone_at, left_at - history.gone_at, worker))
 
@@ -121,22 +140,47 @@ class _Run:
             left += [f"{name} {sample} {metrics[sample]:g}" for sample in samples if metrics.get(sample)]
         if is_open := (await self._fleet.demo_stats())["open"]:
             left.append(f"{is_open} upstream calls")
-        return left + await asyncio.to_thread(self._left_in_redis)
+        try:
+            return left + await self._left_in_redis()
+        except (RedisError, OSError) as error:
+            return [*left, f"Redis does not answer: {error!r}"]
 
-    def _left_in_redis(self) -> list[str]:
+    async def _left_in_redis(self) -> list[str]:
         left = []
-        with Redis.from_url(self._fleet.redis_server.url, socket_timeout=5) as redis:
-            for key in redis.scan_iter(count=1000):
-                name = key.decode()
-                if name.startswith(_KEYS_THAT_GO) or (redis.ttl(key) == -1 and name not in _KEYS_THAT_STAY):
-                    left.append(f"the key {name}")
-                # A state without a log was opened by an API that was then cut off: nobody ever heard of it.
-                elif name.endswith("}:log") and redis.hget(name.replace("}:log", "}:state"), "ended") != b"1":
-                    left.append(f"{name} without an end")
+        now_s, _ = await self._redis.time()
+        async for key in self._redis.scan_iter(count=1000):
+            name = key.decode()
+            if name.startswith(_KEYS_THAT_GO) or (await self._redis.ttl(key) == -1 and name not in keys.PERMANENT):
+                left.append(f"the key {name}")
+            elif name.startswith(_SLOTS) and (places := await self._redis.zcount(key, now_s * 1000, "+inf")):
+                left.append(f"{places} places of {name}")
+            # A state without a log was opened by an API that was then cut off: nobody ever heard of it.
+            elif name.endswith("}:log") and await self._redis.hget(name.replace("}:log", "}:state"), "ended") != b"1":
+                left.append(f"{name} without an end")
+                if self._fleet.store.may_lose_writes:
+                    await self._ask(name[1:].partition("}")[0])
         return left
 
+    async def read_books(self) -> None:
+        """The ledger and the limits, once everything has been collected and settled."""
+        report, ends = self._report, self._auditor.ends
+        rows = self._rows = await asyncio.to_thread(read_rows, self._fleet.database)
+        report.recorded = len(rows)
+        report.wrong += check_rows(rows, report.histories, ends, report.happened)
+        if not any(h.loses_writes for h in report.happened):
+            report.wrong += check_tokens(await self._counted_tokens(), rows, ends)
+        if unreadable := await self._redis.llen(keys.UNREADABLE):
+            report.wrong.append(f"{unreadable} records that the ledger could not read")
+        await self._redis.aclose()
+
+    async def _counted_tokens(self) -> int:
+        counted = 0
+        async for key in self._redis.scan_iter(match=f"{keys.QUEUE_PREFIX}limit:key:*:tokens", count=1000):
+            counted += sum(int(amount) for amount in await self._redis.hvals(key))
+        return counted
+
     def read_process_logs(self) -> None:
-        """What only the workers know: takeovers, and that each generation is reported once."""
+        """What only the workers know: takeovers, and that each generation is reported once, and recorded."""
         reported: Counter[str] = Counter()
         said: Counter[str] = Counter()
         taken_over: dict[str, list[float]] = {}
@@ -148,14 +192,27 @@ class _Run:
                         reported[line["generation_id"]] += 1
                         client_of.setdefault(line["generation_id"], int(line["model"].rpartition("-c")[2]))
                     case "job_taken_over":
-                        at_s = datetime.fromisoformat(line["timestamp"]).timestamp()
-                        taken_over.setdefault(line["generation_id"], []).append(at_s)
-                if line.get("level") in ("error", "critical"):
+                        taken_over.setdefault(line["generation_id"], []).append(_wall_s(line))
+                if line.get("level") in ("error", "critical") and not self._is_locked_out(line):
                     cause = line.get("exception", "").rpartition("\n")[2]
                     said[f"{name} logged {line['event'].strip()}: {cause}"] += 1
-        self._report.wrong += [f"{what} ({times} times)" for what, times in said.items()]
-        self._report.wrong += [f"{id_} was reported {count} times" for id_, count in reported.items() if count > 1]
-        self._time_takeovers({client_of[id_]: times for id_, times in taken_over.items() if id_ in client_of})
+        wrong = self._report.wrong
+        wrong += [f"{what} ({times} times)" for what, times in said.items()]
+        if not any(h.loses_writes for h in self._report.happened):
+            recorded = {row.id for row in self._rows}
+            wrong += [f"{id_} was reported {count} times" for id_, count in reported.items() if count > 1]
+            wrong += [f"{id_} was reported, and is not in the ledger" for id_ in reported if id_ not in recorded]
+        times_of = {client_of[id_]: times for id_, times in taken_over.items() if id_ in client_of}
+        self._time_takeovers(times_of)
+        self._check_takeovers(times_of)
+
+    def _is_locked_out(self, line: dict[str, Any]) -> bool:
+        """Whether a line tells of a database that a worker has locked who was then frozen: SQLite has one writer."""
+        if line["event"] != "database_away":
+            return False
+        at_s = _wall_s(line)
+        frozen = [h for h in self._report.happened if h.fault.kind is FaultKind.FROZEN and h.fault.target in WORKERS]
+        return any(h.began_wall_s <= at_s <= h.began_wall_s + h.fault.for_s + TAKEN_S for h in frozen)
 
     def _time_takeovers(self, taken_over: dict[int, list[float]]) -> None:
         """Match each takeover with the last kill of a worker that worked for that client."""
@@ -166,9 +223,35 @@ class _Run:
                 if before and at_s - before[-1].began_wall_s < IDLE_S:
                     self._report.takeovers_s.append((before[-1].began_at, at_s - before[-1].began_wall_s))
 
+    def _check_takeovers(self, taken_over: dict[int, list[float]]) -> None:
+        """A job is taken from a worker whom something befell, and never because Redis was away for ten seconds."""
+        to_monotonic = time.monotonic() - time.time()
+        for number, times in taken_over.items():
+            called = [(self._fleet.upstream(worker).called_at.get(number), worker) for worker in WORKERS]
+            for at_s in times:
+                at = at_s + to_monotonic
+                before = [(called_at, worker) for called_at, worker in called if called_at is not None and called_at < at]
+                if not before:
+                    continue  # It was taken over before anybody had called for it: by whom it was held, nobody knows.
+                worker = max(before)[1]
+                why = [h for h in self._report.happened if h.overlaps(at - LEASE_S - TAKEN_S, at)]
+                if not any(h.fault.target.startswith(worker) or _is_long(h) for h in why):
+                    self._report.wrong.append(f"client {number}'s job was taken from {worker}, which nothing had befallen")
 
-_KEYS_THAT_STAY = ("sluice:q:turn", "sluice:q:bell")
-_KEYS_THAT_GO = tuple(f"sluice:q:{name}" for name in ("job:", "running", "enqueued", "delayed", "waiting:", "rotation:"))
+
+def _is_long(happened: Happened) -> bool:
+    """An outage of Redis that its workers' leases and buffers are not made for."""
+    return happened.takes_redis and happened.fault.for_s > 2 * LEASE_S
+
+
+def _wall_s(line: dict[str, Any]) -> float:
+    return datetime.fromisoformat(line["timestamp"]).timestamp()
+
+
+_SLOTS = f"{keys.QUEUE_PREFIX}slots:"
+_KEYS_THAT_GO = tuple(
+    f"{keys.QUEUE_PREFIX}{name}" for name in ("job:", "running", "enqueued", "delayed", "waiting:", "rotation:", "ended")
+)
 _IDLE_AT_ZERO = {
     True: ("sluice_open_viewers", "sluice_subscriptions", "sluice_waiting_jobs", "sluice_running_jobs"),
     False: ("sluice_running_generations", "sluice_upstream_connections", "sluice_publisher_buffered_bytes"),

@@ -4,6 +4,7 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
+from common.access import Limits
 from common.foreign_variables import foreign_values, in_effect, log_foreign, without_effect
 from common.settings import Settings, environment
 
@@ -92,21 +93,70 @@ def test_the_more_specific_of_two_is_taken():
     assert foreign_values({"PORT": "1", "CCPROXY_PORT": "2"}) == {"port": "2"}
 
 
-def test_what_we_do_not_have_is_said_to_have_no_effect():
-    variables = {
-        "CCPROXY_AUTH_METHOD": "oauth2",
-        "CCPROXY_JWT_SECRET": "s",
-        "CCPROXY_RATE_LIMIT_RPM": "60",
-        "CCPROXY_RATE_LIMIT_TPM": "1",
-        "CCPROXY_CONCURRENT_REQUESTS": "10",
-        "RATE_LIMIT_MAX": "100",
-        "RATE_LIMIT_WINDOW_MS": "900000",
-    }
+LIMITS = {
+    "CCPROXY_RATE_LIMIT_RPM": "60",
+    "CCPROXY_RATE_LIMIT_TPM": "90000",
+    "CCPROXY_CONCURRENT_REQUESTS": "10",
+    "RATE_LIMIT_MAX": "100",
+    "RATE_LIMIT_WINDOW_MS": "900000",
+}
 
-    assert set(without_effect(variables)) == set(variables)
-    assert foreign_values(variables) == {}
-    assert without_effect({"CCPROXY_AUTH_METHOD": "api_key"}) == {}
-    assert without_effect({"CCPROXY_AUTH_METHOD": "bearer_token"}) == {}
+
+def test_limits_are_those_of_a_key_or_of_an_address(monkeypatch):
+    for name, value in LIMITS.items():
+        monkeypatch.setenv(name, value)
+
+    settings = Settings()
+
+    assert settings.limits["key"] == Limits(requests=60, tokens=90_000, concurrent=10, window_s=60)
+    assert settings.limits["address"] == Limits(requests=100, window_s=900)
+    assert set(in_effect(environment(), settings)) == set(LIMITS)
+    assert without_effect(environment(), settings) == {}
+
+
+def test_each_limit_is_weaker_than_the_same_one_of_ours(monkeypatch):
+    monkeypatch.setenv("CCPROXY_RATE_LIMIT_RPM", "60")
+    monkeypatch.setenv("CCPROXY_CONCURRENT_REQUESTS", "10")
+    monkeypatch.setenv("SLUICE_LIMITS", '{"key": {"requests": 7}, "tenant": {"requests": 9}}')
+
+    settings = Settings()
+
+    assert settings.limits == {"key": Limits(requests=7, concurrent=10), "tenant": Limits(requests=9)}
+    assert in_effect(environment(), settings) == ["CCPROXY_CONCURRENT_REQUESTS"]
+
+
+@pytest.mark.parametrize("value", ["many", "-1", "1.5", "0", ""])
+def test_a_limit_that_is_none_sets_none(value):
+    assert foreign_values({"RATE_LIMIT_MAX": value}) == {}
+    assert foreign_values({"RATE_LIMIT_WINDOW_MS": "900000"}) == {}
+
+
+def test_a_jwt_secret_lets_tokens_in(monkeypatch):
+    monkeypatch.setenv("CCPROXY_JWT_SECRET", "s" * 32)
+
+    settings = Settings()
+
+    assert settings.jwt_secret is not None
+    assert settings.jwt_secret.get_secret_value() == "s" * 32
+    assert in_effect(environment(), settings) == ["CCPROXY_JWT_SECRET"]
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "is_followed"),
+    [
+        ("api_key", {"api_keys": "k"}, True),
+        ("bearer_token", {"api_keys": "k"}, True),
+        ("OAuth2", {"jwt_secret": "s"}, True),
+        ("jwt", {"jwt_jwks_url": "https://issuer/keys"}, True),
+        ("jwt", {"api_keys": "k"}, False),
+        ("api_key", {}, False),
+        ("kerberos", {"api_keys": "k"}, False),
+    ],
+)
+def test_a_way_to_authenticate_has_an_effect_where_its_credential_is_set(method, settings, is_followed):
+    ignored = without_effect({"CCPROXY_AUTH_METHOD": method}, Settings(**settings))
+
+    assert ("CCPROXY_AUTH_METHOD" not in ignored) is is_followed
 
 
 def test_the_log_names_them_and_never_their_values(monkeypatch):

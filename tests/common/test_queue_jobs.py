@@ -240,8 +240,21 @@ async def test_withdrawing_removes_a_job_wherever_it_is(queue, redis):
         await queue.withdraw(name)
 
     assert await queue.look(["waits", "runs"]) == [Place.GONE, Place.GONE]
-    assert await queue.renew({job.generation_id: job.epoch}) == [job.generation_id]
+    assert await queue.renew({job.generation_id: job.epoch}) == []  # Its log was ended first, and tells its worker.
     assert await claim(queue) == []
+
+
+async def test_a_job_that_redis_forgot_stays_its_workers_and_is_listed_for_the_ledger_when_it_ends(queue, redis):
+    await queue.enqueue("gen_0", "a", INTERACTIVE)
+    (job,) = await claim(queue)
+    await redis.delete(keys.JOB + "gen_0", keys.RUNNING)
+
+    assert await queue.renew({"gen_0": job.epoch}) == []
+    assert await queue.finish(job) == []
+
+    assert await redis.lrange(keys.ENDED, 0, -1) == [b"gen_0"]
+    assert await redis.keys(keys.JOB + "*") == []
+    assert await redis.zcard(keys.RUNNING) == 0
 
 
 async def test_however_many_jobs_run_a_new_one_is_found(queue):

@@ -4,7 +4,7 @@ import pytest
 from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.exceptions import ResponseError
 
-from common.redis_client import RedisUnavailable, Scripts, as_unavailable, connect
+from common.redis_client import Pulse, RedisUnavailable, Scripts, as_unavailable, connect
 
 
 @pytest.mark.parametrize(
@@ -61,3 +61,54 @@ def test_a_fault_of_ours_is_not_blamed_on_the_server(text):
 
 async def test_no_calls_have_no_answers(redis, tmp_path):
     assert await Scripts(redis, tmp_path).run_many([]) == []
+
+
+@pytest.fixture
+async def pulse(redis):
+    """Beats when a test says so."""
+    found = Pulse(redis)
+    found._client = redis.client()
+    yield found
+    await found._client.aclose(close_connection_pool=False)
+
+
+async def test_what_is_watched_is_read_with_every_beat(pulse, redis):
+    heard: list[object] = []
+    pulse.watch(("GET", "sluice:test"), heard.append)
+    pulse.watch(("HGETALL", "sluice:test:hash"), heard.append)
+
+    await pulse._beat(is_first=True)
+    await redis.set("sluice:test", "new")
+    await redis.hset("sluice:test:hash", "a", "1")
+    await pulse._beat()
+
+    assert heard == [None, {}, b"new", {b"a": b"1"}]
+    assert pulse.is_up
+
+
+async def test_after_an_outage_nobody_may_rely_on_redis_before_what_is_watched_is_known_again(pulse):
+    seen: list[bool] = []
+    pulse.watch(("GET", "sluice:test"), lambda _: seen.append(pulse.is_up))
+
+    await pulse._beat(is_first=True)
+
+    assert seen == [False]
+    assert pulse.is_up
+
+
+async def test_another_server_that_answers_in_time_counts_as_whole_from_then_on_only(redis):
+    now = 0.0
+    pulse = Pulse(redis, lambda: now)
+    pulse._client = redis.client()
+    await pulse._beat(is_first=True)
+    now = 10.0
+    await pulse._beat()
+    assert pulse.whole_s() == 10.0
+
+    pulse._client.connection.host = "promoted"  # As after a failover between two beats.
+    await pulse._beat()
+
+    assert (pulse.is_up, pulse.whole_s()) == (True, 0.0)
+    now = 12.0
+    assert pulse.whole_s() == 2.0
+    await pulse._client.aclose(close_connection_pool=False)

@@ -106,11 +106,15 @@ class Fleet:
     def demo_url(self) -> str:
         return f"http://127.0.0.1:{self.demo_port}"
 
+    @property
+    def database_url(self) -> str:
+        return f"sqlite:///{self.folder}/sluice.db"
+
     def env(self) -> dict[str, str]:
         return {
             "SLUICE_REDIS_URL": self.redis_server.url,
             "SLUICE_API_KEYS": f"{KEY},{OTHER_KEY}",
-            "SLUICE_DATABASE_URL": f"sqlite:///{self.folder}/sluice.db",
+            "SLUICE_DATABASE_URL": self.database_url,
             "OPENAI_API_KEY": "sk-upstream-openai",
             "OPENAI_BASE_URL": f"{self.demo_url}/v1",
             "ANTHROPIC_API_KEY": "sk-upstream-anthropic",

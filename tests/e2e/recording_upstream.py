@@ -41,7 +41,8 @@ class Request:
 class RecordingUpstream:
     def __init__(self) -> None:
         self.requests: list[Request] = []
-        requests = self.requests
+        self.rate_limited: dict[str, str] = {}  # Keys that have called too often, each with the Retry-After that it is told.
+        requests, rate_limited = self.requests, self.rate_limited
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -53,6 +54,9 @@ class RecordingUpstream:
                 if any(REFUSED_KEY in value for value in headers.values()):
                     error = {"message": f"Incorrect API key provided: {REFUSED_KEY}.", "code": "invalid_api_key"}
                     self.answer(401, "application/json", orjson.dumps({"error": error}))
+                elif found := rate_limited.get(headers.get("authorization", "").removeprefix("Bearer ")):
+                    error = {"message": "Rate limit reached.", "type": "requests", "code": "rate_limit_exceeded"}
+                    self.answer(429, "application/json", orjson.dumps({"error": error}), found)
                 elif self.path.endswith("/messages"):
                     self.answer(200, "application/json", orjson.dumps(MESSAGE))
                 elif body.get("stream"):
@@ -61,8 +65,10 @@ class RecordingUpstream:
                 else:
                     self.answer(200, "application/json", orjson.dumps(WHOLE))
 
-            def answer(self, status: int, media_type: str, body: bytes) -> None:
+            def answer(self, status: int, media_type: str, body: bytes, retry_after: str = "") -> None:
                 self.send_response(status)
+                if retry_after:
+                    self.send_header("retry-after", retry_after)
                 self.send_header("content-type", media_type)
                 self.send_header("content-length", str(len(body)))
                 self.send_header("cf-aig-cache-status", "MISS")

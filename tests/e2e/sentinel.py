@@ -10,6 +10,7 @@ import redis
 from harness import until
 
 from cli.embedded_redis import find_server, free_port
+from common.process import die_with_parent
 
 SERVICE = "main"
 DOWN_AFTER_MS = 1000
@@ -21,15 +22,22 @@ class Server:
 
     def __init__(self, folder: Path, name: str, lines: list[str], *args: str) -> None:
         self.port = free_port()
+        self.name = name
         config, self.log = folder / f"{name}.conf", folder / f"{name}.log"
         (folder / name).mkdir()
         config.write_text("\n".join([f"port {self.port}", "bind 127.0.0.1", f"dir {folder / name}", *lines, ""]))
-        with self.log.open("ab") as out:
-            command = [find_server() or "redis-server", str(config), *args]
-            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+        self._command = [find_server() or "redis-server", str(config), *args]
         # Its connections are cut too when a master is demoted.
         self.redis = redis.Redis(port=self.port, socket_timeout=5, retry_on_error=[redis.ConnectionError])
-        until(self.answers, f"{name} answers")
+        self.start()
+
+    def start(self) -> None:
+        """Start it, or start it again once it has gone, with what it knew; return once it answers."""
+        with self.log.open("ab") as out:
+            self.process = subprocess.Popen(
+                self._command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, preexec_fn=die_with_parent
+            )
+        until(self.answers, f"{self.name} answers")
 
     def answers(self) -> bool:
         try:

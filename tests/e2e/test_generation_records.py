@@ -9,9 +9,11 @@ import pytest
 from generations_client import JSON, ended, started, stop, told, url
 from harness import CHAT, DIALECTS, FAMILY_OF, KEY, MESSAGES, OTHER_KEY, Fleet, body_of, fleet, headers_of, until
 from starlette.datastructures import Headers
+from starlette.requests import HTTPConnection
 
 from api.auth import Authenticator
 from cli.demo_provider.script import answer
+from common import keys
 from common.channel.base import Append, Claim, Frame, FrameId, FrameKind, Opening, Policy
 from common.channel.redis import RedisChannel
 from common.redis_client import connect
@@ -162,7 +164,8 @@ def test_claims_that_added_nothing_to_a_whole_answer_are_nothing_to_come_back_fo
     async def write() -> None:
         async with connect(replicas.redis_server.url) as redis:
             channel = RedisChannel(redis, 60)
-            owner = Authenticator(Settings(api_keys=KEY)).authenticate(Headers(headers_of())).id
+            asking = HTTPConnection({"type": "http", "headers": Headers(headers_of()).raw})
+            owner = (await Authenticator(Settings(api_keys=KEY)).authenticate(asking)).id
             await channel.open(generation_id, Opening(owner, CHAT, True, "m", 1, Policy.DETACH, 0, 60, 60, b"{}\n"), "")
             for epoch in range(1, 6):
                 claim = Claim(generation_id, epoch, "t")
@@ -176,3 +179,16 @@ def test_claims_that_added_nothing_to_a_whole_answer_are_nothing_to_come_back_fo
     assert told(replicas, generation_id)["takeovers"] == 4
     assert replicas.client.get(url(replicas, generation_id), headers=headers_of()).text.endswith("data: [DONE]\n\n")
     assert replicas.client.get(url(replicas, generation_id), headers=headers_of(last_event_id="1-1.1")).status_code == 204
+
+
+def test_a_log_that_lacks_its_end_is_not_taken_for_over_though_its_state_is(replicas: Fleet):
+    """Just after a failover a replica may have the state from the old master, and the log from the new one."""
+    generation_id = replicas.post(CHAT, body_of(CHAT, "demo-n12-d1", stream=True)).headers["x-generation-id"]
+    log = keys.log(generation_id)
+    entries = replicas.redis.xrange(log)
+    seen = next(entry_id for entry_id, fields in entries if fields[b"k"] == b"data").decode()
+    replicas.redis.xdel(log, *(entry_id for entry_id, _ in entries if entry_id.decode() > seen))
+
+    headers = headers_of(last_event_id=f"{seen}.1")
+    with replicas.client.stream("GET", url(replicas, generation_id), headers=headers) as response:
+        assert response.status_code == 200

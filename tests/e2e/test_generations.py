@@ -235,7 +235,10 @@ def test_a_whole_reply_that_still_runs_is_waited_for(replicas: Fleet):
 
 @pytest.mark.parametrize(
     "cursor",
-    ["x", "1", "1-2", "1-2.", "1.2", "-1-2.3", "1-2.3.4", "1-2.3 ", "1e3-1.1", "9" * 30 + "-1.1", "0x1-1.1", "*", "$"],
+    [
+        *("x", "1", "1-2", "1-2.", "1.2", "-1-2.3", "1-2.3.4", "1-2.3 ", "1e3-1.1", "9" * 30 + "-1.1", "0x1-1.1", "*", "$"),
+        *("0-0.0", "0-3.1", "01-2.1"),  # Epochs are counted from 1.
+    ],
 )
 def test_a_malformed_cursor_is_refused(replicas: Fleet, cursor: str):
     generation_id, events = _finished(replicas, CHAT, "openai/demo-n3-d0")

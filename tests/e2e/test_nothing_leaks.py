@@ -109,7 +109,8 @@ def sizes(found: Fleet) -> dict[str, tuple[float, float]]:
 
 def settle(found: Fleet) -> None:
     until(lambda: not any(held(found).values()), "nothing is held", within_s=40)
-    assert lasting_keys(found) <= keys.PERMANENT
+    # Records of what has ended are collected within a second or so, by another worker if that one was lost.
+    until(lambda: lasting_keys(found) <= keys.PERMANENT, f"no more than {set(keys.PERMANENT)} stays", within_s=40)
 
 
 def test_a_storm_leaves_nothing_behind(tmp_path: Path):

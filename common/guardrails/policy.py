@@ -1,0 +1,44 @@
+"""Which guardrails apply to a request?
+
+Those of who asks (the key's and the tenant's, or the settings' where neither has any) and those of where it goes (every
+entry of ``guardrails_by_model`` that one of the model's names matches). The strictest of them wins, guardrail by guardrail:
+then no entry can take away what another one is there for, and nobody has to know all of them to say what holds. Who is to
+be exempt from the settings' guardrails gets a policy of his own; what a route asks for holds for all.
+"""
+
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+
+from common.access import GuardrailPolicy, Principal
+from common.settings import Settings
+
+OUTPUT_GUARDRAILS = ("patterns", "pii", "custom")
+
+
+class Policies:
+    """The settings' side of it, one per process."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._default = settings.guardrails
+        self._by_model = settings.guardrails_by_model
+        self._is_idle = self._default.is_off and not self._by_model
+
+    def of(self, principal: Principal, names: Iterable[str]) -> GuardrailPolicy | None:
+        """Return what applies to a request for a model that goes by these names; None where all is off."""
+        own = principal.guardrails
+        if own is None and self._is_idle:
+            return None
+        policy = self._default if own is None else own
+        names = set(names)
+        for pattern, routes in self._by_model.items():
+            if any(fnmatchcase(name, pattern) for name in names):
+                policy = policy.stricter(routes)
+        return None if policy.is_off else policy
+
+
+def on_output(policy: GuardrailPolicy | None) -> Mapping[str, str]:
+    """Return what a worker has to do: the guardrails of answers that are on, by their modes."""
+    if policy is None:
+        return {}
+    modes = {name: str(getattr(policy, name)) for name in OUTPUT_GUARDRAILS}
+    return {name: mode for name, mode in modes.items() if mode != "off"}

@@ -1,0 +1,137 @@
+"""Is each generation in the ledger once, as it was, and do the limits' counters hold what was used?
+
+The judge over the database at the end of a run, when everything has been collected.
+"""
+
+import sqlite3
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from chaos.checker import CANCELLED, EXPLICIT, LOST_WRITES, End, lost_writes
+from chaos.client import History, Outcome
+from chaos.faults import Happened
+from chaos.plan import Ask
+from chaos.readers import MESSAGES, RESPONSES
+
+# The most that a request reserves of its limit on tokens: the largest max_tokens that a client asks for, and its prompt.
+RESERVED_MAX = 10_100
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One generation in the ledger."""
+
+    id: str
+    model: str
+    outcome: str
+    error_code: str | None
+    input_tokens: int | None
+    output_tokens: int | None
+    is_estimated: bool
+    duration_ms: int | None
+
+    @property
+    def client(self) -> int:
+        """The number of the client who asked; its model's name ends with it."""
+        return int(self.model.rpartition("-c")[2])
+
+    @property
+    def tokens(self) -> int:
+        return (self.input_tokens or 0) + (self.output_tokens or 0)
+
+
+def input_tokens(ask: Ask) -> int:
+    """Return what the demo provider counts: each word that it gets, its own dialect's role and type of a block included."""
+    if (ask.provider, ask.dialect) == ("openai", RESPONSES):
+        return 1  # Its input is a string, and goes on as it came.
+    return 3 if ask.provider == "anthropic" and ask.dialect != MESSAGES else 2
+
+
+def read_rows(database: Path) -> list[Row]:
+    with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as connection:
+        names = ", ".join(Row.__slots__)
+        return [Row(*values) for values in connection.execute(f"SELECT {names} FROM ledger")]
+
+
+def check_rows(
+    rows: Sequence[Row],
+    histories: Sequence[History],
+    ends: Mapping[str, End],
+    happened: Sequence[Happened],
+) -> list[str]:
+    """Return which generations the ledger has not, has twice, or has otherwise than they were."""
+    wrong: list[str] = []
+    by_id = {row.id: row for row in rows}
+    by_client: dict[int, list[Row]] = defaultdict(list)
+    for row in rows:
+        by_client[row.client].append(row)
+    for history in histories:
+        number, id_ = history.ask.number, history.generation_id
+        own = by_client.pop(number, [])
+        if len(own) > 1:
+            wrong.append(f"client {number} asked once and is {len(own)} times in the ledger: {[row.id for row in own]}")
+        may_have_lost = lost_writes(history.began_at, float("inf"), happened)
+        if id_ and id_ not in by_id and not may_have_lost:
+            wrong.append(f"client {number}: {id_} is not in the ledger")
+        if id_ in by_id:
+            differences = _check_row(by_id[id_], history, ends.get(id_), may_have_lost)
+            wrong += [f"client {number}: {id_} {what}" for what in differences]
+        wrong += [f"client {number} was told {id_}, the ledger has {row.id}" for row in own if id_ and row.id != id_]
+        wrong += _check_failures(own, may_have_lost)
+    for number, own in by_client.items():
+        wrong.append(f"the ledger has {[row.id for row in own]} of a client {number} who never was")
+    return wrong
+
+
+def _check_row(row: Row, history: History, end: End | None, may_have_lost: bool) -> Iterable[str]:
+    if may_have_lost:
+        return  # The end that the client and the ledger know may be one that Redis forgot, and another was written then.
+    if history.outcome == Outcome.COMPLETED and row.outcome != "completed":
+        yield f"was completed for its client, and is {row.outcome} in the ledger"
+    if row.outcome == "completed" and not row.is_estimated:
+        told, used = (row.input_tokens, row.output_tokens), (input_tokens(history.ask), history.ask.tokens)
+        if told != used:
+            yield f"has {told} tokens in the ledger, the provider said {used}"
+    if end is None:
+        return
+    if (end.error is None) != (row.outcome == "completed"):
+        yield f"is {row.outcome} in the ledger, and its log ends with {end}"
+    if end.usage and not row.is_estimated and _tokens(end) != row.tokens:
+        yield f"has {row.tokens} tokens in the ledger, its log says {_tokens(end)}"
+
+
+def _check_failures(rows: Sequence[Row], may_have_lost: bool) -> Iterable[str]:
+    """Some dialects have no codes, so clients cannot tell which error it was; the ledger can."""
+    for row in rows:
+        code = row.error_code or ""
+        is_explicit = code in EXPLICIT or code == CANCELLED or (may_have_lost and code in LOST_WRITES)
+        if row.outcome != "completed" and not is_explicit:
+            yield f"client {row.client}: {row.id} ended by {code!r}"
+
+
+def _tokens(end: End) -> int:
+    return end.usage["input_tokens"] + end.usage["output_tokens"] if end.usage else 0
+
+
+def check_tokens(counted: int, rows: Sequence[Row], ends: Mapping[str, End]) -> list[str]:
+    """Return whether what the limit on tokens counts is what was used.
+
+    A generation that an API ended keeps all that it reserved, if a worker ever had it; of one whose client was told no id it
+    is not known who ended it. There are few of either: they make the least and the most.
+    """
+    least = most = 0
+    for row in rows:
+        end = ends.get(row.id)
+        if end and end.by_worker:
+            least, most = least + _tokens(end), most + _tokens(end)
+        elif end:
+            most += RESERVED_MAX if end.was_claimed else 0
+        elif row.duration_ms is not None:  # A worker ended it, and may or may not have known what it took.
+            least, most = least + (0 if row.is_estimated else row.tokens), most + row.tokens
+        else:
+            most += RESERVED_MAX
+    if least <= counted <= most:
+        return []
+    return [f"the limit on tokens counts {counted}, used were {least if least == most else f'{least} to {most}'}"]

@@ -1,0 +1,121 @@
+"""Both tiers ask a guardrail that is a service in the same way: bounded, in time, and nobody else."""
+
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+import api.webhook
+import workers.webhook
+from common.guardrails.custom import Check, Custom, GuardrailUnavailable, Post, Verdict
+
+CHECK = Check("output", "words", "m", "acme")
+
+
+class Service:
+    """Answers with what it is told, and keeps the paths and bodies that it was asked."""
+
+    def __init__(self) -> None:
+        self.status, self.body, self.wait = 200, b'{"action": "allow"}', False
+        self.asked: list[tuple[str, bytes, str]] = []
+        self.is_over = threading.Event()
+        service = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["content-length"]))
+                service.asked.append((self.path, body, self.headers["content-type"]))
+                if service.wait:
+                    service.is_over.wait(20)
+                self.send_response(service.status)
+                self.send_header("location", "/elsewhere")
+                self.send_header("content-length", str(len(service.body)))
+                self.end_headers()
+                self.wfile.write(service.body)
+
+            do_GET = do_POST
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}/check"
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self.is_over.set()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+@pytest.fixture
+def service() -> Iterator[Service]:
+    made = Service()
+    yield made
+    made.close()
+
+
+@pytest.fixture(params=[api.webhook, workers.webhook], ids=["api", "workers"])
+async def ask(request: pytest.FixtureRequest, service: Service, monkeypatch: Any) -> AsyncIterator[Callable[..., Any]]:
+    monkeypatch.setattr(request.param, "ANSWER_BYTES_MAX", 1000)
+    made: list[Post] = []
+
+    async def asking(timeout_s: float = 10, url: str = "") -> Verdict:
+        made.append(request.param.poster(url or service.url, timeout_s))
+        return await Custom(None, made[-1], timeout_s).ask(CHECK)
+
+    yield asking
+    for each in made:
+        await each.close()
+
+
+async def test_it_is_asked_by_post_and_its_answer_read(ask, service):
+    service.body = b'{"action": "replace", "text": "other words"}'
+
+    verdict = await ask()
+
+    assert verdict.text == "other words"
+    assert service.asked == [("/check", b'{"side":"output","text":"words","model":"m","tenant":"acme"}', "application/json")]
+
+
+@pytest.mark.parametrize("status", [204, 302, 307, 401, 500])
+async def test_no_status_but_200_is_an_answer_and_no_redirect_is_followed(ask, service, status):
+    service.status, service.body = status, b"" if status == 204 else service.body
+
+    with pytest.raises(GuardrailUnavailable):
+        await ask()
+
+    assert [path for path, *_ in service.asked] == ["/check"]
+
+
+async def test_an_answer_that_is_too_long_is_none(ask, service):
+    service.body = b'{"action": "allow", "reason": "' + b"x" * 1000 + b'"}'
+
+    with pytest.raises(GuardrailUnavailable):
+        await ask()
+
+
+async def test_an_answer_that_does_not_come_is_none(ask, service):
+    service.wait = True
+
+    with pytest.raises(GuardrailUnavailable, match=r"did not answer|Timeout"):
+        await ask(timeout_s=0.2)
+
+
+async def test_a_service_that_is_not_there_gives_no_answer(ask):
+    with pytest.raises(GuardrailUnavailable):
+        await ask(url="http://127.0.0.1:9/check")
+
+
+async def test_no_proxy_of_the_environment_sees_what_is_asked(ask, service, monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+
+    await ask()
+
+    assert len(service.asked) == 1

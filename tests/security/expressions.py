@@ -1,0 +1,170 @@
+"""Which regular expressions are in the code, and what text would stall each if any could?
+
+Run as a program it tries each on such text, with a limit on CPU time that the system enforces: an expression that
+backtracks without bound never comes back, so nothing inside the process could stop it. It prints the name of each before it
+is tried.
+"""
+
+import dataclasses
+import importlib
+import itertools
+import pkgutil
+import re
+import resource
+from collections.abc import Iterable, Iterator, Mapping
+from re import _constants as sre  # type: ignore[attr-defined]
+from re import _parser  # type: ignore[attr-defined]
+from typing import Any
+
+import regex
+
+LENGTH = 1 << 20
+PAIR_LENGTH = 1 << 17  # There are many pairs; squared, this is still a hundred times the limit.
+CPU_S = 5  # Per expression: what each takes is some hundred milliseconds, and a quadratic one minutes.
+PACKAGES = ("api", "workers", "common")
+# Used with match or fullmatch alone; they would take longer if they had to begin at every place.
+ONLY_FROM_THE_START = ("_DATA_URL", ".responses_only")
+ENDS = ("", "\x00", "!")  # What none expects, so that a match up to there has to be given up.
+
+
+def expressions() -> dict[str, Any]:
+    """Return every compiled expression that a module holds, also inside its tables, by where it is."""
+    found: dict[str, Any] = {}
+    for package in PACKAGES:
+        for module in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}."):
+            if ".migrations" not in module.name:
+                loaded = importlib.import_module(module.name)
+                for name, value in vars(loaded).items():
+                    for path, pattern in _inside(value, f"{module.name}.{name}", 0):
+                        found.setdefault(path, pattern)
+    own = {}  # One that is imported elsewhere is tried once, under its first name.
+    for path, pattern in found.items():
+        if pattern not in own.values():
+            own[path] = pattern
+    return own
+
+
+def _inside(value: Any, path: str, depth: int) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, re.Pattern | regex.Pattern):
+        yield path, value
+    elif depth > 4:
+        return
+    elif isinstance(value, Mapping):
+        for key, each in value.items():
+            yield from _inside(each, f"{path}[{key!r}]", depth + 1)
+    elif isinstance(value, list | tuple | set | frozenset):
+        for index, each in enumerate(value):
+            yield from _inside(each, f"{path}[{index}]", depth + 1)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for each in dataclasses.fields(value):
+            yield from _inside(getattr(value, each.name, None), f"{path}.{each.name}", depth + 1)
+
+
+# Text that is made for an expression
+
+
+def hostile(pattern: str, flags: int) -> Iterator[str]:
+    """Yield texts that match an expression's beginning over and over, and then do not end as it asks."""
+    tree = _parser.parse(pattern, flags)
+    letters = sorted(_letters(tree)) or ["a"]
+    example, places = _example(tree)
+    units = {example, *(example[:cut] for cut in range(1, len(example), max(1, len(example) // 8)))} - {""}
+    for text, end in itertools.product([*letters, *sorted(units)], ENDS):
+        yield _filled(text, LENGTH) + end
+    for head, unit in places:
+        yield head + _filled(unit, LENGTH) + "\x00"
+        yield _filled(head + unit * 50, PAIR_LENGTH) + "\x00"
+    for pair in itertools.islice(itertools.permutations(letters, 2), 60):
+        yield _filled("".join(pair), PAIR_LENGTH) + "\x00"
+
+
+def _filled(unit: str, length: int) -> str:
+    return unit * (length // len(unit) + 1)
+
+
+def _letters(tree: Iterable[Any]) -> set[str]:
+    """One letter for each place of an expression."""
+    found: set[str] = set()
+    for op, argument in tree:
+        if op in (sre.LITERAL, sre.NOT_LITERAL, sre.IN, sre.ANY, sre.CATEGORY):
+            found.add(_letter(op, argument))
+        for part in _parts(op, argument):
+            found |= _letters(part)
+    return set(sorted(found)[:24])
+
+
+def _letter(op: Any, argument: Any) -> str:
+    if op is sre.LITERAL:
+        return chr(argument)
+    if op is sre.NOT_LITERAL:
+        return "a" if argument != ord("a") else "b"
+    if op is sre.ANY:
+        return "a"
+    if op is sre.CATEGORY:
+        return {sre.CATEGORY_DIGIT: "1", sre.CATEGORY_SPACE: " ", sre.CATEGORY_WORD: "w"}.get(argument, "-")
+    if argument[0][0] is sre.NEGATE:
+        banned = {chr(each) for kind, each in argument if kind is sre.LITERAL}
+        return next(char for char in "a1 -xyz" if char not in banned)
+    kind, first = argument[0]
+    return chr(first[0]) if kind is sre.RANGE else _letter(kind, first)
+
+
+def _parts(op: Any, argument: Any) -> list[Any]:
+    if op is sre.BRANCH:
+        return list(argument[1])
+    if op is sre.SUBPATTERN:
+        return [argument[3]]
+    if op in (sre.MAX_REPEAT, sre.MIN_REPEAT, sre.POSSESSIVE_REPEAT):
+        return [argument[2]]
+    return [argument] if op is sre.ATOMIC_GROUP else []
+
+
+def _example(tree: Iterable[Any]) -> tuple[str, list[tuple[str, str]]]:
+    """Return a text that is like a match, and for each repetition in it what stands before and what is repeated."""
+    text, places = "", []
+    for op, argument in tree:
+        if op in (sre.LITERAL, sre.NOT_LITERAL, sre.IN, sre.ANY, sre.CATEGORY):
+            text += _letter(op, argument)
+            continue
+        for part in _parts(op, argument)[:1]:
+            inner, inside = _example(part)
+            places += [(text + head, unit) for head, unit in inside]
+            if op in (sre.MAX_REPEAT, sre.MIN_REPEAT, sre.POSSESSIVE_REPEAT):
+                low, high, _ = argument
+                if inner and high > 8:
+                    places.append((text, inner))
+                text += inner * min(max(low, 1), 50)
+            else:
+                text += inner
+    return text, places
+
+
+# Trying them
+
+
+def try_one(name: str, pattern: Any) -> None:
+    is_bytes = isinstance(pattern.pattern, bytes)
+    source = pattern.pattern.decode("latin-1") if is_bytes else pattern.pattern
+    # What `regex` has and `re` has not: a set of characters by its property. A letter stands for each.
+    source = re.sub(r"\\p\{\w+\}", "a", source)
+    flags = pattern.flags & (re.IGNORECASE | re.VERBOSE | re.DOTALL | re.MULTILINE)
+    for text in hostile(source, flags):
+        given = text.encode("latin-1", "replace") if is_bytes else text
+        pattern.fullmatch(given)
+        pattern.match(given)
+        if not name.endswith(ONLY_FROM_THE_START):
+            for _ in pattern.finditer(given):
+                pass
+
+
+def main() -> None:
+    for name, pattern in expressions().items():
+        print(name, flush=True)
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        limit_s = int(used.ru_utime + used.ru_stime) + 1 + CPU_S
+        resource.setrlimit(resource.RLIMIT_CPU, (limit_s, resource.RLIM_INFINITY))
+        try_one(name, pattern)
+
+
+if __name__ == "__main__":
+    main()

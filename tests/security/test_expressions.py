@@ -1,0 +1,71 @@
+"""Can a text stall an expression that it is matched with? Every one in the code is tried, see ``expressions.py``."""
+
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import expressions
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SOURCES = {
+    path: path.read_text()
+    for package in expressions.PACKAGES
+    for path in (ROOT / package).rglob("*.py")
+    if "migrations" not in path.parts
+}
+# Expressions that are written where they are used, so that nothing can look them up; these meet settings, or a bounded word.
+WRITTEN_IN_PLACE = {
+    "common/settings.py": 1,
+    "common/redaction.py": 1,
+    "workers/providers/errors.py": 1,
+}
+
+
+@pytest.mark.timeout(280)
+def test_no_text_stalls_an_expression():
+    tried = subprocess.run(
+        [sys.executable, "tests/security/expressions.py"],
+        cwd=ROOT,
+        env={"PYTHONPATH": "."},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    names = tried.stdout.splitlines()
+    assert tried.returncode != -signal.SIGXCPU, f"{names[-1]} took more than {expressions.CPU_S} s of CPU time"
+    assert tried.returncode == 0, tried.stderr
+    assert len(names) > 30
+
+
+@pytest.mark.parametrize("bad", [r"(a+)+$", r"(?:a|a)*b", r"\s*\S*\s*x", r"a*a*b", r"/v\d+\w*$"])
+def test_one_that_can_be_stalled_is_found(bad: str):
+    """The probe of the probe: without it, a passing test would say nothing."""
+    program = (
+        "import resource, re, expressions\n"
+        "resource.setrlimit(resource.RLIMIT_CPU, (2, resource.RLIM_INFINITY))\n"
+        f"expressions.try_one('bad', re.compile({bad!r}))\n"
+    )
+
+    tried = subprocess.run([sys.executable, "-c", program], cwd=ROOT / "tests" / "security", check=False, timeout=50)
+
+    assert tried.returncode == -signal.SIGXCPU
+
+
+def test_every_expression_that_meets_others_text_is_one_that_is_tried():
+    in_place = {
+        str(path.relative_to(ROOT)): len(found)
+        for path, source in SOURCES.items()
+        if (found := re.findall(r"\bre(?:gex)?\.(?:match|search|fullmatch|sub|subn|split|findall|finditer)\(", source))
+    }
+
+    assert in_place == WRITTEN_IN_PLACE
+
+
+def test_those_that_are_used_from_the_start_alone_are():
+    for name in expressions.ONLY_FROM_THE_START:
+        used = rf"{re.escape(name)}\.(?:search|sub|subn|split|findall|finditer)\("
+        assert not [path for path, source in SOURCES.items() if re.search(used, source)]
