@@ -6,6 +6,7 @@ ARGS ?=
 WORKERS ?= 3
 MINUTES ?= 1
 SEED ?=
+REDIS ?= one
 EXAMPLES ?= 200
 
 .DEFAULT_GOAL := help
@@ -56,8 +57,8 @@ bench: setup ## Measure CPU per token and time to first token on this machine
 fuzz: setup ## Send every route what nobody would, for longer than the tests do (EXAMPLES=200 SEED=n)
 	@FUZZ_EXAMPLES=$(EXAMPLES) FUZZ_SEED=$(SEED) $(BIN)/python -m pytest tests/security/test_schema.py tests/security/test_fuzzing.py $(ARGS)
 
-chaos: setup ## Break everything around real streams for a minute (MINUTES=10 SEED=n, ARGS=--verbose); needs nginx
-	@PYTHONPATH=.:tests:tests/e2e $(BIN)/python -m chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
+chaos: setup ## Break everything around real streams for a minute (MINUTES=10 SEED=n, REDIS=sentinel, ARGS=--verbose); needs nginx
+	@PYTHONPATH=.:tests:tests/e2e $(BIN)/python -m chaos --redis $(REDIS) --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 clean: ## Remove what setup and the tools made
 	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info

@@ -26,7 +26,7 @@ def page_policy(page: bytes) -> str:
     """Return the policy of a page of ours: its own scripts and styles, by their hashes, and requests to where it came from."""
     scripts, styles = (" ".join(_hashes(tag, page)) or "'none'" for tag in (b"script", b"style"))
     return (
-        f"default-src 'none'; script-src {scripts}; style-src {styles}; connect-src 'self'; img-src 'self' data:; "
+        f"default-src 'none'; script-src {scripts}; style-src {styles}; connect-src 'self'; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
 

@@ -11,7 +11,7 @@ import hashlib
 import re
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -19,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 import hiredis
 import structlog
 from redis.asyncio import Redis
+from redis.asyncio.client import Pipeline
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError, ResponseError
@@ -91,10 +92,11 @@ class Client(Redis):
         return bool((connection.host, connection.port) == address)
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
-        try:
+        with _lost_connections():
             return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]  # redis-py.
-        except RuntimeError as error:  # uvloop's word for a connection that was reset; redis-py knows the loop's own alone.
-            raise RedisConnectionError("the connection was lost") from error
+
+    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
+        return _Pipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
         if self._exchanges:
@@ -102,6 +104,21 @@ class Client(Redis):
         await super().aclose(close_connection_pool)
         if self._sentinel:
             await asyncio.gather(*(sentinel.aclose() for sentinel in self._sentinel.sentinels))
+
+
+class _Pipeline(Pipeline):
+    async def execute(self, raise_on_error: bool = True) -> list[Any]:
+        with _lost_connections():
+            return await super().execute(raise_on_error)
+
+
+@contextlib.contextmanager
+def _lost_connections() -> Iterator[None]:
+    """Turn uvloop's word for a connection that was reset into redis-py's, which knows the loop's own alone."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise RedisConnectionError("the connection was lost") from error
 
 
 def connect(url: str, connections_max: int = 64) -> Client:

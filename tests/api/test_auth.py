@@ -102,7 +102,11 @@ async def test_a_key_of_ours_is_never_taken_for_the_provider_s():
     assert await brought(KEYS, x_sluice_key="sk-one", authorization="Bearer sk-two", x_api_key="sk-theirs") == "sk-theirs"
 
 
-@pytest.mark.parametrize("ours", [MANAGED, OTHER_MANAGED, "sk_sluice_made_up", token(), token(exp=1), token(sub=5)])
+@pytest.mark.parametrize(
+    "ours",
+    [MANAGED, OTHER_MANAGED, "sk_sluice_made_up", token(), token(exp=1), token(sub=5)],
+    ids=["good", "same id", "made up", "token", "expired token", "bad token"],
+)
 async def test_nothing_that_was_made_for_us_is_shown_to_a_provider_be_it_good_or_not(ours):
     settings = {**KEYS, **TOKENS, "secret": SECRET}
 
@@ -172,7 +176,11 @@ async def test_a_managed_key_names_itself_its_tenant_and_what_both_may():
     assert (found.id, found.tenant, found.access.models) == (f"key_{MANAGED_ID}", "acme", ("gpt-*",))
 
 
-@pytest.mark.parametrize("text", ["sk_sluice_", MANAGED[:-1] + "!", MANAGED[:-1], MANAGED + "x", "sk_sluice_" + "x" * 51])
+@pytest.mark.parametrize(
+    "text",
+    ["sk_sluice_", MANAGED[:-1] + "!", MANAGED[:-1], MANAGED + "x", "sk_sluice_" + "x" * 51],
+    ids=["prefix", "mistyped", "cut", "longer", "made up"],
+)
 async def test_a_text_that_cannot_be_a_managed_key_is_not_even_looked_up(text):
     known = KnownForTests()
 

@@ -90,6 +90,8 @@ def judge(history: History, happened: Sequence[Happened]) -> list[str]:
             wrong.append(f"ended by {outcome!r}, and nothing of ours did that")
     elif outcome not in (Outcome.COMPLETED, Outcome.LEFT) and (outcome != CANCELLED or ask.manner is not Manner.STOPPING):
         wrong.append(f"ended by {outcome!r}")
+    if not may_have_lost:  # Else an error may say so, to one who has all of it already.
+        wrong += history.problems_after_end
     after_end = AFTER_END | AFTER_LOST_WRITES if may_have_lost else AFTER_END
     if history.status_after_end not in after_end:
         wrong.append(f"{history.status_after_end} instead of 204 after the end")

@@ -54,6 +54,7 @@ class History:
     resumes: list[tuple[float, float]] = field(default_factory=list)  # When asked, and seconds until the answer.
     refusals: list[tuple[float, float]] = field(default_factory=list)  # The same, where the answer was to come later.
     problems: list[str] = field(default_factory=list)
+    problems_after_end: list[str] = field(default_factory=list)
 
 
 class _Answered(Exception):
@@ -199,6 +200,9 @@ class Client:
 
     async def _see_that_it_is_over(self) -> None:
         """At the end a reader gets 204, so that a browser's EventSource stops."""
+        stream = self.history.stream
+        assert stream is not None
+        before = len(stream.problems)
         try:
             async with self._session.get(**self._resumption()) as response:
                 if response.status == 200:  # The last event is there, the log's end not yet: nothing more may come.
@@ -206,6 +210,8 @@ class Client:
                 self.history.status_after_end = response.status
         except (aiohttp.ClientError, OSError):
             pass  # Any other time.
+        self.history.problems_after_end = stream.problems[before:]
+        del stream.problems[before:]
 
     async def _stop(self) -> None:
         url = f"{self._url}/v1/generations/{self.history.generation_id}"

@@ -95,6 +95,7 @@ class Faults:
 
     async def _drain(self, happened: Happened) -> None:
         name = happened.fault.target
+        await self._fleet.ready(name)  # One that has just been started, on a busy machine, does not know the signal yet.
         self._fleet.processes[name].send(signal.SIGTERM)
         code = await self._fleet.gone(name, DRAIN_S + DRAIN_EXTRA_S)
         if code != 0:

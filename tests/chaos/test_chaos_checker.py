@@ -100,10 +100,11 @@ def test_no_failover_excuses_a_wrong_text_or_a_silent_end(pieces: list[bytes]):
 
 def test_who_comes_back_after_the_end_may_be_unknown_only_where_redis_forgot_him():
     history = _seen(PIECES)
-    history.status_after_end = 404
+    history.status_after_end, history.problems_after_end = 404, ["an event after the end"]
 
     assert judge(history, [FAILOVER]) == []
     assert any("404" in wrong for wrong in judge(history, []))
+    assert "an event after the end" in judge(history, [])
 
 
 def test_a_refusal_must_come_at_once_where_only_redis_is_away():

@@ -2,6 +2,7 @@
 
 import pytest
 from redis.asyncio.sentinel import SentinelConnectionPool
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
 from common.redis_client import Pulse, RedisUnavailable, Scripts, as_unavailable, connect
@@ -112,3 +113,19 @@ async def test_another_server_that_answers_in_time_counts_as_whole_from_then_on_
     now = 12.0
     assert pulse.whole_s() == 2.0
     await pulse._client.aclose(close_connection_pool=False)
+
+
+async def test_a_pipeline_on_a_connection_that_uvloop_has_closed_fails_as_redis_does(redis_server):
+    client = connect(redis_server.url)
+    await client.ping()
+    (connection,) = client.connection_pool._available_connections
+
+    async def send(*_: object) -> None:
+        raise RuntimeError("unable to perform operation on <TCPTransport closed=True>; the handler is closed")
+
+    connection.send_packed_command = send
+    pipe = client.pipeline(transaction=True)
+    pipe.set("sluice:test", "1")
+    with pytest.raises(RedisConnectionError):
+        await pipe.execute()
+    await client.aclose()

@@ -31,7 +31,7 @@ _REMAINING = re.compile(
     )
 )
 _DURATION = re.compile(r"(?:\d{1,9}(?:\.\d{1,12})?(?:h|ms|m|s|us|µs|ns))+")
-_DURATION_PART = re.compile(r"([\d.]+)(h|ms|m|s|us|µs|ns)")
+_DURATION_PART = re.compile(r"([\d.]{1,22})(h|ms|m|s|us|µs|ns)")
 _SECONDS_IN = {"h": 3600, "m": 60, "s": 1, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 # A larger number is a moment: in seconds of the epoch, or in milliseconds.
 _EPOCH_S_MIN, _EPOCH_MS_MIN = 1e9, 1e11
