@@ -26,10 +26,11 @@ from api.tokens import TokenRefused, TokenVerifier
 from common import managed_keys
 from common.access import ALL, Principal
 from common.errors import ErrorKind, GatewayError
+from common.key_records import managed_id
 from common.settings import Settings
 
 ANONYMOUS = "anonymous"
-GUESSED_CHARS_MAX = 15  # A longer key, however badly chosen, is not found over a network before the sun is gone.
+GUESSED_CHARS_MAX = 15  # A longer key is not found by trying, over a network, however badly it was chosen.
 Scope = Literal["generate", "read", "usage"]  # What a token may be for; one that names no scopes is for all.
 
 _NONE_SENT = "No API key was sent. Send it as 'Authorization: Bearer KEY' or as 'x-api-key: KEY'."
@@ -116,6 +117,20 @@ class Authenticator:
                 self._refusals.note_good(digest)
                 return
         raise self._refusal([Refused("unknown", "The admin key is not valid.")], address)
+
+    async def check_giver(self, owner: Principal) -> None:
+        """Return only if whoever gave away a read token could still read: a managed key that is revoked takes them along.
+
+        Raises:
+            GatewayError: UNAUTHENTICATED; OVERLOADED, cannot be told now.
+        """
+        id_ = managed_id(owner.id)
+        if id_ is None or self._known is None:
+            return
+        record = (await self._known.find(id_)).record
+        if record is None or record.is_disabled or record.is_expired(time.time_ns() // 1_000_000):
+            self._on_refused("revoked")
+            raise _unauthenticated("The key that this read token comes from is no longer valid.")
 
     async def _identify(self, headers: Headers, address: str) -> Credentials:
         ours, shared = _own_keys_in(headers), _shared_keys_in(headers)

@@ -271,7 +271,9 @@ async def _reader(generation_id: str, request: Request, services: Services) -> P
     """Return as whom a request reads: a key's principal, or the one that gave away a read token."""
     token = request.query_params.get("token")
     if token is not None:
-        return read_token_owner(token, generation_id, services.settings)
+        owner = read_token_owner(token, generation_id, services.settings)
+        await services.authenticator.check_giver(owner)
+        return owner
     return await services.authenticator.authenticate(request, "read")
 
 

@@ -21,7 +21,7 @@ from redis.exceptions import RedisError
 
 from common import keys
 from common.access import Access
-from common.managed_keys import Presented
+from common.managed_keys import Presented, is_id
 from common.redis_client import COMMAND_TIMEOUT_S, Client, RedisUnavailable, Scripts, as_unavailable
 
 GONE_S = 3600  # How long a deleted key is still known to be gone: longer than any reader's delay.
@@ -123,6 +123,12 @@ class KeyRecords:
 def principal_id(id_: str) -> str:
     """Return whose generations those of a key are; a rotation does not change it."""
     return f"key_{id_}"
+
+
+def managed_id(principal: str) -> str | None:
+    """Return the id of the managed key whose generations these are; None: they are somebody else's."""
+    prefix, _, id_ = principal.partition("_")
+    return id_ if prefix == "key" and is_id(id_) else None
 
 
 def _script_keys(id_: str) -> list[str]:

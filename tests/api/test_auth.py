@@ -1,3 +1,4 @@
+import contextlib
 import time
 from typing import Any
 
@@ -317,3 +318,23 @@ async def test_an_admin_key_lets_no_client_in():
     error = await refusal({**KEYS, "secret": SECRET, "admin_keys": "admin-1"}, x_api_key="admin-1")
 
     assert error.failed.kind is ErrorKind.UNAUTHENTICATED
+
+
+@pytest.mark.parametrize(
+    ("owner", "fields", "is_good"),
+    [
+        (f"key_{MANAGED_ID}", {}, True),
+        (f"key_{MANAGED_ID}", {"is_disabled": True}, False),
+        (f"key_{MANAGED_ID}", {"expires_ms": 1}, False),
+        ("key_000000000000", {}, False),
+        (f"key_{'a' * 16}", {}, True),
+        ("jwt_0123456789abcdef", {}, True),
+        ("anonymous", {}, True),
+    ],
+    ids=["good", "disabled", "expired", "deleted", "static", "token", "nobody"],
+)
+async def test_a_revoked_key_takes_the_read_tokens_along_that_it_gave_away(owner, fields, is_good):
+    authenticator = Authenticator(Settings(**KEYS, secret=SECRET), KnownForTests(**fields))
+
+    with contextlib.nullcontext() if is_good else pytest.raises(GatewayError):
+        await authenticator.check_giver(Principal(owner))

@@ -1,4 +1,4 @@
-"""Are connections let go that only wait? Those that send slowly: tests/security/test_trickling_requests.py, on real processes."""
+"""Are connections let go that only wait? Those that send slowly meet real processes in test_trickling_requests.py."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -27,6 +27,7 @@ ROOT = Path(__file__).parents[2]
         ("OPENAI_API_KEY=sk-proj-abcdefghijklmnopqrstuvwxyz012345", "OPENAI_API_KEY=[KEY]"),
         ('"AKIAIOSFODNN7EXAMPLE"', '"[KEY]"'),
         ("ghp_0123456789abcdef0123456789abcdef0123", "[KEY]"),
+        ("key: sk_sluice_0123456789ab_" + "aB3" * 12 + "xy.", "key: [KEY]."),
         ("xoxb-1234567890-abcdefghij", "[KEY]"),
         ("AIzaSyA1234567890abcdefghijklmnopqrstuv", "[KEY]"),
         ("Bearer eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3jVmNHl0w5N", "Bearer [KEY]"),

@@ -82,6 +82,18 @@ def test_a_key_from_the_terminal_is_good_on_every_replica_and_a_revoked_one_on_n
     until(lambda: statuses(replicas, told["key"]) == [401, 401], "a deleted key is refused everywhere")
 
 
+def test_a_read_token_goes_with_the_key_that_gave_it_away(replicas: Fleet):
+    told = made(replicas)
+    url = f"{replicas.url}/v1/generations"
+    started = replicas.client.post(url, json=body_of(CHAT, MODEL), headers=headers_of(told["key"])).json()
+    events_url = replicas.url + started["events_url"]
+    assert replicas.client.get(events_url).status_code == 200
+
+    sluice(replicas, "disable", told["id"])
+
+    until(lambda: replicas.client.get(events_url).status_code == 401, "nobody reads for a revoked key")
+
+
 def test_no_process_believes_in_a_key_for_longer_than_two_seconds():
     assert PULSE_INTERVAL_S + PULSE_TIMEOUT_S <= 2  # Or else its pulse says that Redis is away, and nobody is let in.
 
