@@ -171,6 +171,10 @@ def answered(dialect: str, *statuses: int) -> dict[int | str, Schema]:
     return {status: _answer(_MEANING[status], {"application/json": _ERRORS[dialect]}) for status in told}
 
 
+def _upstreams_own(dialect: str) -> Schema:
+    return _answer("The provider's own, where it found fault with the request.", {"application/json": _ERRORS[dialect]})
+
+
 def generating(
     dialect: str, *, accepted: Schema | None = None, whole: Schema | None = None, parameters: Iterable[Schema] = ()
 ) -> dict[str, Any]:
@@ -180,8 +184,7 @@ def generating(
     """
     error_of = "any" if accepted else dialect
     answers = answered(error_of, *_WHEN_GENERATING)
-    error = {"application/json": _ERRORS[error_of]}
-    answers["4XX"] = _answer("The provider's own, where it found fault with the request.", error)
+    answers["4XX"] = _upstreams_own(error_of)
     if accepted:
         answers[202] = _answer("It has been started.", {"application/json": accepted})
     else:
@@ -204,9 +207,15 @@ def serving(
     *statuses: int,
     parameters: Iterable[Schema] = (),
     is_open: bool = False,
+    relays: bool = False,
 ) -> dict[str, Any]:
-    """Return what a route says of itself that answers 200 with ``content``, by media type; ``is_open``: it needs no key."""
-    answers = answered("openai-chat", *statuses, *(() if is_open else _WITH_A_KEY))
+    """Return what a route says of itself that answers 200 with ``content``, by media type.
+
+    ``is_open``: it needs no key. ``relays``: it answers as a generation did, so also with its failure, in its dialect.
+    """
+    answers = answered("any" if relays else "openai-chat", *statuses, *(() if is_open else _WITH_A_KEY))
+    if relays:
+        answers |= {**answered("any", *_WHEN_GENERATING), "4XX": _upstreams_own("any")}
     answers[200] = _answer("What was asked for.", content)
     extra: Schema = {"parameters": list(parameters)}
     return {**_common(answers), "openapi_extra": extra if is_open else {"security": _KEYED, **extra}}

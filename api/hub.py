@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from api.viewer import Viewer
+from api.viewer import DIVERGED, Viewer
 from common.channel.base import START, Channel, ChannelUnavailable, Cursor, Feed, FrameKind, Message, State, Stop
 from common.errors import ErrorKind, Failed, GatewayError
 from common.process import in_background
@@ -162,7 +162,7 @@ class Hub:
     def _reread_all(self) -> None:
         for listening in self._listening.values():
             for viewer in listening.viewers:
-                viewer.reread()
+                viewer.doubt()
 
     # The patrol
 
@@ -201,6 +201,8 @@ class Hub:
             for viewer in listening.viewers:
                 if last > viewer.tail:
                     viewer.reread()
+                elif last < viewer.tail and place is Place.GONE and not viewer.has_ended:
+                    viewer.fail(DIVERGED)  # Redis lost what it has seen, and nobody is left who would append it again.
             await self._judge(generation_id, place)
 
     async def _judge(self, generation_id: str, place: Place) -> bool:

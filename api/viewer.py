@@ -29,6 +29,8 @@ class Viewer:
         self._channel = channel
         self._after = after
         self.last_data = b""  # Of the last data frame that was taken in, whole: where a stream stood when it failed.
+        self._tail_data: bytes | None = None  # Of that frame, whatever its kind; None: nothing was taken in.
+        self._doubts_tail = False  # Whether the log may be another server's, in which that frame is another one, or not there.
         self._needs_log = after is not None
         self._dropped: FrameId | None = None  # The newest frame that came live and was not taken in.
         self._frames: list[Frame] = []
@@ -47,7 +49,7 @@ class Viewer:
                 self.reread()
         elif frame.id <= self.tail:
             pass  # Seen.
-        elif message.previous == self.tail and self._bytes <= self._bytes_max and not self._needs_log:
+        elif message.previous == self.tail and self._bytes <= self._bytes_max and not self._needs_log and not self._doubts_tail:
             self._accept(frame)
             self._wake()
         else:
@@ -58,6 +60,15 @@ class Viewer:
         """Have the log read again: something may be missing."""
         self._needs_log = True
         self._wake()
+
+    def doubt(self) -> None:
+        """Have the log read again, and see that what was taken in last still stands there.
+
+        A failover may lose a claim: the job is handed out anew then, and the second claim gets the number of the first. Its
+        frames have the same ids, and other contents.
+        """
+        self._doubts_tail = self._tail_data is not None
+        self.reread()
 
     def fail(self, failed: Failed) -> None:
         """Let ``take`` come to an end that the log will never have."""
@@ -87,12 +98,17 @@ class Viewer:
 
     async def _read_log(self) -> None:
         try:
-            count = self._batch
-            frames = await self._channel.read(self.generation_id, self.tail, count)
+            count, after = self._batch, self.tail.before() if self._doubts_tail else self.tail
+            frames = await self._channel.read(self.generation_id, after, count)
         except ChannelUnavailable:
             await asyncio.sleep(PAUSE_WHILE_AWAY_S)
             self._was_poked = True  # Whoever takes may have a keep-alive to send, or a client that left.
             return
+        if self._doubts_tail and frames and frames[0].id == self.tail:
+            if frames[0].data != self._tail_data:
+                self.fail(DIVERGED)
+                return
+            self._doubts_tail = False
         for frame in frames:
             if frame.id > self.tail:  # A live frame cannot have come in between: they are not taken while we read.
                 self._accept(frame)
@@ -107,7 +123,7 @@ class Viewer:
         if frame.kind is FrameKind.FENCE and FrameId.of(frame.data) < self._seen():
             self.fail(DIVERGED)
             return
-        self.tail = frame.id
+        self.tail, self._tail_data = frame.id, frame.data
         if frame.kind is FrameKind.DATA:
             self.last_data = frame.data
         if self._after and frame.id == self._after.frame:

@@ -83,9 +83,8 @@ class Failed:
 
     @property
     def logged_code(self) -> str | None:
-        """The code where it is one word. An upstream may put a whole sentence there, and quote the prompt in it."""
-        is_word = self.code and len(self.code) <= 64 and all(char.isalnum() or char in "._-" for char in self.code)
-        return self.code if is_word else None
+        """The code as it may be kept where no prompt may stand."""
+        return one_word(self.code)
 
     def to_dict(self) -> dict[str, Any]:
         return {key: value for key, value in asdict(self).items() if value is not None}
@@ -93,6 +92,13 @@ class Failed:
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "Failed":
         return cls(**{**fields, "kind": ErrorKind(fields["kind"])})
+
+
+def one_word(code: object) -> str | None:
+    """Return a code if it is one word. An upstream may put a whole sentence there, and quote the prompt in it."""
+    if isinstance(code, str) and 0 < len(code) <= 64 and all(char.isalnum() or char in "._-" for char in code):
+        return code
+    return None
 
 
 class GatewayError(Exception):

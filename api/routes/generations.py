@@ -115,7 +115,8 @@ def _told_of_reading() -> dict[str, Any]:
         query("include", "With a record: what was said so far.", enum=["text"]),
         query("token", "A read token, instead of a key."),
     ]
-    told = serving({"application/json": {}, "text/event-stream": {}}, 400, 404, 410, parameters=parameters)
+    content: dict[str, dict[str, Any]] = {"application/json": {}, "text/event-stream": {}}
+    told = serving(content, 404, 410, parameters=parameters, relays=True)
     told["responses"][204] = nothing_more("Nothing follows the event that was named.")
     return told
 

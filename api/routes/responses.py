@@ -57,7 +57,11 @@ def router(services: Services) -> APIRouter:
     async def create_response(request: Request) -> Response:
         return await guarded(OPENAI_RESPONSES, request, services, _create(request, services))
 
-    @routes.get("/v1/responses/{id_}", summary="A stored response", **serving(_STORED, 400, 404, 410, parameters=_REPLAYING))
+    @routes.get(
+        "/v1/responses/{id_}",
+        summary="A stored response",
+        **serving(_STORED, 404, 410, parameters=_REPLAYING, relays=True),
+    )
     async def retrieve_response(id_: str, request: Request) -> Response:
         """``?stream=true&starting_after=N`` gives the events of one in the background, and goes on live."""
         return await guarded(OPENAI_RESPONSES, request, services, _retrieve(id_, request, services))

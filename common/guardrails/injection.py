@@ -190,12 +190,19 @@ def _normalized(text: str) -> str:
     if cleaned.isascii():
         return cleaned.lower()
     folded = unicodedata.normalize("NFKC", cleaned).casefold().replace("\u2019", "'")
-    same: str = _MIXED_WORD.sub(lambda match: match[0].translate(_LOOKALIKES), folded)
+    same: str = _WORD.sub(_as_latin, folded)
     return same
 
 
-# Cyrillic and Greek letters that look like Latin ones, in words that have both.
-_MIXED_WORD = regex.compile(r"\w*[a-z]\w*")
+def _as_latin(word: regex.Match[str]) -> str:
+    """Return a word that has Latin letters with all that look like them; others as they are."""
+    return word[0].translate(_LOOKALIKES) if _LATIN.search(word[0]) else word[0]
+
+
+# Cyrillic and Greek letters that look like Latin ones, in words that have both. Two expressions: one for both would be tried
+# anew from each letter of a word without any, and a text need not have spaces.
+_WORD = regex.compile(r"\w+")
+_LATIN = regex.compile("[a-z]")
 _LOOKALIKES = str.maketrans(
     "\u0430\u0435\u043e\u0440\u0441\u0443\u0445\u0456\u0458\u0455\u0501\u04bb\u03bf\u03b1\u03bd\u03c1\u03c4\u03b9\u03ba",
     "aeopcyxijsdhoavptik",

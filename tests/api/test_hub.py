@@ -190,6 +190,30 @@ async def test_a_generation_whose_job_is_gone_without_an_end_is_ended_here(setup
     assert orjson.loads(frames[-1].data)["error"]["kind"] == "worker_lost"
 
 
+async def test_a_log_that_ended_before_what_a_viewer_has_seen_fails_it(setup):
+    """As after a failover that lost the viewer's claim: another one has ended the log with fewer frames."""
+    viewer = await setup.open()
+    deafen(setup, lambda message: message.frame and message.frame.kind is FrameKind.END)
+    await setup.claim()
+    for n in range(1, 6):
+        await setup.add(n)
+    while viewer.tail < FrameId(1, 5):
+        await asyncio.wait_for(viewer.take(), 5)
+    log = f"{{{G}}}:log"
+    entries = await setup.redis.xrange(log)
+    await setup.redis.delete(log)
+    for entry_id, fields in entries[:4]:
+        await setup.redis.xadd(log, fields, entry_id)
+    await setup.redis.hset(f"{{{G}}}:state", "pos", "1 t 1-3")
+    await setup.add(4, FrameKind.END)
+    await setup.queue.withdraw(G)
+
+    async with asyncio.timeout(5):
+        while await viewer.take():
+            pass
+    assert viewer.failed and viewer.failed.code == "frames_lost"
+
+
 async def test_a_log_that_is_gone_fails_its_viewers(setup):
     viewer = await setup.open()
     await setup.claim()

@@ -179,3 +179,56 @@ async def test_the_end_is_noticed(log):
     assert [frame.kind for frame in await reader.take()] == [FrameKind.FENCE, FrameKind.DATA, FrameKind.END]
     assert reader.has_ended
     assert reader.tail > START
+
+
+async def test_after_a_reconnection_a_reader_whose_last_frame_still_stands_goes_on(log):
+    reader = viewer(log)
+    await log.add(3)
+    for message in log.messages:
+        reader.offer(message)
+    await taken(reader, 3)
+
+    reader.doubt()
+    await log.add(2)
+    for message in log.messages[-2:]:
+        reader.offer(message)
+
+    assert await taken(reader, 2) == [4, 5]
+    assert reader.failed is None
+
+
+async def test_a_second_claim_with_the_number_of_a_lost_one_fails_who_read_the_first(log):
+    reader = viewer(log)
+    await log.add(3)
+    for message in log.messages:
+        reader.offer(message)
+    await taken(reader, 3)
+
+    # A new master that never heard of the first claim: the second's frames have the same ids.
+    frames = log.channel._logs[G].frames
+    frames[:] = [frame._replace(data=b"data: other\n\n") for frame in frames]
+    reader.doubt()
+    async with asyncio.timeout(5):
+        seen = await reader.take()
+
+    assert seen == []
+    assert reader.failed and reader.failed.code == "frames_lost"
+
+
+async def test_a_reader_ahead_of_the_log_takes_nothing_live_before_its_last_frame_is_there_again(log):
+    reader = viewer(log)
+    await log.add(5)
+    for message in log.messages:
+        reader.offer(message)
+    await taken(reader, 5)
+    frames = log.channel._logs[G].frames
+    lost, frames[4:] = frames[4:], []  # The last two.
+
+    reader.doubt()
+    reading = asyncio.create_task(reader.take())
+    await asyncio.sleep(0)
+    frames += [lost[0], lost[1]._replace(data=b"data: other\n\n"), lost[1]._replace(id=FrameId(1, 6))]
+    reader.offer(Message(FrameId(1, 5), frames[-1]))
+
+    assert await asyncio.wait_for(reading, 5) == []
+    assert reader.failed and reader.failed.code == "frames_lost"

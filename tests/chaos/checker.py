@@ -163,12 +163,12 @@ class Auditor:
         if not entries:
             self.forgotten.add(history.generation_id)
             return []
-        self.audited += 1
-        wrong = check_log(history, entries)
         if entries[-1][1][b"k"] == b"end":
             self.ends[history.generation_id] = End.of(entries[-1])
-        # What a client had, and a failover took from the log, no log can tell.
-        return [] if self._may_have_lost(history) else wrong
+        if self._may_have_lost(history):
+            return []  # What a client had, and a failover took from the log, no log can tell.
+        self.audited += 1
+        return check_log(history, entries)
 
     def _may_have_lost(self, history: History) -> bool:
         return lost_writes(history.began_at, time.monotonic(), self._happened)

@@ -95,10 +95,11 @@ class Faults:
 
     async def _drain(self, happened: Happened) -> None:
         name = happened.fault.target
-        await self._fleet.ready(name)  # One that has just been started, on a busy machine, does not know the signal yet.
+        # One that has just been started, or waits for Redis before it begins, does not know the signal yet.
+        in_order = (0,) if await self._fleet.ready(name) else (0, -signal.SIGTERM)
         self._fleet.processes[name].send(signal.SIGTERM)
         code = await self._fleet.gone(name, DRAIN_S + DRAIN_EXTRA_S)
-        if code != 0:
+        if code not in in_order:
             happened.problem = f"{name}, told to stop, ended with {code}" if code else f"{name} was told to stop and did not"
             self._fleet.processes[name].kill()
         await asyncio.sleep(happened.fault.for_s)

@@ -94,16 +94,17 @@ class Fleet:
         env |= {"OPENAI_API_KEY": "upstream-openai", "ANTHROPIC_API_KEY": "upstream-anthropic"}
         self.processes[name] = Process(["api" if name in APIS else "worker"], env, self.folder / f"{name}.log")
 
-    async def ready(self, name: str) -> None:
-        """Return once a process says that it is ready, or after a while."""
+    async def ready(self, name: str) -> bool:
+        """Return once a process says that it is ready, or after a while that it is not."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(READY_S), aiohttp.ClientSession(timeout=_LOOK) as session:
                 while not self.is_over:
                     with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
                         async with session.get(f"http://127.0.0.1:{self.ports[name]}/readyz") as response:
                             if response.status == 200:
-                                return
+                                return True
                     await asyncio.sleep(0.1)
+        return False
 
     async def gone(self, name: str, within_s: float) -> int | None:
         """Return the exit status of a process that was told to stop; None: it is still there."""

@@ -241,9 +241,16 @@ class _Run:
                 if not before:
                     continue  # It was taken over before anybody had called for it: by whom it was held, nobody knows.
                 worker = max(before)[1]
-                why = [h for h in self._report.happened if h.overlaps(at - LEASE_S - TAKEN_S, at)]
+                why = self._what_led_to(at)
                 if not any(h.fault.target.startswith(worker) or _is_long(h) for h in why):
                     self._report.wrong.append(f"client {number}'s job was taken from {worker}, which nothing had befallen")
+
+    def _what_led_to(self, at: float) -> list[Happened]:
+        """The faults for which a job may be taken over at a moment; while Redis is away, nobody takes any."""
+        happened, since = self._report.happened, at - LEASE_S - TAKEN_S
+        away = [h.began_at for h in happened if h.takes_redis and h.overlaps(since, at)]
+        since = min([since, *(began_at - LEASE_S - TAKEN_S for began_at in away)])
+        return [h for h in happened if h.overlaps(since, at)]
 
 
 def _is_long(happened: Happened) -> bool:

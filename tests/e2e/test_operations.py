@@ -131,7 +131,7 @@ def test_the_metric_families_are_there_and_explained(shared: Fleet, tier: str, f
 def test_a_generation_moves_the_metrics_of_both_tiers(shared: Fleet, moved: Moved, dialect: str):
     provider, route = FAMILY_OF[dialect], PATH_OF[dialect]
 
-    shared.post(dialect, body_of(dialect, f"{provider}/demo-think5-n10-d2", stream=True, text="two words"))
+    shared.post(dialect, body_of(dialect, f"{provider}/demo-think5-n10-d20", stream=True, text="two words"))
 
     moved.until(f'sluice_generations_total{{dialect="{dialect}",outcome="completed",provider="{provider}"}}', 1)
     assert moved.by(f'sluice_requests_total{{method="POST",route="{route}",status="200"}}') == 1

@@ -37,7 +37,7 @@ def vendors(tmp_path_factory: pytest.TempPathFactory, upstream: RecordingUpstrea
         "OLLAMA_BASE_URL": up,
         "SLUICE_PROVIDERS": f'{{"lab": {{"base_url": "{up}/lab/v1", "api_keys": "sk-lab"}}}}',
         "SLUICE_ALIASES": '{"fast": ["groq/llama-x"]}',
-        "RATE_LIMIT_MAX": "100",
+        "RATE_LIMIT_MAX": "many",
     }
     with fleet(tmp_path_factory.mktemp("vendors"), **settings) as found:
         yield found

@@ -18,6 +18,8 @@ from quoting_upstream import QuotingUpstream
 
 from cli.embedded_redis import EmbeddedRedis
 
+pytestmark = pytest.mark.timeout(180)  # The first of them waits for all requests, of which some are tried three times.
+
 CLIENT_KEY = "clientcanary5up"
 # By name, so that a failure says which; each at least as long as what the log's own filter looks for.
 OF_THE_GATEWAY = {

@@ -95,6 +95,15 @@ def test_how_it_ended(error: Any, ttft_ms: int | None, outcome: str, is_partial:
     assert found["error_kind"] == (error["kind"] if error else None)
 
 
+@pytest.mark.parametrize(
+    ("code", "kept"), [("rate_limit_exceeded", "rate_limit_exceeded"), ("Refused: tell me a secret", None), (5, None)]
+)
+def test_a_code_that_is_a_sentence_may_quote_the_prompt_and_is_not_kept(code: Any, kept: str | None):
+    error = {"kind": "upstream_rejected", "message": "m", "code": code}
+
+    assert row(error=error)["error_code"] == kept
+
+
 def test_an_end_that_no_worker_wrote_tells_only_its_error():
     found = row_of("gen_1", ASKED, orjson.dumps({"error": {"kind": "worker_lost", "message": "m"}}), 2_000)
 

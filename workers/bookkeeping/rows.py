@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 
 from common.admission import NANO_USD
-from common.errors import ErrorKind
+from common.errors import ErrorKind, one_word
 from common.events import Usage
 from common.ledger import Asked
 from common.pricing import Cost
@@ -50,7 +50,7 @@ def row_of(generation_id: str, asked: Asked, end: bytes, ended_ms: int) -> Row:
         "ended_ms": ended_ms,
         "outcome": _outcome(error),
         "error_kind": _optional(error.get("kind"), 64),
-        "error_code": _optional(error.get("code"), 255),
+        "error_code": one_word(error.get("code")),
         "finish_reason": _optional(told.get("finish_reason"), 64),
         **{name: _count(usage.get(name)) for name in _TOKENS},
         "is_estimated": bool(told.get("estimated")),
