@@ -211,6 +211,22 @@ async def test_a_record_that_is_not_listed_is_found_by_the_scan(world: World):
     assert await world.left() == (0, 0)
 
 
+async def test_the_scan_leaves_a_record_to_whoever_must_still_settle_its_job(world: World):
+    keeper = await world.holder()
+    await keeper.turn()
+    await world.end("gen_1", is_listed=False)
+    await world.redis.hset(keys.JOB + "gen_1", "epoch", "1")  # Its worker was lost between the end and the removal.
+
+    world.clock.now += SCAN_PAUSE_S
+    await keeper.turn()
+    assert await world.rows() == []
+
+    await world.redis.delete(keys.JOB + "gen_1")
+    world.clock.now += SCAN_PAUSE_S
+    await keeper.turn()
+    assert await world.rows() == ["gen_1"]
+
+
 async def test_a_record_that_came_back_is_not_counted_twice(world: World):
     await world.end("gen_1")
     keeper = await world.holder()

@@ -84,10 +84,20 @@ class Collector:
         with _redis_errors():
             async with asyncio.timeout(COMMAND_TIMEOUT_S):
                 self._scan_at, found = await self._redis.scan(self._scan_at, match=_RECORDS, count=SCAN_COUNT)
-        ids = [key.decode()[1:].partition("}")[0] for key in found]
+        ids = await self._without_job([key.decode()[1:].partition("}")[0] for key in found])
         for start in range(0, len(ids), BATCH):
             await self._take(engine, ids[start : start + BATCH], [])
         return self._scan_at == 0
+
+    async def _without_job(self, ids: list[str]) -> list[str]:
+        """Return those whose job is gone. Whoever removes a job lists it, and needs its record to settle what it took."""
+        if not ids:
+            return []
+        async with self._pipeline() as pipe:
+            for generation_id in ids:
+                pipe.exists(keys.JOB + generation_id)
+            has_job = await pipe.execute()
+        return [generation_id for generation_id, found in zip(ids, has_job, strict=True) if not found]
 
     async def look(self, now_ms: int) -> None:
         """Tell the metrics how much waits, and since when."""
