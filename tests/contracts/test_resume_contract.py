@@ -158,7 +158,7 @@ def test_a_recorded_text_goes_on_behind_every_event(recording: Recording):
     decoder = WIRES[recording.wire].decoder()
     blocks = blocks_of(recording.body)
     reply = fold([event for block in blocks for event in decoder.decode(block)] + decoder.end())
-    if recording.id in UNREADABLE or not is_plain_text(recording) or reply.failed or len(blocks) > 400:
+    if recording.id in UNREADABLE or not is_plain_text(recording) or reply.failed or len(blocks) > 250:
         pytest.skip("not a plain text in a client's dialect, or a long one")
     assert dialect
     text = reply.choices[0].text

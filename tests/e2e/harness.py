@@ -74,7 +74,8 @@ class Process:
 
     def lines(self) -> list[dict[str, Any]]:
         """What it logged as JSON."""
-        return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+        whole, _, _ = self.log.read_text().rpartition("\n")  # The last line may be half written.
+        return [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
 
     def events(self, name: str) -> list[dict[str, Any]]:
         return [line for line in self.lines() if line.get("event") == name]

@@ -106,7 +106,8 @@ def test_an_outage_of_ten_seconds_costs_no_token_and_no_takeover(tmp_path: Path,
             assert client.text == answer(count)
             assert client.events[-1] == "[DONE]"
         assert takeovers(found) == 0
-        until(lambda: found.apis[0].events("redis_back"), "the breaker is closed")
+        for process in [*found.apis, *found.workers]:
+            until(lambda process=process: process.events("redis_back"), "the breaker is closed")
         assert Client(found, "demo-n5-d1").finished().text == answer(5)
         for process in [*found.apis, *found.workers]:
             assert len(process.events("redis_away")) == len(process.events("redis_back")) == 1, "once per change of state"

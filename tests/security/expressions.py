@@ -18,9 +18,9 @@ from typing import Any
 
 import regex
 
-LENGTH = 1 << 20
-PAIR_LENGTH = 1 << 17  # There are many pairs; squared, this is still far beyond the limit.
-REGEX_LENGTH = 1 << 17  # `regex` takes longer per character, and so do guardrails, which look through a prompt in a thread.
+LENGTH = 1 << 19  # Squared, this is hours.
+PAIR_LENGTH = 1 << 16  # There are many pairs; squared, this is still far beyond the limit.
+REGEX_LENGTH = 1 << 16  # `regex` takes longer per character, and so do guardrails, which look through a prompt in a thread.
 CPU_S = 10  # Per text: what each takes is a few tenths of a second at most, and a quadratic expression minutes.
 PACKAGES = ("api", "workers", "common")
 # Used with match or fullmatch alone; they would take longer if they had to begin at every place.
