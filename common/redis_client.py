@@ -165,7 +165,8 @@ def _address(host: str) -> tuple[str, int]:
 
 def as_unavailable(error: BaseException) -> RedisUnavailable | None:
     """Return what an error of redis-py or a socket means to us; None where it is a fault of our own."""
-    is_our_fault = isinstance(error, ResponseError) and not _NOT_NOW.search(str(error))
+    # A script that was loaded just now is missing where a failover came between: another server answers.
+    is_our_fault = isinstance(error, ResponseError) and not (isinstance(error, NoScriptError) or _NOT_NOW.search(str(error)))
     if isinstance(error, RedisError | OSError | TimeoutError) and not is_our_fault:
         return RedisUnavailable(f"{type(error).__name__}: {error}")
     return None

@@ -3,7 +3,7 @@
 import pytest
 from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ResponseError
+from redis.exceptions import NoScriptError, ResponseError
 
 from common.redis_client import Pulse, RedisUnavailable, Scripts, as_unavailable, connect
 
@@ -129,3 +129,7 @@ async def test_a_pipeline_on_a_connection_that_uvloop_has_closed_fails_as_redis_
     with pytest.raises(RedisConnectionError):
         await pipe.execute()
     await client.aclose()
+
+
+def test_a_script_that_is_missing_right_after_it_was_loaded_is_another_servers_lack_and_not_our_fault():
+    assert isinstance(as_unavailable(NoScriptError("No matching script. Please use EVAL.")), RedisUnavailable)
