@@ -163,6 +163,11 @@ def _address(host: str) -> tuple[str, int]:
     return name.strip("[]"), int(port or SENTINEL_PORT)
 
 
+def ms(seconds: float) -> int:
+    """Return a duration as Redis' commands take it."""
+    return int(seconds * 1000)
+
+
 def as_unavailable(error: BaseException) -> RedisUnavailable | None:
     """Return what an error of redis-py or a socket means to us; None where it is a fault of our own."""
     # A script that was loaded just now is missing where a failover came between: another server answers.

@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 
 from common import keys
 from common.errors import Failed
-from common.redis_client import COMMAND_TIMEOUT_S, as_unavailable
+from common.redis_client import COMMAND_TIMEOUT_S, as_unavailable, ms
 from common.settings import Settings
 from common.sse import read_block, split_blocks
 
@@ -70,7 +70,7 @@ class ResponseStore:
         s = self._settings
         asked: dict[str, Any] = {"owner": owner, "created_s": created_s, "body": body}
         wait_s = max(s.queue_wait_s, s.queue_wait_background_s) + s.total_timeout_s
-        ttl_ms = _ms(s.responses_ttl_s + wait_s)
+        ttl_ms = ms(s.responses_ttl_s + wait_s)
         async with self._pipeline() as pipe:
             pipe.hset(keys.response_request(generation_id), mapping=asked)
             pipe.pexpire(keys.response_request(generation_id), ttl_ms)
@@ -83,7 +83,7 @@ class ResponseStore:
         if outcome is None or len(outcome) > self._settings.responses_bytes_max:
             too_large = {"kind": "internal", "message": "The response was too large to be stored.", "code": "not_stored"}
             outcome = orjson.dumps({"failed": too_large})
-        ttl_ms = _ms(self._settings.responses_ttl_s)
+        ttl_ms = ms(self._settings.responses_ttl_s)
         async with self._pipeline() as pipe:
             pipe.set(keys.response(generation_id), outcome, px=ttl_ms, xx=True)
             pipe.pexpire(keys.response_request(generation_id), ttl_ms)
@@ -147,7 +147,3 @@ def _response_in(last_data: bytes) -> bytes | None:
             if isinstance(event, dict) and isinstance(event.get("response"), dict):
                 return orjson.dumps(event["response"])
     return None
-
-
-def _ms(seconds: float) -> int:
-    return int(seconds * 1000)

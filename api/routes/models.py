@@ -3,11 +3,10 @@
 from fastapi import APIRouter, Request, Response
 
 from api.describing import serving
-from api.generate import Services
-from api.http_errors import PLAIN, error_response, json_response, request_id_of
+from api.generate import Services, guarded
+from api.http_errors import PLAIN, json_response
 from api.permissions import listed_models
 from common.dialects import DIALECTS
-from common.errors import GatewayError
 
 _LISTED = {
     "type": "object",
@@ -26,25 +25,25 @@ def router(services: Services) -> APIRouter:
 
         The shape serves OpenAI's clients and Anthropic's: each entry has the fields of both.
         """
-        try:
-            principal = await services.authenticator.authenticate(request)
-        except GatewayError as error:
-            # Anthropic's clients say so; both vendors have this path.
-            dialect = DIALECTS["anthropic-messages"] if "anthropic-version" in request.headers else PLAIN
-            return error_response(dialect, error.failed, request_id_of(request))
-        known = listed_models(principal, services.settings)
-        data, names = [_entry(name, owner) for name, owner in known.items()], list(known)
-        return json_response(
-            {
-                "object": "list",
-                "data": data,
-                "has_more": False,
-                "first_id": names[0] if names else None,
-                "last_id": names[-1] if names else None,
-            }
-        )
+        # Anthropic's clients say so; both vendors have this path.
+        dialect = DIALECTS["anthropic-messages"] if "anthropic-version" in request.headers else PLAIN
+        return await guarded(dialect, request, services, _list(request, services))
 
     return routes
+
+
+async def _list(request: Request, services: Services) -> Response:
+    known = listed_models(await services.authenticator.authenticate(request), services.settings)
+    data, names = [_entry(name, owner) for name, owner in known.items()], list(known)
+    return json_response(
+        {
+            "object": "list",
+            "data": data,
+            "has_more": False,
+            "first_id": names[0] if names else None,
+            "last_id": names[-1] if names else None,
+        }
+    )
 
 
 def _entry(name: str, owner: str) -> dict[str, object]:

@@ -39,7 +39,7 @@ from common.channel.base import (
 )
 from common.errors import Failed, GatewayError
 from common.process import in_background
-from common.redis_client import COMMAND_TIMEOUT_S, Call, Client, RedisUnavailable, Scripts, as_unavailable
+from common.redis_client import COMMAND_TIMEOUT_S, Call, Client, RedisUnavailable, Scripts, as_unavailable, ms
 from common.redis_pipe import Pipe
 
 log = structlog.get_logger()
@@ -55,7 +55,7 @@ class RedisChannel:
     def __init__(self, redis: Client, tombstone_s: float) -> None:
         self._redis = redis
         self._scripts = Scripts(redis, Path(__file__).parent)
-        self._tombstone_ms = _ms(tombstone_s)
+        self._tombstone_ms = ms(tombstone_s)
 
     async def open(self, generation_id: str, opening: Opening, replica: str) -> None:
         fields = {
@@ -66,15 +66,15 @@ class RedisChannel:
             "model": opening.model,
             "created_s": opening.created_s,
             "policy": opening.policy.value,
-            "grace_ms": _ms(opening.grace_s),
-            "retention_ms": _ms(opening.retention_s),
+            "grace_ms": ms(opening.grace_s),
+            "retention_ms": ms(opening.retention_s),
             "tombstone_ms": self._tombstone_ms,
             "asked": opening.asked,
             "audited": int(opening.is_audited),
         }
         flat = [item for pair in fields.items() for item in pair]
         names = [keys.state(generation_id), keys.viewers(generation_id), keys.request(generation_id)]
-        await self._run("open", names, [replica, _ms(opening.expiry_s), opening.request, *flat])
+        await self._run("open", names, [replica, ms(opening.expiry_s), opening.request, *flat])
 
     async def discard(self, generation_id: str) -> None:
         await self._run("discard", _log_keys(generation_id), [])
@@ -211,10 +211,6 @@ def _answer(found: Any) -> Answer:
 _VERDICTS = {verdict.value.encode(): verdict for verdict in Verdict}
 _STOPS = {stop.value.encode(): stop for stop in Stop}
 _KINDS = {kind.value.encode(): kind for kind in FrameKind}
-
-
-def _ms(seconds: float) -> int:
-    return int(seconds * 1000)
 
 
 def _unavailable(error: Exception) -> Exception:

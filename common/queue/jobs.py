@@ -31,7 +31,7 @@ from common.admission import (
     stands,
 )
 from common.errors import ErrorKind, GatewayError
-from common.redis_client import COMMAND_TIMEOUT_S, Client, Pulse, RedisUnavailable, Scripts, as_unavailable
+from common.redis_client import COMMAND_TIMEOUT_S, Client, Pulse, RedisUnavailable, Scripts, as_unavailable, ms
 from common.settings import Settings
 
 CLAIM_BATCH = 16  # Jobs per claim: enough to keep a script short, and to leave work for a sibling that rings too.
@@ -135,12 +135,12 @@ class JobQueue:
             job_class.value,
             s.waiting_max if job_class is JobClass.INTERACTIVE else int(s.waiting_max * s.background_share),
             s.waiting_per_tenant_max,
-            _ms(wait_s),
-            _ms(wait_s + s.total_timeout_s + JOB_EXPIRY_EXTRA_S),
+            ms(wait_s),
+            ms(wait_s + s.total_timeout_s + JOB_EXPIRY_EXTRA_S),
             RECENT_MAX,
-            _ms(RECENT_S),
+            ms(RECENT_S),
         ]
-        args += [once.key, once.digest, _ms(s.idempotency_s), once.spent] if once else _ONCE_UNSAID
+        args += [once.key, once.digest, ms(s.idempotency_s), once.spent] if once else _ONCE_UNSAID
         args += arguments(charges)
         verdict, *rest = await self._scripts.run("enqueue", [], args)
         if verdict == b"ok":
@@ -169,7 +169,7 @@ class JobQueue:
         ``not_these`` are never handed out as lapsed.
         """
         s = self._settings
-        args = [self._pulse.redis_ms, _ms(s.lease_s), min(room, CLAIM_BATCH), background_max, lapsed_max, *not_these]
+        args = [self._pulse.redis_ms, ms(s.lease_s), min(room, CLAIM_BATCH), background_max, lapsed_max, *not_these]
         answer = await self._scripts.run("claim", [], args)
         if answer == b"stale":
             return Claimed([], 0, 0)
@@ -180,12 +180,12 @@ class JobQueue:
     async def renew(self, held: dict[str, int]) -> list[str]:
         """Renew the leases of ``held`` (id → epoch); returns the ids that are another's now. A job that is gone is nobody's."""
         flat = [item for pair in held.items() for item in pair]
-        lost = await self._scripts.run("renew", [], [_ms(self._settings.lease_s), *flat])
+        lost = await self._scripts.run("renew", [], [ms(self._settings.lease_s), *flat])
         return [generation_id.decode() for generation_id in lost]
 
     async def release(self, job: ClaimedJob, *, delay_s: float = 0, is_handover: bool = False) -> None:
         """Give a job back, first in line; a handover does not count as a failed claim."""
-        await self._scripts.run("release", [], [job.generation_id, job.epoch, _ms(delay_s), int(is_handover)])
+        await self._scripts.run("release", [], [job.generation_id, job.epoch, ms(delay_s), int(is_handover)])
 
     async def finish(self, job: ClaimedJob, settlement: Settlement = UNUSED) -> list[str]:
         """Remove a job that has ended, and settle what it was charged for, unless Redis has lost it.
@@ -202,16 +202,12 @@ class JobQueue:
         await self._scripts.run("withdraw", [], [generation_id])
 
     async def look(self, generation_ids: list[str]) -> list[Place]:
-        args = [_ms(self._settings.queue_wait_s), *generation_ids]
+        args = [ms(self._settings.queue_wait_s), *generation_ids]
         places = [Place(place.decode()) for place in await self._scripts.run("look", [], args)]
         if self._pulse.whole_s() > self._settings.lease_s:
             return places
         # Just after an outage all leases are long lapsed, and their workers about to renew them.
         return [Place.LAPSED if place is Place.ABANDONED else place for place in places]
-
-
-def _ms(seconds: float) -> int:
-    return int(seconds * 1000)
 
 
 def _refusal(verdict: str, rest: list[int], charges: Charges) -> Exception:
