@@ -49,7 +49,7 @@ def record(generation_id: str, state: State) -> dict[str, Any]:
         "stream": state.stream,
         "provider": told.get("provider"),
         "tries": told.get("tries", 0),
-        "takeovers": _takeovers(state),
+        "takeovers": max(0, state.claims - 1),
         "usage": told.get("usage"),
         "cost": told.get("cost"),
         "timings": {name: told.get(name) for name in ("queue_wait_ms", "ttft_ms", "duration_ms")},
@@ -75,12 +75,6 @@ async def said_so_far(generation_id: str, state: State, channel: Channel) -> str
 
 def url_of(generation_id: str) -> str:
     return f"/v1/generations/{generation_id}"
-
-
-def _takeovers(state: State) -> int:
-    """Claims after the first. An end that no worker wrote stands at the start of an epoch of its own, which was no claim."""
-    is_unowned = state.has_ended and state.last.n == 0
-    return max(0, state.last.epoch - 1 - is_unowned)
 
 
 def _fields(frame: bytes) -> dict[str, Any]:

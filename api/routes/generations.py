@@ -110,8 +110,8 @@ def _told_of_starting() -> dict[str, Any]:
 
 def _told_of_reading() -> dict[str, Any]:
     parameters = [
-        header("last-event-id", "Read what follows this event.", pattern="^[1-9][0-9]{0,2}-[0-9]{1,3}\\.[0-9]{1,3}$"),
-        query("after", "The same, for clients that cannot set headers.", pattern="^[1-9][0-9]{0,2}-[0-9]{1,3}\\.[0-9]{1,3}$"),
+        header("last-event-id", "Read what follows this event.", pattern="^[1-9][0-9]{0,8}-[0-9]{1,3}\\.[0-9]{1,3}$"),
+        query("after", "The same, for clients that cannot set headers.", pattern="^[1-9][0-9]{0,8}-[0-9]{1,3}\\.[0-9]{1,3}$"),
         query("include", "With a record: what was said so far.", enum=["text"]),
         query("token", "A read token, instead of a key."),
     ]

@@ -40,7 +40,7 @@ while ARGV[i] do
   if kind == 'head' then redis.call('HSET', KEYS[1], 'head', '1') end
   listeners = add(KEYS[2], KEYS[3], last, id, kind, ARGV[i + 2])
   has_ended = kind == 'end'
-  if kind ~= 'fence' then redis.call('HSET', KEYS[1], 'barren', '0') end
+  if kind == 'fence' then redis.call('HINCRBY', KEYS[1], 'claims', 1) else redis.call('HSET', KEYS[1], 'barren', '0') end
   last = id
   i = i + 3
 end

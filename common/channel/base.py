@@ -185,6 +185,7 @@ class State:
     last: FrameId
     has_ended: bool
     has_left: bool = False
+    claims: int = 0
     head: bytes = field(default=b"", repr=False)
     end: bytes = field(default=b"", repr=False)
 

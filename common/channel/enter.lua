@@ -11,7 +11,7 @@ if not owner then
 end
 if owner ~= ARGV[2] then return {'stranger'} end
 local s = redis.call('HMGET', KEYS[1], 'dialect', 'stream', 'model', 'created_s', 'policy', 'pos', 'ended', 'stop', 'expiry_ms',
-  'head')
+  'head', 'claims')
 local has_left = string.sub(s[8], 1, 5) == 'left:'
 if s[7] ~= '1' and ARGV[1] ~= '' then
   redis.call('SADD', KEYS[2], ARGV[1])
@@ -32,4 +32,4 @@ if s[10] == '1' then  -- Before it there are only the fences of claims that got 
     end
   end
 end
-return {'ok', s[1], s[2], s[3], s[4], s[5], last, s[7], has_left and '1' or '0', finish, head}
+return {'ok', s[1], s[2], s[3], s[4], s[5], last, s[7], has_left and '1' or '0', finish, head, tonumber(s[11] or 0)}

@@ -21,6 +21,7 @@ else
   listeners = add(KEYS[2], KEYS[3], last, id, 'fence', last)
   if last == '0-0' then redis.call('PEXPIRE', KEYS[2], s[5]) end
   redis.call('HSET', KEYS[1], 'barren', barren)
+  redis.call('HINCRBY', KEYS[1], 'claims', 1)
   set_pos(KEYS[1], ARGV[1], ARGV[2], id, s[2] ~= '' or barren > 0)
 end
 return {answer('ok', last, stop, listeners), tonumber(s[4]) or 0, barren, redis.call('GET', KEYS[4])}

@@ -172,6 +172,7 @@ class MemoryChannel:
             has_left=log.left_due_s is not None and not log.is_cancelled,
             head=next((frame.data for frame in log.frames if frame.kind is FrameKind.HEAD), b""),
             end=log.frames[-1].data if log.has_ended else b"",
+            claims=sum(frame.kind is FrameKind.FENCE for frame in log.frames),
         )
 
     async def leave(self, generation_id: str, replica: str) -> Stop:

@@ -194,6 +194,7 @@ def _state(generation_id: str, owner: str, answer: list[bytes]) -> State | Gatew
         has_left=has_left == "1",
         end=answer[9],
         head=answer[10],
+        claims=int(answer[11]),
     )
 
 

@@ -28,5 +28,11 @@ local function put(id, class, tenant, now, first)
   redis.call('ZADD', ENQUEUED, int(now), id)
 end
 
+-- The name of this server's time as master: another after each failover and restart, which both may have lost claims.
+local function reign()
+  local told = redis.pcall('INFO', 'replication')
+  return type(told) == 'string' and string.match(told, 'master_replid:(%x+)') or ''
+end
+
 -- Whether the job is still the one that this claim was given.
 local function owns(id, epoch) return redis.call('HGET', Q .. 'job:' .. id, 'epoch') == epoch end

@@ -7,19 +7,25 @@
 -- Tenants take turns. Interactive goes before background, but while both wait every 20th job is a background one: a fleet
 -- that is never idle gets through them too, and they cost interactive requests a twentieth of its slots at most.
 local BACKGROUND_EACH = 20
+-- A claim raises its job's epoch by one. Where another server has become master since the last claim, that one may be lost,
+-- and its number with a client already, in the ids of its events: the next is a date then, which none before it can have.
+local DATED_FROM_S = 1700000000
 local now = now_ms()
 if now - tonumber(ARGV[1]) > STALE_MS then return 'stale' end
 local room, room_background, room_lapsed, taken = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), {}
+local here = reign()
 
 local function take(id, lapsed)
   local job = Q .. 'job:' .. id
-  local s = redis.call('HMGET', job, 'handover', 'enqueued_ms', 'claim_by_ms', 'class', 'slots')
+  local s = redis.call('HMGET', job, 'handover', 'enqueued_ms', 'claim_by_ms', 'class', 'slots', 'epoch', 'reign')
   if not s[2] then redis.call('ZREM', RUNNING, id) return end  -- Finished or withdrawn meanwhile.
-  local epoch = redis.call('HINCRBY', job, 'epoch', 1)
+  local epoch = s[6] + 1
+  if s[7] ~= here then epoch = math.max(epoch, math.floor(now / 1000) - DATED_FROM_S) end
+  redis.call('HSET', job, 'epoch', int(epoch), 'reign', here)
   redis.call('HDEL', job, 'handover')
   redis.call('ZADD', RUNNING, int(now + ARGV[2]), id)
   hold_slots(s[5], id, now + ARGV[2] + SLOT_EXTRA_MS)
-  local late = epoch == 1 and now > tonumber(s[3])
+  local late = s[6] == '0' and now > tonumber(s[3])
   taken[#taken + 1] = {id, epoch, lapsed and 1 or 0, s[1] and 1 or 0, late and 1 or 0, now - s[2],
     s[4] == 'background' and 1 or 0}
   room = room - 1

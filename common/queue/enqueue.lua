@@ -83,7 +83,7 @@ for i, slot in ipairs(slots) do
 end
 
 local job = Q .. 'job:' .. id
-redis.call('HSET', job, 'format', '1', 'tenant', tenant, 'class', class, 'epoch', '0',
+redis.call('HSET', job, 'format', '1', 'tenant', tenant, 'class', class, 'epoch', '0', 'reign', reign(),
   'enqueued_ms', int(now), 'claim_by_ms', int(now + ARGV[8]), 'spends', ARGV[16])
 if #reserved > 0 then redis.call('HSET', job, 'reserved', table.concat(reserved, ' ')) end
 if #held_slots > 0 then redis.call('HSET', job, 'slots', table.concat(held_slots, ' ')) end

@@ -10,17 +10,17 @@ from harness import ROOT
 
 from chaos.fleet import missing
 
-# With faults of Redis among its first: it is killed and frozen. Failovers are for `make chaos REDIS=sentinel`: see "When Redis
-# is away" in docs/operating.md for what they may still show to a client.
-SEED = "7"
+# Each has the faults of Redis among its first: it is killed and frozen, or fails over.
+SEEDS = {"one": "7", "sentinel": "34"}
 
 
+@pytest.mark.parametrize("redis", SEEDS)
 @pytest.mark.timeout(240)  # Twenty seconds of faults; the rest is starting, waiting for the last streams, and stopping.
-def test_no_client_sees_what_none_may_see(tmp_path: Path):
+def test_no_client_sees_what_none_may_see(tmp_path: Path, redis: str):
     if reason := missing():
         pytest.skip(reason)
     length = ["--minutes", "0.33", "--streams", "15", "--every", "1"]
-    command = [sys.executable, "-m", "chaos", "--redis", "one", "--seed", SEED, *length, "--keep", str(tmp_path)]
+    command = [sys.executable, "-m", "chaos", "--redis", redis, "--seed", SEEDS[redis], *length, "--keep", str(tmp_path)]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([".", "tests", "tests/e2e"])}
 
     # A process of its own, on a loop of its own kind, as `make chaos` has it.

@@ -8,6 +8,7 @@ import pytest
 from redis.asyncio import Redis
 
 from common import keys
+from common.channel.base import Cursor, FrameId
 from common.errors import ErrorKind, GatewayError
 from common.queue.jobs import RECENT_S, Claimed, ClaimedJob, JobClass, JobQueue, Once, Place
 from common.redis_client import Pulse, RedisUnavailable
@@ -59,6 +60,29 @@ async def test_tenants_take_turns(queue):
     await queue.enqueue("single", "quiet", INTERACTIVE)
 
     assert "single" in names(await claim(queue, 2))
+
+
+@pytest.mark.parametrize("claims_kept", [0, 1])
+async def test_a_server_that_lost_a_claim_never_gives_its_epoch_again(queue, redis, claims_kept: int):
+    await queue.enqueue("gen_0", "a", INTERACTIVE)
+    for _ in range(claims_kept):
+        await queue.release((await claim(queue))[0])
+    kept = {key: await redis.dump(key) for key in await redis.keys(keys.QUEUE_PREFIX + "*")}
+    lost = (await claim(queue))[0]
+
+    await redis.flushdb()
+    for key, value in kept.items():
+        await redis.restore(key, 0, value)
+    await redis.slaveof("127.0.0.1", 1)  # Nobody there; but who was a replica is another master than before.
+    await redis.slaveof("NO", "ONE")
+    again = (await claim(queue))[0]
+    await queue.release(again)
+    third = (await claim(queue))[0]
+
+    assert lost.epoch == claims_kept + 1
+    assert lost.epoch + 1_000_000 < again.epoch < third.epoch == again.epoch + 1
+    assert not again.is_late
+    assert Cursor.parse(f"{third.epoch}-1.1").frame == FrameId(third.epoch, 1)  # A cursor takes it.
 
 
 async def test_background_waits_for_interactive(queue):

@@ -296,6 +296,20 @@ async def test_claims_without_a_frame_are_counted_but_handovers_are_not(channel)
     assert after_a_frame == 1
 
 
+async def test_claims_are_counted_whatever_their_numbers(channel):
+    await channel.open(G, opening(), "r1")
+    dated = Claim(G, 90_000_000, "t2")
+    counts = [(await channel.enter(G, "r1", "me")).claims]
+    for claim in (FIRST, FIRST, dated):  # One of them is sent twice.
+        await channel.fence(claim, is_handover=False)
+        counts.append((await channel.enter(G, "r1", "me")).claims)
+    third = Claim(G, 90_000_001, "t3")  # Its fence was lost, and it appends that again.
+    await append(channel, third, FrameId(dated.epoch, 0), Frame(FrameId(third.epoch, 0), FrameKind.FENCE, b"90000000-0"))
+    await channel.end_unowned(G, "api-token", LOST)
+
+    assert [*counts, (await channel.enter(G, "r2", "me")).claims] == [0, 1, 1, 2, 3]
+
+
 async def test_anybody_can_end_a_log_that_nobody_owns(channel):
     await begun(channel)
 
