@@ -34,6 +34,9 @@ _STOPPING = Failed(
 )
 
 
+_DATA = FrameKind.DATA  # An enum's member costs a look-up of its own.
+
+
 @dataclass(slots=True)
 class RelayTimes:
     """Seconds."""
@@ -117,7 +120,7 @@ class Relay(Response):
             while not self._has_left:
                 # Hot path: runs once per flush and client. Nearly always it is one frame of data in an open stream.
                 frames = await take()
-                if is_plain and self._is_open and len(frames) == 1 and frames[0].kind is FrameKind.DATA:
+                if is_plain and self._is_open and len(frames) == 1 and frames[0].kind is _DATA:
                     clock.arm(keep_alive_s)
                     await direct({"type": "http.response.body", "body": frames[0].data, "more_body": True})
                     if not self._is_draining:

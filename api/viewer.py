@@ -10,6 +10,7 @@ from common.channel.base import START, Channel, ChannelUnavailable, Cursor, Fram
 from common.errors import ErrorKind, Failed
 from common.sse import split_blocks
 
+_DATA = FrameKind.DATA  # An enum's member costs a look-up of its own.
 LOG_BATCH, LOG_BATCH_FIRST = 200, 10  # Frames per read of the log, at most, and before it is known how large they are.
 PAUSE_WHILE_AWAY_S = 0.2
 
@@ -120,15 +121,18 @@ class Viewer:
         self._dropped = None if not self._needs_log else self._dropped
 
     def _accept(self, frame: Frame) -> None:
-        if frame.kind is FrameKind.FENCE and FrameId.of(frame.data) < self._seen():
+        # Hot path: once per frame and viewer.
+        frame_id, kind, data = frame
+        if kind is _DATA:
+            self.last_data = data
+        elif kind is FrameKind.FENCE and FrameId.of(data) < self._seen():
             self.fail(DIVERGED)
             return
-        self.tail, self._tail_data = frame.id, frame.data
-        if frame.kind is FrameKind.DATA:
-            self.last_data = frame.data
-        if self._after and frame.id == self._after.frame:
-            frame = frame._replace(data=b"".join(split_blocks(frame.data)[self._after.k :]))
-        self.has_ended = frame.kind is FrameKind.END
+        else:
+            self.has_ended = kind is FrameKind.END
+        self.tail, self._tail_data = frame_id, data
+        if self._after and frame_id == self._after.frame:
+            frame = frame._replace(data=b"".join(split_blocks(data)[self._after.k :]))
         self._frames.append(frame)
         self._bytes += len(frame.data)
 

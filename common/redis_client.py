@@ -40,6 +40,8 @@ MASTER_LOOK_S = 2.0  # What an old master takes until then is lost: less than a 
 # dash in the script's own error (6.2), or at its beginning (7).
 _NOT_NOW = re.compile(r"(?:^|-)(?:OOM|MISCONF|LOADING|READONLY|NOREPLICAS|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|UNKILLABLE|BUSY) ")
 
+_ERRORS = {NoScriptError, ResponseError}  # All that a pipe makes of a server's words.
+
 Call = tuple[str, Sequence[str], Sequence[Any]]  # A script's name, its keys, its arguments.
 Command = tuple[str, ...] | Callable[[], tuple[str, ...]]  # The second where it changes, such as with the day.
 
@@ -178,15 +180,15 @@ def as_unavailable(error: BaseException) -> RedisUnavailable | None:
 
 
 class Scripts:
-    """The Lua files of one folder, by name. A file that begins with an underscore is put before each of the others.
+    """The Lua files of one folder, by name. Those that begin with an underscore are put together before each of the others.
 
-    ``shared`` are such files of other folders; they come first.
+    A script may have them later, where it says ``-- PRELUDE``. ``shared`` are such files of other folders; they come first.
     """
 
     def __init__(self, redis: Client, folder: Path, *shared: Path) -> None:
         self._redis = redis
         prelude = "".join(path.read_text() for path in [*shared, *sorted(folder.glob("_*.lua"))])
-        self._sources = {path.stem: prelude + path.read_text() for path in folder.glob("[!_]*.lua")}
+        self._sources = {path.stem: _with_prelude(path.read_text(), prelude) for path in folder.glob("[!_]*.lua")}
         self._shas = {name: hashlib.sha1(source.encode()).hexdigest() for name, source in self._sources.items()}  # noqa: S324 - Redis names scripts by SHA-1.
 
     async def run(self, name: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
@@ -209,6 +211,8 @@ class Scripts:
         if not calls:
             return []
         answers = await self._send(calls)
+        if _ERRORS.isdisjoint(map(type, answers)):
+            return answers  # Hot path.
         missing = [index for index, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
         if missing:  # A restart or a failover emptied the script cache.
             await self._load({calls[index][0] for index in missing})
@@ -233,6 +237,11 @@ class Scripts:
                     await self._redis.script_load(self._sources[name])
         except (RedisError, OSError, TimeoutError) as error:
             raise as_unavailable(error) or error from error
+
+
+def _with_prelude(source: str, prelude: str) -> str:
+    before, _, after = source.rpartition("-- PRELUDE\n")
+    return before + prelude + after
 
 
 class Pulse:

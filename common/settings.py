@@ -195,7 +195,9 @@ class Settings(BaseSettings):
     # A working day and its night: long enough to go on with a conversation, or to fetch what ran in the background.
     responses_ttl_s: float = Field(86_400, description="How long a response of /v1/responses is stored.")
     tombstone_s: float = Field(3600, description="How long an expired generation is still known to have existed.")
-    publish_linger_ms: float = Field(8, description="Least time between two flushes of a busy worker; 0: none.")
+    publish_linger_ms: float = Field(
+        33, ge=0, description="Least time between two flushes of a worker with 50 streams or more, less with fewer; 0: none."
+    )
 
     # Bounds
     waiting_max: int = Field(20_000, description="Waiting jobs of all tenants.")

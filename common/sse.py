@@ -28,31 +28,35 @@ class SseCutter:
         Raises:
             ValueError: one event is larger than ``bytes_max``.
         """
-        # Hot path: runs once per upstream read. Nearly every read is whole events of one shape, with LF line ends.
+        return cut(self.gather(chunk))
+
+    def gather(self, chunk: bytes) -> bytes:
+        """Return the events that ``chunk`` completes, uncut and as they came; ``cut`` makes blocks of them.
+
+        Raises:
+            ValueError: one event is larger than ``bytes_max``.
+        """
+        # Hot path: once per upstream read.
         rest = self._rest
-        if not rest:
-            return [chunk] if _is_one_event(chunk) else self._cut(chunk)
-        # An event of many reads is looked at once it may have ended, not at each of them: that would be quadratic.
-        if _BLANK_LINE.search(rest[-2:] + chunk) is None:
-            self._keep(chunk)
-            return []
-        self._rest = bytearray()
-        return self._cut(bytes(rest) + chunk)
+        if rest:
+            # An event of many reads is looked at once it may have ended, not at each of them: that would be quadratic.
+            if _BLANK_LINE.search(rest[-2:] + chunk) is None:
+                self._keep(chunk)
+                return b""
+            self._rest = bytearray()
+            chunk = bytes(rest) + chunk
+        if self._is_start:
+            chunk = self._begin(chunk)
+        if chunk.endswith(b"\n\n"):
+            return chunk
+        end = _last_boundary(chunk)
+        self._keep(chunk[end:])
+        return chunk[:end]
 
     def end(self) -> bytes:
         """Return what is left at the end of the stream: the lines of an event that never got its blank line, or nothing."""
         rest, self._rest = self._rest, bytearray()
         return bytes(rest)
-
-    def _cut(self, text: bytes) -> list[bytes]:
-        """Return the blocks in ``text``, and keep what follows them."""
-        if self._is_start:
-            text = self._begin(text)
-        end = text.rfind(b"\n\n") + 2
-        if end == 1 or b"\r" in text or not _is_usual(text[:end]):
-            return self._cut_unusual(text)
-        self._keep(text[end:])
-        return [block + b"\n\n" for block in text[: end - 2].split(b"\n\n")]
 
     def _begin(self, text: bytes) -> bytes:
         """Return the stream's first bytes without the mark that may stand there, and nowhere else."""
@@ -64,33 +68,42 @@ class SseCutter:
         if len(self._rest) > self._bytes_max:
             raise ValueError(f"an event of more than {self._bytes_max} bytes")
 
-    def _cut_unusual(self, text: bytes) -> list[bytes]:
-        """The same by the letter of the specification, line by line."""
-        blocks, kept, done, start = [], [], 0, 0
-        for match in _LINE_END.finditer(text):
-            if match.group() == b"\r" and match.end() == len(text):
-                break  # Half of a CRLF, perhaps: the next read tells.
-            line, start = text[start : match.start()], match.end()
-            if line:
-                if line.startswith((b"data:", b"event:")) or line in (b"data", b"event"):
-                    kept.append(line)
-                continue
-            done = start
-            # A block without data says nothing: the specification drops it too.
-            if any(kept_line.startswith(b"data") for kept_line in kept):
-                blocks.append(b"\n".join(kept) + b"\n\n")
-            kept = []
-        self._keep(text[done:])
-        return blocks
+
+def cut(run: bytes) -> list[bytes]:
+    """Return the blocks of whole events in a row."""
+    if b"\r" in run or not _is_usual(run):
+        return _cut_unusual(run)
+    return [block + b"\n\n" for block in run[:-2].split(b"\n\n")]
 
 
-def _is_one_event(chunk: bytes) -> bool:
-    """Whether a read is one event of a data line, with an event line before it or not: as tokens come when they are paced."""
-    if not chunk.endswith(b"\n\n") or b"\r" in chunk:
-        return False
-    if chunk.startswith(b"data:"):
-        return chunk.count(b"\n") == 2
-    return chunk.startswith(b"event:") and chunk.count(b"\n") == 3 and b"\ndata:" in chunk
+def _last_boundary(text: bytes) -> int:
+    """Return how far whole events reach."""
+    if b"\r" not in text:
+        return text.rfind(b"\n\n") + 2 if b"\n\n" in text else 0
+    done = start = 0
+    for match in _LINE_END.finditer(text):
+        if match.group() == b"\r" and match.end() == len(text):
+            break  # Half of a CRLF, perhaps: the next read tells.
+        if match.start() == start:
+            done = match.end()
+        start = match.end()
+    return done
+
+
+def _cut_unusual(run: bytes) -> list[bytes]:
+    """The same by the letter of the specification, line by line."""
+    blocks, kept, start = [], [], 0
+    for match in _LINE_END.finditer(run):
+        line, start = run[start : match.start()], match.end()
+        if line:
+            if line.startswith((b"data:", b"event:")) or line in (b"data", b"event"):
+                kept.append(line)
+            continue
+        # A block without data says nothing: the specification drops it too.
+        if any(kept_line.startswith(b"data") for kept_line in kept):
+            blocks.append(b"\n".join(kept) + b"\n\n")
+        kept = []
+    return blocks
 
 
 def _is_usual(text: bytes) -> bool:

@@ -21,7 +21,7 @@ from common.job import Job
 from common.pricing import price
 from common.responses import ResponseStore
 from common.settings import KIB, Settings
-from common.sse import SseCutter
+from common.sse import SseCutter, cut
 from workers.background import RunsOn, cancel
 from workers.guarding import GuardedWire, OutputGuard, OutputGuards
 from workers.metrics import Metrics
@@ -252,10 +252,10 @@ async def _whole(
 
 def _feed(pump: Pump, cutter: SseCutter, chunk: bytes) -> bytes:
     try:
-        blocks = cutter.feed(chunk)
+        run = cutter.gather(chunk)
     except ValueError as error:
         raise GatewayError(ErrorKind.UPSTREAM_PROTOCOL, f"The provider sent {error}.") from error
-    return pump.feed(blocks)
+    return run if pump.passes(run) else pump.feed(cut(run))
 
 
 def _last(pump: Pump, cutter: SseCutter) -> bytes:

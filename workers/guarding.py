@@ -380,6 +380,9 @@ class GuardedDecoder:
     def is_plain(self, block: bytes) -> bool:
         return False
 
+    def count_plain(self, run: bytes) -> int:
+        return 0
+
     def _passed(self, events: list[Event]) -> list[Event]:
         return self._guard.feed(events, self._at_cut) if not self._guard.blocked else []
 

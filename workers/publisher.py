@@ -1,9 +1,9 @@
 """How do frames get from all generations of a process into Redis?
 
 Group commit: one task drains every generation's frames into one pipeline; while that is in flight, the next gathers.
-A busy process waits a few milliseconds between flushes (the linger), for waking less often is what saves CPU; the head,
-the first data and the end never wait. ``Writer`` is one claim's side of it: it numbers frames, keeps what Redis has not
-acknowledged, and the acknowledged of the last seconds too, since a failover may lose those.
+A busy process waits between flushes (the linger, the longer the more streams it has), for writing and waking less often is
+what saves CPU; the head, the first data and the end never wait. ``Writer`` is one claim's side of it: it numbers frames,
+keeps what Redis has not acknowledged, and the acknowledged of the last seconds too, since a failover may lose those.
 
 Not solved here: what the frames say, and what a generation does about a stop flag (``workers.generate``).
 """
@@ -45,9 +45,11 @@ PENDING_BYTES_MAX = (
 RECENT_S = 5.0  # Appendonly everysec loses a second, a failover a little more.
 RECENT_BYTES_MAX = 256 * KIB
 PAUSE_WHILE_AWAY_S = 0.2
+LINGER_STREAMS = 50  # From so many on a process lingers in full; where there is little to share, nobody waits for it.
 
 
 _new = tuple.__new__  # A named tuple's own constructor is a Python function, and too slow for every frame.
+_DATA, _OK, _NO = FrameKind.DATA, Verdict.OK, Stop.NO  # An enum's member costs a look-up of its own.
 
 
 class Writer:
@@ -66,6 +68,7 @@ class Writer:
         self._data: list[bytes] = []  # Data that is not a frame yet: what gathers before a flush becomes one.
         self._unsent: list[Frame] = []
         self._in_flight: list[Frame] = []
+        self._in_flight_bytes = 0
         self._recent: deque[_Batch] = deque([_Batch(self.sent_at, built_on, [fence], len(fence.data))])  # Acknowledged.
         self._recent_bytes = 0
         self._acknowledged = fence.id  # The last acknowledged frame, which the first in flight follows.
@@ -83,9 +86,12 @@ class Writer:
             GatewayError: OVERLOADED, Redis has been away for longer than frames can be held.
         """
         # Hot path: once per upstream read.
-        self._publisher.check_room()
+        publisher, size = self._publisher, len(data)
+        if publisher.away_since is not None:
+            publisher.check_room()
         self._data.append(data)
-        self._grow(len(data), is_urgent)
+        self.pending_bytes += size
+        publisher.touch(self, size, is_urgent)
 
     def write_frame(self, kind: FrameKind, data: bytes) -> None:
         """Add a head or an end. Neither waits for the linger, and both are taken even where data is not."""
@@ -102,7 +108,7 @@ class Writer:
     @property
     def is_outrunning(self) -> bool:
         """Whether this generation outruns a Redis that is there; wait until ``flushed`` then, and read no more."""
-        return self.pending_bytes > PENDING_BYTES_MAX and not self._publisher.is_away
+        return self.pending_bytes > PENDING_BYTES_MAX and self._publisher.away_since is None
 
     def ignore_stop(self) -> None:
         """Signal nothing from now on: the answer is complete, and only waits to be stored."""
@@ -123,24 +129,29 @@ class Writer:
 
     def _seal(self) -> None:
         """Make one frame of the gathered data, or a few where Redis was away and much has gathered."""
+        gathered, self._data = self._data, []
+        if len(gathered) == 1:
+            self._make(_DATA, gathered[0])
+            return
         start = size = 0
-        for i, data in enumerate(self._data):
+        for i, data in enumerate(gathered):
             size += len(data)
             if size >= FRAME_BYTES_MAX:
-                self._make(FrameKind.DATA, b"".join(self._data[start : i + 1]))
+                self._make(_DATA, b"".join(gathered[start : i + 1]))
                 start, size = i + 1, 0
         if size:
-            self._make(FrameKind.DATA, self._data[0] if len(self._data) == 1 else b"".join(self._data[start:]))
-        self._data.clear()
+            self._make(_DATA, b"".join(gathered[start:]))
 
     def _make(self, kind: FrameKind, data: bytes) -> None:
-        self._unsent.append(_new(Frame, (_new(FrameId, (self.claim.epoch, self._next_n)), kind, data)))
-        self._next_n += 1
+        n = self._next_n
+        self._next_n = n + 1
+        self._unsent.append(_new(Frame, (_new(FrameId, (self.claim.epoch, n)), kind, data)))
 
     # The publisher's side
 
     def drain(self) -> Append | None:
         """Return what is to be sent now: what was in flight when an answer got lost, and what came since."""
+        # Hot path: once per flush and generation.
         if self._data:
             self._seal()
         if self._unsent:
@@ -148,23 +159,28 @@ class Writer:
             self._unsent = []
         if not self._in_flight or self.lost:
             return None
+        self._in_flight_bytes = self.pending_bytes  # Nothing is left behind.
         return Append(self.claim, self._acknowledged, self._in_flight)
 
     def settle(self, answer: Answer, now: float) -> None:
         """Take what the log said to the last append or heartbeat."""
+        # Hot path: once per flush and generation.
         self.sent_at = now
-        if answer.verdict is Verdict.OK and self._in_flight:
+        verdict, last, stop, listeners = answer
+        if verdict is _OK and self._in_flight:
             self._acknowledge(now)
-        elif answer.verdict is Verdict.BEHIND or (answer.verdict is Verdict.OK and answer.last < self._acknowledged):
-            self._rewind(answer.last)
-        elif answer.verdict is not Verdict.OK:
-            self._lose(answer.verdict)
-        self._hear(answer, now)
+        elif verdict is Verdict.BEHIND or (verdict is _OK and last < self._acknowledged):
+            self._rewind(last)
+        elif verdict is not _OK:
+            self._lose(verdict)
+        if listeners > 0 and stop is _NO:
+            self._unheard_since = None
+        else:
+            self._hear(answer, now)
 
     def _acknowledge(self, now: float) -> None:
         frames, self._in_flight = self._in_flight, []
-        size = sum([len(frame.data) for frame in frames])
-        recent = self._recent
+        size, recent = self._in_flight_bytes, self._recent
         recent.append(_new(_Batch, (now, self._acknowledged, frames, size)))
         self._acknowledged = frames[-1].id
         self._recent_bytes += size
@@ -251,13 +267,14 @@ def _fence(claim: Claim, built_on: FrameId) -> Frame:
 
 
 class Publisher:
-    """The one task of a worker process that appends. ``is_away`` while Redis does not take frames."""
+    """The one task of a worker process that appends."""
 
     def __init__(self, channel: Channel, pulse: Pulse, settings: Settings) -> None:
         self._channel = channel
         self._pulse = pulse
         self._settings = settings
         self._linger_s = settings.publish_linger_ms / 1000
+        self._linger_each_s = self._linger_s / LINGER_STREAMS
         self.vanished_viewers_s = settings.vanished_viewers_s
         self.whole_s = pulse.whole_s
         self._dirty: dict[Writer, None] = {}
@@ -265,7 +282,7 @@ class Publisher:
         self._due = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._flushed_at = 0.0
-        self._away_since: float | None = None
+        self.away_since: float | None = None  # Since when Redis takes no frames.
         self._tasks: list[asyncio.Task[None]] = []
         self.buffered_bytes = 0
 
@@ -280,10 +297,6 @@ class Publisher:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    @property
-    def is_away(self) -> bool:
-        return self._away_since is not None
-
     @contextlib.contextmanager
     def writer(self, claim: Claim, built_on: FrameId, on_signal: Callable[[], object]) -> Iterator[Writer]:
         """Yield the writer of a claim whose fence has just been appended on top of ``built_on``."""
@@ -297,9 +310,9 @@ class Publisher:
             self.buffered_bytes -= writer.pending_bytes
 
     def check_room(self) -> None:
-        if self._away_since is None:
+        if self.away_since is None:
             return
-        is_too_long = time.monotonic() - self._away_since > self._settings.worker_buffer_s
+        is_too_long = time.monotonic() - self.away_since > self._settings.worker_buffer_s
         if is_too_long or self.buffered_bytes > self._settings.worker_buffer_bytes_max:
             raise GatewayError(
                 ErrorKind.OVERLOADED,
@@ -311,13 +324,11 @@ class Publisher:
         # Hot path: once per upstream read.
         self.buffered_bytes += size
         self._dirty[writer] = None
-        if self._due.is_set():
-            return
         if is_urgent:
             self._due.set()
-        elif self._timer is None:
+        elif self._timer is None and not self._due.is_set():
             loop = asyncio.get_running_loop()
-            due_at = self._flushed_at + self._linger_s
+            due_at = self._flushed_at + min(self._linger_s, len(self._writers) * self._linger_each_s)
             if due_at <= loop.time():
                 self._due.set()
             else:
@@ -341,12 +352,12 @@ class Publisher:
         try:
             answers = await self._channel.append(appends)
         except ChannelUnavailable:
-            self._away_since = self._away_since or time.monotonic()
+            self.away_since = self.away_since or time.monotonic()
             self._dirty.update(dict.fromkeys(writer for writer in writers if writer in self._writers))
             await asyncio.sleep(PAUSE_WHILE_AWAY_S)
             self._due.set()
             return
-        self._away_since = None
+        self.away_since = None
         now = time.monotonic()
         for writer, answer in zip(writers, answers, strict=True):
             if writer in self._writers:  # Else its claim is over, and its bytes are no longer counted.
@@ -354,10 +365,11 @@ class Publisher:
 
     def _drain(self) -> tuple[list[Writer], list[Append]]:
         writers, appends, size = [], [], 0
-        while self._dirty and size < FLUSH_BYTES_MAX:
-            writer = next(iter(self._dirty))
-            del self._dirty[writer]
-            if append := writer.drain():
+        dirty, self._dirty = self._dirty, {}
+        for writer in dirty:
+            if size >= FLUSH_BYTES_MAX:
+                self._dirty[writer] = None
+            elif append := writer.drain():
                 writers.append(writer)
                 appends.append(append)
                 size += writer.pending_bytes

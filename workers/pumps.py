@@ -47,6 +47,10 @@ class Pump(Protocol):
     @property
     def usage(self) -> Usage | None: ...
 
+    def passes(self, run: bytes) -> bool:
+        """Whether whole events in a row go to the client as they are; they are noted then. Else they are to be fed."""
+        ...
+
     def feed(self, blocks: list[bytes]) -> bytes:
         """Return the client's bytes for SSE blocks of the upstream, or (not ``is_stream``) for its whole body.
 
@@ -99,6 +103,9 @@ class _Watching:
     def usage(self) -> Usage | None:
         return self._decoder.usage
 
+    def passes(self, run: bytes) -> bool:
+        return False
+
     def release(self, events: list[Event]) -> bytes:
         return b""  # Bytes that pass are not held.
 
@@ -111,8 +118,14 @@ class Passing(_Watching):
         self._wire, self._info = wire, info
         self._is_plain = self._decoder.is_plain
 
+    def passes(self, run: bytes) -> bool:
+        # Hot path: once per upstream read. Nearly always it is pieces of output, and needs no decoding.
+        count = self._decoder.count_plain(run) if self.has_output else 0
+        self.output_events += count
+        return count > 0
+
     def feed(self, blocks: list[bytes]) -> bytes:
-        # Hot path: once per upstream read. Nearly every block is a piece of output, and needs no decoding.
+        # Hot path: once per upstream read that has anything else, or padding.
         is_plain, passed = self._is_plain, []
         for block in blocks:
             if self.has_output and is_plain(block):

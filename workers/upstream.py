@@ -4,10 +4,12 @@ aiohttp (a C parser), called directly: see docs/decisions/upstream-client.md. It
 """
 
 import asyncio
+import functools
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 import aiohttp
+from aiohttp.client_proto import ResponseHandler
 
 from common.errors import ErrorKind, GatewayError
 from common.settings import Settings
@@ -27,7 +29,7 @@ class _SilenceLimit:
         self._task = asyncio.current_task()
         self._between_s: float | None = None
         self._due_at = due_at
-        self._is_reading = True
+        self.reading_since: float | None = None
         self._has_fired = False
         self._handle = self._loop.call_at(due_at, self._check)
 
@@ -36,26 +38,19 @@ class _SilenceLimit:
         if self._between_s is not None:
             return
         self._between_s = between_s
-        self._due_at = self._loop.time() + between_s
         self._handle.cancel()
-        self._handle = self._loop.call_at(self._due_at, self._check)
-
-    def heard(self) -> None:
-        self._is_reading = False
-
-    def listen(self) -> None:
-        if self._between_s is not None:
-            self._due_at = self._loop.time() + self._between_s  # Only ever later: the timer finds out when it rings.
-        self._is_reading = True
+        self._handle = self._loop.call_later(between_s, self._check)
 
     def _check(self) -> None:
+        """A read that began since has moved the moment: the timer finds out when it rings."""
         now = self._loop.time()
-        if self._is_reading and now >= self._due_at:
+        due_at = self._due_at if self._between_s is None else (self.reading_since or now) + self._between_s
+        if self.reading_since is not None and now >= due_at:
             self._has_fired = True
             if self._task:
                 self._task.cancel()
         else:
-            self._handle = self._loop.call_at(max(self._due_at, now + 0.1), self._check)
+            self._handle = self._loop.call_at(max(due_at, now + 0.1), self._check)
 
     def is_the_reason(self) -> bool:
         """Whether a cancellation that just arrived was this limit's, and no one else's as well."""
@@ -76,6 +71,7 @@ class UpstreamAnswer:
         self._between_s = between_s
         self._limit = _SilenceLimit(due_at)
         self._read = response.content.readany
+        self._time = asyncio.get_running_loop().time
 
     def has_begun(self) -> None:
         """The first token is there: from now on it is the time between tokens that is limited."""
@@ -88,17 +84,18 @@ class UpstreamAnswer:
             GatewayError: UPSTREAM_TIMEOUT, UPSTREAM_UNAVAILABLE.
         """
         # Hot path: once per upstream read.
-        self._limit.listen()
+        limit = self._limit
+        limit.reading_since = self._time()
         try:
             return await self._read()
         except asyncio.CancelledError:
-            if self._limit.is_the_reason():
+            if limit.is_the_reason():
                 raise _timed_out(self._provider) from None
             raise
         except _FAILURES as error:
             raise _meaning(error, self._provider) from error
         finally:
-            self._limit.heard()
+            limit.reading_since = None
 
     def close(self) -> None:
         """Give the connection back if the body was read to its end, else close it."""
@@ -124,14 +121,30 @@ class UpstreamAnswer:
         return bytes(body)
 
 
+class _Protocol(ResponseHandler):
+    """aiohttp's, without looking after each read for what a pause may have left behind (3.14): only after a pause."""
+
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        # Hot path: once per upstream read.
+        if self._reading_paused or self._buffer_paused:
+            super().resume_reading(resume_parser)
+
+
+class _Connector(aiohttp.TCPConnector):
+    def __init__(self) -> None:
+        # Our own count is the limit; left alone, aiohttp would queue in silence past 100.
+        super().__init__(limit=0, ttl_dns_cache=60)
+        protocol: type[ResponseHandler] = _Protocol
+        self._factory = functools.partial(protocol, loop=asyncio.get_running_loop())
+
+
 class Upstream:
     """The connections of one worker to all providers."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._session = aiohttp.ClientSession(
-            # Our own count is the limit; left alone, aiohttp would queue in silence past 100.
-            connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=60),
+            connector=_Connector(),
             # One tenant's cookies must never travel with another's request.
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=settings.connect_timeout_s),

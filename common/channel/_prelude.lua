@@ -13,6 +13,12 @@ local function split(pos)
   return tonumber(epoch), token, last
 end
 
+-- The two numbers of a frame's id.
+local function parts(id)
+  local epoch, n = string.match(id, '^(%d+)-(%d+)$')
+  return tonumber(epoch), tonumber(n)
+end
+
 local function set_pos(key, epoch, token, last, has_more)
   redis.call('HSET', key, 'pos', epoch .. ' ' .. token .. ' ' .. last .. (has_more and ' !' or ''))
 end

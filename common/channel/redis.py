@@ -45,6 +45,7 @@ from common.redis_pipe import Pipe
 log = structlog.get_logger()
 
 _new = tuple.__new__  # A named tuple's own constructor is a Python function, and too slow for every frame.
+_END = FrameKind.END  # An enum's member costs a look-up of its own.
 FEED_PING_S = 1.0
 # A subscriber that falls behind by more is cut: 256 MiB at once, or 64 MiB for a minute. Ours repairs the gap from the log.
 OUTPUT_LIMIT = "pubsub 268435456 67108864 60"
@@ -90,15 +91,16 @@ class RedisChannel:
         # Hot path: once per flush.
         calls: list[Call] = []
         for item in appends:
-            epoch, token, previous = item.claim.epoch, item.claim.token, item.previous
-            args: list[Any] = [epoch, token, str(previous)]
+            claim = item.claim
+            names, names_to_end, owner = _own(claim.generation_id, claim.epoch, claim.token)
+            args: list[Any] = [owner, b"%d-%d" % item.previous]
             for frame in item.frames:
-                args += (frame.id.n, frame.kind, frame.data)
-            names = _log_keys(item.claim.generation_id)
-            calls.append(("append", names if item.frames[-1].kind is FrameKind.END else names[:3], args))
+                args += (b"%d-%d" % frame.id, frame.kind, frame.data)
+            calls.append(("append", names_to_end if frame.kind is _END else names, args))
+        ok, no = Verdict.OK, Stop.NO
         return [
             # Only the number of listeners: all went as it nearly always does.
-            _new(Answer, (Verdict.OK, item.frames[-1].id, Stop.NO, found)) if type(found) is int else _answer(found)
+            _new(Answer, (ok, item.frames[-1].id, no, found)) if type(found) is int else _answer(found)
             for item, found in zip(appends, await self._run_many(calls), strict=True)
         ]
 
@@ -171,6 +173,13 @@ class RedisChannel:
 def _log_keys(generation_id: str) -> list[str]:
     tag = f"{{{generation_id}}}:"
     return [tag + name for name in ("state", "log", "live", "viewers", "request", "tombstone", "record")]
+
+
+@lru_cache(maxsize=16_384)
+def _own(generation_id: str, epoch: int, token: str) -> tuple[list[str], list[str], str]:
+    """What stays the same in all appends of a claim: its keys, those of its last append, and whose it is."""
+    names = _log_keys(generation_id)
+    return names[:3], names, f"{epoch} {token} "
 
 
 def _entered_keys(generation_id: str) -> list[str]:

@@ -1,6 +1,7 @@
 """What must hold for every wire format, on everything that vendors were seen to send."""
 
 import random
+import re
 from dataclasses import astuple
 
 import orjson
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from recordings import Recording, blocks_of, parameters
 
+from common import sse
 from common.dialects import DIALECTS
 from common.dialects.base import ReplyInfo
 from common.errors import ErrorKind, Failed, GatewayError
@@ -182,6 +184,39 @@ def test_block_with_anything_beside_its_text_is_not_plain(odd: bytes) -> None:
 
     assert decoder.is_plain(b'data: {"choices":[' + usual + b"\n\n")
     assert not decoder.is_plain(b'data: {"choices":[' + odd + b"\n\n")
+
+
+@streams
+def test_a_run_of_events_is_plain_only_if_each_of_them_is(recording: Recording) -> None:
+    decoder, blocks = WIRES[recording.wire].decoder(), blocks_of(recording.body)
+    full = WIRES[recording.wire].decoder()
+    is_output = [[type(event) for event in full.decode(block)] in ([TextDelta], [ThinkingDelta]) for block in blocks]
+
+    for at, block in enumerate(blocks):
+        for length in (1, 2, 5):
+            run = blocks[at : at + length]
+            count = decoder.count_plain(b"".join(run))
+            assert count in (0, len(run))
+            assert count == 0 or all(is_output[at : at + length])
+        decoder.decode(block)
+
+
+@given(st.lists(st.lists(st.sampled_from([b"a", b"\\", b'"', b"\n", b"\n\n", b"\r", b"data: ", b"}"])).map(b"".join)))
+def test_whatever_stands_in_a_run_it_is_plain_only_if_its_blocks_are(texts: list[bytes]) -> None:
+    decoder = WIRES["openai-chat"].decoder()
+    event = b'data: {"choices":[{"index":0,"delta":{"content":"%s"},"finish_reason":null}]}\n\n'
+    decoder.decode(event % b"a")
+    decoder.decode(event % b"a")
+    run = b"".join(event % text for text in texts)
+
+    count = decoder.count_plain(run)
+
+    if count:
+        blocks = sse.cut(run)
+        assert len(blocks) == count == len(texts)
+        assert all(decoder.decode(block) for block in blocks)
+    else:
+        assert not texts or not all(re.fullmatch(rb'(?:[^"\\\r\n]|\\[^\r\n])+', text) for text in texts)
 
 
 def any_of(words: str) -> st.SearchStrategy[str]:

@@ -90,6 +90,10 @@ class Decoder(Protocol):
         """Whether a block surely holds nothing but a piece of output, so that passing its bytes on is all there is to do."""
         ...
 
+    def count_plain(self, run: bytes) -> int:
+        """Return how many events stand in a row, if each is such a block to the byte; else 0: they must be looked at apart."""
+        ...
+
 
 class Wire(Protocol):
     """One wire format."""
