@@ -1,13 +1,18 @@
 """From which address does a request come, for limits that count by it?"""
 
 import ipaddress
+from functools import lru_cache
 
 from starlette.types import Scope
 
 
 def client_address(scope: Scope) -> str:
     """Return the client's IPv4 address, or the /64 of its IPv6 address, which is what one customer is given."""
-    host = (scope.get("client") or ("", 0))[0]
+    return _counted((scope.get("client") or ("", 0))[0])
+
+
+@lru_cache(maxsize=4096)
+def _counted(host: str) -> str:
     try:
         address = ipaddress.ip_address(host)
     except ValueError:

@@ -5,6 +5,7 @@ at once. What was reserved is settled by the script that removes the job; see ``
 """
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -58,11 +59,12 @@ class Charges:
 
 
 NOTHING = Charges()
+_SAFE = re.compile(r"[A-Za-z0-9._@-]{0,64}")
 
 
 def safe_name(name: str) -> str:
     """Return a name that can stand in a key of Redis: as it is, or by its digest."""
-    if len(name) <= 64 and all(char.isalnum() or char in "._-@" for char in name) and name.isascii():
+    if _SAFE.fullmatch(name):
         return name
     return hashlib.sha256(name.encode()).hexdigest()[:32]
 

@@ -38,6 +38,9 @@ class Usage:
     cache_write_tokens: int = 0
     reasoning_tokens: int = 0
 
+    def to_dict(self) -> dict[str, int]:
+        return {name: getattr(self, name) for name in self.__slots__}
+
 
 def summed(first: Usage | None, second: Usage | None) -> Usage | None:
     """Return the usage of two tries together; None is a try that told nothing."""

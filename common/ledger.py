@@ -11,7 +11,7 @@ whoever ended it and whatever crashed: a hash of
 It has no expiry. The queue's scripts that remove the job also push its id to the list ``sluice:q:ended``, at least once.
 """
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import orjson
@@ -35,7 +35,7 @@ class Asked:
     answered_by: str | None = None
 
     def pack(self) -> bytes:
-        return orjson.dumps(asdict(self))
+        return orjson.dumps(self)
 
     @classmethod
     def unpack(cls, packed: bytes) -> "Asked":
@@ -45,8 +45,10 @@ class Asked:
             ValueError: not one of ours.
         """
         found: dict[str, Any] = orjson.loads(packed)
-        known = {each.name for each in fields(cls)}
         try:
-            return cls(**{name: value for name, value in found.items() if name in known})
+            return cls(**{name: value for name, value in found.items() if name in _KNOWN})
         except TypeError as error:
             raise ValueError(str(error)) from error
+
+
+_KNOWN = {each.name for each in fields(Asked)}

@@ -8,7 +8,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 import orjson
 
@@ -25,8 +25,8 @@ from common.sse import SseCutter, cut
 from workers.background import RunsOn, cancel
 from workers.guarding import GuardedWire, OutputGuard, OutputGuards
 from workers.metrics import Metrics
-from workers.providers import WIRES
-from workers.providers.base import Deployment, FamilyWire, UpstreamRequest, Wire
+from workers.providers import FAMILIES, WIRES
+from workers.providers.base import Deployment, UpstreamRequest, Wire
 from workers.providers.errors import blot_out
 from workers.publisher import FRAME_BYTES_MAX, Publisher, Writer
 from workers.pumps import Folding, FoldingWhole, Passing, PassingWhole, Pump, Translating
@@ -184,10 +184,11 @@ def reply_info(job: Job, deployment: Deployment, outcome: Outcome, settings: Set
 def _prepare(job: Job, wire: Wire, deployment: Deployment, info: ReplyInfo, guard: OutputGuard | None = None) -> Prepared:
     body = info.body
     dialect = DIALECTS[job.dialect]
-    if isinstance(wire, FamilyWire) and wire.dialect == job.dialect:
-        request = wire.pass_request(body, job.headers, deployment)
+    family = FAMILIES.get(deployment.wire)
+    if family and family.dialect == job.dialect:
+        request = family.pass_request(body, job.headers, deployment)
         if guard is None:
-            return request, Passing(wire, info) if job.stream else PassingWhole(wire, info)
+            return request, Passing(family, info) if job.stream else PassingWhole(family, info)
         # Bytes that pass cannot be filtered: the answer is decoded, and encoded anew.
         parsed = dialect.parse(body)
         return request, (Translating if job.stream else FoldingWhole)(GuardedWire(wire, guard, parsed), dialect, parsed, info)
@@ -297,7 +298,7 @@ def head(outcome: Outcome) -> bytes:
             "queue_wait_ms": round(outcome.waited_s * 1000),
             "ttft_ms": outcome.ttft_ms,
             "continuations": outcome.continuations,
-            "spent": asdict(outcome.spent) if outcome.spent else None,
+            "spent": outcome.spent.to_dict() if outcome.spent else None,
             "upstream_id": outcome.upstream_id,
         }
     )

@@ -12,7 +12,6 @@ import asyncio
 import secrets
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import asdict
 from decimal import Decimal
 from functools import partial
 from typing import Any
@@ -301,7 +300,7 @@ async def _end(writer: Writer, outcome: Outcome, services: Services) -> Settleme
     end = {
         "error": failed.to_dict() if failed else None,
         "finish_reason": outcome.finish_reason,
-        "usage": asdict(outcome.usage) if outcome.usage else None,
+        "usage": outcome.usage.to_dict() if outcome.usage else None,
         "estimated": outcome.is_estimated,
         **_told(outcome, services.settings),
     }
@@ -372,7 +371,7 @@ def _report(outcome: Outcome, services: Services) -> None:
     what = outcome.failed.kind if outcome.failed else "completed"
     metrics.generations.labels(outcome.dialect, outcome.provider, what).inc()
     if usage:
-        for kind, tokens in asdict(usage).items():
+        for kind, tokens in usage.to_dict().items():
             metrics.tokens.labels(outcome.provider, kind.removesuffix("_tokens")).inc(tokens)
     log.info(
         "generation_ended",

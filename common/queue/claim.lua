@@ -13,12 +13,13 @@ local DATED_FROM_S = 1700000000
 local now = now_ms()
 if now - tonumber(ARGV[1]) > STALE_MS then return 'stale' end
 local room, room_background, room_lapsed, taken = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), {}
-local here = reign()
+local here  -- Asked for once there is a job.
 
 local function take(id, lapsed)
   local job = Q .. 'job:' .. id
   local s = redis.call('HMGET', job, 'handover', 'enqueued_ms', 'claim_by_ms', 'class', 'slots', 'epoch', 'reign')
   if not s[2] then redis.call('ZREM', RUNNING, id) return end  -- Finished or withdrawn meanwhile.
+  here = here or reign()
   local epoch = s[6] + 1
   if s[7] ~= here then epoch = math.max(epoch, math.floor(now / 1000) - DATED_FROM_S) end
   redis.call('HSET', job, 'epoch', int(epoch), 'reign', here)

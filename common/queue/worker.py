@@ -105,8 +105,7 @@ class LeasedWorker(Worker):
         if not self.allow_pick_jobs or not self._pulse.is_up:
             await asyncio.sleep(PAUSE_AFTER_ERROR_S)
             return
-        claimed = await self._claim()
-        if claimed == 0:
+        if not await self._claim():
             async with asyncio.timeout(COMMAND_TIMEOUT_S):
                 await self.heart_beat()
             if self.free_slots > 0:
@@ -115,16 +114,17 @@ class LeasedWorker(Worker):
             else:
                 await asyncio.sleep(PAUSE_AFTER_ERROR_S)
 
-    async def _claim(self) -> int:
+    async def _claim(self) -> bool:
+        """Claim what there is; returns whether there may be more."""
         if self.free_slots <= 0:
-            return 0
+            return False
         claimed = await self._ask(with_lapsed=self._lapsed_seen)
         if claimed.lapsed_left and not claimed.jobs and not self._lapsed_seen:
             claimed = await self._ask(with_lapsed=True)  # Just noticed: somebody's client is waiting.
         self._lapsed_seen = claimed.lapsed_left > 0
         for job in claimed.jobs:
             self._start(job)
-        return len(claimed.jobs)
+        return bool(claimed.jobs) and (claimed.waiting_left > 0 or claimed.lapsed_left > 0)
 
     async def _ask(self, *, with_lapsed: bool) -> Claimed:
         # What lapsed while we were cut off may be running well: only a worker that has seen Redis whole for one lease,

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ import pytest
 import structlog
 from postgres_for_tests import PostgresForTests, find_binaries
 from prometheus_client import CollectorRegistry
-from redis.asyncio.client import Pipeline
 from redis.exceptions import ResponseError
 from sqlalchemy import text
 
@@ -31,6 +30,7 @@ from common.errors import ErrorKind, Failed
 from common.job import Job
 from common.ledger import Asked
 from common.redis_client import Client, Pulse
+from common.redis_pipe import Exchanges
 from common.settings import Settings
 from workers.bookkeeping.collector import BATCH
 from workers.bookkeeping.keeper import AUDIT_PAUSE_S, AWAY_PAUSES_S, KEYS_PAUSE_S, SCAN_PAUSE_S, Bookkeeper
@@ -486,15 +486,13 @@ match point:
     case "in_transaction": kill_after(store, "_insert")
     case "committed": kill_after(store, "add")
     case "forgetting":
-        from redis.asyncio.client import Pipeline
-        real = Pipeline.execute
-        async def execute(self, raise_on_error=True):
-            if any(command[0][0] == "UNLINK" for command in self.command_stack):
-                self.command_stack = self.command_stack[: len(self.command_stack) // 3]
-                await real(self, raise_on_error)
+        real = Collector._ask
+        async def ask(self, *commands, **how):
+            if any(command[0] == "UNLINK" for command in commands):
+                await real(self, *commands[: len(commands) // 3], **how)
                 die()
-            return await real(self, raise_on_error)
-        Pipeline.execute = execute
+            return await real(self, *commands, **how)
+        Collector._ask = ask
 
 async def main():
     redis = connect(redis_url)
@@ -582,14 +580,16 @@ async def test_a_log_that_cannot_be_understood_leaves_the_usage_unknown(world: W
 async def test_a_redis_that_cannot_read_now_takes_nothing_off_the_list(world: World, monkeypatch: pytest.MonkeyPatch):
     await world.end("gen_1")
     keeper = await world.holder()
-    real = Pipeline.execute
+    real = Exchanges.run
 
-    async def loading(pipe: Pipeline, raise_on_error: bool = True) -> list[Any]:
-        return [ResponseError("LOADING Redis is loading the dataset in memory") for _ in pipe.command_stack]
+    async def loading(exchanges: Exchanges, commands: Sequence[bytes]) -> list[Any]:
+        is_list = b"LRANGE" in commands[0]
+        error = ResponseError("LOADING Redis is loading the dataset in memory")
+        return await real(exchanges, commands) if is_list else [error for _ in commands]
 
-    monkeypatch.setattr(Pipeline, "execute", loading)
+    monkeypatch.setattr(Exchanges, "run", loading)
     await keeper.turn()
-    monkeypatch.setattr(Pipeline, "execute", real)
+    monkeypatch.setattr(Exchanges, "run", real)
     assert await world.left() == (1, 1)
 
     await keeper.turn()

@@ -1,7 +1,7 @@
 """Which wire formats do we speak to upstreams?"""
 
 from workers.providers.anthropic import ANTHROPIC
-from workers.providers.base import Wire
+from workers.providers.base import FamilyWire, Wire
 from workers.providers.cohere import COHERE
 from workers.providers.gemini import GEMINI
 from workers.providers.openai_compatible import OPENAI_COMPATIBLE
@@ -14,3 +14,5 @@ WIRES: dict[str, Wire] = {
     "cohere": COHERE,
     "gemini": GEMINI,
 }
+# Asked once: whether something keeps a protocol is looked up member by member.
+FAMILIES = {name: wire for name, wire in WIRES.items() if isinstance(wire, FamilyWire)}
