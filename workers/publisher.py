@@ -87,6 +87,8 @@ class Writer:
         """
         # Hot path: once per upstream read.
         publisher, size = self._publisher, len(data)
+        if not size:
+            return  # A continuation may have nothing to add but the end.
         if publisher.away_since is not None:
             publisher.check_room()
         self._data.append(data)

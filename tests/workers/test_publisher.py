@@ -97,6 +97,15 @@ async def test_what_gathers_while_a_flush_is_under_way_becomes_one_frame(setup):
     assert len(setup.channel.appends) <= 2
 
 
+async def test_what_says_nothing_makes_no_frame(setup):
+    await setup.write(b"", b"a", b"")
+    setup.writer.write(b"")
+    setup.writer.write_frame(FrameKind.END, b'{"error":null}')
+    await setup.writer.flushed()
+
+    assert await setup.texts() == [b"a"]
+
+
 async def test_an_answer_that_got_lost_is_asked_for_again_and_nothing_is_doubled(setup):
     setup.channel.fail_after = 2
 
