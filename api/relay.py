@@ -49,7 +49,8 @@ class Relay(Response):
     """One viewer's response. ``on_done`` runs when it is over, however that came about.
 
     ``has_ids``: the client may come back, so every event carries its id. ``is_resumable``: it is a read of a log that goes
-    on without it, so a draining process ends it at once; the client resumes elsewhere.
+    on without it, so a draining process ends it at once; the client resumes elsewhere. ``has_begun``: the client has a part of
+    the answer, so the status is decided, and is not held until more comes.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Relay(Response):
         is_stream: bool,
         has_ids: bool = False,
         is_resumable: bool = False,
+        has_begun: bool = False,
         extra_headers: Mapping[str, str] | None = None,
     ) -> None:
         self.viewer = viewer
@@ -79,6 +81,7 @@ class Relay(Response):
         self._is_stream = is_stream
         self._has_ids = has_ids
         self._extra_headers = {"x-generation-id": viewer.generation_id, **(extra_headers or {})}
+        self._has_begun = has_begun
         self._is_open = False  # Whether the status and the headers of a stream are sent.
         self._is_draining = False
         self._has_left = False
@@ -117,6 +120,8 @@ class Relay(Response):
         clock = _Clock(self.viewer, self._times.status_hold_s)
         try:
             take, keep_alive_s, is_plain = self.viewer.take, self._times.keep_alive_s, not self._has_ids
+            if self._has_begun:
+                await self._open(send)
             while not self._has_left:
                 # Hot path: runs once per flush and client. Nearly always it is one frame of data in an open stream.
                 frames = await take()

@@ -263,6 +263,7 @@ async def _read(generation_id: str, request: Request, services: Services) -> Res
         is_stream=state.stream,
         has_ids=True,
         is_resumable=True,
+        has_begun=bool(cursor and cursor.frame <= state.last and state.head),
     )
     services.relays.add(relay)
     return relay

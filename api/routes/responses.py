@@ -265,6 +265,7 @@ async def _replay(stored: StoredResponse, request: Request, services: Services) 
         created_s=stored.created_s,
         is_stream=True,
         is_resumable=True,
+        has_begun=cursor is not None,
     )
     services.relays.add(relay)
     return relay

@@ -39,13 +39,27 @@ class Client:
         return b"".join(message["body"] for message in self.sent if message["type"] == "http.response.body")
 
 
+async def done(_: Relay) -> None:
+    pass
+
+
+async def test_who_comes_back_to_a_quiet_answer_is_not_kept_waiting_for_its_status() -> None:
+    viewer, client = Viewer("gen_1", MemoryChannel(), 1 << 20), Client()
+    told = {"request_id": "req_1", "is_stream": True, "model": "m", "created_s": 1, "has_ids": True, "is_resumable": True}
+    relay = Relay(viewer, DIALECTS["openai-chat"], RelayTimes(5, 15), done, has_begun=True, **told)
+
+    response = asyncio.create_task(relay({"type": "http"}, client.receive, client.send))
+    while not client.sent:
+        await asyncio.sleep(0)
+
+    assert (client.sent[0]["type"], client.sent[0]["status"]) == ("http.response.start", 200)
+    relay.drain(is_over=False)
+    await response
+
+
 async def drained_after(name: str, data: bytes) -> bytes:
     """Return what a client has got when its API stops after a head and ``data``, the end not yet in the log."""
     viewer, client, dialect = Viewer("gen_1", MemoryChannel(), 1 << 20), Client(), DIALECTS[name]
-
-    async def done(_: Relay) -> None:
-        pass
-
     relay = Relay(viewer, dialect, RelayTimes(5, 15), done, request_id="req_1", is_stream=True, model="m", created_s=1)
     head, first = FrameId(1, 1), FrameId(1, 2)
     viewer.offer(Message(START, Frame(head, FrameKind.HEAD, orjson.dumps({"status": 200}))))
