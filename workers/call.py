@@ -256,7 +256,8 @@ def _feed(pump: Pump, cutter: SseCutter, chunk: bytes) -> bytes:
         run = cutter.gather(chunk)
     except ValueError as error:
         raise GatewayError(ErrorKind.UPSTREAM_PROTOCOL, f"The provider sent {error}.") from error
-    return run if pump.passes(run) else pump.feed(cut(run))
+    size = pump.pass_head(run)
+    return run if size == len(run) else run[:size] + pump.feed(cut(run[size:]))
 
 
 def _last(pump: Pump, cutter: SseCutter) -> bytes:

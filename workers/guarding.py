@@ -380,8 +380,8 @@ class GuardedDecoder:
     def is_plain(self, block: bytes) -> bool:
         return False
 
-    def count_plain(self, run: bytes) -> int:
-        return 0
+    def plain_head(self, run: bytes) -> tuple[int, int]:
+        return 0, 0
 
     def _passed(self, events: list[Event]) -> list[Event]:
         return self._guard.feed(events, self._at_cut) if not self._guard.blocked else []

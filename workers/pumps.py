@@ -47,8 +47,8 @@ class Pump(Protocol):
     @property
     def usage(self) -> Usage | None: ...
 
-    def passes(self, run: bytes) -> bool:
-        """Whether whole events in a row go to the client as they are; they are noted then. Else they are to be fed."""
+    def pass_head(self, run: bytes) -> int:
+        """Return how many bytes of whole events in a row go to the client as they are; they are noted. The rest is to be fed."""
         ...
 
     def feed(self, blocks: list[bytes]) -> bytes:
@@ -103,8 +103,8 @@ class _Watching:
     def usage(self) -> Usage | None:
         return self._decoder.usage
 
-    def passes(self, run: bytes) -> bool:
-        return False
+    def pass_head(self, run: bytes) -> int:
+        return 0
 
     def release(self, events: list[Event]) -> bytes:
         return b""  # Bytes that pass are not held.
@@ -118,11 +118,11 @@ class Passing(_Watching):
         self._wire, self._info = wire, info
         self._is_plain = self._decoder.is_plain
 
-    def passes(self, run: bytes) -> bool:
+    def pass_head(self, run: bytes) -> int:
         # Hot path: once per upstream read. Nearly always it is pieces of output, and needs no decoding.
-        count = self._decoder.count_plain(run) if self.has_output else 0
+        count, size = self._decoder.plain_head(run) if self.has_output else (0, 0)
         self.output_events += count
-        return count > 0
+        return size
 
     def feed(self, blocks: list[bytes]) -> bytes:
         # Hot path: once per upstream read that has anything else, or padding.

@@ -90,8 +90,8 @@ class Decoder(Protocol):
         """Whether a block surely holds nothing but a piece of output, so that passing its bytes on is all there is to do."""
         ...
 
-    def count_plain(self, run: bytes) -> int:
-        """Return how many events stand in a row, if each is such a block to the byte; else 0: they must be looked at apart."""
+    def plain_head(self, run: bytes) -> tuple[int, int]:
+        """Return with how many such blocks whole events in a row begin, as they came, and how many bytes these are."""
         ...
 
 

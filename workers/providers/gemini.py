@@ -170,8 +170,8 @@ class ContentDecoder:
     def is_plain(self, block: bytes) -> bool:
         return False  # Every chunk has other figures. It matters to bytes that pass, and no client speaks this wire.
 
-    def count_plain(self, run: bytes) -> int:
-        return 0
+    def plain_head(self, run: bytes) -> tuple[int, int]:
+        return 0, 0
 
     def _fail(self, failed: Failed) -> Failed:
         self._ended = True

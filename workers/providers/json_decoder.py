@@ -78,9 +78,9 @@ class JsonDecoder:
         # Hot path: once per block that passes.
         return self._plain is not None and not self._ended and self._plain.text_in(block) is not None
 
-    def count_plain(self, run: bytes) -> int:
+    def plain_head(self, run: bytes) -> tuple[int, int]:
         # Hot path: once per upstream read that passes.
-        return 0 if self._plain is None or self._ended else self._plain.count_in(run)
+        return (0, 0) if self._plain is None or self._ended else self._plain.head_in(run)
 
     def _read(self, name: str, fields: dict[str, Any]) -> list[Event]:
         """Return what an event says; ``name`` is its ``event:`` line's, if it has one."""

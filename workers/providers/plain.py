@@ -3,7 +3,7 @@
 A stream's blocks repeat all but the text, so what a decoded block had around its text tells that another one with the
 same around it holds text alone. Comparing is several times cheaper than decoding, and knows nothing of any vendor.
 ``text_in`` returns that text as it stands, a JSON string with its quotes, or nothing where a block must be decoded.
-``count_in`` says of whole events in a row that nobody has cut yet (see ``SseCutter.gather``) whether all are such blocks.
+``head_in`` says how many of whole events in a row, which nobody has cut yet (see ``SseCutter.gather``), are such blocks.
 """
 
 import re
@@ -65,19 +65,26 @@ class PlainShape:
             return block[text_at - 1 : text_end + 1]
         return None
 
-    def count_in(self, run: bytes) -> int:
-        """Return how many events there are, if each is text alone; 0 where one is not, or has padding of another length."""
+    def head_in(self, run: bytes) -> tuple[int, int]:
+        """Return with how many events a run begins that are text alone, with the same padding, and how many bytes these are."""
         # Hot path: once per upstream read. What all have in common is taken out in C, and what is left must be texts.
         if self._sample is not None:
             self._learn(self._sample)
             self._sample = None
         start, end = self._start, self._end
-        if not start or not run.startswith(start) or not run.endswith(end) or len(run) <= len(start) + len(end):
-            return 0
-        texts = run[len(start) : -len(end)].split(self._between)
+        if not start or not run.startswith(start):
+            return 0, 0
+        texts = run[len(start) :].split(self._between)
+        texts[-1] = texts[-1][: max(0, texts[-1].find(end))]  # Behind it stands what follows them; it may be no text itself.
         joined = b"\n".join(texts)
-        is_text = joined.count(b"\n") == len(texts) - 1 and _TEXTS.fullmatch(joined)
-        return len(texts) if is_text else 0
+        found = _TEXTS.match(joined)
+        if found is None or joined.count(b"\n") != len(texts) - 1:
+            return 0, 0
+        whole = found.end() if joined[found.end() : found.end() + 1] in (b"", b"\n") else joined.rfind(b"\n", 0, found.end())
+        if whole < 0:
+            return 0, 0
+        count = joined.count(b"\n", 0, whole) + 1
+        return count, count * (len(start) + len(end)) + whole - (count - 1)
 
     def _is_padded(self, after: bytes) -> bool:
         padding_at = self._padding_at
@@ -139,7 +146,7 @@ class NumberedShape:
             at = end + len(after)
         return text if at == len(block) else None
 
-    def count_in(self, run: bytes) -> int:
-        """Return 1 where there is one event, and that text alone; else 0."""
+    def head_in(self, run: bytes) -> tuple[int, int]:
+        """Return 1 and its bytes where there is one event, and that text alone."""
         is_one = self.text_in(run) is not None and run.count(b"\n") == self._lines and b"\r" not in run
-        return int(is_one)
+        return (1, len(run)) if is_one else (0, 0)
