@@ -48,7 +48,7 @@ class Pump(Protocol):
     def usage(self) -> Usage | None: ...
 
     def pass_head(self, run: bytes) -> int:
-        """Return how many bytes of whole events in a row go to the client as they are; they are noted. The rest is to be fed."""
+        """Return how many bytes of whole events go to the client as they are; they are noted. The rest is to be fed."""
         ...
 
     def feed(self, blocks: list[bytes]) -> bytes:
