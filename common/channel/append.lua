@@ -15,7 +15,7 @@ end
 -- PRELUDE
 if not pos then return answer('gone') end
 local epoch, _, last = split(pos)
-local own_epoch, token = split(ARGV[1] .. ARGV[2])
+local own_epoch = split(ARGV[1] .. ARGV[2])
 local s = redis.call('HMGET', KEYS[1], 'ended', 'stop')
 local stop = stop_now(s[2])
 local previous, i = ARGV[2], 3
@@ -38,16 +38,18 @@ if not is_owner then
 end
 if previous ~= last then return answer('behind', last, stop) end
 
-local listeners, has_ended = 0, false
+local listeners, has_ended, has_said, has_head = 0, false, false, false
 while ARGV[i] do
   local id, kind = ARGV[i], ARGV[i + 1]
-  if kind == 'head' then redis.call('HSET', KEYS[1], 'head', '1') end
   listeners = add(KEYS[2], KEYS[3], last, id, kind, ARGV[i + 2])
-  has_ended = kind == 'end'
-  if kind == 'fence' then redis.call('HINCRBY', KEYS[1], 'claims', 1) else redis.call('HSET', KEYS[1], 'barren', '0') end
+  if kind == 'fence' then redis.call('HINCRBY', KEYS[1], 'claims', 1) else has_said = true end
+  has_head, has_ended = has_head or kind == 'head', kind == 'end'
   last = id
   i = i + 3
 end
-set_pos(KEYS[1], own_epoch, token, last, has_ended or (s[2] and s[2] ~= ''))
+local fields = {'pos', ARGV[1] .. last .. ((has_ended or (s[2] and s[2] ~= '')) and ' !' or '')}
+if has_said then fields[3], fields[4] = 'barren', '0' end
+if has_head then fields[5], fields[6] = 'head', '1' end
+redis.call('HSET', KEYS[1], unpack(fields))
 if has_ended then finish(KEYS, ARGV[i - 1]) end
 return answer('ok', last, stop, listeners)

@@ -39,7 +39,7 @@ from common.channel.base import (
 )
 from common.errors import Failed, GatewayError
 from common.process import in_background
-from common.redis_client import Call, Client, RedisUnavailable, Scripts, as_unavailable, ms
+from common.redis_client import COMMAND_TIMEOUT_S, Call, Client, RedisUnavailable, Scripts, as_unavailable, ms
 from common.redis_pipe import Pipe
 
 log = structlog.get_logger()
@@ -111,8 +111,12 @@ class RedisChannel:
         return [_answer(answer) for answer in found]
 
     async def read(self, generation_id: str, after: FrameId, count: int) -> list[Frame]:
-        entries = await self._ask("XRANGE", keys.log(generation_id), f"({after}", "+", "COUNT", count)
-        return [Frame(FrameId.of(entry_id), _KINDS[kind], data) for entry_id, (_, kind, _, data) in entries]
+        try:
+            async with asyncio.timeout(COMMAND_TIMEOUT_S):
+                entries = await self._redis.xrange(keys.log(generation_id), min=f"({after}", count=count)
+        except (RedisError, OSError, TimeoutError) as error:
+            raise _unavailable(error) from error
+        return [Frame(FrameId.of(entry_id), FrameKind(fields[b"k"].decode()), fields[b"d"]) for entry_id, fields in entries]
 
     async def enter(self, generation_id: str, replica: str, owner: str) -> State:
         found = _state(generation_id, owner, await self._run("enter", _entered_keys(generation_id), [replica, owner]))
@@ -145,17 +149,12 @@ class RedisChannel:
         return [FrameId.of(last) if last else None for last in found]
 
     async def record(self, generation_id: str) -> Record | None:
-        asked, end, ended_ms = await self._ask("HMGET", keys.record(generation_id), "asked", "end", "ended_ms")
-        return Record(asked, end, int(ended_ms)) if end is not None else None
-
-    async def _ask(self, *command: Any) -> Any:
         try:
-            (answer,) = await self._redis.exchanges.run([hiredis.pack_command(command)])
+            async with asyncio.timeout(COMMAND_TIMEOUT_S):
+                found = await self._redis.hgetall(keys.record(generation_id))  # type: ignore[misc]  # redis-py's stubs.
         except (RedisError, OSError, TimeoutError) as error:
             raise _unavailable(error) from error
-        if isinstance(answer, Exception):
-            raise _unavailable(answer)
-        return answer
+        return Record(found[b"asked"], found[b"end"], int(found[b"ended_ms"])) if found else None
 
     async def _run(self, name: str, names: list[str], args: list[Any]) -> Any:
         try:
