@@ -48,9 +48,9 @@ class RelayTimes:
 class Relay(Response):
     """One viewer's response. ``on_done`` runs when it is over, however that came about.
 
-    ``has_ids``: the client may come back, so every event carries its id. ``is_resumable``: it is a read of a log that goes
-    on without it, so a draining process ends it at once; the client resumes elsewhere. ``has_begun``: the client has a part of
-    the answer, so the status is decided, and is not held until more comes.
+    ``has_ids``: the client may come back, so every event carries its id. ``is_resumable``: it is a read of a log that goes on
+    without it, so a draining process ends it at once; the client resumes elsewhere. ``has_begun``: the status is decided, for
+    the client has a part of the answer, or there is all of it; it is not held until more comes.
     """
 
     def __init__(

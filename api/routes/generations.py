@@ -263,7 +263,8 @@ async def _read(generation_id: str, request: Request, services: Services) -> Res
         is_stream=state.stream,
         has_ids=True,
         is_resumable=True,
-        has_begun=bool(cursor and cursor.frame <= state.last and state.head),
+        # Of one that has failed the reading succeeds: its status would say that coming again helps.
+        has_begun=state.has_ended or bool(cursor and cursor.frame <= state.last and state.head),
     )
     services.relays.add(relay)
     return relay

@@ -151,6 +151,18 @@ def test_a_failed_log_replays_to_its_error_and_then_is_over(replicas: Fleet, pai
     assert _read(replicas, generation_id, after=events[-1].id).status_code == 204
 
 
+def test_what_failed_before_it_began_is_read_as_its_error_not_as_a_status_to_come_back_for(replicas: Fleet):
+    body, headers = body_of(CHAT, "openai/demo-e400", stream=True), headers_of(x_disconnect="detach")
+    failed = replicas.client.post(f"{replicas.url}/v1/chat/completions", json=body, headers=headers)
+    assert failed.status_code == 400
+
+    read = _read(replicas, failed.headers["x-generation-id"])
+
+    assert (read.status_code, read.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
+    (event,) = sse_events(read.text)
+    assert event.fields["error"]["message"] == failed.json()["error"]["message"]
+
+
 def test_the_cursor_may_stand_in_the_query(replicas: Fleet):
     # EventSource cannot send headers at its first connection.
     generation_id, events = _finished(replicas, CHAT, "openai/demo-n12-d1")
