@@ -111,6 +111,8 @@ class Viewer:
                 return
             self._doubts_tail = False
         for frame in frames:
+            if self.failed:
+                break  # A fence told that what follows goes on from less than was read: it is another text.
             if frame.id > self.tail:  # A live frame cannot have come in between: they are not taken while we read.
                 self._accept(frame)
         # Frames may be large, and many: the next read is as large as this one's would have filled the buffer.

@@ -215,6 +215,22 @@ async def test_a_second_claim_with_the_number_of_a_lost_one_fails_who_read_the_f
     assert reader.failed and reader.failed.code == "frames_lost"
 
 
+async def test_who_comes_back_with_an_id_of_a_lost_claim_gets_nothing_of_the_one_that_began_anew(log):
+    # As after a failover that lost the first claim and its frames: the second, with a date for an epoch, starts over.
+    dated = Claim(G, 90_000_000, "t2")
+    log.channel._logs[G].frames.clear()
+    await log.channel.fence(dated, is_handover=False)
+    frames = [Frame(FrameId(dated.epoch, n), FrameKind.DATA, b"data: other\n\n") for n in range(1, 5)]
+    await log.channel.append([Append(dated, FrameId(dated.epoch, 0), frames)])
+    reader = viewer(log, after=Cursor(FrameId(1, 3), 1))
+
+    async with asyncio.timeout(5):
+        seen = await reader.take()
+
+    assert seen == []
+    assert reader.failed and reader.failed.code == "frames_lost"
+
+
 async def test_a_reader_ahead_of_the_log_takes_nothing_live_before_its_last_frame_is_there_again(log):
     reader = viewer(log)
     await log.add(5)

@@ -1,6 +1,6 @@
 """When is what done for the whole fleet, and what if the database is away?
 
-Whoever holds the lease does it, a turn every other second. The database may be away for as long as it likes: records wait in
+Whoever holds the lease does it, a turn each second. The database may be away for as long as it likes: records wait in
 Redis, it is asked again with growing pauses, and the log says so once per change of state. SQLAlchemy is imported by the worker
 that holds the lease, and by no other.
 """
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-TURN_S = 2.0
+TURN_S = 1.0
 BATCHES_PER_TURN = 20
 BATCH_PAUSE_S = 0.01  # The streams of this worker go first, however much there is to catch up with.
 SCAN_STEPS_PER_TURN = 10

@@ -14,7 +14,7 @@ _PADDING = re.compile(rb',"(?:obfuscation|p)":"([^"\\]*)"\}\n\n$')
 _BACKSLASH = ord("\\")
 
 # Texts in a row, one a line, none of them empty: such a piece is no output.
-_TEXT = rb'(?:[^"\\\r\n]++|\\[^\r\n])++'
+_TEXT = rb'(?:[^"\\\r\n]++|\\["\\/bfnrtu])++'
 _TEXTS = re.compile(_TEXT + rb"(?:\n" + _TEXT + rb")*+")
 
 
