@@ -127,7 +127,7 @@ class Viewer:
         frame_id, kind, data = frame
         if kind is _DATA:
             self.last_data = data
-        elif kind is FrameKind.FENCE and FrameId.of(data) < self._seen():
+        elif kind is FrameKind.FENCE and frame_id > self._seen() > FrameId.of(data):
             self.fail(DIVERGED)
             return
         else:

@@ -231,6 +231,14 @@ async def test_who_comes_back_with_an_id_of_a_lost_claim_gets_nothing_of_the_one
     assert reader.failed and reader.failed.code == "frames_lost"
 
 
+async def test_a_cursor_may_stand_at_a_fence(log):
+    await log.add(2)
+    reader = viewer(log, after=Cursor(FrameId(1, 0), 0))
+
+    assert await taken(reader, 2) == [1, 2]
+    assert reader.failed is None
+
+
 async def test_a_reader_ahead_of_the_log_takes_nothing_live_before_its_last_frame_is_there_again(log):
     reader = viewer(log)
     await log.add(5)
