@@ -65,8 +65,8 @@ class Viewer:
     def doubt(self) -> None:
         """Have the log read again, and see that what was taken in last still stands there.
 
-        A failover may lose a claim: the job is handed out anew then, and the second claim gets the number of the first. Its
-        frames have the same ids, and other contents.
+        A failover may lose what was read, and live frames must not be taken on top of that before it is there again. A Redis
+        that does not tell which master it is gives a lost claim's number again: the same ids then, and other contents.
         """
         self._doubts_tail = self._tail_data is not None
         self.reread()

@@ -39,9 +39,7 @@ log = structlog.get_logger()
 
 FLUSH_BYTES_MAX = 1 * MIB  # One pipeline; the rest goes with the next.
 FRAME_BYTES_MAX = 256 * KIB  # A JSON body is cut into frames of this size, so that no message nears Redis' pub/sub limit.
-PENDING_BYTES_MAX = (
-    1 * MIB
-)  # Of one generation; past it, and with Redis there, its upstream is read no faster than Redis takes.
+PENDING_BYTES_MAX = 1 * MIB  # Of one generation; past it its upstream is read no faster than Redis takes, if that is there.
 RECENT_S = 5.0  # Appendonly everysec loses a second, a failover a little more.
 RECENT_BYTES_MAX = 256 * KIB
 PAUSE_WHILE_AWAY_S = 0.2
@@ -276,7 +274,6 @@ class Publisher:
         self._pulse = pulse
         self._settings = settings
         self._linger_s = settings.publish_linger_ms / 1000
-        self._linger_each_s = self._linger_s / LINGER_STREAMS
         self.vanished_viewers_s = settings.vanished_viewers_s
         self.whole_s = pulse.whole_s
         self._dirty: dict[Writer, None] = {}
@@ -330,7 +327,7 @@ class Publisher:
             self._due.set()
         elif self._timer is None and not self._due.is_set():
             loop = asyncio.get_running_loop()
-            due_at = self._flushed_at + min(self._linger_s, len(self._writers) * self._linger_each_s)
+            due_at = self._flushed_at + self._linger_s * min(1.0, len(self._writers) / LINGER_STREAMS)
             if due_at <= loop.time():
                 self._due.set()
             else:
