@@ -196,7 +196,7 @@ class Settings(BaseSettings):
     responses_ttl_s: float = Field(86_400, description="How long a response of /v1/responses is stored.")
     tombstone_s: float = Field(3600, description="How long an expired generation is still known to have existed.")
     publish_linger_ms: float = Field(
-        33, ge=0, description="Least time between two flushes of a worker with 50 streams or more, less with fewer; 0: none."
+        40, ge=0, description="How long a worker with 50 streams or more gathers their text, less with fewer; 0: not at all."
     )
 
     # Bounds

@@ -76,6 +76,16 @@ def cut(run: bytes) -> list[bytes]:
     return [block + b"\n\n" for block in run[:-2].split(b"\n\n")]
 
 
+def first_events(run: bytes, count: int) -> int:
+    """Return how far the first ``count`` of whole events reach; all of them where the line ends are unusual."""
+    end = 0
+    for _ in range(count):
+        end = run.find(b"\n\n", end) + 2
+        if end in (1, len(run)) or b"\r" in run:
+            return len(run)
+    return end
+
+
 def _last_boundary(text: bytes) -> int:
     """Return how far whole events reach."""
     if b"\r" not in text:

@@ -21,7 +21,7 @@ from common.job import Job
 from common.pricing import price
 from common.responses import ResponseStore
 from common.settings import KIB, Settings
-from common.sse import SseCutter, cut
+from common.sse import SseCutter, cut, first_events
 from workers.background import RunsOn, cancel
 from workers.guarding import GuardedWire, OutputGuard, OutputGuards
 from workers.metrics import Metrics
@@ -34,6 +34,7 @@ from workers.quota.gate import Quota
 from workers.upstream import ERROR_BODY_BYTES_MAX, Upstream, UpstreamAnswer
 
 MEASURED_MAX = 2  # Logs that are read back at a time, when an API dies and all of its clients have left at once.
+START_EVENTS = 6  # So many come before the first output, or with it.
 START_EVENTS_MAX = 64
 START_BYTES_MAX = 256 * KIB
 PASSED_BACK = ("cf-aig-",)  # Cloudflare AI Gateway's own: cache status, log id.
@@ -207,7 +208,7 @@ async def _stream(
     observe_gap = services.metrics.token_gap.observe
     held, data = bytearray(), b""
     read_at = 0.0
-    while chunk := await answer.read():
+    while chunk := await answer.read(may_linger=outcome.is_committed):
         # Hot path: once per upstream read.
         data = _feed(pump, cutter, chunk)
         now = time.monotonic()
@@ -256,8 +257,15 @@ def _feed(pump: Pump, cutter: SseCutter, chunk: bytes) -> bytes:
         run = cutter.gather(chunk)
     except ValueError as error:
         raise GatewayError(ErrorKind.UPSTREAM_PROTOCOL, f"The provider sent {error}.") from error
+    said = b""
+    if not pump.has_output:
+        # Nothing passes uncut before there is output, and behind it there may be a whole answer in this very read.
+        start = first_events(run, START_EVENTS)
+        said, run = pump.feed(cut(run[:start])), run[start:]
     size = pump.pass_head(run)
-    return run if size == len(run) else run[:size] + pump.feed(cut(run[size:]))
+    if size == len(run):
+        return said + run
+    return said + run[:size] + pump.feed(cut(run[size:]))
 
 
 def _last(pump: Pump, cutter: SseCutter) -> bytes:

@@ -26,6 +26,7 @@ from workers.call import Services
 from workers.generate import run_generation
 from workers.guarding import OutputGuards
 from workers.health import serve_health
+from workers.linger import Linger
 from workers.metrics import Metrics
 from workers.publisher import Publisher
 from workers.quota.gate import Quota
@@ -55,12 +56,13 @@ async def _run(settings: Settings) -> None:
     await pulse.start()
     await pulse.until_up()  # A worker may well start before its Redis does.
     channel = RedisChannel(redis, settings.tombstone_s)
-    publisher = Publisher(channel, pulse, settings)
+    linger = Linger(settings.publish_linger_ms)
+    publisher = Publisher(channel, pulse, settings, linger)
     metrics = Metrics(CollectorRegistry())
     quota = Quota(redis, pulse, settings, metrics)
     guards = OutputGuards(settings, custom_guardrail, metrics)
     responses = ResponseStore(redis, settings)
-    services = Services(settings, channel, publisher, Upstream(settings), metrics, responses, quota, guards)
+    services = Services(settings, channel, publisher, Upstream(settings, linger), metrics, responses, quota, guards)
 
     books = Bookkeeper(redis, pulse, channel, settings, metrics)
 

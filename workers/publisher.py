@@ -1,8 +1,8 @@
 """How do frames get from all generations of a process into Redis?
 
 Group commit: one task drains every generation's frames into one pipeline; while that is in flight, the next gathers.
-A busy process waits between flushes (the linger, the longer the more streams it has), for writing and waking less often is
-what saves CPU; the head, the first data and the end never wait. ``Writer`` is one claim's side of it: it numbers frames,
+A busy process flushes at ticks (``workers.linger``), for writing and waking less often is what saves CPU; the head and the
+first data never wait, nor does an end once it is here. ``Writer`` is one claim's side of it: it numbers frames,
 keeps what Redis has not acknowledged, and the acknowledged of the last seconds too, since a failover may lose those.
 
 Not solved here: what the frames say, and what a generation does about a stop flag (``workers.generate``).
@@ -34,6 +34,7 @@ from common.errors import ErrorKind, GatewayError
 from common.process import in_background
 from common.redis_client import Pulse
 from common.settings import KIB, MIB, Settings
+from workers.linger import Linger
 
 log = structlog.get_logger()
 
@@ -43,8 +44,6 @@ PENDING_BYTES_MAX = 1 * MIB  # Of one generation; past it its upstream is read n
 RECENT_S = 5.0  # Appendonly everysec loses a second, a failover a little more.
 RECENT_BYTES_MAX = 256 * KIB
 PAUSE_WHILE_AWAY_S = 0.2
-LINGER_STREAMS = 50  # From so many on a process lingers in full; where there is little to share, nobody waits for it.
-
 
 _new = tuple.__new__  # A named tuple's own constructor is a Python function, and too slow for every frame.
 _DATA, _OK, _NO = FrameKind.DATA, Verdict.OK, Stop.NO  # An enum's member costs a look-up of its own.
@@ -269,18 +268,17 @@ def _fence(claim: Claim, built_on: FrameId) -> Frame:
 class Publisher:
     """The one task of a worker process that appends."""
 
-    def __init__(self, channel: Channel, pulse: Pulse, settings: Settings) -> None:
+    def __init__(self, channel: Channel, pulse: Pulse, settings: Settings, linger: Linger) -> None:
         self._channel = channel
         self._pulse = pulse
         self._settings = settings
-        self._linger_s = settings.publish_linger_ms / 1000
+        self._linger = linger
         self.vanished_viewers_s = settings.vanished_viewers_s
         self.whole_s = pulse.whole_s
         self._dirty: dict[Writer, None] = {}
         self._writers: set[Writer] = set()
         self._due = asyncio.Event()
-        self._timer: asyncio.TimerHandle | None = None
-        self._flushed_at = 0.0
+        linger.on_tick = self._due.set
         self.away_since: float | None = None  # Since when Redis takes no frames.
         self._tasks: list[asyncio.Task[None]] = []
         self.buffered_bytes = 0
@@ -301,10 +299,12 @@ class Publisher:
         """Yield the writer of a claim whose fence has just been appended on top of ``built_on``."""
         writer = Writer(self, claim, built_on, on_signal)
         self._writers.add(writer)
+        self._linger.streams = len(self._writers)
         try:
             yield writer
         finally:
             self._writers.discard(writer)
+            self._linger.streams = len(self._writers)
             self._dirty.pop(writer, None)
             self.buffered_bytes -= writer.pending_bytes
 
@@ -319,29 +319,19 @@ class Publisher:
             )
 
     def touch(self, writer: Writer, size: int, is_urgent: bool) -> None:
-        """Let a writer's frames go with the next flush, which is now if ``is_urgent`` or the last is long enough ago."""
+        """Let a writer's frames go with the next flush, which is now if ``is_urgent`` or the last tick is long enough ago."""
         # Hot path: once per upstream read.
         self.buffered_bytes += size
         self._dirty[writer] = None
         if is_urgent:
             self._due.set()
-        elif self._timer is None and not self._due.is_set():
-            loop = asyncio.get_running_loop()
-            due_at = self._flushed_at + self._linger_s * min(1.0, len(self._writers) / LINGER_STREAMS)
-            if due_at <= loop.time():
-                self._due.set()
-            else:
-                self._timer = loop.call_at(due_at, self._due.set)
+        else:
+            self._linger.wait()
 
     async def _flush_for_ever(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             await self._due.wait()
             self._due.clear()
-            if self._timer:
-                self._timer.cancel()
-                self._timer = None
-            self._flushed_at = loop.time()
             await self._flush()
 
     async def _flush(self) -> None:

@@ -13,6 +13,7 @@ from aiohttp.client_proto import ResponseHandler
 
 from common.errors import ErrorKind, GatewayError
 from common.settings import Settings
+from workers.linger import Linger, Tap
 from workers.providers.base import UpstreamRequest
 
 ERROR_BODY_BYTES_MAX = 64 * 1024
@@ -63,13 +64,16 @@ class _SilenceLimit:
 class UpstreamAnswer:
     """An answer whose status and headers have come; header names are in lower case."""
 
-    def __init__(self, provider: str, response: aiohttp.ClientResponse, due_at: float, between_s: float) -> None:
+    def __init__(
+        self, provider: str, response: aiohttp.ClientResponse, due_at: float, between_s: float, linger: Linger
+    ) -> None:
         self.status = response.status
         self.headers = {name.lower(): value for name, value in response.headers.items()}
         self._provider = provider
         self._response = response
         self._between_s = between_s
         self._limit = _SilenceLimit(due_at)
+        self._tap = Tap(linger, response.connection.transport if response.connection else None)
         self._read = response.content.readany
         self._time = asyncio.get_running_loop().time
 
@@ -77,15 +81,19 @@ class UpstreamAnswer:
         """The first token is there: from now on it is the time between tokens that is limited."""
         self._limit.narrow(self._between_s)
 
-    async def read(self) -> bytes:
+    async def read(self, *, may_linger: bool = False) -> bytes:
         """Return what has come of the body, as soon as there is anything; nothing at its end.
+
+        ``may_linger``: this is no hurry, a busy worker may read it with what other streams bring.
 
         Raises:
             GatewayError: UPSTREAM_TIMEOUT, UPSTREAM_UNAVAILABLE.
         """
         # Hot path: once per upstream read.
-        limit = self._limit
-        limit.reading_since = self._time()
+        limit, now = self._limit, self._time()
+        limit.reading_since = now
+        if may_linger:
+            self._tap.shut_if_fast(now)
         try:
             return await self._read()
         except asyncio.CancelledError:
@@ -100,6 +108,7 @@ class UpstreamAnswer:
     def close(self) -> None:
         """Give the connection back if the body was read to its end, else close it."""
         self._limit.end()
+        self._tap.close()
         if self._response.content.at_eof():
             self._response.release()
         else:
@@ -141,8 +150,9 @@ class _Connector(aiohttp.TCPConnector):
 class Upstream:
     """The connections of one worker to all providers."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, linger: Linger) -> None:
         self._settings = settings
+        self._linger = linger
         self._session = aiohttp.ClientSession(
             connector=_Connector(),
             # One tenant's cookies must never travel with another's request.
@@ -176,7 +186,7 @@ class Upstream:
                     response = await self._session.request(
                         request.method, request.url, data=request.body, headers=request.headers, allow_redirects=False
                     )
-            answer = UpstreamAnswer(provider, response, due_at, self._settings.between_tokens_timeout_s)
+            answer = UpstreamAnswer(provider, response, due_at, self._settings.between_tokens_timeout_s, self._linger)
             try:
                 yield answer
             finally:

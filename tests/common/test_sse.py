@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common import sse
-from common.sse import SseCutter, encode_event, read_block, split_blocks
+from common.sse import SseCutter, encode_event, first_events, read_block, split_blocks
 
 STREAM = b"data: one\n\nevent: ping\ndata: {}\n\ndata: three\n\n"
 BLOCKS = [b"data: one\n\n", b"event: ping\ndata: {}\n\n", b"data: three\n\n"]
@@ -107,3 +107,17 @@ def test_several_data_lines_are_one_text():
 
 def test_splitting_gives_the_blocks_back():
     assert split_blocks(STREAM) == BLOCKS
+
+
+@pytest.mark.parametrize(
+    ("run", "count", "reach"),
+    [
+        (b"data: 1\n\ndata: 2\n\ndata: 3\n\n", 2, 18),
+        (b"data: 1\n\ndata: 2\n\n", 2, 18),
+        (b"data: 1\n\n", 2, 9),
+        (b"", 2, 0),
+        (b"data: 1\r\n\r\ndata: 2\r\n\r\n", 1, 22),  # Cut by the letter, so all at once.
+    ],
+)
+def test_the_first_events_reach_to_a_boundary(run: bytes, count: int, reach: int):
+    assert first_events(run, count) == reach

@@ -23,6 +23,7 @@ from common.settings import ProviderSettings, Settings
 from workers.call import Services
 from workers.generate import run_generation
 from workers.guarding import OutputGuards
+from workers.linger import Linger
 from workers.metrics import Metrics
 from workers.publisher import Publisher
 from workers.quota.gate import Quota
@@ -85,13 +86,14 @@ async def setup(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest)
         }
         settings = Settings(**{"providers": providers, **getattr(request, "param", {})})
         channel = MemoryChannel()
-        publisher = Publisher(channel, Pulse(), settings)  # type: ignore[arg-type]  # A pulse that is always whole.
+        linger = Linger(settings.publish_linger_ms)
+        publisher = Publisher(channel, Pulse(), settings, linger)  # type: ignore[arg-type]  # A pulse that is always whole.
         publisher.start()
         services = Services(
             settings,
             channel,
             publisher,
-            Upstream(settings),
+            Upstream(settings, linger),
             metrics := Metrics(CollectorRegistry()),
             ResponseStore(Redis(), settings),
             Quota(connect("redis://127.0.0.1:1"), Pulse(), settings, metrics),  # type: ignore[arg-type]  # Not asked.

@@ -9,6 +9,7 @@ from common.channel.base import START, Append, ChannelUnavailable, Claim, Frame,
 from common.channel.memory import MemoryChannel
 from common.errors import ErrorKind, GatewayError
 from common.settings import Settings
+from workers.linger import Linger
 from workers.publisher import Publisher, Writer
 
 G = "gen_1"
@@ -74,7 +75,7 @@ async def setup(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Setup]:
     monkeypatch.setattr("workers.publisher.PAUSE_WHILE_AWAY_S", 0.001)
     channel, pulse = Channel(), Pulse()
     settings = Settings(heartbeat_s=0.02, worker_buffer_bytes_max=1000, vanished_viewers_s=0.05)
-    publisher = Publisher(channel, pulse, settings)  # type: ignore[arg-type]  # A pulse that beats as told.
+    publisher = Publisher(channel, pulse, settings, Linger(0))  # type: ignore[arg-type]  # A pulse that beats as told.
     publisher.start()
     found = Setup(channel, publisher, pulse)
     await channel.open(G, Opening("me", "openai-chat", True, "m", 1, Policy.STOP, 0, 60, 600, b""), "r")

@@ -11,6 +11,7 @@ from aiohttp import web
 from aiohttp.client_proto import ResponseHandler
 
 from common.settings import Settings
+from workers.linger import Linger
 from workers.providers.base import UpstreamRequest
 from workers.upstream import Upstream
 
@@ -32,7 +33,7 @@ async def answering(answer: Callable[[web.Request], web.StreamResponse]) -> Asyn
 
 
 async def read_all(url: str, pause_s: float = 0) -> bytes:
-    upstream = Upstream(Settings())
+    upstream = Upstream(Settings(), Linger(0))
     got = b""
     try:
         async with upstream.open(UpstreamRequest(url, {}, b"{}"), "demo", is_stream=True) as answer:
