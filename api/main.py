@@ -34,7 +34,7 @@ from common.database.lazy import LazyDatabase
 from common.errors import ErrorKind, Failed
 from common.foreign_variables import log_foreign
 from common.guardrails.custom import PluginError, custom_of
-from common.process import collect_seldom, raise_file_limit
+from common.process import collect_seldom, raise_file_limit, switch_soon
 from common.queue.jobs import JobQueue
 from common.redaction import Redactor
 from common.redis_client import COMMAND_TIMEOUT_S, Pulse, connect
@@ -204,6 +204,7 @@ def run(settings: Settings) -> None:
     log_foreign(environment(), settings)
     raise_file_limit()
     collect_seldom()
+    switch_soon()
     try:
         process = Process(settings)
     except PluginError as error:

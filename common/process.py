@@ -53,6 +53,11 @@ def in_background(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[No
     return task
 
 
+def switch_soon() -> None:
+    """Have a thread that computes, such as one that imports, hold up the loop by half a millisecond each time, not by five."""
+    sys.setswitchinterval(0.0005)
+
+
 def collect_seldom() -> None:
     """Have Python look for cycles less often: a token makes many objects, hardly a cycle, and looking took 4 % of a worker."""
     gc.set_threshold(20_000, 20, 50)

@@ -13,7 +13,7 @@ from common.admission import Settlement
 from common.channel.redis import RedisChannel
 from common.foreign_variables import log_foreign
 from common.guardrails.custom import PluginError, custom_of
-from common.process import collect_seldom, open_files, raise_file_limit
+from common.process import collect_seldom, open_files, raise_file_limit, switch_soon
 from common.queue.jobs import ClaimedJob, JobQueue
 from common.queue.worker import LeasedWorker
 from common.redaction import Redactor
@@ -41,7 +41,7 @@ def run(settings: Settings) -> None:
     configure_logging("worker", settings.log_level, Redactor.of(settings))
     log_foreign(environment(), settings)
     raise_file_limit()
-    collect_seldom()
+    switch_soon()
     uvloop.run(_run(settings))
 
 
@@ -93,11 +93,12 @@ async def _run(settings: Settings) -> None:
     worker.on_budget_mark = note_budget
     publisher.start()
     quota.start()
-    books.start()
+    # Before the first job: both compute for a while, and would hold up its stream.
+    await asyncio.gather(books.start(), asyncio.to_thread(pricing.load))
+    collect_seldom()
     # Beside the API on one machine it is on loopback too, and in a container on all addresses.
     health, port = await serve_health(settings.host, settings.worker_port or 0, metrics, collect, lambda: _unready(worker))
     log.info("starting", worker=name, health_port=port, slots=settings.worker_slots)
-    asyncio.get_running_loop().run_in_executor(None, pricing.load)
     try:
         await worker.async_run()
     except asyncio.CancelledError:

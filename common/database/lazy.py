@@ -18,6 +18,13 @@ class LazyDatabase:
         self._is_current = False
         self._opening = asyncio.Lock()
 
+    async def load(self) -> "AsyncEngine":
+        """Import what the database takes; it is not asked yet."""
+        if self._engine is None:
+            # In a thread: it takes half a second, in which no token must wait.
+            self._engine = await asyncio.to_thread(_open, self._url)
+        return self._engine
+
     async def engine(self) -> "AsyncEngine":
         """Return the engine of a database that has our tables; SQLite's are made where they are not there.
 
@@ -27,15 +34,13 @@ class LazyDatabase:
         if self._engine and self._is_current:
             return self._engine
         async with self._opening:
-            if self._engine is None:
-                # In a thread: it takes a few hundred milliseconds, in which no token must wait.
-                self._engine = await asyncio.to_thread(_open, self._url)
+            engine = await self.load()
             if not self._is_current:
                 from common.database.migrate import ensure_current
 
-                await ensure_current(self._engine)
+                await ensure_current(engine)
                 self._is_current = True
-            return self._engine
+            return engine
 
     async def close(self) -> None:
         if self._engine:

@@ -64,7 +64,10 @@ class Bookkeeper:
         self._has_synced = False
         self._try_at = self._keys_at = self._scan_at = self._audit_at = 0.0
 
-    def start(self) -> None:
+    async def start(self) -> None:
+        if await self.lease.look():
+            # Now, while this worker has no streams: what the database takes is half a second of computing.
+            await self._database.load()
         self.lease.start()
         self._task = in_background(self._run(), "bookkeeping")
 
