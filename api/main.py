@@ -133,14 +133,17 @@ def create_app(process: Process) -> FastAPI:
     settings, services = process.settings, process.services
     # No redirects: behind TLS they would name http, and a client would send its key and prompt there.
     app = FastAPI(title="Sluice", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False)
-    app.include_router(dialects.router(services))
-    app.include_router(responses.router(services))
-    app.include_router(models.router(services))
-    app.include_router(generations.router(services))
-    app.include_router(usage.router(services, process.database))
-    if settings.admin_keys:
-        app.include_router(admin.router(services, process.known_keys, process.rings))
-    app.include_router(pages.router(services, process.count_jobs))
+    routers = [
+        dialects.router(services),
+        responses.router(services),
+        models.router(services),
+        generations.router(services),
+        usage.router(services, process.database),
+        *([admin.router(services, process.known_keys, process.rings)] if settings.admin_keys else []),
+        pages.router(services, process.count_jobs),
+    ]
+    for router in routers:
+        app.router.routes.extend(router.routes)  # Included ones would be looked through twice for each request.
     describe(app)
     app.add_exception_handler(HTTPException, _plain_error)
     app.add_middleware(Guarded)

@@ -45,7 +45,7 @@ def configure_logging(tier: str, level: str, redact: Redactor | None = None) -> 
     structlog.configure(
         processors=[*shared, structlog.processors.format_exc_info, render_redacted],
         wrapper_class=structlog.make_filtering_bound_logger(least),
-        logger_factory=structlog.PrintLoggerFactory(sys.stdout),
+        logger_factory=structlog.WriteLoggerFactory(sys.stdout),  # Writes a line in one.
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stdout)

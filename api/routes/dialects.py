@@ -7,6 +7,7 @@ from fastapi import APIRouter, Request, Response
 
 from api.describing import generating, query
 from api.generate import Services, open_generation
+from api.routes.direct import DirectRoute
 from common.access import Principal
 from common.dialects import DIALECTS, unified_request
 
@@ -22,7 +23,8 @@ def router(services: Services) -> APIRouter:
     routes = APIRouter(tags=["generations"])
     for path, name in _PATHS.items():
         summary = f"Generate ({name})"
-        routes.add_api_route(path, _endpoint(name, services), methods=["POST"], summary=summary, **generating(name))
+        endpoint, described = _endpoint(name, services), generating(name)
+        routes.add_api_route(path, endpoint, methods=["POST"], summary=summary, route_class_override=DirectRoute, **described)
 
     @routes.post(
         "/v1/messages/count_tokens",

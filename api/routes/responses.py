@@ -20,6 +20,7 @@ from api.describing import RESPONSE, generating, query, serving
 from api.generate import Asked, Services, accept, finish, guarded, redis_away, start
 from api.http_errors import json_response, request_id_of
 from api.relay import SSE_HEADERS, Relay
+from api.routes.direct import DirectRoute
 from common.access import Principal
 from common.channel.base import START, Cursor, FrameKind, Policy, Verdict
 from common.dialects.openai_responses import OPENAI_RESPONSES, sequence_of
@@ -53,9 +54,17 @@ _CANCELLED = Failed(ErrorKind.CANCELLED, "The response was cancelled.", code="ca
 def router(services: Services) -> APIRouter:
     routes = APIRouter(tags=["responses"])
 
-    @routes.post("/v1/responses", summary="Generate (openai-responses)", **generating("openai-responses"))
     async def create_response(request: Request) -> Response:
         return await guarded(OPENAI_RESPONSES, request, services, _create(request, services))
+
+    routes.add_api_route(
+        "/v1/responses",
+        create_response,
+        methods=["POST"],
+        summary="Generate (openai-responses)",
+        route_class_override=DirectRoute,
+        **generating("openai-responses"),
+    )
 
     @routes.get(
         "/v1/responses/{id_}",

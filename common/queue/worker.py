@@ -12,6 +12,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import hiredis
 import structlog
 from arq.connections import ArqRedis
 from arq.worker import Worker, func
@@ -22,6 +23,7 @@ from common.admission import Settlement
 from common.process import in_background
 from common.queue.jobs import LAPSED_BATCH, Claimed, ClaimedJob, JobQueue
 from common.redis_client import COMMAND_TIMEOUT_S, Client, Pulse, RedisUnavailable
+from common.redis_pipe import Exchanges
 from common.settings import Settings
 
 log = structlog.get_logger()
@@ -30,6 +32,9 @@ BELL_WAIT_S = 1  # The poll that is the safety net for a lost bell.
 BELL_TIMEOUT_S = 3.0  # Longer than the wait: only a dead connection lets it pass.
 PAUSE_AFTER_ERROR_S = 0.2
 RELEASE_DELAY_S = 1.0  # A job whose handler could not even begin waits this long, so that it does not spin.
+
+_BLPOP: tuple[Any, ...] = ("BLPOP", keys.BELL, BELL_WAIT_S)
+_WAIT_FOR_BELL = hiredis.pack_command(_BLPOP)
 
 Handler = Callable[[ClaimedJob], Awaitable[Settlement]]
 
@@ -69,7 +74,7 @@ class LeasedWorker(Worker):
         self._queue = queue
         self._pulse = pulse
         self._settings = settings
-        self._redis = redis
+        self._bell = Exchanges(redis.open_pipe, BELL_TIMEOUT_S)  # Of its own: who waits for the bell holds up the rest.
         self._jobs: dict[str, ClaimedJob] = {}
         self._background = 0  # How many of them are in the background. Above the most only by what was taken over.
         self._background_max = max(1, int(settings.worker_slots * settings.background_share))
@@ -109,8 +114,9 @@ class LeasedWorker(Worker):
             async with asyncio.timeout(COMMAND_TIMEOUT_S):
                 await self.heart_beat()
             if self.free_slots > 0:
-                async with asyncio.timeout(BELL_TIMEOUT_S):
-                    await self._redis.blpop([keys.BELL], timeout=BELL_WAIT_S)  # type: ignore[misc]  # redis-py's stubs.
+                (answer,) = await self._bell.run([_WAIT_FOR_BELL])
+                if isinstance(answer, Exception):
+                    raise answer
             else:
                 await asyncio.sleep(PAUSE_AFTER_ERROR_S)
 
@@ -227,6 +233,7 @@ class LeasedWorker(Worker):
         # arq's own close would trip over a task that was cancelled before its first step, and over a Redis that is gone.
         await asyncio.gather(*self.tasks.values(), return_exceptions=True)
         self.tasks.clear()
+        await self._bell.close()
         with contextlib.suppress(RedisError, OSError, TimeoutError):
             async with asyncio.timeout(COMMAND_TIMEOUT_S):
                 await self.pool.delete(self.health_check_key)

@@ -20,7 +20,7 @@ from common.process import in_background
 from common.redis_client import Client, Pulse, RedisUnavailable
 from common.settings import Settings
 from workers.bookkeeping.budgets import Budgets
-from workers.bookkeeping.collector import Collector
+from workers.bookkeeping.collector import BATCH, Collector
 from workers.bookkeeping.lease import Lease
 from workers.metrics import Metrics
 
@@ -116,8 +116,8 @@ class Bookkeeper:
         await self._budgets.load(engine)
         await self._sync_keys(engine)
         for _ in range(BATCHES_PER_TURN):
-            if not await self._collector.collect(engine):
-                break
+            if await self._collector.collect(engine) < BATCH:
+                break  # What has come meanwhile waits for the next turn: a transaction costs more than many rows.
             await asyncio.sleep(BATCH_PAUSE_S)
         else:
             return True
