@@ -1,6 +1,7 @@
 """Which parts is a worker process made of, and how does it start and stop? The worker's composition root."""
 
 import asyncio
+import contextlib
 import secrets
 import sys
 
@@ -100,9 +101,9 @@ async def _run(settings: Settings) -> None:
     health, port = await serve_health(settings.host, settings.worker_port or 0, metrics, collect, lambda: _unready(worker))
     log.info("starting", worker=name, health_port=port, slots=settings.worker_slots)
     try:
-        await worker.async_run()
-    except asyncio.CancelledError:
-        log.info("stopping", worker=name)  # arq's signal handler cancels its main task once the drain is over.
+        with contextlib.suppress(asyncio.CancelledError):  # arq's signal handler cancels its main task once the drain is over.
+            await worker.async_run()
+        log.info("stopping", worker=name)
     finally:
         await worker.close()
         await health.cleanup()

@@ -89,6 +89,8 @@ class LeasedWorker(Worker):
 
     async def main(self) -> None:
         """As arq's, without its look at Redis' version: one that is away just then would end the worker."""
+        if not self.allow_pick_jobs:
+            return  # Told to stop before it began: arq's handler had nothing to cancel.
         while True:
             await self._poll_iteration()
 

@@ -1,6 +1,7 @@
 """The leased worker on real Redis, its handlers as scripted here."""
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -215,3 +216,18 @@ async def test_the_worker_survives_the_loss_of_its_connections(lab):
                     except Exception:
                         await asyncio.sleep(0.1)
             await eventually(lambda n=n: f"gen_{n}" in done)
+
+
+async def test_a_worker_that_is_told_to_stop_before_it_begins_does_not_begin(lab):
+    async def handler(job: ClaimedJob) -> Settlement:
+        raise AssertionError("nothing is to be claimed")
+
+    await enqueue(lab, "gen_1")
+    worker = LeasedWorker(lab.redis, lab.queue(), lab.pulse, Settings(), handler, "test")
+    worker.handle_sig_wait_for_completion(signal.SIGTERM)
+
+    async with asyncio.timeout(10):
+        await worker.async_run()
+    await worker.close()
+
+    assert await places(lab, "gen_1") == [Place.WAITING]
