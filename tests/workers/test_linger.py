@@ -2,14 +2,21 @@
 
 import asyncio
 import contextlib
+import datetime
 import inspect
 import socket
+import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 import uvloop
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from common.errors import GatewayError
 from common.settings import Settings
@@ -65,13 +72,41 @@ class Server:
             writer.close()
 
 
+@pytest.fixture(params=["plain", "tls"])
+def certificate(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path | None:
+    """What the server is known by, which the upstream's client is made to trust; None: there is no TLS."""
+    if request.param == "plain":
+        return None
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.datetime.now(datetime.UTC)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    path = tmp_path / "certificate.pem"
+    unencrypted = serialization.NoEncryption()
+    private = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, unencrypted)
+    path.write_bytes(private + made.public_bytes(serialization.Encoding.PEM))
+    monkeypatch.setattr("aiohttp.connector._SSL_CONTEXT_VERIFIED", ssl.create_default_context(cafile=str(path)))
+    return path
+
+
 @asynccontextmanager
-async def served(linger_ms: float, streams: int = LINGER_STREAMS) -> AsyncIterator[tuple[Server, Upstream, Linger]]:
+async def served(
+    linger_ms: float, streams: int = LINGER_STREAMS, certificate: Path | None = None
+) -> AsyncIterator[tuple[Server, Upstream, Linger]]:
     server, linger = Server(), Linger(linger_ms)
     linger.streams = streams
     upstream = Upstream(Settings(), linger)
-    found = await asyncio.start_server(server.serve, "127.0.0.1", 0)
-    server.url = f"http://127.0.0.1:{found.sockets[0].getsockname()[1]}/"
+    context = None
+    if certificate:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(certificate)
+    found = await asyncio.start_server(server.serve, "localhost", 0, ssl=context, family=socket.AF_INET)
+    server.url = f"{'https' if certificate else 'http'}://localhost:{found.sockets[0].getsockname()[1]}/"
     try:
         async with asyncio.timeout(30):
             yield server, upstream, linger
@@ -106,8 +141,8 @@ async def is_read(reading: asyncio.Task[bytes]) -> bool:
 
 
 @on_each_loop
-async def test_what_a_fast_stream_says_is_held_back_until_the_tick():
-    async with served(1_000) as (server, upstream, linger), opened(server, upstream) as answer:
+async def test_what_a_fast_stream_says_is_held_back_until_the_tick(certificate: Path | None):
+    async with served(1_000, certificate=certificate) as (server, upstream, linger), opened(server, upstream) as answer:
         ticked = asyncio.Event()
         linger.on_tick = ticked.set
         linger.wait()  # The first comes at once.
@@ -173,8 +208,8 @@ async def test_a_hurried_read_is_not_held_back():
 
 
 @on_each_loop
-async def test_much_is_read_without_a_tick():
-    async with served(LONG_MS) as (server, upstream, _), opened(server, upstream) as answer:
+async def test_much_is_read_without_a_tick(certificate: Path | None):
+    async with served(LONG_MS, certificate=certificate) as (server, upstream, _), opened(server, upstream) as answer:
         reading = await held(server, answer)
         server.say(b"x" * 2 * HELD_BYTES_MAX)
 
@@ -182,8 +217,8 @@ async def test_much_is_read_without_a_tick():
 
 
 @on_each_loop
-async def test_a_connection_that_breaks_is_noticed_without_a_tick():
-    async with served(LONG_MS) as (server, upstream, _), opened(server, upstream) as answer:
+async def test_a_connection_that_breaks_is_noticed_without_a_tick(certificate: Path | None):
+    async with served(LONG_MS, certificate=certificate) as (server, upstream, _), opened(server, upstream) as answer:
         reading = await held(server, answer)
         server.break_off()
 
@@ -194,8 +229,8 @@ async def test_a_connection_that_breaks_is_noticed_without_a_tick():
 
 @on_each_loop
 @pytest.mark.parametrize("how", ["ended", "left"])
-async def test_a_connection_is_left_as_it_was_found(how: str):
-    async with served(LONG_MS) as (server, upstream, _):
+async def test_a_connection_is_left_as_it_was_found(how: str, certificate: Path | None):
+    async with served(LONG_MS, certificate=certificate) as (server, upstream, _):
         async with opened(server, upstream) as answer:
             reading = await held(server, answer)
             if how == "ended":
