@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -439,6 +440,9 @@ async def test_it_asks_an_absent_database_less_and_less_often(tmp_path: Path, re
         world.clock.now += 0.5
     await keeper.stop()
     await pulse.stop()
+    for thread in threading.enumerate():  # aiosqlite's, each of which has a last word for a loop that must be there still.
+        if "_connection_worker_thread" in thread.name:
+            await asyncio.to_thread(thread.join, 5)
 
     pauses = [after - before for before, after in itertools.pairwise(tried_at)]
     assert pauses[:5] == [1.0, 2.0, 5.0, 10.0, 10.0]
