@@ -12,7 +12,7 @@ from collections.abc import Callable
 from common.settings import KIB
 
 LINGER_STREAMS = 50  # From so many on a process lingers in full; where there is little to share, nobody waits for it.
-HOLDING_STREAMS = 8  # With fewer, holding costs more than it saves.
+HELD_TICKS = 2  # A stream that was read longer ago has nothing to gather. One, and a late tick would let streams go.
 HELD_BYTES_MAX = 32 * KIB  # So much wakes the worker at once. More, and Linux would begin to adjust the receive window.
 
 
@@ -33,7 +33,7 @@ class Linger:
         if self._timer is not None:
             return
         loop = asyncio.get_running_loop()
-        due_at = self._ticked_at + self._linger_s * min(1.0, self.streams / LINGER_STREAMS)
+        due_at = self._ticked_at + self._between_s()
         if due_at <= loop.time():
             self._tick()
         else:
@@ -41,7 +41,10 @@ class Linger:
 
     def is_worth_holding(self, gap_s: float) -> bool:
         """Whether a stream that was read ``gap_s`` ago had better be read with the others."""
-        return gap_s < 2 * self._linger_s and self.streams >= HOLDING_STREAMS
+        return gap_s < HELD_TICKS * self._between_s()
+
+    def _between_s(self) -> float:
+        return self._linger_s * min(1.0, self.streams / LINGER_STREAMS)
 
     def hold(self, tap: "Tap") -> None:
         """Open a tap again at the next tick."""

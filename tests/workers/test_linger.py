@@ -20,7 +20,7 @@ from cryptography.x509.oid import NameOID
 
 from common.errors import GatewayError
 from common.settings import Settings
-from workers.linger import HELD_BYTES_MAX, HOLDING_STREAMS, LINGER_STREAMS, Linger
+from workers.linger import HELD_BYTES_MAX, LINGER_STREAMS, Linger
 from workers.providers.base import UpstreamRequest
 from workers.upstream import Upstream, UpstreamAnswer
 
@@ -177,14 +177,23 @@ async def test_streams_are_read_at_one_tick_however_many_they_are():
         assert counts == [0, 20]
 
 
-@on_each_loop
-@pytest.mark.parametrize("streams", [1, HOLDING_STREAMS - 1])
-async def test_few_streams_are_read_as_they_come(streams: int):
-    async with served(LONG_MS, streams) as (server, upstream, _), opened(server, upstream) as answer:
-        reading = await held(server, answer)
-        server.say(EVENT)
+@pytest.mark.parametrize(
+    ("streams", "gap_s", "is_worth_it"),
+    [
+        (50, 0.02, True),
+        (50, 0.05, True),
+        (50, 0.09, False),
+        (500, 0.09, False),
+        (25, 0.03, True),
+        (25, 0.05, False),
+        (1, 0.02, False),
+    ],
+)
+def test_what_is_slower_than_the_ticks_is_read_as_it_comes(streams: int, gap_s: float, is_worth_it: bool):
+    linger = Linger(40)
+    linger.streams = streams
 
-        assert await is_read(reading)
+    assert linger.is_worth_holding(gap_s) is is_worth_it
 
 
 @on_each_loop
