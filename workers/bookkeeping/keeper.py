@@ -67,7 +67,8 @@ class Bookkeeper:
     async def start(self) -> None:
         if await self.lease.look():
             # Now, while this worker has no streams: what the database takes is half a second of computing.
-            await self._database.load()
+            with contextlib.suppress(Exception):  # Whatever is wrong is met again at the first turn, and told.
+                await self._database.load()
         self.lease.start()
         self._task = in_background(self._run(), "bookkeeping")
 
