@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import secrets
 import sys
+from functools import partial
 
 import structlog
 import uvloop
@@ -73,31 +74,15 @@ async def _run(settings: Settings) -> None:
     queue = JobQueue(redis, pulse, settings)
     worker = LeasedWorker(redis, queue, pulse, settings, handle, name)
 
-    def collect() -> None:
-        metrics.running.set(settings.worker_slots - worker.free_slots)
-        metrics.slots.set(settings.worker_slots)
-        metrics.connections.set(services.upstream.connections)
-        metrics.connections_max.set(settings.upstream_connections_max)
-        metrics.buffered.set(publisher.buffered_bytes)
-        metrics.redis_up.set(pulse.is_up)
-        quota.collect()
-        metrics.tasks.set(len(asyncio.all_tasks()))
-        metrics.open_files.set(open_files())
-
-    def note_budget(counter: str, percent: str) -> None:
-        scope, _, rest = counter.partition(":")
-        name, _, period = rest.rpartition(":")
-        log.warning("budget_mark_passed", scope=scope, name=name, period=period, percent=int(percent))
-        metrics.budget_marks.labels(scope, percent).inc()
-
     worker.on_takeover = metrics.takeovers.inc
-    worker.on_budget_mark = note_budget
+    worker.on_budget_mark = partial(_note_budget, metrics)
     publisher.start()
     quota.start()
     # Before the first job: both compute for a while, and would hold up its stream.
     await asyncio.gather(books.start(), asyncio.to_thread(pricing.load))
     collect_seldom()
     # Beside the API on one machine it is on loopback too, and in a container on all addresses.
+    collect = partial(_collect, worker, services, pulse)
     health, port = await serve_health(settings.host, settings.worker_port or 0, metrics, collect, lambda: _unready(worker))
     log.info("starting", worker=name, health_port=port, slots=settings.worker_slots)
     try:
@@ -115,6 +100,27 @@ async def _run(settings: Settings) -> None:
             await custom_guardrail.close()
         await pulse.stop()
         await redis.aclose()
+
+
+def _collect(worker: LeasedWorker, services: Services, pulse: Pulse) -> None:
+    """Bring the figures up to date that are only looked at."""
+    metrics, settings = services.metrics, services.settings
+    metrics.running.set(settings.worker_slots - worker.free_slots)
+    metrics.slots.set(settings.worker_slots)
+    metrics.connections.set(services.upstream.connections)
+    metrics.connections_max.set(settings.upstream_connections_max)
+    metrics.buffered.set(services.publisher.buffered_bytes)
+    metrics.redis_up.set(pulse.is_up)
+    services.quota.collect()
+    metrics.tasks.set(len(asyncio.all_tasks()))
+    metrics.open_files.set(open_files())
+
+
+def _note_budget(metrics: Metrics, counter: str, percent: str) -> None:
+    scope, _, rest = counter.partition(":")
+    name, _, period = rest.rpartition(":")
+    log.warning("budget_mark_passed", scope=scope, name=name, period=period, percent=int(percent))
+    metrics.budget_marks.labels(scope, percent).inc()
 
 
 def _unready(worker: LeasedWorker) -> str | None:
