@@ -78,10 +78,12 @@ def cut(run: bytes) -> list[bytes]:
 
 def first_events(run: bytes, count: int) -> int:
     """Return how far the first ``count`` of whole events reach; all of them where the line ends are unusual."""
+    if b"\r" in run:
+        return len(run)
     end = 0
     for _ in range(count):
         end = run.find(b"\n\n", end) + 2
-        if end in (1, len(run)) or b"\r" in run:
+        if end in (1, len(run)):
             return len(run)
     return end
 

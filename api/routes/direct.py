@@ -1,7 +1,7 @@
 """How is a route served whose function takes the request, and returns the response?
 
-FastAPI would read the body, look for parameters and dependencies, and keep exit stacks for them: a tenth of what a request
-costs an API process, where there is nothing to find. The route's description is FastAPI's all the same.
+FastAPI would look for parameters, dependencies and telemetry where there is nothing to find, for each request. The route's
+description is FastAPI's all the same.
 Source: https://fastapi.tiangolo.com/how-to/custom-request-and-route/
 """
 

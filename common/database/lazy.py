@@ -18,13 +18,6 @@ class LazyDatabase:
         self._is_current = False
         self._opening = asyncio.Lock()
 
-    async def load(self) -> "AsyncEngine":
-        """Import what the database takes; it is not asked yet."""
-        if self._engine is None:
-            # In a thread: it takes half a second, in which no token must wait.
-            self._engine = await asyncio.to_thread(_open, self._url)
-        return self._engine
-
     async def engine(self) -> "AsyncEngine":
         """Return the engine of a database that has our tables; SQLite's are made where they are not there.
 
@@ -34,13 +27,15 @@ class LazyDatabase:
         if self._engine and self._is_current:
             return self._engine
         async with self._opening:
-            engine = await self.load()
+            if self._engine is None:
+                # In a thread: it takes a few hundred milliseconds, in which no token must wait.
+                self._engine = await asyncio.to_thread(_open, self._url)
             if not self._is_current:
                 from common.database.migrate import ensure_current
 
-                await ensure_current(engine)
+                await ensure_current(self._engine)
                 self._is_current = True
-            return engine
+            return self._engine
 
     async def close(self) -> None:
         if self._engine:

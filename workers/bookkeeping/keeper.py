@@ -7,6 +7,7 @@ that holds the lease, and by no other.
 
 import asyncio
 import contextlib
+import importlib
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -66,9 +67,8 @@ class Bookkeeper:
 
     async def start(self) -> None:
         if await self.lease.look():
-            # Now, while this worker has no streams: what the database takes is half a second of computing.
-            with contextlib.suppress(Exception):  # Whatever is wrong is met again at the first turn, and told.
-                await self._database.load()
+            # Now, while this worker has no streams to hold up: it takes half a second. The database is asked at the first turn.
+            await asyncio.to_thread(importlib.import_module, "common.database.migrate")
         self.lease.start()
         self._task = in_background(self._run(), "bookkeeping")
 
