@@ -14,7 +14,7 @@ import structlog
 from api.viewer import DIVERGED, Viewer
 from common.channel.base import START, Channel, ChannelUnavailable, Cursor, Feed, FrameKind, Message, State, Stop
 from common.errors import ErrorKind, Failed, GatewayError
-from common.process import in_background
+from common.process import supervised
 from common.queue.jobs import JobQueue, Place
 from common.redis_client import RedisUnavailable
 from common.settings import Settings
@@ -62,7 +62,7 @@ class Hub:
         feed.on_resubscribed(self._reread_all)
 
     def start(self) -> None:
-        self._patrol = in_background(self._patrol_for_ever(), "patrol")
+        self._patrol = supervised(self._patrol_for_ever, "patrol")
 
     async def stop(self) -> None:
         if self._patrol:

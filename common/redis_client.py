@@ -12,6 +12,7 @@ import re
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -21,10 +22,20 @@ import structlog
 from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
+from redis.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
+    BusyLoadingError,
+    NoPermissionError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, RedisError, ResponseError
 
-from common.process import in_background
+from common.process import supervised
 from common.redis_pipe import Exchanges, Pipe
 
 log = structlog.get_logger()
@@ -34,11 +45,32 @@ COMMAND_TIMEOUT_S = 2.0  # No command of ours takes a millisecond; a server that
 PULSE_INTERVAL_S = 0.5
 PULSE_TIMEOUT_S = 1.0  # With the interval: the breaker opens within 1.5 s of the last good answer.
 SENTINEL_TIMEOUT_S = 0.3  # Each. Two that are dead may be asked before the one that knows, within a beat of the pulse.
+WORDS_MAX = 300
 MASTER_LOOK_S = 2.0  # What an old master takes until then is lost: less than a publisher can append again.
 
-# Answers of a live server that cannot serve now: full, still loading, just demoted. What a script ran into stands behind a
-# dash in the script's own error (6.2), or at its beginning (7).
-_NOT_NOW = re.compile(r"(?:^|-)(?:OOM|MISCONF|LOADING|READONLY|NOREPLICAS|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|UNKILLABLE|BUSY) ")
+# Answers of a live server that cannot or may not serve us: full, still loading, just demoted, without a permission or a
+# command. What a script ran into stands behind a dash in the script's own error (6.2), or at its beginning (7).
+_REFUSAL = re.compile(
+    r"(?:^|-)(?:OOM|MISCONF|LOADING|READONLY|NOREPLICAS|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|UNKILLABLE|BUSY|NOPERM|NOAUTH"
+    r"|WRONGPASS|DENIED|EXECABORT) "
+    r"|\b[Uu]nknown (?:Redis )?command|user executing the script can't|ACL failure in script|has no permissions"
+    r"|max number of clients|DB index is out of range"
+)
+# redis-py takes the code off the words, and makes a class of it.
+_CODES: dict[type[RedisError], str] = {
+    OutOfMemoryError: "OOM",
+    ReadOnlyError: "READONLY",
+    NoPermissionError: "NOPERM",
+    BusyLoadingError: "LOADING",
+    AuthenticationError: "WRONGPASS",
+    AuthorizationError: "NOPERM",
+}
+_CODED = tuple(_CODES)
+# Where in a script it happened tells an operator nothing, and a command's arguments may be a client's words.
+_NOISE = re.compile(
+    r"^(?:ERR )?Error running script \(call to \w+\): |@?user_script: ?\d+: -?|,? script: [0-9a-f]{40}.*|, with args beginning .*",
+    re.DOTALL,
+)
 
 _ERRORS = {NoScriptError, ResponseError}  # All that a pipe makes of a server's words.
 
@@ -48,6 +80,10 @@ Command = tuple[str, ...] | Callable[[], tuple[str, ...]]  # The second where it
 
 class RedisUnavailable(Exception):
     """Redis did not answer in time, or answered that it cannot serve now."""
+
+
+class RedisRefuses(RedisUnavailable):
+    """Redis answered, and refused: it is full, read-only, loading, or does not let us. The message is its own words."""
 
 
 class Client(Redis):
@@ -171,12 +207,36 @@ def ms(seconds: float) -> int:
 
 
 def as_unavailable(error: BaseException) -> RedisUnavailable | None:
-    """Return what an error of redis-py or a socket means to us; None where it is a fault of our own."""
+    """Return what an error of redis-py or a socket means to us; None where it is a fault of our own, or of one record."""
+    if isinstance(error, _CODED) or (isinstance(error, RedisError) and _REFUSAL.search(str(error))):
+        return RedisRefuses(words_of(error))
     # A script that was loaded just now is missing where a failover came between: another server answers.
-    is_our_fault = isinstance(error, ResponseError) and not (isinstance(error, NoScriptError) or _NOT_NOW.search(str(error)))
-    if isinstance(error, RedisError | OSError | TimeoutError) and not is_our_fault:
+    is_a_fault = isinstance(error, ResponseError) and not isinstance(error, NoScriptError)
+    if isinstance(error, RedisError | OSError | TimeoutError) and not is_a_fault:
         return RedisUnavailable(f"{type(error).__name__}: {error}")
     return None
+
+
+def is_refusal(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, is that Redis answered and refused."""
+    while error is not None:
+        if isinstance(error, RedisRefuses) or isinstance(as_unavailable(error), RedisRefuses):
+            return True
+        error = error.__cause__
+    return False
+
+
+def words_of(error: BaseException) -> str:
+    """Return Redis' own words of an error, on one line, without what the command was about.
+
+    >>> words_of(NoPermissionError("this user has no permissions to run the 'xadd' command"))
+    "NOPERM this user has no permissions to run the 'xadd' command"
+    >>> words_of(ResponseError("unknown command 'HGETALL', with args beginning with: 'a', "))
+    "unknown command 'HGETALL'"
+    """
+    text = _NOISE.sub("", str(error)).strip().removeprefix("ERR ")
+    code = next((code for kind, code in _CODES.items() if isinstance(error, kind)), "")
+    return " ".join((text if text.startswith(code) else f"{code} {text}").split())[:WORDS_MAX]
 
 
 class Scripts:
@@ -253,23 +313,26 @@ class Pulse:
         self._whole_since = self._looked_at = clock()
         self._task: asyncio.Task[None] | None = None
         self._server: tuple[str, int] | None = None
-        self._watches: list[tuple[Command, Callable[[Any], None]]] = []
+        self._watches: list[_Watch] = []
         self.is_up = False
+        self.problem = "it has not answered yet"  # Why it is not up; empty while it is.
+        self.is_refused = False  # Whether it answered then, and refused.
         self.redis_ms = 0  # Redis' own clock, as of its last answer. Scripts refuse what is much older: a stale command.
 
-    def watch(self, command: Command, take: Callable[[Any], None]) -> None:
+    def watch(self, command: Command, take: Callable[[Any], None], lose: Callable[[], None] = lambda: None) -> None:
         """Send a small read with each question, such as ``("GET", key)``; ``take`` gets each answer, as redis-py has it.
 
         So what all processes must soon know costs no request anything: what ``take`` had last is at most as old as ``is_up``
-        allows, 2 s. ``take`` must not wait.
+        allows, 2 s. ``take`` must not wait. ``lose`` is called instead where Redis refused this read, or ``take`` could not
+        use its answer: what is known is from before.
         """
-        self._watches.append((command, take))
+        self._watches.append(_Watch(command, take, lose))
 
     async def start(self) -> None:
         """Ask once, then keep asking in the background."""
         self._client = self._redis.client()  # A connection of its own: a busy pool must not look like a dead server.
         await self._beat(is_first=True)
-        self._task = in_background(self._run(), "pulse")
+        self._task = supervised(self._run, "pulse")
 
     async def stop(self) -> None:
         if self._task:
@@ -305,20 +368,22 @@ class Pulse:
         await self._client.aclose(close_connection_pool=False)
         await self._redis.leave(even_in_use=even_in_use)
 
-    async def _ask(self) -> tuple[tuple[int, int], list[Callable[[], None]]]:
-        """Return Redis' time in seconds and microseconds, and the watches' answers, each to be handed over."""
+    async def _ask(self) -> tuple[tuple[int, int], list[Any]]:
+        """Return Redis' time in seconds and microseconds, and the watches' answers; one that was refused is its error."""
         try:
             return await self._read()
         except RedisConnectionError:  # Cut, as a server that is there may do: another connection tells.
             return await self._read()
 
-    async def _read(self) -> tuple[tuple[int, int], list[Callable[[], None]]]:
+    async def _read(self) -> tuple[tuple[int, int], list[Any]]:
         seconds, micros = await self._client.time()
-        answers: list[Callable[[], None]] = []
-        for command, take in tuple(self._watches):
-            words = command() if callable(command) else command
-            answer = await self._client.execute_command(*words)  # type: ignore[no-untyped-call]  # redis-py.
-            answers.append(functools.partial(take, answer))
+        answers: list[Any] = []
+        for watch in tuple(self._watches):
+            words = watch.command() if callable(watch.command) else watch.command
+            try:
+                answers.append(await self._client.execute_command(*words))  # type: ignore[no-untyped-call]  # redis-py.
+            except ResponseError as error:
+                answers.append(error)
         return (seconds, micros), answers
 
     def _note_server(self) -> None:
@@ -334,10 +399,7 @@ class Pulse:
             async with asyncio.timeout(PULSE_TIMEOUT_S):
                 (seconds, micros), answers = await self._ask()
         except (RedisError, OSError, TimeoutError) as error:
-            if self.is_up or is_first:
-                log.warning("redis_away", error=f"{type(error).__name__}: {error}")
-                self.is_up = False
-                await self._leave()
+            await self._note_away(error, is_first=is_first)
             return
         self.redis_ms = seconds * 1000 + micros // 1000
         self._note_server()
@@ -346,6 +408,37 @@ class Pulse:
             if not is_first:
                 log.info("redis_back")
         # Before anybody may rely on them: answers that are older than an outage say nothing.
-        for hand_over in answers:
-            hand_over()
-        self.is_up = True
+        for watch, answer in zip(self._watches, answers, strict=False):  # One that was added meanwhile has none yet.
+            watch.hand_over(answer)
+        self.is_up, self.is_refused, self.problem = True, False, ""
+
+    async def _note_away(self, error: Exception, *, is_first: bool) -> None:
+        was_refused, self.is_refused = self.is_refused, is_refusal(error)
+        self.problem = words_of(error) if self.is_refused else f"{type(error).__name__}: {error}"
+        if self.is_up or is_first or was_refused != self.is_refused:
+            log.warning("redis_refuses" if self.is_refused else "redis_away", error=self.problem)
+        if self.is_up or is_first:
+            self.is_up = False
+            await self._leave()
+
+
+@dataclass(slots=True)
+class _Watch:
+    command: Command
+    take: Callable[[Any], None]
+    lose: Callable[[], None]
+    is_lost: bool = False
+
+    def hand_over(self, answer: Any) -> None:
+        """Give an answer to whoever waits for it; what is wrong with one is told once, and is nobody else's matter."""
+        try:
+            if isinstance(answer, Exception):
+                raise answer
+            self.take(answer)
+        except Exception as error:
+            if not self.is_lost:
+                log.error("watched_key_unreadable", error=words_of(error))
+            self.is_lost = True
+            self.lose()
+        else:
+            self.is_lost = False

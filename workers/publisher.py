@@ -31,7 +31,7 @@ from common.channel.base import (
     Verdict,
 )
 from common.errors import ErrorKind, GatewayError
-from common.process import in_background
+from common.process import supervised
 from common.redis_client import Pulse
 from common.settings import KIB, MIB, Settings
 from workers.linger import Linger
@@ -285,8 +285,8 @@ class Publisher:
 
     def start(self) -> None:
         self._tasks = [
-            in_background(self._flush_for_ever(), "publisher"),
-            in_background(self._beat_for_ever(), "heartbeats"),
+            supervised(self._flush_for_ever, "publisher"),
+            supervised(self._beat_for_ever, "heartbeats"),
         ]
 
     async def stop(self) -> None:

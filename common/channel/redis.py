@@ -38,7 +38,7 @@ from common.channel.base import (
     unknown,
 )
 from common.errors import Failed, GatewayError
-from common.process import in_background
+from common.process import supervised
 from common.redis_client import COMMAND_TIMEOUT_S, Call, Client, RedisUnavailable, Scripts, as_unavailable, ms
 from common.redis_pipe import Pipe
 
@@ -256,7 +256,7 @@ class RedisFeed:
         self.is_connected = False
 
     async def start(self) -> None:
-        self._task = in_background(self._run(), "feed")
+        self._task = supervised(self._run, "feed")
 
     async def stop(self) -> None:
         if self._task:

@@ -20,7 +20,7 @@ from redis.exceptions import RedisError
 
 from common import keys
 from common.admission import Settlement
-from common.process import in_background
+from common.process import supervised
 from common.queue.jobs import LAPSED_BATCH, Claimed, ClaimedJob, JobQueue
 from common.redis_client import COMMAND_TIMEOUT_S, Client, Pulse, RedisUnavailable
 from common.redis_pipe import Exchanges
@@ -96,7 +96,7 @@ class LeasedWorker(Worker):
 
     async def _poll_iteration(self) -> None:
         """One turn: claim while there is work and a free slot, then wait for the bell."""
-        self._renewals = self._renewals or in_background(self._renew_for_ever(), "renewals")
+        self._renewals = self._renewals or supervised(self._renew_for_ever, "renewals")
         try:
             await self._turn()
         except (RedisUnavailable, RedisError, OSError, TimeoutError):

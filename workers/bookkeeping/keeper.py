@@ -17,7 +17,7 @@ import structlog
 from common.channel.base import Channel
 from common.database.errors import DatabaseUnavailable, RowRefused
 from common.database.lazy import LazyDatabase
-from common.process import in_background
+from common.process import supervised
 from common.redis_client import Client, Pulse, RedisUnavailable
 from common.settings import Settings
 from workers.bookkeeping.budgets import Budgets
@@ -70,7 +70,7 @@ class Bookkeeper:
             # Now, while this worker has no streams to hold up: it takes half a second. The database is asked at the first turn.
             await asyncio.to_thread(importlib.import_module, "common.database.migrate")
         self.lease.start()
-        self._task = in_background(self._run(), "bookkeeping")
+        self._task = supervised(self._run, "bookkeeping")
 
     async def stop(self) -> None:
         if self._task:

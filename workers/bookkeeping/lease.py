@@ -10,7 +10,7 @@ import secrets
 from pathlib import Path
 
 from common import keys
-from common.process import in_background
+from common.process import supervised
 from common.redis_client import Client, Pulse, RedisUnavailable, Scripts
 
 LEASE_S = 5.0
@@ -29,7 +29,7 @@ class Lease:
         self.is_held = False
 
     def start(self) -> None:
-        self._task = in_background(self._run(), "bookkeeping lease")
+        self._task = supervised(self._run, "bookkeeping lease")
 
     async def stop(self) -> None:
         """Look no more, and let another have it at once."""

@@ -23,7 +23,7 @@ from common.errors import ErrorKind, Failed, GatewayError
 from common.events import Usage
 from common.generation import GenerationRequest
 from common.job import Job
-from common.process import in_background
+from common.process import supervised
 from common.redis_client import Client, Pulse, RedisUnavailable, Scripts
 from common.settings import Settings
 from common.token_estimate import estimate_tokens, reserved_tokens
@@ -202,7 +202,7 @@ class Quota:
         self._pulse.watch(("HGETALL", keys.PAUSED), lambda noted: self._pauses.note(noted, self._pulse.redis_ms))
         if self._budgets.is_needed:
             self._pulse.watch(self._budgets.command, self._budgets.note)
-        self._task = in_background(self._flush_for_ever(), "quota")
+        self._task = supervised(self._flush_for_ever, "quota")
 
     async def stop(self) -> None:
         """Settle what has ended."""
