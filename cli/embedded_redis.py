@@ -113,7 +113,7 @@ class EmbeddedRedis:
             connection.settimeout(1)
             try:
                 connection.connect(address)
-                connection.sendall(b"PING\r\n")
+                connection.sendall(b"*1\r\n$4\r\nPING\r\n")  # fakeredis knows no inline commands.
                 return connection.recv(64).startswith(b"+PONG")
             except OSError:
                 return False

@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import functools
 import hashlib
-import re
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -22,21 +21,14 @@ import structlog
 from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
-from redis.exceptions import (
-    AuthenticationError,
-    AuthorizationError,
-    BusyLoadingError,
-    NoPermissionError,
-    NoScriptError,
-    OutOfMemoryError,
-    ReadOnlyError,
-    RedisError,
-    ResponseError,
-)
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from common.process import supervised
+from common.redis_errors import RedisUnavailable, as_unavailable, is_refusal, words_of
 from common.redis_pipe import Exchanges, Pipe
+
+__all__ = ["Client", "Pulse", "RedisUnavailable", "Scripts", "as_unavailable", "connect", "ms"]
 
 log = structlog.get_logger()
 
@@ -45,45 +37,12 @@ COMMAND_TIMEOUT_S = 2.0  # No command of ours takes a millisecond; a server that
 PULSE_INTERVAL_S = 0.5
 PULSE_TIMEOUT_S = 1.0  # With the interval: the breaker opens within 1.5 s of the last good answer.
 SENTINEL_TIMEOUT_S = 0.3  # Each. Two that are dead may be asked before the one that knows, within a beat of the pulse.
-WORDS_MAX = 300
 MASTER_LOOK_S = 2.0  # What an old master takes until then is lost: less than a publisher can append again.
-
-# Answers of a live server that cannot or may not serve us: full, still loading, just demoted, without a permission or a
-# command. What a script ran into stands behind a dash in the script's own error (6.2), or at its beginning (7).
-_REFUSAL = re.compile(
-    r"(?:^|-)(?:OOM|MISCONF|LOADING|READONLY|NOREPLICAS|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|UNKILLABLE|BUSY|NOPERM|NOAUTH"
-    r"|WRONGPASS|DENIED|EXECABORT) "
-    r"|\b[Uu]nknown (?:Redis )?command|user executing the script can't|ACL failure in script|has no permissions"
-    r"|max number of clients|DB index is out of range"
-)
-# redis-py takes the code off the words, and makes a class of it.
-_CODES: dict[type[RedisError], str] = {
-    OutOfMemoryError: "OOM",
-    ReadOnlyError: "READONLY",
-    NoPermissionError: "NOPERM",
-    BusyLoadingError: "LOADING",
-    AuthenticationError: "WRONGPASS",
-    AuthorizationError: "NOPERM",
-}
-_CODED = tuple(_CODES)
-# Where in a script it happened tells an operator nothing, and a command's arguments may be a client's words.
-_NOISE = re.compile(
-    r"^(?:ERR )?Error running script \(call to \w+\): |@?user_script: ?\d+: -?|,? script: [0-9a-f]{40}.*|, with args beginning .*",
-    re.DOTALL,
-)
 
 _ERRORS = {NoScriptError, ResponseError}  # All that a pipe makes of a server's words.
 
 Call = tuple[str, Sequence[str], Sequence[Any]]  # A script's name, its keys, its arguments.
 Command = tuple[str, ...] | Callable[[], tuple[str, ...]]  # The second where it changes, such as with the day.
-
-
-class RedisUnavailable(Exception):
-    """Redis did not answer in time, or answered that it cannot serve now."""
-
-
-class RedisRefuses(RedisUnavailable):
-    """Redis answered, and refused: it is full, read-only, loading, or does not let us. The message is its own words."""
 
 
 class Client(Redis):
@@ -204,39 +163,6 @@ def _address(host: str) -> tuple[str, int]:
 def ms(seconds: float) -> int:
     """Return a duration as Redis' commands take it."""
     return int(seconds * 1000)
-
-
-def as_unavailable(error: BaseException) -> RedisUnavailable | None:
-    """Return what an error of redis-py or a socket means to us; None where it is a fault of our own, or of one record."""
-    if isinstance(error, _CODED) or (isinstance(error, RedisError) and _REFUSAL.search(str(error))):
-        return RedisRefuses(words_of(error))
-    # A script that was loaded just now is missing where a failover came between: another server answers.
-    is_a_fault = isinstance(error, ResponseError) and not isinstance(error, NoScriptError)
-    if isinstance(error, RedisError | OSError | TimeoutError) and not is_a_fault:
-        return RedisUnavailable(f"{type(error).__name__}: {error}")
-    return None
-
-
-def is_refusal(error: BaseException | None) -> bool:
-    """Whether an error, or what caused it, is that Redis answered and refused."""
-    while error is not None:
-        if isinstance(error, RedisRefuses) or isinstance(as_unavailable(error), RedisRefuses):
-            return True
-        error = error.__cause__
-    return False
-
-
-def words_of(error: BaseException) -> str:
-    """Return Redis' own words of an error, on one line, without what the command was about.
-
-    >>> words_of(NoPermissionError("this user has no permissions to run the 'xadd' command"))
-    "NOPERM this user has no permissions to run the 'xadd' command"
-    >>> words_of(ResponseError("unknown command 'HGETALL', with args beginning with: 'a', "))
-    "unknown command 'HGETALL'"
-    """
-    text = _NOISE.sub("", str(error)).strip().removeprefix("ERR ")
-    code = next((code for kind, code in _CODES.items() if isinstance(error, kind)), "")
-    return " ".join((text if text.startswith(code) else f"{code} {text}").split())[:WORDS_MAX]
 
 
 class Scripts:
@@ -435,9 +361,9 @@ class _Watch:
             if isinstance(answer, Exception):
                 raise answer
             self.take(answer)
-        except Exception as error:
+        except Exception:
             if not self.is_lost:
-                log.error("watched_key_unreadable", error=words_of(error))
+                log.exception("watched_key_unreadable")
             self.is_lost = True
             self.lose()
         else:

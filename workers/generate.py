@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from decimal import Decimal
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import orjson
 import structlog
@@ -26,7 +26,7 @@ from common.errors import ErrorKind, Failed, GatewayError
 from common.job import Job
 from common.pricing import price
 from common.queue.jobs import UNUSED, ClaimedJob
-from common.queue.worker import HandBack
+from common.queue.worker import HandBack, SetAside
 from common.redis_client import RedisUnavailable
 from common.settings import Settings
 from workers.background import RunsOn, cancel
@@ -46,7 +46,12 @@ _LOST = Failed(
     ErrorKind.WORKER_LOST, "The worker was lost in the middle of the answer. Send the request again.", code="worker_lost"
 )
 Run = Callable[[Deployment, Writer, Outcome, Services], Awaitable[None]]
-POISON_CLAIMS = 3  # Claims in a row that got nowhere: the job kills its workers, and must not kill more.
+POISON_DEATHS = 3  # So many workers died on it: the job kills its workers, and must not kill more.
+_POISON = Failed(
+    ErrorKind.WORKER_LOST,
+    f"{POISON_DEATHS} workers were lost on this request. Do not send it again as it is.",
+    code="poison_job",
+)
 
 
 async def run_generation(claimed: ClaimedJob, services: Services) -> Settlement:
@@ -57,7 +62,10 @@ async def run_generation(claimed: ClaimedJob, services: Services) -> Settlement:
 
     Raises:
         HandBack: Redis could not be asked; nothing was written.
+        SetAside: the job has killed its workers; its log has an end.
     """
+    if claimed.deaths >= POISON_DEATHS:
+        await _end_poison(claimed, services)
     claim = Claim(claimed.generation_id, claimed.epoch, secrets.token_hex(8))
     try:
         fenced = await services.channel.fence(claim, is_handover=claimed.is_handover)
@@ -92,6 +100,18 @@ async def run_generation(claimed: ClaimedJob, services: Services) -> Settlement:
     return settlement
 
 
+async def _end_poison(claimed: ClaimedJob, services: Services) -> NoReturn:
+    """End the log of a job that has killed its workers, perhaps after its end, by nothing that is computed from its data."""
+    try:
+        await services.channel.end_unowned(claimed.generation_id, secrets.token_hex(8), _POISON)
+    except ChannelUnavailable as error:
+        raise HandBack(str(error)) from error
+    except Exception:  # Its log is broken too: whoever reads it is told that it is lost.
+        log.exception("poison_not_ended", generation_id=claimed.generation_id)
+    services.metrics.errors.labels(_POISON.kind).inc()
+    raise SetAside(f"{POISON_DEATHS} workers were lost on it")
+
+
 async def _answer(claimed: ClaimedJob, fenced: Fenced, writer: Writer, outcome: Outcome, services: Services) -> None:
     """Write the answer's head and data; what is raised becomes the log's end."""
     job = _read_job(fenced)
@@ -122,10 +142,8 @@ def _read_job(fenced: Fenced) -> Job:
 def _refuse_what_cannot_run(claimed: ClaimedJob, fenced: Fenced) -> None:
     if fenced.answer.stop is not Stop.NO:
         raise GatewayError.of(_stopped(fenced.answer.stop))
-    if fenced.barren > POISON_CLAIMS:
-        raise GatewayError(
-            ErrorKind.WORKER_LOST, f"{POISON_CLAIMS} workers in a row were lost on this request.", code="poison_job"
-        )
+    if fenced.barren > POISON_DEATHS:
+        raise GatewayError.of(_POISON)
     if claimed.is_late:
         raise GatewayError(
             ErrorKind.DEADLINE_EXCEEDED, "No worker was free in time. Try again later.", code="deadline_exceeded"

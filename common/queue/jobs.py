@@ -7,12 +7,13 @@ The keys are listed in ``common/keys.py``.
 """
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
 
+import structlog
 from redis.exceptions import RedisError
 
 from common import keys
@@ -34,10 +35,14 @@ from common.errors import ErrorKind, GatewayError
 from common.redis_client import COMMAND_TIMEOUT_S, Client, Pulse, RedisUnavailable, Scripts, as_unavailable, ms
 from common.settings import Settings
 
+log = structlog.get_logger()
+
 CLAIM_BATCH = 16  # Jobs per claim: enough to keep a script short, and to leave work for a sibling that rings too.
 LAPSED_BATCH = 4  # Lapsed leases per claim, so that a dead worker's jobs spread over those that are left.
 JOB_EXPIRY_EXTRA_S = 3600  # A job is removed when it ends; this is the net for one that nobody ended.
 RETRY_AFTER_FULL_S = 5
+ALIVE_S = 6.0  # A worker says each ALIVE_BEAT_S that it takes jobs; its word counts for so long.
+ALIVE_BEAT_S = 2.0
 RECENT_MAX = 1_000  # Generations in a principal's index.
 RECENT_S = 86_400  # How long the index outlives its last entry: longer than any log.
 
@@ -75,16 +80,20 @@ class ClaimedJob:
     generation_id: str
     epoch: int
     was_lapsed: bool = False
-    is_handover: bool = False
+    is_handover: bool = (
+        False  # Its last worker gave it up in order, or was perhaps lost with Redis: nothing is to be held against it.
+    )
     is_late: bool = False
     waited_ms: int = 0
     is_background: bool = False
+    deaths: int = 0  # Workers that died while they ran it, by what its lapsed leases tell.
 
 
 class Claimed(NamedTuple):
     jobs: list[ClaimedJob]
     lapsed_left: int
     waiting_left: int
+    set_aside: Sequence[str] = ()  # Ids of jobs whose records cannot be read; they are gone from the queue.
 
 
 class Enqueued(NamedTuple):
@@ -106,6 +115,29 @@ class JobQueue:
         self._scripts = Scripts(redis, Path(__file__).parent)
         self._pulse = pulse
         self._settings = settings
+        self._alive = 0
+        self._has_bookkeeper = False
+        pulse.watch(self._alive_command, self._note_alive)
+        # Workers of the version before say nothing of themselves; but one of them keeps the books.
+        pulse.watch(("EXISTS", keys.BOOKKEEPER), self._note_bookkeeper)
+
+    @property
+    def workers_alive(self) -> int:
+        """How many workers take jobs, as of the pulse's last answer."""
+        return self._alive or int(self._has_bookkeeper)
+
+    def _alive_command(self) -> tuple[str, ...]:
+        return ("ZCOUNT", keys.WORKERS, str(self._pulse.redis_ms - ms(ALIVE_S)), "+inf")
+
+    def _note_alive(self, count: int) -> None:
+        self._alive = int(count)
+
+    def _note_bookkeeper(self, count: int) -> None:
+        self._has_bookkeeper = bool(count)
+
+    async def note_alive(self, worker: str, *, takes_jobs: bool) -> None:
+        """Say for ``ALIVE_S`` that a worker takes jobs, or that it takes none any more."""
+        await self._scripts.run("alive", [], [worker, ms(ALIVE_S) if takes_jobs else 0])
 
     async def enqueue(
         self,
@@ -173,9 +205,9 @@ class JobQueue:
         answer = await self._scripts.run("claim", [], args)
         if answer == b"stale":
             return Claimed([], 0, 0)
-        lapsed_left, waiting_left, taken = answer
-        jobs = [ClaimedJob(t[0].decode(), t[1], bool(t[2]), bool(t[3]), bool(t[4]), t[5], bool(t[6])) for t in taken]
-        return Claimed(jobs, lapsed_left, waiting_left)
+        lapsed_left, waiting_left, taken, aside = answer
+        jobs = [ClaimedJob(t[0].decode(), t[1], bool(t[2]), bool(t[3]), bool(t[4]), t[5], bool(t[6]), t[7]) for t in taken]
+        return Claimed(jobs, lapsed_left, waiting_left, [each.decode(errors="replace") for each in aside])
 
     async def renew(self, held: dict[str, int]) -> list[str]:
         """Renew the leases of ``held`` (id → epoch); returns the ids that are another's now. A job that is gone is nobody's."""
@@ -183,9 +215,12 @@ class JobQueue:
         lost = await self._scripts.run("renew", [], [ms(self._settings.lease_s), *flat])
         return [generation_id.decode() for generation_id in lost]
 
-    async def release(self, job: ClaimedJob, *, delay_s: float = 0, is_handover: bool = False) -> None:
-        """Give a job back, first in line; a handover does not count as a failed claim."""
-        await self._scripts.run("release", [], [job.generation_id, job.epoch, ms(delay_s), int(is_handover)])
+    async def release(
+        self, job: ClaimedJob, *, delay_s: float = 0, is_handover: bool = False, has_failed: bool = False
+    ) -> None:
+        """Give a job back, first in line; ``has_failed`` counts as if its worker had died."""
+        why = "handover" if is_handover else "failed" if has_failed else ""
+        await self._scripts.run("release", [], [job.generation_id, job.epoch, ms(delay_s), why])
 
     async def finish(self, job: ClaimedJob, settlement: Settlement = UNUSED) -> list[str]:
         """Remove a job that has ended, and settle what it was charged for, unless Redis has lost it.
@@ -197,9 +232,14 @@ class JobQueue:
         crossed = await self._scripts.run("finish", [], [job.generation_id, job.epoch, *figures])
         return [each.decode() for each in crossed]
 
+    async def drop(self, job: ClaimedJob, reason: str, *, with_record: bool) -> None:
+        """Remove a job that cannot be finished, settle nothing, and set it aside; ``with_record``: the ledger's record too."""
+        await self._scripts.run("drop", [], [job.generation_id, job.epoch, reason, int(with_record)])
+
     async def withdraw(self, generation_id: str) -> None:
         """Remove a job wherever it is, once its log has been ended by somebody else than its worker."""
-        await self._scripts.run("withdraw", [], [generation_id])
+        if await self._scripts.run("withdraw", [], [generation_id]) == -1:
+            log.error("job_set_aside", generation_id=generation_id)
 
     async def look(self, generation_ids: list[str]) -> list[Place]:
         args = [ms(self._settings.queue_wait_s), *generation_ids]

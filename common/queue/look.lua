@@ -4,13 +4,13 @@
 local now, found = now_ms(), {}
 for i = 2, #ARGV do
   local id = ARGV[i]
-  local s = redis.call('HMGET', Q .. 'job:' .. id, 'claim_by_ms', 'epoch')
+  local s = read_job(id, 'claim_by_ms', 'epoch') or {}
   local due = redis.call('ZSCORE', RUNNING, id)
   due = due and tonumber(due)
   if not s[1] then found[i - 1] = 'gone'
   elseif due and due > now then found[i - 1] = 'running'
   elseif due then found[i - 1] = now - due > tonumber(ARGV[1]) and 'abandoned' or 'lapsed'
-  elseif s[2] == '0' and now > tonumber(s[1]) then found[i - 1] = 'late'
+  elseif s[2] == '0' and now > (tonumber(s[1]) or 0) then found[i - 1] = 'late'
   else found[i - 1] = 'waiting' end
 end
 return found

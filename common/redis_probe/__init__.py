@@ -20,7 +20,8 @@ from redis.exceptions import NoScriptError, RedisError
 
 from common import keys
 from common.process import supervised
-from common.redis_client import COMMAND_TIMEOUT_S, Client, Pulse, is_refusal, words_of
+from common.redis_client import COMMAND_TIMEOUT_S, Client, Pulse
+from common.redis_errors import is_refusal, words_of
 from common.redis_pipe import Pipe
 
 log = structlog.get_logger()
@@ -158,7 +159,7 @@ async def _try_channel(talk: "_Talk", redis: Client) -> list[Problem]:
     (subscribed,) = await talk.ask(("SUBSCRIBE", channel))
     if isinstance(subscribed, Exception):
         return [Problem(words_of(subscribed), "SUBSCRIBE")]
-    (published,) = await redis.exchanges.run([hiredis.pack_command(("PUBLISH", channel, "probe"))])
+    (published,) = await redis.exchanges.run([_packed(("PUBLISH", channel, "probe"))])
     if isinstance(published, Exception):
         return [Problem(words_of(published), "PUBLISH")]
     await talk.answer()
@@ -173,7 +174,13 @@ def _families(generation_id: str) -> list[str]:
     queued = ("job:", "waiting:interactive:", "rotation:", "recent:", "once:", "health:")
     names += [f"{keys.QUEUE_PREFIX}{family}{generation_id}" for family in queued]
     scoped = ("key", generation_id)
-    return [*names, keys.limit(*scoped, "requests"), keys.slots(*scoped), keys.spent(*scoped, "d"), keys.managed_key(generation_id)]
+    return [
+        *names,
+        keys.limit(*scoped, "requests"),
+        keys.slots(*scoped),
+        keys.spent(*scoped, "d"),
+        keys.managed_key(generation_id),
+    ]
 
 
 def _together(found: list[Problem]) -> list[Problem]:
@@ -187,6 +194,10 @@ def _together(found: list[Problem]) -> list[Problem]:
 def _some(whats: list[str]) -> str:
     more = len(whats) - LISTED_MAX
     return ", ".join(whats[:LISTED_MAX]) + (f" and {more} more" if more > 0 else "")
+
+
+def _packed(command: tuple[Any, ...]) -> bytes:
+    return bytes(hiredis.pack_command(command))
 
 
 class _Talk:
@@ -206,7 +217,7 @@ class _Talk:
         return talk
 
     async def ask(self, *commands: tuple[Any, ...]) -> list[Any]:
-        self._pipe.send(b"".join(map(hiredis.pack_command, commands)))
+        self._pipe.send(b"".join(map(_packed, commands)))
         return [await self.answer() for _ in commands]
 
     async def answer(self) -> Any:
