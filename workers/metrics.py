@@ -114,6 +114,9 @@ class Metrics:
         self.unreadable = Counter(
             "sluice_ledger_unreadable", "Records that the ledger could not take, and set aside", registry=registry
         )
+        self.set_aside = Gauge(
+            "sluice_set_aside", "Jobs and records that nobody could process, and `sluice records` lists", registry=registry
+        )
         self.tasks = Gauge("sluice_tasks", "Tasks of this process", registry=registry)
         self.open_files = Gauge("sluice_open_files", "Files and sockets that this process has open", registry=registry)
         self.redis_up = Gauge("sluice_redis_up", "Whether Redis answers", registry=registry)

@@ -9,6 +9,8 @@ import contextlib
 import secrets
 from pathlib import Path
 
+from redis.exceptions import RedisError
+
 from common import keys
 from common.process import supervised
 from common.redis_client import Client, Pulse, RedisUnavailable, Scripts
@@ -37,7 +39,7 @@ class Lease:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         if self.is_held and self._pulse.is_up:
-            with contextlib.suppress(RedisUnavailable):
+            with contextlib.suppress(RedisUnavailable, RedisError):
                 await self._scripts.run("release", [keys.BOOKKEEPER], [self._token])
         self.is_held = False
 
@@ -45,7 +47,7 @@ class Lease:
         """Take or renew the lease; returns whether it is ours."""
         try:
             self.is_held = await self._scripts.run("hold", [keys.BOOKKEEPER], [self._token, _LEASE_MS]) == 1
-        except RedisUnavailable:
+        except (RedisUnavailable, RedisError):
             self.is_held = False
         return self.is_held
 
