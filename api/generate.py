@@ -34,6 +34,7 @@ from api.idempotency import IMPLIED_GRACE_S, enqueue_once, once_of
 from api.metrics import Metrics
 from api.permissions import permitted
 from api.relay import Relay, RelayTimes
+from api.store_errors import redis_away
 from api.viewer import Viewer
 from common.access import Principal
 from common.admission import Charges, limit_headers, safe_name
@@ -48,6 +49,7 @@ from common.job import Job
 from common.ledger import Asked as ForLedger
 from common.queue.jobs import Enqueued, JobClass, JobQueue, Once
 from common.redis_client import Pulse, RedisUnavailable
+from common.redis_probe import Probe
 from common.responses import ResponseStore
 from common.routes import resolve
 from common.settings import Settings
@@ -59,7 +61,6 @@ PASSED_HEADERS = ("anthropic-version", "anthropic-beta", "openai-beta")
 AI_GATEWAY_HEADERS, AI_GATEWAY_KEY = "cf-aig-", "cf-aig-authorization"  # The last is for us, or ours to send.
 GRACE_MAX_S = 3600
 SAFETY_EXPIRY_EXTRA_S = 3600
-RETRY_AFTER_AWAY_S = 2
 LEDGER_NAME_MAX = 255  # Characters of a name that the ledger keeps.
 _POLICY = re.compile(r"stop|detach|grace=(\d{1,5})")
 
@@ -75,6 +76,7 @@ class Services:
     hub: Hub
     queue: JobQueue
     pulse: Pulse
+    probe: Probe
     metrics: Metrics
     responses: ResponseStore
     guard: InputGuard
@@ -119,8 +121,8 @@ async def guarded(dialect: Dialect, request: Request, services: Services, answer
         return await answer
     except GatewayError as error:
         refused = error
-    except (ChannelUnavailable, RedisUnavailable):
-        refused = redis_away()
+    except (ChannelUnavailable, RedisUnavailable) as error:
+        refused = redis_away(error)
     services.metrics.refused(refused.failed)
     return error_response(dialect, refused.failed, request_id_of(request), headers_of(refused))
 
@@ -209,7 +211,7 @@ async def start(asked: Asked, services: Services) -> Relay:
     """
     job = asked.job
     if not services.pulse.is_up:
-        raise redis_away()
+        raise redis_away(services.pulse)
     structlog.contextvars.bind_contextvars(generation_id=job.generation_id)
     told: Job | State = job
     try:
@@ -221,7 +223,7 @@ async def start(asked: Asked, services: Services) -> Relay:
         else:
             services.metrics.took(job)
     except (ChannelUnavailable, RedisUnavailable) as error:
-        raise redis_away() from error
+        raise redis_away(error) from error
     relay = Relay(
         viewer,
         asked.dialect,
@@ -358,12 +360,3 @@ def _asked(asked: Asked) -> bytes:
         created_ms=time.time_ns() // 1_000_000,
         is_audited=principal.is_audited,
     ).pack()
-
-
-def redis_away() -> GatewayError:
-    return GatewayError(
-        ErrorKind.OVERLOADED,
-        f"The gateway cannot take requests just now: its store does not answer. Try again in {RETRY_AFTER_AWAY_S} seconds.",
-        code="store_unavailable",
-        retry_after_s=RETRY_AFTER_AWAY_S,
-    )

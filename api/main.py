@@ -38,6 +38,7 @@ from common.process import collect_seldom, raise_file_limit, switch_soon
 from common.queue.jobs import JobQueue
 from common.redaction import Redactor
 from common.redis_client import COMMAND_TIMEOUT_S, Pulse, connect
+from common.redis_probe import Probe
 from common.responses import ResponseStore
 from common.settings import Settings, environment
 from common.telemetry import configure_logging
@@ -81,6 +82,7 @@ class Process:
             hub=Hub(channel, feed, queue, settings),
             queue=queue,
             pulse=pulse,
+            probe=Probe(self.redis, pulse),
             metrics=metrics,
             responses=ResponseStore(self.redis, settings),
             guard=InputGuard(settings, self.custom_guardrail, metrics),
@@ -89,11 +91,13 @@ class Process:
     async def start(self) -> None:
         await self.services.pulse.start()
         await self.services.feed.start()
+        self.services.probe.start()
         self.services.hub.start()
 
     async def stop(self) -> None:
         await self.services.hub.stop()
         await self.services.feed.stop()
+        await self.services.probe.stop()
         await self.services.pulse.stop()
         await self.database.close()
         await self.redis.aclose()

@@ -15,11 +15,12 @@ from common.admission import Settlement
 from common.channel.redis import RedisChannel
 from common.foreign_variables import log_foreign
 from common.guardrails.custom import PluginError, custom_of
-from common.process import collect_seldom, open_files, raise_file_limit, switch_soon
+from common.process import collect_seldom, raise_file_limit, switch_soon
 from common.queue.jobs import ClaimedJob, JobQueue
 from common.queue.worker import LeasedWorker
 from common.redaction import Redactor
 from common.redis_client import Pulse, connect
+from common.redis_probe import Probe
 from common.responses import ResponseStore
 from common.settings import Settings, environment
 from common.telemetry import configure_logging
@@ -27,7 +28,7 @@ from workers.bookkeeping.keeper import Bookkeeper
 from workers.call import Services
 from workers.generate import run_generation
 from workers.guarding import OutputGuards
-from workers.health import serve_health
+from workers.health import Watched, serve_health
 from workers.linger import Linger
 from workers.metrics import Metrics
 from workers.publisher import Publisher
@@ -55,8 +56,6 @@ async def _run(settings: Settings) -> None:
         sys.exit(f"SLUICE_GUARDRAIL_PLUGIN: {error}")
     redis = connect(settings.redis_url)
     pulse = Pulse(redis)
-    await pulse.start()
-    await pulse.until_up()  # A worker may well start before its Redis does.
     channel = RedisChannel(redis, settings.tombstone_s)
     linger = Linger(settings.publish_linger_ms)
     publisher = Publisher(channel, pulse, settings, linger)
@@ -73,19 +72,23 @@ async def _run(settings: Settings) -> None:
 
     queue = JobQueue(redis, pulse, settings)
     worker = LeasedWorker(redis, queue, pulse, settings, handle, name)
+    probe = Probe(redis, pulse)
 
     worker.on_takeover = metrics.takeovers.inc
     worker.on_budget_mark = partial(_note_budget, metrics)
-    publisher.start()
-    quota.start()
-    # Before the first job: both compute for a while, and would hold up its stream.
-    await asyncio.gather(books.start(), asyncio.to_thread(pricing.load))
-    collect_seldom()
-    # Beside the API on one machine it is on loopback too, and in a container on all addresses.
-    collect = partial(_collect, worker, services, pulse)
-    health, port = await serve_health(settings.host, settings.worker_port or 0, metrics, collect, lambda: _unready(worker))
+    watched = Watched(worker, services, queue, probe, books)
+    # Before all else: who cannot work is there, and says why. Beside the API on one machine it is on loopback too, and in a container on all addresses.
+    health, port = await serve_health(settings.host, settings.worker_port or 0, watched)
     log.info("starting", worker=name, health_port=port, slots=settings.worker_slots)
     try:
+        await pulse.start()
+        probe.start()
+        publisher.start()
+        quota.start()
+        # Before the first job: both compute for a while, and would hold up its stream.
+        await asyncio.gather(books.start(), asyncio.to_thread(pricing.load))
+        collect_seldom()
+        watched.has_started = True
         with contextlib.suppress(asyncio.CancelledError):  # arq's signal handler cancels its main task once the drain is over.
             await worker.async_run()
         log.info("stopping", worker=name)
@@ -95,6 +98,7 @@ async def _run(settings: Settings) -> None:
         await books.stop()
         await publisher.stop()
         await quota.stop()
+        await probe.stop()
         await services.upstream.close()
         if custom_guardrail:
             await custom_guardrail.close()
@@ -102,26 +106,8 @@ async def _run(settings: Settings) -> None:
         await redis.aclose()
 
 
-def _collect(worker: LeasedWorker, services: Services, pulse: Pulse) -> None:
-    """Bring the figures up to date that are only looked at."""
-    metrics, settings = services.metrics, services.settings
-    metrics.running.set(settings.worker_slots - worker.free_slots)
-    metrics.slots.set(settings.worker_slots)
-    metrics.connections.set(services.upstream.connections)
-    metrics.connections_max.set(settings.upstream_connections_max)
-    metrics.buffered.set(services.publisher.buffered_bytes)
-    metrics.redis_up.set(pulse.is_up)
-    services.quota.collect()
-    metrics.tasks.set(len(asyncio.all_tasks()))
-    metrics.open_files.set(open_files())
-
-
 def _note_budget(metrics: Metrics, counter: str, percent: str) -> None:
     scope, _, rest = counter.partition(":")
     name, _, period = rest.rpartition(":")
     log.warning("budget_mark_passed", scope=scope, name=name, period=period, percent=int(percent))
     metrics.budget_marks.labels(scope, percent).inc()
-
-
-def _unready(worker: LeasedWorker) -> str | None:
-    return None if worker.allow_pick_jobs else "draining"

@@ -119,4 +119,5 @@ class Metrics:
         )
         self.tasks = Gauge("sluice_tasks", "Tasks of this process", registry=registry)
         self.open_files = Gauge("sluice_open_files", "Files and sockets that this process has open", registry=registry)
-        self.redis_up = Gauge("sluice_redis_up", "Whether Redis answers", registry=registry)
+        self.redis_up = Gauge("sluice_redis_up", "Whether Redis answers, and does all that it is asked", registry=registry)
+        self.workers = Gauge("sluice_workers_alive", "Workers that take jobs, of all replicas", registry=registry)

@@ -13,9 +13,10 @@ from fastapi.security import HTTPBearer
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, ValidationError
 
 from api.body import read_json
-from api.generate import Services, guarded, redis_away
+from api.generate import Services, guarded
 from api.http_errors import PLAIN, json_response
 from api.known_keys import KnownKeys, Rings
+from api.store_errors import redis_away
 from common.access import Access, as_number
 from common.dialects.reading import invalid
 from common.errors import ErrorKind, GatewayError
@@ -143,7 +144,7 @@ class _Admin:
     async def _checked(self, request: Request, work: Callable[[], Awaitable[Response]]) -> Response:
         self._services.authenticator.check_admin(request)
         if not self._services.pulse.is_up:
-            raise redis_away()
+            raise redis_away(self._services.pulse)
         # Shielded: a change that has begun is made, in both places, though its client has left.
         return await asyncio.shield(asyncio.ensure_future(self._bounded(work)))
 

@@ -10,13 +10,14 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from api.describing import generating, header, nothing_more, query, serving
-from api.generate import Amend, Services, accept, finish, guarded, redis_away, start
+from api.generate import Amend, Services, accept, finish, guarded, start
 from api.http_errors import PLAIN, json_response, request_id_of
 from api.read_tokens import read_token_owner, require_secret, sign_read_token
 from api.records import LOG_BATCH, record, said_so_far, short_record, status_of, url_of
 from api.relay import Relay
 from api.routes.dialects import check_unified
 from api.routes.responses import begin
+from api.store_errors import redis_away
 from api.viewer import Viewer
 from common.access import Principal
 from common.channel.base import (
@@ -174,7 +175,7 @@ async def _list(request: Request, services: Services) -> Response:
     if after and not _ID.fullmatch(after):
         raise invalid("after", "must be the id of one of your generations")
     if not services.pulse.is_up:
-        raise redis_away()
+        raise redis_away(services.pulse)
     found = await _newest(owner, after, limit + 1, services)
     data = found[:limit]
     first_id, last_id = (data[0]["id"], data[-1]["id"]) if data else (None, None)
@@ -207,7 +208,7 @@ async def _describe(generation_id: str, owner: Principal, services: Services) ->
     if not _ID.fullmatch(generation_id):
         raise unknown(generation_id)
     if not services.pulse.is_up:
-        raise redis_away()
+        raise redis_away(services.pulse)
     (state,) = await services.channel.describe([generation_id], owner.id)
     if isinstance(state, GatewayError):
         raise state
@@ -239,7 +240,7 @@ async def _read(generation_id: str, request: Request, services: Services) -> Res
     if not _ID.fullmatch(generation_id):
         raise unknown(generation_id)
     if not services.pulse.is_up:
-        raise redis_away()
+        raise redis_away(services.pulse)
     viewer, state = await services.hub.enter(generation_id, reader.id, cursor)
     try:
         is_over = cursor is not None and await _is_at_end(generation_id, cursor, state, services)

@@ -17,10 +17,11 @@ from fastapi import APIRouter, Request, Response
 from api.auth import Scope
 from api.conversation import continued, items_of
 from api.describing import RESPONSE, generating, query, serving
-from api.generate import Asked, Services, accept, finish, guarded, redis_away, start
+from api.generate import Asked, Services, accept, finish, guarded, start
 from api.http_errors import json_response, request_id_of
 from api.relay import SSE_HEADERS, Relay
 from api.routes.direct import DirectRoute
+from api.store_errors import redis_away
 from common.access import Principal
 from common.channel.base import START, Cursor, FrameKind, Policy, Verdict
 from common.dialects.openai_responses import OPENAI_RESPONSES, sequence_of
@@ -185,7 +186,7 @@ async def _store(asked: Asked, services: Services, *, is_needed: bool) -> None:
     """
     job = asked.job
     if not services.pulse.is_up:
-        raise redis_away()
+        raise redis_away(services.pulse)
     if services.responses.has_room(job.body):
         await services.responses.open(job.generation_id, asked.principal.id, job.created_s, job.body)
         return
@@ -209,7 +210,7 @@ async def _stored(id_: str, request: Request, services: Services, scope: Scope =
     """
     principal = await services.authenticator.authenticate(request, scope)
     if not services.pulse.is_up:
-        raise redis_away()
+        raise redis_away(services.pulse)
     stored = await services.responses.load(generation_id_of(id_), principal.id) if id_.startswith("resp_") else None
     if stored is None:
         raise GatewayError(ErrorKind.NOT_FOUND, f"Response with id '{id_[:100]}' not found.", code="response_not_found")

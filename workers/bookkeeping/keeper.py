@@ -112,8 +112,8 @@ class Bookkeeper:
     async def _work(self, engine: "AsyncEngine") -> dict[str, Exception]:
         """Return the steps that failed, and how."""
         failed: dict[str, Exception] = {}
-        # Where the budgets' counters cannot be filled now, what is collected meanwhile counts twice when they are: too much, not
-        # too little.
+        # Where the budgets' counters cannot be filled now, what is collected meanwhile counts twice once they are: rather too
+        # much than too little.
         for step in (self._budgets.load, self._sync_keys, self._collect, self._do_seldom):
             try:
                 await step(engine)
