@@ -2,34 +2,20 @@
 
 import asyncio
 import resource
-from dataclasses import dataclass
-from typing import Literal
 
 import click
 import httpx
-from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from api.auth import is_open, static_ids
 from api.safe_start import refuse_to_start
+from cli.doctor_redis import examine_redis
+from cli.finding import Finding, Level
 from common.foreign_variables import in_effect, without_effect
-from common.redis_client import COMMAND_TIMEOUT_S, connect
 from common.routes import available
-from common.settings import MIB, Settings, environment
+from common.settings import Settings, environment
 
-Level = Literal["ok", "note", "wrong"]
 MARKS: dict[Level, str] = {"ok": "✓", "note": "·", "wrong": "✗"}
 FILES_WANTED = 10_000
-PUBSUB_HARD_LIMIT_WANTED = 64 * MIB
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line of the report; ``mend`` says what to do about it."""
-
-    level: Level
-    what: str
-    mend: str = ""
 
 
 def run(settings: Settings) -> int:
@@ -46,14 +32,14 @@ def run(settings: Settings) -> int:
 
 async def _examine(settings: Settings) -> list[Finding]:
     findings = [*_access(settings), *_providers(settings), *_foreign(settings), _files()]
-    findings += [*await _redis(settings), await _database(settings)]
+    api = await _api(settings)
+    findings += [*await examine_redis(settings, is_running=api.level == "ok"), await _database(settings)]
     on = available(settings)
     findings += [await _reach(provider, settings) for provider in on if not settings.is_behind_gateway(provider)]
     if settings.ai_gateway_url:
         mend = "Check SLUICE_AI_GATEWAY_BASE_URL and this machine's way to the internet."
         findings.append(await _answers("The AI Gateway", settings.ai_gateway_base_url, mend))
-    findings.append(await _api(settings))
-    return findings
+    return [*findings, api]
 
 
 def _access(settings: Settings) -> list[Finding]:
@@ -124,24 +110,6 @@ def _files() -> Finding:
     return Finding("ok", f"A process may open {hard} files.")
 
 
-async def _redis(settings: Settings) -> list[Finding]:
-    redis = connect(settings.redis_url)
-    where = _without_password(settings.redis_url)
-    try:
-        async with asyncio.timeout(COMMAND_TIMEOUT_S):
-            info = await redis.info()
-        found = [Finding("ok", f"Redis {info['redis_version']} answers at {where}.")]
-        if tuple(map(int, info["redis_version"].split(".")[:2])) < (6, 2):
-            found.append(Finding("wrong", "Redis is older than 6.2.", "Install 6.2 or newer."))
-        found += await _redis_settings(redis)
-        return found
-    except (RedisError, OSError, TimeoutError) as error:
-        mend = "Start it (redis-server --appendonly yes), or point SLUICE_REDIS_URL at yours. `sluice dev` brings its own."
-        return [Finding("wrong", f"Redis does not answer at {where}: {type(error).__name__}.", mend)]
-    finally:
-        await redis.aclose()
-
-
 async def _database(settings: Settings) -> Finding:
     from common.database.engine import shown  # Here: no other command has to pay for SQLAlchemy.
     from common.database.errors import DatabaseUnavailable
@@ -159,29 +127,6 @@ async def _database(settings: Settings) -> Finding:
     if where.startswith("sqlite"):
         return Finding("note", f"The database {where} {state}.", "Whoever opens it first makes them: nothing is to be done.")
     return Finding("wrong", f"The database {where} {state}.", "Run `sluice migrate`.")
-
-
-async def _redis_settings(redis: Redis) -> list[Finding]:
-    try:
-        async with asyncio.timeout(COMMAND_TIMEOUT_S):
-            config = await redis.config_get("*")
-    except (RedisError, TimeoutError):
-        return [Finding("note", "Redis does not show its settings; make sure of noeviction and appendonly.")]
-    found = []
-    if config.get("maxmemory-policy") != "noeviction":
-        mend = "CONFIG SET maxmemory-policy noeviction"
-        found.append(Finding("wrong", f"Redis may evict keys ({config.get('maxmemory-policy')}): answers would be lost.", mend))
-    if config.get("appendonly") != "yes":
-        found.append(Finding("note", "Redis is not appendonly: a restart loses running answers.", "CONFIG SET appendonly yes"))
-    if (limit := _pubsub_hard_limit(config.get("client-output-buffer-limit", ""))) and limit < PUBSUB_HARD_LIMIT_WANTED:
-        mend = "The API sets it where Redis lets it; else CONFIG SET client-output-buffer-limit 'pubsub 256mb 64mb 60'"
-        found.append(Finding("note", f"Redis cuts a subscriber past {limit // MIB} MiB.", mend))
-    return found or [Finding("ok", "Redis keeps what it is given: noeviction, appendonly.")]
-
-
-def _pubsub_hard_limit(setting: str) -> int:
-    words = setting.split()
-    return int(words[words.index("pubsub") + 1]) if "pubsub" in words else 0
 
 
 async def _reach(provider: str, settings: Settings) -> Finding:
@@ -205,8 +150,3 @@ async def _answers(who: str, address: str, mend: str) -> Finding:
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         return Finding("wrong", f"{who} does not answer at {address}: {type(error).__name__}.", mend)
     return Finding("ok", f"{who} answers at {address}.")
-
-
-def _without_password(url: str) -> str:
-    head, mark, tail = url.rpartition("@")
-    return f"{head.partition('//')[0]}//…@{tail}" if mark else url

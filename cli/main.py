@@ -106,6 +106,38 @@ def show(generation_id: str) -> None:
     show(load_settings(), generation_id)
 
 
+@main.group()
+def records() -> None:
+    """Look at what could not be processed: jobs that killed their workers, records that the ledger could not take."""
+
+
+@records.command("list")
+def list_records() -> None:
+    """List what is set aside, newest first: when, what, the generation's id, why."""
+    from cli.records import list_all
+
+    list_all(load_settings().redis_url)
+
+
+@records.command("show")
+@click.argument("generation_id")
+def show_record(generation_id: str) -> None:
+    """Print all that is kept of one generation, as JSON. It holds no prompt and no answer."""
+    from cli.records import show
+
+    show(load_settings().redis_url, generation_id)
+
+
+@records.command("drop")
+@click.argument("generation_ids", nargs=-1)
+@click.option("--all", "is_all", is_flag=True, help="All that is set aside.")
+def drop_records(generation_ids: tuple[str, ...], is_all: bool) -> None:
+    """Delete what is kept of generations. Nothing comes back, and the ledger has no row of them."""
+    from cli.records import drop
+
+    drop(load_settings().redis_url, generation_ids, is_all=is_all)
+
+
 @main.command()
 def doctor() -> None:
     """Say what is configured, what is reachable, what is wrong and how to mend it. Exit status 1 if anything is wrong."""

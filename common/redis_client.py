@@ -266,11 +266,6 @@ class Pulse:
             await asyncio.gather(self._task, return_exceptions=True)
             await self._client.aclose(close_connection_pool=False)
 
-    async def until_up(self) -> None:
-        """Return once Redis has answered."""
-        while not self.is_up:  # noqa: ASYNC110 - Nobody else waits for it, and half a second more does no harm.
-            await asyncio.sleep(PULSE_INTERVAL_S)
-
     def whole_s(self) -> float:
         """Return for how long every answer has come in time, and from the same server; 0 while Redis is away."""
         return self._clock() - self._whole_since if self.is_up else 0.0
@@ -303,14 +298,25 @@ class Pulse:
 
     async def _read(self) -> tuple[tuple[int, int], list[Any]]:
         seconds, micros = await self._client.time()
+        return (seconds, micros), await self._read_watched() if self._watches else []
+
+    async def _read_watched(self) -> list[Any]:
+        """In one round trip, on the connection that has just told the time."""
+        commands = [watch.command() if callable(watch.command) else watch.command for watch in self._watches]
+        connection, callbacks = self._client.connection, self._client.response_callbacks
+        assert connection is not None
+        with _lost_connections():
+            await connection.send_packed_command(connection.pack_commands(commands))
         answers: list[Any] = []
-        for watch in tuple(self._watches):
-            words = watch.command() if callable(watch.command) else watch.command
+        for _ in commands:
             try:
-                answers.append(await self._client.execute_command(*words))  # type: ignore[no-untyped-call]  # redis-py.
+                answers.append(await connection.read_response())
             except ResponseError as error:
                 answers.append(error)
-        return (seconds, micros), answers
+        return [
+            callbacks[name](answer) if name in callbacks and not isinstance(answer, Exception) else answer
+            for (name, *_), answer in zip(commands, answers, strict=True)
+        ]
 
     def _note_server(self) -> None:
         """Another server may have answered without an outage of ours; what stands there of leases may be seconds old."""

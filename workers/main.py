@@ -77,7 +77,8 @@ async def _run(settings: Settings) -> None:
     worker.on_takeover = metrics.takeovers.inc
     worker.on_budget_mark = partial(_note_budget, metrics)
     watched = Watched(worker, services, queue, probe, books)
-    # Before all else: who cannot work is there, and says why. Beside the API on one machine it is on loopback too, and in a container on all addresses.
+    # Before all else: who cannot work is there, and says why. Beside the API on one machine it is on loopback too, and in a
+    # container on all addresses.
     health, port = await serve_health(settings.host, settings.worker_port or 0, watched)
     log.info("starting", worker=name, health_port=port, slots=settings.worker_slots)
     try:
