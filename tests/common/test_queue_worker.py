@@ -6,11 +6,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
+from redis.exceptions import ResponseError
+from structlog.testing import capture_logs
 
-from common import keys
+from common import keys, set_aside
 from common.admission import Settlement
 from common.queue.jobs import UNUSED, ClaimedJob, JobClass, JobQueue, Place
-from common.queue.worker import HandBack, LeasedWorker
+from common.queue.worker import HandBack, LeasedWorker, SetAside
 from common.redis_client import Client, Pulse
 from common.settings import Settings
 
@@ -231,3 +233,102 @@ async def test_a_worker_that_is_told_to_stop_before_it_begins_does_not_begin(lab
     await worker.close()
 
     assert await places(lab, "gen_1") == [Place.WAITING]
+
+
+# Nothing that goes wrong with one job ends the worker
+
+
+async def breaks(*_: object, **__: object) -> None:
+    raise ResponseError("ERR increment or decrement would overflow")
+
+
+@pytest.mark.parametrize("step", ["finish", "release"])
+async def test_a_job_that_cannot_be_settled_or_given_back_is_set_aside(lab, monkeypatch, step):
+    monkeypatch.setattr(JobQueue, step, breaks)
+
+    async def handler(job: ClaimedJob) -> None:
+        if step == "release":
+            raise HandBack("not now")
+
+    await enqueue(lab, "gen_0", "gen_1")
+    async with lab.worker(handler, lease_s=0.05) as worker:
+        async with asyncio.timeout(10):
+            while await places(lab, "gen_0", "gen_1") != [Place.GONE] * 2:
+                await asyncio.sleep(0.01)
+        assert not worker.main_task.done()
+
+    found = [set_aside.unpack(raw) for raw in await lab.redis.lrange(keys.UNREADABLE, 0, -1)]
+    assert sorted(entry.id for entry in found) == ["gen_0", "gen_1"]
+    assert all("would overflow" in entry.reason for entry in found)
+
+
+async def test_what_a_budget_s_mark_does_cannot_end_the_worker(lab, monkeypatch):
+    async def crossed(*_: object, **__: object) -> list[str]:
+        return ["no counter of ours"]
+
+    monkeypatch.setattr(JobQueue, "finish", crossed)
+
+    async def handler(job: ClaimedJob) -> None:
+        pass
+
+    await enqueue(lab, "gen_0", "gen_1")
+    async with lab.worker(handler) as worker:
+        await eventually(lambda: worker.jobs_complete == 2)
+        assert not worker.main_task.done()
+
+
+async def test_a_handler_that_sets_a_job_aside_is_obeyed(lab):
+    async def handler(job: ClaimedJob) -> None:
+        raise SetAside("it kills its workers")
+
+    await lab.redis.hset(keys.record("gen_0"), "end", "{}")
+    await enqueue(lab, "gen_0")
+    async with lab.worker(handler) as worker:
+        await eventually(lambda: worker.jobs_failed == 1)
+        async with asyncio.timeout(10):
+            while await places(lab, "gen_0") != [Place.GONE]:
+                await asyncio.sleep(0.01)
+
+    assert await lab.redis.hget(keys.record("gen_0"), "set_aside") == b"it kills its workers"
+
+
+async def test_a_claim_that_breaks_is_told_once_and_the_worker_goes_on(lab, monkeypatch):
+    real, turns = JobQueue.claim, 0
+
+    async def claim(self: JobQueue, *args: object, **kwargs: object) -> object:
+        nonlocal turns
+        turns += 1
+        if turns <= 3:
+            raise KeyError("an answer that nobody foresaw")
+        return await real(self, *args, **kwargs)
+
+    monkeypatch.setattr(JobQueue, "claim", claim)
+    monkeypatch.setattr("common.queue.worker.PAUSE_AFTER_ERROR_S", 0.01)
+
+    async def handler(job: ClaimedJob) -> None:
+        pass
+
+    await enqueue(lab, "gen_0")
+    with capture_logs() as logs:
+        async with lab.worker(handler) as worker:
+            await eventually(lambda: worker.jobs_complete == 1)
+
+    assert [line["event"] for line in logs].count("claiming_failed") == 1
+
+
+async def test_a_worker_is_alive_for_as_long_as_it_takes_jobs(lab, monkeypatch):
+    monkeypatch.setattr("common.queue.worker.ALIVE_BEAT_S", 0.02)
+
+    async def handler(job: ClaimedJob) -> None:
+        pass
+
+    async def alive() -> int:
+        return await lab.redis.zcard(keys.WORKERS)
+
+    async with asyncio.timeout(10):
+        async with lab.worker(handler) as worker:
+            while not await alive():
+                await asyncio.sleep(0.01)
+            worker.allow_pick_jobs = False  # As when it drains.
+            while await alive():
+                await asyncio.sleep(0.01)

@@ -19,12 +19,13 @@ from prometheus_client import CollectorRegistry
 from redis.exceptions import ResponseError
 from sqlalchemy import text
 
-from common import keys
+from common import keys, set_aside
 from common.admission import periods
 from common.audit import unseal
 from common.channel.base import Append, Claim, Frame, FrameId, FrameKind, Opening, Policy
 from common.channel.redis import RedisChannel
 from common.database.engine import open_database
+from common.database.errors import DatabaseUnavailable
 from common.database.migrate import migrate
 from common.database.store import add
 from common.errors import ErrorKind, Failed
@@ -33,7 +34,8 @@ from common.ledger import Asked
 from common.redis_client import Client, Pulse
 from common.redis_pipe import Exchanges
 from common.settings import Settings
-from workers.bookkeeping.collector import BATCH
+from workers.bookkeeping.budgets import Budgets
+from workers.bookkeeping.collector import BATCH, Collector
 from workers.bookkeeping.keeper import AUDIT_PAUSE_S, AWAY_PAUSES_S, KEYS_PAUSE_S, SCAN_PAUSE_S, Bookkeeper
 from workers.bookkeeping.rows import row_of
 from workers.metrics import Metrics
@@ -268,6 +270,103 @@ async def test_a_record_that_cannot_be_read_is_set_aside_and_keeps_nobody_waitin
     assert kept["reason"]
     assert 0 < await world.redis.ttl(keys.UNREADABLE) <= 30 * 86_400
     assert world.sample("sluice_ledger_unreadable_total") == 1
+
+
+@pytest.mark.parametrize("stored", ["a text", "a list"])
+async def test_what_is_no_record_is_set_aside_too(world: World, stored: str):
+    if stored == "a text":
+        await world.redis.set(keys.record("gen_0"), "none of ours")
+    else:
+        await world.redis.rpush(keys.record("gen_0"), "none", "of", "ours")
+    await world.redis.rpush(keys.ENDED, "gen_0")
+    await world.end("gen_1")
+
+    await (await world.holder()).turn()
+
+    assert await world.rows() == ["gen_1"]
+    assert await world.left() == (0, 0)
+    (entry,) = [set_aside.unpack(raw) for raw in await world.redis.lrange(keys.UNREADABLE, 0, -1)]
+    assert (entry.kind, entry.id) == ("record", "gen_0")
+    assert world.sample("sluice_set_aside") == 1
+
+
+async def test_a_record_that_killed_workers_is_set_aside_without_a_look_into_it(world: World, monkeypatch: pytest.MonkeyPatch):
+    await world.end("gen_0", is_listed=False)
+    await world.redis.hset(keys.record("gen_0"), "set_aside", "3 workers were lost on it")
+    await world.redis.rpush(keys.ENDED, "gen_0")
+    monkeypatch.setattr(Collector, "_add", lambda *_: pytest.fail("nobody may look into it"))
+
+    await (await world.holder()).turn()
+
+    assert await world.rows() == []
+    assert await world.left() == (0, 0)
+    (entry,) = [set_aside.unpack(raw) for raw in await world.redis.lrange(keys.UNREADABLE, 0, -1)]
+    assert (entry.id, entry.reason) == ("gen_0", "3 workers were lost on it")
+
+
+@pytest.mark.parametrize("listed", [b"gen_\xff\xfe", b"", b"gen 0 {}*"])
+async def test_an_id_that_is_none_keeps_nobody_waiting(world: World, listed: bytes):
+    await world.redis.rpush(keys.ENDED, listed)
+    await world.end("gen_1")
+
+    await (await world.holder()).turn()
+
+    assert await world.rows() == ["gen_1"]
+    assert await world.left() == (0, 0)
+
+
+@pytest.mark.parametrize("part", ["state", "log", "request"])
+async def test_what_else_is_left_of_a_generation_may_be_none_of_ours(world: World, part: str):
+    key = {"state": keys.state, "log": keys.log, "request": keys.request}[part]("gen_0")
+    await world.end("gen_0", asked={"is_audited": True}, usage=None)
+    await world.redis.delete(key)
+    await world.redis.rpush(key, "none of ours") if part != "request" else await world.redis.sadd(key, "none of ours")
+    await world.end("gen_1")
+
+    keeper = await world.holder()
+    await keeper.turn()
+
+    assert await world.rows() == ["gen_0", "gen_1"]
+    assert await world.left() == (0, 0)
+    assert keeper.problem is None
+
+
+@pytest.mark.parametrize("first", [b"soon", b"9" * 40, b"-1"])
+async def test_how_long_the_oldest_waits_is_told_of_those_that_say_it(world: World, first: bytes):
+    await world.redis.hset(keys.record("gen_0"), "ended_ms", first)
+    await world.redis.rpush(keys.ENDED, "gen_0")
+
+    await Collector(world.redis, world.channel, Settings(), Metrics(CollectorRegistry())).look(1)
+
+
+@ON_SQLITE
+@pytest.mark.parametrize("step", ["budgets", "keys"])
+async def test_a_step_that_fails_stops_no_other(world: World, monkeypatch: pytest.MonkeyPatch, step: str):
+    async def fails(*_: object) -> None:
+        raise DatabaseUnavailable("OperationalError: integer overflow")
+
+    target = (Budgets, "load") if step == "budgets" else (Bookkeeper, "_sync_keys")
+    monkeypatch.setattr(*target, fails)
+    await world.end("gen_1")
+    keeper = await world.holder()
+    with structlog.testing.capture_logs() as logs:
+        for _ in range(3):
+            await keeper.turn()
+            world.clock.now += AWAY_PAUSES_S[-1]
+
+    assert await world.rows() == ["gen_1"]
+    assert [line["event"] for line in logs if line["log_level"] == "error"] == ["bookkeeping_failed"]
+    assert keeper.problem and "integer overflow" in keeper.problem
+    monkeypatch.undo()
+    await keeper.turn()
+    assert keeper.problem is None
+
+
+@ON_SQLITE
+async def test_a_lease_that_is_none_is_taken(world: World):
+    await world.redis.rpush(keys.BOOKKEEPER, "none of ours")
+
+    assert await world.keeper().lease.look()
 
 
 async def test_text_that_a_database_will_not_have_is_mended(world: World):

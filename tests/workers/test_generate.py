@@ -17,6 +17,7 @@ from common.channel.base import START, Append, Claim, Frame, FrameId, FrameKind,
 from common.channel.memory import MemoryChannel
 from common.job import Job
 from common.queue.jobs import ClaimedJob
+from common.queue.worker import SetAside
 from common.redis_client import connect
 from common.responses import ResponseStore
 from common.settings import ProviderSettings, Settings
@@ -287,6 +288,42 @@ async def test_a_job_that_three_claims_in_a_row_died_on_is_poison(setup):
     await setup.run(epoch=4)
 
     assert (await setup.end())["error"]["code"] == "poison_job"
+
+
+@pytest.mark.parametrize("frames", [[], [FrameKind.HEAD], [FrameKind.HEAD, FrameKind.DATA]])
+async def test_a_job_that_killed_three_workers_is_ended_by_nothing_of_its_own(setup, monkeypatch, frames):
+    await setup.open("demo-n5-d0")
+    claim = Claim(G, 1, "t")
+    await setup.channel.fence(claim, is_handover=False)
+    for n, kind in enumerate(frames, 1):
+        await setup.channel.append([Append(claim, FrameId(1, n - 1), [Frame(FrameId(1, n), kind, b"{}")])])
+    for name in ("_read_job", "_measure", "_settlement", "_report"):  # Whatever kills a worker may be in these.
+        monkeypatch.setattr(f"workers.generate.{name}", lambda *_: pytest.fail("it looks into the job"))
+
+    with pytest.raises(SetAside):
+        await setup.run(epoch=4, deaths=3)
+
+    assert await setup.end() == {"error": {**(await setup.end())["error"], "code": "poison_job", "kind": "worker_lost"}}
+    assert (await setup.stats())["requests"] == 0
+
+
+async def test_a_job_that_kills_whoever_settles_it_is_set_aside_with_the_end_that_it_has(setup):
+    await setup.open("demo-n5-d0")
+    await setup.run()
+    end = await setup.end()
+
+    with pytest.raises(SetAside):
+        await setup.run(epoch=4, deaths=3)
+
+    assert await setup.end() == end
+
+
+async def test_a_job_on_which_two_workers_died_is_run(setup):
+    await setup.open("demo-n5-d0")
+
+    await setup.run(epoch=3, deaths=2)
+
+    assert (await setup.end())["error"] is None
 
 
 async def test_a_job_claimed_past_its_deadline_is_not_run(setup):
