@@ -13,6 +13,7 @@ from redis.exceptions import (
     RedisError,
     ResponseError,
 )
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 WORDS_MAX = 300
 
@@ -52,6 +53,7 @@ class RedisRefuses(RedisUnavailable):
 
 def as_unavailable(error: BaseException) -> RedisUnavailable | None:
     """Return what an error of redis-py or a socket means to us; None where it is a fault of our own, or of one record."""
+    error = _unwrapped(error)
     if isinstance(error, _CODED) or (isinstance(error, RedisError) and _REFUSAL.search(str(error))):
         return RedisRefuses(words_of(error))
     # A script that was loaded just now is missing where a failover came between: another server answers.
@@ -59,6 +61,12 @@ def as_unavailable(error: BaseException) -> RedisUnavailable | None:
     if isinstance(error, RedisError | OSError | TimeoutError) and not is_a_fault:
         return RedisUnavailable(f"{type(error).__name__}: {error}")
     return None
+
+
+def _unwrapped(error: BaseException) -> BaseException:
+    """On a Unix socket redis-py makes a lost connection of whatever Redis says to the login."""
+    is_wrapped = isinstance(error, RedisConnectionError) and isinstance(error.__cause__, RedisError)
+    return error.__cause__ if is_wrapped and error.__cause__ else error
 
 
 def is_refusal(error: BaseException | None) -> bool:
@@ -78,6 +86,7 @@ def words_of(error: BaseException) -> str:
     >>> words_of(ResponseError("unknown command 'HGETALL', with args beginning with: 'a', "))
     "unknown command 'HGETALL'"
     """
+    error = _unwrapped(error)
     text = _NOISE.sub("", str(error)).strip().removeprefix("ERR ")
     code = next((code for kind, code in _CODES.items() if isinstance(error, kind)), "")
     return " ".join((text if text.startswith(code) else f"{code} {text}").split())[:WORDS_MAX]

@@ -66,6 +66,14 @@ def test_a_refusal_is_found_behind_what_it_caused():
     assert is_refusal(error)
 
 
+def test_what_a_unix_socket_s_connection_hides_is_found():
+    error = RedisConnectionError("invalid username-password pair or user is disabled.")
+    error.__cause__ = AuthenticationError("invalid username-password pair or user is disabled.")
+
+    assert str(as_unavailable(error)) == words_of(error) == "WRONGPASS invalid username-password pair or user is disabled."
+    assert isinstance(as_unavailable(error), RedisRefuses)
+
+
 def test_words_are_one_line_and_bounded():
     assert words_of(ResponseError("a\n b" * 1000)).startswith("a ba b")
     assert len(words_of(ResponseError("x" * 10_000))) <= 300

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import structlog
+from probed_commands import BESIDE, IN_SCRIPT, NOT_TRIED, OPTIONAL
 from redis.exceptions import ResponseError
 
 from cli.embedded_redis import EmbeddedRedis
@@ -14,12 +15,6 @@ from common.redis_client import Client, Pulse, connect
 from common.redis_probe import Probe, Problem, try_all
 
 ROOT = Path(__file__).parents[2]
-SCRIPT = (ROOT / "common" / "redis_probe" / "try_all.lua").read_text()
-IN_SCRIPT = set(re.findall(r"try\('([A-Z]+)'", SCRIPT))
-BESIDE = {"PING", "SCRIPT", "EVALSHA", "BLPOP", "MULTI", "EXEC", "SUBSCRIBE", "UNSUBSCRIBE"}
-OPTIONAL = {"INFO"}  # A Redis that does not tell which server it is only numbers claims worse.
-# What is sent beside the work, and may be refused without harm: see `sluice doctor`.
-ONLY_ASKED = {"CONFIG"}
 
 
 def sent_by_scripts() -> set[str]:
@@ -42,7 +37,7 @@ def test_each_command_that_is_sent_is_tried():
     sent = sent_by_scripts() | sent_by_processes()
 
     assert {"XADD", "HVALS", "MGET", "ZREVRANK", "SCAN", "LRANGE"} <= sent
-    assert sent - IN_SCRIPT - BESIDE - ONLY_ASKED == set()
+    assert sent - IN_SCRIPT - BESIDE - NOT_TRIED == set()
 
 
 @pytest.fixture(scope="module")

@@ -74,7 +74,10 @@ def test_both_tiers_say_that_they_live_and_are_ready(shared: Fleet):
 def test_health_names_the_parts(shared: Fleet):
     health = httpx.get(f"{shared.url}/health").json()
 
-    assert health["checks"] == {"redis": True, "feed": True, "providers": True}
+    assert health["checks"] == dict.fromkeys(
+        ("redis", "feed", "providers", "workers", "claude_api", "rate_limiter", "auth"), True
+    )
+    assert health["problems"] == []
     assert health["uptime_seconds"] >= 0
     assert health["open_viewers"] == 0
 
