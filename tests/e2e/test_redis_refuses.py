@@ -260,7 +260,7 @@ def test_a_job_that_kills_three_workers_ends_with_an_error_and_is_set_aside(tmp_
 
 def test_workers_that_are_told_to_stop_do_not_make_a_job_poison(tmp_path: Path):
     with fleet(tmp_path, SLUICE_WORKER_DRAIN_S="1") as found:
-        client = Client(found, "demo-n5-d0-f9000")
+        Client(found, "demo-f60000")
         for n in range(4):
             until(lambda: found.running() == 1 and found.stats()["open"] >= 1, "it runs", within_s=30)
             found.start_worker()
@@ -268,11 +268,10 @@ def test_workers_that_are_told_to_stop_do_not_make_a_job_poison(tmp_path: Path):
             found.workers[n].send(signal.SIGTERM)
             assert found.workers[n].wait(30) == 0
             found.reset_demo()
-
-        client.finished()
-
-    assert client.error is None
-    assert client.text == answer(5)
+        until(lambda: found.running() == 1 and found.stats()["open"] >= 1, "it runs on", within_s=30)
+        (job,) = found.redis.keys(keys.JOB + "*")
+        assert found.redis.hget(job, "deaths") is None
+        assert found.redis.llen(keys.UNREADABLE) == 0
 
 
 def test_nothing_is_sent_that_the_probe_does_not_try(tmp_path: Path):
