@@ -61,23 +61,26 @@ if room_lapsed > 0 then
 end
 
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', DELAYED, '-inf', now, 'LIMIT', 0, 100)) do
-  redis.call('ZREM', DELAYED, id)
   local s = read_job(id, 'class', 'tenant')
   if s and is_class(s[1]) and s[2] then put(id, s[1], s[2], now, true)
   elseif redis.call('EXISTS', Q .. 'job:' .. id) == 1 then put_aside(id) end
+  redis.call('ZREM', DELAYED, id)
 end
 
--- Hands out the next job of a class; false where none waits.
+-- Hands out the next job of a class; false where none waits. It is running before it waits no more: Redis may refuse the one and
+-- not the other, and a job that is in neither is lost.
 local function take_waiting(class)
-  local tenant = redis.call('LPOP', rotation(class))
+  local tenant = redis.call('LINDEX', rotation(class), 0)
   if not tenant then return false end
   local key = waiting(class, tenant)
-  local popped = redis.call('ZPOPMIN', key)
-  if popped[1] then
-    redis.call('ZREM', ENQUEUED, popped[1])
-    take(popped[1], false)
+  local id = redis.call('ZRANGEBYSCORE', key, '-inf', '+inf', 'LIMIT', 0, 1)[1]
+  if id then
+    take(id, false)
+    redis.call('ZREM', key, id)
+    redis.call('ZREM', ENQUEUED, id)
   end
   if redis.call('EXISTS', key) == 1 then redis.call('RPUSH', rotation(class), tenant) end
+  redis.call('LPOP', rotation(class))
   return true
 end
 

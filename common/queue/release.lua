@@ -1,7 +1,7 @@
 -- Gives a claimed job back.
 -- ARGV: id, epoch, delay in ms, 'handover' (which puts it first in line), 'failed' (which counts as a worker's death), or ''
 -- Returns 1, or 0 where the job is no longer the caller's.
-if not owns(ARGV[1], ARGV[2]) or redis.call('ZREM', RUNNING, ARGV[1]) == 0 then return 0 end
+if not owns(ARGV[1], ARGV[2]) or not redis.call('ZSCORE', RUNNING, ARGV[1]) then return 0 end
 local job, now = Q .. 'job:' .. ARGV[1], now_ms()
 local s = redis.call('HMGET', job, 'class', 'tenant', 'slots', 'enqueued_ms', 'claim_by_ms')
 hold_slots(s[3], ARGV[1], now + s[5] - s[4])  -- It waits again, for as long as it might at first.
@@ -13,4 +13,5 @@ else
   put(ARGV[1], s[1], s[2], now, true)
   ring()
 end
+redis.call('ZREM', RUNNING, ARGV[1])  -- Last: a job that is nowhere is lost.
 return 1

@@ -1,6 +1,7 @@
 """One bad job stops nothing: on real Redis, jobs whose records are none of ours, and jobs on which workers die."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ from redis.asyncio import Redis
 
 from common import keys, set_aside
 from common.queue.jobs import ALIVE_S, ClaimedJob, JobClass, JobQueue, Place
-from common.redis_client import Client, Pulse
+from common.redis_client import Client, Pulse, RedisUnavailable, connect
 from common.settings import Settings
 
 LEASE_S = 0.05
@@ -222,3 +223,36 @@ async def test_a_worker_of_the_version_before_is_known_by_its_books(redis, pulse
     await pulse._beat()
 
     assert queue.workers_alive == 1
+
+
+# What Redis ends half-way
+
+WRITES = ("hset", "zadd", "zrem", "hdel", "lpop", "rpush", "lpush", "incr", "hincrby")
+
+
+@pytest.mark.parametrize("command", WRITES)
+@pytest.mark.parametrize("step", ["claim", "release", "delay"])
+async def test_a_job_is_not_lost_where_redis_refuses_a_part_of_a_step(redis, pulse, redis_server, command, step):
+    await redis.execute_command("ACL", "SETUSER", "queue", "reset", "on", ">pw", "~*", "allchannels", "+@all")
+    client = connect(redis_server.url.replace("unix://", "unix://queue:pw@"))
+    queue = JobQueue(client, pulse, Settings(lease_s=LEASE_S))
+    try:
+        await enqueue(queue, "gen_0", "gen_1")
+        jobs = await claim(queue) if step != "claim" else []
+        await redis.execute_command("ACL", "SETUSER", "queue", f"-{command}")
+        with contextlib.suppress(RedisUnavailable):
+            if step == "claim":
+                await claim(queue)
+            else:
+                await queue.release(jobs[0], delay_s=0.01 if step == "delay" else 0, has_failed=True)
+        await redis.execute_command("ACL", "SETUSER", "queue", f"+{command}")
+
+        found: set[str] = set()
+        async with asyncio.timeout(10):
+            while found != {"gen_0", "gen_1"}:
+                await asyncio.sleep(LEASE_S)
+                found |= {job.generation_id for job in await claim(queue)}
+    finally:
+        await client.aclose()
+        await redis.execute_command("ACL", "DELUSER", "queue")
+    assert await kept(redis) == []
