@@ -212,6 +212,8 @@ async def start(asked: Asked, services: Services) -> Relay:
     job = asked.job
     if not services.pulse.is_up:
         raise redis_away(services.pulse)
+    if services.probe.refusal:
+        raise redis_away(services.probe.refusal)
     structlog.contextvars.bind_contextvars(generation_id=job.generation_id)
     told: Job | State = job
     try:

@@ -11,12 +11,12 @@ from urllib.parse import unquote, urlsplit
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from cli.finding import Finding
+from cli.finding import Finding, Level
 from common import keys
 from common.queue.jobs import ALIVE_S
 from common.redis_client import COMMAND_TIMEOUT_S, Client, connect
 from common.redis_errors import is_refusal, words_of
-from common.redis_probe import Problem, try_all
+from common.redis_probe import Harm, Problem, try_all
 from common.settings import MIB, Settings
 
 PUBSUB_HARD_LIMIT_WANTED = 64 * MIB
@@ -95,7 +95,8 @@ async def _work(redis: Client, url: str) -> list[Finding]:
     if problems is None:
         return [Finding("wrong", "Redis answers, but not all that Sluice asks, within two seconds.", RULES_MEND)]
     user = unquote(urlsplit(url).username or "") or "default"
-    found = [Finding("note" if each.is_optional else "wrong", f"Redis refuses: {each}", _mend(each, user)) for each in problems]
+    levels: dict[Harm, Level] = {Harm.NONE: "note", Harm.SOME: "wrong", Harm.ALL: "wrong"}
+    found = [Finding(levels[each.harm], f"Redis refuses: {each}", _mend(each, user)) for each in problems]
     return found or [Finding("ok", "Redis takes all commands that Sluice sends, and delivers what is published.")]
 
 

@@ -367,8 +367,8 @@ class _Watch:
             if isinstance(answer, Exception):
                 raise answer
             self.take(answer)
-        except Exception:
-            if not self.is_lost:
+        except Exception as error:
+            if not self.is_lost and not is_refusal(error):  # Which the probe tells.
                 log.exception("watched_key_unreadable")
             self.is_lost = True
             self.lose()

@@ -21,7 +21,7 @@ WORDS_MAX = 300
 # command. What a script ran into stands behind a dash in the script's own error (6.2), or at its beginning (7).
 _REFUSAL = re.compile(
     r"(?:^|-)(?:OOM|MISCONF|LOADING|READONLY|NOREPLICAS|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|UNKILLABLE|BUSY|NOPERM|NOAUTH"
-    r"|WRONGPASS|DENIED|EXECABORT) "
+    r"|WRONGPASS|DENIED|EXECABORT|UNBLOCKED) "
     r"|\b[Uu]nknown (?:Redis )?command|user executing the script can't|ACL failure in script|has no permissions"
     r"|max number of clients|DB index is out of range"
 )

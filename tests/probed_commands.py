@@ -7,6 +7,5 @@ _SCRIPT = (Path(__file__).parents[1] / "common" / "redis_probe" / "try_all.lua")
 
 IN_SCRIPT = set(re.findall(r"try\('([A-Z]+)'", _SCRIPT))
 BESIDE = {"PING", "SCRIPT", "EVALSHA", "BLPOP", "MULTI", "EXEC", "SUBSCRIBE", "UNSUBSCRIBE"}
-OPTIONAL = {"INFO"}  # A Redis that does not tell which server it is only numbers claims worse.
 # What is sent when a connection is made, and what may be refused without harm: see `sluice doctor`.
 NOT_TRIED = {"CONFIG", "CLIENT", "AUTH", "SELECT", "HELLO"}

@@ -57,7 +57,7 @@ class Place(StrEnum):
 
     GONE = "gone"
     WAITING = "waiting"
-    LATE = "late"  # Never claimed, and waiting for longer than it may.
+    LATE = "late"  # Nobody has begun with it, and it has waited for longer than it may.
     RUNNING = "running"
     LAPSED = "lapsed"  # Its worker stopped renewing, and nobody has claimed it yet.
     ABANDONED = "abandoned"  # The same, for longer than a job may wait: there is no worker.

@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import secrets
 from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from redis.exceptions import NoScriptError, RedisError
 from common import keys
 from common.process import supervised
 from common.redis_client import COMMAND_TIMEOUT_S, Client, Pulse
-from common.redis_errors import is_refusal, words_of
+from common.redis_errors import RedisRefuses, is_refusal, words_of
 from common.redis_pipe import Pipe
 
 log = structlog.get_logger()
@@ -38,13 +39,26 @@ _FIXED = (
     *(keys.UNREADABLE, keys.PAUSED, keys.KEYS_VERSION, keys.KEY_ORIGINS),
 )
 
+# What no request needs on its way to its answer: the bell, the ledger, lists and pages.
+_BESIDE_THE_WAY = frozenset(
+    ["BLPOP", "SCAN", "LRANGE", "LTRIM", "MGET", "HVALS", "ZREVRANK", "ZREVRANGE", "UNLINK", "PSETEX", "PERSIST", "PEXPIREAT"]
+)
+
+
+class Harm(StrEnum):
+    """What becomes of the work where Redis refuses something."""
+
+    NONE = "none"
+    SOME = "some"  # It goes on, slower, or for as long as the connections last that there are.
+    ALL = "all"
+
 
 class Problem(NamedTuple):
-    """What Redis refuses, in its own words; ``what`` names the commands or keys. What is optional, the work goes on without."""
+    """What Redis refuses, in its own words; ``what`` names the commands or keys."""
 
     words: str
     what: str
-    is_optional: bool = False
+    harm: Harm = Harm.ALL
 
     def __str__(self) -> str:
         return f"{self.words} ({self.what})"
@@ -59,6 +73,7 @@ class Probe:
         self._task: asyncio.Task[None] | None = None
         self._unanswered = 0
         self._found: tuple[Problem, ...] = ()
+        self.refusal: RedisRefuses | None = None  # Why no request can be worked on, where it is so.
 
     def start(self) -> None:
         self._task = supervised(self._run, "probe")
@@ -72,7 +87,7 @@ class Probe:
         """Return what is wrong with Redis, for those who operate it; empty where nothing is."""
         if not self._pulse.is_up:
             return [self._pulse.problem]
-        return [str(problem) for problem in self._found if not problem.is_optional]
+        return [str(problem) for problem in self._found if problem.harm is not Harm.NONE]
 
     async def _run(self) -> None:
         while True:
@@ -89,6 +104,7 @@ class Probe:
         else:
             self._unanswered = 0
         before, self._found = self._found, tuple(found)
+        self.refusal = next((RedisRefuses(each.words) for each in found if each.harm is Harm.ALL), None)
         if before == self._found:
             return
         if found:
@@ -97,7 +113,9 @@ class Probe:
             log.info("redis_serves")
 
 
-_UNANSWERED = Problem("it answers, but not all that Sluice asks, within two seconds", f"{UNANSWERED_MAX} times in a row")
+_UNANSWERED = Problem(
+    "it answers, but not all that Sluice asks, within two seconds", f"{UNANSWERED_MAX} times in a row", Harm.SOME
+)
 
 
 async def try_all(redis: Client) -> list[Problem] | None:
@@ -108,7 +126,7 @@ async def try_all(redis: Client) -> list[Problem] | None:
             talk = await _Talk.begin(redis)
             return _together([*await _try_commands(talk), *await _try_channel(talk, redis)])
     except (RedisError, OSError, TimeoutError) as error:
-        return [Problem(words_of(error), "login")] if is_refusal(error) else None
+        return [Problem(words_of(error), "login", Harm.SOME)] if is_refusal(error) else None
     finally:
         if talk:
             talk.end()
@@ -132,7 +150,7 @@ async def _try_commands(talk: "_Talk") -> list[Problem]:
     ]
     answers = await talk.ask(*commands)
     found = [
-        Problem(words_of(answer), _name(command))
+        Problem(words_of(answer), _name(command), _harm(command[0]))
         for command, answer in zip(commands, answers, strict=True)
         if isinstance(answer, Exception) and not isinstance(answer, NoScriptError)  # It could not be loaded then.
     ]
@@ -143,6 +161,10 @@ async def _try_commands(talk: "_Talk") -> list[Problem]:
     return [each for each in found if not each.words.startswith("EXECABORT")] or found
 
 
+def _harm(command: str) -> Harm:
+    return Harm.NONE if command == "INFO" else Harm.SOME if command in _BESIDE_THE_WAY else Harm.ALL
+
+
 def _name(command: tuple[Any, ...]) -> str:
     return "SCRIPT LOAD" if command[0] == "SCRIPT" else command[0]
 
@@ -151,7 +173,7 @@ def _refused(tried: str, words: str, own: str, name: str) -> Problem:
     """One of the script's: the command, or the key where that was not the probe's own and may be what is refused."""
     command, _, key = tried.partition(" ")
     what = key.replace(f"probe{name}", "…") if command == "EXISTS" and not key.startswith(own) else command
-    return Problem(words_of(RedisError(words)), what, is_optional=command == "INFO")
+    return Problem(words_of(RedisError(words)), what, _harm(command))
 
 
 async def _try_channel(talk: "_Talk", redis: Client) -> list[Problem]:
@@ -186,10 +208,10 @@ def _families(generation_id: str) -> list[str]:
 
 def _together(found: list[Problem]) -> list[Problem]:
     """One problem for each wording, naming what it holds for."""
-    groups: dict[tuple[str, bool], list[str]] = {}
-    for words, what, is_optional in found:
-        groups.setdefault((words, is_optional), []).append(what)
-    return [Problem(words, _some(whats), is_optional) for (words, is_optional), whats in groups.items()]
+    groups: dict[tuple[str, Harm], list[str]] = {}
+    for words, what, harm in found:
+        groups.setdefault((words, harm), []).append(what)
+    return [Problem(words, _some(whats), harm) for (words, harm), whats in groups.items()]
 
 
 def _some(whats: list[str]) -> str:

@@ -235,6 +235,19 @@ async def test_a_job_that_waited_too_long_is_late_and_its_claim_says_so(make_que
     assert (await claim(queue))[0].is_late
 
 
+@pytest.mark.parametrize(("has_log", "place"), [(False, Place.LATE), (True, Place.WAITING)])
+async def test_a_job_that_was_given_back_is_late_where_no_claim_got_anywhere(make_queue, redis, has_log, place):
+    queue = make_queue(queue_wait_s=0.02)
+    await queue.enqueue("gen_0", "a", INTERACTIVE)
+    (job,) = await claim(queue)
+    if has_log:
+        await redis.xadd(keys.log("gen_0"), {"k": "fence", "d": "0-0"}, "1-0")
+    await queue.release(job)
+    await asyncio.sleep(0.03)
+
+    assert await queue.look(["gen_0"]) == [place]
+
+
 async def test_a_job_whose_lease_lapsed_for_too_long_is_abandoned(make_queue):
     queue = make_queue(lease_s=0.02, queue_wait_s=0.05)
     await queue.enqueue("gen_0", "a", INTERACTIVE)

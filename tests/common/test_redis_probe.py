@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import structlog
-from probed_commands import BESIDE, IN_SCRIPT, NOT_TRIED, OPTIONAL
+from probed_commands import BESIDE, IN_SCRIPT, NOT_TRIED
 from redis.exceptions import ResponseError
 
 from cli.embedded_redis import EmbeddedRedis
 from common import keys
 from common.redis_client import Client, Pulse, connect
-from common.redis_probe import Probe, Problem, try_all
+from common.redis_probe import Harm, Probe, Problem, try_all
 
 ROOT = Path(__file__).parents[2]
 
@@ -80,7 +80,9 @@ async def test_a_server_that_does_all_has_no_problem_and_nothing_is_left_there(s
 async def test_each_command_that_is_forbidden_is_named(server, admin, command):
     found = await refused_to(server, admin, "~*", "&*", "+@all", f"-{command.lower()}")
 
-    assert [problem.is_optional for problem in found] == [command in OPTIONAL] * len(found)
+    harm = {"INFO": Harm.NONE, "BLPOP": Harm.SOME, "SCAN": Harm.SOME, "XADD": Harm.ALL, "EVALSHA": Harm.ALL}
+    assert {problem.harm for problem in found} == {harm.get(command, found[0].harm)}
+    assert (found[0].harm is Harm.NONE) == (command == "INFO")
     assert any(command in problem.what.split() or command in problem.what.split(", ") for problem in found)
 
 
@@ -104,7 +106,7 @@ async def test_what_a_user_may_not_touch_is_named(server, admin, rules, what):
     found = await refused_to(server, admin, *rules)
 
     assert any(what in problem.what for problem in found)
-    assert not any(problem.is_optional for problem in found)
+    assert all(problem.harm is not Harm.NONE for problem in found)
 
 
 async def test_a_full_and_a_read_only_server_are_told_in_their_words(server, admin):
@@ -152,7 +154,7 @@ async def test_a_change_is_logged_once_and_nothing_while_nothing_changes(server,
         for is_full in (False, False, True, True, True, False, False):
             await admin.config_set("maxmemory", "1mb" if is_full else "0")
             probe._note(await try_all(admin))
-            assert bool(probe.problems()) == is_full
+            assert bool(probe.problems()) == bool(probe.refusal) == is_full
     await pulse.stop()
 
     assert [line["event"] for line in logs] == ["redis_refuses", "redis_serves"]
