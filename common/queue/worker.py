@@ -23,6 +23,7 @@ from common.admission import Settlement
 from common.process import supervised
 from common.queue.jobs import ALIVE_BEAT_S, LAPSED_BATCH, Claimed, ClaimedJob, JobQueue
 from common.redis_client import COMMAND_TIMEOUT_S, Client, Pulse, RedisUnavailable, as_unavailable
+from common.redis_errors import words_of
 from common.redis_pipe import Exchanges
 from common.settings import Settings
 
@@ -221,7 +222,7 @@ class LeasedWorker(Worker):
         except RedisUnavailable:
             pass  # Its lease lapses, and the next claim finds the log ended.
         except Exception as error:
-            await self._drop(job, f"it could not be settled: {error}")
+            await self._drop(job, f"it could not be settled: {words_of(error)}")
 
     async def _give_back(
         self, job: ClaimedJob, *, delay_s: float = 0, is_handover: bool = False, has_failed: bool = False
@@ -232,7 +233,7 @@ class LeasedWorker(Worker):
         except RedisUnavailable:
             pass  # Its lease lapses, and it is claimed all the same.
         except Exception as error:
-            await self._drop(job, f"it could not be given back: {error}")
+            await self._drop(job, f"it could not be given back: {words_of(error)}")
 
     async def _drop(self, job: ClaimedJob, reason: str, *, with_record: bool = False) -> None:
         """Take a job out of the queue that nobody can work on, so that it does not go from worker to worker."""

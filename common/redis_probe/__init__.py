@@ -108,7 +108,8 @@ class Probe:
         if before == self._found:
             return
         if found:
-            log.warning("redis_refuses", problems=[str(problem) for problem in found])
+            write = log.info if all(each.harm is Harm.NONE for each in found) else log.warning
+            write("redis_refuses", problems=[str(problem) for problem in found])
         else:
             log.info("redis_serves")
 
