@@ -9,7 +9,6 @@ The rule for what belongs here: the order of these steps. What each client sees 
 
 import asyncio
 import contextlib
-import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable
@@ -32,6 +31,7 @@ from api.http_errors import error_response, headers_of, request_id_of
 from api.hub import Hub
 from api.idempotency import IMPLIED_GRACE_S, enqueue_once, once_of
 from api.metrics import Metrics
+from api.numbers import whole_number
 from api.permissions import permitted
 from api.relay import Relay, RelayTimes
 from api.viewer import Viewer
@@ -61,7 +61,6 @@ GRACE_MAX_S = 3600
 SAFETY_EXPIRY_EXTRA_S = 3600
 RETRY_AFTER_AWAY_S = 2
 LEDGER_NAME_MAX = 255  # Characters of a name that the ledger keeps.
-_POLICY = re.compile(r"stop|detach|grace=(\d{1,5})")
 
 
 @dataclass(slots=True)
@@ -80,9 +79,23 @@ class Services:
     guard: InputGuard
     relays: set[Relay] = field(default_factory=set)
     is_draining: bool = False
+    _is_grace_over: bool | None = field(default=None, init=False)  # None: the process goes on, or is unready at most.
 
     def times(self) -> RelayTimes:
         return RelayTimes(self.settings.status_hold_s, self.settings.keep_alive_s)
+
+    def add_relay(self, relay: Relay) -> Relay:
+        """Have a relay end with the process; returns it."""
+        self.relays.add(relay)
+        if self._is_grace_over is not None:
+            relay.drain(is_over=self._is_grace_over)
+        return relay
+
+    def drain(self, *, is_over: bool) -> None:
+        """End the relays that can go on elsewhere, or (the grace ``is_over``) all, and those that are still to come."""
+        self._is_grace_over = is_over
+        for relay in list(self.relays):
+            relay.drain(is_over=is_over)
 
 
 @dataclass(slots=True)
@@ -234,8 +247,7 @@ async def start(asked: Asked, services: Services) -> Relay:
         has_ids=told.policy is not Policy.STOP,
         extra_headers=limit_headers(enqueued.stands),
     )
-    services.relays.add(relay)
-    return relay
+    return services.add_relay(relay)
 
 
 async def _open_and_enqueue(asked: Asked, services: Services) -> tuple[Viewer | None, Enqueued]:
@@ -308,15 +320,17 @@ def disconnect_policy(headers: Headers, unsaid: Policy, *, has_key: bool, usual:
             return Policy(name), min(float(seconds or 0), GRACE_MAX_S)
         return (Policy.GRACE, IMPLIED_GRACE_S) if has_key and unsaid is Policy.STOP else (unsaid, 0.0)
     asked = headers["x-disconnect"].strip().lower()
-    match = _POLICY.fullmatch(asked)
-    if match is None or int(match[1] or 0) > GRACE_MAX_S:
+    name, _, text = asked.partition("=")
+    if name == Policy.GRACE and (grace_s := whole_number(text, 0, GRACE_MAX_S)) is not None:
+        return Policy.GRACE, float(grace_s)
+    if asked not in (Policy.STOP, Policy.DETACH):
         raise GatewayError(
             ErrorKind.INVALID_REQUEST,
             f"x-disconnect must be 'stop', 'grace=SECONDS' (at most {GRACE_MAX_S}) or 'detach'.",
             param="x-disconnect",
             code="invalid_header",
         )
-    return (Policy.GRACE, float(match[1])) if match[1] else (Policy(asked), 0.0)
+    return Policy(asked), 0.0
 
 
 def _opening(asked: Asked, settings: Settings) -> Opening:

@@ -4,17 +4,23 @@ Kinds become statuses and bodies in the client's own dialect, and nowhere else b
 """
 
 import math
+from typing import Any
 
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 from common.admission import LimitReached
 from common.dialects import DIALECTS
 from common.dialects.base import Dialect
-from common.errors import Failed, GatewayError
+from common.errors import ErrorKind, Failed, GatewayError
 
 PLAIN = DIALECTS["openai-chat"]  # The shape of errors where no dialect is spoken: unknown paths, /v1/models…
+RESTARTING = Failed(
+    ErrorKind.OVERLOADED, "The gateway is restarting. Send the request again.", code="gateway_restarting", retry_after_s=1
+)
+_REFUSAL = "refusal"  # In a scope's state: why the connection reads no more of the request.
 
 
 def dialect_at(path: str) -> Dialect:
@@ -35,6 +41,24 @@ def error_response(dialect: Dialect, failed: Failed, request_id: str, headers: d
         extra["retry-after"] = str(math.ceil(failed.retry_after_s))  # Whole seconds: not every client reads fractions.
     body = dialect.error_body(failed, request_id)
     return Response(body, dialect.status(failed), extra, media_type="application/json")
+
+
+def not_served(scope: Scope, status: int = 404, headers: dict[str, str] | None = None) -> Response:
+    """Return the response where no route serves a path, or not with this method."""
+    path = scope["raw_path"].decode("latin-1")  # As it came: nothing in it ends a line.
+    message = f"{scope['method']} {path[:200]} is not served here. See GET /openapi.json for what is."
+    failed = Failed(ErrorKind.NOT_FOUND, message, status=status, code="unknown_path")
+    return error_response(dialect_at(scope["path"]), failed, scope["state"]["request_id"], headers)
+
+
+def refuse_in(state: dict[str, Any], failed: Failed) -> None:
+    """Have the request with this state refused, by whoever reads its body next, or before anything else."""
+    state[_REFUSAL] = failed
+
+
+def refusal_in(scope: Scope) -> Failed | None:
+    found: Failed | None = scope["state"].get(_REFUSAL)
+    return found
 
 
 def headers_of(error: GatewayError) -> dict[str, str]:

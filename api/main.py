@@ -10,6 +10,7 @@ from types import FrameType
 import structlog
 import uvicorn
 from fastapi import FastAPI, Request, Response
+from fastapi.routing import APIRoute
 from prometheus_client import CollectorRegistry
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
@@ -20,7 +21,7 @@ from api.cors import Cors
 from api.describing import describe
 from api.generate import Services
 from api.guarding import InputGuard
-from api.http_errors import dialect_at, error_response, request_id_of
+from api.http_errors import not_served
 from api.hub import Hub
 from api.known_keys import KnownKeys, Rings
 from api.metrics import Metrics
@@ -31,7 +32,6 @@ from api.webhook import poster
 from common import keys
 from common.channel.redis import RedisChannel, RedisFeed
 from common.database.lazy import LazyDatabase
-from common.errors import ErrorKind, Failed
 from common.foreign_variables import log_foreign
 from common.guardrails.custom import PluginError, custom_of
 from common.process import collect_seldom, raise_file_limit, switch_soon
@@ -103,13 +103,9 @@ class Process:
     def begin_drain(self) -> None:
         """What can go on elsewhere ends now, what cannot when the grace is over."""
         log.info("draining", open_responses=len(self.services.relays))
-        self._drain(is_over=False)
+        self.services.drain(is_over=False)
         grace_s = max(0.0, self.settings.api_drain_s - DRAIN_MARGIN_S)
-        asyncio.get_running_loop().call_later(grace_s, lambda: self._drain(is_over=True))
-
-    def _drain(self, *, is_over: bool) -> None:
-        for relay in list(self.services.relays):
-            relay.drain(is_over=is_over)
+        asyncio.get_running_loop().call_later(grace_s, lambda: self.services.drain(is_over=True))
 
     async def count_jobs(self) -> tuple[int, int] | None:
         """Return how many jobs wait and how many run, all replicas together; None where Redis does not say."""
@@ -144,6 +140,7 @@ def create_app(process: Process) -> FastAPI:
     ]
     for router in routers:
         app.router.routes.extend(router.routes)  # Included ones would be looked through twice for each request.
+    _serve_head(app)
     describe(app)
     app.add_exception_handler(HTTPException, _plain_error)
     app.add_middleware(Guarded)
@@ -152,19 +149,25 @@ def create_app(process: Process) -> FastAPI:
         Cors, listed=[*settings.cors_origins, *of_tenants], more=process.known_keys.origins, exposed=EXPOSED_HEADERS
     )
     # Around Starlette's own outermost layer too: it answers what nobody foresaw, and would wrap the sending of each token.
-    app.middleware_stack = Observed(app.build_middleware_stack(), services.metrics, settings.header_bytes_max)
+    app.middleware_stack = Observed(
+        app.build_middleware_stack(), services.metrics, settings.header_bytes_max, lambda: services.is_draining
+    )
     return app
+
+
+def _serve_head(app: FastAPI) -> None:
+    """Have HEAD answered wherever GET is; the server leaves the body out."""
+    for route in list(app.routes):
+        if isinstance(route, APIRoute) and "GET" in (route.methods or ()):
+            app.add_api_route(route.path, route.endpoint, methods=["HEAD"], include_in_schema=False)
 
 
 async def _plain_error(request: Request, error: Exception) -> Response:
     """Unknown paths and methods; everything else has a dialect."""
     assert isinstance(error, HTTPException)
-    message = f"{request.method} {request.url.path[:200]} is not served here. See GET /openapi.json for what is."
-    failed = Failed(ErrorKind.NOT_FOUND, message, status=error.status_code, code="unknown_path")
-    headers = {name.lower(): value for name, value in (error.headers or {}).items()}
-    if error.status_code == 405:
-        headers["allow"] = ", ".join(_methods_at(request))  # Starlette names those of one of the path's routes.
-    return error_response(dialect_at(request.url.path), failed, request_id_of(request), headers)
+    # Starlette names the methods of one of the path's routes.
+    headers = {"allow": ", ".join(_methods_at(request))} if error.status_code == 405 else None
+    return not_served(request.scope, error.status_code, headers)
 
 
 def _methods_at(request: Request) -> list[str]:
@@ -217,7 +220,7 @@ def run(settings: Settings) -> None:
         host=settings.host,
         port=settings.port,
         loop="uvloop",
-        http=bounded_protocol(settings, process.services.metrics.refused),
+        http=bounded_protocol(settings),
         ws="none",  # Nothing here speaks WebSocket: an upgrade that is asked for is not made.
         log_config=None,
         access_log=False,

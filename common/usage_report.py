@@ -18,7 +18,7 @@ TIMES = ("day", "hour")
 TOKENS = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens", "reasoning_tokens")
 LINES_MAX = 10_000
 SINCE_DEFAULT = "30d"
-_AGO = re.compile(r"(\d{1,5})([dh])")
+_AGO = re.compile(r"([0-9]{1,5})([dh])")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _USD_DIGITS = 9  # A nano-dollar.
 

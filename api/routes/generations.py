@@ -12,9 +12,10 @@ from fastapi import APIRouter, Request, Response
 from api.describing import generating, header, nothing_more, query, serving
 from api.generate import Amend, Services, accept, finish, guarded, redis_away, start
 from api.http_errors import PLAIN, json_response, request_id_of
+from api.numbers import query_number
 from api.read_tokens import read_token_owner, require_secret, sign_read_token
 from api.records import LOG_BATCH, record, said_so_far, short_record, status_of, url_of
-from api.relay import Relay
+from api.relay import Relay, headers_of_stream
 from api.routes.dialects import check_unified
 from api.routes.responses import begin
 from api.viewer import Viewer
@@ -168,9 +169,7 @@ def _amend(dialect: Dialect, services: Services) -> Amend:
 async def _list(request: Request, services: Services) -> Response:
     owner = (await services.authenticator.authenticate(request, "read")).id
     query = request.query_params
-    text, after = query.get("limit", str(LIST_DEFAULT)), query.get("after", "")
-    if not (text.isascii() and text.isdigit() and len(text) < 4 and 1 <= (limit := int(text)) <= LIST_MAX):
-        raise invalid("limit", f"must be an integer from 1 to {LIST_MAX}")
+    limit, after = query_number(query, "limit", 1, LIST_MAX, LIST_DEFAULT), query.get("after", "")
     if after and not _ID.fullmatch(after):
         raise invalid("after", "must be the id of one of your generations")
     if not services.pulse.is_up:
@@ -240,6 +239,8 @@ async def _read(generation_id: str, request: Request, services: Services) -> Res
         raise unknown(generation_id)
     if not services.pulse.is_up:
         raise redis_away()
+    if request.method == "HEAD" and (answer := await _head(generation_id, reader, cursor, services)):
+        return answer
     viewer, state = await services.hub.enter(generation_id, reader.id, cursor)
     try:
         is_over = cursor is not None and await _is_at_end(generation_id, cursor, state, services)
@@ -264,10 +265,26 @@ async def _read(generation_id: str, request: Request, services: Services) -> Res
         has_ids=True,
         is_resumable=True,
         # Of one that has failed the reading succeeds: its status would say that coming again helps.
-        has_begun=state.has_ended or bool(cursor and cursor.frame <= state.last and state.head),
+        has_begun=state.has_ended or _has_begun(state, cursor),
     )
-    services.relays.add(relay)
-    return relay
+    return services.add_relay(relay)
+
+
+def _has_begun(state: State, cursor: Cursor | None) -> bool:
+    return bool(cursor and cursor.frame <= state.last and state.head)
+
+
+async def _head(generation_id: str, reader: Principal, cursor: Cursor | None, services: Services) -> Response | None:
+    """Return the headers of reading a generation that runs; None where it has ended, and reading it ends, too.
+
+    Nobody enters here: a viewer that comes and goes would move the moment at which a generation is stopped.
+    """
+    state = await _describe(generation_id, reader, services)
+    if state.has_ended:
+        return None
+    if cursor:
+        await _is_at_end(generation_id, cursor, state, services)  # It may not exist.
+    return headers_of_stream(generation_id, state, has_begun=_has_begun(state, cursor))
 
 
 async def _reader(generation_id: str, request: Request, services: Services) -> Principal:

@@ -34,7 +34,6 @@ def router(services: Services, count_jobs: Callable[[], Awaitable[tuple[int, int
     routes = APIRouter(tags=["operations"])
     began_at = time.monotonic()
 
-    @routes.head("/", **serving({"application/json": {}}, is_open=True))
     @routes.get("/", **serving({"application/json": _STATUS, "text/html": {"type": "string"}}, is_open=True))
     async def root(request: Request) -> Response:
         if "text/html" in request.headers.get("accept", ""):
