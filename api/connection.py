@@ -1,9 +1,10 @@
 """How does a connection answer what uvicorn's parser stops at?
 
-uvicorn drops the body of a request that offers an upgrade, answers bytes that are no request by hand, in plain text, and sends
-chunks to HTTP/1.0. Here an upgrade is ignored, as a server may (RFC 9110, 7.8), and what cannot be read becomes a request of
-its own kind: it takes its turn behind those before it, and the application answers it as any other, with ids, headers and
-the dialect of its path. Nothing here runs per token, and next to nothing for a request that is well-formed.
+uvicorn drops the body of a request that offers an upgrade, answers what is no request by hand and in plain text, amid another
+answer if need be, and sends chunks to HTTP/1.0, which knows none. Here an upgrade is ignored, as a server may (RFC 9110,
+7.8), and what cannot be read is a request all the same: it waits for those before it, and the application answers it as any
+other, with ids, headers and the dialect of its path. Nothing here runs per token, and next to nothing for a request that is
+well-formed.
 """
 
 import asyncio
@@ -110,12 +111,13 @@ class Connection(CorkedProtocol):
         replay.is_over = True
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        if cycle.scope["http_version"] == "1.0":
-            cycle.waiting_for_100_continue = False  # It would not understand that either.
+        if cycle.scope["http_version"] in _WITHOUT_CHUNKS:
+            cycle.keep_alive, cycle.waiting_for_100_continue = False, False  # Nor does it know of these.
             app = _without_chunks(app, cycle)
         super()._start_asgi_task(cycle, app)
 
 
+_WITHOUT_CHUNKS = ("0.9", "1.0")
 _FRAMING = (b"content-length", b"transfer-encoding", b"connection")
 
 
@@ -165,7 +167,7 @@ class LingeringTransport:
 
 
 def _without_chunks(app: ASGIApp, cycle: RequestResponseCycle) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
-    """Return an application for a client of HTTP/1.0: an answer of no known length ends with its connection."""
+    """Return the application for HTTP/1.0: an answer of which the length is not known ends with its connection."""
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         is_unbounded = False

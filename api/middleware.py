@@ -132,7 +132,7 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 
 def _is_plain(path: str) -> bool:
     """Whether a path may be one of ours. A route's pattern would overlook a line's end, and its parameters take anything."""
-    return path.isascii() and path.isprintable()
+    return path.isascii() and path.isprintable() and "/." not in path
 
 
 def _request_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
