@@ -20,7 +20,7 @@ from api.corking import CorkedProtocol, CorkedTransport
 from api.http_errors import refuse_in
 from common.errors import ErrorKind, Failed
 
-LINGER_S = 2.0  # For what the client still sends: closing at once would reset the connection before it has read its answer.
+LINGER_S = 1.0  # For what the client still sends: closing at once would reset the connection before it has read its answer.
 
 
 class Connection(CorkedProtocol):
@@ -31,14 +31,14 @@ class Connection(CorkedProtocol):
         if self._is_refused:
             return
         self._unset_keepalive_if_required()
-        rest = memoryview(data)
+        rest: bytes | memoryview = data
         try:
             while True:
                 try:
                     self.parser.feed_data(rest)
                     return
                 except httptools.HttpParserUpgrade as stopped:
-                    rest = rest[stopped.args[0] :]
+                    rest = memoryview(rest)[stopped.args[0] :]
                     self._go_on_without_upgrade()
         except httptools.HttpParserError as error:
             self.refuse(_malformed(error))
@@ -190,7 +190,7 @@ def _without_chunks(app: ASGIApp, cycle: RequestResponseCycle) -> Callable[[Scop
 def _malformed(error: httptools.HttpParserError) -> Failed:
     # The parser's own words are constants; of what fails in a callback, which is a target that is no path, it has none.
     is_target = isinstance(error, httptools.HttpParserCallbackError)
-    fault = "its target is no path" if is_target else str(error).replace("`", "'")
+    fault = "the target is not a path" if is_target else str(error).replace("`", "'")
     return Failed(
         ErrorKind.INVALID_REQUEST,
         f"The request is not valid HTTP/1.1: {fault}. Check the client, and what stands between it and the gateway.",

@@ -1,8 +1,7 @@
 """What happens to every request, whatever its route?
 
 An id, a log line, metrics, the limit on headers, what browsers are told, and the end of the connection where the process
-stops. Pure ASGI: Starlette's BaseHTTPMiddleware
-hides disconnects.
+stops. Pure ASGI: Starlette's BaseHTTPMiddleware hides disconnects.
 """
 
 import asyncio

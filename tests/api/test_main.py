@@ -1,5 +1,7 @@
 """What no route expects."""
 
+import asyncio
+
 import httpx
 import pytest
 from starlette.middleware.base import BaseHTTPMiddleware
@@ -16,6 +18,12 @@ def app():
     async def broken() -> None:
         raise RuntimeError("with a secret in it")
 
+    @found.get("/v1/messages/hanging")
+    async def hanging() -> None:
+        found.state.hangs.set()
+        await asyncio.Event().wait()
+
+    found.state.hangs = asyncio.Event()
     return found
 
 
@@ -53,3 +61,51 @@ async def test_a_process_that_is_deaf_to_a_redis_that_answers_is_unready():
 def test_no_middleware_stands_between_a_response_and_its_client(app):
     assert app.user_middleware
     assert not [used.cls for used in app.user_middleware if issubclass(used.cls, BaseHTTPMiddleware)]
+
+
+async def test_what_the_server_cancels_at_the_end_of_its_time_is_told_to_come_again(app):
+    hanging = asyncio.create_task(call(app, "GET", "/v1/messages/hanging"))
+    await app.state.hangs.wait()
+
+    hanging.cancel()
+
+    response = await hanging
+    assert (response.status_code, response.headers["retry-after"]) == (529, "1")
+    assert response.json()["error"]["type"] == "overloaded_error"
+
+
+async def test_a_process_that_stops_leaves_no_connection_open():
+    process = Process(Settings())
+    app = create_app(process)
+
+    before = await call(app, "GET", "/livez")
+    process.services.is_draining = True
+    after = [await call(app, "GET", path) for path in ("/livez", "/readyz", "/nothing", "/v1/models")]
+
+    assert "connection" not in before.headers
+    assert [response.headers["connection"] for response in after] == ["close"] * 4
+
+
+@pytest.mark.parametrize("is_over", [False, True])
+def test_a_relay_that_comes_after_the_drain_is_drained_too(is_over: bool):
+    class Relay:
+        drained: bool | None = None
+
+        def drain(self, *, is_over: bool) -> None:
+            self.drained = is_over
+
+    services = Process(Settings()).services
+    early, late = Relay(), Relay()
+    services.add_relay(early)
+    assert early.drained is None
+
+    services.drain(is_over=is_over)
+    services.add_relay(late)
+
+    assert early.drained is late.drained is is_over
+
+
+async def test_head_is_no_part_of_the_schema(app):
+    paths = (await call(app, "GET", "/openapi.json")).json()["paths"]
+
+    assert [path for path, methods in paths.items() if "head" in methods] == []
