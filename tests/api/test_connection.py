@@ -131,9 +131,20 @@ async def test_what_is_no_request_waits_for_the_answers_before_it(server: Server
 
 
 async def test_of_what_follows_a_refusal_nothing_is_read(server: Server) -> None:
-    received = await server.told(MALFORMED["header"], LAST, b"GET /more HTTP/1.1\r\n\r\n")
+    for name, status in (("header", 400), ("chunk", 400), ("many headers", 431)):
+        received = await server.told(MALFORMED.get(name, b"GET / HTTP/1.1\r\n" + b"x: y\r\n" * 20_000), b"\r\n" + LAST)
 
-    assert statuses(received) == [400]
+        assert statuses(received) == [status], name
+    served_labels = {"method": "GET", "route": "unknown", "status": "200"}
+    assert server.registry.get_sample_value("sluice_requests_total", served_labels) is None
+
+
+async def test_a_refusal_takes_nothing_from_the_request_before_it(server: Server) -> None:
+    received = await server.told(b"HEAD /v1/messages HTTP/1.1\r\nhost: x\r\n\r\n" + MALFORMED["no method"])
+
+    check_refused(received[received.rindex(b"HTTP/1.1 ") :], 400, b"malformed_request")
+    labels = {"method": "other", "route": "unknown", "status": "400"}
+    assert server.registry.get_sample_value("sluice_requests_total", labels) == 1
 
 
 async def test_a_refusal_of_head_has_no_body(server: Server) -> None:

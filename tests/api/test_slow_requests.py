@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 from api_server import Server, served
 
-GET = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
+GET = b"GET /v1/messages HTTP/1.1\r\nhost: x\r\n\r\n"
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ async def test_a_connection_that_never_says_anything_is_closed_without_a_word(se
 
 
 async def test_a_connection_that_was_answered_and_says_no_more_is_closed_without_a_word(server: Server):
-    assert (await server.told(GET)).endswith(b"\r\n\r\nGET / |")
+    assert (await server.told(GET)).endswith(b"\r\n\r\nGET /v1/messages |")
     assert server.refused("read_timeout") == 0
 
 
@@ -33,6 +33,8 @@ async def test_a_line_end_does_not_keep_a_connection_that_was_answered(server: S
 
     writer.write(b"\r\n")
 
-    assert (await reader.read()).startswith(b"HTTP/1.1 408 ")
+    received = await reader.read()
+    assert received.startswith(b"HTTP/1.1 408 ")
+    assert b'"code":"request_timeout"' in received  # Of a path that is not known, which is not that of the request before.
     assert server.refused("read_timeout") == 1
     writer.close()
