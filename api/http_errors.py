@@ -4,6 +4,7 @@ Kinds become statuses and bodies in the client's own dialect, and nowhere else b
 """
 
 import math
+import re
 
 import orjson
 from starlette.requests import Request
@@ -16,6 +17,8 @@ from common.errors import Failed, GatewayError
 
 PLAIN = DIALECTS["openai-chat"]  # The shape of errors where no dialect is spoken: unknown paths, /v1/models…
 
+_BASE = re.compile(r"^(/(v1|v1beta|api|openai|anthropic))+(?=/)")  # What people put at the end of base URLs.
+
 
 def dialect_at(path: str) -> Dialect:
     """Return the dialect of a path that no route of a dialect serves: its clients know one shape of error."""
@@ -26,6 +29,18 @@ def dialect_at(path: str) -> Dialect:
     if path.startswith("/api/"):
         return DIALECTS["agentary"]
     return DIALECTS["unified"] if path == "/v1/chat" else PLAIN
+
+
+def meant_path(path: str) -> str:
+    """Return the path that a client means whose base URL lacks ``/v1``, or has more than that before it."""
+    return "/v1" + _BASE.sub("", re.sub("/+", "/", f"/{path}").rstrip("/"))
+
+
+def base_url_hint(path: str) -> str:
+    """Return what to set as a client's base URL, so that it asks for a path of ours."""
+    if dialect_at(path).name == "anthropic-messages":
+        return "Clients of Anthropic's take this gateway's address as base URL, without /v1"
+    return "The base URL of most clients is this gateway's address and /v1"
 
 
 def error_response(dialect: Dialect, failed: Failed, request_id: str, headers: dict[str, str] | None = None) -> Response:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator
 from types import FrameType
@@ -20,7 +21,7 @@ from api.cors import Cors
 from api.describing import describe
 from api.generate import Services
 from api.guarding import InputGuard
-from api.http_errors import dialect_at, error_response, request_id_of
+from api.http_errors import base_url_hint, dialect_at, error_response, meant_path, request_id_of
 from api.hub import Hub
 from api.known_keys import KnownKeys, Rings
 from api.metrics import Metrics
@@ -34,11 +35,13 @@ from common.database.lazy import LazyDatabase
 from common.errors import ErrorKind, Failed
 from common.foreign_variables import log_foreign
 from common.guardrails.custom import PluginError, custom_of
+from common.listening import address_of, bind
 from common.process import collect_seldom, raise_file_limit, switch_soon
 from common.queue.jobs import JobQueue
 from common.redaction import Redactor
 from common.redis_client import COMMAND_TIMEOUT_S, Pulse, connect
 from common.responses import ResponseStore
+from common.setting_doubts import log_doubts
 from common.settings import Settings, environment
 from common.telemetry import configure_logging
 
@@ -159,17 +162,20 @@ def create_app(process: Process) -> FastAPI:
 async def _plain_error(request: Request, error: Exception) -> Response:
     """Unknown paths and methods; everything else has a dialect."""
     assert isinstance(error, HTTPException)
-    message = f"{request.method} {request.url.path[:200]} is not served here. See GET /openapi.json for what is."
+    path = request.url.path
+    meant = meant_path(path) if error.status_code == 404 and _methods_at(request, meant_path(path)) else None
+    mend = f"It is at {meant[:200]}. {base_url_hint(meant)}." if meant else "See GET /openapi.json for what is."
+    message = f"{request.method} {path[:200]} is not served here. {mend}"
     failed = Failed(ErrorKind.NOT_FOUND, message, status=error.status_code, code="unknown_path")
     headers = {name.lower(): value for name, value in (error.headers or {}).items()}
     if error.status_code == 405:
-        headers["allow"] = ", ".join(_methods_at(request))  # Starlette names those of one of the path's routes.
-    return error_response(dialect_at(request.url.path), failed, request_id_of(request), headers)
+        headers["allow"] = ", ".join(_methods_at(request, path))  # Starlette names those of one of the path's routes.
+    return error_response(dialect_at(meant or path), failed, request_id_of(request), headers)
 
 
-def _methods_at(request: Request) -> list[str]:
+def _methods_at(request: Request, path: str) -> list[str]:
     def is_served(method: str) -> bool:
-        scope = {**request.scope, "method": method}
+        scope = {**request.scope, "method": method, "path": path}
         return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
 
     return [method for method in ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT") if is_served(method)]
@@ -201,10 +207,17 @@ class ApiServer(uvicorn.Server):
         self.should_exit = True
 
 
-def run(settings: Settings) -> None:
-    """Serve until told to stop."""
+def run(settings: Settings, fd: int | None = None) -> None:
+    """Serve until told to stop; ``fd`` is a socket that is bound already, which another process gave to this one.
+
+    Raises:
+        CannotListen
+    """
+    given = None if fd is None else socket.socket(fileno=fd)
+    sock = given or bind(settings.host, settings.port, port_option="--port or SLUICE_PORT")
     configure_logging("api", settings.log_level, Redactor.of(settings))
     log_foreign(environment(), settings)
+    log_doubts(settings)
     raise_file_limit()
     collect_seldom()
     switch_soon()
@@ -214,8 +227,6 @@ def run(settings: Settings) -> None:
         sys.exit(f"SLUICE_GUARDRAIL_PLUGIN: {error}")
     config = uvicorn.Config(
         create_app(process),
-        host=settings.host,
-        port=settings.port,
         loop="uvloop",
         http=bounded_protocol(settings, process.services.metrics.refused),
         ws="none",  # Nothing here speaks WebSocket: an upgrade that is asked for is not made.
@@ -229,5 +240,6 @@ def run(settings: Settings) -> None:
         # Ours ends the responses before; what is left then are viewers that say that they leave, to a Redis that may be away.
         timeout_graceful_shutdown=int(settings.api_drain_s + COMMAND_TIMEOUT_S),
     )
-    log.info("starting", host=settings.host, port=settings.port)
-    ApiServer(config, process).run()
+    host, port = address_of(sock)
+    log.info("starting", host=host, port=port)
+    ApiServer(config, process).run([sock])

@@ -55,9 +55,6 @@ def listed_models(principal: Principal, settings: Settings) -> dict[str, str]:
 
 def _owner(name: str, principal: Principal, settings: Settings) -> str | None:
     """The first provider of the name's route that the principal may use; None where there is none."""
-    if name.endswith("/*"):  # A pattern, for all models of a provider.
-        provider = name.removesuffix("/*")
-        return provider if principal.allows("providers", (provider,)) and principal.allows("models", (name,)) else None
     try:
         targets = resolve(name, settings)
     except GatewayError:

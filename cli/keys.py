@@ -3,7 +3,6 @@
 The commands talk to the database and to Redis themselves, so they work while no API runs. Both must be those of the APIs.
 """
 
-import asyncio
 import json
 import re
 import sys
@@ -14,14 +13,12 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-from pydantic import ValidationError
-
-from common.access import Access
-from common.settings import Settings
 
 if TYPE_CHECKING:
+    from common.access import Access
     from common.key_records import KeyRecord
     from common.key_ring import Change, KeyRing
+    from common.settings import Settings
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Answer = TypeVar("Answer")
@@ -106,7 +103,14 @@ def _access_options(function: Function) -> Function:
 @_access_options
 @_JSON
 def create(name: str, tenant: str, expires: int | str | None, as_json: bool, **said: Any) -> None:
-    """Make a key, and show it this once."""
+    """Make a key, and show it this once.
+
+    \b
+    sluice keys create --name "the web shop" --model 'gpt-*' --requests 60 --month-usd 50
+    sluice keys create --name trial --expires 30d --guardrail pii=block --json
+    """
+    from common.access import Access
+
     access = _access(Access(), said)
     _check_names(name, tenant)
 
@@ -122,7 +126,12 @@ def create(name: str, tenant: str, expires: int | str | None, as_json: bool, **s
 @click.option("--tenant", help="Of this tenant only.")
 @_JSON
 def list_(tenant: str | None, as_json: bool) -> None:
-    """List the keys."""
+    """List the keys.
+
+    \b
+    sluice keys list
+    sluice keys list --tenant acme --json
+    """
 
     async def read(ring: "KeyRing") -> "list[KeyRecord]":
         found: list[KeyRecord] = []
@@ -146,7 +155,11 @@ def list_(tenant: str | None, as_json: bool) -> None:
 @click.argument("id_", metavar="ID")
 @_JSON
 def show(id_: str, as_json: bool) -> None:
-    """Show what a key may, but never the key."""
+    """Show what a key may, but never the key.
+
+    \b
+    sluice keys show 4f7k2m9qwxyz
+    """
     _tell(_run(lambda ring: ring.find(id_)), as_json)
 
 
@@ -155,7 +168,11 @@ def show(id_: str, as_json: bool) -> None:
 @click.option("--overlap", "overlap_s", callback=_overlap, help="For how long the key before is good, too: 90s, 10m, 24h.")
 @_JSON
 def rotate(id_: str, overlap_s: int, as_json: bool) -> None:
-    """Give a key a new secret. Its id, its usage and its generations stay what they are."""
+    """Give a key a new secret. Its id, its usage and its generations stay what they are.
+
+    \b
+    sluice keys rotate 4f7k2m9qwxyz --overlap 1h      # the old one is good for an hour more
+    """
     from common.key_ring import OVERLAP_S_MAX
 
     if overlap_s > OVERLAP_S_MAX:
@@ -167,7 +184,11 @@ def rotate(id_: str, overlap_s: int, as_json: bool) -> None:
 @click.argument("id_", metavar="ID")
 @_JSON
 def disable(id_: str, as_json: bool) -> None:
-    """Let a key in no more, everywhere within two seconds. What it has begun runs on."""
+    """Let a key in no more, everywhere within two seconds. What it has begun runs on.
+
+    \b
+    sluice keys disable 4f7k2m9qwxyz
+    """
     _update(id_, lambda _: {"is_disabled": True}, as_json)
 
 
@@ -175,7 +196,11 @@ def disable(id_: str, as_json: bool) -> None:
 @click.argument("id_", metavar="ID")
 @_JSON
 def enable(id_: str, as_json: bool) -> None:
-    """Let a disabled key in again."""
+    """Let a disabled key in again.
+
+    \b
+    sluice keys enable 4f7k2m9qwxyz
+    """
     _update(id_, lambda _: {"is_disabled": False}, as_json)
 
 
@@ -196,7 +221,12 @@ def update(
     as_json: bool,
     **said: Any,
 ) -> None:
-    """Change what a key may. What is not named stays; lists are replaced. Without options: tell Redis of the key again."""
+    """Change what a key may. What is not named stays; lists are replaced. Without options: tell Redis of the key again.
+
+    \b
+    sluice keys update 4f7k2m9qwxyz --requests 120 --expires never
+    sluice keys update 4f7k2m9qwxyz --clear models
+    """
     _check_names(name or "", tenant or "")
     changes: dict[str, Any] = {}
     if name is not None:
@@ -214,7 +244,11 @@ def update(
 @click.confirmation_option("--yes", prompt="Delete it for good? Disabling it can be undone.")
 @_JSON
 def delete(id_: str, as_json: bool) -> None:
-    """Delete a key for good. Its usage stays on record."""
+    """Delete a key for good. Its usage stays on record.
+
+    \b
+    sluice keys delete 4f7k2m9qwxyz --yes
+    """
     if not _run(lambda ring: ring.delete(id_)):
         click.echo("! Redis did not answer: the key is disabled in the database alone. Run the command again.", err=True)
         sys.exit(1)
@@ -227,8 +261,12 @@ def _update(id_: str, change: "Change", as_json: bool) -> None:
     _warn_unserved(changed.record, is_served=changed.is_served)
 
 
-def _access(old: Access, said: dict[str, Any], clear: tuple[str, ...] = ()) -> Access:
+def _access(old: "Access", said: dict[str, Any], clear: tuple[str, ...] = ()) -> "Access":
     """Return what the options say, on top of what was."""
+    from pydantic import ValidationError
+
+    from common.access import Access
+
     fields = old.model_dump(mode="json", exclude_defaults=True)
     places = {
         "models": ("models",),
@@ -290,19 +328,23 @@ def _check_names(name: str, tenant: str) -> None:
 
 
 def _run(work: Callable[["KeyRing"], Awaitable[Answer]]) -> Answer:
-    from cli.main import load_settings
+    import asyncio  # Here, as all that a help page does without.
+
+    from cli.settings import load_settings
 
     with _failures():
         return asyncio.run(_with_ring(load_settings(), work))
 
 
-async def _with_ring(settings: Settings, work: Callable[["KeyRing"], Awaitable[Answer]]) -> Answer:
+async def _with_ring(settings: "Settings", work: Callable[["KeyRing"], Awaitable[Answer]]) -> Answer:
     from common.database.lazy import LazyDatabase
     from common.key_ring import KeyRing
     from common.redis_client import connect
 
     if settings.secret is None:
-        raise click.UsageError("Managed keys need SLUICE_SECRET, the same long random text for all processes.")
+        raise click.UsageError(
+            "Managed keys need SLUICE_SECRET, the same for all processes: make one with `openssl rand -hex 32`."
+        )
     database, redis = LazyDatabase(settings.database_url), connect(settings.redis_url)
     try:
         return await work(KeyRing(await database.engine(), redis, settings.secret))

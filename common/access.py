@@ -27,7 +27,8 @@ from pydantic import (
 _STRICT = ConfigDict(frozen=True, extra="forbid")
 LIST_MAX = 1_000
 Names = Annotated[tuple[Annotated[str, Field(min_length=1, max_length=200)], ...], Field(max_length=LIST_MAX)]
-Origin = Annotated[str, Field(pattern=r"^(\*|[a-z][a-z0-9+.-]*://[^/\s,]+)$", max_length=255)]  # As browsers write it.
+_ORIGIN = r"^(\*|[a-z][a-z0-9+.-]*://[^/\s,]+)$"  # As browsers write it.
+Origin = Annotated[str, Field(pattern=_ORIGIN, max_length=255, examples=["https://app.example"])]
 
 
 _DOLLARS_BOUND = 10**9
@@ -65,6 +66,10 @@ Dollars = Annotated[
         mode="validation",
     ),
 ]
+
+
+def is_origin(text: str) -> bool:
+    return re.fullmatch(_ORIGIN, text) is not None
 
 
 class Limits(BaseModel):
@@ -131,7 +136,7 @@ class Access(BaseModel):
     providers: Names | None = None
     dialects: Names | None = None
     cors_origins: Annotated[tuple[Origin, ...], Field(max_length=LIST_MAX)] | None = None
-    disconnect: Annotated[str, Field(pattern=r"^(stop|detach|grace=[0-9]{1,4})$")] | None = None
+    disconnect: Annotated[str, Field(pattern=r"^(stop|detach|grace=[0-9]{1,4})$", examples=["grace=60"])] | None = None
     limits: Limits = Limits()
     budget: Budget = Budget()
     guardrails: GuardrailPolicy | None = None

@@ -43,6 +43,7 @@ MODEL_NAMES: Mapping[str, Mapping[str, str]] = {
         "codestral": "codestral-latest",
     },
     "groq": _same("mixtral-8x7b-32768"),
+    "demo": _same("demo", "demo-think", "demo-tool", "demo-n500-d5"),
 }
 
 # For clients that know OpenAI's names only, where nothing but Anthropic is configured. The names are those that such

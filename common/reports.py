@@ -10,13 +10,15 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, case, distinct, func, select
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from common.database.engine import database_errors
-from common.database.tables import LedgerRow
+from common.database.tables import LedgerRow, ManagedKey
+from common.key_records import managed_id
 from common.usage_report import TIMES, TOKENS, Line, Question, Report
 
 _HOUR_MS = 3_600_000
+_NAMES_AT_A_TIME = 500  # A statement of SQLite's has a bound on its variables.
 _LENGTH_MS = {"day": 24 * _HOUR_MS, "hour": _HOUR_MS}
 
 _COLUMNS = {
@@ -46,8 +48,21 @@ async def usage(engine: AsyncEngine, question: Question) -> Report:
     with database_errors():
         async with engine.connect() as connection:
             found = (await connection.execute(_query(question))).all()
-    lines = [_line(question.by, row) for row in found[: question.lines_max]]
-    return Report(question, lines, has_more=len(found) > question.lines_max)
+            lines = [_line(question.by, row) for row in found[: question.lines_max]]
+            owners = {line.group.get("key") for line in lines} | {question.only.get("key")}
+            names = await _key_names(connection, [owner for owner in owners if owner])
+    return Report(question, lines, len(found) > question.lines_max, names)
+
+
+async def _key_names(connection: AsyncConnection, owners: list[str]) -> dict[str, str]:
+    """Return the names of those keys that are managed ones and have one, by their ids in reports."""
+    ids = {id_: owner for owner in owners if (id_ := managed_id(owner))}
+    found: dict[str, str] = {}
+    for start in range(0, len(ids), _NAMES_AT_A_TIME):
+        some = list(ids)[start : start + _NAMES_AT_A_TIME]
+        query = select(ManagedKey.id, ManagedKey.name).where(ManagedKey.id.in_(some), ManagedKey.name != "")
+        found |= {ids[id_]: name for id_, name in await connection.execute(query)}
+    return found
 
 
 def _query(question: Question) -> Select[Any]:

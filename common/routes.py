@@ -56,6 +56,15 @@ def resolve(name: str, settings: Settings, provider: str | None = None, *, has_b
     return targets
 
 
+def problem_of(name: str, settings: Settings) -> str | None:
+    """Return why an alias or a model map cannot lead to a name; None where it can."""
+    try:
+        _check(name, _target(name, settings), settings, has_brought_key=False)
+    except GatewayError as error:
+        return error.failed.message
+    return None
+
+
 def _target(name: str, settings: Settings) -> Target:
     target = _named(name, settings) or _evident(name, settings) or _default(name, settings)
     if target is None:
@@ -99,6 +108,8 @@ def _default(name: str, settings: Settings) -> Target | None:
 
 
 def _check(name: str, target: Target, settings: Settings, has_brought_key: bool) -> None:
+    if "*" in target.model:
+        raise _not_found(f"{_quoted(name)} is a pattern for models, not a model.", settings)
     if not target.model:
         raise _not_found(f"The model name {_quoted(name)} names a provider but no model.", settings)
     has_address = settings.is_behind_gateway(target.provider) or bool(settings.base_url(target.provider))
@@ -117,10 +128,18 @@ def available(settings: Settings) -> list[str]:
 
 
 def model_names(settings: Settings) -> dict[str, str]:
-    """Return the names that a client can use as they are, each with who answers for it: a provider, or us (``sluice``)."""
-    own = dict.fromkeys([*sorted(settings.aliases), *sorted(settings.mapped_models)], "sluice")
+    """Return the names that a client can use as they are, each with who answers for it: a provider, or us (``sluice``).
+
+    They are those that we or the settings know; a provider may have more, which are asked for as ``provider/model``.
+    """
     on = available(settings)
-    return {name: provider for provider in on for name in MODEL_NAMES.get(provider, ())} | own | {f"{id_}/*": id_ for id_ in on}
+    known = {name: provider for provider in on for name in MODEL_NAMES.get(provider, ())}
+    own = dict.fromkeys([*sorted(settings.aliases), *sorted(settings.mapped_models)], "sluice")
+    for name in sorted(settings.prices):
+        provider, _, model = name.partition("/")
+        if provider in on and model not in known and "*" not in model:
+            known[name] = provider
+    return known | own
 
 
 def _quoted(name: str) -> str:
@@ -130,5 +149,6 @@ def _quoted(name: str) -> str:
 def _not_found(reason: str, settings: Settings, param: str = "model") -> GatewayError:
     on = available(settings)
     known = [f"{provider}/MODEL" for provider in on] + sorted(settings.aliases)[:_ALIASES_NAMED_MAX]
+    known += ["demo"] if "demo" in on else []
     hint = f"Available: {', '.join(known)}." if known else "No provider is configured: set OPENAI_API_KEY, for example."
     return GatewayError(ErrorKind.MODEL_NOT_FOUND, f"{reason} {hint}", code="model_not_found", param=param)

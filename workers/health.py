@@ -1,5 +1,6 @@
 """What does a worker tell those who watch it? A small HTTP server of its own, for liveness, readiness and metrics."""
 
+import socket
 from collections.abc import Callable
 
 from aiohttp import web
@@ -9,9 +10,9 @@ from workers.metrics import Metrics
 
 
 async def serve_health(
-    host: str, port: int, metrics: Metrics, collect: Callable[[], None], unready: Callable[[], str | None]
-) -> tuple[web.AppRunner, int]:
-    """Serve until the runner is cleaned up; returns it and the port. ``collect`` sets the gauges before they are read."""
+    sock: socket.socket, metrics: Metrics, collect: Callable[[], None], unready: Callable[[], str | None]
+) -> web.AppRunner:
+    """Serve until the runner is cleaned up. ``collect`` sets the gauges before they are read."""
 
     async def livez(_: web.Request) -> web.Response:
         return web.json_response({"status": "ok"})
@@ -30,5 +31,5 @@ async def serve_health(
     )
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
-    await web.TCPSite(runner, host, port).start()
-    return runner, runner.addresses[0][1]
+    await web.SockSite(runner, sock).start()
+    return runner

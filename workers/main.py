@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import secrets
+import socket
 import sys
 from functools import partial
 
@@ -15,12 +16,14 @@ from common.admission import Settlement
 from common.channel.redis import RedisChannel
 from common.foreign_variables import log_foreign
 from common.guardrails.custom import PluginError, custom_of
+from common.listening import address_of, bind
 from common.process import collect_seldom, open_files, raise_file_limit, switch_soon
 from common.queue.jobs import ClaimedJob, JobQueue
 from common.queue.worker import LeasedWorker
 from common.redaction import Redactor
 from common.redis_client import Pulse, connect
 from common.responses import ResponseStore
+from common.setting_doubts import log_doubts
 from common.settings import Settings, environment
 from common.telemetry import configure_logging
 from workers.bookkeeping.keeper import Bookkeeper
@@ -39,15 +42,22 @@ log = structlog.get_logger()
 
 
 def run(settings: Settings) -> None:
-    """Work until told to stop."""
+    """Work until told to stop.
+
+    Raises:
+        CannotListen
+    """
+    # Beside the API on one machine it is on loopback too, and in a container on all addresses.
+    sock = bind(settings.host, settings.worker_port or 0, port_option="--port or SLUICE_WORKER_PORT")
     configure_logging("worker", settings.log_level, Redactor.of(settings))
     log_foreign(environment(), settings)
+    log_doubts(settings)
     raise_file_limit()
     switch_soon()
-    uvloop.run(_run(settings))
+    uvloop.run(_run(settings, sock))
 
 
-async def _run(settings: Settings) -> None:
+async def _run(settings: Settings, sock: socket.socket) -> None:
     name = secrets.token_hex(4)
     try:
         custom_guardrail = custom_of(settings, poster)
@@ -81,10 +91,9 @@ async def _run(settings: Settings) -> None:
     # Before the first job: both compute for a while, and would hold up its stream.
     await asyncio.gather(books.start(), asyncio.to_thread(pricing.load))
     collect_seldom()
-    # Beside the API on one machine it is on loopback too, and in a container on all addresses.
     collect = partial(_collect, worker, services, pulse)
-    health, port = await serve_health(settings.host, settings.worker_port or 0, metrics, collect, lambda: _unready(worker))
-    log.info("starting", worker=name, health_port=port, slots=settings.worker_slots)
+    health = await serve_health(sock, metrics, collect, lambda: _unready(worker))
+    log.info("starting", worker=name, health_port=address_of(sock)[1], slots=settings.worker_slots)
     try:
         with contextlib.suppress(asyncio.CancelledError):  # arq's signal handler cancels its main task once the drain is over.
             await worker.async_run()

@@ -53,6 +53,8 @@ _ANSWER = {
     "required": ["object", "by", "since", "until", "data", "has_more"],
     "properties": {
         "object": {"const": "usage"},
+        "key": {"type": "string", "description": "The asking key's id."},
+        "key_name": {"type": ["string", "null"], "description": "The name that it was given; null where it has none."},
         "by": {"type": "array", "items": {"enum": list(OWN_GROUPS)}},
         "since": {"type": "string", "format": "date-time"},
         "until": {"type": "string", "format": "date-time"},

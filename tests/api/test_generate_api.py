@@ -19,10 +19,9 @@ async def process(redis: Redis, redis_server: EmbeddedRedis):
         redis_url=redis_server.url,
         secret="s",
         auth="none",
-        waiting_max=0,
         providers={"demo": ProviderSettings(base_url="http://127.0.0.1:9/v1")},
     )
-    found = Process(settings)
+    found = Process(settings.model_copy(update={"waiting_max": 0}))
     await found.start()
     yield found
     await found.stop()

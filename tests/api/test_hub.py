@@ -50,7 +50,7 @@ class Setup:
 async def setup(redis: Redis, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Setup]:
     monkeypatch.setattr("api.hub.PATROL_S", 0.02)
     monkeypatch.setattr("api.hub.UNCLAIMED_LOOK_S", 0.4)  # A busy machine takes its time between listening and enqueueing.
-    settings = Settings(**{"heartbeat_s": 0.05, **getattr(request, "param", {})})
+    settings = Settings().model_copy(update={"heartbeat_s": 0.05, **getattr(request, "param", {})})
     pulse, channel, feed = Pulse(redis), RedisChannel(redis, 60), RedisFeed(redis)
     await pulse.start()
     await feed.start()

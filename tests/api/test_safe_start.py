@@ -39,7 +39,6 @@ def test_what_is_safe_may_start(settings):
         (KEYS | {"admin_keys": "a"}, "SLUICE_SECRET"),
         ({"jwt_secret": "s" * 31}, "32 bytes"),
         (JWKS | {"jwt_jwks_url": "http://issuer.example/keys"}, "https"),
-        (JWKS | {"jwt_jwks_url": "file:///etc/keys"}, "https"),
         (JWKS | {"jwt_issuer": None}, "SLUICE_JWT_ISSUER"),
         (JWKS | {"jwt_audience": ""}, "SLUICE_JWT_AUDIENCE"),
         ({"trusted_proxies": "*"}, "'*'"),

@@ -22,6 +22,9 @@ from common.usage_report import Line, Question, Report
 NOON = 1_795_262_400_000  # 2026-11-21T12:00Z
 
 
+NAMES = {"key_1": "shop"}
+
+
 def line(group: dict[str, str | None], **more: Any) -> Line:
     tokens = dict.fromkeys(
         ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens", "reasoning_tokens"), 1_000
@@ -30,8 +33,8 @@ def line(group: dict[str, str | None], **more: Any) -> Line:
     return Line(group, tokens=tokens, **{**fields, **more})
 
 
-def report(*lines: Line, by: tuple[str, ...] = ("key",), has_more: bool = False) -> Report:
-    return Report(Question(by, NOON, NOON), list(lines), has_more)
+def report(*lines: Line, by: tuple[str, ...] = ("key",), has_more: bool = False, names: dict[str, str] | None = None) -> Report:
+    return Report(Question(by, NOON, NOON), list(lines), has_more, names or {})
 
 
 def row(generation_id: str, **fields: Any) -> dict[str, Any]:
@@ -69,15 +72,15 @@ def sluice(*args: str) -> Result:
 
 
 def test_a_table_is_aligned_and_says_what_is_not_in_it():
-    said = as_table(report(line({"key": "key_1"}), line({"key": None}, unpriced=2, requests=1_200), has_more=True))
+    said = as_table(report(line({"key": "key_1"}), line({"key": None}, unpriced=2, requests=1_200), has_more=True, names=NAMES))
 
     heading, first, second, *notes = said.splitlines()
-    words = "key requests input output cache read cache write reasoning cost USD estimated users tokens/request USD/user"
+    words = "key name requests input output cache read cache write reasoning cost USD estimated users tokens/request USD/user"
     assert " ".join(heading.split()) == words
-    assert first.split()[:2] == ["key_1", "4"]
+    assert first.split()[:3] == ["key_1", "shop", "4"]
     assert " 0.0015 " in first
     assert " 25% " in first
-    assert second.split()[:2] == ["–", "1,200"]
+    assert second.split()[:3] == ["–", "–", "1,200"]
     assert first.index("0.0015") + len("0.0015") == heading.index("cost USD") + len("cost USD")
     assert "Of 2 generations the price is not known" in notes[0]
     assert "more than these 2 lines" in notes[1]
@@ -96,7 +99,7 @@ def test_no_name_is_a_formula_to_a_spreadsheet():
 
 def test_an_empty_report_is_said_in_words_and_keeps_its_heading_as_csv():
     assert as_table(report()) == "Nothing was used in this time.\n"
-    assert as_csv(report()).startswith("key,requests,input_tokens")
+    assert as_csv(report()).startswith("key,key_name,requests,input_tokens")
 
 
 def test_the_command_groups_and_filters(url: str):

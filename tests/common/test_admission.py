@@ -75,7 +75,11 @@ async def replicas(redis: Redis, redis_server: EmbeddedRedis) -> AsyncIterator[R
     for pulse in pulses:
         await pulse.start()
     yield Replicas(
-        [JobQueue(client, pulse, Settings(lease_s=0.2)) for client, pulse in zip(clients, pulses, strict=True)], redis
+        [
+            JobQueue(client, pulse, Settings().model_copy(update={"lease_s": 0.2}))
+            for client, pulse in zip(clients, pulses, strict=True)
+        ],
+        redis,
     )
     for pulse, client in zip(pulses, clients, strict=True):
         await pulse.stop()

@@ -1,7 +1,6 @@
 import os
 
 import pytest
-import structlog
 from structlog.testing import capture_logs
 
 from common.access import Limits
@@ -159,8 +158,7 @@ def test_a_way_to_authenticate_has_an_effect_where_its_credential_is_set(method,
     assert ("CCPROXY_AUTH_METHOD" not in ignored) is is_followed
 
 
-def test_the_log_names_them_and_never_their_values(monkeypatch):
-    monkeypatch.setattr("common.foreign_variables.log", structlog.get_logger())
+def test_the_log_names_them_and_never_their_values():
     variables = {"GatewayToken": "canary", "PORT": "3001", "RATE_LIMIT_MAX": "canary"}
     settings = Settings(**foreign_values(variables))
 

@@ -28,7 +28,7 @@ async def pulse(redis: Redis) -> AsyncIterator[Pulse]:
 @pytest.fixture
 def make_queue(redis: Redis, pulse: Pulse):
     def make(**settings: Any) -> JobQueue:
-        return JobQueue(redis, pulse, Settings(**settings))
+        return JobQueue(redis, pulse, Settings().model_copy(update=settings))  # Also what is too short for real ones.
 
     return make
 

@@ -22,7 +22,7 @@ class Lab:
         self.redis, self.pulse = redis, pulse
 
     def queue(self, **settings: float) -> JobQueue:
-        return JobQueue(self.redis, self.pulse, Settings(**settings))
+        return JobQueue(self.redis, self.pulse, Settings().model_copy(update=settings))  # Also what is too short for real ones.
 
     @asynccontextmanager
     async def worker(self, handler: Handler, name: str = "test", **settings: float) -> AsyncIterator[LeasedWorker]:
@@ -30,7 +30,8 @@ class Lab:
             await handler(job)
             return UNUSED
 
-        worker = LeasedWorker(self.redis, self.queue(**settings), self.pulse, Settings(**settings), settled, name)
+        chosen = Settings().model_copy(update=settings)
+        worker = LeasedWorker(self.redis, self.queue(**settings), self.pulse, chosen, settled, name)
         task = asyncio.create_task(worker.async_run())
         try:
             yield worker

@@ -192,7 +192,7 @@ def test_a_provider_of_one_s_own_is_named_like_any_other():
     assert resolve("lab/llama#x", own) == [Target("lab", "llama#x")]
     assert resolve("llama#lab", own) == [Target("lab", "llama")]
     assert available(own) == ["lab"]
-    assert model_names(own) == {"lab/*": "lab"}
+    assert model_names(own) == {}
 
 
 def test_with_a_brought_key_a_provider_needs_no_configuration():

@@ -381,9 +381,7 @@ def test_another_method_is_not_allowed(shared: Fleet, dialect: str, method: str)
     assert response.headers["allow"] == "POST"
 
 
-@pytest.mark.parametrize(
-    "path", ["/v1/nothing", "/v1/chats", "/v1/messages/nothing", "/v2/chat/completions", "/%00", "/v1//messages"]
-)
+@pytest.mark.parametrize("path", ["/v1/nothing", "/v1/chats", "/v1/messages/nothing", "/v2/chat/completions", "/%00"])
 def test_an_unknown_path_is_not_found(shared: Fleet, path: str):
     response = shared.client.post(shared.url + path, json={}, headers=headers_of())
 

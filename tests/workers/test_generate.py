@@ -84,7 +84,8 @@ async def setup(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest)
             "openai": ProviderSettings(base_url=f"{address}/v1", api_keys=("bad-key", "good-key")),
             "anthropic": ProviderSettings(base_url="http://127.0.0.1:9", api_keys=("k",)),
         }
-        settings = Settings(**{"providers": providers, **getattr(request, "param", {})})
+        # Also what is too little for real ones.
+        settings = Settings(providers=providers).model_copy(update=getattr(request, "param", {}))
         channel = MemoryChannel()
         linger = Linger(settings.publish_linger_ms)
         publisher = Publisher(channel, Pulse(), settings, linger)  # type: ignore[arg-type]  # A pulse that is always whole.

@@ -74,7 +74,8 @@ class Setup:
 async def setup(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Setup]:
     monkeypatch.setattr("workers.publisher.PAUSE_WHILE_AWAY_S", 0.001)
     channel, pulse = Channel(), Pulse()
-    settings = Settings(heartbeat_s=0.02, worker_buffer_bytes_max=1000, vanished_viewers_s=0.05)
+    short = {"heartbeat_s": 0.02, "worker_buffer_bytes_max": 1000, "vanished_viewers_s": 0.05}
+    settings = Settings().model_copy(update=short)
     publisher = Publisher(channel, pulse, settings, Linger(0))  # type: ignore[arg-type]  # A pulse that beats as told.
     publisher.start()
     found = Setup(channel, publisher, pulse)
