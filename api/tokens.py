@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import httpx
 import jwt
 import orjson
 import structlog
@@ -58,6 +57,8 @@ class KeySet:
     """The public keys at a URL, by their ids. What was fetched last is kept for as long as nothing newer can be had."""
 
     def __init__(self, url: str, clock: Callable[[], float] = time.monotonic) -> None:
+        import httpx  # noqa: F401 - Here, at the start: without a URL nobody needs it, and it takes long to load.
+
         self._url = url
         self._clock = clock
         self._keys: dict[str | None, VerifyingKey] | None = None
@@ -99,6 +100,8 @@ class KeySet:
         return self._fetching
 
     async def _refresh(self) -> None:
+        import httpx
+
         try:
             async with asyncio.timeout(FETCH_TIMEOUT_S):
                 found = public_keys(await _get(self._url))
@@ -114,6 +117,8 @@ class KeySet:
 
 async def _get(url: str) -> bytes:
     """Return a body of bounded size. No redirects: what the operator named is what is asked."""
+    import httpx
+
     async with (
         httpx.AsyncClient(timeout=FETCH_TIMEOUT_S, follow_redirects=False) as client,
         client.stream("GET", url, headers={"accept": "application/json"}) as response,

@@ -115,6 +115,8 @@ def run(settings: Settings, *, host: str, workers: int, once: bool, reload: bool
     try:
         with bind(host, settings.port, port_option="--port or SLUICE_PORT", host_option="--host") as listener:
             listener.listen()
+            if once and not workers:
+                raise RuntimeError("--once streams an answer, which with --workers 0 nobody would give: leave out one of them.")
             with EmbeddedRedis() as redis:
                 if not redis.is_real:
                     say("! No Redis server was found: using fakeredis, for a first look only. Install redis-server.")

@@ -6,15 +6,19 @@ from dataclasses import dataclass
 from typing import Literal
 
 import click
-import httpx
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from api.auth import is_open, static_ids
 from api.safe_start import refuse_to_start
+from cli.http_get import get
+from common.database.errors import DatabaseUnavailable
+from common.database.revisions import HEAD, is_sqlite_url, sqlite_revision
 from common.foreign_variables import in_effect, without_effect
+from common.listening import url_of
 from common.redis_client import COMMAND_TIMEOUT_S, connect
 from common.routes import available
+from common.setting_doubts import doubts
 from common.settings import MIB, Settings, environment
 
 Level = Literal["ok", "note", "wrong"]
@@ -32,9 +36,9 @@ class Finding:
     mend: str = ""
 
 
-def run(settings: Settings) -> int:
-    """Print the report; returns 0 if nothing is wrong, else 1."""
-    findings = asyncio.run(_examine(settings))
+def run(settings: Settings, *, with_keys: bool = False) -> int:
+    """Print the report; returns 0 if nothing is wrong, else 1. ``with_keys``: providers are asked whether theirs are good."""
+    findings = asyncio.run(_examine(settings, with_keys=with_keys))
     for finding in findings:
         click.echo(f"{MARKS[finding.level]} {finding.what}")
         if finding.mend:
@@ -44,14 +48,17 @@ def run(settings: Settings) -> int:
     return 1 if wrong else 0
 
 
-async def _examine(settings: Settings) -> list[Finding]:
-    findings = [*_access(settings), *_providers(settings), *_foreign(settings), _files()]
+async def _examine(settings: Settings, *, with_keys: bool) -> list[Finding]:
+    findings = [*_access(settings), *_providers(settings), *_foreign(settings), *_doubts(settings), _files()]
     findings += [*await _redis(settings), await _database(settings)]
     on = available(settings)
-    findings += [await _reach(provider, settings) for provider in on if not settings.is_behind_gateway(provider)]
+    direct = [provider for provider in on if not settings.is_behind_gateway(provider)]
+    findings += await asyncio.gather(*(_reach(provider, settings) for provider in direct))
     if settings.ai_gateway_url:
         mend = "Check SLUICE_AI_GATEWAY_BASE_URL and this machine's way to the internet."
         findings.append(await _answers("The AI Gateway", settings.ai_gateway_base_url, mend))
+    if with_keys:
+        findings += await _keys(settings)
     findings.append(await _api(settings))
     return findings
 
@@ -90,15 +97,6 @@ def _providers(settings: Settings) -> list[Finding]:
     if not findings:
         variables = ", ".join(f"{vendor.env}_API_KEY" for vendor in settings.vendors.values() if vendor.key_is_needed)
         return [Finding("wrong", "No provider is configured.", f"Set one of {variables}; or run `sluice dev` for the demo.")]
-    default = settings.default_provider
-    if default and settings.vendor_ids.get(default) not in available(settings):
-        findings.append(
-            Finding(
-                "wrong",
-                f"SLUICE_DEFAULT_PROVIDER={default} is not configured.",
-                f"Choose from: {', '.join(available(settings))}.",
-            )
-        )
     return findings
 
 
@@ -113,6 +111,27 @@ def _foreign(settings: Settings) -> list[Finding]:
     found = [Finding("ok", f"{name} is taken for a setting of ours.") for name in in_effect(environment(), settings)]
     ignored = without_effect(environment(), settings)
     return found + [Finding("note", f"{name} has no effect: {reason}.") for name, reason in ignored.items()]
+
+
+def _doubts(settings: Settings) -> list[Finding]:
+    return [Finding("wrong" if doubt.is_fault else "note", doubt.what, doubt.mend) for doubt in doubts(settings)]
+
+
+async def _keys(settings: Settings) -> list[Finding]:
+    """Whether each key is good, told without showing it."""
+    from cli.provider_keys import check_keys  # Here: it needs the workers' side of it all.
+
+    found = []
+    for name, is_good, reason in await check_keys(settings):
+        told = f" ({reason})" if reason else ""
+        if is_good:
+            found.append(Finding("ok", f"The provider takes {name}{told}."))
+        elif is_good is None:
+            found.append(Finding("note", f"Whether {name} is good, the provider did not tell: {reason}."))
+        else:
+            mend = "Set another, or allow it to list models if it is meant for some calls alone."
+            found.append(Finding("wrong", f"The provider refuses {name}{told}.", mend))
+    return found
 
 
 def _files() -> Finding:
@@ -143,13 +162,9 @@ async def _redis(settings: Settings) -> list[Finding]:
 
 
 async def _database(settings: Settings) -> Finding:
-    from common.database.engine import shown  # Here: no other command has to pay for SQLAlchemy.
-    from common.database.errors import DatabaseUnavailable
-    from common.database.migrate import HEAD, revision_of
-
-    where = shown(settings.database_url)
+    where = _without_password(settings.database_url)
     try:
-        found = await revision_of(settings.database_url)
+        found = await _revision(settings.database_url)
     except DatabaseUnavailable as error:
         mend = "Check SLUICE_DATABASE_URL, and that it is running. Until then what was used waits in Redis; nothing is lost."
         return Finding("wrong", f"The database {where} cannot be used: {error}.", mend)
@@ -159,6 +174,14 @@ async def _database(settings: Settings) -> Finding:
     if where.startswith("sqlite"):
         return Finding("note", f"The database {where} {state}.", "Whoever opens it first makes them: nothing is to be done.")
     return Finding("wrong", f"The database {where} {state}.", "Run `sluice migrate`.")
+
+
+async def _revision(url: str) -> str | None:
+    if is_sqlite_url(url):
+        return sqlite_revision(url)
+    from common.database.migrate import revision_of  # Here: it takes longer to load than all else.
+
+    return await revision_of(url)
 
 
 async def _redis_settings(redis: Redis) -> list[Finding]:
@@ -192,19 +215,25 @@ async def _reach(provider: str, settings: Settings) -> Finding:
 
 
 async def _api(settings: Settings) -> Finding:
-    address = f"http://{settings.host}:{settings.port}/readyz"
+    address = f"{url_of(settings.host, settings.port)}/readyz"
     finding = await _answers("The API", address, "Start it with `sluice api`.")
     return finding if finding.level == "ok" else Finding("note", finding.what, finding.mend)
 
 
 async def _answers(who: str, address: str, mend: str) -> Finding:
-    """Whether anything answers at an address; which status does not matter, and no key is sent."""
+    """Whether anything answers at an address; which status below 500 does not matter, and no key is sent."""
     try:
-        async with httpx.AsyncClient(timeout=5) as client:
-            await client.get(address)
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        return Finding("wrong", f"{who} does not answer at {address}: {type(error).__name__}.", mend)
-    return Finding("ok", f"{who} answers at {address}.")
+        status = (await get(address)).status
+    except (OSError, TimeoutError) as error:
+        return Finding("wrong", f"{who} does not answer at {_without_password(address)}: {_words(error)}.", mend)
+    if status >= 500:
+        return Finding("note", f"{who} answers at {_without_password(address)} with status {status}.", "Try again later.")
+    return Finding("ok", f"{who} answers at {_without_password(address)}.")
+
+
+def _words(error: Exception) -> str:
+    reason = getattr(error, "strerror", None) or getattr(error, "verify_message", None)
+    return f"{type(error).__name__}, {reason}" if reason else type(error).__name__
 
 
 def _without_password(url: str) -> str:

@@ -91,10 +91,7 @@ def dev(workers: int, host: str, port: int | None, once: bool, reload: bool, ver
     from cli.dev import run
     from cli.settings import load_settings
 
-    if once and not workers:
-        raise click.UsageError("--once streams an answer, and with --workers 0 nobody would give it: leave out one of them.")
-    settings = load_settings(port=port)
-    sys.exit(run(settings, host=host, workers=workers, once=once, reload=reload, verbose=verbose))
+    sys.exit(run(load_settings(port=port), host=host, workers=workers, once=once, reload=reload, verbose=verbose))
 
 
 @main.command("demo-provider")

@@ -3,10 +3,11 @@
 import os
 import sys
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, get_args
 
 import click
 from pydantic import ValidationError
+from pydantic_core.core_schema import ErrorType
 
 from common.foreign_variables import variable_of
 from common.redaction import Redactor
@@ -48,7 +49,7 @@ def load_settings(**options: Any) -> Settings:
 
 
 def _problem(error: Any, schema: _Node, options: Mapping[str, Any]) -> str:
-    """Return one line. ``error`` is one of pydantic's."""
+    """Return one line. ``error`` is one of pydantic's; one of several settings names the first in its context."""
     place: _Place = tuple(error["loc"]) or (error["ctx"]["setting"],)
     is_of_name = place[-1] == "[key]"
     place = place[:-1] if is_of_name else place
@@ -61,8 +62,8 @@ def _problem(error: Any, schema: _Node, options: Mapping[str, Any]) -> str:
         return Redactor()(f"{name}: there is no {place[-1]!r} here. {_choice(str(place[-1]), _names(parent))}")
     elif error["type"] == "missing":
         text = f"it is missing, and must be {_allowed(node, schema)}"
-    elif error["type"] in ("value_error", "relation"):
-        text = error["msg"].removeprefix("Value error, ")
+    elif error["type"] == "value_error" or error["type"] not in get_args(ErrorType):
+        text = error["msg"].removeprefix("Value error, ").rstrip(".")
     else:
         text = f"it must be {_allowed(node, schema)}"
     if str(value).startswith("tcp://"):

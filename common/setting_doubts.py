@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 from common.access import Access, GuardrailPolicy, Mode
 from common.routes import problem_of
@@ -86,13 +87,21 @@ def _providers(settings: Settings) -> Iterator[Doubt]:
     for price in settings.prices:
         provider, slash, _ = price.partition("/")
         problem = _problem_of_provider(provider, settings) if slash else "Prices are for provider/model."
-        if slash and not problem and settings.vendor_ids[provider] != provider:
-            problem = f"Its prices are those of {settings.vendor_ids[provider]}/MODEL."
         if problem:
             yield _doubt("prices", f"the price of {price!r} applies to nothing", problem)
     for provider, chosen in settings.providers.items():
+        if _is_own_address(chosen.base_url, settings):
+            mend = "Give the address of the provider: what is asked would come back to this gateway."
+            yield Doubt(f"The base URL of {provider!r} is this gateway's own address.", mend)
         if (chosen.limits.is_set or chosen.budget.model_fields_set) and not settings.provider_is_on(provider):
             yield _doubt("providers", f"the limits of {provider!r} apply to nothing", _not_configured(provider, settings))
+
+
+def _is_own_address(url: str | None, settings: Settings) -> bool:
+    parts = urlsplit(url or "")
+    if (parts.port or {"http": 80, "https": 443}.get(parts.scheme)) != settings.port:
+        return False
+    return parts.hostname == settings.host or parts.hostname in ("localhost", "127.0.0.1", "::1")
 
 
 def _problem_of_provider(name: str, settings: Settings) -> str | None:
@@ -109,7 +118,9 @@ def _not_configured(provider: str, settings: Settings) -> str:
 
 def _tenants(settings: Settings) -> Iterator[Doubt]:
     """What tenants may do with providers and dialects that do not exist."""
-    from common.dialects import DIALECTS  # Here: none but a starting process and `sluice doctor` needs them.
+    if not settings.tenants:
+        return
+    from common.dialects import DIALECTS  # Here: few setups need them.
 
     for tenant, access in settings.tenants.items():
         for what, names, known in _lists(access, settings.vendor_ids, DIALECTS):

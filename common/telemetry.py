@@ -22,6 +22,7 @@ _SHARED: list[structlog.typing.Processor] = [
 
 # Libraries that say each job, connection or access twice over.
 _QUIET = {
+    "alembic.runtime.plugins": logging.WARNING,
     "arq.worker": logging.WARNING,
     "httpx": logging.WARNING,
     "uvicorn.access": logging.CRITICAL,
