@@ -38,6 +38,42 @@ async def test_a_trailing_slash_is_not_redirected(app):
     assert (await call(app, "POST", "/v1/messages/")).status_code == 404
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "meant", "base_url"),
+    [
+        ("POST", "/chat/completions", "/v1/chat/completions", "address and /v1"),
+        ("POST", "/v1/v1/chat/completions", "/v1/chat/completions", "address and /v1"),
+        ("POST", "/api/v1/chat/completions", "/v1/chat/completions", "address and /v1"),
+        ("POST", "/openai/v1/chat/completions", "/v1/chat/completions", "address and /v1"),
+        ("POST", "/v1//chat/completions/", "/v1/chat/completions", "address and /v1"),
+        ("POST", "/messages", "/v1/messages", "without /v1"),
+        ("POST", "/v1/v1/messages", "/v1/messages", "without /v1"),
+        ("POST", "/anthropic/v1/messages/count_tokens", "/v1/messages/count_tokens", "without /v1"),
+        ("POST", "/responses", "/v1/responses", "address and /v1"),
+        ("GET", "/responses/resp_1", "/v1/responses/resp_1", "address and /v1"),
+        ("POST", "/v1/v1/responses/resp_1/cancel", "/v1/responses/resp_1/cancel", "address and /v1"),
+        ("GET", "/models", "/v1/models", "address and /v1"),
+        ("GET", "/v1/v1/models", "/v1/models", "address and /v1"),
+    ],
+)
+async def test_a_wrong_base_url_is_told_the_right_one(app, method, path, meant, base_url):
+    response = await call(app, method, path)
+
+    assert response.status_code == 404
+    message = response.json()["error"]["message"]
+    assert f" It is at {meant}. " in message
+    assert base_url in message
+    assert ("type" in response.json()) is meant.startswith("/v1/messages")  # In the shape that the client reads.
+
+
+@pytest.mark.parametrize("path", ["/v1/nothing", "/admin/usage", "/v2/chat/completions", "/", "/v1", "/api/v1/nothing"])
+async def test_a_path_that_means_none_of_ours_is_told_where_they_are_listed(app, path):
+    response = await call(app, "PUT" if path == "/" else "GET", path)
+
+    assert response.status_code == (405 if path == "/" else 404)
+    assert "GET /openapi.json" in response.text
+
+
 async def test_a_process_that_is_deaf_to_a_redis_that_answers_is_unready():
     process = Process(Settings())
     app, pulse, feed = create_app(process), process.services.pulse, process.services.feed

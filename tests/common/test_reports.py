@@ -8,16 +8,19 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy import insert
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from common.database.engine import open_database
 from common.database.migrate import migrate
 from common.database.store import add
+from common.database.tables import ManagedKey
 from common.reports import day_begins_ms, month_begins_ms, spent, usage
 from common.usage_report import GROUPS, Line, Question, moment_ms, usd
 
 NOON = int(datetime(2026, 11, 21, 12, tzinfo=UTC).timestamp() * 1000)
 HOUR, DAY = 3_600_000, 86_400_000
+KEY_FIELDS = {"tenant": "t", "secret_hash": "h", "access": {}, "is_disabled": False, "created_ms": 1, "updated_ms": 1}
 
 
 @pytest.fixture
@@ -239,3 +242,27 @@ def test_what_is_no_moment_is_refused(text: str):
 
 def test_a_month_begins_in_utc():
     assert month_begins_ms(NOON) == moment_ms("2026-11-01", datetime.now(UTC))
+
+
+async def test_managed_keys_are_told_with_the_names_that_they_were_given(engine: AsyncEngine):
+    ids = [f"{n:012}" for n in range(1, 602)]  # More than a statement takes at a time.
+    async with engine.begin() as connection:
+        keys = [{"id": id_, "name": f"shop {id_}" if id_ != ids[1] else "", **KEY_FIELDS} for id_ in ids]
+        await connection.execute(insert(ManagedKey), keys)
+    owners = [*(f"key_{id_}" for id_ in ids), "key_static", "anonymous"]
+    await add(engine, [row(f"gen_{n}", owner=owner) for n, owner in enumerate(owners)])
+
+    told = (await usage(engine, Question(("key", "model"), NOON - DAY, NOON + DAY))).told()
+
+    names = {line["key"]: line["key_name"] for line in told["data"]}
+    assert names == {owner: f"shop {owner[4:]}" if owner[4:] in ids and owner[4:] != ids[1] else None for owner in owners}
+    assert list(told["data"][0])[:3] == ["key", "key_name", "model"]
+
+
+async def test_a_report_of_one_key_tells_whose_it_is(engine: AsyncEngine):
+    async with engine.begin() as connection:
+        await connection.execute(insert(ManagedKey), [{"id": "0" * 12, "name": "shop", **KEY_FIELDS}])
+
+    told = (await usage(engine, Question(("day",), NOON - DAY, NOON + DAY, {"key": f"key_{'0' * 12}"}))).told()
+
+    assert (told["key"], told["key_name"]) == (f"key_{'0' * 12}", "shop")

@@ -121,3 +121,55 @@ def test_a_server_of_one_s_own_is_on_by_its_address(monkeypatch):
     monkeypatch.setenv("OLLAMA_BASE_URL", "http://localhost:11434")
 
     assert Settings().provider_is_on("ollama")
+
+
+NUMBERS = {
+    name: node
+    for name, field in Settings.model_json_schema()["properties"].items()
+    for node in field.get("anyOf", [field])
+    if node.get("type") in ("integer", "number")
+}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_every_number_has_a_range_and_nothing_outside_it_is_taken(name):
+    node = NUMBERS[name]
+    least = node.get("minimum", node.get("exclusiveMinimum"))
+    most = node.get("maximum", node.get("exclusiveMaximum"))
+
+    assert least is not None
+    assert most is not None
+    for value in (least - 1, most + 1, float("nan"), float("inf"), float("-inf"), True, "1e999", "x"):
+        with pytest.raises(ValidationError):
+            Settings(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_good"),
+    [
+        ({"lease_s": 6, "renew_s": 3}, True),
+        ({"lease_s": 6, "renew_s": 3.5}, False),
+        ({"lease_s": 1, "renew_s": 5}, False),
+        ({"heartbeat_s": 20}, False),
+        ({"heartbeat_s": 20, "vanished_viewers_s": 40}, True),
+        ({"vanished_viewers_s": 1}, False),
+    ],
+)
+def test_what_must_be_longer_than_what(settings, is_good):
+    if is_good:
+        assert Settings(**settings)
+        return
+    with pytest.raises(ValidationError, match="at least 2 times SLUICE_"):
+        Settings(**settings)
+
+
+def test_an_error_s_text_quotes_no_value():
+    with pytest.raises(ValidationError) as caught:
+        Settings(api_keys={"sk-canary": 1}, port="sk-canary")
+
+    assert "canary" not in str(caught.value)
+
+
+def test_a_field_that_a_provider_does_not_have_is_refused():
+    with pytest.raises(ValidationError):
+        Settings(providers={"openai": {"base_ulr": "http://x"}})
