@@ -126,6 +126,7 @@ def _check_asyncpg_query(query: str) -> None:
 Port = Annotated[int, Field(ge=1, le=PORT_MAX)]
 PortOrFree = Annotated[int, Field(ge=0, le=PORT_MAX)]  # 0: one that is free.
 Wait = Annotated[float, Field(ge=0.01, le=7 * DAY_S)]  # Redis counts milliseconds: less would be none.
+Kept = Annotated[float, Field(ge=0.01, le=366 * DAY_S)]  # In Redis.
 CommaList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_commas)]
 SecretCommaList = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split_commas)]
 Origins = Annotated[tuple[Origin, ...], NoDecode, BeforeValidator(_split_origins)]

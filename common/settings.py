@@ -25,6 +25,7 @@ from common.setting_values import (
     CommaList,
     DatabaseUrl,
     HttpUrl,
+    Kept,
     Keys,
     Lowered,
     Origins,
@@ -202,13 +203,13 @@ class Settings(BaseSettings):
     heartbeat_s: float = Field(2, ge=0.1, le=60, description="How often a worker speaks up for a quiet generation.")
     keep_alive_s: Wait = Field(15, description="Silence after which a client gets a keep-alive comment.")
     vanished_viewers_s: Wait = Field(15, description="Nobody subscribed for this long counts as all viewers gone.")
-    retention_stop_s: Wait = Field(60, description="How long a log outlives its end; policy stop.")
-    retention_grace_s: Wait = Field(600, description="The same; policy grace.")
-    retention_detach_s: Wait = Field(3600, description="The same; policy detach and background.")
-    idempotency_s: Wait = Field(3600, description="How long an idempotency-key counts, and its generation is kept.")
+    retention_stop_s: Kept = Field(60, description="How long a log outlives its end; policy stop.")
+    retention_grace_s: Kept = Field(600, description="The same; policy grace.")
+    retention_detach_s: Kept = Field(3600, description="The same; policy detach and background.")
+    idempotency_s: Kept = Field(3600, description="How long an idempotency-key counts, and its generation is kept.")
     # A working day and its night: long enough to go on with a conversation, or to fetch what ran in the background.
-    responses_ttl_s: Wait = Field(86_400, description="How long a response of /v1/responses is stored.")
-    tombstone_s: Wait = Field(3600, description="How long an expired generation is still known to have existed.")
+    responses_ttl_s: Kept = Field(86_400, description="How long a response of /v1/responses is stored.")
+    tombstone_s: Kept = Field(3600, description="How long an expired generation is still known to have existed.")
     publish_linger_ms: float = Field(
         40,
         ge=0,
