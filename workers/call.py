@@ -67,6 +67,7 @@ class Outcome:
     """What is known of a generation as it runs; ``failed`` None means completed."""
 
     waited_s: float
+    is_background: bool = False
     began_at: float = field(default_factory=time.monotonic)
     dialect: str = ""
     provider: str = ""
@@ -87,7 +88,9 @@ class Outcome:
     upstream_id: str = ""  # What an upstream that can be read again calls the answer.
     in_background: bool = False  # Whether that is the provider's id for one that it runs in the background,
     runs_on: RunsOn | None = None  # and that one, until its end is seen.
-    tries_before: int = 0  # The last continuation, by this worker or another.
+    tries_before: int = 0  # The last continuation, or the last time that it waited for its upstream; by whichever worker.
+    is_stream: bool = True  # Whether the client gets one.
+    has_lost_usage: bool = False  # The answer is whole, but its connection broke before the usage came.
     is_cut: bool = False  # Whether a guardrail ended it before its upstream did.
     failed: Failed | None = None
     last_data: bytes = b""  # The client bytes that came last: a stream's last events, or a whole body.
@@ -242,6 +245,7 @@ async def _stream(
         if pump.is_whole:
             answer.has_finished(TAIL_S)
     last = await _last(answer, pump, guard, cutter, lost)
+    outcome.has_lost_usage = lost is not None and pump.usage is None
     if not outcome.is_committed:
         _commit(writer, pump, outcome, services, bytes(held) + last)
     elif last:
