@@ -27,6 +27,7 @@ from api.addresses import client_address
 from api.admission import charges_of
 from api.auth import Authenticator
 from api.body import read_json
+from api.classes import class_of
 from api.guarding import InputGuard
 from api.http_errors import error_response, headers_of, request_id_of
 from api.hub import Hub
@@ -145,7 +146,7 @@ async def accept(
 ) -> Asked:
     """Return what a request asks for, once it is known who asks and that it may run.
 
-    ``unsaid`` is the disconnect policy where the request names none.
+    ``unsaid`` is the disconnect policy where the request names none. One that is detached is started for later.
 
     Raises:
         GatewayError: it may not.
@@ -167,6 +168,7 @@ async def accept(
     if guardrails and await services.guard.check(guardrails, body, model=parsed.model, tenant=principal.tenant):
         raw = orjson.dumps(body)  # ``parsed`` knows the prompt as it came, which serves to measure it.
     policy, grace_s = disconnect_policy(request.headers, unsaid, has_key=once is not None, usual=principal.disconnect)
+    job_class = class_of(request.headers, principal, JobClass.BACKGROUND if unsaid is Policy.DETACH else JobClass.INTERACTIVE)
     generation_id = f"gen_{uuid.uuid4().hex}"
     job = Job(
         generation_id=generation_id,
@@ -189,7 +191,7 @@ async def accept(
     address = client_address(request.scope)
     providers = [target.provider for target in targets]
     charges = charges_of(principal, address, parsed, providers, settings, has_brought_key=brought_key is not None)
-    return Asked(dialect, principal, job, charges, principal.end_user or parsed.end_user, once=once)
+    return Asked(dialect, principal, job, charges, principal.end_user or parsed.end_user, job_class, once)
 
 
 def _passed_headers(headers: Headers, settings: Settings) -> dict[str, str]:
@@ -219,7 +221,7 @@ async def start(asked: Asked, services: Services) -> Relay:
             structlog.contextvars.bind_contextvars(generation_id=answering_id)
             viewer, told = await services.hub.enter(answering_id, asked.principal.id)
         else:
-            services.metrics.took(job)
+            services.metrics.took(job, asked.job_class)
     except (ChannelUnavailable, RedisUnavailable) as error:
         raise redis_away() from error
     relay = Relay(
@@ -340,6 +342,7 @@ def _opening(asked: Asked, settings: Settings) -> Opening:
         request=job.pack(),
         asked=_asked(asked),
         is_audited=asked.principal.is_audited,
+        job_class=asked.job_class,
     )
 
 

@@ -4,6 +4,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from common.errors import ErrorKind, Failed
 from common.job import Job
+from common.queue.jobs import JobClass
 
 DURATION_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 1800)
 
@@ -36,6 +37,7 @@ class Metrics:
             registry=registry,
         )
         self.accepted = Counter("sluice_generations_accepted", "Generations enqueued", ["dialect"], registry=registry)
+        self.classes = Counter("sluice_generations_by_class", "The same, by their class", ["class"], registry=registry)
         self.refusals = Counter("sluice_refusals", "Requests refused by a limit", ["limit"], registry=registry)
         self.errors = Counter("sluice_errors", "Failures by kind, before anything was enqueued", ["kind"], registry=registry)
         self.refused_credentials = Counter(
@@ -63,5 +65,6 @@ class Metrics:
         elif failed.kind is ErrorKind.OVERLOADED:
             self.refusals.labels("store").inc()
 
-    def took(self, job: Job) -> None:
+    def took(self, job: Job, job_class: JobClass) -> None:
         self.accepted.labels(job.dialect).inc()
+        self.classes.labels(job_class).inc()

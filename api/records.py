@@ -46,6 +46,7 @@ def record(generation_id: str, state: State) -> dict[str, Any]:
     failed = failed_in(state.end)
     return {
         **short_record(generation_id, state),
+        "class": state.job_class,
         "stream": state.stream,
         "provider": told.get("provider"),
         "tries": told.get("tries", 0),

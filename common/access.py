@@ -132,6 +132,7 @@ class Access(BaseModel):
     dialects: Names | None = None
     cors_origins: Annotated[tuple[Origin, ...], Field(max_length=LIST_MAX)] | None = None
     disconnect: Annotated[str, Field(pattern=r"^(stop|detach|grace=[0-9]{1,4})$")] | None = None
+    highest_class: Literal["interactive", "background"] = "interactive"  # Of its requests; the first is above the second.
     limits: Limits = Limits()
     budget: Budget = Budget()
     guardrails: GuardrailPolicy | None = None
@@ -176,6 +177,11 @@ class Principal:
     @property
     def disconnect(self) -> str | None:
         return self.access.disconnect or self.tenant_access.disconnect
+
+    @property
+    def highest_class(self) -> Literal["interactive", "background"]:
+        is_background = "background" in (self.access.highest_class, self.tenant_access.highest_class)
+        return "background" if is_background else "interactive"
 
     @property
     def is_audited(self) -> bool:

@@ -15,6 +15,7 @@ import structlog
 from fastapi import APIRouter, Request, Response
 
 from api.auth import Scope
+from api.classes import class_of
 from api.conversation import continued, items_of
 from api.describing import RESPONSE, generating, query, serving
 from api.generate import Asked, Services, accept, finish, guarded, redis_away, start
@@ -139,7 +140,7 @@ async def begin(request: Request, services: Services, *, is_detached: bool = Fal
     asked = await accept(OPENAI_RESPONSES, request, services, amend, unsaid=unsaid)
     is_background = asked_for.get("background") is True
     if is_background:
-        asked.job_class = JobClass.BACKGROUND
+        asked.job_class = class_of(request.headers, asked.principal, JobClass.BACKGROUND)
         if "x-disconnect" not in request.headers or not (is_detached or asked_for.get("stream") is True):
             asked.job.policy, asked.job.grace_s = Policy.DETACH, 0.0
     if asked_for.get("store") is not False:

@@ -167,6 +167,7 @@ class Opening:
     request: bytes = field(repr=False)
     asked: bytes = b""  # For the ledger; see ``common.ledger``.
     is_audited: bool = False
+    job_class: str = "interactive"
 
 
 @dataclass(slots=True)
@@ -185,9 +186,10 @@ class State:
     last: FrameId
     has_ended: bool
     has_left: bool = False
-    claims: int = 0
+    claims: int = 0  # But for those of a generation that waited for its upstream.
     head: bytes = field(default=b"", repr=False)
     end: bytes = field(default=b"", repr=False)
+    job_class: str = "interactive"
 
 
 class Record(NamedTuple):
@@ -209,8 +211,11 @@ class Channel(Protocol):
         """Remove a generation that was opened but never enqueued."""
         ...
 
-    async def fence(self, claim: Claim, *, is_handover: bool) -> Fenced:
-        """Append the frame ``<epoch>-0`` and fence all earlier claims. The same call again is answered as the first was."""
+    async def fence(self, claim: Claim, *, is_handover: bool, was_postponed: bool = False) -> Fenced:
+        """Append the frame ``<epoch>-0`` and fence all earlier claims. The same call again is answered as the first was.
+
+        ``was_postponed``: the generation waited for its upstream, which is neither a barren claim nor another worker's.
+        """
         ...
 
     async def append(self, appends: list[Append]) -> list[Answer]:

@@ -1,6 +1,6 @@
 -- Fences a log for a new claim, and returns what the claim must know.
 -- KEYS: state, log, live, request
--- ARGV: epoch, token, 1 for a handover
+-- ARGV: epoch, token, 1 for a handover or 2 for a job that comes back to its upstream
 -- Returns: an answer, then 1 if there is a head, claims in a row without a frame, the request
 local pos = redis.call('HGET', KEYS[1], 'pos')
 if not pos then return {answer('gone'), 0, 0, false} end
@@ -16,12 +16,12 @@ if is_resend then
   local id = ARGV[1] .. '-0'
   last = redis.call('XRANGE', KEYS[2], id, id)[1][2][4]
 else
-  if ARGV[3] ~= '1' then barren = barren + 1 end
+  if ARGV[3] == '0' then barren = barren + 1 end
   local id = ARGV[1] .. '-0'
   listeners = add(KEYS[2], KEYS[3], last, id, 'fence', last)
   if last == '0-0' then redis.call('PEXPIRE', KEYS[2], s[5]) end
   redis.call('HSET', KEYS[1], 'barren', barren)
-  redis.call('HINCRBY', KEYS[1], 'claims', 1)
+  if ARGV[3] ~= '2' then redis.call('HINCRBY', KEYS[1], 'claims', 1) end
   set_pos(KEYS[1], ARGV[1], ARGV[2], id, s[2] ~= '' or barren > 0)
 end
 return {answer('ok', last, stop, listeners), tonumber(s[4]) or 0, barren, redis.call('GET', KEYS[4])}

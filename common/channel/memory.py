@@ -37,6 +37,7 @@ class _Log:
     epoch: int = 0
     token: str = ""
     barren: int = 0
+    claims: int = 0
     has_ended: bool = False
     is_cancelled: bool = False
     left_due_s: float | None = None
@@ -63,7 +64,7 @@ class MemoryChannel:
     async def discard(self, generation_id: str) -> None:
         self._logs.pop(generation_id, None)
 
-    async def fence(self, claim: Claim, *, is_handover: bool) -> Fenced:
+    async def fence(self, claim: Claim, *, is_handover: bool, was_postponed: bool = False) -> Fenced:
         log = self._log(claim.generation_id)
         if log is None:
             return Fenced(Answer(Verdict.GONE, START, Stop.NO, 0))
@@ -76,7 +77,8 @@ class MemoryChannel:
         if is_resend:
             built_on = next(FrameId.of(frame.data) for frame in log.frames if frame.id == FrameId(claim.epoch, 0))
         else:
-            log.barren += 0 if is_handover else 1
+            log.barren += 0 if is_handover or was_postponed else 1
+            log.claims += 0 if was_postponed else 1
             log.epoch, log.token = claim.epoch, claim.token
             frame = Frame(FrameId(claim.epoch, 0), FrameKind.FENCE, str(log.last).encode())
             self._add(claim.generation_id, log, frame)
@@ -106,6 +108,7 @@ class MemoryChannel:
             return self._answer(log, Verdict.BEHIND)
         log.epoch, log.token = claim.epoch, claim.token
         for frame in frames:
+            log.claims += frame.kind is FrameKind.FENCE
             self._add(claim.generation_id, log, frame)
         return self._answer(log, Verdict.OK)
 
@@ -172,7 +175,8 @@ class MemoryChannel:
             has_left=log.left_due_s is not None and not log.is_cancelled,
             head=next((frame.data for frame in log.frames if frame.kind is FrameKind.HEAD), b""),
             end=log.frames[-1].data if log.has_ended else b"",
-            claims=sum(frame.kind is FrameKind.FENCE for frame in log.frames),
+            claims=log.claims,
+            job_class=o.job_class,
         )
 
     async def leave(self, generation_id: str, replica: str) -> Stop:

@@ -72,6 +72,7 @@ class RedisChannel:
             "tombstone_ms": self._tombstone_ms,
             "asked": opening.asked,
             "audited": int(opening.is_audited),
+            "class": opening.job_class,
         }
         flat = [item for pair in fields.items() for item in pair]
         names = [keys.state(generation_id), keys.viewers(generation_id), keys.request(generation_id)]
@@ -80,8 +81,8 @@ class RedisChannel:
     async def discard(self, generation_id: str) -> None:
         await self._run("discard", _log_keys(generation_id), [])
 
-    async def fence(self, claim: Claim, *, is_handover: bool) -> Fenced:
-        args = [claim.epoch, claim.token, int(is_handover)]
+    async def fence(self, claim: Claim, *, is_handover: bool, was_postponed: bool = False) -> Fenced:
+        args = [claim.epoch, claim.token, 2 if was_postponed else int(is_handover)]
         state, log_key, live, _, request_key, *_ = _log_keys(claim.generation_id)
         names = [state, log_key, live, request_key]
         answer, has_head, barren, request = await self._run("fence", names, args)
@@ -204,6 +205,7 @@ def _state(generation_id: str, owner: str, answer: list[bytes]) -> State | Gatew
         end=answer[9],
         head=answer[10],
         claims=int(answer[11]),
+        job_class=answer[12].decode(),
     )
 
 

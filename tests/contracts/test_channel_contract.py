@@ -284,6 +284,19 @@ async def test_a_fence_tells_the_next_claim_of_the_stop_flag_and_the_head(channe
     assert (fenced.answer.stop, fenced.has_head) == (Stop.CANCELLED, True)
 
 
+async def test_a_generation_that_waited_for_its_upstream_was_neither_lost_nor_taken_over(channel):
+    await channel.open(G, opening(), "r1")
+    claims = [Claim(G, epoch, f"t{epoch}") for epoch in range(1, 41)]
+
+    fenced = [await channel.fence(claim, is_handover=False, was_postponed=claim.epoch > 1) for claim in claims]
+    head = Frame(FrameId(40, 1), FrameKind.HEAD, b'{"provider":"p"}')
+    await append(channel, claims[-1], FrameId(40, 0), head)
+
+    assert {each.barren for each in fenced} == {1}
+    state = await channel.enter(G, "", "me")
+    assert (state.claims, state.head) == (1, head.data)
+
+
 async def test_claims_without_a_frame_are_counted_but_handovers_are_not(channel):
     await channel.open(G, opening(), "r1")
     claims = [Claim(G, epoch, f"t{epoch}") for epoch in range(1, 6)]

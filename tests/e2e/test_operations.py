@@ -94,6 +94,7 @@ API_FAMILIES = {
     "sluice_requests": "counter",
     "sluice_request_duration_seconds": "histogram",
     "sluice_generations_accepted": "counter",
+    "sluice_generations_by_class": "counter",
     "sluice_refusals": "counter",
     "sluice_errors": "counter",
     "sluice_open_viewers": "gauge",
