@@ -26,7 +26,7 @@ from common.errors import ErrorKind, Failed, GatewayError
 from common.job import Job
 from common.pricing import price
 from common.queue.jobs import UNUSED, ClaimedJob
-from common.queue.worker import HandBack
+from common.queue.worker import HandBack, Postponed
 from common.redis_client import RedisUnavailable
 from common.settings import Settings
 from workers.background import RunsOn, cancel
@@ -34,6 +34,7 @@ from workers.call import Outcome, Services, call, reply_info
 from workers.continuation import LOSSES, Continuation, Past, continuations, read_frames, read_past, reattachable
 from workers.count import count
 from workers.partial_usage import completed, read_partial
+from workers.patience import patience, postpone
 from workers.providers.base import Deployment
 from workers.publisher import PAUSE_WHILE_AWAY_S, Writer
 from workers.quota.gate import Demand, Refused
@@ -57,10 +58,11 @@ async def run_generation(claimed: ClaimedJob, services: Services) -> Settlement:
 
     Raises:
         HandBack: Redis could not be asked; nothing was written.
+        Postponed: the upstream is to be called later; nothing but the fence was written.
     """
     claim = Claim(claimed.generation_id, claimed.epoch, secrets.token_hex(8))
     try:
-        fenced = await services.channel.fence(claim, is_handover=claimed.is_handover)
+        fenced = await services.channel.fence(claim, is_handover=claimed.is_handover, was_postponed=claimed.was_postponed)
     except ChannelUnavailable as error:
         raise HandBack(str(error)) from error
     if fenced.answer.verdict is not Verdict.OK:
@@ -70,9 +72,12 @@ async def run_generation(claimed: ClaimedJob, services: Services) -> Settlement:
     task = asyncio.current_task()
     assert task is not None
     with services.publisher.writer(claim, fenced.answer.last, task.cancel) as writer:
-        outcome = Outcome(claimed.waited_ms / 1000)
+        outcome = Outcome(claimed.waited_ms / 1000, claimed.is_background)
+        outcome.tries = outcome.tries_before = claimed.attempts
         try:
             await _answer(claimed, fenced, writer, outcome, services)
+        except Postponed:
+            raise
         except GatewayError as error:
             outcome.failed = error.failed
         except asyncio.CancelledError:
@@ -96,13 +101,15 @@ async def _answer(claimed: ClaimedJob, fenced: Fenced, writer: Writer, outcome: 
     """Write the answer's head and data; what is raised becomes the log's end."""
     job = _read_job(fenced)
     structlog.contextvars.bind_contextvars(generation_id=job.generation_id, request_id=job.request_id, dialect=job.dialect)
-    outcome.model, outcome.dialect, outcome.has_brought_key = job.model, job.dialect, job.brought_key is not None
+    outcome.model, outcome.dialect, outcome.is_stream = job.model, job.dialect, job.stream
+    outcome.has_brought_key = job.brought_key is not None
     writer.watch_listeners(job.policy, job.grace_s)
     if fenced.answer.stop is not Stop.NO and fenced.has_head and job.stream:
         with suppress(GatewayError):
             await _past(job, _LOST, outcome, services)  # Its upstream may run on, and is to be stopped too.
     _refuse_what_cannot_run(claimed, fenced)
-    services.metrics.queue_wait.observe(claimed.waited_ms / 1000)
+    if not claimed.was_postponed:
+        services.metrics.queue_wait.observe(claimed.waited_ms / 1000)
     try:
         async with asyncio.timeout(services.settings.total_timeout_s):
             await _run(job, fenced, writer, outcome, services)
@@ -222,7 +229,7 @@ async def _try_deployments(
     job: Job, among: list[Deployment], run: Run, writer: Writer, outcome: Outcome, services: Services
 ) -> None:
     quota, demand = services.quota, Demand(job)
-    tries = Tries(quota.affordable(demand, among), services.settings.retry_after_max_s)
+    tries = Tries(quota.affordable(demand, among), *patience(job, outcome, services.settings))
     while True:
         deployment = tries.deployment
         outcome.provider, outcome.upstream_model = deployment.provider, deployment.model
@@ -237,7 +244,7 @@ async def _try_deployments(
                     is_whole = outcome.finish_reason is not None
                     taken.note(outcome.reported, outcome.output_events, is_whole=is_whole)
         except Refused as refusal:
-            wait_s = tries.refused(refusal.wait_s, refusal.look_s)
+            wait_s, is_asked_to_wait = tries.refused(refusal.wait_s, refusal.look_s), True
             if wait_s is None:
                 services.metrics.errors.labels(refusal.failed.kind).inc()
                 raise GatewayError.of(refusal.given_up(tries.soonest_s)) from refusal
@@ -248,8 +255,12 @@ async def _try_deployments(
             services.metrics.errors.labels(failed.kind).inc()
             log.info("try_failed", kind=failed.kind, status=failed.status, tries=outcome.tries, wait_s=wait_s)
             if wait_s is None:
+                failed.retry_after_s = tries.resumes_in_s or failed.retry_after_s
                 raise GatewayError.of(failed) from error
             services.metrics.retries.labels(tries.deployment.provider).inc()
+            is_asked_to_wait = failed.retry_after_s is not None
+        if is_asked_to_wait:
+            postpone(wait_s, tries.soonest_s, outcome, services.settings)
         await asyncio.sleep(wait_s)
 
 
@@ -278,7 +289,7 @@ def _stopped(stop: Stop) -> Failed:
 
 async def _measure(fenced: Fenced, writer: Writer, outcome: Outcome, services: Services) -> None:
     """Estimate what an answer took that broke off behind its commit point: whoever leaves early pays for what he got."""
-    if not outcome.failed or outcome.ttft_ms is None or outcome.is_estimated:
+    if not (outcome.failed or outcome.has_lost_usage) or outcome.ttft_ms is None or outcome.is_estimated:
         return
     writer.ignore_stop()  # It ends already.
     await writer.flushed()
@@ -287,9 +298,10 @@ async def _measure(fenced: Fenced, writer: Writer, outcome: Outcome, services: S
     with suppress(ChannelUnavailable):  # The ledger's collector estimates it then, if the log is there still.
         async with services.measuring:
             frames = await read_frames(services.channel, writer.claim.generation_id)
-            partial = await asyncio.to_thread(read_partial, outcome.dialect, frames, fenced.request, is_stream=True)
-        if partial:
-            outcome.usage, outcome.is_estimated = completed(outcome.usage, partial.usage), True
+            read = partial(read_partial, outcome.dialect, frames, fenced.request, is_stream=outcome.is_stream)
+            found = await asyncio.to_thread(read)
+        if found:
+            outcome.usage, outcome.is_estimated = completed(outcome.usage, found.usage), True
 
 
 async def _end(writer: Writer, outcome: Outcome, services: Services) -> Settlement:

@@ -1,8 +1,8 @@
 -- Hands out jobs: lapsed leases first, then the waiting in fair order.
 -- ARGV: seen ms, lease in ms, most to hand out, most waiting background ones of these, most lapsed to hand out, then ids that
 --   are not to be handed out
--- Returns: 'stale', or {lapsed leases left, jobs left waiting, {id, epoch, was lapsed, is handover, is late, waited ms,
---   is background}…}
+-- Returns: 'stale', or {lapsed leases left, jobs left waiting, {id, epoch, was lapsed, 1 for a handover or 2 for a job that
+--   waited for its upstream, is late, waited ms, is background, upstream calls before}…}
 --
 -- Tenants take turns. Interactive goes before background, but while both wait every 20th job is a background one: a fleet
 -- that is never idle gets through them too, and they cost interactive requests a twentieth of its slots at most.
@@ -17,7 +17,7 @@ local here  -- Asked for once there is a job.
 
 local function take(id, lapsed)
   local job = Q .. 'job:' .. id
-  local s = redis.call('HMGET', job, 'handover', 'enqueued_ms', 'claim_by_ms', 'class', 'slots', 'epoch', 'reign')
+  local s = redis.call('HMGET', job, 'handover', 'enqueued_ms', 'claim_by_ms', 'class', 'slots', 'epoch', 'reign', 'attempts')
   if not s[2] then redis.call('ZREM', RUNNING, id) return end  -- Finished or withdrawn meanwhile.
   here = here or reign()
   local epoch = s[6] + 1
@@ -27,8 +27,8 @@ local function take(id, lapsed)
   redis.call('ZADD', RUNNING, int(now + ARGV[2]), id)
   hold_slots(s[5], id, now + ARGV[2] + SLOT_EXTRA_MS)
   local late = s[6] == '0' and now > tonumber(s[3])
-  taken[#taken + 1] = {id, epoch, lapsed and 1 or 0, s[1] and 1 or 0, late and 1 or 0, now - s[2],
-    s[4] == 'background' and 1 or 0}
+  taken[#taken + 1] = {id, epoch, lapsed and 1 or 0, tonumber(s[1] or 0), late and 1 or 0, now - s[2],
+    s[4] == 'background' and 1 or 0, tonumber(s[8] or 0)}
   room = room - 1
 end
 

@@ -72,6 +72,8 @@ class Once:
 
 @dataclass(frozen=True, slots=True)
 class ClaimedJob:
+    """``was_postponed``: it waited for its upstream, which it has called ``attempts`` times."""
+
     generation_id: str
     epoch: int
     was_lapsed: bool = False
@@ -79,6 +81,8 @@ class ClaimedJob:
     is_late: bool = False
     waited_ms: int = 0
     is_background: bool = False
+    was_postponed: bool = False
+    attempts: int = 0
 
 
 class Claimed(NamedTuple):
@@ -95,6 +99,7 @@ class Enqueued(NamedTuple):
 
 
 UNUSED = Settlement()
+_HANDOVER, _POSTPONED = 1, 2  # How a job was given back, see release.lua.
 _ONCE_UNSAID = ["", "", 0, ""]
 
 
@@ -174,8 +179,7 @@ class JobQueue:
         if answer == b"stale":
             return Claimed([], 0, 0)
         lapsed_left, waiting_left, taken = answer
-        jobs = [ClaimedJob(t[0].decode(), t[1], bool(t[2]), bool(t[3]), bool(t[4]), t[5], bool(t[6])) for t in taken]
-        return Claimed(jobs, lapsed_left, waiting_left)
+        return Claimed([_claimed(*each) for each in taken], lapsed_left, waiting_left)
 
     async def renew(self, held: dict[str, int]) -> list[str]:
         """Renew the leases of ``held`` (id → epoch); returns the ids that are another's now. A job that is gone is nobody's."""
@@ -185,7 +189,12 @@ class JobQueue:
 
     async def release(self, job: ClaimedJob, *, delay_s: float = 0, is_handover: bool = False) -> None:
         """Give a job back, first in line; a handover does not count as a failed claim."""
-        await self._scripts.run("release", [], [job.generation_id, job.epoch, ms(delay_s), int(is_handover)])
+        how = _HANDOVER if is_handover else 0
+        await self._scripts.run("release", [], [job.generation_id, job.epoch, ms(delay_s), how, job.attempts])
+
+    async def postpone(self, job: ClaimedJob, *, delay_s: float, attempts: int) -> None:
+        """Give a job back that is to call its upstream again later; it holds no slot of a worker until then."""
+        await self._scripts.run("release", [], [job.generation_id, job.epoch, ms(delay_s), _POSTPONED, attempts])
 
     async def finish(self, job: ClaimedJob, settlement: Settlement = UNUSED) -> list[str]:
         """Remove a job that has ended, and settle what it was charged for, unless Redis has lost it.
@@ -208,6 +217,14 @@ class JobQueue:
             return places
         # Just after an outage all leases are long lapsed, and their workers about to renew them.
         return [Place.LAPSED if place is Place.ABANDONED else place for place in places]
+
+
+def _claimed(
+    generation_id: bytes, epoch: int, lapsed: int, given_back: int, late: int, waited_ms: int, background: int, attempts: int
+) -> ClaimedJob:
+    is_handover, was_postponed = given_back == _HANDOVER, given_back == _POSTPONED
+    flags = (bool(lapsed), is_handover, bool(late), waited_ms, bool(background), was_postponed)
+    return ClaimedJob(generation_id.decode(), epoch, *flags, attempts)
 
 
 def _refusal(verdict: str, rest: list[int], charges: Charges) -> Exception:

@@ -43,6 +43,14 @@ class HandBack(Exception):
     """The handler could not work on the job now; the job is put back in line."""
 
 
+class Postponed(Exception):
+    """The handler waits for an upstream: the job is put back for ``delay_s``, and has made so many ``attempts``."""
+
+    def __init__(self, delay_s: float, attempts: int) -> None:
+        super().__init__(f"for {delay_s:.0f} s")
+        self.delay_s, self.attempts = delay_s, attempts
+
+
 class _ArqClient(Client, ArqRedis):  # type: ignore[misc]  # redis-py disagrees with itself.
     """What arq asks for, failing as our client does."""
 
@@ -50,8 +58,8 @@ class _ArqClient(Client, ArqRedis):  # type: ignore[misc]  # redis-py disagrees 
 class LeasedWorker(Worker):
     """Runs ``handler`` for each claimed job, as a task that is cancelled once the job is no longer ours.
 
-    A handler returns what the job took when it is ended (it is then finished), raises ``HandBack`` to put it back, or is
-    cancelled: by a drain that is over (the job is handed over) or by a lost lease (somebody else has it).
+    A handler returns what the job took when it is ended (it is then finished), raises ``HandBack`` or ``Postponed`` to put it
+    back, or is cancelled: by a drain that is over (the job is handed over) or by a lost lease (somebody else has it).
     """
 
     def __init__(self, redis: Client, queue: JobQueue, pulse: Pulse, settings: Settings, handler: Handler, name: str) -> None:
@@ -175,6 +183,11 @@ class LeasedWorker(Worker):
             log.warning("job_handed_back", generation_id=generation_id, epoch=job.epoch, reason=str(reason))
             self.jobs_retried += 1
             await self._give_back(job, delay_s=RELEASE_DELAY_S)
+        except Postponed as until:
+            self.jobs_retried += 1
+            self._forget(job)
+            with contextlib.suppress(RedisUnavailable):  # As for one that is given back.
+                await self._queue.postpone(job, delay_s=until.delay_s, attempts=until.attempts)
         except Exception:
             # The handler ends every log it can; what it could not end, another claim must.
             log.exception("job_failed", generation_id=generation_id, epoch=job.epoch)

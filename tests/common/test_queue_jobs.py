@@ -212,6 +212,35 @@ async def test_a_handover_is_first_in_line_and_says_what_it_is(queue):
     assert (other.generation_id, other.is_handover) == ("gen_1", False)
 
 
+async def test_a_postponed_job_waits_without_a_worker_and_keeps_the_number_of_its_attempts(queue):
+    await queue.enqueue("gen_0", "a", BACKGROUND)
+    (job,) = await claim(queue)
+
+    await queue.postpone(job, delay_s=0.2, attempts=3)
+
+    assert (await queue.look(["gen_0"]), await claim(queue)) == ([Place.WAITING], [])
+    async with asyncio.timeout(5):
+        while not (again := await claim(queue)):
+            await asyncio.sleep(0.02)
+    (again,) = again
+    assert (again.was_postponed, again.is_handover, again.is_late, again.attempts) == (True, False, False, 3)
+    assert (again.epoch, again.waited_ms >= 200) == (2, True)
+    await queue.release(again, is_handover=True)
+    (handed,) = await claim(queue)
+    assert (handed.was_postponed, handed.is_handover, handed.attempts) == (False, True, 3)
+
+
+async def test_a_postponed_job_can_be_withdrawn(queue):
+    await queue.enqueue("gen_0", "a", BACKGROUND)
+    (job,) = await claim(queue)
+    await queue.postpone(job, delay_s=0.05, attempts=1)
+
+    await queue.withdraw("gen_0")
+
+    await asyncio.sleep(0.06)
+    assert (await queue.look(["gen_0"]), await claim(queue)) == ([Place.GONE], [])
+
+
 async def test_a_delayed_release_waits_for_its_time(queue):
     await queue.enqueue("gen_0", "a", INTERACTIVE)
     (job,) = await claim(queue)

@@ -10,7 +10,7 @@ import pytest
 from common import keys
 from common.admission import Settlement
 from common.queue.jobs import UNUSED, ClaimedJob, JobClass, JobQueue, Place
-from common.queue.worker import HandBack, LeasedWorker
+from common.queue.worker import HandBack, LeasedWorker, Postponed
 from common.redis_client import Client, Pulse
 from common.settings import Settings
 
@@ -105,6 +105,21 @@ async def test_a_job_that_cannot_begin_is_put_back_and_tried_again(lab):
         await eventually(lambda: worker.jobs_complete == 1)
 
     assert epochs == [1, 2, 3]
+
+
+async def test_a_job_that_waits_for_its_upstream_holds_no_slot(lab):
+    order: list[tuple[str, int]] = []
+
+    async def handler(job: ClaimedJob) -> None:
+        order.append((job.generation_id, job.attempts))
+        if job.generation_id == "later" and not job.was_postponed:
+            raise Postponed(0.2, attempts=2)
+
+    await enqueue(lab, "later", "other")
+    async with lab.worker(handler, worker_slots=1) as worker:
+        await eventually(lambda: worker.jobs_complete == 2)
+
+    assert order == [("later", 0), ("other", 0), ("later", 2)]
 
 
 async def test_a_handler_that_breaks_ends_neither_the_worker_nor_the_job(lab):

@@ -358,16 +358,30 @@ async def test_an_answer_that_says_that_nothing_is_left_counts_for_all_workers(r
         await until(lambda: is_refused(second, place()), "the other worker knows")
 
 
-async def test_a_vendor_is_obeyed_up_to_the_cap_on_retry_after(redis):
-    async with worker(redis, retry_after_max_s=5) as quota:
-        quota.note_failure(demand(), place(), Failed(ErrorKind.UPSTREAM_RATE_LIMITED, "", retry_after_s=86_400))
+@pytest.mark.parametrize(("told_s", "promised_s"), [(86_400, 86_400), (1e11, 31 * 86_400), (3, 3)])
+async def test_a_vendor_is_obeyed_up_to_the_cap_and_its_word_is_told_to_all_workers(redis, redis_server, told_s, promised_s):
+    more = {"retry_after_max_s": 5}
+    async with clients(redis_server, 1) as (other,), worker(redis, **more) as first, worker(other, **more) as second:
+        first.note_failure(demand(), place(), Failed(ErrorKind.UPSTREAM_RATE_LIMITED, "", retry_after_s=told_s))
+        await until(lambda: is_refused(second, place()), "the other worker knows")
 
-        with pytest.raises(Refused) as refused:
-            async with quota.admitted(demand(), place()):
-                pass
-        assert refused.value.wait_s <= 5
-        await until(lambda: redis.exists(keys.PAUSED), "it is noted")
+        for quota in (first, second):
+            with pytest.raises(Refused) as refused:
+                async with quota.admitted(demand(), place()):
+                    pass
+            assert 0 < refused.value.look_s <= min(told_s, 5)
+            assert promised_s - 3 < refused.value.wait_s <= promised_s + 0.1
         assert 0 < await redis.pttl(keys.PAUSED) <= 5000
+
+
+async def test_a_later_word_replaces_a_promise(redis):
+    async with worker(redis, retry_after_max_s=5) as quota:
+        for told_s, most_s in ((86_400, 0.2), (4, 5)):
+            quota._pauses.pause("openai:a:m", told_s, most_s)
+            await quota._flush()
+
+        assert await redis.hkeys(keys.PAUSED) == [b"openai:a:m"]
+        assert quota._pauses.left("openai:a:m").promise_s <= 4
 
 
 async def test_a_longer_pause_is_not_cut_short_by_a_shorter_one(redis, redis_server):
@@ -378,23 +392,25 @@ async def test_a_longer_pause_is_not_cut_short_by_a_shorter_one(redis, redis_ser
 
         seconds, _ = await redis.time()
         assert int(await redis.hget(keys.PAUSED, "openai:a:m")) / 1000 - seconds > 10
-        await until(lambda: second._pauses.left_s("openai:a:m") > 10, "the other knows of the longer one")
+        await until(lambda: second._pauses.left("openai:a:m").pause_s > 10, "the other knows of the longer one")
 
 
 def test_what_a_worker_was_told_itself_counts_before_redis_has_it():
     pauses = Pauses(lambda: 100.0)
-    pauses.pause("openai:a:m", 20)
+    pauses.pause("openai:a:m", 20, 30)
 
     pauses.note({b"openai:a:m": b"5000", b"openai:b:m": b"7000"}, redis_ms=3000)
 
-    assert (pauses.left_s("openai:a:m"), pauses.left_s("openai:b:m")) == (20, 4)
+    assert (pauses.left("openai:a:m"), pauses.left("openai:b:m")) == ((20, 20), (4, 4))
 
 
 def test_the_same_word_is_passed_on_once():
     pauses = Pauses(lambda: 100.0)
 
-    assert [pauses.pause("openai:a:m", seconds) for seconds in (20, 20, 20.05, 21, 0.05)] == [True, False, False, True, False]
-    assert pauses.take_unshared() == [("openai:a:m", 21_000)]
+    told = [pauses.pause("openai:a:m", seconds, 30) for seconds in (20, 20, 20.05, 21, 0.05)]
+
+    assert told == [True, False, False, True, False]
+    assert pauses.take_unshared() == [("openai:a:m", 21_000, 21_000)]
     assert pauses.take_unshared() == []
 
 

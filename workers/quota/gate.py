@@ -41,7 +41,10 @@ _UNLIMITED = Limits()
 
 
 class Refused(GatewayError):
-    """A call that was not made. ``wait_s``: until it surely may be, ``look_s``: until it may be at best."""
+    """A call that was not made. ``wait_s``: until it surely may be, ``look_s``: until it may be at best.
+
+    Clients are told the first, which is the vendor's own word where there is one.
+    """
 
     def __init__(self, limit: str, message: str, wait_s: float, look_s: float) -> None:
         kind = ErrorKind.OVERLOADED if limit == "redis_away" else ErrorKind.UPSTREAM_RATE_LIMITED
@@ -147,10 +150,10 @@ class Quota:
                 self._wake.set()
 
     def _check_pause(self, demand: Demand, deployment: Deployment) -> None:
-        left_s = self._pauses.left_s(_pause_name(deployment))
-        if left_s > 0:
+        left = self._pauses.left(_pause_name(deployment))
+        if left:
             message = f"The provider {deployment.provider} takes no more requests for this model just now."
-            raise self._refused(demand, deployment, "paused", message, left_s, left_s)
+            raise self._refused(demand, deployment, "paused", message, left.promise_s, left.pause_s)
 
     async def _reserve(self, demand: Demand, deployment: Deployment) -> Reserved | None:
         # A key that the request brought has a quota that we do not know.
@@ -189,11 +192,11 @@ class Quota:
             return
         if failed.retry_after_s:
             self._pause(deployment, failed.retry_after_s)
-        elif left_s := self._pauses.left_s(_pause_name(deployment)):
-            failed.retry_after_s = left_s
+        elif left := self._pauses.left(_pause_name(deployment)):
+            failed.retry_after_s = left.promise_s
 
     def _pause(self, deployment: Deployment, seconds: float) -> None:
-        if self._pauses.pause(_pause_name(deployment), min(seconds, self._settings.retry_after_max_s)):
+        if self._pauses.pause(_pause_name(deployment), seconds, self._settings.retry_after_max_s):
             self._wake.set()
 
     # Beside the calls
