@@ -55,16 +55,16 @@ def test_background_work_is_put_back_with_its_attempts(waited_s, wait_s, delay_s
 
 
 @pytest.mark.parametrize(
-    ("outcome", "wait_s"),
+    ("facts", "wait_s"),
     [
-        (Outcome(0), 20),  # Somebody waits for it.
-        (Outcome(0, is_background=True), 1),  # A moment.
-        (Outcome(0, is_background=True), 0),
-        (Outcome(0, is_background=True, continuations=1), 20),  # It is being read.
+        ({}, 20),  # Somebody waits for it.
+        ({"is_background": True}, 1),  # A moment.
+        ({"is_background": True}, 0),
+        ({"is_background": True, "continuations": 1}, 20),  # It is being read.
     ],
 )
-def test_all_else_waits_where_it_is(outcome, wait_s):
-    postpone(wait_s, wait_s, outcome, SETTINGS)
+def test_all_else_waits_where_it_is(facts, wait_s):
+    postpone(wait_s, wait_s, Outcome(0, **facts), SETTINGS)
 
 
 # A whole job
