@@ -155,6 +155,7 @@ async def accept(
     credentials = await services.authenticator.examine(request, "generate")
     principal, brought_key = credentials.principal, credentials.brought_key
     refuse_unless_it_can_be_kept(principal, settings)
+    job_class = class_of(request.headers, principal, JobClass.BACKGROUND if unsaid is Policy.DETACH else JobClass.INTERACTIVE)
     raw, body = await read_json(request, settings)
     if amend:
         amended = await amend(principal, body)
@@ -168,7 +169,6 @@ async def accept(
     if guardrails and await services.guard.check(guardrails, body, model=parsed.model, tenant=principal.tenant):
         raw = orjson.dumps(body)  # ``parsed`` knows the prompt as it came, which serves to measure it.
     policy, grace_s = disconnect_policy(request.headers, unsaid, has_key=once is not None, usual=principal.disconnect)
-    job_class = class_of(request.headers, principal, JobClass.BACKGROUND if unsaid is Policy.DETACH else JobClass.INTERACTIVE)
     generation_id = f"gen_{uuid.uuid4().hex}"
     job = Job(
         generation_id=generation_id,

@@ -26,10 +26,11 @@ def patience(job: Job, outcome: Outcome, settings: Settings) -> tuple[float, flo
     """
     if outcome.continuations:
         return settings.retry_after_max_s, None  # The status was told long ago.
-    asked_at = time.monotonic() - outcome.elapsed_ms() / 1000
+    elapsed_s = outcome.elapsed_ms() / 1000
     if outcome.is_background:
-        return max(0.0, asked_at + settings.queue_wait_background_s - time.monotonic()), None
-    return settings.retry_after_max_s, asked_at + settings.status_hold_s - STATUS_MARGIN_S if job.stream else None
+        return max(0.0, settings.queue_wait_background_s - elapsed_s), None
+    status_by = time.monotonic() - elapsed_s + settings.status_hold_s - STATUS_MARGIN_S
+    return settings.retry_after_max_s, status_by if job.stream else None
 
 
 def postpone(
