@@ -216,7 +216,7 @@ def run(settings: Settings) -> None:
         create_app(process),
         host=settings.host,
         port=settings.port,
-        loop="uvloop",
+        loop="common.event_loop:Loop",
         http=bounded_protocol(settings, process.services.metrics.refused),
         ws="none",  # Nothing here speaks WebSocket: an upgrade that is asked for is not made.
         log_config=None,

@@ -160,6 +160,12 @@ class Settings(BaseSettings):
         "https://gateway.ai.cloudflare.com/v1", description="Where AI Gateways are."
     )
 
+    # The way out
+    proxy_from_env: bool = Field(
+        True,
+        description="Reach providers, key sets and webhooks as HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY say.",
+    )
+
     # Reporting
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
 

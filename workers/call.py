@@ -32,6 +32,7 @@ from workers.publisher import FRAME_BYTES_MAX, Publisher, Writer
 from workers.pumps import Folding, FoldingWhole, Passing, PassingWhole, Pump, Translating
 from workers.quota.gate import Quota
 from workers.upstream import ERROR_BODY_BYTES_MAX, Upstream, UpstreamAnswer
+from workers.upstream_errors import UNREADABLE
 
 MEASURED_MAX = 2  # Logs that are read back at a time, when an API dies and all of its clients have left at once.
 START_EVENTS = 6  # So many come before the first output, or with it.
@@ -256,7 +257,7 @@ def _feed(pump: Pump, cutter: SseCutter, chunk: bytes) -> bytes:
     try:
         run = cutter.gather(chunk)
     except ValueError as error:
-        raise GatewayError(ErrorKind.UPSTREAM_PROTOCOL, f"The provider sent {error}.") from error
+        raise GatewayError(ErrorKind.UPSTREAM_PROTOCOL, f"The provider sent {error}.", code=UNREADABLE) from error
     said = b""
     if not pump.has_output:
         # Nothing passes uncut before there is output, and behind it there may be a whole answer in this very read.

@@ -33,6 +33,7 @@ from workers.background import RunsOn, cancel
 from workers.call import Outcome, Services, call, reply_info
 from workers.continuation import LOSSES, Continuation, Past, continuations, read_frames, read_past, reattachable
 from workers.count import count
+from workers.failed_attempts import report
 from workers.partial_usage import completed, read_partial
 from workers.providers.base import Deployment
 from workers.publisher import PAUSE_WHILE_AWAY_S, Writer
@@ -245,8 +246,7 @@ async def _try_deployments(
             failed = _blamed(error.failed, job, deployment.provider)
             quota.note_failure(demand, deployment, failed)
             wait_s = None if outcome.is_committed else tries.after(failed)
-            services.metrics.errors.labels(failed.kind).inc()
-            log.info("try_failed", kind=failed.kind, status=failed.status, tries=outcome.tries, wait_s=wait_s)
+            report(error, failed, deployment, outcome.tries, wait_s, services.metrics)
             if wait_s is None:
                 raise GatewayError.of(failed) from error
             services.metrics.retries.labels(tries.deployment.provider).inc()

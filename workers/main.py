@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from common import pricing
 from common.admission import Settlement
 from common.channel.redis import RedisChannel
+from common.event_loop import Loop
 from common.foreign_variables import log_foreign
 from common.guardrails.custom import PluginError, custom_of
 from common.process import collect_seldom, open_files, raise_file_limit, switch_soon
@@ -44,7 +45,7 @@ def run(settings: Settings) -> None:
     log_foreign(environment(), settings)
     raise_file_limit()
     switch_soon()
-    uvloop.run(_run(settings))
+    uvloop.run(_run(settings), loop_factory=Loop)
 
 
 async def _run(settings: Settings) -> None:
@@ -64,7 +65,8 @@ async def _run(settings: Settings) -> None:
     quota = Quota(redis, pulse, settings, metrics)
     guards = OutputGuards(settings, custom_guardrail, metrics)
     responses = ResponseStore(redis, settings)
-    services = Services(settings, channel, publisher, Upstream(settings, linger), metrics, responses, quota, guards)
+    upstream = Upstream(settings, linger, lambda provider: metrics.replaced_connections.labels(provider).inc())
+    services = Services(settings, channel, publisher, upstream, metrics, responses, quota, guards)
 
     books = Bookkeeper(redis, pulse, channel, settings, metrics)
 

@@ -51,6 +51,18 @@ class Metrics:
             registry=registry,
         )
         self.retries = Counter("sluice_retries", "Upstream calls that repeated a failed one", ["provider"], registry=registry)
+        self.attempt_failures = Counter(
+            "sluice_attempt_failures",
+            "Failed attempts; cause is answer where the provider said so itself, else what went wrong on the way",
+            ["provider", "kind", "cause"],
+            registry=registry,
+        )
+        self.replaced_connections = Counter(
+            "sluice_upstream_connections_replaced",
+            "Idle connections that were dead when they were used again, and replaced at once",
+            ["provider"],
+            registry=registry,
+        )
         self.errors = Counter("sluice_errors", "Failures by kind, retried ones too", ["kind"], registry=registry)
         self.tokens = Counter("sluice_tokens", "Tokens as the upstreams report them", ["provider", "kind"], registry=registry)
         self.ttft = Histogram(

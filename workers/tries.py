@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from common.errors import ErrorKind, Failed
 from workers.providers.base import Deployment
+from workers.upstream_errors import UNREADABLE
 
 TRIES_PER_DEPLOYMENT = 3
 BACKOFF_S = (1.0, 2.0)  # Before the second try and before the third.
@@ -113,7 +114,7 @@ def _remedy(failed: Failed, tries_here: int) -> str:
             # An upstream that said 408 or 504 answers at once; one that said nothing has used up its time.
             return "same" if failed.status else "next"
         case ErrorKind.UPSTREAM_PROTOCOL:
-            return "same" if tries_here == 1 else "next"
+            return "same" if tries_here == 1 and failed.code != UNREADABLE else "next"
         case ErrorKind.UPSTREAM_CREDENTIALS:
             return "next"
         case _:

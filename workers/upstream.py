@@ -1,25 +1,22 @@
-"""How is an upstream called, and what do its failures mean?
+"""How is an upstream called, and its answer read in time?
 
-aiohttp (a C parser), called directly: see docs/decisions/upstream-client.md. Its types stop at this file.
+How it is connected to is ``connecting``, what failures mean ``upstream_errors``.
 """
 
 import asyncio
-import functools
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 import aiohttp
-from aiohttp.client_proto import ResponseHandler
 
 from common.errors import ErrorKind, GatewayError
 from common.settings import Settings
+from workers.connecting import Connections
 from workers.linger import Linger, Tap
 from workers.providers.base import UpstreamRequest
+from workers.upstream_errors import TRANSPORT, timed_out, unreadable, within_answer
 
 ERROR_BODY_BYTES_MAX = 64 * 1024
-
-
-_FAILURES = (aiohttp.ClientError, TimeoutError, OSError)
 
 
 class _SilenceLimit:
@@ -52,6 +49,11 @@ class _SilenceLimit:
                 self._task.cancel()
         else:
             self._handle = self._loop.call_at(max(due_at, now + 0.1), self._check)
+
+    @property
+    def silence_s(self) -> float | None:
+        """How long it may be silent now; None before the first token."""
+        return self._between_s
 
     def is_the_reason(self) -> bool:
         """Whether a cancellation that just arrived was this limit's, and no one else's as well."""
@@ -98,10 +100,10 @@ class UpstreamAnswer:
             return await self._read()
         except asyncio.CancelledError:
             if limit.is_the_reason():
-                raise _timed_out(self._provider) from None
+                raise timed_out(self._provider, limit.silence_s) from None
             raise
-        except _FAILURES as error:
-            raise _meaning(error, self._provider) from error
+        except TRANSPORT as error:
+            raise within_answer(error, self._provider) from error
         finally:
             limit.reading_since = None
 
@@ -124,46 +126,23 @@ class UpstreamAnswer:
         while chunk := await self.read():
             body += chunk
             if len(body) > bytes_max:
-                raise GatewayError(
-                    ErrorKind.UPSTREAM_PROTOCOL, f"{self._provider} sent an answer of more than {bytes_max} bytes."
-                )
+                raise unreadable(self._provider, f"with more than {bytes_max} bytes", "size")
         return bytes(body)
-
-
-class _Protocol(ResponseHandler):
-    """aiohttp's, without looking after each read for what a pause may have left behind (3.14): only after a pause."""
-
-    def resume_reading(self, resume_parser: bool = True) -> None:
-        # Hot path: once per upstream read.
-        if self._reading_paused or self._buffer_paused:
-            super().resume_reading(resume_parser)
-
-
-class _Connector(aiohttp.TCPConnector):
-    def __init__(self) -> None:
-        # Our own count is the limit; left alone, aiohttp would queue in silence past 100.
-        super().__init__(limit=0, ttl_dns_cache=60)
-        protocol: type[ResponseHandler] = _Protocol
-        self._factory = functools.partial(protocol, loop=asyncio.get_running_loop())
 
 
 class Upstream:
     """The connections of one worker to all providers."""
 
-    def __init__(self, settings: Settings, linger: Linger) -> None:
+    def __init__(
+        self, settings: Settings, linger: Linger, on_replaced: Callable[[str], object] = lambda provider: None
+    ) -> None:
         self._settings = settings
         self._linger = linger
-        self._session = aiohttp.ClientSession(
-            connector=_Connector(),
-            # One tenant's cookies must never travel with another's request.
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=settings.connect_timeout_s),
-            headers={"user-agent": "sluice"},
-        )
+        self._connections = Connections(settings, on_replaced)
         self.connections = 0
 
     async def close(self) -> None:
-        await self._session.close()
+        await self._connections.close()
 
     @asynccontextmanager
     async def open(self, request: UpstreamRequest, provider: str, *, is_stream: bool) -> AsyncIterator[UpstreamAnswer]:
@@ -172,7 +151,8 @@ class Upstream:
         A stream must begin within the first-token timeout; a whole answer may take as long as a generation may.
 
         Raises:
-            GatewayError: OVERLOADED (our own connections are all in use), UPSTREAM_TIMEOUT, UPSTREAM_UNAVAILABLE.
+            GatewayError: OVERLOADED (our own connections are all in use).
+            UpstreamFailure: UPSTREAM_TIMEOUT, UPSTREAM_UNAVAILABLE, UPSTREAM_PROTOCOL.
         """
         if self.connections >= self._settings.upstream_connections_max:
             raise GatewayError(ErrorKind.OVERLOADED, "All of the gateway's upstream connections are in use.", retry_after_s=5)
@@ -181,11 +161,11 @@ class Upstream:
         due_at = loop.time() + within_s
         self.connections += 1
         try:
-            with upstream_errors(provider):
+            try:
                 async with asyncio.timeout_at(due_at):
-                    response = await self._session.request(
-                        request.method, request.url, data=request.body, headers=request.headers, allow_redirects=False
-                    )
+                    response = await self._connections.send(request, provider)
+            except TimeoutError as error:
+                raise timed_out(provider, None) from error
             answer = UpstreamAnswer(provider, response, due_at, self._settings.between_tokens_timeout_s, self._linger)
             try:
                 yield answer
@@ -193,27 +173,3 @@ class Upstream:
                 answer.close()
         finally:
             self.connections -= 1
-
-
-@contextmanager
-def upstream_errors(provider: str) -> Iterator[None]:
-    """Turn the client's failures into ours."""
-    try:
-        yield
-    except _FAILURES as error:
-        raise _meaning(error, provider) from error
-
-
-def _meaning(error: Exception, provider: str) -> GatewayError:
-    match error:
-        case TimeoutError():  # aiohttp's own timeouts are these too.
-            return _timed_out(provider)
-        case aiohttp.ClientConnectorError():
-            what = "could not be reached"
-        case _:
-            what = "closed the connection before its answer was complete"
-    return GatewayError(ErrorKind.UPSTREAM_UNAVAILABLE, f"The provider {provider} {what}.", code="upstream_unavailable")
-
-
-def _timed_out(provider: str) -> GatewayError:
-    return GatewayError(ErrorKind.UPSTREAM_TIMEOUT, f"The provider {provider} did not answer in time.", code="upstream_timeout")

@@ -35,6 +35,11 @@ class Deployment:
         """What nobody may be told of how it is called."""
         return [self.api_key, *(value.removeprefix("Bearer ") for value in self.headers.values())]
 
+    @property
+    def key_label(self) -> str:
+        """What a log calls the key: enough to tell an operator's own keys apart, nothing of the key."""
+        return self.key_id[-4:]
+
     def url(self, path: str) -> str:
         return f"{self.base_url}{path}?{self.query}" if self.query else self.base_url + path
 
