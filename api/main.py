@@ -35,6 +35,7 @@ from common.errors import ErrorKind, Failed
 from common.foreign_variables import log_foreign
 from common.guardrails.custom import PluginError, custom_of
 from common.process import collect_seldom, raise_file_limit, switch_soon
+from common.proxies import ProxyUnusable
 from common.queue.jobs import JobQueue
 from common.redaction import Redactor
 from common.redis_client import COMMAND_TIMEOUT_S, Pulse, connect
@@ -212,6 +213,8 @@ def run(settings: Settings) -> None:
         process = Process(settings)
     except PluginError as error:
         sys.exit(f"SLUICE_GUARDRAIL_PLUGIN: {error}")
+    except ProxyUnusable as error:
+        sys.exit(f"SLUICE_GUARDRAIL_WEBHOOK_URL: {error}")
     config = uvicorn.Config(
         create_app(process),
         host=settings.host,

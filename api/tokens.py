@@ -19,8 +19,10 @@ import orjson
 import structlog
 from jwt.algorithms import AllowedPublicKeys
 
+from api.http_client import http_client
 from common.access import ALL, Principal
 from common.errors import ErrorKind, GatewayError
+from common.proxies import Proxy, proxy_for
 from common.settings import Settings
 
 log = structlog.get_logger()
@@ -57,9 +59,15 @@ class VerifyingKey(NamedTuple):
 class KeySet:
     """The public keys at a URL, by their ids. What was fetched last is kept for as long as nothing newer can be had."""
 
-    def __init__(self, url: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        url: str,
+        clock: Callable[[], float] = time.monotonic,
+        proxy: Callable[[], Proxy | None] = lambda: None,
+    ) -> None:
         self._url = url
         self._clock = clock
+        self._proxy = proxy
         self._keys: dict[str | None, VerifyingKey] | None = None
         self._fetched_at = self._tried_at = -1e9
         self._fetching: asyncio.Task[None] | None = None
@@ -101,7 +109,7 @@ class KeySet:
     async def _refresh(self) -> None:
         try:
             async with asyncio.timeout(FETCH_TIMEOUT_S):
-                found = public_keys(await _get(self._url))
+                found = public_keys(await _get(self._url, self._proxy()))
         except (httpx.HTTPError, httpx.InvalidURL, OSError, TimeoutError, ValueError, RecursionError) as error:
             if self._is_well:
                 log.warning("token_keys_not_fetched", url=self._url, error=f"{type(error).__name__}: {error}"[:300])
@@ -112,10 +120,10 @@ class KeySet:
         self._keys, self._fetched_at, self._is_well = found, self._clock(), True
 
 
-async def _get(url: str) -> bytes:
+async def _get(url: str, proxy: Proxy | None) -> bytes:
     """Return a body of bounded size. No redirects: what the operator named is what is asked."""
     async with (
-        httpx.AsyncClient(timeout=FETCH_TIMEOUT_S, follow_redirects=False) as client,
+        http_client(proxy, FETCH_TIMEOUT_S) as client,
         client.stream("GET", url, headers={"accept": "application/json"}) as response,
     ):
         if response.status_code != 200:
@@ -164,13 +172,18 @@ def _public_key(entry: Mapping[str, Any]) -> VerifyingKey | None:
     return VerifyingKey(algorithm, key)
 
 
+def _key_set(settings: Settings) -> KeySet | None:
+    url = settings.jwt_jwks_url
+    return KeySet(url, proxy=lambda: proxy_for(url, settings)) if url else None
+
+
 class TokenVerifier:
     """Checks tokens as the settings say. ``is_on``: the settings have a way to check any."""
 
     def __init__(self, settings: Settings, key_set: KeySet | None = None) -> None:
         self._settings = settings
         self._secret = settings.jwt_secret.get_secret_value().encode() if settings.jwt_secret else None
-        self._key_set = key_set or (KeySet(settings.jwt_jwks_url) if settings.jwt_jwks_url else None)
+        self._key_set = key_set or _key_set(settings)
         self.is_on = bool(self._secret or self._key_set)
 
     async def verify(self, token: str) -> Principal:

@@ -12,15 +12,21 @@ from redis.exceptions import RedisError
 
 from api.auth import is_open, static_ids
 from api.safe_start import refuse_to_start
+from common.event_loop import Loop
 from common.foreign_variables import in_effect, without_effect
+from common.proxies import missing_certificates
 from common.redis_client import COMMAND_TIMEOUT_S, connect
 from common.routes import available
 from common.settings import MIB, Settings, environment
+from workers.connecting import Connections
+from workers.providers.base import UpstreamRequest
+from workers.upstream_errors import UpstreamFailure
 
 Level = Literal["ok", "note", "wrong"]
 MARKS: dict[Level, str] = {"ok": "✓", "note": "·", "wrong": "✗"}
 FILES_WANTED = 10_000
 PUBSUB_HARD_LIMIT_WANTED = 64 * MIB
+ANSWER_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +40,8 @@ class Finding:
 
 def run(settings: Settings) -> int:
     """Print the report; returns 0 if nothing is wrong, else 1."""
-    findings = asyncio.run(_examine(settings))
+    with asyncio.Runner(loop_factory=Loop) as runner:
+        findings = runner.run(_examine(settings))
     for finding in findings:
         click.echo(f"{MARKS[finding.level]} {finding.what}")
         if finding.mend:
@@ -47,12 +54,7 @@ def run(settings: Settings) -> int:
 async def _examine(settings: Settings) -> list[Finding]:
     findings = [*_access(settings), *_providers(settings), *_foreign(settings), _files()]
     findings += [*await _redis(settings), await _database(settings)]
-    on = available(settings)
-    findings += [await _reach(provider, settings) for provider in on if not settings.is_behind_gateway(provider)]
-    if settings.ai_gateway_url:
-        mend = "Check SLUICE_AI_GATEWAY_BASE_URL and this machine's way to the internet."
-        findings.append(await _answers("The AI Gateway", settings.ai_gateway_base_url, mend))
-    findings.append(await _api(settings))
+    findings += [*_certificates(), *await _providers_reached(settings), await _api(settings)]
     return findings
 
 
@@ -184,27 +186,58 @@ def _pubsub_hard_limit(setting: str) -> int:
     return int(words[words.index("pubsub") + 1]) if "pubsub" in words else 0
 
 
-async def _reach(provider: str, settings: Settings) -> Finding:
+async def _providers_reached(settings: Settings) -> list[Finding]:
+    """Whether anything answers at each provider's address, by the way that a worker in this very place would take."""
+    addresses = {
+        f"Provider {provider}": (settings.base_url(provider) or "", _base_url_variable(provider, settings))
+        for provider in available(settings)
+        if not settings.is_behind_gateway(provider)
+    }
+    if settings.ai_gateway_url:
+        addresses["The AI Gateway"] = settings.ai_gateway_base_url, "SLUICE_AI_GATEWAY_BASE_URL"
+    connections = Connections(settings)
+    try:
+        return await asyncio.gather(*(_reach(who, *where, connections) for who, where in addresses.items()))
+    finally:
+        await connections.close()
+
+
+def _base_url_variable(provider: str, settings: Settings) -> str:
     env = settings.vendors[provider].env
-    what = f"{env}_BASE_URL" if env else "its base_url"
-    mend = f"Check {what} and this machine's way to the internet."
-    return await _answers(f"Provider {provider}", settings.base_url(provider) or "", mend)
+    return f"{env}_BASE_URL" if env else "its base_url"
+
+
+async def _reach(who: str, address: str, variable: str, connections: Connections) -> Finding:
+    """Which status it answers with does not matter, and no key is sent."""
+    shown = _without_password(address)
+    try:
+        async with asyncio.timeout(ANSWER_TIMEOUT_S):
+            response = await connections.send(UpstreamRequest(address, {}, b"", method="GET"), who)
+        response.close()
+        proxy = connections.proxy(address)
+    except (UpstreamFailure, TimeoutError) as error:
+        cause, detail = (error.cause, error.detail) if isinstance(error, UpstreamFailure) else ("timeout", "no answer in time")
+        what = f"{who} does not answer at {shown}: {cause.replace('_', ' ')} ({detail})."
+        mend = f"Check {variable} and the way out from here; a worker elsewhere may have another. See docs/operating.md."
+        return Finding("wrong", what, mend)
+    return Finding("ok", f"{who} answers at {shown}{f', through the proxy {proxy.host}' if proxy else ''}.")
+
+
+def _certificates() -> list[Finding]:
+    return [
+        Finding("wrong", f"{name}={path} is not there: no certificate would be trusted.", "Correct it, or unset it.")
+        for name, path in missing_certificates().items()
+    ]
 
 
 async def _api(settings: Settings) -> Finding:
     address = f"http://{settings.host}:{settings.port}/readyz"
-    finding = await _answers("The API", address, "Start it with `sluice api`.")
-    return finding if finding.level == "ok" else Finding("note", finding.what, finding.mend)
-
-
-async def _answers(who: str, address: str, mend: str) -> Finding:
-    """Whether anything answers at an address; which status does not matter, and no key is sent."""
     try:
-        async with httpx.AsyncClient(timeout=5) as client:
+        async with httpx.AsyncClient(timeout=ANSWER_TIMEOUT_S, trust_env=False) as client:  # It is on this machine.
             await client.get(address)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        return Finding("wrong", f"{who} does not answer at {address}: {type(error).__name__}.", mend)
-    return Finding("ok", f"{who} answers at {address}.")
+        return Finding("note", f"The API does not answer at {address}: {type(error).__name__}.", "Start it with `sluice api`.")
+    return Finding("ok", f"The API answers at {address}.")
 
 
 def _without_password(url: str) -> str:

@@ -136,7 +136,13 @@ class Connections:
         proxy = None
         try:
             proxy = self.proxy(request.url)
-            response = await self._send(request, provider, proxy)
+            response = await self._session.request(
+                request.method,
+                request.url,
+                data=request.body,
+                middlewares=(functools.partial(self._replacing_dead, provider),),
+                **request_arguments(request.url, request.headers, proxy),
+            )
         except (*upstream_errors.TRANSPORT, ProxyUnusable) as error:
             if isinstance(error, aiohttp.ClientConnectorError) and error.port is not None:
                 self._connector.clear_dns_cache(error.host, error.port)  # Its addresses may be old ones.
@@ -146,23 +152,6 @@ class Connections:
             response.close()
             raise failure
         return response
-
-    async def _send(self, request: UpstreamRequest, provider: str, proxy: Proxy | None) -> aiohttp.ClientResponse:
-        headers, proxy_headers = request.headers, None
-        if proxy and proxy.authorization:
-            proxy_headers = {"proxy-authorization": proxy.authorization}
-            if request.url.startswith("http:"):
-                headers = headers | proxy_headers  # There is no tunnel: the proxy reads the request itself.
-        return await self._session.request(
-            request.method,
-            request.url,
-            data=request.body,
-            headers=headers,
-            allow_redirects=False,
-            proxy=proxy.url if proxy else None,
-            proxy_headers=proxy_headers,
-            middlewares=(functools.partial(self._replacing_dead, provider),),
-        )
 
     async def _replacing_dead(self, provider: str, request: Any, handler: Any) -> aiohttp.ClientResponse:
         """Send a request again, at once and on a new connection, where a used one died before a byte of an answer came."""
@@ -177,6 +166,16 @@ class Connections:
         await request.close()  # Its body's writer, which may not know yet.
         request.needs_new_connection = True
         return await handler(request)  # type: ignore[no-any-return]
+
+
+def request_arguments(url: str, headers: dict[str, str], proxy: Proxy | None) -> dict[str, Any]:
+    """Return aiohttp's arguments that say how a request travels. No redirect is ever followed."""
+    if proxy is None:
+        return {"headers": headers, "allow_redirects": False}
+    proxy_headers = {"proxy-authorization": proxy.authorization} if proxy.authorization else {}
+    if url.startswith("http:"):
+        headers = headers | proxy_headers  # There is no tunnel: the proxy reads the request itself.
+    return {"headers": headers, "allow_redirects": False, "proxy": proxy.url, "proxy_headers": proxy_headers}
 
 
 def _refusal(response: aiohttp.ClientResponse, provider: str, proxy: Proxy | None) -> upstream_errors.UpstreamFailure | None:

@@ -17,6 +17,7 @@ from common.event_loop import Loop
 from common.foreign_variables import log_foreign
 from common.guardrails.custom import PluginError, custom_of
 from common.process import collect_seldom, open_files, raise_file_limit, switch_soon
+from common.proxies import ProxyUnusable
 from common.queue.jobs import ClaimedJob, JobQueue
 from common.queue.worker import LeasedWorker
 from common.redaction import Redactor
@@ -54,6 +55,8 @@ async def _run(settings: Settings) -> None:
         custom_guardrail = custom_of(settings, poster)
     except PluginError as error:
         sys.exit(f"SLUICE_GUARDRAIL_PLUGIN: {error}")
+    except ProxyUnusable as error:
+        sys.exit(f"SLUICE_GUARDRAIL_WEBHOOK_URL: {error}")
     redis = connect(settings.redis_url)
     pulse = Pulse(redis)
     await pulse.start()
