@@ -67,6 +67,7 @@ def run(settings: Settings, *, workers: int, once: bool, reload: bool, verbose: 
     """Run until Ctrl-C, or (``once``) until the sample answer is complete; returns the exit status."""
     for sig in (signal.SIGTERM, signal.SIGINT):  # A shell that starts us in the background has SIGINT ignored.
         signal.signal(sig, _interrupt)
+    _reach_this_machine_directly()
     parts: list[Part] = []
     try:
         with EmbeddedRedis() as redis:
@@ -89,6 +90,12 @@ def run(settings: Settings, *, workers: int, once: bool, reload: bool, verbose: 
         say(f"! {error}")
         return 1
     return 0
+
+
+def _reach_this_machine_directly() -> None:
+    """No proxy of the environment leads to what runs here: not this command's requests to the API, not workers' to the demo."""
+    direct = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = f"{direct},127.0.0.1".strip(",")
 
 
 def say(line: str) -> None:
