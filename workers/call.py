@@ -5,6 +5,7 @@ retried unseen. From then on every read goes into the log as it comes.
 """
 
 import asyncio
+import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,13 +22,14 @@ from common.job import Job
 from common.pricing import price
 from common.responses import ResponseStore
 from common.settings import KIB, Settings
-from common.sse import SseCutter, cut, first_events
+from common.sse import SseCutter, cut, first_events, read_block
 from workers.background import RunsOn, cancel
 from workers.guarding import GuardedWire, OutputGuard, OutputGuards
 from workers.metrics import Metrics
 from workers.providers import FAMILIES, WIRES
 from workers.providers.base import Deployment, UpstreamRequest, Wire
 from workers.providers.errors import blot_out
+from workers.providers.loose_json import NestedTooDeeply, read_json
 from workers.publisher import FRAME_BYTES_MAX, Publisher, Writer
 from workers.pumps import Folding, FoldingWhole, Passing, PassingWhole, Pump, Translating
 from workers.quota.gate import Quota
@@ -41,6 +43,8 @@ START_BYTES_MAX = 256 * KIB
 PASSED_BACK = ("cf-aig-",)  # Cloudflare AI Gateway's own: cache status, log id.
 PASSED_BACK_CHARS_MAX = 1024
 GUARDED_BYTES_MAX = 16 * KIB  # A whole answer for guardrails to look through on the loop: some milliseconds.
+TAIL_S = 2.0  # What may follow a finish, usage and an end mark, comes at once or not at all.
+_BEGINS_AN_EVENT = re.compile(rb"(?:data|event|id|retry)?:|[a-z]{1,5}$")  # Its first line, or the beginning of that.
 READ_TO_END_S = 1.0  # A finished answer's last bytes follow at once; waiting for them lets the connection be used again.
 
 
@@ -190,7 +194,7 @@ def _prepare(job: Job, wire: Wire, deployment: Deployment, info: ReplyInfo, guar
     if family and family.dialect == job.dialect:
         request = family.pass_request(body, job.headers, deployment)
         if guard is None:
-            return request, Passing(family, info) if job.stream else PassingWhole(family, info)
+            return request, Passing(family, dialect, info) if job.stream else PassingWhole(family, info)
         # Bytes that pass cannot be filtered: the answer is decoded, and encoded anew.
         parsed = dialect.parse(body)
         return request, (Translating if job.stream else FoldingWhole)(GuardedWire(wire, guard, parsed), dialect, parsed, info)
@@ -209,8 +213,16 @@ async def _stream(
     observe_gap = services.metrics.token_gap.observe
     held, data = bytearray(), b""
     read_at = 0.0
-    while chunk := await answer.read(may_linger=outcome.is_committed):
+    lost: GatewayError | None = None
+    while True:
         # Hot path: once per upstream read.
+        try:
+            chunk = await answer.read(may_linger=outcome.is_committed)
+        except GatewayError as error:
+            lost = error
+            break
+        if not chunk:
+            break
         data = _feed(pump, cutter, chunk)
         now = time.monotonic()
         if outcome.is_committed:
@@ -228,11 +240,9 @@ async def _stream(
         read_at = now
         if pump.terminal or (guard and guard.waits):
             break
-    if not (guard and guard.is_cut) and (isinstance(pump.terminal, Completed) or (guard and guard.waits)):
-        await _read_to_end(answer)
-    last = _last(pump, cutter)
-    if guard and guard.waits:
-        last += pump.release(await guard.judge())
+        if pump.is_whole:
+            answer.has_finished(TAIL_S)
+    last = await _last(answer, pump, guard, cutter, lost)
     if not outcome.is_committed:
         _commit(writer, pump, outcome, services, bytes(held) + last)
     elif last:
@@ -269,11 +279,43 @@ def _feed(pump: Pump, cutter: SseCutter, chunk: bytes) -> bytes:
     return said + run[:size] + pump.feed(cut(run[size:]))
 
 
-def _last(pump: Pump, cutter: SseCutter) -> bytes:
-    """What the end of the upstream's bytes adds, an event without its blank line included."""
-    rest = cutter.end()
-    said = pump.feed([rest.rstrip(b"\r\n") + b"\n\n"]) if rest.strip() else b""
-    return said + pump.end()
+async def _last(
+    answer: UpstreamAnswer, pump: Pump, guard: OutputGuard | None, cutter: SseCutter, lost: GatewayError | None
+) -> bytes:
+    """Return what the end of the upstream's bytes adds for the client.
+
+    Raises:
+        GatewayError: ``lost``, how the reading failed, unless the upstream had finished: then nothing of the answer is missing.
+    """
+    if not (guard and guard.is_cut) and (isinstance(pump.terminal, Completed) or (guard and guard.waits)):
+        await _read_to_end(answer)
+    last = pump.feed(last_blocks(cutter.end()))
+    if lost and not pump.is_whole:
+        raise lost
+    last += pump.end()
+    if guard and guard.waits:
+        last += pump.release(await guard.judge())
+    return last
+
+
+def last_blocks(rest: bytes) -> list[bytes]:
+    """Return the event that lacks nothing but its blank line; one that was cut within is none."""
+    if not rest.strip():
+        return []
+    whole = rest.rstrip(b"\r\n") + b"\n\n"
+    if not _BEGINS_AN_EVENT.match(rest):
+        return [whole]  # A page or a bare error: its decoder says what it is.
+    return [block for block in cut(whole) if _can_be_read(read_block(block)[1])]
+
+
+def _can_be_read(data: bytes) -> bool:
+    try:
+        read_json(data)
+    except NestedTooDeeply:
+        return True
+    except ValueError:
+        return data == b"[DONE]"
+    return True
 
 
 def _commit(writer: Writer, pump: Pump, outcome: Outcome, services: Services, held: bytes) -> None:

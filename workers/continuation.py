@@ -21,7 +21,7 @@ from common.continuing import Prefill, prefill_of
 from common.dialects import DIALECTS
 from common.dialects.base import Dialect, Progress, ReplyInfo
 from common.errors import ErrorKind
-from common.events import Completed, Finished, FinishReason, Usage, summed
+from common.events import Completed, FinishReason, Usage, summed
 from common.generation import GenerationRequest, Message, Role, TextPart
 from common.job import Job
 from common.said import said_in_stream
@@ -80,15 +80,11 @@ class Past:
         )
 
     def ending(self) -> tuple[FinishReason, bytes] | None:
-        """Return why the answer is over and what its client lacks of the end, where there is nothing left to ask for."""
-        progress, limit = self.progress, self.request.max_output_tokens
-        encode = progress.encoder.encode
-        if progress.finished:
-            return progress.finished.reason, encode(Completed(self.spent))
-        if limit is None or limit > self.said_tokens or not self.may_go_on or self.upstream_id:
+        """Return why the answer is over and what its client lacks of the end, where the upstream had finished it."""
+        progress = self.progress
+        if progress.finished is None:
             return None
-        finished = Finished(FinishReason.LENGTH)
-        return finished.reason, progress.owed + encode(finished) + encode(Completed(self.spent))
+        return progress.finished.reason, progress.encoder.encode(Completed(self.spent))
 
 
 async def read_frames(channel: Channel, generation_id: str) -> list[Frame]:
@@ -114,7 +110,12 @@ def read_past(job: Job, frames: list[Frame], reported: Usage | None, info: Reply
     of_last_try = [frame.data for frame in frames[heads[-1] :] if frame.kind is FrameKind.DATA]
     count = last.get("continuations", 0)
     progress = _progress(dialect, request, info, blocks)
-    told = _told(job, blocks) if count == 0 or progress.finished else None
+    is_whole, told = _judged(job, request, progress, blocks)
+    if progress.finished and not is_whole:
+        # One choice of several has, or the reason is a failure: its client has been told, and no text fits behind that.
+        progress.finished, progress.is_plain = None, False
+    if count > 0 and not is_whole:
+        told = None
     final = (told or progress.usage) if progress.finished else None
     spent = final
     if spent is None:
@@ -141,15 +142,18 @@ def _progress(dialect: Dialect, request: GenerationRequest, info: ReplyInfo, blo
     return dialect.resume(request, info, blocks)
 
 
-def _told(job: Job, blocks: list[bytes]) -> Usage | None:
-    """What the client was told of the usage, in a dialect that is also a wire: such bytes may be a vendor's own."""
+def _judged(job: Job, request: GenerationRequest, progress: Progress, blocks: list[bytes]) -> tuple[bool, Usage | None]:
+    """Return whether the client has a whole answer, and what it was told of the usage.
+
+    A dialect that is also a wire is judged by that wire's decoder, as the upstream was: such bytes may be a vendor's own.
+    """
     wire = WIRES.get(job.dialect)
     if not isinstance(wire, FamilyWire):
-        return None
-    decoder = wire.decoder()
+        return progress.finished is not None, None
+    decoder = wire.decoder(request.choices)
     for block in blocks:
         decoder.decode(block)
-    return decoder.usage
+    return decoder.is_whole, decoder.usage
 
 
 def _estimated(told: Usage | None, request: GenerationRequest, before: str, dialect: str, data: list[bytes]) -> Usage:

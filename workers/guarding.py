@@ -350,8 +350,8 @@ class GuardedWire:
     def __init__(self, wire: Wire, guard: OutputGuard, request: GenerationRequest) -> None:
         self._wire, self._guard, self._request = wire, guard, request
 
-    def decoder(self) -> Decoder:
-        return GuardedDecoder(self._wire.decoder(), self._guard, self._request)
+    def decoder(self, choices: int = 1) -> Decoder:
+        return GuardedDecoder(self._wire.decoder(choices), self._guard, self._request)
 
 
 class GuardedDecoder:
@@ -365,6 +365,10 @@ class GuardedDecoder:
     @property
     def usage(self) -> Usage | None:
         return self._cut or self._decoder.usage
+
+    @property
+    def is_whole(self) -> bool:
+        return self._decoder.is_whole
 
     def decode(self, block: bytes) -> list[Event]:
         # Hot path: once per upstream block.

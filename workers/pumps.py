@@ -29,7 +29,7 @@ from common.token_estimate import tokens_in_bytes
 from workers.guarding import OutputGuard
 from workers.providers import errors
 from workers.providers.base import Decoder, FamilyWire
-from workers.providers.loose_json import is_nested_too_deeply
+from workers.providers.loose_json import count_of, is_nested_too_deeply
 from workers.splice import Splice
 
 
@@ -47,6 +47,11 @@ class Pump(Protocol):
     @property
     def usage(self) -> Usage | None: ...
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the upstream has finished the answer; see ``Decoder.is_whole``."""
+        ...
+
     def pass_head(self, run: bytes) -> int:
         """Return how many bytes of whole events go to the client as they are; they are noted. The rest is to be fed."""
         ...
@@ -59,7 +64,7 @@ class Pump(Protocol):
         ...
 
     def end(self) -> bytes:
-        """Return what is left for the client at the end of the upstream's bytes; ``terminal`` is set afterwards."""
+        """Return what is left for the client at the end of the upstream's bytes, however they ended; ``terminal`` is set."""
         ...
 
     def release(self, events: list[Event]) -> bytes:
@@ -70,7 +75,7 @@ class Pump(Protocol):
 class Decoding(Protocol):
     """All that a pump needs of a wire where bytes do not pass; it may have a guard behind it."""
 
-    def decoder(self) -> Decoder: ...
+    def decoder(self, choices: int = 1) -> Decoder: ...
 
 
 class _Watching:
@@ -79,8 +84,8 @@ class _Watching:
     is_stream = True
     gives_stream = True
 
-    def __init__(self, wire: Decoding) -> None:
-        self._decoder = wire.decoder()
+    def __init__(self, wire: Decoding, choices: int = 1) -> None:
+        self._decoder = wire.decoder(choices)
         self.has_output = False
         self.terminal: Completed | Failed | None = None
         self.finish_reason: FinishReason | None = None
@@ -103,6 +108,10 @@ class _Watching:
     def usage(self) -> Usage | None:
         return self._decoder.usage
 
+    @property
+    def is_whole(self) -> bool:
+        return self._decoder.is_whole
+
     def pass_head(self, run: bytes) -> int:
         return 0
 
@@ -113,9 +122,9 @@ class _Watching:
 class Passing(_Watching):
     """A stream's bytes as they came."""
 
-    def __init__(self, wire: FamilyWire, info: ReplyInfo) -> None:
-        super().__init__(wire)
-        self._wire, self._info = wire, info
+    def __init__(self, wire: FamilyWire, dialect: Dialect, info: ReplyInfo) -> None:
+        super().__init__(wire, count_of(info.body.get("n")) or 1)
+        self._wire, self._is_final, self._info = wire, dialect.is_final, info
         self._is_plain = self._decoder.is_plain
 
     def pass_head(self, run: bytes) -> int:
@@ -132,11 +141,17 @@ class Passing(_Watching):
                 self.output_events += 1
                 passed.append(block)
             elif not self.terminal:
+                was_whole = self.is_whole
                 self._note(self._decoder.decode(block))
-                # The upstream's error event becomes our end, which says it in the dialect's own shape.
-                if not isinstance(self.terminal, Failed):
-                    passed.append(self._wire.for_client(block, self._info))
+                passed.append(self._passed(block, was_whole=was_whole))
         return passed[0] if len(passed) == 1 else b"".join(passed)
+
+    def _passed(self, block: bytes, *, was_whole: bool) -> bytes:
+        if isinstance(self.terminal, Failed):
+            return b""  # The upstream's error event becomes our end, which says it in the dialect's own shape.
+        if was_whole and self.terminal and not self._is_final(block):
+            return self._wire.end_mark  # An error behind the finish.
+        return self._wire.for_client(block, self._info)
 
     def end(self) -> bytes:
         self._note(left := self._decoder.end())
@@ -167,7 +182,7 @@ class Translating(_Watching):
     """Events, encoded for a client of another family."""
 
     def __init__(self, wire: Decoding, dialect: Dialect, request: GenerationRequest, info: ReplyInfo) -> None:
-        super().__init__(wire)
+        super().__init__(wire, request.choices)
         self._encode = dialect.encoder(request, info).encode
 
     def feed(self, blocks: list[bytes]) -> bytes:
@@ -272,7 +287,7 @@ class Folding(_Watching):
     gives_stream = False
 
     def __init__(self, wire: Decoding, dialect: Dialect, request: GenerationRequest, info: ReplyInfo) -> None:
-        super().__init__(wire)
+        super().__init__(wire, request.choices)
         self._dialect, self._request, self._info = dialect, request, info
         self._events: list[Event] = []
 

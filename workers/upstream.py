@@ -32,8 +32,8 @@ class _SilenceLimit:
         self._handle = self._loop.call_at(due_at, self._check)
 
     def narrow(self, between_s: float) -> None:
-        """The first token is there: from now on each read has ``between_s``. Once is enough."""
-        if self._between_s is not None:
+        """From now on each read has ``between_s``, where it had more. Once is enough."""
+        if self._between_s is not None and self._between_s <= between_s:
             return
         self._between_s = between_s
         self._handle.cancel()
@@ -82,6 +82,10 @@ class UpstreamAnswer:
     def has_begun(self) -> None:
         """The first token is there: from now on it is the time between tokens that is limited."""
         self._limit.narrow(self._between_s)
+
+    def has_finished(self, tail_s: float) -> None:
+        """All that is needed has come: each further read has ``tail_s``."""
+        self._limit.narrow(tail_s)
 
     async def read(self, *, may_linger: bool = False) -> bytes:
         """Return what has come of the body, as soon as there is anything; nothing at its end.

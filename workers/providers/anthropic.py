@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 
+from common.dialects.anthropic_messages import MESSAGE_STOP
 from common.dialects.base import ReplyInfo
 from common.errors import Failed
 from common.events import (
@@ -49,7 +50,7 @@ _USAGE_FIELDS = ("input_tokens", "output_tokens", "cache_creation_input_tokens",
 
 class Anthropic:
     dialect = "anthropic-messages"
-    end_mark = b""  # A stream without its own is cut, and fails.
+    end_mark = MESSAGE_STOP
 
     def build_request(self, request: GenerationRequest, deployment: Deployment) -> UpstreamRequest:
         body, dropped = build_body(request, deployment.model)
@@ -58,7 +59,7 @@ class Anthropic:
     def pass_request(self, body: Mapping[str, Any], headers: Mapping[str, str], deployment: Deployment) -> UpstreamRequest:
         return UpstreamRequest(_url(deployment), _headers(deployment, headers), orjson.dumps(_passed(body, deployment)))
 
-    def decoder(self) -> "MessageDecoder":
+    def decoder(self, choices: int = 1) -> "MessageDecoder":
         return MessageDecoder()
 
     def for_client(self, data: bytes, info: ReplyInfo) -> bytes:
@@ -93,7 +94,7 @@ class _Call:
 
 
 class MessageDecoder(JsonDecoder):
-    """Messages events to events. ``Finished`` waits for ``message_stop``: message_delta may come more than once."""
+    """Messages events to events. ``Finished`` waits for ``message_stop``, or the end: message_delta may come more than once."""
 
     def __init__(self) -> None:
         super().__init__(PlainShape(b'"text":"', b'"thinking":"'))
@@ -131,10 +132,8 @@ class MessageDecoder(JsonDecoder):
                 self._read_end(dict_of(fields.get("delta")), fields.get("usage"))
             case "message_stop":
                 yield from self._complete()
-            case "error":
-                yield self._fail(errors.error_in_stream(fields))
-            case _ if name == "error" or fields.get("error"):
-                yield self._fail(errors.error_in_stream(fields))
+            case type_ if "error" in (name, type_) or fields.get("error"):
+                yield from self._broken(errors.error_in_stream(fields))
 
     def _read_start(self, message: dict[str, Any]) -> Iterator[Event]:
         self._read_usage(message.get("usage"))
@@ -183,6 +182,7 @@ class MessageDecoder(JsonDecoder):
     def _read_end(self, delta: dict[str, Any], usage: object) -> None:
         self._read_usage(usage)
         self._reason = text_of(delta.get("stop_reason")) or self._reason
+        self.is_whole = bool(self._reason)
         self._stop_sequence = text_of(delta.get("stop_sequence")) or self._stop_sequence
 
     def _read_usage(self, usage: object) -> None:
@@ -193,7 +193,7 @@ class MessageDecoder(JsonDecoder):
         self._thinking_tokens = count_of(details.get("thinking_tokens")) or self._thinking_tokens
 
     def _complete(self) -> list[Event]:
-        self._ended = True
+        self._ended = self.is_whole = True
         fallback = FinishReason.TOOL_CALLS if self._call_count else FinishReason.STOP
         finished = Finished(_FINISH_REASON.get(self._reason or "", fallback), self._stop_sequence)
         return [finished, Completed(self.usage)]

@@ -72,6 +72,11 @@ class Decoder(Protocol):
         """What the upstream has reported so far: all there is to bill where an answer breaks off."""
         ...
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the upstream has said that every choice is finished. Only usage and a mark may follow, and may be missing."""
+        ...
+
     def decode(self, block: bytes) -> list[Event]:
         """Return what one SSE block (see ``common.sse``) says.
 
@@ -85,7 +90,7 @@ class Decoder(Protocol):
         ...
 
     def end(self) -> list[Event]:
-        """Return the terminal event at the end of the byte stream: ``Completed`` only if the answer was whole.
+        """Return the terminal event at the end of the byte stream, however it ended: ``Completed`` if the answer was whole.
 
         Empty where ``decode`` has already returned one.
         """
@@ -111,7 +116,9 @@ class Wire(Protocol):
         """
         ...
 
-    def decoder(self) -> Decoder: ...
+    def decoder(self, choices: int = 1) -> Decoder:
+        """Return a decoder for one answer; ``choices`` is how many it was asked for."""
+        ...
 
     def read_error(self, status: int, headers: Mapping[str, str], body: bytes) -> Failed:
         """Return the failure that an answer with an error status means. ``body`` may be anything, or empty."""

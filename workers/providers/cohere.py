@@ -45,7 +45,7 @@ class Cohere:
         body, dropped = build_body(request, deployment.model)
         return UpstreamRequest(_url(deployment), deployment.request_headers(), body, dropped)
 
-    def decoder(self) -> "EventDecoder":
+    def decoder(self, choices: int = 1) -> "EventDecoder":
         return EventDecoder()
 
     def read_error(self, status: int, headers: Mapping[str, str], body: bytes) -> Failed:
@@ -140,7 +140,7 @@ class EventDecoder(JsonDecoder):
         if reason in _FAILURES:
             yield self._fail(errors.error_in_stream({**ending, **_FAILURES[reason]}))
             return
-        self._ended = True
+        self._ended = self.is_whole = True
         for call in self._open_calls.values():
             yield from call.end()
         yield Finished(_FINISH_REASON.get(reason, FinishReason.TOOL_CALLS if self._call_count else FinishReason.STOP))

@@ -1,7 +1,7 @@
 """What does Gemini send us?
 
 A stream is whole answers in pieces: every chunk repeats the usage so far, and the last one has the reason to finish; then
-the bytes end, without a mark. Older models say "STOP" in every chunk, so nothing is finished before the end. Calls come
+the bytes end, without a mark. Older models say "STOP" in every chunk: the reason counts until the candidate goes on. Calls come
 whole, as objects. Parts about what ran at Google (code, searches) are passed over: nobody here can ask for it.
 
 Sources: https://ai.google.dev/api/generate-content, https://ai.google.dev/gemini-api/docs/thought-signatures
@@ -78,8 +78,8 @@ class Gemini:
         url += "&alt=sse" if deployment.query else "?alt=sse"  # Else it would be one JSON array.
         return UpstreamRequest(url, deployment.request_headers("x-goog-api-key", ""), body, dropped(request, model))
 
-    def decoder(self) -> "ContentDecoder":
-        return ContentDecoder()
+    def decoder(self, choices: int = 1) -> "ContentDecoder":
+        return ContentDecoder(choices)
 
     def read_error(self, status: int, headers: Mapping[str, str], body: bytes) -> Failed:
         return errors.read_error(status, headers, body)
@@ -113,7 +113,10 @@ class _Candidate:
 class ContentDecoder:
     """Chunks to events."""
 
-    def __init__(self) -> None:
+    def __init__(self, choices: int = 1) -> None:
+        self.is_whole = False
+        self._choices_due = choices
+        self._repeats_reasons = False
         self._started = False
         self._ended = False
         self._candidates: dict[int, _Candidate] = {}
@@ -202,6 +205,13 @@ class ContentDecoder:
                 yield from self._read_candidate(fields)
         if text_of(dict_of(chunk.get("promptFeedback")).get("blockReason")):
             self._candidate(0).reason = "SAFETY"  # The prompt itself was refused: there are no candidates.
+            self._choices_due = 1
+        self._judge()
+
+    def _judge(self) -> None:
+        reasons = [candidate.reason for candidate in self._candidates.values()]
+        has_all = len(reasons) >= self._choices_due and not self._repeats_reasons
+        self.is_whole = has_all and all(reason is not None and reason not in _FAILURES for reason in reasons)
 
     def _candidate(self, number: object) -> _Candidate:
         index = number if isinstance(number, int) and 0 <= number < _CHOICES_MAX else 0
@@ -209,9 +219,12 @@ class ContentDecoder:
 
     def _read_candidate(self, fields: dict[str, Any]) -> Iterator[Event]:
         candidate = self._candidate(fields.get("index"))
+        had_reason = candidate.reason is not None
         for part in list_of(dict_of(fields.get("content")).get("parts")):
             if isinstance(part, dict):
-                yield from self._read_part(part, candidate)
+                for event in self._read_part(part, candidate):
+                    self._repeats_reasons = self._repeats_reasons or had_reason
+                    yield event
         candidate.reason = text_of(fields.get("finishReason")) or candidate.reason
 
     def _read_part(self, part: dict[str, Any], candidate: _Candidate) -> Iterator[Event]:

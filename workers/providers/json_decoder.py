@@ -22,6 +22,7 @@ class JsonDecoder:
     """
 
     def __init__(self, plain: PlainShape | NumberedShape | None = None) -> None:
+        self.is_whole = False
         self._started = False
         self._ended = False
         self._usage: Usage | None = None
@@ -43,9 +44,9 @@ class JsonDecoder:
         except ValueError:
             if data[:6] == b"[DONE]":
                 return self._read_done()
-            return [self._fail(errors.error_in_stream(None) if name == "error" else errors.nonsense("not JSON"))]
+            return self._broken(errors.error_in_stream(None) if name == "error" else errors.nonsense("not JSON"))
         if not isinstance(fields, dict):
-            return [self._fail(errors.nonsense("not a JSON object"))]
+            return self._broken(errors.nonsense("not a JSON object"))
         events = self._read(name, fields)
         if self._plain and len(events) == 1 and isinstance(events[0], TextDelta | ThinkingDelta):
             self._plain.take(block)
@@ -72,7 +73,9 @@ class JsonDecoder:
         return self._read_whole(answer)
 
     def end(self) -> list[Event]:
-        return [] if self._ended else [self._fail(errors.cut_short())]
+        if self._ended:
+            return []
+        return self._complete() if self.is_whole else [self._fail(errors.cut_short())]
 
     def is_plain(self, block: bytes) -> bool:
         # Hot path: once per block that passes.
@@ -93,6 +96,14 @@ class JsonDecoder:
     def _read_done(self) -> list[Event]:
         """Return what ``[DONE]`` says: nothing, where servers that speak several families send it behind the true end."""
         return []
+
+    def _complete(self) -> list[Event]:
+        """Return how a whole answer ends. Only of wires that say that an answer is finished before they end it."""
+        raise NotImplementedError
+
+    def _broken(self, failed: Failed) -> list[Event]:
+        """Return what an error or nonsense means: a failure. Behind the finish it takes nothing back, and is the end."""
+        return self.end() if self.is_whole else [self._fail(failed)]
 
     def _fail(self, failed: Failed) -> Failed:
         self._ended = True

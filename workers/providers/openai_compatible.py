@@ -67,8 +67,8 @@ class OpenAiCompatible:
         dropped = fit(changed, deployment)
         return UpstreamRequest(_url(deployment), _headers(deployment, headers), orjson.dumps(changed), dropped)
 
-    def decoder(self) -> "ChunkDecoder":
-        return ChunkDecoder()
+    def decoder(self, choices: int = 1) -> "ChunkDecoder":
+        return ChunkDecoder(choices)
 
     def for_client(self, data: bytes, info: ReplyInfo) -> bytes:
         # Nearly every block has a choice.
@@ -109,17 +109,21 @@ class ChunkDecoder(JsonDecoder):
     ``Finished`` waits for the end of the stream, as some vendors send more of a choice with, or after, its finish reason.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, choices: int = 1) -> None:
         super().__init__(PlainShape(b'"content":"', b'"reasoning_content":"', b'"reasoning":"'))
         self._choices: dict[int, _Choice] = {}
+        self._choices_due = choices  # So many must have come for the answer to be whole.
         self._id = ""
 
     def _read(self, name: str, fields: dict[str, Any]) -> list[Event]:
-        if (name == "error" or _is_error(fields)) and not self._is_whole():
-            return [self._fail(errors.error_in_stream(fields))]
-        return list(self._read_chunk(fields))
+        if name != "error" and not _is_error(fields):
+            return list(self._read_chunk(fields))
+        # OpenRouter repeats the finish reason "length" as an error, which brings the usage.
+        last = list(self._read_chunk(fields)) if self.is_whole else []
+        return last + self._broken(errors.error_in_stream(fields))
 
     def _read_done(self) -> list[Event]:
+        self._expect_no_more()
         return self.end()
 
     def _read_whole(self, answer: dict[str, Any]) -> list[Event]:
@@ -131,13 +135,10 @@ class ChunkDecoder(JsonDecoder):
         events = list(self._read_chunk(answer))
         for choice in self._choices.values():
             choice.reason = choice.reason or "stop"  # The whole answer is here, whatever it forgot to say.
+        self._expect_no_more()
         return events + self.end()
 
-    def end(self) -> list[Event]:
-        if self._ended:
-            return []
-        if not self._is_whole():
-            return [self._fail(errors.cut_short())]
+    def _complete(self) -> list[Event]:
         self._ended = True
         events: list[Event] = []
         for index, choice in sorted(self._choices.items()):
@@ -145,10 +146,15 @@ class ChunkDecoder(JsonDecoder):
             events.append(Finished(_finish_reason(choice), choice=index))
         return [*events, Completed(self._usage)]
 
-    def _is_whole(self) -> bool:
-        """Whether every choice has finished. An error after that takes nothing back: OpenRouter repeats "length" as one."""
+    def _expect_no_more(self) -> None:
+        """The server has said all: one that was asked for several choices may give fewer."""
+        self._choices_due = 1
+        self._judge()
+
+    def _judge(self) -> None:
         reasons = [choice.reason for choice in self._choices.values()]
-        return bool(reasons) and all(reason is not None and reason not in _FAILURES for reason in reasons)
+        has_all = len(reasons) >= self._choices_due
+        self.is_whole = has_all and all(reason is not None and reason not in _FAILURES for reason in reasons)
 
     def _read_chunk(self, chunk: dict[str, Any]) -> Iterator[Event]:
         if not self._started:
@@ -166,6 +172,7 @@ class ChunkDecoder(JsonDecoder):
         number = fields.get("index")
         index = number if isinstance(number, int) and 0 <= number < 128 else 0
         choice = self._choices.setdefault(index, _Choice())
+        self.is_whole = self.is_whole and choice.reason is not None
         delta = fields.get("delta")
         if not isinstance(delta, dict):
             # A whole answer where a piece was due. With a delta beside it, it is Perplexity's text so far.
@@ -178,6 +185,7 @@ class ChunkDecoder(JsonDecoder):
             yield event
         if isinstance(fields.get("finish_reason"), str) and choice.reason is None:
             choice.reason = fields["finish_reason"]
+            self._judge()
 
     def _read_calls(self, delta: dict[str, Any], choice: _Choice, index: int) -> Iterator[Event]:
         items = list_of(delta.get("tool_calls"))

@@ -68,7 +68,7 @@ class OpenAiResponses:
         dropped = fit_response(changed, deployment)
         return UpstreamRequest(_url(deployment), _headers(deployment, headers), orjson.dumps(changed), dropped)
 
-    def decoder(self) -> "ResponseDecoder":
+    def decoder(self, choices: int = 1) -> "ResponseDecoder":
         return ResponseDecoder()
 
     def for_client(self, data: bytes, info: ReplyInfo) -> bytes:
@@ -125,7 +125,7 @@ class _Item:
 
 
 class ResponseDecoder(JsonDecoder):
-    """Events of a response to events of ours. Usage comes only with the last one."""
+    """Events of a response to events of ours. Only the last one says that the response is whole, and brings the usage."""
 
     def __init__(self) -> None:
         super().__init__(NumberedShape())
@@ -232,7 +232,7 @@ class ResponseDecoder(JsonDecoder):
                     yield ToolCallDelta(item.call, "{}")
             yield Finished(self._finish_reason(status, dict_of(response.get("incomplete_details"))))
             yield Completed(self._usage)
-            self._ended = True
+            self._ended = self.is_whole = True
 
     def _finish_reason(self, status: str, why: dict[str, Any]) -> FinishReason:
         if status == "incomplete":
