@@ -22,19 +22,19 @@ from common.job import Job
 from common.pricing import price
 from common.responses import ResponseStore
 from common.settings import KIB, Settings
-from common.sse import SseCutter, cut, first_events, read_block
+from common.sse import BYTE_ORDER_MARK, SseCutter, cut, first_events, read_block
+from workers.answer_kind import is_stream
 from workers.background import RunsOn, cancel
 from workers.guarding import GuardedWire, OutputGuard, OutputGuards
 from workers.metrics import Metrics
 from workers.providers import FAMILIES, WIRES
 from workers.providers.base import Deployment, UpstreamRequest, Wire
-from workers.providers.errors import blot_out
+from workers.providers.errors import UNREADABLE, blot_out, note_wait
 from workers.providers.loose_json import NestedTooDeeply, read_json
 from workers.publisher import FRAME_BYTES_MAX, Publisher, Writer
 from workers.pumps import Folding, FoldingWhole, Passing, PassingWhole, Pump, Translating
 from workers.quota.gate import Quota
 from workers.upstream import ERROR_BODY_BYTES_MAX, Upstream, UpstreamAnswer
-from workers.upstream_errors import UNREADABLE
 
 MEASURED_MAX = 2  # Logs that are read back at a time, when an API dies and all of its clients have left at once.
 START_EVENTS = 6  # So many come before the first output, or with it.
@@ -136,11 +136,7 @@ async def call(
             if not 200 <= status < 300:
                 body = await answer.whole(ERROR_BODY_BYTES_MAX)
                 raise GatewayError.of(wire.read_error(status, answer.headers, body))
-            if pump.is_stream:
-                # A task of its own: each wake-up of this one goes through all the frames above first.
-                await asyncio.create_task(_stream(answer, pump, guard, writer, outcome, services))
-            else:
-                await _whole(answer, pump, guard, writer, outcome, services)
+            await _take(answer, pump, guard, writer, outcome, services)
             if guard:
                 await guard.watch()
     except GatewayError as error:
@@ -194,7 +190,7 @@ def _prepare(job: Job, wire: Wire, deployment: Deployment, info: ReplyInfo, guar
     if family and family.dialect == job.dialect:
         request = family.pass_request(body, job.headers, deployment)
         if guard is None:
-            return request, Passing(family, dialect, info) if job.stream else PassingWhole(family, info)
+            return request, (Passing if job.stream else PassingWhole)(family, dialect, info)
         # Bytes that pass cannot be filtered: the answer is decoded, and encoded anew.
         parsed = dialect.parse(body)
         return request, (Translating if job.stream else FoldingWhole)(GuardedWire(wire, guard, parsed), dialect, parsed, info)
@@ -204,6 +200,22 @@ def _prepare(job: Job, wire: Wire, deployment: Deployment, info: ReplyInfo, guar
     request = wire.build_request(parsed, deployment)
     request.dropped = [*parsed.dropped, *(parsed.names.get(name, name) for name in request.dropped)]
     return request, pump
+
+
+async def _take(
+    answer: UpstreamAnswer, pump: Pump, guard: OutputGuard | None, writer: Writer, outcome: Outcome, services: Services
+) -> None:
+    """Take an answer for what it is, a stream or a whole one, whichever was asked for."""
+    beginning = await answer.beginning()
+    try:
+        if is_stream(answer.headers.get("content-type", ""), beginning, is_asked=pump.is_stream):
+            # A task of its own: each wake-up of this one goes through all the frames above first.
+            await asyncio.create_task(_stream(answer, pump, guard, writer, outcome, services))
+        else:
+            await _whole(answer, pump, guard, writer, outcome, services)
+    except GatewayError as error:
+        note_wait(error.failed, answer.headers)
+        raise
 
 
 async def _stream(
@@ -254,11 +266,12 @@ async def _stream(
 async def _whole(
     answer: UpstreamAnswer, pump: Pump, guard: OutputGuard | None, writer: Writer, outcome: Outcome, services: Services
 ) -> None:
-    body = await answer.whole(services.settings.upstream_body_bytes_max)
+    body = (await answer.whole(services.settings.upstream_body_bytes_max)).removeprefix(BYTE_ORDER_MARK)
     # Looking through a long answer takes a while, in which the others go on.
-    data = await asyncio.to_thread(pump.feed, [body]) if guard and len(body) > GUARDED_BYTES_MAX else pump.feed([body])
+    is_long = guard and len(body) > GUARDED_BYTES_MAX
+    data = await asyncio.to_thread(pump.feed_whole, body) if is_long else pump.feed_whole(body)
     if guard and guard.waits:
-        data = pump.release(await guard.judge())
+        data += pump.release(await guard.judge())
     outcome.last_data = data
     _commit(writer, pump, outcome, services, data)
 

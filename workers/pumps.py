@@ -57,10 +57,11 @@ class Pump(Protocol):
         ...
 
     def feed(self, blocks: list[bytes]) -> bytes:
-        """Return the client's bytes for SSE blocks of the upstream, or (not ``is_stream``) for its whole body.
+        """Return the client's bytes for SSE blocks of the upstream. Blocks after a terminal event are ignored."""
+        ...
 
-        Blocks after a terminal event are ignored.
-        """
+    def feed_whole(self, body: bytes) -> bytes:
+        """Return the client's bytes for an upstream's answer that is one body; ``terminal`` is set, unless a guard holds it."""
         ...
 
     def end(self) -> bytes:
@@ -124,7 +125,7 @@ class Passing(_Watching):
 
     def __init__(self, wire: FamilyWire, dialect: Dialect, info: ReplyInfo) -> None:
         super().__init__(wire, count_of(info.body.get("n")) or 1)
-        self._wire, self._is_final, self._info = wire, dialect.is_final, info
+        self._wire, self._dialect, self._info = wire, dialect, info
         self._is_plain = self._decoder.is_plain
 
     def pass_head(self, run: bytes) -> int:
@@ -149,7 +150,7 @@ class Passing(_Watching):
     def _passed(self, block: bytes, *, was_whole: bool) -> bytes:
         if isinstance(self.terminal, Failed):
             return b""  # The upstream's error event becomes our end, which says it in the dialect's own shape.
-        if was_whole and self.terminal and not self._is_final(block):
+        if was_whole and self.terminal and not self._dialect.is_final(block):
             return self._wire.end_mark  # An error behind the finish.
         return self._wire.for_client(block, self._info)
 
@@ -158,24 +159,10 @@ class Passing(_Watching):
         # Some vendors just stop after the last chunk, and their clients' readers know; others' wait for the mark.
         return self._wire.end_mark if any(isinstance(event, Completed) for event in left) else b""
 
-
-class PassingWhole(_Watching):
-    """The same for a client that did not ask for a stream: the upstream is not asked for one either."""
-
-    is_stream = False
-    gives_stream = False
-
-    def __init__(self, wire: FamilyWire, info: ReplyInfo) -> None:
-        super().__init__(wire)
-        self._wire, self._info = wire, info
-
-    def feed(self, blocks: list[bytes]) -> bytes:
-        (body,) = blocks
-        self._note(self._decoder.decode_whole(body))
-        return self._wire.for_client(body, self._info)
-
-    def end(self) -> bytes:
-        return b""
+    def feed_whole(self, body: bytes) -> bytes:
+        self._note(events := self._decoder.decode_whole(body))
+        encode = self._dialect.encoder(self._dialect.parse(self._info.body), self._info).encode
+        return b"".join([encode(event) for event in events if not isinstance(event, Failed)])
 
 
 class Translating(_Watching):
@@ -189,6 +176,9 @@ class Translating(_Watching):
         # Hot path: once per upstream read.
         decode = self._decoder.decode
         return self._say([event for block in blocks for event in decode(block)])
+
+    def feed_whole(self, body: bytes) -> bytes:
+        return self._say(self._decoder.decode_whole(body))
 
     def end(self) -> bytes:
         return self._say(self._decoder.end())
@@ -233,6 +223,9 @@ class Continuing(_Watching):
         # Hot path: once per upstream read.
         decode = self._decoder.decode
         return self._say([event for block in blocks for event in decode(block)])
+
+    def feed_whole(self, body: bytes) -> bytes:
+        return self._say(self._decoder.decode_whole(body))
 
     def end(self) -> bytes:
         return self._say(self._decoder.end())
@@ -286,8 +279,8 @@ class Folding(_Watching):
 
     gives_stream = False
 
-    def __init__(self, wire: Decoding, dialect: Dialect, request: GenerationRequest, info: ReplyInfo) -> None:
-        super().__init__(wire, request.choices)
+    def __init__(self, wire: Decoding, dialect: Dialect, request: GenerationRequest | None, info: ReplyInfo) -> None:
+        super().__init__(wire, request.choices if request else count_of(info.body.get("n")) or 1)
         self._dialect, self._request, self._info = dialect, request, info
         self._events: list[Event] = []
 
@@ -295,6 +288,9 @@ class Folding(_Watching):
         for block in blocks:
             self._keep(self._decoder.decode(block))
         return b""
+
+    def feed_whole(self, body: bytes) -> bytes:
+        return self.release(self._decoder.decode_whole(body))
 
     def end(self) -> bytes:
         return self.release(self._decoder.end())
@@ -308,7 +304,7 @@ class Folding(_Watching):
         if any(is_nested_too_deeply(call.arguments) for choice in reply.choices.values() for call in choice.tool_calls):
             self.terminal = errors.nonsense("the arguments of a call are nested too deeply")
             return b""
-        return self._dialect.encode_whole(reply, self._request, self._info)
+        return self._dialect.encode_whole(reply, self._request or self._dialect.parse(self._info.body), self._info)
 
     def _keep(self, events: list[Event]) -> None:
         self._note(events)
@@ -320,6 +316,16 @@ class FoldingWhole(Folding):
 
     is_stream = False
 
-    def feed(self, blocks: list[bytes]) -> bytes:
-        (body,) = blocks
-        return self.release(self._decoder.decode_whole(body))
+
+class PassingWhole(Folding):
+    """A body as it came, for a client of the same family. Only a stream that comes instead is folded."""
+
+    is_stream = False
+
+    def __init__(self, wire: FamilyWire, dialect: Dialect, info: ReplyInfo) -> None:
+        super().__init__(wire, dialect, None, info)  # What is passed on need not be parsed.
+        self._wire = wire
+
+    def feed_whole(self, body: bytes) -> bytes:
+        self._note(self._decoder.decode_whole(body))
+        return self._wire.for_client(body, self._info)

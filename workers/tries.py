@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from common.errors import ErrorKind, Failed
 from workers.providers.base import Deployment
-from workers.upstream_errors import UNREADABLE
+from workers.providers.errors import UNREADABLE
 
 TRIES_PER_DEPLOYMENT = 3
 BACKOFF_S = (1.0, 2.0)  # Before the second try and before the third.

@@ -11,12 +11,14 @@ import aiohttp
 
 from common.errors import ErrorKind, GatewayError
 from common.settings import Settings
+from common.sse import BYTE_ORDER_MARK
 from workers.connecting import Connections
 from workers.linger import Linger, Tap
 from workers.providers.base import UpstreamRequest
 from workers.upstream_errors import TRANSPORT, timed_out, unreadable, within_answer
 
 ERROR_BODY_BYTES_MAX = 64 * 1024
+BLANK_BYTES_MAX = 4096  # Blanks that may stand before an answer; some servers write them so that nothing between gives up.
 
 
 class _SilenceLimit:
@@ -77,6 +79,7 @@ class UpstreamAnswer:
         self._limit = _SilenceLimit(due_at)
         self._tap = Tap(linger, response.connection.transport if response.connection else None)
         self._read = response.content.readany
+        self._first = b""
         self._time = asyncio.get_running_loop().time
 
     def has_begun(self) -> None:
@@ -86,6 +89,25 @@ class UpstreamAnswer:
     def has_finished(self, tail_s: float) -> None:
         """All that is needed has come: each further read has ``tail_s``."""
         self._limit.narrow(tail_s)
+
+    async def beginning(self) -> bytes:
+        """Return what the body begins with, blanks left out; it is read again afterwards. Empty: there is nothing else.
+
+        Raises:
+            UpstreamFailure: as for ``read``.
+        """
+        first = b""
+        while not (begins := first.removeprefix(BYTE_ORDER_MARK).lstrip()) and len(first) < BLANK_BYTES_MAX:
+            if not (chunk := await self.read()):
+                break
+            first += chunk
+        self._first, self._read = first, self._read_again
+        return begins
+
+    async def _read_again(self) -> bytes:
+        first, self._first = self._first, b""
+        self._read = self._response.content.readany
+        return first or await self._read()
 
     async def read(self, *, may_linger: bool = False) -> bytes:
         """Return what has come of the body, as soon as there is anything; nothing at its end.

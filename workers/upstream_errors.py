@@ -17,9 +17,9 @@ import aiohttp
 from common.errors import ErrorKind, GatewayError
 from common.event_loop import Loop
 from common.proxies import Proxy, ProxyUnusable
+from workers.providers.errors import UNREADABLE
 
 TRANSPORT = (aiohttp.ClientError, TimeoutError, OSError, UnicodeError)  # The last of names that can be none.
-UNREADABLE = "upstream_unreadable"
 
 _DETAIL_CHARS_MAX = 300
 _QUOTED = re.compile(r"\bb['\"].*|\n.*", re.DOTALL)  # What the other side sent: it may repeat a prompt or a key.

@@ -260,7 +260,7 @@ def test_a_whole_answer_is_filtered_and_its_usage_is_its_upstream_s():
     body = {"id": "c", "object": "chat.completion", "choices": [choice], "usage": {"prompt_tokens": 3, "completion_tokens": 4}}
     pump = pump_of(FoldingWhole, found)
 
-    answer = orjson.loads(pump.feed([orjson.dumps(body)]))
+    answer = orjson.loads(pump.feed_whole(orjson.dumps(body)))
 
     assert answer["choices"][0]["message"]["content"] == "[EMAIL] has a "
     assert answer["choices"][0]["finish_reason"] == "content_filter"

@@ -108,6 +108,8 @@ class MessageDecoder(JsonDecoder):
     def _read_whole(self, answer: dict[str, Any]) -> list[Event]:
         if answer.get("type") == "error" or answer.get("error"):
             return [self._fail(errors.error_in_stream(answer))]
+        if not isinstance(answer.get("content"), list):
+            return [self._fail(errors.no_answer(answer))]
         events = list(self._read_start(answer))
         for index, block in enumerate(list_of(answer.get("content"))):
             events += self._read_block_start(index, dict_of(block))

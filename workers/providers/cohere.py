@@ -85,7 +85,7 @@ class EventDecoder(JsonDecoder):
 
     def _read_whole(self, answer: dict[str, Any]) -> list[Event]:
         if "finish_reason" not in answer:
-            return [self._fail(errors.error_in_stream(answer))]
+            return [self._fail(errors.no_answer(answer))]
         events = list(self._start(answer.get("id") or answer.get("generation_id")))
         # Version 1 has the text alone, and its usage under "meta".
         message = dict_of(answer.get("message")) or {"content": [{"text": answer.get("text")}]}

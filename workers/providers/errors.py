@@ -11,11 +11,16 @@ import time
 from collections.abc import Iterable, Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any
+from urllib.parse import urlsplit
 
 from common.errors import ErrorKind, Failed
+from common.sse import BYTE_ORDER_MARK
 from workers.providers.loose_json import dict_of, list_of, read_json, text_of
 
+# The code of an answer that has come and cannot be read: a second one from the same address would be paid for, and no better.
+UNREADABLE = "upstream_unreadable"
 _MESSAGE_CHARS_MAX = 2000
+_LOCATION_CHARS_MAX = 200
 _SECRET_CHARS_MIN = 8  # What is shorter, such as the key of a server on one's own machine, is a word like any other.
 _LOOKED_AT_BYTES_MAX = 16_384  # Of a body that need not be JSON; an error that says more than this says it at the start.
 # Gemini and xAI answer a wrong key with 400.
@@ -36,6 +41,8 @@ def read_error(status: int, headers: Mapping[str, str], body: bytes) -> Failed:
         payload = read_json(body)
     except ValueError:
         payload = None
+    if 300 <= status < 400:
+        return _redirected(status, headers)
     wait_s = _retry_after_s(headers)
     return _failed(status, payload, _retry_delay_s(payload) if wait_s is None else wait_s)
 
@@ -46,7 +53,30 @@ def error_in_stream(payload: object) -> Failed:
     status = words.status or _status_of(words)
     if status in (401, 402, 403):
         return credentials_refused()
-    return _failed(status, payload, None)
+    return _failed(status, payload, _retry_delay_s(payload))
+
+
+def no_answer(payload: object) -> Failed:
+    """Return the failure that JSON without an answer means: an error that does not look like its wire's, or nonsense."""
+    words = _words(payload)
+    return error_in_stream(payload) if words.message or words.status else nonsense("it holds no answer")
+
+
+def not_json(body: bytes) -> Failed:
+    """Return the failure of what should have been JSON; the first line may be, and say why there is no answer."""
+    if body.removeprefix(BYTE_ORDER_MARK).lstrip().startswith(b"<"):
+        return nonsense("it is an HTML page, not an answer; check the provider's base URL")
+    try:
+        payload = read_json(body.lstrip().split(b"\n", 1)[0][:_LOOKED_AT_BYTES_MAX])
+    except ValueError:
+        return nonsense("not JSON")
+    return no_answer(payload) if dict_of(payload).get("error") else nonsense("not JSON")
+
+
+def note_wait(failed: Failed, headers: Mapping[str, str]) -> None:
+    """Have a rate limit that an answer's body told of be waited for as the headers say, like one told by the status."""
+    if failed.kind is ErrorKind.UPSTREAM_RATE_LIMITED and failed.retry_after_s is None:
+        failed.retry_after_s = _retry_after_s(headers)
 
 
 def blot_out(failed: Failed, secrets: Iterable[str]) -> None:
@@ -84,8 +114,9 @@ class _Words:
         # Google's code is the HTTP status, and its word for it the status.
         self.code = text_of(error.get("status"))[:200] or _word(error.get("code")) or _word(outer.get("code"))
         self.param = _word(error.get("param"))
-        # OpenRouter's code, Groq's status_code.
-        self.status = _status(error.get("status_code")) or _status(error.get("code")) or _status(outer.get("code"))
+        # OpenRouter's code, Groq's status_code; and what frameworks write beside a message.
+        named = [fields.get(name) for fields in (error, outer) for name in ("status_code", "code", "status", "statusCode")]
+        self.status = next(filter(None, map(_status, named)), None)
 
 
 def _words(payload: object) -> _Words:
@@ -99,7 +130,9 @@ def _outer(payload: object) -> dict[str, Any]:
 
 
 def _messages(error: dict[str, Any], outer: dict[str, Any]) -> list[object]:
-    return [error.get("message"), error.get("detail"), outer.get("error"), outer.get("message"), outer.get("detail")]
+    first = dict_of(next(iter(list_of(outer.get("errors"))), None))  # Cloudflare's.
+    named = [fields.get(name) for fields in (error, outer, first) for name in ("message", "detail", "msg")]
+    return [*named[:2], outer.get("error"), *named[2:]]
 
 
 def _word(value: object) -> str | None:
@@ -156,6 +189,20 @@ def _failed(status: int, payload: object, retry_after_s: float | None) -> Failed
         message = words.message or f"The provider refused the request (HTTP status {status})."
         return Failed(ErrorKind.UPSTREAM_REJECTED, message, status, **fields)
     return nonsense(f"HTTP status {status}")
+
+
+def _redirected(status: int, headers: Mapping[str, str]) -> Failed:
+    """The address is told without its query, which may be a secret."""
+    named = {name.lower(): value for name, value in headers.items()}
+    try:
+        parts = urlsplit(named.get("location", ""))
+        host = parts.netloc.rpartition("@")[2]
+        where = f"{parts.scheme}://{host}{parts.path}" if host else parts.path
+    except ValueError:
+        where = ""
+    to = f"to {where[:_LOCATION_CHARS_MAX]} " if where and where.isascii() and where.isprintable() else ""
+    message = f"The provider redirects {to}(status {status}), which is not followed: its base URL must lead there itself."
+    return Failed(ErrorKind.UPSTREAM_PROTOCOL, message, code=UNREADABLE)
 
 
 def _retry_after_s(headers: Mapping[str, str]) -> float | None:

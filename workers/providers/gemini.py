@@ -139,18 +139,20 @@ class ContentDecoder:
         try:
             chunk = read_json(data)
         except ValueError:
-            return [self._fail(errors.nonsense("not JSON"))]
+            return [self._fail(errors.not_json(data))]
         return self._read(chunk)
 
     def decode_whole(self, body: bytes) -> list[Event]:
         try:
             answer = read_json(body)
         except ValueError:
-            return [self._fail(errors.nonsense("not JSON"))]
+            return [self._fail(errors.not_json(body))]
         # What streams without being asked for events is one array of the chunks.
         events = [event for chunk in (answer if isinstance(answer, list) else [answer]) for event in self._read(chunk)]
         for candidate in self._candidates.values():
             candidate.reason = candidate.reason or "STOP"  # The whole answer is here, whatever it forgot to say.
+        if not (self._candidates or self._ended):
+            return [*events, self._fail(errors.no_answer(answer))]
         return events + self.end()
 
     def end(self) -> list[Event]:

@@ -11,7 +11,7 @@ from common.errors import Failed
 from common.events import Event, TextDelta, ThinkingDelta, Usage
 from common.sse import read_block
 from workers.providers import errors
-from workers.providers.loose_json import read_json
+from workers.providers.loose_json import dict_of, read_json
 from workers.providers.plain import NumberedShape, PlainShape
 
 
@@ -44,7 +44,9 @@ class JsonDecoder:
         except ValueError:
             if data[:6] == b"[DONE]":
                 return self._read_done()
-            return self._broken(errors.error_in_stream(None) if name == "error" else errors.nonsense("not JSON"))
+            if not data and block.startswith(b"{"):
+                return self._read_bare(block)
+            return self._broken(errors.error_in_stream(None) if name == "error" else errors.not_json(data or block))
         if not isinstance(fields, dict):
             return self._broken(errors.nonsense("not a JSON object"))
         events = self._read(name, fields)
@@ -67,9 +69,9 @@ class JsonDecoder:
         try:
             answer = read_json(body)
         except ValueError:
-            return [self._fail(errors.nonsense("not JSON"))]
+            return [self._fail(errors.not_json(body))]
         if not isinstance(answer, dict):
-            return [self._fail(errors.nonsense("not a JSON object"))]
+            return [self._fail(errors.no_answer(answer))]
         return self._read_whole(answer)
 
     def end(self) -> list[Event]:
@@ -84,6 +86,14 @@ class JsonDecoder:
     def plain_head(self, run: bytes) -> tuple[int, int]:
         # Hot path: once per upstream read that passes.
         return (0, 0) if self._plain is None or self._ended else self._plain.head_in(run)
+
+    def _read_bare(self, block: bytes) -> list[Event]:
+        """Return what JSON says that stands in a stream but in no event: servers that fail write their error so."""
+        try:
+            fields = dict_of(read_json(block))
+        except ValueError:
+            return []
+        return self._broken(errors.error_in_stream(fields)) if fields.get("error") else []
 
     def _read(self, name: str, fields: dict[str, Any]) -> list[Event]:
         """Return what an event says; ``name`` is its ``event:`` line's, if it has one."""

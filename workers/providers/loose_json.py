@@ -33,9 +33,10 @@ def read_json(data: bytes) -> Any:
 
 
 def _read_lenient(data: bytes) -> Any:
-    """The same for what orjson refuses and servers send: half an emoji as a lone surrogate escape, bytes cut in a character."""
+    """The same for what orjson refuses and servers send: half an emoji as a lone surrogate escape, bytes cut in a character,
+    a byte order mark."""
     try:
-        value = json.loads(data.decode("utf-8", "replace"))
+        value = json.loads(data.decode("utf-8-sig", "replace"))
         return orjson.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
     except RecursionError as exc:
         raise NestedTooDeeply("nested too deeply") from exc

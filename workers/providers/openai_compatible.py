@@ -129,6 +129,8 @@ class ChunkDecoder(JsonDecoder):
     def _read_whole(self, answer: dict[str, Any]) -> list[Event]:
         if _is_error(answer):
             return [self._fail(errors.error_in_stream(answer))]
+        if not list_of(answer.get("choices")):
+            return [self._fail(errors.no_answer(answer))]
         for choice in list_of(answer.get("choices")):
             if isinstance(choice, dict) and isinstance(choice.get("message"), dict):
                 choice["delta"] = choice["message"]  # Perplexity has an empty delta beside it.

@@ -134,7 +134,7 @@ class ResponseDecoder(JsonDecoder):
 
     def _read_whole(self, answer: dict[str, Any]) -> list[Event]:
         if not isinstance(answer.get("output"), list) and not answer.get("error"):
-            return [self._fail(errors.nonsense("no output"))]
+            return [self._fail(errors.no_answer(answer))]
         return [*self._read_start(answer), *self._read_end(answer)]
 
     def _read(self, name: str, fields: dict[str, Any]) -> list[Event]:
