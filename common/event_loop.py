@@ -7,6 +7,7 @@ a name server that does not answer would use up either. Here each name has a thr
 
 import asyncio
 import contextlib
+import ipaddress
 import socket
 import threading
 from typing import Any
@@ -37,6 +38,8 @@ class Loop(uvloop.Loop):
         Raises:
             socket.gaierror: also where the name cannot be one, or too many lookups are under way.
         """
+        if _is_address(host):
+            return await super().getaddrinfo(host, port, family=family, type=type, proto=proto, flags=flags)  # It asks nobody.
         query = (host, port, family, type, proto, flags)
         lookup = self._lookups.get(query)
         if lookup is None:
@@ -68,3 +71,11 @@ class Loop(uvloop.Loop):
             lookup.exception()  # Those who waited may have given up; asyncio would complain.
         else:
             lookup.set_result(found)
+
+
+def _is_address(host: object) -> bool:
+    try:
+        ipaddress.ip_address(host)  # type: ignore[arg-type]
+    except ValueError:
+        return False
+    return True
