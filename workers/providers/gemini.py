@@ -186,7 +186,7 @@ class ContentDecoder:
         if self._ended:
             return []
         if not isinstance(chunk, dict):
-            return [self._fail(errors.nonsense("not a JSON object"))]
+            return [self._fail(errors.no_answer(chunk))]
         if chunk.get("error"):
             return [self._fail(errors.error_in_stream(chunk))]
         try:
