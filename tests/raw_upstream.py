@@ -29,6 +29,7 @@ class Request:
 
 # The bytes that answer a request, CLOSE or RESET behind them to end the connection.
 Answer = Callable[[Request], Awaitable[list[bytes]]]
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 @dataclass
@@ -43,39 +44,50 @@ class RawUpstream:
 
 
 @asynccontextmanager
+async def serving(handle: Handler, tls: ssl.SSLContext | None = None) -> AsyncIterator[int]:
+    """A server's port; at the end nothing is left of its connections."""
+    open_ones: list[tuple[asyncio.StreamWriter, asyncio.Task[None] | None]] = []
+
+    async def handled(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        open_ones.append((writer, asyncio.current_task()))
+        with suppress(ConnectionError, asyncio.IncompleteReadError):
+            await handle(reader, writer)
+
+    server = await asyncio.start_server(handled, "127.0.0.1", 0, ssl=tls, limit=1 << 24)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        for writer, _ in open_ones:
+            writer.transport.abort()
+        await asyncio.gather(*(task for _, task in open_ones if task), return_exceptions=True)
+        await asyncio.sleep(0)  # The transports close their sockets.
+
+
+@asynccontextmanager
 async def raw_upstream(answer: Answer, tls: ssl.SSLContext | None = None) -> AsyncIterator[RawUpstream]:
     found = RawUpstream(0)
-    writers: list[asyncio.StreamWriter] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writers.append(writer)
         found.connections += 1
         connection, number = found.connections, 0
-        with suppress(ConnectionError, asyncio.IncompleteReadError):
-            while True:
-                head = await reader.readuntil(b"\r\n\r\n")
-                lengths = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
-                body = await reader.readexactly(int(lengths[0].split(b":")[1])) if lengths else b""
-                number += 1
-                found.requests.append(Request(head, body, connection, number))
-                for piece in await answer(found.requests[-1]):
-                    if piece is RESET:
-                        writer.transport.abort()
-                    elif piece is CLOSE:
-                        writer.close()
-                    else:
-                        writer.write(piece)
-                        await writer.drain()
+        while True:
+            head = await reader.readuntil(b"\r\n\r\n")
+            lengths = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
+            body = await reader.readexactly(int(lengths[0].split(b":")[1])) if lengths else b""
+            number += 1
+            found.requests.append(Request(head, body, connection, number))
+            for piece in await answer(found.requests[-1]):
+                if piece is RESET:
+                    writer.transport.abort()
+                elif piece is CLOSE:
+                    writer.close()
+                else:
+                    writer.write(piece)
+                    await writer.drain()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls, limit=1 << 24)
-    found.port = server.sockets[0].getsockname()[1]
-    try:
+    async with serving(serve, tls) as found.port:
         yield found
-    finally:
-        for writer in writers:
-            writer.transport.abort()
-        server.close()
-        await server.wait_closed()
 
 
 def ok(body: bytes = b"ok", content_type: str = "text/event-stream", headers: str = "") -> bytes:

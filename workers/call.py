@@ -35,6 +35,7 @@ from workers.publisher import FRAME_BYTES_MAX, Publisher, Writer
 from workers.pumps import Folding, FoldingWhole, Passing, PassingWhole, Pump, Translating
 from workers.quota.gate import Quota
 from workers.upstream import ERROR_BODY_BYTES_MAX, Upstream, UpstreamAnswer
+from workers.upstream_errors import redirected
 
 MEASURED_MAX = 2  # Logs that are read back at a time, when an API dies and all of its clients have left at once.
 START_EVENTS = 6  # So many come before the first output, or with it.
@@ -134,8 +135,7 @@ async def call(
             outcome.upstream_id = "" if outcome.spent else answer.headers.get("x-generation-id", "")
             outcome.in_background = deployment.in_background
             if not 200 <= status < 300:
-                body = await answer.whole(ERROR_BODY_BYTES_MAX)
-                raise GatewayError.of(wire.read_error(status, answer.headers, body))
+                raise await _refusal(answer, wire, deployment)
             await _take(answer, pump, guard, writer, outcome, services)
             if guard:
                 await guard.watch()
@@ -200,6 +200,13 @@ def _prepare(job: Job, wire: Wire, deployment: Deployment, info: ReplyInfo, guar
     request = wire.build_request(parsed, deployment)
     request.dropped = [*parsed.dropped, *(parsed.names.get(name, name) for name in request.dropped)]
     return request, pump
+
+
+async def _refusal(answer: UpstreamAnswer, wire: Wire, deployment: Deployment) -> GatewayError:
+    """Return what an answer means that has none of the statuses of success."""
+    if 300 <= answer.status < 400:
+        return redirected(deployment.provider, answer.status, answer.headers.get("location", ""))
+    return GatewayError.of(wire.read_error(answer.status, answer.headers, await answer.whole(ERROR_BODY_BYTES_MAX)))
 
 
 async def _take(

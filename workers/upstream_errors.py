@@ -11,6 +11,7 @@ import errno
 import re
 import socket
 import ssl
+from urllib.parse import urlsplit
 
 import aiohttp
 
@@ -22,6 +23,9 @@ from workers.providers.errors import UNREADABLE
 TRANSPORT = (aiohttp.ClientError, TimeoutError, OSError, UnicodeError)  # The last of names that can be none.
 
 _DETAIL_CHARS_MAX = 300
+_LOCATION_CHARS_MAX = 200
+# A name with a top-level domain that may be public: not an address, nor what only one's own network knows.
+_PUBLIC_NAME = re.compile(r"(?:[\w-]+\.)+(?!(?:local|localhost|internal|intranet|lan|corp|home|svc)$)[a-z][a-z0-9-]+", re.ASCII)
 _QUOTED = re.compile(r"\bb['\"].*|\n.*", re.DOTALL)  # What the other side sent: it may repeat a prompt or a key.
 _URL = re.compile(r"\bhttps?://\S+")  # It may hold a key.
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e]+")
@@ -124,6 +128,23 @@ def proxy_refused(provider: str, proxy: Proxy, status: int) -> UpstreamFailure:
 
 def _proxy_refused(who: str, status: int) -> UpstreamFailure:
     return _unreachable(who, f"the proxy refused with status {status}", "proxy", f"status {status} of the proxy")
+
+
+def redirected(provider: str, status: int, location: str) -> UpstreamFailure:
+    """Return the failure of an answer that names another address, which is told without its query: that may be a secret.
+
+    Clients are told a public name only, the log also what is none.
+    """
+    try:
+        parts = urlsplit(location)
+        address = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}" if parts.netloc else parts.path
+        is_public = _PUBLIC_NAME.fullmatch(parts.hostname or "") is not None
+    except ValueError:
+        address, is_public = "", False
+    where = _UNPRINTABLE.sub("", address)[:_LOCATION_CHARS_MAX]
+    to = f"to {where} " if is_public else ""
+    message = f"The provider {provider} redirects {to}(status {status}), unfollowed: its base URL must lead there itself."
+    return UpstreamFailure(ErrorKind.UPSTREAM_PROTOCOL, message, UNREADABLE, "redirect", f"status {status} to {where}")
 
 
 def unreadable(provider: str, how: str, cause: str, detail: str = "") -> UpstreamFailure:

@@ -94,7 +94,7 @@ TOLD = {
     "on-fire": (502, "the engine is on fire", "answer"),
     "limited": (429, "slower", "answer"),
     "page": (502, "HTML page, not an answer; check the provider's base URL", "answer"),
-    "redirect": (502, "redirects to https://new.example/v1/chat (status 308)", "answer"),
+    "redirect": (502, "redirects to https://new.example/v1/chat (status 308)", "redirect"),
     "header": (502, "headers that are too large", "headers"),
     "cut": (502, "closed the connection before it answered", "closed"),
 }

@@ -1,3 +1,4 @@
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -28,6 +29,8 @@ def _without_proxies(monkeypatch):
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory) -> Path:
+    if not shutil.which("openssl"):
+        pytest.skip("openssl, which makes certificates, is not installed")
     folder = tmp_path_factory.mktemp("tls")
     subprocess.run(
         [*MAKE_CERTIFICATE, "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"],

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from raw_upstream import CLOSE, RESET, Request, calling, ok, raw_upstream, tls_of
+from raw_upstream import CLOSE, RESET, Request, calling, ok, raw_upstream, serving, tls_of
 
 from common.event_loop import Loop
 from workers.upstream_errors import UpstreamFailure
@@ -90,9 +90,8 @@ async def test_a_dead_connection_may_die_while_a_large_body_is_written():
         await reader.readuntil(b"\r\n\r\n")
         writer.transport.abort()  # The rest of this request is never read.
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0, limit=1 << 16)
-    async with server, calling() as worker:
-        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+    async with serving(serve) as port, calling() as worker:
+        url = f"http://127.0.0.1:{port}/"
         await worker.post(url)
 
         assert await worker.post(url, b"x" * 1_000_000) == b"ok"
@@ -259,9 +258,8 @@ async def test_through_a_tunnel_the_provider_sees_nothing_of_the_proxys_password
         there, back = await asyncio.open_connection("127.0.0.1", found.port)
         await asyncio.gather(pipe(reader, back), pipe(there, writer), return_exceptions=True)
 
-    async with raw_upstream(forward, tls_of(certificate)) as found, calling() as worker:
-        server = await asyncio.start_server(tunnel, "127.0.0.1", 0)
-        monkeypatch.setenv("HTTPS_PROXY", f"http://user:secret@127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    async with raw_upstream(forward, tls_of(certificate)) as found, serving(tunnel) as port, calling() as worker:
+        monkeypatch.setenv("HTTPS_PROXY", f"http://user:secret@127.0.0.1:{port}")
         worker.upstream._connections._connector._ssl = ssl.create_default_context(cafile=certificate / "cert.pem")
 
         assert await worker.post(f"https://localhost:{found.port}/") == b"by proxy"
@@ -269,7 +267,6 @@ async def test_through_a_tunnel_the_provider_sees_nothing_of_the_proxys_password
         assert seen[0].startswith(b"CONNECT localhost:")
         assert b"proxy-authorization" in seen[0].lower()
         assert b"proxy" not in found.requests[0].head.lower()
-        server.close()
 
 
 async def pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

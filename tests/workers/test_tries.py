@@ -2,6 +2,7 @@ import pytest
 
 from common.errors import ErrorKind, Failed
 from workers.providers.base import Deployment
+from workers.providers.errors import UNREADABLE
 from workers.tries import Tries
 
 RATE_LIMITED, UNAVAILABLE = ErrorKind.UPSTREAM_RATE_LIMITED, ErrorKind.UPSTREAM_UNAVAILABLE
@@ -149,3 +150,7 @@ def test_calls_are_counted_over_deployments():
     waits(both, Failed(UNAVAILABLE, ""))
 
     assert both.count == 6
+
+
+def test_an_answer_that_cannot_be_read_is_asked_for_once_at_each_deployment():
+    assert waits(tries(2), Failed(ErrorKind.UPSTREAM_PROTOCOL, "", code=UNREADABLE)) == [(0.0, "p1")]

@@ -4,11 +4,11 @@ import asyncio
 import ssl
 
 import pytest
-from raw_upstream import CLOSE, RESET, Request, calling, ok, raw_upstream, tls_of
+from raw_upstream import CLOSE, RESET, Request, calling, ok, raw_upstream, serving, tls_of
 
 from common.errors import ErrorKind
 from workers.providers.errors import UNREADABLE
-from workers.upstream_errors import UpstreamFailure
+from workers.upstream_errors import UpstreamFailure, redirected
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
 SECRET = "sk-secret-of-the-request"
@@ -133,10 +133,9 @@ async def test_tls_to_a_port_that_speaks_none_says_so():
         writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
         writer.close()
 
-    server = await asyncio.start_server(refuse, "127.0.0.1", 0)
-    async with server, calling() as worker:
+    async with serving(refuse) as port, calling() as worker:
         with pytest.raises(UpstreamFailure, match="does not speak TLS") as raised:
-            await worker.post(f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}/")
+            await worker.post(f"https://127.0.0.1:{port}/")
 
     assert raised.value.cause == "tls"
 
@@ -159,11 +158,37 @@ async def test_silences_are_told_apart():
 async def test_a_port_that_accepts_nobody_is_told_as_a_connection_that_took_too_long():
     async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
-        writer.close()
 
-    server = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
-    async with server, calling(connect_timeout_s=0.05) as worker:
+    async with serving(say_nothing) as port, calling(connect_timeout_s=0.05) as worker:
         with pytest.raises(UpstreamFailure, match=r"did not accept a connection within 0.05 s") as raised:
-            await worker.post(f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}/")
+            await worker.post(f"https://127.0.0.1:{port}/")
 
     assert (raised.value.failed.kind, raised.value.cause) == (ErrorKind.UPSTREAM_TIMEOUT, "connect_timeout")
+
+
+# Where a redirect leads, what a client is told of it, and what the log is.
+REDIRECTS = {
+    "https://new.example/v1/chat": ("to https://new.example/v1/chat ", "https://new.example/v1/chat"),
+    "https://user:word@new.example:8443/v1?key=secret#part": ("to https://new.example:8443/v1 ", "https://new.example:8443/v1"),
+    "https://new.example/" + "x" * 5000: ("to https://new.example/xxx", "https://new.example/xxx"),
+    "https://new.example/\u2028\r\nx": ("to https://new.example/x ", "https://new.example/x"),
+    "http://10.1.2.3:8000/v1": ("", "http://10.1.2.3:8000/v1"),
+    "http://[fd00::1]/v1": ("", "http://[fd00::1]/v1"),
+    "http://llm/v1": ("", "http://llm/v1"),
+    "http://llm.lab.svc/v1": ("", "http://llm.lab.svc/v1"),
+    "/v2/chat": ("", "/v2/chat"),
+    "": ("", ""),
+    "https://[": ("", ""),
+}
+
+
+@pytest.mark.parametrize(("location", "told"), REDIRECTS.items(), ids=[location[:30] for location in REDIRECTS])
+def test_a_redirect_says_where_to_without_secrets_and_names_clients_no_internal_address(location, told):
+    failure = redirected("p", 308, location)
+
+    assert (failure.failed.kind, failure.failed.code, failure.cause) == (ErrorKind.UPSTREAM_PROTOCOL, UNREADABLE, "redirect")
+    assert failure.failed.message.startswith(f"The provider p redirects {told[0]}" + ("" if told[0] else "(status 308)"))
+    assert failure.detail.startswith(f"status 308 to {told[1]}")
+    for text in (failure.failed.message, failure.detail):
+        assert len(text) < 400 and text.isprintable()
+        assert "secret" not in text and "word" not in text

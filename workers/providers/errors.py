@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterable, Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any
-from urllib.parse import urlsplit
 
 from common.errors import ErrorKind, Failed
 from common.sse import BYTE_ORDER_MARK
@@ -20,7 +19,6 @@ from workers.providers.loose_json import dict_of, list_of, read_json, text_of
 # The code of an answer that has come and cannot be read: a second one from the same address would be paid for, and no better.
 UNREADABLE = "upstream_unreadable"
 _MESSAGE_CHARS_MAX = 2000
-_LOCATION_CHARS_MAX = 200
 _SECRET_CHARS_MIN = 8  # What is shorter, such as the key of a server on one's own machine, is a word like any other.
 _LOOKED_AT_BYTES_MAX = 16_384  # Of a body that need not be JSON; an error that says more than this says it at the start.
 # Gemini and xAI answer a wrong key with 400.
@@ -41,8 +39,6 @@ def read_error(status: int, headers: Mapping[str, str], body: bytes) -> Failed:
         payload = read_json(body)
     except ValueError:
         payload = None
-    if 300 <= status < 400:
-        return _redirected(status, headers)
     wait_s = _retry_after_s(headers)
     return _failed(status, payload, _retry_delay_s(payload) if wait_s is None else wait_s)
 
@@ -189,20 +185,6 @@ def _failed(status: int, payload: object, retry_after_s: float | None) -> Failed
         message = words.message or f"The provider refused the request (HTTP status {status})."
         return Failed(ErrorKind.UPSTREAM_REJECTED, message, status, **fields)
     return nonsense(f"HTTP status {status}")
-
-
-def _redirected(status: int, headers: Mapping[str, str]) -> Failed:
-    """The address is told without its query, which may be a secret."""
-    named = {name.lower(): value for name, value in headers.items()}
-    try:
-        parts = urlsplit(named.get("location", ""))
-        host = parts.netloc.rpartition("@")[2]
-        where = f"{parts.scheme}://{host}{parts.path}" if host else parts.path
-    except ValueError:
-        where = ""
-    to = f"to {where[:_LOCATION_CHARS_MAX]} " if where and where.isascii() and where.isprintable() else ""
-    message = f"The provider redirects {to}(status {status}), which is not followed: its base URL must lead there itself."
-    return Failed(ErrorKind.UPSTREAM_PROTOCOL, message, code=UNREADABLE)
 
 
 def _retry_after_s(headers: Mapping[str, str]) -> float | None:
