@@ -366,6 +366,10 @@ class GuardedDecoder:
     def usage(self) -> Usage | None:
         return self._cut or self._decoder.usage
 
+    @property
+    def has_absurd_usage(self) -> bool:
+        return self._decoder.has_absurd_usage
+
     def decode(self, block: bytes) -> list[Event]:
         # Hot path: once per upstream block.
         return self._passed(self._decoder.decode(block))

@@ -127,7 +127,7 @@ def test_tools_that_run_at_the_vendor_are_passed_over() -> None:
 
     assert (reply.choices[0].text, reply.choices[0].tool_calls) == ("found", [])
     assert reply.choices[0].finish_reason is FinishReason.PAUSE
-    assert reply.usage == Usage(1615, 9, cache_read_tokens=20)
+    assert reply.usage == Usage(1615, 9, cache_read_tokens=20, details={"web_searches": 1})
 
 
 def test_second_message_start_counts_nothing_twice() -> None:

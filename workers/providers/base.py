@@ -57,6 +57,7 @@ class UpstreamRequest:
     body: bytes = field(repr=False)
     dropped: list[str] = field(default_factory=list)  # Harmless fields that this wire has no word for; the client is told.
     method: Literal["POST", "GET"] = "POST"
+    is_sent: bool = False  # A connection was there to send it on: from then on the provider may have worked for it.
 
 
 class Decoder(Protocol):
@@ -64,7 +65,15 @@ class Decoder(Protocol):
 
     @property
     def usage(self) -> Usage | None:
-        """What the upstream has reported so far: all there is to bill where an answer breaks off."""
+        """What the upstream has reported so far: all there is to bill where an answer breaks off.
+
+        None where it has reported nothing, or no figures that can be believed: see ``workers.providers.figures``.
+        """
+        ...
+
+    @property
+    def has_absurd_usage(self) -> bool:
+        """Whether the report has figures that cannot be believed."""
         ...
 
     def decode(self, block: bytes) -> list[Event]:

@@ -16,6 +16,7 @@ from common.errors import ErrorKind, Failed
 from workers.providers.loose_json import dict_of, list_of, read_json, text_of
 
 _MESSAGE_CHARS_MAX = 2000
+_WAIT_S_MAX = 366 * 86_400  # Nobody means a longer one: it counts as not said.
 _SECRET_CHARS_MIN = 8  # What is shorter, such as the key of a server on one's own machine, is a word like any other.
 _LOOKED_AT_BYTES_MAX = 16_384  # Of a body that need not be JSON; an error that says more than this says it at the start.
 # Gemini and xAI answer a wrong key with 400.
@@ -163,14 +164,18 @@ def _retry_after_s(headers: Mapping[str, str]) -> float | None:
     named = {name.lower(): value for name, value in headers.items()}
     wait_ms, wait = _number(named.get("retry-after-ms")), named.get("retry-after")
     if wait_ms is not None:
-        return wait_ms / 1000
+        return _wait(wait_ms / 1000)
     wait_s = _number(wait)
     if wait_s is not None or wait is None:
-        return wait_s
+        return _wait(wait_s)
     until_s = _date_s(wait)
     # The upstream's own clock where it tells us: ours may be wrong.
     now_s = _date_s(named.get("date", "")) or time.time()
-    return max(0.0, until_s - now_s) if until_s is not None else None
+    return _wait(until_s - now_s) if until_s is not None else None
+
+
+def _wait(seconds: float | None) -> float | None:
+    return None if seconds is None or seconds > _WAIT_S_MAX else max(0.0, seconds)
 
 
 def _retry_delay_s(payload: object) -> float | None:
@@ -178,7 +183,7 @@ def _retry_delay_s(payload: object) -> float | None:
     for detail in list_of(dict_of(_outer(payload).get("error")).get("details")):
         delay = text_of(dict_of(detail).get("retryDelay"))
         if delay.endswith("s"):
-            return _number(delay[:-1])
+            return _wait(_number(delay[:-1]))
     return None
 
 

@@ -11,6 +11,7 @@ from common.errors import Failed
 from common.events import Event, TextDelta, ThinkingDelta, Usage
 from common.sse import read_block
 from workers.providers import errors
+from workers.providers.figures import Figures
 from workers.providers.loose_json import read_json
 from workers.providers.plain import NumberedShape, PlainShape
 
@@ -24,13 +25,25 @@ class JsonDecoder:
     def __init__(self, plain: PlainShape | NumberedShape | None = None) -> None:
         self._started = False
         self._ended = False
-        self._usage: Usage | None = None
+        self._report: dict[str, Any] = {}  # Of the usage, the last one as it came; read when somebody asks for it.
+        self._figures: tuple[dict[str, Any], Usage | None, bool] = ({}, None, False)
+        self._model = self._tier = ""
         self._plain = plain
         self._sample: TextDelta | ThinkingDelta | None = None  # What the block said that the shape has learned from.
 
     @property
     def usage(self) -> Usage | None:
-        return self._usage
+        return self._read_figures()[1]
+
+    @property
+    def has_absurd_usage(self) -> bool:
+        return self._read_figures()[2]
+
+    def _read_figures(self) -> tuple[dict[str, Any], Usage | None, bool]:
+        if self._figures[0] is not self._report:
+            figures = Figures(self._report)
+            self._figures = (self._report, self._usage_of(figures), figures.is_absurd)
+        return self._figures
 
     def decode(self, block: bytes) -> list[Event]:
         if self._ended:
@@ -88,6 +101,10 @@ class JsonDecoder:
 
     def _read_whole(self, answer: dict[str, Any]) -> list[Event]:
         """Return what a whole answer says, terminal event included."""
+        raise NotImplementedError
+
+    def _usage_of(self, figures: Figures) -> Usage | None:
+        """Return the usage that a report's figures amount to."""
         raise NotImplementedError
 
     def _read_done(self) -> list[Event]:

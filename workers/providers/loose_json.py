@@ -83,8 +83,3 @@ def list_of(value: object) -> list[Any]:
 
 def text_of(value: object) -> str:
     return value if isinstance(value, str) else ""
-
-
-def count_of(value: object) -> int:
-    """A number of tokens. Some servers send floats, and null for a figure that is not known yet."""
-    return max(0, int(value)) if isinstance(value, int | float) and abs(value) < 1e15 else 0
