@@ -8,18 +8,20 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 from common.admission import NANO_USD
+from common.events import COUNTS
 
 GROUPS = ("key", "tenant", "model", "provider", "end_user", "day", "hour")
 TIMES = ("day", "hour")
-TOKENS = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens", "reasoning_tokens")
+TOKENS = COUNTS
 LINES_MAX = 10_000
 SINCE_DEFAULT = "30d"
 _AGO = re.compile(r"(\d{1,5})([dh])")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_SHOWN_MAX = 2**63 - 1  # The largest whole number that JSON's readers of 64 bits take.
 _USD_DIGITS = 9  # A nano-dollar.
 
 
@@ -56,14 +58,14 @@ class Line:
         return {
             **self.group,
             "requests": self.requests,
-            **self.tokens,
-            "total_tokens": total,
+            **{name: min(tokens, _SHOWN_MAX) for name, tokens in self.tokens.items()},
+            "total_tokens": min(total, _SHOWN_MAX),
             "cost_usd": usd(self.cost_nano_usd),
             "unpriced_requests": self.unpriced,
             "estimated_share": round(self.estimated / self.requests, 4),
             "active_users": self.users,
             "tokens_per_request": round(total / self.requests, 1),
-            "cost_per_user_usd": usd(round(Decimal(self.cost_nano_usd) / self.users)),
+            "cost_per_user_usd": usd(round(Fraction(self.cost_nano_usd, self.users))),
         }
 
 

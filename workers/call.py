@@ -12,17 +12,19 @@ from dataclasses import dataclass, field
 
 import orjson
 
+from common.attempts import Attempt, pack, total_cost
 from common.channel.base import Channel, FrameKind
 from common.dialects import DIALECTS
 from common.dialects.base import ReplyInfo
 from common.errors import ErrorKind, Failed, GatewayError
-from common.events import Completed, Usage, summed
+from common.events import COUNTS, Completed, Usage, without
 from common.job import Job
-from common.pricing import price
+from common.pricing import Cost
 from common.responses import ResponseStore
 from common.settings import KIB, Settings
 from common.sse import SseCutter, cut, first_events
 from workers.background import RunsOn, cancel
+from workers.charging import note_attempt, packed_note
 from workers.guarding import GuardedWire, OutputGuard, OutputGuards
 from workers.metrics import Metrics
 from workers.providers import FAMILIES, WIRES
@@ -65,6 +67,7 @@ class Outcome:
     waited_s: float
     began_at: float = field(default_factory=time.monotonic)
     dialect: str = ""
+    is_stream: bool = False
     provider: str = ""
     upstream_model: str = ""
     model: str = ""
@@ -74,10 +77,9 @@ class Outcome:
     ttft_ms: int | None = None
     output_events: int = 0
     finish_reason: str | None = None
-    usage: Usage | None = None  # Of all tries whose output the client has.
+    attempts: list[Attempt] = field(default_factory=list)  # Those that have ended, and count.
     reported: Usage | None = None  # By the last try's upstream.
-    spent: Usage | None = None  # By the tries before it that broke off; what they did not report is estimated.
-    is_estimated: bool = False
+    spent: Usage | None = None  # By the tries before it whose output the client has; the client's figures begin with it.
     has_brought_key: bool = False  # Whose key it is pays.
     continuations: int = 0
     upstream_id: str = ""  # What an upstream that can be read again calls the answer.
@@ -88,6 +90,13 @@ class Outcome:
     failed: Failed | None = None
     last_data: bytes = b""  # The client bytes that came last: a stream's last events, or a whole body.
     reply_headers: dict[str, str] = field(default_factory=dict)
+    knows_past: bool = False  # What the claims before have written is among the attempts.
+    is_reread: bool = False  # The last try reads the answer of the one before it again.
+
+    @property
+    def attempts_before(self) -> list[Attempt]:
+        """Those before the one that runs now."""
+        return self.attempts[:-1] if self.is_reread else self.attempts
 
     def elapsed_ms(self) -> int:
         """Return the time since the request was enqueued."""
@@ -120,6 +129,8 @@ async def call(
     if outcome.runs_on and request.method == "POST":
         await cancel(outcome.runs_on, services.upstream)  # This call is instead of it.
         outcome.runs_on = None
+    outcome.is_reread = request.method == "GET"
+    writer.note = writer.note if outcome.is_reread else packed_note(outcome, job, deployment)
     try:
         async with services.upstream.open(request, deployment.provider, is_stream=pump.is_stream) as answer:
             status = answer.status
@@ -147,11 +158,13 @@ async def call(
             is_over = isinstance(pump.terminal, Completed) and not (guard and guard.is_cut)
             outcome.runs_on = None if is_over else RunsOn(pump.upstream_id, [deployment])
         outcome.output_events, outcome.finish_reason = pump.output_events, pump.finish_reason
-        outcome.reported, outcome.usage = pump.usage, summed(outcome.spent, pump.usage)
+        outcome.reported = pump.usage
         if guard:
             guard.report()
             outcome.is_cut = guard.is_cut
-            outcome.is_estimated = outcome.is_estimated or (guard.is_cut and pump.is_stream)
+        note_attempt(outcome, job, deployment, request, pump, status, services)
+        if not outcome.is_committed:
+            writer.note = pack(outcome.attempts)
 
 
 def reply_headers(request: UpstreamRequest, answer: UpstreamAnswer) -> dict[str, str]:
@@ -178,8 +191,15 @@ def reply_info(job: Job, deployment: Deployment, outcome: Outcome, settings: Set
         deployment.provider,
         body,
         outcome.elapsed_ms,
-        lambda usage: price(usage, deployment.provider, deployment.model, settings.prices),
+        lambda usage: _cost_of(usage, deployment, outcome, settings),
     )
+
+
+def _cost_of(usage: Usage, deployment: Deployment, outcome: Outcome, settings: Settings) -> Cost | None:
+    """Return what an answer has cost whose usage the client is told: each attempt by itself."""
+    own = without(usage, outcome.spent)
+    last = [Attempt(deployment.provider, deployment.model, own).priced(settings.prices)] if any(own.to_dict().values()) else []
+    return total_cost([*outcome.attempts_before, *last])
 
 
 def _prepare(job: Job, wire: Wire, deployment: Deployment, info: ReplyInfo, guard: OutputGuard | None = None) -> Prepared:
@@ -279,6 +299,7 @@ def _commit(writer: Writer, pump: Pump, outcome: Outcome, services: Services, he
     """The commit point: nothing is retried from here on, and the client sees what was held back."""
     _raise_failure(pump)
     outcome.is_committed = True
+    writer.note = b""  # From now on the log tells.
     if outcome.in_background:
         outcome.upstream_id = pump.upstream_id
     if outcome.ttft_ms is None:
@@ -307,7 +328,9 @@ def head(outcome: Outcome) -> bytes:
             "queue_wait_ms": round(outcome.waited_s * 1000),
             "ttft_ms": outcome.ttft_ms,
             "continuations": outcome.continuations,
-            "spent": outcome.spent.to_dict() if outcome.spent else None,
+            # For a reader of the version before, which knows these figures and no others.
+            "spent": {name: getattr(outcome.spent, name) for name in COUNTS} if outcome.spent else None,
+            "attempts": [attempt.to_dict() for attempt in outcome.attempts_before],
             "upstream_id": outcome.upstream_id,
         }
     )

@@ -12,28 +12,28 @@ import asyncio
 import secrets
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from decimal import Decimal
 from functools import partial
 from typing import Any
 
 import orjson
 import structlog
 
-from common.admission import NANO_USD, Purse, Settlement
+from common.admission import Settlement
+from common.attempts import attempts_in, merged, total_cost, total_usage, unpack
 from common.channel.base import ChannelUnavailable, Claim, Fenced, Frame, FrameKind, Stop, Verdict
 from common.dialects import DIALECTS
 from common.errors import ErrorKind, Failed, GatewayError
+from common.events import COUNTS
 from common.job import Job
-from common.pricing import price
 from common.queue.jobs import UNUSED, ClaimedJob
 from common.queue.worker import HandBack
 from common.redis_client import RedisUnavailable
-from common.settings import Settings
 from workers.background import RunsOn, cancel
 from workers.call import Outcome, Services, call, reply_info
+from workers.charging import settlement_of, take_measure, with_prompt
 from workers.continuation import LOSSES, Continuation, Past, continuations, read_frames, read_past, reattachable
 from workers.count import count
-from workers.partial_usage import completed, read_partial
+from workers.partial_usage import read_partial
 from workers.providers.base import Deployment
 from workers.publisher import PAUSE_WHILE_AWAY_S, Writer
 from workers.quota.gate import Demand, Refused
@@ -97,6 +97,8 @@ async def _answer(claimed: ClaimedJob, fenced: Fenced, writer: Writer, outcome: 
     job = _read_job(fenced)
     structlog.contextvars.bind_contextvars(generation_id=job.generation_id, request_id=job.request_id, dialect=job.dialect)
     outcome.model, outcome.dialect, outcome.has_brought_key = job.model, job.dialect, job.brought_key is not None
+    outcome.is_stream = job.stream
+    outcome.attempts = [each.priced(services.settings.prices) for each in with_prompt(unpack(fenced.note), job)]
     writer.watch_listeners(job.policy, job.grace_s)
     if fenced.answer.stop is not Stop.NO and fenced.has_head and job.stream:
         with suppress(GatewayError):
@@ -151,9 +153,10 @@ async def _go_on(job: Job, lost: Failed, writer: Writer, outcome: Outcome, servi
     """Write the rest of an answer that broke off behind its commit point; where there is no way to get it, raise ``lost``."""
     await writer.flushed()
     past = await _past(job, lost, outcome, services)
-    outcome.spent = outcome.usage = past.spent
-    outcome.is_estimated, outcome.is_committed = past.is_estimated, False
+    outcome.spent, outcome.is_committed = past.spent, False
+    outcome.attempts = [each.priced(services.settings.prices) for each in merged(past.attempts, outcome.attempts)]
     outcome.ttft_ms, outcome.tries_before, outcome.tries = past.ttft_ms, past.tries, past.tries
+    outcome.is_reread, outcome.knows_past = False, True
     if ending := past.ending():
         outcome.finish_reason, rest = ending
         outcome.last_data = rest or past.blocks[-1]
@@ -168,7 +171,7 @@ async def _go_on(job: Job, lost: Failed, writer: Writer, outcome: Outcome, servi
     for ways in rounds:
         if await _try_ways(job, past, ways, writer, outcome, services):
             return None
-        outcome.usage, outcome.tries_before = past.spent, outcome.tries
+        outcome.tries_before = outcome.tries
     raise GatewayError.of(lost)
 
 
@@ -176,8 +179,7 @@ async def _try_ways(
     job: Job, past: Past, ways: list[Continuation], writer: Writer, outcome: Outcome, services: Services
 ) -> bool:
     """Return whether one of these ways has brought the rest of an answer. Raises where it brought a part of it."""
-    is_exact = ways[0].reattaches
-    outcome.spent, outcome.is_estimated = (None, False) if is_exact else (past.spent, True)
+    outcome.spent = None if ways[0].reattaches else past.spent
 
     async def run(deployment: Deployment, writer: Writer, outcome: Outcome, services: Services) -> None:
         way = next(way for way in ways if way.deployment is deployment)
@@ -189,7 +191,6 @@ async def _try_ways(
     except GatewayError:
         if outcome.is_committed:
             raise
-        outcome.is_estimated = past.is_estimated
         return False
     return True
 
@@ -277,19 +278,31 @@ def _stopped(stop: Stop) -> Failed:
 
 
 async def _measure(fenced: Fenced, writer: Writer, outcome: Outcome, services: Services) -> None:
-    """Estimate what an answer took that broke off behind its commit point: whoever leaves early pays for what he got."""
-    if not outcome.failed or outcome.ttft_ms is None or outcome.is_estimated:
+    """Estimate from the log what an answer took whose upstream did not report it, or whose worker was lost.
+
+    An answer that broke off is paid for as far as it came: whoever leaves early pays for what he got.
+    """
+    is_rough = outcome.is_committed and bool(outcome.attempts) and outcome.attempts[-1].is_rough
+    is_of_others = fenced.has_head and not (outcome.knows_past or outcome.is_committed)
+    if not (is_rough or is_of_others) or not outcome.dialect:
         return
     writer.ignore_stop()  # It ends already.
     await writer.flushed()
     if writer.lost:
         return
-    with suppress(ChannelUnavailable):  # The ledger's collector estimates it then, if the log is there still.
+    try:
         async with services.measuring:
             frames = await read_frames(services.channel, writer.claim.generation_id)
-            partial = await asyncio.to_thread(read_partial, outcome.dialect, frames, fenced.request, is_stream=True)
-        if partial:
-            outcome.usage, outcome.is_estimated = completed(outcome.usage, partial.usage), True
+            partial = await asyncio.to_thread(
+                read_partial, outcome.dialect, frames, fenced.request, is_stream=outcome.is_stream
+            )
+    except ChannelUnavailable:
+        return  # The number of events must do.
+    except Exception:  # The bytes may be any provider's, and the answer must have its end.
+        log.exception("usage_not_estimated", generation_id=writer.claim.generation_id)
+        return
+    if partial:
+        take_measure(partial, outcome, services.settings)
 
 
 async def _end(writer: Writer, outcome: Outcome, services: Services) -> Settlement:
@@ -300,9 +313,7 @@ async def _end(writer: Writer, outcome: Outcome, services: Services) -> Settleme
     end = {
         "error": failed.to_dict() if failed else None,
         "finish_reason": outcome.finish_reason,
-        "usage": outcome.usage.to_dict() if outcome.usage else None,
-        "estimated": outcome.is_estimated,
-        **_told(outcome, services.settings),
+        **_told(outcome),
     }
     writer.ignore_stop()  # Whatever is asked now, the answer is already given.
     is_kept = await _keep_response(writer, outcome, services)
@@ -312,7 +323,7 @@ async def _end(writer: Writer, outcome: Outcome, services: Services) -> Settleme
         await _keep_response(writer, outcome, services)  # Redis is back, for it has taken the end.
     if not writer.lost:
         _report(outcome, services)
-    return _settlement(end, services.settings)
+    return settlement_of(outcome.attempts, services.settings)
 
 
 async def _settle_ended(generation_id: str, services: Services) -> Settlement:
@@ -321,25 +332,15 @@ async def _settle_ended(generation_id: str, services: Services) -> Settlement:
         record = await services.channel.record(generation_id)
     except ChannelUnavailable as error:
         raise HandBack(str(error)) from error
-    return _settlement(orjson.loads(record.end), services.settings) if record else UNUSED
+    return settlement_of(attempts_in(orjson.loads(record.end)), services.settings) if record else UNUSED
 
 
-def _settlement(end: dict[str, Any], settings: Settings) -> Settlement:
-    usage, cost, provider = end.get("usage"), end.get("cost"), end.get("provider")
-    tokens = usage["input_tokens"] + usage["output_tokens"] if usage else 0
-    if end.get("brought_key"):
-        return Settlement(tokens)
-    return Settlement(
-        tokens,
-        cost_nano_usd=int(Decimal(cost["total_usd"]) * NANO_USD) if cost else 0,
-        purse=Purse("provider", provider, settings.provider(provider).budget) if provider else None,
-    )
-
-
-def _told(outcome: Outcome, settings: Settings) -> dict[str, Any]:
+def _told(outcome: Outcome) -> dict[str, Any]:
     """What the generation's record tells besides: who answered, how long it took, and what it cost in US dollars, as text."""
-    cost = price(outcome.usage, outcome.provider, outcome.upstream_model, settings.prices) if outcome.usage else None
+    usage, cost = total_usage(outcome.attempts), total_cost(outcome.attempts)
     return {
+        "usage": usage.to_dict() if usage else None,
+        "estimated": any(attempt.is_estimated for attempt in outcome.attempts),
         "provider": outcome.provider or None,
         "upstream_model": outcome.upstream_model or None,
         "brought_key": outcome.has_brought_key,
@@ -348,9 +349,8 @@ def _told(outcome: Outcome, settings: Settings) -> dict[str, Any]:
         "queue_wait_ms": round(outcome.waited_s * 1000),
         "ttft_ms": outcome.ttft_ms,
         "duration_ms": outcome.elapsed_ms(),
-        "cost": {"input_usd": f"{cost.input_usd:f}", "output_usd": f"{cost.output_usd:f}", "total_usd": f"{cost.total_usd:f}"}
-        if cost
-        else None,
+        "cost": cost.to_dict() if cost else None,
+        "attempts": [attempt.to_dict() for attempt in outcome.attempts],
     }
 
 
@@ -367,12 +367,14 @@ async def _keep_response(writer: Writer, outcome: Outcome, services: Services) -
 
 
 def _report(outcome: Outcome, services: Services) -> None:
-    metrics, usage = services.metrics, outcome.usage
+    metrics, usage = services.metrics, total_usage(outcome.attempts)
     what = outcome.failed.kind if outcome.failed else "completed"
     metrics.generations.labels(outcome.dialect, outcome.provider, what).inc()
-    if usage:
-        for kind, tokens in usage.to_dict().items():
-            metrics.tokens.labels(outcome.provider, kind.removesuffix("_tokens")).inc(tokens)
+    for attempt in outcome.attempts:
+        for name in COUNTS:
+            metrics.tokens.labels(attempt.provider, name.removesuffix("_tokens")).inc(getattr(attempt.usage, name))
+    for provider in {attempt.provider for attempt in outcome.attempts if attempt.cost is None}:
+        metrics.unpriced.labels(provider).inc()
     log.info(
         "generation_ended",
         outcome=what,

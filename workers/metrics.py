@@ -75,6 +75,18 @@ class Metrics:
             ["scope", "percent"],
             registry=registry,
         )
+        self.unpriced = Counter(
+            "sluice_unpriced_generations",
+            "Generations that took tokens whose price is not known: that cost counts for nothing",
+            ["provider"],
+            registry=registry,
+        )
+        self.absurd_usage = Counter(
+            "sluice_absurd_usage",
+            "Upstream calls whose reported usage could not be believed, and was estimated",
+            ["provider"],
+            registry=registry,
+        )
         self.paused = Gauge(
             "sluice_upstream_paused",
             "Keys that are left alone by their vendor's word, each for one model",

@@ -25,7 +25,7 @@ from common.events import (
     summed,
 )
 from common.generation import GenerationRequest
-from common.token_estimate import tokens_in_bytes
+from common.token_estimate import estimate_event_tokens, tokens_in_bytes
 from workers.guarding import OutputGuard
 from workers.providers import errors
 from workers.providers.base import Decoder, FamilyWire
@@ -43,9 +43,20 @@ class Pump(Protocol):
     finish_reason: FinishReason | None
     output_events: int
     upstream_id: str  # What the upstream calls the answer; empty until it has said so.
+    started: Started  # What it said of itself when it began.
+    prompt_tokens: int  # By estimate, where the prompt is not the request's own; else 0.
+    is_estimated: bool  # Whether ``usage`` is an estimate, of an upstream that reports none.
 
     @property
     def usage(self) -> Usage | None: ...
+
+    @property
+    def has_absurd_usage(self) -> bool: ...
+
+    @property
+    def seen_tokens(self) -> int:
+        """About how many tokens have come: of a body by its text, of a stream one for each event with output."""
+        ...
 
     def pass_head(self, run: bytes) -> int:
         """Return how many bytes of whole events go to the client as they are; they are noted. The rest is to be fed."""
@@ -78,6 +89,8 @@ class _Watching:
 
     is_stream = True
     gives_stream = True
+    prompt_tokens = 0
+    is_estimated = False
 
     def __init__(self, wire: Decoding) -> None:
         self._decoder = wire.decoder()
@@ -86,6 +99,7 @@ class _Watching:
         self.finish_reason: FinishReason | None = None
         self.output_events = 0
         self.upstream_id = ""
+        self.started = Started()
 
     def _note(self, events: list[Event]) -> None:
         for event in events:
@@ -97,11 +111,19 @@ class _Watching:
             elif isinstance(event, Finished):
                 self.finish_reason = event.reason
             elif isinstance(event, Started):
-                self.upstream_id = event.id or ""
+                self.upstream_id, self.started = event.id or "", event
 
     @property
     def usage(self) -> Usage | None:
         return self._decoder.usage
+
+    @property
+    def has_absurd_usage(self) -> bool:
+        return self._decoder.has_absurd_usage
+
+    @property
+    def seen_tokens(self) -> int:
+        return self.output_events
 
     def pass_head(self, run: bytes) -> int:
         return 0
@@ -153,14 +175,21 @@ class PassingWhole(_Watching):
     def __init__(self, wire: FamilyWire, info: ReplyInfo) -> None:
         super().__init__(wire)
         self._wire, self._info = wire, info
+        self._seen_tokens = 0
 
     def feed(self, blocks: list[bytes]) -> bytes:
         (body,) = blocks
-        self._note(self._decoder.decode_whole(body))
+        events = self._decoder.decode_whole(body)
+        self._note(events)
+        self._seen_tokens = estimate_event_tokens(events)
         return self._wire.for_client(body, self._info)
 
     def end(self) -> bytes:
         return b""
+
+    @property
+    def seen_tokens(self) -> int:
+        return self._seen_tokens
 
 
 class Translating(_Watching):
@@ -206,7 +235,7 @@ class Continuing(_Watching):
         self._guard = guard  # Behind the splice: it looks at what the client gets.
         self._progress, self._splice, self._spent = progress, splice, spent
         self._owed = progress.owed
-        self._input_tokens, self._text_bytes = input_tokens, 0
+        self.prompt_tokens, self._text_bytes = input_tokens, 0
         self._own: Usage | None = None
 
     @property
@@ -234,8 +263,11 @@ class Continuing(_Watching):
 
     def _at_cut(self) -> Usage:
         """The client's usage of an answer that a guard ends."""
-        self._own = Usage(self._input_tokens, tokens_in_bytes(self._text_bytes))
+        self._own, self.is_estimated = self._estimate(), True
         return summed(self._spent, self._own) or self._own
+
+    def _estimate(self) -> Usage:
+        return Usage(self.prompt_tokens, tokens_in_bytes(self._text_bytes))
 
     def _tell(self, told: list[Event]) -> bytes:
         self._note(told)
@@ -261,7 +293,7 @@ class Continuing(_Watching):
                 held = self._splice.end()
                 return [TextDelta(held), event] if held else [event]
             case Completed():
-                self._own = event.usage or Usage(self._input_tokens, tokens_in_bytes(self._text_bytes))
+                self._own, self.is_estimated = event.usage or self._estimate(), event.usage is None
                 return [Completed(summed(self._spent, self._own))]
         return [event]
 
@@ -298,6 +330,10 @@ class Folding(_Watching):
     def _keep(self, events: list[Event]) -> None:
         self._note(events)
         self._events += events
+
+    @property
+    def seen_tokens(self) -> int:
+        return estimate_event_tokens(self._events)
 
 
 class FoldingWhole(Folding):

@@ -7,9 +7,11 @@ import asyncio
 import functools
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
+from aiohttp.tracing import Trace
 
 from common.errors import ErrorKind, GatewayError
 from common.settings import Settings
@@ -139,12 +141,22 @@ class _Protocol(ResponseHandler):
             super().resume_reading(resume_parser)
 
 
+_sending: ContextVar[UpstreamRequest] = ContextVar("sending")
+
+
 class _Connector(aiohttp.TCPConnector):
     def __init__(self) -> None:
         # Our own count is the limit; left alone, aiohttp would queue in silence past 100.
         super().__init__(limit=0, ttl_dns_cache=60)
         protocol: type[ResponseHandler] = _Protocol
         self._factory = functools.partial(protocol, loop=asyncio.get_running_loop())
+
+    async def connect(
+        self, req: aiohttp.ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout
+    ) -> aiohttp.connector.Connection:
+        connection = await super().connect(req, traces, timeout)
+        _sending.get().is_sent = True  # aiohttp writes it next.
+        return connection
 
 
 class Upstream:
@@ -181,6 +193,7 @@ class Upstream:
         due_at = loop.time() + within_s
         self.connections += 1
         try:
+            _sending.set(request)
             with upstream_errors(provider):
                 async with asyncio.timeout_at(due_at):
                     response = await self._session.request(

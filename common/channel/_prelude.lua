@@ -54,9 +54,10 @@ end
 -- long as the log.
 -- keys: state, log, live, viewers, request, tombstone, record
 local function finish(keys, data, is_unowned)
-  local s = redis.call('HMGET', keys[1], 'owner', 'retention_ms', 'tombstone_ms', 'asked', 'audited')
+  local s = redis.call('HMGET', keys[1], 'owner', 'retention_ms', 'tombstone_ms', 'asked', 'audited', 'note')
   redis.call('HSET', keys[1], 'ended', '1')
   redis.call('HSET', keys[7], 'asked', s[4] or '', 'end', data, 'ended_ms', string.format('%d', now_ms()))
+  if is_unowned and s[6] then redis.call('HSET', keys[7], 'note', s[6]) end
   redis.call('DEL', keys[4])
   if s[5] == '1' then
     for i = 1, 5 do redis.call('PERSIST', keys[i]) end

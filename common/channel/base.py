@@ -10,7 +10,7 @@ returns) and when to give up (``api.viewer`` and ``workers.publisher`` hold the 
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple, Protocol
@@ -135,12 +135,16 @@ class Append:
 
 @dataclass(slots=True)
 class Fenced:
-    """What a fence found. ``barren`` counts the claims in a row, this one included, that appended nothing but a fence."""
+    """What a fence found. ``barren`` counts the claims in a row, this one included, that appended nothing but a fence.
+
+    ``note`` is the last that a claim before left with a heartbeat.
+    """
 
     answer: Answer
     has_head: bool = False
     barren: int = 0
     request: bytes | None = None
+    note: bytes | None = None
 
 
 class Policy(StrEnum):
@@ -217,8 +221,8 @@ class Channel(Protocol):
         """Append and publish, for many generations at once; one's refusal does not touch the others."""
         ...
 
-    async def heartbeat(self, claims: list[Claim]) -> list[Answer]:
-        """Publish each log's last id, unlogged."""
+    async def heartbeat(self, claims: list[Claim], notes: Sequence[bytes] = ()) -> list[Answer]:
+        """Publish each log's last id, unlogged, and keep each claim's note, if it has one, for the claim that follows."""
         ...
 
     async def read(self, generation_id: str, after: FrameId, count: int) -> list[Frame]:

@@ -1,15 +1,15 @@
 -- Fences a log for a new claim, and returns what the claim must know.
 -- KEYS: state, log, live, request
 -- ARGV: epoch, token, 1 for a handover
--- Returns: an answer, then 1 if there is a head, claims in a row without a frame, the request
+-- Returns: an answer, then 1 if there is a head, claims in a row without a frame, the request, the note
 local pos = redis.call('HGET', KEYS[1], 'pos')
-if not pos then return {answer('gone'), 0, 0, false} end
+if not pos then return {answer('gone'), 0, 0, false, false} end
 local epoch, token, last = split(pos)
-local s = redis.call('HMGET', KEYS[1], 'ended', 'stop', 'barren', 'head', 'expiry_ms')
+local s = redis.call('HMGET', KEYS[1], 'ended', 'stop', 'barren', 'head', 'expiry_ms', 'note')
 local stop = stop_now(s[2])
-if s[1] == '1' then return {answer('ended', last, stop), 0, 0, false} end
+if s[1] == '1' then return {answer('ended', last, stop), 0, 0, false, false} end
 local is_resend = epoch == tonumber(ARGV[1]) and token == ARGV[2]
-if not is_resend and epoch >= tonumber(ARGV[1]) then return {answer('fenced', last, stop), 0, 0, false} end
+if not is_resend and epoch >= tonumber(ARGV[1]) then return {answer('fenced', last, stop), 0, 0, false, false} end
 
 local barren, listeners = tonumber(s[3]), -1
 if is_resend then
@@ -24,4 +24,4 @@ else
   redis.call('HINCRBY', KEYS[1], 'claims', 1)
   set_pos(KEYS[1], ARGV[1], ARGV[2], id, s[2] ~= '' or barren > 0)
 end
-return {answer('ok', last, stop, listeners), tonumber(s[4]) or 0, barren, redis.call('GET', KEYS[4])}
+return {answer('ok', last, stop, listeners), tonumber(s[4]) or 0, barren, redis.call('GET', KEYS[4]), s[6]}

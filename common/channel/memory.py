@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import orjson
@@ -37,6 +37,7 @@ class _Log:
     epoch: int = 0
     token: str = ""
     barren: int = 0
+    note: bytes | None = None
     has_ended: bool = False
     is_cancelled: bool = False
     left_due_s: float | None = None
@@ -82,7 +83,7 @@ class MemoryChannel:
             self._add(claim.generation_id, log, frame)
         has_head = any(frame.kind is FrameKind.HEAD for frame in log.frames)
         answer = self._answer(log, Verdict.OK)._replace(last=built_on)
-        return Fenced(answer, has_head, log.barren, log.opening.request)
+        return Fenced(answer, has_head, log.barren, log.opening.request, log.note)
 
     async def append(self, appends: list[Append]) -> list[Answer]:
         return [self._append(item) for item in appends]
@@ -121,10 +122,10 @@ class MemoryChannel:
         if sink := self._sinks.get(generation_id):
             sink(Message(previous, frame))
 
-    async def heartbeat(self, claims: list[Claim]) -> list[Answer]:
-        return [self._heartbeat(claim) for claim in claims]
+    async def heartbeat(self, claims: list[Claim], notes: Sequence[bytes] = ()) -> list[Answer]:
+        return [self._heartbeat(claim, note) for claim, note in zip(claims, notes or [b""] * len(claims), strict=True)]
 
-    def _heartbeat(self, claim: Claim) -> Answer:
+    def _heartbeat(self, claim: Claim, note: bytes) -> Answer:
         log = self._log(claim.generation_id)
         if log is None:
             return Answer(Verdict.GONE, START, Stop.NO, 0)
@@ -132,6 +133,7 @@ class MemoryChannel:
             return self._answer(log, Verdict.ENDED)
         if (log.epoch, log.token) != (claim.epoch, claim.token):
             return self._answer(log, Verdict.BEHIND if log.epoch < claim.epoch else Verdict.FENCED)
+        log.note = note or log.note
         if sink := self._sinks.get(claim.generation_id):
             sink(Message(log.last, None))
         return self._answer(log, Verdict.OK)

@@ -6,7 +6,7 @@ what each step does. Every method is one round trip.
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -84,8 +84,8 @@ class RedisChannel:
         args = [claim.epoch, claim.token, int(is_handover)]
         state, log_key, live, _, request_key, *_ = _log_keys(claim.generation_id)
         names = [state, log_key, live, request_key]
-        answer, has_head, barren, request = await self._run("fence", names, args)
-        return Fenced(_answer(answer), bool(has_head), barren, request)
+        answer, has_head, barren, request, note = await self._run("fence", names, args)
+        return Fenced(_answer(answer), bool(has_head), barren, request, note)
 
     async def append(self, appends: list[Append]) -> list[Answer]:
         # Hot path: once per flush.
@@ -104,10 +104,12 @@ class RedisChannel:
             for item, found in zip(appends, await self._run_many(calls), strict=True)
         ]
 
-    async def heartbeat(self, claims: list[Claim]) -> list[Answer]:
-        found = await self._run_many(
-            [("heartbeat", [keys.state(c.generation_id), keys.live(c.generation_id)], [c.epoch, c.token]) for c in claims]
-        )
+    async def heartbeat(self, claims: list[Claim], notes: Sequence[bytes] = ()) -> list[Answer]:
+        calls: list[Call] = []
+        for claim, note in zip(claims, notes or [b""] * len(claims), strict=True):
+            names = [keys.state(claim.generation_id), keys.live(claim.generation_id)]
+            calls.append(("heartbeat", names, [claim.epoch, claim.token, note]))
+        found = await self._run_many(calls)
         return [_answer(answer) for answer in found]
 
     async def read(self, generation_id: str, after: FrameId, count: int) -> list[Frame]:

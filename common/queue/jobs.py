@@ -192,8 +192,8 @@ class JobQueue:
 
         Returns the counters of ``keys.spent`` that this took past a mark of their budgets, each with the mark in percent.
         """
-        purse = spends(settlement.purse) if settlement.purse else ""
-        figures = [settlement.tokens, settlement.cost_nano_usd, *periods(), purse]
+        shares = [item for purse, nano in settlement.shares for item in (spends(purse), nano)]
+        figures = [settlement.tokens, settlement.cost_nano_usd, *periods(), *shares]
         crossed = await self._scripts.run("finish", [], [job.generation_id, job.epoch, *figures])
         return [each.decode() for each in crossed]
 

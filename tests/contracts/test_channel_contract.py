@@ -231,6 +231,25 @@ async def test_a_heartbeat_of_a_former_owner_says_so(channel):
     assert current.last == FrameId(2, 0)
 
 
+async def test_a_note_is_kept_for_the_claim_that_follows(channel):
+    await begun(channel)
+    assert (await channel.heartbeat([FIRST], [b""]))[0].verdict is Verdict.OK
+    await channel.heartbeat([FIRST], [b"called once"])
+    await channel.heartbeat([FIRST], [b""])
+
+    fenced = await channel.fence(SECOND, is_handover=False)
+    await channel.heartbeat([FIRST], [b"of a former owner"])
+
+    assert fenced.note == b"called once"
+    assert (await channel.fence(SECOND, is_handover=False)).note == b"called once"
+
+
+async def test_there_is_no_note_where_none_was_left(channel):
+    await channel.open(G, opening(), "r1")
+
+    assert (await channel.fence(FIRST, is_handover=False)).note is None
+
+
 async def test_the_last_viewer_that_leaves_sets_the_stop_flag(channel):
     await begun(channel)
     await channel.enter(G, "r2", "me")

@@ -21,6 +21,7 @@ from sqlalchemy import text
 
 from common import keys
 from common.admission import periods
+from common.attempts import Attempt, pack
 from common.audit import unseal
 from common.channel.base import Append, Claim, Frame, FrameId, FrameKind, Opening, Policy
 from common.channel.redis import RedisChannel
@@ -28,6 +29,7 @@ from common.database.engine import open_database
 from common.database.migrate import migrate
 from common.database.store import add
 from common.errors import ErrorKind, Failed
+from common.events import Usage
 from common.job import Job
 from common.ledger import Asked
 from common.redis_client import Client, Pulse
@@ -559,6 +561,25 @@ async def test_what_an_api_ended_is_estimated_from_its_log(world: World):
     assert cost > 50 * 1_000  # GPT-4o costs more than a dollar for a million tokens.
 
 
+async def test_what_an_api_ended_before_the_first_token_took_the_prompt_of_the_calls_that_were_noted(world: World):
+    await world.open("gen_1")
+    claim = Claim("gen_1", 1, "token")
+    await world.channel.fence(claim, is_handover=False)
+    first = Attempt("openai", "gpt-4o", Usage(100, 0), is_estimated=True).priced({})
+    await world.channel.heartbeat([claim], [pack([first, Attempt("anthropic", "claude-haiku-4-5")])])
+    await world.channel.end_unowned("gen_1", "t", Failed(ErrorKind.WORKER_LOST, "lost"))
+    await world.redis.rpush(keys.ENDED, "gen_1")
+
+    await (await world.holder()).turn()
+
+    assert await world.rows("id, is_partial, is_estimated, provider, tries") == [("gen_1", False, True, "anthropic", 2)]
+    parts = await world.rows("provider, cost_nano_usd", "(SELECT *, generation_id AS id FROM ledger_attempts) AS parts")
+    ((_, tokens, cost),) = await world.rows("id, input_tokens, cost_nano_usd")
+    assert tokens > 100
+    assert dict(parts)["openai"] == 250_000  # 2.50 dollars for a million tokens.
+    assert cost == sum(dict(parts).values())
+
+
 async def test_what_was_ended_while_it_waited_took_nothing(world: World):
     await world.open("gen_1")
     await world.channel.end_unowned("gen_1", "t", Failed(ErrorKind.CANCELLED, "stopped", code="cancelled"))
@@ -713,6 +734,28 @@ async def test_lost_counters_are_rebuilt_from_the_ledger(world: World):
     assert 2 * 86_400 < await world.redis.ttl(keys.spent("key", "key_a", day)) <= 3 * 86_400
     assert 39 * 86_400 < await world.redis.ttl(keys.spent("key", "key_a", month)) <= 40 * 86_400
     assert await world.redis.ttl(keys.SPENT_LOADED) == -1
+
+
+async def test_counters_are_rebuilt_whatever_older_versions_have_written(world: World):
+    for n in range(5):
+        await world.end(f"gen_{n}")
+    keeper = await world.holder()
+    await keeper.turn()
+    engine = open_database(world.url)
+    async with engine.begin() as connection:
+        await connection.execute(text(f"UPDATE ledger SET cost_nano_usd = {2**63 - 1}"))
+    await engine.dispose()
+    await world.redis.flushall()
+    await keeper.lease.look()
+    await world.redis.set(keys.spent("key", "key_a", periods()[0]), 5)
+
+    await keeper.turn()
+    await world.end("gen_new")
+    await keeper.turn()
+
+    assert set((await counters(world)).values()) == {9 * 10**18}
+    assert await world.redis.get(keys.SPENT_LOADED) == b"loaded"
+    assert "gen_new" in await world.rows()
 
 
 async def test_what_waits_in_redis_is_not_among_the_sums(world: World):

@@ -188,6 +188,23 @@ async def test_what_is_no_longer_held_leaves_a_hole_and_the_generation_can_still
     assert await setup.texts() == []
 
 
+async def test_a_note_is_told_soon_and_once(setup):
+    beats: list[list[bytes]] = []
+    told = setup.channel.heartbeat
+
+    async def heartbeat(claims, notes):
+        beats.append(list(notes))
+        return await told(claims, notes)
+
+    setup.channel.heartbeat = heartbeat
+    setup.writer.note = b"called"
+
+    async with asyncio.timeout(5):
+        while [b"called"] not in beats:
+            await asyncio.sleep(0.001)
+    assert (await setup.channel.fence(Claim(G, 2, "next"), is_handover=False)).note == b"called"
+
+
 async def test_a_new_owner_silences_this_one(setup):
     await setup.write(b"a")
     await setup.channel.fence(Claim(G, 2, "other"), is_handover=False)

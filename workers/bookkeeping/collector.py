@@ -19,18 +19,19 @@ import structlog
 from redis.exceptions import RedisError, ResponseError
 
 from common import keys
+from common.attempts import Attempt, merged, unpack
 from common.audit import seal
 from common.channel.base import START, Channel, ChannelUnavailable, Frame
 from common.errors import GatewayError
 from common.job import Job
 from common.ledger import Asked
-from common.pricing import price
 from common.redis_client import COMMAND_TIMEOUT_S, Client, RedisUnavailable, as_unavailable
 from common.settings import MIB, Settings
 from workers.bookkeeping.answers import read_answer
-from workers.bookkeeping.rows import Row, is_unmeasured, row_of, usage_in, with_estimate
+from workers.bookkeeping.rows import Row, is_unmeasured, row_of, with_attempts
+from workers.charging import with_prompt
 from workers.metrics import Metrics
-from workers.partial_usage import completed, read_partial
+from workers.partial_usage import read_partial
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -139,8 +140,8 @@ class Collector:
     async def _add(self, batch: _Batch, generation_id: str, record: dict[bytes, bytes]) -> None:
         asked = Asked.unpack(record[b"asked"])
         row = row_of(generation_id, asked, record[b"end"], int(record[b"ended_ms"]))
-        if is_unmeasured(row):
-            row = await self._measured(row)
+        if is_unmeasured(row, record[b"end"]):
+            row = await self._measured(row, unpack(record.get(b"note")))
         if asked.is_audited:
             sealed = await self._sealed(row, record[b"end"])
             if sealed is None:
@@ -150,20 +151,23 @@ class Collector:
         batch.rows.append(row)
         batch.collected.append(generation_id)
 
-    async def _measured(self, row: Row) -> Row:
-        """Fill in what an answer took that broke off, from its log, if that is still there."""
+    async def _measured(self, row: Row, noted: list[Attempt]) -> Row:
+        """Fill in what an answer took that broke off, from its log, if that is still there, and what its worker ``noted``."""
         frames, request = await self._read_back(row["id"])
         try:
             partial = await asyncio.to_thread(read_partial, row["dialect"], frames, request, is_stream=row["stream"])
+            noted = await asyncio.to_thread(with_prompt, noted, Job.unpack(request) if request else None)
         except Exception:  # A row without its usage is better than none: the bytes may be any provider's.
             log.exception("usage_not_estimated", generation_id=row["id"])
             return row
-        if partial is None:
+        attempts = merged(partial.attempts if partial else [], noted)
+        if not attempts:
             return row
-        provider = row["provider"] or partial.head.get("provider") or ""
-        model = row["upstream_model"] or partial.head.get("upstream_model") or ""
-        usage = completed(usage_in(row), partial.usage)
-        return with_estimate(row, partial.head, usage, price(usage, provider, model, self._settings.prices))
+        for attempt in attempts:
+            attempt.has_brought_key = attempt.has_brought_key or row["has_brought_key"]
+            if attempt.cost is None:
+                attempt.priced(self._settings.prices)
+        return with_attempts(row, partial.head if partial else {}, attempts)
 
     async def _sealed(self, row: Row, end: bytes) -> Row | None:
         """Return the entry of the audit log; None while there is no secret to encrypt it with."""
