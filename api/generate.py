@@ -33,6 +33,7 @@ from api.hub import Hub
 from api.idempotency import IMPLIED_GRACE_S, enqueue_once, once_of
 from api.metrics import Metrics
 from api.permissions import permitted
+from api.prices import countable
 from api.relay import Relay, RelayTimes
 from api.viewer import Viewer
 from common.access import Principal
@@ -162,6 +163,8 @@ async def accept(
     parsed = dialect.parse(body)
     route = resolve(parsed.model, settings, parsed.provider, has_brought_key=brought_key is not None)
     targets = permitted(principal, dialect.name, parsed.model, route)
+    if operation == "generate" and brought_key is None:
+        targets = countable(principal, targets, settings)
     once = once_of(request.headers, principal, body, dialect.name, operation)
     guardrails = services.guard.policy(principal, chain((parsed.model,), (target.name for target in targets)))
     if guardrails and await services.guard.check(guardrails, body, model=parsed.model, tenant=principal.tenant):

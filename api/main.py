@@ -28,7 +28,7 @@ from api.middleware import Guarded, Observed
 from api.routes import admin, dialects, generations, models, pages, responses, usage
 from api.slow_requests import bounded_protocol
 from api.webhook import poster
-from common import keys
+from common import keys, pricing
 from common.channel.redis import RedisChannel, RedisFeed
 from common.database.lazy import LazyDatabase
 from common.errors import ErrorKind, Failed
@@ -87,6 +87,8 @@ class Process:
         )
 
     async def start(self) -> None:
+        if self.settings.budget_unknown_price == "refuse":
+            await asyncio.to_thread(pricing.load)
         await self.services.pulse.start()
         await self.services.feed.start()
         self.services.hub.start()

@@ -2,6 +2,7 @@
 
 import asyncio
 import resource
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,9 +13,10 @@ from redis.exceptions import RedisError
 
 from api.auth import is_open, static_ids
 from api.safe_start import refuse_to_start
+from common.errors import GatewayError
 from common.foreign_variables import in_effect, without_effect
 from common.redis_client import COMMAND_TIMEOUT_S, connect
-from common.routes import available
+from common.routes import available, resolve
 from common.settings import MIB, Settings, environment
 
 Level = Literal["ok", "note", "wrong"]
@@ -45,7 +47,7 @@ def run(settings: Settings) -> int:
 
 
 async def _examine(settings: Settings) -> list[Finding]:
-    findings = [*_access(settings), *_providers(settings), *_foreign(settings), _files()]
+    findings = [*_access(settings), *_providers(settings), *_prices(settings), *_foreign(settings), _files()]
     findings += [*await _redis(settings), await _database(settings)]
     on = available(settings)
     findings += [await _reach(provider, settings) for provider in on if not settings.is_behind_gateway(provider)]
@@ -100,6 +102,26 @@ def _providers(settings: Settings) -> list[Finding]:
             )
         )
     return findings
+
+
+def _prices(settings: Settings) -> list[Finding]:
+    """Prices that no route can find, and names of our own whose cost nobody can count."""
+    from common.pricing import is_known  # Here: to read the list takes a quarter of a second.
+
+    found = []
+    for name in settings.prices:
+        provider, mark, model = name.partition("/")
+        if not (mark and model and provider in settings.vendors):
+            mend = f"Name it PROVIDER/MODEL, as the provider itself calls the model; {provider!r} is not a provider."
+            found.append(Finding("wrong", f"The price of {name!r} in SLUICE_PRICES is for nothing.", mend))
+    for alias in sorted(settings.aliases):
+        with suppress(GatewayError):
+            for target in resolve(alias, settings):
+                if not is_known(target.provider, target.model, settings.prices):
+                    mend = f'Set SLUICE_PRICES={{"{target.name}": {{"input_usd_per_mtok": …, "output_usd_per_mtok": …}}}}.'
+                    what = f"The price of {target.name} (alias {alias}) is not known: it counts for nothing in budgets."
+                    found.append(Finding("note", what, mend))
+    return found
 
 
 def _way(provider: str, settings: Settings) -> str:

@@ -26,7 +26,7 @@ from pydantic_settings import (
 from common.access import Access, Budget, GuardrailPolicy, Limits
 from common.continuing import Way
 from common.foreign_variables import foreign_values
-from common.model_names import CLAUDE_FOR_OPENAI
+from common.model_names import CLAUDE_FOR_OPENAI, MODEL_NAMES
 from common.pricing import Price
 from common.vendors import VENDOR_IDS, VENDORS, Vendor, WireName
 
@@ -149,6 +149,10 @@ class Settings(BaseSettings):
         default_factory=dict,
         description='Prices that you know better: {"openai/gpt-5": {"input_usd_per_mtok": 1, "output_usd_per_mtok": 8}}.',
     )
+    budget_unknown_price: Literal["allow", "refuse"] = Field(
+        "allow",
+        description="Whether who has a budget may use models whose price is not known: they cost nothing there.",
+    )
     azure_resource: str | None = Field(None, description="Azure OpenAI's resource, where AZURE_OPENAI_BASE_URL is not set.")
     azure_api_version: str = Field("2024-10-21", description="Azure OpenAI's api-version.")
 
@@ -251,6 +255,17 @@ class Settings(BaseSettings):
                 raise ValueError(f"the provider {name!r} needs a base_url")
             named[provider] = chosen
         return named
+
+    @field_validator("prices")
+    @classmethod
+    def _name_prices(cls, prices: dict[str, Price]) -> dict[str, Price]:
+        """A price is found by its vendor's own names, as a route's target is, whatever names the settings use."""
+        named = {}
+        for name, price in prices.items():
+            provider, mark, model = name.partition("/")
+            provider = VENDOR_IDS.get(provider, provider)
+            named[f"{provider}{mark}{MODEL_NAMES.get(provider, {}).get(model, model)}"] = price
+        return {**named, **{name: price for name, price in prices.items() if name in named}}
 
     @cached_property
     def vendors(self) -> Mapping[str, Vendor]:

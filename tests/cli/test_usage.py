@@ -4,19 +4,21 @@ import asyncio
 import csv
 import io
 import json
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
-from cli.doctor import _database
+from cli.doctor import _database, _prices
 from cli.main import main
 from cli.usage import as_csv, as_table
 from common.database.engine import open_database
 from common.database.migrate import HEAD, migrate
 from common.database.store import add
-from common.settings import Settings
+from common.pricing import Price
+from common.settings import ProviderSettings, Settings
 from common.usage_report import Line, Question, Report
 
 NOON = 1_795_262_400_000  # 2026-11-21T12:00Z
@@ -165,6 +167,24 @@ async def test_the_doctor_tells_the_databases_state(database_url: str):
 
     assert (before.level, after.level) == ("note" if is_sqlite else "wrong", "ok")
     assert is_sqlite or before.mend == "Run `sluice migrate`."
+
+
+def test_the_doctor_tells_which_prices_are_for_nothing_and_which_are_missing():
+    lab = ProviderSettings(base_url="http://lab/v1")
+    price = Price(input_usd_per_mtok=Decimal(1), output_usd_per_mtok=Decimal(1))
+    settings = Settings(
+        providers={"lab": lab},
+        prices={"lab/known": price, "nowhere/m": price, "fast": price},
+        aliases={"fast": ["lab/known"], "own": ["lab/unknown"]},
+    )
+
+    found = {finding.what.partition(" in ")[0]: finding.level for finding in _prices(settings)}
+
+    assert found == {
+        "The price of 'nowhere/m'": "wrong",
+        "The price of 'fast'": "wrong",
+        "The price of lab/unknown (alias own) is not known: it counts for nothing": "note",
+    }
 
 
 async def test_to_look_at_a_sqlite_that_is_not_there_does_not_make_it(tmp_path: Path):
