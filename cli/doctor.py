@@ -13,6 +13,7 @@ from redis.exceptions import RedisError
 from api.auth import is_open, static_ids
 from api.safe_start import refuse_to_start
 from common.foreign_variables import in_effect, without_effect
+from common.redaction import shown_url
 from common.redis_client import COMMAND_TIMEOUT_S, connect
 from common.routes import available
 from common.settings import MIB, Settings, environment
@@ -126,7 +127,7 @@ def _files() -> Finding:
 
 async def _redis(settings: Settings) -> list[Finding]:
     redis = connect(settings.redis_url)
-    where = _without_password(settings.redis_url)
+    where = shown_url(settings.redis_url)
     try:
         async with asyncio.timeout(COMMAND_TIMEOUT_S):
             info = await redis.info()
@@ -143,11 +144,10 @@ async def _redis(settings: Settings) -> list[Finding]:
 
 
 async def _database(settings: Settings) -> Finding:
-    from common.database.engine import shown  # Here: no other command has to pay for SQLAlchemy.
     from common.database.errors import DatabaseUnavailable
-    from common.database.migrate import HEAD, revision_of
+    from common.database.migrate import HEAD, revision_of  # Here: no other command has to pay for SQLAlchemy.
 
-    where = shown(settings.database_url)
+    where = shown_url(settings.database_url)
     try:
         found = await revision_of(settings.database_url)
     except DatabaseUnavailable as error:
@@ -203,10 +203,5 @@ async def _answers(who: str, address: str, mend: str) -> Finding:
         async with httpx.AsyncClient(timeout=5) as client:
             await client.get(address)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        return Finding("wrong", f"{who} does not answer at {address}: {type(error).__name__}.", mend)
-    return Finding("ok", f"{who} answers at {address}.")
-
-
-def _without_password(url: str) -> str:
-    head, mark, tail = url.rpartition("@")
-    return f"{head.partition('//')[0]}//…@{tail}" if mark else url
+        return Finding("wrong", f"{who} does not answer at {shown_url(address)}: {type(error).__name__}.", mend)
+    return Finding("ok", f"{who} answers at {shown_url(address)}.")

@@ -7,7 +7,9 @@ from pydantic import ValidationError
 
 from cli.keys import keys
 from cli.usage import usage
+from common.redaction import Redactor
 from common.settings import Settings
+from common.telemetry import redact_tracebacks
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -23,21 +25,23 @@ def main() -> None:
 def load_settings() -> Settings:
     """Return the settings, or end with a message that names what is wrong with them."""
     try:
-        return Settings()
+        settings = Settings()
     except ValidationError as error:
         for problem in error.errors(include_url=False, include_input=False, include_context=False):
             name = "SLUICE_" + "_".join(str(part) for part in problem["loc"]).upper()
             click.echo(f"{name}: {problem['msg']}", err=True)
         sys.exit(2)
+    redact_tracebacks(Redactor.of(settings))
+    return settings
 
 
 @main.command()
 def api() -> None:
     """Serve clients: authenticate, enqueue, relay. Listens on SLUICE_HOST:SLUICE_PORT (127.0.0.1:8080)."""
+    settings = load_settings()  # First: what is wrong with them is told at once, the rest takes a while to load.
     from api.main import run
     from api.safe_start import refuse_to_start
 
-    settings = load_settings()
     if reason := refuse_to_start(settings):
         click.echo(reason, err=True)
         sys.exit(2)
@@ -49,9 +53,10 @@ def api() -> None:
 @main.command()
 def worker() -> None:
     """Work on generations: hold the upstream connections and publish tokens. Start as many as you need."""
+    settings = load_settings()
     from workers.main import run
 
-    run(load_settings())
+    run(settings)
 
 
 @main.command()

@@ -29,6 +29,15 @@ _QUIET = {
 }
 
 
+def redact_tracebacks(redact: Redactor) -> None:
+    """Have the traceback of an exception that ends this process printed without secrets."""
+
+    def print_redacted(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        sys.stderr.write(redact("".join(traceback.format_exception(kind, error, trace))))
+
+    sys.excepthook = print_redacted
+
+
 def configure_logging(tier: str, level: str, redact: Redactor | None = None) -> None:
     """Set up logging for one process; ``tier`` (api, worker…) is on every line. ``redact`` knows the settings' secrets."""
     without_secrets = redact or Redactor()
@@ -56,10 +65,7 @@ def configure_logging(tier: str, level: str, redact: Redactor | None = None) -> 
         )
     )
 
-    def print_redacted(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        sys.stderr.write(without_secrets("".join(traceback.format_exception(kind, error, trace))))
-
-    sys.excepthook = print_redacted
+    redact_tracebacks(without_secrets)
     logging.basicConfig(level=max(least, logging.INFO), handlers=[handler], force=True)
     for name, quiet_level in _QUIET.items():
         logging.getLogger(name).setLevel(quiet_level)

@@ -48,12 +48,6 @@ def is_sqlite(engine: AsyncEngine) -> bool:
     return engine.dialect.name == "sqlite"
 
 
-def shown(text: str) -> str:
-    """Return a URL as it may be printed: without its password."""
-    url = make_url(text)
-    return url.set(query={}).render_as_string(hide_password=True)
-
-
 def open_database(text: str) -> AsyncEngine:
     """Return an engine; no connection is made yet."""
     url = database_url(text)

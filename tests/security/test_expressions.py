@@ -22,7 +22,6 @@ WRITTEN_IN_PLACE = {
     "api/security_headers.py": 1,
     "common/guardrails/injection.py": 1,
     "common/guardrails/patterns.py": 1,
-    "common/redaction.py": 1,
     "common/settings.py": 1,
     "workers/providers/errors.py": 1,
 }
