@@ -38,6 +38,7 @@ from common.guardrails.custom import SEPARATOR, Action, Check, Custom, Guardrail
 from common.job import Job
 from common.settings import Settings
 from common.token_estimate import estimate_tokens, tokens_in_bytes
+from workers.guarded_text import GuardedText
 from workers.metrics import Metrics
 from workers.providers.base import Decoder, Wire
 
@@ -79,49 +80,6 @@ class OutputGuards:
         return self._patterns
 
 
-class _Guarded:
-    """One text: a filter for what is done, and one for what is only counted."""
-
-    def __init__(self, modes: Mapping[str, str], patterns: Sequence[Any], *, is_tool_call: bool) -> None:
-        # Loaded here, so that a worker without guardrails has none of their tables in memory.
-        from common.guardrails.finding import Finder
-        from common.guardrails.holding import TextFilter
-        from common.guardrails.patterns import PatternFinder
-        from common.guardrails.pii import PiiFinder
-
-        acting: list[Finder] = []
-        watching: list[Finder] = []
-        if "patterns" in modes:
-            is_closed = modes["patterns"] == "block"
-            self.patterns = PatternFinder(patterns, is_closed=is_closed)
-            (acting if is_closed else watching).append(self.patterns)
-        if "pii" in modes and not is_tool_call:  # A call with other arguments than the model's would be another call.
-            (acting if modes["pii"] == "block" else watching).append(PiiFinder())
-        self.acting = TextFilter(acting) if acting else None
-        self.watching = TextFilter(watching) if watching else None
-        self.marks_told = 0  # How much was replaced when the last signature came by.
-
-    def feed(self, text: str) -> str:
-        # Hot path: once per delta.
-        if self.watching:
-            self.watching.feed(text)
-        return self.acting.feed(text) if self.acting else text
-
-    def flush(self) -> str:
-        if self.watching:
-            self.watching.flush()
-        return self.acting.flush() if self.acting else ""
-
-    def resume(self, said: str) -> None:
-        for each in (self.acting, self.watching):
-            if each:
-                each.resume(said)
-
-    @property
-    def marks(self) -> int:
-        return sum(self.acting.counts.values()) if self.acting else 0
-
-
 class OutputGuard:
     """The guardrails of one try. ``blocked`` names the one that ended the answer; ``is_cut``: its upstream was not done yet.
 
@@ -134,7 +92,7 @@ class OutputGuard:
         self._modes, self._patterns, self._metrics, self._job = modes, patterns, metrics, job
         self._custom = custom if "custom" in modes else None
         self._holds_all = modes.get("custom") == "block"
-        self._texts: dict[_Key, _Guarded] = {}
+        self._texts: dict[_Key, GuardedText] = {}
         self._speaking: dict[int, _Key | None] = {}  # By choice: the text that was extended last.
         self._open: dict[int, bool] = {}  # By choice: whether it has not finished.
         self._kept: list[Event] = []
@@ -203,9 +161,12 @@ class OutputGuard:
         text = event.arguments if isinstance(event, ToolCallDelta) else event.text
         self.said_bytes += len(text.encode(errors="replace"))
         guarded = self._text(key)
-        if said := guarded.feed(text):
+        said = guarded.feed(text)
+        if guarded.is_blocked:
+            self.blocked = "patterns"
+            said += guarded.flush()
+        if said:
             passed.append(_event(key, said))
-        self._note(guarded)
 
     def _let_go(self, choice: int, passed: list[Event]) -> None:
         """The text that a choice was saying is over, for now at least."""
@@ -216,16 +177,13 @@ class OutputGuard:
         if said := guarded.flush():
             passed.append(_event(key, said))
         self._speaking[choice] = None
-        self._note(guarded)
-
-    def _note(self, guarded: _Guarded) -> None:
-        if guarded.acting and guarded.acting.blocked:
+        if guarded.is_blocked:
             self.blocked = "patterns"
 
-    def _text(self, key: _Key) -> _Guarded:
+    def _text(self, key: _Key) -> GuardedText:
         found = self._texts.get(key)
         if found is None:
-            found = self._texts[key] = _Guarded(self._modes, self._patterns, is_tool_call=key[0] is ToolCallDelta)
+            found = self._texts[key] = GuardedText(self._modes, self._patterns)
         return found
 
     def _is_altered(self) -> bool:
@@ -320,11 +278,10 @@ class OutputGuard:
         found: dict[tuple[str, str], Counter[str]] = {}
         slow: set[int] = set()
         for guarded in self._texts.values():
-            for each in (guarded.acting, guarded.watching):
-                for name, count in (each.counts if each else {}).items():
-                    guardrail = "patterns" if name.isdecimal() else "pii"
-                    label = f"pattern {name}" if name.isdecimal() else name
-                    found.setdefault((guardrail, self._modes[guardrail]), Counter())[label] += count
+            for name, count in guarded.counts().items():
+                guardrail = "patterns" if name.isdecimal() else "pii"
+                label = f"pattern {name}" if name.isdecimal() else name
+                found.setdefault((guardrail, self._modes[guardrail]), Counter())[label] += count
             slow.update(guarded.patterns.slow if "patterns" in self._modes else ())
         if self._own:
             found["custom", self._modes["custom"]] = self._own
