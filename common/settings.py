@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from dotenv import dotenv_values
-from pydantic import BaseModel, BeforeValidator, Field, SecretStr, field_validator
+from pydantic import BaseModel, BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -26,7 +27,7 @@ from pydantic_settings import (
 from common.access import Access, Budget, GuardrailPolicy, Limits
 from common.continuing import Way
 from common.foreign_variables import foreign_values
-from common.model_names import CLAUDE_FOR_OPENAI
+from common.model_names import CLAUDE_FOR_OPENAI, canonical_name
 from common.pricing import Price
 from common.vendors import VENDOR_IDS, VENDORS, Vendor, WireName
 
@@ -38,6 +39,9 @@ def _split_commas(value: Any) -> Any:
 CommaList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_commas)]
 SecretCommaList = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split_commas)]
 KIB, MIB = 1024, 1024 * 1024
+# RFC 7518, 3.2. Whoever has one text that was signed with a secret can try out short ones at home.
+SECRET_BYTES_MIN = 32
+KEY_CHARS_MIN = 16  # Of a static key: what is shorter may be found by trying, over a network.
 _OWN_PROVIDER_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")  # It stands in model names, in front of a slash or behind a #.
 
 
@@ -61,7 +65,13 @@ class ProviderSettings(BaseModel):
 
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(
-        env_prefix="SLUICE_", env_file=".env", yaml_file="sluice.yaml", extra="ignore", frozen=True, env_ignore_empty=True
+        env_prefix="SLUICE_",
+        env_file=".env",
+        yaml_file="sluice.yaml",
+        extra="ignore",
+        frozen=True,
+        env_ignore_empty=True,
+        hide_input_in_errors=True,  # It may be a secret.
     )
 
     # Addresses
@@ -78,7 +88,11 @@ class Settings(BaseSettings):
     auth: Literal["keys", "none"] = Field("keys", description="`none` lets anybody in: only behind your own access control.")
     cors_origins: CommaList = Field((), description="Comma-separated browser origins that may call the API.")
     secret: SecretStr | None = Field(
-        None, description="Signs read tokens and managed keys, encrypts brought keys; shared by all processes."
+        None,
+        description="Signs read tokens and managed keys, encrypts brought keys; shared by all processes. 32 bytes or more.",
+    )
+    secret_previous: SecretStr | None = Field(
+        None, description="The secret before, or the one to come, while SLUICE_SECRET is changed: docs/security.md."
     )
     admin_keys: SecretCommaList = Field((), description="Comma-separated keys for /admin; without one it is off.")
     jwt_secret: SecretStr | None = Field(None, description="Takes JSON web tokens that are signed with it (HS256).")
@@ -228,6 +242,30 @@ class Settings(BaseSettings):
         own, foreign = _ProviderVariables(settings_cls), _ForeignVariables(settings_cls)
         return init_settings, env_settings, dotenv_settings, own, yaml_settings, foreign
 
+    @field_validator("secret", "secret_previous", "jwt_secret")
+    @classmethod
+    def _check_secret(cls, secret: SecretStr | None) -> SecretStr | None:
+        if secret and len(secret.get_secret_value().encode()) < SECRET_BYTES_MIN:
+            raise PydanticCustomError(
+                "secret_too_short",
+                f"is too short: it must have {SECRET_BYTES_MIN} bytes or more, for whoever has one key or token could find "
+                "it by trying. Make one with `openssl rand -hex 32`.",
+            )
+        return secret
+
+    @field_validator("secret_previous")
+    @classmethod
+    def _check_previous(cls, secret: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if secret and "secret" in info.data and info.data["secret"] is None:
+            raise PydanticCustomError("secret_missing", "needs SLUICE_SECRET, with which everything new is signed.")
+        return secret
+
+    @field_validator("prices")
+    @classmethod
+    def _name_prices(cls, prices: dict[str, Price], info: ValidationInfo) -> dict[str, Price]:
+        own = {name: name for name in info.data.get("providers", {})}
+        return {canonical_name(name, {**own, **VENDOR_IDS}): price for name, price in prices.items()}
+
     @field_validator("guardrail_patterns_in", "guardrail_patterns_out")
     @classmethod
     def _check_patterns(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
@@ -251,6 +289,11 @@ class Settings(BaseSettings):
                 raise ValueError(f"the provider {name!r} needs a base_url")
             named[provider] = chosen
         return named
+
+    @property
+    def secrets(self) -> tuple[SecretStr, ...]:
+        """What something may have been signed or encrypted with; the first is for what is new."""
+        return tuple(secret for secret in (self.secret, self.secret_previous) if secret)
 
     @cached_property
     def vendors(self) -> Mapping[str, Vendor]:
@@ -297,6 +340,12 @@ class Settings(BaseSettings):
                     return None
                 template = template.replace(f"{{{name}}}", value)
         return template
+
+    def brought_key_pays(self, provider: str) -> bool:
+        """Whether a key that a request brings for a provider pays for the call: the provider cannot do without one, and no
+        gateway stands before it, which may have used a key of its own instead."""
+        needs_key = self.vendors[provider].key_is_needed or bool(self.provider(provider).api_keys)
+        return needs_key and not self.is_behind_gateway(provider)
 
     def provider_is_on(self, provider: str) -> bool:
         if self.is_behind_gateway(provider):

@@ -12,7 +12,7 @@ class Redis:
     folder = Path("/nowhere")
 
 
-@pytest.mark.parametrize("secret", [None, SecretStr("one's own")])
+@pytest.mark.parametrize("secret", [None, SecretStr("one's own secret, of 32 bytes or more")])
 def test_both_tiers_get_one_secret(monkeypatch, secret):
     monkeypatch.setattr(dev.Part, "start", lambda part: None)
 

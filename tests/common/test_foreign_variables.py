@@ -146,7 +146,7 @@ def test_a_jwt_secret_lets_tokens_in(monkeypatch):
     [
         ("api_key", {"api_keys": "k"}, True),
         ("bearer_token", {"api_keys": "k"}, True),
-        ("OAuth2", {"jwt_secret": "s"}, True),
+        ("OAuth2", {"jwt_secret": "s" * 32}, True),
         ("jwt", {"jwt_jwks_url": "https://issuer/keys"}, True),
         ("jwt", {"api_keys": "k"}, False),
         ("api_key", {}, False),

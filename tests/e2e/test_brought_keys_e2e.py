@@ -11,7 +11,7 @@ from openai import AuthenticationError, OpenAI
 from recording_upstream import REFUSED_KEY, RecordingUpstream
 
 BROUGHT = "sk-brought-canary-0123456789"
-SECRET = "one long random text"
+SECRET = "one long random text, of 32 bytes or more"
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,7 @@ def test_without_a_secret_a_brought_key_is_refused_with_the_setting_s_name(share
 
 def test_a_worker_with_another_secret_says_what_is_wrong(tmp_path: Path, upstream: RecordingUpstream):
     with fleet(tmp_path, workers=0, SLUICE_SECRET=SECRET, OPENAI_BASE_URL=f"{upstream.url}/v1") as found:
-        found.settings["SLUICE_SECRET"] = "another"
+        found.settings["SLUICE_SECRET"] = "another secret of these tests, 32 bytes"
         found.start_worker()
         found.ready()
 

@@ -104,7 +104,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory, webhook: Webhook) -> Itera
         "SLUICE_GUARDRAIL_PATTERNS_OUT": '["river may", "(?i)ripple(60|61)\\\\b"]',
         "SLUICE_GUARDRAIL_INPUT_CHARS_MAX": "1000",
         "SLUICE_GUARDRAIL_WEBHOOK_URL": webhook.url,
-        "SLUICE_SECRET": "e2e",
+        "SLUICE_SECRET": "a secret of these tests, 32 bytes or more",
         "SLUICE_FIRST_TOKEN_TIMEOUT_S": "2",
     }
     with fleet(tmp_path_factory.mktemp("guarded"), workers=2, **settings) as found:

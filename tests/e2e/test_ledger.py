@@ -24,7 +24,7 @@ from common.errors import ErrorKind
 pytestmark = pytest.mark.timeout(180)
 
 QUICK = {"SLUICE_LEASE_S": "2", "SLUICE_RENEW_S": "0.5", "SLUICE_HEARTBEAT_S": "0.5"}
-SECRET = "a long random text"
+SECRET = "a long random text of 32 bytes or more"
 
 
 def file_of(found: Fleet) -> Path:
@@ -227,7 +227,7 @@ def test_an_audited_answer_can_be_read_by_the_operator_alone(tmp_path: Path):
         until(lambda: left(found) == (0, 0), "all is collected")
 
         shown = sluice(found, "audit", "show", audited)
-        with_another_secret = sluice(found, "audit", "show", audited, SLUICE_SECRET="another")
+        with_another_secret = sluice(found, "audit", "show", audited, SLUICE_SECRET="another secret of these tests, 32 bytes")
         not_audited = sluice(found, "audit", "show", other)
         ttl = found.redis.ttl(keys.log(audited))
 

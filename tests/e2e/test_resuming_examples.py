@@ -17,7 +17,7 @@ RESUMED, STARTED, RETRIED = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
 
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    settings = {"SLUICE_SECRET": "s3cret", "SLUICE_DEFAULT_PROVIDER": "demo"}
+    settings = {"SLUICE_SECRET": "a secret of these tests, 32 bytes or more", "SLUICE_DEFAULT_PROVIDER": "demo"}
     with fleet(tmp_path_factory.mktemp("gateway"), **settings) as found:
         yield found
 

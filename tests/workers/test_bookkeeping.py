@@ -39,7 +39,7 @@ from workers.bookkeeping.rows import row_of
 from workers.metrics import Metrics
 
 ROOT = Path(__file__).parents[2]
-SECRET = "a long random text"
+SECRET = "a long random text of 32 bytes or more"
 ON_SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # Where the database makes no difference.
 END = {
     "error": None,
