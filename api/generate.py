@@ -14,7 +14,6 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any, Literal
 
 import orjson
@@ -32,7 +31,7 @@ from api.http_errors import error_response, headers_of, request_id_of
 from api.hub import Hub
 from api.idempotency import IMPLIED_GRACE_S, enqueue_once, once_of
 from api.metrics import Metrics
-from api.permissions import permitted
+from api.permissions import Named, permitted, permitted_by_fields
 from api.relay import Relay, RelayTimes
 from api.viewer import Viewer
 from common.access import Principal
@@ -56,7 +55,9 @@ log = structlog.get_logger()
 
 # What a same-family upstream is meant to get of the client's headers.
 PASSED_HEADERS = ("anthropic-version", "anthropic-beta", "openai-beta")
-AI_GATEWAY_HEADERS, AI_GATEWAY_KEY = "cf-aig-", "cf-aig-authorization"  # The last is for us, or ours to send.
+AI_GATEWAY_HEADERS = "cf-aig-"
+# The first is for us, or ours to send; the others would choose a key that is stored there, or another host.
+AI_GATEWAY_KEPT = ("cf-aig-authorization", "cf-aig-byok-alias", "cf-aig-custom-host")
 GRACE_MAX_S = 3600
 SAFETY_EXPIRY_EXTRA_S = 3600
 RETRY_AFTER_AWAY_S = 2
@@ -161,9 +162,11 @@ async def accept(
             body, raw = amended, orjson.dumps(amended)
     parsed = dialect.parse(body)
     route = resolve(parsed.model, settings, parsed.provider, has_brought_key=brought_key is not None)
-    targets = permitted(principal, dialect.name, parsed.model, route)
+    named = Named(parsed.model, parsed.provider, brought_key is not None)
+    targets = permitted(principal, dialect.name, named, route, settings)
+    by_fields = permitted_by_fields(principal, dialect.name, body, targets, settings)
     once = once_of(request.headers, principal, body, dialect.name, operation)
-    guardrails = services.guard.policy(principal, chain((parsed.model,), (target.name for target in targets)))
+    guardrails = services.guard.policy(principal, parsed.model, targets + by_fields)
     if guardrails and await services.guard.check(guardrails, body, model=parsed.model, tenant=principal.tenant):
         raw = orjson.dumps(body)  # ``parsed`` knows the prompt as it came, which serves to measure it.
     policy, grace_s = disconnect_policy(request.headers, unsaid, has_key=once is not None, usual=principal.disconnect)
@@ -180,7 +183,7 @@ async def accept(
         operation=operation,
         provider=parsed.provider,
         targets=[target.name for target in targets] if len(targets) < len(route) else None,
-        headers=_passed_headers(request.headers, settings),
+        headers=await services.authenticator.without_ours(_passed_headers(request.headers, settings)),
         body=raw,
         brought_key=seal_brought_key(brought_key, generation_id, settings) if brought_key else None,
         guardrails=dict(on_output(guardrails)),
@@ -196,7 +199,9 @@ def _passed_headers(headers: Headers, settings: Settings) -> dict[str, str]:
     passed = {name: headers[name] for name in PASSED_HEADERS if name in headers}
     if settings.ai_gateway_url:
         passed |= {
-            name: value for name, value in headers.items() if name.startswith(AI_GATEWAY_HEADERS) and name != AI_GATEWAY_KEY
+            name: value
+            for name, value in headers.items()
+            if name.startswith(AI_GATEWAY_HEADERS) and name not in AI_GATEWAY_KEPT
         }
     return passed
 

@@ -6,12 +6,11 @@ Who asks is found by ``api.auth``; that it may is checked by ``api.admission``, 
 """
 
 import re
-from collections.abc import Collection
 from dataclasses import dataclass
 from decimal import Decimal
 from enum import StrEnum
 from fnmatch import fnmatchcase
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import (
     AfterValidator,
@@ -123,7 +122,7 @@ class GuardrailPolicy(BaseModel):
 
 
 class Access(BaseModel):
-    """Names may hold ``*`` and ``?``; None allows all. ``models`` are the names that clients send, or ``provider/model``."""
+    """Names may hold ``*`` and ``?``; None allows all. How ``models`` are matched: ``common.model_patterns``."""
 
     model_config = _STRICT
 
@@ -137,10 +136,8 @@ class Access(BaseModel):
     guardrails: GuardrailPolicy | None = None
     audit: StrictBool = False
 
-    def allows(self, what: Literal["models", "providers", "dialects"], names: Collection[str]) -> bool:
-        """Return whether one of the names that a thing goes by is allowed."""
-        allowed: Names | None = getattr(self, what)
-        return allowed is None or any(fnmatchcase(name, pattern) for pattern in allowed for name in names)
+    def allows_dialect(self, name: str) -> bool:
+        return self.dialects is None or any(fnmatchcase(name, pattern) for pattern in self.dialects)
 
 
 ALL = Access()
@@ -164,8 +161,8 @@ class Principal:
         if not self.tenant:
             object.__setattr__(self, "tenant", self.id)
 
-    def allows(self, what: Literal["models", "providers", "dialects"], names: Collection[str]) -> bool:
-        return self.access.allows(what, names) and self.tenant_access.allows(what, names)
+    def allows_dialect(self, name: str) -> bool:
+        return self.access.allows_dialect(name) and self.tenant_access.allows_dialect(name)
 
     @property
     def guardrails(self) -> GuardrailPolicy | None:

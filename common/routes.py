@@ -36,24 +36,48 @@ def resolve(name: str, settings: Settings, provider: str | None = None, *, has_b
     Raises:
         GatewayError: MODEL_NOT_FOUND; the message names what is available and the variable to set.
     """
+    targets = _targets(name, settings, provider, has_brought_key=has_brought_key)
+    if has_brought_key:
+        targets = [target for target in targets if target.provider == targets[0].provider]
+    for target in targets:
+        _check(name, target, settings, has_brought_key)
+    return targets
+
+
+def own_name(name: str, settings: Settings, provider: str | None = None, *, has_brought_key: bool = False) -> str | None:
+    """Return a name that ``resolve`` would look up as the operator's own, an alias or a mapped one; None for any other."""
+    is_mapped = provider is None and (not has_brought_key or settings.model_map is not None)
+    return name if name in settings.aliases or (is_mapped and name in settings.mapped_models) else None
+
+
+def possible_targets(name: str, settings: Settings, *, has_brought_key: bool = False) -> list[Target]:
+    """Return what a name leads to without a provider beside it, whatever is configured of these; nothing: it names none."""
+    try:
+        return _targets(name, settings, None, has_brought_key=has_brought_key)
+    except GatewayError:
+        return []
+
+
+def spellings(target: Target) -> list[str]:
+    """Return the model's name at its provider, and the public names that are known to stand for it there."""
+    known = MODEL_NAMES.get(target.provider, {})
+    return [target.model, *(name for name, model in known.items() if model == target.model and name != model)]
+
+
+def _targets(name: str, settings: Settings, provider: str | None, *, has_brought_key: bool) -> list[Target]:
     wanted = _provider_id(provider, settings) if provider else None
     if name in settings.aliases:
         targets = [_target(each, settings) for each in settings.aliases[name]]
         targets = [target for target in targets if wanted in (None, target.provider)]
         if not targets:
             raise _not_found(f"The alias {_quoted(name)} has no model at the provider {wanted}.", settings)
-    elif wanted:
+        return targets
+    if wanted:
         named = _named(name, settings)
         model = named.model if named and named.provider == wanted else name
-        targets = [_upstream(Target(wanted, model))]
-    else:
-        is_mapped = not has_brought_key or settings.model_map is not None
-        targets = [_target(settings.mapped_models.get(name, name) if is_mapped else name, settings)]
-    if has_brought_key:
-        targets = [target for target in targets if target.provider == targets[0].provider]
-    for target in targets:
-        _check(name, target, settings, has_brought_key)
-    return targets
+        return [_upstream(Target(wanted, model))]
+    is_own = own_name(name, settings, has_brought_key=has_brought_key) is not None
+    return [_target(settings.mapped_models[name] if is_own else name, settings)]
 
 
 def _target(name: str, settings: Settings) -> Target:
