@@ -11,6 +11,8 @@ from redis_for_tests import client_of
 
 from cli.embedded_redis import EmbeddedRedis
 
+pytest_plugins = ["retried_fixtures"]
+
 # No test is timed: a busy machine takes longer over an example than hypothesis would allow.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")

@@ -65,7 +65,7 @@ async def setup(redis: Redis, request: pytest.FixtureRequest, monkeypatch: pytes
 
 async def until_end(viewer: Viewer) -> list[Frame]:
     frames: list[Frame] = []
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(120):
         while not viewer.has_ended:
             frames += await viewer.take()
     return frames
@@ -129,7 +129,7 @@ async def test_one_subscription_serves_many_viewers_and_goes_with_the_last(setup
 
     await setup.hub.part(first)
     assert setup.feed.subscriptions == 0
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(120):
         while await count_subscriptions(setup):
             await asyncio.sleep(0.01)
 
@@ -165,7 +165,7 @@ async def test_a_generation_that_no_worker_claims_in_time_is_ended_here(setup):
     frames = await until_end(viewer)
 
     assert orjson.loads(frames[-1].data)["error"]["kind"] == "deadline_exceeded"
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(120):
         while await setup.queue.look([G]) != [Place.GONE]:
             await asyncio.sleep(0.01)
 
@@ -198,7 +198,7 @@ async def test_a_log_that_ended_before_what_a_viewer_has_seen_fails_it(setup):
     for n in range(1, 6):
         await setup.add(n)
     while viewer.tail < FrameId(1, 5):
-        await asyncio.wait_for(viewer.take(), 5)
+        await asyncio.wait_for(viewer.take(), 120)
     log = f"{{{G}}}:log"
     entries = await setup.redis.xrange(log)
     await setup.redis.delete(log)
@@ -208,7 +208,7 @@ async def test_a_log_that_ended_before_what_a_viewer_has_seen_fails_it(setup):
     await setup.add(4, FrameKind.END)
     await setup.queue.withdraw(G)
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(120):
         while await viewer.take():
             pass
     assert viewer.failed and viewer.failed.code == "frames_lost"
@@ -219,7 +219,7 @@ async def test_a_log_that_is_gone_fails_its_viewers(setup):
     await setup.claim()
     await setup.redis.flushall()
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(120):
         while await viewer.take():
             pass
     assert viewer.failed and viewer.failed.code == "log_lost"

@@ -84,7 +84,7 @@ async def test_the_example_of_the_documentation_reads_an_answer(reading: Reading
 
 def events_url(gateway: Fleet, proxy: CuttingProxy, spec: str) -> str:
     response = httpx.post(
-        f"{gateway.url}/v1/generations", json=body_of(CHAT, f"openai/demo-{spec}"), headers=headers_of(), timeout=30
+        f"{gateway.url}/v1/generations", json=body_of(CHAT, f"openai/demo-{spec}"), headers=headers_of(), timeout=120
     )
     return f"http://127.0.0.1:{proxy.port}{response.json()['events_url']}"
 

@@ -15,7 +15,7 @@ SEEDS = {"one": "7", "sentinel": "34"}
 
 
 @pytest.mark.parametrize("redis", SEEDS)
-@pytest.mark.timeout(240)  # Twenty seconds of faults; the rest is starting, waiting for the last streams, and stopping.
+@pytest.mark.timeout(600)  # Twenty seconds of faults; the rest is starting, waiting for the last streams, and stopping.
 def test_no_client_sees_what_none_may_see(tmp_path: Path, redis: str):
     if reason := missing():
         pytest.skip(reason)

@@ -223,7 +223,7 @@ async def test_the_place_of_a_dead_worker_lapses_with_its_lease_and_a_live_one_s
         seconds, micros = await replicas.redis.time()
         return await replicas.redis.zcount(key, seconds * 1000 + micros // 1000, "+inf")
 
-    async with asyncio.timeout(10):  # The lease of 0.2 s, and two seconds for another worker to take the job.
+    async with asyncio.timeout(120):  # The lease of 0.2 s, and two seconds for another worker to take the job.
         while await slots_in_use() > 1:
             await asyncio.sleep(0.05)
 

@@ -109,7 +109,7 @@ async def test_two_processes_may_open_a_new_sqlite_at_once(tmp_path: Path):
     command = [sys.executable, "-c", code, f"sqlite:///{tmp_path}/new.db"]
     both = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
 
-    told = [process.communicate(timeout=50) for process in both]
+    told = [process.communicate(timeout=120) for process in both]
 
     assert sorted(out.strip() for out, _ in told) == [HEAD, "None"], told
 

@@ -219,7 +219,7 @@ async def test_a_delayed_release_waits_for_its_time(queue):
     await queue.release(job, delay_s=0.2)
 
     assert await claim(queue) == []
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(120):
         while not (again := await claim(queue)):
             await asyncio.sleep(0.02)
     assert names(again) == ["gen_0"]

@@ -55,7 +55,7 @@ async def lab(redis: Client, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[L
 
 
 async def eventually(holds: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(120):
         while not holds():
             await asyncio.sleep(0.01)
 
@@ -139,7 +139,7 @@ async def test_workers_have_a_health_record_each(lab):
         pass
 
     async with lab.worker(handler, name="one"), lab.worker(handler, name="two"):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(120):
             while len(await lab.redis.keys(keys.QUEUE_PREFIX + "health:*")) < 2:
                 await asyncio.sleep(0.01)
 
@@ -208,7 +208,7 @@ async def test_the_worker_survives_the_loss_of_its_connections(lab):
             await lab.redis.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
             await eventually(lambda: lab.pulse.is_up)
             await asyncio.sleep(0.1)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(120):
                 while True:
                     try:
                         await enqueue(lab, f"gen_{n}")
@@ -226,7 +226,7 @@ async def test_a_worker_that_is_told_to_stop_before_it_begins_does_not_begin(lab
     worker = LeasedWorker(lab.redis, lab.queue(), lab.pulse, Settings(), handler, "test")
     worker.handle_sig_wait_for_completion(signal.SIGTERM)
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(120):
         await worker.async_run()
     await worker.close()
 

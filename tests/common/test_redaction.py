@@ -185,4 +185,4 @@ def test_a_process_that_dies_of_an_exception_does_not_print_secrets():
 
 def _run(program: str, *args: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", program, *args]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)

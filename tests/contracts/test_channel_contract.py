@@ -362,7 +362,7 @@ async def test_look_tells_where_logs_end(channel):
 
 
 async def eventually(holds) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(120):
         while not holds():
             await asyncio.sleep(0.005)
 

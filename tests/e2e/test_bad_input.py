@@ -437,7 +437,7 @@ def refusals(shared: Fleet) -> dict[tuple[Any, ...], tuple[httpx.Response, int]]
         return await client.post(shared.url + PATH_OF[dialect], json=body, headers=headers_of())
 
     async def ask_all() -> list[httpx.Response]:
-        async with httpx.AsyncClient(timeout=30, limits=httpx.Limits(max_connections=None)) as client:
+        async with httpx.AsyncClient(timeout=120, limits=httpx.Limits(max_connections=None)) as client:
             return await asyncio.gather(*(ask(client, case) for case in CASES))
 
     responses = asyncio.run(ask_all())
@@ -531,7 +531,7 @@ def mended(shared: Fleet) -> dict[tuple[Any, ...], httpx.Response]:
         )
 
     async def ask_all() -> dict[tuple[Any, ...], httpx.Response]:
-        async with httpx.AsyncClient(timeout=30, limits=httpx.Limits(max_connections=None)) as client:
+        async with httpx.AsyncClient(timeout=120, limits=httpx.Limits(max_connections=None)) as client:
             return dict(zip(cases, await asyncio.gather(*(ask(client, case) for case in cases)), strict=True))
 
     return asyncio.run(ask_all())
@@ -568,7 +568,7 @@ def test_a_whole_reply_that_never_comes_is_a_true_status(shared: Fleet):
         return await client.post(shared.url + PATH_OF[dialect], json=body, headers=headers_of())
 
     async def ask_all() -> list[httpx.Response]:
-        async with httpx.AsyncClient(timeout=30) as client:
+        async with httpx.AsyncClient(timeout=120) as client:
             return await asyncio.gather(*(ask(client, *case) for case in cases))
 
     for (dialect, provider, spec), response in zip(cases, asyncio.run(ask_all()), strict=True):

@@ -94,7 +94,7 @@ def test_a_waiting_job_holds_it_unreadable(tmp_path: Path, upstream: RecordingUp
         held = b"\n".join(found.redis.get(key) for key in found.redis.keys("*:request"))
         found.start_worker()
         found.ready()
-        asked.join(20)
+        asked.join(120)
 
     assert b"brought_key" in held
     assert b"canary" not in held
@@ -132,7 +132,7 @@ def test_a_refused_brought_key_is_the_client_s_to_mend(keyed, dialect, stream):
 
 def test_the_sdk_says_so_with_its_own_exception(keyed):
     client = OpenAI(
-        base_url=f"{keyed.url}/v1", api_key=REFUSED_KEY, default_headers={"x-sluice-key": KEY}, max_retries=0, timeout=20
+        base_url=f"{keyed.url}/v1", api_key=REFUSED_KEY, default_headers={"x-sluice-key": KEY}, max_retries=0, timeout=120
     )
 
     with client, pytest.raises(AuthenticationError, match="brought"):

@@ -201,7 +201,7 @@ def test_stopping_is_heard_in_every_dialect_as_its_own_error(replicas: Fleet, di
     said = started(replicas, dialect, "n100000-d10").json()
     until(lambda: told(replicas, said["id"])["status"] == "running", "it runs")
     with ThreadPoolExecutor() as threads:
-        reading = threads.submit(httpx.get, url(replicas, said["events_url"], 1), timeout=30)
+        reading = threads.submit(httpx.get, url(replicas, said["events_url"], 1), timeout=120)
         until(lambda: replicas.metrics(replicas.ports[1])["sluice_open_viewers"] == 1, "it is read")
 
         assert stop(replicas, said["id"]).json() == {

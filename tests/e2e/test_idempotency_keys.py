@@ -70,7 +70,7 @@ def ask(
 ) -> httpx.Response:
     url = f"http://127.0.0.1:{found.ports[replica]}{PATHS[dialect]}"
     named = headers_of(idempotency_key=key, **headers)
-    return httpx.post(url, json=body(dialect, spec, stream=stream), headers=named, timeout=30)
+    return httpx.post(url, json=body(dialect, spec, stream=stream), headers=named, timeout=120)
 
 
 def id_of(response: httpx.Response) -> str:

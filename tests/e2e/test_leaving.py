@@ -236,7 +236,7 @@ def _id_in(received: bytes) -> str:
 
 
 def _come_back(found: Fleet, generation_id: str) -> str:
-    response = httpx.get(f"{found.url}/v1/generations/{generation_id}", headers=headers_of(), timeout=30)
+    response = httpx.get(f"{found.url}/v1/generations/{generation_id}", headers=headers_of(), timeout=120)
     assert response.status_code == 200
     return response.text
 

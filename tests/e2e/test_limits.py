@@ -18,7 +18,7 @@ DIALECT_PATHS = {**PATH_OF, "openai-responses": "/v1/responses", "agentary": "/a
 
 def ask(found: Fleet, replica: int, path: str, body: dict, key: str = KEY) -> httpx.Response:
     url = f"http://127.0.0.1:{found.ports[replica % len(found.ports)]}{path}"
-    return httpx.post(url, json=body, headers=headers_of(key), timeout=60)
+    return httpx.post(url, json=body, headers=headers_of(key), timeout=120)
 
 
 def ask_at_once(found: Fleet, model: str, key: str = KEY) -> list[httpx.Response]:

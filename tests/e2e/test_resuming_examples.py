@@ -24,7 +24,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 
 def run(found: Fleet, tmp_path: Path, code: str) -> str:
     code = code.replace("http://127.0.0.1:8080", found.url).replace("sk-demo", KEY)
-    done = subprocess.run(["bash", "-eu", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=50)
+    done = subprocess.run(["bash", "-eu", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -28,7 +28,7 @@ WRITTEN_IN_PLACE = {
 }
 
 
-@pytest.mark.timeout(280)
+@pytest.mark.timeout(600)
 def test_no_text_stalls_an_expression():
     tried = subprocess.run(
         [sys.executable, "tests/security/expressions.py"],
@@ -50,7 +50,7 @@ def test_one_that_can_be_stalled_is_found(bad: str):
     """The probe of the probe: without it, a passing test would say nothing."""
     program = f"import re, expressions\nexpressions.CPU_S = 1\nexpressions.try_one('bad', re.compile({bad!r}))\n"
 
-    tried = subprocess.run([sys.executable, "-c", program], cwd=ROOT / "tests" / "security", check=False, timeout=50)
+    tried = subprocess.run([sys.executable, "-c", program], cwd=ROOT / "tests" / "security", check=False, timeout=120)
 
     assert tried.returncode == -signal.SIGXCPU
 

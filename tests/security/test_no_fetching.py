@@ -160,7 +160,7 @@ def test_the_gateway_is_no_proxy(shared: Fleet, listener: Listener):
     assert listener.connections == 0
 
 
-@pytest.mark.timeout(120)  # Each is tried again after a second or two.
+@pytest.mark.timeout(600)  # Each is tried again after a second or two.
 def test_a_redirect_of_an_upstream_is_not_followed(tmp_path: Path, listener: Listener):
     """It would take the provider's key and the prompt to whoever the upstream names."""
     with Redirector(listener.url) as upstream:

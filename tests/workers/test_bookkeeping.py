@@ -525,7 +525,7 @@ async def test_killed_at_any_point_nothing_is_lost_and_nothing_twice(world: Worl
     ids = [await world.end(f"gen_{n:02}") for n in range(12)]
     command = [sys.executable, "-c", KILLED, point, world.url, redis_server.url]
     killed = await asyncio.to_thread(
-        subprocess.run, command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, timeout=50
+        subprocess.run, command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, timeout=120
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     assert len(await world.rows()) in (0, 12)  # All or nothing, as it is one transaction.

@@ -49,7 +49,7 @@ def place(key: str = "a", model: str = "m", provider: str = "openai") -> Deploym
 
 
 async def until(holds: Callable[[], Any], what: str) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(120):
         while not (found := holds()) or (asyncio.iscoroutine(found) and not await found):
             await asyncio.sleep(0.01)
 

@@ -68,7 +68,7 @@ async def test_a_reader_that_is_slower_than_its_upstream_gets_every_byte(monkeyp
         await response.write_eof()
         return response
 
-    async with answering(answer) as url, asyncio.timeout(30):
+    async with answering(answer) as url, asyncio.timeout(120):
         assert await read_all(url, pause_s=0.001) == BODY
     assert pauses
 
@@ -92,6 +92,6 @@ async def test_a_paced_stream_is_not_parsed_twice(monkeypatch: pytest.MonkeyPatc
             await asyncio.sleep(0.001)
         return response
 
-    async with answering(answer) as url, asyncio.timeout(30):
+    async with answering(answer) as url, asyncio.timeout(120):
         assert await read_all(url) == b"data: x\n\n" * 20
     assert empty == []
