@@ -40,6 +40,7 @@ unit_on_other_pythons() {
 # Run `make test`. What failed runs once more, alone: a test that passes then is flaky, which is a fault of ours too, and is named.
 test_twice() {
   FLAKY=()
+  rm -f .pytest_cache/v/cache/lastfailed
   step make test ARGS="$*" && return
   mapfile -t FLAKY < <(.venv/bin/python -c 'import json; print(*json.load(open(".pytest_cache/v/cache/lastfailed")), sep="\n")')
   printf 'failed at first: %s\n' "${FLAKY[@]}"

@@ -76,10 +76,11 @@ def uses(path: Path) -> Iterator[Use]:
             owner = ast.unparse(node.value)
             if owner not in own:
                 yield Use(module, owner, node.attr)
-        elif isinstance(node, ast.ImportFrom) and node.module and not is_ours(node.module):
-            for name in (*node.module.split("."), *(alias.name for alias in node.names)):
-                if is_private(name):
-                    yield Use(module, node.module, name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            imported = getattr(node, "module", None) or node.names[0].name
+            for name in (*imported.split("."), *(part for alias in node.names for part in alias.name.split("."))):
+                if is_private(name) and not is_ours(imported):
+                    yield Use(module, imported, name)
         elif isinstance(node, ast.ClassDef):
             yield from _inherited(module, node)
 
