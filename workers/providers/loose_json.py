@@ -10,6 +10,7 @@ import orjson
 
 # What holds fewer brackets than this is not nested too deeply. orjson writes 254 levels, and reads 1,024.
 _BRACKETS_MAX = 200
+_LEVELS_MAX = 254
 
 
 class NestedTooDeeply(ValueError):
@@ -36,9 +37,25 @@ def _read_lenient(data: bytes) -> Any:
     """The same for what orjson refuses and servers send: half an emoji as a lone surrogate escape, bytes cut in a character."""
     try:
         value = json.loads(data.decode("utf-8", "replace"))
-        return orjson.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
-    except RecursionError as exc:
+    except RecursionError as exc:  # After about a thousand levels, since Python 3.13 about ten thousand.
         raise NestedTooDeeply("nested too deeply") from exc
+    if _is_deeper(value, _LEVELS_MAX):
+        raise NestedTooDeeply("nested too deeply")
+    return orjson.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
+
+
+def _is_deeper(value: object, levels: int) -> bool:
+    level = [value]
+    for _ in range(levels):
+        level = [
+            inner
+            for each in level
+            if isinstance(each, dict | list)
+            for inner in (each.values() if isinstance(each, dict) else each)
+        ]
+        if not level:
+            return False
+    return any(isinstance(each, dict | list) for each in level)
 
 
 def _can_be_written(value: object) -> bool:
