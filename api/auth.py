@@ -10,8 +10,9 @@ of a token, and the page that a browser sends from.
 import hashlib
 import hmac
 import ipaddress
+import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -21,6 +22,7 @@ from starlette.requests import HTTPConnection
 
 from api.addresses import client_address
 from api.known_keys import KnownKeys
+from api.read_tokens import looks_like_a_read_token
 from api.refusals import Refusals, blocked
 from api.tokens import TokenRefused, TokenVerifier
 from common import managed_keys
@@ -30,7 +32,7 @@ from common.key_records import managed_id
 from common.settings import Settings
 
 ANONYMOUS = "anonymous"
-GUESSED_CHARS_MAX = 15  # A longer key is not found by trying, over a network, however badly it was chosen.
+_WORD = re.compile(r"[A-Za-z0-9._~+/=-]{4,}")  # What a credential is written with, and the signs around one are not.
 Scope = Literal["generate", "read", "usage"]  # What a token may be for; one that names no scopes is for all.
 
 _NONE_SENT = "No API key was sent. Send it as 'Authorization: Bearer KEY' or as 'x-api-key: KEY'."
@@ -111,11 +113,8 @@ class Authenticator:
         if not texts:
             self._on_refused("missing")
             raise _unauthenticated("No admin key was sent. Send one as 'Authorization: Bearer KEY'.")
-        self._refuse_blocked(texts, address)
-        for digest in map(_digest, texts):
-            if _is_one_of(self._admin, digest):
-                self._refusals.note_good(digest)
-                return
+        if sum(_is_one_of(self._admin, _digest(text)) for text in texts):
+            return
         raise self._refusal([Refused("unknown", "The admin key is not valid.")], address)
 
     async def check_giver(self, owner: Principal) -> None:
@@ -137,8 +136,6 @@ class Authenticator:
         if not (ours or shared or self._is_open):
             self._on_refused("missing")
             raise _unauthenticated(_NONE_SENT)
-        if not self._is_open:
-            self._refuse_blocked([*ours, *shared], address)
         refused: list[Refused] = []
         named = await self._first_named(ours, refused)
         if named or (ours and self._is_open):
@@ -152,7 +149,6 @@ class Authenticator:
         for text in texts:
             found = await self._named(text)
             if isinstance(found, Principal):
-                self._refusals.note_good(_digest(text))
                 return found
             refused.append(found)
         return None
@@ -173,7 +169,7 @@ class Authenticator:
         return Refused("unknown", _UNKNOWN)
 
     async def _named_by_managed_key(self, text: str) -> Principal | Refused:
-        presented = managed_keys.read(text, self._settings.secret)
+        presented = managed_keys.read(text, *self._settings.secrets)
         if presented is None or self._known is None:
             return Refused("malformed", _UNKNOWN)
         record, principal, _ = await self._known.find(presented.id)
@@ -195,28 +191,27 @@ class Authenticator:
         return None
 
     async def _is_ours(self, text: str) -> bool:
-        if text.startswith(managed_keys.PREFIX) or _is_one_of([known for known, _ in self._static], _digest(text)):
+        """Whether a text is, or was, a credential of this gateway, of any kind: no provider may see it."""
+        digest = _digest(text)
+        if text.startswith(managed_keys.PREFIX) or looks_like_a_read_token(text):
+            return True
+        if _is_one_of([known for known, _ in self._static], digest) or _is_one_of(self._admin, digest):
             return True
         return self._tokens.is_on and _looks_like_a_token(text) and await self._tokens.is_ours(text)
 
-    def _refuse_blocked(self, texts: list[str], address: str) -> None:
-        left_s = self._refusals.blocked_s(address)
-        if not left_s or any(self._is_above_guessing(text) for text in texts):
-            return
-        self._on_refused("blocked")
-        raise blocked(left_s)
+    async def without_ours(self, headers: Mapping[str, str]) -> dict[str, str]:
+        """Return those of some headers that hold no credential of this gateway: what goes on to a provider."""
+        return {name: value for name, value in headers.items() if not await self._holds_ours(value)}
 
-    def _is_above_guessing(self, text: str) -> bool:
-        """Whether nobody finds out by trying that a text is good: then who has it may use it, whatever others at the same
-        address do. What is checked by a signature cannot be guessed, nor what is long; the rest was good here before.
-        """
-        if len(text) > GUESSED_CHARS_MAX and _is_one_of([known for known, _ in self._static], _digest(text)):
-            return True
-        if self._tokens.is_on and _looks_like_a_token(text):
-            return True
-        return managed_keys.read(text, self._settings.secret) is not None or self._refusals.is_known_good(_digest(text))
+    async def _holds_ours(self, value: str) -> bool:
+        for word in _WORD.findall(value):
+            if await self._is_ours(word):
+                return True
+        return False
 
     def _refusal(self, refused: list[Refused], address: str) -> GatewayError:
+        """Return why nobody is let in. Once an address is blocked, all of its guesses are answered alike: which of them was
+        nearly right, and why it was not, is not told."""
         # The most telling: of a key that is known, rather than of another vendor's beside it.
         chosen = next((each for each in refused if not each.is_guess), refused[0])
         if chosen.is_guess and (left_s := self._refusals.blocked_s(address)):

@@ -3,8 +3,10 @@
 from typing import Any
 
 import orjson
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
+from api.http_errors import refusal_in
+from api.numbers import whole_number
 from common.errors import ErrorKind, GatewayError
 from common.settings import Settings
 
@@ -13,7 +15,8 @@ async def read_json(request: Request, settings: Settings) -> tuple[bytes, dict[s
     """Return a JSON object body, as it came and parsed.
 
     Raises:
-        GatewayError: UNSUPPORTED_MEDIA_TYPE, REQUEST_TOO_LARGE, INVALID_REQUEST; CANCELLED where the client left meanwhile.
+        GatewayError: UNSUPPORTED_MEDIA_TYPE, REQUEST_TOO_LARGE, INVALID_REQUEST; what the connection refuses the rest for;
+            CANCELLED where the client left meanwhile.
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json" and not media_type.endswith("+json"):
@@ -48,18 +51,21 @@ async def _read(request: Request, bytes_max: int) -> bytes:
         f"The body is larger than {bytes_max} bytes. Send less, or smaller images.",
         code="request_too_large",
     )
-    declared = request.headers.get("content-length", "0")
-    if declared.isascii() and declared.isdigit() and len(declared) < 20 and int(declared) > bytes_max:
+    declared = request.headers.get("content-length")
+    if declared is not None and whole_number(declared, 0, bytes_max) is None:
         raise too_large
-    pieces, size = [], 0
-    try:
-        async for piece in request.stream():
-            size += len(piece)
-            if size > bytes_max:
-                raise too_large
-            pieces.append(piece)
-    except ClientDisconnect as error:
-        raise GatewayError(ErrorKind.CANCELLED, "The client left before its request was complete.") from error
+    pieces, size, more = [], 0, True
+    while more:
+        message = await request.receive()
+        if refusal := refusal_in(request.scope):
+            raise GatewayError.of(refusal)
+        if message["type"] == "http.disconnect":
+            raise GatewayError(ErrorKind.CANCELLED, "The client left before its request was complete.")
+        piece, more = message.get("body", b""), message.get("more_body", False)
+        size += len(piece)
+        if size > bytes_max:
+            raise too_large
+        pieces.append(piece)
     return b"".join(pieces)
 
 

@@ -8,7 +8,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from api.generate import Services, redis_away
+from api.generate import Services
+from api.store_errors import redis_away
 from common.access import Principal
 from common.dialects.openai_responses_object import generation_of_item
 from common.dialects.openai_responses_request import type_of
@@ -97,7 +98,7 @@ async def _ended(id_: str, principal: Principal, services: Services) -> StoredRe
 async def _settled(look: Callable[[], Awaitable[tuple[Found, bool]]], services: Services) -> Found:
     """Return what is stored once it has ended; its client may have seen its last event a moment before it was stored."""
     if not services.pulse.is_up:
-        raise redis_away()
+        raise redis_away(services.pulse)
     loop = asyncio.get_running_loop()
     give_up_at = loop.time() + STORED_WAIT_S
     while True:

@@ -41,6 +41,10 @@ class CorkedTransport:
     def write(self, data: bytes) -> None:
         self._cork.add(self._transport, data)
 
+    def write_eof(self) -> None:
+        self._cork.flush()
+        self._transport.write_eof()
+
     def close(self) -> None:
         self._cork.flush()
         self._transport.close()

@@ -8,9 +8,13 @@ Source: https://fetch.spec.whatwg.org/#http-cors-protocol
 
 from collections.abc import Awaitable, Callable, Iterable
 
+from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-METHODS = "GET, POST, DELETE"
+from api.http_errors import dialect_at, error_response
+from common.errors import ErrorKind, Failed
+
+METHODS = "GET, HEAD, POST, DELETE"
 PREFLIGHT_MAX_AGE_S = 600  # Chromium keeps an answer for two hours at most, and a list of origins may change.
 _Headers = list[tuple[bytes, bytes]]
 
@@ -33,7 +37,7 @@ class Cors:
             return
         is_allowed = await self._allows(origin)
         if scope["method"] == "OPTIONS" and (method := _header(scope, b"access-control-request-method")) is not None:
-            await self._answer_preflight(scope, send, origin, method, is_allowed=is_allowed)
+            await self._answer_preflight(scope, receive, send, origin, method, is_allowed=is_allowed)
             return
         headers: _Headers = [(b"vary", b"Origin")]
         if is_allowed:
@@ -53,26 +57,30 @@ class Cors:
         more = await self._more()
         return said in more or "*" in more
 
-    async def _answer_preflight(self, scope: Scope, send: Send, origin: bytes, method: bytes, *, is_allowed: bool) -> None:
-        headers: _Headers = [
-            (b"vary", b"Origin, Access-Control-Request-Method, Access-Control-Request-Headers"),
-            (b"content-type", b"text/plain; charset=utf-8"),
-        ]
-        is_good = is_allowed and method.decode("latin-1") in METHODS.split(", ")
-        text = b"OK" if is_good else b"This origin may not call the gateway, or not with this method."
+    async def _answer_preflight(
+        self, scope: Scope, receive: Receive, send: Send, origin: bytes, method: bytes, *, is_allowed: bool
+    ) -> None:
+        headers: dict[str, str] = {"vary": "Origin, Access-Control-Request-Method, Access-Control-Request-Headers"}
         if is_allowed:
-            headers += [
-                (b"access-control-allow-origin", origin),
-                (b"access-control-allow-methods", METHODS.encode()),
-                (b"access-control-max-age", str(PREFLIGHT_MAX_AGE_S).encode()),
-            ]
+            headers |= {
+                "access-control-allow-origin": origin.decode("latin-1"),
+                "access-control-allow-methods": METHODS,
+                "access-control-max-age": str(PREFLIGHT_MAX_AGE_S),
+            }
             if asked := _header(scope, b"access-control-request-headers"):
                 # As they are asked for: SDKs add headers of their own with each version.
-                headers.append((b"access-control-allow-headers", asked))
-        headers.append((b"content-length", str(len(text)).encode()))
-        status = 200 if is_good else 400
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": text})
+                headers["access-control-allow-headers"] = asked.decode("latin-1")
+        response: Response = PlainTextResponse("OK", headers=headers)
+        if not is_allowed or method.decode("latin-1") not in METHODS.split(", "):
+            response = error_response(dialect_at(scope["path"]), _NOT_ALLOWED, scope["state"]["request_id"], headers)
+        await response(scope, receive, send)
+
+
+_NOT_ALLOWED = Failed(
+    ErrorKind.INVALID_REQUEST,
+    "A page of this origin may not call the gateway, or not with this method. Ask the gateway's operator to allow the origin.",
+    code="origin_not_allowed",
+)
 
 
 def _header(scope: Scope, name: bytes) -> bytes | None:

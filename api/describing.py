@@ -17,6 +17,7 @@ from common.dialects import (
     openai_chat_request,
     openai_responses_request,
 )
+from common.queue.jobs import JobClass
 
 Schema = dict[str, Any]
 
@@ -161,6 +162,7 @@ X_DISCONNECT = header(
 )
 _GENERATING_HEADERS = (
     X_DISCONNECT,
+    header("x-sluice-class", "Whether somebody waits for it.", enum=[each.value for each in JobClass]),
     header("idempotency-key", "A retry with the same key gets the same answer.", pattern=r"^[A-Za-z0-9_-]{1,255}$"),
 )
 

@@ -9,12 +9,10 @@ The rule for what belongs here: the order of these steps. What each client sees 
 
 import asyncio
 import contextlib
-import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any, Literal
 
 import orjson
@@ -27,13 +25,17 @@ from api.addresses import client_address
 from api.admission import charges_of
 from api.auth import Authenticator
 from api.body import read_json
+from api.classes import class_of
 from api.guarding import InputGuard
 from api.http_errors import error_response, headers_of, request_id_of
 from api.hub import Hub
 from api.idempotency import IMPLIED_GRACE_S, enqueue_once, once_of
 from api.metrics import Metrics
-from api.permissions import permitted
+from api.numbers import whole_number
+from api.permissions import Named, permitted, permitted_by_fields
+from api.prices import countable
 from api.relay import Relay, RelayTimes
+from api.store_errors import redis_away
 from api.viewer import Viewer
 from common.access import Principal
 from common.admission import Charges, limit_headers, safe_name
@@ -48,6 +50,7 @@ from common.job import Job
 from common.ledger import Asked as ForLedger
 from common.queue.jobs import Enqueued, JobClass, JobQueue, Once
 from common.redis_client import Pulse, RedisUnavailable
+from common.redis_probe import Probe
 from common.responses import ResponseStore
 from common.routes import resolve
 from common.settings import Settings
@@ -56,12 +59,12 @@ log = structlog.get_logger()
 
 # What a same-family upstream is meant to get of the client's headers.
 PASSED_HEADERS = ("anthropic-version", "anthropic-beta", "openai-beta")
-AI_GATEWAY_HEADERS, AI_GATEWAY_KEY = "cf-aig-", "cf-aig-authorization"  # The last is for us, or ours to send.
+AI_GATEWAY_HEADERS = "cf-aig-"
+# The first is for us, or ours to send; the others would choose a key that is stored there, or another host.
+AI_GATEWAY_KEPT = ("cf-aig-authorization", "cf-aig-byok-alias", "cf-aig-custom-host")
 GRACE_MAX_S = 3600
 SAFETY_EXPIRY_EXTRA_S = 3600
-RETRY_AFTER_AWAY_S = 2
 LEDGER_NAME_MAX = 255  # Characters of a name that the ledger keeps.
-_POLICY = re.compile(r"stop|detach|grace=(\d{1,5})")
 
 
 @dataclass(slots=True)
@@ -75,14 +78,29 @@ class Services:
     hub: Hub
     queue: JobQueue
     pulse: Pulse
+    probe: Probe
     metrics: Metrics
     responses: ResponseStore
     guard: InputGuard
     relays: set[Relay] = field(default_factory=set)
     is_draining: bool = False
+    _is_grace_over: bool | None = field(default=None, init=False)  # None: the process goes on, or is unready at most.
 
     def times(self) -> RelayTimes:
         return RelayTimes(self.settings.status_hold_s, self.settings.keep_alive_s)
+
+    def add_relay(self, relay: Relay) -> Relay:
+        """Have a relay end with the process; returns it."""
+        self.relays.add(relay)
+        if self._is_grace_over is not None:
+            relay.drain(is_over=self._is_grace_over)
+        return relay
+
+    def drain(self, *, is_over: bool) -> None:
+        """End the relays that can go on elsewhere, or (the grace ``is_over``) all, and those that are still to come."""
+        self._is_grace_over = is_over
+        for relay in list(self.relays):
+            relay.drain(is_over=is_over)
 
 
 @dataclass(slots=True)
@@ -119,8 +137,8 @@ async def guarded(dialect: Dialect, request: Request, services: Services, answer
         return await answer
     except GatewayError as error:
         refused = error
-    except (ChannelUnavailable, RedisUnavailable):
-        refused = redis_away()
+    except (ChannelUnavailable, RedisUnavailable) as error:
+        refused = redis_away(error)
     services.metrics.refused(refused.failed)
     return error_response(dialect, refused.failed, request_id_of(request), headers_of(refused))
 
@@ -145,7 +163,7 @@ async def accept(
 ) -> Asked:
     """Return what a request asks for, once it is known who asks and that it may run.
 
-    ``unsaid`` is the disconnect policy where the request names none.
+    ``unsaid`` is the disconnect policy where the request names none. One that is detached is started for later.
 
     Raises:
         GatewayError: it may not.
@@ -154,6 +172,7 @@ async def accept(
     credentials = await services.authenticator.examine(request, "generate")
     principal, brought_key = credentials.principal, credentials.brought_key
     refuse_unless_it_can_be_kept(principal, settings)
+    job_class = class_of(request.headers, principal, JobClass.BACKGROUND if unsaid is Policy.DETACH else JobClass.INTERACTIVE)
     raw, body = await read_json(request, settings)
     if amend:
         amended = await amend(principal, body)
@@ -161,9 +180,13 @@ async def accept(
             body, raw = amended, orjson.dumps(amended)
     parsed = dialect.parse(body)
     route = resolve(parsed.model, settings, parsed.provider, has_brought_key=brought_key is not None)
-    targets = permitted(principal, dialect.name, parsed.model, route)
+    named = Named(parsed.model, parsed.provider, brought_key is not None)
+    targets = permitted(principal, dialect.name, named, route, settings)
+    by_fields = permitted_by_fields(principal, dialect.name, body, targets, settings)
+    if operation == "generate":
+        targets = countable(principal, targets, settings, has_brought_key=brought_key is not None)
     once = once_of(request.headers, principal, body, dialect.name, operation)
-    guardrails = services.guard.policy(principal, chain((parsed.model,), (target.name for target in targets)))
+    guardrails = services.guard.policy(principal, parsed.model, targets + by_fields)
     if guardrails and await services.guard.check(guardrails, body, model=parsed.model, tenant=principal.tenant):
         raw = orjson.dumps(body)  # ``parsed`` knows the prompt as it came, which serves to measure it.
     policy, grace_s = disconnect_policy(request.headers, unsaid, has_key=once is not None, usual=principal.disconnect)
@@ -180,7 +203,7 @@ async def accept(
         operation=operation,
         provider=parsed.provider,
         targets=[target.name for target in targets] if len(targets) < len(route) else None,
-        headers=_passed_headers(request.headers, settings),
+        headers=await services.authenticator.without_ours(_passed_headers(request.headers, settings)),
         body=raw,
         brought_key=seal_brought_key(brought_key, generation_id, settings) if brought_key else None,
         guardrails=dict(on_output(guardrails)),
@@ -189,14 +212,16 @@ async def accept(
     address = client_address(request.scope)
     providers = [target.provider for target in targets]
     charges = charges_of(principal, address, parsed, providers, settings, has_brought_key=brought_key is not None)
-    return Asked(dialect, principal, job, charges, principal.end_user or parsed.end_user, once=once)
+    return Asked(dialect, principal, job, charges, principal.end_user or parsed.end_user, job_class, once)
 
 
 def _passed_headers(headers: Headers, settings: Settings) -> dict[str, str]:
     passed = {name: headers[name] for name in PASSED_HEADERS if name in headers}
     if settings.ai_gateway_url:
         passed |= {
-            name: value for name, value in headers.items() if name.startswith(AI_GATEWAY_HEADERS) and name != AI_GATEWAY_KEY
+            name: value
+            for name, value in headers.items()
+            if name.startswith(AI_GATEWAY_HEADERS) and name not in AI_GATEWAY_KEPT
         }
     return passed
 
@@ -209,7 +234,9 @@ async def start(asked: Asked, services: Services) -> Relay:
     """
     job = asked.job
     if not services.pulse.is_up:
-        raise redis_away()
+        raise redis_away(services.pulse)
+    if services.probe.refusal:
+        raise redis_away(services.probe.refusal)
     structlog.contextvars.bind_contextvars(generation_id=job.generation_id)
     told: Job | State = job
     try:
@@ -219,9 +246,9 @@ async def start(asked: Asked, services: Services) -> Relay:
             structlog.contextvars.bind_contextvars(generation_id=answering_id)
             viewer, told = await services.hub.enter(answering_id, asked.principal.id)
         else:
-            services.metrics.took(job)
+            services.metrics.took(job, asked.job_class)
     except (ChannelUnavailable, RedisUnavailable) as error:
-        raise redis_away() from error
+        raise redis_away(error) from error
     relay = Relay(
         viewer,
         asked.dialect,
@@ -234,8 +261,7 @@ async def start(asked: Asked, services: Services) -> Relay:
         has_ids=told.policy is not Policy.STOP,
         extra_headers=limit_headers(enqueued.stands),
     )
-    services.relays.add(relay)
-    return relay
+    return services.add_relay(relay)
 
 
 async def _open_and_enqueue(asked: Asked, services: Services) -> tuple[Viewer | None, Enqueued]:
@@ -308,15 +334,17 @@ def disconnect_policy(headers: Headers, unsaid: Policy, *, has_key: bool, usual:
             return Policy(name), min(float(seconds or 0), GRACE_MAX_S)
         return (Policy.GRACE, IMPLIED_GRACE_S) if has_key and unsaid is Policy.STOP else (unsaid, 0.0)
     asked = headers["x-disconnect"].strip().lower()
-    match = _POLICY.fullmatch(asked)
-    if match is None or int(match[1] or 0) > GRACE_MAX_S:
+    name, _, text = asked.partition("=")
+    if name == Policy.GRACE and (grace_s := whole_number(text, 0, GRACE_MAX_S)) is not None:
+        return Policy.GRACE, float(grace_s)
+    if asked not in (Policy.STOP, Policy.DETACH):
         raise GatewayError(
             ErrorKind.INVALID_REQUEST,
             f"x-disconnect must be 'stop', 'grace=SECONDS' (at most {GRACE_MAX_S}) or 'detach'.",
             param="x-disconnect",
             code="invalid_header",
         )
-    return (Policy.GRACE, float(match[1])) if match[1] else (Policy(asked), 0.0)
+    return Policy(asked), 0.0
 
 
 def _opening(asked: Asked, settings: Settings) -> Opening:
@@ -340,6 +368,7 @@ def _opening(asked: Asked, settings: Settings) -> Opening:
         request=job.pack(),
         asked=_asked(asked),
         is_audited=asked.principal.is_audited,
+        job_class=asked.job_class,
     )
 
 
@@ -358,12 +387,3 @@ def _asked(asked: Asked) -> bytes:
         created_ms=time.time_ns() // 1_000_000,
         is_audited=principal.is_audited,
     ).pack()
-
-
-def redis_away() -> GatewayError:
-    return GatewayError(
-        ErrorKind.OVERLOADED,
-        f"The gateway cannot take requests just now: its store does not answer. Try again in {RETRY_AFTER_AWAY_S} seconds.",
-        code="store_unavailable",
-        retry_after_s=RETRY_AFTER_AWAY_S,
-    )

@@ -7,7 +7,6 @@ it came. Refusals name the guardrail and never what it found; the log has counts
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +18,7 @@ from common.errors import ErrorKind, GatewayError
 from common.guardrails.bodies import BodyTexts
 from common.guardrails.custom import SEPARATOR, Action, Check, Custom, GuardrailUnavailable, joined
 from common.guardrails.policy import Policies
+from common.routes import Target
 from common.settings import Settings
 
 log = structlog.get_logger()
@@ -30,10 +30,13 @@ RETRY_AFTER_S = 5
 
 @dataclass(slots=True)
 class _Look:
-    """What is found in one prompt. ``texts`` are what is left of its texts; ``refused`` says why it must not pass."""
+    """What is found in one prompt. ``texts`` are what is left of its texts, with whose each is; ``quoted`` are those among
+    them that were pieces of JSON, as a whole; ``refused`` says why it must not pass."""
 
     policy: GuardrailPolicy
     texts: list[str]
+    roles: list[str] = field(default_factory=list)
+    quoted: list[tuple[str, str]] = field(default_factory=list)
     counts: dict[str, Counter[str]] = field(default_factory=dict)
     slow: list[int] = field(default_factory=list)
     refused: GatewayError | None = None
@@ -61,9 +64,9 @@ class InputGuard:
         self._policies = Policies(settings)
         self._patterns: tuple[Any, ...] | None = None  # Compiled when first needed.
 
-    def policy(self, principal: Principal, names: Iterable[str]) -> GuardrailPolicy | None:
-        """Return what applies to a request for a model that goes by these names; None: nothing, and nothing is to be done."""
-        return self._policies.of(principal, names)
+    def policy(self, principal: Principal, sent: str, targets: list[Target]) -> GuardrailPolicy | None:
+        """Return what applies to a request; see ``Policies.of``. None: nothing, and nothing is to be done."""
+        return self._policies.of(principal, sent, targets)
 
     async def check(self, policy: GuardrailPolicy, body: dict[str, Any], *, model: str, tenant: str) -> bool:
         """Look through a body, replace in it what is to be replaced, and return whether that was anything.
@@ -72,16 +75,15 @@ class InputGuard:
             GatewayError: INVALID_REQUEST, it must not pass; OVERLOADED, the operator's own guardrail did not say.
         """
         found = BodyTexts.of(body)
-        look = _Look(policy, found.texts)
+        look = _Look(policy, found.texts, found.roles, found.quoted)
         self._measure(look, found)
         chars = sum(map(len, found.texts))
         try:
             if not look.refused:
-                roles = found.roles
                 if chars > THREAD_CHARS_MIN:
-                    await asyncio.to_thread(self._look, look, roles, chars)
+                    await asyncio.to_thread(self._look, look, chars)
                 else:
-                    self._look(look, roles, chars)
+                    self._look(look, chars)
             if not look.refused and look.is_on("custom") and self._custom:
                 await self._ask(look, self._custom, model, tenant)
         finally:
@@ -106,7 +108,7 @@ class InputGuard:
             said = f"The prompt has {found.messages} messages, and {messages_max} at most are taken. Send fewer."
             look.found("size", Counter(messages=1), said)
 
-    def _look(self, look: _Look, roles: list[str], chars: int) -> None:
+    def _look(self, look: _Look, chars: int) -> None:
         """Hot path of a guarded request: all that needs no waiting. Runs beside the loop for long prompts."""
         # Loaded here, so that whoever has no guardrails has none of their tables in memory.
         from common.guardrails.injection import is_injection
@@ -128,7 +130,8 @@ class InputGuard:
                 look.texts = [text for text, _ in cleaned]
         if look.is_on("injection"):
             # The application's own words give orders by right, and the model's have been said already.
-            hits = sum(is_injection(text) for text, role in zip(look.texts, roles, strict=True) if role == "other")
+            judged = [*zip(look.texts, look.roles, strict=True), *look.quoted]
+            hits = sum(is_injection(text) for text, role in judged if role == "other")
             if hits:
                 look.found(
                     "injection",
@@ -151,7 +154,7 @@ class InputGuard:
         if self._patterns is None:
             self._patterns = compiled(self._settings.guardrail_patterns_in)
         finder = PatternFinder(self._patterns, is_closed=look.blocks("patterns"))
-        for text in look.texts:
+        for text in [*look.texts, *(text for text, _ in look.quoted)]:
             if match := finder.find(text, 0):
                 said = f"The prompt holds what the gateway's operator lets nobody send (pattern {match.name}). Take it out."
                 look.found("patterns", Counter({f"pattern {match.name}": 1}), said)

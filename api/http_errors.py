@@ -4,17 +4,26 @@ Kinds become statuses and bodies in the client's own dialect, and nowhere else b
 """
 
 import math
+import re
+from typing import Any
 
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 from common.admission import LimitReached
 from common.dialects import DIALECTS
 from common.dialects.base import Dialect
-from common.errors import Failed, GatewayError
+from common.errors import ErrorKind, Failed, GatewayError
 
 PLAIN = DIALECTS["openai-chat"]  # The shape of errors where no dialect is spoken: unknown paths, /v1/models…
+RESTARTING = Failed(
+    ErrorKind.OVERLOADED, "The gateway is restarting. Send the request again.", code="gateway_restarting", retry_after_s=1
+)
+_REFUSAL = "refusal"  # In a scope's state: why the connection reads no more of the request.
+
+_BASE = re.compile(r"^(/(v1|v1beta|api|openai|anthropic))+(?=/)")  # What people put at the end of base URLs.
 
 
 def dialect_at(path: str) -> Dialect:
@@ -28,6 +37,18 @@ def dialect_at(path: str) -> Dialect:
     return DIALECTS["unified"] if path == "/v1/chat" else PLAIN
 
 
+def meant_path(path: str) -> str:
+    """Return the path that a client means whose base URL lacks ``/v1``, or has more than that before it."""
+    return "/v1" + _BASE.sub("", re.sub("/+", "/", f"/{path}").rstrip("/"))
+
+
+def base_url_hint(path: str) -> str:
+    """Return what to set as a client's base URL, so that it asks for a path of ours."""
+    if dialect_at(path).name == "anthropic-messages":
+        return "Clients of Anthropic's take this gateway's address as base URL, without /v1"
+    return "The base URL of most clients is this gateway's address and /v1"
+
+
 def error_response(dialect: Dialect, failed: Failed, request_id: str, headers: dict[str, str] | None = None) -> Response:
     """Return the response for a failure before the first byte."""
     extra = dict(headers or {})
@@ -35,6 +56,27 @@ def error_response(dialect: Dialect, failed: Failed, request_id: str, headers: d
         extra["retry-after"] = str(math.ceil(failed.retry_after_s))  # Whole seconds: not every client reads fractions.
     body = dialect.error_body(failed, request_id)
     return Response(body, dialect.status(failed), extra, media_type="application/json")
+
+
+def not_served(scope: Scope, status: int = 404, headers: dict[str, str] | None = None, meant: str | None = None) -> Response:
+    """Return the response where no route serves a path, or not with this method; ``meant`` is the path that a wrong base URL
+    has led away from.
+    """
+    path = scope["raw_path"].decode("latin-1")  # As it came: nothing in it ends a line.
+    mend = f"It is at {meant[:200]}. {base_url_hint(meant)}." if meant else "See GET /openapi.json for what is."
+    message = f"{scope['method']} {path[:200]} is not served here. {mend}"
+    failed = Failed(ErrorKind.NOT_FOUND, message, status=status, code="unknown_path")
+    return error_response(dialect_at(meant or scope["path"]), failed, scope["state"]["request_id"], headers)
+
+
+def refuse_in(state: dict[str, Any], failed: Failed) -> None:
+    """Have the request with this state refused, by whoever reads its body next, or before anything else."""
+    state[_REFUSAL] = failed
+
+
+def refusal_in(scope: Scope) -> Failed | None:
+    found: Failed | None = scope["state"].get(_REFUSAL)
+    return found
 
 
 def headers_of(error: GatewayError) -> dict[str, str]:

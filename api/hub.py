@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from api.viewer import DIVERGED, Viewer
+from api.store_errors import answer_lost
+from api.viewer import DIVERGED, LOG_LOST, Viewer
 from common.channel.base import START, Channel, ChannelUnavailable, Cursor, Feed, FrameKind, Message, State, Stop
 from common.errors import ErrorKind, Failed, GatewayError
-from common.process import in_background
+from common.process import supervised
 from common.queue.jobs import JobQueue, Place
 from common.redis_client import RedisUnavailable
+from common.redis_errors import RedisRefuses, is_refusal
 from common.settings import Settings
 
 log = structlog.get_logger()
@@ -26,9 +28,11 @@ UNCLAIMED_LOOK_S = 5.0
 MISSED_HEARTBEATS = 2
 LOOK_BATCH = 200  # Generations per look.
 
-_WAITED_TOO_LONG = Failed(ErrorKind.DEADLINE_EXCEEDED, "No worker was free in time. Try again later.", code="deadline_exceeded")
+_NONE_FREE = Failed(ErrorKind.DEADLINE_EXCEEDED, "No worker was free in time. Try again later.", code="deadline_exceeded")
+_NONE_RUNS = Failed(
+    ErrorKind.DEADLINE_EXCEEDED, "No worker of the gateway is running. Try again later.", code="deadline_exceeded"
+)
 _WORKER_LOST = Failed(ErrorKind.WORKER_LOST, "The answer's worker was lost. Send the request again.", code="worker_lost")
-_LOG_LOST = Failed(ErrorKind.INTERNAL, "The answer was lost with the gateway's store. Send the request again.", code="log_lost")
 
 
 @dataclass(slots=True)
@@ -37,15 +41,20 @@ class _Listening:
 
     is_subscribed: "asyncio.Future[None]"
     viewers: list[Viewer] = field(default_factory=list)
-    heard_at: float = field(default_factory=time.monotonic)
+    heard_at: float = field(default_factory=time.monotonic)  # Of it, from its worker or by a look.
+    told_at: float = field(default_factory=time.monotonic)  # By its worker, or by the queue that none has it yet.
     is_claimed: bool = False
 
     def take(self, message: Message) -> None:
         # Hot path: once per message.
-        self.heard_at = time.monotonic()
+        self.heard_at = self.told_at = time.monotonic()
         self.is_claimed = True
         for viewer in self.viewers:
             viewer.offer(message)
+
+    def fail(self, failed: Failed) -> None:
+        for viewer in self.viewers:
+            viewer.fail(failed)
 
 
 class Hub:
@@ -62,7 +71,7 @@ class Hub:
         feed.on_resubscribed(self._reread_all)
 
     def start(self) -> None:
-        self._patrol = in_background(self._patrol_for_ever(), "patrol")
+        self._patrol = supervised(self._patrol_for_ever, "patrol")
 
     async def stop(self) -> None:
         if self._patrol:
@@ -174,8 +183,17 @@ class Hub:
             for batch in (silent[at : at + LOOK_BATCH] for at in range(0, len(silent), LOOK_BATCH)):
                 try:
                     await self._look_at(batch)
-                except (ChannelUnavailable, RedisUnavailable):
+                except (ChannelUnavailable, RedisUnavailable) as error:
+                    self._give_up(silent, error)
                     break  # The next round asks again.
+
+    def _give_up(self, silent: list[str], error: Exception) -> None:
+        """No viewer waits for ever: after the time for which a job may wait it is told that nothing is known of its answer."""
+        known_since = time.monotonic() - self._settings.queue_wait_s
+        for generation_id in silent:
+            listening = self._listening.get(generation_id)
+            if listening and listening.heard_at < known_since:
+                listening.fail(answer_lost(error))
 
     def _silent(self, now: float) -> list[str]:
         claimed_s = MISSED_HEARTBEATS * self._settings.heartbeat_s
@@ -195,15 +213,32 @@ class Hub:
                 continue
             listening.heard_at = now  # Look again after another silence, not every second.
             if last is None:
-                for viewer in listening.viewers:
-                    viewer.fail(_LOG_LOST)
+                listening.fail(LOG_LOST)
                 continue
             for viewer in listening.viewers:
                 if last > viewer.tail:
+                    listening.told_at = now
                     viewer.reread()
                 elif last < viewer.tail and place is Place.GONE and not viewer.has_ended:
                     viewer.fail(DIVERGED)  # Redis lost what it has seen, and nobody is left who would append it again.
+            if place is not Place.RUNNING:
+                listening.told_at = now
+            elif now - listening.told_at > self._settings.queue_wait_s:
+                # Its worker renews its lease, and cannot say a word: Redis refuses it what it takes to publish.
+                listening.fail(answer_lost(RedisRefuses()))
+            await self._judge_for(listening, generation_id, place)
+
+    async def _judge_for(self, listening: _Listening, generation_id: str, place: Place) -> None:
+        """Judge one of a batch, whatever is wrong with it."""
+        try:
             await self._judge(generation_id, place)
+        except (ChannelUnavailable, RedisUnavailable) as error:
+            if not is_refusal(error):
+                raise
+            listening.fail(answer_lost(error))  # It has come to its end, which Redis refuses to write down.
+        except Exception:
+            log.exception("generation_unreadable", generation_id=generation_id)
+            listening.fail(LOG_LOST)
 
     async def _judge(self, generation_id: str, place: Place) -> bool:
         failed = await self._verdict(generation_id, place)
@@ -215,7 +250,7 @@ class Hub:
     async def _verdict(self, generation_id: str, place: Place) -> Failed | None:
         match place:
             case Place.LATE:
-                return _WAITED_TOO_LONG
+                return _NONE_FREE if self._queue.workers_alive else _NONE_RUNS
             case Place.ABANDONED:
                 return _WORKER_LOST
             case Place.GONE:

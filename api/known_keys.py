@@ -75,7 +75,7 @@ class KnownKeys:
         self._origins: frozenset[str] | None = None
         self._origins_before: frozenset[str] = frozenset()
         self._is_database_well = True
-        pulse.watch(("GET", keys.KEYS_VERSION), self._take_version)
+        pulse.watch(("GET", keys.KEYS_VERSION), self._take_version, self.forget_all)  # Unknown: each is looked up anew.
 
     async def find(self, id_: str) -> Known:
         """Return what is known of a key.
@@ -173,7 +173,7 @@ def _principal(record: KeyRecord, settings: Settings) -> Principal:
 def _unavailable() -> GatewayError:
     return GatewayError(
         ErrorKind.OVERLOADED,
-        f"The gateway cannot check your key just now: what knows of it does not answer. Try again in {RETRY_AFTER_S} seconds.",
+        f"The gateway cannot check your key just now: its store of keys cannot be used. Try again in {RETRY_AFTER_S} seconds.",
         code="keys_unavailable",
         retry_after_s=RETRY_AFTER_S,
     )

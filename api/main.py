@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator
 from types import FrameType
@@ -10,6 +11,7 @@ from types import FrameType
 import structlog
 import uvicorn
 from fastapi import FastAPI, Request, Response
+from fastapi.routing import APIRoute
 from prometheus_client import CollectorRegistry
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
@@ -20,7 +22,7 @@ from api.cors import Cors
 from api.describing import describe
 from api.generate import Services
 from api.guarding import InputGuard
-from api.http_errors import dialect_at, error_response, request_id_of
+from api.http_errors import meant_path, not_served
 from api.hub import Hub
 from api.known_keys import KnownKeys, Rings
 from api.metrics import Metrics
@@ -28,17 +30,20 @@ from api.middleware import Guarded, Observed
 from api.routes import admin, dialects, generations, models, pages, responses, usage
 from api.slow_requests import bounded_protocol
 from api.webhook import poster
-from common import keys
+from common import keys, pricing
 from common.channel.redis import RedisChannel, RedisFeed
 from common.database.lazy import LazyDatabase
-from common.errors import ErrorKind, Failed
 from common.foreign_variables import log_foreign
 from common.guardrails.custom import PluginError, custom_of
+from common.listening import address_of, bind
 from common.process import collect_seldom, raise_file_limit, switch_soon
+from common.proxies import ProxyUnusable
 from common.queue.jobs import JobQueue
 from common.redaction import Redactor
 from common.redis_client import COMMAND_TIMEOUT_S, Pulse, connect
+from common.redis_probe import Probe
 from common.responses import ResponseStore
+from common.setting_doubts import log_doubts
 from common.settings import Settings, environment
 from common.telemetry import configure_logging
 
@@ -81,19 +86,24 @@ class Process:
             hub=Hub(channel, feed, queue, settings),
             queue=queue,
             pulse=pulse,
+            probe=Probe(self.redis, pulse),
             metrics=metrics,
             responses=ResponseStore(self.redis, settings),
             guard=InputGuard(settings, self.custom_guardrail, metrics),
         )
 
     async def start(self) -> None:
+        if self.settings.budget_unknown_price == "refuse":
+            await asyncio.to_thread(pricing.load)
         await self.services.pulse.start()
         await self.services.feed.start()
+        self.services.probe.start()
         self.services.hub.start()
 
     async def stop(self) -> None:
         await self.services.hub.stop()
         await self.services.feed.stop()
+        await self.services.probe.stop()
         await self.services.pulse.stop()
         await self.database.close()
         await self.redis.aclose()
@@ -103,13 +113,9 @@ class Process:
     def begin_drain(self) -> None:
         """What can go on elsewhere ends now, what cannot when the grace is over."""
         log.info("draining", open_responses=len(self.services.relays))
-        self._drain(is_over=False)
+        self.services.drain(is_over=False)
         grace_s = max(0.0, self.settings.api_drain_s - DRAIN_MARGIN_S)
-        asyncio.get_running_loop().call_later(grace_s, lambda: self._drain(is_over=True))
-
-    def _drain(self, *, is_over: bool) -> None:
-        for relay in list(self.services.relays):
-            relay.drain(is_over=is_over)
+        asyncio.get_running_loop().call_later(grace_s, lambda: self.services.drain(is_over=True))
 
     async def count_jobs(self) -> tuple[int, int] | None:
         """Return how many jobs wait and how many run, all replicas together; None where Redis does not say."""
@@ -144,6 +150,7 @@ def create_app(process: Process) -> FastAPI:
     ]
     for router in routers:
         app.router.routes.extend(router.routes)  # Included ones would be looked through twice for each request.
+    _serve_head(app)
     describe(app)
     app.add_exception_handler(HTTPException, _plain_error)
     app.add_middleware(Guarded)
@@ -152,24 +159,32 @@ def create_app(process: Process) -> FastAPI:
         Cors, listed=[*settings.cors_origins, *of_tenants], more=process.known_keys.origins, exposed=EXPOSED_HEADERS
     )
     # Around Starlette's own outermost layer too: it answers what nobody foresaw, and would wrap the sending of each token.
-    app.middleware_stack = Observed(app.build_middleware_stack(), services.metrics, settings.header_bytes_max)
+    app.middleware_stack = Observed(
+        app.build_middleware_stack(), services.metrics, settings.header_bytes_max, lambda: services.is_draining
+    )
     return app
+
+
+def _serve_head(app: FastAPI) -> None:
+    """Have HEAD answered wherever GET is; the server leaves the body out."""
+    for route in list(app.routes):
+        if isinstance(route, APIRoute) and "GET" in (route.methods or ()):
+            app.add_api_route(route.path, route.endpoint, methods=["HEAD"], include_in_schema=False)
 
 
 async def _plain_error(request: Request, error: Exception) -> Response:
     """Unknown paths and methods; everything else has a dialect."""
     assert isinstance(error, HTTPException)
-    message = f"{request.method} {request.url.path[:200]} is not served here. See GET /openapi.json for what is."
-    failed = Failed(ErrorKind.NOT_FOUND, message, status=error.status_code, code="unknown_path")
-    headers = {name.lower(): value for name, value in (error.headers or {}).items()}
-    if error.status_code == 405:
-        headers["allow"] = ", ".join(_methods_at(request))  # Starlette names those of one of the path's routes.
-    return error_response(dialect_at(request.url.path), failed, request_id_of(request), headers)
+    path = request.url.path
+    meant = meant_path(path) if error.status_code == 404 and _methods_at(request, meant_path(path)) else None
+    # Starlette names the methods of one of the path's routes.
+    headers = {"allow": ", ".join(_methods_at(request, path))} if error.status_code == 405 else None
+    return not_served(request.scope, error.status_code, headers, meant)
 
 
-def _methods_at(request: Request) -> list[str]:
+def _methods_at(request: Request, path: str) -> list[str]:
     def is_served(method: str) -> bool:
-        scope = {**request.scope, "method": method}
+        scope = {**request.scope, "method": method, "path": path}
         return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
 
     return [method for method in ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT") if is_served(method)]
@@ -201,10 +216,17 @@ class ApiServer(uvicorn.Server):
         self.should_exit = True
 
 
-def run(settings: Settings) -> None:
-    """Serve until told to stop."""
+def run(settings: Settings, fd: int | None = None) -> None:
+    """Serve until told to stop; ``fd`` is a socket that is bound already, which another process gave to this one.
+
+    Raises:
+        CannotListen
+    """
+    given = None if fd is None else socket.socket(fileno=fd)
+    sock = given or bind(settings.host, settings.port, port_option="--port or SLUICE_PORT")
     configure_logging("api", settings.log_level, Redactor.of(settings))
     log_foreign(environment(), settings)
+    log_doubts(settings)
     raise_file_limit()
     collect_seldom()
     switch_soon()
@@ -212,12 +234,12 @@ def run(settings: Settings) -> None:
         process = Process(settings)
     except PluginError as error:
         sys.exit(f"SLUICE_GUARDRAIL_PLUGIN: {error}")
+    except ProxyUnusable as error:
+        sys.exit(f"SLUICE_GUARDRAIL_WEBHOOK_URL: {error}")
     config = uvicorn.Config(
         create_app(process),
-        host=settings.host,
-        port=settings.port,
-        loop="uvloop",
-        http=bounded_protocol(settings, process.services.metrics.refused),
+        loop="common.event_loop:Loop",
+        http=bounded_protocol(settings),
         ws="none",  # Nothing here speaks WebSocket: an upgrade that is asked for is not made.
         log_config=None,
         access_log=False,
@@ -229,5 +251,6 @@ def run(settings: Settings) -> None:
         # Ours ends the responses before; what is left then are viewers that say that they leave, to a Redis that may be away.
         timeout_graceful_shutdown=int(settings.api_drain_s + COMMAND_TIMEOUT_S),
     )
-    log.info("starting", host=settings.host, port=settings.port)
-    ApiServer(config, process).run()
+    host, port = address_of(sock)
+    log.info("starting", host=host, port=port)
+    ApiServer(config, process).run([sock])

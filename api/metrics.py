@@ -4,6 +4,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from common.errors import ErrorKind, Failed
 from common.job import Job
+from common.queue.jobs import JobClass
 
 DURATION_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 1800)
 
@@ -36,6 +37,7 @@ class Metrics:
             registry=registry,
         )
         self.accepted = Counter("sluice_generations_accepted", "Generations enqueued", ["dialect"], registry=registry)
+        self.classes = Counter("sluice_generations_by_class", "The same, by their class", ["class"], registry=registry)
         self.refusals = Counter("sluice_refusals", "Requests refused by a limit", ["limit"], registry=registry)
         self.errors = Counter("sluice_errors", "Failures by kind, before anything was enqueued", ["kind"], registry=registry)
         self.refused_credentials = Counter(
@@ -53,7 +55,8 @@ class Metrics:
         self.running = Gauge("sluice_running_jobs", "Jobs that a worker holds, all replicas", registry=registry)
         self.tasks = Gauge("sluice_tasks", "Tasks of this process", registry=registry)
         self.open_files = Gauge("sluice_open_files", "Files and sockets that this process has open", registry=registry)
-        self.redis_up = Gauge("sluice_redis_up", "Whether Redis answers", registry=registry)
+        self.redis_up = Gauge("sluice_redis_up", "Whether Redis answers, and does all that it is asked", registry=registry)
+        self.workers = Gauge("sluice_workers_alive", "Workers that take jobs, of all replicas", registry=registry)
 
     def refused(self, failed: Failed) -> None:
         self.errors.labels(failed.kind).inc()
@@ -63,5 +66,6 @@ class Metrics:
         elif failed.kind is ErrorKind.OVERLOADED:
             self.refusals.labels("store").inc()
 
-    def took(self, job: Job) -> None:
+    def took(self, job: Job, job_class: JobClass) -> None:
         self.accepted.labels(job.dialect).inc()
+        self.classes.labels(job_class).inc()

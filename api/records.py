@@ -46,11 +46,13 @@ def record(generation_id: str, state: State) -> dict[str, Any]:
     failed = failed_in(state.end)
     return {
         **short_record(generation_id, state),
+        "class": state.job_class,
         "stream": state.stream,
         "provider": told.get("provider"),
         "tries": told.get("tries", 0),
         "takeovers": max(0, state.claims - 1),
         "usage": told.get("usage"),
+        **({"estimated": True} if told.get("estimated") else {}),
         "cost": told.get("cost"),
         "timings": {name: told.get(name) for name in ("queue_wait_ms", "ttft_ms", "duration_ms")},
         "finish_reason": told.get("finish_reason"),

@@ -1,8 +1,9 @@
 """Who tries out credentials?
 
-So many refusals of one address in a minute block it for a while: what could be a guess is not even looked at then. What
-cannot be one, or was good here before, is: others behind the same address go on working. In this process' memory and
-bounded: each replica lets so many tries through, which is what guessing a key would need billions of.
+So many refusals of one address in a minute block it for a while: whatever turns out wrong then gets one and the same
+answer. What is right gets in all the same, whoever else is behind that address, so this stops no guess that hits; the
+credentials' length does (``SECRET_BYTES_MIN``, ``KEY_CHARS_MIN`` of ``common/settings.py``). It takes away what a wrong
+guess would tell, and keeps a flood from being counted for ever. In this process' memory and bounded.
 """
 
 import time
@@ -13,8 +14,7 @@ from typing import Any
 from common.errors import ErrorKind, GatewayError
 
 WINDOW_S = 60.0
-ADDRESSES_MAX = 10_000  # An attacker with more addresses than this is stopped by the keys' length alone, as everybody is.
-GOOD_MAX = 10_000
+ADDRESSES_MAX = 10_000
 _BLOCKED = "Too many requests with credentials that are not valid came from your address. Try again in {:.0f} seconds."
 
 
@@ -27,15 +27,6 @@ class Refusals:
         self._clock = clock
         self._counts: OrderedDict[str, tuple[int, float]] = OrderedDict()  # Address: refusals, and since when.
         self._blocked: OrderedDict[str, float] = OrderedDict()  # Address: until when.
-        self._good: OrderedDict[bytes, None] = OrderedDict()  # Digests of credentials that were good once.
-
-    def note_good(self, digest: bytes) -> None:
-        self._good[digest] = None
-        self._good.move_to_end(digest)
-        _bound(self._good, GOOD_MAX)
-
-    def is_known_good(self, digest: bytes) -> bool:
-        return digest in self._good
 
     def note(self, address: str) -> None:
         """Count one refusal."""

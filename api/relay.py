@@ -14,11 +14,11 @@ import structlog
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from api.http_errors import error_response
+from api.http_errors import RESTARTING, error_response
 from api.viewer import Viewer
-from common.channel.base import Frame, FrameKind
+from common.channel.base import Frame, FrameKind, State
 from common.dialects.base import Dialect, SoFar
-from common.errors import ErrorKind, Failed
+from common.errors import Failed
 from common.sse import KEEP_ALIVE, last_block, split_blocks
 
 log = structlog.get_logger()
@@ -29,11 +29,6 @@ SSE_HEADERS = {
     "cache-control": "no-cache, no-transform",
     "x-accel-buffering": "no",
 }
-_STOPPING = Failed(
-    ErrorKind.OVERLOADED, "The gateway is restarting. Send the request again.", code="gateway_restarting", retry_after_s=1
-)
-
-
 _DATA = FrameKind.DATA  # An enum's member costs a look-up of its own.
 
 
@@ -171,7 +166,7 @@ class Relay(Response):
             return _Step(b"", has_begun, is_last=True, failed=self.viewer.failed)
         if self._is_draining:
             self.outcome = "drained"
-            failed = None if self.is_resumable else _STOPPING
+            failed = None if self.is_resumable else RESTARTING
             return _Step(b"".join(parts), has_begun or bool(parts), is_last=True, failed=failed)
         return _Step(b"".join(parts), has_begun)
 
@@ -211,7 +206,7 @@ class Relay(Response):
                     await (self._refuse(failed, scope, receive, send) if failed else self._answer(scope, receive, send))
                     return
             if self.viewer.failed or self._is_draining:
-                await self._refuse(self.viewer.failed or _STOPPING, scope, receive, send)
+                await self._refuse(self.viewer.failed or RESTARTING, scope, receive, send)
                 return
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -223,6 +218,15 @@ class Relay(Response):
         self.outcome = failed.kind
         response = error_response(self._dialect, failed, self._request_id, self._extra_headers)
         await response(scope, receive, send)
+
+
+def headers_of_stream(generation_id: str, state: State, *, has_begun: bool) -> Response:
+    """Return what ``HEAD`` is answered where a relay would go on for as long as its generation does."""
+    given = orjson.loads(state.head).get("headers", {}) if state.head and not has_begun else {}
+    media = SSE_HEADERS if state.stream else {"content-type": "application/json"}
+    response = Response(headers={**media, "x-generation-id": generation_id, **given})
+    del response.headers["content-length"]  # A stream has none, and of an answer that is still to come it is not known.
+    return response
 
 
 @dataclass(slots=True)

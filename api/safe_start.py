@@ -4,13 +4,18 @@ import ipaddress
 from urllib.parse import urlsplit
 
 from api.auth import is_loopback, is_open
-from api.tokens import HS256_BYTES_MIN
-from common.settings import Settings
+from common.settings import KEY_CHARS_MIN, Settings
 
 
 def refuse_to_start(settings: Settings) -> str | None:
     """Return why the API must not start, and what to do; None where it may."""
-    return _is_open_to_the_world(settings) or _admin_keys(settings) or _tokens(settings) or _proxies(settings)
+    return (
+        _is_open_to_the_world(settings)
+        or _short_keys(settings)
+        or _admin_keys(settings)
+        or _tokens(settings)
+        or _proxies(settings)
+    )
 
 
 def _is_open_to_the_world(settings: Settings) -> str | None:
@@ -21,6 +26,18 @@ def _is_open_to_the_world(settings: Settings) -> str | None:
         "Set SLUICE_API_KEYS=key1,key2, or SLUICE_SECRET and make keys with `sluice keys create` "
         "(or set SLUICE_AUTH=none if something in front of Sluice checks who calls)."
     )
+
+
+def _short_keys(settings: Settings) -> str | None:
+    if is_loopback(settings.host):
+        return None
+    for name, keys in (("SLUICE_API_KEYS", settings.api_keys), ("SLUICE_ADMIN_KEYS", settings.admin_keys)):
+        if any(len(key.get_secret_value()) < KEY_CHARS_MIN for key in keys):
+            return (
+                f"{name} has a key that is too short to listen on {settings.host}: it could be found by trying. "
+                f"Use {KEY_CHARS_MIN} characters or more; make one with `openssl rand -hex 24`."
+            )
+    return None
 
 
 def _admin_keys(settings: Settings) -> str | None:
@@ -35,12 +52,6 @@ def _admin_keys(settings: Settings) -> str | None:
 
 
 def _tokens(settings: Settings) -> str | None:
-    secret = settings.jwt_secret
-    if secret and len(secret.get_secret_value().encode()) < HS256_BYTES_MIN:
-        return (
-            f"SLUICE_JWT_SECRET is shorter than {HS256_BYTES_MIN} bytes: whoever has one token could find it by trying. "
-            "Make one with `openssl rand -hex 32`."
-        )
     if not settings.jwt_jwks_url:
         return None
     parts = urlsplit(settings.jwt_jwks_url)

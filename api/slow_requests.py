@@ -2,36 +2,41 @@
 
 uvicorn waits for ever for a head that never ends, or a body that comes byte by byte, and holds headers of any size: so a
 few thousand such connections would take every file of the process, and one could take its memory. Here each request has a
-time to arrive in, longer the more body it brings, and a bound on what is not body. One timer per connection, set at most
-once per ``request_read_timeout_s`` and looked at only when it rings; nothing runs per token.
+time to arrive in, longer the more body it brings, and a bound on what is not body. When the process stops, what is still
+arriving has a last moment. One timer per connection, set at most once per ``request_read_timeout_s`` and looked at only when
+it rings; nothing runs per token.
 """
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from api.corking import CorkedProtocol
-from api.http_errors import dialect_at
+from api.connection import Connection
+from api.http_errors import RESTARTING
 from common.errors import ErrorKind, Failed
 from common.settings import KIB, Settings
 
+# Once the process stops. Nearly every request is complete within it; of a slow upload the client is told soon, and not after
+# it has sent all of it.
+STOPPING_READ_TIMEOUT_S = 2.0
 BODY_RATE_MIN = 64 * KIB  # Bytes per second: a slower line than any that could carry an answer's tokens for long.
 HEAD_EXTRA_BYTES = 16 * KIB  # Request line and line ends; what is a little over its limit gets a better answer from Observed.
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """``refused`` is told of each request that was cut off."""
-
     read_timeout_s: float
+    stopping_read_timeout_s: float
     head_bytes_max: int
-    refused: Callable[[Failed], None]
 
 
-def bounded_protocol(settings: Settings, refused: Callable[[Failed], None]) -> type[CorkedProtocol]:
+def bounded_protocol(settings: Settings) -> type[Connection]:
     """Return the protocol for uvicorn, which makes one per connection and hands over no arguments of ours."""
-    bounds = Bounds(settings.request_read_timeout_s, settings.header_bytes_max + HEAD_EXTRA_BYTES, refused)
+    bounds = Bounds(
+        settings.request_read_timeout_s,
+        min(STOPPING_READ_TIMEOUT_S, settings.api_drain_s / 2),  # The rest is for its answer.
+        settings.header_bytes_max + HEAD_EXTRA_BYTES,
+    )
 
     class Bounded(BoundedProtocol):
         def __init__(self, *args: Any, **options: Any) -> None:
@@ -41,7 +46,7 @@ def bounded_protocol(settings: Settings, refused: Callable[[Failed], None]) -> t
     return Bounded
 
 
-class BoundedProtocol(CorkedProtocol):
+class BoundedProtocol(Connection):
     bounds: Bounds
     _began_at: float | None = None  # When the request that is arriving began to; None while none is.
     _body_bytes = 0  # Of that request, so far.
@@ -63,8 +68,8 @@ class BoundedProtocol(CorkedProtocol):
             self._begin()  # Be it a line end only: it has ended the wait for a next request.
         self._in_a_row += len(data)
         super().data_received(data)
-        if self._in_a_row > self.bounds.head_bytes_max and self._began_at is not None and not self.transport.is_closing():
-            self._cut(_TOO_LARGE)
+        if self._in_a_row > self.bounds.head_bytes_max and self._began_at is not None:
+            self.refuse(_TOO_LARGE)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -77,8 +82,20 @@ class BoundedProtocol(CorkedProtocol):
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
-        self._in_a_row = 0
-        self._began_at = None
+        if not self._awaits_body:
+            self._in_a_row = 0
+            self._began_at = None
+
+    def shutdown(self) -> None:
+        """The process stops: a connection that is idle is closed, one that is answering when it has answered."""
+        if self._began_at is None or self._is_answered():
+            super().shutdown()
+        else:
+            self.loop.call_later(self.bounds.stopping_read_timeout_s, self._stop_waiting)
+
+    def _stop_waiting(self) -> None:
+        if self._began_at is not None:
+            self.refuse(RESTARTING)
 
     def _begin(self) -> None:
         self._began_at, self._body_bytes = self.loop.time(), 0
@@ -87,36 +104,27 @@ class BoundedProtocol(CorkedProtocol):
 
     def _check(self) -> None:
         self._timer = None
-        if self._began_at is None or self.transport.is_closing():
+        if self._began_at is None or self._is_refused or self.transport.is_closing():
             return
         now = self.loop.time()
         if self._is_answering_another():
             self._began_at = now  # What is half sent is the next request, and we are not reading it yet.
         # Once it has been answered, a request's rest is of no use, however fast it comes.
-        is_answered = self.cycle is not None and self.cycle.response_complete
-        due_at = self._began_at + self.bounds.read_timeout_s + (0 if is_answered else self._body_bytes / BODY_RATE_MIN)
+        due_at = self._began_at + self.bounds.read_timeout_s + (0 if self._is_answered() else self._body_bytes / BODY_RATE_MIN)
         if now >= due_at:
-            self._cut(_too_slow(self.bounds.read_timeout_s))
+            self.refuse(_too_slow(self.bounds.read_timeout_s))
         else:
             self._timer = self.loop.call_later(due_at - now, self._check)
+
+    def _is_answered(self) -> bool:
+        """Whether the request that is arriving has its answer already."""
+        return self._awaits_body and bool(self.cycle.response_complete)
 
     def _is_answering_another(self) -> bool:
         is_running = self.cycle is not None and not self.cycle.response_complete
         return bool(self.pipeline) or (is_running and not self.cycle.more_body)
 
-    def _cut(self, failed: Failed) -> None:
-        """Say why, where an answer can still be given, and close."""
-        is_head = self.cycle is None or self.cycle.response_complete
-        if is_head or not self.cycle.response_started:
-            self.bounds.refused(failed)
-            path = "" if is_head else self.cycle.scope["path"]
-            body = dialect_at(path).error_body(failed, "")
-            head = f"HTTP/1.1 {failed.http_status} {_PHRASE_OF[failed.http_status]}\r\ncontent-type: application/json\r\n"
-            self.transport.write(f"{head}content-length: {len(body)}\r\nconnection: close\r\n\r\n".encode() + body)
-        self.transport.close()
 
-
-_PHRASE_OF = {408: "Request Timeout", 431: "Request Header Fields Too Large"}
 _TOO_LARGE = Failed(
     ErrorKind.INVALID_REQUEST,
     "The request's headers are too large. Send fewer or shorter ones.",

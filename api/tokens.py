@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import httpx
 import jwt
 import orjson
 import structlog
@@ -21,12 +20,13 @@ from jwt.algorithms import AllowedPublicKeys
 
 from common.access import ALL, Principal
 from common.errors import ErrorKind, GatewayError
+from common.proxies import Proxy, proxy_for
+from common.redaction import shown_url
 from common.settings import Settings
 
 log = structlog.get_logger()
 
 TOKEN_CHARS_MAX = 8 * 1024  # Far more than any issuer's tokens have: they must fit into a header.
-HS256_BYTES_MIN = 32  # RFC 7518, 3.2. Whoever has one token can try out short secrets at home.
 RSA_BITS_MIN = 2048
 KEY_SET_BYTES_MAX = 512 * 1024
 KEY_SET_KEYS_MAX = 100
@@ -57,9 +57,17 @@ class VerifyingKey(NamedTuple):
 class KeySet:
     """The public keys at a URL, by their ids. What was fetched last is kept for as long as nothing newer can be had."""
 
-    def __init__(self, url: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        url: str,
+        clock: Callable[[], float] = time.monotonic,
+        proxy: Callable[[], Proxy | None] = lambda: None,
+    ) -> None:
+        import httpx  # noqa: F401 - Here, at the start: without a URL nobody needs it, and it takes long to load.
+
         self._url = url
         self._clock = clock
+        self._proxy = proxy
         self._keys: dict[str | None, VerifyingKey] | None = None
         self._fetched_at = self._tried_at = -1e9
         self._fetching: asyncio.Task[None] | None = None
@@ -99,23 +107,28 @@ class KeySet:
         return self._fetching
 
     async def _refresh(self) -> None:
+        import httpx
+
         try:
             async with asyncio.timeout(FETCH_TIMEOUT_S):
-                found = public_keys(await _get(self._url))
+                found = public_keys(await _get(self._url, self._proxy()))
         except (httpx.HTTPError, httpx.InvalidURL, OSError, TimeoutError, ValueError, RecursionError) as error:
             if self._is_well:
-                log.warning("token_keys_not_fetched", url=self._url, error=f"{type(error).__name__}: {error}"[:300])
+                log.warning("token_keys_not_fetched", url=shown_url(self._url), error=f"{type(error).__name__}: {error}"[:300])
             self._is_well = False
             return
         if not self._is_well or self._keys is None or set(found) != set(self._keys):
-            log.info("token_keys_fetched", url=self._url, keys=len(found))
+            log.info("token_keys_fetched", url=shown_url(self._url), keys=len(found))
         self._keys, self._fetched_at, self._is_well = found, self._clock(), True
 
 
-async def _get(url: str) -> bytes:
+async def _get(url: str, proxy: Proxy | None) -> bytes:
     """Return a body of bounded size. No redirects: what the operator named is what is asked."""
+
+    from api.http_client import http_client
+
     async with (
-        httpx.AsyncClient(timeout=FETCH_TIMEOUT_S, follow_redirects=False) as client,
+        http_client(proxy, FETCH_TIMEOUT_S) as client,
         client.stream("GET", url, headers={"accept": "application/json"}) as response,
     ):
         if response.status_code != 200:
@@ -164,13 +177,18 @@ def _public_key(entry: Mapping[str, Any]) -> VerifyingKey | None:
     return VerifyingKey(algorithm, key)
 
 
+def _key_set(settings: Settings) -> KeySet | None:
+    url = settings.jwt_jwks_url
+    return KeySet(url, proxy=lambda: proxy_for(url, settings)) if url else None
+
+
 class TokenVerifier:
     """Checks tokens as the settings say. ``is_on``: the settings have a way to check any."""
 
     def __init__(self, settings: Settings, key_set: KeySet | None = None) -> None:
         self._settings = settings
         self._secret = settings.jwt_secret.get_secret_value().encode() if settings.jwt_secret else None
-        self._key_set = key_set or (KeySet(settings.jwt_jwks_url) if settings.jwt_jwks_url else None)
+        self._key_set = key_set or _key_set(settings)
         self.is_on = bool(self._secret or self._key_set)
 
     async def verify(self, token: str) -> Principal:
@@ -194,13 +212,27 @@ class TokenVerifier:
         return self._principal(claims)
 
     async def is_ours(self, token: str) -> bool:
-        """Whether a token was signed for us, be it still good or not: such a one is never shown to a provider."""
+        """Whether a token was signed for us or says so, be it still good or not: such a one is never shown to a provider."""
         try:
             key = await self._key_for(token)
             jwt.decode(token, key.key, algorithms=[key.algorithm], options={"verify_aud": False, "verify_exp": False})
         except (TokenRefused, *_BROKEN) as error:
-            return isinstance(error, jwt.InvalidTokenError) and not isinstance(error, jwt.DecodeError)
+            is_signed = isinstance(error, jwt.InvalidTokenError) and not isinstance(error, jwt.DecodeError)
+            return is_signed or self._says_it_is_ours(token)
         return True
+
+    def _says_it_is_ours(self, token: str) -> bool:
+        """Whether the claims name our issuer or audience: made with a key of before, or changed on its way."""
+        if len(token) > TOKEN_CHARS_MAX:
+            return True  # No provider's key is that long.
+        try:
+            claims = jwt.decode(token, options={"verify_signature": False})
+        except _BROKEN:
+            return False
+        audience = claims.get("aud")
+        named = {each for each in (audience if isinstance(audience, list) else [audience]) if isinstance(each, str)}
+        issuer = self._settings.jwt_issuer
+        return bool(issuer and claims.get("iss") == issuer) or not named.isdisjoint(self._settings.jwt_audience)
 
     async def _key_for(self, token: str) -> VerifyingKey:
         if len(token) > TOKEN_CHARS_MAX:

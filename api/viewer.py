@@ -6,9 +6,13 @@ log. The buffer is bounded: past it live frames are dropped, and the log has the
 
 import asyncio
 
+import structlog
+
 from common.channel.base import START, Channel, ChannelUnavailable, Cursor, Frame, FrameId, FrameKind, Message
 from common.errors import ErrorKind, Failed
 from common.sse import split_blocks
+
+log = structlog.get_logger()
 
 _DATA = FrameKind.DATA  # An enum's member costs a look-up of its own.
 LOG_BATCH, LOG_BATCH_FIRST = 200, 10  # Frames per read of the log, at most, and before it is known how large they are.
@@ -17,6 +21,8 @@ PAUSE_WHILE_AWAY_S = 0.2
 DIVERGED = Failed(
     ErrorKind.INTERNAL, "A part of the answer was lost in a failover. Send the request again.", code="frames_lost"
 )
+
+LOG_LOST = Failed(ErrorKind.INTERNAL, "The answer was lost with the gateway's store. Send the request again.", code="log_lost")
 
 
 class Viewer:
@@ -104,6 +110,10 @@ class Viewer:
         except ChannelUnavailable:
             await asyncio.sleep(PAUSE_WHILE_AWAY_S)
             self._was_poked = True  # Whoever takes may have a keep-alive to send, or a client that left.
+            return
+        except Exception:  # What stands there is no log of ours.
+            log.exception("log_unreadable", generation_id=self.generation_id)
+            self.fail(LOG_LOST)
             return
         if self._doubts_tail and frames and frames[0].id == self.tail:
             if frames[0].data != self._tail_data:

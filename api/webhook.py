@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from common.guardrails.custom import ANSWER_BYTES_MAX, Post
+from common.proxies import Proxy
 
 if TYPE_CHECKING:
     import httpx
@@ -10,13 +11,14 @@ if TYPE_CHECKING:
 CONNECTIONS_MAX = 100
 
 
-def poster(url: str, timeout_s: float) -> Post:
+def poster(url: str, timeout_s: float, proxy: Proxy | None = None) -> Post:
     """Return what posts JSON to the operator's own address; no other is ever asked."""
     import httpx  # Only here: it takes longer to load than all else that the API needs for it.
 
+    from api.http_client import http_client
+
     limits = httpx.Limits(max_connections=CONNECTIONS_MAX, max_keepalive_connections=CONNECTIONS_MAX)
-    # No proxy or certificate of the environment's: the settings alone say who sees prompts.
-    return _Poster(url, httpx.AsyncClient(timeout=timeout_s, limits=limits, follow_redirects=False, trust_env=False))
+    return _Poster(url, http_client(proxy, timeout_s, limits=limits))
 
 
 class _Poster:

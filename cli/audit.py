@@ -31,7 +31,7 @@ def show(settings: Settings, generation_id: str) -> None:
             f"there is no entry for {generation_id!r}: its key is not audited, it has not ended, or the entry has expired"
         )
     try:
-        entry = unseal(sealed, generation_id, settings.secret)
+        entry = unseal(sealed, generation_id, *settings.secrets)
     except ValueError as error:
         raise click.ClickException(str(error)) from error
     click.echo(orjson.dumps(entry, option=orjson.OPT_INDENT_2).decode())

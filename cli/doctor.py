@@ -2,39 +2,34 @@
 
 import asyncio
 import resource
-from dataclasses import dataclass
-from typing import Literal
+from contextlib import suppress
 
 import click
-import httpx
-from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from api.auth import is_open, static_ids
 from api.safe_start import refuse_to_start
+from cli.doctor_redis import examine_redis
+from cli.finding import Finding, Level
+from cli.http_get import get
+from common.database.errors import DatabaseUnavailable
+from common.database.revisions import HEAD, is_sqlite_url, sqlite_revision
+from common.errors import GatewayError
+from common.event_loop import Loop
 from common.foreign_variables import in_effect, without_effect
-from common.redis_client import COMMAND_TIMEOUT_S, connect
-from common.routes import available
-from common.settings import MIB, Settings, environment
+from common.listening import url_of
+from common.redaction import shown_url
+from common.routes import available, resolve
+from common.setting_doubts import doubts
+from common.settings import Settings, environment
 
-Level = Literal["ok", "note", "wrong"]
 MARKS: dict[Level, str] = {"ok": "✓", "note": "·", "wrong": "✗"}
 FILES_WANTED = 10_000
-PUBSUB_HARD_LIMIT_WANTED = 64 * MIB
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line of the report; ``mend`` says what to do about it."""
-
-    level: Level
-    what: str
-    mend: str = ""
-
-
-def run(settings: Settings) -> int:
-    """Print the report; returns 0 if nothing is wrong, else 1."""
-    findings = asyncio.run(_examine(settings))
+def run(settings: Settings, *, with_keys: bool = False) -> int:
+    """Print the report; returns 0 if nothing is wrong, else 1. ``with_keys``: providers are asked whether theirs are good."""
+    with asyncio.Runner(loop_factory=Loop) as runner:
+        findings = runner.run(_examine(settings, with_keys=with_keys))
     for finding in findings:
         click.echo(f"{MARKS[finding.level]} {finding.what}")
         if finding.mend:
@@ -44,16 +39,20 @@ def run(settings: Settings) -> int:
     return 1 if wrong else 0
 
 
-async def _examine(settings: Settings) -> list[Finding]:
-    findings = [*_access(settings), *_providers(settings), *_foreign(settings), _files()]
-    findings += [*await _redis(settings), await _database(settings)]
-    on = available(settings)
-    findings += [await _reach(provider, settings) for provider in on if not settings.is_behind_gateway(provider)]
-    if settings.ai_gateway_url:
-        mend = "Check SLUICE_AI_GATEWAY_BASE_URL and this machine's way to the internet."
-        findings.append(await _answers("The AI Gateway", settings.ai_gateway_base_url, mend))
-    findings.append(await _api(settings))
-    return findings
+async def _examine(settings: Settings, *, with_keys: bool) -> list[Finding]:
+    findings = [*_access(settings), *_providers(settings), *_unknown_prices(settings), *_foreign(settings), *_doubts(settings)]
+    findings.append(_files())
+    api = await _api(settings)
+    findings += [*await examine_redis(settings, is_running=api.level == "ok"), await _database(settings)]
+    findings += await _upstreams(settings, with_keys=with_keys)
+    return [*findings, api]
+
+
+async def _upstreams(settings: Settings, *, with_keys: bool) -> list[Finding]:
+    from cli.doctor_providers import certificates, keys_checked, providers_reached  # Here: aiohttp takes long to load.
+
+    found = [*certificates(), *await providers_reached(settings)]
+    return found + await keys_checked(settings) if with_keys else found
 
 
 def _access(settings: Settings) -> list[Finding]:
@@ -90,16 +89,24 @@ def _providers(settings: Settings) -> list[Finding]:
     if not findings:
         variables = ", ".join(f"{vendor.env}_API_KEY" for vendor in settings.vendors.values() if vendor.key_is_needed)
         return [Finding("wrong", "No provider is configured.", f"Set one of {variables}; or run `sluice dev` for the demo.")]
-    default = settings.default_provider
-    if default and settings.vendor_ids.get(default) not in available(settings):
-        findings.append(
-            Finding(
-                "wrong",
-                f"SLUICE_DEFAULT_PROVIDER={default} is not configured.",
-                f"Choose from: {', '.join(available(settings))}.",
-            )
-        )
     return findings
+
+
+def _unknown_prices(settings: Settings) -> list[Finding]:
+    """Names of the operator's own whose cost nobody can count."""
+    if not settings.aliases:
+        return []
+    from common.pricing import is_known  # Here: to read the list takes a quarter of a second.
+
+    found = []
+    for alias in sorted(settings.aliases):
+        with suppress(GatewayError):
+            for target in resolve(alias, settings):
+                if not is_known(target.provider, target.model, settings.prices):
+                    mend = f'Set SLUICE_PRICES={{"{target.name}": {{"input_usd_per_mtok": …, "output_usd_per_mtok": …}}}}.'
+                    what = f"The price of {target.name} (alias {alias}) is not known: it counts for nothing in budgets."
+                    found.append(Finding("note", what, mend))
+    return found
 
 
 def _way(provider: str, settings: Settings) -> str:
@@ -115,6 +122,10 @@ def _foreign(settings: Settings) -> list[Finding]:
     return found + [Finding("note", f"{name} has no effect: {reason}.") for name, reason in ignored.items()]
 
 
+def _doubts(settings: Settings) -> list[Finding]:
+    return [Finding("wrong" if doubt.is_fault else "note", doubt.what, doubt.mend) for doubt in doubts(settings)]
+
+
 def _files() -> Finding:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < FILES_WANTED:
@@ -124,32 +135,10 @@ def _files() -> Finding:
     return Finding("ok", f"A process may open {hard} files.")
 
 
-async def _redis(settings: Settings) -> list[Finding]:
-    redis = connect(settings.redis_url)
-    where = _without_password(settings.redis_url)
-    try:
-        async with asyncio.timeout(COMMAND_TIMEOUT_S):
-            info = await redis.info()
-        found = [Finding("ok", f"Redis {info['redis_version']} answers at {where}.")]
-        if tuple(map(int, info["redis_version"].split(".")[:2])) < (6, 2):
-            found.append(Finding("wrong", "Redis is older than 6.2.", "Install 6.2 or newer."))
-        found += await _redis_settings(redis)
-        return found
-    except (RedisError, OSError, TimeoutError) as error:
-        mend = "Start it (redis-server --appendonly yes), or point SLUICE_REDIS_URL at yours. `sluice dev` brings its own."
-        return [Finding("wrong", f"Redis does not answer at {where}: {type(error).__name__}.", mend)]
-    finally:
-        await redis.aclose()
-
-
 async def _database(settings: Settings) -> Finding:
-    from common.database.engine import shown  # Here: no other command has to pay for SQLAlchemy.
-    from common.database.errors import DatabaseUnavailable
-    from common.database.migrate import HEAD, revision_of
-
-    where = shown(settings.database_url)
+    where = shown_url(settings.database_url)
     try:
-        found = await revision_of(settings.database_url)
+        found = await _revision(settings.database_url)
     except DatabaseUnavailable as error:
         mend = "Check SLUICE_DATABASE_URL, and that it is running. Until then what was used waits in Redis; nothing is lost."
         return Finding("wrong", f"The database {where} cannot be used: {error}.", mend)
@@ -161,52 +150,25 @@ async def _database(settings: Settings) -> Finding:
     return Finding("wrong", f"The database {where} {state}.", "Run `sluice migrate`.")
 
 
-async def _redis_settings(redis: Redis) -> list[Finding]:
-    try:
-        async with asyncio.timeout(COMMAND_TIMEOUT_S):
-            config = await redis.config_get("*")
-    except (RedisError, TimeoutError):
-        return [Finding("note", "Redis does not show its settings; make sure of noeviction and appendonly.")]
-    found = []
-    if config.get("maxmemory-policy") != "noeviction":
-        mend = "CONFIG SET maxmemory-policy noeviction"
-        found.append(Finding("wrong", f"Redis may evict keys ({config.get('maxmemory-policy')}): answers would be lost.", mend))
-    if config.get("appendonly") != "yes":
-        found.append(Finding("note", "Redis is not appendonly: a restart loses running answers.", "CONFIG SET appendonly yes"))
-    if (limit := _pubsub_hard_limit(config.get("client-output-buffer-limit", ""))) and limit < PUBSUB_HARD_LIMIT_WANTED:
-        mend = "The API sets it where Redis lets it; else CONFIG SET client-output-buffer-limit 'pubsub 256mb 64mb 60'"
-        found.append(Finding("note", f"Redis cuts a subscriber past {limit // MIB} MiB.", mend))
-    return found or [Finding("ok", "Redis keeps what it is given: noeviction, appendonly.")]
+async def _revision(url: str) -> str | None:
+    if is_sqlite_url(url):
+        return sqlite_revision(url)
+    from common.database.migrate import revision_of  # Here: it takes longer to load than all else.
 
-
-def _pubsub_hard_limit(setting: str) -> int:
-    words = setting.split()
-    return int(words[words.index("pubsub") + 1]) if "pubsub" in words else 0
-
-
-async def _reach(provider: str, settings: Settings) -> Finding:
-    env = settings.vendors[provider].env
-    what = f"{env}_BASE_URL" if env else "its base_url"
-    mend = f"Check {what} and this machine's way to the internet."
-    return await _answers(f"Provider {provider}", settings.base_url(provider) or "", mend)
+    return await revision_of(url)
 
 
 async def _api(settings: Settings) -> Finding:
-    address = f"http://{settings.host}:{settings.port}/readyz"
-    finding = await _answers("The API", address, "Start it with `sluice api`.")
-    return finding if finding.level == "ok" else Finding("note", finding.what, finding.mend)
-
-
-async def _answers(who: str, address: str, mend: str) -> Finding:
-    """Whether anything answers at an address; which status does not matter, and no key is sent."""
+    address = f"{url_of(settings.host, settings.port)}/readyz"
     try:
-        async with httpx.AsyncClient(timeout=5) as client:
-            await client.get(address)
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        return Finding("wrong", f"{who} does not answer at {address}: {type(error).__name__}.", mend)
-    return Finding("ok", f"{who} answers at {address}.")
+        status = (await get(address)).status
+    except (OSError, TimeoutError) as error:
+        return Finding("note", f"The API does not answer at {address}: {_words(error)}.", "Start it with `sluice api`.")
+    if status >= 500:
+        return Finding("note", f"The API answers at {address} with status {status}.", "Try again later.")
+    return Finding("ok", f"The API answers at {address}.")
 
 
-def _without_password(url: str) -> str:
-    head, mark, tail = url.rpartition("@")
-    return f"{head.partition('//')[0]}//…@{tail}" if mark else url
+def _words(error: Exception) -> str:
+    reason = getattr(error, "strerror", None)
+    return f"{type(error).__name__}, {reason}" if reason else type(error).__name__

@@ -3,7 +3,6 @@
 The commands talk to the database and to Redis themselves, so they work while no API runs. Both must be those of the APIs.
 """
 
-import asyncio
 import json
 import re
 import sys
@@ -14,14 +13,16 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-from pydantic import ValidationError
 
-from common.access import Access
-from common.settings import Settings
+from cli import keys_output
 
 if TYPE_CHECKING:
+    from pydantic import SecretStr
+
+    from common.access import Access
     from common.key_records import KeyRecord
     from common.key_ring import Change, KeyRing
+    from common.settings import Settings
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Answer = TypeVar("Answer")
@@ -29,11 +30,6 @@ Answer = TypeVar("Answer")
 LIST_MAX = 10_000
 _SPAN = re.compile(r"(\d{1,6})([smhdw])")
 _UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
-_NEVER = "never"
-_NOT_SERVED = (
-    "! The database has the change, but Redis did not answer, so it does not count yet. Run `sluice keys update {id}` when "
-    "Redis is back, or wait: the workers tell it too."
-)
 
 
 @click.group()
@@ -64,7 +60,7 @@ def _overlap(_: click.Context, __: click.Parameter, text: str | None) -> int:
 
 def _moment(_: click.Context, __: click.Parameter, text: str | None) -> int | str | None:
     """Return the moment in ms that an expiry names: in so much time, or a date, of UTC unless it says otherwise."""
-    if text is None or text == _NEVER:
+    if text is None or text == keys_output.NEVER:
         return text
     if _SPAN.fullmatch(text.strip().lower()):
         return time.time_ns() // 1_000_000 + _span_s(text) * 1000
@@ -81,6 +77,7 @@ _ACCESS_OPTIONS = [
     click.option("--dialect", "dialects", multiple=True, help="A dialect that it may speak. Repeatable."),
     click.option("--origin", "origins", multiple=True, help="A page that may use it, https://app.example. Repeatable."),
     click.option("--disconnect", help="When its client leaves: stop, grace=SECONDS or detach."),
+    click.option("--class", "highest_class", help="The highest class of its requests: interactive or background."),
     click.option("--requests", type=int, help="Most requests per window."),
     click.option("--tokens", type=int, help="Most tokens per window, of prompts and answers together."),
     click.option("--concurrent", type=int, help="Most generations at a time."),
@@ -106,7 +103,14 @@ def _access_options(function: Function) -> Function:
 @_access_options
 @_JSON
 def create(name: str, tenant: str, expires: int | str | None, as_json: bool, **said: Any) -> None:
-    """Make a key, and show it this once."""
+    """Make a key, and show it this once.
+
+    \b
+    sluice keys create --name "the web shop" --model 'gpt-*' --requests 60 --month-usd 50
+    sluice keys create --name trial --expires 30d --guardrail pii=block --json
+    """
+    from common.access import Access
+
     access = _access(Access(), said)
     _check_names(name, tenant)
 
@@ -115,14 +119,19 @@ def create(name: str, tenant: str, expires: int | str | None, as_json: bool, **s
 
         return await ring.create(NewKey(name, tenant, access, expires if isinstance(expires, int) else None))
 
-    _tell_minted(_run(make), as_json, "Key {id} was made. This is the only time that it is shown:")
+    keys_output.show_minted(_run(make), as_json, "Key {id} was made. This is the only time that it is shown:")
 
 
 @keys.command("list")
 @click.option("--tenant", help="Of this tenant only.")
 @_JSON
 def list_(tenant: str | None, as_json: bool) -> None:
-    """List the keys."""
+    """List the keys.
+
+    \b
+    sluice keys list
+    sluice keys list --tenant acme --json
+    """
 
     async def read(ring: "KeyRing") -> "list[KeyRecord]":
         found: list[KeyRecord] = []
@@ -134,9 +143,9 @@ def list_(tenant: str | None, as_json: bool) -> None:
 
     found = _run(read)
     if as_json:
-        click.echo(json.dumps([_told(record) for record in found], indent=2))
+        click.echo(json.dumps([keys_output.told_of(record) for record in found], indent=2))
         return
-    rows = [("id", "name", "tenant", "state", "expires"), *(_row(record) for record in found)]
+    rows = [("id", "name", "tenant", "state", "expires"), *(keys_output.row_of(record) for record in found)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -146,8 +155,12 @@ def list_(tenant: str | None, as_json: bool) -> None:
 @click.argument("id_", metavar="ID")
 @_JSON
 def show(id_: str, as_json: bool) -> None:
-    """Show what a key may, but never the key."""
-    _tell(_run(lambda ring: ring.find(id_)), as_json)
+    """Show what a key may, but never the key.
+
+    \b
+    sluice keys show 4f7k2m9qwxyz
+    """
+    keys_output.show(_run(lambda ring: ring.find(id_)), as_json)
 
 
 @keys.command()
@@ -155,19 +168,29 @@ def show(id_: str, as_json: bool) -> None:
 @click.option("--overlap", "overlap_s", callback=_overlap, help="For how long the key before is good, too: 90s, 10m, 24h.")
 @_JSON
 def rotate(id_: str, overlap_s: int, as_json: bool) -> None:
-    """Give a key a new secret. Its id, its usage and its generations stay what they are."""
+    """Give a key a new secret. Its id, its usage and its generations stay what they are.
+
+    \b
+    sluice keys rotate 4f7k2m9qwxyz --overlap 1h      # the old one is good for an hour more
+    """
     from common.key_ring import OVERLAP_S_MAX
 
     if overlap_s > OVERLAP_S_MAX:
         raise click.UsageError(f"--overlap must be at most {OVERLAP_S_MAX // 86_400}d")
-    _tell_minted(_run(lambda ring: ring.rotate(id_, overlap_s)), as_json, "Key {id} was rotated. The new one, shown this once:")
+    keys_output.show_minted(
+        _run(lambda ring: ring.rotate(id_, overlap_s)), as_json, "Key {id} was rotated. The new one, shown this once:"
+    )
 
 
 @keys.command()
 @click.argument("id_", metavar="ID")
 @_JSON
 def disable(id_: str, as_json: bool) -> None:
-    """Let a key in no more, everywhere within two seconds. What it has begun runs on."""
+    """Let a key in no more, everywhere within two seconds. What it has begun runs on.
+
+    \b
+    sluice keys disable 4f7k2m9qwxyz
+    """
     _update(id_, lambda _: {"is_disabled": True}, as_json)
 
 
@@ -175,7 +198,11 @@ def disable(id_: str, as_json: bool) -> None:
 @click.argument("id_", metavar="ID")
 @_JSON
 def enable(id_: str, as_json: bool) -> None:
-    """Let a disabled key in again."""
+    """Let a disabled key in again.
+
+    \b
+    sluice keys enable 4f7k2m9qwxyz
+    """
     _update(id_, lambda _: {"is_disabled": False}, as_json)
 
 
@@ -196,7 +223,12 @@ def update(
     as_json: bool,
     **said: Any,
 ) -> None:
-    """Change what a key may. What is not named stays; lists are replaced. Without options: tell Redis of the key again."""
+    """Change what a key may. What is not named stays; lists are replaced. Without options: tell Redis of the key again.
+
+    \b
+    sluice keys update 4f7k2m9qwxyz --requests 120 --expires never
+    sluice keys update 4f7k2m9qwxyz --clear models
+    """
     _check_names(name or "", tenant or "")
     changes: dict[str, Any] = {}
     if name is not None:
@@ -204,7 +236,7 @@ def update(
     if tenant:
         changes["tenant"] = tenant
     if expires is not None:
-        changes["expires_ms"] = None if expires == _NEVER else expires
+        changes["expires_ms"] = None if expires == keys_output.NEVER else expires
     has_access = bool(clear) or any(value is not None and value != () for value in said.values())
     _update(id_, lambda old: {**changes, "access": _access(old.access, said, clear)} if has_access else changes, as_json)
 
@@ -214,7 +246,11 @@ def update(
 @click.confirmation_option("--yes", prompt="Delete it for good? Disabling it can be undone.")
 @_JSON
 def delete(id_: str, as_json: bool) -> None:
-    """Delete a key for good. Its usage stays on record."""
+    """Delete a key for good. Its usage stays on record.
+
+    \b
+    sluice keys delete 4f7k2m9qwxyz --yes
+    """
     if not _run(lambda ring: ring.delete(id_)):
         click.echo("! Redis did not answer: the key is disabled in the database alone. Run the command again.", err=True)
         sys.exit(1)
@@ -223,12 +259,16 @@ def delete(id_: str, as_json: bool) -> None:
 
 def _update(id_: str, change: "Change", as_json: bool) -> None:
     changed = _run(lambda ring: ring.update(id_, change))
-    _tell(changed.record, as_json)
-    _warn_unserved(changed.record, is_served=changed.is_served)
+    keys_output.show(changed.record, as_json)
+    keys_output.warn_unserved(changed.record, is_served=changed.is_served)
 
 
-def _access(old: Access, said: dict[str, Any], clear: tuple[str, ...] = ()) -> Access:
+def _access(old: "Access", said: dict[str, Any], clear: tuple[str, ...] = ()) -> "Access":
     """Return what the options say, on top of what was."""
+    from pydantic import ValidationError
+
+    from common.access import Access
+
     fields = old.model_dump(mode="json", exclude_defaults=True)
     places = {
         "models": ("models",),
@@ -236,6 +276,7 @@ def _access(old: Access, said: dict[str, Any], clear: tuple[str, ...] = ()) -> A
         "dialects": ("dialects",),
         "origins": ("cors_origins",),
         "disconnect": ("disconnect",),
+        "highest_class": ("highest_class",),
         "requests": ("limits", "requests"),
         "tokens": ("limits", "tokens"),
         "concurrent": ("limits", "concurrent"),
@@ -290,22 +331,27 @@ def _check_names(name: str, tenant: str) -> None:
 
 
 def _run(work: Callable[["KeyRing"], Awaitable[Answer]]) -> Answer:
-    from cli.main import load_settings
+    import asyncio  # Here, as all that a help page does without.
 
+    from cli.settings import load_settings
+
+    settings = load_settings()
+    if settings.secret is None:
+        raise click.UsageError(
+            "Managed keys need SLUICE_SECRET, the same for all processes: make one with `openssl rand -hex 32`."
+        )
     with _failures():
-        return asyncio.run(_with_ring(load_settings(), work))
+        return asyncio.run(_with_ring(settings, settings.secret, work))
 
 
-async def _with_ring(settings: Settings, work: Callable[["KeyRing"], Awaitable[Answer]]) -> Answer:
+async def _with_ring(settings: "Settings", secret: "SecretStr", work: Callable[["KeyRing"], Awaitable[Answer]]) -> Answer:
     from common.database.lazy import LazyDatabase
     from common.key_ring import KeyRing
     from common.redis_client import connect
 
-    if settings.secret is None:
-        raise click.UsageError("Managed keys need SLUICE_SECRET, the same long random text for all processes.")
     database, redis = LazyDatabase(settings.database_url), connect(settings.redis_url)
     try:
-        return await work(KeyRing(await database.engine(), redis, settings.secret))
+        return await work(KeyRing(await database.engine(), redis, secret))
     finally:
         await redis.aclose()
         await database.close()
@@ -326,62 +372,3 @@ def _failures() -> Iterator[None]:
         ) from error
     except Busy as error:
         raise click.ClickException("Others change the same key just now. Try again.") from error
-
-
-# Telling
-
-
-def _told(record: "KeyRecord") -> dict[str, Any]:
-    return {
-        "id": record.id,
-        "name": record.name,
-        "tenant": record.tenant,
-        "state": _state(record),
-        "expires_at": _time(record.expires_ms),
-        "previous_good_until": _time(record.previous_until_ms),
-        "created_at": _time(record.created_ms),
-        "access": record.access.model_dump(mode="json", exclude_defaults=True),
-    }
-
-
-def _tell(record: "KeyRecord", as_json: bool) -> None:
-    told = _told(record)
-    if as_json:
-        click.echo(json.dumps(told, indent=2))
-        return
-    access = told.pop("access")
-    for name, value in told.items():
-        if value:
-            click.echo(f"{name.replace('_', ' '):<20} {value}")
-    for name, value in access.items():
-        click.echo(f"{name:<20} {json.dumps(value)}")
-
-
-def _tell_minted(minted: Any, as_json: bool, words: str) -> None:
-    record, text = minted.record, minted.text.get_secret_value()
-    if as_json:
-        click.echo(json.dumps({**_told(record), "key": text, "served": minted.is_served}, indent=2))
-    else:
-        click.echo(words.format(id=record.id), err=True)
-        click.echo(text)
-    _warn_unserved(record, is_served=minted.is_served)
-
-
-def _warn_unserved(record: "KeyRecord", *, is_served: bool) -> None:
-    if not is_served:
-        click.echo(_NOT_SERVED.format(id=record.id), err=True)
-        sys.exit(1)
-
-
-def _row(record: "KeyRecord") -> tuple[str, ...]:
-    return record.id, record.name[:40], record.tenant, _state(record), _time(record.expires_ms) or _NEVER
-
-
-def _state(record: "KeyRecord") -> str:
-    if record.is_disabled:
-        return "disabled"
-    return "expired" if record.is_expired(time.time_ns() // 1_000_000) else "enabled"
-
-
-def _time(moment_ms: int | None) -> str | None:
-    return f"{datetime.fromtimestamp(moment_ms / 1000, UTC):%Y-%m-%dT%H:%M:%SZ}" if moment_ms is not None else None

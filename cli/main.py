@@ -1,13 +1,18 @@
-"""What can be typed after ``sluice``? Each command starts a tier, or answers a question about the setup."""
+"""What can be typed after ``sluice``? Each command starts a tier, or answers a question about the setup.
 
+A command imports what it needs when it runs: to read a help page costs none of it.
+"""
+
+import contextlib
 import sys
+from collections.abc import Iterator
 
 import click
-from pydantic import ValidationError
 
 from cli.keys import keys
 from cli.usage import usage
-from common.settings import Settings
+
+_PORT, _PORT_OR_FREE = click.IntRange(1, 65_535), click.IntRange(0, 65_535)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -16,68 +21,98 @@ def main() -> None:
     """Sluice: a queue-backed gateway that streams LLM tokens to very many clients at once.
 
     Start with `sluice dev`: everything on this machine, no key needed. In production run `sluice api` and `sluice worker`,
-    as many of each as you like, with the same settings (SLUICE_* variables, .env or sluice.yaml).
+    as many of each as you like, with the same settings (SLUICE_* variables, .env or sluice.yaml; .env.example lists them).
+    `sluice doctor` says what is wrong with a setup, `sluice COMMAND --help` how a command is used.
     """
 
 
-def load_settings() -> Settings:
-    """Return the settings, or end with a message that names what is wrong with them."""
-    try:
-        return Settings()
-    except ValidationError as error:
-        for problem in error.errors(include_url=False, include_input=False, include_context=False):
-            name = "SLUICE_" + "_".join(str(part) for part in problem["loc"]).upper()
-            click.echo(f"{name}: {problem['msg']}", err=True)
-        sys.exit(2)
-
-
 @main.command()
-def api() -> None:
-    """Serve clients: authenticate, enqueue, relay. Listens on SLUICE_HOST:SLUICE_PORT (127.0.0.1:8080)."""
+@click.option("--host", help="Address to listen on; wins over SLUICE_HOST.")
+@click.option("--port", type=_PORT, help="Port to listen on; wins over SLUICE_PORT.")
+@click.option("--fd", type=int, hidden=True, help="A socket that is bound already; `sluice dev` gives its own.")
+def api(host: str | None, port: int | None, fd: int | None) -> None:
+    """Serve clients: authenticate, enqueue, relay. Listens on SLUICE_HOST:SLUICE_PORT (127.0.0.1:8080).
+
+    \b
+    OPENAI_API_KEY=… SLUICE_API_KEYS=… sluice api
+    sluice api --host 0.0.0.0 --port 8000
+
+    Needs a Redis (SLUICE_REDIS_URL), and a worker beside it: `sluice worker`, in another terminal.
+    """
     from api.main import run
     from api.safe_start import refuse_to_start
+    from cli.settings import load_settings
 
-    settings = load_settings()
+    settings = load_settings(host=host, port=port)
     if reason := refuse_to_start(settings):
         click.echo(reason, err=True)
         sys.exit(2)
     if settings.auth == "none":
         click.echo("SLUICE_AUTH=none: anybody who reaches this address may use it.", err=True)
-    run(settings)
+    with _listening():
+        run(settings, fd)
 
 
 @main.command()
-def worker() -> None:
-    """Work on generations: hold the upstream connections and publish tokens. Start as many as you need."""
+@click.option("--host", help="Address of its health and metrics; wins over SLUICE_HOST.")
+@click.option(
+    "--port", type=_PORT_OR_FREE, help="Port of its health and metrics, 0 for a free one; wins over SLUICE_WORKER_PORT."
+)
+def worker(host: str | None, port: int | None) -> None:
+    """Work on generations: hold the upstream connections and publish tokens. Start as many as you need.
+
+    \b
+    OPENAI_API_KEY=… sluice worker
+    sluice worker --port 8081      # GET http://127.0.0.1:8081/readyz and /metrics
+    """
+    from cli.settings import load_settings
     from workers.main import run
 
-    run(load_settings())
+    settings = load_settings(host=host, worker_port=port)
+    with _listening():
+        run(settings)
 
 
 @main.command()
-@click.option("--workers", default=2, show_default=True, help="Worker processes.")
+@click.option("--workers", type=click.IntRange(0, 64), default=2, show_default=True, help="Worker processes.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=_PORT, help="Port to listen on; wins over SLUICE_PORT.")
 @click.option("--once", is_flag=True, help="End after the sample answer; the exit status tells whether it was complete.")
 @click.option("--reload", is_flag=True, help="Restart the API and the workers when the source changes.")
 @click.option("--verbose", is_flag=True, help="Show the processes' logs.")
-def dev(workers: int, once: bool, reload: bool, verbose: bool) -> None:
-    """Run everything on this machine: Redis, the demo provider, one API and two workers. No key needed."""
-    from cli.dev import run
+def dev(workers: int, host: str, port: int | None, once: bool, reload: bool, verbose: bool) -> None:
+    """Run everything on this machine: Redis, the demo provider, one API and two workers. No key needed.
 
-    sys.exit(run(load_settings(), workers=workers, once=once, reload=reload, verbose=verbose))
+    \b
+    sluice dev                     # a sample answer, then a playground until Ctrl-C
+    sluice dev --port 8090 --once
+    OPENAI_API_KEY=… sluice dev    # a real provider beside the demo
+    """
+    from cli.dev import run
+    from cli.settings import load_settings
+
+    sys.exit(run(load_settings(port=port), host=host, workers=workers, once=once, reload=reload, verbose=verbose))
 
 
 @main.command("demo-provider")
-@click.option("--host", default="127.0.0.1", show_default=True)
-@click.option("--port", default=8090, show_default=True, help="0 takes a free one.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=_PORT_OR_FREE, default=8090, show_default=True, help="Port to listen on; 0 takes a free one.")
 def demo_provider(host: str, port: int) -> None:
-    """Serve a make-believe provider: OpenAI chat and responses, Anthropic messages.
+    """Serve a make-believe provider: OpenAI chat and responses, Anthropic messages, Gemini, Cohere.
+
+    \b
+    sluice demo-provider --port 8090
+    DEMO_BASE_URL=http://127.0.0.1:8090/v1 sluice worker
 
     What it answers is set by the model's name: demo-n50-d20 is 50 tokens, 20 ms apart; demo-e503 fails; demo-cut10 breaks
     off after ten tokens. `python -c "help('cli.demo_provider.script')"` lists all of it.
     """
     from cli.demo_provider.server import run
+    from cli.settings import load_settings
 
-    run(host, port)
+    load_settings()  # It follows none of them; but what is wrong is told wherever one looks first.
+    with _listening():
+        run(host, port)
 
 
 @main.command()
@@ -85,33 +120,102 @@ def demo_provider(host: str, port: int) -> None:
 def migrate(check: bool) -> None:
     """Give the database the tables that this version needs. Safe while Sluice runs, and as often as you like.
 
+    \b
+    sluice migrate --check
+    SLUICE_DATABASE_URL=postgresql://user:password@host/name sluice migrate
+
     Run it before the first start on PostgreSQL and before each update. A SQLite file is migrated by whoever opens it first.
     """
     from cli.migrate import run
+    from cli.settings import load_settings
 
     sys.exit(run(load_settings(), check=check))
 
 
 @main.group()
 def audit() -> None:
-    """Read the audit log: what was asked and answered by keys whose access says `audit`."""
+    """Read the audit log: what was asked and answered by keys whose access says `audit`.
+
+    \b
+    sluice keys update 4f7k2m9qwxyz --audit
+    sluice audit show gen_…
+    """
 
 
 @audit.command()
 @click.argument("generation_id")
 def show(generation_id: str) -> None:
-    """Decrypt one entry, and print it as JSON. It needs the same SLUICE_SECRET as the workers."""
+    """Decrypt one entry, and print it as JSON. It needs the same SLUICE_SECRET as the workers.
+
+    \b
+    sluice audit show gen_…      # the id that an answer has in its header x-generation-id
+    """
     from cli.audit import show
+    from cli.settings import load_settings
 
     show(load_settings(), generation_id)
 
 
-@main.command()
-def doctor() -> None:
-    """Say what is configured, what is reachable, what is wrong and how to mend it. Exit status 1 if anything is wrong."""
-    from cli.doctor import run
+@main.group()
+def records() -> None:
+    """Look at what could not be processed: jobs that killed their workers, records that the ledger could not take."""
 
-    sys.exit(run(load_settings()))
+
+@records.command("list")
+def list_records() -> None:
+    """List what is set aside, newest first: when, what, the generation's id, why."""
+    from cli.records import list_all
+    from cli.settings import load_settings
+
+    list_all(load_settings().redis_url)
+
+
+@records.command("show")
+@click.argument("generation_id")
+def show_record(generation_id: str) -> None:
+    """Print all that is kept of one generation, as JSON. It holds no prompt and no answer."""
+    from cli.records import show
+    from cli.settings import load_settings
+
+    show(load_settings().redis_url, generation_id)
+
+
+@records.command("drop")
+@click.argument("generation_ids", nargs=-1)
+@click.option("--all", "is_all", is_flag=True, help="All that is set aside.")
+def drop_records(generation_ids: tuple[str, ...], is_all: bool) -> None:
+    """Delete what is kept of generations. Nothing comes back, and the ledger has no row of them."""
+    from cli.records import drop
+    from cli.settings import load_settings
+
+    drop(load_settings().redis_url, generation_ids, is_all=is_all)
+
+
+@main.command()
+@click.option("--keys", "with_keys", is_flag=True, help="Ask each provider whether its keys are good; costs no tokens.")
+def doctor(with_keys: bool) -> None:
+    """Say what is configured, what is reachable, what is wrong and how to mend it. Exit status 1 if anything is wrong.
+
+    \b
+    sluice doctor
+    sluice doctor --keys      # and whether each provider takes its keys
+    """
+    from cli.doctor import run
+    from cli.settings import load_settings
+
+    sys.exit(run(load_settings(), with_keys=with_keys))
+
+
+@contextlib.contextmanager
+def _listening() -> Iterator[None]:
+    """End with status 2 and one line where a place to listen cannot be had."""
+    from common.listening import CannotListen
+
+    try:
+        yield
+    except CannotListen as error:
+        click.echo(str(error), err=True)
+        sys.exit(2)
 
 
 main.add_command(keys)

@@ -4,15 +4,15 @@ import asyncio
 
 import click
 
-from common.database.engine import shown
 from common.database.errors import DatabaseUnavailable
 from common.database.migrate import HEAD, migrate, revision_of
+from common.redaction import shown_url
 from common.settings import Settings
 
 
 def run(settings: Settings, *, check: bool) -> int:
     """Migrate, or only (``check``) say whether it is needed; returns the exit status, 1 where something is left to do."""
-    where = shown(settings.database_url)
+    where = shown_url(settings.database_url)
     try:
         return asyncio.run(_check(settings, where) if check else _migrate(settings, where))
     except DatabaseUnavailable as error:

@@ -1,20 +1,17 @@
 """How does an operator see who used how much? As a table, or as JSON or CSV for other programs."""
 
-import asyncio
-import csv
-import io
-from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import click
-import orjson
 
-from common.database.errors import DatabaseUnavailable
-from common.database.lazy import LazyDatabase
-from common.settings import Settings
 from common.usage_report import GROUPS, LINES_MAX, SINCE_DEFAULT, TOKENS, Question, Report, moment_ms
+
+if TYPE_CHECKING:
+    from common.settings import Settings
 
 # What the table calls a column, in this order; the groups come first. JSON and CSV have the names as they are, and all of them.
 _HEADINGS = {
+    "key_name": "name",
     "requests": "requests",
     "input_tokens": "input",
     "output_tokens": "output",
@@ -53,7 +50,11 @@ def usage(
     known, nothing is added, and the report says so. input includes both cache figures, output includes reasoning;
     "estimated" is the share of generations whose tokens were counted by Sluice, since their provider did not tell.
     """
-    from cli.main import load_settings
+    import asyncio  # Here, as all that a help page does without.
+    from datetime import UTC, datetime
+
+    from cli.settings import load_settings
+    from common.database.errors import DatabaseUnavailable
 
     settings = load_settings()
     now = datetime.now(UTC)
@@ -71,7 +72,9 @@ def usage(
     click.echo({"table": as_table, "json": as_json, "csv": as_csv}[form](report), nl=False)
 
 
-async def ask(settings: Settings, question: Question) -> Report:
+async def ask(settings: "Settings", question: Question) -> Report:
+    from common.database.lazy import LazyDatabase
+
     database = LazyDatabase(settings.database_url)
     try:
         engine = await database.engine()
@@ -83,14 +86,19 @@ async def ask(settings: Settings, question: Question) -> Report:
 
 
 def as_json(report: Report) -> str:
+    import orjson
+
     return orjson.dumps(report.told(), option=orjson.OPT_INDENT_2).decode() + "\n"
 
 
 def as_csv(report: Report) -> str:
     """Return the lines with a heading. What a spreadsheet would run as a formula is disarmed: names come from clients."""
+    import csv
+    import io
+
     out = io.StringIO()
     lines = report.told()["data"]
-    names = list(lines[0]) if lines else [*report.question.by, "requests", *TOKENS]
+    names = list(lines[0]) if lines else report.columns([*report.question.by, "requests", *TOKENS])
     writer = csv.DictWriter(out, names, lineterminator="\n")
     writer.writeheader()
     for line in lines:
@@ -104,10 +112,10 @@ def _disarmed(value: object) -> object:
 
 def as_table(report: Report) -> str:
     """Return the lines with aligned columns, and under them what is not in the sums."""
-    groups, lines = list(report.question.by), report.told()["data"]
+    groups, lines = report.columns(report.question.by), report.told()["data"]
     if not lines:
         return "Nothing was used in this time.\n"
-    names = [*groups, *_HEADINGS]
+    names = [*groups, *(name for name in _HEADINGS if name != "key_name")]
     rows = [[_HEADINGS.get(name, name.replace("_", " ")) for name in names]]
     rows += [[_cell(name, line[name]) for name in names] for line in lines]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -6,7 +6,6 @@ Who asks is found by ``api.auth``; that it may is checked by ``api.admission``, 
 """
 
 import re
-from collections.abc import Collection
 from dataclasses import dataclass
 from decimal import Decimal
 from enum import StrEnum
@@ -27,7 +26,8 @@ from pydantic import (
 _STRICT = ConfigDict(frozen=True, extra="forbid")
 LIST_MAX = 1_000
 Names = Annotated[tuple[Annotated[str, Field(min_length=1, max_length=200)], ...], Field(max_length=LIST_MAX)]
-Origin = Annotated[str, Field(pattern=r"^(\*|[a-z][a-z0-9+.-]*://[^/\s,]+)$", max_length=255)]  # As browsers write it.
+_ORIGIN = r"^(\*|[a-z][a-z0-9+.-]*://[^/\s,]+)$"  # As browsers write it.
+Origin = Annotated[str, Field(pattern=_ORIGIN, max_length=255, examples=["https://app.example"])]
 
 
 _DOLLARS_BOUND = 10**9
@@ -65,6 +65,10 @@ Dollars = Annotated[
         mode="validation",
     ),
 ]
+
+
+def is_origin(text: str) -> bool:
+    return re.fullmatch(_ORIGIN, text) is not None
 
 
 class Limits(BaseModel):
@@ -123,7 +127,7 @@ class GuardrailPolicy(BaseModel):
 
 
 class Access(BaseModel):
-    """Names may hold ``*`` and ``?``; None allows all. ``models`` are the names that clients send, or ``provider/model``."""
+    """Names may hold ``*`` and ``?``; None allows all. How ``models`` are matched: ``common.model_patterns``."""
 
     model_config = _STRICT
 
@@ -131,16 +135,15 @@ class Access(BaseModel):
     providers: Names | None = None
     dialects: Names | None = None
     cors_origins: Annotated[tuple[Origin, ...], Field(max_length=LIST_MAX)] | None = None
-    disconnect: Annotated[str, Field(pattern=r"^(stop|detach|grace=[0-9]{1,4})$")] | None = None
+    disconnect: Annotated[str, Field(pattern=r"^(stop|detach|grace=[0-9]{1,4})$", examples=["grace=60"])] | None = None
+    highest_class: Literal["interactive", "background"] = "interactive"  # Of its requests; the first is above the second.
     limits: Limits = Limits()
     budget: Budget = Budget()
     guardrails: GuardrailPolicy | None = None
     audit: StrictBool = False
 
-    def allows(self, what: Literal["models", "providers", "dialects"], names: Collection[str]) -> bool:
-        """Return whether one of the names that a thing goes by is allowed."""
-        allowed: Names | None = getattr(self, what)
-        return allowed is None or any(fnmatchcase(name, pattern) for pattern in allowed for name in names)
+    def allows_dialect(self, name: str) -> bool:
+        return self.dialects is None or any(fnmatchcase(name, pattern) for pattern in self.dialects)
 
 
 ALL = Access()
@@ -164,8 +167,8 @@ class Principal:
         if not self.tenant:
             object.__setattr__(self, "tenant", self.id)
 
-    def allows(self, what: Literal["models", "providers", "dialects"], names: Collection[str]) -> bool:
-        return self.access.allows(what, names) and self.tenant_access.allows(what, names)
+    def allows_dialect(self, name: str) -> bool:
+        return self.access.allows_dialect(name) and self.tenant_access.allows_dialect(name)
 
     @property
     def guardrails(self) -> GuardrailPolicy | None:
@@ -176,6 +179,11 @@ class Principal:
     @property
     def disconnect(self) -> str | None:
         return self.access.disconnect or self.tenant_access.disconnect
+
+    @property
+    def highest_class(self) -> Literal["interactive", "background"]:
+        is_background = "background" in (self.access.highest_class, self.tenant_access.highest_class)
+        return "background" if is_background else "interactive"
 
     @property
     def is_audited(self) -> bool:

@@ -195,8 +195,8 @@ def budget_spent(reason: str) -> GatewayError:
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """What an ended generation really took. ``purse`` is that of the provider that answered."""
+    """What an ended generation really took. ``cost_nano_usd`` is the principal's; ``shares`` tells whose providers' it is."""
 
     tokens: int = 0
     cost_nano_usd: int = 0
-    purse: Purse | None = None
+    shares: Sequence[tuple[Purse, int]] = ()

@@ -7,6 +7,7 @@ generation's id: a copy of the database is of no use without the secret, and an 
 
 import base64
 import zlib
+from contextlib import suppress
 from typing import Any
 
 import orjson
@@ -50,17 +51,17 @@ def seal(entry: dict[str, Any], generation_id: str, secret: SecretStr) -> bytes:
     return _fernet(secret, generation_id).encrypt(zlib.compress(orjson.dumps(redacted_json(kept))))
 
 
-def unseal(sealed: bytes, generation_id: str, secret: SecretStr) -> dict[str, Any]:
-    """Return the entry.
+def unseal(sealed: bytes, generation_id: str, *secrets: SecretStr) -> dict[str, Any]:
+    """Return the entry, which one of these secrets opens.
 
     Raises:
         ValueError: it was sealed with another secret, or for another generation.
     """
-    try:
-        entry: dict[str, Any] = orjson.loads(zlib.decompress(_fernet(secret, generation_id).decrypt(sealed)))
-    except InvalidToken as error:
-        raise ValueError("the entry was sealed with another SLUICE_SECRET") from error
-    return entry
+    for secret in secrets:
+        with suppress(InvalidToken):
+            entry: dict[str, Any] = orjson.loads(zlib.decompress(_fernet(secret, generation_id).decrypt(sealed)))
+            return entry
+    raise ValueError("the entry was sealed with another SLUICE_SECRET; SLUICE_SECRET_PREVIOUS may be the one before")
 
 
 def bounded_json(value: Any, depth: int = 0) -> Any:
@@ -75,14 +76,15 @@ def bounded_json(value: Any, depth: int = 0) -> Any:
 
 
 def redacted_json(value: Any) -> Any:
-    """Return JSON with every string in it redacted; names of fields stay, for they are not the client's text."""
-    from common.guardrails.pii import redact  # Here: its tables take a while to build, and few processes ever audit.
+    """Return JSON with every string, number and name in it redacted, and of JSON in a string what stands in it."""
+    # Here: their tables take a while to build, and few processes ever audit.
+    from common.guardrails.json_values import JsonTexts
+    from common.guardrails.pii import redact
 
-    if isinstance(value, str):
-        return redact(value).text
-    if isinstance(value, dict):
-        return {name: redacted_json(each) for name, each in value.items()}
-    return [redacted_json(each) for each in value] if isinstance(value, list) else value
+    found = JsonTexts(value)
+    found.read()
+    found.replace([redact(text).text for text in found.texts])
+    return found.value
 
 
 def _fernet(secret: SecretStr, generation_id: str) -> Fernet:

@@ -5,6 +5,7 @@ use without the secret, and put into another job it cannot be read at all.
 """
 
 import base64
+from contextlib import suppress
 
 from cryptography.fernet import Fernet, InvalidToken
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -41,11 +42,9 @@ def open_brought_key(job: Job, settings: Settings) -> str | None:
     """
     if job.brought_key is None:
         return None
-    try:
-        if settings.secret is not None:
-            return _fernet(settings.secret, job.generation_id).decrypt(job.brought_key.encode()).decode()
-    except InvalidToken:
-        pass
+    for secret in settings.secrets:
+        with suppress(InvalidToken):
+            return _fernet(secret, job.generation_id).decrypt(job.brought_key.encode()).decode()
     raise GatewayError(
         ErrorKind.INTERNAL,
         "The key that the request brought cannot be read: the gateway's API and its workers need the same SLUICE_SECRET.",

@@ -7,10 +7,10 @@ A stream of events is: ``Started``, any number of deltas, one ``Finished`` per c
 vendor's family, and is refused or dropped elsewhere).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from common.errors import Failed
 
@@ -25,11 +25,35 @@ class FinishReason(StrEnum):
     PAUSE = "pause"
 
 
+# The largest figure of one upstream call that is believed. The longest context windows hold some millions of tokens.
+FIGURE_MAX = 1_000_000_000
+COUNTS = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens", "reasoning_tokens")
+# Parts of these counts that may have a price of their own; each with the count that includes it.
+PARTS = {
+    "cache_write_1h_tokens": "cache_write_tokens",
+    "cache_audio_read_tokens": "cache_read_tokens",
+    "cache_image_read_tokens": "cache_read_tokens",
+    "cache_video_read_tokens": "cache_read_tokens",
+    "input_audio_tokens": "input_tokens",
+    "input_image_tokens": "input_tokens",
+    "input_video_tokens": "input_tokens",
+    "output_audio_tokens": "output_tokens",
+    "output_image_tokens": "output_tokens",
+    "output_video_tokens": "output_tokens",
+    "output_citation_tokens": "output_tokens",
+}
+# Calls of tools that run at the vendor and are paid for by the call.
+PAID_CALLS = ("web_searches", "social_searches", "storage_searches", "code_executions", "image_generations")
+_DETAILS = frozenset((*PARTS, *PAID_CALLS))
+
+
 @dataclass(slots=True)
 class Usage:
-    """Tokens of one generation. ``input_tokens`` includes both cache figures, ``output_tokens`` includes reasoning.
+    """What an upstream call took. ``input_tokens`` includes both cache figures, ``output_tokens`` includes reasoning.
 
     Vendors disagree on what includes what; decoders normalise to this, encoders go back to their dialect's own rule.
+    ``details`` holds the ``PARTS`` and ``PAID_CALLS`` that are not 0. ``model`` is the one that the upstream named, and
+    ``service_tier`` how it served it, in the vendor's word; both empty where nothing was said. Both change the price.
     """
 
     input_tokens: int = 0
@@ -37,24 +61,61 @@ class Usage:
     cache_read_tokens: int = 0
     cache_write_tokens: int = 0
     reasoning_tokens: int = 0
+    details: dict[str, int] = field(default_factory=dict)
+    model: str = field(default="", compare=False)
+    service_tier: str = field(default="", compare=False)
 
     def to_dict(self) -> dict[str, int]:
-        return {name: getattr(self, name) for name in self.__slots__}
+        """Return the figures: the five counts always, the details that are not 0."""
+        return {**{name: getattr(self, name) for name in COUNTS}, **self.details}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "Usage":
+        """Return what ``to_dict`` gave, of this version or another: unknown fields are passed over, missing ones are 0."""
+        return cls.of({name: _stored(fields[name]) for name in fields.keys() & {*COUNTS, *_DETAILS}})
+
+    @classmethod
+    def of(cls, figures: Mapping[str, int], model: str = "", service_tier: str = "") -> "Usage":
+        """Return the usage with these counts and details; what is missing is 0."""
+        details = {name: figure for name, figure in figures.items() if figure and name in _DETAILS}
+        usage = cls(details=details, model=model, service_tier=service_tier)
+        for name in COUNTS:
+            setattr(usage, name, figures.get(name, 0))
+        return usage
+
+
+def _stored(figure: object) -> int:
+    if isinstance(figure, bool) or not isinstance(figure, int | float) or figure != figure:
+        return 0
+    return int(min(max(figure, 0), FIGURE_MAX))
 
 
 def summed(first: Usage | None, second: Usage | None) -> Usage | None:
-    """Return the usage of two tries together; None is a try that told nothing."""
+    """Return the usage of two attempts together; None is an attempt that reported nothing."""
     if first is None or second is None:
         return first or second
-    return Usage(*(getattr(first, name) + getattr(second, name) for name in Usage.__slots__))
+    return _combined(first, second, 1)
+
+
+def without(total: Usage, part: Usage | None) -> Usage:
+    """Return what is left of ``total`` where ``part`` is taken away, nothing below 0; model and tier stay."""
+    return _combined(total, part, -1) if part else total
+
+
+def _combined(first: Usage, second: Usage, sign: int) -> Usage:
+    figures, others = first.to_dict(), second.to_dict()
+    names = figures.keys() | others.keys()
+    both = {name: max(0, figures.get(name, 0) + sign * others.get(name, 0)) for name in names}
+    return Usage.of(both, first.model, first.service_tier)
 
 
 @dataclass(slots=True)
 class Started:
-    """The upstream accepted the request. Its own id and model name, where it told them."""
+    """The upstream accepted the request. Its own id, model name and service tier, where it told them."""
 
     id: str | None = None
     model: str | None = None
+    service_tier: str = field(default="", compare=False)
 
 
 @dataclass(slots=True)

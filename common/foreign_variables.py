@@ -10,13 +10,12 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-import structlog
 from pydantic import SecretStr
+
+from common.access import is_origin
 
 if TYPE_CHECKING:
     from common.settings import Settings
-
-log = structlog.get_logger()
 
 _TRUE = {"1", "true", "yes", "on"}
 _LEVELS = {  # Python's, winston's and pino's words.
@@ -37,6 +36,11 @@ _LEVELS = {  # Python's, winston's and pino's words.
 
 def _same(value: str) -> str:
     return value
+
+
+def _origins(value: str) -> str | None:
+    """Return those that are origins: elsewhere it may be true, or an expression."""
+    return ",".join(part for each in value.split(",") if is_origin(part := each.strip().rstrip("/"))) or None
 
 
 def _level(value: str) -> str | None:
@@ -64,7 +68,7 @@ _TABLE: tuple[tuple[str, str, Callable[[str], str | None]], ...] = (
     ("CCPROXY_LOG_LEVEL", "log_level", _level),
     ("PORT", "port", _same),
     ("REDIS_URL", "redis_url", _same),
-    ("CORS_ORIGIN", "cors_origins", _same),
+    ("CORS_ORIGIN", "cors_origins", _origins),
     ("DEBUG", "log_level", _debug),
     ("LOG_LEVEL", "log_level", _level),
 )
@@ -121,6 +125,14 @@ def _limit(name: str, text: str) -> float | None:
     return min(max(1, math.ceil(int(text) / 1000)), _WINDOW_S_MAX) if name == "window_s" else int(text)
 
 
+def variable_of(setting: str, variables: Mapping[str, str | None]) -> str | None:
+    """Return the variable that a setting's value comes from, where it is one of these; of limits, the first."""
+    for variable, name, convert in _TABLE:
+        if name == setting and convert((variables.get(variable) or "").strip()):
+            return variable
+    return None
+
+
 def in_effect(variables: Mapping[str, str | None], settings: "Settings") -> list[str]:
     """Return the names of the variables that the settings follow: no stronger source says otherwise."""
     names = []
@@ -149,6 +161,8 @@ def without_effect(variables: Mapping[str, str | None], settings: "Settings") ->
         value = (variables.get(variable) or "").strip()
         if value and value != "0" and _limit(name, value) is None:
             found[variable] = "it is not a whole number"
+    if (variables.get("CORS_ORIGIN") or "").strip() and not _origins(variables["CORS_ORIGIN"] or ""):
+        found["CORS_ORIGIN"] = "it is no origin such as https://app.example"
     method = (variables.get("CCPROXY_AUTH_METHOD") or "").strip().lower()
     if method in _METHODS:
         setting, reason = _METHODS[method]
@@ -161,6 +175,9 @@ def without_effect(variables: Mapping[str, str | None], settings: "Settings") ->
 
 def log_foreign(variables: Mapping[str, str | None], settings: "Settings") -> None:
     """Log which foreign variables a process follows, by name only, and which it cannot."""
+    import structlog  # Here: commands that log nothing start without it.
+
+    log = structlog.get_logger()
     if names := in_effect(variables, settings):
         log.info("foreign_variables_taken", variables=names)
     for name, reason in without_effect(variables, settings).items():

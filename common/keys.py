@@ -32,15 +32,19 @@ all keys of one generation live in one slot of a cluster. The queue's keys are f
 | ``sluice:keys:origins`` | hash, key's id to its browser origins | until the keys are deleted | the same |
 | ``sluice:q:spent:loaded`` | string, whether the counters hold what the database knows | permanent | worker |
 | ``sluice:q:bookkeeper`` | string, the token of the worker that keeps the books | ``LEASE_S``, renewed | worker |
-| ``sluice:ledger:unreadable`` | list of records that the ledger could not take, bounded | a month | worker |
+| ``sluice:ledger:unreadable`` | list of what could not be processed, see ``common/set_aside.py`` | a month | API, worker |
 | ``sluice:q:turn``, ``sluice:q:handed`` | counters of enqueued and of handed-out jobs | permanent | API, worker |
+| ``sluice:q:workers`` | sorted set, workers that take jobs by the ms of their last word | ``ALIVE_S`` after that | worker |
+| ``sluice:q:probe:…`` | what a probe of Redis writes, see ``common/redis_probe`` | the probe, 10 s at most | API, worker |
 | ``sluice:q:health:WORKER`` | string, arq's health record | half a minute | worker |
 | ``sluice:q:bell`` | list, at most one item | until a worker takes it | whoever leaves work in waiting |
 """
 
 QUEUE_PREFIX = "sluice:q:"  # The queue's scripts build the others of its keys from the same prefix.
 ENQUEUED = QUEUE_PREFIX + "enqueued"
+DELAYED = QUEUE_PREFIX + "delayed"
 RUNNING = QUEUE_PREFIX + "running"
+WORKERS = QUEUE_PREFIX + "workers"
 JOB = QUEUE_PREFIX + "job:"
 BELL = QUEUE_PREFIX + "bell"
 RECENT = QUEUE_PREFIX + "recent:"

@@ -6,7 +6,8 @@ whoever ended it and whatever crashed: a hash of
 - ``asked``: JSON of ``Asked`` below, said when the generation was opened;
 - ``end``: the data of the ``end`` frame, JSON: error (or null), usage, cost, timings… (see ``workers.generate``; of a
   generation that no worker ended, only the error);
-- ``ended_ms``: when, by Redis' clock.
+- ``ended_ms``: when, by Redis' clock;
+- ``note``: of a generation that no worker ended, what its worker last left: its attempts (see ``common.attempts``).
 
 It has no expiry. The queue's scripts that remove the job also push its id to the list ``sluice:q:ended``, at least once.
 """

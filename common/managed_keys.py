@@ -13,7 +13,7 @@ hash, which exists to make such lists expensive, would only make each first requ
 import hashlib
 import hmac
 import re
-import secrets
+import secrets as random_source
 from typing import NamedTuple
 
 from pydantic import SecretStr
@@ -39,19 +39,19 @@ def is_id(text: str) -> bool:
 
 
 def new_id() -> str:
-    return "".join(secrets.choice(_ID_CHARS) for _ in range(_ID_LENGTH))
+    return "".join(random_source.choice(_ID_CHARS) for _ in range(_ID_LENGTH))
 
 
 def mint(id_: str, secret: SecretStr) -> tuple[str, str]:
     """Return a key's text, to be shown once, and the hash by which it is known from then on."""
-    body = f"{PREFIX}{id_}_{(random := ''.join(secrets.choice(_CHARS) for _ in range(_SECRET_LENGTH)))}"
+    body = f"{PREFIX}{id_}_{(random := ''.join(random_source.choice(_CHARS) for _ in range(_SECRET_LENGTH)))}"
     return body + _check(body, secret), _hash(random)
 
 
-def read(text: str, secret: SecretStr | None) -> Presented | None:
-    """Return what a text presents; None where it cannot be a key that was made with this ``SLUICE_SECRET``."""
+def read(text: str, *secrets: SecretStr | None) -> Presented | None:
+    """Return what a text presents; None where it cannot be a key that was made with one of these ``SLUICE_SECRET``s."""
     match = _KEY.fullmatch(text)
-    if match is None or secret is None or not hmac.compare_digest(_check(match[1], secret), match[4]):
+    if match is None or not sum(hmac.compare_digest(_check(match[1], secret), match[4]) for secret in secrets if secret):
         return None
     return Presented(match[2], _hash(match[3]))
 

@@ -43,6 +43,7 @@ MODEL_NAMES: Mapping[str, Mapping[str, str]] = {
         "codestral": "codestral-latest",
     },
     "groq": _same("mixtral-8x7b-32768"),
+    "demo": _same("demo", "demo-think", "demo-tool", "demo-n500-d5"),
 }
 
 # For clients that know OpenAI's names only, where nothing but Anthropic is configured. The names are those that such
@@ -56,3 +57,10 @@ CLAUDE_FOR_OPENAI: Mapping[str, str] = {
 }
 
 VENDOR_OF: Mapping[str, str] = {name: vendor for vendor, names in MODEL_NAMES.items() for name in names}
+
+
+def canonical_name(name: str, vendor_ids: Mapping[str, str]) -> str:
+    """Return ``provider/model`` by the provider's id and the vendor's own name; a name that is no such pair as it is."""
+    provider, mark, model = name.partition("/")
+    id_ = vendor_ids.get(provider.lower()) if mark else None
+    return f"{id_}/{MODEL_NAMES.get(id_, {}).get(model, model)}" if id_ else name

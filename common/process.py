@@ -8,13 +8,16 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Coroutine
+import time
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import structlog
 
 log = structlog.get_logger()
 
+RESTART_PAUSE_S = 0.5
+RETELL_S = 60.0  # A loop that breaks at every turn is told of so often.
 PR_SET_PDEATHSIG = 1  # Source: prctl(2).
 
 
@@ -51,6 +54,26 @@ def in_background(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[No
     task = asyncio.create_task(work, name=name)
     task.add_done_callback(check)
     return task
+
+
+def supervised(work: Callable[[], Awaitable[None]], name: str) -> asyncio.Task[None]:
+    """Start a loop that runs for as long as the process does. Where one of its turns breaks, it begins again after a pause:
+    one answer or record that nobody foresaw must not end the streams of a process, nor those of the next that meets it.
+    """
+    return in_background(_for_ever(work, name), name)
+
+
+async def _for_ever(work: Callable[[], Awaitable[None]], name: str) -> None:
+    logged, logged_at = "", 0.0
+    while True:
+        try:
+            return await work()
+        except Exception as error:
+            found = f"{type(error).__name__}: {error}"
+            if found != logged or time.monotonic() - logged_at > RETELL_S:
+                logged, logged_at = found, time.monotonic()
+                log.critical("background_turn_broke", task=name, exc_info=error)
+        await asyncio.sleep(RESTART_PAUSE_S)
 
 
 def switch_soon() -> None:

@@ -10,16 +10,22 @@ dozen nanoseconds, and an expression runs only where its mark is there. See ``be
 
 import json
 import re
+import sys
+import traceback
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any
 from urllib.parse import quote, unquote
 
 from pydantic import BaseModel, SecretStr
 
+from common.key_shapes import KEY_SHAPES, TOKEN_WIDE
+
 REDACTED = "[redacted]"
 SECRET_CHARS_MIN = 8  # What is shorter is a word like any other, and would be blotted out of words.
 
+_PATH = re.compile("[/?#]")
 # Where a secret may begin: not inside a word, but behind a line break's ``\n`` as JSON writes it.
 _START = r"(?:(?<![A-Za-z0-9_])|(?<=\\[nrt]))"
 # No repetition can be cut in two ways, and none begins inside what another begun before it would have run through: so the
@@ -27,19 +33,10 @@ _START = r"(?:(?<![A-Za-z0-9_])|(?<=\\[nrt]))"
 _SHAPES: tuple[tuple[tuple[str, ...], re.Pattern[str]], ...] = tuple(
     (marks, re.compile(pattern))
     for marks, pattern in [
-        # OpenAI, Anthropic, DeepSeek, OpenRouter, our own managed keys.
-        (("sk-", "sk_"), _START + r"sk[-_][A-Za-z0-9_-]{8,}"),
-        (
-            ("gsk_", "xai-", "csk-", "pplx-"),
-            _START + r"(?:gsk_|xai-|csk-|pplx-)[A-Za-z0-9_-]{8,}",
-        ),  # Groq, xAI, Cerebras, Perplexity.
-        (("AIza",), _START + r"AIza[A-Za-z0-9_-]{20,}"),  # Google.
-        (("AKIA", "ASIA"), _START + r"A[KS]IA[A-Z0-9]{16}"),  # Amazon.
-        (("ghp_", "gho_", "ghs_", "github_pat_"), _START + r"(?:gh[opsu]_|github_pat_)[A-Za-z0-9_]{20,}"),
-        (
-            ("eyJ",),
-            r"(?:(?<![A-Za-z0-9_-])|(?<=\\[nrt]))eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]*)?",
-        ),  # JSON web tokens.
+        *((shape.marks, _START + shape.wide) for shape in KEY_SHAPES),
+        # Wider than a guardrail may look for: a log has few words that begin so.
+        (("sk_",), _START + r"sk_[A-Za-z0-9_-]{8,}"),
+        (("eyJ",), r"(?:(?<![A-Za-z0-9_-])|(?<=\\[nrt]))" + TOKEN_WIDE),
         (("gAAAA",), _START + r"gAAAA[A-Za-z0-9_=-]{32,}"),  # What Fernet encrypted: of no use, and no more is it here.
         # The scheme stays: it says what was there.
         (("earer ", "EARER "), r"(?<=[Bb]earer )[^\s\"'\\,;]{4,}|(?<=BEARER )[^\s\"'\\,;]{4,}"),
@@ -96,11 +93,29 @@ def _secrets_of(values: Iterable[Any]) -> Iterator[str]:
         yield from secrets_in(each)
 
 
+def shown_url(url: str) -> str:
+    """Return an address as it may be printed: without user, password and query, any of which may be a credential.
+
+    >>> shown_url("redis://:pa/ss@host:6379/0?x=1")
+    'redis://…@host:6379/0?…'
+    """
+    scheme, mark, rest = url.partition("://")
+    if not mark:
+        return url.rpartition("@")[2].partition("?")[0]
+    _, at, rest = rest.rpartition("@")  # The last one: a password may hold any sign, though it should not.
+    address, query, _ = rest.partition("?")
+    return f"{scheme}://{'…@' if at else ''}{address}{'?…' if query else ''}"
+
+
 def _password_in(address: str) -> Iterator[str]:
-    host = re.split(r"[/?#]", address.partition("://")[2], maxsplit=1)[0]  # urlsplit would refuse some that others take.
-    if password := host.rpartition("@")[0].partition(":")[2]:
-        yield password
-        yield unquote(password)
+    """Yield the password of an address, and a user without one, which is a token; as written and as meant."""
+    _, mark, rest = address.partition("://")
+    authority = _PATH.split(rest, maxsplit=1)[0]  # urlsplit would refuse some that others take.
+    for text in {authority, rest} if mark else ():
+        user, colon, password = text.rpartition("@")[0].partition(":")
+        if secret := password if colon else user:
+            yield secret
+            yield unquote(secret)
 
 
 def _forms(secret: str) -> set[str]:
@@ -108,3 +123,12 @@ def _forms(secret: str) -> set[str]:
         return set()
     as_json = json.dumps(secret)[1:-1]
     return {secret, as_json, json.dumps(as_json)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1], quote(secret, safe="")}
+
+
+def redact_tracebacks(redact: Redactor) -> None:
+    """Have the traceback of an exception that ends this process printed without secrets."""
+
+    def print_redacted(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        sys.stderr.write(redact("".join(traceback.format_exception(kind, error, trace))))
+
+    sys.excepthook = print_redacted

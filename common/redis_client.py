@@ -8,10 +8,10 @@ import asyncio
 import contextlib
 import functools
 import hashlib
-import re
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -24,8 +24,11 @@ from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
-from common.process import in_background
+from common.process import supervised
+from common.redis_errors import RedisUnavailable, as_unavailable, is_refusal, words_of
 from common.redis_pipe import Exchanges, Pipe
+
+__all__ = ["Client", "Pulse", "RedisUnavailable", "Scripts", "as_unavailable", "connect", "ms"]
 
 log = structlog.get_logger()
 
@@ -36,18 +39,10 @@ PULSE_TIMEOUT_S = 1.0  # With the interval: the breaker opens within 1.5 s of th
 SENTINEL_TIMEOUT_S = 0.3  # Each. Two that are dead may be asked before the one that knows, within a beat of the pulse.
 MASTER_LOOK_S = 2.0  # What an old master takes until then is lost: less than a publisher can append again.
 
-# Answers of a live server that cannot serve now: full, still loading, just demoted. What a script ran into stands behind a
-# dash in the script's own error (6.2), or at its beginning (7).
-_NOT_NOW = re.compile(r"(?:^|-)(?:OOM|MISCONF|LOADING|READONLY|NOREPLICAS|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|UNKILLABLE|BUSY) ")
-
 _ERRORS = {NoScriptError, ResponseError}  # All that a pipe makes of a server's words.
 
 Call = tuple[str, Sequence[str], Sequence[Any]]  # A script's name, its keys, its arguments.
 Command = tuple[str, ...] | Callable[[], tuple[str, ...]]  # The second where it changes, such as with the day.
-
-
-class RedisUnavailable(Exception):
-    """Redis did not answer in time, or answered that it cannot serve now."""
 
 
 class Client(Redis):
@@ -170,15 +165,6 @@ def ms(seconds: float) -> int:
     return int(seconds * 1000)
 
 
-def as_unavailable(error: BaseException) -> RedisUnavailable | None:
-    """Return what an error of redis-py or a socket means to us; None where it is a fault of our own."""
-    # A script that was loaded just now is missing where a failover came between: another server answers.
-    is_our_fault = isinstance(error, ResponseError) and not (isinstance(error, NoScriptError) or _NOT_NOW.search(str(error)))
-    if isinstance(error, RedisError | OSError | TimeoutError) and not is_our_fault:
-        return RedisUnavailable(f"{type(error).__name__}: {error}")
-    return None
-
-
 class Scripts:
     """The Lua files of one folder, by name. Those that begin with an underscore are put together before each of the others.
 
@@ -253,34 +239,32 @@ class Pulse:
         self._whole_since = self._looked_at = clock()
         self._task: asyncio.Task[None] | None = None
         self._server: tuple[str, int] | None = None
-        self._watches: list[tuple[Command, Callable[[Any], None]]] = []
+        self._watches: list[_Watch] = []
         self.is_up = False
+        self.problem = "it has not answered yet"  # Why it is not up; empty while it is.
+        self.is_refused = False  # Whether it answered then, and refused.
         self.redis_ms = 0  # Redis' own clock, as of its last answer. Scripts refuse what is much older: a stale command.
 
-    def watch(self, command: Command, take: Callable[[Any], None]) -> None:
+    def watch(self, command: Command, take: Callable[[Any], None], lose: Callable[[], None] = lambda: None) -> None:
         """Send a small read with each question, such as ``("GET", key)``; ``take`` gets each answer, as redis-py has it.
 
         So what all processes must soon know costs no request anything: what ``take`` had last is at most as old as ``is_up``
-        allows, 2 s. ``take`` must not wait.
+        allows, 2 s. ``take`` must not wait. ``lose`` is called instead where Redis refused this read, or ``take`` could not
+        use its answer: what is known is from before.
         """
-        self._watches.append((command, take))
+        self._watches.append(_Watch(command, take, lose))
 
     async def start(self) -> None:
         """Ask once, then keep asking in the background."""
         self._client = self._redis.client()  # A connection of its own: a busy pool must not look like a dead server.
         await self._beat(is_first=True)
-        self._task = in_background(self._run(), "pulse")
+        self._task = supervised(self._run, "pulse")
 
     async def stop(self) -> None:
         if self._task:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
             await self._client.aclose(close_connection_pool=False)
-
-    async def until_up(self) -> None:
-        """Return once Redis has answered."""
-        while not self.is_up:  # noqa: ASYNC110 - Nobody else waits for it, and half a second more does no harm.
-            await asyncio.sleep(PULSE_INTERVAL_S)
 
     def whole_s(self) -> float:
         """Return for how long every answer has come in time, and from the same server; 0 while Redis is away."""
@@ -305,21 +289,34 @@ class Pulse:
         await self._client.aclose(close_connection_pool=False)
         await self._redis.leave(even_in_use=even_in_use)
 
-    async def _ask(self) -> tuple[tuple[int, int], list[Callable[[], None]]]:
-        """Return Redis' time in seconds and microseconds, and the watches' answers, each to be handed over."""
+    async def _ask(self) -> tuple[tuple[int, int], list[Any]]:
+        """Return Redis' time in seconds and microseconds, and the watches' answers; one that was refused is its error."""
         try:
             return await self._read()
         except RedisConnectionError:  # Cut, as a server that is there may do: another connection tells.
             return await self._read()
 
-    async def _read(self) -> tuple[tuple[int, int], list[Callable[[], None]]]:
+    async def _read(self) -> tuple[tuple[int, int], list[Any]]:
         seconds, micros = await self._client.time()
-        answers: list[Callable[[], None]] = []
-        for command, take in tuple(self._watches):
-            words = command() if callable(command) else command
-            answer = await self._client.execute_command(*words)  # type: ignore[no-untyped-call]  # redis-py.
-            answers.append(functools.partial(take, answer))
-        return (seconds, micros), answers
+        return (seconds, micros), await self._read_watched() if self._watches else []
+
+    async def _read_watched(self) -> list[Any]:
+        """In one round trip, on the connection that has just told the time."""
+        commands = [watch.command() if callable(watch.command) else watch.command for watch in self._watches]
+        connection, callbacks = self._client.connection, self._client.response_callbacks
+        assert connection is not None
+        with _lost_connections():
+            await connection.send_packed_command(connection.pack_commands(commands))
+        answers: list[Any] = []
+        for _ in commands:
+            try:
+                answers.append(await connection.read_response())
+            except ResponseError as error:
+                answers.append(error)
+        return [
+            callbacks[name](answer) if name in callbacks and not isinstance(answer, Exception) else answer
+            for (name, *_), answer in zip(commands, answers, strict=True)
+        ]
 
     def _note_server(self) -> None:
         """Another server may have answered without an outage of ours; what stands there of leases may be seconds old."""
@@ -334,10 +331,7 @@ class Pulse:
             async with asyncio.timeout(PULSE_TIMEOUT_S):
                 (seconds, micros), answers = await self._ask()
         except (RedisError, OSError, TimeoutError) as error:
-            if self.is_up or is_first:
-                log.warning("redis_away", error=f"{type(error).__name__}: {error}")
-                self.is_up = False
-                await self._leave()
+            await self._note_away(error, is_first=is_first)
             return
         self.redis_ms = seconds * 1000 + micros // 1000
         self._note_server()
@@ -346,6 +340,37 @@ class Pulse:
             if not is_first:
                 log.info("redis_back")
         # Before anybody may rely on them: answers that are older than an outage say nothing.
-        for hand_over in answers:
-            hand_over()
-        self.is_up = True
+        for watch, answer in zip(self._watches, answers, strict=False):  # One that was added meanwhile has none yet.
+            watch.hand_over(answer)
+        self.is_up, self.is_refused, self.problem = True, False, ""
+
+    async def _note_away(self, error: Exception, *, is_first: bool) -> None:
+        was_refused, self.is_refused = self.is_refused, is_refusal(error)
+        self.problem = words_of(error) if self.is_refused else f"{type(error).__name__}: {error}"
+        if self.is_up or is_first or was_refused != self.is_refused:
+            log.warning("redis_refuses" if self.is_refused else "redis_away", error=self.problem)
+        if self.is_up or is_first:
+            self.is_up = False
+            await self._leave()
+
+
+@dataclass(slots=True)
+class _Watch:
+    command: Command
+    take: Callable[[Any], None]
+    lose: Callable[[], None]
+    is_lost: bool = False
+
+    def hand_over(self, answer: Any) -> None:
+        """Give an answer to whoever waits for it; what is wrong with one is told once, and is nobody else's matter."""
+        try:
+            if isinstance(answer, Exception):
+                raise answer
+            self.take(answer)
+        except Exception as error:
+            if not self.is_lost and not is_refusal(error):  # Which the probe tells.
+                log.exception("watched_key_unreadable")
+            self.is_lost = True
+            self.lose()
+        else:
+            self.is_lost = False

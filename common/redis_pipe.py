@@ -25,8 +25,10 @@ _LOST_AT_ONCE = "the connection was lost as soon as it was made"
 class Pipe(asyncio.Protocol):
     """One connection. Each answer goes to ``on_answer``, errors as exception objects; ``on_lost`` is called at its end.
 
-    A server that says it is not the master is left, once what it answered is handed on.
+    A server that says it is not the master is left, once what it answered is handed on, unless ``leaves`` is False.
     """
+
+    leaves = True
 
     def __init__(self, on_answer: Callable[[Any], None], on_lost: Callable[[], None]) -> None:
         self._on_answer = on_answer
@@ -80,7 +82,7 @@ class Pipe(asyncio.Protocol):
         reader.feed(data)
         while (answer := reader.gets()) is not False:
             on_answer(answer)
-        if self._is_misplaced:
+        if self._is_misplaced and self.leaves:
             self.close()
 
     def _error(self, text: str) -> Exception:

@@ -11,7 +11,7 @@ import re
 
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 _BLANK_LINE = re.compile(rb"\n\n|\n\r|\r\r")  # Two line ends in a row, of whichever kind.
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class SseCutter:
@@ -60,8 +60,8 @@ class SseCutter:
 
     def _begin(self, text: bytes) -> bytes:
         """Return the stream's first bytes without the mark that may stand there, and nowhere else."""
-        self._is_start = text != _BYTE_ORDER_MARK and _BYTE_ORDER_MARK.startswith(text)
-        return text.removeprefix(_BYTE_ORDER_MARK)
+        self._is_start = text != BYTE_ORDER_MARK and BYTE_ORDER_MARK.startswith(text)
+        return text.removeprefix(BYTE_ORDER_MARK)
 
     def _keep(self, more: bytes) -> None:
         self._rest += more
@@ -104,17 +104,21 @@ def _last_boundary(text: bytes) -> int:
 
 def _cut_unusual(run: bytes) -> list[bytes]:
     """The same by the letter of the specification, line by line."""
-    blocks, kept, start = [], [], 0
+    blocks: list[bytes] = []
+    kept: list[bytes] = []
+    start = 0
+    is_bare = False  # JSON that stands in no field.
     for match in _LINE_END.finditer(run):
         line, start = run[start : match.start()], match.end()
         if line:
-            if line.startswith((b"data:", b"event:")) or line in (b"data", b"event"):
+            is_bare = is_bare or (not kept and line.startswith(b"{"))
+            if is_bare or line.startswith((b"data:", b"event:")) or line in (b"data", b"event"):
                 kept.append(line)
             continue
-        # A block without data says nothing: the specification drops it too.
-        if any(kept_line.startswith(b"data") for kept_line in kept):
+        # A block without data says nothing: the specification drops it too. But servers that fail write their error so.
+        if any(kept_line.startswith(b"data") for kept_line in kept) or (is_bare and b'"error"' in b"".join(kept)):
             blocks.append(b"\n".join(kept) + b"\n\n")
-        kept = []
+        kept, is_bare = [], False
     return blocks
 
 

@@ -7,12 +7,10 @@ passes ``redaction``, the net below that rule; so does the traceback of a proces
 
 import logging
 import sys
-import traceback
-from types import TracebackType
 
 import structlog
 
-from common.redaction import Redactor
+from common.redaction import Redactor, redact_tracebacks
 
 _SHARED: list[structlog.typing.Processor] = [
     structlog.contextvars.merge_contextvars,
@@ -22,6 +20,7 @@ _SHARED: list[structlog.typing.Processor] = [
 
 # Libraries that say each job, connection or access twice over.
 _QUIET = {
+    "alembic.runtime.plugins": logging.WARNING,
     "arq.worker": logging.WARNING,
     "httpx": logging.WARNING,
     "uvicorn.access": logging.CRITICAL,
@@ -56,10 +55,7 @@ def configure_logging(tier: str, level: str, redact: Redactor | None = None) -> 
         )
     )
 
-    def print_redacted(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        sys.stderr.write(without_secrets("".join(traceback.format_exception(kind, error, trace))))
-
-    sys.excepthook = print_redacted
+    redact_tracebacks(without_secrets)
     logging.basicConfig(level=max(least, logging.INFO), handlers=[handler], force=True)
     for name, quiet_level in _QUIET.items():
         logging.getLogger(name).setLevel(quiet_level)

@@ -8,10 +8,19 @@ as vendors put words of their own around them, above all about tools. Who needs 
 Anthropic, Google, OpenAI.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import orjson
 
+from common.events import (
+    Event,
+    RedactedThinking,
+    RefusalDelta,
+    TextDelta,
+    ThinkingDelta,
+    ToolCallDelta,
+    ToolCallStarted,
+)
 from common.generation import (
     GenerationRequest,
     Part,
@@ -64,6 +73,24 @@ def reserved_tokens(request: GenerationRequest) -> int:
 def estimate_text_tokens(text: str) -> int:
     """Return about how many tokens a model's own words have."""
     return tokens_in_bytes(_bytes(text))
+
+
+def estimate_event_tokens(events: Iterable[Event]) -> int:
+    """Return about how many tokens the output in some events has."""
+    return tokens_in_bytes(sum(map(_output_bytes, events)))
+
+
+def _output_bytes(event: Event) -> int:
+    match event:
+        case TextDelta() | RefusalDelta() | ThinkingDelta():
+            return len(event.text.encode(errors="replace"))
+        case RedactedThinking():
+            return len(event.data)
+        case ToolCallStarted():
+            return len(event.name.encode(errors="replace"))
+        case ToolCallDelta():
+            return len(event.arguments.encode(errors="replace"))
+    return 0
 
 
 def tokens_in_bytes(count: int) -> int:

@@ -5,21 +5,23 @@ never as a float.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 from common.admission import NANO_USD
+from common.events import COUNTS
 
 GROUPS = ("key", "tenant", "model", "provider", "end_user", "day", "hour")
 TIMES = ("day", "hour")
-TOKENS = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens", "reasoning_tokens")
+TOKENS = COUNTS
 LINES_MAX = 10_000
 SINCE_DEFAULT = "30d"
-_AGO = re.compile(r"(\d{1,5})([dh])")
+_AGO = re.compile(r"([0-9]{1,5})([dh])")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_SHOWN_MAX = 2**63 - 1  # The largest whole number that JSON's readers of 64 bits take.
 _USD_DIGITS = 9  # A nano-dollar.
 
 
@@ -56,36 +58,52 @@ class Line:
         return {
             **self.group,
             "requests": self.requests,
-            **self.tokens,
-            "total_tokens": total,
+            **{name: min(tokens, _SHOWN_MAX) for name, tokens in self.tokens.items()},
+            "total_tokens": min(total, _SHOWN_MAX),
             "cost_usd": usd(self.cost_nano_usd),
             "unpriced_requests": self.unpriced,
             "estimated_share": round(self.estimated / self.requests, 4),
             "active_users": self.users,
             "tokens_per_request": round(total / self.requests, 1),
-            "cost_per_user_usd": usd(round(Decimal(self.cost_nano_usd) / self.users)),
+            "cost_per_user_usd": usd(round(Fraction(self.cost_nano_usd, self.users))),
         }
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """``has_more``: there are more groups than were asked for. The lines are those that cost most; of times, the first."""
+    """``has_more``: there are more groups than were asked for. The lines are those that cost most; of times, the first.
+
+    ``key_names`` are those of the managed keys in it, by the ids that reports have for keys.
+    """
 
     question: Question
     lines: list[Line]
     has_more: bool
+    key_names: Mapping[str, str] = field(default_factory=dict)
 
     def told(self) -> dict[str, Any]:
         """Return the report as JSON has it."""
         asked = self.question
         return {
             "object": "usage",
+            **({"key": key, "key_name": self.key_names.get(key)} if (key := asked.only.get("key")) else {}),
             "by": list(asked.by),
             "since": _shown_moment(asked.since_ms),
             "until": _shown_moment(asked.until_ms),
-            "data": [line.told() for line in self.lines],
+            "data": [self._told(line) for line in self.lines],
             "has_more": self.has_more,
         }
+
+    def _told(self, line: Line) -> dict[str, Any]:
+        """Return a line with the key's name behind its id."""
+        told = line.told()
+        if "key" not in line.group:
+            return told
+        return {name: told.get(name, self.key_names.get(told["key"])) for name in self.columns(told)}
+
+    def columns(self, names: Iterable[str]) -> list[str]:
+        """Return names of groups and figures with that of the key's name behind the key's."""
+        return [each for name in names for each in ((name, "key_name") if name == "key" else (name,))]
 
 
 def usd(nano: int) -> str:
@@ -94,6 +112,7 @@ def usd(nano: int) -> str:
     >>> usd(1_500_000_000), usd(1_234_567)
     ('1.50', '0.001234567')
     """
+
     whole, rest = divmod(nano, NANO_USD)
     return f"{whole}.{f'{rest:0{_USD_DIGITS}}'.rstrip('0'):0<2}"
 

@@ -199,7 +199,7 @@ def prepared(body: dict[str, Any], dialect: str, deployment: Deployment) -> Prep
 def answered(pump: Pump, wire: str, says: Says) -> bytes:
     """Return the client's bytes for what the upstream says; without a stream, where it is asked for a whole answer, that."""
     if not pump.is_stream:
-        return pump.feed([WHOLES[wire](says)]) + pump.end()
+        return pump.feed_whole(WHOLES[wire](says))
     said = pump.feed(SseCutter(EVENT_BYTES_MAX).feed(STREAMS[wire](says)))
     return said + pump.end()
 

@@ -1,3 +1,4 @@
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from redis_for_tests import client_of
 
 from cli.embedded_redis import EmbeddedRedis
 
+pytest_plugins = ["retried_fixtures"]
+
 # No test is timed: a busy machine takes longer over an example than hypothesis would allow.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
@@ -20,6 +23,14 @@ def plain_logs() -> None:
     """structlog's default prints the locals of every frame, which takes seconds in a test's frames."""
     render = structlog.processors.KeyValueRenderer(key_order=["event"])
     structlog.configure(processors=[structlog.contextvars.merge_contextvars, structlog.processors.format_exc_info, render])
+
+
+@pytest.fixture(autouse=True)
+def _no_database_left_open() -> Iterator[None]:
+    """A connection that a test leaves open fails a later one: its thread speaks to an event loop that is closed by then."""
+    yield
+    left = [thread.name for thread in threading.enumerate() if "_connection_worker_thread" in thread.name]  # aiosqlite's.
+    assert not left, f"dispose of the engine, or close the LazyDatabase: {left}"
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ import asyncpg
 
 from common.process import die_with_parent
 
-START_TIMEOUT_S = 20
+START_TIMEOUT_S = 120
 
 
 def find_binaries() -> Path | None:
@@ -83,7 +83,7 @@ class PostgresForTests:
         """At once, connections or not."""
         if self.process and self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)  # Its fast shutdown.
-            self.process.wait(20)
+            self.process.wait(120)
 
     async def new_database(self) -> str:
         """Return the URL of a database that is empty."""

@@ -205,13 +205,38 @@ def _cohere_stream(says: Says) -> bytes:
     return _sse(events, is_named=True) + b"data: [DONE]\n\n"
 
 
+def _cohere_whole(says: Says) -> bytes:
+    content = [{"type": "thinking", "thinking": says.thinking}] if says.thinking else []
+    content += [{"type": "text", "text": says.text}] if says.text else []
+    calls = [
+        {"id": id_, "type": "function", "function": {"name": name, "arguments": json.dumps(arguments)}}
+        for id_, name, arguments in says.calls
+    ]
+    counts = {"input_tokens": says.input_tokens, "output_tokens": says.output_tokens}
+    message = {"role": "assistant", "content": content, "tool_calls": calls}
+    reason = "TOOL_CALL" if calls else "COMPLETE"
+    answer = {"id": "1", "message": message, "finish_reason": reason, "usage": {"billed_units": counts, "tokens": counts}}
+    return json.dumps(answer).encode()
+
+
 # Gemini
 
 
-def _gemini_stream(says: Says) -> bytes:
+def _gemini_whole(says: Says) -> bytes:
+    parts = _gemini_parts(says)
+    counts = {"promptTokenCount": says.input_tokens, "candidatesTokenCount": says.output_tokens}
+    candidate = {"content": {"role": "model", "parts": parts}, "finishReason": "STOP"}
+    return json.dumps({"candidates": [candidate], "usageMetadata": counts}, indent=2).encode()
+
+
+def _gemini_parts(says: Says) -> list[dict[str, Any]]:
     parts: list[dict[str, Any]] = [{"text": says.thinking, "thought": True}] if says.thinking else []
     parts += [{"text": says.text}] if says.text else []
-    parts += [{"functionCall": {"id": id_, "name": name, "args": arguments}} for id_, name, arguments in says.calls]
+    return parts + [{"functionCall": {"id": id_, "name": name, "args": arguments}} for id_, name, arguments in says.calls]
+
+
+def _gemini_stream(says: Says) -> bytes:
+    parts = _gemini_parts(says)
     counts = {"promptTokenCount": says.input_tokens, "candidatesTokenCount": says.output_tokens}
     counts |= {"cachedContentTokenCount": says.cached_tokens} if says.cached_tokens else {}
     chunks: list[dict[str, Any]] = [{"candidates": [{"content": {"role": "model", "parts": [part]}}]} for part in parts]
@@ -229,11 +254,13 @@ STREAMS: dict[str, Callable[[Says], bytes]] = {
     "cohere": _cohere_stream,
     "gemini": _gemini_stream,
 }
-# The wires that are asked for a whole answer: those whose own clients there are.
+# Only the wires whose own clients there are are asked for a whole answer; the others may give one all the same.
 WHOLES: dict[str, Callable[[Says], bytes]] = {
     "openai-chat": _chat_whole,
     "openai-responses": _responses_whole,
     "anthropic-messages": _messages_whole,
+    "cohere": _cohere_whole,
+    "gemini": _gemini_whole,
 }
 # How each vendor says, before a stream, that there is no capacity.
 ERRORS: dict[str, Callable[[str], dict[str, Any]]] = {

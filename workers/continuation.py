@@ -8,7 +8,6 @@ Not continued: what the next call could not be told, or the client would not rea
 progress, refusals, several choices, log probabilities, JSON, citations, and whatever the other wire cannot express.
 """
 
-from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,12 +15,13 @@ from urllib.parse import quote
 
 import orjson
 
+from common.attempts import Attempt, attempts_in
 from common.channel.base import START, Channel, Frame, FrameKind
 from common.continuing import Prefill, prefill_of
 from common.dialects import DIALECTS
 from common.dialects.base import Dialect, Progress, ReplyInfo
 from common.errors import ErrorKind
-from common.events import Completed, Finished, FinishReason, Usage, summed
+from common.events import Completed, FinishReason, Usage, summed, without
 from common.generation import GenerationRequest, Message, Role, TextPart
 from common.job import Job
 from common.said import said_in_stream
@@ -51,15 +51,16 @@ _GO_ON = (
 class Past:
     """What the log tells of an answer that broke off.
 
-    ``spent`` is the usage of all tries so far, ``tries`` their number, ``count`` that of the continuations among them.
+    ``attempts`` are all that count, ``spent`` is the usage of those whose output the client has, ``tries`` the number of all
+    tries, and ``count`` that of the continuations among them.
     ``ttft_ms`` is when the first of them began to speak.
     """
 
     request: GenerationRequest
     progress: Progress
     spent: Usage
+    attempts: list[Attempt]
     count: int
-    is_estimated: bool
     tries: int
     ttft_ms: int | None
     blocks: list[bytes]
@@ -80,15 +81,11 @@ class Past:
         )
 
     def ending(self) -> tuple[FinishReason, bytes] | None:
-        """Return why the answer is over and what its client lacks of the end, where there is nothing left to ask for."""
-        progress, limit = self.progress, self.request.max_output_tokens
-        encode = progress.encoder.encode
-        if progress.finished:
-            return progress.finished.reason, encode(Completed(self.spent))
-        if limit is None or limit > self.said_tokens or not self.may_go_on or self.upstream_id:
+        """Return why the answer is over and what its client lacks of the end, where the upstream had finished it."""
+        progress = self.progress
+        if progress.finished is None:
             return None
-        finished = Finished(FinishReason.LENGTH)
-        return finished.reason, progress.owed + encode(finished) + encode(Completed(self.spent))
+        return progress.finished.reason, progress.encoder.encode(Completed(self.spent))
 
 
 async def read_frames(channel: Channel, generation_id: str) -> list[Frame]:
@@ -114,19 +111,26 @@ def read_past(job: Job, frames: list[Frame], reported: Usage | None, info: Reply
     of_last_try = [frame.data for frame in frames[heads[-1] :] if frame.kind is FrameKind.DATA]
     count = last.get("continuations", 0)
     progress = _progress(dialect, request, info, blocks)
-    told = _told(job, blocks) if count == 0 or progress.finished else None
+    is_whole, told = _judged(job, request, progress, blocks)
+    if progress.finished and not is_whole:
+        # One choice of several has, or the reason is a failure: its client has been told, and no text fits behind that.
+        progress.finished, progress.is_plain = None, False
+    if count > 0 and not is_whole:
+        told = None
     final = (told or progress.usage) if progress.finished else None
-    spent = final
-    if spent is None:
+    spent_before = Usage.from_dict(last["spent"]) if last.get("spent") else None
+    if final:
+        spent, tried = final, without(final, spent_before)
+    else:
         tried = _estimated(reported or told, request, said_in_stream(job.dialect, before), job.dialect, of_last_try)
-        spent = summed(_usage(last.get("spent")), tried) or tried
-    is_estimated = final is None or count > 0
+        spent = summed(spent_before, tried) or tried
+    attempt = Attempt(last.get("provider") or "", last.get("upstream_model") or "", tried, is_estimated=final is None)
     return Past(
         request,
         progress,
         spent,
+        [*attempts_in(last), attempt],
         count,
-        is_estimated,
         tries=last.get("tries", 1),
         ttft_ms=first.get("ttft_ms"),
         blocks=blocks,
@@ -141,15 +145,18 @@ def _progress(dialect: Dialect, request: GenerationRequest, info: ReplyInfo, blo
     return dialect.resume(request, info, blocks)
 
 
-def _told(job: Job, blocks: list[bytes]) -> Usage | None:
-    """What the client was told of the usage, in a dialect that is also a wire: such bytes may be a vendor's own."""
+def _judged(job: Job, request: GenerationRequest, progress: Progress, blocks: list[bytes]) -> tuple[bool, Usage | None]:
+    """Return whether the client has a whole answer, and what it was told of the usage.
+
+    A dialect that is also a wire is judged by that wire's decoder, as the upstream was: such bytes may be a vendor's own.
+    """
     wire = WIRES.get(job.dialect)
     if not isinstance(wire, FamilyWire):
-        return None
-    decoder = wire.decoder()
+        return progress.finished is not None, None
+    decoder = wire.decoder(request.choices)
     for block in blocks:
         decoder.decode(block)
-    return decoder.usage
+    return decoder.is_whole, decoder.usage
 
 
 def _estimated(told: Usage | None, request: GenerationRequest, before: str, dialect: str, data: list[bytes]) -> Usage:
@@ -159,10 +166,6 @@ def _estimated(told: Usage | None, request: GenerationRequest, before: str, dial
     usage.input_tokens = usage.input_tokens or estimate_tokens(request) + estimate_text_tokens(before)
     usage.output_tokens = max(usage.output_tokens, output_tokens)
     return usage
-
-
-def _usage(fields: Mapping[str, int] | None) -> Usage | None:
-    return Usage(**fields) if fields else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,14 +9,15 @@ import orjson
 
 from common.channel.base import FrameKind
 from common.dialects import DIALECTS
-from common.errors import ErrorKind, GatewayError
+from common.errors import Failed, GatewayError
 from common.generation import GenerationRequest
 from common.job import Job
 from common.token_estimate import estimate_tokens
 from workers.call import Outcome, Services, reply_headers
 from workers.providers import WIRES
 from workers.providers.base import Deployment, TokenCounter
-from workers.providers.errors import blot_out
+from workers.providers.errors import blot_out, no_answer, not_json
+from workers.providers.loose_json import read_json
 from workers.publisher import Writer
 from workers.upstream import ERROR_BODY_BYTES_MAX
 
@@ -61,10 +62,17 @@ async def _ask(
     if 200 <= status < 300:
         tokens = wire.read_count(body)
         if tokens is None:
-            raise GatewayError(ErrorKind.UPSTREAM_PROTOCOL, "The provider's count of tokens could not be read.")
+            raise GatewayError.of(_no_count(body))
         return tokens
     failed = wire.read_error(status, answer.headers, body)
     blot_out(failed, deployment.secrets)
     if status in _NOT_SERVED and deployment.model not in failed.message:
         return None  # It is the path that is unknown; of a model that is, the message has the name.
     raise GatewayError.of(failed)
+
+
+def _no_count(body: bytes) -> Failed:
+    try:
+        return no_answer(read_json(body))
+    except ValueError:
+        return not_json(body)

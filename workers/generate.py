@@ -12,28 +12,30 @@ import asyncio
 import secrets
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from decimal import Decimal
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import orjson
 import structlog
 
-from common.admission import NANO_USD, Purse, Settlement
+from common.admission import Settlement
+from common.attempts import attempts_in, merged, total_cost, total_usage, unpack
 from common.channel.base import ChannelUnavailable, Claim, Fenced, Frame, FrameKind, Stop, Verdict
 from common.dialects import DIALECTS
 from common.errors import ErrorKind, Failed, GatewayError
+from common.events import COUNTS
 from common.job import Job
-from common.pricing import price
 from common.queue.jobs import UNUSED, ClaimedJob
-from common.queue.worker import HandBack
+from common.queue.worker import HandBack, Postponed, SetAside
 from common.redis_client import RedisUnavailable
-from common.settings import Settings
 from workers.background import RunsOn, cancel
 from workers.call import Outcome, Services, call, reply_info
+from workers.charging import settlement_of, take_measure, with_prompt
 from workers.continuation import LOSSES, Continuation, Past, continuations, read_frames, read_past, reattachable
 from workers.count import count
-from workers.partial_usage import completed, read_partial
+from workers.failed_attempts import report
+from workers.partial_usage import read_partial
+from workers.patience import patience, postpone
 from workers.providers.base import Deployment
 from workers.publisher import PAUSE_WHILE_AWAY_S, Writer
 from workers.quota.gate import Demand, Refused
@@ -46,7 +48,12 @@ _LOST = Failed(
     ErrorKind.WORKER_LOST, "The worker was lost in the middle of the answer. Send the request again.", code="worker_lost"
 )
 Run = Callable[[Deployment, Writer, Outcome, Services], Awaitable[None]]
-POISON_CLAIMS = 3  # Claims in a row that got nowhere: the job kills its workers, and must not kill more.
+POISON_DEATHS = 3  # So many workers died on it: the job kills its workers, and must not kill more.
+_POISON = Failed(
+    ErrorKind.WORKER_LOST,
+    f"{POISON_DEATHS} workers were lost on this request. Do not send it again as it is.",
+    code="poison_job",
+)
 
 
 async def run_generation(claimed: ClaimedJob, services: Services) -> Settlement:
@@ -57,10 +64,14 @@ async def run_generation(claimed: ClaimedJob, services: Services) -> Settlement:
 
     Raises:
         HandBack: Redis could not be asked; nothing was written.
+        SetAside: the job has killed its workers; its log has an end.
+        Postponed: the upstream is to be called later; nothing but the fence was written.
     """
+    if claimed.deaths >= POISON_DEATHS:
+        await _end_poison(claimed, services)
     claim = Claim(claimed.generation_id, claimed.epoch, secrets.token_hex(8))
     try:
-        fenced = await services.channel.fence(claim, is_handover=claimed.is_handover)
+        fenced = await services.channel.fence(claim, is_handover=claimed.is_handover, was_postponed=claimed.was_postponed)
     except ChannelUnavailable as error:
         raise HandBack(str(error)) from error
     if fenced.answer.verdict is not Verdict.OK:
@@ -70,9 +81,12 @@ async def run_generation(claimed: ClaimedJob, services: Services) -> Settlement:
     task = asyncio.current_task()
     assert task is not None
     with services.publisher.writer(claim, fenced.answer.last, task.cancel) as writer:
-        outcome = Outcome(claimed.waited_ms / 1000)
+        outcome = Outcome(claimed.waited_ms / 1000, claimed.is_background)
+        outcome.tries = outcome.tries_before = claimed.attempts
         try:
             await _answer(claimed, fenced, writer, outcome, services)
+        except Postponed:
+            raise
         except GatewayError as error:
             outcome.failed = error.failed
         except asyncio.CancelledError:
@@ -92,17 +106,31 @@ async def run_generation(claimed: ClaimedJob, services: Services) -> Settlement:
     return settlement
 
 
+async def _end_poison(claimed: ClaimedJob, services: Services) -> NoReturn:
+    """End the log of a job that has killed its workers, perhaps after its end, by nothing that is computed from its data."""
+    try:
+        await services.channel.end_unowned(claimed.generation_id, secrets.token_hex(8), _POISON)
+    except ChannelUnavailable as error:
+        raise HandBack(str(error)) from error
+    except Exception:  # Its log is broken too: whoever reads it is told that it is lost.
+        log.exception("poison_not_ended", generation_id=claimed.generation_id)
+    services.metrics.errors.labels(_POISON.kind).inc()
+    raise SetAside(f"{POISON_DEATHS} workers were lost on it")
+
+
 async def _answer(claimed: ClaimedJob, fenced: Fenced, writer: Writer, outcome: Outcome, services: Services) -> None:
     """Write the answer's head and data; what is raised becomes the log's end."""
     job = _read_job(fenced)
     structlog.contextvars.bind_contextvars(generation_id=job.generation_id, request_id=job.request_id, dialect=job.dialect)
-    outcome.model, outcome.dialect, outcome.has_brought_key = job.model, job.dialect, job.brought_key is not None
+    outcome.model, outcome.dialect, outcome.is_stream = job.model, job.dialect, job.stream
+    outcome.attempts = [each.priced(services.settings.prices) for each in with_prompt(unpack(fenced.note), job)]
     writer.watch_listeners(job.policy, job.grace_s)
     if fenced.answer.stop is not Stop.NO and fenced.has_head and job.stream:
         with suppress(GatewayError):
             await _past(job, _LOST, outcome, services)  # Its upstream may run on, and is to be stopped too.
     _refuse_what_cannot_run(claimed, fenced)
-    services.metrics.queue_wait.observe(claimed.waited_ms / 1000)
+    if not claimed.was_postponed:
+        services.metrics.queue_wait.observe(claimed.waited_ms / 1000)
     try:
         async with asyncio.timeout(services.settings.total_timeout_s):
             await _run(job, fenced, writer, outcome, services)
@@ -122,10 +150,8 @@ def _read_job(fenced: Fenced) -> Job:
 def _refuse_what_cannot_run(claimed: ClaimedJob, fenced: Fenced) -> None:
     if fenced.answer.stop is not Stop.NO:
         raise GatewayError.of(_stopped(fenced.answer.stop))
-    if fenced.barren > POISON_CLAIMS:
-        raise GatewayError(
-            ErrorKind.WORKER_LOST, f"{POISON_CLAIMS} workers in a row were lost on this request.", code="poison_job"
-        )
+    if fenced.barren > POISON_DEATHS:
+        raise GatewayError.of(_POISON)
     if claimed.is_late:
         raise GatewayError(
             ErrorKind.DEADLINE_EXCEEDED, "No worker was free in time. Try again later.", code="deadline_exceeded"
@@ -151,9 +177,10 @@ async def _go_on(job: Job, lost: Failed, writer: Writer, outcome: Outcome, servi
     """Write the rest of an answer that broke off behind its commit point; where there is no way to get it, raise ``lost``."""
     await writer.flushed()
     past = await _past(job, lost, outcome, services)
-    outcome.spent = outcome.usage = past.spent
-    outcome.is_estimated, outcome.is_committed = past.is_estimated, False
+    outcome.spent, outcome.is_committed = past.spent, False
+    outcome.attempts = [each.priced(services.settings.prices) for each in merged(past.attempts, outcome.attempts)]
     outcome.ttft_ms, outcome.tries_before, outcome.tries = past.ttft_ms, past.tries, past.tries
+    outcome.is_reread, outcome.knows_past = False, True
     if ending := past.ending():
         outcome.finish_reason, rest = ending
         outcome.last_data = rest or past.blocks[-1]
@@ -168,7 +195,7 @@ async def _go_on(job: Job, lost: Failed, writer: Writer, outcome: Outcome, servi
     for ways in rounds:
         if await _try_ways(job, past, ways, writer, outcome, services):
             return None
-        outcome.usage, outcome.tries_before = past.spent, outcome.tries
+        outcome.tries_before = outcome.tries
     raise GatewayError.of(lost)
 
 
@@ -176,8 +203,7 @@ async def _try_ways(
     job: Job, past: Past, ways: list[Continuation], writer: Writer, outcome: Outcome, services: Services
 ) -> bool:
     """Return whether one of these ways has brought the rest of an answer. Raises where it brought a part of it."""
-    is_exact = ways[0].reattaches
-    outcome.spent, outcome.is_estimated = (None, False) if is_exact else (past.spent, True)
+    outcome.spent = None if ways[0].reattaches else past.spent
 
     async def run(deployment: Deployment, writer: Writer, outcome: Outcome, services: Services) -> None:
         way = next(way for way in ways if way.deployment is deployment)
@@ -189,7 +215,6 @@ async def _try_ways(
     except GatewayError:
         if outcome.is_committed:
             raise
-        outcome.is_estimated = past.is_estimated
         return False
     return True
 
@@ -199,7 +224,8 @@ async def _past(job: Job, lost: Failed, outcome: Outcome, services: Services) ->
     frames = await _frames(job, lost, services)
     found = deployments(job, services.settings)
     past = read_past(job, frames, outcome.reported, reply_info(job, found[0], outcome, services.settings))
-    outcome.provider, outcome.upstream_model = found[0].provider, found[0].model
+    outcome.note(found[0])
+    past.attempts[-1].has_brought_key = found[0].client_pays
     keyed = [each for each in reattachable(job, past, services.settings) if each.in_background]
     if keyed and not outcome.runs_on:
         outcome.runs_on = RunsOn(past.upstream_id, keyed)
@@ -222,10 +248,10 @@ async def _try_deployments(
     job: Job, among: list[Deployment], run: Run, writer: Writer, outcome: Outcome, services: Services
 ) -> None:
     quota, demand = services.quota, Demand(job)
-    tries = Tries(quota.affordable(demand, among), services.settings.retry_after_max_s)
+    tries = Tries(quota.affordable(among), *patience(job, outcome, services.settings))
     while True:
         deployment = tries.deployment
-        outcome.provider, outcome.upstream_model = deployment.provider, deployment.model
+        outcome.note(deployment)
         try:
             async with quota.admitted(demand, deployment) as taken:
                 tries.begin()
@@ -237,7 +263,7 @@ async def _try_deployments(
                     is_whole = outcome.finish_reason is not None
                     taken.note(outcome.reported, outcome.output_events, is_whole=is_whole)
         except Refused as refusal:
-            wait_s = tries.refused(refusal.wait_s, refusal.look_s)
+            wait_s, is_asked_to_wait = tries.refused(refusal.wait_s, refusal.look_s), True
             if wait_s is None:
                 services.metrics.errors.labels(refusal.failed.kind).inc()
                 raise GatewayError.of(refusal.given_up(tries.soonest_s)) from refusal
@@ -245,11 +271,14 @@ async def _try_deployments(
             failed = _blamed(error.failed, job, deployment.provider)
             quota.note_failure(demand, deployment, failed)
             wait_s = None if outcome.is_committed else tries.after(failed)
-            services.metrics.errors.labels(failed.kind).inc()
-            log.info("try_failed", kind=failed.kind, status=failed.status, tries=outcome.tries, wait_s=wait_s)
+            report(error, failed, deployment, outcome.tries, wait_s, services.metrics)
             if wait_s is None:
+                failed.retry_after_s = tries.resumes_in_s or failed.retry_after_s
                 raise GatewayError.of(failed) from error
             services.metrics.retries.labels(tries.deployment.provider).inc()
+            is_asked_to_wait = failed.retry_after_s is not None
+        if is_asked_to_wait:
+            postpone(wait_s, tries.soonest_s, outcome, services.settings)
         await asyncio.sleep(wait_s)
 
 
@@ -277,19 +306,30 @@ def _stopped(stop: Stop) -> Failed:
 
 
 async def _measure(fenced: Fenced, writer: Writer, outcome: Outcome, services: Services) -> None:
-    """Estimate what an answer took that broke off behind its commit point: whoever leaves early pays for what he got."""
-    if not outcome.failed or outcome.ttft_ms is None or outcome.is_estimated:
+    """Estimate from the log what an answer took whose upstream did not report it, or whose worker was lost.
+
+    An answer that broke off is paid for as far as it came: whoever leaves early pays for what he got.
+    """
+    is_rough = outcome.is_committed and bool(outcome.attempts) and outcome.attempts[-1].is_rough
+    is_of_others = fenced.has_head and not (outcome.knows_past or outcome.is_committed)
+    if not (is_rough or is_of_others) or not outcome.dialect:
         return
     writer.ignore_stop()  # It ends already.
     await writer.flushed()
     if writer.lost:
         return
-    with suppress(ChannelUnavailable):  # The ledger's collector estimates it then, if the log is there still.
+    try:
         async with services.measuring:
             frames = await read_frames(services.channel, writer.claim.generation_id)
-            partial = await asyncio.to_thread(read_partial, outcome.dialect, frames, fenced.request, is_stream=True)
-        if partial:
-            outcome.usage, outcome.is_estimated = completed(outcome.usage, partial.usage), True
+            read = partial(read_partial, outcome.dialect, frames, fenced.request, is_stream=outcome.is_stream)
+            found = await asyncio.to_thread(read)
+    except ChannelUnavailable:
+        return  # The number of events must do.
+    except Exception:  # The bytes may be any provider's, and the answer must have its end.
+        log.exception("usage_not_estimated", generation_id=writer.claim.generation_id)
+        return
+    if found:
+        take_measure(found, outcome, services.settings)
 
 
 async def _end(writer: Writer, outcome: Outcome, services: Services) -> Settlement:
@@ -300,9 +340,7 @@ async def _end(writer: Writer, outcome: Outcome, services: Services) -> Settleme
     end = {
         "error": failed.to_dict() if failed else None,
         "finish_reason": outcome.finish_reason,
-        "usage": outcome.usage.to_dict() if outcome.usage else None,
-        "estimated": outcome.is_estimated,
-        **_told(outcome, services.settings),
+        **_told(outcome),
     }
     writer.ignore_stop()  # Whatever is asked now, the answer is already given.
     is_kept = await _keep_response(writer, outcome, services)
@@ -312,7 +350,7 @@ async def _end(writer: Writer, outcome: Outcome, services: Services) -> Settleme
         await _keep_response(writer, outcome, services)  # Redis is back, for it has taken the end.
     if not writer.lost:
         _report(outcome, services)
-    return _settlement(end, services.settings)
+    return settlement_of(outcome.attempts, services.settings)
 
 
 async def _settle_ended(generation_id: str, services: Services) -> Settlement:
@@ -321,25 +359,15 @@ async def _settle_ended(generation_id: str, services: Services) -> Settlement:
         record = await services.channel.record(generation_id)
     except ChannelUnavailable as error:
         raise HandBack(str(error)) from error
-    return _settlement(orjson.loads(record.end), services.settings) if record else UNUSED
+    return settlement_of(attempts_in(orjson.loads(record.end)), services.settings) if record else UNUSED
 
 
-def _settlement(end: dict[str, Any], settings: Settings) -> Settlement:
-    usage, cost, provider = end.get("usage"), end.get("cost"), end.get("provider")
-    tokens = usage["input_tokens"] + usage["output_tokens"] if usage else 0
-    if end.get("brought_key"):
-        return Settlement(tokens)
-    return Settlement(
-        tokens,
-        cost_nano_usd=int(Decimal(cost["total_usd"]) * NANO_USD) if cost else 0,
-        purse=Purse("provider", provider, settings.provider(provider).budget) if provider else None,
-    )
-
-
-def _told(outcome: Outcome, settings: Settings) -> dict[str, Any]:
+def _told(outcome: Outcome) -> dict[str, Any]:
     """What the generation's record tells besides: who answered, how long it took, and what it cost in US dollars, as text."""
-    cost = price(outcome.usage, outcome.provider, outcome.upstream_model, settings.prices) if outcome.usage else None
+    usage, cost = total_usage(outcome.attempts), total_cost(outcome.attempts)
     return {
+        "usage": usage.to_dict() if usage else None,
+        "estimated": any(attempt.is_estimated for attempt in outcome.attempts),
         "provider": outcome.provider or None,
         "upstream_model": outcome.upstream_model or None,
         "brought_key": outcome.has_brought_key,
@@ -348,9 +376,8 @@ def _told(outcome: Outcome, settings: Settings) -> dict[str, Any]:
         "queue_wait_ms": round(outcome.waited_s * 1000),
         "ttft_ms": outcome.ttft_ms,
         "duration_ms": outcome.elapsed_ms(),
-        "cost": {"input_usd": f"{cost.input_usd:f}", "output_usd": f"{cost.output_usd:f}", "total_usd": f"{cost.total_usd:f}"}
-        if cost
-        else None,
+        "cost": cost.to_dict() if cost else None,
+        "attempts": [attempt.to_dict() for attempt in outcome.attempts],
     }
 
 
@@ -367,12 +394,14 @@ async def _keep_response(writer: Writer, outcome: Outcome, services: Services) -
 
 
 def _report(outcome: Outcome, services: Services) -> None:
-    metrics, usage = services.metrics, outcome.usage
+    metrics, usage = services.metrics, total_usage(outcome.attempts)
     what = outcome.failed.kind if outcome.failed else "completed"
     metrics.generations.labels(outcome.dialect, outcome.provider, what).inc()
-    if usage:
-        for kind, tokens in usage.to_dict().items():
-            metrics.tokens.labels(outcome.provider, kind.removesuffix("_tokens")).inc(tokens)
+    for attempt in outcome.attempts:
+        for name in COUNTS:
+            metrics.tokens.labels(attempt.provider, name.removesuffix("_tokens")).inc(getattr(attempt.usage, name))
+    for provider in {attempt.provider for attempt in outcome.attempts if attempt.cost is None}:
+        metrics.unpriced.labels(provider).inc()
     log.info(
         "generation_ended",
         outcome=what,

@@ -80,46 +80,56 @@ class OutputGuards:
 
 
 class _Guarded:
-    """One text: a filter for what is done, and one for what is only counted."""
+    """One text: filters for what is done, each given what the one before lets through, and filters for what is counted."""
 
-    def __init__(self, modes: Mapping[str, str], patterns: Sequence[Any], *, is_tool_call: bool) -> None:
+    def __init__(self, modes: Mapping[str, str], patterns: Sequence[Any]) -> None:
         # Loaded here, so that a worker without guardrails has none of their tables in memory.
-        from common.guardrails.finding import Finder
         from common.guardrails.holding import TextFilter
+        from common.guardrails.json_filter import JsonFilter
         from common.guardrails.patterns import PatternFinder
         from common.guardrails.pii import PiiFinder
 
-        acting: list[Finder] = []
-        watching: list[Finder] = []
+        self._acting: list[TextFilter | JsonFilter] = []
+        self._watching: list[TextFilter | JsonFilter] = []
         if "patterns" in modes:
             is_closed = modes["patterns"] == "block"
             self.patterns = PatternFinder(patterns, is_closed=is_closed)
-            (acting if is_closed else watching).append(self.patterns)
-        if "pii" in modes and not is_tool_call:  # A call with other arguments than the model's would be another call.
-            (acting if modes["pii"] == "block" else watching).append(PiiFinder())
-        self.acting = TextFilter(acting) if acting else None
-        self.watching = TextFilter(watching) if watching else None
+            (self._acting if is_closed else self._watching).append(TextFilter([self.patterns]))
+        if "pii" in modes:
+            pii = JsonFilter(lambda: [PiiFinder()])
+            (self._acting if modes["pii"] == "block" else self._watching).append(pii)
         self.marks_told = 0  # How much was replaced when the last signature came by.
 
     def feed(self, text: str) -> str:
         # Hot path: once per delta.
-        if self.watching:
-            self.watching.feed(text)
-        return self.acting.feed(text) if self.acting else text
+        for each in self._watching:
+            each.feed(text)
+        for each in self._acting:
+            text = each.feed(text)
+        return text
 
     def flush(self) -> str:
-        if self.watching:
-            self.watching.flush()
-        return self.acting.flush() if self.acting else ""
+        for each in self._watching:
+            each.flush()
+        text = ""
+        for each in self._acting:
+            text = each.feed(text) + each.flush()
+        return text
 
     def resume(self, said: str) -> None:
-        for each in (self.acting, self.watching):
-            if each:
-                each.resume(said)
+        for each in (*self._acting, *self._watching):
+            each.resume(said)
+
+    @property
+    def is_blocked(self) -> bool:
+        return any(each.blocked for each in self._acting)
 
     @property
     def marks(self) -> int:
-        return sum(self.acting.counts.values()) if self.acting else 0
+        return sum(each.counts.total() for each in self._acting)
+
+    def counts(self) -> Counter[str]:
+        return sum((each.counts for each in (*self._acting, *self._watching)), Counter[str]())
 
 
 class OutputGuard:
@@ -203,9 +213,12 @@ class OutputGuard:
         text = event.arguments if isinstance(event, ToolCallDelta) else event.text
         self.said_bytes += len(text.encode(errors="replace"))
         guarded = self._text(key)
-        if said := guarded.feed(text):
+        said = guarded.feed(text)
+        if guarded.is_blocked:
+            self.blocked = "patterns"
+            said += guarded.flush()
+        if said:
             passed.append(_event(key, said))
-        self._note(guarded)
 
     def _let_go(self, choice: int, passed: list[Event]) -> None:
         """The text that a choice was saying is over, for now at least."""
@@ -216,16 +229,13 @@ class OutputGuard:
         if said := guarded.flush():
             passed.append(_event(key, said))
         self._speaking[choice] = None
-        self._note(guarded)
-
-    def _note(self, guarded: _Guarded) -> None:
-        if guarded.acting and guarded.acting.blocked:
+        if guarded.is_blocked:
             self.blocked = "patterns"
 
     def _text(self, key: _Key) -> _Guarded:
         found = self._texts.get(key)
         if found is None:
-            found = self._texts[key] = _Guarded(self._modes, self._patterns, is_tool_call=key[0] is ToolCallDelta)
+            found = self._texts[key] = _Guarded(self._modes, self._patterns)
         return found
 
     def _is_altered(self) -> bool:
@@ -320,11 +330,10 @@ class OutputGuard:
         found: dict[tuple[str, str], Counter[str]] = {}
         slow: set[int] = set()
         for guarded in self._texts.values():
-            for each in (guarded.acting, guarded.watching):
-                for name, count in (each.counts if each else {}).items():
-                    guardrail = "patterns" if name.isdecimal() else "pii"
-                    label = f"pattern {name}" if name.isdecimal() else name
-                    found.setdefault((guardrail, self._modes[guardrail]), Counter())[label] += count
+            for name, count in guarded.counts().items():
+                guardrail = "patterns" if name.isdecimal() else "pii"
+                label = f"pattern {name}" if name.isdecimal() else name
+                found.setdefault((guardrail, self._modes[guardrail]), Counter())[label] += count
             slow.update(guarded.patterns.slow if "patterns" in self._modes else ())
         if self._own:
             found["custom", self._modes["custom"]] = self._own
@@ -350,8 +359,8 @@ class GuardedWire:
     def __init__(self, wire: Wire, guard: OutputGuard, request: GenerationRequest) -> None:
         self._wire, self._guard, self._request = wire, guard, request
 
-    def decoder(self) -> Decoder:
-        return GuardedDecoder(self._wire.decoder(), self._guard, self._request)
+    def decoder(self, choices: int = 1) -> Decoder:
+        return GuardedDecoder(self._wire.decoder(choices), self._guard, self._request)
 
 
 class GuardedDecoder:
@@ -365,6 +374,14 @@ class GuardedDecoder:
     @property
     def usage(self) -> Usage | None:
         return self._cut or self._decoder.usage
+
+    @property
+    def is_whole(self) -> bool:
+        return self._decoder.is_whole
+
+    @property
+    def has_absurd_usage(self) -> bool:
+        return self._decoder.has_absurd_usage
 
     def decode(self, block: bytes) -> list[Event]:
         # Hot path: once per upstream block.

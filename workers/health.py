@@ -1,34 +1,94 @@
-"""What does a worker tell those who watch it? A small HTTP server of its own, for liveness, readiness and metrics."""
+"""What does a worker tell those who watch it? A small HTTP server of its own, for liveness, readiness, health and metrics."""
 
-from collections.abc import Callable
+import asyncio
+import socket
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from workers.metrics import Metrics
+from common.process import open_files
+from common.queue.jobs import JobQueue
+from common.queue.worker import LeasedWorker
+from common.redis_probe import Probe
+from workers.bookkeeping.keeper import Bookkeeper
+from workers.call import Services
 
 
-async def serve_health(
-    host: str, port: int, metrics: Metrics, collect: Callable[[], None], unready: Callable[[], str | None]
-) -> tuple[web.AppRunner, int]:
-    """Serve until the runner is cleaned up; returns it and the port. ``collect`` sets the gauges before they are read."""
+@dataclass(slots=True)
+class Watched:
+    """What of a worker process is watched."""
+
+    worker: LeasedWorker
+    services: Services
+    queue: JobQueue
+    probe: Probe
+    books: Bookkeeper
+    has_started: bool = False
+    began_at: float = field(default_factory=time.monotonic)
+
+    def unready(self) -> str | None:
+        """Return why this process should get no jobs; what Redis or the database do not let it do is in ``health``."""
+        if not self.worker.allow_pick_jobs:
+            return "draining"
+        return None if self.has_started else "starting"
+
+    def health(self) -> dict[str, Any]:
+        """Return how this worker is, and why it cannot work where it cannot."""
+        problems = [f"Redis: {problem}" for problem in self.probe.problems()]
+        if self.books.problem:
+            problems.append(self.books.problem)
+        status = self.unready() or ("degraded" if problems else "healthy")
+        return {
+            "status": status,
+            "timestamp": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "uptime_seconds": round(time.monotonic() - self.began_at),
+            "checks": {"redis": not self.probe.problems(), "database": self.books.problem is None},
+            "problems": problems,
+            "workers_alive": self.queue.workers_alive,
+        }
+
+    def collect(self) -> bytes:
+        """Return the metrics, with those brought up to date that are only looked at."""
+        metrics, settings = self.services.metrics, self.services.settings
+        metrics.running.set(settings.worker_slots - self.worker.free_slots)
+        metrics.slots.set(settings.worker_slots)
+        metrics.connections.set(self.services.upstream.connections)
+        metrics.connections_max.set(settings.upstream_connections_max)
+        metrics.buffered.set(self.services.publisher.buffered_bytes)
+        metrics.redis_up.set(not self.probe.problems())
+        metrics.workers.set(self.queue.workers_alive)
+        self.services.quota.collect()
+        metrics.tasks.set(len(asyncio.all_tasks()))
+        metrics.open_files.set(open_files())
+        return generate_latest(metrics.registry)
+
+
+async def serve_health(sock: socket.socket, watched: Watched) -> web.AppRunner:
+    """Serve until the runner is cleaned up."""
 
     async def livez(_: web.Request) -> web.Response:
         return web.json_response({"status": "ok"})
 
     async def readyz(_: web.Request) -> web.Response:
-        problem = unready()
+        problem = watched.unready()
         return web.json_response({"status": problem or "ok"}, status=503 if problem else 200)
 
+    async def health(_: web.Request) -> web.Response:
+        found = watched.health()
+        return web.json_response(found, status=200 if found["status"] == "healthy" else 503)
+
     async def read_metrics(_: web.Request) -> web.Response:
-        collect()
-        return web.Response(body=generate_latest(metrics.registry), headers={"content-type": CONTENT_TYPE_LATEST})
+        return web.Response(body=watched.collect(), headers={"content-type": CONTENT_TYPE_LATEST})
 
     app = web.Application()
     app.add_routes(
-        [web.get("/livez", livez), web.get("/readyz", readyz), web.get("/health", readyz), web.get("/metrics", read_metrics)]
+        [web.get("/livez", livez), web.get("/readyz", readyz), web.get("/health", health), web.get("/metrics", read_metrics)]
     )
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
-    await web.TCPSite(runner, host, port).start()
-    return runner, runner.addresses[0][1]
+    await web.SockSite(runner, sock).start()
+    return runner

@@ -51,6 +51,18 @@ class Metrics:
             registry=registry,
         )
         self.retries = Counter("sluice_retries", "Upstream calls that repeated a failed one", ["provider"], registry=registry)
+        self.attempt_failures = Counter(
+            "sluice_attempt_failures",
+            "Failed attempts; cause is answer where the provider said so itself, else what went wrong on the way",
+            ["provider", "kind", "cause"],
+            registry=registry,
+        )
+        self.replaced_connections = Counter(
+            "sluice_upstream_connections_replaced",
+            "Idle connections that were dead when they were used again, and replaced at once",
+            ["provider"],
+            registry=registry,
+        )
         self.errors = Counter("sluice_errors", "Failures by kind, retried ones too", ["kind"], registry=registry)
         self.tokens = Counter("sluice_tokens", "Tokens as the upstreams report them", ["provider", "kind"], registry=registry)
         self.ttft = Histogram(
@@ -73,6 +85,18 @@ class Metrics:
             "sluice_budget_marks",
             "Budgets of which a generation took more than 80 or 100 percent; the log names whose",
             ["scope", "percent"],
+            registry=registry,
+        )
+        self.unpriced = Counter(
+            "sluice_unpriced_generations",
+            "Generations that took tokens whose price is not known: that cost counts for nothing",
+            ["provider"],
+            registry=registry,
+        )
+        self.absurd_usage = Counter(
+            "sluice_absurd_usage",
+            "Upstream calls whose reported usage could not be believed, and was estimated",
+            ["provider"],
             registry=registry,
         )
         self.paused = Gauge(
@@ -114,6 +138,10 @@ class Metrics:
         self.unreadable = Counter(
             "sluice_ledger_unreadable", "Records that the ledger could not take, and set aside", registry=registry
         )
+        self.set_aside = Gauge(
+            "sluice_set_aside", "Jobs and records that nobody could process, and `sluice records` lists", registry=registry
+        )
         self.tasks = Gauge("sluice_tasks", "Tasks of this process", registry=registry)
         self.open_files = Gauge("sluice_open_files", "Files and sockets that this process has open", registry=registry)
-        self.redis_up = Gauge("sluice_redis_up", "Whether Redis answers", registry=registry)
+        self.redis_up = Gauge("sluice_redis_up", "Whether Redis answers, and does all that it is asked", registry=registry)
+        self.workers = Gauge("sluice_workers_alive", "Workers that take jobs, of all replicas", registry=registry)

@@ -10,43 +10,24 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from common.attempts import Attempt, attempts_in
 from common.channel.base import Frame, FrameKind
 from common.dialects import DIALECTS
 from common.errors import GatewayError
-from common.events import (
-    Event,
-    RedactedThinking,
-    RefusalDelta,
-    TextDelta,
-    ThinkingDelta,
-    ToolCallDelta,
-    ToolCallStarted,
-    Usage,
-    summed,
-)
+from common.events import Usage
 from common.job import Job
 from common.said import said_in_stream, said_in_whole
 from common.sse import split_blocks
-from common.token_estimate import estimate_text_tokens, estimate_tokens, tokens_in_bytes
+from common.token_estimate import estimate_event_tokens, estimate_text_tokens, estimate_tokens
 from workers.providers import WIRES
 from workers.providers.base import FamilyWire
 
 
-def completed(told: Usage | None, estimated: Usage) -> Usage:
-    """Return what was told, and where that does not go far enough the estimate: some tell at an answer's begin, or never."""
-    if told is None:
-        return estimated
-    usage = copy(told)
-    usage.input_tokens = told.input_tokens or estimated.input_tokens
-    usage.output_tokens = max(told.output_tokens, estimated.output_tokens)
-    return usage
-
-
 class Partial(NamedTuple):
-    """``head`` is the data of the last head frame: who answered, at which try."""
+    """``head`` is the data of the last head frame: who answered, at which try. The last of ``attempts`` is that try."""
 
     head: dict[str, Any]
-    usage: Usage
+    attempts: list[Attempt]
 
 
 def read_partial(dialect: str, frames: Sequence[Frame], request: bytes | None, *, is_stream: bool) -> Partial | None:
@@ -67,7 +48,8 @@ def read_partial(dialect: str, frames: Sequence[Frame], request: bytes | None, *
     said_before = estimate_text_tokens(said_in_stream(dialect, before)) if before else 0
     usage.input_tokens = usage.input_tokens or _asked_tokens(dialect, request) + said_before
     usage.output_tokens = max(usage.output_tokens, output_tokens)
-    return Partial(head, summed(_usage(head.get("spent")), usage) or usage)
+    last = Attempt(head.get("provider") or "", head.get("upstream_model") or "", usage, is_estimated=True)
+    return Partial(head, [*attempts_in(head), last])
 
 
 def _data(frames: Sequence[Frame]) -> bytes:
@@ -85,20 +67,7 @@ def _told(dialect: str, data: bytes, *, is_stream: bool) -> tuple[Usage | None, 
         events = [event for block in split_blocks(data) for event in decoder.decode(block)]
     else:
         events = decoder.decode_whole(data)
-    return decoder.usage, tokens_in_bytes(sum(map(_output_bytes, events)))
-
-
-def _output_bytes(event: Event) -> int:
-    match event:
-        case TextDelta() | RefusalDelta() | ThinkingDelta():
-            return len(event.text.encode(errors="replace"))
-        case RedactedThinking():
-            return len(event.data)
-        case ToolCallStarted():
-            return len(event.name.encode(errors="replace"))
-        case ToolCallDelta():
-            return len(event.arguments.encode(errors="replace"))
-    return 0
+    return decoder.usage, estimate_event_tokens(events)
 
 
 def _asked_tokens(dialect: str, request: bytes | None) -> int:
@@ -106,7 +75,3 @@ def _asked_tokens(dialect: str, request: bytes | None) -> int:
         return estimate_tokens(DIALECTS[dialect].parse(orjson.loads(Job.unpack(request).body))) if request else 0
     except (ValueError, TypeError, GatewayError):
         return 0
-
-
-def _usage(fields: dict[str, int] | None) -> Usage | None:
-    return Usage(**fields) if fields else None

@@ -31,7 +31,7 @@ from common.channel.base import (
     Verdict,
 )
 from common.errors import ErrorKind, GatewayError
-from common.process import in_background
+from common.process import supervised
 from common.redis_client import Pulse
 from common.settings import KIB, MIB, Settings
 from workers.linger import Linger
@@ -60,6 +60,8 @@ class Writer:
         self.has_hole = False  # Redis lost acknowledged frames that we no longer hold: the generation must end as failed.
         self.sent_at = time.monotonic()
         self.pending_bytes = 0
+        self.note = b""  # For the claim that follows if this one is lost before it has a frame; told with a heartbeat.
+        self.noted = b""
         self._publisher = publisher
         self._on_signal = on_signal
         self._data: list[bytes] = []  # Data that is not a frame yet: what gathers before a flush becomes one.
@@ -285,8 +287,8 @@ class Publisher:
 
     def start(self) -> None:
         self._tasks = [
-            in_background(self._flush_for_ever(), "publisher"),
-            in_background(self._beat_for_ever(), "heartbeats"),
+            supervised(self._flush_for_ever, "publisher"),
+            supervised(self._beat_for_ever, "heartbeats"),
         ]
 
     async def stop(self) -> None:
@@ -374,8 +376,10 @@ class Publisher:
             if not quiet or not self._pulse.is_up:
                 continue
             sent_at = [writer.sent_at for writer in quiet]
+            for writer in quiet:
+                writer.noted = writer.note or writer.noted
             try:
-                answers = await self._channel.heartbeat([writer.claim for writer in quiet])
+                answers = await self._channel.heartbeat([writer.claim for writer in quiet], [writer.note for writer in quiet])
             except ChannelUnavailable:
                 continue
             now = time.monotonic()
@@ -385,4 +389,5 @@ class Publisher:
                     writer.settle(answer, now)
 
     def _is_quiet(self, writer: Writer, now: float) -> bool:
-        return now - writer.sent_at >= self._settings.heartbeat_s
+        has_news = writer.note not in (b"", writer.noted)
+        return has_news or now - writer.sent_at >= self._settings.heartbeat_s

@@ -25,7 +25,7 @@ from common.events import (
     summed,
 )
 from common.generation import GenerationRequest
-from common.token_estimate import tokens_in_bytes
+from common.token_estimate import estimate_event_tokens, tokens_in_bytes
 from workers.guarding import OutputGuard
 from workers.providers import errors
 from workers.providers.base import Decoder, FamilyWire
@@ -43,23 +43,40 @@ class Pump(Protocol):
     finish_reason: FinishReason | None
     output_events: int
     upstream_id: str  # What the upstream calls the answer; empty until it has said so.
+    started: Started  # What it said of itself when it began.
+    prompt_tokens: int  # By estimate, where the prompt is not the request's own; else 0.
+    is_estimated: bool  # Whether ``usage`` is an estimate, of an upstream that reports none.
 
     @property
     def usage(self) -> Usage | None: ...
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the upstream has finished the answer; see ``Decoder.is_whole``."""
+        ...
+
+    @property
+    def has_absurd_usage(self) -> bool: ...
+
+    @property
+    def seen_tokens(self) -> int:
+        """About how many tokens have come: of a body by its text, of a stream one for each event with output."""
+        ...
 
     def pass_head(self, run: bytes) -> int:
         """Return how many bytes of whole events go to the client as they are; they are noted. The rest is to be fed."""
         ...
 
     def feed(self, blocks: list[bytes]) -> bytes:
-        """Return the client's bytes for SSE blocks of the upstream, or (not ``is_stream``) for its whole body.
+        """Return the client's bytes for SSE blocks of the upstream. Blocks after a terminal event are ignored."""
+        ...
 
-        Blocks after a terminal event are ignored.
-        """
+    def feed_whole(self, body: bytes) -> bytes:
+        """Return the client's bytes for an upstream's answer that is one body; ``terminal`` is set, unless a guard holds it."""
         ...
 
     def end(self) -> bytes:
-        """Return what is left for the client at the end of the upstream's bytes; ``terminal`` is set afterwards."""
+        """Return what is left for the client at the end of the upstream's bytes, however they ended; ``terminal`` is set."""
         ...
 
     def release(self, events: list[Event]) -> bytes:
@@ -70,7 +87,7 @@ class Pump(Protocol):
 class Decoding(Protocol):
     """All that a pump needs of a wire where bytes do not pass; it may have a guard behind it."""
 
-    def decoder(self) -> Decoder: ...
+    def decoder(self, choices: int = 1) -> Decoder: ...
 
 
 class _Watching:
@@ -78,14 +95,18 @@ class _Watching:
 
     is_stream = True
     gives_stream = True
+    prompt_tokens = 0
+    is_estimated = False
 
-    def __init__(self, wire: Decoding) -> None:
-        self._decoder = wire.decoder()
+    def __init__(self, wire: Decoding, choices: int = 1) -> None:
+        self._decoder = wire.decoder(choices)
         self.has_output = False
         self.terminal: Completed | Failed | None = None
         self.finish_reason: FinishReason | None = None
         self.output_events = 0
         self.upstream_id = ""
+        self.started = Started()
+        self._body_tokens = 0
 
     def _note(self, events: list[Event]) -> None:
         for event in events:
@@ -97,11 +118,28 @@ class _Watching:
             elif isinstance(event, Finished):
                 self.finish_reason = event.reason
             elif isinstance(event, Started):
-                self.upstream_id = event.id or ""
+                self.upstream_id, self.started = event.id or "", event
 
     @property
     def usage(self) -> Usage | None:
         return self._decoder.usage
+
+    @property
+    def is_whole(self) -> bool:
+        return self._decoder.is_whole
+
+    @property
+    def has_absurd_usage(self) -> bool:
+        return self._decoder.has_absurd_usage
+
+    @property
+    def seen_tokens(self) -> int:
+        return self._body_tokens or self.output_events
+
+    def _decode_whole(self, body: bytes) -> list[Event]:
+        events = self._decoder.decode_whole(body)
+        self._body_tokens = estimate_event_tokens(events)
+        return events
 
     def pass_head(self, run: bytes) -> int:
         return 0
@@ -113,9 +151,9 @@ class _Watching:
 class Passing(_Watching):
     """A stream's bytes as they came."""
 
-    def __init__(self, wire: FamilyWire, info: ReplyInfo) -> None:
-        super().__init__(wire)
-        self._wire, self._info = wire, info
+    def __init__(self, wire: FamilyWire, dialect: Dialect, info: ReplyInfo) -> None:
+        super().__init__(wire, info.body.get("n") or 1)
+        self._wire, self._dialect, self._info = wire, dialect, info
         self._is_plain = self._decoder.is_plain
 
     def pass_head(self, run: bytes) -> int:
@@ -132,48 +170,43 @@ class Passing(_Watching):
                 self.output_events += 1
                 passed.append(block)
             elif not self.terminal:
+                was_whole = self.is_whole
                 self._note(self._decoder.decode(block))
-                # The upstream's error event becomes our end, which says it in the dialect's own shape.
-                if not isinstance(self.terminal, Failed):
-                    passed.append(self._wire.for_client(block, self._info))
+                passed.append(self._passed(block, was_whole=was_whole))
         return passed[0] if len(passed) == 1 else b"".join(passed)
+
+    def _passed(self, block: bytes, *, was_whole: bool) -> bytes:
+        if isinstance(self.terminal, Failed):
+            return b""  # The upstream's error event becomes our end, which says it in the dialect's own shape.
+        if was_whole and self.terminal and not self._dialect.is_final(block):
+            return self._wire.end_mark  # An error behind the finish.
+        return self._wire.for_client(block, self._info)
 
     def end(self) -> bytes:
         self._note(left := self._decoder.end())
         # Some vendors just stop after the last chunk, and their clients' readers know; others' wait for the mark.
         return self._wire.end_mark if any(isinstance(event, Completed) for event in left) else b""
 
-
-class PassingWhole(_Watching):
-    """The same for a client that did not ask for a stream: the upstream is not asked for one either."""
-
-    is_stream = False
-    gives_stream = False
-
-    def __init__(self, wire: FamilyWire, info: ReplyInfo) -> None:
-        super().__init__(wire)
-        self._wire, self._info = wire, info
-
-    def feed(self, blocks: list[bytes]) -> bytes:
-        (body,) = blocks
-        self._note(self._decoder.decode_whole(body))
-        return self._wire.for_client(body, self._info)
-
-    def end(self) -> bytes:
-        return b""
+    def feed_whole(self, body: bytes) -> bytes:
+        self._note(events := self._decode_whole(body))
+        encode = self._dialect.encoder(self._dialect.parse(self._info.body), self._info).encode
+        return b"".join([encode(event) for event in events if not isinstance(event, Failed)])
 
 
 class Translating(_Watching):
     """Events, encoded for a client of another family."""
 
     def __init__(self, wire: Decoding, dialect: Dialect, request: GenerationRequest, info: ReplyInfo) -> None:
-        super().__init__(wire)
+        super().__init__(wire, request.choices)
         self._encode = dialect.encoder(request, info).encode
 
     def feed(self, blocks: list[bytes]) -> bytes:
         # Hot path: once per upstream read.
         decode = self._decoder.decode
         return self._say([event for block in blocks for event in decode(block)])
+
+    def feed_whole(self, body: bytes) -> bytes:
+        return self._say(self._decode_whole(body))
 
     def end(self) -> bytes:
         return self._say(self._decoder.end())
@@ -206,7 +239,7 @@ class Continuing(_Watching):
         self._guard = guard  # Behind the splice: it looks at what the client gets.
         self._progress, self._splice, self._spent = progress, splice, spent
         self._owed = progress.owed
-        self._input_tokens, self._text_bytes = input_tokens, 0
+        self.prompt_tokens, self._text_bytes = input_tokens, 0
         self._own: Usage | None = None
 
     @property
@@ -218,6 +251,9 @@ class Continuing(_Watching):
         # Hot path: once per upstream read.
         decode = self._decoder.decode
         return self._say([event for block in blocks for event in decode(block)])
+
+    def feed_whole(self, body: bytes) -> bytes:
+        return self._say(self._decode_whole(body))
 
     def end(self) -> bytes:
         return self._say(self._decoder.end())
@@ -234,8 +270,11 @@ class Continuing(_Watching):
 
     def _at_cut(self) -> Usage:
         """The client's usage of an answer that a guard ends."""
-        self._own = Usage(self._input_tokens, tokens_in_bytes(self._text_bytes))
+        self._own, self.is_estimated = self._estimate(), True
         return summed(self._spent, self._own) or self._own
+
+    def _estimate(self) -> Usage:
+        return Usage(self.prompt_tokens, tokens_in_bytes(self._text_bytes))
 
     def _tell(self, told: list[Event]) -> bytes:
         self._note(told)
@@ -261,7 +300,7 @@ class Continuing(_Watching):
                 held = self._splice.end()
                 return [TextDelta(held), event] if held else [event]
             case Completed():
-                self._own = event.usage or Usage(self._input_tokens, tokens_in_bytes(self._text_bytes))
+                self._own, self.is_estimated = event.usage or self._estimate(), event.usage is None
                 return [Completed(summed(self._spent, self._own))]
         return [event]
 
@@ -271,8 +310,8 @@ class Folding(_Watching):
 
     gives_stream = False
 
-    def __init__(self, wire: Decoding, dialect: Dialect, request: GenerationRequest, info: ReplyInfo) -> None:
-        super().__init__(wire)
+    def __init__(self, wire: Decoding, dialect: Dialect, request: GenerationRequest | None, info: ReplyInfo) -> None:
+        super().__init__(wire, request.choices if request else info.body.get("n") or 1)
         self._dialect, self._request, self._info = dialect, request, info
         self._events: list[Event] = []
 
@@ -280,6 +319,9 @@ class Folding(_Watching):
         for block in blocks:
             self._keep(self._decoder.decode(block))
         return b""
+
+    def feed_whole(self, body: bytes) -> bytes:
+        return self.release(self._decoder.decode_whole(body))
 
     def end(self) -> bytes:
         return self.release(self._decoder.end())
@@ -293,11 +335,15 @@ class Folding(_Watching):
         if any(is_nested_too_deeply(call.arguments) for choice in reply.choices.values() for call in choice.tool_calls):
             self.terminal = errors.nonsense("the arguments of a call are nested too deeply")
             return b""
-        return self._dialect.encode_whole(reply, self._request, self._info)
+        return self._dialect.encode_whole(reply, self._request or self._dialect.parse(self._info.body), self._info)
 
     def _keep(self, events: list[Event]) -> None:
         self._note(events)
         self._events += events
+
+    @property
+    def seen_tokens(self) -> int:
+        return estimate_event_tokens(self._events)
 
 
 class FoldingWhole(Folding):
@@ -305,6 +351,16 @@ class FoldingWhole(Folding):
 
     is_stream = False
 
-    def feed(self, blocks: list[bytes]) -> bytes:
-        (body,) = blocks
-        return self.release(self._decoder.decode_whole(body))
+
+class PassingWhole(Folding):
+    """A body as it came, for a client of the same family. Only a stream that comes instead is folded."""
+
+    is_stream = False
+
+    def __init__(self, wire: FamilyWire, dialect: Dialect, info: ReplyInfo) -> None:
+        super().__init__(wire, dialect, None, info)  # What is passed on need not be parsed.
+        self._wire = wire
+
+    def feed_whole(self, body: bytes) -> bytes:
+        self._keep(self._decoder.decode_whole(body))
+        return self._wire.for_client(body, self._info)

@@ -1,25 +1,24 @@
-"""How is an upstream called, and what do its failures mean?
+"""How is an upstream called, and its answer read in time?
 
-aiohttp (a C parser), called directly: see docs/decisions/upstream-client.md. Its types stop at this file.
+How it is connected to is ``connecting``, what failures mean ``upstream_errors``.
 """
 
 import asyncio
-import functools
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 import aiohttp
-from aiohttp.client_proto import ResponseHandler
 
 from common.errors import ErrorKind, GatewayError
 from common.settings import Settings
+from common.sse import BYTE_ORDER_MARK
+from workers.connecting import Connections
 from workers.linger import Linger, Tap
 from workers.providers.base import UpstreamRequest
+from workers.upstream_errors import TRANSPORT, timed_out, unreadable, within_answer
 
 ERROR_BODY_BYTES_MAX = 64 * 1024
-
-
-_FAILURES = (aiohttp.ClientError, TimeoutError, OSError)
+BLANK_BYTES_MAX = 4096  # Blanks that may stand before an answer; some servers write them so that nothing between gives up.
 
 
 class _SilenceLimit:
@@ -35,8 +34,8 @@ class _SilenceLimit:
         self._handle = self._loop.call_at(due_at, self._check)
 
     def narrow(self, between_s: float) -> None:
-        """The first token is there: from now on each read has ``between_s``. Once is enough."""
-        if self._between_s is not None:
+        """From now on each read has ``between_s``, where it had more. Once is enough."""
+        if self._between_s is not None and self._between_s <= between_s:
             return
         self._between_s = between_s
         self._handle.cancel()
@@ -52,6 +51,11 @@ class _SilenceLimit:
                 self._task.cancel()
         else:
             self._handle = self._loop.call_at(max(due_at, now + 0.1), self._check)
+
+    @property
+    def silence_s(self) -> float | None:
+        """How long it may be silent now; None before the first token."""
+        return self._between_s
 
     def is_the_reason(self) -> bool:
         """Whether a cancellation that just arrived was this limit's, and no one else's as well."""
@@ -75,11 +79,35 @@ class UpstreamAnswer:
         self._limit = _SilenceLimit(due_at)
         self._tap = Tap(linger, response.connection.transport if response.connection else None)
         self._read = response.content.readany
+        self._first = b""
         self._time = asyncio.get_running_loop().time
 
     def has_begun(self) -> None:
         """The first token is there: from now on it is the time between tokens that is limited."""
         self._limit.narrow(self._between_s)
+
+    def has_finished(self, tail_s: float) -> None:
+        """All that is needed has come: each further read has ``tail_s``."""
+        self._limit.narrow(tail_s)
+
+    async def beginning(self) -> bytes:
+        """Return what the body begins with, blanks left out; it is read again afterwards. Empty: there is nothing else.
+
+        Raises:
+            UpstreamFailure: as for ``read``.
+        """
+        first = b""
+        while not (begins := first.removeprefix(BYTE_ORDER_MARK).lstrip()) and len(first) < BLANK_BYTES_MAX:
+            if not (chunk := await self.read()):
+                break
+            first += chunk
+        self._first, self._read = first, self._read_again
+        return begins
+
+    async def _read_again(self) -> bytes:
+        first, self._first = self._first, b""
+        self._read = self._response.content.readany
+        return first or await self._read()
 
     async def read(self, *, may_linger: bool = False) -> bytes:
         """Return what has come of the body, as soon as there is anything; nothing at its end.
@@ -98,10 +126,10 @@ class UpstreamAnswer:
             return await self._read()
         except asyncio.CancelledError:
             if limit.is_the_reason():
-                raise _timed_out(self._provider) from None
+                raise timed_out(self._provider, limit.silence_s) from None
             raise
-        except _FAILURES as error:
-            raise _meaning(error, self._provider) from error
+        except TRANSPORT as error:
+            raise within_answer(error, self._provider) from error
         finally:
             limit.reading_since = None
 
@@ -124,46 +152,23 @@ class UpstreamAnswer:
         while chunk := await self.read():
             body += chunk
             if len(body) > bytes_max:
-                raise GatewayError(
-                    ErrorKind.UPSTREAM_PROTOCOL, f"{self._provider} sent an answer of more than {bytes_max} bytes."
-                )
+                raise unreadable(self._provider, f"with more than {bytes_max} bytes", "size")
         return bytes(body)
-
-
-class _Protocol(ResponseHandler):
-    """aiohttp's, without looking after each read for what a pause may have left behind (3.14): only after a pause."""
-
-    def resume_reading(self, resume_parser: bool = True) -> None:
-        # Hot path: once per upstream read.
-        if self._reading_paused or self._buffer_paused:
-            super().resume_reading(resume_parser)
-
-
-class _Connector(aiohttp.TCPConnector):
-    def __init__(self) -> None:
-        # Our own count is the limit; left alone, aiohttp would queue in silence past 100.
-        super().__init__(limit=0, ttl_dns_cache=60)
-        protocol: type[ResponseHandler] = _Protocol
-        self._factory = functools.partial(protocol, loop=asyncio.get_running_loop())
 
 
 class Upstream:
     """The connections of one worker to all providers."""
 
-    def __init__(self, settings: Settings, linger: Linger) -> None:
+    def __init__(
+        self, settings: Settings, linger: Linger, on_replaced: Callable[[str], object] = lambda provider: None
+    ) -> None:
         self._settings = settings
         self._linger = linger
-        self._session = aiohttp.ClientSession(
-            connector=_Connector(),
-            # One tenant's cookies must never travel with another's request.
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=settings.connect_timeout_s),
-            headers={"user-agent": "sluice"},
-        )
+        self._connections = Connections(settings, on_replaced)
         self.connections = 0
 
     async def close(self) -> None:
-        await self._session.close()
+        await self._connections.close()
 
     @asynccontextmanager
     async def open(self, request: UpstreamRequest, provider: str, *, is_stream: bool) -> AsyncIterator[UpstreamAnswer]:
@@ -172,7 +177,8 @@ class Upstream:
         A stream must begin within the first-token timeout; a whole answer may take as long as a generation may.
 
         Raises:
-            GatewayError: OVERLOADED (our own connections are all in use), UPSTREAM_TIMEOUT, UPSTREAM_UNAVAILABLE.
+            GatewayError: OVERLOADED (our own connections are all in use).
+            UpstreamFailure: UPSTREAM_TIMEOUT, UPSTREAM_UNAVAILABLE, UPSTREAM_PROTOCOL.
         """
         if self.connections >= self._settings.upstream_connections_max:
             raise GatewayError(ErrorKind.OVERLOADED, "All of the gateway's upstream connections are in use.", retry_after_s=5)
@@ -181,11 +187,11 @@ class Upstream:
         due_at = loop.time() + within_s
         self.connections += 1
         try:
-            with upstream_errors(provider):
+            try:
                 async with asyncio.timeout_at(due_at):
-                    response = await self._session.request(
-                        request.method, request.url, data=request.body, headers=request.headers, allow_redirects=False
-                    )
+                    response = await self._connections.send(request, provider)
+            except TimeoutError as error:
+                raise timed_out(provider, None) from error
             answer = UpstreamAnswer(provider, response, due_at, self._settings.between_tokens_timeout_s, self._linger)
             try:
                 yield answer
@@ -193,27 +199,3 @@ class Upstream:
                 answer.close()
         finally:
             self.connections -= 1
-
-
-@contextmanager
-def upstream_errors(provider: str) -> Iterator[None]:
-    """Turn the client's failures into ours."""
-    try:
-        yield
-    except _FAILURES as error:
-        raise _meaning(error, provider) from error
-
-
-def _meaning(error: Exception, provider: str) -> GatewayError:
-    match error:
-        case TimeoutError():  # aiohttp's own timeouts are these too.
-            return _timed_out(provider)
-        case aiohttp.ClientConnectorError():
-            what = "could not be reached"
-        case _:
-            what = "closed the connection before its answer was complete"
-    return GatewayError(ErrorKind.UPSTREAM_UNAVAILABLE, f"The provider {provider} {what}.", code="upstream_unavailable")
-
-
-def _timed_out(provider: str) -> GatewayError:
-    return GatewayError(ErrorKind.UPSTREAM_TIMEOUT, f"The provider {provider} did not answer in time.", code="upstream_timeout")

@@ -3,19 +3,22 @@
 import aiohttp
 
 from common.guardrails.custom import ANSWER_BYTES_MAX, Post
+from common.proxies import Proxy
+from workers.connecting import request_arguments
 
 CONNECTIONS_MAX = 100
 _PIECE_BYTES = 64 * 1024
 
 
-def poster(url: str, timeout_s: float) -> Post:
+def poster(url: str, timeout_s: float, proxy: Proxy | None = None) -> Post:
     """Return what posts JSON to the operator's own address; no other is ever asked."""
-    return _Poster(url, timeout_s)
+    return _Poster(url, timeout_s, proxy)
 
 
 class _Poster:
-    def __init__(self, url: str, timeout_s: float) -> None:
+    def __init__(self, url: str, timeout_s: float, proxy: Proxy | None) -> None:
         self._url = url
+        self._arguments = request_arguments(url, {"content-type": "application/json"}, proxy)
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=CONNECTIONS_MAX),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -24,8 +27,7 @@ class _Poster:
         )
 
     async def __call__(self, body: bytes) -> bytes:
-        headers = {"content-type": "application/json"}
-        async with self._session.post(self._url, data=body, headers=headers, allow_redirects=False) as response:
+        async with self._session.post(self._url, data=body, **self._arguments) as response:
             if response.status != 200:
                 raise ValueError(f"status {response.status}")
             answer = bytearray()

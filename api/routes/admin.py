@@ -13,9 +13,11 @@ from fastapi.security import HTTPBearer
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, ValidationError
 
 from api.body import read_json
-from api.generate import Services, guarded, redis_away
+from api.generate import Services, guarded
 from api.http_errors import PLAIN, json_response
 from api.known_keys import KnownKeys, Rings
+from api.numbers import query_number
+from api.store_errors import redis_away
 from common.access import Access, as_number
 from common.dialects.reading import invalid
 from common.errors import ErrorKind, GatewayError
@@ -143,7 +145,7 @@ class _Admin:
     async def _checked(self, request: Request, work: Callable[[], Awaitable[Response]]) -> Response:
         self._services.authenticator.check_admin(request)
         if not self._services.pulse.is_up:
-            raise redis_away()
+            raise redis_away(self._services.pulse)
         # Shielded: a change that has begun is made, in both places, though its client has left.
         return await asyncio.shield(asyncio.ensure_future(self._bounded(work)))
 
@@ -178,15 +180,13 @@ class _Admin:
 
     async def list(self, request: Request) -> Response:
         query = request.query_params
-        limit, after, tenant = query.get("limit", str(LIST_DEFAULT)), query.get("after"), query.get("tenant")
-        if not (limit.isascii() and limit.isdigit() and len(limit) < 4 and 1 <= int(limit) <= LIST_MAX):
-            raise invalid("limit", f"must be an integer from 1 to {LIST_MAX}")
+        limit, after, tenant = query_number(query, "limit", 1, LIST_MAX, LIST_DEFAULT), query.get("after"), query.get("tenant")
         if after is not None and not is_id(after):
             raise invalid("after", "must be the id of a key")
         if tenant is not None and ("\0" in tenant or not 0 < len(tenant) <= 64):
             raise invalid("tenant", "must be 1 to 64 characters")
-        found = await (await self._rings.open()).list(tenant, after or "", int(limit) + 1)
-        data = [_shown(record) for record in found[: int(limit)]]
+        found = await (await self._rings.open()).list(tenant, after or "", limit + 1)
+        data = [_shown(record) for record in found[:limit]]
         first_id, last_id = (data[0].id, data[-1].id) if data else (None, None)
         listed = KeyList(data=data, first_id=first_id, last_id=last_id, has_more=len(found) > len(data))
         return json_response(listed.model_dump(mode="json"), headers=_NO_STORE)

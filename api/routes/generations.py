@@ -10,13 +10,16 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from api.describing import generating, header, nothing_more, query, serving
-from api.generate import Amend, Services, accept, finish, guarded, redis_away, start
+from api.generate import Amend, Services, accept, finish, guarded, start
 from api.http_errors import PLAIN, json_response, request_id_of
+from api.numbers import query_number
+from api.permissions import refuse_anonymous
 from api.read_tokens import read_token_owner, require_secret, sign_read_token
 from api.records import LOG_BATCH, record, said_so_far, short_record, status_of, url_of
-from api.relay import Relay
+from api.relay import Relay, headers_of_stream
 from api.routes.dialects import check_unified
 from api.routes.responses import begin
+from api.store_errors import redis_away
 from api.viewer import Viewer
 from common.access import Principal
 from common.channel.base import (
@@ -166,15 +169,14 @@ def _amend(dialect: Dialect, services: Services) -> Amend:
 
 
 async def _list(request: Request, services: Services) -> Response:
-    owner = (await services.authenticator.authenticate(request, "read")).id
-    query = request.query_params
-    text, after = query.get("limit", str(LIST_DEFAULT)), query.get("after", "")
-    if not (text.isascii() and text.isdigit() and len(text) < 4 and 1 <= (limit := int(text)) <= LIST_MAX):
-        raise invalid("limit", f"must be an integer from 1 to {LIST_MAX}")
+    principal = await services.authenticator.authenticate(request, "read")
+    refuse_anonymous(principal, "Generations")
+    owner, query = principal.id, request.query_params
+    limit, after = query_number(query, "limit", 1, LIST_MAX, LIST_DEFAULT), query.get("after", "")
     if after and not _ID.fullmatch(after):
         raise invalid("after", "must be the id of one of your generations")
     if not services.pulse.is_up:
-        raise redis_away()
+        raise redis_away(services.pulse)
     found = await _newest(owner, after, limit + 1, services)
     data = found[:limit]
     first_id, last_id = (data[0]["id"], data[-1]["id"]) if data else (None, None)
@@ -207,7 +209,7 @@ async def _describe(generation_id: str, owner: Principal, services: Services) ->
     if not _ID.fullmatch(generation_id):
         raise unknown(generation_id)
     if not services.pulse.is_up:
-        raise redis_away()
+        raise redis_away(services.pulse)
     (state,) = await services.channel.describe([generation_id], owner.id)
     if isinstance(state, GatewayError):
         raise state
@@ -239,7 +241,9 @@ async def _read(generation_id: str, request: Request, services: Services) -> Res
     if not _ID.fullmatch(generation_id):
         raise unknown(generation_id)
     if not services.pulse.is_up:
-        raise redis_away()
+        raise redis_away(services.pulse)
+    if request.method == "HEAD" and (answer := await _head(generation_id, reader, cursor, services)):
+        return answer
     viewer, state = await services.hub.enter(generation_id, reader.id, cursor)
     try:
         is_over = cursor is not None and await _is_at_end(generation_id, cursor, state, services)
@@ -264,10 +268,26 @@ async def _read(generation_id: str, request: Request, services: Services) -> Res
         has_ids=True,
         is_resumable=True,
         # Of one that has failed the reading succeeds: its status would say that coming again helps.
-        has_begun=state.has_ended or bool(cursor and cursor.frame <= state.last and state.head),
+        has_begun=state.has_ended or _has_begun(state, cursor),
     )
-    services.relays.add(relay)
-    return relay
+    return services.add_relay(relay)
+
+
+def _has_begun(state: State, cursor: Cursor | None) -> bool:
+    return bool(cursor and cursor.frame <= state.last and state.head)
+
+
+async def _head(generation_id: str, reader: Principal, cursor: Cursor | None, services: Services) -> Response | None:
+    """Return the headers of reading a generation that runs; None where it has ended, and reading it ends, too.
+
+    Nobody enters here: a viewer that comes and goes would move the moment at which a generation is stopped.
+    """
+    state = await _describe(generation_id, reader, services)
+    if state.has_ended:
+        return None
+    if cursor:
+        await _is_at_end(generation_id, cursor, state, services)  # It may not exist.
+    return headers_of_stream(generation_id, state, has_begun=_has_begun(state, cursor))
 
 
 async def _reader(generation_id: str, request: Request, services: Services) -> Principal:

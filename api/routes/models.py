@@ -1,5 +1,8 @@
 """Which models can a client name?"""
 
+import re
+from datetime import UTC, datetime
+
 from fastapi import APIRouter, Request, Response
 
 from api.describing import serving
@@ -7,6 +10,7 @@ from api.generate import Services, guarded
 from api.http_errors import PLAIN, json_response
 from api.permissions import listed_models
 from common.dialects import DIALECTS
+from common.model_names import MODEL_NAMES
 
 _LISTED = {
     "type": "object",
@@ -14,14 +18,16 @@ _LISTED = {
     "properties": {"data": {"type": "array", "items": {"type": "object", "required": ["id", "object", "owned_by"]}}},
 }
 
+_DATED = re.compile(r"-(20\d\d)-?([01]\d)-?([0-3]\d)$")
+_CREATED_UNKNOWN = datetime(2025, 1, 1, tzinfo=UTC)
+
 
 def router(services: Services) -> APIRouter:
     routes = APIRouter(tags=["models"])
 
     @routes.get("/v1/models", **serving({"application/json": _LISTED}))
     async def list_models(request: Request) -> Response:
-        """List what the key may use of this gateway's aliases, of the names that are known of the providers that are on, and
-        of the patterns, one for each of these.
+        """List what the key may use of this gateway's aliases, and of the names that are known of the providers that are on.
 
         The shape serves OpenAI's clients and Anthropic's: each entry has the fields of both.
         """
@@ -47,12 +53,23 @@ async def _list(request: Request, services: Services) -> Response:
 
 
 def _entry(name: str, owner: str) -> dict[str, object]:
+    created = _created(MODEL_NAMES.get(owner, {}).get(name, name))
     return {
         "id": name,
         "object": "model",
-        "created": 0,
+        "created": int(created.timestamp()),
         "owned_by": owner,
         "type": "model",
         "display_name": name,
-        "created_at": "1970-01-01T00:00:00Z",
+        "created_at": created.strftime("%Y-%m-%dT%H:%M:%SZ"),
     }
+
+
+def _created(name: str) -> datetime:
+    """Return the date that a vendor puts behind a model's name. What is not known is a date of ours: clients want one."""
+    if match := _DATED.search(name):
+        try:
+            return datetime(*map(int, match.groups()), tzinfo=UTC)  # type: ignore[misc,arg-type]  # Three numbers.
+        except ValueError:  # Digits, but no date.
+            pass
+    return _CREATED_UNKNOWN

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,6 @@ def router(services: Services, count_jobs: Callable[[], Awaitable[tuple[int, int
     routes = APIRouter(tags=["operations"])
     began_at = time.monotonic()
 
-    @routes.head("/", **serving({"application/json": {}}, is_open=True))
     @routes.get("/", **serving({"application/json": _STATUS, "text/html": {"type": "string"}}, is_open=True))
     async def root(request: Request) -> Response:
         if "text/html" in request.headers.get("accept", ""):
@@ -55,20 +55,18 @@ def router(services: Services, count_jobs: Callable[[], Awaitable[tuple[int, int
     @routes.get("/health", **_told_of_health())
     async def health() -> Response:
         """Say how the gateway is, the parts that it shares with others included."""
-        checks = {
-            "redis": services.pulse.is_up,
-            "feed": services.feed.is_connected,
-            "providers": bool(available(services.settings)),
-        }
-        is_healthy = all(checks.values())
+        problems = problems_of(services)
         return json_response(
             {
-                "status": "healthy" if is_healthy else "degraded",
+                "status": "degraded" if problems else "healthy",
+                "timestamp": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
                 "uptime_seconds": round(time.monotonic() - began_at),
-                "checks": checks,
+                "checks": checks_of(services),
+                "problems": problems,
+                "workers_alive": services.queue.workers_alive,
                 "open_viewers": services.hub.open_viewers,
             },
-            200 if is_healthy else 503,
+            503 if problems else 200,
         )
 
     @routes.get("/metrics", **serving({"text/plain": {"type": "string"}}, is_open=True))
@@ -76,7 +74,8 @@ def router(services: Services, count_jobs: Callable[[], Awaitable[tuple[int, int
         gauges = services.metrics
         gauges.viewers.set(services.hub.open_viewers)
         gauges.subscriptions.set(services.feed.subscriptions)
-        gauges.redis_up.set(services.pulse.is_up)
+        gauges.redis_up.set(not services.probe.problems())
+        gauges.workers.set(services.queue.workers_alive)
         gauges.tasks.set(len(asyncio.all_tasks()))
         gauges.open_files.set(open_files())
         if services.pulse.is_up and (counted := await count_jobs()):
@@ -86,6 +85,36 @@ def router(services: Services, count_jobs: Callable[[], Awaitable[tuple[int, int
         return Response(generate_latest(gauges.registry), headers={"content-type": CONTENT_TYPE_LATEST})
 
     return routes
+
+
+def checks_of(services: Services) -> dict[str, bool]:
+    """Return the parts that work. The last three are the names that claude-code-proxy gave them."""
+    settings = services.settings
+    on = available(settings)
+    is_redis_well = not services.probe.problems()
+    return {
+        "redis": is_redis_well,
+        "feed": services.feed.is_connected,
+        "providers": bool(on),
+        "workers": services.queue.workers_alive > 0,
+        "claude_api": any(
+            "anthropic-messages" in settings.vendors[provider].wires for provider in on
+        ),  # Not asked, as each costs.
+        "rate_limiter": is_redis_well,
+        "auth": is_redis_well or settings.secret is None,  # Managed keys are looked up there.
+    }
+
+
+def problems_of(services: Services) -> list[str]:
+    """Return what keeps requests from being answered, in the words of who refuses; empty where nothing does."""
+    found = [f"Redis: {problem}" for problem in services.probe.problems()]
+    if services.pulse.is_up and not services.feed.is_connected:
+        found.append(f"This process is deaf: {services.feed.refusal or 'its subscription is down'}")
+    if not available(services.settings):
+        found.append("No provider is configured")
+    if services.pulse.is_up and not services.queue.workers_alive:
+        found.append("No worker takes jobs: start one with `sluice worker`")
+    return found
 
 
 def unready(services: Services) -> str | None:

@@ -15,14 +15,18 @@ import structlog
 from fastapi import APIRouter, Request, Response
 
 from api.auth import Scope
+from api.classes import class_of
 from api.conversation import continued, items_of
 from api.describing import RESPONSE, generating, query, serving
-from api.generate import Asked, Services, accept, finish, guarded, redis_away, start
+from api.generate import Asked, Services, accept, finish, guarded, start
 from api.http_errors import json_response, request_id_of
-from api.relay import SSE_HEADERS, Relay
+from api.numbers import query_number
+from api.permissions import refuse_anonymous
+from api.relay import SSE_HEADERS, Relay, headers_of_stream
 from api.routes.direct import DirectRoute
+from api.store_errors import redis_away
 from common.access import Principal
-from common.channel.base import START, Cursor, FrameKind, Policy, Verdict
+from common.channel.base import START, Cursor, FrameKind, Policy, State, Verdict
 from common.dialects.openai_responses import OPENAI_RESPONSES, sequence_of
 from common.dialects.openai_responses_object import Described, begun, failed_response
 from common.dialects.reading import invalid
@@ -36,12 +40,13 @@ log = structlog.get_logger()
 
 LOG_BATCH = 200  # Frames per read of a log.
 ITEMS_MAX, ITEMS_DEFAULT = 100, 20  # OpenAI's.
+SEQUENCE_MAX = 999_999_999
 _STORED = {"application/json": RESPONSE, "text/event-stream": {}}
 _DELETED = {"application/json": {"type": "object", "required": ["id", "object", "deleted"]}}
 _ITEMS = {"application/json": {"type": "object", "required": ["object", "data", "first_id", "last_id", "has_more"]}}
 _REPLAYING = [
     query("stream", "Its events, of one that runs in the background.", enum=["true", "false"]),
-    query("starting_after", "Only events after this sequence number.", type="integer", minimum=0, maximum=999_999_999),
+    query("starting_after", "Only events after this sequence number.", type="integer", minimum=0, maximum=SEQUENCE_MAX),
 ]
 _PAGING = [
     query("limit", "How many.", type="integer", minimum=1, maximum=ITEMS_MAX),
@@ -139,7 +144,7 @@ async def begin(request: Request, services: Services, *, is_detached: bool = Fal
     asked = await accept(OPENAI_RESPONSES, request, services, amend, unsaid=unsaid)
     is_background = asked_for.get("background") is True
     if is_background:
-        asked.job_class = JobClass.BACKGROUND
+        asked.job_class = class_of(request.headers, asked.principal, JobClass.BACKGROUND)
         if "x-disconnect" not in request.headers or not (is_detached or asked_for.get("stream") is True):
             asked.job.policy, asked.job.grace_s = Policy.DETACH, 0.0
     if asked_for.get("store") is not False:
@@ -185,7 +190,7 @@ async def _store(asked: Asked, services: Services, *, is_needed: bool) -> None:
     """
     job = asked.job
     if not services.pulse.is_up:
-        raise redis_away()
+        raise redis_away(services.pulse)
     if services.responses.has_room(job.body):
         await services.responses.open(job.generation_id, asked.principal.id, job.created_s, job.body)
         return
@@ -201,15 +206,19 @@ async def _store(asked: Asked, services: Services, *, is_needed: bool) -> None:
 # Fetching
 
 
-async def _stored(id_: str, request: Request, services: Services, scope: Scope = "read") -> StoredResponse:
-    """Return a response of whoever asks.
+async def _stored(
+    id_: str, request: Request, services: Services, scope: Scope = "read", *, has_prompt: bool = False
+) -> StoredResponse:
+    """Return a response of whoever asks; ``has_prompt``: it is to be told what it answers.
 
     Raises:
-        GatewayError: NOT_FOUND.
+        GatewayError: NOT_FOUND; PERMISSION_DENIED, prompts are not told to whoever has no key.
     """
     principal = await services.authenticator.authenticate(request, scope)
+    if has_prompt:
+        refuse_anonymous(principal, "Stored prompts")
     if not services.pulse.is_up:
-        raise redis_away()
+        raise redis_away(services.pulse)
     stored = await services.responses.load(generation_id_of(id_), principal.id) if id_.startswith("resp_") else None
     if stored is None:
         raise GatewayError(ErrorKind.NOT_FOUND, f"Response with id '{id_[:100]}' not found.", code="response_not_found")
@@ -254,15 +263,17 @@ async def _replay(stored: StoredResponse, request: Request, services: Services) 
     """Return the events that follow ``starting_after``, and those that are still to come."""
     if not stored.is_background:
         raise invalid("stream", "must not be true: only a response that was created with background=true can be streamed again")
-    text = request.query_params.get("starting_after", "")
-    if text and not (text.isascii() and text.isdigit() and len(text) < 10):
-        raise invalid("starting_after", "must be a sequence number")
+    sequence = query_number(request.query_params, "starting_after", 0, SEQUENCE_MAX, None)
     generation_id = stored.generation_id
     cursor = None
-    if text:
-        cursor = await _cursor_after(generation_id, int(text), services)
+    if sequence is not None:
+        cursor = await _cursor_after(generation_id, sequence, services)
         if cursor is None:
             return Response(status_code=200, headers=SSE_HEADERS)  # It has seen all there is.
+    if request.method == "HEAD":
+        (state,) = await services.channel.describe([generation_id], stored.owner)
+        if isinstance(state, State) and not state.has_ended:  # Reading what runs would be to watch it; see generations.py.
+            return headers_of_stream(generation_id, state, has_begun=cursor is not None)
     viewer, _ = await services.hub.enter(generation_id, stored.owner, cursor)
     relay = Relay(
         viewer,
@@ -276,8 +287,7 @@ async def _replay(stored: StoredResponse, request: Request, services: Services) 
         is_resumable=True,
         has_begun=cursor is not None,
     )
-    services.relays.add(relay)
-    return relay
+    return services.add_relay(relay)
 
 
 async def _cursor_after(generation_id: str, sequence: int, services: Services) -> Cursor | None:
@@ -351,11 +361,9 @@ async def _delete(id_: str, request: Request, services: Services) -> Response:
 
 
 async def _input_items(id_: str, request: Request, services: Services) -> Response:
-    stored = await _stored(id_, request, services)
+    stored = await _stored(id_, request, services, has_prompt=True)
     query = request.query_params
-    limit, order = query.get("limit", str(ITEMS_DEFAULT)), query.get("order", "desc")
-    if not (limit.isascii() and limit.isdigit() and 1 <= int(limit) <= ITEMS_MAX):
-        raise invalid("limit", f"must be an integer from 1 to {ITEMS_MAX}")
+    limit, order = query_number(query, "limit", 1, ITEMS_MAX, ITEMS_DEFAULT), query.get("order", "desc")
     if order not in ("asc", "desc"):
         raise invalid("order", "must be 'asc' or 'desc'")
     items = [_listed(item, stored.generation_id, index) for index, item in enumerate(items_of(stored.body.get("input")))]
@@ -365,7 +373,7 @@ async def _input_items(id_: str, request: Request, services: Services) -> Respon
         if place is None:
             raise invalid("after", "must be the id of an item of this response")
         items = items[place + 1 :]
-    data = items[: int(limit)]
+    data = items[:limit]
     first_id, last_id = (data[0]["id"], data[-1]["id"]) if data else (None, None)
     has_more = len(items) > len(data)
     return json_response({"object": "list", "data": data, "first_id": first_id, "last_id": last_id, "has_more": has_more})

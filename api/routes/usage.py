@@ -13,6 +13,8 @@ from pydantic import BaseModel, Field
 from api.describing import query, serving
 from api.generate import Services, guarded
 from api.http_errors import PLAIN, json_response
+from api.numbers import query_number
+from api.permissions import refuse_anonymous
 from common.database.errors import DatabaseUnavailable
 from common.database.lazy import LazyDatabase
 from common.errors import ErrorKind, GatewayError
@@ -23,6 +25,7 @@ log = structlog.get_logger()
 OWN_GROUPS = ("day", "hour", "model", "provider", "end_user")  # Key and tenant are the asker's own.
 LINES_MAX, LINES_DEFAULT = 1_000, 100
 RETRY_AFTER_AWAY_S = 5
+_CODE = "invalid_parameter"
 
 
 class UsageLine(BaseModel):
@@ -53,6 +56,8 @@ _ANSWER = {
     "required": ["object", "by", "since", "until", "data", "has_more"],
     "properties": {
         "object": {"const": "usage"},
+        "key": {"type": "string", "description": "The asking key's id."},
+        "key_name": {"type": ["string", "null"], "description": "The name that it was given; null where it has none."},
         "by": {"type": "array", "items": {"enum": list(OWN_GROUPS)}},
         "since": {"type": "string", "format": "date-time"},
         "until": {"type": "string", "format": "date-time"},
@@ -83,6 +88,7 @@ def router(services: Services, database: LazyDatabase) -> APIRouter:
 
 async def _tell(request: Request, services: Services, database: LazyDatabase) -> Response:
     principal = await services.authenticator.authenticate(request, "usage")
+    refuse_anonymous(principal, "Usage")
     question = read_question(request.query_params, principal.id, datetime.now(UTC))
     return json_response(await report(question, database))
 
@@ -99,11 +105,9 @@ def read_question(sent: Mapping[str, str], owner: str, now: datetime) -> Questio
     by = tuple(dict.fromkeys(name.strip() for name in sent.get("by", "day").split(",")))
     if not set(by) <= set(OWN_GROUPS):
         raise _refused("by", f"by must be one or more of {', '.join(OWN_GROUPS)}, comma-separated.")
-    limit = sent.get("limit", str(LINES_DEFAULT))
-    if not (limit.isascii() and limit.isdecimal() and len(limit) <= 4 and 1 <= int(limit) <= LINES_MAX):
-        raise _refused("limit", f"limit must be a number from 1 to {LINES_MAX}.")
+    limit = query_number(sent, "limit", 1, LINES_MAX, LINES_DEFAULT, _CODE)
     since_ms = _moment("since", sent.get("since", SINCE_DEFAULT), now)
-    return Question(by, since_ms, _moment("until", sent.get("until", "0h"), now), {"key": owner}, int(limit))
+    return Question(by, since_ms, _moment("until", sent.get("until", "0h"), now), {"key": owner}, limit)
 
 
 def _moment(name: str, text: str, now: datetime) -> int:
@@ -114,7 +118,7 @@ def _moment(name: str, text: str, now: datetime) -> int:
 
 
 def _refused(param: str, message: str) -> GatewayError:
-    return GatewayError(ErrorKind.INVALID_REQUEST, message, param=param, code="invalid_parameter")
+    return GatewayError(ErrorKind.INVALID_REQUEST, message, param=param, code=_CODE)
 
 
 async def report(question: Question, database: LazyDatabase) -> dict[str, object]:

@@ -31,6 +31,7 @@ from cli.demo_provider.plan import make_plan
 from cli.demo_provider.playback import Player
 from cli.demo_provider.script import Fault, FaultKind, Script, parse
 from cli.demo_provider.wire import Ask, Wire, WireError, key_of
+from common.listening import bind
 
 _WIRES: dict[str, Wire] = {
     "/v1/chat/completions": chat,
@@ -280,7 +281,7 @@ async def running(host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[str]:
     runner = web.AppRunner(create_app(), handler_cancellation=True, access_log=None, shutdown_timeout=_STOP_S)
     await runner.setup()
     try:
-        await web.TCPSite(runner, host, port, backlog=_BACKLOG).start()
+        await web.SockSite(runner, bind(host, port, port_option="--port", host_option="--host"), backlog=_BACKLOG).start()
         bound_host, bound_port = runner.addresses[0][:2]
         yield f"http://[{bound_host}]:{bound_port}" if ":" in bound_host else f"http://{bound_host}:{bound_port}"
     finally:
@@ -296,7 +297,11 @@ async def serve(host: str = "127.0.0.1", port: int = 0, on_ready: Callable[[str]
 
 
 def run(host: str = "127.0.0.1", port: int = 0) -> None:
-    """Serve as a process: print the address, and return after SIGTERM or SIGINT. Port 0 takes a free one."""
+    """Serve as a process: print the address, and return after SIGTERM or SIGINT. Port 0 takes a free one.
+
+    Raises:
+        CannotListen
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, hard), hard))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

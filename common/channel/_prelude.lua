@@ -44,7 +44,11 @@ end
 
 -- Appends one frame and tells the listeners. A message is '<kind> <previous id> <id>\n<data>'.
 local function add(log, live, previous, id, kind, data)
-  redis.call('XADD', log, id, 'k', kind, 'd', data)
+  local added = redis.pcall('XADD', log, id, 'k', kind, 'd', data)
+  -- There already: Redis ended the script behind this step, because it refused the next one.
+  if type(added) == 'table' and #redis.call('XRANGE', log, id, id) == 0 then
+    redis.call('XADD', log, id, 'k', kind, 'd', data)  -- Which says why.
+  end
   return redis.call('PUBLISH', live, kind .. ' ' .. previous .. ' ' .. id .. '\n' .. data)
 end
 
@@ -54,9 +58,9 @@ end
 -- long as the log.
 -- keys: state, log, live, viewers, request, tombstone, record
 local function finish(keys, data, is_unowned)
-  local s = redis.call('HMGET', keys[1], 'owner', 'retention_ms', 'tombstone_ms', 'asked', 'audited')
-  redis.call('HSET', keys[1], 'ended', '1')
+  local s = redis.call('HMGET', keys[1], 'owner', 'retention_ms', 'tombstone_ms', 'asked', 'audited', 'note')
   redis.call('HSET', keys[7], 'asked', s[4] or '', 'end', data, 'ended_ms', string.format('%d', now_ms()))
+  if is_unowned and s[6] then redis.call('HSET', keys[7], 'note', s[6]) end
   redis.call('DEL', keys[4])
   if s[5] == '1' then
     for i = 1, 5 do redis.call('PERSIST', keys[i]) end
@@ -66,4 +70,5 @@ local function finish(keys, data, is_unowned)
     if is_unowned then redis.call('PEXPIRE', keys[5], s[2]) else redis.call('DEL', keys[5]) end
   end
   redis.call('SET', keys[6], s[1], 'PX', s[2] + s[3])
+  redis.call('HSET', keys[1], 'ended', '1')  -- Last: from here on nothing of this is done again.
 end

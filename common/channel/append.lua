@@ -7,8 +7,12 @@ local pos = redis.call('HGET', KEYS[1], 'pos')
 -- Hot path: one more piece of data from the owner, and nothing else to say. Before the prelude, whose functions would be made
 -- anew each time.
 if pos == ARGV[1] .. ARGV[2] and ARGV[4] == 'data' and not ARGV[6] then
+  -- The log before the position: Redis may refuse the one and not the other, and what is sent again must not be taken for there.
+  local added = redis.pcall('XADD', KEYS[2], ARGV[3], 'k', 'data', 'd', ARGV[5])
+  if type(added) == 'table' and #redis.call('XRANGE', KEYS[2], ARGV[3], ARGV[3]) == 0 then
+    return redis.call('XADD', KEYS[2], ARGV[3], 'k', 'data', 'd', ARGV[5])  -- Which says why.
+  end
   redis.call('HSET', KEYS[1], 'pos', ARGV[1] .. ARGV[3])
-  redis.call('XADD', KEYS[2], ARGV[3], 'k', 'data', 'd', ARGV[5])
   return redis.call('PUBLISH', KEYS[3], 'data ' .. ARGV[2] .. ' ' .. ARGV[3] .. '\n' .. ARGV[5])
 end
 
@@ -50,6 +54,7 @@ end
 local fields = {'pos', ARGV[1] .. last .. ((has_ended or (s[2] and s[2] ~= '')) and ' !' or '')}
 if has_said then fields[3], fields[4] = 'barren', '0' end
 if has_head then fields[5], fields[6] = 'head', '1' end
-redis.call('HSET', KEYS[1], unpack(fields))
+-- The position last: a script that Redis ends half-way is run again.
 if has_ended then finish(KEYS, ARGV[i - 1]) end
+redis.call('HSET', KEYS[1], unpack(fields))
 return answer('ok', last, stop, listeners)

@@ -10,7 +10,7 @@ returns) and when to give up (``api.viewer`` and ``workers.publisher`` hold the 
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple, Protocol
@@ -135,12 +135,16 @@ class Append:
 
 @dataclass(slots=True)
 class Fenced:
-    """What a fence found. ``barren`` counts the claims in a row, this one included, that appended nothing but a fence."""
+    """What a fence found. ``barren`` counts the claims in a row, this one included, that appended nothing but a fence.
+
+    ``note`` is the last that a claim before left with a heartbeat.
+    """
 
     answer: Answer
     has_head: bool = False
     barren: int = 0
     request: bytes | None = None
+    note: bytes | None = None
 
 
 class Policy(StrEnum):
@@ -167,6 +171,7 @@ class Opening:
     request: bytes = field(repr=False)
     asked: bytes = b""  # For the ledger; see ``common.ledger``.
     is_audited: bool = False
+    job_class: str = "interactive"
 
 
 @dataclass(slots=True)
@@ -185,9 +190,10 @@ class State:
     last: FrameId
     has_ended: bool
     has_left: bool = False
-    claims: int = 0
+    claims: int = 0  # But for those of a generation that waited for its upstream.
     head: bytes = field(default=b"", repr=False)
     end: bytes = field(default=b"", repr=False)
+    job_class: str = "interactive"
 
 
 class Record(NamedTuple):
@@ -209,16 +215,19 @@ class Channel(Protocol):
         """Remove a generation that was opened but never enqueued."""
         ...
 
-    async def fence(self, claim: Claim, *, is_handover: bool) -> Fenced:
-        """Append the frame ``<epoch>-0`` and fence all earlier claims. The same call again is answered as the first was."""
+    async def fence(self, claim: Claim, *, is_handover: bool, was_postponed: bool = False) -> Fenced:
+        """Append the frame ``<epoch>-0`` and fence all earlier claims. The same call again is answered as the first was.
+
+        ``was_postponed``: the generation waited for its upstream, which is neither a barren claim nor another worker's.
+        """
         ...
 
     async def append(self, appends: list[Append]) -> list[Answer]:
         """Append and publish, for many generations at once; one's refusal does not touch the others."""
         ...
 
-    async def heartbeat(self, claims: list[Claim]) -> list[Answer]:
-        """Publish each log's last id, unlogged."""
+    async def heartbeat(self, claims: list[Claim], notes: Sequence[bytes] = ()) -> list[Answer]:
+        """Publish each log's last id, unlogged, and keep each claim's note, if it has one, for the claim that follows."""
         ...
 
     async def read(self, generation_id: str, after: FrameId, count: int) -> list[Frame]:

@@ -8,6 +8,6 @@ local epoch, _, last = split(s[1])
 epoch = string.format('%d', epoch + 1)
 local id = epoch .. '-0'
 add(KEYS[2], KEYS[3], last, id, 'end', ARGV[2])
-set_pos(KEYS[1], epoch, ARGV[1], id, true)
 finish(KEYS, ARGV[2], true)
+set_pos(KEYS[1], epoch, ARGV[1], id, true)
 return 'ok'

@@ -1,7 +1,7 @@
 -- A replica begins to read, or only looks, on behalf of one principal.
 -- KEYS: state, viewers, tombstone, log
 -- ARGV: replica or '' (which only looks), owner
--- Returns: {'ok', the state's fields…, the last frame's data if the log has ended, the head's data if there is one},
+-- Returns: {'ok', the state's fields…, the last frame's data if the log has ended, the head's data if there is one, claims, class},
 -- {'stranger'}, {'expired'} or {'unknown'}
 local owner = redis.call('HGET', KEYS[1], 'owner')
 if not owner then
@@ -11,7 +11,7 @@ if not owner then
 end
 if owner ~= ARGV[2] then return {'stranger'} end
 local s = redis.call('HMGET', KEYS[1], 'dialect', 'stream', 'model', 'created_s', 'policy', 'pos', 'ended', 'stop', 'expiry_ms',
-  'head', 'claims')
+  'head', 'claims', 'class')
 local has_left = string.sub(s[8], 1, 5) == 'left:'
 if s[7] ~= '1' and ARGV[1] ~= '' then
   redis.call('SADD', KEYS[2], ARGV[1])
@@ -24,12 +24,18 @@ if s[7] == '1' then
   local frame = redis.call('XREVRANGE', KEYS[4], '+', '-', 'COUNT', 1)[1]
   finish = frame and frame[2][4] or ''
 end
-if s[10] == '1' then  -- Before it there are only the fences of claims that got nowhere, and these are few.
-  for _, frame in ipairs(redis.call('XRANGE', KEYS[4], '-', '+', 'COUNT', 16)) do
+-- Before it there are only the fences of claims that got nowhere: few, but where it waited for its upstream again and again.
+local from = '-'
+while s[10] == '1' and head == '' do
+  local frames = redis.call('XRANGE', KEYS[4], from, '+', 'COUNT', 16)
+  for _, frame in ipairs(frames) do
     if frame[2][2] == 'head' then
       head = frame[2][4]
       break
     end
   end
+  if #frames < 16 or frames[16][2][2] ~= 'fence' then break end
+  from = '(' .. frames[16][1]
 end
-return {'ok', s[1], s[2], s[3], s[4], s[5], last, s[7], has_left and '1' or '0', finish, head, tonumber(s[11] or 0)}
+return {'ok', s[1], s[2], s[3], s[4], s[5], last, s[7], has_left and '1' or '0', finish, head, tonumber(s[11] or 0),
+  s[12] or 'interactive'}

@@ -1,6 +1,6 @@
 -- Tells the listeners of a quiet log how far it goes, and its owner whether to stop.
 -- KEYS: state, live
--- ARGV: epoch, token
+-- ARGV: epoch, token, a note for the claim that follows, or ''
 -- Returns an answer (see the prelude).
 local s = redis.call('HMGET', KEYS[1], 'pos', 'ended', 'stop')
 if not s[1] then return answer('gone') end
@@ -10,4 +10,5 @@ if s[2] == '1' then return answer('ended', last) end
 if epoch ~= tonumber(ARGV[1]) or token ~= ARGV[2] then
   return answer(epoch < tonumber(ARGV[1]) and 'behind' or 'fenced', last, stop)
 end
+if ARGV[3] ~= '' then redis.call('HSET', KEYS[1], 'note', ARGV[3]) end
 return answer('ok', last, stop, redis.call('PUBLISH', KEYS[2], 'beat ' .. last .. ' ' .. last .. '\n'))

@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import orjson
@@ -37,6 +37,8 @@ class _Log:
     epoch: int = 0
     token: str = ""
     barren: int = 0
+    claims: int = 0
+    note: bytes | None = None
     has_ended: bool = False
     is_cancelled: bool = False
     left_due_s: float | None = None
@@ -63,7 +65,7 @@ class MemoryChannel:
     async def discard(self, generation_id: str) -> None:
         self._logs.pop(generation_id, None)
 
-    async def fence(self, claim: Claim, *, is_handover: bool) -> Fenced:
+    async def fence(self, claim: Claim, *, is_handover: bool, was_postponed: bool = False) -> Fenced:
         log = self._log(claim.generation_id)
         if log is None:
             return Fenced(Answer(Verdict.GONE, START, Stop.NO, 0))
@@ -76,13 +78,14 @@ class MemoryChannel:
         if is_resend:
             built_on = next(FrameId.of(frame.data) for frame in log.frames if frame.id == FrameId(claim.epoch, 0))
         else:
-            log.barren += 0 if is_handover else 1
+            log.barren += 0 if is_handover or was_postponed else 1
+            log.claims += 0 if was_postponed else 1
             log.epoch, log.token = claim.epoch, claim.token
             frame = Frame(FrameId(claim.epoch, 0), FrameKind.FENCE, str(log.last).encode())
             self._add(claim.generation_id, log, frame)
         has_head = any(frame.kind is FrameKind.HEAD for frame in log.frames)
         answer = self._answer(log, Verdict.OK)._replace(last=built_on)
-        return Fenced(answer, has_head, log.barren, log.opening.request)
+        return Fenced(answer, has_head, log.barren, log.opening.request, log.note)
 
     async def append(self, appends: list[Append]) -> list[Answer]:
         return [self._append(item) for item in appends]
@@ -106,6 +109,7 @@ class MemoryChannel:
             return self._answer(log, Verdict.BEHIND)
         log.epoch, log.token = claim.epoch, claim.token
         for frame in frames:
+            log.claims += frame.kind is FrameKind.FENCE
             self._add(claim.generation_id, log, frame)
         return self._answer(log, Verdict.OK)
 
@@ -121,10 +125,10 @@ class MemoryChannel:
         if sink := self._sinks.get(generation_id):
             sink(Message(previous, frame))
 
-    async def heartbeat(self, claims: list[Claim]) -> list[Answer]:
-        return [self._heartbeat(claim) for claim in claims]
+    async def heartbeat(self, claims: list[Claim], notes: Sequence[bytes] = ()) -> list[Answer]:
+        return [self._heartbeat(claim, note) for claim, note in zip(claims, notes or [b""] * len(claims), strict=True)]
 
-    def _heartbeat(self, claim: Claim) -> Answer:
+    def _heartbeat(self, claim: Claim, note: bytes) -> Answer:
         log = self._log(claim.generation_id)
         if log is None:
             return Answer(Verdict.GONE, START, Stop.NO, 0)
@@ -132,6 +136,7 @@ class MemoryChannel:
             return self._answer(log, Verdict.ENDED)
         if (log.epoch, log.token) != (claim.epoch, claim.token):
             return self._answer(log, Verdict.BEHIND if log.epoch < claim.epoch else Verdict.FENCED)
+        log.note = note or log.note
         if sink := self._sinks.get(claim.generation_id):
             sink(Message(log.last, None))
         return self._answer(log, Verdict.OK)
@@ -172,7 +177,8 @@ class MemoryChannel:
             has_left=log.left_due_s is not None and not log.is_cancelled,
             head=next((frame.data for frame in log.frames if frame.kind is FrameKind.HEAD), b""),
             end=log.frames[-1].data if log.has_ended else b"",
-            claims=sum(frame.kind is FrameKind.FENCE for frame in log.frames),
+            claims=log.claims,
+            job_class=o.job_class,
         )
 
     async def leave(self, generation_id: str, replica: str) -> Stop:

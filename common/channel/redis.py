@@ -5,17 +5,14 @@ what each step does. Every method is one round trip.
 """
 
 import asyncio
-import contextlib
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import hiredis
 import orjson
 import structlog
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError
 
 from common import keys
 from common.channel.base import (
@@ -27,7 +24,6 @@ from common.channel.base import (
     Frame,
     FrameId,
     FrameKind,
-    Message,
     Opening,
     Policy,
     Record,
@@ -37,19 +33,16 @@ from common.channel.base import (
     expired,
     unknown,
 )
+from common.channel.redis_feed import RedisFeed
 from common.errors import Failed, GatewayError
-from common.process import in_background
 from common.redis_client import COMMAND_TIMEOUT_S, Call, Client, RedisUnavailable, Scripts, as_unavailable, ms
-from common.redis_pipe import Pipe
 
 log = structlog.get_logger()
 
+__all__ = ["RedisChannel", "RedisFeed"]
+
 _new = tuple.__new__  # A named tuple's own constructor is a Python function, and too slow for every frame.
 _END = FrameKind.END  # An enum's member costs a look-up of its own.
-FEED_PING_S = 1.0
-# A subscriber that falls behind by more is cut: 256 MiB at once, or 64 MiB for a minute. Ours repairs the gap from the log.
-OUTPUT_LIMIT = "pubsub 268435456 67108864 60"
-FEED_SILENCE_MAX_S = 3.0  # Pings are answered at once; three seconds of nothing is a dead connection.
 
 
 class RedisChannel:
@@ -72,6 +65,7 @@ class RedisChannel:
             "tombstone_ms": self._tombstone_ms,
             "asked": opening.asked,
             "audited": int(opening.is_audited),
+            "class": opening.job_class,
         }
         flat = [item for pair in fields.items() for item in pair]
         names = [keys.state(generation_id), keys.viewers(generation_id), keys.request(generation_id)]
@@ -80,12 +74,12 @@ class RedisChannel:
     async def discard(self, generation_id: str) -> None:
         await self._run("discard", _log_keys(generation_id), [])
 
-    async def fence(self, claim: Claim, *, is_handover: bool) -> Fenced:
-        args = [claim.epoch, claim.token, int(is_handover)]
+    async def fence(self, claim: Claim, *, is_handover: bool, was_postponed: bool = False) -> Fenced:
+        args = [claim.epoch, claim.token, 2 if was_postponed else int(is_handover)]
         state, log_key, live, _, request_key, *_ = _log_keys(claim.generation_id)
         names = [state, log_key, live, request_key]
-        answer, has_head, barren, request = await self._run("fence", names, args)
-        return Fenced(_answer(answer), bool(has_head), barren, request)
+        answer, has_head, barren, request, note = await self._run("fence", names, args)
+        return Fenced(_answer(answer), bool(has_head), barren, request, note)
 
     async def append(self, appends: list[Append]) -> list[Answer]:
         # Hot path: once per flush.
@@ -104,10 +98,12 @@ class RedisChannel:
             for item, found in zip(appends, await self._run_many(calls), strict=True)
         ]
 
-    async def heartbeat(self, claims: list[Claim]) -> list[Answer]:
-        found = await self._run_many(
-            [("heartbeat", [keys.state(c.generation_id), keys.live(c.generation_id)], [c.epoch, c.token]) for c in claims]
-        )
+    async def heartbeat(self, claims: list[Claim], notes: Sequence[bytes] = ()) -> list[Answer]:
+        calls: list[Call] = []
+        for claim, note in zip(claims, notes or [b""] * len(claims), strict=True):
+            names = [keys.state(claim.generation_id), keys.live(claim.generation_id)]
+            calls.append(("heartbeat", names, [claim.epoch, claim.token, note]))
+        found = await self._run_many(calls)
         return [_answer(answer) for answer in found]
 
     async def read(self, generation_id: str, after: FrameId, count: int) -> list[Frame]:
@@ -127,9 +123,12 @@ class RedisChannel:
     async def describe(self, generation_ids: list[str], owner: str) -> list[State | GatewayError]:
         calls: list[Call] = [("enter", _entered_keys(generation_id), ["", owner]) for generation_id in generation_ids]
         answers = await self._run_many(calls) if calls else []
-        if broken := next((answer for answer in answers if isinstance(answer, Exception)), None):
-            raise ChannelUnavailable(str(broken))
-        return [_state(generation_id, owner, answer) for generation_id, answer in zip(generation_ids, answers, strict=True)]
+        _check(answers)
+        # What is wrong with one generation's keys is nothing to the others.
+        return [
+            unknown(generation_id) if isinstance(answer, Exception) else _state(generation_id, owner, answer)
+            for generation_id, answer in zip(generation_ids, answers, strict=True)
+        ]
 
     async def leave(self, generation_id: str, replica: str) -> Stop:
         names = [keys.state(generation_id), keys.viewers(generation_id)]
@@ -144,9 +143,8 @@ class RedisChannel:
 
     async def look(self, generation_ids: list[str]) -> list[FrameId | None]:
         found = await self._run_many([("look", [keys.state(generation_id)], []) for generation_id in generation_ids])
-        if broken := next((last for last in found if isinstance(last, Exception)), None):
-            raise ChannelUnavailable(str(broken))
-        return [FrameId.of(last) if last else None for last in found]
+        _check(found)
+        return [FrameId.of(last) if isinstance(last, bytes) else None for last in found]
 
     async def record(self, generation_id: str) -> Record | None:
         try:
@@ -204,12 +202,20 @@ def _state(generation_id: str, owner: str, answer: list[bytes]) -> State | Gatew
         end=answer[9],
         head=answer[10],
         claims=int(answer[11]),
+        job_class=answer[12].decode(),
     )
+
+
+def _check(answers: list[Any]) -> None:
+    """Raise what holds for all of a batch; what is wrong with one generation is left in its place."""
+    for answer in answers:
+        if isinstance(answer, RedisUnavailable):
+            raise ChannelUnavailable(str(answer)) from answer
 
 
 def _answer(found: Any) -> Answer:
     if isinstance(found, RedisUnavailable):
-        raise ChannelUnavailable(str(found))
+        raise ChannelUnavailable(str(found)) from found
     if isinstance(found, Exception):
         # A key of this one generation is not what it must be. Its owner gives up; the others of the batch go on.
         log.error("channel_script_failed", error=str(found))
@@ -220,150 +226,8 @@ def _answer(found: Any) -> Answer:
 
 _VERDICTS = {verdict.value.encode(): verdict for verdict in Verdict}
 _STOPS = {stop.value.encode(): stop for stop in Stop}
-_KINDS = {kind.value.encode(): kind for kind in FrameKind}
 
 
 def _unavailable(error: Exception) -> Exception:
     found = as_unavailable(error)
     return ChannelUnavailable(str(found)) if found else error
-
-
-# Ids are small numbers that all generations share, and each is read twice: as a message's own, then as the next one's previous.
-_frame_id = lru_cache(maxsize=65_536)(FrameId.of)
-
-
-def read_message(raw: bytes) -> Message:
-    """Return what one published message says: ``<kind> <previous id> <id>\\n<data>``; the kind ``beat`` has no frame."""
-    # Hot path: once per message.
-    header, _, data = raw.partition(b"\n")
-    kind, previous, frame_id = header.split(b" ")
-    if kind == b"beat":
-        return Message(_frame_id(previous), None)
-    return _new(Message, (_frame_id(previous), _new(Frame, (_frame_id(frame_id), _KINDS[kind], data))))
-
-
-class RedisFeed:
-    """One pub/sub connection for all the generations that a process listens to."""
-
-    def __init__(self, redis: Client) -> None:
-        self._redis = redis
-        self._sinks: dict[bytes, Callable[[Message], None]] = {}
-        self._waiting: dict[bytes, asyncio.Future[None]] = {}
-        self._resubscribed: list[Callable[[], None]] = []
-        self._pipe: Pipe | None = None
-        self._ponged: asyncio.Future[None] | None = None
-        self._task: asyncio.Task[None] | None = None
-        self.is_connected = False
-
-    async def start(self) -> None:
-        self._task = in_background(self._run(), "feed")
-
-    async def stop(self) -> None:
-        if self._task:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-
-    def on_resubscribed(self, callback: Callable[[], None]) -> None:
-        self._resubscribed.append(callback)
-
-    async def subscribe(self, generation_id: str, sink: Callable[[Message], None]) -> None:
-        channel = keys.live(generation_id).encode()
-        self._sinks[channel] = sink
-        confirmed = self._waiting[channel] = asyncio.get_running_loop().create_future()
-        try:
-            async with asyncio.timeout(2):
-                # Where the connection is down, the reconnection subscribes to all sinks and confirms this one too.
-                if self.is_connected:
-                    self._send("SUBSCRIBE", channel)
-                await confirmed
-        except TimeoutError as error:
-            await self.unsubscribe(generation_id)
-            raise ChannelUnavailable("no confirmation of a subscription") from error
-        except asyncio.CancelledError:
-            await self.unsubscribe(generation_id)
-            raise
-        finally:
-            self._waiting.pop(channel, None)
-
-    async def unsubscribe(self, generation_id: str) -> None:
-        channel = keys.live(generation_id).encode()
-        if self._sinks.pop(channel, None) and self.is_connected:
-            self._send("UNSUBSCRIBE", channel)
-
-    @property
-    def subscriptions(self) -> int:
-        return len(self._sinks)
-
-    def _send(self, *command: Any) -> None:
-        if self._pipe:
-            self._pipe.send(hiredis.pack_command(command))
-
-    async def _run(self) -> None:
-        while True:
-            try:
-                await self._listen()
-            except (RedisError, OSError, TimeoutError) as error:
-                if self.is_connected:
-                    log.warning("feed_lost", error=f"{type(error).__name__}: {error}")
-            finally:
-                self.is_connected = False
-            await asyncio.sleep(0.2)
-
-    async def _listen(self) -> None:
-        """Be connected, until the connection is lost."""
-        lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        try:
-            async with asyncio.timeout(3):
-                self._pipe = await self._redis.open_pipe(self._take, lambda: _settle(lost))
-                await self._resubscribe()
-            self.is_connected = True
-            for callback in self._resubscribed:
-                callback()
-            while not lost.done():
-                self._send("PING")
-                await asyncio.wait([lost], timeout=FEED_PING_S)
-                if self._pipe and asyncio.get_running_loop().time() - self._pipe.heard_at > FEED_SILENCE_MAX_S:
-                    self._pipe.close()
-            raise RedisConnectionError("the connection was lost")
-        finally:
-            if self._pipe:
-                self._pipe.close()
-                self._pipe = None
-
-    async def _resubscribe(self) -> None:
-        """Subscribe to all sinks; returns once the server has, so that a log read from now on leaves no gap."""
-        with contextlib.suppress(ResponseError):  # Not every hosted Redis lets us; `sluice doctor` tells.
-            await self._redis.config_set("client-output-buffer-limit", OUTPUT_LIMIT)  # Anew after each of its restarts.
-        asked: set[bytes] = set()
-        while new := self._sinks.keys() - asked:  # More may come while we wait.
-            asked |= new
-            self._ponged = asyncio.get_running_loop().create_future()
-            self._send("SUBSCRIBE", *new)
-            self._send("PING")
-            await self._ponged
-
-    def _take(self, answer: Any) -> None:
-        # Hot path: once per message.
-        if not isinstance(answer, list):
-            self._pong()  # Before the first subscription a PING is answered with a string.
-            return
-        kind, channel = answer[0], answer[1]
-        if kind == b"message":
-            sink = self._sinks.get(channel)
-            if sink:
-                sink(read_message(answer[2]))
-        elif kind == b"subscribe":
-            waiting = self._waiting.get(channel)
-            if waiting:
-                _settle(waiting)
-        elif kind == b"pong":
-            self._pong()
-
-    def _pong(self) -> None:
-        if self._ponged:
-            _settle(self._ponged)
-
-
-def _settle(future: "asyncio.Future[None]") -> None:
-    if not future.done():
-        future.set_result(None)

@@ -4,11 +4,16 @@ SQLite for one machine, PostgreSQL for more. Whatever driver fails, and however,
 wait, or answer 503. A row that the database will not have is another thing, ``RowRefused``: waiting would not help it.
 """
 
+import asyncio
 import contextlib
 import sqlite3
+import threading
+import time
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
+import aiosqlite
 import asyncpg
 from sqlalchemy import event
 from sqlalchemy.engine import URL, make_url
@@ -20,6 +25,7 @@ from common.database.errors import RowRefused as RowRefused
 
 DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "postgres": "postgresql+asyncpg"}
 BUSY_TIMEOUT_S = 5.0  # How long a writer of SQLite waits for another.
+THREADS_END_S = BUSY_TIMEOUT_S + 1.0  # What a thread is about may be waiting for another writer.
 CONNECT_TIMEOUT_S = 5.0
 COMMAND_TIMEOUT_S = 30.0
 # Source: https://www.postgresql.org/docs/current/errcodes-appendix.html: data exceptions, and violated constraints.
@@ -48,10 +54,34 @@ def is_sqlite(engine: AsyncEngine) -> bool:
     return engine.dialect.name == "sqlite"
 
 
-def shown(text: str) -> str:
-    """Return a URL as it may be printed: without its password."""
-    url = make_url(text)
-    return url.set(query={}).render_as_string(hide_password=True)
+class SqliteEngine(AsyncEngine):
+    """An engine whose ``dispose`` also waits for the driver's threads.
+
+    aiosqlite has a thread for each connection. That of a connection that was refused or cancelled ends a moment later, by
+    itself, and speaks to the event loop once more: where the loop is closed by then, the thread fails (aiosqlite 0.22.1).
+    """
+
+    def __init__(self, url: URL) -> None:
+        self._threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+        arguments = {"timeout": BUSY_TIMEOUT_S, "async_creator_fn": self._connection}
+        super().__init__(create_async_engine(url, connect_args=arguments).sync_engine)
+
+    def _connection(self, *args: Any, **options: Any) -> aiosqlite.Connection:
+        connection = aiosqlite.connect(*args, **options)
+        thread = connection._thread
+        thread.daemon = True  # As SQLAlchemy has it: a connection that is left open does not hold the process.
+        self._threads.add(thread)
+        return connection
+
+    async def dispose(self, close: bool = True) -> None:
+        await super().dispose(close)
+        await asyncio.to_thread(_join, list(self._threads))
+
+
+def _join(threads: list[threading.Thread]) -> None:
+    deadline = time.monotonic() + THREADS_END_S
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
 
 
 def open_database(text: str) -> AsyncEngine:
@@ -60,7 +90,7 @@ def open_database(text: str) -> AsyncEngine:
     if url.drivername.startswith("postgresql"):
         arguments = {"timeout": CONNECT_TIMEOUT_S, "command_timeout": COMMAND_TIMEOUT_S}
         return create_async_engine(url, pool_size=5, max_overflow=5, pool_pre_ping=True, connect_args=arguments)
-    engine = create_async_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S})
+    engine = SqliteEngine(url)
 
     @event.listens_for(engine.sync_engine, "connect")
     def _set_up(connection: Any, _: object) -> None:

@@ -6,9 +6,7 @@ belongs to one machine; PostgreSQL by the command alone, since who may change ta
 """
 
 import asyncio
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
 from sqlalchemy import Connection, inspect, text
 from sqlalchemy.exc import OperationalError
@@ -16,9 +14,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from common.database.engine import database_errors, is_sqlite, open_database
 from common.database.errors import DatabaseUnavailable
+from common.database.revisions import FOLDER, is_sqlite_url, sqlite_revision
+from common.database.revisions import HEAD as HEAD
 
-FOLDER = Path(__file__).parent / "migrations"
-HEAD = max(path.name[:4] for path in (FOLDER / "versions").glob("[0-9]*.py"))
 _LOCK = 0x511CE  # PostgreSQL's advisory lock is a number; ours alone in our own database.
 _WAL_TRIES, _WAL_PAUSE_S = 100, 0.05
 
@@ -68,11 +66,9 @@ async def revision(engine: AsyncEngine) -> str | None:
 
 async def revision_of(url: str) -> str | None:
     """The same by the database's URL; a SQLite file that is not there is not made."""
+    if is_sqlite_url(url):
+        return sqlite_revision(url)
     engine = open_database(url)
-    if is_sqlite(engine) and not (file := Path(engine.url.database or "")).exists():
-        if os.access(file.parent, os.W_OK):
-            return None
-        raise DatabaseUnavailable(f"there is no folder {file.parent.absolute()} that this process may write to")
     try:
         return await revision(engine)
     finally:

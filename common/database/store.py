@@ -12,13 +12,15 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from common.database.engine import database_errors, is_sqlite
 from common.database.errors import RowRefused
-from common.database.tables import AuditRow, Base, LedgerRow
+from common.database.tables import AuditRow, Base, LedgerAttempt, LedgerRow
 
 Row = dict[str, Any]  # By the columns' names.
 
 
 async def add(engine: AsyncEngine, ledger: Sequence[Row], audit: Sequence[Row] = ()) -> dict[str, str]:
     """Write all rows in one transaction; it is on the disk when this returns.
+
+    A ledger's row may have ``attempts``, rows of their own: see ``LedgerAttempt``.
 
     Returns:
         Why the database refused rows, by their ids; all others are in. Nearly always empty.
@@ -35,14 +37,20 @@ async def add(engine: AsyncEngine, ledger: Sequence[Row], audit: Sequence[Row] =
 async def _add(engine: AsyncEngine, ledger: Sequence[Row], audit: Sequence[Row]) -> None:
     with database_errors():
         async with engine.begin() as connection:
-            await _insert(connection, LedgerRow, ledger, sqlite_is_used=is_sqlite(engine))
+            await _insert(connection, LedgerRow, [_without_attempts(row) for row in ledger], sqlite_is_used=is_sqlite(engine))
+            attempts = [attempt for row in ledger for attempt in row.get("attempts", ())]
+            await _insert(connection, LedgerAttempt, attempts, sqlite_is_used=is_sqlite(engine))
             await _insert(connection, AuditRow, audit, sqlite_is_used=is_sqlite(engine))
 
 
 async def _insert(connection: AsyncConnection, table: type[Base], rows: Sequence[Row], *, sqlite_is_used: bool) -> None:
     if rows:
         insert = sqlite.insert(table) if sqlite_is_used else postgresql.insert(table)
-        await connection.execute(insert.on_conflict_do_nothing(index_elements=["id"]), list(rows))
+        await connection.execute(insert.on_conflict_do_nothing(), list(rows))
+
+
+def _without_attempts(row: Row) -> Row:
+    return {name: value for name, value in row.items() if name != "attempts"}
 
 
 async def _add_each(engine: AsyncEngine, ledger: Sequence[Row], audit: Sequence[Row]) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """What does the database hold?
 
-What must outlive Redis: the ledger, one row per generation, the managed keys, and the audit log. Money is whole
-nano-dollars (1e-9 USD), which both databases add up exactly; moments are UTC in milliseconds since 1970.
+What must outlive Redis: the ledger, one row per generation and one per attempt where it took several, the managed keys, and
+the audit log. Money is whole nano-dollars (1e-9 USD), which both databases add up exactly; moments are UTC in milliseconds
+since 1970.
 A change here needs a migration: see docs/ledger.md.
 """
 
@@ -14,6 +15,7 @@ from sqlalchemy.types import JSON
 NANO_USD = 1_000_000_000
 _Id = String(64)
 _Name = String(255)
+_Json = JSON(none_as_null=True)
 
 
 class Base(DeclarativeBase):
@@ -82,6 +84,32 @@ class LedgerRow(Base):
     queue_wait_ms: Mapped[int | None] = mapped_column(BigInteger)
     ttft_ms: Mapped[int | None] = mapped_column(BigInteger)
     duration_ms: Mapped[int | None] = mapped_column(BigInteger)
+    # What else the price depends on: the model that answered, the service tier, parts with prices of their own, paid calls.
+    details: Mapped[dict[str, Any] | None] = mapped_column(_Json)
+
+
+class LedgerAttempt(Base):
+    """One upstream call of a generation that took several; the ledger's row has their sum.
+
+    A generation of a single call has none: its row tells all.
+    """
+
+    __tablename__ = "ledger_attempts"
+
+    generation_id: Mapped[str] = mapped_column(_Id, primary_key=True)
+    number: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    provider: Mapped[str | None] = mapped_column(_Id)
+    upstream_model: Mapped[str | None] = mapped_column(_Name)
+    input_tokens: Mapped[int] = mapped_column(BigInteger)
+    output_tokens: Mapped[int] = mapped_column(BigInteger)
+    cache_read_tokens: Mapped[int] = mapped_column(BigInteger)
+    cache_write_tokens: Mapped[int] = mapped_column(BigInteger)
+    reasoning_tokens: Mapped[int] = mapped_column(BigInteger)
+    is_estimated: Mapped[bool] = mapped_column(Boolean)
+    has_brought_key: Mapped[bool] = mapped_column(Boolean)
+    cost_nano_usd: Mapped[int | None] = mapped_column(BigInteger)
+    input_cost_nano_usd: Mapped[int | None] = mapped_column(BigInteger)
+    details: Mapped[dict[str, Any] | None] = mapped_column(_Json)
 
 
 class AuditRow(Base):

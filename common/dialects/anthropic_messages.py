@@ -70,7 +70,7 @@ _KEPT_TYPES = {*_TYPE_OF_STATUS.values(), "api_error"} - {"invalid_request_error
 _NOT_CALLS = (TextDelta, RefusalDelta, ThinkingDelta, ThinkingSigned, RedactedThinking)
 
 _PING = encode_event(b'{"type": "ping"}', "ping")
-_MESSAGE_STOP = encode_event(b'{"type":"message_stop"}', "message_stop")
+MESSAGE_STOP = encode_event(b'{"type":"message_stop"}', "message_stop")
 
 Kind = Literal["text", "thinking", "tool"]
 
@@ -89,7 +89,7 @@ class AnthropicMessages:
         progress = Progress(said.text, said.is_plain, BlockEncoder(info, said))
         if said.stop_reason:
             progress.finished = Finished(_REASON_OF.get(said.stop_reason, FinishReason.STOP))
-            progress.encoder = Ended(b"" if said.is_stopped else _MESSAGE_STOP)
+            progress.encoder = Ended(b"" if said.is_stopped else MESSAGE_STOP)
         return progress
 
     def encode_whole(self, reply: Reply, request: GenerationRequest, info: ReplyInfo) -> bytes:
@@ -184,7 +184,7 @@ class BlockEncoder:
                 self._finished = event
                 return self._start() + self._close_all()
             case Completed():
-                return self._start() + self._close_all() + self._message_delta(event.usage) + _MESSAGE_STOP
+                return self._start() + self._close_all() + self._message_delta(event.usage) + MESSAGE_STOP
             case Failed():
                 return _error_event(event)
 

@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol
 
 import orjson
 
+from common.proxies import Proxy, proxy_for
 from common.settings import Settings
 
 # Between the texts of one request (messages, parts, arguments…) or of one answer. A replacement must keep them.
@@ -91,16 +92,18 @@ def load(name: str) -> Guardrail:
     return guardrail
 
 
-def custom_of(settings: Settings, poster: Callable[[str, float], Post]) -> "Custom | None":
+def custom_of(settings: Settings, poster: Callable[[str, float, Proxy | None], Post]) -> "Custom | None":
     """Return the operator's own guardrails, None where there are none; ``poster`` is asked only for a webhook.
 
     Raises:
         PluginError: the plugin could not be loaded.
+        ProxyUnusable: the webhook cannot be reached as the environment says.
     """
     plugin, url, timeout_s = settings.guardrail_plugin, settings.guardrail_webhook_url, settings.guardrail_timeout_s
     if not (plugin or url):
         return None
-    return Custom(load(plugin) if plugin else None, poster(url, timeout_s) if url else None, timeout_s)
+    post = poster(url, timeout_s, proxy_for(url, settings)) if url else None
+    return Custom(load(plugin) if plugin else None, post, timeout_s)
 
 
 class Custom:

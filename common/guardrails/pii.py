@@ -1,9 +1,12 @@
 """Which pieces of a text are personal data, or a secret?
 
-Mail addresses, telephone numbers, payment card numbers (with their check digit), and keys: the shapes that common vendors
-give theirs, JSON web tokens, private key blocks. Found by shape alone, so what has none is not found: names, postal
-addresses, passwords, numbers as they are dialled inside a country. Every pattern is bounded: a match is never longer than
-what a stream may hold back, and none can take more than linear time.
+Mail addresses, telephone numbers, payment card numbers (with their check digit), and keys (``common.key_shapes``, JSON web
+tokens, private key blocks). Found by shape alone, so what has none is not found: names, postal addresses, passwords,
+numbers as they are dialled inside a country. Every pattern is bounded: a match is never longer than what a stream may hold
+back, and none can take more than linear time.
+
+Where a thing begins and ends is told by the characters that it is made of itself, never by what counts as a letter
+anywhere: in scripts without spaces, text stands right beside it. It is looked for in the folded text (``folding``).
 """
 
 from collections import Counter
@@ -12,24 +15,39 @@ from dataclasses import dataclass, field
 import regex
 
 from common.guardrails.finding import UNSAYABLE, Found
+from common.guardrails.folding import fold
+from common.key_shapes import KEY_SHAPES, TOKEN
 
-_LETTER = "A-Za-z\u00c0-\u024f"  # Latin ones: in scripts without spaces a whole sentence would look like a mailbox.
+# Latin letters and marks: a mailbox has others so rarely that in Chinese a whole sentence would look like one.
+_LATIN = "A-Za-z\u00c0-\u024f\u0300-\u036f\u1e00-\u1eff"
+_MAILBOX = rf"{_LATIN}0-9._%+\-"
+# JSON that is quoted in text has escapes, doubled for each time that it was quoted.
+_ESCAPE = r"\\{1,8} u [0-9A-Fa-f]{4}"
+_AT = r"(?: @ | \\{1,8} u (?: 0040 | [fF]{2}20 ) )"
+_LABEL = rf"(?: [\p{{L}}\p{{M}}\p{{N}}-] | {_ESCAPE} ){{1,63}}"
+_OTHER = rf"(?: (?! [{_LATIN}] ) [\p{{L}}\p{{M}}] )"
 
+# The last part is Latin, or Punycode; or else the part before it is in another script, too.
 _EMAIL = rf"""
-    (?<! [\w.+%-] ) [{_LETTER}0-9._%+'-]{{1,64}} @ (?: [{_LETTER}0-9-]{{1,63}} \. ){{1,8}} [{_LETTER}]{{2,24}} (?! [\w-] )
+    (?<! [{_MAILBOX}] ) (?: [{_MAILBOX}] | {_ESCAPE} ) (?: [{_MAILBOX}'] | {_ESCAPE} ){{0,63}} {_AT}
+    (?: (?: {_LABEL} \. ){{1,8}} (?: xn--[A-Za-z0-9-]{{2,59}} | [{_LATIN}]{{2,24}} )
+      | (?: {_LABEL} \. ){{0,7}} {_OTHER}{{1,63}} \. {_OTHER}{{2,12}} )
 """
 
 # E.164 with its plus, 8 to 15 digits written as people do; and North America's three groups.
-_PHONE = r"""
-    (?<! [\w+.] ) \+ [1-9] (?: [ .\-/()\u00a0]{0,2} \d ){7,14} (?! \d )
-  | (?<! [\w.+-] ) (?: \( [2-9] \d\d \) [ ]? | [2-9] \d\d [-. ] ) \d{3} [-. ] \d{4} (?! [\d-] )
+_GAP = r"(?: [ .\-/()] | \\{1,8} u (?: 00[aA]0 | 20[01][0-9A-Fa-f] | 202[fF] ) )"
+_PHONE = rf"""
+    (?<! [0-9+] ) \+ [1-9] (?: {_GAP}{{0,2}} [0-9] ){{7,14}} (?! [0-9] )
+  | (?<! [A-Za-z0-9.+-] ) (?: \( [2-9][0-9]{{2}} \) [ ]? | [2-9][0-9]{{2}} [-. ] ) [0-9]{{3}} [-. ] [0-9]{{4}} (?! -?[0-9] )
 """
 
 # 13 to 19 digits in the card networks' ranges, in one piece or in their usual groups.
-_CARD = r"""
-    (?<! \d | \d\. )
-    (?: 3[47]\d\d [ -]? \d{6} [ -]? \d{5} | [2-6]\d{3} [ -]? \d{4} [ -]? \d{4} [ -]? \d{1,4} (?: [ -]? \d{1,3} )? )
-    (?! \d )
+_SEAM = r"[ \t.\-/_]{0,3}"
+_CARD = rf"""
+    (?<! [0-9] | [0-9]\. )
+    (?: 3[47][0-9]{{2}} {_SEAM} [0-9]{{6}} {_SEAM} [0-9]{{5}}
+      | [2-6][0-9]{{3}} {_SEAM} [0-9]{{4}} {_SEAM} [0-9]{{4}} {_SEAM} [0-9]{{1,4}} (?: {_SEAM} [0-9]{{1,3}} )? )
+    (?! [0-9] )
 """
 
 # Base64 in lines, as in a file or as in a JSON string; prose behind the first line is none of it.
@@ -40,30 +58,7 @@ _KEY = rf"""
         (?: {_LINE} (?: [A-Za-z0-9+/=]{{1,70}} (?! [^\s\\-] )
             | (?: Proc-Type | DEK-Info | Version | Comment ): [^\n\\]{{0,70}} ) ){{0,105}}
         (?: {_LINE} -----END {_KEY_NAME} )?
-  | (?<! [A-Za-z0-9_-] ) (?:
-        eyJ [\w-]{{8,2000}} \. eyJ [\w-]{{8,4000}} \. [\w-]{{8,1500}}
-      | sk- [A-Za-z0-9_-]{{20,250}}
-      | sk_sluice_ [a-z0-9]{{12}} _ [A-Za-z0-9]{{38}}
-      | (?: sk | rk )_ (?: live | test )_ [A-Za-z0-9]{{16,250}}
-      | whsec_ [A-Za-z0-9+/=]{{20,100}}
-      | (?: AKIA | ASIA ) [A-Z0-9]{{16}} (?! [A-Za-z0-9] )
-      | AIza [\w-]{{35}}
-      | ya29\. [\w-]{{20,500}}
-      | gh[opsur]_ [A-Za-z0-9]{{36,255}}
-      | github_pat_ [A-Za-z0-9_]{{22,255}}
-      | glpat- [\w-]{{20,100}}
-      | xox[abeoprs]- [A-Za-z0-9-]{{10,250}}
-      | xapp- [A-Za-z0-9-]{{10,250}}
-      | hf_ [A-Za-z0-9]{{30,100}}
-      | gsk_ [A-Za-z0-9]{{40,100}}
-      | xai- [A-Za-z0-9]{{40,120}}
-      | pplx- [A-Za-z0-9]{{40,100}}
-      | csk- [A-Za-z0-9]{{40,100}}
-      | npm_ [A-Za-z0-9]{{36}}
-      | pypi- [\w-]{{50,250}}
-      | SG\. [\w-]{{16,64}} \. [\w-]{{16,64}}
-      | do[opr]_v1_ [a-f0-9]{{64}}
-    )
+  | (?<! [A-Za-z0-9_-] ) (?: {TOKEN} | {" | ".join(shape.exact for shape in KEY_SHAPES)} )
 """
 
 _MARKS = {"key": "[KEY]", "email": "[EMAIL]", "phone": "[PHONE]", "card": "[CARD]"}
@@ -72,24 +67,40 @@ _ALL = f"(?P<key> {_KEY} ) | (?P<email> {_EMAIL} ) | (?P<phone> {_PHONE} ) | (?P
 _WHOLE = regex.compile(_ALL, regex.VERBOSE)
 _BEGUN = regex.compile(f"(?: {_ALL} ) {UNSAYABLE}", regex.VERBOSE)
 _CARD_DIGITS = range(13, 20)
+# Behind a quoted name and a colon a number is JSON's, and what replaces it must be JSON, too.
+_MEMBER = regex.compile(r'" [ \t\n]{0,8} : [ \t\n]{0,8} \Z', regex.VERBOSE)
+_MEMBER_CHARS = 18
 
 
 class PiiFinder:
-    """See ``Finder``; ``name`` of what is found is email, phone, card or key."""
+    """See ``Finder``; one per text or stream. ``name`` of what is found is email, phone, card or key."""
+
+    def __init__(self) -> None:
+        self._text = self._folded = ""
 
     def find(self, text: str, start: int) -> Found | None:
+        folded = self._fold(text)
         # The interpreter's lock is given back meanwhile: a long text is looked through beside the loop.
-        while match := _WHOLE.search(text, start, concurrent=True):
+        while match := _WHOLE.search(folded, start, concurrent=True):
             name = match.lastgroup or ""
             size = _card_chars(match[0]) if name == "card" else len(match[0])
             if size:
-                return Found(match.start(), match.start() + size, name, _MARKS[name])
+                mark, begin = _MARKS[name], match.start()
+                if name == "card" and _MEMBER.search(folded, max(0, begin - _MEMBER_CHARS), begin):
+                    mark = f'"{mark}"'
+                return Found(begin, begin + size, name, mark)
             start = match.start() + 1
         return None
 
     def viable(self, text: str, start: int) -> int | None:
-        match = _BEGUN.search(text, start, partial=True, concurrent=True)
+        match = _BEGUN.search(self._fold(text), start, partial=True, concurrent=True)
         return match.start() if match and match.start() < len(text) else None
+
+    def _fold(self, text: str) -> str:
+        """What is looked for again and again in one text is folded once."""
+        if text is not self._text:
+            self._text, self._folded = text, fold(text)
+        return self._folded
 
 
 @dataclass(slots=True)
@@ -113,10 +124,10 @@ def redact(text: str) -> Redacted:
 def _card_chars(text: str) -> int:
     """Return how much of digits in groups is a card's number, 0: nothing. Behind it may come what else a form asks for."""
     while text:
-        digits = [int(char) for char in text if char not in " -"]
+        digits = [int(char) for char in text if char.isdigit()]
         if len(digits) in _CARD_DIGITS and len(set(digits)) > 1 and _luhn(digits) == 0:
             return len(text)
-        text = text[: max(text.rfind(" "), text.rfind("-"), 0)]
+        text = text.rstrip("0123456789").rstrip(" \t.-/_")
     return 0
 
 

@@ -1,15 +1,17 @@
 """Which guardrails apply to a request?
 
 Those of who asks (the key's and the tenant's, or the settings' where neither has any) and those of where it goes (every
-entry of ``guardrails_by_model`` that one of the model's names matches). The strictest of them wins, guardrail by guardrail:
-then no entry can take away what another one is there for, and nobody has to know all of them to say what holds. Who is to
-be exempt from the settings' guardrails gets a policy of his own; what a route asks for holds for all.
+entry of ``guardrails_by_model`` that names one of the request's targets, however it was spelled). The strictest of them
+wins, guardrail by guardrail: then no entry can take away what another one is there for, and nobody has to know all of them
+to say what holds. Who is to be exempt from the settings' guardrails gets a policy of his own; what a route asks for holds
+for all.
 """
 
-from collections.abc import Iterable, Mapping
-from fnmatch import fnmatchcase
+from collections.abc import Mapping
 
 from common.access import GuardrailPolicy, Principal
+from common.model_patterns import guards
+from common.routes import Target
 from common.settings import Settings
 
 OUTPUT_GUARDRAILS = ("patterns", "pii", "custom")
@@ -19,19 +21,19 @@ class Policies:
     """The settings' side of it, one per process."""
 
     def __init__(self, settings: Settings) -> None:
+        self._settings = settings
         self._default = settings.guardrails
         self._by_model = settings.guardrails_by_model
         self._is_idle = self._default.is_off and not self._by_model
 
-    def of(self, principal: Principal, names: Iterable[str]) -> GuardrailPolicy | None:
-        """Return what applies to a request for a model that goes by these names; None where all is off."""
+    def of(self, principal: Principal, sent: str, targets: list[Target]) -> GuardrailPolicy | None:
+        """Return what applies to a request whose model was ``sent`` by this name and leads to these; None where all is off."""
         own = principal.guardrails
         if own is None and self._is_idle:
             return None
         policy = self._default if own is None else own
-        names = set(names)
         for pattern, routes in self._by_model.items():
-            if any(fnmatchcase(name, pattern) for name in names):
+            if guards(pattern, sent, targets, self._settings):
                 policy = policy.stricter(routes)
         return None if policy.is_off else policy
 

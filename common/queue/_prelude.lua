@@ -3,6 +3,8 @@
 local Q = 'sluice:q:'
 local ENQUEUED, DELAYED, RUNNING, BELL = Q .. 'enqueued', Q .. 'delayed', Q .. 'running', Q .. 'bell'
 local ENDED = Q .. 'ended'  -- Ids whose records the ledger has not taken yet, each at least once.
+local WORKERS = Q .. 'workers'
+local ASIDE, ASIDE_MAX, ASIDE_S = 'sluice:ledger:unreadable', 10000, 30 * 86400  -- As in common/set_aside.py.
 local STALE_MS = 3000  -- A command that waited this long in a frozen Redis was sent by someone who has given up on it.
 
 local function now_ms()
@@ -32,6 +34,29 @@ end
 local function reign()
   local told = redis.pcall('INFO', 'replication')
   return type(told) == 'string' and string.match(told, 'master_replid:(%x+)') or ''
+end
+
+-- Fields of a job's record; false where that is none of ours, so that one such does not stop what is done for the others.
+local function read_job(id, ...)
+  local found = redis.pcall('HMGET', Q .. 'job:' .. id, ...)
+  if not found.err then return found end
+  if string.find(found.err, 'WRONGTYPE', 1, true) then return false end
+  return redis.call('HMGET', Q .. 'job:' .. id, ...)  -- Redis refuses: the script ends as it would.
+end
+
+-- Takes a job that cannot be worked on out of the queue, and keeps what is known of it for a person to look at. A log that has
+-- no end yet is ended by whoever reads it.
+local function set_aside(id, reason)
+  local job, record = Q .. 'job:' .. id, {}
+  local flat = redis.pcall('HGETALL', job)
+  for i = 1, flat.err and 0 or #flat, 2 do record[flat[i]] = flat[i + 1] end
+  local entry = {format = 1, kind = 'job', id = id, reason = reason, at_ms = now_ms(), record = record}
+  redis.call('LPUSH', ASIDE, cjson.encode(entry))
+  redis.call('LTRIM', ASIDE, 0, ASIDE_MAX - 1)
+  redis.call('EXPIRE', ASIDE, ASIDE_S)
+  for _, place in ipairs({RUNNING, ENQUEUED, DELAYED}) do redis.call('ZREM', place, id) end
+  redis.call('DEL', job)
+  redis.call('RPUSH', ENDED, id)
 end
 
 -- Whether the job is still the one that this claim was given.

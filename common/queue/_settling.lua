@@ -21,7 +21,7 @@ end
 
 -- Adds to one counter; notes in `crossed` where that takes it past 80 or 100 % of its limit.
 local function spend(counter, limit, cost, expiry_s, crossed)
-  local now_spent = redis.call('INCRBY', counter, int(cost))
+  local now_spent = add_to_counter(counter, cost)
   redis.call('EXPIRE', counter, expiry_s)
   limit = tonumber(limit)
   for _, percent in ipairs({80, 100}) do
@@ -30,14 +30,11 @@ local function spend(counter, limit, cost, expiry_s, crossed)
   end
 end
 
--- Adds a cost to the counters of all that the job names; returns those that crossed a mark of their budgets.
-local function settle_cost(spends, cost, day, month)
-  local crossed = {}
-  if cost > 0 then
-    for name, day_limit, month_limit in string.gmatch(spends or '', '(%S+)=(%d+)/(%d+)') do
-      spend(Q .. 'spent:' .. name .. ':' .. day, day_limit, cost, 3 * 86400, crossed)
-      spend(Q .. 'spent:' .. name .. ':' .. month, month_limit, cost, 40 * 86400, crossed)
-    end
+-- Adds a cost to the counters of all that `spends` names; notes those that crossed a mark of their budgets.
+local function settle_cost(spends, cost, day, month, crossed)
+  if tonumber(cost) <= 0 then return end
+  for name, day_limit, month_limit in string.gmatch(spends or '', '(%S+)=(%d+)/(%d+)') do
+    spend(Q .. 'spent:' .. name .. ':' .. day, day_limit, cost, 3 * 86400, crossed)
+    spend(Q .. 'spent:' .. name .. ':' .. month, month_limit, cost, 40 * 86400, crossed)
   end
-  return crossed
 end

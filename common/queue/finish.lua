@@ -1,5 +1,6 @@
 -- Removes a job that its worker has ended, settles what it was charged for, and lists it for the ledger.
--- ARGV: id, epoch, tokens used, cost in nano-dollars, the day, the month, what else is charged ('provider:…=…', or '')
+-- ARGV: id, epoch, tokens used, cost in nano-dollars, the day, the month, then for each provider that was paid
+--   'provider:…=…' and its share of the cost
 -- Returns the counters that this took past a mark of their budgets, each with the mark in percent.
 local job = Q .. 'job:' .. ARGV[1]
 local s = redis.call('HMGET', job, 'epoch', 'slots', 'reserved', 'spends')
@@ -7,7 +8,9 @@ if not s[1] then redis.call('RPUSH', ENDED, ARGV[1]) end  -- Lost in a failover;
 if s[1] ~= ARGV[2] then return {} end
 free_slots(s[2], ARGV[1])
 settle_tokens(s[3], tonumber(ARGV[3]), now_ms())
-local crossed = settle_cost((s[4] or '') .. ' ' .. ARGV[7], tonumber(ARGV[4]), ARGV[5], ARGV[6])
+local crossed = {}
+settle_cost(s[4], ARGV[4], ARGV[5], ARGV[6], crossed)
+for i = 7, #ARGV, 2 do settle_cost(ARGV[i], ARGV[i + 1], ARGV[5], ARGV[6], crossed) end
 redis.call('ZREM', RUNNING, ARGV[1])
 redis.call('DEL', job)
 redis.call('RPUSH', ENDED, ARGV[1])

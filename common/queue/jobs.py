@@ -7,12 +7,13 @@ The keys are listed in ``common/keys.py``.
 """
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
 
+import structlog
 from redis.exceptions import RedisError
 
 from common import keys
@@ -34,10 +35,14 @@ from common.errors import ErrorKind, GatewayError
 from common.redis_client import COMMAND_TIMEOUT_S, Client, Pulse, RedisUnavailable, Scripts, as_unavailable, ms
 from common.settings import Settings
 
+log = structlog.get_logger()
+
 CLAIM_BATCH = 16  # Jobs per claim: enough to keep a script short, and to leave work for a sibling that rings too.
 LAPSED_BATCH = 4  # Lapsed leases per claim, so that a dead worker's jobs spread over those that are left.
 JOB_EXPIRY_EXTRA_S = 3600  # A job is removed when it ends; this is the net for one that nobody ended.
 RETRY_AFTER_FULL_S = 5
+ALIVE_S = 6.0  # A worker says each ALIVE_BEAT_S that it takes jobs; its word counts for so long.
+ALIVE_BEAT_S = 2.0
 RECENT_MAX = 1_000  # Generations in a principal's index.
 RECENT_S = 86_400  # How long the index outlives its last entry: longer than any log.
 
@@ -52,7 +57,7 @@ class Place(StrEnum):
 
     GONE = "gone"
     WAITING = "waiting"
-    LATE = "late"  # Never claimed, and waiting for longer than it may.
+    LATE = "late"  # Nobody has begun with it, and it has waited for longer than it may.
     RUNNING = "running"
     LAPSED = "lapsed"  # Its worker stopped renewing, and nobody has claimed it yet.
     ABANDONED = "abandoned"  # The same, for longer than a job may wait: there is no worker.
@@ -72,19 +77,25 @@ class Once:
 
 @dataclass(frozen=True, slots=True)
 class ClaimedJob:
+    """``was_postponed``: it waited for its upstream, which it has called ``attempts`` times."""
+
     generation_id: str
     epoch: int
     was_lapsed: bool = False
-    is_handover: bool = False
+    is_handover: bool = False  # Its last worker gave it up in order, or was perhaps lost with Redis: it is not to blame.
     is_late: bool = False
     waited_ms: int = 0
     is_background: bool = False
+    was_postponed: bool = False
+    deaths: int = 0  # Workers that died while they ran it, by what its lapsed leases tell.
+    attempts: int = 0
 
 
 class Claimed(NamedTuple):
     jobs: list[ClaimedJob]
     lapsed_left: int
     waiting_left: int
+    set_aside: Sequence[str] = ()  # Ids of jobs whose records cannot be read; they are gone from the queue.
 
 
 class Enqueued(NamedTuple):
@@ -95,6 +106,7 @@ class Enqueued(NamedTuple):
 
 
 UNUSED = Settlement()
+_HANDOVER, _POSTPONED = 1, 2  # How a job was given back, see claim.lua.
 _ONCE_UNSAID = ["", "", 0, ""]
 
 
@@ -106,6 +118,29 @@ class JobQueue:
         self._scripts = Scripts(redis, Path(__file__).parent)
         self._pulse = pulse
         self._settings = settings
+        self._alive = 0
+        self._has_bookkeeper = False
+        pulse.watch(self._alive_command, self._note_alive)
+        # Workers of the version before say nothing of themselves; but one of them keeps the books.
+        pulse.watch(("EXISTS", keys.BOOKKEEPER), self._note_bookkeeper)
+
+    @property
+    def workers_alive(self) -> int:
+        """How many workers take jobs, as of the pulse's last answer."""
+        return self._alive or int(self._has_bookkeeper)
+
+    def _alive_command(self) -> tuple[str, ...]:
+        return ("ZCOUNT", keys.WORKERS, str(self._pulse.redis_ms - ms(ALIVE_S)), "+inf")
+
+    def _note_alive(self, count: int) -> None:
+        self._alive = int(count)
+
+    def _note_bookkeeper(self, count: int) -> None:
+        self._has_bookkeeper = bool(count)
+
+    async def note_alive(self, worker: str, *, takes_jobs: bool) -> None:
+        """Say for ``ALIVE_S`` that a worker takes jobs, or that it takes none any more."""
+        await self._scripts.run("alive", [], [worker, ms(ALIVE_S) if takes_jobs else 0])
 
     async def enqueue(
         self,
@@ -173,9 +208,9 @@ class JobQueue:
         answer = await self._scripts.run("claim", [], args)
         if answer == b"stale":
             return Claimed([], 0, 0)
-        lapsed_left, waiting_left, taken = answer
-        jobs = [ClaimedJob(t[0].decode(), t[1], bool(t[2]), bool(t[3]), bool(t[4]), t[5], bool(t[6])) for t in taken]
-        return Claimed(jobs, lapsed_left, waiting_left)
+        lapsed_left, waiting_left, taken, aside = answer
+        jobs = [_claimed(*each) for each in taken]
+        return Claimed(jobs, lapsed_left, waiting_left, [each.decode(errors="replace") for each in aside])
 
     async def renew(self, held: dict[str, int]) -> list[str]:
         """Renew the leases of ``held`` (id → epoch); returns the ids that are another's now. A job that is gone is nobody's."""
@@ -183,23 +218,35 @@ class JobQueue:
         lost = await self._scripts.run("renew", [], [ms(self._settings.lease_s), *flat])
         return [generation_id.decode() for generation_id in lost]
 
-    async def release(self, job: ClaimedJob, *, delay_s: float = 0, is_handover: bool = False) -> None:
-        """Give a job back, first in line; a handover does not count as a failed claim."""
-        await self._scripts.run("release", [], [job.generation_id, job.epoch, ms(delay_s), int(is_handover)])
+    async def release(
+        self, job: ClaimedJob, *, delay_s: float = 0, is_handover: bool = False, has_failed: bool = False
+    ) -> None:
+        """Give a job back, first in line; ``has_failed`` counts as if its worker had died."""
+        how = "handover" if is_handover else "failed" if has_failed else ""
+        await self._scripts.run("release", [], [job.generation_id, job.epoch, ms(delay_s), how, job.attempts])
+
+    async def postpone(self, job: ClaimedJob, *, delay_s: float, attempts: int) -> None:
+        """Give a job back that is to call its upstream again later; it holds no slot of a worker until then."""
+        await self._scripts.run("release", [], [job.generation_id, job.epoch, ms(delay_s), "postponed", attempts])
 
     async def finish(self, job: ClaimedJob, settlement: Settlement = UNUSED) -> list[str]:
         """Remove a job that has ended, and settle what it was charged for, unless Redis has lost it.
 
         Returns the counters of ``keys.spent`` that this took past a mark of their budgets, each with the mark in percent.
         """
-        purse = spends(settlement.purse) if settlement.purse else ""
-        figures = [settlement.tokens, settlement.cost_nano_usd, *periods(), purse]
+        shares = [item for purse, nano in settlement.shares for item in (spends(purse), nano)]
+        figures = [settlement.tokens, settlement.cost_nano_usd, *periods(), *shares]
         crossed = await self._scripts.run("finish", [], [job.generation_id, job.epoch, *figures])
         return [each.decode() for each in crossed]
 
+    async def drop(self, job: ClaimedJob, reason: str, *, with_record: bool) -> None:
+        """Remove a job that cannot be finished, settle nothing, and set it aside; ``with_record``: the ledger's record too."""
+        await self._scripts.run("drop", [], [job.generation_id, job.epoch, reason, int(with_record)])
+
     async def withdraw(self, generation_id: str) -> None:
         """Remove a job wherever it is, once its log has been ended by somebody else than its worker."""
-        await self._scripts.run("withdraw", [], [generation_id])
+        if await self._scripts.run("withdraw", [], [generation_id]) == -1:
+            log.error("job_set_aside", generation_id=generation_id)
 
     async def look(self, generation_ids: list[str]) -> list[Place]:
         args = [ms(self._settings.queue_wait_s), *generation_ids]
@@ -208,6 +255,22 @@ class JobQueue:
             return places
         # Just after an outage all leases are long lapsed, and their workers about to renew them.
         return [Place.LAPSED if place is Place.ABANDONED else place for place in places]
+
+
+def _claimed(
+    generation_id: bytes,
+    epoch: int,
+    lapsed: int,
+    given_back: int,
+    late: int,
+    waited_ms: int,
+    background: int,
+    deaths: int,
+    attempts: int,
+) -> ClaimedJob:
+    is_handover, was_postponed = given_back == _HANDOVER, given_back == _POSTPONED
+    flags = (bool(lapsed), is_handover, bool(late), waited_ms, bool(background), was_postponed)
+    return ClaimedJob(generation_id.decode(), epoch, *flags, deaths, attempts)
 
 
 def _refusal(verdict: str, rest: list[int], charges: Charges) -> Exception:

@@ -4,11 +4,11 @@
 -- which tells its worker; and where Redis lost it in a failover there is nobody else who could end that log.
 local due, lost = now_ms() + ARGV[1], {}
 for i = 2, #ARGV, 2 do
-  local s = redis.call('HMGET', Q .. 'job:' .. ARGV[i], 'epoch', 'slots')
+  local s = read_job(ARGV[i], 'epoch', 'slots') or {'nobody knows'}
   -- A lapsed lease that nobody took is still in running, and is renewed.
   if s[1] == ARGV[i + 1] and redis.call('ZSCORE', RUNNING, ARGV[i]) then
     redis.call('ZADD', RUNNING, int(due), ARGV[i])
-    hold_slots(s[2], ARGV[i], due + SLOT_EXTRA_MS)
+    pcall(hold_slots, s[2], ARGV[i], due + SLOT_EXTRA_MS)
   elseif s[1] then
     lost[#lost + 1] = ARGV[i]
   end

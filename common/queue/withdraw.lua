@@ -1,16 +1,21 @@
 -- Removes a job wherever it is: its log has been ended by somebody else. A worker that runs it learns so from the log.
 -- What it reserved of its limits is given back if no worker ever had it, and stays used otherwise.
 -- ARGV: id
+-- Returns 1, 0 where it was gone, -1 where its record could not be read and was set aside.
 local job = Q .. 'job:' .. ARGV[1]
-local s = redis.call('HMGET', job, 'class', 'tenant', 'epoch', 'slots', 'reserved')
+local s = read_job(ARGV[1], 'class', 'tenant', 'epoch', 'slots', 'reserved')
+if not (s and s[1] and s[2]) and redis.call('EXISTS', job) == 1 then
+  set_aside(ARGV[1], "the job's record cannot be read")
+  return -1
+end
 redis.call('RPUSH', ENDED, ARGV[1])
 if not s[1] then return 0 end
 local key = waiting(s[1], s[2])
 if redis.call('ZREM', key, ARGV[1]) == 1 and redis.call('EXISTS', key) == 0 then
   redis.call('LREM', rotation(s[1]), 1, s[2])
 end
-free_slots(s[4], ARGV[1])
-if s[3] == '0' then settle_tokens(s[5], 0, now_ms()) end
+pcall(free_slots, s[4], ARGV[1])
+if s[3] == '0' then pcall(settle_tokens, s[5], 0, now_ms()) end
 redis.call('ZREM', ENQUEUED, ARGV[1])
 redis.call('ZREM', DELAYED, ARGV[1])
 redis.call('ZREM', RUNNING, ARGV[1])

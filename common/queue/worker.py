@@ -20,9 +20,10 @@ from redis.exceptions import RedisError
 
 from common import keys
 from common.admission import Settlement
-from common.process import in_background
-from common.queue.jobs import LAPSED_BATCH, Claimed, ClaimedJob, JobQueue
-from common.redis_client import COMMAND_TIMEOUT_S, Client, Pulse, RedisUnavailable
+from common.process import supervised
+from common.queue.jobs import ALIVE_BEAT_S, LAPSED_BATCH, Claimed, ClaimedJob, JobQueue
+from common.redis_client import COMMAND_TIMEOUT_S, Client, Pulse, RedisUnavailable, as_unavailable
+from common.redis_errors import words_of
 from common.redis_pipe import Exchanges
 from common.settings import Settings
 
@@ -31,6 +32,7 @@ log = structlog.get_logger()
 BELL_WAIT_S = 1  # The poll that is the safety net for a lost bell.
 BELL_TIMEOUT_S = 3.0  # Longer than the wait: only a dead connection lets it pass.
 PAUSE_AFTER_ERROR_S = 0.2
+REASON_MAX = 300
 RELEASE_DELAY_S = 1.0  # A job whose handler could not even begin waits this long, so that it does not spin.
 
 _BLPOP: tuple[Any, ...] = ("BLPOP", keys.BELL, BELL_WAIT_S)
@@ -43,6 +45,18 @@ class HandBack(Exception):
     """The handler could not work on the job now; the job is put back in line."""
 
 
+class SetAside(Exception):
+    """The job must not be worked on by anybody; it is taken out of the queue, and what is known of it is kept."""
+
+
+class Postponed(Exception):
+    """The handler waits for an upstream: the job is put back for ``delay_s``, and has made so many ``attempts``."""
+
+    def __init__(self, delay_s: float, attempts: int) -> None:
+        super().__init__(f"for {delay_s:.0f} s")
+        self.delay_s, self.attempts = delay_s, attempts
+
+
 class _ArqClient(Client, ArqRedis):  # type: ignore[misc]  # redis-py disagrees with itself.
     """What arq asks for, failing as our client does."""
 
@@ -50,8 +64,8 @@ class _ArqClient(Client, ArqRedis):  # type: ignore[misc]  # redis-py disagrees 
 class LeasedWorker(Worker):
     """Runs ``handler`` for each claimed job, as a task that is cancelled once the job is no longer ours.
 
-    A handler returns what the job took when it is ended (it is then finished), raises ``HandBack`` to put it back, or is
-    cancelled: by a drain that is over (the job is handed over) or by a lost lease (somebody else has it).
+    A handler returns what the job took when it is ended (it is then finished), raises ``HandBack`` or ``Postponed`` to put it
+    back, or is cancelled: by a drain that is over (the job is handed over) or by a lost lease (somebody else has it).
     """
 
     def __init__(self, redis: Client, queue: JobQueue, pulse: Pulse, settings: Settings, handler: Handler, name: str) -> None:
@@ -81,7 +95,9 @@ class LeasedWorker(Worker):
         self._lost: set[str] = set()
         self._lapsed_seen = False  # Whether the last claim told of lapsed leases; only then our own ids are worth sending.
         self._renewed_at = time.monotonic()
-        self._renewals: asyncio.Task[None] | None = None
+        self._name = name
+        self._tasks: list[asyncio.Task[None]] = []  # What runs beside the claiming.
+        self._turn_error = ""
         self.on_takeover: Callable[[], object] = lambda: None
         self.on_budget_mark: Callable[[str, str], object] = lambda counter, percent: None
 
@@ -96,17 +112,26 @@ class LeasedWorker(Worker):
 
     async def _poll_iteration(self) -> None:
         """One turn: claim while there is work and a free slot, then wait for the bell."""
-        self._renewals = self._renewals or in_background(self._renew_for_ever(), "renewals")
+        self._tasks = self._tasks or [
+            supervised(self._renew_for_ever, "renewals"),
+            supervised(self._live_for_ever, "sign of life"),
+        ]
         try:
             await self._turn()
-        except (RedisUnavailable, RedisError, OSError, TimeoutError):
-            # The pulse has logged it, once. arq would end the process here.
+            self._turn_error = ""
+        except Exception as error:  # arq would end the process here.
+            self._note_turn(error)
             await asyncio.sleep(PAUSE_AFTER_ERROR_S)
         for generation_id, task in list(self.tasks.items()):
             if task.done():
                 del self.tasks[generation_id]
-                if not task.cancelled():  # Before its first step, that is: nothing else leaves _run_claimed.
-                    task.result()
+
+    def _note_turn(self, error: Exception) -> None:
+        """Tell once of what keeps us from claiming; what is Redis' as a whole, pulse and probe have told."""
+        is_redis = isinstance(error, RedisUnavailable) or as_unavailable(error) is not None
+        if not is_redis and str(error) != self._turn_error:
+            self._turn_error = str(error)
+            log.error("claiming_failed", exc_info=error)
 
     async def _turn(self) -> None:
         if not self.allow_pick_jobs or not self._pulse.is_up:
@@ -130,6 +155,8 @@ class LeasedWorker(Worker):
         if claimed.lapsed_left and not claimed.jobs and not self._lapsed_seen:
             claimed = await self._ask(with_lapsed=True)  # Just noticed: somebody's client is waiting.
         self._lapsed_seen = claimed.lapsed_left > 0
+        for generation_id in claimed.set_aside:
+            log.error("job_set_aside", generation_id=generation_id, reason="its record cannot be read")
         for job in claimed.jobs:
             self._start(job)
         return bool(claimed.jobs) and (claimed.waiting_left > 0 or claimed.lapsed_left > 0)
@@ -175,17 +202,20 @@ class LeasedWorker(Worker):
             log.warning("job_handed_back", generation_id=generation_id, epoch=job.epoch, reason=str(reason))
             self.jobs_retried += 1
             await self._give_back(job, delay_s=RELEASE_DELAY_S)
+        except SetAside as reason:
+            self.jobs_failed += 1
+            await self._drop(job, str(reason), with_record=True)
+        except Postponed as until:
+            self.jobs_retried += 1
+            await self._postpone(job, until)
         except Exception:
             # The handler ends every log it can; what it could not end, another claim must.
             log.exception("job_failed", generation_id=generation_id, epoch=job.epoch)
             self.jobs_failed += 1
-            await self._give_back(job, delay_s=RELEASE_DELAY_S)
+            await self._give_back(job, delay_s=RELEASE_DELAY_S, has_failed=True)
         else:
             self.jobs_complete += 1
-            self._forget(job)  # First: a renewal under way must not take a finished job for a lost one.
-            with contextlib.suppress(RedisUnavailable):  # Its lease lapses, and the next claim finds the log ended.
-                for crossed in await self._queue.finish(job, settlement):
-                    self.on_budget_mark(*crossed.removeprefix(keys.SPENT).rsplit(" ", 1))
+            await self._finish(job, settlement)
         finally:
             self._forget(job)
             self._lost.discard(generation_id)
@@ -195,10 +225,47 @@ class LeasedWorker(Worker):
             del self._jobs[job.generation_id]
             self._background -= job.is_background
 
-    async def _give_back(self, job: ClaimedJob, *, delay_s: float = 0, is_handover: bool = False) -> None:
+    async def _finish(self, job: ClaimedJob, settlement: Settlement) -> None:
+        self._forget(job)  # First: a renewal under way must not take a finished job for a lost one.
+        try:
+            for crossed in await self._queue.finish(job, settlement):
+                self.on_budget_mark(*crossed.removeprefix(keys.SPENT).rsplit(" ", 1))
+        except RedisUnavailable:
+            pass  # Its lease lapses, and the next claim finds the log ended.
+        except Exception as error:
+            await self._drop(job, f"it could not be settled: {words_of(error)}")
+
+    async def _give_back(
+        self, job: ClaimedJob, *, delay_s: float = 0, is_handover: bool = False, has_failed: bool = False
+    ) -> None:
         self._forget(job)
-        with contextlib.suppress(RedisUnavailable):  # Its lease lapses, and it is claimed all the same.
-            await self._queue.release(job, delay_s=delay_s, is_handover=is_handover)
+        try:
+            await self._queue.release(job, delay_s=delay_s, is_handover=is_handover, has_failed=has_failed)
+        except RedisUnavailable:
+            pass  # Its lease lapses, and it is claimed all the same.
+        except Exception as error:
+            await self._drop(job, f"it could not be given back: {words_of(error)}")
+
+    async def _postpone(self, job: ClaimedJob, until: Postponed) -> None:
+        self._forget(job)
+        try:
+            await self._queue.postpone(job, delay_s=until.delay_s, attempts=until.attempts)
+        except RedisUnavailable:
+            pass  # Its lease lapses, and it is claimed all the same.
+        except Exception as error:
+            await self._drop(job, f"it could not be given back: {error}")
+
+    async def _drop(self, job: ClaimedJob, reason: str, *, with_record: bool = False) -> None:
+        """Take a job out of the queue that nobody can work on, so that it does not go from worker to worker."""
+        self._forget(job)
+        reason = reason[:REASON_MAX]
+        log.error("job_set_aside", generation_id=job.generation_id, epoch=job.epoch, reason=reason)
+        try:
+            await self._queue.drop(job, reason, with_record=with_record)
+        except RedisUnavailable:
+            pass  # Its lease lapses, and the next claim comes here again.
+        except Exception:
+            log.exception("job_not_set_aside", generation_id=job.generation_id)
 
     # Owning
 
@@ -210,6 +277,20 @@ class LeasedWorker(Worker):
             if time.monotonic() - self._renewed_at >= self._settings.renew_s and self._pulse.is_up:
                 await self._renew()
 
+    async def _live_for_ever(self) -> None:
+        """Be counted among the workers for as long as we take jobs."""
+        while self.allow_pick_jobs:
+            if self._pulse.is_up:
+                with contextlib.suppress(RedisUnavailable):
+                    await self._queue.note_alive(self._name, takes_jobs=True)
+            await asyncio.sleep(ALIVE_BEAT_S)
+        await self._die()
+
+    async def _die(self) -> None:
+        if self._pulse.is_up:
+            with contextlib.suppress(RedisUnavailable):
+                await self._queue.note_alive(self._name, takes_jobs=False)
+
     async def _renew(self) -> None:
         held = {generation_id: job.epoch for generation_id, job in self._jobs.items()}
         try:
@@ -218,7 +299,7 @@ class LeasedWorker(Worker):
             return
         self._renewed_at = time.monotonic()
         for generation_id in lost:
-            self.drop(generation_id, held[generation_id])
+            self.drop(generation_id, held.get(generation_id, 0))
 
     def drop(self, generation_id: str, epoch: int) -> None:
         """Cancel a job that is no longer ours, so that its upstream is closed at once."""
@@ -229,13 +310,15 @@ class LeasedWorker(Worker):
             task.cancel()
 
     async def close(self) -> None:
-        if self._renewals:
-            self._renewals.cancel()
-            await asyncio.gather(self._renewals, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         # arq's own close would trip over a task that was cancelled before its first step, and over a Redis that is gone.
         await asyncio.gather(*self.tasks.values(), return_exceptions=True)
         self.tasks.clear()
         await self._bell.close()
+        with contextlib.suppress(Exception):  # Else its word lapses.
+            await self._die()
         with contextlib.suppress(RedisError, OSError, TimeoutError):
             async with asyncio.timeout(COMMAND_TIMEOUT_S):
                 await self.pool.delete(self.health_check_key)

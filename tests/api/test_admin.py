@@ -5,7 +5,6 @@ from typing import Any
 import httpx
 import pytest
 from redis.asyncio import Redis
-from sqlite_threads import until_sqlite_lets_go
 
 from api.main import Process, create_app
 from cli.embedded_redis import EmbeddedRedis
@@ -45,7 +44,6 @@ async def process(redis: Redis, redis_server: EmbeddedRedis, tmp_path):
     await found.start()
     yield found
     await found.stop()
-    await until_sqlite_lets_go()
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from starlette.requests import HTTPConnection
 
 from api.auth import ANONYMOUS, Authenticator, Credentials, is_open
 from api.known_keys import Known
+from api.read_tokens import sign_read_token
 from common.access import Access, Principal
 from common.errors import ErrorKind, GatewayError
 from common.key_records import KeyRecord
@@ -265,7 +266,7 @@ async def test_a_tenant_s_list_of_pages_holds_for_its_keys_and_its_tokens():
 # Guessing
 
 
-async def test_an_address_that_guesses_is_blocked_but_not_who_is_known_good_behind_it():
+async def test_an_address_that_guesses_is_blocked_but_nobody_with_a_good_credential_behind_it():
     refused: list[str] = []
     long = "sk-0123456789abcdef"
     settings = Settings(
@@ -284,14 +285,87 @@ async def test_an_address_that_guesses_is_blocked_but_not_who_is_known_good_behi
     assert [await status_of(f"guess-{n}") for n in range(4)] == [ErrorKind.UNAUTHENTICATED] * 4
 
     assert await status_of("guess-5") is ErrorKind.RATE_LIMITED
-    assert await status_of("sk-two") is ErrorKind.RATE_LIMITED, "a guess that is right must not be found out"
-    assert await status_of("sk-one") is None
-    assert [await status_of(good) for good in (MANAGED, token(), long)] == [None] * 3, "whom nobody could have guessed"
+    good = ("sk-one", "sk-two", long, MANAGED, token())
+    assert [await status_of(each) for each in good] == [None] * 5, "seen before or not, long or short"
     assert await status_of(token(exp=1)) is ErrorKind.UNAUTHENTICATED
     assert await status_of(token("another secret, of another issuer's")) is ErrorKind.RATE_LIMITED
     assert await status_of(OTHER_MANAGED) is ErrorKind.RATE_LIMITED
     assert await status_of("guess-6", "192.0.2.2") is ErrorKind.UNAUTHENTICATED
-    assert refused == ["unknown"] * 4 + ["blocked"] * 2 + ["expired"] + ["blocked"] * 2 + ["unknown"]
+    assert refused == ["unknown"] * 4 + ["blocked"] + ["expired"] + ["blocked"] * 2 + ["unknown"]
+
+
+async def test_a_blocked_address_is_told_the_same_of_every_guess():
+    authenticator = Authenticator(Settings(**KEYS, **TOKENS, secret=SECRET, refused_credentials_max=1), KnownForTests())
+    guesses = ["guess", "sk-on", "sk-onee", OTHER_MANAGED, "sk_sluice_made_up", token("s" * 40), token(sub=5), "ey.."]
+    told = []
+    for guess in [*guesses[:2], *guesses]:
+        with pytest.raises(GatewayError) as caught:
+            await authenticator.examine(connection({"x_api_key": guess}))
+        told.append(caught.value.failed)
+
+    assert len({(each.kind, each.code, each.message.rpartition(" in ")[0]) for each in told[2:]}) == 1
+    assert told[-1].code == "too_many_refused_credentials"
+
+
+def test_an_admin_key_is_good_behind_a_blocked_address_too():
+    authenticator = Authenticator(Settings(**KEYS, secret=SECRET, admin_keys="admin-1", refused_credentials_max=1))
+    for expected in [ErrorKind.UNAUTHENTICATED] * 2 + [ErrorKind.RATE_LIMITED]:
+        with pytest.raises(GatewayError) as caught:
+            authenticator.check_admin(connection({"x_api_key": "guess"}))
+        assert caught.value.failed.kind is expected
+
+    authenticator.check_admin(connection({"x_api_key": "admin-1"}))
+
+
+OURS = {
+    "a static key": "sk-one",
+    "an admin key": "admin-1",
+    "a managed key": MANAGED,
+    "one that was made with another secret": mint(MANAGED_ID, SecretStr("another secret of these tests, 32 bytes"))[0],
+    "a mistyped one": MANAGED[:-1],
+    "a token": token(iss="https://us"),
+    "one that has expired": token(exp=1),
+    "one that was signed with another secret, by our issuer": token(
+        "another secret of these tests, 32 bytes", iss="https://us"
+    ),
+    "a read token": sign_read_token(Principal("key_0123456789abcdef"), "gen_1", Settings(secret=SECRET)),
+    "one of before a rotation": sign_read_token(Principal("jwt_1"), "gen_1", Settings(secret=SECRET[::-1])),
+}
+
+
+@pytest.mark.parametrize("text", OURS.values(), ids=list(OURS))
+@pytest.mark.parametrize("header", ["authorization", "x_api_key"])
+async def test_no_credential_of_ours_is_taken_for_a_providers(text, header):
+    settings = Settings(**KEYS, **TOKENS, secret=SECRET, admin_keys="admin-1", jwt_issuer="https://us")
+    authenticator = Authenticator(settings, KnownForTests())
+    sent = f"Bearer {text}" if header == "authorization" else text
+
+    found = await authenticator.examine(connection({"x_sluice_key": "sk-one", header: sent}))
+
+    assert found.brought_key is None
+    passed = {
+        "cf-aig-metadata": f'{{"key": "{text}"}}',
+        "anthropic-beta": f"a-2025-01-01,{text}",
+        "anthropic-version": "2023-06-01",
+    }
+    assert await authenticator.without_ours(passed) == {"anthropic-version": "2023-06-01"}
+
+
+@pytest.mark.parametrize("text", ["sk-ant-api03-theirs-0123456789", "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJ4In0.c2lnbmF0dXJl", "x.y"])
+async def test_anothers_is_passed_on(text):
+    found = await examine({**KEYS, **TOKENS, "secret": SECRET}, x_sluice_key="sk-one", authorization=f"Bearer {text}")
+
+    assert found.brought_key is not None
+    assert found.brought_key.get_secret_value() == text
+
+
+async def test_a_managed_key_of_before_a_rotation_is_good_while_the_secret_before_is_known():
+    new = "another secret of these tests, 32 bytes"
+
+    found = await examine({"secret": new, "secret_previous": SECRET}, KnownForTests(), x_api_key=MANAGED)
+
+    assert found.principal.id == f"key_{MANAGED_ID}"
+    await refusal({"secret": new}, KnownForTests(), x_api_key=MANAGED)
 
 
 async def test_what_has_expired_is_refused_but_blocks_nobody():

@@ -77,7 +77,18 @@ async def test_a_preflight_is_answered_for_the_origins_of_settings_tenants_and_k
 
 
 async def test_a_method_that_is_not_there_is_refused(client):
-    assert (await preflight(client, OURS, "TRACE")).status_code == 400
+    refused = await preflight(client, OURS, "TRACE")
+
+    assert refused.status_code == 400
+    assert refused.json()["error"]["code"] == "origin_not_allowed"
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "DELETE"])
+async def test_each_method_that_pages_need_may_be_used(client, method: str):
+    good = await preflight(client, OURS, method)
+
+    assert good.status_code == 200
+    assert method in good.headers["access-control-allow-methods"].split(", ")
 
 
 async def test_a_request_from_a_page_that_its_key_does_not_list_is_refused_and_the_page_can_read_why(client):

@@ -40,7 +40,7 @@ def counted(found: InputGuard, guardrail: str, mode: str) -> float | None:
 
 
 def test_without_any_policy_nothing_is_to_be_done():
-    assert guard().policy(Principal("k"), {"m"}) is None
+    assert guard().policy(Principal("k"), "m", []) is None
 
 
 async def test_a_prompt_in_which_nothing_is_found_stays_as_it_is():

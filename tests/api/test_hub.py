@@ -8,14 +8,17 @@ from typing import Any
 import orjson
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from api.hub import Hub
 from api.viewer import Viewer
-from common.channel.base import Append, Claim, Frame, FrameId, FrameKind, Message, Opening, Policy, Stop
+from common import keys
+from common.channel.base import Append, ChannelUnavailable, Claim, Frame, FrameId, FrameKind, Message, Opening, Policy, Stop
 from common.channel.redis import RedisChannel, RedisFeed
 from common.errors import GatewayError
 from common.queue.jobs import JobClass, JobQueue, Place
-from common.redis_client import Pulse
+from common.redis_client import Pulse, RedisUnavailable
+from common.redis_errors import RedisRefuses
 from common.settings import Settings
 
 G = "gen_1"
@@ -50,7 +53,7 @@ class Setup:
 async def setup(redis: Redis, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Setup]:
     monkeypatch.setattr("api.hub.PATROL_S", 0.02)
     monkeypatch.setattr("api.hub.UNCLAIMED_LOOK_S", 0.4)  # A busy machine takes its time between listening and enqueueing.
-    settings = Settings(**{"heartbeat_s": 0.05, **getattr(request, "param", {})})
+    settings = Settings().model_copy(update={"heartbeat_s": 0.05, **getattr(request, "param", {})})
     pulse, channel, feed = Pulse(redis), RedisChannel(redis, 60), RedisFeed(redis)
     await pulse.start()
     await feed.start()
@@ -65,7 +68,7 @@ async def setup(redis: Redis, request: pytest.FixtureRequest, monkeypatch: pytes
 
 async def until_end(viewer: Viewer) -> list[Frame]:
     frames: list[Frame] = []
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(120):
         while not viewer.has_ended:
             frames += await viewer.take()
     return frames
@@ -129,7 +132,7 @@ async def test_one_subscription_serves_many_viewers_and_goes_with_the_last(setup
 
     await setup.hub.part(first)
     assert setup.feed.subscriptions == 0
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(120):
         while await count_subscriptions(setup):
             await asyncio.sleep(0.01)
 
@@ -165,7 +168,7 @@ async def test_a_generation_that_no_worker_claims_in_time_is_ended_here(setup):
     frames = await until_end(viewer)
 
     assert orjson.loads(frames[-1].data)["error"]["kind"] == "deadline_exceeded"
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(120):
         while await setup.queue.look([G]) != [Place.GONE]:
             await asyncio.sleep(0.01)
 
@@ -198,7 +201,7 @@ async def test_a_log_that_ended_before_what_a_viewer_has_seen_fails_it(setup):
     for n in range(1, 6):
         await setup.add(n)
     while viewer.tail < FrameId(1, 5):
-        await asyncio.wait_for(viewer.take(), 5)
+        await asyncio.wait_for(viewer.take(), 120)
     log = f"{{{G}}}:log"
     entries = await setup.redis.xrange(log)
     await setup.redis.delete(log)
@@ -208,7 +211,7 @@ async def test_a_log_that_ended_before_what_a_viewer_has_seen_fails_it(setup):
     await setup.add(4, FrameKind.END)
     await setup.queue.withdraw(G)
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(120):
         while await viewer.take():
             pass
     assert viewer.failed and viewer.failed.code == "frames_lost"
@@ -219,7 +222,7 @@ async def test_a_log_that_is_gone_fails_its_viewers(setup):
     await setup.claim()
     await setup.redis.flushall()
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(120):
         while await viewer.take():
             pass
     assert viewer.failed and viewer.failed.code == "log_lost"
@@ -266,3 +269,98 @@ async def test_a_job_that_was_lost_is_ended_for_whoever_asks(setup, is_claimed):
 
     (state,) = await setup.channel.describe([G], "me")
     assert orjson.loads(state.end)["error"]["kind"] == "worker_lost"
+
+
+# One bad record, and a store that refuses
+
+REFUSED = ResponseError("READONLY You can't write against a read only replica.")
+
+
+async def failure(viewer: Viewer) -> str | None:
+    """The code with which a viewer ends that the log does not end."""
+    async with asyncio.timeout(10):
+        while not viewer.failed and not viewer.has_ended:
+            await viewer.take()
+    return viewer.failed.code if viewer.failed else None
+
+
+@pytest.mark.parametrize("spoil", ["state", "position", "job"])
+async def test_what_is_wrong_with_one_generation_does_not_keep_the_patrol_from_another(setup, spoil):
+    spoilt, other = await setup.open("gen_0"), await setup.open()
+    deafen(setup, lambda message: message.frame and message.frame.kind is FrameKind.END)
+    await setup.claim()
+    await setup.channel.fence(Claim("gen_0", 1, "t"), is_handover=False)
+    if spoil == "state":
+        await setup.redis.delete("{gen_0}:state")
+        await setup.redis.set("{gen_0}:state", "none of ours")
+    elif spoil == "position":
+        await setup.redis.hset("{gen_0}:state", "pos", "none of ours")
+    else:
+        await setup.redis.delete(keys.JOB + "gen_0")
+        await setup.redis.set(keys.JOB + "gen_0", "none of ours")
+    await setup.add(1)
+    await setup.add(2, FrameKind.END)
+
+    assert [frame.kind for frame in await until_end(other)] == [FrameKind.FENCE, FrameKind.DATA, FrameKind.END]
+    assert await failure(spoilt) == (None if spoil == "job" else "log_lost")
+    if spoil == "job":
+        (state,) = await setup.channel.describe(["gen_0"], "me")
+        assert orjson.loads(state.end)["error"]["kind"] == "worker_lost"
+
+
+async def test_a_log_that_is_none_fails_its_viewer_with_an_error(setup):
+    await setup.open()
+    await setup.claim()
+    await setup.redis.delete(f"{{{G}}}:log")
+    await setup.redis.set(f"{{{G}}}:log", "none of ours")
+
+    viewer, _ = await setup.hub.enter(G, "me")
+
+    assert await failure(viewer) == "log_lost"
+
+
+@pytest.mark.parametrize("setup", [{"queue_wait_s": 0.5}], indirect=True)
+@pytest.mark.parametrize("error", [RedisRefuses("NOPERM"), RedisUnavailable("no answer")])
+async def test_a_viewer_is_told_when_nothing_was_heard_of_its_answer_for_too_long(setup, monkeypatch, error):
+    async def fails(*_: object) -> None:
+        raise error
+
+    viewer = await setup.open()
+    monkeypatch.setattr(setup.queue, "look", fails)
+
+    assert await failure(viewer) == "store_unavailable"
+    assert viewer.failed and ("refused" in viewer.failed.message) == isinstance(error, RedisRefuses)
+
+
+@pytest.mark.parametrize("setup", [{"queue_wait_s": 0.5}], indirect=True)
+async def test_an_end_that_redis_refuses_to_write_down_is_told_all_the_same(setup, monkeypatch):
+    async def refuses(*_: object) -> None:
+        raise ChannelUnavailable("refused") from REFUSED
+
+    monkeypatch.setattr(setup.channel, "end_unowned", refuses)
+    viewer = await setup.open()  # Nobody claims it.
+
+    assert await failure(viewer) == "store_unavailable"
+
+
+@pytest.mark.parametrize("setup", [{"queue_wait_s": 0.5}], indirect=True)
+async def test_a_worker_that_renews_and_cannot_say_a_word_keeps_no_viewer_for_ever(setup):
+    viewer = await setup.open()
+    await setup.claim()  # No heartbeat follows.
+
+    assert await failure(viewer) == "store_unavailable"
+
+
+@pytest.mark.parametrize("setup", [{"queue_wait_s": 0.2}], indirect=True)
+@pytest.mark.parametrize("workers", [0, 1])
+async def test_a_client_is_told_whether_no_worker_was_free_or_none_runs(setup, workers):
+    if workers:
+        await setup.queue.note_alive("one", takes_jobs=True)
+    await setup.hub._queue._pulse._beat()
+    viewer = await setup.open()
+
+    end = (await until_end(viewer))[-1]
+
+    error = orjson.loads(end.data)["error"]
+    assert (error["kind"], error["code"]) == ("deadline_exceeded", "deadline_exceeded")
+    assert ("is running" in error["message"], "was free" in error["message"]) == (workers == 0, workers == 1)

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 from redis.asyncio import Redis
-from sqlite_threads import until_sqlite_lets_go
 
 from api.known_keys import KnownKeys, Rings
 from cli.embedded_redis import EmbeddedRedis
@@ -50,8 +49,7 @@ async def pulse(redis: Redis):
 @pytest.fixture
 async def settings(redis_server: EmbeddedRedis, tmp_path):
     tenants = {"acme": Access(models=("gpt-*",))}
-    yield Settings(redis_url=redis_server.url, database_url=f"sqlite:///{tmp_path}/s.db", secret=SECRET, tenants=tenants)
-    await until_sqlite_lets_go()  # Here: all engines are closed by now.
+    return Settings(redis_url=redis_server.url, database_url=f"sqlite:///{tmp_path}/s.db", secret=SECRET, tenants=tenants)
 
 
 @pytest.fixture

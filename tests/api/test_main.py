@@ -1,5 +1,7 @@
 """What no route expects."""
 
+import asyncio
+
 import httpx
 import pytest
 from starlette.middleware.base import BaseHTTPMiddleware
@@ -16,6 +18,12 @@ def app():
     async def broken() -> None:
         raise RuntimeError("with a secret in it")
 
+    @found.get("/v1/messages/hanging")
+    async def hanging() -> None:
+        found.state.hangs.set()
+        await asyncio.Event().wait()
+
+    found.state.hangs = asyncio.Event()
     return found
 
 
@@ -38,6 +46,42 @@ async def test_a_trailing_slash_is_not_redirected(app):
     assert (await call(app, "POST", "/v1/messages/")).status_code == 404
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "meant", "base_url"),
+    [
+        ("POST", "/chat/completions", "/v1/chat/completions", "address and /v1"),
+        ("POST", "/v1/v1/chat/completions", "/v1/chat/completions", "address and /v1"),
+        ("POST", "/api/v1/chat/completions", "/v1/chat/completions", "address and /v1"),
+        ("POST", "/openai/v1/chat/completions", "/v1/chat/completions", "address and /v1"),
+        ("POST", "/v1//chat/completions/", "/v1/chat/completions", "address and /v1"),
+        ("POST", "/messages", "/v1/messages", "without /v1"),
+        ("POST", "/v1/v1/messages", "/v1/messages", "without /v1"),
+        ("POST", "/anthropic/v1/messages/count_tokens", "/v1/messages/count_tokens", "without /v1"),
+        ("POST", "/responses", "/v1/responses", "address and /v1"),
+        ("GET", "/responses/resp_1", "/v1/responses/resp_1", "address and /v1"),
+        ("POST", "/v1/v1/responses/resp_1/cancel", "/v1/responses/resp_1/cancel", "address and /v1"),
+        ("GET", "/models", "/v1/models", "address and /v1"),
+        ("GET", "/v1/v1/models", "/v1/models", "address and /v1"),
+    ],
+)
+async def test_a_wrong_base_url_is_told_the_right_one(app, method, path, meant, base_url):
+    response = await call(app, method, path)
+
+    assert response.status_code == 404
+    message = response.json()["error"]["message"]
+    assert f" It is at {meant}. " in message
+    assert base_url in message
+    assert ("type" in response.json()) is meant.startswith("/v1/messages")  # In the shape that the client reads.
+
+
+@pytest.mark.parametrize("path", ["/v1/nothing", "/admin/usage", "/v2/chat/completions", "/", "/v1", "/api/v1/nothing"])
+async def test_a_path_that_means_none_of_ours_is_told_where_they_are_listed(app, path):
+    response = await call(app, "PUT" if path == "/" else "GET", path)
+
+    assert response.status_code == (405 if path == "/" else 404)
+    assert "GET /openapi.json" in response.text
+
+
 async def test_a_process_that_is_deaf_to_a_redis_that_answers_is_unready():
     process = Process(Settings())
     app, pulse, feed = create_app(process), process.services.pulse, process.services.feed
@@ -53,3 +97,51 @@ async def test_a_process_that_is_deaf_to_a_redis_that_answers_is_unready():
 def test_no_middleware_stands_between_a_response_and_its_client(app):
     assert app.user_middleware
     assert not [used.cls for used in app.user_middleware if issubclass(used.cls, BaseHTTPMiddleware)]
+
+
+async def test_what_the_server_cancels_at_the_end_of_its_time_is_told_to_come_again(app):
+    hanging = asyncio.create_task(call(app, "GET", "/v1/messages/hanging"))
+    await app.state.hangs.wait()
+
+    hanging.cancel()
+
+    response = await hanging
+    assert (response.status_code, response.headers["retry-after"]) == (529, "1")
+    assert response.json()["error"]["type"] == "overloaded_error"
+
+
+async def test_a_process_that_stops_leaves_no_connection_open():
+    process = Process(Settings())
+    app = create_app(process)
+
+    before = await call(app, "GET", "/livez")
+    process.services.is_draining = True
+    after = [await call(app, "GET", path) for path in ("/livez", "/readyz", "/nothing", "/v1/models")]
+
+    assert "connection" not in before.headers
+    assert [response.headers["connection"] for response in after] == ["close"] * 4
+
+
+@pytest.mark.parametrize("is_over", [False, True])
+def test_a_relay_that_comes_after_the_drain_is_drained_too(is_over: bool):
+    class Relay:
+        drained: bool | None = None
+
+        def drain(self, *, is_over: bool) -> None:
+            self.drained = is_over
+
+    services = Process(Settings()).services
+    early, late = Relay(), Relay()
+    services.add_relay(early)
+    assert early.drained is None
+
+    services.drain(is_over=is_over)
+    services.add_relay(late)
+
+    assert early.drained is late.drained is is_over
+
+
+async def test_head_is_no_part_of_the_schema(app):
+    paths = (await call(app, "GET", "/openapi.json")).json()["paths"]
+
+    assert [path for path, methods in paths.items() if "head" in methods] == []

@@ -1,13 +1,14 @@
 import pytest
 
-from api.read_tokens import read_token_owner, sign_read_token
+from api.read_tokens import looks_like_a_read_token, read_token_owner, sign_read_token
 from common.access import Principal
 from common.errors import ErrorKind, GatewayError
 from common.settings import Settings
 
 G, OTHER = "gen_" + "0" * 32, "gen_" + "1" * 32
 OWNER = Principal("key_0123456789abcdef")
-SETTINGS = Settings(secret="s3cret")
+SECRET, ANOTHER = "a long random text of 32 bytes or more", "another long random text, of 32 bytes too"
+SETTINGS = Settings(secret=SECRET)
 TOKEN = sign_read_token(OWNER, G, SETTINGS)
 
 
@@ -19,18 +20,36 @@ def refused(token: str, generation_id: str = G, settings: Settings = SETTINGS) -
 
 def test_a_token_names_who_gave_it_away():
     assert read_token_owner(TOKEN, G, SETTINGS) == OWNER
-    assert read_token_owner(TOKEN, G, Settings(secret="s3cret")) == OWNER  # Of another process.
+    assert read_token_owner(TOKEN, G, Settings(secret=SECRET)) == OWNER  # Of another process.
 
 
 def test_a_token_can_stand_in_an_address_and_tells_neither_key_nor_secret():
     assert all(char.isalnum() or char in "-_." for char in TOKEN)
-    assert "s3cret" not in TOKEN
+    assert SECRET not in TOKEN
 
 
 def test_a_token_is_for_one_generation_and_one_secret():
     assert refused(TOKEN, OTHER).failed.kind is ErrorKind.UNAUTHENTICATED
-    assert refused(TOKEN, settings=Settings(secret="another")).failed.code == "invalid_read_token"
+    assert refused(TOKEN, settings=Settings(secret=ANOTHER)).failed.code == "invalid_read_token"
     assert refused(TOKEN, settings=Settings(secret=None)).failed.code == "invalid_read_token"
+
+
+def test_a_token_of_before_a_rotation_is_good_as_long_as_the_secret_before_is_known():
+    assert read_token_owner(TOKEN, G, Settings(secret=ANOTHER, secret_previous=SECRET)) == OWNER
+    assert sign_read_token(OWNER, G, Settings(secret=SECRET, secret_previous=ANOTHER)) == TOKEN
+
+
+@pytest.mark.parametrize("owner", ["key_0123456789abcdef", "key_0123456789ab", "jwt_" + "0a" * 16, "anonymous"])
+def test_the_form_of_a_token_is_known_whatever_it_was_signed_with(owner):
+    for secret in (SECRET, ANOTHER):
+        assert looks_like_a_read_token(sign_read_token(Principal(owner), G, Settings(secret=secret)))
+
+
+@pytest.mark.parametrize(
+    "text", ["", ".", "sk-abc", "a.b", "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJ4In0.c2lnbmF0dXJl", "x" * 43 + "." + "A" * 43]
+)
+def test_no_other_text_looks_like_one(text):
+    assert not looks_like_a_read_token(text)
 
 
 def test_a_token_of_which_any_one_character_is_changed_is_refused():

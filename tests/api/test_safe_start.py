@@ -4,7 +4,7 @@ from api.safe_start import refuse_to_start
 from common.settings import Settings
 
 WORLD = {"host": "0.0.0.0"}
-KEYS = {"api_keys": "k"}
+KEYS = {"api_keys": "sk-0123456789abc"}
 SECRET = {"secret": "a long random text that all processes share"}
 JWKS = {"jwt_jwks_url": "https://issuer.example/keys", "jwt_issuer": "https://issuer.example/", "jwt_audience": "sluice"}
 
@@ -20,7 +20,9 @@ JWKS = {"jwt_jwks_url": "https://issuer.example/keys", "jwt_issuer": "https://is
         WORLD | JWKS,
         WORLD | {"jwt_secret": "s" * 32},
         WORLD | {"auth": "none"},
-        KEYS | SECRET | {"admin_keys": "a"},
+        KEYS | SECRET | {"admin_keys": "admin-key"},
+        {"api_keys": "k"},
+        {"api_keys": "k", "host": "::1"},
         JWKS | {"jwt_jwks_url": "http://127.0.0.1:9/keys"},
         {"trusted_proxies": "127.0.0.1,10.0.0.0/8,::1,fd00::/8"},
     ],
@@ -37,9 +39,10 @@ def test_what_is_safe_may_start(settings):
         ({"host": "gateway.example"}, "SLUICE_API_KEYS"),
         (SECRET | {"api_keys": "a,b", "admin_keys": "b"}, "both"),
         (KEYS | {"admin_keys": "a"}, "SLUICE_SECRET"),
-        ({"jwt_secret": "s" * 31}, "32 bytes"),
+        (WORLD | {"api_keys": "sk-0123456789abc,sk-one"}, "SLUICE_API_KEYS has a key that is too short"),
+        (WORLD | KEYS | SECRET | {"admin_keys": "a" * 15}, "SLUICE_ADMIN_KEYS has a key that is too short"),
+        (WORLD | {"api_keys": "k", "auth": "none"}, "16 characters"),
         (JWKS | {"jwt_jwks_url": "http://issuer.example/keys"}, "https"),
-        (JWKS | {"jwt_jwks_url": "file:///etc/keys"}, "https"),
         (JWKS | {"jwt_issuer": None}, "SLUICE_JWT_ISSUER"),
         (JWKS | {"jwt_audience": ""}, "SLUICE_JWT_AUDIENCE"),
         ({"trusted_proxies": "*"}, "'*'"),

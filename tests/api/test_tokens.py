@@ -368,6 +368,31 @@ async def test_an_issuer_that_does_not_answer_is_waited_for_a_bounded_time(issue
         await with_keys(issuer).verify(signed())
 
 
+async def test_a_key_set_is_fetched_through_the_environments_proxy(issuer, monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", issuer.url.removesuffix("/keys"))
+    monkeypatch.delenv("http_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    named = {"jwt_jwks_url": "http://issuer.invalid/keys", "jwt_issuer": ISSUER, "jwt_audience": AUDIENCE}
+
+    assert await TokenVerifier(Settings(**named)).verify(signed())
+    with pytest.raises(GatewayError):
+        await TokenVerifier(Settings(**named, proxy_from_env=False)).verify(signed())
+
+    assert issuer.fetched == 1
+
+
+async def test_a_proxy_that_cannot_be_used_is_not_passed_by(issuer, monkeypatch):
+    monkeypatch.setenv("all_proxy", "socks5://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+
+    with pytest.raises(GatewayError):
+        await TokenVerifier(Settings(jwt_jwks_url=issuer.url, jwt_issuer=ISSUER, jwt_audience=AUDIENCE)).verify(signed())
+
+    assert issuer.fetched == 0
+
+
 async def test_a_key_set_without_bounds_is_not_read_to_its_end(issuer):
     issuer.body = key_set(jwk(RSA_1, "one")) + b" " * KEY_SET_BYTES_MAX
 

@@ -15,7 +15,7 @@ from typing import Any
 import aiohttp
 from harness import until
 
-START_S = 30
+START_S = 120
 STOP_S = 10
 FLAGS = (
     "--headless",

@@ -28,7 +28,11 @@ source.onerror = () => { if (source.readyState === EventSource.CLOSED) gone = tr
 
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    settings = {"SLUICE_SECRET": "s3cret", "SLUICE_CORS_ORIGINS": "*", "SLUICE_HEARTBEAT_S": "0.2"}
+    settings = {
+        "SLUICE_SECRET": "a secret of these tests, 32 bytes or more",
+        "SLUICE_CORS_ORIGINS": "*",
+        "SLUICE_HEARTBEAT_S": "0.2",
+    }
     with fleet(tmp_path_factory.mktemp("gateway"), apis=3, **settings) as found:
         yield found
 
@@ -84,7 +88,7 @@ async def test_the_example_of_the_documentation_reads_an_answer(reading: Reading
 
 def events_url(gateway: Fleet, proxy: CuttingProxy, spec: str) -> str:
     response = httpx.post(
-        f"{gateway.url}/v1/generations", json=body_of(CHAT, f"openai/demo-{spec}"), headers=headers_of(), timeout=30
+        f"{gateway.url}/v1/generations", json=body_of(CHAT, f"openai/demo-{spec}"), headers=headers_of(), timeout=120
     )
     return f"http://127.0.0.1:{proxy.port}{response.json()['events_url']}"
 
@@ -128,7 +132,7 @@ async def test_a_replica_that_is_killed_is_survived(reading: Reading, gateway: F
 
 
 async def test_a_replica_that_drains_sends_its_readers_elsewhere(reading: Reading, gateway: Fleet, tmp_path):
-    with fleet(tmp_path, apis=2, SLUICE_SECRET="s", SLUICE_CORS_ORIGINS="*") as other:
+    with fleet(tmp_path, apis=2, SLUICE_SECRET="a secret of these tests, 32 bytes or more", SLUICE_CORS_ORIGINS="*") as other:
         reading.proxy.target = other.ports[0]
         await reading.start(events_url(other, reading.proxy, "n200-d15"))
         await reading.until_seen(20)

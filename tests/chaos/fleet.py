@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
-from harness import READY_S, Process
+from harness import WAIT_S, Process
 
 from chaos.client import KEY
 from chaos.plan import APIS, CLIENTS_LINK, DRAIN_S, WORKERS
@@ -97,7 +97,7 @@ class Fleet:
     async def ready(self, name: str) -> bool:
         """Return once a process says that it is ready, or after a while that it is not."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(READY_S), aiohttp.ClientSession(timeout=_LOOK) as session:
+            async with asyncio.timeout(WAIT_S), aiohttp.ClientSession(timeout=_LOOK) as session:
                 while not self.is_over:
                     with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
                         async with session.get(f"http://127.0.0.1:{self.ports[name]}/readyz") as response:

@@ -19,7 +19,7 @@ from chaos.faults import Faults, Happened
 from chaos.fleet import Fleet, fleet
 from chaos.plan import APIS, WORKERS, Ask, FaultKind, asks, faults
 from chaos.report import Report
-from common import keys
+from common import keys, set_aside
 
 AT_ONCE_MAX = 800  # Clients; who comes while there are so many waits.
 IDLE_S = 40.0  # By then everything has returned to its idle numbers.
@@ -166,11 +166,12 @@ class _Run:
         report, ends = self._report, self._auditor.ends
         rows = self._rows = await asyncio.to_thread(read_rows, self._fleet.database)
         report.recorded = len(rows)
-        report.wrong += check_rows(rows, report.histories, ends, report.happened)
+        aside = [set_aside.unpack(raw) for raw in await self._redis.lrange(keys.UNREADABLE, 0, -1)]
+        poison = {entry.id for entry in aside if "workers were lost" in entry.reason}
+        report.wrong += check_rows(rows, report.histories, ends, report.happened, poison)
         if not any(h.loses_writes for h in report.happened):
-            report.wrong += check_tokens(await self._counted_tokens(), rows, ends)
-        if unreadable := await self._redis.llen(keys.UNREADABLE):
-            report.wrong.append(f"{unreadable} records that the ledger could not read")
+            report.wrong += check_tokens(await self._counted_tokens(), rows, ends, len(poison))
+        report.wrong += [f"{entry.id} was set aside: {entry.reason}" for entry in aside if entry.id not in poison]
         await self._redis.aclose()
 
     async def _counted_tokens(self) -> int:

@@ -4,22 +4,27 @@ import asyncio
 import csv
 import io
 import json
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
-from cli.doctor import _database
+from cli.doctor import _database, _prices
 from cli.main import main
 from cli.usage import as_csv, as_table
 from common.database.engine import open_database
 from common.database.migrate import HEAD, migrate
 from common.database.store import add
-from common.settings import Settings
+from common.pricing import Price
+from common.settings import ProviderSettings, Settings
 from common.usage_report import Line, Question, Report
 
 NOON = 1_795_262_400_000  # 2026-11-21T12:00Z
+
+
+NAMES = {"key_1": "shop"}
 
 
 def line(group: dict[str, str | None], **more: Any) -> Line:
@@ -30,8 +35,8 @@ def line(group: dict[str, str | None], **more: Any) -> Line:
     return Line(group, tokens=tokens, **{**fields, **more})
 
 
-def report(*lines: Line, by: tuple[str, ...] = ("key",), has_more: bool = False) -> Report:
-    return Report(Question(by, NOON, NOON), list(lines), has_more)
+def report(*lines: Line, by: tuple[str, ...] = ("key",), has_more: bool = False, names: dict[str, str] | None = None) -> Report:
+    return Report(Question(by, NOON, NOON), list(lines), has_more, names or {})
 
 
 def row(generation_id: str, **fields: Any) -> dict[str, Any]:
@@ -69,15 +74,15 @@ def sluice(*args: str) -> Result:
 
 
 def test_a_table_is_aligned_and_says_what_is_not_in_it():
-    said = as_table(report(line({"key": "key_1"}), line({"key": None}, unpriced=2, requests=1_200), has_more=True))
+    said = as_table(report(line({"key": "key_1"}), line({"key": None}, unpriced=2, requests=1_200), has_more=True, names=NAMES))
 
     heading, first, second, *notes = said.splitlines()
-    words = "key requests input output cache read cache write reasoning cost USD estimated users tokens/request USD/user"
+    words = "key name requests input output cache read cache write reasoning cost USD estimated users tokens/request USD/user"
     assert " ".join(heading.split()) == words
-    assert first.split()[:2] == ["key_1", "4"]
+    assert first.split()[:3] == ["key_1", "shop", "4"]
     assert " 0.0015 " in first
     assert " 25% " in first
-    assert second.split()[:2] == ["–", "1,200"]
+    assert second.split()[:3] == ["–", "–", "1,200"]
     assert first.index("0.0015") + len("0.0015") == heading.index("cost USD") + len("cost USD")
     assert "Of 2 generations the price is not known" in notes[0]
     assert "more than these 2 lines" in notes[1]
@@ -96,7 +101,7 @@ def test_no_name_is_a_formula_to_a_spreadsheet():
 
 def test_an_empty_report_is_said_in_words_and_keeps_its_heading_as_csv():
     assert as_table(report()) == "Nothing was used in this time.\n"
-    assert as_csv(report()).startswith("key,requests,input_tokens")
+    assert as_csv(report()).startswith("key,key_name,requests,input_tokens")
 
 
 def test_the_command_groups_and_filters(url: str):
@@ -165,6 +170,24 @@ async def test_the_doctor_tells_the_databases_state(database_url: str):
 
     assert (before.level, after.level) == ("note" if is_sqlite else "wrong", "ok")
     assert is_sqlite or before.mend == "Run `sluice migrate`."
+
+
+def test_the_doctor_tells_which_prices_are_for_nothing_and_which_are_missing():
+    lab = ProviderSettings(base_url="http://lab/v1")
+    price = Price(input_usd_per_mtok=Decimal(1), output_usd_per_mtok=Decimal(1))
+    settings = Settings(
+        providers={"lab": lab},
+        prices={"lab/known": price, "nowhere/m": price, "fast": price},
+        aliases={"fast": ["lab/known"], "own": ["lab/unknown"]},
+    )
+
+    found = {finding.what.partition(" in ")[0]: finding.level for finding in _prices(settings)}
+
+    assert found == {
+        "The price of 'nowhere/m'": "wrong",
+        "The price of 'fast'": "wrong",
+        "The price of lab/unknown (alias own) is not known: it counts for nothing": "note",
+    }
 
 
 async def test_to_look_at_a_sqlite_that_is_not_there_does_not_make_it(tmp_path: Path):

@@ -75,7 +75,11 @@ async def replicas(redis: Redis, redis_server: EmbeddedRedis) -> AsyncIterator[R
     for pulse in pulses:
         await pulse.start()
     yield Replicas(
-        [JobQueue(client, pulse, Settings(lease_s=0.2)) for client, pulse in zip(clients, pulses, strict=True)], redis
+        [
+            JobQueue(client, pulse, Settings().model_copy(update={"lease_s": 0.2}))
+            for client, pulse in zip(clients, pulses, strict=True)
+        ],
+        redis,
     )
     for pulse, client in zip(pulses, clients, strict=True):
         await pulse.stop()
@@ -223,7 +227,7 @@ async def test_the_place_of_a_dead_worker_lapses_with_its_lease_and_a_live_one_s
         seconds, micros = await replicas.redis.time()
         return await replicas.redis.zcount(key, seconds * 1000 + micros // 1000, "+inf")
 
-    async with asyncio.timeout(10):  # The lease of 0.2 s, and two seconds for another worker to take the job.
+    async with asyncio.timeout(120):  # The lease of 0.2 s, and two seconds for another worker to take the job.
         while await slots_in_use() > 1:
             await asyncio.sleep(0.05)
 
@@ -264,11 +268,50 @@ async def test_a_mark_of_a_budget_is_told_by_the_one_that_passes_it(replicas):
     assert told == [[], [], [f"{keys.spent('key', 'k', day)} 80"], [f"{keys.spent('key', 'k', day)} 100"]]
 
 
+MOST = 9 * 10**18  # Where a counter stops.
+
+
+@pytest.mark.parametrize("before", [-(2**63), -1, 2**53 + 1, MOST - 1, MOST, 2**63 - 1])
+@pytest.mark.parametrize("cost", [1, 10**15, MOST, 2**63 - 1])
+async def test_no_counter_overflows_and_no_budget_opens_again(replicas, before, cost):
+    counter = keys.spent("key", "k", periods()[0])
+    await replicas.ask(Charges(purses=[Purse("key", "k", Budget())]))
+    await replicas.redis.set(counter, before)
+    (job,) = await replicas.claim()
+
+    await replicas.finish(job, Settlement(cost_nano_usd=cost))
+
+    expected = MOST if before < 0 or before + cost >= MOST else before + cost
+    assert int(await replicas.redis.get(counter)) == expected
+    assert (await replicas.ask(Charges(purses=[day_budget("0.000001")]))).failed.kind is ErrorKind.BUDGET_EXCEEDED
+
+
+async def test_sums_are_exact_where_doubles_are_not(replicas):
+    for cost in (2**53, 1, 1):
+        await replicas.ask(Charges(purses=[Purse("key", "k", Budget())]))
+        (job,) = await replicas.claim()
+        await replicas.finish(job, Settlement(cost_nano_usd=cost))
+
+    assert int(await replicas.redis.get(keys.spent("key", "k", periods()[0]))) == 2**53 + 2
+
+
+async def test_each_provider_is_charged_its_share_and_the_key_all_of_it(replicas):
+    shares = [(Purse("provider", name, Budget()), nano) for name, nano in (("dear", 900), ("cheap", 5))]
+    await replicas.ask(Charges(purses=[Purse("key", "k", Budget())]))
+    (job,) = await replicas.claim()
+    await replicas.finish(job, Settlement(cost_nano_usd=905, shares=shares))
+
+    day, month = periods()
+    for scope, name, nano in (("key", "k", 905), ("provider", "dear", 900), ("provider", "cheap", 5)):
+        for period in (day, month):
+            assert int(await replicas.redis.get(keys.spent(scope, name, period))) == nano
+
+
 async def test_one_provider_with_money_is_enough(replicas):
     rich, poor = (Purse("provider", name, Budget(day_usd=Decimal("0.000001"))) for name in ("rich", "poor"))
     await replicas.ask()
     (job,) = await replicas.claim()
-    await replicas.finish(job, Settlement(cost_nano_usd=5000, purse=poor))
+    await replicas.finish(job, Settlement(cost_nano_usd=5000, shares=[(poor, 5000)]))
 
     assert isinstance(await replicas.ask(Charges(alternatives=[rich, poor])), str)
     refused = await replicas.ask(Charges(alternatives=[poor]))

@@ -23,7 +23,8 @@ from common.audit import (
 from common.errors import GatewayError
 from common.settings import Settings
 
-SECRET = SecretStr("a long random text")
+SECRET = SecretStr("a long random text of 32 bytes or more")
+OTHER = SecretStr("another long random text, of 32 bytes too")
 ENTRY = {"owner": "key_a", "request": {"messages": [{"role": "user", "content": "Hello"}]}, "answer": [[{"text": "Hi"}]]}
 
 
@@ -31,10 +32,14 @@ def test_an_entry_comes_back_as_it_was_sealed():
     assert unseal(seal(ENTRY, "gen_1", SECRET), "gen_1", SECRET) == ENTRY
 
 
-@pytest.mark.parametrize(("generation_id", "secret"), [("gen_2", SECRET), ("gen_1", SecretStr("another"))])
+@pytest.mark.parametrize(("generation_id", "secret"), [("gen_2", SECRET), ("gen_1", OTHER)])
 def test_it_opens_with_its_own_id_and_secret_alone(generation_id: str, secret: SecretStr):
     with pytest.raises(ValueError, match="another SLUICE_SECRET"):
         unseal(seal(ENTRY, "gen_1", SECRET), generation_id, secret)
+
+
+def test_an_entry_of_before_a_rotation_opens_with_the_secret_before():
+    assert unseal(seal(ENTRY, "gen_1", OTHER), "gen_1", SECRET, OTHER) == ENTRY
 
 
 def test_what_is_no_entry_is_said_so():
@@ -51,7 +56,15 @@ def test_personal_data_and_keys_are_gone_wherever_they_stand():
     )
 
     assert found["request"] == {"messages": [{"content": [{"type": "text", "text": "[EMAIL]"}]}], "user": "[EMAIL]"}
-    assert found["answer"] == [[{"text": "[CARD]"}, {"tool": "t", "arguments": '{"key": "[KEY]"}'}]]
+    assert found["answer"] == [[{"text": "[CARD]"}, {"tool": "t", "arguments": '{"key":"[KEY]"}'}]]
+
+
+def test_numbers_names_and_json_in_a_string_are_read_too():
+    found = redacted_json(
+        {"input": {"card": 4111111111111111, "bob@example.com": 1}, "output": '{"m":"bob\\u0040example.com"}'}
+    )
+
+    assert found == {"input": {"card": "[CARD]", "[EMAIL]": 1}, "output": '{"m":"[EMAIL]"}'}
 
 
 def test_long_text_is_cut_and_says_so():
@@ -105,7 +118,7 @@ def test_what_must_be_kept_and_cannot_is_refused(principal: Principal):
         refuse_unless_it_can_be_kept(principal, Settings(secret=None))
 
     assert (refused.value.failed.http_status, refused.value.failed.code) == (503, "audit_unavailable")
-    refuse_unless_it_can_be_kept(principal, Settings(secret="s"))
+    refuse_unless_it_can_be_kept(principal, Settings(secret=SECRET))
 
 
 def test_nobody_else_is():

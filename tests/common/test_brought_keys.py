@@ -9,7 +9,7 @@ from common.errors import ErrorKind, GatewayError
 from common.job import Job
 from common.settings import Settings
 
-SETTINGS = Settings(secret=SecretStr("a long random text"))
+SETTINGS = Settings(secret=SecretStr("a long random text of 32 bytes or more"))
 KEY = SecretStr("sk-theirs-canary")
 
 
@@ -43,7 +43,7 @@ def test_without_a_secret_the_request_is_told_which_setting_is_missing():
 @pytest.mark.parametrize(
     ("changed", "settings"),
     [
-        ({}, Settings(secret=SecretStr("another"))),
+        ({}, Settings(secret=SecretStr("another long random text, of 32 bytes too"))),
         ({}, Settings(secret=None)),
         ({"generation_id": "gen_2"}, SETTINGS),
         ({"brought": "tampered"}, SETTINGS),
@@ -58,3 +58,10 @@ def test_with_another_secret_or_in_another_job_it_cannot_be_read(changed, settin
         open_brought_key(job(sealed, **changed), settings)
 
     assert (caught.value.failed.kind, caught.value.failed.code) == (ErrorKind.INTERNAL, "secrets_differ")
+
+
+def test_a_key_that_was_sealed_before_a_rotation_can_be_opened():
+    sealed = seal_brought_key(KEY, "gen_1", SETTINGS)
+    rotated = Settings(secret=SecretStr("another long random text, of 32 bytes too"), secret_previous=SETTINGS.secret)
+
+    assert open_brought_key(job(sealed), rotated) == "sk-theirs-canary"

@@ -7,16 +7,21 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import text
+from sqlalchemy import Connection, text
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from common.database.engine import database_url as to_url
 from common.database.engine import is_sqlite, open_database
 from common.database.errors import DatabaseUnavailable
 from common.database.lazy import LazyDatabase
-from common.database.migrate import HEAD, ensure_current, is_current, migrate, revision
+from common.database.migrate import FOLDER, HEAD, ensure_current, is_current, migrate, revision
 from common.database.tables import Base
+from common.reports import usage
+from common.usage_report import Question
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,6 +47,44 @@ async def test_migrations_and_models_agree(database_url: str):
         await engine.dispose()
 
     assert differences == []
+
+
+async def test_rows_of_the_version_before_are_kept_and_it_may_go_on_writing(database_url: str):
+    engine = open_database(database_url)
+    try:
+        await migrate_to(engine, "0001")
+        await write_as_0001(engine, "gen_before")
+
+        await migrate(database_url)
+        await write_as_0001(engine, "gen_after")
+
+        lines = (await usage(engine, Question(["provider"], 0, 10, {}))).lines
+        assert [(line.requests, line.cost_nano_usd, line.tokens["input_tokens"]) for line in lines] == [(2, 14, 20)]
+    finally:
+        await engine.dispose()
+
+
+async def migrate_to(engine: AsyncEngine, target: str) -> None:
+    def upgrade(connection: Connection) -> None:
+        config = Config()
+        config.set_main_option("script_location", str(FOLDER))
+        config.attributes["connection"] = connection
+        command.upgrade(config, target)
+
+    async with engine.begin() as connection:
+        await connection.run_sync(upgrade)
+
+
+async def write_as_0001(engine: AsyncEngine, generation_id: str) -> None:
+    """Write a row with the columns of the first revision, as a worker of the version before does."""
+    words = dict.fromkeys(("owner", "tenant", "request_id", "dialect", "operation", "model", "provider", "cache"), "x")
+    counts = dict.fromkeys(("input_tokens", "output_tokens", "tries"), 10)
+    row = {"id": generation_id, "outcome": "completed", "created_ms": 1, "ended_ms": 2, "cost_nano_usd": 7, "continuations": 0}
+    marks = dict.fromkeys(("stream", "is_estimated", "is_partial", "has_brought_key"), False)
+    row |= {**words, **counts, **marks}
+    names = ", ".join(row)
+    async with engine.begin() as connection:
+        await connection.execute(text(f"INSERT INTO ledger ({names}) VALUES ({', '.join(':' + name for name in row)})"), row)
 
 
 async def test_a_second_migration_does_nothing(database_url: str):
@@ -109,7 +152,7 @@ async def test_two_processes_may_open_a_new_sqlite_at_once(tmp_path: Path):
     command = [sys.executable, "-c", code, f"sqlite:///{tmp_path}/new.db"]
     both = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
 
-    told = [process.communicate(timeout=50) for process in both]
+    told = [process.communicate(timeout=120) for process in both]
 
     assert sorted(out.strip() for out, _ in told) == [HEAD, "None"], told
 

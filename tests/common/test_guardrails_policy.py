@@ -6,9 +6,14 @@ from common.access import Access, GuardrailPolicy, Mode, Principal
 from common.channel.base import Policy
 from common.guardrails.policy import Policies, on_output
 from common.job import Job
+from common.routes import Target, resolve
 from common.settings import Settings
 
 LOG_ALL = GuardrailPolicy(**dict.fromkeys(GuardrailPolicy.model_fields, Mode.LOG))
+
+
+M = ("m", [Target("lab", "m")])
+KEYS = {"openai": {"api_keys": "k"}, "agg": {"base_url": "http://agg"}}
 
 
 def policies(**settings) -> Policies:
@@ -16,22 +21,22 @@ def policies(**settings) -> Policies:
 
 
 def test_nothing_applies_where_nothing_is_set():
-    assert policies().of(Principal("k"), {"gpt-5"}) is None
+    assert policies().of(Principal("k"), *M) is None
 
 
 def test_the_settings_apply_to_who_has_none_of_his_own():
     found = policies(guardrails={"pii": "block"})
 
-    assert found.of(Principal("k"), {"m"}) == GuardrailPolicy(pii="block")
-    assert found.of(Principal("k", access=Access(guardrails=GuardrailPolicy())), {"m"}) is None
-    assert found.of(Principal("k", access=Access(guardrails=GuardrailPolicy(size="log"))), {"m"}) == GuardrailPolicy(size="log")
+    assert found.of(Principal("k"), *M) == GuardrailPolicy(pii="block")
+    assert found.of(Principal("k", access=Access(guardrails=GuardrailPolicy())), *M) is None
+    assert found.of(Principal("k", access=Access(guardrails=GuardrailPolicy(size="log"))), *M) == GuardrailPolicy(size="log")
 
 
 def test_of_key_and_tenant_the_strictest_wins():
     key = Access(guardrails=GuardrailPolicy(pii="log", injection="block"))
     tenant = Access(guardrails=GuardrailPolicy(pii="block", patterns="log"))
 
-    found = policies().of(Principal("k", access=key, tenant_access=tenant), {"m"})
+    found = policies().of(Principal("k", access=key, tenant_access=tenant), *M)
 
     assert found == GuardrailPolicy(pii="block", injection="block", patterns="log")
 
@@ -40,8 +45,27 @@ def test_a_route_s_guardrails_hold_for_everybody():
     found = policies(guardrails_by_model={"openai/*": {"pii": "block"}, "*": {"size": "log"}})
     exempt = Principal("k", access=Access(guardrails=GuardrailPolicy()))
 
-    assert found.of(exempt, {"fast", "openai/gpt-5"}) == GuardrailPolicy(pii="block", size="log")
-    assert found.of(exempt, {"claude"}) == GuardrailPolicy(size="log")
+    assert found.of(exempt, "fast", [Target("openai", "gpt-5")]) == GuardrailPolicy(pii="block", size="log")
+    assert found.of(exempt, "claude", [Target("anthropic", "claude")]) == GuardrailPolicy(size="log")
+
+
+@pytest.mark.parametrize("pattern", ["gpt-5", "gpt-*", "openai/gpt-5", "OpenAI/*", "gpt-5#openai", "fast", "GPT-5"])
+@pytest.mark.parametrize("sent", ["gpt-5", "openai/gpt-5", "gpt-5#openai", "fast", "mixed", "openai/gpt-5 "])
+def test_no_spelling_of_a_model_gets_round_its_guardrails(pattern, sent):
+    aliases = {"fast": ["openai/gpt-5"], "mixed": ["agg/x", "openai/gpt-5"]}
+    settings = Settings(providers=KEYS, aliases=aliases, guardrails_by_model={pattern: {"pii": "block"}})
+
+    found = Policies(settings).of(Principal("k"), sent, resolve(sent, settings))
+
+    assert found == GuardrailPolicy(pii="block")
+
+
+def test_neither_does_a_public_name_of_it_nor_one_among_several():
+    settings = Settings(providers={"anthropic": {"api_keys": "k"}}, guardrails_by_model={"claude-sonnet-4": {"pii": "block"}})
+
+    for target in (Target("anthropic", "claude-sonnet-4-20250514"), Target("agg", "x, claude-sonnet-4")):
+        assert Policies(settings).of(Principal("k"), "x", [target]) == GuardrailPolicy(pii="block")
+    assert Policies(settings).of(Principal("k"), "x", [Target("anthropic", "claude-sonnet-4-5")]) is None
 
 
 @pytest.mark.parametrize("mode", list(Mode))
@@ -75,7 +99,7 @@ def test_the_policy_travels_in_the_job_and_older_jobs_have_none():
     [
         ("guardrail_patterns_in", ["("], "pattern 1 is not a regular expression"),
         ("guardrail_patterns_out", ["x", "y*"], "pattern 2 matches an empty text"),
-        ("guardrail_webhook_url", "file:///etc/passwd", "pattern"),
+        ("guardrail_webhook_url", "file:///etc/passwd", "must begin with http"),
         ("guardrails", {"pii": "maybe"}, "pii"),
         ("guardrails_by_model", {"m": {"spam": "log"}}, "spam"),
     ],

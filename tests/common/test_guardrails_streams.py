@@ -9,11 +9,19 @@ from hypothesis import strategies as st
 
 from common.guardrails import pii
 from common.guardrails.finding import MATCH_CHARS_MAX
+from common.guardrails.folding import fold
 from common.guardrails.holding import TextFilter
 from common.guardrails.patterns import PatternFinder, compiled
 from common.guardrails.pii import PiiFinder, redact
 
 SECRETS = [
+    "我的邮箱是jane@example.com，谢谢",
+    "메일은 jane@example.com으로",
+    "ｊａｎｅ＠ｅｘａｍｐｌｅ．ｃｏｍ",
+    "电话＋８６１３９１２３４５６７８",
+    "jane@例子.公司",
+    r"jane\u0040example.com",
+    '"card": 4111111111111111',
     "john.smith@example.com",
     "+1 (415) 555-2671",
     "415-555-2671",
@@ -122,7 +130,7 @@ def test_what_is_held_could_be_the_beginning_of_a_match(text, sizes):
         said += len(watched.feed(piece))
         held = watched.held_chars
         if held:
-            assert pii._WHOLE.fullmatch(come, len(come) - held, partial=True), (come, held)
+            assert pii._WHOLE.fullmatch(fold(come), len(come) - held, partial=True), (come, held)
 
 
 @pytest.mark.parametrize("secret", SECRETS)

@@ -40,6 +40,75 @@ def test_personal_data_and_secrets_are_replaced(text, left):
     assert redact(text).text == left
 
 
+MAIL, PHONE, CARD = "jane@example.com", "+8613912345678", "4111111111111111"
+AROUND = [
+    "我的邮箱是{}，谢谢",
+    "메일은 {}으로",
+    "電話{}です",
+    "メール{}まで",
+    "ใช้{}ครับ",
+    "пишите{}пожалуйста",
+    "بريد{}شكرا",
+    "דואר{}תודה",
+    "आप{}को",
+]
+
+
+@pytest.mark.parametrize(
+    "around", [*AROUND, "see {}-archive", "{}_2026.csv", "{}.", "({})", "{}，", "{}。谢谢", '"{}"', "={}&"]
+)
+@pytest.mark.parametrize(
+    ("found", "mark"),
+    [
+        (MAIL, "[EMAIL]"),
+        ("ｊａｎｅ＠ｅｘａｍｐｌｅ．ｃｏｍ", "[EMAIL]"),
+        ("jané@exämple.de", "[EMAIL]"),
+        ("jane\u0301@example.com", "[EMAIL]"),
+        ("nguyễn@example.vn", "[EMAIL]"),
+        (PHONE, "[PHONE]"),
+        ("＋８６ １３９ １２３４ ５６７８", "[PHONE]"),
+        ("+1\u00a0415\u2011555\u20092671", "[PHONE]"),
+        (CARD, "[CARD]"),
+        ("４１１１　１１１１　１１１１　１１１１", "[CARD]"),
+        ("٤١١١١١١١١١١١١١١١", "[CARD]"),
+        ("4111.1111.1111.1111", "[CARD]"),
+        ("4111  1111 - 1111/1111", "[CARD]"),
+        ("3782_822463_10005", "[CARD]"),
+        ("AKIAIOSFODNN7EXAMPLE", "[KEY]"),
+    ],
+)
+def test_what_stands_beside_any_script_is_found(around, found, mark):
+    assert redact(around.format(found)).text == around.format(mark)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "jane@example.xn--p1ai",
+        "jane@xn--e1afmkfd.xn--p1ai",
+        "jane@例子.公司",
+        "jane@почта.рф",
+        "jane@mail.例子.公司",
+        "jane@메일.com",
+    ],
+)
+def test_a_domain_may_be_in_any_script(address):
+    assert redact(f"to {address}, please").text == "to [EMAIL], please"
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        (r'the tool said {"m": "jane\u0040example.com"}', r'the tool said {"m": "[EMAIL]"}'),
+        (r"said {\"p\": \"+1\\u00a0415\\u00a0555\\u00a02671\"}", r"said {\"p\": \"[PHONE]\"}"),
+        (r'"jos\u00e9@example.com"', '"[EMAIL]"'),
+        ('```\n{"card": 4111111111111111}\n```', '```\n{"card": "[CARD]"}\n```'),
+    ],
+)
+def test_json_that_is_quoted_in_a_text_is_read_and_stays_json(text, left):
+    assert redact(text).text == left
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -7,7 +7,6 @@ import pytest
 from pydantic import SecretStr
 from redis.asyncio import Redis
 from sqlalchemy import text, update
-from sqlite_threads import until_sqlite_lets_go
 
 from common import keys
 from common.access import Access, Budget
@@ -243,7 +242,6 @@ async def test_a_database_that_is_away_is_unavailable(redis, tmp_path):
     with pytest.raises(DatabaseUnavailable):
         await KeyRing(engine, redis, SECRET).create(NewKey())
     await engine.dispose()
-    await until_sqlite_lets_go()
 
 
 async def test_a_record_of_a_later_version_lets_nobody_in(redis):

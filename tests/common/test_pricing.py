@@ -7,12 +7,17 @@ import socket
 import subprocess
 import sys
 from decimal import Decimal
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from common.events import Usage
-from common.pricing import Cost, Price, price
+from common.attempts import NANO_MAX, nano_usd
+from common.events import FIGURE_MAX, Usage
+from common.pricing import Cost, Price, is_known, price
+from common.routes import resolve
 from common.settings import Settings
 from common.vendors import VENDORS
 
@@ -99,3 +104,94 @@ def test_list_is_read_when_first_asked_and_never_fetched(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     assert price(Usage(1, 1), "openai", "gpt-4o-mini", {})
+
+
+@pytest.mark.parametrize(
+    ("provider", "model", "usage", "usd"),
+    [
+        # Anthropic: https://platform.claude.com/docs/en/build-with-claude/prompt-caching#pricing, a search is a cent.
+        ("anthropic", "claude-haiku-4-5", Usage(MTOK, 0, 0, MTOK), "1.25"),
+        ("anthropic", "claude-haiku-4-5", Usage(MTOK, 0, 0, MTOK, details={"cache_write_1h_tokens": MTOK}), "2"),
+        ("anthropic", "claude-haiku-4-5", Usage(0, 0, details={"web_searches": 10}), "0.1"),
+        # OpenAI: https://openai.com/api/priority-processing, https://platform.openai.com/docs/guides/flex-processing
+        ("openai", "gpt-5", Usage(MTOK, 0, service_tier="default"), "1.25"),
+        ("openai", "gpt-5", Usage(MTOK, 0, service_tier="priority"), "2.5"),
+        ("openai", "gpt-5", Usage(MTOK, 0, service_tier="flex"), "0.625"),
+        ("openai", "gpt-audio", Usage(MTOK, MTOK, details={"input_audio_tokens": MTOK, "output_audio_tokens": MTOK}), "96"),
+        ("openai", "gpt-audio", Usage(MTOK, MTOK), "12.5"),
+        ("openai", "gpt-5", Usage(MTOK, 0, model="gpt-5-pro"), "15"),
+        ("openai", "gpt-5", Usage(MTOK, 0, model="named-by-nobody"), "1.25"),
+        ("azure-openai", "our-deployment", Usage(MTOK, 0, model="gpt-4o-2024-11-20"), "2.5"),
+        ("groq", "llama-3.3-70b-versatile", Usage(MTOK, 0, service_tier="flex"), "0.59"),
+        # Google: audio of the prompt, what of it was cached, an image that was drawn.
+        ("google-ai-studio", "gemini-2.5-flash", Usage(MTOK, 0, details={"input_audio_tokens": MTOK}), "1"),
+        ("google-ai-studio", "gemini-2.5-flash-image", Usage(0, MTOK, details={"output_image_tokens": MTOK}), "30"),
+        ("perplexity", "sonar-deep-research", Usage(0, MTOK, reasoning_tokens=MTOK, details={"web_searches": 1000}), "8"),
+    ],
+)
+def test_what_else_the_price_depends_on_is_priced(provider: str, model: str, usage: Usage, usd: str) -> None:
+    cost = price(usage, provider, model, {})
+
+    assert cost and cost.total_usd == Decimal(usd)
+
+
+@pytest.mark.parametrize(
+    ("provider", "model", "usage"),
+    [
+        ("openai", "gpt-4o", Usage(1, 1, service_tier="flex")),  # A tier that the list has no price for,
+        ("openai", "gpt-5", Usage(1, 1, service_tier="scale")),  # or nobody has.
+        ("azure-openai", "gpt-5", Usage(1, 1, service_tier="priority")),
+        ("anthropic", "claude-haiku-4-5", Usage(1, 1, service_tier="priority+us")),
+        ("openai", "gpt-5", Usage(1, 1, details={"code_executions": 1})),
+        ("openai", "gpt-5", Usage(1, 1, details={"image_generations": 1})),
+        ("google-ai-studio", "claude-3-haiku", Usage(9, 1, 0, 9, details={"cache_write_1h_tokens": 9})),
+    ],
+)
+def test_what_the_list_cannot_price_has_no_price_and_never_a_lower_one(provider: str, model: str, usage: Usage) -> None:
+    assert price(Usage(1, 1), provider, model, {})
+    assert price(usage, provider, model, {}) is None
+
+
+@pytest.mark.parametrize("name", ["anthropic/claude-sonnet-4", "anthropic/claude-sonnet-4-20250514"])
+def test_a_price_is_found_by_every_name_of_its_model(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("SLUICE_PRICES", f'{{"{name}": {{"input_usd_per_mtok": 7, "output_usd_per_mtok": 7}}}}')
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "k")
+    settings = Settings()
+    (target,) = resolve("claude-sonnet-4", settings)
+
+    assert price(Usage(MTOK, 0), target.provider, target.model, settings.prices) == Cost(Decimal(7), Decimal(0))
+
+
+def test_a_price_is_found_by_every_name_of_its_vendor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLUICE_PRICES", '{"google/gemini-x": {"input_usd_per_mtok": 7, "output_usd_per_mtok": 7}}')
+
+    assert is_known("google-ai-studio", "gemini-x", Settings().prices)
+
+
+def test_own_prices_tell_parts_apart() -> None:
+    own = Price(
+        input_usd_per_mtok=1,
+        output_usd_per_mtok=2,
+        cache_write_usd_per_mtok=3,
+        cache_write_1h_usd_per_mtok=4,
+        input_audio_usd_per_mtok=5,
+        output_audio_usd_per_mtok=6,
+        web_searches_usd_per_k=7,
+    )
+    details = {"cache_write_1h_tokens": MTOK, "input_audio_tokens": MTOK, "output_audio_tokens": MTOK, "web_searches": 1000}
+
+    assert own.of(Usage(4 * MTOK, 2 * MTOK, 0, 2 * MTOK, details=details)) == Cost(Decimal(1 + 3 + 4 + 5 + 7), Decimal(2 + 6))
+
+
+@given(st.builds(Usage, *[st.integers(0, FIGURE_MAX)] * 5))
+def test_no_figure_that_is_believed_costs_more_than_a_counter_takes(usage: Usage) -> None:
+    dearest = Price(input_usd_per_mtok=1_000_000, output_usd_per_mtok=1_000_000)
+    for cost in (price(usage, "openai", "gpt-5.5-pro", {}), dearest.of(usage)):
+        assert cost is None or 0 <= nano_usd(cost.total_usd) <= NANO_MAX
+
+
+@pytest.mark.parametrize(
+    "fields", [None, {}, {"input_usd": "x", "output_usd": "1"}, {"input_usd": "NaN", "output_usd": "1"}, 5]
+)
+def test_a_cost_that_is_none_of_ours_is_not_known(fields: Any) -> None:
+    assert Cost.from_dict(fields) is None

@@ -3,8 +3,10 @@ import os
 import signal
 
 import pytest
+from structlog.testing import capture_logs
 
-from common.process import in_background
+import common.process
+from common.process import in_background, supervised
 
 
 async def test_a_background_task_that_breaks_ends_the_process_in_order(monkeypatch: pytest.MonkeyPatch):
@@ -26,6 +28,36 @@ async def test_one_that_is_cancelled_does_not(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(os, "kill", lambda *_: pytest.fail("no signal is due"))
 
     task = in_background(asyncio.sleep(60), "sleeps")
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_a_loop_whose_turn_breaks_begins_again_and_says_so_once(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(common.process, "RESTART_PAUSE_S", 0)
+    monkeypatch.setattr(os, "kill", lambda *_: pytest.fail("no signal is due"))
+    turns = 0
+    is_over = asyncio.Event()
+
+    async def loop() -> None:
+        nonlocal turns
+        while turns < 5:
+            turns += 1
+            raise ValueError("one bad answer")
+        is_over.set()
+
+    with capture_logs() as logs:
+        task = supervised(loop, "patrol")
+        async with asyncio.timeout(10):
+            await is_over.wait()
+            await task
+
+    assert [(line["event"], line["task"]) for line in logs] == [("background_turn_broke", "patrol")]
+
+
+async def test_a_loop_that_is_cancelled_ends():
+    task = supervised(asyncio.Event().wait, "waits")
+    await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

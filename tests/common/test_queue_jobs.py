@@ -28,7 +28,7 @@ async def pulse(redis: Redis) -> AsyncIterator[Pulse]:
 @pytest.fixture
 def make_queue(redis: Redis, pulse: Pulse):
     def make(**settings: Any) -> JobQueue:
-        return JobQueue(redis, pulse, Settings(**settings))
+        return JobQueue(redis, pulse, Settings().model_copy(update=settings))  # Also what is too short for real ones.
 
     return make
 
@@ -212,6 +212,35 @@ async def test_a_handover_is_first_in_line_and_says_what_it_is(queue):
     assert (other.generation_id, other.is_handover) == ("gen_1", False)
 
 
+async def test_a_postponed_job_waits_without_a_worker_and_keeps_the_number_of_its_attempts(queue):
+    await queue.enqueue("gen_0", "a", BACKGROUND)
+    (job,) = await claim(queue)
+
+    await queue.postpone(job, delay_s=0.2, attempts=3)
+
+    assert (await queue.look(["gen_0"]), await claim(queue)) == ([Place.WAITING], [])
+    async with asyncio.timeout(5):
+        while not (again := await claim(queue)):
+            await asyncio.sleep(0.02)
+    (again,) = again
+    assert (again.was_postponed, again.is_handover, again.is_late, again.attempts) == (True, False, False, 3)
+    assert (again.epoch, again.waited_ms >= 200) == (2, True)
+    await queue.release(again, is_handover=True)
+    (handed,) = await claim(queue)
+    assert (handed.was_postponed, handed.is_handover, handed.attempts) == (False, True, 3)
+
+
+async def test_a_postponed_job_can_be_withdrawn(queue):
+    await queue.enqueue("gen_0", "a", BACKGROUND)
+    (job,) = await claim(queue)
+    await queue.postpone(job, delay_s=0.05, attempts=1)
+
+    await queue.withdraw("gen_0")
+
+    await asyncio.sleep(0.06)
+    assert (await queue.look(["gen_0"]), await claim(queue)) == ([Place.GONE], [])
+
+
 async def test_a_delayed_release_waits_for_its_time(queue):
     await queue.enqueue("gen_0", "a", INTERACTIVE)
     (job,) = await claim(queue)
@@ -219,7 +248,7 @@ async def test_a_delayed_release_waits_for_its_time(queue):
     await queue.release(job, delay_s=0.2)
 
     assert await claim(queue) == []
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(120):
         while not (again := await claim(queue)):
             await asyncio.sleep(0.02)
     assert names(again) == ["gen_0"]
@@ -233,6 +262,19 @@ async def test_a_job_that_waited_too_long_is_late_and_its_claim_says_so(make_que
 
     assert await queue.look(["gen_0"]) == [Place.LATE]
     assert (await claim(queue))[0].is_late
+
+
+@pytest.mark.parametrize(("has_log", "place"), [(False, Place.LATE), (True, Place.WAITING)])
+async def test_a_job_that_was_given_back_is_late_where_no_claim_got_anywhere(make_queue, redis, has_log, place):
+    queue = make_queue(queue_wait_s=0.02)
+    await queue.enqueue("gen_0", "a", INTERACTIVE)
+    (job,) = await claim(queue)
+    if has_log:
+        await redis.xadd(keys.log("gen_0"), {"k": "fence", "d": "0-0"}, "1-0")
+    await queue.release(job)
+    await asyncio.sleep(0.03)
+
+    assert await queue.look(["gen_0"]) == [place]
 
 
 async def test_a_job_whose_lease_lapsed_for_too_long_is_abandoned(make_queue):

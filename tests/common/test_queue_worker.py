@@ -6,11 +6,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
+from redis.exceptions import ResponseError
+from structlog.testing import capture_logs
 
-from common import keys
+from common import keys, set_aside
 from common.admission import Settlement
 from common.queue.jobs import UNUSED, ClaimedJob, JobClass, JobQueue, Place
-from common.queue.worker import HandBack, LeasedWorker
+from common.queue.worker import HandBack, LeasedWorker, Postponed, SetAside
 from common.redis_client import Client, Pulse
 from common.settings import Settings
 
@@ -22,7 +24,7 @@ class Lab:
         self.redis, self.pulse = redis, pulse
 
     def queue(self, **settings: float) -> JobQueue:
-        return JobQueue(self.redis, self.pulse, Settings(**settings))
+        return JobQueue(self.redis, self.pulse, Settings().model_copy(update=settings))  # Also what is too short for real ones.
 
     @asynccontextmanager
     async def worker(self, handler: Handler, name: str = "test", **settings: float) -> AsyncIterator[LeasedWorker]:
@@ -30,7 +32,8 @@ class Lab:
             await handler(job)
             return UNUSED
 
-        worker = LeasedWorker(self.redis, self.queue(**settings), self.pulse, Settings(**settings), settled, name)
+        chosen = Settings().model_copy(update=settings)
+        worker = LeasedWorker(self.redis, self.queue(**settings), self.pulse, chosen, settled, name)
         task = asyncio.create_task(worker.async_run())
         try:
             yield worker
@@ -55,7 +58,7 @@ async def lab(redis: Client, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[L
 
 
 async def eventually(holds: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(120):
         while not holds():
             await asyncio.sleep(0.01)
 
@@ -107,6 +110,21 @@ async def test_a_job_that_cannot_begin_is_put_back_and_tried_again(lab):
     assert epochs == [1, 2, 3]
 
 
+async def test_a_job_that_waits_for_its_upstream_holds_no_slot(lab):
+    order: list[tuple[str, int]] = []
+
+    async def handler(job: ClaimedJob) -> None:
+        order.append((job.generation_id, job.attempts))
+        if job.generation_id == "later" and not job.was_postponed:
+            raise Postponed(0.2, attempts=2)
+
+    await enqueue(lab, "later", "other")
+    async with lab.worker(handler, worker_slots=1) as worker:
+        await eventually(lambda: worker.jobs_complete == 2)
+
+    assert order == [("later", 0), ("other", 0), ("later", 2)]
+
+
 async def test_a_handler_that_breaks_ends_neither_the_worker_nor_the_job(lab):
     async def handler(job: ClaimedJob) -> None:
         if job.generation_id == "bad" and job.epoch == 1:
@@ -139,7 +157,7 @@ async def test_workers_have_a_health_record_each(lab):
         pass
 
     async with lab.worker(handler, name="one"), lab.worker(handler, name="two"):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(120):
             while len(await lab.redis.keys(keys.QUEUE_PREFIX + "health:*")) < 2:
                 await asyncio.sleep(0.01)
 
@@ -208,7 +226,7 @@ async def test_the_worker_survives_the_loss_of_its_connections(lab):
             await lab.redis.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
             await eventually(lambda: lab.pulse.is_up)
             await asyncio.sleep(0.1)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(120):
                 while True:
                     try:
                         await enqueue(lab, f"gen_{n}")
@@ -226,8 +244,107 @@ async def test_a_worker_that_is_told_to_stop_before_it_begins_does_not_begin(lab
     worker = LeasedWorker(lab.redis, lab.queue(), lab.pulse, Settings(), handler, "test")
     worker.handle_sig_wait_for_completion(signal.SIGTERM)
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(120):
         await worker.async_run()
     await worker.close()
 
     assert await places(lab, "gen_1") == [Place.WAITING]
+
+
+# Nothing that goes wrong with one job ends the worker
+
+
+async def breaks(*_: object, **__: object) -> None:
+    raise ResponseError("ERR increment or decrement would overflow")
+
+
+@pytest.mark.parametrize("step", ["finish", "release"])
+async def test_a_job_that_cannot_be_settled_or_given_back_is_set_aside(lab, monkeypatch, step):
+    monkeypatch.setattr(JobQueue, step, breaks)
+
+    async def handler(job: ClaimedJob) -> None:
+        if step == "release":
+            raise HandBack("not now")
+
+    await enqueue(lab, "gen_0", "gen_1")
+    async with lab.worker(handler, lease_s=0.05) as worker:
+        async with asyncio.timeout(10):
+            while await places(lab, "gen_0", "gen_1") != [Place.GONE] * 2:
+                await asyncio.sleep(0.01)
+        assert not worker.main_task.done()
+
+    found = [set_aside.unpack(raw) for raw in await lab.redis.lrange(keys.UNREADABLE, 0, -1)]
+    assert sorted(entry.id for entry in found) == ["gen_0", "gen_1"]
+    assert all("would overflow" in entry.reason for entry in found)
+
+
+async def test_what_a_budget_s_mark_does_cannot_end_the_worker(lab, monkeypatch):
+    async def crossed(*_: object, **__: object) -> list[str]:
+        return ["no counter of ours"]
+
+    monkeypatch.setattr(JobQueue, "finish", crossed)
+
+    async def handler(job: ClaimedJob) -> None:
+        pass
+
+    await enqueue(lab, "gen_0", "gen_1")
+    async with lab.worker(handler) as worker:
+        await eventually(lambda: worker.jobs_complete == 2)
+        assert not worker.main_task.done()
+
+
+async def test_a_handler_that_sets_a_job_aside_is_obeyed(lab):
+    async def handler(job: ClaimedJob) -> None:
+        raise SetAside("it kills its workers")
+
+    await lab.redis.hset(keys.record("gen_0"), "end", "{}")
+    await enqueue(lab, "gen_0")
+    async with lab.worker(handler) as worker:
+        await eventually(lambda: worker.jobs_failed == 1)
+        async with asyncio.timeout(10):
+            while await places(lab, "gen_0") != [Place.GONE]:
+                await asyncio.sleep(0.01)
+
+    assert await lab.redis.hget(keys.record("gen_0"), "set_aside") == b"it kills its workers"
+
+
+async def test_a_claim_that_breaks_is_told_once_and_the_worker_goes_on(lab, monkeypatch):
+    real, turns = JobQueue.claim, 0
+
+    async def claim(self: JobQueue, *args: object, **kwargs: object) -> object:
+        nonlocal turns
+        turns += 1
+        if turns <= 3:
+            raise KeyError("an answer that nobody foresaw")
+        return await real(self, *args, **kwargs)
+
+    monkeypatch.setattr(JobQueue, "claim", claim)
+    monkeypatch.setattr("common.queue.worker.PAUSE_AFTER_ERROR_S", 0.01)
+
+    async def handler(job: ClaimedJob) -> None:
+        pass
+
+    await enqueue(lab, "gen_0")
+    with capture_logs() as logs:
+        async with lab.worker(handler) as worker:
+            await eventually(lambda: worker.jobs_complete == 1)
+
+    assert [line["event"] for line in logs].count("claiming_failed") == 1
+
+
+async def test_a_worker_is_alive_for_as_long_as_it_takes_jobs(lab, monkeypatch):
+    monkeypatch.setattr("common.queue.worker.ALIVE_BEAT_S", 0.02)
+
+    async def handler(job: ClaimedJob) -> None:
+        pass
+
+    async def alive() -> int:
+        return await lab.redis.zcard(keys.WORKERS)
+
+    async with asyncio.timeout(10):
+        async with lab.worker(handler) as worker:
+            while not await alive():
+                await asyncio.sleep(0.01)
+            worker.allow_pick_jobs = False  # As when it drains.
+            while await alive():
+                await asyncio.sleep(0.01)

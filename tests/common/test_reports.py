@@ -5,19 +5,23 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy import insert
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from common.database.engine import open_database
 from common.database.migrate import migrate
 from common.database.store import add
+from common.database.tables import ManagedKey
 from common.reports import day_begins_ms, month_begins_ms, spent, usage
 from common.usage_report import GROUPS, Line, Question, moment_ms, usd
 
 NOON = int(datetime(2026, 11, 21, 12, tzinfo=UTC).timestamp() * 1000)
 HOUR, DAY = 3_600_000, 86_400_000
+KEY_FIELDS = {"tenant": "t", "secret_hash": "h", "access": {}, "is_disabled": False, "created_ms": 1, "updated_ms": 1}
 
 
 @pytest.fixture
@@ -239,3 +243,78 @@ def test_what_is_no_moment_is_refused(text: str):
 
 def test_a_month_begins_in_utc():
     assert month_begins_ms(NOON) == moment_ms("2026-11-01", datetime.now(UTC))
+
+
+async def test_managed_keys_are_told_with_the_names_that_they_were_given(engine: AsyncEngine):
+    ids = [f"{n:012}" for n in range(1, 602)]  # More than a statement takes at a time.
+    async with engine.begin() as connection:
+        keys = [{"id": id_, "name": f"shop {id_}" if id_ != ids[1] else "", **KEY_FIELDS} for id_ in ids]
+        await connection.execute(insert(ManagedKey), keys)
+    owners = [*(f"key_{id_}" for id_ in ids), "key_static", "anonymous"]
+    await add(engine, [row(f"gen_{n}", owner=owner) for n, owner in enumerate(owners)])
+
+    told = (await usage(engine, Question(("key", "model"), NOON - DAY, NOON + DAY))).told()
+
+    names = {line["key"]: line["key_name"] for line in told["data"]}
+    assert names == {owner: f"shop {owner[4:]}" if owner[4:] in ids and owner[4:] != ids[1] else None for owner in owners}
+    assert list(told["data"][0])[:3] == ["key", "key_name", "model"]
+
+
+async def test_a_report_of_one_key_tells_whose_it_is(engine: AsyncEngine):
+    async with engine.begin() as connection:
+        await connection.execute(insert(ManagedKey), [{"id": "0" * 12, "name": "shop", **KEY_FIELDS}])
+
+    told = (await usage(engine, Question(("day",), NOON - DAY, NOON + DAY, {"key": f"key_{'0' * 12}"}))).told()
+
+    assert (told["key"], told["key_name"]) == (f"key_{'0' * 12}", "shop")
+
+
+def part(generation_id: str, number: int, **fields: Any) -> dict[str, Any]:
+    names = ("provider", "upstream_model", "is_estimated", "has_brought_key", "cost_nano_usd", "input_cost_nano_usd")
+    told = {name: value for name, value in row(generation_id).items() if name in names or name.endswith("_tokens")}
+    return told | {"generation_id": generation_id, "number": number, "details": None} | fields
+
+
+async def test_a_generation_counts_for_each_provider_with_what_its_own_attempts_took(engine: AsyncEngine):
+    attempts = [
+        part("gen_1", 1, provider="dear", input_tokens=6, cost_nano_usd=900, is_estimated=True),
+        part("gen_1", 2, provider="dear", input_tokens=1, cost_nano_usd=50, is_estimated=True),
+        part("gen_1", 3, provider="cheap", input_tokens=3, cost_nano_usd=5),
+    ]
+    await add(engine, [row("gen_1", provider="cheap", cost_nano_usd=955, attempts=attempts), row("gen_2", provider="cheap")])
+
+    lines = await ask(engine, "provider")
+    found = {line.group["provider"]: (line.requests, line.cost_nano_usd, line.estimated) for line in lines}
+    assert found == {"dear": (1, 950, 1), "cheap": (2, 1_005, 0)}
+    assert [line.cost_nano_usd for line in await ask(engine, "key")] == [1_955], "the sum stands in the row"
+    assert [line.cost_nano_usd for line in await ask(engine, "key", only={"provider": "dear"})] == [950]
+    assert await spent(engine, 0, 2 * NOON) == {
+        ("key", "key_a"): 1_955,
+        ("tenant", "acme"): 1_955,
+        ("provider", "dear"): 950,
+        ("provider", "cheap"): 1_005,
+    }
+
+
+async def test_attempts_are_written_once_however_often_they_come(engine: AsyncEngine):
+    for _ in range(2):
+        await add(engine, [row("gen_1", attempts=[part("gen_1", 1, provider="a"), part("gen_1", 2, provider="b")])])
+
+    assert [line.requests for line in await ask(engine, "provider")] == [1, 1]
+
+
+INT_MAX = 2**63 - 1
+
+
+@pytest.mark.parametrize("by", GROUPS)
+async def test_no_sum_fails_whatever_older_versions_have_written(engine: AsyncEngine, by: str):
+    most = dict.fromkeys(("input_tokens", "output_tokens", "cost_nano_usd"), INT_MAX)
+    await add(engine, [row(f"gen_{n}", **most) for n in range(5)])
+
+    (line,) = await ask(engine, by)
+
+    assert (line.tokens["input_tokens"], line.cost_nano_usd) == (5 * INT_MAX, 5 * INT_MAX)
+    shown = orjson.loads(orjson.dumps(line.told()))
+    assert shown["input_tokens"] == shown["total_tokens"] == INT_MAX
+    assert Decimal(shown["cost_usd"]) * 10**9 == 5 * INT_MAX
+    assert (await spent(engine, 0, 2 * NOON))["key", "key_a"] == 5 * INT_MAX

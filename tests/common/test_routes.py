@@ -192,7 +192,7 @@ def test_a_provider_of_one_s_own_is_named_like_any_other():
     assert resolve("lab/llama#x", own) == [Target("lab", "llama#x")]
     assert resolve("llama#lab", own) == [Target("lab", "llama")]
     assert available(own) == ["lab"]
-    assert model_names(own) == {"lab/*": "lab"}
+    assert model_names(own) == {}
 
 
 def test_with_a_brought_key_a_provider_needs_no_configuration():
@@ -231,3 +231,36 @@ def test_many_aliases_do_not_flood_an_error():
         resolve("llama", many)
 
     assert len(caught.value.failed.message) < 600
+
+
+@pytest.mark.parametrize("name", ["openai/*", "*", "gpt-*", "*#openai", "openai/gpt-5*", "nobody/*"])
+@pytest.mark.parametrize("fields", [{}, {"default_provider": "openai"}, {"aliases": {"fast": ["openai/gpt-5"]}}])
+def test_a_pattern_is_no_model(name, fields):
+    for provider in (None, "openai"):
+        with pytest.raises(GatewayError) as caught:
+            resolve(name, settings(**fields), provider)
+        assert caught.value.failed.kind is ErrorKind.MODEL_NOT_FOUND
+
+
+def test_only_names_that_can_be_asked_for_are_listed():
+    price = {"input_usd_per_mtok": 1, "output_usd_per_mtok": 2}
+    on = {"openai": ProviderSettings(api_keys=("k",)), "lab": ProviderSettings(base_url="http://lab/v1")}
+    prices = dict.fromkeys(("lab/own-model", "openai/gpt-9", "mistral/x", "lab/*", "nobody/x"), price)
+    chosen = settings(providers=on, aliases={"fast": ["lab/own-model"]}, prices=prices)
+
+    names = model_names(chosen)
+
+    assert names["fast"] == "sluice"
+    assert names["lab/own-model"] == "lab"
+    assert names["openai/gpt-9"] == "openai"
+    assert not {"mistral/x", "nobody/x", "demo", "lab/*", "openai/*"} & names.keys()
+    for name in names:
+        assert resolve(name, chosen)
+
+
+def test_the_demo_s_model_is_listed_first_and_named_in_refusals():
+    demo = settings(providers={"demo": ProviderSettings(base_url="http://d")})
+
+    assert next(iter(model_names(demo))) == "demo"
+    with pytest.raises(GatewayError, match="Available: demo/MODEL, demo"):
+        resolve("nothing", demo)

@@ -121,3 +121,114 @@ def test_a_server_of_one_s_own_is_on_by_its_address(monkeypatch):
     monkeypatch.setenv("OLLAMA_BASE_URL", "http://localhost:11434")
 
     assert Settings().provider_is_on("ollama")
+
+
+NUMBERS = {
+    name: node
+    for name, field in Settings.model_json_schema()["properties"].items()
+    for node in field.get("anyOf", [field])
+    if node.get("type") in ("integer", "number")
+}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_every_number_has_a_range_and_nothing_outside_it_is_taken(name):
+    node = NUMBERS[name]
+    least = node.get("minimum", node.get("exclusiveMinimum"))
+    most = node.get("maximum", node.get("exclusiveMaximum"))
+
+    assert least is not None
+    assert most is not None
+    for value in (least - 1, most + 1, float("nan"), float("inf"), float("-inf"), True, "1e999", "x"):
+        with pytest.raises(ValidationError):
+            Settings(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_good"),
+    [
+        ({"lease_s": 6, "renew_s": 3}, True),
+        ({"lease_s": 6, "renew_s": 3.5}, False),
+        ({"lease_s": 1, "renew_s": 5}, False),
+        ({"heartbeat_s": 20}, False),
+        ({"heartbeat_s": 20, "vanished_viewers_s": 40}, True),
+        ({"vanished_viewers_s": 1}, False),
+    ],
+)
+def test_what_must_be_longer_than_what(settings, is_good):
+    if is_good:
+        assert Settings(**settings)
+        return
+    with pytest.raises(ValidationError, match="at least 2 times SLUICE_"):
+        Settings(**settings)
+
+
+def test_an_error_s_text_quotes_no_value():
+    with pytest.raises(ValidationError) as caught:
+        Settings(api_keys={"sk-canary": 1}, port="sk-canary")
+
+    assert "canary" not in str(caught.value)
+
+
+def test_a_field_that_a_provider_does_not_have_is_refused():
+    with pytest.raises(ValidationError):
+        Settings(providers={"openai": {"base_ulr": "http://x"}})
+
+
+@pytest.mark.parametrize("name", ["secret", "secret_previous", "jwt_secret"])
+@pytest.mark.parametrize(("value", "is_good"), [("abc", False), ("s" * 31, False), ("s" * 32, True), ("ü" * 16, True)])
+def test_a_short_secret_is_refused_in_a_sentence_that_tells_how_to_make_one(name: str, value: str, is_good: bool):
+    fields = {"secret": "s" * 32, name: value}
+    if is_good:
+        assert Settings(**fields)
+        return
+    with pytest.raises(ValidationError) as caught:
+        Settings(**fields)
+
+    (error,) = caught.value.errors()
+    assert error["loc"] == (name,)
+    assert error["msg"].startswith("is too short: it must have 32 bytes or more")
+    assert "openssl rand -hex 32" in error["msg"]
+    assert value not in str(caught.value)
+
+
+def test_the_secret_before_is_for_what_is_old_and_needs_one_for_what_is_new():
+    both = Settings(secret="n" * 32, secret_previous="o" * 32)
+
+    assert [secret.get_secret_value() for secret in both.secrets] == ["n" * 32, "o" * 32]
+    assert Settings().secrets == ()
+    with pytest.raises(ValidationError, match="needs SLUICE_SECRET"):
+        Settings(secret_previous="o" * 32)
+
+
+def test_prices_are_found_by_any_name_of_the_provider_and_the_public_one_of_the_model():
+    price = {"input_usd_per_mtok": 1, "output_usd_per_mtok": 1}
+    names = ["anthropic/claude-sonnet-4", "Google/gemini-2.5-pro", "lab/x", "agg/openai/gpt-5", "bare"]
+
+    found = Settings(providers={"lab": {"base_url": "http://x"}}, prices=dict.fromkeys(names, price)).prices
+
+    assert list(found) == [
+        "anthropic/claude-sonnet-4-20250514",
+        "google-ai-studio/gemini-2.5-pro",
+        "lab/x",
+        "agg/openai/gpt-5",
+        "bare",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("provider", "chosen", "pays"),
+    [
+        ("openai", {}, True),
+        ("vllm", {"base_url": "http://x"}, False),
+        ("vllm", {"base_url": "http://x", "api_keys": "k"}, True),
+        ("lab", {"base_url": "http://x"}, False),
+        ("lab", {"base_url": "http://x", "api_keys": "k"}, True),
+    ],
+)
+def test_a_brought_key_pays_where_the_provider_cannot_do_without_one(provider: str, chosen: dict, pays: bool):
+    assert Settings(providers={provider: chosen}).brought_key_pays(provider) is pays
+
+
+def test_it_pays_for_nothing_behind_a_gateway():
+    assert not Settings(ai_gateway_account_id="a", ai_gateway_id="g").brought_key_pays("openai")

@@ -231,6 +231,25 @@ async def test_a_heartbeat_of_a_former_owner_says_so(channel):
     assert current.last == FrameId(2, 0)
 
 
+async def test_a_note_is_kept_for_the_claim_that_follows(channel):
+    await begun(channel)
+    assert (await channel.heartbeat([FIRST], [b""]))[0].verdict is Verdict.OK
+    await channel.heartbeat([FIRST], [b"called once"])
+    await channel.heartbeat([FIRST], [b""])
+
+    fenced = await channel.fence(SECOND, is_handover=False)
+    await channel.heartbeat([FIRST], [b"of a former owner"])
+
+    assert fenced.note == b"called once"
+    assert (await channel.fence(SECOND, is_handover=False)).note == b"called once"
+
+
+async def test_there_is_no_note_where_none_was_left(channel):
+    await channel.open(G, opening(), "r1")
+
+    assert (await channel.fence(FIRST, is_handover=False)).note is None
+
+
 async def test_the_last_viewer_that_leaves_sets_the_stop_flag(channel):
     await begun(channel)
     await channel.enter(G, "r2", "me")
@@ -282,6 +301,19 @@ async def test_a_fence_tells_the_next_claim_of_the_stop_flag_and_the_head(channe
     fenced = await channel.fence(SECOND, is_handover=False)
 
     assert (fenced.answer.stop, fenced.has_head) == (Stop.CANCELLED, True)
+
+
+async def test_a_generation_that_waited_for_its_upstream_was_neither_lost_nor_taken_over(channel):
+    await channel.open(G, opening(), "r1")
+    claims = [Claim(G, epoch, f"t{epoch}") for epoch in range(1, 41)]
+
+    fenced = [await channel.fence(claim, is_handover=False, was_postponed=claim.epoch > 1) for claim in claims]
+    head = Frame(FrameId(40, 1), FrameKind.HEAD, b'{"provider":"p"}')
+    await append(channel, claims[-1], FrameId(40, 0), head)
+
+    assert {each.barren for each in fenced} == {1}
+    state = await channel.enter(G, "", "me")
+    assert (state.claims, state.head) == (1, head.data)
 
 
 async def test_claims_without_a_frame_are_counted_but_handovers_are_not(channel):
@@ -362,7 +394,7 @@ async def test_look_tells_where_logs_end(channel):
 
 
 async def eventually(holds) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(120):
         while not holds():
             await asyncio.sleep(0.005)
 

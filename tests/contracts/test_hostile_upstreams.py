@@ -212,7 +212,7 @@ def test_a_folded_answer_is_whole_or_a_failure(name: str, data: st.DataObject, s
 def test_a_passed_stream_ends_as_it_should(name: str, data: st.DataObject, size: int) -> None:
     wire, stream = WIRES[name], data.draw(damaged(name))
     assert isinstance(wire, FamilyWire)
-    pump = Passing(wire, INFO)
+    pump = Passing(wire, DIALECTS[wire.dialect], INFO)
 
     said = pumped(pump, stream, size)
 

@@ -9,7 +9,8 @@ import pytest
 
 import api.webhook
 import workers.webhook
-from common.guardrails.custom import Check, Custom, GuardrailUnavailable, Post, Verdict
+from common.guardrails.custom import Action, Check, Custom, GuardrailUnavailable, Post, Verdict
+from common.proxies import Proxy
 
 CHECK = Check("output", "words", "m", "acme")
 
@@ -20,6 +21,7 @@ class Service:
     def __init__(self) -> None:
         self.status, self.body, self.wait = 200, b'{"action": "allow"}', False
         self.asked: list[tuple[str, bytes, str]] = []
+        self.passwords: list[str | None] = []
         self.is_over = threading.Event()
         service = self
 
@@ -27,6 +29,7 @@ class Service:
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["content-length"]))
                 service.asked.append((self.path, body, self.headers["content-type"]))
+                service.passwords.append(self.headers["proxy-authorization"])
                 if service.wait:
                     service.is_over.wait(20)
                 self.send_response(service.status)
@@ -112,7 +115,19 @@ async def test_a_service_that_is_not_there_gives_no_answer(ask):
         await ask(url="http://127.0.0.1:9/check")
 
 
-async def test_no_proxy_of_the_environment_sees_what_is_asked(ask, service, monkeypatch):
+async def test_the_proxy_that_is_given_is_used(service):
+    for tier in (api.webhook, workers.webhook):
+        proxy = Proxy(service.url.removesuffix("/check"), "proxy", "Basic bWU6d29yZA==")
+        post = tier.poster("http://guardrail.invalid/check", 10, proxy)
+
+        assert await Custom(None, post, 10).ask(CHECK) == Verdict(Action.ALLOW)
+
+        await post.close()
+    assert [path for path, *_ in service.asked] == ["http://guardrail.invalid/check"] * 2
+    assert service.passwords == ["Basic bWU6d29yZA=="] * 2
+
+
+async def test_no_other_proxy_sees_what_is_asked(ask, service, monkeypatch):
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
 

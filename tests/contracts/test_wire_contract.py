@@ -102,7 +102,7 @@ def test_arguments_of_complete_calls_are_json_objects(recording: Recording) -> N
 
 
 # What a stream must have said before it may count as whole.
-ENDINGS = {"anthropic-messages": b"message_stop", "openai-responses": b'"usage":{', "gemini": b'Reason":'}
+ENDINGS = {"anthropic-messages": b'"stop_reason":"', "openai-responses": b'"usage":{', "gemini": b'Reason":'}
 
 
 @streams

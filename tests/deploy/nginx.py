@@ -43,4 +43,4 @@ def running(folder: Path, ports: list[int]) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(120)

@@ -200,7 +200,7 @@ def test_redis_understands_its_flags(services: dict[str, Any], tmp_path: Path):
             config = client.config_get("*")
     finally:
         server.terminate()
-        server.wait(10)
+        server.wait(120)
 
     assert config["appendonly"] == "yes"
     assert config["appendfsync"] == "everysec"

@@ -44,7 +44,7 @@ def front(pair: Fleet, folder: Path) -> Iterator[str]:
 
 @pytest.fixture
 def client(front: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=front, headers=AUTH, timeout=30) as opened:
+    with httpx.Client(base_url=front, headers=AUTH, timeout=120) as opened:
         yield opened
 
 
@@ -183,7 +183,7 @@ def test_requests_go_on_when_a_replica_is_killed(tmp_path: Path):
     with (
         fleet(tmp_path, apis=2, workers=1) as pair,
         nginx.running(tmp_path, pair.ports) as front,
-        httpx.Client(base_url=front, headers=AUTH, timeout=30) as client,
+        httpx.Client(base_url=front, headers=AUTH, timeout=120) as client,
     ):
         for _ in range(4):  # So that nginx has connections to both to be surprised by.
             client.get("/v1/models").raise_for_status()
@@ -204,7 +204,7 @@ def test_a_replica_that_alone_is_cut_off_from_redis_does_not_get_all_requests(tm
         pair.ready()
         with (
             nginx.running(tmp_path, pair.ports) as front,
-            httpx.Client(base_url=front, headers=AUTH, timeout=30) as client,
+            httpx.Client(base_url=front, headers=AUTH, timeout=120) as client,
             contextlib.ExitStack() as streams,
         ):
 
@@ -253,7 +253,7 @@ def logged(log: Path, request_id: str) -> str | None:
 def exchange(front: str, request: bytes) -> tuple[int, bytes]:
     """Send exactly these bytes; return the answer's status and body."""
     host, port = front.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=30) as connection:
+    with socket.create_connection((host, int(port)), timeout=120) as connection:
         connection.sendall(request)
         with connection.makefile("rb") as reader:
             status, length = int(reader.readline().split()[1]), 0

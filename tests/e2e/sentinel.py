@@ -88,7 +88,7 @@ class Group:
         ]
         self.sentinels = [start(f"sentinel{n}", watch, "--sentinel") for n in range(SENTINELS)]
         until(lambda: self.master.redis.info("replication")["connected_slaves"] == 1, "the replica is connected")
-        until(lambda: self._sees_all(self.sentinels[0]), "the Sentinels know each other and the replica", within_s=20)
+        until(lambda: self._sees_all(self.sentinels[0]), "the Sentinels know each other and the replica")
 
     def _sees_all(self, sentinel: Server) -> bool:
         state = sentinel.redis.sentinel_master(SERVICE)

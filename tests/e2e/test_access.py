@@ -43,7 +43,7 @@ def sluice(found: Fleet, *words: str) -> dict[str, Any]:
     """Run ``sluice keys`` as an operator would, in a process of its own."""
     command = [sys.executable, "-m", "cli.main", "keys", *words, "--json"]
     done = subprocess.run(
-        command, env={**os.environ, **found.env()}, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False
+        command, env={**os.environ, **found.env()}, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

@@ -11,7 +11,7 @@ from openai import AuthenticationError, OpenAI
 from recording_upstream import REFUSED_KEY, RecordingUpstream
 
 BROUGHT = "sk-brought-canary-0123456789"
-SECRET = "one long random text"
+SECRET = "one long random text, of 32 bytes or more"
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_a_waiting_job_holds_it_unreadable(tmp_path: Path, upstream: RecordingUp
         held = b"\n".join(found.redis.get(key) for key in found.redis.keys("*:request"))
         found.start_worker()
         found.ready()
-        asked.join(20)
+        asked.join(120)
 
     assert b"brought_key" in held
     assert b"canary" not in held
@@ -132,7 +132,7 @@ def test_a_refused_brought_key_is_the_client_s_to_mend(keyed, dialect, stream):
 
 def test_the_sdk_says_so_with_its_own_exception(keyed):
     client = OpenAI(
-        base_url=f"{keyed.url}/v1", api_key=REFUSED_KEY, default_headers={"x-sluice-key": KEY}, max_retries=0, timeout=20
+        base_url=f"{keyed.url}/v1", api_key=REFUSED_KEY, default_headers={"x-sluice-key": KEY}, max_retries=0, timeout=120
     )
 
     with client, pytest.raises(AuthenticationError, match="brought"):
@@ -154,7 +154,7 @@ def test_without_a_secret_a_brought_key_is_refused_with_the_setting_s_name(share
 
 def test_a_worker_with_another_secret_says_what_is_wrong(tmp_path: Path, upstream: RecordingUpstream):
     with fleet(tmp_path, workers=0, SLUICE_SECRET=SECRET, OPENAI_BASE_URL=f"{upstream.url}/v1") as found:
-        found.settings["SLUICE_SECRET"] = "another"
+        found.settings["SLUICE_SECRET"] = "another secret of these tests, 32 bytes"
         found.start_worker()
         found.ready()
 

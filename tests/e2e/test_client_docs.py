@@ -22,6 +22,6 @@ def test_the_lines_for_a_client_print_its_answers(shared: Fleet, block: str, nee
         pytest.skip(f"{', '.join(missing)} is not installed")
     lines = block.replace("http://127.0.0.1:8080", shared.url).replace("sk-demo", KEY)
 
-    done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, timeout=50)
+    done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, timeout=120)
 
     assert (done.returncode, done.stdout) == (0, f"{answer()}\n" * block.count("print(")), done.stderr

@@ -409,7 +409,7 @@ def test_opencode_asks_twice_at_once(shared: Fleet, dialect: str):
     bodies = [body_of(dialect, f"{FAMILY_OF[dialect]}/demo-n{tokens}-d2", stream=True) for tokens in (5, 30)]
 
     async def ask_both() -> list[httpx.Response]:
-        async with httpx.AsyncClient(timeout=30) as client:
+        async with httpx.AsyncClient(timeout=120) as client:
             url = shared.url + PATH_OF[dialect]
             return await asyncio.gather(*(client.post(url, json=body, headers=headers_of()) for body in bodies))
 

@@ -32,7 +32,7 @@ class Client(threading.Thread):
         headers = {"authorization": f"Bearer {KEY}"}
         try:
             url = f"{self._fleet.url}/v1/chat/completions"
-            with httpx.stream("POST", url, json=self._body, headers=headers, timeout=60) as response:
+            with httpx.stream("POST", url, json=self._body, headers=headers, timeout=120) as response:
                 self.status = response.status_code
                 self.headers = response.headers
                 rest = b""
@@ -139,7 +139,7 @@ def test_an_outage_longer_than_the_lease_costs_no_token_and_no_takeover(tmp_path
             server.process.send_signal(signal.SIGSTOP)
         else:
             server.stop()
-        refused = until(lambda: refusal(found), "the breaker is open", within_s=5)
+        refused = until(lambda: refusal(found), "the breaker is open")
         threading.Event().wait(3)  # The outage itself: longer than the lease.
         if how == "frozen":
             server.process.send_signal(signal.SIGCONT)
@@ -165,7 +165,7 @@ def refusal(found: Fleet) -> httpx.Response | None:
 
 
 def test_a_stopping_worker_finishes_what_runs_and_takes_no_more(tmp_path: Path):
-    with fleet(tmp_path, workers=1) as found:
+    with fleet(tmp_path, workers=1, SLUICE_WORKER_DRAIN_S="3600") as found:
         client = Client(found, "demo-n100-d20")
         until(lambda: len(client.text) > 20, "tokens flow")
 
@@ -174,7 +174,7 @@ def test_a_stopping_worker_finishes_what_runs_and_takes_no_more(tmp_path: Path):
 
         client.finished()
         assert client.text == answer(100)
-        assert found.workers[0].wait(20) == 0
+        assert found.workers[0].wait(120) == 0
         found.start_worker()
         assert late.finished().text == answer(5)
 
@@ -190,13 +190,13 @@ def test_a_worker_whose_grace_is_over_hands_its_jobs_over_at_once(tmp_path: Path
 
         client.finished()
         assert client.text == answer(20)
-        assert found.workers[index].wait(20) == 0
+        assert found.workers[index].wait(120) == 0
         assert takeovers(found) == 0
         assert found.stats()["aborted"] == 1
 
 
 def test_a_stopping_api_lets_its_streams_run_on(tmp_path: Path):
-    with fleet(tmp_path, workers=1) as found:
+    with fleet(tmp_path, workers=1, SLUICE_API_DRAIN_S="3600") as found:
         client = Client(found, "demo-n150-d20")
         until(lambda: len(client.text) > 20, "tokens flow")
 
@@ -205,17 +205,17 @@ def test_a_stopping_api_lets_its_streams_run_on(tmp_path: Path):
         client.finished()
         assert client.text == answer(150)
         assert client.events[-1] == "[DONE]"
-        assert found.apis[0].wait(20) == 0
+        assert found.apis[0].wait(120) == 0
 
 
 def test_a_stopping_api_is_unready_first_and_still_answers(tmp_path: Path):
-    with fleet(tmp_path, SLUICE_API_UNREADY_S="3") as found:
+    with fleet(tmp_path, SLUICE_API_UNREADY_S="10") as found:
         found.apis[0].send(signal.SIGTERM)
 
         until(lambda: found.client.get(f"{found.url}/readyz").status_code == 503, "it is unready")
         assert found.client.get(f"{found.url}/readyz").json()["status"] == "draining"
         assert Client(found, "demo-n5-d1").finished().text == answer(5)
-        assert found.apis[0].wait(20) == 0
+        assert found.apis[0].wait(120) == 0
 
 
 def test_a_stopping_api_whose_grace_is_over_ends_its_streams_with_an_error_event(tmp_path: Path):
@@ -227,7 +227,7 @@ def test_a_stopping_api_whose_grace_is_over_ends_its_streams_with_an_error_event
 
         client.finished()
         assert client.error and client.error["code"] == "gateway_restarting"
-        assert found.apis[0].wait(20) == 0
+        assert found.apis[0].wait(120) == 0
         until(lambda: found.stats()["open"] == 0, "the upstream is closed")
 
 
@@ -235,7 +235,7 @@ def test_without_a_worker_a_request_ends_at_its_queue_deadline(tmp_path: Path):
     with fleet(tmp_path, workers=0, SLUICE_QUEUE_WAIT_S="1") as found:
         body = {"model": "demo-n1", "messages": [{"role": "user", "content": "hi"}]}
 
-        response = httpx.post(f"{found.url}/v1/chat/completions", json=body, headers={"x-api-key": KEY}, timeout=30)
+        response = httpx.post(f"{found.url}/v1/chat/completions", json=body, headers={"x-api-key": KEY}, timeout=120)
 
         assert response.status_code == 504
         assert response.json()["error"]["code"] == "deadline_exceeded"
@@ -253,7 +253,7 @@ def test_a_killed_api_leaves_a_detached_generation_to_its_end_and_another_replic
             found.apis[0].kill()
 
         url = f"http://127.0.0.1:{found.ports[1]}/v1/generations/{generation}"
-        rest = httpx.get(url, headers={"x-api-key": KEY, "last-event-id": last_id}, timeout=30)
+        rest = httpx.get(url, headers={"x-api-key": KEY, "last-event-id": last_id}, timeout=120)
 
         assert rest.status_code == 200
         assert rest.text.endswith("data: [DONE]\n\n")

@@ -22,7 +22,11 @@ from common.settings import Settings
 
 @pytest.fixture(scope="module")
 def replicas(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    settings = {"SLUICE_SECRET": "s3cret", "SLUICE_HEARTBEAT_S": "0.2", "SLUICE_RETENTION_STOP_S": "60"}
+    settings = {
+        "SLUICE_SECRET": "a secret of these tests, 32 bytes or more",
+        "SLUICE_HEARTBEAT_S": "0.2",
+        "SLUICE_RETENTION_STOP_S": "60",
+    }
     with fleet(tmp_path_factory.mktemp("replicas"), apis=2, **settings) as found:
         yield found
 
@@ -58,6 +62,7 @@ def test_the_record_tells_what_a_generation_took(replicas: Fleet, dialect: str, 
         "dialect": dialect,
         "model": f"{provider}/demo-n12-d1",
         "url": f"/v1/generations/{generation_id}",
+        "class": "interactive",
         "stream": stream,
         "provider": provider,
         "tries": 1,
@@ -143,7 +148,12 @@ def test_what_cannot_be_told_is_refused(replicas: Fleet):
 
 
 def test_a_takeover_is_told_by_the_record(tmp_path):
-    settings = {"SLUICE_SECRET": "s", "SLUICE_LEASE_S": "2", "SLUICE_RENEW_S": "0.5", "SLUICE_HEARTBEAT_S": "0.2"}
+    settings = {
+        "SLUICE_SECRET": "a secret of these tests, 32 bytes or more",
+        "SLUICE_LEASE_S": "2",
+        "SLUICE_RENEW_S": "0.5",
+        "SLUICE_HEARTBEAT_S": "0.2",
+    }
     with fleet(tmp_path, workers=2, **settings) as found:
         generation_id = started(found, MESSAGES, "f3000-n20-d0").json()["id"]
 

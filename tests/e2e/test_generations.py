@@ -62,11 +62,11 @@ def _url(found: Fleet, generation_id: str, replica: int = 0) -> str:
 
 def _read(found: Fleet, generation_id: str, after: str = "", replica: int = 0, key: str | None = None) -> httpx.Response:
     headers = headers_of(**({"last_event_id": after} if after else {}), **({"key": key} if key is not None else {}))
-    return httpx.get(_url(found, generation_id, replica), headers=headers, timeout=30)
+    return httpx.get(_url(found, generation_id, replica), headers=headers, timeout=120)
 
 
 def _delete(found: Fleet, generation_id: str, replica: int = 0, **headers: str) -> httpx.Response:
-    return httpx.delete(_url(found, generation_id, replica), headers=headers_of(**headers), timeout=30)
+    return httpx.delete(_url(found, generation_id, replica), headers=headers_of(**headers), timeout=120)
 
 
 def _jobs(found: Fleet) -> set[str]:

@@ -14,7 +14,11 @@ from cli.demo_provider.script import answer
 
 @pytest.fixture(scope="module")
 def replicas(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    settings = {"SLUICE_SECRET": "s3cret", "SLUICE_HEARTBEAT_S": "0.2", "SLUICE_RETENTION_STOP_S": "60"}
+    settings = {
+        "SLUICE_SECRET": "a secret of these tests, 32 bytes or more",
+        "SLUICE_HEARTBEAT_S": "0.2",
+        "SLUICE_RETENTION_STOP_S": "60",
+    }
     with fleet(tmp_path_factory.mktemp("replicas"), apis=2, **settings) as found:
         yield found
 
@@ -164,7 +168,9 @@ def listed(found: Fleet, key: str, replica: int = 0, **params: Any) -> httpx.Res
 
 
 def test_ones_own_generations_are_listed_newest_first_and_paged(tmp_path):
-    with fleet(tmp_path, apis=2, SLUICE_SECRET="s", SLUICE_RETENTION_STOP_S="0.2") as found:
+    with fleet(
+        tmp_path, apis=2, SLUICE_SECRET="a secret of these tests, 32 bytes or more", SLUICE_RETENTION_STOP_S="0.2"
+    ) as found:
         assert listed(found, OTHER_KEY).json() == {
             "object": "list",
             "data": [],
@@ -201,7 +207,7 @@ def test_stopping_is_heard_in_every_dialect_as_its_own_error(replicas: Fleet, di
     said = started(replicas, dialect, "n100000-d10").json()
     until(lambda: told(replicas, said["id"])["status"] == "running", "it runs")
     with ThreadPoolExecutor() as threads:
-        reading = threads.submit(httpx.get, url(replicas, said["events_url"], 1), timeout=30)
+        reading = threads.submit(httpx.get, url(replicas, said["events_url"], 1), timeout=120)
         until(lambda: replicas.metrics(replicas.ports[1])["sluice_open_viewers"] == 1, "it is read")
 
         assert stop(replicas, said["id"]).json() == {

@@ -1,6 +1,7 @@
 """Guardrails on real processes: what reaches a provider, and what reaches a client."""
 
 import re
+import signal
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -104,7 +105,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory, webhook: Webhook) -> Itera
         "SLUICE_GUARDRAIL_PATTERNS_OUT": '["river may", "(?i)ripple(60|61)\\\\b"]',
         "SLUICE_GUARDRAIL_INPUT_CHARS_MAX": "1000",
         "SLUICE_GUARDRAIL_WEBHOOK_URL": webhook.url,
-        "SLUICE_SECRET": "e2e",
+        "SLUICE_SECRET": "a secret of these tests, 32 bytes or more",
         "SLUICE_FIRST_TOKEN_TIMEOUT_S": "2",
     }
     with fleet(tmp_path_factory.mktemp("guarded"), workers=2, **settings) as found:
@@ -322,7 +323,7 @@ def test_a_killed_worker_s_successor_goes_on_filtering(tmp_path):
 
         def read(dialect: str, model: str) -> None:
             body = body_of(dialect, model, stream=True)
-            with httpx.stream("POST", found.url + PATH_OF[dialect], json=body, headers=headers_of(), timeout=60) as response:
+            with httpx.stream("POST", found.url + PATH_OF[dialect], json=body, headers=headers_of(), timeout=120) as response:
                 for piece in response.iter_bytes():
                     bodies[dialect] += piece
 
@@ -330,16 +331,16 @@ def test_a_killed_worker_s_successor_goes_on_filtering(tmp_path):
             threading.Thread(target=read, args=(MESSAGES, "anthropic/claude-3-n300-d20"), daemon=True),
             threading.Thread(target=read, args=(CHAT, "demo/demo-n300-d20"), daemon=True),
         ]
+        reserve = found.start_reserve()
         for reader in readers:
             reader.start()
         until(lambda: all(body.count(b"\n\n") > 20 for body in bodies.values()), "both flow")
-        found.start_worker()
-        found.ready()
 
         found.workers[0].kill()
+        reserve.send(signal.SIGCONT)
 
         for reader in readers:
-            reader.join(50)
+            reader.join(120)
         wanted = answer(300).partition("ripple150 ripple151")[0]
         assert sdk_clients.anthropic_stream(bodies[MESSAGES]).text == wanted
         assert sdk_clients.openai_stream(bodies[CHAT]).text == wanted
@@ -367,7 +368,7 @@ def test_a_plugin_that_cannot_be_loaded_keeps_both_tiers_from_starting(tmp_path)
     with fleet(tmp_path, apis=0, workers=0) as found:
         found.settings["SLUICE_GUARDRAIL_PLUGIN"] = "no_such_module:check"
         for process in (found.start_api(), found.start_worker()):
-            assert process.wait(20) != 0
+            assert process.wait(120) != 0
             assert (
                 "SLUICE_GUARDRAIL_PLUGIN: 'no_such_module:check' could not be loaded: ModuleNotFoundError"
                 in process.log.read_text()

@@ -28,7 +28,11 @@ _numbers = itertools.count()
 
 @pytest.fixture(scope="module")
 def replicas(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    settings = {"SLUICE_SECRET": "s3cret", "SLUICE_HEARTBEAT_S": "0.2", "SLUICE_RETENTION_STOP_S": "0.2"}
+    settings = {
+        "SLUICE_SECRET": "a secret of these tests, 32 bytes or more",
+        "SLUICE_HEARTBEAT_S": "0.2",
+        "SLUICE_RETENTION_STOP_S": "0.2",
+    }
     with fleet(tmp_path_factory.mktemp("replicas"), apis=2, **settings) as found:
         yield found
 
@@ -70,7 +74,7 @@ def ask(
 ) -> httpx.Response:
     url = f"http://127.0.0.1:{found.ports[replica]}{PATHS[dialect]}"
     named = headers_of(idempotency_key=key, **headers)
-    return httpx.post(url, json=body(dialect, spec, stream=stream), headers=named, timeout=30)
+    return httpx.post(url, json=body(dialect, spec, stream=stream), headers=named, timeout=120)
 
 
 def id_of(response: httpx.Response) -> str:

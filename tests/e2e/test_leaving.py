@@ -92,7 +92,8 @@ def test_leaving_a_stalled_answer_closes_the_upstream(narrow: Fleet, case: tuple
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_leaving_between_two_tries_ends_the_tries(narrow: Fleet, dialect: str, stream: bool):
     # A model of its own: the other case's has asked to be left alone.
-    model = f"{FAMILY_OF[dialect]}/demo-e429-ra30-{'stream' if stream else 'whole'}"
+    # A stream waits only as long as it can still be given the status.
+    model = f"{FAMILY_OF[dialect]}/demo-e429-" + ("ra3-stream" if stream else "ra30-whole")
     with RawClient(narrow.ports[0]) as client:
         client.post(dialect, body_of(dialect, model, stream=stream))
         until(lambda: narrow.stats()["errors"] == 1, "the first try has failed")
@@ -236,7 +237,7 @@ def _id_in(received: bytes) -> str:
 
 
 def _come_back(found: Fleet, generation_id: str) -> str:
-    response = httpx.get(f"{found.url}/v1/generations/{generation_id}", headers=headers_of(), timeout=30)
+    response = httpx.get(f"{found.url}/v1/generations/{generation_id}", headers=headers_of(), timeout=120)
     assert response.status_code == 200
     return response.text
 

@@ -18,7 +18,7 @@ DIALECT_PATHS = {**PATH_OF, "openai-responses": "/v1/responses", "agentary": "/a
 
 def ask(found: Fleet, replica: int, path: str, body: dict, key: str = KEY) -> httpx.Response:
     url = f"http://127.0.0.1:{found.ports[replica % len(found.ports)]}{path}"
-    return httpx.post(url, json=body, headers=headers_of(key), timeout=60)
+    return httpx.post(url, json=body, headers=headers_of(key), timeout=120)
 
 
 def ask_at_once(found: Fleet, model: str, key: str = KEY) -> list[httpx.Response]:
@@ -95,7 +95,7 @@ def test_the_sdks_know_it_as_a_rate_limit(limited: Fleet):
 
 def test_a_place_is_free_within_ten_seconds_of_its_workers_death(tmp_path: Path):
     limits = '{"key": {"concurrent": 1}}'
-    with fleet(tmp_path, workers=1, SLUICE_LIMITS=limits, SLUICE_SECRET="a secret of these tests") as found:
+    with fleet(tmp_path, workers=1, SLUICE_LIMITS=limits, SLUICE_SECRET="a secret of these tests, 32 bytes or more") as found:
 
         def start(model: str) -> int:
             """Without waiting for the answer: nobody may be there to give it."""

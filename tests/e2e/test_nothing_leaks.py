@@ -10,7 +10,7 @@ from harness import CHAT, DIALECTS, Fleet, RawClient, body_of, fleet, until
 
 from common import keys
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(600)
 
 QUICK = {
     "SLUICE_LEASE_S": "2",
@@ -108,9 +108,9 @@ def sizes(found: Fleet) -> dict[str, tuple[float, float]]:
 
 
 def settle(found: Fleet) -> None:
-    until(lambda: not any(held(found).values()), "nothing is held", within_s=40)
+    until(lambda: not any(held(found).values()), "nothing is held")
     # Records of what has ended are collected within a second or so, by another worker if that one was lost.
-    until(lambda: lasting_keys(found) <= keys.PERMANENT, f"no more than {set(keys.PERMANENT)} stays", within_s=40)
+    until(lambda: lasting_keys(found) <= keys.PERMANENT, f"no more than {set(keys.PERMANENT)} stays")
 
 
 def test_a_storm_leaves_nothing_behind(tmp_path: Path):
@@ -127,10 +127,10 @@ def test_a_storm_leaves_nothing_behind(tmp_path: Path):
                 raise AssertionError(f"after {part.__name__}: {held(found)}") from error
 
         found.client.close()  # Its connections are ours, not the gateway's.
-        found.client = httpx.Client(timeout=30)
+        found.client = httpx.Client(timeout=120)
 
         def is_idle() -> bool:
             now = sizes(found)
             return all(now[name][0] <= idle[name][0] + 1 and now[name][1] <= idle[name][1] + POOLED_MAX for name in idle)
 
-        until(is_idle, f"tasks and files are as idle as before: {idle}", within_s=30)
+        until(is_idle, f"tasks and files are as idle as before: {idle}")

@@ -74,7 +74,10 @@ def test_both_tiers_say_that_they_live_and_are_ready(shared: Fleet):
 def test_health_names_the_parts(shared: Fleet):
     health = httpx.get(f"{shared.url}/health").json()
 
-    assert health["checks"] == {"redis": True, "feed": True, "providers": True}
+    assert health["checks"] == dict.fromkeys(
+        ("redis", "feed", "providers", "workers", "claude_api", "rate_limiter", "auth"), True
+    )
+    assert health["problems"] == []
     assert health["uptime_seconds"] >= 0
     assert health["open_viewers"] == 0
 
@@ -94,6 +97,7 @@ API_FAMILIES = {
     "sluice_requests": "counter",
     "sluice_request_duration_seconds": "histogram",
     "sluice_generations_accepted": "counter",
+    "sluice_generations_by_class": "counter",
     "sluice_refusals": "counter",
     "sluice_errors": "counter",
     "sluice_open_viewers": "gauge",
@@ -296,7 +300,7 @@ def test_an_api_that_anybody_could_reach_does_not_start_without_keys(shared: Fle
     env = {"SLUICE_REDIS_URL": shared.redis_server.url, "SLUICE_PORT": str(free_port()), "SLUICE_API_KEYS": ""}
     api = Process(["api"], {**env, "SLUICE_HOST": "0.0.0.0"}, tmp_path / "api.log")
     try:
-        assert api.wait(20) == 2
+        assert api.wait(120) == 2
     finally:
         api.stop()
 
@@ -312,7 +316,7 @@ def test_an_api_may_be_open_on_purpose(shared: Fleet, tmp_path: Path):
     env = {**shared.env(), "SLUICE_PORT": str(port), "SLUICE_API_KEYS": "", "SLUICE_HOST": "0.0.0.0", "SLUICE_AUTH": "none"}
     api = Process(["api"], env, tmp_path / "api.log")
     try:
-        until(lambda: is_ok(f"http://127.0.0.1:{port}/readyz"), "it is ready", within_s=20)
+        until(lambda: is_ok(f"http://127.0.0.1:{port}/readyz"), "it is ready")
         response = httpx.post(f"http://127.0.0.1:{port}{PATH_OF[CHAT]}", json=body_of(CHAT, "demo-n2-d0"))
     finally:
         api.stop()
@@ -333,7 +337,7 @@ def test_an_api_may_be_open_on_purpose(shared: Fleet, tmp_path: Path):
 def test_a_setting_that_cannot_be_is_named(tmp_path: Path, tier: str, name: str, value: str, words: str):
     process = Process([tier], {name: value}, tmp_path / "process.log")
     try:
-        assert process.wait(20) == 2
+        assert process.wait(120) == 2
     finally:
         process.stop()
 

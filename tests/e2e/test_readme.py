@@ -21,7 +21,7 @@ def test_the_example_runs_and_gets_the_whole_answer(shared: Fleet, tmp_path: Pat
     program = ["bash", "-euo", "pipefail", "-c"] if language == "bash" else [sys.executable, "-c"]
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("OPENAI_", "ANTHROPIC_"))}
 
-    done = subprocess.run([*program, code], cwd=tmp_path, env=clean, capture_output=True, text=True, timeout=50)
+    done = subprocess.run([*program, code], cwd=tmp_path, env=clean, capture_output=True, text=True, timeout=120)
 
     assert done.returncode == 0, done.stderr
     words = answer(None).split()

@@ -20,7 +20,7 @@ from test_failures import Client, takeovers
 
 from cli.demo_provider.script import answer
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(600)
 
 BOTH_WAYS = pytest.mark.parametrize("how", ["frozen", "restarted"])
 AWAY = {CHAT: (503, "store_unavailable"), MESSAGES: (529, "overloaded_error")}
@@ -84,7 +84,7 @@ def test_an_outage_of_ten_seconds_costs_no_token_and_no_takeover(tmp_path: Path,
         until(lambda: found.stats()["open"] == 2, "both upstreams are called")
 
         with outage(found, how):
-            until(lambda: breaker_is_open(found), "the breaker is open", within_s=5)
+            until(lambda: breaker_is_open(found), "the breaker is open")
             began_at = time.monotonic()
             for dialect in DIALECTS:
                 response, took_s = asked(found, dialect)
@@ -120,7 +120,7 @@ def test_an_outage_longer_than_what_can_be_held_ends_in_the_error_event(tmp_path
         until(lambda: len(client.text) > 20, "tokens flow")
 
         with outage(found, how):
-            until(lambda: found.stats()["open"] == 0, "the upstream is closed", within_s=20)
+            until(lambda: found.stats()["open"] == 0, "the upstream is closed")
             pass_seconds(1)
 
         client.finished()
@@ -137,7 +137,7 @@ def test_a_breaker_opens_within_two_seconds(tmp_path: Path, worker_gone: bool):
     with fleet(tmp_path, workers=0 if worker_gone else 1) as found, outage(found, "frozen"):
         began_at = time.monotonic()
 
-        until(lambda: breaker_is_open(found), "the breaker is open", within_s=10)
+        until(lambda: breaker_is_open(found), "the breaker is open")
 
         # Half a second for the log to be read, on a machine that does other things too.
         assert time.monotonic() - began_at < 2.5

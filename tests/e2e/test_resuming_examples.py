@@ -17,14 +17,14 @@ RESUMED, STARTED, RETRIED = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
 
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    settings = {"SLUICE_SECRET": "s3cret", "SLUICE_DEFAULT_PROVIDER": "demo"}
+    settings = {"SLUICE_SECRET": "a secret of these tests, 32 bytes or more", "SLUICE_DEFAULT_PROVIDER": "demo"}
     with fleet(tmp_path_factory.mktemp("gateway"), **settings) as found:
         yield found
 
 
 def run(found: Fleet, tmp_path: Path, code: str) -> str:
     code = code.replace("http://127.0.0.1:8080", found.url).replace("sk-demo", KEY)
-    done = subprocess.run(["bash", "-eu", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=50)
+    done = subprocess.run(["bash", "-eu", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

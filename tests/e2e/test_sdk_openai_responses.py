@@ -40,7 +40,7 @@ def ended(client: openai.OpenAI, id_: str) -> Response:
         found = client.responses.retrieve(id_)
         return found if found.status in ENDED else None
 
-    return until(look, f"{id_} has ended", within_s=20)
+    return until(look, f"{id_} has ended")
 
 
 def strictly(event: Any) -> None:

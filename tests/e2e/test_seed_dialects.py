@@ -174,7 +174,7 @@ def test_unified_is_read_by_the_documented_javascript(shared: Fleet, tmp_path: P
     client = tmp_path / "client.mjs"
     client.write_text(f'const url = "{shared.url}";\n' + code.replace("sk-demo", KEY))
 
-    printed = subprocess.run([node, client], capture_output=True, text=True, timeout=30, check=True).stdout
+    printed = subprocess.run([node, client], capture_output=True, text=True, timeout=120, check=True).stdout
 
     assert printed.startswith("A\n sluice\n is\n{")
     assert "estimated_cost_usd: null" in printed

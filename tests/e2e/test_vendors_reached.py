@@ -140,7 +140,7 @@ def behind_gateway(tmp_path_factory: pytest.TempPathFactory, upstream: Recording
         "GatewayToken": "sk-gateway",
         "SLUICE_API_KEYS": "",
         "SLUICE_AI_GATEWAY_BASE_URL": f"{upstream.url}/v1",
-        "SLUICE_SECRET": "a secret",
+        "SLUICE_SECRET": "a secret of these tests, 32 bytes or more",
         "OPENAI_API_KEY": "",
         "OPENAI_BASE_URL": "",
         "ANTHROPIC_BASE_URL": "",

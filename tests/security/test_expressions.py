@@ -22,13 +22,12 @@ WRITTEN_IN_PLACE = {
     "api/security_headers.py": 1,
     "common/guardrails/injection.py": 1,
     "common/guardrails/patterns.py": 1,
-    "common/redaction.py": 1,
     "common/settings.py": 1,
     "workers/providers/errors.py": 1,
 }
 
 
-@pytest.mark.timeout(280)
+@pytest.mark.timeout(3600)  # A minute or two of CPU time, which is what is bounded; a busy machine takes long over it.
 def test_no_text_stalls_an_expression():
     tried = subprocess.run(
         [sys.executable, "tests/security/expressions.py"],
@@ -50,7 +49,7 @@ def test_one_that_can_be_stalled_is_found(bad: str):
     """The probe of the probe: without it, a passing test would say nothing."""
     program = f"import re, expressions\nexpressions.CPU_S = 1\nexpressions.try_one('bad', re.compile({bad!r}))\n"
 
-    tried = subprocess.run([sys.executable, "-c", program], cwd=ROOT / "tests" / "security", check=False, timeout=50)
+    tried = subprocess.run([sys.executable, "-c", program], cwd=ROOT / "tests" / "security", check=False, timeout=120)
 
     assert tried.returncode == -signal.SIGXCPU
 

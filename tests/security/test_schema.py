@@ -66,7 +66,7 @@ def test_every_route_keeps_its_promises(served: Fleet, tmp_path: Path):
         *(str(Path(sys.executable).with_name("schemathesis")), "--config-file", "schemathesis.toml", "run", "schema.json"),
         *("--url", served.url, "--checks", ",".join(CHECKS), "--max-examples", str(fuzzing.EXAMPLES), "--workers", "2"),
         *("--seed", fuzzing.SEED or fuzzing.FIXED_SEED, "--generation-database", "none", "--suppress-health-check", "all"),
-        *("--request-timeout", "30", "--no-color", "--warnings", "off", "--continue-on-failure"),
+        *("--request-timeout", "120", "--no-color", "--warnings", "off", "--continue-on-failure"),
         *(argument for path in EXEMPT for argument in ("--exclude-path", path)),
     ]
 

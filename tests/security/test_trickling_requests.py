@@ -27,7 +27,7 @@ class Trickle:
     """A connection that sends something every moment until it is cut off; ``received`` is what it was told by then."""
 
     def __init__(self, port: int, first: bytes, then: bytes) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", port), timeout=20)
+        self._socket = socket.create_connection(("127.0.0.1", port), timeout=120)
         self._socket.sendall(first)
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._send, args=(then,), daemon=True)

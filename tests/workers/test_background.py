@@ -52,7 +52,7 @@ async def upstream_id(demo: Setup) -> str:
 
 
 async def until_cancelled(demo: Setup) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(120):
         while (await demo.stats())["aborted"] != 1:
             await asyncio.sleep(0.01)
     assert (await asked(demo))["cancel"] >= 1
@@ -182,7 +182,7 @@ async def test_what_runs_on_is_cancelled_where_another_goes_on(demo):
 async def test_leaving_cancels_what_runs_on(demo):
     await open_at_openai(demo, "openai-chat", "demo-n5000-d5")
     running_job = asyncio.create_task(demo.run())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(120):
         while len(await demo.frames()) < 4:
             await asyncio.sleep(0.01)
 
@@ -215,7 +215,7 @@ async def test_what_cannot_go_on_is_cancelled(demo):
 async def test_a_stop_that_finds_no_worker_cancels_what_runs_on(demo):
     await open_at_openai(demo, "openai-chat", "demo-n5000-d5")
     running_job = asyncio.create_task(demo.run())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(120):
         while len(await demo.frames()) < 4:
             await asyncio.sleep(0.01)
     running_job.cancel()  # As at the end of a drain: the next claim may go on, so the answer runs on.

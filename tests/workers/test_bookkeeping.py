@@ -19,27 +19,31 @@ from prometheus_client import CollectorRegistry
 from redis.exceptions import ResponseError
 from sqlalchemy import text
 
-from common import keys
+from common import keys, set_aside
 from common.admission import periods
+from common.attempts import Attempt, pack
 from common.audit import unseal
 from common.channel.base import Append, Claim, Frame, FrameId, FrameKind, Opening, Policy
 from common.channel.redis import RedisChannel
 from common.database.engine import open_database
+from common.database.errors import DatabaseUnavailable
 from common.database.migrate import migrate
 from common.database.store import add
 from common.errors import ErrorKind, Failed
+from common.events import Usage
 from common.job import Job
 from common.ledger import Asked
 from common.redis_client import Client, Pulse
 from common.redis_pipe import Exchanges
 from common.settings import Settings
-from workers.bookkeeping.collector import BATCH
+from workers.bookkeeping.budgets import Budgets
+from workers.bookkeeping.collector import BATCH, Collector
 from workers.bookkeeping.keeper import AUDIT_PAUSE_S, AWAY_PAUSES_S, KEYS_PAUSE_S, SCAN_PAUSE_S, Bookkeeper
 from workers.bookkeeping.rows import row_of
 from workers.metrics import Metrics
 
 ROOT = Path(__file__).parents[2]
-SECRET = "a long random text"
+SECRET = "a long random text of 32 bytes or more"
 ON_SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # Where the database makes no difference.
 END = {
     "error": None,
@@ -268,6 +272,103 @@ async def test_a_record_that_cannot_be_read_is_set_aside_and_keeps_nobody_waitin
     assert kept["reason"]
     assert 0 < await world.redis.ttl(keys.UNREADABLE) <= 30 * 86_400
     assert world.sample("sluice_ledger_unreadable_total") == 1
+
+
+@pytest.mark.parametrize("stored", ["a text", "a list"])
+async def test_what_is_no_record_is_set_aside_too(world: World, stored: str):
+    if stored == "a text":
+        await world.redis.set(keys.record("gen_0"), "none of ours")
+    else:
+        await world.redis.rpush(keys.record("gen_0"), "none", "of", "ours")
+    await world.redis.rpush(keys.ENDED, "gen_0")
+    await world.end("gen_1")
+
+    await (await world.holder()).turn()
+
+    assert await world.rows() == ["gen_1"]
+    assert await world.left() == (0, 0)
+    (entry,) = [set_aside.unpack(raw) for raw in await world.redis.lrange(keys.UNREADABLE, 0, -1)]
+    assert (entry.kind, entry.id) == ("record", "gen_0")
+    assert world.sample("sluice_set_aside") == 1
+
+
+async def test_a_record_that_killed_workers_is_set_aside_without_a_look_into_it(world: World, monkeypatch: pytest.MonkeyPatch):
+    await world.end("gen_0", is_listed=False)
+    await world.redis.hset(keys.record("gen_0"), "set_aside", "3 workers were lost on it")
+    await world.redis.rpush(keys.ENDED, "gen_0")
+    monkeypatch.setattr(Collector, "_add", lambda *_: pytest.fail("nobody may look into it"))
+
+    await (await world.holder()).turn()
+
+    assert await world.rows() == []
+    assert await world.left() == (0, 0)
+    (entry,) = [set_aside.unpack(raw) for raw in await world.redis.lrange(keys.UNREADABLE, 0, -1)]
+    assert (entry.id, entry.reason) == ("gen_0", "3 workers were lost on it")
+
+
+@pytest.mark.parametrize("listed", [b"gen_\xff\xfe", b"", b"gen 0 {}*"])
+async def test_an_id_that_is_none_keeps_nobody_waiting(world: World, listed: bytes):
+    await world.redis.rpush(keys.ENDED, listed)
+    await world.end("gen_1")
+
+    await (await world.holder()).turn()
+
+    assert await world.rows() == ["gen_1"]
+    assert await world.left() == (0, 0)
+
+
+@pytest.mark.parametrize("part", ["state", "log", "request"])
+async def test_what_else_is_left_of_a_generation_may_be_none_of_ours(world: World, part: str):
+    key = {"state": keys.state, "log": keys.log, "request": keys.request}[part]("gen_0")
+    await world.end("gen_0", asked={"is_audited": True}, usage=None)
+    await world.redis.delete(key)
+    await world.redis.rpush(key, "none of ours") if part != "request" else await world.redis.sadd(key, "none of ours")
+    await world.end("gen_1")
+
+    keeper = await world.holder()
+    await keeper.turn()
+
+    assert await world.rows() == ["gen_0", "gen_1"]
+    assert await world.left() == (0, 0)
+    assert keeper.problem is None
+
+
+@pytest.mark.parametrize("first", [b"soon", b"9" * 40, b"-1"])
+async def test_how_long_the_oldest_waits_is_told_of_those_that_say_it(world: World, first: bytes):
+    await world.redis.hset(keys.record("gen_0"), "ended_ms", first)
+    await world.redis.rpush(keys.ENDED, "gen_0")
+
+    await Collector(world.redis, world.channel, Settings(), Metrics(CollectorRegistry())).look(1)
+
+
+@ON_SQLITE
+@pytest.mark.parametrize("step", ["budgets", "keys"])
+async def test_a_step_that_fails_stops_no_other(world: World, monkeypatch: pytest.MonkeyPatch, step: str):
+    async def fails(*_: object) -> None:
+        raise DatabaseUnavailable("OperationalError: integer overflow")
+
+    target = (Budgets, "load") if step == "budgets" else (Bookkeeper, "_sync_keys")
+    monkeypatch.setattr(*target, fails)
+    await world.end("gen_1")
+    keeper = await world.holder()
+    with structlog.testing.capture_logs() as logs:
+        for _ in range(3):
+            await keeper.turn()
+            world.clock.now += AWAY_PAUSES_S[-1]
+
+    assert await world.rows() == ["gen_1"]
+    assert [line["event"] for line in logs if line["log_level"] == "error"] == ["bookkeeping_failed"]
+    assert keeper.problem and "integer overflow" in keeper.problem
+    monkeypatch.undo()
+    await keeper.turn()
+    assert keeper.problem is None
+
+
+@ON_SQLITE
+async def test_a_lease_that_is_none_is_taken(world: World):
+    await world.redis.rpush(keys.BOOKKEEPER, "none of ours")
+
+    assert await world.keeper().lease.look()
 
 
 async def test_text_that_a_database_will_not_have_is_mended(world: World):
@@ -525,7 +626,7 @@ async def test_killed_at_any_point_nothing_is_lost_and_nothing_twice(world: Worl
     ids = [await world.end(f"gen_{n:02}") for n in range(12)]
     command = [sys.executable, "-c", KILLED, point, world.url, redis_server.url]
     killed = await asyncio.to_thread(
-        subprocess.run, command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, timeout=50
+        subprocess.run, command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, timeout=120
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     assert len(await world.rows()) in (0, 12)  # All or nothing, as it is one transaction.
@@ -557,6 +658,25 @@ async def test_what_an_api_ended_is_estimated_from_its_log(world: World):
     ((_, tokens, cost),) = await world.rows("id, input_tokens, cost_nano_usd")
     assert tokens > 5
     assert cost > 50 * 1_000  # GPT-4o costs more than a dollar for a million tokens.
+
+
+async def test_what_an_api_ended_before_the_first_token_took_the_prompt_of_the_calls_that_were_noted(world: World):
+    await world.open("gen_1")
+    claim = Claim("gen_1", 1, "token")
+    await world.channel.fence(claim, is_handover=False)
+    first = Attempt("openai", "gpt-4o", Usage(100, 0), is_estimated=True).priced({})
+    await world.channel.heartbeat([claim], [pack([first, Attempt("anthropic", "claude-haiku-4-5")])])
+    await world.channel.end_unowned("gen_1", "t", Failed(ErrorKind.WORKER_LOST, "lost"))
+    await world.redis.rpush(keys.ENDED, "gen_1")
+
+    await (await world.holder()).turn()
+
+    assert await world.rows("id, is_partial, is_estimated, provider, tries") == [("gen_1", False, True, "anthropic", 2)]
+    parts = await world.rows("provider, cost_nano_usd", "(SELECT *, generation_id AS id FROM ledger_attempts) AS parts")
+    ((_, tokens, cost),) = await world.rows("id, input_tokens, cost_nano_usd")
+    assert tokens > 100
+    assert dict(parts)["openai"] == 250_000  # 2.50 dollars for a million tokens.
+    assert cost == sum(dict(parts).values())
 
 
 async def test_what_was_ended_while_it_waited_took_nothing(world: World):
@@ -713,6 +833,28 @@ async def test_lost_counters_are_rebuilt_from_the_ledger(world: World):
     assert 2 * 86_400 < await world.redis.ttl(keys.spent("key", "key_a", day)) <= 3 * 86_400
     assert 39 * 86_400 < await world.redis.ttl(keys.spent("key", "key_a", month)) <= 40 * 86_400
     assert await world.redis.ttl(keys.SPENT_LOADED) == -1
+
+
+async def test_counters_are_rebuilt_whatever_older_versions_have_written(world: World):
+    for n in range(5):
+        await world.end(f"gen_{n}")
+    keeper = await world.holder()
+    await keeper.turn()
+    engine = open_database(world.url)
+    async with engine.begin() as connection:
+        await connection.execute(text(f"UPDATE ledger SET cost_nano_usd = {2**63 - 1}"))
+    await engine.dispose()
+    await world.redis.flushall()
+    await keeper.lease.look()
+    await world.redis.set(keys.spent("key", "key_a", periods()[0]), 5)
+
+    await keeper.turn()
+    await world.end("gen_new")
+    await keeper.turn()
+
+    assert set((await counters(world)).values()) == {9 * 10**18}
+    assert await world.redis.get(keys.SPENT_LOADED) == b"loaded"
+    assert "gen_new" in await world.rows()
 
 
 async def test_what_waits_in_redis_is_not_among_the_sums(world: World):

@@ -1,6 +1,7 @@
 """Records become rows, whatever they say."""
 
 import json
+from decimal import Decimal
 from typing import Any
 
 import orjson
@@ -8,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.database.tables import LedgerRow
+from common.attempts import Attempt
+from common.database.tables import LedgerAttempt, LedgerRow
 from common.events import Usage
 from common.ledger import Asked
 from common.pricing import Cost
-from workers.bookkeeping.rows import is_unmeasured, row_of, with_estimate
+from workers.bookkeeping.rows import is_unmeasured, row_of, with_attempts
 
 ASKED = Asked("key_a", "acme", "u1", "req_1", "openai-chat", "generate", True, "fast", 1_000)
 END = {
@@ -35,8 +37,8 @@ def row(**end: Any) -> dict[str, Any]:
     return row_of("gen_1", ASKED, orjson.dumps({**END, **end}), 2_000)
 
 
-def test_a_row_has_every_column_and_no_other():
-    assert set(row()) == set(LedgerRow.__table__.columns.keys())
+def test_a_row_has_every_column_and_its_attempts_and_no_other():
+    assert set(row()) == {*LedgerRow.__table__.columns.keys(), "attempts"}
 
 
 def test_a_completed_generation_is_told_in_full():
@@ -75,6 +77,8 @@ def test_a_completed_generation_is_told_in_full():
         "queue_wait_ms": 3,
         "ttft_ms": 40,
         "duration_ms": 500,
+        "details": None,
+        "attempts": [],
     }
 
 
@@ -110,7 +114,7 @@ def test_an_end_that_no_worker_wrote_tells_only_its_error():
     assert found["outcome"] == "failed"
     unknown = ("provider", "input_tokens", "output_tokens", "cost_nano_usd", "ttft_ms", "duration_ms")
     assert [found[name] for name in unknown] == [None] * len(unknown)
-    assert is_unmeasured(found)
+    assert is_unmeasured(found, b'{"error": {}}')
 
 
 @pytest.mark.parametrize(
@@ -124,14 +128,16 @@ def test_an_end_that_no_worker_wrote_tells_only_its_error():
     ],
 )
 def test_what_is_to_be_estimated(end: dict[str, Any], expected: bool):
-    assert is_unmeasured(row(**end)) is expected
+    assert is_unmeasured(row(**end), orjson.dumps({**END, **end})) is expected
+    assert not is_unmeasured(row(**end, attempts=[]), orjson.dumps({**end, "attempts": []})), "this version's workers count"
 
 
 def test_an_estimate_fills_in_what_is_missing_and_is_marked():
     bare = row_of("gen_1", ASKED, orjson.dumps({"error": {"kind": "worker_lost"}}), 2_000)
     head = {"provider": "openai", "upstream_model": "gpt-5", "tries": 2, "continuations": 0, "queue_wait_ms": 1, "ttft_ms": 9}
 
-    found = with_estimate(bare, head, Usage(7, 3), Cost(input_usd=1, output_usd=2))
+    attempt = Attempt("openai", "gpt-5", Usage(7, 3), Cost(Decimal(1), Decimal(2)), is_estimated=True)
+    found = with_attempts(bare, head, [attempt])
 
     changed = {name: value for name, value in found.items() if bare[name] != value}
     assert changed == {
@@ -153,9 +159,50 @@ def test_an_estimate_fills_in_what_is_missing_and_is_marked():
 
 
 def test_an_estimate_does_not_overwrite_who_answered_and_when():
-    found = with_estimate(row(ttft_ms=40), {"provider": "other", "tries": 9, "ttft_ms": 1}, Usage(1, 1), None)
+    head = {"provider": "other", "tries": 9, "ttft_ms": 1}
+    found = with_attempts(row(ttft_ms=40), head, [Attempt("other", "m", Usage(1, 1), is_estimated=True)])
 
     assert (found["provider"], found["tries"], found["ttft_ms"], found["cost_nano_usd"]) == ("openai", 2, 40, None)
+
+
+SEVERAL = [
+    Attempt("dear", "m1", Usage(10, 5, model="m1-2026"), Cost(Decimal(2), Decimal(1)), is_estimated=True),
+    Attempt("cheap", "m2", Usage(20, 7, details={"web_searches": 2}, service_tier="flex"), Cost(Decimal(1), Decimal(0))),
+]
+
+
+def test_several_attempts_have_rows_of_their_own_and_the_generation_their_sum():
+    found = row(attempts=[attempt.to_dict() for attempt in SEVERAL])
+
+    assert [found[name] for name in ("input_tokens", "output_tokens", "is_estimated", "details")] == [30, 12, True, None]
+    assert (found["cost_nano_usd"], found["input_cost_nano_usd"]) == (4 * 10**9, 3 * 10**9)
+    assert [(each["generation_id"], each["number"], each["provider"]) for each in found["attempts"]] == [
+        ("gen_1", 1, "dear"),
+        ("gen_1", 2, "cheap"),
+    ]
+    assert [each["details"] for each in found["attempts"]] == [
+        {"answered_by": "m1-2026"},
+        {"web_searches": 2, "service_tier": "flex"},
+    ]
+    assert set(found["attempts"][0]) == set(LedgerAttempt.__table__.columns.keys())
+
+
+def test_a_cost_of_which_a_part_is_not_known_is_not_known_and_the_known_part_is_kept():
+    dear, cheap = (attempt.to_dict() for attempt in SEVERAL)
+
+    found = row(attempts=[dear, {**cheap, "cost": None}])
+
+    assert (found["cost_nano_usd"], found["input_tokens"]) == (None, 30)
+    assert [each["cost_nano_usd"] for each in found["attempts"]] == [3 * 10**9, None]
+
+
+@pytest.mark.parametrize("figure", [10**15, 2**63, 1e300, -5, "12", True, None, [1]])
+def test_a_record_of_an_older_version_with_an_absurd_figure_fits_every_sum(figure: Any):
+    cost = {"input_usd": "9" * 30, "output_usd": "0", "total_usd": "9" * 30}
+    found = row(usage={"input_tokens": figure, "output_tokens": 1}, cost=cost)
+
+    assert 0 <= found["input_tokens"] <= 10**9
+    assert found["cost_nano_usd"] == 10**15
 
 
 JSON = st.recursive(
@@ -171,6 +218,8 @@ def test_whatever_an_end_says_its_row_fits_the_columns(end: dict[str, Any]):
     found = row_of("gen_1", ASKED, json.dumps(end, allow_nan=False).encode(), 2_000) if is_plain(end) else row()
 
     for column in LedgerRow.__table__.columns:
+        if column.name == "details":
+            continue
         value = found[column.name]
         assert column.nullable or value is not None
         if isinstance(value, str):

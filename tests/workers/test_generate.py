@@ -17,6 +17,7 @@ from common.channel.base import START, Append, Claim, Frame, FrameId, FrameKind,
 from common.channel.memory import MemoryChannel
 from common.job import Job
 from common.queue.jobs import ClaimedJob
+from common.queue.worker import SetAside
 from common.redis_client import connect
 from common.responses import ResponseStore
 from common.settings import ProviderSettings, Settings
@@ -56,7 +57,7 @@ class Setup:
         await self.channel.open(G, Opening("me", dialect, stream, model, 1, Policy.STOP, 0, 60, 600, job.pack()), "r")
 
     async def run(self, **claim: Any) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             await run_generation(ClaimedJob(G, **{"epoch": 1, **claim}), self.services)
 
     async def frames(self) -> list[Frame]:
@@ -84,7 +85,8 @@ async def setup(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest)
             "openai": ProviderSettings(base_url=f"{address}/v1", api_keys=("bad-key", "good-key")),
             "anthropic": ProviderSettings(base_url="http://127.0.0.1:9", api_keys=("k",)),
         }
-        settings = Settings(**{"providers": providers, **getattr(request, "param", {})})
+        # Also what is too little for real ones.
+        settings = Settings(providers=providers).model_copy(update=getattr(request, "param", {}))
         channel = MemoryChannel()
         linger = Linger(settings.publish_linger_ms)
         publisher = Publisher(channel, Pulse(), settings, linger)  # type: ignore[arg-type]  # A pulse that is always whole.
@@ -197,7 +199,7 @@ async def test_silence_of_an_upstream_ends_in_a_timeout_and_closes_it(setup, fau
     await setup.run()
 
     assert (await setup.end())["error"]["kind"] == "upstream_timeout"
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(120):
         while (await setup.stats())["open"]:
             await asyncio.sleep(0.01)
 
@@ -244,7 +246,7 @@ async def test_a_stopped_generation_is_ended_before_its_upstream_is_called(setup
 async def test_a_stop_flag_closes_a_running_upstream(setup):
     await setup.open("demo-n5000-d5")
     running_job = asyncio.create_task(setup.run())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(120):
         while len(await setup.frames()) < 4:
             await asyncio.sleep(0.01)
 
@@ -252,7 +254,7 @@ async def test_a_stop_flag_closes_a_running_upstream(setup):
 
     await running_job
     assert (await setup.end())["error"]["code"] == "cancelled"
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(120):
         while (await setup.stats())["open"]:
             await asyncio.sleep(0.01)
 
@@ -289,6 +291,42 @@ async def test_a_job_that_three_claims_in_a_row_died_on_is_poison(setup):
     assert (await setup.end())["error"]["code"] == "poison_job"
 
 
+@pytest.mark.parametrize("frames", [[], [FrameKind.HEAD], [FrameKind.HEAD, FrameKind.DATA]])
+async def test_a_job_that_killed_three_workers_is_ended_by_nothing_of_its_own(setup, monkeypatch, frames):
+    await setup.open("demo-n5-d0")
+    claim = Claim(G, 1, "t")
+    await setup.channel.fence(claim, is_handover=False)
+    for n, kind in enumerate(frames, 1):
+        await setup.channel.append([Append(claim, FrameId(1, n - 1), [Frame(FrameId(1, n), kind, b"{}")])])
+    for name in ("_read_job", "_measure", "_settlement", "_report"):  # Whatever kills a worker may be in these.
+        monkeypatch.setattr(f"workers.generate.{name}", lambda *_: pytest.fail("it looks into the job"))
+
+    with pytest.raises(SetAside):
+        await setup.run(epoch=4, deaths=3)
+
+    assert await setup.end() == {"error": {**(await setup.end())["error"], "code": "poison_job", "kind": "worker_lost"}}
+    assert (await setup.stats())["requests"] == 0
+
+
+async def test_a_job_that_kills_whoever_settles_it_is_set_aside_with_the_end_that_it_has(setup):
+    await setup.open("demo-n5-d0")
+    await setup.run()
+    end = await setup.end()
+
+    with pytest.raises(SetAside):
+        await setup.run(epoch=4, deaths=3)
+
+    assert await setup.end() == end
+
+
+async def test_a_job_on_which_two_workers_died_is_run(setup):
+    await setup.open("demo-n5-d0")
+
+    await setup.run(epoch=3, deaths=2)
+
+    assert (await setup.end())["error"] is None
+
+
 async def test_a_job_claimed_past_its_deadline_is_not_run(setup):
     await setup.open("demo-n5-d0")
 
@@ -300,7 +338,7 @@ async def test_a_job_claimed_past_its_deadline_is_not_run(setup):
 async def test_a_cancellation_from_outside_leaves_the_log_open_for_the_next_claim(setup):
     await setup.open("demo-n5000-d5-f100")
     running_job = asyncio.create_task(setup.run())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(120):
         while not (await setup.stats())["open"]:
             await asyncio.sleep(0.01)
 

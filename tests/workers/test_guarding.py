@@ -67,6 +67,10 @@ def text_of(events: list[Event]) -> str:
     return "".join(event.text for event in events if isinstance(event, TextDelta))
 
 
+def arguments_of(events: list[Event]) -> str:
+    return "".join(event.arguments for event in events if isinstance(event, ToolCallDelta))
+
+
 def test_a_guard_needs_something_to_look_for():
     assert guards().of(job()) is None
     assert guards(patterns=()).of(job(patterns="block", custom="block")) is None
@@ -142,8 +146,31 @@ def test_patterns_are_looked_for_in_the_arguments_of_calls():
         ToolCallDelta(0, 'ret"}'),
     )
 
-    assert "".join(event.arguments for event in passed if isinstance(event, ToolCallDelta)) == f'{{"to": "{MAIL}", "text": "'
+    assert arguments_of(passed) == '{"to": "[EMAIL]", "text": "'
     assert passed[-2:] == [FILTERED, Completed(USAGE)]
+
+
+@pytest.mark.parametrize("arguments", ['{"card": 4111111111111111}', '{"john@example.com": "j\\u006fhn@example.com"}'])
+def test_personal_data_in_the_arguments_of_calls_is_replaced_wherever_it_is_cut(arguments):
+    for cut in range(len(arguments)):
+        passed = fed(
+            guard(pii="block"),
+            ToolCallStarted(0, "c", "pay"),
+            ToolCallDelta(0, arguments[:cut]),
+            ToolCallDelta(0, arguments[cut:]),
+            Finished(FinishReason.TOOL_CALLS),
+        )
+
+        assert orjson.loads(arguments_of(passed)) in ({"card": "[CARD]"}, {"[EMAIL]": "[EMAIL]"})
+
+
+def test_in_mode_log_they_are_counted_and_stay():
+    found = guard(pii="log")
+
+    passed = fed(found, ToolCallStarted(0, "c", "pay"), ToolCallDelta(0, '{"card": 4111111111111111}'), STOP)
+
+    assert arguments_of(passed) == '{"card": 4111111111111111}'
+    assert sum(text.counts()["card"] for text in found._texts.values()) == 1
 
 
 def test_what_is_held_comes_before_the_block_that_follows():
@@ -260,7 +287,7 @@ def test_a_whole_answer_is_filtered_and_its_usage_is_its_upstream_s():
     body = {"id": "c", "object": "chat.completion", "choices": [choice], "usage": {"prompt_tokens": 3, "completion_tokens": 4}}
     pump = pump_of(FoldingWhole, found)
 
-    answer = orjson.loads(pump.feed([orjson.dumps(body)]))
+    answer = orjson.loads(pump.feed_whole(orjson.dumps(body)))
 
     assert answer["choices"][0]["message"]["content"] == "[EMAIL] has a "
     assert answer["choices"][0]["finish_reason"] == "content_filter"

@@ -108,7 +108,7 @@ async def served(
     found = await asyncio.start_server(server.serve, "localhost", 0, ssl=context, family=socket.AF_INET)
     server.url = f"{'https' if certificate else 'http'}://localhost:{found.sockets[0].getsockname()[1]}/"
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             yield server, upstream, linger
     finally:
         await upstream.close()

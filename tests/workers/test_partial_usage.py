@@ -5,12 +5,14 @@ from typing import Any
 import orjson
 import pytest
 
+from common.attempts import total_usage
 from common.channel.base import Frame, FrameId, FrameKind, Policy
 from common.dialects import DIALECTS
 from common.events import Usage
 from common.job import Job
 from common.token_estimate import estimate_text_tokens, estimate_tokens
-from workers.partial_usage import completed, read_partial
+from workers.charging import completed
+from workers.partial_usage import Partial, read_partial
 
 HEAD = {"status": 200, "provider": "demo", "tries": 2, "spent": None}
 TEXT = "A sluice is a small gate that lets water through. "
@@ -41,6 +43,11 @@ def job(dialect: str = "openai-chat", **body: Any) -> bytes:
     return Job("gen_1", "req_1", dialect, "demo", True, Policy.STOP, 0.0, 0, body=orjson.dumps(asked)).pack()
 
 
+def taken(found: Partial) -> Usage:
+    """Of all attempts."""
+    return total_usage(found.attempts)
+
+
 def asked_tokens(packed: bytes) -> int:
     found = Job.unpack(packed)
     return estimate_tokens(DIALECTS[found.dialect].parse(orjson.loads(found.body)))
@@ -53,7 +60,7 @@ def test_what_was_said_is_counted_however_it_was_cut(dialect: str):
         dialect, frames(head(), *(said(word + " ", dialect) for word in (TEXT * 4).split())), None, is_stream=True
     )
 
-    assert whole.usage.output_tokens == pieces.usage.output_tokens == estimate_text_tokens(TEXT * 4)
+    assert taken(whole).output_tokens == taken(pieces).output_tokens == estimate_text_tokens(TEXT * 4)
 
 
 def test_what_was_asked_is_counted_from_the_request():
@@ -61,7 +68,7 @@ def test_what_was_asked_is_counted_from_the_request():
 
     found = read_partial("openai-chat", frames(head(), said("Hi")), packed, is_stream=True)
 
-    assert found.usage.input_tokens == asked_tokens(packed) > 5
+    assert taken(found).input_tokens == asked_tokens(packed) > 5
     assert found.head["tries"] == 2
 
 
@@ -69,7 +76,7 @@ def test_what_was_asked_is_counted_from_the_request():
 def test_a_request_that_is_gone_or_unreadable_counts_for_nothing(request_: bytes | None):
     found = read_partial("openai-chat", frames(head(), said("Hi")), request_, is_stream=True)
 
-    assert found.usage == Usage(0, 1)
+    assert taken(found) == Usage(0, 1)
 
 
 def test_an_answer_that_never_began_took_nothing():
@@ -83,8 +90,8 @@ def test_what_the_upstream_told_at_its_start_is_taken():
 
     found = read_partial("anthropic-messages", frames(head(), told, said(TEXT, "anthropic-messages")), job(), is_stream=True)
 
-    assert found.usage.input_tokens == 321
-    assert found.usage.output_tokens == estimate_text_tokens(TEXT)
+    assert taken(found).input_tokens == 321
+    assert taken(found).output_tokens == estimate_text_tokens(TEXT)
 
 
 def test_tool_calls_count():
@@ -93,7 +100,7 @@ def test_tool_calls_count():
 
     found = read_partial("openai-chat", frames(head(), call), None, is_stream=True)
 
-    assert found.usage.output_tokens >= 6
+    assert taken(found).output_tokens >= 6
 
 
 def test_a_continuation_costs_what_was_spent_before_and_what_it_had_to_read_again():
@@ -103,7 +110,7 @@ def test_a_continuation_costs_what_was_spent_before_and_what_it_had_to_read_agai
 
     found = read_partial("openai-chat", log, packed, is_stream=True)
 
-    assert found.usage == Usage(100 + asked_tokens(packed) + estimate_text_tokens(TEXT), 51, 1, 2, 3)
+    assert taken(found) == Usage(100 + asked_tokens(packed) + estimate_text_tokens(TEXT), 51, 1, 2, 3)
     assert found.head["tries"] == 3
 
 
@@ -113,13 +120,13 @@ def test_a_body_that_was_begun_twice_counts_once():
 
     found = read_partial("openai-chat", log, None, is_stream=False)
 
-    assert found.usage.output_tokens == estimate_text_tokens(TEXT)
+    assert taken(found).output_tokens == estimate_text_tokens(TEXT)
 
 
 def test_a_body_that_was_cut_is_no_reason_to_fail():
     found = read_partial("openai-chat", frames(head(), (FrameKind.DATA, b'{"choices": [')), None, is_stream=False)
 
-    assert found.usage == Usage(0, 0)
+    assert taken(found) == Usage(0, 0)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from recordings import Recording, parameters
 from common.errors import ErrorKind, Failed
 from workers.providers import WIRES, errors
 from workers.providers.base import Wire
+from workers.providers.errors import note_wait
 
 wires = pytest.mark.parametrize("wire", WIRES.values(), ids=WIRES.keys())
 
@@ -120,3 +121,13 @@ def test_the_key_that_an_upstream_repeats_is_blotted_out(said: str, told: str):
 )
 def test_a_code_that_is_a_sentence_is_not_logged(code: str | None, logged: str | None):
     assert Failed(ErrorKind.UPSTREAM_REJECTED, "no", code=code).logged_code == logged
+
+
+def test_a_limit_told_in_a_body_is_waited_for_as_its_headers_say():
+    limited, told, other = (Failed(kind, "") for kind in [ErrorKind.UPSTREAM_RATE_LIMITED] * 2 + [ErrorKind.UPSTREAM_REJECTED])
+    told.retry_after_s = 3.0
+
+    for failed in (limited, told, other):
+        note_wait(failed, {"retry-after": "7"})
+
+    assert [failed.retry_after_s for failed in (limited, told, other)] == [7.0, 3.0, None]

@@ -66,7 +66,7 @@ class Setup:
     async def write(self, *pieces: bytes) -> None:
         for piece in pieces:
             self.writer.write(piece, is_urgent=True)
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(120):
                 await self.writer.flushed()
 
 
@@ -74,7 +74,8 @@ class Setup:
 async def setup(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Setup]:
     monkeypatch.setattr("workers.publisher.PAUSE_WHILE_AWAY_S", 0.001)
     channel, pulse = Channel(), Pulse()
-    settings = Settings(heartbeat_s=0.02, worker_buffer_bytes_max=1000, vanished_viewers_s=0.05)
+    short = {"heartbeat_s": 0.02, "worker_buffer_bytes_max": 1000, "vanished_viewers_s": 0.05}
+    settings = Settings().model_copy(update=short)
     publisher = Publisher(channel, pulse, settings, Linger(0))  # type: ignore[arg-type]  # A pulse that beats as told.
     publisher.start()
     found = Setup(channel, publisher, pulse)
@@ -165,7 +166,7 @@ async def test_a_heartbeat_notices_lost_frames_of_a_quiet_generation(setup):
     await setup.write(b"a", b"b")
     setup.channel.forget(1)
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(120):
         while await setup.texts() != [b"a", b"b"]:
             await asyncio.sleep(0.01)
 
@@ -177,7 +178,7 @@ async def test_what_is_no_longer_held_leaves_a_hole_and_the_generation_can_still
     setup.channel.forget(4 if is_fence_lost else 3)
 
     setup.writer.write(b"ddd", is_urgent=True)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(120):
         while not setup.writer.has_hole:
             await asyncio.sleep(0.001)
     assert setup.signals == 1
@@ -186,6 +187,23 @@ async def test_what_is_no_longer_held_leaves_a_hole_and_the_generation_can_still
 
     assert setup.channel._logs[G].has_ended
     assert await setup.texts() == []
+
+
+async def test_a_note_is_told_soon_and_once(setup):
+    beats: list[list[bytes]] = []
+    told = setup.channel.heartbeat
+
+    async def heartbeat(claims, notes):
+        beats.append(list(notes))
+        return await told(claims, notes)
+
+    setup.channel.heartbeat = heartbeat
+    setup.writer.note = b"called"
+
+    async with asyncio.timeout(5):
+        while [b"called"] not in beats:
+            await asyncio.sleep(0.001)
+    assert (await setup.channel.fence(Claim(G, 2, "next"), is_handover=False)).note == b"called"
 
 
 async def test_a_new_owner_silences_this_one(setup):
@@ -203,7 +221,7 @@ async def test_a_new_owner_silences_this_one(setup):
 async def test_a_stop_is_heard_by_heartbeat_and_signalled_once(setup):
     await setup.channel.stop(G)
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(120):
         while not setup.signals:
             await asyncio.sleep(0.005)
     await setup.write(b"a", b"b")

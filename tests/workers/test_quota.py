@@ -4,6 +4,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -49,7 +50,7 @@ def place(key: str = "a", model: str = "m", provider: str = "openai") -> Deploym
 
 
 async def until(holds: Callable[[], Any], what: str) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(120):
         while not (found := holds()) or (asyncio.iscoroutine(found) and not await found):
             await asyncio.sleep(0.01)
 
@@ -358,16 +359,30 @@ async def test_an_answer_that_says_that_nothing_is_left_counts_for_all_workers(r
         await until(lambda: is_refused(second, place()), "the other worker knows")
 
 
-async def test_a_vendor_is_obeyed_up_to_the_cap_on_retry_after(redis):
-    async with worker(redis, retry_after_max_s=5) as quota:
-        quota.note_failure(demand(), place(), Failed(ErrorKind.UPSTREAM_RATE_LIMITED, "", retry_after_s=86_400))
+@pytest.mark.parametrize(("told_s", "promised_s"), [(86_400, 86_400), (1e11, 31 * 86_400), (3, 3)])
+async def test_a_vendor_is_obeyed_up_to_the_cap_and_its_word_is_told_to_all_workers(redis, redis_server, told_s, promised_s):
+    more = {"retry_after_max_s": 5}
+    async with clients(redis_server, 1) as (other,), worker(redis, **more) as first, worker(other, **more) as second:
+        first.note_failure(demand(), place(), Failed(ErrorKind.UPSTREAM_RATE_LIMITED, "", retry_after_s=told_s))
+        await until(lambda: is_refused(second, place()), "the other worker knows")
 
-        with pytest.raises(Refused) as refused:
-            async with quota.admitted(demand(), place()):
-                pass
-        assert refused.value.wait_s <= 5
-        await until(lambda: redis.exists(keys.PAUSED), "it is noted")
+        for quota in (first, second):
+            with pytest.raises(Refused) as refused:
+                async with quota.admitted(demand(), place()):
+                    pass
+            assert 0 < refused.value.look_s <= min(told_s, 5)
+            assert promised_s - 3 < refused.value.wait_s <= promised_s + 0.1
         assert 0 < await redis.pttl(keys.PAUSED) <= 5000
+
+
+async def test_a_later_word_replaces_a_promise(redis):
+    async with worker(redis, retry_after_max_s=5) as quota:
+        for told_s, most_s in ((86_400, 0.2), (4, 5)):
+            quota._pauses.pause("openai:a:m", told_s, most_s)
+            await quota._flush()
+
+        assert await redis.hkeys(keys.PAUSED) == [b"openai:a:m"]
+        assert quota._pauses.left("openai:a:m").promise_s <= 4
 
 
 async def test_a_longer_pause_is_not_cut_short_by_a_shorter_one(redis, redis_server):
@@ -378,23 +393,25 @@ async def test_a_longer_pause_is_not_cut_short_by_a_shorter_one(redis, redis_ser
 
         seconds, _ = await redis.time()
         assert int(await redis.hget(keys.PAUSED, "openai:a:m")) / 1000 - seconds > 10
-        await until(lambda: second._pauses.left_s("openai:a:m") > 10, "the other knows of the longer one")
+        await until(lambda: second._pauses.left("openai:a:m").pause_s > 10, "the other knows of the longer one")
 
 
 def test_what_a_worker_was_told_itself_counts_before_redis_has_it():
     pauses = Pauses(lambda: 100.0)
-    pauses.pause("openai:a:m", 20)
+    pauses.pause("openai:a:m", 20, 30)
 
     pauses.note({b"openai:a:m": b"5000", b"openai:b:m": b"7000"}, redis_ms=3000)
 
-    assert (pauses.left_s("openai:a:m"), pauses.left_s("openai:b:m")) == (20, 4)
+    assert (pauses.left("openai:a:m"), pauses.left("openai:b:m")) == ((20, 20), (4, 4))
 
 
 def test_the_same_word_is_passed_on_once():
     pauses = Pauses(lambda: 100.0)
 
-    assert [pauses.pause("openai:a:m", seconds) for seconds in (20, 20, 20.05, 21, 0.05)] == [True, False, False, True, False]
-    assert pauses.take_unshared() == [("openai:a:m", 21_000)]
+    told = [pauses.pause("openai:a:m", seconds, 30) for seconds in (20, 20, 20.05, 21, 0.05)]
+
+    assert told == [True, False, False, True, False]
+    assert pauses.take_unshared() == [("openai:a:m", 21_000, 21_000)]
     assert pauses.take_unshared() == []
 
 
@@ -458,13 +475,20 @@ async def test_counting_tokens_takes_nothing_of_a_quota(redis):
 
 async def test_a_brought_key_has_a_quota_of_its_own_and_no_budget_of_ours(redis):
     chosen = {"openai": ProviderSettings(api_keys=("k",), limits=Limits(requests=1), budget=Budget(day_usd=0))}
-    brought = Demand(job())
-    brought.job.brought_key = "sealed"
+    brought = replace(place(), client_pays=True)
     async with worker(redis, chosen) as quota:
-        for _ in range(3):
-            async with quota.admitted(brought, place()):
-                pass
-        assert quota.affordable(brought, [place()])
+        assert [await is_refused(quota, brought) for _ in range(3)] == [False] * 3
+        assert quota.affordable([brought, place()]) == [brought]
+
+
+async def test_made_up_keys_take_one_quota_together_where_none_is_needed(redis):
+    chosen = {"lab": ProviderSettings(base_url="http://x", limits=Limits(requests=1), budget=Budget(day_usd=0))}
+    made_up = [replace(place(key, provider="lab"), quota_id="lab:lab") for key in ("junk", "more junk")]
+    async with worker(redis, chosen) as quota:
+        assert [await is_refused(quota, each) for each in (*made_up, place("lab", provider="lab"))] == [False, True, True]
+        await until(lambda: quota._budgets._spent, "the budgets were read")
+        with pytest.raises(GatewayError):
+            quota.affordable(made_up)
 
 
 @asynccontextmanager
@@ -542,12 +566,12 @@ async def spend(redis: Redis, quota: Quota, usd: float, provider: str = "openai"
 async def test_a_provider_whose_budget_is_spent_is_passed_over(redis):
     both = [place(), place(provider="anthropic")]
     async with worker(redis, RICH) as quota:
-        assert quota.affordable(demand(), both) == both
+        assert quota.affordable(both) == both
         await spend(redis, quota, 1.999999999)
-        assert quota.affordable(demand(), both) == both
+        assert quota.affordable(both) == both
         await spend(redis, quota, 2)
 
-        assert quota.affordable(demand(), both) == both[1:]
+        assert quota.affordable(both) == both[1:]
 
 
 @pytest.mark.parametrize(("which", "usd", "period"), [(0, 2, "day"), (1, 10, "month")])
@@ -556,7 +580,7 @@ async def test_where_no_provider_is_left_the_request_is_told_whose_budget_and_un
         await spend(redis, quota, usd, which=which)
 
         with pytest.raises(GatewayError) as refused:
-            quota.affordable(demand(), [place()])
+            quota.affordable([place()])
 
     assert refused.value.failed.kind is ErrorKind.BUDGET_EXCEEDED
     assert f"budget for openai is spent for this {period}. It starts anew at 2" in refused.value.failed.message
@@ -569,7 +593,7 @@ async def test_where_both_are_spent_the_month_is_what_must_pass(redis):
         await spend(redis, quota, 10, which=1)
 
         with pytest.raises(GatewayError, match="spent for this month"):
-            quota.affordable(demand(), [place()])
+            quota.affordable([place()])
 
 
 async def test_of_several_spent_providers_the_one_that_starts_anew_first_is_named(redis):
@@ -578,7 +602,7 @@ async def test_of_several_spent_providers_the_one_that_starts_anew_first_is_name
         await spend(redis, quota, 2)
 
         with pytest.raises(GatewayError, match="budget for openai is spent for this day"):
-            quota.affordable(demand(), [place(provider="groq"), place()])
+            quota.affordable([place(provider="groq"), place()])
 
 
 async def test_only_providers_with_a_budget_are_read(redis):

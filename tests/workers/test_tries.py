@@ -2,6 +2,7 @@ import pytest
 
 from common.errors import ErrorKind, Failed
 from workers.providers.base import Deployment
+from workers.providers.errors import UNREADABLE
 from workers.tries import Tries
 
 RATE_LIMITED, UNAVAILABLE = ErrorKind.UPSTREAM_RATE_LIMITED, ErrorKind.UPSTREAM_UNAVAILABLE
@@ -17,7 +18,7 @@ class Clock:
 
 def tries(count: int = 1, clock: Clock | None = None) -> Tries:
     places = [Deployment(f"p{n}", "http://x", "k", "m") for n in range(count)]
-    return Tries(places, retry_after_max_s=30, chance=lambda: 0.5, clock=clock or Clock())
+    return Tries(places, 30, chance=lambda: 0.5, clock=clock or Clock())
 
 
 def waits(tries: Tries, failed: Failed, clock: Clock | None = None) -> list[tuple[float, str]]:
@@ -50,11 +51,98 @@ def test_then_the_next_deployment_is_tried_at_once():
     assert waits(tries(2), Failed(UNAVAILABLE, "")) == [(1.0, "p0"), (2.0, "p0"), (0.0, "p1"), (1.0, "p1"), (2.0, "p1")]
 
 
-def test_retry_after_is_obeyed_up_to_its_cap():
-    for retry_after_s, expected in ((10, [10, 10]), (70, [30, 30]), (0.1, [1.0, 2.0])):
+def test_retry_after_is_obeyed_within_its_cap():
+    for retry_after_s, expected in ((10, [10, 10]), (30, [30, 30]), (0.1, [1.0, 2.0])):
         found = waits(tries(clock=(clock := Clock())), Failed(RATE_LIMITED, "", retry_after_s=retry_after_s), clock)
 
         assert found == [(wait, "p0") for wait in expected]
+
+
+@pytest.mark.parametrize("kind", [RATE_LIMITED, UNAVAILABLE])
+def test_what_asks_for_more_than_the_cap_is_not_waited_for(kind):
+    clock = Clock()
+    one, both = tries(clock=clock), tries(2, clock=clock)
+
+    assert waits(one, Failed(kind, "", retry_after_s=86_400), clock) == []
+    assert waits(both, Failed(kind, "", retry_after_s=86_400), clock) == [(0.0, "p1")]
+    assert both.soonest_s == 86_400
+
+
+@pytest.mark.parametrize("kind", [RATE_LIMITED, UNAVAILABLE])
+def test_while_one_deployment_asks_to_be_left_alone_the_next_is_called(kind):
+    both = tries(2)
+    both.begin()
+
+    assert both.after(Failed(kind, "", retry_after_s=10)) == 0.0
+    assert both.deployment.provider == "p1"
+
+
+def test_what_its_vendor_promises_for_later_than_the_cap_is_left_out():
+    clock = Clock()
+    both = tries(2, clock=clock)
+    assert both.refused(86_400, 20) == 0.0
+    both.begin()
+
+    assert both.after(Failed(CREDENTIALS, "")) is None
+    assert both.soonest_s == 86_400
+
+
+# A status instead of a wait
+
+
+def with_status(count: int, clock: Clock, status_by: float = 1004.75) -> Tries:
+    return Tries([Deployment(f"p{n}", "http://x", "k", "m") for n in range(count)], 30, status_by, lambda: 0.5, clock)
+
+
+def test_a_status_is_worth_more_than_a_wait_that_would_end_after_it():
+    one = with_status(1, Clock())
+    one.begin()
+
+    assert one.after(Failed(RATE_LIMITED, "", retry_after_s=8)) is None
+    assert one.resumes_in_s == 8.0
+
+
+def test_a_slow_failure_leaves_no_time_for_a_backoff():
+    one = with_status(1, clock := Clock())
+    one.begin()
+    clock.now += 4.2
+
+    assert one.after(Failed(UNAVAILABLE, "")) is None
+    assert one.resumes_in_s == 1.0
+
+
+def test_another_deployment_is_called_before_a_status_is_given():
+    both = with_status(2, clock := Clock())
+    both.begin()
+    clock.now += 4.2
+    assert (both.after(Failed(UNAVAILABLE, "")), both.deployment.provider) == (0.0, "p1")
+    both.begin()
+    clock.now += 0.3
+
+    assert both.after(Failed(UNAVAILABLE, "")) is None
+    assert both.resumes_in_s == pytest.approx(0.7)
+
+
+def test_what_is_waited_for_within_the_hold_is_waited_for():
+    one = with_status(1, clock := Clock())
+
+    assert waits(one, Failed(UNAVAILABLE, ""), clock) == [(1.0, "p0"), (2.0, "p0")]
+    assert one.resumes_in_s is None
+
+
+def test_where_the_status_is_out_already_the_wait_is_worth_more():
+    clock = Clock()
+    late = with_status(1, clock, status_by=999.0)
+
+    assert waits(late, Failed(RATE_LIMITED, "", retry_after_s=20), clock) == [(20.0, "p0")] * 2
+
+
+def test_a_quota_of_ours_that_is_free_only_after_the_hold_is_a_status_too():
+    one = with_status(1, Clock())
+
+    assert one.refused(8.0, 8.0) is None
+    assert one.soonest_s == 8.0
+    assert with_status(1, Clock()).refused(20.0, 1.0) == 1.125  # It may be free sooner.
 
 
 def test_a_key_that_is_to_be_left_alone_is_passed_over_at_once_and_comes_back_when_its_time_is_over():
@@ -149,3 +237,7 @@ def test_calls_are_counted_over_deployments():
     waits(both, Failed(UNAVAILABLE, ""))
 
     assert both.count == 6
+
+
+def test_an_answer_that_cannot_be_read_is_asked_for_once_at_each_deployment():
+    assert waits(tries(2), Failed(ErrorKind.UPSTREAM_PROTOCOL, "", code=UNREADABLE)) == [(0.0, "p1")]

@@ -10,6 +10,7 @@ import pytest
 from aiohttp import web
 from aiohttp.client_proto import ResponseHandler
 
+from common.errors import GatewayError
 from common.settings import Settings
 from workers.linger import Linger
 from workers.providers.base import UpstreamRequest
@@ -30,6 +31,33 @@ async def answering(answer: Callable[[web.Request], web.StreamResponse]) -> Asyn
         yield f"http://127.0.0.1:{runner.addresses[0][1]}/"
     finally:
         await runner.cleanup()
+
+
+async def test_a_request_is_sent_once_there_is_a_connection_for_it():
+    upstream = Upstream(Settings(), Linger(0))
+    unreachable = UpstreamRequest("http://127.0.0.1:9/", {}, b"{}")
+    hung, is_over = asyncio.Event(), asyncio.Event()
+
+    async def hang(request: web.Request) -> web.StreamResponse:
+        hung.set()
+        await is_over.wait()
+        return web.Response()
+
+    async def call(request: UpstreamRequest) -> None:
+        async with upstream.open(request, "demo", is_stream=True):
+            pass
+
+    async with answering(hang) as url:
+        with pytest.raises(GatewayError):
+            await call(unreachable)
+        left = asyncio.create_task(call(reached := UpstreamRequest(url, {}, b"{}")))
+        await asyncio.wait_for(hung.wait(), 10)
+        left.cancel()
+        await asyncio.gather(left, return_exceptions=True)
+        is_over.set()
+    await upstream.close()
+
+    assert (unreachable.is_sent, reached.is_sent) == (False, True)
 
 
 async def read_all(url: str, pause_s: float = 0) -> bytes:
@@ -68,7 +96,7 @@ async def test_a_reader_that_is_slower_than_its_upstream_gets_every_byte(monkeyp
         await response.write_eof()
         return response
 
-    async with answering(answer) as url, asyncio.timeout(30):
+    async with answering(answer) as url, asyncio.timeout(120):
         assert await read_all(url, pause_s=0.001) == BODY
     assert pauses
 
@@ -92,6 +120,6 @@ async def test_a_paced_stream_is_not_parsed_twice(monkeypatch: pytest.MonkeyPatc
             await asyncio.sleep(0.001)
         return response
 
-    async with answering(answer) as url, asyncio.timeout(30):
+    async with answering(answer) as url, asyncio.timeout(120):
         assert await read_all(url) == b"data: x\n\n" * 20
     assert empty == []

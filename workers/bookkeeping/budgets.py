@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import structlog
 from redis.exceptions import RedisError
 
+import common.queue
 from common import keys
 from common.admission import periods, safe_name
 from common.redis_client import COMMAND_TIMEOUT_S, Client, Scripts, as_unavailable
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+_COUNTERS = Path(common.queue.__path__[0]) / "_counters.lua"
 DAY_EXPIRY_S, MONTH_EXPIRY_S = 3 * 86_400, 40 * 86_400
 
 
@@ -30,7 +32,7 @@ class Budgets:
 
     def __init__(self, redis: Client) -> None:
         self._redis = redis
-        self._scripts = Scripts(redis, Path(__file__).parent)
+        self._scripts = Scripts(redis, Path(__file__).parent, _COUNTERS)
 
     async def load(self, engine: "AsyncEngine") -> None:
         """Add what the database knows to the counters, if they do not hold it."""

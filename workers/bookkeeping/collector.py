@@ -9,6 +9,7 @@ slow scan.
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -16,21 +17,22 @@ from typing import TYPE_CHECKING, Any
 import hiredis
 import orjson
 import structlog
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError
 
-from common import keys
+from common import keys, set_aside
+from common.attempts import Attempt, merged, unpack
 from common.audit import seal
 from common.channel.base import START, Channel, ChannelUnavailable, Frame
 from common.errors import GatewayError
 from common.job import Job
 from common.ledger import Asked
-from common.pricing import price
 from common.redis_client import COMMAND_TIMEOUT_S, Client, RedisUnavailable, as_unavailable
 from common.settings import MIB, Settings
 from workers.bookkeeping.answers import read_answer
-from workers.bookkeeping.rows import Row, is_unmeasured, row_of, usage_in, with_estimate
+from workers.bookkeeping.rows import Row, is_unmeasured, row_of, with_attempts
+from workers.charging import with_prompt
 from workers.metrics import Metrics
-from workers.partial_usage import completed, read_partial
+from workers.partial_usage import read_partial
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -41,8 +43,7 @@ BATCH = 100  # Five milliseconds of this process' time, in which no token moves.
 SCAN_COUNT = 1_000  # Keys per step of the scan: about a millisecond of Redis' time.
 LOG_BATCH = 500
 LOG_BYTES_MAX = 8 * MIB  # Of one log that is read back for an estimate or the audit log.
-UNREADABLE_MAX = 10_000  # About a kilobyte each.
-UNREADABLE_S = 30 * 86_400
+MS_DIGITS_MAX = 18
 _RECORDS = "{gen_*}:record"
 _DAY_MS = 86_400_000
 # What an entry of the audit log tells besides what was said.
@@ -74,7 +75,7 @@ class Collector:
         """Collect the first of the listed; returns how many these were, 0 once the list is empty."""
         (listed,) = await self._ask(("LRANGE", keys.ENDED, 0, BATCH - 1))
         # An id may be listed twice: whoever ends a log and whoever removes its job need not be the same.
-        await self._take(engine, list(dict.fromkeys(each.decode() for each in listed)), [each.decode() for each in listed])
+        await self._take(engine, list(dict.fromkeys(each.decode(errors="replace") for each in listed)), listed)
         return len(listed)
 
     async def scan(self, engine: "AsyncEngine") -> bool:
@@ -82,7 +83,7 @@ class Collector:
         with _redis_errors():
             async with asyncio.timeout(COMMAND_TIMEOUT_S):
                 self._scan_at, found = await self._redis.scan(self._scan_at, match=_RECORDS, count=SCAN_COUNT)
-        ids = await self._without_job([key.decode()[1:].partition("}")[0] for key in found])
+        ids = await self._without_job([key.decode(errors="replace")[1:].partition("}")[0] for key in found])
         for start in range(0, len(ids), BATCH):
             await self._take(engine, ids[start : start + BATCH], [])
         return self._scan_at == 0
@@ -96,18 +97,23 @@ class Collector:
 
     async def look(self, now_ms: int) -> None:
         """Tell the metrics how much waits, and since when."""
-        count, first = await self._ask(("LLEN", keys.ENDED), ("LINDEX", keys.ENDED, 0))
-        (ended,) = await self._ask(("HGET", keys.record(first.decode()), "ended_ms")) if first else [None]
+        count, first, aside = await self._ask(("LLEN", keys.ENDED), ("LINDEX", keys.ENDED, 0), ("LLEN", keys.UNREADABLE))
+        record = keys.record(first.decode(errors="replace")) if first else ""
+        (ended,) = await self._ask(("HGET", record, "ended_ms"), are_checked=False) if first else [None]
+        ended_ms = _number(ended)
         self._metrics.uncollected.set(count)
-        self._metrics.oldest_uncollected.set(max(0, now_ms - int(ended)) / 1000 if ended else 0)
+        self._metrics.oldest_uncollected.set(max(0, now_ms - ended_ms) / 1000 if ended_ms else 0)
+        self._metrics.set_aside.set(aside)
 
-    async def _take(self, engine: "AsyncEngine", ids: Sequence[str], listed: Sequence[str]) -> None:
+    async def _take(self, engine: "AsyncEngine", ids: Sequence[str], listed: Sequence[bytes]) -> None:
         """Write the records of some ids, then forget them; ``listed`` are the entries of the list that this settles."""
         from common.database.store import add
 
-        records = await self._read(ids)
         batch = _Batch()
+        records, batch.unreadable = await self._read(ids)
         for generation_id, record in records.items():
+            if generation_id in batch.unreadable:
+                continue
             try:
                 await self._add(batch, generation_id, record)
             except (RedisUnavailable, asyncio.CancelledError):
@@ -121,26 +127,27 @@ class Collector:
         await self._forget([*batch.collected, *batch.unreadable], listed, await self._retentions_ms(kept_logs))
         self._metrics.collected.inc(len(set(batch.collected) - set(batch.unreadable)))
 
-    async def _read(self, ids: Sequence[str]) -> dict[str, dict[bytes, bytes]]:
-        """Return the records that are there."""
+    async def _read(self, ids: Sequence[str]) -> tuple[dict[str, dict[bytes, bytes]], dict[str, str]]:
+        """Return the records that are there, and why nobody may look into some of them."""
+        records: dict[str, dict[bytes, bytes]] = {}
+        unreadable: dict[str, str] = {}
         if not ids:
-            return {}
+            return records, unreadable
         found = await self._ask(*(("HGETALL", keys.record(generation_id)) for generation_id in ids), are_checked=False)
-        records = {}
         for generation_id, record in zip(ids, found, strict=True):
-            if isinstance(record, ResponseError) and "WRONGTYPE" in str(record):
-                log.error("ledger_record_broken", generation_id=generation_id, error=str(record))  # It was none of ours.
-            elif isinstance(record, Exception):
-                raise as_unavailable(record) or record
+            if isinstance(record, Exception):
+                records[generation_id], unreadable[generation_id] = {}, str(record)  # It is none of ours.
             elif record:
                 records[generation_id] = dict(zip(record[::2], record[1::2], strict=True))
-        return records
+                if reason := records[generation_id].get(b"set_aside"):  # It killed workers (see common/queue/drop.lua).
+                    unreadable[generation_id] = reason.decode(errors="replace")
+        return records, unreadable
 
     async def _add(self, batch: _Batch, generation_id: str, record: dict[bytes, bytes]) -> None:
         asked = Asked.unpack(record[b"asked"])
         row = row_of(generation_id, asked, record[b"end"], int(record[b"ended_ms"]))
-        if is_unmeasured(row):
-            row = await self._measured(row)
+        if is_unmeasured(row, record[b"end"]):
+            row = await self._measured(row, unpack(record.get(b"note")))
         if asked.is_audited:
             sealed = await self._sealed(row, record[b"end"])
             if sealed is None:
@@ -150,20 +157,23 @@ class Collector:
         batch.rows.append(row)
         batch.collected.append(generation_id)
 
-    async def _measured(self, row: Row) -> Row:
-        """Fill in what an answer took that broke off, from its log, if that is still there."""
+    async def _measured(self, row: Row, noted: list[Attempt]) -> Row:
+        """Fill in what an answer took that broke off, from its log, if that is still there, and what its worker ``noted``."""
         frames, request = await self._read_back(row["id"])
         try:
             partial = await asyncio.to_thread(read_partial, row["dialect"], frames, request, is_stream=row["stream"])
+            noted = await asyncio.to_thread(with_prompt, noted, Job.unpack(request) if request else None)
         except Exception:  # A row without its usage is better than none: the bytes may be any provider's.
             log.exception("usage_not_estimated", generation_id=row["id"])
             return row
-        if partial is None:
+        attempts = merged(partial.attempts if partial else [], noted)
+        if not attempts:
             return row
-        provider = row["provider"] or partial.head.get("provider") or ""
-        model = row["upstream_model"] or partial.head.get("upstream_model") or ""
-        usage = completed(usage_in(row), partial.usage)
-        return with_estimate(row, partial.head, usage, price(usage, provider, model, self._settings.prices))
+        for attempt in attempts:
+            attempt.has_brought_key = attempt.has_brought_key or row["has_brought_key"]
+            if attempt.cost is None:
+                attempt.priced(self._settings.prices)
+        return with_attempts(row, partial.head if partial else {}, attempts)
 
     async def _sealed(self, row: Row, end: bytes) -> Row | None:
         """Return the entry of the audit log; None while there is no secret to encrypt it with."""
@@ -186,7 +196,7 @@ class Collector:
         }
 
     async def _read_back(self, generation_id: str) -> tuple[list[Frame], bytes | None]:
-        """Return a log and the packed request, as far as they are still there."""
+        """Return a log and the packed request, as far as they are still there and can be read."""
         frames: list[Frame] = []
         size = 0
         try:
@@ -197,27 +207,27 @@ class Collector:
                     break
         except ChannelUnavailable as error:
             raise RedisUnavailable(str(error)) from error
-        with _redis_errors():
-            async with asyncio.timeout(COMMAND_TIMEOUT_S):
-                return frames, await self._redis.get(keys.request(generation_id))
+        except Exception:  # A row without its answer is better than none.
+            log.exception("log_unreadable", generation_id=generation_id)
+        (request,) = await self._ask(("GET", keys.request(generation_id)), are_checked=False)
+        return frames, request if isinstance(request, bytes) else None
 
     async def _set_aside(self, unreadable: dict[str, tuple[str, dict[bytes, bytes]]]) -> None:
         """Keep what the ledger could not take, for a person to look at; it holds no prompt and no answer."""
         if not unreadable:
             return
-        told = []
+        packed, now_ms = [], time.time_ns() // 1_000_000
         for generation_id, (reason, record) in unreadable.items():
-            log.error("ledger_record_unreadable", generation_id=generation_id, reason=reason, kept_in=keys.UNREADABLE)
-            said = {name.decode(errors="replace"): value.decode(errors="replace") for name, value in record.items()}
-            told.append(orjson.dumps({"id": generation_id, "reason": reason, "record": said}))
+            log.error("ledger_record_unreadable", generation_id=generation_id, reason=reason, mend="sluice records list")
+            packed.append(set_aside.pack(generation_id, reason, now_ms, record))
         await self._ask(
-            ("LPUSH", keys.UNREADABLE, *told),
-            ("LTRIM", keys.UNREADABLE, 0, UNREADABLE_MAX - 1),
-            ("EXPIRE", keys.UNREADABLE, UNREADABLE_S),
+            ("LPUSH", keys.UNREADABLE, *packed),
+            ("LTRIM", keys.UNREADABLE, 0, set_aside.MAX - 1),
+            ("EXPIRE", keys.UNREADABLE, set_aside.KEPT_S),
         )
         self._metrics.unreadable.inc(len(unreadable))
 
-    async def _forget(self, ids: Sequence[str], listed: Sequence[str], retentions_ms: Mapping[str, int]) -> None:
+    async def _forget(self, ids: Sequence[str], listed: Sequence[bytes], retentions_ms: Mapping[str, int]) -> None:
         """Delete records that are written, and take entries off the list: they are at its head, so each is found at once.
 
         ``retentions_ms``: logs that were kept for us, and how long they live from now on.
@@ -237,24 +247,30 @@ class Collector:
         """Return the retention of those among some generations whose logs the end has left without an expiry."""
         if not ids:
             return {}
-        found = await self._ask(*(("HMGET", keys.state(generation_id), "audited", "retention_ms") for generation_id in ids))
+        asked = (("HMGET", keys.state(generation_id), "audited", "retention_ms") for generation_id in ids)
+        found = await self._ask(*asked, are_checked=False)
         return {
-            generation_id: int(retention)
-            for generation_id, (audited, retention) in zip(ids, found, strict=True)
-            if audited == b"1" and retention
+            generation_id: _number(each[1])
+            for generation_id, each in zip(ids, found, strict=True)
+            if isinstance(each, list) and each[0] == b"1" and _number(each[1])
         }
 
     async def _ask(self, *commands: tuple[Any, ...], are_checked: bool = True) -> list[Any]:
-        """Return Redis' answers to so many commands at once; not ``are_checked``: errors too, each in its place.
+        """Return Redis' answers to so many commands at once; not ``are_checked``: what is wrong with a key too, in its place.
 
         On the connection that the scripts share: redis-py's own pipeline costs ten times as much per command.
         """
         with _redis_errors():
             answers = await self._redis.exchanges.run([hiredis.pack_command(command) for command in commands])
-            error = next((answer for answer in answers if isinstance(answer, Exception)), None)
-            if are_checked and error is not None:
-                raise error
+            for answer in answers:
+                if isinstance(answer, Exception) and (are_checked or as_unavailable(answer)):
+                    raise answer
             return answers
+
+
+def _number(stored: Any) -> int:
+    """Return a stored number of milliseconds; 0 for what is none."""
+    return int(stored) if isinstance(stored, bytes) and stored.isdigit() and len(stored) < MS_DIGITS_MAX else 0
 
 
 def _body(request: bytes | None) -> Any:

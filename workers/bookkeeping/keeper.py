@@ -17,7 +17,7 @@ import structlog
 from common.channel.base import Channel
 from common.database.errors import DatabaseUnavailable, RowRefused
 from common.database.lazy import LazyDatabase
-from common.process import in_background
+from common.process import supervised
 from common.redis_client import Client, Pulse, RedisUnavailable
 from common.settings import Settings
 from workers.bookkeeping.budgets import Budgets
@@ -62,6 +62,8 @@ class Bookkeeper:
         self._task: asyncio.Task[None] | None = None
         self._has_begun = False
         self._failures = 0
+        self._is_more = False
+        self.problem: str | None = None  # Why the books cannot be kept, where this worker keeps them.
         self._has_synced = False
         self._try_at = self._keys_at = self._scan_at = self._audit_at = 0.0
 
@@ -70,7 +72,7 @@ class Bookkeeper:
             # Now, while this worker has no streams to hold up: it takes half a second. The database is asked at the first turn.
             await asyncio.to_thread(importlib.import_module, "common.database.migrate")
         self.lease.start()
-        self._task = in_background(self._run(), "bookkeeping")
+        self._task = supervised(self._run, "bookkeeping")
 
     async def stop(self) -> None:
         if self._task:
@@ -93,37 +95,49 @@ class Bookkeeper:
         return is_more
 
     async def _try_to_work(self) -> bool:
+        """Take each step, whatever became of the one before: a key or a sum that cannot be read must not stop the ledger."""
         try:
-            is_more = await self._work()
+            engine = await self._database.engine()
+            failed = await self._work(engine)
         except RedisUnavailable:
             return False  # The pulse tells, and what was not finished is found again.
-        except (DatabaseUnavailable, RowRefused) as error:
-            self._note_away("database_away", error=str(error))
-            return False
-        except Exception:
-            # A fault of ours in here must not end a worker's streams, nor all workers' in turn.
-            self._note_away("bookkeeping_failed", exc_info=True)
-            return False
-        self._note_back()
-        return is_more
+        except Exception as error:
+            failed = {"database": error}
+        if failed:
+            self._note_failed(failed)
+        else:
+            self._note_back()
+        return self._is_more
+
+    async def _work(self, engine: "AsyncEngine") -> dict[str, Exception]:
+        """Return the steps that failed, and how."""
+        failed: dict[str, Exception] = {}
+        # Where the budgets' counters cannot be filled now, what is collected meanwhile counts twice once they are: rather too
+        # much than too little.
+        for step in (self._budgets.load, self._sync_keys, self._collect, self._do_seldom):
+            try:
+                await step(engine)
+            except RedisUnavailable:
+                raise
+            except Exception as error:
+                # A fault of ours in here must not end a worker's streams, nor all workers' in turn.
+                failed[step.__name__.strip("_")] = error
+                if sum(isinstance(each, DatabaseUnavailable) for each in failed.values()) > 1:
+                    break  # It is away, and each step would wait for it.
+        return failed
 
     async def _run(self) -> None:
         while True:
             is_more = await self.turn()
             await asyncio.sleep(0 if is_more else TURN_S)
 
-    async def _work(self) -> bool:
-        engine = await self._database.engine()
-        await self._budgets.load(engine)
-        await self._sync_keys(engine)
+    async def _collect(self, engine: "AsyncEngine") -> None:
+        self._is_more = False
         for _ in range(BATCHES_PER_TURN):
             if await self._collector.collect(engine) < BATCH:
-                break  # What has come meanwhile waits for the next turn: a transaction costs more than many rows.
+                return  # What has come meanwhile waits for the next turn: a transaction costs more than many rows.
             await asyncio.sleep(BATCH_PAUSE_S)
-        else:
-            return True
-        await self._do_seldom(engine)
-        return False
+        self._is_more = True
 
     async def _sync_keys(self, engine: "AsyncEngine") -> None:
         """Serve the managed keys that somebody changed, and could not tell Redis; all of them, where Redis was lost."""
@@ -139,6 +153,8 @@ class Bookkeeper:
     async def _do_seldom(self, engine: "AsyncEngine") -> None:
         from common.database.store import forget_audit
 
+        if self._is_more:
+            return
         if self._clock() >= self._scan_at:
             for _ in range(SCAN_STEPS_PER_TURN):
                 if await self._collector.scan(engine):
@@ -156,15 +172,23 @@ class Bookkeeper:
             log.info("bookkeeping_passed_on")
             self._metrics.uncollected.set(0)
             self._metrics.oldest_uncollected.set(0)
+            self._metrics.set_aside.set(0)
+            self.problem = None
             await self._database.close()
 
-    def _note_away(self, event: str, **what: object) -> None:
-        if not self._failures:
-            log.error(event, **what)
+    def _note_failed(self, failed: dict[str, Exception]) -> None:
+        step, error = next(iter(failed.items()))
+        is_away = len(failed) > 1 or step == "database"
+        event = "database_away" if is_away and isinstance(error, DatabaseUnavailable) else "bookkeeping_failed"
+        problem = f"{event}: {type(error).__name__}: {error}" if event != "database_away" else f"{event}: {error}"
+        if problem != self.problem:
+            is_ours = not isinstance(error, DatabaseUnavailable | RowRefused)
+            log.error(event, step=step, error=str(error), exc_info=error if is_ours else None)
+        self.problem = problem
         self._try_at = self._clock() + AWAY_PAUSES_S[min(self._failures, len(AWAY_PAUSES_S) - 1)]
         self._failures += 1
 
     def _note_back(self) -> None:
         if self._failures:
             log.info("database_back", attempts=self._failures)
-        self._failures = 0
+        self._failures, self.problem = 0, None

@@ -9,8 +9,10 @@ import contextlib
 import secrets
 from pathlib import Path
 
+from redis.exceptions import RedisError
+
 from common import keys
-from common.process import in_background
+from common.process import supervised
 from common.redis_client import Client, Pulse, RedisUnavailable, Scripts
 
 LEASE_S = 5.0
@@ -29,7 +31,7 @@ class Lease:
         self.is_held = False
 
     def start(self) -> None:
-        self._task = in_background(self._run(), "bookkeeping lease")
+        self._task = supervised(self._run, "bookkeeping lease")
 
     async def stop(self) -> None:
         """Look no more, and let another have it at once."""
@@ -37,7 +39,7 @@ class Lease:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         if self.is_held and self._pulse.is_up:
-            with contextlib.suppress(RedisUnavailable):
+            with contextlib.suppress(RedisUnavailable, RedisError):
                 await self._scripts.run("release", [keys.BOOKKEEPER], [self._token])
         self.is_held = False
 
@@ -45,7 +47,7 @@ class Lease:
         """Take or renew the lease; returns whether it is ours."""
         try:
             self.is_held = await self._scripts.run("hold", [keys.BOOKKEEPER], [self._token, _LEASE_MS]) == 1
-        except RedisUnavailable:
+        except (RedisUnavailable, RedisError):
             self.is_held = False
         return self.is_held
 

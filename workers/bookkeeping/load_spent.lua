@@ -4,7 +4,7 @@
 -- Returns 1, or 0 where somebody else has begun anew.
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 for i = 2, #KEYS do
-  redis.call('INCRBY', KEYS[i], ARGV[2 * i - 2])
+  add_to_counter(KEYS[i], ARGV[2 * i - 2])
   redis.call('EXPIRE', KEYS[i], ARGV[2 * i - 1])
 end
 redis.call('SET', KEYS[1], 'loaded')

@@ -4,21 +4,19 @@ Pure, and made for anything: names come from clients and providers, so a row is 
 that says nothing that can be read raises, and is set aside by the collector.
 """
 
-from decimal import Decimal, InvalidOperation
 from typing import Any
 
 import orjson
 
-from common.admission import NANO_USD
+from common.attempts import Attempt, attempts_in, nano_usd, total_cost, total_usage
 from common.errors import ErrorKind, one_word
-from common.events import Usage
+from common.events import COUNTS, Usage
 from common.ledger import Asked
 from common.pricing import Cost
 
 _INT_MAX = 2**63 - 1
-_TOKENS = Usage.__slots__
 
-Row = dict[str, Any]  # By the columns' names; see ``common/database/tables.py``.
+Row = dict[str, Any]  # By the columns' names, and ``attempts``: rows of their own. See ``common/database/tables.py``.
 
 
 def row_of(generation_id: str, asked: Asked, end: bytes, ended_ms: int) -> Row:
@@ -33,7 +31,7 @@ def row_of(generation_id: str, asked: Asked, end: bytes, ended_ms: int) -> Row:
     if not isinstance(told, dict):
         raise ValueError("an end is a JSON object")  # noqa: TRY004 - One kind of failure for whatever cannot be read.
     error = _object(told.get("error"))
-    ttft_ms, usage, cost = _count(told.get("ttft_ms")), _object(told.get("usage")), _object(told.get("cost"))
+    ttft_ms = _count(told.get("ttft_ms"))
     return {
         "id": _text(generation_id, 64),
         "owner": _text(asked.owner, 64),
@@ -52,13 +50,10 @@ def row_of(generation_id: str, asked: Asked, end: bytes, ended_ms: int) -> Row:
         "error_kind": _optional(error.get("kind"), 64),
         "error_code": one_word(error.get("code")),
         "finish_reason": _optional(told.get("finish_reason"), 64),
-        **{name: _count(usage.get(name)) for name in _TOKENS},
-        "is_estimated": bool(told.get("estimated")),
+        **_taken(generation_id, attempts_in(told)),
         # A failure behind the commit point: the client has the beginning of an answer.
         "is_partial": bool(error) and ttft_ms is not None,
         "has_brought_key": bool(told.get("brought_key")),
-        "cost_nano_usd": _nano(cost.get("total_usd")),
-        "input_cost_nano_usd": _nano(cost.get("input_usd")),
         "cache": _text(asked.cache, 64),
         "answered_by": _optional(asked.answered_by, 64),
         "tries": _count(told.get("tries")) or 0,
@@ -69,28 +64,73 @@ def row_of(generation_id: str, asked: Asked, end: bytes, ended_ms: int) -> Row:
     }
 
 
-def is_unmeasured(row: Row) -> bool:
-    """Whether an answer may have begun of which nobody has counted how far it came: an API ended it, its worker was lost."""
-    has_begun = row["ttft_ms"] is not None or row["duration_ms"] is None  # Only a worker tells how long it took.
-    return row["outcome"] != "completed" and row["operation"] == "generate" and has_begun and not row["is_estimated"]
+def is_unmeasured(row: Row, end: bytes) -> bool:
+    """Whether nobody has counted how far an answer came: an API ended it, since its worker was lost.
+
+    A worker of the version before left that to us where Redis was away.
+    """
+    by_worker = row["duration_ms"] is not None  # Only a worker tells how long it took.
+    is_counted = b'"attempts"' in end or row["is_estimated"] or row["ttft_ms"] is None
+    return row["outcome"] != "completed" and row["operation"] == "generate" and not (by_worker and is_counted)
 
 
-def usage_in(row: Row) -> Usage | None:
-    return Usage(*(row[name] or 0 for name in _TOKENS)) if row["input_tokens"] is not None else None
-
-
-def with_estimate(row: Row, head: dict[str, Any], usage: Usage, cost: Cost | None) -> Row:
-    """Return a row with what the log tells of an answer that broke off; ``head`` is the data of its last head frame."""
-    filled = {**row, **{name: getattr(usage, name) for name in _TOKENS}, "is_estimated": True, "is_partial": True}
-    filled["provider"] = row["provider"] or _optional(head.get("provider"), 64)
-    filled["upstream_model"] = row["upstream_model"] or _optional(head.get("upstream_model"), 255)
-    filled["tries"] = row["tries"] or _count(head.get("tries")) or 0
+def with_attempts(row: Row, head: dict[str, Any], attempts: list[Attempt]) -> Row:
+    """Return a row with what is known of an answer that broke off; ``head`` is the data of its log's last head, or nothing."""
+    last = attempts[-1]
+    filled = {**row, **_taken(row["id"], attempts)}
+    filled["is_partial"] = row["is_partial"] or bool(head)
+    filled["provider"] = row["provider"] or _optional(last.provider, 64)
+    filled["upstream_model"] = row["upstream_model"] or _optional(last.model, 255)
+    filled["tries"] = row["tries"] or _count(head.get("tries")) or len(attempts)
     filled["continuations"] = row["continuations"] or _count(head.get("continuations")) or 0
     for name in ("queue_wait_ms", "ttft_ms"):
         filled[name] = _count(head.get(name)) if row[name] is None else row[name]
-    filled["cost_nano_usd"] = _nano(cost.total_usd) if cost else None
-    filled["input_cost_nano_usd"] = _nano(cost.input_usd) if cost else None
     return filled
+
+
+def _taken(generation_id: str, attempts: list[Attempt]) -> Row:
+    """Return the columns that tell what a generation took; its attempts have rows of their own where there are several."""
+    usage, cost = total_usage(attempts), total_cost(attempts)
+    only = attempts[0] if len(attempts) == 1 else None
+    return {
+        **_counts(usage),
+        **_cost(cost),
+        "is_estimated": any(attempt.is_estimated for attempt in attempts),
+        "details": _details(only) if only else None,
+        "attempts": [] if only else [_attempt(generation_id, n, each) for n, each in enumerate(attempts, 1) if each.usage],
+    }
+
+
+def _attempt(generation_id: str, number: int, attempt: Attempt) -> Row:
+    return {
+        "generation_id": _text(generation_id, 64),
+        "number": number,
+        "provider": _optional(attempt.provider, 64),
+        "upstream_model": _optional(attempt.model, 255),
+        **_counts(attempt.usage),
+        **_cost(attempt.cost),
+        "is_estimated": attempt.is_estimated,
+        "has_brought_key": attempt.has_brought_key,
+        "details": _details(attempt),
+    }
+
+
+def _counts(usage: Usage | None) -> Row:
+    return {name: getattr(usage, name) if usage else None for name in COUNTS}
+
+
+def _cost(cost: Cost | None) -> Row:
+    return {
+        "cost_nano_usd": nano_usd(cost.total_usd) if cost else None,
+        "input_cost_nano_usd": nano_usd(cost.input_usd) if cost else None,
+    }
+
+
+def _details(attempt: Attempt) -> dict[str, Any] | None:
+    usage = attempt.usage or Usage()
+    names = {"answered_by": usage.model if usage.model != attempt.model else "", "service_tier": usage.service_tier}
+    found = {name: _text(value, 255) for name, value in names.items() if value} | usage.details
+    return found or None
 
 
 def _outcome(error: dict[str, Any]) -> str:
@@ -117,14 +157,3 @@ def _count(found: Any) -> int | None:
     if isinstance(found, bool) or not isinstance(found, int | float) or found != found:
         return None
     return int(min(max(found, 0), _INT_MAX))
-
-
-def _nano(usd: Any) -> int | None:
-    """US dollars as whole nano-dollars, the nearest."""
-    if usd is None:
-        return None
-    try:
-        nano = round(Decimal(usd) * NANO_USD)
-    except (InvalidOperation, TypeError, ValueError, OverflowError):
-        return None
-    return min(max(nano, 0), _INT_MAX)

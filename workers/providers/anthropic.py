@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 
+from common.dialects.anthropic_messages import MESSAGE_STOP
 from common.dialects.base import ReplyInfo
 from common.errors import Failed
 from common.events import (
@@ -29,8 +30,9 @@ from common.generation import GenerationRequest
 from workers.providers import errors
 from workers.providers.anthropic_request import build_body, without_foreign_thinking
 from workers.providers.base import Deployment, UpstreamRequest
+from workers.providers.figures import Figures, index_of
 from workers.providers.json_decoder import JsonDecoder
-from workers.providers.loose_json import count_of, dict_of, list_of, read_json, text_of
+from workers.providers.loose_json import dict_of, list_of, read_json, text_of
 from workers.providers.plain import PlainShape
 
 _VERSION = "2023-06-01"
@@ -44,12 +46,13 @@ _FINISH_REASON = {
     "pause_turn": FinishReason.PAUSE,
 }
 _NOT_COUNTED = ("max_tokens", "stream", "temperature", "top_p", "top_k", "stop_sequences", "metadata", "service_tier")
-_USAGE_FIELDS = ("input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+_USUAL = ("", "standard", "global", "not_available")  # What costs no more, and no less.
+_COUNTS = {"input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens"}
 
 
 class Anthropic:
     dialect = "anthropic-messages"
-    end_mark = b""  # A stream without its own is cut, and fails.
+    end_mark = MESSAGE_STOP
 
     def build_request(self, request: GenerationRequest, deployment: Deployment) -> UpstreamRequest:
         body, dropped = build_body(request, deployment.model)
@@ -58,7 +61,7 @@ class Anthropic:
     def pass_request(self, body: Mapping[str, Any], headers: Mapping[str, str], deployment: Deployment) -> UpstreamRequest:
         return UpstreamRequest(_url(deployment), _headers(deployment, headers), orjson.dumps(_passed(body, deployment)))
 
-    def decoder(self) -> "MessageDecoder":
+    def decoder(self, choices: int = 1) -> "MessageDecoder":
         return MessageDecoder()
 
     def for_client(self, data: bytes, info: ReplyInfo) -> bytes:
@@ -78,7 +81,7 @@ class Anthropic:
 
     def read_count(self, body: bytes) -> int | None:
         try:
-            return count_of(dict_of(read_json(body)).get("input_tokens")) or None
+            return Figures(dict_of(read_json(body))).count("input_tokens") or None
         except ValueError:
             return None
 
@@ -93,20 +96,20 @@ class _Call:
 
 
 class MessageDecoder(JsonDecoder):
-    """Messages events to events. ``Finished`` waits for ``message_stop``: message_delta may come more than once."""
+    """Messages events to events. ``Finished`` waits for ``message_stop``, or the end: message_delta may come more than once."""
 
     def __init__(self) -> None:
         super().__init__(PlainShape(b'"text":"', b'"thinking":"'))
         self._calls: dict[object, _Call] = {}  # By the index of the block.
         self._call_count = 0
-        self._counts: dict[str, int] = {}
-        self._thinking_tokens = 0
         self._reason: str | None = None
         self._stop_sequence: str | None = None
 
     def _read_whole(self, answer: dict[str, Any]) -> list[Event]:
         if answer.get("type") == "error" or answer.get("error"):
             return [self._fail(errors.error_in_stream(answer))]
+        if not isinstance(answer.get("content"), list):
+            return [self._fail(errors.no_answer(answer))]
         events = list(self._read_start(answer))
         for index, block in enumerate(list_of(answer.get("content"))):
             events += self._read_block_start(index, dict_of(block))
@@ -131,17 +134,16 @@ class MessageDecoder(JsonDecoder):
                 self._read_end(dict_of(fields.get("delta")), fields.get("usage"))
             case "message_stop":
                 yield from self._complete()
-            case "error":
-                yield self._fail(errors.error_in_stream(fields))
-            case _ if name == "error" or fields.get("error"):
-                yield self._fail(errors.error_in_stream(fields))
+            case type_ if "error" in (name, type_) or fields.get("error"):
+                yield from self._broken(errors.error_in_stream(fields))
 
     def _read_start(self, message: dict[str, Any]) -> Iterator[Event]:
         self._read_usage(message.get("usage"))
         # Proxies in the wild send it twice.
         if not self._started:
             self._started = True
-            yield Started(text_of(message.get("id")) or None, text_of(message.get("model")) or None)
+            self._model = text_of(message.get("model"))
+            yield Started(text_of(message.get("id")) or None, self._model or None, _tier(self._report))
 
     def _read_block_start(self, index: object, block: dict[str, Any]) -> Iterator[Event]:
         match block.get("type"):
@@ -157,8 +159,8 @@ class MessageDecoder(JsonDecoder):
             case "tool_use":
                 call = _Call(self._call_count, dict_of(block.get("input")))
                 self._call_count += 1
-                if isinstance(index, int):
-                    self._calls[index] = call
+                if (at := index_of(index)) is not None:
+                    self._calls[at] = call
                 yield ToolCallStarted(call.index, text_of(block.get("id")) or f"toolu_{call.index}", text_of(block.get("name")))
 
     def _read_delta(self, index: object, delta: dict[str, Any]) -> Iterator[Event]:
@@ -170,47 +172,56 @@ class MessageDecoder(JsonDecoder):
             case "signature_delta" if text_of(delta.get("signature")):
                 yield ThinkingSigned(delta["signature"])
             case "input_json_delta" if text_of(delta.get("partial_json")):
-                call = self._calls.get(index) if isinstance(index, int) else None
+                call = self._calls.get(index_of(index))
                 if call is not None:  # Else a tool that runs at the vendor.
                     call.has_arguments = True
                     yield ToolCallDelta(call.index, delta["partial_json"])
 
     def _read_block_stop(self, index: object) -> Iterator[Event]:
-        call = self._calls.pop(index, None) if isinstance(index, int) else None
+        call = self._calls.pop(index_of(index), None)
         if call is not None and not call.has_arguments:
             yield ToolCallDelta(call.index, orjson.dumps(call.input).decode())
 
     def _read_end(self, delta: dict[str, Any], usage: object) -> None:
         self._read_usage(usage)
         self._reason = text_of(delta.get("stop_reason")) or self._reason
+        self.is_whole = bool(self._reason)
         self._stop_sequence = text_of(delta.get("stop_sequence")) or self._stop_sequence
 
     def _read_usage(self, usage: object) -> None:
         """Later figures replace earlier ones, which they include; those that are left out still hold."""
-        fields = dict_of(usage)
-        self._counts |= {name: count_of(fields[name]) for name in _USAGE_FIELDS if fields.get(name) is not None}
-        details = dict_of(fields.get("output_tokens_details"))
-        self._thinking_tokens = count_of(details.get("thinking_tokens")) or self._thinking_tokens
+        reported = {name: value for name, value in dict_of(usage).items() if value is not None}
+        if reported:
+            self._report = {**self._report, **reported}
 
     def _complete(self) -> list[Event]:
-        self._ended = True
+        self._ended = self.is_whole = True
         fallback = FinishReason.TOOL_CALLS if self._call_count else FinishReason.STOP
         finished = Finished(_FINISH_REASON.get(self._reason or "", fallback), self._stop_sequence)
         return [finished, Completed(self.usage)]
 
-    @property
-    def usage(self) -> Usage | None:
+    def _usage_of(self, figures: Figures) -> Usage | None:
         """Anthropic's input_tokens leaves out what its cache figures count; ours includes them."""
-        if not self._counts:
+        if not self._report.keys() & _COUNTS:
             return None
-        read, written = self._counts.get("cache_read_input_tokens", 0), self._counts.get("cache_creation_input_tokens", 0)
-        return Usage(
-            input_tokens=self._counts.get("input_tokens", 0) + read + written,
-            output_tokens=self._counts.get("output_tokens", 0),
+        read, written = figures.count("cache_read_input_tokens"), figures.count("cache_creation_input_tokens")
+        return figures.usage(
+            figures.main("input_tokens") + read + written,
+            figures.main("output_tokens"),
             cache_read_tokens=read,
             cache_write_tokens=written,
-            reasoning_tokens=self._thinking_tokens,
+            cache_write_1h_tokens=figures.count("cache_creation", "ephemeral_1h_input_tokens"),
+            reasoning_tokens=figures.count("output_tokens_details", "thinking_tokens"),
+            web_searches=figures.count("server_tool_use", "web_search_requests"),
+            model=self._model,
+            service_tier=_tier(self._report),
         )
+
+
+def _tier(report: Mapping[str, Any]) -> str:
+    """How it was served, as far as it changes the price: the tier, the speed, the region."""
+    words = [text_of(report.get(name)) for name in ("service_tier", "speed", "inference_geo")]
+    return "+".join(word for word in words if word not in _USUAL)
 
 
 def _url(deployment: Deployment) -> str:

@@ -11,6 +11,7 @@ from common.dialects.base import ReplyInfo
 from common.errors import Failed
 from common.events import Event, Usage
 from common.generation import GenerationRequest
+from common.redaction import secrets_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +30,19 @@ class Deployment:
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)  # Of every request, such as a gateway's token.
     in_background: bool = False  # Streams outlive their connection there; of a ``BackgroundWire`` only.
     key_id: str = ""  # Provider and key in a form that does not tell the key; see ``workers.quota``.
+    quota_id: str = ""  # The same of the key whose quota the call takes, where that is not this key's.
+    client_pays: bool = False  # With a key that the request brought: the provider's limits and budget are not ours.
 
     @property
     def secrets(self) -> list[str]:
         """What nobody may be told of how it is called."""
-        return [self.api_key, *(value.removeprefix("Bearer ") for value in self.headers.values())]
+        sent = (value.removeprefix("Bearer ") for value in self.headers.values())
+        return [self.api_key, *sent, *secrets_in(self.base_url)]
+
+    @property
+    def key_label(self) -> str:
+        """What a log calls the key: enough to tell an operator's own keys apart, nothing of the key."""
+        return self.key_id[-4:]
 
     def url(self, path: str) -> str:
         return f"{self.base_url}{path}?{self.query}" if self.query else self.base_url + path
@@ -57,6 +66,7 @@ class UpstreamRequest:
     body: bytes = field(repr=False)
     dropped: list[str] = field(default_factory=list)  # Harmless fields that this wire has no word for; the client is told.
     method: Literal["POST", "GET"] = "POST"
+    is_sent: bool = False  # A connection was there to send it on: from then on the provider may have worked for it.
 
 
 class Decoder(Protocol):
@@ -64,7 +74,20 @@ class Decoder(Protocol):
 
     @property
     def usage(self) -> Usage | None:
-        """What the upstream has reported so far: all there is to bill where an answer breaks off."""
+        """What the upstream has reported so far: all there is to bill where an answer breaks off.
+
+        None where it has reported nothing, or no figures that can be believed: see ``workers.providers.figures``.
+        """
+        ...
+
+    @property
+    def has_absurd_usage(self) -> bool:
+        """Whether the report has figures that cannot be believed."""
+        ...
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the upstream has said that every choice is finished. Only usage and a mark may follow, and may be missing."""
         ...
 
     def decode(self, block: bytes) -> list[Event]:
@@ -80,7 +103,7 @@ class Decoder(Protocol):
         ...
 
     def end(self) -> list[Event]:
-        """Return the terminal event at the end of the byte stream: ``Completed`` only if the answer was whole.
+        """Return the terminal event at the end of the byte stream, however it ended: ``Completed`` if the answer was whole.
 
         Empty where ``decode`` has already returned one.
         """
@@ -106,7 +129,9 @@ class Wire(Protocol):
         """
         ...
 
-    def decoder(self) -> Decoder: ...
+    def decoder(self, choices: int = 1) -> Decoder:
+        """Return a decoder for one answer; ``choices`` is how many it was asked for."""
+        ...
 
     def read_error(self, status: int, headers: Mapping[str, str], body: bytes) -> Failed:
         """Return the failure that an answer with an error status means. ``body`` may be anything, or empty."""

@@ -27,8 +27,9 @@ from common.generation import GenerationRequest
 from workers.providers import errors
 from workers.providers.base import Deployment, UpstreamRequest
 from workers.providers.cohere_request import build_body
+from workers.providers.figures import Figures, index_of
 from workers.providers.json_decoder import JsonDecoder
-from workers.providers.loose_json import count_of, dict_of, list_of, text_of
+from workers.providers.loose_json import dict_of, list_of, text_of
 
 _FINISH_REASON = {
     "COMPLETE": FinishReason.STOP,
@@ -45,7 +46,7 @@ class Cohere:
         body, dropped = build_body(request, deployment.model)
         return UpstreamRequest(_url(deployment), deployment.request_headers(), body, dropped)
 
-    def decoder(self) -> "EventDecoder":
+    def decoder(self, choices: int = 1) -> "EventDecoder":
         return EventDecoder()
 
     def read_error(self, status: int, headers: Mapping[str, str], body: bytes) -> Failed:
@@ -85,7 +86,7 @@ class EventDecoder(JsonDecoder):
 
     def _read_whole(self, answer: dict[str, Any]) -> list[Event]:
         if "finish_reason" not in answer:
-            return [self._fail(errors.error_in_stream(answer))]
+            return [self._fail(errors.no_answer(answer))]
         events = list(self._start(answer.get("id") or answer.get("generation_id")))
         # Version 1 has the text alone, and its usage under "meta".
         message = dict_of(answer.get("message")) or {"content": [{"text": answer.get("text")}]}
@@ -100,7 +101,7 @@ class EventDecoder(JsonDecoder):
         return list(self._events(name, fields))
 
     def _events(self, name: str, fields: dict[str, Any]) -> Iterator[Event]:
-        delta, index = dict_of(fields.get("delta")), count_of(fields.get("index"))
+        delta, index = dict_of(fields.get("delta")), index_of(fields.get("index")) or 0
         message = dict_of(delta.get("message"))
         match fields.get("type"):
             case "content-delta" | "content-start":
@@ -135,16 +136,31 @@ class EventDecoder(JsonDecoder):
         yield from call.take(_arguments(fields))
 
     def _finish(self, ending: dict[str, Any], usage: object) -> Iterator[Event]:
-        self._usage = _usage(dict_of(usage))
+        self._report = dict_of(usage)
         reason = text_of(ending.get("finish_reason"))
         if reason in _FAILURES:
             yield self._fail(errors.error_in_stream({**ending, **_FAILURES[reason]}))
             return
-        self._ended = True
+        self._ended = self.is_whole = True
         for call in self._open_calls.values():
             yield from call.end()
         yield Finished(_FINISH_REASON.get(reason, FinishReason.TOOL_CALLS if self._call_count else FinishReason.STOP))
-        yield Completed(self._usage)
+        yield Completed(self.usage)
+
+    def _usage_of(self, figures: Figures) -> Usage | None:
+        """Return what Cohere bills. ``tokens`` counts its own long prompt besides, which nobody pays for.
+
+        ``cached_tokens`` is left out: it counts among those, often more than were billed, and no billed one is cheaper for it.
+        """
+        real = dict_of(self._report.get("tokens"))
+        billed = Figures(dict_of(self._report.get("billed_units")) or real)
+        if not (real or self._report.get("billed_units")):
+            return None
+        output_tokens = billed.main("output_tokens")
+        reasoning = min(Figures(real).count("reasoning_tokens"), output_tokens)
+        usage = billed.usage(billed.main("input_tokens"), output_tokens, reasoning_tokens=reasoning)
+        figures.is_absurd = billed.is_absurd
+        return usage
 
 
 def _content(part: object) -> Iterator[Event]:
@@ -163,23 +179,6 @@ def _plan(message: dict[str, Any]) -> Iterator[Event]:
 def _arguments(call: dict[str, Any]) -> str:
     arguments = dict_of(call.get("function")).get("arguments")
     return orjson.dumps(arguments).decode() if isinstance(arguments, dict) else text_of(arguments)
-
-
-def _usage(fields: dict[str, Any]) -> Usage | None:
-    """Return what Cohere bills. ``tokens`` counts its own long prompt besides, which nobody pays for.
-
-    ``cached_tokens`` is left out: it counts among those, often more than were billed, and no billed one is cheaper for it.
-    """
-    real = dict_of(fields.get("tokens"))
-    counts = dict_of(fields.get("billed_units")) or real
-    if not counts:
-        return None
-    output_tokens = count_of(counts.get("output_tokens"))
-    return Usage(
-        input_tokens=count_of(counts.get("input_tokens")),
-        output_tokens=output_tokens,
-        reasoning_tokens=min(count_of(real.get("reasoning_tokens")), output_tokens),
-    )
 
 
 def _url(deployment: Deployment) -> str:

@@ -13,9 +13,13 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from common.errors import ErrorKind, Failed
+from common.sse import BYTE_ORDER_MARK
 from workers.providers.loose_json import dict_of, list_of, read_json, text_of
 
+# The code of an answer that has come and cannot be read: a second one from the same address would be paid for, and no better.
+UNREADABLE = "upstream_unreadable"
 _MESSAGE_CHARS_MAX = 2000
+_WAIT_S_MAX = 366 * 86_400  # Nobody means a longer one: it counts as not said.
 _SECRET_CHARS_MIN = 8  # What is shorter, such as the key of a server on one's own machine, is a word like any other.
 _LOOKED_AT_BYTES_MAX = 16_384  # Of a body that need not be JSON; an error that says more than this says it at the start.
 # Gemini and xAI answer a wrong key with 400.
@@ -46,7 +50,30 @@ def error_in_stream(payload: object) -> Failed:
     status = words.status or _status_of(words)
     if status in (401, 402, 403):
         return credentials_refused()
-    return _failed(status, payload, None)
+    return _failed(status, payload, _retry_delay_s(payload))
+
+
+def no_answer(payload: object) -> Failed:
+    """Return the failure that JSON without an answer means: an error that does not look like its wire's, or nonsense."""
+    words = _words(payload)
+    return error_in_stream(payload) if words.message or words.status else nonsense("it holds no answer")
+
+
+def not_json(body: bytes) -> Failed:
+    """Return the failure of what should have been JSON; the first line may be, and say why there is no answer."""
+    if body.removeprefix(BYTE_ORDER_MARK).lstrip().startswith(b"<"):
+        return nonsense("it is an HTML page, not an answer; check the provider's base URL")
+    try:
+        payload = read_json(body.lstrip().split(b"\n", 1)[0][:_LOOKED_AT_BYTES_MAX])
+    except ValueError:
+        return nonsense("not JSON")
+    return no_answer(payload) if dict_of(payload).get("error") else nonsense("not JSON")
+
+
+def note_wait(failed: Failed, headers: Mapping[str, str]) -> None:
+    """Have a rate limit that an answer's body told of be waited for as the headers say, like one told by the status."""
+    if failed.kind is ErrorKind.UPSTREAM_RATE_LIMITED and failed.retry_after_s is None:
+        failed.retry_after_s = _retry_after_s(headers)
 
 
 def blot_out(failed: Failed, secrets: Iterable[str]) -> None:
@@ -84,8 +111,9 @@ class _Words:
         # Google's code is the HTTP status, and its word for it the status.
         self.code = text_of(error.get("status"))[:200] or _word(error.get("code")) or _word(outer.get("code"))
         self.param = _word(error.get("param"))
-        # OpenRouter's code, Groq's status_code.
-        self.status = _status(error.get("status_code")) or _status(error.get("code")) or _status(outer.get("code"))
+        # OpenRouter's code, Groq's status_code; and what frameworks write beside a message.
+        named = [fields.get(name) for fields in (error, outer) for name in ("status_code", "code", "status", "statusCode")]
+        self.status = next(filter(None, map(_status, named)), None)
 
 
 def _words(payload: object) -> _Words:
@@ -99,7 +127,9 @@ def _outer(payload: object) -> dict[str, Any]:
 
 
 def _messages(error: dict[str, Any], outer: dict[str, Any]) -> list[object]:
-    return [error.get("message"), error.get("detail"), outer.get("error"), outer.get("message"), outer.get("detail")]
+    first = dict_of(next(iter(list_of(outer.get("errors"))), None))  # Cloudflare's.
+    named = [fields.get(name) for fields in (error, outer, first) for name in ("message", "detail", "msg")]
+    return [*named[:2], outer.get("error"), *named[2:]]
 
 
 def _word(value: object) -> str | None:
@@ -163,14 +193,18 @@ def _retry_after_s(headers: Mapping[str, str]) -> float | None:
     named = {name.lower(): value for name, value in headers.items()}
     wait_ms, wait = _number(named.get("retry-after-ms")), named.get("retry-after")
     if wait_ms is not None:
-        return wait_ms / 1000
+        return _wait(wait_ms / 1000)
     wait_s = _number(wait)
     if wait_s is not None or wait is None:
-        return wait_s
+        return _wait(wait_s)
     until_s = _date_s(wait)
     # The upstream's own clock where it tells us: ours may be wrong.
     now_s = _date_s(named.get("date", "")) or time.time()
-    return max(0.0, until_s - now_s) if until_s is not None else None
+    return _wait(until_s - now_s) if until_s is not None else None
+
+
+def _wait(seconds: float | None) -> float | None:
+    return None if seconds is None or seconds > _WAIT_S_MAX else max(0.0, seconds)
 
 
 def _retry_delay_s(payload: object) -> float | None:
@@ -178,7 +212,7 @@ def _retry_delay_s(payload: object) -> float | None:
     for detail in list_of(dict_of(_outer(payload).get("error")).get("details")):
         delay = text_of(dict_of(detail).get("retryDelay"))
         if delay.endswith("s"):
-            return _number(delay[:-1])
+            return _wait(_number(delay[:-1]))
     return None
 
 

@@ -1,7 +1,7 @@
 """What does Gemini send us?
 
 A stream is whole answers in pieces: every chunk repeats the usage so far, and the last one has the reason to finish; then
-the bytes end, without a mark. Older models say "STOP" in every chunk, so nothing is finished before the end. Calls come
+the bytes end, without a mark. Older models say "STOP" in every chunk: the reason counts until the candidate goes on. Calls come
 whole, as objects. Parts about what ran at Google (code, searches) are passed over: nobody here can ask for it.
 
 Sources: https://ai.google.dev/api/generate-content, https://ai.google.dev/gemini-api/docs/thought-signatures
@@ -10,6 +10,7 @@ Sources: https://ai.google.dev/api/generate-content, https://ai.google.dev/gemin
 import hashlib
 import re
 import secrets
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import quote
@@ -34,9 +35,10 @@ from common.generation import GenerationRequest
 from common.sse import read_block
 from workers.providers import errors
 from workers.providers.base import Deployment, UpstreamRequest
+from workers.providers.figures import Figures, index_of
 from workers.providers.gemini_arguments import ArgumentsError, ArgumentsSoFar
 from workers.providers.gemini_request import SIGNED_BY, build_body, dropped
-from workers.providers.loose_json import count_of, dict_of, list_of, read_json, text_of
+from workers.providers.loose_json import dict_of, list_of, read_json, text_of
 
 _FINISH_REASON = {
     "STOP": FinishReason.STOP,
@@ -67,6 +69,15 @@ _FAILURES = {
     "UNEXPECTED_TOOL_CALL",
 }
 _CHOICES_MAX = 128
+# Where the figures stand by modality, and what these parts are to us. Pages of a document are images.
+_PARTS = {
+    "promptTokensDetails": "input_{}_tokens",
+    "toolUsePromptTokensDetails": "input_{}_tokens",
+    "cacheTokensDetails": "cache_{}_read_tokens",
+    "candidatesTokensDetails": "output_{}_tokens",
+}
+_MODALITIES = {"AUDIO": "audio", "IMAGE": "image", "DOCUMENT": "image", "VIDEO": "video"}
+_TRAFFIC = {"on_demand": "standard", "on_demand_flex": "flex", "on_demand_priority": "priority"}
 _ENDS_IN_VERSION = re.compile(r"/v\d\w*$")
 
 
@@ -78,8 +89,8 @@ class Gemini:
         url += "&alt=sse" if deployment.query else "?alt=sse"  # Else it would be one JSON array.
         return UpstreamRequest(url, deployment.request_headers("x-goog-api-key", ""), body, dropped(request, model))
 
-    def decoder(self) -> "ContentDecoder":
-        return ContentDecoder()
+    def decoder(self, choices: int = 1) -> "ContentDecoder":
+        return ContentDecoder(choices)
 
     def read_error(self, status: int, headers: Mapping[str, str], body: bytes) -> Failed:
         return errors.read_error(status, headers, body)
@@ -96,7 +107,7 @@ class Gemini:
 
     def read_count(self, body: bytes) -> int | None:
         try:
-            return count_of(dict_of(read_json(body)).get("totalTokens")) or None
+            return Figures(dict_of(read_json(body))).count("totalTokens") or None
         except ValueError:
             return None
 
@@ -113,16 +124,27 @@ class _Candidate:
 class ContentDecoder:
     """Chunks to events."""
 
-    def __init__(self) -> None:
+    def __init__(self, choices: int = 1) -> None:
+        self.is_whole = False
+        self._choices_due = choices
+        self._repeats_reasons = False
         self._started = False
         self._ended = False
         self._candidates: dict[int, _Candidate] = {}
-        self._usage: Usage | None = None
-        self._id = ""
+        self._report: dict[str, Any] = {}  # Of the usage, the last one as it came; read when somebody asks for it.
+        self._id = self._model = ""
 
     @property
     def usage(self) -> Usage | None:
-        return self._usage
+        return self._read_figures()[0]
+
+    @property
+    def has_absurd_usage(self) -> bool:
+        return self._read_figures()[1]
+
+    def _read_figures(self) -> tuple[Usage | None, bool]:
+        figures = Figures(self._report)
+        return _usage(self._report, figures, self._model) if self._report else None, figures.is_absurd
 
     def decode(self, block: bytes) -> list[Event]:
         if self._ended:
@@ -136,18 +158,20 @@ class ContentDecoder:
         try:
             chunk = read_json(data)
         except ValueError:
-            return [self._fail(errors.nonsense("not JSON"))]
+            return [self._fail(errors.not_json(data))]
         return self._read(chunk)
 
     def decode_whole(self, body: bytes) -> list[Event]:
         try:
             answer = read_json(body)
         except ValueError:
-            return [self._fail(errors.nonsense("not JSON"))]
+            return [self._fail(errors.not_json(body))]
         # What streams without being asked for events is one array of the chunks.
         events = [event for chunk in (answer if isinstance(answer, list) else [answer]) for event in self._read(chunk)]
         for candidate in self._candidates.values():
             candidate.reason = candidate.reason or "STOP"  # The whole answer is here, whatever it forgot to say.
+        if not (self._candidates or self._ended):
+            return [*events, self._fail(errors.no_answer(answer))]
         return events + self.end()
 
     def end(self) -> list[Event]:
@@ -165,7 +189,7 @@ class ContentDecoder:
             return [self._fail(errors.nonsense(str(error)))]
         self._ended = True
         ends = [Finished(_finish_reason(candidate), choice=index) for index, candidate in sorted(self._candidates.items())]
-        return [*left, *ends, Completed(self._usage)]
+        return [*left, *ends, Completed(self.usage)]
 
     def is_plain(self, block: bytes) -> bool:
         return False  # Every chunk has other figures. It matters to bytes that pass, and no client speaks this wire.
@@ -181,7 +205,7 @@ class ContentDecoder:
         if self._ended:
             return []
         if not isinstance(chunk, dict):
-            return [self._fail(errors.nonsense("not a JSON object"))]
+            return [self._fail(errors.no_answer(chunk))]
         if chunk.get("error"):
             return [self._fail(errors.error_in_stream(chunk))]
         try:
@@ -192,26 +216,36 @@ class ContentDecoder:
     def _read_chunk(self, chunk: dict[str, Any]) -> Iterator[Event]:
         if not self._started:
             self._started = True
-            self._id = text_of(chunk.get("responseId"))
-            yield Started(self._id or None, text_of(chunk.get("modelVersion")) or None)
+            self._id, self._model = text_of(chunk.get("responseId")), text_of(chunk.get("modelVersion"))
+            yield Started(self._id or None, self._model or None, _tier(dict_of(chunk.get("usageMetadata"))))
         usage = dict_of(chunk.get("usageMetadata"))
         if "totalTokenCount" in usage or "promptTokenCount" in usage:  # Vertex' first chunks say how it is paid alone.
-            self._usage = _usage(usage)  # Replaced, never added: it is the sum so far.
+            self._report = usage  # Replaced, never added: it is the sum so far.
         for fields in list_of(chunk.get("candidates")):
             if isinstance(fields, dict):
                 yield from self._read_candidate(fields)
         if text_of(dict_of(chunk.get("promptFeedback")).get("blockReason")):
             self._candidate(0).reason = "SAFETY"  # The prompt itself was refused: there are no candidates.
+            self._choices_due = 1
+        self._judge()
+
+    def _judge(self) -> None:
+        reasons = [candidate.reason for candidate in self._candidates.values()]
+        has_all = len(reasons) >= self._choices_due and not self._repeats_reasons
+        self.is_whole = has_all and all(reason is not None and reason not in _FAILURES for reason in reasons)
 
     def _candidate(self, number: object) -> _Candidate:
-        index = number if isinstance(number, int) and 0 <= number < _CHOICES_MAX else 0
+        index = index_of(number, _CHOICES_MAX) or 0
         return self._candidates.setdefault(index, _Candidate(index))
 
     def _read_candidate(self, fields: dict[str, Any]) -> Iterator[Event]:
         candidate = self._candidate(fields.get("index"))
+        had_reason = candidate.reason is not None
         for part in list_of(dict_of(fields.get("content")).get("parts")):
             if isinstance(part, dict):
-                yield from self._read_part(part, candidate)
+                for event in self._read_part(part, candidate):
+                    self._repeats_reasons = self._repeats_reasons or had_reason
+                    yield event
         candidate.reason = text_of(fields.get("finishReason")) or candidate.reason
 
     def _read_part(self, part: dict[str, Any], candidate: _Candidate) -> Iterator[Event]:
@@ -269,15 +303,36 @@ def _finish_reason(candidate: _Candidate) -> FinishReason:
     return FinishReason.TOOL_CALLS if candidate.calls and reason is FinishReason.STOP else reason
 
 
-def _usage(usage: dict[str, Any]) -> Usage:
+def _usage(report: dict[str, Any], figures: Figures, model: str) -> Usage | None:
     """Google counts thoughts beside the answer, and what its own tools read beside the prompt; cached tokens are part of it."""
-    thoughts = count_of(usage.get("thoughtsTokenCount"))
-    return Usage(
-        input_tokens=count_of(usage.get("promptTokenCount")) + count_of(usage.get("toolUsePromptTokenCount")),
-        output_tokens=count_of(usage.get("candidatesTokenCount")) + thoughts,
-        cache_read_tokens=count_of(usage.get("cachedContentTokenCount")),
+    thoughts = figures.main("thoughtsTokenCount")
+    return figures.usage(
+        figures.main("promptTokenCount") + figures.main("toolUsePromptTokenCount"),
+        figures.main("candidatesTokenCount") + thoughts,
+        cache_read_tokens=figures.count("cachedContentTokenCount"),
         reasoning_tokens=thoughts,
+        **_parts(report, figures),
+        model=model,
+        service_tier=_tier(report),
     )
+
+
+def _parts(report: dict[str, Any], figures: Figures) -> Counter[str]:
+    """What of the figures has a price of its own: what is not text."""
+    found: Counter[str] = Counter()
+    for where, part in _PARTS.items():
+        for fields in map(dict_of, list_of(report.get(where))):
+            if modality := _MODALITIES.get(text_of(fields.get("modality"))):
+                of_one = Figures(fields)
+                found[part.format(modality)] += of_one.count("tokenCount")
+                figures.is_absurd |= of_one.is_absurd
+    return found
+
+
+def _tier(report: dict[str, Any]) -> str:
+    """How it was served; Vertex has words of its own."""
+    traffic = text_of(report.get("trafficType")).lower()
+    return text_of(report.get("serviceTier")).lower() or _TRAFFIC.get(traffic, traffic)
 
 
 def _model(deployment: Deployment) -> str:

@@ -10,6 +10,7 @@ import orjson
 
 # What holds fewer brackets than this is not nested too deeply. orjson writes 254 levels, and reads 1,024.
 _BRACKETS_MAX = 200
+_LEVELS_MAX = 254
 
 
 class NestedTooDeeply(ValueError):
@@ -33,12 +34,29 @@ def read_json(data: bytes) -> Any:
 
 
 def _read_lenient(data: bytes) -> Any:
-    """The same for what orjson refuses and servers send: half an emoji as a lone surrogate escape, bytes cut in a character."""
+    """The same for what orjson refuses and servers send: half an emoji as a lone surrogate escape, bytes cut in a character,
+    a byte order mark."""
     try:
-        value = json.loads(data.decode("utf-8", "replace"))
-        return orjson.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
-    except RecursionError as exc:
+        value = json.loads(data.decode("utf-8-sig", "replace"))
+    except RecursionError as exc:  # After about a thousand levels, since Python 3.13 about ten thousand.
         raise NestedTooDeeply("nested too deeply") from exc
+    if _is_deeper(value, _LEVELS_MAX):
+        raise NestedTooDeeply("nested too deeply")
+    return orjson.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
+
+
+def _is_deeper(value: object, levels: int) -> bool:
+    level = [value]
+    for _ in range(levels):
+        level = [
+            inner
+            for each in level
+            if isinstance(each, dict | list)
+            for inner in (each.values() if isinstance(each, dict) else each)
+        ]
+        if not level:
+            return False
+    return any(isinstance(each, dict | list) for each in level)
 
 
 def _can_be_written(value: object) -> bool:
@@ -83,8 +101,3 @@ def list_of(value: object) -> list[Any]:
 
 def text_of(value: object) -> str:
     return value if isinstance(value, str) else ""
-
-
-def count_of(value: object) -> int:
-    """A number of tokens. Some servers send floats, and null for a figure that is not known yet."""
-    return max(0, int(value)) if isinstance(value, int | float) and abs(value) < 1e15 else 0

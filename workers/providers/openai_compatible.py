@@ -30,8 +30,9 @@ from common.generation import GenerationRequest
 from common.sse import read_block
 from workers.providers import errors
 from workers.providers.base import Deployment, UpstreamRequest
+from workers.providers.figures import Figures, index_of
 from workers.providers.json_decoder import JsonDecoder
-from workers.providers.loose_json import count_of, dict_of, list_of, read_json, text_of
+from workers.providers.loose_json import dict_of, list_of, read_json, text_of
 from workers.providers.openai_compatible_request import build_body
 from workers.providers.plain import PlainShape
 from workers.providers.quirks import fit, quirks_of
@@ -49,6 +50,16 @@ _FINISH_REASON = {
 # Finish reasons that say that the answer did not.
 _FAILURES = {"error", "insufficient_system_resource"}
 _PASSED_HEADERS = ("openai-beta",)
+_CHOICES_MAX = 128
+# Where parts with prices of their own stand.
+_PARTS = {
+    "input_audio_tokens": ("prompt_tokens_details", "audio_tokens"),
+    "input_image_tokens": ("prompt_tokens_details", "image_tokens"),
+    "input_video_tokens": ("prompt_tokens_details", "video_tokens"),
+    "cache_audio_read_tokens": ("prompt_tokens_details", "cached_tokens_details", "audio_tokens"),
+    "output_audio_tokens": ("completion_tokens_details", "audio_tokens"),
+    "output_image_tokens": ("completion_tokens_details", "image_tokens"),
+}
 
 
 class OpenAiCompatible:
@@ -67,8 +78,8 @@ class OpenAiCompatible:
         dropped = fit(changed, deployment)
         return UpstreamRequest(_url(deployment), _headers(deployment, headers), orjson.dumps(changed), dropped)
 
-    def decoder(self) -> "ChunkDecoder":
-        return ChunkDecoder()
+    def decoder(self, choices: int = 1) -> "ChunkDecoder":
+        return ChunkDecoder(choices)
 
     def for_client(self, data: bytes, info: ReplyInfo) -> bytes:
         # Nearly every block has a choice.
@@ -109,63 +120,78 @@ class ChunkDecoder(JsonDecoder):
     ``Finished`` waits for the end of the stream, as some vendors send more of a choice with, or after, its finish reason.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, choices: int = 1) -> None:
         super().__init__(PlainShape(b'"content":"', b'"reasoning_content":"', b'"reasoning":"'))
         self._choices: dict[int, _Choice] = {}
+        self._choices_due = choices  # So many must have come for the answer to be whole.
         self._id = ""
 
     def _read(self, name: str, fields: dict[str, Any]) -> list[Event]:
-        if (name == "error" or _is_error(fields)) and not self._is_whole():
-            return [self._fail(errors.error_in_stream(fields))]
-        return list(self._read_chunk(fields))
+        if name != "error" and not _is_error(fields):
+            return list(self._read_chunk(fields))
+        # OpenRouter repeats the finish reason "length" as an error, which brings the usage.
+        last = list(self._read_chunk(fields)) if self.is_whole else []
+        return last + self._broken(errors.error_in_stream(fields))
 
     def _read_done(self) -> list[Event]:
+        self._expect_no_more()
         return self.end()
 
     def _read_whole(self, answer: dict[str, Any]) -> list[Event]:
         if _is_error(answer):
             return [self._fail(errors.error_in_stream(answer))]
+        if not list_of(answer.get("choices")):
+            return [self._fail(errors.no_answer(answer))]
         for choice in list_of(answer.get("choices")):
             if isinstance(choice, dict) and isinstance(choice.get("message"), dict):
                 choice["delta"] = choice["message"]  # Perplexity has an empty delta beside it.
         events = list(self._read_chunk(answer))
         for choice in self._choices.values():
             choice.reason = choice.reason or "stop"  # The whole answer is here, whatever it forgot to say.
+        self._expect_no_more()
         return events + self.end()
 
-    def end(self) -> list[Event]:
-        if self._ended:
-            return []
-        if not self._is_whole():
-            return [self._fail(errors.cut_short())]
+    def _complete(self) -> list[Event]:
         self._ended = True
         events: list[Event] = []
         for index, choice in sorted(self._choices.items()):
             events += [ToolCallDelta(call.index, "{}", index) for call in choice.calls if not call.has_arguments]
             events.append(Finished(_finish_reason(choice), choice=index))
-        return [*events, Completed(self._usage)]
+        return [*events, Completed(self.usage)]
 
-    def _is_whole(self) -> bool:
-        """Whether every choice has finished. An error after that takes nothing back: OpenRouter repeats "length" as one."""
+    def _usage_of(self, figures: Figures) -> Usage | None:
+        return _usage(self._report, figures, self._model, self._tier) if self._report else None
+
+    def _expect_no_more(self) -> None:
+        """The server has said all: one that was asked for several choices may give fewer."""
+        self._choices_due = 1
+        self._judge()
+
+    def _judge(self) -> None:
         reasons = [choice.reason for choice in self._choices.values()]
-        return bool(reasons) and all(reason is not None and reason not in _FAILURES for reason in reasons)
+        has_all = len(reasons) >= self._choices_due
+        self.is_whole = has_all and all(reason is not None and reason not in _FAILURES for reason in reasons)
 
     def _read_chunk(self, chunk: dict[str, Any]) -> Iterator[Event]:
         if not self._started:
             self._started = True
-            self._id = text_of(chunk.get("id"))
-            yield Started(self._id or None, text_of(chunk.get("model")) or None)
+            self._id, self._model = text_of(chunk.get("id")), text_of(chunk.get("model"))
+            self._tier = text_of(chunk.get("service_tier"))
+            yield Started(self._id or None, self._model or None, self._tier)
         usage = dict_of(chunk.get("usage")) or dict_of(dict_of(chunk.get("x_groq")).get("usage"))
         if usage:
-            self._usage = _usage(usage)  # Replaced, never added: some send it in every chunk.
+            self._report = usage  # Replaced, never added: some send it in every chunk.
+            # Azure's first chunk names no model, and the tier is known for sure only in the end.
+            self._model = text_of(chunk.get("model")) or self._model
+            self._tier = text_of(chunk.get("service_tier")) or text_of(usage.get("service_tier")) or self._tier
         for choice in list_of(chunk.get("choices")):
             if isinstance(choice, dict):
                 yield from self._read_choice(choice)
 
     def _read_choice(self, fields: dict[str, Any]) -> Iterator[Event]:
-        number = fields.get("index")
-        index = number if isinstance(number, int) and 0 <= number < 128 else 0
+        index = index_of(fields.get("index"), _CHOICES_MAX) or 0
         choice = self._choices.setdefault(index, _Choice())
+        self.is_whole = self.is_whole and choice.reason is not None
         delta = fields.get("delta")
         if not isinstance(delta, dict):
             # A whole answer where a piece was due. With a delta beside it, it is Perplexity's text so far.
@@ -178,6 +204,7 @@ class ChunkDecoder(JsonDecoder):
             yield event
         if isinstance(fields.get("finish_reason"), str) and choice.reason is None:
             choice.reason = fields["finish_reason"]
+            self._judge()
 
     def _read_calls(self, delta: dict[str, Any], choice: _Choice, index: int) -> Iterator[Event]:
         items = list_of(delta.get("tool_calls"))
@@ -193,8 +220,7 @@ class ChunkDecoder(JsonDecoder):
         name = text_of(function.get("name"))
         call = _call_of(item, name, choice.calls)
         if call is None:
-            number = item.get("index")
-            key = number if isinstance(number, int) else None
+            key = index_of(item.get("index"))
             call = _Call(len(choice.calls), key, text_of(item.get("id")) or self._made_up_id(index, len(choice.calls)))
             choice.calls.append(call)
             yield ToolCallStarted(call.index, call.id, name, index)
@@ -215,8 +241,8 @@ def _is_error(chunk: dict[str, Any]) -> bool:
 
 def _call_of(item: dict[str, Any], name: str, calls: list[_Call]) -> _Call | None:
     """Return the call that a piece belongs to, or None if it begins another one."""
-    id_, key = text_of(item.get("id")), item.get("index")
-    if not isinstance(key, int):
+    id_, key = text_of(item.get("id")), index_of(item.get("index"))
+    if key is None:
         # Older Mistral: whole calls without an index. A piece that names nothing goes on with the last call.
         same = [call for call in calls if call.id == id_] if id_ else ([] if name else calls)
         return same[-1] if same else None
@@ -264,19 +290,31 @@ def _finish_reason(choice: _Choice) -> FinishReason:
     return FinishReason.TOOL_CALLS if choice.calls and reason is FinishReason.STOP else reason
 
 
-def _usage(usage: dict[str, Any]) -> Usage:
-    prompt, completion = count_of(usage.get("prompt_tokens")), count_of(usage.get("completion_tokens"))
-    details = dict_of(usage.get("prompt_tokens_details"))
-    cached = count_of(details.get("cached_tokens")) or count_of(usage.get("prompt_cache_hit_tokens"))
-    reasoning = count_of(dict_of(usage.get("completion_tokens_details")).get("reasoning_tokens"))
+def _usage(report: Mapping[str, Any], figures: Figures, model: str, tier: str) -> Usage | None:
+    prompt, completion = figures.main("prompt_tokens"), figures.main("completion_tokens")
+    cached = figures.count("prompt_tokens_details", "cached_tokens") or figures.count("prompt_cache_hit_tokens")
+    reasoning = figures.count("completion_tokens_details", "reasoning_tokens")
     # OpenAI counts reasoning as completion, xAI beside it: the total tells. Gateways report more reasoning than
     # completion, with a total that leaves it out; it was written all the same.
-    is_beside = reasoning and count_of(usage.get("total_tokens")) == prompt + completion + reasoning
+    is_beside = reasoning and report.get("total_tokens") == prompt + completion + reasoning
     completion = completion + reasoning if is_beside else max(completion, reasoning)
+    # Perplexity's are beside the completion, whatever the total says.
+    thought, citations = 0 if reasoning else figures.count("reasoning_tokens"), figures.count("citation_tokens")
     # Cached tokens are part of the prompt, save at Azure's Grok.
     if cached > prompt:
         prompt += cached
-    return Usage(prompt, completion, cached, count_of(details.get("cache_write_tokens")), reasoning)
+    return figures.usage(
+        prompt,
+        completion + thought + citations,
+        cache_read_tokens=cached,
+        cache_write_tokens=figures.count("prompt_tokens_details", "cache_write_tokens"),
+        reasoning_tokens=reasoning + thought,
+        output_citation_tokens=citations,
+        **{name: figures.count(*path) for name, path in _PARTS.items()},
+        web_searches=figures.count("num_search_queries"),
+        model=model,
+        service_tier=tier,
+    )
 
 
 def _url(deployment: Deployment) -> str:

@@ -9,6 +9,7 @@ https://developers.openai.com/api/docs/guides/background
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import quote
@@ -37,8 +38,9 @@ from common.responses import response_id
 from common.sse import read_block
 from workers.providers import errors
 from workers.providers.base import Deployment, UpstreamRequest
+from workers.providers.figures import Figures, index_of
 from workers.providers.json_decoder import JsonDecoder
-from workers.providers.loose_json import count_of, dict_of, list_of, read_json, text_of
+from workers.providers.loose_json import dict_of, list_of, read_json, text_of
 from workers.providers.openai_responses_request import REASONING_MARK, build_body, prompt
 from workers.providers.plain import NumberedShape
 from workers.providers.quirks import fit_response
@@ -46,6 +48,20 @@ from workers.providers.quirks import fit_response
 _PASSED_HEADERS = ("openai-beta",)
 # What Sluice does itself, for every provider: conversations and answers are kept here, not there.
 _OWN_FIELDS = ("background", "background_options", "previous_response_id")
+# Where parts with prices of their own stand.
+_PARTS = {
+    "input_audio_tokens": ("input_tokens_details", "audio_tokens"),
+    "input_image_tokens": ("input_tokens_details", "image_tokens"),
+    "output_audio_tokens": ("output_tokens_details", "audio_tokens"),
+    "output_image_tokens": ("output_tokens_details", "image_tokens"),
+}
+# Items of tools that run at the vendor, by what they are paid as.
+_PAID_CALLS = {
+    "web_search_call": "web_searches",
+    "file_search_call": "storage_searches",
+    "code_interpreter_call": "code_executions",
+    "image_generation_call": "image_generations",
+}
 _NO_PREVIOUS = re.compile(rb'("previous_response_id": ?)null')
 _BACKGROUND = re.compile(rb'("background": ?)(?:true|false)')
 
@@ -68,7 +84,7 @@ class OpenAiResponses:
         dropped = fit_response(changed, deployment)
         return UpstreamRequest(_url(deployment), _headers(deployment, headers), orjson.dumps(changed), dropped)
 
-    def decoder(self) -> "ResponseDecoder":
+    def decoder(self, choices: int = 1) -> "ResponseDecoder":
         return ResponseDecoder()
 
     def for_client(self, data: bytes, info: ReplyInfo) -> bytes:
@@ -110,7 +126,7 @@ class OpenAiResponses:
 
     def read_count(self, body: bytes) -> int | None:
         try:
-            return count_of(dict_of(read_json(body)).get("input_tokens")) or None
+            return Figures(dict_of(read_json(body))).count("input_tokens") or None
         except ValueError:
             return None
 
@@ -125,23 +141,26 @@ class _Item:
 
 
 class ResponseDecoder(JsonDecoder):
-    """Events of a response to events of ours. Usage comes only with the last one."""
+    """Events of a response to events of ours. Only the last one says that the response is whole, and brings the usage; paid
+    calls are items like others.
+    """
 
     def __init__(self) -> None:
         super().__init__(NumberedShape())
-        self._items: dict[object, _Item] = {}  # By output_index.
+        self._items: dict[int | None, _Item] = {}  # By output_index.
         self._call_count = 0
+        self._paid_calls: Counter[str] = Counter()
 
     def _read_whole(self, answer: dict[str, Any]) -> list[Event]:
         if not isinstance(answer.get("output"), list) and not answer.get("error"):
-            return [self._fail(errors.nonsense("no output"))]
+            return [self._fail(errors.no_answer(answer))]
         return [*self._read_start(answer), *self._read_end(answer)]
 
     def _read(self, name: str, fields: dict[str, Any]) -> list[Event]:
         return list(self._events(name, fields))
 
     def _events(self, name: str, fields: dict[str, Any]) -> Iterator[Event]:
-        index = fields.get("output_index")
+        index = index_of(fields.get("output_index"))
         match fields.get("type"):
             case "response.output_text.delta":
                 yield from self._piece(index, TextDelta, fields)
@@ -171,11 +190,11 @@ class ResponseDecoder(JsonDecoder):
             case _ if name == "error" or fields.get("error"):
                 yield self._fail(errors.error_in_stream(fields))
 
-    def _item(self, index: object) -> _Item:
-        return self._items.setdefault(index if isinstance(index, int) else None, _Item())
+    def _item(self, index: int | None) -> _Item:
+        return self._items.setdefault(index, _Item())
 
     def _piece(
-        self, index: object, kind: type[TextDelta | ThinkingDelta | RefusalDelta], fields: dict[str, Any]
+        self, index: int | None, kind: type[TextDelta | ThinkingDelta | RefusalDelta], fields: dict[str, Any]
     ) -> Iterator[Event]:
         text = text_of(fields.get("delta"))
         if text:
@@ -185,12 +204,13 @@ class ResponseDecoder(JsonDecoder):
     def _read_start(self, response: dict[str, Any]) -> Iterator[Event]:
         if not self._started:
             self._started = True
-            yield Started(text_of(response.get("id")) or None, text_of(response.get("model")) or None)
+            tier = text_of(response.get("service_tier"))
+            yield Started(text_of(response.get("id")) or None, text_of(response.get("model")) or None, tier)
 
-    def _read_item_start(self, index: object, item: dict[str, Any]) -> Iterator[Event]:
+    def _read_item_start(self, index: int | None, item: dict[str, Any]) -> Iterator[Event]:
         if item.get("type") != "function_call" or self._item(index).call is not None:
             return
-        self._items[index if isinstance(index, int) else None] = _Item(self._call_count)
+        self._items[index] = _Item(self._call_count)
         call_id = text_of(item.get("call_id")) or text_of(item.get("id")) or f"call_{self._call_count}"
         yield ToolCallStarted(self._call_count, call_id, text_of(item.get("name")))
         self._call_count += 1
@@ -200,10 +220,12 @@ class ResponseDecoder(JsonDecoder):
             item.has_output = True
             yield ToolCallDelta(item.call, arguments)
 
-    def _read_item_done(self, index: object, fields: dict[str, Any]) -> Iterator[Event]:
+    def _read_item_done(self, index: int | None, fields: dict[str, Any]) -> Iterator[Event]:
         """The whole item. What its pieces have said is not said again; some vendors send it without pieces."""
         yield from self._read_item_start(index, fields)
         item = self._item(index)
+        if (index is None or not item.has_output) and (paid := _paid_call(fields)):
+            self._paid_calls[paid] += 1
         match fields.get("type"):
             case "function_call" if not item.has_output:
                 yield from self._read_arguments(item, text_of(fields.get("arguments")).strip() or "{}")
@@ -217,7 +239,8 @@ class ResponseDecoder(JsonDecoder):
         item.has_output = True
 
     def _read_end(self, response: dict[str, Any]) -> Iterator[Event]:
-        self._usage = _usage(dict_of(response.get("usage"))) or self._usage
+        self._report = dict_of(response.get("usage")) or self._report
+        self._model, self._tier = text_of(response.get("model")), text_of(response.get("service_tier"))
         status = response.get("status") or "completed"
         if response.get("error"):
             yield self._fail(errors.error_in_stream(response))
@@ -231,8 +254,23 @@ class ResponseDecoder(JsonDecoder):
                 if item.call is not None and not item.has_output:
                     yield ToolCallDelta(item.call, "{}")
             yield Finished(self._finish_reason(status, dict_of(response.get("incomplete_details"))))
-            yield Completed(self._usage)
-            self._ended = True
+            yield Completed(self.usage)
+            self._ended = self.is_whole = True
+
+    def _usage_of(self, figures: Figures) -> Usage | None:
+        if not self._report:
+            return None
+        return figures.usage(
+            figures.main("input_tokens"),
+            figures.main("output_tokens"),
+            cache_read_tokens=figures.count("input_tokens_details", "cached_tokens"),
+            cache_write_tokens=figures.count("input_tokens_details", "cache_write_tokens"),
+            reasoning_tokens=figures.count("output_tokens_details", "reasoning_tokens"),
+            **{name: figures.count(*path) for name, path in _PARTS.items()},
+            **self._paid_calls,
+            model=self._model,
+            service_tier=self._tier,
+        )
 
     def _finish_reason(self, status: str, why: dict[str, Any]) -> FinishReason:
         if status == "incomplete":
@@ -256,17 +294,11 @@ def _read_reasoning(item: dict[str, Any]) -> Iterator[Event]:
         yield ThinkingDelta(text)
 
 
-def _usage(usage: dict[str, Any]) -> Usage | None:
-    if not usage:
+def _paid_call(item: dict[str, Any]) -> str | None:
+    """Return what a tool that ran at the vendor is paid as. Opening a page that a search has found costs nothing."""
+    if item.get("type") == "web_search_call" and text_of(dict_of(item.get("action")).get("type")) not in ("", "search"):
         return None
-    details = dict_of(usage.get("input_tokens_details"))
-    return Usage(
-        input_tokens=count_of(usage.get("input_tokens")),
-        output_tokens=count_of(usage.get("output_tokens")),
-        cache_read_tokens=count_of(details.get("cached_tokens")),
-        cache_write_tokens=count_of(details.get("cache_write_tokens")),
-        reasoning_tokens=count_of(dict_of(usage.get("output_tokens_details")).get("reasoning_tokens")),
-    )
+    return _PAID_CALLS.get(text_of(item.get("type")))
 
 
 def _response_in(data: bytes) -> dict[str, Any]:

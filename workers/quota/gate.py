@@ -23,7 +23,7 @@ from common.errors import ErrorKind, Failed, GatewayError
 from common.events import Usage
 from common.generation import GenerationRequest
 from common.job import Job
-from common.process import in_background
+from common.process import supervised
 from common.redis_client import Client, Pulse, RedisUnavailable, Scripts
 from common.settings import Settings
 from common.token_estimate import estimate_tokens, reserved_tokens
@@ -41,7 +41,10 @@ _UNLIMITED = Limits()
 
 
 class Refused(GatewayError):
-    """A call that was not made. ``wait_s``: until it surely may be, ``look_s``: until it may be at best."""
+    """A call that was not made. ``wait_s``: until it surely may be, ``look_s``: until it may be at best.
+
+    Clients are told the first, which is the vendor's own word where there is one.
+    """
 
     def __init__(self, limit: str, message: str, wait_s: float, look_s: float) -> None:
         kind = ErrorKind.OVERLOADED if limit == "redis_away" else ErrorKind.UPSTREAM_RATE_LIMITED
@@ -120,13 +123,13 @@ class Quota:
 
     # Before a call
 
-    def affordable(self, demand: Demand, among: list[Deployment]) -> list[Deployment]:
-        """Return the deployments whose providers' budgets are not spent. A key that the request brought is not ours to pay.
+    def affordable(self, among: list[Deployment]) -> list[Deployment]:
+        """Return the deployments whose providers' budgets are not spent, or that the client pays for.
 
         Raises:
             GatewayError: BUDGET_EXCEEDED, there is none.
         """
-        return among if demand.job.brought_key else self._budgets.open_ones(among)
+        return self._budgets.open_ones(among)
 
     @asynccontextmanager
     async def admitted(self, demand: Demand, deployment: Deployment) -> AsyncIterator[Taken]:
@@ -147,18 +150,19 @@ class Quota:
                 self._wake.set()
 
     def _check_pause(self, demand: Demand, deployment: Deployment) -> None:
-        left_s = self._pauses.left_s(_pause_name(deployment))
-        if left_s > 0:
+        left = self._pauses.left(_pause_name(deployment))
+        if left:
             message = f"The provider {deployment.provider} takes no more requests for this model just now."
-            raise self._refused(demand, deployment, "paused", message, left_s, left_s)
+            raise self._refused(demand, deployment, "paused", message, left.promise_s, left.pause_s)
 
     async def _reserve(self, demand: Demand, deployment: Deployment) -> Reserved | None:
-        # A key that the request brought has a quota that we do not know.
-        limits = _UNLIMITED if demand.job.brought_key else self._settings.provider(deployment.provider).limits
+        # A key that the client pays with has a quota that we do not know.
+        limits = _UNLIMITED if deployment.client_pays else self._settings.provider(deployment.provider).limits
         if not limits.is_set:
             return None
         try:
-            answer = await self._reservations.reserve(deployment.key_id, limits, demand.tokens if limits.tokens else 0)
+            name = deployment.quota_id or deployment.key_id
+            answer = await self._reservations.reserve(name, limits, demand.tokens if limits.tokens else 0)
         except RedisUnavailable as error:
             message = "The gateway cannot look up its quota just now."
             raise self._refused(demand, deployment, "redis_away", message, BUSY_LOOK_S, BUSY_LOOK_S) from error
@@ -189,11 +193,11 @@ class Quota:
             return
         if failed.retry_after_s:
             self._pause(deployment, failed.retry_after_s)
-        elif left_s := self._pauses.left_s(_pause_name(deployment)):
-            failed.retry_after_s = left_s
+        elif left := self._pauses.left(_pause_name(deployment)):
+            failed.retry_after_s = left.promise_s
 
     def _pause(self, deployment: Deployment, seconds: float) -> None:
-        if self._pauses.pause(_pause_name(deployment), min(seconds, self._settings.retry_after_max_s)):
+        if self._pauses.pause(_pause_name(deployment), seconds, self._settings.retry_after_max_s):
             self._wake.set()
 
     # Beside the calls
@@ -202,7 +206,7 @@ class Quota:
         self._pulse.watch(("HGETALL", keys.PAUSED), lambda noted: self._pauses.note(noted, self._pulse.redis_ms))
         if self._budgets.is_needed:
             self._pulse.watch(self._budgets.command, self._budgets.note)
-        self._task = in_background(self._flush_for_ever(), "quota")
+        self._task = supervised(self._flush_for_ever, "quota")
 
     async def stop(self) -> None:
         """Settle what has ended."""

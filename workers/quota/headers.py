@@ -35,6 +35,7 @@ _DURATION_PART = re.compile(r"([\d.]{1,22})(h|ms|m|s|us|µs|ns)")
 _SECONDS_IN = {"h": 3600, "m": 60, "s": 1, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 # A larger number is a moment: in seconds of the epoch, or in milliseconds.
 _EPOCH_S_MIN, _EPOCH_MS_MIN = 1e9, 1e11
+_WAIT_S_MAX = 366 * 86_400  # Nobody means a longer one: it counts as not said.
 _REFILL_SHARE = 1 / 60  # Of a refilling quota, so much makes it worth calling again; for requests, one at least.
 
 
@@ -42,7 +43,8 @@ def pause_s(headers: Mapping[str, str]) -> float:
     """Return for how many seconds the key had better not be called; 0 where it may. Header names are in lower case."""
     # Once per upstream call, and nearly never is anything used up.
     spent = [name for name, value in headers.items() if value == "0" and _REMAINING.fullmatch(name)]
-    return max((_until_more_s(name, headers) for name in spent), default=0.0)
+    waits_s = [wait_s for name in spent if (wait_s := _until_more_s(name, headers)) <= _WAIT_S_MAX]
+    return max(waits_s, default=0.0)
 
 
 def _until_more_s(remaining: str, headers: Mapping[str, str]) -> float:

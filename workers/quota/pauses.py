@@ -3,50 +3,76 @@
 A vendor's word to one worker counts for all: it is noted in Redis, under a digest of provider, key and model, and every
 worker reads all notes with its pulse. So no call pays for it, and others know within half a second. Vendors limit most
 models apart, so a pause is for one model; where several share a quota, each of them is told by a refusal of its own.
+
+A pause has two ends: until then nobody calls (never for longer than a vendor is obeyed, then it is asked again), and when
+there is more by the vendor's own word, which is what clients are told. In Redis the second is noted only where it is later
+than the first, as a field of its own: a worker of the version before takes that for one more name.
 """
 
 from collections import Counter
 from collections.abc import Callable
+from typing import NamedTuple
 
 PAUSES_MAX = 1_000  # In Redis, where each worker reads all of them twice a second.
+PROMISE_MAX_S = 31 * 86_400  # No quota is for longer than a month.
+_PROMISE = " promised"  # Behind a name: the field that has the vendor's own word.
 _SHARED_FROM_S = 0.1  # A shorter one is over before others would know, and a longer end than is noted must be as much longer.
 
 
+class Left(NamedTuple):
+    """Seconds: until a name may be called again, and until there is more by its vendor's word, which is never sooner."""
+
+    pause_s: float
+    promise_s: float
+
+
+class _Pause(NamedTuple):
+    """By our own clock."""
+
+    until: float
+    promised: float
+
+
 class Pauses:
-    """Names and the seconds for which to leave them alone; a name begins with its provider and a colon."""
+    """Names that are to be left alone; a name begins with its provider and a colon."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._until: dict[str, float] = {}  # By our own clock.
+        self._pauses: dict[str, _Pause] = {}
         self._unshared: set[str] = set()
 
-    def left_s(self, name: str) -> float:
-        """Return for how long yet; 0 where it may be called."""
-        until = self._until.get(name)
-        return max(0.0, until - self._clock()) if until is not None else 0.0
+    def left(self, name: str) -> Left | None:
+        """Return for how long yet; None where it may be called."""
+        pause, now = self._pauses.get(name), self._clock()
+        return Left(pause.until - now, pause.promised - now) if pause and pause.until > now else None
 
-    def pause(self, name: str, seconds: float) -> bool:
-        """Leave a name alone for so long from now; returns whether others are to be told of it."""
-        until = self._clock() + seconds
-        is_news = until - self._until.get(name, self._clock()) >= _SHARED_FROM_S
-        self._until[name] = max(until, self._until.get(name, until))
+    def pause(self, name: str, told_s: float, most_s: float) -> bool:
+        """Leave a name alone, as its vendor says, but for ``most_s`` at most; returns whether others are to be told of it."""
+        now = self._clock()
+        pause = _Pause(now + min(told_s, most_s), now + min(told_s, PROMISE_MAX_S))
+        known = self._pauses.get(name)
+        is_news = pause.until - (known.until if known else now) >= _SHARED_FROM_S
+        if known is None or pause.until > known.until:
+            self._pauses[name] = pause
         if is_news:
             self._unshared.add(name)
         return is_news
 
-    def take_unshared(self) -> list[tuple[str, int]]:
-        """Return what others are to be told: names, each with the milliseconds that are left. Once."""
-        told = [(name, round(self.left_s(name) * 1000)) for name in self._unshared]
+    def take_unshared(self) -> list[tuple[str, int, int]]:
+        """Return what others are to be told, once: names, each with the milliseconds of its pause and of its promise."""
+        told = [(name, self.left(name)) for name in self._unshared]
         self._unshared.clear()
-        return [(name, left_ms) for name, left_ms in told if left_ms > 0]
+        return [(name, round(left.pause_s * 1000), round(left.promise_s * 1000)) for name, left in told if left]
 
     def note(self, noted: dict[bytes, bytes], redis_ms: int) -> None:
-        """Take over what Redis has: names, each with the moment when its pause ends, by its own clock."""
+        """Take over what Redis has: fields, each with a moment by its own clock."""
         now = self._clock()
-        for name, until_ms in noted.items():
-            until = now + (int(until_ms) - redis_ms) / 1000
-            self._until[name.decode()] = max(until, self._until.get(name.decode(), until))
-        self._until = {name: until for name, until in self._until.items() if until > now}
+        ends = {field.decode(): now + (int(until_ms) - redis_ms) / 1000 for field, until_ms in noted.items()}
+        for name, until in ends.items():
+            known = self._pauses.get(name)
+            if not name.endswith(_PROMISE) and (known is None or until > known.until):
+                self._pauses[name] = _Pause(until, max(until, ends.get(name + _PROMISE, until)))
+        self._pauses = {name: pause for name, pause in self._pauses.items() if pause.until > now}
 
     def by_provider(self) -> Counter[str]:
-        return Counter(name.partition(":")[0] for name in self._until if self.left_s(name))
+        return Counter(name.partition(":")[0] for name in self._pauses if self.left(name))

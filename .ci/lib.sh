@@ -1,0 +1,53 @@
+# What .ci/run and .ci/check-all share: how a step is told and timed, which Pythons there are, and what a flaky test is.
+# shellcheck shell=bash
+export PIP_DISABLE_PIP_VERSION_CHECK=1
+
+# Install what the tests that need a system package would skip without.
+install_packages() {
+  if command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -qq
+    apt-get install -y -qq --no-install-recommends redis-server nginx-light chromium postgresql python3 python3-venv >/dev/null
+  fi
+}
+
+# Run a command, and say how long it took.
+step() {
+  local begin=$SECONDS status=0
+  echo "== $*"
+  "$@" || status=$?
+  echo "== $((SECONDS - begin)) s, exit status $status: $*"
+  return $status
+}
+
+# The distribution's own Python, those on PATH and pyenv's: one of each version that can be used, oldest first, but for that of .venv.
+other_pythons() {
+  local python
+  for python in /usr/bin/python3 python3.{11..19} "${PYENV_ROOT:-$HOME/.pyenv}"/versions/*/bin/python3 .venv/bin/python; do
+    "$python" -c 'import sys, venv, ensurepip; sys.version_info >= (3, 11) and print("%d.%d.%d" % sys.version_info[:3], sys.executable)' \
+      2>/dev/null || true
+  done | sort -s -V -u -k1,1 | grep -v "^$(.venv/bin/python -c 'import platform; print(platform.python_version())') "
+}
+
+# Unit and contract tests on each of them.
+unit_on_other_pythons() {
+  local version python
+  while read -r version python; do
+    step make unit PYTHON="$python" VENV=".venv-$version" ARGS="-p no:cacheprovider" </dev/null || return
+  done < <(other_pythons)
+}
+
+# Run `make test`. What failed runs once more, alone: a test that passes then is flaky, which is a fault of ours too, and is named.
+test_twice() {
+  FLAKY=()
+  rm -f .pytest_cache/v/cache/lastfailed
+  step make test ARGS="$*" && return
+  mapfile -t FLAKY < <(.venv/bin/python -c 'import json; print(*json.load(open(".pytest_cache/v/cache/lastfailed")), sep="\n")')
+  printf 'failed at first: %s\n' "${FLAKY[@]}"
+  step make test WORKERS=0 ARGS="--last-failed --last-failed-no-failures none $*"
+}
+
+# The last line: how many tests needed a second run, and which.
+tell_flaky() {
+  echo "${#FLAKY[@]} flaky${FLAKY[*]:+: ${FLAKY[*]}}"
+}

@@ -1,0 +1,74 @@
+"""How does an operator look at what could not be processed, and get rid of it?"""
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import TypeVar
+
+import click
+import orjson
+from redis.exceptions import RedisError
+
+from common import keys, set_aside
+from common.redis_client import COMMAND_TIMEOUT_S, Client, connect
+from common.redis_errors import words_of
+from common.set_aside import SetAside
+
+Found = TypeVar("Found")
+
+
+async def _with_redis(url: str, work: Callable[[Client], Awaitable[Found]]) -> Found:
+    redis = connect(url)
+    try:
+        async with asyncio.timeout(COMMAND_TIMEOUT_S):
+            return await work(redis)
+    except (RedisError, OSError, TimeoutError) as error:
+        raise click.ClickException(f"Redis cannot be used: {words_of(error) or type(error).__name__}") from error
+    finally:
+        await redis.aclose()
+
+
+def _entries(url: str) -> list[SetAside]:
+    async def read(redis: Client) -> list[SetAside]:
+        return [set_aside.unpack(raw) for raw in await redis.execute_command("LRANGE", keys.UNREADABLE, 0, -1)]
+
+    return asyncio.run(_with_redis(url, read))
+
+
+def list_all(url: str) -> None:
+    """Print one line for each, newest first."""
+    for entry in _entries(url):
+        at = f"{datetime.fromtimestamp(entry.at_ms / 1000, UTC):%Y-%m-%dT%H:%M:%SZ}" if entry.at_ms else "-" * 20
+        click.echo(_shown(f"{at}  {entry.kind:6}  {entry.id}  {entry.reason}"))
+
+
+def show(url: str, generation_id: str) -> None:
+    """Print all that is kept of a generation as JSON, one object per entry."""
+    found = [entry for entry in _entries(url) if entry.id == generation_id]
+    if not found:
+        raise click.ClickException(f"nothing of {generation_id!r} is set aside: see `sluice records list`")
+    for entry in found:
+        fields = {name: getattr(entry, name) for name in ("kind", "id", "reason", "at_ms", "record")}
+        click.echo(orjson.dumps(fields, option=orjson.OPT_INDENT_2).decode())
+
+
+def drop(url: str, generation_ids: tuple[str, ...], *, is_all: bool) -> None:
+    """Delete what is kept of some generations, or of all."""
+    if is_all == bool(generation_ids):
+        raise click.UsageError("Name the ids to drop, or say --all.")
+    entries = [entry for entry in _entries(url) if is_all or entry.id in generation_ids]
+
+    async def remove(redis: Client) -> None:
+        for entry in entries:
+            await redis.execute_command("LREM", keys.UNREADABLE, 1, entry.raw)
+
+    asyncio.run(_with_redis(url, remove))
+    click.echo(f"{len(entries)} dropped.")
+    if not entries:
+        sys.exit(1)
+
+
+def _shown(text: str) -> str:
+    """What others wrote steers no terminal."""
+    return "".join(char if char.isprintable() else "?" for char in text)

@@ -1,0 +1,180 @@
+"""What is wrong with the settings, in words that name each as its writer did, say what it may be, and quote no secret?"""
+
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any, get_args
+
+import click
+from pydantic import ValidationError
+from pydantic_core.core_schema import ErrorType
+
+from common.foreign_variables import variable_of
+from common.redaction import Redactor, redact_tracebacks
+from common.setting_doubts import nearest
+from common.setting_sources import (
+    ENV_FILE,
+    PREFIX,
+    YAML_FILE,
+    NotJson,
+    UnreadableSettings,
+    env_file,
+    environment,
+    provider_variable,
+    yaml_values,
+)
+from common.settings import Settings
+from common.vendors import VENDORS
+
+VALUE_CHARS_MAX = 80
+_Node = Mapping[str, Any]
+_Place = tuple[int | str, ...]
+
+
+def load_settings(**options: Any) -> Settings:
+    """Return the settings, or end with status 2 and a line for each that is wrong. ``options`` are a command's, None: unset."""
+    chosen = {name: value for name, value in options.items() if value is not None}
+    try:
+        env_file()  # pydantic's own reader of it has other words for what is wrong.
+        settings = Settings(**chosen)
+        redact_tracebacks(Redactor.of(settings))
+        return settings
+    except UnreadableSettings as error:
+        problems = [str(error)]
+    except ValidationError as error:
+        schema = Settings.model_json_schema()
+        found = error.errors(include_url=False)
+        problems = list(dict.fromkeys(_problem(each, schema, chosen) for each in found))
+    for problem in problems:
+        click.echo(problem, err=True)
+    sys.exit(2)
+
+
+def _problem(error: Any, schema: _Node, options: Mapping[str, Any]) -> str:
+    """Return one line. ``error`` is one of pydantic's; one of several settings names the first in its context."""
+    place: _Place = tuple(error["loc"]) or (error["ctx"]["setting"],)
+    is_of_name = place[-1] == "[key]"
+    place = place[:-1] if is_of_name else place
+    node, parent = _node(schema, place), _node(schema, place[:-1])
+    value = error["input"] if error["loc"] else None
+    name, shown = _name(place, options), Redactor()(_shown(value, node, schema))
+    if isinstance(value, NotJson):
+        text = f"it must be JSON, and is not: {value.problem}"
+    elif error["type"] == "extra_forbidden" or is_of_name:
+        return Redactor()(f"{name}: there is no {place[-1]!r} here. {_choice(str(place[-1]), _names(parent))}")
+    elif error["type"] == "missing":
+        text = f"it is missing, and must be {_allowed(node, schema)}"
+    elif error["type"] == "value_error" or error["type"] not in get_args(ErrorType):
+        text = error["msg"].removeprefix("Value error, ").rstrip(".")
+    else:
+        text = f"it must be {_allowed(node, schema)}"
+    if str(value).startswith("tcp://"):
+        text += ". Kubernetes sets it for a Service of that name: give the pod enableServiceLinks: false"
+    description = schema["properties"].get(place[0], {}).get("description", "") if _is_ours(name) else ""
+    return f"{name}: {text}{shown}. {description}".rstrip()
+
+
+def _shown(value: Any, node: _Node, schema: _Node) -> str:
+    """Return the value as a line may quote it: what is no secret, shortened, and without what a URL has for a login."""
+    is_secret = "password" in (node.get("format"), _resolved(node.get("items", {}), schema).get("format"))
+    may_hold_one = isinstance(value, NotJson) and "api_keys" in value
+    if is_secret or may_hold_one or not node or not isinstance(value, str | int | float):
+        return ""
+    head, mark, tail = str(value).rpartition("@")
+    text = f"…@{tail}" if mark and ("/" in head or ":" in head) else str(value)
+    if "://" in text:
+        text = text.partition("?")[0]
+    shortened = text[:VALUE_CHARS_MAX] + ("…" if len(text) > VALUE_CHARS_MAX else "")
+    return f" (it is '{''.join(char if char.isprintable() else '?' for char in shortened)}')"
+
+
+# Where a value stands
+
+
+def _name(place: _Place, options: Mapping[str, Any]) -> str:
+    """Return what a value's writer calls it: ``SLUICE_PORT``, ``limits.key.requests in sluice.yaml``, ``--port``."""
+    setting, *inner = map(str, place)
+    path = "".join(f".{part}" for part in inner)
+    variable = f"{PREFIX}{setting.upper()}"
+    if setting in options:
+        return "--" + ("port" if setting == "worker_port" else setting).replace("_", "-")
+    for variables, where in ((os.environ, ""), (env_file(), f" in {ENV_FILE}")):
+        known = {name.upper(): name for name, value in variables.items() if value}
+        if variable in known:
+            return f"{known[variable]}{path}{where}"
+        if setting == "providers" and (provider := _provider_variable(inner)) in variables:
+            return f"{provider}{where}"
+    if setting in yaml_values():
+        return f"{setting}{path} in {YAML_FILE}"
+    return (variable_of(setting, environment()) or variable) + path
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a name is that of a setting, rather than a provider's usual variable."""
+    return not any(name.startswith(f"{vendor.env}_") for vendor in VENDORS.values())
+
+
+def _provider_variable(inner: list[str]) -> str:
+    vendor = VENDORS.get(inner[0]) if len(inner) > 1 else None
+    return provider_variable(vendor.env, inner[1]) if vendor else ""
+
+
+# What a value may be, by the settings' JSON schema
+
+
+def _node(schema: _Node, place: _Place) -> _Node:
+    """Return the part of the schema that describes a place; {} where there is none."""
+    node: _Node = schema
+    for part in place:
+        node = _resolved(node, schema)
+        of_fields, of_all = node.get("properties", {}), node.get("additionalProperties")
+        node = of_fields.get(part) or (of_all if isinstance(of_all, dict) else None) or node.get("items") or {}
+    return _resolved(node, schema)
+
+
+def _resolved(node: _Node, schema: _Node) -> _Node:
+    while "$ref" in node or "anyOf" in node:
+        if "$ref" in node:
+            node = schema["$defs"][node["$ref"].rpartition("/")[2]]
+        else:
+            node = next(each for each in node["anyOf"] if each.get("type") != "null")
+    return node
+
+
+def _names(node: _Node) -> list[str]:
+    """Return the fields that a place may have."""
+    return list(node.get("properties", {})) or list(map(str, node.get("propertyNames", {}).get("enum", [])))
+
+
+def _allowed(node: _Node, schema: _Node) -> str:
+    kind = node.get("type")
+    if "enum" in node:
+        return "one of " + ", ".join(map(str, node["enum"]))
+    if kind in ("integer", "number"):
+        return ("a whole number" if kind == "integer" else "a number") + _range(node)
+    if kind == "array":
+        return "a list" + (f" of {node['minItems']} or more" if node.get("minItems") else "")
+    if kind == "object":
+        names = _names(node)
+        return f"JSON with {', '.join(names)}" if names else "JSON in braces"
+    if kind == "boolean":
+        return "true or false"
+    return f"text such as {node['examples'][0]}" if "examples" in node else "text"
+
+
+def _range(node: _Node) -> str:
+    least, above = node.get("minimum"), node.get("exclusiveMinimum")
+    most, below = node.get("maximum"), node.get("exclusiveMaximum")
+    low = f"from {_number(least)}" if least is not None else f"above {_number(above)}" if above is not None else ""
+    high = f"to {_number(most)}" if most is not None else f"below {_number(below)}" if below is not None else ""
+    return "".join(f" {part}" for part in (low, high) if part)
+
+
+def _number(bound: float) -> str:
+    return str(int(bound)) if bound == int(bound) else str(bound)
+
+
+def _choice(name: str, names: Iterable[str]) -> str:
+    known = list(names)
+    near = nearest(name, known)
+    return (f"Did you mean {near}? " if near else "") + (f"There are: {', '.join(known)}." if known else "Names are text.")

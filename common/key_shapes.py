@@ -1,0 +1,61 @@
+"""What do the keys of common vendors look like?
+
+One table for all who look for them: the personal-data guardrail, in what people and models write, and the log's redaction,
+in whatever a line holds. Each shape begins with a mark that is rare elsewhere; what follows has a length, by which the
+guardrail tells a key from a word. The log's is shorter and without an end, since nothing is lost with a word too many.
+"""
+
+from typing import NamedTuple
+
+LOG_CHARS_MIN = 8
+
+
+class KeyShape(NamedTuple):
+    """``marks`` are plain texts, one of which each key has; ``head`` and ``tail`` are expressions, of ``re`` and ``regex``
+    alike; the tail is a class of characters, ``least`` to ``most`` of them, and what ``end`` says must not follow it.
+    """
+
+    marks: tuple[str, ...]
+    head: str
+    tail: str
+    least: int
+    most: int
+    end: str = ""
+
+    @property
+    def exact(self) -> str:
+        return f"{self.head}{self.tail}{{{self.least},{self.most}}}{self.end}"
+
+    @property
+    def wide(self) -> str:
+        return f"{self.head}{self.tail}{{{min(self.least, LOG_CHARS_MIN)},}}"
+
+
+_ALNUM, _WORD = "[A-Za-z0-9]", "[A-Za-z0-9_-]"
+KEY_SHAPES = (
+    # OpenAI, Anthropic, DeepSeek, OpenRouter and many more; our own managed keys; Stripe.
+    KeyShape(("sk-",), "sk-", _WORD, 20, 250),
+    KeyShape(("sk_sluice_",), "sk_sluice_[a-z0-9]{12}_", _ALNUM, 38, 38),
+    KeyShape(("k_live_", "k_test_"), "[sr]k_(?:live|test)_", _ALNUM, 16, 250),
+    KeyShape(("whsec_",), "whsec_", "[A-Za-z0-9+/=]", 20, 100),
+    KeyShape(("AKIA", "ASIA"), "A[KS]IA", "[A-Z0-9]", 16, 16, "(?![A-Za-z0-9])"),
+    KeyShape(("AIza",), "AIza", _WORD, 35, 35),
+    KeyShape(("ya29.",), r"ya29\.", _WORD, 20, 500),
+    KeyShape(("gho_", "ghp_", "ghr_", "ghs_", "ghu_"), "gh[oprsu]_", _ALNUM, 36, 255),
+    KeyShape(("github_pat_",), "github_pat_", "[A-Za-z0-9_]", 22, 255),
+    KeyShape(("glpat-",), "glpat-", _WORD, 20, 100),
+    KeyShape(("xox",), "xox[abeoprs]-", "[A-Za-z0-9-]", 10, 250),
+    KeyShape(("xapp-",), "xapp-", "[A-Za-z0-9-]", 10, 250),
+    KeyShape(("hf_",), "hf_", _ALNUM, 30, 100),
+    KeyShape(("gsk_",), "gsk_", _ALNUM, 40, 100),
+    KeyShape(("xai-",), "xai-", _ALNUM, 40, 120),
+    KeyShape(("pplx-",), "pplx-", _ALNUM, 40, 100),
+    KeyShape(("csk-",), "csk-", _ALNUM, 40, 100),
+    KeyShape(("npm_",), "npm_", _ALNUM, 36, 36),
+    KeyShape(("pypi-",), "pypi-", _WORD, 50, 250),
+    KeyShape(("SG.",), rf"SG\.{_WORD}{{16,64}}\.", _WORD, 16, 64),
+    KeyShape(("doo_v1_", "dop_v1_", "dor_v1_"), "do[opr]_v1_", "[a-f0-9]", 64, 64),
+)
+# JSON web tokens: as they are, and, for the log, unsigned or cut ones too.
+TOKEN = rf"eyJ{_WORD}{{8,2000}}\.eyJ{_WORD}{{8,4000}}\.{_WORD}{{8,1500}}"
+TOKEN_WIDE = rf"eyJ{_WORD}{{8,}}\.{_WORD}+(?:\.{_WORD}*)?"

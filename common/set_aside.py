@@ -1,0 +1,52 @@
+"""Where is kept what could not be processed: jobs and records of ended generations that nobody can work on?
+
+A list of JSON objects in Redis, newest first, bounded in number and time: ``format``, ``kind`` ("job" or "record"), ``id`` of
+the generation, ``reason``, ``at_ms`` (UTC, None from the version before, which kept records alone), ``record``: the fields of
+the hash that it was. It holds no prompt and no answer. Written by the ledger's collector and by the queue's scripts; read by
+`sluice records` and `sluice doctor`.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import orjson
+
+FORMAT = 1
+MAX = 10_000  # About a kilobyte each. The queue's scripts have the same figures.
+KEPT_S = 30 * 86_400
+
+
+@dataclass(frozen=True, slots=True)
+class SetAside:
+    kind: Literal["job", "record"]
+    id: str
+    reason: str
+    at_ms: int | None
+    record: dict[str, Any]
+    raw: bytes = field(default=b"", repr=False, compare=False)  # As it stands in the list.
+
+
+def pack(generation_id: str, reason: str, at_ms: int, record: Mapping[bytes, bytes]) -> bytes:
+    """Return a record of an ended generation as it is kept."""
+    fields = {name.decode(errors="replace"): value.decode(errors="replace") for name, value in record.items()}
+    entry = {"format": FORMAT, "kind": "record", "id": generation_id, "reason": reason, "at_ms": at_ms, "record": fields}
+    return orjson.dumps(entry)
+
+
+def unpack(raw: bytes) -> SetAside:
+    """Return an entry, whatever is wrong with it too: it is there because something was."""
+    try:
+        found = json.loads(raw.decode(errors="replace"))  # Not orjson: a script writes a job's bytes as they are.
+        record, at_ms = found.get("record"), found.get("at_ms")
+        return SetAside(
+            "job" if found.get("kind") == "job" else "record",
+            str(found.get("id")),
+            str(found.get("reason")),
+            int(at_ms) if isinstance(at_ms, int | float) else None,
+            record if isinstance(record, dict) else {},
+            raw,
+        )
+    except (ValueError, AttributeError, OverflowError):
+        return SetAside("record", "?", "the entry itself cannot be read", None, {}, raw)

@@ -1,0 +1,127 @@
+"""Is a key good? Asked of the demo provider on each wire: the key `bad-key` is none."""
+
+import http.server
+import threading
+from collections.abc import Iterator
+
+import pytest
+from click.testing import CliRunner
+
+from cli.demo_provider.server import running
+from cli.main import main
+from cli.provider_keys import check_keys
+from common.settings import ProviderSettings, Settings
+
+GOOD = "sk-good-canary-0123456789-wxyz"
+
+
+@pytest.mark.parametrize(
+    ("provider", "path"),
+    [("openai", "/v1"), ("anthropic", ""), ("google-ai-studio", ""), ("grok", "/v1"), ("mistral", ""), ("azure-openai", "")],
+)
+async def test_each_key_is_told_by_itself(provider: str, path: str):
+    async with running() as address:
+        chosen = ProviderSettings(api_keys=(GOOD, "bad-key"), base_url=address + path)
+        found = await check_keys(Settings(providers={provider: chosen}))
+
+    names = [each.key for each in found]
+    assert names == [f"{provider}, key 1 of 2 (…wxyz)", f"{provider}, key 2 of 2"]
+    is_listed = provider in ("openai", "anthropic", "grok", "mistral")
+    assert [each.is_good for each in found] == ([True, False] if is_listed else [None, None])
+    assert not any(text in repr(found) for text in (GOOD, "bad-key"))
+
+
+async def test_a_server_that_needs_no_key_is_not_asked():
+    found = await check_keys(Settings(providers={"demo": ProviderSettings(base_url="http://127.0.0.1:9/v1")}))
+
+    assert found == []
+
+
+async def test_a_provider_that_does_not_answer_tells_nothing_of_its_keys():
+    found = await check_keys(
+        Settings(providers={"openai": ProviderSettings(api_keys=("k",), base_url="http://127.0.0.1:9/v1")})
+    )
+
+    assert [each.is_good for each in found] == [None]
+
+
+class Answering(http.server.BaseHTTPRequestHandler):
+    statuses: tuple[int, bytes] = (200, b"{}")
+    seen: list[dict[str, str]] = []  # noqa: RUF012 - Emptied by the fixture.
+
+    def do_GET(self) -> None:
+        self.seen.append({"path": self.path, **{name.lower(): value for name, value in self.headers.items()}})
+        status, body = self.statuses
+        self.send_response(status)
+        self.send_header("location", "http://127.0.0.1:9/elsewhere")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def upstream() -> Iterator[str]:
+    Answering.seen.clear()
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answering)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "is_good"),
+    [
+        (200, b"{}", True),
+        (401, b"{}", False),
+        (403, b"{}", False),
+        (400, b'{"error": {"message": "API key not valid. Please pass a valid API key."}}', False),
+        (400, b"{}", None),
+        (404, b"not here", None),
+        (429, b"{}", True),
+        (503, b"", None),
+        (302, b"", None),
+    ],
+)
+async def test_what_a_status_says_of_a_key(upstream: str, monkeypatch, status: int, body: bytes, is_good: bool | None):
+    monkeypatch.setattr(Answering, "statuses", (status, body))
+
+    (found,) = await check_keys(Settings(providers={"openai": ProviderSettings(api_keys=("k",), base_url=f"{upstream}/v1")}))
+
+    assert found.is_good is is_good
+    assert len(Answering.seen) == 1  # One request, and no redirect followed with the key.
+
+
+@pytest.mark.parametrize(
+    ("provider", "path", "header", "value"),
+    [
+        ("openai", "/v1/models", "authorization", "Bearer k"),
+        ("anthropic", "/v1/models", "x-api-key", "k"),
+        ("google-ai-studio", "/v1beta/models", "x-goog-api-key", "k"),
+        ("cohere", "/v1/models", "authorization", "Bearer k"),
+        ("azure-openai", "/openai/v1/models", "api-key", "k"),
+        ("groq", "/openai/v1/models", "authorization", "Bearer k"),
+    ],
+)
+async def test_each_vendor_is_asked_in_its_own_way(upstream: str, provider: str, path: str, header: str, value: str):
+    base_url = f"{upstream}/v1" if provider == "openai" else upstream
+
+    await check_keys(Settings(providers={provider: ProviderSettings(api_keys=("k",), base_url=base_url)}))
+
+    (seen,) = Answering.seen
+    assert (seen["path"], seen[header]) == (path, value)
+
+
+def test_doctor_tells_of_keys_when_it_is_asked(upstream: str, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Answering, "statuses", (401, b"{}"))
+    env = {"OPENAI_API_KEY": GOOD, "OPENAI_BASE_URL": f"{upstream}/v1", "SLUICE_REDIS_URL": "redis://127.0.0.1:9/0"}
+
+    without, with_keys = (CliRunner().invoke(main, ["doctor", *option], env=env).output for option in ([], ["--keys"]))
+
+    assert "key 1 of 1" not in without
+    assert "✗ The provider refuses openai, key 1 of 1 (…wxyz) (status 401)." in with_keys
+    assert GOOD not in with_keys

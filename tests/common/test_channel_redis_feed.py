@@ -1,0 +1,106 @@
+"""What a process hears, and what it makes of a Redis that does not let it listen."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+from structlog.testing import capture_logs
+
+from common.channel.base import ChannelUnavailable, FrameId, Message
+from common.channel.redis import RedisFeed
+from common.redis_client import Client, connect
+from common.redis_errors import is_refusal
+
+HEARTBEAT = "beat 1-1 1-1\n"
+
+
+async def eventually(holds: Callable[[], object]) -> None:
+    async with asyncio.timeout(20):
+        while not holds():
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+async def feed(redis: Client, redis_server, monkeypatch) -> AsyncIterator[RedisFeed]:
+    """Of a user who may be kept from listening."""
+    monkeypatch.setattr("common.channel.redis_feed.FEED_PING_S", 0.05)
+    await redis.execute_command("ACL", "SETUSER", "listener", "reset", "on", ">pw", "~*", "allchannels", "+@all")
+    client = connect(redis_server.url.replace("unix://", "unix://listener:pw@"))
+    found = RedisFeed(client)
+    yield found
+    await found.stop()
+    await client.aclose()
+    await redis.execute_command("ACL", "DELUSER", "listener")
+
+
+async def allow(redis: Client, *rules: str) -> None:
+    await redis.execute_command("ACL", "SETUSER", "listener", *rules)
+
+
+DEAF = {"no channel": ("resetchannels",), "no command": ("-subscribe",)}
+HEARS = ("allchannels", "+subscribe")
+
+
+@pytest.mark.parametrize("rules", DEAF.values(), ids=DEAF)
+async def test_who_may_not_subscribe_is_deaf_from_the_start_and_says_why(redis, feed, rules):
+    await allow(redis, *rules)
+    await feed.start()
+
+    await eventually(lambda: feed.refusal)
+
+    assert "permission" in feed.refusal
+    assert not feed.is_connected
+    async with asyncio.timeout(1):  # At once, not after the two seconds that an answer may take.
+        with pytest.raises(ChannelUnavailable) as refused:
+            await feed.subscribe("gen_1", lambda _: None)
+    assert is_refusal(refused.value)
+    assert feed.subscriptions == 0
+
+
+@pytest.mark.parametrize("rules", DEAF.values(), ids=DEAF)
+async def test_who_is_kept_from_listening_and_then_let_hears_all_again(redis, feed, rules):
+    heard: list[Message] = []
+    await feed.start()
+    await eventually(lambda: feed.is_connected)
+    await feed.subscribe("gen_1", heard.append)
+
+    await allow(redis, *rules)
+    if rules == ("-subscribe",):  # What was subscribed to before is still heard.
+        with pytest.raises(ChannelUnavailable):
+            await feed.subscribe("gen_2", heard.append)
+    await eventually(lambda: not feed.is_connected)
+    await allow(redis, *HEARS)
+    await eventually(lambda: feed.is_connected)
+
+    assert feed.refusal == ""
+    await redis.publish("{gen_1}:live", HEARTBEAT)
+    await eventually(lambda: heard)
+    assert heard[-1] == Message(FrameId(1, 1), None)
+
+
+async def test_what_is_no_message_of_ours_cuts_nobody_off(redis, feed):
+    heard: list[Message] = []
+    await feed.start()
+    await eventually(lambda: feed.is_connected)
+    await feed.subscribe("gen_1", heard.append)
+
+    with capture_logs() as logs:
+        for junk in (b"", b"none of ours", b"\xff\n", b"data 1-1 x\n", b"odd 1-1 1-2\nx"):
+            await redis.publish("{gen_1}:live", junk)
+        await redis.publish("{gen_1}:live", HEARTBEAT)
+        await eventually(lambda: heard)
+
+    assert heard == [Message(FrameId(1, 1), None)]
+    assert [line["event"] for line in logs] == ["message_unreadable"]
+
+
+async def test_nothing_stays_subscribed_that_nobody_listens_to(redis, feed):
+    await feed.start()
+    await eventually(lambda: feed.is_connected)
+    await feed.subscribe("gen_1", lambda _: None)
+
+    await feed.unsubscribe("gen_1")
+
+    async with asyncio.timeout(10):
+        while await redis.pubsub_channels("*"):
+            await asyncio.sleep(0.01)

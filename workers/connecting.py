@@ -1,0 +1,194 @@
+"""How does a worker connect to its providers?
+
+One aiohttp session: names, proxies, certificates, the pool of idle connections. The doctor connects by the same class, so what
+it finds is what a worker would find. aiohttp's types stop here and in ``upstream_errors``.
+See docs/decisions/upstream-client.md and docs/decisions/dead-connections.md.
+"""
+
+import asyncio
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.connector import Connection
+
+from common.proxies import Proxy, ProxyUnusable, proxy_for
+from common.settings import KIB, Settings
+from workers import upstream_errors
+from workers.providers.base import UpstreamRequest
+
+HEADER_BYTES_MAX = 64 * KIB  # Of one header; gateways send traces and policies that are longer than aiohttp's 8 KiB.
+DNS_CACHE_S = 60
+_DECODED = ("", "identity", "gzip", "deflate", "br", "zstd")  # By aiohttp; the last two with a library, else it says so.
+_PROXY_REFUSED = 407
+
+
+class _Protocol(ResponseHandler):
+    """aiohttp's, without looking after each read for what a pause may have left behind (3.14): only after a pause."""
+
+    uses = 0  # Requests that were sent on this connection.
+    taken_at = 0.0  # When the last one was: monotonic seconds, as aiohttp's pool counts.
+    has_answered = False  # Whether anything came back for it.
+
+    def take(self) -> None:
+        self.uses += 1
+        self.taken_at = time.monotonic()
+        self.has_answered = False
+
+    @property
+    def was_dead(self) -> bool:
+        """Whether a failure now is the connection's own: it worked before, and for this request nothing came back."""
+        return self.uses > 1 and not self.has_answered
+
+    def data_received(self, data: bytes) -> None:
+        # Hot path: once per upstream read.
+        self.has_answered = True
+        super().data_received(data)
+
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        # Hot path: once per upstream read.
+        if self._reading_paused or self._buffer_paused:
+            super().resume_reading(resume_parser)
+
+
+class _Request(aiohttp.ClientRequest):
+    needs_new_connection = False
+    protocol: _Protocol | None = None  # That of the connection it was sent on last.
+
+
+class _Connector(aiohttp.TCPConnector):
+    """aiohttp's, whose idle connections may be dead without knowing it: what is between forgot them, or the pod is gone."""
+
+    def __init__(self) -> None:
+        # Our own count is the limit; left alone, aiohttp would queue in silence past 100.
+        super().__init__(limit=0, ttl_dns_cache=DNS_CACHE_S)
+        protocol: type[ResponseHandler] = _Protocol
+        self._factory = functools.partial(protocol, loop=asyncio.get_running_loop())
+        self._passes_pool = False
+
+    async def connect(self, req: Any, traces: Any, timeout: aiohttp.ClientTimeout) -> Connection:
+        # The one that was used last is used first: the others are all the more likely dead, and die out unused.
+        if len(idle := self._conns.get(req.connection_key, ())) > 1:
+            idle.rotate(1)  # type: ignore[union-attr]
+        self._passes_pool = req.needs_new_connection  # Until `_get`, which comes before anything is waited for.
+        connection = await super().connect(req, traces, timeout)
+        protocol = connection.protocol
+        assert isinstance(protocol, _Protocol)
+        protocol.take()
+        req.protocol = protocol
+        return connection
+
+    async def _get(self, key: Any, traces: Any) -> Connection | None:
+        return None if self._passes_pool else await super()._get(key, traces)
+
+    def drop_idle(self, key: Any, since: float) -> None:
+        """Close what has been idle since then or longer: what one connection was forgotten by has forgotten these too."""
+        for idle in [each for each in self._conns.get(key, ()) if each[1] <= since]:
+            self._conns[key].remove(idle)
+            idle[0].close()
+
+
+class Connections:
+    """The connections of one process to all providers. ``on_replaced`` is called with the provider of each dead one."""
+
+    def __init__(self, settings: Settings, on_replaced: Callable[[str], object] = lambda provider: None) -> None:
+        self._settings = settings
+        self._on_replaced = on_replaced
+        self._proxies: dict[str, Proxy | None] = {}  # By origin. These come from settings: there are a few dozen at most.
+        self._connector = _Connector()
+        connect_s = settings.connect_timeout_s
+        self._session = aiohttp.ClientSession(
+            connector=self._connector,
+            request_class=_Request,
+            # One tenant's cookies must never travel with another's request.
+            cookie_jar=aiohttp.DummyCookieJar(),
+            # Name, proxy and TLS are parts of connecting. Of several addresses the next is tried after a quarter second.
+            timeout=aiohttp.ClientTimeout(total=None, connect=connect_s, sock_connect=connect_s),
+            headers={"user-agent": "sluice"},
+            max_line_size=HEADER_BYTES_MAX,
+            max_field_size=HEADER_BYTES_MAX,
+        )
+
+    async def close(self) -> None:
+        await self._session.close()
+
+    def proxy(self, url: str) -> Proxy | None:
+        """Return the proxy that leads to a URL.
+
+        Raises:
+            ProxyUnusable
+        """
+        origin = "/".join(url.split("/", 3)[:3])
+        if origin not in self._proxies:
+            self._proxies[origin] = proxy_for(url, self._settings)
+        return self._proxies[origin]
+
+    async def send(self, request: UpstreamRequest, provider: str) -> aiohttp.ClientResponse:
+        """Send a request and return the answer whose head has come.
+
+        Raises:
+            UpstreamFailure: there is none that could be read.
+        """
+        proxy = None
+        try:
+            proxy = self.proxy(request.url)
+            response = await self._session.request(
+                request.method,
+                request.url,
+                data=request.body,
+                middlewares=(functools.partial(self._sending, request, provider),),
+                **request_arguments(request.url, request.headers, proxy),
+            )
+        except (*upstream_errors.TRANSPORT, ProxyUnusable) as error:
+            if isinstance(error, aiohttp.ClientConnectorError) and error.port is not None:
+                self._connector.clear_dns_cache(error.host, error.port)  # Its addresses may be old ones.
+            host = urlsplit(proxy.url if proxy else request.url).hostname or ""
+            raise upstream_errors.without_answer(error, provider, host, self._settings.connect_timeout_s, proxy) from error
+        if failure := _refusal(response, provider, proxy):
+            response.close()
+            raise failure
+        return response
+
+    async def _sending(self, asked: UpstreamRequest, provider: str, request: Any, handler: Any) -> aiohttp.ClientResponse:
+        try:
+            return await self._replacing_dead(provider, request, handler)
+        finally:
+            asked.is_sent = request.protocol is not None  # aiohttp writes it as soon as there is a connection.
+
+    async def _replacing_dead(self, provider: str, request: Any, handler: Any) -> aiohttp.ClientResponse:
+        """Send a request again, at once and on a new connection, where a used one died before a byte of an answer came."""
+        try:
+            return await handler(request)  # type: ignore[no-any-return]
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionError) as error:
+            protocol = request.protocol
+            if isinstance(error, aiohttp.ClientConnectorError) or protocol is None or not protocol.was_dead:
+                raise
+            self._connector.drop_idle(request.connection_key, protocol.taken_at)
+        self._on_replaced(provider)
+        await request.close()  # Its body's writer, which may not know yet.
+        request.needs_new_connection = True
+        return await handler(request)  # type: ignore[no-any-return]
+
+
+def request_arguments(url: str, headers: dict[str, str], proxy: Proxy | None) -> dict[str, Any]:
+    """Return aiohttp's arguments that say how a request travels. No redirect is ever followed."""
+    if proxy is None:
+        return {"headers": headers, "allow_redirects": False}
+    proxy_headers = {"proxy-authorization": proxy.authorization} if proxy.authorization else {}
+    if url.startswith("http:"):
+        headers = headers | proxy_headers  # There is no tunnel: the proxy reads the request itself.
+    return {"headers": headers, "allow_redirects": False, "proxy": proxy.url, "proxy_headers": proxy_headers}
+
+
+def _refusal(response: aiohttp.ClientResponse, provider: str, proxy: Proxy | None) -> upstream_errors.UpstreamFailure | None:
+    """Return what is wrong with an answer that has come, before anybody reads it."""
+    if proxy and response.status == _PROXY_REFUSED:
+        return upstream_errors.proxy_refused(provider, proxy, response.status)
+    encoding = response.headers.get("content-encoding", "").strip().lower()
+    if response.ok and encoding not in _DECODED:
+        return upstream_errors.unreadable(provider, "in a content encoding that cannot be read", "encoding", encoding)
+    return None
