@@ -57,7 +57,7 @@ class OutputGuards:
     def __init__(self, settings: Settings, custom: Custom | None, metrics: Metrics) -> None:
         self._sources = settings.guardrail_patterns_out
         self._patterns: tuple[Any, ...] | None = None  # Compiled when first needed.
-        self._custom = custom
+        self._custom = custom or Custom()
         self._metrics = metrics
 
     def of(self, job: Job) -> "OutputGuard | None":
@@ -65,7 +65,7 @@ class OutputGuards:
         modes = dict(job.guardrails)
         if not self._sources:
             modes.pop("patterns", None)
-        if not self._custom:
+        if not self._custom.is_needed(modes.get("custom", "off")):
             modes.pop("custom", None)
         if not modes or job.operation != "generate":
             return None
