@@ -120,6 +120,19 @@ def test_the_command_groups_and_filters(url: str):
     assert earlier.output == "Nothing was used in this time.\n"
 
 
+@pytest.mark.parametrize("command", [["usage"], ["audit", "show", "gen_1"]])
+def test_no_database_is_not_an_empty_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: list[str]):
+    file = tmp_path / "typing_error.db"
+    monkeypatch.setenv("SLUICE_DATABASE_URL", f"sqlite:///{file}")
+    monkeypatch.setenv("SLUICE_SECRET", "0" * 32)
+
+    result = sluice(*command)
+
+    assert result.exit_code == 1
+    assert f"there is no file {file}" in result.output
+    assert not file.exists()
+
+
 @pytest.mark.parametrize("args", [["--since", "soon"], ["--by", "secret"], ["--format", "xml"], ["--limit", "0"]])
 def test_a_wrong_option_is_explained(url: str, args: list[str]):
     result = sluice("usage", *args)
