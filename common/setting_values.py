@@ -23,7 +23,13 @@ _HOST = re.compile(r"[^\s/@?#]+")
 
 
 def _split_commas(value: Any) -> Any:
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+    """An empty text is an empty list; commas alone are a list whose parts got lost, which must not open what it bounds."""
+    if not isinstance(value, str):
+        return value
+    parts = [part.strip() for part in value.split(",") if part.strip()]
+    if value.strip() and not parts:
+        raise ValueError("it has commas and nothing between them")
+    return parts
 
 
 def _split_origins(value: Any) -> Any:
