@@ -70,6 +70,14 @@ def test_what_is_left_of_nothing_is_a_refusal_that_names_what_is_not_allowed(acc
     assert (failed.code, failed.param) == (code, param)
 
 
+@pytest.mark.parametrize("name", ["models", "providers", "dialects"])
+def test_an_empty_list_allows_nothing(name):
+    nothing = Access(**{name: ()})
+
+    assert refused(who(nothing)).failed.code
+    assert refused(who(tenant=nothing)).failed.code
+
+
 def test_a_long_name_is_not_told_back_whole():
     assert len(refused(who(Access(models=())), model="x" * 100_000).failed.message) < 300
 
