@@ -61,6 +61,7 @@ class BoundedProtocol(Connection):
     def connection_lost(self, exc: Exception | None) -> None:
         if self._timer:
             self._timer.cancel()
+        self._unset_keepalive_if_required()  # uvicorn leaves it to ring after a reset, and with it all of the connection.
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:

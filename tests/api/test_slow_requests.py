@@ -1,6 +1,10 @@
 """Are connections let go that only wait? Those that send slowly meet real processes in test_trickling_requests.py."""
 
 import asyncio
+import gc
+import socket
+import struct
+import weakref
 from collections.abc import AsyncIterator
 
 import pytest
@@ -38,3 +42,23 @@ async def test_a_line_end_does_not_keep_a_connection_that_was_answered(server: S
     assert b'"code":"request_timeout"' in received  # Of a path that is not known, which is not that of the request before.
     assert server.refused("read_timeout") == 1
     writer.close()
+
+
+@pytest.mark.parametrize("end", ["reset", "closed"])
+async def test_of_a_connection_that_ended_nothing_is_kept_however_it_ended(end: str):
+    async with served(keep_alive_s=3600) as server:
+        reader, writer = await asyncio.open_connection(*server.address)
+        writer.write(GET)
+        await reader.readuntil(b"|")
+        kept = weakref.ref(next(iter(server.state.connections)))
+
+        if end == "reset":
+            no_linger = struct.pack("ii", 1, 0)
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, no_linger)
+        writer.close()
+
+        async with asyncio.timeout(10):
+            while server.state.connections:
+                await asyncio.sleep(0.01)
+        gc.collect()
+        assert kept() is None
