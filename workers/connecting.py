@@ -16,7 +16,7 @@ import aiohttp
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
 
-from common.proxies import Proxy, ProxyUnusable, proxy_for
+from common.proxies import Proxy, proxy_for
 from common.settings import KIB, Settings
 from workers import upstream_errors
 from workers.providers.base import UpstreamRequest
@@ -143,10 +143,10 @@ class Connections:
                 middlewares=(functools.partial(self._replacing_dead, provider),),
                 **request_arguments(request.url, request.headers, proxy),
             )
-        except (*upstream_errors.TRANSPORT, ProxyUnusable) as error:
+        except upstream_errors.TRANSPORT as error:
             if isinstance(error, aiohttp.ClientConnectorError) and error.port is not None:
                 self._connector.clear_dns_cache(error.host, error.port)  # Its addresses may be old ones.
-            host = urlsplit(proxy.url if proxy else request.url).hostname or ""
+            host = urlsplit(proxy.url if proxy else request.url).hostname or "" if isinstance(error, TimeoutError | OSError) else ""
             raise upstream_errors.without_answer(error, provider, host, self._settings.connect_timeout_s, proxy) from error
         if failure := _refusal(response, provider, proxy):
             response.close()
