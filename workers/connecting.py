@@ -146,7 +146,8 @@ class Connections:
         except upstream_errors.TRANSPORT as error:
             if isinstance(error, aiohttp.ClientConnectorError) and error.port is not None:
                 self._connector.clear_dns_cache(error.host, error.port)  # Its addresses may be old ones.
-            host = urlsplit(proxy.url if proxy else request.url).hostname or "" if isinstance(error, TimeoutError | OSError) else ""
+            is_a_url = isinstance(error, TimeoutError | OSError)
+            host = (is_a_url and urlsplit(proxy.url if proxy else request.url).hostname) or ""
             raise upstream_errors.without_answer(error, provider, host, self._settings.connect_timeout_s, proxy) from error
         if failure := _refusal(response, provider, proxy):
             response.close()
