@@ -6,6 +6,7 @@ for a first look only. Private either way: a folder of its own, and a socket (or
 
 import contextlib
 import importlib.util
+import secrets
 import shutil
 import signal
 import socket
@@ -18,6 +19,9 @@ from pathlib import Path
 from common.process import die_with_parent
 
 START_TIMEOUT_S = 60  # On a busy machine; one that ends is noticed at once.
+# Below those that Linux gives to outgoing connections, any of which could take a free one before a server does.
+# Source: https://docs.kernel.org/networking/ip-sysctl.html, ip_local_port_range.
+_PORTS = range(10_000, 32_768)
 FAKE_SERVER = """
 import sys
 from fakeredis import TcpFakeServer
@@ -120,8 +124,14 @@ class EmbeddedRedis:
 
 
 def free_port() -> int:
-    """Return a loopback port that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Return a loopback port that is free now, and will hardly be taken before it is used.
+
+    Raises:
+        RuntimeError: of many that were tried none is free.
+    """
+    for _ in range(1000):
+        port = secrets.choice(_PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError(f"no free port was found from {_PORTS.start} to {_PORTS.stop - 1}")

@@ -361,7 +361,7 @@ def test_a_database_that_is_away_refuses_nobody_and_loses_nothing(tmp_path: Path
             assert len(load.ids) == 60
             assert left(found)[1] >= 50
             port = found.worker_ports[found.workers.index(keeper)]
-            assert found.metrics(port)["sluice_ledger_uncollected"] >= 50
+            until(lambda: found.metrics(port)["sluice_ledger_uncollected"] >= 50, "it is counted")
             locking.execute("ROLLBACK")
 
         all_is_in(found, load)
