@@ -27,7 +27,7 @@ def charges_of(
 ) -> Charges:
     """Return what a request is to be charged for; ``providers`` are those of its route.
 
-    Who brings the provider's key pays for it: that is nobody's budget here.
+    Where the provider's key that a request brings pays for the call, that is nobody's budget here.
     """
     windows: list[Window] = []
     slots: list[Slot] = []
@@ -38,7 +38,7 @@ def charges_of(
         more_windows, more_slots = of_limits(scope, name, limits, tokens or 0)
         windows += more_windows
         slots += more_slots
-    if has_brought_key:
+    if has_brought_key and all(settings.brought_key_pays(provider) for provider in providers):
         return Charges(windows, slots)
     purses = [
         Purse("key", principal.id, principal.access.budget),

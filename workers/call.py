@@ -78,7 +78,7 @@ class Outcome:
     reported: Usage | None = None  # By the last try's upstream.
     spent: Usage | None = None  # By the tries before it that broke off; what they did not report is estimated.
     is_estimated: bool = False
-    has_brought_key: bool = False  # Whose key it is pays.
+    has_brought_key: bool = False  # Whether the client pays, with a key that it brought.
     continuations: int = 0
     upstream_id: str = ""  # What an upstream that can be read again calls the answer.
     in_background: bool = False  # Whether that is the provider's id for one that it runs in the background,
@@ -88,6 +88,11 @@ class Outcome:
     failed: Failed | None = None
     last_data: bytes = b""  # The client bytes that came last: a stream's last events, or a whole body.
     reply_headers: dict[str, str] = field(default_factory=dict)
+
+    def note(self, deployment: Deployment) -> None:
+        """Note who answers, or is about to, and who pays for it."""
+        self.provider, self.upstream_model = deployment.provider, deployment.model
+        self.has_brought_key = deployment.client_pays
 
     def elapsed_ms(self) -> int:
         """Return the time since the request was enqueued."""

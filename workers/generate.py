@@ -96,7 +96,7 @@ async def _answer(claimed: ClaimedJob, fenced: Fenced, writer: Writer, outcome: 
     """Write the answer's head and data; what is raised becomes the log's end."""
     job = _read_job(fenced)
     structlog.contextvars.bind_contextvars(generation_id=job.generation_id, request_id=job.request_id, dialect=job.dialect)
-    outcome.model, outcome.dialect, outcome.has_brought_key = job.model, job.dialect, job.brought_key is not None
+    outcome.model, outcome.dialect = job.model, job.dialect
     writer.watch_listeners(job.policy, job.grace_s)
     if fenced.answer.stop is not Stop.NO and fenced.has_head and job.stream:
         with suppress(GatewayError):
@@ -199,7 +199,7 @@ async def _past(job: Job, lost: Failed, outcome: Outcome, services: Services) ->
     frames = await _frames(job, lost, services)
     found = deployments(job, services.settings)
     past = read_past(job, frames, outcome.reported, reply_info(job, found[0], outcome, services.settings))
-    outcome.provider, outcome.upstream_model = found[0].provider, found[0].model
+    outcome.note(found[0])
     keyed = [each for each in reattachable(job, past, services.settings) if each.in_background]
     if keyed and not outcome.runs_on:
         outcome.runs_on = RunsOn(past.upstream_id, keyed)
@@ -222,10 +222,10 @@ async def _try_deployments(
     job: Job, among: list[Deployment], run: Run, writer: Writer, outcome: Outcome, services: Services
 ) -> None:
     quota, demand = services.quota, Demand(job)
-    tries = Tries(quota.affordable(demand, among), services.settings.retry_after_max_s)
+    tries = Tries(quota.affordable(among), services.settings.retry_after_max_s)
     while True:
         deployment = tries.deployment
-        outcome.provider, outcome.upstream_model = deployment.provider, deployment.model
+        outcome.note(deployment)
         try:
             async with quota.admitted(demand, deployment) as taken:
                 tries.begin()

@@ -62,12 +62,26 @@ def _with_keys(target: Target, job: Job, brought_key: str | None, settings: Sett
     headers = _gateway_headers(job, settings) if is_behind_gateway else {}
     if is_reattached and not in_background:
         headers |= KEEP_ALIVE_HEADERS
+    stored = _stored_keys(vendor, is_behind_gateway, settings)
+    client_pays = brought_key is not None and settings.brought_key_pays(vendor.id)
     found = []
-    for key in [brought_key] if brought_key else _stored_keys(vendor, is_behind_gateway, settings):
+    for key in [brought_key] if brought_key else stored:
         own = {vendor.key_header: key} if vendor.key_header and key else {}
-        sent_key = "" if own else key
-        key_id = _key_id(vendor.id, key)
-        found.append(Deployment(vendor.id, base_url, sent_key, target.model, wire, query, headers | own, in_background, key_id))
+        found.append(
+            Deployment(
+                vendor.id,
+                base_url,
+                "" if own else key,
+                target.model,
+                wire,
+                query,
+                headers | own,
+                in_background,
+                key_id=_key_id(vendor.id, key),
+                quota_id=_key_id(vendor.id, stored[0]) if brought_key and not client_pays else "",
+                client_pays=client_pays,
+            )
+        )
     return found
 
 

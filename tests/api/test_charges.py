@@ -105,3 +105,34 @@ def test_who_brings_the_providers_key_pays_for_it():
 
     assert (charges.purses, charges.alternatives) == ((), ())
     assert counted(charges) == {("key", "k", "requests")}, "it may still not ask more often"
+
+
+@pytest.mark.parametrize(
+    ("provider", "chosen", "is_ours"),
+    [
+        ("openai", {"budget": DAY}, False),
+        ("vllm", {"budget": DAY, "base_url": "http://gpu"}, True),  # It needs no key, so any would do.
+        ("ollama", {"budget": DAY, "base_url": "http://gpu"}, True),
+        ("lab", {"budget": DAY, "base_url": "http://gpu"}, True),
+        ("lab", {"budget": DAY, "base_url": "http://gpu", "api_keys": ("k",)}, False),
+    ],
+)
+def test_a_key_that_nobody_asked_for_pays_for_nothing(provider, chosen, is_ours):
+    settings = Settings(providers={provider: chosen})
+    principal = Principal("k", access=Access(budget=DAY))
+
+    charges = charges_of(principal, ADDRESS, request(), [provider], settings, has_brought_key=True)
+
+    assert bool(charges.purses) is bool(charges.alternatives) is is_ours
+
+
+def test_neither_does_one_behind_a_gateway_that_may_have_used_its_own():
+    settings = Settings(ai_gateway_account_id="a", ai_gateway_id="g")
+
+    assert charge(Principal("k"), settings=settings, has_brought_key=True).purses
+
+
+def test_of_several_providers_each_must_be_paid_by_the_client():
+    settings = Settings(providers={"lab": {"base_url": "http://gpu"}})
+
+    assert charges_of(Principal("k"), ADDRESS, request(), ["openai", "lab"], settings, has_brought_key=True).purses

@@ -4,6 +4,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -458,13 +459,20 @@ async def test_counting_tokens_takes_nothing_of_a_quota(redis):
 
 async def test_a_brought_key_has_a_quota_of_its_own_and_no_budget_of_ours(redis):
     chosen = {"openai": ProviderSettings(api_keys=("k",), limits=Limits(requests=1), budget=Budget(day_usd=0))}
-    brought = Demand(job())
-    brought.job.brought_key = "sealed"
+    brought = replace(place(), client_pays=True)
     async with worker(redis, chosen) as quota:
-        for _ in range(3):
-            async with quota.admitted(brought, place()):
-                pass
-        assert quota.affordable(brought, [place()])
+        assert [await is_refused(quota, brought) for _ in range(3)] == [False] * 3
+        assert quota.affordable([brought, place()]) == [brought]
+
+
+async def test_made_up_keys_take_one_quota_together_where_none_is_needed(redis):
+    chosen = {"lab": ProviderSettings(base_url="http://x", limits=Limits(requests=1), budget=Budget(day_usd=0))}
+    made_up = [replace(place(key, provider="lab"), quota_id="lab:lab") for key in ("junk", "more junk")]
+    async with worker(redis, chosen) as quota:
+        assert [await is_refused(quota, each) for each in (*made_up, place("lab", provider="lab"))] == [False, True, True]
+        await until(lambda: quota._budgets._spent, "the budgets were read")
+        with pytest.raises(GatewayError):
+            quota.affordable(made_up)
 
 
 @asynccontextmanager
@@ -542,12 +550,12 @@ async def spend(redis: Redis, quota: Quota, usd: float, provider: str = "openai"
 async def test_a_provider_whose_budget_is_spent_is_passed_over(redis):
     both = [place(), place(provider="anthropic")]
     async with worker(redis, RICH) as quota:
-        assert quota.affordable(demand(), both) == both
+        assert quota.affordable(both) == both
         await spend(redis, quota, 1.999999999)
-        assert quota.affordable(demand(), both) == both
+        assert quota.affordable(both) == both
         await spend(redis, quota, 2)
 
-        assert quota.affordable(demand(), both) == both[1:]
+        assert quota.affordable(both) == both[1:]
 
 
 @pytest.mark.parametrize(("which", "usd", "period"), [(0, 2, "day"), (1, 10, "month")])
@@ -556,7 +564,7 @@ async def test_where_no_provider_is_left_the_request_is_told_whose_budget_and_un
         await spend(redis, quota, usd, which=which)
 
         with pytest.raises(GatewayError) as refused:
-            quota.affordable(demand(), [place()])
+            quota.affordable([place()])
 
     assert refused.value.failed.kind is ErrorKind.BUDGET_EXCEEDED
     assert f"budget for openai is spent for this {period}. It starts anew at 2" in refused.value.failed.message
@@ -569,7 +577,7 @@ async def test_where_both_are_spent_the_month_is_what_must_pass(redis):
         await spend(redis, quota, 10, which=1)
 
         with pytest.raises(GatewayError, match="spent for this month"):
-            quota.affordable(demand(), [place()])
+            quota.affordable([place()])
 
 
 async def test_of_several_spent_providers_the_one_that_starts_anew_first_is_named(redis):
@@ -578,7 +586,7 @@ async def test_of_several_spent_providers_the_one_that_starts_anew_first_is_name
         await spend(redis, quota, 2)
 
         with pytest.raises(GatewayError, match="budget for openai is spent for this day"):
-            quota.affordable(demand(), [place(provider="groq"), place()])
+            quota.affordable([place(provider="groq"), place()])
 
 
 async def test_only_providers_with_a_budget_are_read(redis):

@@ -146,13 +146,32 @@ def test_the_ai_gateway_s_azure_has_chat_completions_alone():
 
 
 def test_a_brought_key_is_used_instead_of_ours_once():
-    settings = Settings(secret=SecretStr("s"), providers={"openai": ProviderSettings(api_keys=("a", "b"))})
+    settings = Settings(
+        secret=SecretStr("a long random text of 32 bytes or more"), providers={"openai": ProviderSettings(api_keys=("a", "b"))}
+    )
     sealed = seal_brought_key(SecretStr("theirs"), "gen_1", settings)
 
     assert only("gpt-5", settings, brought_key=sealed).api_key == "theirs"
     assert only("groq/m", settings, brought_key=sealed).api_key == "theirs"
     azure = only("azure/m", settings.model_copy(update={"azure_resource": "res"}), brought_key=sealed)
     assert (azure.api_key, azure.headers) == ("", {"api-key": "theirs"})
+
+
+@pytest.mark.parametrize(("model", "client_pays"), [("gpt-5", True), ("vllm/m", False), ("keyed/m", True)])
+def test_a_brought_key_pays_where_one_is_needed_and_is_one_of_many_where_none_is(model, client_pays):
+    own = {"vllm": ProviderSettings(base_url="http://gpu"), "keyed": ProviderSettings(base_url="http://x", api_keys=("k",))}
+    settings = Settings(secret=SecretStr("a long random text of 32 bytes or more"), providers=own)
+    sealed = [seal_brought_key(SecretStr(key), "gen_1", settings) for key in ("junk", "more junk")]
+
+    first, other = (only(model, settings, brought_key=each) for each in sealed)
+
+    assert first.api_key == "junk"
+    assert first.client_pays is other.client_pays is client_pays
+    assert first.key_id != other.key_id, "what the provider says of one is not said of the other"
+    assert first.quota_id == other.quota_id
+    assert bool(first.quota_id) is not client_pays
+    if not client_pays:
+        assert first.quota_id == only(model, settings).key_id
 
 
 def test_a_provider_of_one_s_own_speaks_the_wire_that_it_is_said_to():

@@ -11,6 +11,7 @@ from common.dialects.base import ReplyInfo
 from common.errors import Failed
 from common.events import Event, Usage
 from common.generation import GenerationRequest
+from common.redaction import secrets_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +30,14 @@ class Deployment:
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)  # Of every request, such as a gateway's token.
     in_background: bool = False  # Streams outlive their connection there; of a ``BackgroundWire`` only.
     key_id: str = ""  # Provider and key in a form that does not tell the key; see ``workers.quota``.
+    quota_id: str = ""  # The same of the key whose quota the call takes, where that is not this key's.
+    client_pays: bool = False  # With a key that the request brought: the provider's limits and budget are not ours.
 
     @property
     def secrets(self) -> list[str]:
         """What nobody may be told of how it is called."""
-        return [self.api_key, *(value.removeprefix("Bearer ") for value in self.headers.values())]
+        sent = (value.removeprefix("Bearer ") for value in self.headers.values())
+        return [self.api_key, *sent, *secrets_in(self.base_url)]
 
     def url(self, path: str) -> str:
         return f"{self.base_url}{path}?{self.query}" if self.query else self.base_url + path

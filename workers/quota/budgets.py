@@ -37,7 +37,7 @@ class Budgets:
         self._spent = {name: int(value or 0) for name, value in zip(self._asked, values, strict=True)}
 
     def open_ones(self, among: list[Deployment]) -> list[Deployment]:
-        """Return the deployments whose providers may still be paid.
+        """Return the deployments whose providers may still be paid, or are paid by the client.
 
         Raises:
             GatewayError: BUDGET_EXCEEDED, there is none.
@@ -45,7 +45,7 @@ class Budgets:
         if not self._limits:
             return among
         spent = {provider: self._spent_period(provider) for provider in {each.provider for each in among}}
-        if found := [each for each in among if spent[each.provider] is None]:
+        if found := [each for each in among if each.client_pays or spent[each.provider] is None]:
             return found
         # The first that starts anew is the one to wait for.
         provider, period = min(spent.items(), key=lambda each: each[1] == "month")

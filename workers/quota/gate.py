@@ -120,13 +120,13 @@ class Quota:
 
     # Before a call
 
-    def affordable(self, demand: Demand, among: list[Deployment]) -> list[Deployment]:
-        """Return the deployments whose providers' budgets are not spent. A key that the request brought is not ours to pay.
+    def affordable(self, among: list[Deployment]) -> list[Deployment]:
+        """Return the deployments whose providers' budgets are not spent, or that the client pays for.
 
         Raises:
             GatewayError: BUDGET_EXCEEDED, there is none.
         """
-        return among if demand.job.brought_key else self._budgets.open_ones(among)
+        return self._budgets.open_ones(among)
 
     @asynccontextmanager
     async def admitted(self, demand: Demand, deployment: Deployment) -> AsyncIterator[Taken]:
@@ -153,12 +153,13 @@ class Quota:
             raise self._refused(demand, deployment, "paused", message, left_s, left_s)
 
     async def _reserve(self, demand: Demand, deployment: Deployment) -> Reserved | None:
-        # A key that the request brought has a quota that we do not know.
-        limits = _UNLIMITED if demand.job.brought_key else self._settings.provider(deployment.provider).limits
+        # A key that the client pays with has a quota that we do not know.
+        limits = _UNLIMITED if deployment.client_pays else self._settings.provider(deployment.provider).limits
         if not limits.is_set:
             return None
         try:
-            answer = await self._reservations.reserve(deployment.key_id, limits, demand.tokens if limits.tokens else 0)
+            name = deployment.quota_id or deployment.key_id
+            answer = await self._reservations.reserve(name, limits, demand.tokens if limits.tokens else 0)
         except RedisUnavailable as error:
             message = "The gateway cannot look up its quota just now."
             raise self._refused(demand, deployment, "redis_away", message, BUSY_LOOK_S, BUSY_LOOK_S) from error
