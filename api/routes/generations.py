@@ -12,6 +12,7 @@ from fastapi import APIRouter, Request, Response
 from api.describing import generating, header, nothing_more, query, serving
 from api.generate import Amend, Services, accept, finish, guarded, redis_away, start
 from api.http_errors import PLAIN, json_response, request_id_of
+from api.permissions import refuse_anonymous
 from api.read_tokens import read_token_owner, require_secret, sign_read_token
 from api.records import LOG_BATCH, record, said_so_far, short_record, status_of, url_of
 from api.relay import Relay
@@ -166,8 +167,9 @@ def _amend(dialect: Dialect, services: Services) -> Amend:
 
 
 async def _list(request: Request, services: Services) -> Response:
-    owner = (await services.authenticator.authenticate(request, "read")).id
-    query = request.query_params
+    principal = await services.authenticator.authenticate(request, "read")
+    refuse_anonymous(principal, "Generations")
+    owner, query = principal.id, request.query_params
     text, after = query.get("limit", str(LIST_DEFAULT)), query.get("after", "")
     if not (text.isascii() and text.isdigit() and len(text) < 4 and 1 <= (limit := int(text)) <= LIST_MAX):
         raise invalid("limit", f"must be an integer from 1 to {LIST_MAX}")

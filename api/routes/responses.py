@@ -19,6 +19,7 @@ from api.conversation import continued, items_of
 from api.describing import RESPONSE, generating, query, serving
 from api.generate import Asked, Services, accept, finish, guarded, redis_away, start
 from api.http_errors import json_response, request_id_of
+from api.permissions import refuse_anonymous
 from api.relay import SSE_HEADERS, Relay
 from api.routes.direct import DirectRoute
 from common.access import Principal
@@ -201,13 +202,17 @@ async def _store(asked: Asked, services: Services, *, is_needed: bool) -> None:
 # Fetching
 
 
-async def _stored(id_: str, request: Request, services: Services, scope: Scope = "read") -> StoredResponse:
-    """Return a response of whoever asks.
+async def _stored(
+    id_: str, request: Request, services: Services, scope: Scope = "read", *, has_prompt: bool = False
+) -> StoredResponse:
+    """Return a response of whoever asks; ``has_prompt``: it is to be told what it answers.
 
     Raises:
-        GatewayError: NOT_FOUND.
+        GatewayError: NOT_FOUND; PERMISSION_DENIED, prompts are not told to whoever has no key.
     """
     principal = await services.authenticator.authenticate(request, scope)
+    if has_prompt:
+        refuse_anonymous(principal, "Stored prompts")
     if not services.pulse.is_up:
         raise redis_away()
     stored = await services.responses.load(generation_id_of(id_), principal.id) if id_.startswith("resp_") else None
@@ -351,7 +356,7 @@ async def _delete(id_: str, request: Request, services: Services) -> Response:
 
 
 async def _input_items(id_: str, request: Request, services: Services) -> Response:
-    stored = await _stored(id_, request, services)
+    stored = await _stored(id_, request, services, has_prompt=True)
     query = request.query_params
     limit, order = query.get("limit", str(ITEMS_DEFAULT)), query.get("order", "desc")
     if not (limit.isascii() and limit.isdigit() and 1 <= int(limit) <= ITEMS_MAX):

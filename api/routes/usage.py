@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field
 from api.describing import query, serving
 from api.generate import Services, guarded
 from api.http_errors import PLAIN, json_response
+from api.permissions import refuse_anonymous
 from common.database.errors import DatabaseUnavailable
 from common.database.lazy import LazyDatabase
 from common.errors import ErrorKind, GatewayError
@@ -83,6 +84,7 @@ def router(services: Services, database: LazyDatabase) -> APIRouter:
 
 async def _tell(request: Request, services: Services, database: LazyDatabase) -> Response:
     principal = await services.authenticator.authenticate(request, "usage")
+    refuse_anonymous(principal, "Usage")
     question = read_question(request.query_params, principal.id, datetime.now(UTC))
     return json_response(await report(question, database))
 

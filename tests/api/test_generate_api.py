@@ -11,14 +11,15 @@ from common.channel.base import ChannelUnavailable
 from common.settings import ProviderSettings, Settings
 
 BODY = {"model": "demo", "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}]}
+KEY = {"authorization": "Bearer sk-key"}
 
 
 @pytest.fixture
 async def process(redis: Redis, redis_server: EmbeddedRedis):
     settings = Settings(
         redis_url=redis_server.url,
-        secret="s",
-        auth="none",
+        secret="a long random text of 32 bytes or more",
+        api_keys="sk-key",
         waiting_max=0,
         providers={"demo": ProviderSettings(base_url="http://127.0.0.1:9/v1")},
     )
@@ -31,7 +32,7 @@ async def process(redis: Redis, redis_server: EmbeddedRedis):
 async def post(process: Process, path: str = "/v1/chat/completions") -> httpx.Response:
     transport = httpx.ASGITransport(create_app(process))
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-        return await client.post(path, json=BODY)
+        return await client.post(path, json=BODY, headers=KEY)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +94,7 @@ async def test_while_the_store_is_away_every_question_is_answered_at_once(proces
     body = {**BODY, "input": "hi"} if method == "POST" else None
 
     async with httpx.AsyncClient(transport=httpx.ASGITransport(create_app(process)), base_url="http://test") as client:
-        response = await client.request(method, path, json=body, headers={"accept": accept})
+        response = await client.request(method, path, json=body, headers={"accept": accept, **KEY})
 
     assert (response.status_code, response.json()["error"]["code"]) == (503, "store_unavailable")
     assert response.headers["retry-after"] == "2"
