@@ -28,7 +28,8 @@ async def read_json(request: Request, settings: Settings) -> tuple[bytes, dict[s
         )
     coding = request.headers.get("content-encoding", "identity").strip().lower()
     if coding not in ("identity", ""):
-        # A few bytes of it may stand for gigabytes, and no SDK compresses what it sends.
+        # A few bytes of it may stand for gigabytes, and with a key it comes as it is: of the clients that we
+        # know, Codex alone compresses, where it is signed in to ChatGPT.
         raise GatewayError(
             ErrorKind.UNSUPPORTED_MEDIA_TYPE,
             f"The content encoding {coding[:80]!r} is not taken. Send the body as it is, without 'Content-Encoding'.",

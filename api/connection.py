@@ -114,7 +114,25 @@ class Connection(CorkedProtocol):
         if cycle.scope["http_version"] in _WITHOUT_CHUNKS:
             cycle.keep_alive, cycle.waiting_for_100_continue = False, False  # Nor does it know of these.
             app = _without_chunks(app, cycle)
+        elif cycle.waiting_for_100_continue:
+            app = self._closing_unless_read(app, cycle)
         super()._start_asgi_task(cycle, app)
+
+    def _closing_unless_read(self, app: ASGIApp, cycle: RequestResponseCycle) -> ASGIApp:
+        """Return the application for a client that sends its body once it is asked to. It need not send one that is not asked
+        for, and may: what follows could be the body or the next request, so the connection ends (RFC 9110, 10.1.1).
+        """
+
+        async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+            async def send_and_close(message: Message) -> None:
+                if cycle.waiting_for_100_continue:  # Until the answer begins.
+                    cycle.keep_alive = False
+                    cycle.transport = cast(asyncio.Transport, LingeringTransport(self.transport, self.loop))
+                await send(message)
+
+            await app(scope, receive, send_and_close)
+
+        return answer
 
 
 _WITHOUT_CHUNKS = ("0.9", "1.0")

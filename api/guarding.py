@@ -59,7 +59,7 @@ class InputGuard:
 
     def __init__(self, settings: Settings, custom: Custom | None, metrics: Metrics) -> None:
         self._settings = settings
-        self._custom = custom
+        self._custom = custom or Custom()
         self._metrics = metrics
         self._policies = Policies(settings)
         self._patterns: tuple[Any, ...] | None = None  # Compiled when first needed.
@@ -84,8 +84,8 @@ class InputGuard:
                     await asyncio.to_thread(self._look, look, chars)
                 else:
                     self._look(look, chars)
-            if not look.refused and look.is_on("custom") and self._custom:
-                await self._ask(look, self._custom, model, tenant)
+            if not look.refused and self._custom.is_needed(policy.custom):
+                await self._ask(look, model, tenant)
         finally:
             self._report(look)
         if look.refused:
@@ -162,9 +162,9 @@ class InputGuard:
                     break
         look.slow = finder.slow
 
-    async def _ask(self, look: _Look, custom: Custom, model: str, tenant: str) -> None:
+    async def _ask(self, look: _Look, model: str, tenant: str) -> None:
         try:
-            verdict = await custom.ask(Check("input", joined(look.texts), model, tenant))
+            verdict = await self._custom.ask(Check("input", joined(look.texts), model, tenant))
         except GuardrailUnavailable as error:
             log.warning("guardrail_unavailable", side="input", reason=str(error))
             look.found("custom", Counter(unavailable=1))

@@ -49,6 +49,10 @@ from common.telemetry import configure_logging
 
 log = structlog.get_logger()
 
+# A request that meets the end of its idle connection is lost, and a POST is not sent again. Pools of clients keep one for
+# 90 s (Go, Rust), load balancers for 60 to 600 s.
+KEEP_ALIVE_S = 620
+
 EXPOSED_HEADERS = (
     "x-request-id",
     "request-id",
@@ -247,7 +251,7 @@ def run(settings: Settings, fd: int | None = None) -> None:
         proxy_headers=bool(settings.trusted_proxies),  # Not by default: anybody can send X-Forwarded-For.
         forwarded_allow_ips=list(settings.trusted_proxies),
         backlog=4096,
-        timeout_keep_alive=75,  # Longer than the 60 s that load balancers keep idle connections for.
+        timeout_keep_alive=KEEP_ALIVE_S,
         # Ours ends the responses before; what is left then are viewers that say that they leave, to a Redis that may be away.
         timeout_graceful_shutdown=int(settings.api_drain_s + COMMAND_TIMEOUT_S),
     )

@@ -35,6 +35,11 @@ def permitted(principal: Principal, dialect: str, named: Named, targets: list[Ta
     """
     if not principal.allows_dialect(dialect):
         raise _denied(f"This key may not be used for requests of the dialect {dialect}.", "dialect_not_allowed")
+    return permitted_models(principal, named, targets, settings)
+
+
+def permitted_models(principal: Principal, named: Named, targets: list[Target], settings: Settings) -> list[Target]:
+    """The same, in whichever dialect."""
     by_model = [target for target in targets if _may_use(principal, named, target, settings)]
     if not by_model:
         message = f"This key may not use the model {_shown(named.model)}. GET /v1/models lists those that it may."
@@ -76,7 +81,8 @@ def permitted_by_fields(
 
 def is_unbound(principal: Principal) -> bool:
     """Whether a principal may use every model of every provider."""
-    return all(each.models is None and each.providers is None for each in (principal.access, principal.tenant_access))
+    lists = [names for each in (principal.access, principal.tenant_access) for names in (each.models, each.providers)]
+    return all(names is None or "*" in names for names in lists)
 
 
 def refuse_anonymous(principal: Principal, what: str) -> None:

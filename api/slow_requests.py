@@ -19,6 +19,7 @@ from common.settings import KIB, Settings
 # Once the process stops. Nearly every request is complete within it; of a slow upload the client is told soon, and not after
 # it has sent all of it.
 STOPPING_READ_TIMEOUT_S = 2.0
+SILENCE_S_MAX = 75.0  # Of a connection on which nothing was ever asked.
 BODY_RATE_MIN = 64 * KIB  # Bytes per second: a slower line than any that could carry an answer's tokens for long.
 HEAD_EXTRA_BYTES = 16 * KIB  # Request line and line ends; what is a little over its limit gets a better answer from Observed.
 
@@ -55,12 +56,14 @@ class BoundedProtocol(Connection):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # As uvicorn has it.
         super().connection_made(transport)
-        # Who connects and says nothing is let go as one who has been answered and says no more.
-        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+        # Who connects and says nothing is let go as one who has been answered and says no more, and sooner.
+        silence_s = min(SILENCE_S_MAX, self.timeout_keep_alive)
+        self.timeout_keep_alive_task = self.loop.call_later(silence_s, self.timeout_keep_alive_handler)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._timer:
             self._timer.cancel()
+        self._unset_keepalive_if_required()  # uvicorn leaves it to ring after a reset, and with it all of the connection.
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:

@@ -59,6 +59,7 @@ class Kind(Enum):
     CREDENTIAL = auto()
     MODELS = auto()
     ROUTING = auto()
+    HOLDER = auto()  # It chooses nothing itself.
 
 
 class Choices(NamedTuple):
@@ -74,9 +75,8 @@ def refuse_credentials(body: dict[str, Any]) -> None:
     Raises:
         GatewayError: PERMISSION_DENIED, naming the field.
     """
-    for path, _, value, kind in _fields(body):
-        name = path.rpartition(".")[2]
-        found = path if kind is Kind.CREDENTIAL else _credential_in(value, path) if _snake(name) in _OPTIONS else None
+    for path, name, value, kind in _fields(body):
+        found = path if kind is Kind.CREDENTIAL else _credential_in(value, path) if name in _OPTIONS else None
         if found:
             raise GatewayError(
                 ErrorKind.PERMISSION_DENIED,
@@ -108,15 +108,17 @@ def upstream_choices(body: dict[str, Any]) -> Choices:
 
 
 def _fields(body: dict[str, Any], path: str = "", depth: int = 0) -> Iterator[tuple[str, str, Any, Kind]]:
-    """Yield the path, name, value and kind of each field, those of bodies inside the body included."""
+    """Yield path, name, value and kind of each field that may choose something, those of bodies inside the body included."""
+    # Hot path: once per request and field, and nearly every field is plain.
     for name, value in body.items():
-        if value is None:
+        snake, kind = _classified(name if len(name) <= NAME_CHARS_MAX else name[:NAME_CHARS_MAX])
+        if kind is Kind.PLAIN or value is None:
             continue
-        here, snake = f"{path}{name[:NAME_CHARS_MAX]}", _snake(name)
+        here = f"{path}{name[:NAME_CHARS_MAX]}"
         if snake in _BODIES and isinstance(value, dict) and depth < FIELDS_DEPTH_MAX:
             yield from _fields(value, f"{here}.", depth + 1)
         else:
-            yield here, snake, value, Kind.CREDENTIAL if snake in _BODIES else _kind(name)
+            yield here, snake, value, Kind.CREDENTIAL if snake in _BODIES else kind
 
 
 def _credential_in(node: Any, path: str, depth: int = 0) -> str | None:
@@ -154,27 +156,21 @@ def _models_in(node: Any, path: str, depth: int) -> Iterator[tuple[str, str]]:
 
 
 def _kind(name: str) -> Kind:
-    return _kind_of(_snake(name))
+    return _classified(name[:NAME_CHARS_MAX])[1]
 
 
 @lru_cache(maxsize=2048)
-def _kind_of(snake: str) -> Kind:
+def _classified(name: str) -> tuple[str, Kind]:
+    """
+    >>> _classified("apiBase")
+    ('api_base', <Kind.CREDENTIAL: 2>)
+    """
+    snake = _SEAM.sub("_", name).replace("-", "_").lower()
     if snake in _CREDENTIALS or snake.startswith(_CREDENTIAL_PREFIXES) or snake.endswith(_CREDENTIAL_SUFFIXES):
-        return Kind.CREDENTIAL
+        return snake, Kind.CREDENTIAL
     words = set(snake.split("_"))
     if words & _MODEL_WORDS:
-        return Kind.MODELS
-    return Kind.ROUTING if snake in _ROUTING or words & _ROUTING_WORDS else Kind.PLAIN
-
-
-def _snake(name: str) -> str:
-    return _as_words(name[:NAME_CHARS_MAX])
-
-
-@lru_cache(maxsize=2048)
-def _as_words(name: str) -> str:
-    """
-    >>> _as_words("apiBase")
-    'api_base'
-    """
-    return _SEAM.sub("_", name).replace("-", "_").lower()
+        return snake, Kind.MODELS
+    if snake in _ROUTING or words & _ROUTING_WORDS:
+        return snake, Kind.ROUTING
+    return snake, Kind.HOLDER if snake in (*_BODIES, *_OPTIONS, "tools") else Kind.PLAIN

@@ -38,7 +38,7 @@ def show(settings: Settings, generation_id: str) -> None:
 
 
 async def _find(settings: Settings, generation_id: str) -> bytes | None:
-    database = LazyDatabase(settings.database_url)
+    database = LazyDatabase(settings.database_url, must_exist=True)
     try:
         engine = await database.engine()
         with database_errors():

@@ -11,7 +11,8 @@ from common.settings import Settings
 from common.vendors import VENDORS
 
 _HEAD = """\
-# Every setting of Sluice, with its default. Copy what you change into .env, or set it in the environment.
+# Every setting of Sluice, with its default. Copy what you change into .env, or set it in the environment. Instead of a
+# value, SLUICE_…_FILE and …_API_KEY_FILE give the name of a file that holds it, such as a container's secret.
 # Written by `make env` from common/settings.py; times end in _S (seconds) or _MS, sizes in _BYTES_MAX.
 """
 

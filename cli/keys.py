@@ -119,7 +119,7 @@ def create(name: str, tenant: str, expires: int | str | None, as_json: bool, **s
 
         return await ring.create(NewKey(name, tenant, access, expires if isinstance(expires, int) else None))
 
-    keys_output.show_minted(_run(make), as_json, "Key {id} was made. This is the only time that it is shown:")
+    keys_output.show_minted(_run(make, must_exist=False), as_json, "Key {id} was made. This is the only time that it is shown:")
 
 
 @keys.command("list")
@@ -330,7 +330,8 @@ def _check_names(name: str, tenant: str) -> None:
 # Doing
 
 
-def _run(work: Callable[["KeyRing"], Awaitable[Answer]]) -> Answer:
+def _run(work: Callable[["KeyRing"], Awaitable[Answer]], *, must_exist: bool = True) -> Answer:
+    """``must_exist``: the database, of which only the first key may make one."""
     import asyncio  # Here, as all that a help page does without.
 
     from cli.settings import load_settings
@@ -341,15 +342,17 @@ def _run(work: Callable[["KeyRing"], Awaitable[Answer]]) -> Answer:
             "Managed keys need SLUICE_SECRET, the same for all processes: make one with `openssl rand -hex 32`."
         )
     with _failures():
-        return asyncio.run(_with_ring(settings, settings.secret, work))
+        return asyncio.run(_with_ring(settings, settings.secret, work, must_exist))
 
 
-async def _with_ring(settings: "Settings", secret: "SecretStr", work: Callable[["KeyRing"], Awaitable[Answer]]) -> Answer:
+async def _with_ring(
+    settings: "Settings", secret: "SecretStr", work: Callable[["KeyRing"], Awaitable[Answer]], must_exist: bool
+) -> Answer:
     from common.database.lazy import LazyDatabase
     from common.key_ring import KeyRing
     from common.redis_client import connect
 
-    database, redis = LazyDatabase(settings.database_url), connect(settings.redis_url)
+    database, redis = LazyDatabase(settings.database_url, must_exist=must_exist), connect(settings.redis_url)
     try:
         return await work(KeyRing(await database.engine(), redis, secret))
     finally:

@@ -158,12 +158,21 @@ def show(generation_id: str) -> None:
 
 @main.group()
 def records() -> None:
-    """Look at what could not be processed: jobs that killed their workers, records that the ledger could not take."""
+    """Look at what could not be processed: jobs that killed their workers, records that the ledger could not take.
+
+    \b
+    sluice records list
+    sluice records drop --all      # once you have looked at them
+    """
 
 
 @records.command("list")
 def list_records() -> None:
-    """List what is set aside, newest first: when, what, the generation's id, why."""
+    """List what is set aside, newest first: when, what, the generation's id, why.
+
+    \b
+    sluice records list
+    """
     from cli.records import list_all
     from cli.settings import load_settings
 
@@ -173,7 +182,11 @@ def list_records() -> None:
 @records.command("show")
 @click.argument("generation_id")
 def show_record(generation_id: str) -> None:
-    """Print all that is kept of one generation, as JSON. It holds no prompt and no answer."""
+    """Print all that is kept of one generation, as JSON. It holds no prompt and no answer.
+
+    \b
+    sluice records show gen_…
+    """
     from cli.records import show
     from cli.settings import load_settings
 
@@ -184,7 +197,12 @@ def show_record(generation_id: str) -> None:
 @click.argument("generation_ids", nargs=-1)
 @click.option("--all", "is_all", is_flag=True, help="All that is set aside.")
 def drop_records(generation_ids: tuple[str, ...], is_all: bool) -> None:
-    """Delete what is kept of generations. Nothing comes back, and the ledger has no row of them."""
+    """Delete what is kept of generations. Nothing comes back, and the ledger has no row of them.
+
+    \b
+    sluice records drop gen_… gen_…
+    sluice records drop --all
+    """
     from cli.records import drop
     from cli.settings import load_settings
 

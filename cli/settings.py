@@ -14,6 +14,7 @@ from common.redaction import Redactor, redact_tracebacks
 from common.setting_doubts import nearest
 from common.setting_sources import (
     ENV_FILE,
+    FILE_SUFFIX,
     PREFIX,
     YAML_FILE,
     NotJson,
@@ -100,10 +101,11 @@ def _name(place: _Place, options: Mapping[str, Any]) -> str:
         return "--" + ("port" if setting == "worker_port" else setting).replace("_", "-")
     for variables, where in ((os.environ, ""), (env_file(), f" in {ENV_FILE}")):
         known = {name.upper(): name for name, value in variables.items() if value}
-        if variable in known:
-            return f"{known[variable]}{path}{where}"
-        if setting == "providers" and (provider := _provider_variable(inner)) in variables:
-            return f"{provider}{where}"
+        for ending in ("", FILE_SUFFIX):
+            if variable + ending in known:
+                return f"{known[variable + ending]}{path}{where}"
+            if setting == "providers" and (provider := _provider_variable(inner) + ending) in variables:
+                return f"{provider}{where}"
     if setting in yaml_values():
         return f"{setting}{path} in {YAML_FILE}"
     return (variable_of(setting, environment()) or variable) + path

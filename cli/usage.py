@@ -75,7 +75,7 @@ def usage(
 async def ask(settings: "Settings", question: Question) -> Report:
     from common.database.lazy import LazyDatabase
 
-    database = LazyDatabase(settings.database_url)
+    database = LazyDatabase(settings.database_url, must_exist=True)
     try:
         engine = await database.engine()
         from common import reports  # Here: no other command has to pay for SQLAlchemy.

@@ -14,10 +14,11 @@ from typing import Any, Literal, NamedTuple
 from common import keys
 from common.access import Budget, Limits
 from common.errors import ErrorKind, GatewayError
+from common.money import NANO_USD
 
 Scope = Literal["key", "tenant", "end_user", "address", "provider"]
-NANO_USD = 1_000_000_000
 RETRY_AFTER_BUSY_S = 1.0  # A place is free when one of one's own generations ends, which nobody can foretell.
+RETRY_AFTER_UNKNOWN_S = 2  # A worker sums them up at its next turn, each second.
 _WORDS = {"key": "your key", "tenant": "your tenant", "end_user": "this end user", "address": "your address"}
 
 
@@ -186,6 +187,16 @@ def spent(charges: Charges, number: int) -> GatewayError:
 def all_spent(charges: Charges) -> GatewayError:
     names = ", ".join(sorted({purse.name for purse in charges.alternatives}))
     return budget_spent(f"The gateway's budget for {names} is spent. Another provider's models may still be had.")
+
+
+def spent_unknown() -> GatewayError:
+    return GatewayError(
+        ErrorKind.OVERLOADED,
+        "The gateway does not know yet what has been spent of your budget: its counters were lost, and are summed up again "
+        f"from the ledger. Try again in {RETRY_AFTER_UNKNOWN_S} seconds.",
+        code="budget_unknown",
+        retry_after_s=RETRY_AFTER_UNKNOWN_S,
+    )
 
 
 def budget_spent(reason: str) -> GatewayError:

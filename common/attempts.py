@@ -15,8 +15,8 @@ from typing import Any
 
 import orjson
 
-from common.admission import NANO_USD
 from common.events import Usage, summed
+from common.money import NANO_USD
 from common.pricing import Cost, Price, price
 
 NANO_MAX = 10**15  # A million dollars for one attempt: more than ``FIGURE_MAX`` tokens of any model cost.

@@ -124,7 +124,7 @@ def price(usage: Usage, provider: str, model: str, overrides: Mapping[str, Price
     """
     names = dict.fromkeys(name for name in (usage.model, model) if name)
     for name in names:
-        if own := overrides.get(f"{provider}/{name}"):
+        if own := _own_price(provider, name, overrides):
             return own.of(usage)
     if listed := _LISTED_AS.get(provider):
         for name in names:
@@ -135,7 +135,16 @@ def price(usage: Usage, provider: str, model: str, overrides: Mapping[str, Price
 
 def is_known(provider: str, model: str, overrides: Mapping[str, Price]) -> bool:
     """Whether a model's tokens have a price, served as it is by default."""
-    return f"{provider}/{model}" in overrides or _is_priced(provider, model)
+    return _own_price(provider, model, overrides) is not None or _is_priced(provider, model)
+
+
+def _own_price(provider: str, model: str, overrides: Mapping[str, Price]) -> Price | None:
+    """Return the settings' price. Servers that take a name in other letters, or with spaces around it, mean the same model, and
+    no spelling makes it free."""
+    if found := overrides.get(f"{provider}/{model}"):
+        return found
+    folded = f"{provider}/{model.strip()}".casefold()
+    return next((own for name, own in overrides.items() if name.casefold() == folded), None)
 
 
 @lru_cache(maxsize=4096)

@@ -7,6 +7,7 @@ directly (names with all below them, addresses, networks, ``*``), each in small 
 import base64
 import ipaddress
 import os
+import re
 from dataclasses import dataclass, field
 from urllib.parse import SplitResult, unquote, urlsplit
 from urllib.request import getproxies_environment
@@ -39,7 +40,7 @@ def proxy_for(url: str, settings: Settings) -> Proxy | None:
         return None
     set_proxies = getproxies_environment()
     parts = urlsplit(url)
-    if any(_names(entry.strip().lower(), parts) for entry in set_proxies.get("no", "").split(",")):
+    if any(_names(entry.lower(), parts) for entry in re.split(r"[,\s]+", set_proxies.get("no", ""))):
         return None
     name = parts.scheme if set_proxies.get(parts.scheme) else "all"
     value = set_proxies.get(name)

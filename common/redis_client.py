@@ -50,6 +50,7 @@ class Client(Redis):
 
     _exchanges: Exchanges | None = None
     _sentinel: Sentinel | None = None
+    _leaving: asyncio.Task[None] | None = None
 
     @property
     def exchanges(self) -> Exchanges:
@@ -59,8 +60,16 @@ class Client(Redis):
     async def open_pipe(self, on_answer: Callable[[Any], None], on_lost: Callable[[], None]) -> Pipe:
         """Return a connection of its own, see ``Pipe.open``; it ends with ``leave``."""
         pipe = await Pipe.open(self, on_answer, on_lost)
+        pipe.on_misplaced = self._leave_old_master
         self._pipes.add(pipe)
         return pipe
+
+    def _leave_old_master(self) -> None:
+        """An address that leads to another server now, a name or a balancer's: the other connections still go to the old one,
+        which answers them, and refuses only what writes.
+        """
+        if self._leaving is None or self._leaving.done():
+            self._leaving = asyncio.create_task(self.leave(even_in_use=True))
 
     @functools.cached_property
     def _pipes(self) -> "weakref.WeakSet[Pipe]":
@@ -217,12 +226,15 @@ class Scripts:
             raise as_unavailable(error) or error from error
 
     async def _load(self, names: set[str]) -> None:
+        # On the connection that will run them: another one of ours may lead to another server, after a failover.
         try:
-            async with asyncio.timeout(COMMAND_TIMEOUT_S):
-                for name in names:
-                    await self._redis.script_load(self._sources[name])
+            commands: list[tuple[Any, ...]] = [("SCRIPT", "LOAD", self._sources[name]) for name in names]
+            answers = await self._redis.exchanges.run([hiredis.pack_command(command) for command in commands])
         except (RedisError, OSError, TimeoutError) as error:
             raise as_unavailable(error) or error from error
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise as_unavailable(answer) or answer
 
 
 def _with_prelude(source: str, prelude: str) -> str:
@@ -294,6 +306,7 @@ class Pulse:
         try:
             return await self._read()
         except RedisConnectionError:  # Cut, as a server that is there may do: another connection tells.
+            self._whole_since = self._clock()  # It may lead to another server, at the same address.
             return await self._read()
 
     async def _read(self) -> tuple[tuple[int, int], list[Any]]:

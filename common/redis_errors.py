@@ -20,7 +20,7 @@ WORDS_MAX = 300
 # Answers of a live server that cannot or may not serve us: full, still loading, just demoted, without a permission or a
 # command. What a script ran into stands behind a dash in the script's own error (6.2), or at its beginning (7).
 _REFUSAL = re.compile(
-    r"(?:^|-)(?:OOM|MISCONF|LOADING|READONLY|NOREPLICAS|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|UNKILLABLE|BUSY|NOPERM|NOAUTH"
+    r"(?:^(?:ERR )?|-)(?:OOM|MISCONF|LOADING|READONLY|NOREPLICAS|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|UNKILLABLE|BUSY|NOPERM|NOAUTH"
     r"|WRONGPASS|DENIED|EXECABORT|UNBLOCKED) "
     r"|\b[Uu]nknown (?:Redis )?command|user executing the script can't|ACL failure in script|has no permissions"
     r"|max number of clients|DB index is out of range"

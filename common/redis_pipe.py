@@ -18,17 +18,20 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, ResponseError
 
 # The server is the master no more, or may not act as one. A script's error holds what it ran into behind a dash.
-_NOT_MASTER = re.compile(r"(?:^|-)(?:READONLY|NOREPLICAS) ")
+# Proxies of managed servers put an ERR before the word.
+_NOT_MASTER = re.compile(r"(?:^(?:ERR )?|-)(?:READONLY|NOREPLICAS) ")
 _LOST_AT_ONCE = "the connection was lost as soon as it was made"
 
 
 class Pipe(asyncio.Protocol):
     """One connection. Each answer goes to ``on_answer``, errors as exception objects; ``on_lost`` is called at its end.
 
-    A server that says it is not the master is left, once what it answered is handed on, unless ``leaves`` is False.
+    A server that says it is not the master is left, once what it answered is handed on, unless ``leaves`` is False;
+    ``on_misplaced`` is called then.
     """
 
     leaves = True
+    on_misplaced: Callable[[], object] = staticmethod(lambda: None)
 
     def __init__(self, on_answer: Callable[[Any], None], on_lost: Callable[[], None]) -> None:
         self._on_answer = on_answer
@@ -84,6 +87,7 @@ class Pipe(asyncio.Protocol):
             on_answer(answer)
         if self._is_misplaced and self.leaves:
             self.close()
+            self.on_misplaced()
 
     def _error(self, text: str) -> Exception:
         if _NOT_MASTER.search(text):

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from common.access import Access, GuardrailPolicy, Mode
 from common.routes import problem_of
-from common.setting_sources import ENV_FILE, PREFIX, YAML_FILE, env_file, yaml_values
+from common.setting_sources import ENV_FILE, FILE_SUFFIX, PREFIX, YAML_FILE, env_file, yaml_values
 from common.settings import Settings
 from common.vendors import VENDORS
 
@@ -51,6 +51,7 @@ def _unknown_names() -> Iterator[Doubt]:
     for variables, where in ((os.environ, "the environment"), (env_file(), ENV_FILE)):
         for name, value in variables.items():
             setting = name.lower().removeprefix(PREFIX.lower())
+            setting = setting if setting in known else setting.removesuffix(FILE_SUFFIX.lower())
             if name.upper().startswith(PREFIX) and setting not in known and not _is_service_link(name, value or ""):
                 near = nearest(setting, known)
                 yield _unknown(name, where, f"{PREFIX}{near.upper()}" if near else None)

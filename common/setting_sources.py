@@ -2,6 +2,7 @@
 
 Sources, strongest first: ``SLUICE_*`` environment variables, the same in ``.env``, the providers' usual variables
 (``OPENAI_API_KEY``…, see ``vendors.py``), ``sluice.yaml``, other gateways' variables (``foreign_variables.py``).
+Blanks around a variable's value are no part of it, and instead of NAME there may be NAME_FILE, the file that holds the value.
 A source that cannot be read as a whole raises ``UnreadableSettings``; one value that is no JSON is told with all other
 values that are wrong.
 """
@@ -26,6 +27,7 @@ from common.foreign_variables import foreign_values
 from common.vendors import VENDORS
 
 ENV_FILE, YAML_FILE, PREFIX = ".env", "sluice.yaml", "SLUICE_"
+FILE_SUFFIX = "_FILE"
 
 
 class UnreadableSettings(ValueError):
@@ -45,7 +47,35 @@ class NotJson(str):
 
 def environment() -> Mapping[str, str | None]:
     """Return the variables of the environment and, weaker, of ``.env``."""
-    return {**env_file(), **os.environ}
+    return {**_given(env_file()), **_given(os.environ)}
+
+
+def _given(variables: Mapping[str, str | None]) -> dict[str, str]:
+    """Return the variables as they are meant: trimmed, for secrets come with line ends, and with what is read from files.
+
+    Raises:
+        UnreadableSettings
+    """
+    found = {name: (value or "").strip() for name, value in variables.items()}
+    for name, path in list(found.items()):
+        if path and _names_file(name):
+            meant = name[: -len(FILE_SUFFIX)]
+            if found.get(meant):
+                raise UnreadableSettings(f"{meant.upper()} and {name.upper()} are both set: leave one of them out.")
+            found[meant] = _file_text(name, path)
+    return found
+
+
+def _names_file(name: str) -> bool:
+    name = name.upper()
+    return name in _PROVIDER_KEY_FILES or (name.startswith(PREFIX) and name.endswith(FILE_SUFFIX))
+
+
+def _file_text(name: str, path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UnreadableSettings(f"{name.upper()}: the file that it names cannot be read: {_reason(error)}.") from error
 
 
 def env_file() -> Mapping[str, str | None]:
@@ -85,6 +115,9 @@ def _reason(error: Exception) -> str:
 
 class _Variables(EnvSettingsSource):
     """It leaves what is no JSON to the validation, which tells of all that is wrong at once."""
+
+    def _load_env_vars(self) -> Mapping[str, str | None]:
+        return {name: value for name, value in _given(super()._load_env_vars()).items() if value}
 
     def decode_complex_value(self, field_name: str, field: Any, value: Any) -> Any:
         try:
@@ -137,6 +170,9 @@ def provider_values(variables: Mapping[str, str | None]) -> dict[str, dict[str, 
 
 def provider_variable(env: str, field: str) -> str:
     return f"{env}_{'API_KEY' if field == 'api_keys' else 'BASE_URL'}"
+
+
+_PROVIDER_KEY_FILES = {f"{provider_variable(vendor.env, 'api_keys')}{FILE_SUFFIX}" for vendor in VENDORS.values()}
 
 
 def sources(

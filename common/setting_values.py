@@ -20,10 +20,28 @@ PORT_MAX = 65_535
 REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel")
 DATABASE_SCHEMES = ("sqlite", "sqlite+aiosqlite", "postgresql", "postgres", "postgresql+asyncpg")
 _HOST = re.compile(r"[^\s/@?#]+")
+_SENDABLE = re.compile(r"""(?!(["']).*\1$)[!-~](?:[ -~]*[!-~])?""")
 
 
 def _split_commas(value: Any) -> Any:
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+    """An empty text is an empty list; commas alone are a list whose parts got lost, which must not open what it bounds."""
+    if not isinstance(value, str):
+        return value
+    parts = [part.strip() for part in value.split(",") if part.strip()]
+    if value.strip() and not parts:
+        raise ValueError("it has commas and nothing between them")
+    return parts
+
+
+def _sendable(key: SecretStr) -> SecretStr:
+    """Return a key that a header can carry.
+
+    Raises:
+        ValueError
+    """
+    if not _SENDABLE.fullmatch(key.get_secret_value()):
+        raise ValueError("a key must be of printable ASCII characters: look for line ends, and for quotes around the value")
+    return key
 
 
 def _split_origins(value: Any) -> Any:
@@ -128,9 +146,10 @@ PortOrFree = Annotated[int, Field(ge=0, le=PORT_MAX)]  # 0: one that is free.
 Wait = Annotated[float, Field(ge=0.01, le=7 * DAY_S)]  # Redis counts milliseconds: less would be none.
 Kept = Annotated[float, Field(ge=0.01, le=366 * DAY_S)]  # In Redis.
 CommaList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_commas)]
-SecretCommaList = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split_commas)]
+Key = Annotated[SecretStr, AfterValidator(_sendable)]
+SecretCommaList = Annotated[tuple[Key, ...], NoDecode, BeforeValidator(_split_commas)]
 Origins = Annotated[tuple[Origin, ...], NoDecode, BeforeValidator(_split_origins)]
-Keys = Annotated[tuple[SecretStr, ...], BeforeValidator(_split_commas)]
+Keys = Annotated[tuple[Key, ...], BeforeValidator(_split_commas)]
 HttpUrl = Annotated[str, BeforeValidator(_trim_slash), AfterValidator(_http_url)]
 RedisUrl = Annotated[str, AfterValidator(_redis_url)]
 DatabaseUrl = Annotated[str, AfterValidator(_database_url)]

@@ -26,6 +26,7 @@ from common.setting_values import (
     DatabaseUrl,
     HttpUrl,
     Kept,
+    Key,
     Keys,
     Lowered,
     Origins,
@@ -181,7 +182,7 @@ class Settings(BaseSettings):
     # Cloudflare's AI Gateway, on where account and gateway are set
     ai_gateway_account_id: str | None = Field(None, description="Cloudflare's account; Workers AI needs it, gateway or not.")
     ai_gateway_id: str | None = Field(None, description="The AI Gateway through which providers are reached.")
-    ai_gateway_token: SecretStr | None = Field(None, description="Its token, where it asks for one.")
+    ai_gateway_token: Key | None = Field(None, description="Its token, where it asks for one.")
     ai_gateway_base_url: HttpUrl = Field("https://gateway.ai.cloudflare.com/v1", description="Where AI Gateways are.")
 
     # The way out

@@ -11,8 +11,8 @@ from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 from typing import Any
 
-from common.admission import NANO_USD
 from common.events import COUNTS
+from common.money import NANO_USD
 
 GROUPS = ("key", "tenant", "model", "provider", "end_user", "day", "hour")
 TIMES = ("day", "hour")

@@ -70,7 +70,7 @@ def _is_refusal(status: int, pump: Pump) -> bool:
 def _attempt(job: Job, deployment: Deployment, pump: Pump, *, is_cut: bool) -> Attempt:
     """Return what an attempt took; ``is_cut``: a guardrail ended it, and its pump has estimated what was not reported."""
     reported, is_whole = pump.usage, isinstance(pump.terminal, Completed)
-    if reported and is_whole:
+    if reported and is_whole and not _has_idle_zero(reported, pump):
         is_estimated = is_cut or pump.is_estimated or pump.has_absurd_usage
         return Attempt(deployment.provider, deployment.model, reported, is_estimated=is_estimated)
     is_rough = pump.gives_stream
@@ -83,6 +83,12 @@ def _attempt(job: Job, deployment: Deployment, pump: Pump, *, is_cut: bool) -> A
     usage.model = usage.model or pump.started.model or ""
     usage.service_tier = usage.service_tier or pump.started.service_tier or asked_tier(job)
     return Attempt(deployment.provider, deployment.model, usage, is_estimated=True, is_rough=is_rough)
+
+
+def _has_idle_zero(reported: Usage, pump: Pump) -> bool:
+    """Whether a report has a zero that is no count: no prompt is empty, nor is an answer of which something was seen. Servers
+    that do not count fill their reports with zeros, or tell a sum alone."""
+    return not reported.input_tokens or (not reported.output_tokens and pump.output_events > 0)
 
 
 def take_measure(partial: Partial, outcome: "Outcome", settings: Settings) -> None:

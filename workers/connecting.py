@@ -7,6 +7,7 @@ See docs/decisions/upstream-client.md and docs/decisions/dead-connections.md.
 
 import asyncio
 import functools
+import socket
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,13 +17,18 @@ import aiohttp
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
 
-from common.proxies import Proxy, ProxyUnusable, proxy_for
+from common.proxies import Proxy, proxy_for
 from common.settings import KIB, Settings
 from workers import upstream_errors
 from workers.providers.base import UpstreamRequest
 
 HEADER_BYTES_MAX = 64 * KIB  # Of one header; gateways send traces and policies that are longer than aiohttp's 8 KiB.
 DNS_CACHE_S = 60
+CONNECTION_AGE_S_MAX = 300.0  # One that is never idle would else go to a name's old address for as long as that answers.
+# A machine that is gone, or what forgot a connection without a word, acknowledges nothing: known within these, not by the wait
+# for the first token. Of a provider that is only slow, the machine answers; it may read a large body slowly.
+UNACKNOWLEDGED_S_MAX = 20
+PROBE_AFTER_S, PROBE_EVERY_S = 30, 10  # Of silence. Most NATs forget a connection that is silent for minutes.
 _DECODED = ("", "identity", "gzip", "deflate", "br", "zstd")  # By aiohttp; the last two with a library, else it says so.
 _PROXY_REFUSED = 407
 
@@ -33,6 +39,11 @@ class _Protocol(ResponseHandler):
     uses = 0  # Requests that were sent on this connection.
     taken_at = 0.0  # When the last one was: monotonic seconds, as aiohttp's pool counts.
     has_answered = False  # Whether anything came back for it.
+    made_at = 0.0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.made_at = time.monotonic()
 
     def take(self) -> None:
         self.uses += 1
@@ -65,7 +76,7 @@ class _Connector(aiohttp.TCPConnector):
 
     def __init__(self) -> None:
         # Our own count is the limit; left alone, aiohttp would queue in silence past 100.
-        super().__init__(limit=0, ttl_dns_cache=DNS_CACHE_S)
+        super().__init__(limit=0, ttl_dns_cache=DNS_CACHE_S, socket_factory=_socket)
         protocol: type[ResponseHandler] = _Protocol
         self._factory = functools.partial(protocol, loop=asyncio.get_running_loop())
         self._passes_pool = False
@@ -82,6 +93,10 @@ class _Connector(aiohttp.TCPConnector):
         req.protocol = protocol
         return connection
 
+    def _release(self, key: Any, protocol: ResponseHandler, *, should_close: bool = False) -> None:
+        is_old = isinstance(protocol, _Protocol) and time.monotonic() - protocol.made_at > CONNECTION_AGE_S_MAX
+        super()._release(key, protocol, should_close=should_close or is_old)
+
     async def _get(self, key: Any, traces: Any) -> Connection | None:
         return None if self._passes_pool else await super()._get(key, traces)
 
@@ -90,6 +105,21 @@ class _Connector(aiohttp.TCPConnector):
         for idle in [each for each in self._conns.get(key, ()) if each[1] <= since]:
             self._conns[key].remove(idle)
             idle[0].close()
+
+
+def _socket(address: Any) -> socket.socket:
+    """Return a socket that notices a peer that is gone."""
+    family, kind, protocol, *_ = address
+    made = socket.socket(family, kind, protocol)
+    options = {
+        "TCP_USER_TIMEOUT": UNACKNOWLEDGED_S_MAX * 1000,
+        "TCP_KEEPIDLE": PROBE_AFTER_S,
+        "TCP_KEEPINTVL": PROBE_EVERY_S,
+    }
+    for name, value in options.items():
+        if hasattr(socket, name):  # Not everywhere.
+            made.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    return made
 
 
 class Connections:
@@ -143,10 +173,9 @@ class Connections:
                 middlewares=(functools.partial(self._sending, request, provider),),
                 **request_arguments(request.url, request.headers, proxy),
             )
-        except (*upstream_errors.TRANSPORT, ProxyUnusable) as error:
-            if isinstance(error, aiohttp.ClientConnectorError) and error.port is not None:
-                self._connector.clear_dns_cache(error.host, error.port)  # Its addresses may be old ones.
-            host = urlsplit(proxy.url if proxy else request.url).hostname or ""
+        except upstream_errors.TRANSPORT as error:
+            is_a_url = isinstance(error, TimeoutError | OSError)
+            host = (is_a_url and urlsplit(proxy.url if proxy else request.url).hostname) or ""
             raise upstream_errors.without_answer(error, provider, host, self._settings.connect_timeout_s, proxy) from error
         if failure := _refusal(response, provider, proxy):
             response.close()
@@ -156,8 +185,16 @@ class Connections:
     async def _sending(self, asked: UpstreamRequest, provider: str, request: Any, handler: Any) -> aiohttp.ClientResponse:
         try:
             return await self._replacing_dead(provider, request, handler)
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
+            self._forget_address(request)
+            raise
         finally:
             asked.is_sent = request.protocol is not None  # aiohttp writes it as soon as there is a connection.
+
+    def _forget_address(self, request: Any) -> None:
+        """Have the name resolved anew: it may have another address by now."""
+        way = request.proxy or request.url
+        self._connector.clear_dns_cache(way.raw_host, way.port)
 
     async def _replacing_dead(self, provider: str, request: Any, handler: Any) -> aiohttp.ClientResponse:
         """Send a request again, at once and on a new connection, where a used one died before a byte of an answer came."""
@@ -168,6 +205,7 @@ class Connections:
             if isinstance(error, aiohttp.ClientConnectorError) or protocol is None or not protocol.was_dead:
                 raise
             self._connector.drop_idle(request.connection_key, protocol.taken_at)
+            self._forget_address(request)
         self._on_replaced(provider)
         await request.close()  # Its body's writer, which may not know yet.
         request.needs_new_connection = True

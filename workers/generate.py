@@ -86,6 +86,8 @@ async def run_generation(claimed: ClaimedJob, services: Services) -> Settlement:
         try:
             await _answer(claimed, fenced, writer, outcome, services)
         except Postponed:
+            with suppress(ChannelUnavailable):  # What its calls have cost so far; the next heartbeat would come too late.
+                await services.channel.heartbeat([claim], [writer.note])
             raise
         except GatewayError as error:
             outcome.failed = error.failed

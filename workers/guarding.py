@@ -38,6 +38,7 @@ from common.guardrails.custom import SEPARATOR, Action, Check, Custom, Guardrail
 from common.job import Job
 from common.settings import Settings
 from common.token_estimate import estimate_tokens, tokens_in_bytes
+from workers.guarded_text import GuardedText
 from workers.metrics import Metrics
 from workers.providers.base import Decoder, Wire
 
@@ -57,7 +58,7 @@ class OutputGuards:
     def __init__(self, settings: Settings, custom: Custom | None, metrics: Metrics) -> None:
         self._sources = settings.guardrail_patterns_out
         self._patterns: tuple[Any, ...] | None = None  # Compiled when first needed.
-        self._custom = custom
+        self._custom = custom or Custom()
         self._metrics = metrics
 
     def of(self, job: Job) -> "OutputGuard | None":
@@ -65,7 +66,7 @@ class OutputGuards:
         modes = dict(job.guardrails)
         if not self._sources:
             modes.pop("patterns", None)
-        if not self._custom:
+        if not self._custom.is_needed(modes.get("custom", "off")):
             modes.pop("custom", None)
         if not modes or job.operation != "generate":
             return None
@@ -77,59 +78,6 @@ class OutputGuards:
         if self._patterns is None:
             self._patterns = compiled(self._sources)
         return self._patterns
-
-
-class _Guarded:
-    """One text: filters for what is done, each given what the one before lets through, and filters for what is counted."""
-
-    def __init__(self, modes: Mapping[str, str], patterns: Sequence[Any]) -> None:
-        # Loaded here, so that a worker without guardrails has none of their tables in memory.
-        from common.guardrails.holding import TextFilter
-        from common.guardrails.json_filter import JsonFilter
-        from common.guardrails.patterns import PatternFinder
-        from common.guardrails.pii import PiiFinder
-
-        self._acting: list[TextFilter | JsonFilter] = []
-        self._watching: list[TextFilter | JsonFilter] = []
-        if "patterns" in modes:
-            is_closed = modes["patterns"] == "block"
-            self.patterns = PatternFinder(patterns, is_closed=is_closed)
-            (self._acting if is_closed else self._watching).append(TextFilter([self.patterns]))
-        if "pii" in modes:
-            pii = JsonFilter(lambda: [PiiFinder()])
-            (self._acting if modes["pii"] == "block" else self._watching).append(pii)
-        self.marks_told = 0  # How much was replaced when the last signature came by.
-
-    def feed(self, text: str) -> str:
-        # Hot path: once per delta.
-        for each in self._watching:
-            each.feed(text)
-        for each in self._acting:
-            text = each.feed(text)
-        return text
-
-    def flush(self) -> str:
-        for each in self._watching:
-            each.flush()
-        text = ""
-        for each in self._acting:
-            text = each.feed(text) + each.flush()
-        return text
-
-    def resume(self, said: str) -> None:
-        for each in (*self._acting, *self._watching):
-            each.resume(said)
-
-    @property
-    def is_blocked(self) -> bool:
-        return any(each.blocked for each in self._acting)
-
-    @property
-    def marks(self) -> int:
-        return sum(each.counts.total() for each in self._acting)
-
-    def counts(self) -> Counter[str]:
-        return sum((each.counts for each in (*self._acting, *self._watching)), Counter[str]())
 
 
 class OutputGuard:
@@ -144,7 +92,7 @@ class OutputGuard:
         self._modes, self._patterns, self._metrics, self._job = modes, patterns, metrics, job
         self._custom = custom if "custom" in modes else None
         self._holds_all = modes.get("custom") == "block"
-        self._texts: dict[_Key, _Guarded] = {}
+        self._texts: dict[_Key, GuardedText] = {}
         self._speaking: dict[int, _Key | None] = {}  # By choice: the text that was extended last.
         self._open: dict[int, bool] = {}  # By choice: whether it has not finished.
         self._kept: list[Event] = []
@@ -232,10 +180,10 @@ class OutputGuard:
         if guarded.is_blocked:
             self.blocked = "patterns"
 
-    def _text(self, key: _Key) -> _Guarded:
+    def _text(self, key: _Key) -> GuardedText:
         found = self._texts.get(key)
         if found is None:
-            found = self._texts[key] = _Guarded(self._modes, self._patterns)
+            found = self._texts[key] = GuardedText(self._modes, self._patterns)
         return found
 
     def _is_altered(self) -> bool:

@@ -39,8 +39,7 @@ class Watched:
     def health(self) -> dict[str, Any]:
         """Return how this worker is, and why it cannot work where it cannot."""
         problems = [f"Redis: {problem}" for problem in self.probe.problems()]
-        if self.books.problem:
-            problems.append(self.books.problem)
+        problems += filter(None, [self.worker.problem, self.books.problem])
         status = self.unready() or ("degraded" if problems else "healthy")
         return {
             "status": status,

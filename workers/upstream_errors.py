@@ -20,7 +20,7 @@ from common.event_loop import Loop
 from common.proxies import Proxy, ProxyUnusable
 from workers.providers.errors import UNREADABLE
 
-TRANSPORT = (aiohttp.ClientError, TimeoutError, OSError, UnicodeError)  # The last of names that can be none.
+TRANSPORT = (aiohttp.ClientError, TimeoutError, OSError, ValueError)  # The last of what is no URL, or no name.
 
 _DETAIL_CHARS_MAX = 300
 _LOCATION_CHARS_MAX = 200
@@ -90,12 +90,12 @@ def _without_answer(error: Exception, who: str, host: str, connect_timeout_s: fl
             return _proxy_refused(who, error.status)
         case aiohttp.ClientResponseError():
             return _malformed(error, who)
-        case aiohttp.InvalidURL() | aiohttp.NonHttpUrlClientError() | UnicodeError():
-            why = error if isinstance(error, UnicodeError) else error.__cause__ or "not an HTTP URL"
-            return _unreachable(who, "its base URL is not valid", "base_url", _clean(str(why)))
-        case aiohttp.ClientConnectorError():
+        case aiohttp.ClientConnectorError():  # That of a certificate is a ValueError too.
             cause, why = _connecting(error)
             return _unreachable(who, why, cause, detail_of(error))
+        case ValueError() | aiohttp.NonHttpUrlClientError():
+            reason = (error.__cause__ or "not an HTTP URL") if isinstance(error, aiohttp.ClientError) else error
+            return _unreachable(who, "its base URL is not valid", "base_url", _clean(str(reason)))
         case _:
             return _broken_off(who, "before it answered", "closed", error)
 

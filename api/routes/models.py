@@ -4,22 +4,41 @@ import re
 from datetime import UTC, datetime
 
 from fastapi import APIRouter, Request, Response
+from starlette.convertors import Convertor, register_url_convertor
 
 from api.describing import serving
 from api.generate import Services, guarded
 from api.http_errors import PLAIN, json_response
-from api.permissions import listed_models
+from api.permissions import Named, listed_models, permitted_models
 from common.dialects import DIALECTS
+from common.dialects.base import Dialect
 from common.model_names import MODEL_NAMES
+from common.routes import model_names, resolve
 
+_MODEL = {"type": "object", "required": ["id", "object", "owned_by"]}
 _LISTED = {
     "type": "object",
     "required": ["object", "data", "has_more", "first_id", "last_id"],
-    "properties": {"data": {"type": "array", "items": {"type": "object", "required": ["id", "object", "owned_by"]}}},
+    "properties": {"data": {"type": "array", "items": _MODEL}},
 }
 
 _DATED = re.compile(r"-(20\d\d)-?([01]\d)-?([0-3]\d)$")
 _CREATED_UNKNOWN = datetime(2025, 1, 1, tzinfo=UTC)
+
+
+class _ModelName(Convertor[str]):
+    """A model's name in a path, with slashes in it, as ``provider/model`` has."""
+
+    regex = "[^/.](?:.*[^/])?"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("model_name", _ModelName())
 
 
 def router(services: Services) -> APIRouter:
@@ -31,11 +50,25 @@ def router(services: Services) -> APIRouter:
 
         The shape serves OpenAI's clients and Anthropic's: each entry has the fields of both.
         """
-        # Anthropic's clients say so; both vendors have this path.
-        dialect = DIALECTS["anthropic-messages"] if "anthropic-version" in request.headers else PLAIN
-        return await guarded(dialect, request, services, _list(request, services))
+        return await guarded(_dialect_of(request), request, services, _list(request, services))
+
+    @routes.get("/v1/models/{name:model_name}", **serving({"application/json": _MODEL}, 404))
+    async def get_model(name: str, request: Request) -> Response:
+        """Return one model by any name under which the key may use it, listed or not."""
+        return await guarded(_dialect_of(request), request, services, _get(name, request, services))
 
     return routes
+
+
+def _dialect_of(request: Request) -> Dialect:
+    """Anthropic's clients say so; both vendors have these paths."""
+    return DIALECTS["anthropic-messages"] if "anthropic-version" in request.headers else PLAIN
+
+
+async def _get(name: str, request: Request, services: Services) -> Response:
+    principal, settings = await services.authenticator.authenticate(request), services.settings
+    targets = permitted_models(principal, Named(name), resolve(name, settings), settings)
+    return json_response(_entry(name, model_names(settings).get(name, targets[0].provider)))
 
 
 async def _list(request: Request, services: Services) -> Response:

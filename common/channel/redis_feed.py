@@ -129,6 +129,7 @@ class RedisFeed:
                 if not self.is_connected:
                     async with asyncio.timeout(3):
                         await self._resubscribe()
+                self._try()
                 self._send("PING")
                 await asyncio.wait([lost], timeout=FEED_PING_S)
                 if self._pipe and asyncio.get_running_loop().time() - self._pipe.heard_at > FEED_SILENCE_MAX_S:
@@ -144,16 +145,13 @@ class RedisFeed:
         self._refused = ""
         with contextlib.suppress(ResponseError):  # Not every hosted Redis lets us; `sluice doctor` tells.
             await self._redis.config_set("client-output-buffer-limit", OUTPUT_LIMIT)  # Anew after each of its restarts.
-        # Tried even where nobody listens yet: who is not allowed to must not be sent requests.
-        own = keys.live(f"gen_{secrets.token_hex(4)}")
-        self._send("SUBSCRIBE", own)
-        self._send("UNSUBSCRIBE", own)
+        own = self._try()
         asked: set[bytes] = set()
         while True:
             new = self._sinks.keys() - asked  # More may come while we wait.
             if asked and not new:
                 break
-            asked |= new or {own.encode()}
+            asked |= new or {own}
             self._ponged = asyncio.get_running_loop().create_future()
             if new:
                 self._send("SUBSCRIBE", *new)
@@ -164,6 +162,13 @@ class RedisFeed:
             self.is_connected = True
             for callback in self._resubscribed:
                 callback()
+
+    def _try(self) -> bytes:
+        """Subscribe even where nobody listens: who is not allowed to, or not any more, must not be sent requests."""
+        own = keys.live(f"gen_{secrets.token_hex(4)}")
+        self._send("SUBSCRIBE", own)
+        self._send("UNSUBSCRIBE", own)
+        return own.encode()
 
     def _take(self, answer: Any) -> None:
         # Hot path: once per message.

@@ -5,15 +5,22 @@ worker are those without it.
 """
 
 import asyncio
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from common.database.errors import DatabaseUnavailable
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
 
 class LazyDatabase:
-    def __init__(self, url: str) -> None:
+    """``must_exist``: for who only reads, no file of SQLite is made where there is none. It would be empty, and look like an
+    answer."""
+
+    def __init__(self, url: str, *, must_exist: bool = False) -> None:
         self._url = url
+        self._must_exist = must_exist
         self._engine: AsyncEngine | None = None
         self._is_current = False
         self._opening = asyncio.Lock()
@@ -29,7 +36,7 @@ class LazyDatabase:
         async with self._opening:
             if self._engine is None:
                 # In a thread: it takes a few hundred milliseconds, in which no token must wait.
-                self._engine = await asyncio.to_thread(_open, self._url)
+                self._engine = await asyncio.to_thread(_open, self._url, self._must_exist)
             if not self._is_current:
                 from common.database.migrate import ensure_current
 
@@ -43,8 +50,11 @@ class LazyDatabase:
         self._engine, self._is_current = None, False
 
 
-def _open(url: str) -> "AsyncEngine":
+def _open(url: str, must_exist: bool) -> "AsyncEngine":
     import common.database.migrate  # noqa: F401 - Here too, where it holds nobody up.
-    from common.database.engine import open_database
+    from common.database.engine import is_sqlite, open_database
 
-    return open_database(url)
+    engine = open_database(url)
+    if must_exist and is_sqlite(engine) and not (file := Path(engine.url.database or "")).exists():
+        raise DatabaseUnavailable(f"there is no file {file}; a worker makes it at its start, or `sluice migrate`")
+    return engine

@@ -12,7 +12,6 @@ from sqlalchemy import BigInteger, Boolean, Index, LargeBinary, String
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import JSON
 
-NANO_USD = 1_000_000_000
 _Id = String(64)
 _Name = String(255)
 _Json = JSON(none_as_null=True)

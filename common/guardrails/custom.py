@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol
 
 import orjson
 
+from common.access import Mode
 from common.proxies import Proxy, proxy_for
 from common.settings import Settings
 
@@ -107,10 +108,15 @@ def custom_of(settings: Settings, poster: Callable[[str, float, Proxy | None], P
 
 
 class Custom:
-    """An operator's own guardrails, one per process. ``ask`` is all there is to it."""
+    """An operator's own guardrails, one per process. ``ask`` is all there is to it; where there are none, nobody says that a
+    text may pass."""
 
-    def __init__(self, plugin: Guardrail | None, post: Post | None, timeout_s: float) -> None:
+    def __init__(self, plugin: Guardrail | None = None, post: Post | None = None, timeout_s: float = 0) -> None:
         self._plugin, self._post, self._timeout_s = plugin, post, timeout_s
+
+    def is_needed(self, mode: str) -> bool:
+        """Whether it is to be asked: where there is nothing to ask, only a policy that blocks needs an answer."""
+        return mode == Mode.BLOCK or (mode == Mode.LOG and bool(self._plugin or self._post))
 
     async def close(self) -> None:
         if self._post:
@@ -120,8 +126,10 @@ class Custom:
         """Return what is to become of a text; a replacement has as many texts as there were.
 
         Raises:
-            GuardrailUnavailable: one of them did not say.
+            GuardrailUnavailable: one of them did not say, or there is none.
         """
+        if not (self._plugin or self._post):
+            raise GuardrailUnavailable("the settings name none")
         verdict = Verdict(Action.ALLOW)
         for ask in [self._ask_plugin] * (self._plugin is not None) + [self._ask_webhook] * (self._post is not None):
             said = await self._in_time(ask, check)

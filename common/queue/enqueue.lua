@@ -10,7 +10,8 @@
 --   a number, and so many alternatives of which one must not be spent: their number of counters, and these: key, limit
 -- Returns {'ok', per window what remains and the ms until it is empty…}, or {verdict}:
 --   'stale' | 'full' | 'tenant_full' | 'differs' (the key belongs to another request) | 'held', id | 'busy', slots' number |
---   'limited', window's number, ms to wait, then as for ok | 'spent', counter's number | 'all_spent'
+--   'limited', window's number, ms to wait, then as for ok | 'spent', counter's number | 'all_spent' |
+--   'spent_unknown' (Redis has lost the counters, and the ledger has not filled them yet: what is missing is not unspent)
 local now = now_ms()
 if now - tonumber(ARGV[1]) > STALE_MS then return {'stale'} end
 local id, tenant, owner, class = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
@@ -57,10 +58,12 @@ for i, slot in ipairs(slots) do
   redis.call('ZREMRANGEBYSCORE', slot[1], '-inf', int(now))
   if redis.call('ZCARD', slot[1]) >= tonumber(slot[2]) then return {'busy', i} end
 end
-for i, counter in ipairs(read_list(2)) do
+local counters = read_list(2)
+local alternatives, spent = tonumber(ARGV[at]), 0
+if (#counters > 0 or alternatives > 0) and redis.call('GET', Q .. 'spent:loaded') ~= 'loaded' then return {'spent_unknown'} end
+for i, counter in ipairs(counters) do
   if is_spent(counter) then return {'spent', i} end
 end
-local alternatives, spent = tonumber(ARGV[at]), 0
 at = at + 1
 for i = 1, alternatives do
   local is_out = false

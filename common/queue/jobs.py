@@ -29,6 +29,7 @@ from common.admission import (
     periods,
     spends,
     spent,
+    spent_unknown,
     stands,
 )
 from common.errors import ErrorKind, GatewayError
@@ -284,6 +285,8 @@ def _refusal(verdict: str, rest: list[int], charges: Charges) -> Exception:
             return spent(charges, rest[0])
         case "all_spent":
             return all_spent(charges)
+        case "spent_unknown":
+            return spent_unknown()
         case "tenant_full":
             return _full("Too many of your requests are waiting already.", "tenant_queue_full")
         case "full":

@@ -33,6 +33,7 @@ BELL_WAIT_S = 1  # The poll that is the safety net for a lost bell.
 BELL_TIMEOUT_S = 3.0  # Longer than the wait: only a dead connection lets it pass.
 PAUSE_AFTER_ERROR_S = 0.2
 REASON_MAX = 300
+STUCK_S = 10.0  # Several turns, each with all of its timeouts.
 RELEASE_DELAY_S = 1.0  # A job whose handler could not even begin waits this long, so that it does not spin.
 
 _BLPOP: tuple[Any, ...] = ("BLPOP", keys.BELL, BELL_WAIT_S)
@@ -97,7 +98,8 @@ class LeasedWorker(Worker):
         self._renewed_at = time.monotonic()
         self._name = name
         self._tasks: list[asyncio.Task[None]] = []  # What runs beside the claiming.
-        self._turn_error = ""
+        self._turn_error = self._turn_words = ""
+        self._turned_at = time.monotonic()
         self.on_takeover: Callable[[], object] = lambda: None
         self.on_budget_mark: Callable[[str, str], object] = lambda counter, percent: None
 
@@ -118,7 +120,7 @@ class LeasedWorker(Worker):
         ]
         try:
             await self._turn()
-            self._turn_error = ""
+            self._turn_error, self._turned_at = "", time.monotonic()
         except Exception as error:  # arq would end the process here.
             self._note_turn(error)
             await asyncio.sleep(PAUSE_AFTER_ERROR_S)
@@ -128,6 +130,7 @@ class LeasedWorker(Worker):
 
     def _note_turn(self, error: Exception) -> None:
         """Tell once of what keeps us from claiming; what is Redis' as a whole, pulse and probe have told."""
+        self._turn_words = words_of(error)
         is_redis = isinstance(error, RedisUnavailable) or as_unavailable(error) is not None
         if not is_redis and str(error) != self._turn_error:
             self._turn_error = str(error)
@@ -171,6 +174,14 @@ class LeasedWorker(Worker):
             lapsed_max=LAPSED_BATCH if may_take_lapsed else 0,
             not_these=self._jobs.keys() if may_take_lapsed else (),
         )
+
+    @property
+    def problem(self) -> str | None:
+        """Why no job is claimed though Redis answers; None where all is well."""
+        stuck_s = time.monotonic() - self._turned_at
+        if not self._tasks or not self.allow_pick_jobs or stuck_s < STUCK_S:
+            return None
+        return f"No job could be claimed for {stuck_s:.0f} s: {self._turn_words or 'the loop hangs'}"
 
     @property
     def free_slots(self) -> int:

@@ -193,6 +193,34 @@ async def test_http_1_0_is_refused_as_any_other(server: Server) -> None:
     check_refused(await server.told(b"GET / HTTP/1.0\r\nno colon\r\n\r\n"), 400, b"malformed_request")
 
 
+# Bodies that are sent once they are asked for
+
+
+async def answer_at_once(scope: Any, receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 401, "headers": [(b"content-length", b"2")]})
+    await send({"type": "http.response.body", "body": b"no"})
+
+
+EXPECTING = b"POST /one HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\n"
+
+
+@pytest.mark.parametrize("framing", [LENGTH, CHUNKED], ids=["length", "chunked"])
+async def test_a_body_that_nobody_asked_for_is_not_mixed_up_with_the_next_request(framing: bytes) -> None:
+    async with served(answer_at_once) as server:
+        for follows in (LAST, BODY if framing == LENGTH else CHUNKS, b""):
+            received = await server.told(EXPECTING + framing + b"\r\n", follows)
+
+            assert statuses(received) == [401]
+            assert b"connection: close\r\n" in received  # Whoever did not send it must not go on here.
+
+
+async def test_a_body_that_is_asked_for_leaves_the_connection_as_it_is(server: Server) -> None:
+    received = await server.told(EXPECTING + LENGTH + b"\r\n", BODY + LAST)
+
+    assert statuses(received) == [100, 200, 200]
+    assert bodies(received) == [b"POST /one %s|" % BODY, b"GET /last |"]
+
+
 # The end of the process
 
 

@@ -46,7 +46,9 @@ def test_without_any_policy_nothing_is_to_be_done():
 async def test_a_prompt_in_which_nothing_is_found_stays_as_it_is():
     what = body("Hello, how are you?")
 
-    changed = await check(guard(), what, **dict.fromkeys(GuardrailPolicy.model_fields, "block"))
+    custom, _ = own(Action.ALLOW)
+
+    changed = await check(guard(custom), what, **dict.fromkeys(GuardrailPolicy.model_fields, "block"))
 
     assert not changed
     assert what == body("Hello, how are you?")
@@ -200,6 +202,13 @@ async def test_one_s_own_guardrail_that_fails_is_closed_in_mode_block_and_open_i
     assert (error.failed.kind, error.failed.code) == (ErrorKind.OVERLOADED, "guardrail_unavailable")
     assert error.failed.retry_after_s
     assert "words" not in str(logs)
+
+
+async def test_where_the_settings_name_no_guardrail_of_one_s_own_mode_block_is_closed():
+    error = await refusal(guard(), body("words"), custom="block")
+
+    assert (error.failed.kind, error.failed.code) == (ErrorKind.OVERLOADED, "guardrail_unavailable")
+    assert not await check(guard(), body("words"), custom="log")
 
 
 async def test_what_is_refused_already_is_not_shown_to_one_s_own_guardrail():

@@ -62,6 +62,8 @@ async def test_a_trailing_slash_is_not_redirected(app):
         ("POST", "/v1/v1/responses/resp_1/cancel", "/v1/responses/resp_1/cancel", "address and /v1"),
         ("GET", "/models", "/v1/models", "address and /v1"),
         ("GET", "/v1/v1/models", "/v1/models", "address and /v1"),
+        ("GET", "/v1/models/", "/v1/models", "address and /v1"),
+        ("GET", "/models/openai/gpt-5", "/v1/models/openai/gpt-5", "address and /v1"),
     ],
 )
 async def test_a_wrong_base_url_is_told_the_right_one(app, method, path, meant, base_url):

@@ -70,6 +70,14 @@ def test_what_is_left_of_nothing_is_a_refusal_that_names_what_is_not_allowed(acc
     assert (failed.code, failed.param) == (code, param)
 
 
+@pytest.mark.parametrize("name", ["models", "providers", "dialects"])
+def test_an_empty_list_allows_nothing(name):
+    nothing = Access(**{name: ()})
+
+    assert refused(who(nothing)).failed.code
+    assert refused(who(tenant=nothing)).failed.code
+
+
 def test_a_long_name_is_not_told_back_whole():
     assert len(refused(who(Access(models=())), model="x" * 100_000).failed.message) < 300
 
@@ -215,7 +223,8 @@ def test_who_is_bound_to_models_names_no_other_by_a_field(dialect, body, field):
 
     assert (caught.value.failed.kind, caught.value.failed.param) == (ErrorKind.PERMISSION_DENIED, field)
     assert field in caught.value.failed.message
-    assert by_fields(body, Access()) == [], "who may use every model may have its router choose"
+    for unbound in (Access(), Access(models=("*",), providers=("x", "*"))):
+        assert by_fields(body, unbound, dialect) == [], "who may use every model may have its router choose"
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,18 @@
 """Are connections let go that only wait? Those that send slowly meet real processes in test_trickling_requests.py."""
 
 import asyncio
+import gc
+import re
+import socket
+import struct
+import weakref
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 from api_server import Server, served
+
+from api.main import KEEP_ALIVE_S
 
 GET = b"GET /v1/messages HTTP/1.1\r\nhost: x\r\n\r\n"
 
@@ -19,6 +27,21 @@ async def server() -> AsyncIterator[Server]:
 async def test_a_connection_that_never_says_anything_is_closed_without_a_word(server: Server):
     assert await server.told() == b""
     assert server.refused("read_timeout") == 0
+
+
+async def test_a_connection_that_never_says_anything_is_closed_sooner_than_one_that_was_answered(monkeypatch):
+    monkeypatch.setattr("api.slow_requests.SILENCE_S_MAX", 0.1)
+    async with served(keep_alive_s=60) as found:
+        async with asyncio.timeout(30):
+            assert await found.told() == b""
+
+
+def test_an_idle_connection_outlasts_the_pools_of_clients_and_of_what_stands_in_front():
+    nginx = (Path(__file__).parents[2] / "deploy" / "nginx" / "nginx.conf").read_text()
+    to_api, to_clients = map(int, re.findall(r"keepalive_timeout (\d+)s;", nginx))
+
+    assert to_api < KEEP_ALIVE_S
+    assert min(to_clients, KEEP_ALIVE_S) > 600  # The longest known: Google's load balancer.
 
 
 async def test_a_connection_that_was_answered_and_says_no_more_is_closed_without_a_word(server: Server):
@@ -38,3 +61,23 @@ async def test_a_line_end_does_not_keep_a_connection_that_was_answered(server: S
     assert b'"code":"request_timeout"' in received  # Of a path that is not known, which is not that of the request before.
     assert server.refused("read_timeout") == 1
     writer.close()
+
+
+@pytest.mark.parametrize("end", ["reset", "closed"])
+async def test_of_a_connection_that_ended_nothing_is_kept_however_it_ended(end: str):
+    async with served(keep_alive_s=3600) as server:
+        reader, writer = await asyncio.open_connection(*server.address)
+        writer.write(GET)
+        await reader.readuntil(b"|")
+        kept = weakref.ref(next(iter(server.state.connections)))
+
+        if end == "reset":
+            no_linger = struct.pack("ii", 1, 0)
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, no_linger)
+        writer.close()
+
+        async with asyncio.timeout(10):
+            while server.state.connections:
+                await asyncio.sleep(0.01)
+        gc.collect()
+        assert kept() is None

@@ -87,6 +87,18 @@ def test_a_wrong_value_is_named_with_what_it_may_be(name: str, value: str, words
     assert all(each in said for each in [f"{name}", *words]), said
 
 
+def test_a_file_that_a_variable_names_is_told_by_the_variable_s_name(elsewhere: Path):
+    short = elsewhere / "secret"
+    short.write_text("short")
+
+    assert told(OPENAI_API_KEY_FILE="/nowhere").startswith(
+        "OPENAI_API_KEY_FILE: the file that it names cannot be read: No such"
+    )
+    assert told(SLUICE_SECRET_FILE=str(short)).startswith("SLUICE_SECRET_FILE: is too short")
+    both = told(SLUICE_SECRET="x" * 32, SLUICE_SECRET_FILE=str(short))
+    assert both == "SLUICE_SECRET and SLUICE_SECRET_FILE are both set: leave one of them out.\n"
+
+
 def test_all_that_is_wrong_is_told_at_once():
     lines = told(SLUICE_PORT="0", SLUICE_LIMITS="nope", SLUICE_REDIS_URL="x").splitlines()
 

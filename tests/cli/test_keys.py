@@ -201,3 +201,12 @@ def test_without_a_database_it_says_so(sluice, monkeypatch, tmp_path):
     monkeypatch.setenv("SLUICE_DATABASE_URL", f"sqlite:///{tmp_path}/no/such/folder.db")
 
     assert "SLUICE_DATABASE_URL" in sluice("list", status=1).output
+
+
+@pytest.mark.parametrize("command", [["list"], ["show", "4f7k2m9qwxyz"]])
+def test_no_database_is_not_an_empty_one(sluice, monkeypatch, tmp_path, command):
+    file = tmp_path / "typing_error.db"
+    monkeypatch.setenv("SLUICE_DATABASE_URL", f"sqlite:///{file}")
+
+    assert f"there is no file {file}" in sluice(*command, status=1).output
+    assert not file.exists()

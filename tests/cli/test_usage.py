@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from cli.doctor import _database, _prices
+from cli.doctor import _database, _unknown_prices
 from cli.main import main
 from cli.usage import as_csv, as_table
 from common.database.engine import open_database
@@ -120,6 +120,19 @@ def test_the_command_groups_and_filters(url: str):
     assert earlier.output == "Nothing was used in this time.\n"
 
 
+@pytest.mark.parametrize("command", [["usage"], ["audit", "show", "gen_1"]])
+def test_no_database_is_not_an_empty_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: list[str]):
+    file = tmp_path / "typing_error.db"
+    monkeypatch.setenv("SLUICE_DATABASE_URL", f"sqlite:///{file}")
+    monkeypatch.setenv("SLUICE_SECRET", "0" * 32)
+
+    result = sluice(*command)
+
+    assert result.exit_code == 1
+    assert f"there is no file {file}" in result.output
+    assert not file.exists()
+
+
 @pytest.mark.parametrize("args", [["--since", "soon"], ["--by", "secret"], ["--format", "xml"], ["--limit", "0"]])
 def test_a_wrong_option_is_explained(url: str, args: list[str]):
     result = sluice("usage", *args)
@@ -172,20 +185,18 @@ async def test_the_doctor_tells_the_databases_state(database_url: str):
     assert is_sqlite or before.mend == "Run `sluice migrate`."
 
 
-def test_the_doctor_tells_which_prices_are_for_nothing_and_which_are_missing():
+def test_the_doctor_tells_which_prices_are_missing():
     lab = ProviderSettings(base_url="http://lab/v1")
     price = Price(input_usd_per_mtok=Decimal(1), output_usd_per_mtok=Decimal(1))
     settings = Settings(
         providers={"lab": lab},
-        prices={"lab/known": price, "nowhere/m": price, "fast": price},
+        prices={"lab/known": price},
         aliases={"fast": ["lab/known"], "own": ["lab/unknown"]},
     )
 
-    found = {finding.what.partition(" in ")[0]: finding.level for finding in _prices(settings)}
+    found = {finding.what.partition(" in ")[0]: finding.level for finding in _unknown_prices(settings)}
 
     assert found == {
-        "The price of 'nowhere/m'": "wrong",
-        "The price of 'fast'": "wrong",
         "The price of lab/unknown (alias own) is not known: it counts for nothing": "note",
     }
 

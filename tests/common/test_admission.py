@@ -74,6 +74,7 @@ async def replicas(redis: Redis, redis_server: EmbeddedRedis) -> AsyncIterator[R
     pulses = [Pulse(client) for client in clients]
     for pulse in pulses:
         await pulse.start()
+    await redis.set(keys.SPENT_LOADED, "loaded")
     yield Replicas(
         [
             JobQueue(client, pulse, Settings().model_copy(update={"lease_s": 0.2}))
@@ -256,6 +257,22 @@ async def test_a_spent_budget_refuses_with_its_own_error(replicas):
     assert refused.failed.kind is ErrorKind.BUDGET_EXCEEDED
     assert "Your key's budget for this day is spent" in refused.failed.message
     assert isinstance(await replicas.ask(Charges(purses=[day_budget("0.000002")])), str), "one with more goes on"
+
+
+@pytest.mark.parametrize("marker", [None, "loading 5"])
+async def test_counters_that_redis_has_lost_are_not_taken_for_unspent(replicas, marker):
+    await replicas.redis.delete(keys.SPENT_LOADED)
+    if marker:
+        await replicas.redis.set(keys.SPENT_LOADED, marker)
+    provider = Purse("provider", "openai", Budget(day_usd=Decimal(1)))
+
+    for charges in (Charges(purses=[day_budget("1")]), Charges(alternatives=[provider])):
+        refused = await replicas.ask(charges)
+
+        assert refused.failed.kind is ErrorKind.OVERLOADED
+        assert refused.failed.code == "budget_unknown"
+    no_budget = Charges(windows(Limits(requests=5)).windows, purses=[Purse("key", "k", Budget())])
+    assert isinstance(await replicas.ask(no_budget), str), "whoever has no budget goes on"
 
 
 async def test_a_mark_of_a_budget_is_told_by_the_one_that_passes_it(replicas):

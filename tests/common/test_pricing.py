@@ -168,6 +168,19 @@ def test_a_price_is_found_by_every_name_of_its_vendor(monkeypatch: pytest.Monkey
     assert is_known("google-ai-studio", "gemini-x", Settings().prices)
 
 
+@pytest.mark.parametrize("asked", ["Big", "BIG", "big ", " big"])
+def test_no_spelling_of_a_model_takes_it_out_of_the_settings_prices(asked: str) -> None:
+    overrides = {
+        "lab/big": Price(input_usd_per_mtok=Decimal(2), output_usd_per_mtok=Decimal(2)),
+        "lab/Small": Price(input_usd_per_mtok=Decimal(1), output_usd_per_mtok=Decimal(1)),
+    }
+
+    assert price(Usage(MTOK, 0), "lab", asked, overrides) == Cost(Decimal(2), Decimal(0))
+    assert price(Usage(MTOK, 0), "lab", "small", overrides) == Cost(Decimal(1), Decimal(0))
+    assert is_known("lab", asked, overrides)
+    assert price(Usage(MTOK, 0), "lab", "biggest", overrides) is None
+
+
 def test_own_prices_tell_parts_apart() -> None:
     own = Price(
         input_usd_per_mtok=1,

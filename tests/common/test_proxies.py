@@ -55,6 +55,7 @@ def test_a_scheme_of_its_own_goes_before_all(monkeypatch):
         (".example", "api.example", True),
         ("*.example", "api.example", True),
         ("other, .svc ,", "llm.lab.svc", True),
+        ("other .svc", "llm.lab.svc", True),
         ("ample", "api.example", False),
         ("api.example.org", "api.example", False),
         ("api.example:8443", "api.example:8443", True),

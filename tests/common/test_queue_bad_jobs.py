@@ -27,7 +27,7 @@ async def pulse(redis: Redis) -> AsyncIterator[Pulse]:
 
 @pytest.fixture
 def queue(redis: Client, pulse: Pulse) -> JobQueue:
-    return JobQueue(redis, pulse, Settings(lease_s=LEASE_S))
+    return JobQueue(redis, pulse, Settings().model_copy(update={"lease_s": LEASE_S}))
 
 
 async def claim(queue: JobQueue) -> list[ClaimedJob]:
@@ -235,7 +235,7 @@ WRITES = ("hset", "zadd", "zrem", "hdel", "lpop", "rpush", "lpush", "incr", "hin
 async def test_a_job_is_not_lost_where_redis_refuses_a_part_of_a_step(redis, pulse, redis_server, command, step):
     await redis.execute_command("ACL", "SETUSER", "queue", "reset", "on", ">pw", "~*", "allchannels", "+@all")
     client = connect(redis_server.url.replace("unix://", "unix://queue:pw@"))
-    queue = JobQueue(client, pulse, Settings(lease_s=LEASE_S))
+    queue = JobQueue(client, pulse, Settings().model_copy(update={"lease_s": LEASE_S}))
     try:
         await enqueue(queue, "gen_0", "gen_1")
         jobs = await claim(queue) if step != "claim" else []

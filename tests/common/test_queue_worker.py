@@ -13,7 +13,7 @@ from common import keys, set_aside
 from common.admission import Settlement
 from common.queue.jobs import UNUSED, ClaimedJob, JobClass, JobQueue, Place
 from common.queue.worker import HandBack, LeasedWorker, Postponed, SetAside
-from common.redis_client import Client, Pulse
+from common.redis_client import Client, Pulse, RedisUnavailable
 from common.settings import Settings
 
 Handler = Callable[[ClaimedJob], Awaitable[None]]
@@ -348,3 +348,26 @@ async def test_a_worker_is_alive_for_as_long_as_it_takes_jobs(lab, monkeypatch):
             worker.allow_pick_jobs = False  # As when it drains.
             while await alive():
                 await asyncio.sleep(0.01)
+
+
+async def test_a_worker_that_claims_nothing_says_so_though_redis_answers(lab, monkeypatch):
+    async def refused(*_: object, **__: object) -> None:
+        raise RedisUnavailable("NOSCRIPT No matching script")
+
+    async def handler(job: ClaimedJob) -> None:
+        pass
+
+    monkeypatch.setattr("common.queue.worker.STUCK_S", 0.3)
+    async with lab.worker(handler) as worker:
+        await asyncio.sleep(0.1)
+        assert worker.problem is None
+        claim = worker._queue.claim
+        monkeypatch.setattr(worker._queue, "claim", refused)
+        await lab.redis.lpush(keys.BELL, 1)
+        await eventually(lambda: worker.problem)
+
+        assert "NOSCRIPT" in worker.problem
+        monkeypatch.setattr(worker._queue, "claim", claim)
+        monkeypatch.setattr("common.queue.worker.STUCK_S", 10)
+        await asyncio.sleep(0.5)
+        assert worker.problem is None

@@ -107,7 +107,9 @@ def test_an_address_is_shown_without_its_credentials(url: str, shown: str):
     "url", ["redis://:pa/ss-Secret99x@host:6379/0", "https://tokenSecret99x@host/v1", "redis://u:p?x#Secret99x@host/0"]
 )
 def test_the_credentials_of_any_address_of_the_settings_are_known(url: str):
-    assert "Secret99x" not in Redactor.of(Settings(redis_url=url))(f"could not reach {url}")
+    settings = Settings().model_copy(update={"redis_url": url})  # Some of these are refused.
+
+    assert "Secret99x" not in Redactor.of(settings)(f"could not reach {url}")
 
 
 def settings_with_secrets() -> Settings:
@@ -151,7 +153,7 @@ def test_a_known_secret_is_taken_out_of_any_place():
 @example("with a naïve accent")
 @example("line\nbreak and\ttab")
 def test_a_known_secret_is_found_however_json_writes_it(secret: str):
-    redact = Redactor.of(Settings(ai_gateway_token=SecretStr(secret)))
+    redact = Redactor.of(Settings.model_construct(ai_gateway_token=SecretStr(secret)))
     line = json.dumps({"error": secret, "nested": json.dumps({"in": [secret]})})
 
     assert json.loads(redact(line)) == {"error": REDACTED, "nested": json.dumps({"in": [REDACTED]})}

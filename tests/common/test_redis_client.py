@@ -1,11 +1,15 @@
 """Addresses and errors of Redis; how connections behave is in test_redis_pipe.py, outages are in tests/e2e."""
 
+import asyncio
+
 import pytest
 from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, ResponseError
 
+from cli.embedded_redis import EmbeddedRedis
 from common.redis_client import Pulse, RedisUnavailable, Scripts, as_unavailable, connect
+from common.redis_pipe import _NOT_MASTER
 
 
 @pytest.mark.parametrize(
@@ -133,3 +137,39 @@ async def test_a_pipeline_on_a_connection_that_uvloop_has_closed_fails_as_redis_
 
 def test_a_script_that_is_missing_right_after_it_was_loaded_is_another_servers_lack_and_not_our_fault():
     assert isinstance(as_unavailable(NoScriptError("No matching script. Please use EVAL.")), RedisUnavailable)
+
+
+async def test_a_master_that_another_has_replaced_at_its_address_is_left_with_every_connection(tmp_path):
+    (tmp_path / "count.lua").write_text("return redis.call('INCR', 'sluice:test')")
+    with EmbeddedRedis() as old, EmbeddedRedis() as new:
+        if not old.is_real:
+            pytest.skip("needs a real Redis")
+        address = old.folder / "address.sock"  # As a name or a balancer: who is connected stays where he is.
+        address.symlink_to(old.folder / "redis.sock")
+        redis, admin = connect(f"unix://{address}"), connect(old.url)
+        pulse = Pulse(redis)
+        await pulse.start()
+        await redis.get("sluice:test")  # One more connection, which idles.
+        counting = Scripts(redis, tmp_path)
+        assert await counting.run("count", [], []) == 1
+
+        address.unlink()
+        address.symlink_to(new.folder / "redis.sock")
+        await admin.execute_command("REPLICAOF", "127.0.0.1", "1")
+        with pytest.raises(RedisUnavailable):
+            await counting.run("count", [], [])
+        await asyncio.sleep(0.1)
+
+        assert [await counting.run("count", [], []) for _ in range(2)] == [1, 2]
+        await pulse._beat()
+        assert (pulse.is_up, pulse.whole_s() < 5) == (True, True)
+        assert len(await admin.client_list()) == 1  # The admin's own.
+        await pulse.stop()
+        await redis.aclose()
+        await admin.aclose()
+
+
+@pytest.mark.parametrize("text", ["ERR READONLY You can't write against a read only instance"])
+def test_a_proxys_own_form_of_a_refusal_is_one(text):
+    assert isinstance(as_unavailable(ResponseError(text)), RedisUnavailable)
+    assert _NOT_MASTER.search(text)

@@ -4,7 +4,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from common.redis_client import connect
-from common.setting_values import DatabaseUrl, HttpUrl, Origins, RedisUrl
+from common.setting_values import CommaList, DatabaseUrl, HttpUrl, Keys, Origins, RedisUrl, SecretCommaList
 
 REDIS, DATABASE, HTTP, ORIGINS = (TypeAdapter(kind) for kind in (RedisUrl, DatabaseUrl, HttpUrl, Origins))
 
@@ -97,3 +97,12 @@ def test_an_address_needs_scheme_and_host(url: str):
 def test_a_closing_slash_is_no_part_of_an_address():
     assert HTTP.validate_python("https://h/v1/") == "https://h/v1"
     assert ORIGINS.validate_python("https://a.example/, *") == ("https://a.example", "*")
+
+
+@pytest.mark.parametrize("kind", [CommaList, SecretCommaList, Keys, Origins], ids=["texts", "secrets", "keys", "origins"])
+def test_a_list_whose_parts_got_lost_is_not_an_empty_one(kind):
+    """As of ``"$ONE,$TWO"``, neither of which is set: without keys everybody is let in, without an audience every token."""
+    assert len(TypeAdapter(kind).validate_python("")) == 0
+    for lost in (",", " , ,"):
+        with pytest.raises(ValidationError, match="commas and nothing between them"):
+            TypeAdapter(kind).validate_python(lost)

@@ -57,6 +57,76 @@ def test_a_provider_s_key_and_its_address_may_come_from_different_places(elsewhe
     assert (chosen.api_keys[0].get_secret_value(), chosen.base_url) == ("sk-env", "http://yaml/v1")
 
 
+SECRET = "0123456789abcdef" * 2
+
+
+@pytest.mark.parametrize("around", [" ", "\n", "\r\n", "\r", "\t", " \n\n"])
+def test_blanks_around_a_variable_s_value_are_no_part_of_it(elsewhere, monkeypatch, around):
+    given = {"SLUICE_PORT": "9001", "SLUICE_API_KEYS": "sk-1", "SLUICE_SECRET": SECRET, "SLUICE_LOG_LEVEL": "info"}
+    given |= {"OPENAI_API_KEY": "sk-2", "OPENAI_BASE_URL": "http://h/v1", "SLUICE_AI_GATEWAY_TOKEN": "t"}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value + around)
+
+    settings = Settings()
+
+    openai = settings.providers["openai"]
+    secrets = [*settings.api_keys, settings.secret, settings.ai_gateway_token, *openai.api_keys]
+    assert [each.get_secret_value() for each in secrets] == ["sk-1", SECRET, "t", "sk-2"]
+    assert (settings.port, settings.log_level, openai.base_url) == (9001, "info", "http://h/v1")
+
+
+@pytest.mark.parametrize("value", ["", " ", "\n"])
+def test_a_variable_that_says_nothing_is_as_one_that_is_not_there(monkeypatch, value):
+    for name in ("SLUICE_PORT", "SLUICE_SECRET", "SLUICE_LIMITS", "SLUICE_SECRET_FILE", "OPENAI_API_KEY", "OPENAI_BASE_URL"):
+        monkeypatch.setenv(name, value)
+
+    assert Settings() == Settings.model_construct()
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["plain", "byte order mark"])
+def test_an_env_file_may_come_from_any_editor(elsewhere, line_end, mark):
+    lines = ["SLUICE_PORT=9001", 'OPENAI_API_KEY="sk-1" # ours', "export SLUICE_API_KEYS='sk-2'", f"SLUICE_SECRET={SECRET}", ""]
+    (elsewhere / ".env").write_text(mark + line_end.join(lines), newline="")
+
+    settings = Settings()
+
+    secrets = [*settings.api_keys, settings.secret, *settings.providers["openai"].api_keys]
+    assert [each.get_secret_value() for each in secrets] == ["sk-2", SECRET, "sk-1"]
+    assert settings.port == 9001
+
+
+@pytest.mark.parametrize("is_in_env_file", [False, True])
+def test_a_value_may_stand_in_a_file_of_its_own(elsewhere, monkeypatch, is_in_env_file):
+    given = {"SLUICE_SECRET": SECRET, "SLUICE_API_KEYS": "sk-1,sk-2", "OPENAI_API_KEY": "sk-3"}
+    for name, value in given.items():
+        (elsewhere / name).write_text(f"{value}\r\n")
+        if not is_in_env_file:
+            monkeypatch.setenv(f"{name}_FILE", str(elsewhere / name))
+    if is_in_env_file:
+        (elsewhere / ".env").write_text("".join(f"{name}_FILE={elsewhere / name}\n" for name in given))
+
+    settings = Settings()
+
+    secrets = [settings.secret, *settings.api_keys, *settings.providers["openai"].api_keys]
+    assert [each.get_secret_value() for each in secrets] == [SECRET, "sk-1", "sk-2", "sk-3"]
+
+
+@pytest.mark.parametrize("key", ['"sk-1"', "'sk-1'", "sk-1\nsk-2", "sk-1\x00", "sk-\u201c1\u201d", "sk-1\u200b", "sk-\x7f"])
+def test_a_key_that_no_header_carries_is_refused_without_being_quoted(key):
+    for chosen in (
+        {"api_keys": key},
+        {"admin_keys": key},
+        {"ai_gateway_token": key},
+        {"providers": {"openai": {"api_keys": key}}},
+    ):
+        with pytest.raises(ValidationError) as refused:
+            Settings(**chosen)
+
+        assert "printable ASCII" in str(refused.value)
+        assert "sk-1" not in str(refused.value)
+
+
 def test_secrets_do_not_show(monkeypatch):
     monkeypatch.setenv("SLUICE_API_KEYS", "sk-canary-1,sk-canary-2")
     monkeypatch.setenv("OPENAI_API_KEY", "sk-canary-3")

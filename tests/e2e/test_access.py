@@ -157,6 +157,9 @@ def test_only_what_a_key_may_use_is_listed(replicas: Fleet):
     listed = replicas.client.get(f"{replicas.url}/v1/models", headers=headers_of(key)).json()
 
     assert {each["id"] for each in listed["data"]} == {"both", MODEL}
+    for name, status in ((MODEL, 200), ("both", 200), ("openai/another", 403)):
+        assert replicas.client.get(f"{replicas.url}/v1/models/{name}", headers=headers_of(key)).status_code == status
+    assert replicas.client.get(f"{replicas.url}/v1/models/{MODEL}").status_code == 401
 
 
 def test_a_key_s_disconnect_policy_is_that_of_its_requests(replicas: Fleet):

@@ -35,7 +35,8 @@ ALWAYS = {
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     """It has no log line at level warning or above when all is over."""
-    with fleet(tmp_path_factory.mktemp("edges"), SLUICE_SECRET=SECRET, SLUICE_ADMIN_KEYS=KEY + "-admin") as found:
+    settings = {"SLUICE_SECRET": SECRET, "SLUICE_ADMIN_KEYS": KEY + "-admin", "SLUICE_REFUSED_CREDENTIALS_MAX": "1000"}
+    with fleet(tmp_path_factory.mktemp("edges"), **settings) as found:
         yield found
         check_log(found)
 
@@ -100,7 +101,7 @@ def check_error(answer: Answer, path: str, code: str) -> None:
     elif path.startswith("/api/"):
         assert error["code"] == code
         assert error["message"]
-    elif path == "/v1/chat":
+    elif path.rstrip("/") == "/v1/chat":
         assert error.get("code") == code or error["error"] == "Invalid request"
     else:
         assert error["error"].keys() == {"message", "type", "param", "code"}
@@ -184,6 +185,26 @@ def test_a_path_with_anything_odd_in_it_is_unknown(api: Fleet, path: str, end: s
         check_error(answer, path + end, "unknown_path")
 
 
+# Bodies that nobody reads
+
+
+@pytest.mark.parametrize("is_chunked", [False, True], ids=["length", "chunked"])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/v1/responses", "/livez", "/nothing"])
+@pytest.mark.parametrize("refused", ["its key", "gzip", "zstd"])
+def test_the_body_of_a_refused_request_is_no_request(api: Fleet, refused: str, path: str, is_chunked: bool):
+    smuggled = head_of("/v1/nothing", method="GET") * 500
+    framing = "transfer-encoding: chunked" if is_chunked else f"content-length: {len(smuggled)}"
+    body = b"%x\r\n%s\r\n0\r\n\r\n" % (len(smuggled), smuggled) if is_chunked else smuggled
+    head = head_of(path, framing, *([] if refused == "its key" else [f"content-encoding: {refused}"]))
+    if refused == "its key":
+        head = head.replace(KEY.encode(), b"wrong")
+    status = {"/livez": 405, "/nothing": 404}.get(path, 401 if refused == "its key" else 415)
+
+    answers = told(api, head + body, head_of("/livez", "connection: close", method="GET"))
+
+    assert [answer.status for answer in answers] == [status, 200]
+
+
 # HEAD
 
 
@@ -191,7 +212,7 @@ def get_paths(found: Fleet) -> list[str]:
     started = found.client.post(f"{found.url}/v1/generations", json=BODIES["/v1/generations"], headers=headers_of()).json()
     until(lambda: record_of(found, started["id"])["status"] == "completed", "it has ended")
     stored = found.client.post(f"{found.url}/v1/responses", json=BODIES["/v1/responses"], headers=headers_of()).json()
-    ids = {"generation_id": started["id"], "id_": stored["id"], "key_id": "aaaaaaaaaaaa"}
+    ids = {"generation_id": started["id"], "id_": stored["id"], "key_id": "aaaaaaaaaaaa", "name": "demo"}
     described = found.client.get(f"{found.url}/openapi.json").json()["paths"]
     paths = [path.format(**ids) for path, methods in described.items() if "get" in methods]
     return [*paths, "/openapi.json", "/nothing", "/v1/generations/gen_" + "0" * 32, "/v1/models?limit=x", "/v1/usage?limit=x"]

@@ -210,7 +210,7 @@ def test_the_command_reports_what_was_used(one: Fleet):
     assert "demo/demo-n5-d1" in table.stdout, table.stderr
     assert "cost USD" in table.stdout
     assert {line["provider"] for line in json.loads(told.stdout)["data"]} >= {"demo"}
-    assert csv.stdout.startswith("key,requests,input_tokens,")
+    assert csv.stdout.startswith("key,key_name,requests,input_tokens,")
 
 
 # The audit log

@@ -145,7 +145,7 @@ def test_a_spent_budget_refuses_and_is_told(tmp_path: Path):
     prices = '{"demo/demo-n5": {"input_usd_per_mtok": 1000, "output_usd_per_mtok": 1000}}'
     providers = '{"demo": {"budget": {"day_usd": 0.001}}}'
     with fleet(tmp_path, SLUICE_PRICES=prices, SLUICE_PROVIDERS=providers) as found:
-        assert found.post(CHAT, body_of(CHAT, "demo/demo-n5")).status_code == 200
+        until(lambda: found.post(CHAT, body_of(CHAT, "demo/demo-n5")).status_code == 200, "a worker knows what was spent")
         until(lambda: found.workers[0].events("budget_mark_passed"), "the worker has settled it")
 
         for dialect in (CHAT, MESSAGES):

@@ -103,8 +103,38 @@ def test_models_are_listed_for_the_providers_that_are_on(vendors):
 
     assert owners["fast"] == "sluice"
     assert owners["mistral-large"] == "mistral"
-    assert owners["lab/*"] == "lab"
-    assert "perplexity/*" not in owners
+    assert not [name for name in owners if "*" in name]  # A pattern is no model.
+
+
+@pytest.mark.parametrize(
+    ("path", "id_", "owner"),
+    [
+        ("fast", "fast", "sluice"),
+        ("mistral-large", "mistral-large", "mistral"),
+        ("lab/tiny", "lab/tiny", "lab"),
+        ("lab%2Ftiny", "lab/tiny", "lab"),
+        ("groq/meta/llama-4", "groq/meta/llama-4", "groq"),
+    ],
+)
+def test_a_model_is_found_by_every_name_that_works_whether_it_is_listed_or_not(vendors, path, id_, owner):
+    for more in ({}, {"anthropic-version": "2023-06-01"}):
+        found = vendors.client.get(f"{vendors.url}/v1/models/{path}", headers={"authorization": "Bearer sk-test", **more})
+
+        assert found.status_code == 200
+        model = found.json()
+        assert (model["id"], model["owned_by"]) == (id_, owner)
+
+
+@pytest.mark.parametrize(
+    ("path", "words"), [("sonar-pro", "PERPLEXITY_API_KEY"), ("nothing", "Available: "), ("lab/*", "a pattern")]
+)
+def test_a_model_that_is_not_there_is_told_as_a_request_for_it_would_be(vendors, path, words):
+    for more in ({}, {"anthropic-version": "2023-06-01"}):
+        answer = vendors.client.get(f"{vendors.url}/v1/models/{path}", headers={"authorization": "Bearer sk-test", **more})
+
+        assert answer.status_code == 404
+        assert words in answer.json()["error"]["message"]
+        assert ("type" in answer.json()) is bool(more)  # Each vendor's shape of an error.
 
 
 def test_a_provider_that_is_off_is_named_with_its_variable(vendors):

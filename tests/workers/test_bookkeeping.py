@@ -549,7 +549,7 @@ async def test_it_asks_an_absent_database_less_and_less_often(tmp_path: Path, re
     assert pauses[:5] == [1.0, 2.0, 5.0, 10.0, 10.0]
 
 
-@pytest.mark.parametrize("url", ["postgresql://h:not-a-port/x", "sqlite:////nowhere/at/all.db"])
+@pytest.mark.parametrize("url", ["postgresql://127.0.0.1:9/x", "sqlite:////nowhere/at/all.db"])
 async def test_a_worker_starts_whatever_its_database_is(empty: World, url: str):
     keeper = empty.keeper(database_url=url)
 

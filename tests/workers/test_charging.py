@@ -222,8 +222,32 @@ async def test_an_answer_whose_upstream_reports_no_usage_is_estimated_from_what_
     assert settlement.tokens == PROMPT_TOKENS + TEXT_TOKENS
 
 
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize(
+    ("usage", "tokens"),
+    [
+        ({"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}, (PROMPT_TOKENS, TEXT_TOKENS)),
+        ({"total_tokens": 500}, (PROMPT_TOKENS, TEXT_TOKENS)),
+        ({"prompt_tokens": 40, "completion_tokens": 0}, (40, TEXT_TOKENS)),
+        ({"prompt_tokens": 0, "completion_tokens": 70}, (PROMPT_TOKENS, 70)),
+    ],
+    ids=str,
+)
+async def test_a_reported_zero_that_cannot_be_one_is_estimated(setup, upstream, usage, tokens, stream):
+    upstream.answers = [{"usage": usage}]
+    await setup.open("cheap/m", stream=stream)
+
+    settlement = await settled(setup)
+
+    end = await setup.end()
+    assert (end["error"], end["estimated"]) == (None, True)
+    assert (end["usage"]["input_tokens"], end["usage"]["output_tokens"]) == tokens
+    assert settlement.tokens == sum(tokens)
+    assert settlement.cost_nano_usd == sum(tokens) * 10_000_000, "a cent a token"
+
+
 async def test_the_model_that_answered_is_the_one_that_is_paid(setup, upstream):
-    upstream.answers = [{"model": "gpt-5-pro", "usage": {"prompt_tokens": 1_000_000, "completion_tokens": 0}}]
+    upstream.answers = [{"model": "gpt-5-pro", "usage": {"prompt_tokens": 992_000, "completion_tokens": 1_000}}]
     await setup.open("openai/gpt-5")
 
     await settled(setup)

@@ -100,6 +100,55 @@ async def test_a_dead_connection_may_die_while_a_large_body_is_written():
         assert worker.replaced == {"p": 1}
 
 
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="the system has no such option")
+async def test_a_machine_that_acknowledges_nothing_is_given_up_on(monkeypatch):
+    monkeypatch.setattr("workers.connecting.UNACKNOWLEDGED_S_MAX", 1)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        reader._transport.pause_reading()  # type: ignore[attr-defined]  # What is sent stays unacknowledged once buffers are full.
+        await is_over.wait()
+
+    is_over = asyncio.Event()
+    async with serving(serve) as port, calling() as worker:
+        async with asyncio.timeout(60):
+            with pytest.raises(UpstreamFailure):
+                await worker.post(f"http://127.0.0.1:{port}/", b"x" * 1_000_000)
+        is_over.set()
+
+
+async def test_an_old_connection_is_not_used_again(monkeypatch):
+    """Else steady traffic would follow a name's old address for ever."""
+    async with raw_upstream(forgetting([ok()])) as found, calling() as worker:
+        await worker.post(found.url)
+        await worker.post(found.url)
+        assert found.connections == 1
+
+        monkeypatch.setattr("workers.connecting.CONNECTION_AGE_S_MAX", 0)
+        await worker.post(found.url)
+        await worker.post(found.url)
+        assert found.connections == 2
+
+
+async def test_a_name_is_resolved_anew_where_its_address_takes_no_connection_in_time(monkeypatch):
+    lookups: list[str] = []
+
+    def resolved(host: str, port: int, *_: object, **__: object) -> list[Any]:
+        lookups.append(host)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
+
+    async def never(*_: object, **__: object) -> None:
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolved)
+    async with calling(connect_timeout_s=0.2) as worker:
+        monkeypatch.setattr("aiohttp.connector.aiohappyeyeballs.start_connection", never)
+        for _ in range(2):
+            with pytest.raises(UpstreamFailure, match="did not accept a connection"):
+                await worker.post("http://moved.example:81/")
+
+    assert lookups == ["moved.example"] * 2
+
+
 async def test_over_tls_it_is_the_same(certificate):
     trusting = ssl.create_default_context(cafile=certificate / "cert.pem")
     async with raw_upstream(forgetting([CLOSE]), tls_of(certificate)) as found, calling() as worker:

@@ -73,7 +73,7 @@ def arguments_of(events: list[Event]) -> str:
 
 def test_a_guard_needs_something_to_look_for():
     assert guards().of(job()) is None
-    assert guards(patterns=()).of(job(patterns="block", custom="block")) is None
+    assert guards(patterns=()).of(job(patterns="block", custom="log")) is None
     assert guards(patterns=()).of(job(patterns="block", pii="log")) is not None
 
 
@@ -381,6 +381,17 @@ async def test_one_s_own_guardrail_that_does_not_answer_is_closed_in_mode_block(
         raise AssertionError
 
     found = guard(Custom(silent, None, 0.01), custom="block")
+    fed(found, *SPOKEN)
+
+    with pytest.raises(GatewayError) as caught:
+        await found.judge()
+
+    assert caught.value.failed.code == "guardrail_unavailable"
+
+
+async def test_where_the_settings_name_no_guardrail_of_one_s_own_nothing_passes_in_mode_block():
+    found = guards(patterns=()).of(job(custom="block"))
+    assert found
     fed(found, *SPOKEN)
 
     with pytest.raises(GatewayError) as caught:

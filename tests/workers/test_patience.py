@@ -5,7 +5,7 @@ import time
 import pytest
 from test_generate import G, Setup, setup  # noqa: F401 - a fixture.
 
-from common.channel.base import FrameKind, Policy
+from common.channel.base import Claim, FrameKind, Policy
 from common.job import Job
 from common.queue.worker import Postponed
 from common.settings import Settings
@@ -116,6 +116,21 @@ async def test_background_work_is_put_back_and_comes_again(setup):  # noqa: F811
     end = await setup.end()
     assert (end["error"], end["tries"]) == (None, 2)
     assert (await setup.channel.enter(G, "", "me")).claims == 1
+
+
+async def test_what_its_calls_have_cost_waits_with_it(setup, monkeypatch):  # noqa: F811
+    await setup.open("demo")
+
+    async def answer(claimed, fenced, writer, outcome, services):
+        writer.note = b"what it has cost"
+        raise Postponed(60, attempts=1)
+
+    monkeypatch.setattr("workers.generate._answer", answer)
+    with pytest.raises(Postponed):
+        await setup.run(is_background=True)
+
+    fenced = await setup.channel.fence(Claim(G, 2, "t"), is_handover=False, was_postponed=True)
+    assert fenced.note == b"what it has cost"
 
 
 async def test_waiting_for_its_upstream_again_and_again_makes_no_job_a_poison(setup):  # noqa: F811

@@ -148,6 +148,15 @@ def test_usage_is_normalised_to_inclusive_figures(usage: tuple[int, ...], normal
     assert reply_of(chunk({"content": "a"}, "stop"), chunk(usage=fields)).usage == normalised
 
 
+def test_cache_writes_are_a_part_of_the_prompt() -> None:
+    details = {"cached_tokens": 100, "cache_write_tokens": 900}  # As OpenRouter tells what Anthropic wrote.
+    fields = {"prompt_tokens": 2000, "completion_tokens": 8, "total_tokens": 2008, "prompt_tokens_details": details}
+
+    usage = reply_of(chunk({"content": "a"}, "stop"), chunk(usage=fields)).usage
+
+    assert usage == Usage(2000, 8, cache_read_tokens=100, cache_write_tokens=900)
+
+
 def test_usage_with_nulls_waits_for_the_figures() -> None:
     unknown = {"prompt_tokens": 14, "completion_tokens": None, "total_tokens": None}
 

@@ -5,7 +5,7 @@ import pytest
 from recordings import OWN, Recording, blocks_of, data_of, parameters
 
 from common.dialects.base import ReplyInfo
-from common.errors import ErrorKind
+from common.errors import ErrorKind, Failed
 from common.events import (
     Completed,
     Event,
@@ -74,6 +74,34 @@ def test_pieces_of_parallel_calls_find_their_call():
         ToolCall("call_b", "second", '{"n":2}'),
         ToolCall("call_c", "third", "{}"),
     ]
+
+
+def called(arguments: str, *, is_done: bool, ends: str = "completed") -> list[Event]:
+    item = {"type": "function_call", "id": "fc_1", "call_id": "call_1", "name": "remove", "arguments": ""}
+    events: list[dict[str, object]] = [
+        {"type": "response.output_item.added", "output_index": 0, "item": item},
+        {"type": "response.function_call_arguments.delta", "output_index": 0, "delta": arguments},
+    ]
+    if is_done:
+        events.append({"type": "response.output_item.done", "output_index": 0, "item": item | {"arguments": arguments}})
+    events.append({"type": f"response.{ends}", "response": {"status": ends, "output": []}})
+    return decode([block(event) for event in events])
+
+
+def test_a_call_that_breaks_off_in_its_arguments_is_no_whole_answer():
+    (*_, end) = called('{"path": "/tmp', is_done=False)
+
+    assert isinstance(end, Failed)
+    assert end.code == "upstream_cut"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "is_done", "ends"),
+    [('{"path": "/tmp"}', False, "completed"), ("as the model wrote it", True, "completed"), ('{"pa', False, "incomplete")],
+    ids=["whole, of a vendor that ends no items", "done", "out of tokens, which is said"],
+)
+def test_a_call_that_is_whole_or_said_to_be_or_not_passes(arguments: str, is_done: bool, ends: str):
+    assert isinstance(called(arguments, is_done=is_done, ends=ends)[-1], Completed)
 
 
 def test_ids_that_change_with_every_event_do_no_harm():

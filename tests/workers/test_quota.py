@@ -17,11 +17,12 @@ from redis.asyncio import Redis
 from cli.embedded_redis import EmbeddedRedis
 from common import keys
 from common.access import Budget, Limits
-from common.admission import NANO_USD, periods
+from common.admission import periods
 from common.channel.base import Policy
 from common.errors import ErrorKind, Failed, GatewayError
 from common.events import Usage
 from common.job import Job
+from common.money import NANO_USD
 from common.redis_client import Client, Pulse, RedisUnavailable, Scripts, connect
 from common.settings import ProviderSettings, Settings
 from workers.metrics import Metrics
@@ -559,12 +560,13 @@ RICH = {
 async def spend(redis: Redis, quota: Quota, usd: float, provider: str = "openai", which: int = 0) -> None:
     """Spend so much of a day (0) or a month (1), and wait until the worker has read it."""
     counter = keys.spent("provider", provider, periods()[which])
-    await redis.set(counter, int(usd * NANO_USD))
+    await redis.mset({keys.SPENT_LOADED: "loaded", counter: int(usd * NANO_USD)})
     await until(lambda: quota._budgets._spent.get(counter) == int(usd * NANO_USD), "it is read")
 
 
 async def test_a_provider_whose_budget_is_spent_is_passed_over(redis):
     both = [place(), place(provider="anthropic")]
+    await redis.set(keys.SPENT_LOADED, "loaded")
     async with worker(redis, RICH) as quota:
         assert quota.affordable(both) == both
         await spend(redis, quota, 1.999999999)
@@ -572,6 +574,20 @@ async def test_a_provider_whose_budget_is_spent_is_passed_over(redis):
         await spend(redis, quota, 2)
 
         assert quota.affordable(both) == both[1:]
+
+
+async def test_while_nobody_knows_what_was_spent_providers_with_a_budget_are_passed_over(redis):
+    brought, free = replace(place(), client_pays=True), place(provider="anthropic")
+    async with worker(redis, RICH) as quota:
+        await spend(redis, quota, 1)
+        await redis.delete(keys.SPENT_LOADED, keys.spent("provider", "openai", periods()[0]))
+        await until(lambda: not quota._budgets._is_known, "the loss was noticed")
+
+        assert quota.affordable([place(), brought, free]) == [brought, free]
+        with pytest.raises(GatewayError) as refused:
+            quota.affordable([place()])
+
+    assert (refused.value.failed.kind, refused.value.failed.code) == (ErrorKind.OVERLOADED, "budget_unknown")
 
 
 @pytest.mark.parametrize(("which", "usd", "period"), [(0, 2, "day"), (1, 10, "month")])
@@ -609,4 +625,4 @@ async def test_only_providers_with_a_budget_are_read(redis):
     async with worker(redis) as quota:
         assert not quota._budgets.is_needed
     async with worker(redis, RICH) as quota:
-        assert {name.split(":")[4] for name in quota._budgets.command()[1:]} == {"openai", "groq"}
+        assert {name.split(":")[4] for name in quota._budgets.command()[2:]} == {"openai", "groq"}

@@ -86,6 +86,8 @@ NOT_CONNECTED = {
     f"http://{'x' * 64}.example/": ("base_url", "its base URL is not valid"),
     "http://127.0.0.1:70000/": ("base_url", "its base URL is not valid"),
     "ftp://127.0.0.1/": ("base_url", "its base URL is not valid"),
+    "http://[/v1": ("base_url", "its base URL is not valid"),
+    "v1": ("base_url", "its base URL is not valid"),
     "http:///v1": ("base_url", "its base URL is not valid"),
 }
 

@@ -136,6 +136,7 @@ class _Item:
 
     def __init__(self, call: int | None = None) -> None:
         self.call = call
+        self.arguments = ""  # Of a call, until its item is done.
         self.has_output = False
         self.has_summary = False
 
@@ -218,6 +219,7 @@ class ResponseDecoder(JsonDecoder):
     def _read_arguments(self, item: _Item, arguments: str) -> Iterator[Event]:
         if item.call is not None and arguments:
             item.has_output = True
+            item.arguments += arguments
             yield ToolCallDelta(item.call, arguments)
 
     def _read_item_done(self, index: int | None, fields: dict[str, Any]) -> Iterator[Event]:
@@ -237,6 +239,7 @@ class ResponseDecoder(JsonDecoder):
                 if text_of(fields.get("encrypted_content")):
                     yield ThinkingSigned(REASONING_MARK + fields["encrypted_content"])
         item.has_output = True
+        item.arguments = ""
 
     def _read_end(self, response: dict[str, Any]) -> Iterator[Event]:
         self._report = dict_of(response.get("usage")) or self._report
@@ -246,6 +249,8 @@ class ResponseDecoder(JsonDecoder):
             yield self._fail(errors.error_in_stream(response))
         elif status not in ("completed", "incomplete"):
             yield self._fail(errors.cut_short())
+        elif status == "completed" and any(_is_cut(item.arguments) for item in self._items.values()):
+            yield self._fail(errors.cut_short())  # A client would run a call that lacks half of its arguments.
         else:
             if not self._items:  # A whole answer, or a stream of a gateway that has only whole answers.
                 for index, item in enumerate(list_of(response.get("output"))):
@@ -276,6 +281,14 @@ class ResponseDecoder(JsonDecoder):
         if status == "incomplete":
             return FinishReason.CONTENT_FILTER if why.get("reason") == "content_filter" else FinishReason.LENGTH
         return FinishReason.TOOL_CALLS if self._call_count else FinishReason.STOP
+
+
+def _is_cut(arguments: str) -> bool:
+    """Whether the arguments of a call that never was done are no whole JSON."""
+    try:
+        return bool(arguments) and read_json(arguments.encode()) is None
+    except ValueError:
+        return True
 
 
 def _read_content(content: list[Any]) -> Iterator[Event]:

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 from common import keys
-from common.admission import NANO_USD, periods
+from common.admission import periods, spent_unknown
 from common.errors import ErrorKind, GatewayError
+from common.money import NANO_USD
 from common.settings import Settings
 from workers.providers.base import Deployment
 
@@ -23,27 +24,35 @@ class Budgets:
         self._limits = {provider: limits for provider, limits in self._limits.items() if limits != [None, None]}
         self._asked: list[str] = []
         self._spent: dict[str, int] = {}
+        self._is_known = False
 
     @property
     def is_needed(self) -> bool:
         return bool(self._limits)
 
     def command(self) -> tuple[str, ...]:
-        """Return the command that reads the counters of this day and this month; ``note`` takes its answer."""
+        """Return the command that reads the counters of this day and this month, and whether Redis still has what the ledger
+        knows; ``note`` takes its answer."""
         self._asked = [keys.spent("provider", provider, period) for provider in self._limits for period in periods()]
-        return ("MGET", *self._asked)
+        return ("MGET", keys.SPENT_LOADED, *self._asked)
 
     def note(self, values: Sequence[bytes | None]) -> None:
-        self._spent = {name: int(value or 0) for name, value in zip(self._asked, values, strict=True)}
+        loaded, *spent = values
+        self._is_known = loaded == b"loaded"
+        self._spent = {name: int(value or 0) for name, value in zip(self._asked, spent, strict=True)}
 
     def open_ones(self, among: list[Deployment]) -> list[Deployment]:
         """Return the deployments whose providers may still be paid, or are paid by the client.
 
         Raises:
-            GatewayError: BUDGET_EXCEEDED, there is none.
+            GatewayError: BUDGET_EXCEEDED, there is none; OVERLOADED, what was spent is not known.
         """
         if not self._limits:
             return among
+        if not self._is_known:
+            if found := [each for each in among if each.client_pays or each.provider not in self._limits]:
+                return found
+            raise spent_unknown()
         spent = {provider: self._spent_period(provider) for provider in {each.provider for each in among}}
         if found := [each for each in among if each.client_pays or spent[each.provider] is None]:
             return found
