@@ -13,7 +13,7 @@ from redis.exceptions import RedisError
 
 from cli.finding import Finding, Level
 from common import keys
-from common.queue.jobs import ALIVE_S
+from common.queue.jobs import ALIVE_S, keeps_books_as_before
 from common.redis_client import COMMAND_TIMEOUT_S, Client, connect
 from common.redis_errors import is_refusal, words_of
 from common.redis_probe import Harm, Problem, try_all
@@ -133,13 +133,13 @@ async def _fleet(redis: Client, *, is_running: bool) -> list[Finding]:
     now_ms = await _ask(redis, "TIME")
     since = (now_ms[0] if now_ms else time.time()) - ALIVE_S
     alive = await _ask(redis, "ZCOUNT", keys.WORKERS, int(since * 1000), "+inf") or 0
-    has_bookkeeper = await _ask(redis, "EXISTS", keys.BOOKKEEPER)
+    bookkeeper = await _ask(redis, "GET", keys.BOOKKEEPER)
     aside = await _ask(redis, "LLEN", keys.UNREADABLE)
     found = [
         Finding("ok", f"{alive} worker{'s take' if alive != 1 else ' takes'} jobs.")
         if alive
         else Finding("ok", "A worker of the version before takes jobs.")
-        if has_bookkeeper
+        if keeps_books_as_before(bookkeeper)
         else Finding(
             "wrong" if is_running else "note",
             "No worker takes jobs: requests would wait for one, and fail with 504.",

@@ -16,6 +16,8 @@ import click
 
 from cli import keys_output
 
+ID_SHOWN_MAX = 20
+
 if TYPE_CHECKING:
     from pydantic import SecretStr
 
@@ -82,7 +84,9 @@ _ACCESS_OPTIONS = [
     click.option("--tokens", type=int, help="Most tokens per window, of prompts and answers together."),
     click.option("--concurrent", type=int, help="Most generations at a time."),
     click.option("--window", "window_s", type=float, help="The window in seconds; 60 where it is not said."),
-    click.option("--day-usd", help="Most US dollars per day of UTC."),
+    click.option(
+        "--day-usd", help="Most US dollars per day of UTC; what runs when it is spent runs on, so set --concurrent too."
+    ),
     click.option("--month-usd", help="Most US dollars per month of UTC."),
     click.option("--guardrail", "guardrails", multiple=True, help="pii=block, injection=log, …; see docs/guardrails.md."),
     click.option("--audit/--no-audit", default=None, help="Keep its requests and answers, encrypted."),
@@ -368,7 +372,9 @@ def _failures() -> Iterator[None]:
     try:
         yield
     except UnknownKey as error:
-        raise click.ClickException(f"There is no key {error}. `sluice keys list` shows those that there are.") from error
+        id_ = str(error)
+        shown = id_ if len(id_) <= ID_SHOWN_MAX else "of this id (is it the key itself?)"  # Then it is a secret.
+        raise click.ClickException(f"There is no key {shown}. `sluice keys list` shows those that there are.") from error
     except (DatabaseUnavailable, RowRefused) as error:
         raise click.ClickException(
             f"The database: {error}. Is SLUICE_DATABASE_URL right? `sluice doctor` tells more."

@@ -68,6 +68,8 @@ async def _check(name: str, deployment: Deployment, upstream: Connections) -> Ch
         return Checked(name, True, "")
     if status == 429:
         return Checked(name, True, "it is at its limit now (429)")
+    if status == 404:
+        return Checked(name, None, "status 404: check its base URL, unless it has no list of models")
     failed = WIRES[deployment.wire].read_error(status, {each.lower(): value for each, value in answered.items()}, body)
     is_refused = failed.kind is ErrorKind.UPSTREAM_CREDENTIALS
     return Checked(name, False if is_refused else None, f"status {status}")

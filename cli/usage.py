@@ -24,6 +24,7 @@ _HEADINGS = {
     "tokens_per_request": "tokens/request",
     "cost_per_user_usd": "USD/user",
 }
+ID_CHARS = 12  # Of a managed key.
 _NOTHING = "–"  # noqa: RUF001 - A dash is how tables say it.
 
 
@@ -33,7 +34,7 @@ _NOTHING = "–"  # noqa: RUF001 - A dash is how tables say it.
 )
 @click.option("--since", default=SINCE_DEFAULT, show_default=True, help="2026-11-01, 2026-11-01T09:00 (UTC), 7d or 12h ago.")
 @click.option("--until", default=None, help="The same; excluded. Unset: now.")
-@click.option("--key", default=None, help="Only this key's: an id such as key_…, not the key itself.")
+@click.option("--key", default=None, help="Only this key's: its id, as `sluice keys list` and reports show it.")
 @click.option("--tenant", default=None, help="Only this tenant's.")
 @click.option("--format", "form", type=click.Choice(["table", "json", "csv"]), default="table", show_default=True)
 @click.option("--limit", type=click.IntRange(1, LINES_MAX), default=1_000, show_default=True, help="Most lines.")
@@ -63,7 +64,8 @@ def usage(
         since_ms = moment_ms(since, now)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    only = {name: value for name, value in (("key", key), ("tenant", tenant)) if value}
+    owner = f"key_{key}" if key and len(key) == ID_CHARS else key  # `sluice keys` shows ids without what owners begin with.
+    only = {name: value for name, value in (("key", owner), ("tenant", tenant)) if value}
     question = Question(tuple(dict.fromkeys(by)), since_ms, until_ms, only, limit)
     try:
         report = asyncio.run(ask(settings, question))

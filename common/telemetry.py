@@ -20,6 +20,7 @@ _SHARED: list[structlog.typing.Processor] = [
 
 # Libraries that say each job, connection or access twice over.
 _QUIET = {
+    "alembic.runtime.migration": logging.WARNING,
     "alembic.runtime.plugins": logging.WARNING,
     "arq.worker": logging.WARNING,
     "httpx": logging.WARNING,

@@ -21,7 +21,9 @@ def report(
     cause, detail = _cause(error)
     metrics.errors.labels(failed.kind).inc()
     metrics.attempt_failures.labels(deployment.provider, failed.kind, cause).inc()
-    log.info(
+    # A key that is refused is its operator's to mend, and nobody else can.
+    tell = log.warning if failed.kind is ErrorKind.UPSTREAM_CREDENTIALS else log.info
+    tell(
         "try_failed",
         provider=deployment.provider,
         model=deployment.model,

@@ -44,6 +44,7 @@ JOB_EXPIRY_EXTRA_S = 3600  # A job is removed when it ends; this is the net for 
 RETRY_AFTER_FULL_S = 5
 ALIVE_S = 6.0  # A worker says each ALIVE_BEAT_S that it takes jobs; its word counts for so long.
 ALIVE_BEAT_S = 2.0
+BOOKS_MARK = "2."  # Begins the bookkeeper's token. The version before has none; a worker that has also says that it is alive.
 RECENT_MAX = 1_000  # Generations in a principal's index.
 RECENT_S = 86_400  # How long the index outlives its last entry: longer than any log.
 
@@ -92,6 +93,11 @@ class ClaimedJob:
     attempts: int = 0
 
 
+def keeps_books_as_before(token: bytes | None) -> bool:
+    """Whether the worker that keeps the books is of the version before, which says nothing else of itself."""
+    return bool(token) and not (token or b"").startswith(BOOKS_MARK.encode())
+
+
 class Claimed(NamedTuple):
     jobs: list[ClaimedJob]
     lapsed_left: int
@@ -123,7 +129,7 @@ class JobQueue:
         self._has_bookkeeper = False
         pulse.watch(self._alive_command, self._note_alive)
         # Workers of the version before say nothing of themselves; but one of them keeps the books.
-        pulse.watch(("EXISTS", keys.BOOKKEEPER), self._note_bookkeeper)
+        pulse.watch(("GET", keys.BOOKKEEPER), self._note_bookkeeper)
 
     @property
     def workers_alive(self) -> int:
@@ -136,8 +142,8 @@ class JobQueue:
     def _note_alive(self, count: int) -> None:
         self._alive = int(count)
 
-    def _note_bookkeeper(self, count: int) -> None:
-        self._has_bookkeeper = bool(count)
+    def _note_bookkeeper(self, token: bytes | None) -> None:
+        self._has_bookkeeper = keeps_books_as_before(token)
 
     async def note_alive(self, worker: str, *, takes_jobs: bool) -> None:
         """Say for ``ALIVE_S`` that a worker takes jobs, or that it takes none any more."""

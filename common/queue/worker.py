@@ -295,6 +295,7 @@ class LeasedWorker(Worker):
                 with contextlib.suppress(RedisUnavailable):
                     await self._queue.note_alive(self._name, takes_jobs=True)
             await asyncio.sleep(ALIVE_BEAT_S)
+        log.info("draining", running=len(self._jobs), ends_within_s=self._settings.worker_drain_s)
         await self._die()
 
     async def _die(self) -> None:

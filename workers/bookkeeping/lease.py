@@ -13,6 +13,7 @@ from redis.exceptions import RedisError
 
 from common import keys
 from common.process import supervised
+from common.queue.jobs import BOOKS_MARK
 from common.redis_client import Client, Pulse, RedisUnavailable, Scripts
 
 LEASE_S = 5.0
@@ -26,7 +27,7 @@ class Lease:
     def __init__(self, redis: Client, pulse: Pulse) -> None:
         self._pulse = pulse
         self._scripts = Scripts(redis, Path(__file__).parent)
-        self._token = secrets.token_hex(8)
+        self._token = BOOKS_MARK + secrets.token_hex(8)
         self._task: asyncio.Task[None] | None = None
         self.is_held = False
 
