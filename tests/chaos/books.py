@@ -31,6 +31,7 @@ class Row:
     output_tokens: int | None
     is_estimated: bool
     duration_ms: int | None
+    error_kind: str | None = None
 
     @property
     def client(self) -> int:
@@ -111,6 +112,7 @@ def _check_failures(rows: Sequence[Row], may_have_lost: bool) -> Iterable[str]:
     for row in rows:
         code = row.error_code or ""
         is_explicit = code in EXPLICIT or code == CANCELLED or (may_have_lost and code in LOST_WRITES)
+        is_explicit = is_explicit or row.error_kind == "upstream_rate_limited"  # It had no code of its own.
         if row.outcome != "completed" and not is_explicit:
             yield f"client {row.client}: {row.id} ended by {code!r}"
 

@@ -28,6 +28,9 @@ EXPLICIT = {
     "upstream_timeout": ("worker",),
     "overloaded": ("worker", REDIS),
     "deadline_exceeded": ("",),
+    # The upstream's own, where its next attempt would come later than its client's status may.
+    "rate_limit_exceeded": ("",),
+    "rate_limit_error": ("",),
     "queue_full": ("",),
     # Types, of dialects that have no codes, or a list of their own.
     "api_error": ("",),
