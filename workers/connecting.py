@@ -6,6 +6,7 @@ See docs/decisions/upstream-client.md and docs/decisions/dead-connections.md.
 """
 
 import asyncio
+import contextlib
 import functools
 import socket
 import time
@@ -117,7 +118,7 @@ def _socket(address: Any) -> socket.socket:
         "TCP_KEEPINTVL": PROBE_EVERY_S,
     }
     for name, value in options.items():
-        if hasattr(socket, name):  # Not everywhere.
+        with contextlib.suppress(AttributeError, OSError):  # Not everywhere.
             made.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
     return made
 
