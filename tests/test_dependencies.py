@@ -42,6 +42,15 @@ PRIVATE = {
     Use("api.connection", "uvicorn.protocols.http.httptools_impl.HttpToolsProtocol", "_unset_keepalive_if_required"): (
         "uvicorn.protocols.http.httptools_impl.HttpToolsProtocol"
     ),
+    Use("api.slow_requests", "uvicorn.protocols.http.httptools_impl.HttpToolsProtocol", "_unset_keepalive_if_required"): (
+        "uvicorn.protocols.http.httptools_impl.HttpToolsProtocol"
+    ),
+    # A connection that is older than it may be is not given back to the pool.
+    Use("workers.connecting", "aiohttp.connector.BaseConnector", "_release"): "aiohttp.TCPConnector",
+    # Variables are trimmed, and may name a file.
+    Use("common.setting_sources", "pydantic_settings.sources.providers.env.EnvSettingsSource", "_load_env_vars"): (
+        "pydantic_settings.EnvSettingsSource"
+    ),
     # Where sluice.yaml breaks is told by line and column.
     Use("common.setting_sources", "pydantic_settings.sources.base.ConfigFileSourceMixin", "_read_files"): (
         "pydantic_settings.YamlConfigSettingsSource"
