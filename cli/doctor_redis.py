@@ -14,6 +14,7 @@ from redis.exceptions import RedisError
 from cli.finding import Finding, Level
 from common import keys
 from common.queue.jobs import ALIVE_S, keeps_books_as_before
+from common.redaction import shown_url
 from common.redis_client import COMMAND_TIMEOUT_S, Client, connect
 from common.redis_errors import is_refusal, words_of
 from common.redis_probe import Harm, Problem, try_all
@@ -26,7 +27,7 @@ RULES_MEND = "See docs/operating.md for all that Sluice needs of Redis."
 async def examine_redis(settings: Settings, *, is_running: bool) -> list[Finding]:
     """``is_running``: an API takes requests already, so that there must be workers."""
     redis = connect(settings.redis_url)
-    where = _without_password(settings.redis_url)
+    where = shown_url(settings.redis_url)
     try:
         async with asyncio.timeout(COMMAND_TIMEOUT_S):
             await redis.execute_command("PING")
@@ -150,8 +151,3 @@ async def _fleet(redis: Client, *, is_running: bool) -> list[Finding]:
         mend = "See `sluice records list`; `sluice records drop` forgets them."
         found.append(Finding("wrong", f"{aside} jobs or records could not be processed, and are set aside.", mend))
     return found
-
-
-def _without_password(url: str) -> str:
-    head, mark, tail = url.rpartition("@")
-    return f"{head.partition('//')[0]}//…@{tail}" if mark else url
