@@ -9,8 +9,8 @@ The rule for what belongs here: the order of these steps. What each client sees 
 
 import asyncio
 import contextlib
+import secrets
 import time
-import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -190,7 +190,7 @@ async def accept(
     if guardrails and await services.guard.check(guardrails, body, model=parsed.model, tenant=principal.tenant):
         raw = orjson.dumps(body)  # ``parsed`` knows the prompt as it came, which serves to measure it.
     policy, grace_s = disconnect_policy(request.headers, unsaid, has_key=once is not None, usual=principal.disconnect)
-    generation_id = f"gen_{uuid.uuid4().hex}"
+    generation_id = f"gen_{secrets.token_hex(16)}"
     job = Job(
         generation_id=generation_id,
         request_id=request_id_of(request),

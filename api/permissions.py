@@ -40,6 +40,8 @@ def permitted(principal: Principal, dialect: str, named: Named, targets: list[Ta
 
 def permitted_models(principal: Principal, named: Named, targets: list[Target], settings: Settings) -> list[Target]:
     """The same, in whichever dialect."""
+    if is_unbound(principal):
+        return targets
     by_model = [target for target in targets if _may_use(principal, named, target, settings)]
     if not by_model:
         message = f"This key may not use the model {_shown(named.model)}. GET /v1/models lists those that it may."
@@ -81,8 +83,12 @@ def permitted_by_fields(
 
 def is_unbound(principal: Principal) -> bool:
     """Whether a principal may use every model of every provider."""
-    lists = [names for each in (principal.access, principal.tenant_access) for names in (each.models, each.providers)]
-    return all(names is None or "*" in names for names in lists)
+    return _is_open(principal.access) and _is_open(principal.tenant_access)
+
+
+def _is_open(access: Access) -> bool:
+    models, providers = access.models, access.providers
+    return (models is None or "*" in models) and (providers is None or "*" in providers)
 
 
 def refuse_anonymous(principal: Principal, what: str) -> None:

@@ -6,9 +6,11 @@ at once. What was reserved is settled by the script that removes the job; see ``
 
 import hashlib
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 from common import keys
@@ -19,6 +21,7 @@ from common.money import NANO_USD
 Scope = Literal["key", "tenant", "end_user", "address", "provider"]
 RETRY_AFTER_BUSY_S = 1.0  # A place is free when one of one's own generations ends, which nobody can foretell.
 RETRY_AFTER_UNKNOWN_S = 2  # A worker sums them up at its next turn, each second.
+_DAY_S = 86_400
 _WORDS = {"key": "your key", "tenant": "your tenant", "end_user": "this end user", "address": "your address"}
 
 
@@ -83,7 +86,13 @@ def of_limits(scope: Scope, name: str, limits: Limits, tokens: int) -> tuple[lis
 
 def periods(now: datetime | None = None) -> tuple[str, str]:
     """Return the names of this day and this month, of UTC: ``20261121`` and ``202611``."""
-    day = f"{now or datetime.now(UTC):%Y%m%d}"
+    return _periods_of(int(now.timestamp() if now else time.time()) // _DAY_S)
+
+
+@lru_cache(maxsize=4)
+def _periods_of(day_number: int) -> tuple[str, str]:
+    # Hot path: several times a request, and to write a date takes longer than all else about a budget.
+    day = f"{datetime.fromtimestamp(day_number * _DAY_S, UTC):%Y%m%d}"
     return day, day[:6]
 
 

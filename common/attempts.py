@@ -106,9 +106,10 @@ def merged(from_log: Sequence[Attempt], noted: Sequence[Attempt]) -> list[Attemp
     return [*from_log, *noted[len(from_log) :]]
 
 
-def total_usage(attempts: Iterable[Attempt]) -> Usage | None:
-    usages = [attempt.usage for attempt in attempts]
-    return reduce(summed, usages, None)
+def total_usage(attempts: Sequence[Attempt]) -> Usage | None:
+    if len(attempts) == 1:  # Nearly always.
+        return attempts[0].usage
+    return reduce(summed, (attempt.usage for attempt in attempts), None)
 
 
 def total_cost(attempts: Iterable[Attempt]) -> Cost | None:

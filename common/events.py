@@ -45,6 +45,7 @@ PARTS = {
 # Calls of tools that run at the vendor and are paid for by the call.
 PAID_CALLS = ("web_searches", "social_searches", "storage_searches", "code_executions", "image_generations")
 _DETAILS = frozenset((*PARTS, *PAID_CALLS))
+_STORED = _DETAILS.union(COUNTS)
 
 
 @dataclass(slots=True)
@@ -72,19 +73,19 @@ class Usage:
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "Usage":
         """Return what ``to_dict`` gave, of this version or another: unknown fields are passed over, missing ones are 0."""
-        return cls.of({name: _stored(fields[name]) for name in fields.keys() & {*COUNTS, *_DETAILS}})
+        return cls.of({name: _stored(fields[name]) for name in fields.keys() & _STORED})
 
     @classmethod
     def of(cls, figures: Mapping[str, int], model: str = "", service_tier: str = "") -> "Usage":
         """Return the usage with these counts and details; what is missing is 0."""
         details = {name: figure for name, figure in figures.items() if figure and name in _DETAILS}
-        usage = cls(details=details, model=model, service_tier=service_tier)
-        for name in COUNTS:
-            setattr(usage, name, figures.get(name, 0))
-        return usage
+        counts = {name: figures.get(name, 0) for name in COUNTS}
+        return cls(**counts, details=details, model=model, service_tier=service_tier)
 
 
 def _stored(figure: object) -> int:
+    if type(figure) is int and 0 <= figure <= FIGURE_MAX:
+        return figure
     if isinstance(figure, bool) or not isinstance(figure, int | float) or figure != figure:
         return 0
     return int(min(max(figure, 0), FIGURE_MAX))

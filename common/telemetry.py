@@ -5,9 +5,12 @@ contents or keys. What arq, uvicorn and other libraries log through the standard
 passes ``redaction``, the net below that rule; so does the traceback of a process that ends by one.
 """
 
+import json
 import logging
 import sys
+from typing import Any
 
+import orjson
 import structlog
 
 from common.redaction import Redactor, redact_tracebacks
@@ -29,10 +32,20 @@ _QUIET = {
 }
 
 
+def _to_json(event: structlog.typing.EventDict, **options: Any) -> str:
+    """Return a line of ASCII, whatever the terminal's encoding: control signs of any script are escaped."""
+    # Hot path: once per log line. What only the standard library takes: other signs, halves of surrogate pairs, large numbers.
+    try:
+        line = orjson.dumps(event, **options).decode()
+    except TypeError:
+        line = ""
+    return line if line and line.isascii() else json.dumps(event, separators=(",", ":"), **options)
+
+
 def configure_logging(tier: str, level: str, redact: Redactor | None = None) -> None:
     """Set up logging for one process; ``tier`` (api, worker…) is on every line. ``redact`` knows the settings' secrets."""
     without_secrets = redact or Redactor()
-    render = structlog.processors.JSONRenderer()
+    render = structlog.processors.JSONRenderer(_to_json)
 
     def add_tier(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
         return {"tier": tier, **event}

@@ -7,6 +7,7 @@ See docs/decisions/upstream-client.md and docs/decisions/dead-connections.md.
 
 import asyncio
 import contextlib
+import contextvars
 import functools
 import socket
 import time
@@ -67,9 +68,19 @@ class _Protocol(ResponseHandler):
             super().resume_reading(resume_parser)
 
 
-class _Request(aiohttp.ClientRequest):
-    needs_new_connection = False
-    protocol: _Protocol | None = None  # That of the connection it was sent on last.
+class _Sending:
+    """One request on its way through aiohttp, which tells the connector nothing of whose request it is."""
+
+    __slots__ = ("needs_new_connection", "protocol", "request")
+
+    def __init__(self) -> None:
+        self.request: Any = None  # aiohttp's, as soon as it looks for a connection.
+        self.protocol: _Protocol | None = None  # That of the connection it was sent on last.
+        self.needs_new_connection = False
+
+
+# Of the task that sends. Cheaper than a middleware, which lies between the task and each of its wake-ups.
+_sending: contextvars.ContextVar[_Sending] = contextvars.ContextVar("sending")
 
 
 class _Connector(aiohttp.TCPConnector):
@@ -80,18 +91,18 @@ class _Connector(aiohttp.TCPConnector):
         super().__init__(limit=0, ttl_dns_cache=DNS_CACHE_S, socket_factory=_socket)
         protocol: type[ResponseHandler] = _Protocol
         self._factory = functools.partial(protocol, loop=asyncio.get_running_loop())
-        self._passes_pool = False
 
     async def connect(self, req: Any, traces: Any, timeout: aiohttp.ClientTimeout) -> Connection:
         # The one that was used last is used first: the others are all the more likely dead, and die out unused.
         if len(idle := self._conns.get(req.connection_key, ())) > 1:
             idle.rotate(1)  # type: ignore[union-attr]
-        self._passes_pool = req.needs_new_connection  # Until `_get`, which comes before anything is waited for.
+        sending = _sending.get()
+        sending.request = req
         connection = await super().connect(req, traces, timeout)
         protocol = connection.protocol
         assert isinstance(protocol, _Protocol)
         protocol.take()
-        req.protocol = protocol
+        sending.protocol = protocol
         return connection
 
     def _release(self, key: Any, protocol: ResponseHandler, *, should_close: bool = False) -> None:
@@ -99,7 +110,7 @@ class _Connector(aiohttp.TCPConnector):
         super()._release(key, protocol, should_close=should_close or is_old)
 
     async def _get(self, key: Any, traces: Any) -> Connection | None:
-        return None if self._passes_pool else await super()._get(key, traces)
+        return None if _sending.get().needs_new_connection else await super()._get(key, traces)
 
     def drop_idle(self, key: Any, since: float) -> None:
         """Close what has been idle since then or longer: what one connection was forgotten by has forgotten these too."""
@@ -134,7 +145,6 @@ class Connections:
         connect_s = settings.connect_timeout_s
         self._session = aiohttp.ClientSession(
             connector=self._connector,
-            request_class=_Request,
             # One tenant's cookies must never travel with another's request.
             cookie_jar=aiohttp.DummyCookieJar(),
             # Name, proxy and TLS are parts of connecting. Of several addresses the next is tried after a quarter second.
@@ -165,52 +175,45 @@ class Connections:
             UpstreamFailure: there is none that could be read.
         """
         proxy = None
+        sending = _Sending()
+        _sending.set(sending)
         try:
             proxy = self.proxy(request.url)
-            response = await self._session.request(
-                request.method,
-                request.url,
-                data=request.body,
-                middlewares=(functools.partial(self._sending, request, provider),),
-                **request_arguments(request.url, request.headers, proxy),
-            )
+            arguments = request_arguments(request.url, request.headers, proxy)
+            try:
+                response = await self._session.request(request.method, request.url, data=request.body, **arguments)
+            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionError) as error:
+                await self._let_go_of_dead(error, sending, provider)
+                response = await self._session.request(request.method, request.url, data=request.body, **arguments)
         except upstream_errors.TRANSPORT as error:
+            if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
+                self._forget_address(sending)
             is_a_url = isinstance(error, TimeoutError | OSError)
             host = (is_a_url and urlsplit(proxy.url if proxy else request.url).hostname) or ""
             raise upstream_errors.without_answer(error, provider, host, self._settings.connect_timeout_s, proxy) from error
+        finally:
+            request.is_sent = sending.protocol is not None  # aiohttp writes it as soon as there is a connection.
         if failure := _refusal(response, provider, proxy):
             response.close()
             raise failure
         return response
 
-    async def _sending(self, asked: UpstreamRequest, provider: str, request: Any, handler: Any) -> aiohttp.ClientResponse:
-        try:
-            return await self._replacing_dead(provider, request, handler)
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
-            self._forget_address(request)
-            raise
-        finally:
-            asked.is_sent = request.protocol is not None  # aiohttp writes it as soon as there is a connection.
-
-    def _forget_address(self, request: Any) -> None:
+    def _forget_address(self, sending: _Sending) -> None:
         """Have the name resolved anew: it may have another address by now."""
-        way = request.proxy or request.url
+        way = sending.request.proxy or sending.request.url
         self._connector.clear_dns_cache(way.raw_host, way.port)
 
-    async def _replacing_dead(self, provider: str, request: Any, handler: Any) -> aiohttp.ClientResponse:
-        """Send a request again, at once and on a new connection, where a used one died before a byte of an answer came."""
-        try:
-            return await handler(request)  # type: ignore[no-any-return]
-        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionError) as error:
-            protocol = request.protocol
-            if isinstance(error, aiohttp.ClientConnectorError) or protocol is None or not protocol.was_dead:
-                raise
-            self._connector.drop_idle(request.connection_key, protocol.taken_at)
-            self._forget_address(request)
+    async def _let_go_of_dead(self, error: Exception, sending: _Sending, provider: str) -> None:
+        """Make ready to send a request again, at once and on a new connection, where a used one died before a byte of an answer
+        came; raise any other error."""
+        protocol = sending.protocol
+        if isinstance(error, aiohttp.ClientConnectorError) or protocol is None or not protocol.was_dead:
+            raise error
+        self._connector.drop_idle(sending.request.connection_key, protocol.taken_at)
+        self._forget_address(sending)
         self._on_replaced(provider)
-        await request.close()  # Its body's writer, which may not know yet.
-        request.needs_new_connection = True
-        return await handler(request)  # type: ignore[no-any-return]
+        await sending.request.close()  # Its body's writer, which may not know yet.
+        sending.needs_new_connection = True
 
 
 def request_arguments(url: str, headers: dict[str, str], proxy: Proxy | None) -> dict[str, Any]:

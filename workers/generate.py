@@ -401,7 +401,8 @@ def _report(outcome: Outcome, services: Services) -> None:
     metrics.generations.labels(outcome.dialect, outcome.provider, what).inc()
     for attempt in outcome.attempts:
         for name in COUNTS:
-            metrics.tokens.labels(attempt.provider, name.removesuffix("_tokens")).inc(getattr(attempt.usage, name))
+            if count := getattr(attempt.usage, name):
+                metrics.tokens.labels(attempt.provider, name.removesuffix("_tokens")).inc(count)
     for provider in {attempt.provider for attempt in outcome.attempts if attempt.cost is None}:
         metrics.unpriced.labels(provider).inc()
     log.info(

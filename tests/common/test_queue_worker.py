@@ -1,6 +1,7 @@
 """The leased worker on real Redis, its handlers as scripted here."""
 
 import asyncio
+import contextlib
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -244,8 +245,10 @@ async def test_a_worker_that_is_told_to_stop_before_it_begins_does_not_begin(lab
     worker = LeasedWorker(lab.redis, lab.queue(), lab.pulse, Settings(), handler, "test")
     worker.handle_sig_wait_for_completion(signal.SIGTERM)
 
-    async with asyncio.timeout(120):
-        await worker.async_run()
+    # arq cancels its main task once nothing is left to wait for, and may do so before that task's first step.
+    with contextlib.suppress(asyncio.CancelledError):
+        async with asyncio.timeout(120):
+            await worker.async_run()
     await worker.close()
 
     assert await places(lab, "gen_1") == [Place.WAITING]

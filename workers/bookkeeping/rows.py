@@ -154,6 +154,8 @@ def _optional(found: Any, length: int) -> str | None:
 
 def _count(found: Any) -> int | None:
     """A whole number that is not negative, as far as it goes into a column; providers report all kinds of things."""
+    if type(found) is int and 0 <= found <= _INT_MAX:
+        return found
     if isinstance(found, bool) or not isinstance(found, int | float) or found != found:
         return None
     return int(min(max(found, 0), _INT_MAX))

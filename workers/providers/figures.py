@@ -36,7 +36,7 @@ def name_of(value: object) -> str:
 class Figures:
     """One report. What is missing or null in it is 0."""
 
-    def __init__(self, report: Mapping[str, Any]) -> None:
+    def __init__(self, report: dict[str, Any]) -> None:
         self._report = report
         self._is_none = False
         self.is_absurd = False
@@ -51,6 +51,10 @@ class Figures:
         """Return a part, or anything else that is priced; ``path`` leads to it through nested objects."""
         return self._read(path)[0]
 
+    def counts(self, paths: Mapping[str, tuple[str, ...]]) -> dict[str, int]:
+        """Return the parts of which the report says something, by name; ``paths`` are as ``count`` takes them."""
+        return {name: self._read(path)[0] for name, path in paths.items() if path[0] in self._report}
+
     def usage(self, input_tokens: int, output_tokens: int, **more: int | str) -> Usage | None:
         """Return the usage that the figures amount to; None where prompt or answer cannot be believed.
 
@@ -61,7 +65,13 @@ class Figures:
         if self._is_none or max(counts.values()) > FIGURE_MAX:
             self.is_absurd = True
             return None
-        left = {"input_tokens": input_tokens, "output_tokens": output_tokens}  # Of each modality's whole.
+        if any(more.values()):
+            self._add_parts(counts, more)
+        return Usage.of(counts, *names)
+
+    def _add_parts(self, counts: dict[str, int], more: Mapping[str, int | str]) -> None:
+        """Add the counts and details that are not 0, each checked against what includes it."""
+        left = dict(counts)  # Of each modality's whole.
         for name in (*COUNTS, *more):
             if name in counts or not isinstance(count := more.get(name), int) or not count:
                 continue
@@ -73,19 +83,20 @@ class Figures:
             counts[name] = count
             if is_modality:
                 left[whole] -= count
-        if counts.get("cache_read_tokens", 0) + counts.get("cache_write_tokens", 0) > input_tokens:
+        if counts.get("cache_read_tokens", 0) + counts.get("cache_write_tokens", 0) > counts["input_tokens"]:
             counts["cache_read_tokens"] = self._disbelieve()  # What remains is the dearer one.
-        return Usage.of(counts, *names)
 
     def _read(self, path: tuple[str, ...]) -> tuple[int, bool]:
         """Return a figure, and whether it can be believed."""
         value: Any = self._report
         for name in path:
-            if not isinstance(value, Mapping):
+            if not isinstance(value, dict):
                 return self._disbelieve(), False
             value = value.get(name)
             if value is None:
                 return 0, True
+        if type(value) is int and 0 <= value <= FIGURE_MAX:  # Nearly every one.
+            return value, True
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         return (int(value), True) if is_number and 0 <= value <= FIGURE_MAX else (self._disbelieve(), False)
 

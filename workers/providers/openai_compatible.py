@@ -310,8 +310,8 @@ def _usage(report: Mapping[str, Any], figures: Figures, model: str, tier: str) -
         cache_write_tokens=figures.count("prompt_tokens_details", "cache_write_tokens"),
         reasoning_tokens=reasoning + thought,
         output_citation_tokens=citations,
-        **{name: figures.count(*path) for name, path in _PARTS.items()},
         web_searches=figures.count("num_search_queries"),
+        **figures.counts(_PARTS),
         model=model,
         service_tier=tier,
     )

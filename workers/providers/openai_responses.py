@@ -271,7 +271,7 @@ class ResponseDecoder(JsonDecoder):
             cache_read_tokens=figures.count("input_tokens_details", "cached_tokens"),
             cache_write_tokens=figures.count("input_tokens_details", "cache_write_tokens"),
             reasoning_tokens=figures.count("output_tokens_details", "reasoning_tokens"),
-            **{name: figures.count(*path) for name, path in _PARTS.items()},
+            **figures.counts(_PARTS),
             **self._paid_calls,
             model=self._model,
             service_tier=self._tier,
