@@ -2,8 +2,8 @@
 
 A process that is busy reads late. What it waits for may have lain in its sockets for seconds, so its own lag must not count as
 the other side's silence. One timer per loop measures how late it rings (the lag), and keeps a clock that stands still while the
-loop is held up (``able_s``): whoever waits for an answer measures the wait by that clock, and speaks of the other side's absence
-only after the loop has had the time to read. All figures are seconds.
+loop is held up (``able_s``): whoever waits for an answer measures the wait by that clock, and speaks of the other side's
+absence only after the loop has had the time to read. All figures are seconds.
 """
 
 import asyncio
@@ -76,15 +76,14 @@ async def able_timeout(seconds: float) -> AsyncIterator[None]:
     async with asyncio.timeout(None) as limit:
 
         def check() -> None:
-            nonlocal timer
             left_s = due_s - lag.able_s
             if left_s > 0:
-                timer = loop.call_later(max(left_s, TICK_S / 2), check)
+                timers[0] = loop.call_later(max(left_s, TICK_S / 2), check)
             else:
                 limit.reschedule(loop.time())
 
-        timer = loop.call_later(seconds, check)
+        timers = [loop.call_later(seconds, check)]
         try:
             yield
         finally:
-            timer.cancel()
+            timers[0].cancel()

@@ -13,7 +13,7 @@ async def test_a_loop_that_is_held_up_is_late_and_its_clock_stands_still():
     await asyncio.sleep(2 * TICK_S)
     before_s = lag.able_s
 
-    time.sleep(1)  # noqa: ASYNC251 - It is held up.
+    time.sleep(1)
 
     assert lag.now_s > 0.8
     assert lag.able_s - before_s <= CREDIT_S
@@ -29,7 +29,7 @@ async def test_the_time_in_which_the_loop_could_not_read_does_not_count():
 
     async with able_timeout(1):  # It has been able to read for about 0.3 s when the answer is there.
         await asyncio.sleep(TICK_S)
-        time.sleep(1.1)  # noqa: ASYNC251 - It is held up.
+        time.sleep(1.1)
         await answered
 
 
