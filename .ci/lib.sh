@@ -20,21 +20,28 @@ step() {
   return $status
 }
 
-# The distribution's own Python, those on PATH and pyenv's: one of each version that can be used, oldest first, but for that of .venv.
-other_pythons() {
-  local python
-  for python in /usr/bin/python3 python3.{11..19} "${PYENV_ROOT:-$HOME/.pyenv}"/versions/*/bin/python3 .venv/bin/python; do
-    "$python" -c 'import sys, venv, ensurepip; sys.version_info >= (3, 11) and print("%d.%d.%d" % sys.version_info[:3], sys.executable)' \
-      2>/dev/null || true
-  done | sort -s -V -u -k1,1 | grep -v "^$(.venv/bin/python -c 'import platform; print(platform.python_version())') "
+# All is made with the distribution's own Python, where it is new enough: the oldest one that many have.
+use_own_python() {
+  if /usr/bin/python3 -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+    export PYTHON=/usr/bin/python3
+  fi
 }
 
-# Unit and contract tests on each of them.
+# The distribution's own Python, those on PATH and pyenv's: one of each version that can be used, oldest first, but for that of .venv.
+# "$1": how many parts of a version count; 2 takes 3.12.1 and 3.12.9 for one.
+other_pythons() {
+  local python tell='import sys, venv, ensurepip; sys.version_info >= (3, 11) and print(".".join(map(str, sys.version_info[:int(sys.argv[1])])), sys.executable)'
+  for python in /usr/bin/python3 python3.{11..19} "${PYENV_ROOT:-$HOME/.pyenv}"/versions/*/bin/python3 .venv/bin/python; do
+    "$python" -c "$tell" "$1" 2>/dev/null || true
+  done | sort -s -V -u -k1,1 | grep -v "^$(.venv/bin/python -c "$tell" "$1" | cut -d ' ' -f 1) "
+}
+
+# Unit and contract tests on each of them; "$1" as there.
 unit_on_other_pythons() {
   local version python
   while read -r version python; do
     step make unit PYTHON="$python" VENV=".venv-$version" ARGS="-p no:cacheprovider" </dev/null || return
-  done < <(other_pythons)
+  done < <(other_pythons "$1")
 }
 
 # Run `make test`. What failed runs once more, alone: a test that passes then is flaky, which is a fault of ours too, and is named.
