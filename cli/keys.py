@@ -91,6 +91,32 @@ _ACCESS_OPTIONS = [
     click.option("--guardrail", "guardrails", multiple=True, help="pii=block, injection=log, …; see docs/guardrails.md."),
     click.option("--audit/--no-audit", default=None, help="Keep its requests and answers, encrypted."),
 ]
+# Where an access has what an option says, and how the option is called where that is not its parameter's name.
+_PLACES: dict[str, tuple[str, ...]] = {
+    "models": ("models",),
+    "providers": ("providers",),
+    "dialects": ("dialects",),
+    "origins": ("cors_origins",),
+    "disconnect": ("disconnect",),
+    "highest_class": ("highest_class",),
+    "requests": ("limits", "requests"),
+    "tokens": ("limits", "tokens"),
+    "concurrent": ("limits", "concurrent"),
+    "window_s": ("limits", "window_s"),
+    "day_usd": ("budget", "day_usd"),
+    "month_usd": ("budget", "month_usd"),
+    "guardrails": ("guardrails",),
+    "audit": ("audit",),
+}
+_OPTIONS = {
+    "models": "model",
+    "providers": "provider",
+    "dialects": "dialect",
+    "origins": "origin",
+    "highest_class": "class",
+    "window_s": "window",
+    "guardrails": "guardrail",
+}
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 
 
@@ -117,6 +143,7 @@ def create(name: str, tenant: str, expires: int | str | None, as_json: bool, **s
 
     access = _access(Access(), said)
     _check_names(name, tenant)
+    _warn_doubtful(access)
 
     async def make(ring: "KeyRing") -> Any:
         from common.key_ring import NewKey
@@ -263,6 +290,7 @@ def delete(id_: str, as_json: bool) -> None:
 
 def _update(id_: str, change: "Change", as_json: bool) -> None:
     changed = _run(lambda ring: ring.update(id_, change))
+    _warn_doubtful(changed.record.access)
     keys_output.show(changed.record, as_json)
     keys_output.warn_unserved(changed.record, is_served=changed.is_served)
 
@@ -271,38 +299,38 @@ def _access(old: "Access", said: dict[str, Any], clear: tuple[str, ...] = ()) ->
     """Return what the options say, on top of what was."""
     from pydantic import ValidationError
 
+    from cli.settings import what_is_wrong
     from common.access import Access
 
     fields = old.model_dump(mode="json", exclude_defaults=True)
-    places = {
-        "models": ("models",),
-        "providers": ("providers",),
-        "dialects": ("dialects",),
-        "origins": ("cors_origins",),
-        "disconnect": ("disconnect",),
-        "highest_class": ("highest_class",),
-        "requests": ("limits", "requests"),
-        "tokens": ("limits", "tokens"),
-        "concurrent": ("limits", "concurrent"),
-        "window_s": ("limits", "window_s"),
-        "day_usd": ("budget", "day_usd"),
-        "month_usd": ("budget", "month_usd"),
-        "guardrails": ("guardrails",),
-        "audit": ("audit",),
-    }
     for name in clear:
-        place = places.get(name.strip("-").replace("-", "_")) or places.get(f"{name.strip('-')}s") or places.get(f"{name}_s")
+        place = _PLACES.get(name.strip("-").replace("-", "_")) or _PLACES.get(f"{name.strip('-')}s") or _PLACES.get(f"{name}_s")
         if place is None:
-            raise click.UsageError(f"--clear {name}: choose from {', '.join(each.replace('_', '-') for each in places)}")
+            raise click.UsageError(f"--clear {name}: choose from {', '.join(each.replace('_', '-') for each in _PLACES)}")
         _set(fields, place, None)
     for name, value in said.items():
         if value is not None and value != ():
-            _set(fields, places[name], _guardrails(value) if name == "guardrails" else value)
+            _set(fields, _PLACES[name], _guardrails(value) if name == "guardrails" else value)
     try:
         return Access.model_validate(fields)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        raise click.UsageError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        first = error.errors(include_url=False)[0]
+        raise click.UsageError(f"{_option_of(first['loc'])}: {what_is_wrong(first, Access.model_json_schema())}") from error
+
+
+def _option_of(place: tuple[int | str, ...]) -> str:
+    """Return the option that a place in an access is set by."""
+    name = next((name for name, each in _PLACES.items() if place[: len(each)] == each), str(place[0]))
+    return "--" + _OPTIONS.get(name, name).replace("_", "-")
+
+
+def _warn_doubtful(access: "Access") -> None:
+    """Tell of what a key is allowed and cannot be meant: it would be of no use, or narrower than its maker believes."""
+    from cli.settings import load_settings
+    from common.setting_doubts import doubts_of_access
+
+    for what, mend in doubts_of_access(access, load_settings()):
+        click.echo(f"! It is allowed {what}. {mend}", err=True)
 
 
 def _set(fields: dict[str, Any], place: tuple[str, ...], value: Any) -> None:

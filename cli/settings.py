@@ -53,26 +53,33 @@ def load_settings(**options: Any) -> Settings:
 
 def _problem(error: Any, schema: _Node, options: Mapping[str, Any]) -> str:
     """Return one line. ``error`` is one of pydantic's; one of several settings names the first in its context."""
-    place: _Place = tuple(error["loc"]) or (error["ctx"]["setting"],)
+    place: _Place = tuple(each for each in error["loc"] if each != "[key]") or (error["ctx"]["setting"],)
+    name, text = _name(place, options), what_is_wrong({**error, "loc": error["loc"] or place}, schema)
+    if error["loc"] and str(error["input"]).startswith("tcp://"):
+        text += " Kubernetes sets it for a Service of that name: give the pod enableServiceLinks: false."
+    is_unknown = error["type"] == "extra_forbidden" or error["loc"][-1:] == ("[key]",)
+    description = schema["properties"].get(place[0], {}).get("description", "") if _is_ours(name) and not is_unknown else ""
+    name = Redactor()(name) if is_unknown else name  # What stands in a name's place may be a secret.
+    return f"{name}: {text} {description}".rstrip()
+
+
+def what_is_wrong(error: Any, schema: Mapping[str, Any]) -> str:
+    """Return what one of pydantic's errors means, in sentences that quote no secret; ``schema`` is its model's JSON schema."""
+    place: _Place = tuple(error["loc"])
     is_of_name = place[-1] == "[key]"
     place = place[:-1] if is_of_name else place
-    node, parent = _node(schema, place), _node(schema, place[:-1])
-    value = error["input"] if error["loc"] else None
-    name, shown = _name(place, options), Redactor()(_shown(value, node, schema))
+    node, parent, value = _node(schema, place), _node(schema, place[:-1]), error["input"]
     if isinstance(value, NotJson):
         text = f"it must be JSON, and is not: {value.problem}"
     elif error["type"] == "extra_forbidden" or is_of_name:
-        return Redactor()(f"{name}: there is no {place[-1]!r} here. {_choice(str(place[-1]), _names(parent))}")
+        return Redactor()(f"there is no {place[-1]!r} here. {_choice(str(place[-1]), _names(parent))}")
     elif error["type"] == "missing":
         text = f"it is missing, and must be {_allowed(node, schema)}"
     elif error["type"] == "value_error" or error["type"] not in get_args(ErrorType):
         text = error["msg"].removeprefix("Value error, ").rstrip(".")
     else:
         text = f"it must be {_allowed(node, schema)}"
-    if str(value).startswith("tcp://"):
-        text += ". Kubernetes sets it for a Service of that name: give the pod enableServiceLinks: false"
-    description = schema["properties"].get(place[0], {}).get("description", "") if _is_ours(name) else ""
-    return f"{name}: {text}{shown}. {description}".rstrip()
+    return f"{text}{Redactor()(_shown(value, node, schema))}."
 
 
 def _shown(value: Any, node: _Node, schema: _Node) -> str:

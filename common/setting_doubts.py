@@ -118,18 +118,21 @@ def _not_configured(provider: str, settings: Settings) -> str:
 
 
 def _tenants(settings: Settings) -> Iterator[Doubt]:
-    """What tenants may do with providers and dialects that do not exist."""
-    if not settings.tenants:
-        return
+    for tenant, access in settings.tenants.items():
+        for what, mend in doubts_of_access(access, settings):
+            yield _doubt("tenants", f"{tenant!r} is allowed {what}", mend)
+
+
+def doubts_of_access(access: Access, settings: Settings) -> Iterator[tuple[str, str]]:
+    """Yield what somebody is allowed and does not exist, each with what is to be done; a key's or a tenant's access."""
     from common.dialects import DIALECTS  # Here: few setups need them.
 
-    for tenant, access in settings.tenants.items():
-        for what, names, known in _lists(access, settings.vendor_ids, DIALECTS):
-            for name in names:
-                if name not in known and not re.search(r"[*?[]", name):
-                    near = nearest(name, known)
-                    mend = f"Did you mean {near}?" if near else f"There are: {', '.join(known)}."
-                    yield _doubt("tenants", f"{tenant!r} is allowed the {what} {name!r}, which does not exist", mend)
+    for what, names, known in _lists(access, settings.vendor_ids, DIALECTS):
+        for name in names:
+            if name not in known and not re.search(r"[*?[]", name):
+                near = nearest(name, known)
+                mend = f"Did you mean {near}?" if near else f"There are: {', '.join(known)}."
+                yield f"the {what} {name!r}, which does not exist", mend
 
 
 def _lists(

@@ -148,17 +148,25 @@ def test_an_expiry_may_be_a_span_from_now(sluice, text, after_s, monkeypatch):
     assert told["expires_at"] == time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(1_900_000_000 + after_s))
 
 
+def test_what_a_key_is_allowed_and_does_not_exist_is_told(sluice):
+    result = sluice("create", "--provider", "opnai", "--dialect", "openai-chat", "--model", "nowhere/m", "--model", "gpt-*")
+
+    assert "! It is allowed the provider 'opnai', which does not exist. Did you mean openai?" in result.output
+    assert "the provider of models 'nowhere', which does not exist" in result.output
+    assert "dialect" not in result.output
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["create", "--expires", "soon"], "30d"),
-        (["create", "--requests", "0"], "limits.requests"),
-        (["create", "--day-usd", "many"], "budget.day_usd"),
-        (["create", "--disconnect", "later"], "disconnect"),
-        (["create", "--origin", "app.example"], "cors_origins"),
+        (["create", "--requests", "0"], "--requests: it must be a whole number from 1"),
+        (["create", "--day-usd", "many"], "--day-usd: "),
+        (["create", "--disconnect", "later"], "--disconnect: it must be text such as grace=60"),
+        (["create", "--origin", "app.example"], "--origin: it must be text such as https://app.example"),
         (["create", "--guardrail", "pii"], "pii=block"),
-        (["create", "--guardrail", "pii=maybe"], "guardrails.pii"),
-        (["create", "--guardrail", "nothing=block"], "guardrails.nothing"),
+        (["create", "--guardrail", "pii=maybe"], "--guardrail: it must be one of"),
+        (["create", "--guardrail", "nothing=block"], "there is no 'nothing' here"),
         (["create", "--tenant", "a b"], "--tenant"),
         (["update", "0123456789ab", "--clear", "everything"], "models"),
         (["rotate", "0123456789ab", "--overlap", "5w"], "30d"),
