@@ -27,6 +27,9 @@ PATROL_S = 1.0
 UNCLAIMED_LOOK_S = 5.0
 MISSED_HEARTBEATS = 2
 LOOK_BATCH = 200  # Generations per look.
+# Who comes to read is never refused for load, only waits its turn. All at once, as after a restart of another replica, they
+# would hold up the loop, and with it every stream that goes on.
+ENTERING_MAX = 64
 
 _NONE_FREE = Failed(ErrorKind.DEADLINE_EXCEEDED, "No worker was free in time. Try again later.", code="deadline_exceeded")
 _NONE_RUNS = Failed(
@@ -68,6 +71,7 @@ class Hub:
         self._settings = settings
         self._listening: dict[str, _Listening] = {}
         self._patrol: asyncio.Task[None] | None = None
+        self._turn = asyncio.Semaphore(ENTERING_MAX)
         feed.on_resubscribed(self._reread_all)
 
     def start(self) -> None:
@@ -113,19 +117,21 @@ class Hub:
     async def enter(self, generation_id: str, owner: str, after: Cursor | None = None) -> tuple[Viewer, State]:
         """As ``join``, for a generation that may have begun long ago; also returns how it stands.
 
+        However many come, all get in, a few at a time.
         Joined before entered: while a viewer of this process leaves, another may come, and the process must stay a member.
 
         Raises:
             GatewayError: NOT_FOUND, EXPIRED.
             ChannelUnavailable: the store did not answer.
         """
-        viewer = await self.join(generation_id, after)
-        try:
-            state = await self._channel.enter(generation_id, self.replica, owner)
-        except BaseException as error:
-            viewer.has_ended = isinstance(error, GatewayError)  # Refused: there is nothing to leave.
-            await self.part(viewer)
-            raise
+        async with self._turn:
+            viewer = await self.join(generation_id, after)
+            try:
+                state = await self._channel.enter(generation_id, self.replica, owner)
+            except BaseException as error:
+                viewer.has_ended = isinstance(error, GatewayError)  # Refused: there is nothing to leave.
+                await self.part(viewer)
+                raise
         viewer.reread()
         return viewer, state
 

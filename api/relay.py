@@ -14,7 +14,8 @@ import structlog
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from api.http_errors import RESTARTING, error_response
+from api.http_errors import error_response, restarting
+from api.spread import retry_ms
 from api.viewer import Viewer
 from common.channel.base import Frame, FrameKind, State
 from common.dialects.base import Dialect, SoFar
@@ -23,7 +24,6 @@ from common.sse import KEEP_ALIVE, last_block, split_blocks
 
 log = structlog.get_logger()
 
-RETRY_MS = 1000  # What a browser waits before it comes back.
 SSE_HEADERS = {
     "content-type": "text/event-stream; charset=utf-8",
     "cache-control": "no-cache, no-transform",
@@ -80,7 +80,7 @@ class Relay(Response):
         self._is_open = False  # Whether the status and the headers of a stream are sent.
         self._is_draining = False
         self._has_left = False
-        self._retry_line = b"retry: %d\n" % RETRY_MS
+        self._retry_line = b"retry: %d\n" % retry_ms()
         self._body: list[bytes] = []
 
     def drain(self, *, is_over: bool) -> None:
@@ -166,7 +166,7 @@ class Relay(Response):
             return _Step(b"", has_begun, is_last=True, failed=self.viewer.failed)
         if self._is_draining:
             self.outcome = "drained"
-            failed = None if self.is_resumable else RESTARTING
+            failed = None if self.is_resumable else restarting()
             return _Step(b"".join(parts), has_begun or bool(parts), is_last=True, failed=failed)
         return _Step(b"".join(parts), has_begun)
 
@@ -206,7 +206,7 @@ class Relay(Response):
                     await (self._refuse(failed, scope, receive, send) if failed else self._answer(scope, receive, send))
                     return
             if self.viewer.failed or self._is_draining:
-                await self._refuse(self.viewer.failed or RESTARTING, scope, receive, send)
+                await self._refuse(self.viewer.failed or restarting(), scope, receive, send)
                 return
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
