@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 WAVE_S = 0.25
-WAVE_MIN = 100  # Of one wave: 400 in a second, which a replica takes on beside what it does.
+WAVE_MIN = 150  # Of one wave: 600 in a second, which a replica takes on beside what it does.
 SHARE_OF_GRACE = 0.5  # Whoever is ended last must also be gone before it is over.
 
 T = TypeVar("T")
