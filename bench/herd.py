@@ -24,6 +24,7 @@ import orjson
 import uvloop
 
 from cli.embedded_redis import EmbeddedRedis, free_port
+from common.loop_lag import loop_lag
 from common.process import raise_file_limit
 
 ROOT = Path(__file__).parent.parent
@@ -116,7 +117,7 @@ class EventSource(asyncio.Protocol):
         self.tokens = 0
         self.status = 0  # The last one.
         self.breaks = 0
-        self.heard_at = self.opened_at = 0.0
+        self.heard_s = self.opened_at = 0.0
         self.gap_s = 0.0
         self.is_whole = False
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -147,16 +148,16 @@ class EventSource(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._rest += data
-        now = time.monotonic()
+        now_s = loop_lag().able_s  # A gap is the gateway's, not the lag of who measures.
         if not self.status:
             if HEAD_END not in self._rest:
                 return
             head, _, self._rest = self._rest.partition(HEAD_END)
-            self.status, self.opened_at, self.heard_at = int(head.split()[1]), now, now
+            self.status, self.opened_at, self.heard_s = int(head.split()[1]), time.monotonic(), now_s
             if self.status != 200:
                 self._end(is_whole=self.status == 204)
                 return
-        self.gap_s, self.heard_at = max(self.gap_s, now - self.heard_at), now
+        self.gap_s, self.heard_s = max(self.gap_s, now_s - self.heard_s), now_s
         events, end, self._rest = self._rest.rpartition(b"\n\n")
         self._take(events + end)
 
