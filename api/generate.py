@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ from api.admission import charges_of
 from api.auth import Authenticator
 from api.body import read_json
 from api.classes import class_of
+from api.draining import WAVE_S, waves
 from api.guarding import InputGuard
 from api.http_errors import error_response, headers_of, request_id_of
 from api.hub import Hub
@@ -35,7 +36,7 @@ from api.numbers import whole_number
 from api.permissions import Named, permitted, permitted_by_fields
 from api.prices import countable
 from api.relay import Relay, RelayTimes
-from api.store_errors import redis_away
+from api.store_errors import redis_away, redis_failed
 from api.viewer import Viewer
 from common.access import Principal
 from common.admission import Charges, limit_headers, safe_name
@@ -96,11 +97,21 @@ class Services:
             relay.drain(is_over=self._is_grace_over)
         return relay
 
-    def drain(self, *, is_over: bool) -> None:
-        """End the relays that can go on elsewhere, or (the grace ``is_over``) all, and those that are still to come."""
+    def drain(self, *, is_over: bool, within_s: float = 0) -> None:
+        """End the relays that can go on elsewhere, or (the grace ``is_over``) all, and those that are still to come.
+
+        ``within_s``: the former in waves, so that those who read do not all come to the other replicas at one moment.
+        """
         self._is_grace_over = is_over
-        for relay in list(self.relays):
-            relay.drain(is_over=is_over)
+        first, *later = waves([relay for relay in self.relays if is_over or relay.is_resumable], 0 if is_over else within_s)
+        _end(first, is_over)
+        for number, wave in enumerate(later, start=1):
+            asyncio.get_running_loop().call_later(number * WAVE_S, _end, wave, is_over)
+
+
+def _end(relays: Sequence[Relay], is_over: bool) -> None:
+    for relay in relays:
+        relay.drain(is_over=is_over)
 
 
 @dataclass(slots=True)
@@ -138,7 +149,7 @@ async def guarded(dialect: Dialect, request: Request, services: Services, answer
     except GatewayError as error:
         refused = error
     except (ChannelUnavailable, RedisUnavailable) as error:
-        refused = redis_away(error)
+        refused = redis_failed(error, services.pulse)
     services.metrics.refused(refused.failed)
     return error_response(dialect, refused.failed, request_id_of(request), headers_of(refused))
 
@@ -248,7 +259,7 @@ async def start(asked: Asked, services: Services) -> Relay:
         else:
             services.metrics.took(job, asked.job_class)
     except (ChannelUnavailable, RedisUnavailable) as error:
-        raise redis_away(error) from error
+        raise redis_failed(error, services.pulse) from error
     relay = Relay(
         viewer,
         asked.dialect,

@@ -12,18 +12,26 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Scope
 
+from api.spread import retry_after_s
 from common.admission import LimitReached
 from common.dialects import DIALECTS
 from common.dialects.base import Dialect
 from common.errors import ErrorKind, Failed, GatewayError
 
 PLAIN = DIALECTS["openai-chat"]  # The shape of errors where no dialect is spoken: unknown paths, /v1/models…
-RESTARTING = Failed(
-    ErrorKind.OVERLOADED, "The gateway is restarting. Send the request again.", code="gateway_restarting", retry_after_s=1
-)
 _REFUSAL = "refusal"  # In a scope's state: why the connection reads no more of the request.
 
 _BASE = re.compile(r"^(/(v1|v1beta|api|openai|anthropic))+(?=/)")  # What people put at the end of base URLs.
+
+
+def restarting() -> Failed:
+    """Return what those are told whom a stopping process cannot serve to the end; each is to come back at its own moment."""
+    return Failed(
+        ErrorKind.OVERLOADED,
+        "The gateway is restarting. Send the request again.",
+        code="gateway_restarting",
+        retry_after_s=retry_after_s(),
+    )
 
 
 def dialect_at(path: str) -> Dialect:

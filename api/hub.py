@@ -6,7 +6,6 @@ generation that has been silent for too long is looked at, and one that nobody w
 
 import asyncio
 import secrets
-import time
 from dataclasses import dataclass, field
 
 import structlog
@@ -15,6 +14,7 @@ from api.store_errors import answer_lost
 from api.viewer import DIVERGED, LOG_LOST, Viewer
 from common.channel.base import START, Channel, ChannelUnavailable, Cursor, Feed, FrameKind, Message, State, Stop
 from common.errors import ErrorKind, Failed, GatewayError
+from common.loop_lag import LoopLag, loop_lag
 from common.process import supervised
 from common.queue.jobs import JobQueue, Place
 from common.redis_client import RedisUnavailable
@@ -27,6 +27,9 @@ PATROL_S = 1.0
 UNCLAIMED_LOOK_S = 5.0
 MISSED_HEARTBEATS = 2
 LOOK_BATCH = 200  # Generations per look.
+# Who comes to read is never refused for load, only waits its turn. All at once, as after a restart of another replica, they
+# would hold up the loop, and with it every stream that goes on.
+ENTERING_MAX = 64
 
 _NONE_FREE = Failed(ErrorKind.DEADLINE_EXCEEDED, "No worker was free in time. Try again later.", code="deadline_exceeded")
 _NONE_RUNS = Failed(
@@ -41,13 +44,18 @@ class _Listening:
 
     is_subscribed: "asyncio.Future[None]"
     viewers: list[Viewer] = field(default_factory=list)
-    heard_at: float = field(default_factory=time.monotonic)  # Of it, from its worker or by a look.
-    told_at: float = field(default_factory=time.monotonic)  # By its worker, or by the queue that none has it yet.
     is_claimed: bool = False
+    lag: LoopLag = field(default_factory=loop_lag)
+    # By the clock of the time in which we could have heard: what a busy process has not read yet is no silence.
+    heard_s: float = field(init=False)  # Of it, from its worker or by a look.
+    told_s: float = field(init=False)  # By its worker, or by the queue that none has it yet.
+
+    def __post_init__(self) -> None:
+        self.heard_s = self.told_s = self.lag.able_s
 
     def take(self, message: Message) -> None:
         # Hot path: once per message.
-        self.heard_at = self.told_at = time.monotonic()
+        self.heard_s = self.told_s = self.lag.ticked_s
         self.is_claimed = True
         for viewer in self.viewers:
             viewer.offer(message)
@@ -68,6 +76,7 @@ class Hub:
         self._settings = settings
         self._listening: dict[str, _Listening] = {}
         self._patrol: asyncio.Task[None] | None = None
+        self._turn = asyncio.Semaphore(ENTERING_MAX)
         feed.on_resubscribed(self._reread_all)
 
     def start(self) -> None:
@@ -113,19 +122,21 @@ class Hub:
     async def enter(self, generation_id: str, owner: str, after: Cursor | None = None) -> tuple[Viewer, State]:
         """As ``join``, for a generation that may have begun long ago; also returns how it stands.
 
+        However many come, all get in, a few at a time.
         Joined before entered: while a viewer of this process leaves, another may come, and the process must stay a member.
 
         Raises:
             GatewayError: NOT_FOUND, EXPIRED.
             ChannelUnavailable: the store did not answer.
         """
-        viewer = await self.join(generation_id, after)
-        try:
-            state = await self._channel.enter(generation_id, self.replica, owner)
-        except BaseException as error:
-            viewer.has_ended = isinstance(error, GatewayError)  # Refused: there is nothing to leave.
-            await self.part(viewer)
-            raise
+        async with self._turn:
+            viewer = await self.join(generation_id, after)
+            try:
+                state = await self._channel.enter(generation_id, self.replica, owner)
+            except BaseException as error:
+                viewer.has_ended = isinstance(error, GatewayError)  # Refused: there is nothing to leave.
+                await self.part(viewer)
+                raise
         viewer.reread()
         return viewer, state
 
@@ -178,7 +189,7 @@ class Hub:
     async def _patrol_for_ever(self) -> None:
         while True:
             await asyncio.sleep(PATROL_S)
-            silent = self._silent(time.monotonic())
+            silent = self._silent(loop_lag().able_s)
             # After an outage that is everything at once, and Redis has others to serve.
             for batch in (silent[at : at + LOOK_BATCH] for at in range(0, len(silent), LOOK_BATCH)):
                 try:
@@ -189,10 +200,10 @@ class Hub:
 
     def _give_up(self, silent: list[str], error: Exception) -> None:
         """No viewer waits for ever: after the time for which a job may wait it is told that nothing is known of its answer."""
-        known_since = time.monotonic() - self._settings.queue_wait_s
+        known_since = loop_lag().able_s - self._settings.queue_wait_s
         for generation_id in silent:
             listening = self._listening.get(generation_id)
-            if listening and listening.heard_at < known_since:
+            if listening and listening.heard_s < known_since:
                 listening.fail(answer_lost(error))
 
     def _silent(self, now: float) -> list[str]:
@@ -200,30 +211,30 @@ class Hub:
         silent = []
         for generation_id, listening in self._listening.items():
             limit_s = claimed_s if listening.is_claimed else UNCLAIMED_LOOK_S
-            if now - listening.heard_at > limit_s and listening.is_subscribed.done():
+            if now - listening.heard_s > limit_s and listening.is_subscribed.done():
                 silent.append(generation_id)
         return silent
 
     async def _look_at(self, silent: list[str]) -> None:
         places, lasts = await asyncio.gather(self._queue.look(silent), self._channel.look(silent))
-        now = time.monotonic()
+        now = loop_lag().able_s
         for generation_id, place, last in zip(silent, places, lasts, strict=True):
             listening = self._listening.get(generation_id)
             if listening is None:
                 continue
-            listening.heard_at = now  # Look again after another silence, not every second.
+            listening.heard_s = now  # Look again after another silence, not every second.
             if last is None:
                 listening.fail(LOG_LOST)
                 continue
             for viewer in listening.viewers:
                 if last > viewer.tail:
-                    listening.told_at = now
+                    listening.told_s = now
                     viewer.reread()
                 elif last < viewer.tail and place is Place.GONE and not viewer.has_ended:
                     viewer.fail(DIVERGED)  # Redis lost what it has seen, and nobody is left who would append it again.
             if place is not Place.RUNNING:
-                listening.told_at = now
-            elif now - listening.told_at > self._settings.queue_wait_s:
+                listening.told_s = now
+            elif now - listening.told_s > self._settings.queue_wait_s:
                 # Its worker renews its lease, and cannot say a word: Redis refuses it what it takes to publish.
                 listening.fail(answer_lost(RedisRefuses()))
             await self._judge_for(listening, generation_id, place)

@@ -36,6 +36,7 @@ from common.database.lazy import LazyDatabase
 from common.foreign_variables import log_foreign
 from common.guardrails.custom import PluginError, custom_of
 from common.listening import address_of, bind
+from common.loop_lag import able_timeout, loop_lag
 from common.process import collect_seldom, raise_file_limit, switch_soon
 from common.proxies import ProxyUnusable
 from common.queue.jobs import JobQueue
@@ -97,6 +98,7 @@ class Process:
         )
 
     async def start(self) -> None:
+        loop_lag().observe(self.services.metrics.loop_lag.observe)
         if self.settings.budget_unknown_price == "refuse":
             await asyncio.to_thread(pricing.load)
         await self.services.pulse.start()
@@ -115,16 +117,16 @@ class Process:
             await self.custom_guardrail.close()
 
     def begin_drain(self) -> None:
-        """What can go on elsewhere ends now, what cannot when the grace is over."""
+        """What can go on elsewhere ends from now on, what cannot when the grace is over."""
         log.info("draining", open_responses=len(self.services.relays))
-        self.services.drain(is_over=False)
         grace_s = max(0.0, self.settings.api_drain_s - DRAIN_MARGIN_S)
+        self.services.drain(is_over=False, within_s=grace_s)
         asyncio.get_running_loop().call_later(grace_s, lambda: self.services.drain(is_over=True))
 
     async def count_jobs(self) -> tuple[int, int] | None:
         """Return how many jobs wait and how many run, all replicas together; None where Redis does not say."""
         with contextlib.suppress(RedisError, OSError, TimeoutError):  # The metrics of a process are read all the more then.
-            async with asyncio.timeout(COMMAND_TIMEOUT_S):
+            async with able_timeout(COMMAND_TIMEOUT_S):
                 return await self.redis.zcard(keys.ENQUEUED), await self.redis.zcard(keys.RUNNING)
         return None
 

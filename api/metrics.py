@@ -4,6 +4,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from common.errors import ErrorKind, Failed
 from common.job import Job
+from common.loop_lag import LAG_BUCKETS_S
 from common.queue.jobs import JobClass
 
 DURATION_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 1800)
@@ -55,6 +56,12 @@ class Metrics:
         self.running = Gauge("sluice_running_jobs", "Jobs that a worker holds, all replicas", registry=registry)
         self.tasks = Gauge("sluice_tasks", "Tasks of this process", registry=registry)
         self.open_files = Gauge("sluice_open_files", "Files and sockets that this process has open", registry=registry)
+        self.loop_lag = Histogram(
+            "sluice_loop_lag_seconds",
+            "How late the event loop is, looked at 20 times a second",
+            buckets=LAG_BUCKETS_S,
+            registry=registry,
+        )
         self.redis_up = Gauge("sluice_redis_up", "Whether Redis answers, and does all that it is asked", registry=registry)
         self.workers = Gauge("sluice_workers_alive", "Workers that take jobs, of all replicas", registry=registry)
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.http_errors import RESTARTING, dialect_at, error_response, not_served, refusal_in
+from api.http_errors import dialect_at, error_response, not_served, refusal_in, restarting
 from api.metrics import Metrics
 from api.security_headers import security_headers
 from common.errors import ErrorKind, Failed
@@ -118,7 +118,7 @@ class Guarded:
         except asyncio.CancelledError:  # By the server alone, whose time to stop is over.
             if scope["type"] != "http" or has_started:
                 raise
-            await self._answer(RESTARTING, scope, receive, send)
+            await self._answer(restarting(), scope, receive, send)
 
     async def _answer(self, failed: Failed, scope: Scope, receive: Receive, send: Send) -> None:
         await error_response(dialect_at(scope["path"]), failed, scope["state"]["request_id"])(scope, receive, send)

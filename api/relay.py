@@ -8,27 +8,29 @@ holds to its end. All frames that are pending go out in one ``send``.
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import orjson
 import structlog
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from api.http_errors import RESTARTING, error_response
+from api.http_errors import error_response, restarting
+from api.spread import retry_ms
 from api.viewer import Viewer
-from common.channel.base import Frame, FrameKind, State
+from common.channel.base import Frame, FrameId, FrameKind, State
 from common.dialects.base import Dialect, SoFar
 from common.errors import Failed
 from common.sse import KEEP_ALIVE, last_block, split_blocks
 
 log = structlog.get_logger()
 
-RETRY_MS = 1000  # What a browser waits before it comes back.
 SSE_HEADERS = {
     "content-type": "text/event-stream; charset=utf-8",
     "cache-control": "no-cache, no-transform",
     "x-accel-buffering": "no",
 }
+SHARED_BYTES_MAX = 16_384  # Of a frame that is kept for others who read it.
 _DATA = FrameKind.DATA  # An enum's member costs a look-up of its own.
 
 
@@ -80,7 +82,7 @@ class Relay(Response):
         self._is_open = False  # Whether the status and the headers of a stream are sent.
         self._is_draining = False
         self._has_left = False
-        self._retry_line = b"retry: %d\n" % RETRY_MS
+        self._retry_line = b"retry: %d\n" % retry_ms()
         self._body: list[bytes] = []
 
     def drain(self, *, is_over: bool) -> None:
@@ -166,7 +168,7 @@ class Relay(Response):
             return _Step(b"", has_begun, is_last=True, failed=self.viewer.failed)
         if self._is_draining:
             self.outcome = "drained"
-            failed = None if self.is_resumable else RESTARTING
+            failed = None if self.is_resumable else restarting()
             return _Step(b"".join(parts), has_begun or bool(parts), is_last=True, failed=failed)
         return _Step(b"".join(parts), has_begun)
 
@@ -179,11 +181,13 @@ class Relay(Response):
         return b"id: %s.1\n%s" % (str(step.end.id).encode(), event) if self._has_ids and step.end else event
 
     def _with_ids(self, frame: Frame) -> bytes:
-        numbered = []
-        for k, block in enumerate(split_blocks(frame.data), start=self.viewer.first_event(frame)):
-            numbered.append(b"id: %s.%d\n%s%s" % (str(frame.id).encode(), k, self._retry_line, block))
-            self._retry_line = b""  # On the first event alone; a block of its own would be an event to some clients.
-        return b"".join(numbered)
+        first = self.viewer.first_event(frame)
+        number = _numbered if len(frame.data) <= SHARED_BYTES_MAX else _number
+        numbered = number(frame.id, frame.data, first)
+        if self._retry_line and numbered:  # On the first event alone; a block of its own would be an event to some clients.
+            id_line, end, rest = numbered.partition(b"\n")
+            numbered, self._retry_line = b"".join((id_line, end, self._retry_line, rest)), b""
+        return numbered
 
     async def _open(self, send: Send) -> None:
         self._is_open = True
@@ -206,7 +210,7 @@ class Relay(Response):
                     await (self._refuse(failed, scope, receive, send) if failed else self._answer(scope, receive, send))
                     return
             if self.viewer.failed or self._is_draining:
-                await self._refuse(self.viewer.failed or RESTARTING, scope, receive, send)
+                await self._refuse(self.viewer.failed or restarting(), scope, receive, send)
                 return
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -218,6 +222,16 @@ class Relay(Response):
         self.outcome = failed.kind
         response = error_response(self._dialect, failed, self._request_id, self._extra_headers)
         await response(scope, receive, send)
+
+
+def _number(frame_id: FrameId, data: bytes, first: int) -> bytes:
+    """Return a frame's events, each with its id."""
+    start = b"id: %d-%d." % frame_id
+    return b"".join([b"%s%d\n%s" % (start, k, block) for k, block in enumerate(split_blocks(data), start=first)])
+
+
+# Whoever reads the same answer gets the same bytes: they are made once for all who read at about the same time.
+_numbered = lru_cache(maxsize=64)(_number)
 
 
 def headers_of_stream(generation_id: str, state: State, *, has_begun: bool) -> Response:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from api.connection import Connection
-from api.http_errors import RESTARTING
+from api.http_errors import restarting
 from common.errors import ErrorKind, Failed
 from common.settings import KIB, Settings
 
@@ -98,7 +98,7 @@ class BoundedProtocol(Connection):
 
     def _stop_waiting(self) -> None:
         if self._began_at is not None:
-            self.refuse(RESTARTING)
+            self.refuse(restarting())
 
     def _begin(self) -> None:
         self._began_at, self._body_bytes = self.loop.time(), 0

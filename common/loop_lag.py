@@ -9,10 +9,12 @@ absence only after the loop has had the time to read. All figures are seconds.
 import asyncio
 import time
 import weakref
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
+from types import TracebackType
 
 TICK_S = 0.05
+WORST_OF_S = 10.0  # The worst lag is remembered for this long, and at most for twice as long.
+LAG_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 CREDIT_S = 2 * TICK_S  # The most that the clock goes on by from one tick to the next, however long that took.
 
 
@@ -21,10 +23,11 @@ class LoopLag:
 
     def __init__(self) -> None:
         # Not the loop's own clock: uvloop's stands still while a callback runs.
-        self._ticked_at = time.monotonic()
-        self._able_s = 0.0
+        self._began_at = self._ticked_at = time.monotonic()
         self._observers: list[Callable[[float], object]] = []
+        self._worst_since, self._worst_s, self._worst_before_s = self._ticked_at, 0.0, 0.0
         self.last_s = 0.0  # How late the last tick was.
+        self.ticked_s = 0.0  # The clock as of the last tick, behind by ``CREDIT_S`` at most: for where each look counts.
         asyncio.get_running_loop().call_later(TICK_S, self._tick)
 
     @property
@@ -35,7 +38,17 @@ class LoopLag:
     @property
     def able_s(self) -> float:
         """The clock: of the time since the loop was first asked about, what it was able to read in."""
-        return self._able_s + min(time.monotonic() - self._ticked_at, CREDIT_S)
+        return self.ticked_s + min(time.monotonic() - self._ticked_at, CREDIT_S)
+
+    @property
+    def held_up_s(self) -> float:
+        """For how long the clock has stood still in all."""
+        return time.monotonic() - self._began_at - self.able_s
+
+    @property
+    def worst_s(self) -> float:
+        """How late the loop has been at the worst of the last seconds; see ``WORST_OF_S``."""
+        return max(self.now_s, self._worst_s, self._worst_before_s)
 
     def observe(self, take: Callable[[float], object]) -> None:
         """Call ``take`` with each tick's lateness from now on; it must not wait."""
@@ -45,8 +58,11 @@ class LoopLag:
         now = time.monotonic()
         elapsed_s = now - self._ticked_at
         self.last_s = max(0.0, elapsed_s - TICK_S)
-        self._able_s += min(elapsed_s, CREDIT_S)
+        self.ticked_s += min(elapsed_s, CREDIT_S)
         self._ticked_at = now
+        if now - self._worst_since > WORST_OF_S:
+            self._worst_since, self._worst_before_s, self._worst_s = now, self._worst_s, 0.0
+        self._worst_s = max(self._worst_s, self.last_s)
         asyncio.get_running_loop().call_later(TICK_S, self._tick)
         for take in self._observers:
             take(self.last_s)
@@ -64,26 +80,40 @@ def loop_lag() -> LoopLag:
     return found
 
 
-@asynccontextmanager
-async def able_timeout(seconds: float) -> AsyncIterator[None]:
-    """As ``asyncio.timeout``, in time that the loop was able to read in.
+class able_timeout:
+    """As ``asyncio.timeout``, in time that the loop was able to read in. For whatever another process owes us.
 
     Raises:
         TimeoutError: at the exit of the block, which was cancelled.
     """
-    lag, loop = loop_lag(), asyncio.get_running_loop()
-    due_s = lag.able_s + seconds
-    async with asyncio.timeout(None) as limit:
 
-        def check() -> None:
-            left_s = due_s - lag.able_s
-            if left_s > 0:
-                timers[0] = loop.call_later(max(left_s, TICK_S / 2), check)
-            else:
-                limit.reschedule(loop.time())
+    __slots__ = ("_due_s", "_lag", "_limit", "_loop", "_seconds", "_timer")
 
-        timers = [loop.call_later(seconds, check)]
-        try:
-            yield
-        finally:
-            timers[0].cancel()
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    async def __aenter__(self) -> None:
+        self._loop, self._lag = asyncio.get_running_loop(), loop_lag()
+        self._due_s = self._lag.able_s + self._seconds
+        self._limit = asyncio.timeout(None)
+        await self._limit.__aenter__()
+        self._timer = self._loop.call_later(self._seconds, self._check)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._timer.cancel()
+        await self._limit.__aexit__(kind, error, trace)
+
+    def _check(self) -> None:
+        left_s = self._due_s - self._lag.able_s
+        if left_s > 0:
+            self._timer = self._loop.call_later(max(left_s, TICK_S / 2), self._check)
+        else:
+            self._limit.reschedule(self._loop.time())
+
+
+def lag_figures() -> dict[str, int]:
+    """Return how late the running loop is, for a page of health; milliseconds."""
+    lag = loop_lag()
+    return {"last": round(lag.last_s * 1000), "worst": round(lag.worst_s * 1000)}

@@ -24,6 +24,7 @@ from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
+from common.loop_lag import able_timeout, loop_lag
 from common.process import supervised
 from common.redis_errors import RedisUnavailable, as_unavailable, is_refusal, words_of
 from common.redis_pipe import Exchanges, Pipe
@@ -46,9 +47,14 @@ Command = tuple[str, ...] | Callable[[], tuple[str, ...]]  # The second where it
 
 
 class Client(Redis):
-    """redis-py's client, and the connection that its process' scripts share."""
+    """redis-py's client, and the connections that its process shares: one for scripts, and one for reading logs.
+
+    The second, so that no append and nobody's job waits behind the megabytes that others read: Redis answers a connection in
+    order, and its own work on a read is a small part of the time that sending and parsing it takes.
+    """
 
     _exchanges: Exchanges | None = None
+    _reads: Exchanges | None = None
     _sentinel: Sentinel | None = None
     _leaving: asyncio.Task[None] | None = None
 
@@ -56,6 +62,11 @@ class Client(Redis):
     def exchanges(self) -> Exchanges:
         self._exchanges = self._exchanges or Exchanges(self.open_pipe, COMMAND_TIMEOUT_S)
         return self._exchanges
+
+    @property
+    def reads(self) -> Exchanges:
+        self._reads = self._reads or Exchanges(self.open_pipe, COMMAND_TIMEOUT_S)
+        return self._reads
 
     async def open_pipe(self, on_answer: Callable[[Any], None], on_lost: Callable[[], None]) -> Pipe:
         """Return a connection of its own, see ``Pipe.open``; it ends with ``leave``."""
@@ -91,7 +102,7 @@ class Client(Redis):
         if connection is None or not isinstance(pool, SentinelConnectionPool):
             return True
         try:
-            async with asyncio.timeout(3 * SENTINEL_TIMEOUT_S):  # The pulse waits for it.
+            async with able_timeout(3 * SENTINEL_TIMEOUT_S):  # The pulse waits for it.
                 address = await pool.get_master_address()  # type: ignore[no-untyped-call]  # redis-py.
         except (RedisError, OSError, TimeoutError):
             return True  # What we are connected to answers, and that is what counts.
@@ -105,8 +116,8 @@ class Client(Redis):
         return _Pipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
-        if self._exchanges:
-            await self._exchanges.close()
+        for exchanges in filter(None, (self._exchanges, self._reads)):
+            await exchanges.close()
         await super().aclose(close_connection_pool)
         if self._sentinel:
             await asyncio.gather(*(sentinel.aclose() for sentinel in self._sentinel.sentinels))
@@ -131,9 +142,9 @@ def connect(url: str, connections_max: int = 64) -> Client:
     """Return a client; no connection is made yet.
 
     It has no timeout of its own for answers: redis-py would set a timer for each of a pipeline's. Whoever sends a command
-    bounds it with ``asyncio.timeout(COMMAND_TIMEOUT_S)``, and whoever pipelines bounds the pipeline.
+    bounds it with ``able_timeout(COMMAND_TIMEOUT_S)``, the connecting included, and whoever pipelines bounds the pipeline.
     """
-    options: dict[str, Any] = {"socket_connect_timeout": COMMAND_TIMEOUT_S, "max_connections": connections_max}
+    options: dict[str, Any] = {"socket_connect_timeout": None, "max_connections": connections_max}
     if "+sentinel" in urlsplit(url).scheme:
         return _through_sentinel(url, options)
     client: Client = Client.from_url(url, socket_timeout=None, **options)
@@ -255,7 +266,15 @@ class Pulse:
         self.is_up = False
         self.problem = "it has not answered yet"  # Why it is not up; empty while it is.
         self.is_refused = False  # Whether it answered then, and refused.
-        self.redis_ms = 0  # Redis' own clock, as of its last answer. Scripts refuse what is much older: a stale command.
+        self._told_ms, self._told_at = 0, 0.0  # Redis' own clock, and when, by ours, it stood there.
+
+    @property
+    def redis_ms(self) -> int:
+        """Redis' own clock, by its last answer. Scripts refuse what is much older when they run: a stale command.
+
+        It goes on by ours from there: a busy process hears late, and what it sends then is no older for that.
+        """
+        return self._told_ms + ms(self._clock() - self._told_at) if self._told_ms else 0
 
     def watch(self, command: Command, take: Callable[[Any], None], lose: Callable[[], None] = lambda: None) -> None:
         """Send a small read with each question, such as ``("GET", key)``; ``take`` gets each answer, as redis-py has it.
@@ -301,17 +320,27 @@ class Pulse:
         await self._client.aclose(close_connection_pool=False)
         await self._redis.leave(even_in_use=even_in_use)
 
-    async def _ask(self) -> tuple[tuple[int, int], list[Any]]:
-        """Return Redis' time in seconds and microseconds, and the watches' answers; one that was refused is its error."""
-        try:
-            return await self._read()
-        except RedisConnectionError:  # Cut, as a server that is there may do: another connection tells.
-            self._whole_since = self._clock()  # It may lead to another server, at the same address.
-            return await self._read()
+    async def _ask(self) -> list[Any]:
+        """Note Redis' time, and return the watches' answers; one that was refused is its error."""
+        is_first = True
+        while True:
+            held_up_s = loop_lag().held_up_s
+            try:
+                return await self._read()
+            except RedisConnectionError:
+                # Cut, as a server that is there may do: another connection tells. And Sentinels are asked by redis-py, whose
+                # timers count what held up our loop as their silence.
+                if not is_first and loop_lag().held_up_s - held_up_s < SENTINEL_TIMEOUT_S / 2:
+                    raise
+                is_first = False
+                self._whole_since = self._clock()  # It may lead to another server, at the same address.
 
-    async def _read(self) -> tuple[tuple[int, int], list[Any]]:
+    async def _read(self) -> list[Any]:
+        held_up_s = loop_lag().held_up_s
         seconds, micros = await self._client.time()
-        return (seconds, micros), await self._read_watched() if self._watches else []
+        self._told_ms = seconds * 1000 + micros // 1000
+        self._told_at = self._clock() - (loop_lag().held_up_s - held_up_s)  # For so long it may have lain in the socket.
+        return await self._read_watched() if self._watches else []
 
     async def _read_watched(self) -> list[Any]:
         """In one round trip, on the connection that has just told the time."""
@@ -341,12 +370,11 @@ class Pulse:
 
     async def _beat(self, *, is_first: bool = False) -> None:
         try:
-            async with asyncio.timeout(PULSE_TIMEOUT_S):
-                (seconds, micros), answers = await self._ask()
+            async with able_timeout(PULSE_TIMEOUT_S):
+                answers = await self._ask()
         except (RedisError, OSError, TimeoutError) as error:
             await self._note_away(error, is_first=is_first)
             return
-        self.redis_ms = seconds * 1000 + micros // 1000
         self._note_server()
         if not self.is_up:
             self._whole_since = self._clock()

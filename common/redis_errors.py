@@ -16,6 +16,7 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 WORDS_MAX = 300
+_POOL_IS_EMPTY = "Too many connections"  # redis-py's words; it has no class for it before 6.
 
 # Answers of a live server that cannot or may not serve us: full, still loading, just demoted, without a permission or a
 # command. What a script ran into stands behind a dash in the script's own error (6.2), or at its beginning (7).
@@ -51,11 +52,17 @@ class RedisRefuses(RedisUnavailable):
     """Redis answered, and refused: it is full, read-only, loading, or does not let us. The message is its own words."""
 
 
+class NoConnectionFree(RedisUnavailable):
+    """All connections that this process may have to Redis are in use: it is busy, and Redis need not be."""
+
+
 def as_unavailable(error: BaseException) -> RedisUnavailable | None:
     """Return what an error of redis-py or a socket means to us; None where it is a fault of our own, or of one record."""
     error = _unwrapped(error)
     if isinstance(error, _CODED) or (isinstance(error, RedisError) and _REFUSAL.search(str(error))):
         return RedisRefuses(words_of(error))
+    if isinstance(error, RedisConnectionError) and str(error) == _POOL_IS_EMPTY:
+        return NoConnectionFree(str(error))
     # A script that was loaded just now is missing where a failover came between: another server answers.
     is_a_fault = isinstance(error, ResponseError) and not isinstance(error, NoScriptError)
     if isinstance(error, RedisError | OSError | TimeoutError) and not is_a_fault:

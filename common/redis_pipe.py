@@ -17,6 +17,8 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, ResponseError
 
+from common.loop_lag import TICK_S, able_timeout, loop_lag
+
 # The server is the master no more, or may not act as one. A script's error holds what it ran into behind a dash.
 # Proxies of managed servers put an ERR before the word.
 _NOT_MASTER = re.compile(r"(?:^(?:ERR )?|-)(?:READONLY|NOREPLICAS) ")
@@ -42,7 +44,8 @@ class Pipe(asyncio.Protocol):
         self._writer: Any = None  # Held as long as we live: it closes its transport when it is collected.
         self._loop = asyncio.get_running_loop()
         self._unsent: list[bytes] = []
-        self.heard_at = self._loop.time()
+        self._lag = loop_lag()
+        self.heard_s = self._lag.ticked_s  # When we last read anything, by the clock of the time in which we could.
 
     @classmethod
     async def open(cls, redis: Redis, on_answer: Callable[[Any], None], on_lost: Callable[[], None]) -> "Pipe":
@@ -80,7 +83,7 @@ class Pipe(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         # Hot path: once per read.
-        self.heard_at = self._loop.time()
+        self.heard_s = self._lag.ticked_s
         reader, on_answer = self._reader, self._on_answer
         reader.feed(data)
         while (answer := reader.gets()) is not False:
@@ -105,11 +108,11 @@ OpenPipe = Callable[[Callable[[Any], None], Callable[[], None]], Awaitable[Pipe]
 class _Exchange:
     """Commands on their way. ``answers`` fills up to ``count``."""
 
-    __slots__ = ("answered", "answers", "count", "sent_at")
+    __slots__ = ("answered", "answers", "count", "sent_s")
 
-    def __init__(self, count: int, sent_at: float, answered: "asyncio.Future[list[Any]]") -> None:
+    def __init__(self, count: int, sent_s: float, answered: "asyncio.Future[list[Any]]") -> None:
         self.count = count
-        self.sent_at = sent_at
+        self.sent_s = sent_s
         self.answered = answered
         self.answers: list[Any] = []
 
@@ -117,8 +120,9 @@ class _Exchange:
 class Exchanges:
     """Commands and their answers over one connection that all callers of a process share.
 
-    It is made when first needed, and anew after it was lost. A server that owes an answer for ``timeout_s`` is taken for
-    gone: the connection is cut, and everyone who waits on it is told.
+    It is made when first needed, and anew after it was lost. A server that owes an answer for ``timeout_s`` and meanwhile says
+    nothing at all is taken for gone: the connection is cut, and everyone who waits on it is told. Only time in which we were
+    able to read counts: what a busy process has not read yet may lie in the socket.
     """
 
     def __init__(self, open_pipe: OpenPipe, timeout_s: float) -> None:
@@ -128,6 +132,7 @@ class Exchanges:
         self._opening: asyncio.Task[None] | None = None
         self._waiting: deque[_Exchange] = deque()
         self._watch: asyncio.TimerHandle | None = None
+        self._lag = loop_lag()
 
     async def run(self, commands: Sequence[bytes]) -> list[Any]:
         """Return the answers to packed commands, errors as exceptions in their places.
@@ -141,7 +146,7 @@ class Exchanges:
         if (pipe := self._pipe) is None:
             raise RedisConnectionError(_LOST_AT_ONCE)
         loop = asyncio.get_running_loop()
-        exchange = _Exchange(len(commands), loop.time(), loop.create_future())
+        exchange = _Exchange(len(commands), self._lag.ticked_s, loop.create_future())
         self._waiting.append(exchange)
         if self._watch is None:
             self._watch = loop.call_later(self._timeout_s, self._check)
@@ -168,7 +173,7 @@ class Exchanges:
 
     async def _connect(self) -> None:
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with able_timeout(self._timeout_s):
                 self._pipe = await self._open_pipe(self._take, self._lose)
         finally:
             self._opening = None
@@ -193,10 +198,9 @@ class Exchanges:
         self._watch = None
         if not self._waiting:
             return
-        loop = asyncio.get_running_loop()
-        due_at = self._waiting[0].sent_at + self._timeout_s
-        if due_at > loop.time():
-            self._watch = loop.call_at(due_at, self._check)
+        left_s = max(self._waiting[0].sent_s, self._pipe.heard_s if self._pipe else 0) + self._timeout_s - self._lag.able_s
+        if left_s > 0:
+            self._watch = asyncio.get_running_loop().call_later(max(left_s, TICK_S / 2), self._check)
         elif self._pipe:
             self._pipe.close()
 

@@ -6,7 +6,6 @@ Kept for ``responses_ttl_s`` after the answer, which is long enough to go on wit
 (``previous_response_id``) and to fetch what ran in the background; a log is gone much sooner.
 """
 
-import asyncio
 import contextlib
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +16,7 @@ from redis.exceptions import RedisError
 
 from common import keys
 from common.errors import Failed
+from common.loop_lag import able_timeout
 from common.redis_client import COMMAND_TIMEOUT_S, as_unavailable, ms
 from common.settings import Settings
 from common.sse import read_block, split_blocks
@@ -130,7 +130,7 @@ class ResponseStore:
 
     async def _run(self, pipe: Any) -> list[Any]:
         try:
-            async with asyncio.timeout(COMMAND_TIMEOUT_S):
+            async with able_timeout(COMMAND_TIMEOUT_S):
                 answers: list[Any] = await pipe.execute()
         except (RedisError, OSError, TimeoutError) as error:
             raise as_unavailable(error) or error from error

@@ -10,6 +10,7 @@ from typing import Any
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from common.loop_lag import lag_figures
 from common.process import open_files
 from common.queue.jobs import JobQueue
 from common.queue.worker import LeasedWorker
@@ -48,6 +49,7 @@ class Watched:
             "checks": {"redis": not self.probe.problems(), "database": self.books.problem is None},
             "problems": problems,
             "workers_alive": self.queue.workers_alive,
+            "loop_lag_ms": lag_figures(),
         }
 
     def collect(self) -> bytes:

@@ -18,6 +18,7 @@ from common.event_loop import Loop
 from common.foreign_variables import log_foreign
 from common.guardrails.custom import PluginError, custom_of
 from common.listening import address_of, bind
+from common.loop_lag import loop_lag
 from common.process import collect_seldom, raise_file_limit, switch_soon
 from common.proxies import ProxyUnusable
 from common.queue.jobs import ClaimedJob, JobQueue
@@ -74,6 +75,7 @@ async def _run(settings: Settings, sock: socket.socket) -> None:
     linger = Linger(settings.publish_linger_ms)
     publisher = Publisher(channel, pulse, settings, linger)
     metrics = Metrics(CollectorRegistry())
+    loop_lag().observe(metrics.loop_lag.observe)
     quota = Quota(redis, pulse, settings, metrics)
     guards = OutputGuards(settings, custom_guardrail, metrics)
     responses = ResponseStore(redis, settings)

@@ -14,6 +14,7 @@ from api.describing import serving
 from api.generate import Services
 from api.http_errors import json_response
 from api.security_headers import page_policy
+from common.loop_lag import lag_figures
 from common.process import open_files
 from common.routes import available
 
@@ -65,6 +66,7 @@ def router(services: Services, count_jobs: Callable[[], Awaitable[tuple[int, int
                 "problems": problems,
                 "workers_alive": services.queue.workers_alive,
                 "open_viewers": services.hub.open_viewers,
+                "loop_lag_ms": lag_figures(),
             },
             503 if problems else 200,
         )

@@ -4,7 +4,6 @@ The log is a stream, the state a hash, live delivery pub/sub: see ``common/keys.
 what each step does. Every method is one round trip.
 """
 
-import asyncio
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -34,8 +33,10 @@ from common.channel.base import (
     unknown,
 )
 from common.channel.redis_feed import RedisFeed
+from common.channel.redis_log import LogReader, unavailable
 from common.errors import Failed, GatewayError
-from common.redis_client import COMMAND_TIMEOUT_S, Call, Client, RedisUnavailable, Scripts, as_unavailable, ms
+from common.loop_lag import able_timeout
+from common.redis_client import COMMAND_TIMEOUT_S, Call, Client, RedisUnavailable, Scripts, ms
 
 log = structlog.get_logger()
 
@@ -49,6 +50,7 @@ class RedisChannel:
     def __init__(self, redis: Client, tombstone_s: float) -> None:
         self._redis = redis
         self._scripts = Scripts(redis, Path(__file__).parent)
+        self._logs = LogReader(redis)
         self._tombstone_ms = ms(tombstone_s)
 
     async def open(self, generation_id: str, opening: Opening, replica: str) -> None:
@@ -107,12 +109,7 @@ class RedisChannel:
         return [_answer(answer) for answer in found]
 
     async def read(self, generation_id: str, after: FrameId, count: int) -> list[Frame]:
-        try:
-            async with asyncio.timeout(COMMAND_TIMEOUT_S):
-                entries = await self._redis.xrange(keys.log(generation_id), min=f"({after}", count=count)
-        except (RedisError, OSError, TimeoutError) as error:
-            raise _unavailable(error) from error
-        return [Frame(FrameId.of(entry_id), FrameKind(fields[b"k"].decode()), fields[b"d"]) for entry_id, fields in entries]
+        return await self._logs.read(generation_id, after, count)
 
     async def enter(self, generation_id: str, replica: str, owner: str) -> State:
         found = _state(generation_id, owner, await self._run("enter", _entered_keys(generation_id), [replica, owner]))
@@ -148,10 +145,10 @@ class RedisChannel:
 
     async def record(self, generation_id: str) -> Record | None:
         try:
-            async with asyncio.timeout(COMMAND_TIMEOUT_S):
+            async with able_timeout(COMMAND_TIMEOUT_S):
                 found = await self._redis.hgetall(keys.record(generation_id))  # type: ignore[misc]  # redis-py's stubs.
         except (RedisError, OSError, TimeoutError) as error:
-            raise _unavailable(error) from error
+            raise unavailable(error) from error
         return Record(found[b"asked"], found[b"end"], int(found[b"ended_ms"])) if found else None
 
     async def _run(self, name: str, names: list[str], args: list[Any]) -> Any:
@@ -226,8 +223,3 @@ def _answer(found: Any) -> Answer:
 
 _VERDICTS = {verdict.value.encode(): verdict for verdict in Verdict}
 _STOPS = {stop.value.encode(): stop for stop in Stop}
-
-
-def _unavailable(error: Exception) -> Exception:
-    found = as_unavailable(error)
-    return ChannelUnavailable(str(found)) if found else error

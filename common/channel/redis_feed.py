@@ -18,8 +18,9 @@ from redis.exceptions import RedisError, ResponseError
 
 from common import keys
 from common.channel.base import ChannelUnavailable, Frame, FrameId, FrameKind, Message
+from common.loop_lag import able_timeout, loop_lag
 from common.process import supervised
-from common.redis_client import Client, RedisUnavailable
+from common.redis_client import COMMAND_TIMEOUT_S, Client, RedisUnavailable
 from common.redis_errors import RedisRefuses, words_of
 from common.redis_pipe import Pipe
 
@@ -28,7 +29,7 @@ log = structlog.get_logger()
 FEED_PING_S = 1.0
 # A subscriber that falls behind by more is cut: 256 MiB at once, or 64 MiB for a minute. Ours repairs the gap from the log.
 OUTPUT_LIMIT = "pubsub 268435456 67108864 60"
-FEED_SILENCE_MAX_S = 3.0  # Pings are answered at once; three seconds of nothing is a dead connection.
+FEED_SILENCE_MAX_S = 3.0  # Pings are answered at once; three seconds of nothing, while we could read, is a dead connection.
 
 _new = tuple.__new__  # A named tuple's own constructor is a Python function, and too slow for every frame.
 _KINDS = {kind.value.encode(): kind for kind in FrameKind}
@@ -78,13 +79,11 @@ class RedisFeed:
     async def subscribe(self, generation_id: str, sink: Callable[[Message], None]) -> None:
         channel = keys.live(generation_id).encode()
         self._sinks[channel] = sink
-        confirmed = self._waiting[channel] = asyncio.get_running_loop().create_future()
         try:
-            async with asyncio.timeout(2):
-                # Where the connection is down, the reconnection subscribes to all sinks and confirms this one too.
-                if self._is_open:
-                    self._send("SUBSCRIBE", channel)
-                await confirmed
+            # Where the connection is down, the reconnection subscribes to all sinks and confirms this one too.
+            if self._is_open:
+                self._send("SUBSCRIBE", channel)
+            await self._confirmed(channel)
         except (TimeoutError, RedisUnavailable) as error:
             await self.unsubscribe(generation_id)
             raise ChannelUnavailable("no confirmation of a subscription") from error
@@ -93,6 +92,24 @@ class RedisFeed:
             raise
         finally:
             self._waiting.pop(channel, None)
+
+    async def _confirmed(self, channel: bytes) -> None:
+        """Return once Redis has confirmed a subscription.
+
+        Raises:
+            TimeoutError: no connection for too long, or one that says nothing. Else it comes, behind all that comes before it.
+        """
+        left_s = COMMAND_TIMEOUT_S
+        while True:
+            confirmed = self._waiting[channel] = asyncio.get_running_loop().create_future()
+            try:
+                async with able_timeout(left_s):
+                    await confirmed
+                return
+            except TimeoutError:
+                left_s = self._pipe.heard_s + COMMAND_TIMEOUT_S - loop_lag().able_s if self._pipe else 0
+                if left_s <= 0:
+                    raise
 
     async def unsubscribe(self, generation_id: str) -> None:
         channel = keys.live(generation_id).encode()
@@ -122,17 +139,17 @@ class RedisFeed:
         """Be connected, until the connection is lost."""
         lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         try:
-            async with asyncio.timeout(3):
+            async with able_timeout(FEED_SILENCE_MAX_S):
                 self._pipe = await self._redis.open_pipe(self._take, lambda: _settle(lost))
             self._is_open = True
             while not lost.done():
                 if not self.is_connected:
-                    async with asyncio.timeout(3):
+                    async with able_timeout(FEED_SILENCE_MAX_S):
                         await self._resubscribe()
                 self._try()
                 self._send("PING")
                 await asyncio.wait([lost], timeout=FEED_PING_S)
-                if self._pipe and asyncio.get_running_loop().time() - self._pipe.heard_at > FEED_SILENCE_MAX_S:
+                if self._pipe and loop_lag().able_s - self._pipe.heard_s > FEED_SILENCE_MAX_S:
                     self._pipe.close()
             raise RedisConnectionError("the connection was lost")
         finally:

@@ -8,7 +8,6 @@ Records are written by a script that never lets an older one win over a newer on
 ago (a process that read the database, the workers' bookkeeping) cannot bring a revoked key back.
 """
 
-import asyncio
 import contextlib
 import hmac
 import secrets
@@ -21,6 +20,7 @@ from redis.exceptions import RedisError
 
 from common import keys
 from common.access import Access
+from common.loop_lag import able_timeout
 from common.managed_keys import Presented, is_id
 from common.redis_client import COMMAND_TIMEOUT_S, Client, RedisUnavailable, Scripts, as_unavailable
 
@@ -76,7 +76,7 @@ class KeyRecords:
     async def load(self, id_: str) -> KeyRecord | Gone | None:
         """Return a key's record; None: Redis does not know it."""
         with _redis_errors():
-            async with asyncio.timeout(COMMAND_TIMEOUT_S):
+            async with able_timeout(COMMAND_TIMEOUT_S):
                 found = await self._redis.get(keys.managed_key(id_))
         return _parse(found) if found else None
 
@@ -97,20 +97,20 @@ class KeyRecords:
     async def origins(self) -> frozenset[str]:
         """Return the browser origins that any key allows."""
         with _redis_errors():
-            async with asyncio.timeout(COMMAND_TIMEOUT_S):
+            async with able_timeout(COMMAND_TIMEOUT_S):
                 lists: list[bytes] = await self._redis.hvals(keys.KEY_ORIGINS)  # type: ignore[misc]  # redis-py.
         return frozenset(origin for each in lists for origin in orjson.loads(each))
 
     async def is_empty(self) -> bool:
         """Whether Redis has been told nothing of any key: it is new, or was lost."""
         with _redis_errors():
-            async with asyncio.timeout(COMMAND_TIMEOUT_S):
+            async with able_timeout(COMMAND_TIMEOUT_S):
                 return not await self._redis.exists(keys.KEYS_VERSION)
 
     async def begin(self) -> None:
         """Say that Redis has been told all, though there be no keys."""
         with _redis_errors():
-            async with asyncio.timeout(COMMAND_TIMEOUT_S):
+            async with able_timeout(COMMAND_TIMEOUT_S):
                 await self._redis.set(keys.KEYS_VERSION, _new_version(), nx=True)
 
     def _call(self, record: KeyRecord) -> tuple[str, list[str], list[str | int]]:

@@ -6,7 +6,6 @@ nothing to it any more. The log of the generation, not this queue, decides what 
 The keys are listed in ``common/keys.py``.
 """
 
-import asyncio
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -33,6 +32,7 @@ from common.admission import (
     stands,
 )
 from common.errors import ErrorKind, GatewayError
+from common.loop_lag import able_timeout
 from common.redis_client import COMMAND_TIMEOUT_S, Client, Pulse, RedisUnavailable, Scripts, as_unavailable, ms
 from common.settings import Settings
 
@@ -195,7 +195,7 @@ class JobQueue:
         """Return ids that a tenant enqueued, newest first, those older than ``after`` (empty: all); None if that is unknown."""
         name = keys.RECENT + tenant
         try:
-            async with asyncio.timeout(COMMAND_TIMEOUT_S):
+            async with able_timeout(COMMAND_TIMEOUT_S):
                 rank = await self._redis.zrevrank(name, after) if after else -1
                 if rank is None:
                     return None

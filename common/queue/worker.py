@@ -20,6 +20,7 @@ from redis.exceptions import RedisError
 
 from common import keys
 from common.admission import Settlement
+from common.loop_lag import able_timeout
 from common.process import supervised
 from common.queue.jobs import ALIVE_BEAT_S, LAPSED_BATCH, Claimed, ClaimedJob, JobQueue
 from common.redis_client import COMMAND_TIMEOUT_S, Client, Pulse, RedisUnavailable, as_unavailable
@@ -141,7 +142,7 @@ class LeasedWorker(Worker):
             await asyncio.sleep(PAUSE_AFTER_ERROR_S)
             return
         if not await self._claim():
-            async with asyncio.timeout(COMMAND_TIMEOUT_S):
+            async with able_timeout(COMMAND_TIMEOUT_S):
                 await self.heart_beat()
             if self.free_slots > 0:
                 (answer,) = await self._bell.run([_WAIT_FOR_BELL])
@@ -332,5 +333,5 @@ class LeasedWorker(Worker):
         with contextlib.suppress(Exception):  # Else its word lapses.
             await self._die()
         with contextlib.suppress(RedisError, OSError, TimeoutError):
-            async with asyncio.timeout(COMMAND_TIMEOUT_S):
+            async with able_timeout(COMMAND_TIMEOUT_S):
                 await self.pool.delete(self.health_check_key)

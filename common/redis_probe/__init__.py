@@ -20,6 +20,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError
 
 from common import keys
+from common.loop_lag import able_timeout
 from common.process import supervised
 from common.redis_client import COMMAND_TIMEOUT_S, Client, Pulse
 from common.redis_errors import RedisRefuses, is_refusal, words_of
@@ -123,7 +124,7 @@ async def try_all(redis: Client) -> list[Problem] | None:
     """Return what Redis refuses; None where the connection was lost or no answer came, which says nothing of the reason."""
     talk: _Talk | None = None
     try:
-        async with asyncio.timeout(COMMAND_TIMEOUT_S):
+        async with able_timeout(COMMAND_TIMEOUT_S):
             talk = await _Talk.begin(redis)
             return _together([*await _try_commands(talk), *await _try_channel(talk, redis)])
     except (RedisError, OSError, TimeoutError) as error:

@@ -96,5 +96,5 @@ async def test_while_the_store_is_away_every_question_is_answered_at_once(proces
         response = await client.request(method, path, json=body, headers={"accept": accept, **KEY})
 
     assert (response.status_code, response.json()["error"]["code"]) == (503, "store_unavailable")
-    assert response.headers["retry-after"] == "2"
+    assert 1 <= int(response.headers["retry-after"]) <= 5
     assert await redis.keys("*") == []

@@ -10,7 +10,7 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from api.hub import Hub
+from api.hub import ENTERING_MAX, Hub
 from api.viewer import Viewer
 from common import keys
 from common.channel.base import Append, ChannelUnavailable, Claim, Frame, FrameId, FrameKind, Message, Opening, Policy, Stop
@@ -364,3 +364,40 @@ async def test_a_client_is_told_whether_no_worker_was_free_or_none_runs(setup, w
     error = orjson.loads(end.data)["error"]
     assert (error["kind"], error["code"]) == ("deadline_exceeded", "deadline_exceeded")
     assert ("is running" in error["message"], "was free" in error["message"]) == (workers == 0, workers == 1)
+
+
+async def test_however_many_come_to_read_all_get_in_a_few_at_a_time(setup, monkeypatch):
+    await setup.open()
+    await setup.claim()
+    await setup.add(1)
+    entering, most = 0, 0
+    enter = setup.channel.enter
+
+    async def counted(*args: Any) -> Any:
+        nonlocal entering, most
+        entering += 1
+        most = max(most, entering)
+        try:
+            return await enter(*args)
+        finally:
+            entering -= 1
+
+    monkeypatch.setattr(setup.channel, "enter", counted)
+
+    found = await asyncio.gather(*(setup.hub.enter(G, "me") for _ in range(10 * ENTERING_MAX)))
+
+    assert [[frame.id for frame in await viewer.take()][-1] for viewer, _ in found] == [FrameId(1, 1)] * len(found)
+    assert most <= ENTERING_MAX
+
+
+async def test_who_leaves_before_its_turn_takes_nobodys(setup):
+    await setup.open()
+    waits = [asyncio.create_task(setup.hub.enter(G, "me")) for _ in range(3 * ENTERING_MAX)]
+    await asyncio.sleep(0)
+
+    for each in waits[::2]:
+        each.cancel()
+    await asyncio.gather(*waits, return_exceptions=True)
+
+    async with asyncio.timeout(120):
+        await asyncio.gather(*(setup.hub.enter(G, "me") for _ in range(2 * ENTERING_MAX)))

@@ -6,6 +6,7 @@ import httpx
 import pytest
 from starlette.middleware.base import BaseHTTPMiddleware
 
+from api.draining import WAVE_MIN
 from api.main import Process, create_app
 from common.settings import Settings
 
@@ -108,7 +109,8 @@ async def test_what_the_server_cancels_at_the_end_of_its_time_is_told_to_come_ag
     hanging.cancel()
 
     response = await hanging
-    assert (response.status_code, response.headers["retry-after"]) == (529, "1")
+    assert (response.status_code, response.headers["retry-after"]) == (529, response.headers["retry-after"])
+    assert 1 <= int(response.headers["retry-after"]) <= 5
     assert response.json()["error"]["type"] == "overloaded_error"
 
 
@@ -128,6 +130,7 @@ async def test_a_process_that_stops_leaves_no_connection_open():
 def test_a_relay_that_comes_after_the_drain_is_drained_too(is_over: bool):
     class Relay:
         drained: bool | None = None
+        is_resumable = True
 
         def drain(self, *, is_over: bool) -> None:
             self.drained = is_over
@@ -141,6 +144,33 @@ def test_a_relay_that_comes_after_the_drain_is_drained_too(is_over: bool):
     services.add_relay(late)
 
     assert early.drained is late.drained is is_over
+
+
+async def test_those_who_read_leave_in_waves_and_the_others_when_the_grace_is_over():
+    class Relay:
+        is_drained = False
+
+        def __init__(self, *, is_resumable: bool) -> None:
+            self.is_resumable = is_resumable
+
+        def drain(self, *, is_over: bool) -> None:
+            self.is_drained = self.is_drained or is_over or self.is_resumable
+
+    services = Process(Settings()).services
+    readers = [Relay(is_resumable=True) for _ in range(2 * WAVE_MIN)]
+    other = Relay(is_resumable=False)
+    for each in [*readers, other]:
+        services.add_relay(each)
+
+    services.drain(is_over=False, within_s=60)
+
+    assert sum(reader.is_drained for reader in readers) == WAVE_MIN
+    async with asyncio.timeout(120):
+        while not all(reader.is_drained for reader in readers):
+            await asyncio.sleep(0.01)
+    assert not other.is_drained
+    services.drain(is_over=True)
+    assert other.is_drained
 
 
 async def test_head_is_no_part_of_the_schema(app):

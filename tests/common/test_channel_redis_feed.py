@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 
+import hiredis
 import pytest
 from structlog.testing import capture_logs
 
@@ -104,3 +105,37 @@ async def test_nothing_stays_subscribed_that_nobody_listens_to(redis, feed):
     async with asyncio.timeout(10):
         while await redis.pubsub_channels("*"):
             await asyncio.sleep(0.01)
+
+
+async def test_a_confirmation_that_is_far_behind_other_messages_is_waited_for(monkeypatch):
+    monkeypatch.setattr("common.channel.redis_feed.FEED_PING_S", 0.05)
+    monkeypatch.setattr("common.channel.redis_feed.COMMAND_TIMEOUT_S", 0.5)
+    confirms: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        parser = hiredis.Reader()
+        while data := await reader.read(65_536):
+            parser.feed(data)
+            while (command := parser.gets()) is not False:
+                if command[0] == b"SUBSCRIBE" and b"gen_late" in command[1]:
+                    confirms.append(command[1])
+                    confirmation = b"*3\r\n$9\r\nsubscribe\r\n$%d\r\n%s\r\n:1\r\n" % (len(command[1]), command[1])
+                    asyncio.get_running_loop().call_later(2, writer.write, confirmation)
+                elif command[0] == b"PING":
+                    writer.write(b"+PONG\r\n")
+                elif command[0] in (b"CLIENT", b"CONFIG"):
+                    writer.write(b"+OK\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    client = connect(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    found = RedisFeed(client)
+    await found.start()
+    await eventually(lambda: found.is_connected)
+
+    await found.subscribe("gen_late", lambda _: None)
+
+    assert len(confirms) == 1
+    await found.stop()
+    await client.aclose()
+    server.close()

@@ -151,7 +151,7 @@ def test_an_outage_longer_than_the_lease_costs_no_token_and_no_takeover(tmp_path
         assert client.events[-1] == "[DONE]"
         assert takeovers(found) == 0
         assert refused.json()["error"]["code"] == "store_unavailable"
-        assert refused.headers["retry-after"] == "2"
+        assert 1 <= int(refused.headers["retry-after"]) <= 5
         found.ready()
         assert Client(found, "demo-n5-d1").finished().text == answer(5)
         for process in [*found.apis, *found.workers]:

@@ -216,7 +216,7 @@ def test_a_resumed_stream_has_the_headers_of_one(replicas: Fleet):
     assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
     assert response.headers["cache-control"] == "no-cache, no-transform"
     assert response.headers["x-generation-id"] == generation_id
-    assert response.text.split("\n")[1] == "retry: 1000"
+    assert 1000 <= int(response.text.split("\n")[1].removeprefix("retry: ")) <= 5000
     assert events
 
 

@@ -358,7 +358,7 @@ def test_what_is_arriving_when_the_process_stops_is_told_to_come_again(tmp_path:
         for path, half in halves:
             answer = received(half)
             assert answer.status == (529 if path.startswith("/v1/messages") else 503)
-            assert answer.headers["retry-after"] == "1"
+            assert 1 <= int(answer.headers["retry-after"]) <= 5
             assert answer.headers["connection"] == "close"
             check_error(answer, path, "gateway_restarting")
         with pytest.raises(AssertionError, match="the connection was closed"):

@@ -90,7 +90,7 @@ def test_an_outage_of_ten_seconds_costs_no_token_and_no_takeover(tmp_path: Path,
                 response, took_s = asked(found, dialect)
                 status, word = AWAY[dialect]
                 assert response.status_code == status
-                assert response.headers["retry-after"] == "2"
+                assert 1 <= int(response.headers["retry-after"]) <= 5
                 assert word in response.text
                 assert took_s < 0.25
             generation = f"{found.url}/v1/generations/{flowing.headers['x-generation-id']}"

@@ -5,7 +5,6 @@ are added to whatever was spent since. Nothing may be collected before: what end
 must not be among the sums too.
 """
 
-import asyncio
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from redis.exceptions import RedisError
 import common.queue
 from common import keys
 from common.admission import periods, safe_name
+from common.loop_lag import able_timeout
 from common.redis_client import COMMAND_TIMEOUT_S, Client, Scripts, as_unavailable
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Budgets:
     async def load(self, engine: "AsyncEngine") -> None:
         """Add what the database knows to the counters, if they do not hold it."""
         try:
-            async with asyncio.timeout(COMMAND_TIMEOUT_S):
+            async with able_timeout(COMMAND_TIMEOUT_S):
                 if await self._redis.get(keys.SPENT_LOADED) == b"loaded":
                     return
                 seconds, micros = await self._redis.time()

@@ -26,6 +26,7 @@ from common.channel.base import START, Channel, ChannelUnavailable, Frame
 from common.errors import GatewayError
 from common.job import Job
 from common.ledger import Asked
+from common.loop_lag import able_timeout
 from common.redis_client import COMMAND_TIMEOUT_S, Client, RedisUnavailable, as_unavailable
 from common.settings import MIB, Settings
 from workers.bookkeeping.answers import read_answer
@@ -81,7 +82,7 @@ class Collector:
     async def scan(self, engine: "AsyncEngine") -> bool:
         """Go on with the slow scan by a step, and collect what it finds; returns whether all has been looked through."""
         with _redis_errors():
-            async with asyncio.timeout(COMMAND_TIMEOUT_S):
+            async with able_timeout(COMMAND_TIMEOUT_S):
                 self._scan_at, found = await self._redis.scan(self._scan_at, match=_RECORDS, count=SCAN_COUNT)
         ids = await self._without_job([key.decode(errors="replace")[1:].partition("}")[0] for key in found])
         for start in range(0, len(ids), BATCH):
