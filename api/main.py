@@ -27,6 +27,8 @@ from api.hub import Hub
 from api.known_keys import KnownKeys, Rings
 from api.metrics import Metrics
 from api.middleware import Guarded, Observed
+from api.overload.answers import Answers
+from api.overload.gate import Gate
 from api.routes import admin, dialects, generations, models, pages, responses, usage
 from api.slow_requests import bounded_protocol
 from api.webhook import poster
@@ -39,6 +41,7 @@ from common.listening import address_of, bind
 from common.process import collect_seldom, raise_file_limit, switch_soon
 from common.proxies import ProxyUnusable
 from common.queue.jobs import JobQueue
+from common.queue.load import QueueLoad
 from common.redaction import Redactor
 from common.redis_client import COMMAND_TIMEOUT_S, Pulse, connect
 from common.redis_probe import Probe
@@ -76,6 +79,7 @@ class Process:
         feed = RedisFeed(self.redis)
         queue = JobQueue(self.redis, pulse, settings)
         metrics = Metrics(CollectorRegistry())
+        self.load = QueueLoad(queue)
         self.database = LazyDatabase(settings.database_url)
         self.rings = Rings(self.database, self.redis, settings)
         self.known_keys = KnownKeys(self.redis, pulse, settings, self.rings)
@@ -94,6 +98,7 @@ class Process:
             metrics=metrics,
             responses=ResponseStore(self.redis, settings),
             guard=InputGuard(settings, self.custom_guardrail, metrics),
+            gate=Gate(settings, self.load, metrics, Answers(EXPOSED_HEADERS)),
         )
 
     async def start(self) -> None:
@@ -103,8 +108,11 @@ class Process:
         await self.services.feed.start()
         self.services.probe.start()
         self.services.hub.start()
+        self.load.start()
+        self.services.gate.start()
 
     async def stop(self) -> None:
+        await self.load.stop()
         await self.services.hub.stop()
         await self.services.feed.stop()
         await self.services.probe.stop()
@@ -160,7 +168,11 @@ def create_app(process: Process) -> FastAPI:
     app.add_middleware(Guarded)
     of_tenants = [origin for access in settings.tenants.values() for origin in access.cors_origins or ()]
     app.add_middleware(
-        Cors, listed=[*settings.cors_origins, *of_tenants], more=process.known_keys.origins, exposed=EXPOSED_HEADERS
+        Cors,
+        listed=[*settings.cors_origins, *of_tenants],
+        more=process.known_keys.origins,
+        exposed=EXPOSED_HEADERS,
+        on_allowed=services.gate.note_origin,
     )
     # Around Starlette's own outermost layer too: it answers what nobody foresaw, and would wrap the sending of each token.
     app.middleware_stack = Observed(
@@ -240,10 +252,12 @@ def run(settings: Settings, fd: int | None = None) -> None:
         sys.exit(f"SLUICE_GUARDRAIL_PLUGIN: {error}")
     except ProxyUnusable as error:
         sys.exit(f"SLUICE_GUARDRAIL_WEBHOOK_URL: {error}")
+    protocol = bounded_protocol(settings)
+    protocol.gate = process.services.gate
     config = uvicorn.Config(
         create_app(process),
         loop="common.event_loop:Loop",
-        http=bounded_protocol(settings),
+        http=protocol,
         ws="none",  # Nothing here speaks WebSocket: an upgrade that is asked for is not made.
         log_config=None,
         access_log=False,

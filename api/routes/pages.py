@@ -65,6 +65,7 @@ def router(services: Services, count_jobs: Callable[[], Awaitable[tuple[int, int
                 "problems": problems,
                 "workers_alive": services.queue.workers_alive,
                 "open_viewers": services.hub.open_viewers,
+                "load": services.gate.state(),
             },
             503 if problems else 200,
         )
@@ -76,6 +77,8 @@ def router(services: Services, count_jobs: Callable[[], Awaitable[tuple[int, int
         gauges.subscriptions.set(services.feed.subscriptions)
         gauges.redis_up.set(not services.probe.problems())
         gauges.workers.set(services.queue.workers_alive)
+        gauges.admission_limit.set(services.gate.limit.per_s or 0)
+        gauges.estimated_wait.set(services.gate.estimated_wait_s() or 0)
         gauges.tasks.set(len(asyncio.all_tasks()))
         gauges.open_files.set(open_files())
         if services.pulse.is_up and (counted := await count_jobs()):
