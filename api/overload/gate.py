@@ -6,6 +6,7 @@ or looked up by then, so that a refusal costs next to nothing. Two things refuse
 wait for longer than ``queue_wait_s``. Reads, health, metrics and the admin API are never refused here.
 """
 
+import asyncio
 import random
 import time
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from starlette.types import Scope
 from api.metrics import Metrics
 from api.overload.answers import Answers, overloaded
 from api.overload.limit import AdmissionLimit
-from api.overload.shares import Credentials, Known, Shares, credential_of
+from api.overload.shares import Credentials, Known, credential_of
 from api.overload.starts import Starts
 from api.viewer import Viewer
 from common.access import Principal
@@ -80,10 +81,10 @@ class Gate:
         self._answers = answers
         self._clock = clock
         self._credentials = Credentials()
-        self._shares = Shares()
         self._origins: dict[bytes, None] = {}
         self._spell: _Spell | None = None
         self._starts = Starts(clock)
+        self._is_turn_known = False
         self.starting = 0  # Requests that are complete, and not in line yet.
         self.limit = AdmissionLimit(settings.overload_lag_ms / 1000, settings.overload_claim_ms / 1000, clock)
 
@@ -109,17 +110,22 @@ class Gate:
 
     def _judge(self, known: Known, path: str, headers: _Headers) -> tuple[Reason | None, float]:
         """Return why a request may not come in, and over how many seconds such clients are to spread; None: it may."""
-        limit = self.limit
         if self.starting >= self._settings.starting_max:
             return "starting", RETRY_RANGE_S
         if self._load.reading.waiting and self._is_too_long(known.tenant) and not _is_background(path, headers, known):
             return "wait", RETRY_RANGE_MAX_S
-        is_admitted = limit.per_s is None or self._shares.take(known.tenant, limit.per_s, self._clock())
-        limit.note(is_admitted=is_admitted)
-        if is_admitted:
+        reason = self.limit.reason
+        if reason and not self._is_turn_known:
+            self._is_turn_known = True
+            self.limit.turn()
+            asyncio.get_running_loop().call_soon(self._end_turn)
+        if self.limit.admit(known.tenant):
             self._metrics.admitted.inc()
             return None, 0
-        return limit.reason or "loop", RETRY_RANGE_S * limit.pressure
+        return reason, RETRY_RANGE_S * self.limit.pressure
+
+    def _end_turn(self) -> None:
+        self._is_turn_known = False
 
     def _is_too_long(self, tenant: str) -> bool:
         """Whether a job that came now would wait for longer than it may. Beside free slots it does not wait for one."""
@@ -167,7 +173,6 @@ class Gate:
         oldest_s = self._starts.oldest_s()
         self.limit.tick(lag_s, oldest_s if self._load.has_free_slots else 0.0)
         now = self._clock()
-        self._shares.forget_idle(now)
         spell = self._spell
         if spell and now - spell.last_at > OVER_S:
             log.info("overload_over", refused=spell.refused, lasted_s=round(spell.last_at - spell.began_at, 1))
@@ -175,13 +180,16 @@ class Gate:
 
     def state(self) -> dict[str, Any]:
         """What ``/health`` says."""
-        limit = self.limit.per_s
         return {
             "is_overloaded": self._spell is not None,
             "reasons": sorted(self._spell.reasons) if self._spell else [],
-            "admitted_per_s_max": None if limit is None else round(limit),
+            "admission_limit_per_s": self.limit_per_s(),
             "estimated_wait_s": self.estimated_wait_s(),
         }
+
+    def limit_per_s(self) -> int | None:
+        """How many requests a second are admitted; None while that is as many as come."""
+        return round(self.limit.admitted_per_s) if self.limit.reason else None
 
     def estimated_wait_s(self) -> float | None:
         """For how long a tenant's first interactive job would wait; None where that is not known."""
@@ -193,12 +201,10 @@ class Gate:
         now = self._clock()
         if self._spell is None:
             self._spell = _Spell(now)
-            limit = self.limit.per_s
             log.warning(
                 "overloaded",
                 reason=reason,
                 loop_lag_ms=round(loop_lag().now_s * 1000),
-                admitted_per_s_max=None if limit is None else round(limit),
                 starting=self.starting,
                 waiting=self._load.reading.waiting,
             )

@@ -1,9 +1,9 @@
 """Whose request is it, and is it within its tenant's share?
 
 Before authentication a request has only its credential. Credentials that were good lately are remembered by a digest, with
-their tenant; all others share one place. While there is a limit, each tenant that asks gets an equal part of it, and what one
-leaves is for whoever comes: a tenant that asks for less than its part is refused nothing, however many requests another
-sends. All in this process' memory, and bounded.
+their tenant; all others share one place. While less is admitted than comes, each tenant that asks has an equal part of it: one
+that asks for less than its part is refused nothing, however many requests another sends. All in this process' memory, and
+bounded.
 """
 
 import hashlib
@@ -15,8 +15,8 @@ from typing import NamedTuple
 UNKNOWN = ""  # The place of all whose credential is not known. No tenant has this name.
 KNOWN_MAX = 10_000
 ACTIVE_S = 1.0  # Who has asked for nothing for so long has no part.
-BURST_S = 0.1  # So much of a rate may come at once: a turn of a busy loop brings what came during the one before.
-DEBT_S = 1.0  # So much of the limit may be overdrawn by tenants that are within their shares.
+BURST_S = 0.1  # So much of a part may come at once: a turn of a busy loop brings what came during the one before.
+PART_PER_S_MIN = 1.0
 
 _OWN = (b"x-sluice-key", b"cf-aig-authorization")  # Beside these the others carry a provider's key.
 _SHARED = (b"authorization", b"x-api-key")
@@ -68,31 +68,29 @@ class _Bucket:
     filled_at: float
     tokens: float = 1.0
 
-    def fill(self, per_s: float, now: float) -> None:
-        self.tokens = min(max(1.0, per_s * BURST_S), self.tokens + per_s * (now - self.filled_at))
-        self.filled_at = now
-
 
 class Shares:
-    """Divides a rate over the tenants that ask."""
+    """Keeps a part of what is admitted for each tenant that asks: half of it is divided, the other half is for who comes first.
+
+    Were it all, there would be nothing left to cut, once all who ask do so for their part and more.
+    """
 
     def __init__(self) -> None:
-        self._all = _Bucket(0.0)
         self._of: dict[str, _Bucket] = {}
 
     def take(self, tenant: str, per_s: float, now: float) -> bool:
-        """Return whether a request is admitted, at a limit of ``per_s`` for all."""
-        own = self._of.get(tenant)
-        if own is None:
-            own = self._of[tenant] = _Bucket(now)
-        self._all.fill(per_s, now)
-        own.fill(per_s / len(self._of), now)
-        is_within = own.tokens >= 1 and self._all.tokens > -per_s * DEBT_S
-        if not is_within and self._all.tokens < 1:
+        """Return whether a request is within its tenant's part of what is admitted, ``per_s``."""
+        bucket = self._of.get(tenant)
+        if bucket is None:
+            bucket = self._of[tenant] = _Bucket(now)
+        if len(self._of) == 1:
+            return False  # There is nobody to keep a part from.
+        part_per_s = max(PART_PER_S_MIN, per_s / 2 / len(self._of))
+        bucket.tokens = min(max(1.0, part_per_s * BURST_S), bucket.tokens + part_per_s * (now - bucket.filled_at))
+        bucket.filled_at = now
+        if bucket.tokens < 1:
             return False
-        if own.tokens >= 1:
-            own.tokens -= 1
-        self._all.tokens -= 1
+        bucket.tokens -= 1
         return True
 
     def forget_idle(self, now: float) -> None:
