@@ -14,6 +14,8 @@ import uvloop
 from common.process import raise_file_limit
 
 TICK_S = 0.004
+ENDS = ("served", "refused", "failed", "gave up", "cut")
+REFUSED = (429, 503, 529)
 DONE = b"data: [DONE]"
 TOKEN = b'"delta":{"content":'
 
@@ -42,7 +44,7 @@ class Outcome:
     status: int = 0
     ttft_s: float | None = None
     ended_s: float = 0.0
-    end: str = ""  # "served", "refused", "gave up", "cut"
+    end: str = ""  # One of ENDS.
 
 
 class Client(asyncio.Protocol):
@@ -68,7 +70,7 @@ class Client(asyncio.Protocol):
         if outcome.status == 0:
             outcome.status = int(data[9:12])
             if outcome.status != 200:
-                self.end("refused")
+                self.end("refused" if outcome.status in REFUSED else "failed")
                 return
         data = self._tail + data
         if outcome.ttft_s is None and TOKEN in data:
@@ -95,7 +97,7 @@ class Phase(NamedTuple):
     seconds: float
 
 
-async def _send(target: Target, phases: list[Phase], patience_s: float) -> list[Outcome]:
+async def _send(target: Target, phases: list[Phase], patience_s: float) -> tuple[list[Outcome], float]:
     loop, request = asyncio.get_running_loop(), target.request()
     outcomes: list[Outcome] = []
     open_clients: set[Client] = set()
@@ -108,9 +110,11 @@ async def _send(target: Target, phases: list[Phase], patience_s: float) -> list[
         except OSError:
             client.end("cut")
 
+    late_s = [0.0]
     for phase in phases:
         sent = 0
         while (passed_s := time.perf_counter() - phase_at) < phase.seconds:
+            late_s.append(passed_s - sent / phase.per_s)
             while sent < passed_s * phase.per_s:
                 outcome = Outcome(time.perf_counter() - began_at)
                 outcomes.append(outcome)
@@ -123,26 +127,35 @@ async def _send(target: Target, phases: list[Phase], patience_s: float) -> list[
             await asyncio.sleep(TICK_S)
         phase_at += phase.seconds
     await asyncio.sleep(patience_s + 1)  # By then each has ended.
-    return outcomes
+    return outcomes, max(late_s)
 
 
 def _process(target: Target, phases: list[Phase], patience_s: float, back: "multiprocessing.connection.Connection") -> None:
     raise_file_limit()
     began_s = time.process_time()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        outcomes = runner.run(_send(target, phases, patience_s))
-    back.send((outcomes, time.process_time() - began_s))
+        outcomes, late_s = runner.run(_send(target, phases, patience_s))
+    back.send(Sent(outcomes, time.process_time() - began_s, late_s))
 
 
-def send(target: Target, phases: list[Phase], patience_s: float, processes: int = 1) -> tuple[list[Outcome], float]:
-    """Send phase after phase; returns what came of each request, and the generator's CPU in seconds."""
+class Sent(NamedTuple):
+    """What came of each request, and in seconds: the generator's CPU, and how late it was at worst."""
+
+    outcomes: list[Outcome]
+    cpu_s: float
+    late_s: float
+
+
+def send(target: Target, phases: list[Phase], patience_s: float, processes: int = 1) -> Sent:
+    """Send phase after phase."""
     context = multiprocessing.get_context("spawn")
     shares = [Phase(phase.per_s / processes, phase.seconds) for phase in phases]
     pipes = [context.Pipe(duplex=False) for _ in range(processes)]
     started = [context.Process(target=_process, args=(target, shares, patience_s, back), daemon=True) for _, back in pipes]
     for process in started:
         process.start()
-    found = [ours.recv() for ours, _ in pipes]
+    found: list[Sent] = [ours.recv() for ours, _ in pipes]
     for process in started:
         process.join()
-    return [outcome for outcomes, _ in found for outcome in outcomes], sum(cpu_s for _, cpu_s in found)
+    outcomes = [outcome for each in found for outcome in each.outcomes]
+    return Sent(outcomes, sum(each.cpu_s for each in found), max(each.late_s for each in found))

@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from bench.open_loop import Outcome, Phase, Target, send
+from bench.open_loop import ENDS, Phase, Sent, Target, send
 from bench.run import KEY, PATH, Machine, machine
 from common.process import raise_file_limit
 
@@ -38,6 +38,7 @@ class Result:
     refusal_p99: float | None
     recovery: float
     cpu: dict[str, float]
+    generator_late: float
 
 
 def percentile(values: Iterable[float | None], share: float) -> float | None:
@@ -45,22 +46,23 @@ def percentile(values: Iterable[float | None], share: float) -> float | None:
     return found[min(len(found) - 1, math.ceil(share * len(found)) - 1)] if found else None
 
 
-def result_of(outcomes: Sequence[Outcome], per_s: float, flood_s: float, usual_s: float, cpu: dict[str, float]) -> Result:
-    flood = [each for each in outcomes if each.began_s < flood_s]
-    after = [each for each in outcomes if each.began_s >= flood_s]
+def result_of(sent: Sent, per_s: float, flood_s: float, usual_s: float, cpu: dict[str, float]) -> Result:
+    flood = [each for each in sent.outcomes if each.began_s < flood_s]
+    after = [each for each in sent.outcomes if each.began_s >= flood_s]
     served = [each for each in flood if each.end == "served"]
     refused = [each.ended_s for each in flood if each.end == "refused"]
     late = [each for each in after if each.end != "served" or each.ttft_s is None or each.ttft_s > usual_s]
     return Result(
         offered=per_s,
         goodput=len(served) / flood_s,
-        ends={end: sum(each.end == end for each in flood) for end in ("served", "refused", "gave up", "cut")},
+        ends={end: sum(each.end == end for each in flood) for end in ENDS},
         ttft_p50=percentile((each.ttft_s for each in flood), 0.5),
         ttft_p99=percentile((each.ttft_s for each in flood), 0.99),
         refusal_p50=percentile(refused, 0.5),
         refusal_p99=percentile(refused, 0.99),
         recovery=max((each.began_s - flood_s for each in late), default=0.0),
         cpu=cpu,
+        generator_late=sent.late_s,
     )
 
 
@@ -73,7 +75,7 @@ class Bench:
 
     def run(self) -> list[Result]:
         send(self._target, [USUAL], self._options.patience)  # What only a first request pays for.
-        usual, _ = send(self._target, [USUAL], self._options.patience)
+        usual = send(self._target, [USUAL], self._options.patience).outcomes
         p99_s = percentile((each.ttft_s for each in usual), 0.99)
         if p99_s is None:
             sys.exit(f"Nothing is served at {USUAL.per_s}/s: {usual[0]}")
@@ -91,7 +93,7 @@ class Bench:
         """The highest rate that is served, and in time."""
         per_s, found = RAMP_FROM, 0.0
         while True:
-            outcomes, _ = send(self._target, [Phase(per_s, RAMP_S)], self._options.patience)
+            outcomes = send(self._target, [Phase(per_s, RAMP_S)], self._options.patience).outcomes
             goodput = sum(each.end == "served" for each in outcomes) / RAMP_S
             ttft_s = percentile((each.ttft_s for each in outcomes), 0.99) or math.inf
             print(f"  ramp: {per_s:.0f}/s, served {goodput:.0f}/s, first token p99 {ttft_s * 1000:.0f} ms", flush=True)
@@ -102,24 +104,24 @@ class Bench:
     def _flood(self, per_s: float) -> Result:
         flood = Phase(per_s, self._options.seconds)
         before = self._under_test.cpu_s() if self._under_test else {}
-        outcomes, load_s = send(self._target, [flood, PROBES], self._options.patience, self._options.processes)
+        sent = send(self._target, [flood, PROBES], self._options.patience, self._options.processes)
         after = self._under_test.cpu_s() if self._under_test else {}
-        cpu = {name: after[name] - before[name] for name in before} | {"load": load_s}
-        return result_of(outcomes, per_s, flood.seconds, self._usual_s, cpu)
+        cpu = {name: after[name] - before[name] for name in before} | {"load": sent.cpu_s}
+        return result_of(sent, per_s, flood.seconds, self._usual_s, cpu)
 
 
-_HEAD = "   x  offered/s  goodput/s  served refused gave-up  cut  first token p50/p99 ms  refusal p50/p99 ms  recovery s  CPU s"
+_HEAD = "   x  offered/s  goodput/s  served refused failed gave-up  cut  first token p50/p99 ms  refusal p50/p99 ms  recovery s  generator late ms  CPU s"
 
 
 def _line(factor: float, found: Result) -> str:
     def ms(*values: float | None) -> str:
         return " / ".join("-" if value is None else f"{value * 1000:.0f}" for value in values)
 
-    ends = "{served:7d} {refused:7d} {gave up:7d} {cut:4d}".format(**found.ends)
+    ends = "{served:7d} {refused:7d} {failed:6d} {gave up:7d} {cut:4d}".format(**found.ends)
     cpu = " ".join(f"{name} {cpu_s:.1f}" for name, cpu_s in found.cpu.items())
     return (
         f"{factor:4.1f}  {found.offered:9.0f}  {found.goodput:9.0f} {ends}  {ms(found.ttft_p50, found.ttft_p99):>22}"
-        f"  {ms(found.refusal_p50, found.refusal_p99):>18}  {found.recovery:10.2f}  {cpu}"
+        f"  {ms(found.refusal_p50, found.refusal_p99):>18}  {found.recovery:10.2f}  {found.generator_late * 1000:17.0f}  {cpu}"
     )
 
 

@@ -17,6 +17,7 @@ from api.overload.shares import Shares
 
 LATE_S = 0.15  # So much lag without a tick in between that was in time: more than a burst, or a neighbour's turn.
 PER_TURN = 8  # Requests: some ten milliseconds of work for a turn, so that a refusal does not wait for longer.
+DEBT_MIN = 50  # So many, or a second's, may be admitted beyond that, for tenants that are within their parts.
 OVER_S = 1.0  # Nothing was refused for so long: everything is admitted again.
 RATE_S = 0.5  # For which what was admitted is counted.
 
@@ -77,7 +78,7 @@ class AdmissionLimit:
         now = self._clock()
         has_room = self._room > 0 and not self._are_workers_late
         is_within = self._shares.take(tenant, self.admitted_per_s, now)
-        if not has_room and not (is_within and self._room > -self.admitted_per_s):
+        if not has_room and not (is_within and self._room > -max(DEBT_MIN, self.admitted_per_s)):
             self._refused += 1
             self._refused_at = now
             return False

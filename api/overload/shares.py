@@ -16,7 +16,7 @@ UNKNOWN = ""  # The place of all whose credential is not known. No tenant has th
 KNOWN_MAX = 10_000
 ACTIVE_S = 1.0  # Who has asked for nothing for so long has no part.
 BURST_S = 0.1  # So much of a part may come at once: a turn of a busy loop brings what came during the one before.
-PART_PER_S_MIN = 1.0
+PARTS_PER_S_MIN = 20.0  # Divided, however little is admitted: enough for requests that come one by one.
 
 _OWN = (b"x-sluice-key", b"cf-aig-authorization")  # Beside these the others carry a provider's key.
 _SHARED = (b"authorization", b"x-api-key")
@@ -85,7 +85,7 @@ class Shares:
             bucket = self._of[tenant] = _Bucket(now)
         if len(self._of) == 1:
             return False  # There is nobody to keep a part from.
-        part_per_s = max(PART_PER_S_MIN, per_s / 2 / len(self._of))
+        part_per_s = max(PARTS_PER_S_MIN, per_s) / 2 / len(self._of)
         bucket.tokens = min(max(1.0, part_per_s * BURST_S), bucket.tokens + part_per_s * (now - bucket.filled_at))
         bucket.filled_at = now
         if bucket.tokens < 1:
