@@ -11,8 +11,9 @@ from api_server import served
 from prometheus_client import CollectorRegistry
 
 from api.metrics import Metrics
-from api.overload.answers import Answers
+from api.overload.answers import Answers, overloaded
 from api.overload.gate import Gate
+from api.overload.shares import credential_of
 from common.access import Access, Principal
 from common.dialects import DIALECTS
 from common.errors import GatewayError
@@ -70,22 +71,14 @@ async def test_a_refusal_has_the_shape_of_its_dialect(path: str):
     lines, _, body = received.partition(b"\r\n\r\n")
     headers = dict(line.lower().split(b": ", 1) for line in lines.split(b"\r\n")[1:])
     seconds = int(headers[b"retry-after"])
-    expected = dialect.error_body(
-        refused := GatewayError.of(gate_failure(seconds)).failed, "mine"
-    )
+    refused = overloaded(seconds)
 
     assert statuses(received) == [dialect.status(refused)]
-    assert json.loads(body) == json.loads(expected)
+    assert json.loads(body) == json.loads(dialect.error_body(refused, "mine"))
     assert len(body) == int(headers[b"content-length"])
     assert headers[b"x-request-id"] == headers[b"request-id"] == b"mine"
     assert headers[b"x-content-type-options"] == b"nosniff"
     assert gate.count("sluice_shed_total", reason="starting") == 1
-
-
-def gate_failure(seconds: int) -> Any:
-    from api.overload.answers import overloaded
-
-    return overloaded(seconds)
 
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/health", "/metrics", "/v1/models", "/v1/generations/gen_1"])
@@ -122,9 +115,10 @@ async def test_refusals_in_a_pipeline_come_in_turn_however_many_they_are():
     assert statuses(received) == [503] * 3_000 + [200]
 
 
-@pytest.mark.parametrize(
-    "framing", [b"content-length: 30000000", b"transfer-encoding: chunked", b"expect: 100-continue"], ids=lambda each: each[:9].decode()
-)
+FRAMINGS = [b"content-length: 30000000", b"transfer-encoding: chunked", b"expect: 100-continue"]
+
+
+@pytest.mark.parametrize("framing", FRAMINGS, ids=["large", "chunked", "not-sent-yet"])
 async def test_a_body_that_is_large_or_not_sent_yet_is_not_waited_for(framing: bytes):
     more = (framing,) if not framing.startswith(b"expect") else (framing, b"content-length: 14")
     request = b"\r\n".join([b"POST /v1/chat/completions HTTP/1.1\r\nhost: x", *more, b"", b""])
@@ -160,7 +154,8 @@ async def test_an_interactive_request_is_refused_that_would_wait_for_too_long_an
     gate = Shut(waiting=100, queue_wait_s=60)
     gate.learn({"state": {"credential": credential("acme")}}, Principal("a", tenant="acme"))
     gate.learn({"state": {"credential": credential("other")}}, Principal("o", tenant="other"))
-    gate.learn({"state": {"credential": credential("batch")}}, Principal("b", tenant="acme", access=Access(highest_class="background")))
+    batch = Principal("b", tenant="acme", access=Access(highest_class="background"))
+    gate.learn({"state": {"credential": credential("batch")}}, batch)
 
     async def status(key: str, *more: bytes, path: str = "/v1/messages") -> int:
         async with served(gate=gate) as server:
@@ -179,8 +174,6 @@ async def test_an_interactive_request_is_refused_that_would_wait_for_too_long_an
 
 
 def credential(key: str) -> bytes:
-    from api.overload.shares import credential_of
-
     return credential_of([(b"x-api-key", key.encode())])
 
 
