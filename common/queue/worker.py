@@ -35,7 +35,7 @@ BELL_TIMEOUT_S = 3.0  # Longer than the wait: only a dead connection lets it pas
 PAUSE_AFTER_ERROR_S = 0.2
 REASON_MAX = 300
 STUCK_S = 10.0  # Several turns, each with all of its timeouts.
-# A worker whose loop is later than that begins with so many at a time: another may be free, and who admits sees it wait.
+# A worker whose loop is later than that begins with so many at a time. Another may be free, and who admits sees them wait.
 CLAIM_LAG_S, CLAIM_LATE_MAX = 0.05, 2
 RELEASE_DELAY_S = 1.0  # A job whose handler could not even begin waits this long, so that it does not spin.
 
