@@ -110,7 +110,10 @@ class Bench:
         return result_of(sent, per_s, flood.seconds, self._usual_s, cpu)
 
 
-_HEAD = "   x  offered/s  goodput/s  served refused failed gave-up  cut  first token p50/p99 ms  refusal p50/p99 ms  recovery s  generator late ms  CPU s"
+_HEAD = (
+    "   x  offered/s  goodput/s  served refused failed gave-up  cut  first token p50/p99 ms  refusal p50/p99 ms"
+    "  recovery s  generator late ms  CPU s"
+)
 
 
 def _line(factor: float, found: Result) -> str:

@@ -136,7 +136,8 @@ class Gate:
 
     def learn(self, scope: Scope, principal: Principal) -> None:
         """A request's credential was good: remember whose it is."""
-        if credential := scope.get("state", {}).get(_CREDENTIAL):
+        credential = scope.get("state", {}).get(_CREDENTIAL)
+        if credential is not None:
             is_background = JobClass(principal.highest_class) is JobClass.BACKGROUND
             self._credentials.learn(credential, Known(safe_name(principal.tenant), is_background))
 

@@ -65,9 +65,7 @@ class Server:
 
 
 @asynccontextmanager
-async def served(
-    app: Any = echo, keep_alive_s: float = 5, gate: Gate | None = None, **settings: Any
-) -> AsyncIterator[Server]:
+async def served(app: Any = echo, keep_alive_s: float = 5, gate: Gate | None = None, **settings: Any) -> AsyncIterator[Server]:
     chosen = Settings(**settings)
     registry = CollectorRegistry()
     observed = Observed(app, Metrics(registry), chosen.header_bytes_max, lambda: False)

@@ -142,6 +142,19 @@ async def test_a_client_that_is_still_sending_reads_its_refusal():
     assert statuses(received) == [503]
 
 
+async def test_a_client_that_sends_the_rest_of_what_was_refused_byte_by_byte_is_let_go():
+    async with served(gate=Shut(), keep_alive_s=60, request_read_timeout_s=0.2) as server, asyncio.timeout(60):
+        reader, writer = await asyncio.open_connection(*server.address)
+        writer.write(head(length=90_000))
+        assert statuses(await reader.readuntil(b"\r\n\r\n")) == [503]
+        with pytest.raises(ConnectionError):
+            while True:
+                writer.write(b"x")
+                await writer.drain()
+                await asyncio.sleep(0.05)
+        writer.close()
+
+
 async def test_an_idle_connection_is_let_go_behind_a_refusal_too():
     async with served(gate=Shut(), keep_alive_s=0.1) as server, asyncio.timeout(30):
         assert statuses(await server.told(head(), BODY[:3], BODY[3:])) == [503]
