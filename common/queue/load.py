@@ -89,6 +89,8 @@ class QueueLoad:
         now = self.reading
         if now.waiting == 0:
             return 0.0
+        if now.slots == 0:
+            return None  # The rate was that of workers that are gone; others may come.
         per_s = self._drained_per_s()
         if not per_s:
             return None

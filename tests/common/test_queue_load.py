@@ -115,6 +115,14 @@ def test_where_nothing_is_taken_or_redis_is_another_one_nobody_knows(load):
     assert load.wait_s("a") is None
 
 
+def test_while_no_worker_lives_nobody_knows(load):
+    load.take(reading(0, 0, a=300))
+    load.take(reading(1, 50, a=300))
+    load.take(Reading(2000, 50, 300, 1, {"a": 300}, running=0, slots=0))
+
+    assert load.wait_s("a") is None
+
+
 def test_slots_are_free_where_two_readings_say_so(load):
     seen = []
     for number, running in enumerate([20, 2, 2, 19, 2]):
