@@ -172,7 +172,8 @@ class Gate:
     def tick(self, lag_s: float) -> None:
         """Take the loop's lag; called for each of its ticks."""
         oldest_s = self._starts.oldest_s()
-        self.limit.tick(lag_s, oldest_s if self._load.has_free_slots else 0.0)
+        delay_s = oldest_s if self._load.has_free_slots else 0.0
+        self.limit.tick(lag_s, delay_s, len(self._starts) + self.starting, self._starts.claimed)
         now = self._clock()
         spell = self._spell
         if spell and now - spell.last_at > OVER_S:

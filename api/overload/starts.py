@@ -19,6 +19,10 @@ class Starts:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._enqueued_at: dict[Viewer, float] = {}
+        self.claimed = 0  # So far.
+
+    def __len__(self) -> int:
+        return len(self._enqueued_at)
 
     def note_enqueued(self, viewer: Viewer) -> None:
         self._enqueued_at[viewer] = self._clock()
@@ -34,4 +38,5 @@ class Starts:
             if viewer.tail == START and not viewer.failed and now - enqueued_at < OVERDUE_S:
                 return now - enqueued_at
             del self._enqueued_at[viewer]
+            self.claimed += viewer.tail != START
         return 0.0
