@@ -13,7 +13,7 @@ EXAMPLES ?= 200
 UNIT := tests/api tests/common tests/contracts tests/workers tests/test_dependencies.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo dev test unit lowest check-all fmt lint types env compatibility constraints bench fuzz chaos clean
+.PHONY: help setup demo dev test unit lowest check-all fmt lint types env compatibility constraints bench overload fuzz chaos clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -76,6 +76,9 @@ constraints: $(VENV)/.ready-dev ## Renew constraints.txt: the newest versions th
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	@$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --all-extras --no-annotate --no-header \
 	  pyproject.toml --output-file constraints.txt
+
+overload: setup ## Measure what happens past the knee, with clients that give up (ARGS="--knee 400 --factors 2 3")
+	@$(BIN)/python -m bench.overload $(ARGS)
 
 bench: setup ## Measure CPU per token and time to first token on this machine
 	@$(BIN)/python bench/run.py $(ARGS)

@@ -5,6 +5,9 @@ answer if need be, and sends chunks to HTTP/1.0, which knows none. Here an upgra
 7.8), and what cannot be read is a request all the same: it waits for those before it, and the application answers it as any
 other, with ids, headers and the dialect of its path. Nothing here runs per token, and next to nothing for a request that is
 well-formed.
+
+Nor has uvicorn a way to refuse a request cheaply: here the ``gate`` is asked before the application is, and a request that may
+not come in gets prepared bytes.
 """
 
 import asyncio
@@ -17,15 +20,37 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from api.corking import CorkedProtocol, CorkedTransport
-from api.http_errors import refuse_in
+from api.http_errors import refusal_in, refuse_in
+from api.overload.gate import Gate
 from common.errors import ErrorKind, Failed
 
 LINGER_S = 1.0  # For what the client still sends: closing at once would reset the connection before it has read its answer.
 
 
+class Presence:
+    """Whether a connection's client is still there. Nothing else: what knows the request as well would be a cycle for each."""
+
+    has_left = False
+
+
+def has_left(scope: Scope) -> bool:
+    """Whether the client of a request has closed its connection meanwhile."""
+    presence = scope["state"].get(_PRESENCE)
+    return presence is not None and presence.has_left
+
+
 class Connection(CorkedProtocol):
+    gate: Gate | None = None  # Of the process; None lets everything in.
     _awaits_body = False  # Whether the head of the request that is arriving has come, and its body has not.
     _is_refused = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # As uvicorn has it.
+        super().connection_made(transport)
+        self._presence = Presence()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._presence.has_left = True
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         if self._is_refused:
@@ -52,6 +77,9 @@ class Connection(CorkedProtocol):
             return  # The parser skips the body of a request that offers an upgrade. It is still to come.
         super().on_message_complete()
         self._awaits_body = False
+        if self.cycle.response_complete and self.timeout_keep_alive_task is None:
+            # The rest of what was answered early has ended the wait for a next request: it begins anew.
+            self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
     def refuse(self, failed: Failed) -> None:
         """Answer the request that is arriving with a failure, behind those before it, and close. No more is read."""
@@ -111,12 +139,33 @@ class Connection(CorkedProtocol):
         replay.is_over = True
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        if cycle.scope["http_version"] in _WITHOUT_CHUNKS:
+        scope = cast(Scope, cycle.scope)
+        if self.gate and refusal_in(scope) is None:
+            is_last = not cycle.keep_alive or cycle.waiting_for_100_continue or _is_large(scope["headers"])
+            if answer := self.gate.refusal(scope, is_last=is_last):
+                # Not now: one that is answered starts the next of a pipeline, which may be refused as well, and so on.
+                self.loop.call_soon(self._shed, cycle, answer, is_last)
+                return
+        scope["state"][_PRESENCE] = self._presence
+        if scope["http_version"] in _WITHOUT_CHUNKS:
             cycle.keep_alive, cycle.waiting_for_100_continue = False, False  # Nor does it know of these.
             app = _without_chunks(app, cycle)
         elif cycle.waiting_for_100_continue:
             app = self._closing_unless_read(app, cycle)
         super()._start_asgi_task(cycle, app)
+
+    def _shed(self, cycle: RequestResponseCycle, answer: bytes, is_last: bool) -> None:
+        """Answer a request without the application. What is left of a small body is read and dropped, else no more is."""
+        if cycle.disconnected or self.transport.is_closing():
+            return
+        cycle.response_started = cycle.response_complete = True
+        cycle.body.clear()
+        cycle.transport.write(answer)
+        if is_last or not cycle.keep_alive:
+            self._is_refused = True
+            closing = LingeringTransport(self.transport, self.loop) if cycle.more_body else cycle.transport
+            closing.close()
+        self.on_response_complete()
 
     def _closing_unless_read(self, app: ASGIApp, cycle: RequestResponseCycle) -> ASGIApp:
         """Return the application for a client that sends its body once it is asked to. It need not send one that is not asked
@@ -135,12 +184,18 @@ class Connection(CorkedProtocol):
         return answer
 
 
+_PRESENCE = "presence"  # In a scope's state.
 _WITHOUT_CHUNKS = ("0.9", "1.0")
 _FRAMING = (b"content-length", b"transfer-encoding", b"connection")
 
 
 def _head(version: str, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     return b"".join([f"POST / HTTP/{version}\r\n".encode(), *(b"%s: %s\r\n" % header for header in headers), b"\r\n"])
+
+
+def _is_large(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether a body is not worth being read to be dropped: 100,000 bytes or more, or nobody knows."""
+    return any((name == b"content-length" and len(value) > 5) or name == b"transfer-encoding" for name, value in headers)
 
 
 class _Replay:

@@ -20,15 +20,24 @@ _Headers = list[tuple[bytes, bytes]]
 
 
 class Cors:
-    """``listed`` are origins that are always let in, ``*`` for all; ``more`` tells the others of now."""
+    """``listed`` are origins that are always let in, ``*`` for all; ``more`` tells the others of now.
+
+    ``on_allowed`` is told each that was let in.
+    """
 
     def __init__(
-        self, app: ASGIApp, listed: Iterable[str], more: Callable[[], Awaitable[frozenset[str]]], exposed: Iterable[str]
+        self,
+        app: ASGIApp,
+        listed: Iterable[str],
+        more: Callable[[], Awaitable[frozenset[str]]],
+        exposed: Iterable[str],
+        on_allowed: Callable[[bytes], object] = lambda origin: None,
     ) -> None:
         self._app = app
         self._listed = frozenset(listed)
         self._more = more
         self._exposed = ", ".join(exposed).encode()
+        self._on_allowed = on_allowed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         origin = _header(scope, b"origin") if scope["type"] == "http" else None
@@ -36,6 +45,8 @@ class Cors:
             await self._app(scope, receive, send)
             return
         is_allowed = await self._allows(origin)
+        if is_allowed:
+            self._on_allowed(origin)
         if scope["method"] == "OPTIONS" and (method := _header(scope, b"access-control-request-method")) is not None:
             await self._answer_preflight(scope, receive, send, origin, method, is_allowed=is_allowed)
             return

@@ -20,6 +20,7 @@ import structlog
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 from api.addresses import client_address
 from api.admission import charges_of
@@ -27,12 +28,14 @@ from api.auth import Authenticator
 from api.body import read_json
 from api.classes import class_of
 from api.draining import WAVE_S, waves
+from api.connection import has_left
 from api.guarding import InputGuard
 from api.http_errors import error_response, headers_of, request_id_of
 from api.hub import Hub
 from api.idempotency import IMPLIED_GRACE_S, enqueue_once, once_of
 from api.metrics import Metrics
 from api.numbers import whole_number
+from api.overload.gate import Gate
 from api.permissions import Named, permitted, permitted_by_fields
 from api.prices import countable
 from api.relay import Relay, RelayTimes
@@ -83,6 +86,7 @@ class Services:
     metrics: Metrics
     responses: ResponseStore
     guard: InputGuard
+    gate: Gate
     relays: set[Relay] = field(default_factory=set)
     is_draining: bool = False
     _is_grace_over: bool | None = field(default=None, init=False)  # None: the process goes on, or is unready at most.
@@ -116,8 +120,9 @@ def _end(relays: Sequence[Relay], is_over: bool) -> None:
 
 @dataclass(slots=True)
 class Asked:
-    """A request that may run: who asks, and what for."""
+    """A request that may run: who asks, and what for. ``scope`` is the connection's."""
 
+    scope: Scope
     dialect: Dialect
     principal: Principal
     job: Job
@@ -182,6 +187,7 @@ async def accept(
     settings = services.settings
     credentials = await services.authenticator.examine(request, "generate")
     principal, brought_key = credentials.principal, credentials.brought_key
+    services.gate.learn(request.scope, principal)
     refuse_unless_it_can_be_kept(principal, settings)
     job_class = class_of(request.headers, principal, JobClass.BACKGROUND if unsaid is Policy.DETACH else JobClass.INTERACTIVE)
     raw, body = await read_json(request, settings)
@@ -223,7 +229,7 @@ async def accept(
     address = client_address(request.scope)
     providers = [target.provider for target in targets]
     charges = charges_of(principal, address, parsed, providers, settings, has_brought_key=brought_key is not None)
-    return Asked(dialect, principal, job, charges, principal.end_user or parsed.end_user, job_class, once)
+    return Asked(request.scope, dialect, principal, job, charges, principal.end_user or parsed.end_user, job_class, once)
 
 
 def _passed_headers(headers: Headers, settings: Settings) -> dict[str, str]:
@@ -241,15 +247,18 @@ async def start(asked: Asked, services: Services) -> Relay:
     """Enqueue a generation and return the response that relays it: it, or the one that a retry has come back to.
 
     Raises:
-        GatewayError: OVERLOADED, INVALID_REQUEST; it was not enqueued.
+        GatewayError: OVERLOADED, INVALID_REQUEST, CANCELLED; it was not enqueued.
     """
-    job = asked.job
+    job, gate = asked.job, services.gate
     if not services.pulse.is_up:
         raise redis_away(services.pulse)
     if services.probe.refusal:
         raise redis_away(services.probe.refusal)
+    gate.check_wait(asked.principal, asked.job_class)
+    _refuse_if_left(asked)
     structlog.contextvars.bind_contextvars(generation_id=job.generation_id)
     told: Job | State = job
+    gate.starting += 1
     try:
         viewer, enqueued = await _open_and_enqueue(asked, services)
         if viewer is None:
@@ -258,8 +267,11 @@ async def start(asked: Asked, services: Services) -> Relay:
             viewer, told = await services.hub.enter(answering_id, asked.principal.id)
         else:
             services.metrics.took(job, asked.job_class)
+            gate.note_enqueued(viewer, asked.job_class)
     except (ChannelUnavailable, RedisUnavailable) as error:
         raise redis_failed(error, services.pulse) from error
+    finally:
+        gate.starting -= 1
     relay = Relay(
         viewer,
         asked.dialect,
@@ -292,6 +304,7 @@ async def _open_and_enqueue(asked: Asked, services: Services) -> tuple[Viewer | 
             raise joined
         if isinstance(opened, BaseException):
             raise opened
+        _refuse_if_left(asked)
         enqueued = await _enqueue(asked, services)
     except BaseException as error:
         if isinstance(joined, Viewer):
@@ -302,6 +315,16 @@ async def _open_and_enqueue(asked: Asked, services: Services) -> tuple[Viewer | 
         return joined, enqueued
     await _unopen(joined, services)
     return None, enqueued
+
+
+def _refuse_if_left(asked: Asked) -> None:
+    """Do no more for a client that has left meanwhile, unless its generation is to run without it.
+
+    Raises:
+        GatewayError: CANCELLED.
+    """
+    if asked.job.policy is Policy.STOP and has_left(asked.scope):
+        raise GatewayError(ErrorKind.CANCELLED, "The client left before its request was in line.", code="cancelled")
 
 
 async def _enqueue(asked: Asked, services: Services) -> Enqueued:
@@ -328,6 +351,7 @@ async def finish(relay: Relay, services: Services) -> None:
     """One viewer's response is over."""
     structlog.contextvars.bind_contextvars(outcome=relay.outcome)  # For the request's log line.
     services.relays.discard(relay)
+    services.gate.note_left(relay.viewer)
     # Shielded: a server that stops cancels its handlers, and the leaving must be said all the same.
     await asyncio.shield(asyncio.ensure_future(services.hub.part(relay.viewer)))
 

@@ -27,6 +27,8 @@ from api.hub import Hub
 from api.known_keys import KnownKeys, Rings
 from api.metrics import Metrics
 from api.middleware import Guarded, Observed
+from api.overload.answers import Answers
+from api.overload.gate import Gate
 from api.routes import admin, dialects, generations, models, pages, responses, usage
 from api.slow_requests import bounded_protocol
 from api.webhook import poster
@@ -40,6 +42,7 @@ from common.loop_lag import able_timeout, loop_lag
 from common.process import collect_seldom, raise_file_limit, switch_soon
 from common.proxies import ProxyUnusable
 from common.queue.jobs import JobQueue
+from common.queue.load import QueueLoad
 from common.redaction import Redactor
 from common.redis_client import COMMAND_TIMEOUT_S, Pulse, connect
 from common.redis_probe import Probe
@@ -53,6 +56,8 @@ log = structlog.get_logger()
 # A request that meets the end of its idle connection is lost, and a POST is not sent again. Pools of clients keep one for
 # 90 s (Go, Rust), load balancers for 60 to 600 s.
 KEEP_ALIVE_S = 620
+
+ACCEPTS_PER_TURN = 16  # A turn of ten milliseconds, and 1,600 new connections a second.
 
 EXPOSED_HEADERS = (
     "x-request-id",
@@ -77,6 +82,7 @@ class Process:
         feed = RedisFeed(self.redis)
         queue = JobQueue(self.redis, pulse, settings)
         metrics = Metrics(CollectorRegistry())
+        self.load = QueueLoad(queue)
         self.database = LazyDatabase(settings.database_url)
         self.rings = Rings(self.database, self.redis, settings)
         self.known_keys = KnownKeys(self.redis, pulse, settings, self.rings)
@@ -95,6 +101,7 @@ class Process:
             metrics=metrics,
             responses=ResponseStore(self.redis, settings),
             guard=InputGuard(settings, self.custom_guardrail, metrics),
+            gate=Gate(settings, self.load, metrics, Answers(EXPOSED_HEADERS)),
         )
 
     async def start(self) -> None:
@@ -105,8 +112,11 @@ class Process:
         await self.services.feed.start()
         self.services.probe.start()
         self.services.hub.start()
+        self.load.start()
+        self.services.gate.start()
 
     async def stop(self) -> None:
+        await self.load.stop()
         await self.services.hub.stop()
         await self.services.feed.stop()
         await self.services.probe.stop()
@@ -162,7 +172,11 @@ def create_app(process: Process) -> FastAPI:
     app.add_middleware(Guarded)
     of_tenants = [origin for access in settings.tenants.values() for origin in access.cors_origins or ()]
     app.add_middleware(
-        Cors, listed=[*settings.cors_origins, *of_tenants], more=process.known_keys.origins, exposed=EXPOSED_HEADERS
+        Cors,
+        listed=[*settings.cors_origins, *of_tenants],
+        more=process.known_keys.origins,
+        exposed=EXPOSED_HEADERS,
+        on_allowed=services.gate.note_origin,
     )
     # Around Starlette's own outermost layer too: it answers what nobody foresaw, and would wrap the sending of each token.
     app.middleware_stack = Observed(
@@ -222,6 +236,16 @@ class ApiServer(uvicorn.Server):
         self.should_exit = True
 
 
+def listeners(sock: socket.socket) -> list[socket.socket]:
+    """Return a listening socket so many times that a turn of the loop takes as many connections as come in it.
+
+    libuv takes one per socket and turn. Where a turn is long, because there is much to do, connections would wait in the
+    kernel for seconds, and nothing here could see or refuse them.
+    Source: https://github.com/libuv/libuv/pull/3696
+    """
+    return [sock, *(sock.dup() for _ in range(ACCEPTS_PER_TURN - 1))]
+
+
 def run(settings: Settings, fd: int | None = None) -> None:
     """Serve until told to stop; ``fd`` is a socket that is bound already, which another process gave to this one.
 
@@ -242,10 +266,12 @@ def run(settings: Settings, fd: int | None = None) -> None:
         sys.exit(f"SLUICE_GUARDRAIL_PLUGIN: {error}")
     except ProxyUnusable as error:
         sys.exit(f"SLUICE_GUARDRAIL_WEBHOOK_URL: {error}")
+    protocol = bounded_protocol(settings)
+    protocol.gate = process.services.gate
     config = uvicorn.Config(
         create_app(process),
         loop="common.event_loop:Loop",
-        http=bounded_protocol(settings),
+        http=protocol,
         ws="none",  # Nothing here speaks WebSocket: an upgrade that is asked for is not made.
         log_config=None,
         access_log=False,
@@ -259,4 +285,4 @@ def run(settings: Settings, fd: int | None = None) -> None:
     )
     host, port = address_of(sock)
     log.info("starting", host=host, port=port)
-    ApiServer(config, process).run([sock])
+    ApiServer(config, process).run(listeners(sock))

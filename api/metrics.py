@@ -13,6 +13,7 @@ DURATION_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 3
 _LIMIT_OF = {
     "queue_full": "waiting",
     "tenant_queue_full": "waiting_per_tenant",
+    "overloaded": "load",
     "request_too_large": "body",
     "json_too_deep": "json_depth",
     "headers_too_large": "headers",
@@ -49,6 +50,15 @@ class Metrics:
             "Texts in which a guardrail found something; side is input or output",
             ["guardrail", "mode", "side"],
             registry=registry,
+        )
+        # Requests that would start a generation, judged before they are read: docs/overload.md.
+        self.admitted = Counter("sluice_admitted", "Requests let in", registry=registry)
+        self.shed = Counter("sluice_shed", "Requests refused as this API is overloaded", ["reason"], registry=registry)
+        self.admission_limit = Gauge(
+            "sluice_admission_limit_per_second", "Requests that this API lets in at most; 0: no limit now", registry=registry
+        )
+        self.estimated_wait = Gauge(
+            "sluice_estimated_wait_seconds", "How long a new interactive job would wait for a worker", registry=registry
         )
         self.viewers = Gauge("sluice_open_viewers", "Responses that relay a generation now", registry=registry)
         self.subscriptions = Gauge("sluice_subscriptions", "Generations that this process listens to", registry=registry)

@@ -238,6 +238,15 @@ class Settings(BaseSettings):
     # Bounds
     waiting_max: int = Field(20_000, ge=1, le=10**7, description="Waiting jobs of all tenants.")
     waiting_per_tenant_max: int = Field(5_000, ge=1, le=10**7, description="Waiting jobs of one tenant.")
+    starting_max: int = Field(
+        1_000, ge=10, le=10**6, description="Requests of one API that are on their way into the queue; more are refused."
+    )
+    overload_lag_ms: int = Field(
+        50, ge=0, le=10_000, description="An API whose loop is later than this all along admits less; 0: it never does."
+    )
+    overload_claim_ms: int = Field(
+        300, ge=0, le=60_000, description="The same where its jobs wait so long for workers that have free slots."
+    )
     background_share: float = Field(0.75, gt=0, le=1, description="How much of queue and slots background jobs may fill.")
     worker_slots: int = Field(2_000, ge=1, le=10**5, description="Generations that one worker runs at a time.")
     upstream_connections_max: int = Field(2_500, ge=1, le=10**5, description="Connections of one worker to all providers.")

@@ -67,6 +67,7 @@ def router(services: Services, count_jobs: Callable[[], Awaitable[tuple[int, int
                 "workers_alive": services.queue.workers_alive,
                 "open_viewers": services.hub.open_viewers,
                 "loop_lag_ms": lag_figures(),
+                "load": services.gate.state(),
             },
             503 if problems else 200,
         )
@@ -78,6 +79,8 @@ def router(services: Services, count_jobs: Callable[[], Awaitable[tuple[int, int
         gauges.subscriptions.set(services.feed.subscriptions)
         gauges.redis_up.set(not services.probe.problems())
         gauges.workers.set(services.queue.workers_alive)
+        gauges.admission_limit.set(services.gate.limit_per_s() or 0)
+        gauges.estimated_wait.set(services.gate.estimated_wait_s() or 0)
         gauges.tasks.set(len(asyncio.all_tasks()))
         gauges.open_files.set(open_files())
         if services.pulse.is_up and (counted := await count_jobs()):

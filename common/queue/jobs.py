@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import structlog
 from redis.exceptions import RedisError
@@ -147,7 +147,14 @@ class JobQueue:
 
     async def note_alive(self, worker: str, *, takes_jobs: bool) -> None:
         """Say for ``ALIVE_S`` that a worker takes jobs, or that it takes none any more."""
-        await self._scripts.run("alive", [], [worker, ms(ALIVE_S) if takes_jobs else 0])
+        # Behind its name stands how many it can run: the version before does not say, nor does it read the names.
+        member = f"{worker} {self._settings.worker_slots}"
+        await self._scripts.run("alive", [], [member, ms(ALIVE_S) if takes_jobs else 0])
+
+    async def load(self, tenants_max: int) -> list[Any]:
+        """Return what load.lua tells; see ``common/queue/load.py``."""
+        answer: list[Any] = await self._scripts.run("load", [], [ms(ALIVE_S), tenants_max])
+        return answer
 
     async def enqueue(
         self,

@@ -20,7 +20,7 @@ from redis.exceptions import RedisError
 
 from common import keys
 from common.admission import Settlement
-from common.loop_lag import able_timeout
+from common.loop_lag import able_timeout, loop_lag
 from common.process import supervised
 from common.queue.jobs import ALIVE_BEAT_S, LAPSED_BATCH, Claimed, ClaimedJob, JobQueue
 from common.redis_client import COMMAND_TIMEOUT_S, Client, Pulse, RedisUnavailable, as_unavailable
@@ -35,6 +35,8 @@ BELL_TIMEOUT_S = 3.0  # Longer than the wait: only a dead connection lets it pas
 PAUSE_AFTER_ERROR_S = 0.2
 REASON_MAX = 300
 STUCK_S = 10.0  # Several turns, each with all of its timeouts.
+# A worker whose loop is later than that begins with so many at a time. Another may be free, and who admits sees them wait.
+CLAIM_LAG_S, CLAIM_LATE_MAX = 0.05, 2
 RELEASE_DELAY_S = 1.0  # A job whose handler could not even begin waits this long, so that it does not spin.
 
 _BLPOP: tuple[Any, ...] = ("BLPOP", keys.BELL, BELL_WAIT_S)
@@ -169,8 +171,9 @@ class LeasedWorker(Worker):
         # What lapsed while we were cut off may be running well: only a worker that has seen Redis whole for one lease,
         # in which every other worker could renew, takes lapsed jobs.
         may_take_lapsed = with_lapsed and self._pulse.whole_s() > self._settings.lease_s
+        is_late = loop_lag().now_s > CLAIM_LAG_S
         return await self._queue.claim(
-            self.free_slots,
+            min(self.free_slots, CLAIM_LATE_MAX) if is_late else self.free_slots,
             background_max=max(0, self._background_max - self._background),
             lapsed_max=LAPSED_BATCH if may_take_lapsed else 0,
             not_these=self._jobs.keys() if may_take_lapsed else (),

@@ -13,6 +13,7 @@ from uvicorn.server import ServerState
 from api.http_errors import error_response, refusal_in
 from api.metrics import Metrics
 from api.middleware import Observed
+from api.overload.gate import Gate
 from api.slow_requests import bounded_protocol
 from common.dialects import DIALECTS
 from common.settings import Settings
@@ -64,12 +65,14 @@ class Server:
 
 
 @asynccontextmanager
-async def served(app: Any = echo, keep_alive_s: float = 5, **settings: Any) -> AsyncIterator[Server]:
+async def served(app: Any = echo, keep_alive_s: float = 5, gate: Gate | None = None, **settings: Any) -> AsyncIterator[Server]:
     chosen = Settings(**settings)
     registry = CollectorRegistry()
     observed = Observed(app, Metrics(registry), chosen.header_bytes_max, lambda: False)
+    protocol = bounded_protocol(chosen)
+    protocol.gate = gate
     config = uvicorn.Config(
-        observed, timeout_keep_alive=keep_alive_s, http=bounded_protocol(chosen), log_config=None, ws="none", lifespan="off"
+        observed, timeout_keep_alive=keep_alive_s, http=protocol, log_config=None, ws="none", lifespan="off"
     )
     config.load()
     state = ServerState()

@@ -28,10 +28,10 @@ async def process(redis: Redis, redis_server: EmbeddedRedis):
     await found.stop()
 
 
-async def post(process: Process, path: str = "/v1/chat/completions") -> httpx.Response:
+async def post(process: Process, path: str = "/v1/chat/completions", headers: dict[str, str] | None = None) -> httpx.Response:
     transport = httpx.ASGITransport(create_app(process))
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-        return await client.post(path, json=BODY, headers=KEY)
+        return await client.post(path, json=BODY, headers=KEY | (headers or {}))
 
 
 @pytest.mark.parametrize(
@@ -60,6 +60,36 @@ async def test_who_asks_listens_before_the_job_exists(process, redis, monkeypatc
     await post(process)
 
     assert heard == [1]
+
+
+@pytest.mark.parametrize("looks", [[True], [False, True]], ids=["before it is opened", "before it is in line"])
+async def test_who_has_left_costs_nothing_more(process, redis, monkeypatch, looks):
+    enqueued = []
+    monkeypatch.setattr(process.services.queue, "enqueue", enqueued.append)
+    monkeypatch.setattr("api.generate.has_left", lambda _: looks.pop(0))
+
+    response = await post(process)
+
+    assert (response.status_code, response.json()["error"]["code"]) == (499, "cancelled")
+    assert enqueued == []
+    assert await redis.keys("*") == []
+    assert process.services.feed.subscriptions == 0
+    assert process.services.gate.starting == 0
+
+
+async def test_who_has_left_gets_what_it_asked_for_where_that_is_to_run_without_it(process, monkeypatch):
+    enqueued = []
+
+    async def enqueue(generation_id: str, *_: object, **__: object) -> None:
+        enqueued.append(generation_id)
+        raise ChannelUnavailable("enough seen")
+
+    monkeypatch.setattr(process.services.queue, "enqueue", enqueue)
+    monkeypatch.setattr("api.generate.has_left", lambda _: True)
+
+    await post(process, headers={"x-disconnect": "detach"})
+
+    assert len(enqueued) == 1
 
 
 @pytest.mark.parametrize("part", ["hub.join", "channel.open"])

@@ -215,7 +215,7 @@ async def test_a_worker_that_has_not_spoken_for_long_is_not_counted(redis, pulse
     assert queue.workers_alive == 1
     assert 0 < await redis.pttl(keys.WORKERS) <= ALIVE_S * 1000
     await queue.note_alive("one", takes_jobs=True)
-    assert await redis.zrange(keys.WORKERS, 0, -1) == [b"one"]
+    assert await redis.zrange(keys.WORKERS, 0, -1) == [b"one 2000"]
 
 
 async def test_a_worker_of_the_version_before_is_known_by_its_books(redis, pulse, queue):

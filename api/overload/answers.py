@@ -1,0 +1,75 @@
+"""What does a client get that is refused before anything is known of its request but its head?
+
+The bytes of a whole response in its dialect, put together from parts that are made once.
+"""
+
+import re
+import secrets
+from collections.abc import Iterable
+from itertools import count
+
+from api.http_errors import dialect_at
+from api.security_headers import security_headers
+from common.dialects import DIALECTS
+from common.dialects.base import Dialect
+from common.errors import ErrorKind, Failed
+
+CODE = "overloaded"
+_ID, _SECONDS = b"req_00000000", b"86399"  # Stand for what differs from one response to the next.
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:-]{1,128}")
+_REASONS = {503: b"Service Unavailable", 529: b"Overloaded"}
+
+
+def overloaded(retry_after_s: int) -> Failed:
+    message = f"The gateway has more requests than it can serve just now. Try again in {retry_after_s} seconds."
+    return Failed(ErrorKind.OVERLOADED, message, code=CODE, retry_after_s=retry_after_s)
+
+
+class Answers:
+    """``exposed``: the headers that a browser may let a page read, as ``Cors`` has them."""
+
+    def __init__(self, exposed: Iterable[str] = ()) -> None:
+        self._exposed = ", ".join(exposed).encode()
+        self._parts = {dialect.name: _parts(dialect) for dialect in DIALECTS.values()}
+        self._prefix, self._numbers = secrets.token_hex(8).encode(), count(1)
+
+    def refusal(
+        self, path: str, headers: Iterable[tuple[bytes, bytes]], retry_after_s: int, *, origin: bytes, is_last: bool
+    ) -> bytes:
+        """Return a response.
+
+        Args:
+            origin: The page's that may read it; empty for none.
+            is_last: Whether its connection ends behind it.
+        """
+        head, body = self._parts[dialect_at(path).name]
+        seconds, request_id = b"%d" % retry_after_s, b""
+        for name, value in headers:
+            if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
+                request_id = value
+        request_id = request_id or b"req_%s%x" % (self._prefix, next(self._numbers))
+        content = body.replace(_ID, request_id).replace(_SECONDS, seconds)
+        more = b"connection: close\r\n" if is_last else b""
+        if origin:
+            more += b"vary: Origin\r\naccess-control-allow-origin: %s\r\naccess-control-expose-headers: %s\r\n" % (
+                origin,
+                self._exposed,
+            )
+        return b"%sretry-after: %s\r\nx-request-id: %s\r\nrequest-id: %s\r\ncontent-length: %d\r\n%s\r\n%s" % (
+            head,
+            seconds,
+            request_id,
+            request_id,
+            len(content),
+            more,
+            content,
+        )
+
+
+def _parts(dialect: Dialect) -> tuple[bytes, bytes]:
+    """Return the head as far as it is the same for all, and the body with what stands for the rest."""
+    failed = overloaded(int(_SECONDS))
+    status = dialect.status(failed)
+    headers = [(b"content-type", b"application/json"), *security_headers((), is_https=False)]
+    lines = [b"HTTP/1.1 %d %s" % (status, _REASONS[status]), *(b"%s: %s" % header for header in headers), b""]
+    return b"\r\n".join(lines), dialect.error_body(failed, _ID.decode())

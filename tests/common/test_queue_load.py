@@ -1,0 +1,132 @@
+"""How long would an interactive job wait that came now? What the queue holds is read on a real Redis."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from redis.asyncio import Redis
+
+from common import keys
+from common.queue.jobs import JobClass, JobQueue
+from common.queue.load import RATE_JOBS, SLOTS_UNSAID, QueueLoad, Reading, reading_of
+from common.redis_client import Pulse
+from common.settings import Settings
+
+
+@pytest.fixture
+async def queue(redis: Redis) -> AsyncIterator[JobQueue]:
+    pulse = Pulse(redis)
+    await pulse.start()
+    yield JobQueue(redis, pulse, Settings(worker_slots=8))
+    await pulse.stop()
+
+
+async def enqueue(queue: JobQueue, tenant: str, count: int, job_class: JobClass = JobClass.INTERACTIVE) -> None:
+    for number in range(count):
+        await queue.enqueue(f"gen_{tenant}_{job_class}_{number}", tenant, job_class)
+
+
+async def read(queue: JobQueue, tenants_max: int = 10) -> Reading:
+    return reading_of(await queue.load(tenants_max))
+
+
+async def test_interactive_jobs_are_counted_by_tenant_and_running_ones_beside_the_slots_there_are(redis, queue):
+    await enqueue(queue, "loud", 5)
+    await enqueue(queue, "quiet", 1)
+    await enqueue(queue, "later", 3, JobClass.BACKGROUND)
+    await queue.note_alive("one", takes_jobs=True)
+    await queue.note_alive("gone", takes_jobs=True)
+    await queue.note_alive("gone", takes_jobs=False)
+    await redis.zadd(keys.WORKERS, {"of-before": (await read(queue)).at_ms})
+    claimed = await queue.claim(2, lapsed_max=0, not_these=())
+
+    found = await read(queue)
+
+    assert len(claimed.jobs) == 2
+    assert (found.waiting, found.tenants, found.by_tenant) == (4, 1, {"loud": 4})
+    assert (found.running, found.slots) == (2, 8 + SLOTS_UNSAID)
+    assert found.drained == 2
+
+
+async def test_of_very_many_tenants_some_are_looked_at_and_the_others_taken_to_be_like_them(queue):
+    for number in range(6):
+        await enqueue(queue, f"tenant{number}", 2)
+
+    found = await read(queue, tenants_max=3)
+
+    assert (len(found.by_tenant), found.tenants, found.waiting) == (3, 6, 12)
+
+
+async def test_it_is_read_again_and_again(queue):
+    load = QueueLoad(queue)
+    load.start()
+    await enqueue(queue, "a", 3)
+    async with asyncio.timeout(30):
+        while load.reading.waiting != 3:
+            await asyncio.sleep(0.01)
+    await load.stop()
+
+
+# The rate
+
+
+def reading(at_s: float, drained: int, *, running: int = 20, **waiting: int) -> Reading:
+    return Reading(int(at_s * 1000), drained, sum(waiting.values()), len(waiting), waiting, running, slots=20)
+
+
+@pytest.fixture
+def load() -> QueueLoad:
+    return QueueLoad(None)  # type: ignore[arg-type]  # It is told, and asks nobody.
+
+
+def test_what_waits_is_divided_by_how_fast_it_is_taken(load):
+    load.take(reading(0, 0, a=300))
+    load.take(reading(1, 50, a=300))
+
+    assert load.wait_s("a") == 6
+
+
+def test_whoever_has_nothing_in_line_waits_for_a_turn_of_the_others(load):
+    load.take(reading(0, 0, loud=300, quiet=2))
+    load.take(reading(1, 50, loud=300, quiet=2))
+
+    assert load.wait_s("loud") == pytest.approx(302 / 50)
+    assert load.wait_s("quiet") == pytest.approx(3 * 2 / 50)
+    assert load.wait_s("new") == pytest.approx(2 / 50)
+
+
+def test_the_rate_is_of_the_last_moments_as_far_as_they_tell_one(load):
+    for second in range(10):
+        load.take(reading(second, 2 * second, a=100))
+    slow = load.wait_s("a")
+    load.take(reading(10, 18 + 10 * RATE_JOBS, a=100))
+
+    assert slow == pytest.approx(100 / 2)
+    assert load.wait_s("a") == pytest.approx(100 / (10 * RATE_JOBS))
+
+
+def test_where_nothing_is_taken_or_redis_is_another_one_nobody_knows(load):
+    assert load.wait_s("a") == 0
+    load.take(reading(0, 5, a=3))
+    assert load.wait_s("a") is None
+    load.take(reading(1, 5, a=3))
+    assert load.wait_s("a") is None
+    load.take(reading(2, 0, a=3))
+    assert load.wait_s("a") is None
+
+
+def test_while_no_worker_lives_nobody_knows(load):
+    load.take(reading(0, 0, a=300))
+    load.take(reading(1, 50, a=300))
+    load.take(Reading(2000, 50, 300, 1, {"a": 300}, running=0, slots=0))
+
+    assert load.wait_s("a") is None
+
+
+def test_slots_are_free_where_two_readings_say_so(load):
+    seen = []
+    for number, running in enumerate([20, 2, 2, 19, 2]):
+        load.take(reading(number, 0, running=running))
+        seen.append(load.has_free_slots)
+
+    assert seen == [False, False, True, False, False]
