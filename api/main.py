@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from api.auth import Authenticator
+from api.body_budget import BodyBudget
 from api.cors import Cors
 from api.describing import describe
 from api.generate import Services
@@ -36,7 +37,7 @@ from common.database.lazy import LazyDatabase
 from common.foreign_variables import log_foreign
 from common.guardrails.custom import PluginError, custom_of
 from common.listening import address_of, bind
-from common.process import collect_seldom, raise_file_limit, switch_soon
+from common.process import collect_seldom, free_at_once, raise_file_limit, switch_soon
 from common.proxies import ProxyUnusable
 from common.queue.jobs import JobQueue
 from common.redaction import Redactor
@@ -94,6 +95,7 @@ class Process:
             metrics=metrics,
             responses=ResponseStore(self.redis, settings),
             guard=InputGuard(settings, self.custom_guardrail, metrics),
+            bodies=BodyBudget(settings),
         )
 
     async def start(self) -> None:
@@ -232,6 +234,7 @@ def run(settings: Settings, fd: int | None = None) -> None:
     log_foreign(environment(), settings)
     log_doubts(settings)
     raise_file_limit()
+    free_at_once()
     collect_seldom()
     switch_soon()
     try:

@@ -13,6 +13,7 @@ _LIMIT_OF = {
     "queue_full": "waiting",
     "tenant_queue_full": "waiting_per_tenant",
     "request_too_large": "body",
+    "bodies_full": "bodies",
     "json_too_deep": "json_depth",
     "headers_too_large": "headers",
     "request_timeout": "read_timeout",
@@ -55,6 +56,7 @@ class Metrics:
         self.running = Gauge("sluice_running_jobs", "Jobs that a worker holds, all replicas", registry=registry)
         self.tasks = Gauge("sluice_tasks", "Tasks of this process", registry=registry)
         self.open_files = Gauge("sluice_open_files", "Files and sockets that this process has open", registry=registry)
+        self.body_bytes = Gauge("sluice_body_bytes", "Bytes of large request bodies that are held now", registry=registry)
         self.redis_up = Gauge("sluice_redis_up", "Whether Redis answers, and does all that it is asked", registry=registry)
         self.workers = Gauge("sluice_workers_alive", "Workers that take jobs, of all replicas", registry=registry)
 
