@@ -10,6 +10,7 @@ from test_continuation import MORE, READERS
 from test_generate import Setup, setup  # noqa: F401 - a fixture.
 
 from common.settings import ProviderSettings
+from workers.call import _event_end
 
 TEXT, FINISH = {"delta": {"content": "some words "}}, {"delta": {}, "finish_reason": "stop"}
 USAGE = {"usage": {"prompt_tokens": 7, "completion_tokens": 9}, "choices": []}
