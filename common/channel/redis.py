@@ -198,13 +198,13 @@ class RedisChannel:
             raise ChannelUnavailable(str(error)) from error
 
 
-@lru_cache(maxsize=16_384)
 def _log_keys(generation_id: str) -> list[str]:
     tag = f"{{{generation_id}}}:"
     return [tag + name for name in ("state", "log", "live", "viewers", "request", "tombstone", "record")]
 
 
-@lru_cache(maxsize=16_384)
+# A claim's is 1.4 kB, and is left here when the claim is over: what is kept is that of twice a worker's usual slots.
+@lru_cache(maxsize=4_096)
 def _own(generation_id: str, epoch: int, token: str) -> tuple[list[str], list[str], str]:
     """What stays the same in all appends of a claim: its keys, those of its last append, and whose it is."""
     names = _log_keys(generation_id)
