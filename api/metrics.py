@@ -15,6 +15,7 @@ _LIMIT_OF = {
     "request_too_large": "body",
     "bodies_full": "bodies",
     "json_too_deep": "json_depth",
+    "json_too_many_values": "json_values",
     "headers_too_large": "headers",
     "request_timeout": "read_timeout",
     "requests_limit": "requests",

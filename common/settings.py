@@ -254,6 +254,7 @@ class Settings(BaseSettings):
         128 * MIB, ge=MIB, le=64 * GIB, description="Large request bodies that one API holds at a time, one always."
     )
     json_depth_max: int = Field(64, ge=8, le=256, description="Nesting of a request body.")
+    json_values_max: int = Field(500_000, ge=1_000, le=10**8, description="Values in a request body, about.")
     header_bytes_max: int = Field(32 * KIB, ge=4 * KIB, le=MIB, description="All request headers together.")
     answer_bytes_max: int = Field(64 * MIB, ge=MIB, le=GIB, description="One answer, as its client gets it.")
     large_answers_bytes_max: int = Field(

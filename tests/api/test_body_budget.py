@@ -1,6 +1,7 @@
 """Large bodies within a budget: what fits is read, what does not is refused before it is read on, and all is given back."""
 
 import asyncio
+import weakref
 from collections.abc import Iterable
 from typing import Any
 
@@ -8,7 +9,7 @@ import orjson
 import pytest
 from starlette.requests import Request
 
-from api.body import read_json
+from api.body import _parse, read_json
 from api.body_budget import AT_ONCE_MAX, LARGE_BYTES, SMALL_BYTES, BodyBudget, apart
 from common.errors import ErrorKind, GatewayError
 from common.settings import MIB, Settings
@@ -143,3 +144,55 @@ async def test_a_large_body_leaves_the_loop_to_others():
     beside.cancel()
 
     assert turns > 1
+
+
+DENSE = [b"[],", b"{},", b"1,", b'"a",', b"[1],"]
+MANY = 2_000
+
+
+@pytest.mark.parametrize("piece", DENSE)
+def test_more_values_than_allowed_are_refused_before_they_are_made(piece):
+    raw = b'{"a":[' + piece * MANY + b"1]}"
+
+    with pytest.raises(GatewayError) as refused:
+        _parse(raw, 64, MANY - 1)
+
+    assert refused.value.failed.code == "json_too_many_values"
+    assert len(_parse(raw, 64, 3 * MANY)["a"]) == MANY + 1
+
+
+@pytest.mark.parametrize("text", ["[],{},", 'she said "[]," \\ [', "\\", '\\"'])
+def test_what_stands_in_strings_is_no_value(text):
+    raw = orjson.dumps({"a": text * MANY})
+
+    assert _parse(raw, 64, 1_000) == {"a": text * MANY}
+
+
+@pytest.mark.parametrize("tail", [b"", b"\\", b"x", b'\\"' * 50_000])
+def test_a_string_without_an_end_is_looked_at_once(tail):
+    with pytest.raises(GatewayError) as refused:
+        _parse(b'{"a":[' + b"[]," * 400 + b'"' + b'\\"[' * 50_000 + tail, 64, 1_000)
+
+    assert refused.value.failed.code == "invalid_json"
+
+
+async def test_a_large_request_that_failed_is_not_kept_by_its_error():
+    class Prompt:
+        """Something large."""
+
+    budget, request = BodyBudget(SETTINGS), whole(LARGE_BYTES)
+    await read(request, budget)
+
+    def fail() -> "weakref.ref[Prompt]":
+        prompt = Prompt()
+        try:
+            raise ValueError(prompt)
+        except ValueError as error:
+            kept = error  # It holds the frame, and the frame holds it.
+        return weakref.ref(kept.args[0])
+
+    found = fail()
+    budget.release(request.scope, has_failed=True)
+    await asyncio.sleep(0)
+
+    assert found() is None
