@@ -93,8 +93,8 @@ def _too_large(bytes_max: int) -> GatewayError:
 
 def _check_values(raw: bytes, values_max: int) -> None:
     """Refuse what would take thirty times its size, and the interpreter for seconds: ten million empty lists in 30 MB."""
-    if len(raw) <= values_max or raw.count(b",") + raw.count(b"[") + raw.count(b"{") <= values_max:
-        return  # Nearly every body: the first needs no look at it, the second no more than one at memory's speed.
+    if len(raw) <= values_max or sum(_count(raw, mark, values_max) for mark in (b",", b"[", b"{")) <= values_max:
+        return  # Nearly every body.
     count, is_string = 0, False
     for found in _MARK.finditer(raw):
         mark = found[0]
@@ -104,6 +104,14 @@ def _check_values(raw: bytes, values_max: int) -> None:
             count += 1
         if count > values_max:
             raise _invalid(f"The body holds more than {values_max} values.", "json_too_many_values")
+
+
+def _count(raw: bytes, mark: bytes, most: int) -> int:
+    """Return how often a byte occurs, or more than ``most``. ``bytes.count`` has nobody take turns meanwhile."""
+    count, at = 0, raw.find(mark)
+    while at >= 0 and count <= most:
+        count, at = count + 1, raw.find(mark, at + 1)
+    return count
 
 
 def _check_depth(body: dict[str, Any], depth_max: int) -> None:

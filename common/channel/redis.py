@@ -173,7 +173,7 @@ class RedisChannel:
     async def _set_large(self, name: str, value: bytes, expiry_ms: int) -> None:
         try:
             async with asyncio.timeout(COMMAND_TIMEOUT_S + len(value) / LARGE_RATE):
-                await self._redis.set(name, value, px=expiry_ms)
+                await self._redis.set_large(name, value, expiry_ms)
         except (RedisError, OSError, TimeoutError) as error:
             raise _unavailable(error) from error
 
