@@ -6,6 +6,7 @@ CONSTRAINTS ?= constraints.txt
 ARGS ?=
 WORKERS ?= 3
 MINUTES ?= 1
+RATE ?= 14
 SEED ?=
 REDIS ?= one
 EXAMPLES ?= 200
@@ -13,7 +14,7 @@ EXAMPLES ?= 200
 UNIT := tests/api tests/common tests/contracts tests/workers tests/test_dependencies.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo dev test unit lowest check-all fmt lint types env compatibility constraints bench overload fuzz chaos clean
+.PHONY: help setup demo dev test unit lowest check-all fmt lint types env compatibility constraints bench overload fuzz chaos soak clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -88,6 +89,9 @@ fuzz: $(VENV)/.ready-dev ## Send every route what nobody would, for longer than 
 
 chaos: $(VENV)/.ready-dev ## Break everything around real streams for a minute (MINUTES=10 SEED=n, REDIS=sentinel, ARGS=--verbose); needs nginx
 	@PYTHONPATH=.:tests:tests/e2e $(BIN)/python -m chaos --redis $(REDIS) --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+soak: $(VENV)/.ready-dev ## Do all that clients do at a steady rate for a minute, and say what has grown (MINUTES=60 RATE=14)
+	@PYTHONPATH=.:tests:tests/e2e $(BIN)/python -m soak --minutes $(MINUTES) --rate $(RATE) $(ARGS)
 
 clean: ## Remove what setup and the tools made
 	@rm -rf $(VENV) $(VENV)-* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info

@@ -26,9 +26,10 @@ from api.addresses import client_address
 from api.admission import charges_of
 from api.auth import Authenticator
 from api.body import read_json
+from api.body_budget import BodyBudget, apart
 from api.classes import class_of
-from api.draining import WAVE_S, waves
 from api.connection import has_left
+from api.draining import WAVE_S, waves
 from api.guarding import InputGuard
 from api.http_errors import error_response, headers_of, request_id_of
 from api.hub import Hub
@@ -87,6 +88,7 @@ class Services:
     responses: ResponseStore
     guard: InputGuard
     gate: Gate
+    bodies: BodyBudget
     relays: set[Relay] = field(default_factory=set)
     is_draining: bool = False
     _is_grace_over: bool | None = field(default=None, init=False)  # None: the process goes on, or is unready at most.
@@ -149,14 +151,20 @@ async def open_generation(
 
 async def guarded(dialect: Dialect, request: Request, services: Services, answer: Awaitable[Response]) -> Response:
     """Return an answer, or the error that it raises in the dialect's own shape."""
+    has_failed = True
     try:
-        return await answer
+        found = await answer
+        has_failed = False
+        return found
     except GatewayError as error:
-        refused = error
+        refused, headers = error.failed, headers_of(error)
     except (ChannelUnavailable, RedisUnavailable) as error:
-        refused = redis_failed(error, services.pulse)
-    services.metrics.refused(refused.failed)
-    return error_response(dialect, refused.failed, request_id_of(request), headers_of(refused))
+        gone = redis_failed(error, services.pulse)
+        refused, headers = gone.failed, headers_of(gone)
+    finally:
+        services.bodies.release(request.scope, has_failed=has_failed)
+    services.metrics.refused(refused)
+    return error_response(dialect, refused, request_id_of(request), headers)
 
 
 async def _generate(
@@ -190,19 +198,19 @@ async def accept(
     services.gate.learn(request.scope, principal)
     refuse_unless_it_can_be_kept(principal, settings)
     job_class = class_of(request.headers, principal, JobClass.BACKGROUND if unsaid is Policy.DETACH else JobClass.INTERACTIVE)
-    raw, body = await read_json(request, settings)
+    raw, body = await read_json(request, settings, services.bodies)
     if amend:
         amended = await amend(principal, body)
         if amended is not body:
-            body, raw = amended, orjson.dumps(amended)
-    parsed = dialect.parse(body)
+            body, raw = amended, await apart(len(raw), orjson.dumps, amended)
+    parsed = await apart(len(raw), dialect.parse, body)
     route = resolve(parsed.model, settings, parsed.provider, has_brought_key=brought_key is not None)
     named = Named(parsed.model, parsed.provider, brought_key is not None)
     targets = permitted(principal, dialect.name, named, route, settings)
     by_fields = permitted_by_fields(principal, dialect.name, body, targets, settings)
     if operation == "generate":
         targets = countable(principal, targets, settings, has_brought_key=brought_key is not None)
-    once = once_of(request.headers, principal, body, dialect.name, operation)
+    once = await apart(len(raw), once_of, request.headers, principal, body, dialect.name, operation)
     guardrails = services.guard.policy(principal, parsed.model, targets + by_fields)
     if guardrails and await services.guard.check(guardrails, body, model=parsed.model, tenant=principal.tenant):
         raw = orjson.dumps(body)  # ``parsed`` knows the prompt as it came, which serves to measure it.
@@ -228,7 +236,8 @@ async def accept(
     )
     address = client_address(request.scope)
     providers = [target.provider for target in targets]
-    charges = charges_of(principal, address, parsed, providers, settings, has_brought_key=brought_key is not None)
+    has_key = brought_key is not None
+    charges = await apart(len(raw), charges_of, principal, address, parsed, providers, settings, has_brought_key=has_key)
     return Asked(request.scope, dialect, principal, job, charges, principal.end_user or parsed.end_user, job_class, once)
 
 
@@ -294,6 +303,7 @@ async def _open_and_enqueue(asked: Asked, services: Services) -> tuple[Viewer | 
     """
     job = asked.job
     opening = _opening(asked, services.settings)
+    job.body = b""  # It is packed: of a large one there are not to be more than needed.
     joined, opened = await asyncio.gather(
         services.hub.join(job.generation_id),
         services.channel.open(job.generation_id, opening, services.hub.replica),

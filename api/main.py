@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from api.auth import Authenticator
+from api.body_budget import BodyBudget
 from api.cors import Cors
 from api.describing import describe
 from api.generate import Services
@@ -39,7 +40,7 @@ from common.foreign_variables import log_foreign
 from common.guardrails.custom import PluginError, custom_of
 from common.listening import address_of, bind
 from common.loop_lag import able_timeout, loop_lag
-from common.process import collect_seldom, raise_file_limit, switch_soon
+from common.process import collect_seldom, free_at_once, raise_file_limit, switch_soon
 from common.proxies import ProxyUnusable
 from common.queue.jobs import JobQueue
 from common.queue.load import QueueLoad
@@ -102,6 +103,7 @@ class Process:
             responses=ResponseStore(self.redis, settings),
             guard=InputGuard(settings, self.custom_guardrail, metrics),
             gate=Gate(settings, self.load, metrics, Answers(EXPOSED_HEADERS)),
+            bodies=BodyBudget(settings),
         )
 
     async def start(self) -> None:
@@ -258,6 +260,7 @@ def run(settings: Settings, fd: int | None = None) -> None:
     log_foreign(environment(), settings)
     log_doubts(settings)
     raise_file_limit()
+    free_at_once()
     collect_seldom()
     switch_soon()
     try:

@@ -15,7 +15,9 @@ _LIMIT_OF = {
     "tenant_queue_full": "waiting_per_tenant",
     "overloaded": "load",
     "request_too_large": "body",
+    "bodies_full": "bodies",
     "json_too_deep": "json_depth",
+    "json_too_many_values": "json_values",
     "headers_too_large": "headers",
     "request_timeout": "read_timeout",
     "requests_limit": "requests",
@@ -72,6 +74,7 @@ class Metrics:
             buckets=LAG_BUCKETS_S,
             registry=registry,
         )
+        self.body_bytes = Gauge("sluice_body_bytes", "Bytes of large request bodies that are held now", registry=registry)
         self.redis_up = Gauge("sluice_redis_up", "Whether Redis answers, and does all that it is asked", registry=registry)
         self.workers = Gauge("sluice_workers_alive", "Workers that take jobs, of all replicas", registry=registry)
 

@@ -37,7 +37,8 @@ all keys of one generation live in one slot of a cluster. The queue's keys are f
 | ``sluice:q:workers`` | sorted set, workers that take jobs by the ms of their last word | ``ALIVE_S`` after that | worker |
 | ``sluice:q:probe:…`` | what a probe of Redis writes, see ``common/redis_probe`` | the probe, 10 s at most | API, worker |
 | ``sluice:q:health:WORKER`` | string, arq's health record | half a minute | worker |
-| ``sluice:q:bell`` | list, at most one item | until a worker takes it | whoever leaves work in waiting |
+| ``sluice:q:bell`` | list, at most one item | until a worker takes it | whoever leaves interactive jobs in waiting |
+| ``sluice:q:bell:background`` | the same | the same | whoever leaves background jobs in waiting |
 """
 
 QUEUE_PREFIX = "sluice:q:"  # The queue's scripts build the others of its keys from the same prefix.
@@ -47,6 +48,7 @@ RUNNING = QUEUE_PREFIX + "running"
 WORKERS = QUEUE_PREFIX + "workers"
 JOB = QUEUE_PREFIX + "job:"
 BELL = QUEUE_PREFIX + "bell"
+BELL_BACKGROUND = BELL + ":background"
 RECENT = QUEUE_PREFIX + "recent:"
 ONCE = QUEUE_PREFIX + "once:"
 ENDED = QUEUE_PREFIX + "ended"
@@ -59,7 +61,9 @@ KEY_ORIGINS = "sluice:keys:origins"
 PAUSED = "sluice:paused"
 
 # What an idle Sluice leaves in Redis without an expiry. Any other key without one is a leak.
-PERMANENT = frozenset({KEYS_VERSION, KEY_ORIGINS, SPENT_LOADED, BELL, QUEUE_PREFIX + "turn", QUEUE_PREFIX + "handed"})
+PERMANENT = frozenset(
+    {KEYS_VERSION, KEY_ORIGINS, SPENT_LOADED, BELL, BELL_BACKGROUND, QUEUE_PREFIX + "turn", QUEUE_PREFIX + "handed"}
+)
 
 
 def state(generation_id: str) -> str:

@@ -19,6 +19,9 @@ log = structlog.get_logger()
 RESTART_PAUSE_S = 0.5
 RETELL_S = 60.0  # A loop that breaks at every turn is told of so often.
 PR_SET_PDEATHSIG = 1  # Source: prctl(2).
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # Source: mallopt(3), malloc.h.
+OWN_BLOCK_BYTES = 2**20  # Above what a read or a frame has: a block of its own costs a call of the system each time.
+HEAP_TOP_BYTES = 2**23  # What may stay free at the heap's end; without a word the system would be asked at each 128 KiB.
 
 
 def raise_file_limit() -> int:
@@ -85,3 +88,16 @@ def collect_seldom() -> None:
     """Have Python look for cycles less often: a token makes many objects, hardly a cycle, and looking took 4 % of a worker."""
     gc.set_threshold(20_000, 20, 50)
     gc.freeze()  # What start-up made stays; it need not be looked at again.
+
+
+def free_at_once() -> None:
+    """Have glibc give each large block back to the system when it is freed; elsewhere the system's own ways must do.
+
+    By itself it does so at first, but takes every large block that is freed for a sign that more will come: from then on blocks
+    of that size, up to 32 MiB, are cut from the heap, which shrinks only as far as its end is free. A burst of large bodies
+    would stay in the process for good.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt:
+        mallopt(M_MMAP_THRESHOLD, OWN_BLOCK_BYTES)
+        mallopt(M_TRIM_THRESHOLD, HEAP_TOP_BYTES)

@@ -259,8 +259,16 @@ class Settings(BaseSettings):
         8 * MIB, ge=0, le=512 * MIB, description="A larger request or response of /v1/responses is not stored."
     )
     body_bytes_max: int = Field(32 * MIB, ge=KIB, le=512 * MIB, description="Request body.")
+    bodies_bytes_max: int = Field(
+        128 * MIB, ge=MIB, le=64 * GIB, description="Large request bodies that one API holds at a time, one always."
+    )
     json_depth_max: int = Field(64, ge=8, le=256, description="Nesting of a request body.")
+    json_values_max: int = Field(500_000, ge=1_000, le=10**8, description="Values in a request body, about.")
     header_bytes_max: int = Field(32 * KIB, ge=4 * KIB, le=MIB, description="All request headers together.")
+    answer_bytes_max: int = Field(64 * MIB, ge=MIB, le=GIB, description="One answer, as its client gets it.")
+    large_answers_bytes_max: int = Field(
+        256 * MIB, ge=MIB, le=64 * GIB, description="Answers above 1 MiB that one worker has in Redis at a time, read or not."
+    )
     upstream_event_bytes_max: int = Field(16 * MIB, ge=64 * KIB, le=GIB, description="One event of a provider's stream.")
     upstream_body_bytes_max: int = Field(64 * MIB, ge=64 * KIB, le=GIB, description="A provider's non-streaming answer.")
 

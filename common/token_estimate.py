@@ -83,7 +83,8 @@ def estimate_event_tokens(events: Iterable[Event]) -> int:
 def _output_bytes(event: Event) -> int:
     match event:
         case TextDelta() | RefusalDelta() | ThinkingDelta():
-            return len(event.text.encode(errors="replace"))
+            # Not encoded where that is needless: the text may be a large answer's.
+            return len(event.text) if event.text.isascii() else len(event.text.encode(errors="replace"))
         case RedactedThinking():
             return len(event.data)
         case ToolCallStarted():

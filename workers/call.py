@@ -28,6 +28,7 @@ from workers.answer_kind import is_stream
 from workers.background import RunsOn, cancel
 from workers.charging import note_attempt, packed_note
 from workers.guarding import GuardedWire, OutputGuard, OutputGuards
+from workers.large_answers import too_large
 from workers.metrics import Metrics
 from workers.providers import FAMILIES, WIRES
 from workers.providers.base import Deployment, UpstreamRequest, Wire
@@ -274,8 +275,8 @@ async def _stream(
             if data:
                 writer.write(data, is_urgent=pump.terminal is not None)
                 observe_gap(now - read_at)
-                if writer.is_outrunning:
-                    await writer.flushed()
+                if writer.must_wait:
+                    await writer.have_room()
         else:
             held += data
             if pump.has_output or len(held) > START_BYTES_MAX or held.count(b"\n\n") > START_EVENTS_MAX:
@@ -305,8 +306,23 @@ async def _whole(
     data = await asyncio.to_thread(pump.feed_whole, body) if is_long else pump.feed_whole(body)
     if guard and guard.waits:
         data += pump.release(await guard.judge())
-    outcome.last_data = data
-    _commit(writer, pump, outcome, services, data)
+    del body  # From here on there is the client's own alone.
+    if len(data) > services.settings.answer_bytes_max:
+        raise too_large(services.settings.answer_bytes_max)
+    outcome.last_data = data if outcome.dialect == "openai-responses" else b""
+    _commit(writer, pump, outcome, services, b"")
+    await writer.write_all(data, cut=_event_end if pump.gives_stream else _piece_end)
+
+
+def _piece_end(data: bytes, start: int) -> int:
+    """A JSON body may be cut anywhere."""
+    return start + FRAME_BYTES_MAX
+
+
+def _event_end(data: bytes, start: int) -> int:
+    """A stream's frame holds whole events."""
+    found = data.find(b"\n\n", start + FRAME_BYTES_MAX)
+    return found + 2 if found >= 0 else len(data)
 
 
 def _feed(pump: Pump, cutter: SseCutter, chunk: bytes) -> bytes:
@@ -375,10 +391,8 @@ def _commit(writer: Writer, pump: Pump, outcome: Outcome, services: Services, he
         outcome.ttft_ms = outcome.elapsed_ms()
         services.metrics.ttft.labels(outcome.provider).observe(outcome.ttft_ms / 1000)
     writer.write_frame(FrameKind.HEAD, head(outcome))
-    # A stream's frame holds whole events, so it is cut nowhere; a JSON body may be cut anywhere.
-    size = len(held) if pump.gives_stream else FRAME_BYTES_MAX
-    for start in range(0, len(held), size or 1):
-        writer.write_frame(FrameKind.DATA, held[start : start + size])
+    if held:
+        writer.write_frame(FrameKind.DATA, held)
 
 
 def head(outcome: Outcome) -> bytes:

@@ -129,7 +129,7 @@ async def _answer(claimed: ClaimedJob, fenced: Fenced, writer: Writer, outcome: 
     writer.watch_listeners(job.policy, job.grace_s)
     if fenced.answer.stop is not Stop.NO and fenced.has_head and job.stream:
         with suppress(GatewayError):
-            await _past(job, _LOST, outcome, services)  # Its upstream may run on, and is to be stopped too.
+            await _past(job, _LOST, writer, outcome, services)  # Its upstream may run on, and is to be stopped too.
     _refuse_what_cannot_run(claimed, fenced)
     if not claimed.was_postponed:
         services.metrics.queue_wait.observe(claimed.waited_ms / 1000)
@@ -178,7 +178,7 @@ async def _run(job: Job, fenced: Fenced, writer: Writer, outcome: Outcome, servi
 async def _go_on(job: Job, lost: Failed, writer: Writer, outcome: Outcome, services: Services) -> None:
     """Write the rest of an answer that broke off behind its commit point; where there is no way to get it, raise ``lost``."""
     await writer.flushed()
-    past = await _past(job, lost, outcome, services)
+    past = await _past(job, lost, writer, outcome, services)
     outcome.spent, outcome.is_committed = past.spent, False
     outcome.attempts = [each.priced(services.settings.prices) for each in merged(past.attempts, outcome.attempts)]
     outcome.ttft_ms, outcome.tries_before, outcome.tries = past.ttft_ms, past.tries, past.tries
@@ -221,9 +221,10 @@ async def _try_ways(
     return True
 
 
-async def _past(job: Job, lost: Failed, outcome: Outcome, services: Services) -> Past:
+async def _past(job: Job, lost: Failed, writer: Writer, outcome: Outcome, services: Services) -> Past:
     """Return what the log tells, and note what else it does: where the answer came from, and whether it runs on there."""
     frames = await _frames(job, lost, services)
+    writer.stored_bytes = sum(len(frame.data) for frame in frames)
     found = deployments(job, services.settings)
     past = read_past(job, frames, outcome.reported, reply_info(job, found[0], outcome, services.settings))
     outcome.note(found[0])

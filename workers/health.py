@@ -60,6 +60,7 @@ class Watched:
         metrics.connections.set(self.services.upstream.connections)
         metrics.connections_max.set(settings.upstream_connections_max)
         metrics.buffered.set(self.services.publisher.buffered_bytes)
+        metrics.large_bytes.set(self.services.publisher.large.bytes_held)
         metrics.redis_up.set(not self.probe.problems())
         metrics.workers.set(self.queue.workers_alive)
         self.services.quota.collect()

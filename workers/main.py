@@ -19,7 +19,7 @@ from common.foreign_variables import log_foreign
 from common.guardrails.custom import PluginError, custom_of
 from common.listening import address_of, bind
 from common.loop_lag import loop_lag
-from common.process import collect_seldom, raise_file_limit, switch_soon
+from common.process import collect_seldom, free_at_once, raise_file_limit, switch_soon
 from common.proxies import ProxyUnusable
 from common.queue.jobs import ClaimedJob, JobQueue
 from common.queue.worker import LeasedWorker
@@ -57,6 +57,7 @@ def run(settings: Settings) -> None:
     log_foreign(environment(), settings)
     log_doubts(settings)
     raise_file_limit()
+    free_at_once()
     switch_soon()
     uvloop.run(_run(settings, sock), loop_factory=Loop)
 

@@ -83,6 +83,9 @@ class Metrics:
         self.connections = Gauge("sluice_upstream_connections", "Upstream connections in use", registry=registry)
         self.connections_max = Gauge("sluice_upstream_connections_max", "Upstream connections allowed", registry=registry)
         self.buffered = Gauge("sluice_publisher_buffered_bytes", "Bytes that Redis has not acknowledged", registry=registry)
+        self.large_bytes = Gauge(
+            "sluice_large_answers_bytes", "Bytes that this worker's large answers have in Redis at most", registry=registry
+        )
         self.budget_marks = Counter(
             "sluice_budget_marks",
             "Budgets of which a generation took more than 80 or 100 percent; the log names whose",

@@ -34,6 +34,7 @@ from common.errors import ErrorKind, GatewayError
 from common.process import supervised
 from common.redis_client import Pulse
 from common.settings import KIB, MIB, Settings
+from workers.large_answers import LARGE_BYTES, STEP_BYTES, LargeAnswers
 from workers.linger import Linger
 
 log = structlog.get_logger()
@@ -70,6 +71,10 @@ class Writer:
         self._in_flight_bytes = 0
         self._recent: deque[_Batch] = deque([_Batch(self.sent_at, built_on, [fence], len(fence.data))])  # Acknowledged.
         self._recent_bytes = 0
+        self.stored_bytes = 0  # Of the answer, acknowledged; with those of the claims before where the log was read.
+        self._large = publisher.large
+        self._large_bytes = 0  # Held for it among the large answers.
+        self._checked_bytes = min(LARGE_BYTES, self._large.answer_bytes_max)  # How large it may grow before it is looked at.
         self._acknowledged = fence.id  # The last acknowledged frame, which the first in flight follows.
         self._next_n = 1
         self._flushed: asyncio.Future[None] | None = None
@@ -107,9 +112,41 @@ class Writer:
             await asyncio.shield(self._flushed)
 
     @property
-    def is_outrunning(self) -> bool:
-        """Whether this generation outruns a Redis that is there; wait until ``flushed`` then, and read no more."""
-        return self.pending_bytes > PENDING_BYTES_MAX and self._publisher.away_since is None
+    def must_wait(self) -> bool:
+        """Whether ``have_room`` is to be awaited before more is read: it outruns a Redis that is there, or has become large."""
+        # Hot path: once per upstream read.
+        pending = self.pending_bytes
+        if pending > PENDING_BYTES_MAX and self._publisher.away_since is None:
+            return True
+        return self.stored_bytes + pending > self._checked_bytes
+
+    async def have_room(self) -> None:
+        """Return once more may be written.
+
+        Raises:
+            GatewayError: REQUEST_TOO_LARGE, OVERLOADED; see ``LargeAnswers.hold``.
+        """
+        if (size := self.stored_bytes + self.pending_bytes) > self._checked_bytes:
+            self._large_bytes = await self._large.hold(self._large_bytes, size)
+            self._checked_bytes = min(size + STEP_BYTES, self._large.answer_bytes_max)
+        if self.pending_bytes > PENDING_BYTES_MAX and self._publisher.away_since is None:
+            await self.flushed()
+
+    async def write_all(self, data: bytes, *, cut: Callable[[bytes, int], int]) -> None:
+        """Write what is there as a whole, in frames, no faster than Redis takes them; ``cut`` says where the one may end that
+        begins there.
+        """
+        start = 0
+        while start < len(data):
+            end = cut(data, start)
+            self.write(data[start:end], is_urgent=True)
+            start = end
+            if self.must_wait:
+                await self.have_room()
+
+    def close(self) -> None:
+        """Note that this claim writes no more."""
+        self._large.end(self.claim.generation_id, self._large_bytes)
 
     def ignore_stop(self) -> None:
         """Signal nothing from now on: the answer is complete, and only waits to be stored."""
@@ -181,6 +218,7 @@ class Writer:
 
     def _acknowledge(self, now: float) -> None:
         frames, self._in_flight = self._in_flight, []
+        self.stored_bytes += self._in_flight_bytes
         size, recent = self._in_flight_bytes, self._recent
         recent.append(_new(_Batch, (now, self._acknowledged, frames, size)))
         self._acknowledged = frames[-1].id
@@ -272,6 +310,7 @@ class Publisher:
 
     def __init__(self, channel: Channel, pulse: Pulse, settings: Settings, linger: Linger) -> None:
         self._channel = channel
+        self.large = LargeAnswers(channel, settings)
         self._pulse = pulse
         self._settings = settings
         self._linger = linger
@@ -305,6 +344,7 @@ class Publisher:
         try:
             yield writer
         finally:
+            writer.close()
             self._writers.discard(writer)
             self._linger.streams = len(self._writers)
             self._dirty.pop(writer, None)

@@ -335,7 +335,9 @@ class Folding(_Watching):
         if any(is_nested_too_deeply(call.arguments) for choice in reply.choices.values() for call in choice.tool_calls):
             self.terminal = errors.nonsense("the arguments of a call are nested too deeply")
             return b""
-        return self._dialect.encode_whole(reply, self._request or self._dialect.parse(self._info.body), self._info)
+        said = self._dialect.encode_whole(reply, self._request or self._dialect.parse(self._info.body), self._info)
+        self._body_tokens, self._events = self.seen_tokens, []  # A large answer is not to be there twice from here on.
+        return said
 
     def _keep(self, events: list[Event]) -> None:
         self._note(events)
@@ -343,7 +345,7 @@ class Folding(_Watching):
 
     @property
     def seen_tokens(self) -> int:
-        return estimate_event_tokens(self._events)
+        return self._body_tokens or estimate_event_tokens(self._events)
 
 
 class FoldingWhole(Folding):
@@ -362,5 +364,5 @@ class PassingWhole(Folding):
         self._wire = wire
 
     def feed_whole(self, body: bytes) -> bytes:
-        self._keep(self._decoder.decode_whole(body))
+        self._note(self._decode_whole(body))  # They are not kept: what they say is in the body.
         return self._wire.for_client(body, self._info)

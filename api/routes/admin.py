@@ -220,7 +220,7 @@ class _Admin:
 
 
 async def _read(model: type[Chosen], request: Request, services: Services) -> Chosen:
-    _, body = await read_json(request, services.settings)
+    _, body = await read_json(request, services.settings, services.bodies)
     try:
         return model.model_validate(body)
     except ValidationError as error:

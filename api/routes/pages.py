@@ -83,6 +83,7 @@ def router(services: Services, count_jobs: Callable[[], Awaitable[tuple[int, int
         gauges.estimated_wait.set(services.gate.estimated_wait_s() or 0)
         gauges.tasks.set(len(asyncio.all_tasks()))
         gauges.open_files.set(open_files())
+        gauges.body_bytes.set(services.bodies.bytes_held)
         if services.pulse.is_up and (counted := await count_jobs()):
             waiting, running = counted
             gauges.waiting.set(waiting)

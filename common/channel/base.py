@@ -258,6 +258,10 @@ class Channel(Protocol):
         """Append ``end`` with the next epoch, where no worker will: OK (also if ended before) or GONE."""
         ...
 
+    async def evict(self, generation_id: str) -> bool:
+        """Remove an ended log before its time; returns whether it is gone: not while it runs, or the ledger has not read it."""
+        ...
+
     async def look(self, generation_ids: list[str]) -> list[FrameId | None]:
         """Return each log's last id; None where there is no state."""
         ...

@@ -1,11 +1,11 @@
 -- Fences a log for a new claim, and returns what the claim must know.
 -- KEYS: state, log, live, request
 -- ARGV: epoch, token, 1 for a handover or 2 for a job that comes back to its upstream
--- Returns: an answer, then 1 if there is a head, claims in a row without a frame, the request, the note
+-- Returns: an answer, then 1 if there is a head, claims in a row without a frame, the request (of a large one its size), the note
 local pos = redis.call('HGET', KEYS[1], 'pos')
 if not pos then return {answer('gone'), 0, 0, false, false} end
 local epoch, token, last = split(pos)
-local s = redis.call('HMGET', KEYS[1], 'ended', 'stop', 'barren', 'head', 'expiry_ms', 'note')
+local s = redis.call('HMGET', KEYS[1], 'ended', 'stop', 'barren', 'head', 'expiry_ms', 'note', 'large')
 local stop = stop_now(s[2])
 if s[1] == '1' then return {answer('ended', last, stop), 0, 0, false, false} end
 local is_resend = epoch == tonumber(ARGV[1]) and token == ARGV[2]
@@ -24,4 +24,5 @@ else
   if ARGV[3] ~= '2' then redis.call('HINCRBY', KEYS[1], 'claims', 1) end
   set_pos(KEYS[1], ARGV[1], ARGV[2], id, s[2] ~= '' or barren > 0)
 end
-return {answer('ok', last, stop, listeners), tonumber(s[4]) or 0, barren, redis.call('GET', KEYS[4]), s[6]}
+local request = tonumber(s[7]) or redis.call('GET', KEYS[4])
+return {answer('ok', last, stop, listeners), tonumber(s[4]) or 0, barren, request, s[6]}

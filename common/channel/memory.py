@@ -212,6 +212,14 @@ class MemoryChannel:
             self._add(generation_id, log, Frame(FrameId(log.epoch, 0), FrameKind.END, data))
         return Verdict.OK
 
+    async def evict(self, generation_id: str) -> bool:
+        log = self._log(generation_id)
+        if log is not None:
+            if not log.has_ended or log.dies_at_s is None:
+                return False
+            log.dies_at_s = self._clock()
+        return True
+
     async def look(self, generation_ids: list[str]) -> list[FrameId | None]:
         logs = [self._log(generation_id) for generation_id in generation_ids]
         return [log.last if log else None for log in logs]

@@ -37,10 +37,14 @@ from common.channel.redis_log import LogReader, unavailable
 from common.errors import Failed, GatewayError
 from common.loop_lag import able_timeout
 from common.redis_client import COMMAND_TIMEOUT_S, Call, Client, RedisUnavailable, Scripts, ms
+from common.settings import MIB
 
 log = structlog.get_logger()
 
 __all__ = ["RedisChannel", "RedisFeed"]
+
+LARGE_BYTES = MIB  # A request above goes past the scripts, and the state has its size.
+LARGE_RATE = 4 * MIB  # Bytes a second that even a busy machine moves.
 
 _new = tuple.__new__  # A named tuple's own constructor is a Python function, and too slow for every frame.
 _END = FrameKind.END  # An enum's member costs a look-up of its own.
@@ -69,9 +73,13 @@ class RedisChannel:
             "audited": int(opening.is_audited),
             "class": opening.job_class,
         }
-        flat = [item for pair in fields.items() for item in pair]
         names = [keys.state(generation_id), keys.viewers(generation_id), keys.request(generation_id)]
-        await self._run("open", names, [replica, ms(opening.expiry_s), opening.request, *flat])
+        request = opening.request
+        if len(request) > LARGE_BYTES:
+            await self._set_large(names[2], request, ms(opening.expiry_s))
+            fields["large"], request = len(request), b""
+        flat = [item for pair in fields.items() for item in pair]
+        await self._run("open", names, [replica, ms(opening.expiry_s), request, *flat])
 
     async def discard(self, generation_id: str) -> None:
         await self._run("discard", _log_keys(generation_id), [])
@@ -81,6 +89,8 @@ class RedisChannel:
         state, log_key, live, _, request_key, *_ = _log_keys(claim.generation_id)
         names = [state, log_key, live, request_key]
         answer, has_head, barren, request, note = await self._run("fence", names, args)
+        if isinstance(request, int):
+            request = await self._get_large(request_key, request)
         return Fenced(_answer(answer), bool(has_head), barren, request, note)
 
     async def append(self, appends: list[Append]) -> list[Answer]:
@@ -138,6 +148,9 @@ class RedisChannel:
         data = orjson.dumps({"error": failed.to_dict()})
         return Verdict((await self._run("end_unowned", _log_keys(generation_id), [token, data])).decode())
 
+    async def evict(self, generation_id: str) -> bool:
+        return bool(await self._run("evict", _log_keys(generation_id), []))
+
     async def look(self, generation_ids: list[str]) -> list[FrameId | None]:
         found = await self._run_many([("look", [keys.state(generation_id)], []) for generation_id in generation_ids])
         _check(found)
@@ -150,6 +163,24 @@ class RedisChannel:
         except (RedisError, OSError, TimeoutError) as error:
             raise unavailable(error) from error
         return Record(found[b"asked"], found[b"end"], int(found[b"ended_ms"])) if found else None
+
+    # A script makes two more copies of what it is given or returns, and for 20 MB takes Redis five times as long; and on the
+    # connection that all share, everybody else would wait behind it.
+
+    async def _set_large(self, name: str, value: bytes, expiry_ms: int) -> None:
+        try:
+            async with able_timeout(COMMAND_TIMEOUT_S + len(value) / LARGE_RATE):
+                await self._redis.set_large(name, value, expiry_ms)
+        except (RedisError, OSError, TimeoutError) as error:
+            raise unavailable(error) from error
+
+    async def _get_large(self, name: str, size: int) -> bytes | None:
+        try:
+            async with able_timeout(COMMAND_TIMEOUT_S + size / LARGE_RATE):
+                found: bytes | None = await self._redis.get(name)
+                return found
+        except (RedisError, OSError, TimeoutError) as error:
+            raise unavailable(error) from error
 
     async def _run(self, name: str, names: list[str], args: list[Any]) -> Any:
         try:
@@ -164,13 +195,13 @@ class RedisChannel:
             raise ChannelUnavailable(str(error)) from error
 
 
-@lru_cache(maxsize=16_384)
 def _log_keys(generation_id: str) -> list[str]:
     tag = f"{{{generation_id}}}:"
     return [tag + name for name in ("state", "log", "live", "viewers", "request", "tombstone", "record")]
 
 
-@lru_cache(maxsize=16_384)
+# A claim's is 1.4 kB, and is left here when the claim is over: what is kept is that of twice a worker's usual slots.
+@lru_cache(maxsize=4_096)
 def _own(generation_id: str, epoch: int, token: str) -> tuple[list[str], list[str], str]:
     """What stays the same in all appends of a claim: its keys, those of its last append, and whose it is."""
     names = _log_keys(generation_id)

@@ -35,7 +35,7 @@ _new = tuple.__new__  # A named tuple's own constructor is a Python function, an
 _KINDS = {kind.value.encode(): kind for kind in FrameKind}
 
 # Ids are small numbers that all generations share, and each is read twice: as a message's own, then as the next one's previous.
-_frame_id = lru_cache(maxsize=65_536)(FrameId.of)
+_frame_id = lru_cache(maxsize=8_192)(FrameId.of)
 
 
 def read_message(raw: bytes) -> Message:

@@ -1,7 +1,7 @@
 -- Shared by the queue's scripts; put before each of them when they are loaded. The queue's Redis is never a cluster, so
 -- keys are built here from one prefix.
 local Q = 'sluice:q:'
-local ENQUEUED, DELAYED, RUNNING, BELL = Q .. 'enqueued', Q .. 'delayed', Q .. 'running', Q .. 'bell'
+local ENQUEUED, DELAYED, RUNNING = Q .. 'enqueued', Q .. 'delayed', Q .. 'running'
 local ENDED = Q .. 'ended'  -- Ids whose records the ledger has not taken yet, each at least once.
 local WORKERS = Q .. 'workers'
 local ASIDE, ASIDE_MAX, ASIDE_S = 'sluice:ledger:unreadable', 10000, 30 * 86400  -- As in common/set_aside.py.
@@ -16,9 +16,11 @@ local function int(number) return string.format('%d', number) end
 local function waiting(class, tenant) return Q .. 'waiting:' .. class .. ':' .. tenant end
 local function rotation(class) return Q .. 'rotation:' .. class end
 
--- One item is enough: who takes it claims all it can, and rings again if it leaves work.
-local function ring()
-  if redis.call('LLEN', BELL) == 0 then redis.call('LPUSH', BELL, '1') end
+-- One item is enough: who takes it claims all it can, and rings again if it leaves work. Each class has a bell of its own, so that
+-- no worker takes a ring for jobs that it has no room for.
+local function ring(class)
+  local bell = class == 'background' and Q .. 'bell:background' or Q .. 'bell'
+  if redis.call('LLEN', bell) == 0 then redis.call('LPUSH', bell, '1') end
 end
 
 -- Puts a job among the waiting; `first` puts it before all others of its tenant.

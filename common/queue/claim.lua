@@ -103,7 +103,9 @@ while room > 0 do
   if class == 'background' then room_background = room_background - 1 end
 end
 
-local left = redis.call('ZCARD', ENQUEUED)
--- Not where nothing could be taken: what is left is background then, its room is full here, and the bell would only come back.
-if left > 0 and #taken > 0 then ring() end
-return {redis.call('ZCOUNT', RUNNING, '-inf', now), left, taken, aside}
+-- What is left is for another worker. The caller does not listen to the bell of a class that it has no room for, so this one does
+-- not come straight back.
+for _, class in ipairs({'interactive', 'background'}) do
+  if redis.call('EXISTS', rotation(class)) == 1 then ring(class) end
+end
+return {redis.call('ZCOUNT', RUNNING, '-inf', now), redis.call('ZCARD', ENQUEUED), taken, aside}

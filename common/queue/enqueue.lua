@@ -97,5 +97,5 @@ redis.call('ZADD', recent, int(now), id)
 redis.call('ZREMRANGEBYRANK', recent, 0, -ARGV[10] - 1)
 redis.call('PEXPIRE', recent, ARGV[11])
 if once then redis.call('SET', once, id .. ' ' .. ARGV[13], 'PX', ARGV[14]) end
-ring()
+ring(class)
 return answer

@@ -14,7 +14,7 @@ if tonumber(ARGV[3]) > 0 then
   redis.call('ZADD', DELAYED, int(now + ARGV[3]), ARGV[1])
 else
   put(ARGV[1], s[1], s[2], now, true)
-  ring()
+  ring(s[1])
 end
 redis.call('ZREM', RUNNING, ARGV[1])  -- Last: a job that is nowhere is lost.
 return 1

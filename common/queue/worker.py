@@ -30,7 +30,7 @@ from common.settings import Settings
 
 log = structlog.get_logger()
 
-BELL_WAIT_S = 1  # The poll that is the safety net for a lost bell.
+BELL_WAIT_S = 1  # The poll that is the safety net for a lost bell, and for jobs that are due by the clock.
 BELL_TIMEOUT_S = 3.0  # Longer than the wait: only a dead connection lets it pass.
 PAUSE_AFTER_ERROR_S = 0.2
 REASON_MAX = 300
@@ -38,9 +38,6 @@ STUCK_S = 10.0  # Several turns, each with all of its timeouts.
 # A worker whose loop is later than that begins with so many at a time. Another may be free, and who admits sees them wait.
 CLAIM_LAG_S, CLAIM_LATE_MAX = 0.05, 2
 RELEASE_DELAY_S = 1.0  # A job whose handler could not even begin waits this long, so that it does not spin.
-
-_BLPOP: tuple[Any, ...] = ("BLPOP", keys.BELL, BELL_WAIT_S)
-_WAIT_FOR_BELL = hiredis.pack_command(_BLPOP)
 
 Handler = Callable[[ClaimedJob], Awaitable[Settlement]]
 
@@ -92,7 +89,10 @@ class LeasedWorker(Worker):
         self._queue = queue
         self._pulse = pulse
         self._settings = settings
-        self._bell = Exchanges(redis.open_pipe, BELL_TIMEOUT_S)  # Of its own: who waits for the bell holds up the rest.
+        # Connections of their own: who waits for a bell holds up the rest, and a bell is waited for only while there is room.
+        self._bells = {bell: Exchanges(redis.open_pipe, BELL_TIMEOUT_S) for bell in (keys.BELL, keys.BELL_BACKGROUND)}
+        self._listening: dict[str, asyncio.Task[list[Any]]] = {}
+        self._wake = asyncio.Event()  # A bell has rung, or a slot is free of a kind that was full.
         self._jobs: dict[str, ClaimedJob] = {}
         self._background = 0  # How many of them are in the background. Above the most only by what was taken over.
         self._background_max = max(1, int(settings.worker_slots * settings.background_share))
@@ -116,7 +116,7 @@ class LeasedWorker(Worker):
             await self._poll_iteration()
 
     async def _poll_iteration(self) -> None:
-        """One turn: claim while there is work and a free slot, then wait for the bell."""
+        """One turn: claim while there is work and a free slot, then wait for a bell or a slot."""
         self._tasks = self._tasks or [
             supervised(self._renew_for_ever, "renewals"),
             supervised(self._live_for_ever, "sign of life"),
@@ -140,18 +140,18 @@ class LeasedWorker(Worker):
             log.error("claiming_failed", exc_info=error)
 
     async def _turn(self) -> None:
+        await self._hear()
         if not self.allow_pick_jobs or not self._pulse.is_up:
             await asyncio.sleep(PAUSE_AFTER_ERROR_S)
             return
+        self._wake.clear()  # Before the claim: a slot that is freed during it may be what it has missed.
         if not await self._claim():
             async with able_timeout(COMMAND_TIMEOUT_S):
                 await self.heart_beat()
-            if self.free_slots > 0:
-                (answer,) = await self._bell.run([_WAIT_FOR_BELL])
-                if isinstance(answer, Exception):
-                    raise answer
-            else:
-                await asyncio.sleep(PAUSE_AFTER_ERROR_S)
+            self._listen()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(None if self._listening else BELL_WAIT_S):
+                    await self._wake.wait()
 
     async def _claim(self) -> bool:
         """Claim what there is; returns whether there may be more."""
@@ -167,6 +167,27 @@ class LeasedWorker(Worker):
             self._start(job)
         return bool(claimed.jobs) and (claimed.waiting_left > 0 or claimed.lapsed_left > 0)
 
+    def _listen(self) -> None:
+        """Wait for the bells of the jobs that there is room for; a wait goes on while a freed slot has us claim meanwhile."""
+        for bell, exchanges in self._bells.items():
+            if bell not in self._listening and self._room_for(bell) > 0:
+                wait: tuple[Any, ...] = ("BLPOP", bell, BELL_WAIT_S)
+                task = self._listening[bell] = self.loop.create_task(exchanges.run([hiredis.pack_command(wait)]))
+                task.add_done_callback(lambda _: self._wake.set())
+
+    async def _hear(self) -> None:
+        """Take the bells' answers that are there. A ring that we have no room for any more is another worker's."""
+        for bell in [bell for bell, task in self._listening.items() if task.done()]:
+            (answer,) = self._listening.pop(bell).result()
+            if isinstance(answer, Exception):
+                raise answer
+            if answer and not (self.allow_pick_jobs and self._room_for(bell) > 0):
+                ring: tuple[Any, ...] = ("LPUSH", bell, "1")
+                await self._bells[bell].run([hiredis.pack_command(ring)])
+
+    def _room_for(self, bell: str) -> int:
+        return self._background_room if bell == keys.BELL_BACKGROUND else self.free_slots
+
     async def _ask(self, *, with_lapsed: bool) -> Claimed:
         # What lapsed while we were cut off may be running well: only a worker that has seen Redis whole for one lease,
         # in which every other worker could renew, takes lapsed jobs.
@@ -174,7 +195,7 @@ class LeasedWorker(Worker):
         is_late = loop_lag().now_s > CLAIM_LAG_S
         return await self._queue.claim(
             min(self.free_slots, CLAIM_LATE_MAX) if is_late else self.free_slots,
-            background_max=max(0, self._background_max - self._background),
+            background_max=self._background_room,
             lapsed_max=LAPSED_BATCH if may_take_lapsed else 0,
             not_these=self._jobs.keys() if may_take_lapsed else (),
         )
@@ -190,6 +211,10 @@ class LeasedWorker(Worker):
     @property
     def free_slots(self) -> int:
         return self.max_jobs - len(self._jobs)
+
+    @property
+    def _background_room(self) -> int:
+        return max(0, min(self.free_slots, self._background_max - self._background))
 
     def _start(self, job: ClaimedJob) -> None:
         if job.was_lapsed:
@@ -237,6 +262,8 @@ class LeasedWorker(Worker):
 
     def _forget(self, job: ClaimedJob) -> None:
         if self._jobs.get(job.generation_id) is job:  # A job that was given back may be ours again already.
+            if self.free_slots <= 0 or (job.is_background and self._background_room == 0):
+                self._wake.set()
             del self._jobs[job.generation_id]
             self._background -= job.is_background
 
@@ -326,13 +353,15 @@ class LeasedWorker(Worker):
             task.cancel()
 
     async def close(self) -> None:
-        for task in self._tasks:
+        beside = [*self._tasks, *self._listening.values()]
+        for task in beside:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*beside, return_exceptions=True)
         # arq's own close would trip over a task that was cancelled before its first step, and over a Redis that is gone.
         await asyncio.gather(*self.tasks.values(), return_exceptions=True)
         self.tasks.clear()
-        await self._bell.close()
+        for exchanges in self._bells.values():
+            await exchanges.close()
         with contextlib.suppress(Exception):  # Else its word lapses.
             await self._die()
         with contextlib.suppress(RedisError, OSError, TimeoutError):

@@ -36,7 +36,8 @@ LISTED_MAX = 8  # Commands named of those that are refused in the same words.
 _SOURCE = (Path(__file__).parent / "try_all.lua").read_text()
 _SHA = hashlib.sha1(_SOURCE.encode()).hexdigest()  # noqa: S324 - Redis names scripts by SHA-1.
 _FIXED = (
-    *(keys.ENQUEUED, keys.DELAYED, keys.RUNNING, keys.BELL, keys.ENDED, keys.WORKERS, keys.BOOKKEEPER, keys.SPENT_LOADED),
+    *(keys.ENQUEUED, keys.DELAYED, keys.RUNNING, keys.BELL, keys.BELL_BACKGROUND, keys.ENDED, keys.WORKERS),
+    *(keys.BOOKKEEPER, keys.SPENT_LOADED),
     *(keys.UNREADABLE, keys.PAUSED, keys.KEYS_VERSION, keys.KEY_ORIGINS),
 )
 

@@ -104,16 +104,15 @@ async def test_background_is_not_put_off_for_ever(queue):
     assert sum(job.is_background for job in first) == len(first) // 20
 
 
-async def test_background_takes_no_more_slots_than_it_may_and_the_bell_is_silent_about_the_rest(queue, redis):
+async def test_background_takes_no_more_slots_than_it_may_and_its_own_bell_tells_others_of_the_rest(queue, redis):
     for n in range(3):
         await queue.enqueue(f"later_{n}", "a", BACKGROUND)
 
     taken = (await queue.claim(10, background_max=2, lapsed_max=0, not_these=())).jobs
-    await redis.delete(keys.BELL)
     none = (await queue.claim(10, background_max=0, lapsed_max=0, not_these=())).jobs
 
     assert (names(taken), none) == (["later_0", "later_1"], [])
-    assert await redis.llen(keys.BELL) == 0
+    assert (await redis.llen(keys.BELL), await redis.llen(keys.BELL_BACKGROUND)) == (0, 1)
     await queue.enqueue("now", "b", INTERACTIVE)
     assert names((await queue.claim(10, background_max=0, lapsed_max=0, not_these=())).jobs) == ["now"]
 

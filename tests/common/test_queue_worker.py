@@ -374,3 +374,105 @@ async def test_a_worker_that_claims_nothing_says_so_though_redis_answers(lab, mo
         monkeypatch.setattr("common.queue.worker.STUCK_S", 10)
         await asyncio.sleep(0.5)
         assert worker.problem is None
+
+
+class Held:
+    """A handler whose jobs run until they are let go. ``running`` are those that do, in the order of their claims."""
+
+    def __init__(self) -> None:
+        self.running: list[str] = []
+        self._ends: dict[str, asyncio.Event] = {}
+
+    async def __call__(self, job: ClaimedJob) -> None:
+        self.running.append(job.generation_id)
+        try:
+            await self._ends.setdefault(job.generation_id, asyncio.Event()).wait()
+        finally:
+            self.running.remove(job.generation_id)
+
+    def end_one(self) -> None:
+        self._ends[self.running[0]].set()
+
+
+@pytest.fixture
+def no_poll(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever happens is not for the poll that is the safety net."""
+    monkeypatch.setattr("common.queue.worker.BELL_WAIT_S", 1000)
+    monkeypatch.setattr("common.queue.worker.BELL_TIMEOUT_S", 1000)
+
+
+async def enqueue_background(lab: Lab, *names: str) -> None:
+    for name in names:
+        await lab.queue().enqueue(name, "tenant", JobClass.BACKGROUND)
+
+
+@pytest.mark.usefixtures("no_poll")
+async def test_a_freed_background_slot_takes_what_waits_for_it(lab):
+    held = Held()
+    await enqueue_background(lab, *(f"gen_{n}" for n in range(5)))
+
+    async with lab.worker(held, worker_slots=4, background_share=0.5) as worker:
+        for ended in range(4):
+            await eventually(lambda: len(held.running) == 2)
+            held.end_one()
+            await eventually(lambda ended=ended: worker.jobs_complete == ended + 1)
+
+        await eventually(lambda: held.running == ["gen_4"])
+
+
+@pytest.mark.usefixtures("no_poll")
+async def test_a_freed_background_slot_takes_what_comes_later(lab):
+    held = Held()
+    await enqueue_background(lab, "gen_0", "gen_1")
+
+    async with lab.worker(held, worker_slots=4, background_share=0.5) as worker:
+        await eventually(lambda: len(held.running) == 2)
+        await asyncio.sleep(0.1)  # It listens to the other bell alone.
+        held.end_one()
+        await eventually(lambda: worker.jobs_complete == 1)
+        await enqueue_background(lab, "gen_2")
+
+        await eventually(lambda: held.running == ["gen_1", "gen_2"])
+
+
+@pytest.mark.usefixtures("no_poll")
+async def test_a_worker_whose_share_is_full_takes_no_ring_from_one_that_has_room(lab):
+    full, free = Held(), Held()
+    await enqueue_background(lab, "gen_0")
+    async with lab.worker(full, "full", worker_slots=2, background_share=0.5):
+        await eventually(lambda: full.running == ["gen_0"])
+        async with lab.worker(free, "free", worker_slots=2, background_share=0.5):
+            for _ in range(3):
+                await enqueue_background(lab, "gen_1")
+                await eventually(lambda: free.running == ["gen_1"])
+                free.end_one()
+                await eventually(lambda: not free.running)
+                free._ends.clear()
+
+
+@pytest.mark.usefixtures("no_poll")
+async def test_a_ring_that_there_is_no_room_for_any_more_is_put_back(lab, monkeypatch):
+    async with lab.worker(Held()) as worker:
+        await eventually(lambda: len(worker._listening) == 2)
+        monkeypatch.setattr(worker, "_room_for", lambda bell: 0)
+        await enqueue_background(lab, "gen_0")
+        async with asyncio.timeout(120):
+            while not await lab.redis.lpop(keys.BELL_BACKGROUND):
+                await asyncio.sleep(0.01)
+
+
+@pytest.mark.usefixtures("no_poll")
+async def test_full_slots_are_not_polled_and_a_freed_one_is_used_at_once(lab, monkeypatch):
+    held = Held()
+    await enqueue(lab, "gen_0", "gen_1")
+    async with lab.worker(held, worker_slots=1) as worker:
+        await eventually(lambda: held.running == ["gen_0"])
+        await asyncio.sleep(0.1)  # Its last turn before it waits.
+        turns: list[None] = []
+        turn = worker._turn
+        monkeypatch.setattr(worker, "_turn", lambda: turns.append(None) or turn())
+        await asyncio.sleep(0.7)
+        assert not turns
+
+        held.end_one()
+        await eventually(lambda: held.running == ["gen_1"])

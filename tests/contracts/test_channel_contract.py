@@ -112,6 +112,28 @@ async def test_a_resent_append_is_taken_once(channel):
     assert await ids(channel) == ["1-0", "1-1", "1-2", "1-3"]
 
 
+async def test_a_large_request_comes_back_as_it_was(channel):
+    request = b"x" * (3 * 2**20)
+    await channel.open(G, replace(opening(), request=request), "r1")
+
+    assert (await channel.fence(FIRST, is_handover=False)).request == request
+    assert (await channel.fence(SECOND, is_handover=False)).request == request
+
+
+async def test_an_ended_log_can_be_evicted_and_has_expired_then(channel):
+    await begun(channel)
+    assert not await channel.evict(G)
+    await append(channel, FIRST, FrameId(1, 1), end(FIRST, 2))
+
+    assert await channel.evict(G)
+
+    assert await channel.read(G, START, 10) == []
+    with pytest.raises(GatewayError) as refused:
+        await channel.enter(G, "r1", "me")
+    assert refused.value.failed.kind is ErrorKind.EXPIRED
+    assert await channel.evict(G), "it is gone"
+
+
 async def test_a_zombie_is_fenced_and_writes_nothing(channel):
     await begun(channel)
     await channel.fence(SECOND, is_handover=False)

@@ -62,7 +62,7 @@ class Answer:
 class Writer:
     """What a client gets."""
 
-    is_outrunning = False
+    must_wait = False
 
     def __init__(self) -> None:
         self.body = b""

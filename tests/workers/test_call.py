@@ -10,6 +10,7 @@ from test_continuation import MORE, READERS
 from test_generate import Setup, setup  # noqa: F401 - a fixture.
 
 from common.settings import ProviderSettings
+from workers.call import _event_end
 
 TEXT, FINISH = {"delta": {"content": "some words "}}, {"delta": {}, "finish_reason": "stop"}
 USAGE = {"usage": {"prompt_tokens": 7, "completion_tokens": 9}, "choices": []}
@@ -97,3 +98,18 @@ async def test_without_its_finish_it_is_cut_in_every_dialect_whatever_its_length
     ended = await ask(setup, dialect, **{limit: 16})  # By the estimate it is used up.
 
     assert ended["error"]["kind"] == "upstream_unavailable"
+
+
+@pytest.mark.parametrize("tail", [b"", b"data: cut"])
+def test_a_stream_s_frames_are_cut_between_events_alone(monkeypatch, tail):
+    monkeypatch.setattr("workers.call.FRAME_BYTES_MAX", 20)
+    data = b"".join(b"data: %d\n\n" % n for n in range(200)) + b"data: " + b"x" * 100 + b"\n\n" + tail
+    frames, start = [], 0
+    while start < len(data):
+        end = _event_end(data, start)
+        frames.append(data[start:end])
+        start = end
+
+    assert b"".join(frames) == data
+    assert len(frames) > 50
+    assert all(frame.endswith(b"\n\n") for frame in frames[:-1])

@@ -129,6 +129,7 @@ async def test_an_answer_that_is_not_streamed_is_one_body(setup):
 
 async def test_a_large_body_is_cut_into_frames(setup, monkeypatch):
     monkeypatch.setattr("workers.call.FRAME_BYTES_MAX", 1000)
+    monkeypatch.setattr("workers.publisher.FRAME_BYTES_MAX", 1000)
     await setup.open("demo-n2000-d0", stream=False)
 
     await setup.run()
@@ -136,6 +137,37 @@ async def test_a_large_body_is_cut_into_frames(setup, monkeypatch):
     sizes = [len(frame.data) for frame in await setup.frames() if frame.kind is FrameKind.DATA]
     assert max(sizes) <= 1000
     assert orjson.loads(await setup.body())["choices"][0]["message"]["content"] == answer(2000)
+
+
+async def test_a_large_body_is_written_no_faster_than_the_log_takes_it(setup, monkeypatch):
+    monkeypatch.setattr("workers.publisher.PENDING_BYTES_MAX", 2000)
+    monkeypatch.setattr("workers.call.FRAME_BYTES_MAX", 1000)
+    appended, append = [], setup.channel.append
+
+    async def noting(appends: list[Append]) -> Any:
+        appended.extend(sum(len(frame.data) for frame in each.frames) for each in appends)
+        return await append(appends)
+
+    setup.channel.append = noting
+    await setup.open("demo-n2000-d0", stream=False)
+
+    await setup.run()
+
+    assert max(appended) < 4000 < sum(appended)
+
+
+@pytest.mark.parametrize("setup", [{"answer_bytes_max": 5_000}], indirect=True)
+@pytest.mark.parametrize("stream", [True, False])
+async def test_an_answer_that_is_larger_than_it_may_be_ends_with_a_clear_error_and_its_upstream_is_closed(setup, stream):
+    await setup.open("demo-n2000-d1" if stream else "demo-n2000-d0", stream=stream)
+
+    await setup.run()
+
+    error = (await setup.end())["error"]
+    assert (error["kind"], error["code"]) == ("request_too_large", "answer_too_large")
+    assert len(await setup.body()) < 5_000 + 100_000
+    stats = await setup.stats()
+    assert (stats["requests"], stats["open"]) == (1, 0)  # It is neither tried again nor gone on with.
 
 
 @pytest.mark.parametrize("fault", ["e503x2", "e429x2-ra0.01", "e408x1", "dropx2", "cut0x2", "end0x1", "err0x1"])

@@ -1,0 +1,1 @@
+"""A steady mix of all that clients do, and whether anything grows that should not."""
