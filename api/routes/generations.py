@@ -232,6 +232,7 @@ async def _tell(generation_id: str, reader: Principal, include: str | None, serv
 
 
 async def _read(generation_id: str, request: Request, services: Services) -> Response:
+    # Never refused for load: an EventSource that gets an error status does not come back. It waits its turn, see ``Hub.enter``.
     reader, query = await _reader(generation_id, request, services), request.query_params
     accepted = request.headers.get("accept", "")
     if "application/json" in accepted and "text/event-stream" not in accepted:
