@@ -108,7 +108,8 @@ async def test_a_subscription_is_confirmed_and_the_feed_stays_connected(client):
 
 async def test_a_redis_that_is_away_is_found_away_by_a_busy_process_too(redis_server):
     """The clock stands still while the loop is held up, and goes on as soon as it is not."""
-    deaf = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
+    accepted: list[asyncio.StreamWriter] = []
+    deaf = await asyncio.start_server(lambda _, writer: accepted.append(writer), "127.0.0.1", 0)
     client = connect(f"redis://127.0.0.1:{deaf.sockets[0].getsockname()[1]}")
 
     with pytest.raises(TimeoutError):
@@ -116,3 +117,6 @@ async def test_a_redis_that_is_away_is_found_away_by_a_busy_process_too(redis_se
 
     await client.aclose()
     deaf.close()
+    for writer in accepted:
+        writer.close()
+    await asyncio.sleep(0)

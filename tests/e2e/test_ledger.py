@@ -372,6 +372,7 @@ def test_a_database_that_is_away_refuses_nobody_and_loses_nothing(tmp_path: Path
 def test_endings_without_a_worker_are_in_the_ledger(tmp_path: Path):
     with fleet(tmp_path, workers=0, SLUICE_QUEUE_WAIT_S="2", **QUICK) as found:
         late = found.post(CHAT, body_of(CHAT, "demo-n5"))
+        until(lambda: found.waiting() == 0, "it waits no more")  # Its client is told a moment before.
         with RawClient(found.ports[0]) as client:
             client.post(CHAT, body_of(CHAT, "demo-n5"))
             until(lambda: found.waiting() == 1, "it waits")
