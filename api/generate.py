@@ -22,43 +22,43 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Scope
 
-from api.addresses import client_address
-from api.admission import charges_of
-from api.auth import Authenticator
-from api.body import read_json
-from api.body_budget import BodyBudget, apart
-from api.classes import class_of
-from api.connection import has_left
-from api.draining import WAVE_S, waves
-from api.guarding import InputGuard
-from api.http_errors import error_response, headers_of, request_id_of
-from api.hub import Hub
-from api.idempotency import IMPLIED_GRACE_S, enqueue_once, once_of
+from api.auth.authenticator import Authenticator
+from api.auth.permissions import Named, permitted, permitted_by_fields
+from api.intake.charges import charges_of
+from api.intake.idempotency import IMPLIED_GRACE_S, enqueue_once, once_of
+from api.intake.input_guardrails import InputGuard
+from api.intake.job_class import class_of
+from api.intake.known_prices import countable
 from api.metrics import Metrics
-from api.numbers import whole_number
 from api.overload.gate import Gate
-from api.permissions import Named, permitted, permitted_by_fields
-from api.prices import countable
-from api.relay import Relay, RelayTimes
-from api.store_errors import redis_away, redis_failed
-from api.viewer import Viewer
-from common.access import Principal
-from common.admission import Charges, limit_headers, safe_name
-from common.audit import refuse_unless_it_can_be_kept
-from common.brought_keys import seal_brought_key
+from api.relay.hub import Hub
+from api.relay.response import Relay, RelayTimes
+from api.relay.viewer import Viewer
+from api.server.body import read_json
+from api.server.body_budget import BodyBudget, apart
+from api.server.client_address import client_address
+from api.server.connection import has_left
+from api.server.draining import WAVE_S, waves
+from api.server.http_errors import error_response, headers_of, request_id_of
+from api.server.numbers import whole_number
+from api.server.store_errors import redis_away, redis_failed
+from common.access.brought_keys import seal_brought_key
+from common.access.principal import Principal
+from common.canonical.errors import ErrorKind, GatewayError
+from common.canonical.job import Job
 from common.channel.base import Channel, ChannelUnavailable, Opening, Policy, State
 from common.channel.redis import RedisFeed
+from common.config.guardrail_policy import on_output
+from common.config.model_routes import resolve
+from common.config.settings import Settings
 from common.dialects.base import Dialect
-from common.errors import ErrorKind, GatewayError
-from common.guardrails.policy import on_output
-from common.job import Job
-from common.ledger import Asked as ForLedger
+from common.ledger.audit import refuse_unless_it_can_be_kept
+from common.ledger.record import Asked as ForLedger
+from common.limits.charges import Charges, limit_headers, safe_name
 from common.queue.jobs import Enqueued, JobClass, JobQueue, Once
-from common.redis_client import Pulse, RedisUnavailable
-from common.redis_probe import Probe
+from common.redis.client import Pulse, RedisUnavailable
+from common.redis.probe import Probe
 from common.responses import ResponseStore
-from common.routes import resolve
-from common.settings import Settings
 
 log = structlog.get_logger()
 

@@ -17,40 +17,41 @@ from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from api.auth import Authenticator
-from api.body_budget import BodyBudget
-from api.cors import Cors
-from api.describing import describe
+from api.auth.authenticator import Authenticator
+from api.auth.key_cache import KnownKeys, Rings
 from api.generate import Services
-from api.guarding import InputGuard
-from api.http_errors import meant_path, not_served
-from api.hub import Hub
-from api.known_keys import KnownKeys, Rings
+from api.intake.input_guardrails import InputGuard
+from api.intake.webhook import poster
 from api.metrics import Metrics
-from api.middleware import Guarded, Observed
 from api.overload.answers import Answers
 from api.overload.gate import Gate
+from api.relay.hub import Hub
 from api.routes import admin, dialects, generations, models, pages, responses, usage
-from api.slow_requests import bounded_protocol
-from api.webhook import poster
-from common import keys, pricing
+from api.routes.openapi import describe
+from api.server.body_budget import BodyBudget
+from api.server.cors import Cors
+from api.server.http_errors import meant_path, not_served
+from api.server.middleware import Guarded, Observed
+from api.server.request_bounds import bounded_protocol
 from common.channel.redis import RedisChannel, RedisFeed
+from common.config.foreign_variables import log_foreign
+from common.config.proxies import ProxyUnusable
+from common.config.setting_doubts import log_doubts
+from common.config.settings import Settings, environment
 from common.database.lazy import LazyDatabase
-from common.foreign_variables import log_foreign
 from common.guardrails.custom import PluginError, custom_of
-from common.listening import address_of, bind
-from common.loop_lag import able_timeout, loop_lag
-from common.process import collect_seldom, free_at_once, raise_file_limit, switch_soon
-from common.proxies import ProxyUnusable
+from common.metering import pricing
+from common.process.listening import address_of, bind
+from common.process.logging import configure_logging
+from common.process.loop_lag import able_timeout, loop_lag
+from common.process.process import collect_seldom, free_at_once, raise_file_limit, switch_soon
+from common.process.redaction import Redactor
 from common.queue.jobs import JobQueue
 from common.queue.load import QueueLoad
-from common.redaction import Redactor
-from common.redis_client import COMMAND_TIMEOUT_S, Pulse, connect
-from common.redis_probe import Probe
+from common.redis import keyspace
+from common.redis.client import COMMAND_TIMEOUT_S, Pulse, connect
+from common.redis.probe import Probe
 from common.responses import ResponseStore
-from common.setting_doubts import log_doubts
-from common.settings import Settings, environment
-from common.telemetry import configure_logging
 
 log = structlog.get_logger()
 
@@ -139,7 +140,7 @@ class Process:
         """Return how many jobs wait and how many run, all replicas together; None where Redis does not say."""
         with contextlib.suppress(RedisError, OSError, TimeoutError):  # The metrics of a process are read all the more then.
             async with able_timeout(COMMAND_TIMEOUT_S):
-                return await self.redis.zcard(keys.ENQUEUED), await self.redis.zcard(keys.RUNNING)
+                return await self.redis.zcard(keyspace.ENQUEUED), await self.redis.zcard(keyspace.RUNNING)
         return None
 
 
@@ -273,7 +274,7 @@ def run(settings: Settings, fd: int | None = None) -> None:
     protocol.gate = process.services.gate
     config = uvicorn.Config(
         create_app(process),
-        loop="common.event_loop:Loop",
+        loop="common.process.event_loop:Loop",
         http=protocol,
         ws="none",  # Nothing here speaks WebSocket: an upgrade that is asked for is not made.
         log_config=None,

@@ -2,9 +2,9 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from common.errors import ErrorKind, Failed
-from common.job import Job
-from common.loop_lag import LAG_BUCKETS_S
+from common.canonical.errors import ErrorKind, Failed
+from common.canonical.job import Job
+from common.process.loop_lag import LAG_BUCKETS_S
 from common.queue.jobs import JobClass
 
 DURATION_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 1800)

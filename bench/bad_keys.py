@@ -22,7 +22,7 @@ from pathlib import Path
 import redis
 
 from cli.embedded_redis import EmbeddedRedis, free_port
-from common import managed_keys
+from common.access.principal import key_text
 
 ROOT = Path(__file__).parent.parent
 REQUESTS, CONNECTIONS = 6_000, 8
@@ -36,7 +36,7 @@ def _token() -> str:
 
 
 def _managed() -> str:
-    return f"{managed_keys.PREFIX}8yxr35nb7q0d_{secrets.token_hex(19)}"
+    return f"{key_text.PREFIX}8yxr35nb7q0d_{secrets.token_hex(19)}"
 
 
 KINDS: dict[str, Callable[[], str]] = {

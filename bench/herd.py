@@ -24,8 +24,8 @@ import orjson
 import uvloop
 
 from cli.embedded_redis import EmbeddedRedis, free_port
-from common.loop_lag import loop_lag
-from common.process import raise_file_limit
+from common.process.loop_lag import loop_lag
+from common.process.process import raise_file_limit
 
 ROOT = Path(__file__).parent.parent
 KEY = "sk-bench"

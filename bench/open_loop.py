@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import uvloop
 
-from common.process import raise_file_limit
+from common.process.process import raise_file_limit
 
 TICK_S = 0.004
 ENDS = ("served", "refused", "failed", "gave up", "cut")

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from bench.open_loop import ENDS, Phase, Sent, Target, send
 from bench.run import KEY, PATH, Machine, machine
-from common.process import raise_file_limit
+from common.process.process import raise_file_limit
 
 MODEL = "demo-n20-d20"
 FACTORS = (0.5, 1.0, 1.5, 2.0, 3.0)

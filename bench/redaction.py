@@ -1,9 +1,9 @@
-"""What does it cost to look for secrets in a log line? ``python bench/redaction.py``; see common/redaction.py."""
+"""What does it cost to look for secrets in a log line? ``python bench/redaction.py``; see common/process/redaction.py."""
 
 import json
 import timeit
 
-from common.redaction import Redactor
+from common.process.redaction import Redactor
 
 LINE = json.dumps(
     {

@@ -20,7 +20,7 @@ import orjson
 import uvloop
 
 from cli.embedded_redis import EmbeddedRedis, free_port
-from common.process import raise_file_limit
+from common.process.process import raise_file_limit
 
 ROOT = Path(__file__).parent.parent
 READY_S = 20

@@ -6,12 +6,12 @@ import click
 import orjson
 from sqlalchemy import select
 
-from common.audit import unseal
+from common.config.settings import Settings
 from common.database.engine import database_errors
 from common.database.errors import DatabaseUnavailable
 from common.database.lazy import LazyDatabase
 from common.database.tables import AuditRow
-from common.settings import Settings
+from common.ledger.audit import unseal
 
 
 def show(settings: Settings, generation_id: str) -> None:

@@ -21,16 +21,16 @@ import click
 import httpx
 import orjson
 
-from api.auth import is_loopback
+from api.auth.authenticator import is_loopback
 from cli.embedded_redis import EmbeddedRedis, free_port
-from common.listening import CannotListen, bind, url_of
-from common.model_names import MODEL_NAMES
-from common.pricing import Price
-from common.process import die_with_parent
-from common.routes import available
-from common.setting_doubts import doubts
-from common.settings import MIB, Settings
+from common.config.model_routes import available
+from common.config.setting_doubts import doubts
+from common.config.settings import MIB, Settings
+from common.metering.pricing import Price
+from common.process.listening import CannotListen, bind, url_of
+from common.process.process import die_with_parent
 from common.sse import SseCutter, read_block
+from common.vendors.model_names import MODEL_NAMES
 
 READY_TIMEOUT_S = 30
 DRAIN_S = 3  # On Ctrl-C nobody wants to wait a minute.

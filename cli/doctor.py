@@ -6,21 +6,21 @@ from contextlib import suppress
 
 import click
 
-from api.auth import is_open, static_ids
-from api.safe_start import refuse_to_start
+from api.auth.authenticator import is_open, static_ids
+from api.auth.startup_checks import refuse_to_start
 from cli.doctor_redis import examine_redis
 from cli.finding import Finding, Level
 from cli.http_get import get
+from common.canonical.errors import GatewayError
+from common.config.foreign_variables import in_effect, without_effect
+from common.config.model_routes import available, resolve
+from common.config.setting_doubts import doubts
+from common.config.settings import Settings, environment
 from common.database.errors import DatabaseUnavailable
 from common.database.revisions import HEAD, is_sqlite_url, sqlite_revision
-from common.errors import GatewayError
-from common.event_loop import Loop
-from common.foreign_variables import in_effect, without_effect
-from common.listening import url_of
-from common.redaction import shown_url
-from common.routes import available, resolve
-from common.setting_doubts import doubts
-from common.settings import Settings, environment
+from common.process.event_loop import Loop
+from common.process.listening import url_of
+from common.process.redaction import shown_url
 
 MARKS: dict[Level, str] = {"ok": "✓", "note": "·", "wrong": "✗"}
 FILES_WANTED = 10_000
@@ -96,7 +96,7 @@ def _unknown_prices(settings: Settings) -> list[Finding]:
     """Names of the operator's own whose cost nobody can count."""
     if not settings.aliases:
         return []
-    from common.pricing import is_known  # Here: to read the list takes a quarter of a second.
+    from common.metering.pricing import is_known  # Here: to read the list takes a quarter of a second.
 
     found = []
     for alias in sorted(settings.aliases):

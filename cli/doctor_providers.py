@@ -3,13 +3,13 @@
 import asyncio
 
 from cli.finding import Finding
-from common.proxies import missing_certificates
-from common.redaction import shown_url
-from common.routes import available
-from common.settings import Settings
-from workers.connecting import Connections
+from common.config.model_routes import available
+from common.config.proxies import missing_certificates
+from common.config.settings import Settings
+from common.process.redaction import shown_url
 from workers.providers.base import UpstreamRequest
-from workers.upstream_errors import UpstreamFailure
+from workers.upstream.connecting import Connections
+from workers.upstream.errors import UpstreamFailure
 
 ANSWER_TIMEOUT_S = 10.0
 

@@ -1,6 +1,6 @@
 """Does Redis do for Sluice what it needs, does anybody work, and what could not be processed?
 
-By the same probe as in every process (``common/redis_probe``), with the same settings: what is tried is what the work does.
+By the same probe as in every process (``common/redis/probe``), with the same settings: what is tried is what the work does.
 """
 
 import asyncio
@@ -12,13 +12,13 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from cli.finding import Finding, Level
-from common import keys
+from common.config.settings import MIB, Settings
+from common.process.redaction import shown_url
 from common.queue.jobs import ALIVE_S, keeps_books_as_before
-from common.redaction import shown_url
-from common.redis_client import COMMAND_TIMEOUT_S, Client, connect
-from common.redis_errors import is_refusal, words_of
-from common.redis_probe import Harm, Problem, try_all
-from common.settings import MIB, Settings
+from common.redis import keyspace
+from common.redis.client import COMMAND_TIMEOUT_S, Client, connect
+from common.redis.errors import is_refusal, words_of
+from common.redis.probe import Harm, Problem, try_all
 
 PUBSUB_HARD_LIMIT_WANTED = 64 * MIB
 RULES_MEND = "See docs/operating.md for all that Sluice needs of Redis."
@@ -133,9 +133,9 @@ def _mend(problem: Problem, user: str) -> str:
 async def _fleet(redis: Client, *, is_running: bool) -> list[Finding]:
     now_ms = await _ask(redis, "TIME")
     since = (now_ms[0] if now_ms else time.time()) - ALIVE_S
-    alive = await _ask(redis, "ZCOUNT", keys.WORKERS, int(since * 1000), "+inf") or 0
-    bookkeeper = await _ask(redis, "GET", keys.BOOKKEEPER)
-    aside = await _ask(redis, "LLEN", keys.UNREADABLE)
+    alive = await _ask(redis, "ZCOUNT", keyspace.WORKERS, int(since * 1000), "+inf") or 0
+    bookkeeper = await _ask(redis, "GET", keyspace.BOOKKEEPER)
+    aside = await _ask(redis, "LLEN", keyspace.UNREADABLE)
     found = [
         Finding("ok", f"{alive} worker{'s take' if alive != 1 else ' takes'} jobs.")
         if alive

@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from common.process import die_with_parent
+from common.process.process import die_with_parent
 
 START_TIMEOUT_S = 60  # On a busy machine; one that ends is noticed at once.
 FAKE_SERVER = """

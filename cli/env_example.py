@@ -7,13 +7,13 @@ import orjson
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from common.settings import Settings
-from common.vendors import VENDORS
+from common.config.settings import Settings
+from common.vendors.table import VENDORS
 
 _HEAD = """\
 # Every setting of Sluice, with its default. Copy what you change into .env, or set it in the environment. Instead of a
 # value, SLUICE_…_FILE and …_API_KEY_FILE give the name of a file that holds it, such as a container's secret.
-# Written by `make env` from common/settings.py; times end in _S (seconds) or _MS, sizes in _BYTES_MAX.
+# Written by `make env` from common/config/settings.py; times end in _S (seconds) or _MS, sizes in _BYTES_MAX.
 """
 
 

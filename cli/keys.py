@@ -21,10 +21,10 @@ ID_SHOWN_MAX = 20
 if TYPE_CHECKING:
     from pydantic import SecretStr
 
-    from common.access import Access
-    from common.key_records import KeyRecord
-    from common.key_ring import Change, KeyRing
-    from common.settings import Settings
+    from common.access.key_records import KeyRecord
+    from common.access.key_ring import Change, KeyRing
+    from common.access.principal import Access
+    from common.config.settings import Settings
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Answer = TypeVar("Answer")
@@ -139,14 +139,14 @@ def create(name: str, tenant: str, expires: int | str | None, as_json: bool, **s
     sluice keys create --name "the web shop" --model 'gpt-*' --requests 60 --month-usd 50
     sluice keys create --name trial --expires 30d --guardrail pii=block --json
     """
-    from common.access import Access
+    from common.access.principal import Access
 
     access = _access(Access(), said)
     _check_names(name, tenant)
     _warn_doubtful(access)
 
     async def make(ring: "KeyRing") -> Any:
-        from common.key_ring import NewKey
+        from common.access.key_ring import NewKey
 
         return await ring.create(NewKey(name, tenant, access, expires if isinstance(expires, int) else None))
 
@@ -204,7 +204,7 @@ def rotate(id_: str, overlap_s: int, as_json: bool) -> None:
     \b
     sluice keys rotate 4f7k2m9qwxyz --overlap 1h      # the old one is good for an hour more
     """
-    from common.key_ring import OVERLAP_S_MAX
+    from common.access.key_ring import OVERLAP_S_MAX
 
     if overlap_s > OVERLAP_S_MAX:
         raise click.UsageError(f"--overlap must be at most {OVERLAP_S_MAX // 86_400}d")
@@ -300,7 +300,7 @@ def _access(old: "Access", said: dict[str, Any], clear: tuple[str, ...] = ()) ->
     from pydantic import ValidationError
 
     from cli.settings import what_is_wrong
-    from common.access import Access
+    from common.access.principal import Access
 
     fields = old.model_dump(mode="json", exclude_defaults=True)
     for name in clear:
@@ -327,7 +327,7 @@ def _option_of(place: tuple[int | str, ...]) -> str:
 def _warn_doubtful(access: "Access") -> None:
     """Tell of what a key is allowed and cannot be meant: it would be of no use, or narrower than its maker believes."""
     from cli.settings import load_settings
-    from common.setting_doubts import doubts_of_access
+    from common.config.setting_doubts import doubts_of_access
 
     for what, mend in doubts_of_access(access, load_settings()):
         click.echo(f"! It is allowed {what}. {mend}", err=True)
@@ -351,7 +351,7 @@ def _guardrails(said: tuple[str, ...]) -> dict[str, str]:
 
 
 def _check_names(name: str, tenant: str) -> None:
-    from common.key_ring import NAME_MAX, TENANT_MAX
+    from common.access.key_ring import NAME_MAX, TENANT_MAX
 
     if len(name) > NAME_MAX or not name.isprintable():
         raise click.UsageError(f"--name must be at most {NAME_MAX} printable characters")
@@ -380,9 +380,9 @@ def _run(work: Callable[["KeyRing"], Awaitable[Answer]], *, must_exist: bool = T
 async def _with_ring(
     settings: "Settings", secret: "SecretStr", work: Callable[["KeyRing"], Awaitable[Answer]], must_exist: bool
 ) -> Answer:
+    from common.access.key_ring import KeyRing
     from common.database.lazy import LazyDatabase
-    from common.key_ring import KeyRing
-    from common.redis_client import connect
+    from common.redis.client import connect
 
     database, redis = LazyDatabase(settings.database_url, must_exist=must_exist), connect(settings.redis_url)
     try:
@@ -394,8 +394,8 @@ async def _with_ring(
 
 @contextmanager
 def _failures() -> Iterator[None]:
+    from common.access.key_ring import Busy, UnknownKey
     from common.database.engine import DatabaseUnavailable, RowRefused
-    from common.key_ring import Busy, UnknownKey
 
     try:
         yield

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from common.key_records import KeyRecord
+    from common.access.key_records import KeyRecord
 
 NEVER = "never"
 _NOT_SERVED = (

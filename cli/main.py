@@ -39,8 +39,8 @@ def api(host: str | None, port: int | None, fd: int | None) -> None:
 
     Needs a Redis (SLUICE_REDIS_URL), and a worker beside it: `sluice worker`, in another terminal.
     """
+    from api.auth.startup_checks import refuse_to_start
     from api.main import run
-    from api.safe_start import refuse_to_start
     from cli.settings import load_settings
 
     settings = load_settings(host=host, port=port)
@@ -227,7 +227,7 @@ def doctor(with_keys: bool) -> None:
 @contextlib.contextmanager
 def _listening() -> Iterator[None]:
     """End with status 2 and one line where a place to listen cannot be had."""
-    from common.listening import CannotListen
+    from common.process.listening import CannotListen
 
     try:
         yield

@@ -4,10 +4,10 @@ import asyncio
 
 import click
 
+from common.config.settings import Settings
 from common.database.errors import DatabaseUnavailable
 from common.database.migrate import HEAD, migrate, revision_of
-from common.redaction import shown_url
-from common.settings import Settings
+from common.process.redaction import shown_url
 
 
 def run(settings: Settings, *, check: bool) -> int:

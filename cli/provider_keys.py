@@ -3,16 +3,16 @@
 import asyncio
 from typing import NamedTuple
 
+from common.canonical.errors import ErrorKind
+from common.canonical.job import Job
 from common.channel.base import Policy
-from common.errors import ErrorKind
-from common.job import Job
-from common.routes import available
-from common.settings import Settings
-from workers.connecting import Connections
+from common.config.model_routes import available
+from common.config.settings import Settings
 from workers.providers import WIRES
 from workers.providers.base import Deployment, UpstreamRequest
-from workers.routing import deployments
-from workers.upstream_errors import UpstreamFailure
+from workers.upstream.connecting import Connections
+from workers.upstream.deployments import deployments
+from workers.upstream.errors import UpstreamFailure
 
 TIMEOUT_S = 10.0
 BODY_BYTES_MAX = 64 * 1024

@@ -10,10 +10,11 @@ import click
 import orjson
 from redis.exceptions import RedisError
 
-from common import keys, set_aside
-from common.redis_client import COMMAND_TIMEOUT_S, Client, connect
-from common.redis_errors import words_of
-from common.set_aside import SetAside
+from common.ledger.record import set_aside
+from common.ledger.set_aside import SetAside
+from common.redis import keyspace
+from common.redis.client import COMMAND_TIMEOUT_S, Client, connect
+from common.redis.errors import words_of
 
 Found = TypeVar("Found")
 
@@ -31,7 +32,7 @@ async def _with_redis(url: str, work: Callable[[Client], Awaitable[Found]]) -> F
 
 def _entries(url: str) -> list[SetAside]:
     async def read(redis: Client) -> list[SetAside]:
-        return [set_aside.unpack(raw) for raw in await redis.execute_command("LRANGE", keys.UNREADABLE, 0, -1)]
+        return [set_aside.unpack(raw) for raw in await redis.execute_command("LRANGE", keyspace.UNREADABLE, 0, -1)]
 
     return asyncio.run(_with_redis(url, read))
 
@@ -61,7 +62,7 @@ def drop(url: str, generation_ids: tuple[str, ...], *, is_all: bool) -> None:
 
     async def remove(redis: Client) -> None:
         for entry in entries:
-            await redis.execute_command("LREM", keys.UNREADABLE, 1, entry.raw)
+            await redis.execute_command("LREM", keyspace.UNREADABLE, 1, entry.raw)
 
     asyncio.run(_with_redis(url, remove))
     click.echo(f"{len(entries)} dropped.")

@@ -9,10 +9,9 @@ import click
 from pydantic import ValidationError
 from pydantic_core.core_schema import ErrorType
 
-from common.foreign_variables import variable_of
-from common.redaction import Redactor, redact_tracebacks
-from common.setting_doubts import nearest
-from common.setting_sources import (
+from common.config.foreign_variables import variable_of
+from common.config.setting_doubts import nearest
+from common.config.setting_sources import (
     ENV_FILE,
     FILE_SUFFIX,
     PREFIX,
@@ -24,8 +23,9 @@ from common.setting_sources import (
     provider_variable,
     yaml_values,
 )
-from common.settings import Settings
-from common.vendors import VENDORS
+from common.config.settings import Settings
+from common.process.redaction import Redactor, redact_tracebacks
+from common.vendors.table import VENDORS
 
 VALUE_CHARS_MAX = 80
 _Node = Mapping[str, Any]

@@ -4,10 +4,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from common.usage_report import GROUPS, LINES_MAX, SINCE_DEFAULT, TOKENS, Question, Report, moment_ms
+from common.ledger.usage_report import GROUPS, LINES_MAX, SINCE_DEFAULT, TOKENS, Question, Report, moment_ms
 
 if TYPE_CHECKING:
-    from common.settings import Settings
+    from common.config.settings import Settings
 
 # What the table calls a column, in this order; the groups come first. JSON and CSV have the names as they are, and all of them.
 _HEADINGS = {
@@ -80,7 +80,7 @@ async def ask(settings: "Settings", question: Question) -> Report:
     database = LazyDatabase(settings.database_url, must_exist=True)
     try:
         engine = await database.engine()
-        from common import reports  # Here: no other command has to pay for SQLAlchemy.
+        from common.ledger.record import reports  # Here: no other command has to pay for SQLAlchemy.
 
         return await reports.usage(engine, question)
     finally:

@@ -14,11 +14,11 @@ import orjson
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from common import keys
-from common.errors import Failed
-from common.loop_lag import able_timeout
-from common.redis_client import COMMAND_TIMEOUT_S, as_unavailable, ms
-from common.settings import Settings
+from common.canonical.errors import Failed
+from common.config.settings import Settings
+from common.process.loop_lag import able_timeout
+from common.redis import keyspace
+from common.redis.client import COMMAND_TIMEOUT_S, as_unavailable, ms
 from common.sse import read_block, split_blocks
 
 
@@ -72,9 +72,9 @@ class ResponseStore:
         wait_s = max(s.queue_wait_s, s.queue_wait_background_s) + s.total_timeout_s
         ttl_ms = ms(s.responses_ttl_s + wait_s)
         async with self._pipeline() as pipe:
-            pipe.hset(keys.response_request(generation_id), mapping=asked)
-            pipe.pexpire(keys.response_request(generation_id), ttl_ms)
-            pipe.set(keys.response(generation_id), b"", px=ttl_ms)
+            pipe.hset(keyspace.response_request(generation_id), mapping=asked)
+            pipe.pexpire(keyspace.response_request(generation_id), ttl_ms)
+            pipe.set(keyspace.response(generation_id), b"", px=ttl_ms)
             await self._run(pipe)
 
     async def finish(self, generation_id: str, last_data: bytes, failed: Failed | None) -> None:
@@ -85,15 +85,15 @@ class ResponseStore:
             outcome = orjson.dumps({"failed": too_large})
         ttl_ms = ms(self._settings.responses_ttl_s)
         async with self._pipeline() as pipe:
-            pipe.set(keys.response(generation_id), outcome, px=ttl_ms, xx=True)
-            pipe.pexpire(keys.response_request(generation_id), ttl_ms)
+            pipe.set(keyspace.response(generation_id), outcome, px=ttl_ms, xx=True)
+            pipe.pexpire(keyspace.response_request(generation_id), ttl_ms)
             await self._run(pipe)
 
     async def load(self, generation_id: str, owner: str) -> StoredResponse | None:
         """Return a response; None where there is none of this owner's."""
         async with self._pipeline() as pipe:
-            pipe.hgetall(keys.response_request(generation_id))
-            pipe.get(keys.response(generation_id))
+            pipe.hgetall(keyspace.response_request(generation_id))
+            pipe.get(keyspace.response(generation_id))
             asked, outcome = await self._run(pipe)
         if not asked or outcome is None or asked[b"owner"] != owner.encode():
             return None
@@ -110,8 +110,8 @@ class ResponseStore:
         """Return the output items of those responses that are this owner's; None for one that still runs."""
         async with self._pipeline() as pipe:
             for generation_id in generation_ids:
-                pipe.hget(keys.response_request(generation_id), "owner")
-                pipe.get(keys.response(generation_id))
+                pipe.hget(keyspace.response_request(generation_id), "owner")
+                pipe.get(keyspace.response(generation_id))
             answers = await self._run(pipe)
         found: dict[str, list[Any] | None] = {}
         for generation_id, whose, outcome in zip(generation_ids, answers[::2], answers[1::2], strict=True):
@@ -122,7 +122,7 @@ class ResponseStore:
 
     async def delete(self, generation_id: str) -> None:
         async with self._pipeline() as pipe:
-            pipe.delete(keys.response_request(generation_id), keys.response(generation_id))
+            pipe.delete(keyspace.response_request(generation_id), keyspace.response(generation_id))
             await self._run(pipe)
 
     def _pipeline(self) -> Any:

@@ -19,18 +19,18 @@ from sdk_clients import ResponseFailed, Seen
 from seed_clients import SeedError
 from wire_answers import ERRORS, STREAMS, WHOLES, Says
 
+from common.canonical.errors import Failed, GatewayError
+from common.canonical.events import Completed
+from common.canonical.job import Job
 from common.channel.base import Policy
 from common.dialects import DIALECTS
 from common.dialects.base import ReplyInfo, SoFar
-from common.errors import Failed, GatewayError
-from common.events import Completed
-from common.job import Job
 from common.sse import SseCutter
-from common.vendors import VENDORS, Vendor
-from workers.call import Prepared, _prepare
+from common.vendors.table import VENDORS, Vendor
+from workers.attempt.call import Prepared, _prepare
 from workers.providers import WIRES
 from workers.providers.base import Deployment, UpstreamRequest
-from workers.pumps import Pump
+from workers.transcode.pumps import Pump
 
 INFO = ReplyInfo("gen_abc", "client/model", 1_700_000_000, "openai")
 RAISED = (openai.APIError, anthropic.APIError, ResponseFailed, SeedError)
@@ -274,7 +274,7 @@ def _try_early_error(dialect: str, deployment: Deployment) -> None:
 
 def _try_late_error(dialect: str, pump: Pump, said: bytes, message: str) -> None:
     assert isinstance(pump.terminal, Failed)
-    # What the API writes behind the frames, see ``api.relay``.
+    # What the API writes behind the frames, see ``api.relay.response``.
     last = said[said[:-2].rfind(b"\n\n") + 2 :] if b"\n\n" in said[:-2] else said
     said += DIALECTS[dialect].error_event(pump.terminal, SoFar("gen_abc", last, "m", 1))
     _check_raises(lambda: CLIENTS[dialect].read_stream(said), message)

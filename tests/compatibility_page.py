@@ -7,7 +7,7 @@ from compatibility import FEATURES, REMOTE, cell_of
 from request_fields import CHAT_VENDORS, FIELDS, TARGETS, deployment_on, dropped_by, fate_of
 
 from common.dialects import DIALECTS
-from common.vendors import Vendor
+from common.vendors.table import Vendor
 from workers.providers import WIRES
 
 _START = """# What works between which client and which provider

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import asyncpg
 
-from common.process import die_with_parent
+from common.process.process import die_with_parent
 
 START_TIMEOUT_S = 120
 

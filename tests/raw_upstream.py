@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common.settings import Settings
-from workers.linger import Linger
+from common.config.settings import Settings
 from workers.providers.base import UpstreamRequest
-from workers.upstream import Upstream
+from workers.publish.linger import Linger
+from workers.upstream.http_client import Upstream
 
 CLOSE, RESET = b"close", b"reset"
 

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from redis.asyncio import Redis
 
 from cli.embedded_redis import EmbeddedRedis
-from common.redis_client import connect
+from common.redis.client import connect
 
 
 @asynccontextmanager

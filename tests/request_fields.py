@@ -10,8 +10,8 @@ from typing import Any
 import orjson
 from compatibility import CLIENTS, PIXEL, SCHEMA, prepared
 
-from common.errors import ErrorKind, GatewayError
-from common.vendors import VENDORS
+from common.canonical.errors import ErrorKind, GatewayError
+from common.vendors.table import VENDORS
 from workers.providers.base import Deployment, UpstreamRequest
 
 # Of each wire the vendor it is named after, and a model of its that takes the most fields.

@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from private_parts import ROOT, Use
 
-from workers import connecting
+from workers.upstream.http_client import connecting
 
 # Each private attribute of a library that we use, and where it is. They may go with any new version, so they are few.
 PRIVATE = {
@@ -24,35 +24,37 @@ PRIVATE = {
     # Claims by script and waits for a bell, instead of arq's polling.
     Use("common.queue.worker", "arq.worker.Worker", "_poll_iteration"): "arq.worker.Worker",
     # A connection whose handshake redis-py has made is taken over from it.
-    Use("common.redis_pipe", "connection", "_reader"): "redis.asyncio.connection.AbstractConnection",
-    Use("common.redis_pipe", "connection", "_writer"): "redis.asyncio.connection.AbstractConnection",
+    Use("common.redis.pipe", "connection", "_reader"): "redis.asyncio.connection.AbstractConnection",
+    Use("common.redis.pipe", "connection", "_writer"): "redis.asyncio.connection.AbstractConnection",
     # aiohttp looks after each read for what a pause left behind; we only after a pause.
-    Use("workers.connecting", "aiohttp.client_proto.ResponseHandler", "_buffer_paused"): "aiohttp.client_proto.ResponseHandler",
     Use(
-        "workers.connecting", "aiohttp.client_proto.ResponseHandler", "_reading_paused"
+        "workers.upstream.connecting", "aiohttp.client_proto.ResponseHandler", "_buffer_paused"
     ): "aiohttp.client_proto.ResponseHandler",
-    Use("workers.connecting", "aiohttp.connector.BaseConnector", "_factory"): "aiohttp.TCPConnector",
+    Use(
+        "workers.upstream.connecting", "aiohttp.client_proto.ResponseHandler", "_reading_paused"
+    ): "aiohttp.client_proto.ResponseHandler",
+    Use("workers.upstream.connecting", "aiohttp.connector.BaseConnector", "_factory"): "aiohttp.TCPConnector",
     # The pool's idle connections, of which one that was found dead takes the older ones along.
-    Use("workers.connecting", "aiohttp.connector.BaseConnector", "_conns"): "aiohttp.TCPConnector",
-    Use("workers.connecting", "aiohttp.connector.BaseConnector", "_get"): "aiohttp.TCPConnector",
+    Use("workers.upstream.connecting", "aiohttp.connector.BaseConnector", "_conns"): "aiohttp.TCPConnector",
+    Use("workers.upstream.connecting", "aiohttp.connector.BaseConnector", "_get"): "aiohttp.TCPConnector",
     # A request of which the parser knows less than we do is given to the app as uvicorn gives its own.
-    Use("api.connection", "uvicorn.protocols.http.httptools_impl.HttpToolsProtocol", "_start_asgi_task"): (
+    Use("api.server.connection", "uvicorn.protocols.http.httptools_impl.HttpToolsProtocol", "_start_asgi_task"): (
         "uvicorn.protocols.http.httptools_impl.HttpToolsProtocol"
     ),
-    Use("api.connection", "uvicorn.protocols.http.httptools_impl.HttpToolsProtocol", "_unset_keepalive_if_required"): (
+    Use("api.server.connection", "uvicorn.protocols.http.httptools_impl.HttpToolsProtocol", "_unset_keepalive_if_required"): (
         "uvicorn.protocols.http.httptools_impl.HttpToolsProtocol"
     ),
-    Use("api.slow_requests", "uvicorn.protocols.http.httptools_impl.HttpToolsProtocol", "_unset_keepalive_if_required"): (
-        "uvicorn.protocols.http.httptools_impl.HttpToolsProtocol"
-    ),
+    Use(
+        "api.server.request_bounds", "uvicorn.protocols.http.httptools_impl.HttpToolsProtocol", "_unset_keepalive_if_required"
+    ): ("uvicorn.protocols.http.httptools_impl.HttpToolsProtocol"),
     # A connection that is older than it may be is not given back to the pool.
-    Use("workers.connecting", "aiohttp.connector.BaseConnector", "_release"): "aiohttp.TCPConnector",
+    Use("workers.upstream.connecting", "aiohttp.connector.BaseConnector", "_release"): "aiohttp.TCPConnector",
     # Variables are trimmed, and may name a file.
-    Use("common.setting_sources", "pydantic_settings.sources.providers.env.EnvSettingsSource", "_load_env_vars"): (
+    Use("common.config.setting_sources", "pydantic_settings.sources.providers.env.EnvSettingsSource", "_load_env_vars"): (
         "pydantic_settings.EnvSettingsSource"
     ),
     # Where sluice.yaml breaks is told by line and column.
-    Use("common.setting_sources", "pydantic_settings.sources.base.ConfigFileSourceMixin", "_read_files"): (
+    Use("common.config.setting_sources", "pydantic_settings.sources.base.ConfigFileSourceMixin", "_read_files"): (
         "pydantic_settings.YamlConfigSettingsSource"
     ),
 }

@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry
 
 from api.metrics import Metrics as ApiMetrics
 from cli.env_example import render
-from common.errors import ErrorKind
+from common.canonical.errors import ErrorKind
 from workers.metrics import Metrics as WorkerMetrics
 
 ROOT = Path(__file__).parent.parent

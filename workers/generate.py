@@ -18,29 +18,29 @@ from typing import Any, NoReturn
 import orjson
 import structlog
 
-from common.admission import Settlement
-from common.attempts import attempts_in, merged, total_cost, total_usage, unpack
+from common.canonical.errors import ErrorKind, Failed, GatewayError
+from common.canonical.events import COUNTS
+from common.canonical.job import Job
 from common.channel.base import ChannelUnavailable, Claim, Fenced, Frame, FrameKind, Stop, Verdict
 from common.dialects import DIALECTS
-from common.errors import ErrorKind, Failed, GatewayError
-from common.events import COUNTS
-from common.job import Job
+from common.limits.charges import Settlement
+from common.metering.attempts import attempts_in, merged, total_cost, total_usage, unpack
 from common.queue.jobs import UNUSED, ClaimedJob
 from common.queue.worker import HandBack, Postponed, SetAside
-from common.redis_client import RedisUnavailable
-from workers.background import RunsOn, cancel
-from workers.call import Outcome, Services, call, reply_info
-from workers.charging import settlement_of, take_measure, with_prompt
-from workers.continuation import LOSSES, Continuation, Past, continuations, read_frames, read_past, reattachable
-from workers.count import count
-from workers.failed_attempts import report
-from workers.partial_usage import read_partial
-from workers.patience import patience, postpone
+from common.redis.client import RedisUnavailable
+from workers.attempt.background_answers import RunsOn, cancel
+from workers.attempt.call import Outcome, Services, call, reply_info
+from workers.attempt.charging import settlement_of, take_measure, with_prompt
+from workers.attempt.count import count
+from workers.attempt.failed_attempts import report
+from workers.attempt.patience import patience, postpone
+from workers.attempt.tries import Tries
+from workers.continuation.continuation import LOSSES, Continuation, Past, continuations, read_frames, read_past, reattachable
+from workers.ledger.partial_usage import read_partial
 from workers.providers.base import Deployment
-from workers.publisher import PAUSE_WHILE_AWAY_S, Writer
+from workers.publish.publisher import PAUSE_WHILE_AWAY_S, Writer
 from workers.quota.gate import Demand, Refused
-from workers.routing import deployments
-from workers.tries import Tries
+from workers.upstream.deployments import deployments
 
 log = structlog.get_logger()
 

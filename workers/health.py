@@ -10,13 +10,13 @@ from typing import Any
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from common.loop_lag import lag_figures
-from common.process import open_files
+from common.process.loop_lag import lag_figures
+from common.process.process import open_files
 from common.queue.jobs import JobQueue
 from common.queue.worker import LeasedWorker
-from common.redis_probe import Probe
-from workers.bookkeeping.keeper import Bookkeeper
-from workers.call import Services
+from common.redis.probe import Probe
+from workers.attempt.call import Services
+from workers.ledger.keeper import Bookkeeper
 
 
 @dataclass(slots=True)

@@ -11,36 +11,36 @@ import structlog
 import uvloop
 from prometheus_client import CollectorRegistry
 
-from common import pricing
-from common.admission import Settlement
 from common.channel.redis import RedisChannel
-from common.event_loop import Loop
-from common.foreign_variables import log_foreign
+from common.config.foreign_variables import log_foreign
+from common.config.proxies import ProxyUnusable
+from common.config.setting_doubts import log_doubts
+from common.config.settings import Settings, environment
 from common.guardrails.custom import PluginError, custom_of
-from common.listening import address_of, bind
-from common.loop_lag import loop_lag
-from common.process import collect_seldom, free_at_once, raise_file_limit, switch_soon
-from common.proxies import ProxyUnusable
+from common.limits.charges import Settlement
+from common.metering import pricing
+from common.process.event_loop import Loop
+from common.process.listening import address_of, bind
+from common.process.logging import configure_logging
+from common.process.loop_lag import loop_lag
+from common.process.process import collect_seldom, free_at_once, raise_file_limit, switch_soon
+from common.process.redaction import Redactor
 from common.queue.jobs import ClaimedJob, JobQueue
 from common.queue.worker import LeasedWorker
-from common.redaction import Redactor
-from common.redis_client import Pulse, connect
-from common.redis_probe import Probe
+from common.redis.client import Pulse, connect
+from common.redis.probe import Probe
 from common.responses import ResponseStore
-from common.setting_doubts import log_doubts
-from common.settings import Settings, environment
-from common.telemetry import configure_logging
-from workers.bookkeeping.keeper import Bookkeeper
-from workers.call import Services
+from workers.attempt.call import Services
 from workers.generate import run_generation
-from workers.guarding import OutputGuards
 from workers.health import Watched, serve_health
-from workers.linger import Linger
+from workers.ledger.keeper import Bookkeeper
 from workers.metrics import Metrics
-from workers.publisher import Publisher
+from workers.publish.linger import Linger
+from workers.publish.publisher import Publisher
 from workers.quota.gate import Quota
-from workers.upstream import Upstream
-from workers.webhook import poster
+from workers.transcode.output_guardrails import OutputGuards
+from workers.upstream.http_client import Upstream
+from workers.upstream.webhook import poster
 
 log = structlog.get_logger()
 

@@ -8,11 +8,11 @@ import secrets
 from collections.abc import Iterable
 from itertools import count
 
-from api.http_errors import dialect_at
-from api.security_headers import security_headers
+from api.server.http_errors import dialect_at
+from api.server.security_headers import security_headers
+from common.canonical.errors import ErrorKind, Failed
 from common.dialects import DIALECTS
 from common.dialects.base import Dialect
-from common.errors import ErrorKind, Failed
 
 CODE = "overloaded"
 _ID, _SECONDS = b"req_00000000", b"86399"  # Stand for what differs from one response to the next.

@@ -21,14 +21,14 @@ from api.overload.answers import Answers, overloaded
 from api.overload.limit import AdmissionLimit
 from api.overload.shares import Credentials, Known, credential_of
 from api.overload.starts import Starts
-from api.viewer import Viewer
-from common.access import Principal
-from common.admission import safe_name
-from common.errors import GatewayError
-from common.loop_lag import loop_lag
+from api.relay.viewer import Viewer
+from common.access.principal import Principal
+from common.canonical.errors import GatewayError
+from common.config.settings import Settings
+from common.limits.charges import safe_name
+from common.process.loop_lag import loop_lag
 from common.queue.jobs import JobClass
 from common.queue.load import QueueLoad
-from common.settings import Settings
 
 log = structlog.get_logger()
 

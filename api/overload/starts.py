@@ -7,7 +7,7 @@ that takes a millisecond or two, and a job that waits longer waits for their pro
 import time
 from collections.abc import Callable
 
-from api.viewer import Viewer
+from api.relay.viewer import Viewer
 from common.channel.base import START
 
 OVERDUE_S = 5.0  # Beside free slots such a job waits for something else than its turn, and says nothing about the others.

@@ -12,17 +12,17 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.security import HTTPBearer
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, ValidationError
 
-from api.body import read_json
+from api.auth.key_cache import KnownKeys, Rings
 from api.generate import Services, guarded
-from api.http_errors import PLAIN, json_response
-from api.known_keys import KnownKeys, Rings
-from api.numbers import query_number
-from api.store_errors import redis_away
-from common.access import Access, as_number
-from common.dialects.reading import invalid
-from common.errors import ErrorKind, GatewayError
-from common.key_records import KeyRecord
-from common.managed_keys import is_id
+from api.server.body import read_json
+from api.server.http_errors import PLAIN, json_response
+from api.server.numbers import query_number
+from api.server.store_errors import redis_away
+from common.access.key_records import KeyRecord
+from common.access.key_text import is_id
+from common.access.principal import Access, as_number
+from common.canonical.errors import ErrorKind, GatewayError
+from common.dialects.shared.reading import invalid
 
 LIST_MAX, LIST_DEFAULT = 100, 20
 TIMEOUT_S = 10.0  # For the database and Redis together.
@@ -151,8 +151,8 @@ class _Admin:
 
     async def _bounded(self, work: Callable[[], Awaitable[Response]]) -> Response:
         await self._rings.load()
+        from common.access.key_ring import Busy, UnknownKey
         from common.database.engine import DatabaseUnavailable, RowRefused
-        from common.key_ring import Busy, UnknownKey
 
         try:
             async with asyncio.timeout(TIMEOUT_S):
@@ -170,7 +170,7 @@ class _Admin:
             self._known.forget_all()  # Here at once, elsewhere with the next beat of the pulse.
 
     async def create(self, request: Request) -> Response:
-        from common.key_ring import NewKey
+        from common.access.key_ring import NewKey
 
         body = await _read(NewKeyBody, request, self._services)
         expires_ms = body.expires_at * 1000 if body.expires_at is not None else None
@@ -232,7 +232,7 @@ async def _read(model: type[Chosen], request: Request, services: Services) -> Ch
 
 
 def _known_id(id_: str) -> str:
-    from common.key_ring import UnknownKey
+    from common.access.key_ring import UnknownKey
 
     if not is_id(id_):
         raise UnknownKey(id_[:100])

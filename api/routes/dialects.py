@@ -5,11 +5,12 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from api.describing import generating, query
 from api.generate import Services, open_generation
-from api.routes.direct import DirectRoute
-from common.access import Principal
-from common.dialects import DIALECTS, unified_request
+from api.routes.direct_route import DirectRoute
+from api.routes.openapi import generating, query
+from common.access.principal import Principal
+from common.dialects import DIALECTS
+from common.dialects.unified.dialect import request as unified_request
 
 _PATHS = {
     "/v1/chat/completions": "openai-chat",

@@ -9,19 +9,20 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from api.describing import generating, header, nothing_more, query, serving
+from api.auth.permissions import refuse_anonymous
+from api.auth.read_tokens import read_token_owner, require_secret, sign_read_token
 from api.generate import Amend, Services, accept, finish, guarded, start
-from api.http_errors import PLAIN, json_response, request_id_of
-from api.numbers import query_number
-from api.permissions import refuse_anonymous
-from api.read_tokens import read_token_owner, require_secret, sign_read_token
-from api.records import LOG_BATCH, record, said_so_far, short_record, status_of, url_of
-from api.relay import Relay, headers_of_stream
+from api.relay.response import Relay, headers_of_stream
+from api.relay.viewer import Viewer
 from api.routes.dialects import check_unified
+from api.routes.generation_records import LOG_BATCH, record, said_so_far, short_record, status_of, url_of
+from api.routes.openapi import generating, header, nothing_more, query, serving
 from api.routes.responses import begin
-from api.store_errors import redis_away
-from api.viewer import Viewer
-from common.access import Principal
+from api.server.http_errors import PLAIN, json_response, request_id_of
+from api.server.numbers import query_number
+from api.server.store_errors import redis_away
+from common.access.principal import Principal
+from common.canonical.errors import ErrorKind, Failed, GatewayError
 from common.channel.base import (
     Cursor,
     Frame,
@@ -34,8 +35,7 @@ from common.channel.base import (
 )
 from common.dialects import DIALECTS
 from common.dialects.base import Dialect
-from common.dialects.reading import invalid
-from common.errors import ErrorKind, Failed, GatewayError
+from common.dialects.shared.reading import invalid
 from common.sse import split_blocks
 
 AHEAD_EXTRA_S = 2.0  # Over the lease: by then a cut-off owner has appended again, or another has fenced.

@@ -6,14 +6,14 @@ from datetime import UTC, datetime
 from fastapi import APIRouter, Request, Response
 from starlette.convertors import Convertor, register_url_convertor
 
-from api.describing import serving
+from api.auth.permissions import Named, listed_models, permitted_models
 from api.generate import Services, guarded
-from api.http_errors import PLAIN, json_response
-from api.permissions import Named, listed_models, permitted_models
+from api.routes.openapi import serving
+from api.server.http_errors import PLAIN, json_response
+from common.config.model_routes import model_names, resolve
 from common.dialects import DIALECTS
 from common.dialects.base import Dialect
-from common.model_names import MODEL_NAMES
-from common.routes import model_names, resolve
+from common.vendors.model_names import MODEL_NAMES
 
 _MODEL = {"type": "object", "required": ["id", "object", "owned_by"]}
 _LISTED = {

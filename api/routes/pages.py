@@ -10,13 +10,13 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from api.describing import serving
 from api.generate import Services
-from api.http_errors import json_response
-from api.security_headers import page_policy
-from common.loop_lag import lag_figures
-from common.process import open_files
-from common.routes import available
+from api.routes.openapi import serving
+from api.server.http_errors import json_response
+from api.server.security_headers import page_policy
+from common.config.model_routes import available
+from common.process.loop_lag import lag_figures
+from common.process.process import open_files
 
 _PLAYGROUND = (Path(__file__).parent.parent / "static" / "playground.html").read_bytes()
 _PAGE_HEADERS = {"content-security-policy": page_policy(_PLAYGROUND)}

@@ -14,25 +14,25 @@ import orjson
 import structlog
 from fastapi import APIRouter, Request, Response
 
-from api.auth import Scope
-from api.classes import class_of
-from api.conversation import continued, items_of
-from api.describing import RESPONSE, generating, query, serving
+from api.auth.authenticator import Scope
+from api.auth.permissions import refuse_anonymous
 from api.generate import Asked, Services, accept, finish, guarded, start
-from api.http_errors import json_response, request_id_of
-from api.numbers import query_number
-from api.permissions import refuse_anonymous
-from api.relay import SSE_HEADERS, Relay, headers_of_stream
-from api.routes.direct import DirectRoute
-from api.store_errors import redis_away
-from common.access import Principal
+from api.intake.job_class import class_of
+from api.relay.response import SSE_HEADERS, Relay, headers_of_stream
+from api.routes.direct_route import DirectRoute
+from api.routes.openapi import RESPONSE, generating, query, serving
+from api.routes.stored_conversation import continued, items_of
+from api.server.http_errors import json_response, request_id_of
+from api.server.numbers import query_number
+from api.server.store_errors import redis_away
+from common.access.principal import Principal
+from common.canonical.errors import ErrorKind, Failed, GatewayError
 from common.channel.base import START, Cursor, FrameKind, Policy, State, Verdict
-from common.dialects.openai_responses import OPENAI_RESPONSES, sequence_of
-from common.dialects.openai_responses_object import Described, begun, failed_response
-from common.dialects.reading import invalid
-from common.errors import ErrorKind, Failed, GatewayError
+from common.dialects.openai_responses.dialect import OPENAI_RESPONSES, sequence_of
+from common.dialects.openai_responses.response_object import Described, begun, failed_response
+from common.dialects.shared.reading import invalid
 from common.queue.jobs import JobClass
-from common.redis_client import RedisUnavailable
+from common.redis.client import RedisUnavailable
 from common.responses import StoredResponse, generation_id_of, response_id
 from common.sse import split_blocks
 

@@ -10,15 +10,15 @@ import structlog
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
-from api.describing import query, serving
+from api.auth.permissions import refuse_anonymous
 from api.generate import Services, guarded
-from api.http_errors import PLAIN, json_response
-from api.numbers import query_number
-from api.permissions import refuse_anonymous
+from api.routes.openapi import query, serving
+from api.server.http_errors import PLAIN, json_response
+from api.server.numbers import query_number
+from common.canonical.errors import ErrorKind, GatewayError
 from common.database.errors import DatabaseUnavailable
 from common.database.lazy import LazyDatabase
-from common.errors import ErrorKind, GatewayError
-from common.usage_report import SINCE_DEFAULT, Question, moment_ms
+from common.ledger.usage_report import SINCE_DEFAULT, Question, moment_ms
 
 log = structlog.get_logger()
 
@@ -124,7 +124,7 @@ def _refused(param: str, message: str) -> GatewayError:
 async def report(question: Question, database: LazyDatabase) -> dict[str, object]:
     try:
         engine = await database.engine()
-        from common import reports  # Here: SQLAlchemy is there now, and whoever never asks does without.
+        from common.ledger.record import reports  # Here: SQLAlchemy is there now, and whoever never asks does without.
 
         return (await reports.usage(engine, question)).told()
     except DatabaseUnavailable as error:

@@ -31,7 +31,7 @@ from cli.demo_provider.plan import make_plan
 from cli.demo_provider.playback import Player
 from cli.demo_provider.script import Fault, FaultKind, Script, parse
 from cli.demo_provider.wire import Ask, Wire, WireError, key_of
-from common.listening import bind
+from common.process.listening import bind
 
 _WIRES: dict[str, Wire] = {
     "/v1/chat/completions": chat,

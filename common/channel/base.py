@@ -6,7 +6,7 @@ repairs it from the log. Writers are told apart by epoch and token (see ``Claim`
 believe that they own a generation, the log obeys only the one that fenced it last.
 
 What belongs here is what both tiers must agree on. Not solved here: who may read (the API checks the owner that ``enter``
-returns) and when to give up (``api.viewer`` and ``workers.publisher`` hold the clocks).
+returns) and when to give up (``api.relay.viewer`` and ``workers.publish.publisher`` hold the clocks).
 """
 
 import re
@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol
 
 import orjson
 
-from common.errors import ErrorKind, Failed, GatewayError
+from common.canonical.errors import ErrorKind, Failed, GatewayError
 
 
 class FrameId(NamedTuple):
@@ -169,7 +169,7 @@ class Opening:
     retention_s: float
     expiry_s: float  # Safety net: no log outlives this.
     request: bytes = field(repr=False)
-    asked: bytes = b""  # For the ledger; see ``common.ledger``.
+    asked: bytes = b""  # For the ledger; see ``common.ledger.record``.
     is_audited: bool = False
     job_class: str = "interactive"
 

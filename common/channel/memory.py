@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import orjson
 
+from common.canonical.errors import Failed, GatewayError
 from common.channel.base import (
     START,
     Answer,
@@ -26,7 +27,6 @@ from common.channel.base import (
     expired,
     unknown,
 )
-from common.errors import Failed, GatewayError
 
 
 @dataclass(slots=True)

@@ -1,7 +1,7 @@
 """How does a channel live in Redis?
 
-The log is a stream, the state a hash, live delivery pub/sub: see ``common/keys.py``, and the Lua files beside this one for
-what each step does. Every method is one round trip.
+The log is a stream, the state a hash, live delivery pub/sub: see ``common/redis/keyspace.py``, and the Lua files beside
+this one for what each step does. Every method is one round trip.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ import orjson
 import structlog
 from redis.exceptions import RedisError
 
-from common import keys
+from common.canonical.errors import Failed, GatewayError
 from common.channel.base import (
     Answer,
     Append,
@@ -34,10 +34,10 @@ from common.channel.base import (
 )
 from common.channel.redis_feed import RedisFeed
 from common.channel.redis_log import LogReader, unavailable
-from common.errors import Failed, GatewayError
-from common.loop_lag import able_timeout
-from common.redis_client import COMMAND_TIMEOUT_S, Call, Client, RedisUnavailable, Scripts, ms
-from common.settings import MIB
+from common.config.settings import MIB
+from common.process.loop_lag import able_timeout
+from common.redis import keyspace
+from common.redis.client import COMMAND_TIMEOUT_S, Call, Client, RedisUnavailable, Scripts, ms
 
 log = structlog.get_logger()
 
@@ -73,7 +73,7 @@ class RedisChannel:
             "audited": int(opening.is_audited),
             "class": opening.job_class,
         }
-        names = [keys.state(generation_id), keys.viewers(generation_id), keys.request(generation_id)]
+        names = [keyspace.state(generation_id), keyspace.viewers(generation_id), keyspace.request(generation_id)]
         request = opening.request
         if len(request) > LARGE_BYTES:
             await self._set_large(names[2], request, ms(opening.expiry_s))
@@ -113,7 +113,7 @@ class RedisChannel:
     async def heartbeat(self, claims: list[Claim], notes: Sequence[bytes] = ()) -> list[Answer]:
         calls: list[Call] = []
         for claim, note in zip(claims, notes or [b""] * len(claims), strict=True):
-            names = [keys.state(claim.generation_id), keys.live(claim.generation_id)]
+            names = [keyspace.state(claim.generation_id), keyspace.live(claim.generation_id)]
             calls.append(("heartbeat", names, [claim.epoch, claim.token, note]))
         found = await self._run_many(calls)
         return [_answer(answer) for answer in found]
@@ -138,11 +138,11 @@ class RedisChannel:
         ]
 
     async def leave(self, generation_id: str, replica: str) -> Stop:
-        names = [keys.state(generation_id), keys.viewers(generation_id)]
+        names = [keyspace.state(generation_id), keyspace.viewers(generation_id)]
         return Stop((await self._run("leave", names, [replica])).decode())
 
     async def stop(self, generation_id: str) -> Verdict:
-        return Verdict((await self._run("stop", [keys.state(generation_id)], [])).decode())
+        return Verdict((await self._run("stop", [keyspace.state(generation_id)], [])).decode())
 
     async def end_unowned(self, generation_id: str, token: str, failed: Failed) -> Verdict:
         data = orjson.dumps({"error": failed.to_dict()})
@@ -152,14 +152,14 @@ class RedisChannel:
         return bool(await self._run("evict", _log_keys(generation_id), []))
 
     async def look(self, generation_ids: list[str]) -> list[FrameId | None]:
-        found = await self._run_many([("look", [keys.state(generation_id)], []) for generation_id in generation_ids])
+        found = await self._run_many([("look", [keyspace.state(generation_id)], []) for generation_id in generation_ids])
         _check(found)
         return [FrameId.of(last) if isinstance(last, bytes) else None for last in found]
 
     async def record(self, generation_id: str) -> Record | None:
         try:
             async with able_timeout(COMMAND_TIMEOUT_S):
-                found = await self._redis.hgetall(keys.record(generation_id))  # type: ignore[misc]  # redis-py's stubs.
+                found = await self._redis.hgetall(keyspace.record(generation_id))  # type: ignore[misc]  # redis-py's stubs.
         except (RedisError, OSError, TimeoutError) as error:
             raise unavailable(error) from error
         return Record(found[b"asked"], found[b"end"], int(found[b"ended_ms"])) if found else None

@@ -16,13 +16,13 @@ import structlog
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 
-from common import keys
 from common.channel.base import ChannelUnavailable, Frame, FrameId, FrameKind, Message
-from common.loop_lag import able_timeout, loop_lag
-from common.process import supervised
-from common.redis_client import COMMAND_TIMEOUT_S, Client, RedisUnavailable
-from common.redis_errors import RedisRefuses, words_of
-from common.redis_pipe import Pipe
+from common.process.loop_lag import able_timeout, loop_lag
+from common.process.process import supervised
+from common.redis import keyspace
+from common.redis.client import COMMAND_TIMEOUT_S, Client, RedisUnavailable
+from common.redis.errors import RedisRefuses, words_of
+from common.redis.pipe import Pipe
 
 log = structlog.get_logger()
 
@@ -77,7 +77,7 @@ class RedisFeed:
         self._resubscribed.append(callback)
 
     async def subscribe(self, generation_id: str, sink: Callable[[Message], None]) -> None:
-        channel = keys.live(generation_id).encode()
+        channel = keyspace.live(generation_id).encode()
         self._sinks[channel] = sink
         try:
             # Where the connection is down, the reconnection subscribes to all sinks and confirms this one too.
@@ -112,7 +112,7 @@ class RedisFeed:
                     raise
 
     async def unsubscribe(self, generation_id: str) -> None:
-        channel = keys.live(generation_id).encode()
+        channel = keyspace.live(generation_id).encode()
         if self._sinks.pop(channel, None) and self._is_open:
             self._send("UNSUBSCRIBE", channel)
 
@@ -182,7 +182,7 @@ class RedisFeed:
 
     def _try(self) -> bytes:
         """Subscribe even where nobody listens: who is not allowed to, or not any more, must not be sent requests."""
-        own = keys.live(f"gen_{secrets.token_hex(4)}")
+        own = keyspace.live(f"gen_{secrets.token_hex(4)}")
         self._send("SUBSCRIBE", own)
         self._send("UNSUBSCRIBE", own)
         return own.encode()

@@ -1,6 +1,6 @@
 """How are logs read when many ask at once?
 
-All readers of a process share one connection, which is not the one that appends go over (see ``common.redis_client.Client``).
+All readers of a process share one connection, which is not the one that appends go over (see ``common.redis.client.Client``).
 What is asked for while a batch is on its way makes the next batch, and who asks for the same gets the same answer: a thousand
 readers of one answer cost Redis as much as one does. A batch is bounded, and the loop has a turn for everybody else after
 each, so a herd is read to in turn and holds up no stream.
@@ -12,10 +12,10 @@ from typing import Any
 import hiredis
 from redis.exceptions import RedisError
 
-from common import keys
 from common.channel.base import ChannelUnavailable, Frame, FrameId, FrameKind
-from common.redis_client import Client
-from common.redis_errors import as_unavailable
+from common.redis import keyspace
+from common.redis.client import Client
+from common.redis.errors import as_unavailable
 
 READS_AT_ONCE = 16  # Whoever reads bounds each in bytes; the first ten frames may be of any size.
 
@@ -62,7 +62,7 @@ class LogReader:
 
 
 def _packed(generation_id: str, after: FrameId, count: int) -> bytes:
-    command: tuple[Any, ...] = ("XRANGE", keys.log(generation_id), f"({after}", "+", "COUNT", count)
+    command: tuple[Any, ...] = ("XRANGE", keyspace.log(generation_id), f"({after}", "+", "COUNT", count)
     return bytes(hiredis.pack_command(command))
 
 

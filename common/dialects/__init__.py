@@ -1,11 +1,11 @@
 """Which client dialects are there?"""
 
-from common.dialects.agentary import AGENTARY
-from common.dialects.anthropic_messages import ANTHROPIC_MESSAGES
+from common.dialects.agentary.dialect import AGENTARY
+from common.dialects.anthropic_messages.dialect import ANTHROPIC_MESSAGES
 from common.dialects.base import Dialect
-from common.dialects.openai_chat import OPENAI_CHAT
-from common.dialects.openai_responses import OPENAI_RESPONSES
-from common.dialects.unified import UNIFIED
+from common.dialects.openai_chat.dialect import OPENAI_CHAT
+from common.dialects.openai_responses.dialect import OPENAI_RESPONSES
+from common.dialects.unified.dialect import UNIFIED
 
 DIALECTS: dict[str, Dialect] = {
     "openai-chat": OPENAI_CHAT,

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from common.errors import Failed
-from common.events import Completed, Event, Finished, Reply, Usage
-from common.generation import GenerationRequest
-from common.pricing import Cost
+from common.canonical.errors import Failed
+from common.canonical.events import Completed, Event, Finished, Reply, Usage
+from common.canonical.generation import GenerationRequest
+from common.metering.pricing import Cost
 
 
 @dataclass(slots=True)

@@ -15,9 +15,9 @@ from typing import Any, Literal, Protocol
 
 import orjson
 
-from common.access import Mode
-from common.proxies import Proxy, proxy_for
-from common.settings import Settings
+from common.access.principal import Mode
+from common.config.proxies import Proxy, proxy_for
+from common.config.settings import Settings
 
 # Between the texts of one request (messages, parts, arguments…) or of one answer. A replacement must keep them.
 SEPARATOR = "\x1e"

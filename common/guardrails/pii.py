@@ -1,9 +1,9 @@
 """Which pieces of a text are personal data, or a secret?
 
-Mail addresses, telephone numbers, payment card numbers (with their check digit), and keys (``common.key_shapes``, JSON web
-tokens, private key blocks). Found by shape alone, so what has none is not found: names, postal addresses, passwords,
-numbers as they are dialled inside a country. Every pattern is bounded: a match is never longer than what a stream may hold
-back, and none can take more than linear time.
+Mail addresses, telephone numbers, payment card numbers (with their check digit), and keys (``common.process.key_shapes``,
+JSON web tokens, private key blocks). Found by shape alone, so what has none is not found: names, postal addresses,
+passwords, numbers as they are dialled inside a country. Every pattern is bounded: a match is never longer than what a
+stream may hold back, and none can take more than linear time.
 
 Where a thing begins and ends is told by the characters that it is made of itself, never by what counts as a letter
 anywhere: in scripts without spaces, text stands right beside it. It is looked for in the folded text (``folding``).
@@ -16,7 +16,7 @@ import regex
 
 from common.guardrails.finding import UNSAYABLE, Found
 from common.guardrails.folding import fold
-from common.key_shapes import KEY_SHAPES, TOKEN
+from common.process.key_shapes import KEY_SHAPES, TOKEN
 
 # Latin letters and marks: a mailbox has others so rarely that in Chinese a whole sentence would look like one.
 _LATIN = "A-Za-z\u00c0-\u024f\u0300-\u036f\u1e00-\u1eff"

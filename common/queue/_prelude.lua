@@ -4,7 +4,7 @@ local Q = 'sluice:q:'
 local ENQUEUED, DELAYED, RUNNING = Q .. 'enqueued', Q .. 'delayed', Q .. 'running'
 local ENDED = Q .. 'ended'  -- Ids whose records the ledger has not taken yet, each at least once.
 local WORKERS = Q .. 'workers'
-local ASIDE, ASIDE_MAX, ASIDE_S = 'sluice:ledger:unreadable', 10000, 30 * 86400  -- As in common/set_aside.py.
+local ASIDE, ASIDE_MAX, ASIDE_S = 'sluice:ledger:unreadable', 10000, 30 * 86400  -- As in common/ledger/set_aside.py.
 local STALE_MS = 3000  -- A command that waited this long in a frozen Redis was sent by someone who has given up on it.
 
 local function now_ms()

@@ -3,7 +3,7 @@
 Two structures: *waiting* (by class, then by tenant in rotation) and *running* (id by lease deadline). Every step is one
 script, and every step of an owner names (id, epoch): a claim raises the epoch, so whoever held the job before can do
 nothing to it any more. The log of the generation, not this queue, decides what the client sees: see ``common.channel``.
-The keys are listed in ``common/keys.py``.
+The keys are listed in ``common/redis/keyspace.py``.
 """
 
 from collections.abc import Collection, Sequence
@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import structlog
 from redis.exceptions import RedisError
 
-from common import keys
-from common.admission import (
+from common.canonical.errors import ErrorKind, GatewayError
+from common.config.settings import Settings
+from common.limits.charges import (
     NOTHING,
     Charges,
     Settlement,
@@ -31,10 +32,9 @@ from common.admission import (
     spent_unknown,
     stands,
 )
-from common.errors import ErrorKind, GatewayError
-from common.loop_lag import able_timeout
-from common.redis_client import COMMAND_TIMEOUT_S, Client, Pulse, RedisUnavailable, Scripts, as_unavailable, ms
-from common.settings import Settings
+from common.process.loop_lag import able_timeout
+from common.redis import keyspace
+from common.redis.client import COMMAND_TIMEOUT_S, Client, Pulse, RedisUnavailable, Scripts, as_unavailable, ms
 
 log = structlog.get_logger()
 
@@ -129,7 +129,7 @@ class JobQueue:
         self._has_bookkeeper = False
         pulse.watch(self._alive_command, self._note_alive)
         # Workers of the version before say nothing of themselves; but one of them keeps the books.
-        pulse.watch(("GET", keys.BOOKKEEPER), self._note_bookkeeper)
+        pulse.watch(("GET", keyspace.BOOKKEEPER), self._note_bookkeeper)
 
     @property
     def workers_alive(self) -> int:
@@ -137,7 +137,7 @@ class JobQueue:
         return self._alive or int(self._has_bookkeeper)
 
     def _alive_command(self) -> tuple[str, ...]:
-        return ("ZCOUNT", keys.WORKERS, str(self._pulse.redis_ms - ms(ALIVE_S)), "+inf")
+        return ("ZCOUNT", keyspace.WORKERS, str(self._pulse.redis_ms - ms(ALIVE_S)), "+inf")
 
     def _note_alive(self, count: int) -> None:
         self._alive = int(count)
@@ -200,7 +200,7 @@ class JobQueue:
 
     async def recent(self, tenant: str, after: str, count: int) -> list[str] | None:
         """Return ids that a tenant enqueued, newest first, those older than ``after`` (empty: all); None if that is unknown."""
-        name = keys.RECENT + tenant
+        name = keyspace.RECENT + tenant
         try:
             async with able_timeout(COMMAND_TIMEOUT_S):
                 rank = await self._redis.zrevrank(name, after) if after else -1

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from common.process import supervised
+from common.process.process import supervised
 from common.queue.jobs import JobQueue
-from common.redis_client import RedisUnavailable
+from common.redis.client import RedisUnavailable
 
 READ_INTERVAL_S = 0.5
 TENANTS_MAX = 256  # That one reading looks at. Of more, the others are taken to have as much in line as these.

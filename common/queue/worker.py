@@ -18,15 +18,15 @@ from arq.connections import ArqRedis
 from arq.worker import Worker, func
 from redis.exceptions import RedisError
 
-from common import keys
-from common.admission import Settlement
-from common.loop_lag import able_timeout, loop_lag
-from common.process import supervised
+from common.config.settings import Settings
+from common.limits.charges import Settlement
+from common.process.loop_lag import able_timeout, loop_lag
+from common.process.process import supervised
 from common.queue.jobs import ALIVE_BEAT_S, LAPSED_BATCH, Claimed, ClaimedJob, JobQueue
-from common.redis_client import COMMAND_TIMEOUT_S, Client, Pulse, RedisUnavailable, as_unavailable
-from common.redis_errors import words_of
-from common.redis_pipe import Exchanges
-from common.settings import Settings
+from common.redis import keyspace
+from common.redis.client import COMMAND_TIMEOUT_S, Client, Pulse, RedisUnavailable, as_unavailable
+from common.redis.errors import words_of
+from common.redis.pipe import Exchanges
 
 log = structlog.get_logger()
 
@@ -76,8 +76,8 @@ class LeasedWorker(Worker):
         super().__init__(
             functions=[func(run_generation, name="generation")],
             redis_pool=_ArqClient(redis.connection_pool),
-            queue_name=keys.ENQUEUED,  # Read by arq's health record alone, for the number of waiting jobs.
-            health_check_key=f"{keys.QUEUE_PREFIX}health:{name}",
+            queue_name=keyspace.ENQUEUED,  # Read by arq's health record alone, for the number of waiting jobs.
+            health_check_key=f"{keyspace.QUEUE_PREFIX}health:{name}",
             health_check_interval=30,
             max_jobs=settings.worker_slots,
             poll_delay=0,
@@ -90,7 +90,7 @@ class LeasedWorker(Worker):
         self._pulse = pulse
         self._settings = settings
         # Connections of their own: who waits for a bell holds up the rest, and a bell is waited for only while there is room.
-        self._bells = {bell: Exchanges(redis.open_pipe, BELL_TIMEOUT_S) for bell in (keys.BELL, keys.BELL_BACKGROUND)}
+        self._bells = {bell: Exchanges(redis.open_pipe, BELL_TIMEOUT_S) for bell in (keyspace.BELL, keyspace.BELL_BACKGROUND)}
         self._listening: dict[str, asyncio.Task[list[Any]]] = {}
         self._wake = asyncio.Event()  # A bell has rung, or a slot is free of a kind that was full.
         self._jobs: dict[str, ClaimedJob] = {}
@@ -186,7 +186,7 @@ class LeasedWorker(Worker):
                 await self._bells[bell].run([hiredis.pack_command(ring)])
 
     def _room_for(self, bell: str) -> int:
-        return self._background_room if bell == keys.BELL_BACKGROUND else self.free_slots
+        return self._background_room if bell == keyspace.BELL_BACKGROUND else self.free_slots
 
     async def _ask(self, *, with_lapsed: bool) -> Claimed:
         # What lapsed while we were cut off may be running well: only a worker that has seen Redis whole for one lease,
@@ -271,7 +271,7 @@ class LeasedWorker(Worker):
         self._forget(job)  # First: a renewal under way must not take a finished job for a lost one.
         try:
             for crossed in await self._queue.finish(job, settlement):
-                self.on_budget_mark(*crossed.removeprefix(keys.SPENT).rsplit(" ", 1))
+                self.on_budget_mark(*crossed.removeprefix(keyspace.SPENT).rsplit(" ", 1))
         except RedisUnavailable:
             pass  # Its lease lapses, and the next claim finds the log ended.
         except Exception as error:

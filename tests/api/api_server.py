@@ -10,13 +10,13 @@ import uvicorn
 from prometheus_client import CollectorRegistry
 from uvicorn.server import ServerState
 
-from api.http_errors import error_response, refusal_in
 from api.metrics import Metrics
-from api.middleware import Observed
 from api.overload.gate import Gate
-from api.slow_requests import bounded_protocol
+from api.server.http_errors import error_response, refusal_in
+from api.server.middleware import Observed
+from api.server.request_bounds import bounded_protocol
+from common.config.settings import Settings
 from common.dialects import DIALECTS
-from common.settings import Settings
 
 
 async def echo(scope: dict[str, Any], receive: Any, send: Any) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import socket
 
 from api.main import listeners
-from common.event_loop import Loop
+from common.process.event_loop import Loop
 
 CLIENTS = 160
 

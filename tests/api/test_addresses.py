@@ -1,6 +1,6 @@
 import pytest
 
-from api.addresses import client_address
+from api.server.client_address import client_address
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ from redis.asyncio import Redis
 
 from api.main import Process, create_app
 from cli.embedded_redis import EmbeddedRedis
-from common.key_records import Gone, KeyRecords
-from common.redis_client import RedisUnavailable
-from common.settings import ProviderSettings, Settings
+from common.access.key_records import Gone, KeyRecords
+from common.config.settings import ProviderSettings, Settings
+from common.redis.client import RedisUnavailable
 
 ADMIN = {"authorization": "Bearer admin-key"}
 WHOLE_ACCESS = {

@@ -6,7 +6,7 @@ from redis.asyncio import Redis
 
 from api.main import Process, create_app
 from cli.embedded_redis import EmbeddedRedis
-from common.settings import ProviderSettings, Settings
+from common.config.settings import ProviderSettings, Settings
 
 ID = "0" * 32
 ASKED = b'{"model": "demo", "input": "my secret is 42"}'

@@ -7,14 +7,14 @@ import pytest
 from pydantic import SecretStr
 from starlette.requests import HTTPConnection
 
-from api.auth import ANONYMOUS, Authenticator, Credentials, is_open
-from api.known_keys import Known
-from api.read_tokens import sign_read_token
-from common.access import Access, Principal
-from common.errors import ErrorKind, GatewayError
-from common.key_records import KeyRecord
-from common.managed_keys import mint
-from common.settings import Settings
+from api.auth.authenticator import ANONYMOUS, Authenticator, Credentials, is_open
+from api.auth.key_cache import Known
+from api.auth.read_tokens import sign_read_token
+from common.access.key_records import KeyRecord
+from common.access.key_text import mint
+from common.access.principal import Access, Principal
+from common.canonical.errors import ErrorKind, GatewayError
+from common.config.settings import Settings
 
 KEYS = {"api_keys": "sk-one,sk-two"}
 SECRET = "a long random text that all processes share"

@@ -9,10 +9,10 @@ import orjson
 import pytest
 from starlette.requests import Request
 
-from api.body import _parse, read_json
-from api.body_budget import AT_ONCE_MAX, LARGE_BYTES, SMALL_BYTES, BodyBudget, apart
-from common.errors import ErrorKind, GatewayError
-from common.settings import MIB, Settings
+from api.server.body import _parse, read_json
+from api.server.body_budget import AT_ONCE_MAX, LARGE_BYTES, SMALL_BYTES, BodyBudget, apart
+from common.canonical.errors import ErrorKind, GatewayError
+from common.config.settings import MIB, Settings
 
 SETTINGS = Settings().model_copy(update={"body_bytes_max": 4 * MIB, "bodies_bytes_max": 6 * MIB})
 

@@ -4,12 +4,12 @@ from decimal import Decimal
 
 import pytest
 
-from api.admission import OPEN_ADDRESS_LIMITS, charges_of
-from common.access import Access, Budget, Limits, Principal
-from common.admission import Charges
-from common.generation import GenerationRequest, Message, Role, TextPart
-from common.settings import Settings
-from common.token_estimate import OUTPUT_TOKENS_UNSAID
+from api.intake.charges import OPEN_ADDRESS_LIMITS, charges_of
+from common.access.principal import Access, Budget, Limits, Principal
+from common.canonical.generation import GenerationRequest, Message, Role, TextPart
+from common.config.settings import Settings
+from common.limits.charges import Charges
+from common.metering.token_estimate import OUTPUT_TOKENS_UNSAID
 
 ADDRESS = "192.0.2.1"
 DAY = Budget(day_usd=Decimal(1))

@@ -1,9 +1,9 @@
 import pytest
 from starlette.datastructures import Headers
 
-from api.classes import class_of
-from common.access import Access, Principal
-from common.errors import ErrorKind, GatewayError
+from api.intake.job_class import class_of
+from common.access.principal import Access, Principal
+from common.canonical.errors import ErrorKind, GatewayError
 from common.queue.jobs import JobClass
 
 INTERACTIVE, BACKGROUND = JobClass

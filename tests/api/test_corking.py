@@ -2,7 +2,7 @@
 
 import asyncio
 
-from api.corking import Cork, CorkedTransport
+from api.server.corking import Cork, CorkedTransport
 
 
 class Transport:

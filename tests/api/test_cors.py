@@ -9,10 +9,10 @@ import pytest
 from redis.asyncio import Redis
 
 from api.main import Process, create_app
-from api.security_headers import page_policy
+from api.server.security_headers import page_policy
 from cli.embedded_redis import EmbeddedRedis
-from common.access import Access
-from common.settings import ProviderSettings, Settings
+from common.access.principal import Access
+from common.config.settings import ProviderSettings, Settings
 
 OURS, TENANT_S, KEY_S, STRANGE = (f"https://{name}.example" for name in ("ours", "tenant", "key", "strange"))
 ADMIN = {"authorization": "Bearer admin-key"}

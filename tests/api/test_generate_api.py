@@ -6,9 +6,9 @@ from redis.asyncio import Redis
 
 from api.main import Process, create_app
 from cli.embedded_redis import EmbeddedRedis
-from common import keys
 from common.channel.base import ChannelUnavailable
-from common.settings import ProviderSettings, Settings
+from common.config.settings import ProviderSettings, Settings
+from common.redis import keyspace
 
 BODY = {"model": "demo", "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}]}
 KEY = {"authorization": "Bearer sk-key"}
@@ -52,7 +52,7 @@ async def test_who_asks_listens_before_the_job_exists(process, redis, monkeypatc
     heard: list[int] = []
 
     async def enqueue(generation_id: str, *_: object, **__: object) -> None:
-        heard.extend(count for _, count in await redis.pubsub_numsub(keys.live(generation_id)))
+        heard.extend(count for _, count in await redis.pubsub_numsub(keyspace.live(generation_id)))
         raise ChannelUnavailable("enough seen")
 
     monkeypatch.setattr(process.services.queue, "enqueue", enqueue)

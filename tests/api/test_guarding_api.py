@@ -6,12 +6,12 @@ import pytest
 import structlog.testing
 from prometheus_client import CollectorRegistry
 
-from api.guarding import LOOKED_AT_CHARS_MAX, InputGuard
+from api.intake.input_guardrails import LOOKED_AT_CHARS_MAX, InputGuard
 from api.metrics import Metrics
-from common.access import GuardrailPolicy, Principal
-from common.errors import ErrorKind, GatewayError
+from common.access.principal import GuardrailPolicy, Principal
+from common.canonical.errors import ErrorKind, GatewayError
+from common.config.settings import Settings
 from common.guardrails.custom import SEPARATOR, Action, Check, Custom, Verdict
-from common.settings import Settings
 
 MAIL = "jane@example.com"
 

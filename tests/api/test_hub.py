@@ -10,16 +10,16 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from api.hub import ENTERING_MAX, Hub
-from api.viewer import Viewer
-from common import keys
+from api.relay.hub import ENTERING_MAX, Hub
+from api.relay.viewer import Viewer
+from common.canonical.errors import GatewayError
 from common.channel.base import Append, ChannelUnavailable, Claim, Frame, FrameId, FrameKind, Message, Opening, Policy, Stop
 from common.channel.redis import RedisChannel, RedisFeed
-from common.errors import GatewayError
+from common.config.settings import Settings
 from common.queue.jobs import JobClass, JobQueue, Place
-from common.redis_client import Pulse, RedisUnavailable
-from common.redis_errors import RedisRefuses
-from common.settings import Settings
+from common.redis import keyspace
+from common.redis.client import Pulse, RedisUnavailable
+from common.redis.errors import RedisRefuses
 
 G = "gen_1"
 CLAIM = Claim(G, 1, "t")
@@ -51,8 +51,8 @@ class Setup:
 
 @pytest.fixture
 async def setup(redis: Redis, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Setup]:
-    monkeypatch.setattr("api.hub.PATROL_S", 0.02)
-    monkeypatch.setattr("api.hub.UNCLAIMED_LOOK_S", 0.4)  # A busy machine takes its time between listening and enqueueing.
+    monkeypatch.setattr("api.relay.hub.PATROL_S", 0.02)
+    monkeypatch.setattr("api.relay.hub.UNCLAIMED_LOOK_S", 0.4)  # A busy machine takes its time before it enqueues.
     settings = Settings().model_copy(update={"heartbeat_s": 0.05, **getattr(request, "param", {})})
     pulse, channel, feed = Pulse(redis), RedisChannel(redis, 60), RedisFeed(redis)
     await pulse.start()
@@ -296,8 +296,8 @@ async def test_what_is_wrong_with_one_generation_does_not_keep_the_patrol_from_a
     elif spoil == "position":
         await setup.redis.hset("{gen_0}:state", "pos", "none of ours")
     else:
-        await setup.redis.delete(keys.JOB + "gen_0")
-        await setup.redis.set(keys.JOB + "gen_0", "none of ours")
+        await setup.redis.delete(keyspace.JOB + "gen_0")
+        await setup.redis.set(keyspace.JOB + "gen_0", "none of ours")
     await setup.add(1)
     await setup.add(2, FrameKind.END)
 

@@ -7,14 +7,14 @@ import pytest
 from redis.asyncio import Redis
 from starlette.datastructures import Headers
 
-from api.idempotency import enqueue_once, once_of
-from common.access import Principal
+from api.intake.idempotency import enqueue_once, once_of
+from common.access.principal import Principal
+from common.canonical.errors import ErrorKind, Failed, GatewayError
 from common.channel.base import Append, Claim, Frame, FrameId, FrameKind, Opening, Policy
 from common.channel.redis import RedisChannel
-from common.errors import ErrorKind, Failed, GatewayError
+from common.config.settings import Settings
 from common.queue.jobs import Enqueued, JobClass, JobQueue, Once
-from common.redis_client import Pulse
-from common.settings import Settings
+from common.redis.client import Pulse
 
 ME, YOU = Principal("key_me"), Principal("key_you")
 ONCE = Once("me:1", "digest")

@@ -7,17 +7,17 @@ import pytest
 from pydantic import SecretStr
 from redis.asyncio import Redis
 
-from api.known_keys import KnownKeys, Rings
+from api.auth.key_cache import KnownKeys, Rings
 from cli.embedded_redis import EmbeddedRedis
-from common import keys
-from common.access import Access
+from common.access.key_records import KeyRecords
+from common.access.key_ring import KeyRing, NewKey
+from common.access.key_text import new_id
+from common.access.principal import Access
+from common.canonical.errors import ErrorKind, GatewayError
+from common.config.settings import Settings
 from common.database.lazy import LazyDatabase
-from common.errors import ErrorKind, GatewayError
-from common.key_records import KeyRecords
-from common.key_ring import KeyRing, NewKey
-from common.managed_keys import new_id
-from common.redis_client import Pulse
-from common.settings import Settings
+from common.redis import keyspace
+from common.redis.client import Pulse
 
 SECRET = SecretStr("a long random text that all processes share")
 
@@ -192,13 +192,13 @@ async def test_an_id_that_is_nowhere_is_not_asked_for_again_at_once(known, count
     assert [(await known.find(id_)).record for _ in range(5)] == [None] * 5
     assert counting.reads == 1
 
-    monkeypatch.setattr("api.known_keys.UNKNOWN_S", 0)
+    monkeypatch.setattr("api.auth.key_cache.UNKNOWN_S", 0)
     await known.find(id_)
     assert counting.reads == 2
 
 
 async def test_memory_is_bounded(known, ring, pulse, counting, monkeypatch):
-    monkeypatch.setattr("api.known_keys.KNOWN_MAX", 2)
+    monkeypatch.setattr("api.auth.key_cache.KNOWN_MAX", 2)
     ids = [(await ring.create(NewKey())).record.id for _ in range(3)]
     await pulse._beat()
 
@@ -229,7 +229,7 @@ async def test_a_redis_that_comes_back_empty_is_noticed(known, ring, pulse, redi
     made = await ring.create(NewKey())
     await pulse._beat()
     before = await known.find(made.record.id)
-    await redis.delete(keys.KEYS_VERSION)
+    await redis.delete(keyspace.KEYS_VERSION)
 
     await pulse._beat()
 

@@ -6,9 +6,9 @@ import httpx
 import pytest
 from starlette.middleware.base import BaseHTTPMiddleware
 
-from api.draining import WAVE_MIN
 from api.main import Process, create_app
-from common.settings import Settings
+from api.server.draining import WAVE_MIN
+from common.config.settings import Settings
 
 
 @pytest.fixture

@@ -3,8 +3,8 @@
 import pytest
 from starlette.datastructures import QueryParams
 
-from api.numbers import query_number, whole_number
-from common.errors import ErrorKind, GatewayError
+from api.server.numbers import query_number, whole_number
+from common.canonical.errors import ErrorKind, GatewayError
 
 NO_NUMBERS = [
     *("", " ", "x", "+5", "-5", "5 ", " 5", "5.0", "5e0", "0x5", "1_0", "5\n", "5\0", "NaN", "null"),

@@ -14,12 +14,12 @@ from api.metrics import Metrics
 from api.overload.answers import Answers, overloaded
 from api.overload.gate import Gate
 from api.overload.shares import credential_of
-from common.access import Access, Principal
+from common.access.principal import Access, Principal
+from common.canonical.errors import GatewayError
+from common.config.settings import Settings
 from common.dialects import DIALECTS
-from common.errors import GatewayError
 from common.queue.jobs import JobClass
 from common.queue.load import QueueLoad, Reading
-from common.settings import Settings
 
 BODY = b'{"model": "x"}'
 PATHS = {

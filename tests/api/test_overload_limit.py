@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from api.overload.limit import OVER_S, PER_TURN, AdmissionLimit
-from common.loop_lag import TICK_S
+from common.process.loop_lag import TICK_S
 
 LAG_S, CLAIM_S = 0.05, 0.3
 REFUSAL_S, START_S, FRAME_S, FRAMES, ANSWER_S = 0.00015, 0.0009, 0.00006, 10, 0.4

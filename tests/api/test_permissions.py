@@ -1,12 +1,12 @@
 import pytest
 
+from api.auth.permissions import Named, listed_models, permitted, permitted_by_fields, refuse_anonymous
 from api.generate import disconnect_policy
-from api.permissions import Named, listed_models, permitted, permitted_by_fields, refuse_anonymous
-from common.access import Access, Principal
+from common.access.principal import Access, Principal
+from common.canonical.errors import ErrorKind, GatewayError
 from common.channel.base import Policy
-from common.errors import ErrorKind, GatewayError
-from common.routes import Target, model_names, resolve
-from common.settings import Settings
+from common.config.model_routes import Target, model_names, resolve
+from common.config.settings import Settings
 
 SETTINGS = Settings(
     providers={"openai": {"api_keys": "k"}, "anthropic": {"api_keys": "k"}, "mistral": {"api_keys": "k"}},

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from api.prices import countable
-from common.access import Access, Budget, Principal
-from common.errors import ErrorKind, GatewayError
-from common.pricing import Price
-from common.routes import Target
-from common.settings import ProviderSettings, Settings
+from api.intake.known_prices import countable
+from common.access.principal import Access, Budget, Principal
+from common.canonical.errors import ErrorKind, GatewayError
+from common.config.model_routes import Target
+from common.config.settings import ProviderSettings, Settings
+from common.metering.pricing import Price
 
 KNOWN, UNKNOWN = Target("openai", "gpt-5"), Target("lab", "m")
 OWN = {"lab/m": Price(input_usd_per_mtok=Decimal(1), output_usd_per_mtok=Decimal(1))}

@@ -1,9 +1,9 @@
 import pytest
 
-from api.read_tokens import looks_like_a_read_token, read_token_owner, sign_read_token
-from common.access import Principal
-from common.errors import ErrorKind, GatewayError
-from common.settings import Settings
+from api.auth.read_tokens import looks_like_a_read_token, read_token_owner, sign_read_token
+from common.access.principal import Principal
+from common.canonical.errors import ErrorKind, GatewayError
+from common.config.settings import Settings
 
 G, OTHER = "gen_" + "0" * 32, "gen_" + "1" * 32
 OWNER = Principal("key_0123456789abcdef")

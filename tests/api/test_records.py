@@ -3,10 +3,10 @@ from dataclasses import replace
 import orjson
 import pytest
 
-from api.records import record, said_so_far, status_of
+from api.routes.generation_records import record, said_so_far, status_of
+from common.canonical.errors import ErrorKind, Failed
 from common.channel.base import START, Append, Claim, Frame, FrameId, FrameKind, Opening, Policy, State
 from common.channel.memory import MemoryChannel
-from common.errors import ErrorKind, Failed
 
 G = "gen_1"
 TOLD = {"provider": "openai", "tries": 2, "queue_wait_ms": 3, "ttft_ms": 40}

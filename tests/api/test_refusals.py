@@ -1,4 +1,4 @@
-from api.refusals import ADDRESSES_MAX, Refusals
+from api.auth.lockout import ADDRESSES_MAX, Refusals
 
 ADDRESS = "192.0.2.1"
 

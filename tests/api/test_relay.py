@@ -6,15 +6,15 @@ from typing import Any
 import orjson
 import pytest
 
-from api.relay import Relay, RelayTimes
-from api.viewer import Viewer
+from api.relay.response import Relay, RelayTimes
+from api.relay.viewer import Viewer
+from common.canonical.events import Completed, Finished, FinishReason, Started, TextDelta, Usage
+from common.canonical.generation import GenerationRequest, Role, TextPart
+from common.canonical.generation import Message as Turn
 from common.channel.base import START, Frame, FrameId, FrameKind, Message
 from common.channel.memory import MemoryChannel
 from common.dialects import DIALECTS
 from common.dialects.base import ReplyInfo
-from common.events import Completed, Finished, FinishReason, Started, TextDelta, Usage
-from common.generation import GenerationRequest, Role, TextPart
-from common.generation import Message as Turn
 
 EVENTS = [Started(), TextDelta("whole"), Finished(FinishReason.STOP), Completed(Usage(1, 1))]
 

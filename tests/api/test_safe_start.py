@@ -1,7 +1,7 @@
 import pytest
 
-from api.safe_start import refuse_to_start
-from common.settings import Settings
+from api.auth.startup_checks import refuse_to_start
+from common.config.settings import Settings
 
 WORLD = {"host": "0.0.0.0"}
 KEYS = {"api_keys": "sk-0123456789abc"}

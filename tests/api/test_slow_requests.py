@@ -30,7 +30,7 @@ async def test_a_connection_that_never_says_anything_is_closed_without_a_word(se
 
 
 async def test_a_connection_that_never_says_anything_is_closed_sooner_than_one_that_was_answered(monkeypatch):
-    monkeypatch.setattr("api.slow_requests.SILENCE_S_MAX", 0.1)
+    monkeypatch.setattr("api.server.request_bounds.SILENCE_S_MAX", 0.1)
     async with served(keep_alive_s=60) as found:
         async with asyncio.timeout(30):
             assert await found.told() == b""

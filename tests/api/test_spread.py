@@ -3,12 +3,12 @@
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from api.draining import SHARE_OF_GRACE, WAVE_MIN, WAVE_S, waves
-from api.http_errors import restarting
-from api.spread import retry_after_s, retry_ms
-from api.store_errors import LATE_S, redis_failed
+from api.server.draining import SHARE_OF_GRACE, WAVE_MIN, WAVE_S, waves
+from api.server.http_errors import restarting
+from api.server.spread import retry_after_s, retry_ms
+from api.server.store_errors import LATE_S, redis_failed
 from common.channel.base import ChannelUnavailable
-from common.redis_errors import NoConnectionFree, RedisRefuses, as_unavailable
+from common.redis.errors import NoConnectionFree, RedisRefuses, as_unavailable
 
 
 def test_moments_are_spread_over_seconds():
@@ -45,7 +45,7 @@ def late(monkeypatch):
     class Lag:
         worst_s = 2 * LATE_S
 
-    monkeypatch.setattr("api.store_errors.loop_lag", Lag)
+    monkeypatch.setattr("api.server.store_errors.loop_lag", Lag)
 
 
 def test_a_late_process_with_a_redis_that_is_well_blames_itself(late):

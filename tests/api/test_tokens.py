@@ -12,7 +12,7 @@ from aiohttp import web
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from api.tokens import (
+from api.auth.jwt import (
     KEY_SET_BYTES_MAX,
     REFETCH_S,
     REFRESH_S,
@@ -22,9 +22,9 @@ from api.tokens import (
     TokenVerifier,
     public_keys,
 )
-from common.access import ALL, Access
-from common.errors import ErrorKind, GatewayError
-from common.settings import Settings
+from common.access.principal import ALL, Access
+from common.canonical.errors import ErrorKind, GatewayError
+from common.config.settings import Settings
 
 SECRET = "a secret of at least thirty-two bytes"
 ISSUER, AUDIENCE = "https://issuer.example/", "sluice"
@@ -361,7 +361,7 @@ async def test_without_any_keys_the_gateway_says_that_it_cannot_tell_and_goes_on
 
 
 async def test_an_issuer_that_does_not_answer_is_waited_for_a_bounded_time(issuer, monkeypatch):
-    monkeypatch.setattr("api.tokens.FETCH_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("api.auth.jwt.FETCH_TIMEOUT_S", 0.1)
     issuer.status = None
 
     with pytest.raises(GatewayError):

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.routes.usage import _ANSWER, _PARAMETERS, OWN_GROUPS, read_question, report
+from common.canonical.errors import ErrorKind, GatewayError
 from common.database.lazy import LazyDatabase
-from common.errors import ErrorKind, GatewayError
-from common.usage_report import Question
+from common.ledger.usage_report import Question
 
 NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
 

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from api.viewer import LOG_BATCH, Viewer
+from api.relay.viewer import LOG_BATCH, Viewer
 from common.channel.base import START, Append, Claim, Cursor, Frame, FrameId, FrameKind, Message, Opening, Policy
 from common.channel.memory import MemoryChannel
 

@@ -15,7 +15,7 @@ from chaos.fleet import missing
 from chaos.report import Report
 from chaos.run import run
 from chaos.stores import STORES
-from common.process import raise_file_limit
+from common.process.process import raise_file_limit
 
 
 async def _until_done_or_told(folder: Path, asked: argparse.Namespace) -> Report:

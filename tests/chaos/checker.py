@@ -15,7 +15,7 @@ from chaos.client import History, Outcome
 from chaos.faults import Happened
 from chaos.plan import APIS, CLIENTS_LINK, REDIS, Manner
 from cli.demo_provider.script import answer
-from common import keys
+from common.redis import keyspace
 
 # Errors that a fault may end a stream or a request with, and what must have been broken for it: "" is anything.
 EXPLICIT = {
@@ -178,7 +178,7 @@ class Auditor:
 
     async def _ended_log(self, history: History) -> list[tuple[bytes, dict[bytes, bytes]]]:
         """Return the log once it has ended; nothing of one that Redis has lost."""
-        state, log = keys.state(history.generation_id), keys.log(history.generation_id)
+        state, log = keyspace.state(history.generation_id), keyspace.log(history.generation_id)
         ask_at = time.monotonic() + ASK_AFTER_S
         while True:
             try:

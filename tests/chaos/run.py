@@ -19,7 +19,8 @@ from chaos.faults import Faults, Happened
 from chaos.fleet import Fleet, fleet
 from chaos.plan import APIS, WORKERS, Ask, FaultKind, asks, faults
 from chaos.report import Report
-from common import keys, set_aside
+from common.ledger.record import set_aside
+from common.redis import keyspace
 
 AT_ONCE_MAX = 800  # Clients; who comes while there are so many waits.
 IDLE_S = 40.0  # By then everything has returned to its idle numbers.
@@ -150,7 +151,7 @@ class _Run:
         now_s, _ = await self._redis.time()
         async for key in self._redis.scan_iter(count=1000):
             name = key.decode()
-            if name.startswith(_KEYS_THAT_GO) or (await self._redis.ttl(key) == -1 and name not in keys.PERMANENT):
+            if name.startswith(_KEYS_THAT_GO) or (await self._redis.ttl(key) == -1 and name not in keyspace.PERMANENT):
                 left.append(f"the key {name}")
             elif name.startswith(_SLOTS) and (places := await self._redis.zcount(key, now_s * 1000, "+inf")):
                 left.append(f"{places} places of {name}")
@@ -166,7 +167,7 @@ class _Run:
         report, ends = self._report, self._auditor.ends
         rows = self._rows = await asyncio.to_thread(read_rows, self._fleet.database)
         report.recorded = len(rows)
-        aside = [set_aside.unpack(raw) for raw in await self._redis.lrange(keys.UNREADABLE, 0, -1)]
+        aside = [set_aside.unpack(raw) for raw in await self._redis.lrange(keyspace.UNREADABLE, 0, -1)]
         poison = {entry.id for entry in aside if "workers were lost" in entry.reason}
         report.wrong += check_rows(rows, report.histories, ends, report.happened, poison)
         if not any(h.loses_writes for h in report.happened):
@@ -176,7 +177,7 @@ class _Run:
 
     async def _counted_tokens(self) -> int:
         counted = 0
-        async for key in self._redis.scan_iter(match=f"{keys.QUEUE_PREFIX}limit:key:*:tokens", count=1000):
+        async for key in self._redis.scan_iter(match=f"{keyspace.QUEUE_PREFIX}limit:key:*:tokens", count=1000):
             counted += sum(int(amount) for amount in await self._redis.hvals(key))
         return counted
 
@@ -263,9 +264,9 @@ def _wall_s(line: dict[str, Any]) -> float:
     return datetime.fromisoformat(line["timestamp"]).timestamp()
 
 
-_SLOTS = f"{keys.QUEUE_PREFIX}slots:"
+_SLOTS = f"{keyspace.QUEUE_PREFIX}slots:"
 _KEYS_THAT_GO = tuple(
-    f"{keys.QUEUE_PREFIX}{name}" for name in ("job:", "running", "enqueued", "delayed", "waiting:", "rotation:", "ended")
+    f"{keyspace.QUEUE_PREFIX}{name}" for name in ("job:", "running", "enqueued", "delayed", "waiting:", "rotation:", "ended")
 )
 _IDLE_AT_ZERO = {
     True: ("sluice_open_viewers", "sluice_subscriptions", "sluice_waiting_jobs", "sluice_running_jobs"),

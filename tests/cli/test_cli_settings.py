@@ -8,7 +8,7 @@ from click.testing import CliRunner, Result
 
 from cli.main import main
 from cli.settings import load_settings
-from common.settings import Settings
+from common.config.settings import Settings
 
 CANARY = "sk-canary-0123456789abcdef"
 COMMANDS = [

@@ -11,8 +11,8 @@ from recordings import blocks_of, data_of
 
 from cli.demo_provider.script import answer, thought
 from cli.demo_provider.server import running
-from common.events import Choice, Completed, Failed, FinishReason, Reply, fold
-from workers.providers.cohere import COHERE
+from common.canonical.events import Choice, Completed, Failed, FinishReason, Reply, fold
+from workers.providers.cohere.wire import COHERE
 
 HELLO = [{"role": "user", "content": "How does a sluice work?"}]
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}

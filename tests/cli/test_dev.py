@@ -9,7 +9,7 @@ import pytest
 from pydantic import SecretStr
 
 from cli import dev
-from common.settings import Settings
+from common.config.settings import Settings
 
 
 class Redis:

@@ -10,8 +10,8 @@ from redis import Redis
 
 from cli.embedded_redis import EmbeddedRedis
 from cli.main import main
-from common.managed_keys import is_id, read
-from common.settings import Settings
+from common.access.key_text import is_id, read
+from common.config.settings import Settings
 
 SECRET = "a long random text that all processes share"
 

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from cli.demo_provider.server import running
 from cli.main import main
 from cli.provider_keys import check_keys
-from common.settings import ProviderSettings, Settings
+from common.config.settings import ProviderSettings, Settings
 
 GOOD = "sk-good-canary-0123456789-wxyz"
 

@@ -10,9 +10,9 @@ from redis import Redis
 from cli.doctor_redis import examine_redis
 from cli.finding import Finding
 from cli.main import main
-from common import keys
-from common.set_aside import pack
-from common.settings import Settings
+from common.config.settings import Settings
+from common.ledger.set_aside import pack
+from common.redis import keyspace
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def sluice(redis_server, monkeypatch, tmp_path):
 
 def keep(server: Redis, *names: str) -> None:
     for name in names:
-        server.lpush(keys.UNREADABLE, pack(name, f"why {name}\x1b[2J", 1_700_000_000_000, {b"end": b"{}"}))
+        server.lpush(keyspace.UNREADABLE, pack(name, f"why {name}\x1b[2J", 1_700_000_000_000, {b"end": b"{}"}))
 
 
 def test_what_is_set_aside_is_listed_shown_and_dropped(server, sluice):
@@ -53,11 +53,11 @@ def test_what_is_set_aside_is_listed_shown_and_dropped(server, sluice):
     assert (shown["id"], shown["record"]) == ("gen_2", {"end": "{}"})
     assert (dropped.exit_code, dropped.output) == (0, "1 dropped.\n")
     assert (rest.exit_code, rest.output) == (0, "2 dropped.\n")
-    assert server.llen(keys.UNREADABLE) == 0
+    assert server.llen(keyspace.UNREADABLE) == 0
 
 
 def test_what_is_no_entry_is_listed_and_can_be_dropped(server, sluice):
-    server.lpush(keys.UNREADABLE, b"\xff{")
+    server.lpush(keyspace.UNREADABLE, b"\xff{")
 
     assert "cannot be read" in sluice("records", "list").output
     assert sluice("records", "drop", "--all").exit_code == 0
@@ -114,7 +114,7 @@ async def test_the_doctor_tells_what_is_set_aside(server, redis_server):
 async def test_the_doctor_tells_whether_anybody_works(server, redis_server, workers, is_running, level):
     if workers:
         seconds, _ = server.time()
-        server.zadd(keys.WORKERS, {"one": seconds * 1000})
+        server.zadd(keyspace.WORKERS, {"one": seconds * 1000})
 
     (finding,) = [each for each in await examined(redis_server.url, is_running=is_running) if "jobs" in each.what]
 

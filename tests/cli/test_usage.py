@@ -14,12 +14,12 @@ from click.testing import CliRunner, Result
 from cli.doctor import _database, _unknown_prices
 from cli.main import main
 from cli.usage import as_csv, as_table
+from common.config.settings import ProviderSettings, Settings
 from common.database.engine import open_database
 from common.database.migrate import HEAD, migrate
 from common.database.store import add
-from common.pricing import Price
-from common.settings import ProviderSettings, Settings
-from common.usage_report import Line, Question, Report
+from common.ledger.usage_report import Line, Question, Report
+from common.metering.pricing import Price
 
 NOON = 1_795_262_400_000  # 2026-11-21T12:00Z
 

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from redis.asyncio import Redis
 
 from cli.embedded_redis import EmbeddedRedis
-from common import keys
-from common.access import Budget, Limits
-from common.admission import (
+from common.access.principal import Budget, Limits
+from common.canonical.errors import ErrorKind, GatewayError
+from common.config.settings import Settings
+from common.limits.charges import (
     NOTHING,
     Charges,
     LimitReached,
@@ -27,10 +28,9 @@ from common.admission import (
     periods,
     stands,
 )
-from common.errors import ErrorKind, GatewayError
 from common.queue.jobs import ClaimedJob, JobClass, JobQueue, Once
-from common.redis_client import Pulse, connect
-from common.settings import Settings
+from common.redis import keyspace
+from common.redis.client import Pulse, connect
 
 CLIENTS = 50
 Ask = Callable[[Charges], Awaitable[str | GatewayError]]
@@ -74,7 +74,7 @@ async def replicas(redis: Redis, redis_server: EmbeddedRedis) -> AsyncIterator[R
     pulses = [Pulse(client) for client in clients]
     for pulse in pulses:
         await pulse.start()
-    await redis.set(keys.SPENT_LOADED, "loaded")
+    await redis.set(keyspace.SPENT_LOADED, "loaded")
     yield Replicas(
         [
             JobQueue(client, pulse, Settings().model_copy(update={"lease_s": 0.2}))
@@ -133,7 +133,7 @@ async def test_a_refusal_takes_nothing_of_the_other_limits(replicas):
 
     await replicas.ask_at_once(10, charges)
 
-    assert sum(map(int, await replicas.redis.hvals(keys.limit("key", "wide", "requests")))) == 1
+    assert sum(map(int, await replicas.redis.hvals(keyspace.limit("key", "wide", "requests")))) == 1
 
 
 async def test_what_was_used_is_free_again_when_its_window_has_passed(replicas):
@@ -193,8 +193,8 @@ async def test_a_job_is_settled_once(replicas):
         await replicas.finish(job, Settlement(tokens=100, cost_nano_usd=7))
 
     day, month = periods()
-    assert sum(map(int, await replicas.redis.hvals(keys.limit("key", "k", "tokens")))) == 100
-    assert [int(await replicas.redis.get(keys.spent("key", "k", period))) for period in (day, month)] == [7, 7]
+    assert sum(map(int, await replicas.redis.hvals(keyspace.limit("key", "k", "tokens")))) == 100
+    assert [int(await replicas.redis.get(keyspace.spent("key", "k", period))) for period in (day, month)] == [7, 7]
 
 
 async def test_what_is_withdrawn_before_a_worker_had_it_gives_all_of_it_back(replicas):
@@ -221,7 +221,7 @@ async def test_the_place_of_a_dead_worker_lapses_with_its_lease_and_a_live_one_s
     charges = Charges(slots=[Slot("key", "k", 2)])
     await replicas.ask_at_once(2, charges)
     dead, alive = await replicas.claim()
-    key, queue = keys.slots("key", "k"), replicas.queues[0]
+    key, queue = keyspace.slots("key", "k"), replicas.queues[0]
 
     async def slots_in_use() -> int:
         await queue.renew({alive.generation_id: alive.epoch})
@@ -261,9 +261,9 @@ async def test_a_spent_budget_refuses_with_its_own_error(replicas):
 
 @pytest.mark.parametrize("marker", [None, "loading 5"])
 async def test_counters_that_redis_has_lost_are_not_taken_for_unspent(replicas, marker):
-    await replicas.redis.delete(keys.SPENT_LOADED)
+    await replicas.redis.delete(keyspace.SPENT_LOADED)
     if marker:
-        await replicas.redis.set(keys.SPENT_LOADED, marker)
+        await replicas.redis.set(keyspace.SPENT_LOADED, marker)
     provider = Purse("provider", "openai", Budget(day_usd=Decimal(1)))
 
     for charges in (Charges(purses=[day_budget("1")]), Charges(alternatives=[provider])):
@@ -282,7 +282,7 @@ async def test_a_mark_of_a_budget_is_told_by_the_one_that_passes_it(replicas):
     told = [await replicas.finish(job, Settlement(cost_nano_usd=300)) for job in await replicas.claim()]
 
     day = periods()[0]
-    assert told == [[], [], [f"{keys.spent('key', 'k', day)} 80"], [f"{keys.spent('key', 'k', day)} 100"]]
+    assert told == [[], [], [f"{keyspace.spent('key', 'k', day)} 80"], [f"{keyspace.spent('key', 'k', day)} 100"]]
 
 
 MOST = 9 * 10**18  # Where a counter stops.
@@ -291,7 +291,7 @@ MOST = 9 * 10**18  # Where a counter stops.
 @pytest.mark.parametrize("before", [-(2**63), -1, 2**53 + 1, MOST - 1, MOST, 2**63 - 1])
 @pytest.mark.parametrize("cost", [1, 10**15, MOST, 2**63 - 1])
 async def test_no_counter_overflows_and_no_budget_opens_again(replicas, before, cost):
-    counter = keys.spent("key", "k", periods()[0])
+    counter = keyspace.spent("key", "k", periods()[0])
     await replicas.ask(Charges(purses=[Purse("key", "k", Budget())]))
     await replicas.redis.set(counter, before)
     (job,) = await replicas.claim()
@@ -309,7 +309,7 @@ async def test_sums_are_exact_where_doubles_are_not(replicas):
         (job,) = await replicas.claim()
         await replicas.finish(job, Settlement(cost_nano_usd=cost))
 
-    assert int(await replicas.redis.get(keys.spent("key", "k", periods()[0]))) == 2**53 + 2
+    assert int(await replicas.redis.get(keyspace.spent("key", "k", periods()[0]))) == 2**53 + 2
 
 
 async def test_each_provider_is_charged_its_share_and_the_key_all_of_it(replicas):
@@ -321,7 +321,7 @@ async def test_each_provider_is_charged_its_share_and_the_key_all_of_it(replicas
     day, month = periods()
     for scope, name, nano in (("key", "k", 905), ("provider", "dear", 900), ("provider", "cheap", 5)):
         for period in (day, month):
-            assert int(await replicas.redis.get(keys.spent(scope, name, period))) == nano
+            assert int(await replicas.redis.get(keyspace.spent(scope, name, period))) == nano
 
 
 async def test_one_provider_with_money_is_enough(replicas):
@@ -352,7 +352,7 @@ async def test_all_keys_of_limits_expire(replicas):
     await replicas.finish(job, Settlement(tokens=9, cost_nano_usd=9))
 
     lasting = {key.decode() for key in await replicas.redis.keys("*") if await replicas.redis.ttl(key) == -1}
-    assert lasting <= {*keys.PERMANENT, keys.ENDED}
+    assert lasting <= {*keyspace.PERMANENT, keyspace.ENDED}
 
 
 def test_headers_name_the_limit_of_which_least_is_left():

@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from common.access import Access, Principal
-from common.audit import (
+from common.access.principal import Access, Principal
+from common.canonical.errors import GatewayError
+from common.config.settings import Settings
+from common.ledger.audit import (
     DEPTH_MAX,
     ENTRY_BYTES_MAX,
     TEXT_CHARS_MAX,
@@ -20,8 +22,6 @@ from common.audit import (
     seal,
     unseal,
 )
-from common.errors import GatewayError
-from common.settings import Settings
 
 SECRET = SecretStr("a long random text of 32 bytes or more")
 OTHER = SecretStr("another long random text, of 32 bytes too")

@@ -3,11 +3,11 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from common.brought_keys import open_brought_key, seal_brought_key
+from common.access.brought_keys import open_brought_key, seal_brought_key
+from common.canonical.errors import ErrorKind, GatewayError
+from common.canonical.job import Job
 from common.channel.base import Policy
-from common.errors import ErrorKind, GatewayError
-from common.job import Job
-from common.settings import Settings
+from common.config.settings import Settings
 
 SETTINGS = Settings(secret=SecretStr("a long random text of 32 bytes or more"))
 KEY = SecretStr("sk-theirs-canary")

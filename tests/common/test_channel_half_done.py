@@ -5,11 +5,11 @@ from collections.abc import AsyncIterator
 import orjson
 import pytest
 
-from common import keys
+from common.canonical.errors import ErrorKind, Failed
 from common.channel.base import START, Append, ChannelUnavailable, Claim, Frame, FrameId, FrameKind, Opening, Policy, Verdict
 from common.channel.redis import RedisChannel
-from common.errors import ErrorKind, Failed
-from common.redis_client import Client, connect
+from common.redis import keyspace
+from common.redis.client import Client, connect
 
 G = "gen_1"
 CLAIM = Claim(G, 1, "token")
@@ -70,8 +70,8 @@ async def test_frames_are_in_the_log_once_each_and_the_end_leaves_its_record(red
     assert await channel.read(G, FrameId(1, 0), 100) == FRAMES
     record = await channel.record(G)
     assert record and record.end == END
-    assert await redis.exists(keys.tombstone(G))
-    assert (await redis.pttl(keys.state(G)) < 0) == is_audited
+    assert await redis.exists(keyspace.tombstone(G))
+    assert (await redis.pttl(keyspace.state(G)) < 0) == is_audited
     (state,) = await channel.describe([G], "me")
     assert state.has_ended and state.last == FRAMES[-1].id
 
@@ -106,7 +106,7 @@ async def test_an_end_that_no_worker_writes_is_there_once(redis, channel, comman
 async def test_what_stands_in_the_log_for_another_reason_is_not_taken_for_ours(redis, channel):
     await opened(channel)
     await channel.fence(CLAIM, is_handover=False)
-    await redis.xadd(keys.log(G), {"k": "fence", "d": "1-0"}, "2-0")  # Of a claim whose fence was ended half-way.
+    await redis.xadd(keyspace.log(G), {"k": "fence", "d": "1-0"}, "2-0")  # Of a claim whose fence was ended half-way.
 
     (answer,) = await channel.append([Append(CLAIM, FrameId(1, 0), FRAMES[1:2])])
 

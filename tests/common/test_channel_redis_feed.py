@@ -9,8 +9,8 @@ from structlog.testing import capture_logs
 
 from common.channel.base import ChannelUnavailable, FrameId, Message
 from common.channel.redis import RedisFeed
-from common.redis_client import Client, connect
-from common.redis_errors import is_refusal
+from common.redis.client import Client, connect
+from common.redis.errors import is_refusal
 
 HEARTBEAT = "beat 1-1 1-1\n"
 

@@ -4,15 +4,15 @@ import asyncio
 
 import pytest
 
-from common import keys
 from common.channel.base import START, ChannelUnavailable, FrameId, FrameKind
 from common.channel.redis_log import READS_AT_ONCE, LogReader
-from common.redis_client import Client
+from common.redis import keyspace
+from common.redis.client import Client
 
 
 async def write(redis: Client, generation_id: str, count: int) -> None:
     for n in range(1, count + 1):
-        await redis.xadd(keys.log(generation_id), {"k": "data", "d": f"{generation_id} {n}"}, id=f"1-{n}")
+        await redis.xadd(keyspace.log(generation_id), {"k": "data", "d": f"{generation_id} {n}"}, id=f"1-{n}")
 
 
 async def asked(redis: Client) -> int:
@@ -40,7 +40,7 @@ async def test_an_answer_is_never_older_than_the_question(redis, reader):
     await write(redis, "gen_1", 1)
     early = asyncio.create_task(reader.read("gen_1", START, 10))
     await asyncio.sleep(0.01)  # It is on its way, or back.
-    await redis.xadd(keys.log("gen_1"), {"k": "end", "d": "{}"}, id="1-2")
+    await redis.xadd(keyspace.log("gen_1"), {"k": "end", "d": "{}"}, id="1-2")
 
     late = await reader.read("gen_1", START, 10)
 
@@ -59,8 +59,8 @@ async def test_each_gets_what_it_asked_for_however_many_ask(redis, reader):
 
 
 async def test_what_is_no_log_is_its_own_readers_trouble_alone(redis, reader):
-    await redis.set(keys.log("gen_bad"), "text")
-    await redis.xadd(keys.log("gen_odd"), {"x": "y"}, id="1-1")
+    await redis.set(keyspace.log("gen_bad"), "text")
+    await redis.xadd(keyspace.log("gen_odd"), {"x": "y"}, id="1-1")
     await write(redis, "gen_1", 1)
 
     bad, odd, good = await asyncio.gather(

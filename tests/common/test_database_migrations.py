@@ -20,8 +20,8 @@ from common.database.errors import DatabaseUnavailable
 from common.database.lazy import LazyDatabase
 from common.database.migrate import FOLDER, HEAD, ensure_current, is_current, migrate, revision
 from common.database.tables import Base
-from common.reports import usage
-from common.usage_report import Question
+from common.ledger.reports import usage
+from common.ledger.usage_report import Question
 
 ROOT = Path(__file__).parents[2]
 

@@ -6,10 +6,8 @@ import orjson
 import pytest
 from seed_clients import as_agentary_js
 
-from common.dialects.agentary import AGENTARY
-from common.dialects.base import ReplyInfo, SoFar
-from common.errors import ErrorKind, Failed, GatewayError
-from common.events import (
+from common.canonical.errors import ErrorKind, Failed, GatewayError
+from common.canonical.events import (
     Completed,
     Event,
     Finished,
@@ -24,7 +22,7 @@ from common.events import (
     Usage,
     fold,
 )
-from common.generation import (
+from common.canonical.generation import (
     GenerationRequest,
     Message,
     OpaquePart,
@@ -35,6 +33,8 @@ from common.generation import (
     ToolChoice,
     ToolResultPart,
 )
+from common.dialects.agentary.dialect import AGENTARY
+from common.dialects.base import ReplyInfo, SoFar
 
 INFO = ReplyInfo("gen_1", "a-model", 7, "anthropic", elapsed_ms=lambda: 245)
 HELLO = [{"role": "user", "content": "hi"}]

@@ -6,10 +6,8 @@ import orjson
 import pytest
 from recordings import data_of
 
-from common.dialects.anthropic_messages import ANTHROPIC_MESSAGES
-from common.dialects.base import ReplyInfo, SoFar
-from common.errors import ErrorKind, Failed
-from common.events import (
+from common.canonical.errors import ErrorKind, Failed
+from common.canonical.events import (
     Completed,
     Event,
     Finished,
@@ -25,9 +23,11 @@ from common.events import (
     Usage,
     fold,
 )
-from common.generation import (
+from common.canonical.generation import (
     GenerationRequest,
 )
+from common.dialects.anthropic_messages.dialect import ANTHROPIC_MESSAGES
+from common.dialects.base import ReplyInfo, SoFar
 
 INFO = ReplyInfo("gen_1", "a-model", 7)
 HELLO = [{"role": "user", "content": "hi"}]

@@ -4,9 +4,8 @@ from typing import Any
 
 import pytest
 
-from common.dialects.anthropic_messages import ANTHROPIC_MESSAGES
-from common.errors import GatewayError
-from common.generation import (
+from common.canonical.errors import GatewayError
+from common.canonical.generation import (
     GenerationRequest,
     ImagePart,
     Message,
@@ -21,6 +20,7 @@ from common.generation import (
     ToolChoice,
     ToolResultPart,
 )
+from common.dialects.anthropic_messages.dialect import ANTHROPIC_MESSAGES
 
 HELLO = [{"role": "user", "content": "hi"}]
 

@@ -7,10 +7,8 @@ import orjson
 import pytest
 from recordings import data_of
 
-from common.dialects.base import ReplyInfo, SoFar
-from common.dialects.openai_chat import OPENAI_CHAT
-from common.errors import ErrorKind, Failed, GatewayError
-from common.events import (
+from common.canonical.errors import ErrorKind, Failed, GatewayError
+from common.canonical.events import (
     Completed,
     Event,
     Finished,
@@ -24,7 +22,7 @@ from common.events import (
     Usage,
     fold,
 )
-from common.generation import (
+from common.canonical.generation import (
     GenerationRequest,
     ImagePart,
     Message,
@@ -39,6 +37,8 @@ from common.generation import (
     ToolChoice,
     ToolResultPart,
 )
+from common.dialects.base import ReplyInfo, SoFar
+from common.dialects.openai_chat.dialect import OPENAI_CHAT
 
 INFO = ReplyInfo("gen_1", "a-model", 7)
 HELLO = [{"role": "user", "content": "hi"}]

@@ -8,10 +8,8 @@ from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 from recordings import Recording, blocks_of, data_of, parameters
 
-from common.dialects.base import ReplyInfo, SoFar
-from common.dialects.openai_responses import OPENAI_RESPONSES
-from common.errors import ErrorKind, Failed
-from common.events import (
+from common.canonical.errors import ErrorKind, Failed
+from common.canonical.events import (
     Completed,
     Event,
     Finished,
@@ -27,6 +25,8 @@ from common.events import (
     Usage,
     fold,
 )
+from common.dialects.base import ReplyInfo, SoFar
+from common.dialects.openai_responses.dialect import OPENAI_RESPONSES
 from workers.providers import WIRES
 
 BODY: dict[str, Any] = {"model": "a-model", "input": "hi"}

@@ -7,12 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from recordings import Recording, parameters
 
-from common.dialects.openai_responses_object import Described, Items, begun
-from common.dialects.openai_responses_request import flat_name, namespaces, parse
-from common.dialects.sealed_reasoning import is_sealed, seal
-from common.errors import ErrorKind, GatewayError
-from common.events import ThinkingBlock, ToolCall
-from common.generation import (
+from common.canonical.errors import ErrorKind, GatewayError
+from common.canonical.events import ThinkingBlock, ToolCall
+from common.canonical.generation import (
     GenerationRequest,
     ImagePart,
     Message,
@@ -28,6 +25,9 @@ from common.generation import (
     ToolChoice,
     ToolResultPart,
 )
+from common.dialects.openai_responses.request import flat_name, namespaces, parse
+from common.dialects.openai_responses.response_object import Described, Items, begun
+from common.dialects.openai_responses.sealed_reasoning import is_sealed, seal
 
 FUNCTION = {"type": "function", "name": "f"}
 

@@ -6,11 +6,8 @@ from typing import Any
 import orjson
 import pytest
 
-from common.dialects.base import ReplyInfo, SoFar
-from common.dialects.unified import UNIFIED
-from common.dialects.unified_request import check
-from common.errors import ErrorKind, Failed, GatewayError
-from common.events import (
+from common.canonical.errors import ErrorKind, Failed, GatewayError
+from common.canonical.events import (
     Completed,
     Event,
     Finished,
@@ -24,9 +21,12 @@ from common.events import (
     Usage,
     fold,
 )
-from common.generation import GenerationRequest, Message, ResponseFormat, Role, TextPart, Tool, ToolChoice
-from common.pricing import Cost
-from common.vendors import VENDORS
+from common.canonical.generation import GenerationRequest, Message, ResponseFormat, Role, TextPart, Tool, ToolChoice
+from common.dialects.base import ReplyInfo, SoFar
+from common.dialects.unified.dialect import UNIFIED
+from common.dialects.unified.request import check
+from common.metering.pricing import Cost
+from common.vendors.table import VENDORS
 
 BODY: dict[str, Any] = {"provider": "openai", "model": "gpt-4o", "messages": [{"role": "user", "content": "Hello"}]}
 COST = Cost(Decimal("0.000025"), Decimal("0.0002504"))

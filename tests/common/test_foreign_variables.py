@@ -3,9 +3,9 @@ import os
 import pytest
 from structlog.testing import capture_logs
 
-from common.access import Limits
-from common.foreign_variables import foreign_values, in_effect, log_foreign, without_effect
-from common.settings import Settings, environment
+from common.access.principal import Limits
+from common.config.foreign_variables import foreign_values, in_effect, log_foreign, without_effect
+from common.config.settings import Settings, environment
 
 
 @pytest.fixture(autouse=True)

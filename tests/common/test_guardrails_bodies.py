@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from request_fields import FIELDS
 
+from common.canonical.errors import GatewayError
+from common.canonical.generation import TextPart, ToolCallPart, ToolResultPart
 from common.dialects import DIALECTS
-from common.errors import GatewayError
-from common.generation import TextPart, ToolCallPart, ToolResultPart
 from common.guardrails.bodies import NOT_READ, BodyTexts
 from common.guardrails.pii import redact
 

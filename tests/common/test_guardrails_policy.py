@@ -2,12 +2,12 @@
 
 import pytest
 
-from common.access import Access, GuardrailPolicy, Mode, Principal
+from common.access.principal import Access, GuardrailPolicy, Mode, Principal
+from common.canonical.job import Job
 from common.channel.base import Policy
-from common.guardrails.policy import Policies, on_output
-from common.job import Job
-from common.routes import Target, resolve
-from common.settings import Settings
+from common.config.guardrail_policy import Policies, on_output
+from common.config.model_routes import Target, resolve
+from common.config.settings import Settings
 
 LOG_ALL = GuardrailPolicy(**dict.fromkeys(GuardrailPolicy.model_fields, Mode.LOG))
 

@@ -8,15 +8,15 @@ from pydantic import SecretStr
 from redis.asyncio import Redis
 from sqlalchemy import text, update
 
-from common import keys
-from common.access import Access, Budget
+from common.access.key_records import Gone, KeyRecord, KeyRecords
+from common.access.key_ring import KeyRing, NewKey, UnknownKey, sync_keys
+from common.access.key_text import new_id, read
+from common.access.principal import Access, Budget
 from common.database.engine import DatabaseUnavailable, open_database
 from common.database.migrate import migrate
 from common.database.tables import ManagedKey
-from common.key_records import Gone, KeyRecord, KeyRecords
-from common.key_ring import KeyRing, NewKey, UnknownKey, sync_keys
-from common.managed_keys import new_id, read
-from common.redis_client import RedisUnavailable, connect
+from common.redis import keyspace
+from common.redis.client import RedisUnavailable, connect
 
 SECRET = SecretStr("a long random text that all processes share")
 ORIGIN = "https://app.example"
@@ -84,7 +84,7 @@ async def test_every_change_makes_a_new_version_and_only_a_change(ring, redis):
     versions = []
 
     async def note() -> None:
-        versions.append(await redis.get(keys.KEYS_VERSION))
+        versions.append(await redis.get(keyspace.KEYS_VERSION))
 
     made = await ring.create(NewKey())
     await note()
@@ -173,15 +173,15 @@ async def test_where_redis_was_lost_all_keys_are_served_again_whatever_changed_l
 
 async def test_redis_is_told_once_that_there_are_no_keys(engine, redis):
     await sync_keys(engine, redis, 0)
-    version = await redis.get(keys.KEYS_VERSION)
+    version = await redis.get(keyspace.KEYS_VERSION)
     await sync_keys(engine, redis, 0)
 
     assert version
-    assert await redis.get(keys.KEYS_VERSION) == version
+    assert await redis.get(keyspace.KEYS_VERSION) == version
 
 
 async def test_more_keys_than_one_batch_are_served(ring, engine, redis, monkeypatch):
-    monkeypatch.setattr("common.key_ring.BATCH", 2)
+    monkeypatch.setattr("common.access.key_ring.BATCH", 2)
     made = [await ring.create(NewKey()) for _ in range(5)]
     async with engine.begin() as connection:  # All in one moment, so that the batches meet within it.
         await connection.execute(text("UPDATE managed_keys SET updated_ms = 7"))
@@ -245,7 +245,7 @@ async def test_a_database_that_is_away_is_unavailable(redis, tmp_path):
 
 
 async def test_a_record_of_a_later_version_lets_nobody_in(redis):
-    await redis.set(keys.managed_key("i"), '{"id":"i","access":{"unheard_of":1}}')
+    await redis.set(keyspace.managed_key("i"), '{"id":"i","access":{"unheard_of":1}}')
 
     with pytest.raises(RedisUnavailable):
         await KeyRecords(redis).load("i")

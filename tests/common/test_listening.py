@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from common.listening import CannotListen, address_of, bind, url_of
+from common.process.listening import CannotListen, address_of, bind, url_of
 
 
 def test_a_port_that_another_listens_on_is_told_in_one_line():

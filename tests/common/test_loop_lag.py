@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from common.loop_lag import CREDIT_S, TICK_S, able_timeout, loop_lag
+from common.process.loop_lag import CREDIT_S, TICK_S, able_timeout, loop_lag
 
 
 async def test_a_loop_that_is_held_up_is_late_and_its_clock_stands_still():

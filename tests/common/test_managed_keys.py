@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from common.access import Access
-from common.key_records import KeyRecord
-from common.managed_keys import is_id, mint, new_id, read
+from common.access.key_records import KeyRecord
+from common.access.key_text import is_id, mint, new_id, read
+from common.access.principal import Access
 
 SECRET = SecretStr("a long random text that all processes share")
 NOW_MS = 1_000_000

@@ -11,15 +11,15 @@ import hiredis
 import pytest
 from structlog.testing import capture_logs
 
+from common.access.key_records import KeyRecords
 from common.channel.base import START
 from common.channel.redis import RedisChannel, RedisFeed
 from common.channel.redis_feed import FEED_SILENCE_MAX_S
-from common.key_records import KeyRecords
+from common.config.settings import Settings
 from common.queue.jobs import JobClass, JobQueue
-from common.redis_client import COMMAND_TIMEOUT_S, Client, Pulse, connect
-from common.redis_probe import try_all
+from common.redis.client import COMMAND_TIMEOUT_S, Client, Pulse, connect
+from common.redis.probe import try_all
 from common.responses import ResponseStore
-from common.settings import Settings
 
 HELD_UP_S = COMMAND_TIMEOUT_S + 0.5
 PING = hiredis.pack_command(("PING",))

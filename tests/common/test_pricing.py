@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from common.attempts import NANO_MAX, nano_usd
-from common.events import FIGURE_MAX, Usage
-from common.pricing import Cost, Price, is_known, price
-from common.routes import resolve
-from common.settings import Settings
-from common.vendors import VENDORS
+from common.canonical.events import FIGURE_MAX, Usage
+from common.config.model_routes import resolve
+from common.config.settings import Settings
+from common.metering.attempts import NANO_MAX, nano_usd
+from common.metering.pricing import Cost, Price, is_known, price
+from common.vendors.table import VENDORS
 
 MTOK = 1_000_000
 
@@ -96,7 +96,7 @@ def test_prices_that_make_no_sense_are_refused(wrong: dict[str, float]) -> None:
 
 
 def test_list_is_read_when_first_asked_and_never_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
-    code = "import sys, common.dialects, common.settings; sys.exit('genai_prices' in sys.modules)"
+    code = "import sys, common.dialects, common.config.settings; sys.exit('genai_prices' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
     def refuse(*_: object) -> None:

@@ -5,8 +5,8 @@ import signal
 import pytest
 from structlog.testing import capture_logs
 
-import common.process
-from common.process import in_background, supervised
+import common.process.process
+from common.process.process import in_background, supervised
 
 
 async def test_a_background_task_that_breaks_ends_the_process_in_order(monkeypatch: pytest.MonkeyPatch):
@@ -34,7 +34,7 @@ async def test_one_that_is_cancelled_does_not(monkeypatch: pytest.MonkeyPatch):
 
 
 async def test_a_loop_whose_turn_breaks_begins_again_and_says_so_once(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(common.process, "RESTART_PAUSE_S", 0)
+    monkeypatch.setattr(common.process.process, "RESTART_PAUSE_S", 0)
     monkeypatch.setattr(os, "kill", lambda *_: pytest.fail("no signal is due"))
     turns = 0
     is_over = asyncio.Event()

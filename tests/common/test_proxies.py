@@ -2,8 +2,8 @@
 
 import pytest
 
-from common.proxies import Proxy, ProxyUnusable, missing_certificates, proxy_for
-from common.settings import Settings
+from common.config.proxies import Proxy, ProxyUnusable, missing_certificates, proxy_for
+from common.config.settings import Settings
 
 NAMES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 PROXY = "http://proxy.corp:3128"

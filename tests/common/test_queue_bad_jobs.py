@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from common import keys, set_aside
+from common.config.settings import Settings
+from common.ledger.record import set_aside
 from common.queue.jobs import ALIVE_S, ClaimedJob, JobClass, JobQueue, Place
-from common.redis_client import Client, Pulse, RedisUnavailable, connect
-from common.settings import Settings
+from common.redis import keyspace
+from common.redis.client import Client, Pulse, RedisUnavailable, connect
 
 LEASE_S = 0.05
 BROKEN = "the job's record cannot be read"
@@ -40,7 +41,7 @@ async def enqueue(queue: JobQueue, *names: str) -> None:
 
 
 async def kept(redis: Redis) -> list[set_aside.SetAside]:
-    return [set_aside.unpack(raw) for raw in await redis.lrange(keys.UNREADABLE, 0, -1)]
+    return [set_aside.unpack(raw) for raw in await redis.lrange(keyspace.UNREADABLE, 0, -1)]
 
 
 async def is_text(redis: Redis, job: str) -> None:
@@ -75,7 +76,7 @@ async def test_a_job_whose_record_is_none_is_set_aside_and_the_others_go_on(redi
         if step == "delayed":
             await queue.release(job, delay_s=0.01)
         await asyncio.sleep(LEASE_S)
-    await spoil(redis, keys.JOB + "gen_0")
+    await spoil(redis, keyspace.JOB + "gen_0")
     await enqueue(queue, "gen_1", "gen_2")
 
     first = await queue.claim(10, lapsed_max=4, not_these=())
@@ -84,17 +85,19 @@ async def test_a_job_whose_record_is_none_is_set_aside_and_the_others_go_on(redi
     assert list(first.set_aside) == ["gen_0"]
     (entry,) = await kept(redis)
     assert (entry.kind, entry.id, entry.reason) == ("job", "gen_0", BROKEN)
-    assert not await redis.exists(keys.JOB + "gen_0")
+    assert not await redis.exists(keyspace.JOB + "gen_0")
     assert await queue.look(["gen_0", "gen_1"]) == [Place.GONE, Place.RUNNING]
-    assert [await redis.zscore(place, "gen_0") for place in (keys.RUNNING, keys.ENQUEUED, keys.DELAYED)] == [None] * 3
-    assert await redis.lrange(keys.ENDED, 0, -1) == [b"gen_0"]
+    assert [await redis.zscore(place, "gen_0") for place in (keyspace.RUNNING, keyspace.ENQUEUED, keyspace.DELAYED)] == [
+        None
+    ] * 3
+    assert await redis.lrange(keyspace.ENDED, 0, -1) == [b"gen_0"]
 
 
 @pytest.mark.parametrize("spoil", SPOILS.values(), ids=SPOILS)
 async def test_a_spoilt_job_keeps_no_lease_from_being_renewed_and_no_look_from_an_answer(redis, queue, spoil):
     await enqueue(queue, "gen_0", "gen_1")
     await claim(queue)
-    await spoil(redis, keys.JOB + "gen_0")
+    await spoil(redis, keyspace.JOB + "gen_0")
     await asyncio.sleep(LEASE_S)
 
     lost = await queue.renew({"gen_0": 1, "gen_1": 1})
@@ -103,7 +106,7 @@ async def test_a_spoilt_job_keeps_no_lease_from_being_renewed_and_no_look_from_a
     assert (await queue.look(["gen_0", "gen_1"]))[1] is Place.RUNNING
     await queue.withdraw("gen_0")
     assert await queue.look(["gen_0"]) == [Place.GONE]
-    assert await redis.zscore(keys.RUNNING, "gen_0") is None
+    assert await redis.zscore(keyspace.RUNNING, "gen_0") is None
 
 
 # Deaths
@@ -143,7 +146,7 @@ async def test_a_lease_that_lapsed_with_redis_is_no_death(redis, queue):
     await enqueue(queue, "gen_0")
     for _ in range(4):
         await die_on(queue)
-        await redis.hset(keys.JOB + "gen_0", "reign", "another master's")
+        await redis.hset(keyspace.JOB + "gen_0", "reign", "another master's")
 
     job = await die_on(queue)
 
@@ -154,7 +157,7 @@ async def test_a_lease_that_lapsed_with_redis_is_no_death(redis, queue):
 async def test_a_job_of_the_version_before_can_be_claimed(redis, queue):
     await enqueue(queue, "gen_0")
     await die_on(queue)
-    await redis.hdel(keys.JOB + "gen_0", "deaths")  # It knows no such field.
+    await redis.hdel(keyspace.JOB + "gen_0", "deaths")  # It knows no such field.
 
     assert [(await die_on(queue)).deaths for _ in range(2)] == [1, 2]
 
@@ -165,18 +168,18 @@ async def test_a_job_of_the_version_before_can_be_claimed(redis, queue):
 @pytest.mark.parametrize("with_record", [False, True])
 async def test_a_job_that_is_dropped_is_gone_with_its_places_and_is_kept_once(redis, queue, with_record):
     await enqueue(queue, "gen_0")
-    await redis.hset(keys.JOB + "gen_0", mapping={"slots": "sluice:q:slots:key:a", "reserved": "not what it was"})
+    await redis.hset(keyspace.JOB + "gen_0", mapping={"slots": "sluice:q:slots:key:a", "reserved": "not what it was"})
     await redis.zadd("sluice:q:slots:key:a", {"gen_0": 9e15})
-    await redis.hset(keys.record("gen_0"), mapping={"end": "{}"})
+    await redis.hset(keyspace.record("gen_0"), mapping={"end": "{}"})
     (job,) = await claim(queue)
 
     await queue.drop(job, "why", with_record=with_record)
 
     assert await queue.look(["gen_0"]) == [Place.GONE]
-    assert not await redis.exists(keys.JOB + "gen_0", "sluice:q:slots:key:a")
-    assert await redis.lrange(keys.ENDED, 0, -1) == [b"gen_0"]
+    assert not await redis.exists(keyspace.JOB + "gen_0", "sluice:q:slots:key:a")
+    assert await redis.lrange(keyspace.ENDED, 0, -1) == [b"gen_0"]
     if with_record:  # The ledger's collector sets it aside.
-        assert await redis.hget(keys.record("gen_0"), "set_aside") == b"why"
+        assert await redis.hget(keyspace.record("gen_0"), "set_aside") == b"why"
         assert await kept(redis) == []
     else:
         assert [(entry.id, entry.reason) for entry in await kept(redis)] == [("gen_0", "why")]
@@ -209,17 +212,17 @@ async def test_the_pulse_reads_how_many_workers_take_jobs(redis, pulse, queue):
 
 async def test_a_worker_that_has_not_spoken_for_long_is_not_counted(redis, pulse, queue):
     await queue.note_alive("one", takes_jobs=True)
-    await redis.zadd(keys.WORKERS, {"dead": pulse.redis_ms - ALIVE_S * 1000 - 1})
+    await redis.zadd(keyspace.WORKERS, {"dead": pulse.redis_ms - ALIVE_S * 1000 - 1})
     await pulse._beat()
 
     assert queue.workers_alive == 1
-    assert 0 < await redis.pttl(keys.WORKERS) <= ALIVE_S * 1000
+    assert 0 < await redis.pttl(keyspace.WORKERS) <= ALIVE_S * 1000
     await queue.note_alive("one", takes_jobs=True)
-    assert await redis.zrange(keys.WORKERS, 0, -1) == [b"one 2000"]
+    assert await redis.zrange(keyspace.WORKERS, 0, -1) == [b"one 2000"]
 
 
 async def test_a_worker_of_the_version_before_is_known_by_its_books(redis, pulse, queue):
-    await redis.set(keys.BOOKKEEPER, "somebody")
+    await redis.set(keyspace.BOOKKEEPER, "somebody")
     await pulse._beat()
 
     assert queue.workers_alive == 1

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from common import keys
+from common.canonical.errors import ErrorKind, GatewayError
 from common.channel.base import Cursor, FrameId
-from common.errors import ErrorKind, GatewayError
+from common.config.settings import Settings
 from common.queue.jobs import RECENT_S, Claimed, ClaimedJob, JobClass, JobQueue, Once, Place
-from common.redis_client import Pulse, RedisUnavailable
-from common.settings import Settings
+from common.redis import keyspace
+from common.redis.client import Pulse, RedisUnavailable
 
 INTERACTIVE, BACKGROUND = JobClass.INTERACTIVE, JobClass.BACKGROUND
 
@@ -67,7 +67,7 @@ async def test_a_server_that_lost_a_claim_never_gives_its_epoch_again(queue, red
     await queue.enqueue("gen_0", "a", INTERACTIVE)
     for _ in range(claims_kept):
         await queue.release((await claim(queue))[0])
-    kept = {key: await redis.dump(key) for key in await redis.keys(keys.QUEUE_PREFIX + "*")}
+    kept = {key: await redis.dump(key) for key in await redis.keys(keyspace.QUEUE_PREFIX + "*")}
     lost = (await claim(queue))[0]
 
     await redis.flushdb()
@@ -112,7 +112,7 @@ async def test_background_takes_no_more_slots_than_it_may_and_its_own_bell_tells
     none = (await queue.claim(10, background_max=0, lapsed_max=0, not_these=())).jobs
 
     assert (names(taken), none) == (["later_0", "later_1"], [])
-    assert (await redis.llen(keys.BELL), await redis.llen(keys.BELL_BACKGROUND)) == (0, 1)
+    assert (await redis.llen(keyspace.BELL), await redis.llen(keyspace.BELL_BACKGROUND)) == (0, 1)
     await queue.enqueue("now", "b", INTERACTIVE)
     assert names((await queue.claim(10, background_max=0, lapsed_max=0, not_these=())).jobs) == ["now"]
 
@@ -269,7 +269,7 @@ async def test_a_job_that_was_given_back_is_late_where_no_claim_got_anywhere(mak
     await queue.enqueue("gen_0", "a", INTERACTIVE)
     (job,) = await claim(queue)
     if has_log:
-        await redis.xadd(keys.log("gen_0"), {"k": "fence", "d": "0-0"}, "1-0")
+        await redis.xadd(keyspace.log("gen_0"), {"k": "fence", "d": "0-0"}, "1-0")
     await queue.release(job)
     await asyncio.sleep(0.03)
 
@@ -312,14 +312,14 @@ async def test_withdrawing_removes_a_job_wherever_it_is(queue, redis):
 async def test_a_job_that_redis_forgot_stays_its_workers_and_is_listed_for_the_ledger_when_it_ends(queue, redis):
     await queue.enqueue("gen_0", "a", INTERACTIVE)
     (job,) = await claim(queue)
-    await redis.delete(keys.JOB + "gen_0", keys.RUNNING)
+    await redis.delete(keyspace.JOB + "gen_0", keyspace.RUNNING)
 
     assert await queue.renew({"gen_0": job.epoch}) == []
     assert await queue.finish(job) == []
 
-    assert await redis.lrange(keys.ENDED, 0, -1) == [b"gen_0"]
-    assert await redis.keys(keys.JOB + "*") == []
-    assert await redis.zcard(keys.RUNNING) == 0
+    assert await redis.lrange(keyspace.ENDED, 0, -1) == [b"gen_0"]
+    assert await redis.keys(keyspace.JOB + "*") == []
+    assert await redis.zcard(keyspace.RUNNING) == 0
 
 
 async def test_however_many_jobs_run_a_new_one_is_found(queue):
@@ -335,8 +335,8 @@ async def test_however_many_jobs_run_a_new_one_is_found(queue):
 async def test_nothing_is_pickled_or_kept_under_keys_of_arq(queue, redis):
     await queue.enqueue("gen_0", "a", INTERACTIVE)
 
-    assert not [key for key in await redis.keys("*") if not key.startswith(keys.QUEUE_PREFIX.encode())]
-    assert all(value.decode().isprintable() for value in (await redis.hgetall(keys.JOB + "gen_0")).values())
+    assert not [key for key in await redis.keys("*") if not key.startswith(keyspace.QUEUE_PREFIX.encode())]
+    assert all(value.decode().isprintable() for value in (await redis.hgetall(keyspace.JOB + "gen_0")).values())
 
 
 async def test_finished_jobs_leave_no_key_behind(queue, redis):
@@ -346,27 +346,27 @@ async def test_finished_jobs_leave_no_key_behind(queue, redis):
         await queue.finish(job)
 
     lasting = {key.decode() for key in await redis.keys("*") if await redis.ttl(key) == -1}
-    assert lasting <= {*keys.PERMANENT, keys.ENDED}, "the ledger takes the list of what has ended"
+    assert lasting <= {*keyspace.PERMANENT, keyspace.ENDED}, "the ledger takes the list of what has ended"
 
 
 async def test_work_that_is_left_rings_again(queue, redis):
     for n in range(3):
         await queue.enqueue(f"gen_{n}", "a", INTERACTIVE)
-    await redis.delete(keys.BELL)
+    await redis.delete(keyspace.BELL)
 
     await claim(queue, 1)
-    assert await redis.llen(keys.BELL) == 1
+    assert await redis.llen(keyspace.BELL) == 1
 
-    await redis.delete(keys.BELL)
+    await redis.delete(keyspace.BELL)
     await claim(queue, 10)
-    assert await redis.llen(keys.BELL) == 0
+    assert await redis.llen(keyspace.BELL) == 0
 
 
 async def test_the_bell_never_holds_more_than_one_ring(queue, redis):
     for n in range(5):
         await queue.enqueue(f"gen_{n}", "a", INTERACTIVE)
 
-    assert await redis.llen(keys.BELL) == 1
+    assert await redis.llen(keyspace.BELL) == 1
 
 
 async def test_stale_commands_accept_and_hand_out_nothing(queue, pulse):
@@ -428,4 +428,4 @@ async def test_what_a_tenant_enqueued_is_listed_newest_first_and_the_list_is_bou
     assert await queue.recent("a", "gen_2", 10) == []
     assert await queue.recent("a", "gen_0", 10) is None
     assert await queue.recent("c", "", 10) == []
-    assert 0 < await redis.ttl(keys.RECENT + "a") <= RECENT_S
+    assert 0 < await redis.ttl(keyspace.RECENT + "a") <= RECENT_S

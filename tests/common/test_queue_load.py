@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator
 import pytest
 from redis.asyncio import Redis
 
-from common import keys
+from common.config.settings import Settings
 from common.queue.jobs import JobClass, JobQueue
 from common.queue.load import RATE_JOBS, SLOTS_UNSAID, QueueLoad, Reading, reading_of
-from common.redis_client import Pulse
-from common.settings import Settings
+from common.redis import keyspace
+from common.redis.client import Pulse
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ async def test_interactive_jobs_are_counted_by_tenant_and_running_ones_beside_th
     await queue.note_alive("one", takes_jobs=True)
     await queue.note_alive("gone", takes_jobs=True)
     await queue.note_alive("gone", takes_jobs=False)
-    await redis.zadd(keys.WORKERS, {"of-before": (await read(queue)).at_ms})
+    await redis.zadd(keyspace.WORKERS, {"of-before": (await read(queue)).at_ms})
     claimed = await queue.claim(2, lapsed_max=0, not_these=())
 
     found = await read(queue)

@@ -10,12 +10,13 @@ import pytest
 from redis.exceptions import ResponseError
 from structlog.testing import capture_logs
 
-from common import keys, set_aside
-from common.admission import Settlement
+from common.config.settings import Settings
+from common.ledger.record import set_aside
+from common.limits.charges import Settlement
 from common.queue.jobs import UNUSED, ClaimedJob, JobClass, JobQueue, Place
 from common.queue.worker import HandBack, LeasedWorker, Postponed, SetAside
-from common.redis_client import Client, Pulse, RedisUnavailable
-from common.settings import Settings
+from common.redis import keyspace
+from common.redis.client import Client, Pulse, RedisUnavailable
 
 Handler = Callable[[ClaimedJob], Awaitable[None]]
 
@@ -40,7 +41,7 @@ class Lab:
             yield worker
         finally:
             worker.allow_pick_jobs = False
-            await self.redis.lpush(keys.BELL, 1)  # It stops waiting for the bell: a cancelled connect would leak in redis-py.
+            await self.redis.lpush(keyspace.BELL, 1)  # It stops waiting for it: a cancelled connect would leak in redis-py.
             await asyncio.sleep(0.1)
             for job in worker.tasks.values():
                 job.cancel()
@@ -159,7 +160,7 @@ async def test_workers_have_a_health_record_each(lab):
 
     async with lab.worker(handler, name="one"), lab.worker(handler, name="two"):
         async with asyncio.timeout(120):
-            while len(await lab.redis.keys(keys.QUEUE_PREFIX + "health:*")) < 2:
+            while len(await lab.redis.keys(keyspace.QUEUE_PREFIX + "health:*")) < 2:
                 await asyncio.sleep(0.01)
 
 
@@ -189,12 +190,12 @@ async def test_a_job_that_somebody_else_has_is_cancelled_and_left_alone(lab):
     async with lab.worker(handler, lease_s=0.3, renew_s=0.1) as worker:
         await eventually(lambda: worker.free_slots < worker.max_jobs)
         # As another worker's claim would.
-        await lab.redis.hincrby(keys.JOB + "gen_0", "epoch", 1)
+        await lab.redis.hincrby(keyspace.JOB + "gen_0", "epoch", 1)
         await eventually(lambda: cancelled)
 
     assert cancelled == ["gen_0"]
-    assert await lab.redis.hget(keys.JOB + "gen_0", "epoch") == b"2"
-    assert await lab.redis.zscore(keys.RUNNING, "gen_0")
+    assert await lab.redis.hget(keyspace.JOB + "gen_0", "epoch") == b"2"
+    assert await lab.redis.zscore(keyspace.RUNNING, "gen_0")
 
 
 async def test_a_lapsed_job_is_taken_only_once_redis_was_whole_for_a_lease(lab):
@@ -276,7 +277,7 @@ async def test_a_job_that_cannot_be_settled_or_given_back_is_set_aside(lab, monk
                 await asyncio.sleep(0.01)
         assert not worker.main_task.done()
 
-    found = [set_aside.unpack(raw) for raw in await lab.redis.lrange(keys.UNREADABLE, 0, -1)]
+    found = [set_aside.unpack(raw) for raw in await lab.redis.lrange(keyspace.UNREADABLE, 0, -1)]
     assert sorted(entry.id for entry in found) == ["gen_0", "gen_1"]
     assert all("would overflow" in entry.reason for entry in found)
 
@@ -300,7 +301,7 @@ async def test_a_handler_that_sets_a_job_aside_is_obeyed(lab):
     async def handler(job: ClaimedJob) -> None:
         raise SetAside("it kills its workers")
 
-    await lab.redis.hset(keys.record("gen_0"), "end", "{}")
+    await lab.redis.hset(keyspace.record("gen_0"), "end", "{}")
     await enqueue(lab, "gen_0")
     async with lab.worker(handler) as worker:
         await eventually(lambda: worker.jobs_failed == 1)
@@ -308,7 +309,7 @@ async def test_a_handler_that_sets_a_job_aside_is_obeyed(lab):
             while await places(lab, "gen_0") != [Place.GONE]:
                 await asyncio.sleep(0.01)
 
-    assert await lab.redis.hget(keys.record("gen_0"), "set_aside") == b"it kills its workers"
+    assert await lab.redis.hget(keyspace.record("gen_0"), "set_aside") == b"it kills its workers"
 
 
 async def test_a_claim_that_breaks_is_told_once_and_the_worker_goes_on(lab, monkeypatch):
@@ -342,7 +343,7 @@ async def test_a_worker_is_alive_for_as_long_as_it_takes_jobs(lab, monkeypatch):
         pass
 
     async def alive() -> int:
-        return await lab.redis.zcard(keys.WORKERS)
+        return await lab.redis.zcard(keyspace.WORKERS)
 
     async with asyncio.timeout(10):
         async with lab.worker(handler) as worker:
@@ -366,7 +367,7 @@ async def test_a_worker_that_claims_nothing_says_so_though_redis_answers(lab, mo
         assert worker.problem is None
         claim = worker._queue.claim
         monkeypatch.setattr(worker._queue, "claim", refused)
-        await lab.redis.lpush(keys.BELL, 1)
+        await lab.redis.lpush(keyspace.BELL, 1)
         await eventually(lambda: worker.problem)
 
         assert "NOSCRIPT" in worker.problem
@@ -457,7 +458,7 @@ async def test_a_ring_that_there_is_no_room_for_any_more_is_put_back(lab, monkey
         monkeypatch.setattr(worker, "_room_for", lambda bell: 0)
         await enqueue_background(lab, "gen_0")
         async with asyncio.timeout(120):
-            while not await lab.redis.lpop(keys.BELL_BACKGROUND):
+            while not await lab.redis.lpop(keyspace.BELL_BACKGROUND):
                 await asyncio.sleep(0.01)
 
 

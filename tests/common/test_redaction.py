@@ -10,11 +10,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from common.access import Limits
+from common.access.principal import Limits
+from common.config.settings import ProviderSettings, Settings
 from common.guardrails.pii import redact
-from common.key_shapes import KEY_SHAPES, KeyShape
-from common.redaction import REDACTED, Redactor, secrets_in, shown_url
-from common.settings import ProviderSettings, Settings
+from common.process.key_shapes import KEY_SHAPES, KeyShape
+from common.process.redaction import REDACTED, Redactor, secrets_in, shown_url
 
 ROOT = Path(__file__).parents[2]
 LOOKS_SECRET = [
@@ -178,8 +178,8 @@ def test_a_line_stays_json(before: str, secret: str, after: str):
 LOGS_EVERYTHING = """
 import logging, sys
 import structlog
-from common.redaction import Redactor
-from common.telemetry import configure_logging
+from common.process.redaction import Redactor
+from common.process.logging import configure_logging
 
 canaries = sys.argv[1:]
 configure_logging("api", "debug", Redactor(tuple(canaries)))
@@ -211,8 +211,8 @@ def test_no_way_into_the_log_goes_around_it():
 
 def test_a_process_that_dies_of_an_exception_does_not_print_secrets():
     program = (
-        "from common.redaction import Redactor\n"
-        "from common.telemetry import configure_logging\n"
+        "from common.process.redaction import Redactor\n"
+        "from common.process.logging import configure_logging\n"
         "configure_logging('api', 'info', Redactor(('canary-value',)))\n"
         "raise RuntimeError('canary' + '-value and s' + 'k-proj-abcdefghijkl')\n"
     )

@@ -8,8 +8,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, ResponseError
 
 from cli.embedded_redis import EmbeddedRedis
-from common.redis_client import Pulse, RedisUnavailable, Scripts, as_unavailable, connect
-from common.redis_pipe import _NOT_MASTER
+from common.redis.client import Pulse, RedisUnavailable, Scripts, as_unavailable, connect
+from common.redis.pipe import _NOT_MASTER
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 import uvloop
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from common.redis_client import Pulse, connect
+from common.redis.client import Pulse, connect
 
 RESET_AT_CLOSE = struct.pack("ii", 1, 0)  # struct linger: on, 0 seconds.
 

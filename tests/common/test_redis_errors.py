@@ -11,7 +11,7 @@ from redis.exceptions import (
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from common.redis_errors import RedisRefuses, as_unavailable, is_refusal, words_of
+from common.redis.errors import RedisRefuses, as_unavailable, is_refusal, words_of
 
 SHA = "a" * 40
 

@@ -10,8 +10,8 @@ import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, ResponseError
 
-from common.redis_client import Client, connect
-from common.redis_pipe import Exchanges, Pipe
+from common.redis.client import Client, connect
+from common.redis.pipe import Exchanges, Pipe
 
 PING = hiredis.pack_command(("PING",))
 

@@ -10,9 +10,9 @@ from probed_commands import BESIDE, IN_SCRIPT, NOT_TRIED
 from redis.exceptions import ResponseError
 
 from cli.embedded_redis import EmbeddedRedis
-from common import keys
-from common.redis_client import Client, Pulse, connect
-from common.redis_probe import Harm, Probe, Problem, try_all
+from common.redis import keyspace
+from common.redis.client import Client, Pulse, connect
+from common.redis.probe import Harm, Probe, Problem, try_all
 
 ROOT = Path(__file__).parents[2]
 
@@ -199,9 +199,9 @@ async def test_the_documented_user_may_do_all(server, admin):
 
 
 def test_the_keys_that_are_looked_at_are_all_fixed_ones():
-    fixed = {value for name, value in vars(keys).items() if name.isupper() and isinstance(value, str)}
-    prefixes = {keys.QUEUE_PREFIX, keys.JOB, keys.RECENT, keys.ONCE, keys.SPENT}
+    fixed = {value for name, value in vars(keyspace).items() if name.isupper() and isinstance(value, str)}
+    prefixes = {keyspace.QUEUE_PREFIX, keyspace.JOB, keyspace.RECENT, keyspace.ONCE, keyspace.SPENT}
 
-    from common.redis_probe import _FIXED
+    from common.redis.probe import _FIXED
 
     assert set(_FIXED) == fixed - prefixes

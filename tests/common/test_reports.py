@@ -16,8 +16,8 @@ from common.database.engine import open_database
 from common.database.migrate import migrate
 from common.database.store import add
 from common.database.tables import ManagedKey
-from common.reports import day_begins_ms, month_begins_ms, spent, usage
-from common.usage_report import GROUPS, Line, Question, moment_ms, usd
+from common.ledger.reports import day_begins_ms, month_begins_ms, spent, usage
+from common.ledger.usage_report import GROUPS, Line, Question, moment_ms, usd
 
 NOON = int(datetime(2026, 11, 21, 12, tzinfo=UTC).timestamp() * 1000)
 HOUR, DAY = 3_600_000, 86_400_000

@@ -4,11 +4,11 @@ import orjson
 import pytest
 from redis.asyncio import Redis
 
-from common import keys
-from common.errors import ErrorKind, Failed
-from common.redis_client import RedisUnavailable
+from common.canonical.errors import ErrorKind, Failed
+from common.config.settings import Settings
+from common.redis import keyspace
+from common.redis.client import RedisUnavailable
 from common.responses import ResponseStore, StoredResponse, generation_id_of, response_id
-from common.settings import Settings
 from common.sse import encode_event
 
 G = "gen_1"
@@ -98,11 +98,11 @@ async def test_what_was_deleted_or_never_stored_does_not_come_back(store: Respon
     await store.finish(G, orjson.dumps(RESPONSE), None)
 
     assert await store.load(G, "me") is None
-    assert not await redis.exists(keys.response(G), keys.response_request(G))
+    assert not await redis.exists(keyspace.response(G), keyspace.response_request(G))
 
 
 async def test_it_outlives_the_longest_wait_and_then_its_time_counts_from_the_end(store: ResponseStore, redis: Redis) -> None:
-    names = (keys.response(G), keys.response_request(G))
+    names = (keyspace.response(G), keyspace.response_request(G))
     await opened(store)
     assert [await redis.ttl(name) > 86_400 for name in names] == [True, True]
 

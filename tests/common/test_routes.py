@@ -1,9 +1,9 @@
 import pytest
 
-from common.errors import ErrorKind, GatewayError
-from common.model_names import CLAUDE_FOR_OPENAI
-from common.routes import Target, available, model_names, resolve
-from common.settings import ProviderSettings, Settings
+from common.canonical.errors import ErrorKind, GatewayError
+from common.config.model_routes import Target, available, model_names, resolve
+from common.config.settings import ProviderSettings, Settings
+from common.vendors.model_names import CLAUDE_FOR_OPENAI
 
 
 def settings(**fields) -> Settings:

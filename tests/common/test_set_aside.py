@@ -3,7 +3,7 @@
 import orjson
 import pytest
 
-from common.set_aside import SetAside, pack, unpack
+from common.ledger.set_aside import SetAside, pack, unpack
 
 
 def test_a_record_is_read_as_it_was_kept():

@@ -3,8 +3,8 @@
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from common.redis_client import connect
-from common.setting_values import CommaList, DatabaseUrl, HttpUrl, Keys, Origins, RedisUrl, SecretCommaList
+from common.config.setting_values import CommaList, DatabaseUrl, HttpUrl, Keys, Origins, RedisUrl, SecretCommaList
+from common.redis.client import connect
 
 REDIS, DATABASE, HTTP, ORIGINS = (TypeAdapter(kind) for kind in (RedisUrl, DatabaseUrl, HttpUrl, Origins))
 

@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from common.settings import Settings
+from common.config.settings import Settings
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-from common.generation import (
+from common.canonical.generation import (
     GenerationRequest,
     ImagePart,
     Message,
@@ -11,7 +11,7 @@ from common.generation import (
     ToolCallPart,
     ToolResultPart,
 )
-from common.token_estimate import estimate_tokens
+from common.metering.token_estimate import estimate_tokens
 
 
 def estimate(*parts: Part, tools: list[Tool] | None = None) -> int:

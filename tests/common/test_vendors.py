@@ -2,8 +2,8 @@ import re
 
 import pytest
 
-from common.model_names import CLAUDE_FOR_OPENAI, MODEL_NAMES
-from common.vendors import VENDOR_IDS, VENDORS
+from common.vendors.model_names import CLAUDE_FOR_OPENAI, MODEL_NAMES
+from common.vendors.table import VENDOR_IDS, VENDORS
 from workers.providers import WIRES
 
 

@@ -10,12 +10,12 @@ import pytest
 from compatibility import CLIENTS, EVENT_BYTES_MAX, body_of, deployment_of, prepared
 from wire_answers import STREAMS, WHOLES, Says
 
-from common.errors import ErrorKind, Failed
-from common.events import Completed
+from common.canonical.errors import ErrorKind, Failed
+from common.canonical.events import Completed
 from common.sse import SseCutter, read_block
-from common.vendors import VENDORS
-from workers.call import last_blocks
-from workers.pumps import Pump
+from common.vendors.table import VENDORS
+from workers.attempt.call import last_blocks
+from workers.transcode.pumps import Pump
 
 VENDOR_OF_WIRE = {
     "openai-chat": "mistral",

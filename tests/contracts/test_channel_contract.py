@@ -8,6 +8,7 @@ import orjson
 import pytest
 from redis_for_tests import client_of
 
+from common.canonical.errors import ErrorKind, Failed, GatewayError
 from common.channel.base import (
     START,
     Append,
@@ -24,7 +25,6 @@ from common.channel.base import (
 )
 from common.channel.memory import MemoryChannel
 from common.channel.redis import RedisChannel, RedisFeed
-from common.errors import ErrorKind, Failed, GatewayError
 
 G = "gen_1"
 FIRST = Claim(G, 1, "token-a")

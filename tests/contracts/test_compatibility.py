@@ -14,7 +14,7 @@ from openai.types.responses import response_create_params
 from request_fields import CHAT_VENDORS, FIELDS, dropped_by
 
 from common.dialects import DIALECTS
-from common.vendors import Vendor
+from common.vendors.table import Vendor
 
 PAGE = (Path(__file__).parents[2] / "docs" / "compatibility.md").read_text()
 

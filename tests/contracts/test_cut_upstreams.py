@@ -15,18 +15,18 @@ from prometheus_client import CollectorRegistry
 from recordings import Recording, parameters
 from test_recordings_in_every_dialect import CLIENTS, INFO
 
+from common.canonical.errors import ErrorKind, GatewayError
+from common.canonical.job import Job
 from common.channel.base import FrameKind, Policy
+from common.config.settings import Settings
 from common.dialects import DIALECTS
 from common.dialects.base import ReplyInfo
-from common.errors import ErrorKind, GatewayError
-from common.job import Job
-from common.settings import Settings
-from workers.call import TAIL_S, Outcome, _prepare, _stream, last_blocks
-from workers.guarding import OutputGuard
+from workers.attempt.call import TAIL_S, Outcome, _prepare, _stream, last_blocks
 from workers.metrics import Metrics
 from workers.providers import WIRES
 from workers.providers.base import Deployment
-from workers.pumps import Folding
+from workers.transcode.output_guardrails import OutputGuard
+from workers.transcode.pumps import Folding
 
 TWO = DIALECTS["openai-chat"].parse({**CLIENTS["openai-chat"].body, "n": 2})
 SERVICES: Any = SimpleNamespace(settings=Settings(_env_file=None), metrics=Metrics(CollectorRegistry()))

@@ -16,10 +16,8 @@ from recordings import Recording, blocks_of, parameters
 from sdk_clients import ResponseFailed, Seen
 from seed_clients import SeedError
 
-from common.dialects import DIALECTS
-from common.dialects.base import Dialect, ReplyInfo, SoFar
-from common.errors import ErrorKind, Failed, GatewayError
-from common.events import (
+from common.canonical.errors import ErrorKind, Failed, GatewayError
+from common.canonical.events import (
     Completed,
     Event,
     Finished,
@@ -37,6 +35,8 @@ from common.events import (
     Usage,
     fold,
 )
+from common.dialects import DIALECTS
+from common.dialects.base import Dialect, ReplyInfo, SoFar
 from common.sse import last_block, split_blocks
 from workers.providers import WIRES
 from workers.providers.base import Deployment

@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from recordings import OWN, WIRE_OF_FOLDER, blocks_of
 from test_recordings_in_every_dialect import CLIENTS, INFO
 
+from common.canonical.errors import STATUS_OF, Failed
+from common.canonical.events import Completed
 from common.dialects import DIALECTS
-from common.errors import STATUS_OF, Failed
-from common.events import Completed
 from common.sse import SseCutter, read_block, split_blocks
 from workers.providers import WIRES
 from workers.providers.base import FamilyWire
-from workers.providers.errors import nonsense
-from workers.providers.loose_json import read_json
-from workers.pumps import Folding, Passing, Pump, Translating
+from workers.providers.shared.errors import nonsense
+from workers.providers.shared.loose_json import read_json
+from workers.transcode.pumps import Folding, Passing, Pump, Translating
 
 EVENT_BYTES_MAX = 8_000
 

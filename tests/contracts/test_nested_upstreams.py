@@ -6,13 +6,13 @@ import orjson
 import pytest
 from test_recordings_in_every_dialect import CLIENTS, INFO
 
+from common.canonical.errors import ErrorKind, Failed
+from common.canonical.events import Completed
+from common.canonical.generation import GenerationRequest
 from common.dialects import DIALECTS
-from common.errors import ErrorKind, Failed
-from common.events import Completed
-from common.generation import GenerationRequest
 from workers.providers import WIRES
-from workers.providers.loose_json import NestedTooDeeply, arguments_of, is_nested_too_deeply, read_json
-from workers.pumps import Folding, Translating
+from workers.providers.shared.loose_json import NestedTooDeeply, arguments_of, is_nested_too_deeply, read_json
+from workers.transcode.pumps import Folding, Translating
 
 DEPTHS = [250, 1_020, 5_000]
 

@@ -22,10 +22,10 @@ from sdk_clients import ResponseFailed, Seen
 from seed_clients import SeedError
 from truths import Said, Truth, truth_of
 
+from common.canonical.errors import ErrorKind, Failed
+from common.canonical.events import Choice, Event, fold
 from common.dialects import DIALECTS
 from common.dialects.base import Dialect, ReplyInfo, SoFar
-from common.errors import ErrorKind, Failed
-from common.events import Choice, Event, fold
 from common.sse import SseCutter
 from workers.providers import WIRES
 

@@ -6,10 +6,7 @@ from typing import Any
 import orjson
 import pytest
 
-from common.dialects.anthropic_messages import ANTHROPIC_MESSAGES
-from common.dialects.openai_chat import OPENAI_CHAT
-from common.dialects.openai_responses import OPENAI_RESPONSES
-from common.generation import (
+from common.canonical.generation import (
     GenerationRequest,
     ImagePart,
     Message,
@@ -21,6 +18,9 @@ from common.generation import (
     ToolChoice,
     ToolResultPart,
 )
+from common.dialects.anthropic_messages.dialect import ANTHROPIC_MESSAGES
+from common.dialects.openai_chat.dialect import OPENAI_CHAT
+from common.dialects.openai_responses.dialect import OPENAI_RESPONSES
 from workers.providers import WIRES
 from workers.providers.base import Deployment
 

@@ -9,9 +9,7 @@ import pytest
 from recordings import Recording, blocks_of, parameters, recordings
 from test_dialect_contract import BODIES, INFO, READ_STREAM, dialects, encode
 
-from common.dialects import DIALECTS
-from common.dialects.base import Dialect, Progress
-from common.events import (
+from common.canonical.events import (
     Completed,
     Event,
     Finished,
@@ -26,6 +24,8 @@ from common.events import (
     Usage,
     fold,
 )
+from common.dialects import DIALECTS
+from common.dialects.base import Dialect, Progress
 from common.sse import split_blocks
 from workers.providers import WIRES
 

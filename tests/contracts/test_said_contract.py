@@ -8,10 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from recordings import Recording, blocks_of, parameters
 
-from common.dialects import DIALECTS
-from common.dialects.base import Dialect, ReplyInfo
-from common.errors import Failed
-from common.events import (
+from common.canonical.errors import Failed
+from common.canonical.events import (
     Completed,
     Event,
     Finished,
@@ -25,8 +23,10 @@ from common.events import (
     Usage,
     fold,
 )
-from common.generation import GenerationRequest, Message, Role, TextPart
-from common.said import said_in_stream, said_in_whole
+from common.canonical.generation import GenerationRequest, Message, Role, TextPart
+from common.channel.said_text import said_in_stream, said_in_whole
+from common.dialects import DIALECTS
+from common.dialects.base import Dialect, ReplyInfo
 from common.sse import split_blocks
 from workers.providers import WIRES
 

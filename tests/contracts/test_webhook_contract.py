@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-import api.webhook
-import workers.webhook
+import api.intake.webhook
+import workers.upstream.webhook
+from common.config.proxies import Proxy
 from common.guardrails.custom import Action, Check, Custom, GuardrailUnavailable, Post, Verdict
-from common.proxies import Proxy
 
 CHECK = Check("output", "words", "m", "acme")
 
@@ -63,7 +63,7 @@ def service() -> Iterator[Service]:
     made.close()
 
 
-@pytest.fixture(params=[api.webhook, workers.webhook], ids=["api", "workers"])
+@pytest.fixture(params=[api.intake.webhook, workers.upstream.webhook], ids=["api", "workers"])
 async def ask(request: pytest.FixtureRequest, service: Service, monkeypatch: Any) -> AsyncIterator[Callable[..., Any]]:
     monkeypatch.setattr(request.param, "ANSWER_BYTES_MAX", 1000)
     made: list[Post] = []
@@ -116,7 +116,7 @@ async def test_a_service_that_is_not_there_gives_no_answer(ask):
 
 
 async def test_the_proxy_that_is_given_is_used(service):
-    for tier in (api.webhook, workers.webhook):
+    for tier in (api.intake.webhook, workers.upstream.webhook):
         proxy = Proxy(service.url.removesuffix("/check"), "proxy", "Basic bWU6d29yZA==")
         post = tier.poster("http://guardrail.invalid/check", 10, proxy)
 

@@ -12,10 +12,8 @@ from hypothesis import strategies as st
 from recordings import Recording, blocks_of, parameters
 
 from common import sse
-from common.dialects import DIALECTS
-from common.dialects.base import ReplyInfo
-from common.errors import ErrorKind, Failed, GatewayError
-from common.events import (
+from common.canonical.errors import ErrorKind, Failed, GatewayError
+from common.canonical.events import (
     OUTPUT,
     Completed,
     Event,
@@ -27,7 +25,9 @@ from common.events import (
     ToolCallStarted,
     fold,
 )
-from common.generation import GenerationRequest, Message, OpaquePart, Role, TextPart, ToolResultPart
+from common.canonical.generation import GenerationRequest, Message, OpaquePart, Role, TextPart, ToolResultPart
+from common.dialects import DIALECTS
+from common.dialects.base import ReplyInfo
 from common.sse import SseCutter
 from workers.providers import WIRES
 from workers.providers.base import Decoder, Deployment, FamilyWire, TokenCounter, Wire

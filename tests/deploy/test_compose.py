@@ -13,9 +13,9 @@ import yaml
 from harness import ROOT, until
 
 from cli.main import main
+from common.config.settings import Settings
 from common.database.engine import database_url
-from common.settings import Settings
-from common.vendors import VENDORS
+from common.vendors.table import VENDORS
 
 FILE = ROOT / "docker-compose.yml"
 OURS = ("api", "worker")

@@ -10,7 +10,7 @@ import redis
 from harness import until
 
 from cli.embedded_redis import find_server, free_port
-from common.process import die_with_parent
+from common.process.process import die_with_parent
 
 SERVICE = "main"
 DOWN_AFTER_MS = 1000

@@ -30,7 +30,7 @@ from harness import (
 )
 
 from cli.demo_provider.script import answer
-from common.settings import Settings
+from common.config.settings import Settings
 
 PROVIDERS = ("openai", "anthropic")
 JSON = {"content-type": "application/json"}

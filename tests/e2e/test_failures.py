@@ -11,7 +11,7 @@ import pytest
 from harness import KEY, Fleet, fleet, until
 
 from cli.demo_provider.script import answer
-from common import keys
+from common.redis import keyspace
 
 QUICK_LEASE = {"SLUICE_LEASE_S": "2", "SLUICE_RENEW_S": "0.5", "SLUICE_HEARTBEAT_S": "0.5"}
 
@@ -118,11 +118,11 @@ def test_a_frozen_worker_is_fenced_and_its_upstream_closed_when_it_wakes(tmp_pat
         zombie.send(signal.SIGSTOP)
         client.finished()
         generation = client.headers["x-generation-id"]
-        length = found.redis.xlen(keys.log(generation))
+        length = found.redis.xlen(keyspace.log(generation))
         zombie.send(signal.SIGCONT)
 
         until(lambda: found.stats()["open"] == 0, "the zombie's upstream is closed")
-        assert found.redis.xlen(keys.log(generation)) == length
+        assert found.redis.xlen(keyspace.log(generation)) == length
         assert client.text == answer(400)
         assert client.events[-1] == "[DONE]"
         assert zombie.is_alive
@@ -239,7 +239,7 @@ def test_without_a_worker_a_request_ends_at_its_queue_deadline(tmp_path: Path):
 
         assert response.status_code == 504
         assert response.json()["error"]["code"] == "deadline_exceeded"
-        until(lambda: found.redis.zcard(keys.ENQUEUED) == 0, "its job is withdrawn")
+        until(lambda: found.redis.zcard(keyspace.ENQUEUED) == 0, "its job is withdrawn")
 
 
 def test_a_killed_api_leaves_a_detached_generation_to_its_end_and_another_replica_serves_it(tmp_path: Path):

@@ -6,7 +6,7 @@ import httpx
 import pytest
 from harness import CHAT, Fleet, RawClient, body_of, headers_of, until
 
-from common import keys
+from common.redis import keyspace
 
 VIEWERS = 20
 
@@ -28,7 +28,7 @@ def test_twice_the_answer_is_twice_the_log(shared: Fleet):
     sizes = []
     for count in (1000, 2000):
         response = shared.post(CHAT, body_of(CHAT, f"demo-n{count}-d0", stream=True))
-        entries = shared.redis.xrange(keys.log(response.headers["x-generation-id"]))
+        entries = shared.redis.xrange(keyspace.log(response.headers["x-generation-id"]))
         sizes.append(sum(len(fields[b"d"]) for _, fields in entries))
 
     assert sizes[1] == pytest.approx(2 * sizes[0], rel=0.1)

@@ -11,13 +11,13 @@ from harness import CHAT, DIALECTS, FAMILY_OF, KEY, MESSAGES, OTHER_KEY, Fleet, 
 from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
 
-from api.auth import Authenticator
+from api.auth.authenticator import Authenticator
 from cli.demo_provider.script import answer
-from common import keys
 from common.channel.base import Append, Claim, Frame, FrameId, FrameKind, Opening, Policy
 from common.channel.redis import RedisChannel
-from common.redis_client import connect
-from common.settings import Settings
+from common.config.settings import Settings
+from common.redis import keyspace
+from common.redis.client import connect
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +194,7 @@ def test_claims_that_added_nothing_to_a_whole_answer_are_nothing_to_come_back_fo
 def test_a_log_that_lacks_its_end_is_not_taken_for_over_though_its_state_is(replicas: Fleet):
     """Just after a failover a replica may have the state from the old master, and the log from the new one."""
     generation_id = replicas.post(CHAT, body_of(CHAT, "demo-n12-d1", stream=True)).headers["x-generation-id"]
-    log = keys.log(generation_id)
+    log = keyspace.log(generation_id)
     entries = replicas.redis.xrange(log)
     seen, data = next((entry_id.decode(), fields[b"d"]) for entry_id, fields in entries if fields[b"k"] == b"data")
     replicas.redis.xdel(log, *(entry_id for entry_id, _ in entries if FrameId.of(entry_id) > FrameId.of(seen)))

@@ -17,9 +17,9 @@ import pytest
 from harness import CHAT, KEY, MESSAGES, OTHER_KEY, ROOT, Fleet, RawClient, body_of, fleet, headers_of, until
 from postgres_for_tests import PostgresForTests, find_binaries
 
-from common import keys
-from common.admission import periods
-from common.errors import ErrorKind
+from common.canonical.errors import ErrorKind
+from common.limits.charges import periods
+from common.redis import keyspace
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -63,7 +63,7 @@ def keeper_of(found: Fleet) -> Any:
 
 
 def left(found: Fleet) -> tuple[int, int]:
-    return found.redis.llen(keys.ENDED), sum(1 for _ in found.redis.scan_iter("*:record", count=1000))
+    return found.redis.llen(keyspace.ENDED), sum(1 for _ in found.redis.scan_iter("*:record", count=1000))
 
 
 def sluice(found: Fleet, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -140,7 +140,7 @@ def test_a_client_that_leaves_pays_for_what_it_got(one: Fleet):
     assert found["input_tokens"] > 0
     assert found["cost_nano_usd"] == found["input_tokens"] * 1_000_000 + found["output_tokens"] * 2_000_000
     for period in periods():  # Its budgets too: nothing else of this fleet's has a price at this provider.
-        assert int(one.redis.get(keys.spent("provider", "openai", period))) == found["cost_nano_usd"]
+        assert int(one.redis.get(keyspace.spent("provider", "openai", period))) == found["cost_nano_usd"]
 
 
 def test_counting_tokens_has_a_row_without_usage(one: Fleet):
@@ -229,7 +229,7 @@ def test_an_audited_answer_can_be_read_by_the_operator_alone(tmp_path: Path):
         shown = sluice(found, "audit", "show", audited)
         with_another_secret = sluice(found, "audit", "show", audited, SLUICE_SECRET="another secret of these tests, 32 bytes")
         not_audited = sluice(found, "audit", "show", other)
-        ttl = found.redis.ttl(keys.log(audited))
+        ttl = found.redis.ttl(keyspace.log(audited))
 
     entry = json.loads(shown.stdout)
     assert entry["request"]["messages"][0]["content"] == "Write to [EMAIL]"
@@ -299,7 +299,7 @@ class Load:
 
 def all_is_in(found: Fleet, load: Load) -> None:
     def is_quiet() -> bool:
-        return left(found) == (0, 0) and not found.redis.zcard(keys.RUNNING) and not found.redis.zcard(keys.ENQUEUED)
+        return left(found) == (0, 0) and not found.redis.zcard(keyspace.RUNNING) and not found.redis.zcard(keyspace.ENQUEUED)
 
     until(is_quiet, "all has ended and is collected")
     in_ledger = [row["id"] for row in rows(found, "id")]
@@ -307,7 +307,7 @@ def all_is_in(found: Fleet, load: Load) -> None:
     assert load.ids - set(in_ledger) == set(), "lost"
     # A client that was cut off early never learned the id of its generation; there is one for each request at most.
     assert len(in_ledger) <= load.asked
-    assert found.redis.llen(keys.UNREADABLE) == 0
+    assert found.redis.llen(keyspace.UNREADABLE) == 0
 
 
 def test_workers_that_are_killed_lose_nothing(tmp_path: Path):

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from harness import CHAT, DIALECTS, Fleet, RawClient, body_of, fleet, until
 
-from common import keys
+from common.redis import keyspace
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -110,7 +110,7 @@ def sizes(found: Fleet) -> dict[str, tuple[float, float]]:
 def settle(found: Fleet) -> None:
     until(lambda: not any(held(found).values()), "nothing is held")
     # Records of what has ended are collected within a second or so, by another worker if that one was lost.
-    until(lambda: lasting_keys(found) <= keys.PERMANENT, f"no more than {set(keys.PERMANENT)} stays")
+    until(lambda: lasting_keys(found) <= keyspace.PERMANENT, f"no more than {set(keyspace.PERMANENT)} stays")
 
 
 def test_a_storm_leaves_nothing_behind(tmp_path: Path):

@@ -21,7 +21,7 @@ from test_failures import Client
 
 from cli.demo_provider.script import answer
 from cli.embedded_redis import EmbeddedRedis
-from common import keys
+from common.redis import keyspace
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -254,8 +254,8 @@ def test_a_job_that_kills_three_workers_ends_with_an_error_and_is_set_aside(tmp_
 
         client.finished()
         until(lambda: found.running() == 0, "the job is gone")
-        until(lambda: found.redis.llen(keys.UNREADABLE) == 1, "its record is set aside", within_s=20)
-        entry = orjson.loads(found.redis.lindex(keys.UNREADABLE, 0))
+        until(lambda: found.redis.llen(keyspace.UNREADABLE) == 1, "its record is set aside", within_s=20)
+        entry = orjson.loads(found.redis.lindex(keyspace.UNREADABLE, 0))
         assert entry["id"] == client.headers["x-generation-id"]
         assert "workers were lost" in entry["reason"]
         assert found.workers[3].is_alive
@@ -275,9 +275,9 @@ def test_workers_that_are_told_to_stop_do_not_make_a_job_poison(tmp_path: Path):
             assert found.workers[n].wait(30) == 0
             found.reset_demo()
         until(lambda: found.running() == 1 and found.stats()["open"] >= 1, "it runs on", within_s=30)
-        (job,) = found.redis.keys(keys.JOB + "*")
+        (job,) = found.redis.keys(keyspace.JOB + "*")
         assert found.redis.hget(job, "deaths") is None
-        assert found.redis.llen(keys.UNREADABLE) == 0
+        assert found.redis.llen(keyspace.UNREADABLE) == 0
 
 
 def test_nothing_is_sent_that_the_probe_does_not_try(tmp_path: Path):

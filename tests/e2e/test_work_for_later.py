@@ -11,7 +11,7 @@ from harness import CHAT, ROOT, Fleet, body_of, fleet, headers_of, until
 from test_every_route import ROUTES
 
 from cli.demo_provider.script import answer
-from common import keys
+from common.redis import keyspace
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_each_class_has_its_own_deadline_in_every_dialect(busy: Fleet, name: str
     for headers, job_class, wait_s in (({}, "interactive", 0.5), ({"x_sluice_class": "background"}, "background", 86_400)):
         with busy.client.stream("POST", address, json=body, headers=headers_of(**headers)) as response:
             generation_id = response.headers["x-generation-id"]
-            job = {field.decode(): value.decode() for field, value in busy.redis.hgetall(keys.JOB + generation_id).items()}
+            job = {field.decode(): value.decode() for field, value in busy.redis.hgetall(keyspace.JOB + generation_id).items()}
             record = told(busy, generation_id)
 
         assert (response.status_code, job["class"], record["class"]) == (200, job_class, job_class)

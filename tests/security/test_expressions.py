@@ -19,16 +19,16 @@ SOURCES = {
 # Expressions that are written where they are used, so that nothing can look them up. They meet settings, a page of our own,
 # a piece of text that is cut to a few hundred characters before, or (in the first) a path of which they drop repeated slashes.
 WRITTEN_IN_PLACE = {
-    "api/http_errors.py": 1,
-    "api/security_headers.py": 1,
-    "common/access.py": 1,
+    "api/server/http_errors.py": 1,
+    "api/server/security_headers.py": 1,
+    "common/access/principal.py": 1,
     "common/guardrails/injection.py": 1,
     "common/guardrails/patterns.py": 1,
-    "common/proxies.py": 1,
-    "common/setting_doubts.py": 2,
-    "common/setting_values.py": 1,
-    "common/settings.py": 1,
-    "workers/providers/errors.py": 1,
+    "common/config/proxies.py": 1,
+    "common/config/setting_doubts.py": 2,
+    "common/config/setting_values.py": 1,
+    "common/config/settings.py": 1,
+    "workers/providers/shared/errors.py": 1,
 }
 
 

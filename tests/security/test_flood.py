@@ -7,12 +7,12 @@ import pytest
 import redis
 from harness import CHAT, Fleet, body_of
 
-from common import managed_keys
+from common.access.principal import key_text
 
 REQUESTS = 400
 KEYS: dict[str, Callable[[], str]] = {
     "any text": lambda: "sk-" + secrets.token_urlsafe(32),
-    "a managed key's form": lambda: f"{managed_keys.PREFIX}8yxr35nb7q0d_{secrets.token_hex(19)}",
+    "a managed key's form": lambda: f"{key_text.PREFIX}8yxr35nb7q0d_{secrets.token_hex(19)}",
     "a web token": lambda: f"eyJhbGciOiJIUzI1NiJ9.{secrets.token_urlsafe(40)}.{secrets.token_urlsafe(32)}",
     "none at all": lambda: "",
 }

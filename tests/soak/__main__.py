@@ -11,7 +11,7 @@ import aiohttp
 import uvloop
 from harness import Fleet, fleet
 
-from common.process import raise_file_limit
+from common.process.process import raise_file_limit
 from soak.mix import KEYS, Mix
 from soak.watch import Sample, grown, part_of, redis_of
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import redis
 
-from common import keys
+from common.redis import keyspace
 
 MIB = 2**20
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -21,7 +21,7 @@ REDIS_MB_MAX = 10.0
 SERIES_SHARE_MAX = 0.03  # Of the half-time's, for words that come late.
 LOG_BYTES_PER_ACTION_MAX = 3_000
 # One for each principal and of a bounded size; they live for a day.
-_OF_PRINCIPALS = (keys.RECENT.encode(),)
+_OF_PRINCIPALS = (keyspace.RECENT.encode(),)
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def redis_of(client: "redis.Redis") -> tuple[float, int, tuple[str, ...]]:
     for name in names:
         pipeline.pttl(name)
     lasting = [name.decode() for name, ttl in zip(names, pipeline.execute(), strict=True) if ttl == -1]
-    known = {*keys.PERMANENT, keys.ENDED, keys.ENQUEUED, keys.RUNNING, keys.DELAYED, keys.WORKERS}
+    known = {*keyspace.PERMANENT, keyspace.ENDED, keyspace.ENQUEUED, keyspace.RUNNING, keyspace.DELAYED, keyspace.WORKERS}
     found = tuple(sorted(name for name in lasting if name not in known and not name.endswith(":record")))
     return client.info("memory")["used_memory"] / MIB, len(names), found
 

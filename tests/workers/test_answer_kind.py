@@ -2,7 +2,7 @@
 
 import pytest
 
-from workers.answer_kind import is_stream
+from workers.attempt.answer_kind import is_stream
 
 SSE, JSON, TEXT, NONE = "text/event-stream; charset=utf-8", "application/json", "text/plain", ""
 

@@ -12,7 +12,7 @@ from test_generate import G, Setup, setup  # noqa: F401 - a fixture.
 
 from cli.demo_provider.script import answer
 from common.channel.base import FrameKind
-from common.settings import ProviderSettings
+from common.config.settings import ProviderSettings
 from common.sse import split_blocks
 from workers.providers import WIRES
 from workers.providers.base import BackgroundWire, Deployment

@@ -19,27 +19,27 @@ from prometheus_client import CollectorRegistry
 from redis.exceptions import ResponseError
 from sqlalchemy import text
 
-from common import keys, set_aside
-from common.admission import periods
-from common.attempts import Attempt, pack
-from common.audit import unseal
+from common.canonical.errors import ErrorKind, Failed
+from common.canonical.events import Usage
+from common.canonical.job import Job
 from common.channel.base import Append, Claim, Frame, FrameId, FrameKind, Opening, Policy
 from common.channel.redis import RedisChannel
+from common.config.settings import Settings
 from common.database.engine import open_database
 from common.database.errors import DatabaseUnavailable
 from common.database.migrate import migrate
 from common.database.store import add
-from common.errors import ErrorKind, Failed
-from common.events import Usage
-from common.job import Job
-from common.ledger import Asked
-from common.redis_client import Client, Pulse
-from common.redis_pipe import Exchanges
-from common.settings import Settings
-from workers.bookkeeping.budgets import Budgets
-from workers.bookkeeping.collector import BATCH, Collector
-from workers.bookkeeping.keeper import AUDIT_PAUSE_S, AWAY_PAUSES_S, KEYS_PAUSE_S, SCAN_PAUSE_S, Bookkeeper
-from workers.bookkeeping.rows import row_of
+from common.ledger.audit import unseal
+from common.ledger.record import Asked, set_aside
+from common.limits.charges import periods
+from common.metering.attempts import Attempt, pack
+from common.redis import keyspace
+from common.redis.client import Client, Pulse
+from common.redis.pipe import Exchanges
+from workers.ledger.collector import BATCH, Collector
+from workers.ledger.keeper import AUDIT_PAUSE_S, AWAY_PAUSES_S, KEYS_PAUSE_S, SCAN_PAUSE_S, Bookkeeper
+from workers.ledger.restore_budgets import Budgets
+from workers.ledger.rows import row_of
 from workers.metrics import Metrics
 
 ROOT = Path(__file__).parents[2]
@@ -118,7 +118,7 @@ class World:
         await self.open(generation_id, **(asked or {}))
         await self.say(generation_id, (FrameKind.END, orjson.dumps({**END, **end})))
         if is_listed:
-            await self.redis.rpush(keys.ENDED, generation_id)
+            await self.redis.rpush(keyspace.ENDED, generation_id)
         return generation_id
 
     async def rows(self, columns: str = "id", table: str = "ledger") -> list[Any]:
@@ -132,7 +132,7 @@ class World:
 
     async def left(self) -> tuple[int, int]:
         """How many ids are listed, and how many records there are."""
-        return await self.redis.llen(keys.ENDED), len(await self.redis.keys("*:record"))
+        return await self.redis.llen(keyspace.ENDED), len(await self.redis.keys("*:record"))
 
 
 @pytest.fixture
@@ -192,7 +192,7 @@ async def test_a_backlog_is_worked_off_in_batches(world: World):
 
 async def test_an_id_that_is_listed_twice_or_has_no_record_does_no_harm(world: World):
     await world.end("gen_1")
-    await world.redis.rpush(keys.ENDED, "gen_1", "gen_unknown")
+    await world.redis.rpush(keyspace.ENDED, "gen_1", "gen_unknown")
     keeper = await world.holder()
 
     await keeper.turn()
@@ -220,13 +220,13 @@ async def test_the_scan_leaves_a_record_to_whoever_must_still_settle_its_job(wor
     keeper = await world.holder()
     await keeper.turn()
     await world.end("gen_1", is_listed=False)
-    await world.redis.hset(keys.JOB + "gen_1", "epoch", "1")  # Its worker was lost between the end and the removal.
+    await world.redis.hset(keyspace.JOB + "gen_1", "epoch", "1")  # Its worker was lost between the end and the removal.
 
     world.clock.now += SCAN_PAUSE_S
     await keeper.turn()
     assert await world.rows() == []
 
-    await world.redis.delete(keys.JOB + "gen_1")
+    await world.redis.delete(keyspace.JOB + "gen_1")
     world.clock.now += SCAN_PAUSE_S
     await keeper.turn()
     assert await world.rows() == ["gen_1"]
@@ -237,8 +237,8 @@ async def test_a_record_that_came_back_is_not_counted_twice(world: World):
     keeper = await world.holder()
     await keeper.turn()
     record = {"asked": Asked("key_a", "acme", None, "r", "openai-chat", "generate", True, "m", 1).pack(), "end": b"{}"}
-    await world.redis.hset(keys.record("gen_1"), mapping={**record, "ended_ms": "5"})  # A failover brought it back.
-    await world.redis.rpush(keys.ENDED, "gen_1")
+    await world.redis.hset(keyspace.record("gen_1"), mapping={**record, "ended_ms": "5"})  # A failover brought it back.
+    await world.redis.rpush(keyspace.ENDED, "gen_1")
 
     await keeper.turn()
 
@@ -259,56 +259,56 @@ async def test_a_record_that_came_back_is_not_counted_twice(world: World):
     ],
 )
 async def test_a_record_that_cannot_be_read_is_set_aside_and_keeps_nobody_waiting(world: World, record: dict[str, bytes]):
-    await world.redis.hset(keys.record("gen_0"), mapping=record)
-    await world.redis.rpush(keys.ENDED, "gen_0")
+    await world.redis.hset(keyspace.record("gen_0"), mapping=record)
+    await world.redis.rpush(keyspace.ENDED, "gen_0")
     await world.end("gen_1")
 
     await (await world.holder()).turn()
 
     assert await world.rows() == ["gen_1"]
     assert await world.left() == (0, 0)
-    (kept,) = [orjson.loads(each) for each in await world.redis.lrange(keys.UNREADABLE, 0, -1)]
+    (kept,) = [orjson.loads(each) for each in await world.redis.lrange(keyspace.UNREADABLE, 0, -1)]
     assert kept["id"] == "gen_0"
     assert kept["reason"]
-    assert 0 < await world.redis.ttl(keys.UNREADABLE) <= 30 * 86_400
+    assert 0 < await world.redis.ttl(keyspace.UNREADABLE) <= 30 * 86_400
     assert world.sample("sluice_ledger_unreadable_total") == 1
 
 
 @pytest.mark.parametrize("stored", ["a text", "a list"])
 async def test_what_is_no_record_is_set_aside_too(world: World, stored: str):
     if stored == "a text":
-        await world.redis.set(keys.record("gen_0"), "none of ours")
+        await world.redis.set(keyspace.record("gen_0"), "none of ours")
     else:
-        await world.redis.rpush(keys.record("gen_0"), "none", "of", "ours")
-    await world.redis.rpush(keys.ENDED, "gen_0")
+        await world.redis.rpush(keyspace.record("gen_0"), "none", "of", "ours")
+    await world.redis.rpush(keyspace.ENDED, "gen_0")
     await world.end("gen_1")
 
     await (await world.holder()).turn()
 
     assert await world.rows() == ["gen_1"]
     assert await world.left() == (0, 0)
-    (entry,) = [set_aside.unpack(raw) for raw in await world.redis.lrange(keys.UNREADABLE, 0, -1)]
+    (entry,) = [set_aside.unpack(raw) for raw in await world.redis.lrange(keyspace.UNREADABLE, 0, -1)]
     assert (entry.kind, entry.id) == ("record", "gen_0")
     assert world.sample("sluice_set_aside") == 1
 
 
 async def test_a_record_that_killed_workers_is_set_aside_without_a_look_into_it(world: World, monkeypatch: pytest.MonkeyPatch):
     await world.end("gen_0", is_listed=False)
-    await world.redis.hset(keys.record("gen_0"), "set_aside", "3 workers were lost on it")
-    await world.redis.rpush(keys.ENDED, "gen_0")
+    await world.redis.hset(keyspace.record("gen_0"), "set_aside", "3 workers were lost on it")
+    await world.redis.rpush(keyspace.ENDED, "gen_0")
     monkeypatch.setattr(Collector, "_add", lambda *_: pytest.fail("nobody may look into it"))
 
     await (await world.holder()).turn()
 
     assert await world.rows() == []
     assert await world.left() == (0, 0)
-    (entry,) = [set_aside.unpack(raw) for raw in await world.redis.lrange(keys.UNREADABLE, 0, -1)]
+    (entry,) = [set_aside.unpack(raw) for raw in await world.redis.lrange(keyspace.UNREADABLE, 0, -1)]
     assert (entry.id, entry.reason) == ("gen_0", "3 workers were lost on it")
 
 
 @pytest.mark.parametrize("listed", [b"gen_\xff\xfe", b"", b"gen 0 {}*"])
 async def test_an_id_that_is_none_keeps_nobody_waiting(world: World, listed: bytes):
-    await world.redis.rpush(keys.ENDED, listed)
+    await world.redis.rpush(keyspace.ENDED, listed)
     await world.end("gen_1")
 
     await (await world.holder()).turn()
@@ -319,7 +319,7 @@ async def test_an_id_that_is_none_keeps_nobody_waiting(world: World, listed: byt
 
 @pytest.mark.parametrize("part", ["state", "log", "request"])
 async def test_what_else_is_left_of_a_generation_may_be_none_of_ours(world: World, part: str):
-    key = {"state": keys.state, "log": keys.log, "request": keys.request}[part]("gen_0")
+    key = {"state": keyspace.state, "log": keyspace.log, "request": keyspace.request}[part]("gen_0")
     await world.end("gen_0", asked={"is_audited": True}, usage=None)
     await world.redis.delete(key)
     await world.redis.rpush(key, "none of ours") if part != "request" else await world.redis.sadd(key, "none of ours")
@@ -335,8 +335,8 @@ async def test_what_else_is_left_of_a_generation_may_be_none_of_ours(world: Worl
 
 @pytest.mark.parametrize("first", [b"soon", b"9" * 40, b"-1"])
 async def test_how_long_the_oldest_waits_is_told_of_those_that_say_it(world: World, first: bytes):
-    await world.redis.hset(keys.record("gen_0"), "ended_ms", first)
-    await world.redis.rpush(keys.ENDED, "gen_0")
+    await world.redis.hset(keyspace.record("gen_0"), "ended_ms", first)
+    await world.redis.rpush(keyspace.ENDED, "gen_0")
 
     await Collector(world.redis, world.channel, Settings(), Metrics(CollectorRegistry())).look(1)
 
@@ -366,7 +366,7 @@ async def test_a_step_that_fails_stops_no_other(world: World, monkeypatch: pytes
 
 @ON_SQLITE
 async def test_a_lease_that_is_none_is_taken(world: World):
-    await world.redis.rpush(keys.BOOKKEEPER, "none of ours")
+    await world.redis.rpush(keyspace.BOOKKEEPER, "none of ours")
 
     assert await world.keeper().lease.look()
 
@@ -423,8 +423,8 @@ async def test_a_lease_that_is_given_back_is_free_at_once(world: World):
 async def test_a_lease_that_nobody_renews_lapses_within_seconds(world: World):
     first, second = await world.holder(), world.keeper()
 
-    assert 0 < await world.redis.pttl(keys.BOOKKEEPER) <= 5_000
-    await world.redis.delete(keys.BOOKKEEPER)  # As its expiry does.
+    assert 0 < await world.redis.pttl(keyspace.BOOKKEEPER) <= 5_000
+    await world.redis.delete(keyspace.BOOKKEEPER)  # As its expiry does.
 
     assert await second.lease.look()
     assert not await first.lease.look()
@@ -436,7 +436,7 @@ async def test_a_lease_that_nobody_renews_lapses_within_seconds(world: World):
 async def test_two_at_once_do_no_harm(world: World):
     """A frozen process that wakes believes that it has the lease still."""
     first = await world.holder()
-    await world.redis.delete(keys.BOOKKEEPER)
+    await world.redis.delete(keyspace.BOOKKEEPER)
     second = await world.holder()
     ids = sorted([await world.end(f"gen_{n}") for n in range(500)])
 
@@ -561,7 +561,7 @@ async def test_a_worker_starts_whatever_its_database_is(empty: World, url: str):
 async def test_how_long_the_oldest_has_waited_is_told(empty: World):
     keeper = await empty.holder(database_url="sqlite:////nowhere/at/all.db")
     await empty.end("gen_1")
-    await empty.redis.hset(keys.record("gen_1"), "ended_ms", empty.pulse.redis_ms - 90_000)
+    await empty.redis.hset(keyspace.record("gen_1"), "ended_ms", empty.pulse.redis_ms - 90_000)
 
     await keeper.turn()
 
@@ -576,10 +576,10 @@ import asyncio, os, signal, sys
 from prometheus_client import CollectorRegistry
 import common.database.store as store
 from common.channel.redis import RedisChannel
-from common.redis_client import Pulse, connect
-from common.settings import Settings
-from workers.bookkeeping.collector import Collector
-from workers.bookkeeping.keeper import Bookkeeper
+from common.redis.client import Pulse, connect
+from common.config.settings import Settings
+from workers.ledger.collector import Collector
+from workers.ledger.keeper import Bookkeeper
 from workers.metrics import Metrics
 
 point, url, redis_url = sys.argv[1:]
@@ -632,12 +632,12 @@ async def test_killed_at_any_point_nothing_is_lost_and_nothing_twice(world: Worl
     assert len(await world.rows()) in (0, 12)  # All or nothing, as it is one transaction.
     assert await world.left() != (0, 0)
 
-    await world.redis.delete(keys.BOOKKEEPER)  # As its expiry does, five seconds later.
+    await world.redis.delete(keyspace.BOOKKEEPER)  # As its expiry does, five seconds later.
     await (await world.holder()).turn()
 
     assert await world.rows() == ids
     assert await world.left() == (0, 0)
-    assert not await world.redis.exists(keys.UNREADABLE)
+    assert not await world.redis.exists(keyspace.UNREADABLE)
 
 
 # What broke off
@@ -649,7 +649,7 @@ async def test_what_an_api_ended_is_estimated_from_its_log(world: World):
     chunk = orjson.dumps({"choices": [{"index": 0, "delta": {"content": "word " * 40}}]})
     await world.say("gen_1", (FrameKind.HEAD, orjson.dumps(head)), (FrameKind.DATA, b"data: " + chunk + b"\n\n"))
     await world.channel.end_unowned("gen_1", "t", Failed(ErrorKind.WORKER_LOST, "lost"))
-    await world.redis.rpush(keys.ENDED, "gen_1")
+    await world.redis.rpush(keyspace.ENDED, "gen_1")
 
     await (await world.holder()).turn()
 
@@ -667,7 +667,7 @@ async def test_what_an_api_ended_before_the_first_token_took_the_prompt_of_the_c
     first = Attempt("openai", "gpt-4o", Usage(100, 0), is_estimated=True).priced({})
     await world.channel.heartbeat([claim], [pack([first, Attempt("anthropic", "claude-haiku-4-5")])])
     await world.channel.end_unowned("gen_1", "t", Failed(ErrorKind.WORKER_LOST, "lost"))
-    await world.redis.rpush(keys.ENDED, "gen_1")
+    await world.redis.rpush(keyspace.ENDED, "gen_1")
 
     await (await world.holder()).turn()
 
@@ -682,7 +682,7 @@ async def test_what_an_api_ended_before_the_first_token_took_the_prompt_of_the_c
 async def test_what_was_ended_while_it_waited_took_nothing(world: World):
     await world.open("gen_1")
     await world.channel.end_unowned("gen_1", "t", Failed(ErrorKind.CANCELLED, "stopped", code="cancelled"))
-    await world.redis.rpush(keys.ENDED, "gen_1")
+    await world.redis.rpush(keyspace.ENDED, "gen_1")
 
     await (await world.holder()).turn()
 
@@ -692,7 +692,7 @@ async def test_what_was_ended_while_it_waited_took_nothing(world: World):
 
 async def test_a_log_that_is_gone_leaves_the_usage_unknown(world: World):
     await world.end("gen_1", error={"kind": "upstream_timeout", "message": "m"}, usage=None, cost=None)
-    await world.redis.delete(keys.log("gen_1"), keys.state("gen_1"))
+    await world.redis.delete(keyspace.log("gen_1"), keyspace.state("gen_1"))
 
     await (await world.holder()).turn()
 
@@ -703,7 +703,7 @@ async def test_a_log_that_cannot_be_understood_leaves_the_usage_unknown(world: W
     await world.open("gen_1", dialect="a newer version's")
     await world.say("gen_1", (FrameKind.HEAD, b"{}"), (FrameKind.DATA, b"?"))
     await world.channel.end_unowned("gen_1", "t", Failed(ErrorKind.WORKER_LOST, "lost"))
-    await world.redis.rpush(keys.ENDED, "gen_1")
+    await world.redis.rpush(keyspace.ENDED, "gen_1")
 
     await (await world.holder()).turn()
 
@@ -737,7 +737,7 @@ async def audited(world: World, generation_id: str = "gen_1") -> None:
     chunk = orjson.dumps({"choices": [{"index": 0, "delta": {"content": "Write to alice@example.com."}}]})
     end = orjson.dumps(END)
     await world.say(generation_id, (FrameKind.HEAD, b"{}"), (FrameKind.DATA, b"data: " + chunk + b"\n\n"), (FrameKind.END, end))
-    await world.redis.rpush(keys.ENDED, generation_id)
+    await world.redis.rpush(keyspace.ENDED, generation_id)
 
 
 async def test_an_audited_generation_is_kept_redacted_and_encrypted(world: World):
@@ -760,13 +760,13 @@ async def test_an_audited_generation_is_kept_redacted_and_encrypted(world: World
 
 async def test_what_was_kept_for_the_audit_log_then_expires_as_that_of_others(world: World):
     await audited(world)
-    assert await world.redis.ttl(keys.log("gen_1")) == -1
+    assert await world.redis.ttl(keyspace.log("gen_1")) == -1
 
     await (await world.holder()).turn()
 
-    assert 0 < await world.redis.pttl(keys.log("gen_1")) <= 60_000
-    assert 0 < await world.redis.pttl(keys.state("gen_1")) <= 60_000
-    assert not await world.redis.exists(keys.request("gen_1"), keys.record("gen_1"))
+    assert 0 < await world.redis.pttl(keyspace.log("gen_1")) <= 60_000
+    assert 0 < await world.redis.pttl(keyspace.state("gen_1")) <= 60_000
+    assert not await world.redis.exists(keyspace.request("gen_1"), keyspace.record("gen_1"))
 
 
 async def test_without_a_secret_the_ledger_has_its_row_and_the_entry_waits_for_one(world: World):
@@ -805,8 +805,8 @@ async def test_expired_entries_are_deleted(world: World):
 
 
 async def counters(world: World) -> dict[str, int]:
-    names = [name.decode() for name in await world.redis.keys(keys.SPENT + "*") if name != keys.SPENT_LOADED.encode()]
-    return {name.removeprefix(keys.SPENT): int(await world.redis.get(name)) for name in sorted(names)}
+    names = [name.decode() for name in await world.redis.keys(keyspace.SPENT + "*") if name != keyspace.SPENT_LOADED.encode()]
+    return {name.removeprefix(keyspace.SPENT): int(await world.redis.get(name)) for name in sorted(names)}
 
 
 async def test_lost_counters_are_rebuilt_from_the_ledger(world: World):
@@ -817,7 +817,7 @@ async def test_lost_counters_are_rebuilt_from_the_ledger(world: World):
     await keeper.turn()
     await world.redis.flushall()
     await keeper.lease.look()
-    await world.redis.incrby(keys.spent("key", "key_a", day), 5)  # What was spent since.
+    await world.redis.incrby(keyspace.spent("key", "key_a", day), 5)  # What was spent since.
 
     await keeper.turn()
     await keeper.turn()
@@ -830,9 +830,9 @@ async def test_lost_counters_are_rebuilt_from_the_ledger(world: World):
         f"tenant:acme:{month}": 9_000_000,
         f"tenant:acme:{day}": 9_000_000,
     }
-    assert 2 * 86_400 < await world.redis.ttl(keys.spent("key", "key_a", day)) <= 3 * 86_400
-    assert 39 * 86_400 < await world.redis.ttl(keys.spent("key", "key_a", month)) <= 40 * 86_400
-    assert await world.redis.ttl(keys.SPENT_LOADED) == -1
+    assert 2 * 86_400 < await world.redis.ttl(keyspace.spent("key", "key_a", day)) <= 3 * 86_400
+    assert 39 * 86_400 < await world.redis.ttl(keyspace.spent("key", "key_a", month)) <= 40 * 86_400
+    assert await world.redis.ttl(keyspace.SPENT_LOADED) == -1
 
 
 async def test_counters_are_rebuilt_whatever_older_versions_have_written(world: World):
@@ -846,14 +846,14 @@ async def test_counters_are_rebuilt_whatever_older_versions_have_written(world: 
     await engine.dispose()
     await world.redis.flushall()
     await keeper.lease.look()
-    await world.redis.set(keys.spent("key", "key_a", periods()[0]), 5)
+    await world.redis.set(keyspace.spent("key", "key_a", periods()[0]), 5)
 
     await keeper.turn()
     await world.end("gen_new")
     await keeper.turn()
 
     assert set((await counters(world)).values()) == {9 * 10**18}
-    assert await world.redis.get(keys.SPENT_LOADED) == b"loaded"
+    assert await world.redis.get(keyspace.SPENT_LOADED) == b"loaded"
     assert "gen_new" in await world.rows()
 
 
@@ -871,12 +871,12 @@ async def test_a_rebuild_that_was_killed_is_begun_anew(world: World):
     await world.end("gen_1")
     keeper = await world.holder()
     await keeper.turn()
-    await world.redis.set(keys.SPENT_LOADED, "loading 5")
+    await world.redis.set(keyspace.SPENT_LOADED, "loading 5")
 
     await keeper.turn()
 
     assert set((await counters(world)).values()) == {3_000_000}
-    assert await world.redis.get(keys.SPENT_LOADED) == b"loaded"
+    assert await world.redis.get(keyspace.SPENT_LOADED) == b"loaded"
 
 
 async def test_a_rebuild_that_was_overtaken_adds_nothing(world: World):
@@ -884,9 +884,9 @@ async def test_a_rebuild_that_was_overtaken_adds_nothing(world: World):
     keeper = await world.holder()
     await keeper.turn()
     scripts, args = keeper._budgets._scripts, ["loading 5", 1_000, 60]
-    await world.redis.set(keys.SPENT_LOADED, "loading 6")
+    await world.redis.set(keyspace.SPENT_LOADED, "loading 6")
 
-    assert await scripts.run("load_spent", [keys.SPENT_LOADED, keys.spent("key", "key_a", "202611")], args) == 0
+    assert await scripts.run("load_spent", [keyspace.SPENT_LOADED, keyspace.spent("key", "key_a", "202611")], args) == 0
 
     assert await counters(world) == {}
 
@@ -909,13 +909,13 @@ async def test_a_key_that_redis_was_not_told_of_is_served_within_seconds(world: 
 
     world.clock.now += KEYS_PAUSE_S
     await keeper.turn()
-    assert b'"k1"' in await world.redis.get(keys.managed_key("k1"))
+    assert b'"k1"' in await world.redis.get(keyspace.managed_key("k1"))
 
     await world.redis.flushall()  # And after Redis was lost.
     await keeper.lease.look()
     world.clock.now += KEYS_PAUSE_S
     await keeper.turn()
-    assert b'"k1"' in await world.redis.get(keys.managed_key("k1"))
+    assert b'"k1"' in await world.redis.get(keyspace.managed_key("k1"))
 
 
 # What it costs those who do nothing

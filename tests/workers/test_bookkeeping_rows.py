@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.attempts import Attempt
+from common.canonical.events import Usage
 from common.database.tables import LedgerAttempt, LedgerRow
-from common.events import Usage
-from common.ledger import Asked
-from common.pricing import Cost
-from workers.bookkeeping.rows import is_unmeasured, row_of, with_attempts
+from common.ledger.record import Asked
+from common.metering.attempts import Attempt
+from common.metering.pricing import Cost
+from workers.ledger.rows import is_unmeasured, row_of, with_attempts
 
 ASKED = Asked("key_a", "acme", "u1", "req_1", "openai-chat", "generate", True, "fast", 1_000)
 END = {

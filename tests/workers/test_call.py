@@ -9,8 +9,8 @@ import pytest
 from test_continuation import MORE, READERS
 from test_generate import Setup, setup  # noqa: F401 - a fixture.
 
-from common.settings import ProviderSettings
-from workers.call import _event_end
+from common.config.settings import ProviderSettings
+from workers.attempt.call import _event_end
 
 TEXT, FINISH = {"delta": {"content": "some words "}}, {"delta": {}, "finish_reason": "stop"}
 USAGE = {"usage": {"prompt_tokens": 7, "completion_tokens": 9}, "choices": []}
@@ -47,7 +47,7 @@ class Ending:
 
 @pytest.fixture
 async def ending(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Ending]:  # noqa: F811
-    monkeypatch.setattr("workers.call.TAIL_S", 0.1)
+    monkeypatch.setattr("workers.attempt.call.TAIL_S", 0.1)
     found = Ending()
     async with await asyncio.start_server(found.serve, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
@@ -102,7 +102,7 @@ async def test_without_its_finish_it_is_cut_in_every_dialect_whatever_its_length
 
 @pytest.mark.parametrize("tail", [b"", b"data: cut"])
 def test_a_stream_s_frames_are_cut_between_events_alone(monkeypatch, tail):
-    monkeypatch.setattr("workers.call.FRAME_BYTES_MAX", 20)
+    monkeypatch.setattr("workers.attempt.call.FRAME_BYTES_MAX", 20)
     data = b"".join(b"data: %d\n\n" % n for n in range(200)) + b"data: " + b"x" * 100 + b"\n\n" + tail
     frames, start = [], 0
     while start < len(data):

@@ -12,23 +12,23 @@ from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 from test_generate import G, Pulse, Setup
 
-from common.attempts import Attempt, attempts_in, pack, unpack
+from common.canonical.events import COUNTS, FIGURE_MAX, Usage
 from common.channel.base import FrameKind
 from common.channel.memory import MemoryChannel
-from common.events import COUNTS, FIGURE_MAX, Usage
-from common.pricing import Cost, Price
+from common.config.settings import ProviderSettings, Settings
+from common.metering.attempts import Attempt, attempts_in, pack, unpack
+from common.metering.pricing import Cost, Price
 from common.queue.jobs import ClaimedJob
-from common.redis_client import connect
+from common.redis.client import connect
 from common.responses import ResponseStore
-from common.settings import ProviderSettings, Settings
-from workers.call import Services
+from workers.attempt.call import Services
 from workers.generate import run_generation
-from workers.guarding import OutputGuards
-from workers.linger import Linger
 from workers.metrics import Metrics
-from workers.publisher import Publisher
+from workers.publish.linger import Linger
+from workers.publish.publisher import Publisher
 from workers.quota.gate import Quota
-from workers.upstream import Upstream
+from workers.transcode.output_guardrails import OutputGuards
+from workers.upstream.http_client import Upstream
 
 TEXT = "A sluice is a small gate. " * 4
 TEXT_TOKENS = 26
@@ -98,7 +98,7 @@ async def upstream() -> AsyncIterator[Scripted]:
 
 @pytest.fixture
 async def setup(upstream: Scripted, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Setup]:
-    monkeypatch.setattr("workers.tries.BACKOFF_S", (0.01, 0.01))
+    monkeypatch.setattr("workers.attempt.tries.BACKOFF_S", (0.01, 0.01))
     own = {name: ProviderSettings(base_url=upstream.url, continuation="instruction") for name in ("dear", "cheap")}
     gone = ProviderSettings(base_url="http://127.0.0.1:9/v1")
     settings = Settings(

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from raw_upstream import CLOSE, RESET, Request, calling, ok, raw_upstream, serving, tls_of
 
-from common.event_loop import Loop
-from workers.upstream_errors import UpstreamFailure
+from common.process.event_loop import Loop
+from workers.upstream.errors import UpstreamFailure
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ async def test_a_dead_connection_may_die_while_a_large_body_is_written():
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="the system has no such option")
 async def test_a_machine_that_acknowledges_nothing_is_given_up_on(monkeypatch):
-    monkeypatch.setattr("workers.connecting.UNACKNOWLEDGED_S_MAX", 1)
+    monkeypatch.setattr("workers.upstream.connecting.UNACKNOWLEDGED_S_MAX", 1)
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         reader._transport.pause_reading()  # type: ignore[attr-defined]  # What is sent stays unacknowledged once buffers are full.
@@ -123,7 +123,7 @@ async def test_an_old_connection_is_not_used_again(monkeypatch):
         await worker.post(found.url)
         assert found.connections == 1
 
-        monkeypatch.setattr("workers.connecting.CONNECTION_AGE_S_MAX", 0)
+        monkeypatch.setattr("workers.upstream.connecting.CONNECTION_AGE_S_MAX", 0)
         await worker.post(found.url)
         await worker.post(found.url)
         assert found.connections == 2

@@ -9,14 +9,14 @@ import seed_clients
 from test_generate import G, Setup, setup  # noqa: F401 - a fixture.
 
 from cli.demo_provider.script import answer
+from common.canonical.events import Usage
 from common.channel.base import Append, Claim, Frame, FrameId, FrameKind
-from common.continuing import prefill_of
+from common.config.settings import ProviderSettings
 from common.dialects import DIALECTS
 from common.dialects.base import Progress, ReplyInfo
-from common.events import Usage
-from common.settings import ProviderSettings
 from common.sse import split_blocks
-from workers.continuation import CONTINUATIONS_MAX, Continuation, Past
+from common.vendors.prefill import prefill_of
+from workers.continuation.continuation import CONTINUATIONS_MAX, Continuation, Past
 from workers.providers.base import Deployment
 
 READERS = {

@@ -3,12 +3,12 @@
 import structlog
 from prometheus_client import CollectorRegistry
 
-from common.errors import ErrorKind, Failed, GatewayError
-from workers.failed_attempts import report
+from common.canonical.errors import ErrorKind, Failed, GatewayError
+from workers.attempt.failed_attempts import report
 from workers.metrics import Metrics
 from workers.providers.base import Deployment
-from workers.providers.errors import nonsense
-from workers.upstream_errors import UpstreamFailure
+from workers.providers.shared.errors import nonsense
+from workers.upstream.errors import UpstreamFailure
 
 DEPLOYMENT = Deployment("lab", "http://lab", "sk-secret", "m", key_id="lab:0123456789abcdef")
 UNAVAILABLE = ErrorKind.UPSTREAM_UNAVAILABLE

@@ -13,22 +13,22 @@ from redis.asyncio import Redis
 
 from cli.demo_provider.script import answer
 from cli.demo_provider.server import running
+from common.canonical.job import Job
 from common.channel.base import START, Append, Claim, Frame, FrameId, FrameKind, Opening, Policy, Stop
 from common.channel.memory import MemoryChannel
-from common.job import Job
+from common.config.settings import ProviderSettings, Settings
 from common.queue.jobs import ClaimedJob
 from common.queue.worker import SetAside
-from common.redis_client import connect
+from common.redis.client import connect
 from common.responses import ResponseStore
-from common.settings import ProviderSettings, Settings
-from workers.call import Services
+from workers.attempt.call import Services
 from workers.generate import run_generation
-from workers.guarding import OutputGuards
-from workers.linger import Linger
 from workers.metrics import Metrics
-from workers.publisher import Publisher
+from workers.publish.linger import Linger
+from workers.publish.publisher import Publisher
 from workers.quota.gate import Quota
-from workers.upstream import Upstream
+from workers.transcode.output_guardrails import OutputGuards
+from workers.upstream.http_client import Upstream
 
 G = "gen_1"
 
@@ -78,7 +78,7 @@ class Setup:
 
 @pytest.fixture
 async def setup(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> AsyncIterator[Setup]:
-    monkeypatch.setattr("workers.tries.BACKOFF_S", (0.01, 0.01))
+    monkeypatch.setattr("workers.attempt.tries.BACKOFF_S", (0.01, 0.01))
     async with running("127.0.0.1", 0) as address:
         providers = {
             "demo": ProviderSettings(base_url=f"{address}/v1"),
@@ -128,8 +128,8 @@ async def test_an_answer_that_is_not_streamed_is_one_body(setup):
 
 
 async def test_a_large_body_is_cut_into_frames(setup, monkeypatch):
-    monkeypatch.setattr("workers.call.FRAME_BYTES_MAX", 1000)
-    monkeypatch.setattr("workers.publisher.FRAME_BYTES_MAX", 1000)
+    monkeypatch.setattr("workers.attempt.call.FRAME_BYTES_MAX", 1000)
+    monkeypatch.setattr("workers.publish.publisher.FRAME_BYTES_MAX", 1000)
     await setup.open("demo-n2000-d0", stream=False)
 
     await setup.run()
@@ -140,8 +140,8 @@ async def test_a_large_body_is_cut_into_frames(setup, monkeypatch):
 
 
 async def test_a_large_body_is_written_no_faster_than_the_log_takes_it(setup, monkeypatch):
-    monkeypatch.setattr("workers.publisher.PENDING_BYTES_MAX", 2000)
-    monkeypatch.setattr("workers.call.FRAME_BYTES_MAX", 1000)
+    monkeypatch.setattr("workers.publish.publisher.PENDING_BYTES_MAX", 2000)
+    monkeypatch.setattr("workers.attempt.call.FRAME_BYTES_MAX", 1000)
     appended, append = [], setup.channel.append
 
     async def noting(appends: list[Append]) -> Any:

@@ -9,11 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from common.channel.base import Policy
-from common.dialects import DIALECTS
-from common.dialects.base import ReplyInfo
-from common.errors import ErrorKind, Failed, GatewayError
-from common.events import (
+from common.canonical.errors import ErrorKind, Failed, GatewayError
+from common.canonical.events import (
     Completed,
     Event,
     Finished,
@@ -29,14 +26,17 @@ from common.events import (
     Usage,
     fold,
 )
+from common.canonical.job import Job
+from common.channel.base import Policy
+from common.config.settings import Settings
+from common.dialects import DIALECTS
+from common.dialects.base import ReplyInfo
 from common.guardrails.custom import SEPARATOR, Action, Check, Custom, Verdict
-from common.job import Job
-from common.settings import Settings
-from workers.guarding import GuardedWire, OutputGuard, OutputGuards
 from workers.metrics import Metrics
 from workers.providers import WIRES
-from workers.pumps import Continuing, Folding, FoldingWhole, Translating
-from workers.splice import Splice
+from workers.transcode.output_guardrails import GuardedWire, OutputGuard, OutputGuards
+from workers.transcode.pumps import Continuing, Folding, FoldingWhole, Translating
+from workers.transcode.splice import Splice
 
 MAIL = "john@example.com"
 USAGE = Usage(5, 7)

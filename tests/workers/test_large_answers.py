@@ -2,10 +2,10 @@
 
 import pytest
 
+from common.canonical.errors import ErrorKind, GatewayError
 from common.channel.base import ChannelUnavailable
-from common.errors import ErrorKind, GatewayError
-from common.settings import MIB, Settings
-from workers.large_answers import KEPT_S, LARGE_BYTES, STEP_BYTES, LargeAnswers
+from common.config.settings import MIB, Settings
+from workers.publish.large_answers import KEPT_S, LARGE_BYTES, STEP_BYTES, LargeAnswers
 
 SETTINGS = Settings().model_copy(update={"answer_bytes_max": 64 * MIB, "large_answers_bytes_max": 100 * MIB})
 

@@ -18,11 +18,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from common.errors import GatewayError
-from common.settings import Settings
-from workers.linger import HELD_BYTES_MAX, LINGER_STREAMS, Linger
+from common.canonical.errors import GatewayError
+from common.config.settings import Settings
 from workers.providers.base import UpstreamRequest
-from workers.upstream import Upstream, UpstreamAnswer
+from workers.publish.linger import HELD_BYTES_MAX, LINGER_STREAMS, Linger
+from workers.upstream.http_client import Upstream, UpstreamAnswer
 
 LONG_MS = 60_000.0  # No tick comes within a test.
 EVENT = b"data: x\n\n"

@@ -5,14 +5,14 @@ from typing import Any
 import orjson
 import pytest
 
-from common.attempts import total_usage
+from common.canonical.events import Usage
+from common.canonical.job import Job
 from common.channel.base import Frame, FrameId, FrameKind, Policy
 from common.dialects import DIALECTS
-from common.events import Usage
-from common.job import Job
-from common.token_estimate import estimate_text_tokens, estimate_tokens
-from workers.charging import completed
-from workers.partial_usage import Partial, read_partial
+from common.metering.attempts import total_usage
+from common.metering.token_estimate import estimate_text_tokens, estimate_tokens
+from workers.attempt.charging import completed
+from workers.ledger.partial_usage import Partial, read_partial
 
 HEAD = {"status": 200, "provider": "demo", "tries": 2, "spent": None}
 TEXT = "A sluice is a small gate that lets water through. "

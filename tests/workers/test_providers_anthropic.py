@@ -6,10 +6,9 @@ import orjson
 import pytest
 from recordings import OWN, Recording, blocks_of, data_of, parameters
 
-from common.dialects import DIALECTS
-from common.errors import ErrorKind, Failed, GatewayError
-from common.events import Completed, Event, FinishReason, Reply, Started, ThinkingBlock, ToolCall, Usage, fold
-from common.generation import (
+from common.canonical.errors import ErrorKind, Failed, GatewayError
+from common.canonical.events import Completed, Event, FinishReason, Reply, Started, ThinkingBlock, ToolCall, Usage, fold
+from common.canonical.generation import (
     GenerationRequest,
     Message,
     Reasoning,
@@ -21,7 +20,8 @@ from common.generation import (
     ToolChoice,
     ToolResultPart,
 )
-from workers.providers.anthropic import ANTHROPIC
+from common.dialects import DIALECTS
+from workers.providers.anthropic.wire import ANTHROPIC
 from workers.providers.base import Deployment
 
 DEPLOYMENT = Deployment("anthropic", "https://api.example", "the-key", "up-model")

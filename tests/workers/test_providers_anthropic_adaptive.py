@@ -5,8 +5,8 @@ from typing import Any
 import orjson
 import pytest
 
-from common.generation import GenerationRequest, Message, Reasoning, ResponseFormat, Role, TextPart, Tool, ToolChoice
-from workers.providers.anthropic import ANTHROPIC
+from common.canonical.generation import GenerationRequest, Message, Reasoning, ResponseFormat, Role, TextPart, Tool, ToolChoice
+from workers.providers.anthropic.wire import ANTHROPIC
 from workers.providers.base import Deployment
 
 

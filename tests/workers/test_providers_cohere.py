@@ -6,8 +6,8 @@ import orjson
 import pytest
 from recordings import OWN, blocks_of
 
-from common.errors import ErrorKind, Failed
-from common.events import (
+from common.canonical.errors import ErrorKind, Failed
+from common.canonical.events import (
     Completed,
     Event,
     Finished,
@@ -22,7 +22,7 @@ from common.events import (
     Usage,
     fold,
 )
-from workers.providers.cohere import COHERE
+from workers.providers.cohere.wire import COHERE
 
 STARTED, DONE = b'data: {"type":"message-start","id":"m_1"}\n\n', b"data: [DONE]\n\n"
 

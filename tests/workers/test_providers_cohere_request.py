@@ -5,9 +5,8 @@ from typing import Any
 import orjson
 import pytest
 
-from common.dialects.openai_chat import OPENAI_CHAT
-from common.errors import ErrorKind, GatewayError
-from common.generation import (
+from common.canonical.errors import ErrorKind, GatewayError
+from common.canonical.generation import (
     GenerationRequest,
     ImagePart,
     Message,
@@ -21,8 +20,9 @@ from common.generation import (
     ToolChoice,
     ToolResultPart,
 )
+from common.dialects.openai_chat.dialect import OPENAI_CHAT
 from workers.providers.base import Deployment, UpstreamRequest
-from workers.providers.cohere import COHERE
+from workers.providers.cohere.wire import COHERE
 
 DEPLOYMENT = Deployment("cohere", "https://api.example", "the-key", "up-model")
 

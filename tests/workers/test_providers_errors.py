@@ -4,10 +4,11 @@ import orjson
 import pytest
 from recordings import Recording, parameters
 
-from common.errors import ErrorKind, Failed
-from workers.providers import WIRES, errors
+from common.canonical.errors import ErrorKind, Failed
+from workers.providers import WIRES
 from workers.providers.base import Wire
-from workers.providers.errors import note_wait
+from workers.providers.shared import errors
+from workers.providers.shared.errors import note_wait
 
 wires = pytest.mark.parametrize("wire", WIRES.values(), ids=WIRES.keys())
 

@@ -6,9 +6,9 @@ from typing import Any
 import orjson
 import pytest
 
-from common.events import FIGURE_MAX, Completed, ToolCallStarted, Usage
+from common.canonical.events import FIGURE_MAX, Completed, ToolCallStarted, Usage
 from workers.providers import WIRES
-from workers.providers.figures import INDEXES_MAX, Figures, index_of
+from workers.providers.shared.figures import INDEXES_MAX, Figures, index_of
 
 ABSURD = [FIGURE_MAX + 1, 9 * 10**14, 2**63, 1e300, -1, -0.5, True, "12", "", [5], {"n": 5}]
 # A whole answer of each wire around a usage, a plain usage, and where in it are: prompt and answer; parts, with their names.

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from recordings import OWN, Recording, data_of, parameters
 
-from common.errors import ErrorKind, Failed
-from common.events import (
+from common.canonical.errors import ErrorKind, Failed
+from common.canonical.events import (
     Choice,
     Completed,
     Event,
@@ -28,8 +28,8 @@ from common.events import (
     fold,
 )
 from common.sse import SseCutter
-from workers.providers import gemini_arguments
-from workers.providers.gemini import GEMINI
+from workers.providers.gemini.wire import GEMINI
+from workers.providers.gemini.wire import arguments as gemini_arguments
 
 FINISH = {
     "STOP": FinishReason.STOP,

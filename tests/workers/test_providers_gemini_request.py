@@ -5,9 +5,8 @@ from typing import Any
 import orjson
 import pytest
 
-from common.dialects import DIALECTS
-from common.errors import ErrorKind, GatewayError
-from common.generation import (
+from common.canonical.errors import ErrorKind, GatewayError
+from common.canonical.generation import (
     GenerationRequest,
     ImagePart,
     Message,
@@ -19,8 +18,9 @@ from common.generation import (
     ToolCallPart,
     ToolResultPart,
 )
+from common.dialects import DIALECTS
 from workers.providers.base import Deployment, UpstreamRequest
-from workers.providers.gemini import GEMINI
+from workers.providers.gemini.wire import GEMINI
 
 BASE_URL = "https://generativelanguage.googleapis.com"
 NEW, OLD = "gemini-3.8-flash", "gemini-2.5-flash"

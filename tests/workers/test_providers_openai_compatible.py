@@ -6,10 +6,10 @@ import orjson
 import pytest
 from recordings import OWN, Recording, blocks_of, data_of, parameters
 
+from common.canonical.errors import ErrorKind, Failed
+from common.canonical.events import Completed, Event, Finished, FinishReason, Reply, TextDelta, ToolCallStarted, Usage, fold
 from common.dialects.base import ReplyInfo
-from common.errors import ErrorKind, Failed
-from common.events import Completed, Event, Finished, FinishReason, Reply, TextDelta, ToolCallStarted, Usage, fold
-from workers.providers.openai_compatible import OPENAI_COMPATIBLE
+from workers.providers.openai_chat.wire import OPENAI_COMPATIBLE
 
 
 def chunk(delta: dict[str, Any] | None = None, finish: str | None = None, **fields: Any) -> bytes:

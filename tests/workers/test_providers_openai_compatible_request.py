@@ -5,11 +5,11 @@ from typing import Any
 import orjson
 import pytest
 
+from common.canonical.errors import GatewayError
+from common.canonical.generation import GenerationRequest, Message, Reasoning, ResponseFormat, Role, TextPart
 from common.dialects import DIALECTS
-from common.errors import GatewayError
-from common.generation import GenerationRequest, Message, Reasoning, ResponseFormat, Role, TextPart
 from workers.providers.base import Deployment
-from workers.providers.openai_compatible import OPENAI_COMPATIBLE
+from workers.providers.openai_chat.wire import OPENAI_COMPATIBLE
 
 OPENAI = Deployment("openai", "https://api.example/v1", "the-key", "up-model")
 GROQ = Deployment("groq", "https://api.example/v1", "the-key", "up-model")

@@ -4,9 +4,8 @@ import orjson
 import pytest
 from recordings import OWN, Recording, blocks_of, data_of, parameters
 
-from common.dialects.base import ReplyInfo
-from common.errors import ErrorKind, Failed
-from common.events import (
+from common.canonical.errors import ErrorKind, Failed
+from common.canonical.events import (
     Completed,
     Event,
     Finished,
@@ -21,9 +20,10 @@ from common.events import (
     Usage,
     fold,
 )
-from common.generation import GenerationRequest, Message, Role, TextPart
+from common.canonical.generation import GenerationRequest, Message, Role, TextPart
+from common.dialects.base import ReplyInfo
 from workers.providers.base import Deployment
-from workers.providers.openai_responses import OPENAI_RESPONSES as WIRE
+from workers.providers.openai_responses.wire import OPENAI_RESPONSES as WIRE
 
 FOLDER = OWN / "openai_responses"
 DEPLOYMENT = Deployment("openai", "https://api.example/v1", "the-key", "the-model")

@@ -3,8 +3,8 @@ from typing import Any
 import orjson
 import pytest
 
-from common.errors import GatewayError
-from common.generation import (
+from common.canonical.errors import GatewayError
+from common.canonical.generation import (
     GenerationRequest,
     ImagePart,
     Message,
@@ -21,7 +21,7 @@ from common.generation import (
     ToolResultPart,
 )
 from workers.providers.base import Deployment
-from workers.providers.openai_responses import OPENAI_RESPONSES as WIRE
+from workers.providers.openai_responses.wire import OPENAI_RESPONSES as WIRE
 
 DEPLOYMENT = Deployment("openai", "https://api.example/v1", "the-key", "the-model")
 

@@ -3,9 +3,9 @@
 import itertools
 
 from common import sse
-from common.events import TextDelta
+from common.canonical.events import TextDelta
 from workers.providers import WIRES
-from workers.providers.plain import PlainShape
+from workers.providers.shared.plain_shape import PlainShape
 
 EVENT = b'data: {"choices":[{"index":0,"delta":{"content":"%s"},"finish_reason":null}]}\n\n'
 LETTERS = (b"a", b"\\", b'"', b"\r", b"|")  # A bar ends an event's text.

@@ -7,9 +7,9 @@ import pytest
 
 from common.dialects import DIALECTS
 from workers.providers.base import Deployment
-from workers.providers.openai_compatible import OPENAI_COMPATIBLE
-from workers.providers.openai_responses import OPENAI_RESPONSES
-from workers.providers.quirks import QUIRKS
+from workers.providers.openai_chat.wire import OPENAI_COMPATIBLE
+from workers.providers.openai_responses.wire import OPENAI_RESPONSES
+from workers.providers.shared.quirks import QUIRKS
 
 # All that an OpenAI client may send besides its messages, and what a client sends back of an answer as it came.
 FULL: dict[str, Any] = {

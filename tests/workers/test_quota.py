@@ -15,23 +15,23 @@ from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
 from cli.embedded_redis import EmbeddedRedis
-from common import keys
-from common.access import Budget, Limits
-from common.admission import periods
+from common.access.principal import Budget, Limits
+from common.canonical.errors import ErrorKind, Failed, GatewayError
+from common.canonical.events import Usage
+from common.canonical.job import Job
+from common.canonical.money import NANO_USD
 from common.channel.base import Policy
-from common.errors import ErrorKind, Failed, GatewayError
-from common.events import Usage
-from common.job import Job
-from common.money import NANO_USD
-from common.redis_client import Client, Pulse, RedisUnavailable, Scripts, connect
-from common.settings import ProviderSettings, Settings
+from common.config.settings import ProviderSettings, Settings
+from common.limits.charges import periods
+from common.redis import keyspace
+from common.redis.client import Client, Pulse, RedisUnavailable, Scripts, connect
 from workers.metrics import Metrics
 from workers.providers.base import Deployment
 from workers.quota import gate
 from workers.quota.gate import Demand, Quota, Refused
 from workers.quota.pauses import Pauses
 from workers.quota.reservations import Reservations, Reserved, Short
-from workers.routing import deployments
+from workers.upstream.deployments import deployments
 
 CLIENTS = 50
 LEASE_S, RENEW_S = 6.0, 2.0
@@ -118,7 +118,7 @@ async def test_how_long_to_wait_is_told_exactly(redis):
     ours, name = reservations(redis), "openai:a"
     seconds, _ = await redis.time()
     bucket = seconds - 20  # Of a window of a minute: 20 s old, and another third of the limit 10 s old.
-    await redis.hset(keys.limit("upstream", name, "requests"), mapping={bucket: 2, bucket + 10: 1, bucket - 50: 7})
+    await redis.hset(keyspace.limit("upstream", name, "requests"), mapping={bucket: 2, bucket + 10: 1, bucket - 50: 7})
 
     before = await redis.time()
     answer = await ours.reserve(name, Limits(requests=3), 0)
@@ -242,7 +242,7 @@ async def test_a_call_that_is_cancelled_while_it_asks_leaves_no_place_behind(red
 
     await ours.flush()
 
-    assert await redis.zcard(keys.slots("upstream", "openai:a")) == 0
+    assert await redis.zcard(keyspace.slots("upstream", "openai:a")) == 0
 
 
 async def test_a_killed_workers_places_are_free_after_its_lease(redis, monkeypatch):
@@ -263,13 +263,13 @@ async def test_a_running_calls_place_is_dated_anew(redis):
     now = 0.0
     ours = Reservations(Scripts(redis, gate._FOLDER, gate._WINDOWS), LEASE_S, RENEW_S, clock=lambda: now)
     await ours.reserve("openai:a", Limits(concurrent=1), 0)
-    (first,) = await redis.zrange(keys.slots("upstream", "openai:a"), 0, -1, withscores=True)
+    (first,) = await redis.zrange(keyspace.slots("upstream", "openai:a"), 0, -1, withscores=True)
 
     async def is_later() -> bool:
         nonlocal now
         now += RENEW_S
         await ours.flush()
-        (found,) = await redis.zrange(keys.slots("upstream", "openai:a"), 0, -1, withscores=True)
+        (found,) = await redis.zrange(keyspace.slots("upstream", "openai:a"), 0, -1, withscores=True)
         assert found[0] == first[0]
         return found[1] > first[1]
 
@@ -298,7 +298,7 @@ async def test_what_cannot_be_settled_while_redis_is_away_stays_reserved(redis, 
     await ours.flush()
 
     # It may have been settled, and what is settled twice lets in too many.
-    assert await redis.hvals(keys.limit("upstream", "openai:a", "tokens")) == [b"90"]
+    assert await redis.hvals(keyspace.limit("upstream", "openai:a", "tokens")) == [b"90"]
 
 
 async def test_nothing_stays_in_redis_for_good(redis):
@@ -373,7 +373,7 @@ async def test_a_vendor_is_obeyed_up_to_the_cap_and_its_word_is_told_to_all_work
                     pass
             assert 0 < refused.value.look_s <= min(told_s, 5)
             assert promised_s - 3 < refused.value.wait_s <= promised_s + 0.1
-        assert 0 < await redis.pttl(keys.PAUSED) <= 5000
+        assert 0 < await redis.pttl(keyspace.PAUSED) <= 5000
 
 
 async def test_a_later_word_replaces_a_promise(redis):
@@ -382,7 +382,7 @@ async def test_a_later_word_replaces_a_promise(redis):
             quota._pauses.pause("openai:a:m", told_s, most_s)
             await quota._flush()
 
-        assert await redis.hkeys(keys.PAUSED) == [b"openai:a:m"]
+        assert await redis.hkeys(keyspace.PAUSED) == [b"openai:a:m"]
         assert quota._pauses.left("openai:a:m").promise_s <= 4
 
 
@@ -393,7 +393,7 @@ async def test_a_longer_pause_is_not_cut_short_by_a_shorter_one(redis, redis_ser
             await quota._flush()
 
         seconds, _ = await redis.time()
-        assert int(await redis.hget(keys.PAUSED, "openai:a:m")) / 1000 - seconds > 10
+        assert int(await redis.hget(keyspace.PAUSED, "openai:a:m")) / 1000 - seconds > 10
         await until(lambda: second._pauses.left("openai:a:m").pause_s > 10, "the other knows of the longer one")
 
 
@@ -448,7 +448,7 @@ async def test_what_is_noted_of_keys_is_bounded(redis, monkeypatch):
             quota.note_failure(demand(), place(f"k{n}"), Failed(ErrorKind.UPSTREAM_RATE_LIMITED, "", retry_after_s=20))
         await quota._flush()
 
-    assert await redis.hlen(keys.PAUSED) == 3
+    assert await redis.hlen(keyspace.PAUSED) == 3
 
 
 async def test_neither_keys_nor_what_is_asked_stand_in_redis(redis):
@@ -523,12 +523,12 @@ async def test_while_redis_is_away_nothing_that_has_a_limit_is_called():
 async def test_what_a_call_took_is_what_was_reported_or_else_what_was_seen(redis, usage, events, is_whole, used):
     async with worker(redis, {"openai": ProviderSettings(api_keys=("k",), limits=Limits(tokens=10_000))}) as quota:
         async with quota.admitted(demand(), place()) as taken:
-            reserved = await redis.hvals(keys.limit("upstream", "openai:a", "tokens"))
+            reserved = await redis.hvals(keyspace.limit("upstream", "openai:a", "tokens"))
             taken.note(usage, events, is_whole=is_whole)
         await quota._flush()
 
         assert reserved == [b"1104"]
-        assert await redis.hvals(keys.limit("upstream", "openai:a", "tokens")) == [b"%d" % used]
+        assert await redis.hvals(keyspace.limit("upstream", "openai:a", "tokens")) == [b"%d" % used]
 
 
 @pytest.mark.parametrize(("more", "tokens"), [({"max_tokens": 50}, 154), ({"max_tokens": 50, "n": 3}, 254), ({}, 1104)])
@@ -559,14 +559,14 @@ RICH = {
 
 async def spend(redis: Redis, quota: Quota, usd: float, provider: str = "openai", which: int = 0) -> None:
     """Spend so much of a day (0) or a month (1), and wait until the worker has read it."""
-    counter = keys.spent("provider", provider, periods()[which])
-    await redis.mset({keys.SPENT_LOADED: "loaded", counter: int(usd * NANO_USD)})
+    counter = keyspace.spent("provider", provider, periods()[which])
+    await redis.mset({keyspace.SPENT_LOADED: "loaded", counter: int(usd * NANO_USD)})
     await until(lambda: quota._budgets._spent.get(counter) == int(usd * NANO_USD), "it is read")
 
 
 async def test_a_provider_whose_budget_is_spent_is_passed_over(redis):
     both = [place(), place(provider="anthropic")]
-    await redis.set(keys.SPENT_LOADED, "loaded")
+    await redis.set(keyspace.SPENT_LOADED, "loaded")
     async with worker(redis, RICH) as quota:
         assert quota.affordable(both) == both
         await spend(redis, quota, 1.999999999)
@@ -580,7 +580,7 @@ async def test_while_nobody_knows_what_was_spent_providers_with_a_budget_are_pas
     brought, free = replace(place(), client_pays=True), place(provider="anthropic")
     async with worker(redis, RICH) as quota:
         await spend(redis, quota, 1)
-        await redis.delete(keys.SPENT_LOADED, keys.spent("provider", "openai", periods()[0]))
+        await redis.delete(keyspace.SPENT_LOADED, keyspace.spent("provider", "openai", periods()[0]))
         await until(lambda: not quota._budgets._is_known, "the loss was noticed")
 
         assert quota.affordable([place(), brought, free]) == [brought, free]

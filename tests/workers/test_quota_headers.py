@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from recordings import recordings
 
-from workers.quota.headers import pause_s
+from workers.quota.vendor_headers import pause_s
 
 NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
 DATE = {"date": format_datetime(NOON, usegmt=True)}

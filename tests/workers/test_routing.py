@@ -7,13 +7,13 @@ import orjson
 import pytest
 from pydantic import SecretStr
 
-from common.brought_keys import seal_brought_key
+from common.access.brought_keys import seal_brought_key
+from common.canonical.errors import GatewayError
+from common.canonical.job import Job
 from common.channel.base import Policy
-from common.errors import GatewayError
-from common.job import Job
-from common.settings import ProviderSettings, Settings
+from common.config.settings import ProviderSettings, Settings
 from workers.providers.base import Deployment
-from workers.routing import deployments
+from workers.upstream.deployments import deployments
 
 GATEWAY = {"ai_gateway_account_id": "acct", "ai_gateway_id": "gw"}
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from workers.splice import ECHO_CHARS_MIN, Splice
+from workers.transcode.splice import ECHO_CHARS_MIN, Splice
 
 SAID = "The quick brown fox jumps over the lazy "
 REST = "dog, and sleeps."

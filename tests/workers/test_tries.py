@@ -1,9 +1,9 @@
 import pytest
 
-from common.errors import ErrorKind, Failed
+from common.canonical.errors import ErrorKind, Failed
+from workers.attempt.tries import Tries
 from workers.providers.base import Deployment
-from workers.providers.errors import UNREADABLE
-from workers.tries import Tries
+from workers.providers.shared.errors import UNREADABLE
 
 RATE_LIMITED, UNAVAILABLE = ErrorKind.UPSTREAM_RATE_LIMITED, ErrorKind.UPSTREAM_UNAVAILABLE
 TIMEOUT, CREDENTIALS = ErrorKind.UPSTREAM_TIMEOUT, ErrorKind.UPSTREAM_CREDENTIALS

@@ -10,11 +10,11 @@ import pytest
 from aiohttp import web
 from aiohttp.client_proto import ResponseHandler
 
-from common.errors import GatewayError
-from common.settings import Settings
-from workers.linger import Linger
+from common.canonical.errors import GatewayError
+from common.config.settings import Settings
 from workers.providers.base import UpstreamRequest
-from workers.upstream import Upstream
+from workers.publish.linger import Linger
+from workers.upstream.http_client import Upstream
 
 BODY = random.Random(1).randbytes(3_000_000)
 

@@ -6,9 +6,9 @@ import ssl
 import pytest
 from raw_upstream import CLOSE, RESET, Request, calling, ok, raw_upstream, serving, tls_of
 
-from common.errors import ErrorKind
-from workers.providers.errors import UNREADABLE
-from workers.upstream_errors import UpstreamFailure, redirected
+from common.canonical.errors import ErrorKind
+from workers.providers.shared.errors import UNREADABLE
+from workers.upstream.errors import UpstreamFailure, redirected
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
 SECRET = "sk-secret-of-the-request"

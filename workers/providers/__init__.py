@@ -1,11 +1,11 @@
 """Which wire formats do we speak to upstreams?"""
 
-from workers.providers.anthropic import ANTHROPIC
+from workers.providers.anthropic.wire import ANTHROPIC
 from workers.providers.base import FamilyWire, Wire
-from workers.providers.cohere import COHERE
-from workers.providers.gemini import GEMINI
-from workers.providers.openai_compatible import OPENAI_COMPATIBLE
-from workers.providers.openai_responses import OPENAI_RESPONSES
+from workers.providers.cohere.wire import COHERE
+from workers.providers.gemini.wire import GEMINI
+from workers.providers.openai_chat.wire import OPENAI_COMPATIBLE
+from workers.providers.openai_responses.wire import OPENAI_RESPONSES
 
 WIRES: dict[str, Wire] = {
     "openai-chat": OPENAI_COMPATIBLE,

@@ -1,17 +1,18 @@
 """What must every wire format that we speak to upstreams be able to do?
 
-Building requests and decoding answers is pure; the I/O around it is the same for all and lives in ``workers/upstream.py``.
+Building requests and decoding answers is pure; the I/O around it is the same for all and lives in
+``workers/upstream/http_client.py``.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from common.canonical.errors import Failed
+from common.canonical.events import Event, Usage
+from common.canonical.generation import GenerationRequest
 from common.dialects.base import ReplyInfo
-from common.errors import Failed
-from common.events import Event, Usage
-from common.generation import GenerationRequest
-from common.redaction import secrets_in
+from common.process.redaction import secrets_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,7 @@ class Decoder(Protocol):
     def usage(self) -> Usage | None:
         """What the upstream has reported so far: all there is to bill where an answer breaks off.
 
-        None where it has reported nothing, or no figures that can be believed: see ``workers.providers.figures``.
+        None where it has reported nothing, or no figures that can be believed: see ``workers.providers.shared.figures``.
         """
         ...
 

@@ -1,4 +1,4 @@
--- Shared by the scripts for vendors' quotas, which are put behind the windows of common/queue/_bucket_window.lua.
+-- Shared by the scripts for vendors' quotas, which are put behind the windows of common/limits/window.lua.
 local function now_ms()
   local t = redis.call('TIME')
   return t[1] * 1000 + math.floor(t[2] / 1000)

@@ -2,7 +2,7 @@
 
 Three things can stand in the way, and none of them costs the vendor a call: it has told us to wait (``pauses``), our own
 settings know its quota, and that is used up (``reservations``), or what the gateway may spend there is spent (``budgets``).
-Whoever is refused here goes to the route's next key at once, or waits: ``workers/tries.py`` decides.
+Whoever is refused here goes to the route's next key at once, or waits: ``workers/attempt/tries.py`` decides.
 """
 
 import asyncio
@@ -16,23 +16,23 @@ from pathlib import Path
 import orjson
 
 import common.queue
-from common import keys
-from common.access import Limits
+from common.access.principal import Limits
+from common.canonical.errors import ErrorKind, Failed, GatewayError
+from common.canonical.events import Usage
+from common.canonical.generation import GenerationRequest
+from common.canonical.job import Job
+from common.config.settings import Settings
 from common.dialects import DIALECTS
-from common.errors import ErrorKind, Failed, GatewayError
-from common.events import Usage
-from common.generation import GenerationRequest
-from common.job import Job
-from common.process import supervised
-from common.redis_client import Client, Pulse, RedisUnavailable, Scripts
-from common.settings import Settings
-from common.token_estimate import estimate_tokens, reserved_tokens
+from common.metering.token_estimate import estimate_tokens, reserved_tokens
+from common.process.process import supervised
+from common.redis import keyspace
+from common.redis.client import Client, Pulse, RedisUnavailable, Scripts
 from workers.metrics import Metrics
 from workers.providers.base import Deployment
-from workers.quota.budgets import Budgets
-from workers.quota.headers import pause_s
 from workers.quota.pauses import PAUSES_MAX, Pauses
+from workers.quota.provider_budgets import Budgets
 from workers.quota.reservations import BUSY_LOOK_S, Reservations, Reserved, Short
+from workers.quota.vendor_headers import pause_s
 
 FLUSH_S = 0.5  # A settlement wakes the flush; without one, it looks this often whether places are to be renewed.
 _FOLDER = Path(__file__).parent
@@ -203,7 +203,7 @@ class Quota:
     # Beside the calls
 
     def start(self) -> None:
-        self._pulse.watch(("HGETALL", keys.PAUSED), lambda noted: self._pauses.note(noted, self._pulse.redis_ms))
+        self._pulse.watch(("HGETALL", keyspace.PAUSED), lambda noted: self._pauses.note(noted, self._pulse.redis_ms))
         if self._budgets.is_needed:
             self._pulse.watch(self._budgets.command, self._budgets.note)
         self._task = supervised(self._flush_for_ever, "quota")
@@ -235,7 +235,7 @@ class Quota:
         if told := self._pauses.take_unshared():
             flat = [item for pair in told for item in pair]
             with suppress(RedisUnavailable):  # The others will be told by the vendor.
-                await self._scripts.run("pause", [keys.PAUSED], [PAUSES_MAX, *flat])
+                await self._scripts.run("pause", [keyspace.PAUSED], [PAUSES_MAX, *flat])
 
 
 _WORD = {"requests": "requests", "tokens": "tokens", "concurrent": "calls at a time"}

@@ -2,7 +2,7 @@
 
 A call reserves its request, its tokens by estimate and its place among the concurrent ones in one script, before it is
 made; what it really took is settled afterwards, with others', while nobody waits. The windows are those of clients' limits
-(``common/queue/_bucket_window.lua``): a limit of N admits N. A place is dated, and renewed by the worker that has it, so one
+(``common/limits/window.lua``): a limit of N admits N. A place is dated, and renewed by the worker that has it, so one
 that is killed loses its places within a lease and two seconds.
 """
 
@@ -15,9 +15,9 @@ from typing import Literal, NamedTuple
 
 import structlog
 
-from common import keys
-from common.access import Limits
-from common.redis_client import Call, RedisUnavailable, Scripts
+from common.access.principal import Limits
+from common.redis import keyspace
+from common.redis.client import Call, RedisUnavailable, Scripts
 
 log = structlog.get_logger()
 
@@ -136,11 +136,11 @@ class Reservations:
 
 
 def _window(name: str, kind: str) -> str:
-    return keys.limit("upstream", name, kind)
+    return keyspace.limit("upstream", name, kind)
 
 
 def _places(name: str) -> str:
-    return keys.slots("upstream", name)
+    return keyspace.slots("upstream", name)
 
 
 def _window_ms(limits: Limits) -> int:

@@ -1,0 +1,86 @@
+"""How does a browser read one generation without a key?
+
+A native EventSource cannot set headers, so whoever started the generation gives it a token for the address. The token
+names the owner and is signed with ``SLUICE_SECRET`` for one generation: good for reading that, for nothing else, and for
+as long as its log is there. It holds no moment of its own: a log that has expired answers 410 to anybody.
+"""
+
+import base64
+import binascii
+import hashlib
+import hmac
+import re
+
+from pydantic import SecretStr
+
+from common.access.principal import Principal
+from common.canonical.errors import ErrorKind, GatewayError
+from common.config.settings import Settings
+
+_PURPOSE = b"sluice read token 1"  # Another use of the secret signs other words.
+_OWNER = re.compile(rb"(?:key|jwt)_[A-Za-z0-9_-]{1,64}|anonymous")  # The ids of principals.
+
+
+def require_secret(settings: Settings) -> SecretStr:
+    """Return what tokens are signed with.
+
+    Raises:
+        GatewayError: INVALID_REQUEST, it is not set.
+    """
+    if settings.secret is None:
+        raise GatewayError(
+            ErrorKind.INVALID_REQUEST,
+            "This gateway cannot give read tokens: its operator must set SLUICE_SECRET, the same for all its processes.",
+            code="read_tokens_off",
+        )
+    return settings.secret
+
+
+def sign_read_token(principal: Principal, generation_id: str, settings: Settings) -> str:
+    """Return a token that is good for reading one generation of a principal."""
+    owner = principal.id.encode()
+    return f"{_text(owner)}.{_text(_signature(owner, generation_id, require_secret(settings)))}"
+
+
+def read_token_owner(token: str, generation_id: str, settings: Settings) -> Principal:
+    """Return who lets the bearer of a token read this generation.
+
+    Raises:
+        GatewayError: UNAUTHENTICATED.
+    """
+    owner, _, signature = token.partition(".")
+    try:
+        named, signed = _bytes(owner), _bytes(signature)
+        # With every secret there is, in constant time: how long it takes tells nothing.
+        if sum(hmac.compare_digest(_signature(named, generation_id, secret), signed) for secret in settings.secrets):
+            return Principal(named.decode())
+    except (binascii.Error, ValueError):
+        pass
+    raise GatewayError(
+        ErrorKind.UNAUTHENTICATED,
+        "The read token is not valid for this generation. Use the one that POST /v1/generations gave with its id.",
+        code="invalid_read_token",
+        param="token",
+    )
+
+
+def looks_like_a_read_token(text: str) -> bool:
+    """Whether a text has the form of a token for some generation, whatever it was signed with: an owner's id, a signature."""
+    owner, _, signature = text.partition(".")
+    try:
+        return len(_bytes(signature)) == hashlib.sha256().digest_size and _OWNER.fullmatch(_bytes(owner)) is not None
+    except (binascii.Error, ValueError):
+        return False
+
+
+def _signature(owner: bytes, generation_id: str, secret: SecretStr) -> bytes:
+    signed = b"\n".join((_PURPOSE, generation_id.encode(), owner))
+    return hmac.digest(secret.get_secret_value().encode(), signed, hashlib.sha256)
+
+
+def _text(raw: bytes) -> str:
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+
+
+def _bytes(text: str) -> bytes:
+    return base64.b64decode(text.encode("ascii") + b"=" * (-len(text) % 4), b"-_", validate=True)

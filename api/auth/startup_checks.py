@@ -1,0 +1,74 @@
+"""May the API start with these settings, or would it be less safe than they look?"""
+
+import ipaddress
+from urllib.parse import urlsplit
+
+from api.auth.authenticator import is_loopback, is_open
+from common.config.settings import KEY_CHARS_MIN, Settings
+
+
+def refuse_to_start(settings: Settings) -> str | None:
+    """Return why the API must not start, and what to do; None where it may."""
+    return (
+        _is_open_to_the_world(settings)
+        or _short_keys(settings)
+        or _admin_keys(settings)
+        or _tokens(settings)
+        or _proxies(settings)
+    )
+
+
+def _is_open_to_the_world(settings: Settings) -> str | None:
+    if settings.auth == "none" or is_loopback(settings.host) or not is_open(settings):
+        return None
+    return (
+        f"Refusing to listen on {settings.host} without API keys: anybody could spend your provider's tokens. "
+        "Set SLUICE_API_KEYS=key1,key2, or SLUICE_SECRET and make keys with `sluice keys create` "
+        "(or set SLUICE_AUTH=none if something in front of Sluice checks who calls)."
+    )
+
+
+def _short_keys(settings: Settings) -> str | None:
+    if is_loopback(settings.host):
+        return None
+    for name, keys in (("SLUICE_API_KEYS", settings.api_keys), ("SLUICE_ADMIN_KEYS", settings.admin_keys)):
+        if any(len(key.get_secret_value()) < KEY_CHARS_MIN for key in keys):
+            return (
+                f"{name} has a key that is too short to listen on {settings.host}: it could be found by trying. "
+                f"Use {KEY_CHARS_MIN} characters or more; make one with `openssl rand -hex 24`."
+            )
+    return None
+
+
+def _admin_keys(settings: Settings) -> str | None:
+    if not settings.admin_keys:
+        return None
+    both = {key.get_secret_value() for key in settings.api_keys} & {key.get_secret_value() for key in settings.admin_keys}
+    if both:
+        return "A key is in both SLUICE_API_KEYS and SLUICE_ADMIN_KEYS: whoever may ask could make keys. Take another for one."
+    if settings.secret is None:
+        return "SLUICE_ADMIN_KEYS needs SLUICE_SECRET, a long random text that all processes share: it goes into managed keys."
+    return None
+
+
+def _tokens(settings: Settings) -> str | None:
+    if not settings.jwt_jwks_url:
+        return None
+    parts = urlsplit(settings.jwt_jwks_url)
+    if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(parts.hostname or "")):
+        return "SLUICE_JWT_JWKS_URL must begin with https://: whoever can change the keys on their way can sign any token."
+    if not settings.jwt_issuer or not settings.jwt_audience:
+        return (
+            "SLUICE_JWT_JWKS_URL needs SLUICE_JWT_ISSUER and SLUICE_JWT_AUDIENCE: with the same keys its issuer signs tokens "
+            "for other services too, and those are not meant for this gateway."
+        )
+    return None
+
+
+def _proxies(settings: Settings) -> str | None:
+    for proxy in settings.trusted_proxies:
+        try:
+            ipaddress.ip_network(proxy)
+        except ValueError:
+            return f"SLUICE_TRUSTED_PROXIES: {proxy!r} is neither an address nor a network such as 10.0.0.0/8."
+    return None

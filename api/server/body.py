@@ -1,0 +1,132 @@
+"""How is a request's body read, within limits?"""
+
+import re
+from typing import Any
+
+import orjson
+from starlette.requests import Request
+
+from api.server.body_budget import BodyBudget, apart
+from api.server.http_errors import refusal_in
+from api.server.numbers import whole_number
+from common.canonical.errors import ErrorKind, GatewayError
+from common.config.settings import Settings
+
+# All that tells values from strings: an escape, a quote, and what begins a value, but for the first of a list.
+_MARK = re.compile(rb'\\.|[",\[{]', re.DOTALL)
+
+
+async def read_json(request: Request, settings: Settings, budget: BodyBudget) -> tuple[bytes, dict[str, Any]]:
+    """Return a JSON object body, as it came and parsed. What ``budget`` holds for it is the caller's to release.
+
+    Raises:
+        GatewayError: UNSUPPORTED_MEDIA_TYPE, REQUEST_TOO_LARGE, INVALID_REQUEST; OVERLOADED where the budget has no room; what
+            the connection refuses the rest for; CANCELLED where the client left meanwhile.
+    """
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json" and not media_type.endswith("+json"):
+        said = f"is {media_type[:80]!r}" if media_type else "is missing"
+        raise GatewayError(
+            ErrorKind.UNSUPPORTED_MEDIA_TYPE,
+            f"The content type {said}. Send 'Content-Type: application/json'.",
+            code="unsupported_media_type",
+        )
+    coding = request.headers.get("content-encoding", "identity").strip().lower()
+    if coding not in ("identity", ""):
+        # A few bytes of it may stand for gigabytes, and with a key it comes as it is: of the clients that we
+        # know, Codex alone compresses, where it is signed in to ChatGPT.
+        raise GatewayError(
+            ErrorKind.UNSUPPORTED_MEDIA_TYPE,
+            f"The content encoding {coding[:80]!r} is not taken. Send the body as it is, without 'Content-Encoding'.",
+            code="unsupported_content_encoding",
+        )
+    raw = await _read(request, settings.body_bytes_max, budget)
+    await budget.turn(request.scope, len(raw))
+    return raw, await apart(len(raw), _parse, raw, settings.json_depth_max, settings.json_values_max)
+
+
+def _parse(raw: bytes, depth_max: int, values_max: int) -> dict[str, Any]:
+    _check_values(raw, values_max)
+    try:
+        body = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise _invalid(f"The body is not valid JSON: {error}.", "invalid_json") from error
+    if not isinstance(body, dict):
+        raise _invalid("The body must be a JSON object.", "invalid_json")
+    _check_depth(body, depth_max)
+    return body
+
+
+async def _read(request: Request, bytes_max: int, budget: BodyBudget) -> bytes:
+    declared = 0
+    if (text := request.headers.get("content-length")) is not None:
+        if (length := whole_number(text, 0, bytes_max)) is None:
+            raise _too_large(bytes_max)
+        declared = length
+        budget.hold(request.scope, declared)
+    body, more = bytearray(), True
+    while more:
+        message = await request.receive()
+        if refusal := refusal_in(request.scope):
+            raise GatewayError.of(refusal)
+        if message["type"] == "http.disconnect":
+            raise GatewayError(ErrorKind.CANCELLED, "The client left before its request was complete.")
+        piece, more = message.get("body", b""), message.get("more_body", False)
+        size = len(body) + len(piece)
+        if size > bytes_max:
+            raise _too_large(bytes_max)
+        if size > declared:
+            budget.hold(request.scope, size)
+        if not (more or body):
+            return bytes(piece)  # Nearly every body.
+        body += piece  # One block that grows: pieces would lie all over the heap, and keep it from shrinking.
+    return bytes(body)
+
+
+def _too_large(bytes_max: int) -> GatewayError:
+    return GatewayError(
+        ErrorKind.REQUEST_TOO_LARGE,
+        f"The body is larger than {bytes_max} bytes. Send less, or smaller images.",
+        code="request_too_large",
+    )
+
+
+def _check_values(raw: bytes, values_max: int) -> None:
+    """Refuse what would take thirty times its size, and the interpreter for seconds: ten million empty lists in 30 MB."""
+    if len(raw) <= values_max or sum(_count(raw, mark, values_max) for mark in (b",", b"[", b"{")) <= values_max:
+        return  # Nearly every body.
+    count, is_string = 0, False
+    for found in _MARK.finditer(raw):
+        mark = found[0]
+        if mark == b'"':
+            is_string = not is_string
+        elif not is_string:
+            count += 1
+        if count > values_max:
+            raise _invalid(f"The body holds more than {values_max} values.", "json_too_many_values")
+
+
+def _count(raw: bytes, mark: bytes, most: int) -> int:
+    """Return how often a byte occurs, or more than ``most``. ``bytes.count`` has nobody take turns meanwhile."""
+    count, at = 0, raw.find(mark)
+    while at >= 0 and count <= most:
+        count, at = count + 1, raw.find(mark, at + 1)
+    return count
+
+
+def _check_depth(body: dict[str, Any], depth_max: int) -> None:
+    level: list[Any] = [body]
+    for _ in range(depth_max):
+        level = [
+            child
+            for node in level
+            for child in (node.values() if isinstance(node, dict) else node)
+            if isinstance(child, dict | list)
+        ]
+        if not level:
+            return
+    raise _invalid(f"The body is nested more than {depth_max} levels deep.", "json_too_deep")
+
+
+def _invalid(message: str, code: str) -> GatewayError:
+    return GatewayError(ErrorKind.INVALID_REQUEST, message, code=code)

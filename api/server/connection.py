@@ -1,0 +1,271 @@
+"""How does a connection answer what uvicorn's parser stops at?
+
+uvicorn drops the body of a request that offers an upgrade, answers what is no request by hand and in plain text, amid another
+answer if need be, and sends chunks to HTTP/1.0, which knows none. Here an upgrade is ignored, as a server may (RFC 9110,
+7.8), and what cannot be read is a request all the same: it waits for those before it, and the application answers it as any
+other, with ids, headers and the dialect of its path. Nothing here runs per token, and next to nothing for a request that is
+well-formed.
+
+Nor has uvicorn a way to refuse a request cheaply: here the ``gate`` is asked before the application is, and a request that may
+not come in gets prepared bytes.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, cast
+from urllib.parse import unquote
+
+import httptools
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from api.overload.gate import Gate
+from api.server.corking import CorkedProtocol, CorkedTransport
+from api.server.http_errors import refusal_in, refuse_in
+from common.canonical.errors import ErrorKind, Failed
+
+LINGER_S = 1.0  # For what the client still sends: closing at once would reset the connection before it has read its answer.
+
+
+class Presence:
+    """Whether a connection's client is still there. Nothing else: what knows the request as well would be a cycle for each."""
+
+    has_left = False
+
+
+def has_left(scope: Scope) -> bool:
+    """Whether the client of a request has closed its connection meanwhile."""
+    presence = scope["state"].get(_PRESENCE)
+    return presence is not None and presence.has_left
+
+
+class Connection(CorkedProtocol):
+    gate: Gate | None = None  # Of the process; None lets everything in.
+    _awaits_body = False  # Whether the head of the request that is arriving has come, and its body has not.
+    _is_refused = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # As uvicorn has it.
+        super().connection_made(transport)
+        self._presence = Presence()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._presence.has_left = True
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_refused:
+            return
+        self._unset_keepalive_if_required()
+        rest: bytes | memoryview = data
+        try:
+            while True:
+                try:
+                    self.parser.feed_data(rest)
+                    return
+                except httptools.HttpParserUpgrade as stopped:
+                    rest = memoryview(rest)[stopped.args[0] :]
+                    self._go_on_without_upgrade()
+        except httptools.HttpParserError as error:
+            self.refuse(_malformed(error))
+
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        self._awaits_body = True
+
+    def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return  # The parser skips the body of a request that offers an upgrade. It is still to come.
+        super().on_message_complete()
+        self._awaits_body = False
+        if self.cycle.response_complete and self.timeout_keep_alive_task is None:
+            # The rest of what was answered early has ended the wait for a next request: it begins anew.
+            self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+
+    def refuse(self, failed: Failed) -> None:
+        """Answer the request that is arriving with a failure, behind those before it, and close. No more is read."""
+        if self._is_refused or self.transport.is_closing():
+            return
+        self._is_refused = True
+        if not self._awaits_body:
+            self._begin_refused(failed)
+        elif self.cycle.response_started:
+            self.transport.close()  # Never a clean end; nor is an answer that is complete in need of the rest.
+        else:
+            refuse_in(self.cycle.scope["state"], failed)
+            self.cycle.keep_alive = False
+            self.cycle.transport = cast(asyncio.Transport, LingeringTransport(self.transport, self.loop))
+            self.cycle.message_event.set()  # Its reader waits for more of the body.
+
+    def _begin_refused(self, failed: Failed) -> None:
+        """Have the application answer a request of which the head is not known to its end."""
+        if self.scope is None or (self.cycle and self.cycle.scope is self.scope):  # Not one byte of it makes sense.
+            HttpToolsProtocol.on_message_begin(self)
+        # A method without a target is none: the parser still has the last request's, or its own default.
+        self.scope["method"] = self.parser.get_method().decode("ascii") if self.url else ""
+        raw_path = self.url.partition(b"?")[0]
+        self.scope["raw_path"], self.scope["path"], self.scope["query_string"] = raw_path, unquote(raw_path), b""
+        refuse_in(self.scope["state"], failed)
+        before, self.cycle = self.cycle, self._refused_cycle()
+        if before is None or before.response_complete:
+            self._start_asgi_task(self.cycle, self.app)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((self.cycle, self.app))
+
+    def _refused_cycle(self) -> RequestResponseCycle:
+        cycle = RequestResponseCycle(
+            scope=self.scope,
+            transport=cast(asyncio.Transport, LingeringTransport(self.transport, self.loop)),
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=self.access_log,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=False,
+            keep_alive=False,
+            on_response=self.on_response_complete,
+        )
+        cycle.more_body = False
+        return cycle
+
+    def _go_on_without_upgrade(self) -> None:
+        """Replace the parser, which is done with HTTP, by one that has read the same head without the offer."""
+        replay = _Replay(self)
+        self.parser = httptools.HttpRequestParser(replay)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # As uvicorn's.
+        framing = [(name, value) for name, value in self.headers if name in _FRAMING]
+        self.parser.feed_data(_head(self.scope["http_version"], framing))
+        replay.is_over = True
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        scope = cast(Scope, cycle.scope)
+        if self.gate and refusal_in(scope) is None:
+            is_last = not cycle.keep_alive or cycle.waiting_for_100_continue or _is_large(scope["headers"])
+            if answer := self.gate.refusal(scope, is_last=is_last):
+                # Not now: one that is answered starts the next of a pipeline, which may be refused as well, and so on.
+                self.loop.call_soon(self._shed, cycle, answer, is_last)
+                return
+        scope["state"][_PRESENCE] = self._presence
+        if scope["http_version"] in _WITHOUT_CHUNKS:
+            cycle.keep_alive, cycle.waiting_for_100_continue = False, False  # Nor does it know of these.
+            app = _without_chunks(app, cycle)
+        elif cycle.waiting_for_100_continue:
+            app = self._closing_unless_read(app, cycle)
+        super()._start_asgi_task(cycle, app)
+
+    def _shed(self, cycle: RequestResponseCycle, answer: bytes, is_last: bool) -> None:
+        """Answer a request without the application. What is left of a small body is read and dropped, else no more is."""
+        if cycle.disconnected or self.transport.is_closing():
+            return
+        cycle.response_started = cycle.response_complete = True
+        cycle.body.clear()
+        cycle.transport.write(answer)
+        if is_last or not cycle.keep_alive:
+            self._is_refused = True
+            closing = LingeringTransport(self.transport, self.loop) if cycle.more_body else cycle.transport
+            closing.close()
+        self.on_response_complete()
+
+    def _closing_unless_read(self, app: ASGIApp, cycle: RequestResponseCycle) -> ASGIApp:
+        """Return the application for a client that sends its body once it is asked to. It need not send one that is not asked
+        for, and may: what follows could be the body or the next request, so the connection ends (RFC 9110, 10.1.1).
+        """
+
+        async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+            async def send_and_close(message: Message) -> None:
+                if cycle.waiting_for_100_continue:  # Until the answer begins.
+                    cycle.keep_alive = False
+                    cycle.transport = cast(asyncio.Transport, LingeringTransport(self.transport, self.loop))
+                await send(message)
+
+            await app(scope, receive, send_and_close)
+
+        return answer
+
+
+_PRESENCE = "presence"  # In a scope's state.
+_WITHOUT_CHUNKS = ("0.9", "1.0")
+_FRAMING = (b"content-length", b"transfer-encoding", b"connection")
+
+
+def _head(version: str, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    return b"".join([f"POST / HTTP/{version}\r\n".encode(), *(b"%s: %s\r\n" % header for header in headers), b"\r\n"])
+
+
+def _is_large(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether a body is not worth being read to be dropped: 100,000 bytes or more, or nobody knows."""
+    return any((name == b"content-length" and len(value) > 5) or name == b"transfer-encoding" for name, value in headers)
+
+
+class _Replay:
+    """What a parser calls that is told a head which its protocol has had: only what follows is passed on."""
+
+    def __init__(self, protocol: Connection) -> None:
+        self.is_over = False
+        self._protocol = protocol
+        self.on_body, self.on_message_complete = protocol.on_body, protocol.on_message_complete
+
+    def on_message_begin(self) -> None:
+        if self.is_over:
+            self._protocol.on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        if self.is_over:
+            self._protocol.on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self.is_over:
+            self._protocol.on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        if self.is_over:
+            self._protocol.on_headers_complete()
+
+
+class LingeringTransport:
+    """Closes behind the last byte that is written, but goes on reading for a moment; all else is the transport's own."""
+
+    def __init__(self, transport: asyncio.Transport | CorkedTransport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+
+    def close(self) -> None:
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        self._loop.call_later(LINGER_S, self._transport.close)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
+def _without_chunks(app: ASGIApp, cycle: RequestResponseCycle) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
+    """Return the application for HTTP/1.0: an answer of which the length is not known ends with its connection."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        is_unbounded = False
+
+        async def send_as_it_is(message: Message) -> None:
+            nonlocal is_unbounded
+            if message["type"] == "http.response.start":
+                is_unbounded = all(name.lower() != b"content-length" for name, _ in message.get("headers", ()))
+                if is_unbounded:
+                    cycle.chunked_encoding = False
+            elif is_unbounded:
+                cycle.expected_content_length = len(message.get("body", b""))  # uvicorn would miss the rest of a length.
+            await send(message)
+
+        await app(scope, receive, send_as_it_is)
+
+    return answer
+
+
+def _malformed(error: httptools.HttpParserError) -> Failed:
+    # The parser's own words are constants; of what fails in a callback, which is a target that is no path, it has none.
+    is_target = isinstance(error, httptools.HttpParserCallbackError)
+    fault = "the target is not a path" if is_target else str(error).replace("`", "'")
+    return Failed(
+        ErrorKind.INVALID_REQUEST,
+        f"The request is not valid HTTP/1.1: {fault}. Check the client, and what stands between it and the gateway.",
+        code="malformed_request",
+    )

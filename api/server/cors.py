@@ -1,0 +1,98 @@
+"""Which pages of other origins may a browser let read our answers?
+
+Those of the settings, and those that a key or a tenant lists. A preflight comes without the key that will be used, so an
+origin that any of them allows is let ask; the request itself is refused where its own key does not allow the page it comes
+from (``Authenticator``), and the page can read that refusal.
+Source: https://fetch.spec.whatwg.org/#http-cors-protocol
+"""
+
+from collections.abc import Awaitable, Callable, Iterable
+
+from starlette.responses import PlainTextResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.server.http_errors import dialect_at, error_response
+from common.canonical.errors import ErrorKind, Failed
+
+METHODS = "GET, HEAD, POST, DELETE"
+PREFLIGHT_MAX_AGE_S = 600  # Chromium keeps an answer for two hours at most, and a list of origins may change.
+_Headers = list[tuple[bytes, bytes]]
+
+
+class Cors:
+    """``listed`` are origins that are always let in, ``*`` for all; ``more`` tells the others of now.
+
+    ``on_allowed`` is told each that was let in.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        listed: Iterable[str],
+        more: Callable[[], Awaitable[frozenset[str]]],
+        exposed: Iterable[str],
+        on_allowed: Callable[[bytes], object] = lambda origin: None,
+    ) -> None:
+        self._app = app
+        self._listed = frozenset(listed)
+        self._more = more
+        self._exposed = ", ".join(exposed).encode()
+        self._on_allowed = on_allowed
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        origin = _header(scope, b"origin") if scope["type"] == "http" else None
+        if origin is None:
+            await self._app(scope, receive, send)
+            return
+        is_allowed = await self._allows(origin)
+        if is_allowed:
+            self._on_allowed(origin)
+        if scope["method"] == "OPTIONS" and (method := _header(scope, b"access-control-request-method")) is not None:
+            await self._answer_preflight(scope, receive, send, origin, method, is_allowed=is_allowed)
+            return
+        headers: _Headers = [(b"vary", b"Origin")]
+        if is_allowed:
+            headers += [(b"access-control-allow-origin", origin), (b"access-control-expose-headers", self._exposed)]
+
+        async def send_with_cors(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), *headers]
+            await send(message)
+
+        await self._app(scope, receive, send_with_cors)
+
+    async def _allows(self, origin: bytes) -> bool:
+        said = origin.decode("latin-1")
+        if "*" in self._listed or said in self._listed:
+            return True
+        more = await self._more()
+        return said in more or "*" in more
+
+    async def _answer_preflight(
+        self, scope: Scope, receive: Receive, send: Send, origin: bytes, method: bytes, *, is_allowed: bool
+    ) -> None:
+        headers: dict[str, str] = {"vary": "Origin, Access-Control-Request-Method, Access-Control-Request-Headers"}
+        if is_allowed:
+            headers |= {
+                "access-control-allow-origin": origin.decode("latin-1"),
+                "access-control-allow-methods": METHODS,
+                "access-control-max-age": str(PREFLIGHT_MAX_AGE_S),
+            }
+            if asked := _header(scope, b"access-control-request-headers"):
+                # As they are asked for: SDKs add headers of their own with each version.
+                headers["access-control-allow-headers"] = asked.decode("latin-1")
+        response: Response = PlainTextResponse("OK", headers=headers)
+        if not is_allowed or method.decode("latin-1") not in METHODS.split(", "):
+            response = error_response(dialect_at(scope["path"]), _NOT_ALLOWED, scope["state"]["request_id"], headers)
+        await response(scope, receive, send)
+
+
+_NOT_ALLOWED = Failed(
+    ErrorKind.INVALID_REQUEST,
+    "A page of this origin may not call the gateway, or not with this method. Ask the gateway's operator to allow the origin.",
+    code="origin_not_allowed",
+)
+
+
+def _header(scope: Scope, name: bytes) -> bytes | None:
+    return next((value for found, value in scope["headers"] if found == name), None)

@@ -1,0 +1,141 @@
+"""What happens to every request, whatever its route?
+
+An id, a log line, metrics, the limit on headers, what browsers are told, and the end of the connection where the process
+stops. Pure ASGI: Starlette's BaseHTTPMiddleware hides disconnects.
+"""
+
+import asyncio
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterable
+
+import structlog
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.metrics import Metrics
+from api.server.http_errors import dialect_at, error_response, not_served, refusal_in, restarting
+from api.server.security_headers import security_headers
+from common.canonical.errors import ErrorKind, Failed
+
+log = structlog.get_logger()
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+_QUIET_PATHS = frozenset({"/livez", "/readyz", "/health", "/metrics"})  # Asked every few seconds, by machines.
+
+
+class Observed:
+    """The outermost middleware.
+
+    It puts ``request_id`` and ``direct_send`` into the scope's state. The latter is the server's own ``send``, for a body's
+    pieces: each layer in between costs a call per token and client. Once ``is_stopping`` says so, no answer leaves its
+    connection open.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, header_bytes_max: int, is_stopping: Callable[[], bool]) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._header_bytes_max = header_bytes_max
+        self._is_stopping = is_stopping
+        self._headers_too_large = Failed(
+            ErrorKind.INVALID_REQUEST,
+            f"The request's headers are larger than {header_bytes_max} bytes. Send fewer or shorter ones.",
+            status=431,
+            code="headers_too_large",
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = scope["headers"]
+        request_id = _request_id(headers)
+        state = scope.setdefault("state", {})
+        state["request_id"], state["direct_send"] = request_id, send
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(request_id=request_id)
+        began_at, status = time.monotonic(), 0
+
+        async def send_with_ids(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                given = message.get("headers", ())
+                message["headers"] = [
+                    *given,
+                    *security_headers(given, is_https=scope.get("scheme") == "https"),
+                    (b"x-request-id", request_id.encode()),
+                    (b"request-id", request_id.encode()),
+                    *(_CLOSE if self._is_stopping() else ()),
+                ]
+            await send(message)
+
+        try:
+            refusal = refusal_in(scope)
+            if refusal is None and sum(len(name) + len(value) for name, value in headers) > self._header_bytes_max:
+                refusal = self._headers_too_large
+            if refusal:
+                self._metrics.refused(refusal)
+                await error_response(dialect_at(scope["path"]), refusal, request_id)(scope, receive, send_with_ids)
+            else:
+                await self._app(scope, receive, send_with_ids)
+        finally:
+            self._report(scope, status, time.monotonic() - began_at)
+
+    def _report(self, scope: Scope, status: int, duration_s: float) -> None:
+        route = getattr(scope.get("route"), "path", "unknown")  # The template: a path would be a label without bound.
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        self._metrics.requests.labels(method, route, status).inc()
+        self._metrics.duration.labels(method, route).observe(duration_s)
+        if scope["path"] not in _QUIET_PATHS:
+            log.info("request", method=method, route=route, status=status, duration_ms=round(duration_s * 1000))
+
+
+class Guarded:
+    """The innermost middleware: what nobody expected becomes an error in the client's shape, with the headers of any other."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        has_started = False
+        if scope["type"] == "http" and not _is_plain(scope["path"]):
+            await not_served(scope)(scope, receive, send)
+            return
+
+        async def note_start(message: Message) -> None:
+            nonlocal has_started
+            has_started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, note_start)
+        except Exception:
+            log.exception("request_broke")
+            if scope["type"] != "http" or has_started:
+                raise  # The server cuts the connection: never a clean end.
+            await self._answer(_BROKEN, scope, receive, send)
+        except asyncio.CancelledError:  # By the server alone, whose time to stop is over.
+            if scope["type"] != "http" or has_started:
+                raise
+            await self._answer(restarting(), scope, receive, send)
+
+    async def _answer(self, failed: Failed, scope: Scope, receive: Receive, send: Send) -> None:
+        await error_response(dialect_at(scope["path"]), failed, scope["state"]["request_id"])(scope, receive, send)
+
+
+_BROKEN = Failed(ErrorKind.INTERNAL, "The gateway failed on this request.", code="internal")
+_CLOSE = ((b"connection", b"close"),)
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+def _is_plain(path: str) -> bool:
+    """Whether a path may be one of ours. A route's pattern would overlook a line's end, and its parameters take anything."""
+    return path.isascii() and path.isprintable() and "/." not in path
+
+
+def _request_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    for name, value in headers:
+        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value.decode("latin-1")):
+            return value.decode("latin-1")
+    return f"req_{uuid.uuid4().hex}"

@@ -1,0 +1,49 @@
+"""What is a client told while Redis does not serve us, or we are too late to hear it? No internal detail: those are in /health
+and in the log.
+"""
+
+from api.server.spread import retry_after_s
+from common.canonical.errors import ErrorKind, Failed, GatewayError
+from common.process.loop_lag import loop_lag
+from common.redis.client import Pulse
+from common.redis.errors import NoConnectionFree, is_refusal
+
+LATE_S = 0.5  # A loop that has been later than this of late, with a Redis that answers, has itself to blame.
+
+_SILENT = "The gateway cannot take requests just now: its store does not answer."
+_REFUSES = "The gateway cannot take requests just now: its store answers, but refuses to do what they need."
+_BUSY = "The gateway has more to do just now than it can."
+
+
+def redis_away(reason: BaseException | Pulse) -> GatewayError:
+    """Return the error for a request that Redis failed, or that was not even tried as the pulse is down."""
+    is_refused = reason.is_refused if isinstance(reason, Pulse) else is_refusal(reason)
+    return _later(_REFUSES if is_refused else _SILENT, "store_unavailable")
+
+
+def redis_failed(error: BaseException, pulse: Pulse) -> GatewayError:
+    """Return the error for a request that waited for Redis in vain. Where Redis is well, this process was too late for it."""
+    if isinstance(error.__cause__, NoConnectionFree) or isinstance(error, NoConnectionFree):
+        return _later(_BUSY, "overloaded")
+    is_ours = pulse.is_up and not is_refusal(error) and loop_lag().worst_s > LATE_S
+    return _later(_BUSY, "overloaded") if is_ours else redis_away(error)
+
+
+def _later(reason: str, code: str) -> GatewayError:
+    wait_s = retry_after_s()
+    return GatewayError(
+        ErrorKind.OVERLOADED,
+        f"{reason} Try again in {wait_s} second{'s' if wait_s > 1 else ''}.",
+        code=code,
+        retry_after_s=wait_s,
+    )
+
+
+def answer_lost(reason: BaseException) -> Failed:
+    """Return how an answer ends for whoever listens, where Redis has told nothing of it for too long."""
+    why = "refused to pass it on" if is_refusal(reason) else "did not answer"
+    return Failed(
+        ErrorKind.OVERLOADED,
+        f"The answer could not be followed any longer: the gateway's store {why}. Send the request again later.",
+        code="store_unavailable",
+    )

@@ -1,0 +1,57 @@
+"""How does the provider key that a request brought get to the worker, without being readable on the way?
+
+It crosses Redis encrypted, under a key made of ``SLUICE_SECRET`` and the generation's id: what is taken from Redis is of no
+use without the secret, and put into another job it cannot be read at all.
+"""
+
+import base64
+from contextlib import suppress
+
+from cryptography.fernet import Fernet, InvalidToken
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from pydantic import SecretStr
+
+from common.canonical.errors import ErrorKind, GatewayError
+from common.canonical.job import Job
+from common.config.settings import Settings
+
+
+def seal_brought_key(key: SecretStr, generation_id: str, settings: Settings) -> str:
+    """Return the key as it may be stored.
+
+    Raises:
+        GatewayError: INVALID_REQUEST, there is no secret to encrypt it with.
+    """
+    if settings.secret is None:
+        raise GatewayError(
+            ErrorKind.INVALID_REQUEST,
+            "The request brings a provider's key, which this gateway cannot take: its operator must set SLUICE_SECRET. "
+            "Leave the provider's key out to use the gateway's own.",
+            code="brought_keys_off",
+            param="authorization",
+        )
+    return _fernet(settings.secret, generation_id).encrypt(key.get_secret_value().encode()).decode()
+
+
+def open_brought_key(job: Job, settings: Settings) -> str | None:
+    """Return the key that a job's request brought, None where it brought none.
+
+    Raises:
+        GatewayError: INTERNAL, it was encrypted with another secret.
+    """
+    if job.brought_key is None:
+        return None
+    for secret in settings.secrets:
+        with suppress(InvalidToken):
+            return _fernet(secret, job.generation_id).decrypt(job.brought_key.encode()).decode()
+    raise GatewayError(
+        ErrorKind.INTERNAL,
+        "The key that the request brought cannot be read: the gateway's API and its workers need the same SLUICE_SECRET.",
+        code="secrets_differ",
+    )
+
+
+def _fernet(secret: SecretStr, generation_id: str) -> Fernet:
+    derived = HKDF(SHA256(), length=32, salt=None, info=b"sluice brought key " + generation_id.encode())
+    return Fernet(base64.urlsafe_b64encode(derived.derive(secret.get_secret_value().encode())))

@@ -1,0 +1,154 @@
+"""What is known of a managed key, and how does every process come to know it?
+
+The database holds the truth; Redis serves it, so that a database that is away refuses nobody. One record per key, without
+an expiry, and one ``version``, a random text that changes with every change of any record: a process that has seen the
+same version twice, as its pulse tells twice a second, need not ask again what it knows.
+
+Records are written by a script that never lets an older one win over a newer one: whoever pushes what it has read a while
+ago (a process that read the database, the workers' bookkeeping) cannot bring a revoked key back.
+"""
+
+import contextlib
+import hmac
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import orjson
+from pydantic import BaseModel, ConfigDict, ValidationError
+from redis.exceptions import RedisError
+
+from common.access.key_text import Presented, is_id
+from common.access.principal import Access
+from common.process.loop_lag import able_timeout
+from common.redis import keyspace
+from common.redis.client import COMMAND_TIMEOUT_S, Client, RedisUnavailable, Scripts, as_unavailable
+
+GONE_S = 3600  # How long a deleted key is still known to be gone: longer than any reader's delay.
+
+
+class KeyRecord(BaseModel):
+    """A managed key without its text. Moments are UTC in ms since 1970; ``updated_ms`` grows with every change."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    name: str
+    tenant: str
+    secret_hash: str
+    previous_hash: str | None = None
+    previous_until_ms: int | None = None
+    access: Access = Access()
+    is_disabled: bool = False
+    expires_ms: int | None = None
+    created_ms: int
+    updated_ms: int
+
+    def accepts(self, presented: Presented, now_ms: int) -> bool:
+        """Whether this is the key's secret, or while a rotation's overlap lasts the one before. Always as slow."""
+        is_current = hmac.compare_digest(self.secret_hash, presented.secret_hash)
+        is_previous = hmac.compare_digest(self.previous_hash or "", presented.secret_hash)
+        is_overlap = self.previous_hash is not None and now_ms < (self.previous_until_ms or 0)
+        return is_current or (is_previous and is_overlap)
+
+    def is_expired(self, now_ms: int) -> bool:
+        return self.expires_ms is not None and now_ms >= self.expires_ms
+
+
+class Gone(BaseModel):
+    """What stands for a deleted key for a while."""
+
+    deleted: bool
+    updated_ms: int
+
+
+class KeyRecords:
+    """The records in Redis.
+
+    Raises (all methods):
+        RedisUnavailable
+    """
+
+    def __init__(self, redis: Client) -> None:
+        self._redis = redis
+        self._scripts = Scripts(redis, Path(__file__).parent)
+
+    async def load(self, id_: str) -> KeyRecord | Gone | None:
+        """Return a key's record; None: Redis does not know it."""
+        with _redis_errors():
+            async with able_timeout(COMMAND_TIMEOUT_S):
+                found = await self._redis.get(keyspace.managed_key(id_))
+        return _parse(found) if found else None
+
+    async def put(self, *records: KeyRecord) -> int:
+        """Store records, each unless Redis has a newer one; returns how many were news."""
+        calls = [self._call(record) for record in records]
+        answers = await self._scripts.run_many(calls)
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise answer
+        return sum(answers)
+
+    async def forget(self, id_: str, updated_ms: int) -> None:
+        """Take a deleted key out, as of the moment of its deletion."""
+        gone = Gone(deleted=True, updated_ms=updated_ms).model_dump_json()
+        await self._scripts.run("put", _script_keys(id_), [gone, updated_ms, "", _new_version(), GONE_S, id_])
+
+    async def origins(self) -> frozenset[str]:
+        """Return the browser origins that any key allows."""
+        with _redis_errors():
+            async with able_timeout(COMMAND_TIMEOUT_S):
+                lists: list[bytes] = await self._redis.hvals(keyspace.KEY_ORIGINS)  # type: ignore[misc]  # redis-py.
+        return frozenset(origin for each in lists for origin in orjson.loads(each))
+
+    async def is_empty(self) -> bool:
+        """Whether Redis has been told nothing of any key: it is new, or was lost."""
+        with _redis_errors():
+            async with able_timeout(COMMAND_TIMEOUT_S):
+                return not await self._redis.exists(keyspace.KEYS_VERSION)
+
+    async def begin(self) -> None:
+        """Say that Redis has been told all, though there be no keys."""
+        with _redis_errors():
+            async with able_timeout(COMMAND_TIMEOUT_S):
+                await self._redis.set(keyspace.KEYS_VERSION, _new_version(), nx=True)
+
+    def _call(self, record: KeyRecord) -> tuple[str, list[str], list[str | int]]:
+        origins = record.access.cors_origins
+        listed = orjson.dumps(origins).decode() if origins and not record.is_disabled else ""
+        args: list[str | int] = [record.model_dump_json(), record.updated_ms, listed, _new_version(), 0, record.id]
+        return "put", _script_keys(record.id), args
+
+
+def principal_id(id_: str) -> str:
+    """Return whose generations those of a key are; a rotation does not change it."""
+    return f"key_{id_}"
+
+
+def managed_id(principal: str) -> str | None:
+    """Return the id of the managed key whose generations these are; None: they are somebody else's."""
+    prefix, _, id_ = principal.partition("_")
+    return id_ if prefix == "key" and is_id(id_) else None
+
+
+def _script_keys(id_: str) -> list[str]:
+    return [keyspace.managed_key(id_), keyspace.KEYS_VERSION, keyspace.KEY_ORIGINS]
+
+
+def _new_version() -> str:
+    return secrets.token_hex(8)  # Not counted: after Redis was lost a count would come to the same number again.
+
+
+def _parse(stored: bytes) -> KeyRecord | Gone:
+    try:
+        return Gone.model_validate_json(stored) if b'"deleted"' in stored[:12] else KeyRecord.model_validate_json(stored)
+    except ValidationError as error:  # Another version of Sluice wrote it. Nobody is let in on a guess.
+        raise RedisUnavailable("a managed key's record cannot be read by this version") from error
+
+
+@contextlib.contextmanager
+def _redis_errors() -> Iterator[None]:
+    try:
+        yield
+    except (RedisError, OSError, TimeoutError) as error:
+        raise as_unavailable(error) or error from error

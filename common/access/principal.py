@@ -1,0 +1,191 @@
+"""What may somebody do, and how much of it?
+
+``Access`` is what a key, or a tenant, is allowed; a principal has one of each, and both must allow what it asks. Settings
+and the database hold the same model, so that a key of either kind is the same thing to the rest of the code.
+Who asks is found by ``api.auth.authenticator``; that it may is checked by ``api.intake.charges``, the counters by the
+enqueue script.
+"""
+
+import re
+from dataclasses import dataclass
+from decimal import Decimal
+from enum import StrEnum
+from fnmatch import fnmatchcase
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    StrictBool,
+    WithJsonSchema,
+)
+
+_STRICT = ConfigDict(frozen=True, extra="forbid")
+LIST_MAX = 1_000
+Names = Annotated[tuple[Annotated[str, Field(min_length=1, max_length=200)], ...], Field(max_length=LIST_MAX)]
+_ORIGIN = r"^(\*|[a-z][a-z0-9+.-]*://[^/\s,]+)$"  # As browsers write it.
+Origin = Annotated[str, Field(pattern=_ORIGIN, max_length=255, examples=["https://app.example"])]
+
+
+_DOLLARS_BOUND = 10**9
+_DOLLARS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
+
+
+def as_number(value: Any) -> Any:
+    """JSON has numbers: pydantic would take true and "5" for some, too."""
+    if isinstance(value, bool | str):
+        raise ValueError("must be a number")  # noqa: TRY004 - pydantic's way to refuse a value.
+    return value
+
+
+def _as_dollars(value: Any) -> Any:
+    if isinstance(value, bool) or (isinstance(value, str) and not _DOLLARS.fullmatch(value)):
+        raise ValueError('must be a number of dollars, such as 0.25 or "0.25"')
+    return value
+
+
+Count = Annotated[int, Field(ge=1, le=10**12), BeforeValidator(as_number)]
+# A number, or text such as "0.25", which it is told as; as exact as the ledger, to the nano-dollar.
+Dollars = Annotated[
+    Decimal,
+    Field(ge=0, lt=_DOLLARS_BOUND),
+    BeforeValidator(_as_dollars),
+    AfterValidator(lambda dollars: round(dollars, 9)),
+    PlainSerializer(lambda dollars: f"{dollars.normalize():f}", str, when_used="json"),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "number", "minimum": 0, "exclusiveMaximum": _DOLLARS_BOUND},
+                {"type": "string", "pattern": f"^{_DOLLARS.pattern}$"},
+            ]
+        },
+        mode="validation",
+    ),
+]
+
+
+def is_origin(text: str) -> bool:
+    return re.fullmatch(_ORIGIN, text) is not None
+
+
+class Limits(BaseModel):
+    """Most of each in ``window_s`` seconds, and at a time; None: no limit. Tokens are those of prompts and answers together."""
+
+    model_config = _STRICT
+
+    requests: Count | None = None
+    tokens: Count | None = None
+    concurrent: Count | None = None
+    window_s: Annotated[float, Field(ge=1, le=86_400), BeforeValidator(as_number)] = 60
+
+    @property
+    def is_set(self) -> bool:
+        return (self.requests or self.tokens or self.concurrent) is not None
+
+
+class Budget(BaseModel):
+    """Most US dollars per day and per month, both of UTC; None: no limit."""
+
+    model_config = _STRICT
+
+    day_usd: Dollars | None = None
+    month_usd: Dollars | None = None
+
+
+class Mode(StrEnum):
+    OFF = "off"
+    LOG = "log"
+    BLOCK = "block"
+
+
+class GuardrailPolicy(BaseModel):
+    """What is done about each kind of text: nothing, a line in the log and a metric, or a refusal.
+
+    For ``pii`` and ``sanitize``, block means that the text is replaced, not refused.
+    """
+
+    model_config = _STRICT
+
+    injection: Mode = Mode.OFF
+    patterns: Mode = Mode.OFF
+    pii: Mode = Mode.OFF
+    sanitize: Mode = Mode.OFF
+    size: Mode = Mode.OFF
+    custom: Mode = Mode.OFF
+
+    @property
+    def is_off(self) -> bool:
+        return all(mode is Mode.OFF for _, mode in self)
+
+    def stricter(self, other: "GuardrailPolicy") -> "GuardrailPolicy":
+        """Return the strictest of both, guardrail by guardrail."""
+        modes = list(Mode)  # From the mildest to the strictest.
+        return GuardrailPolicy(**{name: max(mode, getattr(other, name), key=modes.index) for name, mode in self})
+
+
+class Access(BaseModel):
+    """Names may hold ``*`` and ``?``; None allows all. How ``models`` are matched: ``common.config.model_patterns``."""
+
+    model_config = _STRICT
+
+    models: Names | None = None
+    providers: Names | None = None
+    dialects: Names | None = None
+    cors_origins: Annotated[tuple[Origin, ...], Field(max_length=LIST_MAX)] | None = None
+    disconnect: Annotated[str, Field(pattern=r"^(stop|detach|grace=[0-9]{1,4})$", examples=["grace=60"])] | None = None
+    highest_class: Literal["interactive", "background"] = "interactive"  # Of its requests; the first is above the second.
+    limits: Limits = Limits()
+    budget: Budget = Budget()
+    guardrails: GuardrailPolicy | None = None
+    audit: StrictBool = False
+
+    def allows_dialect(self, name: str) -> bool:
+        return self.dialects is None or any(fnmatchcase(name, pattern) for pattern in self.dialects)
+
+
+ALL = Access()
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who asks. ``id`` names the owner of generations and never reveals a key; ``tenant`` shares queue turns and budgets.
+
+    ``end_user`` is who the key's holder asks for, where a token says so: a request's own ``user`` is weaker.
+    """
+
+    id: str
+    tenant: str = ""  # Its own id, where nobody says otherwise.
+    end_user: str | None = None
+    access: Access = ALL
+    tenant_access: Access = ALL
+    scopes: frozenset[str] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.tenant:
+            object.__setattr__(self, "tenant", self.id)
+
+    def allows_dialect(self, name: str) -> bool:
+        return self.access.allows_dialect(name) and self.tenant_access.allows_dialect(name)
+
+    @property
+    def guardrails(self) -> GuardrailPolicy | None:
+        """The key's and the tenant's, the strictest of both; None where neither has any."""
+        own, shared = self.access.guardrails, self.tenant_access.guardrails
+        return own.stricter(shared) if own and shared else own or shared
+
+    @property
+    def disconnect(self) -> str | None:
+        return self.access.disconnect or self.tenant_access.disconnect
+
+    @property
+    def highest_class(self) -> Literal["interactive", "background"]:
+        is_background = "background" in (self.access.highest_class, self.tenant_access.highest_class)
+        return "background" if is_background else "interactive"
+
+    @property
+    def is_audited(self) -> bool:
+        return self.access.audit or self.tenant_access.audit

@@ -1,0 +1,46 @@
+"""Which guardrails apply to a request?
+
+Those of who asks (the key's and the tenant's, or the settings' where neither has any) and those of where it goes (every
+entry of ``guardrails_by_model`` that names one of the request's targets, however it was spelled). The strictest of them
+wins, guardrail by guardrail: then no entry can take away what another one is there for, and nobody has to know all of them
+to say what holds. Who is to be exempt from the settings' guardrails gets a policy of his own; what a route asks for holds
+for all.
+"""
+
+from collections.abc import Mapping
+
+from common.access.principal import GuardrailPolicy, Principal
+from common.config.model_patterns import guards
+from common.config.model_routes import Target
+from common.config.settings import Settings
+
+OUTPUT_GUARDRAILS = ("patterns", "pii", "custom")
+
+
+class Policies:
+    """The settings' side of it, one per process."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._default = settings.guardrails
+        self._by_model = settings.guardrails_by_model
+        self._is_idle = self._default.is_off and not self._by_model
+
+    def of(self, principal: Principal, sent: str, targets: list[Target]) -> GuardrailPolicy | None:
+        """Return what applies to a request whose model was ``sent`` by this name and leads to these; None where all is off."""
+        own = principal.guardrails
+        if own is None and self._is_idle:
+            return None
+        policy = self._default if own is None else own
+        for pattern, routes in self._by_model.items():
+            if guards(pattern, sent, targets, self._settings):
+                policy = policy.stricter(routes)
+        return None if policy.is_off else policy
+
+
+def on_output(policy: GuardrailPolicy | None) -> Mapping[str, str]:
+    """Return what a worker has to do: the guardrails of answers that are on, by their modes."""
+    if policy is None:
+        return {}
+    modes = {name: str(getattr(policy, name)) for name in OUTPUT_GUARDRAILS}
+    return {name: mode for name, mode in modes.items() if mode != "off"}

@@ -1,0 +1,78 @@
+"""Does a pattern of the operator's name the model that a request resolved to?
+
+Lists that are keyed by models (who may use which, which guardrails hold for which) are matched with the resolved target,
+never with the client's spelling alone: a client may write one model in many ways, and another provider's model in words
+that look like the first. ``*`` and ``?`` stand for anything.
+"""
+
+from fnmatch import fnmatchcase
+
+from common.config.model_routes import Target, possible_targets, spellings
+from common.config.settings import Settings
+
+_WILDCARDS = "*?["
+
+
+def allows(pattern: str, target: Target, own_name: str | None, settings: Settings, *, has_brought_key: bool = False) -> bool:
+    """Whether a pattern allows a target; ``own_name`` is the alias or mapped name that led there (``routes.own_name``).
+
+    A pattern with a provider is matched with the target alone. One without is matched with the operator's own name, and
+    with the model where its bare name leads to this very target: ``gpt-*`` allows ``openai/gpt-4o``, not ``agg/gpt-4o``.
+    A model that lists several, as some routers take them, is allowed where each of them is.
+    """
+    if pattern == "*":
+        return True
+    named = _with_provider(pattern, settings)
+    if named is None and own_name is not None and fnmatchcase(own_name, pattern):
+        return True
+    return all(_allows_one(pattern, named, each, settings, has_brought_key) for each in _each(target))
+
+
+def guards(pattern: str, sent: str, targets: list[Target], settings: Settings) -> bool:
+    """Whether a pattern names one of the targets in any way: rules that restrict hold however a client spells a model.
+
+    A pattern without a provider holds for the model at every provider, an alias for all that it leads to.
+    """
+    named = (_with_provider(pattern, settings) or pattern).casefold()
+    each = [one for target in targets for one in _each(target)]
+    names = {sent, *(form for one in each for name in spellings(one) for form in (name, f"{one.provider}/{name}"))}
+    names = {name.strip().casefold() for name in names}
+    if any(fnmatchcase(name, named) for name in names):
+        return True
+    own = () if _has_wildcard(pattern) else possible_targets(pattern, settings)
+    return not names.isdisjoint(target.name.casefold() for target in own)
+
+
+def provider_allows(pattern: str, provider: str, settings: Settings) -> bool:
+    """Whether a pattern for providers, by any name that one goes by, allows a provider's id."""
+    return fnmatchcase(provider, settings.vendor_ids.get(pattern.lower(), pattern.lower()))
+
+
+def _allows_one(pattern: str, named: str | None, target: Target, settings: Settings, has_brought_key: bool) -> bool:
+    if named is not None:
+        return any(fnmatchcase(f"{target.provider}/{name}", named) for name in spellings(target))
+    return any(
+        fnmatchcase(name, pattern) and target in possible_targets(name, settings, has_brought_key=has_brought_key)
+        for name in spellings(target)
+    )
+
+
+def _each(target: Target) -> list[Target]:
+    if "," not in target.model:
+        return [target]
+    return [Target(target.provider, model.strip()) for model in target.model.split(",")]
+
+
+def _with_provider(pattern: str, settings: Settings) -> str | None:
+    """Return a pattern that names a provider as ``provider/model``, by the provider's id; None for one that names none."""
+    model, mark, provider = pattern.rpartition("#")
+    if mark and (found := settings.vendor_ids.get(provider.lower())):
+        return f"{found}/{model}"
+    provider, mark, model = pattern.partition("/")
+    if mark and (found := settings.vendor_ids.get(provider.lower())):
+        return f"{found}/{model}"
+    return f"{provider.lower()}/{model}" if mark and _has_wildcard(provider) else None
+
+
+def _has_wildcard(text: str) -> bool:
+    return any(char in text for char in _WILDCARDS)

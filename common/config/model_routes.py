@@ -1,0 +1,178 @@
+"""Which deployments does a model name stand for?
+
+The API asks this before it accepts a request, a worker again before it runs it: both from the same settings, so a route
+needs no place in the job. Order of the rules: an alias of the settings; the model map; ``model#provider``;
+``provider/model``; a bare name whose provider is evident; the default provider. Then the vendor's own name for the model is
+looked up (``model_names``). Where the request names a provider beside the model, only that one counts.
+
+A key that the request brought is for one provider: the first of the route. It needs no configuration of ours, and what the
+settings would make of names because a provider has no key here does not apply.
+"""
+
+from dataclasses import dataclass
+
+from common.canonical.errors import ErrorKind, GatewayError
+from common.config.settings import Settings
+from common.vendors.model_names import MODEL_NAMES, VENDOR_OF
+
+_ALIASES_NAMED_MAX = 20  # In an error's message.
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A model at a provider, keys and address not yet chosen."""
+
+    provider: str
+    model: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.provider}/{self.model}"
+
+
+def resolve(name: str, settings: Settings, provider: str | None = None, *, has_brought_key: bool = False) -> list[Target]:
+    """Return the targets of a model name, in the order in which they are tried; ``provider`` is one named beside it.
+
+    Raises:
+        GatewayError: MODEL_NOT_FOUND; the message names what is available and the variable to set.
+    """
+    targets = _targets(name, settings, provider, has_brought_key=has_brought_key)
+    if has_brought_key:
+        targets = [target for target in targets if target.provider == targets[0].provider]
+    for target in targets:
+        _check(name, target, settings, has_brought_key)
+    return targets
+
+
+def own_name(name: str, settings: Settings, provider: str | None = None, *, has_brought_key: bool = False) -> str | None:
+    """Return a name that ``resolve`` would look up as the operator's own, an alias or a mapped one; None for any other."""
+    is_mapped = provider is None and (not has_brought_key or settings.model_map is not None)
+    return name if name in settings.aliases or (is_mapped and name in settings.mapped_models) else None
+
+
+def possible_targets(name: str, settings: Settings, *, has_brought_key: bool = False) -> list[Target]:
+    """Return what a name leads to without a provider beside it, whatever is configured of these; nothing: it names none."""
+    try:
+        return _targets(name, settings, None, has_brought_key=has_brought_key)
+    except GatewayError:
+        return []
+
+
+def spellings(target: Target) -> list[str]:
+    """Return the model's name at its provider, and the public names that are known to stand for it there."""
+    known = MODEL_NAMES.get(target.provider, {})
+    return [target.model, *(name for name, model in known.items() if model == target.model and name != model)]
+
+
+def _targets(name: str, settings: Settings, provider: str | None, *, has_brought_key: bool) -> list[Target]:
+    wanted = _provider_id(provider, settings) if provider else None
+    if name in settings.aliases:
+        targets = [_target(each, settings) for each in settings.aliases[name]]
+        targets = [target for target in targets if wanted in (None, target.provider)]
+        if not targets:
+            raise _not_found(f"The alias {_quoted(name)} has no model at the provider {wanted}.", settings)
+        return targets
+    if wanted:
+        named = _named(name, settings)
+        model = named.model if named and named.provider == wanted else name
+        return [_upstream(Target(wanted, model))]
+    is_own = own_name(name, settings, has_brought_key=has_brought_key) is not None
+    return [_target(settings.mapped_models[name] if is_own else name, settings)]
+
+
+def problem_of(name: str, settings: Settings) -> str | None:
+    """Return why an alias or a model map cannot lead to a name; None where it can."""
+    try:
+        _check(name, _target(name, settings), settings, has_brought_key=False)
+    except GatewayError as error:
+        return error.failed.message
+    return None
+
+
+def _target(name: str, settings: Settings) -> Target:
+    target = _named(name, settings) or _evident(name, settings) or _default(name, settings)
+    if target is None:
+        raise _not_found(f"The model {_quoted(name)} does not say which provider has it.", settings)
+    return _upstream(target)
+
+
+def _upstream(target: Target) -> Target:
+    return Target(target.provider, MODEL_NAMES.get(target.provider, {}).get(target.model, target.model))
+
+
+def _provider_id(name: str, settings: Settings) -> str:
+    found = settings.vendor_ids.get(name)
+    if found is None:
+        raise _not_found(f"There is no provider {_quoted(name)}.", settings, param="provider")
+    return found
+
+
+def _named(name: str, settings: Settings) -> Target | None:
+    model, mark, provider = name.rpartition("#")
+    if mark and provider in settings.vendor_ids:
+        return Target(settings.vendor_ids[provider], model)
+    provider, mark, model = name.partition("/")
+    if mark and provider in settings.vendor_ids:
+        return Target(settings.vendor_ids[provider], model)
+    return None
+
+
+def _evident(name: str, settings: Settings) -> Target | None:
+    if name in VENDOR_OF:
+        return Target(VENDOR_OF[name], name)
+    for vendor in settings.vendors.values():
+        if vendor.evident and vendor.evident.match(name):
+            return Target(vendor.id, name)
+    return None
+
+
+def _default(name: str, settings: Settings) -> Target | None:
+    provider = settings.vendor_ids.get(settings.default_provider or "")
+    return Target(provider, name) if provider else None
+
+
+def _check(name: str, target: Target, settings: Settings, has_brought_key: bool) -> None:
+    if "*" in target.model:
+        raise _not_found(f"{_quoted(name)} is a pattern for models, not a model.", settings)
+    if not target.model:
+        raise _not_found(f"The model name {_quoted(name)} names a provider but no model.", settings)
+    has_address = settings.is_behind_gateway(target.provider) or bool(settings.base_url(target.provider))
+    if settings.provider_is_on(target.provider) or (has_brought_key and has_address):
+        return
+    vendor = settings.vendors[target.provider]
+    missing = [f"{vendor.env}_API_KEY"] if vendor.key_is_needed and not settings.provider(vendor.id).api_keys else []
+    missing += [] if has_address else [f"{vendor.env}_BASE_URL"]
+    reason = f"The model {_quoted(name)} needs the provider {vendor.id}, which is not configured: set {' and '.join(missing)}."
+    raise _not_found(reason, settings)
+
+
+def available(settings: Settings) -> list[str]:
+    """Return the ids of the providers that are configured."""
+    return [provider for provider in settings.vendors if settings.provider_is_on(provider)]
+
+
+def model_names(settings: Settings) -> dict[str, str]:
+    """Return the names that a client can use as they are, each with who answers for it: a provider, or us (``sluice``).
+
+    They are those that we or the settings know; a provider may have more, which are asked for as ``provider/model``.
+    """
+    on = available(settings)
+    known = {name: provider for provider in on for name in MODEL_NAMES.get(provider, ())}
+    own = dict.fromkeys([*sorted(settings.aliases), *sorted(settings.mapped_models)], "sluice")
+    for name in sorted(settings.prices):
+        provider, _, model = name.partition("/")
+        if provider in on and model not in known and "*" not in model:
+            known[name] = provider
+    return known | own
+
+
+def _quoted(name: str) -> str:
+    return repr(name if len(name) <= 100 else name[:100] + "…")
+
+
+def _not_found(reason: str, settings: Settings, param: str = "model") -> GatewayError:
+    on = available(settings)
+    known = [f"{provider}/MODEL" for provider in on] + sorted(settings.aliases)[:_ALIASES_NAMED_MAX]
+    known += ["demo"] if "demo" in on else []
+    hint = f"Available: {', '.join(known)}." if known else "No provider is configured: set OPENAI_API_KEY, for example."
+    return GatewayError(ErrorKind.MODEL_NOT_FOUND, f"{reason} {hint}", code="model_not_found", param=param)

@@ -1,0 +1,84 @@
+"""Which proxy leads to an address? Asked by workers for providers, by the API for key sets and webhooks, and by the doctor.
+
+As other tools do: ``HTTP_PROXY``, ``HTTPS_PROXY``, ``ALL_PROXY`` for what neither names, and ``NO_PROXY`` for what is reached
+directly (names with all below them, addresses, networks, ``*``), each in small letters too. Settings can switch it off.
+"""
+
+import base64
+import ipaddress
+import os
+import re
+from dataclasses import dataclass, field
+from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.request import getproxies_environment
+
+from common.config.settings import Settings
+
+_SCHEMES = ("http", "https")
+
+
+class ProxyUnusable(ValueError):
+    """A proxy that is set and cannot be used. The message says which and what to do; it holds no password."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """``url`` is without user and password: these are ``authorization``, a header's value, empty where there are none."""
+
+    url: str
+    host: str  # With its port, as logs and reports name it.
+    authorization: str = field(default="", repr=False)
+
+
+def proxy_for(url: str, settings: Settings) -> Proxy | None:
+    """Return the proxy that leads to a URL, None where it is reached directly.
+
+    Raises:
+        ProxyUnusable: never to be taken for "directly".
+    """
+    if not settings.proxy_from_env:
+        return None
+    set_proxies = getproxies_environment()
+    parts = urlsplit(url)
+    if any(_names(entry.lower(), parts) for entry in re.split(r"[,\s]+", set_proxies.get("no", ""))):
+        return None
+    name = parts.scheme if set_proxies.get(parts.scheme) else "all"
+    value = set_proxies.get(name)
+    return _proxy(value, f"{name.upper()}_PROXY") if value else None
+
+
+def missing_certificates() -> dict[str, str]:
+    """Return the variables that should name trusted certificates and name nothing that is there: then none are trusted."""
+    named = {name: os.environ.get(name, "") for name in ("SSL_CERT_FILE", "SSL_CERT_DIR")}
+    return {name: path for name, path in named.items() if path and not any(map(os.path.exists, path.split(os.pathsep)))}
+
+
+def _names(entry: str, url: SplitResult) -> bool:
+    """Whether an entry of NO_PROXY names a URL's host: ``*``, a name with all below it, an address or network, also a port."""
+    host, netloc = url.hostname or "", url.netloc.rpartition("@")[2].lower()
+    if entry in ("*", netloc):
+        return True
+    try:
+        return ipaddress.ip_address(host) in ipaddress.ip_network(entry.strip("[]"), strict=False)
+    except ValueError:  # One of them is a name.
+        name = entry.lstrip("*").lstrip(".")
+        return bool(name) and any(each == name or each.endswith(f".{name}") for each in (host, netloc))
+
+
+def _proxy(value: str, variable: str) -> Proxy:
+    try:
+        parts = urlsplit(value if "://" in value else f"http://{value}")
+        port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    except ValueError as error:
+        raise ProxyUnusable(f"{variable} is not a proxy's URL. Set it to http://host:port.") from error
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    if parts.scheme not in _SCHEMES or not host:
+        raise ProxyUnusable(
+            f"{variable} names a proxy of the kind {parts.scheme[:20]}, which cannot be used. Set HTTP_PROXY and HTTPS_PROXY "
+            "to an HTTP proxy, name what is reached directly in NO_PROXY, or set SLUICE_PROXY_FROM_ENV=false."
+        )
+    authorization = ""
+    if parts.username or parts.password:
+        user = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
+        authorization = "Basic " + base64.b64encode(user.encode()).decode()
+    return Proxy(f"{parts.scheme}://{host}:{port}", f"{host}:{port}", authorization)

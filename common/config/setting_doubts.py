@@ -1,0 +1,169 @@
+"""Which settings are most likely not what their writer meant, though Sluice can run with them?
+
+Names that are no setting's, and settings that name providers or models which are not there. Each is told in one sentence:
+in the log of a process that starts, and by ``sluice doctor``.
+"""
+
+import difflib
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from common.access.principal import Access, GuardrailPolicy, Mode
+from common.config.model_routes import problem_of
+from common.config.setting_sources import ENV_FILE, FILE_SUFFIX, PREFIX, YAML_FILE, env_file, yaml_values
+from common.config.settings import Settings
+from common.vendors.table import VENDORS
+
+# What Kubernetes sets in every pod for a Service whose name begins with "sluice": nobody wrote it.
+_SERVICE_LINK = re.compile(r"SLUICE_(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP)(_\w+)?)")
+
+
+class Doubt(NamedTuple):
+    """``is_fault``: it cannot be meant so. A name that is like none of ours may be somebody else's."""
+
+    what: str
+    mend: str
+    is_fault: bool = True
+
+
+def doubts(settings: Settings) -> list[Doubt]:
+    """Return what is to be told of the settings, and of the names beside them that are none."""
+    return [*_unknown_names(), *_targets(settings), *_providers(settings), *_tenants(settings), *_guardrails(settings)]
+
+
+def log_doubts(settings: Settings) -> None:
+    import structlog  # Here: `sluice doctor` logs nothing.
+
+    for doubt in doubts(settings):
+        structlog.get_logger().warning("setting_in_doubt", problem=doubt.what, mend=doubt.mend)
+
+
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """Return the known name that one looks most like, if any does."""
+    return next(iter(difflib.get_close_matches(name.lower().replace("-", "_"), names, n=1, cutoff=0.7)), None)
+
+
+def _unknown_names() -> Iterator[Doubt]:
+    known = Settings.model_fields
+    for variables, where in ((os.environ, "the environment"), (env_file(), ENV_FILE)):
+        for name, value in variables.items():
+            setting = name.lower().removeprefix(PREFIX.lower())
+            setting = setting if setting in known else setting.removesuffix(FILE_SUFFIX.lower())
+            if name.upper().startswith(PREFIX) and setting not in known and not _is_service_link(name, value or ""):
+                near = nearest(setting, known)
+                yield _unknown(name, where, f"{PREFIX}{near.upper()}" if near else None)
+    for name in yaml_values():
+        setting = name.lower().removeprefix(PREFIX.lower())
+        vendor = next((vendor for vendor in VENDORS.values() if name.startswith(f"{vendor.env}_")), None)
+        if name not in known:
+            near = f"providers: {{{vendor.id}: …}}" if vendor else setting if setting in known else nearest(setting, known)
+            yield _unknown(name, YAML_FILE, near)
+
+
+def _is_service_link(name: str, value: str) -> bool:
+    return value.startswith(("tcp://", "udp://")) or _SERVICE_LINK.fullmatch(name) is not None
+
+
+def _unknown(name: str, where: str, near: str | None) -> Doubt:
+    mend = f"Did you mean {near}?" if near else "Every setting is in .env.example."
+    return Doubt(f"{name} in {where} has no effect: there is no such setting.", mend, is_fault=near is not None)
+
+
+def _targets(settings: Settings) -> Iterator[Doubt]:
+    """Names of models that lead to a provider which is not there."""
+    named = [("aliases", alias, target) for alias, targets in settings.aliases.items() for target in targets]
+    named += [("model_map", name, target) for name, target in (settings.model_map or {}).items()]
+    for setting, name, target in named:
+        if problem := problem_of(target, settings):
+            yield _doubt(setting, f"{name!r} leads to {target!r}, which cannot be asked", problem)
+
+
+def _providers(settings: Settings) -> Iterator[Doubt]:
+    """Providers that are named and not there."""
+    if (default := settings.default_provider) and (problem := _problem_of_provider(default, settings)):
+        yield _doubt("default_provider", f"{default!r} cannot be asked", problem)
+    for price in settings.prices:
+        provider, slash, _ = price.partition("/")
+        problem = _problem_of_provider(provider, settings) if slash else "Prices are for provider/model."
+        if problem:
+            yield _doubt("prices", f"the price of {price!r} applies to nothing", problem)
+    for provider, chosen in settings.providers.items():
+        if _is_own_address(chosen.base_url, settings):
+            mend = "Give the address of the provider: what is asked would come back to this gateway."
+            yield Doubt(f"The base URL of {provider!r} is this gateway's own address.", mend)
+        if (chosen.limits.is_set or chosen.budget.model_fields_set) and not settings.provider_is_on(provider):
+            yield _doubt("providers", f"the limits of {provider!r} apply to nothing", _not_configured(provider, settings))
+
+
+def _is_own_address(url: str | None, settings: Settings) -> bool:
+    parts = urlsplit(url or "")
+    if (parts.port or {"http": 80, "https": 443}.get(parts.scheme)) != settings.port:
+        return False
+    return parts.hostname == settings.host or parts.hostname in ("localhost", "127.0.0.1", "::1")
+
+
+def _problem_of_provider(name: str, settings: Settings) -> str | None:
+    if name not in settings.vendor_ids:
+        near = nearest(name, settings.vendor_ids)
+        return f"There is no provider {name!r}." + (f" Did you mean {near}?" if near else "")
+    provider = settings.vendor_ids[name]
+    return None if settings.provider_is_on(provider) else _not_configured(provider, settings)
+
+
+def _not_configured(provider: str, settings: Settings) -> str:
+    return problem_of(f"{provider}/model", settings) or ""
+
+
+def _tenants(settings: Settings) -> Iterator[Doubt]:
+    for tenant, access in settings.tenants.items():
+        for what, mend in doubts_of_access(access, settings):
+            yield _doubt("tenants", f"{tenant!r} is allowed {what}", mend)
+
+
+def doubts_of_access(access: Access, settings: Settings) -> Iterator[tuple[str, str]]:
+    """Yield what somebody is allowed and does not exist, each with what is to be done; a key's or a tenant's access."""
+    from common.dialects import DIALECTS  # Here: few setups need them.
+
+    for what, names, known in _lists(access, settings.vendor_ids, DIALECTS):
+        for name in names:
+            if name not in known and not re.search(r"[*?[]", name):
+                near = nearest(name, known)
+                mend = f"Did you mean {near}?" if near else f"There are: {', '.join(known)}."
+                yield f"the {what} {name!r}, which does not exist", mend
+
+
+def _lists(
+    access: Access, providers: Mapping[str, str], dialects: Mapping[str, object]
+) -> Iterator[tuple[str, list[str], Iterable[str]]]:
+    yield "provider", list(access.providers or ()), list(providers)
+    yield "provider of models", [model.partition("/")[0] for model in access.models or () if "/" in model], list(providers)
+    yield "dialect", list(access.dialects or ()), list(dialects)
+
+
+def _guardrails(settings: Settings) -> Iterator[Doubt]:
+    """Guardrails for nobody, and guardrails that are on and have nothing to go by."""
+    for pattern in settings.guardrails_by_model:
+        provider, slash, _ = pattern.partition("/")
+        if slash and not re.search(r"[*?[]", provider) and provider not in settings.vendor_ids:
+            problem = _problem_of_provider(provider, settings) or ""
+            yield _doubt("guardrails_by_model", f"{pattern!r} applies to nothing", problem)
+    policies = [settings.guardrails, *settings.guardrails_by_model.values()]
+    policies += [access.guardrails for access in settings.tenants.values() if access.guardrails]
+    needs = {
+        "patterns": (settings.guardrail_patterns_in or settings.guardrail_patterns_out, "GUARDRAIL_PATTERNS_IN or …_OUT"),
+        "custom": (settings.guardrail_plugin or settings.guardrail_webhook_url, "GUARDRAIL_PLUGIN or …_WEBHOOK_URL"),
+    }
+    for name, (has_what_it_needs, variable) in needs.items():
+        if not has_what_it_needs and _is_on(name, policies):
+            yield Doubt(f"The guardrail {name!r} is on and has nothing to go by.", f"Set {PREFIX}{variable}.")
+
+
+def _is_on(guardrail: str, policies: Iterable[GuardrailPolicy]) -> bool:
+    return any(getattr(policy, guardrail) is not Mode.OFF for policy in policies)
+
+
+def _doubt(setting: str, what: str, mend: str) -> Doubt:
+    return Doubt(f"{PREFIX}{setting.upper()}: {what}.", mend)

@@ -1,0 +1,183 @@
+"""Where do settings come from?
+
+Sources, strongest first: ``SLUICE_*`` environment variables, the same in ``.env``, the providers' usual variables
+(``OPENAI_API_KEY``…, see ``vendors.py``), ``sluice.yaml``, other gateways' variables (``foreign_variables.py``).
+Blanks around a variable's value are no part of it, and instead of NAME there may be NAME_FILE, the file that holds the value.
+A source that cannot be read as a whole raises ``UnreadableSettings``; one value that is no JSON is told with all other
+values that are wrong.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from dotenv import dotenv_values
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    YamlConfigSettingsSource,
+)
+from pydantic_settings.sources.types import ConfigFileSourceType
+
+from common.config.foreign_variables import foreign_values
+from common.vendors.table import VENDORS
+
+ENV_FILE, YAML_FILE, PREFIX = ".env", "sluice.yaml", "SLUICE_"
+FILE_SUFFIX = "_FILE"
+
+
+class UnreadableSettings(ValueError):
+    """A file of settings cannot be read; the message says where it is wrong and quotes nothing."""
+
+
+class NotJson(str):
+    """The text of a variable that should be JSON and is not; ``problem`` says what is wrong with it, and where."""
+
+    problem: str
+
+    def __new__(cls, text: str, problem: str) -> "NotJson":
+        found = super().__new__(cls, text)
+        found.problem = problem
+        return found
+
+
+def environment() -> Mapping[str, str | None]:
+    """Return the variables of the environment and, weaker, of ``.env``."""
+    return {**_given(env_file()), **_given(os.environ)}
+
+
+def _given(variables: Mapping[str, str | None]) -> dict[str, str]:
+    """Return the variables as they are meant: trimmed, for secrets come with line ends, and with what is read from files.
+
+    Raises:
+        UnreadableSettings
+    """
+    found = {name: (value or "").strip() for name, value in variables.items()}
+    for name, path in list(found.items()):
+        if path and _names_file(name):
+            meant = name[: -len(FILE_SUFFIX)]
+            if found.get(meant):
+                raise UnreadableSettings(f"{meant.upper()} and {name.upper()} are both set: leave one of them out.")
+            found[meant] = _file_text(name, path)
+    return found
+
+
+def _names_file(name: str) -> bool:
+    name = name.upper()
+    return name in _PROVIDER_KEY_FILES or (name.startswith(PREFIX) and name.endswith(FILE_SUFFIX))
+
+
+def _file_text(name: str, path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UnreadableSettings(f"{name.upper()}: the file that it names cannot be read: {_reason(error)}.") from error
+
+
+def env_file() -> Mapping[str, str | None]:
+    try:
+        return dotenv_values(Path(ENV_FILE))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UnreadableSettings(f"{ENV_FILE} cannot be read: {_reason(error)}.") from error
+
+
+def yaml_values() -> dict[str, Any]:
+    """Return what ``sluice.yaml`` says; nothing where there is none."""
+    try:
+        with Path(YAML_FILE).open(encoding="utf-8") as file:
+            found = yaml.safe_load(file)
+    except FileNotFoundError:
+        return {}
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "its end"
+        raise UnreadableSettings(f"{YAML_FILE} is not YAML at {where}: {error.problem}.") from error
+    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+        raise UnreadableSettings(f"{YAML_FILE} cannot be read: {_reason(error)}.") from error
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise UnreadableSettings(f"{YAML_FILE} must hold one setting per line, such as `port: 8080`.")
+    return {str(name): value for name, value in found.items()}
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    if isinstance(error, UnicodeDecodeError):
+        return f"it is not UTF-8 at byte {error.start + 1}"
+    return "it holds characters that YAML does not allow"
+
+
+class _Variables(EnvSettingsSource):
+    """It leaves what is no JSON to the validation, which tells of all that is wrong at once."""
+
+    def _load_env_vars(self) -> Mapping[str, str | None]:
+        return {name: value for name, value in _given(super()._load_env_vars()).items() if value}
+
+    def decode_complex_value(self, field_name: str, field: Any, value: Any) -> Any:
+        try:
+            return super().decode_complex_value(field_name, field, value)
+        except ValueError as error:
+            where = f" at character {error.pos + 1}" if hasattr(error, "pos") else ""
+            return NotJson(value, f"{getattr(error, 'msg', 'not JSON')}{where}")
+
+
+class _EnvFile(_Variables, DotEnvSettingsSource):
+    pass
+
+
+class _Yaml(YamlConfigSettingsSource):
+    def _read_files(self, files: ConfigFileSourceType | None, deep_merge: bool = False) -> dict[str, Any]:
+        return yaml_values()
+
+
+class _Whole(PydanticBaseSettingsSource):
+    """A source that knows what it has, rather than being asked field by field."""
+
+    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
+        raise LookupError("this source fills what it has as a whole")
+
+
+class _ProviderVariables(_Whole):
+    """``OPENAI_API_KEY``, ``OPENAI_BASE_URL`` and their like, from the environment, then from ``.env``."""
+
+    def __call__(self) -> dict[str, Any]:
+        providers = provider_values(environment())
+        return {"providers": providers} if providers else {}
+
+
+class _ForeignVariables(_Whole):
+    """Other gateways' variables, from the same places."""
+
+    def __call__(self) -> dict[str, Any]:
+        return foreign_values(environment())
+
+
+def provider_values(variables: Mapping[str, str | None]) -> dict[str, dict[str, str]]:
+    """Return what the providers' usual variables say, as the setting ``providers`` has it."""
+    found: dict[str, dict[str, str]] = {}
+    for vendor in VENDORS.values():
+        for field in ("api_keys", "base_url"):
+            if value := variables.get(provider_variable(vendor.env, field)):
+                found.setdefault(vendor.id, {})[field] = value
+    return found
+
+
+def provider_variable(env: str, field: str) -> str:
+    return f"{env}_{'API_KEY' if field == 'api_keys' else 'BASE_URL'}"
+
+
+_PROVIDER_KEY_FILES = {f"{provider_variable(vendor.env, 'api_keys')}{FILE_SUFFIX}" for vendor in VENDORS.values()}
+
+
+def sources(
+    settings_cls: type[BaseSettings], init: PydanticBaseSettingsSource, env_file: PydanticBaseSettingsSource
+) -> tuple[PydanticBaseSettingsSource, ...]:
+    """Return all sources, the strongest first; ``init`` are a command's options."""
+    variables, file = _Variables(settings_cls), _EnvFile(settings_cls, getattr(env_file, "env_file", None))
+    return init, variables, file, *(kind(settings_cls) for kind in (_ProviderVariables, _Yaml, _ForeignVariables))

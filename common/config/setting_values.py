@@ -1,0 +1,156 @@
+"""What may a setting's value be? The types of settings that stand for more than a number or a text.
+
+Each refuses what cannot work before a process starts, in words that name what it should be. Whatever is wrong with a URL is
+told without quoting it: it may hold a password.
+"""
+
+import inspect
+import re
+from typing import Annotated, Any
+from urllib.parse import SplitResult, parse_qsl, urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
+from pydantic_settings import NoDecode
+
+from common.access.principal import Origin
+
+KIB, MIB, GIB = 1024, 1024**2, 1024**3
+DAY_S = 86_400
+PORT_MAX = 65_535
+REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel")
+DATABASE_SCHEMES = ("sqlite", "sqlite+aiosqlite", "postgresql", "postgres", "postgresql+asyncpg")
+_HOST = re.compile(r"[^\s/@?#]+")
+_SENDABLE = re.compile(r"""(?!(["']).*\1$)[!-~](?:[ -~]*[!-~])?""")
+
+
+def _split_commas(value: Any) -> Any:
+    """An empty text is an empty list; commas alone are a list whose parts got lost, which must not open what it bounds."""
+    if not isinstance(value, str):
+        return value
+    parts = [part.strip() for part in value.split(",") if part.strip()]
+    if value.strip() and not parts:
+        raise ValueError("it has commas and nothing between them")
+    return parts
+
+
+def _sendable(key: SecretStr) -> SecretStr:
+    """Return a key that a header can carry.
+
+    Raises:
+        ValueError
+    """
+    if not _SENDABLE.fullmatch(key.get_secret_value()):
+        raise ValueError("a key must be of printable ASCII characters: look for line ends, and for quotes around the value")
+    return key
+
+
+def _split_origins(value: Any) -> Any:
+    return [_trim_slash(each) for each in value] if isinstance(value := _split_commas(value), list | tuple) else value
+
+
+def _trim_slash(value: Any) -> Any:
+    return value.rstrip("/") if isinstance(value, str) else value
+
+
+def _lower(value: Any) -> Any:
+    return value.lower() if isinstance(value, str) else value
+
+
+def _split(text: str) -> SplitResult:
+    """Return a URL's parts; a port that is none is told like whatever else is wrong."""
+    if re.match(r"[^/]*//[^/]*\s", text) or text != text.strip():
+        raise ValueError("it must be a URL without spaces")
+    try:
+        parts = urlsplit(text)
+        port = None if "," in parts.netloc else parts.port
+    except ValueError as error:
+        raise ValueError("its host or port cannot be read: a port is a number from 1 to 65535") from error
+    if port == 0:
+        raise ValueError("its port must be a number from 1 to 65535")
+    return parts
+
+
+def _http_url(text: str) -> str:
+    parts = _split(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("it must begin with http:// or https:// and a host, such as https://gateway.example/v1")
+    return text
+
+
+def _redis_url(text: str) -> str:
+    parts = _split(text)
+    if parts.scheme not in REDIS_SCHEMES:
+        schemes = ", ".join(f"{scheme}://" for scheme in REDIS_SCHEMES)
+        raise ValueError(f"it must begin with one of {schemes}, such as redis://127.0.0.1:6379/0")
+    first, _, second = parts.path.strip("/").partition("/")
+    if parts.scheme == "unix":
+        if not first:
+            raise ValueError("it must name a socket's file, such as unix:///run/redis/redis.sock?db=0")
+    elif "+sentinel" in parts.scheme:
+        hosts = parts.netloc.rpartition("@")[2].split(",")
+        if not (first and all(map(_is_sentinel, hosts)) and _is_number(second or "0")):
+            raise ValueError("it must be like redis+sentinel://host:26379,host:26379/service or …/service/0")
+    elif not parts.hostname or second or not _is_number(first or "0"):
+        raise ValueError("it must be like redis://host:6379/0: a host, and the number of a database")
+    if parts.query:
+        _check_redis_query(text)
+    return text
+
+
+def _check_redis_query(text: str) -> None:
+    from redis.asyncio.connection import Connection, parse_url  # Here: few URLs have one, and few commands need Redis.
+
+    try:
+        options: dict[str, Any] = dict(parse_url(text.replace("+sentinel", "")))
+        options.pop("connection_class", Connection)(**options)  # It connects later.
+    except (ValueError, TypeError) as error:
+        raise ValueError("what stands behind its ? is not understood: redis-py names it, such as ?db=0") from error
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit()
+
+
+def _is_sentinel(text: str) -> bool:
+    host, colon, port = text.rpartition(":") if ":" in text.rpartition("]")[2] else (text, "", "")
+    return bool(_HOST.fullmatch(host)) and (not colon or (_is_number(port) and 1 <= int(port) <= PORT_MAX))
+
+
+def _database_url(text: str) -> str:
+    parts = _split(text)
+    if parts.scheme not in DATABASE_SCHEMES:
+        raise ValueError("it must be like sqlite:///FILE or postgresql://user:password@host/name")
+    name = parts.path.strip("/")
+    if parts.scheme.startswith("sqlite"):
+        if parts.netloc or name in ("", ":memory:"):
+            raise ValueError("it must name a file that all processes share, such as sqlite:////var/lib/sluice.db")
+    elif not name:
+        raise ValueError("it must name a database: postgresql://user:password@host/name")
+    elif parts.query:
+        _check_asyncpg_query(parts.query)
+    return text
+
+
+def _check_asyncpg_query(query: str) -> None:
+    import asyncpg  # Here: few URLs have one.
+
+    known = {*inspect.signature(asyncpg.connect).parameters, "prepared_statement_cache_size"}
+    for name, _ in parse_qsl(query, keep_blank_values=True):
+        if name not in known:
+            hint = "asyncpg calls it ssl, as in ?ssl=require" if name == "sslmode" else "asyncpg has no such parameter"
+            raise ValueError(f"it must not have {name!r} behind the ?: {hint}")
+
+
+Port = Annotated[int, Field(ge=1, le=PORT_MAX)]
+PortOrFree = Annotated[int, Field(ge=0, le=PORT_MAX)]  # 0: one that is free.
+Wait = Annotated[float, Field(ge=0.01, le=7 * DAY_S)]  # Redis counts milliseconds: less would be none.
+Kept = Annotated[float, Field(ge=0.01, le=366 * DAY_S)]  # In Redis.
+CommaList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_commas)]
+Key = Annotated[SecretStr, AfterValidator(_sendable)]
+SecretCommaList = Annotated[tuple[Key, ...], NoDecode, BeforeValidator(_split_commas)]
+Origins = Annotated[tuple[Origin, ...], NoDecode, BeforeValidator(_split_origins)]
+Keys = Annotated[tuple[Key, ...], BeforeValidator(_split_commas)]
+HttpUrl = Annotated[str, BeforeValidator(_trim_slash), AfterValidator(_http_url)]
+RedisUrl = Annotated[str, AfterValidator(_redis_url)]
+DatabaseUrl = Annotated[str, AfterValidator(_database_url)]
+Lowered = BeforeValidator(_lower)

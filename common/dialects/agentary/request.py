@@ -1,0 +1,302 @@
+"""What does the body that agentary-js posts ask for?
+
+Its releases differ. Messages hold text, tool calls and results in OpenAI's old form, or as parts of its own; with
+``modelProvider: "openai"`` it sends ``input`` as OpenAI's Responses have it. Tools are bare or wrapped. All are read.
+What steers only models in the browser is left out, as by the proxies that the client was written for, and named.
+Source: ``src/types/worker.ts`` and ``src/providers/transformation.ts`` in https://github.com/agentary-ai/agentary-js
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import orjson
+from pydantic import Field
+
+from common.canonical.generation import (
+    GenerationRequest,
+    Message,
+    OpaquePart,
+    Part,
+    Role,
+    TextPart,
+    Tool,
+    ToolCallPart,
+    ToolChoice,
+    ToolResultPart,
+)
+from common.dialects.shared.reading import Shape, as_list, at, invalid, opaque, read
+
+_CONTENT = "a string or a list of content parts"
+_IN_BROWSER_ONLY = ("repetition_penalty", "deterministic", "enable_thinking")
+
+
+class Body(Shape):
+    model: str = Field(min_length=1)
+    provider: str | None = None  # From the path.
+    stream: bool | None = None
+    instructions: str | None = None
+    tools: list[Any] | None = None
+    max_tokens: int | None = Field(None, ge=1)
+    max_new_tokens: int | None = Field(None, ge=1)
+    max_output_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+
+
+class _Messages(Shape):
+    messages: list[Any] = Field(min_length=1)
+
+
+class _Message(Shape):
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+
+
+class _ToolMessage(Shape):
+    tool_call_id: str
+
+
+class _Function(Shape):
+    name: str = Field(min_length=1)
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    input_schema: dict[str, Any] | None = None
+
+
+class _Call(Shape):
+    name: str
+
+
+class _ToolCall(Shape):
+    id: str
+    function: _Call
+
+
+class _Text(Shape):
+    text: str
+
+
+class _ToolUse(Shape):
+    id: str
+    name: str
+
+
+class _ToolResult(Shape):
+    tool_use_id: str
+    is_error: bool | None = None
+
+
+class _CallItem(Shape):
+    call_id: str
+    name: str
+
+
+class _OutputItem(Shape):
+    call_id: str
+
+
+def parse(body: Mapping[str, Any]) -> GenerationRequest:
+    fields = read(Body, dict(body))
+    messages = _input(body["input"]) if _has_input(body) else _messages(read(_Messages, dict(body)).messages)
+    if fields.instructions:
+        messages.insert(0, Message(Role.SYSTEM, [TextPart(fields.instructions)]))
+    request = GenerationRequest(
+        model=fields.model,
+        messages=messages,
+        provider=fields.provider,
+        stream=fields.stream is not False,
+        max_output_tokens=fields.max_tokens or fields.max_new_tokens or fields.max_output_tokens,
+        temperature=fields.temperature,
+        top_p=fields.top_p,
+        top_k=fields.top_k,
+        stop=_stop(body.get("stop")),
+        seed=fields.seed,
+        tool_choice=_tool_choice(body.get("tool_choice")),
+        dropped=[name for name in _IN_BROWSER_ONLY if body.get(name)],
+    )
+    _read_tools(fields.tools or [], request)
+    return request
+
+
+def _has_input(body: Mapping[str, Any]) -> bool:
+    return body.get("messages") is None and body.get("input") is not None
+
+
+def _stop(value: object) -> list[str]:
+    stops = [value] if isinstance(value, str) else value or []
+    if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
+        raise invalid("stop", "must be a string or a list of strings")
+    return [stop for stop in stops if stop]
+
+
+def _messages(items: list[Any]) -> list[Message]:
+    messages: list[Message] = []
+    for index, item in enumerate(items):
+        path = at("messages", index)
+        match read(_Message, item, path).role:
+            case "system" | "developer":
+                _add(messages, Role.SYSTEM, _content(item.get("content"), at(path, "content")))
+            case "user":
+                _add(messages, Role.USER, _content(item.get("content"), at(path, "content")))
+            case "assistant":
+                _add(messages, Role.ASSISTANT, _assistant(item, path))
+            case "tool":
+                call_id = read(_ToolMessage, item, path).tool_call_id
+                _add(messages, Role.USER, [ToolResultPart(call_id, _result(item.get("content"), at(path, "content")))])
+    return messages
+
+
+def _add(messages: list[Message], role: Role, parts: list[Part]) -> None:
+    """Append a turn. The results of one turn's calls are one turn, however many messages they came in."""
+    last = messages[-1] if messages else None
+    if last and last.role is role and _are_results(last.parts) and _are_results(parts):
+        last.parts += parts
+    else:
+        messages.append(Message(role, parts))
+
+
+def _are_results(parts: list[Part]) -> bool:
+    return bool(parts) and all(isinstance(part, ToolResultPart) for part in parts)
+
+
+def _assistant(item: dict[str, Any], path: str) -> list[Part]:
+    # Null next to tool calls, as OpenAI has it.
+    parts = [] if item.get("content") is None else _content(item["content"], at(path, "content"))
+    where = at(path, "tool_calls")
+    for index, call in enumerate(as_list(item.get("tool_calls") or [], where, "a list of tool calls")):
+        found = read(_ToolCall, call, at(where, index))
+        arguments = _arguments(call["function"].get("arguments"), at(where, index, "function.arguments"))
+        parts.append(ToolCallPart(found.id, found.function.name, arguments))
+    return parts
+
+
+def _content(value: object, path: str) -> list[Part]:
+    if isinstance(value, str):
+        return [TextPart(value)]
+    return [_part(part, at(path, index)) for index, part in enumerate(as_list(value, path, _CONTENT))]
+
+
+def _part(part: object, path: str) -> Part:
+    if not isinstance(part, dict):
+        raise invalid(path, "must be a content part: an object with a type")
+    match part.get("type"):
+        case "text" | "input_text" | "output_text":
+            return TextPart(read(_Text, part, path).text)
+        case "tool_use":
+            call = read(_ToolUse, part, path)
+            name = "input" if part.get("arguments") is None else "arguments"
+            return ToolCallPart(call.id, call.name, _arguments(part.get(name), at(path, name)))
+        case "tool_result":
+            result = read(_ToolResult, part, path)
+            name = "content" if part.get("result") is None else "result"
+            return ToolResultPart(result.tool_use_id, _result(part.get(name), at(path, name)), bool(result.is_error))
+        case str() as type_:
+            return OpaquePart(type_, path)
+        case _:
+            raise invalid(at(path, "type"), "must be a string")
+
+
+def _arguments(value: object, path: str) -> str:
+    if value is None or value == "":
+        return "{}"
+    if isinstance(value, dict):
+        return orjson.dumps(value).decode()
+    if not isinstance(value, str):
+        raise invalid(path, "must be an object, or a string that holds JSON")
+    return value
+
+
+def _result(value: object, path: str) -> list[Any]:
+    """A tool's result: text or parts, or whatever JSON the tool returned."""
+    match value:
+        case None:
+            return []
+        case str():
+            return [TextPart(value)]
+        case [{"type": "text", "text": str()}, *_]:
+            return [part if isinstance(part, TextPart) else OpaquePart("tool_result", path) for part in _content(value, path)]
+        case _:
+            return [TextPart(orjson.dumps(value).decode())]
+
+
+def _input(value: object) -> list[Message]:
+    if isinstance(value, str) and value:
+        return [Message(Role.USER, [TextPart(value)])]
+    messages: list[Message] = []
+    for index, item in enumerate(as_list(value, "input", "a string or a list of items")):
+        _read_item(item, at("input", index), messages)
+    if not messages:
+        raise invalid("input", "must not be empty")
+    return messages
+
+
+def _read_item(item: Any, path: str, messages: list[Message]) -> None:
+    match item:
+        case {"type": "function_call"}:
+            call = read(_CallItem, item, path)
+            arguments = _arguments(item.get("arguments"), at(path, "arguments"))
+            _add_spoken(messages, [ToolCallPart(call.call_id, call.name, arguments)])
+        case {"type": "function_call_output"}:
+            output = read(_OutputItem, item, path)
+            _add(messages, Role.USER, [ToolResultPart(output.call_id, _result(item.get("output"), at(path, "output")))])
+        case {"type": str() as type_} if type_ != "message":
+            messages.append(Message(Role.USER, [OpaquePart(type_, path)]))
+        case _:
+            _read_input_message(item, path, messages)
+
+
+def _read_input_message(item: object, path: str, messages: list[Message]) -> None:
+    role = read(_Message, item, path).role
+    assert isinstance(item, dict)
+    parts = _content(item.get("content"), at(path, "content"))
+    # The client sends the assistant's own turns as the developer's, since OpenAI takes no input text from an assistant.
+    is_spoken = role == "developer" and any(message.role is Role.USER for message in messages)
+    match role:
+        case "assistant":
+            _add_spoken(messages, parts)
+        case "developer" if is_spoken:
+            _add_spoken(messages, parts)
+        case "system" | "developer":
+            messages.append(Message(Role.SYSTEM, parts))
+        case "user":
+            messages.append(Message(Role.USER, parts))
+        case "tool":
+            raise invalid(at(path, "role"), "must not be 'tool' here: a result is an item of type function_call_output")
+
+
+def _add_spoken(messages: list[Message], parts: list[Part]) -> None:
+    """Items of one assistant's turn follow each other; a provider wants them together."""
+    if messages and messages[-1].role is Role.ASSISTANT:
+        messages[-1].parts += parts
+    else:
+        messages.append(Message(Role.ASSISTANT, parts))
+
+
+def _read_tools(items: list[Any], request: GenerationRequest) -> None:
+    for index, item in enumerate(items):
+        path = at("tools", index)
+        if isinstance(item, dict) and item.get("type") not in (None, "function", "custom"):
+            request.opaque.append(opaque(item["type"], path))  # A tool that runs at the vendor.
+            continue
+        if isinstance(item, dict) and "function" in item:
+            item, path = item["function"], at(path, "function")
+        tool = read(_Function, item, path)
+        request.tools.append(Tool(tool.name, tool.description, tool.parameters or tool.input_schema or {}))
+
+
+def _tool_choice(value: object) -> ToolChoice | None:
+    """The proxies passed it on as it was, so it comes in the words of either vendor."""
+    match value:
+        case None:
+            return None
+        case "auto" | {"type": "auto"}:
+            return ToolChoice("auto")
+        case "none" | {"type": "none"}:
+            return ToolChoice("none")
+        case "required" | "any" | {"type": "any"}:
+            return ToolChoice("required")
+        case {"function": {"name": str() as name}} | {"name": str() as name}:
+            return ToolChoice("tool", name)
+        case _:
+            raise invalid("tool_choice", 'must be "auto", "none", "required" or an object that names a function')

@@ -1,0 +1,367 @@
+"""What do we promise clients of Anthropic's messages?
+
+Reading the body is ``anthropic_messages_request.py``; here is what goes back. Shapes and order are those of recorded
+streams. Source: https://docs.anthropic.com/en/docs/build-with-claude/streaming
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import orjson
+
+from common.canonical.errors import ErrorKind, Failed
+from common.canonical.events import (
+    Block,
+    Choice,
+    Completed,
+    Event,
+    Finished,
+    FinishReason,
+    RedactedThinking,
+    RefusalBlock,
+    RefusalDelta,
+    Reply,
+    Started,
+    TextBlock,
+    TextDelta,
+    ThinkingBlock,
+    ThinkingDelta,
+    ThinkingSigned,
+    ToolCall,
+    ToolCallDelta,
+    ToolCallStarted,
+    Usage,
+)
+from common.canonical.generation import GenerationRequest
+from common.dialects.anthropic_messages.dialect import request as anthropic_messages_request
+from common.dialects.anthropic_messages.progress import Said, read_said
+from common.dialects.base import Ended, Progress, ReplyInfo, SoFar
+from common.dialects.shared.own_bytes import dict_in
+from common.sse import encode_event
+
+_STOP_REASON = {
+    FinishReason.STOP: "end_turn",
+    FinishReason.STOP_SEQUENCE: "stop_sequence",
+    FinishReason.LENGTH: "max_tokens",
+    FinishReason.TOOL_CALLS: "tool_use",
+    FinishReason.CONTENT_FILTER: "refusal",
+    FinishReason.REFUSAL: "refusal",
+    FinishReason.PAUSE: "pause_turn",
+}
+_REASON_OF = {word: reason for reason, word in reversed(_STOP_REASON.items())}
+_OVERLOADED_STATUS = 529  # Anthropic's own, which its clients wait for and try again.
+_TYPE_OF_STATUS = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    402: "billing_error",
+    403: "permission_error",
+    404: "not_found_error",
+    410: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    504: "timeout_error",
+    529: "overloaded_error",
+}
+# An upstream's word is kept if it is Anthropic's. Other families say "invalid_request_error" of nearly anything, so
+# that one comes from the status.
+_KEPT_TYPES = {*_TYPE_OF_STATUS.values(), "api_error"} - {"invalid_request_error"}
+
+# Output that cannot stand inside a call's block.
+_NOT_CALLS = (TextDelta, RefusalDelta, ThinkingDelta, ThinkingSigned, RedactedThinking)
+
+_PING = encode_event(b'{"type": "ping"}', "ping")
+MESSAGE_STOP = encode_event(b'{"type":"message_stop"}', "message_stop")
+
+Kind = Literal["text", "thinking", "tool"]
+
+
+class AnthropicMessages:
+    name = "anthropic-messages"
+
+    def parse(self, body: Mapping[str, Any]) -> GenerationRequest:
+        return anthropic_messages_request.parse(body)
+
+    def encoder(self, request: GenerationRequest, info: ReplyInfo) -> "BlockEncoder":
+        return BlockEncoder(info)
+
+    def resume(self, request: GenerationRequest, info: ReplyInfo, blocks: Sequence[bytes]) -> Progress:
+        said = read_said(blocks)
+        progress = Progress(said.text, said.is_plain, BlockEncoder(info, said))
+        if said.stop_reason:
+            progress.finished = Finished(_REASON_OF.get(said.stop_reason, FinishReason.STOP))
+            progress.encoder = Ended(b"" if said.is_stopped else MESSAGE_STOP)
+        return progress
+
+    def encode_whole(self, reply: Reply, request: GenerationRequest, info: ReplyInfo) -> bytes:
+        choice = reply.choices.get(0) or Choice()
+        reason = FinishReason.REFUSAL if choice.refusal else choice.finish_reason or FinishReason.STOP
+        message = _message(info)
+        message["content"] = _whole_content(choice)
+        message["stop_reason"] = _STOP_REASON[reason]
+        message["stop_sequence"] = choice.stop_sequence
+        message["usage"] |= _usage(reply.usage or Usage())
+        return orjson.dumps(message)
+
+    def status(self, failed: Failed) -> int:
+        return _OVERLOADED_STATUS if failed.kind is ErrorKind.OVERLOADED else failed.http_status
+
+    def error_body(self, failed: Failed, request_id: str) -> bytes:
+        return orjson.dumps({**_error(failed), "request_id": request_id})
+
+    def error_event(self, failed: Failed, so_far: SoFar) -> bytes:
+        return _error_event(failed)
+
+    def text_of_event(self, event: dict[str, Any]) -> object:
+        return dict_in(event, "delta").get("text") if event.get("type") == "content_block_delta" else None
+
+    def text_of_whole(self, answer: dict[str, Any]) -> object:
+        return answer.get("content")
+
+    def is_final(self, last: bytes) -> bool:
+        return last.startswith((b"event: message_stop", b"event: error")) or b'"type":"message_stop"' in last
+
+
+class BlockEncoder:
+    """Events to messages events: one content block open at a time, numbered from 0.
+
+    In a stream of another family calls may overlap, and text may come between their pieces. One call is the open block
+    then; the other calls, and after them the text, wait until it has ended.
+    """
+
+    def __init__(self, info: ReplyInfo, said: Said | None = None) -> None:
+        self._info = info
+        self._started = False
+        self._open: Kind | None = None
+        self._next_index = 0
+        self._signed = False  # The open thinking block has its signature: it takes no more text.
+        self._refused = False
+        self._finished: Finished | None = None
+        self._open_call = -1  # Index of the call that is the open block.
+        self._open_arguments: list[str] = []
+        self._waiting: dict[int, tuple[ToolCallStarted, list[str]]] = {}
+        self._after_calls: list[Event] = []
+        self._text_start = b""
+        self._text_end = b"}}\n\n"
+        if said:
+            self._started, self._next_index = said.has_started, said.next_index
+            if said.has_open_text:
+                self._open_text()
+
+    def encode(self, event: Event) -> bytes:
+        # Hot path: runs once per token. TextDelta first, and no dict is built for it.
+        if type(event) is TextDelta and self._open == "text" and event.choice == 0:
+            return self._text_start + orjson.dumps(event.text) + self._text_end
+        return self._encode_rare(event)
+
+    def _encode_rare(self, event: Event) -> bytes:
+        if getattr(event, "choice", 0) != 0:
+            return b""  # A message is one choice; this dialect never asks for more.
+        if self._open == "tool" and isinstance(event, _NOT_CALLS) and not self._calls_are_whole():
+            self._after_calls.append(event)
+            return b""
+        match event:
+            case Started():
+                return self._start()
+            case TextDelta():
+                return self._ensure("text") + self._text_start + orjson.dumps(event.text) + self._text_end
+            case RefusalDelta():
+                self._refused = True
+                return self._ensure("text") + self._delta({"type": "text_delta", "text": event.text})
+            case ThinkingDelta():
+                return self._thinking() + self._delta({"type": "thinking_delta", "thinking": event.text})
+            case ThinkingSigned():
+                opened = self._thinking()
+                self._signed = True
+                return opened + self._delta({"type": "signature_delta", "signature": event.signature})
+            case RedactedThinking():
+                opened = self._close() + self._start_block({"type": "redacted_thinking", "data": event.data})
+                return opened + self._stop_block()
+            case ToolCallStarted():
+                return self._call_started(event)
+            case ToolCallDelta():
+                return self._call_delta(event)
+            case Finished():
+                self._finished = event
+                return self._start() + self._close_all()
+            case Completed():
+                return self._start() + self._close_all() + self._message_delta(event.usage) + MESSAGE_STOP
+            case Failed():
+                return _error_event(event)
+
+    def _start(self) -> bytes:
+        if self._started:
+            return b""
+        self._started = True
+        return _event("message_start", {"message": _message(self._info)})
+
+    def _ensure(self, kind: Kind) -> bytes:
+        """Return what it takes until a block of this kind is open."""
+        if self._open == kind:
+            return b""
+        ended = self._close()
+        if kind == "text":
+            opened = self._start_block({"type": "text", "text": ""})
+            self._open_text()
+        else:
+            opened = self._start_block({"type": "thinking", "thinking": "", "signature": ""})
+            self._open, self._signed = kind, False
+        return ended + opened
+
+    def _open_text(self) -> None:
+        self._open = "text"
+        delta = b'{"type":"content_block_delta","index":%d,"delta":{"type":"text_delta","text":' % self._next_index
+        self._text_start = b"event: content_block_delta\ndata: " + delta
+
+    def _thinking(self) -> bytes:
+        ended = self._close() if self._open == "thinking" and self._signed else b""
+        return ended + self._ensure("thinking")
+
+    def _start_block(self, block: dict[str, Any]) -> bytes:
+        ping = _PING if self._next_index == 0 else b""  # Where Anthropic nearly always sends its first one.
+        fields = {"index": self._next_index, "content_block": block}
+        return self._start() + _event("content_block_start", fields) + ping
+
+    def _stop_block(self) -> bytes:
+        self._next_index += 1
+        return _event("content_block_stop", {"index": self._next_index - 1})
+
+    def _delta(self, delta: dict[str, Any]) -> bytes:
+        return _event("content_block_delta", {"index": self._next_index, "delta": delta})
+
+    def _close(self) -> bytes:
+        """Return the end of the open block, and the calls that waited for it."""
+        if self._open is None:
+            return b""
+        self._open = None
+        pieces = [self._stop_block()]
+        waiting, self._waiting = self._waiting, {}
+        for call, arguments in waiting.values():
+            pieces += [self._start_call(call), self._arguments("".join(arguments)), self._stop_block()]
+        self._open_call = -1
+        return b"".join(pieces)
+
+    def _close_all(self) -> bytes:
+        """Return the end of the open block, and all that waited for the calls."""
+        pieces = [self._close()]
+        after, self._after_calls = self._after_calls, []
+        pieces += [self.encode(event) for event in after]
+        pieces.append(self._close())
+        return b"".join(pieces)
+
+    def _start_call(self, call: ToolCallStarted) -> bytes:
+        block = {"type": "tool_use", "id": call.id, "name": call.name, "input": {}}
+        # An empty piece first, as Anthropic always sends it.
+        return self._start_block(block) + self._arguments("")
+
+    def _arguments(self, piece: str) -> bytes:
+        return self._delta({"type": "input_json_delta", "partial_json": piece})
+
+    def _call_started(self, call: ToolCallStarted) -> bytes:
+        if self._open == "tool" and not self._calls_are_whole():
+            self._waiting[call.index] = (call, [])
+            return b""
+        ended = self._close()
+        started = self._start_call(call)
+        self._open, self._open_call, self._open_arguments = "tool", call.index, []
+        return ended + started
+
+    def _calls_are_whole(self) -> bool:
+        """Whether the open call can be closed: most streams send one call after the other, which then need not wait."""
+        return not self._waiting and not self._after_calls and _input("".join(self._open_arguments)) is not None
+
+    def _call_delta(self, event: ToolCallDelta) -> bytes:
+        if event.index == self._open_call:
+            self._open_arguments.append(event.arguments)
+            return self._arguments(event.arguments)
+        if event.index in self._waiting:
+            self._waiting[event.index][1].append(event.arguments)
+        return b""  # What follows a whole call can only be white space.
+
+    def _message_delta(self, usage: Usage | None) -> bytes:
+        finished = self._finished or Finished(FinishReason.STOP)
+        reason = FinishReason.REFUSAL if self._refused else finished.reason
+        delta = {"stop_reason": _STOP_REASON[reason], "stop_sequence": finished.stop_sequence}
+        return _event("message_delta", {"delta": delta, "usage": _usage(usage or Usage())})
+
+
+def _event(type_: str, fields: dict[str, Any]) -> bytes:
+    return encode_event(orjson.dumps({"type": type_, **fields}), type_)
+
+
+def _message(info: ReplyInfo) -> dict[str, Any]:
+    """The message as it begins: nothing in it yet, all fields there."""
+    return {
+        "model": info.model,
+        "id": "msg_" + info.generation_id.removeprefix("gen_"),
+        "type": "message",
+        "role": "assistant",
+        "content": [],
+        "stop_reason": None,
+        "stop_sequence": None,
+        "usage": {
+            "input_tokens": 0,
+            "cache_creation_input_tokens": 0,
+            "cache_read_input_tokens": 0,
+            "output_tokens": 0,
+            "service_tier": "standard",
+        },
+    }
+
+
+def _usage(usage: Usage) -> dict[str, Any]:
+    """Anthropic's input_tokens leaves out what its cache figures count."""
+    fields: dict[str, Any] = {
+        "input_tokens": max(0, usage.input_tokens - usage.cache_read_tokens - usage.cache_write_tokens),
+        "cache_creation_input_tokens": usage.cache_write_tokens,
+        "cache_read_input_tokens": usage.cache_read_tokens,
+        "output_tokens": usage.output_tokens,
+    }
+    if usage.reasoning_tokens:
+        fields["output_tokens_details"] = {"thinking_tokens": usage.reasoning_tokens}
+    return fields
+
+
+def _whole_content(choice: Choice) -> list[dict[str, Any]]:
+    return [_whole_block(block) for block in choice.blocks]
+
+
+def _whole_block(block: Block) -> dict[str, Any]:
+    match block:
+        case ThinkingBlock(redacted=str() as data):
+            return {"type": "redacted_thinking", "data": data}
+        case ThinkingBlock():
+            return {"type": "thinking", "thinking": block.text, "signature": block.signature or ""}
+        case ToolCall():
+            # An input must be an object; arguments that are none (cut short, or never written) become an empty one.
+            return {"type": "tool_use", "id": block.id, "name": block.name, "input": _input(block.arguments) or {}}
+        case TextBlock() | RefusalBlock():
+            return {"type": "text", "text": block.text}
+
+
+def _input(arguments: str) -> dict[str, Any] | None:
+    """Return the arguments of a call, or None if they are not (or not yet) a JSON object."""
+    try:
+        value = orjson.loads(arguments)
+    except orjson.JSONDecodeError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _error(failed: Failed) -> dict[str, Any]:
+    status = ANTHROPIC_MESSAGES.status(failed)
+    type_ = failed.type if failed.type in _KEPT_TYPES else None
+    fallback = "api_error" if status >= 500 else "invalid_request_error"
+    error: dict[str, Any] = {"type": type_ or _TYPE_OF_STATUS.get(status, fallback), "message": failed.message}
+    if failed.kind is ErrorKind.CANCELLED:
+        error["code"] = "cancelled"  # Not Anthropic's field, but it has none that could say so.
+    if failed.kind is ErrorKind.INVALID_REQUEST and failed.param == "thread":
+        # So the SDKs' tool runners learn to send the whole conversation: only Anthropic holds it for them.
+        error["details"] = {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
+    return {"type": "error", "error": error}
+
+
+def _error_event(failed: Failed) -> bytes:
+    return encode_event(orjson.dumps(_error(failed)), "error")
+
+
+ANTHROPIC_MESSAGES = AnthropicMessages()

@@ -1,0 +1,290 @@
+"""What does the body of an Anthropic messages request ask for?
+
+Source: https://docs.anthropic.com/en/api/messages, and what Claude Code and the SDKs really send.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import orjson
+from pydantic import Field
+
+from common.canonical.generation import (
+    GenerationRequest,
+    ImagePart,
+    Message,
+    OpaquePart,
+    Part,
+    Reasoning,
+    ResponseFormat,
+    Role,
+    TextPart,
+    ThinkingPart,
+    Tool,
+    ToolCallPart,
+    ToolChoice,
+    ToolResultPart,
+)
+from common.dialects.shared.reading import Shape, as_list, at, invalid, opaque, read
+
+# Fields that change the answer and that no other family has; each with the values that ask for nothing.
+_OPAQUE_FIELDS: dict[str, tuple[object, ...]] = {"mcp_servers": ([],), "container": (), "compaction": (), "thread": ()}
+# Fields that only Anthropic has and that an answer can do without.
+_DROPPED_FIELDS = (
+    "billing_policy",
+    "cache_control",
+    "context_management",
+    "diagnostics",
+    "fallback_credit_token",
+    "fallbacks",
+    "inference_geo",
+    "service_tier",
+    "speed",
+    "user_profile_id",
+    "workspace_id",
+)
+_NAMES = {
+    "parallel_tool_calls": "tool_choice.disable_parallel_tool_use",
+    "stop": "stop_sequences",
+    "user": "metadata.user_id",
+}
+_CONTENT = "a string or a list of content blocks"
+
+
+class Body(Shape):
+    model: str = Field(min_length=1)
+    messages: list[Any] = Field(min_length=1)
+    max_tokens: int = Field(ge=1)
+    stream: bool | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    stop_sequences: list[str] | None = None
+    tools: list[Any] | None = None
+    metadata: dict[str, Any] | None = None
+    output_config: dict[str, Any] | None = None
+    output_format: dict[str, Any] | None = None  # What output_config.format was called in its beta.
+
+
+class _Message(Shape):
+    # "system" in the middle of a conversation is undocumented, and Claude Code sends it.
+    role: Literal["user", "assistant", "system"]
+
+
+class _Text(Shape):
+    text: str
+
+
+class _Thinking(Shape):
+    thinking: str
+    signature: str | None = None
+
+
+class _RedactedThinking(Shape):
+    data: str
+
+
+class _ToolUse(Shape):
+    id: str
+    name: str
+    input: dict[str, Any] | None = None
+
+
+class _ToolResult(Shape):
+    tool_use_id: str
+    is_error: bool | None = None
+
+
+class _Base64Source(Shape):
+    media_type: str
+    data: str
+
+
+class _UrlSource(Shape):
+    url: str
+
+
+class _Tool(Shape):
+    name: str = Field(min_length=1)
+    description: str | None = None
+    input_schema: dict[str, Any]
+    strict: bool | None = None
+
+
+class _ToolChoice(Shape):
+    type: Literal["auto", "any", "tool", "none"]
+    name: str | None = None
+    disable_parallel_tool_use: bool | None = None
+
+
+class _ThinkingConfig(Shape):
+    type: str
+    budget_tokens: int | None = Field(None, ge=1)
+
+
+class _Format(Shape):
+    # Not named "schema", which would hide a method of pydantic's.
+    schema_: dict[str, Any] = Field(alias="schema")
+
+
+def parse(body: Mapping[str, Any]) -> GenerationRequest:
+    fields = read(Body, dict(body))
+    end_user = (fields.metadata or {}).get("user_id")
+    effort = (fields.output_config or {}).get("effort")
+    request = GenerationRequest(
+        model=fields.model,
+        messages=_system(body.get("system")) + _messages(fields.messages),
+        stream=bool(fields.stream),
+        max_output_tokens=fields.max_tokens,
+        temperature=fields.temperature,
+        top_p=fields.top_p,
+        top_k=fields.top_k,
+        stop=fields.stop_sequences or [],
+        reasoning=_reasoning(body.get("thinking"), effort),
+        end_user=end_user if isinstance(end_user, str) else None,
+        names=dict(_NAMES),
+    )
+    for name, neutral in _OPAQUE_FIELDS.items():
+        if body.get(name) is not None and body[name] not in neutral:
+            request.opaque.append(OpaquePart(name, name))
+    request.dropped += [name for name in _DROPPED_FIELDS if body.get(name) not in (None, "auto")]
+    if effort is not None and not (request.reasoning and request.reasoning.effort):
+        request.dropped.append("output_config.effort")
+    _read_tool_choice(body.get("tool_choice"), request)
+    _read_tools(fields.tools or [], request)
+    _read_format(fields, request)
+    return request
+
+
+def _reasoning(thinking: object, effort: object) -> Reasoning | None:
+    if thinking is None:
+        return Reasoning(effort=effort) if isinstance(effort, str) else None
+    config = read(_ThinkingConfig, thinking, "thinking")
+    if config.type == "disabled":
+        return Reasoning(enabled=False)
+    # "adaptive" leaves it to the model. Its effort is a hint, and most models of other families refuse a request
+    # with one: Claude Code, which always sends both, would work on none of them.
+    return Reasoning(budget_tokens=config.budget_tokens)
+
+
+def _system(value: object) -> list[Message]:
+    if value is None:
+        return []
+    parts = _content(value, "system")
+    return [Message(Role.SYSTEM, parts)] if parts else []
+
+
+def _messages(items: list[Any]) -> list[Message]:
+    messages = []
+    for index, item in enumerate(items):
+        path = at("messages", index)
+        role = read(_Message, item, path).role
+        messages.append(Message(Role(role), _content(item.get("content"), at(path, "content"))))
+    return messages
+
+
+def _content(value: object, path: str) -> list[Part]:
+    if isinstance(value, str):
+        return [TextPart(value)] if value else []
+    return [_part(part, at(path, index)) for index, part in enumerate(as_list(value, path, _CONTENT))]
+
+
+def _part(part: object, path: str) -> Part:
+    if not isinstance(part, dict):
+        raise invalid(path, "must be a content block: an object with a type")
+    match part.get("type"):
+        case "text":
+            return TextPart(read(_Text, part, path).text)
+        case "image":
+            return _image(part.get("source"), path)
+        case "thinking":
+            thinking = read(_Thinking, part, path)
+            # An empty signature is what we gave a client whose model signs nothing.
+            return ThinkingPart(thinking.thinking, thinking.signature or None)
+        case "redacted_thinking":
+            return ThinkingPart(redacted=read(_RedactedThinking, part, path).data)
+        case "tool_use":
+            call = read(_ToolUse, part, path)
+            return ToolCallPart(call.id, call.name, orjson.dumps(call.input or {}).decode())
+        case "tool_result":
+            return _tool_result(part, path)
+        case str() as type_:
+            return OpaquePart(type_, path)
+        case _:
+            raise invalid(at(path, "type"), "must be a string")
+
+
+def _image(source: object, path: str) -> Part:
+    match source:
+        case {"type": "base64"}:
+            image = read(_Base64Source, source, at(path, "source"))
+            return ImagePart(data=image.data, media_type=image.media_type)
+        case {"type": "url"}:
+            return ImagePart(url=read(_UrlSource, source, at(path, "source")).url)
+        case {"type": str()}:
+            return OpaquePart("image", path)  # A file that was uploaded to the vendor.
+        case _:
+            raise invalid(at(path, "source"), "must be an object with a type")
+
+
+def _tool_result(part: dict[str, Any], path: str) -> ToolResultPart:
+    result = read(_ToolResult, part, path)
+    value = part.get("content")
+    content: list[TextPart | ImagePart | OpaquePart] = []
+    for index, each in enumerate([] if value is None else _content(value, at(path, "content"))):
+        # Blocks that only a message may hold are left to the vendor to judge.
+        if isinstance(each, TextPart | ImagePart | OpaquePart):
+            content.append(each)
+        else:
+            content.append(OpaquePart("tool_result", at(path, "content", index)))
+    return ToolResultPart(result.tool_use_id, content, bool(result.is_error))
+
+
+def _read_tools(items: list[Any], request: GenerationRequest) -> None:
+    theirs: list[OpaquePart] = []
+    for index, item in enumerate(items):
+        path = at("tools", index)
+        if isinstance(item, dict) and item.get("type") not in (None, "custom"):
+            theirs.append(opaque(item.get("name") or item["type"], path))
+            continue
+        tool = read(_Tool, item, path)
+        request.tools.append(Tool(tool.name, tool.description, tool.input_schema, tool.strict))
+    choice = request.tool_choice or ToolChoice("auto")
+    # Tools that run at the vendor, or that its models know by heart. Others can do without what was merely offered, as
+    # agents offer much, but not without what must be called.
+    must = (part for part in theirs if choice.name == part.type or (choice.mode == "required" and not request.tools))
+    request.opaque += must
+    request.dropped += [part.path for part in theirs]
+
+
+def _read_tool_choice(value: object, request: GenerationRequest) -> None:
+    if value is None:
+        return
+    choice = read(_ToolChoice, value, "tool_choice")
+    match choice.type:
+        case "tool":
+            if not choice.name:
+                raise invalid("tool_choice.name", "is required where the type is tool")
+            request.tool_choice = ToolChoice("tool", choice.name)
+        case "any":
+            request.tool_choice = ToolChoice("required")
+        case "auto" | "none" as mode:
+            request.tool_choice = ToolChoice(mode)
+    if choice.disable_parallel_tool_use is not None:
+        request.parallel_tool_calls = not choice.disable_parallel_tool_use
+
+
+def _read_format(fields: Body, request: GenerationRequest) -> None:
+    config = fields.output_config or {}
+    path, value = (
+        ("output_config.format", config["format"]) if config.get("format") else ("output_format", fields.output_format)
+    )
+    match value:
+        case None:
+            pass
+        case {"type": "json_schema"}:
+            request.response_format = ResponseFormat(read(_Format, value, path).schema_)
+        case {"type": str() as type_}:
+            request.opaque.append(OpaquePart(type_, path))
+        case _:
+            raise invalid(path, "must be an object with a type")

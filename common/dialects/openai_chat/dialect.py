@@ -1,0 +1,210 @@
+"""What do we promise clients of OpenAI's chat completions?
+
+Reading the body is ``openai_chat_request.py``; here is what goes back. Shapes and order are those of recorded streams.
+Source: https://platform.openai.com/docs/api-reference/chat/streaming
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+
+from common.canonical.errors import Failed
+from common.canonical.events import (
+    Choice,
+    Completed,
+    Event,
+    Finished,
+    FinishReason,
+    RefusalDelta,
+    Reply,
+    Started,
+    TextDelta,
+    ThinkingDelta,
+    ToolCallDelta,
+    ToolCallStarted,
+    Usage,
+)
+from common.canonical.generation import GenerationRequest
+from common.dialects.base import Ended, Progress, ReplyInfo, SoFar
+from common.dialects.openai_chat.dialect import request as openai_chat_request
+from common.dialects.openai_chat.progress import read_said
+from common.dialects.shared.finish_words import FINISH_WORD, reason_of
+from common.dialects.shared.openai_errors import error_body
+from common.dialects.shared.own_bytes import dict_in, objects_in
+from common.sse import encode_event
+
+
+class OpenAiChat:
+    name = "openai-chat"
+
+    def parse(self, body: Mapping[str, Any]) -> GenerationRequest:
+        return openai_chat_request.parse(body)
+
+    def encoder(self, request: GenerationRequest, info: ReplyInfo) -> "ChunkEncoder":
+        return ChunkEncoder(request, _head(info))
+
+    def resume(self, request: GenerationRequest, info: ReplyInfo, blocks: Sequence[bytes]) -> Progress:
+        said = read_said(blocks)
+        finished = Finished(reason_of(said.finish_reason)) if said.finish_reason else None
+        encoder: ChunkEncoder | Ended = ChunkEncoder(request, _head(info) | said.head, has_begun=True)
+        if said.is_done or (finished and (said.has_usage or not request.include_usage)):
+            encoder = Ended(b"" if said.is_done else b"data: [DONE]\n\n")
+        return Progress(said.text, said.is_plain, encoder, finished=finished)
+
+    def encode_whole(self, reply: Reply, request: GenerationRequest, info: ReplyInfo) -> bytes:
+        return orjson.dumps(
+            {
+                "id": _reply_id(info),
+                "object": "chat.completion",
+                "created": info.created_s,
+                "model": info.model,
+                "choices": [_whole_choice(index, choice) for index, choice in sorted(reply.choices.items())],
+                "usage": _usage(reply.usage or Usage()),
+                "system_fingerprint": None,
+            }
+        )
+
+    def status(self, failed: Failed) -> int:
+        return failed.http_status
+
+    def error_body(self, failed: Failed, request_id: str) -> bytes:
+        return orjson.dumps(error_body(failed))
+
+    def error_event(self, failed: Failed, so_far: SoFar) -> bytes:
+        return encode_event(orjson.dumps(error_body(failed)))
+
+    def text_of_event(self, event: dict[str, Any]) -> object:
+        return dict_in(_first_choice(event), "delta").get("content")
+
+    def text_of_whole(self, answer: dict[str, Any]) -> object:
+        return dict_in(_first_choice(answer), "message").get("content")
+
+    def is_final(self, last: bytes) -> bool:
+        return last == b"data: [DONE]\n\n"
+
+
+def _first_choice(said: dict[str, Any]) -> dict[str, Any]:
+    return next((choice for choice in objects_in(said.get("choices")) if choice.get("index", 0) == 0), {})
+
+
+class ChunkEncoder:
+    """Events to ``chat.completion.chunk``s. What is the same in every chunk is encoded once, per choice."""
+
+    def __init__(self, request: GenerationRequest, head: Mapping[str, Any], *, has_begun: bool = False) -> None:
+        self._include_usage = request.include_usage
+        self._head = b"data: " + orjson.dumps(head)[:-1] + b',"choices":['
+        # OpenAI puts a null usage into every chunk but the last when usage was asked for.
+        self._tail = b'],"usage":null}\n\n' if request.include_usage else b"]}\n\n"
+        self._delta_end = b'},"logprobs":null,"finish_reason":null}' + self._tail
+        self._text_starts: dict[int, bytes] = {}  # By choice; a choice that is here has had its first chunk.
+        if has_begun:
+            self._note_opened(0)
+
+    def encode(self, event: Event) -> bytes:
+        # Hot path: runs once per token. TextDelta first, and no dict is built for it.
+        if type(event) is TextDelta:
+            start = self._text_starts.get(event.choice)
+            if start is not None:
+                return start + orjson.dumps(event.text) + self._delta_end
+            return self._opened(event.choice) + self._text_starts[event.choice] + orjson.dumps(event.text) + self._delta_end
+        return self._encode_rare(event)
+
+    def _encode_rare(self, event: Event) -> bytes:
+        match event:
+            case Started():
+                return self._opened(0)
+            case TextDelta():
+                return self._delta(event.choice, {"content": event.text})
+            case RefusalDelta():
+                return self._delta(event.choice, {"refusal": event.text})
+            case ThinkingDelta():
+                # Not OpenAI's own: the field that DeepSeek brought in and most clients of this family read.
+                return self._delta(event.choice, {"reasoning_content": event.text})
+            case ToolCallStarted():
+                function = {"name": event.name, "arguments": ""}
+                call = {"index": event.index, "id": event.id, "type": "function", "function": function}
+                return self._delta(event.choice, {"tool_calls": [call]})
+            case ToolCallDelta():
+                call = {"index": event.index, "function": {"arguments": event.arguments}}
+                return self._delta(event.choice, {"tool_calls": [call]})
+            case Finished():
+                return self._finish(event)
+            case Completed():
+                return self._usage_chunk(event.usage) + b"data: [DONE]\n\n"
+            case Failed():
+                return encode_event(orjson.dumps(error_body(event)))
+            case _:
+                return b""  # Signatures and redacted thinking: nothing here has a place for them.
+
+    def _delta(self, choice: int, delta: dict[str, Any]) -> bytes:
+        start = self._opened(choice) + self._head
+        # The prefix ends inside the delta, so that both paths share one end.
+        return start + b'{"index":%d,"delta":' % choice + orjson.dumps(delta)[:-1] + self._delta_end
+
+    def _opened(self, choice: int) -> bytes:
+        """Return the first chunk of a choice, or nothing if it has been sent."""
+        if choice in self._text_starts:
+            return b""
+        self._note_opened(choice)
+        return self._delta(choice, {"role": "assistant", "content": "", "refusal": None})
+
+    def _note_opened(self, choice: int) -> None:
+        self._text_starts[choice] = self._head + b'{"index":%d,"delta":{"content":' % choice
+
+    def _finish(self, event: Finished) -> bytes:
+        choice = {"index": event.choice, "delta": {}, "logprobs": None, "finish_reason": FINISH_WORD[event.reason]}
+        return self._opened(event.choice) + self._head + orjson.dumps(choice) + self._tail
+
+    def _usage_chunk(self, usage: Usage | None) -> bytes:
+        if not self._include_usage or usage is None:
+            return b""
+        return self._head + b'],"usage":' + orjson.dumps(_usage(usage)) + b"}\n\n"
+
+
+def _head(info: ReplyInfo) -> dict[str, Any]:
+    return {
+        "id": _reply_id(info),
+        "object": "chat.completion.chunk",
+        "created": info.created_s,
+        "model": info.model,
+        "system_fingerprint": None,
+    }
+
+
+def _reply_id(info: ReplyInfo) -> str:
+    return "chatcmpl-" + info.generation_id.removeprefix("gen_")
+
+
+def _usage(usage: Usage) -> dict[str, Any]:
+    return {
+        "prompt_tokens": usage.input_tokens,
+        "completion_tokens": usage.output_tokens,
+        "total_tokens": usage.input_tokens + usage.output_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cache_read_tokens, "audio_tokens": 0},
+        "completion_tokens_details": {
+            "reasoning_tokens": usage.reasoning_tokens,
+            "audio_tokens": 0,
+            "accepted_prediction_tokens": 0,
+            "rejected_prediction_tokens": 0,
+        },
+    }
+
+
+def _whole_choice(index: int, choice: Choice) -> dict[str, Any]:
+    # Null content is what OpenAI sends next to tool calls and refusals; an empty answer is an empty string.
+    content = choice.text or (None if choice.tool_calls or choice.refusal else "")
+    message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": choice.refusal or None}
+    thinking = "".join(block.text for block in choice.thinking)
+    if thinking:
+        message["reasoning_content"] = thinking
+    if choice.tool_calls:
+        message["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments or "{}"}}
+            for call in choice.tool_calls
+        ]
+    reason = FINISH_WORD[choice.finish_reason or FinishReason.STOP]
+    return {"index": index, "message": message, "logprobs": None, "finish_reason": reason}
+
+
+OPENAI_CHAT = OpenAiChat()

@@ -1,0 +1,340 @@
+"""What does the body of an OpenAI chat completions request ask for?
+
+Source: https://platform.openai.com/docs/api-reference/chat/create, and what clients of compatible servers send besides.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import orjson
+from pydantic import Field
+
+from common.canonical.generation import (
+    GenerationRequest,
+    ImagePart,
+    Message,
+    OpaquePart,
+    Part,
+    Reasoning,
+    ResponseFormat,
+    Role,
+    TextPart,
+    ThinkingPart,
+    Tool,
+    ToolCallPart,
+    ToolChoice,
+    ToolResultPart,
+)
+from common.dialects.shared.reading import Shape, as_list, at, invalid, opaque, read
+
+# Fields that change the answer and that no other family has; each with the values that ask for nothing.
+_OPAQUE_FIELDS: dict[str, tuple[object, ...]] = {
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "logit_bias": ({},),
+    "modalities": ([], ["text"]),
+    "audio": (),
+    "prediction": (),
+    "web_search_options": (),
+}
+# Hints that no other family has, and whose loss changes no answer; each with the values that ask for nothing.
+_DROPPED_FIELDS: dict[str, tuple[object, ...]] = {
+    "metadata": ({},),
+    "moderation": (),
+    "prompt_cache_key": (),
+    "prompt_cache_options": (),
+    "prompt_cache_retention": (),
+    "service_tier": ("auto", "default"),
+    "store": (False,),
+    "verbosity": ("medium",),
+}
+_DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)(?:;[^;,]*)*;base64,", re.IGNORECASE)
+_CONTENT = "a string or a list of content parts"
+
+
+class Body(Shape):
+    model: str = Field(min_length=1)
+    messages: list[Any] = Field(min_length=1)
+    stream: bool | None = None
+    stream_options: dict[str, Any] | None = None
+    tools: list[Any] | None = None
+    functions: list[Any] | None = None  # What tools were called before 2023-11.
+    parallel_tool_calls: bool | None = None
+    max_completion_tokens: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None  # Not OpenAI's, but compatible servers have it.
+    seed: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    n: int | None = Field(None, ge=1, le=128)
+    reasoning_effort: str | None = None
+    user: str | None = None
+    safety_identifier: str | None = None
+
+
+class _Message(Shape):
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+
+
+class _ToolMessage(Shape):
+    tool_call_id: str
+
+
+class _FunctionMessage(Shape):
+    name: str
+
+
+class _Function(Shape):
+    name: str = Field(min_length=1)
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class _FunctionTool(Shape):
+    function: _Function
+
+
+class _Call(Shape):
+    name: str
+
+
+class _ToolCall(Shape):
+    id: str
+    function: _Call
+
+
+class _NamedChoice(Shape):
+    name: str
+
+
+class _TextContent(Shape):
+    text: str
+
+
+class _Refusal(Shape):
+    refusal: str
+
+
+class _ImageUrl(Shape):
+    url: str
+    detail: str | None = None
+
+
+class _JsonSchema(Shape):
+    # Not named "schema", which would hide a method of pydantic's.
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    name: str | None = None
+    strict: bool | None = None
+
+
+def parse(body: Mapping[str, Any]) -> GenerationRequest:
+    fields = read(Body, dict(body))
+    request = GenerationRequest(
+        model=fields.model,
+        messages=_messages(fields.messages),
+        stream=bool(fields.stream),
+        include_usage=bool((fields.stream_options or {}).get("include_usage")),
+        parallel_tool_calls=fields.parallel_tool_calls,
+        max_output_tokens=fields.max_completion_tokens or fields.max_tokens,
+        temperature=fields.temperature,
+        top_p=fields.top_p,
+        top_k=fields.top_k,
+        stop=_stop(body.get("stop")),
+        seed=fields.seed,
+        presence_penalty=fields.presence_penalty,
+        frequency_penalty=fields.frequency_penalty,
+        choices=fields.n or 1,
+        reasoning=_reasoning(fields.reasoning_effort),
+        end_user=fields.user or fields.safety_identifier,
+        dropped=[name for name, neutral in _DROPPED_FIELDS.items() if body.get(name) not in (None, *neutral)],
+    )
+    for name, neutral in _OPAQUE_FIELDS.items():
+        if body.get(name) is not None and body[name] not in neutral:
+            request.opaque.append(OpaquePart(name, name))
+    _read_tools(fields, request)
+    _read_tool_choice(body, request)
+    _read_response_format(body.get("response_format"), request)
+    return request
+
+
+def _reasoning(effort: str | None) -> Reasoning | None:
+    if effort is None:
+        return None
+    return Reasoning(enabled=False) if effort == "none" else Reasoning(effort=effort)
+
+
+def _stop(value: object) -> list[str]:
+    if value is None:
+        return []
+    stops = [value] if isinstance(value, str) else value
+    if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
+        raise invalid("stop", "must be a string or a list of strings")
+    return [stop for stop in stops if stop]
+
+
+def _messages(items: list[Any]) -> list[Message]:
+    messages: list[Message] = []
+    legacy_call_id = ""
+    for index, item in enumerate(items):
+        path = at("messages", index)
+        match read(_Message, item, path).role:
+            case "system" | "developer":
+                messages.append(Message(Role.SYSTEM, _content(item.get("content"), at(path, "content"))))
+            case "user":
+                messages.append(Message(Role.USER, _content(item.get("content"), at(path, "content"))))
+            case "assistant":
+                # A legacy call has no id. Its result is the next function message, so a made-up id pairs them.
+                legacy_call_id = f"call_legacy_{index}" if item.get("function_call") is not None else legacy_call_id
+                messages.append(Message(Role.ASSISTANT, _assistant(item, path, legacy_call_id)))
+            case "tool":
+                _add_result(messages, read(_ToolMessage, item, path).tool_call_id, item, path)
+            case "function":
+                read(_FunctionMessage, item, path)
+                _add_result(messages, legacy_call_id, item, path)
+    return messages
+
+
+def _add_result(messages: list[Message], call_id: str, item: dict[str, Any], path: str) -> None:
+    """Append a tool's result; those that follow each other answer one turn, and become one message."""
+    value = item.get("content")
+    content = [] if value is None else _content(value, at(path, "content"))
+    # Only text, images and opaque parts come out of `_content`; the type checker cannot see that.
+    part = ToolResultPart(call_id, [each for each in content if isinstance(each, TextPart | ImagePart | OpaquePart)])
+    last = messages[-1] if messages else None
+    if last and last.role is Role.USER and last.parts and all(isinstance(each, ToolResultPart) for each in last.parts):
+        last.parts.append(part)
+    else:
+        messages.append(Message(Role.USER, [part]))
+
+
+def _assistant(item: dict[str, Any], path: str, legacy_call_id: str) -> list[Part]:
+    parts: list[Part] = []
+    thinking = item.get("reasoning_content") or item.get("reasoning")
+    if isinstance(thinking, str):
+        parts.append(ThinkingPart(thinking))
+    # Null next to tool calls is the rule; null alone is what some clients keep of an empty answer.
+    if item.get("content") is not None:
+        parts.extend(_content(item["content"], at(path, "content")))
+    if isinstance(item.get("refusal"), str) and item["refusal"]:
+        parts.append(TextPart(item["refusal"]))
+    if item.get("audio") is not None:
+        parts.append(OpaquePart("audio", at(path, "audio")))
+    calls = item.get("tool_calls")
+    if calls is not None:
+        calls = as_list(calls, at(path, "tool_calls"), "a list of tool calls")
+        parts.extend(_tool_call(call, at(path, "tool_calls", index)) for index, call in enumerate(calls))
+    if item.get("function_call") is not None:
+        call = item["function_call"]
+        name = read(_Call, call, at(path, "function_call")).name
+        parts.append(ToolCallPart(legacy_call_id, name, _arguments(call, at(path, "function_call"))))
+    return parts
+
+
+def _tool_call(call: object, path: str) -> Part:
+    if isinstance(call, dict) and call.get("type", "function") != "function":
+        return opaque(call["type"], path)
+    fields = read(_ToolCall, call, path)
+    assert isinstance(call, dict)
+    return ToolCallPart(fields.id, fields.function.name, _arguments(call["function"], at(path, "function")))
+
+
+def _arguments(call: dict[str, Any], path: str) -> str:
+    value = call.get("arguments")
+    if value is None or value == "":
+        return "{}"
+    if isinstance(value, dict):  # Ollama's own form, which its clients also send elsewhere.
+        return orjson.dumps(value).decode()
+    if not isinstance(value, str):
+        raise invalid(at(path, "arguments"), "must be a string that holds JSON")
+    return value
+
+
+def _content(value: object, path: str) -> list[Part]:
+    if isinstance(value, str):
+        return [TextPart(value)]
+    return [_part(part, at(path, index)) for index, part in enumerate(as_list(value, path, _CONTENT))]
+
+
+def _part(part: object, path: str) -> Part:
+    if isinstance(part, str):
+        return TextPart(part)
+    if not isinstance(part, dict):
+        raise invalid(path, "must be a content part: an object with a type")
+    match part.get("type"):
+        case "text":
+            return TextPart(read(_TextContent, part, path).text)
+        case "refusal":
+            return TextPart(read(_Refusal, part, path).refusal)
+        case "image_url":
+            return _image(part.get("image_url"), at(path, "image_url"))
+        case str() as type_:
+            return OpaquePart(type_, path)
+        case _:
+            raise invalid(at(path, "type"), "must be a string")
+
+
+def _image(value: object, path: str) -> Part:
+    image = read(_ImageUrl, {"url": value} if isinstance(value, str) else value, path)
+    if found := _DATA_URL.match(image.url):
+        return ImagePart(data=image.url[found.end() :], media_type=found[1].lower(), detail=image.detail)
+    if image.url.startswith(("http://", "https://")):
+        return ImagePart(url=image.url, detail=image.detail)
+    return OpaquePart("image_url", path)  # Such as gs://: some vendors of this family read more kinds of address.
+
+
+def _read_tools(fields: Body, request: GenerationRequest) -> None:
+    for index, item in enumerate(fields.tools or []):
+        path = at("tools", index)
+        if isinstance(item, dict) and item.get("type", "function") != "function":
+            request.opaque.append(opaque(item["type"], path))
+            continue
+        request.tools.append(_tool(read(_FunctionTool, item, path).function))
+    for index, item in enumerate(fields.functions or []):
+        request.tools.append(_tool(read(_Function, item, at("functions", index))))
+
+
+def _tool(function: _Function) -> Tool:
+    return Tool(function.name, function.description, function.parameters or {}, function.strict)
+
+
+def _read_tool_choice(body: Mapping[str, Any], request: GenerationRequest) -> None:
+    field = "tool_choice" if body.get("tool_choice") is not None else "function_call"
+    match body.get(field):
+        case None:
+            pass
+        case "auto":
+            request.tool_choice = ToolChoice("auto")
+        case "none":
+            request.tool_choice = ToolChoice("none")
+        case "required" | "any":  # "any" is Mistral's word.
+            request.tool_choice = ToolChoice("required")
+        case {"function": function}:
+            name = read(_NamedChoice, function, at(field, "function")).name
+            request.tool_choice = ToolChoice("tool", name)
+        case {"name": str() as name}:  # The legacy function_call, and what some clients send as tool_choice.
+            request.tool_choice = ToolChoice("tool", name)
+        case {"type": str() as type_}:
+            request.opaque.append(OpaquePart(type_, field))
+        case _:
+            raise invalid(field, 'must be "auto", "none", "required" or an object that names a function')
+
+
+def _read_response_format(value: object, request: GenerationRequest) -> None:
+    match value:
+        case None | {"type": "text"}:
+            pass
+        case {"type": "json_object"}:
+            request.response_format = ResponseFormat()
+        case {"type": "json_schema", **rest}:
+            schema = read(_JsonSchema, rest.get("json_schema"), "response_format.json_schema")
+            if schema.schema_ is None:
+                raise invalid("response_format.json_schema.schema", "is required")
+            request.response_format = ResponseFormat(schema.schema_, schema.name, schema.strict)
+        case {"type": str() as type_}:
+            request.opaque.append(OpaquePart(type_, "response_format"))
+        case _:
+            raise invalid("response_format", "must be an object with a type")

@@ -1,0 +1,278 @@
+"""How is an answer streamed as typed events of the responses API?
+
+Every block of the answer is an output item: announced, filled by deltas, and said once more as a whole when it is done.
+Calls may overlap with each other and with text, as ``output_index`` tells whose a delta is; a call is done once its
+arguments are whole and something else begins. The last event repeats the whole output.
+
+Source: https://platform.openai.com/docs/api-reference/responses-streaming
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import orjson
+
+from common.canonical.errors import Failed
+from common.canonical.events import (
+    Completed,
+    Event,
+    Finished,
+    RedactedThinking,
+    RefusalDelta,
+    Started,
+    TextDelta,
+    ThinkingDelta,
+    ThinkingSigned,
+    ToolCall,
+    ToolCallDelta,
+    ToolCallStarted,
+    Usage,
+)
+from common.dialects.base import ReplyInfo
+from common.dialects.openai_responses.progress import Said
+from common.dialects.openai_responses.request import namespaces
+from common.dialects.openai_responses.response_object import (
+    Described,
+    Items,
+    begun,
+    ended,
+    failed_response,
+    incomplete_reason,
+    output_text,
+    refusal,
+    summary_text,
+)
+from common.dialects.openai_responses.sealed_reasoning import seal
+from common.sse import encode_event
+
+Kind = Literal["text", "refusal", "thinking"]
+
+
+@dataclass(slots=True)
+class _OpenCall:
+    call: ToolCall
+    output_index: int
+    pieces: list[str] = field(default_factory=list)
+
+
+class ItemEncoder:
+    """Events to typed events, numbered from 0."""
+
+    def __init__(self, info: ReplyInfo) -> None:
+        self._info = info
+        self._described = Described(info.generation_id, info.model, info.created_s, info.body)
+        self._items = Items(info.generation_id, namespaces(info.body))
+        self._sequence = 0
+        self._started = False
+        self._output: list[dict[str, Any]] = []
+        self._open: Kind | None = None  # What the open item is, calls aside.
+        self._index = 0  # The open item's place in the output.
+        self._pieces: list[str] = []
+        self._calls: dict[int, _OpenCall] = {}  # By the index of the call.
+        self._finished: Finished | None = None
+        self._text_start = self._text_end = b""
+
+    def resume(self, said: Said) -> bytes:
+        """Go on where another call stopped, and return what a reader must have first."""
+        self._started = bool(said.response)
+        self._described.announced = said.response
+        self._sequence, self._output = said.next_sequence, said.output
+        if not said.step:
+            return b""
+        self._index = len(said.output) - 1
+        self._items.announced[self._index] = str(said.output[-1].get("id"))
+        self._open, self._pieces = "text", said.open_pieces
+        self._prepare_text()
+        match said.step:
+            case "item":
+                return self._part("added", "")
+            case "text":
+                return self._close(is_text_said=True)
+            case "end":
+                return self._close(is_text_said=True, is_part_said=True)
+        return b""
+
+    def encode(self, event: Event) -> bytes:
+        # Hot path: runs once per token. TextDelta first, and no dict is built for it.
+        if type(event) is TextDelta and self._open == "text" and event.choice == 0:
+            self._pieces.append(event.text)
+            self._sequence += 1
+            return self._text_start + orjson.dumps(event.text) + self._text_end % (self._sequence - 1)
+        return self._encode_rare(event)
+
+    def _encode_rare(self, event: Event) -> bytes:
+        if getattr(event, "choice", 0) != 0:
+            return b""  # A response is one choice; this dialect never asks for more.
+        match event:
+            case Started():
+                return self._start()
+            case TextDelta():
+                return self._ensure("text") + self.encode(event)
+            case RefusalDelta():
+                return self._ensure("refusal") + self._delta("refusal", event.text, content_index=0)
+            case ThinkingDelta():
+                return self._ensure("thinking") + self._delta("reasoning_summary_text", event.text, summary_index=0)
+            case ThinkingSigned():
+                return self._sealed(seal(signature=event.signature))
+            case RedactedThinking():
+                return self._close() + self._sealed(seal(redacted=event.data))
+            case ToolCallStarted():
+                return self._start_call(event)
+            case ToolCallDelta():
+                return self._call_delta(event)
+            case Finished():
+                self._finished = event
+                return self._start() + self._close_all()
+            case Completed():
+                return self._start() + self._close_all() + self._complete(event.usage)
+            case Failed():
+                return failed_event(self._described, event, self._sequence)
+
+    def _say(self, type_: str, **fields: Any) -> bytes:
+        data = {"type": f"response.{type_}", **fields, "sequence_number": self._sequence}
+        self._sequence += 1
+        return encode_event(orjson.dumps(data), f"response.{type_}")
+
+    def _start(self) -> bytes:
+        if self._started:
+            return b""
+        self._started = True
+        response = begun(self._described)
+        return self._say("created", response=response) + self._say("in_progress", response=response)
+
+    # Items that fill one after the other
+
+    def _ensure(self, kind: Kind) -> bytes:
+        """Return what it takes until an item of this kind is open."""
+        if self._open == kind:
+            return b""
+        before = self._begin_item()
+        self._open, self._pieces = kind, []
+        if kind == "thinking":
+            return before + self._add_item(self._items.reasoning(self._index, [])) + self._part("added", "")
+        if kind == "text":
+            self._prepare_text()
+        return before + self._add_item(self._items.message(self._index, [], "in_progress")) + self._part("added", "")
+
+    def _prepare_text(self) -> None:
+        delta = b'{"type":"response.output_text.delta","content_index":0,"delta":'
+        self._text_start = b"event: response.output_text.delta\ndata: " + delta
+        item = b',"item_id":"%s","logprobs":[],"output_index":%d' % (self._items.id("msg", self._index).encode(), self._index)
+        self._text_end = item.replace(b"%", b"%%") + b',"sequence_number":%d}\n\n'
+
+    def _begin_item(self) -> bytes:
+        """Return the end of what an item that begins now puts an end to, and take the next place."""
+        before = self._start() + self._close() + self._close_whole_calls()
+        self._index = len(self._output)
+        return before
+
+    def _add_item(self, item: dict[str, Any]) -> bytes:
+        self._output.append(item)
+        return self._say("output_item.added", item=item, output_index=self._index)
+
+    def _end_item(self, item: dict[str, Any], index: int) -> bytes:
+        self._output[index] = item
+        return self._say("output_item.done", item=item, output_index=index)
+
+    def _delta(self, type_: str, piece: str, **place: int) -> bytes:
+        self._pieces.append(piece)
+        return self._say(f"{type_}.delta", delta=piece, item_id=self._item_id(), output_index=self._index, **place)
+
+    def _item_id(self) -> str:
+        return self._items.id("rs" if self._open == "thinking" else "msg", self._index)
+
+    def _part(self, change: Literal["added", "done"], text: str) -> bytes:
+        """Return the event for the one part that an item of ours has."""
+        place: dict[str, Any] = {"item_id": self._item_id(), "output_index": self._index}
+        if self._open == "thinking":
+            return self._say(f"reasoning_summary_part.{change}", part=summary_text(text), summary_index=0, **place)
+        part = output_text(text) if self._open == "text" else refusal(text)
+        return self._say(f"content_part.{change}", content_index=0, part=part, **place)
+
+    def _close(
+        self,
+        status: str = "completed",
+        sealed: str | None = None,
+        *,
+        is_text_said: bool = False,
+        is_part_said: bool = False,
+    ) -> bytes:
+        """Return the end of the open item, calls aside; of the events that end a text, only those that were not said."""
+        if self._open is None:
+            return b""
+        text = "".join(self._pieces)
+        place: dict[str, Any] = {"item_id": self._item_id(), "output_index": self._index}
+        match self._open:
+            case "text":
+                done = b"" if is_text_said else self._say("output_text.done", content_index=0, logprobs=[], text=text, **place)
+                item = self._items.message(self._index, [output_text(text)], status)
+            case "refusal":
+                done = self._say("refusal.done", content_index=0, refusal=text, **place)
+                item = self._items.message(self._index, [refusal(text)], status)
+            case "thinking":
+                done = self._say("reasoning_summary_text.done", summary_index=0, text=text, **place)
+                item = self._items.reasoning(self._index, [summary_text(text)], sealed)
+        done += b"" if is_part_said else self._part("done", text)
+        done += self._end_item(item, self._index)
+        self._open = None
+        return done
+
+    def _sealed(self, sealed: str | None) -> bytes:
+        """Return the end of the thinking that is signed, or an item for a signature or a block without text."""
+        if self._open == "thinking":
+            return self._close(sealed=sealed)
+        before = self._begin_item()
+        item = self._items.reasoning(self._index, [], sealed)
+        return before + self._add_item(item) + self._end_item(item, self._index)
+
+    # Calls
+
+    def _start_call(self, event: ToolCallStarted) -> bytes:
+        before = self._begin_item()
+        opened = self._calls[event.index] = _OpenCall(ToolCall(event.id, event.name), self._index)
+        return before + self._add_item(self._items.call(self._index, opened.call, "in_progress"))
+
+    def _call_delta(self, event: ToolCallDelta) -> bytes:
+        opened = self._calls.get(event.index)
+        if opened is None or not event.arguments:
+            return b""  # What follows a whole call can only be white space.
+        opened.pieces.append(event.arguments)
+        place: dict[str, Any] = {"item_id": self._items.id("fc", opened.output_index), "output_index": opened.output_index}
+        return self._say("function_call_arguments.delta", delta=event.arguments, **place)
+
+    def _close_whole_calls(self) -> bytes:
+        """Return the end of the calls that have all of their arguments: most streams send one call after the other."""
+        whole = [index for index, opened in self._calls.items() if _is_object("".join(opened.pieces))]
+        return b"".join([self._close_call(self._calls.pop(index), "completed") for index in whole])
+
+    def _close_call(self, opened: _OpenCall, status: str) -> bytes:
+        index, arguments = opened.output_index, "".join(opened.pieces) or "{}"
+        opened.call.arguments = arguments
+        item = self._items.call(index, opened.call, status)
+        place: dict[str, Any] = {"item_id": item["id"], "output_index": index}
+        return self._say("function_call_arguments.done", arguments=arguments, **place) + self._end_item(item, index)
+
+    # The end
+
+    def _close_all(self) -> bytes:
+        status = "incomplete" if incomplete_reason(self._finished) else "completed"
+        calls, self._calls = self._calls, {}
+        return self._close(status) + b"".join([self._close_call(opened, status) for opened in calls.values()])
+
+    def _complete(self, usage: Usage | None) -> bytes:
+        completed_s = self._info.created_s + self._info.elapsed_ms() // 1000
+        response = ended(self._described, self._output, self._finished, usage, completed_s)
+        return self._say(response["status"], response=response)
+
+
+def failed_event(of: Described, failed: Failed, sequence: int) -> bytes:
+    # A cancelled one too: openai-node throws on "response.cancelled".
+    data = {"type": "response.failed", "response": failed_response(of, failed), "sequence_number": sequence}
+    return encode_event(orjson.dumps(data), "response.failed")
+
+
+def _is_object(arguments: str) -> bool:
+    try:
+        return isinstance(orjson.loads(arguments), dict)
+    except orjson.JSONDecodeError:
+        return False

@@ -1,0 +1,382 @@
+"""What does the body of an OpenAI responses request ask for?
+
+A conversation is a flat list of items here: messages, calls, results of calls, reasoning. Neighbouring items of the model
+are one turn of it. What only OpenAI has is refused by the other wires where it would be missed (an item of the
+conversation), and left out where it is merely offered (a tool that runs at OpenAI): Codex always offers some.
+
+Source: https://platform.openai.com/docs/api-reference/responses/create, and what Codex and the SDKs really send.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from pydantic import Field
+
+from common.canonical.generation import (
+    GenerationRequest,
+    ImagePart,
+    Message,
+    OpaquePart,
+    Part,
+    Reasoning,
+    ResponseFormat,
+    Role,
+    TextPart,
+    ThinkingPart,
+    Tool,
+    ToolCallPart,
+    ToolChoice,
+    ToolResultPart,
+)
+from common.dialects.openai_responses.sealed_reasoning import unseal
+from common.dialects.shared.reading import Shape, as_list, at, invalid, opaque, read
+
+# Fields that change the answer and that no other family has; each with the values that ask for nothing.
+_OPAQUE_FIELDS: dict[str, tuple[object, ...]] = {"conversation": (), "prompt": (), "top_logprobs": (0,)}
+# Hints that no other family has, and whose loss changes no answer; each with the values that ask for nothing.
+_DROPPED_FIELDS: dict[str, tuple[object, ...]] = {
+    "access_programs": (),
+    "context_management": ([],),
+    "image": (),
+    "max_tool_calls": (),
+    "moderation": (),
+    "prompt_cache_key": (),
+    "prompt_cache_options": (),
+    "prompt_cache_retention": (),
+    "service_tier": ("auto", "default"),
+    "stream_options": ({}, {"include_obfuscation": False}),
+    "truncation": ("disabled",),
+}
+_LOGPROBS = "message.output_text.logprobs"
+_DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)(?:;[^;,]*)*;base64,", re.IGNORECASE)
+_CONTENT = "a string or a list of content parts"
+_TOOL_NAME_CHARS_MAX = 64  # What every vendor takes.
+
+
+class Body(Shape):
+    model: str = Field(min_length=1)
+    instructions: str | None = None
+    stream: bool | None = None
+    background: bool | None = None
+    store: bool | None = None
+    previous_response_id: str | None = None
+    tools: list[Any] | None = None
+    parallel_tool_calls: bool | None = None
+    max_output_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = None
+    top_p: float | None = None
+    reasoning: dict[str, Any] | None = None
+    text: dict[str, Any] | None = None
+    include: list[Any] | None = None
+    metadata: dict[str, Any] | None = None
+    user: str | None = None
+    safety_identifier: str | None = None
+
+
+class _Message(Shape):
+    role: Literal["system", "developer", "user", "assistant"]
+
+
+class _Call(Shape):
+    call_id: str = Field(min_length=1)
+    name: str
+    arguments: str
+    namespace: str | None = None
+
+
+class _Output(Shape):
+    call_id: str = Field(min_length=1)
+
+
+class _Summary(Shape):
+    text: str
+
+
+class _ReasoningItem(Shape):
+    summary: list[_Summary] | None = None
+    content: list[_Summary] | None = None
+    encrypted_content: str | None = None
+
+
+class _Text(Shape):
+    text: str
+
+
+class _Refusal(Shape):
+    refusal: str
+
+
+class _Image(Shape):
+    image_url: str | None = None
+    detail: str | None = None
+
+
+class _Function(Shape):
+    name: str = Field(min_length=1)
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class _Namespace(Shape):
+    name: str
+    tools: list[dict[str, Any]]
+
+
+class _AllowedTools(Shape):
+    mode: Literal["auto", "required"]
+    tools: list[dict[str, Any]]
+
+
+class _Effort(Shape):
+    effort: str | None = None
+
+
+class _JsonSchema(Shape):
+    # Not named "schema", which would hide a method of pydantic's.
+    schema_: dict[str, Any] = Field(alias="schema")
+    name: str | None = None
+    strict: bool | None = None
+
+
+def parse(body: Mapping[str, Any]) -> GenerationRequest:
+    fields = read(Body, dict(body))
+    instructions = [Message(Role.SYSTEM, [TextPart(fields.instructions)])] if fields.instructions else []
+    request = GenerationRequest(
+        model=fields.model,
+        messages=instructions + _input(body),
+        # One in the background runs as a stream whatever its client asked for: its events are kept for who comes later.
+        stream=bool(fields.stream or fields.background),
+        parallel_tool_calls=fields.parallel_tool_calls,
+        max_output_tokens=fields.max_output_tokens,
+        temperature=fields.temperature,
+        top_p=fields.top_p,
+        reasoning=_reasoning(fields.reasoning),
+        end_user=fields.user or fields.safety_identifier,
+    )
+    for name, neutral in _OPAQUE_FIELDS.items():
+        if body.get(name) is not None and body[name] not in neutral:
+            request.opaque.append(OpaquePart(name, name))
+    if _LOGPROBS in (fields.include or []):
+        request.opaque.append(OpaquePart(_LOGPROBS, "include"))
+    request.dropped += [
+        name for name, neutral in _DROPPED_FIELDS.items() if body.get(name) is not None and body[name] not in neutral
+    ]
+    if (fields.text or {}).get("verbosity") not in (None, "medium"):
+        request.dropped.append("text.verbosity")
+    _read_tools(fields.tools or [], request)
+    _read_tool_choice(body.get("tool_choice"), request)
+    _read_format((fields.text or {}).get("format"), request)
+    return request
+
+
+def _reasoning(value: dict[str, Any] | None) -> Reasoning | None:
+    effort = read(_Effort, value or {}, "reasoning").effort
+    if effort is None:
+        return None
+    return Reasoning(enabled=False) if effort == "none" else Reasoning(effort=effort)
+
+
+def _input(body: Mapping[str, Any]) -> list[Message]:
+    value = body.get("input")
+    if value is None:
+        # A prompt or a conversation that is kept at OpenAI is an input too; nobody else has it.
+        for name in ("prompt", "conversation"):
+            if body.get(name) is not None:
+                return [Message(Role.USER, [OpaquePart(name, name)])]
+        raise invalid("input", "is required")
+    if not isinstance(value, str | list):
+        raise invalid("input", "must be a string or a list of items")
+    if not value:
+        raise invalid("input", "must not be empty")
+    messages = [Message(Role.USER, [TextPart(value)])] if isinstance(value, str) else _messages(value)
+    if not messages:
+        raise invalid("input", "must hold more than empty items")
+    return messages
+
+
+def _messages(items: list[Any]) -> list[Message]:
+    messages: list[Message] = []
+    for index, item in enumerate(items):
+        path = at("input", index)
+        if not isinstance(item, dict):
+            raise invalid(path, "must be an item: an object")
+        match type_of(item):
+            case "message":
+                _add_message(messages, item, path)
+            case "function_call":
+                _add(messages, Role.ASSISTANT, [_call(item, path)])
+            case "function_call_output":
+                _add(messages, Role.USER, [_result(item, path)])
+            case "reasoning":
+                _add(messages, Role.ASSISTANT, _thinking(item, path))
+            case type_:
+                messages.append(Message(Role.USER, [opaque(type_, path)]))
+    return messages
+
+
+def type_of(item: dict[str, Any]) -> object:
+    """Return an item's type, which messages and references may leave out."""
+    type_ = item.get("type")
+    return type_ if type_ is not None else "item_reference" if item.keys() - {"type"} == {"id"} else "message"
+
+
+def _add_message(messages: list[Message], item: dict[str, Any], path: str) -> None:
+    role = read(_Message, item, path).role
+    parts = _content(item.get("content"), at(path, "content"))
+    if role != "assistant":
+        messages.append(Message(Role.USER if role == "user" else Role.SYSTEM, parts))
+    elif isinstance(_last_part(messages), TextPart):
+        messages.append(Message(Role.ASSISTANT, parts))  # Two messages are not one text.
+    else:
+        _add(messages, Role.ASSISTANT, parts)
+
+
+def _add(messages: list[Message], role: Role, parts: list[Part]) -> None:
+    """Append to the turn that goes on: the model's, or the one that brings results of calls."""
+    is_same = bool(messages) and messages[-1].role is role
+    if is_same and (role is Role.ASSISTANT or isinstance(_last_part(messages), ToolResultPart)):
+        messages[-1].parts += parts
+    elif parts:
+        messages.append(Message(role, parts))
+
+
+def _last_part(messages: list[Message]) -> Part | None:
+    return messages[-1].parts[-1] if messages and messages[-1].parts else None
+
+
+def _call(item: dict[str, Any], path: str) -> Part:
+    call = read(_Call, item, path)
+    return ToolCallPart(call.call_id, flat_name(call.namespace, call.name), call.arguments or "{}")
+
+
+def _result(item: dict[str, Any], path: str) -> Part:
+    call_id = read(_Output, item, path).call_id
+    content = _content(item.get("output"), at(path, "output"))
+    # Only text, images and opaque parts come out of `_content`; the type checker cannot see that.
+    return ToolResultPart(call_id, [each for each in content if isinstance(each, TextPart | ImagePart | OpaquePart)])
+
+
+def _thinking(item: dict[str, Any], path: str) -> list[Part]:
+    fields = read(_ReasoningItem, item, path)
+    part = unseal(fields.encrypted_content or "")
+    if part.redacted is None:
+        part.text = "\n\n".join(each.text for each in fields.summary or fields.content or [])
+    return [part] if part != ThinkingPart() else []
+
+
+def _content(value: object, path: str) -> list[Part]:
+    if isinstance(value, str):
+        return [TextPart(value)]
+    return [_part(part, at(path, index)) for index, part in enumerate(as_list(value, path, _CONTENT))]
+
+
+def _part(part: object, path: str) -> Part:
+    if not isinstance(part, dict):
+        raise invalid(path, "must be a content part: an object with a type")
+    match part.get("type"):
+        case "input_text" | "output_text" | "text":
+            return TextPart(read(_Text, part, path).text)
+        case "refusal":
+            return TextPart(read(_Refusal, part, path).refusal)
+        case "input_image":
+            return _image(read(_Image, part, path), path)
+        case str() as type_:
+            return OpaquePart(type_, path)
+        case _:
+            raise invalid(at(path, "type"), "must be a string")
+
+
+def _image(image: _Image, path: str) -> Part:
+    url = image.image_url or ""
+    if found := _DATA_URL.match(url):
+        return ImagePart(data=url[found.end() :], media_type=found[1].lower(), detail=image.detail)
+    if url.startswith(("http://", "https://")):
+        return ImagePart(url=url, detail=image.detail)
+    return OpaquePart("input_image", path)  # A file that was uploaded to the vendor.
+
+
+def _read_tools(items: list[Any], request: GenerationRequest) -> None:
+    for index, item in enumerate(items):
+        path = at("tools", index)
+        if not isinstance(item, dict):
+            raise invalid(path, "must be a tool: an object with a type")
+        match item.get("type"):
+            case "function":
+                request.tools.append(_tool(item, path))
+            case "namespace":
+                for inner, each in enumerate(read(_Namespace, item, path).tools):
+                    if each.get("type") == "function":
+                        request.tools.append(_tool(each, at(path, "tools", inner), item["name"]))
+                    else:
+                        request.dropped.append(at(path, "tools", inner))
+            case str():
+                request.dropped.append(path)
+            case _:
+                raise invalid(at(path, "type"), "must be a string")
+
+
+def _tool(item: dict[str, Any], path: str, namespace: str | None = None) -> Tool:
+    function = read(_Function, item, path)
+    return Tool(flat_name(namespace, function.name), function.description, function.parameters or {}, function.strict)
+
+
+def flat_name(namespace: str | None, name: str) -> str:
+    """Return the one name by which other vendors know a function of a namespace."""
+    if not namespace:
+        return name
+    flat = f"{namespace}__{name}"
+    if len(flat) <= _TOOL_NAME_CHARS_MAX:
+        return flat
+    return f"{flat[: _TOOL_NAME_CHARS_MAX - 9]}_{hashlib.sha256(flat.encode()).hexdigest()[:8]}"
+
+
+def namespaces(body: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Return what ``flat_name`` made of a parsed body's functions: flat name → namespace and name."""
+    return {flat_name(space, name): (space, name) for space, name in _named(body) if space}
+
+
+def _named(body: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for item in body.get("tools") or []:
+        if item["type"] == "namespace":
+            yield from ((item["name"], each["name"]) for each in item["tools"] if each.get("type") == "function")
+
+
+def _read_tool_choice(value: object, request: GenerationRequest) -> None:
+    match value:
+        case None:
+            pass
+        case "auto" | "none":
+            request.tool_choice = ToolChoice("auto" if value == "auto" else "none")
+        case "required":
+            request.tool_choice = ToolChoice("required")
+        case {"type": "function", "name": str() as name}:
+            request.tool_choice = ToolChoice("tool", name)
+        case {"type": "allowed_tools"}:
+            allowed = read(_AllowedTools, value, "tool_choice")
+            names = {flat_name(tool.get("namespace"), str(tool.get("name"))) for tool in allowed.tools}
+            request.tools = [tool for tool in request.tools if tool.name in names]
+            request.tool_choice = ToolChoice(allowed.mode)
+        case {"type": str() as type_}:
+            request.opaque.append(OpaquePart(type_, "tool_choice"))
+        case _:
+            raise invalid("tool_choice", 'must be "auto", "none", "required" or an object with a type')
+    if request.tool_choice and request.tool_choice.mode == "required" and not request.tools:
+        request.opaque.append(OpaquePart("required", "tool_choice"))  # All tools that it could mean are left out.
+
+
+def _read_format(value: object, request: GenerationRequest) -> None:
+    match value:
+        case None | {"type": "text"}:
+            pass
+        case {"type": "json_object"}:
+            request.response_format = ResponseFormat()
+        case {"type": "json_schema"}:
+            schema = read(_JsonSchema, value, "text.format")
+            request.response_format = ResponseFormat(schema.schema_, schema.name, schema.strict)
+        case {"type": str() as type_}:
+            request.opaque.append(OpaquePart(type_, "text.format"))
+        case _:
+            raise invalid("text.format", "must be an object with a type")

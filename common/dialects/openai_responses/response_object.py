@@ -1,0 +1,209 @@
+"""What does a response object look like, and the items of its output?
+
+Field by field as recorded. What OpenAI repeats of the request is repeated from the client's own body.
+Source: https://platform.openai.com/docs/api-reference/responses/object
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from common.canonical.errors import ErrorKind, Failed
+from common.canonical.events import Finished, FinishReason, RefusalBlock, TextBlock, ThinkingBlock, ToolCall, Usage
+from common.dialects.openai_responses.sealed_reasoning import seal
+from common.responses import response_id
+
+# What a response repeats of its request, with OpenAI's defaults.
+_ECHOED: dict[str, Any] = {
+    "instructions": None,
+    "max_output_tokens": None,
+    "max_tool_calls": None,
+    "parallel_tool_calls": True,
+    "presence_penalty": 0.0,
+    "previous_response_id": None,
+    "prompt_cache_key": None,
+    "prompt_cache_retention": None,
+    "safety_identifier": None,
+    "service_tier": "default",
+    "store": True,
+    "temperature": 1.0,
+    "tool_choice": "auto",
+    "top_logprobs": 0,
+    "top_p": 1.0,
+    "truncation": "disabled",
+    "user": None,
+    "metadata": {},
+}
+_INCOMPLETE = {
+    FinishReason.LENGTH: "max_output_tokens",
+    FinishReason.CONTENT_FILTER: "content_filter",
+    FinishReason.REFUSAL: "content_filter",
+}
+_ITEM_ID = re.compile(r"(?:msg|rs|fc)_([0-9a-f]{32})[0-9a-f]{2,4}")
+_NO_IMAGE_TOKENS = {"image_tokens": 0, "text_tokens": 0}
+# Of OpenAI's own tools, which run nowhere else.
+_TOOL_USAGE = {
+    "image_gen": {
+        "input_tokens": 0,
+        "input_tokens_details": _NO_IMAGE_TOKENS,
+        "output_tokens": 0,
+        "output_tokens_details": _NO_IMAGE_TOKENS,
+        "total_tokens": 0,
+    },
+    "web_search": {"num_requests": 0},
+}
+_ERROR_CODE = {
+    ErrorKind.RATE_LIMITED: "rate_limit_exceeded",
+    ErrorKind.UPSTREAM_RATE_LIMITED: "rate_limit_exceeded",
+    ErrorKind.CANCELLED: "cancelled",
+}
+
+
+@dataclass(slots=True)
+class Described:
+    """What a response says of itself whatever becomes of it. ``body`` is the client's own; ``announced`` is the response as
+    the client has been told of it, where another call began it."""
+
+    generation_id: str
+    model: str = ""
+    created_s: int = 0
+    body: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    announced: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+
+def begun(of: Described, status: str = "in_progress") -> dict[str, Any]:
+    """Return a response without output: as it begins, or (``queued``) before that."""
+    if of.announced:
+        return {**of.announced, "status": status}
+    body = of.body
+    echoed = {name: default if body.get(name) is None else body[name] for name, default in _ECHOED.items()}
+    return {
+        "id": response_id(of.generation_id),
+        "object": "response",
+        "created_at": of.created_s,
+        "status": status,
+        "background": body.get("background") is True,
+        "completed_at": None,
+        "error": None,
+        "frequency_penalty": 0.0,
+        "incomplete_details": None,
+        "model": of.model,
+        "moderation": None,
+        "output": [],
+        "reasoning": {"effort": None, "summary": None, **(body.get("reasoning") or {})},
+        "text": _text(body.get("text") or {}),
+        "tool_usage": _TOOL_USAGE,
+        "tools": [_tool(tool) for tool in body.get("tools") or []],
+        "usage": None,
+        **echoed,
+    }
+
+
+def ended(
+    of: Described, output: Sequence[dict[str, Any]], finished: Finished | None, usage: Usage | None, completed_s: int
+) -> dict[str, Any]:
+    """Return a response whose model has said all it will; ``status`` tells whether that is all it wanted to say."""
+    reason = incomplete_reason(finished)
+    return {
+        **begun(of, "incomplete" if reason else "completed"),
+        "completed_at": None if reason else completed_s,
+        "incomplete_details": {"reason": reason} if reason else None,
+        "output": output,
+        "usage": _usage(usage or Usage()),
+    }
+
+
+def failed_response(of: Described, failed: Failed, status: str = "failed") -> dict[str, Any]:
+    code = failed.code or _ERROR_CODE.get(failed.kind, "server_error")
+    return {**begun(of, status), "error": {"code": code, "message": failed.message}}
+
+
+def incomplete_reason(finished: Finished | None) -> str | None:
+    return _INCOMPLETE.get(finished.reason) if finished else None
+
+
+def _text(text: Mapping[str, Any]) -> dict[str, Any]:
+    format_ = text.get("format") or {"type": "text"}
+    if format_.get("type") == "json_schema":
+        format_ = {"description": None, "strict": False, **format_}
+    return {"format": format_, "verbosity": text.get("verbosity") or "medium"}
+
+
+def _tool(tool: dict[str, Any]) -> dict[str, Any]:
+    if tool.get("type") != "function":
+        return tool
+    return {"description": None, "output_schema": None, "parameters": None, "strict": False, **tool}
+
+
+def _usage(usage: Usage) -> dict[str, Any]:
+    return {
+        "input_tokens": usage.input_tokens,
+        "input_tokens_details": {"cache_write_tokens": usage.cache_write_tokens, "cached_tokens": usage.cache_read_tokens},
+        "output_tokens": usage.output_tokens,
+        "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+        "total_tokens": usage.input_tokens + usage.output_tokens,
+    }
+
+
+class Items:
+    """The output items of one response, by their place in it. ``namespaces``: see ``openai_responses_request``."""
+
+    def __init__(self, generation_id: str, namespaces: Mapping[str, tuple[str, str]]) -> None:
+        self._suffix = generation_id.removeprefix("gen_")
+        self._namespaces = namespaces
+        self.announced: dict[int, str] = {}  # Ids that the client has been told by another call.
+
+    def id(self, kind: str, index: int) -> str:
+        if index in self.announced:
+            return self.announced[index]
+        # The response can be told from it: some clients send items back as references.
+        return f"{kind}_{self._suffix}{index:02x}"
+
+    def message(self, index: int, content: list[dict[str, Any]], status: str) -> dict[str, Any]:
+        id_ = self.id("msg", index)
+        return {"id": id_, "type": "message", "status": status, "content": content, "role": "assistant"}
+
+    def reasoning(self, index: int, summary: list[dict[str, Any]], sealed: str | None = None) -> dict[str, Any]:
+        item = {"id": self.id("rs", index), "type": "reasoning", "summary": summary}
+        return {**item, "encrypted_content": sealed} if sealed else item
+
+    def call(self, index: int, call: ToolCall, status: str) -> dict[str, Any]:
+        space, name = self._namespaces.get(call.name, (None, call.name))
+        item = {"id": self.id("fc", index), "type": "function_call", "status": status, "arguments": call.arguments}
+        item |= {"call_id": call.id, "name": name}
+        return {**item, "namespace": space} if space else item
+
+    def whole(self, index: int, block: TextBlock | RefusalBlock | ThinkingBlock | ToolCall, status: str) -> dict[str, Any]:
+        match block:
+            case TextBlock():
+                return self.message(index, [output_text(block.text)], status)
+            case RefusalBlock():
+                return self.message(index, [refusal(block.text)], status)
+            case ThinkingBlock():
+                sealed = seal(signature=block.signature, redacted=block.redacted)
+                return self.reasoning(index, [summary_text(block.text)] if block.text else [], sealed)
+            case ToolCall():
+                return self.call(index, ToolCall(block.id, block.name, block.arguments or "{}"), status)
+
+
+def generation_of_item(id_: object) -> str | None:
+    """Return the generation that made an item, None for an item that is not ours.
+
+    >>> generation_of_item("fc_0123456789abcdef0123456789abcdef02")
+    'gen_0123456789abcdef0123456789abcdef'
+    """
+    match = _ITEM_ID.fullmatch(id_) if isinstance(id_, str) else None
+    return f"gen_{match[1]}" if match else None
+
+
+def output_text(text: str) -> dict[str, Any]:
+    return {"type": "output_text", "annotations": [], "logprobs": [], "text": text}
+
+
+def refusal(text: str) -> dict[str, Any]:
+    return {"type": "refusal", "refusal": text}
+
+
+def summary_text(text: str) -> dict[str, Any]:
+    return {"type": "summary_text", "text": text}

@@ -1,0 +1,203 @@
+"""What do we promise clients of the unified chat?
+
+Reading the body is ``unified_request.py``; here is what goes back: pieces of text, then one event with usage, cost and
+latency. Money is text with six decimals, null where a price is not known. Tool calls come whole, in one chunk. Thinking
+is not shown: the format has no place for it.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
+from typing import Any
+
+import orjson
+
+from common.canonical.errors import ErrorKind, Failed
+from common.canonical.events import (
+    Choice,
+    Completed,
+    Event,
+    Finished,
+    FinishReason,
+    RefusalBlock,
+    RefusalDelta,
+    Reply,
+    TextBlock,
+    TextDelta,
+    ToolCall,
+    ToolCallDelta,
+    ToolCallStarted,
+    Usage,
+)
+from common.canonical.generation import GenerationRequest
+from common.dialects.base import Ended, Progress, ReplyInfo, SoFar
+from common.dialects.shared.finish_words import FINISH_WORD, reason_of
+from common.dialects.shared.own_bytes import count_in, dict_in, events_of, text_in
+from common.dialects.unified.dialect import request as unified_request
+from common.sse import encode_event
+
+
+class Unified:
+    name = "unified"
+
+    def parse(self, body: Mapping[str, Any]) -> GenerationRequest:
+        return unified_request.parse(body)
+
+    def encoder(self, request: GenerationRequest, info: ReplyInfo) -> "ChunkEncoder":
+        return ChunkEncoder(info)
+
+    def resume(self, request: GenerationRequest, info: ReplyInfo, blocks: Sequence[bytes]) -> Progress:
+        """All bytes are ours: no vendor speaks this."""
+        events = [event for event in events_of(blocks) if event is not None]
+        text = "".join(text_in(event, "content") for event in events)
+        is_plain = not any("tool_calls" in event for event in events)
+        progress = Progress(text, is_plain, ChunkEncoder(info))
+        if events and "finish_reason" in events[-1]:
+            usage = dict_in(events[-1], "usage")
+            progress.encoder = Ended()
+            progress.finished = Finished(reason_of(text_in(events[-1], "finish_reason")))
+            progress.usage = Usage(count_in(usage, "prompt_tokens"), count_in(usage, "completion_tokens"))
+        return progress
+
+    def encode_whole(self, reply: Reply, request: GenerationRequest, info: ReplyInfo) -> bytes:
+        choice = reply.choices.get(0) or Choice()
+        message: dict[str, Any] = {"role": "assistant", "content": _text(choice)}
+        if choice.tool_calls:
+            message["tool_calls"] = _calls(choice.tool_calls)
+        reason = choice.finish_reason or FinishReason.STOP
+        return orjson.dumps({"provider": info.provider, "message": message, **_account(reply.usage, reason, info)})
+
+    def status(self, failed: Failed) -> int:
+        return failed.http_status
+
+    def error_body(self, failed: Failed, request_id: str) -> bytes:
+        if failed.kind is not ErrorKind.INVALID_REQUEST or failed.http_status != 400:
+            return orjson.dumps(_error(failed))
+        faults = failed.faults or {failed.param or "": _fault(failed)}
+        details = _details(faults)
+        return orjson.dumps({"error": "Invalid request", "details": details, "expectedSchema": unified_request.SCHEMA})
+
+    def error_event(self, failed: Failed, so_far: SoFar) -> bytes:
+        return _error_event(failed)
+
+    def text_of_event(self, event: dict[str, Any]) -> object:
+        return event.get("content")
+
+    def text_of_whole(self, answer: dict[str, Any]) -> object:
+        return dict_in(answer, "message").get("content")
+
+    def is_final(self, last: bytes) -> bool:
+        return last.startswith((b"event: done", b"event: error"))
+
+
+class ChunkEncoder:
+    """Events to ``chunk`` events, and one ``done``."""
+
+    def __init__(self, info: ReplyInfo) -> None:
+        self._info = info
+        self._calls: dict[int, ToolCall] = {}
+        self._finish_reason = FinishReason.STOP
+
+    def encode(self, event: Event) -> bytes:
+        # Hot path: runs once per token. No dict is built for it.
+        if type(event) is TextDelta and event.text and event.choice == 0:
+            return b'event: chunk\ndata: {"content":%b,"role":"assistant"}\n\n' % orjson.dumps(event.text)
+        return self._encode_rare(event)
+
+    def _encode_rare(self, event: Event) -> bytes:
+        if getattr(event, "choice", 0) != 0:
+            return b""  # An answer is one choice; this dialect refuses to ask for more.
+        match event:
+            case RefusalDelta(text) if text:
+                return _chunk(text)
+            case ToolCallStarted():
+                self._calls[event.index] = ToolCall(event.id, event.name)
+            case ToolCallDelta():
+                self._calls[event.index].arguments += event.arguments
+            case Finished():
+                self._finish_reason = event.reason
+                calls = _calls(call for _, call in sorted(self._calls.items()))
+                return _chunk("", tool_calls=calls) if calls else b""
+            case Completed():
+                return encode_event(orjson.dumps(_account(event.usage, self._finish_reason, self._info)), "done")
+            case Failed():
+                return _error_event(event)
+            case _:
+                pass  # Thinking and its signatures, empty text, and the beginning.
+        return b""
+
+
+def _text(choice: Choice) -> str:
+    """What the model said, a refusal included: there is no other place for one."""
+    return "".join(block.text for block in choice.blocks if isinstance(block, TextBlock | RefusalBlock))
+
+
+def _chunk(content: str, **fields: Any) -> bytes:
+    return encode_event(orjson.dumps({"content": content, "role": "assistant", **fields}), "chunk")
+
+
+def _calls(calls: Iterable[ToolCall]) -> list[dict[str, Any]]:
+    """The shape of OpenAI's chat, which requests bring tool calls back in."""
+    return [
+        {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments or "{}"}}
+        for call in calls
+    ]
+
+
+def _account(reported: Usage | None, reason: FinishReason, info: ReplyInfo) -> dict[str, Any]:
+    """What an answer took. Tokens are 0 where the provider reports none; their price is unknown then, and never 0."""
+    usage = reported or Usage()
+    total = usage.input_tokens + usage.output_tokens
+    cost = info.price(reported) if reported else None
+    return {
+        "usage": {"prompt_tokens": usage.input_tokens, "completion_tokens": usage.output_tokens, "total_tokens": total},
+        "cost": {
+            "total_tokens": total,
+            "input_tokens": usage.input_tokens,
+            "output_tokens": usage.output_tokens,
+            "estimated_cost_usd": _money(cost.total_usd) if cost else None,
+            "input_cost_usd": _money(cost.input_usd) if cost else None,
+            "output_cost_usd": _money(cost.output_usd) if cost else None,
+        },
+        "latency_ms": info.elapsed_ms(),
+        "finish_reason": FINISH_WORD[reason],
+    }
+
+
+def _money(usd: Decimal) -> str:
+    return f"{usd:.6f}"
+
+
+def _fault(failed: Failed) -> str:
+    """The message without the field's name, which the place in the details tells; in zod's word where it has one."""
+    fault = failed.message.removeprefix(f"{failed.param} ")
+    return "Required" if fault == "is required." else fault
+
+
+def _details(faults: Mapping[str, str]) -> dict[str, Any]:
+    """The faults by field, nested as the body is: what zod's ``format()`` makes of them.
+
+    Source: https://v3.zod.dev/ERROR_HANDLING?id=formatting-errors
+    """
+    details: dict[str, Any] = {}
+    for path, fault in faults.items():
+        node = details
+        for step in path.split(".") if path else []:
+            node = node.setdefault(step, {"_errors": []})
+        node.setdefault("_errors", []).append(fault)
+    return details
+
+
+def _error(failed: Failed) -> dict[str, Any]:
+    error = {
+        "error": failed.message,
+        "type": failed.type or failed.kind.value,
+        "code": failed.code or failed.kind.value,
+    }
+    return error | ({"param": failed.param} if failed.param else {})
+
+
+def _error_event(failed: Failed) -> bytes:
+    return encode_event(orjson.dumps(_error(failed)), "error")
+
+
+UNIFIED = Unified()

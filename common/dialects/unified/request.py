@@ -1,0 +1,88 @@
+"""What does the body of a unified chat request ask for?
+
+``provider``, ``model`` and ``messages`` are needed, and all that is wrong with them is told at once. The rest is as in
+OpenAI's chat completions (sampling fields, tools, ``response_format``, ``stream``), and read by the same reader.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from common.canonical.errors import ErrorKind, GatewayError
+from common.canonical.generation import GenerationRequest
+from common.dialects.openai_chat.dialect import request as openai_chat_request
+from common.dialects.shared.reading import invalid
+from common.vendors.table import VENDORS
+
+_NEEDED: dict[str, type] = {"provider": str, "model": str, "messages": list}
+_TYPE_NAMES: dict[type, str] = {str: "string", list: "array", dict: "object", bool: "boolean", int: "number", float: "number"}
+_TOO_SHORT: dict[type, str] = {
+    str: "String must contain at least 1 character(s)",
+    list: "Array must contain at least 1 element(s)",
+}
+_SHOWN_CHARS_MAX = 100
+
+_PROVIDERS = list(VENDORS)
+_ROLES = ["system", "user", "assistant"]
+
+# What a client with a wrong body is shown.
+SCHEMA: dict[str, Any] = {
+    "structure": {
+        "type": "object",
+        "properties": {
+            "provider": {"type": "enum", "options": _PROVIDERS},
+            "model": {"type": "string"},
+            "messages": {
+                "type": "array",
+                "items": {
+                    "type": "object",
+                    "properties": {"role": {"type": "enum", "options": _ROLES}, "content": {"type": "string"}},
+                },
+            },
+        },
+    },
+    "description": "\n".join(
+        (
+            f"provider: enum: {' | '.join(_PROVIDERS)}",
+            "model: string",
+            "messages: array of:",
+            f"  role: enum: {' | '.join(_ROLES)}",
+            "  content: string",
+        )
+    ),
+    "example": {"provider": "openai", "model": "gpt-4-turbo", "messages": [{"role": "user", "content": "Hello"}]},
+}
+
+
+def check(body: Mapping[str, Any], providers: Collection[str] | None = None) -> None:
+    """Check what a body must have; ``providers`` are all that there are, where that is known.
+
+    Raises:
+        GatewayError: INVALID_REQUEST with all ``faults``.
+    """
+    faults = {name: fault for name, type_ in _NEEDED.items() if (fault := _fault(body, name, type_))}
+    if providers is not None and "provider" not in faults and body["provider"] not in providers:
+        options = " | ".join(f"'{provider}'" for provider in _PROVIDERS)
+        faults["provider"] = f"Invalid enum value. Expected {options}, received '{body['provider'][:_SHOWN_CHARS_MAX]}'"
+    if faults:
+        field, fault = next(iter(faults.items()))
+        raise GatewayError(ErrorKind.INVALID_REQUEST, f"{field} is not valid: {fault}.", param=field, faults=faults)
+
+
+def parse(body: Mapping[str, Any]) -> GenerationRequest:
+    check(body)
+    request = openai_chat_request.parse(body)
+    if request.choices != 1:
+        raise invalid("n", "must be 1: the answer is one message")
+    request.provider = body["provider"]
+    request.include_usage = True
+    return request
+
+
+def _fault(body: Mapping[str, Any], name: str, type_: type) -> str | None:
+    """Return what is wrong with a needed field, in zod's words, which clients of this format may look for."""
+    if name not in body:
+        return "Required"
+    value = body[name]
+    if not isinstance(value, type_):
+        return f"Expected {_TYPE_NAMES[type_]}, received {_TYPE_NAMES.get(type(value), 'null')}"
+    return None if value else _TOO_SHORT[type_]

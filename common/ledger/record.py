@@ -1,0 +1,55 @@
+"""What does Redis keep of an ended generation until the database has it?
+
+The script that appends ``end`` writes ``{gen_…}:record`` in the same step, so there is one for every generation that ended,
+whoever ended it and whatever crashed: a hash of
+
+- ``asked``: JSON of ``Asked`` below, said when the generation was opened;
+- ``end``: the data of the ``end`` frame, JSON: error (or null), usage, cost, timings… (see ``workers.generate``; of a
+  generation that no worker ended, only the error);
+- ``ended_ms``: when, by Redis' clock;
+- ``note``: of a generation that no worker ended, what its worker last left: its attempts (see ``common.metering.attempts``).
+
+It has no expiry. The queue's scripts that remove the job also push its id to the list ``sluice:q:ended``, at least once.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import orjson
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Who asked for what, and when. With ``is_audited`` the request and the log stay until the collector has read them."""
+
+    owner: str
+    tenant: str
+    end_user: str | None
+    request_id: str
+    dialect: str
+    operation: str
+    stream: bool
+    model: str
+    created_ms: int
+    is_audited: bool = False
+    cache: str = "miss"
+    answered_by: str | None = None
+
+    def pack(self) -> bytes:
+        return orjson.dumps(self)
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> "Asked":
+        """Return what was packed; fields of a newer version are passed over.
+
+        Raises:
+            ValueError: not one of ours.
+        """
+        found: dict[str, Any] = orjson.loads(packed)
+        try:
+            return cls(**{name: value for name, value in found.items() if name in _KNOWN})
+        except TypeError as error:
+            raise ValueError(str(error)) from error
+
+
+_KNOWN = {each.name for each in fields(Asked)}

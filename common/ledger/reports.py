@@ -1,0 +1,177 @@
+"""Who used how much, and what did it cost?
+
+Sums over the ledger, by one or more of: key, tenant, model, provider, end user, day, hour. A generation counts for when it
+ended, in UTC; one that several providers worked for counts for each of them, with what that one took. Money is summed as
+whole nano-dollars, and no sum fails, whatever stands in a row. Where a price or a usage is not known it counts for nothing,
+and the report says of how many generations that is so.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, Select, case, distinct, func, outerjoin, select
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from common.access.key_records import managed_id
+from common.database.engine import database_errors
+from common.database.tables import LedgerAttempt, LedgerRow, ManagedKey
+from common.ledger.usage_report import TIMES, TOKENS, Line, Question, Report
+
+_HOUR_MS = 3_600_000
+_NAMES_AT_A_TIME = 500  # A statement of SQLite's has a bound on its variables.
+_HALF = 10**9
+_LENGTH_MS = {"day": 24 * _HOUR_MS, "hour": _HOUR_MS}
+
+_COLUMNS = {
+    "key": LedgerRow.owner,
+    "tenant": LedgerRow.tenant,
+    "model": LedgerRow.model,
+    "provider": LedgerRow.provider,
+    "end_user": LedgerRow.end_user,
+}
+
+
+def day_begins_ms(now_ms: int) -> int:
+    return now_ms - now_ms % _LENGTH_MS["day"]
+
+
+def month_begins_ms(now_ms: int) -> int:
+    now = datetime.fromtimestamp(now_ms / 1000, UTC)
+    return int(now.replace(day=1, hour=0, minute=0, second=0, microsecond=0).timestamp() * 1000)
+
+
+async def usage(engine: AsyncEngine, question: Question) -> Report:
+    """Answer a question.
+
+    Raises:
+        DatabaseUnavailable
+    """
+    with database_errors():
+        async with engine.connect() as connection:
+            found = (await connection.execute(_query(question))).all()
+            lines = [_line(question.by, row) for row in found[: question.lines_max]]
+            owners = {line.group.get("key") for line in lines} | {question.only.get("key")}
+            names = await _key_names(connection, [owner for owner in owners if owner])
+    return Report(question, lines, len(found) > question.lines_max, names)
+
+
+async def _key_names(connection: AsyncConnection, owners: list[str]) -> dict[str, str]:
+    """Return the names of those keys that are managed ones and have one, by their ids in reports."""
+    ids = {id_: owner for owner in owners if (id_ := managed_id(owner))}
+    found: dict[str, str] = {}
+    for start in range(0, len(ids), _NAMES_AT_A_TIME):
+        some = list(ids)[start : start + _NAMES_AT_A_TIME]
+        query = select(ManagedKey.id, ManagedKey.name).where(ManagedKey.id.in_(some), ManagedKey.name != "")
+        found |= {ids[id_]: name for id_, name in await connection.execute(query)}
+    return found
+
+
+def _query(question: Question) -> Select[Any]:
+    row = LedgerRow
+    by_provider = "provider" in (*question.by, *question.only)
+    columns, source = _columns(by_provider=by_provider)
+    count = _count_once if by_provider else _count
+    groups = [_group(name, columns) for name in question.by]
+    # Two tenants may have a user of the same name, and a key that names no users is one itself.
+    user = case((row.end_user.is_not(None), row.tenant + "/" + row.end_user), else_=row.owner)
+    cost = columns["cost_nano_usd"]
+    query = (
+        select(
+            *groups,
+            count(row.id.is_not(None)),
+            *(half for name in TOKENS for half in _halves(columns[name])),
+            *_halves(cost),
+            count(columns["is_estimated"]),
+            count(columns["input_tokens"].is_not(None) & cost.is_(None)),
+            func.count(distinct(user)),
+        )
+        .select_from(source)
+        .where(row.ended_ms >= question.since_ms, row.ended_ms < question.until_ms)
+        .group_by(*groups)
+        .limit(question.lines_max + 1)
+    )
+    for name, value in question.only.items():
+        query = query.where(columns[name] == value)
+    times = [group for name, group in zip(question.by, groups, strict=True) if name in TIMES]
+    dearest = func.coalesce(func.sum(cost * 1.0), 0)  # A float, which no sum overflows; only the order needs it.
+    return query.order_by(*times, dearest.desc(), count(row.id.is_not(None)).desc(), *groups)
+
+
+def _columns(*, by_provider: bool) -> tuple[dict[str, Any], Any]:
+    """Return what is summed and grouped by, and where it stands.
+
+    ``by_provider``: a generation of several attempts counts for each provider with what that one's took.
+    """
+    names = (*TOKENS, "cost_nano_usd", "is_estimated", "has_brought_key")
+    columns: dict[str, Any] = {**_COLUMNS, **{name: getattr(LedgerRow, name) for name in names}}
+    if not by_provider:
+        return columns, LedgerRow
+    part, is_part = LedgerAttempt, LedgerAttempt.generation_id.is_not(None)
+    for name in ("provider", *names):
+        columns[name] = case((is_part, getattr(part, name)), else_=getattr(LedgerRow, name))
+    return columns, outerjoin(LedgerRow, part, part.generation_id == LedgerRow.id)
+
+
+def _group(name: str, columns: Mapping[str, Any]) -> ColumnElement[Any]:
+    if name in TIMES:
+        return (LedgerRow.ended_ms - LedgerRow.ended_ms % _LENGTH_MS[name]).label(name)
+    found: ColumnElement[Any] = columns[name].label(name)
+    return found
+
+
+def _halves(column: Any) -> tuple[ColumnElement[Any], ColumnElement[Any]]:
+    """The sum of a column in two parts, of which neither overflows: SQLite's sums of whole numbers are of 64 bits."""
+    whole = func.coalesce(func.sum(column // _HALF), 0)
+    return whole, func.coalesce(func.sum(column % _HALF), 0)
+
+
+def _joined(halves: Sequence[Any]) -> list[int]:
+    return [int(whole) * _HALF + int(rest) for whole, rest in zip(halves[::2], halves[1::2], strict=True)]
+
+
+def _count(condition: Any) -> ColumnElement[int]:
+    return func.count(case((condition, 1)))
+
+
+def _count_once(condition: Any) -> ColumnElement[int]:
+    """The same where a generation has a row for each of its attempts."""
+    return func.count(distinct(case((condition, LedgerRow.id))))
+
+
+def _line(by: Sequence[str], row: Any) -> Line:
+    values = list(row)
+    group = {name: _shown(name, values.pop(0)) for name in by}
+    # PostgreSQL sums whole numbers to decimal ones.
+    requests, *halves, estimated, unpriced, users = (int(value) for value in values)
+    *tokens, cost = _joined(halves)
+    return Line(group, requests, dict(zip(TOKENS, tokens, strict=True)), cost, estimated, unpriced, users)
+
+
+def _shown(name: str, value: Any) -> str | None:
+    if name not in TIMES:
+        return None if value is None else str(value)
+    return datetime.fromtimestamp(int(value) / 1000, UTC).strftime("%Y-%m-%d" if name == "day" else "%Y-%m-%dT%H:00Z")
+
+
+async def spent(engine: AsyncEngine, since_ms: int, before_ms: int) -> dict[tuple[str, str], int]:
+    """Return what was spent between two moments, in nano-dollars, by the scope and name of a budget's counter.
+
+    Raises:
+        DatabaseUnavailable
+    """
+    found: dict[tuple[str, str], int] = {}
+    with database_errors():
+        async with engine.connect() as connection:
+            columns, source = _columns(by_provider=True)
+            for scope in ("key", "tenant", "provider"):
+                name, cost = columns[scope], columns["cost_nano_usd"]
+                query = (
+                    select(name, *_halves(cost))
+                    .select_from(source)
+                    .where(LedgerRow.ended_ms >= since_ms, LedgerRow.ended_ms < before_ms)
+                    .where(name.is_not(None), columns["has_brought_key"].is_(False), cost > 0)
+                    .group_by(name)
+                )
+                found |= {(scope, str(who)): _joined(halves)[0] for who, *halves in await connection.execute(query)}
+    return found

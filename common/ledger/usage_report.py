@@ -1,0 +1,142 @@
+"""What can be asked about usage, and what does a report look like?
+
+Apart from the queries (``common/ledger/reports.py``), so that to read a question costs no import of SQLAlchemy. Money is
+told as text, never as a float.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from fractions import Fraction
+from typing import Any
+
+from common.canonical.events import COUNTS
+from common.canonical.money import NANO_USD
+
+GROUPS = ("key", "tenant", "model", "provider", "end_user", "day", "hour")
+TIMES = ("day", "hour")
+TOKENS = COUNTS
+LINES_MAX = 10_000
+SINCE_DEFAULT = "30d"
+_AGO = re.compile(r"([0-9]{1,5})([dh])")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_SHOWN_MAX = 2**63 - 1  # The largest whole number that JSON's readers of 64 bits take.
+_USD_DIGITS = 9  # A nano-dollar.
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked of the ledger; moments in ms since 1970, ``until_ms`` excluded. ``only`` is a value for each group."""
+
+    by: Sequence[str]
+    since_ms: int
+    until_ms: int
+    only: Mapping[str, str] = field(default_factory=dict)
+    lines_max: int = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One group's sums. ``group`` has a text per group that was asked for, None where that is not known.
+
+    ``estimated`` counts the generations whose usage was counted by us in part, ``unpriced`` those with a usage and no price.
+    ``users`` are those who asked: end users where they are named, else keys.
+    """
+
+    group: dict[str, str | None]
+    requests: int
+    tokens: dict[str, int]
+    cost_nano_usd: int
+    estimated: int
+    unpriced: int
+    users: int
+
+    def told(self) -> dict[str, Any]:
+        """Return the line as reports show it. ``input_tokens`` include both cache figures, ``output_tokens`` reasoning."""
+        total = self.tokens["input_tokens"] + self.tokens["output_tokens"]
+        return {
+            **self.group,
+            "requests": self.requests,
+            **{name: min(tokens, _SHOWN_MAX) for name, tokens in self.tokens.items()},
+            "total_tokens": min(total, _SHOWN_MAX),
+            "cost_usd": usd(self.cost_nano_usd),
+            "unpriced_requests": self.unpriced,
+            "estimated_share": round(self.estimated / self.requests, 4),
+            "active_users": self.users,
+            "tokens_per_request": round(total / self.requests, 1),
+            "cost_per_user_usd": usd(round(Fraction(self.cost_nano_usd, self.users))),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """``has_more``: there are more groups than were asked for. The lines are those that cost most; of times, the first.
+
+    ``key_names`` are those of the managed keys in it, by the ids that reports have for keys.
+    """
+
+    question: Question
+    lines: list[Line]
+    has_more: bool
+    key_names: Mapping[str, str] = field(default_factory=dict)
+
+    def told(self) -> dict[str, Any]:
+        """Return the report as JSON has it."""
+        asked = self.question
+        return {
+            "object": "usage",
+            **({"key": key, "key_name": self.key_names.get(key)} if (key := asked.only.get("key")) else {}),
+            "by": list(asked.by),
+            "since": _shown_moment(asked.since_ms),
+            "until": _shown_moment(asked.until_ms),
+            "data": [self._told(line) for line in self.lines],
+            "has_more": self.has_more,
+        }
+
+    def _told(self, line: Line) -> dict[str, Any]:
+        """Return a line with the key's name behind its id."""
+        told = line.told()
+        if "key" not in line.group:
+            return told
+        return {name: told.get(name, self.key_names.get(told["key"])) for name in self.columns(told)}
+
+    def columns(self, names: Iterable[str]) -> list[str]:
+        """Return names of groups and figures with that of the key's name behind the key's."""
+        return [each for name in names for each in ((name, "key_name") if name == "key" else (name,))]
+
+
+def usd(nano: int) -> str:
+    """Return US dollars as text, exactly, with two digits behind the point at least.
+
+    >>> usd(1_500_000_000), usd(1_234_567)
+    ('1.50', '0.001234567')
+    """
+
+    whole, rest = divmod(nano, NANO_USD)
+    return f"{whole}.{f'{rest:0{_USD_DIGITS}}'.rstrip('0'):0<2}"
+
+
+def moment_ms(text: str, now: datetime) -> int:
+    """Return a moment: ``2026-11-21``, ``2026-11-21T09:00`` (UTC where no offset is named), ``7d`` or ``12h`` ago.
+
+    Raises:
+        ValueError: none of these.
+    """
+    text = text.strip()
+    if ago := _AGO.fullmatch(text):
+        length = int(ago[1])
+        return _ms(now - (timedelta(days=length) if ago[2] == "d" else timedelta(hours=length)))
+    try:
+        found = datetime.fromisoformat(text)
+        return _ms(found if found.tzinfo else found.replace(tzinfo=UTC))
+    except (ValueError, OverflowError) as error:
+        raise ValueError("a moment is a date such as 2026-11-21 or 2026-11-21T09:00, or how long ago: 7d, 12h") from error
+
+
+def _shown_moment(ms: int) -> str:
+    return (_EPOCH + timedelta(milliseconds=ms)).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _ms(moment: datetime) -> int:
+    return int(moment.timestamp() * 1000)

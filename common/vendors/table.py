@@ -1,0 +1,177 @@
+"""Which providers exist, and what does each need?
+
+A vendor on a wire that we already speak is one row here; what it knows otherwise than the rest of its wire is a row of
+``workers/providers/shared/quirks.py``. ``env`` prefixes its variables: ``{env}_API_KEY`` switches it on (several keys,
+comma-separated, are used in turn when one is refused), ``{env}_BASE_URL`` overrides its address, which is what the vendor's
+own SDK calls the base URL. Settings can add vendors (``Settings.vendors`` has them all).
+
+Words in braces are filled in from the settings, and ``{model}`` by the model's name.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+WireName = Literal["openai-chat", "openai-responses", "anthropic-messages", "gemini", "cohere"]  # The keys of `WIRES`.
+
+
+@dataclass(frozen=True, slots=True)
+class Vendor:
+    """``evident`` matches bare model names that can only be this vendor's.
+
+    ``wires``: one that has the name of the client's dialect is taken, else the first. ``responses_only`` matches models that
+    OpenAI's chat completions do not serve. ``paths`` is what stands between the base URL and a wire's own path, left out
+    where the base URL already ends in a version. ``gateway`` is the same under Cloudflare's AI Gateway, for the wires that
+    it serves. ``key_header`` carries the bare key where the wire's own header would not do.
+    """
+
+    id: str
+    env: str
+    wires: tuple[WireName, ...]
+    base_url: str | None
+    evident: re.Pattern[str] | None = None
+    aliases: tuple[str, ...] = ()
+    key_is_needed: bool = True
+    key_header: str | None = None
+    responses_only: re.Pattern[str] | None = None
+    paths: Mapping[WireName, str] = field(default_factory=dict)
+    gateway: Mapping[WireName, str] = field(default_factory=dict)
+
+    def wire_for(self, dialect: str, model: str) -> WireName:
+        if "openai-responses" in self.wires and self.responses_only and self.responses_only.match(model):
+            return "openai-responses"
+        return next((wire for wire in self.wires if wire == dialect), self.wires[0])
+
+
+def _self_hosted(id_: str, env: str) -> Vendor:
+    """A server of one's own that speaks OpenAI's chat completions: its address switches it on, and it wants no key."""
+    return Vendor(id_, env, wires=("openai-chat",), base_url=None, key_is_needed=False, paths={"openai-chat": "/v1"})
+
+
+# Base URLs as in the vendors' SDKs of 2026-11; paths under the gateway: https://developers.cloudflare.com/ai-gateway/usage/providers/
+VENDORS: dict[str, Vendor] = {
+    vendor.id: vendor
+    for vendor in (
+        Vendor(
+            "openai",
+            env="OPENAI",
+            wires=("openai-chat", "openai-responses"),
+            base_url="https://api.openai.com/v1",
+            evident=re.compile(r"(gpt-(?!oss)|chatgpt-|o\d(-|$)|codex-)"),
+            responses_only=re.compile(r"(o\d-pro|gpt-\d[\d.]*-(pro|codex)|codex-|computer-use-|.*-deep-research)"),
+            gateway={"openai-chat": "openai", "openai-responses": "openai"},
+        ),
+        Vendor(
+            "anthropic",
+            env="ANTHROPIC",
+            wires=("anthropic-messages",),
+            base_url="https://api.anthropic.com",
+            evident=re.compile(r"claude-"),
+            gateway={"anthropic-messages": "anthropic"},
+        ),
+        Vendor(
+            "google-ai-studio",
+            env="GEMINI",
+            wires=("gemini",),
+            base_url="https://generativelanguage.googleapis.com",
+            evident=re.compile(r"(gemini|gemma)-"),
+            aliases=("google", "gemini"),
+            gateway={"gemini": "google-ai-studio"},
+        ),
+        Vendor(
+            "mistral",
+            env="MISTRAL",
+            wires=("openai-chat",),
+            base_url="https://api.mistral.ai",
+            evident=re.compile(r"(open-)?(mistral|mixtral|ministral|magistral|codestral|devstral|pixtral)(-|$)"),
+            paths={"openai-chat": "/v1"},
+            gateway={"openai-chat": "mistral/v1"},
+        ),
+        Vendor(
+            "groq",
+            env="GROQ",
+            wires=("openai-chat",),
+            base_url="https://api.groq.com",
+            paths={"openai-chat": "/openai/v1"},
+            gateway={"openai-chat": "groq"},
+        ),
+        Vendor(
+            "grok",
+            env="XAI",
+            wires=("openai-chat", "openai-responses"),
+            base_url="https://api.x.ai/v1",
+            evident=re.compile(r"grok-"),
+            aliases=("xai",),
+            gateway={"openai-chat": "grok/v1", "openai-responses": "grok/v1"},
+        ),
+        Vendor(
+            "deepseek",
+            env="DEEPSEEK",
+            wires=("openai-chat", "openai-responses"),
+            base_url="https://api.deepseek.com",
+            evident=re.compile(r"deepseek-"),
+            gateway={"openai-chat": "deepseek", "openai-responses": "deepseek"},
+        ),
+        Vendor(
+            "cerebras",
+            env="CEREBRAS",
+            wires=("openai-chat",),
+            base_url="https://api.cerebras.ai",
+            paths={"openai-chat": "/v1"},
+            gateway={"openai-chat": "cerebras"},
+        ),
+        Vendor(
+            "perplexity",
+            env="PERPLEXITY",
+            wires=("openai-chat",),
+            base_url="https://api.perplexity.ai",
+            evident=re.compile(r"sonar(-|$)"),
+            gateway={"openai-chat": "perplexity-ai"},
+        ),
+        Vendor(
+            "azure-openai",
+            env="AZURE_OPENAI",
+            wires=("openai-chat", "openai-responses"),
+            base_url="https://{azure_resource}.openai.azure.com",
+            aliases=("azure",),
+            key_header="api-key",
+            # The first as Azure has always had it, by deployment; where the base URL ends in /openai/v1, both use that.
+            paths={
+                "openai-chat": "/openai/deployments/{model}?api-version={azure_api_version}",
+                "openai-responses": "/openai/v1",
+            },
+            gateway={"openai-chat": "azure-openai/{azure_resource}/{model}?api-version={azure_api_version}"},
+        ),
+        Vendor(
+            "cohere",
+            env="COHERE",
+            wires=("cohere",),
+            base_url="https://api.cohere.com",
+            evident=re.compile(r"(command|c4ai)-"),
+            gateway={"cohere": "cohere"},
+        ),
+        Vendor(
+            "workers-ai",
+            env="WORKERS_AI",
+            wires=("openai-chat",),
+            base_url="https://api.cloudflare.com/client/v4/accounts/{ai_gateway_account_id}/ai/v1",
+            evident=re.compile(r"@(cf|hf)/"),
+            aliases=("cloudflare",),
+            gateway={"openai-chat": "workers-ai/v1"},
+        ),
+        _self_hosted("ollama", "OLLAMA"),
+        _self_hosted("vllm", "VLLM"),
+        _self_hosted("llama-cpp", "LLAMA_CPP"),
+        Vendor(
+            "demo",
+            env="DEMO",
+            wires=("openai-chat",),
+            base_url=None,  # On only where DEMO_BASE_URL says so; `sluice dev` sets it.
+            evident=re.compile(r"demo(-|$)"),
+            key_is_needed=False,
+        ),
+    )
+}
+
+VENDOR_IDS: dict[str, str] = {name: vendor.id for vendor in VENDORS.values() for name in (vendor.id, *vendor.aliases)}

@@ -1,0 +1,431 @@
+"""How is one try made: one upstream call, its answer into the log?
+
+Start-up events are held back until the first one with output, the commit point: until then a failure is raised, and may be
+retried unseen. From then on every read goes into the log as it comes.
+"""
+
+import asyncio
+import re
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import orjson
+
+from common.canonical.errors import ErrorKind, Failed, GatewayError
+from common.canonical.events import COUNTS, Completed, Usage, without
+from common.canonical.job import Job
+from common.channel.base import Channel, FrameKind
+from common.config.settings import KIB, Settings
+from common.dialects import DIALECTS
+from common.dialects.base import ReplyInfo
+from common.metering.attempts import Attempt, pack, total_cost
+from common.metering.pricing import Cost
+from common.responses import ResponseStore
+from common.sse import BYTE_ORDER_MARK, SseCutter, cut, first_events, read_block
+from workers.attempt.answer_kind import is_stream
+from workers.attempt.background_answers import RunsOn, cancel
+from workers.attempt.charging import note_attempt, packed_note
+from workers.metrics import Metrics
+from workers.providers import FAMILIES, WIRES
+from workers.providers.base import Deployment, UpstreamRequest, Wire
+from workers.providers.shared.errors import UNREADABLE, blot_out, note_wait
+from workers.providers.shared.loose_json import NestedTooDeeply, read_json
+from workers.publish.large_answers import too_large
+from workers.publish.publisher import FRAME_BYTES_MAX, Publisher, Writer
+from workers.quota.gate import Quota
+from workers.transcode.output_guardrails import GuardedWire, OutputGuard, OutputGuards
+from workers.transcode.pumps import Folding, FoldingWhole, Passing, PassingWhole, Pump, Translating
+from workers.upstream.errors import redirected
+from workers.upstream.http_client import ERROR_BODY_BYTES_MAX, Upstream, UpstreamAnswer
+
+MEASURED_MAX = 2  # Logs that are read back at a time, when an API dies and all of its clients have left at once.
+START_EVENTS = 6  # So many come before the first output, or with it.
+START_EVENTS_MAX = 64
+START_BYTES_MAX = 256 * KIB
+PASSED_BACK = ("cf-aig-",)  # Cloudflare AI Gateway's own: cache status, log id.
+PASSED_BACK_CHARS_MAX = 1024
+GUARDED_BYTES_MAX = 16 * KIB  # A whole answer for guardrails to look through on the loop: some milliseconds.
+TAIL_S = 2.0  # What may follow a finish, usage and an end mark, comes at once or not at all.
+_BEGINS_AN_EVENT = re.compile(rb"(?:data|event|id|retry)?:|[a-z]{1,5}$")  # Its first line, or the beginning of that.
+READ_TO_END_S = 1.0  # A finished answer's last bytes follow at once; waiting for them lets the connection be used again.
+
+
+@dataclass(slots=True)
+class Services:
+    """What running a generation needs; one per process."""
+
+    settings: Settings
+    channel: Channel
+    publisher: Publisher
+    upstream: Upstream
+    metrics: Metrics
+    responses: ResponseStore
+    quota: Quota
+    guards: OutputGuards
+    measuring: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MEASURED_MAX))
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What is known of a generation as it runs; ``failed`` None means completed."""
+
+    waited_s: float
+    is_background: bool = False
+    began_at: float = field(default_factory=time.monotonic)
+    dialect: str = ""
+    is_stream: bool = False  # Whether the client gets one.
+    provider: str = ""
+    upstream_model: str = ""
+    model: str = ""
+    messages: int = 0
+    tries: int = 0
+    is_committed: bool = False
+    ttft_ms: int | None = None
+    output_events: int = 0
+    finish_reason: str | None = None
+    attempts: list[Attempt] = field(default_factory=list)  # Those that have ended, and count.
+    reported: Usage | None = None  # By the last try's upstream.
+    spent: Usage | None = None  # By the tries before it whose output the client has; the client's figures begin with it.
+    has_brought_key: bool = False  # Whether the client pays, with a key that it brought.
+    continuations: int = 0
+    upstream_id: str = ""  # What an upstream that can be read again calls the answer.
+    in_background: bool = False  # Whether that is the provider's id for one that it runs in the background,
+    runs_on: RunsOn | None = None  # and that one, until its end is seen.
+    tries_before: int = 0  # The last continuation, or the last time that it waited for its upstream; by whichever worker.
+    is_cut: bool = False  # Whether a guardrail ended it before its upstream did.
+    failed: Failed | None = None
+    last_data: bytes = b""  # The client bytes that came last: a stream's last events, or a whole body.
+    reply_headers: dict[str, str] = field(default_factory=dict)
+    knows_past: bool = False  # What the claims before have written is among the attempts.
+    is_reread: bool = False  # The last try reads the answer of the one before it again.
+
+    @property
+    def attempts_before(self) -> list[Attempt]:
+        """Those before the one that runs now."""
+        return self.attempts[:-1] if self.is_reread else self.attempts
+
+    def note(self, deployment: Deployment) -> None:
+        """Note who answers, or is about to, and who pays for it."""
+        self.provider, self.upstream_model = deployment.provider, deployment.model
+        self.has_brought_key = deployment.client_pays
+
+    def elapsed_ms(self) -> int:
+        """Return the time since the request was enqueued."""
+        return round((time.monotonic() - self.began_at + self.waited_s) * 1000)
+
+
+# The upstream request of a try, and what turns its answer into the client's.
+Prepared = tuple[UpstreamRequest, Pump]
+
+
+async def call(
+    job: Job,
+    deployment: Deployment,
+    writer: Writer,
+    outcome: Outcome,
+    services: Services,
+    prepare: Callable[[ReplyInfo, OutputGuard | None], Prepared] | None = None,
+) -> None:
+    """Call a deployment once and write what it answers; ``prepare`` is another way to ask it than as the client did.
+
+    Raises:
+        GatewayError: the try failed; ``outcome.is_committed`` tells whether the client has seen a part of it.
+    """
+    wire = WIRES[deployment.wire]
+    info = reply_info(job, deployment, outcome, services.settings)
+    guard = services.guards.of(job) if job.guardrails else None
+    request, pump = prepare(info, guard) if prepare else _prepare(job, wire, deployment, info, guard)
+    calls = services.metrics.upstream_calls
+    status = 0  # No answer at all.
+    if outcome.runs_on and request.method == "POST":
+        await cancel(outcome.runs_on, services.upstream)  # This call is instead of it.
+        outcome.runs_on = None
+    outcome.is_reread = request.method == "GET"
+    writer.note = writer.note if outcome.is_reread else packed_note(outcome, job, deployment)
+    try:
+        async with services.upstream.open(request, deployment.provider, is_stream=pump.is_stream) as answer:
+            status = answer.status
+            services.quota.hear(deployment, answer.headers)
+            outcome.reply_headers = reply_headers(request, answer)
+            # Behind what other tries have said it has only the rest.
+            outcome.upstream_id = "" if outcome.spent else answer.headers.get("x-generation-id", "")
+            outcome.in_background = deployment.in_background
+            if not 200 <= status < 300:
+                raise await _refusal(answer, wire, deployment)
+            await _take(answer, pump, guard, writer, outcome, services)
+            if guard:
+                await guard.watch()
+    except GatewayError as error:
+        blot_out(error.failed, deployment.secrets)
+        raise
+    finally:
+        calls.labels(deployment.provider, status).inc()
+        if deployment.in_background and pump.upstream_id:
+            is_over = isinstance(pump.terminal, Completed) and not (guard and guard.is_cut)
+            outcome.runs_on = None if is_over else RunsOn(pump.upstream_id, [deployment])
+        outcome.output_events, outcome.finish_reason = pump.output_events, pump.finish_reason
+        outcome.reported = pump.usage
+        if guard:
+            guard.report()
+            outcome.is_cut = guard.is_cut
+        note_attempt(outcome, job, deployment, request, pump, status, services)
+        if not outcome.is_committed:
+            writer.note = pack(outcome.attempts)
+
+
+def reply_headers(request: UpstreamRequest, answer: UpstreamAnswer) -> dict[str, str]:
+    """Return what the client's response says besides: what was left out on the way, and what a gateway told."""
+    headers = {name: value for name, value in answer.headers.items() if name.startswith(PASSED_BACK) and _may_be_said(value)}
+    if request.dropped:
+        headers["x-sluice-dropped"] = ", ".join(request.dropped)
+    return headers
+
+
+def _may_be_said(value: str) -> bool:
+    """Whether a header's value is one that any server would send and any client read: the upstream may say anything."""
+    return value.isascii() and value.isprintable() and len(value) <= PASSED_BACK_CHARS_MAX
+
+
+def reply_info(job: Job, deployment: Deployment, outcome: Outcome, settings: Settings) -> ReplyInfo:
+    body = orjson.loads(job.body)
+    turns = body.get("messages") or body.get("input")  # Of the latter, the Responses' name for it, text alone is one.
+    outcome.messages = len(turns) if isinstance(turns, list) else 1
+    return ReplyInfo(
+        job.generation_id,
+        job.model,
+        job.created_s,
+        deployment.provider,
+        body,
+        outcome.elapsed_ms,
+        lambda usage: _cost_of(usage, deployment, outcome, settings),
+    )
+
+
+def _cost_of(usage: Usage, deployment: Deployment, outcome: Outcome, settings: Settings) -> Cost | None:
+    """Return what an answer has cost whose usage the client is told: each attempt by itself."""
+    own = without(usage, outcome.spent)
+    last = [Attempt(deployment.provider, deployment.model, own).priced(settings.prices)] if any(own.to_dict().values()) else []
+    return total_cost([*outcome.attempts_before, *last])
+
+
+def _prepare(job: Job, wire: Wire, deployment: Deployment, info: ReplyInfo, guard: OutputGuard | None = None) -> Prepared:
+    body = info.body
+    dialect = DIALECTS[job.dialect]
+    family = FAMILIES.get(deployment.wire)
+    if family and family.dialect == job.dialect:
+        request = family.pass_request(body, job.headers, deployment)
+        if guard is None:
+            return request, (Passing if job.stream else PassingWhole)(family, dialect, info)
+        # Bytes that pass cannot be filtered: the answer is decoded, and encoded anew.
+        parsed = dialect.parse(body)
+        return request, (Translating if job.stream else FoldingWhole)(GuardedWire(wire, guard, parsed), dialect, parsed, info)
+    parsed = dialect.parse(body)
+    source = GuardedWire(wire, guard, parsed) if guard else wire
+    pump = (Translating if job.stream else Folding)(source, dialect, parsed, info)
+    request = wire.build_request(parsed, deployment)
+    request.dropped = [*parsed.dropped, *(parsed.names.get(name, name) for name in request.dropped)]
+    return request, pump
+
+
+async def _refusal(answer: UpstreamAnswer, wire: Wire, deployment: Deployment) -> GatewayError:
+    """Return what an answer means that has none of the statuses of success."""
+    if 300 <= answer.status < 400:
+        return redirected(deployment.provider, answer.status, answer.headers.get("location", ""))
+    return GatewayError.of(wire.read_error(answer.status, answer.headers, await answer.whole(ERROR_BODY_BYTES_MAX)))
+
+
+async def _take(
+    answer: UpstreamAnswer, pump: Pump, guard: OutputGuard | None, writer: Writer, outcome: Outcome, services: Services
+) -> None:
+    """Take an answer for what it is, a stream or a whole one, whichever was asked for."""
+    beginning = await answer.beginning()
+    try:
+        if is_stream(answer.headers.get("content-type", ""), beginning, is_asked=pump.is_stream):
+            # A task of its own: each wake-up of this one goes through all the frames above first.
+            await asyncio.create_task(_stream(answer, pump, guard, writer, outcome, services))
+        else:
+            await _whole(answer, pump, guard, writer, outcome, services)
+    except GatewayError as error:
+        note_wait(error.failed, answer.headers)
+        raise
+
+
+async def _stream(
+    answer: UpstreamAnswer, pump: Pump, guard: OutputGuard | None, writer: Writer, outcome: Outcome, services: Services
+) -> None:
+    cutter = SseCutter(services.settings.upstream_event_bytes_max)
+    observe_gap = services.metrics.token_gap.observe
+    held, data = bytearray(), b""
+    read_at = 0.0
+    lost: GatewayError | None = None
+    while True:
+        # Hot path: once per upstream read.
+        try:
+            chunk = await answer.read(may_linger=outcome.is_committed)
+        except GatewayError as error:
+            lost = error
+            break
+        if not chunk:
+            break
+        data = _feed(pump, cutter, chunk)
+        now = time.monotonic()
+        if outcome.is_committed:
+            if data:
+                writer.write(data, is_urgent=pump.terminal is not None)
+                observe_gap(now - read_at)
+                if writer.must_wait:
+                    await writer.have_room()
+        else:
+            held += data
+            if pump.has_output or len(held) > START_BYTES_MAX or held.count(b"\n\n") > START_EVENTS_MAX:
+                _commit(writer, pump, outcome, services, bytes(held))
+            if pump.output_events or (guard and guard.has_heard):
+                answer.has_begun()
+        read_at = now
+        if pump.terminal or (guard and guard.waits):
+            break
+        if pump.is_whole:
+            answer.has_finished(TAIL_S)
+    last = await _last(answer, pump, guard, cutter, lost)
+    if not outcome.is_committed:
+        _commit(writer, pump, outcome, services, bytes(held) + last)
+    elif last:
+        writer.write(last)
+    outcome.last_data = last or data
+    _raise_failure(pump)
+
+
+async def _whole(
+    answer: UpstreamAnswer, pump: Pump, guard: OutputGuard | None, writer: Writer, outcome: Outcome, services: Services
+) -> None:
+    body = (await answer.whole(services.settings.upstream_body_bytes_max)).removeprefix(BYTE_ORDER_MARK)
+    # Looking through a long answer takes a while, in which the others go on.
+    is_long = guard and len(body) > GUARDED_BYTES_MAX
+    data = await asyncio.to_thread(pump.feed_whole, body) if is_long else pump.feed_whole(body)
+    if guard and guard.waits:
+        data += pump.release(await guard.judge())
+    del body  # From here on there is the client's own alone.
+    if len(data) > services.settings.answer_bytes_max:
+        raise too_large(services.settings.answer_bytes_max)
+    outcome.last_data = data if outcome.dialect == "openai-responses" else b""
+    _commit(writer, pump, outcome, services, b"")
+    await writer.write_all(data, cut=_event_end if pump.gives_stream else _piece_end)
+
+
+def _piece_end(data: bytes, start: int) -> int:
+    """A JSON body may be cut anywhere."""
+    return start + FRAME_BYTES_MAX
+
+
+def _event_end(data: bytes, start: int) -> int:
+    """A stream's frame holds whole events."""
+    found = data.find(b"\n\n", start + FRAME_BYTES_MAX)
+    return found + 2 if found >= 0 else len(data)
+
+
+def _feed(pump: Pump, cutter: SseCutter, chunk: bytes) -> bytes:
+    try:
+        run = cutter.gather(chunk)
+    except ValueError as error:
+        raise GatewayError(ErrorKind.UPSTREAM_PROTOCOL, f"The provider sent {error}.", code=UNREADABLE) from error
+    said = b""
+    if not pump.has_output:
+        # Nothing passes uncut before there is output, and behind it there may be a whole answer in this very read.
+        start = first_events(run, START_EVENTS)
+        said, run = pump.feed(cut(run[:start])), run[start:]
+    size = pump.pass_head(run)
+    if size == len(run):
+        return said + run
+    return said + run[:size] + pump.feed(cut(run[size:]))
+
+
+async def _last(
+    answer: UpstreamAnswer, pump: Pump, guard: OutputGuard | None, cutter: SseCutter, lost: GatewayError | None
+) -> bytes:
+    """Return what the end of the upstream's bytes adds for the client.
+
+    Raises:
+        GatewayError: ``lost``, how the reading failed, unless the upstream had finished: then nothing of the answer is missing.
+    """
+    if not (guard and guard.is_cut) and (isinstance(pump.terminal, Completed) or (guard and guard.waits)):
+        await _read_to_end(answer)
+    last = pump.feed(last_blocks(cutter.end()))
+    if lost and not pump.is_whole:
+        raise lost
+    last += pump.end()
+    if guard and guard.waits:
+        last += pump.release(await guard.judge())
+    return last
+
+
+def last_blocks(rest: bytes) -> list[bytes]:
+    """Return the event that lacks nothing but its blank line; one that was cut within is none."""
+    if not rest.strip():
+        return []
+    whole = rest.rstrip(b"\r\n") + b"\n\n"
+    if not _BEGINS_AN_EVENT.match(rest):
+        return [whole]  # A page or a bare error: its decoder says what it is.
+    return [block for block in cut(whole) if _can_be_read(read_block(block)[1])]
+
+
+def _can_be_read(data: bytes) -> bool:
+    try:
+        read_json(data)
+    except NestedTooDeeply:
+        return True
+    except ValueError:
+        return data == b"[DONE]"
+    return True
+
+
+def _commit(writer: Writer, pump: Pump, outcome: Outcome, services: Services, held: bytes) -> None:
+    """The commit point: nothing is retried from here on, and the client sees what was held back."""
+    _raise_failure(pump)
+    outcome.is_committed = True
+    writer.note = b""  # From now on the log tells.
+    if outcome.in_background:
+        outcome.upstream_id = pump.upstream_id
+    if outcome.ttft_ms is None:
+        outcome.ttft_ms = outcome.elapsed_ms()
+        services.metrics.ttft.labels(outcome.provider).observe(outcome.ttft_ms / 1000)
+    writer.write_frame(FrameKind.HEAD, head(outcome))
+    if held:
+        writer.write_frame(FrameKind.DATA, held)
+
+
+def head(outcome: Outcome) -> bytes:
+    """Return the data of the head frame: the client's headers, and what the generation's record tells from now on.
+
+    Every try that the client hears of begins with one. The first is the client's; the others tell the next claim what an
+    answer has cost that went on.
+    """
+    return orjson.dumps(
+        {
+            "status": 200,
+            "headers": outcome.reply_headers,
+            "provider": outcome.provider,
+            "upstream_model": outcome.upstream_model,
+            "tries": outcome.tries,
+            "queue_wait_ms": round(outcome.waited_s * 1000),
+            "ttft_ms": outcome.ttft_ms,
+            "continuations": outcome.continuations,
+            # For a reader of the version before, which knows these figures and no others.
+            "spent": {name: getattr(outcome.spent, name) for name in COUNTS} if outcome.spent else None,
+            "attempts": [attempt.to_dict() for attempt in outcome.attempts_before],
+            "upstream_id": outcome.upstream_id,
+        }
+    )
+
+
+def _raise_failure(pump: Pump) -> None:
+    if isinstance(pump.terminal, Failed):
+        raise GatewayError.of(pump.terminal)
+
+
+async def _read_to_end(answer: UpstreamAnswer) -> None:
+    with suppress(GatewayError, TimeoutError):
+        async with asyncio.timeout(READ_TO_END_S):
+            while await answer.read():
+                pass

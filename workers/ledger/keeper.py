@@ -1,0 +1,194 @@
+"""When is what done for the whole fleet, and what if the database is away?
+
+Whoever holds the lease does it, a turn each second. The database may be away for as long as it likes: records wait in
+Redis, it is asked again with growing pauses, and the log says so once per change of state. SQLAlchemy is imported by the worker
+that holds the lease, and by no other.
+"""
+
+import asyncio
+import contextlib
+import importlib
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import structlog
+
+from common.channel.base import Channel
+from common.config.settings import Settings
+from common.database.errors import DatabaseUnavailable, RowRefused
+from common.database.lazy import LazyDatabase
+from common.process.process import supervised
+from common.redis.client import Client, Pulse, RedisUnavailable
+from workers.ledger.collector import BATCH, Collector
+from workers.ledger.lease import Lease
+from workers.ledger.restore_budgets import Budgets
+from workers.metrics import Metrics
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+log = structlog.get_logger()
+
+TURN_S = 1.0
+BATCHES_PER_TURN = 20
+BATCH_PAUSE_S = 0.01  # The streams of this worker go first, however much there is to catch up with.
+SCAN_STEPS_PER_TURN = 10
+SCAN_PAUSE_S = 60.0
+AUDIT_PAUSE_S = 600.0
+KEYS_PAUSE_S = 3.0
+KEYS_LOOK_BACK_MS = 300_000  # Clocks differ, and a transaction may take its time.
+AWAY_PAUSES_S = (1.0, 2.0, 5.0, 10.0)  # Between two attempts; then always the last.
+
+
+class Bookkeeper:
+    def __init__(
+        self,
+        redis: Client,
+        pulse: Pulse,
+        channel: Channel,
+        settings: Settings,
+        metrics: Metrics,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.lease = Lease(redis, pulse)
+        self._redis = redis
+        self._pulse = pulse
+        self._metrics = metrics
+        self._clock = clock
+        self._database = LazyDatabase(settings.database_url)
+        self._collector = Collector(redis, channel, settings, metrics)
+        self._budgets = Budgets(redis)
+        self._task: asyncio.Task[None] | None = None
+        self._has_begun = False
+        self._failures = 0
+        self._is_more = False
+        self.problem: str | None = None  # Why the books cannot be kept, where this worker keeps them.
+        self._has_synced = False
+        self._try_at = self._keys_at = self._scan_at = self._audit_at = 0.0
+
+    async def start(self) -> None:
+        if await self.lease.look():
+            # Now, while this worker has no streams to hold up: it takes half a second. The database is asked at the first turn.
+            await asyncio.to_thread(importlib.import_module, "common.database.migrate")
+        self.lease.start()
+        self._task = supervised(self._run, "bookkeeping")
+
+    async def stop(self) -> None:
+        if self._task:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        await self.lease.stop()
+        await self._database.close()
+
+    async def turn(self) -> bool:
+        """Do what is due, if the lease is ours; returns whether more waits. Nothing leaves here as an exception."""
+        if not (self.lease.is_held and self._pulse.is_up):
+            await self._pass_on()
+            return False
+        if not self._has_begun:
+            self._has_begun = True
+            log.info("bookkeeping_begun")
+        is_more = await self._try_to_work() if self._clock() >= self._try_at else False
+        with contextlib.suppress(RedisUnavailable):
+            await self._collector.look(self._pulse.redis_ms)
+        return is_more
+
+    async def _try_to_work(self) -> bool:
+        """Take each step, whatever became of the one before: a key or a sum that cannot be read must not stop the ledger."""
+        try:
+            engine = await self._database.engine()
+            failed = await self._work(engine)
+        except RedisUnavailable:
+            return False  # The pulse tells, and what was not finished is found again.
+        except Exception as error:
+            failed = {"database": error}
+        if failed:
+            self._note_failed(failed)
+        else:
+            self._note_back()
+        return self._is_more
+
+    async def _work(self, engine: "AsyncEngine") -> dict[str, Exception]:
+        """Return the steps that failed, and how."""
+        failed: dict[str, Exception] = {}
+        # Where the budgets' counters cannot be filled now, what is collected meanwhile counts twice once they are: rather too
+        # much than too little.
+        for step in (self._budgets.load, self._sync_keys, self._collect, self._do_seldom):
+            try:
+                await step(engine)
+            except RedisUnavailable:
+                raise
+            except Exception as error:
+                # A fault of ours in here must not end a worker's streams, nor all workers' in turn.
+                failed[step.__name__.strip("_")] = error
+                if sum(isinstance(each, DatabaseUnavailable) for each in failed.values()) > 1:
+                    break  # It is away, and each step would wait for it.
+        return failed
+
+    async def _run(self) -> None:
+        while True:
+            is_more = await self.turn()
+            await asyncio.sleep(0 if is_more else TURN_S)
+
+    async def _collect(self, engine: "AsyncEngine") -> None:
+        self._is_more = False
+        for _ in range(BATCHES_PER_TURN):
+            if await self._collector.collect(engine) < BATCH:
+                return  # What has come meanwhile waits for the next turn: a transaction costs more than many rows.
+            await asyncio.sleep(BATCH_PAUSE_S)
+        self._is_more = True
+
+    async def _sync_keys(self, engine: "AsyncEngine") -> None:
+        """Serve the managed keys that somebody changed, and could not tell Redis; all of them, where Redis was lost."""
+        from common.access.key_ring import sync_keys
+
+        if self._clock() < self._keys_at:
+            return
+        since_ms = self._pulse.redis_ms - KEYS_LOOK_BACK_MS if self._has_synced else 0
+        if count := await sync_keys(engine, self._redis, since_ms):
+            log.info("keys_synced", count=count)
+        self._has_synced, self._keys_at = True, self._clock() + KEYS_PAUSE_S
+
+    async def _do_seldom(self, engine: "AsyncEngine") -> None:
+        from common.database.store import forget_audit
+
+        if self._is_more:
+            return
+        if self._clock() >= self._scan_at:
+            for _ in range(SCAN_STEPS_PER_TURN):
+                if await self._collector.scan(engine):
+                    self._scan_at = self._clock() + SCAN_PAUSE_S
+                    break
+        if self._clock() >= self._audit_at:
+            self._audit_at = self._clock() + AUDIT_PAUSE_S
+            if count := await forget_audit(engine, self._pulse.redis_ms):
+                log.info("audit_entries_expired", count=count)
+
+    async def _pass_on(self) -> None:
+        """The lease is another's, or nobody's: what is told of the ledger is theirs to tell."""
+        if self._has_begun:
+            self._has_begun = self._has_synced = False
+            log.info("bookkeeping_passed_on")
+            self._metrics.uncollected.set(0)
+            self._metrics.oldest_uncollected.set(0)
+            self._metrics.set_aside.set(0)
+            self.problem = None
+            await self._database.close()
+
+    def _note_failed(self, failed: dict[str, Exception]) -> None:
+        step, error = next(iter(failed.items()))
+        is_away = len(failed) > 1 or step == "database"
+        event = "database_away" if is_away and isinstance(error, DatabaseUnavailable) else "bookkeeping_failed"
+        problem = f"{event}: {type(error).__name__}: {error}" if event != "database_away" else f"{event}: {error}"
+        if problem != self.problem:
+            is_ours = not isinstance(error, DatabaseUnavailable | RowRefused)
+            log.error(event, step=step, error=str(error), exc_info=error if is_ours else None)
+        self.problem = problem
+        self._try_at = self._clock() + AWAY_PAUSES_S[min(self._failures, len(AWAY_PAUSES_S) - 1)]
+        self._failures += 1
+
+    def _note_back(self) -> None:
+        if self._failures:
+            log.info("database_back", attempts=self._failures)
+        self._failures, self.problem = 0, None

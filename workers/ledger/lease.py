@@ -1,0 +1,61 @@
+"""Which worker keeps the books?
+
+One at a time, by a lease in Redis that it renews; where it dies, another has the lease within ``LEASE_S``. Two that believe to
+have it for a moment do no harm, as everything that is done under it can be done twice: it saves work, it guards nothing.
+"""
+
+import asyncio
+import contextlib
+import secrets
+from pathlib import Path
+
+from redis.exceptions import RedisError
+
+from common.process.process import supervised
+from common.queue.jobs import BOOKS_MARK
+from common.redis import keyspace
+from common.redis.client import Client, Pulse, RedisUnavailable, Scripts
+
+LEASE_S = 5.0
+RENEW_S = 1.0
+_LEASE_MS = int(LEASE_S * 1000)
+
+
+class Lease:
+    """``is_held`` as of the last look. ``run`` looks each second, beside whatever the holder waits for."""
+
+    def __init__(self, redis: Client, pulse: Pulse) -> None:
+        self._pulse = pulse
+        self._scripts = Scripts(redis, Path(__file__).parent)
+        self._token = BOOKS_MARK + secrets.token_hex(8)
+        self._task: asyncio.Task[None] | None = None
+        self.is_held = False
+
+    def start(self) -> None:
+        self._task = supervised(self._run, "bookkeeping lease")
+
+    async def stop(self) -> None:
+        """Look no more, and let another have it at once."""
+        if self._task:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        if self.is_held and self._pulse.is_up:
+            with contextlib.suppress(RedisUnavailable, RedisError):
+                await self._scripts.run("release", [keyspace.BOOKKEEPER], [self._token])
+        self.is_held = False
+
+    async def look(self) -> bool:
+        """Take or renew the lease; returns whether it is ours."""
+        try:
+            self.is_held = await self._scripts.run("hold", [keyspace.BOOKKEEPER], [self._token, _LEASE_MS]) == 1
+        except (RedisUnavailable, RedisError):
+            self.is_held = False
+        return self.is_held
+
+    async def _run(self) -> None:
+        while True:
+            if self._pulse.is_up:
+                await self.look()
+            else:
+                self.is_held = False
+            await asyncio.sleep(RENEW_S)

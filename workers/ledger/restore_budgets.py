@@ -1,0 +1,69 @@
+"""How do the budgets' counters come back when Redis has lost them?
+
+A marker beside them says that they hold what the database knows. Where it is missing, the sums of this day and this month
+are added to whatever was spent since. Nothing may be collected before: what ended meanwhile is in the counters already, and
+must not be among the sums too.
+"""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+from redis.exceptions import RedisError
+
+import common.queue
+from common.limits.charges import periods, safe_name
+from common.process.loop_lag import able_timeout
+from common.redis import keyspace
+from common.redis.client import COMMAND_TIMEOUT_S, Client, Scripts, as_unavailable
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+log = structlog.get_logger()
+
+_COUNTERS = Path(common.queue.__path__[0]) / "_counters.lua"
+DAY_EXPIRY_S, MONTH_EXPIRY_S = 3 * 86_400, 40 * 86_400
+
+
+class Budgets:
+    """Every method may raise ``RedisUnavailable`` and ``DatabaseUnavailable``."""
+
+    def __init__(self, redis: Client) -> None:
+        self._redis = redis
+        self._scripts = Scripts(redis, Path(__file__).parent, _COUNTERS)
+
+    async def load(self, engine: "AsyncEngine") -> None:
+        """Add what the database knows to the counters, if they do not hold it."""
+        try:
+            async with able_timeout(COMMAND_TIMEOUT_S):
+                if await self._redis.get(keyspace.SPENT_LOADED) == b"loaded":
+                    return
+                seconds, micros = await self._redis.time()
+                now_ms = seconds * 1000 + micros // 1000
+                # Over whatever stands there: who began before us is dead, or comes to find that we have begun anew.
+                loading = f"loading {now_ms}"
+                await self._redis.set(keyspace.SPENT_LOADED, loading)
+        except (RedisError, OSError, TimeoutError) as error:
+            raise as_unavailable(error) or error from error
+        counters = await _counters(engine, now_ms)
+        args: list[object] = [loading]
+        for amount, expiry_s in counters.values():
+            args += (amount, expiry_s)
+        is_done = await self._scripts.run("load_spent", [keyspace.SPENT_LOADED, *counters], args)
+        log.info("budgets_loaded", counters=len(counters), is_done=bool(is_done))
+
+
+async def _counters(engine: "AsyncEngine", now_ms: int) -> dict[str, tuple[int, int]]:
+    """Return the amount in nano-dollars and the expiry in seconds by the counter's key."""
+    from common.ledger.reports import day_begins_ms, month_begins_ms, spent
+
+    day, month = periods(datetime.fromtimestamp(now_ms / 1000, UTC))
+    found: dict[str, tuple[int, int]] = {}
+    spans = [(day, day_begins_ms(now_ms), DAY_EXPIRY_S), (month, month_begins_ms(now_ms), MONTH_EXPIRY_S)]
+    for period, since_ms, expiry_s in spans:
+        for (scope, name), nano in (await spent(engine, since_ms, now_ms)).items():
+            counter = keyspace.spent(scope, safe_name(name), period)
+            found[counter] = (found.get(counter, (0, 0))[0] + nano, expiry_s)
+    return found

@@ -1,0 +1,280 @@
+"""How is a canonical request said to Anthropic?
+
+Anthropic refuses what others let pass: empty texts, turns out of order, ids with dots, a thinking budget next to a
+temperature. What only shapes a request is put right here; what would change its meaning is refused.
+"""
+
+import re
+from typing import Any
+
+import orjson
+
+from common.canonical.generation import (
+    GenerationRequest,
+    ImagePart,
+    Message,
+    OpaquePart,
+    Part,
+    Reasoning,
+    Role,
+    TextPart,
+    ThinkingPart,
+    Tool,
+    ToolCallPart,
+    ToolChoice,
+    ToolResultPart,
+)
+from workers.providers.shared.inexpressible import inexpressible, refused
+from workers.providers.shared.loose_json import arguments_of
+
+_MAX_TOKENS = 4096  # Anthropic wants a number; every model in service can write this many.
+# Claude 4.7 and what came after it think as they see fit, within an effort and within max_tokens; they refuse budgets, and a
+# temperature. Source: https://platform.claude.com/docs/en/models/sonnet-5/migration-guide
+_ADAPTIVE = re.compile(r"claude-[a-z]+-(4-[7-9]|[5-9])(-|$)|claude-mythos")
+_MAX_TOKENS_ADAPTIVE = 32_000  # A quarter of what the least of them can write.
+_BUDGET_TOKENS_MIN = 1024  # Anthropic's own limit.
+_BUDGET_TOKENS_OF = {"minimal": 1024, "low": 2048, "medium": 8192, "high": 16384, "xhigh": 24576, "max": 32768}
+# Other vendors' plain JSON mode: Anthropic has none, and what its users do instead is to ask. It binds no model, so an
+# answer may have a fence around it now and then; a schema does bind.
+_ONLY_JSON = "Answer with one valid JSON object and nothing else: no words before or after it, and no code fence."
+_TOOL_CHOICE = {"auto": "auto", "required": "any", "none": "none"}
+_NOT_IN_IDS = re.compile(r"[^a-zA-Z0-9_-]")
+
+
+def build_body(request: GenerationRequest, model: str) -> tuple[bytes, list[str]]:
+    """Return the body of a streaming request, and the names of the harmless fields that it leaves out.
+
+    Raises:
+        GatewayError: INVALID_REQUEST that names what messages cannot express.
+    """
+    for part in request.opaque:
+        raise inexpressible(part)
+    if request.choices > 1:
+        raise refused("n", "must be 1: the provider of this model gives one choice")
+    system, turns = _conversation(request.messages)
+    body: dict[str, Any] = {"model": model, "messages": turns, "stream": True}
+    if system:
+        body["system"] = system
+    is_adaptive = bool(_ADAPTIVE.match(model))
+    body["max_tokens"] = request.max_output_tokens or (_MAX_TOKENS_ADAPTIVE if is_adaptive else _MAX_TOKENS)
+    if request.stop:
+        body["stop_sequences"] = request.stop
+    if request.end_user is not None:
+        body["metadata"] = {"user_id": request.end_user}
+    _add_tools(body, request)
+    _add_format(body, request)
+    if is_adaptive:
+        _add_effort(body, request)
+    elif budget_tokens := _budget_tokens(request, turns):
+        _add_thinking(body, budget_tokens, request)
+    else:
+        _add_sampling(body, request)
+    return orjson.dumps(body), _left_out(body, request)
+
+
+def _left_out(body: dict[str, Any], request: GenerationRequest) -> list[str]:
+    """Return the fields that shape an answer and have no place here, or none beside those that have."""
+    names = ["seed", "presence_penalty", "frequency_penalty", "temperature", "top_p", "top_k"]
+    dropped = [name for name in names if getattr(request, name) is not None and name not in body]
+    if request.reasoning and (request.reasoning.effort or request.reasoning.budget_tokens) and "thinking" not in body:
+        dropped.append("reasoning")
+    if any(tool.strict for tool in request.tools):
+        dropped.append("tools.strict")
+    images = [part for message in request.messages for part in message.parts if isinstance(part, ImagePart)]
+    if any(image.detail not in (None, "auto") for image in images):
+        dropped.append("detail")
+    return dropped
+
+
+def _conversation(messages: list[Message]) -> tuple[str, list[dict[str, Any]]]:
+    """Return the system prompt and the turns: user and assistant in alternation, none of them empty."""
+    leading = next((i for i, message in enumerate(messages) if message.role is not Role.SYSTEM), len(messages))
+    system = "\n\n".join(text for message in messages[:leading] for part in message.parts if (text := _text(part)))
+    turns: list[dict[str, Any]] = []
+    for message in messages[leading:]:
+        # A later system message keeps its place, as a word of the user's: Anthropic has no other for it.
+        role = "assistant" if message.role is Role.ASSISTANT else "user"
+        blocks = [block for part in message.parts if (block := _block(part)) is not None]
+        if not blocks:
+            continue
+        if turns and turns[-1]["role"] == role:
+            turns[-1]["content"] += blocks
+        else:
+            turns.append({"role": role, "content": blocks})
+    for turn in turns:
+        if turn["role"] == "user":
+            # Results answer the calls of the turn before: they must come first.
+            turn["content"].sort(key=lambda block: block["type"] != "tool_result")
+    if not turns:
+        # A system prompt alone is a request for other vendors; here it must be said by the user.
+        return "", [{"role": "user", "content": [{"type": "text", "text": system}]}]
+    return system, turns
+
+
+def _text(part: Part) -> str:
+    if isinstance(part, TextPart):
+        return part.text
+    raise inexpressible(part if isinstance(part, OpaquePart) else OpaquePart("image", "messages"))
+
+
+def _block(part: Part) -> dict[str, Any] | None:
+    """Return the content block, or None for what Anthropic would refuse and nobody misses."""
+    match part:
+        case TextPart():
+            return {"type": "text", "text": part.text} if part.text.strip() else None
+        case ImagePart():
+            return _image(part)
+        case ThinkingPart(redacted=str()):
+            return {"type": "redacted_thinking", "data": part.redacted}
+        case ThinkingPart():
+            is_own = _is_own_signature(part.signature)
+            return {"type": "thinking", "thinking": part.text, "signature": part.signature} if is_own else None
+        case ToolCallPart():
+            return {"type": "tool_use", "id": _call_id(part.id), "name": part.name, "input": arguments_of(part.arguments)}
+        case ToolResultPart():
+            return _result(part)
+        case OpaquePart():
+            raise inexpressible(part)
+
+
+def _is_own_signature(signature: object) -> bool:
+    """Whether it is Anthropic's. Other wires mark those that they make, with a colon; without one, nobody signed."""
+    return isinstance(signature, str) and signature != "" and ":" not in signature
+
+
+def without_foreign_thinking(messages: list[Any]) -> list[Any]:
+    """Return the messages of a body without what another vendor's model thought.
+
+    A client that changes its model within a conversation brings it back as the blocks that we made of it, and Anthropic
+    refuses every signature that is not its own.
+    """
+    kept = []
+    for message in messages:
+        content = message.get("content") if isinstance(message, dict) else None
+        if isinstance(content, list) and any(map(_is_foreign, content)):
+            content = [block for block in content if not _is_foreign(block)]
+            if content:
+                kept.append({**message, "content": content})
+        else:
+            kept.append(message)
+    return kept
+
+
+def _is_foreign(block: object) -> bool:
+    return isinstance(block, dict) and block.get("type") == "thinking" and not _is_own_signature(block.get("signature"))
+
+
+def _image(part: ImagePart) -> dict[str, Any]:
+    if part.url is not None:
+        return {"type": "image", "source": {"type": "url", "url": part.url}}
+    return {"type": "image", "source": {"type": "base64", "media_type": part.media_type, "data": part.data}}
+
+
+def _result(part: ToolResultPart) -> dict[str, Any]:
+    block: dict[str, Any] = {"type": "tool_result", "tool_use_id": _call_id(part.tool_call_id)}
+    content = [inner for each in part.content if (inner := _block(each)) is not None]
+    if content:
+        block["content"] = content
+    if part.is_error:
+        block["is_error"] = True
+    return block
+
+
+def _call_id(call_id: str) -> str:
+    """Return the id as Anthropic takes it; Groq's have dots and colons. The same id is always changed alike."""
+    return _NOT_IN_IDS.sub("_", call_id) or "call"
+
+
+def _add_tools(body: dict[str, Any], request: GenerationRequest) -> None:
+    if not request.tools:
+        return
+    body["tools"] = [_tool(tool) for tool in request.tools]
+    choice = request.tool_choice
+    if choice is None and request.parallel_tool_calls is not False:
+        return
+    body["tool_choice"] = _tool_choice(choice or ToolChoice("auto"))
+    if request.parallel_tool_calls is False and body["tool_choice"]["type"] != "none":
+        body["tool_choice"]["disable_parallel_tool_use"] = True
+
+
+def _tool(tool: Tool) -> dict[str, Any]:
+    # Anthropic wants a type in every schema; OpenAI lets a function without parameters have none at all.
+    fields: dict[str, Any] = {"name": tool.name, "input_schema": {"type": "object", **tool.parameters}}
+    if tool.description is not None:
+        fields["description"] = tool.description
+    return fields
+
+
+def _tool_choice(choice: ToolChoice) -> dict[str, Any]:
+    return {"type": "tool", "name": choice.name} if choice.mode == "tool" else {"type": _TOOL_CHOICE[choice.mode]}
+
+
+def _add_format(body: dict[str, Any], request: GenerationRequest) -> None:
+    wanted = request.response_format
+    if wanted is None:
+        return
+    if wanted.schema is None:
+        body["system"] = "\n\n".join(filter(None, [body.get("system"), _ONLY_JSON]))
+        return
+    body["output_config"] = {"format": {"type": "json_schema", "schema": wanted.schema}}
+
+
+def _budget_tokens(request: GenerationRequest, turns: list[dict[str, Any]]) -> int:
+    """Return how many tokens the model may think, 0 for a request that Anthropic would refuse with thinking."""
+    reasoning = request.reasoning
+    if reasoning is None or not reasoning.enabled or _is_forced(request) or _calls_came_without_thinking(turns):
+        return 0
+    asked = _asked_budget_tokens(reasoning)
+    most = request.max_output_tokens - 1 if request.max_output_tokens else asked
+    budget_tokens = min(asked, most)
+    return budget_tokens if budget_tokens >= _BUDGET_TOKENS_MIN else 0
+
+
+def _is_forced(request: GenerationRequest) -> bool:
+    """Whether the model must call a tool: Anthropic refuses that together with thinking."""
+    return bool(request.tools and request.tool_choice and request.tool_choice.mode in ("required", "tool"))
+
+
+def _add_effort(body: dict[str, Any], request: GenerationRequest) -> None:
+    reasoning = request.reasoning
+    if reasoning is None or not reasoning.enabled or _is_forced(request):
+        return
+    body["thinking"] = {"type": "adaptive"}
+    if reasoning.budget_tokens is not None:
+        effort = next((name for name, tokens in _BUDGET_TOKENS_OF.items() if reasoning.budget_tokens <= tokens), "max")
+    else:
+        effort = reasoning.effort or ""
+    effort = {"minimal": "low"}.get(effort, effort)
+    if effort in _BUDGET_TOKENS_OF:
+        body["output_config"] = {**body.get("output_config", {}), "effort": effort}
+
+
+def _asked_budget_tokens(reasoning: Reasoning) -> int:
+    if reasoning.budget_tokens is not None:
+        return max(reasoning.budget_tokens, _BUDGET_TOKENS_MIN)
+    # "As the model sees fit" is what it does without being told.
+    return _BUDGET_TOKENS_OF.get(reasoning.effort, _BUDGET_TOKENS_OF["medium"]) if reasoning.effort else 0
+
+
+def _calls_came_without_thinking(turns: list[dict[str, Any]]) -> bool:
+    """Whether the turn that goes on began without thinking, as with a client that keeps none: it must go on without."""
+    last: list[dict[str, Any]] = next((turn["content"] for turn in reversed(turns) if turn["role"] == "assistant"), [])
+    types = [block["type"] for block in last]
+    return "tool_use" in types and types[0] not in ("thinking", "redacted_thinking")
+
+
+def _add_thinking(body: dict[str, Any], budget_tokens: int, request: GenerationRequest) -> None:
+    """With thinking Anthropic takes no temperature and no top_k. The budget is part of max_tokens."""
+    body["thinking"] = {"type": "enabled", "budget_tokens": budget_tokens}
+    if request.max_output_tokens is None:
+        body["max_tokens"] = budget_tokens + _MAX_TOKENS
+
+
+def _add_sampling(body: dict[str, Any], request: GenerationRequest) -> None:
+    if request.temperature is not None:
+        body["temperature"] = min(request.temperature, 1.0)  # Others go to 2.
+    elif request.top_p is not None:
+        # Newer models take one of the two; clients of other vendors often send both, and top_p as its default.
+        body["top_p"] = request.top_p
+    if request.top_k is not None:
+        body["top_k"] = request.top_k

@@ -1,0 +1,246 @@
+"""What does Anthropic, and whoever speaks its messages, send us?
+
+The type in the JSON says what an event is; the ``event:`` line only repeats it. Events, blocks and deltas of unknown
+types are passed over: new ones come without notice, and a client of the same family gets them as bytes.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import orjson
+
+from common.canonical.errors import Failed
+from common.canonical.events import (
+    Completed,
+    Event,
+    Finished,
+    FinishReason,
+    RedactedThinking,
+    Started,
+    TextDelta,
+    ThinkingDelta,
+    ThinkingSigned,
+    ToolCallDelta,
+    ToolCallStarted,
+    Usage,
+)
+from common.canonical.generation import GenerationRequest
+from common.dialects.anthropic_messages.dialect import MESSAGE_STOP
+from common.dialects.base import ReplyInfo
+from workers.providers.anthropic.request import build_body, without_foreign_thinking
+from workers.providers.base import Deployment, UpstreamRequest
+from workers.providers.shared import errors
+from workers.providers.shared.figures import Figures, index_of
+from workers.providers.shared.json_decoder import JsonDecoder
+from workers.providers.shared.loose_json import dict_of, list_of, read_json, text_of
+from workers.providers.shared.plain_shape import PlainShape
+
+_VERSION = "2023-06-01"
+_FINISH_REASON = {
+    "end_turn": FinishReason.STOP,
+    "stop_sequence": FinishReason.STOP_SEQUENCE,
+    "max_tokens": FinishReason.LENGTH,
+    "model_context_window_exceeded": FinishReason.LENGTH,
+    "tool_use": FinishReason.TOOL_CALLS,
+    "refusal": FinishReason.REFUSAL,
+    "pause_turn": FinishReason.PAUSE,
+}
+_NOT_COUNTED = ("max_tokens", "stream", "temperature", "top_p", "top_k", "stop_sequences", "metadata", "service_tier")
+_USUAL = ("", "standard", "global", "not_available")  # What costs no more, and no less.
+_COUNTS = {"input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens"}
+
+
+class Anthropic:
+    dialect = "anthropic-messages"
+    end_mark = MESSAGE_STOP
+
+    def build_request(self, request: GenerationRequest, deployment: Deployment) -> UpstreamRequest:
+        body, dropped = build_body(request, deployment.model)
+        return UpstreamRequest(_url(deployment), _headers(deployment, {}), body, dropped)
+
+    def pass_request(self, body: Mapping[str, Any], headers: Mapping[str, str], deployment: Deployment) -> UpstreamRequest:
+        return UpstreamRequest(_url(deployment), _headers(deployment, headers), orjson.dumps(_passed(body, deployment)))
+
+    def decoder(self, choices: int = 1) -> "MessageDecoder":
+        return MessageDecoder()
+
+    def for_client(self, data: bytes, info: ReplyInfo) -> bytes:
+        return data  # Nothing that `pass_request` changes brings a block.
+
+    def read_error(self, status: int, headers: Mapping[str, str], body: bytes) -> Failed:
+        return errors.read_error(status, headers, body)
+
+    def count_request(
+        self, request: GenerationRequest, body: Mapping[str, Any], headers: Mapping[str, str], deployment: Deployment
+    ) -> UpstreamRequest:
+        """Source: https://docs.anthropic.com/en/api/messages-count-tokens"""
+        # Refused there, as nothing is answered; some clients send the body of the message that they are about to send.
+        counted = {name: value for name, value in _passed(body, deployment).items() if name not in _NOT_COUNTED}
+        url = deployment.url("/v1/messages/count_tokens")
+        return UpstreamRequest(url, _headers(deployment, headers), orjson.dumps(counted))
+
+    def read_count(self, body: bytes) -> int | None:
+        try:
+            return Figures(dict_of(read_json(body))).count("input_tokens") or None
+        except ValueError:
+            return None
+
+
+class _Call:
+    """The tool call that a block is. ``input`` is the one its start brought whole; the deltas' pieces come instead of it."""
+
+    def __init__(self, index: int, input_: dict[str, Any]) -> None:
+        self.index = index
+        self.input = input_
+        self.has_arguments = False
+
+
+class MessageDecoder(JsonDecoder):
+    """Messages events to events. ``Finished`` waits for ``message_stop``, or the end: message_delta may come more than once."""
+
+    def __init__(self) -> None:
+        super().__init__(PlainShape(b'"text":"', b'"thinking":"'))
+        self._calls: dict[object, _Call] = {}  # By the index of the block.
+        self._call_count = 0
+        self._reason: str | None = None
+        self._stop_sequence: str | None = None
+
+    def _read_whole(self, answer: dict[str, Any]) -> list[Event]:
+        if answer.get("type") == "error" or answer.get("error"):
+            return [self._fail(errors.error_in_stream(answer))]
+        if not isinstance(answer.get("content"), list):
+            return [self._fail(errors.no_answer(answer))]
+        events = list(self._read_start(answer))
+        for index, block in enumerate(list_of(answer.get("content"))):
+            events += self._read_block_start(index, dict_of(block))
+            events += self._read_block_stop(index)
+        self._read_end(answer, answer.get("usage"))
+        return [*events, *self._complete()]
+
+    def _read(self, name: str, fields: dict[str, Any]) -> list[Event]:
+        return list(self._events(name, fields))
+
+    def _events(self, name: str, fields: dict[str, Any]) -> Iterator[Event]:
+        match fields.get("type"):
+            case "content_block_delta":
+                yield from self._read_delta(fields.get("index"), dict_of(fields.get("delta")))
+            case "content_block_start":
+                yield from self._read_block_start(fields.get("index"), dict_of(fields.get("content_block")))
+            case "content_block_stop":
+                yield from self._read_block_stop(fields.get("index"))
+            case "message_start":
+                yield from self._read_start(dict_of(fields.get("message")))
+            case "message_delta":
+                self._read_end(dict_of(fields.get("delta")), fields.get("usage"))
+            case "message_stop":
+                yield from self._complete()
+            case type_ if "error" in (name, type_) or fields.get("error"):
+                yield from self._broken(errors.error_in_stream(fields))
+
+    def _read_start(self, message: dict[str, Any]) -> Iterator[Event]:
+        self._read_usage(message.get("usage"))
+        # Proxies in the wild send it twice.
+        if not self._started:
+            self._started = True
+            self._model = text_of(message.get("model"))
+            yield Started(text_of(message.get("id")) or None, self._model or None, _tier(self._report))
+
+    def _read_block_start(self, index: object, block: dict[str, Any]) -> Iterator[Event]:
+        match block.get("type"):
+            case "text" if text_of(block.get("text")):
+                yield TextDelta(block["text"])
+            case "thinking":
+                if text_of(block.get("thinking")):
+                    yield ThinkingDelta(block["thinking"])
+                if text_of(block.get("signature")):
+                    yield ThinkingSigned(block["signature"])
+            case "redacted_thinking":
+                yield RedactedThinking(text_of(block.get("data")))
+            case "tool_use":
+                call = _Call(self._call_count, dict_of(block.get("input")))
+                self._call_count += 1
+                if (at := index_of(index)) is not None:
+                    self._calls[at] = call
+                yield ToolCallStarted(call.index, text_of(block.get("id")) or f"toolu_{call.index}", text_of(block.get("name")))
+
+    def _read_delta(self, index: object, delta: dict[str, Any]) -> Iterator[Event]:
+        match delta.get("type"):
+            case "text_delta" if text_of(delta.get("text")):
+                yield TextDelta(delta["text"])
+            case "thinking_delta" if text_of(delta.get("thinking")):
+                yield ThinkingDelta(delta["thinking"])
+            case "signature_delta" if text_of(delta.get("signature")):
+                yield ThinkingSigned(delta["signature"])
+            case "input_json_delta" if text_of(delta.get("partial_json")):
+                call = self._calls.get(index_of(index))
+                if call is not None:  # Else a tool that runs at the vendor.
+                    call.has_arguments = True
+                    yield ToolCallDelta(call.index, delta["partial_json"])
+
+    def _read_block_stop(self, index: object) -> Iterator[Event]:
+        call = self._calls.pop(index_of(index), None)
+        if call is not None and not call.has_arguments:
+            yield ToolCallDelta(call.index, orjson.dumps(call.input).decode())
+
+    def _read_end(self, delta: dict[str, Any], usage: object) -> None:
+        self._read_usage(usage)
+        self._reason = text_of(delta.get("stop_reason")) or self._reason
+        self.is_whole = bool(self._reason)
+        self._stop_sequence = text_of(delta.get("stop_sequence")) or self._stop_sequence
+
+    def _read_usage(self, usage: object) -> None:
+        """Later figures replace earlier ones, which they include; those that are left out still hold."""
+        reported = {name: value for name, value in dict_of(usage).items() if value is not None}
+        if reported:
+            self._report = {**self._report, **reported}
+
+    def _complete(self) -> list[Event]:
+        self._ended = self.is_whole = True
+        fallback = FinishReason.TOOL_CALLS if self._call_count else FinishReason.STOP
+        finished = Finished(_FINISH_REASON.get(self._reason or "", fallback), self._stop_sequence)
+        return [finished, Completed(self.usage)]
+
+    def _usage_of(self, figures: Figures) -> Usage | None:
+        """Anthropic's input_tokens leaves out what its cache figures count; ours includes them."""
+        if not self._report.keys() & _COUNTS:
+            return None
+        read, written = figures.count("cache_read_input_tokens"), figures.count("cache_creation_input_tokens")
+        return figures.usage(
+            figures.main("input_tokens") + read + written,
+            figures.main("output_tokens"),
+            cache_read_tokens=read,
+            cache_write_tokens=written,
+            cache_write_1h_tokens=figures.count("cache_creation", "ephemeral_1h_input_tokens"),
+            reasoning_tokens=figures.count("output_tokens_details", "thinking_tokens"),
+            web_searches=figures.count("server_tool_use", "web_search_requests"),
+            model=self._model,
+            service_tier=_tier(self._report),
+        )
+
+
+def _tier(report: Mapping[str, Any]) -> str:
+    """How it was served, as far as it changes the price: the tier, the speed, the region."""
+    words = [text_of(report.get(name)) for name in ("service_tier", "speed", "inference_geo")]
+    return "+".join(word for word in words if word not in _USUAL)
+
+
+def _url(deployment: Deployment) -> str:
+    return deployment.url("/v1/messages")
+
+
+def _passed(body: Mapping[str, Any], deployment: Deployment) -> dict[str, Any]:
+    passed = {**body, "model": deployment.model}
+    if isinstance(passed.get("messages"), list):
+        passed["messages"] = without_foreign_thinking(passed["messages"])
+    return passed
+
+
+def _headers(deployment: Deployment, passed: Mapping[str, str]) -> dict[str, str]:
+    headers = deployment.request_headers("x-api-key", "")
+    headers["anthropic-version"] = passed.get("anthropic-version", _VERSION)
+    if "anthropic-beta" in passed:
+        headers["anthropic-beta"] = passed["anthropic-beta"]
+    return headers
+
+
+ANTHROPIC = Anthropic()

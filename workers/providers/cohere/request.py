@@ -1,0 +1,174 @@
+"""How is a canonical request said to Cohere's chat, version 2?
+
+Nearly as to OpenAI, with other names and narrower ranges. What is out of a range that only Cohere has so narrow goes to
+its end; what Cohere has no word for is dropped by name where nobody misses it, and refused where it would be missed.
+Source: https://docs.cohere.com/reference/chat
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import orjson
+
+from common.canonical.generation import (
+    GenerationRequest,
+    ImagePart,
+    Message,
+    OpaquePart,
+    Part,
+    Reasoning,
+    Role,
+    TextPart,
+    ThinkingPart,
+    Tool,
+    ToolCallPart,
+    ToolResultPart,
+)
+from workers.providers.shared.inexpressible import inexpressible, refused
+
+_TOP_P_MIN, _TOP_P_MAX, _TOP_K_MAX, _PENALTY_MAX = 0.01, 0.99, 500, 1.0
+_TOOL_CHOICE = {"required": "REQUIRED", "tool": "REQUIRED", "none": "NONE"}  # Auto is what it does without being told.
+# What "little" and "some" thought amount to. Past these the model thinks as much as it likes.
+_BUDGET_TOKENS_OF = {"minimal": 512, "low": 2048, "medium": 8192}
+
+
+def build_body(request: GenerationRequest, model: str) -> tuple[bytes, list[str]]:
+    """Return the body of a streaming request, and the fields that were left out of it.
+
+    Raises:
+        GatewayError: INVALID_REQUEST that names what Cohere cannot express.
+    """
+    for part in request.opaque:
+        raise inexpressible(part)
+    if request.choices > 1:
+        raise refused("n", "must be 1: the provider of this model gives one choice")
+    dropped = ["user"] if request.end_user is not None else []
+    fields: dict[str, Any] = {
+        "model": model,
+        "messages": [item for message in request.messages for item in _items(message)],
+        "stream": True,
+        "max_tokens": request.max_output_tokens,
+        "temperature": request.temperature,
+        "p": None if request.top_p is None else min(max(request.top_p, _TOP_P_MIN), _TOP_P_MAX),
+        "k": None if request.top_k is None else min(request.top_k, _TOP_K_MAX),
+        "stop_sequences": request.stop or None,
+        "seed": request.seed,
+        "presence_penalty": _penalty("presence_penalty", request.presence_penalty, dropped),
+        "frequency_penalty": _penalty("frequency_penalty", request.frequency_penalty, dropped),
+        "response_format": _response_format(request),
+        "thinking": _thinking(request.reasoning),
+    }
+    if request.tools:
+        fields |= _tools(request, dropped)
+    return orjson.dumps({name: value for name, value in fields.items() if value is not None}), dropped
+
+
+def _penalty(name: str, value: float | None, dropped: list[str]) -> float | None:
+    if value is None or value >= 0:
+        return None if value is None else min(value, _PENALTY_MAX)
+    dropped.append(name)  # A reward for repetition, which Cohere does not have.
+    return None
+
+
+def _items(message: Message) -> Iterator[dict[str, Any]]:
+    """Yield one message as Cohere's: results of tools are messages of their own, before the rest of the turn."""
+    if message.role is Role.ASSISTANT:
+        yield from _assistant_items(message.parts)
+        return
+    shown: list[Part] = []
+    for part in message.parts:
+        if isinstance(part, ToolResultPart):
+            text = "\n\n".join(_text(each) for each in part.content if not isinstance(each, ImagePart))
+            yield {"role": "tool", "tool_call_id": part.tool_call_id, "content": text}
+            # A result holds text and documents: its images follow as the user's.
+            shown.extend(each for each in part.content if isinstance(each, ImagePart))
+    shown.extend(part for part in message.parts if not isinstance(part, ToolResultPart | ThinkingPart))
+    content = _content(shown)
+    if content:
+        yield {"role": message.role.value, "content": content}
+
+
+def _assistant_items(parts: list[Part]) -> Iterator[dict[str, Any]]:
+    text = "".join(_text(part) for part in parts if not isinstance(part, ToolCallPart | ThinkingPart))
+    calls = [
+        {"id": part.id, "type": "function", "function": {"name": part.name, "arguments": part.arguments}}
+        for part in parts
+        if isinstance(part, ToolCallPart)
+    ]
+    item: dict[str, Any] = {"role": "assistant"}
+    if text:
+        item["content"] = text
+    if calls:
+        item["tool_calls"] = calls
+        # What led to the calls belongs to them; other thoughts are over. A signed one is another vendor's.
+        plan = "".join(part.text for part in parts if isinstance(part, ThinkingPart) and not part.signature)
+        if plan:
+            item["tool_plan"] = plan
+    if len(item) > 1:
+        yield item
+
+
+def _text(part: Part) -> str:
+    if isinstance(part, TextPart):
+        return part.text
+    raise inexpressible(part if isinstance(part, OpaquePart) else OpaquePart(type(part).__name__, "messages"))
+
+
+def _content(parts: list[Part]) -> str | list[dict[str, Any]]:
+    if not any(isinstance(part, ImagePart) for part in parts):
+        return "\n\n".join(text for part in parts if (text := _text(part)))
+    return [_image(part) if isinstance(part, ImagePart) else {"type": "text", "text": _text(part)} for part in parts]
+
+
+def _image(part: ImagePart) -> dict[str, Any]:
+    image = {"url": part.url or f"data:{part.media_type};base64,{part.data}"}
+    if part.detail is not None:
+        image["detail"] = part.detail
+    return {"type": "image_url", "image_url": image}
+
+
+def _tools(request: GenerationRequest, dropped: list[str]) -> dict[str, Any]:
+    if request.parallel_tool_calls is False:
+        dropped.append("parallel_tool_calls")  # The AI SDK always sends it with a tool that must be called.
+    choice, tools = request.tool_choice, request.tools
+    if choice is not None and choice.mode == "tool":
+        # Cohere cannot name a tool, but of a list of one it must call that one.
+        tools = [tool for tool in tools if tool.name == choice.name]
+        if not tools:
+            raise refused("tool_choice", "must name one of the tools")
+    fields: dict[str, Any] = {"tools": [_tool(tool) for tool in tools]}
+    if choice is not None:
+        fields["tool_choice"] = _TOOL_CHOICE.get(choice.mode)
+    if any(tool.strict for tool in tools):
+        # Cohere is strict with all tools or with none, and refuses to be with one that requires nothing.
+        if all(tool.strict and tool.parameters.get("required") for tool in tools):
+            fields["strict_tools"] = True
+        else:
+            dropped.append("tools.strict")
+    return fields
+
+
+def _tool(tool: Tool) -> dict[str, Any]:
+    function: dict[str, Any] = {"name": tool.name, "parameters": tool.parameters or {"type": "object", "properties": {}}}
+    if tool.description is not None:
+        function["description"] = tool.description
+    return {"type": "function", "function": function}
+
+
+def _response_format(request: GenerationRequest) -> dict[str, Any] | None:
+    wanted = request.response_format
+    if wanted is None:
+        return None
+    return {"type": "json_object"} if wanted.schema is None else {"type": "json_object", "json_schema": wanted.schema}
+
+
+def _thinking(reasoning: Reasoning | None) -> dict[str, Any] | None:
+    """Return how to think, where the client says: a model that cannot reason refuses a request that has the field."""
+    if reasoning is None:
+        return None
+    if not reasoning.enabled:
+        return {"type": "disabled"}
+    if reasoning.budget_tokens is None and reasoning.effort is None:
+        return None
+    budget_tokens = reasoning.budget_tokens or _BUDGET_TOKENS_OF.get(reasoning.effort or "")
+    return {"type": "enabled", "token_budget": budget_tokens} if budget_tokens else {"type": "enabled"}

@@ -1,0 +1,86 @@
+"""What are a call's arguments, when Gemini sends them piece by piece?
+
+A piece is a path and a value, such as ``$.cities[0].name`` and a string; pieces of one string come after each other. We never
+ask for them, but a model or a gateway may send them all the same. They are put together, and said once they are whole.
+
+Source: https://docs.cloud.google.com/vertex-ai/generative-ai/docs/multimodal/function-calling
+"""
+
+import re
+from typing import Any
+
+import orjson
+
+from workers.providers.shared.loose_json import text_of
+
+_SIZE_MAX = 16 << 20  # Characters and pieces of one call; as much as one event may be large.
+_STEP = re.compile(r"\.([^.\[]+)|\['([^']*)'\]|\[(\d{1,6})\]")
+
+
+class ArgumentsError(Exception):
+    """They can be no call's. The message says why."""
+
+
+class _Text:
+    """A string that may grow: joined once, at the end."""
+
+    def __init__(self, text: str) -> None:
+        self.pieces = [text]
+
+
+class ArgumentsSoFar:
+    def __init__(self, arguments: dict[str, Any]) -> None:
+        self._arguments = arguments
+        self._size = 0
+
+    def add(self, piece: dict[str, Any]) -> None:
+        """Take in one of ``partialArgs``; one whose path leads nowhere says nothing.
+
+        Raises:
+            ArgumentsError: there are too many.
+        """
+        where, text = text_of(piece.get("jsonPath")), text_of(piece.get("stringValue"))
+        self._size += 1 + len(where) + len(text)
+        if self._size > _SIZE_MAX:
+            raise ArgumentsError("the arguments of a call have no end")
+        path = [key or quoted or int(number or 0) for key, quoted, number in _STEP.findall(where)]
+        if "stringValue" in piece:
+            _put(self._arguments, path, _Text(text))
+        elif "numberValue" in piece or "boolValue" in piece:
+            _put(self._arguments, path, piece.get("numberValue", piece.get("boolValue")))
+        elif "nullValue" in piece:
+            _put(self._arguments, path, None)
+
+    def text(self) -> str:
+        """Return the JSON text.
+
+        Raises:
+            ArgumentsError: they are nested too deeply to be written.
+        """
+        try:
+            return orjson.dumps(self._arguments, default=_join).decode()
+        except orjson.JSONEncodeError as error:
+            raise ArgumentsError("the arguments of a call are nested too deeply") from error
+
+
+def _put(holder: Any, path: list[str | int], value: object) -> None:
+    for depth, step in enumerate(path):
+        if isinstance(step, int) and isinstance(holder, list) and step <= len(holder):
+            if step == len(holder):
+                holder.append(None)
+        elif not (isinstance(step, str) and isinstance(holder, dict)):
+            return
+        here = holder[step] if isinstance(step, int) else holder.get(step)
+        if depth < len(path) - 1:
+            if here is None:
+                here = holder[step] = [] if isinstance(path[depth + 1], int) else {}
+            holder = here
+        elif isinstance(here, _Text) and isinstance(value, _Text):
+            here.pieces += value.pieces
+        else:
+            holder[step] = value
+
+
+def _join(value: object) -> str:
+    assert isinstance(value, _Text)
+    return "".join(value.pieces)

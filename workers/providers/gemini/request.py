@@ -1,0 +1,267 @@
+"""How is a canonical request said to Gemini?
+
+A conversation is ``contents``, turns of parts by ``user`` and ``model``; a tool's result is the user's. Gemini signs its
+calls, and its newer models refuse a call that comes back without a signature. Signatures travel through the client as
+those of thinking, marked as ours: a conversation may have begun at another vendor, whose signatures are none to Google.
+
+Sources: https://ai.google.dev/api/generate-content and, below /gemini-api/docs of the same site, /function-calling,
+/thinking, /thought-signatures, /file-input-methods.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from common.canonical.generation import (
+    GenerationRequest,
+    ImagePart,
+    Message,
+    OpaquePart,
+    Part,
+    Reasoning,
+    Role,
+    TextPart,
+    ThinkingPart,
+    Tool,
+    ToolCallPart,
+    ToolChoice,
+    ToolResultPart,
+)
+from workers.providers.shared.inexpressible import inexpressible, refused
+from workers.providers.shared.loose_json import arguments_of
+
+SIGNED_BY = "gemini:"  # Before every signature on its way to the client. Nobody's base64 has a colon.
+
+# Google's word for a call that another model made: it is let pass unsigned.
+_UNSIGNED = "skip_thought_signature_validator"
+_STOPS_MAX = 5
+_CHOICES_MAX = 8
+_SEED_MAX = 2**31 - 1
+_MODE = {"auto": "AUTO", "none": "NONE", "required": "ANY", "tool": "ANY"}
+# The two controls of thinking: a budget for 2.5, a level since 3. "minimal" is left out: most models refuse it.
+_BUDGET_TOKENS_OF = {"minimal": 1024, "low": 1024, "medium": 8192, "high": 24_576}
+_BUDGET_TOKENS_MAX = 24_576  # The least of the family's limits.
+_BUDGET_TOKENS_OFF = {"flash": 0, "pro": 128}  # 2.5 Pro cannot be kept from thinking.
+_LEVEL_OF = {"minimal": "low", "low": "low", "medium": "medium", "high": "high"}
+_LOW_BUDGET_TOKENS, _MEDIUM_BUDGET_TOKENS = 2048, 8192  # What clients set for a little and for some thought.
+_BEFORE_3 = re.compile(r"gemini-[12][.-]|gemma|learnlm")
+_IMAGE_TYPE = re.compile(r"\.(png|jpe?g|webp|bmp|heic|heif|gif)(?:[?#]|$)", re.IGNORECASE)
+
+
+def build_body(request: GenerationRequest, model: str) -> dict[str, Any]:
+    """Return the body; whether it streams is in the URL.
+
+    Raises:
+        GatewayError: INVALID_REQUEST that names what Gemini cannot express.
+    """
+    for part in request.opaque:
+        raise inexpressible(part)
+    system, contents = _conversation(request.messages, model)
+    body: dict[str, Any] = {"contents": contents}
+    if system:
+        body["systemInstruction"] = {"parts": [{"text": system}]}
+    if request.tools:
+        body["tools"] = [{"functionDeclarations": [_declaration(tool) for tool in request.tools]}]
+        if request.tool_choice:
+            body["toolConfig"] = {"functionCallingConfig": _calling(request.tool_choice)}
+    config = _config(request, model)
+    if config:
+        body["generationConfig"] = config
+    return body
+
+
+def dropped(request: GenerationRequest, model: str) -> list[str]:
+    """Return what ``build_body`` leaves out, because an answer without it is still the one asked for."""
+    has_detail = any(
+        isinstance(part, ImagePart) and part.detail not in (None, "auto")
+        for message in request.messages
+        for part in message.parts
+    )
+    left_out = {
+        "user": request.end_user is not None,
+        "parallel_tool_calls": request.parallel_tool_calls is False and bool(request.tools),
+        "tools.strict": any(tool.strict for tool in request.tools),
+        "detail": has_detail,
+        "reasoning": request.reasoning is not None and not _thinks(model),
+    }
+    return [name for name, is_left_out in left_out.items() if is_left_out]
+
+
+# The conversation
+
+
+def _conversation(messages: list[Message], model: str) -> tuple[str, list[dict[str, Any]]]:
+    """Return the system prompt and the turns, by user and model in alternation."""
+    leading = next((i for i, message in enumerate(messages) if message.role is not Role.SYSTEM), len(messages))
+    system = "\n\n".join(text for message in messages[:leading] for part in message.parts if (text := _text(part)))
+    names: dict[str, str] = {}  # Of the calls so far, by their ids, which some vendors use again.
+    turns: list[dict[str, Any]] = []
+    for message in messages[leading:]:
+        if message.role is Role.ASSISTANT:
+            role, parts = "model", list(_model_parts(message.parts))
+            names |= {part.id: part.name for part in message.parts if isinstance(part, ToolCallPart)}
+        else:
+            # A later system message keeps its place, as a word of the user's: Gemini has no other for it.
+            role, parts = "user", [said for part in message.parts for said in _user_parts(part, names, model)]
+        if parts and turns and turns[-1]["role"] == role:
+            turns[-1]["parts"] += parts
+        elif parts:
+            turns.append({"role": role, "parts": parts})
+    for turn in turns:
+        if turn["role"] == "user":
+            # Results answer the calls of the turn before: they must come first.
+            turn["parts"].sort(key=lambda part: "functionResponse" not in part)
+        elif _is_since_3(model):
+            _sign_first_call(turn["parts"])
+    if not turns:
+        # A system prompt alone is a request for other vendors; here it must be said by the user.
+        return "", [{"role": "user", "parts": [{"text": system}]}]
+    return system, turns
+
+
+def _text(part: Part) -> str:
+    if isinstance(part, TextPart):
+        return part.text
+    raise inexpressible(part if isinstance(part, OpaquePart) else OpaquePart("image", "messages"))
+
+
+def _model_parts(parts: list[Part]) -> Iterator[dict[str, Any]]:
+    """Yield a turn of the model's. A signature goes on the part after the thinking it came with; the thinking itself stays."""
+    signature = ""
+    for part in parts:
+        if isinstance(part, ThinkingPart):
+            is_ours = part.signature is not None and part.signature.startswith(SIGNED_BY)
+            signature = (part.signature or "").removeprefix(SIGNED_BY) if is_ours else ""
+            continue
+        said = _call(part) if isinstance(part, ToolCallPart) else {"text": _text(part)}
+        if signature:
+            said["thoughtSignature"] = signature
+        if said != {"text": ""}:
+            yield said
+        signature = ""
+
+
+def _call(part: ToolCallPart) -> dict[str, Any]:
+    return {"functionCall": {"id": part.id, "name": part.name, "args": arguments_of(part.arguments)}}
+
+
+def _sign_first_call(parts: list[dict[str, Any]]) -> None:
+    """The first of a turn's calls must have a signature; those beside it need none."""
+    call = next((part for part in parts if "functionCall" in part), None)
+    if call is not None:
+        call.setdefault("thoughtSignature", _UNSIGNED)
+
+
+def _user_parts(part: Part, names: dict[str, str], model: str) -> Iterable[dict[str, Any]]:
+    match part:
+        case TextPart():
+            return [{"text": part.text}] if part.text else []
+        case ImagePart():
+            return [_image(part)]
+        case ToolResultPart():
+            return _result(part, names, model)
+        case ThinkingPart():
+            return []
+        case ToolCallPart():
+            return [_call(part)]
+        case OpaquePart():
+            raise inexpressible(part)
+
+
+def _image(part: ImagePart) -> dict[str, Any]:
+    if part.url is None:
+        return {"inlineData": {"mimeType": part.media_type, "data": part.data}}
+    file = {"fileUri": part.url}  # Google fetches it; what kind of image it is must be guessed.
+    if found := _IMAGE_TYPE.search(part.url):
+        file["mimeType"] = "image/" + found[1].lower().replace("jpg", "jpeg")
+    return {"fileData": file}
+
+
+def _result(part: ToolResultPart, names: dict[str, str], model: str) -> list[dict[str, Any]]:
+    """Return a tool's result. Images stand in it where the model knows that and Google need not fetch them, else after it."""
+    text = "\n\n".join(_text(each) for each in part.content if not isinstance(each, ImagePart))
+    images = [_image(each) for each in part.content if isinstance(each, ImagePart)]
+    name = names.get(part.tool_call_id)
+    if name is None:
+        raise refused("messages", f"hold a tool result for {part.tool_call_id[:100]!r}, which is no call in the conversation")
+    inner = [image for image in images if "inlineData" in image and _is_since_3(model)]
+    result: dict[str, Any] = {"id": part.tool_call_id, "name": name}
+    result["response"] = {"error" if part.is_error else "output": text}
+    if inner:
+        result["parts"] = inner
+    return [{"functionResponse": result}, *(image for image in images if image not in inner)]
+
+
+# Tools and settings
+
+
+def _declaration(tool: Tool) -> dict[str, Any]:
+    fields: dict[str, Any] = {"name": tool.name}
+    if tool.description is not None:
+        fields["description"] = tool.description
+    # An object without properties is refused; a function that takes nothing has no schema.
+    if tool.parameters.get("properties") or tool.parameters.keys() & {"$ref", "anyOf", "oneOf", "allOf"}:
+        fields["parametersJsonSchema"] = tool.parameters
+    return fields
+
+
+def _calling(choice: ToolChoice) -> dict[str, Any]:
+    return {"mode": _MODE[choice.mode]} | ({"allowedFunctionNames": [choice.name]} if choice.mode == "tool" else {})
+
+
+def _config(request: GenerationRequest, model: str) -> dict[str, Any]:
+    if len(request.stop) > _STOPS_MAX:
+        raise refused("stop", f"must hold at most {_STOPS_MAX} sequences: the provider of this model takes no more")
+    if request.choices > _CHOICES_MAX:
+        raise refused("n", f"must be at most {_CHOICES_MAX}: the provider of this model gives no more choices")
+    config = {
+        "maxOutputTokens": request.max_output_tokens,
+        "temperature": request.temperature,
+        "topP": request.top_p,
+        "topK": request.top_k,
+        "stopSequences": request.stop or None,
+        # Google's seeds are 32 bits wide. The same seed stays the same.
+        "seed": None if request.seed is None else request.seed & _SEED_MAX,
+        "presencePenalty": request.presence_penalty,
+        "frequencyPenalty": request.frequency_penalty,
+        "candidateCount": request.choices if request.choices > 1 else None,
+        "responseMimeType": "application/json" if request.response_format else None,
+        "responseJsonSchema": request.response_format.schema if request.response_format else None,
+        "thinkingConfig": _thinking(request.reasoning, model) if request.reasoning and _thinks(model) else None,
+    }
+    return {name: value for name, value in config.items() if value is not None}
+
+
+def _is_since_3(model: str) -> bool:
+    """A name that is not known to be older, such as ``gemini-flash-latest``, is newer."""
+    return not _BEFORE_3.match(model)
+
+
+def _thinks(model: str) -> bool:
+    return _is_since_3(model) or model.startswith("gemini-2.5")
+
+
+def _thinking(reasoning: Reasoning, model: str) -> dict[str, Any]:
+    """Return how much to think. Thoughts are shown to whoever asks for reasoning; who wants none gets the least there is."""
+    effort = {"xhigh": "high", "max": "high"}.get(reasoning.effort or "", reasoning.effort)
+    config: dict[str, Any] = {"includeThoughts": True} if reasoning.enabled else {}
+    if _is_since_3(model):
+        if not reasoning.enabled:
+            config["thinkingLevel"] = "low"
+        elif reasoning.budget_tokens is not None:
+            config["thinkingLevel"] = _level(reasoning.budget_tokens)
+        elif effort:
+            config["thinkingLevel"] = _LEVEL_OF.get(effort, "medium")
+    elif not reasoning.enabled:
+        config["thinkingBudget"] = _BUDGET_TOKENS_OFF["pro" if "pro" in model else "flash"]
+    elif reasoning.budget_tokens is not None:
+        config["thinkingBudget"] = min(reasoning.budget_tokens, _BUDGET_TOKENS_MAX)
+    elif effort:
+        config["thinkingBudget"] = _BUDGET_TOKENS_OF.get(effort, _BUDGET_TOKENS_OF["medium"])
+    return config
+
+
+def _level(budget_tokens: int) -> str:
+    if budget_tokens <= _LOW_BUDGET_TOKENS:
+        return "low"
+    return "medium" if budget_tokens <= _MEDIUM_BUDGET_TOKENS else "high"

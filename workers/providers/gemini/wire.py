@@ -1,0 +1,348 @@
+"""What does Gemini send us?
+
+A stream is whole answers in pieces: every chunk repeats the usage so far, and the last one has the reason to finish; then
+the bytes end, without a mark. Older models say "STOP" in every chunk: the reason counts until the candidate goes on. Calls come
+whole, as objects. Parts about what ran at Google (code, searches) are passed over: nobody here can ask for it.
+
+Sources: https://ai.google.dev/api/generate-content, https://ai.google.dev/gemini-api/docs/thought-signatures
+"""
+
+import hashlib
+import re
+import secrets
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import quote
+
+import orjson
+
+from common.canonical.errors import Failed
+from common.canonical.events import (
+    Completed,
+    Event,
+    Finished,
+    FinishReason,
+    Started,
+    TextDelta,
+    ThinkingDelta,
+    ThinkingSigned,
+    ToolCallDelta,
+    ToolCallStarted,
+    Usage,
+)
+from common.canonical.generation import GenerationRequest
+from common.sse import read_block
+from workers.providers.base import Deployment, UpstreamRequest
+from workers.providers.gemini.arguments import ArgumentsError, ArgumentsSoFar
+from workers.providers.gemini.request import SIGNED_BY, build_body, dropped
+from workers.providers.shared import errors
+from workers.providers.shared.figures import Figures, index_of
+from workers.providers.shared.loose_json import dict_of, list_of, read_json, text_of
+
+_FINISH_REASON = {
+    "STOP": FinishReason.STOP,
+    "MAX_TOKENS": FinishReason.LENGTH,
+    "CONTINUATION": FinishReason.LENGTH,
+    "SAFETY": FinishReason.CONTENT_FILTER,
+    "RECITATION": FinishReason.CONTENT_FILTER,
+    "BLOCKLIST": FinishReason.CONTENT_FILTER,
+    "PROHIBITED_CONTENT": FinishReason.CONTENT_FILTER,
+    "SPII": FinishReason.CONTENT_FILTER,
+    "MODEL_ARMOR": FinishReason.CONTENT_FILTER,
+    "ESCALATION": FinishReason.CONTENT_FILTER,
+    "PUP_LIMITED_DISABLED": FinishReason.CONTENT_FILTER,
+    "IMAGE_SAFETY": FinishReason.CONTENT_FILTER,
+    "IMAGE_PROHIBITED_CONTENT": FinishReason.CONTENT_FILTER,
+    "IMAGE_RECITATION": FinishReason.CONTENT_FILTER,
+}
+# Finish reasons that say that the answer did not.
+_FAILURES = {
+    "LANGUAGE",
+    "OTHER",
+    "IMAGE_OTHER",
+    "NO_IMAGE",
+    "MALFORMED_FUNCTION_CALL",
+    "MALFORMED_RESPONSE",
+    "MISSING_THOUGHT_SIGNATURE",
+    "TOO_MANY_TOOL_CALLS",
+    "UNEXPECTED_TOOL_CALL",
+}
+_CHOICES_MAX = 128
+# Where the figures stand by modality, and what these parts are to us. Pages of a document are images.
+_PARTS = {
+    "promptTokensDetails": "input_{}_tokens",
+    "toolUsePromptTokensDetails": "input_{}_tokens",
+    "cacheTokensDetails": "cache_{}_read_tokens",
+    "candidatesTokensDetails": "output_{}_tokens",
+}
+_MODALITIES = {"AUDIO": "audio", "IMAGE": "image", "DOCUMENT": "image", "VIDEO": "video"}
+_TRAFFIC = {"on_demand": "standard", "on_demand_flex": "flex", "on_demand_priority": "priority"}
+_ENDS_IN_VERSION = re.compile(r"/v\d\w*$")
+
+
+class Gemini:
+    def build_request(self, request: GenerationRequest, deployment: Deployment) -> UpstreamRequest:
+        model = _model(deployment)
+        body = orjson.dumps(build_body(request, model))
+        url = _url(deployment, "streamGenerateContent")
+        url += "&alt=sse" if deployment.query else "?alt=sse"  # Else it would be one JSON array.
+        return UpstreamRequest(url, deployment.request_headers("x-goog-api-key", ""), body, dropped(request, model))
+
+    def decoder(self, choices: int = 1) -> "ContentDecoder":
+        return ContentDecoder(choices)
+
+    def read_error(self, status: int, headers: Mapping[str, str], body: bytes) -> Failed:
+        return errors.read_error(status, headers, body)
+
+    def count_request(
+        self, request: GenerationRequest, body: Mapping[str, Any], headers: Mapping[str, str], deployment: Deployment
+    ) -> UpstreamRequest:
+        """Source: https://ai.google.dev/api/tokens"""
+        model = _model(deployment)
+        counted = {"generateContentRequest": {"model": f"models/{model}", **build_body(request, model)}}
+        return UpstreamRequest(
+            _url(deployment, "countTokens"), deployment.request_headers("x-goog-api-key", ""), orjson.dumps(counted)
+        )
+
+    def read_count(self, body: bytes) -> int | None:
+        try:
+            return Figures(dict_of(read_json(body))).count("totalTokens") or None
+        except ValueError:
+            return None
+
+
+class _Candidate:
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.calls = 0
+        self.arguments: ArgumentsSoFar | None = None  # Of the last call, while more of them may come.
+        self.is_thinking = False  # What it said last was a thought.
+        self.reason: str | None = None
+
+
+class ContentDecoder:
+    """Chunks to events."""
+
+    def __init__(self, choices: int = 1) -> None:
+        self.is_whole = False
+        self._choices_due = choices
+        self._repeats_reasons = False
+        self._started = False
+        self._ended = False
+        self._candidates: dict[int, _Candidate] = {}
+        self._report: dict[str, Any] = {}  # Of the usage, the last one as it came; read when somebody asks for it.
+        self._id = self._model = ""
+
+    @property
+    def usage(self) -> Usage | None:
+        return self._read_figures()[0]
+
+    @property
+    def has_absurd_usage(self) -> bool:
+        return self._read_figures()[1]
+
+    def _read_figures(self) -> tuple[Usage | None, bool]:
+        figures = Figures(self._report)
+        return _usage(self._report, figures, self._model) if self._report else None, figures.is_absurd
+
+    def decode(self, block: bytes) -> list[Event]:
+        if self._ended:
+            return []
+        if block.startswith((b"data", b"event")):
+            data = read_block(block)[1]
+        elif block.startswith(b"{"):
+            data = block  # A stream that breaks may end in a bare error, which is no event.
+        else:
+            return []
+        try:
+            chunk = read_json(data)
+        except ValueError:
+            return [self._fail(errors.not_json(data))]
+        return self._read(chunk)
+
+    def decode_whole(self, body: bytes) -> list[Event]:
+        try:
+            answer = read_json(body)
+        except ValueError:
+            return [self._fail(errors.not_json(body))]
+        # What streams without being asked for events is one array of the chunks.
+        events = [event for chunk in (answer if isinstance(answer, list) else [answer]) for event in self._read(chunk)]
+        for candidate in self._candidates.values():
+            candidate.reason = candidate.reason or "STOP"  # The whole answer is here, whatever it forgot to say.
+        if not (self._candidates or self._ended):
+            return [*events, self._fail(errors.no_answer(answer))]
+        return events + self.end()
+
+    def end(self) -> list[Event]:
+        if self._ended:
+            return []
+        reasons = [candidate.reason for candidate in self._candidates.values()]
+        if not reasons or None in reasons:
+            return [self._fail(errors.cut_short())]
+        for reason in reasons:
+            if reason in _FAILURES:
+                return [self._fail(errors.nonsense(f"the model ended it with {reason}"))]
+        try:
+            left = [event for candidate in self._candidates.values() for event in self._close_call(candidate)]
+        except ArgumentsError as error:
+            return [self._fail(errors.nonsense(str(error)))]
+        self._ended = True
+        ends = [Finished(_finish_reason(candidate), choice=index) for index, candidate in sorted(self._candidates.items())]
+        return [*left, *ends, Completed(self.usage)]
+
+    def is_plain(self, block: bytes) -> bool:
+        return False  # Every chunk has other figures. It matters to bytes that pass, and no client speaks this wire.
+
+    def plain_head(self, run: bytes) -> tuple[int, int]:
+        return 0, 0
+
+    def _fail(self, failed: Failed) -> Failed:
+        self._ended = True
+        return failed
+
+    def _read(self, chunk: object) -> list[Event]:
+        if self._ended:
+            return []
+        if not isinstance(chunk, dict):
+            return [self._fail(errors.no_answer(chunk))]
+        if chunk.get("error"):
+            return [self._fail(errors.error_in_stream(chunk))]
+        try:
+            return list(self._read_chunk(chunk))
+        except ArgumentsError as error:
+            return [self._fail(errors.nonsense(str(error)))]
+
+    def _read_chunk(self, chunk: dict[str, Any]) -> Iterator[Event]:
+        if not self._started:
+            self._started = True
+            self._id, self._model = text_of(chunk.get("responseId")), text_of(chunk.get("modelVersion"))
+            yield Started(self._id or None, self._model or None, _tier(dict_of(chunk.get("usageMetadata"))))
+        usage = dict_of(chunk.get("usageMetadata"))
+        if "totalTokenCount" in usage or "promptTokenCount" in usage:  # Vertex' first chunks say how it is paid alone.
+            self._report = usage  # Replaced, never added: it is the sum so far.
+        for fields in list_of(chunk.get("candidates")):
+            if isinstance(fields, dict):
+                yield from self._read_candidate(fields)
+        if text_of(dict_of(chunk.get("promptFeedback")).get("blockReason")):
+            self._candidate(0).reason = "SAFETY"  # The prompt itself was refused: there are no candidates.
+            self._choices_due = 1
+        self._judge()
+
+    def _judge(self) -> None:
+        reasons = [candidate.reason for candidate in self._candidates.values()]
+        has_all = len(reasons) >= self._choices_due and not self._repeats_reasons
+        self.is_whole = has_all and all(reason is not None and reason not in _FAILURES for reason in reasons)
+
+    def _candidate(self, number: object) -> _Candidate:
+        index = index_of(number, _CHOICES_MAX) or 0
+        return self._candidates.setdefault(index, _Candidate(index))
+
+    def _read_candidate(self, fields: dict[str, Any]) -> Iterator[Event]:
+        candidate = self._candidate(fields.get("index"))
+        had_reason = candidate.reason is not None
+        for part in list_of(dict_of(fields.get("content")).get("parts")):
+            if isinstance(part, dict):
+                for event in self._read_part(part, candidate):
+                    self._repeats_reasons = self._repeats_reasons or had_reason
+                    yield event
+        candidate.reason = text_of(fields.get("finishReason")) or candidate.reason
+
+    def _read_part(self, part: dict[str, Any], candidate: _Candidate) -> Iterator[Event]:
+        signature, text = text_of(part.get("thoughtSignature")), text_of(part.get("text"))
+        if isinstance(part.get("functionCall"), dict):
+            yield from self._read_call(part["functionCall"], signature, candidate)
+        elif part.get("thought"):
+            if text:
+                candidate.is_thinking = True
+                yield ThinkingDelta(text, candidate.index)
+            yield from _signed(signature, candidate)
+        else:
+            # A text's signature is worth a thinking block only if there is one; Google does not insist on it.
+            if candidate.is_thinking:
+                yield from _signed(signature, candidate)
+            if text:
+                candidate.is_thinking = False
+                yield TextDelta(text, candidate.index)
+
+    def _read_call(self, call: dict[str, Any], signature: str, candidate: _Candidate) -> Iterator[Event]:
+        name = text_of(call.get("name"))
+        if name:
+            yield from self._close_call(candidate)
+            yield from _signed(signature, candidate)
+            id_ = text_of(call.get("id")) or self._made_up_id(candidate)
+            yield ToolCallStarted(candidate.calls, id_, name, candidate.index)
+            candidate.calls += 1
+            candidate.arguments = ArgumentsSoFar(dict_of(call.get("args")))
+        if candidate.arguments is not None:
+            for piece in list_of(call.get("partialArgs")):
+                candidate.arguments.add(dict_of(piece))
+        if not call.get("willContinue"):
+            yield from self._close_call(candidate)
+
+    def _close_call(self, candidate: _Candidate) -> Iterator[Event]:
+        arguments, candidate.arguments = candidate.arguments, None
+        if arguments is not None:
+            yield ToolCallDelta(candidate.calls - 1, arguments.text(), candidate.index)
+
+    def _made_up_id(self, candidate: _Candidate) -> str:
+        self._id = self._id or secrets.token_hex(12)
+        return "call_" + hashlib.sha256(f"{self._id}.{candidate.index}.{candidate.calls}".encode()).hexdigest()[:24]
+
+
+def _signed(signature: str, candidate: _Candidate) -> Iterator[Event]:
+    """Yield the signature as that of the thinking before it, or of none. Our events know only the first choice's."""
+    candidate.is_thinking = False
+    if signature and candidate.index == 0:
+        yield ThinkingSigned(SIGNED_BY + signature)
+
+
+def _finish_reason(candidate: _Candidate) -> FinishReason:
+    reason = _FINISH_REASON.get(candidate.reason or "", FinishReason.STOP)
+    # Google has no word for "go on and call them".
+    return FinishReason.TOOL_CALLS if candidate.calls and reason is FinishReason.STOP else reason
+
+
+def _usage(report: dict[str, Any], figures: Figures, model: str) -> Usage | None:
+    """Google counts thoughts beside the answer, and what its own tools read beside the prompt; cached tokens are part of it."""
+    thoughts = figures.main("thoughtsTokenCount")
+    return figures.usage(
+        figures.main("promptTokenCount") + figures.main("toolUsePromptTokenCount"),
+        figures.main("candidatesTokenCount") + thoughts,
+        cache_read_tokens=figures.count("cachedContentTokenCount"),
+        reasoning_tokens=thoughts,
+        **_parts(report, figures),
+        model=model,
+        service_tier=_tier(report),
+    )
+
+
+def _parts(report: dict[str, Any], figures: Figures) -> Counter[str]:
+    """What of the figures has a price of its own: what is not text."""
+    found: Counter[str] = Counter()
+    for where, part in _PARTS.items():
+        for fields in map(dict_of, list_of(report.get(where))):
+            if modality := _MODALITIES.get(text_of(fields.get("modality"))):
+                of_one = Figures(fields)
+                found[part.format(modality)] += of_one.count("tokenCount")
+                figures.is_absurd |= of_one.is_absurd
+    return found
+
+
+def _tier(report: dict[str, Any]) -> str:
+    """How it was served; Vertex has words of its own."""
+    traffic = text_of(report.get("trafficType")).lower()
+    return text_of(report.get("serviceTier")).lower() or _TRAFFIC.get(traffic, traffic)
+
+
+def _model(deployment: Deployment) -> str:
+    return deployment.model.removeprefix("models/")
+
+
+def _url(deployment: Deployment, method: str) -> str:
+    """The SDK's base URL has no version, and another one's may. Whatever a model's name holds, it is one step of the path."""
+    version = "" if _ENDS_IN_VERSION.search(deployment.base_url) else "/v1beta"
+    return deployment.url(f"{version}/models/{quote(_model(deployment), safe='')}:{method}")
+
+
+GEMINI = Gemini()

@@ -1,0 +1,155 @@
+"""How is a canonical request said to OpenAI, and to those who speak its chat completions?
+
+In OpenAI's words; what a vendor knows otherwise is ``quirks``.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from common.canonical.errors import ErrorKind, GatewayError
+from common.canonical.generation import (
+    GenerationRequest,
+    ImagePart,
+    Message,
+    OpaquePart,
+    Part,
+    Role,
+    TextPart,
+    ThinkingPart,
+    Tool,
+    ToolCallPart,
+    ToolChoice,
+    ToolResultPart,
+)
+from workers.providers.shared import openai_words
+from workers.providers.shared.quirks import Quirks
+
+
+def build_body(request: GenerationRequest, model: str, quirks: Quirks) -> dict[str, Any]:
+    """Return the body of a streaming request, not yet fitted to the vendor.
+
+    Raises:
+        GatewayError: INVALID_REQUEST that names what chat completions cannot express.
+    """
+    for part in request.opaque:
+        raise _inexpressible(part)
+    fields: dict[str, Any] = {
+        "model": model,
+        "messages": [item for message in request.messages for item in _items(message, quirks)],
+        "stream": True,
+        "stream_options": None if "stream_options" in quirks.unknown else {"include_usage": True},
+        quirks.limit: request.max_output_tokens,
+        "temperature": request.temperature,
+        "top_p": request.top_p,
+        "stop": request.stop or None,
+        "seed": request.seed,
+        "presence_penalty": request.presence_penalty,
+        "frequency_penalty": request.frequency_penalty,
+        "n": request.choices if request.choices > 1 else None,
+        "response_format": _response_format(request),
+        "reasoning_effort": openai_words.effort(request.reasoning),
+        "user": openai_words.end_user(request.end_user),
+    }
+    if request.tools:
+        fields["tools"] = [_tool(tool) for tool in request.tools]
+        fields["tool_choice"] = _tool_choice(request.tool_choice)
+        fields["parallel_tool_calls"] = request.parallel_tool_calls
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _inexpressible(part: OpaquePart) -> GatewayError:
+    message = f"{part.path}: the provider of this model has nothing like {part.type!r}; leave it out or choose another model."
+    return GatewayError(ErrorKind.INVALID_REQUEST, message, param=part.path)
+
+
+def _items(message: Message, quirks: Quirks) -> Iterable[dict[str, Any]]:
+    """Yield one message as the wire's messages: results of tools are messages of their own, before the rest of the turn."""
+    if message.role is Role.ASSISTANT:
+        yield from _assistant_items(message.parts, quirks)
+        return
+    shown: list[Part] = []
+    for part in message.parts:
+        if isinstance(part, ToolResultPart):
+            text = "\n\n".join(_text(each) for each in part.content if not isinstance(each, ImagePart))
+            content = openai_words.result_text(part, text)
+            yield {"role": "tool", "tool_call_id": openai_words.call_id(part.tool_call_id), "content": content}
+            # A tool message holds text only: its images follow as the user's.
+            shown.extend(each for each in part.content if isinstance(each, ImagePart))
+    shown.extend(part for part in message.parts if not isinstance(part, ToolResultPart))
+    rest = _content(shown)
+    if rest:
+        yield {"role": message.role.value, "content": rest}
+
+
+def _assistant_items(parts: list[Part], quirks: Quirks) -> Iterable[dict[str, Any]]:
+    # Pieces of one answer, cut where the vendor liked: they join without a seam. Thinking is dropped, as most vendors'
+    # models never see their own; to refuse it would end every conversation that changes its model.
+    spoken = [part for part in parts if not isinstance(part, ToolCallPart | ThinkingPart)]
+    text = "".join(_text(part) for part in spoken)
+    calls = [
+        {
+            "id": openai_words.call_id(part.id),
+            "type": "function",
+            "function": {"name": part.name, "arguments": part.arguments},
+        }
+        for part in parts
+        if isinstance(part, ToolCallPart)
+    ]
+    if calls:
+        thought = "".join(part.text for part in parts if isinstance(part, ThinkingPart))
+        thinking = {quirks.thinking: thought} if quirks.thinking and thought else {}
+        yield {"role": "assistant", "content": text or None, **thinking, "tool_calls": calls}
+    elif text:
+        yield {"role": "assistant", "content": text}
+
+
+def _text(part: Part) -> str:
+    if isinstance(part, TextPart):
+        return part.text
+    raise _inexpressible(part if isinstance(part, OpaquePart) else OpaquePart(type(part).__name__, "messages"))
+
+
+def _content(parts: list[Part]) -> str | list[dict[str, Any]]:
+    """Return a string where it is text alone: some compatible servers know no content parts."""
+    if not any(isinstance(part, ImagePart) for part in parts):
+        texts = [_text(part) for part in parts if not isinstance(part, ThinkingPart)]
+        return "\n\n".join(text for text in texts if text)
+    return [
+        _image(part) if isinstance(part, ImagePart) else {"type": "text", "text": _text(part)}
+        for part in parts
+        if not isinstance(part, ThinkingPart)
+    ]
+
+
+def _image(part: ImagePart) -> dict[str, Any]:
+    image = {"url": part.url or f"data:{part.media_type};base64,{part.data}"}
+    if part.detail is not None:
+        image["detail"] = part.detail
+    return {"type": "image_url", "image_url": image}
+
+
+def _tool(tool: Tool) -> dict[str, Any]:
+    function: dict[str, Any] = {"name": tool.name, "parameters": tool.parameters or {"type": "object", "properties": {}}}
+    if tool.description is not None:
+        function["description"] = tool.description
+    if tool.strict is not None:
+        function["strict"] = tool.strict
+    return {"type": "function", "function": function}
+
+
+def _tool_choice(choice: ToolChoice | None) -> Any:
+    if choice is None:
+        return None
+    return {"type": "function", "function": {"name": choice.name}} if choice.mode == "tool" else choice.mode
+
+
+def _response_format(request: GenerationRequest) -> dict[str, Any] | None:
+    wanted = request.response_format
+    if wanted is None:
+        return None
+    if wanted.schema is None:
+        return {"type": "json_object"}
+    schema: dict[str, Any] = {"name": wanted.name or "answer", "schema": wanted.schema}
+    if wanted.strict is not None:
+        schema["strict"] = wanted.strict
+    return {"type": "json_schema", "json_schema": schema}

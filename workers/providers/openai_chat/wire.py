@@ -1,0 +1,328 @@
+"""What do OpenAI, and those who speak its chat completions, send us?
+
+Vendors agree on the shape and on little else: where usage stands, whether ``[DONE]`` comes, what a tool call's pieces
+hold. What a vendor may do, any vendor may do: nothing here asks who it is talking to.
+"""
+
+import hashlib
+import secrets
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import orjson
+
+from common.canonical.errors import Failed
+from common.canonical.events import (
+    Completed,
+    Event,
+    Finished,
+    FinishReason,
+    RefusalDelta,
+    Started,
+    TextDelta,
+    ThinkingDelta,
+    ToolCallDelta,
+    ToolCallStarted,
+    Usage,
+)
+from common.canonical.generation import GenerationRequest
+from common.dialects.base import ReplyInfo
+from common.sse import read_block
+from workers.providers.base import Deployment, UpstreamRequest
+from workers.providers.openai_chat.request import build_body
+from workers.providers.shared import errors
+from workers.providers.shared.figures import Figures, index_of
+from workers.providers.shared.json_decoder import JsonDecoder
+from workers.providers.shared.loose_json import dict_of, list_of, read_json, text_of
+from workers.providers.shared.plain_shape import PlainShape
+from workers.providers.shared.quirks import fit, quirks_of
+
+_FINISH_REASON = {
+    "stop": FinishReason.STOP,
+    "eos": FinishReason.STOP,
+    "length": FinishReason.LENGTH,
+    "model_length": FinishReason.LENGTH,
+    "max_tokens": FinishReason.LENGTH,
+    "tool_calls": FinishReason.TOOL_CALLS,
+    "function_call": FinishReason.TOOL_CALLS,
+    "content_filter": FinishReason.CONTENT_FILTER,
+}
+# Finish reasons that say that the answer did not.
+_FAILURES = {"error", "insufficient_system_resource"}
+_PASSED_HEADERS = ("openai-beta",)
+_CHOICES_MAX = 128
+# Where parts with prices of their own stand.
+_PARTS = {
+    "input_audio_tokens": ("prompt_tokens_details", "audio_tokens"),
+    "input_image_tokens": ("prompt_tokens_details", "image_tokens"),
+    "input_video_tokens": ("prompt_tokens_details", "video_tokens"),
+    "cache_audio_read_tokens": ("prompt_tokens_details", "cached_tokens_details", "audio_tokens"),
+    "output_audio_tokens": ("completion_tokens_details", "audio_tokens"),
+    "output_image_tokens": ("completion_tokens_details", "image_tokens"),
+}
+
+
+class OpenAiCompatible:
+    dialect = "openai-chat"
+    end_mark = b"data: [DONE]\n\n"
+
+    def build_request(self, request: GenerationRequest, deployment: Deployment) -> UpstreamRequest:
+        body = build_body(request, deployment.model, quirks_of(deployment))
+        dropped = fit(body, deployment) + (["top_k"] if request.top_k is not None else [])
+        return UpstreamRequest(_url(deployment), _headers(deployment, {}), orjson.dumps(body), dropped)
+
+    def pass_request(self, body: Mapping[str, Any], headers: Mapping[str, str], deployment: Deployment) -> UpstreamRequest:
+        changed = {**body, "model": deployment.model}
+        if body.get("stream") and "stream_options" not in quirks_of(deployment).unknown:
+            changed["stream_options"] = {**dict_of(body.get("stream_options")), "include_usage": True}
+        dropped = fit(changed, deployment)
+        return UpstreamRequest(_url(deployment), _headers(deployment, headers), orjson.dumps(changed), dropped)
+
+    def decoder(self, choices: int = 1) -> "ChunkDecoder":
+        return ChunkDecoder(choices)
+
+    def for_client(self, data: bytes, info: ReplyInfo) -> bytes:
+        # Nearly every block has a choice.
+        if b'"choices":[]' not in data and b'"choices": []' not in data:
+            return data
+        if dict_of(info.body.get("stream_options")).get("include_usage"):
+            return data
+        try:
+            chunk = dict_of(read_json(read_block(data)[1]))
+        except ValueError:
+            return data
+        return b"" if chunk.get("choices") == [] and chunk.get("usage") else data
+
+    def read_error(self, status: int, headers: Mapping[str, str], body: bytes) -> Failed:
+        return errors.read_error(status, headers, body)
+
+
+class _Call:
+    """One tool call of a choice. ``key`` is how the upstream's pieces name it."""
+
+    def __init__(self, index: int, key: int | None, id_: str) -> None:
+        self.index = index
+        self.key = key
+        self.id = id_
+        self.has_arguments = False
+
+
+class _Choice:
+    def __init__(self) -> None:
+        self.calls: list[_Call] = []
+        self.reason: str | None = None
+        self.has_output = False
+
+
+class ChunkDecoder(JsonDecoder):
+    """Chunks to events.
+
+    ``Finished`` waits for the end of the stream, as some vendors send more of a choice with, or after, its finish reason.
+    """
+
+    def __init__(self, choices: int = 1) -> None:
+        super().__init__(PlainShape(b'"content":"', b'"reasoning_content":"', b'"reasoning":"'))
+        self._choices: dict[int, _Choice] = {}
+        self._choices_due = choices  # So many must have come for the answer to be whole.
+        self._id = ""
+
+    def _read(self, name: str, fields: dict[str, Any]) -> list[Event]:
+        if name != "error" and not _is_error(fields):
+            return list(self._read_chunk(fields))
+        # OpenRouter repeats the finish reason "length" as an error, which brings the usage.
+        last = list(self._read_chunk(fields)) if self.is_whole else []
+        return last + self._broken(errors.error_in_stream(fields))
+
+    def _read_done(self) -> list[Event]:
+        self._expect_no_more()
+        return self.end()
+
+    def _read_whole(self, answer: dict[str, Any]) -> list[Event]:
+        if _is_error(answer):
+            return [self._fail(errors.error_in_stream(answer))]
+        if not list_of(answer.get("choices")):
+            return [self._fail(errors.no_answer(answer))]
+        for choice in list_of(answer.get("choices")):
+            if isinstance(choice, dict) and isinstance(choice.get("message"), dict):
+                choice["delta"] = choice["message"]  # Perplexity has an empty delta beside it.
+        events = list(self._read_chunk(answer))
+        for choice in self._choices.values():
+            choice.reason = choice.reason or "stop"  # The whole answer is here, whatever it forgot to say.
+        self._expect_no_more()
+        return events + self.end()
+
+    def _complete(self) -> list[Event]:
+        self._ended = True
+        events: list[Event] = []
+        for index, choice in sorted(self._choices.items()):
+            events += [ToolCallDelta(call.index, "{}", index) for call in choice.calls if not call.has_arguments]
+            events.append(Finished(_finish_reason(choice), choice=index))
+        return [*events, Completed(self.usage)]
+
+    def _usage_of(self, figures: Figures) -> Usage | None:
+        return _usage(self._report, figures, self._model, self._tier) if self._report else None
+
+    def _expect_no_more(self) -> None:
+        """The server has said all: one that was asked for several choices may give fewer."""
+        self._choices_due = 1
+        self._judge()
+
+    def _judge(self) -> None:
+        reasons = [choice.reason for choice in self._choices.values()]
+        has_all = len(reasons) >= self._choices_due
+        self.is_whole = has_all and all(reason is not None and reason not in _FAILURES for reason in reasons)
+
+    def _read_chunk(self, chunk: dict[str, Any]) -> Iterator[Event]:
+        if not self._started:
+            self._started = True
+            self._id, self._model = text_of(chunk.get("id")), text_of(chunk.get("model"))
+            self._tier = text_of(chunk.get("service_tier"))
+            yield Started(self._id or None, self._model or None, self._tier)
+        usage = dict_of(chunk.get("usage")) or dict_of(dict_of(chunk.get("x_groq")).get("usage"))
+        if usage:
+            self._report = usage  # Replaced, never added: some send it in every chunk.
+            # Azure's first chunk names no model, and the tier is known for sure only in the end.
+            self._model = text_of(chunk.get("model")) or self._model
+            self._tier = text_of(chunk.get("service_tier")) or text_of(usage.get("service_tier")) or self._tier
+        for choice in list_of(chunk.get("choices")):
+            if isinstance(choice, dict):
+                yield from self._read_choice(choice)
+
+    def _read_choice(self, fields: dict[str, Any]) -> Iterator[Event]:
+        index = index_of(fields.get("index"), _CHOICES_MAX) or 0
+        choice = self._choices.setdefault(index, _Choice())
+        self.is_whole = self.is_whole and choice.reason is not None
+        delta = fields.get("delta")
+        if not isinstance(delta, dict):
+            # A whole answer where a piece was due. With a delta beside it, it is Perplexity's text so far.
+            delta = {} if choice.has_output else dict_of(fields.get("message"))
+        for event in _read_delta(delta, index):
+            choice.has_output = True
+            yield event
+        for event in self._read_calls(delta, choice, index):
+            choice.has_output = True
+            yield event
+        if isinstance(fields.get("finish_reason"), str) and choice.reason is None:
+            choice.reason = fields["finish_reason"]
+            self._judge()
+
+    def _read_calls(self, delta: dict[str, Any], choice: _Choice, index: int) -> Iterator[Event]:
+        items = list_of(delta.get("tool_calls"))
+        legacy = delta.get("function_call")
+        if isinstance(legacy, dict):
+            items = [*items, {"index": 0, "function": legacy}]
+        for item in items:
+            if isinstance(item, dict):
+                yield from self._read_call(item, choice, index)
+
+    def _read_call(self, item: dict[str, Any], choice: _Choice, index: int) -> Iterator[Event]:
+        function = dict_of(item.get("function"))
+        name = text_of(function.get("name"))
+        call = _call_of(item, name, choice.calls)
+        if call is None:
+            key = index_of(item.get("index"))
+            call = _Call(len(choice.calls), key, text_of(item.get("id")) or self._made_up_id(index, len(choice.calls)))
+            choice.calls.append(call)
+            yield ToolCallStarted(call.index, call.id, name, index)
+        arguments = function.get("arguments")
+        text = orjson.dumps(arguments).decode() if isinstance(arguments, dict) else text_of(arguments)
+        if text:
+            call.has_arguments = True
+            yield ToolCallDelta(call.index, text, index)
+
+    def _made_up_id(self, choice: int, call: int) -> str:
+        self._id = self._id or secrets.token_hex(12)
+        return "call_" + hashlib.sha256(f"{self._id}.{choice}.{call}".encode()).hexdigest()[:24]
+
+
+def _is_error(chunk: dict[str, Any]) -> bool:
+    return bool(chunk.get("error")) or (chunk.get("object") == "error" and "choices" not in chunk)
+
+
+def _call_of(item: dict[str, Any], name: str, calls: list[_Call]) -> _Call | None:
+    """Return the call that a piece belongs to, or None if it begins another one."""
+    id_, key = text_of(item.get("id")), index_of(item.get("index"))
+    if key is None:
+        # Older Mistral: whole calls without an index. A piece that names nothing goes on with the last call.
+        same = [call for call in calls if call.id == id_] if id_ else ([] if name else calls)
+        return same[-1] if same else None
+    same = [call for call in calls if call.key == key]
+    # Some number every call of an answer 0: another id with a name of its own is another call.
+    if not same or (id_ and name and same[-1].id != id_):
+        return None
+    return same[-1]
+
+
+def _read_delta(delta: dict[str, Any], index: int) -> Iterator[Event]:
+    # Some send the same thought under both names.
+    thinking = text_of(delta.get("reasoning_content")) or text_of(delta.get("reasoning"))
+    if thinking:
+        yield ThinkingDelta(thinking, index)
+    content = delta.get("content")
+    if isinstance(content, list):
+        for part in content:
+            yield from _read_part(dict_of(part), index)
+    elif isinstance(content, dict):
+        yield TextDelta(orjson.dumps(content).decode(), index)  # Cloudflare's answer in JSON mode.
+    elif isinstance(content, str) and content:
+        yield TextDelta(content, index)
+    refusal = text_of(delta.get("refusal"))
+    if refusal:
+        yield RefusalDelta(refusal, index)
+
+
+def _read_part(part: dict[str, Any], index: int) -> Iterator[Event]:
+    """Mistral's content as a list: thinking and text side by side."""
+    if part.get("type") == "thinking":
+        thinking = part.get("thinking")
+        text = (
+            thinking if isinstance(thinking, str) else "".join(text_of(dict_of(each).get("text")) for each in list_of(thinking))
+        )
+        if text:
+            yield ThinkingDelta(text, index)
+    elif text_of(part.get("text")):
+        yield TextDelta(part["text"], index)
+
+
+def _finish_reason(choice: _Choice) -> FinishReason:
+    reason = _FINISH_REASON.get(choice.reason or "", FinishReason.STOP)
+    # "stop" is also what comes after a call that the client forced.
+    return FinishReason.TOOL_CALLS if choice.calls and reason is FinishReason.STOP else reason
+
+
+def _usage(report: Mapping[str, Any], figures: Figures, model: str, tier: str) -> Usage | None:
+    prompt, completion = figures.main("prompt_tokens"), figures.main("completion_tokens")
+    cached = figures.count("prompt_tokens_details", "cached_tokens") or figures.count("prompt_cache_hit_tokens")
+    reasoning = figures.count("completion_tokens_details", "reasoning_tokens")
+    # OpenAI counts reasoning as completion, xAI beside it: the total tells. Gateways report more reasoning than
+    # completion, with a total that leaves it out; it was written all the same.
+    is_beside = reasoning and report.get("total_tokens") == prompt + completion + reasoning
+    completion = completion + reasoning if is_beside else max(completion, reasoning)
+    # Perplexity's are beside the completion, whatever the total says.
+    thought, citations = 0 if reasoning else figures.count("reasoning_tokens"), figures.count("citation_tokens")
+    # Cached tokens are part of the prompt, save at Azure's Grok.
+    if cached > prompt:
+        prompt += cached
+    return figures.usage(
+        prompt,
+        completion + thought + citations,
+        cache_read_tokens=cached,
+        cache_write_tokens=figures.count("prompt_tokens_details", "cache_write_tokens"),
+        reasoning_tokens=reasoning + thought,
+        output_citation_tokens=citations,
+        web_searches=figures.count("num_search_queries"),
+        **figures.counts(_PARTS),
+        model=model,
+        service_tier=tier,
+    )
+
+
+def _url(deployment: Deployment) -> str:
+    return deployment.url("/chat/completions")
+
+
+def _headers(deployment: Deployment, passed: Mapping[str, str]) -> dict[str, str]:
+    return {name: passed[name] for name in _PASSED_HEADERS if name in passed} | deployment.request_headers()
+
+
+OPENAI_COMPATIBLE = OpenAiCompatible()

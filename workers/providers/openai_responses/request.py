@@ -1,0 +1,198 @@
+"""How is a canonical request said in OpenAI's responses API?
+
+The conversation is a flat list of items: messages, calls, results of calls, reasoning. Nothing is stored at the vendor, but
+for answers in the background: every request brings the whole conversation, and reasoning travels in it encrypted.
+
+Source: https://platform.openai.com/docs/api-reference/responses/create
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import orjson
+
+from common.canonical.generation import (
+    GenerationRequest,
+    ImagePart,
+    Message,
+    OpaquePart,
+    Part,
+    Role,
+    TextPart,
+    ThinkingPart,
+    Tool,
+    ToolCallPart,
+    ToolChoice,
+    ToolResultPart,
+)
+from workers.providers.shared import openai_words
+from workers.providers.shared.inexpressible import inexpressible, refused
+
+# Stands before every signature that the decoder makes of a reasoning item. A conversation may have begun at another
+# vendor, whose signatures have none: they would be refused, and are left out.
+REASONING_MARK = "openai-responses:"
+
+_OUTPUT_TOKENS_MIN = 16  # OpenAI refuses less, and clients probe with 1.
+
+
+def build_body(request: GenerationRequest, model: str, *, in_background: bool = False) -> tuple[bytes, list[str]]:
+    """Return the body of a streaming request, and the names of the harmless fields that it leaves out.
+
+    Summaries of reasoning are not asked for: OpenAI refuses such a request of an organisation that it has not verified.
+
+    Raises:
+        GatewayError: INVALID_REQUEST that names what responses cannot express.
+    """
+    if request.choices > 1:
+        raise refused("n", "must be 1: the provider of this model gives one choice")
+    if request.stop:
+        raise refused(
+            request.names.get("stop", "stop"), "must be left out: the provider of this model stops at no words of one's own"
+        )
+    left_out = ("top_k", "seed", "presence_penalty", "frequency_penalty")
+    fields: dict[str, Any] = {
+        **prompt(request, model),
+        "stream": True,
+        "background": in_background or None,
+        "store": in_background,
+        "max_output_tokens": max(request.max_output_tokens, _OUTPUT_TOKENS_MIN) if request.max_output_tokens else None,
+        "temperature": request.temperature,
+        "top_p": request.top_p,
+        "user": openai_words.end_user(request.end_user),
+    }
+    # A model that does not reason refuses to be asked for its reasoning.
+    if "reasoning" in fields or any(item.get("type") == "reasoning" for item in fields["input"]):
+        fields["include"] = ["reasoning.encrypted_content"]
+    body = {name: value for name, value in fields.items() if value is not None}
+    return orjson.dumps(body), [name for name in left_out if getattr(request, name) is not None]
+
+
+def prompt(request: GenerationRequest, model: str) -> dict[str, Any]:
+    """Return the fields that make the prompt, which are also those that count towards its tokens.
+
+    Raises:
+        GatewayError: as for ``build_body``.
+    """
+    for part in request.opaque:
+        raise inexpressible(part)
+    leading = next((i for i, each in enumerate(request.messages) if each.role is not Role.SYSTEM), len(request.messages))
+    instructions = "\n\n".join(text for each in request.messages[:leading] for part in each.parts if (text := _text(part)))
+    items = [item for message in request.messages[leading:] for item in _items(message)]
+    fields: dict[str, Any] = {"model": model}
+    if items:
+        fields |= {"instructions": instructions, "input": items} if instructions else {"input": items}
+    else:
+        # Instructions alone are a request for other vendors; here something must be said.
+        fields["input"] = [_message("user", [{"type": "input_text", "text": instructions}])]
+    if request.tools:
+        fields["tools"] = [_tool(tool) for tool in request.tools]
+        if request.tool_choice:
+            fields["tool_choice"] = _tool_choice(request.tool_choice)
+        if request.parallel_tool_calls is not None:
+            fields["parallel_tool_calls"] = request.parallel_tool_calls
+    if request.response_format:
+        fields["text"] = {"format": _format(request)}
+    if effort := openai_words.effort(request.reasoning):
+        fields["reasoning"] = {"effort": effort}
+    return fields
+
+
+def _message(role: str, content: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"role": role, "content": content}
+
+
+def _items(message: Message) -> Iterable[dict[str, Any]]:
+    """Yield one message as items, in the order in which its parts were said."""
+    is_own = message.role is Role.ASSISTANT
+    # A later system message keeps its place; "developer" is what OpenAI calls it.
+    role = "developer" if message.role is Role.SYSTEM else message.role.value
+    said: list[dict[str, Any]] = []
+    for part in message.parts:
+        item = _item(part)
+        if item is None:
+            said += [content] if (content := _content(part, is_own=is_own)) else []
+            continue
+        if said:
+            yield _message(role, said)
+            said = []
+        if item:
+            yield item
+    if said:
+        yield _message(role, said)
+
+
+def _item(part: Part) -> dict[str, Any] | None:
+    """Return the item that a part is; None if it is the content of a message, empty if it is left out."""
+    match part:
+        case ThinkingPart():
+            return _reasoning(part)
+        case ToolCallPart():
+            called = {"call_id": openai_words.call_id(part.id), "name": part.name, "arguments": part.arguments}
+            return {"type": "function_call", **called}
+        case ToolResultPart():
+            call_id = openai_words.call_id(part.tool_call_id)
+            return {"type": "function_call_output", "call_id": call_id, "output": _output(part)}
+        case _:
+            return None
+
+
+def _reasoning(part: ThinkingPart) -> dict[str, Any]:
+    if not part.signature or not part.signature.startswith(REASONING_MARK):
+        return {}
+    summary = [{"type": "summary_text", "text": part.text}] if part.text else []
+    return {"type": "reasoning", "summary": summary, "encrypted_content": part.signature.removeprefix(REASONING_MARK)}
+
+
+def _output(result: ToolResultPart) -> str | list[dict[str, Any]]:
+    """Return a string where it is text alone: other vendors of this family know no content in results."""
+    images = [part for part in result.content if isinstance(part, ImagePart)]
+    text = "\n\n".join(_text(part) for part in result.content if not isinstance(part, ImagePart))
+    text = openai_words.result_text(result, text)
+    if not images:
+        return text
+    texts = [{"type": "input_text", "text": text}] if text else []
+    return texts + [_image(image) for image in images]
+
+
+def _content(part: Part, *, is_own: bool) -> dict[str, Any] | None:
+    if isinstance(part, ImagePart):
+        return _image(part)
+    text = _text(part)
+    return {"type": "output_text" if is_own else "input_text", "text": text} if text else None
+
+
+def _text(part: Part) -> str:
+    if isinstance(part, TextPart):
+        return part.text
+    raise inexpressible(part if isinstance(part, OpaquePart) else OpaquePart("image", "messages"))
+
+
+def _image(part: ImagePart) -> dict[str, Any]:
+    image = {"type": "input_image", "image_url": part.url or f"data:{part.media_type};base64,{part.data}"}
+    if part.detail is not None:
+        image["detail"] = part.detail
+    return image
+
+
+def _tool(tool: Tool) -> dict[str, Any]:
+    # Strict unless told otherwise, which changes what a schema may say; other families' tools are not strict by themselves.
+    fields = {"type": "function", "name": tool.name, "strict": bool(tool.strict)}
+    fields["parameters"] = tool.parameters or {"type": "object", "properties": {}}
+    if tool.description is not None:
+        fields["description"] = tool.description
+    return fields
+
+
+def _tool_choice(choice: ToolChoice) -> Any:
+    return {"type": "function", "name": choice.name} if choice.mode == "tool" else choice.mode
+
+
+def _format(request: GenerationRequest) -> dict[str, Any]:
+    wanted = request.response_format
+    assert wanted is not None
+    if wanted.schema is None:
+        return {"type": "json_object"}
+    schema: dict[str, Any] = {"type": "json_schema", "name": wanted.name or "answer", "schema": wanted.schema}
+    if wanted.strict is not None:
+        schema["strict"] = wanted.strict
+    return schema

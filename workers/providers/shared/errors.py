@@ -1,0 +1,231 @@
+"""What does an upstream's error mean?
+
+Two ways lead here: an answer with an error status, and an error inside a stream that began with 200. The status is the
+judge where there is one. Of the upstream's text, clients see what the dialect has fields for; keys and account names in
+it are blotted out, and nothing of an answer about our key is shown.
+"""
+
+import math
+import re
+import time
+from collections.abc import Iterable, Mapping
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+from common.canonical.errors import ErrorKind, Failed
+from common.sse import BYTE_ORDER_MARK
+from workers.providers.shared.loose_json import dict_of, list_of, read_json, text_of
+
+# The code of an answer that has come and cannot be read: a second one from the same address would be paid for, and no better.
+UNREADABLE = "upstream_unreadable"
+_MESSAGE_CHARS_MAX = 2000
+_WAIT_S_MAX = 366 * 86_400  # Nobody means a longer one: it counts as not said.
+_SECRET_CHARS_MIN = 8  # What is shorter, such as the key of a server on one's own machine, is a word like any other.
+_LOOKED_AT_BYTES_MAX = 16_384  # Of a body that need not be JSON; an error that says more than this says it at the start.
+# Gemini and xAI answer a wrong key with 400.
+_KEY_IS_AT_FAULT = re.compile(rb"api_key_invalid|(?:invalid|incorrect)[ _]api[ _]key|api key not valid", re.IGNORECASE)
+_ACCOUNT = re.compile(r"\b(?:sk|xai|gsk|org|proj|team|user|acct)[-_][\w*-]{6,}|\bAIza[\w-]{10,}")
+
+_CREDENTIALS = (
+    "The provider refused the key that it was called with. If the key is the gateway's own, its operator must check it."
+)
+
+
+def read_error(status: int, headers: Mapping[str, str], body: bytes) -> Failed:
+    """Return the failure that an answer with an error status means; see ``Wire.read_error``."""
+    body = body[:_LOOKED_AT_BYTES_MAX] if len(body) > _LOOKED_AT_BYTES_MAX else body
+    if status in (401, 402, 403) or (status == 400 and _KEY_IS_AT_FAULT.search(body)):
+        return credentials_refused()
+    try:
+        payload = read_json(body)
+    except ValueError:
+        payload = None
+    wait_s = _retry_after_s(headers)
+    return _failed(status, payload, _retry_delay_s(payload) if wait_s is None else wait_s)
+
+
+def error_in_stream(payload: object) -> Failed:
+    """Return the failure that an error event means. The status is the one it names, or what its words amount to."""
+    words = _words(payload)
+    status = words.status or _status_of(words)
+    if status in (401, 402, 403):
+        return credentials_refused()
+    return _failed(status, payload, _retry_delay_s(payload))
+
+
+def no_answer(payload: object) -> Failed:
+    """Return the failure that JSON without an answer means: an error that does not look like its wire's, or nonsense."""
+    words = _words(payload)
+    return error_in_stream(payload) if words.message or words.status else nonsense("it holds no answer")
+
+
+def not_json(body: bytes) -> Failed:
+    """Return the failure of what should have been JSON; the first line may be, and say why there is no answer."""
+    if body.removeprefix(BYTE_ORDER_MARK).lstrip().startswith(b"<"):
+        return nonsense("it is an HTML page, not an answer; check the provider's base URL")
+    try:
+        payload = read_json(body.lstrip().split(b"\n", 1)[0][:_LOOKED_AT_BYTES_MAX])
+    except ValueError:
+        return nonsense("not JSON")
+    return no_answer(payload) if dict_of(payload).get("error") else nonsense("not JSON")
+
+
+def note_wait(failed: Failed, headers: Mapping[str, str]) -> None:
+    """Have a rate limit that an answer's body told of be waited for as the headers say, like one told by the status."""
+    if failed.kind is ErrorKind.UPSTREAM_RATE_LIMITED and failed.retry_after_s is None:
+        failed.retry_after_s = _retry_after_s(headers)
+
+
+def blot_out(failed: Failed, secrets: Iterable[str]) -> None:
+    """Take what we called with out of the words of an upstream that repeats it; also where its words were cut amid it."""
+    for secret in secrets:
+        for name in ("message", "type", "code", "param"):
+            text = getattr(failed, name)
+            if not text or len(secret) < _SECRET_CHARS_MIN:
+                continue
+            text = text.replace(secret, "…")
+            cut = next((n for n in range(len(secret) - 1, _SECRET_CHARS_MIN - 1, -1) if text.endswith(secret[:n])), 0)
+            setattr(failed, name, text[: len(text) - cut])
+
+
+def credentials_refused() -> Failed:
+    return Failed(ErrorKind.UPSTREAM_CREDENTIALS, _CREDENTIALS)
+
+
+def nonsense(what: str) -> Failed:
+    return Failed(ErrorKind.UPSTREAM_PROTOCOL, f"The provider's answer could not be read: {what}.")
+
+
+def cut_short() -> Failed:
+    message = "The provider's answer ended before it was complete."
+    return Failed(ErrorKind.UPSTREAM_UNAVAILABLE, message, code="upstream_cut")
+
+
+class _Words:
+    """What an error says of itself, whichever shape it has: every vendor puts its words elsewhere."""
+
+    def __init__(self, error: dict[str, Any], outer: dict[str, Any]) -> None:
+        message = next((each for each in _messages(error, outer) if isinstance(each, str) and each), "")
+        self.message = _ACCOUNT.sub("…", message[: 2 * _MESSAGE_CHARS_MAX])[:_MESSAGE_CHARS_MAX]
+        self.type = _word(error.get("type")) or _word(error.get("error_type"))  # The second is Cohere's.
+        # Google's code is the HTTP status, and its word for it the status.
+        self.code = text_of(error.get("status"))[:200] or _word(error.get("code")) or _word(outer.get("code"))
+        self.param = _word(error.get("param"))
+        # OpenRouter's code, Groq's status_code; and what frameworks write beside a message.
+        named = [fields.get(name) for fields in (error, outer) for name in ("status_code", "code", "status", "statusCode")]
+        self.status = next(filter(None, map(_status, named)), None)
+
+
+def _words(payload: object) -> _Words:
+    outer = _outer(payload)
+    return _Words(dict_of(outer.get("error")) or outer, outer)
+
+
+def _outer(payload: object) -> dict[str, Any]:
+    """The error's object; Google, asked for a stream that is no event stream, puts it into a list."""
+    return dict_of(payload[0] if isinstance(payload, list) and payload else payload)
+
+
+def _messages(error: dict[str, Any], outer: dict[str, Any]) -> list[object]:
+    first = dict_of(next(iter(list_of(outer.get("errors"))), None))  # Cloudflare's.
+    named = [fields.get(name) for fields in (error, outer, first) for name in ("message", "detail", "msg")]
+    return [*named[:2], outer.get("error"), *named[2:]]
+
+
+def _word(value: object) -> str | None:
+    """A code may be a word or a number; "error" as a type is what an error is, not what kind it is of."""
+    if isinstance(value, bool) or not isinstance(value, str | int) or value in ("", "error"):
+        return None
+    return str(value)[:200]
+
+
+def _status(value: object) -> int | None:
+    number = int(value) if isinstance(value, str) and re.fullmatch(r"\d{3}", value, re.ASCII) else value
+    return number if isinstance(number, int) and 400 <= number <= 599 else None
+
+
+_STATUS_OF_WORD = {
+    "invalid_request_error": 400,
+    "authentication_error": 401,
+    "invalid_api_key": 401,
+    "billing_error": 402,
+    "permission_error": 403,
+    "not_found_error": 404,
+    "model_not_found": 404,
+    "request_too_large": 413,
+    "rate_limit_error": 429,
+    "rate_limit_exceeded": 429,
+    "rate_limited": 429,
+    "insufficient_quota": 429,
+    "tokens": 429,
+    "requests": 429,
+    "timeout_error": 504,
+    "overloaded_error": 529,
+}
+
+
+def _status_of(words: _Words) -> int:
+    return _STATUS_OF_WORD.get(words.code or "") or _STATUS_OF_WORD.get(words.type or "") or 502
+
+
+def _failed(status: int, payload: object, retry_after_s: float | None) -> Failed:
+    words = _words(payload)
+    fields: dict[str, Any] = {"type": words.type, "code": words.code, "param": words.param}
+    if status == 429:
+        message = words.message or "The provider's rate limit is reached. Try again later."
+        return Failed(ErrorKind.UPSTREAM_RATE_LIMITED, message, status, **fields, retry_after_s=retry_after_s)
+    if status in (408, 504):
+        message = words.message or "The provider took too long to answer. Try again."
+        # Told by its status from an upstream that said nothing: this one is tried again. A 408 would blame the client.
+        return Failed(ErrorKind.UPSTREAM_TIMEOUT, message, 504, **fields, retry_after_s=retry_after_s)
+    if status in (409, 499) or status >= 500:
+        message = words.message or f"The provider could not answer (HTTP status {status}). Try again later."
+        status = 502 if status == 499 else status  # Cancelled by Google itself: 499 would say that the client has left.
+        return Failed(ErrorKind.UPSTREAM_UNAVAILABLE, message, status, **fields, retry_after_s=retry_after_s)
+    if status >= 400:
+        message = words.message or f"The provider refused the request (HTTP status {status})."
+        return Failed(ErrorKind.UPSTREAM_REJECTED, message, status, **fields)
+    return nonsense(f"HTTP status {status}")
+
+
+def _retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """Return how long the upstream asks us to wait. The header in milliseconds is the finer one where both are sent."""
+    named = {name.lower(): value for name, value in headers.items()}
+    wait_ms, wait = _number(named.get("retry-after-ms")), named.get("retry-after")
+    if wait_ms is not None:
+        return _wait(wait_ms / 1000)
+    wait_s = _number(wait)
+    if wait_s is not None or wait is None:
+        return _wait(wait_s)
+    until_s = _date_s(wait)
+    # The upstream's own clock where it tells us: ours may be wrong.
+    now_s = _date_s(named.get("date", "")) or time.time()
+    return _wait(until_s - now_s) if until_s is not None else None
+
+
+def _wait(seconds: float | None) -> float | None:
+    return None if seconds is None or seconds > _WAIT_S_MAX else max(0.0, seconds)
+
+
+def _retry_delay_s(payload: object) -> float | None:
+    """The same where Google says it: among the details, as "34.4s"."""
+    for detail in list_of(dict_of(_outer(payload).get("error")).get("details")):
+        delay = text_of(dict_of(detail).get("retryDelay"))
+        if delay.endswith("s"):
+            return _wait(_number(delay[:-1]))
+    return None
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        number = float(text or "")
+    except ValueError:
+        return None
+    return max(0.0, number) if math.isfinite(number) else None
+
+
+def _date_s(text: str) -> float | None:
+    try:
+        return parsedate_to_datetime(text).timestamp()
+    except (ValueError, OverflowError):
+        return None

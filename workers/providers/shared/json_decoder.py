@@ -1,0 +1,137 @@
+"""What do the decoders of most wires have in common?
+
+Events and whole answers are JSON objects, anything else is nonsense, and after a terminal event nothing more is said.
+"""
+
+from typing import Any
+
+import orjson
+
+from common.canonical.errors import Failed
+from common.canonical.events import Event, TextDelta, ThinkingDelta, Usage
+from common.sse import read_block
+from workers.providers.shared import errors
+from workers.providers.shared.figures import Figures
+from workers.providers.shared.loose_json import dict_of, read_json
+from workers.providers.shared.plain_shape import NumberedShape, PlainShape
+
+
+class JsonDecoder:
+    """A ``Decoder`` whose wire only says how it reads one object: ``_read`` and ``_read_whole``.
+
+    ``plain`` is given where a client speaks the wire's family, so that blocks may be passed on undecoded.
+    """
+
+    def __init__(self, plain: PlainShape | NumberedShape | None = None) -> None:
+        self.is_whole = False
+        self._started = False
+        self._ended = False
+        self._report: dict[str, Any] = {}  # Of the usage, the last one as it came; read when somebody asks for it.
+        self._figures: tuple[dict[str, Any], Usage | None, bool] = ({}, None, False)
+        self._model = self._tier = ""
+        self._plain = plain
+        self._sample: TextDelta | ThinkingDelta | None = None  # What the block said that the shape has learned from.
+
+    @property
+    def usage(self) -> Usage | None:
+        return self._read_figures()[1]
+
+    @property
+    def has_absurd_usage(self) -> bool:
+        return self._read_figures()[2]
+
+    def _read_figures(self) -> tuple[dict[str, Any], Usage | None, bool]:
+        if self._figures[0] is not self._report:
+            figures = Figures(self._report)
+            self._figures = (self._report, self._usage_of(figures), figures.is_absurd)
+        return self._figures
+
+    def decode(self, block: bytes) -> list[Event]:
+        if self._ended:
+            return []
+        if plain := self._read_plain(block):
+            return [plain]
+        name, data = read_block(block)
+        try:
+            fields = read_json(data)
+        except ValueError:
+            if data[:6] == b"[DONE]":
+                return self._read_done()
+            if not data and block.startswith(b"{"):
+                return self._read_bare(block)
+            return self._broken(errors.error_in_stream(None) if name == "error" else errors.not_json(data or block))
+        if not isinstance(fields, dict):
+            return self._broken(errors.nonsense("not a JSON object"))
+        events = self._read(name, fields)
+        if self._plain and len(events) == 1 and isinstance(events[0], TextDelta | ThinkingDelta):
+            self._plain.take(block)
+            self._sample = events[0]
+        return events
+
+    def _read_plain(self, block: bytes) -> TextDelta | ThinkingDelta | None:
+        """Return the piece that a block holds if it differs from the last decoded one in its text alone."""
+        # Hot path: once per token that is translated.
+        if self._sample is None or self._plain is None or (text := self._plain.text_in(block)) is None:
+            return None
+        try:
+            return type(self._sample)(orjson.loads(text), self._sample.choice)
+        except orjson.JSONDecodeError:
+            return None  # Half an emoji, a control character: the lenient reader will see.
+
+    def decode_whole(self, body: bytes) -> list[Event]:
+        try:
+            answer = read_json(body)
+        except ValueError:
+            return [self._fail(errors.not_json(body))]
+        if not isinstance(answer, dict):
+            return [self._fail(errors.no_answer(answer))]
+        return self._read_whole(answer)
+
+    def end(self) -> list[Event]:
+        if self._ended:
+            return []
+        return self._complete() if self.is_whole else [self._fail(errors.cut_short())]
+
+    def is_plain(self, block: bytes) -> bool:
+        # Hot path: once per block that passes.
+        return self._plain is not None and not self._ended and self._plain.text_in(block) is not None
+
+    def plain_head(self, run: bytes) -> tuple[int, int]:
+        # Hot path: once per upstream read that passes.
+        return (0, 0) if self._plain is None or self._ended else self._plain.head_in(run)
+
+    def _read_bare(self, block: bytes) -> list[Event]:
+        """Return what JSON says that stands in a stream but in no event: servers that fail write their error so."""
+        try:
+            fields = dict_of(read_json(block))
+        except ValueError:
+            return []
+        return self._broken(errors.error_in_stream(fields)) if fields.get("error") else []
+
+    def _read(self, name: str, fields: dict[str, Any]) -> list[Event]:
+        """Return what an event says; ``name`` is its ``event:`` line's, if it has one."""
+        raise NotImplementedError
+
+    def _read_whole(self, answer: dict[str, Any]) -> list[Event]:
+        """Return what a whole answer says, terminal event included."""
+        raise NotImplementedError
+
+    def _usage_of(self, figures: Figures) -> Usage | None:
+        """Return the usage that a report's figures amount to."""
+        raise NotImplementedError
+
+    def _read_done(self) -> list[Event]:
+        """Return what ``[DONE]`` says: nothing, where servers that speak several families send it behind the true end."""
+        return []
+
+    def _complete(self) -> list[Event]:
+        """Return how a whole answer ends. Only of wires that say that an answer is finished before they end it."""
+        raise NotImplementedError
+
+    def _broken(self, failed: Failed) -> list[Event]:
+        """Return what an error or nonsense means: a failure. Behind the finish it takes nothing back, and is the end."""
+        return self.end() if self.is_whole else [self._fail(failed)]
+
+    def _fail(self, failed: Failed) -> Failed:
+        self._ended = True
+        return failed

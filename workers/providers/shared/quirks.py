@@ -1,0 +1,134 @@
+"""What does a vendor of OpenAI's wires know otherwise than OpenAI?
+
+A body is made, or comes, in OpenAI's words, and is fitted to the vendor here. Left out is only what an answer can do
+without; what would change the answer goes through, and the vendor refuses it in its own words. A vendor that has no row takes
+what it gets: most servers pass over what they do not know.
+
+Sources: the vendors' SDKs of 2026-11 (their request types), https://console.groq.com/docs/openai,
+https://docs.x.ai/docs/guides/reasoning, https://api-docs.deepseek.com/guides/thinking_mode,
+https://learn.microsoft.com/azure/ai-services/openai/api-version-lifecycle, and refusals quoted in public threads.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from workers.providers.base import Deployment
+from workers.providers.shared.loose_json import dict_of, list_of, text_of
+
+_MISTRAL_CALL_ID = re.compile(r"[a-zA-Z0-9]{9}")
+
+
+@dataclass(frozen=True, slots=True)
+class Quirks:
+    """``limit`` is the word for the most tokens of an answer, where it is ours to choose. ``renamed`` are words of OpenAI's
+    for which the vendor has another, ``unknown`` those that it refuses, or ignores in silence; ``unknown_to`` are more of
+    these, for models that a pattern matches, ``unknown_in_responses`` those of the responses API. ``thinking`` is the field
+    in which an assistant's message takes its thinking back.
+    """
+
+    limit: str = "max_tokens"
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    unknown: frozenset[str] = frozenset()
+    unknown_to: tuple[tuple[re.Pattern[str], frozenset[str]], ...] = ()
+    unknown_in_messages: frozenset[str] = frozenset()
+    unknown_in_responses: frozenset[str] = frozenset()
+    knows_developer: bool = True
+    has_short_call_ids: bool = False
+    thinking: str | None = None
+
+
+_ONE_LIMIT = {"max_completion_tokens": "max_tokens"}
+# For the vendor's own books and caches: nothing of it shows in an answer.
+_BOOKKEEPING = frozenset({"store", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "verbosity"})
+# What clients send back of an answer as they got it.
+_ECHOED = frozenset({"refusal", "annotations", "audio", "function_call", "reasoning_content"})
+
+QUIRKS: Mapping[str, Quirks] = {
+    "openai": Quirks(limit="max_completion_tokens"),
+    "azure-openai": Quirks(limit="max_completion_tokens"),
+    "mistral": Quirks(
+        renamed={**_ONE_LIMIT, "seed": "random_seed"},
+        # It always reports usage, and refuses to be asked for it.
+        unknown=_BOOKKEEPING - {"metadata"} | {"stream_options", "user", "service_tier"},
+        unknown_in_messages=_ECHOED | {"name", "reasoning"},
+        knows_developer=False,
+        has_short_call_ids=True,
+    ),
+    "groq": Quirks(unknown=_BOOKKEEPING, unknown_in_messages=_ECHOED | {"name"}),
+    "grok": Quirks(
+        unknown=frozenset({"metadata", "store", "presence_penalty", "frequency_penalty"}),
+        unknown_to=((re.compile(r"grok-(2|3(?!-mini)|4(?!\.)|4\.20(?!-multi)|code)"), frozenset({"reasoning_effort"})),),
+        unknown_in_responses=frozenset({"metadata"}),
+    ),
+    "deepseek": Quirks(
+        renamed=_ONE_LIMIT,
+        unknown=_BOOKKEEPING | {"seed", "user", "service_tier"},
+        knows_developer=False,
+        thinking="reasoning_content",  # After a tool call it insists on it.
+    ),
+    "cerebras": Quirks(
+        unknown=_BOOKKEEPING - {"prompt_cache_key"}, unknown_in_messages=_ECHOED, knows_developer=False, renamed=_ONE_LIMIT
+    ),
+    "perplexity": Quirks(
+        renamed=_ONE_LIMIT,
+        unknown=_BOOKKEEPING | {"stream_options", "seed", "user", "service_tier"},  # Usage comes with every chunk.
+        knows_developer=False,
+    ),
+    "workers-ai": Quirks(renamed=_ONE_LIMIT, unknown=_BOOKKEEPING | {"user", "service_tier"}, knows_developer=False),
+    "ollama": Quirks(renamed=_ONE_LIMIT),
+}
+_NONE = Quirks()
+_OLD_AZURE = Quirks(renamed=_ONE_LIMIT, unknown=_BOOKKEEPING | {"stream_options", "service_tier"}, knows_developer=False)
+_OLD_AZURE_BEFORE = "api-version=2024-09"
+
+
+def quirks_of(deployment: Deployment) -> Quirks:
+    if deployment.provider == "azure-openai" and "api-version=" in deployment.query and deployment.query < _OLD_AZURE_BEFORE:
+        return _OLD_AZURE
+    return QUIRKS.get(deployment.provider, _NONE)
+
+
+def fit_response(body: dict[str, Any], deployment: Deployment) -> list[str]:
+    """Do for a body of the responses API what ``fit`` does for chat completions."""
+    unknown = quirks_of(deployment).unknown_in_responses
+    return [name for name in list(body) if name in unknown and body.pop(name)]
+
+
+def fit(body: dict[str, Any], deployment: Deployment) -> list[str]:
+    """Change a body of chat completions in OpenAI's words to the vendor's, and return the names of what was left out.
+
+    Values inside the body are replaced, never changed: others may hold them.
+    """
+    quirks = quirks_of(deployment)
+    for ours, theirs in quirks.renamed.items():
+        value = body.pop(ours, None)
+        if value is not None and body.get(theirs) is None:
+            body[theirs] = value
+    unknown = quirks.unknown.union(*(names for pattern, names in quirks.unknown_to if pattern.match(deployment.model)))
+    dropped = [name for name in list(body) if name in unknown and body.pop(name) is not None]
+    if quirks.unknown_in_messages or quirks.has_short_call_ids or not quirks.knows_developer:
+        messages = [dict_of(message) for message in list_of(body.get("messages"))]
+        echoed = {name for message in messages for name, value in message.items() if value}
+        dropped += [f"messages.{name}" for name in sorted(echoed & quirks.unknown_in_messages)]
+        body["messages"] = [_fitted(message, quirks) for message in messages]
+    return dropped
+
+
+def _fitted(message: dict[str, Any], quirks: Quirks) -> dict[str, Any]:
+    fitted = {name: value for name, value in message.items() if name not in quirks.unknown_in_messages}
+    if fitted.get("role") == "developer" and not quirks.knows_developer:
+        fitted["role"] = "system"
+    if quirks.has_short_call_ids:
+        if "tool_call_id" in fitted:
+            fitted["tool_call_id"] = _short(text_of(fitted["tool_call_id"]))
+        if calls := list_of(fitted.get("tool_calls")):
+            fitted["tool_calls"] = [{**dict_of(call), "id": _short(text_of(dict_of(call).get("id")))} for call in calls]
+    return fitted
+
+
+def _short(call_id: str) -> str:
+    """Return a tool call's id as Mistral takes it, nine letters and digits. The same id is always changed alike."""
+    return call_id if _MISTRAL_CALL_ID.fullmatch(call_id) else hashlib.sha256(call_id.encode()).hexdigest()[:9]

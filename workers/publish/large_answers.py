@@ -1,0 +1,90 @@
+"""How much room do large answers take in Redis?
+
+An answer's log stays for a while after its end, read or not. Ordinary ones are small, and many; a few that are a thousand times
+as large could fill Redis between them. So what a worker has written of answers above ``LARGE_BYTES`` is bounded, those that run
+and those that have ended together. Where a running one finds no room, logs that ended longest ago give way, but not in their
+first ``KEPT_S``: for so long every client may read on at its own pace. Where that is not enough, the answer ends as overloaded.
+
+Each worker counts its own, in memory: no step of another answer becomes dearer, and the bound of a fleet is the sum of its
+workers'. What a worker that was lost had written is counted by nobody, and expires as always.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+from common.canonical.errors import ErrorKind, GatewayError
+from common.channel.base import Channel, ChannelUnavailable
+from common.config.settings import MIB, Settings
+
+LARGE_BYTES = 8 * MIB  # Thirty thousand tokens, each in an event of its own.
+STEP_BYTES = MIB  # How much more a large answer may write until it is looked at again.
+KEPT_S = 60.0
+RETRY_AFTER_S = 5.0
+
+
+class _Ended(NamedTuple):
+    generation_id: str
+    size: int
+    evictable_at: float
+
+
+class LargeAnswers:
+    """The bytes of one worker. ``bytes_held`` may count logs that have expired: that is found out when room is needed."""
+
+    def __init__(self, channel: Channel, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
+        self.answer_bytes_max = settings.answer_bytes_max
+        self.bytes_max = max(settings.large_answers_bytes_max, settings.answer_bytes_max)
+        self.bytes_held = 0
+        self._channel = channel
+        self._clock = clock
+        self._ended: deque[_Ended] = deque()  # In the order of their ends.
+
+    async def hold(self, held: int, size: int) -> int:
+        """Return how many bytes are held for a running answer that has ``size`` now, where ``held`` were before.
+
+        Raises:
+            GatewayError: REQUEST_TOO_LARGE, it is larger than an answer may be; OVERLOADED, there is no room for it.
+        """
+        if size > self.answer_bytes_max:
+            raise too_large(self.answer_bytes_max)
+        if size <= LARGE_BYTES:
+            return held
+        more = size + STEP_BYTES - held
+        self.bytes_held += more  # Before the wait, so that two do not take the same room.
+        if not await self._has_room():
+            self.bytes_held -= more
+            raise GatewayError(
+                ErrorKind.OVERLOADED,
+                "The gateway holds as many large answers as it can, and stopped this one. Send the request again.",
+                code="answers_full",
+                retry_after_s=RETRY_AFTER_S,
+            )
+        return held + more
+
+    def end(self, generation_id: str, held: int) -> None:
+        """Note that nothing more is written to a log for which so much is held."""
+        if held:
+            self._ended.append(_Ended(generation_id, held, self._clock() + KEPT_S))
+
+    async def _has_room(self) -> bool:
+        while self.bytes_held > self.bytes_max and self._ended and self._ended[0].evictable_at <= self._clock():
+            oldest = self._ended.popleft()
+            try:
+                is_gone = await self._channel.evict(oldest.generation_id)
+            except ChannelUnavailable:
+                is_gone = False
+            if is_gone:
+                self.bytes_held -= oldest.size
+            else:  # Another claim goes on with it, or the ledger is still to read it.
+                self.end(oldest.generation_id, oldest.size)
+        return self.bytes_held <= self.bytes_max
+
+
+def too_large(bytes_max: int) -> GatewayError:
+    return GatewayError(
+        ErrorKind.REQUEST_TOO_LARGE,
+        f"The answer is larger than {bytes_max} bytes, and was stopped. Ask for a shorter one.",
+        code="answer_too_large",
+    )

@@ -1,0 +1,113 @@
+"""When does a busy worker take what its upstreams have sent, and pass it on?
+
+At ticks, for all of its streams at once: a wake-up costs as much as several tokens. Between two ticks the system holds back
+what comes for a stream that speaks faster than they follow each other; whatever is slower wakes the worker as it comes.
+Why, and what it saves: docs/decisions/linger.md.
+"""
+
+import asyncio
+import socket
+from collections.abc import Callable
+
+from common.config.settings import KIB
+
+LINGER_STREAMS = 50  # From so many on a process lingers in full; where there is little to share, nobody waits for it.
+HELD_TICKS = 2  # A stream that was read longer ago has nothing to gather. One, and a late tick would let streams go.
+HELD_BYTES_MAX = 32 * KIB  # So much wakes the worker at once. More, and Linux would begin to adjust the receive window.
+
+
+class Linger:
+    """The ticks of one worker, which come only while something waits for one."""
+
+    def __init__(self, linger_ms: float) -> None:
+        self.streams = 0
+        self.on_tick: Callable[[], object] = lambda: None  # Called once what was held back has been read.
+        self._linger_s = linger_ms / 1000
+        self._held: list[Tap] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._ticked_at = 0.0
+
+    def wait(self) -> None:
+        """Have the next tick come: now, if the last is long enough ago."""
+        # Hot path: once per upstream read.
+        if self._timer is not None:
+            return
+        loop = asyncio.get_running_loop()
+        due_at = self._ticked_at + self._between_s()
+        if due_at <= loop.time():
+            self._tick()
+        else:
+            self._timer = loop.call_at(due_at, self._tick)
+
+    def is_worth_holding(self, gap_s: float) -> bool:
+        """Whether a stream that was read ``gap_s`` ago had better be read with the others."""
+        return gap_s < HELD_TICKS * self._between_s()
+
+    def _between_s(self) -> float:
+        return self._linger_s * min(1.0, self.streams / LINGER_STREAMS)
+
+    def hold(self, tap: "Tap") -> None:
+        """Open a tap again at the next tick."""
+        self._held.append(tap)
+        self.wait()
+
+    def _tick(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+        self._ticked_at = loop.time()
+        held, self._held = self._held, []
+        for tap in held:
+            tap.open()
+        if held:  # One turn of the loop to read what may now be read, one for its readers.
+            loop.call_soon(loop.call_soon, self.on_tick)
+        else:
+            self.on_tick()
+
+
+class Tap:
+    """The receiving side of one connection. While it is shut nobody is told of what comes, unless that is much, or the end."""
+
+    def __init__(self, linger: Linger, transport: asyncio.BaseTransport | None) -> None:
+        self._linger = linger
+        self._transport = transport
+        self._socket: socket.socket | None = None
+        self._is_shut = False
+        self._asked_at = 0.0
+
+    def shut_if_fast(self, now: float) -> None:
+        """The stream is about to be read, and its text may wait for the next tick."""
+        # Hot path: once per upstream read.
+        gap_s, self._asked_at = now - self._asked_at, now
+        if self._is_shut or not self._linger.is_worth_holding(gap_s) or self._transport is None:
+            return
+        try:
+            if self._socket is None:
+                self._socket = _own_file(self._transport)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, HELD_BYTES_MAX)
+        except OSError:  # Closed, or a system that cannot hold back.
+            self._transport = None
+            return
+        self._is_shut = True
+        self._linger.hold(self)
+
+    def open(self) -> None:
+        if self._is_shut and self._socket:
+            self._is_shut = False
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+
+    def close(self) -> None:
+        """Leave the connection as it was found. Before the transport is closed: it ends with the last file it is open in."""
+        self.open()
+        if self._socket:
+            self._socket.close()
+            self._socket = None
+
+
+def _own_file(transport: asyncio.BaseTransport) -> socket.socket:
+    """The transport may close its own at any time, and the number be another connection's then."""
+    if transport.is_closing():
+        raise OSError("the connection is closed")
+    found: socket.socket = transport.get_extra_info("socket").dup()
+    return found

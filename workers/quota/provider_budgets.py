@@ -1,0 +1,80 @@
+"""Which providers' budgets are spent?
+
+The counters are written where generations are settled (``common/limits/settling.lua``) and read with the pulse: a route that
+has another provider goes there, half a second after the last cent. What runs by then runs on.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+
+from common.canonical.errors import ErrorKind, GatewayError
+from common.canonical.money import NANO_USD
+from common.config.settings import Settings
+from common.limits.charges import periods, spent_unknown
+from common.redis import keyspace
+from workers.providers.base import Deployment
+
+
+class Budgets:
+    def __init__(self, settings: Settings) -> None:
+        self._limits = {
+            provider: [usd if usd is None else usd * NANO_USD for usd in (chosen.budget.day_usd, chosen.budget.month_usd)]
+            for provider, chosen in settings.providers.items()
+        }
+        self._limits = {provider: limits for provider, limits in self._limits.items() if limits != [None, None]}
+        self._asked: list[str] = []
+        self._spent: dict[str, int] = {}
+        self._is_known = False
+
+    @property
+    def is_needed(self) -> bool:
+        return bool(self._limits)
+
+    def command(self) -> tuple[str, ...]:
+        """Return the command that reads the counters of this day and this month, and whether Redis still has what the ledger
+        knows; ``note`` takes its answer."""
+        self._asked = [keyspace.spent("provider", provider, period) for provider in self._limits for period in periods()]
+        return ("MGET", keyspace.SPENT_LOADED, *self._asked)
+
+    def note(self, values: Sequence[bytes | None]) -> None:
+        loaded, *spent = values
+        self._is_known = loaded == b"loaded"
+        self._spent = {name: int(value or 0) for name, value in zip(self._asked, spent, strict=True)}
+
+    def open_ones(self, among: list[Deployment]) -> list[Deployment]:
+        """Return the deployments whose providers may still be paid, or are paid by the client.
+
+        Raises:
+            GatewayError: BUDGET_EXCEEDED, there is none; OVERLOADED, what was spent is not known.
+        """
+        if not self._limits:
+            return among
+        if not self._is_known:
+            if found := [each for each in among if each.client_pays or each.provider not in self._limits]:
+                return found
+            raise spent_unknown()
+        spent = {provider: self._spent_period(provider) for provider in {each.provider for each in among}}
+        if found := [each for each in among if each.client_pays or spent[each.provider] is None]:
+            return found
+        # The first that starts anew is the one to wait for.
+        provider, period = min(spent.items(), key=lambda each: each[1] == "month")
+        message = f"The gateway's budget for {provider} is spent for this {period}. It starts anew at {_anew(period)}."
+        raise GatewayError(ErrorKind.BUDGET_EXCEEDED, message, code="budget_exceeded")
+
+    def _spent_period(self, provider: str) -> str | None:
+        """Return which of a provider's budgets is spent, the longest that is; None where none is."""
+        limits = zip(periods(), ("day", "month"), self._limits.get(provider, ()), strict=False)
+        found = [
+            period
+            for suffix, period, limit in limits
+            if limit is not None and self._spent.get(keyspace.spent("provider", provider, suffix), 0) >= limit
+        ]
+        return found[-1] if found else None
+
+
+def _anew(period: str | None) -> str:
+    """Return when the next one begins, as clients read it."""
+    today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    # The 28th and four days are always in the next month.
+    begins = (today.replace(day=28) + timedelta(days=4)).replace(day=1) if period == "month" else today + timedelta(days=1)
+    return f"{begins:%Y-%m-%dT%H:%M:%SZ}"

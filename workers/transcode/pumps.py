@@ -1,0 +1,368 @@
+"""How do an upstream's bytes become the client's?
+
+``Passing`` is the one place where a provider's bytes reach a client as they came: same family on both sides. ``Translating``
+decodes to events and encodes them anew. Both are pure, and both say the same three things about what they have seen:
+whether there was output (the commit point), how it ended, and the usage.
+"""
+
+from typing import Protocol
+
+from common.canonical.errors import Failed
+from common.canonical.events import (
+    OUTPUT,
+    Completed,
+    Event,
+    Finished,
+    FinishReason,
+    RedactedThinking,
+    Started,
+    TextDelta,
+    ThinkingDelta,
+    ThinkingSigned,
+    Usage,
+    fold,
+    summed,
+)
+from common.canonical.generation import GenerationRequest
+from common.dialects.base import Dialect, Progress, ReplyInfo
+from common.metering.token_estimate import estimate_event_tokens, tokens_in_bytes
+from workers.providers.base import Decoder, FamilyWire
+from workers.providers.shared import errors
+from workers.providers.shared.loose_json import is_nested_too_deeply
+from workers.transcode.output_guardrails import OutputGuard
+from workers.transcode.splice import Splice
+
+
+class Pump(Protocol):
+    """``is_stream``: the upstream is asked for a stream. ``gives_stream``: the client gets one, not one JSON body."""
+
+    is_stream: bool
+    gives_stream: bool
+    has_output: bool  # Whether the client's bytes so far hold output.
+    terminal: Completed | Failed | None  # None until the answer has ended.
+    finish_reason: FinishReason | None
+    output_events: int
+    upstream_id: str  # What the upstream calls the answer; empty until it has said so.
+    started: Started  # What it said of itself when it began.
+    prompt_tokens: int  # By estimate, where the prompt is not the request's own; else 0.
+    is_estimated: bool  # Whether ``usage`` is an estimate, of an upstream that reports none.
+
+    @property
+    def usage(self) -> Usage | None: ...
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the upstream has finished the answer; see ``Decoder.is_whole``."""
+        ...
+
+    @property
+    def has_absurd_usage(self) -> bool: ...
+
+    @property
+    def seen_tokens(self) -> int:
+        """About how many tokens have come: of a body by its text, of a stream one for each event with output."""
+        ...
+
+    def pass_head(self, run: bytes) -> int:
+        """Return how many bytes of whole events go to the client as they are; they are noted. The rest is to be fed."""
+        ...
+
+    def feed(self, blocks: list[bytes]) -> bytes:
+        """Return the client's bytes for SSE blocks of the upstream. Blocks after a terminal event are ignored."""
+        ...
+
+    def feed_whole(self, body: bytes) -> bytes:
+        """Return the client's bytes for an upstream's answer that is one body; ``terminal`` is set, unless a guard holds it."""
+        ...
+
+    def end(self) -> bytes:
+        """Return what is left for the client at the end of the upstream's bytes, however they ended; ``terminal`` is set."""
+        ...
+
+    def release(self, events: list[Event]) -> bytes:
+        """Return the client's bytes for events that a guard held to the end; ``terminal`` is set only now."""
+        ...
+
+
+class Decoding(Protocol):
+    """All that a pump needs of a wire where bytes do not pass; it may have a guard behind it."""
+
+    def decoder(self, choices: int = 1) -> Decoder: ...
+
+
+class _Watching:
+    """What all pumps note of the events that go by."""
+
+    is_stream = True
+    gives_stream = True
+    prompt_tokens = 0
+    is_estimated = False
+
+    def __init__(self, wire: Decoding, choices: int = 1) -> None:
+        self._decoder = wire.decoder(choices)
+        self.has_output = False
+        self.terminal: Completed | Failed | None = None
+        self.finish_reason: FinishReason | None = None
+        self.output_events = 0
+        self.upstream_id = ""
+        self.started = Started()
+        self._body_tokens = 0
+
+    def _note(self, events: list[Event]) -> None:
+        for event in events:
+            if isinstance(event, OUTPUT):
+                self.has_output = self.gives_stream
+                self.output_events += 1
+            elif isinstance(event, Completed | Failed):
+                self.terminal = event
+            elif isinstance(event, Finished):
+                self.finish_reason = event.reason
+            elif isinstance(event, Started):
+                self.upstream_id, self.started = event.id or "", event
+
+    @property
+    def usage(self) -> Usage | None:
+        return self._decoder.usage
+
+    @property
+    def is_whole(self) -> bool:
+        return self._decoder.is_whole
+
+    @property
+    def has_absurd_usage(self) -> bool:
+        return self._decoder.has_absurd_usage
+
+    @property
+    def seen_tokens(self) -> int:
+        return self._body_tokens or self.output_events
+
+    def _decode_whole(self, body: bytes) -> list[Event]:
+        events = self._decoder.decode_whole(body)
+        self._body_tokens = estimate_event_tokens(events)
+        return events
+
+    def pass_head(self, run: bytes) -> int:
+        return 0
+
+    def release(self, events: list[Event]) -> bytes:
+        return b""  # Bytes that pass are not held.
+
+
+class Passing(_Watching):
+    """A stream's bytes as they came."""
+
+    def __init__(self, wire: FamilyWire, dialect: Dialect, info: ReplyInfo) -> None:
+        super().__init__(wire, info.body.get("n") or 1)
+        self._wire, self._dialect, self._info = wire, dialect, info
+        self._is_plain = self._decoder.is_plain
+
+    def pass_head(self, run: bytes) -> int:
+        # Hot path: once per upstream read. Nearly always it is pieces of output, and needs no decoding.
+        count, size = self._decoder.plain_head(run) if self.has_output else (0, 0)
+        self.output_events += count
+        return size
+
+    def feed(self, blocks: list[bytes]) -> bytes:
+        # Hot path: once per upstream read that has anything else, or padding.
+        is_plain, passed = self._is_plain, []
+        for block in blocks:
+            if self.has_output and is_plain(block):
+                self.output_events += 1
+                passed.append(block)
+            elif not self.terminal:
+                was_whole = self.is_whole
+                self._note(self._decoder.decode(block))
+                passed.append(self._passed(block, was_whole=was_whole))
+        return passed[0] if len(passed) == 1 else b"".join(passed)
+
+    def _passed(self, block: bytes, *, was_whole: bool) -> bytes:
+        if isinstance(self.terminal, Failed):
+            return b""  # The upstream's error event becomes our end, which says it in the dialect's own shape.
+        if was_whole and self.terminal and not self._dialect.is_final(block):
+            return self._wire.end_mark  # An error behind the finish.
+        return self._wire.for_client(block, self._info)
+
+    def end(self) -> bytes:
+        self._note(left := self._decoder.end())
+        # Some vendors just stop after the last chunk, and their clients' readers know; others' wait for the mark.
+        return self._wire.end_mark if any(isinstance(event, Completed) for event in left) else b""
+
+    def feed_whole(self, body: bytes) -> bytes:
+        self._note(events := self._decode_whole(body))
+        encode = self._dialect.encoder(self._dialect.parse(self._info.body), self._info).encode
+        return b"".join([encode(event) for event in events if not isinstance(event, Failed)])
+
+
+class Translating(_Watching):
+    """Events, encoded for a client of another family."""
+
+    def __init__(self, wire: Decoding, dialect: Dialect, request: GenerationRequest, info: ReplyInfo) -> None:
+        super().__init__(wire, request.choices)
+        self._encode = dialect.encoder(request, info).encode
+
+    def feed(self, blocks: list[bytes]) -> bytes:
+        # Hot path: once per upstream read.
+        decode = self._decoder.decode
+        return self._say([event for block in blocks for event in decode(block)])
+
+    def feed_whole(self, body: bytes) -> bytes:
+        return self._say(self._decode_whole(body))
+
+    def end(self) -> bytes:
+        return self._say(self._decoder.end())
+
+    def release(self, events: list[Event]) -> bytes:
+        return self._say(events)
+
+    def _say(self, events: list[Event]) -> bytes:
+        self._note(events)
+        # A failure is said by the log's end, whose event the API writes.
+        return b"".join([self._encode(event) for event in events if not isinstance(event, Failed)])
+
+
+class Continuing(_Watching):
+    """Events of a call that goes on with an answer, encoded behind what the client has of it.
+
+    The client's usage is that of all tries: ``spent`` by those before, and this one's, estimated where it reports none.
+    """
+
+    def __init__(
+        self,
+        wire: Decoding,
+        progress: Progress,
+        splice: Splice,
+        spent: Usage,
+        input_tokens: int,
+        guard: OutputGuard | None = None,
+    ) -> None:
+        super().__init__(wire)
+        self._guard = guard  # Behind the splice: it looks at what the client gets.
+        self._progress, self._splice, self._spent = progress, splice, spent
+        self._owed = progress.owed
+        self.prompt_tokens, self._text_bytes = input_tokens, 0
+        self._own: Usage | None = None
+
+    @property
+    def usage(self) -> Usage | None:
+        """This try's own."""
+        return self._own or self._decoder.usage
+
+    def feed(self, blocks: list[bytes]) -> bytes:
+        # Hot path: once per upstream read.
+        decode = self._decoder.decode
+        return self._say([event for block in blocks for event in decode(block)])
+
+    def feed_whole(self, body: bytes) -> bytes:
+        return self._say(self._decode_whole(body))
+
+    def end(self) -> bytes:
+        return self._say(self._decoder.end())
+
+    def _say(self, events: list[Event]) -> bytes:
+        try:
+            told = [told for event in events for told in self._spliced(event)]
+        except ValueError as error:
+            told = [errors.nonsense(str(error))]
+        return self._tell(self._guard.feed(told, self._at_cut) if self._guard else told)
+
+    def release(self, events: list[Event]) -> bytes:
+        return self._tell(events) if self._guard else self._say(events)
+
+    def _at_cut(self) -> Usage:
+        """The client's usage of an answer that a guard ends."""
+        self._own, self.is_estimated = self._estimate(), True
+        return summed(self._spent, self._own) or self._own
+
+    def _estimate(self) -> Usage:
+        return Usage(self.prompt_tokens, tokens_in_bytes(self._text_bytes))
+
+    def _tell(self, told: list[Event]) -> bytes:
+        self._note(told)
+        encode = self._progress.encoder.encode
+        said = b"".join([encode(event) for event in told if not isinstance(event, Failed)])
+        if said and self._owed:
+            said, self._owed = self._owed + said, b""
+        return said
+
+    def _spliced(self, event: Event) -> list[Event]:
+        """Return what of an event goes on with what was said."""
+        match event:
+            case TextDelta():
+                text = self._splice.feed(event.text)
+                self._text_bytes += len(event.text.encode())
+                return [TextDelta(text)] if text else []
+            case Started() if self._progress.text:
+                self._note([event])
+                return []
+            case ThinkingDelta() | ThinkingSigned() | RedactedThinking() if self._progress.text:
+                return []  # In the middle of a text there is no place for it.
+            case Finished():
+                held = self._splice.end()
+                return [TextDelta(held), event] if held else [event]
+            case Completed():
+                self._own, self.is_estimated = event.usage or self._estimate(), event.usage is None
+                return [Completed(summed(self._spent, self._own))]
+        return [event]
+
+
+class Folding(_Watching):
+    """The same for a client that did not ask for a stream: the upstream's stream, folded into one JSON body."""
+
+    gives_stream = False
+
+    def __init__(self, wire: Decoding, dialect: Dialect, request: GenerationRequest | None, info: ReplyInfo) -> None:
+        super().__init__(wire, request.choices if request else info.body.get("n") or 1)
+        self._dialect, self._request, self._info = dialect, request, info
+        self._events: list[Event] = []
+
+    def feed(self, blocks: list[bytes]) -> bytes:
+        for block in blocks:
+            self._keep(self._decoder.decode(block))
+        return b""
+
+    def feed_whole(self, body: bytes) -> bytes:
+        return self.release(self._decoder.decode_whole(body))
+
+    def end(self) -> bytes:
+        return self.release(self._decoder.end())
+
+    def release(self, events: list[Event]) -> bytes:
+        self._keep(events)
+        if not isinstance(self.terminal, Completed):
+            return b""
+        reply = fold(self._events)
+        # In pieces arguments are text. A whole answer may hold them as objects, which can only be nested so deeply.
+        if any(is_nested_too_deeply(call.arguments) for choice in reply.choices.values() for call in choice.tool_calls):
+            self.terminal = errors.nonsense("the arguments of a call are nested too deeply")
+            return b""
+        said = self._dialect.encode_whole(reply, self._request or self._dialect.parse(self._info.body), self._info)
+        self._body_tokens, self._events = self.seen_tokens, []  # A large answer is not to be there twice from here on.
+        return said
+
+    def _keep(self, events: list[Event]) -> None:
+        self._note(events)
+        self._events += events
+
+    @property
+    def seen_tokens(self) -> int:
+        return self._body_tokens or estimate_event_tokens(self._events)
+
+
+class FoldingWhole(Folding):
+    """The same where the upstream is not asked for a stream either: one JSON body decoded, and encoded anew."""
+
+    is_stream = False
+
+
+class PassingWhole(Folding):
+    """A body as it came, for a client of the same family. Only a stream that comes instead is folded."""
+
+    is_stream = False
+
+    def __init__(self, wire: FamilyWire, dialect: Dialect, info: ReplyInfo) -> None:
+        super().__init__(wire, dialect, None, info)  # What is passed on need not be parsed.
+        self._wire = wire
+
+    def feed_whole(self, body: bytes) -> bytes:
+        self._note(self._decode_whole(body))  # They are not kept: what they say is in the body.
+        return self._wire.for_client(body, self._info)

@@ -1,0 +1,144 @@
+"""Which deployments, addresses and keys included, serve a model name?
+
+A provider is reached at its own address, or through Cloudflare's AI Gateway where one is set. Its keys are used in turn;
+where the gateway holds them, none is sent. A key that the request brought is used instead of ours.
+"""
+
+import hashlib
+import re
+from dataclasses import replace
+from typing import Any
+from urllib.parse import quote
+
+import orjson
+
+from common.access.brought_keys import open_brought_key
+from common.canonical.errors import ErrorKind, GatewayError
+from common.canonical.job import Job
+from common.config.model_routes import Target, resolve
+from common.config.settings import Settings
+from common.dialects import DIALECTS
+from common.vendors.prefill import KEEP_ALIVE_HEADERS
+from common.vendors.table import Vendor, WireName
+from workers.providers import WIRES
+from workers.providers.base import Deployment, TokenCounter
+
+_VERSION = re.compile(r"/v\d[a-z\d]*$")
+_BEGIN_WITH_A_VERSION: tuple[WireName, ...] = ("anthropic-messages", "cohere")  # Their own paths do.
+
+
+def deployments(job: Job, settings: Settings, *, for_rest: bool = False) -> list[Deployment]:
+    """Return the deployments of a route in the order in which they are tried: its targets, each with all of its keys.
+
+    ``for_rest``: they are to go on with an answer. Nothing is passed through then, so the wire that is closest to the
+    client's dialect is not needed, but one that can go on; and nothing runs in the background.
+
+    Raises:
+        GatewayError: MODEL_NOT_FOUND or INVALID_REQUEST, this worker's settings differ from those of the API that took the
+            request.
+    """
+    brought_key = open_brought_key(job, settings)
+    targets = resolve(job.model, settings, job.provider, has_brought_key=brought_key is not None)
+    if job.targets is not None:
+        targets = [target for target in targets if target.name in job.targets]
+        if not targets:
+            message = f"The model {job.model!r} leads elsewhere now: the gateway's API and its workers need the same settings."
+            raise GatewayError(ErrorKind.MODEL_NOT_FOUND, message, code="model_not_found", param="model")
+    return [found for target in targets for found in _with_keys(target, job, brought_key, settings, for_rest=for_rest)]
+
+
+def _with_keys(target: Target, job: Job, brought_key: str | None, settings: Settings, *, for_rest: bool) -> list[Deployment]:
+    vendor = settings.vendors[target.provider]
+    is_behind_gateway = settings.is_behind_gateway(vendor.id)
+    if is_behind_gateway:
+        vendor = replace(vendor, wires=tuple(wire for wire in vendor.wires if wire in vendor.gateway))
+    is_reattached = settings.provider(vendor.id).continuation == "reattach"
+    wire = _wire(vendor, target.model, "openai-chat" if for_rest else job.dialect, job)
+    in_background = is_reattached and not for_rest and _can_run_in_background(vendor, target.model, wire, job)
+    if in_background:
+        wire = "openai-responses"
+    address = _behind_gateway(vendor, wire, settings) if is_behind_gateway else _direct(vendor, wire, settings)
+    base_url, _, query = address.replace("{model}", quote(target.model, safe="")).partition("?")
+    headers = _gateway_headers(job, settings) if is_behind_gateway else {}
+    if is_reattached and not in_background:
+        headers |= KEEP_ALIVE_HEADERS
+    stored = _stored_keys(vendor, is_behind_gateway, settings)
+    client_pays = brought_key is not None and settings.brought_key_pays(vendor.id)
+    found = []
+    for key in [brought_key] if brought_key else stored:
+        own = {vendor.key_header: key} if vendor.key_header and key else {}
+        found.append(
+            Deployment(
+                vendor.id,
+                base_url,
+                "" if own else key,
+                target.model,
+                wire,
+                query,
+                headers | own,
+                in_background,
+                key_id=_key_id(vendor.id, key),
+                quota_id=_key_id(vendor.id, stored[0]) if brought_key and not client_pays else "",
+                client_pays=client_pays,
+            )
+        )
+    return found
+
+
+def _wire(vendor: Vendor, model: str, dialect: str, job: Job) -> WireName:
+    """Return the wire that a job goes over: one that counts, if tokens are to be counted and there is one."""
+    wire = vendor.wire_for(dialect, model)
+    if job.operation == "count_tokens":
+        return next((each for each in (wire, *vendor.wires) if isinstance(WIRES[each], TokenCounter)), wire)
+    return wire
+
+
+def _can_run_in_background(vendor: Vendor, model: str, wire: WireName, job: Job) -> bool:
+    """Whether a stream can be stored at its provider while it runs: the client does not object, and it is on the one wire
+    that has words for it, or would be without loss."""
+    if not job.stream or job.operation != "generate" or "openai-responses" not in vendor.wires:
+        return False
+    body = orjson.loads(job.body)
+    if body.get("store") is False:
+        return False
+    return wire == "openai-responses" or (wire == "openai-chat" and _fits_responses(vendor, model, job, body))
+
+
+def _fits_responses(vendor: Vendor, model: str, job: Job, body: dict[str, Any]) -> bool:
+    try:
+        request = DIALECTS[job.dialect].parse(body)
+        upstream = WIRES["openai-responses"].build_request(request, Deployment(vendor.id, "", "", model))
+    except GatewayError:
+        return False
+    # What other dialects have that neither wire knows is lost on both.
+    return not (upstream.dropped or (job.dialect == "openai-chat" and request.dropped))
+
+
+def _key_id(provider: str, key: str) -> str:
+    """Return what a key is called in Redis. What an API takes for a key cannot be guessed from half of its digest."""
+    return f"{provider}:{hashlib.sha256(f'{provider} {key}'.encode()).hexdigest()[:32]}"
+
+
+def _stored_keys(vendor: Vendor, is_behind_gateway: bool, settings: Settings) -> list[str]:
+    keys = [key.get_secret_value() for key in settings.provider(vendor.id).api_keys]
+    return keys or ([""] if is_behind_gateway else [vendor.id])  # A server that needs no key takes any.
+
+
+def _direct(vendor: Vendor, wire: WireName, settings: Settings) -> str:
+    base_url = settings.base_url(vendor.id) or ""
+    version = _VERSION.search(base_url)
+    if version is None:
+        return base_url + (settings.filled(vendor.paths.get(wire, "")) or "")
+    return base_url[: version.start()] if wire in _BEGIN_WITH_A_VERSION else base_url
+
+
+def _behind_gateway(vendor: Vendor, wire: WireName, settings: Settings) -> str:
+    return f"{settings.ai_gateway_url}/{settings.filled(vendor.gateway[wire])}"
+
+
+def _gateway_headers(job: Job, settings: Settings) -> dict[str, str]:
+    """Return what the AI Gateway is told: our token, and what the client asks of it."""
+    headers = {name: value for name, value in job.headers.items() if name.startswith("cf-aig-")}
+    if settings.ai_gateway_token:
+        headers["cf-aig-authorization"] = f"Bearer {settings.ai_gateway_token.get_secret_value()}"
+    return headers
