@@ -19,7 +19,6 @@ from starlette.routing import Match
 
 from api.auth.authenticator import Authenticator
 from api.auth.key_cache import KnownKeys, Rings
-from api.generate import Services
 from api.intake.input_guardrails import InputGuard
 from api.intake.webhook import poster
 from api.metrics import Metrics
@@ -33,6 +32,7 @@ from api.server.cors import Cors
 from api.server.http_errors import meant_path, not_served
 from api.server.middleware import Guarded, Observed
 from api.server.request_bounds import bounded_protocol
+from api.services import Services
 from common.channel.redis import RedisChannel, RedisFeed
 from common.config.foreign_variables import log_foreign
 from common.config.proxies import ProxyUnusable
@@ -49,8 +49,9 @@ from common.process.redaction import Redactor
 from common.queue.jobs import JobQueue
 from common.queue.load import QueueLoad
 from common.redis import keyspace
-from common.redis.client import COMMAND_TIMEOUT_S, Pulse, connect
+from common.redis.client import COMMAND_TIMEOUT_S, connect
 from common.redis.probe import Probe
+from common.redis.pulse import Pulse
 from common.responses import ResponseStore
 
 log = structlog.get_logger()

@@ -22,7 +22,7 @@ from pathlib import Path
 import redis
 
 from cli.embedded_redis import EmbeddedRedis, free_port
-from common.access.principal import key_text
+from common.access import key_text
 
 ROOT = Path(__file__).parent.parent
 REQUESTS, CONNECTIONS = 6_000, 8

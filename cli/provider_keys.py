@@ -4,8 +4,7 @@ import asyncio
 from typing import NamedTuple
 
 from common.canonical.errors import ErrorKind
-from common.canonical.job import Job
-from common.channel.base import Policy
+from common.canonical.job import Job, Policy
 from common.config.model_routes import available
 from common.config.settings import Settings
 from workers.providers import WIRES

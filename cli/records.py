@@ -10,7 +10,7 @@ import click
 import orjson
 from redis.exceptions import RedisError
 
-from common.ledger.record import set_aside
+from common.ledger import set_aside
 from common.ledger.set_aside import SetAside
 from common.redis import keyspace
 from common.redis.client import COMMAND_TIMEOUT_S, Client, connect

@@ -80,7 +80,7 @@ async def ask(settings: "Settings", question: Question) -> Report:
     database = LazyDatabase(settings.database_url, must_exist=True)
     try:
         engine = await database.engine()
-        from common.ledger.record import reports  # Here: no other command has to pay for SQLAlchemy.
+        from common.ledger import reports  # Here: no other command has to pay for SQLAlchemy.
 
         return await reports.usage(engine, question)
     finally:

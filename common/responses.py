@@ -18,24 +18,9 @@ from common.canonical.errors import Failed
 from common.config.settings import Settings
 from common.process.loop_lag import able_timeout
 from common.redis import keyspace
-from common.redis.client import COMMAND_TIMEOUT_S, as_unavailable, ms
+from common.redis.client import COMMAND_TIMEOUT_S, ms
+from common.redis.errors import as_unavailable
 from common.sse import read_block, split_blocks
-
-
-def response_id(generation_id: str) -> str:
-    """
-    >>> response_id("gen_1f")
-    'resp_1f'
-    """
-    return "resp_" + generation_id.removeprefix("gen_")
-
-
-def generation_id_of(response_id: str) -> str:
-    """
-    >>> generation_id_of("resp_1f")
-    'gen_1f'
-    """
-    return "gen_" + response_id.removeprefix("resp_")
 
 
 @dataclass(slots=True)

@@ -21,8 +21,7 @@ from wire_answers import ERRORS, STREAMS, WHOLES, Says
 
 from common.canonical.errors import Failed, GatewayError
 from common.canonical.events import Completed
-from common.canonical.job import Job
-from common.channel.base import Policy
+from common.canonical.job import Job, Policy
 from common.dialects import DIALECTS
 from common.dialects.base import ReplyInfo, SoFar
 from common.sse import SseCutter

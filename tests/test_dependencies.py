@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from private_parts import ROOT, Use
 
-from workers.upstream.http_client import connecting
+from workers.upstream import connecting
 
 # Each private attribute of a library that we use, and where it is. They may go with any new version, so they are few.
 PRIVATE = {

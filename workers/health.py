@@ -15,8 +15,8 @@ from common.process.process import open_files
 from common.queue.jobs import JobQueue
 from common.queue.worker import LeasedWorker
 from common.redis.probe import Probe
-from workers.attempt.call import Services
 from workers.ledger.keeper import Bookkeeper
+from workers.services import Services
 
 
 @dataclass(slots=True)

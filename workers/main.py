@@ -27,10 +27,10 @@ from common.process.process import collect_seldom, free_at_once, raise_file_limi
 from common.process.redaction import Redactor
 from common.queue.jobs import ClaimedJob, JobQueue
 from common.queue.worker import LeasedWorker
-from common.redis.client import Pulse, connect
+from common.redis.client import connect
 from common.redis.probe import Probe
+from common.redis.pulse import Pulse
 from common.responses import ResponseStore
-from workers.attempt.call import Services
 from workers.generate import run_generation
 from workers.health import Watched, serve_health
 from workers.ledger.keeper import Bookkeeper
@@ -38,6 +38,7 @@ from workers.metrics import Metrics
 from workers.publish.linger import Linger
 from workers.publish.publisher import Publisher
 from workers.quota.gate import Quota
+from workers.services import Services
 from workers.transcode.output_guardrails import OutputGuards
 from workers.upstream.http_client import Upstream
 from workers.upstream.webhook import poster

@@ -25,8 +25,9 @@ from api.auth.key_cache import KnownKeys
 from api.auth.lockout import Refusals, blocked
 from api.auth.read_tokens import looks_like_a_read_token
 from api.server.client_address import client_address
+from common.access import key_text
 from common.access.key_records import managed_id
-from common.access.principal import ALL, Principal, key_text
+from common.access.principal import ALL, Principal
 from common.canonical.errors import ErrorKind, GatewayError
 from common.config.settings import Settings
 

@@ -19,7 +19,9 @@ from common.canonical.errors import ErrorKind, GatewayError
 from common.config.settings import Settings
 from common.database.lazy import LazyDatabase
 from common.redis import keyspace
-from common.redis.client import Client, Pulse, RedisUnavailable
+from common.redis.client import Client
+from common.redis.errors import RedisUnavailable
+from common.redis.pulse import Pulse
 
 if TYPE_CHECKING:
     from common.access.key_ring import KeyRing

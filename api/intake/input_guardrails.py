@@ -149,7 +149,8 @@ class InputGuard:
                 look.texts = [each.text for each in redacted]
 
     def _match(self, look: _Look) -> None:
-        from common.guardrails.patterns import PatternFinder, compiled
+        from common.config.expressions import compiled
+        from common.guardrails.patterns import PatternFinder
 
         if self._patterns is None:
             self._patterns = compiled(self._settings.guardrail_patterns_in)

@@ -18,8 +18,7 @@ from common.config.settings import Settings
 from common.process.loop_lag import LoopLag, loop_lag
 from common.process.process import supervised
 from common.queue.jobs import JobQueue, Place
-from common.redis.client import RedisUnavailable
-from common.redis.errors import RedisRefuses, is_refusal
+from common.redis.errors import RedisRefuses, RedisUnavailable, is_refusal
 
 log = structlog.get_logger()
 

@@ -13,11 +13,11 @@ from fastapi.security import HTTPBearer
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, ValidationError
 
 from api.auth.key_cache import KnownKeys, Rings
-from api.generate import Services, guarded
 from api.server.body import read_json
 from api.server.http_errors import PLAIN, json_response
 from api.server.numbers import query_number
 from api.server.store_errors import redis_away
+from api.services import Services, guarded
 from common.access.key_records import KeyRecord
 from common.access.key_text import is_id
 from common.access.principal import Access, as_number

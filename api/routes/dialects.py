@@ -5,12 +5,13 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from api.generate import Services, open_generation
+from api.generate import open_generation
 from api.routes.direct_route import DirectRoute
 from api.routes.openapi import generating, query
+from api.services import Services
 from common.access.principal import Principal
 from common.dialects import DIALECTS
-from common.dialects.unified.dialect import request as unified_request
+from common.dialects.unified import request as unified_request
 
 _PATHS = {
     "/v1/chat/completions": "openai-chat",

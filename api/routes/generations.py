@@ -11,7 +11,8 @@ from fastapi import APIRouter, Request, Response
 
 from api.auth.permissions import refuse_anonymous
 from api.auth.read_tokens import read_token_owner, require_secret, sign_read_token
-from api.generate import Amend, Services, accept, finish, guarded, start
+from api.generate import finish, start
+from api.intake.accepted import Amend, accept
 from api.relay.response import Relay, headers_of_stream
 from api.relay.viewer import Viewer
 from api.routes.dialects import check_unified
@@ -21,18 +22,11 @@ from api.routes.responses import begin
 from api.server.http_errors import PLAIN, json_response, request_id_of
 from api.server.numbers import query_number
 from api.server.store_errors import redis_away
+from api.services import Services, guarded
 from common.access.principal import Principal
 from common.canonical.errors import ErrorKind, Failed, GatewayError
-from common.channel.base import (
-    Cursor,
-    Frame,
-    FrameKind,
-    Policy,
-    State,
-    Verdict,
-    failed_in,
-    unknown,
-)
+from common.canonical.job import Policy
+from common.channel.base import Cursor, Frame, FrameKind, State, Verdict, failed_in, unknown
 from common.dialects import DIALECTS
 from common.dialects.base import Dialect
 from common.dialects.shared.reading import invalid

@@ -7,9 +7,9 @@ from fastapi import APIRouter, Request, Response
 from starlette.convertors import Convertor, register_url_convertor
 
 from api.auth.permissions import Named, listed_models, permitted_models
-from api.generate import Services, guarded
 from api.routes.openapi import serving
 from api.server.http_errors import PLAIN, json_response
+from api.services import Services, guarded
 from common.config.model_routes import model_names, resolve
 from common.dialects import DIALECTS
 from common.dialects.base import Dialect

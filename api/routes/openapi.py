@@ -11,10 +11,10 @@ from typing import Any
 from fastapi import FastAPI, Response
 from fastapi.openapi.utils import get_openapi
 
-from common.dialects.agentary.dialect import request as agentary_request
-from common.dialects.anthropic_messages.dialect import request as anthropic_messages_request
-from common.dialects.openai_chat.dialect import request as openai_chat_request
-from common.dialects.openai_responses.dialect import request as openai_responses_request
+from common.dialects.agentary import request as agentary_request
+from common.dialects.anthropic_messages import request as anthropic_messages_request
+from common.dialects.openai_chat import request as openai_chat_request
+from common.dialects.openai_responses import request as openai_responses_request
 from common.queue.jobs import JobClass
 
 Schema = dict[str, Any]

@@ -10,10 +10,10 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from api.generate import Services
 from api.routes.openapi import serving
 from api.server.http_errors import json_response
 from api.server.security_headers import page_policy
+from api.services import Services
 from common.config.model_routes import available
 from common.process.loop_lag import lag_figures
 from common.process.process import open_files

@@ -16,7 +16,8 @@ from fastapi import APIRouter, Request, Response
 
 from api.auth.authenticator import Scope
 from api.auth.permissions import refuse_anonymous
-from api.generate import Asked, Services, accept, finish, guarded, start
+from api.generate import finish, start
+from api.intake.accepted import Asked, accept
 from api.intake.job_class import class_of
 from api.relay.response import SSE_HEADERS, Relay, headers_of_stream
 from api.routes.direct_route import DirectRoute
@@ -25,15 +26,18 @@ from api.routes.stored_conversation import continued, items_of
 from api.server.http_errors import json_response, request_id_of
 from api.server.numbers import query_number
 from api.server.store_errors import redis_away
+from api.services import Services, guarded
 from common.access.principal import Principal
 from common.canonical.errors import ErrorKind, Failed, GatewayError
-from common.channel.base import START, Cursor, FrameKind, Policy, State, Verdict
+from common.canonical.job import Policy
+from common.channel.base import START, Cursor, FrameKind, State, Verdict
 from common.dialects.openai_responses.dialect import OPENAI_RESPONSES, sequence_of
+from common.dialects.openai_responses.ids import generation_id_of, response_id
 from common.dialects.openai_responses.response_object import Described, begun, failed_response
 from common.dialects.shared.reading import invalid
 from common.queue.jobs import JobClass
-from common.redis.client import RedisUnavailable
-from common.responses import StoredResponse, generation_id_of, response_id
+from common.redis.errors import RedisUnavailable
+from common.responses import StoredResponse
 from common.sse import split_blocks
 
 log = structlog.get_logger()

@@ -8,14 +8,15 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from api.generate import Services
 from api.server.store_errors import redis_away
+from api.services import Services
 from common.access.principal import Principal
 from common.canonical.errors import ErrorKind, GatewayError
+from common.dialects.openai_responses.ids import generation_id_of
 from common.dialects.openai_responses.request import type_of
 from common.dialects.openai_responses.response_object import generation_of_item
 from common.dialects.shared.reading import invalid
-from common.responses import StoredResponse, generation_id_of
+from common.responses import StoredResponse
 
 STORED_WAIT_S = 2.0  # From an answer's last event until it is stored: a client may go on with it at once.
 STORED_LOOK_S = 0.02

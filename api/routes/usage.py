@@ -11,10 +11,10 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
 from api.auth.permissions import refuse_anonymous
-from api.generate import Services, guarded
 from api.routes.openapi import query, serving
 from api.server.http_errors import PLAIN, json_response
 from api.server.numbers import query_number
+from api.services import Services, guarded
 from common.canonical.errors import ErrorKind, GatewayError
 from common.database.errors import DatabaseUnavailable
 from common.database.lazy import LazyDatabase
@@ -124,7 +124,7 @@ def _refused(param: str, message: str) -> GatewayError:
 async def report(question: Question, database: LazyDatabase) -> dict[str, object]:
     try:
         engine = await database.engine()
-        from common.ledger.record import reports  # Here: SQLAlchemy is there now, and whoever never asks does without.
+        from common.ledger import reports  # Here: SQLAlchemy is there now, and whoever never asks does without.
 
         return (await reports.usage(engine, question)).told()
     except DatabaseUnavailable as error:

@@ -5,8 +5,8 @@ and in the log.
 from api.server.spread import retry_after_s
 from common.canonical.errors import ErrorKind, Failed, GatewayError
 from common.process.loop_lag import loop_lag
-from common.redis.client import Pulse
 from common.redis.errors import NoConnectionFree, is_refusal
+from common.redis.pulse import Pulse
 
 LATE_S = 0.5  # A loop that has been later than this of late, with a Redis that answers, has itself to blame.
 

@@ -22,7 +22,9 @@ from common.access.key_text import Presented, is_id
 from common.access.principal import Access
 from common.process.loop_lag import able_timeout
 from common.redis import keyspace
-from common.redis.client import COMMAND_TIMEOUT_S, Client, RedisUnavailable, Scripts, as_unavailable
+from common.redis.client import COMMAND_TIMEOUT_S, Client
+from common.redis.errors import RedisUnavailable, as_unavailable
+from common.redis.scripts import Scripts
 
 GONE_S = 3600  # How long a deleted key is still known to be gone: longer than any reader's delay.
 

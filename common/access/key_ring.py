@@ -22,7 +22,8 @@ from common.access.key_text import mint, new_id
 from common.access.principal import ALL, Access
 from common.database.engine import DatabaseUnavailable, database_errors
 from common.database.tables import ManagedKey
-from common.redis.client import Client, RedisUnavailable
+from common.redis.client import Client
+from common.redis.errors import RedisUnavailable
 
 log = structlog.get_logger()
 

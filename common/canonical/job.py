@@ -5,13 +5,20 @@ gateway key; headers are only those that a same-family upstream is meant to get.
 """
 
 from dataclasses import dataclass, field, fields
+from enum import StrEnum
 from typing import Any, Literal
 
 import orjson
 
-from common.channel.base import Policy
-
 FORMAT = 1  # A reader accepts this one and the one before.
+
+
+class Policy(StrEnum):
+    """What happens when the last viewer leaves."""
+
+    STOP = "stop"
+    GRACE = "grace"
+    DETACH = "detach"
 
 
 @dataclass(slots=True)

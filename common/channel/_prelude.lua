@@ -29,11 +29,6 @@ local function flag(key)
   if string.sub(pos, -1) ~= '!' then redis.call('HSET', key, 'pos', pos .. ' !') end
 end
 
-local function now_ms()
-  local t = redis.call('TIME')
-  return t[1] * 1000 + math.floor(t[2] / 1000)
-end
-
 -- The stop flag is '', 'cancelled', or 'left:<ms>': due from that moment on.
 local function stop_now(stop)
   if not stop or stop == '' then return 'no' end

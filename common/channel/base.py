@@ -18,6 +18,7 @@ from typing import NamedTuple, Protocol
 import orjson
 
 from common.canonical.errors import ErrorKind, Failed, GatewayError
+from common.canonical.job import Policy
 
 
 class FrameId(NamedTuple):
@@ -145,14 +146,6 @@ class Fenced:
     barren: int = 0
     request: bytes | None = None
     note: bytes | None = None
-
-
-class Policy(StrEnum):
-    """What happens when the last viewer leaves."""
-
-    STOP = "stop"
-    GRACE = "grace"
-    DETACH = "detach"
 
 
 @dataclass(slots=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import orjson
 
 from common.canonical.errors import Failed, GatewayError
+from common.canonical.job import Policy
 from common.channel.base import (
     START,
     Answer,
@@ -19,7 +20,6 @@ from common.channel.base import (
     FrameKind,
     Message,
     Opening,
-    Policy,
     Record,
     State,
     Stop,

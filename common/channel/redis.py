@@ -14,6 +14,7 @@ import structlog
 from redis.exceptions import RedisError
 
 from common.canonical.errors import Failed, GatewayError
+from common.canonical.job import Policy
 from common.channel.base import (
     Answer,
     Append,
@@ -24,7 +25,6 @@ from common.channel.base import (
     FrameId,
     FrameKind,
     Opening,
-    Policy,
     Record,
     State,
     Stop,
@@ -37,7 +37,9 @@ from common.channel.redis_log import LogReader, unavailable
 from common.config.settings import MIB
 from common.process.loop_lag import able_timeout
 from common.redis import keyspace
-from common.redis.client import COMMAND_TIMEOUT_S, Call, Client, RedisUnavailable, Scripts, ms
+from common.redis.client import COMMAND_TIMEOUT_S, Client, ms
+from common.redis.errors import RedisUnavailable
+from common.redis.scripts import Call, Scripts
 
 log = structlog.get_logger()
 

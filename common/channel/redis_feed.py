@@ -20,8 +20,8 @@ from common.channel.base import ChannelUnavailable, Frame, FrameId, FrameKind, M
 from common.process.loop_lag import able_timeout, loop_lag
 from common.process.process import supervised
 from common.redis import keyspace
-from common.redis.client import COMMAND_TIMEOUT_S, Client, RedisUnavailable
-from common.redis.errors import RedisRefuses, words_of
+from common.redis.client import COMMAND_TIMEOUT_S, Client
+from common.redis.errors import RedisRefuses, RedisUnavailable, words_of
 from common.redis.pipe import Pipe
 
 log = structlog.get_logger()

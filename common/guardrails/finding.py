@@ -7,9 +7,6 @@ on. The second is what a stream must hold back, and all that it must.
 from dataclasses import dataclass
 from typing import Protocol
 
-# Never in text that is UTF-8 somewhere. Behind a pattern it can never match, so what matches "in part" is exactly what
-# could be the beginning of a match, or a match that could grow.
-UNSAYABLE = "\ud800"
 MATCH_CHARS_MAX = 8_192  # The longest match that is surely found in a stream; no more than this is ever held back.
 CONTEXT_CHARS = 64  # How far a pattern may look behind its match: \b, ^ and lookbehinds.
 

@@ -12,7 +12,8 @@ before a seam (see ``flush`` and ``resume``).
 from collections import Counter
 from collections.abc import Sequence
 
-from common.guardrails.finding import CONTEXT_CHARS, MATCH_CHARS_MAX, UNSAYABLE, Finder, Found
+from common.config.expressions import UNSAYABLE
+from common.guardrails.finding import CONTEXT_CHARS, MATCH_CHARS_MAX, Finder, Found
 
 
 class TextFilter:

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 
 import regex
 
-from common.guardrails.finding import UNSAYABLE, Found
+from common.config.expressions import UNSAYABLE
+from common.guardrails.finding import Found
 from common.guardrails.folding import fold
 from common.process.key_shapes import KEY_SHAPES, TOKEN
 

@@ -2,6 +2,7 @@
 -- slots: keys of sorted sets, the job's id by the time in ms until which its place counts without word of it
 -- reserved: key, window in ms, bucket, amount; in turn
 -- spends: <scope>:<name>=<day limit>/<month limit> in nano-dollars, 0 for none
+local SPENT = 'sluice:q:spent:'
 local SLOT_EXTRA_MS = 2000  -- Over a lease: another worker may take the job just when its lease lapses.
 
 -- Dates the places of a job anew.
@@ -34,7 +35,7 @@ end
 local function settle_cost(spends, cost, day, month, crossed)
   if tonumber(cost) <= 0 then return end
   for name, day_limit, month_limit in string.gmatch(spends or '', '(%S+)=(%d+)/(%d+)') do
-    spend(Q .. 'spent:' .. name .. ':' .. day, day_limit, cost, 3 * 86400, crossed)
-    spend(Q .. 'spent:' .. name .. ':' .. month, month_limit, cost, 40 * 86400, crossed)
+    spend(SPENT .. name .. ':' .. day, day_limit, cost, 3 * 86400, crossed)
+    spend(SPENT .. name .. ':' .. month, month_limit, cost, 40 * 86400, crossed)
   end
 end

@@ -7,12 +7,6 @@ local WORKERS = Q .. 'workers'
 local ASIDE, ASIDE_MAX, ASIDE_S = 'sluice:ledger:unreadable', 10000, 30 * 86400  -- As in common/ledger/set_aside.py.
 local STALE_MS = 3000  -- A command that waited this long in a frozen Redis was sent by someone who has given up on it.
 
-local function now_ms()
-  local t = redis.call('TIME')
-  return t[1] * 1000 + math.floor(t[2] / 1000)
-end
-
-local function int(number) return string.format('%d', number) end
 local function waiting(class, tenant) return Q .. 'waiting:' .. class .. ':' .. tenant end
 local function rotation(class) return Q .. 'rotation:' .. class end
 

@@ -3,7 +3,7 @@
 --   most ids in the owner's index, its expiry in ms;
 --   where the request is to run only once its key's name, its digest, the key's expiry in ms, an id that the key does not
 --   count for any more; else '' four times;
---   what it is to be charged for (`spends`, see _settling.lua);
+--   what it is to be charged for (`spends`, see common/limits/settling.lua);
 --   a number, and so many windows: key, window in ms, limit, amount, 1 if it is settled in the end;
 --   a number, and so many slots: key, limit;
 --   a number, and so many counters of which none may be spent: key, limit;

@@ -32,9 +32,13 @@ from common.limits.charges import (
     spent_unknown,
     stands,
 )
+from common.limits.lua import COUNTERS, SETTLING, WINDOW
 from common.process.loop_lag import able_timeout
 from common.redis import keyspace
-from common.redis.client import COMMAND_TIMEOUT_S, Client, Pulse, RedisUnavailable, Scripts, as_unavailable, ms
+from common.redis.client import COMMAND_TIMEOUT_S, Client, ms
+from common.redis.errors import RedisUnavailable, as_unavailable
+from common.redis.pulse import Pulse
+from common.redis.scripts import Scripts
 
 log = structlog.get_logger()
 
@@ -122,7 +126,7 @@ class JobQueue:
 
     def __init__(self, redis: Client, pulse: Pulse, settings: Settings) -> None:
         self._redis = redis
-        self._scripts = Scripts(redis, Path(__file__).parent)
+        self._scripts = Scripts(redis, Path(__file__).parent, WINDOW, COUNTERS, SETTLING)
         self._pulse = pulse
         self._settings = settings
         self._alive = 0

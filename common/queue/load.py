@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from common.process.process import supervised
 from common.queue.jobs import JobQueue
-from common.redis.client import RedisUnavailable
+from common.redis.errors import RedisUnavailable
 
 READ_INTERVAL_S = 0.5
 TENANTS_MAX = 256  # That one reading looks at. Of more, the others are taken to have as much in line as these.

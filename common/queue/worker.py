@@ -24,9 +24,10 @@ from common.process.loop_lag import able_timeout, loop_lag
 from common.process.process import supervised
 from common.queue.jobs import ALIVE_BEAT_S, LAPSED_BATCH, Claimed, ClaimedJob, JobQueue
 from common.redis import keyspace
-from common.redis.client import COMMAND_TIMEOUT_S, Client, Pulse, RedisUnavailable, as_unavailable
-from common.redis.errors import words_of
+from common.redis.client import COMMAND_TIMEOUT_S, Client
+from common.redis.errors import RedisUnavailable, as_unavailable, words_of
 from common.redis.pipe import Exchanges
+from common.redis.pulse import Pulse
 
 log = structlog.get_logger()
 

@@ -10,7 +10,7 @@ from api.main import Process, create_app
 from cli.embedded_redis import EmbeddedRedis
 from common.access.key_records import Gone, KeyRecords
 from common.config.settings import ProviderSettings, Settings
-from common.redis.client import RedisUnavailable
+from common.redis.errors import RedisUnavailable
 
 ADMIN = {"authorization": "Bearer admin-key"}
 WHOLE_ACCESS = {

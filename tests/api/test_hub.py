@@ -13,13 +13,14 @@ from redis.exceptions import ResponseError
 from api.relay.hub import ENTERING_MAX, Hub
 from api.relay.viewer import Viewer
 from common.canonical.errors import GatewayError
-from common.channel.base import Append, ChannelUnavailable, Claim, Frame, FrameId, FrameKind, Message, Opening, Policy, Stop
+from common.canonical.job import Policy
+from common.channel.base import Append, ChannelUnavailable, Claim, Frame, FrameId, FrameKind, Message, Opening, Stop
 from common.channel.redis import RedisChannel, RedisFeed
 from common.config.settings import Settings
 from common.queue.jobs import JobClass, JobQueue, Place
 from common.redis import keyspace
-from common.redis.client import Pulse, RedisUnavailable
-from common.redis.errors import RedisRefuses
+from common.redis.errors import RedisRefuses, RedisUnavailable
+from common.redis.pulse import Pulse
 
 G = "gen_1"
 CLAIM = Claim(G, 1, "t")

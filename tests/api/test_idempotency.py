@@ -10,11 +10,12 @@ from starlette.datastructures import Headers
 from api.intake.idempotency import enqueue_once, once_of
 from common.access.principal import Principal
 from common.canonical.errors import ErrorKind, Failed, GatewayError
-from common.channel.base import Append, Claim, Frame, FrameId, FrameKind, Opening, Policy
+from common.canonical.job import Policy
+from common.channel.base import Append, Claim, Frame, FrameId, FrameKind, Opening
 from common.channel.redis import RedisChannel
 from common.config.settings import Settings
 from common.queue.jobs import Enqueued, JobClass, JobQueue, Once
-from common.redis.client import Pulse
+from common.redis.pulse import Pulse
 
 ME, YOU = Principal("key_me"), Principal("key_you")
 ONCE = Once("me:1", "digest")

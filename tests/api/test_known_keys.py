@@ -17,7 +17,7 @@ from common.canonical.errors import ErrorKind, GatewayError
 from common.config.settings import Settings
 from common.database.lazy import LazyDatabase
 from common.redis import keyspace
-from common.redis.client import Pulse
+from common.redis.pulse import Pulse
 
 SECRET = SecretStr("a long random text that all processes share")
 

@@ -1,10 +1,10 @@
 import pytest
 
 from api.auth.permissions import Named, listed_models, permitted, permitted_by_fields, refuse_anonymous
-from api.generate import disconnect_policy
+from api.intake.disconnect import disconnect_policy
 from common.access.principal import Access, Principal
 from common.canonical.errors import ErrorKind, GatewayError
-from common.channel.base import Policy
+from common.canonical.job import Policy
 from common.config.model_routes import Target, model_names, resolve
 from common.config.settings import Settings
 

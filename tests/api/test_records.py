@@ -5,7 +5,8 @@ import pytest
 
 from api.routes.generation_records import record, said_so_far, status_of
 from common.canonical.errors import ErrorKind, Failed
-from common.channel.base import START, Append, Claim, Frame, FrameId, FrameKind, Opening, Policy, State
+from common.canonical.job import Policy
+from common.channel.base import START, Append, Claim, Frame, FrameId, FrameKind, Opening, State
 from common.channel.memory import MemoryChannel
 
 G = "gen_1"

@@ -5,7 +5,8 @@ import asyncio
 import pytest
 
 from api.relay.viewer import LOG_BATCH, Viewer
-from common.channel.base import START, Append, Claim, Cursor, Frame, FrameId, FrameKind, Message, Opening, Policy
+from common.canonical.job import Policy
+from common.channel.base import START, Append, Claim, Cursor, Frame, FrameId, FrameKind, Message, Opening
 from common.channel.memory import MemoryChannel
 
 G = "gen_1"

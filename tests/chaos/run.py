@@ -19,7 +19,7 @@ from chaos.faults import Faults, Happened
 from chaos.fleet import Fleet, fleet
 from chaos.plan import APIS, WORKERS, Ask, FaultKind, asks, faults
 from chaos.report import Report
-from common.ledger.record import set_aside
+from common.ledger import set_aside
 from common.redis import keyspace
 
 AT_ONCE_MAX = 800  # Clients; who comes while there are so many waits.

@@ -30,7 +30,8 @@ from common.limits.charges import (
 )
 from common.queue.jobs import ClaimedJob, JobClass, JobQueue, Once
 from common.redis import keyspace
-from common.redis.client import Pulse, connect
+from common.redis.client import connect
+from common.redis.pulse import Pulse
 
 CLIENTS = 50
 Ask = Callable[[Charges], Awaitable[str | GatewayError]]

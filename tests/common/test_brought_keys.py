@@ -5,8 +5,7 @@ from pydantic import SecretStr
 
 from common.access.brought_keys import open_brought_key, seal_brought_key
 from common.canonical.errors import ErrorKind, GatewayError
-from common.canonical.job import Job
-from common.channel.base import Policy
+from common.canonical.job import Job, Policy
 from common.config.settings import Settings
 
 SETTINGS = Settings(secret=SecretStr("a long random text of 32 bytes or more"))

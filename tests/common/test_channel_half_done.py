@@ -6,7 +6,8 @@ import orjson
 import pytest
 
 from common.canonical.errors import ErrorKind, Failed
-from common.channel.base import START, Append, ChannelUnavailable, Claim, Frame, FrameId, FrameKind, Opening, Policy, Verdict
+from common.canonical.job import Policy
+from common.channel.base import START, Append, ChannelUnavailable, Claim, Frame, FrameId, FrameKind, Opening, Verdict
 from common.channel.redis import RedisChannel
 from common.redis import keyspace
 from common.redis.client import Client, connect

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from common.process import event_loop
 from common.process.event_loop import Loop
-from common.process.process import event_loop
 
 FOUND = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 1))]
 

@@ -3,8 +3,7 @@
 import pytest
 
 from common.access.principal import Access, GuardrailPolicy, Mode, Principal
-from common.canonical.job import Job
-from common.channel.base import Policy
+from common.canonical.job import Job, Policy
 from common.config.guardrail_policy import Policies, on_output
 from common.config.model_routes import Target, resolve
 from common.config.settings import Settings

@@ -7,11 +7,12 @@ import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.config.expressions import compiled
 from common.guardrails import pii
 from common.guardrails.finding import MATCH_CHARS_MAX
 from common.guardrails.folding import fold
 from common.guardrails.holding import TextFilter
-from common.guardrails.patterns import PatternFinder, compiled
+from common.guardrails.patterns import PatternFinder
 from common.guardrails.pii import PiiFinder, redact
 
 SECRETS = [

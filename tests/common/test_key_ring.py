@@ -16,7 +16,8 @@ from common.database.engine import DatabaseUnavailable, open_database
 from common.database.migrate import migrate
 from common.database.tables import ManagedKey
 from common.redis import keyspace
-from common.redis.client import RedisUnavailable, connect
+from common.redis.client import connect
+from common.redis.errors import RedisUnavailable
 
 SECRET = SecretStr("a long random text that all processes share")
 ORIGIN = "https://app.example"

@@ -17,8 +17,9 @@ from common.channel.redis import RedisChannel, RedisFeed
 from common.channel.redis_feed import FEED_SILENCE_MAX_S
 from common.config.settings import Settings
 from common.queue.jobs import JobClass, JobQueue
-from common.redis.client import COMMAND_TIMEOUT_S, Client, Pulse, connect
+from common.redis.client import COMMAND_TIMEOUT_S, Client, connect
 from common.redis.probe import try_all
+from common.redis.pulse import Pulse
 from common.responses import ResponseStore
 
 HELD_UP_S = COMMAND_TIMEOUT_S + 0.5

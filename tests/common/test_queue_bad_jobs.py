@@ -9,10 +9,12 @@ import pytest
 from redis.asyncio import Redis
 
 from common.config.settings import Settings
-from common.ledger.record import set_aside
+from common.ledger import set_aside
 from common.queue.jobs import ALIVE_S, ClaimedJob, JobClass, JobQueue, Place
 from common.redis import keyspace
-from common.redis.client import Client, Pulse, RedisUnavailable, connect
+from common.redis.client import Client, connect
+from common.redis.errors import RedisUnavailable
+from common.redis.pulse import Pulse
 
 LEASE_S = 0.05
 BROKEN = "the job's record cannot be read"

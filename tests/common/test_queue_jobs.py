@@ -12,7 +12,8 @@ from common.channel.base import Cursor, FrameId
 from common.config.settings import Settings
 from common.queue.jobs import RECENT_S, Claimed, ClaimedJob, JobClass, JobQueue, Once, Place
 from common.redis import keyspace
-from common.redis.client import Pulse, RedisUnavailable
+from common.redis.errors import RedisUnavailable
+from common.redis.pulse import Pulse
 
 INTERACTIVE, BACKGROUND = JobClass.INTERACTIVE, JobClass.BACKGROUND
 

@@ -10,7 +10,7 @@ from common.config.settings import Settings
 from common.queue.jobs import JobClass, JobQueue
 from common.queue.load import RATE_JOBS, SLOTS_UNSAID, QueueLoad, Reading, reading_of
 from common.redis import keyspace
-from common.redis.client import Pulse
+from common.redis.pulse import Pulse
 
 
 @pytest.fixture

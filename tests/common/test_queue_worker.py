@@ -11,12 +11,14 @@ from redis.exceptions import ResponseError
 from structlog.testing import capture_logs
 
 from common.config.settings import Settings
-from common.ledger.record import set_aside
+from common.ledger import set_aside
 from common.limits.charges import Settlement
 from common.queue.jobs import UNUSED, ClaimedJob, JobClass, JobQueue, Place
 from common.queue.worker import HandBack, LeasedWorker, Postponed, SetAside
 from common.redis import keyspace
-from common.redis.client import Client, Pulse, RedisUnavailable
+from common.redis.client import Client
+from common.redis.errors import RedisUnavailable
+from common.redis.pulse import Pulse
 
 Handler = Callable[[ClaimedJob], Awaitable[None]]
 

@@ -8,8 +8,11 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, ResponseError
 
 from cli.embedded_redis import EmbeddedRedis
-from common.redis.client import Pulse, RedisUnavailable, Scripts, as_unavailable, connect
+from common.redis.client import connect
+from common.redis.errors import RedisUnavailable, as_unavailable
 from common.redis.pipe import _NOT_MASTER
+from common.redis.pulse import Pulse
+from common.redis.scripts import Scripts
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ import pytest
 import uvloop
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from common.redis.client import Pulse, connect
+from common.redis.client import connect
+from common.redis.pulse import Pulse
 
 RESET_AT_CLOSE = struct.pack("ii", 1, 0)  # struct linger: on, 0 seconds.
 

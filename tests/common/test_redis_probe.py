@@ -11,8 +11,9 @@ from redis.exceptions import ResponseError
 
 from cli.embedded_redis import EmbeddedRedis
 from common.redis import keyspace
-from common.redis.client import Client, Pulse, connect
+from common.redis.client import Client, connect
 from common.redis.probe import Harm, Probe, Problem, try_all
+from common.redis.pulse import Pulse
 
 ROOT = Path(__file__).parents[2]
 

@@ -6,9 +6,10 @@ from redis.asyncio import Redis
 
 from common.canonical.errors import ErrorKind, Failed
 from common.config.settings import Settings
+from common.dialects.openai_responses.ids import generation_id_of, response_id
 from common.redis import keyspace
-from common.redis.client import RedisUnavailable
-from common.responses import ResponseStore, StoredResponse, generation_id_of, response_id
+from common.redis.errors import RedisUnavailable
+from common.responses import ResponseStore, StoredResponse
 from common.sse import encode_event
 
 G = "gen_1"

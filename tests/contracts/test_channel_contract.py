@@ -9,20 +9,8 @@ import pytest
 from redis_for_tests import client_of
 
 from common.canonical.errors import ErrorKind, Failed, GatewayError
-from common.channel.base import (
-    START,
-    Append,
-    Claim,
-    Feed,
-    Frame,
-    FrameId,
-    FrameKind,
-    Message,
-    Opening,
-    Policy,
-    Stop,
-    Verdict,
-)
+from common.canonical.job import Policy
+from common.channel.base import START, Append, Claim, Feed, Frame, FrameId, FrameKind, Message, Opening, Stop, Verdict
 from common.channel.memory import MemoryChannel
 from common.channel.redis import RedisChannel, RedisFeed
 

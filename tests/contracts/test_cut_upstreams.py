@@ -16,13 +16,14 @@ from recordings import Recording, parameters
 from test_recordings_in_every_dialect import CLIENTS, INFO
 
 from common.canonical.errors import ErrorKind, GatewayError
-from common.canonical.job import Job
-from common.channel.base import FrameKind, Policy
+from common.canonical.job import Job, Policy
+from common.channel.base import FrameKind
 from common.config.settings import Settings
 from common.dialects import DIALECTS
 from common.dialects.base import ReplyInfo
-from workers.attempt.call import TAIL_S, Outcome, _prepare, _stream, last_blocks
+from workers.attempt.call import TAIL_S, _prepare, _stream, last_blocks
 from workers.metrics import Metrics
+from workers.outcome import Outcome
 from workers.providers import WIRES
 from workers.providers.base import Deployment
 from workers.transcode.output_guardrails import OutputGuard

@@ -14,8 +14,8 @@ import jwt
 import pytest
 from harness import CHAT, KEY, MESSAGES, PATH_OF, ROOT, Fleet, body_of, fleet, headers_of, until
 
-from common.redis.client import PULSE_INTERVAL_S, PULSE_TIMEOUT_S
 from common.redis.keyspace import KEYS_VERSION
+from common.redis.pulse import PULSE_INTERVAL_S, PULSE_TIMEOUT_S
 
 JWT_SECRET = "a secret of at least thirty-two bytes"
 MODEL = "openai/demo-n3-d1"

@@ -13,7 +13,8 @@ from starlette.requests import HTTPConnection
 
 from api.auth.authenticator import Authenticator
 from cli.demo_provider.script import answer
-from common.channel.base import Append, Claim, Frame, FrameId, FrameKind, Opening, Policy
+from common.canonical.job import Policy
+from common.channel.base import Append, Claim, Frame, FrameId, FrameKind, Opening
 from common.channel.redis import RedisChannel
 from common.config.settings import Settings
 from common.redis import keyspace

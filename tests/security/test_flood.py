@@ -7,7 +7,7 @@ import pytest
 import redis
 from harness import CHAT, Fleet, body_of
 
-from common.access.principal import key_text
+from common.access import key_text
 
 REQUESTS = 400
 KEYS: dict[str, Callable[[], str]] = {

@@ -21,21 +21,23 @@ from sqlalchemy import text
 
 from common.canonical.errors import ErrorKind, Failed
 from common.canonical.events import Usage
-from common.canonical.job import Job
-from common.channel.base import Append, Claim, Frame, FrameId, FrameKind, Opening, Policy
+from common.canonical.job import Job, Policy
+from common.channel.base import Append, Claim, Frame, FrameId, FrameKind, Opening
 from common.channel.redis import RedisChannel
 from common.config.settings import Settings
 from common.database.engine import open_database
 from common.database.errors import DatabaseUnavailable
 from common.database.migrate import migrate
 from common.database.store import add
+from common.ledger import set_aside
 from common.ledger.audit import unseal
-from common.ledger.record import Asked, set_aside
+from common.ledger.record import Asked
 from common.limits.charges import periods
 from common.metering.attempts import Attempt, pack
 from common.redis import keyspace
-from common.redis.client import Client, Pulse
+from common.redis.client import Client
 from common.redis.pipe import Exchanges
+from common.redis.pulse import Pulse
 from workers.ledger.collector import BATCH, Collector
 from workers.ledger.keeper import AUDIT_PAUSE_S, AWAY_PAUSES_S, KEYS_PAUSE_S, SCAN_PAUSE_S, Bookkeeper
 from workers.ledger.restore_budgets import Budgets

@@ -21,12 +21,12 @@ from common.metering.pricing import Cost, Price
 from common.queue.jobs import ClaimedJob
 from common.redis.client import connect
 from common.responses import ResponseStore
-from workers.attempt.call import Services
 from workers.generate import run_generation
 from workers.metrics import Metrics
 from workers.publish.linger import Linger
 from workers.publish.publisher import Publisher
 from workers.quota.gate import Quota
+from workers.services import Services
 from workers.transcode.output_guardrails import OutputGuards
 from workers.upstream.http_client import Upstream
 

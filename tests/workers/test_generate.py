@@ -13,20 +13,20 @@ from redis.asyncio import Redis
 
 from cli.demo_provider.script import answer
 from cli.demo_provider.server import running
-from common.canonical.job import Job
-from common.channel.base import START, Append, Claim, Frame, FrameId, FrameKind, Opening, Policy, Stop
+from common.canonical.job import Job, Policy
+from common.channel.base import START, Append, Claim, Frame, FrameId, FrameKind, Opening, Stop
 from common.channel.memory import MemoryChannel
 from common.config.settings import ProviderSettings, Settings
 from common.queue.jobs import ClaimedJob
 from common.queue.worker import SetAside
 from common.redis.client import connect
 from common.responses import ResponseStore
-from workers.attempt.call import Services
 from workers.generate import run_generation
 from workers.metrics import Metrics
 from workers.publish.linger import Linger
 from workers.publish.publisher import Publisher
 from workers.quota.gate import Quota
+from workers.services import Services
 from workers.transcode.output_guardrails import OutputGuards
 from workers.upstream.http_client import Upstream
 
@@ -129,7 +129,7 @@ async def test_an_answer_that_is_not_streamed_is_one_body(setup):
 
 async def test_a_large_body_is_cut_into_frames(setup, monkeypatch):
     monkeypatch.setattr("workers.attempt.call.FRAME_BYTES_MAX", 1000)
-    monkeypatch.setattr("workers.publish.publisher.FRAME_BYTES_MAX", 1000)
+    monkeypatch.setattr("workers.publish.writer.FRAME_BYTES_MAX", 1000)
     await setup.open("demo-n2000-d0", stream=False)
 
     await setup.run()
@@ -140,7 +140,7 @@ async def test_a_large_body_is_cut_into_frames(setup, monkeypatch):
 
 
 async def test_a_large_body_is_written_no_faster_than_the_log_takes_it(setup, monkeypatch):
-    monkeypatch.setattr("workers.publish.publisher.PENDING_BYTES_MAX", 2000)
+    monkeypatch.setattr("workers.publish.writer.PENDING_BYTES_MAX", 2000)
     monkeypatch.setattr("workers.attempt.call.FRAME_BYTES_MAX", 1000)
     appended, append = [], setup.channel.append
 

@@ -26,8 +26,7 @@ from common.canonical.events import (
     Usage,
     fold,
 )
-from common.canonical.job import Job
-from common.channel.base import Policy
+from common.canonical.job import Job, Policy
 from common.config.settings import Settings
 from common.dialects import DIALECTS
 from common.dialects.base import ReplyInfo

@@ -6,8 +6,8 @@ import orjson
 import pytest
 
 from common.canonical.events import Usage
-from common.canonical.job import Job
-from common.channel.base import Frame, FrameId, FrameKind, Policy
+from common.canonical.job import Job, Policy
+from common.channel.base import Frame, FrameId, FrameKind
 from common.dialects import DIALECTS
 from common.metering.attempts import total_usage
 from common.metering.token_estimate import estimate_text_tokens, estimate_tokens

@@ -5,12 +5,12 @@ import time
 import pytest
 from test_generate import G, Setup, setup  # noqa: F401 - a fixture.
 
-from common.canonical.job import Job
-from common.channel.base import Claim, FrameKind, Policy
+from common.canonical.job import Job, Policy
+from common.channel.base import Claim, FrameKind
 from common.config.settings import Settings
 from common.queue.worker import Postponed
-from workers.attempt.call import Outcome
 from workers.attempt.patience import POSTPONED_S_MIN, patience, postpone
+from workers.outcome import Outcome
 
 SETTINGS = Settings(_env_file=None, status_hold_s=5, queue_wait_background_s=1000, retry_after_max_s=30)
 

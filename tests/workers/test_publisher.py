@@ -6,11 +6,13 @@ from collections.abc import AsyncIterator
 import pytest
 
 from common.canonical.errors import ErrorKind, GatewayError
-from common.channel.base import START, Append, ChannelUnavailable, Claim, Frame, FrameId, FrameKind, Opening, Policy, Stop
+from common.canonical.job import Policy
+from common.channel.base import START, Append, ChannelUnavailable, Claim, Frame, FrameId, FrameKind, Opening, Stop
 from common.channel.memory import MemoryChannel
 from common.config.settings import Settings
 from workers.publish.linger import Linger
-from workers.publish.publisher import Publisher, Writer
+from workers.publish.publisher import Publisher
+from workers.publish.writer import Writer
 
 G = "gen_1"
 CLAIM = Claim(G, 1, "t")
@@ -72,7 +74,7 @@ class Setup:
 
 @pytest.fixture
 async def setup(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Setup]:
-    monkeypatch.setattr("workers.publish.publisher.PAUSE_WHILE_AWAY_S", 0.001)
+    monkeypatch.setattr("workers.publish.writer.PAUSE_WHILE_AWAY_S", 0.001)
     channel, pulse = Channel(), Pulse()
     short = {"heartbeat_s": 0.02, "worker_buffer_bytes_max": 1000, "vanished_viewers_s": 0.05}
     settings = Settings().model_copy(update=short)
@@ -173,7 +175,7 @@ async def test_a_heartbeat_notices_lost_frames_of_a_quiet_generation(setup):
 
 @pytest.mark.parametrize("is_fence_lost", [False, True])
 async def test_what_is_no_longer_held_leaves_a_hole_and_the_generation_can_still_end(setup, monkeypatch, is_fence_lost):
-    monkeypatch.setattr("workers.publish.publisher.RECENT_BYTES_MAX", 1)
+    monkeypatch.setattr("workers.publish.writer.RECENT_BYTES_MAX", 1)
     await setup.write(b"aaa", b"bbb", b"ccc")
     setup.channel.forget(4 if is_fence_lost else 3)
 
@@ -261,7 +263,7 @@ async def test_our_own_outage_does_not_count_as_their_absence(setup):
 
 
 async def test_much_that_gathered_is_cut_into_frames_of_bounded_size(setup, monkeypatch):
-    monkeypatch.setattr("workers.publish.publisher.FRAME_BYTES_MAX", 10)
+    monkeypatch.setattr("workers.publish.writer.FRAME_BYTES_MAX", 10)
     for _ in range(6):
         setup.writer.write(b"12345")
     await setup.writer.flushed()

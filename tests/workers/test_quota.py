@@ -18,13 +18,14 @@ from cli.embedded_redis import EmbeddedRedis
 from common.access.principal import Budget, Limits
 from common.canonical.errors import ErrorKind, Failed, GatewayError
 from common.canonical.events import Usage
-from common.canonical.job import Job
+from common.canonical.job import Job, Policy
 from common.canonical.money import NANO_USD
-from common.channel.base import Policy
 from common.config.settings import ProviderSettings, Settings
 from common.limits.charges import periods
 from common.redis import keyspace
-from common.redis.client import Client, Pulse, RedisUnavailable, Scripts, connect
+from common.redis.client import Client, connect
+from common.redis.errors import RedisUnavailable
+from common.redis.pulse import Pulse
 from workers.metrics import Metrics
 from workers.providers.base import Deployment
 from workers.quota import gate
@@ -68,7 +69,7 @@ async def clients(server: EmbeddedRedis, count: int) -> AsyncIterator[list[Clien
 
 
 def reservations(redis: Client) -> Reservations:
-    return Reservations(Scripts(redis, gate._FOLDER, gate._WINDOWS), LEASE_S, RENEW_S)
+    return Reservations(gate.scripts_of(redis), LEASE_S, RENEW_S)
 
 
 # Windows
@@ -248,7 +249,7 @@ async def test_a_call_that_is_cancelled_while_it_asks_leaves_no_place_behind(red
 async def test_a_killed_workers_places_are_free_after_its_lease(redis, monkeypatch):
     monkeypatch.setattr("workers.quota.reservations.PLACE_EXTRA_S", 0.2)
     monkeypatch.setattr("workers.quota.reservations.BUSY_LOOK_S", 0.01)
-    scripts, limits = Scripts(redis, gate._FOLDER, gate._WINDOWS), Limits(concurrent=1)
+    scripts, limits = gate.scripts_of(redis), Limits(concurrent=1)
     killed, other = (Reservations(scripts, lease_s=0.1, renew_s=0.05) for _ in range(2))
     assert isinstance(await killed.reserve("openai:a", limits, 0), Reserved)
     assert isinstance(await other.reserve("openai:a", limits, 0), Short)
@@ -261,7 +262,7 @@ async def test_a_killed_workers_places_are_free_after_its_lease(redis, monkeypat
 
 async def test_a_running_calls_place_is_dated_anew(redis):
     now = 0.0
-    ours = Reservations(Scripts(redis, gate._FOLDER, gate._WINDOWS), LEASE_S, RENEW_S, clock=lambda: now)
+    ours = Reservations(gate.scripts_of(redis), LEASE_S, RENEW_S, clock=lambda: now)
     await ours.reserve("openai:a", Limits(concurrent=1), 0)
     (first,) = await redis.zrange(keyspace.slots("upstream", "openai:a"), 0, -1, withscores=True)
 

@@ -9,8 +9,7 @@ from pydantic import SecretStr
 
 from common.access.brought_keys import seal_brought_key
 from common.canonical.errors import GatewayError
-from common.canonical.job import Job
-from common.channel.base import Policy
+from common.canonical.job import Job, Policy
 from common.config.settings import ProviderSettings, Settings
 from workers.providers.base import Deployment
 from workers.upstream.deployments import deployments

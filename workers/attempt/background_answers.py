@@ -1,11 +1,11 @@
 """How is an answer stopped that runs on at its provider when nobody reads it?"""
 
 import asyncio
-from dataclasses import dataclass
 
 import structlog
 
 from common.canonical.errors import GatewayError
+from workers.outcome import RunsOn
 from workers.providers import WIRES
 from workers.providers.base import BackgroundWire, Deployment
 from workers.upstream.http_client import Upstream
@@ -13,14 +13,6 @@ from workers.upstream.http_client import Upstream
 log = structlog.get_logger()
 
 CANCEL_S = 5.0  # In all. The client has its end by then, but a worker that drains waits for it.
-
-
-@dataclass(frozen=True, slots=True)
-class RunsOn:
-    """An answer in the background, paid for until it ends. Which of the keys it is known by may not be known here."""
-
-    answer_id: str
-    deployments: list[Deployment]
 
 
 async def cancel(answer: RunsOn, upstream: Upstream) -> None:

@@ -9,38 +9,35 @@ import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
 
 import orjson
 
 from common.canonical.errors import ErrorKind, Failed, GatewayError
 from common.canonical.events import COUNTS, Completed, Usage, without
 from common.canonical.job import Job
-from common.channel.base import Channel, FrameKind
+from common.channel.base import FrameKind
 from common.config.settings import KIB, Settings
 from common.dialects import DIALECTS
 from common.dialects.base import ReplyInfo
 from common.metering.attempts import Attempt, pack, total_cost
 from common.metering.pricing import Cost
-from common.responses import ResponseStore
 from common.sse import BYTE_ORDER_MARK, SseCutter, cut, first_events, read_block
 from workers.attempt.answer_kind import is_stream
-from workers.attempt.background_answers import RunsOn, cancel
+from workers.attempt.background_answers import cancel
 from workers.attempt.charging import note_attempt, packed_note
-from workers.metrics import Metrics
+from workers.outcome import Outcome, RunsOn
 from workers.providers import FAMILIES, WIRES
 from workers.providers.base import Deployment, UpstreamRequest, Wire
 from workers.providers.shared.errors import UNREADABLE, blot_out, note_wait
 from workers.providers.shared.loose_json import NestedTooDeeply, read_json
 from workers.publish.large_answers import too_large
-from workers.publish.publisher import FRAME_BYTES_MAX, Publisher, Writer
-from workers.quota.gate import Quota
-from workers.transcode.output_guardrails import GuardedWire, OutputGuard, OutputGuards
+from workers.publish.writer import FRAME_BYTES_MAX, Writer
+from workers.services import Services
+from workers.transcode.output_guardrails import GuardedWire, OutputGuard
 from workers.transcode.pumps import Folding, FoldingWhole, Passing, PassingWhole, Pump, Translating
 from workers.upstream.errors import redirected
-from workers.upstream.http_client import ERROR_BODY_BYTES_MAX, Upstream, UpstreamAnswer
+from workers.upstream.http_client import ERROR_BODY_BYTES_MAX, UpstreamAnswer
 
-MEASURED_MAX = 2  # Logs that are read back at a time, when an API dies and all of its clients have left at once.
 START_EVENTS = 6  # So many come before the first output, or with it.
 START_EVENTS_MAX = 64
 START_BYTES_MAX = 256 * KIB
@@ -50,70 +47,6 @@ GUARDED_BYTES_MAX = 16 * KIB  # A whole answer for guardrails to look through on
 TAIL_S = 2.0  # What may follow a finish, usage and an end mark, comes at once or not at all.
 _BEGINS_AN_EVENT = re.compile(rb"(?:data|event|id|retry)?:|[a-z]{1,5}$")  # Its first line, or the beginning of that.
 READ_TO_END_S = 1.0  # A finished answer's last bytes follow at once; waiting for them lets the connection be used again.
-
-
-@dataclass(slots=True)
-class Services:
-    """What running a generation needs; one per process."""
-
-    settings: Settings
-    channel: Channel
-    publisher: Publisher
-    upstream: Upstream
-    metrics: Metrics
-    responses: ResponseStore
-    quota: Quota
-    guards: OutputGuards
-    measuring: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MEASURED_MAX))
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What is known of a generation as it runs; ``failed`` None means completed."""
-
-    waited_s: float
-    is_background: bool = False
-    began_at: float = field(default_factory=time.monotonic)
-    dialect: str = ""
-    is_stream: bool = False  # Whether the client gets one.
-    provider: str = ""
-    upstream_model: str = ""
-    model: str = ""
-    messages: int = 0
-    tries: int = 0
-    is_committed: bool = False
-    ttft_ms: int | None = None
-    output_events: int = 0
-    finish_reason: str | None = None
-    attempts: list[Attempt] = field(default_factory=list)  # Those that have ended, and count.
-    reported: Usage | None = None  # By the last try's upstream.
-    spent: Usage | None = None  # By the tries before it whose output the client has; the client's figures begin with it.
-    has_brought_key: bool = False  # Whether the client pays, with a key that it brought.
-    continuations: int = 0
-    upstream_id: str = ""  # What an upstream that can be read again calls the answer.
-    in_background: bool = False  # Whether that is the provider's id for one that it runs in the background,
-    runs_on: RunsOn | None = None  # and that one, until its end is seen.
-    tries_before: int = 0  # The last continuation, or the last time that it waited for its upstream; by whichever worker.
-    is_cut: bool = False  # Whether a guardrail ended it before its upstream did.
-    failed: Failed | None = None
-    last_data: bytes = b""  # The client bytes that came last: a stream's last events, or a whole body.
-    reply_headers: dict[str, str] = field(default_factory=dict)
-    knows_past: bool = False  # What the claims before have written is among the attempts.
-    is_reread: bool = False  # The last try reads the answer of the one before it again.
-
-    @property
-    def attempts_before(self) -> list[Attempt]:
-        """Those before the one that runs now."""
-        return self.attempts[:-1] if self.is_reread else self.attempts
-
-    def note(self, deployment: Deployment) -> None:
-        """Note who answers, or is about to, and who pays for it."""
-        self.provider, self.upstream_model = deployment.provider, deployment.model
-        self.has_brought_key = deployment.client_pays
-
-    def elapsed_ms(self) -> int:
-        """Return the time since the request was enqueued."""
-        return round((time.monotonic() - self.began_at + self.waited_s) * 1000)
 
 
 # The upstream request of a try, and what turns its answer into the client's.

@@ -28,7 +28,8 @@ from workers.providers.shared.loose_json import dict_of
 from workers.transcode.pumps import Pump
 
 if TYPE_CHECKING:
-    from workers.attempt.call import Outcome, Services
+    from workers.outcome import Outcome
+    from workers.services import Services
 
 ANSWER_TOKENS_MAX = 1_000_000  # No model's answer is longer, whatever a request allows.
 

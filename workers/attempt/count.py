@@ -13,12 +13,14 @@ from common.canonical.job import Job
 from common.channel.base import FrameKind
 from common.dialects import DIALECTS
 from common.metering.token_estimate import estimate_tokens
-from workers.attempt.call import Outcome, Services, reply_headers
+from workers.attempt.call import reply_headers
+from workers.outcome import Outcome
 from workers.providers import WIRES
 from workers.providers.base import Deployment, TokenCounter
 from workers.providers.shared.errors import blot_out, no_answer, not_json
 from workers.providers.shared.loose_json import read_json
-from workers.publish.publisher import Writer
+from workers.publish.writer import Writer
+from workers.services import Services
 from workers.upstream.http_client import ERROR_BODY_BYTES_MAX
 
 # What servers answer that speak a wire, but not its counting.

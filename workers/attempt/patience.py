@@ -11,7 +11,7 @@ from collections.abc import Callable
 from common.canonical.job import Job
 from common.config.settings import Settings
 from common.queue.worker import Postponed
-from workers.attempt.call import Outcome
+from workers.outcome import Outcome
 
 STATUS_MARGIN_S = 0.25  # So long before the API's hold is over a status surely reaches it.
 # The longer it waits already, the longer it waits anew: whoever is refused all day long is claimed some dozens of times.

@@ -23,12 +23,14 @@ from common.canonical.errors import GatewayError
 from common.canonical.job import Job
 from common.channel.base import START, Channel, ChannelUnavailable, Frame
 from common.config.settings import MIB, Settings
+from common.ledger import set_aside
 from common.ledger.audit import seal
-from common.ledger.record import Asked, set_aside
+from common.ledger.record import Asked
 from common.metering.attempts import Attempt, merged, unpack
 from common.process.loop_lag import able_timeout
 from common.redis import keyspace
-from common.redis.client import COMMAND_TIMEOUT_S, Client, RedisUnavailable, as_unavailable
+from common.redis.client import COMMAND_TIMEOUT_S, Client
+from common.redis.errors import RedisUnavailable, as_unavailable
 from workers.attempt.charging import with_prompt
 from workers.ledger.answers import read_answer
 from workers.ledger.partial_usage import read_partial

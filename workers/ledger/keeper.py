@@ -19,7 +19,9 @@ from common.config.settings import Settings
 from common.database.errors import DatabaseUnavailable, RowRefused
 from common.database.lazy import LazyDatabase
 from common.process.process import supervised
-from common.redis.client import Client, Pulse, RedisUnavailable
+from common.redis.client import Client
+from common.redis.errors import RedisUnavailable
+from common.redis.pulse import Pulse
 from workers.ledger.collector import BATCH, Collector
 from workers.ledger.lease import Lease
 from workers.ledger.restore_budgets import Budgets

@@ -14,7 +14,10 @@ from redis.exceptions import RedisError
 from common.process.process import supervised
 from common.queue.jobs import BOOKS_MARK
 from common.redis import keyspace
-from common.redis.client import Client, Pulse, RedisUnavailable, Scripts
+from common.redis.client import Client
+from common.redis.errors import RedisUnavailable
+from common.redis.pulse import Pulse
+from common.redis.scripts import Scripts
 
 LEASE_S = 5.0
 RENEW_S = 1.0

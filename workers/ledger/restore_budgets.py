@@ -12,18 +12,19 @@ from typing import TYPE_CHECKING
 import structlog
 from redis.exceptions import RedisError
 
-import common.queue
 from common.limits.charges import periods, safe_name
+from common.limits.lua import COUNTERS
 from common.process.loop_lag import able_timeout
 from common.redis import keyspace
-from common.redis.client import COMMAND_TIMEOUT_S, Client, Scripts, as_unavailable
+from common.redis.client import COMMAND_TIMEOUT_S, Client
+from common.redis.errors import as_unavailable
+from common.redis.scripts import Scripts
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
 log = structlog.get_logger()
 
-_COUNTERS = Path(common.queue.__path__[0]) / "_counters.lua"
 DAY_EXPIRY_S, MONTH_EXPIRY_S = 3 * 86_400, 40 * 86_400
 
 
@@ -32,7 +33,7 @@ class Budgets:
 
     def __init__(self, redis: Client) -> None:
         self._redis = redis
-        self._scripts = Scripts(redis, Path(__file__).parent, _COUNTERS)
+        self._scripts = Scripts(redis, Path(__file__).parent, COUNTERS)
 
     async def load(self, engine: "AsyncEngine") -> None:
         """Add what the database knows to the counters, if they do not hold it."""

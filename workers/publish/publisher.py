@@ -2,8 +2,7 @@
 
 Group commit: one task drains every generation's frames into one pipeline; while that is in flight, the next gathers.
 A busy process flushes at ticks (``workers.publish.linger``), for writing and waking less often is what saves CPU; the head
-and the first data never wait, nor does an end once it is here. ``Writer`` is one claim's side of it: it numbers frames,
-keeps what Redis has not acknowledged, and the acknowledged of the last seconds too, since a failover may lose those.
+and the first data never wait, nor does an end once it is here. ``Writer`` is one claim's side of it.
 
 Not solved here: what the frames say, and what a generation does about a stop flag (``workers.generate``).
 """
@@ -11,298 +10,24 @@ Not solved here: what the frames say, and what a generation does about a stop fl
 import asyncio
 import contextlib
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 import structlog
 
 from common.canonical.errors import ErrorKind, GatewayError
-from common.channel.base import (
-    Answer,
-    Append,
-    Channel,
-    ChannelUnavailable,
-    Claim,
-    Frame,
-    FrameId,
-    FrameKind,
-    Policy,
-    Stop,
-    Verdict,
-)
-from common.config.settings import KIB, MIB, Settings
+from common.channel.base import Append, Channel, ChannelUnavailable, Claim, FrameId, FrameKind, Stop, Verdict
+from common.config.settings import MIB, Settings
 from common.process.process import supervised
-from common.redis.client import Pulse
-from workers.publish.large_answers import LARGE_BYTES, STEP_BYTES, LargeAnswers
+from common.redis.pulse import Pulse
+from workers.publish.large_answers import LargeAnswers
 from workers.publish.linger import Linger
+from workers.publish.writer import PAUSE_WHILE_AWAY_S, Writer
 
 log = structlog.get_logger()
 
 FLUSH_BYTES_MAX = 1 * MIB  # One pipeline; the rest goes with the next.
-FRAME_BYTES_MAX = 256 * KIB  # A JSON body is cut into frames of this size, so that no message nears Redis' pub/sub limit.
-PENDING_BYTES_MAX = 1 * MIB  # Of one generation; past it its upstream is read no faster than Redis takes, if that is there.
-RECENT_S = 5.0  # Appendonly everysec loses a second, a failover a little more.
-RECENT_BYTES_MAX = 256 * KIB
-PAUSE_WHILE_AWAY_S = 0.2
 
-_new = tuple.__new__  # A named tuple's own constructor is a Python function, and too slow for every frame.
 _DATA, _OK, _NO = FrameKind.DATA, Verdict.OK, Stop.NO  # An enum's member costs a look-up of its own.
-
-
-class Writer:
-    """The frames of one claim. ``on_signal`` is called when the generation must stop, or is no longer ours."""
-
-    def __init__(self, publisher: "Publisher", claim: Claim, built_on: FrameId, on_signal: Callable[[], object]) -> None:
-        fence = _fence(claim, built_on)
-        self.claim = claim
-        self.stop = Stop.NO
-        self.lost: Verdict | None = None  # Why this claim may write no more.
-        self.has_hole = False  # Redis lost acknowledged frames that we no longer hold: the generation must end as failed.
-        self.sent_at = time.monotonic()
-        self.pending_bytes = 0
-        self.note = b""  # For the claim that follows if this one is lost before it has a frame; told with a heartbeat.
-        self.noted = b""
-        self._publisher = publisher
-        self._on_signal = on_signal
-        self._data: list[bytes] = []  # Data that is not a frame yet: what gathers before a flush becomes one.
-        self._unsent: list[Frame] = []
-        self._in_flight: list[Frame] = []
-        self._in_flight_bytes = 0
-        self._recent: deque[_Batch] = deque([_Batch(self.sent_at, built_on, [fence], len(fence.data))])  # Acknowledged.
-        self._recent_bytes = 0
-        self.stored_bytes = 0  # Of the answer, acknowledged; with those of the claims before where the log was read.
-        self._large = publisher.large
-        self._large_bytes = 0  # Held for it among the large answers.
-        self._checked_bytes = min(LARGE_BYTES, self._large.answer_bytes_max)  # How large it may grow before it is looked at.
-        self._acknowledged = fence.id  # The last acknowledged frame, which the first in flight follows.
-        self._next_n = 1
-        self._flushed: asyncio.Future[None] | None = None
-        self._unheard_since: float | None = None
-        self._absence_s: float | None = None
-
-    # The generation's side
-
-    def write(self, data: bytes, *, is_urgent: bool = False) -> None:
-        """Add client bytes: whole SSE events, or a piece of a JSON body.
-
-        Raises:
-            GatewayError: OVERLOADED, Redis has been away for longer than frames can be held.
-        """
-        # Hot path: once per upstream read.
-        publisher, size = self._publisher, len(data)
-        if not size:
-            return  # A continuation may have nothing to add but the end.
-        if publisher.away_since is not None:
-            publisher.check_room()
-        self._data.append(data)
-        self.pending_bytes += size
-        publisher.touch(self, size, is_urgent)
-
-    def write_frame(self, kind: FrameKind, data: bytes) -> None:
-        """Add a head or an end. Neither waits for the linger, and both are taken even where data is not."""
-        self._seal()
-        self._make(kind, data)
-        self._grow(len(data), is_urgent=True)
-
-    async def flushed(self) -> None:
-        """Return once everything written so far is acknowledged, or the claim may write no more."""
-        while not self.lost and self.is_busy:
-            self._flushed = self._flushed or asyncio.get_running_loop().create_future()
-            await asyncio.shield(self._flushed)
-
-    @property
-    def must_wait(self) -> bool:
-        """Whether ``have_room`` is to be awaited before more is read: it outruns a Redis that is there, or has become large."""
-        # Hot path: once per upstream read.
-        pending = self.pending_bytes
-        if pending > PENDING_BYTES_MAX and self._publisher.away_since is None:
-            return True
-        return self.stored_bytes + pending > self._checked_bytes
-
-    async def have_room(self) -> None:
-        """Return once more may be written.
-
-        Raises:
-            GatewayError: REQUEST_TOO_LARGE, OVERLOADED; see ``LargeAnswers.hold``.
-        """
-        if (size := self.stored_bytes + self.pending_bytes) > self._checked_bytes:
-            self._large_bytes = await self._large.hold(self._large_bytes, size)
-            self._checked_bytes = min(size + STEP_BYTES, self._large.answer_bytes_max)
-        if self.pending_bytes > PENDING_BYTES_MAX and self._publisher.away_since is None:
-            await self.flushed()
-
-    async def write_all(self, data: bytes, *, cut: Callable[[bytes, int], int]) -> None:
-        """Write what is there as a whole, in frames, no faster than Redis takes them; ``cut`` says where the one may end that
-        begins there.
-        """
-        start = 0
-        while start < len(data):
-            end = cut(data, start)
-            self.write(data[start:end], is_urgent=True)
-            start = end
-            if self.must_wait:
-                await self.have_room()
-
-    def close(self) -> None:
-        """Note that this claim writes no more."""
-        self._large.end(self.claim.generation_id, self._large_bytes)
-
-    def ignore_stop(self) -> None:
-        """Signal nothing from now on: the answer is complete, and only waits to be stored."""
-        self._on_signal = lambda: None
-
-    def watch_listeners(self, policy: Policy, grace_s: float) -> None:
-        """Apply the policy of absence where all replicas with viewers vanished without a word."""
-        self._absence_s = None if policy is Policy.DETACH else grace_s
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether frames wait for their acknowledgement."""
-        return bool(self._data or self._unsent or self._in_flight)
-
-    def _grow(self, size: int, is_urgent: bool) -> None:
-        self.pending_bytes += size
-        self._publisher.touch(self, size, is_urgent)
-
-    def _seal(self) -> None:
-        """Make one frame of the gathered data, or a few where Redis was away and much has gathered."""
-        gathered, self._data = self._data, []
-        if len(gathered) == 1:
-            self._make(_DATA, gathered[0])
-            return
-        start = size = 0
-        for i, data in enumerate(gathered):
-            size += len(data)
-            if size >= FRAME_BYTES_MAX:
-                self._make(_DATA, b"".join(gathered[start : i + 1]))
-                start, size = i + 1, 0
-        if size:
-            self._make(_DATA, b"".join(gathered[start:]))
-
-    def _make(self, kind: FrameKind, data: bytes) -> None:
-        n = self._next_n
-        self._next_n = n + 1
-        self._unsent.append(_new(Frame, (_new(FrameId, (self.claim.epoch, n)), kind, data)))
-
-    # The publisher's side
-
-    def drain(self) -> Append | None:
-        """Return what is to be sent now: what was in flight when an answer got lost, and what came since."""
-        # Hot path: once per flush and generation.
-        if self._data:
-            self._seal()
-        if self._unsent:
-            self._in_flight = self._in_flight + self._unsent if self._in_flight else self._unsent
-            self._unsent = []
-        if not self._in_flight or self.lost:
-            return None
-        self._in_flight_bytes = self.pending_bytes  # Nothing is left behind.
-        return Append(self.claim, self._acknowledged, self._in_flight)
-
-    def settle(self, answer: Answer, now: float) -> None:
-        """Take what the log said to the last append or heartbeat."""
-        # Hot path: once per flush and generation.
-        self.sent_at = now
-        verdict, last, stop, listeners = answer
-        if verdict is _OK and self._in_flight:
-            self._acknowledge(now)
-        elif verdict is Verdict.BEHIND or (verdict is _OK and last < self._acknowledged):
-            self._rewind(last)
-        elif verdict is not _OK:
-            self._lose(verdict)
-        if listeners > 0 and stop is _NO:
-            self._unheard_since = None
-        else:
-            self._hear(answer, now)
-
-    def _acknowledge(self, now: float) -> None:
-        frames, self._in_flight = self._in_flight, []
-        self.stored_bytes += self._in_flight_bytes
-        size, recent = self._in_flight_bytes, self._recent
-        recent.append(_new(_Batch, (now, self._acknowledged, frames, size)))
-        self._acknowledged = frames[-1].id
-        self._recent_bytes += size
-        while len(recent) > 1 and (recent[0].at < now - RECENT_S or self._recent_bytes > RECENT_BYTES_MAX):
-            self._recent_bytes -= recent.popleft().size
-        self._shrink(size)
-
-    def _rewind(self, last: FrameId) -> None:
-        """Redis lost frames that it had acknowledged: send again all that follows ``last``, if we still hold it."""
-        held = self._recent[0].follows <= last
-        log.warning("log_lost_frames", generation_id=self.claim.generation_id, last=str(last), held=held)
-        if not held:
-            self._give_up(last)
-            return
-        known = [frame for batch in self._recent for frame in batch.frames]
-        kept, lost = [frame for frame in known if frame.id <= last], [frame for frame in known if frame.id > last]
-        size = sum(len(frame.data) for frame in kept)
-        self._recent = deque([_Batch(time.monotonic(), self._recent[0].follows, kept, size)])
-        self._recent_bytes = size
-        self._acknowledged = last
-        self._in_flight = lost + self._in_flight
-        self._grow(sum(len(frame.data) for frame in lost), is_urgent=True)
-
-    def _give_up(self, last: FrameId) -> None:
-        """Build on what the log has, and leave it to the generation to end it."""
-        self._data, self._unsent, self._in_flight = [], [], []
-        self._recent = deque([_Batch(time.monotonic(), last, [], 0)])
-        self._recent_bytes = 0
-        self._acknowledged = last
-        if last.epoch < self.claim.epoch:  # Not even our fence is there, and nothing is taken from us without it.
-            self._in_flight = [_fence(self.claim, last)]
-        self.has_hole = True
-        self._shrink(self.pending_bytes)
-        self._on_signal()
-
-    def _lose(self, verdict: Verdict) -> None:
-        self.lost = verdict
-        self._data, self._unsent, self._in_flight = [], [], []
-        self._shrink(self.pending_bytes)
-        self._on_signal()
-
-    def _hear(self, answer: Answer, now: float) -> None:
-        if answer.listeners > 0:
-            self._unheard_since = None
-        elif answer.listeners == 0:
-            self._unheard_since = self._unheard_since or now
-            self._judge_absence(now)
-        if answer.stop is not Stop.NO:
-            self._take_stop(answer.stop)
-
-    def _judge_absence(self, now: float) -> None:
-        """The backstop for replicas that died: a client that leaves a living one is reported by it."""
-        if self._absence_s is None or self._unheard_since is None:
-            return
-        # Our own outage must not look like theirs.
-        unheard_s = min(now - self._unheard_since, self._publisher.whole_s())
-        if unheard_s >= self._publisher.vanished_viewers_s + self._absence_s:
-            self._take_stop(Stop.LEFT)
-
-    def _take_stop(self, stop: Stop) -> None:
-        if self.stop is Stop.NO and not self.lost:
-            self.stop = stop
-            self._on_signal()
-
-    def _shrink(self, size: int) -> None:
-        self.pending_bytes -= size
-        self._publisher.buffered_bytes -= size
-        if self._flushed and (self.lost or not self.is_busy):
-            self._flushed.set_result(None)
-            self._flushed = None
-
-
-class _Batch(NamedTuple):
-    """Frames that were acknowledged together. ``follows`` is the id before the first."""
-
-    at: float
-    follows: FrameId
-    frames: list[Frame]
-    size: int
-
-
-def _fence(claim: Claim, built_on: FrameId) -> Frame:
-    return Frame(FrameId(claim.epoch, 0), FrameKind.FENCE, str(built_on).encode())
 
 
 class Publisher:

@@ -1,10 +1,4 @@
 -- Shared by the scripts for vendors' quotas, which are put behind the windows of common/limits/window.lua.
-local function now_ms()
-  local t = redis.call('TIME')
-  return t[1] * 1000 + math.floor(t[2] / 1000)
-end
-
-local function int(number) return string.format('%d', number) end
 
 -- Dates a call's place anew: who does not come back in time has lost it.
 local function hold(key, id, now, lease_ms)

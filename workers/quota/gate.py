@@ -15,7 +15,6 @@ from pathlib import Path
 
 import orjson
 
-import common.queue
 from common.access.principal import Limits
 from common.canonical.errors import ErrorKind, Failed, GatewayError
 from common.canonical.events import Usage
@@ -23,10 +22,14 @@ from common.canonical.generation import GenerationRequest
 from common.canonical.job import Job
 from common.config.settings import Settings
 from common.dialects import DIALECTS
+from common.limits.lua import WINDOW
 from common.metering.token_estimate import estimate_tokens, reserved_tokens
 from common.process.process import supervised
 from common.redis import keyspace
-from common.redis.client import Client, Pulse, RedisUnavailable, Scripts
+from common.redis.client import Client
+from common.redis.errors import RedisUnavailable
+from common.redis.pulse import Pulse
+from common.redis.scripts import Scripts
 from workers.metrics import Metrics
 from workers.providers.base import Deployment
 from workers.quota.pauses import PAUSES_MAX, Pauses
@@ -35,8 +38,6 @@ from workers.quota.reservations import BUSY_LOOK_S, Reservations, Reserved, Shor
 from workers.quota.vendor_headers import pause_s
 
 FLUSH_S = 0.5  # A settlement wakes the flush; without one, it looks this often whether places are to be renewed.
-_FOLDER = Path(__file__).parent
-_WINDOWS = Path(common.queue.__path__[0]) / "_bucket_window.lua"
 _UNLIMITED = Limits()
 
 
@@ -106,11 +107,15 @@ class Taken:
         return (usage.input_tokens or self._demand.input_tokens) + max(usage.output_tokens, self._output_events)
 
 
+def scripts_of(redis: Client) -> Scripts:
+    return Scripts(redis, Path(__file__).parent, WINDOW)
+
+
 class Quota:
     """One worker's gate. It asks Redis only where a provider has limits in the settings."""
 
     def __init__(self, redis: Client, pulse: Pulse, settings: Settings, metrics: Metrics) -> None:
-        self._scripts = Scripts(redis, _FOLDER, _WINDOWS)
+        self._scripts = scripts_of(redis)
         self._pulse = pulse
         self._settings = settings
         self._metrics = metrics

@@ -17,7 +17,8 @@ import structlog
 
 from common.access.principal import Limits
 from common.redis import keyspace
-from common.redis.client import Call, RedisUnavailable, Scripts
+from common.redis.errors import RedisUnavailable
+from common.redis.scripts import Call, Scripts
 
 log = structlog.get_logger()
 

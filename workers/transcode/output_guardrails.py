@@ -73,7 +73,7 @@ class OutputGuards:
         return OutputGuard(modes, self._compiled() if "patterns" in modes else (), self._custom, self._metrics, job)
 
     def _compiled(self) -> tuple[Any, ...]:
-        from common.guardrails.patterns import compiled
+        from common.config.expressions import compiled
 
         if self._patterns is None:
             self._patterns = compiled(self._sources)

@@ -22,7 +22,7 @@ from aiohttp.connector import Connection
 from common.config.proxies import Proxy, proxy_for
 from common.config.settings import KIB, Settings
 from workers.providers.base import UpstreamRequest
-from workers.upstream.http_client import errors as upstream_errors
+from workers.upstream import errors as upstream_errors
 
 HEADER_BYTES_MAX = 64 * KIB  # Of one header; gateways send traces and policies that are longer than aiohttp's 8 KiB.
 DNS_CACHE_S = 60

@@ -30,7 +30,7 @@ from common.canonical.events import (
     Usage,
 )
 from common.canonical.generation import GenerationRequest
-from common.dialects.agentary.dialect import request as agentary_request
+from common.dialects.agentary import request as agentary_request
 from common.dialects.base import Ended, Progress, ReplyInfo, SoFar
 from common.dialects.shared.finish_words import FINISH_WORD, reason_of
 from common.dialects.shared.own_bytes import count_in, dict_in, events_of, is_done, text_in

@@ -33,7 +33,7 @@ from common.canonical.events import (
     Usage,
 )
 from common.canonical.generation import GenerationRequest
-from common.dialects.anthropic_messages.dialect import request as anthropic_messages_request
+from common.dialects.anthropic_messages import request as anthropic_messages_request
 from common.dialects.anthropic_messages.progress import Said, read_said
 from common.dialects.base import Ended, Progress, ReplyInfo, SoFar
 from common.dialects.shared.own_bytes import dict_in

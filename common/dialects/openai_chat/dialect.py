@@ -27,7 +27,7 @@ from common.canonical.events import (
 )
 from common.canonical.generation import GenerationRequest
 from common.dialects.base import Ended, Progress, ReplyInfo, SoFar
-from common.dialects.openai_chat.dialect import request as openai_chat_request
+from common.dialects.openai_chat import request as openai_chat_request
 from common.dialects.openai_chat.progress import read_said
 from common.dialects.shared.finish_words import FINISH_WORD, reason_of
 from common.dialects.shared.openai_errors import error_body

@@ -14,7 +14,7 @@ from common.canonical.errors import Failed
 from common.canonical.events import Choice, Finished, FinishReason, Reply
 from common.canonical.generation import GenerationRequest
 from common.dialects.base import Ended, Progress, ReplyInfo, SoFar
-from common.dialects.openai_responses.dialect import request as openai_responses_request
+from common.dialects.openai_responses import request as openai_responses_request
 from common.dialects.openai_responses.encoder import ItemEncoder, failed_event
 from common.dialects.openai_responses.progress import read_said
 from common.dialects.openai_responses.response_object import Described, Items, ended, incomplete_reason

@@ -11,8 +11,8 @@ from typing import Any
 
 from common.canonical.errors import ErrorKind, Failed
 from common.canonical.events import Finished, FinishReason, RefusalBlock, TextBlock, ThinkingBlock, ToolCall, Usage
+from common.dialects.openai_responses.ids import response_id
 from common.dialects.openai_responses.sealed_reasoning import seal
-from common.responses import response_id
 
 # What a response repeats of its request, with OpenAI's defaults.
 _ECHOED: dict[str, Any] = {

@@ -9,7 +9,7 @@ from typing import Any
 
 from common.canonical.errors import ErrorKind, GatewayError
 from common.canonical.generation import GenerationRequest
-from common.dialects.openai_chat.dialect import request as openai_chat_request
+from common.dialects.openai_chat import request as openai_chat_request
 from common.dialects.shared.reading import invalid
 from common.vendors.table import VENDORS
 

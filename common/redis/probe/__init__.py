@@ -22,9 +22,10 @@ from redis.exceptions import NoScriptError, RedisError
 from common.process.loop_lag import able_timeout
 from common.process.process import supervised
 from common.redis import keyspace
-from common.redis.client import COMMAND_TIMEOUT_S, Client, Pulse
+from common.redis.client import COMMAND_TIMEOUT_S, Client
 from common.redis.errors import RedisRefuses, is_refusal, words_of
 from common.redis.pipe import Pipe
+from common.redis.pulse import Pulse
 
 log = structlog.get_logger()
 

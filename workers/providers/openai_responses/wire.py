@@ -33,8 +33,8 @@ from common.canonical.events import (
 )
 from common.canonical.generation import GenerationRequest
 from common.dialects.base import ReplyInfo
+from common.dialects.openai_responses.ids import response_id
 from common.dialects.openai_responses.sealed_reasoning import is_sealed
-from common.responses import response_id
 from common.sse import read_block
 from workers.providers.base import Deployment, UpstreamRequest
 from workers.providers.openai_responses.request import REASONING_MARK, build_body, prompt

@@ -1,0 +1,183 @@
+"""Who asks, what for, and may it run? From a request to what is put in line."""
+
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import orjson
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.types import Scope
+
+from api.auth.permissions import Named, permitted, permitted_by_fields
+from api.intake.charges import charges_of
+from api.intake.disconnect import disconnect_policy
+from api.intake.idempotency import once_of
+from api.intake.job_class import class_of
+from api.intake.known_prices import countable
+from api.server.body import read_json
+from api.server.body_budget import apart
+from api.server.client_address import client_address
+from api.server.http_errors import request_id_of
+from api.services import Services
+from common.access.brought_keys import seal_brought_key
+from common.access.principal import Principal
+from common.canonical.job import Job, Policy
+from common.channel.base import Opening
+from common.config.guardrail_policy import on_output
+from common.config.model_routes import resolve
+from common.config.settings import Settings
+from common.dialects.base import Dialect
+from common.ledger.audit import refuse_unless_it_can_be_kept
+from common.ledger.record import Asked as ForLedger
+from common.limits.charges import Charges
+from common.queue.jobs import JobClass, Once
+
+# What a same-family upstream is meant to get of the client's headers.
+PASSED_HEADERS = ("anthropic-version", "anthropic-beta", "openai-beta")
+
+AI_GATEWAY_HEADERS = "cf-aig-"
+
+# The first is for us, or ours to send; the others would choose a key that is stored there, or another host.
+AI_GATEWAY_KEPT = ("cf-aig-authorization", "cf-aig-byok-alias", "cf-aig-custom-host")
+
+SAFETY_EXPIRY_EXTRA_S = 3600
+
+LEDGER_NAME_MAX = 255  # Characters of a name that the ledger keeps.
+
+
+@dataclass(slots=True)
+class Asked:
+    """A request that may run: who asks, and what for. ``scope`` is the connection's."""
+
+    scope: Scope
+    dialect: Dialect
+    principal: Principal
+    job: Job
+    charges: Charges
+    end_user: str | None = None
+    job_class: JobClass = JobClass.INTERACTIVE
+    once: Once | None = None
+
+
+# What a route changes in a body before it is parsed, such as what its path or query says.
+Amend = Callable[[Principal, dict[str, Any]], Awaitable[dict[str, Any]]]
+
+
+async def accept(
+    dialect: Dialect,
+    request: Request,
+    services: Services,
+    amend: Amend | None = None,
+    operation: Literal["generate", "count_tokens"] = "generate",
+    unsaid: Policy = Policy.STOP,
+) -> Asked:
+    """Return what a request asks for, once it is known who asks and that it may run.
+
+    ``unsaid`` is the disconnect policy where the request names none. One that is detached is started for later.
+
+    Raises:
+        GatewayError: it may not.
+    """
+    settings = services.settings
+    credentials = await services.authenticator.examine(request, "generate")
+    principal, brought_key = credentials.principal, credentials.brought_key
+    services.gate.learn(request.scope, principal)
+    refuse_unless_it_can_be_kept(principal, settings)
+    job_class = class_of(request.headers, principal, JobClass.BACKGROUND if unsaid is Policy.DETACH else JobClass.INTERACTIVE)
+    raw, body = await read_json(request, settings, services.bodies)
+    if amend:
+        amended = await amend(principal, body)
+        if amended is not body:
+            body, raw = amended, await apart(len(raw), orjson.dumps, amended)
+    parsed = await apart(len(raw), dialect.parse, body)
+    route = resolve(parsed.model, settings, parsed.provider, has_brought_key=brought_key is not None)
+    named = Named(parsed.model, parsed.provider, brought_key is not None)
+    targets = permitted(principal, dialect.name, named, route, settings)
+    by_fields = permitted_by_fields(principal, dialect.name, body, targets, settings)
+    if operation == "generate":
+        targets = countable(principal, targets, settings, has_brought_key=brought_key is not None)
+    once = await apart(len(raw), once_of, request.headers, principal, body, dialect.name, operation)
+    guardrails = services.guard.policy(principal, parsed.model, targets + by_fields)
+    if guardrails and await services.guard.check(guardrails, body, model=parsed.model, tenant=principal.tenant):
+        raw = orjson.dumps(body)  # ``parsed`` knows the prompt as it came, which serves to measure it.
+    policy, grace_s = disconnect_policy(request.headers, unsaid, has_key=once is not None, usual=principal.disconnect)
+    generation_id = f"gen_{secrets.token_hex(16)}"
+    job = Job(
+        generation_id=generation_id,
+        request_id=request_id_of(request),
+        dialect=dialect.name,
+        model=parsed.model,
+        stream=parsed.stream and operation == "generate",
+        policy=policy,
+        grace_s=grace_s,
+        created_s=int(time.time()),
+        operation=operation,
+        provider=parsed.provider,
+        targets=[target.name for target in targets] if len(targets) < len(route) else None,
+        headers=await services.authenticator.without_ours(_passed_headers(request.headers, settings)),
+        body=raw,
+        brought_key=seal_brought_key(brought_key, generation_id, settings) if brought_key else None,
+        guardrails=dict(on_output(guardrails)),
+        tenant=principal.tenant,
+    )
+    address = client_address(request.scope)
+    providers = [target.provider for target in targets]
+    has_key = brought_key is not None
+    charges = await apart(len(raw), charges_of, principal, address, parsed, providers, settings, has_brought_key=has_key)
+    return Asked(request.scope, dialect, principal, job, charges, principal.end_user or parsed.end_user, job_class, once)
+
+
+def _passed_headers(headers: Headers, settings: Settings) -> dict[str, str]:
+    passed = {name: headers[name] for name in PASSED_HEADERS if name in headers}
+    if settings.ai_gateway_url:
+        passed |= {
+            name: value
+            for name, value in headers.items()
+            if name.startswith(AI_GATEWAY_HEADERS) and name not in AI_GATEWAY_KEPT
+        }
+    return passed
+
+
+def _opening(asked: Asked, settings: Settings) -> Opening:
+    job = asked.job
+    queue_wait_s = settings.queue_wait_s if asked.job_class is JobClass.INTERACTIVE else settings.queue_wait_background_s
+    retention_s = {
+        Policy.STOP: settings.retention_stop_s,
+        Policy.GRACE: settings.retention_grace_s,
+        Policy.DETACH: settings.retention_detach_s,
+    }[job.policy]
+    return Opening(
+        owner=asked.principal.id,
+        dialect=job.dialect,
+        stream=job.stream,
+        model=job.model,
+        created_s=job.created_s,
+        policy=job.policy,
+        grace_s=job.grace_s,
+        retention_s=max(retention_s, settings.idempotency_s) if asked.once else retention_s,
+        expiry_s=queue_wait_s + settings.total_timeout_s + SAFETY_EXPIRY_EXTRA_S,
+        request=job.pack(),
+        asked=_asked(asked),
+        is_audited=asked.principal.is_audited,
+        job_class=asked.job_class,
+    )
+
+
+def _asked(asked: Asked) -> bytes:
+    """What the ledger is to know."""
+    job, principal = asked.job, asked.principal
+    return ForLedger(
+        owner=principal.id,
+        tenant=principal.tenant[:LEDGER_NAME_MAX],
+        end_user=asked.end_user[:LEDGER_NAME_MAX] if asked.end_user else None,
+        request_id=job.request_id,
+        dialect=job.dialect,
+        operation=job.operation,
+        stream=job.stream,
+        model=job.model[:LEDGER_NAME_MAX],
+        created_ms=time.time_ns() // 1_000_000,
+        is_audited=principal.is_audited,
+    ).pack()

@@ -1,0 +1,95 @@
+"""What does serving requests need? One set per process, and the boundary at which an error becomes a response."""
+
+import asyncio
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass, field
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from api.auth.authenticator import Authenticator
+from api.intake.input_guardrails import InputGuard
+from api.metrics import Metrics
+from api.overload.gate import Gate
+from api.relay.hub import Hub
+from api.relay.response import Relay, RelayTimes
+from api.server.body_budget import BodyBudget
+from api.server.draining import WAVE_S, waves
+from api.server.http_errors import error_response, headers_of, request_id_of
+from api.server.store_errors import redis_failed
+from common.canonical.errors import GatewayError
+from common.channel.base import Channel, ChannelUnavailable
+from common.channel.redis import RedisFeed
+from common.config.settings import Settings
+from common.dialects.base import Dialect
+from common.queue.jobs import JobQueue
+from common.redis.errors import RedisUnavailable
+from common.redis.probe import Probe
+from common.redis.pulse import Pulse
+from common.responses import ResponseStore
+
+
+@dataclass(slots=True)
+class Services:
+    """What serving requests needs; one per process."""
+
+    settings: Settings
+    authenticator: Authenticator
+    channel: Channel
+    feed: RedisFeed
+    hub: Hub
+    queue: JobQueue
+    pulse: Pulse
+    probe: Probe
+    metrics: Metrics
+    responses: ResponseStore
+    guard: InputGuard
+    gate: Gate
+    bodies: BodyBudget
+    relays: set[Relay] = field(default_factory=set)
+    is_draining: bool = False
+    _is_grace_over: bool | None = field(default=None, init=False)  # None: the process goes on, or is unready at most.
+
+    def times(self) -> RelayTimes:
+        return RelayTimes(self.settings.status_hold_s, self.settings.keep_alive_s)
+
+    def add_relay(self, relay: Relay) -> Relay:
+        """Have a relay end with the process; returns it."""
+        self.relays.add(relay)
+        if self._is_grace_over is not None:
+            relay.drain(is_over=self._is_grace_over)
+        return relay
+
+    def drain(self, *, is_over: bool, within_s: float = 0) -> None:
+        """End the relays that can go on elsewhere, or (the grace ``is_over``) all, and those that are still to come.
+
+        ``within_s``: the former in waves, so that those who read do not all come to the other replicas at one moment.
+        """
+        self._is_grace_over = is_over
+        first, *later = waves([relay for relay in self.relays if is_over or relay.is_resumable], 0 if is_over else within_s)
+        _drain_all(first, is_over)
+        for number, wave in enumerate(later, start=1):
+            asyncio.get_running_loop().call_later(number * WAVE_S, _drain_all, wave, is_over)
+
+
+def _drain_all(relays: Sequence[Relay], is_over: bool) -> None:
+    for relay in relays:
+        relay.drain(is_over=is_over)
+
+
+async def guarded(dialect: Dialect, request: Request, services: Services, answer: Awaitable[Response]) -> Response:
+    """Return an answer, or the error that it raises in the dialect's own shape."""
+    has_failed = True
+    try:
+        found = await answer
+        has_failed = False
+        return found
+    except GatewayError as error:
+        refused, headers = error.failed, headers_of(error)
+    except (ChannelUnavailable, RedisUnavailable) as error:
+        gone = redis_failed(error, services.pulse)
+        refused, headers = gone.failed, headers_of(gone)
+    finally:
+        services.bodies.release(request.scope, has_failed=has_failed)
+    services.metrics.refused(refused)
+    return error_response(dialect, refused, request_id_of(request), headers)

@@ -1,0 +1,17 @@
+"""Which response is which generation? Their ids differ in their first letters alone."""
+
+
+def response_id(generation_id: str) -> str:
+    """
+    >>> response_id("gen_1f")
+    'resp_1f'
+    """
+    return "resp_" + generation_id.removeprefix("gen_")
+
+
+def generation_id_of(response_id: str) -> str:
+    """
+    >>> generation_id_of("resp_1f")
+    'gen_1f'
+    """
+    return "gen_" + response_id.removeprefix("resp_")

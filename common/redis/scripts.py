@@ -1,0 +1,87 @@
+"""How are Redis' scripts loaded and run?
+
+The Lua files of a folder, by name, sent by their SHA-1 and loaded again where Redis has lost them.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import hiredis
+from redis.exceptions import NoScriptError, RedisError, ResponseError
+
+from common.redis.client import Client
+from common.redis.errors import as_unavailable
+
+_PRELUDE = Path(__file__).parent / "prelude.lua"
+_ERRORS = {NoScriptError, ResponseError}  # All that a pipe makes of a server's words.
+
+Call = tuple[str, Sequence[str], Sequence[Any]]  # A script's name, its keys, its arguments.
+
+
+class Scripts:
+    """The Lua files of one folder, by name. Before each stand ``prelude.lua``, the ``shared`` files of other rooms, and
+    those of its own folder that begin with an underscore. A script may have them later, where it says ``-- PRELUDE``.
+    """
+
+    def __init__(self, redis: Client, folder: Path, *shared: Path) -> None:
+        self._redis = redis
+        prelude = "".join(path.read_text() for path in [_PRELUDE, *shared, *sorted(folder.glob("_*.lua"))])
+        self._sources = {path.stem: _with_prelude(path.read_text(), prelude) for path in folder.glob("[!_]*.lua")}
+        self._shas = {name: hashlib.sha1(source.encode()).hexdigest() for name, source in self._sources.items()}  # noqa: S324 - Redis names scripts by SHA-1.
+
+    async def run(self, name: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
+        """Return one script's answer.
+
+        Raises:
+            RedisUnavailable: no answer; whether the script ran is unknown.
+        """
+        (answer,) = await self.run_many([(name, keys, args)])
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def run_many(self, calls: Sequence[Call]) -> list[Any]:
+        """Return the scripts' answers from one pipeline; one that failed has its exception in its place.
+
+        Raises:
+            RedisUnavailable: no answers; which scripts ran is unknown.
+        """
+        if not calls:
+            return []
+        answers = await self._send(calls)
+        if _ERRORS.isdisjoint(map(type, answers)):
+            return answers  # Hot path.
+        missing = [index for index, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
+        if missing:  # A restart or a failover emptied the script cache.
+            await self._load({calls[index][0] for index in missing})
+            for index, answer in zip(missing, await self._send([calls[index] for index in missing]), strict=True):
+                answers[index] = answer
+        return [as_unavailable(answer) or answer if isinstance(answer, Exception) else answer for answer in answers]
+
+    async def _send(self, calls: Sequence[Call]) -> list[Any]:
+        # Hot path: once per flush. redis-py's own pipeline costs several times as much per command.
+        shas = self._shas
+        try:
+            return await self._redis.exchanges.run(
+                [hiredis.pack_command(("EVALSHA", shas[name], len(keys), *keys, *args)) for name, keys, args in calls]
+            )
+        except (RedisError, OSError, TimeoutError) as error:
+            raise as_unavailable(error) or error from error
+
+    async def _load(self, names: set[str]) -> None:
+        # On the connection that will run them: another one of ours may lead to another server, after a failover.
+        try:
+            commands: list[tuple[Any, ...]] = [("SCRIPT", "LOAD", self._sources[name]) for name in names]
+            answers = await self._redis.exchanges.run([hiredis.pack_command(command) for command in commands])
+        except (RedisError, OSError, TimeoutError) as error:
+            raise as_unavailable(error) or error from error
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise as_unavailable(answer) or answer
+
+
+def _with_prelude(source: str, prelude: str) -> str:
+    before, _, after = source.rpartition("-- PRELUDE\n")
+    return before + prelude + after

@@ -1,0 +1,138 @@
+"""How does a generation end? What its answer took is measured, its log gets its end, and the limits are settled."""
+
+import asyncio
+from functools import partial
+from typing import Any
+
+import orjson
+import structlog
+
+from common.canonical.events import COUNTS
+from common.channel.base import ChannelUnavailable, Fenced, FrameKind
+from common.limits.charges import Settlement
+from common.metering.attempts import attempts_in, total_cost, total_usage
+from common.queue.jobs import UNUSED
+from common.queue.worker import HandBack
+from common.redis.errors import RedisUnavailable
+from workers.attempt.charging import settlement_of, take_measure
+from workers.continuation.continuation import read_frames
+from workers.ledger.partial_usage import read_partial
+from workers.outcome import Outcome
+from workers.publish.writer import Writer
+from workers.services import Services
+
+log = structlog.get_logger()
+
+
+async def measure(fenced: Fenced, writer: Writer, outcome: Outcome, services: Services) -> None:
+    """Estimate from the log what an answer took whose upstream did not report it, or whose worker was lost.
+
+    An answer that broke off is paid for as far as it came: whoever leaves early pays for what he got.
+    """
+    is_rough = outcome.is_committed and bool(outcome.attempts) and outcome.attempts[-1].is_rough
+    is_of_others = fenced.has_head and not (outcome.knows_past or outcome.is_committed)
+    if not (is_rough or is_of_others) or not outcome.dialect:
+        return
+    writer.ignore_stop()  # It ends already.
+    await writer.flushed()
+    if writer.lost:
+        return
+    try:
+        async with services.measuring:
+            frames = await read_frames(services.channel, writer.claim.generation_id)
+            read = partial(read_partial, outcome.dialect, frames, fenced.request, is_stream=outcome.is_stream)
+            found = await asyncio.to_thread(read)
+    except ChannelUnavailable:
+        return  # The number of events must do.
+    except Exception:  # The bytes may be any provider's, and the answer must have its end.
+        log.exception("usage_not_estimated", generation_id=writer.claim.generation_id)
+        return
+    if found:
+        take_measure(found, outcome, services.settings)
+
+
+async def end(writer: Writer, outcome: Outcome, services: Services) -> Settlement:
+    """Append the end and wait until the log has it; from then on the job is over, and what it took is known."""
+    failed = outcome.failed
+    if failed and failed.retry_after_s is not None:
+        failed.retry_after_s = min(failed.retry_after_s, services.settings.retry_after_max_s)
+    end = {
+        "error": failed.to_dict() if failed else None,
+        "finish_reason": outcome.finish_reason,
+        **_told(outcome),
+    }
+    writer.ignore_stop()  # Whatever is asked now, the answer is already given.
+    is_kept = await _keep_response(writer, outcome, services)
+    writer.write_frame(FrameKind.END, orjson.dumps(end))
+    await writer.flushed()
+    if not is_kept:
+        await _keep_response(writer, outcome, services)  # Redis is back, for it has taken the end.
+    if not writer.lost:
+        _report(outcome, services)
+    return settlement_of(outcome.attempts, services.settings)
+
+
+async def settle_ended(generation_id: str, services: Services) -> Settlement:
+    """Return what a generation took whose end is in the log already: its worker was lost before it could settle."""
+    try:
+        record = await services.channel.record(generation_id)
+    except ChannelUnavailable as error:
+        raise HandBack(str(error)) from error
+    return settlement_of(attempts_in(orjson.loads(record.end)), services.settings) if record else UNUSED
+
+
+def _told(outcome: Outcome) -> dict[str, Any]:
+    """What the generation's record tells besides: who answered, how long it took, and what it cost in US dollars, as text."""
+    usage, cost = total_usage(outcome.attempts), total_cost(outcome.attempts)
+    return {
+        "usage": usage.to_dict() if usage else None,
+        "estimated": any(attempt.is_estimated for attempt in outcome.attempts),
+        "provider": outcome.provider or None,
+        "upstream_model": outcome.upstream_model or None,
+        "brought_key": outcome.has_brought_key,
+        "continuations": outcome.continuations,
+        "tries": outcome.tries,
+        "queue_wait_ms": round(outcome.waited_s * 1000),
+        "ttft_ms": outcome.ttft_ms,
+        "duration_ms": outcome.elapsed_ms(),
+        "cost": cost.to_dict() if cost else None,
+        "attempts": [attempt.to_dict() for attempt in outcome.attempts],
+    }
+
+
+async def _keep_response(writer: Writer, outcome: Outcome, services: Services) -> bool:
+    """Store what ``GET /v1/responses/{id}`` gives; returns whether there is nothing left to store."""
+    if outcome.dialect != "openai-responses" or writer.lost:
+        return True
+    try:
+        await services.responses.finish(writer.claim.generation_id, outcome.last_data, outcome.failed)
+    except RedisUnavailable as error:
+        log.warning("response_not_stored", generation_id=writer.claim.generation_id, error=str(error))
+        return False
+    return True
+
+
+def _report(outcome: Outcome, services: Services) -> None:
+    metrics, usage = services.metrics, total_usage(outcome.attempts)
+    what = outcome.failed.kind if outcome.failed else "completed"
+    metrics.generations.labels(outcome.dialect, outcome.provider, what).inc()
+    for attempt in outcome.attempts:
+        for name in COUNTS:
+            if count := getattr(attempt.usage, name):
+                metrics.tokens.labels(attempt.provider, name.removesuffix("_tokens")).inc(count)
+    for provider in {attempt.provider for attempt in outcome.attempts if attempt.cost is None}:
+        metrics.unpriced.labels(provider).inc()
+    log.info(
+        "generation_ended",
+        outcome=what,
+        code=outcome.failed.logged_code if outcome.failed else None,  # Not the message: a provider's may quote the prompt.
+        model=outcome.model,
+        provider=outcome.provider,
+        messages=outcome.messages,
+        tries=outcome.tries,
+        input_tokens=usage.input_tokens if usage else None,
+        output_tokens=usage.output_tokens if usage else None,
+        output_events=outcome.output_events,
+        ttft_ms=outcome.ttft_ms,
+        duration_ms=outcome.elapsed_ms(),
+    )

@@ -1,0 +1,30 @@
+"""What does running generations need? One set per process."""
+
+import asyncio
+from dataclasses import dataclass, field
+
+from common.channel.base import Channel
+from common.config.settings import Settings
+from common.responses import ResponseStore
+from workers.metrics import Metrics
+from workers.publish.publisher import Publisher
+from workers.quota.gate import Quota
+from workers.transcode.output_guardrails import OutputGuards
+from workers.upstream.http_client import Upstream
+
+MEASURED_MAX = 2  # Logs that are read back at a time, when an API dies and all of its clients have left at once.
+
+
+@dataclass(slots=True)
+class Services:
+    """What running a generation needs; one per process."""
+
+    settings: Settings
+    channel: Channel
+    publisher: Publisher
+    upstream: Upstream
+    metrics: Metrics
+    responses: ResponseStore
+    quota: Quota
+    guards: OutputGuards
+    measuring: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MEASURED_MAX))
