@@ -19,8 +19,8 @@ from starlette.routing import Match
 
 from api.auth.authenticator import Authenticator
 from api.auth.key_cache import KnownKeys, Rings
-from api.intake.input_guardrails import InputGuard
-from api.intake.webhook import poster
+from api.guardrails.input_guard import InputGuard
+from api.guardrails.webhook import poster
 from api.metrics import Metrics
 from api.overload.answers import Answers
 from api.overload.gate import Gate
@@ -34,7 +34,7 @@ from api.server.middleware import Guarded, Observed
 from api.server.request_bounds import bounded_protocol
 from api.services import Services
 from common.channel.redis import RedisChannel, RedisFeed
-from common.config.foreign_variables import log_foreign
+from common.config.foreign_effect import log_foreign
 from common.config.proxies import ProxyUnusable
 from common.config.setting_doubts import log_doubts
 from common.config.settings import Settings, environment

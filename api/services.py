@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api.auth.authenticator import Authenticator
-from api.intake.input_guardrails import InputGuard
+from api.guardrails.input_guard import InputGuard
 from api.metrics import Metrics
 from api.overload.gate import Gate
 from api.relay.hub import Hub

@@ -12,7 +12,7 @@ from cli.doctor_redis import examine_redis
 from cli.finding import Finding, Level
 from cli.http_get import get
 from common.canonical.errors import GatewayError
-from common.config.foreign_variables import in_effect, without_effect
+from common.config.foreign_effect import in_effect, without_effect
 from common.config.model_routes import available, resolve
 from common.config.setting_doubts import doubts
 from common.config.settings import Settings, environment

@@ -14,9 +14,9 @@ from common.metering.attempts import attempts_in, total_cost, total_usage
 from common.queue.jobs import UNUSED
 from common.queue.worker import HandBack
 from common.redis.errors import RedisUnavailable
-from workers.attempt.charging import settlement_of, take_measure
 from workers.continuation.continuation import read_frames
-from workers.ledger.partial_usage import read_partial
+from workers.metering.charging import settlement_of, take_measure
+from workers.metering.partial_usage import read_partial
 from workers.outcome import Outcome
 from workers.publish.writer import Writer
 from workers.services import Services

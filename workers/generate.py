@@ -26,11 +26,11 @@ from common.queue.worker import HandBack, Postponed, SetAside
 from workers.attempt.attempts import try_deployments
 from workers.attempt.background_answers import cancel
 from workers.attempt.call import call
-from workers.attempt.charging import with_prompt
 from workers.attempt.count import count
 from workers.continuation.continuation import LOSSES
 from workers.continuation.go_on import LOST, go_on, read_back
 from workers.ending import end, measure, settle_ended
+from workers.metering.charging import with_prompt
 from workers.outcome import Outcome
 from workers.publish.writer import Writer
 from workers.services import Services

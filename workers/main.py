@@ -12,7 +12,7 @@ import uvloop
 from prometheus_client import CollectorRegistry
 
 from common.channel.redis import RedisChannel
-from common.config.foreign_variables import log_foreign
+from common.config.foreign_effect import log_foreign
 from common.config.proxies import ProxyUnusable
 from common.config.setting_doubts import log_doubts
 from common.config.settings import Settings, environment

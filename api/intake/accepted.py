@@ -119,7 +119,7 @@ async def accept(
         targets=[target.name for target in targets] if len(targets) < len(route) else None,
         headers=await services.authenticator.without_ours(_passed_headers(request.headers, settings)),
         body=raw,
-        brought_key=seal_brought_key(brought_key, generation_id, settings) if brought_key else None,
+        brought_key=seal_brought_key(brought_key, generation_id, settings.secret) if brought_key else None,
         guardrails=dict(on_output(guardrails)),
         tenant=principal.tenant,
     )

@@ -12,14 +12,13 @@ not come in gets prepared bytes.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, cast
+from typing import Any, Protocol, cast
 from urllib.parse import unquote
 
 import httptools
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from api.overload.gate import Gate
 from api.server.corking import CorkedProtocol, CorkedTransport
 from api.server.http_errors import refusal_in, refuse_in
 from common.canonical.errors import ErrorKind, Failed
@@ -37,6 +36,12 @@ def has_left(scope: Scope) -> bool:
     """Whether the client of a request has closed its connection meanwhile."""
     presence = scope["state"].get(_PRESENCE)
     return presence is not None and presence.has_left
+
+
+class Gate(Protocol):
+    def refusal(self, scope: Scope, *, is_last: bool) -> bytes | None:
+        """Return the response to a request that may not come in; ``is_last``: its connection ends behind it."""
+        ...
 
 
 class Connection(CorkedProtocol):

@@ -5,6 +5,7 @@ use without the secret, and put into another job it cannot be read at all.
 """
 
 import base64
+from collections.abc import Iterable
 from contextlib import suppress
 
 from cryptography.fernet import Fernet, InvalidToken
@@ -13,17 +14,15 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from pydantic import SecretStr
 
 from common.canonical.errors import ErrorKind, GatewayError
-from common.canonical.job import Job
-from common.config.settings import Settings
 
 
-def seal_brought_key(key: SecretStr, generation_id: str, settings: Settings) -> str:
+def seal_brought_key(key: SecretStr, generation_id: str, secret: SecretStr | None) -> str:
     """Return the key as it may be stored.
 
     Raises:
         GatewayError: INVALID_REQUEST, there is no secret to encrypt it with.
     """
-    if settings.secret is None:
+    if secret is None:
         raise GatewayError(
             ErrorKind.INVALID_REQUEST,
             "The request brings a provider's key, which this gateway cannot take: its operator must set SLUICE_SECRET. "
@@ -31,20 +30,20 @@ def seal_brought_key(key: SecretStr, generation_id: str, settings: Settings) -> 
             code="brought_keys_off",
             param="authorization",
         )
-    return _fernet(settings.secret, generation_id).encrypt(key.get_secret_value().encode()).decode()
+    return _fernet(secret, generation_id).encrypt(key.get_secret_value().encode()).decode()
 
 
-def open_brought_key(job: Job, settings: Settings) -> str | None:
-    """Return the key that a job's request brought, None where it brought none.
+def open_brought_key(sealed: str | None, generation_id: str, secrets: Iterable[SecretStr]) -> str | None:
+    """Return the key that a request brought, None where it brought none; ``secrets``: each that may have encrypted it.
 
     Raises:
         GatewayError: INTERNAL, it was encrypted with another secret.
     """
-    if job.brought_key is None:
+    if sealed is None:
         return None
-    for secret in settings.secrets:
+    for secret in secrets:
         with suppress(InvalidToken):
-            return _fernet(secret, job.generation_id).decrypt(job.brought_key.encode()).decode()
+            return _fernet(secret, generation_id).decrypt(sealed.encode()).decode()
     raise GatewayError(
         ErrorKind.INTERNAL,
         "The key that the request brought cannot be read: the gateway's API and its workers need the same SLUICE_SECRET.",

@@ -8,14 +8,9 @@ in docs/access.md and docs/operating.md.
 
 import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
-
-from pydantic import SecretStr
+from typing import Any
 
 from common.access.principal import is_origin
-
-if TYPE_CHECKING:
-    from common.config.settings import Settings
 
 _TRUE = {"1", "true", "yes", "on"}
 _LEVELS = {  # Python's, winston's and pino's words.
@@ -38,7 +33,7 @@ def _same(value: str) -> str:
     return value
 
 
-def _origins(value: str) -> str | None:
+def origins_in(value: str) -> str | None:
     """Return those that are origins: elsewhere it may be true, or an expression."""
     return ",".join(part for each in value.split(",") if is_origin(part := each.strip().rstrip("/"))) or None
 
@@ -52,7 +47,7 @@ def _debug(value: str) -> str | None:
 
 
 # The variable, our setting, and its value as ours; None is a value that means nothing to us.
-_TABLE: tuple[tuple[str, str, Callable[[str], str | None]], ...] = (
+TABLE: tuple[tuple[str, str, Callable[[str], str | None]], ...] = (
     ("ACCOUNT_ID", "ai_gateway_account_id", _same),
     ("GATEWAY_ID", "ai_gateway_id", _same),
     ("GatewayToken", "ai_gateway_token", _same),
@@ -68,14 +63,14 @@ _TABLE: tuple[tuple[str, str, Callable[[str], str | None]], ...] = (
     ("CCPROXY_LOG_LEVEL", "log_level", _level),
     ("PORT", "port", _same),
     ("REDIS_URL", "redis_url", _same),
-    ("CORS_ORIGIN", "cors_origins", _origins),
+    ("CORS_ORIGIN", "cors_origins", origins_in),
     ("DEBUG", "log_level", _debug),
     ("LOG_LEVEL", "log_level", _level),
 )
 _LISTS = ("api_keys", "cors_origins")
 
 # Limits: the variable, whose limit of ours it is, and which. Windows are a minute where no variable says otherwise.
-_LIMITS: tuple[tuple[str, str, str], ...] = (
+LIMITS: tuple[tuple[str, str, str], ...] = (
     ("CCPROXY_RATE_LIMIT_RPM", "key", "requests"),
     ("CCPROXY_RATE_LIMIT_TPM", "key", "tokens"),
     ("CCPROXY_CONCURRENT_REQUESTS", "key", "concurrent"),
@@ -85,7 +80,7 @@ _LIMITS: tuple[tuple[str, str, str], ...] = (
 _WINDOW_S_MAX = 86_400
 
 # What each way of authenticating needs to be set.
-_METHODS = {
+METHODS = {
     "api_key": ("api_keys", "no key is set: set CCPROXY_API_KEYS"),
     "bearer_token": ("api_keys", "no token is set: set CCPROXY_BEARER_TOKEN"),
     "jwt": ("jwt_secret", "no secret to check tokens with is set: set CCPROXY_JWT_SECRET, or SLUICE_JWT_JWKS_URL"),
@@ -96,7 +91,7 @@ _METHODS = {
 def foreign_values(variables: Mapping[str, str | None]) -> dict[str, Any]:
     """Return what the variables say, by the names of our settings."""
     found: dict[str, Any] = {}
-    for variable, setting, convert in _TABLE:
+    for variable, setting, convert in TABLE:
         value = convert((variables.get(variable) or "").strip())
         if not value:
             continue
@@ -104,21 +99,21 @@ def foreign_values(variables: Mapping[str, str | None]) -> dict[str, Any]:
             found[setting] = ",".join(filter(None, (found.get(setting), value)))
         else:
             found.setdefault(setting, value)
-    if limits := _limits(variables):
+    if limits := limits_of(variables):
         found["limits"] = limits
     return found
 
 
-def _limits(variables: Mapping[str, str | None]) -> dict[str, dict[str, float]]:
+def limits_of(variables: Mapping[str, str | None]) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
-    for variable, scope, name in _LIMITS:
-        if value := _limit(name, (variables.get(variable) or "").strip()):
+    for variable, scope, name in LIMITS:
+        if value := limit_of(name, (variables.get(variable) or "").strip()):
             found.setdefault(scope, {})[name] = value
     # A window alone limits nothing.
     return {scope: limits for scope, limits in found.items() if set(limits) != {"window_s"}}
 
 
-def _limit(name: str, text: str) -> float | None:
+def limit_of(name: str, text: str) -> float | None:
     """Return a limit's value; None where it means nothing to us, or no limit."""
     if not (text.isascii() and text.isdigit() and len(text) <= 12 and int(text)):
         return None
@@ -127,58 +122,7 @@ def _limit(name: str, text: str) -> float | None:
 
 def variable_of(setting: str, variables: Mapping[str, str | None]) -> str | None:
     """Return the variable that a setting's value comes from, where it is one of these; of limits, the first."""
-    for variable, name, convert in _TABLE:
+    for variable, name, convert in TABLE:
         if name == setting and convert((variables.get(variable) or "").strip()):
             return variable
     return None
-
-
-def in_effect(variables: Mapping[str, str | None], settings: "Settings") -> list[str]:
-    """Return the names of the variables that the settings follow: no stronger source says otherwise."""
-    names = []
-    for variable, setting, convert in _TABLE:
-        value = convert((variables.get(variable) or "").strip())
-        if value and variable not in names and _says(getattr(settings, setting), value):
-            names.append(variable)
-    for variable, scope, name in _LIMITS:
-        limit = _limits(variables).get(scope, {}).get(name)
-        if limit and getattr(settings.limits.get(scope), name, None) == limit:  # type: ignore[call-overload]  # One of the scopes.
-            names.append(variable)
-    return names
-
-
-def _says(chosen: object, value: str) -> bool:
-    if isinstance(chosen, tuple):
-        parts = {part.strip() for part in value.split(",") if part.strip()}
-        return parts <= {each.get_secret_value() if isinstance(each, SecretStr) else each for each in chosen}
-    return (chosen.get_secret_value() if isinstance(chosen, SecretStr) else str(chosen)) == value
-
-
-def without_effect(variables: Mapping[str, str | None], settings: "Settings") -> dict[str, str]:
-    """Return the variables that we know and cannot follow, each with the reason."""
-    found = {}
-    for variable, _, name in _LIMITS:
-        value = (variables.get(variable) or "").strip()
-        if value and value != "0" and _limit(name, value) is None:
-            found[variable] = "it is not a whole number"
-    if (variables.get("CORS_ORIGIN") or "").strip() and not _origins(variables["CORS_ORIGIN"] or ""):
-        found["CORS_ORIGIN"] = "it is no origin such as https://app.example"
-    method = (variables.get("CCPROXY_AUTH_METHOD") or "").strip().lower()
-    if method in _METHODS:
-        setting, reason = _METHODS[method]
-        if not (getattr(settings, setting) or (setting == "jwt_secret" and settings.jwt_jwks_url)):
-            found["CCPROXY_AUTH_METHOD"] = reason
-    elif method:
-        found["CCPROXY_AUTH_METHOD"] = f"there are {', '.join(_METHODS)}"
-    return found
-
-
-def log_foreign(variables: Mapping[str, str | None], settings: "Settings") -> None:
-    """Log which foreign variables a process follows, by name only, and which it cannot."""
-    import structlog  # Here: commands that log nothing start without it.
-
-    log = structlog.get_logger()
-    if names := in_effect(variables, settings):
-        log.info("foreign_variables_taken", variables=names)
-    for name, reason in without_effect(variables, settings).items():
-        log.warning("foreign_variable_has_no_effect", variable=name, reason=reason)

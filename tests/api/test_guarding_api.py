@@ -6,7 +6,7 @@ import pytest
 import structlog.testing
 from prometheus_client import CollectorRegistry
 
-from api.intake.input_guardrails import LOOKED_AT_CHARS_MAX, InputGuard
+from api.guardrails.input_guard import LOOKED_AT_CHARS_MAX, InputGuard
 from api.metrics import Metrics
 from common.access.principal import GuardrailPolicy, Principal
 from common.canonical.errors import ErrorKind, GatewayError

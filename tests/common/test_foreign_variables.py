@@ -4,7 +4,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from common.access.principal import Limits
-from common.config.foreign_variables import foreign_values, in_effect, log_foreign, without_effect
+from common.config.foreign_effect import in_effect, log_foreign, without_effect
+from common.config.foreign_variables import foreign_values
 from common.config.settings import Settings, environment
 
 

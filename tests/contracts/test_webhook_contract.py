@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-import api.intake.webhook
+import api.guardrails.webhook
 import workers.upstream.webhook
 from common.config.proxies import Proxy
 from common.guardrails.custom import Action, Check, Custom, GuardrailUnavailable, Post, Verdict
@@ -63,7 +63,7 @@ def service() -> Iterator[Service]:
     made.close()
 
 
-@pytest.fixture(params=[api.intake.webhook, workers.upstream.webhook], ids=["api", "workers"])
+@pytest.fixture(params=[api.guardrails.webhook, workers.upstream.webhook], ids=["api", "workers"])
 async def ask(request: pytest.FixtureRequest, service: Service, monkeypatch: Any) -> AsyncIterator[Callable[..., Any]]:
     monkeypatch.setattr(request.param, "ANSWER_BYTES_MAX", 1000)
     made: list[Post] = []
@@ -116,7 +116,7 @@ async def test_a_service_that_is_not_there_gives_no_answer(ask):
 
 
 async def test_the_proxy_that_is_given_is_used(service):
-    for tier in (api.intake.webhook, workers.upstream.webhook):
+    for tier in (api.guardrails.webhook, workers.upstream.webhook):
         proxy = Proxy(service.url.removesuffix("/check"), "proxy", "Basic bWU6d29yZA==")
         post = tier.poster("http://guardrail.invalid/check", 10, proxy)
 

@@ -11,8 +11,8 @@ from common.channel.base import Frame, FrameId, FrameKind
 from common.dialects import DIALECTS
 from common.metering.attempts import total_usage
 from common.metering.token_estimate import estimate_text_tokens, estimate_tokens
-from workers.attempt.charging import completed
-from workers.ledger.partial_usage import Partial, read_partial
+from workers.metering.charging import completed
+from workers.metering.partial_usage import Partial, read_partial
 
 HEAD = {"status": 200, "provider": "demo", "tries": 2, "spent": None}
 TEXT = "A sluice is a small gate that lets water through. "

@@ -24,7 +24,7 @@ from common.metering.pricing import Cost
 from common.sse import BYTE_ORDER_MARK, SseCutter, cut, first_events, read_block
 from workers.attempt.answer_kind import is_stream
 from workers.attempt.background_answers import cancel
-from workers.attempt.charging import note_attempt, packed_note
+from workers.metering.charging import note_attempt, packed_note
 from workers.outcome import Outcome, RunsOn
 from workers.providers import FAMILIES, WIRES
 from workers.providers.base import Deployment, UpstreamRequest, Wire

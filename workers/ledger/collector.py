@@ -31,10 +31,10 @@ from common.process.loop_lag import able_timeout
 from common.redis import keyspace
 from common.redis.client import COMMAND_TIMEOUT_S, Client
 from common.redis.errors import RedisUnavailable, as_unavailable
-from workers.attempt.charging import with_prompt
 from workers.ledger.answers import read_answer
-from workers.ledger.partial_usage import read_partial
 from workers.ledger.rows import Row, is_unmeasured, row_of, with_attempts
+from workers.metering.charging import with_prompt
+from workers.metering.partial_usage import read_partial
 from workers.metrics import Metrics
 
 if TYPE_CHECKING:

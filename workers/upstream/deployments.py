@@ -37,7 +37,7 @@ def deployments(job: Job, settings: Settings, *, for_rest: bool = False) -> list
         GatewayError: MODEL_NOT_FOUND or INVALID_REQUEST, this worker's settings differ from those of the API that took the
             request.
     """
-    brought_key = open_brought_key(job, settings)
+    brought_key = open_brought_key(job.brought_key, job.generation_id, settings.secrets)
     targets = resolve(job.model, settings, job.provider, has_brought_key=brought_key is not None)
     if job.targets is not None:
         targets = [target for target in targets if target.name in job.targets]

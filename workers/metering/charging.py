@@ -21,7 +21,7 @@ from common.dialects import DIALECTS
 from common.limits.charges import Purse, Settlement
 from common.metering.attempts import Attempt, merged, nano_usd, pack, total_usage
 from common.metering.token_estimate import estimate_tokens, reserved_tokens
-from workers.ledger.partial_usage import Partial
+from workers.metering.partial_usage import Partial
 from workers.providers.base import Deployment, UpstreamRequest
 from workers.providers.shared.figures import name_of
 from workers.providers.shared.loose_json import dict_of

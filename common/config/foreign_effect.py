@@ -1,0 +1,62 @@
+"""Which variables of other gateways do the settings follow, and which have no effect?
+
+Told in the log of a process that starts, and by ``sluice doctor``.
+"""
+
+from collections.abc import Mapping
+
+from pydantic import SecretStr
+
+from common.config.foreign_variables import LIMITS, METHODS, TABLE, limit_of, limits_of, origins_in
+from common.config.settings import Settings
+
+
+def in_effect(variables: Mapping[str, str | None], settings: Settings) -> list[str]:
+    """Return the names of the variables that the settings follow: no stronger source says otherwise."""
+    names = []
+    for variable, setting, convert in TABLE:
+        value = convert((variables.get(variable) or "").strip())
+        if value and variable not in names and _says(getattr(settings, setting), value):
+            names.append(variable)
+    for variable, scope, name in LIMITS:
+        limit = limits_of(variables).get(scope, {}).get(name)
+        if limit and getattr(settings.limits.get(scope), name, None) == limit:  # type: ignore[call-overload]  # One of the scopes.
+            names.append(variable)
+    return names
+
+
+def _says(chosen: object, value: str) -> bool:
+    if isinstance(chosen, tuple):
+        parts = {part.strip() for part in value.split(",") if part.strip()}
+        return parts <= {each.get_secret_value() if isinstance(each, SecretStr) else each for each in chosen}
+    return (chosen.get_secret_value() if isinstance(chosen, SecretStr) else str(chosen)) == value
+
+
+def without_effect(variables: Mapping[str, str | None], settings: Settings) -> dict[str, str]:
+    """Return the variables that we know and cannot follow, each with the reason."""
+    found = {}
+    for variable, _, name in LIMITS:
+        value = (variables.get(variable) or "").strip()
+        if value and value != "0" and limit_of(name, value) is None:
+            found[variable] = "it is not a whole number"
+    if (variables.get("CORS_ORIGIN") or "").strip() and not origins_in(variables["CORS_ORIGIN"] or ""):
+        found["CORS_ORIGIN"] = "it is no origin such as https://app.example"
+    method = (variables.get("CCPROXY_AUTH_METHOD") or "").strip().lower()
+    if method in METHODS:
+        setting, reason = METHODS[method]
+        if not (getattr(settings, setting) or (setting == "jwt_secret" and settings.jwt_jwks_url)):
+            found["CCPROXY_AUTH_METHOD"] = reason
+    elif method:
+        found["CCPROXY_AUTH_METHOD"] = f"there are {', '.join(METHODS)}"
+    return found
+
+
+def log_foreign(variables: Mapping[str, str | None], settings: Settings) -> None:
+    """Log which foreign variables a process follows, by name only, and which it cannot."""
+    import structlog  # Here: commands that log nothing start without it.
+
+    log = structlog.get_logger()
+    if names := in_effect(variables, settings):
+        log.info("foreign_variables_taken", variables=names)
+    for name, reason in without_effect(variables, settings).items():
+        log.warning("foreign_variable_has_no_effect", variable=name, reason=reason)
