@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-_SCRIPT = (Path(__file__).parents[1] / "common" / "redis_probe" / "try_all.lua").read_text()
+_SCRIPT = (Path(__file__).parents[1] / "common" / "redis" / "probe" / "try_all.lua").read_text()
 
 IN_SCRIPT = set(re.findall(r"try\('([A-Z]+)'", _SCRIPT))
 BESIDE = {"PING", "SCRIPT", "EVALSHA", "BLPOP", "MULTI", "EXEC", "SUBSCRIBE", "UNSUBSCRIBE"}

@@ -578,7 +578,8 @@ import asyncio, os, signal, sys
 from prometheus_client import CollectorRegistry
 import common.database.store as store
 from common.channel.redis import RedisChannel
-from common.redis.client import Pulse, connect
+from common.redis.client import connect
+from common.redis.pulse import Pulse
 from common.config.settings import Settings
 from workers.ledger.collector import Collector
 from workers.ledger.keeper import Bookkeeper

@@ -330,8 +330,9 @@ async def test_a_job_that_killed_three_workers_is_ended_by_nothing_of_its_own(se
     await setup.channel.fence(claim, is_handover=False)
     for n, kind in enumerate(frames, 1):
         await setup.channel.append([Append(claim, FrameId(1, n - 1), [Frame(FrameId(1, n), kind, b"{}")])])
-    for name in ("_read_job", "_measure", "settlement_of", "_report"):  # Whatever kills a worker may be in these.
-        monkeypatch.setattr(f"workers.generate.{name}", lambda *_: pytest.fail("it looks into the job"))
+    # Whatever kills a worker may be in these.
+    for name in ("generate._read_job", "generate.measure", "ending.settlement_of", "ending._report"):
+        monkeypatch.setattr(f"workers.{name}", lambda *_: pytest.fail("it looks into the job"))
 
     with pytest.raises(SetAside):
         await setup.run(epoch=4, deaths=3)

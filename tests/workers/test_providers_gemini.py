@@ -28,8 +28,8 @@ from common.canonical.events import (
     fold,
 )
 from common.sse import SseCutter
+from workers.providers.gemini import arguments as gemini_arguments
 from workers.providers.gemini.wire import GEMINI
-from workers.providers.gemini.wire import arguments as gemini_arguments
 
 FINISH = {
     "STOP": FinishReason.STOP,
