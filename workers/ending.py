@@ -1,22 +1,20 @@
 """How does a generation end? What its answer took is measured, its log gets its end, and the limits are settled."""
 
 import asyncio
-from functools import partial
-from typing import Any
 
-import orjson
 import structlog
 
 from common.canonical.events import COUNTS
-from common.channel.base import ChannelUnavailable, Fenced, FrameKind
+from common.channel.base import ChannelUnavailable, Fenced, Frame, FrameKind
+from common.channel.head_and_end import End
+from common.channel.transcript import Transcript, read_log
 from common.limits.charges import Settlement
-from common.metering.attempts import attempts_in, total_cost, total_usage
+from common.metering.attempts import total_cost, total_usage
 from common.queue.jobs import UNUSED
 from common.queue.worker import HandBack
 from common.redis.errors import RedisUnavailable
-from workers.continuation.continuation import read_frames
 from workers.metering.charging import settlement_of, take_measure
-from workers.metering.partial_usage import read_partial
+from workers.metering.partial_usage import Partial, read_partial
 from workers.outcome import Outcome
 from workers.publish.writer import Writer
 from workers.services import Services
@@ -39,9 +37,8 @@ async def measure(fenced: Fenced, writer: Writer, outcome: Outcome, services: Se
         return
     try:
         async with services.measuring:
-            frames = await read_frames(services.channel, writer.claim.generation_id)
-            read = partial(read_partial, outcome.dialect, frames, fenced.request, is_stream=outcome.is_stream)
-            found = await asyncio.to_thread(read)
+            frames = await read_log(services.channel, writer.claim.generation_id)
+            found = await asyncio.to_thread(_read_partial, frames, outcome.dialect, outcome.is_stream, fenced.request)
     except ChannelUnavailable:
         return  # The number of events must do.
     except Exception:  # The bytes may be any provider's, and the answer must have its end.
@@ -51,19 +48,18 @@ async def measure(fenced: Fenced, writer: Writer, outcome: Outcome, services: Se
         take_measure(found, outcome, services.settings)
 
 
+def _read_partial(frames: list[Frame], dialect: str, is_stream: bool, request: bytes | None) -> Partial | None:
+    return read_partial(Transcript.of(frames, dialect, is_stream=is_stream), request)
+
+
 async def end(writer: Writer, outcome: Outcome, services: Services) -> Settlement:
     """Append the end and wait until the log has it; from then on the job is over, and what it took is known."""
     failed = outcome.failed
     if failed and failed.retry_after_s is not None:
         failed.retry_after_s = min(failed.retry_after_s, services.settings.retry_after_max_s)
-    end = {
-        "error": failed.to_dict() if failed else None,
-        "finish_reason": outcome.finish_reason,
-        **_told(outcome),
-    }
     writer.ignore_stop()  # Whatever is asked now, the answer is already given.
     is_kept = await _keep_response(writer, outcome, services)
-    writer.write_frame(FrameKind.END, orjson.dumps(end))
+    writer.write_frame(FrameKind.END, _end_of(outcome).pack())
     await writer.flushed()
     if not is_kept:
         await _keep_response(writer, outcome, services)  # Redis is back, for it has taken the end.
@@ -78,26 +74,26 @@ async def settle_ended(generation_id: str, services: Services) -> Settlement:
         record = await services.channel.record(generation_id)
     except ChannelUnavailable as error:
         raise HandBack(str(error)) from error
-    return settlement_of(attempts_in(orjson.loads(record.end)), services.settings) if record else UNUSED
+    return settlement_of(End.unpack(record.end).attempts, services.settings) if record else UNUSED
 
 
-def _told(outcome: Outcome) -> dict[str, Any]:
-    """What the generation's record tells besides: who answered, how long it took, and what it cost in US dollars, as text."""
-    usage, cost = total_usage(outcome.attempts), total_cost(outcome.attempts)
-    return {
-        "usage": usage.to_dict() if usage else None,
-        "estimated": any(attempt.is_estimated for attempt in outcome.attempts),
-        "provider": outcome.provider or None,
-        "upstream_model": outcome.upstream_model or None,
-        "brought_key": outcome.has_brought_key,
-        "continuations": outcome.continuations,
-        "tries": outcome.tries,
-        "queue_wait_ms": round(outcome.waited_s * 1000),
-        "ttft_ms": outcome.ttft_ms,
-        "duration_ms": outcome.elapsed_ms(),
-        "cost": cost.to_dict() if cost else None,
-        "attempts": [attempt.to_dict() for attempt in outcome.attempts],
-    }
+def _end_of(outcome: Outcome) -> End:
+    return End(
+        error=outcome.failed.to_dict() if outcome.failed else None,
+        finish_reason=outcome.finish_reason,
+        usage=total_usage(outcome.attempts),
+        is_estimated=any(attempt.is_estimated for attempt in outcome.attempts),
+        provider=outcome.provider,
+        upstream_model=outcome.upstream_model,
+        has_brought_key=outcome.has_brought_key,
+        continuations=outcome.continuations,
+        tries=outcome.tries,
+        queue_wait_ms=round(outcome.waited_s * 1000),
+        ttft_ms=outcome.ttft_ms,
+        duration_ms=outcome.elapsed_ms(),
+        cost=total_cost(outcome.attempts),
+        attempts=outcome.attempts,
+    )
 
 
 async def _keep_response(writer: Writer, outcome: Outcome, services: Services) -> bool:

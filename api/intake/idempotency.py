@@ -16,7 +16,7 @@ from starlette.datastructures import Headers
 
 from common.access.principal import Principal
 from common.canonical.errors import ErrorKind, GatewayError
-from common.channel.base import Channel, failed_in
+from common.channel.base import Channel
 from common.queue.jobs import Enqueued, Once
 
 IMPLIED_GRACE_S = 60.0  # What a key implies: a client that means to come back is given this long.
@@ -64,7 +64,7 @@ async def _is_spent(generation_id: str, owner: str, channel: Channel) -> bool:
     (state,) = await channel.describe([generation_id], owner)
     if isinstance(state, GatewayError):
         return state.failed.kind is ErrorKind.NOT_FOUND
-    failed = failed_in(state.end)
+    failed = state.end.failed if state.end else None
     if failed is None:
         return False
     return not state.head or (failed.kind is ErrorKind.CANCELLED and state.has_left)

@@ -10,7 +10,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-import orjson
 import structlog
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
@@ -20,6 +19,7 @@ from api.server.http_errors import error_response, restarting
 from api.server.spread import retry_ms
 from common.canonical.errors import Failed
 from common.channel.base import Frame, FrameId, FrameKind, State
+from common.channel.head_and_end import Head, failed_in
 from common.dialects.base import Dialect, SoFar
 from common.sse import KEEP_ALIVE, last_block, split_blocks
 
@@ -157,11 +157,11 @@ class Relay(Response):
             if frame.kind is FrameKind.DATA:
                 parts.append(self._with_ids(frame) if self._has_ids else frame.data)
             elif frame.kind is FrameKind.END:
-                failed = _failure(frame)
+                failed = failed_in(frame.data)
                 self.outcome = failed.kind if failed else "completed"
                 return _Step(b"".join(parts), has_begun or bool(parts), is_last=True, failed=failed, end=frame)
             elif frame.kind is FrameKind.HEAD:
-                self._extra_headers |= orjson.loads(frame.data).get("headers", {})
+                self._extra_headers |= Head.unpack(frame.data).headers
             has_begun = has_begun or frame.kind is not FrameKind.FENCE
         if not frames and self.viewer.failed:
             self.outcome = self.viewer.failed.kind
@@ -204,9 +204,9 @@ class Relay(Response):
                 elif frame.kind is FrameKind.FENCE:
                     self._body.clear()  # A body that is not streamed is begun anew by each claim.
                 elif frame.kind is FrameKind.HEAD:
-                    self._extra_headers |= orjson.loads(frame.data).get("headers", {})
+                    self._extra_headers |= Head.unpack(frame.data).headers
                 elif frame.kind is FrameKind.END:
-                    failed = _failure(frame)
+                    failed = failed_in(frame.data)
                     await (self._refuse(failed, scope, receive, send) if failed else self._answer(scope, receive, send))
                     return
             if self.viewer.failed or self._is_draining:
@@ -236,7 +236,7 @@ _numbered = lru_cache(maxsize=64)(_number)
 
 def headers_of_stream(generation_id: str, state: State, *, has_begun: bool) -> Response:
     """Return what ``HEAD`` is answered where a relay would go on for as long as its generation does."""
-    given = orjson.loads(state.head).get("headers", {}) if state.head and not has_begun else {}
+    given = state.head.headers if state.head and not has_begun else {}
     media = SSE_HEADERS if state.stream else {"content-type": "application/json"}
     response = Response(headers={**media, "x-generation-id": generation_id, **given})
     del response.headers["content-length"]  # A stream has none, and of an answer that is still to come it is not known.
@@ -284,8 +284,3 @@ async def _until_gone(receive: Receive) -> None:
         message: Message = await receive()
         if message["type"] == "http.disconnect":
             return
-
-
-def _failure(end: Frame) -> Failed | None:
-    error = orjson.loads(end.data)["error"]
-    return Failed.from_dict(error) if error else None

@@ -6,13 +6,9 @@ there for as long as the log is.
 
 from typing import Any
 
-import orjson
-
 from common.canonical.errors import ErrorKind
-from common.channel.base import START, Channel, FrameKind, State, failed_in
-from common.channel.said_text import said_in_stream, said_in_whole
-
-LOG_BATCH = 200  # Frames per read of a log.
+from common.channel.base import START, State
+from common.channel.head_and_end import End, Head
 
 
 def status_of(state: State) -> str:
@@ -22,7 +18,7 @@ def status_of(state: State) -> str:
     """
     if not state.has_ended:
         return "queued" if state.last == START else "running"
-    failed = failed_in(state.end)
+    failed = state.end.failed if state.end else None
     if failed is None:
         return "completed"
     return "cancelled" if failed.kind is ErrorKind.CANCELLED else "failed"
@@ -42,43 +38,27 @@ def short_record(generation_id: str, state: State) -> dict[str, Any]:
 
 def record(generation_id: str, state: State) -> dict[str, Any]:
     """Return all there is but the text. Money is text in US dollars, null where a price is not known."""
-    told = {**_fields(state.head), **_fields(state.end)}
-    failed = failed_in(state.end)
+    head, end = state.head or Head(), state.end or End()
+    failed = end.failed
     return {
         **short_record(generation_id, state),
         "class": state.job_class,
         "stream": state.stream,
-        "provider": told.get("provider"),
-        "tries": told.get("tries", 0),
+        "provider": end.provider or head.provider or None,
+        "tries": end.tries or head.tries,
         "takeovers": max(0, state.claims - 1),
-        "usage": told.get("usage"),
-        **({"estimated": True} if told.get("estimated") else {}),
-        "cost": told.get("cost"),
-        "timings": {name: told.get(name) for name in ("queue_wait_ms", "ttft_ms", "duration_ms")},
-        "finish_reason": told.get("finish_reason"),
+        "usage": end.usage.to_dict() if end.usage else None,
+        **({"estimated": True} if end.is_estimated else {}),
+        "cost": end.cost.to_dict() if end.cost else None,
+        "timings": {
+            "queue_wait_ms": head.queue_wait_ms if end.queue_wait_ms is None else end.queue_wait_ms,
+            "ttft_ms": head.ttft_ms if end.ttft_ms is None else end.ttft_ms,
+            "duration_ms": end.duration_ms,
+        },
+        "finish_reason": end.finish_reason,
         "error": {"kind": failed.kind, "message": failed.message, "code": failed.code} if failed else None,
     }
 
 
-async def said_so_far(generation_id: str, state: State, channel: Channel) -> str:
-    """Return the answer's text as far as its log goes. Of a JSON body there is none until it is whole."""
-    position, said, body = START, [], b""
-    while frames := await channel.read(generation_id, position, LOG_BATCH):
-        for frame in frames:
-            if frame.kind is FrameKind.FENCE:
-                body = b""  # A body is begun anew by each claim; a stream goes on.
-            elif frame.kind is FrameKind.DATA and state.stream:
-                said.append(said_in_stream(state.dialect, frame.data))
-            elif frame.kind is FrameKind.DATA:
-                body += frame.data
-        position = frames[-1].id
-    return "".join(said) if state.stream else said_in_whole(state.dialect, body)
-
-
 def url_of(generation_id: str) -> str:
     return f"/v1/generations/{generation_id}"
-
-
-def _fields(frame: bytes) -> dict[str, Any]:
-    found: dict[str, Any] = orjson.loads(frame) if frame else {}
-    return found

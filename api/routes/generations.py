@@ -16,7 +16,7 @@ from api.intake.accepted import Amend, accept
 from api.relay.response import Relay, headers_of_stream
 from api.relay.viewer import Viewer
 from api.routes.dialects import check_unified
-from api.routes.generation_records import LOG_BATCH, record, said_so_far, short_record, status_of, url_of
+from api.routes.generation_records import record, short_record, status_of, url_of
 from api.routes.openapi import generating, header, nothing_more, query, serving
 from api.routes.responses import begin
 from api.server.http_errors import PLAIN, json_response, request_id_of
@@ -26,7 +26,9 @@ from api.services import Services, guarded
 from common.access.principal import Principal
 from common.canonical.errors import ErrorKind, Failed, GatewayError
 from common.canonical.job import Policy
-from common.channel.base import Cursor, Frame, FrameKind, State, Verdict, failed_in, unknown
+from common.channel.base import Cursor, Frame, FrameKind, State, Verdict, unknown
+from common.channel.head_and_end import failed_in
+from common.channel.transcript import pages, said_so_far
 from common.dialects import DIALECTS
 from common.dialects.base import Dialect
 from common.dialects.shared.reading import invalid
@@ -218,7 +220,7 @@ async def _tell(generation_id: str, reader: Principal, include: str | None, serv
         state = await _describe(generation_id, reader, services)
     told = record(generation_id, state)
     if include:
-        told["text"] = await said_so_far(generation_id, state, services.channel)
+        told["text"] = await said_so_far(services.channel, generation_id, state.dialect, is_stream=state.stream)
     return json_response(told, headers={"cache-control": "no-store"})
 
 
@@ -316,10 +318,10 @@ async def _is_at_end(generation_id: str, cursor: Cursor, state: State, services:
 
 async def _is_last(frame: Frame, generation_id: str, services: Services) -> bool:
     """Whether a log ends with a frame, or has nothing but its end behind it that a client gets to see."""
-    while frames := await services.channel.read(generation_id, frame.id, LOG_BATCH):
-        if any(_events(each) for each in frames):
+    async for page in pages(services.channel, generation_id, frame.id):
+        if any(_events(each) for each in page):
             return False
-        frame = frames[-1]
+        frame = page[-1]
     return frame.kind is FrameKind.END
 
 

@@ -10,7 +10,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
 import structlog
 from fastapi import APIRouter, Request, Response
 
@@ -31,6 +30,8 @@ from common.access.principal import Principal
 from common.canonical.errors import ErrorKind, Failed, GatewayError
 from common.canonical.job import Policy
 from common.channel.base import START, Cursor, FrameKind, State, Verdict
+from common.channel.head_and_end import failed_in
+from common.channel.transcript import pages
 from common.dialects.openai_responses.dialect import OPENAI_RESPONSES, sequence_of
 from common.dialects.openai_responses.ids import generation_id_of, response_id
 from common.dialects.openai_responses.response_object import Described, begun, failed_response
@@ -42,7 +43,6 @@ from common.sse import split_blocks
 
 log = structlog.get_logger()
 
-LOG_BATCH = 200  # Frames per read of a log.
 ITEMS_MAX, ITEMS_DEFAULT = 100, 20  # OpenAI's.
 SEQUENCE_MAX = 999_999_999
 _STORED = {"application/json": RESPONSE, "text/event-stream": {}}
@@ -259,8 +259,7 @@ async def _standing(generation_id: str, services: Services) -> str | Failed:
         if await services.hub.end_if_lost(generation_id):  # Whoever polls must come to an end, too.
             return await _standing(generation_id, services)
         return "in_progress" if last != START else "queued"
-    error = orjson.loads(frames[0].data)["error"]
-    return Failed.from_dict(error) if error else "in_progress"  # About to be stored.
+    return failed_in(frames[0].data) or "in_progress"  # About to be stored.
 
 
 async def _replay(stored: StoredResponse, request: Request, services: Services) -> Response:
@@ -300,17 +299,16 @@ async def _cursor_after(generation_id: str, sequence: int, services: Services) -
     Raises:
         GatewayError: INVALID_REQUEST, there is no such event.
     """
-    position, last = START, -1
-    while frames := await services.channel.read(generation_id, position, LOG_BATCH):
-        for frame in frames:
+    last = -1
+    async for page in pages(services.channel, generation_id):
+        for frame in page:
             if frame.kind is FrameKind.DATA:
                 sequences = [sequence_of(block) for block in split_blocks(frame.data)]
                 last = sequences[-1] if sequences and sequences[-1] is not None else last
                 if last >= sequence:
                     return Cursor(frame.id, sum(each is None or each <= sequence for each in sequences))
-            elif frame.kind is FrameKind.END and sequence == last + 1 and orjson.loads(frame.data)["error"]:
+            elif frame.kind is FrameKind.END and sequence == last + 1 and failed_in(frame.data):
                 return None
-        position = frames[-1].id
     raise invalid("starting_after", "must be the sequence number of an event of this response")
 
 

@@ -15,10 +15,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
-import orjson
-
 from common.canonical.errors import ErrorKind, Failed, GatewayError
 from common.canonical.job import Policy
+from common.channel.head_and_end import End, Head
 
 
 class FrameId(NamedTuple):
@@ -169,7 +168,7 @@ class Opening:
 
 @dataclass(slots=True)
 class State:
-    """What a reader learns on entering. ``head`` and ``end`` are the data of these frames, once they are there.
+    """What a reader learns on entering. ``head`` is the first one, ``end`` None also where Redis lost it in a failover.
 
     ``has_left``: the last viewer has left, and nobody came back before the end.
     """
@@ -184,8 +183,8 @@ class State:
     has_ended: bool
     has_left: bool = False
     claims: int = 0  # But for those of a generation that waited for its upstream.
-    head: bytes = field(default=b"", repr=False)
-    end: bytes = field(default=b"", repr=False)
+    head: Head | None = field(default=None, repr=False)
+    end: End | None = field(default=None, repr=False)
     job_class: str = "interactive"
 
 
@@ -280,12 +279,6 @@ class Feed(Protocol):
 
 class ChannelUnavailable(Exception):
     """Redis did not answer, or answered that it cannot serve now."""
-
-
-def failed_in(end: bytes) -> Failed | None:
-    """Return the failure that the data of an ``end`` tells; None for a completed generation, or for no data."""
-    error = orjson.loads(end)["error"] if end else None
-    return Failed.from_dict(error) if error else None
 
 
 def unknown(generation_id: str) -> GatewayError:

@@ -1,7 +1,7 @@
 -- A replica begins to read, or only looks, on behalf of one principal.
 -- KEYS: state, viewers, tombstone, log
 -- ARGV: replica or '' (which only looks), owner
--- Returns: {'ok', the state's fields…, the last frame's data if the log has ended, the head's data if there is one, claims, class},
+-- Returns: {'ok', the state's fields…, the end's data if the log has one, the head's data if there is one, claims, class},
 -- {'stranger'}, {'expired'} or {'unknown'}
 local owner = redis.call('HGET', KEYS[1], 'owner')
 if not owner then
@@ -22,7 +22,7 @@ local _, _, last = split(s[6])
 local finish, head = '', ''
 if s[7] == '1' then
   local frame = redis.call('XREVRANGE', KEYS[4], '+', '-', 'COUNT', 1)[1]
-  finish = frame and frame[2][4] or ''
+  finish = frame and frame[2][2] == 'end' and frame[2][4] or ''
 end
 -- Before it there are only the fences of claims that got nowhere: few, but where it waited for its upstream again and again.
 local from = '-'

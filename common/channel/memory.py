@@ -5,8 +5,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import orjson
-
 from common.canonical.errors import Failed, GatewayError
 from common.canonical.job import Policy
 from common.channel.base import (
@@ -27,6 +25,7 @@ from common.channel.base import (
     expired,
     unknown,
 )
+from common.channel.head_and_end import End, Head, ended_by
 
 
 @dataclass(slots=True)
@@ -175,8 +174,8 @@ class MemoryChannel:
             log.last,
             log.has_ended,
             has_left=log.left_due_s is not None and not log.is_cancelled,
-            head=next((frame.data for frame in log.frames if frame.kind is FrameKind.HEAD), b""),
-            end=log.frames[-1].data if log.has_ended else b"",
+            head=next((Head.unpack(frame.data) for frame in log.frames if frame.kind is FrameKind.HEAD), None),
+            end=End.unpack(log.frames[-1].data) if log.has_ended else None,
             claims=log.claims,
             job_class=o.job_class,
         )
@@ -208,7 +207,7 @@ class MemoryChannel:
             return Verdict.GONE
         if not log.has_ended:
             log.epoch, log.token = log.epoch + 1, token
-            data = orjson.dumps({"error": failed.to_dict()})
+            data = ended_by(failed)
             self._add(generation_id, log, Frame(FrameId(log.epoch, 0), FrameKind.END, data))
         return Verdict.OK
 

@@ -9,7 +9,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import orjson
 import structlog
 from redis.exceptions import RedisError
 
@@ -32,6 +31,7 @@ from common.channel.base import (
     expired,
     unknown,
 )
+from common.channel.head_and_end import End, Head, ended_by
 from common.channel.redis_feed import RedisFeed
 from common.channel.redis_log import LogReader, unavailable
 from common.config.settings import MIB
@@ -147,7 +147,7 @@ class RedisChannel:
         return Verdict((await self._run("stop", [keyspace.state(generation_id)], [])).decode())
 
     async def end_unowned(self, generation_id: str, token: str, failed: Failed) -> Verdict:
-        data = orjson.dumps({"error": failed.to_dict()})
+        data = ended_by(failed)
         return Verdict((await self._run("end_unowned", _log_keys(generation_id), [token, data])).decode())
 
     async def evict(self, generation_id: str) -> bool:
@@ -229,8 +229,8 @@ def _state(generation_id: str, owner: str, answer: list[bytes]) -> State | Gatew
         FrameId.of(last),
         has_ended=ended == "1",
         has_left=has_left == "1",
-        end=answer[9],
-        head=answer[10],
+        end=End.unpack(answer[9]) if answer[9] else None,
+        head=Head.unpack(answer[10]) if answer[10] else None,
         claims=int(answer[11]),
         job_class=answer[12].decode(),
     )

@@ -8,7 +8,8 @@ as vendors put words of their own around them, above all about tools. Who needs 
 Anthropic, Google, OpenAI.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from copy import copy
 
 import orjson
 
@@ -20,6 +21,7 @@ from common.canonical.events import (
     ThinkingDelta,
     ToolCallDelta,
     ToolCallStarted,
+    Usage,
 )
 from common.canonical.generation import (
     GenerationRequest,
@@ -108,3 +110,14 @@ def _flat(parts: list[Part]) -> Iterator[Part]:
 
 def _bytes(text: str) -> int:
     return len(text.encode())
+
+
+def filled(reported: Usage | None, asked: Callable[[], int], output_tokens: int) -> Usage:
+    """Return what an upstream reported, and for what it did not an estimate: some report at the beginning, or never.
+
+    ``asked`` counts the prompt, and is called only where nothing is known of it; of the answer the larger figure is taken.
+    """
+    usage = copy(reported) if reported else Usage()
+    usage.input_tokens = usage.input_tokens or asked()
+    usage.output_tokens = max(usage.output_tokens, output_tokens)
+    return usage

@@ -269,7 +269,7 @@ async def test_a_job_that_was_lost_is_ended_for_whoever_asks(setup, is_claimed):
     assert not await setup.hub.end_if_lost(G)
 
     (state,) = await setup.channel.describe([G], "me")
-    assert orjson.loads(state.end)["error"]["kind"] == "worker_lost"
+    assert state.end.failed.kind == "worker_lost"
 
 
 # One bad record, and a store that refuses
@@ -306,7 +306,7 @@ async def test_what_is_wrong_with_one_generation_does_not_keep_the_patrol_from_a
     assert await failure(spoilt) == (None if spoil == "job" else "log_lost")
     if spoil == "job":
         (state,) = await setup.channel.describe(["gen_0"], "me")
-        assert orjson.loads(state.end)["error"]["kind"] == "worker_lost"
+        assert state.end.failed.kind == "worker_lost"
 
 
 async def test_a_log_that_is_none_fails_its_viewer_with_an_error(setup):

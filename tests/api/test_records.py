@@ -3,18 +3,23 @@ from dataclasses import replace
 import orjson
 import pytest
 
-from api.routes.generation_records import record, said_so_far, status_of
+from api.routes.generation_records import record, status_of
 from common.canonical.errors import ErrorKind, Failed
 from common.canonical.job import Policy
 from common.channel.base import START, Append, Claim, Frame, FrameId, FrameKind, Opening, State
+from common.channel.head_and_end import End, Head
 from common.channel.memory import MemoryChannel
+from common.channel.transcript import said_so_far
 
 G = "gen_1"
 TOLD = {"provider": "openai", "tries": 2, "queue_wait_ms": 3, "ttft_ms": 40}
 
 
 def state(last: FrameId = START, end: object = None, head: object = None, stream: bool = True) -> State:
-    frames = {"head": orjson.dumps(head) if head else b"", "end": orjson.dumps(end) if end else b""}
+    frames = {
+        "head": Head.unpack(orjson.dumps(head)) if head else None,
+        "end": End.unpack(orjson.dumps(end)) if end else None,
+    }
     return State("me", "openai-chat", stream, "m", 1, Policy.STOP, last, has_ended=end is not None, **frames)
 
 
@@ -51,7 +56,7 @@ def test_the_record_tells_what_is_known_so_far():
     assert running["timings"] == {"queue_wait_ms": 3, "ttft_ms": 40, "duration_ms": None}
     assert "headers" not in running
     assert whole["timings"]["duration_ms"] == 90
-    assert (whole["usage"], whole["finish_reason"]) == ({"input_tokens": 1}, "stop")
+    assert (whole["usage"]["input_tokens"], whole["finish_reason"]) == (1, "stop")
     assert failed["error"] == {"kind": "upstream_timeout", "message": "why", "code": "c"}
     assert whole.keys() == waiting.keys() == failed.keys()
 
@@ -73,7 +78,7 @@ async def log(*claims: list[bytes], stream: bool) -> MemoryChannel:
 async def text(channel: MemoryChannel) -> str:
     (found,) = await channel.describe([G], "me")
     assert isinstance(found, State)
-    return await said_so_far(G, found, channel)
+    return await said_so_far(channel, G, found.dialect, is_stream=found.stream)
 
 
 def delta(content: str) -> bytes:

@@ -28,8 +28,8 @@ def sent_by_scripts() -> set[str]:
 def sent_by_processes() -> set[str]:
     """Commands that the code packs itself, and methods of redis-py."""
     text = "".join(path.read_text() for tier in ("common", "workers", "api") for path in sorted((ROOT / tier).rglob("*.py")))
-    packed = set(re.findall(r"[(\[]\(?\"([A-Z]{3,})\", (?:keys\.|record|self\._asked|\*|_SHA|channel|own)", text))
-    methods = set(re.findall(r"(?:_redis|redis|pipe|_client)\.([a-z_]+)\(\s*(?:keys\.|name\b|self\._scan_at)", text))
+    packed = set(re.findall(r"[(\[]\(?\"([A-Z]{3,})\", (?:keyspace\.|record|self\._asked|\*|_SHA|channel|own)", text))
+    methods = set(re.findall(r"(?:_redis|redis|pipe|_client)\.([a-z_]+)\(\s*(?:keyspace\.|name\b|self\._scan_at)", text))
     names = {"delete": "DEL", "script_load": "SCRIPT", "set_large": "SET"}
     return packed | {names.get(method, method.upper()) for method in methods}
 

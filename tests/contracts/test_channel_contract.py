@@ -11,6 +11,7 @@ from redis_for_tests import client_of
 from common.canonical.errors import ErrorKind, Failed, GatewayError
 from common.canonical.job import Policy
 from common.channel.base import START, Append, Claim, Feed, Frame, FrameId, FrameKind, Message, Opening, Stop, Verdict
+from common.channel.head_and_end import End, Head
 from common.channel.memory import MemoryChannel
 from common.channel.redis import RedisChannel, RedisFeed
 
@@ -323,7 +324,7 @@ async def test_a_generation_that_waited_for_its_upstream_was_neither_lost_nor_ta
 
     assert {each.barren for each in fenced} == {1}
     state = await channel.enter(G, "", "me")
-    assert (state.claims, state.head) == (1, head.data)
+    assert (state.claims, state.head) == (1, Head(provider="p"))
 
 
 async def test_claims_without_a_frame_are_counted_but_handovers_are_not(channel):
@@ -424,8 +425,8 @@ async def test_describing_tells_the_head_the_end_and_whether_the_viewers_had_lef
     await append(channel, FIRST, FrameId(1, 1), data(FIRST, 2), end(FIRST, 3))
     whole = await described(channel)
 
-    assert (running.head, running.end, running.has_ended, running.has_left) == (b'{"status":200}', b"", False, False)
-    assert (whole.head, whole.end, whole.has_ended, whole.has_left) == (b'{"status":200}', b'{"error":null}', True, True)
+    assert (running.head, running.end, running.has_ended, running.has_left) == (Head(), None, False, False)
+    assert (whole.head, whole.end, whole.has_ended, whole.has_left) == (Head(), End(has_attempts=False), True, True)
     assert whole == await channel.enter(G, "r2", "me")
 
 

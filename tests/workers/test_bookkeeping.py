@@ -23,6 +23,7 @@ from common.canonical.errors import ErrorKind, Failed
 from common.canonical.events import Usage
 from common.canonical.job import Job, Policy
 from common.channel.base import Append, Claim, Frame, FrameId, FrameKind, Opening
+from common.channel.head_and_end import End
 from common.channel.redis import RedisChannel
 from common.config.settings import Settings
 from common.database.engine import open_database
@@ -383,7 +384,7 @@ async def test_text_that_a_database_will_not_have_is_mended(world: World):
 
 async def test_one_refused_row_does_not_keep_out_the_others(world: World):
     asked = Asked("o", "t", None, "r", "d", "o", True, "m", 1)
-    rows = [row_of(f"gen_{n}", asked, orjson.dumps(END), 5) for n in range(3)]
+    rows = [row_of(f"gen_{n}", asked, End.unpack(orjson.dumps(END)), 5) for n in range(3)]
     rows[1] |= {"owner": None, "end_user": "somebody"}
     engine = open_database(world.url)
     try:

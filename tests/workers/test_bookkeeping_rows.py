@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.canonical.events import Usage
+from common.channel.head_and_end import End, Head
 from common.database.tables import LedgerAttempt, LedgerRow
 from common.ledger.record import Asked
 from common.metering.attempts import Attempt
@@ -33,8 +34,12 @@ END = {
 }
 
 
+def end_of(told: dict[str, Any]) -> End:
+    return End.unpack(orjson.dumps(told))
+
+
 def row(**end: Any) -> dict[str, Any]:
-    return row_of("gen_1", ASKED, orjson.dumps({**END, **end}), 2_000)
+    return row_of("gen_1", ASKED, end_of({**END, **end}), 2_000)
 
 
 def test_a_row_has_every_column_and_its_attempts_and_no_other():
@@ -109,12 +114,12 @@ def test_a_code_that_is_a_sentence_may_quote_the_prompt_and_is_not_kept(code: An
 
 
 def test_an_end_that_no_worker_wrote_tells_only_its_error():
-    found = row_of("gen_1", ASKED, orjson.dumps({"error": {"kind": "worker_lost", "message": "m"}}), 2_000)
+    found = row_of("gen_1", ASKED, end_of({"error": {"kind": "worker_lost", "message": "m"}}), 2_000)
 
     assert found["outcome"] == "failed"
     unknown = ("provider", "input_tokens", "output_tokens", "cost_nano_usd", "ttft_ms", "duration_ms")
     assert [found[name] for name in unknown] == [None] * len(unknown)
-    assert is_unmeasured(found, b'{"error": {}}')
+    assert is_unmeasured(found, end_of({"error": {}}))
 
 
 @pytest.mark.parametrize(
@@ -128,13 +133,13 @@ def test_an_end_that_no_worker_wrote_tells_only_its_error():
     ],
 )
 def test_what_is_to_be_estimated(end: dict[str, Any], expected: bool):
-    assert is_unmeasured(row(**end), orjson.dumps({**END, **end})) is expected
-    assert not is_unmeasured(row(**end, attempts=[]), orjson.dumps({**end, "attempts": []})), "this version's workers count"
+    assert is_unmeasured(row(**end), end_of({**END, **end})) is expected
+    assert not is_unmeasured(row(**end, attempts=[]), end_of({**END, **end, "attempts": []})), "this version's workers count"
 
 
 def test_an_estimate_fills_in_what_is_missing_and_is_marked():
-    bare = row_of("gen_1", ASKED, orjson.dumps({"error": {"kind": "worker_lost"}}), 2_000)
-    head = {"provider": "openai", "upstream_model": "gpt-5", "tries": 2, "continuations": 0, "queue_wait_ms": 1, "ttft_ms": 9}
+    bare = row_of("gen_1", ASKED, end_of({"error": {"kind": "worker_lost"}}), 2_000)
+    head = Head(provider="openai", upstream_model="gpt-5", tries=2, queue_wait_ms=1, ttft_ms=9)
 
     attempt = Attempt("openai", "gpt-5", Usage(7, 3), Cost(Decimal(1), Decimal(2)), is_estimated=True)
     found = with_attempts(bare, head, [attempt])
@@ -159,7 +164,7 @@ def test_an_estimate_fills_in_what_is_missing_and_is_marked():
 
 
 def test_an_estimate_does_not_overwrite_who_answered_and_when():
-    head = {"provider": "other", "tries": 9, "ttft_ms": 1}
+    head = Head(provider="other", tries=9, ttft_ms=1)
     found = with_attempts(row(ttft_ms=40), head, [Attempt("other", "m", Usage(1, 1), is_estimated=True)])
 
     assert (found["provider"], found["tries"], found["ttft_ms"], found["cost_nano_usd"]) == ("openai", 2, 40, None)
@@ -215,7 +220,7 @@ FIELDS = sorted(END)
 
 @given(st.fixed_dictionaries({}, optional=dict.fromkeys(FIELDS, JSON)))
 def test_whatever_an_end_says_its_row_fits_the_columns(end: dict[str, Any]):
-    found = row_of("gen_1", ASKED, json.dumps(end, allow_nan=False).encode(), 2_000) if is_plain(end) else row()
+    found = row_of("gen_1", ASKED, End.unpack(json.dumps(end, allow_nan=False).encode()), 2_000) if is_plain(end) else row()
 
     for column in LedgerRow.__table__.columns:
         if column.name == "details":
@@ -244,4 +249,4 @@ def is_plain(value: Any) -> bool:
 @pytest.mark.parametrize("end", [b"", b"null", b"[]", b'"x"', b"{"])
 def test_an_end_that_is_not_an_object_is_refused(end: bytes):
     with pytest.raises(ValueError):
-        row_of("gen_1", ASKED, end, 2_000)
+        row_of("gen_1", ASKED, End.unpack(end), 2_000)

@@ -13,9 +13,10 @@ from contextlib import suppress
 import orjson
 
 from common.canonical.errors import ErrorKind, Failed, GatewayError
-from common.canonical.events import COUNTS, Completed, Usage, without
+from common.canonical.events import Completed, Usage, without
 from common.canonical.job import Job
 from common.channel.base import FrameKind
+from common.channel.head_and_end import Head
 from common.config.settings import KIB, Settings
 from common.dialects import DIALECTS
 from common.dialects.base import ReplyInfo
@@ -323,32 +324,23 @@ def _commit(writer: Writer, pump: Pump, outcome: Outcome, services: Services, he
     if outcome.ttft_ms is None:
         outcome.ttft_ms = outcome.elapsed_ms()
         services.metrics.ttft.labels(outcome.provider).observe(outcome.ttft_ms / 1000)
-    writer.write_frame(FrameKind.HEAD, head(outcome))
+    writer.write_frame(FrameKind.HEAD, head_of(outcome).pack())
     if held:
         writer.write_frame(FrameKind.DATA, held)
 
 
-def head(outcome: Outcome) -> bytes:
-    """Return the data of the head frame: the client's headers, and what the generation's record tells from now on.
-
-    Every try that the client hears of begins with one. The first is the client's; the others tell the next claim what an
-    answer has cost that went on.
-    """
-    return orjson.dumps(
-        {
-            "status": 200,
-            "headers": outcome.reply_headers,
-            "provider": outcome.provider,
-            "upstream_model": outcome.upstream_model,
-            "tries": outcome.tries,
-            "queue_wait_ms": round(outcome.waited_s * 1000),
-            "ttft_ms": outcome.ttft_ms,
-            "continuations": outcome.continuations,
-            # For a reader of the version before, which knows these figures and no others.
-            "spent": {name: getattr(outcome.spent, name) for name in COUNTS} if outcome.spent else None,
-            "attempts": [attempt.to_dict() for attempt in outcome.attempts_before],
-            "upstream_id": outcome.upstream_id,
-        }
+def head_of(outcome: Outcome) -> Head:
+    return Head(
+        headers=outcome.reply_headers,
+        provider=outcome.provider,
+        upstream_model=outcome.upstream_model,
+        tries=outcome.tries,
+        queue_wait_ms=round(outcome.waited_s * 1000),
+        ttft_ms=outcome.ttft_ms,
+        continuations=outcome.continuations,
+        spent=outcome.spent,
+        attempts=outcome.attempts_before,
+        upstream_id=outcome.upstream_id,
     )
 
 

@@ -11,6 +11,7 @@ from common.canonical.errors import Failed, GatewayError
 from common.canonical.generation import GenerationRequest
 from common.canonical.job import Job
 from common.channel.base import FrameKind
+from common.channel.head_and_end import Head
 from common.dialects import DIALECTS
 from common.metering.token_estimate import estimate_tokens
 from workers.attempt.call import reply_headers
@@ -40,7 +41,7 @@ async def count(job: Job, deployment: Deployment, writer: Writer, outcome: Outco
         tokens = estimate_tokens(request)
         outcome.reply_headers["x-sluice-estimated"] = "true"
     outcome.is_committed = True
-    writer.write_frame(FrameKind.HEAD, orjson.dumps({"status": 200, "headers": outcome.reply_headers}))
+    writer.write_frame(FrameKind.HEAD, Head(headers=outcome.reply_headers).pack())
     writer.write_frame(FrameKind.DATA, orjson.dumps({"input_tokens": tokens}))
 
 

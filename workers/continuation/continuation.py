@@ -8,7 +8,6 @@ Not continued: what the next call could not be told, or the client would not rea
 progress, refusals, several choices, log probabilities, JSON, citations, and whatever the other wire cannot express.
 """
 
-from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import quote
@@ -19,13 +18,13 @@ from common.canonical.errors import ErrorKind
 from common.canonical.events import Completed, FinishReason, Usage, summed, without
 from common.canonical.generation import GenerationRequest, Message, Role, TextPart
 from common.canonical.job import Job
-from common.channel.base import START, Channel, Frame, FrameKind
-from common.channel.said_text import said_in_stream
+from common.channel.base import Frame
+from common.channel.transcript import Transcript
 from common.config.settings import Settings
 from common.dialects import DIALECTS
 from common.dialects.base import Dialect, Progress, ReplyInfo
-from common.metering.attempts import Attempt, attempts_in
-from common.metering.token_estimate import estimate_text_tokens, estimate_tokens
+from common.metering.attempts import Attempt
+from common.metering.token_estimate import estimate_text_tokens, estimate_tokens, filled
 from common.sse import split_blocks
 from common.vendors.prefill import Prefill, prefill_of
 from workers.providers import WIRES
@@ -40,7 +39,6 @@ CONTINUATIONS_MAX = 3
 LOSSES = frozenset(
     {ErrorKind.WORKER_LOST, ErrorKind.UPSTREAM_UNAVAILABLE, ErrorKind.UPSTREAM_TIMEOUT, ErrorKind.UPSTREAM_PROTOCOL}
 )
-LOG_BATCH = 500  # Frames per read.
 _GO_ON = (
     "Your last message was cut off by a technical fault. Go on exactly where it stopped, in the middle of a word if it stopped "
     "there: repeat nothing, announce nothing, and change neither language nor format."
@@ -88,28 +86,14 @@ class Past:
         return progress.finished.reason, progress.encoder.encode(Completed(self.spent))
 
 
-async def read_frames(channel: Channel, generation_id: str) -> list[Frame]:
-    """Return the whole log.
-
-    Raises:
-        ChannelUnavailable: Redis is away.
-    """
-    frames: list[Frame] = []
-    while page := await channel.read(generation_id, frames[-1].id if frames else START, LOG_BATCH):
-        frames += page
-    return frames
-
-
 def read_past(job: Job, frames: list[Frame], reported: Usage | None, info: ReplyInfo) -> Past:
     """Return what a log tells; ``reported`` is the usage that the last try's upstream told before it broke off."""
     dialect = DIALECTS[job.dialect]
     request = dialect.parse(orjson.loads(job.body))
-    heads = [index for index, frame in enumerate(frames) if frame.kind is FrameKind.HEAD]
-    first, last = orjson.loads(frames[heads[0]].data), orjson.loads(frames[heads[-1]].data)
-    blocks = [block for frame in frames if frame.kind is FrameKind.DATA for block in split_blocks(frame.data)]
-    before = b"".join([frame.data for frame in frames[: heads[-1]] if frame.kind is FrameKind.DATA])
-    of_last_try = [frame.data for frame in frames[heads[-1] :] if frame.kind is FrameKind.DATA]
-    count = last.get("continuations", 0)
+    transcript = Transcript.of(frames, job.dialect, is_stream=True)
+    first, (*before, last) = transcript.tries[0].head, transcript.tries
+    head, count = last.head, last.head.continuations
+    blocks = [block for piece in transcript.data() for block in split_blocks(piece)]
     progress = _progress(dialect, request, info, blocks)
     is_whole, told = _judged(job, request, progress, blocks)
     if progress.finished and not is_whole:
@@ -118,24 +102,27 @@ def read_past(job: Job, frames: list[Frame], reported: Usage | None, info: Reply
     if count > 0 and not is_whole:
         told = None
     final = (told or progress.usage) if progress.finished else None
-    spent_before = Usage.from_dict(last["spent"]) if last.get("spent") else None
     if final:
-        spent, tried = final, without(final, spent_before)
+        spent, tried = final, without(final, head.spent)
     else:
-        tried = _estimated(reported or told, request, said_in_stream(job.dialect, before), job.dialect, of_last_try)
-        spent = summed(spent_before, tried) or tried
-    attempt = Attempt(last.get("provider") or "", last.get("upstream_model") or "", tried, is_estimated=final is None)
+        tried = filled(
+            reported or told,
+            lambda: estimate_tokens(request) + estimate_text_tokens(transcript.said(before)),
+            estimate_text_tokens(transcript.said([last])),
+        )
+        spent = summed(head.spent, tried) or tried
+    attempt = Attempt(head.provider, head.upstream_model, tried, is_estimated=final is None)
     return Past(
         request,
         progress,
         spent,
-        [*attempts_in(last), attempt],
+        [*head.attempts, attempt],
         count,
-        tries=last.get("tries", 1),
-        ttft_ms=first.get("ttft_ms"),
+        tries=head.tries or 1,
+        ttft_ms=first.ttft_ms,
         blocks=blocks,
-        provider=last.get("provider", ""),
-        upstream_id=last.get("upstream_id", ""),
+        provider=head.provider,
+        upstream_id=head.upstream_id,
     )
 
 
@@ -157,15 +144,6 @@ def _judged(job: Job, request: GenerationRequest, progress: Progress, blocks: li
     for block in blocks:
         decoder.decode(block)
     return decoder.is_whole, decoder.usage
-
-
-def _estimated(told: Usage | None, request: GenerationRequest, before: str, dialect: str, data: list[bytes]) -> Usage:
-    """The usage of a try that did not live to report it: what it told, and for the rest an estimate."""
-    output_tokens = estimate_text_tokens(said_in_stream(dialect, b"".join(data)))
-    usage = copy(told) if told else Usage()
-    usage.input_tokens = usage.input_tokens or estimate_tokens(request) + estimate_text_tokens(before)
-    usage.output_tokens = max(usage.output_tokens, output_tokens)
-    return usage
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,11 +8,12 @@ import structlog
 from common.canonical.errors import ErrorKind, Failed, GatewayError
 from common.canonical.job import Job
 from common.channel.base import ChannelUnavailable, Frame
+from common.channel.transcript import read_log
 from common.dialects import DIALECTS
 from common.metering.attempts import merged
 from workers.attempt.attempts import try_deployments
 from workers.attempt.call import call, reply_info
-from workers.continuation.continuation import Continuation, Past, continuations, read_frames, read_past, reattachable
+from workers.continuation.continuation import Continuation, Past, continuations, read_past, reattachable
 from workers.outcome import Outcome, RunsOn
 from workers.providers.base import Deployment
 from workers.publish.writer import PAUSE_WHILE_AWAY_S, Writer
@@ -92,7 +93,7 @@ async def _frames(job: Job, lost: Failed, services: Services) -> list[Frame]:
         async with asyncio.timeout(services.settings.worker_buffer_s):
             while True:
                 with suppress(ChannelUnavailable):
-                    return await read_frames(services.channel, job.generation_id)
+                    return await read_log(services.channel, job.generation_id)
                 await asyncio.sleep(PAUSE_WHILE_AWAY_S)
     except TimeoutError as error:
         raise GatewayError.of(lost) from error

@@ -21,7 +21,9 @@ from redis.exceptions import RedisError
 
 from common.canonical.errors import GatewayError
 from common.canonical.job import Job
-from common.channel.base import START, Channel, ChannelUnavailable, Frame
+from common.channel.base import Channel, ChannelUnavailable, Frame
+from common.channel.head_and_end import End
+from common.channel.transcript import Transcript, pages
 from common.config.settings import MIB, Settings
 from common.ledger import set_aside
 from common.ledger.audit import seal
@@ -44,7 +46,6 @@ log = structlog.get_logger()
 
 BATCH = 100  # Five milliseconds of this process' time, in which no token moves.
 SCAN_COUNT = 1_000  # Keys per step of the scan: about a millisecond of Redis' time.
-LOG_BATCH = 500
 LOG_BYTES_MAX = 8 * MIB  # Of one log that is read back for an estimate or the audit log.
 MS_DIGITS_MAX = 18
 _RECORDS = "{gen_*}:record"
@@ -150,11 +151,12 @@ class Collector:
 
     async def _add(self, batch: _Batch, generation_id: str, record: dict[bytes, bytes]) -> None:
         asked = Asked.unpack(record[b"asked"])
-        row = row_of(generation_id, asked, record[b"end"], int(record[b"ended_ms"]))
-        if is_unmeasured(row, record[b"end"]):
+        end = End.unpack(record[b"end"])
+        row = row_of(generation_id, asked, end, int(record[b"ended_ms"]))
+        if is_unmeasured(row, end):
             row = await self._measured(row, unpack(record.get(b"note")))
         if asked.is_audited:
-            sealed = await self._sealed(row, record[b"end"])
+            sealed = await self._sealed(row, end)
             if sealed is None:
                 batch.rows.append(row)
                 return  # The record stays, and the scan finds it again when there is a secret.
@@ -166,7 +168,7 @@ class Collector:
         """Fill in what an answer took that broke off, from its log, if that is still there, and what its worker ``noted``."""
         frames, request = await self._read_back(row["id"])
         try:
-            partial = await asyncio.to_thread(read_partial, row["dialect"], frames, request, is_stream=row["stream"])
+            partial = await asyncio.to_thread(read_partial, _transcript(frames, row), request)
             noted = await asyncio.to_thread(with_prompt, noted, Job.unpack(request) if request else None)
         except Exception:  # A row without its usage is better than none: the bytes may be any provider's.
             log.exception("usage_not_estimated", generation_id=row["id"])
@@ -178,9 +180,9 @@ class Collector:
             attempt.has_brought_key = attempt.has_brought_key or row["has_brought_key"]
             if attempt.cost is None:
                 attempt.priced(self._settings.prices)
-        return with_attempts(row, partial.head if partial else {}, attempts)
+        return with_attempts(row, partial.head if partial else None, attempts)
 
-    async def _sealed(self, row: Row, end: bytes) -> Row | None:
+    async def _sealed(self, row: Row, end: End) -> Row | None:
         """Return the entry of the audit log; None while there is no secret to encrypt it with."""
         secret = self._settings.secret
         if secret is None:
@@ -189,9 +191,9 @@ class Collector:
             self._has_told_of_secret = True
             return None
         frames, request = await self._read_back(row["id"])
-        answer = await asyncio.to_thread(read_answer, row["dialect"], frames, is_stream=row["stream"])
+        answer = await asyncio.to_thread(read_answer, _transcript(frames, row))
         entry = {name: row[name] for name in _AUDITED}
-        entry |= {"request": _body(request), "answer": answer, "error": orjson.loads(end).get("error")}
+        entry |= {"request": _body(request), "answer": answer, "error": end.error}
         return {
             "id": row["id"],
             "owner": row["owner"],
@@ -205,7 +207,7 @@ class Collector:
         frames: list[Frame] = []
         size = 0
         try:
-            while page := await self._channel.read(generation_id, frames[-1].id if frames else START, LOG_BATCH):
+            async for page in pages(self._channel, generation_id):
                 frames += page
                 size += sum(len(frame.data) for frame in page)
                 if size > LOG_BYTES_MAX:
@@ -276,6 +278,10 @@ class Collector:
 def _number(stored: Any) -> int:
     """Return a stored number of milliseconds; 0 for what is none."""
     return int(stored) if isinstance(stored, bytes) and stored.isdigit() and len(stored) < MS_DIGITS_MAX else 0
+
+
+def _transcript(frames: list[Frame], row: Row) -> Transcript:
+    return Transcript.of(frames, row["dialect"], is_stream=row["stream"])
 
 
 def _body(request: bytes | None) -> Any:

@@ -6,32 +6,25 @@ that says nothing that can be read raises, and is set aside by the collector.
 
 from typing import Any
 
-import orjson
-
 from common.canonical.errors import ErrorKind, one_word
 from common.canonical.events import COUNTS, Usage
+from common.channel.head_and_end import COUNT_MAX, End, Head, count_of
 from common.ledger.record import Asked
-from common.metering.attempts import Attempt, attempts_in, nano_usd, total_cost, total_usage
+from common.metering.attempts import Attempt, nano_usd, total_cost, total_usage
 from common.metering.pricing import Cost
-
-_INT_MAX = 2**63 - 1
 
 Row = dict[str, Any]  # By the columns' names, and ``attempts``: rows of their own. See ``common/database/tables.py``.
 
 
-def row_of(generation_id: str, asked: Asked, end: bytes, ended_ms: int) -> Row:
-    """Return the row of a generation; ``end`` is the data of its ``end`` frame.
+def row_of(generation_id: str, asked: Asked, end: End, ended_ms: int) -> Row:
+    """Return the row of a generation.
 
     Raises:
         ValueError: the record is not one of ours.
     """
-    told = orjson.loads(end)
-    if not 0 <= ended_ms <= _INT_MAX:
+    if not 0 <= ended_ms <= COUNT_MAX:
         raise ValueError("an end has a moment")
-    if not isinstance(told, dict):
-        raise ValueError("an end is a JSON object")  # noqa: TRY004 - One kind of failure for whatever cannot be read.
-    error = _object(told.get("error"))
-    ttft_ms = _count(told.get("ttft_ms"))
+    error = end.error or {}
     return {
         "id": _text(generation_id, 64),
         "owner": _text(asked.owner, 64),
@@ -42,49 +35,50 @@ def row_of(generation_id: str, asked: Asked, end: bytes, ended_ms: int) -> Row:
         "operation": _text(asked.operation, 64),
         "stream": bool(asked.stream),
         "model": _text(asked.model, 255),
-        "provider": _optional(told.get("provider"), 64),
-        "upstream_model": _optional(told.get("upstream_model"), 255),
-        "created_ms": _count(asked.created_ms) or 0,
+        "provider": _optional(end.provider, 64),
+        "upstream_model": _optional(end.upstream_model, 255),
+        "created_ms": count_of(asked.created_ms) or 0,
         "ended_ms": ended_ms,
         "outcome": _outcome(error),
         "error_kind": _optional(error.get("kind"), 64),
         "error_code": one_word(error.get("code")),
-        "finish_reason": _optional(told.get("finish_reason"), 64),
-        **_taken(generation_id, attempts_in(told)),
+        "finish_reason": _optional(end.finish_reason, 64),
+        **_taken(generation_id, end.attempts),
         # A failure behind the commit point: the client has the beginning of an answer.
-        "is_partial": bool(error) and ttft_ms is not None,
-        "has_brought_key": bool(told.get("brought_key")),
+        "is_partial": bool(error) and end.ttft_ms is not None,
+        "has_brought_key": end.has_brought_key,
         "cache": _text(asked.cache, 64),
         "answered_by": _optional(asked.answered_by, 64),
-        "tries": _count(told.get("tries")) or 0,
-        "continuations": _count(told.get("continuations")) or 0,
-        "queue_wait_ms": _count(told.get("queue_wait_ms")),
-        "ttft_ms": ttft_ms,
-        "duration_ms": _count(told.get("duration_ms")),
+        "tries": end.tries,
+        "continuations": end.continuations,
+        "queue_wait_ms": end.queue_wait_ms,
+        "ttft_ms": end.ttft_ms,
+        "duration_ms": end.duration_ms,
     }
 
 
-def is_unmeasured(row: Row, end: bytes) -> bool:
+def is_unmeasured(row: Row, end: End) -> bool:
     """Whether nobody has counted how far an answer came: an API ended it, since its worker was lost.
 
     A worker of the version before left that to us where Redis was away.
     """
-    by_worker = row["duration_ms"] is not None  # Only a worker tells how long it took.
-    is_counted = b'"attempts"' in end or row["is_estimated"] or row["ttft_ms"] is None
+    by_worker = end.duration_ms is not None  # Only a worker tells how long it took.
+    is_counted = end.has_attempts or row["is_estimated"] or row["ttft_ms"] is None
     return row["outcome"] != "completed" and row["operation"] == "generate" and not (by_worker and is_counted)
 
 
-def with_attempts(row: Row, head: dict[str, Any], attempts: list[Attempt]) -> Row:
-    """Return a row with what is known of an answer that broke off; ``head`` is the data of its log's last head, or nothing."""
+def with_attempts(row: Row, head: Head | None, attempts: list[Attempt]) -> Row:
+    """Return a row with what is known of an answer that broke off; ``head`` is its log's last one, where there is one."""
     last = attempts[-1]
     filled = {**row, **_taken(row["id"], attempts)}
-    filled["is_partial"] = row["is_partial"] or bool(head)
+    filled["is_partial"] = row["is_partial"] or head is not None
     filled["provider"] = row["provider"] or _optional(last.provider, 64)
     filled["upstream_model"] = row["upstream_model"] or _optional(last.model, 255)
-    filled["tries"] = row["tries"] or _count(head.get("tries")) or len(attempts)
-    filled["continuations"] = row["continuations"] or _count(head.get("continuations")) or 0
+    head = head or Head()
+    filled["tries"] = row["tries"] or head.tries or len(attempts)
+    filled["continuations"] = row["continuations"] or head.continuations
     for name in ("queue_wait_ms", "ttft_ms"):
-        filled[name] = _count(head.get(name)) if row[name] is None else row[name]
+        filled[name] = getattr(head, name) if row[name] is None else row[name]
     return filled
 
 
@@ -139,10 +133,6 @@ def _outcome(error: dict[str, Any]) -> str:
     return "cancelled" if error.get("kind") == ErrorKind.CANCELLED else "failed"
 
 
-def _object(found: Any) -> dict[str, Any]:
-    return found if isinstance(found, dict) else {}
-
-
 def _text(found: Any, length: int) -> str:
     """Text that both databases store: PostgreSQL has no NUL, and neither has halves of surrogate pairs."""
     return str(found).replace("\0", "").encode(errors="replace").decode()[:length]
@@ -150,12 +140,3 @@ def _text(found: Any, length: int) -> str:
 
 def _optional(found: Any, length: int) -> str | None:
     return None if found is None or found == "" else _text(found, length)
-
-
-def _count(found: Any) -> int | None:
-    """A whole number that is not negative, as far as it goes into a column; providers report all kinds of things."""
-    if type(found) is int and 0 <= found <= _INT_MAX:
-        return found
-    if isinstance(found, bool) or not isinstance(found, int | float) or found != found:
-        return None
-    return int(min(max(found, 0), _INT_MAX))

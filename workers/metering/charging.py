@@ -6,7 +6,6 @@ it; a request that the upstream refused does not.
 """
 
 from collections import Counter
-from copy import copy
 from typing import TYPE_CHECKING
 
 import orjson
@@ -20,7 +19,7 @@ from common.config.settings import Settings
 from common.dialects import DIALECTS
 from common.limits.charges import Purse, Settlement
 from common.metering.attempts import Attempt, merged, nano_usd, pack, total_usage
-from common.metering.token_estimate import estimate_tokens, reserved_tokens
+from common.metering.token_estimate import estimate_tokens, filled, reserved_tokens
 from workers.metering.partial_usage import Partial
 from workers.providers.base import Deployment, UpstreamRequest
 from workers.providers.shared.figures import name_of
@@ -104,7 +103,7 @@ def take_measure(partial: Partial, outcome: "Outcome", settings: Settings) -> No
         return
     found = [each.priced(settings.prices) for each in (*before, last)]
     outcome.attempts = merged(found, outcome.attempts)
-    outcome.ttft_ms = partial.head.get("ttft_ms")
+    outcome.ttft_ms = partial.head.ttft_ms
     outcome.provider, outcome.upstream_model = last.provider, last.model
 
 
@@ -131,12 +130,7 @@ def packed_note(outcome: "Outcome", job: Job, deployment: Deployment) -> bytes:
 
 def completed(reported: Usage | None, estimated: Usage) -> Usage:
     """Return what was reported, and where that does not go far enough the estimate: some report at the beginning, or never."""
-    if reported is None:
-        return estimated
-    usage = copy(reported)
-    usage.input_tokens = reported.input_tokens or estimated.input_tokens
-    usage.output_tokens = max(reported.output_tokens, estimated.output_tokens)
-    return usage
+    return filled(reported, lambda: estimated.input_tokens, estimated.output_tokens) if reported else estimated
 
 
 def with_prompt(attempts: list[Attempt], job: Job | None) -> list[Attempt]:

@@ -11,7 +11,6 @@ A blocked pattern ends the answer as vendors do it themselves: what came before 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from copy import copy
 from typing import Any
 
 import structlog
@@ -37,7 +36,7 @@ from common.canonical.generation import GenerationRequest
 from common.canonical.job import Job
 from common.config.settings import Settings
 from common.guardrails.custom import SEPARATOR, Action, Check, Custom, GuardrailUnavailable, Verdict, joined
-from common.metering.token_estimate import estimate_tokens, tokens_in_bytes
+from common.metering.token_estimate import estimate_tokens, filled, tokens_in_bytes
 from workers.metrics import Metrics
 from workers.providers.base import Decoder, Wire
 from workers.transcode.guarded_text import GuardedText
@@ -356,8 +355,5 @@ class GuardedDecoder:
         told = self._decoder.usage
         if self._is_whole:
             return told
-        usage = copy(told) if told else Usage()
-        usage.input_tokens = usage.input_tokens or estimate_tokens(self._request)
-        usage.output_tokens = max(usage.output_tokens, tokens_in_bytes(self._guard.said_bytes))
-        self._cut = usage
-        return usage
+        self._cut = filled(told, lambda: estimate_tokens(self._request), tokens_in_bytes(self._guard.said_bytes))
+        return self._cut

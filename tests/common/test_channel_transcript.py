@@ -1,0 +1,70 @@
+"""A log that is read back: which tries count, and what they have said."""
+
+import orjson
+
+from common.channel.base import START, Frame, FrameId, FrameKind
+from common.channel.head_and_end import Head
+from common.channel.transcript import PAGE_FRAMES, Transcript, pages, read_log
+
+
+def delta(content: str) -> bytes:
+    return b'data: {"choices":[{"index":0,"delta":{"content":%b}}]}\n\n' % orjson.dumps(content)
+
+
+def log(*items: tuple[FrameKind, bytes]) -> list[Frame]:
+    return [Frame(FrameId(1, n), kind, data) for n, (kind, data) in enumerate(items, 1)]
+
+
+def head(**fields: object) -> tuple[FrameKind, bytes]:
+    return FrameKind.HEAD, Head(**fields).pack()
+
+
+def data(piece: bytes) -> tuple[FrameKind, bytes]:
+    return FrameKind.DATA, piece
+
+
+class Log:
+    """A channel of which nothing but its log is there."""
+
+    def __init__(self, frames: list[Frame]) -> None:
+        self.frames = frames
+        self.asked: list[FrameId] = []
+
+    async def read(self, _: str, after: FrameId, count: int) -> list[Frame]:
+        self.asked.append(after)
+        return [frame for frame in self.frames if frame.id > after][:count]
+
+
+def test_a_streams_tries_follow_each_other():
+    frames = log(
+        head(tries=1), data(delta("a ")), data(delta("b ")), (FrameKind.FENCE, b"1-2"), head(tries=3), data(delta("c"))
+    )
+
+    found = Transcript.of(frames, "openai-chat", is_stream=True)
+
+    assert [each.head.tries for each in found.tries] == [1, 3]
+    assert found.data() == [delta("a "), delta("b "), delta("c")]
+    assert (found.said(found.tries[:1]), found.said(found.tries)) == ("a b ", "a b c")
+
+
+def test_of_a_whole_answer_the_last_try_alone_counts():
+    body = orjson.dumps({"choices": [{"index": 0, "message": {"content": "hi"}}]})
+    frames = log(head(tries=1), data(body[:9]), head(tries=2), data(body[:20]), data(body[20:]))
+
+    found = Transcript.of(frames, "openai-chat", is_stream=False)
+
+    assert [each.head.tries for each in found.tries] == [2]
+    assert (b"".join(found.data()), found.said(found.tries)) == (body, "hi")
+
+
+def test_before_its_head_nothing_was_answered():
+    assert Transcript.of(log((FrameKind.FENCE, b"0-0")), "openai-chat", is_stream=True).tries == []
+
+
+async def test_a_log_is_read_page_by_page_to_its_end():
+    whole = log(*(data(b"%d" % n) for n in range(2 * PAGE_FRAMES + 1)))
+    channel = Log(whole)
+
+    assert await read_log(channel, "gen_1") == whole
+    assert channel.asked == [START, whole[PAGE_FRAMES - 1].id, whole[2 * PAGE_FRAMES - 1].id, whole[-1].id]
+    assert [len(page) async for page in pages(channel, "gen_1", whole[-3].id)] == [2]
