@@ -26,7 +26,8 @@ from common.dialects import DIALECTS
 from common.dialects.base import ReplyInfo, SoFar
 from common.sse import SseCutter
 from common.vendors.table import VENDORS, Vendor
-from workers.attempt.call import Prepared, _prepare
+from workers.attempt import call
+from workers.attempt.call import Prepared
 from workers.providers import WIRES
 from workers.providers.base import Deployment, UpstreamRequest
 from workers.transcode.pumps import Pump
@@ -192,7 +193,7 @@ def prepared(body: dict[str, Any], dialect: str, deployment: Deployment) -> Prep
     """Return what a worker would send, and what makes the client's bytes of the answer."""
     stream = bool(body["stream"])
     job = Job("gen_abc", "req_1", dialect, "m", stream, Policy.STOP, grace_s=0, created_s=1, body=orjson.dumps(body))
-    return _prepare(job, WIRES[deployment.wire], deployment, replace(INFO, body=body))
+    return call.prepared(job, WIRES[deployment.wire], deployment, replace(INFO, body=body))
 
 
 def answered(pump: Pump, wire: str, says: Says) -> bytes:

@@ -5,6 +5,7 @@ import asyncio
 import structlog
 
 from common.canonical.events import COUNTS
+from common.canonical.job import Job
 from common.channel.base import ChannelUnavailable, Fenced, Frame, FrameKind
 from common.channel.head_and_end import End
 from common.channel.transcript import Transcript, read_log
@@ -15,21 +16,23 @@ from common.queue.worker import HandBack
 from common.redis.errors import RedisUnavailable
 from workers.metering.charging import settlement_of, take_measure
 from workers.metering.partial_usage import Partial, read_partial
-from workers.outcome import Outcome
-from workers.publish.writer import Writer
+from workers.metrics import Metrics
+from workers.outcome import Ask, Total
+from workers.running import Running
 from workers.services import Services
 
 log = structlog.get_logger()
 
 
-async def measure(fenced: Fenced, writer: Writer, outcome: Outcome, services: Services) -> None:
+async def measure(running: Running, fenced: Fenced) -> None:
     """Estimate from the log what an answer took whose upstream did not report it, or whose worker was lost.
 
     An answer that broke off is paid for as far as it came: whoever leaves early pays for what he got.
     """
-    is_rough = outcome.is_committed and bool(outcome.attempts) and outcome.attempts[-1].is_rough
-    is_of_others = fenced.has_head and not (outcome.knows_past or outcome.is_committed)
-    if not (is_rough or is_of_others) or not outcome.dialect:
+    job, total, writer, services = running.job, running.total, running.writer, running.services
+    is_rough = total.is_committed and bool(total.attempts) and total.attempts[-1].is_rough
+    is_of_others = fenced.has_head and not (total.knows_past or total.is_committed)
+    if not (is_rough or is_of_others) or not job.dialect:
         return
     writer.ignore_stop()  # It ends already.
     await writer.flushed()
@@ -37,35 +40,35 @@ async def measure(fenced: Fenced, writer: Writer, outcome: Outcome, services: Se
         return
     try:
         async with services.measuring:
-            frames = await read_log(services.channel, writer.claim.generation_id)
-            found = await asyncio.to_thread(_read_partial, frames, outcome.dialect, outcome.is_stream, fenced.request)
+            frames = await read_log(services.channel, job.generation_id)
+            found = await asyncio.to_thread(_read_partial, frames, job, fenced.request)
     except ChannelUnavailable:
         return  # The number of events must do.
     except Exception:  # The bytes may be any provider's, and the answer must have its end.
-        log.exception("usage_not_estimated", generation_id=writer.claim.generation_id)
+        log.exception("usage_not_estimated", generation_id=job.generation_id)
         return
     if found:
-        take_measure(found, outcome, services.settings)
+        take_measure(found, total, services.settings)
 
 
-def _read_partial(frames: list[Frame], dialect: str, is_stream: bool, request: bytes | None) -> Partial | None:
-    return read_partial(Transcript.of(frames, dialect, is_stream=is_stream), request)
+def _read_partial(frames: list[Frame], job: Job, request: bytes | None) -> Partial | None:
+    return read_partial(Transcript.of(frames, job.dialect, is_stream=job.stream), request)
 
 
-async def end(writer: Writer, outcome: Outcome, services: Services) -> Settlement:
+async def end(running: Running) -> Settlement:
     """Append the end and wait until the log has it; from then on the job is over, and what it took is known."""
-    failed = outcome.failed
-    if failed and failed.retry_after_s is not None:
-        failed.retry_after_s = min(failed.retry_after_s, services.settings.retry_after_max_s)
+    total, writer, settings = running.total, running.writer, running.settings
+    if total.failed and total.failed.retry_after_s is not None:
+        total.failed.retry_after_s = min(total.failed.retry_after_s, settings.retry_after_max_s)
     writer.ignore_stop()  # Whatever is asked now, the answer is already given.
-    is_kept = await _keep_response(writer, outcome, services)
-    writer.write_frame(FrameKind.END, _end_of(outcome).pack())
+    is_kept = await _keep_response(running)
+    writer.write_frame(FrameKind.END, _end_of(running.ask, total).pack())
     await writer.flushed()
     if not is_kept:
-        await _keep_response(writer, outcome, services)  # Redis is back, for it has taken the end.
+        await _keep_response(running)  # Redis is back, for it has taken the end.
     if not writer.lost:
-        _report(outcome, services)
-    return settlement_of(outcome.attempts, services.settings)
+        _report(running.ask, total, running.services.metrics)
+    return settlement_of(total.attempts, settings)
 
 
 async def settle_ended(generation_id: str, services: Services) -> Settlement:
@@ -77,58 +80,59 @@ async def settle_ended(generation_id: str, services: Services) -> Settlement:
     return settlement_of(End.unpack(record.end).attempts, services.settings) if record else UNUSED
 
 
-def _end_of(outcome: Outcome) -> End:
+def _end_of(ask: Ask, total: Total) -> End:
     return End(
-        error=outcome.failed.to_dict() if outcome.failed else None,
-        finish_reason=outcome.finish_reason,
-        usage=total_usage(outcome.attempts),
-        is_estimated=any(attempt.is_estimated for attempt in outcome.attempts),
-        provider=outcome.provider,
-        upstream_model=outcome.upstream_model,
-        has_brought_key=outcome.has_brought_key,
-        continuations=outcome.continuations,
-        tries=outcome.tries,
-        queue_wait_ms=round(outcome.waited_s * 1000),
-        ttft_ms=outcome.ttft_ms,
-        duration_ms=outcome.elapsed_ms(),
-        cost=total_cost(outcome.attempts),
-        attempts=outcome.attempts,
+        error=total.failed.to_dict() if total.failed else None,
+        finish_reason=total.finish_reason,
+        usage=total_usage(total.attempts),
+        is_estimated=any(attempt.is_estimated for attempt in total.attempts),
+        provider=total.provider,
+        upstream_model=total.upstream_model,
+        has_brought_key=total.has_brought_key,
+        continuations=total.continuations,
+        tries=total.tries,
+        queue_wait_ms=round(ask.waited_s * 1000),
+        ttft_ms=total.ttft_ms,
+        duration_ms=ask.elapsed_ms(),
+        cost=total_cost(total.attempts),
+        attempts=total.attempts,
     )
 
 
-async def _keep_response(writer: Writer, outcome: Outcome, services: Services) -> bool:
+async def _keep_response(running: Running) -> bool:
     """Store what ``GET /v1/responses/{id}`` gives; returns whether there is nothing left to store."""
-    if outcome.dialect != "openai-responses" or writer.lost:
+    job, total = running.job, running.total
+    if job.dialect != "openai-responses" or running.writer.lost:
         return True
     try:
-        await services.responses.finish(writer.claim.generation_id, outcome.last_data, outcome.failed)
+        await running.services.responses.finish(job.generation_id, total.last_data, total.failed)
     except RedisUnavailable as error:
-        log.warning("response_not_stored", generation_id=writer.claim.generation_id, error=str(error))
+        log.warning("response_not_stored", generation_id=job.generation_id, error=str(error))
         return False
     return True
 
 
-def _report(outcome: Outcome, services: Services) -> None:
-    metrics, usage = services.metrics, total_usage(outcome.attempts)
-    what = outcome.failed.kind if outcome.failed else "completed"
-    metrics.generations.labels(outcome.dialect, outcome.provider, what).inc()
-    for attempt in outcome.attempts:
+def _report(ask: Ask, total: Total, metrics: Metrics) -> None:
+    job, usage = ask.job, total_usage(total.attempts)
+    what = total.failed.kind if total.failed else "completed"
+    metrics.generations.labels(job.dialect, total.provider, what).inc()
+    for attempt in total.attempts:
         for name in COUNTS:
             if count := getattr(attempt.usage, name):
                 metrics.tokens.labels(attempt.provider, name.removesuffix("_tokens")).inc(count)
-    for provider in {attempt.provider for attempt in outcome.attempts if attempt.cost is None}:
+    for provider in {attempt.provider for attempt in total.attempts if attempt.cost is None}:
         metrics.unpriced.labels(provider).inc()
     log.info(
         "generation_ended",
         outcome=what,
-        code=outcome.failed.logged_code if outcome.failed else None,  # Not the message: a provider's may quote the prompt.
-        model=outcome.model,
-        provider=outcome.provider,
-        messages=outcome.messages,
-        tries=outcome.tries,
+        code=total.failed.logged_code if total.failed else None,  # Not the message: a provider's may quote the prompt.
+        model=job.model,
+        provider=total.provider,
+        messages=total.messages,
+        tries=total.tries,
         input_tokens=usage.input_tokens if usage else None,
         output_tokens=usage.output_tokens if usage else None,
-        output_events=outcome.output_events,
-        ttft_ms=outcome.ttft_ms,
-        duration_ms=outcome.elapsed_ms(),
+        output_events=total.output_events,
+        ttft_ms=total.ttft_ms,
+        duration_ms=ask.elapsed_ms(),
     )

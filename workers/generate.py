@@ -11,13 +11,12 @@ is ``pumps``, when a try is repeated ``tries``, how an answer goes on that broke
 import asyncio
 import secrets
 from contextlib import suppress
-from functools import partial
 from typing import NoReturn
 
 import structlog
 
 from common.canonical.errors import ErrorKind, Failed, GatewayError
-from common.canonical.job import Job
+from common.canonical.job import Job, Policy
 from common.channel.base import ChannelUnavailable, Claim, Fenced, Stop, Verdict
 from common.limits.charges import Settlement
 from common.metering.attempts import unpack
@@ -31,8 +30,8 @@ from workers.continuation.continuation import LOSSES
 from workers.continuation.go_on import LOST, go_on, read_back
 from workers.ending import end, measure, settle_ended
 from workers.metering.charging import with_prompt
-from workers.outcome import Outcome
-from workers.publish.writer import Writer
+from workers.outcome import Ask, Total
+from workers.running import Running
 from workers.services import Services
 from workers.upstream.deployments import deployments
 
@@ -70,31 +69,33 @@ async def run_generation(claimed: ClaimedJob, services: Services) -> Settlement:
 
     task = asyncio.current_task()
     assert task is not None
+    job = _read_job(fenced, claimed.generation_id)
+    ask = Ask(job, claimed.waited_ms / 1000, claimed.is_background)
+    total = Total(tries=claimed.attempts)
     with services.publisher.writer(claim, fenced.answer.last, task.cancel) as writer:
-        outcome = Outcome(claimed.waited_ms / 1000, claimed.is_background)
-        outcome.tries = outcome.tries_before = claimed.attempts
+        running = Running(ask, total, writer, services)
         try:
-            await _answer(claimed, fenced, writer, outcome, services)
+            await _answer(running, claimed, fenced)
         except Postponed:
             with suppress(ChannelUnavailable):  # What its calls have cost so far; the next heartbeat would come too late.
                 await services.channel.heartbeat([claim], [writer.note])
             raise
         except GatewayError as error:
-            outcome.failed = error.failed
+            total.failed = error.failed
         except asyncio.CancelledError:
             if not (writer.lost or writer.has_hole or writer.stop is not Stop.NO):
                 raise  # The worker stops: the next claim goes on.
             task.uncancel()
             if writer.lost:
                 return UNUSED
-            outcome.failed = _stopped(writer.stop)
+            total.failed = _stopped(writer.stop)
         except Exception:
             log.exception("generation_broke", generation_id=claimed.generation_id)
-            outcome.failed = Failed(ErrorKind.INTERNAL, "The gateway failed on this request. Its operators have been told.")
-        await measure(fenced, writer, outcome, services)
-        settlement = await end(writer, outcome, services)
-    if (outcome.failed or outcome.is_cut) and outcome.runs_on and not writer.lost:
-        await cancel(outcome.runs_on, services.upstream)
+            total.failed = Failed(ErrorKind.INTERNAL, "The gateway failed on this request. Its operators have been told.")
+        await measure(running, fenced)
+        settlement = await end(running)
+    if (total.failed or total.is_cut) and total.runs_on and not writer.lost:
+        await cancel(total.runs_on, services.upstream)
     return settlement
 
 
@@ -110,33 +111,35 @@ async def _end_poison(claimed: ClaimedJob, services: Services) -> NoReturn:
     raise SetAside(f"{POISON_DEATHS} workers were lost on it")
 
 
-async def _answer(claimed: ClaimedJob, fenced: Fenced, writer: Writer, outcome: Outcome, services: Services) -> None:
+async def _answer(running: Running, claimed: ClaimedJob, fenced: Fenced) -> None:
     """Write the answer's head and data; what is raised becomes the log's end."""
-    job = _read_job(fenced)
+    job, services = running.job, running.services
     structlog.contextvars.bind_contextvars(generation_id=job.generation_id, request_id=job.request_id, dialect=job.dialect)
-    outcome.model, outcome.dialect, outcome.is_stream = job.model, job.dialect, job.stream
-    outcome.attempts = [each.priced(services.settings.prices) for each in with_prompt(unpack(fenced.note), job)]
-    writer.watch_listeners(job.policy, job.grace_s)
+    if not job.dialect:
+        raise GatewayError(ErrorKind.INTERNAL, "The stored request cannot be read. Send it again.")
+    running.total.attempts = [each.priced(running.settings.prices) for each in with_prompt(unpack(fenced.note), job)]
+    running.writer.watch_listeners(job.policy, job.grace_s)
     if fenced.answer.stop is not Stop.NO and fenced.has_head and job.stream:
         with suppress(GatewayError):
-            await read_back(job, LOST, writer, outcome, services)  # Its upstream may run on, and is to be stopped too.
+            await read_back(running, LOST)  # Its upstream may run on, and is to be stopped too.
     _refuse_what_cannot_run(claimed, fenced)
     if not claimed.was_postponed:
         services.metrics.queue_wait.observe(claimed.waited_ms / 1000)
     try:
         async with asyncio.timeout(services.settings.total_timeout_s):
-            await _run(job, fenced, writer, outcome, services)
+            await _run(running, fenced)
     except TimeoutError as error:
         raise GatewayError(
             ErrorKind.DEADLINE_EXCEEDED, "The answer took longer than the gateway allows.", code="deadline_exceeded"
         ) from error
 
 
-def _read_job(fenced: Fenced) -> Job:
+def _read_job(fenced: Fenced, generation_id: str) -> Job:
+    """Return the job; one without a dialect stands for what cannot be read, and is told so by its end."""
     try:
         return Job.unpack(fenced.request or b"")
-    except (ValueError, TypeError) as error:
-        raise GatewayError(ErrorKind.INTERNAL, "The stored request cannot be read. Send it again.") from error
+    except (ValueError, TypeError):
+        return Job(generation_id, "", "", "", False, Policy.DETACH, 0.0, 0)
 
 
 def _refuse_what_cannot_run(claimed: ClaimedJob, fenced: Fenced) -> None:
@@ -150,17 +153,18 @@ def _refuse_what_cannot_run(claimed: ClaimedJob, fenced: Fenced) -> None:
         )
 
 
-async def _run(job: Job, fenced: Fenced, writer: Writer, outcome: Outcome, services: Services) -> None:
+async def _run(running: Running, fenced: Fenced) -> None:
     """Answer, and go on with an answer that breaks off. A body that is not streamed starts over: nobody has seen any of it."""
-    run = partial(count if job.operation == "count_tokens" else call, job)
+    job = running.job
     lost = LOST if fenced.has_head and job.stream else None
     while True:
         try:
             if lost is None:
-                return await try_deployments(job, deployments(job, services.settings), run, writer, outcome, services)
-            return await go_on(job, lost, writer, outcome, services)
+                among = deployments(job, running.settings)
+                return await try_deployments(running, among, count if job.operation == "count_tokens" else call)
+            return await go_on(running, lost)
         except GatewayError as error:
-            if not (job.stream and outcome.is_committed and error.failed.kind in LOSSES):
+            if not (job.stream and running.total.is_committed and error.failed.kind in LOSSES):
                 raise
             lost = error.failed
 

@@ -21,16 +21,20 @@ from common.channel.base import FrameKind
 from common.config.settings import Settings
 from common.dialects import DIALECTS
 from common.dialects.base import ReplyInfo
-from workers.attempt.call import TAIL_S, _prepare, _stream, last_blocks
+from workers.attempt.call import TAIL_S, Transfer, last_blocks
+from workers.attempt.call import prepared as prepare
 from workers.metrics import Metrics
-from workers.outcome import Outcome
+from workers.outcome import Ask, Reply, Total
 from workers.providers import WIRES
 from workers.providers.base import Deployment
+from workers.running import Running
 from workers.transcode.output_guardrails import OutputGuard
 from workers.transcode.pumps import Folding
 
 TWO = DIALECTS["openai-chat"].parse({**CLIENTS["openai-chat"].body, "n": 2})
 SERVICES: Any = SimpleNamespace(settings=Settings(_env_file=None), metrics=Metrics(CollectorRegistry()))
+JOB = Job("gen_1", "r", "openai-chat", "m", True, Policy.STOP, 0, 1)
+DEPLOYMENT = Deployment("p", "http://x", "k", "m", "openai-chat")
 TAIL_BYTES, SAMPLES = 120, 6  # Cuts at every byte of the last ones, and at so many before them.
 ENDS = {
     "fin": None,
@@ -79,14 +83,15 @@ def prepared(wire: str, dialect: str, *, is_stream: bool, guard: OutputGuard | N
     body = {**CLIENTS[dialect].body, "stream": is_stream, **more}
     job = Job("gen_1", "r", dialect, "m", is_stream, Policy.STOP, 0, 1, body=orjson.dumps(body))
     info = ReplyInfo(INFO.generation_id, INFO.model, INFO.created_s, INFO.provider, body)
-    return _prepare(job, WIRES[wire], Deployment("p", "http://x", "k", "m", wire), info, guard)[1]
+    return prepare(job, WIRES[wire], Deployment("p", "http://x", "k", "m", wire), info, guard)[1]
 
 
 async def run(pump: Any, answer: Answer) -> tuple[bool, bytes]:
     """Return whether the answer counts as whole, and what its client has then."""
     writer = Writer()
     try:
-        await _stream(answer, pump, None, writer, Outcome(0), SERVICES)  # type: ignore[arg-type]
+        running = Running(Ask(JOB), Total(), writer, SERVICES)  # type: ignore[arg-type]
+        await Transfer(running, Reply(DEPLOYMENT), answer, pump, None).stream()  # type: ignore[arg-type]
     except GatewayError as error:
         return False, str(error.failed.kind).encode()
     return True, writer.body

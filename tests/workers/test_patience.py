@@ -10,30 +10,30 @@ from common.channel.base import Claim, FrameKind
 from common.config.settings import Settings
 from common.queue.worker import Postponed
 from workers.attempt.patience import POSTPONED_S_MIN, patience, postpone
-from workers.outcome import Outcome
+from workers.outcome import Ask, Total
 
 SETTINGS = Settings(_env_file=None, status_hold_s=5, queue_wait_background_s=1000, retry_after_max_s=30)
 
 
-def job(*, stream: bool = True) -> Job:
-    return Job(G, "r", "openai-chat", "m", stream, Policy.STOP, 0, 1)
+def asked(waited_s: float = 0, *, stream: bool = True, is_background: bool = False) -> Ask:
+    return Ask(Job(G, "r", "openai-chat", "m", stream, Policy.STOP, 0, 1), waited_s, is_background)
 
 
 def test_only_a_streaming_client_that_waits_for_its_status_is_given_one():
-    longest_s, status_by = patience(job(), Outcome(2.0), SETTINGS)
+    longest_s, status_by = patience(asked(2.0), Total(), SETTINGS)
 
     assert longest_s == 30
     assert status_by == pytest.approx(time.monotonic() + 3 - 0.25, abs=0.1)
-    assert patience(job(stream=False), Outcome(0), SETTINGS) == (30, None)
-    assert patience(job(), Outcome(0, continuations=1), SETTINGS) == (30, None)
+    assert patience(asked(stream=False), Total(), SETTINGS) == (30, None)
+    assert patience(asked(), Total(continuations=1), SETTINGS) == (30, None)
 
 
 def test_background_work_waits_for_as_long_as_its_deadline_allows():
-    longest_s, status_by = patience(job(), Outcome(100, is_background=True), SETTINGS)
+    longest_s, status_by = patience(asked(100, is_background=True), Total(), SETTINGS)
 
     assert (longest_s, status_by) == (pytest.approx(900, abs=1), None)
-    assert patience(job(), Outcome(2000, is_background=True), SETTINGS)[0] == 0
-    assert patience(job(), Outcome(0, is_background=True, continuations=1), SETTINGS) == (30, None)
+    assert patience(asked(2000, is_background=True), Total(), SETTINGS)[0] == 0
+    assert patience(asked(is_background=True), Total(continuations=1), SETTINGS) == (30, None)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_background_work_waits_for_as_long_as_its_deadline_allows():
 )
 def test_background_work_is_put_back_with_its_attempts(waited_s, wait_s, delay_s):
     with pytest.raises(Postponed) as postponed:
-        postpone(wait_s, wait_s, Outcome(waited_s, is_background=True, tries=3), SETTINGS, chance=lambda: 0)
+        postpone(wait_s, wait_s, asked(waited_s, is_background=True), Total(tries=3), SETTINGS, chance=lambda: 0)
 
     assert postponed.value.attempts == 3
     assert postponed.value.delay_s == pytest.approx(delay_s, abs=0.1)
@@ -55,16 +55,16 @@ def test_background_work_is_put_back_with_its_attempts(waited_s, wait_s, delay_s
 
 
 @pytest.mark.parametrize(
-    ("facts", "wait_s"),
+    ("is_background", "continuations", "wait_s"),
     [
-        ({}, 20),  # Somebody waits for it.
-        ({"is_background": True}, 1),  # A moment.
-        ({"is_background": True}, 0),
-        ({"is_background": True, "continuations": 1}, 20),  # It is being read.
+        (False, 0, 20),  # Somebody waits for it.
+        (True, 0, 1),  # A moment.
+        (True, 0, 0),
+        (True, 1, 20),  # It is being read.
     ],
 )
-def test_all_else_waits_where_it_is(facts, wait_s):
-    postpone(wait_s, wait_s, Outcome(0, **facts), SETTINGS)
+def test_all_else_waits_where_it_is(is_background, continuations, wait_s):
+    postpone(wait_s, wait_s, asked(is_background=is_background), Total(continuations=continuations), SETTINGS)
 
 
 # A whole job
@@ -121,8 +121,8 @@ async def test_background_work_is_put_back_and_comes_again(setup):  # noqa: F811
 async def test_what_its_calls_have_cost_waits_with_it(setup, monkeypatch):  # noqa: F811
     await setup.open("demo")
 
-    async def answer(claimed, fenced, writer, outcome, services):
-        writer.note = b"what it has cost"
+    async def answer(running, claimed, fenced):
+        running.writer.note = b"what it has cost"
         raise Postponed(60, attempts=1)
 
     monkeypatch.setattr("workers.generate._answer", answer)

@@ -5,53 +5,59 @@ from collections.abc import Awaitable, Callable
 
 from common.canonical.errors import ErrorKind, Failed, GatewayError
 from common.canonical.job import Job
+from common.metering.attempts import pack
 from workers.attempt.failed_attempts import report
 from workers.attempt.patience import patience, postpone
 from workers.attempt.tries import Tries
-from workers.outcome import Outcome
+from workers.outcome import Reply
 from workers.providers.base import Deployment
-from workers.publish.writer import Writer
 from workers.quota.gate import Demand, Refused
-from workers.services import Services
+from workers.running import Running
 
-Run = Callable[[Deployment, Writer, Outcome, Services], Awaitable[None]]
+Call = Callable[[Running, Reply], Awaitable[None]]
 
 
-async def try_deployments(
-    job: Job, among: list[Deployment], run: Run, writer: Writer, outcome: Outcome, services: Services
-) -> None:
-    quota, demand = services.quota, Demand(job)
-    tries = Tries(quota.affordable(among), *patience(job, outcome, services.settings))
+async def try_deployments(running: Running, among: list[Deployment], call: Call) -> None:
+    """Call deployments until one has answered; each reply is added to the total.
+
+    Raises:
+        GatewayError: none has, or one broke off behind its commit point.
+        Postponed: the upstream is to be called later.
+    """
+    quota, total, metrics = running.services.quota, running.total, running.services.metrics
+    demand = Demand(running.job)
+    tries = Tries(quota.affordable(among), *patience(running.ask, total, running.settings))
     while True:
         deployment = tries.deployment
-        outcome.note(deployment)
+        total.note(deployment)
         try:
             async with quota.admitted(demand, deployment) as taken:
                 tries.begin()
-                outcome.tries = outcome.tries_before + tries.count
-                outcome.reported, outcome.output_events = None, 0
+                reply = total.begin(deployment)
                 try:
-                    return await run(deployment, writer, outcome, services)
+                    return await call(running, reply)
                 finally:
-                    is_whole = outcome.finish_reason is not None
-                    taken.note(outcome.reported, outcome.output_events, is_whole=is_whole)
+                    total.add(reply)
+                    if not total.is_committed:
+                        running.writer.note = pack(total.attempts)
+                    taken.note(reply.usage, reply.output_events, is_whole=reply.finish_reason is not None)
         except Refused as refusal:
             wait_s, is_asked_to_wait = tries.refused(refusal.wait_s, refusal.look_s), True
             if wait_s is None:
-                services.metrics.errors.labels(refusal.failed.kind).inc()
+                metrics.errors.labels(refusal.failed.kind).inc()
                 raise GatewayError.of(refusal.given_up(tries.soonest_s)) from refusal
         except GatewayError as error:
-            failed = _blamed(error.failed, job, deployment.provider)
+            failed = _blamed(error.failed, running.job, deployment.provider)
             quota.note_failure(demand, deployment, failed)
-            wait_s = None if outcome.is_committed else tries.after(failed)
-            report(error, failed, deployment, outcome.tries, wait_s, services.metrics)
+            wait_s = None if total.is_committed else tries.after(failed)
+            report(error, failed, deployment, total.tries, wait_s, metrics)
             if wait_s is None:
                 failed.retry_after_s = tries.resumes_in_s or failed.retry_after_s
                 raise GatewayError.of(failed) from error
-            services.metrics.retries.labels(tries.deployment.provider).inc()
+            metrics.retries.labels(tries.deployment.provider).inc()
             is_asked_to_wait = failed.retry_after_s is not None
         if is_asked_to_wait:
-            postpone(wait_s, tries.soonest_s, outcome, services.settings)
+            postpone(wait_s, tries.soonest_s, running.ask, total, running.settings)
         await asyncio.sleep(wait_s)
 
 

@@ -7,10 +7,12 @@ retried unseen. From then on every read goes into the log as it comes.
 import asyncio
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from typing import Any
 
 import orjson
+import structlog
 
 from common.canonical.errors import ErrorKind, Failed, GatewayError
 from common.canonical.events import Completed, Usage, without
@@ -20,24 +22,26 @@ from common.channel.head_and_end import Head
 from common.config.settings import KIB, Settings
 from common.dialects import DIALECTS
 from common.dialects.base import ReplyInfo
-from common.metering.attempts import Attempt, pack, total_cost
+from common.metering.attempts import Attempt, total_cost
 from common.metering.pricing import Cost
 from common.sse import BYTE_ORDER_MARK, SseCutter, cut, first_events, read_block
 from workers.attempt.answer_kind import is_stream
 from workers.attempt.background_answers import cancel
-from workers.metering.charging import note_attempt, packed_note
-from workers.outcome import Outcome, RunsOn
+from workers.metering.charging import attempt_of, packed_note
+from workers.outcome import Ask, Reply, RunsOn, Total
 from workers.providers import FAMILIES, WIRES
 from workers.providers.base import Deployment, UpstreamRequest, Wire
 from workers.providers.shared.errors import UNREADABLE, blot_out, note_wait
 from workers.providers.shared.loose_json import NestedTooDeeply, read_json
 from workers.publish.large_answers import too_large
-from workers.publish.writer import FRAME_BYTES_MAX, Writer
-from workers.services import Services
+from workers.publish.writer import FRAME_BYTES_MAX
+from workers.running import Running
 from workers.transcode.output_guardrails import GuardedWire, OutputGuard
 from workers.transcode.pumps import Folding, FoldingWhole, Passing, PassingWhole, Pump, Translating
 from workers.upstream.errors import redirected
 from workers.upstream.http_client import ERROR_BODY_BYTES_MAX, UpstreamAnswer
+
+log = structlog.get_logger()
 
 START_EVENTS = 6  # So many come before the first output, or with it.
 START_EVENTS_MAX = 64
@@ -55,58 +59,59 @@ Prepared = tuple[UpstreamRequest, Pump]
 
 
 async def call(
-    job: Job,
-    deployment: Deployment,
-    writer: Writer,
-    outcome: Outcome,
-    services: Services,
-    prepare: Callable[[ReplyInfo, OutputGuard | None], Prepared] | None = None,
+    running: Running, reply: Reply, prepare: Callable[[ReplyInfo, OutputGuard | None], Prepared] | None = None
 ) -> None:
     """Call a deployment once and write what it answers; ``prepare`` is another way to ask it than as the client did.
 
     Raises:
-        GatewayError: the try failed; ``outcome.is_committed`` tells whether the client has seen a part of it.
+        GatewayError: the call failed; ``reply.is_committed`` tells whether the client has seen a part of it.
     """
+    job, total, services, deployment = running.job, running.total, running.services, reply.deployment
     wire = WIRES[deployment.wire]
-    info = reply_info(job, deployment, outcome, services.settings)
+    info = reply_info(running.ask, reply, total, services.settings)
+    reply.messages = message_count(info.body)
     guard = services.guards.of(job) if job.guardrails else None
-    request, pump = prepare(info, guard) if prepare else _prepare(job, wire, deployment, info, guard)
-    calls = services.metrics.upstream_calls
+    request, pump = prepare(info, guard) if prepare else prepared(job, wire, deployment, info, guard)
     status = 0  # No answer at all.
-    if outcome.runs_on and request.method == "POST":
-        await cancel(outcome.runs_on, services.upstream)  # This call is instead of it.
-        outcome.runs_on = None
-    outcome.is_reread = request.method == "GET"
-    writer.note = writer.note if outcome.is_reread else packed_note(outcome, job, deployment)
+    reply.is_reread = request.method == "GET"
+    if not reply.is_reread:
+        if reply.runs_on:
+            await cancel(reply.runs_on, services.upstream)  # This call is instead of it.
+            reply.runs_on = None
+        running.writer.note = packed_note(total.attempts, job, deployment)
     try:
         async with services.upstream.open(request, deployment.provider, is_stream=pump.is_stream) as answer:
             status = answer.status
             services.quota.hear(deployment, answer.headers)
-            outcome.reply_headers = reply_headers(request, answer)
-            # Behind what other tries have said it has only the rest.
-            outcome.upstream_id = "" if outcome.spent else answer.headers.get("x-generation-id", "")
-            outcome.in_background = deployment.in_background
+            reply.headers = reply_headers(request, answer)
+            # Behind what other calls have said it has only the rest.
+            reply.upstream_id = "" if total.spent else answer.headers.get("x-generation-id", "")
             if not 200 <= status < 300:
                 raise await _refusal(answer, wire, deployment)
-            await _take(answer, pump, guard, writer, outcome, services)
+            await Transfer(running, reply, answer, pump, guard).take()
             if guard:
                 await guard.watch()
     except GatewayError as error:
         blot_out(error.failed, deployment.secrets)
         raise
     finally:
-        calls.labels(deployment.provider, status).inc()
-        if deployment.in_background and pump.upstream_id:
-            is_over = isinstance(pump.terminal, Completed) and not (guard and guard.is_cut)
-            outcome.runs_on = None if is_over else RunsOn(pump.upstream_id, [deployment])
-        outcome.output_events, outcome.finish_reason = pump.output_events, pump.finish_reason
-        outcome.reported = pump.usage
-        if guard:
-            guard.report()
-            outcome.is_cut = guard.is_cut
-        note_attempt(outcome, job, deployment, request, pump, status, services)
-        if not outcome.is_committed:
-            writer.note = pack(outcome.attempts)
+        services.metrics.upstream_calls.labels(deployment.provider, status).inc()
+        _note_end(reply, pump, guard)
+        reply.attempt = attempt_of(job, reply, request, pump, status, services.settings)
+        if reply.attempt and pump.has_absurd_usage:
+            services.metrics.absurd_usage.labels(deployment.provider).inc()
+            log.warning("usage_absurd", provider=deployment.provider, model=deployment.model)
+
+
+def _note_end(reply: Reply, pump: Pump, guard: OutputGuard | None) -> None:
+    """Note what an answer has come to, however it ended."""
+    reply.output_events, reply.finish_reason, reply.usage = pump.output_events, pump.finish_reason, pump.usage
+    if guard:
+        guard.report()
+        reply.is_cut = guard.is_cut
+    if reply.deployment.in_background and pump.upstream_id:
+        is_over = isinstance(pump.terminal, Completed) and not reply.is_cut
+        reply.runs_on = None if is_over else RunsOn(pump.upstream_id, [reply.deployment])
 
 
 def reply_headers(request: UpstreamRequest, answer: UpstreamAnswer) -> dict[str, str]:
@@ -122,29 +127,32 @@ def _may_be_said(value: str) -> bool:
     return value.isascii() and value.isprintable() and len(value) <= PASSED_BACK_CHARS_MAX
 
 
-def reply_info(job: Job, deployment: Deployment, outcome: Outcome, settings: Settings) -> ReplyInfo:
-    body = orjson.loads(job.body)
+def message_count(body: Mapping[str, Any]) -> int:
     turns = body.get("messages") or body.get("input")  # Of the latter, the Responses' name for it, text alone is one.
-    outcome.messages = len(turns) if isinstance(turns, list) else 1
+    return len(turns) if isinstance(turns, list) else 1
+
+
+def reply_info(ask: Ask, reply: Reply, total: Total, settings: Settings) -> ReplyInfo:
+    job = ask.job
     return ReplyInfo(
         job.generation_id,
         job.model,
         job.created_s,
-        deployment.provider,
-        body,
-        outcome.elapsed_ms,
-        lambda usage: _cost_of(usage, deployment, outcome, settings),
+        reply.deployment.provider,
+        orjson.loads(job.body),
+        ask.elapsed_ms,
+        lambda usage: _cost_of(usage, reply, total, settings),
     )
 
 
-def _cost_of(usage: Usage, deployment: Deployment, outcome: Outcome, settings: Settings) -> Cost | None:
+def _cost_of(usage: Usage, reply: Reply, total: Total, settings: Settings) -> Cost | None:
     """Return what an answer has cost whose usage the client is told: each attempt by itself."""
-    own = without(usage, outcome.spent)
+    own, deployment = without(usage, total.spent), reply.deployment
     last = [Attempt(deployment.provider, deployment.model, own).priced(settings.prices)] if any(own.to_dict().values()) else []
-    return total_cost([*outcome.attempts_before, *last])
+    return total_cost([*total.before(reply), *last])
 
 
-def _prepare(job: Job, wire: Wire, deployment: Deployment, info: ReplyInfo, guard: OutputGuard | None = None) -> Prepared:
+def prepared(job: Job, wire: Wire, deployment: Deployment, info: ReplyInfo, guard: OutputGuard | None = None) -> Prepared:
     body = info.body
     dialect = DIALECTS[job.dialect]
     family = FAMILIES.get(deployment.wire)
@@ -170,82 +178,136 @@ async def _refusal(answer: UpstreamAnswer, wire: Wire, deployment: Deployment) -
     return GatewayError.of(wire.read_error(answer.status, answer.headers, await answer.whole(ERROR_BODY_BYTES_MAX)))
 
 
-async def _take(
-    answer: UpstreamAnswer, pump: Pump, guard: OutputGuard | None, writer: Writer, outcome: Outcome, services: Services
-) -> None:
-    """Take an answer for what it is, a stream or a whole one, whichever was asked for."""
-    beginning = await answer.beginning()
-    try:
-        if is_stream(answer.headers.get("content-type", ""), beginning, is_asked=pump.is_stream):
-            # A task of its own: each wake-up of this one goes through all the frames above first.
-            await asyncio.create_task(_stream(answer, pump, guard, writer, outcome, services))
-        else:
-            await _whole(answer, pump, guard, writer, outcome, services)
-    except GatewayError as error:
-        note_wait(error.failed, answer.headers)
-        raise
+class Transfer:
+    """The bytes of one answer, on their way from the upstream into the log."""
 
+    def __init__(self, running: Running, reply: Reply, answer: UpstreamAnswer, pump: Pump, guard: OutputGuard | None) -> None:
+        self._running, self._reply, self._answer, self._pump, self._guard = running, reply, answer, pump, guard
+        self._writer, self._settings = running.writer, running.settings
 
-async def _stream(
-    answer: UpstreamAnswer, pump: Pump, guard: OutputGuard | None, writer: Writer, outcome: Outcome, services: Services
-) -> None:
-    cutter = SseCutter(services.settings.upstream_event_bytes_max)
-    observe_gap = services.metrics.token_gap.observe
-    held, data = bytearray(), b""
-    read_at = 0.0
-    lost: GatewayError | None = None
-    while True:
-        # Hot path: once per upstream read.
+    async def take(self) -> None:
+        """Take an answer for what it is, a stream or a whole one, whichever was asked for.
+
+        Raises:
+            GatewayError: it broke off, or cannot be read.
+        """
+        answer = self._answer
+        beginning = await answer.beginning()
         try:
-            chunk = await answer.read(may_linger=outcome.is_committed)
+            if is_stream(answer.headers.get("content-type", ""), beginning, is_asked=self._pump.is_stream):
+                # A task of its own: each wake-up of this one goes through all the frames above first.
+                await asyncio.create_task(self.stream())
+            else:
+                await self.whole()
         except GatewayError as error:
-            lost = error
-            break
-        if not chunk:
-            break
-        data = _feed(pump, cutter, chunk)
-        now = time.monotonic()
-        if outcome.is_committed:
-            if data:
-                writer.write(data, is_urgent=pump.terminal is not None)
-                observe_gap(now - read_at)
-                if writer.must_wait:
-                    await writer.have_room()
-        else:
-            held += data
-            if pump.has_output or len(held) > START_BYTES_MAX or held.count(b"\n\n") > START_EVENTS_MAX:
-                _commit(writer, pump, outcome, services, bytes(held))
-            if pump.output_events or (guard and guard.has_heard):
-                answer.has_begun()
-        read_at = now
-        if pump.terminal or (guard and guard.waits):
-            break
-        if pump.is_whole:
-            answer.has_finished(TAIL_S)
-    last = await _last(answer, pump, guard, cutter, lost)
-    if not outcome.is_committed:
-        _commit(writer, pump, outcome, services, bytes(held) + last)
-    elif last:
-        writer.write(last)
-    outcome.last_data = last or data
-    _raise_failure(pump)
+            note_wait(error.failed, answer.headers)
+            raise
+
+    async def stream(self) -> None:
+        answer, pump, guard, reply, writer = self._answer, self._pump, self._guard, self._reply, self._writer
+        cutter = SseCutter(self._settings.upstream_event_bytes_max)
+        observe_gap = self._running.services.metrics.token_gap.observe
+        held, data = bytearray(), b""
+        read_at = 0.0
+        lost: GatewayError | None = None
+        while True:
+            # Hot path: once per upstream read.
+            try:
+                chunk = await answer.read(may_linger=reply.is_committed)
+            except GatewayError as error:
+                lost = error
+                break
+            if not chunk:
+                break
+            data = _feed(pump, cutter, chunk)
+            now = time.monotonic()
+            if reply.is_committed:
+                if data:
+                    writer.write(data, is_urgent=pump.terminal is not None)
+                    observe_gap(now - read_at)
+                    if writer.must_wait:
+                        await writer.have_room()
+            else:
+                held += data
+                if pump.has_output or len(held) > START_BYTES_MAX or held.count(b"\n\n") > START_EVENTS_MAX:
+                    self._commit(bytes(held))
+                if pump.output_events or (guard and guard.has_heard):
+                    answer.has_begun()
+            read_at = now
+            if pump.terminal or (guard and guard.waits):
+                break
+            if pump.is_whole:
+                answer.has_finished(TAIL_S)
+        last = await self._last(cutter, lost)
+        if not reply.is_committed:
+            self._commit(bytes(held) + last)
+        elif last:
+            writer.write(last)
+        reply.last_data = last or data
+        _raise_failure(pump)
+
+    async def whole(self) -> None:
+        pump, guard = self._pump, self._guard
+        body = (await self._answer.whole(self._settings.upstream_body_bytes_max)).removeprefix(BYTE_ORDER_MARK)
+        # Looking through a long answer takes a while, in which the others go on.
+        is_long = guard and len(body) > GUARDED_BYTES_MAX
+        data = await asyncio.to_thread(pump.feed_whole, body) if is_long else pump.feed_whole(body)
+        if guard and guard.waits:
+            data += pump.release(await guard.judge())
+        del body  # From here on there is the client's own alone.
+        if len(data) > self._settings.answer_bytes_max:
+            raise too_large(self._settings.answer_bytes_max)
+        self._reply.last_data = data if self._running.job.dialect == "openai-responses" else b""
+        self._commit(b"")
+        await self._writer.write_all(data, cut=_event_end if pump.gives_stream else _piece_end)
+
+    async def _last(self, cutter: SseCutter, lost: GatewayError | None) -> bytes:
+        """Return what the end of the upstream's bytes adds for the client.
+
+        Raises:
+            GatewayError: ``lost``, how the reading failed, unless the upstream had finished: then nothing of it is missing.
+        """
+        pump, guard = self._pump, self._guard
+        if not (guard and guard.is_cut) and (isinstance(pump.terminal, Completed) or (guard and guard.waits)):
+            await _read_to_end(self._answer)
+        last = pump.feed(last_blocks(cutter.end()))
+        if lost and not pump.is_whole:
+            raise lost
+        last += pump.end()
+        if guard and guard.waits:
+            last += pump.release(await guard.judge())
+        return last
+
+    def _commit(self, held: bytes) -> None:
+        """The commit point: nothing is retried from here on, and the client sees what was held back."""
+        _raise_failure(self._pump)
+        ask, reply, total, writer = self._running.ask, self._reply, self._running.total, self._writer
+        reply.is_committed = True
+        writer.note = b""  # From now on the log tells.
+        if reply.deployment.in_background:
+            reply.upstream_id = self._pump.upstream_id
+        reply.ttft_ms = total.ttft_ms
+        if reply.ttft_ms is None:
+            reply.ttft_ms = ask.elapsed_ms()
+            self._running.services.metrics.ttft.labels(total.provider).observe(reply.ttft_ms / 1000)
+        writer.write_frame(FrameKind.HEAD, head_of(ask, reply, total).pack())
+        if held:
+            writer.write_frame(FrameKind.DATA, held)
 
 
-async def _whole(
-    answer: UpstreamAnswer, pump: Pump, guard: OutputGuard | None, writer: Writer, outcome: Outcome, services: Services
-) -> None:
-    body = (await answer.whole(services.settings.upstream_body_bytes_max)).removeprefix(BYTE_ORDER_MARK)
-    # Looking through a long answer takes a while, in which the others go on.
-    is_long = guard and len(body) > GUARDED_BYTES_MAX
-    data = await asyncio.to_thread(pump.feed_whole, body) if is_long else pump.feed_whole(body)
-    if guard and guard.waits:
-        data += pump.release(await guard.judge())
-    del body  # From here on there is the client's own alone.
-    if len(data) > services.settings.answer_bytes_max:
-        raise too_large(services.settings.answer_bytes_max)
-    outcome.last_data = data if outcome.dialect == "openai-responses" else b""
-    _commit(writer, pump, outcome, services, b"")
-    await writer.write_all(data, cut=_event_end if pump.gives_stream else _piece_end)
+def head_of(ask: Ask, reply: Reply, total: Total) -> Head:
+    return Head(
+        headers=reply.headers,
+        provider=total.provider,
+        upstream_model=total.upstream_model,
+        tries=reply.number,
+        queue_wait_ms=round(ask.waited_s * 1000),
+        ttft_ms=reply.ttft_ms,
+        continuations=total.continuations,
+        spent=total.spent,
+        attempts=total.before(reply),
+        upstream_id=reply.upstream_id,
+    )
 
 
 def _piece_end(data: bytes, start: int) -> int:
@@ -275,25 +337,6 @@ def _feed(pump: Pump, cutter: SseCutter, chunk: bytes) -> bytes:
     return said + run[:size] + pump.feed(cut(run[size:]))
 
 
-async def _last(
-    answer: UpstreamAnswer, pump: Pump, guard: OutputGuard | None, cutter: SseCutter, lost: GatewayError | None
-) -> bytes:
-    """Return what the end of the upstream's bytes adds for the client.
-
-    Raises:
-        GatewayError: ``lost``, how the reading failed, unless the upstream had finished: then nothing of the answer is missing.
-    """
-    if not (guard and guard.is_cut) and (isinstance(pump.terminal, Completed) or (guard and guard.waits)):
-        await _read_to_end(answer)
-    last = pump.feed(last_blocks(cutter.end()))
-    if lost and not pump.is_whole:
-        raise lost
-    last += pump.end()
-    if guard and guard.waits:
-        last += pump.release(await guard.judge())
-    return last
-
-
 def last_blocks(rest: bytes) -> list[bytes]:
     """Return the event that lacks nothing but its blank line; one that was cut within is none."""
     if not rest.strip():
@@ -312,36 +355,6 @@ def _can_be_read(data: bytes) -> bool:
     except ValueError:
         return data == b"[DONE]"
     return True
-
-
-def _commit(writer: Writer, pump: Pump, outcome: Outcome, services: Services, held: bytes) -> None:
-    """The commit point: nothing is retried from here on, and the client sees what was held back."""
-    _raise_failure(pump)
-    outcome.is_committed = True
-    writer.note = b""  # From now on the log tells.
-    if outcome.in_background:
-        outcome.upstream_id = pump.upstream_id
-    if outcome.ttft_ms is None:
-        outcome.ttft_ms = outcome.elapsed_ms()
-        services.metrics.ttft.labels(outcome.provider).observe(outcome.ttft_ms / 1000)
-    writer.write_frame(FrameKind.HEAD, head_of(outcome).pack())
-    if held:
-        writer.write_frame(FrameKind.DATA, held)
-
-
-def head_of(outcome: Outcome) -> Head:
-    return Head(
-        headers=outcome.reply_headers,
-        provider=outcome.provider,
-        upstream_model=outcome.upstream_model,
-        tries=outcome.tries,
-        queue_wait_ms=round(outcome.waited_s * 1000),
-        ttft_ms=outcome.ttft_ms,
-        continuations=outcome.continuations,
-        spent=outcome.spent,
-        attempts=outcome.attempts_before,
-        upstream_id=outcome.upstream_id,
-    )
 
 
 def _raise_failure(pump: Pump) -> None:

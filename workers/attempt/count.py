@@ -15,12 +15,12 @@ from common.channel.head_and_end import Head
 from common.dialects import DIALECTS
 from common.metering.token_estimate import estimate_tokens
 from workers.attempt.call import reply_headers
-from workers.outcome import Outcome
+from workers.outcome import Reply
 from workers.providers import WIRES
-from workers.providers.base import Deployment, TokenCounter
+from workers.providers.base import TokenCounter
 from workers.providers.shared.errors import blot_out, no_answer, not_json
 from workers.providers.shared.loose_json import read_json
-from workers.publish.writer import Writer
+from workers.running import Running
 from workers.services import Services
 from workers.upstream.http_client import ERROR_BODY_BYTES_MAX
 
@@ -28,28 +28,27 @@ from workers.upstream.http_client import ERROR_BODY_BYTES_MAX
 _NOT_SERVED = (404, 405, 501)
 
 
-async def count(job: Job, deployment: Deployment, writer: Writer, outcome: Outcome, services: Services) -> None:
+async def count(running: Running, reply: Reply) -> None:
     """Count a prompt's tokens and write the answer.
 
     Raises:
         GatewayError: the try failed.
     """
+    job, writer = running.job, running.writer
     request = DIALECTS[job.dialect].parse(orjson.loads(job.body))
-    outcome.messages = len(request.messages)
-    tokens = await _ask(job, request, deployment, outcome, services)
+    reply.messages = len(request.messages)
+    tokens = await _ask(job, request, reply, running.services)
     if tokens is None:
         tokens = estimate_tokens(request)
-        outcome.reply_headers["x-sluice-estimated"] = "true"
-    outcome.is_committed = True
-    writer.write_frame(FrameKind.HEAD, Head(headers=outcome.reply_headers).pack())
+        reply.headers["x-sluice-estimated"] = "true"
+    reply.is_committed = True
+    writer.write_frame(FrameKind.HEAD, Head(headers=reply.headers).pack())
     writer.write_frame(FrameKind.DATA, orjson.dumps({"input_tokens": tokens}))
 
 
-async def _ask(
-    job: Job, request: GenerationRequest, deployment: Deployment, outcome: Outcome, services: Services
-) -> int | None:
+async def _ask(job: Job, request: GenerationRequest, reply: Reply, services: Services) -> int | None:
     """Return the provider's own count, None where it does not count."""
-    wire = WIRES[deployment.wire]
+    deployment, wire = reply.deployment, WIRES[reply.deployment.wire]
     if not isinstance(wire, TokenCounter):
         return None
     asking = wire.count_request(request, orjson.loads(job.body), job.headers, deployment)
@@ -58,7 +57,7 @@ async def _ask(
         # As quick as a stream must be to begin: nothing is generated.
         async with services.upstream.open(asking, deployment.provider, is_stream=True) as answer:
             status = answer.status
-            outcome.reply_headers = reply_headers(asking, answer)
+            reply.headers = reply_headers(asking, answer)
             body = await answer.whole(ERROR_BODY_BYTES_MAX)
     finally:
         services.metrics.upstream_calls.labels(deployment.provider, status).inc()

@@ -8,10 +8,9 @@ import random
 import time
 from collections.abc import Callable
 
-from common.canonical.job import Job
 from common.config.settings import Settings
 from common.queue.worker import Postponed
-from workers.outcome import Outcome
+from workers.outcome import Ask, Total
 
 STATUS_MARGIN_S = 0.25  # So long before the API's hold is over a status surely reaches it.
 # The longer it waits already, the longer it waits anew: whoever is refused all day long is claimed some dozens of times.
@@ -19,22 +18,22 @@ POSTPONED_S_MIN, POSTPONED_SHARE = 5.0, 0.25
 POSTPONED_JITTER = 0.1  # Later only: what waits for the same quota is not to come as one.
 
 
-def patience(job: Job, outcome: Outcome, settings: Settings) -> tuple[float, float | None]:
+def patience(ask: Ask, total: Total, settings: Settings) -> tuple[float, float | None]:
     """Return the longest wait between two attempts in seconds, and until which monotonic moment a status is worth more.
 
     None: no status can be given, or nobody waits for one.
     """
-    if outcome.continuations:
+    if total.continuations:
         return settings.retry_after_max_s, None  # The status was told long ago.
-    elapsed_s = outcome.elapsed_ms() / 1000
-    if outcome.is_background:
+    elapsed_s = ask.elapsed_ms() / 1000
+    if ask.is_background:
         return max(0.0, settings.queue_wait_background_s - elapsed_s), None
     status_by = time.monotonic() - elapsed_s + settings.status_hold_s - STATUS_MARGIN_S
-    return settings.retry_after_max_s, status_by if job.stream else None
+    return settings.retry_after_max_s, status_by if ask.job.stream else None
 
 
 def postpone(
-    wait_s: float, surely_s: float, outcome: Outcome, settings: Settings, chance: Callable[[], float] = random.random
+    wait_s: float, surely_s: float, ask: Ask, total: Total, settings: Settings, chance: Callable[[], float] = random.random
 ) -> None:
     """Have background work put back that would wait in its slot for longer than a client does for a status.
 
@@ -43,9 +42,9 @@ def postpone(
     Raises:
         Postponed: it is to be called again later.
     """
-    is_long = time.monotonic() + wait_s > outcome.began_at + settings.status_hold_s
-    if not outcome.is_background or outcome.continuations or not wait_s or not is_long:
+    is_long = time.monotonic() + wait_s > ask.began_at + settings.status_hold_s
+    if not ask.is_background or total.continuations or not wait_s or not is_long:
         return
-    elapsed_s = outcome.elapsed_ms() / 1000
+    elapsed_s = ask.elapsed_ms() / 1000
     delay_s = max(wait_s, surely_s, POSTPONED_S_MIN, POSTPONED_SHARE * elapsed_s) * (1 + POSTPONED_JITTER * chance())
-    raise Postponed(min(delay_s, max(wait_s, settings.queue_wait_background_s - elapsed_s)), outcome.tries)
+    raise Postponed(min(delay_s, max(wait_s, settings.queue_wait_background_s - elapsed_s)), total.tries)

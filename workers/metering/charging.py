@@ -6,10 +6,8 @@ it; a request that the upstream refused does not.
 """
 
 from collections import Counter
-from typing import TYPE_CHECKING
 
 import orjson
-import structlog
 
 from common.canonical.errors import ErrorKind, Failed, GatewayError
 from common.canonical.events import Completed, Usage
@@ -18,44 +16,25 @@ from common.canonical.job import Job
 from common.config.settings import Settings
 from common.dialects import DIALECTS
 from common.limits.charges import Purse, Settlement
-from common.metering.attempts import Attempt, merged, nano_usd, pack, total_usage
+from common.metering.attempts import Attempt, nano_usd, pack, total_usage
 from common.metering.token_estimate import estimate_tokens, filled, reserved_tokens
 from workers.metering.partial_usage import Partial
+from workers.outcome import Reply, Total
 from workers.providers.base import Deployment, UpstreamRequest
 from workers.providers.shared.figures import name_of
 from workers.providers.shared.loose_json import dict_of
 from workers.transcode.pumps import Pump
 
-if TYPE_CHECKING:
-    from workers.outcome import Outcome
-    from workers.services import Services
-
 ANSWER_TOKENS_MAX = 1_000_000  # No model's answer is longer, whatever a request allows.
 
-log = structlog.get_logger()
 
-
-def note_attempt(
-    outcome: "Outcome",
-    job: Job,
-    deployment: Deployment,
-    request: UpstreamRequest,
-    pump: Pump,
-    status: int,
-    services: "Services",
-) -> None:
-    """Add an attempt that has ended to those of its generation, if it counts."""
-    is_reread = request.method == "GET"
-    if not request.is_sent or _is_refusal(status, pump) or (is_reread and pump.usage is None):
-        return
-    if pump.has_absurd_usage:
-        services.metrics.absurd_usage.labels(deployment.provider).inc()
-        log.warning("usage_absurd", provider=deployment.provider, model=deployment.model)
-    attempt = _attempt(job, deployment, pump, is_cut=outcome.is_cut and pump.is_stream)
-    attempt.has_brought_key = outcome.has_brought_key
-    # What reads an answer again takes the place of the attempt that began it.
-    before = outcome.attempts[:-1] if is_reread else outcome.attempts
-    outcome.attempts = [*before, attempt.priced(services.settings.prices)]
+def attempt_of(job: Job, reply: Reply, request: UpstreamRequest, pump: Pump, status: int, settings: Settings) -> Attempt | None:
+    """Return what a call that has ended counts for; None: for nothing. ``status`` is the upstream's, 0 for no answer at all."""
+    if not request.is_sent or _is_refusal(status, pump) or (reply.is_reread and pump.usage is None):
+        return None
+    attempt = _attempt(job, reply.deployment, pump, is_cut=reply.is_cut and pump.is_stream)
+    attempt.has_brought_key = reply.deployment.client_pays
+    return attempt.priced(settings.prices)
 
 
 def _is_refusal(status: int, pump: Pump) -> bool:
@@ -91,20 +70,14 @@ def _has_idle_zero(reported: Usage, pump: Pump) -> bool:
     return not reported.input_tokens or (not reported.output_tokens and pump.output_events > 0)
 
 
-def take_measure(partial: Partial, outcome: "Outcome", settings: Settings) -> None:
+def take_measure(partial: Partial, total: Total, settings: Settings) -> None:
     """Take over what the log tells: of this claim's own attempt, or of those of the claims before."""
-    *before, last = partial.attempts
-    if outcome.is_committed:  # This claim's own: what its upstream has reported is better than any estimate.
-        rough = outcome.attempts[-1]
-        estimated = completed(outcome.reported, last.usage or Usage())
-        estimated.model, estimated.service_tier = (rough.usage or estimated).model, (rough.usage or estimated).service_tier
-        rough.usage, rough.is_rough = estimated, False
-        rough.priced(settings.prices)
+    last = partial.attempts[-1]
+    if total.is_committed:  # This claim's own: what its upstream has reported is better than any estimate.
+        total.refine_last(completed(total.reported, last.usage or Usage()), settings.prices)
         return
-    found = [each.priced(settings.prices) for each in (*before, last)]
-    outcome.attempts = merged(found, outcome.attempts)
-    outcome.ttft_ms = partial.head.ttft_ms
-    outcome.provider, outcome.upstream_model = last.provider, last.model
+    total.take_past(partial.attempts, partial.head.ttft_ms, settings.prices)
+    total.provider, total.upstream_model = last.provider, last.model
 
 
 def settlement_of(attempts: list[Attempt], settings: Settings) -> Settlement:
@@ -121,11 +94,11 @@ def settlement_of(attempts: list[Attempt], settings: Settings) -> Settlement:
     )
 
 
-def packed_note(outcome: "Outcome", job: Job, deployment: Deployment) -> bytes:
+def packed_note(attempts: list[Attempt], job: Job, deployment: Deployment) -> bytes:
     """Return what the next claim must know if this worker is lost in the call that it makes now."""
     tier = asked_tier(job)
-    begun = Attempt(deployment.provider, deployment.model, has_brought_key=outcome.has_brought_key, service_tier=tier)
-    return pack([*outcome.attempts, begun])
+    begun = Attempt(deployment.provider, deployment.model, has_brought_key=deployment.client_pays, service_tier=tier)
+    return pack([*attempts, begun])
 
 
 def completed(reported: Usage | None, estimated: Usage) -> Usage:
