@@ -15,8 +15,9 @@ Written by `make compatibility`, which tries every cell and every field of this 
 the page says otherwise ([cells.py](../tests/support/compatibility/cells.py),
 [request_fields.py](../tests/support/compatibility/request_fields.py)).
 A *yes* means: the client's request is parsed, built for the provider, and holds what was asked for; the provider's answer,
-streamed and whole, is read by the dialect's own clients (the `openai` and `anthropic` SDKs, strict readers for the other two), and text, calls and usage are what the provider said. Whether a model can
-do what it is asked is for its provider to say, whose refusal is passed on.
+streamed and whole, is read by the dialect's own clients (the `openai` and `anthropic` SDKs, strict readers for the other two),
+and text, calls and usage are what the provider said. Whether a model can do what it is asked is for its provider to say, whose
+refusal is passed on.
 
 The answers tried here are the shortest of their kind. What providers really send was recorded, and goes through every dialect
 in [tests/contracts](../tests/contracts/test_recordings_in_every_dialect.py). Which clients were run is in
