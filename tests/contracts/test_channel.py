@@ -284,6 +284,16 @@ async def test_with_grace_the_flag_is_dated_and_coming_back_clears_it(channel):
     assert (await channel.heartbeat([FIRST]))[0].stop is Stop.LEFT
 
 
+async def test_a_writer_that_says_nothing_but_more_learns_that_the_grace_is_over(channel):
+    """By its appends alone, the first of which came while there was still time."""
+    await begun(channel, policy=Policy.GRACE, grace_s=0.05)
+    await channel.leave(G, "r1")
+
+    assert (await append(channel, FIRST, FrameId(1, 1), data(FIRST, 2))).stop is Stop.NO
+    await asyncio.sleep(0.06)
+    assert (await append(channel, FIRST, FrameId(1, 2), data(FIRST, 3))).stop is Stop.LEFT
+
+
 async def test_with_detach_absence_stops_nothing(channel):
     await begun(channel, policy=Policy.DETACH)
 

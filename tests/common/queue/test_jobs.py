@@ -264,6 +264,18 @@ async def test_a_job_that_waited_too_long_is_late_and_its_claim_says_so(make_que
     assert (await claim(queue))[0].is_late
 
 
+async def test_a_job_that_was_taken_in_time_is_not_late_when_it_is_taken_over(make_queue):
+    """However old it is by then: its answer has begun, and goes on."""
+    queue = make_queue(lease_s=0.02, queue_wait_s=0.02)
+    await queue.enqueue("gen_0", "a", INTERACTIVE)
+    (first,) = await claim(queue)
+    await asyncio.sleep(0.06)
+
+    (again,) = await claim(queue, lapsed_max=1)
+
+    assert (first.is_late, again.was_lapsed, again.is_late) == (False, True, False)
+
+
 @pytest.mark.parametrize(("has_log", "place"), [(False, Place.LATE), (True, Place.WAITING)])
 async def test_a_job_that_was_given_back_is_late_where_no_claim_got_anywhere(make_queue, redis, has_log, place):
     queue = make_queue(queue_wait_s=0.02)

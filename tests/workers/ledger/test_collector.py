@@ -24,7 +24,7 @@ from common.canonical.job import Job, Policy
 from common.channel.base import Append, Claim, Frame, FrameId, FrameKind, Opening
 from common.channel.head_and_end import End
 from common.channel.redis import RedisChannel
-from common.config.settings import Settings
+from common.config.settings import MIB, Settings
 from common.database.engine import open_database
 from common.database.errors import DatabaseUnavailable
 from common.database.migrate import migrate
@@ -39,7 +39,7 @@ from common.redis.client import Client
 from common.redis.pipe import Exchanges
 from common.redis.pulse import Pulse
 from tests.support.servers.postgres import PostgresForTests, find_binaries
-from workers.ledger.collector import BATCH, Collector
+from workers.ledger.collector import BATCH, LOG_BYTES_MAX, Collector
 from workers.ledger.keeper import AUDIT_PAUSE_S, AWAY_PAUSES_S, KEYS_PAUSE_S, SCAN_PAUSE_S, Bookkeeper
 from workers.ledger.restore_budgets import Budgets
 from workers.ledger.rows import row_of
@@ -714,6 +714,26 @@ async def test_a_log_that_cannot_be_understood_leaves_the_usage_unknown(world: W
     assert await world.rows("id, outcome, output_tokens") == [("gen_1", "failed", None)]
 
 
+@ON_SQLITE
+async def test_a_huge_log_is_read_back_as_far_as_memory_is_meant_for_it(world: World, monkeypatch: pytest.MonkeyPatch):
+    await world.open("gen_1")
+    await world.say("gen_1", (FrameKind.HEAD, b"{}"))
+    await world.channel.end_unowned("gen_1", "t", Failed(ErrorKind.WORKER_LOST, "lost"))
+    await world.redis.rpush(keyspace.ENDED, "gen_1")
+    piece, reads = b"data: " + bytes(MIB) + b"\n\n", itertools.count(1)
+
+    async def endless(*_: object) -> list[Frame]:
+        n = next(reads)
+        assert n < 100
+        return [Frame(FrameId(1, n), FrameKind.DATA, piece)]
+
+    monkeypatch.setattr(world.channel, "read", endless)
+    await (await world.holder()).turn()
+
+    assert next(reads) - 1 == LOG_BYTES_MAX // MIB
+    assert await world.rows() == ["gen_1"]
+
+
 async def test_a_redis_that_cannot_read_now_takes_nothing_off_the_list(world: World, monkeypatch: pytest.MonkeyPatch):
     await world.end("gen_1")
     keeper = await world.holder()
@@ -771,6 +791,18 @@ async def test_what_was_kept_for_the_audit_log_then_expires_as_that_of_others(wo
     assert 0 < await world.redis.pttl(keyspace.log("gen_1")) <= 60_000
     assert 0 < await world.redis.pttl(keyspace.state("gen_1")) <= 60_000
     assert not await world.redis.exists(keyspace.request("gen_1"), keyspace.record("gen_1"))
+
+
+async def test_the_log_of_a_record_that_cannot_be_read_expires_too(world: World):
+    await audited(world)
+    await world.redis.hset(keyspace.record("gen_1"), "end", "none of ours")
+
+    await (await world.holder()).turn()
+
+    assert await world.rows() == []
+    assert await world.redis.llen(keyspace.UNREADABLE) == 1
+    assert 0 < await world.redis.pttl(keyspace.log("gen_1")) <= 60_000
+    assert 0 < await world.redis.pttl(keyspace.state("gen_1")) <= 60_000
 
 
 async def test_without_a_secret_the_ledger_has_its_row_and_the_entry_waits_for_one(world: World):

@@ -29,6 +29,8 @@ def spliced(said: str, text: str, size: int, *, echoes: bool = False) -> str:
         (SAID, SAID[:20] + "cat", SAID[:20] + "cat"),  # It only began alike.
         (SAID, SAID[:20], SAID[:20]),
         ("ha", "ha ha", "ha ha"),  # Too short to be taken for an echo.
+        (SAID[: ECHO_CHARS_MIN - 1], SAID, SAID),
+        (SAID[:ECHO_CHARS_MIN], SAID, SAID[ECHO_CHARS_MIN:]),  # Just long enough.
     ],
 )
 def test_only_what_is_new_goes_on(said, text, new, size):
