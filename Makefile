@@ -71,7 +71,7 @@ env: setup ## Write .env.example from the settings
 	@$(BIN)/python -m cli.env_example > .env.example
 
 compatibility: $(VENV)/.ready-dev ## Try every client dialect on every provider, and write docs/compatibility.md
-	@PYTHONPATH=tests $(BIN)/python -m compatibility_page > docs/compatibility.md
+	@$(BIN)/python -m tests.support.compatibility.page > docs/compatibility.md
 
 constraints: $(VENV)/.ready-dev ## Renew constraints.txt: the newest versions that pyproject.toml allows, for every Python
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
@@ -88,10 +88,10 @@ fuzz: $(VENV)/.ready-dev ## Send every route what nobody would, for longer than 
 	@FUZZ_EXAMPLES=$(EXAMPLES) FUZZ_SEED=$(SEED) $(BIN)/python -m pytest tests/security/test_schema.py tests/security/test_fuzzing.py -m "" $(ARGS)
 
 chaos: $(VENV)/.ready-dev ## Break everything around real streams for a minute (MINUTES=10 SEED=n, REDIS=sentinel, ARGS=--verbose); needs nginx
-	@PYTHONPATH=.:tests:tests/e2e $(BIN)/python -m chaos --redis $(REDIS) --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
+	@$(BIN)/python -m tests.chaos --redis $(REDIS) --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 soak: $(VENV)/.ready-dev ## Do all that clients do at a steady rate for a minute, and say what has grown (MINUTES=60 RATE=14)
-	@PYTHONPATH=.:tests:tests/e2e $(BIN)/python -m soak --minutes $(MINUTES) --rate $(RATE) $(ARGS)
+	@$(BIN)/python -m tests.soak --minutes $(MINUTES) --rate $(RATE) $(ARGS)
 
 clean: ## Remove what setup and the tools made
 	@rm -rf $(VENV) $(VENV)-* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info

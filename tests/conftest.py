@@ -5,13 +5,13 @@ from pathlib import Path
 import hypothesis
 import pytest
 import structlog
-from postgres_for_tests import PostgresForTests, find_binaries
 from redis.asyncio import Redis
-from redis_for_tests import client_of
 
 from cli.embedded_redis import EmbeddedRedis
+from tests.support.servers.postgres import PostgresForTests, find_binaries
+from tests.support.servers.redis_client import client_of
 
-pytest_plugins = ["retried_fixtures"]
+pytest_plugins = ["tests.support.retried_fixtures"]
 
 # No test is timed: a busy machine takes longer over an example than hypothesis would allow.
 hypothesis.settings.register_profile("untimed", deadline=None)

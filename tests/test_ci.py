@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from private_parts import ROOT
+
+from tests.support.sources.private_parts import ROOT
 
 MAKE = """#!/usr/bin/env bash
 # Fails so many times, as pytest does: with the names of what failed in its cache.

@@ -8,13 +8,13 @@ import tomllib
 from collections.abc import Iterator
 from importlib.metadata import version
 
-import private_parts
 import pytest
 from aiohttp.client_proto import ResponseHandler
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from private_parts import ROOT, Use
 
+from tests.support.sources import private_parts
+from tests.support.sources.private_parts import ROOT, Use
 from workers.upstream import connecting
 
 # Each private attribute of a library that we use, and where it is. They may go with any new version, so they are few.

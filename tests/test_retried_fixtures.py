@@ -34,10 +34,11 @@ def test_the_fixture_was_set_up_no_more_than_needed():
 
 def outcome(folder: Path, **words: object) -> str:
     (folder / "test_shared.py").write_text(TESTS.format(**words))
-    options = ["-p", "no:cacheprovider", "-p", "retried_fixtures", "-q", "-c", "/dev/null", "--rootdir", str(folder)]
+    plugins = ["-p", "no:cacheprovider", "-p", "tests.support.retried_fixtures"]
+    options = [*plugins, "-q", "-c", "/dev/null", "--rootdir", str(folder)]
     ran = subprocess.run(
         [sys.executable, "-m", "pytest", *options, str(folder / "test_shared.py")],
-        env={"PYTHONPATH": str(Path(__file__).parent)},
+        env={"PYTHONPATH": str(Path(__file__).parents[1])},
         capture_output=True,
         text=True,
         check=False,

@@ -9,11 +9,11 @@ from typing import Any
 
 import httpx
 import pytest
-from chromium import Page, browser, new_page
-from cutting_proxy import CuttingProxy, cutting_proxy
-from harness import CHAT, ROOT, Fleet, body_of, fleet, headers_of
 
 from cli.demo_provider.script import answer
+from tests.support.clients.chromium import Page, browser, new_page
+from tests.support.fleet import CHAT, ROOT, Fleet, body_of, fleet, headers_of
+from tests.support.servers.cutting_proxy import CuttingProxy, cutting_proxy
 
 pytestmark = pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
 

@@ -5,10 +5,10 @@ from collections.abc import AsyncIterator, Iterator
 
 import httpx
 import pytest
-from chromium import Page, browser, new_page
-from harness import KEY, Fleet, fleet, until
 
 from cli.demo_provider.script import answer
+from tests.support.clients.chromium import Page, browser, new_page
+from tests.support.fleet import KEY, Fleet, fleet, until
 
 pytestmark = pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import uvloop
 
-from chaos.fleet import missing
-from chaos.report import Report
-from chaos.run import run
-from chaos.stores import STORES
 from common.process.process import raise_file_limit
+from tests.chaos.fleet import missing
+from tests.chaos.report import Report
+from tests.chaos.run import run
+from tests.chaos.stores import STORES
 
 
 async def _until_done_or_told(folder: Path, asked: argparse.Namespace) -> Report:

@@ -9,11 +9,11 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from chaos.checker import CANCELLED, EXPLICIT, LOST_WRITES, End, lost_writes
-from chaos.client import History, Outcome
-from chaos.faults import Happened
-from chaos.plan import Ask
-from chaos.readers import MESSAGES, RESPONSES
+from tests.chaos.checker import CANCELLED, EXPLICIT, LOST_WRITES, End, lost_writes
+from tests.chaos.client import History, Outcome
+from tests.chaos.faults import Happened
+from tests.chaos.plan import Ask
+from tests.chaos.readers import MESSAGES, RESPONSES
 
 # The most that a request reserves of its limit on tokens: the largest max_tokens that a client asks for, and its prompt.
 RESERVED_MAX = 10_100

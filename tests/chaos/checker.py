@@ -11,11 +11,11 @@ import orjson
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from chaos.client import History, Outcome
-from chaos.faults import Happened
-from chaos.plan import APIS, CLIENTS_LINK, REDIS, Manner
 from cli.demo_provider.script import answer
 from common.redis import keyspace
+from tests.chaos.client import History, Outcome
+from tests.chaos.faults import Happened
+from tests.chaos.plan import APIS, CLIENTS_LINK, REDIS, Manner
 
 # Errors that a fault may end a stream or a request with, and what must have been broken for it: "" is anything.
 EXPLICIT = {

@@ -9,8 +9,8 @@ from typing import Any
 import aiohttp
 import orjson
 
-from chaos.plan import Ask, Manner
-from chaos.readers import AGENTARY, CHAT, MESSAGES, RESPONSES, UNIFIED, Stream, error_code, whole_text
+from tests.chaos.plan import Ask, Manner
+from tests.chaos.readers import AGENTARY, CHAT, MESSAGES, RESPONSES, UNIFIED, Stream, error_code, whole_text
 
 KEY = "sk-chaos"
 DEADLINE_S = 130.0  # Longer than any answer with all that may delay it: a takeover, and a Redis that was away for a minute.

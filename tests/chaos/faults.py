@@ -7,8 +7,8 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from chaos.fleet import DRAIN_EXTRA_S, Fleet
-from chaos.plan import APIS, CLIENTS_LINK, DRAIN_S, REDIS, WORKERS, Fault, FaultKind
+from tests.chaos.fleet import DRAIN_EXTRA_S, Fleet
+from tests.chaos.plan import APIS, CLIENTS_LINK, DRAIN_S, REDIS, WORKERS, Fault, FaultKind
 
 
 @dataclass(slots=True)

@@ -11,14 +11,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
-from harness import WAIT_S, Process
 
-from chaos.client import KEY
-from chaos.plan import APIS, CLIENTS_LINK, DRAIN_S, WORKERS
-from chaos.proxy import Link
-from chaos.stores import STORES, Store
 from cli.embedded_redis import find_server, free_port
-from tests.deploy import nginx
+from tests.chaos.client import KEY
+from tests.chaos.plan import APIS, CLIENTS_LINK, DRAIN_S, WORKERS
+from tests.chaos.proxy import Link
+from tests.chaos.stores import STORES, Store
+from tests.support.fleet import WAIT_S, Process
+from tests.support.servers import nginx
 
 DRAIN_EXTRA_S = 10.0  # By then a process that was told to stop has gone.
 RETENTION_S = 100  # The longest outage of Redis and then some: a log is read after its end by whoever checks it.

@@ -4,10 +4,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from chaos.checker import REFUSAL_S, REFUSED_S, is_plain_refusal
-from chaos.client import History, Outcome
-from chaos.faults import Happened
-from chaos.plan import APIS, CLIENTS_LINK, REDIS, WORKERS, Manner
+from tests.chaos.checker import REFUSAL_S, REFUSED_S, is_plain_refusal
+from tests.chaos.client import History, Outcome
+from tests.chaos.faults import Happened
+from tests.chaos.plan import APIS, CLIENTS_LINK, REDIS, WORKERS, Manner
 
 WRONG_SHOWN = 25
 QUIET_BEFORE_S = 1.0  # A fault that ended this long ago still shows in what is timed now.

@@ -12,15 +12,15 @@ from typing import Any
 import aiohttp
 from redis.exceptions import RedisError
 
-from chaos.books import check_rows, check_tokens, read_rows
-from chaos.checker import DIFFERS, Auditor, judge
-from chaos.client import KEY, Client, History, Outcome
-from chaos.faults import Faults, Happened
-from chaos.fleet import Fleet, fleet
-from chaos.plan import APIS, WORKERS, Ask, FaultKind, asks, faults
-from chaos.report import Report
 from common.ledger import set_aside
 from common.redis import keyspace
+from tests.chaos.books import check_rows, check_tokens, read_rows
+from tests.chaos.checker import DIFFERS, Auditor, judge
+from tests.chaos.client import KEY, Client, History, Outcome
+from tests.chaos.faults import Faults, Happened
+from tests.chaos.fleet import Fleet, fleet
+from tests.chaos.plan import APIS, WORKERS, Ask, FaultKind, asks, faults
+from tests.chaos.report import Report
 
 AT_ONCE_MAX = 800  # Clients; who comes while there are so many waits.
 IDLE_S = 40.0  # By then everything has returned to its idle numbers.

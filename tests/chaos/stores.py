@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
 
-import sentinel
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
-from chaos.plan import Fault, FaultKind
-from chaos.proxy import Link
 from cli.embedded_redis import EmbeddedRedis
+from tests.chaos.plan import Fault, FaultKind
+from tests.chaos.proxy import Link
+from tests.support.servers import sentinel
 
 HEALED_S = 60.0  # By then a group is whole again, a full copy of its data included.
 _LOOK_S = 0.2

@@ -7,13 +7,13 @@ from typing import Any
 
 import orjson
 import pytest
-from compatibility import CLIENTS, EVENT_BYTES_MAX, body_of, deployment_of, prepared
-from wire_answers import STREAMS, WHOLES, Says
 
 from common.canonical.errors import ErrorKind, Failed
 from common.canonical.events import Completed
 from common.sse import SseCutter, read_block
 from common.vendors.table import VENDORS
+from tests.support.compatibility.cells import CLIENTS, EVENT_BYTES_MAX, body_of, deployment_of, prepared
+from tests.support.upstreams.wire_answers import STREAMS, WHOLES, Says
 from workers.attempt.call import last_blocks
 from workers.transcode.pumps import Pump
 

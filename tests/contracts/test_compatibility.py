@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 from anthropic.types.beta import message_create_params
-from compatibility import FEATURES, REMOTE
-from compatibility_page import fates_of, page, row_of
 from openai.types.chat import completion_create_params
 from openai.types.responses import response_create_params
-from request_fields import CHAT_VENDORS, FIELDS, dropped_by
 
 from common.dialects import DIALECTS
 from common.vendors.table import Vendor
+from tests.support.compatibility.cells import FEATURES, REMOTE
+from tests.support.compatibility.page import fates_of, page, row_of
+from tests.support.compatibility.request_fields import CHAT_VENDORS, FIELDS, dropped_by
 
 PAGE = (Path(__file__).parents[2] / "docs" / "compatibility.md").read_text()
 

@@ -12,8 +12,6 @@ from typing import Any
 import orjson
 import pytest
 from prometheus_client import CollectorRegistry
-from recordings import Recording, parameters
-from test_recordings_in_every_dialect import CLIENTS, INFO
 
 from common.canonical.errors import ErrorKind, GatewayError
 from common.canonical.job import Job, Policy
@@ -21,6 +19,8 @@ from common.channel.base import FrameKind
 from common.config.settings import Settings
 from common.dialects import DIALECTS
 from common.dialects.base import ReplyInfo
+from tests.contracts.test_recordings_in_every_dialect import CLIENTS, INFO
+from tests.support.upstreams.recordings import Recording, parameters
 from workers.attempt.call import TAIL_S, Transfer, last_blocks
 from workers.attempt.call import prepared as prepare
 from workers.metrics import Metrics

@@ -1,7 +1,7 @@
 """What providers were recorded to say, to the client of every dialect: the ground truth of all decoders and encoders.
 
-Each recording is read three ways: by the wire's decoder, by ``truths`` (which knows none of our code), and, encoded into
-every dialect, by that dialect's own clients. All must agree.
+Each recording is read three ways: by the wire's decoder, by ``recorded_truths`` (which knows none of our code), and, encoded
+into every dialect, by that dialect's own clients. All must agree.
 """
 
 import json
@@ -11,22 +11,21 @@ from typing import Any, NamedTuple
 import anthropic
 import openai
 import pytest
-import sdk_clients
-import seed_clients
 from anthropic.types import RawMessageStreamEvent
 from openai.types.chat import ChatCompletionChunk
 from openai.types.responses import ResponseStreamEvent
 from pydantic import TypeAdapter
-from recordings import SHARED, Recording, data_of, recordings
-from sdk_clients import ResponseFailed, Seen
-from seed_clients import SeedError
-from truths import Said, Truth, truth_of
 
 from common.canonical.errors import ErrorKind, Failed
 from common.canonical.events import Choice, Event, fold
 from common.dialects import DIALECTS
 from common.dialects.base import Dialect, ReplyInfo, SoFar
 from common.sse import SseCutter
+from tests.support.clients import sdk_clients, seed_clients
+from tests.support.clients.sdk_clients import ResponseFailed, Seen
+from tests.support.clients.seed_clients import SeedError
+from tests.support.upstreams.recorded_truths import Said, Truth, truth_of
+from tests.support.upstreams.recordings import SHARED, Recording, data_of, recordings
 from workers.providers import WIRES
 
 EVENT_BYTES_MAX = 1 << 22

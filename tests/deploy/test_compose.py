@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import redis
 import yaml
-from harness import ROOT, until
 
 from cli.main import main
 from common.config.settings import Settings
 from common.database.engine import database_url
 from common.vendors.table import VENDORS
+from tests.support.fleet import ROOT, until
 
 FILE = ROOT / "docker-compose.yml"
 OURS = ("api", "worker")

@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
-import nginx
 import pytest
-from harness import KEY, Fleet, fleet, until
 
 from cli.demo_provider.script import answer
 from cli.embedded_redis import free_port
+from tests.support.fleet import KEY, Fleet, fleet, until
+from tests.support.servers import nginx
 
 pytestmark = pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not installed")
 

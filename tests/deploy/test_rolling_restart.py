@@ -7,12 +7,12 @@ import time
 from pathlib import Path
 
 import httpx
-import nginx
 import orjson
 import pytest
-from harness import KEY, Fleet, Process, fleet, is_ok, sse_events, until
 
 from cli.demo_provider.script import answer
+from tests.support.fleet import KEY, Fleet, Process, fleet, is_ok, sse_events, until
+from tests.support.servers import nginx
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not installed"),

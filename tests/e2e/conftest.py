@@ -1,7 +1,8 @@
 from collections.abc import Iterator
 
 import pytest
-from harness import Fleet, fleet
+
+from tests.support.fleet import Fleet, fleet
 
 
 @pytest.fixture(scope="package")

@@ -12,10 +12,10 @@ from typing import Any
 import httpx
 import jwt
 import pytest
-from harness import CHAT, KEY, MESSAGES, PATH_OF, ROOT, Fleet, body_of, fleet, headers_of, until
 
 from common.redis.keyspace import KEYS_VERSION
 from common.redis.pulse import PULSE_INTERVAL_S, PULSE_TIMEOUT_S
+from tests.support.fleet import CHAT, KEY, MESSAGES, PATH_OF, ROOT, Fleet, body_of, fleet, headers_of, until
 
 JWT_SECRET = "a secret of at least thirty-two bytes"
 MODEL = "openai/demo-n3-d1"

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import CHAT, Fleet, RawClient, body_of, fleet, until
-from test_continuations import DIALECTS, QUICK_LEASE, Stream
 
 from cli.demo_provider.script import answer
+from tests.e2e.test_continuations import DIALECTS, QUICK_LEASE, Stream
+from tests.support.fleet import CHAT, Fleet, RawClient, body_of, fleet, until
 
 REATTACHED = {"SLUICE_PROVIDERS": json.dumps({"openai": {"continuation": "reattach"}})}
 

@@ -14,7 +14,10 @@ from typing import Any
 import httpx
 import orjson
 import pytest
-from harness import (
+
+from cli.demo_provider.script import answer
+from common.config.settings import Settings
+from tests.support.fleet import (
     CHAT,
     DIALECTS,
     FAMILY_OF,
@@ -28,9 +31,6 @@ from harness import (
     sse_events,
     until,
 )
-
-from cli.demo_provider.script import answer
-from common.config.settings import Settings
 
 PROVIDERS = ("openai", "anthropic")
 JSON = {"content-type": "application/json"}

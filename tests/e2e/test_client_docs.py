@@ -6,9 +6,9 @@ import sys
 from importlib.util import find_spec
 
 import pytest
-from harness import KEY, ROOT, Fleet
 
 from cli.demo_provider.script import answer
+from tests.support.fleet import KEY, ROOT, Fleet
 
 BLOCKS = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "clients.md").read_text(), re.MULTILINE | re.DOTALL)
 # What a block needs: the first word of each of its imports.

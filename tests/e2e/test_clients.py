@@ -10,8 +10,11 @@ import anthropic
 import httpx
 import openai
 import pytest
-import sdk_clients
-from harness import (
+from openai.types.chat import ChatCompletionChunk
+
+from cli.demo_provider.script import answer
+from tests.support.clients import sdk_clients
+from tests.support.fleet import (
     CHAT,
     DIALECTS,
     FAMILY_OF,
@@ -25,9 +28,6 @@ from harness import (
     headers_of,
     sse_events,
 )
-from openai.types.chat import ChatCompletionChunk
-
-from cli.demo_provider.script import answer
 
 PROVIDERS = ("openai", "anthropic")
 ORIGIN = "https://app.example"

@@ -9,11 +9,10 @@ from typing import Any
 import httpx
 import orjson
 import pytest
-import sdk_clients
-import seed_clients
-from harness import KEY, Fleet, fleet, headers_of, until
 
 from cli.demo_provider.script import answer
+from tests.support.clients import sdk_clients, seed_clients
+from tests.support.fleet import KEY, Fleet, fleet, headers_of, until
 
 QUICK_LEASE = {"SLUICE_LEASE_S": "2", "SLUICE_RENEW_S": "0.5", "SLUICE_HEARTBEAT_S": "0.5"}
 HI = [{"role": "user", "content": "hi"}]

@@ -5,7 +5,8 @@ from typing import Any
 
 import anthropic
 import pytest
-from harness import KEY, Fleet, headers_of, until
+
+from tests.support.fleet import KEY, Fleet, headers_of, until
 
 PATH = "/v1/messages/count_tokens"
 USER: Any = [{"role": "user", "content": "one two three"}]

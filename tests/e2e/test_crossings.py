@@ -8,11 +8,11 @@ from typing import Any
 
 import httpx
 import pytest
-import sdk_clients
-from harness import CHAT, DIALECTS, FAMILY_OF, MESSAGES, PATH_OF, Fleet, body_of, sse_events
-from sdk_clients import Seen
 
 from cli.demo_provider.script import answer, refusal, thought
+from tests.support.clients import sdk_clients
+from tests.support.clients.sdk_clients import Seen
+from tests.support.fleet import CHAT, DIALECTS, FAMILY_OF, MESSAGES, PATH_OF, Fleet, body_of, sse_events
 
 PROVIDERS = ("openai", "anthropic")
 WORDS = {  # How each dialect says why an answer ended.

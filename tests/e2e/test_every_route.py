@@ -7,10 +7,10 @@ from typing import Any
 import httpx
 import openai
 import pytest
-import seed_clients
-from harness import KEY, Fleet, fleet, headers_of, sse_events
 
 from cli.demo_provider.script import answer
+from tests.support.clients import seed_clients
+from tests.support.fleet import KEY, Fleet, fleet, headers_of, sse_events
 
 ORIGIN = "https://app.example"
 PROVIDERS = ("openai", "anthropic", "google-ai-studio", "cohere")

@@ -4,9 +4,9 @@ import contextlib
 
 import httpx
 import pytest
-from harness import CHAT, Fleet, RawClient, body_of, headers_of, until
 
 from common.redis import keyspace
+from tests.support.fleet import CHAT, Fleet, RawClient, body_of, headers_of, until
 
 VIEWERS = 20
 

@@ -10,9 +10,9 @@ from typing import Any
 import anthropic
 import openai
 import pytest
-from harness import CHAT, KEY, MESSAGES, Fleet, RawClient, body_of, fleet, until
 
 from cli.demo_provider.script import answer, refusal, thought
+from tests.support.fleet import CHAT, KEY, MESSAGES, Fleet, RawClient, body_of, fleet, until
 
 USER: Any = [{"role": "user", "content": "hi"}]
 WEATHER = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}

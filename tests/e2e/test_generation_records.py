@@ -6,8 +6,6 @@ import uuid
 from collections.abc import Iterator
 
 import pytest
-from generations_client import JSON, ended, started, stop, told, url
-from harness import CHAT, DIALECTS, FAMILY_OF, KEY, MESSAGES, OTHER_KEY, Fleet, body_of, fleet, headers_of, until
 from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
 
@@ -19,6 +17,8 @@ from common.channel.redis import RedisChannel
 from common.config.settings import Settings
 from common.redis import keyspace
 from common.redis.client import connect
+from tests.support.clients.generations_client import JSON, ended, started, stop, told, url
+from tests.support.fleet import CHAT, DIALECTS, FAMILY_OF, KEY, MESSAGES, OTHER_KEY, Fleet, body_of, fleet, headers_of, until
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,9 @@ from typing import Any
 
 import httpx
 import pytest
-from harness import (
+
+from cli.demo_provider.script import answer
+from tests.support.fleet import (
     CHAT,
     DIALECTS,
     MESSAGES,
@@ -22,8 +24,6 @@ from harness import (
     sse_events,
     until,
 )
-
-from cli.demo_provider.script import answer
 
 SLOTS = 4
 

@@ -6,10 +6,22 @@ from typing import Any
 
 import httpx
 import pytest
-from generations_client import AGENTARY, ALL, JSON, RESPONSES, UNIFIED, body, ended, started, stop, told, url
-from harness import CHAT, MESSAGES, OTHER_KEY, Fleet, body_of, fleet, headers_of, sse_events, until
 
 from cli.demo_provider.script import answer
+from tests.support.clients.generations_client import (
+    AGENTARY,
+    ALL,
+    JSON,
+    RESPONSES,
+    UNIFIED,
+    body,
+    ended,
+    started,
+    stop,
+    told,
+    url,
+)
+from tests.support.fleet import CHAT, MESSAGES, OTHER_KEY, Fleet, body_of, fleet, headers_of, sse_events, until
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,10 @@ from typing import Any
 import httpx
 import orjson
 import pytest
-import sdk_clients
-import seed_clients
-from harness import CHAT, MESSAGES, PATH_OF, ROOT, Fleet, RawClient, body_of, fleet, headers_of, until
 
 from cli.demo_provider.script import answer
+from tests.support.clients import sdk_clients, seed_clients
+from tests.support.fleet import CHAT, MESSAGES, PATH_OF, ROOT, Fleet, RawClient, body_of, fleet, headers_of, until
 
 MAIL, CARD = "jane.doe@example.com", "4111 1111 1111 1111"
 # Models of the demo provider by what guards them: what its names do not know says nothing there.

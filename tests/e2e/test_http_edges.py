@@ -11,7 +11,8 @@ from typing import Any
 import httpx
 import orjson
 import pytest
-from harness import KEY, Fleet, RawClient, fleet, headers_of, until
+
+from tests.support.fleet import KEY, Fleet, RawClient, fleet, headers_of, until
 
 SECRET = "a-secret-of-these-tests-0123456789"
 MESSAGES = [{"role": "user", "content": "hi"}]

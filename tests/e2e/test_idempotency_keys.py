@@ -11,10 +11,10 @@ import anthropic
 import httpx
 import openai
 import pytest
-from cutting_proxy import cutting_proxy
-from harness import CHAT, KEY, MESSAGES, OTHER_KEY, Fleet, RawClient, body_of, fleet, headers_of, sse_events, until
 
 from cli.demo_provider.script import answer
+from tests.support.fleet import CHAT, KEY, MESSAGES, OTHER_KEY, Fleet, RawClient, body_of, fleet, headers_of, sse_events, until
+from tests.support.servers.cutting_proxy import cutting_proxy
 
 PATHS = {
     CHAT: "/v1/chat/completions",

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import orjson
-from harness import CHAT, PATH_OF, RawClient, body_of, fleet, headers_of, until
+
+from tests.support.fleet import CHAT, PATH_OF, RawClient, body_of, fleet, headers_of, until
 
 MIB = 2**20
 

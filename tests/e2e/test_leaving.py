@@ -6,9 +6,21 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
-from harness import CHAT, DIALECTS, FAMILY_OF, MESSAGES, Fleet, RawClient, body_of, fleet, headers_of, sse_events, until
 
 from cli.demo_provider.script import answer
+from tests.support.fleet import (
+    CHAT,
+    DIALECTS,
+    FAMILY_OF,
+    MESSAGES,
+    Fleet,
+    RawClient,
+    body_of,
+    fleet,
+    headers_of,
+    sse_events,
+    until,
+)
 
 FOR_EVER = "demo-n100000-d20"
 FIRST_OUTPUT = {CHAT: b'"content":"A', MESSAGES: b"text_delta"}

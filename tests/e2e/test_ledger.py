@@ -14,12 +14,12 @@ from typing import Any
 
 import httpx
 import pytest
-from harness import CHAT, KEY, MESSAGES, OTHER_KEY, ROOT, Fleet, RawClient, body_of, fleet, headers_of, until
-from postgres_for_tests import PostgresForTests, find_binaries
 
 from common.canonical.errors import ErrorKind
 from common.limits.charges import periods
 from common.redis import keyspace
+from tests.support.fleet import CHAT, KEY, MESSAGES, OTHER_KEY, ROOT, Fleet, RawClient, body_of, fleet, headers_of, until
+from tests.support.servers.postgres import PostgresForTests, find_binaries
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -9,7 +9,8 @@ import anthropic
 import httpx
 import openai
 import pytest
-from harness import CHAT, KEY, MESSAGES, OTHER_KEY, PATH_OF, Fleet, body_of, fleet, headers_of, until
+
+from tests.support.fleet import CHAT, KEY, MESSAGES, OTHER_KEY, PATH_OF, Fleet, body_of, fleet, headers_of, until
 
 CLIENTS = 50
 LIMITS = '{"key": {"requests": 20, "window_s": 3600}}'

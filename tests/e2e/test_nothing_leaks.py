@@ -6,9 +6,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from harness import CHAT, DIALECTS, Fleet, RawClient, body_of, fleet, until
 
 from common.redis import keyspace
+from tests.support.fleet import CHAT, DIALECTS, Fleet, RawClient, body_of, fleet, until
 
 pytestmark = pytest.mark.timeout(600)
 

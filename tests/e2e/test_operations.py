@@ -7,7 +7,10 @@ from typing import Any
 
 import httpx
 import pytest
-from harness import (
+
+from cli.demo_provider.script import answer
+from cli.embedded_redis import free_port
+from tests.support.fleet import (
     CHAT,
     DIALECTS,
     FAMILY_OF,
@@ -23,9 +26,6 @@ from harness import (
     is_ok,
     until,
 )
-
-from cli.demo_provider.script import answer
-from cli.embedded_redis import free_port
 
 
 class Moved:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from harness import CHAT, KEY, OTHER_KEY, PATH_OF, Fleet, body_of, fleet, headers_of, until
+
+from tests.support.fleet import CHAT, KEY, OTHER_KEY, PATH_OF, Fleet, body_of, fleet, headers_of, until
 
 SLOW = "demo-n20-d20"  # Under half a second: two or three a second with one slot.
 WAITING = 60

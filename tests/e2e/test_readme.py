@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from harness import KEY, Fleet
 
 from cli.demo_provider.script import answer
+from tests.support.fleet import KEY, Fleet
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 EXAMPLES = re.findall(r"```(bash|python)\n(.*?)```", README, re.DOTALL)

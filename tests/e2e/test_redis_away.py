@@ -15,10 +15,10 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from harness import CHAT, DIALECTS, MESSAGES, Fleet, body_of, fleet, headers_of, until
-from test_failures import Client, takeovers
 
 from cli.demo_provider.script import answer
+from tests.e2e.test_failures import Client, takeovers
+from tests.support.fleet import CHAT, DIALECTS, MESSAGES, Fleet, body_of, fleet, headers_of, until
 
 pytestmark = pytest.mark.timeout(600)
 

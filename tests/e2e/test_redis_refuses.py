@@ -15,13 +15,13 @@ import httpx
 import orjson
 import pytest
 import redis
-from harness import CHAT, Fleet, Process, body_of, fleet, fleet_on, until
-from probed_commands import BESIDE, IN_SCRIPT, NOT_TRIED
-from test_failures import Client
 
 from cli.demo_provider.script import answer
 from cli.embedded_redis import EmbeddedRedis
 from common.redis import keyspace
+from tests.e2e.test_failures import Client
+from tests.support.fleet import CHAT, Fleet, Process, body_of, fleet, fleet_on, until
+from tests.support.sources.probed_commands import BESIDE, IN_SCRIPT, NOT_TRIED
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -5,9 +5,9 @@ from typing import Any
 import anthropic
 import openai
 import pytest
-from harness import CHAT, KEY, MESSAGES, Fleet, body_of, headers_of, sse_events
 
 from cli.demo_provider.script import answer, thought
+from tests.support.fleet import CHAT, KEY, MESSAGES, Fleet, body_of, headers_of, sse_events
 
 SUFFIX = "deep-research"  # Names of this kind go to the responses API.
 FUNCTION: Any = {

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import orjson
 import pytest
-from harness import KEY, Fleet, fleet, sse_events
 
 from cli.demo_provider.script import answer
+from tests.support.fleet import KEY, Fleet, fleet, sse_events
 
 PAGE = (Path(__file__).parents[2] / "docs" / "resuming.md").read_text()
 RESUMED, STARTED, RETRIED = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)

@@ -6,9 +6,9 @@ from typing import Any
 import anthropic
 import pytest
 from anthropic.types import Message, TextBlock, ThinkingBlock, ToolUseBlock
-from harness import KEY, Fleet
 
 from cli.demo_provider.script import answer, thought
+from tests.support.fleet import KEY, Fleet
 
 USER: Any = [{"role": "user", "content": "hi"}]
 PROVIDERS = ("openai", "anthropic")

@@ -6,11 +6,11 @@ from typing import Any
 
 import openai
 import pytest
-from harness import KEY, Fleet
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from pydantic import BaseModel
 
 from cli.demo_provider.script import answer
+from tests.support.fleet import KEY, Fleet
 
 USER: Any = [{"role": "user", "content": "hi"}]
 PROVIDERS = ("openai", "anthropic")

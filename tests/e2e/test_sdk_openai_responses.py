@@ -7,11 +7,11 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from harness import KEY, OTHER_KEY, Fleet, fleet, headers_of, sse_events, until
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import BaseModel, TypeAdapter
 
 from cli.demo_provider.script import answer
+from tests.support.fleet import KEY, OTHER_KEY, Fleet, fleet, headers_of, sse_events, until
 
 PROVIDERS = ("demo", "anthropic", "openai")  # Translated to chat completions and to messages, and passed through.
 TOOLS: Any = [

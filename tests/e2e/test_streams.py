@@ -1,5 +1,6 @@
 import httpx
-from harness import KEY, Fleet
+
+from tests.support.fleet import KEY, Fleet
 
 
 def test_an_answer_streams_from_the_provider_to_the_client(shared: Fleet):

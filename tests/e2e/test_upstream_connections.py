@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
-from harness import CHAT, MESSAGES, ROOT, Fleet, body_of
-from raw_upstream import CLOSE, RawUpstream, Request, ok, raw_upstream
-from wire_answers import STREAMS, WHOLES, Says
 
 from cli.embedded_redis import EmbeddedRedis
+from tests.support.fleet import CHAT, MESSAGES, ROOT, Fleet, body_of
+from tests.support.upstreams.raw_upstream import CLOSE, RawUpstream, Request, ok, raw_upstream
+from tests.support.upstreams.wire_answers import STREAMS, WHOLES, Says
 
 SAYS = Says(text="whole answer")
 STREAM, WHOLE = STREAMS["openai-chat"](SAYS), WHOLES["openai-chat"](SAYS)

@@ -7,13 +7,13 @@ from pathlib import Path
 import httpx
 import orjson
 import pytest
-from harness import CHAT, MESSAGES, Fleet, body_of, fleet, until
-from recording_upstream import RecordingUpstream
 
 from cli.demo_provider.script import answer
 from common.canonical.money import NANO_USD
 from common.limits.charges import periods
 from common.redis import keyspace
+from tests.support.fleet import CHAT, MESSAGES, Fleet, body_of, fleet, until
+from tests.support.upstreams.recording_upstream import RecordingUpstream
 
 PAUSED = 'sluice_upstream_paused{provider="openai"}'
 ANSWERED = 'sluice_upstream_calls_total{provider="openai",status="200"}'

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import CHAT, MESSAGES, Fleet, body_of, fleet
-from recording_upstream import RecordingUpstream
 
 from cli.demo_provider.script import answer
+from tests.support.fleet import CHAT, MESSAGES, Fleet, body_of, fleet
+from tests.support.upstreams.recording_upstream import RecordingUpstream
 
 
 @pytest.fixture(scope="module")

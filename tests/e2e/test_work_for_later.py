@@ -6,12 +6,12 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from generations_client import JSON, ended, started, told, url
-from harness import CHAT, ROOT, Fleet, body_of, fleet, headers_of, until
-from test_every_route import ROUTES
 
 from cli.demo_provider.script import answer
 from common.redis import keyspace
+from tests.e2e.test_every_route import ROUTES
+from tests.support.clients.generations_client import JSON, ended, started, told, url
+from tests.support.fleet import CHAT, ROOT, Fleet, body_of, fleet, headers_of, until
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,8 @@
 from collections.abc import Iterator
 
 import pytest
-from harness import Fleet, fleet
+
+from tests.support.fleet import Fleet, fleet
 
 SECRET = "a-secret-of-these-tests-0123456789"
 

@@ -13,10 +13,10 @@ from typing import Any
 import httpx
 import pytest
 import redis
-from harness import Fleet, Process, body_of, fleet, fleet_on, headers_of, until
-from quoting_upstream import QuotingUpstream
 
 from cli.embedded_redis import EmbeddedRedis
+from tests.support.fleet import Fleet, Process, body_of, fleet, fleet_on, headers_of, until
+from tests.support.upstreams.quoting_upstream import QuotingUpstream
 
 pytestmark = pytest.mark.timeout(600)  # The first of them waits for all requests, of which some are tried three times.
 

@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 import pytest
 import redis
-from harness import CHAT, Fleet, body_of
 
 from common.access import key_text
+from tests.support.fleet import CHAT, Fleet, body_of
 
 REQUESTS = 400
 KEYS: dict[str, Callable[[], str]] = {

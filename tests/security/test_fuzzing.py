@@ -8,14 +8,15 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-import fuzzing
 import httpx
 import pytest
-from compatibility import CLIENTS
-from harness import KEY, Fleet
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
-from request_fields import FIELDS
+
+from tests.support import fuzzing
+from tests.support.compatibility.cells import CLIENTS
+from tests.support.compatibility.request_fields import FIELDS
+from tests.support.fleet import KEY, Fleet
 
 PATHS = {
     "/v1/chat/completions": "openai-chat",

@@ -10,7 +10,8 @@ from typing import Any
 import httpx
 import orjson
 import pytest
-from harness import CHAT, KEY, MESSAGES, PATH_OF, Fleet, RawClient, body_of, headers_of, until
+
+from tests.support.fleet import CHAT, KEY, MESSAGES, PATH_OF, Fleet, RawClient, body_of, headers_of, until
 
 HOST = "host: x\r\n"
 AUTH = f"authorization: Bearer {KEY}\r\n"

@@ -12,8 +12,9 @@ from typing import Any
 import httpx
 import orjson
 import pytest
-from harness import CHAT, KEY, MESSAGES, PATH_OF, Fleet, RawClient, body_of, fleet, headers_of
-from listener import Listener, Redirector
+
+from tests.support.fleet import CHAT, KEY, MESSAGES, PATH_OF, Fleet, RawClient, body_of, fleet, headers_of
+from tests.support.upstreams.listener import Listener, Redirector
 
 PROVIDERS = ("openai", "anthropic", "google-ai-studio", "cohere", "demo")
 

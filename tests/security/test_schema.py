@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import fuzzing
 import httpx
 import pytest
-from conftest import SECRET
-from harness import KEY, Fleet, fleet
+
+from tests.security.conftest import SECRET
+from tests.support import fuzzing
+from tests.support.fleet import KEY, Fleet, fleet
 
 ADMIN_KEY = "admin-of-these-tests"
 CHECKS = (

@@ -8,8 +8,9 @@ import httpx
 import jwt
 import orjson
 import pytest
-from conftest import SECRET
-from harness import CHAT, KEY, OTHER_KEY, PATH_OF, Fleet, body_of, fleet, headers_of, until
+
+from tests.security.conftest import SECRET
+from tests.support.fleet import CHAT, KEY, OTHER_KEY, PATH_OF, Fleet, body_of, fleet, headers_of, until
 
 TOKEN_SECRET = "a-secret-for-the-tokens-of-these-tests"
 ISSUER, AUDIENCE = "https://issuer.example", "sluice"
@@ -159,7 +160,7 @@ def test_a_read_token_only_reads(shared: Fleet, owned: Owned):
             assert told.status_code == 401, (method, path, headers)
 
 
-# JSON web tokens, on a real process; every rule on its own: tests/api/test_tokens.py
+# JSON web tokens, on a real process; every rule on its own: tests/api/auth/test_jwt.py
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +226,7 @@ def test_a_token_that_is_not_good_lets_nobody_in(with_tokens: Fleet):
         assert TOKEN_SECRET not in refused.text
 
 
-# Managed keys: who may do what with them, tests/api/test_auth.py and tests/api/test_admin.py
+# Managed keys: who may do what with them, tests/api/auth/test_authenticator.py and tests/api/routes/test_admin.py
 
 
 def test_what_was_revoked_is_good_for_nothing(tmp_path: Any):

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import httpx
 import orjson
 import pytest
-from harness import CHAT, KEY, MESSAGES, PATH_OF, Fleet, RawClient, body_of, fleet, headers_of, until
+
+from tests.support.fleet import CHAT, KEY, MESSAGES, PATH_OF, Fleet, RawClient, body_of, fleet, headers_of, until
 
 POST = f"POST {PATH_OF[CHAT]} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\ncontent-type: application/json\r\n".encode()
 WAIT_S = 0.1  # Between the bytes of a client that is slow on purpose.

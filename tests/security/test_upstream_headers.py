@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import CHAT, body_of, fleet
 
 from cli.demo_provider.script import answer
+from tests.support.fleet import CHAT, body_of, fleet
 
 CHUNK = (
     b'{"id":"c","object":"chat.completion","created":1,"model":"m","choices":[{"index":0,"message":%b,"finish_reason":"stop"}]}'

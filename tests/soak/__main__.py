@@ -9,11 +9,11 @@ from pathlib import Path
 
 import aiohttp
 import uvloop
-from harness import Fleet, fleet
 
 from common.process.process import raise_file_limit
-from soak.mix import KEYS, Mix
-from soak.watch import Sample, grown, part_of, redis_of
+from tests.soak.mix import KEYS, Mix
+from tests.soak.watch import Sample, grown, part_of, redis_of
+from tests.support.fleet import Fleet, fleet
 
 KEPT_S = 20  # Each retention. A log is forgotten after two of them: its own, and its tombstone's.
 AFTER_S = 3 * KEPT_S

@@ -1,0 +1,291 @@
+"""Does the judge of a chaos run see each fault that it is there for, and is a run's plan its seed's alone?"""
+
+import asyncio
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import orjson
+import pytest
+
+from cli.demo_provider.script import word
+from tests.chaos.books import RESERVED_MAX, Row, check_rows, check_tokens, input_tokens
+from tests.chaos.checker import REFUSAL_MAX_S, End, check_log, judge
+from tests.chaos.client import History, Outcome
+from tests.chaos.faults import Happened
+from tests.chaos.plan import APIS, LONG_OUTAGE_S, LONG_RUN_S, REDIS, WORKERS, Ask, Fault, FaultKind, Manner, asks, faults
+from tests.chaos.proxy import Link
+from tests.chaos.readers import CHAT, Stream
+
+TOKENS = 3
+ASK = Ask(1, 0, Manner.RETURNING, CHAT, "demo", "grace=60", TOKENS, 0, 0, "")
+
+
+def _chunk(content: str | None, finish: str | None = None) -> bytes:
+    choice = {"delta": {"content": content} if content else {}, "finish_reason": finish}
+    return b"data: " + orjson.dumps({"id": "a", "choices": [choice]}) + b"\n\n"
+
+
+PIECES = [*(_chunk(word(i)) for i in range(TOKENS)), _chunk(None, "stop"), b"data: [DONE]\n\n"]
+ERROR = b'data: {"error":{"code":"worker_lost"}}\n\n'
+LOG = [
+    (b"1-0", {b"k": b"fence", b"d": b"0-0"}),
+    (b"1-1", {b"k": b"head", b"d": b"{}"}),
+    *((f"1-{n}".encode(), {b"k": b"data", b"d": piece}) for n, piece in enumerate(PIECES, start=2)),
+    (b"1-7", {b"k": b"end", b"d": b'{"error":null,"usage":{"output_tokens":3}}'}),
+]
+
+
+def _seen(pieces: list[bytes], *, first: int = 2, outcome: str | None = None) -> History:
+    """The history of a client that got these events, with the ids that a log gives them."""
+    history = History(ASK, 0.0)
+    stream = history.stream = Stream(CHAT)
+    for n, piece in enumerate(pieces, start=first):
+        stream.feed(b"id: 1-%d.1\n%s" % (n, piece))
+    history.text, history.problems = stream.text, stream.problems
+    history.outcome = outcome or stream.end or Outcome.SILENT
+    return history
+
+
+def test_a_complete_stream_is_right():
+    assert judge(_seen(PIECES), []) == []
+    assert check_log(_seen(PIECES), LOG) == []
+
+
+@pytest.mark.parametrize(
+    ("pieces", "what"),
+    [
+        ([PIECES[0], *PIECES[2:]], "differs"),  # Lost.
+        ([PIECES[0], *PIECES], "differs"),  # Twice.
+        ([PIECES[1], PIECES[0], *PIECES[2:]], "differs"),  # In another order.
+        (PIECES[:-1], Outcome.SILENT),
+        ([*PIECES, PIECES[0]], "after the end"),
+        ([PIECES[0], ERROR, PIECES[1]], "after the end"),
+        ([*PIECES[:3], PIECES[-1]], "without a finish_reason"),
+        ([PIECES[0], b'data: {"error":{"code":"internal"}}\n\n'], "ended by 'internal'"),
+        ([PIECES[0], b"data: {\n\n"], "cannot be read"),
+    ],
+)
+def test_what_no_client_may_see_is_wrong(pieces: list[bytes], what: str):
+    assert any(what in wrong for wrong in judge(_seen(pieces), []))
+
+
+def test_an_explicit_error_is_right_where_a_fault_explains_it_and_the_text_before_it_is():
+    killed = [Happened(Fault(0, FaultKind.KILLED, WORKERS[0], 1), 0.0, 0.0, 3.0)]
+    elsewhere = [replace(killed[0], fault=Fault(0, FaultKind.KILLED, APIS[0], 1))]
+
+    assert judge(_seen([PIECES[0], ERROR]), killed) == []
+    assert judge(_seen([PIECES[0], ERROR]), elsewhere) != []
+    assert judge(_seen([PIECES[1], ERROR]), killed) != []
+
+
+FAILOVER = Happened(Fault(0, FaultKind.FAILOVER, REDIS, 0), 0.0, 0.0, 3.0, loses_writes=True)
+
+
+@pytest.mark.parametrize("code", ["frames_lost", "log_lost", "generation_not_found", "generation_expired"])
+def test_what_redis_lost_may_be_said_where_it_failed_over_and_nowhere_else(code: str):
+    history = _seen([PIECES[0], b'data: {"error":{"code":"%s"}}\n\n' % code.encode()])
+    history.began_at, history.ended_at = 1.0, 2.0
+
+    assert judge(history, [FAILOVER]) == []
+    assert judge(history, [replace(FAILOVER, loses_writes=False)]) != []
+    assert judge(history, [replace(FAILOVER, began_at=2.5)]) != []
+
+
+@pytest.mark.parametrize("pieces", [[PIECES[1], ERROR], [PIECES[0], PIECES[2], ERROR], PIECES[:-1], [PIECES[0], *PIECES]])
+def test_no_failover_excuses_a_wrong_text_or_a_silent_end(pieces: list[bytes]):
+    assert judge(_seen(pieces), [FAILOVER]) != []
+
+
+def test_who_comes_back_after_the_end_may_be_unknown_only_where_redis_forgot_him():
+    history = _seen(PIECES)
+    history.status_after_end, history.problems_after_end = 404, ["an event after the end"]
+
+    assert judge(history, [FAILOVER]) == []
+    assert any("404" in wrong for wrong in judge(history, []))
+    assert "an event after the end" in judge(history, [])
+
+
+def test_a_refusal_must_come_at_once_where_only_redis_is_away():
+    away = Happened(Fault(0, FaultKind.FROZEN, REDIS, 20), 100.0, 0.0, 120.0)
+    elsewhere = Happened(Fault(0, FaultKind.FROZEN, APIS[0], 20), 100.0, 0.0, 120.0)
+
+    def refused(asked_at: float, took_s: float) -> History:
+        history = _seen(PIECES)
+        history.refusals = [(asked_at, took_s)]
+        return history
+
+    assert judge(refused(105.0, 0.1), [away]) == []
+    assert any("to hear that Redis is away" in wrong for wrong in judge(refused(105.0, REFUSAL_MAX_S + 1), [away]))
+    assert judge(refused(100.5, REFUSAL_MAX_S + 1), [away]) == []  # Nobody could know it yet.
+    assert judge(refused(105.0, REFUSAL_MAX_S + 1), [away, elsewhere]) == []
+
+
+ROW = Row("gen_1", f"demo/{ASK.model}", "completed", None, input_tokens(ASK), TOKENS, is_estimated=False, duration_ms=5)
+END = End(None, {"input_tokens": input_tokens(ASK), "output_tokens": TOKENS}, by_worker=True, was_claimed=True)
+
+
+def _told(number: int = ASK.number, outcome: str = Outcome.COMPLETED, generation_id: str = "gen_1") -> History:
+    history = History(replace(ASK, number=number), 1.0)
+    history.outcome, history.generation_id, history.ended_at = outcome, generation_id, 2.0
+    return history
+
+
+def test_a_ledger_with_each_generation_once_is_right():
+    untold = _told(2, "(connection cut before the answer)", "")
+    row = replace(ROW, id="gen_2", model=untold.ask.model)
+
+    assert check_rows([ROW, row], [_told(), untold], {"gen_1": END}, []) == []
+    assert check_rows([ROW], [_told(), untold], {"gen_1": END}, []) == []
+
+
+@pytest.mark.parametrize(
+    ("rows", "what"),
+    [
+        ([], "not in the ledger"),
+        ([ROW, replace(ROW, id="gen_2")], "2 times in the ledger"),
+        ([ROW, replace(ROW, id="gen_2", model="demo-n3-c9")], "who never was"),
+        ([replace(ROW, outcome="failed", error_code="worker_lost")], "is failed in the ledger"),
+        ([replace(ROW, output_tokens=TOKENS + 1)], "the provider said"),
+        ([replace(ROW, outcome="failed", error_code="internal")], "ended by 'internal'"),
+    ],
+)
+def test_a_ledger_that_is_not_what_happened_is_wrong(rows: list[Row], what: str):
+    assert any(what in wrong for wrong in check_rows(rows, [_told()], {"gen_1": END}, []))
+
+
+def test_the_ledger_may_lack_what_redis_forgot():
+    assert check_rows([], [_told()], {}, [FAILOVER]) == []
+
+
+def test_the_limit_on_tokens_counts_what_was_used():
+    used = input_tokens(ASK) + TOKENS
+    by_api = End({"code": "cancelled"}, None, by_worker=False, was_claimed=True)
+
+    assert check_tokens(used, [ROW], {"gen_1": END}) == []
+    assert check_tokens(used - 1, [ROW], {"gen_1": END}) != []
+    assert check_tokens(used + 1000, [ROW], {"gen_1": END}) != []
+    assert check_tokens(1000, [ROW], {"gen_1": by_api}) == []  # It keeps what it reserved.
+    assert check_tokens(RESERVED_MAX + 1, [ROW], {"gen_1": by_api}) != []
+    assert check_tokens(1, [ROW], {"gen_1": replace(by_api, was_claimed=False)}) != []
+
+
+def test_an_id_that_comes_twice_is_wrong():
+    history = _seen(PIECES[:2])
+    assert history.stream
+    history.stream.feed(b"id: 1-3.1\n" + PIECES[2])
+    assert any("id 1-3.1 after 1-3.1" in wrong for wrong in judge(history, []))
+
+
+def test_a_cut_is_right_only_where_a_fault_explains_it():
+    history = _seen(PIECES[:1], outcome=Outcome.CUT)
+    history.cuts = [100.0]
+    fault = Fault(0, FaultKind.KILLED, APIS[0], 1)
+
+    assert judge(history, []) != []
+    assert judge(history, [Happened(fault, 99.5, 0.0, 103.0)]) == []
+    assert judge(history, [Happened(fault, 90.0, 0.0, 93.0)]) != []
+    assert judge(history, [Happened(replace(fault, target=WORKERS[0]), 99.5, 0.0, 103.0)]) != []
+
+
+_Log = list[tuple[bytes, dict[bytes, bytes]]]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda log: log[:-1],  # No end.
+        lambda log: [*log, log[-1]],  # Two.
+        lambda log: [*log[:-1], (b"1-7", {b"k": b"end", b"d": b'{"error":null,"usage":null}'})],  # No usage.
+        lambda log: [*log[:2], log[2], *log[4:]],  # A frame that the client saw and the log has not.
+        lambda log: [*log[:2], (b"1-2", {b"k": b"data", b"d": _chunk("other")}), *log[3:]],
+    ],
+)
+def test_a_log_that_is_not_what_the_client_saw_is_wrong(spoil: Callable[[_Log], Any]):
+    assert check_log(_seen(PIECES), spoil(LOG)) != []
+
+
+def test_the_same_seed_gives_the_same_run():
+    assert list(asks(5, 20, 10)) == list(asks(5, 20, 10)) != list(asks(6, 20, 10))
+    assert faults(5, 100, 1) == faults(5, 100, 1) != faults(6, 100, 1)
+
+
+def test_a_long_run_has_one_long_outage_of_redis_and_no_other_fault_of_it_meanwhile():
+    for seed in range(20):
+        schedule = [fault for fault in faults(seed, LONG_RUN_S, 2) if fault.target == REDIS]
+        (long,) = [fault for fault in schedule if fault.for_s == LONG_OUTAGE_S]
+        assert [fault for fault in schedule if long.at_s <= fault.at_s <= long.at_s + LONG_OUTAGE_S] == [long]
+    assert all(fault.for_s < LONG_OUTAGE_S for fault in faults(0, LONG_RUN_S - 1, 2))
+
+
+def test_only_a_redis_with_a_replica_fails_over():
+    for has_replica in (True, False):
+        kinds = {fault.kind for fault in faults(5, 2000, 1, has_replica=has_replica)}
+        assert (FaultKind.FAILOVER in kinds) is has_replica
+
+
+def test_a_schedule_leaves_an_api_and_a_worker_alone():
+    schedule = faults(5, 2000, 0.5)
+    downs = (FaultKind.KILLED, FaultKind.FROZEN, FaultKind.DRAINED)
+    for group in (APIS, WORKERS):
+        ours = [fault for fault in schedule if fault.target in group and fault.kind in downs]
+        for fault in ours:
+            others = {f.target for f in ours if f.at_s <= fault.at_s < f.at_s + f.for_s}
+            assert len(others) < len(group)
+
+
+async def test_a_link_carries_what_it_is_given_late_or_not_at_all_and_can_be_cut():
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(1000):
+            writer.write(data)
+        writer.close()
+
+    server = await asyncio.start_server(echo, "127.0.0.1", 0)
+    link = Link("a-b", server.sockets[0].getsockname()[1], watches=True)
+    await link.start()
+    reader, writer = await asyncio.open_connection("127.0.0.1", link.port)
+    try:
+        link.delay_s = 0.05
+        sent = [b'"demo-n1-c%d"' % i for i in range(10)]
+        for i, piece in enumerate(sent):
+            writer.write(piece)
+            await asyncio.sleep(0.01)
+            link.delay_s = 0.0 if i == 5 else link.delay_s  # What comes after waits for what is held.
+        assert await reader.readexactly(len(b"".join(sent))) == b"".join(sent)
+        assert link.clients() == {9}
+
+        link.pause()
+        writer.write(b"paused")
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(reader.read(1), 0.1)
+        link.resume()
+        assert await reader.readexactly(6) == b"paused"
+
+        assert link.cut(1.0, random.Random(0)) == 1
+        with pytest.raises(ConnectionResetError):
+            await reader.read(1)
+        assert 9 in link.left_at
+    finally:
+        writer.close()
+        await link.stop()
+        server.close()
+
+
+async def test_a_link_tells_its_near_side_other_ports_than_the_far_side_said():
+    async def tell(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"*2\r\n$9\r\n127.0.0.1\r\n" + await reader.readexactly(11))
+        writer.close()
+
+    server = await asyncio.start_server(tell, "127.0.0.1", 0)
+    link = Link("a-b", server.sockets[0].getsockname()[1], rewrites={45678: 34567})
+    await link.start()
+    reader, writer = await asyncio.open_connection("127.0.0.1", link.port)
+    try:
+        writer.write(b"$5\r\n45678\r\n")
+
+        assert await reader.read() == b"*2\r\n$9\r\n127.0.0.1\r\n$5\r\n34567\r\n"
+    finally:
+        writer.close()
+        await link.stop()
+        server.close()

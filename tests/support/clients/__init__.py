@@ -1,0 +1,1 @@
+"""Those who ask: vendors' SDKs, strict readers of the other dialects, a browser."""

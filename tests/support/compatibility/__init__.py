@@ -1,0 +1,1 @@
+"""What docs/compatibility.md says, tried: each cell, each field, and the page itself."""

@@ -1,0 +1,297 @@
+"""What works between each client dialect and each provider?
+
+Every cell is tried: a client's body is parsed, built for the provider and searched for what the client asked for; an answer
+of the provider's wire goes through the pumps to the dialect's own clients. ``make compatibility`` writes what was found to
+docs/compatibility.md, and a test fails where the document says otherwise.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import anthropic
+import openai
+import orjson
+import pytest
+
+from common.canonical.errors import Failed, GatewayError
+from common.canonical.events import Completed
+from common.canonical.job import Job, Policy
+from common.dialects import DIALECTS
+from common.dialects.base import ReplyInfo, SoFar
+from common.sse import SseCutter
+from common.vendors.table import VENDORS, Vendor
+from tests.support.clients import sdk_clients, seed_clients
+from tests.support.clients.sdk_clients import ResponseFailed, Seen
+from tests.support.clients.seed_clients import SeedError
+from tests.support.upstreams.wire_answers import ERRORS, STREAMS, WHOLES, Says
+from workers.attempt import call
+from workers.attempt.call import Prepared
+from workers.providers import WIRES
+from workers.providers.base import Deployment, UpstreamRequest
+from workers.transcode.pumps import Pump
+
+INFO = ReplyInfo("gen_abc", "client/model", 1_700_000_000, "openai")
+RAISED = (openai.APIError, anthropic.APIError, ResponseFailed, SeedError)
+EVENT_BYTES_MAX = 1 << 20
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk"
+SCHEMA = {"type": "object", "properties": {"warmth": {"type": "string"}}, "required": ["warmth"], "additionalProperties": False}
+
+
+@dataclass(frozen=True)
+class Client:
+    """How a dialect's clients ask and read. ``asks`` returns the fields of the body that ask for a feature."""
+
+    asks: Callable[[str], dict[str, Any]]
+    read_stream: Callable[[bytes], Seen]
+    read_whole: Callable[[bytes], Seen]
+    read_error: Callable[[bytes, int], None]
+
+
+def _said(role: str, content: Any, **more: Any) -> dict[str, Any]:
+    return {"role": role, "content": content, **more}
+
+
+def _call(id_: str, name: str) -> dict[str, Any]:
+    return {"id": id_, "type": "function", "function": {"name": name, "arguments": '{"city":"Oslo"}'}}
+
+
+def _bare(name: str) -> dict[str, Any]:
+    return {"name": name, "description": "Looks it up.", "parameters": SCHEMA}
+
+
+def _chat(feature: str) -> dict[str, Any]:
+    user = _said("user", "question")
+    tools = [{"type": "function", "function": _bare(name)} for name in ("weather", "clock")]
+    calls = [_call("call_1", "weather"), _call("call_2", "clock")]
+    results = [_said("tool", "18 degrees", tool_call_id="call_1"), _said("tool", "noon", tool_call_id="call_2")]
+    image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PIXEL}"}}
+    more: dict[str, dict[str, Any]] = {
+        "system": {"messages": [_said("system", "Be brief."), user]},
+        "multi-turn": {"messages": [user, _said("assistant", "answer"), _said("user", "more")]},
+        "tools": {"tools": tools[:1]},
+        "parallel tools": {"tools": tools, "parallel_tool_calls": True},
+        "tool results": {"messages": [user, _said("assistant", None, tool_calls=calls), *results], "tools": tools},
+        "images": {"messages": [_said("user", [{"type": "text", "text": "What is this?"}, image])]},
+        "JSON schema": {
+            "response_format": {"type": "json_schema", "json_schema": {"name": "report", "schema": SCHEMA, "strict": True}}
+        },
+        "stop": {"stop": ["HALT"]},
+        "thinking": {"reasoning_effort": "low"},
+    }
+    return {"messages": [user], "stream_options": {"include_usage": True}, **more.get(feature, {})}
+
+
+def _messages(feature: str) -> dict[str, Any]:
+    user = _said("user", "question")
+    tools = [{"name": name, "input_schema": SCHEMA} for name in ("weather", "clock")]
+    named = (("call_1", "weather"), ("call_2", "clock"))
+    calls = [{"type": "tool_use", "id": id_, "name": name, "input": {"city": "Oslo"}} for id_, name in named]
+    told = (("call_1", "18 degrees"), ("call_2", "noon"))
+    results = [{"type": "tool_result", "tool_use_id": id_, "content": text} for id_, text in told]
+    image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PIXEL}}
+    more: dict[str, dict[str, Any]] = {
+        "system": {"system": "Be brief."},
+        "multi-turn": {"messages": [user, _said("assistant", "answer"), _said("user", "more")]},
+        "tools": {"tools": tools[:1]},
+        "parallel tools": {"tools": tools},
+        "tool results": {"messages": [user, _said("assistant", calls), _said("user", results)], "tools": tools},
+        "images": {"messages": [_said("user", [{"type": "text", "text": "What is this?"}, image])]},
+        "JSON schema": {"output_config": {"format": {"type": "json_schema", "schema": SCHEMA}}},
+        "stop": {"stop_sequences": ["HALT"]},
+        "thinking": {"thinking": {"type": "enabled", "budget_tokens": 1024}},
+    }
+    return {"messages": [user], "max_tokens": 4096, **more.get(feature, {})}
+
+
+def _responses(feature: str) -> dict[str, Any]:
+    user = _said("user", "question")
+    tools = [{"type": "function", **_bare(name), "strict": True} for name in ("weather", "clock")]
+    named = (("call_1", "weather"), ("call_2", "clock"))
+    calls = [{"type": "function_call", "call_id": id_, "name": name, "arguments": '{"city":"Oslo"}'} for id_, name in named]
+    told = (("call_1", "18 degrees"), ("call_2", "noon"))
+    results = [{"type": "function_call_output", "call_id": id_, "output": text} for id_, text in told]
+    image = {"type": "input_image", "image_url": f"data:image/png;base64,{PIXEL}"}
+    more: dict[str, dict[str, Any]] = {
+        "system": {"instructions": "Be brief."},
+        "multi-turn": {"input": [user, _said("assistant", "answer"), _said("user", "more")]},
+        "tools": {"tools": tools[:1]},
+        "parallel tools": {"tools": tools, "parallel_tool_calls": True},
+        "tool results": {"input": [user, *calls, *results], "tools": tools},
+        "images": {"input": [_said("user", [{"type": "input_text", "text": "What is this?"}, image])]},
+        "JSON schema": {"text": {"format": {"type": "json_schema", "name": "report", "schema": SCHEMA, "strict": True}}},
+        "thinking": {"reasoning": {"effort": "low"}},
+    }
+    return {"input": [user], **more.get(feature, {})}
+
+
+def _agentary(feature: str) -> dict[str, Any]:
+    asked = _chat(feature)
+    del asked["stream_options"]
+    return asked
+
+
+CLIENTS = {
+    "openai-chat": Client(_chat, sdk_clients.openai_stream, sdk_clients.openai_whole, sdk_clients.openai_error),
+    "openai-responses": Client(
+        _responses, sdk_clients.responses_stream, sdk_clients.responses_whole, sdk_clients.responses_error
+    ),
+    "anthropic-messages": Client(
+        _messages, sdk_clients.anthropic_stream, sdk_clients.anthropic_whole, sdk_clients.anthropic_error
+    ),
+    "agentary": Client(_agentary, seed_clients.agentary_stream, seed_clients.agentary_whole, seed_clients.agentary_error),
+    "unified": Client(_agentary, seed_clients.unified_stream, seed_clients.unified_whole, seed_clients.unified_error),
+}
+
+
+@dataclass(frozen=True)
+class Feature:
+    """``sent`` must stand in the upstream's body, in this order. The upstream ``says`` what the client must see."""
+
+    name: str
+    sent: tuple[str, ...] = ()
+    says: Says = field(default_factory=lambda: Says(text="answer"))
+
+
+_CALL = ("call_a", "weather", {"city": "Oslo"})
+_CALLS = [_CALL, ("call_b", "clock", {"zone": "UTC"})]
+FEATURES = [
+    Feature("text", ("question",)),
+    Feature("system", ("Be brief.",)),
+    Feature("multi-turn", ("question", "answer", "more")),
+    Feature("tools", ('"weather"', "warmth"), Says(calls=[_CALL])),
+    Feature("parallel tools", ('"weather"', '"clock"'), Says(calls=_CALLS)),
+    Feature("tool results", ('"weather"', "Oslo", '"clock"', "18 degrees", "noon")),
+    Feature("images", (PIXEL,)),
+    Feature("thinking", ("question",), Says(text="answer", thinking="thought")),
+    Feature("JSON schema", ("warmth",), Says(text='{"warmth":"mild"}')),
+    Feature("stop", ("HALT",)),
+    Feature("usage"),
+    Feature("cached usage", says=Says(text="answer", cached_tokens=5)),
+    Feature("error before the stream"),
+    Feature("error in the stream", says=Says(text="half", error="The model fell over.")),
+]
+
+
+class No(Exception):
+    """The cell is a no; the message says why."""
+
+
+def deployment_of(vendor: Vendor, dialect: str) -> Deployment:
+    query = "api-version=2025-04-01-preview" if vendor.id == "azure-openai" else ""
+    model = "some-model"
+    return Deployment(vendor.id, "https://upstream.example", "key", model, vendor.wire_for(dialect, model), query)
+
+
+def body_of(dialect: str, feature: str, *, stream: bool) -> dict[str, Any]:
+    provider = {"provider": "openai"} if dialect in ("agentary", "unified") else {}
+    return {"model": "m", "stream": stream, **provider, **CLIENTS[dialect].asks(feature)}
+
+
+def prepared(body: dict[str, Any], dialect: str, deployment: Deployment) -> Prepared:
+    """Return what a worker would send, and what makes the client's bytes of the answer."""
+    stream = bool(body["stream"])
+    job = Job("gen_abc", "req_1", dialect, "m", stream, Policy.STOP, grace_s=0, created_s=1, body=orjson.dumps(body))
+    return call.prepared(job, WIRES[deployment.wire], deployment, replace(INFO, body=body))
+
+
+def answered(pump: Pump, wire: str, says: Says) -> bytes:
+    """Return the client's bytes for what the upstream says; without a stream, where it is asked for a whole answer, that."""
+    if not pump.is_stream:
+        return pump.feed_whole(WHOLES[wire](says))
+    said = pump.feed(SseCutter(EVENT_BYTES_MAX).feed(STREAMS[wire](says)))
+    return said + pump.end()
+
+
+def try_cell(dialect: str, vendor: Vendor, feature: Feature) -> None:
+    """Try a feature, in a stream and as a whole.
+
+    Raises:
+        No: the dialect or the provider does not have it.
+        AssertionError: it should work, and does not.
+    """
+    deployment = deployment_of(vendor, dialect)
+    for stream in (True, False):
+        body = body_of(dialect, feature.name, stream=stream)
+        try:
+            request, pump = prepared(body, dialect, deployment)
+        except GatewayError as error:
+            raise No(f"400 that names `{error.failed.param}`") from None
+        _check_sent(request, dialect, feature)
+        if feature.name == "error before the stream":
+            _try_early_error(dialect, deployment)
+            return
+        said = answered(pump, deployment.wire, feature.says)
+        if feature.says.error:
+            _try_late_error(dialect, pump, said, feature.says.error)
+            return  # As a whole answer, it is an error before the stream.
+        assert isinstance(pump.terminal, Completed)
+        seen = (CLIENTS[dialect].read_stream if stream else CLIENTS[dialect].read_whole)(said)
+        _check_seen(seen, said, feature, knows_cached=bool(pump.usage and pump.usage.cache_read_tokens))
+
+
+def _check_sent(request: UpstreamRequest, dialect: str, feature: Feature) -> None:
+    sent, at = request.body.decode(), 0
+    for words in feature.sent:
+        found = sent.find(words, at if feature.name == "multi-turn" else 0)
+        if found < 0:
+            assert not _is_said(dialect, feature, words)
+            raise No("the dialect has no field for it")
+        at = found + 1
+
+
+def _is_said(dialect: str, feature: Feature, words: str) -> bool:
+    """Whether a client can ask for it at all: what it says in a field that its dialect does not have, it does not say."""
+    fields = CLIENTS[dialect].asks(feature.name)
+    known = not (dialect == "agentary" and "response_format" in fields)
+    return known and words.encode() in orjson.dumps(fields)
+
+
+def _check_seen(seen: Seen, said: bytes, feature: Feature, *, knows_cached: bool) -> None:
+    says = feature.says
+    assert seen.text == says.text
+    assert seen.calls == says.calls
+    assert (seen.input_tokens, seen.output_tokens) == (says.input_tokens, says.output_tokens)
+    if says.thinking and seen.thinking != says.thinking:
+        assert says.thinking.encode() not in said
+        raise No("the dialect has no place for it")
+    if says.cached_tokens and not _cached_in(said, says.cached_tokens):
+        raise No("the dialect has no place for it" if knows_cached else "Cohere's figure counts other tokens than it bills")
+
+
+def _cached_in(said: bytes, tokens: int) -> bool:
+    names = ("cached_tokens", "cache_read_input_tokens")
+    return any(f'"{name}":{tokens}'.encode() in said.replace(b": ", b":") for name in names)
+
+
+def _try_early_error(dialect: str, deployment: Deployment) -> None:
+    message = "There is no capacity."
+    failed = WIRES[deployment.wire].read_error(503, {}, orjson.dumps(ERRORS[deployment.wire](message)))
+    assert DIALECTS[dialect].status(failed) == 503
+    _check_raises(lambda: CLIENTS[dialect].read_error(DIALECTS[dialect].error_body(failed, "req_1"), 503), message)
+
+
+def _try_late_error(dialect: str, pump: Pump, said: bytes, message: str) -> None:
+    assert isinstance(pump.terminal, Failed)
+    # What the API writes behind the frames, see ``api.relay.response``.
+    last = said[said[:-2].rfind(b"\n\n") + 2 :] if b"\n\n" in said[:-2] else said
+    said += DIALECTS[dialect].error_event(pump.terminal, SoFar("gen_abc", last, "m", 1))
+    _check_raises(lambda: CLIENTS[dialect].read_stream(said), message)
+
+
+def _check_raises(read: Callable[[], object], message: str) -> None:
+    with pytest.raises(RAISED) as caught:
+        read()
+    assert message in str(caught.value)
+
+
+def cell_of(dialect: str, vendor: Vendor, feature: Feature) -> str:
+    """Return why it is a no, or nothing where it is a yes."""
+    try:
+        try_cell(dialect, vendor, feature)
+    except No as no:
+        return str(no)
+    return ""
+
+
+REMOTE = [vendor for vendor in VENDORS.values() if vendor.id != "demo"]

@@ -1,0 +1,106 @@
+"""A master, a replica and the Sentinels that watch them, for tests that lose a master."""
+
+import contextlib
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import redis
+
+from cli.embedded_redis import find_server, free_port
+from common.process.process import die_with_parent
+from tests.support.fleet import until
+
+SERVICE = "main"
+DOWN_AFTER_MS = 1000
+SENTINELS = 3
+
+
+class Server:
+    """One redis-server or Sentinel."""
+
+    def __init__(self, folder: Path, name: str, lines: list[str], *args: str) -> None:
+        self.port = free_port()
+        self.name = name
+        config, self.log = folder / f"{name}.conf", folder / f"{name}.log"
+        (folder / name).mkdir()
+        config.write_text("\n".join([f"port {self.port}", "bind 127.0.0.1", f"dir {folder / name}", *lines, ""]))
+        self._command = [find_server() or "redis-server", str(config), *args]
+        # Its connections are cut too when a master is demoted.
+        self.redis = redis.Redis(port=self.port, socket_timeout=5, retry_on_error=[redis.ConnectionError])
+        self.start()
+
+    def start(self) -> None:
+        """Start it, or start it again once it has gone, with what it knew; return once it answers."""
+        with self.log.open("ab") as out:
+            self.process = subprocess.Popen(
+                self._command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, preexec_fn=die_with_parent
+            )
+        until(self.answers, f"{self.name} answers")
+
+    def answers(self) -> bool:
+        try:
+            return bool(self.redis.ping())
+        except redis.RedisError:
+            return False
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    @property
+    def role(self) -> str:
+        return self.redis.role()[0].decode()
+
+    def send(self, sig: signal.Signals) -> None:
+        self.process.send_signal(sig)
+
+    def stop(self) -> None:
+        self.redis.close()
+        self.process.kill()
+        self.process.wait()
+
+
+class Group:
+    """What ``SLUICE_REDIS_URL`` names with ``url``."""
+
+    def __init__(self, folder: Path, keep: contextlib.ExitStack) -> None:
+        def start(name: str, lines: list[str], *args: str) -> Server:
+            server = Server(folder, name, lines, *args)
+            keep.callback(server.stop)
+            return server
+
+        # Once it is cut off from its replica a master takes no more writes: what it took then would be lost.
+        common = [
+            "appendonly yes",
+            'save ""',
+            "maxmemory-policy noeviction",
+            "repl-diskless-sync yes",
+            "repl-diskless-sync-delay 0",
+        ]
+        self.master = start("one", common)
+        self.replica = start("two", [*common, f"replicaof 127.0.0.1 {self.master.port}"])
+        watch = [
+            f"sentinel monitor {SERVICE} 127.0.0.1 {self.master.port} 2",
+            f"sentinel down-after-milliseconds {SERVICE} {DOWN_AFTER_MS}",
+            f"sentinel failover-timeout {SERVICE} 5000",
+        ]
+        self.sentinels = [start(f"sentinel{n}", watch, "--sentinel") for n in range(SENTINELS)]
+        until(lambda: self.master.redis.info("replication")["connected_slaves"] == 1, "the replica is connected")
+        until(lambda: self._sees_all(self.sentinels[0]), "the Sentinels know each other and the replica")
+
+    def _sees_all(self, sentinel: Server) -> bool:
+        state = sentinel.redis.sentinel_master(SERVICE)
+        return (state["num-slaves"], state["num-other-sentinels"]) == (1, SENTINELS - 1)
+
+    @property
+    def url(self) -> str:
+        hosts = ",".join(f"127.0.0.1:{sentinel.port}" for sentinel in self.sentinels)
+        return f"redis+sentinel://{hosts}/{SERVICE}/0"
+
+
+@contextlib.contextmanager
+def running(folder: Path) -> Iterator[Group]:
+    with contextlib.ExitStack() as keep:
+        yield Group(folder, keep)

@@ -1,0 +1,1 @@
+"""Upstreams of a test's own, and what vendors' upstreams answer."""

@@ -1,0 +1,107 @@
+"""Which upstream answers are tests fed?
+
+Two sources: the streams under ``tests/recordings``, written by hand after what vendors were seen to send, which every
+test runs on; and a folder of recorded exchanges beside the repository, used where it is there.
+"""
+
+import json
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+OWN = Path(__file__).parents[2] / "recordings"
+SHARED = Path(__file__).parents[4] / "shared" / "recordings"
+
+WIRE_OF_API = {
+    "openai-chat": "openai-chat",
+    "openai-responses": "openai-responses",
+    "mistral-chat": "openai-chat",
+    "perplexity-chat": "openai-chat",
+    "anthropic-messages": "anthropic-messages",
+    "cohere-v1": "cohere",
+    "cohere-v2": "cohere",
+    "gemini": "gemini",
+}
+WIRE_OF_FOLDER = {
+    "openai_compatible": "openai-chat",
+    "openai_responses": "openai-responses",
+    "anthropic": "anthropic-messages",
+    "cohere": "cohere",
+    "gemini": "gemini",
+}
+
+
+@dataclass(frozen=True)
+class Recording:
+    id: str
+    wire: str
+    is_stream: bool
+    status: int
+    body: bytes = field(repr=False)
+    headers: dict[str, str] = field(repr=False, default_factory=dict)
+    request: dict[str, Any] | None = field(repr=False, default=None)
+
+
+@cache
+def recordings() -> tuple[Recording, ...]:
+    return (*_own(), *_shared())
+
+
+def _own() -> list[Recording]:
+    return [
+        Recording(f"own.{path.stem}", wire, is_stream=True, status=200, body=path.read_bytes())
+        for folder, wire in WIRE_OF_FOLDER.items()
+        for path in sorted((OWN / folder).glob("*.sse"))
+    ]
+
+
+def _shared() -> list[Recording]:
+    found = []
+    for path in sorted(SHARED.glob("*.*.*.json")):
+        exchange = json.loads(path.read_text())
+        if exchange.get("api") not in WIRE_OF_API:
+            continue
+        response = exchange["response"]
+        found.append(
+            Recording(
+                exchange["id"],
+                WIRE_OF_API[exchange["api"]],
+                exchange["stream"] and not response["body"].startswith("["),  # Gemini's other stream is one JSON array.
+                response["status"],
+                response["body"].encode(),
+                {name: str(value) for name, value in response["headers"].items()},
+                exchange["request"]["json"],
+            )
+        )
+    return found
+
+
+def parameters(*, wire: str | None = None, is_stream: bool = True, is_error: bool = False) -> list[Any]:
+    """Return the recordings as parameters of a test. Without the shared folder, one more that is skipped says so."""
+    chosen: list[Any] = [
+        pytest.param(each, id=each.id)
+        for each in recordings()
+        if wire in (None, each.wire) and each.is_stream == is_stream and (each.status >= 400) == is_error
+    ]
+    if not SHARED.is_dir():
+        reason = "the folder of recorded exchanges is not beside the repository"
+        chosen.append(pytest.param(None, id="shared", marks=pytest.mark.skip(reason=reason)))
+    return chosen
+
+
+def blocks_of(body: bytes) -> list[bytes]:
+    """Cut a stream at its event boundaries, in the plainest way there is."""
+    text = body.replace(b"\r\n", b"\n")
+    blocks = [block.strip(b"\n") + b"\n\n" for block in text.split(b"\n\n") if block.strip(b"\n")]
+    rest = text.rpartition(b"\n\n")[2]
+    # Google's error in mid-stream is no event: nothing but its JSON.
+    return [block for block in blocks if b"data:" in block] + [rest] * rest.startswith(b"{")
+
+
+def data_of(body: bytes) -> list[dict[str, Any]]:
+    """Return the JSON of a stream's events."""
+    lines = [line for line in body.replace(b"\r\n", b"\n").split(b"\n") if line.startswith(b"data:")]
+    return [json.loads(line[5:]) for line in lines if line[5:].strip() != b"[DONE]"]

@@ -1,0 +1,115 @@
+"""One job whose upstream's connection ends badly, on real sockets: what was whole is whole, and paid for."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import orjson
+import pytest
+
+from common.config.settings import ProviderSettings
+from tests.workers.continuation.test_continuation import MORE, READERS
+from tests.workers.test_generate import Setup, setup  # noqa: F401 - a fixture.
+from workers.attempt.call import _event_end
+
+TEXT, FINISH = {"delta": {"content": "some words "}}, {"delta": {}, "finish_reason": "stop"}
+USAGE = {"usage": {"prompt_tokens": 7, "completion_tokens": 9}, "choices": []}
+
+
+def chunk(**fields: Any) -> bytes:
+    head = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m"}
+    return b"data: " + orjson.dumps({**head, **fields}) + b"\n\n"
+
+
+def of_choice(choice: dict[str, Any]) -> bytes:
+    return chunk(choices=[{"index": 0, **choice}])
+
+
+class Ending:
+    """An upstream whose stream is these bytes, after which it closes, resets, or says nothing more."""
+
+    def __init__(self) -> None:
+        self.body, self.end, self.has_left = b"", "close", asyncio.Event()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+        writer.write(head + b"%x\r\n%b\r\n" % (len(self.body), self.body))
+        await writer.drain()
+        if self.end == "silence":
+            await reader.read()  # Returns when the other side has closed.
+        elif self.end == "reset":
+            await asyncio.sleep(0.1)  # What was sent must be read before the reset, which throws it away.
+            writer.transport.abort()
+        self.has_left.set()
+        writer.close()
+
+
+@pytest.fixture
+async def ending(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Ending]:  # noqa: F811
+    monkeypatch.setattr("workers.attempt.call.TAIL_S", 0.1)
+    found = Ending()
+    async with await asyncio.start_server(found.serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        # A vendor of chat completions alone, that can go on with nothing.
+        found_at = ProviderSettings(base_url=f"http://127.0.0.1:{port}/v1", api_keys=("k",))
+        setup.services.settings.providers["groq"] = found_at
+        yield found
+
+
+async def ask(setup: Setup, dialect: str, *, stream: bool = True, **more: Any) -> dict[str, Any]:  # noqa: F811
+    names_provider = "provider" in MORE[dialect]
+    body = {**MORE[dialect], **({"provider": "groq"} if names_provider else {}), **more}
+    await setup.open("m" if names_provider else "groq/m", dialect=dialect, stream=stream, **body)
+    await setup.run()
+    return await setup.end()
+
+
+@pytest.mark.parametrize("dialect", READERS)
+@pytest.mark.parametrize("end", ["close", "reset", "silence"])
+async def test_an_answer_is_whole_behind_its_finish_in_every_dialect(setup, ending, dialect, end):  # noqa: F811
+    ending.body, ending.end = of_choice(TEXT) + of_choice(FINISH) + chunk(**USAGE), end
+
+    ended = await ask(setup, dialect)
+
+    assert (ended["error"], ended["finish_reason"], ended["estimated"]) == (None, "stop", False)
+    assert (ended["usage"]["input_tokens"], ended["usage"]["output_tokens"]) == (7, 9)
+    assert READERS[dialect](await setup.body()).text == "some words "
+    async with asyncio.timeout(5):
+        await ending.has_left.wait()  # The connection was closed.
+
+
+@pytest.mark.parametrize(("dialect", "stream"), [("openai-chat", True), ("agentary", True), ("agentary", False)])
+async def test_a_usage_that_was_lost_with_the_connection_is_estimated(setup, ending, dialect, stream):  # noqa: F811
+    ending.body, ending.end = of_choice(TEXT) + of_choice(FINISH), "reset"
+
+    ended = await ask(setup, dialect, stream=stream)
+
+    assert (ended["error"], ended["estimated"]) == (None, True)
+    assert ended["usage"]["output_tokens"] >= len("some words ") // 4
+
+
+@pytest.mark.parametrize("dialect", READERS)
+@pytest.mark.parametrize("end", ["close", "reset"])
+async def test_without_its_finish_it_is_cut_in_every_dialect_whatever_its_length(setup, ending, dialect, end):  # noqa: F811
+    ending.body, ending.end = of_choice(TEXT) * 50, end
+    limit = "max_output_tokens" if dialect == "openai-responses" else "max_tokens"
+
+    ended = await ask(setup, dialect, **{limit: 16})  # By the estimate it is used up.
+
+    assert ended["error"]["kind"] == "upstream_unavailable"
+
+
+@pytest.mark.parametrize("tail", [b"", b"data: cut"])
+def test_a_stream_s_frames_are_cut_between_events_alone(monkeypatch, tail):
+    monkeypatch.setattr("workers.attempt.call.FRAME_BYTES_MAX", 20)
+    data = b"".join(b"data: %d\n\n" % n for n in range(200)) + b"data: " + b"x" * 100 + b"\n\n" + tail
+    frames, start = [], 0
+    while start < len(data):
+        end = _event_end(data, start)
+        frames.append(data[start:end])
+        start = end
+
+    assert b"".join(frames) == data
+    assert len(frames) > 50
+    assert all(frame.endswith(b"\n\n") for frame in frames[:-1])
