@@ -4,15 +4,15 @@ import asyncio
 
 import structlog
 
+from common.canonical.errors import StoreUnavailable
 from common.canonical.events import COUNTS
-from common.channel.base import ChannelUnavailable, Fenced, Frame, FrameKind
+from common.channel.base import Fenced, Frame, FrameKind
 from common.channel.head_and_end import End
 from common.channel.transcript import Transcript, read_log
 from common.limits.charges import Settlement
 from common.metering.attempts import total_cost, total_usage
 from common.queue.jobs import UNUSED
 from common.queue.worker import HandBack
-from common.redis.errors import RedisUnavailable
 from workers.metering.charging import settlement_of, take_measure
 from workers.metering.partial_usage import Partial, read_partial
 from workers.outcome import Outcome
@@ -39,7 +39,7 @@ async def measure(fenced: Fenced, writer: Writer, outcome: Outcome, services: Se
         async with services.measuring:
             frames = await read_log(services.channel, writer.claim.generation_id)
             found = await asyncio.to_thread(_read_partial, frames, outcome.dialect, outcome.is_stream, fenced.request)
-    except ChannelUnavailable:
+    except StoreUnavailable:
         return  # The number of events must do.
     except Exception:  # The bytes may be any provider's, and the answer must have its end.
         log.exception("usage_not_estimated", generation_id=writer.claim.generation_id)
@@ -72,7 +72,7 @@ async def settle_ended(generation_id: str, services: Services) -> Settlement:
     """Return what a generation took whose end is in the log already: its worker was lost before it could settle."""
     try:
         record = await services.channel.record(generation_id)
-    except ChannelUnavailable as error:
+    except StoreUnavailable as error:
         raise HandBack(str(error)) from error
     return settlement_of(End.unpack(record.end).attempts, services.settings) if record else UNUSED
 
@@ -102,7 +102,7 @@ async def _keep_response(writer: Writer, outcome: Outcome, services: Services) -
         return True
     try:
         await services.responses.finish(writer.claim.generation_id, outcome.last_data, outcome.failed)
-    except RedisUnavailable as error:
+    except StoreUnavailable as error:
         log.warning("response_not_stored", generation_id=writer.claim.generation_id, error=str(error))
         return False
     return True

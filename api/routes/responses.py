@@ -27,7 +27,7 @@ from api.server.numbers import query_number
 from api.server.store_errors import redis_away
 from api.services import Services, guarded
 from common.access.principal import Principal
-from common.canonical.errors import ErrorKind, Failed, GatewayError
+from common.canonical.errors import ErrorKind, Failed, GatewayError, StoreUnavailable
 from common.canonical.job import Policy
 from common.channel.base import START, Cursor, FrameKind, State, Verdict
 from common.channel.head_and_end import failed_in
@@ -37,7 +37,6 @@ from common.dialects.openai_responses.ids import generation_id_of, response_id
 from common.dialects.openai_responses.response_object import Described, begun, failed_response
 from common.dialects.shared.reading import invalid
 from common.queue.jobs import JobClass
-from common.redis.errors import RedisUnavailable
 from common.responses import StoredResponse
 from common.sse import split_blocks
 
@@ -132,7 +131,7 @@ async def begin(request: Request, services: Services, *, is_detached: bool = Fal
     """Create a response; ``is_detached``: it runs as one in the background does, whatever the body says.
 
     Raises:
-        GatewayError, ChannelUnavailable, RedisUnavailable: it was not created.
+        GatewayError, StoreUnavailable: it was not created.
     """
     asked_for: dict[str, Any] = {}
 
@@ -165,7 +164,7 @@ async def begin(request: Request, services: Services, *, is_detached: bool = Fal
 
 
 async def _forget(asked: Asked, services: Services) -> None:
-    with suppress(RedisUnavailable):  # It expires by itself then.
+    with suppress(StoreUnavailable):  # It expires by itself then.
         await services.responses.delete(asked.job.generation_id)
 
 
