@@ -30,7 +30,7 @@ from common.canonical.generation import (
     ToolChoice,
     ToolResultPart,
 )
-from common.dialects.openai_responses.sealed_reasoning import unseal
+from common.dialects.openai_responses.wrapped_reasoning import unwrap
 from common.dialects.shared.reading import Shape, as_list, at, invalid, opaque, read
 
 # Fields that change the answer and that no other family has; each with the values that ask for nothing.
@@ -261,7 +261,7 @@ def _result(item: dict[str, Any], path: str) -> Part:
 
 def _thinking(item: dict[str, Any], path: str) -> list[Part]:
     fields = read(_ReasoningItem, item, path)
-    part = unseal(fields.encrypted_content or "")
+    part = unwrap(fields.encrypted_content or "")
     if part.redacted is None:
         part.text = "\n\n".join(each.text for each in fields.summary or fields.content or [])
     return [part] if part != ThinkingPart() else []
