@@ -21,6 +21,7 @@ from api.intake.job_class import class_of
 from api.relay.response import SSE_HEADERS, Relay, headers_of_stream
 from api.routes.direct_route import DirectRoute
 from api.routes.openapi import RESPONSE, generating, query, serving
+from api.routes.paging import after_parameter, limit_in, limit_parameter, page_of
 from api.routes.stored_conversation import continued, items_of
 from api.server.http_errors import json_response, request_id_of
 from api.server.numbers import query_number
@@ -42,7 +43,6 @@ from common.sse import split_blocks
 
 log = structlog.get_logger()
 
-ITEMS_MAX, ITEMS_DEFAULT = 100, 20  # OpenAI's.
 SEQUENCE_MAX = 999_999_999
 _STORED = {"application/json": RESPONSE, "text/event-stream": {}}
 _DELETED = {"application/json": {"type": "object", "required": ["id", "object", "deleted"]}}
@@ -52,9 +52,9 @@ _REPLAYING = [
     query("starting_after", "Only events after this sequence number.", type="integer", minimum=0, maximum=SEQUENCE_MAX),
 ]
 _PAGING = [
-    query("limit", "How many.", type="integer", minimum=1, maximum=ITEMS_MAX),
+    limit_parameter(),
     query("order", "The newest first, if nothing is said.", enum=["asc", "desc"]),
-    query("after", "The last id of the page before."),
+    after_parameter(),
 ]
 _CANCELLED = Failed(ErrorKind.CANCELLED, "The response was cancelled.", code="cancelled")
 
@@ -364,7 +364,7 @@ async def _delete(id_: str, request: Request, services: Services) -> Response:
 async def _input_items(id_: str, request: Request, services: Services) -> Response:
     stored = await _stored(id_, request, services, has_prompt=True)
     query = request.query_params
-    limit, order = query_number(query, "limit", 1, ITEMS_MAX, ITEMS_DEFAULT), query.get("order", "desc")
+    limit, order = limit_in(query), query.get("order", "desc")
     if order not in ("asc", "desc"):
         raise invalid("order", "must be 'asc' or 'desc'")
     items = [_listed(item, stored.generation_id, index) for index, item in enumerate(items_of(stored.body.get("input")))]
@@ -374,10 +374,7 @@ async def _input_items(id_: str, request: Request, services: Services) -> Respon
         if place is None:
             raise invalid("after", "must be the id of an item of this response")
         items = items[place + 1 :]
-    data = items[:limit]
-    first_id, last_id = (data[0]["id"], data[-1]["id"]) if data else (None, None)
-    has_more = len(items) > len(data)
-    return json_response({"object": "list", "data": data, "first_id": first_id, "last_id": last_id, "has_more": has_more})
+    return json_response(page_of(items, limit))
 
 
 def _listed(item: dict[str, Any], generation_id: str, index: int) -> dict[str, Any]:
