@@ -22,13 +22,12 @@ from api.relay.viewer import Viewer
 from api.server.connection import has_left
 from api.server.store_errors import redis_away, redis_failed
 from api.services import Services, guarded
-from common.canonical.errors import ErrorKind, GatewayError
+from common.canonical.errors import ErrorKind, GatewayError, StoreUnavailable
 from common.canonical.job import Job, Policy
-from common.channel.base import ChannelUnavailable, State
+from common.channel.base import State
 from common.dialects.base import Dialect
 from common.limits.charges import limit_headers, safe_name
 from common.queue.jobs import Enqueued, Once
-from common.redis.errors import RedisUnavailable
 
 log = structlog.get_logger()
 
@@ -79,7 +78,7 @@ async def start(asked: Asked, services: Services) -> Relay:
         else:
             services.metrics.took(job, asked.job_class)
             gate.note_enqueued(viewer, asked.job_class)
-    except (ChannelUnavailable, RedisUnavailable) as error:
+    except StoreUnavailable as error:
         raise redis_failed(error, services.pulse) from error
     finally:
         gate.starting -= 1
@@ -155,7 +154,7 @@ async def _unopen(viewer: Viewer, services: Services, *, is_kept: bool = False) 
     viewer.has_ended = True  # Nobody works on it: there is nothing to leave.
     await services.hub.part(viewer)
     if not is_kept:
-        with contextlib.suppress(ChannelUnavailable):
+        with contextlib.suppress(StoreUnavailable):
             await services.channel.discard(viewer.generation_id)
 
 

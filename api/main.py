@@ -13,7 +13,6 @@ import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.routing import APIRoute
 from prometheus_client import CollectorRegistry
-from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
@@ -50,6 +49,7 @@ from common.queue.jobs import JobQueue
 from common.queue.load import QueueLoad
 from common.redis import keyspace
 from common.redis.client import COMMAND_TIMEOUT_S, connect
+from common.redis.errors import REDIS_ERRORS
 from common.redis.probe import Probe
 from common.redis.pulse import Pulse
 from common.responses import ResponseStore
@@ -139,7 +139,7 @@ class Process:
 
     async def count_jobs(self) -> tuple[int, int] | None:
         """Return how many jobs wait and how many run, all replicas together; None where Redis does not say."""
-        with contextlib.suppress(RedisError, OSError, TimeoutError):  # The metrics of a process are read all the more then.
+        with contextlib.suppress(*REDIS_ERRORS):  # The metrics of a process are read all the more then.
             async with able_timeout(COMMAND_TIMEOUT_S):
                 return await self.redis.zcard(keyspace.ENQUEUED), await self.redis.zcard(keyspace.RUNNING)
         return None

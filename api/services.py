@@ -17,13 +17,12 @@ from api.server.body_budget import BodyBudget
 from api.server.draining import WAVE_S, waves
 from api.server.http_errors import error_response, headers_of, request_id_of
 from api.server.store_errors import redis_failed
-from common.canonical.errors import GatewayError
-from common.channel.base import Channel, ChannelUnavailable
+from common.canonical.errors import GatewayError, StoreUnavailable
+from common.channel.base import Channel
 from common.channel.redis import RedisFeed
 from common.config.settings import Settings
 from common.dialects.base import Dialect
 from common.queue.jobs import JobQueue
-from common.redis.errors import RedisUnavailable
 from common.redis.probe import Probe
 from common.redis.pulse import Pulse
 from common.responses import ResponseStore
@@ -86,7 +85,7 @@ async def guarded(dialect: Dialect, request: Request, services: Services, answer
         return found
     except GatewayError as error:
         refused, headers = error.failed, headers_of(error)
-    except (ChannelUnavailable, RedisUnavailable) as error:
+    except StoreUnavailable as error:
         gone = redis_failed(error, services.pulse)
         refused, headers = gone.failed, headers_of(gone)
     finally:

@@ -9,7 +9,6 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from cli.finding import Finding, Level
 from common.config.settings import MIB, Settings
@@ -17,7 +16,7 @@ from common.process.redaction import shown_url
 from common.queue.jobs import ALIVE_S, keeps_books_as_before
 from common.redis import keyspace
 from common.redis.client import COMMAND_TIMEOUT_S, Client, connect
-from common.redis.errors import is_refusal, words_of
+from common.redis.errors import REDIS_ERRORS, is_refusal, words_of
 from common.redis.probe import Harm, Problem, try_all
 
 PUBSUB_HARD_LIMIT_WANTED = 64 * MIB
@@ -31,7 +30,7 @@ async def examine_redis(settings: Settings, *, is_running: bool) -> list[Finding
     try:
         async with asyncio.timeout(COMMAND_TIMEOUT_S):
             await redis.execute_command("PING")
-    except (RedisError, OSError, TimeoutError) as error:
+    except REDIS_ERRORS as error:
         await redis.aclose()
         return [_unreachable(where, error)]
     try:
@@ -57,7 +56,7 @@ async def _ask(redis: Redis, *command: Any) -> Any:
     try:
         async with asyncio.timeout(COMMAND_TIMEOUT_S):
             return await redis.execute_command(*command)  # type: ignore[no-untyped-call]  # redis-py.
-    except (RedisError, OSError, TimeoutError):
+    except REDIS_ERRORS:
         return None
 
 

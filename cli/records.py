@@ -8,13 +8,12 @@ from typing import TypeVar
 
 import click
 import orjson
-from redis.exceptions import RedisError
 
 from common.ledger import set_aside
 from common.ledger.set_aside import SetAside
 from common.redis import keyspace
 from common.redis.client import COMMAND_TIMEOUT_S, Client, connect
-from common.redis.errors import words_of
+from common.redis.errors import REDIS_ERRORS, words_of
 
 Found = TypeVar("Found")
 
@@ -24,7 +23,7 @@ async def _with_redis(url: str, work: Callable[[Client], Awaitable[Found]]) -> F
     try:
         async with asyncio.timeout(COMMAND_TIMEOUT_S):
             return await work(redis)
-    except (RedisError, OSError, TimeoutError) as error:
+    except REDIS_ERRORS as error:
         raise click.ClickException(f"Redis cannot be used: {words_of(error) or type(error).__name__}") from error
     finally:
         await redis.aclose()

@@ -12,14 +12,13 @@ from typing import Any
 
 import orjson
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from common.canonical.errors import Failed
 from common.config.settings import Settings
 from common.process.loop_lag import able_timeout
 from common.redis import keyspace
 from common.redis.client import COMMAND_TIMEOUT_S, ms
-from common.redis.errors import as_unavailable
+from common.redis.errors import redis_errors
 from common.sse import read_block, split_blocks
 
 
@@ -41,7 +40,7 @@ class StoredResponse:
 
 
 class ResponseStore:
-    """Every method may raise ``RedisUnavailable``."""
+    """Every method may raise ``StoreUnavailable``."""
 
     def __init__(self, redis: Redis, settings: Settings) -> None:
         self._redis = redis
@@ -114,12 +113,10 @@ class ResponseStore:
         return self._redis.pipeline(transaction=True)
 
     async def _run(self, pipe: Any) -> list[Any]:
-        try:
+        with redis_errors():
             async with able_timeout(COMMAND_TIMEOUT_S):
                 answers: list[Any] = await pipe.execute()
-        except (RedisError, OSError, TimeoutError) as error:
-            raise as_unavailable(error) or error from error
-        return answers
+                return answers
 
 
 def _response_in(last_data: bytes) -> bytes | None:

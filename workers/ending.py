@@ -4,16 +4,16 @@ import asyncio
 
 import structlog
 
+from common.canonical.errors import StoreUnavailable
 from common.canonical.events import COUNTS
 from common.canonical.job import Job
-from common.channel.base import ChannelUnavailable, Fenced, Frame, FrameKind
+from common.channel.base import Fenced, Frame, FrameKind
 from common.channel.head_and_end import End
 from common.channel.transcript import Transcript, read_log
 from common.limits.charges import Settlement
 from common.metering.attempts import total_cost, total_usage
 from common.queue.jobs import UNUSED
 from common.queue.worker import HandBack
-from common.redis.errors import RedisUnavailable
 from workers.metering.charging import settlement_of, take_measure
 from workers.metering.partial_usage import Partial, read_partial
 from workers.metrics import Metrics
@@ -42,7 +42,7 @@ async def measure(running: Running, fenced: Fenced) -> None:
         async with services.measuring:
             frames = await read_log(services.channel, job.generation_id)
             found = await asyncio.to_thread(_read_partial, frames, job, fenced.request)
-    except ChannelUnavailable:
+    except StoreUnavailable:
         return  # The number of events must do.
     except Exception:  # The bytes may be any provider's, and the answer must have its end.
         log.exception("usage_not_estimated", generation_id=job.generation_id)
@@ -75,7 +75,7 @@ async def settle_ended(generation_id: str, services: Services) -> Settlement:
     """Return what a generation took whose end is in the log already: its worker was lost before it could settle."""
     try:
         record = await services.channel.record(generation_id)
-    except ChannelUnavailable as error:
+    except StoreUnavailable as error:
         raise HandBack(str(error)) from error
     return settlement_of(End.unpack(record.end).attempts, services.settings) if record else UNUSED
 
@@ -106,7 +106,7 @@ async def _keep_response(running: Running) -> bool:
         return True
     try:
         await running.services.responses.finish(job.generation_id, total.last_data, total.failed)
-    except RedisUnavailable as error:
+    except StoreUnavailable as error:
         log.warning("response_not_stored", generation_id=job.generation_id, error=str(error))
         return False
     return True

@@ -15,9 +15,9 @@ from typing import NoReturn
 
 import structlog
 
-from common.canonical.errors import ErrorKind, Failed, GatewayError
+from common.canonical.errors import ErrorKind, Failed, GatewayError, StoreUnavailable
 from common.canonical.job import Job, Policy
-from common.channel.base import ChannelUnavailable, Claim, Fenced, Stop, Verdict
+from common.channel.base import Claim, Fenced, Stop, Verdict
 from common.limits.charges import Settlement
 from common.metering.attempts import unpack
 from common.queue.jobs import UNUSED, ClaimedJob
@@ -61,7 +61,7 @@ async def run_generation(claimed: ClaimedJob, services: Services) -> Settlement:
     claim = Claim(claimed.generation_id, claimed.epoch, secrets.token_hex(8))
     try:
         fenced = await services.channel.fence(claim, is_handover=claimed.is_handover, was_postponed=claimed.was_postponed)
-    except ChannelUnavailable as error:
+    except StoreUnavailable as error:
         raise HandBack(str(error)) from error
     if fenced.answer.verdict is not Verdict.OK:
         # Ended by somebody else, expired, or claimed anew: nothing is left to do but to settle.
@@ -77,7 +77,7 @@ async def run_generation(claimed: ClaimedJob, services: Services) -> Settlement:
         try:
             await _answer(running, claimed, fenced)
         except Postponed:
-            with suppress(ChannelUnavailable):  # What its calls have cost so far; the next heartbeat would come too late.
+            with suppress(StoreUnavailable):  # What its calls have cost so far; the next heartbeat would come too late.
                 await services.channel.heartbeat([claim], [writer.note])
             raise
         except GatewayError as error:
@@ -103,7 +103,7 @@ async def _end_poison(claimed: ClaimedJob, services: Services) -> NoReturn:
     """End the log of a job that has killed its workers, perhaps after its end, by nothing that is computed from its data."""
     try:
         await services.channel.end_unowned(claimed.generation_id, secrets.token_hex(8), _POISON)
-    except ChannelUnavailable as error:
+    except StoreUnavailable as error:
         raise HandBack(str(error)) from error
     except Exception:  # Its log is broken too: whoever reads it is told that it is lost.
         log.exception("poison_not_ended", generation_id=claimed.generation_id)

@@ -15,12 +15,11 @@ import structlog
 
 from common.access.key_records import Gone, KeyRecord, KeyRecords, principal_id
 from common.access.principal import ALL, Principal
-from common.canonical.errors import ErrorKind, GatewayError
+from common.canonical.errors import ErrorKind, GatewayError, StoreUnavailable
 from common.config.settings import Settings
 from common.database.lazy import LazyDatabase
 from common.redis import keyspace
 from common.redis.client import Client
-from common.redis.errors import RedisUnavailable
 from common.redis.pulse import Pulse
 
 if TYPE_CHECKING:
@@ -102,7 +101,7 @@ class KnownKeys:
             version = self._version
             try:
                 found = await self._records.origins()
-            except RedisUnavailable:
+            except StoreUnavailable:
                 return self._origins_before
             self._origins_before = found
             if version == self._version:
@@ -131,7 +130,7 @@ class KnownKeys:
         me = asyncio.current_task()
         try:
             record = await self._read(id_)
-        except RedisUnavailable as error:
+        except StoreUnavailable as error:
             raise _unavailable() from error
         principal = _principal(record, self._settings) if record else None
         known = Known(record, principal, time.monotonic())

@@ -12,13 +12,13 @@ import structlog
 
 from api.relay.viewer import DIVERGED, LOG_LOST, Viewer
 from api.server.store_errors import answer_lost
-from common.canonical.errors import ErrorKind, Failed, GatewayError
-from common.channel.base import START, Channel, ChannelUnavailable, Cursor, Feed, FrameKind, Message, State, Stop
+from common.canonical.errors import ErrorKind, Failed, GatewayError, StoreRefuses, StoreUnavailable
+from common.channel.base import START, Channel, Cursor, Feed, FrameKind, Message, State, Stop
 from common.config.settings import Settings
 from common.process.loop_lag import LoopLag, loop_lag
 from common.process.process import supervised
 from common.queue.jobs import JobQueue, Place
-from common.redis.errors import RedisRefuses, RedisUnavailable, is_refusal
+from common.redis.errors import is_refusal
 
 log = structlog.get_logger()
 
@@ -94,7 +94,7 @@ class Hub:
         """Return a viewer that misses nothing from now on. Each must be given back with ``part``.
 
         Raises:
-            ChannelUnavailable: the subscription could not be made.
+            StoreUnavailable: the subscription could not be made.
         """
         viewer = Viewer(generation_id, self._channel, self._settings.viewer_buffer_bytes_max, after)
         listening = self._listening.get(generation_id)
@@ -112,7 +112,7 @@ class Hub:
             await self._feed.subscribe(generation_id, listening.take)
         except BaseException as error:
             self._listening.pop(generation_id, None)
-            listening.is_subscribed.set_exception(error if isinstance(error, ChannelUnavailable) else ChannelUnavailable())
+            listening.is_subscribed.set_exception(error if isinstance(error, StoreUnavailable) else StoreUnavailable())
             listening.is_subscribed.exception()  # Marked as seen: there may be no second viewer to see it.
             raise
         listening.is_subscribed.set_result(None)
@@ -126,7 +126,7 @@ class Hub:
 
         Raises:
             GatewayError: NOT_FOUND, EXPIRED.
-            ChannelUnavailable: the store did not answer.
+            StoreUnavailable: the store did not answer.
         """
         async with self._turn:
             viewer = await self.join(generation_id, after)
@@ -152,7 +152,7 @@ class Hub:
         if not viewer.has_ended:
             try:
                 await self._leave(viewer.generation_id)
-            except (ChannelUnavailable, RedisUnavailable):
+            except StoreUnavailable:
                 log.warning("leave_not_said", generation_id=viewer.generation_id)  # The worker's backstop sees nobody listen.
 
     async def _leave(self, generation_id: str) -> None:
@@ -193,7 +193,7 @@ class Hub:
             for batch in (silent[at : at + LOOK_BATCH] for at in range(0, len(silent), LOOK_BATCH)):
                 try:
                     await self._look_at(batch)
-                except (ChannelUnavailable, RedisUnavailable) as error:
+                except StoreUnavailable as error:
                     self._give_up(silent, error)
                     break  # The next round asks again.
 
@@ -235,14 +235,14 @@ class Hub:
                 listening.told_s = now
             elif now - listening.told_s > self._settings.queue_wait_s:
                 # Its worker renews its lease, and cannot say a word: Redis refuses it what it takes to publish.
-                listening.fail(answer_lost(RedisRefuses()))
+                listening.fail(answer_lost(StoreRefuses()))
             await self._judge_for(listening, generation_id, place)
 
     async def _judge_for(self, listening: _Listening, generation_id: str, place: Place) -> None:
         """Judge one of a batch, whatever is wrong with it."""
         try:
             await self._judge(generation_id, place)
-        except (ChannelUnavailable, RedisUnavailable) as error:
+        except StoreUnavailable as error:
             if not is_refusal(error):
                 raise
             listening.fail(answer_lost(error))  # It has come to its end, which Redis refuses to write down.

@@ -8,8 +8,8 @@ import asyncio
 
 import structlog
 
-from common.canonical.errors import ErrorKind, Failed
-from common.channel.base import START, Channel, ChannelUnavailable, Cursor, Frame, FrameId, FrameKind, Message
+from common.canonical.errors import ErrorKind, Failed, StoreUnavailable
+from common.channel.base import START, Channel, Cursor, Frame, FrameId, FrameKind, Message
 from common.sse import split_blocks
 
 log = structlog.get_logger()
@@ -107,7 +107,7 @@ class Viewer:
         try:
             count, after = self._batch, self.tail.before() if self._doubts_tail else self.tail
             frames = await self._channel.read(self.generation_id, after, count)
-        except ChannelUnavailable:
+        except StoreUnavailable:
             await asyncio.sleep(PAUSE_WHILE_AWAY_S)
             self._was_poked = True  # Whoever takes may have a keep-alive to send, or a client that left.
             return

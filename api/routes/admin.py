@@ -13,9 +13,10 @@ from fastapi.security import HTTPBearer
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, ValidationError
 
 from api.auth.key_cache import KnownKeys, Rings
+from api.routes.openapi import administering, query
+from api.routes.paging import after_in, after_parameter, limit_in, limit_parameter, page_of
 from api.server.body import read_json
 from api.server.http_errors import PLAIN, json_response
-from api.server.numbers import query_number
 from api.server.store_errors import redis_away
 from api.services import Services, guarded
 from common.access.key_records import KeyRecord
@@ -24,7 +25,6 @@ from common.access.principal import Access, as_number
 from common.canonical.errors import ErrorKind, GatewayError
 from common.dialects.shared.reading import invalid
 
-LIST_MAX, LIST_DEFAULT = 100, 20
 TIMEOUT_S = 10.0  # For the database and Redis together.
 RETRY_AFTER_S = 5
 _NO_STORE = {"cache-control": "no-store"}
@@ -101,32 +101,41 @@ class DeletedKey(BaseModel):
     deleted: bool
 
 
+_LIST_QUERY = [
+    query("tenant", "", minLength=1, maxLength=64),
+    limit_parameter(""),
+    after_parameter(pattern="^[0-9a-hjkmnp-tv-z]{12}$"),
+]
+
+
 def router(services: Services, known: KnownKeys, rings: Rings) -> APIRouter:
     # The dependency only tells the schema what is needed; the check itself answers in our own shape.
     routes = APIRouter(tags=["admin"], prefix="/admin", dependencies=[Depends(HTTPBearer(auto_error=False))])
     admin = _Admin(services, known, rings)
 
-    @routes.post("/keys", **_told("Make a key", MadeKey, 201, body=NewKeyBody))
+    @routes.post("/keys", **administering("Make a key", MadeKey, 201, body=NewKeyBody))
     async def create_key(request: Request) -> Response:
         return await admin.answer(request, lambda: admin.create(request))
 
-    @routes.get("/keys", **_told("List keys", KeyList, query=_LIST_QUERY))
+    @routes.get("/keys", **administering("List keys", KeyList, parameters=_LIST_QUERY))
     async def list_keys(request: Request) -> Response:
         return await admin.answer(request, lambda: admin.list(request))
 
-    @routes.get("/keys/{key_id}", **_told("Show a key", ShownKey))
+    @routes.get("/keys/{key_id}", **administering("Show a key", ShownKey))
     async def show_key(key_id: str, request: Request) -> Response:
         return await admin.answer(request, lambda: admin.show(key_id))
 
-    @routes.patch("/keys/{key_id}", **_told("Change, disable or enable a key", ShownKey, body=ChangeBody))
+    @routes.patch("/keys/{key_id}", **administering("Change, disable or enable a key", ShownKey, body=ChangeBody))
     async def change_key(key_id: str, request: Request) -> Response:
         return await admin.answer(request, lambda: admin.change(key_id, request))
 
-    @routes.delete("/keys/{key_id}", **_told("Delete a key", DeletedKey))
+    @routes.delete("/keys/{key_id}", **administering("Delete a key", DeletedKey))
     async def delete_key(key_id: str, request: Request) -> Response:
         return await admin.answer(request, lambda: admin.delete(key_id))
 
-    @routes.post("/keys/{key_id}/rotate", **_told("Give a key a new secret", MadeKey, body=RotateBody, is_body_needed=False))
+    @routes.post(
+        "/keys/{key_id}/rotate", **administering("Give a key a new secret", MadeKey, body=RotateBody, is_body_needed=False)
+    )
     async def rotate_key(key_id: str, request: Request) -> Response:
         return await admin.answer(request, lambda: admin.rotate(key_id, request))
 
@@ -179,17 +188,13 @@ class _Admin:
         return _made(made.record, made.text.get_secret_value(), is_served=made.is_served, status=201)
 
     async def list(self, request: Request) -> Response:
-        query = request.query_params
-        limit, after, tenant = query_number(query, "limit", 1, LIST_MAX, LIST_DEFAULT), query.get("after"), query.get("tenant")
-        if after is not None and not is_id(after):
-            raise invalid("after", "must be the id of a key")
+        sent = request.query_params
+        limit, after, tenant = limit_in(sent), after_in(sent, is_id, "a key"), sent.get("tenant")
         if tenant is not None and ("\0" in tenant or not 0 < len(tenant) <= 64):
             raise invalid("tenant", "must be 1 to 64 characters")
         found = await (await self._rings.open()).list(tenant, after or "", limit + 1)
-        data = [_shown(record) for record in found[:limit]]
-        first_id, last_id = (data[0].id, data[-1].id) if data else (None, None)
-        listed = KeyList(data=data, first_id=first_id, last_id=last_id, has_more=len(found) > len(data))
-        return json_response(listed.model_dump(mode="json"), headers=_NO_STORE)
+        listed = page_of([_shown(record).model_dump(mode="json") for record in found], limit)
+        return json_response(listed, headers=_NO_STORE)
 
     async def show(self, id_: str) -> Response:
         return _answered(await (await self._rings.open()).find(_known_id(id_)))
@@ -274,80 +279,3 @@ def _half_done() -> GatewayError:
         code="change_not_served",
         retry_after_s=1,
     )
-
-
-# What the schema tells
-
-_ERROR = {
-    "type": "object",
-    "required": ["error"],
-    "properties": {
-        "error": {
-            "type": "object",
-            "required": ["message", "type", "param", "code"],
-            "properties": {
-                "message": {"type": "string"},
-                "type": {"type": ["string", "null"]},
-                "param": {"type": ["string", "null"]},
-                "code": {"type": ["string", "null"]},
-            },
-        }
-    },
-}
-_LIST_QUERY = [
-    {"name": "tenant", "in": "query", "schema": {"type": "string", "minLength": 1, "maxLength": 64}},
-    {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": LIST_MAX}},
-    {
-        "name": "after",
-        "in": "query",
-        "description": "The last id of the page before.",
-        "schema": {"type": "string", "pattern": "^[0-9a-hjkmnp-tv-z]{12}$"},
-    },
-]
-
-
-def _told(
-    summary: str,
-    answer: type[BaseModel],
-    status: int = 200,
-    *,
-    body: type[BaseModel] | None = None,
-    is_body_needed: bool = True,
-    query: list[dict[str, Any]] | None = None,
-) -> dict[str, Any]:
-    """Return what a route says of itself in ``/openapi.json``."""
-    extra: dict[str, Any] = {"parameters": query} if query else {}
-    if body:
-        extra["requestBody"] = {"required": is_body_needed, "content": _json(_schema(body, "validation"))}
-    return {
-        "summary": summary,
-        "status_code": status,
-        "response_class": Response,
-        "responses": {
-            status: {"description": summary, "content": _json(_schema(answer, "serialization"))},
-            "default": {"description": "What is wrong, and what to do.", "content": _json(_ERROR)},
-        },
-        "openapi_extra": extra,
-    }
-
-
-def _json(schema: dict[str, Any]) -> dict[str, Any]:
-    return {"application/json": {"schema": schema}}
-
-
-def _schema(model: type[BaseModel], mode: Any) -> dict[str, Any]:
-    """Return a model's schema in one piece: what it refers to by name stands nowhere else."""
-    schema = model.model_json_schema(mode=mode)
-    parts = schema.pop("$defs", {})
-
-    def whole(node: Any) -> Any:
-        if isinstance(node, list):
-            return [whole(each) for each in node]
-        if not isinstance(node, dict):
-            return node
-        if "$ref" in node:
-            return whole({**parts[node["$ref"].rpartition("/")[2]], **{k: v for k, v in node.items() if k != "$ref"}})
-        return {name: whole(value) for name, value in node.items()}
-
-    found: dict[str, Any] = whole(schema)
-    return found

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request, Response
 
 from api.generate import open_generation
 from api.routes.direct_route import DirectRoute
-from api.routes.openapi import generating, query
+from api.routes.openapi import generating, object_of, query
 from api.services import Services
 from common.access.principal import Principal
 from common.dialects import DIALECTS
@@ -18,7 +18,7 @@ _PATHS = {
     "/v1/messages": "anthropic-messages",
 }
 _STREAM = query("stream", "As `stream` in the body.", enum=["true", "false", "1", "0"])
-_COUNTED = {"type": "object", "required": ["input_tokens"], "properties": {"input_tokens": {"type": "integer"}}}
+_COUNTED = object_of(["input_tokens"], input_tokens={"type": "integer"})
 
 
 def router(services: Services) -> APIRouter:

@@ -17,10 +17,10 @@ from api.relay.response import Relay, headers_of_stream
 from api.relay.viewer import Viewer
 from api.routes.dialects import check_unified
 from api.routes.generation_records import record, short_record, status_of, url_of
-from api.routes.openapi import generating, header, nothing_more, query, serving
+from api.routes.openapi import TEXT, generating, header, list_of, nothing_more, object_of, query, serving
+from api.routes.paging import PAGE_FIELDS, after_in, after_parameter, limit_in, limit_parameter, page_of
 from api.routes.responses import begin
 from api.server.http_errors import PLAIN, json_response, request_id_of
-from api.server.numbers import query_number
 from api.server.store_errors import redis_away
 from api.services import Services, guarded
 from common.access.principal import Principal
@@ -35,37 +35,22 @@ from common.dialects.shared.reading import invalid
 from common.sse import split_blocks
 
 AHEAD_EXTRA_S = 2.0  # Over the lease: by then a cut-off owner has appended again, or another has fenced.
-LIST_MAX, LIST_DEFAULT = 100, 20
 INDEX_BATCH = 100  # Ids per read of the index; those whose logs have expired are passed over.
 _ID = re.compile(r"gen_[0-9a-f]{32}")
-_RECORD: dict[str, Any] = {
-    "type": "object",
-    "required": ["id", "object", "status", "dialect", "model", "created_at", "url"],
-    "properties": {
-        "id": {"type": "string"},
-        "object": {"const": "generation"},
-        "status": {"enum": ["queued", "running", "completed", "failed", "cancelled"]},
-        "dialect": {"enum": list(DIALECTS)},
-        "model": {"type": "string"},
-        "created_at": {"type": "integer"},
-        "url": {"type": "string"},
-    },
-}
+_RECORD = object_of(
+    ["id", "object", "status", "dialect", "model", "created_at", "url"],
+    id=TEXT,
+    object={"const": "generation"},
+    status={"enum": ["queued", "running", "completed", "failed", "cancelled"]},
+    dialect={"enum": list(DIALECTS)},
+    model=TEXT,
+    created_at={"type": "integer"},
+    url=TEXT,
+)
 _STARTED = {**_RECORD, "required": [*_RECORD["required"], "events_url", "read_token"]}
-_LISTED = {
-    "type": "object",
-    "required": ["object", "data", "first_id", "last_id", "has_more"],
-    "properties": {"data": {"type": "array", "items": _RECORD}, "has_more": {"type": "boolean"}},
-}
-_STOPPED_SCHEMA = {
-    "type": "object",
-    "required": ["id", "object", "status", "stopped"],
-    "properties": {"id": {"type": "string"}, "status": {"type": "string"}, "stopped": {"type": "boolean"}},
-}
-_PAGING = [
-    query("limit", "How many.", type="integer", minimum=1, maximum=LIST_MAX),
-    query("after", "The last id of the page before.", pattern="^gen_[0-9a-f]{32}$"),
-]
+_LISTED = object_of(PAGE_FIELDS, data=list_of(_RECORD), has_more={"type": "boolean"})
+_STOPPED_SCHEMA = object_of(["id", "object", "status", "stopped"], id=TEXT, status=TEXT, stopped={"type": "boolean"})
+_PAGING = [limit_parameter(), after_parameter(pattern="^gen_[0-9a-f]{32}$")]
 _STOPPED = Failed(ErrorKind.CANCELLED, "The generation was stopped.", code="cancelled")
 
 
@@ -168,16 +153,11 @@ async def _list(request: Request, services: Services) -> Response:
     principal = await services.authenticator.authenticate(request, "read")
     refuse_anonymous(principal, "Generations")
     owner, query = principal.id, request.query_params
-    limit, after = query_number(query, "limit", 1, LIST_MAX, LIST_DEFAULT), query.get("after", "")
-    if after and not _ID.fullmatch(after):
-        raise invalid("after", "must be the id of one of your generations")
+    limit = limit_in(query)
+    after = after_in(query, lambda id_: not id_ or _ID.fullmatch(id_), "one of your generations") or ""
     if not services.pulse.is_up:
         raise redis_away(services.pulse)
-    found = await _newest(owner, after, limit + 1, services)
-    data = found[:limit]
-    first_id, last_id = (data[0]["id"], data[-1]["id"]) if data else (None, None)
-    has_more = len(found) > limit
-    return json_response({"object": "list", "data": data, "first_id": first_id, "last_id": last_id, "has_more": has_more})
+    return json_response(page_of(await _newest(owner, after, limit + 1, services), limit))
 
 
 async def _newest(owner: str, after: str, count: int, services: Services) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request, Response
 from starlette.convertors import Convertor, register_url_convertor
 
 from api.auth.permissions import Named, listed_models, permitted_models
-from api.routes.openapi import serving
+from api.routes.openapi import list_of, object_of, serving
 from api.server.http_errors import PLAIN, json_response
 from api.services import Services, guarded
 from common.config.model_routes import model_names, resolve
@@ -16,11 +16,7 @@ from common.dialects.base import Dialect
 from common.vendors.model_names import MODEL_NAMES
 
 _MODEL = {"type": "object", "required": ["id", "object", "owned_by"]}
-_LISTED = {
-    "type": "object",
-    "required": ["object", "data", "has_more", "first_id", "last_id"],
-    "properties": {"data": {"type": "array", "items": _MODEL}},
-}
+_LISTED = object_of(["object", "data", "has_more", "first_id", "last_id"], data=list_of(_MODEL))
 
 _DATED = re.compile(r"-(20\d\d)-?([01]\d)-?([0-3]\d)$")
 _CREATED_UNKNOWN = datetime(2025, 1, 1, tzinfo=UTC)

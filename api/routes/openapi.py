@@ -6,10 +6,11 @@ The tests in tests/security send what this allows and what it forbids, and compa
 """
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import FastAPI, Response
 from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
 
 from common.dialects.agentary import request as agentary_request
 from common.dialects.anthropic_messages import request as anthropic_messages_request
@@ -19,35 +20,35 @@ from common.queue.jobs import JobClass
 
 Schema = dict[str, Any]
 
-_TEXT: Schema = {"type": "string"}
-_MAYBE_TEXT: Schema = {"type": ["string", "null"]}
+TEXT: Schema = {"type": "string"}
+MAYBE_TEXT: Schema = {"type": ["string", "null"]}
 
 
-def _object(required: Iterable[str] = (), **properties: Schema) -> Schema:
+def object_of(required: Iterable[str] = (), **properties: Schema) -> Schema:
     return {"type": "object", "required": list(required), "properties": properties}
 
 
-def _list_of(items: Schema) -> Schema:
+def list_of(items: Schema) -> Schema:
     return {"type": "array", "items": items}
 
 
 # Errors, by dialect
 
-_OPENAI_ERROR = _object(
+_OPENAI_ERROR = object_of(
     ["error"],
-    error=_object(["message", "type", "param", "code"], message=_TEXT, type=_MAYBE_TEXT, param=_MAYBE_TEXT, code=_MAYBE_TEXT),
+    error=object_of(["message", "type", "param", "code"], message=TEXT, type=MAYBE_TEXT, param=MAYBE_TEXT, code=MAYBE_TEXT),
 )
 _ERRORS: dict[str, Schema] = {
     "openai-chat": _OPENAI_ERROR,
     "openai-responses": _OPENAI_ERROR,
-    "anthropic-messages": _object(
+    "anthropic-messages": object_of(
         ["type", "error", "request_id"],
         type={"const": "error"},
-        error=_object(["type", "message"], type=_TEXT, message=_TEXT),
-        request_id=_TEXT,
+        error=object_of(["type", "message"], type=TEXT, message=TEXT),
+        request_id=TEXT,
     ),
-    "agentary": _object(["error", "type", "message", "code"], error=_TEXT, type=_TEXT, message=_TEXT, code=_TEXT),
-    "unified": _object(["error"], error=_TEXT, type=_TEXT, code=_TEXT, details={"type": "object"}),
+    "agentary": object_of(["error", "type", "message", "code"], error=TEXT, type=TEXT, message=TEXT, code=TEXT),
+    "unified": object_of(["error"], error=TEXT, type=TEXT, code=TEXT, details={"type": "object"}),
 }
 _ERRORS["any"] = {"anyOf": list(_ERRORS.values())}  # Where the client says which dialect it speaks.
 _MEANING = {
@@ -77,23 +78,23 @@ _WHEN_GENERATING = (*_WITH_A_KEY, 400, 402, 404, 413, 415, 422, 499, 502, 504)
 # Bodies, by dialect: what is read, an example, and what is listed in it
 
 _ROLES = {"type": "string", "enum": ["system", "developer", "user", "assistant", "tool"]}
-_MESSAGE = _object(["role"], role=_ROLES, content={"anyOf": [_TEXT, _list_of({"type": "object"}), {"type": "null"}]})
+_MESSAGE = object_of(["role"], role=_ROLES, content={"anyOf": [TEXT, list_of({"type": "object"}), {"type": "null"}]})
 _HELLO = [{"role": "user", "content": "Hello"}]
 _BODIES: dict[str, tuple[type, Schema, Schema]] = {
     "openai-chat": (openai_chat_request.Body, {"model": "demo", "messages": _HELLO}, {"messages": _MESSAGE}),
     "openai-responses": (
         openai_responses_request.Body,
         {"model": "demo", "input": "Hello"},
-        {"input": {"anyOf": [{"type": "string", "minLength": 1}, {**_list_of({"type": "object"}), "minItems": 1}]}},
+        {"input": {"anyOf": [{"type": "string", "minLength": 1}, {**list_of({"type": "object"}), "minItems": 1}]}},
     ),
     "anthropic-messages": (
         anthropic_messages_request.Body,
         {"model": "demo", "max_tokens": 1024, "messages": _HELLO},
         {
-            "messages": _object(
+            "messages": object_of(
                 ["role", "content"],
                 role={"type": "string", "enum": ["user", "assistant", "system"]},
-                content={"anyOf": [_TEXT, _list_of({"type": "object"})]},
+                content={"anyOf": [TEXT, list_of({"type": "object"})]},
             )
         },
     ),
@@ -101,32 +102,32 @@ _BODIES: dict[str, tuple[type, Schema, Schema]] = {
     "unified": (
         openai_chat_request.Body,
         {"provider": "demo", "model": "demo", "messages": _HELLO},
-        {"provider": _TEXT, "messages": _MESSAGE},
+        {"provider": TEXT, "messages": _MESSAGE},
     ),
 }
 _ANSWERS: dict[str, Schema] = {
-    "openai-chat": _object(
+    "openai-chat": object_of(
         ["id", "object", "created", "model", "choices"],
-        id=_TEXT,
+        id=TEXT,
         object={"const": "chat.completion"},
         created={"type": "integer"},
-        model=_TEXT,
-        choices=_list_of(_object(["index", "message"], index={"type": "integer"}, message={"type": "object"})),
+        model=TEXT,
+        choices=list_of(object_of(["index", "message"], index={"type": "integer"}, message={"type": "object"})),
     ),
-    "openai-responses": _object(
-        ["id", "object", "status", "output"], id=_TEXT, object={"const": "response"}, status=_TEXT, output=_list_of({})
+    "openai-responses": object_of(
+        ["id", "object", "status", "output"], id=TEXT, object={"const": "response"}, status=TEXT, output=list_of({})
     ),
-    "anthropic-messages": _object(
+    "anthropic-messages": object_of(
         ["id", "type", "role", "model", "content", "stop_reason", "usage"],
-        id=_TEXT,
+        id=TEXT,
         type={"const": "message"},
         role={"const": "assistant"},
-        model=_TEXT,
-        content=_list_of({"type": "object"}),
-        stop_reason=_MAYBE_TEXT,
+        model=TEXT,
+        content=list_of({"type": "object"}),
+        stop_reason=MAYBE_TEXT,
         usage={"type": "object"},
     ),
-    "agentary": _object(["token", "content", "usage"], token=_TEXT, content=_TEXT, usage={"type": "object"}),
+    "agentary": object_of(["token", "content", "usage"], token=TEXT, content=TEXT, usage={"type": "object"}),
     "unified": {"type": "object"},
 }
 
@@ -134,7 +135,7 @@ RESPONSE = _ANSWERS["openai-responses"]
 
 # Headers and parameters
 
-_IDS = {name: {"description": "For support; also in the logs.", "schema": _TEXT} for name in ("x-request-id", "request-id")}
+_IDS = {name: {"description": "For support; also in the logs.", "schema": TEXT} for name in ("x-request-id", "request-id")}
 _KEYED: list[Schema] = [{"bearer": []}, {"key": []}]  # Either.
 _SECURITY_SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "A key of this gateway, or a JSON web token."},
@@ -148,11 +149,16 @@ _SECURITY_SCHEMES = {
 
 
 def header(name: str, description: str, **schema: Any) -> Schema:
-    return {"name": name, "in": "header", "description": description, "schema": {"type": "string", **schema}}
+    return _parameter(name, "header", description, schema)
 
 
 def query(name: str, description: str, **schema: Any) -> Schema:
-    return {"name": name, "in": "query", "description": description, "schema": {"type": "string", **schema}}
+    return _parameter(name, "query", description, schema)
+
+
+def _parameter(name: str, place: str, description: str, schema: Schema) -> Schema:
+    told = {"description": description} if description else {}
+    return {"name": name, "in": place, **told, "schema": {"type": "string", **schema}}
 
 
 X_DISCONNECT = header(
@@ -221,6 +227,29 @@ def serving(
     return {**_common(answers), "openapi_extra": extra if is_open else {"security": _KEYED, **extra}}
 
 
+def administering(
+    summary: str,
+    answer: type[BaseModel],
+    status: int = 200,
+    *,
+    body: type[BaseModel] | None = None,
+    is_body_needed: bool = True,
+    parameters: Iterable[Schema] = (),
+) -> dict[str, Any]:
+    """Return what a route of the administration says of itself: its bodies are models, and all its errors are alike."""
+    extra: Schema = {"parameters": list(parameters)} if parameters else {}
+    if body:
+        extra["requestBody"] = {
+            "required": is_body_needed,
+            "content": _content({"application/json": _whole(body, "validation")}),
+        }
+    answers: dict[int | str, Schema] = {
+        status: {"description": summary, "content": _json(_whole(answer, "serialization"))},
+        "default": {"description": "What is wrong, and what to do.", "content": _json(_OPENAI_ERROR)},
+    }
+    return {"summary": summary, "status_code": status, **_common(answers), "openapi_extra": extra}
+
+
 def nothing_more(description: str) -> Schema:
     """Return an answer without a body."""
     return {"description": description, "headers": _IDS}
@@ -231,11 +260,33 @@ def _common(answers: dict[int | str, Schema]) -> dict[str, Any]:
 
 
 def _answer(description: str, content: dict[str, Schema]) -> Schema:
-    return {
-        "description": description,
-        "headers": _IDS,
-        "content": {media: {"schema": schema} for media, schema in content.items()},
-    }
+    return {"description": description, "headers": _IDS, "content": _content(content)}
+
+
+def _content(schemas: dict[str, Schema]) -> Schema:
+    return {media: {"schema": schema} for media, schema in schemas.items()}
+
+
+def _json(schema: Schema) -> Schema:
+    return _content({"application/json": schema})
+
+
+def _whole(model: type[BaseModel], mode: Literal["validation", "serialization"]) -> Schema:
+    """Return a model's schema in one piece: what it refers to by name stands nowhere else."""
+    schema = model.model_json_schema(mode=mode)
+    parts = schema.pop("$defs", {})
+
+    def whole(node: Any) -> Any:
+        if isinstance(node, list):
+            return [whole(each) for each in node]
+        if not isinstance(node, dict):
+            return node
+        if "$ref" in node:
+            return whole({**parts[node["$ref"].rpartition("/")[2]], **{k: v for k, v in node.items() if k != "$ref"}})
+        return {name: whole(value) for name, value in node.items()}
+
+    found: Schema = whole(schema)
+    return found
 
 
 def _body(dialect: str) -> Schema:

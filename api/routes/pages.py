@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from api.routes.openapi import serving
+from api.routes.openapi import TEXT, object_of, serving
 from api.server.http_errors import json_response
 from api.server.security_headers import page_policy
 from api.services import Services
@@ -22,7 +22,7 @@ _PLAYGROUND = (Path(__file__).parent.parent / "static" / "playground.html").read
 _PAGE_HEADERS = {"content-security-policy": page_policy(_PLAYGROUND)}
 
 
-_STATUS = {"type": "object", "required": ["status"], "properties": {"status": {"type": "string"}}}
+_STATUS = object_of(["status"], status=TEXT)
 
 
 def _told_of_health() -> dict[str, Any]:
@@ -36,7 +36,7 @@ def router(services: Services, count_jobs: Callable[[], Awaitable[tuple[int, int
     routes = APIRouter(tags=["operations"])
     began_at = time.monotonic()
 
-    @routes.get("/", **serving({"application/json": _STATUS, "text/html": {"type": "string"}}, is_open=True))
+    @routes.get("/", **serving({"application/json": _STATUS, "text/html": TEXT}, is_open=True))
     async def root(request: Request) -> Response:
         if "text/html" in request.headers.get("accept", ""):
             return Response(_PLAYGROUND, media_type="text/html; charset=utf-8", headers=_PAGE_HEADERS)
@@ -72,7 +72,7 @@ def router(services: Services, count_jobs: Callable[[], Awaitable[tuple[int, int
             503 if problems else 200,
         )
 
-    @routes.get("/metrics", **serving({"text/plain": {"type": "string"}}, is_open=True))
+    @routes.get("/metrics", **serving({"text/plain": TEXT}, is_open=True))
     async def metrics() -> Response:
         gauges = services.metrics
         gauges.viewers.set(services.hub.open_viewers)

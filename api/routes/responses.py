@@ -21,13 +21,14 @@ from api.intake.job_class import class_of
 from api.relay.response import SSE_HEADERS, Relay, headers_of_stream
 from api.routes.direct_route import DirectRoute
 from api.routes.openapi import RESPONSE, generating, query, serving
+from api.routes.paging import after_parameter, limit_in, limit_parameter, page_of
 from api.routes.stored_conversation import continued, items_of
 from api.server.http_errors import json_response, request_id_of
 from api.server.numbers import query_number
 from api.server.store_errors import redis_away
 from api.services import Services, guarded
 from common.access.principal import Principal
-from common.canonical.errors import ErrorKind, Failed, GatewayError
+from common.canonical.errors import ErrorKind, Failed, GatewayError, StoreUnavailable
 from common.canonical.job import Policy
 from common.channel.base import START, Cursor, FrameKind, State, Verdict
 from common.channel.head_and_end import failed_in
@@ -37,13 +38,11 @@ from common.dialects.openai_responses.ids import generation_id_of, response_id
 from common.dialects.openai_responses.response_object import Described, begun, failed_response
 from common.dialects.shared.reading import invalid
 from common.queue.jobs import JobClass
-from common.redis.errors import RedisUnavailable
 from common.responses import StoredResponse
 from common.sse import split_blocks
 
 log = structlog.get_logger()
 
-ITEMS_MAX, ITEMS_DEFAULT = 100, 20  # OpenAI's.
 SEQUENCE_MAX = 999_999_999
 _STORED = {"application/json": RESPONSE, "text/event-stream": {}}
 _DELETED = {"application/json": {"type": "object", "required": ["id", "object", "deleted"]}}
@@ -53,9 +52,9 @@ _REPLAYING = [
     query("starting_after", "Only events after this sequence number.", type="integer", minimum=0, maximum=SEQUENCE_MAX),
 ]
 _PAGING = [
-    query("limit", "How many.", type="integer", minimum=1, maximum=ITEMS_MAX),
+    limit_parameter(),
     query("order", "The newest first, if nothing is said.", enum=["asc", "desc"]),
-    query("after", "The last id of the page before."),
+    after_parameter(),
 ]
 _CANCELLED = Failed(ErrorKind.CANCELLED, "The response was cancelled.", code="cancelled")
 
@@ -132,7 +131,7 @@ async def begin(request: Request, services: Services, *, is_detached: bool = Fal
     """Create a response; ``is_detached``: it runs as one in the background does, whatever the body says.
 
     Raises:
-        GatewayError, ChannelUnavailable, RedisUnavailable: it was not created.
+        GatewayError, StoreUnavailable: it was not created.
     """
     asked_for: dict[str, Any] = {}
 
@@ -165,7 +164,7 @@ async def begin(request: Request, services: Services, *, is_detached: bool = Fal
 
 
 async def _forget(asked: Asked, services: Services) -> None:
-    with suppress(RedisUnavailable):  # It expires by itself then.
+    with suppress(StoreUnavailable):  # It expires by itself then.
         await services.responses.delete(asked.job.generation_id)
 
 
@@ -365,7 +364,7 @@ async def _delete(id_: str, request: Request, services: Services) -> Response:
 async def _input_items(id_: str, request: Request, services: Services) -> Response:
     stored = await _stored(id_, request, services, has_prompt=True)
     query = request.query_params
-    limit, order = query_number(query, "limit", 1, ITEMS_MAX, ITEMS_DEFAULT), query.get("order", "desc")
+    limit, order = limit_in(query), query.get("order", "desc")
     if order not in ("asc", "desc"):
         raise invalid("order", "must be 'asc' or 'desc'")
     items = [_listed(item, stored.generation_id, index) for index, item in enumerate(items_of(stored.body.get("input")))]
@@ -375,10 +374,7 @@ async def _input_items(id_: str, request: Request, services: Services) -> Respon
         if place is None:
             raise invalid("after", "must be the id of an item of this response")
         items = items[place + 1 :]
-    data = items[:limit]
-    first_id, last_id = (data[0]["id"], data[-1]["id"]) if data else (None, None)
-    has_more = len(items) > len(data)
-    return json_response({"object": "list", "data": data, "first_id": first_id, "last_id": last_id, "has_more": has_more})
+    return json_response(page_of(items, limit))
 
 
 def _listed(item: dict[str, Any], generation_id: str, index: int) -> dict[str, Any]:

@@ -30,7 +30,7 @@ async def continued(principal: Principal, body: dict[str, Any], services: Servic
 
     Raises:
         GatewayError: INVALID_REQUEST, what it refers to is not there.
-        RedisUnavailable: the store did not answer.
+        StoreUnavailable: the store did not answer.
     """
     body = await _dereferenced(principal, body, services)
     previous_id, new = body.get("previous_response_id"), body.get("input")

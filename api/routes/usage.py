@@ -11,9 +11,9 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
 from api.auth.permissions import refuse_anonymous
-from api.routes.openapi import query, serving
+from api.routes.openapi import MAYBE_TEXT, TEXT, list_of, object_of, query, serving
+from api.routes.paging import limit_in, limit_parameter
 from api.server.http_errors import PLAIN, json_response
-from api.server.numbers import query_number
 from api.services import Services, guarded
 from common.canonical.errors import ErrorKind, GatewayError
 from common.database.errors import DatabaseUnavailable
@@ -51,27 +51,24 @@ class UsageLine(BaseModel):
     cost_per_user_usd: str
 
 
-_ANSWER = {
-    "type": "object",
-    "required": ["object", "by", "since", "until", "data", "has_more"],
-    "properties": {
-        "object": {"const": "usage"},
-        "key": {"type": "string", "description": "The asking key's id."},
-        "key_name": {"type": ["string", "null"], "description": "The name that it was given; null where it has none."},
-        "by": {"type": "array", "items": {"enum": list(OWN_GROUPS)}},
-        "since": {"type": "string", "format": "date-time"},
-        "until": {"type": "string", "format": "date-time"},
-        "data": {"type": "array", "items": UsageLine.model_json_schema()},
-        "has_more": {"type": "boolean"},
-    },
-}
+_ANSWER = object_of(
+    ["object", "by", "since", "until", "data", "has_more"],
+    object={"const": "usage"},
+    key={**TEXT, "description": "The asking key's id."},
+    key_name={**MAYBE_TEXT, "description": "The name that it was given; null where it has none."},
+    by=list_of({"enum": list(OWN_GROUPS)}),
+    since={**TEXT, "format": "date-time"},
+    until={**TEXT, "format": "date-time"},
+    data=list_of(UsageLine.model_json_schema()),
+    has_more={"type": "boolean"},
+)
 _GROUP = f"({'|'.join(OWN_GROUPS)})"
 _MOMENT = "^([1-9][0-9]{0,3}[dh]|20[0-9]{2}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])(T([01][0-9]|2[0-3]):[0-5][0-9]Z?)?)$"
 _PARAMETERS = (
     query("by", "Groups, comma-separated; days if nothing is said.", pattern=f"^{_GROUP}(,{_GROUP})*$", default="day"),
     query("since", "2026-11-01, 2026-11-01T09:00 (UTC), 7d or 12h ago.", pattern=_MOMENT, default=SINCE_DEFAULT),
     query("until", "The same; excluded. Now, if nothing is said.", pattern=_MOMENT),
-    query("limit", "How many lines.", type="integer", minimum=1, maximum=LINES_MAX, default=LINES_DEFAULT),
+    limit_parameter("How many lines.", LINES_MAX, default=LINES_DEFAULT),
 )
 
 
@@ -105,7 +102,7 @@ def read_question(sent: Mapping[str, str], owner: str, now: datetime) -> Questio
     by = tuple(dict.fromkeys(name.strip() for name in sent.get("by", "day").split(",")))
     if not set(by) <= set(OWN_GROUPS):
         raise _refused("by", f"by must be one or more of {', '.join(OWN_GROUPS)}, comma-separated.")
-    limit = query_number(sent, "limit", 1, LINES_MAX, LINES_DEFAULT, _CODE)
+    limit = limit_in(sent, LINES_MAX, LINES_DEFAULT, _CODE)
     since_ms = _moment("since", sent.get("since", SINCE_DEFAULT), now)
     return Question(by, since_ms, _moment("until", sent.get("until", "0h"), now), {"key": owner}, limit)
 

@@ -23,7 +23,7 @@ def redis_away(reason: BaseException | Pulse) -> GatewayError:
 
 def redis_failed(error: BaseException, pulse: Pulse) -> GatewayError:
     """Return the error for a request that waited for Redis in vain. Where Redis is well, this process was too late for it."""
-    if isinstance(error.__cause__, NoConnectionFree) or isinstance(error, NoConnectionFree):
+    if isinstance(error, NoConnectionFree):
         return _later(_BUSY, "overloaded")
     is_ours = pulse.is_up and not is_refusal(error) and loop_lag().worst_s > LATE_S
     return _later(_BUSY, "overloaded") if is_ours else redis_away(error)

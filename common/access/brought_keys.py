@@ -4,16 +4,14 @@ It crosses Redis encrypted, under a key made of ``SLUICE_SECRET`` and the genera
 use without the secret, and put into another job it cannot be read at all.
 """
 
-import base64
 from collections.abc import Iterable
-from contextlib import suppress
 
-from cryptography.fernet import Fernet, InvalidToken
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from pydantic import SecretStr
 
+from common.access.sealing import seal, unseal
 from common.canonical.errors import ErrorKind, GatewayError
+
+_PURPOSE = b"sluice brought key"
 
 
 def seal_brought_key(key: SecretStr, generation_id: str, secret: SecretStr | None) -> str:
@@ -30,7 +28,7 @@ def seal_brought_key(key: SecretStr, generation_id: str, secret: SecretStr | Non
             code="brought_keys_off",
             param="authorization",
         )
-    return _fernet(secret, generation_id).encrypt(key.get_secret_value().encode()).decode()
+    return seal(key.get_secret_value().encode(), generation_id, secret, _PURPOSE).decode()
 
 
 def open_brought_key(sealed: str | None, generation_id: str, secrets: Iterable[SecretStr]) -> str | None:
@@ -41,16 +39,11 @@ def open_brought_key(sealed: str | None, generation_id: str, secrets: Iterable[S
     """
     if sealed is None:
         return None
-    for secret in secrets:
-        with suppress(InvalidToken):
-            return _fernet(secret, generation_id).decrypt(sealed.encode()).decode()
+    key = unseal(sealed.encode(), generation_id, secrets, _PURPOSE)
+    if key is not None:
+        return key.decode()
     raise GatewayError(
         ErrorKind.INTERNAL,
         "The key that the request brought cannot be read: the gateway's API and its workers need the same SLUICE_SECRET.",
         code="secrets_differ",
     )
-
-
-def _fernet(secret: SecretStr, generation_id: str) -> Fernet:
-    derived = HKDF(SHA256(), length=32, salt=None, info=b"sluice brought key " + generation_id.encode())
-    return Fernet(base64.urlsafe_b64encode(derived.derive(secret.get_secret_value().encode())))

@@ -8,22 +8,20 @@ Records are written by a script that never lets an older one win over a newer on
 ago (a process that read the database, the workers' bookkeeping) cannot bring a revoked key back.
 """
 
-import contextlib
 import hmac
 import secrets
-from collections.abc import Iterator
 from pathlib import Path
 
 import orjson
 from pydantic import BaseModel, ConfigDict, ValidationError
-from redis.exceptions import RedisError
 
 from common.access.key_text import Presented, is_id
 from common.access.principal import Access
+from common.canonical.errors import StoreUnavailable
 from common.process.loop_lag import able_timeout
 from common.redis import keyspace
 from common.redis.client import COMMAND_TIMEOUT_S, Client
-from common.redis.errors import RedisUnavailable, as_unavailable
+from common.redis.errors import redis_errors
 from common.redis.scripts import Scripts
 
 GONE_S = 3600  # How long a deleted key is still known to be gone: longer than any reader's delay.
@@ -68,7 +66,7 @@ class KeyRecords:
     """The records in Redis.
 
     Raises (all methods):
-        RedisUnavailable
+        StoreUnavailable
     """
 
     def __init__(self, redis: Client) -> None:
@@ -77,7 +75,7 @@ class KeyRecords:
 
     async def load(self, id_: str) -> KeyRecord | Gone | None:
         """Return a key's record; None: Redis does not know it."""
-        with _redis_errors():
+        with redis_errors():
             async with able_timeout(COMMAND_TIMEOUT_S):
                 found = await self._redis.get(keyspace.managed_key(id_))
         return _parse(found) if found else None
@@ -98,20 +96,20 @@ class KeyRecords:
 
     async def origins(self) -> frozenset[str]:
         """Return the browser origins that any key allows."""
-        with _redis_errors():
+        with redis_errors():
             async with able_timeout(COMMAND_TIMEOUT_S):
                 lists: list[bytes] = await self._redis.hvals(keyspace.KEY_ORIGINS)  # type: ignore[misc]  # redis-py.
         return frozenset(origin for each in lists for origin in orjson.loads(each))
 
     async def is_empty(self) -> bool:
         """Whether Redis has been told nothing of any key: it is new, or was lost."""
-        with _redis_errors():
+        with redis_errors():
             async with able_timeout(COMMAND_TIMEOUT_S):
                 return not await self._redis.exists(keyspace.KEYS_VERSION)
 
     async def begin(self) -> None:
         """Say that Redis has been told all, though there be no keys."""
-        with _redis_errors():
+        with redis_errors():
             async with able_timeout(COMMAND_TIMEOUT_S):
                 await self._redis.set(keyspace.KEYS_VERSION, _new_version(), nx=True)
 
@@ -145,12 +143,4 @@ def _parse(stored: bytes) -> KeyRecord | Gone:
     try:
         return Gone.model_validate_json(stored) if b'"deleted"' in stored[:12] else KeyRecord.model_validate_json(stored)
     except ValidationError as error:  # Another version of Sluice wrote it. Nobody is let in on a guess.
-        raise RedisUnavailable("a managed key's record cannot be read by this version") from error
-
-
-@contextlib.contextmanager
-def _redis_errors() -> Iterator[None]:
-    try:
-        yield
-    except (RedisError, OSError, TimeoutError) as error:
-        raise as_unavailable(error) or error from error
+        raise StoreUnavailable("a managed key's record cannot be read by this version") from error

@@ -20,10 +20,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from common.access.key_records import KeyRecord, KeyRecords
 from common.access.key_text import mint, new_id
 from common.access.principal import ALL, Access
+from common.canonical.errors import StoreUnavailable
 from common.database.engine import DatabaseUnavailable, database_errors
 from common.database.tables import ManagedKey
 from common.redis.client import Client
-from common.redis.errors import RedisUnavailable
 
 log = structlog.get_logger()
 
@@ -166,7 +166,7 @@ class KeyRing:
             raise Busy(id_)
         try:
             await self._records.forget(id_, updated_ms)
-        except RedisUnavailable:
+        except StoreUnavailable:
             return False
         return True
 
@@ -194,7 +194,7 @@ class KeyRing:
     async def _serve(self, record: KeyRecord) -> bool:
         try:
             await self._records.put(record)
-        except RedisUnavailable:
+        except StoreUnavailable:
             return False
         return True
 
@@ -210,7 +210,7 @@ async def sync_keys(engine: AsyncEngine, redis: Client, since_ms: int) -> int:
     Clocks differ: whoever calls this every few seconds lets ``since_ms`` lie some minutes back, and is 0 the first time.
 
     Raises:
-        DatabaseUnavailable, RedisUnavailable
+        DatabaseUnavailable, StoreUnavailable
     """
     records, news = KeyRecords(redis), 0
     since_ms = 0 if await records.is_empty() else since_ms

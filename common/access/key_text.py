@@ -18,13 +18,15 @@ from typing import NamedTuple
 
 from pydantic import SecretStr
 
+from common.access.sealing import sign
+
 PREFIX = "sk_sluice_"
 _ID_CHARS = "0123456789abcdefghjkmnpqrstvwxyz"  # No i, l, o and u: ids are read aloud and typed, too.
 _CHARS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _ID_LENGTH, _SECRET_LENGTH, _CHECK_LENGTH = 12, 30, 8
 _ID = re.compile(rf"[{_ID_CHARS}]{{{_ID_LENGTH}}}")
 _KEY = re.compile(rf"({PREFIX}({_ID.pattern})_([0-9A-Za-z]{{{_SECRET_LENGTH}}}))([0-9A-Za-z]{{{_CHECK_LENGTH}}})")
-_PURPOSE = b"sluice managed key 1\n"  # Another use of the secret signs other words.
+_PURPOSE = b"sluice managed key 1"
 
 
 class Presented(NamedTuple):
@@ -61,8 +63,7 @@ def _hash(random: str) -> str:
 
 
 def _check(body: str, secret: SecretStr) -> str:
-    digest = hmac.digest(secret.get_secret_value().encode(), _PURPOSE + body.encode(), hashlib.sha256)
-    number, chars = int.from_bytes(digest[:16]), []
+    number, chars = int.from_bytes(sign(body.encode(), secret, _PURPOSE)[:16]), []
     for _ in range(_CHECK_LENGTH):
         number, index = divmod(number, len(_CHARS))
         chars.append(_CHARS[index])

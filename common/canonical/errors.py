@@ -101,6 +101,14 @@ def one_word(code: object) -> str | None:
     return None
 
 
+class StoreUnavailable(Exception):
+    """The store of jobs, channels and keys (Redis) did not answer in time, or answered that it cannot serve now."""
+
+
+class StoreRefuses(StoreUnavailable):
+    """It answered, and refused: it is full, read-only, loading, or does not let us. The message is its own words."""
+
+
 class GatewayError(Exception):
     """A ``Failed`` on its way up the stack; ``str()`` of it is the public message."""
 

@@ -197,7 +197,7 @@ class Record(NamedTuple):
 
 
 class Channel(Protocol):
-    """Every method may raise ``ChannelUnavailable``; nothing else."""
+    """Every method may raise ``StoreUnavailable``; nothing else."""
 
     async def open(self, generation_id: str, opening: Opening, replica: str) -> None:
         """Create the state of a new generation, with ``replica`` among its viewers (the empty name: none)."""
@@ -275,10 +275,6 @@ class Feed(Protocol):
     def on_resubscribed(self, callback: "Callable[[], None]") -> None:
         """Call back after each reconnection: messages may have been lost, so every log must be read again."""
         ...
-
-
-class ChannelUnavailable(Exception):
-    """Redis did not answer, or answered that it cannot serve now."""
 
 
 def unknown(generation_id: str) -> GatewayError:

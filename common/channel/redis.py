@@ -10,14 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-from redis.exceptions import RedisError
 
-from common.canonical.errors import Failed, GatewayError
+from common.canonical.errors import Failed, GatewayError, StoreUnavailable
 from common.canonical.job import Policy
 from common.channel.base import (
     Answer,
     Append,
-    ChannelUnavailable,
     Claim,
     Fenced,
     Frame,
@@ -33,12 +31,12 @@ from common.channel.base import (
 )
 from common.channel.head_and_end import End, Head, ended_by
 from common.channel.redis_feed import RedisFeed
-from common.channel.redis_log import LogReader, unavailable
+from common.channel.redis_log import LogReader
 from common.config.settings import MIB
 from common.process.loop_lag import able_timeout
 from common.redis import keyspace
 from common.redis.client import COMMAND_TIMEOUT_S, Client, ms
-from common.redis.errors import RedisUnavailable
+from common.redis.errors import redis_errors
 from common.redis.scripts import Call, Scripts
 
 log = structlog.get_logger()
@@ -81,16 +79,16 @@ class RedisChannel:
             await self._set_large(names[2], request, ms(opening.expiry_s))
             fields["large"], request = len(request), b""
         flat = [item for pair in fields.items() for item in pair]
-        await self._run("open", names, [replica, ms(opening.expiry_s), request, *flat])
+        await self._scripts.run("open", names, [replica, ms(opening.expiry_s), request, *flat])
 
     async def discard(self, generation_id: str) -> None:
-        await self._run("discard", _log_keys(generation_id), [])
+        await self._scripts.run("discard", _log_keys(generation_id), [])
 
     async def fence(self, claim: Claim, *, is_handover: bool, was_postponed: bool = False) -> Fenced:
         args = [claim.epoch, claim.token, 2 if was_postponed else int(is_handover)]
         state, log_key, live, _, request_key, *_ = _log_keys(claim.generation_id)
         names = [state, log_key, live, request_key]
-        answer, has_head, barren, request, note = await self._run("fence", names, args)
+        answer, has_head, barren, request, note = await self._scripts.run("fence", names, args)
         if isinstance(request, int):
             request = await self._get_large(request_key, request)
         return Fenced(_answer(answer), bool(has_head), barren, request, note)
@@ -109,7 +107,7 @@ class RedisChannel:
         return [
             # Only the number of listeners: all went as it nearly always does.
             _new(Answer, (ok, item.frames[-1].id, no, found)) if type(found) is int else _answer(found)
-            for item, found in zip(appends, await self._run_many(calls), strict=True)
+            for item, found in zip(appends, await self._scripts.run_many(calls), strict=True)
         ]
 
     async def heartbeat(self, claims: list[Claim], notes: Sequence[bytes] = ()) -> list[Answer]:
@@ -117,21 +115,21 @@ class RedisChannel:
         for claim, note in zip(claims, notes or [b""] * len(claims), strict=True):
             names = [keyspace.state(claim.generation_id), keyspace.live(claim.generation_id)]
             calls.append(("heartbeat", names, [claim.epoch, claim.token, note]))
-        found = await self._run_many(calls)
+        found = await self._scripts.run_many(calls)
         return [_answer(answer) for answer in found]
 
     async def read(self, generation_id: str, after: FrameId, count: int) -> list[Frame]:
         return await self._logs.read(generation_id, after, count)
 
     async def enter(self, generation_id: str, replica: str, owner: str) -> State:
-        found = _state(generation_id, owner, await self._run("enter", _entered_keys(generation_id), [replica, owner]))
+        found = _state(generation_id, owner, await self._scripts.run("enter", _entered_keys(generation_id), [replica, owner]))
         if isinstance(found, GatewayError):
             raise found
         return found
 
     async def describe(self, generation_ids: list[str], owner: str) -> list[State | GatewayError]:
         calls: list[Call] = [("enter", _entered_keys(generation_id), ["", owner]) for generation_id in generation_ids]
-        answers = await self._run_many(calls) if calls else []
+        answers = await self._scripts.run_many(calls) if calls else []
         _check(answers)
         # What is wrong with one generation's keys is nothing to the others.
         return [
@@ -141,60 +139,44 @@ class RedisChannel:
 
     async def leave(self, generation_id: str, replica: str) -> Stop:
         names = [keyspace.state(generation_id), keyspace.viewers(generation_id)]
-        return Stop((await self._run("leave", names, [replica])).decode())
+        return Stop((await self._scripts.run("leave", names, [replica])).decode())
 
     async def stop(self, generation_id: str) -> Verdict:
-        return Verdict((await self._run("stop", [keyspace.state(generation_id)], [])).decode())
+        return Verdict((await self._scripts.run("stop", [keyspace.state(generation_id)], [])).decode())
 
     async def end_unowned(self, generation_id: str, token: str, failed: Failed) -> Verdict:
         data = ended_by(failed)
-        return Verdict((await self._run("end_unowned", _log_keys(generation_id), [token, data])).decode())
+        return Verdict((await self._scripts.run("end_unowned", _log_keys(generation_id), [token, data])).decode())
 
     async def evict(self, generation_id: str) -> bool:
-        return bool(await self._run("evict", _log_keys(generation_id), []))
+        return bool(await self._scripts.run("evict", _log_keys(generation_id), []))
 
     async def look(self, generation_ids: list[str]) -> list[FrameId | None]:
-        found = await self._run_many([("look", [keyspace.state(generation_id)], []) for generation_id in generation_ids])
+        found = await self._scripts.run_many(
+            [("look", [keyspace.state(generation_id)], []) for generation_id in generation_ids]
+        )
         _check(found)
         return [FrameId.of(last) if isinstance(last, bytes) else None for last in found]
 
     async def record(self, generation_id: str) -> Record | None:
-        try:
+        with redis_errors():
             async with able_timeout(COMMAND_TIMEOUT_S):
                 found = await self._redis.hgetall(keyspace.record(generation_id))  # type: ignore[misc]  # redis-py's stubs.
-        except (RedisError, OSError, TimeoutError) as error:
-            raise unavailable(error) from error
         return Record(found[b"asked"], found[b"end"], int(found[b"ended_ms"])) if found else None
 
     # A script makes two more copies of what it is given or returns, and for 20 MB takes Redis five times as long; and on the
     # connection that all share, everybody else would wait behind it.
 
     async def _set_large(self, name: str, value: bytes, expiry_ms: int) -> None:
-        try:
+        with redis_errors():
             async with able_timeout(COMMAND_TIMEOUT_S + len(value) / LARGE_RATE):
                 await self._redis.set_large(name, value, expiry_ms)
-        except (RedisError, OSError, TimeoutError) as error:
-            raise unavailable(error) from error
 
     async def _get_large(self, name: str, size: int) -> bytes | None:
-        try:
+        with redis_errors():
             async with able_timeout(COMMAND_TIMEOUT_S + size / LARGE_RATE):
                 found: bytes | None = await self._redis.get(name)
                 return found
-        except (RedisError, OSError, TimeoutError) as error:
-            raise unavailable(error) from error
-
-    async def _run(self, name: str, names: list[str], args: list[Any]) -> Any:
-        try:
-            return await self._scripts.run(name, names, args)
-        except RedisUnavailable as error:
-            raise ChannelUnavailable(str(error)) from error
-
-    async def _run_many(self, calls: list[Call]) -> list[Any]:
-        try:
-            return await self._scripts.run_many(calls)
-        except RedisUnavailable as error:
-            raise ChannelUnavailable(str(error)) from error
 
 
 def _log_keys(generation_id: str) -> list[str]:
@@ -239,13 +221,13 @@ def _state(generation_id: str, owner: str, answer: list[bytes]) -> State | Gatew
 def _check(answers: list[Any]) -> None:
     """Raise what holds for all of a batch; what is wrong with one generation is left in its place."""
     for answer in answers:
-        if isinstance(answer, RedisUnavailable):
-            raise ChannelUnavailable(str(answer)) from answer
+        if isinstance(answer, StoreUnavailable):
+            raise answer
 
 
 def _answer(found: Any) -> Answer:
-    if isinstance(found, RedisUnavailable):
-        raise ChannelUnavailable(str(found)) from found
+    if isinstance(found, StoreUnavailable):
+        raise found
     if isinstance(found, Exception):
         # A key of this one generation is not what it must be. Its owner gives up; the others of the batch go on.
         log.error("channel_script_failed", error=str(found))

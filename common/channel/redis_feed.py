@@ -14,14 +14,15 @@ from typing import Any
 import hiredis
 import structlog
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ResponseError
 
-from common.channel.base import ChannelUnavailable, Frame, FrameId, FrameKind, Message
+from common.canonical.errors import StoreRefuses, StoreUnavailable
+from common.channel.base import Frame, FrameId, FrameKind, Message
 from common.process.loop_lag import able_timeout, loop_lag
 from common.process.process import supervised
 from common.redis import keyspace
 from common.redis.client import COMMAND_TIMEOUT_S, Client
-from common.redis.errors import RedisRefuses, RedisUnavailable, words_of
+from common.redis.errors import REDIS_ERRORS, words_of
 from common.redis.pipe import Pipe
 
 log = structlog.get_logger()
@@ -84,9 +85,9 @@ class RedisFeed:
             if self._is_open:
                 self._send("SUBSCRIBE", channel)
             await self._confirmed(channel)
-        except (TimeoutError, RedisUnavailable) as error:
+        except (TimeoutError, StoreUnavailable) as error:
             await self.unsubscribe(generation_id)
-            raise ChannelUnavailable("no confirmation of a subscription") from error
+            raise StoreUnavailable("no confirmation of a subscription") from error
         except asyncio.CancelledError:
             await self.unsubscribe(generation_id)
             raise
@@ -128,7 +129,7 @@ class RedisFeed:
         while True:
             try:
                 await self._listen()
-            except (RedisError, OSError, TimeoutError) as error:
+            except REDIS_ERRORS as error:
                 if self.is_connected:
                     log.warning("feed_lost", error=f"{type(error).__name__}: {error}")
             finally:
@@ -215,7 +216,7 @@ class RedisFeed:
         self.is_connected = False
         for waiting in self._waiting.values():
             if not waiting.done():
-                waiting.set_exception(RedisRefuses(self.refusal))
+                waiting.set_exception(StoreRefuses(self.refusal))
 
     def _note_junk(self) -> None:
         if not self._has_met_junk:

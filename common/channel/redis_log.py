@@ -10,12 +10,12 @@ import asyncio
 from typing import Any
 
 import hiredis
-from redis.exceptions import RedisError
 
-from common.channel.base import ChannelUnavailable, Frame, FrameId, FrameKind
+from common.canonical.errors import StoreUnavailable
+from common.channel.base import Frame, FrameId, FrameKind
 from common.redis import keyspace
 from common.redis.client import Client
-from common.redis.errors import as_unavailable
+from common.redis.errors import REDIS_ERRORS, as_unavailable
 
 READS_AT_ONCE = 16  # Whoever reads bounds each in bytes; the first ten frames may be of any size.
 
@@ -51,11 +51,11 @@ class LogReader:
     async def _read_batch(self, batch: dict[_Asked, list["asyncio.Future[list[Frame]]"]]) -> None:
         try:
             answers = await self._redis.reads.run([_packed(*asked) for asked in batch])
-        except (RedisError, OSError, TimeoutError) as error:
+        except REDIS_ERRORS as error:
             answers = [error] * len(batch)
         except BaseException:  # The process ends, or the fault is ours: nobody waits for ever.
             for waiting in batch.values():
-                _settle(waiting, ChannelUnavailable("the read was given up"))
+                _settle(waiting, StoreUnavailable("the read was given up"))
             raise
         for waiting, answer in zip(batch.values(), answers, strict=True):
             _settle(waiting, _frames(answer))
@@ -69,7 +69,7 @@ def _packed(generation_id: str, after: FrameId, count: int) -> bytes:
 def _frames(answer: Any) -> list[Frame] | Exception:
     """Return what Redis says of one log; an error of this log alone, which is no log of ours, is another's business."""
     if isinstance(answer, Exception):
-        return unavailable(answer)
+        return as_unavailable(answer) or answer
     try:
         return [_frame(entry_id, fields) for entry_id, fields in answer]
     except Exception as error:
@@ -89,9 +89,3 @@ def _settle(waiting: list["asyncio.Future[list[Frame]]"], found: list[Frame] | E
             answered.set_exception(found)
         else:
             answered.set_result(found)
-
-
-def unavailable(error: Exception) -> Exception:
-    """Return what an error of Redis is to whoever uses a channel."""
-    found = as_unavailable(error)
-    return ChannelUnavailable(str(found)) if found else error

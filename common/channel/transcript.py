@@ -19,7 +19,7 @@ async def pages(channel: Channel, generation_id: str, after: FrameId = START) ->
     """Yield a log's frames behind ``after``, page by page, as far as it goes now.
 
     Raises:
-        ChannelUnavailable: Redis is away.
+        StoreUnavailable: Redis is away.
     """
     while page := await channel.read(generation_id, after, PAGE_FRAMES):
         yield page
@@ -79,7 +79,7 @@ async def said_so_far(channel: Channel, generation_id: str, dialect: str, *, is_
     """Return the answer's text as far as its log goes. Of a JSON body there is none until it is whole.
 
     Raises:
-        ChannelUnavailable: Redis is away.
+        StoreUnavailable: Redis is away.
     """
     said, body = [], b""
     async for page in pages(channel, generation_id):

@@ -5,21 +5,18 @@ Opt-in per key or tenant (``Access.audit``). Personal data and secrets are taken
 generation's id: a copy of the database is of no use without the secret, and an entry cannot pass for another's.
 """
 
-import base64
 import zlib
-from contextlib import suppress
 from typing import Any
 
 import orjson
-from cryptography.fernet import Fernet, InvalidToken
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from pydantic import SecretStr
 
+from common.access import sealing
 from common.access.principal import Principal
 from common.canonical.errors import ErrorKind, GatewayError
 from common.config.settings import MIB, Settings
 
+_PURPOSE = b"sluice audit"
 TEXT_CHARS_MAX = 100_000  # Of one string: longer ones are mostly images, and are cut.
 ENTRY_BYTES_MAX = 1 * MIB  # About two seconds of looking for personal data; past it the request is left out.
 DEPTH_MAX = 64  # As deep as a request may nest by default.
@@ -48,7 +45,7 @@ def seal(entry: dict[str, Any], generation_id: str, secret: SecretStr) -> bytes:
     for name in ("request", "answer"):
         if len(orjson.dumps(kept)) > ENTRY_BYTES_MAX:
             kept[name] = f"left out: more than {ENTRY_BYTES_MAX // MIB} MiB"
-    return _fernet(secret, generation_id).encrypt(zlib.compress(orjson.dumps(redacted_json(kept))))
+    return sealing.seal(zlib.compress(orjson.dumps(redacted_json(kept))), generation_id, secret, _PURPOSE)
 
 
 def unseal(sealed: bytes, generation_id: str, *secrets: SecretStr) -> dict[str, Any]:
@@ -57,11 +54,11 @@ def unseal(sealed: bytes, generation_id: str, *secrets: SecretStr) -> dict[str, 
     Raises:
         ValueError: it was sealed with another secret, or for another generation.
     """
-    for secret in secrets:
-        with suppress(InvalidToken):
-            entry: dict[str, Any] = orjson.loads(zlib.decompress(_fernet(secret, generation_id).decrypt(sealed)))
-            return entry
-    raise ValueError("the entry was sealed with another SLUICE_SECRET; SLUICE_SECRET_PREVIOUS may be the one before")
+    packed = sealing.unseal(sealed, generation_id, secrets, _PURPOSE)
+    if packed is None:
+        raise ValueError("the entry was sealed with another SLUICE_SECRET; SLUICE_SECRET_PREVIOUS may be the one before")
+    entry: dict[str, Any] = orjson.loads(zlib.decompress(packed))
+    return entry
 
 
 def bounded_json(value: Any, depth: int = 0) -> Any:
@@ -85,8 +82,3 @@ def redacted_json(value: Any) -> Any:
     found.read()
     found.replace([redact(text).text for text in found.texts])
     return found.value
-
-
-def _fernet(secret: SecretStr, generation_id: str) -> Fernet:
-    derived = HKDF(SHA256(), length=32, salt=None, info=b"sluice audit " + generation_id.encode())
-    return Fernet(base64.urlsafe_b64encode(derived.derive(secret.get_secret_value().encode())))

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import structlog
-from redis.exceptions import RedisError
 
-from common.canonical.errors import ErrorKind, GatewayError
+from common.canonical.errors import ErrorKind, GatewayError, StoreUnavailable
 from common.config.settings import Settings
 from common.limits.charges import (
     NOTHING,
@@ -36,7 +35,7 @@ from common.limits.lua import COUNTERS, SETTLING, WINDOW
 from common.process.loop_lag import able_timeout
 from common.redis import keyspace
 from common.redis.client import COMMAND_TIMEOUT_S, Client, ms
-from common.redis.errors import RedisUnavailable, as_unavailable
+from common.redis.errors import redis_errors
 from common.redis.pulse import Pulse
 from common.redis.scripts import Scripts
 
@@ -122,7 +121,7 @@ _ONCE_UNSAID = ["", "", 0, ""]
 
 
 class JobQueue:
-    """Both ends of the queue. Every method may raise ``RedisUnavailable``."""
+    """Both ends of the queue. Every method may raise ``StoreUnavailable``."""
 
     def __init__(self, redis: Client, pulse: Pulse, settings: Settings) -> None:
         self._redis = redis
@@ -205,14 +204,12 @@ class JobQueue:
     async def recent(self, tenant: str, after: str, count: int) -> list[str] | None:
         """Return ids that a tenant enqueued, newest first, those older than ``after`` (empty: all); None if that is unknown."""
         name = keyspace.RECENT + tenant
-        try:
+        with redis_errors():
             async with able_timeout(COMMAND_TIMEOUT_S):
                 rank = await self._redis.zrevrank(name, after) if after else -1
                 if rank is None:
                     return None
                 return [member.decode() for member in await self._redis.zrevrange(name, rank + 1, rank + count)]
-        except (RedisError, OSError, TimeoutError) as error:
-            raise as_unavailable(error) or error from error
 
     async def claim(
         self, room: int, *, lapsed_max: int, not_these: Collection[str], background_max: int = CLAIM_BATCH
@@ -316,7 +313,7 @@ def _refusal(verdict: str, rest: list[int], charges: Charges) -> Exception:
                 code="idempotency_key_reused",
                 param="idempotency-key",
             )
-    return RedisUnavailable("the command waited too long in Redis")
+    return StoreUnavailable("the command waited too long in Redis")
 
 
 def _full(reason: str, code: str) -> GatewayError:

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from common.canonical.errors import StoreUnavailable
 from common.process.process import supervised
 from common.queue.jobs import JobQueue
-from common.redis.errors import RedisUnavailable
 
 READ_INTERVAL_S = 0.5
 TENANTS_MAX = 256  # That one reading looks at. Of more, the others are taken to have as much in line as these.
@@ -119,6 +119,6 @@ class QueueLoad:
         while True:
             try:
                 self.take(reading_of(await self._queue.load(TENANTS_MAX)))
-            except RedisUnavailable:
+            except StoreUnavailable:
                 self.forget()
             await asyncio.sleep(READ_INTERVAL_S)

@@ -16,8 +16,8 @@ import hiredis
 import structlog
 from arq.connections import ArqRedis
 from arq.worker import Worker, func
-from redis.exceptions import RedisError
 
+from common.canonical.errors import StoreUnavailable
 from common.config.settings import Settings
 from common.limits.charges import Settlement
 from common.process.loop_lag import able_timeout, loop_lag
@@ -25,7 +25,7 @@ from common.process.process import supervised
 from common.queue.jobs import ALIVE_BEAT_S, LAPSED_BATCH, Claimed, ClaimedJob, JobQueue
 from common.redis import keyspace
 from common.redis.client import COMMAND_TIMEOUT_S, Client
-from common.redis.errors import RedisUnavailable, as_unavailable, words_of
+from common.redis.errors import REDIS_ERRORS, as_unavailable, words_of
 from common.redis.pipe import Exchanges
 from common.redis.pulse import Pulse
 
@@ -135,7 +135,7 @@ class LeasedWorker(Worker):
     def _note_turn(self, error: Exception) -> None:
         """Tell once of what keeps us from claiming; what is Redis' as a whole, pulse and probe have told."""
         self._turn_words = words_of(error)
-        is_redis = isinstance(error, RedisUnavailable) or as_unavailable(error) is not None
+        is_redis = isinstance(error, StoreUnavailable) or as_unavailable(error) is not None
         if not is_redis and str(error) != self._turn_error:
             self._turn_error = str(error)
             log.error("claiming_failed", exc_info=error)
@@ -273,7 +273,7 @@ class LeasedWorker(Worker):
         try:
             for crossed in await self._queue.finish(job, settlement):
                 self.on_budget_mark(*crossed.removeprefix(keyspace.SPENT).rsplit(" ", 1))
-        except RedisUnavailable:
+        except StoreUnavailable:
             pass  # Its lease lapses, and the next claim finds the log ended.
         except Exception as error:
             await self._drop(job, f"it could not be settled: {words_of(error)}")
@@ -284,7 +284,7 @@ class LeasedWorker(Worker):
         self._forget(job)
         try:
             await self._queue.release(job, delay_s=delay_s, is_handover=is_handover, has_failed=has_failed)
-        except RedisUnavailable:
+        except StoreUnavailable:
             pass  # Its lease lapses, and it is claimed all the same.
         except Exception as error:
             await self._drop(job, f"it could not be given back: {words_of(error)}")
@@ -293,7 +293,7 @@ class LeasedWorker(Worker):
         self._forget(job)
         try:
             await self._queue.postpone(job, delay_s=until.delay_s, attempts=until.attempts)
-        except RedisUnavailable:
+        except StoreUnavailable:
             pass  # Its lease lapses, and it is claimed all the same.
         except Exception as error:
             await self._drop(job, f"it could not be given back: {error}")
@@ -305,7 +305,7 @@ class LeasedWorker(Worker):
         log.error("job_set_aside", generation_id=job.generation_id, epoch=job.epoch, reason=reason)
         try:
             await self._queue.drop(job, reason, with_record=with_record)
-        except RedisUnavailable:
+        except StoreUnavailable:
             pass  # Its lease lapses, and the next claim comes here again.
         except Exception:
             log.exception("job_not_set_aside", generation_id=job.generation_id)
@@ -324,7 +324,7 @@ class LeasedWorker(Worker):
         """Be counted among the workers for as long as we take jobs."""
         while self.allow_pick_jobs:
             if self._pulse.is_up:
-                with contextlib.suppress(RedisUnavailable):
+                with contextlib.suppress(StoreUnavailable):
                     await self._queue.note_alive(self._name, takes_jobs=True)
             await asyncio.sleep(ALIVE_BEAT_S)
         log.info("draining", running=len(self._jobs), ends_within_s=self._settings.worker_drain_s)
@@ -332,14 +332,14 @@ class LeasedWorker(Worker):
 
     async def _die(self) -> None:
         if self._pulse.is_up:
-            with contextlib.suppress(RedisUnavailable):
+            with contextlib.suppress(StoreUnavailable):
                 await self._queue.note_alive(self._name, takes_jobs=False)
 
     async def _renew(self) -> None:
         held = {generation_id: job.epoch for generation_id, job in self._jobs.items()}
         try:
             lost = await self._queue.renew(held) if held else []
-        except RedisUnavailable:
+        except StoreUnavailable:
             return
         self._renewed_at = time.monotonic()
         for generation_id in lost:
@@ -365,6 +365,6 @@ class LeasedWorker(Worker):
             await exchanges.close()
         with contextlib.suppress(Exception):  # Else its word lapses.
             await self._die()
-        with contextlib.suppress(RedisError, OSError, TimeoutError):
+        with contextlib.suppress(*REDIS_ERRORS):
             async with able_timeout(COMMAND_TIMEOUT_S):
                 await self.pool.delete(self.health_check_key)

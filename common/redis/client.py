@@ -15,9 +15,9 @@ from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
 
 from common.process.loop_lag import able_timeout
+from common.redis.errors import REDIS_ERRORS
 from common.redis.pipe import Exchanges, Pipe
 
 SENTINEL_PORT = 26379
@@ -72,7 +72,7 @@ class Client(Redis):
         """
         for pipe in list(self._pipes):
             pipe.close()
-        with contextlib.suppress(RedisError, OSError, TimeoutError):
+        with contextlib.suppress(*REDIS_ERRORS):
             await self.connection_pool.disconnect(inuse_connections=even_in_use)
 
     async def is_master(self, connection: Any) -> bool:
@@ -83,7 +83,7 @@ class Client(Redis):
         try:
             async with able_timeout(3 * SENTINEL_TIMEOUT_S):  # The pulse waits for it.
                 address = await pool.get_master_address()  # type: ignore[no-untyped-call]  # redis-py.
-        except (RedisError, OSError, TimeoutError):
+        except REDIS_ERRORS:
             return True  # What we are connected to answers, and that is what counts.
         return bool((connection.host, connection.port) == address)
 

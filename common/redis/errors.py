@@ -1,6 +1,7 @@
 """What does an error of Redis mean: is it away, does it refuse, or is it a fault of ours?"""
 
 import re
+from types import TracebackType
 
 from redis.exceptions import (
     AuthenticationError,
@@ -15,6 +16,9 @@ from redis.exceptions import (
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from common.canonical.errors import StoreRefuses, StoreUnavailable
+
+REDIS_ERRORS = (RedisError, OSError, TimeoutError)  # What redis-py, a socket and our own time limits raise.
 WORDS_MAX = 300
 _POOL_IS_EMPTY = "Too many connections"  # redis-py's words; it has no class for it before 6.
 
@@ -44,30 +48,38 @@ _NOISE = re.compile(
 )
 
 
-class RedisUnavailable(Exception):
-    """Redis did not answer in time, or answered that it cannot serve now."""
-
-
-class RedisRefuses(RedisUnavailable):
-    """Redis answered, and refused: it is full, read-only, loading, or does not let us. The message is its own words."""
-
-
-class NoConnectionFree(RedisUnavailable):
+class NoConnectionFree(StoreUnavailable):
     """All connections that this process may have to Redis are in use: it is busy, and Redis need not be."""
 
 
-def as_unavailable(error: BaseException) -> RedisUnavailable | None:
+def as_unavailable(error: BaseException) -> StoreUnavailable | None:
     """Return what an error of redis-py or a socket means to us; None where it is a fault of our own, or of one record."""
     error = _unwrapped(error)
     if isinstance(error, _CODED) or (isinstance(error, RedisError) and _REFUSAL.search(str(error))):
-        return RedisRefuses(words_of(error))
+        return StoreRefuses(words_of(error))
     if isinstance(error, RedisConnectionError) and str(error) == _POOL_IS_EMPTY:
         return NoConnectionFree(str(error))
     # A script that was loaded just now is missing where a failover came between: another server answers.
     is_a_fault = isinstance(error, ResponseError) and not isinstance(error, NoScriptError)
-    if isinstance(error, RedisError | OSError | TimeoutError) and not is_a_fault:
-        return RedisUnavailable(f"{type(error).__name__}: {error}")
+    if isinstance(error, REDIS_ERRORS) and not is_a_fault:
+        return StoreUnavailable(f"{type(error).__name__}: {error}")
     return None
+
+
+class redis_errors:
+    """Turn what redis-py and sockets raise into ``StoreUnavailable``; a fault of our own passes as it is.
+
+    A class, as ``contextlib.suppress`` is one: a generator would cost several times as much.
+    """
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if isinstance(error, REDIS_ERRORS) and (meant := as_unavailable(error)):
+            raise meant from error
 
 
 def _unwrapped(error: BaseException) -> BaseException:
@@ -79,7 +91,7 @@ def _unwrapped(error: BaseException) -> BaseException:
 def is_refusal(error: BaseException | None) -> bool:
     """Whether an error, or what caused it, is that Redis answered and refused."""
     while error is not None:
-        if isinstance(error, RedisRefuses) or isinstance(as_unavailable(error), RedisRefuses):
+        if isinstance(error, StoreRefuses) or isinstance(as_unavailable(error), StoreRefuses):
             return True
         error = error.__cause__
     return False

@@ -8,12 +8,12 @@ from typing import Any
 
 import structlog
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ResponseError
 
 from common.process.loop_lag import able_timeout, loop_lag
 from common.process.process import supervised
 from common.redis.client import SENTINEL_TIMEOUT_S, Client, lost_connections, ms
-from common.redis.errors import is_refusal, words_of
+from common.redis.errors import REDIS_ERRORS, is_refusal, words_of
 
 log = structlog.get_logger()
 
@@ -143,7 +143,7 @@ class Pulse:
         try:
             async with able_timeout(PULSE_TIMEOUT_S):
                 answers = await self._ask()
-        except (RedisError, OSError, TimeoutError) as error:
+        except REDIS_ERRORS as error:
             await self._note_away(error, is_first=is_first)
             return
         self._note_server()

@@ -6,7 +6,7 @@ from redis.asyncio import Redis
 
 from api.main import Process, create_app
 from cli.embedded_redis import EmbeddedRedis
-from common.channel.base import ChannelUnavailable
+from common.canonical.errors import StoreUnavailable
 from common.config.settings import ProviderSettings, Settings
 from common.redis import keyspace
 
@@ -53,7 +53,7 @@ async def test_who_asks_listens_before_the_job_exists(process, redis, monkeypatc
 
     async def enqueue(generation_id: str, *_: object, **__: object) -> None:
         heard.extend(count for _, count in await redis.pubsub_numsub(keyspace.live(generation_id)))
-        raise ChannelUnavailable("enough seen")
+        raise StoreUnavailable("enough seen")
 
     monkeypatch.setattr(process.services.queue, "enqueue", enqueue)
 
@@ -82,7 +82,7 @@ async def test_who_has_left_gets_what_it_asked_for_where_that_is_to_run_without_
 
     async def enqueue(generation_id: str, *_: object, **__: object) -> None:
         enqueued.append(generation_id)
-        raise ChannelUnavailable("enough seen")
+        raise StoreUnavailable("enough seen")
 
     monkeypatch.setattr(process.services.queue, "enqueue", enqueue)
     monkeypatch.setattr("api.generate.has_left", lambda _: True)
@@ -95,7 +95,7 @@ async def test_who_has_left_gets_what_it_asked_for_where_that_is_to_run_without_
 @pytest.mark.parametrize("part", ["hub.join", "channel.open"])
 async def test_a_store_that_fails_half_way_leaves_no_subscription(process, redis, monkeypatch, part):
     async def fail(*_: object) -> None:
-        raise ChannelUnavailable("away")
+        raise StoreUnavailable("away")
 
     owner, name = part.split(".")
     monkeypatch.setattr(getattr(process.services, owner), name, fail)

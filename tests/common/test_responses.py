@@ -4,11 +4,10 @@ import orjson
 import pytest
 from redis.asyncio import Redis
 
-from common.canonical.errors import ErrorKind, Failed
+from common.canonical.errors import ErrorKind, Failed, StoreUnavailable
 from common.config.settings import Settings
 from common.dialects.openai_responses.ids import generation_id_of, response_id
 from common.redis import keyspace
-from common.redis.errors import RedisUnavailable
 from common.responses import ResponseStore, StoredResponse
 from common.sse import encode_event
 
@@ -120,5 +119,5 @@ async def test_a_request_that_is_too_large_has_no_room(store: ResponseStore) -> 
 async def test_a_redis_that_is_away_is_said(tmp_path: object) -> None:
     store = ResponseStore(Redis(unix_socket_path=f"{tmp_path}/nobody"), Settings())
 
-    with pytest.raises(RedisUnavailable):
+    with pytest.raises(StoreUnavailable):
         await store.load(G, "me")

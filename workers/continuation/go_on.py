@@ -5,9 +5,9 @@ from contextlib import suppress
 
 import structlog
 
-from common.canonical.errors import ErrorKind, Failed, GatewayError
+from common.canonical.errors import ErrorKind, Failed, GatewayError, StoreUnavailable
 from common.canonical.job import Job
-from common.channel.base import ChannelUnavailable, Frame
+from common.channel.base import Frame
 from common.channel.transcript import read_log
 from common.dialects import DIALECTS
 from workers.attempt.attempts import try_deployments
@@ -91,7 +91,7 @@ async def _frames(job: Job, lost: Failed, services: Services) -> list[Frame]:
     try:
         async with asyncio.timeout(services.settings.worker_buffer_s):
             while True:
-                with suppress(ChannelUnavailable):
+                with suppress(StoreUnavailable):
                     return await read_log(services.channel, job.generation_id)
                 await asyncio.sleep(PAUSE_WHILE_AWAY_S)
     except TimeoutError as error:

@@ -8,20 +8,18 @@ by a slow scan.
 """
 
 import asyncio
-import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import hiredis
 import orjson
 import structlog
-from redis.exceptions import RedisError
 
-from common.canonical.errors import GatewayError
+from common.canonical.errors import GatewayError, StoreUnavailable
 from common.canonical.job import Job
-from common.channel.base import Channel, ChannelUnavailable, Frame
+from common.channel.base import Channel, Frame
 from common.channel.head_and_end import End
 from common.channel.transcript import Transcript, pages
 from common.config.settings import MIB, Settings
@@ -32,7 +30,7 @@ from common.metering.attempts import Attempt, merged, unpack
 from common.process.loop_lag import able_timeout
 from common.redis import keyspace
 from common.redis.client import COMMAND_TIMEOUT_S, Client
-from common.redis.errors import RedisUnavailable, as_unavailable
+from common.redis.errors import as_unavailable, redis_errors
 from workers.ledger.answers import read_answer
 from workers.ledger.rows import Row, is_unmeasured, row_of, with_attempts
 from workers.metering.charging import with_prompt
@@ -65,7 +63,7 @@ class _Batch:
 
 
 class Collector:
-    """Every method may raise ``RedisUnavailable`` and ``DatabaseUnavailable``; what was not written then is found again."""
+    """Every method may raise ``StoreUnavailable`` and ``DatabaseUnavailable``; what was not written then is found again."""
 
     def __init__(self, redis: Client, channel: Channel, settings: Settings, metrics: Metrics) -> None:
         self._redis = redis
@@ -84,7 +82,7 @@ class Collector:
 
     async def scan(self, engine: "AsyncEngine") -> bool:
         """Go on with the slow scan by a step, and collect what it finds; returns whether all has been looked through."""
-        with _redis_errors():
+        with redis_errors():
             async with able_timeout(COMMAND_TIMEOUT_S):
                 self._scan_at, found = await self._redis.scan(self._scan_at, match=_RECORDS, count=SCAN_COUNT)
         ids = await self._without_job([key.decode(errors="replace")[1:].partition("}")[0] for key in found])
@@ -122,7 +120,7 @@ class Collector:
                 continue
             try:
                 await self._add(batch, generation_id, record)
-            except (RedisUnavailable, asyncio.CancelledError):
+            except (StoreUnavailable, asyncio.CancelledError):
                 raise
             except Exception as error:  # Whatever is wrong with one record, it must not keep the others waiting.
                 batch.unreadable[generation_id] = f"{type(error).__name__}: {error}"[:200]
@@ -212,8 +210,8 @@ class Collector:
                 size += sum(len(frame.data) for frame in page)
                 if size > LOG_BYTES_MAX:
                     break
-        except ChannelUnavailable as error:
-            raise RedisUnavailable(str(error)) from error
+        except StoreUnavailable:
+            raise
         except Exception:  # A row without its answer is better than none.
             log.exception("log_unreadable", generation_id=generation_id)
         (request,) = await self._ask(("GET", keyspace.request(generation_id)), are_checked=False)
@@ -267,7 +265,7 @@ class Collector:
 
         On the connection that the scripts share: redis-py's own pipeline costs ten times as much per command.
         """
-        with _redis_errors():
+        with redis_errors():
             answers = await self._redis.exchanges.run([hiredis.pack_command(command) for command in commands])
             for answer in answers:
                 if isinstance(answer, Exception) and (are_checked or as_unavailable(answer)):
@@ -290,11 +288,3 @@ def _body(request: bytes | None) -> Any:
         return orjson.loads(Job.unpack(request).body) if request else None
     except (ValueError, TypeError, GatewayError):
         return None
-
-
-@contextlib.contextmanager
-def _redis_errors() -> Iterator[None]:
-    try:
-        yield
-    except (RedisError, OSError, TimeoutError) as error:
-        raise as_unavailable(error) or error from error

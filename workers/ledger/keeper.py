@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from common.canonical.errors import StoreUnavailable
 from common.channel.base import Channel
 from common.config.settings import Settings
 from common.database.errors import DatabaseUnavailable, RowRefused
 from common.database.lazy import LazyDatabase
 from common.process.process import supervised
 from common.redis.client import Client
-from common.redis.errors import RedisUnavailable
 from common.redis.pulse import Pulse
 from workers.ledger.collector import BATCH, Collector
 from workers.ledger.lease import Lease
@@ -92,7 +92,7 @@ class Bookkeeper:
             self._has_begun = True
             log.info("bookkeeping_begun")
         is_more = await self._try_to_work() if self._clock() >= self._try_at else False
-        with contextlib.suppress(RedisUnavailable):
+        with contextlib.suppress(StoreUnavailable):
             await self._collector.look(self._pulse.redis_ms)
         return is_more
 
@@ -101,7 +101,7 @@ class Bookkeeper:
         try:
             engine = await self._database.engine()
             failed = await self._work(engine)
-        except RedisUnavailable:
+        except StoreUnavailable:
             return False  # The pulse tells, and what was not finished is found again.
         except Exception as error:
             failed = {"database": error}
@@ -119,7 +119,7 @@ class Bookkeeper:
         for step in (self._budgets.load, self._sync_keys, self._collect, self._do_seldom):
             try:
                 await step(engine)
-            except RedisUnavailable:
+            except StoreUnavailable:
                 raise
             except Exception as error:
                 # A fault of ours in here must not end a worker's streams, nor all workers' in turn.

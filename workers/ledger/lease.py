@@ -11,11 +11,11 @@ from pathlib import Path
 
 from redis.exceptions import RedisError
 
+from common.canonical.errors import StoreUnavailable
 from common.process.process import supervised
 from common.queue.jobs import BOOKS_MARK
 from common.redis import keyspace
 from common.redis.client import Client
-from common.redis.errors import RedisUnavailable
 from common.redis.pulse import Pulse
 from common.redis.scripts import Scripts
 
@@ -43,7 +43,7 @@ class Lease:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         if self.is_held and self._pulse.is_up:
-            with contextlib.suppress(RedisUnavailable, RedisError):
+            with contextlib.suppress(StoreUnavailable, RedisError):
                 await self._scripts.run("release", [keyspace.BOOKKEEPER], [self._token])
         self.is_held = False
 
@@ -51,7 +51,7 @@ class Lease:
         """Take or renew the lease; returns whether it is ours."""
         try:
             self.is_held = await self._scripts.run("hold", [keyspace.BOOKKEEPER], [self._token, _LEASE_MS]) == 1
-        except (RedisUnavailable, RedisError):
+        except (StoreUnavailable, RedisError):
             self.is_held = False
         return self.is_held
 

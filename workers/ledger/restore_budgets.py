@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
-from redis.exceptions import RedisError
 
 from common.limits.charges import periods, safe_name
 from common.limits.lua import COUNTERS
 from common.process.loop_lag import able_timeout
 from common.redis import keyspace
 from common.redis.client import COMMAND_TIMEOUT_S, Client
-from common.redis.errors import as_unavailable
+from common.redis.errors import redis_errors
 from common.redis.scripts import Scripts
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ DAY_EXPIRY_S, MONTH_EXPIRY_S = 3 * 86_400, 40 * 86_400
 
 
 class Budgets:
-    """Every method may raise ``RedisUnavailable`` and ``DatabaseUnavailable``."""
+    """Every method may raise ``StoreUnavailable`` and ``DatabaseUnavailable``."""
 
     def __init__(self, redis: Client) -> None:
         self._redis = redis
@@ -37,7 +36,7 @@ class Budgets:
 
     async def load(self, engine: "AsyncEngine") -> None:
         """Add what the database knows to the counters, if they do not hold it."""
-        try:
+        with redis_errors():
             async with able_timeout(COMMAND_TIMEOUT_S):
                 if await self._redis.get(keyspace.SPENT_LOADED) == b"loaded":
                     return
@@ -46,8 +45,6 @@ class Budgets:
                 # Over whatever stands there: who began before us is dead, or comes to find that we have begun anew.
                 loading = f"loading {now_ms}"
                 await self._redis.set(keyspace.SPENT_LOADED, loading)
-        except (RedisError, OSError, TimeoutError) as error:
-            raise as_unavailable(error) or error from error
         counters = await _counters(engine, now_ms)
         args: list[object] = [loading]
         for amount, expiry_s in counters.values():

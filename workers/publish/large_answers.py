@@ -14,8 +14,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
-from common.canonical.errors import ErrorKind, GatewayError
-from common.channel.base import Channel, ChannelUnavailable
+from common.canonical.errors import ErrorKind, GatewayError, StoreUnavailable
+from common.channel.base import Channel
 from common.config.settings import MIB, Settings
 
 LARGE_BYTES = 8 * MIB  # Thirty thousand tokens, each in an event of its own.
@@ -73,7 +73,7 @@ class LargeAnswers:
             oldest = self._ended.popleft()
             try:
                 is_gone = await self._channel.evict(oldest.generation_id)
-            except ChannelUnavailable:
+            except StoreUnavailable:
                 is_gone = False
             if is_gone:
                 self.bytes_held -= oldest.size

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 
 import structlog
 
-from common.canonical.errors import ErrorKind, GatewayError
-from common.channel.base import Append, Channel, ChannelUnavailable, Claim, FrameId, FrameKind, Stop, Verdict
+from common.canonical.errors import ErrorKind, GatewayError, StoreUnavailable
+from common.channel.base import Append, Channel, Claim, FrameId, FrameKind, Stop, Verdict
 from common.config.settings import MIB, Settings
 from common.process.process import supervised
 from common.redis.pulse import Pulse
@@ -107,7 +107,7 @@ class Publisher:
             return
         try:
             answers = await self._channel.append(appends)
-        except ChannelUnavailable:
+        except StoreUnavailable:
             self.away_since = self.away_since or time.monotonic()
             self._dirty.update(dict.fromkeys(writer for writer in writers if writer in self._writers))
             await asyncio.sleep(PAUSE_WHILE_AWAY_S)
@@ -145,7 +145,7 @@ class Publisher:
                 writer.noted = writer.note or writer.noted
             try:
                 answers = await self._channel.heartbeat([writer.claim for writer in quiet], [writer.note for writer in quiet])
-            except ChannelUnavailable:
+            except StoreUnavailable:
                 continue
             now = time.monotonic()
             for writer, answer, before in zip(quiet, answers, sent_at, strict=True):

@@ -16,7 +16,7 @@ from pathlib import Path
 import orjson
 
 from common.access.principal import Limits
-from common.canonical.errors import ErrorKind, Failed, GatewayError
+from common.canonical.errors import ErrorKind, Failed, GatewayError, StoreUnavailable
 from common.canonical.events import Usage
 from common.canonical.generation import GenerationRequest
 from common.canonical.job import Job
@@ -27,7 +27,6 @@ from common.metering.token_estimate import estimate_tokens, reserved_tokens
 from common.process.process import supervised
 from common.redis import keyspace
 from common.redis.client import Client
-from common.redis.errors import RedisUnavailable
 from common.redis.pulse import Pulse
 from common.redis.scripts import Scripts
 from workers.metrics import Metrics
@@ -168,7 +167,7 @@ class Quota:
         try:
             name = deployment.quota_id or deployment.key_id
             answer = await self._reservations.reserve(name, limits, demand.tokens if limits.tokens else 0)
-        except RedisUnavailable as error:
+        except StoreUnavailable as error:
             message = "The gateway cannot look up its quota just now."
             raise self._refused(demand, deployment, "redis_away", message, BUSY_LOOK_S, BUSY_LOOK_S) from error
         if isinstance(answer, Short):
@@ -239,7 +238,7 @@ class Quota:
         await self._reservations.flush()
         if told := self._pauses.take_unshared():
             flat = [item for pair in told for item in pair]
-            with suppress(RedisUnavailable):  # The others will be told by the vendor.
+            with suppress(StoreUnavailable):  # The others will be told by the vendor.
                 await self._scripts.run("pause", [keyspace.PAUSED], [PAUSES_MAX, *flat])
 
 

@@ -16,8 +16,8 @@ from typing import Literal, NamedTuple
 import structlog
 
 from common.access.principal import Limits
+from common.canonical.errors import StoreUnavailable
 from common.redis import keyspace
-from common.redis.errors import RedisUnavailable
 from common.redis.scripts import Call, Scripts
 
 log = structlog.get_logger()
@@ -70,7 +70,7 @@ class Reservations:
         """Return a call's part of a key's quota, or what stands in the way.
 
         Raises:
-            RedisUnavailable: whether anything was reserved is unknown.
+            StoreUnavailable: whether anything was reserved is unknown.
         """
         # One that asks for more than there is at all is let in while nothing else has been used.
         tokens = min(tokens, limits.tokens or 0)
@@ -109,11 +109,11 @@ class Reservations:
             calls += [("hold", [], [self._lease_ms, *flat[at : at + HELD_BATCH]]) for at in range(0, len(flat), HELD_BATCH)]
         try:
             answers = await self._scripts.run_many(calls)
-        except RedisUnavailable:
+        except StoreUnavailable:
             # What is settled twice would let in too many. Places lapse by themselves, tokens count until their time is over.
             return
         for answer in answers:
-            if isinstance(answer, Exception) and not isinstance(answer, RedisUnavailable):
+            if isinstance(answer, Exception) and not isinstance(answer, StoreUnavailable):
                 log.error("quota_not_settled", error=str(answer))
 
     def _remember(self, name: str, tokens: int, what: str, wait_s: float) -> Short:

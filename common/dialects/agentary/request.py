@@ -24,9 +24,9 @@ from common.canonical.generation import (
     ToolChoice,
     ToolResultPart,
 )
+from common.dialects.shared.parts import Text, add_spoken, add_turn, arguments_at, content_in, object_at, other_part, stops_in
 from common.dialects.shared.reading import Shape, as_list, at, invalid, opaque, read
 
-_CONTENT = "a string or a list of content parts"
 _IN_BROWSER_ONLY = ("repetition_penalty", "deterministic", "enable_thinking")
 
 
@@ -73,10 +73,6 @@ class _ToolCall(Shape):
     function: _Call
 
 
-class _Text(Shape):
-    text: str
-
-
 class _ToolUse(Shape):
     id: str
     name: str
@@ -110,7 +106,7 @@ def parse(body: Mapping[str, Any]) -> GenerationRequest:
         temperature=fields.temperature,
         top_p=fields.top_p,
         top_k=fields.top_k,
-        stop=_stop(body.get("stop")),
+        stop=stops_in(body.get("stop") or None),
         seed=fields.seed,
         tool_choice=_tool_choice(body.get("tool_choice")),
         dropped=[name for name in _IN_BROWSER_ONLY if body.get(name)],
@@ -123,88 +119,49 @@ def _has_input(body: Mapping[str, Any]) -> bool:
     return body.get("messages") is None and body.get("input") is not None
 
 
-def _stop(value: object) -> list[str]:
-    stops = [value] if isinstance(value, str) else value or []
-    if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
-        raise invalid("stop", "must be a string or a list of strings")
-    return [stop for stop in stops if stop]
-
-
 def _messages(items: list[Any]) -> list[Message]:
     messages: list[Message] = []
     for index, item in enumerate(items):
         path = at("messages", index)
         match read(_Message, item, path).role:
             case "system" | "developer":
-                _add(messages, Role.SYSTEM, _content(item.get("content"), at(path, "content")))
+                add_turn(messages, Role.SYSTEM, content_in(item.get("content"), at(path, "content"), _part))
             case "user":
-                _add(messages, Role.USER, _content(item.get("content"), at(path, "content")))
+                add_turn(messages, Role.USER, content_in(item.get("content"), at(path, "content"), _part))
             case "assistant":
-                _add(messages, Role.ASSISTANT, _assistant(item, path))
+                add_turn(messages, Role.ASSISTANT, _assistant(item, path))
             case "tool":
                 call_id = read(_ToolMessage, item, path).tool_call_id
-                _add(messages, Role.USER, [ToolResultPart(call_id, _result(item.get("content"), at(path, "content")))])
+                add_turn(messages, Role.USER, [ToolResultPart(call_id, _result(item.get("content"), at(path, "content")))])
     return messages
-
-
-def _add(messages: list[Message], role: Role, parts: list[Part]) -> None:
-    """Append a turn. The results of one turn's calls are one turn, however many messages they came in."""
-    last = messages[-1] if messages else None
-    if last and last.role is role and _are_results(last.parts) and _are_results(parts):
-        last.parts += parts
-    else:
-        messages.append(Message(role, parts))
-
-
-def _are_results(parts: list[Part]) -> bool:
-    return bool(parts) and all(isinstance(part, ToolResultPart) for part in parts)
 
 
 def _assistant(item: dict[str, Any], path: str) -> list[Part]:
     # Null next to tool calls, as OpenAI has it.
-    parts = [] if item.get("content") is None else _content(item["content"], at(path, "content"))
+    parts = [] if item.get("content") is None else content_in(item["content"], at(path, "content"), _part)
     where = at(path, "tool_calls")
     for index, call in enumerate(as_list(item.get("tool_calls") or [], where, "a list of tool calls")):
         found = read(_ToolCall, call, at(where, index))
-        arguments = _arguments(call["function"].get("arguments"), at(where, index, "function.arguments"))
+        arguments = arguments_at(call["function"].get("arguments"), at(where, index, "function.arguments"))
         parts.append(ToolCallPart(found.id, found.function.name, arguments))
     return parts
 
 
-def _content(value: object, path: str) -> list[Part]:
-    if isinstance(value, str):
-        return [TextPart(value)]
-    return [_part(part, at(path, index)) for index, part in enumerate(as_list(value, path, _CONTENT))]
-
-
 def _part(part: object, path: str) -> Part:
-    if not isinstance(part, dict):
-        raise invalid(path, "must be a content part: an object with a type")
+    part = object_at(part, path)
     match part.get("type"):
         case "text" | "input_text" | "output_text":
-            return TextPart(read(_Text, part, path).text)
+            return TextPart(read(Text, part, path).text)
         case "tool_use":
             call = read(_ToolUse, part, path)
             name = "input" if part.get("arguments") is None else "arguments"
-            return ToolCallPart(call.id, call.name, _arguments(part.get(name), at(path, name)))
+            return ToolCallPart(call.id, call.name, arguments_at(part.get(name), at(path, name)))
         case "tool_result":
             result = read(_ToolResult, part, path)
             name = "content" if part.get("result") is None else "result"
             return ToolResultPart(result.tool_use_id, _result(part.get(name), at(path, name)), bool(result.is_error))
-        case str() as type_:
-            return OpaquePart(type_, path)
-        case _:
-            raise invalid(at(path, "type"), "must be a string")
-
-
-def _arguments(value: object, path: str) -> str:
-    if value is None or value == "":
-        return "{}"
-    if isinstance(value, dict):
-        return orjson.dumps(value).decode()
-    if not isinstance(value, str):
-        raise invalid(path, "must be an object, or a string that holds JSON")
-    return value
+        case type_:
+            return other_part(type_, path)
 
 
 def _result(value: object, path: str) -> list[Any]:
@@ -215,7 +172,10 @@ def _result(value: object, path: str) -> list[Any]:
         case str():
             return [TextPart(value)]
         case [{"type": "text", "text": str()}, *_]:
-            return [part if isinstance(part, TextPart) else OpaquePart("tool_result", path) for part in _content(value, path)]
+            return [
+                part if isinstance(part, TextPart) else OpaquePart("tool_result", path)
+                for part in content_in(value, path, _part)
+            ]
         case _:
             return [TextPart(orjson.dumps(value).decode())]
 
@@ -235,11 +195,11 @@ def _read_item(item: Any, path: str, messages: list[Message]) -> None:
     match item:
         case {"type": "function_call"}:
             call = read(_CallItem, item, path)
-            arguments = _arguments(item.get("arguments"), at(path, "arguments"))
-            _add_spoken(messages, [ToolCallPart(call.call_id, call.name, arguments)])
+            arguments = arguments_at(item.get("arguments"), at(path, "arguments"))
+            add_spoken(messages, [ToolCallPart(call.call_id, call.name, arguments)])
         case {"type": "function_call_output"}:
             output = read(_OutputItem, item, path)
-            _add(messages, Role.USER, [ToolResultPart(output.call_id, _result(item.get("output"), at(path, "output")))])
+            add_turn(messages, Role.USER, [ToolResultPart(output.call_id, _result(item.get("output"), at(path, "output")))])
         case {"type": str() as type_} if type_ != "message":
             messages.append(Message(Role.USER, [OpaquePart(type_, path)]))
         case _:
@@ -249,28 +209,20 @@ def _read_item(item: Any, path: str, messages: list[Message]) -> None:
 def _read_input_message(item: object, path: str, messages: list[Message]) -> None:
     role = read(_Message, item, path).role
     assert isinstance(item, dict)
-    parts = _content(item.get("content"), at(path, "content"))
+    parts = content_in(item.get("content"), at(path, "content"), _part)
     # The client sends the assistant's own turns as the developer's, since OpenAI takes no input text from an assistant.
     is_spoken = role == "developer" and any(message.role is Role.USER for message in messages)
     match role:
         case "assistant":
-            _add_spoken(messages, parts)
+            add_spoken(messages, parts)
         case "developer" if is_spoken:
-            _add_spoken(messages, parts)
+            add_spoken(messages, parts)
         case "system" | "developer":
             messages.append(Message(Role.SYSTEM, parts))
         case "user":
             messages.append(Message(Role.USER, parts))
         case "tool":
             raise invalid(at(path, "role"), "must not be 'tool' here: a result is an item of type function_call_output")
-
-
-def _add_spoken(messages: list[Message], parts: list[Part]) -> None:
-    """Items of one assistant's turn follow each other; a provider wants them together."""
-    if messages and messages[-1].role is Role.ASSISTANT:
-        messages[-1].parts += parts
-    else:
-        messages.append(Message(Role.ASSISTANT, parts))
 
 
 def _read_tools(items: list[Any], request: GenerationRequest) -> None:

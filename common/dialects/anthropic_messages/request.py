@@ -25,7 +25,8 @@ from common.canonical.generation import (
     ToolChoice,
     ToolResultPart,
 )
-from common.dialects.shared.reading import Shape, as_list, at, invalid, opaque, read
+from common.dialects.shared.parts import Text, asking, content_in, object_at, other_part
+from common.dialects.shared.reading import Shape, at, invalid, opaque, read
 
 # Fields that change the answer and that no other family has; each with the values that ask for nothing.
 _OPAQUE_FIELDS: dict[str, tuple[object, ...]] = {"mcp_servers": ([],), "container": (), "compaction": (), "thread": ()}
@@ -48,7 +49,6 @@ _NAMES = {
     "stop": "stop_sequences",
     "user": "metadata.user_id",
 }
-_CONTENT = "a string or a list of content blocks"
 
 
 class Body(Shape):
@@ -69,10 +69,6 @@ class Body(Shape):
 class _Message(Shape):
     # "system" in the middle of a conversation is undocumented, and Claude Code sends it.
     role: Literal["user", "assistant", "system"]
-
-
-class _Text(Shape):
-    text: str
 
 
 class _Thinking(Shape):
@@ -143,11 +139,9 @@ def parse(body: Mapping[str, Any]) -> GenerationRequest:
         reasoning=_reasoning(body.get("thinking"), effort),
         end_user=end_user if isinstance(end_user, str) else None,
         names=dict(_NAMES),
+        opaque=[OpaquePart(name, name) for name in asking(body, _OPAQUE_FIELDS)],
+        dropped=asking(body, dict.fromkeys(_DROPPED_FIELDS, ("auto",))),
     )
-    for name, neutral in _OPAQUE_FIELDS.items():
-        if body.get(name) is not None and body[name] not in neutral:
-            request.opaque.append(OpaquePart(name, name))
-    request.dropped += [name for name in _DROPPED_FIELDS if body.get(name) not in (None, "auto")]
     if effort is not None and not (request.reasoning and request.reasoning.effort):
         request.dropped.append("output_config.effort")
     _read_tool_choice(body.get("tool_choice"), request)
@@ -184,17 +178,14 @@ def _messages(items: list[Any]) -> list[Message]:
 
 
 def _content(value: object, path: str) -> list[Part]:
-    if isinstance(value, str):
-        return [TextPart(value)] if value else []
-    return [_part(part, at(path, index)) for index, part in enumerate(as_list(value, path, _CONTENT))]
+    return [] if value == "" else content_in(value, path, _part, "a string or a list of content blocks")
 
 
 def _part(part: object, path: str) -> Part:
-    if not isinstance(part, dict):
-        raise invalid(path, "must be a content block: an object with a type")
+    part = object_at(part, path, "a content block")
     match part.get("type"):
         case "text":
-            return TextPart(read(_Text, part, path).text)
+            return TextPart(read(Text, part, path).text)
         case "image":
             return _image(part.get("source"), path)
         case "thinking":
@@ -208,10 +199,8 @@ def _part(part: object, path: str) -> Part:
             return ToolCallPart(call.id, call.name, orjson.dumps(call.input or {}).decode())
         case "tool_result":
             return _tool_result(part, path)
-        case str() as type_:
-            return OpaquePart(type_, path)
-        case _:
-            raise invalid(at(path, "type"), "must be a string")
+        case type_:
+            return other_part(type_, path)
 
 
 def _image(source: object, path: str) -> Part:

@@ -3,20 +3,16 @@
 Source: https://platform.openai.com/docs/api-reference/chat/create, and what clients of compatible servers send besides.
 """
 
-import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import orjson
 from pydantic import Field
 
 from common.canonical.generation import (
     GenerationRequest,
-    ImagePart,
     Message,
     OpaquePart,
     Part,
-    Reasoning,
     ResponseFormat,
     Role,
     TextPart,
@@ -24,7 +20,20 @@ from common.canonical.generation import (
     Tool,
     ToolCallPart,
     ToolChoice,
-    ToolResultPart,
+)
+from common.dialects.shared.parts import (
+    Refusal,
+    Text,
+    add_turn,
+    arguments_at,
+    asking,
+    content_in,
+    image_at,
+    object_at,
+    other_part,
+    reasoning_of,
+    result_of,
+    stops_in,
 )
 from common.dialects.shared.reading import Shape, as_list, at, invalid, opaque, read
 
@@ -49,8 +58,6 @@ _DROPPED_FIELDS: dict[str, tuple[object, ...]] = {
     "store": (False,),
     "verbosity": ("medium",),
 }
-_DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)(?:;[^;,]*)*;base64,", re.IGNORECASE)
-_CONTENT = "a string or a list of content parts"
 
 
 class Body(Shape):
@@ -111,14 +118,6 @@ class _NamedChoice(Shape):
     name: str
 
 
-class _TextContent(Shape):
-    text: str
-
-
-class _Refusal(Shape):
-    refusal: str
-
-
 class _ImageUrl(Shape):
     url: str
     detail: str | None = None
@@ -143,37 +142,20 @@ def parse(body: Mapping[str, Any]) -> GenerationRequest:
         temperature=fields.temperature,
         top_p=fields.top_p,
         top_k=fields.top_k,
-        stop=_stop(body.get("stop")),
+        stop=stops_in(body.get("stop")),
         seed=fields.seed,
         presence_penalty=fields.presence_penalty,
         frequency_penalty=fields.frequency_penalty,
         choices=fields.n or 1,
-        reasoning=_reasoning(fields.reasoning_effort),
+        reasoning=reasoning_of(fields.reasoning_effort),
         end_user=fields.user or fields.safety_identifier,
-        dropped=[name for name, neutral in _DROPPED_FIELDS.items() if body.get(name) not in (None, *neutral)],
+        opaque=[OpaquePart(name, name) for name in asking(body, _OPAQUE_FIELDS)],
+        dropped=asking(body, _DROPPED_FIELDS),
     )
-    for name, neutral in _OPAQUE_FIELDS.items():
-        if body.get(name) is not None and body[name] not in neutral:
-            request.opaque.append(OpaquePart(name, name))
     _read_tools(fields, request)
     _read_tool_choice(body, request)
     _read_response_format(body.get("response_format"), request)
     return request
-
-
-def _reasoning(effort: str | None) -> Reasoning | None:
-    if effort is None:
-        return None
-    return Reasoning(enabled=False) if effort == "none" else Reasoning(effort=effort)
-
-
-def _stop(value: object) -> list[str]:
-    if value is None:
-        return []
-    stops = [value] if isinstance(value, str) else value
-    if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
-        raise invalid("stop", "must be a string or a list of strings")
-    return [stop for stop in stops if stop]
 
 
 def _messages(items: list[Any]) -> list[Message]:
@@ -183,32 +165,24 @@ def _messages(items: list[Any]) -> list[Message]:
         path = at("messages", index)
         match read(_Message, item, path).role:
             case "system" | "developer":
-                messages.append(Message(Role.SYSTEM, _content(item.get("content"), at(path, "content"))))
+                messages.append(Message(Role.SYSTEM, content_in(item.get("content"), at(path, "content"), _part)))
             case "user":
-                messages.append(Message(Role.USER, _content(item.get("content"), at(path, "content"))))
+                messages.append(Message(Role.USER, content_in(item.get("content"), at(path, "content"), _part)))
             case "assistant":
                 # A legacy call has no id. Its result is the next function message, so a made-up id pairs them.
                 legacy_call_id = f"call_legacy_{index}" if item.get("function_call") is not None else legacy_call_id
                 messages.append(Message(Role.ASSISTANT, _assistant(item, path, legacy_call_id)))
             case "tool":
-                _add_result(messages, read(_ToolMessage, item, path).tool_call_id, item, path)
+                add_turn(messages, Role.USER, [_result(read(_ToolMessage, item, path).tool_call_id, item, path)])
             case "function":
                 read(_FunctionMessage, item, path)
-                _add_result(messages, legacy_call_id, item, path)
+                add_turn(messages, Role.USER, [_result(legacy_call_id, item, path)])
     return messages
 
 
-def _add_result(messages: list[Message], call_id: str, item: dict[str, Any], path: str) -> None:
-    """Append a tool's result; those that follow each other answer one turn, and become one message."""
-    value = item.get("content")
-    content = [] if value is None else _content(value, at(path, "content"))
-    # Only text, images and opaque parts come out of `_content`; the type checker cannot see that.
-    part = ToolResultPart(call_id, [each for each in content if isinstance(each, TextPart | ImagePart | OpaquePart)])
-    last = messages[-1] if messages else None
-    if last and last.role is Role.USER and last.parts and all(isinstance(each, ToolResultPart) for each in last.parts):
-        last.parts.append(part)
-    else:
-        messages.append(Message(Role.USER, [part]))
+def _result(call_id: str, item: dict[str, Any], path: str) -> Part:
+    content = item.get("content")
+    return result_of(call_id, [] if content is None else content_in(content, at(path, "content"), _part))
 
 
 def _assistant(item: dict[str, Any], path: str, legacy_call_id: str) -> list[Part]:
@@ -218,7 +192,7 @@ def _assistant(item: dict[str, Any], path: str, legacy_call_id: str) -> list[Par
         parts.append(ThinkingPart(thinking))
     # Null next to tool calls is the rule; null alone is what some clients keep of an empty answer.
     if item.get("content") is not None:
-        parts.extend(_content(item["content"], at(path, "content")))
+        parts.extend(content_in(item["content"], at(path, "content"), _part))
     if isinstance(item.get("refusal"), str) and item["refusal"]:
         parts.append(TextPart(item["refusal"]))
     if item.get("audio") is not None:
@@ -230,7 +204,8 @@ def _assistant(item: dict[str, Any], path: str, legacy_call_id: str) -> list[Par
     if item.get("function_call") is not None:
         call = item["function_call"]
         name = read(_Call, call, at(path, "function_call")).name
-        parts.append(ToolCallPart(legacy_call_id, name, _arguments(call, at(path, "function_call"))))
+        arguments = arguments_at(call.get("arguments"), at(path, "function_call.arguments"))
+        parts.append(ToolCallPart(legacy_call_id, name, arguments))
     return parts
 
 
@@ -239,51 +214,28 @@ def _tool_call(call: object, path: str) -> Part:
         return opaque(call["type"], path)
     fields = read(_ToolCall, call, path)
     assert isinstance(call, dict)
-    return ToolCallPart(fields.id, fields.function.name, _arguments(call["function"], at(path, "function")))
-
-
-def _arguments(call: dict[str, Any], path: str) -> str:
-    value = call.get("arguments")
-    if value is None or value == "":
-        return "{}"
-    if isinstance(value, dict):  # Ollama's own form, which its clients also send elsewhere.
-        return orjson.dumps(value).decode()
-    if not isinstance(value, str):
-        raise invalid(at(path, "arguments"), "must be a string that holds JSON")
-    return value
-
-
-def _content(value: object, path: str) -> list[Part]:
-    if isinstance(value, str):
-        return [TextPart(value)]
-    return [_part(part, at(path, index)) for index, part in enumerate(as_list(value, path, _CONTENT))]
+    arguments = arguments_at(call["function"].get("arguments"), at(path, "function.arguments"))
+    return ToolCallPart(fields.id, fields.function.name, arguments)
 
 
 def _part(part: object, path: str) -> Part:
     if isinstance(part, str):
         return TextPart(part)
-    if not isinstance(part, dict):
-        raise invalid(path, "must be a content part: an object with a type")
+    part = object_at(part, path)
     match part.get("type"):
         case "text":
-            return TextPart(read(_TextContent, part, path).text)
+            return TextPart(read(Text, part, path).text)
         case "refusal":
-            return TextPart(read(_Refusal, part, path).refusal)
+            return TextPart(read(Refusal, part, path).refusal)
         case "image_url":
             return _image(part.get("image_url"), at(path, "image_url"))
-        case str() as type_:
-            return OpaquePart(type_, path)
-        case _:
-            raise invalid(at(path, "type"), "must be a string")
+        case type_:
+            return other_part(type_, path)
 
 
 def _image(value: object, path: str) -> Part:
     image = read(_ImageUrl, {"url": value} if isinstance(value, str) else value, path)
-    if found := _DATA_URL.match(image.url):
-        return ImagePart(data=image.url[found.end() :], media_type=found[1].lower(), detail=image.detail)
-    if image.url.startswith(("http://", "https://")):
-        return ImagePart(url=image.url, detail=image.detail)
-    return OpaquePart("image_url", path)  # Such as gs://: some vendors of this family read more kinds of address.
+    return image_at(image.url, image.detail, "image_url", path)
 
 
 def _read_tools(fields: Body, request: GenerationRequest) -> None:

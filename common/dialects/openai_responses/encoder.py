@@ -42,7 +42,7 @@ from common.dialects.openai_responses.response_object import (
     refusal,
     summary_text,
 )
-from common.dialects.openai_responses.sealed_reasoning import seal
+from common.dialects.openai_responses.wrapped_reasoning import wrap
 from common.sse import encode_event
 
 Kind = Literal["text", "refusal", "thinking"]
@@ -113,9 +113,9 @@ class ItemEncoder:
             case ThinkingDelta():
                 return self._ensure("thinking") + self._delta("reasoning_summary_text", event.text, summary_index=0)
             case ThinkingSigned():
-                return self._sealed(seal(signature=event.signature))
+                return self._wrapped(wrap(signature=event.signature))
             case RedactedThinking():
-                return self._close() + self._sealed(seal(redacted=event.data))
+                return self._close() + self._wrapped(wrap(redacted=event.data))
             case ToolCallStarted():
                 return self._start_call(event)
             case ToolCallDelta():
@@ -192,7 +192,7 @@ class ItemEncoder:
     def _close(
         self,
         status: str = "completed",
-        sealed: str | None = None,
+        wrapped: str | None = None,
         *,
         is_text_said: bool = False,
         is_part_said: bool = False,
@@ -211,18 +211,18 @@ class ItemEncoder:
                 item = self._items.message(self._index, [refusal(text)], status)
             case "thinking":
                 done = self._say("reasoning_summary_text.done", summary_index=0, text=text, **place)
-                item = self._items.reasoning(self._index, [summary_text(text)], sealed)
+                item = self._items.reasoning(self._index, [summary_text(text)], wrapped)
         done += b"" if is_part_said else self._part("done", text)
         done += self._end_item(item, self._index)
         self._open = None
         return done
 
-    def _sealed(self, sealed: str | None) -> bytes:
+    def _wrapped(self, wrapped: str | None) -> bytes:
         """Return the end of the thinking that is signed, or an item for a signature or a block without text."""
         if self._open == "thinking":
-            return self._close(sealed=sealed)
+            return self._close(wrapped=wrapped)
         before = self._begin_item()
-        item = self._items.reasoning(self._index, [], sealed)
+        item = self._items.reasoning(self._index, [], wrapped)
         return before + self._add_item(item) + self._end_item(item, self._index)
 
     # Calls

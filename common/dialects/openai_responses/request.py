@@ -8,7 +8,6 @@ Source: https://platform.openai.com/docs/api-reference/responses/create, and wha
 """
 
 import hashlib
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -16,7 +15,6 @@ from pydantic import Field
 
 from common.canonical.generation import (
     GenerationRequest,
-    ImagePart,
     Message,
     OpaquePart,
     Part,
@@ -28,10 +26,22 @@ from common.canonical.generation import (
     Tool,
     ToolCallPart,
     ToolChoice,
-    ToolResultPart,
 )
-from common.dialects.openai_responses.sealed_reasoning import unseal
-from common.dialects.shared.reading import Shape, as_list, at, invalid, opaque, read
+from common.dialects.openai_responses.wrapped_reasoning import unwrap
+from common.dialects.shared.parts import (
+    Refusal,
+    Text,
+    add_spoken,
+    add_turn,
+    asking,
+    content_in,
+    image_at,
+    object_at,
+    other_part,
+    reasoning_of,
+    result_of,
+)
+from common.dialects.shared.reading import Shape, at, invalid, opaque, read
 
 # Fields that change the answer and that no other family has; each with the values that ask for nothing.
 _OPAQUE_FIELDS: dict[str, tuple[object, ...]] = {"conversation": (), "prompt": (), "top_logprobs": (0,)}
@@ -50,8 +60,6 @@ _DROPPED_FIELDS: dict[str, tuple[object, ...]] = {
     "truncation": ("disabled",),
 }
 _LOGPROBS = "message.output_text.logprobs"
-_DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)(?:;[^;,]*)*;base64,", re.IGNORECASE)
-_CONTENT = "a string or a list of content parts"
 _TOOL_NAME_CHARS_MAX = 64  # What every vendor takes.
 
 
@@ -98,14 +106,6 @@ class _ReasoningItem(Shape):
     summary: list[_Summary] | None = None
     content: list[_Summary] | None = None
     encrypted_content: str | None = None
-
-
-class _Text(Shape):
-    text: str
-
-
-class _Refusal(Shape):
-    refusal: str
 
 
 class _Image(Shape):
@@ -155,15 +155,11 @@ def parse(body: Mapping[str, Any]) -> GenerationRequest:
         top_p=fields.top_p,
         reasoning=_reasoning(fields.reasoning),
         end_user=fields.user or fields.safety_identifier,
+        opaque=[OpaquePart(name, name) for name in asking(body, _OPAQUE_FIELDS)],
+        dropped=asking(body, _DROPPED_FIELDS),
     )
-    for name, neutral in _OPAQUE_FIELDS.items():
-        if body.get(name) is not None and body[name] not in neutral:
-            request.opaque.append(OpaquePart(name, name))
     if _LOGPROBS in (fields.include or []):
         request.opaque.append(OpaquePart(_LOGPROBS, "include"))
-    request.dropped += [
-        name for name, neutral in _DROPPED_FIELDS.items() if body.get(name) is not None and body[name] not in neutral
-    ]
     if (fields.text or {}).get("verbosity") not in (None, "medium"):
         request.dropped.append("text.verbosity")
     _read_tools(fields.tools or [], request)
@@ -173,10 +169,7 @@ def parse(body: Mapping[str, Any]) -> GenerationRequest:
 
 
 def _reasoning(value: dict[str, Any] | None) -> Reasoning | None:
-    effort = read(_Effort, value or {}, "reasoning").effort
-    if effort is None:
-        return None
-    return Reasoning(enabled=False) if effort == "none" else Reasoning(effort=effort)
+    return reasoning_of(read(_Effort, value or {}, "reasoning").effort)
 
 
 def _input(body: Mapping[str, Any]) -> list[Message]:
@@ -207,11 +200,12 @@ def _messages(items: list[Any]) -> list[Message]:
             case "message":
                 _add_message(messages, item, path)
             case "function_call":
-                _add(messages, Role.ASSISTANT, [_call(item, path)])
+                add_spoken(messages, [_call(item, path)])
             case "function_call_output":
-                _add(messages, Role.USER, [_result(item, path)])
+                add_turn(messages, Role.USER, [_result(item, path)])
             case "reasoning":
-                _add(messages, Role.ASSISTANT, _thinking(item, path))
+                if thinking := _thinking(item, path):
+                    add_spoken(messages, [thinking])
             case type_:
                 messages.append(Message(Role.USER, [opaque(type_, path)]))
     return messages
@@ -225,22 +219,13 @@ def type_of(item: dict[str, Any]) -> object:
 
 def _add_message(messages: list[Message], item: dict[str, Any], path: str) -> None:
     role = read(_Message, item, path).role
-    parts = _content(item.get("content"), at(path, "content"))
+    parts = content_in(item.get("content"), at(path, "content"), _part)
     if role != "assistant":
         messages.append(Message(Role.USER if role == "user" else Role.SYSTEM, parts))
     elif isinstance(_last_part(messages), TextPart):
         messages.append(Message(Role.ASSISTANT, parts))  # Two messages are not one text.
-    else:
-        _add(messages, Role.ASSISTANT, parts)
-
-
-def _add(messages: list[Message], role: Role, parts: list[Part]) -> None:
-    """Append to the turn that goes on: the model's, or the one that brings results of calls."""
-    is_same = bool(messages) and messages[-1].role is role
-    if is_same and (role is Role.ASSISTANT or isinstance(_last_part(messages), ToolResultPart)):
-        messages[-1].parts += parts
     elif parts:
-        messages.append(Message(role, parts))
+        add_spoken(messages, parts)
 
 
 def _last_part(messages: list[Message]) -> Part | None:
@@ -254,48 +239,29 @@ def _call(item: dict[str, Any], path: str) -> Part:
 
 def _result(item: dict[str, Any], path: str) -> Part:
     call_id = read(_Output, item, path).call_id
-    content = _content(item.get("output"), at(path, "output"))
-    # Only text, images and opaque parts come out of `_content`; the type checker cannot see that.
-    return ToolResultPart(call_id, [each for each in content if isinstance(each, TextPart | ImagePart | OpaquePart)])
+    return result_of(call_id, content_in(item.get("output"), at(path, "output"), _part))
 
 
-def _thinking(item: dict[str, Any], path: str) -> list[Part]:
+def _thinking(item: dict[str, Any], path: str) -> Part | None:
     fields = read(_ReasoningItem, item, path)
-    part = unseal(fields.encrypted_content or "")
+    part = unwrap(fields.encrypted_content or "")
     if part.redacted is None:
         part.text = "\n\n".join(each.text for each in fields.summary or fields.content or [])
-    return [part] if part != ThinkingPart() else []
-
-
-def _content(value: object, path: str) -> list[Part]:
-    if isinstance(value, str):
-        return [TextPart(value)]
-    return [_part(part, at(path, index)) for index, part in enumerate(as_list(value, path, _CONTENT))]
+    return part if part != ThinkingPart() else None
 
 
 def _part(part: object, path: str) -> Part:
-    if not isinstance(part, dict):
-        raise invalid(path, "must be a content part: an object with a type")
+    part = object_at(part, path)
     match part.get("type"):
         case "input_text" | "output_text" | "text":
-            return TextPart(read(_Text, part, path).text)
+            return TextPart(read(Text, part, path).text)
         case "refusal":
-            return TextPart(read(_Refusal, part, path).refusal)
+            return TextPart(read(Refusal, part, path).refusal)
         case "input_image":
-            return _image(read(_Image, part, path), path)
-        case str() as type_:
-            return OpaquePart(type_, path)
-        case _:
-            raise invalid(at(path, "type"), "must be a string")
-
-
-def _image(image: _Image, path: str) -> Part:
-    url = image.image_url or ""
-    if found := _DATA_URL.match(url):
-        return ImagePart(data=url[found.end() :], media_type=found[1].lower(), detail=image.detail)
-    if url.startswith(("http://", "https://")):
-        return ImagePart(url=url, detail=image.detail)
-    return OpaquePart("input_image", path)  # A file that was uploaded to the vendor.
+            image = read(_Image, part, path)
+            return image_at(image.image_url or "", image.detail, "input_image", path)
+        case type_:
+            return other_part(type_, path)
 
 
 def _read_tools(items: list[Any], request: GenerationRequest) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from common.canonical.errors import ErrorKind, Failed
 from common.canonical.events import Finished, FinishReason, RefusalBlock, TextBlock, ThinkingBlock, ToolCall, Usage
 from common.dialects.openai_responses.ids import response_id
-from common.dialects.openai_responses.sealed_reasoning import seal
+from common.dialects.openai_responses.wrapped_reasoning import wrap
 
 # What a response repeats of its request, with OpenAI's defaults.
 _ECHOED: dict[str, Any] = {
@@ -164,9 +164,9 @@ class Items:
         id_ = self.id("msg", index)
         return {"id": id_, "type": "message", "status": status, "content": content, "role": "assistant"}
 
-    def reasoning(self, index: int, summary: list[dict[str, Any]], sealed: str | None = None) -> dict[str, Any]:
+    def reasoning(self, index: int, summary: list[dict[str, Any]], wrapped: str | None = None) -> dict[str, Any]:
         item = {"id": self.id("rs", index), "type": "reasoning", "summary": summary}
-        return {**item, "encrypted_content": sealed} if sealed else item
+        return {**item, "encrypted_content": wrapped} if wrapped else item
 
     def call(self, index: int, call: ToolCall, status: str) -> dict[str, Any]:
         space, name = self._namespaces.get(call.name, (None, call.name))
@@ -181,8 +181,8 @@ class Items:
             case RefusalBlock():
                 return self.message(index, [refusal(block.text)], status)
             case ThinkingBlock():
-                sealed = seal(signature=block.signature, redacted=block.redacted)
-                return self.reasoning(index, [summary_text(block.text)] if block.text else [], sealed)
+                wrapped = wrap(signature=block.signature, redacted=block.redacted)
+                return self.reasoning(index, [summary_text(block.text)] if block.text else [], wrapped)
             case ToolCall():
                 return self.call(index, ToolCall(block.id, block.name, block.arguments or "{}"), status)
 

@@ -19,11 +19,12 @@ import structlog
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError
 
+from common.canonical.errors import StoreRefuses
 from common.process.loop_lag import able_timeout
 from common.process.process import supervised
 from common.redis import keyspace
 from common.redis.client import COMMAND_TIMEOUT_S, Client
-from common.redis.errors import RedisRefuses, is_refusal, words_of
+from common.redis.errors import REDIS_ERRORS, is_refusal, words_of
 from common.redis.pipe import Pipe
 from common.redis.pulse import Pulse
 
@@ -84,7 +85,7 @@ class Probe:
         self._task: asyncio.Task[None] | None = None
         self._unanswered = 0
         self._found: tuple[Problem, ...] = ()
-        self.refusal: RedisRefuses | None = None  # Why no request can be worked on, where it is so.
+        self.refusal: StoreRefuses | None = None  # Why no request can be worked on, where it is so.
 
     def start(self) -> None:
         self._task = supervised(self._run, "probe")
@@ -115,7 +116,7 @@ class Probe:
         else:
             self._unanswered = 0
         before, self._found = self._found, tuple(found)
-        self.refusal = next((RedisRefuses(each.words) for each in found if each.harm is Harm.ALL), None)
+        self.refusal = next((StoreRefuses(each.words) for each in found if each.harm is Harm.ALL), None)
         if before == self._found:
             return
         if found:
@@ -137,7 +138,7 @@ async def try_all(redis: Client) -> list[Problem] | None:
         async with able_timeout(COMMAND_TIMEOUT_S):
             talk = await _Talk.begin(redis)
             return _together([*await _try_commands(talk), *await _try_channel(talk, redis)])
-    except (RedisError, OSError, TimeoutError) as error:
+    except REDIS_ERRORS as error:
         return [Problem(words_of(error), "login", Harm.SOME)] if is_refusal(error) else None
     finally:
         if talk:

@@ -68,3 +68,9 @@ def test_what_is_no_token_is_refused(token):
 def test_without_a_secret_nothing_is_signed():
     with pytest.raises(GatewayError, match="SLUICE_SECRET"):
         sign_read_token(OWNER, G, Settings(secret=None))
+
+
+def test_a_token_of_an_earlier_version_is_still_good():
+    earlier = "a2V5XzA.FEF8VdfgulMOd-lUkZzB8w7bKFg_CyXQiBCgev66f8Q"
+
+    assert read_token_owner(earlier, "gen_1", SETTINGS) == Principal("key_0")

@@ -12,14 +12,13 @@ from redis.exceptions import ResponseError
 
 from api.relay.hub import ENTERING_MAX, Hub
 from api.relay.viewer import Viewer
-from common.canonical.errors import GatewayError
+from common.canonical.errors import GatewayError, StoreRefuses, StoreUnavailable
 from common.canonical.job import Policy
-from common.channel.base import Append, ChannelUnavailable, Claim, Frame, FrameId, FrameKind, Message, Opening, Stop
+from common.channel.base import Append, Claim, Frame, FrameId, FrameKind, Message, Opening, Stop
 from common.channel.redis import RedisChannel, RedisFeed
 from common.config.settings import Settings
 from common.queue.jobs import JobClass, JobQueue, Place
 from common.redis import keyspace
-from common.redis.errors import RedisRefuses, RedisUnavailable
 from common.redis.pulse import Pulse
 
 G = "gen_1"
@@ -321,7 +320,7 @@ async def test_a_log_that_is_none_fails_its_viewer_with_an_error(setup):
 
 
 @pytest.mark.parametrize("setup", [{"queue_wait_s": 0.5}], indirect=True)
-@pytest.mark.parametrize("error", [RedisRefuses("NOPERM"), RedisUnavailable("no answer")])
+@pytest.mark.parametrize("error", [StoreRefuses("NOPERM"), StoreUnavailable("no answer")])
 async def test_a_viewer_is_told_when_nothing_was_heard_of_its_answer_for_too_long(setup, monkeypatch, error):
     async def fails(*_: object) -> None:
         raise error
@@ -330,13 +329,13 @@ async def test_a_viewer_is_told_when_nothing_was_heard_of_its_answer_for_too_lon
     monkeypatch.setattr(setup.queue, "look", fails)
 
     assert await failure(viewer) == "store_unavailable"
-    assert viewer.failed and ("refused" in viewer.failed.message) == isinstance(error, RedisRefuses)
+    assert viewer.failed and ("refused" in viewer.failed.message) == isinstance(error, StoreRefuses)
 
 
 @pytest.mark.parametrize("setup", [{"queue_wait_s": 0.5}], indirect=True)
 async def test_an_end_that_redis_refuses_to_write_down_is_told_all_the_same(setup, monkeypatch):
     async def refuses(*_: object) -> None:
-        raise ChannelUnavailable("refused") from REFUSED
+        raise StoreUnavailable("refused") from REFUSED
 
     monkeypatch.setattr(setup.channel, "end_unowned", refuses)
     viewer = await setup.open()  # Nobody claims it.

@@ -9,8 +9,8 @@ from redis.asyncio import Redis
 from api.main import Process, create_app
 from cli.embedded_redis import EmbeddedRedis
 from common.access.key_records import Gone, KeyRecords
+from common.canonical.errors import StoreUnavailable
 from common.config.settings import ProviderSettings, Settings
-from common.redis.errors import RedisUnavailable
 
 ADMIN = {"authorization": "Bearer admin-key"}
 WHOLE_ACCESS = {
@@ -220,7 +220,7 @@ async def test_a_change_that_is_not_known_everywhere_is_no_success(client, monke
     path = f"/admin/keys/{told['id']}"
 
     async def fail(*_: object) -> None:
-        raise RedisUnavailable("away")
+        raise StoreUnavailable("away")
 
     with monkeypatch.context() as patch:
         patch.setattr(KeyRecords, "put", fail)

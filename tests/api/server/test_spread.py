@@ -7,8 +7,8 @@ from api.server.draining import SHARE_OF_GRACE, WAVE_MIN, WAVE_S, waves
 from api.server.http_errors import restarting
 from api.server.spread import retry_after_s, retry_ms
 from api.server.store_errors import LATE_S, redis_failed
-from common.channel.base import ChannelUnavailable
-from common.redis.errors import NoConnectionFree, RedisRefuses, as_unavailable
+from common.canonical.errors import StoreRefuses, StoreUnavailable
+from common.redis.errors import NoConnectionFree, as_unavailable
 
 
 def test_moments_are_spread_over_seconds():
@@ -49,7 +49,7 @@ def late(monkeypatch):
 
 
 def test_a_late_process_with_a_redis_that_is_well_blames_itself(late):
-    failed = redis_failed(ChannelUnavailable("no confirmation of a subscription"), Well()).failed
+    failed = redis_failed(StoreUnavailable("no confirmation of a subscription"), Well()).failed
 
     assert (failed.kind, failed.code) == ("overloaded", "overloaded")
     assert 1 <= failed.retry_after_s <= 5
@@ -60,8 +60,8 @@ def test_a_redis_that_refuses_or_is_away_is_named_however_late_the_process_is(la
     away = Well()
     away.is_up = False
 
-    assert redis_failed(RedisRefuses("OOM"), Well()).failed.code == "store_unavailable"
-    assert redis_failed(ChannelUnavailable(), away).failed.code == "store_unavailable"
+    assert redis_failed(StoreRefuses("OOM"), Well()).failed.code == "store_unavailable"
+    assert redis_failed(StoreUnavailable(), away).failed.code == "store_unavailable"
 
 
 def test_a_process_that_is_out_of_connections_blames_itself():

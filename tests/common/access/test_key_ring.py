@@ -12,12 +12,12 @@ from common.access.key_records import Gone, KeyRecord, KeyRecords
 from common.access.key_ring import KeyRing, NewKey, UnknownKey, sync_keys
 from common.access.key_text import new_id, read
 from common.access.principal import Access, Budget
+from common.canonical.errors import StoreUnavailable
 from common.database.engine import DatabaseUnavailable, open_database
 from common.database.migrate import migrate
 from common.database.tables import ManagedKey
 from common.redis import keyspace
 from common.redis.client import connect
-from common.redis.errors import RedisUnavailable
 
 SECRET = SecretStr("a long random text that all processes share")
 ORIGIN = "https://app.example"
@@ -248,7 +248,7 @@ async def test_a_database_that_is_away_is_unavailable(redis, tmp_path):
 async def test_a_record_of_a_later_version_lets_nobody_in(redis):
     await redis.set(keyspace.managed_key("i"), '{"id":"i","access":{"unheard_of":1}}')
 
-    with pytest.raises(RedisUnavailable):
+    with pytest.raises(StoreUnavailable):
         await KeyRecords(redis).load("i")
 
 

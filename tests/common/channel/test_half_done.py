@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator
 import orjson
 import pytest
 
-from common.canonical.errors import ErrorKind, Failed
+from common.canonical.errors import ErrorKind, Failed, StoreUnavailable
 from common.canonical.job import Policy
-from common.channel.base import START, Append, ChannelUnavailable, Claim, Frame, FrameId, FrameKind, Opening, Verdict
+from common.channel.base import START, Append, Claim, Frame, FrameId, FrameKind, Opening, Verdict
 from common.channel.redis import RedisChannel
 from common.redis import keyspace
 from common.redis.client import Client, connect
@@ -44,7 +44,7 @@ async def refused_once(redis: Client, command: str, run) -> object:
     await redis.execute_command("ACL", "SETUSER", "writer", f"-{command}")
     try:
         return await run()
-    except ChannelUnavailable:
+    except StoreUnavailable:
         pass
     finally:
         await redis.execute_command("ACL", "SETUSER", "writer", f"+{command}")

@@ -7,7 +7,8 @@ import hiredis
 import pytest
 from structlog.testing import capture_logs
 
-from common.channel.base import ChannelUnavailable, FrameId, Message
+from common.canonical.errors import StoreUnavailable
+from common.channel.base import FrameId, Message
 from common.channel.redis import RedisFeed
 from common.redis.client import Client, connect
 from common.redis.errors import is_refusal
@@ -52,7 +53,7 @@ async def test_who_may_not_subscribe_is_deaf_from_the_start_and_says_why(redis, 
     assert "permission" in feed.refusal
     assert not feed.is_connected
     async with asyncio.timeout(1):  # At once, not after the two seconds that an answer may take.
-        with pytest.raises(ChannelUnavailable) as refused:
+        with pytest.raises(StoreUnavailable) as refused:
             await feed.subscribe("gen_1", lambda _: None)
     assert is_refusal(refused.value)
     assert feed.subscriptions == 0
@@ -67,7 +68,7 @@ async def test_who_is_kept_from_listening_and_then_let_hears_all_again(redis, fe
 
     await allow(redis, *rules)
     if rules == ("-subscribe",):  # What was subscribed to before is still heard.
-        with pytest.raises(ChannelUnavailable):
+        with pytest.raises(StoreUnavailable):
             await feed.subscribe("gen_2", heard.append)
     await eventually(lambda: not feed.is_connected)
     await allow(redis, *HEARS)

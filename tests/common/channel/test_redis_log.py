@@ -4,7 +4,8 @@ import asyncio
 
 import pytest
 
-from common.channel.base import START, ChannelUnavailable, FrameId, FrameKind
+from common.canonical.errors import StoreUnavailable
+from common.channel.base import START, FrameId, FrameKind
 from common.channel.redis_log import READS_AT_ONCE, LogReader
 from common.redis import keyspace
 from common.redis.client import Client
@@ -69,7 +70,7 @@ async def test_what_is_no_log_is_its_own_readers_trouble_alone(redis, reader):
 
     assert isinstance(bad, Exception)
     assert isinstance(odd, Exception)
-    assert not isinstance(bad, ChannelUnavailable)
+    assert not isinstance(bad, StoreUnavailable)
     assert len(good) == 1
 
 
@@ -90,6 +91,6 @@ async def test_a_lost_connection_fails_those_who_wait_and_the_next_read_makes_an
 
     await redis.leave()
 
-    with pytest.raises(ChannelUnavailable):
+    with pytest.raises(StoreUnavailable):
         await wait
     assert await reader.read("gen_1", START, 10) == []

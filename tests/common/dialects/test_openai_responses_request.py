@@ -26,7 +26,7 @@ from common.canonical.generation import (
 )
 from common.dialects.openai_responses.request import flat_name, namespaces, parse
 from common.dialects.openai_responses.response_object import Described, Items, begun
-from common.dialects.openai_responses.sealed_reasoning import is_sealed, seal
+from common.dialects.openai_responses.wrapped_reasoning import is_wrapped, wrap
 from tests.support.upstreams.recordings import Recording, parameters
 
 FUNCTION = {"type": "function", "name": "f"}
@@ -239,10 +239,10 @@ def test_thinking_comes_back_as_it_went(block: ThinkingBlock) -> None:
 
 
 def test_only_our_own_seal_is_ours() -> None:
-    assert is_sealed(seal(signature="S"))
-    assert is_sealed(seal(redacted=""))
-    assert not is_sealed("gAAAA")
-    assert not is_sealed(None)
+    assert is_wrapped(wrap(signature="S"))
+    assert is_wrapped(wrap(redacted=""))
+    assert not is_wrapped("gAAAA")
+    assert not is_wrapped(None)
 
 
 @pytest.mark.parametrize("type_", ["item_reference", "web_search_call", "custom_tool_call", "compaction"])

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
+from common.canonical.errors import StoreUnavailable
 from common.config.settings import Settings
 from common.ledger import set_aside
 from common.queue.jobs import ALIVE_S, ClaimedJob, JobClass, JobQueue, Place
 from common.redis import keyspace
 from common.redis.client import Client, connect
-from common.redis.errors import RedisUnavailable
 from common.redis.pulse import Pulse
 
 LEASE_S = 0.05
@@ -245,7 +245,7 @@ async def test_a_job_is_not_lost_where_redis_refuses_a_part_of_a_step(redis, pul
         await enqueue(queue, "gen_0", "gen_1")
         jobs = await claim(queue) if step != "claim" else []
         await redis.execute_command("ACL", "SETUSER", "queue", f"-{command}")
-        with contextlib.suppress(RedisUnavailable):
+        with contextlib.suppress(StoreUnavailable):
             if step == "claim":
                 await claim(queue)
             else:

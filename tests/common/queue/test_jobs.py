@@ -7,12 +7,11 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from common.canonical.errors import ErrorKind, GatewayError
+from common.canonical.errors import ErrorKind, GatewayError, StoreUnavailable
 from common.channel.base import Cursor, FrameId
 from common.config.settings import Settings
 from common.queue.jobs import RECENT_S, Claimed, ClaimedJob, JobClass, JobQueue, Once, Place
 from common.redis import keyspace
-from common.redis.errors import RedisUnavailable
 from common.redis.pulse import Pulse
 
 INTERACTIVE, BACKGROUND = JobClass.INTERACTIVE, JobClass.BACKGROUND
@@ -387,7 +386,7 @@ async def test_stale_commands_accept_and_hand_out_nothing(queue, pulse):
     await pulse.stop()  # Else it would refresh what we set.
     pulse._told_ms -= 10_000
 
-    with pytest.raises(RedisUnavailable):
+    with pytest.raises(StoreUnavailable):
         await queue.enqueue("gen_1", "a", INTERACTIVE)
     assert await claim(queue) == []
     await pulse.start()

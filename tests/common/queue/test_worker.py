@@ -10,6 +10,7 @@ import pytest
 from redis.exceptions import ResponseError
 from structlog.testing import capture_logs
 
+from common.canonical.errors import StoreUnavailable
 from common.config.settings import Settings
 from common.ledger import set_aside
 from common.limits.charges import Settlement
@@ -17,7 +18,6 @@ from common.queue.jobs import UNUSED, ClaimedJob, JobClass, JobQueue, Place
 from common.queue.worker import HandBack, LeasedWorker, Postponed, SetAside
 from common.redis import keyspace
 from common.redis.client import Client
-from common.redis.errors import RedisUnavailable
 from common.redis.pulse import Pulse
 
 Handler = Callable[[ClaimedJob], Awaitable[None]]
@@ -358,7 +358,7 @@ async def test_a_worker_is_alive_for_as_long_as_it_takes_jobs(lab, monkeypatch):
 
 async def test_a_worker_that_claims_nothing_says_so_though_redis_answers(lab, monkeypatch):
     async def refused(*_: object, **__: object) -> None:
-        raise RedisUnavailable("NOSCRIPT No matching script")
+        raise StoreUnavailable("NOSCRIPT No matching script")
 
     async def handler(job: ClaimedJob) -> None:
         pass

@@ -8,8 +8,9 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, ResponseError
 
 from cli.embedded_redis import EmbeddedRedis
+from common.canonical.errors import StoreUnavailable
 from common.redis.client import connect
-from common.redis.errors import RedisUnavailable, as_unavailable
+from common.redis.errors import as_unavailable
 from common.redis.pipe import _NOT_MASTER
 from common.redis.pulse import Pulse
 from common.redis.scripts import Scripts
@@ -59,7 +60,7 @@ def test_an_address_without_sentinels_or_service_is_refused(url):
     ],
 )
 def test_a_server_that_cannot_serve_now_is_unavailable(text):
-    assert isinstance(as_unavailable(ResponseError(text)), RedisUnavailable)
+    assert isinstance(as_unavailable(ResponseError(text)), StoreUnavailable)
 
 
 @pytest.mark.parametrize("text", ["ERR wrong number of arguments", "WRONGTYPE Operation against a key", "BUSYGROUP exists"])
@@ -139,7 +140,7 @@ async def test_a_pipeline_on_a_connection_that_uvloop_has_closed_fails_as_redis_
 
 
 def test_a_script_that_is_missing_right_after_it_was_loaded_is_another_servers_lack_and_not_our_fault():
-    assert isinstance(as_unavailable(NoScriptError("No matching script. Please use EVAL.")), RedisUnavailable)
+    assert isinstance(as_unavailable(NoScriptError("No matching script. Please use EVAL.")), StoreUnavailable)
 
 
 async def test_a_master_that_another_has_replaced_at_its_address_is_left_with_every_connection(tmp_path):
@@ -159,7 +160,7 @@ async def test_a_master_that_another_has_replaced_at_its_address_is_left_with_ev
         address.unlink()
         address.symlink_to(new.folder / "redis.sock")
         await admin.execute_command("REPLICAOF", "127.0.0.1", "1")
-        with pytest.raises(RedisUnavailable):
+        with pytest.raises(StoreUnavailable):
             await counting.run("count", [], [])
         await asyncio.sleep(0.1)
 
@@ -174,5 +175,5 @@ async def test_a_master_that_another_has_replaced_at_its_address_is_left_with_ev
 
 @pytest.mark.parametrize("text", ["ERR READONLY You can't write against a read only instance"])
 def test_a_proxys_own_form_of_a_refusal_is_one(text):
-    assert isinstance(as_unavailable(ResponseError(text)), RedisUnavailable)
+    assert isinstance(as_unavailable(ResponseError(text)), StoreUnavailable)
     assert _NOT_MASTER.search(text)

@@ -11,7 +11,8 @@ from redis.exceptions import (
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from common.redis.errors import RedisRefuses, as_unavailable, is_refusal, words_of
+from common.canonical.errors import StoreRefuses
+from common.redis.errors import as_unavailable, is_refusal, words_of
 
 SHA = "a" * 40
 
@@ -41,7 +42,7 @@ REFUSALS = [
 def test_what_a_server_that_answers_refuses_is_a_refusal_in_its_own_words(error, words):
     found = as_unavailable(error)
 
-    assert isinstance(found, RedisRefuses)
+    assert isinstance(found, StoreRefuses)
     assert str(found).startswith(words)
     assert SHA not in str(found)
     assert "prompt" not in str(found)
@@ -71,7 +72,7 @@ def test_what_a_unix_socket_s_connection_hides_is_found():
     error.__cause__ = AuthenticationError("invalid username-password pair or user is disabled.")
 
     assert str(as_unavailable(error)) == words_of(error) == "WRONGPASS invalid username-password pair or user is disabled."
-    assert isinstance(as_unavailable(error), RedisRefuses)
+    assert isinstance(as_unavailable(error), StoreRefuses)
 
 
 def test_words_are_one_line_and_bounded():

@@ -2,8 +2,7 @@
 
 import pytest
 
-from common.canonical.errors import ErrorKind, GatewayError
-from common.channel.base import ChannelUnavailable
+from common.canonical.errors import ErrorKind, GatewayError, StoreUnavailable
 from common.config.settings import MIB, Settings
 from workers.publish.large_answers import KEPT_S, LARGE_BYTES, STEP_BYTES, LargeAnswers
 
@@ -20,7 +19,7 @@ class Lab:
 
     async def evict(self, generation_id: str) -> bool:
         if self.is_away:
-            raise ChannelUnavailable("away")
+            raise StoreUnavailable("away")
         if generation_id in self.kept:
             return False
         self.evicted.append(generation_id)

@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from common.canonical.errors import ErrorKind, GatewayError
+from common.canonical.errors import ErrorKind, GatewayError, StoreUnavailable
 from common.canonical.job import Policy
-from common.channel.base import START, Append, ChannelUnavailable, Claim, Frame, FrameId, FrameKind, Opening, Stop
+from common.channel.base import START, Append, Claim, Frame, FrameId, FrameKind, Opening, Stop
 from common.channel.memory import MemoryChannel
 from common.config.settings import Settings
 from workers.publish.linger import Linger
@@ -38,12 +38,12 @@ class Channel(MemoryChannel):
     async def append(self, appends):
         if self.fail_before:
             self.fail_before -= 1
-            raise ChannelUnavailable("away")
+            raise StoreUnavailable("away")
         self.appends.append(appends)
         answers = await super().append(appends)
         if self.fail_after:
             self.fail_after -= 1
-            raise ChannelUnavailable("the answer was lost")
+            raise StoreUnavailable("the answer was lost")
         return answers
 
     def forget(self, count: int) -> None:

@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 
 from cli.embedded_redis import EmbeddedRedis
 from common.access.principal import Budget, Limits
-from common.canonical.errors import ErrorKind, Failed, GatewayError
+from common.canonical.errors import ErrorKind, Failed, GatewayError, StoreUnavailable
 from common.canonical.events import Usage
 from common.canonical.job import Job, Policy
 from common.canonical.money import NANO_USD
@@ -24,7 +24,6 @@ from common.config.settings import ProviderSettings, Settings
 from common.limits.charges import periods
 from common.redis import keyspace
 from common.redis.client import Client, connect
-from common.redis.errors import RedisUnavailable
 from common.redis.pulse import Pulse
 from workers.metrics import Metrics
 from workers.providers.base import Deployment
@@ -290,7 +289,7 @@ async def test_what_cannot_be_settled_while_redis_is_away_stays_reserved(redis, 
     assert isinstance(reserved, Reserved)
 
     async def is_away(calls: Any) -> Any:
-        raise RedisUnavailable
+        raise StoreUnavailable
 
     ours.give_back(reserved, 0)
     with monkeypatch.context() as patch:

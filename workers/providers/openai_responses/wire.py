@@ -34,7 +34,7 @@ from common.canonical.events import (
 from common.canonical.generation import GenerationRequest
 from common.dialects.base import ReplyInfo
 from common.dialects.openai_responses.ids import response_id
-from common.dialects.openai_responses.sealed_reasoning import is_sealed
+from common.dialects.openai_responses.wrapped_reasoning import is_wrapped
 from common.sse import read_block
 from workers.providers.base import Deployment, UpstreamRequest
 from workers.providers.openai_responses.request import REASONING_MARK, build_body, prompt
@@ -80,7 +80,7 @@ class OpenAiResponses:
             changed |= {"background": True, "store": True}
         if isinstance(changed.get("input"), list):
             # What another vendor thought, in a conversation that began there: OpenAI cannot read it, and refuses it.
-            changed["input"] = [item for item in changed["input"] if not is_sealed(dict_of(item).get("encrypted_content"))]
+            changed["input"] = [item for item in changed["input"] if not is_wrapped(dict_of(item).get("encrypted_content"))]
         dropped = fit_response(changed, deployment)
         return UpstreamRequest(_url(deployment), _headers(deployment, headers), orjson.dumps(changed), dropped)
 

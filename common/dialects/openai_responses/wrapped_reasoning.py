@@ -12,9 +12,9 @@ _SIGNED = "sluice-signed:"
 _REDACTED = "sluice-redacted:"
 
 
-def seal(*, signature: str | None = None, redacted: str | None = None) -> str | None:
+def wrap(*, signature: str | None = None, redacted: str | None = None) -> str | None:
     """
-    >>> seal(signature="abc")
+    >>> wrap(signature="abc")
     'sluice-signed:abc'
     """
     if redacted is not None:
@@ -22,10 +22,10 @@ def seal(*, signature: str | None = None, redacted: str | None = None) -> str | 
     return None if signature is None else _SIGNED + signature
 
 
-def unseal(encrypted_content: str) -> ThinkingPart:
-    """Return what ``seal`` put in, with no text yet; an empty part for what is not ours.
+def unwrap(encrypted_content: str) -> ThinkingPart:
+    """Return what ``wrap`` put in, with no text yet; an empty part for what is not ours.
 
-    >>> unseal("sluice-signed:abc").signature
+    >>> unwrap("sluice-signed:abc").signature
     'abc'
     """
     if encrypted_content.startswith(_SIGNED):
@@ -35,6 +35,6 @@ def unseal(encrypted_content: str) -> ThinkingPart:
     return ThinkingPart()
 
 
-def is_sealed(encrypted_content: object) -> bool:
+def is_wrapped(encrypted_content: object) -> bool:
     """Whether an item's content is ours, so that OpenAI would refuse it."""
     return isinstance(encrypted_content, str) and encrypted_content.startswith((_SIGNED, _REDACTED))
