@@ -21,7 +21,7 @@ from pathlib import Path
 
 import redis
 
-from cli.embedded_redis import EmbeddedRedis, free_port
+from cli.dev.embedded_redis import EmbeddedRedis, free_port
 from common.access import key_text
 
 ROOT = Path(__file__).parent.parent

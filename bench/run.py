@@ -19,7 +19,7 @@ from pathlib import Path
 import orjson
 import uvloop
 
-from cli.embedded_redis import EmbeddedRedis, free_port
+from cli.dev.embedded_redis import EmbeddedRedis, free_port
 from common.process.process import raise_file_limit
 
 ROOT = Path(__file__).parent.parent

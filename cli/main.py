@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import click
 
-from cli.keys import keys
+from cli.keys.commands import keys
 from cli.usage import usage
 
 _PORT, _PORT_OR_FREE = click.IntRange(1, 65_535), click.IntRange(0, 65_535)
@@ -88,7 +88,7 @@ def dev(workers: int, host: str, port: int | None, once: bool, reload: bool, ver
     sluice dev --port 8090 --once
     OPENAI_API_KEY=… sluice dev    # a real provider beside the demo
     """
-    from cli.dev import run
+    from cli.dev.command import run
     from cli.settings import load_settings
 
     sys.exit(run(load_settings(port=port), host=host, workers=workers, once=once, reload=reload, verbose=verbose))
@@ -105,10 +105,10 @@ def demo_provider(host: str, port: int) -> None:
     DEMO_BASE_URL=http://127.0.0.1:8090/v1 sluice worker
 
     What it answers is set by the model's name: demo-n50-d20 is 50 tokens, 20 ms apart; demo-e503 fails; demo-cut10 breaks
-    off after ten tokens. `python -c "help('cli.demo_provider.script')"` lists all of it.
+    off after ten tokens. `python -c "help('demo_provider.script')"` lists all of it.
     """
-    from cli.demo_provider.server import run
     from cli.settings import load_settings
+    from demo_provider.server import run
 
     load_settings()  # It follows none of them; but what is wrong is told wherever one looks first.
     with _listening():
@@ -218,7 +218,7 @@ def doctor(with_keys: bool) -> None:
     sluice doctor
     sluice doctor --keys      # and whether each provider takes its keys
     """
-    from cli.doctor import run
+    from cli.doctor.command import run
     from cli.settings import load_settings
 
     sys.exit(run(load_settings(), with_keys=with_keys))

@@ -7,7 +7,7 @@ import pytest
 import structlog
 from redis.asyncio import Redis
 
-from cli.embedded_redis import EmbeddedRedis
+from cli.dev.embedded_redis import EmbeddedRedis
 from tests.support.servers.postgres import PostgresForTests, find_binaries
 from tests.support.servers.redis_client import client_of
 

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from cli.demo_provider.script import answer
+from demo_provider.script import answer
 from tests.support.clients.chromium import Page, browser, new_page
 from tests.support.fleet import CHAT, ROOT, Fleet, body_of, fleet, headers_of
 from tests.support.servers.cutting_proxy import CuttingProxy, cutting_proxy

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 import httpx
 import pytest
 
-from cli.demo_provider.script import answer
+from demo_provider.script import answer
 from tests.support.clients.chromium import Page, browser, new_page
 from tests.support.fleet import KEY, Fleet, fleet, until
 

@@ -11,8 +11,8 @@ import orjson
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from cli.demo_provider.script import answer
 from common.redis import keyspace
+from demo_provider.script import answer
 from tests.chaos.client import History, Outcome
 from tests.chaos.faults import Happened
 from tests.chaos.plan import APIS, CLIENTS_LINK, REDIS, Manner

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from cli.embedded_redis import find_server, free_port
+from cli.dev.embedded_redis import find_server, free_port
 from tests.chaos.client import KEY
 from tests.chaos.plan import APIS, CLIENTS_LINK, DRAIN_S, WORKERS
 from tests.chaos.proxy import Link

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
-from cli.embedded_redis import EmbeddedRedis
+from cli.dev.embedded_redis import EmbeddedRedis
 from tests.chaos.plan import Fault, FaultKind
 from tests.chaos.proxy import Link
 from tests.support.servers import sentinel

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 import pytest
 
-from cli.demo_provider.script import word
+from demo_provider.script import word
 from tests.chaos.books import RESERVED_MAX, Row, check_rows, check_tokens, input_tokens
 from tests.chaos.checker import REFUSAL_MAX_S, End, check_log, judge
 from tests.chaos.client import History, Outcome

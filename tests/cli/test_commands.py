@@ -16,7 +16,7 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
-from cli.embedded_redis import free_port
+from cli.dev.embedded_redis import free_port
 from cli.main import main
 
 SLUICE = [sys.executable, "-m", "cli.main"]

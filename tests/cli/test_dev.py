@@ -8,7 +8,7 @@ import orjson
 import pytest
 from pydantic import SecretStr
 
-from cli import dev
+from cli.dev import command as dev
 from common.config.settings import Settings
 
 

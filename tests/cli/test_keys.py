@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner, Result
 from redis import Redis
 
-from cli.embedded_redis import EmbeddedRedis
+from cli.dev.embedded_redis import EmbeddedRedis
 from cli.main import main
 from common.access.key_text import is_id, read
 from common.config.settings import Settings
@@ -141,7 +141,7 @@ def test_the_list_tells_tenants_and_states(sluice):
 )
 def test_an_expiry_may_be_a_span_from_now(sluice, text, after_s, monkeypatch):
     now_ns = 1_900_000_000 * 1_000_000_000
-    monkeypatch.setattr("cli.keys.time.time_ns", lambda: now_ns)
+    monkeypatch.setattr("cli.keys.options.time.time_ns", lambda: now_ns)
 
     told = made(sluice, "--expires", text)
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import pytest
 from click.testing import CliRunner
 
-from cli.demo_provider.server import running
+from cli.doctor.provider_keys import check_keys
 from cli.main import main
-from cli.provider_keys import check_keys
 from common.config.settings import ProviderSettings, Settings
+from demo_provider.server import running
 
 GOOD = "sk-good-canary-0123456789-wxyz"
 

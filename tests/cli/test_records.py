@@ -7,8 +7,8 @@ import pytest
 from click.testing import CliRunner, Result
 from redis import Redis
 
-from cli.doctor_redis import examine_redis
-from cli.finding import Finding
+from cli.doctor.finding import Finding
+from cli.doctor.redis_checks import examine_redis
 from cli.main import main
 from common.config.settings import Settings
 from common.ledger.set_aside import pack

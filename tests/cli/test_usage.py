@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from cli.doctor import _database, _unknown_prices
+from cli.doctor.command import _database, _unknown_prices
 from cli.main import main
 from cli.usage import as_csv, as_table
 from common.config.settings import ProviderSettings, Settings

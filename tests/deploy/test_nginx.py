@@ -13,8 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from cli.demo_provider.script import answer
-from cli.embedded_redis import free_port
+from cli.dev.embedded_redis import free_port
+from demo_provider.script import answer
 from tests.support.fleet import KEY, Fleet, fleet, until
 from tests.support.servers import nginx
 

@@ -10,7 +10,7 @@ import httpx
 import orjson
 import pytest
 
-from cli.demo_provider.script import answer
+from demo_provider.script import answer
 from tests.support.fleet import KEY, Fleet, Process, fleet, is_ok, sse_events, until
 from tests.support.servers import nginx
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.demo_provider.script import answer
+from demo_provider.script import answer
 from tests.e2e.test_continuations import DIALECTS, QUICK_LEASE, Stream
 from tests.support.fleet import CHAT, Fleet, RawClient, body_of, fleet, until
 

@@ -15,8 +15,8 @@ import httpx
 import orjson
 import pytest
 
-from cli.demo_provider.script import answer
 from common.config.settings import Settings
+from demo_provider.script import answer
 from tests.support.fleet import (
     CHAT,
     DIALECTS,

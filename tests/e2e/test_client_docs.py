@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from cli.demo_provider.script import answer
+from demo_provider.script import answer
 from tests.support.fleet import KEY, ROOT, Fleet
 
 BLOCKS = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "clients.md").read_text(), re.MULTILINE | re.DOTALL)

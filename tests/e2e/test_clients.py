@@ -12,7 +12,7 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletionChunk
 
-from cli.demo_provider.script import answer
+from demo_provider.script import answer
 from tests.support.clients import sdk_clients
 from tests.support.fleet import (
     CHAT,

@@ -10,7 +10,7 @@ import httpx
 import orjson
 import pytest
 
-from cli.demo_provider.script import answer
+from demo_provider.script import answer
 from tests.support.clients import sdk_clients, seed_clients
 from tests.support.fleet import KEY, Fleet, fleet, headers_of, until
 

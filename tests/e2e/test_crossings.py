@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from cli.demo_provider.script import answer, refusal, thought
+from demo_provider.script import answer, refusal, thought
 from tests.support.clients import sdk_clients
 from tests.support.clients.sdk_clients import Seen
 from tests.support.fleet import CHAT, DIALECTS, FAMILY_OF, MESSAGES, PATH_OF, Fleet, body_of, sse_events

@@ -8,7 +8,7 @@ import httpx
 import openai
 import pytest
 
-from cli.demo_provider.script import answer
+from demo_provider.script import answer
 from tests.support.clients import seed_clients
 from tests.support.fleet import KEY, Fleet, fleet, headers_of, sse_events
 

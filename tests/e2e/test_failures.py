@@ -9,8 +9,8 @@ import httpx
 import orjson
 import pytest
 
-from cli.demo_provider.script import answer
 from common.redis import keyspace
+from demo_provider.script import answer
 from tests.support.fleet import KEY, Fleet, fleet, until
 
 QUICK_LEASE = {"SLUICE_LEASE_S": "2", "SLUICE_RENEW_S": "0.5", "SLUICE_HEARTBEAT_S": "0.5"}

@@ -11,7 +11,7 @@ import anthropic
 import openai
 import pytest
 
-from cli.demo_provider.script import answer, refusal, thought
+from demo_provider.script import answer, refusal, thought
 from tests.support.fleet import CHAT, KEY, MESSAGES, Fleet, RawClient, body_of, fleet, until
 
 USER: Any = [{"role": "user", "content": "hi"}]

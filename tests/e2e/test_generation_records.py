@@ -10,13 +10,13 @@ from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
 
 from api.auth.authenticator import Authenticator
-from cli.demo_provider.script import answer
 from common.canonical.job import Policy
 from common.channel.base import Append, Claim, Frame, FrameId, FrameKind, Opening
 from common.channel.redis import RedisChannel
 from common.config.settings import Settings
 from common.redis import keyspace
 from common.redis.client import connect
+from demo_provider.script import answer
 from tests.support.clients.generations_client import JSON, ended, started, stop, told, url
 from tests.support.fleet import CHAT, DIALECTS, FAMILY_OF, KEY, MESSAGES, OTHER_KEY, Fleet, body_of, fleet, headers_of, until
 

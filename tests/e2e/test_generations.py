@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from cli.demo_provider.script import answer
+from demo_provider.script import answer
 from tests.support.fleet import (
     CHAT,
     DIALECTS,

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from cli.demo_provider.script import answer
+from demo_provider.script import answer
 from tests.support.clients.generations_client import (
     AGENTARY,
     ALL,

@@ -11,7 +11,7 @@ import httpx
 import orjson
 import pytest
 
-from cli.demo_provider.script import answer
+from demo_provider.script import answer
 from tests.support.clients import sdk_clients, seed_clients
 from tests.support.fleet import CHAT, MESSAGES, PATH_OF, ROOT, Fleet, RawClient, body_of, fleet, headers_of, until
 

@@ -12,7 +12,7 @@ import httpx
 import openai
 import pytest
 
-from cli.demo_provider.script import answer
+from demo_provider.script import answer
 from tests.support.fleet import CHAT, KEY, MESSAGES, OTHER_KEY, Fleet, RawClient, body_of, fleet, headers_of, sse_events, until
 from tests.support.servers.cutting_proxy import cutting_proxy
 

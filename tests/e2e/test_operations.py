@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from cli.demo_provider.script import answer
-from cli.embedded_redis import free_port
+from cli.dev.embedded_redis import free_port
+from demo_provider.script import answer
 from tests.support.fleet import (
     CHAT,
     DIALECTS,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.demo_provider.script import answer
+from demo_provider.script import answer
 from tests.support.fleet import KEY, Fleet
 
 README = (Path(__file__).parents[2] / "README.md").read_text()

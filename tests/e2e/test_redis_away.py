@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from cli.demo_provider.script import answer
+from demo_provider.script import answer
 from tests.e2e.test_failures import Client, takeovers
 from tests.support.fleet import CHAT, DIALECTS, MESSAGES, Fleet, body_of, fleet, headers_of, until
 

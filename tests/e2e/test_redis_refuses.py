@@ -16,9 +16,9 @@ import orjson
 import pytest
 import redis
 
-from cli.demo_provider.script import answer
-from cli.embedded_redis import EmbeddedRedis
+from cli.dev.embedded_redis import EmbeddedRedis
 from common.redis import keyspace
+from demo_provider.script import answer
 from tests.e2e.test_failures import Client
 from tests.support.fleet import CHAT, Fleet, Process, body_of, fleet, fleet_on, until
 from tests.support.sources.probed_commands import BESIDE, IN_SCRIPT, NOT_TRIED

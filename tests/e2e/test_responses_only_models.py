@@ -6,7 +6,7 @@ import anthropic
 import openai
 import pytest
 
-from cli.demo_provider.script import answer, thought
+from demo_provider.script import answer, thought
 from tests.support.fleet import CHAT, KEY, MESSAGES, Fleet, body_of, headers_of, sse_events
 
 SUFFIX = "deep-research"  # Names of this kind go to the responses API.

@@ -8,7 +8,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from cli.demo_provider.script import answer
+from demo_provider.script import answer
 from tests.support.fleet import KEY, Fleet, fleet, sse_events
 
 PAGE = (Path(__file__).parents[2] / "docs" / "resuming.md").read_text()

@@ -7,7 +7,7 @@ import anthropic
 import pytest
 from anthropic.types import Message, TextBlock, ThinkingBlock, ToolUseBlock
 
-from cli.demo_provider.script import answer, thought
+from demo_provider.script import answer, thought
 from tests.support.fleet import KEY, Fleet
 
 USER: Any = [{"role": "user", "content": "hi"}]

@@ -9,7 +9,7 @@ import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from pydantic import BaseModel
 
-from cli.demo_provider.script import answer
+from demo_provider.script import answer
 from tests.support.fleet import KEY, Fleet
 
 USER: Any = [{"role": "user", "content": "hi"}]

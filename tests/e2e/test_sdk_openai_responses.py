@@ -10,7 +10,7 @@ import pytest
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import BaseModel, TypeAdapter
 
-from cli.demo_provider.script import answer
+from demo_provider.script import answer
 from tests.support.fleet import KEY, OTHER_KEY, Fleet, fleet, headers_of, sse_events, until
 
 PROVIDERS = ("demo", "anthropic", "openai")  # Translated to chat completions and to messages, and passed through.

@@ -12,7 +12,7 @@ import httpx
 import orjson
 import pytest
 
-from cli.demo_provider.script import answer
+from demo_provider.script import answer
 from tests.support.clients import seed_clients
 from tests.support.clients.seed_clients import SeedError
 from tests.support.fleet import KEY, ROOT, Fleet, RawClient, fleet, headers_of, sse_events, until

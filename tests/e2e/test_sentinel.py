@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from cli.demo_provider.script import answer
-from cli.embedded_redis import find_server
+from cli.dev.embedded_redis import find_server
 from common.redis import keyspace
+from demo_provider.script import answer
 from tests.e2e.test_failures import Client, takeovers
 from tests.support.fleet import Fleet, fleet, fleet_on, until
 from tests.support.servers import sentinel

@@ -6,7 +6,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cli.demo_provider.script import answer
+from demo_provider.script import answer
 from tests.support.fleet import CHAT, RawClient, body_of, fleet, sse_events, until
 
 pytestmark = pytest.mark.timeout(600)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from cli.embedded_redis import EmbeddedRedis
+from cli.dev.embedded_redis import EmbeddedRedis
 from tests.support.fleet import CHAT, MESSAGES, ROOT, Fleet, body_of
 from tests.support.upstreams.raw_upstream import CLOSE, RawUpstream, Request, ok, raw_upstream
 from tests.support.upstreams.wire_answers import STREAMS, WHOLES, Says

@@ -8,10 +8,10 @@ import httpx
 import orjson
 import pytest
 
-from cli.demo_provider.script import answer
 from common.canonical.money import NANO_USD
 from common.limits.charges import periods
 from common.redis import keyspace
+from demo_provider.script import answer
 from tests.support.fleet import CHAT, MESSAGES, Fleet, body_of, fleet, until
 from tests.support.upstreams.recording_upstream import RecordingUpstream
 

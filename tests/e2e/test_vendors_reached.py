@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.demo_provider.script import answer
+from demo_provider.script import answer
 from tests.support.fleet import CHAT, MESSAGES, Fleet, body_of, fleet
 from tests.support.upstreams.recording_upstream import RecordingUpstream
 

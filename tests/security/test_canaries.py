@@ -14,7 +14,7 @@ import httpx
 import pytest
 import redis
 
-from cli.embedded_redis import EmbeddedRedis
+from cli.dev.embedded_redis import EmbeddedRedis
 from tests.support.fleet import Fleet, Process, body_of, fleet, fleet_on, headers_of, until
 from tests.support.upstreams.quoting_upstream import QuotingUpstream
 

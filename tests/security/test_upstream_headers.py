@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.demo_provider.script import answer
+from demo_provider.script import answer
 from tests.support.fleet import CHAT, body_of, fleet
 
 CHUNK = (

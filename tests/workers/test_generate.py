@@ -11,8 +11,6 @@ import pytest
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
-from cli.demo_provider.script import answer
-from cli.demo_provider.server import running
 from common.canonical.job import Job, Policy
 from common.channel.base import START, Append, Claim, Frame, FrameId, FrameKind, Opening, Stop
 from common.channel.memory import MemoryChannel
@@ -21,6 +19,8 @@ from common.queue.jobs import ClaimedJob
 from common.queue.worker import SetAside
 from common.redis.client import connect
 from common.responses import ResponseStore
+from demo_provider.script import answer
+from demo_provider.server import running
 from workers.generate import run_generation
 from workers.metrics import Metrics
 from workers.publish.linger import Linger

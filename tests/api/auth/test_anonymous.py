@@ -5,7 +5,7 @@ import pytest
 from redis.asyncio import Redis
 
 from api.main import Process, create_app
-from cli.embedded_redis import EmbeddedRedis
+from cli.dev.embedded_redis import EmbeddedRedis
 from common.config.settings import ProviderSettings, Settings
 
 ID = "0" * 32

@@ -8,7 +8,7 @@ from pydantic import SecretStr
 from redis.asyncio import Redis
 
 from api.auth.key_cache import KnownKeys, Rings
-from cli.embedded_redis import EmbeddedRedis
+from cli.dev.embedded_redis import EmbeddedRedis
 from common.access.key_records import KeyRecords
 from common.access.key_ring import KeyRing, NewKey
 from common.access.key_text import new_id

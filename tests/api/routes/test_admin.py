@@ -7,7 +7,7 @@ import pytest
 from redis.asyncio import Redis
 
 from api.main import Process, create_app
-from cli.embedded_redis import EmbeddedRedis
+from cli.dev.embedded_redis import EmbeddedRedis
 from common.access.key_records import Gone, KeyRecords
 from common.canonical.errors import StoreUnavailable
 from common.config.settings import ProviderSettings, Settings

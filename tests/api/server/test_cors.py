@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 
 from api.main import Process, create_app
 from api.server.security_headers import page_policy
-from cli.embedded_redis import EmbeddedRedis
+from cli.dev.embedded_redis import EmbeddedRedis
 from common.access.principal import Access
 from common.config.settings import ProviderSettings, Settings
 

@@ -8,10 +8,10 @@ import httpx
 import openai
 import pytest
 
-from cli.demo_provider import background
-from cli.demo_provider.background import Backgrounds
-from cli.demo_provider.script import answer
-from cli.demo_provider.server import running
+from demo_provider import background
+from demo_provider.background import Backgrounds
+from demo_provider.script import answer
+from demo_provider.server import running
 
 
 @pytest.fixture

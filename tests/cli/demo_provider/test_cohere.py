@@ -8,9 +8,9 @@ from typing import Any
 import httpx
 import pytest
 
-from cli.demo_provider.script import answer, thought
-from cli.demo_provider.server import running
 from common.canonical.events import Choice, Completed, Failed, FinishReason, Reply, fold
+from demo_provider.script import answer, thought
+from demo_provider.server import running
 from tests.support.upstreams.recordings import blocks_of, data_of
 from workers.providers.cohere.wire import COHERE
 

@@ -13,10 +13,10 @@ import httpx
 import openai
 import pytest
 
-from cli.demo_provider import script
-from cli.demo_provider.schema import example
-from cli.demo_provider.script import Fault, FaultKind, answer, parse, word
-from cli.demo_provider.server import running
+from demo_provider import script
+from demo_provider.schema import example
+from demo_provider.script import Fault, FaultKind, answer, parse, word
+from demo_provider.server import running
 
 HELLO = [{"role": "user", "content": "How does a sluice work?"}]
 HELLO_TOKENS = 6  # Five words and the role.
@@ -654,7 +654,7 @@ async def test_many_streams_at_once_are_all_whole(http):
 
 
 async def test_the_process_prints_its_address_and_stops_on_sigterm():
-    code = "from cli.demo_provider.server import run; run('127.0.0.1', 0)"
+    code = "from demo_provider.server import run; run('127.0.0.1', 0)"
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=subprocess.PIPE)
     line = (await process.stdout.readline()).decode()
     address = line.split()[-1]

@@ -6,8 +6,8 @@ from typing import Any
 import httpx
 import pytest
 
-from cli.demo_provider.script import answer
-from cli.demo_provider.server import running
+from demo_provider.script import answer
+from demo_provider.server import running
 
 HELLO = {"contents": [{"role": "user", "parts": [{"text": "How does a sluice work?"}]}]}
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
-from cli.embedded_redis import EmbeddedRedis
+from cli.dev.embedded_redis import EmbeddedRedis
 from common.access.principal import Budget, Limits
 from common.canonical.errors import ErrorKind, GatewayError
 from common.config.settings import Settings

@@ -8,7 +8,7 @@ import pytest
 import structlog
 from redis.exceptions import ResponseError
 
-from cli.embedded_redis import EmbeddedRedis
+from cli.dev.embedded_redis import EmbeddedRedis
 from common.redis import keyspace
 from common.redis.client import Client, connect
 from common.redis.probe import Harm, Probe, Problem, try_all

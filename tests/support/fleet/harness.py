@@ -17,7 +17,7 @@ import httpx
 import orjson
 import redis
 
-from cli.embedded_redis import EmbeddedRedis, free_port
+from cli.dev.embedded_redis import EmbeddedRedis, free_port
 
 ROOT = Path(__file__).parents[3]
 KEY = "sk-test"

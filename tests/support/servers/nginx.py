@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from cli.embedded_redis import free_port
+from cli.dev.embedded_redis import free_port
 from tests.support.fleet import ROOT, until
 
 CONFIG = ROOT / "deploy" / "nginx" / "nginx.conf"

@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 
 from redis.asyncio import Redis
 
-from cli.embedded_redis import EmbeddedRedis
+from cli.dev.embedded_redis import EmbeddedRedis
 from common.redis.client import connect
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import redis
 
-from cli.embedded_redis import find_server, free_port
+from cli.dev.embedded_redis import find_server, free_port
 from common.process.process import die_with_parent
 from tests.support.fleet import until
 

@@ -8,10 +8,10 @@ import orjson
 import pytest
 from structlog.testing import capture_logs
 
-from cli.demo_provider.script import answer
 from common.channel.base import FrameKind
 from common.config.settings import ProviderSettings
 from common.sse import split_blocks
+from demo_provider.script import answer
 from tests.workers.continuation.test_continuation import READERS, every_dialect, lose, open_as
 from tests.workers.test_generate import G, Setup, setup  # noqa: F401 - a fixture.
 from workers.providers import WIRES

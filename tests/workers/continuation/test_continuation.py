@@ -5,7 +5,6 @@ from typing import Any
 import orjson
 import pytest
 
-from cli.demo_provider.script import answer
 from common.canonical.events import Usage
 from common.channel.base import Append, Claim, Frame, FrameId, FrameKind
 from common.config.settings import ProviderSettings
@@ -13,6 +12,7 @@ from common.dialects import DIALECTS
 from common.dialects.base import Progress, ReplyInfo
 from common.sse import split_blocks
 from common.vendors.prefill import prefill_of
+from demo_provider.script import answer
 from tests.support.clients import sdk_clients, seed_clients
 from tests.workers.test_generate import G, Setup, setup  # noqa: F401 - a fixture.
 from workers.continuation.continuation import CONTINUATIONS_MAX, Continuation, Past

@@ -24,14 +24,14 @@ import orjson
 import uvloop
 from aiohttp import web
 
-from cli.demo_provider import chat, cohere, gemini, messages, responses
-from cli.demo_provider.background import Background, Backgrounds
-from cli.demo_provider.ledger import REQUESTS_KEPT, Ledger
-from cli.demo_provider.plan import make_plan
-from cli.demo_provider.playback import Player
-from cli.demo_provider.script import Fault, FaultKind, Script, parse
-from cli.demo_provider.wire import Ask, Wire, WireError, key_of
 from common.process.listening import bind
+from demo_provider import chat, cohere, gemini, messages, responses
+from demo_provider.background import Background, Backgrounds
+from demo_provider.ledger import REQUESTS_KEPT, Ledger
+from demo_provider.plan import make_plan
+from demo_provider.playback import Player
+from demo_provider.script import Fault, FaultKind, Script, parse
+from demo_provider.wire import Ask, Wire, WireError, key_of
 
 _WIRES: dict[str, Wire] = {
     "/v1/chat/completions": chat,

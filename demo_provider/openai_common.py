@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from cli.demo_provider.wire import Ask, WireError
+from demo_provider.wire import Ask, WireError
 
 BAD_KEY = "Incorrect API key provided. You can find your API key at https://platform.openai.com/account/api-keys."
 MISSING_KEY = (

@@ -8,10 +8,10 @@ import itertools
 
 import orjson
 
-from cli.demo_provider import script as scripts
-from cli.demo_provider.schema import example
-from cli.demo_provider.script import Script, Words, split_words
-from cli.demo_provider.wire import Ask, Finish, Part, PartKind, Plan, WireError
+from demo_provider import script as scripts
+from demo_provider.schema import example
+from demo_provider.script import Script, Words, split_words
+from demo_provider.wire import Ask, Finish, Part, PartKind, Plan, WireError
 
 _FRAGMENT_CHARS = 6  # Small enough that the shortest arguments come in several deltas and cuts fall inside strings.
 

@@ -14,10 +14,10 @@ from typing import Protocol
 import orjson
 from aiohttp import web
 
-from cli.demo_provider.background import Background
-from cli.demo_provider.ledger import Ledger
-from cli.demo_provider.script import Fault, FaultKind, Script
-from cli.demo_provider.wire import AnswerStream, Ask, Plan, Wire, WireError
+from demo_provider.background import Background
+from demo_provider.ledger import Ledger
+from demo_provider.script import Fault, FaultKind, Script
+from demo_provider.wire import AnswerStream, Ask, Plan, Wire, WireError
 
 _GATHERED_MAX = 64  # Tokens in one write where they are due at once; then others get their turn on the loop.
 _FLUSH_S_MAX = 1.0  # How long a reset waits for what was written before it; who does not read gets no more.

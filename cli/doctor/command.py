@@ -8,9 +8,9 @@ import click
 
 from api.auth.authenticator import is_open, static_ids
 from api.auth.startup_checks import refuse_to_start
-from cli.doctor_redis import examine_redis
-from cli.finding import Finding, Level
-from cli.http_get import get
+from cli.doctor.finding import Finding, Level
+from cli.doctor.http_get import get
+from cli.doctor.redis_checks import examine_redis
 from common.canonical.errors import GatewayError
 from common.config.foreign_effect import in_effect, without_effect
 from common.config.model_routes import available, resolve
@@ -49,7 +49,7 @@ async def _examine(settings: Settings, *, with_keys: bool) -> list[Finding]:
 
 
 async def _upstreams(settings: Settings, *, with_keys: bool) -> list[Finding]:
-    from cli.doctor_providers import certificates, keys_checked, providers_reached  # Here: aiohttp takes long to load.
+    from cli.doctor.providers import certificates, keys_checked, providers_reached  # Here: aiohttp takes long to load.
 
     found = [*certificates(), *await providers_reached(settings)]
     return found + await keys_checked(settings) if with_keys else found

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from cli.finding import Finding
+from cli.doctor.finding import Finding
 from common.config.model_routes import available
 from common.config.proxies import missing_certificates
 from common.config.settings import Settings
@@ -61,7 +61,7 @@ async def _reach(who: str, address: str, variable: str, connections: Connections
 
 async def keys_checked(settings: Settings) -> list[Finding]:
     """Return whether each key is good, told without showing it."""
-    from cli.provider_keys import check_keys  # Here: it needs the workers' side of it all.
+    from cli.doctor.provider_keys import check_keys  # Here: it needs the workers' side of it all.
 
     found = []
     for name, is_good, reason in await check_keys(settings):

@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from cli.demo_provider.wire import (
+from demo_provider.wire import (
     MARK,
     Ask,
     Finish,

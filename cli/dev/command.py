@@ -22,7 +22,7 @@ import httpx
 import orjson
 
 from api.auth.authenticator import is_loopback
-from cli.embedded_redis import EmbeddedRedis, free_port
+from cli.dev.embedded_redis import EmbeddedRedis, free_port
 from common.config.model_routes import available
 from common.config.setting_doubts import doubts
 from common.config.settings import MIB, Settings
@@ -36,7 +36,7 @@ READY_TIMEOUT_S = 30
 DRAIN_S = 3  # On Ctrl-C nobody wants to wait a minute.
 RESTART_PAUSE_S = 1.0
 EARLY_S, EARLY_MAX = 5.0, 3  # What ends so soon after its start, so many times in a row, would do so for ever.
-WATCHED = ("api", "workers", "common", "cli")
+WATCHED = ("api", "workers", "common", "cli", "demo_provider")
 DEMO_KEY = "sk-demo"  # Everybody knows it: it is good on loopback alone.
 DEMO_PRICE = Price(input_usd_per_mtok=1, output_usd_per_mtok=4)  # Made up, so that there is a cost to see.
 REASON_CHARS_MAX = 500
@@ -310,7 +310,7 @@ def _stop(parts: list[Part]) -> None:
 
 
 def _newest_source() -> float:
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     return max(path.stat().st_mtime for name in WATCHED for path in (root / name).rglob("*") if path.is_file())
 
 

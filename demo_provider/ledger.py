@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from cli.demo_provider.script import Fault
+from demo_provider.script import Fault
 
 REQUESTS_KEPT = 100
 _BODY_BYTES_MAX = 1 << 20  # A hundred larger bodies would be real memory, and nobody reads them.

@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 from redis.asyncio import Redis
 
-from cli.finding import Finding, Level
+from cli.doctor.finding import Finding, Level
 from common.config.settings import MIB, Settings
 from common.process.redaction import shown_url
 from common.queue.jobs import ALIVE_S, keeps_books_as_before

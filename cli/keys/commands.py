@@ -4,17 +4,15 @@ The commands talk to the database and to Redis themselves, so they work while no
 """
 
 import json
-import re
 import sys
-import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from cli import keys_output
+from cli.keys import output as keys_output
+from cli.keys.options import JSON_OPTION, access_of, access_options, check_names, read_moment, read_overlap
 
 ID_SHOWN_MAX = 20
 
@@ -26,12 +24,9 @@ if TYPE_CHECKING:
     from common.access.principal import Access
     from common.config.settings import Settings
 
-Function = TypeVar("Function", bound=Callable[..., Any])
 Answer = TypeVar("Answer")
 
 LIST_MAX = 10_000
-_SPAN = re.compile(r"(\d{1,6})([smhdw])")
-_UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
 @click.group()
@@ -48,90 +43,12 @@ def keys() -> None:
     """
 
 
-def _span_s(text: str) -> int:
-    """Return a span of time such as 90s, 10m, 12h, 30d or 2w in seconds."""
-    match = _SPAN.fullmatch(text.strip().lower())
-    if match is None:
-        raise click.BadParameter("must be like 90s, 10m, 12h, 30d or 2w")
-    return int(match[1]) * _UNIT_S[match[2]]
-
-
-def _overlap(_: click.Context, __: click.Parameter, text: str | None) -> int:
-    return _span_s(text) if text else 0
-
-
-def _moment(_: click.Context, __: click.Parameter, text: str | None) -> int | str | None:
-    """Return the moment in ms that an expiry names: in so much time, or a date, of UTC unless it says otherwise."""
-    if text is None or text == keys_output.NEVER:
-        return text
-    if _SPAN.fullmatch(text.strip().lower()):
-        return time.time_ns() // 1_000_000 + _span_s(text) * 1000
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise click.BadParameter("must be like 30d, 12h, 2027-01-31, 2027-01-31T18:00 or never") from error
-    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
-
-
-_ACCESS_OPTIONS = [
-    click.option("--model", "models", multiple=True, help="A model it may name, or provider/model; with * and ?. Repeatable."),
-    click.option("--provider", "providers", multiple=True, help="A provider that may answer it. Repeatable."),
-    click.option("--dialect", "dialects", multiple=True, help="A dialect that it may speak. Repeatable."),
-    click.option("--origin", "origins", multiple=True, help="A page that may use it, https://app.example. Repeatable."),
-    click.option("--disconnect", help="When its client leaves: stop, grace=SECONDS or detach."),
-    click.option("--class", "highest_class", help="The highest class of its requests: interactive or background."),
-    click.option("--requests", type=int, help="Most requests per window."),
-    click.option("--tokens", type=int, help="Most tokens per window, of prompts and answers together."),
-    click.option("--concurrent", type=int, help="Most generations at a time."),
-    click.option("--window", "window_s", type=float, help="The window in seconds; 60 where it is not said."),
-    click.option(
-        "--day-usd", help="Most US dollars per day of UTC; what runs when it is spent runs on, so set --concurrent too."
-    ),
-    click.option("--month-usd", help="Most US dollars per month of UTC."),
-    click.option("--guardrail", "guardrails", multiple=True, help="pii=block, injection=log, …; see docs/guardrails.md."),
-    click.option("--audit/--no-audit", default=None, help="Keep its requests and answers, encrypted."),
-]
-# Where an access has what an option says, and how the option is called where that is not its parameter's name.
-_PLACES: dict[str, tuple[str, ...]] = {
-    "models": ("models",),
-    "providers": ("providers",),
-    "dialects": ("dialects",),
-    "origins": ("cors_origins",),
-    "disconnect": ("disconnect",),
-    "highest_class": ("highest_class",),
-    "requests": ("limits", "requests"),
-    "tokens": ("limits", "tokens"),
-    "concurrent": ("limits", "concurrent"),
-    "window_s": ("limits", "window_s"),
-    "day_usd": ("budget", "day_usd"),
-    "month_usd": ("budget", "month_usd"),
-    "guardrails": ("guardrails",),
-    "audit": ("audit",),
-}
-_OPTIONS = {
-    "models": "model",
-    "providers": "provider",
-    "dialects": "dialect",
-    "origins": "origin",
-    "highest_class": "class",
-    "window_s": "window",
-    "guardrails": "guardrail",
-}
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
-
-
-def _access_options(function: Function) -> Function:
-    for option in reversed(_ACCESS_OPTIONS):
-        function = option(function)
-    return function
-
-
 @keys.command()
 @click.option("--name", default="", help="What it is for; for people.")
 @click.option("--tenant", default="", help="Whose budget, turns and rules it shares; its own if not said.")
-@click.option("--expires", callback=_moment, help="In so much time (30d), or at a date of UTC (2027-01-31).")
-@_access_options
-@_JSON
+@click.option("--expires", callback=read_moment, help="In so much time (30d), or at a date of UTC (2027-01-31).")
+@access_options
+@JSON_OPTION
 def create(name: str, tenant: str, expires: int | str | None, as_json: bool, **said: Any) -> None:
     """Make a key, and show it this once.
 
@@ -141,8 +58,8 @@ def create(name: str, tenant: str, expires: int | str | None, as_json: bool, **s
     """
     from common.access.principal import Access
 
-    access = _access(Access(), said)
-    _check_names(name, tenant)
+    access = access_of(Access(), said)
+    check_names(name, tenant)
     _warn_doubtful(access)
 
     async def make(ring: "KeyRing") -> Any:
@@ -155,7 +72,7 @@ def create(name: str, tenant: str, expires: int | str | None, as_json: bool, **s
 
 @keys.command("list")
 @click.option("--tenant", help="Of this tenant only.")
-@_JSON
+@JSON_OPTION
 def list_(tenant: str | None, as_json: bool) -> None:
     """List the keys.
 
@@ -184,7 +101,7 @@ def list_(tenant: str | None, as_json: bool) -> None:
 
 @keys.command()
 @click.argument("id_", metavar="ID")
-@_JSON
+@JSON_OPTION
 def show(id_: str, as_json: bool) -> None:
     """Show what a key may, but never the key.
 
@@ -196,8 +113,8 @@ def show(id_: str, as_json: bool) -> None:
 
 @keys.command()
 @click.argument("id_", metavar="ID")
-@click.option("--overlap", "overlap_s", callback=_overlap, help="For how long the key before is good, too: 90s, 10m, 24h.")
-@_JSON
+@click.option("--overlap", "overlap_s", callback=read_overlap, help="For how long the key before is good, too: 90s, 10m, 24h.")
+@JSON_OPTION
 def rotate(id_: str, overlap_s: int, as_json: bool) -> None:
     """Give a key a new secret. Its id, its usage and its generations stay what they are.
 
@@ -215,7 +132,7 @@ def rotate(id_: str, overlap_s: int, as_json: bool) -> None:
 
 @keys.command()
 @click.argument("id_", metavar="ID")
-@_JSON
+@JSON_OPTION
 def disable(id_: str, as_json: bool) -> None:
     """Let a key in no more, everywhere within two seconds. What it has begun runs on.
 
@@ -227,7 +144,7 @@ def disable(id_: str, as_json: bool) -> None:
 
 @keys.command()
 @click.argument("id_", metavar="ID")
-@_JSON
+@JSON_OPTION
 def enable(id_: str, as_json: bool) -> None:
     """Let a disabled key in again.
 
@@ -241,10 +158,10 @@ def enable(id_: str, as_json: bool) -> None:
 @click.argument("id_", metavar="ID")
 @click.option("--name", help="What it is for.")
 @click.option("--tenant", help="Whose budget, turns and rules it shares.")
-@click.option("--expires", callback=_moment, help="In so much time (30d), at a date of UTC (2027-01-31), or never.")
+@click.option("--expires", callback=read_moment, help="In so much time (30d), at a date of UTC (2027-01-31), or never.")
 @click.option("--clear", multiple=True, help="Forget a limit: models, origins, day-usd, …. Repeatable.")
-@_access_options
-@_JSON
+@access_options
+@JSON_OPTION
 def update(
     id_: str,
     name: str | None,
@@ -260,7 +177,7 @@ def update(
     sluice keys update 4f7k2m9qwxyz --requests 120 --expires never
     sluice keys update 4f7k2m9qwxyz --clear models
     """
-    _check_names(name or "", tenant or "")
+    check_names(name or "", tenant or "")
     changes: dict[str, Any] = {}
     if name is not None:
         changes["name"] = name
@@ -269,13 +186,13 @@ def update(
     if expires is not None:
         changes["expires_ms"] = None if expires == keys_output.NEVER else expires
     has_access = bool(clear) or any(value is not None and value != () for value in said.values())
-    _update(id_, lambda old: {**changes, "access": _access(old.access, said, clear)} if has_access else changes, as_json)
+    _update(id_, lambda old: {**changes, "access": access_of(old.access, said, clear)} if has_access else changes, as_json)
 
 
 @keys.command()
 @click.argument("id_", metavar="ID")
 @click.confirmation_option("--yes", prompt="Delete it for good? Disabling it can be undone.")
-@_JSON
+@JSON_OPTION
 def delete(id_: str, as_json: bool) -> None:
     """Delete a key for good. Its usage stays on record.
 
@@ -295,35 +212,6 @@ def _update(id_: str, change: "Change", as_json: bool) -> None:
     keys_output.warn_unserved(changed.record, is_served=changed.is_served)
 
 
-def _access(old: "Access", said: dict[str, Any], clear: tuple[str, ...] = ()) -> "Access":
-    """Return what the options say, on top of what was."""
-    from pydantic import ValidationError
-
-    from cli.settings import what_is_wrong
-    from common.access.principal import Access
-
-    fields = old.model_dump(mode="json", exclude_defaults=True)
-    for name in clear:
-        place = _PLACES.get(name.strip("-").replace("-", "_")) or _PLACES.get(f"{name.strip('-')}s") or _PLACES.get(f"{name}_s")
-        if place is None:
-            raise click.UsageError(f"--clear {name}: choose from {', '.join(each.replace('_', '-') for each in _PLACES)}")
-        _set(fields, place, None)
-    for name, value in said.items():
-        if value is not None and value != ():
-            _set(fields, _PLACES[name], _guardrails(value) if name == "guardrails" else value)
-    try:
-        return Access.model_validate(fields)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise click.UsageError(f"{_option_of(first['loc'])}: {what_is_wrong(first, Access.model_json_schema())}") from error
-
-
-def _option_of(place: tuple[int | str, ...]) -> str:
-    """Return the option that a place in an access is set by."""
-    name = next((name for name, each in _PLACES.items() if place[: len(each)] == each), str(place[0]))
-    return "--" + _OPTIONS.get(name, name).replace("_", "-")
-
-
 def _warn_doubtful(access: "Access") -> None:
     """Tell of what a key is allowed and cannot be meant: it would be of no use, or narrower than its maker believes."""
     from cli.settings import load_settings
@@ -331,32 +219,6 @@ def _warn_doubtful(access: "Access") -> None:
 
     for what, mend in doubts_of_access(access, load_settings()):
         click.echo(f"! It is allowed {what}. {mend}", err=True)
-
-
-def _set(fields: dict[str, Any], place: tuple[str, ...], value: Any) -> None:
-    """Set one field of an access, or take it away: None."""
-    *outer, last = place
-    for name in outer:
-        fields = fields.setdefault(name, {})
-    fields.pop(last, None)
-    if value is not None:
-        fields[last] = value
-
-
-def _guardrails(said: tuple[str, ...]) -> dict[str, str]:
-    pairs = [each.partition("=") for each in said]
-    if any(not mark for _, mark, _ in pairs):
-        raise click.UsageError("--guardrail must be like pii=block")
-    return {name: mode for name, _, mode in pairs}
-
-
-def _check_names(name: str, tenant: str) -> None:
-    from common.access.key_ring import NAME_MAX, TENANT_MAX
-
-    if len(name) > NAME_MAX or not name.isprintable():
-        raise click.UsageError(f"--name must be at most {NAME_MAX} printable characters")
-    if tenant and (len(tenant) > TENANT_MAX or not re.fullmatch(r"[A-Za-z0-9._@-]+", tenant)):
-        raise click.UsageError(f"--tenant must be at most {TENANT_MAX} letters, digits and . _ @ -")
 
 
 # Doing

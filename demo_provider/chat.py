@@ -7,8 +7,8 @@ from typing import Any
 
 import orjson
 
-from cli.demo_provider import openai_common
-from cli.demo_provider.wire import (
+from demo_provider import openai_common
+from demo_provider.wire import (
     MARK,
     Ask,
     Finish,
