@@ -6,7 +6,9 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator
+from functools import partial
 from types import FrameType
+from typing import cast
 
 import structlog
 import uvicorn
@@ -21,12 +23,14 @@ from api.auth.key_cache import KnownKeys, Rings
 from api.guardrails.input_guard import InputGuard
 from api.guardrails.webhook import poster
 from api.metrics import Metrics
+from api.overload.accepting import Acceptor
 from api.overload.answers import Answers
 from api.overload.gate import Gate
 from api.relay.hub import Hub
 from api.routes import admin, dialects, generations, models, pages, responses, usage
 from api.routes.openapi import describe
 from api.server.body_budget import BodyBudget
+from api.server.connection import Connection
 from api.server.cors import Cors
 from api.server.http_errors import meant_path, not_served
 from api.server.middleware import Guarded, Observed
@@ -59,8 +63,6 @@ log = structlog.get_logger()
 # A request that meets the end of its idle connection is lost, and a POST is not sent again. Pools of clients keep one for
 # 90 s (Go, Rust), load balancers for 60 to 600 s.
 KEEP_ALIVE_S = 620
-
-ACCEPTS_PER_TURN = 16  # A turn of ten milliseconds, and 1,600 new connections a second.
 
 EXPOSED_HEADERS = (
     "x-request-id",
@@ -221,6 +223,17 @@ class ApiServer(uvicorn.Server):
         super().__init__(config)
         self._process = process
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's own, but that connections are taken by ours."""
+        await super().startup([])
+        self.servers = [self._acceptor(each) for each in sockets or ()]  # type: ignore[misc]  # They are told to close.
+
+    def _acceptor(self, sock: socket.socket) -> Acceptor:
+        of_ours = cast(type[Connection], self.config.http_protocol_class)
+        protocol = partial(of_ours, self.config, self.server_state, self.lifespan.state)
+        sock.listen(self.config.backlog)
+        return Acceptor(sock, protocol, self._process.services.gate)
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """As uvicorn's own, but for the signal that it would raise again at the end: a drained process ends with status 0."""
         if sig == signal.SIGINT:
@@ -238,16 +251,6 @@ class ApiServer(uvicorn.Server):
     def _stop(self) -> None:
         self._process.begin_drain()
         self.should_exit = True
-
-
-def listeners(sock: socket.socket) -> list[socket.socket]:
-    """Return a listening socket so many times that a turn of the loop takes as many connections as come in it.
-
-    libuv takes one per socket and turn. Where a turn is long, because there is much to do, connections would wait in the
-    kernel for seconds, and nothing here could see or refuse them.
-    Source: https://github.com/libuv/libuv/pull/3696
-    """
-    return [sock, *(sock.dup() for _ in range(ACCEPTS_PER_TURN - 1))]
 
 
 def run(settings: Settings, fd: int | None = None) -> None:
@@ -290,4 +293,4 @@ def run(settings: Settings, fd: int | None = None) -> None:
     )
     host, port = address_of(sock)
     log.info("starting", host=host, port=port)
-    ApiServer(config, process).run(listeners(sock))
+    ApiServer(config, process).run([sock])

@@ -7,7 +7,7 @@ wait for longer than ``queue_wait_s``. Reads, health, metrics and the admin API 
 """
 
 import asyncio
-import random
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,6 +22,7 @@ from api.overload.limit import AdmissionLimit
 from api.overload.shares import Credentials, Known, credential_of
 from api.overload.starts import Starts
 from api.relay.viewer import Viewer
+from api.server.spread import retry_after_s
 from common.access.principal import Principal
 from common.canonical.errors import GatewayError
 from common.config.settings import Settings
@@ -47,7 +48,7 @@ _TELLS_IN_BODY = "/v1/responses"  # Whether it is background work.
 _AGENTARY = "/api/"
 _CREDENTIAL = "credential"  # In a scope's state.
 ORIGINS_MAX = 1_000
-RETRY_RANGE_S, RETRY_RANGE_MAX_S = 2.0, 29.0
+RETRY_WITHIN_S, RETRY_WITHIN_MAX_S = 2.0, 30.0
 OVER_S = 5.0  # Without a refusal for so long, the overload is over.
 
 Reason = Literal["loop", "workers", "starting", "wait"]
@@ -85,6 +86,7 @@ class Gate:
         self._spell: _Spell | None = None
         self._starts = Starts(clock)
         self._is_turn_known = False
+        self._waiting_since: float | None = None
         self.starting = 0  # Requests that are complete, and not in line yet.
         self.limit = AdmissionLimit(settings.overload_lag_ms / 1000, settings.overload_claim_ms / 1000, clock)
 
@@ -93,36 +95,51 @@ class Gate:
 
     # Each request
 
-    def refusal(self, scope: Scope, *, is_last: bool) -> bytes | None:
-        """Return the response to a request that may not come in; ``is_last``: its connection ends behind it."""
+    @property
+    def is_refusing(self) -> bool:
+        """Whether something was refused lately, so that the next request may be as well."""
+        return self._spell is not None or self.limit.reason is not None
+
+    def note_waiting(self, are_any: bool) -> None:
+        """Connections wait to be made, or none does any more."""
+        self._waiting_since = (self._waiting_since or self._clock()) if are_any else None
+
+    def refusal(self, scope: Scope, *, is_last: bool, is_early: bool = False) -> bytes | None:
+        """Return the response to a request that may not come in.
+
+        Args:
+            is_last: Whether its connection ends behind it.
+            is_early: Whether it came before there was an overload, and only was not read: no limit applies to it.
+        """
         # Hot path: once per request.
         path, headers = scope["path"], scope["headers"]
         if scope["method"] != "POST" or not (path in _PATHS or path.startswith(_AGENTARY)):
             return None
         credential = scope["state"][_CREDENTIAL] = credential_of(headers)
         known = self._credentials.find(credential)
-        reason, retry_range_s = self._judge(known, path, headers)
+        reason, within_s = self._judge(known, path, headers, is_early)
         if reason is None:
             return None
         self._note_refused(reason)
         origin = next((value for name, value in headers if name == b"origin" and value in self._origins), b"")
-        return self._answers.refusal(path, headers, _retry_after_s(retry_range_s), origin=origin, is_last=is_last)
+        wait_s = math.ceil(retry_after_s(min(within_s, RETRY_WITHIN_MAX_S)))
+        return self._answers.refusal(path, headers, wait_s, origin=origin, is_last=is_last)
 
-    def _judge(self, known: Known, path: str, headers: _Headers) -> tuple[Reason | None, float]:
+    def _judge(self, known: Known, path: str, headers: _Headers, is_early: bool) -> tuple[Reason | None, float]:
         """Return why a request may not come in, and over how many seconds such clients are to spread; None: it may."""
         if self.starting >= self._settings.starting_max:
-            return "starting", RETRY_RANGE_S
+            return "starting", RETRY_WITHIN_S
         if self._load.reading.waiting and self._is_too_long(known.tenant) and not _is_background(path, headers, known):
-            return "wait", RETRY_RANGE_MAX_S
+            return "wait", RETRY_WITHIN_MAX_S
         reason = self.limit.reason
         if reason and not self._is_turn_known:
             self._is_turn_known = True
             self.limit.turn()
             asyncio.get_running_loop().call_soon(self._end_turn)
-        if self.limit.admit(known.tenant):
+        if self.limit.admit(known.tenant, is_early):
             self._metrics.admitted.inc()
             return None, 0
-        return reason, RETRY_RANGE_S * self.limit.pressure
+        return reason, RETRY_WITHIN_S * self.limit.pressure
 
     def _end_turn(self) -> None:
         self._is_turn_known = False
@@ -158,7 +175,7 @@ class Gate:
         """
         if job_class is JobClass.INTERACTIVE and self._load.reading.waiting and self._is_too_long(safe_name(principal.tenant)):
             self._note_refused("wait")
-            raise GatewayError.of(overloaded(_retry_after_s(RETRY_RANGE_MAX_S)))
+            raise GatewayError.of(overloaded(math.ceil(retry_after_s(RETRY_WITHIN_MAX_S))))
 
     def note_enqueued(self, viewer: Viewer, job_class: JobClass) -> None:
         if job_class is JobClass.INTERACTIVE:
@@ -172,6 +189,8 @@ class Gate:
     def tick(self, lag_s: float) -> None:
         """Take the loop's lag; called for each of its ticks."""
         oldest_s = self._starts.oldest_s()
+        if self._waiting_since is not None:
+            lag_s = max(lag_s, self._clock() - self._waiting_since)
         delay_s = oldest_s if self._load.has_free_slots else 0.0
         self.limit.tick(lag_s, delay_s, len(self._starts) + self.starting, self._starts.claimed)
         now = self._clock()
@@ -221,8 +240,3 @@ def _is_background(path: str, headers: _Headers, known: Known) -> bool:
     if said:
         return said.strip().lower() == JobClass.BACKGROUND.encode()
     return known.is_background or path in (_BACKGROUND_PATH, _TELLS_IN_BODY)
-
-
-def _retry_after_s(range_s: float) -> int:
-    """A moment of each client's own: they must not come back together."""
-    return 1 + int(random.random() * min(range_s, RETRY_RANGE_MAX_S))  # noqa: S311 - It guards nothing.

@@ -88,8 +88,11 @@ class AdmissionLimit:
         """Another turn of the loop has begun."""
         self._room = min(PER_TURN, self._room + PER_TURN)
 
-    def admit(self, tenant: str) -> bool:
-        """Return whether a request of a tenant may come in."""
+    def admit(self, tenant: str, is_early: bool = False) -> bool:
+        """Return whether a request of a tenant may come in.
+
+        ``is_early``: it was there before anything was late, and comes in, in the place of one that comes later.
+        """
         # Hot path: once per request.
         if not (self._is_late or self._are_workers_late):
             self._admitted += 1
@@ -97,7 +100,7 @@ class AdmissionLimit:
         now = self._clock()
         has_room = self._room > 0 and not (self._are_workers_late and self._have_workers_enough())
         is_within = self._shares.take(tenant, self.admitted_per_s, now)
-        if not has_room and not (is_within and self._room > -max(DEBT_MIN, self.admitted_per_s)):
+        if not has_room and not is_early and not (is_within and self._room > -max(DEBT_MIN, self.admitted_per_s)):
             self._refused += 1
             self._refused_at = now
             if self._are_workers_late:

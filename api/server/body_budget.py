@@ -11,19 +11,18 @@ That is done in a thread: orjson holds the interpreter for as long as it parses,
 
 import asyncio
 import gc
-import random
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 from starlette.types import Scope
 
+from api.server.spread import retry_after_s
 from common.canonical.errors import ErrorKind, GatewayError
 from common.config.settings import KIB, MIB, Settings
 
 SMALL_BYTES = 64 * KIB  # Of each body; only what is more counts, with all of the body.
 LARGE_BYTES = MIB  # From here on a body is worked on in a thread, and waits for its turn.
 AT_ONCE_MAX = 2  # Large ones that are worked on: while one is on its way to Redis, another is parsed.
-RETRY_AFTER_S = (1.0, 5.0)  # Between these, so that those who were refused together do not come back together.
 _HOLD = "body_hold"  # In a request's state.
 
 P = ParamSpec("P")
@@ -52,7 +51,7 @@ class BodyBudget:
                 ErrorKind.OVERLOADED,
                 "The gateway is reading as many large requests as it can hold. Send the request again.",
                 code="bodies_full",
-                retry_after_s=random.uniform(*RETRY_AFTER_S),  # noqa: S311 - It spreads clients, no more.
+                retry_after_s=retry_after_s(),
             )
         self.bytes_held += size - hold.size
         hold.size = size

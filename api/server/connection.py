@@ -39,13 +39,17 @@ def has_left(scope: Scope) -> bool:
 
 
 class Gate(Protocol):
-    def refusal(self, scope: Scope, *, is_last: bool) -> bytes | None:
-        """Return the response to a request that may not come in; ``is_last``: its connection ends behind it."""
+    def refusal(self, scope: Scope, *, is_last: bool, is_early: bool = False) -> bytes | None:
+        """Return the response to a request that may not come in; see ``api/overload/gate.py``."""
         ...
 
 
 class Connection(CorkedProtocol):
     gate: Gate | None = None  # Of the process; None lets everything in.
+    # Of its first request, from before the connection was made: its state, if the gate has let it in, and whether it came
+    # before there was an overload.
+    let_in: dict[str, Any] | None = None
+    is_early = False
     _awaits_body = False  # Whether the head of the request that is arriving has come, and its body has not.
     _is_refused = False
 
@@ -145,9 +149,13 @@ class Connection(CorkedProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         scope = cast(Scope, cycle.scope)
-        if self.gate and refusal_in(scope) is None:
+        is_early, self.is_early = self.is_early, False
+        if self.let_in is not None:
+            scope["state"].update(self.let_in)
+            self.let_in = None
+        elif self.gate and refusal_in(scope) is None:
             is_last = not cycle.keep_alive or cycle.waiting_for_100_continue or _is_large(scope["headers"])
-            if answer := self.gate.refusal(scope, is_last=is_last):
+            if answer := self.gate.refusal(scope, is_last=is_last, is_early=is_early):
                 # Not now: one that is answered starts the next of a pipeline, which may be refused as well, and so on.
                 self.loop.call_soon(self._shed, cycle, answer, is_last)
                 return

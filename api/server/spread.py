@@ -13,6 +13,8 @@ def retry_ms() -> int:
     return round(random.uniform(*RETRY_S) * 1000)  # noqa: S311 - Nobody gains by guessing it.
 
 
-def retry_after_s() -> int:
-    """Return what a refusal's ``Retry-After`` says; whole seconds, for not every client reads fractions."""
-    return random.randint(*RETRY_S)  # noqa: S311 - As above.
+def retry_after_s(within_s: float = RETRY_S[1]) -> float:
+    """Return when one that is refused is to come back, within so many seconds. Rounded up where a client reads it: not every
+    one reads fractions.
+    """
+    return random.uniform(0, within_s)  # noqa: S311 - As above.

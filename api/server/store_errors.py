@@ -2,6 +2,8 @@
 and in the log.
 """
 
+import math
+
 from api.server.spread import retry_after_s
 from common.canonical.errors import ErrorKind, Failed, GatewayError
 from common.process.loop_lag import loop_lag
@@ -30,7 +32,7 @@ def redis_failed(error: BaseException, pulse: Pulse) -> GatewayError:
 
 
 def _later(reason: str, code: str) -> GatewayError:
-    wait_s = retry_after_s()
+    wait_s = math.ceil(retry_after_s())
     return GatewayError(
         ErrorKind.OVERLOADED,
         f"{reason} Try again in {wait_s} second{'s' if wait_s > 1 else ''}.",

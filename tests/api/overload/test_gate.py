@@ -12,11 +12,13 @@ from prometheus_client import CollectorRegistry
 from api.metrics import Metrics
 from api.overload.answers import Answers, overloaded
 from api.overload.gate import Gate
+from api.overload.limit import OVER_S
 from api.overload.shares import credential_of
 from common.access.principal import Access, Principal
 from common.canonical.errors import GatewayError
 from common.config.settings import Settings
 from common.dialects import DIALECTS
+from common.process.loop_lag import TICK_S
 from common.queue.jobs import JobClass
 from common.queue.load import QueueLoad, Reading
 from tests.support.servers.echoing_api import served
@@ -237,3 +239,21 @@ async def test_clients_are_told_to_come_back_at_different_moments():
             seconds |= set(re.findall(rb"retry-after: (\d+)\r\n", received))
 
     assert seconds == {b"1", b"2"}
+
+
+def test_connections_that_wait_are_an_overload_as_a_late_loop_is():
+    now = [0.0]
+    gate = Gate(Settings(), QueueLoad(None), Metrics(CollectorRegistry()), Answers(), lambda: now[0])  # type: ignore[arg-type]
+    found = []
+    for are_waiting in (True, False):
+        gate.note_waiting(are_waiting)
+        for _ in range(10):
+            now[0] += TICK_S
+            gate.note_waiting(are_waiting)
+            gate.tick(0)
+        found.append((gate.is_refusing, gate.limit.reason))
+        now[0] += OVER_S
+    gate.tick(0)
+
+    assert found[0] == (True, "loop")
+    assert not gate.is_refusing

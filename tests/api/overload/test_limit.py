@@ -160,6 +160,18 @@ def test_a_late_loop_admits_so_many_a_turn_until_it_has_refused_nothing_for_a_wh
     assert all(limit.admit("a") for _ in range(1_000))
 
 
+def test_who_was_there_before_the_loop_was_late_comes_in_in_place_of_who_comes_now():
+    clock = Clock()
+    limit = late(clock)
+    limit.turn()
+    assert all(limit.admit("a", is_early=True) for _ in range(2 * PER_TURN))
+
+    for _ in range(2):  # What these turns would have had room for is taken.
+        assert not limit.admit("a")
+        limit.turn()
+    assert limit.admit("a")
+
+
 def test_while_the_oldest_job_waits_beside_free_slots_nothing_more_comes_in():
     clock = Clock()
     limit = AdmissionLimit(LAG_S, CLAIM_S, clock)
