@@ -29,6 +29,7 @@ from api.overload.gate import Gate
 from api.relay.hub import Hub
 from api.routes import admin, dialects, generations, models, pages, responses, usage
 from api.routes.openapi import describe
+from api.server.answer_headers import EXPOSED_HEADERS
 from api.server.body_budget import BodyBudget
 from api.server.connection import Connection
 from api.server.cors import Cors
@@ -64,15 +65,6 @@ log = structlog.get_logger()
 # 90 s (Go, Rust), load balancers for 60 to 600 s.
 KEEP_ALIVE_S = 620
 
-EXPOSED_HEADERS = (
-    "x-request-id",
-    "request-id",
-    "retry-after",
-    "x-generation-id",
-    "x-sluice-dropped",
-    "x-sluice-estimated",
-    *(f"x-ratelimit-{what}-{kind}" for what in ("limit", "remaining", "reset") for kind in ("requests", "tokens")),
-)
 DRAIN_MARGIN_S = 1.0  # Between the last error event and the server's own end.
 
 

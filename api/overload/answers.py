@@ -8,8 +8,8 @@ import secrets
 from collections.abc import Iterable
 from itertools import count
 
+from api.server.answer_headers import security_headers
 from api.server.http_errors import dialect_at
-from api.server.security_headers import security_headers
 from common.canonical.errors import ErrorKind, Failed
 from common.dialects import DIALECTS
 from common.dialects.base import Dialect

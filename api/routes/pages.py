@@ -11,8 +11,8 @@ from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from api.routes.openapi import TEXT, object_of, serving
+from api.server.answer_headers import page_policy
 from api.server.http_errors import json_response
-from api.server.security_headers import page_policy
 from api.services import Services
 from common.config.model_routes import available
 from common.process.loop_lag import lag_figures

@@ -14,8 +14,8 @@ import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.metrics import Metrics
+from api.server.answer_headers import security_headers
 from api.server.http_errors import dialect_at, error_response, not_served, refusal_in, restarting
-from api.server.security_headers import security_headers
 from common.canonical.errors import ErrorKind, Failed
 
 log = structlog.get_logger()

@@ -9,7 +9,7 @@ import pytest
 from redis.asyncio import Redis
 
 from api.main import Process, create_app
-from api.server.security_headers import page_policy
+from api.server.answer_headers import page_policy
 from cli.dev.embedded_redis import EmbeddedRedis
 from common.access.principal import Access
 from common.config.settings import ProviderSettings, Settings

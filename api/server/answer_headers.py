@@ -1,4 +1,8 @@
-"""What does every answer tell a browser, so that it makes nothing of it but what it is?"""
+"""Which headers does every answer have, and which of an answer's headers may a page read?
+
+The first are for browsers, so that they make nothing of an answer but what it is; the middleware adds them, and the ids of the
+request, to every response.
+"""
 
 import base64
 import hashlib
@@ -14,6 +18,16 @@ _ALWAYS = (
 )
 _DATA = (*_ALWAYS, (_CSP, b"default-src 'none'; frame-ancestors 'none'"))
 _HTTPS = ((b"strict-transport-security", b"max-age=31536000"),)
+# What CORS lets a page read beside what it always may.
+EXPOSED_HEADERS = (
+    "x-request-id",
+    "request-id",
+    "retry-after",
+    "x-generation-id",
+    "x-sluice-dropped",
+    "x-sluice-estimated",
+    *(f"x-ratelimit-{what}-{kind}" for what in ("limit", "remaining", "reset") for kind in ("requests", "tokens")),
+)
 
 
 def security_headers(headers: Iterable[tuple[bytes, bytes]], *, is_https: bool) -> tuple[tuple[bytes, bytes], ...]:
