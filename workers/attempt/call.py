@@ -70,7 +70,7 @@ async def call(
     wire = WIRES[deployment.wire]
     info = reply_info(job, deployment, outcome, services.settings)
     guard = services.guards.of(job) if job.guardrails else None
-    request, pump = prepare(info, guard) if prepare else _prepare(job, wire, deployment, info, guard)
+    request, pump = prepare(info, guard) if prepare else prepare_as_asked(job, wire, deployment, info, guard)
     calls = services.metrics.upstream_calls
     status = 0  # No answer at all.
     if outcome.runs_on and request.method == "POST":
@@ -144,7 +144,9 @@ def _cost_of(usage: Usage, deployment: Deployment, outcome: Outcome, settings: S
     return total_cost([*outcome.attempts_before, *last])
 
 
-def _prepare(job: Job, wire: Wire, deployment: Deployment, info: ReplyInfo, guard: OutputGuard | None = None) -> Prepared:
+def prepare_as_asked(
+    job: Job, wire: Wire, deployment: Deployment, info: ReplyInfo, guard: OutputGuard | None = None
+) -> Prepared:
     body = info.body
     dialect = DIALECTS[job.dialect]
     family = FAMILIES.get(deployment.wire)
@@ -245,7 +247,7 @@ async def _whole(
         raise too_large(services.settings.answer_bytes_max)
     outcome.last_data = data if outcome.dialect == "openai-responses" else b""
     _commit(writer, pump, outcome, services, b"")
-    await writer.write_all(data, cut=_event_end if pump.gives_stream else _piece_end)
+    await writer.write_all(data, cut=event_end if pump.gives_stream else _piece_end)
 
 
 def _piece_end(data: bytes, start: int) -> int:
@@ -253,7 +255,7 @@ def _piece_end(data: bytes, start: int) -> int:
     return start + FRAME_BYTES_MAX
 
 
-def _event_end(data: bytes, start: int) -> int:
+def event_end(data: bytes, start: int) -> int:
     """A stream's frame holds whole events."""
     found = data.find(b"\n\n", start + FRAME_BYTES_MAX)
     return found + 2 if found >= 0 else len(data)
