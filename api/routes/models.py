@@ -64,12 +64,12 @@ def _dialect_of(request: Request) -> Dialect:
 async def _get(name: str, request: Request, services: Services) -> Response:
     principal, settings = await services.authenticator.authenticate(request), services.settings
     targets = permitted_models(principal, Named(name), resolve(name, settings), settings)
-    return json_response(_entry(name, model_names(settings).get(name, targets[0].provider)))
+    return json_response(entry_of(name, model_names(settings).get(name, targets[0].provider)))
 
 
 async def _list(request: Request, services: Services) -> Response:
     known = listed_models(await services.authenticator.authenticate(request), services.settings)
-    data, names = [_entry(name, owner) for name, owner in known.items()], list(known)
+    data, names = [entry_of(name, owner) for name, owner in known.items()], list(known)
     return json_response(
         {
             "object": "list",
@@ -81,7 +81,7 @@ async def _list(request: Request, services: Services) -> Response:
     )
 
 
-def _entry(name: str, owner: str) -> dict[str, object]:
+def entry_of(name: str, owner: str) -> dict[str, object]:
     created = _created(MODEL_NAMES.get(owner, {}).get(name, name))
     return {
         "id": name,

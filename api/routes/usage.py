@@ -51,7 +51,7 @@ class UsageLine(BaseModel):
     cost_per_user_usd: str
 
 
-_ANSWER = object_of(
+ANSWER = object_of(
     ["object", "by", "since", "until", "data", "has_more"],
     object={"const": "usage"},
     key={**TEXT, "description": "The asking key's id."},
@@ -64,7 +64,7 @@ _ANSWER = object_of(
 )
 _GROUP = f"({'|'.join(OWN_GROUPS)})"
 _MOMENT = "^([1-9][0-9]{0,3}[dh]|20[0-9]{2}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])(T([01][0-9]|2[0-3]):[0-5][0-9]Z?)?)$"
-_PARAMETERS = (
+PARAMETERS = (
     query("by", "Groups, comma-separated; days if nothing is said.", pattern=f"^{_GROUP}(,{_GROUP})*$", default="day"),
     query("since", "2026-11-01, 2026-11-01T09:00 (UTC), 7d or 12h ago.", pattern=_MOMENT, default=SINCE_DEFAULT),
     query("until", "The same; excluded. Now, if nothing is said.", pattern=_MOMENT),
@@ -75,7 +75,7 @@ _PARAMETERS = (
 def router(services: Services, database: LazyDatabase) -> APIRouter:
     routes = APIRouter(tags=["usage"])
 
-    @routes.get("/v1/usage", **serving({"application/json": _ANSWER}, 400, parameters=_PARAMETERS))
+    @routes.get("/v1/usage", **serving({"application/json": ANSWER}, 400, parameters=PARAMETERS))
     async def tell_usage(request: Request) -> Response:
         """Tell what the asking key has used: requests, tokens by kind and cost, by day or otherwise."""
         return await guarded(PLAIN, request, services, _tell(request, services, database))
@@ -96,7 +96,7 @@ def read_question(sent: Mapping[str, str], owner: str, now: datetime) -> Questio
     Raises:
         GatewayError: INVALID_REQUEST, naming the parameter.
     """
-    names = [parameter["name"] for parameter in _PARAMETERS]
+    names = [parameter["name"] for parameter in PARAMETERS]
     if unknown := sorted(set(sent) - set(names)):
         raise _refused(unknown[0][:100], f"There is no such parameter. There are: {', '.join(names)}.")
     by = tuple(dict.fromkeys(name.strip() for name in sent.get("by", "day").split(",")))

@@ -42,10 +42,10 @@ async def read_json(request: Request, settings: Settings, budget: BodyBudget) ->
         )
     raw = await _read(request, settings.body_bytes_max, budget)
     await budget.turn(request.scope, len(raw))
-    return raw, await apart(len(raw), _parse, raw, settings.json_depth_max, settings.json_values_max)
+    return raw, await apart(len(raw), parse_json, raw, settings.json_depth_max, settings.json_values_max)
 
 
-def _parse(raw: bytes, depth_max: int, values_max: int) -> dict[str, Any]:
+def parse_json(raw: bytes, depth_max: int, values_max: int) -> dict[str, Any]:
     _check_values(raw, values_max)
     try:
         body = orjson.loads(raw)

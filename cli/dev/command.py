@@ -112,7 +112,7 @@ def run(settings: Settings, *, host: str, workers: int, once: bool, reload: bool
     _reach_this_machine_directly()
     for doubt in doubts(settings):
         say(f"! {doubt.what} {doubt.mend}")
-    address, key = url_of(host, settings.port), _key(settings, host)
+    address, key = url_of(host, settings.port), key_for(settings, host)
     try:
         with bind(host, settings.port, port_option="--port or SLUICE_PORT", host_option="--host") as listener:
             listener.listen()
@@ -121,7 +121,7 @@ def run(settings: Settings, *, host: str, workers: int, once: bool, reload: bool
             with EmbeddedRedis() as redis:
                 if not redis.is_real:
                     say("! No Redis server was found: using fakeredis, for a first look only. Install redis-server.")
-                parts = _parts(settings, redis, workers, listener, key, verbose=verbose)
+                parts = parts_of(settings, redis, workers, listener, key, verbose=verbose)
                 try:
                     return _run(parts, redis, settings, address, key, once=once, reload=reload)
                 finally:
@@ -143,13 +143,13 @@ def _run(
     if any(part.args[0] == "worker" for part in parts):
         # Beside the watch: an answer that nobody gives would take a minute to fail.
         sample = ThreadPoolExecutor(1).submit(stream_sample, address, key)
-        _watch(parts, redis, reload=reload, until=sample.done)
+        watch(parts, redis, reload=reload, until=sample.done)
         if once:
             return 0 if sample.result() else 1
     else:
         say("! No worker: whatever is asked waits for one, and gets 504. Leave out --workers 0 for answers.")
     _welcome(settings, address, key)
-    _watch(parts, redis, reload=reload, until=lambda: False)
+    watch(parts, redis, reload=reload, until=lambda: False)
     return 0
 
 
@@ -164,14 +164,16 @@ def say(line: str) -> None:
     sys.stdout.flush()
 
 
-def _key(settings: Settings, host: str) -> str:
+def key_for(settings: Settings, host: str) -> str:
     """Return a key that is good: the first of the settings', or one for this setup."""
     if settings.api_keys:
         return settings.api_keys[0].get_secret_value()
     return DEMO_KEY if is_loopback(host) else f"{DEMO_KEY}-{secrets.token_hex(16)}"
 
 
-def _parts(settings: Settings, redis: EmbeddedRedis, workers: int, listener: socket, key: str, *, verbose: bool) -> list[Part]:
+def parts_of(
+    settings: Settings, redis: EmbeddedRedis, workers: int, listener: socket, key: str, *, verbose: bool
+) -> list[Part]:
     demo_port = free_port()
     prices = {f"demo/{name}": DEMO_PRICE for name in MODEL_NAMES["demo"]} | settings.prices
     env = {
@@ -274,7 +276,7 @@ def _welcome(settings: Settings, address: str, key: str) -> None:
     say("Ctrl-C stops everything.\n")
 
 
-def _watch(parts: list[Part], redis: EmbeddedRedis, *, reload: bool, until: Callable[[], bool]) -> None:
+def watch(parts: list[Part], redis: EmbeddedRedis, *, reload: bool, until: Callable[[], bool]) -> None:
     """Start again what dies, and (``reload``) what has changed, until it is over or interrupted."""
     seen = _newest_source()
     while not until():

@@ -40,10 +40,10 @@ def run(settings: Settings, *, with_keys: bool = False) -> int:
 
 
 async def _examine(settings: Settings, *, with_keys: bool) -> list[Finding]:
-    findings = [*_access(settings), *_providers(settings), *_unknown_prices(settings), *_foreign(settings), *_doubts(settings)]
+    findings = [*_access(settings), *_providers(settings), *unknown_prices(settings), *_foreign(settings), *_doubts(settings)]
     findings.append(_files())
     api = await _api(settings)
-    findings += [*await examine_redis(settings, is_running=api.level == "ok"), await _database(settings)]
+    findings += [*await examine_redis(settings, is_running=api.level == "ok"), await examine_database(settings)]
     findings += await _upstreams(settings, with_keys=with_keys)
     return [*findings, api]
 
@@ -92,7 +92,7 @@ def _providers(settings: Settings) -> list[Finding]:
     return findings
 
 
-def _unknown_prices(settings: Settings) -> list[Finding]:
+def unknown_prices(settings: Settings) -> list[Finding]:
     """Names of the operator's own whose cost nobody can count."""
     if not settings.aliases:
         return []
@@ -135,7 +135,7 @@ def _files() -> Finding:
     return Finding("ok", f"A process may open {hard} files.")
 
 
-async def _database(settings: Settings) -> Finding:
+async def examine_database(settings: Settings) -> Finding:
     where = shown_url(settings.database_url)
     try:
         found = await _revision(settings.database_url)

@@ -140,6 +140,10 @@ class MemoryChannel:
             sink(Message(log.last, None))
         return self._answer(log, Verdict.OK)
 
+    def frames_of(self, generation_id: str) -> list[Frame]:
+        """Return the log itself: whoever takes something out of it does what a failover may do."""
+        return self._logs[generation_id].frames
+
     async def read(self, generation_id: str, after: FrameId, count: int) -> list[Frame]:
         log = self._log(generation_id)
         return [frame for frame in log.frames if frame.id > after][:count] if log else []

@@ -65,7 +65,7 @@ _KEY = rf"""
 _MARKS = {"key": "[KEY]", "email": "[EMAIL]", "phone": "[PHONE]", "card": "[CARD]"}
 # Where two begin at the same place the first wins. Cards come last: only their check digit tells, so they may be refused.
 _ALL = f"(?P<key> {_KEY} ) | (?P<email> {_EMAIL} ) | (?P<phone> {_PHONE} ) | (?P<card> {_CARD} )"
-_WHOLE = regex.compile(_ALL, regex.VERBOSE)
+WHOLE = regex.compile(_ALL, regex.VERBOSE)
 _BEGUN = regex.compile(f"(?: {_ALL} ) {UNSAYABLE}", regex.VERBOSE)
 _CARD_DIGITS = range(13, 20)
 # Behind a quoted name and a colon a number is JSON's, and what replaces it must be JSON, too.
@@ -82,7 +82,7 @@ class PiiFinder:
     def find(self, text: str, start: int) -> Found | None:
         folded = self._fold(text)
         # The interpreter's lock is given back meanwhile: a long text is looked through beside the loop.
-        while match := _WHOLE.search(folded, start, concurrent=True):
+        while match := WHOLE.search(folded, start, concurrent=True):
             name = match.lastgroup or ""
             size = _card_chars(match[0]) if name == "card" else len(match[0])
             if size:

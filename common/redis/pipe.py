@@ -21,7 +21,7 @@ from common.process.loop_lag import TICK_S, able_timeout, loop_lag
 
 # The server is the master no more, or may not act as one. A script's error holds what it ran into behind a dash.
 # Proxies of managed servers put an ERR before the word.
-_NOT_MASTER = re.compile(r"(?:^(?:ERR )?|-)(?:READONLY|NOREPLICAS) ")
+NOT_MASTER = re.compile(r"(?:^(?:ERR )?|-)(?:READONLY|NOREPLICAS) ")
 _LOST_AT_ONCE = "the connection was lost as soon as it was made"
 
 
@@ -93,7 +93,7 @@ class Pipe(asyncio.Protocol):
             self.on_misplaced()
 
     def _error(self, text: str) -> Exception:
-        if _NOT_MASTER.search(text):
+        if NOT_MASTER.search(text):
             self._is_misplaced = True
         return NoScriptError(text) if text.startswith("NOSCRIPT") else ResponseError(text)
 

@@ -27,9 +27,12 @@ Command = tuple[str, ...] | Callable[[], tuple[str, ...]]  # The second where it
 class Pulse:
     """Asks Redis for its time twice a second. ``is_up`` is the breaker that callers check before they wait for anything."""
 
-    def __init__(self, redis: Client, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, redis: Client, clock: Callable[[], float] = time.monotonic, interval_s: float = PULSE_INTERVAL_S
+    ) -> None:
         self._redis = redis
         self._clock = clock
+        self._interval_s = interval_s
         self._whole_since = self._looked_at = clock()
         self._task: asyncio.Task[None] | None = None
         self._server: tuple[str, int] | None = None
@@ -59,7 +62,7 @@ class Pulse:
     async def start(self) -> None:
         """Ask once, then keep asking in the background."""
         self._client = self._redis.client()  # A connection of its own: a busy pool must not look like a dead server.
-        await self._beat(is_first=True)
+        await self.beat(is_first=True)
         self._task = supervised(self._run, "pulse")
 
     async def stop(self) -> None:
@@ -74,8 +77,8 @@ class Pulse:
 
     async def _run(self) -> None:
         while True:
-            await asyncio.sleep(PULSE_INTERVAL_S)
-            await self._beat()
+            await asyncio.sleep(self._interval_s)
+            await self.beat()
             if self.is_up and self._clock() - self._looked_at >= MASTER_LOOK_S:
                 await self._look_for_master()
 
@@ -139,7 +142,8 @@ class Pulse:
             self._whole_since = self._clock()
         self._server = server
 
-    async def _beat(self, *, is_first: bool = False) -> None:
+    async def beat(self, *, is_first: bool = False) -> None:
+        """Ask now, once it was started; ``is_first`` is told of an absence in any case."""
         try:
             async with able_timeout(PULSE_TIMEOUT_S):
                 answers = await self._ask()

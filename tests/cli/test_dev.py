@@ -24,7 +24,7 @@ def listener():
 
 
 def parts(listener: socket.socket, key: str = "sk-demo", **settings: Any) -> list[dev.Part]:
-    return dev._parts(Settings(**settings), Redis(), 2, listener, key, verbose=False)  # type: ignore[arg-type]  # What it tells is all.
+    return dev.parts_of(Settings(**settings), Redis(), 2, listener, key, verbose=False)  # type: ignore[arg-type]  # What it tells is all.
 
 
 @pytest.mark.parametrize("secret", [None, SecretStr("one's own, and long enough for anybody")])
@@ -51,14 +51,14 @@ def test_the_demo_s_models_have_a_price_beside_those_of_the_settings(listener):
 def test_a_key_of_the_settings_is_used_and_no_other_is_good(listener):
     own = Settings(api_keys="sk-one,sk-two")
 
-    assert dev._key(own, "127.0.0.1") == "sk-one"
+    assert dev.key_for(own, "127.0.0.1") == "sk-one"
     assert not any("SLUICE_API_KEYS" in part.env for part in parts(listener, api_keys="sk-one"))
 
 
 def test_the_key_that_everybody_knows_is_good_on_loopback_alone(listener):
-    assert dev._key(Settings(), "127.0.0.1") == "sk-demo"
+    assert dev.key_for(Settings(), "127.0.0.1") == "sk-demo"
     assert {part.env["SLUICE_API_KEYS"] for part in parts(listener)} == {"sk-demo"}
-    off_loopback = {dev._key(Settings(), "0.0.0.0") for _ in range(2)}
+    off_loopback = {dev.key_for(Settings(), "0.0.0.0") for _ in range(2)}
     assert len(off_loopback) == 2
     assert all(len(key) > 32 for key in off_loopback)
 
@@ -86,7 +86,7 @@ def test_a_process_that_does_not_stay_alive_ends_dev_with_its_reason(tmp_path, m
         process = None
 
     with pytest.raises(RuntimeError, match="worker 1 ended 3 times right after its start: its disk is full"):
-        dev._watch([part], NoRedis(), reload=False, until=lambda: part.process.wait() is None)  # type: ignore[arg-type]
+        dev.watch([part], NoRedis(), reload=False, until=lambda: part.process.wait() is None)  # type: ignore[arg-type]
 
     assert capsys.readouterr().out.count("Starting it again") == 2
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from cli.doctor.command import _database, _unknown_prices
+from cli.doctor.command import examine_database, unknown_prices
 from cli.main import main
 from cli.usage import as_csv, as_table
 from common.config.settings import ProviderSettings, Settings
@@ -177,9 +177,9 @@ async def test_the_doctor_tells_the_databases_state(database_url: str):
     settings = Settings(database_url=database_url)
     is_sqlite = database_url.startswith("sqlite")
 
-    before = await _database(settings)
+    before = await examine_database(settings)
     await migrate(database_url)
-    after = await _database(settings)
+    after = await examine_database(settings)
 
     assert (before.level, after.level) == ("note" if is_sqlite else "wrong", "ok")
     assert is_sqlite or before.mend == "Run `sluice migrate`."
@@ -194,7 +194,7 @@ def test_the_doctor_tells_which_prices_are_missing():
         aliases={"fast": ["lab/known"], "own": ["lab/unknown"]},
     )
 
-    found = {finding.what.partition(" in ")[0]: finding.level for finding in _unknown_prices(settings)}
+    found = {finding.what.partition(" in ")[0]: finding.level for finding in unknown_prices(settings)}
 
     assert found == {
         "The price of lab/unknown (alias own) is not known: it counts for nothing": "note",
@@ -202,15 +202,15 @@ def test_the_doctor_tells_which_prices_are_missing():
 
 
 async def test_to_look_at_a_sqlite_that_is_not_there_does_not_make_it(tmp_path: Path):
-    found = await _database(Settings(database_url=f"sqlite:///{tmp_path}/sluice.db"))
-    nowhere = await _database(Settings(database_url=f"sqlite:///{tmp_path}/no folder/sluice.db"))
+    found = await examine_database(Settings(database_url=f"sqlite:///{tmp_path}/sluice.db"))
+    nowhere = await examine_database(Settings(database_url=f"sqlite:///{tmp_path}/no folder/sluice.db"))
 
     assert (found.level, nowhere.level) == ("note", "wrong")
     assert list(tmp_path.iterdir()) == []
 
 
 async def test_the_doctor_keeps_the_password_to_itself():
-    found = await _database(Settings(database_url="postgresql://somebody:geheim@127.0.0.1:9/sluice"))
+    found = await examine_database(Settings(database_url="postgresql://somebody:geheim@127.0.0.1:9/sluice"))
 
     assert found.level == "wrong"
     assert "geheim" not in found.what

@@ -21,8 +21,7 @@ from common.dialects import DIALECTS
 from common.dialects.base import ReplyInfo
 from tests.contracts.test_recordings_in_every_dialect import CLIENTS, INFO
 from tests.support.upstreams.recordings import Recording, parameters
-from workers.attempt.call import TAIL_S, Transfer, last_blocks
-from workers.attempt.call import prepared as prepare
+from workers.attempt.call import TAIL_S, Transfer, last_blocks, prepare_as_asked
 from workers.metrics import Metrics
 from workers.outcome import Ask, Reply, Total
 from workers.providers import WIRES
@@ -83,7 +82,7 @@ def prepared(wire: str, dialect: str, *, is_stream: bool, guard: OutputGuard | N
     body = {**CLIENTS[dialect].body, "stream": is_stream, **more}
     job = Job("gen_1", "r", dialect, "m", is_stream, Policy.STOP, 0, 1, body=orjson.dumps(body))
     info = ReplyInfo(INFO.generation_id, INFO.model, INFO.created_s, INFO.provider, body)
-    return prepare(job, WIRES[wire], Deployment("p", "http://x", "k", "m", wire), info, guard)[1]
+    return prepare_as_asked(job, WIRES[wire], Deployment("p", "http://x", "k", "m", wire), info, guard)[1]
 
 
 async def run(pump: Any, answer: Answer) -> tuple[bool, bytes]:

@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from demo_provider.script import answer
-from tests.support.fleet import KEY, Fleet, Process, fleet, is_ok, sse_events, until
+from tests.support.fleet import KEY, Api, Fleet, Worker, fleet, sse_events, until
 from tests.support.servers import nginx
 
 pytestmark = [
@@ -113,14 +113,14 @@ def text_of(received: str) -> str:
     return "".join(c["delta"].get("content") or "" for event in events for c in event.get("choices", []))
 
 
-def restart(found: Fleet, processes: list[Process], index: int, port: int, name: str) -> None:
+def restart(found: Fleet, processes: list[Api] | list[Worker], index: int) -> None:
     """Stop one process as an orchestrator does, and start it again where it was."""
-    processes[index].send(signal.SIGTERM)
-    assert processes[index].wait(120) == 0
-    processes[index].stop()  # Closes what it wrote to.
-    variable = "SLUICE_PORT" if name == "api" else "SLUICE_WORKER_PORT"
-    processes[index] = found._start([name], f"{name}{index}-again", {variable: str(port)})
-    until(lambda: is_ok(f"http://127.0.0.1:{port}/readyz"), f"{name} {index} is ready")
+    before = processes[index]
+    before.send(signal.SIGTERM)
+    assert before.wait(120) == 0
+    before.stop()  # Closes what it wrote to.
+    processes[index] = type(before)(f"{before.log.stem}-again", found.folder, found.env(), before.port)
+    until(processes[index].is_ready, f"{before.log.stem} is ready again")
     time.sleep(2.5)  # nginx leaves a server alone for 2 s after it found it gone.
 
 
@@ -130,10 +130,9 @@ def test_a_rolling_restart_of_every_process_loses_no_stream(tmp_path: Path):
         callers: list[Caller] = [Plain(front, stop) for _ in range(4)] + [Resuming(front, stop) for _ in range(6)]
         until(lambda: found.stats()["open"] >= 8, "there is load")
 
-        for index, port in enumerate(found.worker_ports):
-            restart(found, found.workers, index, port, "worker")
-        for index, port in enumerate(found.ports):
-            restart(found, found.apis, index, port, "api")
+        for processes in (found.workers, found.apis):
+            for index in range(2):
+                restart(found, processes, index)
         stop.set()
         for caller in callers:
             caller.join(60)

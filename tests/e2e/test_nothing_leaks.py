@@ -71,7 +71,6 @@ def lose_a_worker(found: Fleet) -> None:
         client.post(CHAT, body_of(CHAT, "demo-n10000-d20", stream=True))
         client.read_until(b'"content":"A')
         lost = found.workers.pop()
-        found.worker_ports.pop()
         lost.kill()
         lost.stop()
         found.start_worker()

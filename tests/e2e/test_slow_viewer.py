@@ -24,7 +24,7 @@ def test_a_client_that_does_not_read_costs_little_and_catches_up_from_the_log(tm
             warm.post(CHAT, body_of(CHAT, "demo-n2000-d0", stream=True))
             warm.read_until(b"data: [DONE]\n\n")
         with RawClient(found.ports[0]) as client:
-            client._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)  # Else the kernel holds megabytes for it.
+            client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)  # Else the kernel holds megabytes for it.
             client.post(CHAT, body_of(CHAT, f"demo-n{TOKENS}-d0", stream=True), x_disconnect="detach")
             client.read_until(b'"content":"A')
             before = api.memory_info().rss
@@ -49,7 +49,7 @@ def read_to(client: RawClient, mark: bytes) -> bytes:
     """As ``read_until``, for much."""
     pieces = [client.received]
     while mark not in b"".join(pieces[-2:]):
-        pieces.append(client._socket.recv(65536))
+        pieces.append(client.socket.recv(65536))
         assert pieces[-1], "the connection was closed"
     return b"".join(pieces)
 

@@ -32,7 +32,7 @@ def told(found: Fleet, raw: bytes, *, leaves: bool = False) -> bytes:
         if leaves:
             client.shut_sending()
         try:
-            while piece := client._socket.recv(65536):
+            while piece := client.socket.recv(65536):
                 client.received += piece
         except ConnectionResetError:
             pass

@@ -71,7 +71,7 @@ async def call(
     info = reply_info(running.ask, reply, total, services.settings)
     reply.messages = message_count(info.body)
     guard = services.guards.of(job) if job.guardrails else None
-    request, pump = prepare(info, guard) if prepare else prepared(job, wire, deployment, info, guard)
+    request, pump = prepare(info, guard) if prepare else prepare_as_asked(job, wire, deployment, info, guard)
     status = 0  # No answer at all.
     reply.is_reread = request.method == "GET"
     if not reply.is_reread:
@@ -152,7 +152,9 @@ def _cost_of(usage: Usage, reply: Reply, total: Total, settings: Settings) -> Co
     return total_cost([*total.before(reply), *last])
 
 
-def prepared(job: Job, wire: Wire, deployment: Deployment, info: ReplyInfo, guard: OutputGuard | None = None) -> Prepared:
+def prepare_as_asked(
+    job: Job, wire: Wire, deployment: Deployment, info: ReplyInfo, guard: OutputGuard | None = None
+) -> Prepared:
     body = info.body
     dialect = DIALECTS[job.dialect]
     family = FAMILIES.get(deployment.wire)
@@ -259,7 +261,7 @@ class Transfer:
             raise too_large(self._settings.answer_bytes_max)
         self._reply.last_data = data if self._running.job.dialect == "openai-responses" else b""
         self._commit(b"")
-        await self._writer.write_all(data, cut=_event_end if pump.gives_stream else _piece_end)
+        await self._writer.write_all(data, cut=event_end if pump.gives_stream else _piece_end)
 
     async def _last(self, cutter: SseCutter, lost: GatewayError | None) -> bytes:
         """Return what the end of the upstream's bytes adds for the client.
@@ -315,7 +317,7 @@ def _piece_end(data: bytes, start: int) -> int:
     return start + FRAME_BYTES_MAX
 
 
-def _event_end(data: bytes, start: int) -> int:
+def event_end(data: bytes, start: int) -> int:
     """A stream's frame holds whole events."""
     found = data.find(b"\n\n", start + FRAME_BYTES_MAX)
     return found + 2 if found >= 0 else len(data)

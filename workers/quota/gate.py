@@ -118,8 +118,8 @@ class Quota:
         self._pulse = pulse
         self._settings = settings
         self._metrics = metrics
-        self._pauses = Pauses(time.monotonic)
-        self._budgets = Budgets(settings)
+        self.pauses = Pauses(time.monotonic)
+        self.budgets = Budgets(settings)
         self._reservations = Reservations(self._scripts, settings.lease_s, settings.renew_s)
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -133,7 +133,7 @@ class Quota:
         Raises:
             GatewayError: BUDGET_EXCEEDED, there is none.
         """
-        return self._budgets.open_ones(among)
+        return self.budgets.open_ones(among)
 
     @asynccontextmanager
     async def admitted(self, demand: Demand, deployment: Deployment) -> AsyncIterator[Taken]:
@@ -154,7 +154,7 @@ class Quota:
                 self._wake.set()
 
     def _check_pause(self, demand: Demand, deployment: Deployment) -> None:
-        left = self._pauses.left(_pause_name(deployment))
+        left = self.pauses.left(_pause_name(deployment))
         if left:
             message = f"The provider {deployment.provider} takes no more requests for this model just now."
             raise self._refused(demand, deployment, "paused", message, left.promise_s, left.pause_s)
@@ -197,19 +197,19 @@ class Quota:
             return
         if failed.retry_after_s:
             self._pause(deployment, failed.retry_after_s)
-        elif left := self._pauses.left(_pause_name(deployment)):
+        elif left := self.pauses.left(_pause_name(deployment)):
             failed.retry_after_s = left.promise_s
 
     def _pause(self, deployment: Deployment, seconds: float) -> None:
-        if self._pauses.pause(_pause_name(deployment), seconds, self._settings.retry_after_max_s):
+        if self.pauses.pause(_pause_name(deployment), seconds, self._settings.retry_after_max_s):
             self._wake.set()
 
     # Beside the calls
 
     def start(self) -> None:
-        self._pulse.watch(("HGETALL", keyspace.PAUSED), lambda noted: self._pauses.note(noted, self._pulse.redis_ms))
-        if self._budgets.is_needed:
-            self._pulse.watch(self._budgets.command, self._budgets.note)
+        self._pulse.watch(("HGETALL", keyspace.PAUSED), lambda noted: self.pauses.note(noted, self._pulse.redis_ms))
+        if self.budgets.is_needed:
+            self._pulse.watch(self.budgets.command, self.budgets.note)
         self._task = supervised(self._flush_for_ever, "quota")
 
     async def stop(self) -> None:
@@ -217,11 +217,11 @@ class Quota:
         if self._task:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-            await self._flush()
+            await self.flush()
 
     def collect(self) -> None:
         """Set the gauges."""
-        found = self._pauses.by_provider()
+        found = self.pauses.by_provider()
         for provider in self._paused_providers | found.keys():
             self._metrics.paused.labels(provider).set(found[provider])
         self._paused_providers |= found.keys()
@@ -232,11 +232,12 @@ class Quota:
                 async with asyncio.timeout(FLUSH_S):
                     await self._wake.wait()
             self._wake.clear()
-            await self._flush()
+            await self.flush()
 
-    async def _flush(self) -> None:
+    async def flush(self) -> None:
+        """Tell Redis what was given back and which pauses are new."""
         await self._reservations.flush()
-        if told := self._pauses.take_unshared():
+        if told := self.pauses.take_unshared():
             flat = [item for pair in told for item in pair]
             with suppress(StoreUnavailable):  # The others will be told by the vendor.
                 await self._scripts.run("pause", [keyspace.PAUSED], [PAUSES_MAX, *flat])

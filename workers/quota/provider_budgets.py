@@ -23,8 +23,8 @@ class Budgets:
         }
         self._limits = {provider: limits for provider, limits in self._limits.items() if limits != [None, None]}
         self._asked: list[str] = []
-        self._spent: dict[str, int] = {}
-        self._is_known = False
+        self.spent_nano_usd: dict[str, int] = {}
+        self.is_known = False
 
     @property
     def is_needed(self) -> bool:
@@ -38,8 +38,8 @@ class Budgets:
 
     def note(self, values: Sequence[bytes | None]) -> None:
         loaded, *spent = values
-        self._is_known = loaded == b"loaded"
-        self._spent = {name: int(value or 0) for name, value in zip(self._asked, spent, strict=True)}
+        self.is_known = loaded == b"loaded"
+        self.spent_nano_usd = {name: int(value or 0) for name, value in zip(self._asked, spent, strict=True)}
 
     def open_ones(self, among: list[Deployment]) -> list[Deployment]:
         """Return the deployments whose providers may still be paid, or are paid by the client.
@@ -49,7 +49,7 @@ class Budgets:
         """
         if not self._limits:
             return among
-        if not self._is_known:
+        if not self.is_known:
             if found := [each for each in among if each.client_pays or each.provider not in self._limits]:
                 return found
             raise spent_unknown()
@@ -67,7 +67,7 @@ class Budgets:
         found = [
             period
             for suffix, period, limit in limits
-            if limit is not None and self._spent.get(keyspace.spent("provider", provider, suffix), 0) >= limit
+            if limit is not None and self.spent_nano_usd.get(keyspace.spent("provider", provider, suffix), 0) >= limit
         ]
         return found[-1] if found else None
 

@@ -37,7 +37,7 @@ LISTED_MAX = 8  # Commands named of those that are refused in the same words.
 
 _SOURCE = (Path(__file__).parent / "try_all.lua").read_text()
 _SHA = hashlib.sha1(_SOURCE.encode()).hexdigest()  # noqa: S324 - Redis names scripts by SHA-1.
-_FIXED = (
+FIXED_KEYS = (
     *(
         keyspace.ENQUEUED,
         keyspace.DELAYED,
@@ -104,10 +104,10 @@ class Probe:
     async def _run(self) -> None:
         while True:
             if self._pulse.is_up:
-                self._note(await try_all(self._redis))
+                self.note(await try_all(self._redis))
             await asyncio.sleep(PROBE_S)
 
-    def _note(self, found: Sequence[Problem] | None) -> None:
+    def note(self, found: Sequence[Problem] | None) -> None:
         if not self._pulse.is_up:
             return  # The pulse has said so; what was lost on the way tells nothing of a Redis that is there.
         if found is None:
@@ -148,7 +148,7 @@ async def try_all(redis: Client) -> list[Problem] | None:
 async def _try_commands(talk: "_Talk") -> list[Problem]:
     name = secrets.token_hex(4)
     own = f"{keyspace.QUEUE_PREFIX}probe:{name}:"
-    touched = [*_FIXED, *_families(f"gen_probe{name}")]
+    touched = [*FIXED_KEYS, *_families(f"gen_probe{name}")]
     commands: list[tuple[Any, ...]] = [
         ("PING",),
         ("SCRIPT", "LOAD", _SOURCE),

@@ -40,10 +40,9 @@ class CountingRedis:
 @pytest.fixture
 async def pulse(redis: Redis):
     """Beats when a test says so."""
-    found = Pulse(redis)
-    found._client = redis.client()
+    found = Pulse(redis, interval_s=3600)
     yield found
-    await found._client.aclose(close_connection_pool=False)
+    await found.stop()
 
 
 @pytest.fixture
@@ -67,7 +66,7 @@ async def rings(settings: Settings, redis: Redis):
 @pytest.fixture
 async def known(counting, pulse, settings, rings) -> KnownKeys:
     found = KnownKeys(counting, pulse, settings, rings)
-    await pulse._beat(is_first=True)
+    await pulse.start()
     return found
 
 
@@ -81,10 +80,10 @@ async def ring(settings, redis):
 
 async def test_a_key_that_is_in_use_costs_no_round_trip(known, ring, counting, pulse):
     id_ = (await ring.create(NewKey(tenant="acme"))).record.id
-    await pulse._beat()
+    await pulse.beat()
 
     found = [await known.find(id_) for _ in range(5)]
-    await pulse._beat()
+    await pulse.beat()
     again = await known.find(id_)
 
     assert counting.reads == 1
@@ -95,7 +94,7 @@ async def test_a_key_that_is_in_use_costs_no_round_trip(known, ring, counting, p
 
 async def test_all_who_ask_at_once_share_one_look(known, ring, counting, pulse):
     id_ = (await ring.create(NewKey())).record.id
-    await pulse._beat()
+    await pulse.beat()
 
     await asyncio.gather(*(known.find(id_) for _ in range(20)))
 
@@ -104,36 +103,36 @@ async def test_all_who_ask_at_once_share_one_look(known, ring, counting, pulse):
 
 async def test_a_change_is_known_with_the_next_beat(known, ring, pulse):
     id_ = (await ring.create(NewKey())).record.id
-    await pulse._beat()
+    await pulse.beat()
     assert not (await known.find(id_)).record.is_disabled
 
     await ring.update(id_, lambda _: {"is_disabled": True})
-    await pulse._beat()
+    await pulse.beat()
 
     assert (await known.find(id_)).record.is_disabled
 
 
 async def test_a_deleted_key_is_unknown_with_the_next_beat(known, ring, pulse):
     id_ = (await ring.create(NewKey())).record.id
-    await pulse._beat()
+    await pulse.beat()
     assert (await known.find(id_)).record
 
     await ring.delete(id_)
-    await pulse._beat()
+    await pulse.beat()
 
     assert (await known.find(id_)).record is None
 
 
 async def test_what_was_read_before_a_change_is_not_kept_past_it(known, ring, pulse, redis, monkeypatch):
     id_ = (await ring.create(NewKey())).record.id
-    await pulse._beat()
+    await pulse.beat()
     load = KeyRecords.load
 
     async def slow(self: KeyRecords, wanted: str) -> Any:
         found = await load(self, wanted)
         monkeypatch.setattr(KeyRecords, "load", load)
         await ring.update(id_, lambda _: {"is_disabled": True})  # Between our read and our keeping it.
-        await pulse._beat()
+        await pulse.beat()
         return found
 
     monkeypatch.setattr(KeyRecords, "load", slow)
@@ -145,7 +144,7 @@ async def test_what_was_read_before_a_change_is_not_kept_past_it(known, ring, pu
 
 async def test_while_redis_is_away_nobody_is_let_in_for_a_revocation_could_not_be_heard_of(known, ring, pulse):
     id_ = (await ring.create(NewKey())).record.id
-    await pulse._beat()
+    await pulse.beat()
     await known.find(id_)
 
     pulse.is_up = False
@@ -159,7 +158,7 @@ async def test_while_redis_is_away_nobody_is_let_in_for_a_revocation_could_not_b
 async def test_a_key_that_redis_lost_is_found_in_the_database_and_served_again(known, ring, pulse, redis, counting):
     made = await ring.create(NewKey())
     await redis.flushall()
-    await pulse._beat()
+    await pulse.beat()
 
     found = await known.find(made.record.id)
 
@@ -171,7 +170,7 @@ async def test_a_known_key_needs_no_database(known, ring, pulse, settings, tmp_p
     id_ = (await ring.create(NewKey())).record.id
     (tmp_path / "s.db").rename(tmp_path / "away.db")
     (tmp_path / "s.db").mkdir()
-    await pulse._beat()
+    await pulse.beat()
 
     assert (await known.find(id_)).record
 
@@ -200,7 +199,7 @@ async def test_an_id_that_is_nowhere_is_not_asked_for_again_at_once(known, count
 async def test_memory_is_bounded(known, ring, pulse, counting, monkeypatch):
     monkeypatch.setattr("api.auth.key_cache.KNOWN_MAX", 2)
     ids = [(await ring.create(NewKey())).record.id for _ in range(3)]
-    await pulse._beat()
+    await pulse.beat()
 
     for id_ in ids:
         await known.find(id_)
@@ -213,11 +212,11 @@ async def test_memory_is_bounded(known, ring, pulse, counting, monkeypatch):
 async def test_the_origins_of_all_keys_are_known_and_follow_their_changes(known, ring, pulse, redis):
     made = await ring.create(NewKey(access=Access(cors_origins=("https://a.example",))))
     await ring.create(NewKey(access=Access(cors_origins=("https://b.example",))))
-    await pulse._beat()
+    await pulse.beat()
     assert await known.origins() == {"https://a.example", "https://b.example"}
 
     await ring.update(made.record.id, lambda _: {"is_disabled": True})
-    await pulse._beat()
+    await pulse.beat()
 
     assert await known.origins() == {"https://b.example"}
     await ring.delete(made.record.id)
@@ -227,10 +226,10 @@ async def test_the_origins_of_all_keys_are_known_and_follow_their_changes(known,
 
 async def test_a_redis_that_comes_back_empty_is_noticed(known, ring, pulse, redis):
     made = await ring.create(NewKey())
-    await pulse._beat()
+    await pulse.beat()
     before = await known.find(made.record.id)
     await redis.delete(keyspace.KEYS_VERSION)
 
-    await pulse._beat()
+    await pulse.beat()
 
     assert await known.find(made.record.id) is not before

@@ -3,6 +3,8 @@
 import asyncio
 import json
 import re
+import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -38,15 +40,16 @@ PATHS = {
 class Shut(Gate):
     """A gate through which nothing comes, or with ``waiting`` nothing that must not wait."""
 
-    def __init__(self, *, waiting: int = 0, **settings: Any) -> None:
+    def __init__(self, *, waiting: int = 0, clock: Callable[[], float] = time.monotonic, **settings: Any) -> None:
         self.registry = CollectorRegistry()
         self.load = QueueLoad(None)  # type: ignore[arg-type]  # It is told, and asks nobody.
-        super().__init__(Settings(**settings), self.load, Metrics(self.registry), Answers(["retry-after"]))
+        chosen = Settings(**settings)
+        super().__init__(chosen, self.load, Metrics(self.registry), Answers(["retry-after"]), clock)
         if waiting:
             for second in (0, 1):
                 self.load.take(Reading(second * 1000, second, waiting, 1, {"acme": waiting}, running=1, slots=1))
         else:
-            self.starting = self._settings.starting_max
+            self.starting = chosen.starting_max
 
     def count(self, name: str, **labels: str) -> float:
         return self.registry.get_sample_value(name, labels) or 0.0
@@ -215,9 +218,8 @@ async def test_a_page_may_read_the_refusal_if_it_may_read_answers():
 
 
 async def test_one_line_tells_of_an_overload_and_one_of_its_end():
-    gate = Shut()
     now = [0.0]
-    gate._clock = lambda: now[0]
+    gate = Shut(clock=lambda: now[0])
     with structlog.testing.capture_logs() as lines:
         async with served(gate=gate) as server:
             for _ in range(3):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from api.routes.models import _entry
+from api.routes.models import entry_of
 
 
 @pytest.mark.parametrize(
@@ -16,7 +16,7 @@ from api.routes.models import _entry
     ],
 )
 def test_a_model_has_the_date_that_its_name_tells_or_one_that_clients_take(name: str, owner: str, created_at: str):
-    entry = _entry(name, owner)
+    entry = entry_of(name, owner)
 
     assert entry["created_at"] == created_at
     assert entry["created"] > 1_700_000_000

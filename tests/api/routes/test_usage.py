@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.routes.usage import _ANSWER, _PARAMETERS, OWN_GROUPS, read_question, report
+from api.routes.usage import ANSWER, OWN_GROUPS, PARAMETERS, read_question, report
 from common.canonical.errors import ErrorKind, GatewayError
 from common.database.lazy import LazyDatabase
 from common.ledger.usage_report import Question
@@ -69,12 +69,12 @@ async def test_the_answer_is_as_the_schema_says(tmp_path):
     told = await report(read(), database)
 
     await database.close()
-    jsonschema.validate(told, _ANSWER)
+    jsonschema.validate(told, ANSWER)
     assert told["data"] == []
 
 
 @given(
-    st.sampled_from([each for each in _PARAMETERS if "pattern" in each["schema"]]).flatmap(
+    st.sampled_from([each for each in PARAMETERS if "pattern" in each["schema"]]).flatmap(
         lambda each: st.tuples(st.just(each["name"]), st.from_regex(each["schema"]["pattern"].replace("$", r"\Z")))
     )
 )

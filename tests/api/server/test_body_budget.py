@@ -9,7 +9,7 @@ import orjson
 import pytest
 from starlette.requests import Request
 
-from api.server.body import _parse, read_json
+from api.server.body import parse_json, read_json
 from api.server.body_budget import AT_ONCE_MAX, LARGE_BYTES, SMALL_BYTES, BodyBudget, apart
 from common.canonical.errors import ErrorKind, GatewayError
 from common.config.settings import MIB, Settings
@@ -155,23 +155,23 @@ def test_more_values_than_allowed_are_refused_before_they_are_made(piece):
     raw = b'{"a":[' + piece * MANY + b"1]}"
 
     with pytest.raises(GatewayError) as refused:
-        _parse(raw, 64, MANY - 1)
+        parse_json(raw, 64, MANY - 1)
 
     assert refused.value.failed.code == "json_too_many_values"
-    assert len(_parse(raw, 64, 3 * MANY)["a"]) == MANY + 1
+    assert len(parse_json(raw, 64, 3 * MANY)["a"]) == MANY + 1
 
 
 @pytest.mark.parametrize("text", ["[],{},", 'she said "[]," \\ [', "\\", '\\"'])
 def test_what_stands_in_strings_is_no_value(text):
     raw = orjson.dumps({"a": text * MANY})
 
-    assert _parse(raw, 64, 1_000) == {"a": text * MANY}
+    assert parse_json(raw, 64, 1_000) == {"a": text * MANY}
 
 
 @pytest.mark.parametrize("tail", [b"", b"\\", b"x", b'\\"' * 50_000])
 def test_a_string_without_an_end_is_looked_at_once(tail):
     with pytest.raises(GatewayError) as refused:
-        _parse(b'{"a":[' + b"[]," * 400 + b'"' + b'\\"[' * 50_000 + tail, 64, 1_000)
+        parse_json(b'{"a":[' + b"[]," * 400 + b'"' + b'\\"[' * 50_000 + tail, 64, 1_000)
 
     assert refused.value.failed.code == "invalid_json"
 

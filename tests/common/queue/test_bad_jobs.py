@@ -206,7 +206,7 @@ async def test_the_pulse_reads_how_many_workers_take_jobs(redis, pulse, queue):
     counts = []
     for worker, takes_jobs in (("one", True), ("two", True), ("one", True), ("one", False), ("two", False)):
         await queue.note_alive(worker, takes_jobs=takes_jobs)
-        await pulse._beat()
+        await pulse.beat()
         counts.append(queue.workers_alive)
 
     assert counts == [1, 2, 2, 1, 0]
@@ -215,7 +215,7 @@ async def test_the_pulse_reads_how_many_workers_take_jobs(redis, pulse, queue):
 async def test_a_worker_that_has_not_spoken_for_long_is_not_counted(redis, pulse, queue):
     await queue.note_alive("one", takes_jobs=True)
     await redis.zadd(keyspace.WORKERS, {"dead": pulse.redis_ms - ALIVE_S * 1000 - 1})
-    await pulse._beat()
+    await pulse.beat()
 
     assert queue.workers_alive == 1
     assert 0 < await redis.pttl(keyspace.WORKERS) <= ALIVE_S * 1000
@@ -225,7 +225,7 @@ async def test_a_worker_that_has_not_spoken_for_long_is_not_counted(redis, pulse
 
 async def test_a_worker_of_the_version_before_is_known_by_its_books(redis, pulse, queue):
     await redis.set(keyspace.BOOKKEEPER, "somebody")
-    await pulse._beat()
+    await pulse.beat()
 
     assert queue.workers_alive == 1
 

@@ -381,16 +381,20 @@ async def test_the_bell_never_holds_more_than_one_ring(queue, redis):
     assert await redis.llen(keyspace.BELL) == 1
 
 
-async def test_stale_commands_accept_and_hand_out_nothing(queue, pulse):
+async def test_stale_commands_accept_and_hand_out_nothing(redis):
+    now = 100.0
+    pulse = Pulse(redis, lambda: now, interval_s=3600)
+    await pulse.start()
+    queue = JobQueue(redis, pulse, Settings())
     await queue.enqueue("gen_0", "a", INTERACTIVE)
-    await pulse.stop()  # Else it would refresh what we set.
-    pulse._told_ms -= 10_000
+    now -= 10  # As if what is sent now had been on its way for so long.
 
     with pytest.raises(StoreUnavailable):
         await queue.enqueue("gen_1", "a", INTERACTIVE)
     assert await claim(queue) == []
-    await pulse.start()
+    await pulse.beat()
     assert names(await claim(queue)) == ["gen_0"]
+    await pulse.stop()
 
 
 async def test_a_request_with_a_key_is_enqueued_once(queue):

@@ -367,13 +367,13 @@ async def test_a_worker_that_claims_nothing_says_so_though_redis_answers(lab, mo
     async with lab.worker(handler) as worker:
         await asyncio.sleep(0.1)
         assert worker.problem is None
-        claim = worker._queue.claim
-        monkeypatch.setattr(worker._queue, "claim", refused)
+        claim = JobQueue.claim
+        monkeypatch.setattr(JobQueue, "claim", refused)
         await lab.redis.lpush(keyspace.BELL, 1)
         await eventually(lambda: worker.problem)
 
         assert "NOSCRIPT" in worker.problem
-        monkeypatch.setattr(worker._queue, "claim", claim)
+        monkeypatch.setattr(JobQueue, "claim", claim)
         monkeypatch.setattr("common.queue.worker.STUCK_S", 10)
         await asyncio.sleep(0.5)
         assert worker.problem is None

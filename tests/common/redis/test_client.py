@@ -11,7 +11,7 @@ from cli.dev.embedded_redis import EmbeddedRedis
 from common.canonical.errors import StoreUnavailable
 from common.redis.client import connect
 from common.redis.errors import as_unavailable
-from common.redis.pipe import _NOT_MASTER
+from common.redis.pipe import NOT_MASTER
 from common.redis.pulse import Pulse
 from common.redis.scripts import Scripts
 
@@ -74,11 +74,10 @@ async def test_no_calls_have_no_answers(redis, tmp_path):
 
 @pytest.fixture
 async def pulse(redis):
-    """Beats when a test says so."""
-    found = Pulse(redis)
-    found._client = redis.client()
+    """Beats when a test says so, from its start on."""
+    found = Pulse(redis, interval_s=3600)
     yield found
-    await found._client.aclose(close_connection_pool=False)
+    await found.stop()
 
 
 async def test_what_is_watched_is_read_with_every_beat(pulse, redis):
@@ -86,10 +85,10 @@ async def test_what_is_watched_is_read_with_every_beat(pulse, redis):
     pulse.watch(("GET", "sluice:test"), heard.append)
     pulse.watch(("HGETALL", "sluice:test:hash"), heard.append)
 
-    await pulse._beat(is_first=True)
+    await pulse.start()
     await redis.set("sluice:test", "new")
     await redis.hset("sluice:test:hash", "a", "1")
-    await pulse._beat()
+    await pulse.beat()
 
     assert heard == [None, {}, b"new", {b"a": b"1"}]
     assert pulse.is_up
@@ -99,28 +98,28 @@ async def test_after_an_outage_nobody_may_rely_on_redis_before_what_is_watched_i
     seen: list[bool] = []
     pulse.watch(("GET", "sluice:test"), lambda _: seen.append(pulse.is_up))
 
-    await pulse._beat(is_first=True)
+    await pulse.start()
 
     assert seen == [False]
     assert pulse.is_up
 
 
-async def test_another_server_that_answers_in_time_counts_as_whole_from_then_on_only(redis):
-    now = 0.0
-    pulse = Pulse(redis, lambda: now)
-    pulse._client = redis.client()
-    await pulse._beat(is_first=True)
+async def test_another_server_that_answers_in_time_counts_as_whole_from_then_on_only(redis, monkeypatch):
+    now, client = 0.0, redis.client()
+    monkeypatch.setattr(redis, "client", lambda: client)
+    pulse = Pulse(redis, lambda: now, interval_s=3600)
+    await pulse.start()
     now = 10.0
-    await pulse._beat()
+    await pulse.beat()
     assert pulse.whole_s() == 10.0
 
-    pulse._client.connection.host = "promoted"  # As after a failover between two beats.
-    await pulse._beat()
+    client.connection.host = "promoted"  # As after a failover between two beats.
+    await pulse.beat()
 
     assert (pulse.is_up, pulse.whole_s()) == (True, 0.0)
     now = 12.0
     assert pulse.whole_s() == 2.0
-    await pulse._client.aclose(close_connection_pool=False)
+    await pulse.stop()
 
 
 async def test_a_pipeline_on_a_connection_that_uvloop_has_closed_fails_as_redis_does(redis_server):
@@ -165,7 +164,7 @@ async def test_a_master_that_another_has_replaced_at_its_address_is_left_with_ev
         await asyncio.sleep(0.1)
 
         assert [await counting.run("count", [], []) for _ in range(2)] == [1, 2]
-        await pulse._beat()
+        await pulse.beat()
         assert (pulse.is_up, pulse.whole_s() < 5) == (True, True)
         assert len(await admin.client_list()) == 1  # The admin's own.
         await pulse.stop()
@@ -176,4 +175,4 @@ async def test_a_master_that_another_has_replaced_at_its_address_is_left_with_ev
 @pytest.mark.parametrize("text", ["ERR READONLY You can't write against a read only instance"])
 def test_a_proxys_own_form_of_a_refusal_is_one(text):
     assert isinstance(as_unavailable(ResponseError(text)), StoreUnavailable)
-    assert _NOT_MASTER.search(text)
+    assert NOT_MASTER.search(text)

@@ -75,7 +75,7 @@ def test_the_pulse_outlives_a_reset():
         assert pulse.is_up
 
         await server.reset_all()
-        await pulse._beat()
+        await pulse.beat()
 
         assert pulse.is_up
         await pulse.stop()

@@ -24,6 +24,7 @@ from common.responses import ResponseStore
 
 HELD_UP_S = COMMAND_TIMEOUT_S + 0.5
 PING = hiredis.pack_command(("PING",))
+ID = hiredis.pack_command(("CLIENT", "ID"))  # Of the connection that asks.
 
 
 async def held_up_amid(wait: Awaitable[object], *, turns: int) -> object:
@@ -67,14 +68,14 @@ async def test_the_breaker_stays_shut_and_no_connection_is_cut(client):
     pulse = Pulse(client)
     await pulse.start()
     await client.exchanges.run([PING])
-    before = client.exchanges._pipe
+    before = await client.exchanges.run([ID])
 
     with capture_logs() as logs:
         for _ in range(3):
-            await held_up_amid(pulse._beat(), turns=2)
+            await held_up_amid(pulse.beat(), turns=2)
             assert pulse.is_up
 
-    assert client.exchanges._pipe is before
+    assert await client.exchanges.run([ID]) == before
     assert not logs
     await pulse.stop()
 
@@ -90,18 +91,23 @@ async def test_a_job_is_accepted_though_the_pulse_has_not_been_heard_for_long(cl
     await pulse.stop()
 
 
+async def subscribed(client: Client) -> list[str]:
+    """The connections that listen, by their ids."""
+    return [each["id"] for each in await client.client_list("pubsub")]
+
+
 async def test_a_subscription_is_confirmed_and_the_feed_stays_connected(client):
     feed = RedisFeed(client)
     await feed.start()
     await feed.subscribe("gen_0", lambda _: None)
-    before = feed._pipe
+    before = await subscribed(client)
 
     with capture_logs() as logs:
         await held_up_amid(feed.subscribe("gen_1", lambda _: None), turns=2)
         time.sleep(FEED_SILENCE_MAX_S + 0.5)
         await asyncio.sleep(0.3)
 
-    assert feed._pipe is before
+    assert await subscribed(client) == before
     assert feed.is_connected
     assert not logs
     await feed.stop()

@@ -154,7 +154,7 @@ async def test_a_change_is_logged_once_and_nothing_while_nothing_changes(server,
     with structlog.testing.capture_logs() as logs:
         for is_full in (False, False, True, True, True, False, False):
             await admin.config_set("maxmemory", "1mb" if is_full else "0")
-            probe._note(await try_all(admin))
+            probe.note(await try_all(admin))
             assert bool(probe.problems()) == bool(probe.refusal) == is_full
     await pulse.stop()
 
@@ -169,7 +169,7 @@ async def test_a_probe_without_an_answer_counts_once_it_happens_again(server, ad
 
     told = []
     for found in (None, None, None, []):
-        probe._note(found)
+        probe.note(found)
         told.append(bool(probe.problems()))
     await pulse.stop()
 
@@ -203,6 +203,6 @@ def test_the_keys_that_are_looked_at_are_all_fixed_ones():
     fixed = {value for name, value in vars(keyspace).items() if name.isupper() and isinstance(value, str)}
     prefixes = {keyspace.QUEUE_PREFIX, keyspace.JOB, keyspace.RECENT, keyspace.ONCE, keyspace.SPENT}
 
-    from common.redis.probe import _FIXED
+    from common.redis.probe import FIXED_KEYS
 
-    assert set(_FIXED) == fixed - prefixes
+    assert set(FIXED_KEYS) == fixed - prefixes

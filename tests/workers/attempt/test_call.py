@@ -10,7 +10,7 @@ import pytest
 from common.config.settings import ProviderSettings
 from tests.workers.continuation.test_continuation import MORE, READERS
 from tests.workers.test_generate import Setup, setup  # noqa: F401 - a fixture.
-from workers.attempt.call import _event_end
+from workers.attempt.call import event_end
 
 TEXT, FINISH = {"delta": {"content": "some words "}}, {"delta": {}, "finish_reason": "stop"}
 USAGE = {"usage": {"prompt_tokens": 7, "completion_tokens": 9}, "choices": []}
@@ -106,7 +106,7 @@ def test_a_stream_s_frames_are_cut_between_events_alone(monkeypatch, tail):
     data = b"".join(b"data: %d\n\n" % n for n in range(200)) + b"data: " + b"x" * 100 + b"\n\n" + tail
     frames, start = [], 0
     while start < len(data):
-        end = _event_end(data, start)
+        end = event_end(data, start)
         frames.append(data[start:end])
         start = end
 

@@ -11,6 +11,7 @@ from common.queue.worker import Postponed
 from tests.workers.test_generate import G, Setup, setup  # noqa: F401 - a fixture.
 from workers.attempt.patience import POSTPONED_S_MIN, patience, postpone
 from workers.outcome import Ask, Total
+from workers.quota.pauses import Pauses
 
 SETTINGS = Settings(_env_file=None, status_hold_s=5, queue_wait_background_s=1000, retry_after_max_s=30)
 
@@ -111,7 +112,7 @@ async def test_background_work_is_put_back_and_comes_again(setup):  # noqa: F811
 
     assert postponed.value.delay_s == pytest.approx(86_399, abs=2)
     assert [frame.kind for frame in await setup.frames()] == [FrameKind.FENCE]
-    setup.services.quota._pauses._pauses.clear()
+    setup.services.quota.pauses = Pauses(time.monotonic)
     await setup.run(epoch=2, is_background=True, was_postponed=True, attempts=1)
     end = await setup.end()
     assert (end["error"], end["tries"]) == (None, 2)
@@ -136,7 +137,7 @@ async def test_what_its_calls_have_cost_waits_with_it(setup, monkeypatch):  # no
 async def test_waiting_for_its_upstream_again_and_again_makes_no_job_a_poison(setup):  # noqa: F811
     await setup.open("demo-n5-d0-e429x9-ra6")
     for epoch in range(1, 8):
-        setup.services.quota._pauses._pauses.clear()
+        setup.services.quota.pauses = Pauses(time.monotonic)
         with pytest.raises(Postponed) as postponed:
             await setup.run(epoch=epoch, is_background=True, was_postponed=epoch > 1, attempts=epoch - 1)
         assert postponed.value.attempts == epoch

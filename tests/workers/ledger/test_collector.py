@@ -33,12 +33,15 @@ from common.ledger import set_aside
 from common.ledger.audit import unseal
 from common.ledger.record import Asked
 from common.limits.charges import periods
+from common.limits.lua import COUNTERS
 from common.metering.attempts import Attempt, pack
 from common.redis import keyspace
 from common.redis.client import Client
 from common.redis.pipe import Exchanges
 from common.redis.pulse import Pulse
+from common.redis.scripts import Scripts
 from tests.support.servers.postgres import PostgresForTests, find_binaries
+from workers.ledger import restore_budgets
 from workers.ledger.collector import BATCH, LOG_BYTES_MAX, Collector
 from workers.ledger.keeper import AUDIT_PAUSE_S, AWAY_PAUSES_S, KEYS_PAUSE_S, SCAN_PAUSE_S, Bookkeeper
 from workers.ledger.restore_budgets import Budgets
@@ -299,7 +302,7 @@ async def test_a_record_that_killed_workers_is_set_aside_without_a_look_into_it(
     await world.end("gen_0", is_listed=False)
     await world.redis.hset(keyspace.record("gen_0"), "set_aside", "3 workers were lost on it")
     await world.redis.rpush(keyspace.ENDED, "gen_0")
-    monkeypatch.setattr(Collector, "_add", lambda *_: pytest.fail("nobody may look into it"))
+    monkeypatch.setattr(Asked, "unpack", lambda *_: pytest.fail("nobody may look into it"))
 
     await (await world.holder()).turn()
 
@@ -919,7 +922,7 @@ async def test_a_rebuild_that_was_overtaken_adds_nothing(world: World):
     await world.end("gen_1")
     keeper = await world.holder()
     await keeper.turn()
-    scripts, args = keeper._budgets._scripts, ["loading 5", 1_000, 60]
+    scripts, args = Scripts(world.redis, Path(restore_budgets.__file__).parent, COUNTERS), ["loading 5", 1_000, 60]
     await world.redis.set(keyspace.SPENT_LOADED, "loading 6")
 
     assert await scripts.run("load_spent", [keyspace.SPENT_LOADED, keyspace.spent("key", "key_a", "202611")], args) == 0

@@ -190,7 +190,7 @@ def test_a_piece_that_leads_nowhere_says_nothing(path: str) -> None:
 
 
 def test_arguments_without_end_or_bottom_are_nonsense(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gemini_arguments, "_SIZE_MAX", 1000)
+    monkeypatch.setattr(gemini_arguments, "SIZE_MAX", 1000)
     piece = {"partialArgs": [{"jsonPath": "$.x", "stringValue": "y" * 99, "willContinue": True}], "willContinue": True}
     endless = [said({"functionCall": {"name": "f", "willContinue": True}}), *[said({"functionCall": piece})] * 20]
     deep = {"name": "f", "args": {"a": orjson.Fragment(b"[" * 300 + b"]" * 300)}}

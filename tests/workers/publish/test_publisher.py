@@ -234,8 +234,11 @@ async def test_a_stop_is_heard_by_heartbeat_and_signalled_once(setup):
 class Deaf(Channel):
     """Nobody listens to what is published."""
 
-    def _answer(self, log, verdict):
-        return super()._answer(log, verdict)._replace(listeners=0)
+    async def append(self, appends):
+        return [answer._replace(listeners=0) for answer in await super().append(appends)]
+
+    async def heartbeat(self, claims, notes=()):
+        return [answer._replace(listeners=0) for answer in await super().heartbeat(claims, notes)]
 
 
 @pytest.mark.parametrize(("policy", "stop"), [(Policy.STOP, Stop.LEFT), (Policy.DETACH, Stop.NO)])

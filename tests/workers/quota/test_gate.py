@@ -314,11 +314,17 @@ async def test_nothing_stays_in_redis_for_good(redis):
 
 
 @asynccontextmanager
-async def worker(redis: Client, chosen: dict[str, ProviderSettings] | None = None, **more: Any) -> AsyncIterator[Quota]:
+async def worker(
+    redis: Client,
+    chosen: dict[str, ProviderSettings] | None = None,
+    *,
+    registry: CollectorRegistry | None = None,
+    **more: Any,
+) -> AsyncIterator[Quota]:
     """One worker's gate with its pulse, as long as it lives."""
     found = Settings(_env_file=None, providers=chosen or {"openai": ProviderSettings(api_keys=("k",))}, **more)
     pulse = Pulse(redis)
-    quota = Quota(redis, pulse, found, Metrics(CollectorRegistry()))
+    quota = Quota(redis, pulse, found, Metrics(registry or CollectorRegistry()))
     quota.start()
     await pulse.start()
     try:
@@ -337,7 +343,8 @@ async def is_refused(quota: Quota, where: Deployment, **more: Any) -> bool:
 
 
 async def test_one_workers_refusal_counts_for_all_of_them(redis, redis_server):
-    async with clients(redis_server, 1) as (other,), worker(redis) as first, worker(other) as second:
+    registry = CollectorRegistry()
+    async with clients(redis_server, 1) as (other,), worker(redis) as first, worker(other, registry=registry) as second:
         first.note_failure(demand(), place(), Failed(ErrorKind.UPSTREAM_RATE_LIMITED, "slow down", retry_after_s=20))
 
         assert await is_refused(first, place())
@@ -349,7 +356,7 @@ async def test_one_workers_refusal_counts_for_all_of_them(redis, redis_server):
                 pass
         assert 0 < refused.value.wait_s <= 20
         second.collect()
-        assert second._metrics.paused.labels("openai")._value.get() == 1
+        assert registry.get_sample_value("sluice_upstream_paused", {"provider": "openai"}) == 1
 
 
 async def test_an_answer_that_says_that_nothing_is_left_counts_for_all_workers(redis, redis_server):
@@ -379,22 +386,22 @@ async def test_a_vendor_is_obeyed_up_to_the_cap_and_its_word_is_told_to_all_work
 async def test_a_later_word_replaces_a_promise(redis):
     async with worker(redis, retry_after_max_s=5) as quota:
         for told_s, most_s in ((86_400, 0.2), (4, 5)):
-            quota._pauses.pause("openai:a:m", told_s, most_s)
-            await quota._flush()
+            quota.pauses.pause("openai:a:m", told_s, most_s)
+            await quota.flush()
 
         assert await redis.hkeys(keyspace.PAUSED) == [b"openai:a:m"]
-        assert quota._pauses.left("openai:a:m").promise_s <= 4
+        assert quota.pauses.left("openai:a:m").promise_s <= 4
 
 
 async def test_a_longer_pause_is_not_cut_short_by_a_shorter_one(redis, redis_server):
     async with clients(redis_server, 1) as (other,), worker(redis) as first, worker(other) as second:
         for quota, seconds in ((first, 20), (second, 1)):  # Told one right after the other.
             quota.note_failure(demand(), place(), Failed(ErrorKind.UPSTREAM_RATE_LIMITED, "", retry_after_s=seconds))
-            await quota._flush()
+            await quota.flush()
 
         seconds, _ = await redis.time()
         assert int(await redis.hget(keyspace.PAUSED, "openai:a:m")) / 1000 - seconds > 10
-        await until(lambda: second._pauses.left("openai:a:m").pause_s > 10, "the other knows of the longer one")
+        await until(lambda: second.pauses.left("openai:a:m").pause_s > 10, "the other knows of the longer one")
 
 
 def test_what_a_worker_was_told_itself_counts_before_redis_has_it():
@@ -446,19 +453,18 @@ async def test_what_is_noted_of_keys_is_bounded(redis, monkeypatch):
     async with worker(redis) as quota:
         for n in range(10):
             quota.note_failure(demand(), place(f"k{n}"), Failed(ErrorKind.UPSTREAM_RATE_LIMITED, "", retry_after_s=20))
-        await quota._flush()
+        await quota.flush()
 
     assert await redis.hlen(keyspace.PAUSED) == 3
 
 
 async def test_neither_keys_nor_what_is_asked_stand_in_redis(redis):
     chosen = {"openai": ProviderSettings(api_keys=("sk-canary-1",), limits=Limits(requests=5, tokens=5000, concurrent=5))}
-    async with worker(redis, chosen) as quota:
-        (where,) = deployments(job(), quota._settings)
-        async with quota.admitted(demand(), where):
-            quota.note_failure(demand(), where, Failed(ErrorKind.UPSTREAM_RATE_LIMITED, "", retry_after_s=20))
-            await quota._flush()
-            found = [await redis.dump(name) + name for name in await redis.keys("*")]
+    (where,) = deployments(job(), Settings(_env_file=None, providers=chosen))
+    async with worker(redis, chosen) as quota, quota.admitted(demand(), where):
+        quota.note_failure(demand(), where, Failed(ErrorKind.UPSTREAM_RATE_LIMITED, "", retry_after_s=20))
+        await quota.flush()
+        found = [await redis.dump(name) + name for name in await redis.keys("*")]
 
     assert len(found) == 4
     assert not any(b"canary" in each or b"xxxx" in each for each in found)
@@ -487,7 +493,7 @@ async def test_made_up_keys_take_one_quota_together_where_none_is_needed(redis):
     made_up = [replace(place(key, provider="lab"), quota_id="lab:lab") for key in ("junk", "more junk")]
     async with worker(redis, chosen) as quota:
         assert [await is_refused(quota, each) for each in (*made_up, place("lab", provider="lab"))] == [False, True, True]
-        await until(lambda: quota._budgets._spent, "the budgets were read")
+        await until(lambda: quota.budgets.spent_nano_usd, "the budgets were read")
         with pytest.raises(GatewayError):
             quota.affordable(made_up)
 
@@ -525,7 +531,7 @@ async def test_what_a_call_took_is_what_was_reported_or_else_what_was_seen(redis
         async with quota.admitted(demand(), place()) as taken:
             reserved = await redis.hvals(keyspace.limit("upstream", "openai:a", "tokens"))
             taken.note(usage, events, is_whole=is_whole)
-        await quota._flush()
+        await quota.flush()
 
         assert reserved == [b"1104"]
         assert await redis.hvals(keyspace.limit("upstream", "openai:a", "tokens")) == [b"%d" % used]
@@ -537,7 +543,8 @@ def test_what_is_reserved_is_the_prompt_and_the_longest_answer(more, tokens):
 
 
 async def test_a_request_is_counted_as_refused_once_for_each_key(redis):
-    async with worker(redis, {"openai": ProviderSettings(api_keys=("k",), limits=Limits(requests=1))}) as quota:
+    chosen, registry = {"openai": ProviderSettings(api_keys=("k",), limits=Limits(requests=1))}, CollectorRegistry()
+    async with worker(redis, chosen, registry=registry) as quota:
         assert not await is_refused(quota, place())
         ours = demand()
         for _ in range(3):
@@ -545,7 +552,8 @@ async def test_a_request_is_counted_as_refused_once_for_each_key(redis):
                 async with quota.admitted(ours, place()):
                     pass
 
-        assert quota._metrics.quota_refusals.labels("openai", "requests")._value.get() == 1
+        labels = {"provider": "openai", "limit": "requests"}
+        assert registry.get_sample_value("sluice_upstream_quota_refusals_total", labels) == 1
 
 
 # Budgets
@@ -561,7 +569,7 @@ async def spend(redis: Redis, quota: Quota, usd: float, provider: str = "openai"
     """Spend so much of a day (0) or a month (1), and wait until the worker has read it."""
     counter = keyspace.spent("provider", provider, periods()[which])
     await redis.mset({keyspace.SPENT_LOADED: "loaded", counter: int(usd * NANO_USD)})
-    await until(lambda: quota._budgets._spent.get(counter) == int(usd * NANO_USD), "it is read")
+    await until(lambda: quota.budgets.spent_nano_usd.get(counter) == int(usd * NANO_USD), "it is read")
 
 
 async def test_a_provider_whose_budget_is_spent_is_passed_over(redis):
@@ -581,7 +589,7 @@ async def test_while_nobody_knows_what_was_spent_providers_with_a_budget_are_pas
     async with worker(redis, RICH) as quota:
         await spend(redis, quota, 1)
         await redis.delete(keyspace.SPENT_LOADED, keyspace.spent("provider", "openai", periods()[0]))
-        await until(lambda: not quota._budgets._is_known, "the loss was noticed")
+        await until(lambda: not quota.budgets.is_known, "the loss was noticed")
 
         assert quota.affordable([place(), brought, free]) == [brought, free]
         with pytest.raises(GatewayError) as refused:
@@ -623,6 +631,6 @@ async def test_of_several_spent_providers_the_one_that_starts_anew_first_is_name
 
 async def test_only_providers_with_a_budget_are_read(redis):
     async with worker(redis) as quota:
-        assert not quota._budgets.is_needed
+        assert not quota.budgets.is_needed
     async with worker(redis, RICH) as quota:
-        assert {name.split(":")[4] for name in quota._budgets.command()[2:]} == {"openai", "groq"}
+        assert {name.split(":")[4] for name in quota.budgets.command()[2:]} == {"openai", "groq"}

@@ -13,7 +13,7 @@ import orjson
 
 from workers.providers.shared.loose_json import text_of
 
-_SIZE_MAX = 16 << 20  # Characters and pieces of one call; as much as one event may be large.
+SIZE_MAX = 16 << 20  # Characters and pieces of one call; as much as one event may be large.
 _STEP = re.compile(r"\.([^.\[]+)|\['([^']*)'\]|\[(\d{1,6})\]")
 
 
@@ -41,7 +41,7 @@ class ArgumentsSoFar:
         """
         where, text = text_of(piece.get("jsonPath")), text_of(piece.get("stringValue"))
         self._size += 1 + len(where) + len(text)
-        if self._size > _SIZE_MAX:
+        if self._size > SIZE_MAX:
             raise ArgumentsError("the arguments of a call have no end")
         path = [key or quoted or int(number or 0) for key, quoted, number in _STEP.findall(where)]
         if "stringValue" in piece:

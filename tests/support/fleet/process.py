@@ -1,0 +1,106 @@
+"""One process of ours: ``Process`` is any command of ``sluice``, below it are the three kinds that a fleet has."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from cli.dev.embedded_redis import free_port
+from tests.support.fleet.waiting import is_ok
+
+ROOT = Path(__file__).parents[3]
+
+
+class Process:
+    """One process of ours, its output in a file."""
+
+    def __init__(self, args: list[str], env: dict[str, str], log: Path) -> None:
+        self.log = log
+        self._out = log.open("ab")
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "cli.main", *args],
+            env={**os.environ, **env},
+            cwd=ROOT,
+            stdout=self._out,
+            stderr=self._out,
+            stdin=subprocess.DEVNULL,
+        )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
+    def send(self, sig: signal.Signals) -> None:
+        self._process.send_signal(sig)
+
+    def kill(self) -> None:
+        self.send(signal.SIGKILL)
+        self._process.wait()
+
+    def wait(self, timeout_s: float) -> int:
+        return self._process.wait(timeout_s)
+
+    def stop(self) -> None:
+        if self.is_alive:
+            self.send(signal.SIGCONT)
+            self.send(signal.SIGTERM)
+            try:
+                self.wait(15)
+            except subprocess.TimeoutExpired:
+                self.kill()
+        self._out.close()
+
+    def lines(self) -> list[dict[str, Any]]:
+        """What it logged as JSON."""
+        whole, _, _ = self.log.read_text().rpartition("\n")  # The last line may be half written.
+        return [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        return [line for line in self.lines() if line.get("event") == name]
+
+
+class Listening(Process):
+    """One that has a port of its own, and answers there when it is ready."""
+
+    ready_path = "/readyz"
+
+    def __init__(self, args: list[str], env: dict[str, str], log: Path, port: int) -> None:
+        super().__init__(args, env, log)
+        self.port = port
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def is_ready(self) -> bool:
+        return is_ok(self.url + self.ready_path)
+
+
+class DemoProvider(Listening):
+    """The upstream, on every wire. What it says follows from the model's name: ``demo-n5-d0`` are five words at once."""
+
+    ready_path = "/stats"
+
+    def __init__(self, folder: Path, env: dict[str, str], port: int) -> None:
+        super().__init__(["demo-provider", "--port", str(port)], env, folder / "demo.log", port)
+
+
+class Api(Listening):
+    def __init__(self, name: str, folder: Path, env: dict[str, str], port: int | None = None) -> None:
+        port = port or free_port()
+        super().__init__(["api"], {**env, "SLUICE_PORT": str(port)}, folder / f"{name}.log", port)
+
+
+class Worker(Listening):
+    """Its port is for metrics and health alone."""
+
+    def __init__(self, name: str, folder: Path, env: dict[str, str], port: int | None = None) -> None:
+        port = port or free_port()
+        super().__init__(["worker"], {**env, "SLUICE_WORKER_PORT": str(port)}, folder / f"{name}.log", port)
