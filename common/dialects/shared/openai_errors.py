@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from common.canonical.errors import STATUS_OF, ErrorKind, Failed
+from common.canonical.errors import ErrorKind, Failed
 from common.dialects.shared.anthropic_words import OWN_ERROR_TYPES
 
 # As recorded: an unknown model and a wrong key are an "invalid_request_error" that its code tells apart.
@@ -19,7 +19,7 @@ ERROR_CODE = {
 }
 # What OpenAI's words amount to, for whoever reads them where no status stands.
 STATUS_OF_WORD = {
-    **{word: STATUS_OF[kind] for kind, word in (*ERROR_TYPE.items(), *ERROR_CODE.items())},
+    **{word: kind.status for kind, word in (*ERROR_TYPE.items(), *ERROR_CODE.items())},
     "model_not_found": 404,
     "tokens": 429,  # As "requests": which limit was reached.
     "insufficient_quota": 429,  # Its own status for it.
