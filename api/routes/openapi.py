@@ -12,6 +12,7 @@ from fastapi import FastAPI, Response
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
+from common.canonical.errors import ErrorKind
 from common.dialects.agentary import request as agentary_request
 from common.dialects.anthropic_messages import request as anthropic_messages_request
 from common.dialects.openai_chat import request as openai_chat_request
@@ -73,7 +74,8 @@ _MEANING = {
 }
 _ANYWHERE = (408, 431, 500)  # What may be answered before a route has a say.
 _WITH_A_KEY = (401, 403, 429, 503)
-_WHEN_GENERATING = (*_WITH_A_KEY, 400, 402, 404, 413, 415, 422, 499, 502, 504)
+# Whatever can go wrong, but for what was there before; 422: an idempotency-key of another request.
+_WHEN_GENERATING = (422, *(kind.status for kind in ErrorKind if kind is not ErrorKind.EXPIRED))
 
 # Bodies, by dialect: what is read, an example, and what is listed in it
 

@@ -1,6 +1,6 @@
 """How does a failure become an HTTP response?
 
-Kinds become statuses and bodies in the client's own dialect, and nowhere else but here.
+A kind has its status (``common/canonical/errors.py``), a dialect its own status and body for it; here both become a response.
 """
 
 import math

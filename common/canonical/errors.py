@@ -2,7 +2,9 @@
 
 ``ErrorKind`` is the whole vocabulary: a kind exists because a client, a retry rule or an alert acts differently on it.
 A failure is data (``Failed``, the last event of a stream); where Python must unwind, ``GatewayError`` carries it.
-Kinds become HTTP statuses here, and bodies in each dialect; nothing else in the project decides either.
+
+To add a kind: its row here, its row in docs/errors.md, and a dialect's word for it where that dialect has one
+(``common/dialects/shared/openai_errors.py``; Anthropic's goes by the status).
 """
 
 from dataclasses import asdict, dataclass
@@ -10,53 +12,52 @@ from enum import StrEnum
 from typing import Any
 
 
+class Remedy(StrEnum):
+    """What a worker does about a failed attempt while its client has seen nothing of it; see ``workers.attempt.tries``."""
+
+    NONE = "none"  # The failure is the answer.
+    SAME = "same"  # The same deployment again, after a pause.
+    SAME_IF_IT_ANSWERED = "same if it answered"  # One that says that it was late is there; one that said nothing is not.
+    SAME_ONCE = "same once"
+    NEXT = "next"  # Another deployment at once.
+
+
 class ErrorKind(StrEnum):
-    INVALID_REQUEST = "invalid_request"
-    UNAUTHENTICATED = "unauthenticated"
-    PERMISSION_DENIED = "permission_denied"
-    MODEL_NOT_FOUND = "model_not_found"
-    NOT_FOUND = "not_found"
-    EXPIRED = "expired"
-    REQUEST_TOO_LARGE = "request_too_large"
-    UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
-    RATE_LIMITED = "rate_limited"
-    BUDGET_EXCEEDED = "budget_exceeded"
-    OVERLOADED = "overloaded"
-    UPSTREAM_RATE_LIMITED = "upstream_rate_limited"
-    UPSTREAM_UNAVAILABLE = "upstream_unavailable"
-    UPSTREAM_TIMEOUT = "upstream_timeout"
-    UPSTREAM_CREDENTIALS = "upstream_credentials"
-    UPSTREAM_REJECTED = "upstream_rejected"
-    UPSTREAM_PROTOCOL = "upstream_protocol"
-    DEADLINE_EXCEEDED = "deadline_exceeded"
-    WORKER_LOST = "worker_lost"
-    CANCELLED = "cancelled"
-    INTERNAL = "internal"
+    """A row for each: its name, the HTTP status where the failure brings none of its own, what is tried before the first byte,
+    and whether it takes an answer away that the upstream was willing to give: another call may go on with it then.
+    """
 
+    _value_: str
+    status: int
+    remedy: Remedy
+    is_loss: bool
 
-STATUS_OF: dict[ErrorKind, int] = {
-    ErrorKind.INVALID_REQUEST: 400,
-    ErrorKind.UNAUTHENTICATED: 401,
-    ErrorKind.PERMISSION_DENIED: 403,
-    ErrorKind.MODEL_NOT_FOUND: 404,
-    ErrorKind.NOT_FOUND: 404,
-    ErrorKind.EXPIRED: 410,
-    ErrorKind.REQUEST_TOO_LARGE: 413,
-    ErrorKind.UNSUPPORTED_MEDIA_TYPE: 415,
-    ErrorKind.RATE_LIMITED: 429,
-    ErrorKind.BUDGET_EXCEEDED: 402,
-    ErrorKind.OVERLOADED: 503,
-    ErrorKind.UPSTREAM_RATE_LIMITED: 429,
-    ErrorKind.UPSTREAM_UNAVAILABLE: 502,
-    ErrorKind.UPSTREAM_TIMEOUT: 504,
-    ErrorKind.UPSTREAM_CREDENTIALS: 502,
-    ErrorKind.UPSTREAM_REJECTED: 400,
-    ErrorKind.UPSTREAM_PROTOCOL: 502,
-    ErrorKind.DEADLINE_EXCEEDED: 504,
-    ErrorKind.WORKER_LOST: 503,
-    ErrorKind.CANCELLED: 499,
-    ErrorKind.INTERNAL: 500,
-}
+    def __new__(cls, name: str, status: int, remedy: Remedy = Remedy.NONE, is_loss: bool = False) -> "ErrorKind":
+        kind = str.__new__(cls, name)
+        kind._value_, kind.status, kind.remedy, kind.is_loss = name, status, remedy, is_loss
+        return kind
+
+    INVALID_REQUEST = "invalid_request", 400
+    UNAUTHENTICATED = "unauthenticated", 401
+    PERMISSION_DENIED = "permission_denied", 403
+    MODEL_NOT_FOUND = "model_not_found", 404
+    NOT_FOUND = "not_found", 404
+    EXPIRED = "expired", 410
+    REQUEST_TOO_LARGE = "request_too_large", 413
+    UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type", 415
+    RATE_LIMITED = "rate_limited", 429
+    BUDGET_EXCEEDED = "budget_exceeded", 402
+    OVERLOADED = "overloaded", 503
+    UPSTREAM_RATE_LIMITED = "upstream_rate_limited", 429, Remedy.SAME
+    UPSTREAM_UNAVAILABLE = "upstream_unavailable", 502, Remedy.SAME, True
+    UPSTREAM_TIMEOUT = "upstream_timeout", 504, Remedy.SAME_IF_IT_ANSWERED, True
+    UPSTREAM_CREDENTIALS = "upstream_credentials", 502, Remedy.NEXT
+    UPSTREAM_REJECTED = "upstream_rejected", 400
+    UPSTREAM_PROTOCOL = "upstream_protocol", 502, Remedy.SAME_ONCE, True
+    DEADLINE_EXCEEDED = "deadline_exceeded", 504
+    WORKER_LOST = "worker_lost", 503, Remedy.NONE, True
+    CANCELLED = "cancelled", 499
+    INTERNAL = "internal", 500
 
 
 @dataclass(slots=True)
@@ -79,7 +80,7 @@ class Failed:
 
     @property
     def http_status(self) -> int:
-        return self.status or STATUS_OF[self.kind]
+        return self.status or self.kind.status
 
     @property
     def logged_code(self) -> str | None:
@@ -91,7 +92,7 @@ class Failed:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "Failed":
-        return cls(**{**fields, "kind": ErrorKind(fields["kind"])})
+        return cls(**{**fields, "kind": ErrorKind(fields["kind"])})  # type: ignore[call-arg]  # By its value.
 
 
 def one_word(code: object) -> str | None:

@@ -31,6 +31,11 @@ class ImagePart:
     media_type: str | None = None
     detail: str | None = None
 
+    @property
+    def address(self) -> str:
+        """Where it is: its url, or one that holds the data."""
+        return self.url or f"data:{self.media_type};base64,{self.data}"
+
 
 @dataclass(slots=True)
 class ThinkingPart:

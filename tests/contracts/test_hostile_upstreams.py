@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.canonical.errors import STATUS_OF, Failed
+from common.canonical.errors import ErrorKind, Failed
 from common.canonical.events import Completed
 from common.dialects import DIALECTS
 from common.sse import SseCutter, read_block, split_blocks
@@ -162,7 +162,7 @@ def says_the_end(dialect: str, block: bytes) -> bool:
 
 def check_failed(failed: Completed | Failed | None) -> None:
     assert isinstance(failed, Failed)
-    assert failed.kind in STATUS_OF
+    assert failed.kind in ErrorKind
     assert failed.message
     assert 400 <= failed.http_status <= 599
 

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from common.canonical.errors import ErrorKind, Failed
+from common.canonical.errors import Failed, Remedy
 from workers.providers.base import Deployment
 from workers.providers.shared.errors import UNREADABLE
 
@@ -135,17 +135,13 @@ class Tries:
         return self._status_by is not None and self._clock() < self._status_by < self._clock() + wait_s
 
 
-def _remedy(failed: Failed, tries_here: int) -> str:
-    """Return "same" (this deployment again), "next" (another at once) or "none"."""
-    match failed.kind:
-        case ErrorKind.UPSTREAM_RATE_LIMITED | ErrorKind.UPSTREAM_UNAVAILABLE:
-            return "same"
-        case ErrorKind.UPSTREAM_TIMEOUT:
+def _remedy(failed: Failed, tries_here: int) -> Remedy:
+    """Return SAME (this deployment again), NEXT (another at once) or NONE."""
+    match failed.kind.remedy:
+        case Remedy.SAME_IF_IT_ANSWERED:
             # An upstream that said 408 or 504 answers at once; one that said nothing has used up its time.
-            return "same" if failed.status else "next"
-        case ErrorKind.UPSTREAM_PROTOCOL:
-            return "same" if tries_here == 1 and failed.code != UNREADABLE else "next"
-        case ErrorKind.UPSTREAM_CREDENTIALS:
-            return "next"
-        case _:
-            return "none"
+            return Remedy.SAME if failed.status else Remedy.NEXT
+        case Remedy.SAME_ONCE:
+            return Remedy.SAME if tries_here == 1 and failed.code != UNREADABLE else Remedy.NEXT
+        case remedy:
+            return remedy

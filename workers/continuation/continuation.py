@@ -35,10 +35,7 @@ from workers.transcode.splice import Splice
 from workers.upstream.deployments import deployments
 
 CONTINUATIONS_MAX = 3
-# What takes an answer away that the upstream was willing to give.
-LOSSES = frozenset(
-    {ErrorKind.WORKER_LOST, ErrorKind.UPSTREAM_UNAVAILABLE, ErrorKind.UPSTREAM_TIMEOUT, ErrorKind.UPSTREAM_PROTOCOL}
-)
+LOSSES = frozenset(kind for kind in ErrorKind if kind.is_loss)
 _GO_ON = (
     "Your last message was cut off by a technical fault. Go on exactly where it stopped, in the middle of a word if it stopped "
     "there: repeat nothing, announce nothing, and change neither language nor format."

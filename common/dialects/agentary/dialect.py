@@ -32,13 +32,12 @@ from common.canonical.events import (
 from common.canonical.generation import GenerationRequest
 from common.dialects.agentary import request as agentary_request
 from common.dialects.base import Ended, Progress, ReplyInfo, SoFar
-from common.dialects.shared.finish_words import FINISH_WORD, reason_of
+from common.dialects.shared.openai_words import DONE_EVENT, FINISH_WORD, reason_of
 from common.dialects.shared.own_bytes import count_in, dict_in, events_of, is_done, text_in
 from common.sse import encode_event
 
 _INVALID_MODEL = "Invalid model"
 _PHRASE_OF_STATUS = {401: "Unauthorized", 429: "Rate limit exceeded"}
-_DONE = b"data: [DONE]\n\n"
 
 
 class Agentary:
@@ -57,7 +56,7 @@ class Agentary:
         is_plain = not any("toolCalls" in chunk for chunk in chunks)
         progress = Progress(text, is_plain, TokenEncoder(info, len(chunks)))
         if chunks and chunks[-1].get("isLast"):
-            progress.encoder = Ended(b"" if is_done(blocks[-1]) else _DONE)
+            progress.encoder = Ended(b"" if is_done(blocks[-1]) else DONE_EVENT)
             progress.finished = Finished(reason_of(text_in(chunks[-1], "finishReason")))
             usage = dict_in(chunks[-1], "usage")
             progress.usage = Usage(count_in(usage, "promptTokens"), count_in(usage, "completionTokens")) if usage else None
@@ -100,7 +99,7 @@ class Agentary:
         return answer.get("token")
 
     def is_final(self, last: bytes) -> bool:
-        return last == b"data: [DONE]\n\n" or last.startswith(b"error:")
+        return last == DONE_EVENT or last.startswith(b"error:")
 
 
 class TokenEncoder:
@@ -137,7 +136,7 @@ class TokenEncoder:
             case Completed():
                 end = {"finishReason": FINISH_WORD[self._finish_reason]}
                 usage = {"usage": _usage(event.usage)} if event.usage else {}
-                return self._chunk("", isLast=True, **end, **usage) + _DONE
+                return self._chunk("", isLast=True, **end, **usage) + DONE_EVENT
             case Failed():
                 return _error_event(event)
             case _:

@@ -36,41 +36,25 @@ from common.canonical.generation import GenerationRequest
 from common.dialects.anthropic_messages import request as anthropic_messages_request
 from common.dialects.anthropic_messages.progress import Said, read_said
 from common.dialects.base import Ended, Progress, ReplyInfo, SoFar
+from common.dialects.shared.anthropic_words import (
+    ERROR_TYPES,
+    MESSAGE_STOP,
+    OVERLOADED_STATUS,
+    REASON_OF_WORD,
+    STOP_REASON,
+    TYPE_OF_STATUS,
+)
 from common.dialects.shared.own_bytes import dict_in
 from common.sse import encode_event
 
-_STOP_REASON = {
-    FinishReason.STOP: "end_turn",
-    FinishReason.STOP_SEQUENCE: "stop_sequence",
-    FinishReason.LENGTH: "max_tokens",
-    FinishReason.TOOL_CALLS: "tool_use",
-    FinishReason.CONTENT_FILTER: "refusal",
-    FinishReason.REFUSAL: "refusal",
-    FinishReason.PAUSE: "pause_turn",
-}
-_REASON_OF = {word: reason for reason, word in reversed(_STOP_REASON.items())}
-_OVERLOADED_STATUS = 529  # Anthropic's own, which its clients wait for and try again.
-_TYPE_OF_STATUS = {
-    400: "invalid_request_error",
-    401: "authentication_error",
-    402: "billing_error",
-    403: "permission_error",
-    404: "not_found_error",
-    410: "not_found_error",
-    413: "request_too_large",
-    429: "rate_limit_error",
-    504: "timeout_error",
-    529: "overloaded_error",
-}
 # An upstream's word is kept if it is Anthropic's. Other families say "invalid_request_error" of nearly anything, so
 # that one comes from the status.
-_KEPT_TYPES = {*_TYPE_OF_STATUS.values(), "api_error"} - {"invalid_request_error"}
+_KEPT_TYPES = ERROR_TYPES - {"invalid_request_error"}
 
 # Output that cannot stand inside a call's block.
 _NOT_CALLS = (TextDelta, RefusalDelta, ThinkingDelta, ThinkingSigned, RedactedThinking)
 
 _PING = encode_event(b'{"type": "ping"}', "ping")
-MESSAGE_STOP = encode_event(b'{"type":"message_stop"}', "message_stop")
 
 Kind = Literal["text", "thinking", "tool"]
 
@@ -88,7 +72,7 @@ class AnthropicMessages:
         said = read_said(blocks)
         progress = Progress(said.text, said.is_plain, BlockEncoder(info, said))
         if said.stop_reason:
-            progress.finished = Finished(_REASON_OF.get(said.stop_reason, FinishReason.STOP))
+            progress.finished = Finished(REASON_OF_WORD.get(said.stop_reason, FinishReason.STOP))
             progress.encoder = Ended(b"" if said.is_stopped else MESSAGE_STOP)
         return progress
 
@@ -97,13 +81,13 @@ class AnthropicMessages:
         reason = FinishReason.REFUSAL if choice.refusal else choice.finish_reason or FinishReason.STOP
         message = _message(info)
         message["content"] = _whole_content(choice)
-        message["stop_reason"] = _STOP_REASON[reason]
+        message["stop_reason"] = STOP_REASON[reason]
         message["stop_sequence"] = choice.stop_sequence
         message["usage"] |= _usage(reply.usage or Usage())
         return orjson.dumps(message)
 
     def status(self, failed: Failed) -> int:
-        return _OVERLOADED_STATUS if failed.kind is ErrorKind.OVERLOADED else failed.http_status
+        return OVERLOADED_STATUS if failed.kind is ErrorKind.OVERLOADED else failed.http_status
 
     def error_body(self, failed: Failed, request_id: str) -> bytes:
         return orjson.dumps({**_error(failed), "request_id": request_id})
@@ -280,7 +264,7 @@ class BlockEncoder:
     def _message_delta(self, usage: Usage | None) -> bytes:
         finished = self._finished or Finished(FinishReason.STOP)
         reason = FinishReason.REFUSAL if self._refused else finished.reason
-        delta = {"stop_reason": _STOP_REASON[reason], "stop_sequence": finished.stop_sequence}
+        delta = {"stop_reason": STOP_REASON[reason], "stop_sequence": finished.stop_sequence}
         return _event("message_delta", {"delta": delta, "usage": _usage(usage or Usage())})
 
 
@@ -351,7 +335,7 @@ def _error(failed: Failed) -> dict[str, Any]:
     status = ANTHROPIC_MESSAGES.status(failed)
     type_ = failed.type if failed.type in _KEPT_TYPES else None
     fallback = "api_error" if status >= 500 else "invalid_request_error"
-    error: dict[str, Any] = {"type": type_ or _TYPE_OF_STATUS.get(status, fallback), "message": failed.message}
+    error: dict[str, Any] = {"type": type_ or TYPE_OF_STATUS.get(status, fallback), "message": failed.message}
     if failed.kind is ErrorKind.CANCELLED:
         error["code"] = "cancelled"  # Not Anthropic's field, but it has none that could say so.
     if failed.kind is ErrorKind.INVALID_REQUEST and failed.param == "thread":

@@ -29,8 +29,8 @@ from common.canonical.generation import GenerationRequest
 from common.dialects.base import Ended, Progress, ReplyInfo, SoFar
 from common.dialects.openai_chat import request as openai_chat_request
 from common.dialects.openai_chat.progress import read_said
-from common.dialects.shared.finish_words import FINISH_WORD, reason_of
 from common.dialects.shared.openai_errors import error_body
+from common.dialects.shared.openai_words import DONE_EVENT, FINISH_WORD, THINKING_FIELDS, reason_of
 from common.dialects.shared.own_bytes import dict_in, objects_in
 from common.sse import encode_event
 
@@ -49,7 +49,7 @@ class OpenAiChat:
         finished = Finished(reason_of(said.finish_reason)) if said.finish_reason else None
         encoder: ChunkEncoder | Ended = ChunkEncoder(request, _head(info) | said.head, has_begun=True)
         if said.is_done or (finished and (said.has_usage or not request.include_usage)):
-            encoder = Ended(b"" if said.is_done else b"data: [DONE]\n\n")
+            encoder = Ended(b"" if said.is_done else DONE_EVENT)
         return Progress(said.text, said.is_plain, encoder, finished=finished)
 
     def encode_whole(self, reply: Reply, request: GenerationRequest, info: ReplyInfo) -> bytes:
@@ -81,7 +81,7 @@ class OpenAiChat:
         return dict_in(_first_choice(answer), "message").get("content")
 
     def is_final(self, last: bytes) -> bool:
-        return last == b"data: [DONE]\n\n"
+        return last == DONE_EVENT
 
 
 def _first_choice(said: dict[str, Any]) -> dict[str, Any]:
@@ -119,8 +119,7 @@ class ChunkEncoder:
             case RefusalDelta():
                 return self._delta(event.choice, {"refusal": event.text})
             case ThinkingDelta():
-                # Not OpenAI's own: the field that DeepSeek brought in and most clients of this family read.
-                return self._delta(event.choice, {"reasoning_content": event.text})
+                return self._delta(event.choice, {THINKING_FIELDS[0]: event.text})
             case ToolCallStarted():
                 function = {"name": event.name, "arguments": ""}
                 call = {"index": event.index, "id": event.id, "type": "function", "function": function}
@@ -131,7 +130,7 @@ class ChunkEncoder:
             case Finished():
                 return self._finish(event)
             case Completed():
-                return self._usage_chunk(event.usage) + b"data: [DONE]\n\n"
+                return self._usage_chunk(event.usage) + DONE_EVENT
             case Failed():
                 return encode_event(orjson.dumps(error_body(event)))
             case _:
@@ -197,7 +196,7 @@ def _whole_choice(index: int, choice: Choice) -> dict[str, Any]:
     message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": choice.refusal or None}
     thinking = "".join(block.text for block in choice.thinking)
     if thinking:
-        message["reasoning_content"] = thinking
+        message[THINKING_FIELDS[0]] = thinking
     if choice.tool_calls:
         message["tool_calls"] = [
             {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments or "{}"}}

@@ -21,6 +21,7 @@ from common.canonical.generation import (
     ToolCallPart,
     ToolChoice,
 )
+from common.dialects.shared.openai_words import THINKING_FIELDS
 from common.dialects.shared.parts import (
     Refusal,
     Text,
@@ -187,7 +188,7 @@ def _result(call_id: str, item: dict[str, Any], path: str) -> Part:
 
 def _assistant(item: dict[str, Any], path: str, legacy_call_id: str) -> list[Part]:
     parts: list[Part] = []
-    thinking = item.get("reasoning_content") or item.get("reasoning")
+    thinking = next(filter(None, map(item.get, THINKING_FIELDS)), None)
     if isinstance(thinking, str):
         parts.append(ThinkingPart(thinking))
     # Null next to tool calls is the rule; null alone is what some clients keep of an empty answer.

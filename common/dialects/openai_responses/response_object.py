@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from common.canonical.errors import ErrorKind, Failed
-from common.canonical.events import Finished, FinishReason, RefusalBlock, TextBlock, ThinkingBlock, ToolCall, Usage
+from common.canonical.events import Finished, RefusalBlock, TextBlock, ThinkingBlock, ToolCall, Usage
 from common.dialects.openai_responses.ids import response_id
 from common.dialects.openai_responses.wrapped_reasoning import wrap
+from common.dialects.shared.openai_errors import code_of
+from common.dialects.shared.openai_words import INCOMPLETE_WORD
 
 # What a response repeats of its request, with OpenAI's defaults.
 _ECHOED: dict[str, Any] = {
@@ -35,11 +37,6 @@ _ECHOED: dict[str, Any] = {
     "user": None,
     "metadata": {},
 }
-_INCOMPLETE = {
-    FinishReason.LENGTH: "max_output_tokens",
-    FinishReason.CONTENT_FILTER: "content_filter",
-    FinishReason.REFUSAL: "content_filter",
-}
 _ITEM_ID = re.compile(r"(?:msg|rs|fc)_([0-9a-f]{32})[0-9a-f]{2,4}")
 _NO_IMAGE_TOKENS = {"image_tokens": 0, "text_tokens": 0}
 # Of OpenAI's own tools, which run nowhere else.
@@ -53,11 +50,8 @@ _TOOL_USAGE = {
     },
     "web_search": {"num_requests": 0},
 }
-_ERROR_CODE = {
-    ErrorKind.RATE_LIMITED: "rate_limit_exceeded",
-    ErrorKind.UPSTREAM_RATE_LIMITED: "rate_limit_exceeded",
-    ErrorKind.CANCELLED: "cancelled",
-}
+# The failures that a response has a code for; all others are a server's error.
+_CODED = (ErrorKind.RATE_LIMITED, ErrorKind.UPSTREAM_RATE_LIMITED, ErrorKind.CANCELLED)
 
 
 @dataclass(slots=True)
@@ -115,12 +109,12 @@ def ended(
 
 
 def failed_response(of: Described, failed: Failed, status: str = "failed") -> dict[str, Any]:
-    code = failed.code or _ERROR_CODE.get(failed.kind, "server_error")
+    code = failed.code or (code_of(failed.kind) if failed.kind in _CODED else "server_error")
     return {**begun(of, status), "error": {"code": code, "message": failed.message}}
 
 
 def incomplete_reason(finished: Finished | None) -> str | None:
-    return _INCOMPLETE.get(finished.reason) if finished else None
+    return INCOMPLETE_WORD.get(finished.reason) if finished else None
 
 
 def _text(text: Mapping[str, Any]) -> dict[str, Any]:

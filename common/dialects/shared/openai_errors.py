@@ -3,34 +3,44 @@
 from typing import Any
 
 from common.canonical.errors import ErrorKind, Failed
+from common.dialects.shared.anthropic_words import OWN_ERROR_TYPES
 
 # As recorded: an unknown model and a wrong key are an "invalid_request_error" that its code tells apart.
-_ERROR_TYPE = {
+ERROR_TYPE = {
     ErrorKind.PERMISSION_DENIED: "permission_error",
     ErrorKind.RATE_LIMITED: "requests",
     ErrorKind.BUDGET_EXCEEDED: "insufficient_quota",
     ErrorKind.UPSTREAM_RATE_LIMITED: "requests",
 }
-_ERROR_CODE = {
+ERROR_CODE = {
     ErrorKind.UNAUTHENTICATED: "invalid_api_key",
     ErrorKind.RATE_LIMITED: "rate_limit_exceeded",
     ErrorKind.UPSTREAM_RATE_LIMITED: "rate_limit_exceeded",
 }
-# Words for an error's type that only Anthropic has; its other words mean the same here.
-_FOREIGN_TYPES = {"api_error", "billing_error", "overloaded_error", "request_too_large", "timeout_error"}
+# What OpenAI's words amount to, for whoever reads them where no status stands.
+STATUS_OF_WORD = {
+    **{word: kind.status for kind, word in (*ERROR_TYPE.items(), *ERROR_CODE.items())},
+    "model_not_found": 404,
+    "tokens": 429,  # As "requests": which limit was reached.
+    "insufficient_quota": 429,  # Its own status for it.
+}
 
 
 def error_body(failed: Failed) -> dict[str, Any]:
     """Return the JSON body, which is also what a stream of chat completions says."""
-    type_ = failed.type if failed.type and failed.type not in _FOREIGN_TYPES else None
+    type_ = failed.type if failed.type and failed.type not in OWN_ERROR_TYPES else None
     return {
         "error": {
             "message": failed.message,
-            "type": type_ or _ERROR_TYPE.get(failed.kind) or _type_of_status(failed.http_status),
+            "type": type_ or ERROR_TYPE.get(failed.kind) or _type_of_status(failed.http_status),
             "param": failed.param,
-            "code": failed.code or _ERROR_CODE.get(failed.kind, failed.kind.value),
+            "code": failed.code or code_of(failed.kind),
         }
     }
+
+
+def code_of(kind: ErrorKind) -> str:
+    return ERROR_CODE.get(kind, kind.value)
 
 
 def _type_of_status(status: int) -> str:

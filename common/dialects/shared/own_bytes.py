@@ -8,6 +8,7 @@ from typing import Any
 
 import orjson
 
+from common.dialects.shared.openai_words import DONE
 from common.sse import read_block
 
 
@@ -23,7 +24,7 @@ def events_of(blocks: Sequence[bytes]) -> Iterator[dict[str, Any] | None]:
 
 def is_done(block: bytes) -> bool:
     """Whether a block is the mark that ends streams of OpenAI's kind."""
-    return read_block(block)[1][:6] == b"[DONE]"
+    return read_block(block)[1].startswith(DONE)
 
 
 def dict_in(fields: dict[str, Any], name: str) -> dict[str, Any]:

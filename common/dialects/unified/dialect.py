@@ -30,7 +30,7 @@ from common.canonical.events import (
 )
 from common.canonical.generation import GenerationRequest
 from common.dialects.base import Ended, Progress, ReplyInfo, SoFar
-from common.dialects.shared.finish_words import FINISH_WORD, reason_of
+from common.dialects.shared.openai_words import FINISH_WORD, reason_of
 from common.dialects.shared.own_bytes import count_in, dict_in, events_of, text_in
 from common.dialects.unified import request as unified_request
 from common.sse import encode_event

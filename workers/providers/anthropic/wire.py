@@ -25,8 +25,8 @@ from common.canonical.events import (
     Usage,
 )
 from common.canonical.generation import GenerationRequest
-from common.dialects.anthropic_messages.dialect import MESSAGE_STOP
 from common.dialects.base import ReplyInfo
+from common.dialects.shared.anthropic_words import MESSAGE_STOP, REASON_OF_WORD
 from workers.providers.anthropic.request import build_body, without_foreign_thinking
 from workers.providers.base import Deployment, UpstreamRequest
 from workers.providers.shared import errors
@@ -37,13 +37,9 @@ from workers.providers.shared.plain_shape import PlainShape
 
 _VERSION = "2023-06-01"
 _FINISH_REASON = {
-    "end_turn": FinishReason.STOP,
-    "stop_sequence": FinishReason.STOP_SEQUENCE,
-    "max_tokens": FinishReason.LENGTH,
+    **REASON_OF_WORD,
     "model_context_window_exceeded": FinishReason.LENGTH,
-    "tool_use": FinishReason.TOOL_CALLS,
-    "refusal": FinishReason.REFUSAL,
-    "pause_turn": FinishReason.PAUSE,
+    "refusal": FinishReason.REFUSAL,  # What we also write where a filter cut an answer; Anthropic has none that says so.
 }
 _NOT_COUNTED = ("max_tokens", "stream", "temperature", "top_p", "top_k", "stop_sequences", "metadata", "service_tier")
 _USUAL = ("", "standard", "global", "not_available")  # What costs no more, and no less.

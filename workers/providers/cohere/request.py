@@ -121,7 +121,7 @@ def _content(parts: list[Part]) -> str | list[dict[str, Any]]:
 
 
 def _image(part: ImagePart) -> dict[str, Any]:
-    image = {"url": part.url or f"data:{part.media_type};base64,{part.data}"}
+    image = {"url": part.address}
     if part.detail is not None:
         image["detail"] = part.detail
     return {"type": "image_url", "image_url": image}

@@ -21,7 +21,7 @@ from common.canonical.generation import (
     ToolChoice,
     ToolResultPart,
 )
-from workers.providers.shared import openai_words
+from workers.providers.shared import openai_fields
 from workers.providers.shared.quirks import Quirks
 
 
@@ -47,8 +47,8 @@ def build_body(request: GenerationRequest, model: str, quirks: Quirks) -> dict[s
         "frequency_penalty": request.frequency_penalty,
         "n": request.choices if request.choices > 1 else None,
         "response_format": _response_format(request),
-        "reasoning_effort": openai_words.effort(request.reasoning),
-        "user": openai_words.end_user(request.end_user),
+        "reasoning_effort": openai_fields.effort(request.reasoning),
+        "user": openai_fields.end_user(request.end_user),
     }
     if request.tools:
         fields["tools"] = [_tool(tool) for tool in request.tools]
@@ -71,8 +71,8 @@ def _items(message: Message, quirks: Quirks) -> Iterable[dict[str, Any]]:
     for part in message.parts:
         if isinstance(part, ToolResultPart):
             text = "\n\n".join(_text(each) for each in part.content if not isinstance(each, ImagePart))
-            content = openai_words.result_text(part, text)
-            yield {"role": "tool", "tool_call_id": openai_words.call_id(part.tool_call_id), "content": content}
+            content = openai_fields.result_text(part, text)
+            yield {"role": "tool", "tool_call_id": openai_fields.call_id(part.tool_call_id), "content": content}
             # A tool message holds text only: its images follow as the user's.
             shown.extend(each for each in part.content if isinstance(each, ImagePart))
     shown.extend(part for part in message.parts if not isinstance(part, ToolResultPart))
@@ -88,7 +88,7 @@ def _assistant_items(parts: list[Part], quirks: Quirks) -> Iterable[dict[str, An
     text = "".join(_text(part) for part in spoken)
     calls = [
         {
-            "id": openai_words.call_id(part.id),
+            "id": openai_fields.call_id(part.id),
             "type": "function",
             "function": {"name": part.name, "arguments": part.arguments},
         }
@@ -122,7 +122,7 @@ def _content(parts: list[Part]) -> str | list[dict[str, Any]]:
 
 
 def _image(part: ImagePart) -> dict[str, Any]:
-    image = {"url": part.url or f"data:{part.media_type};base64,{part.data}"}
+    image = {"url": part.address}
     if part.detail is not None:
         image["detail"] = part.detail
     return {"type": "image_url", "image_url": image}

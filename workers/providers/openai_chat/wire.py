@@ -27,6 +27,7 @@ from common.canonical.events import (
 )
 from common.canonical.generation import GenerationRequest
 from common.dialects.base import ReplyInfo
+from common.dialects.shared.openai_words import DONE_EVENT, REASON_OF_WORD, THINKING_FIELDS
 from common.sse import read_block
 from workers.providers.base import Deployment, UpstreamRequest
 from workers.providers.openai_chat.request import build_body
@@ -38,19 +39,17 @@ from workers.providers.shared.plain_shape import PlainShape
 from workers.providers.shared.quirks import fit, quirks_of
 
 _FINISH_REASON = {
-    "stop": FinishReason.STOP,
+    **REASON_OF_WORD,
     "eos": FinishReason.STOP,
-    "length": FinishReason.LENGTH,
     "model_length": FinishReason.LENGTH,
     "max_tokens": FinishReason.LENGTH,
-    "tool_calls": FinishReason.TOOL_CALLS,
     "function_call": FinishReason.TOOL_CALLS,
-    "content_filter": FinishReason.CONTENT_FILTER,
 }
 # Finish reasons that say that the answer did not.
 _FAILURES = {"error", "insufficient_system_resource"}
 _PASSED_HEADERS = ("openai-beta",)
 _CHOICES_MAX = 128
+_THINKING, _THINKING_TOO = THINKING_FIELDS
 # Where parts with prices of their own stand.
 _PARTS = {
     "input_audio_tokens": ("prompt_tokens_details", "audio_tokens"),
@@ -64,7 +63,7 @@ _PARTS = {
 
 class OpenAiCompatible:
     dialect = "openai-chat"
-    end_mark = b"data: [DONE]\n\n"
+    end_mark = DONE_EVENT
 
     def build_request(self, request: GenerationRequest, deployment: Deployment) -> UpstreamRequest:
         body = build_body(request, deployment.model, quirks_of(deployment))
@@ -121,7 +120,7 @@ class ChunkDecoder(JsonDecoder):
     """
 
     def __init__(self, choices: int = 1) -> None:
-        super().__init__(PlainShape(b'"content":"', b'"reasoning_content":"', b'"reasoning":"'))
+        super().__init__(PlainShape(b'"content":"', *(b'"%b":"' % name.encode() for name in THINKING_FIELDS)))
         self._choices: dict[int, _Choice] = {}
         self._choices_due = choices  # So many must have come for the answer to be whole.
         self._id = ""
@@ -255,7 +254,7 @@ def _call_of(item: dict[str, Any], name: str, calls: list[_Call]) -> _Call | Non
 
 def _read_delta(delta: dict[str, Any], index: int) -> Iterator[Event]:
     # Some send the same thought under both names.
-    thinking = text_of(delta.get("reasoning_content")) or text_of(delta.get("reasoning"))
+    thinking = text_of(delta.get(_THINKING)) or text_of(delta.get(_THINKING_TOO))
     if thinking:
         yield ThinkingDelta(thinking, index)
     content = delta.get("content")

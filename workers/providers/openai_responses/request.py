@@ -25,7 +25,7 @@ from common.canonical.generation import (
     ToolChoice,
     ToolResultPart,
 )
-from workers.providers.shared import openai_words
+from workers.providers.shared import openai_fields
 from workers.providers.shared.inexpressible import inexpressible, refused
 
 # Stands before every signature that the decoder makes of a reasoning item. A conversation may have begun at another
@@ -58,7 +58,7 @@ def build_body(request: GenerationRequest, model: str, *, in_background: bool = 
         "max_output_tokens": max(request.max_output_tokens, _OUTPUT_TOKENS_MIN) if request.max_output_tokens else None,
         "temperature": request.temperature,
         "top_p": request.top_p,
-        "user": openai_words.end_user(request.end_user),
+        "user": openai_fields.end_user(request.end_user),
     }
     # A model that does not reason refuses to be asked for its reasoning.
     if "reasoning" in fields or any(item.get("type") == "reasoning" for item in fields["input"]):
@@ -92,7 +92,7 @@ def prompt(request: GenerationRequest, model: str) -> dict[str, Any]:
             fields["parallel_tool_calls"] = request.parallel_tool_calls
     if request.response_format:
         fields["text"] = {"format": _format(request)}
-    if effort := openai_words.effort(request.reasoning):
+    if effort := openai_fields.effort(request.reasoning):
         fields["reasoning"] = {"effort": effort}
     return fields
 
@@ -127,10 +127,10 @@ def _item(part: Part) -> dict[str, Any] | None:
         case ThinkingPart():
             return _reasoning(part)
         case ToolCallPart():
-            called = {"call_id": openai_words.call_id(part.id), "name": part.name, "arguments": part.arguments}
+            called = {"call_id": openai_fields.call_id(part.id), "name": part.name, "arguments": part.arguments}
             return {"type": "function_call", **called}
         case ToolResultPart():
-            call_id = openai_words.call_id(part.tool_call_id)
+            call_id = openai_fields.call_id(part.tool_call_id)
             return {"type": "function_call_output", "call_id": call_id, "output": _output(part)}
         case _:
             return None
@@ -147,7 +147,7 @@ def _output(result: ToolResultPart) -> str | list[dict[str, Any]]:
     """Return a string where it is text alone: other vendors of this family know no content in results."""
     images = [part for part in result.content if isinstance(part, ImagePart)]
     text = "\n\n".join(_text(part) for part in result.content if not isinstance(part, ImagePart))
-    text = openai_words.result_text(result, text)
+    text = openai_fields.result_text(result, text)
     if not images:
         return text
     texts = [{"type": "input_text", "text": text}] if text else []
@@ -168,7 +168,7 @@ def _text(part: Part) -> str:
 
 
 def _image(part: ImagePart) -> dict[str, Any]:
-    image = {"type": "input_image", "image_url": part.url or f"data:{part.media_type};base64,{part.data}"}
+    image = {"type": "input_image", "image_url": part.address}
     if part.detail is not None:
         image["detail"] = part.detail
     return image

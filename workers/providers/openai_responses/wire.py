@@ -35,6 +35,7 @@ from common.canonical.generation import GenerationRequest
 from common.dialects.base import ReplyInfo
 from common.dialects.openai_responses.ids import response_id
 from common.dialects.openai_responses.wrapped_reasoning import is_wrapped
+from common.dialects.shared.openai_words import REASON_OF_INCOMPLETE
 from common.sse import read_block
 from workers.providers.base import Deployment, UpstreamRequest
 from workers.providers.openai_responses.request import REASONING_MARK, build_body, prompt
@@ -279,7 +280,7 @@ class ResponseDecoder(JsonDecoder):
 
     def _finish_reason(self, status: str, why: dict[str, Any]) -> FinishReason:
         if status == "incomplete":
-            return FinishReason.CONTENT_FILTER if why.get("reason") == "content_filter" else FinishReason.LENGTH
+            return REASON_OF_INCOMPLETE.get(text_of(why.get("reason")), FinishReason.LENGTH)
         return FinishReason.TOOL_CALLS if self._call_count else FinishReason.STOP
 
 

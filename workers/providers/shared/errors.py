@@ -13,6 +13,8 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from common.canonical.errors import ErrorKind, Failed
+from common.dialects.shared.anthropic_words import STATUS_OF_TYPE
+from common.dialects.shared.openai_errors import STATUS_OF_WORD
 from common.sse import BYTE_ORDER_MARK
 from workers.providers.shared.loose_json import dict_of, list_of, read_json, text_of
 
@@ -144,24 +146,7 @@ def _status(value: object) -> int | None:
     return number if isinstance(number, int) and 400 <= number <= 599 else None
 
 
-_STATUS_OF_WORD = {
-    "invalid_request_error": 400,
-    "authentication_error": 401,
-    "invalid_api_key": 401,
-    "billing_error": 402,
-    "permission_error": 403,
-    "not_found_error": 404,
-    "model_not_found": 404,
-    "request_too_large": 413,
-    "rate_limit_error": 429,
-    "rate_limit_exceeded": 429,
-    "rate_limited": 429,
-    "insufficient_quota": 429,
-    "tokens": 429,
-    "requests": 429,
-    "timeout_error": 504,
-    "overloaded_error": 529,
-}
+_STATUS_OF_WORD = {**STATUS_OF_TYPE, **STATUS_OF_WORD, "rate_limited": 429}  # The last is Mistral's.
 
 
 def _status_of(words: _Words) -> int:

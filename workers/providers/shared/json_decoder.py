@@ -9,6 +9,7 @@ import orjson
 
 from common.canonical.errors import Failed
 from common.canonical.events import Event, TextDelta, ThinkingDelta, Usage
+from common.dialects.shared.openai_words import DONE
 from common.sse import read_block
 from workers.providers.shared import errors
 from workers.providers.shared.figures import Figures
@@ -55,7 +56,7 @@ class JsonDecoder:
         try:
             fields = read_json(data)
         except ValueError:
-            if data[:6] == b"[DONE]":
+            if data.startswith(DONE):
                 return self._read_done()
             if not data and block.startswith(b"{"):
                 return self._read_bare(block)

@@ -1,0 +1,38 @@
+"""Which words do OpenAI's formats have that are written on one side and read on the other?
+
+The dialects write them for clients, the providers' wires read them of upstreams; the simpler dialects have taken some over.
+Sources: https://platform.openai.com/docs/api-reference/chat/object (finish_reason) and
+https://platform.openai.com/docs/api-reference/responses/object (incomplete_details)
+"""
+
+from common.canonical.events import FinishReason
+
+FINISH_WORD = {
+    FinishReason.STOP: "stop",
+    FinishReason.STOP_SEQUENCE: "stop",
+    FinishReason.LENGTH: "length",
+    FinishReason.TOOL_CALLS: "tool_calls",
+    FinishReason.CONTENT_FILTER: "content_filter",
+    FinishReason.REFUSAL: "content_filter",
+    FinishReason.PAUSE: "stop",
+}
+REASON_OF_WORD = {word: reason for reason, word in reversed(FINISH_WORD.items())}
+# Why a response is incomplete; the others are complete.
+INCOMPLETE_WORD = {
+    FinishReason.LENGTH: "max_output_tokens",
+    FinishReason.CONTENT_FILTER: "content_filter",
+    FinishReason.REFUSAL: "content_filter",
+}
+REASON_OF_INCOMPLETE = {word: reason for reason, word in reversed(INCOMPLETE_WORD.items())}
+
+# Where chat completions have thinking. Neither is OpenAI's own: DeepSeek brought in the first, which most clients of this
+# family read, OpenRouter the second.
+THINKING_FIELDS = ("reasoning_content", "reasoning")
+
+DONE = b"[DONE]"  # The data of the event that ends a stream of chat completions.
+DONE_EVENT = b"data: " + DONE + b"\n\n"
+
+
+def reason_of(word: str) -> FinishReason:
+    """Return what a word means, stop where it is a vendor's own."""
+    return REASON_OF_WORD.get(word, FinishReason.STOP)
