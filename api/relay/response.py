@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from io import BytesIO
 
 import structlog
 from starlette.responses import Response
@@ -83,7 +84,7 @@ class Relay(Response):
         self._is_draining = False
         self._has_left = False
         self._retry_line = b"retry: %d\n" % retry_ms()
-        self._body: list[bytes] = []
+        self._body = BytesIO()  # Of an answer that is not streamed. A list of its pieces would be there twice in the end.
 
     def drain(self, *, is_over: bool) -> None:
         """The process stops: end at once if the client can go on elsewhere, or if the grace is over."""
@@ -200,9 +201,9 @@ class Relay(Response):
         while not self._has_left:
             for frame in await self.viewer.take():
                 if frame.kind is FrameKind.DATA:
-                    self._body.append(frame.data)
+                    self._body.write(frame.data)
                 elif frame.kind is FrameKind.FENCE:
-                    self._body.clear()  # A body that is not streamed is begun anew by each claim.
+                    self._body = BytesIO()  # A body that is not streamed is begun anew by each claim.
                 elif frame.kind is FrameKind.HEAD:
                     self._extra_headers |= Head.unpack(frame.data).headers
                 elif frame.kind is FrameKind.END:
@@ -215,7 +216,7 @@ class Relay(Response):
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.outcome = "completed"
-        response = Response(b"".join(self._body), media_type="application/json", headers=self._extra_headers)
+        response = Response(self._body.getvalue(), media_type="application/json", headers=self._extra_headers)
         await response(scope, receive, send)
 
     async def _refuse(self, failed: Failed, scope: Scope, receive: Receive, send: Send) -> None:

@@ -10,9 +10,10 @@ vendor's family, and is refused or dropped elsewhere).
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, TypeVar
+from typing import Any
 
 from common.canonical.errors import Failed
+from common.canonical.growing_text import GrowingText
 
 
 class FinishReason(StrEnum):
@@ -263,60 +264,94 @@ class Reply:
 
 def fold(events: Iterable[Event]) -> Reply:
     """Return the whole answer that a stream of events spells out; a stream without a terminal event folds as far as it goes."""
-    reply = Reply()
+    folded = Folded()
     for event in events:
+        folded.add(event)
+    return folded.reply()
+
+
+class Folded:
+    """The same for events that are still coming: it takes little more room than the texts in them."""
+
+    def __init__(self) -> None:
+        self._reply = Reply()
+        self._choices: dict[int, _FoldedChoice] = {}
+
+    def add(self, event: Event) -> None:
         match event:
             case Started():
-                reply.id, reply.model = event.id, event.model
+                self._reply.id, self._reply.model = event.id, event.model
             case Completed():
-                reply.usage = event.usage
+                self._reply.usage = event.usage
             case Failed():
-                reply.failed = event
+                self._reply.failed = event
             case ThinkingSigned() | RedactedThinking():
-                _fold_choice(reply.choices.setdefault(0, Choice()), event)
+                self._choice(0).add(event)
             case _:
-                _fold_choice(reply.choices.setdefault(event.choice, Choice()), event)
-    return reply
+                self._choice(event.choice).add(event)
+
+    def reply(self) -> Reply:
+        """Return the answer as far as it has come."""
+        self._reply.choices = {index: choice.whole() for index, choice in self._choices.items()}
+        return self._reply
+
+    def _choice(self, index: int) -> "_FoldedChoice":
+        if index not in self._choices:
+            self._choices[index] = _FoldedChoice()
+        return self._choices[index]
 
 
-def _fold_choice(choice: Choice, event: Delta | Finished) -> None:
-    match event:
-        case TextDelta():
-            _open(choice, TextBlock).text += event.text
-        case RefusalDelta():
-            _open(choice, RefusalBlock).text += event.text
-        case ThinkingDelta():
-            _open_thinking(choice).text += event.text
-        case ThinkingSigned():
-            _open_thinking(choice).signature = event.signature
-        case RedactedThinking():
-            choice.blocks.append(ThinkingBlock(redacted=event.data))
-        case ToolCallStarted():
-            choice.blocks.append(ToolCall(event.id, event.name))
-        case ToolCallDelta():
-            choice.tool_calls[event.index].arguments += event.arguments
-        case Finished():
-            choice.finish_reason, choice.stop_sequence = event.reason, event.stop_sequence
+class _FoldedChoice:
+    """One choice. ``_texts`` are those of its blocks, in the same order: a block gets its text in the end."""
 
+    def __init__(self) -> None:
+        self._choice = Choice()
+        self._texts: list[GrowingText] = []
+        self._arguments: list[GrowingText] = []  # Those of the calls among them, by their index.
 
-AnyBlock = TypeVar("AnyBlock", TextBlock, RefusalBlock)
+    def add(self, event: Delta | Finished) -> None:
+        match event:
+            case TextDelta():
+                self._open(TextBlock).add(event.text)
+            case RefusalDelta():
+                self._open(RefusalBlock).add(event.text)
+            case ThinkingDelta():
+                self._open_thinking().add(event.text)
+            case ThinkingSigned():
+                self._open_thinking()
+                block = self._choice.blocks[-1]
+                assert isinstance(block, ThinkingBlock)
+                block.signature = event.signature
+            case RedactedThinking():
+                self._begin(ThinkingBlock(redacted=event.data))
+            case ToolCallStarted():
+                self._arguments.append(self._begin(ToolCall(event.id, event.name)))
+            case ToolCallDelta():
+                self._arguments[event.index].add(event.arguments)
+            case Finished():
+                self._choice.finish_reason, self._choice.stop_sequence = event.reason, event.stop_sequence
 
+    def whole(self) -> Choice:
+        for block, text in zip(self._choice.blocks, self._texts, strict=True):
+            if isinstance(block, ToolCall):
+                block.arguments = str(text)
+            else:
+                block.text = str(text)
+        return self._choice
 
-def _open(choice: Choice, kind: type[AnyBlock]) -> AnyBlock:
-    """The block that a delta extends: the last one if it is of its kind, else a new one."""
-    last = choice.blocks[-1] if choice.blocks else None
-    if isinstance(last, kind):
-        return last
-    block = kind()
-    choice.blocks.append(block)
-    return block
+    def _begin(self, block: Block) -> GrowingText:
+        self._choice.blocks.append(block)
+        self._texts.append(GrowingText())
+        return self._texts[-1]
 
+    def _open(self, kind: type[TextBlock | RefusalBlock]) -> GrowingText:
+        """The text that a delta extends: the last block's if it is of its kind, else a new one's."""
+        blocks = self._choice.blocks
+        return self._texts[-1] if blocks and isinstance(blocks[-1], kind) else self._begin(kind())
 
-def _open_thinking(choice: Choice) -> ThinkingBlock:
-    """The same for thinking, which a signature or a redacted block closes."""
-    last = choice.blocks[-1] if choice.blocks else None
-    if isinstance(last, ThinkingBlock) and last.signature is None and last.redacted is None:
-        return last
-    block = ThinkingBlock()
-    choice.blocks.append(block)
-    return block
+    def _open_thinking(self) -> GrowingText:
+        """The same for thinking, which a signature or a redacted block closes."""
+        last = self._choice.blocks[-1] if self._choice.blocks else None
+        if isinstance(last, ThinkingBlock) and last.signature is None and last.redacted is None:
+            return self._texts[-1]
+        return self._begin(ThinkingBlock())

@@ -267,7 +267,10 @@ class Settings(BaseSettings):
     header_bytes_max: int = Field(32 * KIB, ge=4 * KIB, le=MIB, description="All request headers together.")
     answer_bytes_max: int = Field(64 * MIB, ge=MIB, le=GIB, description="One answer, as its client gets it.")
     large_answers_bytes_max: int = Field(
-        256 * MIB, ge=MIB, le=64 * GIB, description="Answers above 1 MiB that one worker has in Redis at a time, read or not."
+        256 * MIB,
+        ge=MIB,
+        le=64 * GIB,
+        description="Answers above 8 MiB that one worker has, in Redis too, read or not.",
     )
     upstream_event_bytes_max: int = Field(16 * MIB, ge=64 * KIB, le=GIB, description="One event of a provider's stream.")
     upstream_body_bytes_max: int = Field(64 * MIB, ge=64 * KIB, le=GIB, description="A provider's non-streaming answer.")

@@ -79,10 +79,11 @@ def estimate_text_tokens(text: str) -> int:
 
 def estimate_event_tokens(events: Iterable[Event]) -> int:
     """Return about how many tokens the output in some events has."""
-    return tokens_in_bytes(sum(map(_output_bytes, events)))
+    return tokens_in_bytes(sum(map(output_bytes, events)))
 
 
-def _output_bytes(event: Event) -> int:
+def output_bytes(event: Event) -> int:
+    """Return how many bytes of output an event has."""
     match event:
         case TextDelta() | RefusalDelta() | ThinkingDelta():
             # Not encoded where that is needless: the text may be a large answer's.

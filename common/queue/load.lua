@@ -1,6 +1,6 @@
 -- Tells how much waits, and what there is to work on it. It only reads.
 -- ARGV: for how long in ms a worker's word counts, most tenants to look at
--- Returns {Redis' time in ms, jobs that were ever put in line, waiting jobs of both classes, running jobs,
+-- Returns {Redis' time in ms, jobs that were ever put in line and not withdrawn from it, waiting jobs of both classes, running jobs,
 --   tenants with waiting interactive jobs, {tenant, its waiting interactive jobs…} of the first of these, workers…}
 local now = now_ms()
 local tenants, counts = redis.call('LRANGE', rotation('interactive'), 0, ARGV[2] - 1), {}
@@ -8,5 +8,6 @@ for _, tenant in ipairs(tenants) do
   counts[#counts + 1] = tenant
   counts[#counts + 1] = redis.call('ZCARD', waiting('interactive', tenant))
 end
-return {now, tonumber(redis.call('GET', Q .. 'turn') or 0), redis.call('ZCARD', ENQUEUED), redis.call('ZCARD', RUNNING),
+local put_in_line = (redis.call('GET', Q .. 'turn') or 0) - (redis.call('GET', Q .. 'withdrawn') or 0)
+return {now, put_in_line, redis.call('ZCARD', ENQUEUED), redis.call('ZCARD', RUNNING),
   redis.call('LLEN', rotation('interactive')), counts, redis.call('ZRANGEBYSCORE', WORKERS, int(now - ARGV[1]), '+inf')}

@@ -28,7 +28,7 @@ class Reading:
     """What the queue held at one moment; ``waiting`` and ``by_tenant`` are interactive jobs."""
 
     at_ms: int
-    drained: int = 0  # Jobs that have left the line so far, from a start that means nothing.
+    drained: int = 0  # Jobs that workers have taken from the line so far, from a start that means nothing.
     waiting: int = 0
     tenants: int = 0
     by_tenant: Mapping[str, int] = field(default_factory=dict)

@@ -33,7 +33,7 @@ all keys of one generation live in one slot of a cluster. The queue's keys are f
 | ``sluice:q:spent:loaded`` | string, whether the counters hold what the database knows | permanent | worker |
 | ``sluice:q:bookkeeper`` | string, the token of the worker that keeps the books | ``LEASE_S``, renewed | worker |
 | ``sluice:ledger:unreadable`` | what could not be processed, see ``common/ledger/set_aside.py`` | a month | API, worker |
-| ``sluice:q:turn``, ``sluice:q:handed`` | counters of enqueued and of handed-out jobs | permanent | API, worker |
+| ``sluice:q:turn``, ``…:handed``, ``…:withdrawn`` | counters of jobs, the last in line | permanent | API, worker |
 | ``sluice:q:workers`` | sorted set, workers that take jobs by the ms of their last word | ``ALIVE_S`` after that | worker |
 | ``sluice:q:probe:…`` | what a probe of Redis writes, see ``common/redis/probe`` | the probe, 10 s at most | API, worker |
 | ``sluice:q:health:WORKER`` | string, arq's health record | half a minute | worker |
@@ -62,7 +62,16 @@ PAUSED = "sluice:paused"
 
 # What an idle Sluice leaves in Redis without an expiry. Any other key without one is a leak.
 PERMANENT = frozenset(
-    {KEYS_VERSION, KEY_ORIGINS, SPENT_LOADED, BELL, BELL_BACKGROUND, QUEUE_PREFIX + "turn", QUEUE_PREFIX + "handed"}
+    {
+        KEYS_VERSION,
+        KEY_ORIGINS,
+        SPENT_LOADED,
+        BELL,
+        BELL_BACKGROUND,
+        QUEUE_PREFIX + "turn",
+        QUEUE_PREFIX + "handed",
+        QUEUE_PREFIX + "withdrawn",
+    }
 )
 
 

@@ -14,7 +14,7 @@ import uvloop
 from common.process.process import raise_file_limit
 from tests.chaos.fleet import missing
 from tests.chaos.report import Report
-from tests.chaos.run import run
+from tests.chaos.run import Length, run
 from tests.chaos.stores import STORES
 
 
@@ -28,7 +28,8 @@ async def _until_done_or_told(folder: Path, asked: argparse.Namespace) -> Report
         if asked.verbose or what.startswith("WRONG"):
             print(f"[{time.monotonic() - began_at:6.1f}] {what}", flush=True)
 
-    return await run(folder, asked.redis, asked.seed, asked.minutes * 60, asked.streams, asked.every, tell)
+    length = Length(asked.minutes * 60, asked.streams, asked.every, asked.viewers, asked.only)
+    return await run(folder, asked.redis, asked.seed, length, tell)
 
 
 def main() -> None:
@@ -38,6 +39,8 @@ def main() -> None:
     parser.add_argument("--redis", choices=STORES, default="one", help="one server, or a master that Sentinels watch")
     parser.add_argument("--streams", type=float, default=60.0, help="new streams per second")
     parser.add_argument("--every", type=float, default=2.0, help="seconds between two faults")
+    parser.add_argument("--viewers", type=int, default=0, help="EventSources besides, that read for as long as the run takes")
+    parser.add_argument("--only", choices=("api", "worker", "redis"), default="", help="break nothing else")
     parser.add_argument("--keep", type=Path, default=None, help="keep the processes' logs in this folder")
     parser.add_argument("--verbose", action="store_true", help="tell each fault as it comes")
     asked = parser.parse_args()
@@ -60,7 +63,9 @@ def main() -> None:
             sys.exit("Stopped.")
     print(report.text())
     if report.wrong:
-        again = f"make chaos MINUTES={asked.minutes:g} SEED={asked.seed} REDIS={asked.redis}"
+        given = {name: value for name in ("streams", "every", "viewers", "only") if (value := getattr(asked, name))}
+        more = " ".join(f"--{name} {value}" for name, value in given.items())
+        again = f"make chaos MINUTES={asked.minutes:g} SEED={asked.seed} REDIS={asked.redis} ARGS='{more}'"
         print(f"\nThe same clients and faults again: {again}")
     sys.exit(1 if report.wrong else 0)
 

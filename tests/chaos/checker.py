@@ -26,7 +26,7 @@ EXPLICIT = {
     "gateway_restarting": ("api",),
     "upstream_unavailable": ("worker",),
     "upstream_timeout": ("worker",),
-    "overloaded": ("worker", REDIS),
+    "overloaded": ("worker", "api", REDIS),  # An API that many come back to refuses what is new.
     "deadline_exceeded": ("",),
     # The upstream's own, where its next attempt would come later than its client's status may.
     "rate_limit_exceeded": ("",),

@@ -78,7 +78,7 @@ class Client:
     async def live(self) -> History:
         history = self.history
         try:
-            async with asyncio.timeout(DEADLINE_S):
+            async with asyncio.timeout(DEADLINE_S + (self._ask.takes_s if self._ask.manner is Manner.VIEWER else 0)):
                 history.outcome = await (self._whole() if self._ask.manner is Manner.WHOLE else self._stream())
         except TimeoutError:
             history.outcome = Outcome.HANG
@@ -156,6 +156,10 @@ class Client:
         if response.status not in (200, 204):
             self._note_refusal(response, asked_at)
             code = self._refusal(await response.read())
+            if self._ask.manner is Manner.VIEWER:
+                self.history.problems.append(
+                    f"{response.status} {code!r} for one that reads: its EventSource is closed for good"
+                )
             if response.status == 503:  # Away just now.
                 await asyncio.sleep(min(float(response.headers.get("retry-after", PAUSE_S)), PAUSE_MAX_S))
                 return Outcome.CUT
@@ -194,7 +198,9 @@ class Client:
     async def _come_back(self) -> str:
         stream = self.history.stream
         assert stream is not None
-        if self.history.cuts and time.monotonic() - self.history.cuts[-1] < PAUSE_S:
+        if self._ask.manner is Manner.VIEWER:
+            await asyncio.sleep(stream.retry_s)
+        elif self.history.cuts and time.monotonic() - self.history.cuts[-1] < PAUSE_S:
             await asyncio.sleep(PAUSE_S)
         return await self._read(self._session.get(**self._resumption()), is_resumed=True)
 

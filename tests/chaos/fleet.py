@@ -42,9 +42,12 @@ SETTINGS = {
 class Fleet:
     """Two APIs behind nginx, three workers, Redis and the demo provider."""
 
-    def __init__(self, folder: Path, store: Store) -> None:
+    def __init__(self, folder: Path, store: Store, only: str = "") -> None:
         self.folder = folder
         self.store = store
+        # Ways that are never broken lead through no proxy: it needs four files for each stream, and has twenty thousand.
+        self._is_direct_for_clients = bool(only)
+        self._is_direct_upstream = bool(only) and not WORKERS[0].startswith(only)
         self.database = folder / "sluice.db"
         self.links: dict[str, tuple[Link, ...]] = {}  # All of one way between two parts.
         self.processes: dict[str, Process] = {}
@@ -65,7 +68,7 @@ class Fleet:
             self.spawn(name)
         address = self._stack.enter_context(nginx.running(self.folder, [self.ports[name] for name in APIS]))
         clients = await self._link(CLIENTS_LINK, urlsplit(address).port or 0)
-        self.url = f"http://127.0.0.1:{clients.port}"
+        self.url = address if self._is_direct_for_clients else f"http://127.0.0.1:{clients.port}"
         await asyncio.gather(*(self.ready(name) for name in (*APIS, *WORKERS)))
         if dead := [name for name, process in self.processes.items() if not process.is_alive]:
             raise RuntimeError(f"{', '.join(dead)} did not start: {self.processes[dead[0]].log.read_text()[-1000:]}")
@@ -89,7 +92,7 @@ class Fleet:
             upstream = f"http://127.0.0.1:{self.demo_port}"
         else:
             env["SLUICE_WORKER_PORT"] = str(self.ports[name])
-            upstream = f"http://127.0.0.1:{self.upstream(name).port}"
+            upstream = f"http://127.0.0.1:{self.demo_port if self._is_direct_upstream else self.upstream(name).port}"
         env |= {"DEMO_BASE_URL": f"{upstream}/v1", "OPENAI_BASE_URL": f"{upstream}/v1", "ANTHROPIC_BASE_URL": upstream}
         env |= {"OPENAI_API_KEY": "upstream-openai", "ANTHROPIC_API_KEY": "upstream-anthropic"}
         self.processes[name] = Process(["api" if name in APIS else "worker"], env, self.folder / f"{name}.log")
@@ -147,10 +150,10 @@ class Fleet:
 
 
 @contextlib.asynccontextmanager
-async def fleet(folder: Path, redis: str) -> AsyncIterator[Fleet]:
-    """Start everything; end it all, whatever happens. ``redis`` is one of ``STORES``."""
+async def fleet(folder: Path, redis: str, only: str = "") -> AsyncIterator[Fleet]:
+    """Start everything; end it all, whatever happens. ``redis`` is one of ``STORES``; ``only``: see ``plan.faults``."""
     with STORES[redis](folder) as store:
-        found = Fleet(folder, store)
+        found = Fleet(folder, store, only)
         try:
             await found.start()
             yield found

@@ -8,6 +8,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from itertools import chain, repeat
 
 from common.dialects import DIALECTS
 
@@ -23,6 +24,8 @@ DRAIN_S = 5.0  # The grace of a process that is told to stop.
 FAILOVER_S = 15.0  # Until a Redis that was its own replica's master is a replica with all data.
 # A long run has one outage of Redis that no buffer of ours is made for.
 LONG_RUN_S, LONG_OUTAGE_S = 300.0, 60.0
+VIEWERS_PER_S = 60  # So fast they come: these are new requests, which an API may refuse when there are too many.
+VIEWERS_PACE_MS = 5000  # 5,000 viewers read a thousand tokens a second: clients and servers share two processors.
 
 
 class Manner(StrEnum):
@@ -33,6 +36,9 @@ class Manner(StrEnum):
     WHOLE = "whole"  # Asks for no stream.
     LEAVING = "leaving"  # Goes away amid the tokens, for good.
     STOPPING = "stopping"  # Says stop amid the tokens, and reads on.
+    # An EventSource that reads for as long as the run takes. It comes back when its stream has told it to, and any error
+    # status would close it for good.
+    VIEWER = "viewer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,17 +119,23 @@ _FAULTS: tuple[tuple[int, FaultKind, tuple[str, ...], float, float], ...] = (
 _FAILOVERS = ((4, FaultKind.FAILOVER, (REDIS,), 0.0, 0.0),)
 
 
-def faults(seed: int, duration_s: float, every_s: float, *, has_replica: bool = False) -> list[Fault]:
+def faults(
+    seed: int, duration_s: float, every_s: float, *, has_replica: bool = False, only: str = "", after_s: float = 0.0
+) -> list[Fault]:
     """Return the schedule: a fault every ``every_s`` on average. One API and one worker are always left alone.
 
-    ``has_replica``: a server of Redis that is gone is replaced, so there are failovers, and no long outage.
+    ``has_replica``: a server of Redis that is gone is replaced, so there are failovers, and no long outage. ``only``: the parts
+    that anything befalls, by what their names begin with; "" is all. ``after_s``: until then all is well.
     """
     chance = random.Random(f"faults {seed}")
     rows = _FAULTS + _FAILOVERS if has_replica else _FAULTS
+    rows = (
+        tuple(row for row in rows if all(target.startswith(only) and "-" not in target for target in row[2])) if only else rows
+    )
     busy_until = dict.fromkeys((*APIS, *WORKERS, REDIS, *LINKS), 0.0)
     schedule: list[Fault] = []
-    long_outage = None if has_replica or duration_s < LONG_RUN_S else _long_outage(chance, duration_s)
-    at_s = every_s
+    long_outage = None if has_replica or only or duration_s < LONG_RUN_S else _long_outage(chance, duration_s)
+    at_s = after_s + every_s
     while at_s < duration_s:
         if long_outage and at_s >= long_outage.at_s and busy_until[REDIS] <= at_s:
             schedule.append(replace(long_outage, at_s=round(at_s, 2)))
@@ -141,6 +153,8 @@ def faults(seed: int, duration_s: float, every_s: float, *, has_replica: bool = 
                 mending_s = FAILOVER_S
             busy_until[target] = at_s + for_s + mending_s
             at_s += every_s * chance.uniform(0.5, 1.5)
+        elif only:
+            at_s += 0.1  # All that may be hit may be down.
         # Else another draw for the same moment: what is down cannot be hit.
     return schedule
 
@@ -151,17 +165,49 @@ def _long_outage(chance: random.Random, duration_s: float) -> Fault:
     return Fault(round(duration_s * chance.uniform(0.4, 0.6), 2), kind, REDIS, LONG_OUTAGE_S)
 
 
-def asks(seed: int, duration_s: float, per_s: float) -> Iterator[Ask]:
-    """Yield the clients, in the order in which they come."""
+def asks(seed: int, duration_s: float, per_s: float, viewers: int = 0) -> Iterator[Ask]:
+    """Yield the clients, in the order in which they come; the viewers are the first, besides the others."""
     chance = random.Random(f"clients {seed}")
-    at_s, number = 0.0, 0
+    come = chain((_viewer(seed, number, duration_s) for number in range(1, viewers + 1)), repeat(None))
+    viewer = next(come)
+    at_s, number = 0.0, viewers
     while (at_s := at_s + chance.expovariate(per_s)) < duration_s:
+        while viewer and viewer.at_s <= at_s:
+            yield viewer
+            viewer = next(come)
         number += 1
         yield _ask(chance, number, at_s)
 
 
+def viewers_come_s(viewers: int) -> float:
+    """How long it takes until all viewers have come."""
+    return viewers / VIEWERS_PER_S
+
+
+def _viewer(seed: int, number: int, duration_s: float) -> Ask:
+    chance = random.Random(f"viewer {seed} {number}")
+    at_s = number / VIEWERS_PER_S
+    # They end one by one, in the last fifth of the time.
+    tokens = max(5, int((duration_s - at_s) * chance.uniform(0.8, 1.0) * 1000 / VIEWERS_PACE_MS))
+    return Ask(
+        number=number,
+        at_s=at_s,
+        manner=Manner.VIEWER,
+        dialect=chance.choice(list(DIALECTS)),
+        provider=chance.choice(("demo", "openai", "anthropic")),
+        policy=chance.choice(("grace=60", "detach")),
+        tokens=tokens,
+        pace_ms=VIEWERS_PACE_MS,
+        first_ms=0,
+        trouble="",
+    )
+
+
+_OTHERS = (Manner.RETURNING, Manner.PLAIN, Manner.WHOLE, Manner.LEAVING, Manner.STOPPING)
+
+
 def _ask(chance: random.Random, number: int, at_s: float) -> Ask:
-    manner = chance.choices(list(Manner), (55, 20, 8, 12, 5))[0]
+    manner = chance.choices(_OTHERS, (55, 20, 8, 12, 5))[0]
     policy = {Manner.RETURNING: chance.choice(("grace=60", "grace=60", "detach")), Manner.STOPPING: "grace=60"}.get(manner, "")
     tokens = chance.randint(5, 100)
     breaks: tuple[int, ...] = ()

@@ -12,6 +12,9 @@ import orjson
 CHAT, MESSAGES, RESPONSES, AGENTARY, UNIFIED = "openai-chat", "anthropic-messages", "openai-responses", "agentary", "unified"
 
 
+BROWSERS_RETRY_S = 3.0  # Where no event has said another: Chromium's.
+
+
 class Stream:
     """One stream, over all of its connections. ``end`` is "completed" or an error's code once it has ended."""
 
@@ -20,6 +23,7 @@ class Stream:
         self.end: str | None = None
         self.problems: list[str] = []
         self.last_id = ""
+        self.retry_s = BROWSERS_RETRY_S
         self.events: list[tuple[str, bytes]] = []  # Id (or nothing) and the block without it, as they came.
         self._read = _READERS[dialect]
         self._rest = b""
@@ -51,7 +55,9 @@ class Stream:
         for line in block.split(b"\n"):
             if line.startswith(b"id: "):
                 event_id = line[4:].decode()
-            elif line and not line.startswith((b":", b"retry:")):
+            elif line.startswith(b"retry: "):
+                self.retry_s = int(line[7:]) / 1000
+            elif line and not line.startswith(b":"):
                 kept.append(line)
         if not kept:
             self.problems.append("an event without data")

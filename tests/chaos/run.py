@@ -5,6 +5,7 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from tests.chaos.checker import DIFFERS, Auditor, judge
 from tests.chaos.client import KEY, Client, History, Outcome
 from tests.chaos.faults import Faults, Happened
 from tests.chaos.fleet import Fleet, fleet
-from tests.chaos.plan import APIS, WORKERS, Ask, FaultKind, asks, faults
+from tests.chaos.plan import APIS, WORKERS, Ask, FaultKind, asks, faults, viewers_come_s
 from tests.chaos.report import Report
 
 AT_ONCE_MAX = 800  # Clients; who comes while there are so many waits.
@@ -29,15 +30,24 @@ LEASE_S = 6.0  # A worker without word of itself for so long has lost its jobs,
 TAKEN_S = 8.0  # and so long later at most somebody has them.
 
 
-async def run(
-    folder: Path, redis: str, seed: int, duration_s: float, per_s: float, every_s: float, tell: Callable[[str], None]
-) -> Report:
+@dataclass(frozen=True, slots=True)
+class Length:
+    """How long a run is, how much of everything is in it, and what it breaks; see ``plan``."""
+
+    duration_s: float
+    streams_per_s: float
+    fault_every_s: float
+    viewers: int = 0
+    only: str = ""
+
+
+async def run(folder: Path, redis: str, seed: int, length: Length, tell: Callable[[str], None]) -> Report:
     """Return what came of a run, and ``tell`` of it as it goes. The processes' logs are in ``folder``."""
-    report = Report(redis, seed, duration_s)
-    async with fleet(folder, redis) as found:
+    report = Report(redis, seed, length.duration_s)
+    async with fleet(folder, redis, length.only) as found:
         tell("all processes are ready")
-        run_ = _Run(found, report, seed, tell)
-        await run_.clients_and_faults(duration_s, per_s, every_s)
+        run_ = _Run(found, report, seed, tell, length.viewers)
+        await run_.clients_and_faults(length)
         await run_.settle()
         await run_.read_books()
         report.wrong += await found.drain_all()
@@ -46,18 +56,25 @@ async def run(
 
 
 class _Run:
-    def __init__(self, found: Fleet, report: Report, seed: int, tell: Callable[[str], None]) -> None:
+    def __init__(self, found: Fleet, report: Report, seed: int, tell: Callable[[str], None], viewers: int) -> None:
         self._fleet = found
         self._report = report
         self._seed = seed
         self._tell = tell
-        self._room = asyncio.Semaphore(AT_ONCE_MAX)
+        self._room = asyncio.Semaphore(AT_ONCE_MAX + viewers)
         self._redis = found.store.client()
         self._auditor = Auditor(found.store.client(), report.happened, self._ask)
 
-    async def clients_and_faults(self, duration_s: float, per_s: float, every_s: float) -> None:
-        schedule = faults(self._seed, duration_s, every_s, has_replica=self._fleet.store.may_lose_writes)
-        breaking = Faults(self._fleet, schedule, self._report.happened, self._seed, self._tell)
+    async def clients_and_faults(self, length: Length) -> None:
+        schedule = faults(
+            self._seed,
+            length.duration_s,
+            length.fault_every_s,
+            has_replica=self._fleet.store.may_lose_writes,
+            only=length.only,
+            after_s=viewers_come_s(length.viewers),
+        )
+        breaking = Faults(self._fleet, schedule, self._report.happened, self._seed, self._tell, is_one_by_one=bool(length.only))
         lag = asyncio.create_task(self._watch_lag())
         # One connection per request: a client that meets a connection cut between two requests would test only itself.
         connector = aiohttp.TCPConnector(limit=0, force_close=True)
@@ -66,7 +83,7 @@ class _Run:
             async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session, asyncio.TaskGroup() as group:
                 group.create_task(breaking.run())
                 began_at = time.monotonic()
-                for ask in asks(self._seed, duration_s, per_s):
+                for ask in asks(self._seed, length.duration_s, length.streams_per_s, length.viewers):
                     await asyncio.sleep(max(0.0, began_at + ask.at_s - time.monotonic()))
                     await self._room.acquire()
                     group.create_task(self._live(ask, session))

@@ -211,6 +211,24 @@ def test_the_same_seed_gives_the_same_run():
     assert faults(5, 100, 1) == faults(5, 100, 1) != faults(6, 100, 1)
 
 
+def test_only_what_is_asked_for_is_broken_and_not_before_its_time():
+    schedule = faults(5, 300, 2, only="api", after_s=60)
+
+    assert {fault.target for fault in schedule} == set(APIS)
+    assert {fault.kind for fault in schedule} == {FaultKind.KILLED, FaultKind.FROZEN, FaultKind.DRAINED}
+    assert schedule[0].at_s >= 60
+
+
+def test_viewers_come_first_and_read_for_most_of_the_run():
+    found = list(asks(5, 100, 10, viewers=600))
+    viewers, others = [ask for ask in found if ask.manner is Manner.VIEWER], list(asks(5, 100, 10))
+
+    assert [ask.number for ask in viewers] == list(range(1, 601))
+    assert [ask.number for ask in found if ask.manner is not Manner.VIEWER] == [600 + ask.number for ask in others]
+    assert all(75 < ask.at_s + ask.takes_s <= 100 for ask in viewers)
+    assert [ask.at_s for ask in found] == sorted(ask.at_s for ask in found)
+
+
 def test_a_long_run_has_one_long_outage_of_redis_and_no_other_fault_of_it_meanwhile():
     for seed in range(20):
         schedule = [fault for fault in faults(seed, LONG_RUN_S, 2) if fault.target == REDIS]

@@ -1,10 +1,12 @@
 """Large requests on a running gateway: refused while there is no room, served when there is, and everything is given back."""
 
+import sys
 from pathlib import Path
 
 import orjson
+import pytest
 
-from tests.support.fleet import CHAT, PATH_OF, RawClient, body_of, fleet, headers_of, until
+from tests.support.fleet import CHAT, MESSAGES, PATH_OF, Process, RawClient, body_of, fleet, headers_of, until
 
 MIB = 2**20
 
@@ -46,3 +48,27 @@ def test_an_answer_that_is_too_large_ends_for_its_client_with_the_reason(tmp_pat
         assert "[DONE]" not in streamed.text
         assert whole.json()["error"]["code"] == "answer_too_large"
         until(lambda: found.stats()["open"] == 0, "the upstreams are closed")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads Linux' own account of a process")
+@pytest.mark.parametrize("dialect", [CHAT, MESSAGES])  # A body that passes, and a stream of tokens that is folded.
+def test_a_whole_answer_that_is_large_costs_a_few_times_its_size_at_most(tmp_path: Path, dialect: str):
+    with fleet(tmp_path) as found:
+        found.post(dialect, body_of(dialect, "openai/demo-n20-d0"))
+        parts = {"api": found.apis[0], "worker": found.workers[0]}
+        before = {name: peak_of(process) for name, process in parts.items()}
+
+        whole = found.post(dialect, body_of(dialect, "openai/demo-n1000000-d0", max_tokens=2_000_000))
+
+        size = len(whole.content)
+        assert (whole.status_code, size > 5 * MIB) == (200, True)
+        grown = {name: peak_of(process) - before[name] for name, process in parts.items()}
+        assert grown["api"] < 2 * size + 4 * MIB, (size, grown)
+        # The answer has an emoji, so that Python's own text of it has four bytes a character.
+        assert grown["worker"] < 9 * size + 8 * MIB, (size, grown)
+
+
+def peak_of(process: Process) -> int:
+    """Bytes that a process has had resident at most."""
+    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))

@@ -170,6 +170,45 @@ async def test_an_answer_that_is_larger_than_it_may_be_ends_with_a_clear_error_a
     assert (stats["requests"], stats["open"]) == (1, 0)  # It is neither tried again nor gone on with.
 
 
+@pytest.mark.parametrize("setup", [{"answer_bytes_max": 5_000}], indirect=True)
+async def test_an_answer_that_is_gathered_for_its_client_is_stopped_as_soon_as_it_is_too_large(setup):
+    await setup.open("demo-n100000-d1", stream=False, dialect="anthropic-messages", max_tokens=100_000)
+
+    await setup.run()  # The whole of it would take minutes.
+
+    assert (await setup.end())["error"]["code"] == "answer_too_large"
+    stats = await setup.stats()
+    assert (stats["requests"], stats["open"]) == (1, 0)
+
+
+@pytest.mark.parametrize("dialect", ["openai-chat", "anthropic-messages"])  # A body that passes, and a stream that is folded.
+async def test_large_answers_have_room_before_they_are_written(setup, monkeypatch, dialect):
+    monkeypatch.setattr("workers.publish.large_answers.LARGE_BYTES", 2_000)
+    monkeypatch.setattr("workers.attempt.call.LARGE_BYTES", 2_000)
+    monkeypatch.setattr("workers.publish.publisher.LARGE_BYTES", 2_000)
+    large = setup.services.publisher.large
+    large.bytes_held = large.bytes_max
+    await setup.open("demo-n2000-d0", stream=False, dialect=dialect, max_tokens=10_000)
+
+    await setup.run()
+
+    error = (await setup.end())["error"]
+    assert (error["kind"], error["code"]) == ("overloaded", "answers_full")
+    assert (await setup.body(), large.bytes_held) == (b"", large.bytes_max)
+
+
+async def test_a_folded_stream_is_cut_into_frames(setup, monkeypatch):
+    monkeypatch.setattr("workers.attempt.call.FRAME_BYTES_MAX", 1000)
+    monkeypatch.setattr("workers.publish.publisher.FRAME_BYTES_MAX", 1000)
+    await setup.open("demo-n2000-d0", stream=False, dialect="anthropic-messages", max_tokens=10_000)
+
+    await setup.run()
+
+    sizes = [len(frame.data) for frame in await setup.frames() if frame.kind is FrameKind.DATA]
+    assert max(sizes) <= 1000
+    assert orjson.loads(await setup.body())["content"][0]["text"] == answer(2000)
+
+
 @pytest.mark.parametrize("fault", ["e503x2", "e429x2-ra0.01", "e408x1", "dropx2", "cut0x2", "end0x1", "err0x1"])
 async def test_a_failure_before_the_first_output_is_tried_again_unseen(setup, fault):
     await setup.open(f"demo-n5-d0-{fault}")

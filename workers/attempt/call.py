@@ -7,7 +7,7 @@ retried unseen. From then on every read goes into the log as it comes.
 import asyncio
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -33,7 +33,7 @@ from workers.providers import FAMILIES, WIRES
 from workers.providers.base import Deployment, UpstreamRequest, Wire
 from workers.providers.shared.errors import UNREADABLE, blot_out, note_wait
 from workers.providers.shared.loose_json import NestedTooDeeply, read_json
-from workers.publish.large_answers import too_large
+from workers.publish.large_answers import LARGE_BYTES, too_large
 from workers.publish.writer import FRAME_BYTES_MAX
 from workers.running import Running
 from workers.transcode.output_guardrails import GuardedWire, OutputGuard
@@ -209,7 +209,7 @@ class Transfer:
         answer, pump, guard, reply, writer = self._answer, self._pump, self._guard, self._reply, self._writer
         cutter = SseCutter(self._settings.upstream_event_bytes_max)
         observe_gap = self._running.services.metrics.token_gap.observe
-        held, data = bytearray(), b""
+        held, data, large_at = bytearray(), b"", min(LARGE_BYTES, self._settings.answer_bytes_max)
         read_at = 0.0
         lost: GatewayError | None = None
         while True:
@@ -235,6 +235,8 @@ class Transfer:
                     self._commit(bytes(held))
                 if pump.output_events or (guard and guard.has_heard):
                     answer.has_begun()
+                if pump.held_bytes > large_at:
+                    await writer.expect(pump.held_bytes)
             read_at = now
             if pump.terminal or (guard and guard.waits):
                 break
@@ -242,7 +244,7 @@ class Transfer:
                 answer.has_finished(TAIL_S)
         last = await self._last(cutter, lost)
         if not reply.is_committed:
-            self._commit(bytes(held) + last)
+            await self._commit_whole(bytes(held) + last)
         elif last:
             writer.write(last)
         reply.last_data = last or data
@@ -250,18 +252,22 @@ class Transfer:
 
     async def whole(self) -> None:
         pump, guard = self._pump, self._guard
-        body = (await self._answer.whole(self._settings.upstream_body_bytes_max)).removeprefix(BYTE_ORDER_MARK)
+        answer_bytes_max = self._settings.answer_bytes_max
+
+        def make_room(size: int) -> Awaitable[None]:
+            return self._writer.expect(min(size, answer_bytes_max))  # The client's own bytes may be fewer.
+
+        body = (await self._answer.whole(self._settings.upstream_body_bytes_max, make_room)).removeprefix(BYTE_ORDER_MARK)
         # Looking through a long answer takes a while, in which the others go on.
         is_long = guard and len(body) > GUARDED_BYTES_MAX
         data = await asyncio.to_thread(pump.feed_whole, body) if is_long else pump.feed_whole(body)
         if guard and guard.waits:
             data += pump.release(await guard.judge())
         del body  # From here on there is the client's own alone.
-        if len(data) > self._settings.answer_bytes_max:
-            raise too_large(self._settings.answer_bytes_max)
+        if len(data) > answer_bytes_max:
+            raise too_large(answer_bytes_max)
         self._reply.last_data = data if self._running.job.dialect == "openai-responses" else b""
-        self._commit(b"")
-        await self._writer.write_all(data, cut=event_end if pump.gives_stream else _piece_end)
+        await self._commit_whole(data)
 
     async def _last(self, cutter: SseCutter, lost: GatewayError | None) -> bytes:
         """Return what the end of the upstream's bytes adds for the client.
@@ -295,6 +301,13 @@ class Transfer:
         writer.write_frame(FrameKind.HEAD, head_of(ask, reply, total).pack())
         if held:
             writer.write_frame(FrameKind.DATA, held)
+
+    async def _commit_whole(self, data: bytes) -> None:
+        """The same where all of the answer is there: one that is large is written in frames."""
+        is_large = len(data) > FRAME_BYTES_MAX
+        self._commit(b"" if is_large else data)
+        if is_large:
+            await self._writer.write_all(data, cut=event_end if self._pump.gives_stream else _piece_end)
 
 
 def head_of(ask: Ask, reply: Reply, total: Total) -> Head:

@@ -1,9 +1,10 @@
-"""How much room do large answers take in Redis?
+"""How much room do large answers take?
 
 An answer's log stays for a while after its end, read or not. Ordinary ones are small, and many; a few that are a thousand times
-as large could fill Redis between them. So what a worker has written of answers above ``LARGE_BYTES`` is bounded, those that run
-and those that have ended together. Where a running one finds no room, logs that ended longest ago give way, but not in their
-first ``KEPT_S``: for so long every client may read on at its own pace. Where that is not enough, the answer ends as overloaded.
+as large could fill Redis between them, and those that are gathered before they are written could fill the worker. So what a
+worker has of answers above ``LARGE_BYTES`` is bounded, gathered or written, those that run and those that have ended. Where a
+running one finds no room, logs that ended longest ago give way, but not in their first ``KEPT_S``: for so long every client may
+read on at its own pace. Where that is not enough, the answer ends as overloaded.
 
 Each worker counts its own, in memory: no step of another answer becomes dearer, and the bound of a fleet is the sum of its
 workers'. What a worker that was lost had written is counted by nobody, and expires as always.
@@ -63,10 +64,12 @@ class LargeAnswers:
             )
         return held + more
 
-    def end(self, generation_id: str, held: int) -> None:
-        """Note that nothing more is written to a log for which so much is held."""
-        if held:
-            self._ended.append(_Ended(generation_id, held, self._clock() + KEPT_S))
+    def end(self, generation_id: str, held: int, size: int) -> None:
+        """Note that nothing more is written to a log for which so much is held, and which has ``size`` in the end."""
+        kept = min(held, size + STEP_BYTES) if size > LARGE_BYTES else 0
+        self.bytes_held -= held - kept  # What failed before it was written takes no room.
+        if kept:
+            self._ended.append(_Ended(generation_id, kept, self._clock() + KEPT_S))
 
     async def _has_room(self) -> bool:
         while self.bytes_held > self.bytes_max and self._ended and self._ended[0].evictable_at <= self._clock():
@@ -78,7 +81,7 @@ class LargeAnswers:
             if is_gone:
                 self.bytes_held -= oldest.size
             else:  # Another claim goes on with it, or the ledger is still to read it.
-                self.end(oldest.generation_id, oldest.size)
+                self._ended.append(oldest._replace(evictable_at=self._clock() + KEPT_S))
         return self.bytes_held <= self.bytes_max
 
 

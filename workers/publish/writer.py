@@ -119,11 +119,19 @@ class Writer:
         Raises:
             GatewayError: REQUEST_TOO_LARGE, OVERLOADED; see ``LargeAnswers.hold``.
         """
-        if (size := self.stored_bytes + self.pending_bytes) > self._checked_bytes:
-            self._large_bytes = await self._large.hold(self._large_bytes, size)
-            self._checked_bytes = min(size + STEP_BYTES, self._large.answer_bytes_max)
+        await self.expect(self.stored_bytes + self.pending_bytes)
         if self.pending_bytes > PENDING_BYTES_MAX and self._publisher.away_since is None:
             await self.flushed()
+
+    async def expect(self, size: int) -> None:
+        """Return once there is room for an answer of that size, of which more may be here than is written.
+
+        Raises:
+            GatewayError: REQUEST_TOO_LARGE, OVERLOADED; see ``LargeAnswers.hold``.
+        """
+        if size > self._checked_bytes:
+            self._large_bytes = await self._large.hold(self._large_bytes, size)
+            self._checked_bytes = min(size + STEP_BYTES, self._large.answer_bytes_max)
 
     async def write_all(self, data: bytes, *, cut: Callable[[bytes, int], int]) -> None:
         """Write what is there as a whole, in frames, no faster than Redis takes them; ``cut`` says where the one may end that
@@ -139,7 +147,7 @@ class Writer:
 
     def close(self) -> None:
         """Note that this claim writes no more."""
-        self._large.end(self.claim.generation_id, self._large_bytes)
+        self._large.end(self.claim.generation_id, self._large_bytes, self.stored_bytes + self.pending_bytes)
 
     def ignore_stop(self) -> None:
         """Signal nothing from now on: the answer is complete, and only waits to be stored."""

@@ -14,18 +14,18 @@ from common.canonical.events import (
     Event,
     Finished,
     FinishReason,
+    Folded,
     RedactedThinking,
     Started,
     TextDelta,
     ThinkingDelta,
     ThinkingSigned,
     Usage,
-    fold,
     summed,
 )
 from common.canonical.generation import GenerationRequest
 from common.dialects.base import Dialect, Progress, ReplyInfo
-from common.metering.token_estimate import estimate_event_tokens, tokens_in_bytes
+from common.metering.token_estimate import estimate_event_tokens, output_bytes, tokens_in_bytes
 from workers.providers.base import Decoder, FamilyWire
 from workers.providers.shared import errors
 from workers.providers.shared.loose_json import is_nested_too_deeply
@@ -46,6 +46,7 @@ class Pump(Protocol):
     started: Started  # What it said of itself when it began.
     prompt_tokens: int  # By estimate, where the prompt is not the request's own; else 0.
     is_estimated: bool  # Whether ``usage`` is an estimate, of an upstream that reports none.
+    held_bytes: int  # Output that is gathered here, for a client that gets it as a whole.
 
     @property
     def usage(self) -> Usage | None: ...
@@ -97,6 +98,7 @@ class _Watching:
     gives_stream = True
     prompt_tokens = 0
     is_estimated = False
+    held_bytes = 0
 
     def __init__(self, wire: Decoding, choices: int = 1) -> None:
         self._decoder = wire.decoder(choices)
@@ -313,7 +315,7 @@ class Folding(_Watching):
     def __init__(self, wire: Decoding, dialect: Dialect, request: GenerationRequest | None, info: ReplyInfo) -> None:
         super().__init__(wire, request.choices if request else info.body.get("n") or 1)
         self._dialect, self._request, self._info = dialect, request, info
-        self._events: list[Event] = []
+        self._folded = Folded()
 
     def feed(self, blocks: list[bytes]) -> bytes:
         for block in blocks:
@@ -330,22 +332,23 @@ class Folding(_Watching):
         self._keep(events)
         if not isinstance(self.terminal, Completed):
             return b""
-        reply = fold(self._events)
+        reply = self._folded.reply()
         # In pieces arguments are text. A whole answer may hold them as objects, which can only be nested so deeply.
         if any(is_nested_too_deeply(call.arguments) for choice in reply.choices.values() for call in choice.tool_calls):
             self.terminal = errors.nonsense("the arguments of a call are nested too deeply")
             return b""
-        said = self._dialect.encode_whole(reply, self._request or self._dialect.parse(self._info.body), self._info)
-        self._body_tokens, self._events = self.seen_tokens, []  # A large answer is not to be there twice from here on.
-        return said
+        self._body_tokens, self._folded, self.held_bytes = self.seen_tokens, Folded(), 0
+        return self._dialect.encode_whole(reply, self._request or self._dialect.parse(self._info.body), self._info)
 
     def _keep(self, events: list[Event]) -> None:
         self._note(events)
-        self._events += events
+        for event in events:
+            self._folded.add(event)
+            self.held_bytes += output_bytes(event)
 
     @property
     def seen_tokens(self) -> int:
-        return self._body_tokens or estimate_event_tokens(self._events)
+        return self._body_tokens or tokens_in_bytes(self.held_bytes)
 
 
 class FoldingWhole(Folding):

@@ -4,8 +4,9 @@ How it is connected to is ``connecting``, what failures mean ``upstream_errors``
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from io import BytesIO
 
 import aiohttp
 
@@ -142,18 +143,20 @@ class UpstreamAnswer:
         else:
             self._response.close()
 
-    async def whole(self, bytes_max: int) -> bytes:
-        """Return the whole body.
+    async def whole(self, bytes_max: int, on_growth: Callable[[int], Awaitable[None]] | None = None) -> bytes:
+        """Return the whole body. ``on_growth`` is called with what has come of it, and raises where there is no room for more.
 
         Raises:
             GatewayError: as for ``read``, and UPSTREAM_PROTOCOL where the body is too large.
         """
-        body = bytearray()
+        body, size = BytesIO(), 0  # It gives its bytes away as they are; those of a bytearray would be copied.
         while chunk := await self.read():
-            body += chunk
-            if len(body) > bytes_max:
+            size += body.write(chunk)
+            if size > bytes_max:
                 raise unreadable(self._provider, f"with more than {bytes_max} bytes", "size")
-        return bytes(body)
+            if on_growth:
+                await on_growth(size)
+        return body.getvalue()
 
 
 class Upstream:

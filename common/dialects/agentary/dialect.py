@@ -19,6 +19,7 @@ from common.canonical.events import (
     Event,
     Finished,
     FinishReason,
+    Folded,
     RefusalBlock,
     RefusalDelta,
     Reply,
@@ -108,7 +109,7 @@ class TokenEncoder:
     def __init__(self, info: ReplyInfo, next_id: int = 0) -> None:
         self._elapsed_ms = info.elapsed_ms
         self._next_id = next_id
-        self._calls: dict[int, ToolCall] = {}
+        self._calls = Folded()
         self._finish_reason = FinishReason.STOP
 
     def encode(self, event: Event) -> bytes:
@@ -125,13 +126,11 @@ class TokenEncoder:
             case TextDelta() | RefusalDelta():
                 # Not an empty one, which would be the first token, or look like the end.
                 return self._chunk(event.text) if event.text else b""
-            case ToolCallStarted():
-                self._calls[event.index] = ToolCall(event.id, event.name)
-            case ToolCallDelta():
-                self._calls[event.index].arguments += event.arguments
+            case ToolCallStarted() | ToolCallDelta():
+                self._calls.add(event)
             case Finished():
                 self._finish_reason = event.reason
-                calls = _calls(call for _, call in sorted(self._calls.items()))
+                calls = [call for choice in self._calls.reply().choices.values() for call in _calls(choice.tool_calls)]
                 return self._chunk("", toolCalls=calls) if calls else b""
             case Completed():
                 end = {"finishReason": FINISH_WORD[self._finish_reason]}

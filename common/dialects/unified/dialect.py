@@ -18,6 +18,7 @@ from common.canonical.events import (
     Event,
     Finished,
     FinishReason,
+    Folded,
     RefusalBlock,
     RefusalDelta,
     Reply,
@@ -94,7 +95,7 @@ class ChunkEncoder:
 
     def __init__(self, info: ReplyInfo) -> None:
         self._info = info
-        self._calls: dict[int, ToolCall] = {}
+        self._calls = Folded()
         self._finish_reason = FinishReason.STOP
 
     def encode(self, event: Event) -> bytes:
@@ -109,13 +110,11 @@ class ChunkEncoder:
         match event:
             case RefusalDelta(text) if text:
                 return _chunk(text)
-            case ToolCallStarted():
-                self._calls[event.index] = ToolCall(event.id, event.name)
-            case ToolCallDelta():
-                self._calls[event.index].arguments += event.arguments
+            case ToolCallStarted() | ToolCallDelta():
+                self._calls.add(event)
             case Finished():
                 self._finish_reason = event.reason
-                calls = _calls(call for _, call in sorted(self._calls.items()))
+                calls = [call for choice in self._calls.reply().choices.values() for call in _calls(choice.tool_calls)]
                 return _chunk("", tool_calls=calls) if calls else b""
             case Completed():
                 return encode_event(orjson.dumps(_account(event.usage, self._finish_reason, self._info)), "done")

@@ -48,6 +48,17 @@ async def test_interactive_jobs_are_counted_by_tenant_and_running_ones_beside_th
     assert found.drained == 2
 
 
+async def test_who_gives_up_in_line_does_not_make_it_look_faster(queue):
+    await enqueue(queue, "loud", 5)
+    await queue.claim(1, lapsed_max=0, not_these=())
+    for number in range(5):  # One of them is with a worker.
+        await queue.withdraw(f"gen_loud_{JobClass.INTERACTIVE}_{number}")
+
+    found = await read(queue)
+
+    assert (found.waiting, found.running, found.drained) == (0, 0, 1)
+
+
 async def test_of_very_many_tenants_some_are_looked_at_and_the_others_taken_to_be_like_them(queue):
     for number in range(6):
         await enqueue(queue, f"tenant{number}", 2)

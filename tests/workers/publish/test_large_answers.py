@@ -27,7 +27,7 @@ class Lab:
 
     async def run(self, name: str, size: int) -> None:
         """One answer, from its first byte to its end."""
-        self.answers.end(name, await self.answers.hold(0, size - STEP_BYTES))
+        self.answers.end(name, await self.answers.hold(0, size - STEP_BYTES), size)
 
 
 @pytest.fixture
@@ -46,6 +46,16 @@ async def test_a_growing_answer_is_counted_once(lab):
         held = await lab.answers.hold(held, size)
 
     assert held == lab.answers.bytes_held == size + STEP_BYTES
+
+
+async def test_what_failed_before_it_was_written_takes_no_room(lab):
+    held = await lab.answers.hold(0, 40 * MIB)
+    lab.answers.end("gathered only", held, 300)
+    assert lab.answers.bytes_held == 0
+
+    held = await lab.answers.hold(0, 40 * MIB)
+    lab.answers.end("written in part", held, 20 * MIB)
+    assert lab.answers.bytes_held == 20 * MIB + STEP_BYTES
 
 
 async def test_one_that_is_larger_than_an_answer_may_be_is_refused(lab):

@@ -32,6 +32,7 @@ from common.canonical.events import (
     Usage,
 )
 from common.canonical.generation import GenerationRequest
+from common.canonical.growing_text import GrowingText
 from common.dialects.base import ReplyInfo
 from common.dialects.openai_responses.ids import response_id
 from common.dialects.openai_responses.wrapped_reasoning import is_wrapped
@@ -137,7 +138,7 @@ class _Item:
 
     def __init__(self, call: int | None = None) -> None:
         self.call = call
-        self.arguments = ""  # Of a call, until its item is done.
+        self.arguments = GrowingText()  # Of a call, until its item is done.
         self.has_output = False
         self.has_summary = False
 
@@ -220,7 +221,7 @@ class ResponseDecoder(JsonDecoder):
     def _read_arguments(self, item: _Item, arguments: str) -> Iterator[Event]:
         if item.call is not None and arguments:
             item.has_output = True
-            item.arguments += arguments
+            item.arguments.add(arguments)
             yield ToolCallDelta(item.call, arguments)
 
     def _read_item_done(self, index: int | None, fields: dict[str, Any]) -> Iterator[Event]:
@@ -240,7 +241,7 @@ class ResponseDecoder(JsonDecoder):
                 if text_of(fields.get("encrypted_content")):
                     yield ThinkingSigned(REASONING_MARK + fields["encrypted_content"])
         item.has_output = True
-        item.arguments = ""
+        item.arguments = GrowingText()
 
     def _read_end(self, response: dict[str, Any]) -> Iterator[Event]:
         self._report = dict_of(response.get("usage")) or self._report
@@ -250,7 +251,7 @@ class ResponseDecoder(JsonDecoder):
             yield self._fail(errors.error_in_stream(response))
         elif status not in ("completed", "incomplete"):
             yield self._fail(errors.cut_short())
-        elif status == "completed" and any(_is_cut(item.arguments) for item in self._items.values()):
+        elif status == "completed" and any(_is_cut(str(item.arguments)) for item in self._items.values()):
             yield self._fail(errors.cut_short())  # A client would run a call that lacks half of its arguments.
         else:
             if not self._items:  # A whole answer, or a stream of a gateway that has only whole answers.
