@@ -63,7 +63,7 @@ class KeySet:
         clock: Callable[[], float] = time.monotonic,
         proxy: Callable[[], Proxy | None] = lambda: None,
     ) -> None:
-        import httpx  # noqa: F401 - Here, at the start: without a URL nobody needs it, and it takes long to load.
+        import api.server.http_client  # noqa: F401 - Here, at the start: without a URL nobody needs it.
 
         self._url = url
         self._clock = clock
@@ -107,12 +107,12 @@ class KeySet:
         return self._fetching
 
     async def _refresh(self) -> None:
-        import httpx
+        from api.server.http_client import HTTP_ERRORS
 
         try:
             async with asyncio.timeout(FETCH_TIMEOUT_S):
                 found = public_keys(await _get(self._url, self._proxy()))
-        except (httpx.HTTPError, httpx.InvalidURL, OSError, TimeoutError, ValueError, RecursionError) as error:
+        except (*HTTP_ERRORS, OSError, TimeoutError, ValueError, RecursionError) as error:
             if self._is_well:
                 log.warning("token_keys_not_fetched", url=shown_url(self._url), error=f"{type(error).__name__}: {error}"[:300])
             self._is_well = False

@@ -17,6 +17,7 @@ from common.dialects.agentary import request as agentary_request
 from common.dialects.anthropic_messages import request as anthropic_messages_request
 from common.dialects.openai_chat import request as openai_chat_request
 from common.dialects.openai_responses import request as openai_responses_request
+from common.dialects.shared.anthropic_words import OVERLOADED_STATUS
 from common.queue.jobs import JobClass
 
 Schema = dict[str, Any]
@@ -70,7 +71,7 @@ _MEANING = {
     502: "The provider failed.",
     503: "The gateway or the provider is overloaded; `retry-after` tells for how long.",
     504: "Nobody answered in time.",
-    529: "Overloaded, in the words of this dialect.",
+    OVERLOADED_STATUS: "Overloaded, in the words of this dialect.",
 }
 _ANYWHERE = (408, 431, 500)  # What may be answered before a route has a say.
 _WITH_A_KEY = (401, 403, 429, 503)
@@ -175,7 +176,7 @@ _GENERATING_HEADERS = (
 
 def answered(dialect: str, *statuses: int) -> dict[int | str, Schema]:
     """Return the errors of a route: those with ``statuses``, and those that any route may answer with."""
-    told = sorted({*statuses, *_ANYWHERE, *((529,) if dialect in ("anthropic-messages", "any") else ())})
+    told = sorted({*statuses, *_ANYWHERE, *((OVERLOADED_STATUS,) if dialect in ("anthropic-messages", "any") else ())})
     return {status: _answer(_MEANING[status], {"application/json": _ERRORS[dialect]}) for status in told}
 
 

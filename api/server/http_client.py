@@ -1,28 +1,31 @@
 """How does the API reach what it asks itself: the set of token keys, a guardrail that is a service?
 
+The one place of httpx, which takes long to load: whoever may need it imports this file when it does.
 As workers reach providers: the proxy that is given, the certificates that OpenSSL trusts (``SSL_CERT_FILE``, ``SSL_CERT_DIR``),
 names resolved by the process's loop, no redirects.
 """
 
 import functools
 import ssl
-from typing import Any
 
 import httpx
 
 from common.config.proxies import Proxy
 
+HttpClient = httpx.AsyncClient
+HTTP_ERRORS = (httpx.HTTPError, httpx.InvalidURL)
 
-def http_client(proxy: Proxy | None, timeout_s: float, **options: Any) -> httpx.AsyncClient:
-    """Return a client for one address. ``options`` are httpx's."""
+
+def http_client(proxy: Proxy | None, timeout_s: float, connections_max: int = 1) -> HttpClient:
+    """Return a client for one address."""
     headers = {"proxy-authorization": proxy.authorization} if proxy and proxy.authorization else {}
-    return httpx.AsyncClient(
+    return HttpClient(
         timeout=timeout_s,
         follow_redirects=False,
         trust_env=False,
         verify=_trusted_certificates(),
         proxy=httpx.Proxy(proxy.url, headers=headers) if proxy else None,
-        **options,
+        limits=httpx.Limits(max_connections=connections_max, max_keepalive_connections=connections_max),
     )
 
 

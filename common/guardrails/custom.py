@@ -2,13 +2,14 @@
 
 Two ways, with one question and one answer: a Python callable (setting ``guardrail_plugin``), and a webhook
 (``guardrail_webhook_url``). Where both are set the callable comes first, and the webhook sees what it left. Both see whole
-texts: a request's, and an answer's once it is complete. How a webhook's bytes travel is each tier's own.
+texts: a request's, and an answer's once it is complete. Each tier posts to a webhook with the HTTP client that it has, and
+says what it sends and takes in the words of this file.
 """
 
 import asyncio
 import importlib
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterable, Awaitable, Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal, Protocol
@@ -23,6 +24,8 @@ from common.config.settings import Settings
 SEPARATOR = "\x1e"
 ANSWER_BYTES_MAX = 33 * 1024 * 1024  # A replacement is about as long as what it replaces: a body at most.
 REASON_CHARS_MAX = 200
+WEBHOOK_CONNECTIONS_MAX = 100  # Of one process.
+WEBHOOK_HEADERS = {"content-type": "application/json", "accept-encoding": "identity"}
 
 
 class Action(StrEnum):
@@ -169,6 +172,22 @@ class Custom:
         assert self._post is not None
         asked = {"side": check.side, "text": check.text, "model": check.model, "tenant": check.tenant}
         return _read(await self._post(orjson.dumps(asked)))
+
+
+async def webhook_answer(status: int, pieces: AsyncIterable[bytes]) -> bytes:
+    """Return the body of a webhook's answer.
+
+    Raises:
+        ValueError: it has another status than 200, as a redirect has, or is too long.
+    """
+    if status != 200:
+        raise ValueError(f"status {status}")
+    answer = bytearray()
+    async for piece in pieces:
+        answer += piece
+        if len(answer) > ANSWER_BYTES_MAX:
+            raise ValueError("a longer answer than is taken")
+    return bytes(answer)
 
 
 def _read(answer: bytes) -> Verdict:

@@ -65,7 +65,7 @@ def service() -> Iterator[Service]:
 
 @pytest.fixture(params=[api.guardrails.webhook, workers.upstream.webhook], ids=["api", "workers"])
 async def ask(request: pytest.FixtureRequest, service: Service, monkeypatch: Any) -> AsyncIterator[Callable[..., Any]]:
-    monkeypatch.setattr(request.param, "ANSWER_BYTES_MAX", 1000)
+    monkeypatch.setattr("common.guardrails.custom.ANSWER_BYTES_MAX", 1000)
     made: list[Post] = []
 
     async def asking(timeout_s: float = 10, url: str = "") -> Verdict:
