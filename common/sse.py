@@ -49,7 +49,7 @@ class SseCutter:
             chunk = self._begin(chunk)
         if chunk.endswith(b"\n\n"):
             return chunk
-        end = _last_boundary(chunk)
+        end = last_boundary(chunk)
         self._keep(chunk[end:])
         return chunk[:end]
 
@@ -88,7 +88,7 @@ def first_events(run: bytes, count: int) -> int:
     return end
 
 
-def _last_boundary(text: bytes) -> int:
+def last_boundary(text: bytes) -> int:
     """Return how far whole events reach."""
     if b"\r" not in text:
         return text.rfind(b"\n\n") + 2 if b"\n\n" in text else 0

@@ -40,9 +40,13 @@ def find_server() -> str | None:
 
 
 class EmbeddedRedis:
-    """One server for as long as the context lasts. ``url`` is for SLUICE_REDIS_URL; ``restart`` keeps its data."""
+    """One server for as long as the context lasts. ``url`` is for SLUICE_REDIS_URL; ``restart`` keeps its data.
 
-    def __init__(self) -> None:
+    ``options`` are redis-server's, as on its command line, beside our own.
+    """
+
+    def __init__(self, *options: str) -> None:
+        self._options = options
         # A socket's path may have 107 bytes at most, so not below a folder that someone chose.
         self._folder = Path(tempfile.mkdtemp(prefix="sluice-"))
         self._server = find_server()
@@ -104,7 +108,7 @@ class EmbeddedRedis:
             "maxmemory-policy": "noeviction",
             "daemonize": "no",
         }
-        return [self._server, *(word for name, value in options.items() for word in (f"--{name}", value))]
+        return [self._server, *(word for name, value in options.items() for word in (f"--{name}", value)), *self._options]
 
     def _answers(self) -> bool:
         family = socket.AF_UNIX if self.is_real else socket.AF_INET

@@ -67,8 +67,8 @@ def test_a_large_event_in_tiny_reads_is_gone_through_a_few_times_at_most(monkeyp
     gone_through = []
     cut = sse.cut
     monkeypatch.setattr(sse, "cut", lambda run: (gone_through.append(len(run)), cut(run))[1])
-    find = sse._last_boundary
-    monkeypatch.setattr(sse, "_last_boundary", lambda text: (gone_through.append(len(text)), find(text))[1])
+    find = sse.last_boundary
+    monkeypatch.setattr(sse, "last_boundary", lambda text: (gone_through.append(len(text)), find(text))[1])
     stream = (line + line_end) * (20_000 // len(line)) + b"data: end" + line_end * 2 + b"data: one\n\n"
     cutter = SseCutter(bytes_max=100_000)
 

@@ -19,7 +19,7 @@ from common.channel.base import FrameKind
 from common.config.settings import Settings
 from common.dialects import DIALECTS
 from common.dialects.base import ReplyInfo
-from tests.contracts.test_recordings_in_every_dialect import CLIENTS, INFO
+from tests.support.clients.every_dialect import CLIENTS, INFO
 from tests.support.upstreams.recordings import Recording, parameters
 from workers.attempt.call import TAIL_S, Transfer, last_blocks, prepare_as_asked
 from workers.metrics import Metrics

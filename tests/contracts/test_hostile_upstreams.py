@@ -16,7 +16,7 @@ from common.canonical.errors import ErrorKind, Failed
 from common.canonical.events import Completed
 from common.dialects import DIALECTS
 from common.sse import SseCutter, read_block, split_blocks
-from tests.contracts.test_recordings_in_every_dialect import CLIENTS, INFO
+from tests.support.clients.every_dialect import CLIENTS, INFO
 from tests.support.upstreams.recordings import OWN, WIRE_OF_FOLDER, blocks_of
 from workers.providers import WIRES
 from workers.providers.base import FamilyWire

@@ -9,7 +9,7 @@ from common.canonical.errors import ErrorKind, Failed
 from common.canonical.events import Completed
 from common.canonical.generation import GenerationRequest
 from common.dialects import DIALECTS
-from tests.contracts.test_recordings_in_every_dialect import CLIENTS, INFO
+from tests.support.clients.every_dialect import CLIENTS, INFO
 from workers.providers import WIRES
 from workers.providers.shared.loose_json import NestedTooDeeply, arguments_of, is_nested_too_deeply, read_json
 from workers.transcode.pumps import Folding, Translating

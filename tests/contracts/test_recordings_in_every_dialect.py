@@ -5,8 +5,8 @@ into every dialect, by that dialect's own clients. All must agree.
 """
 
 import json
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
 import anthropic
 import openai
@@ -19,101 +19,17 @@ from pydantic import TypeAdapter
 from common.canonical.errors import ErrorKind, Failed
 from common.canonical.events import Choice, Event, fold
 from common.dialects import DIALECTS
-from common.dialects.base import Dialect, ReplyInfo, SoFar
+from common.dialects.base import Dialect, SoFar
 from common.sse import SseCutter
-from tests.support.clients import sdk_clients, seed_clients
-from tests.support.clients.sdk_clients import ResponseFailed, Seen
+from tests.support.clients import sdk_clients
+from tests.support.clients.every_dialect import CLIENTS, INFO, RAISED, Client
+from tests.support.clients.sdk_clients import Seen
 from tests.support.clients.seed_clients import SeedError
 from tests.support.upstreams.recorded_truths import Said, Truth, truth_of
 from tests.support.upstreams.recordings import SHARED, Recording, data_of, recordings
 from workers.providers import WIRES
 
 EVENT_BYTES_MAX = 1 << 22
-RAISED = (openai.APIError, anthropic.APIError, ResponseFailed, SeedError)
-
-
-class Client(NamedTuple):
-    """How a dialect is asked, and how its own clients read what comes back.
-
-    ``finish`` is the dialect's word for each reason; ``shows`` names what it has a place for besides text and calls.
-    """
-
-    body: dict[str, Any]
-    read_stream: Callable[[bytes], Seen]
-    read_whole: Callable[[bytes], Seen]
-    read_error: Callable[[bytes, int], None]
-    finish: dict[str, str]
-    shows: set[str]
-
-
-_ASK: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "x"}], "stream": True}
-_WITH_PROVIDER = {**_ASK, "provider": "openai"}
-_CHAT_FINISH = {
-    "stop": "stop",
-    "stop_sequence": "stop",
-    "length": "length",
-    "tool_calls": "tool_calls",
-    "content_filter": "content_filter",
-    "refusal": "content_filter",
-    "pause": "stop",
-}
-_MESSAGES_FINISH = {
-    "stop": "end_turn",
-    "stop_sequence": "stop_sequence",
-    "length": "max_tokens",
-    "tool_calls": "tool_use",
-    "content_filter": "refusal",
-    "refusal": "refusal",
-    "pause": "pause_turn",
-}
-_RESPONSES_FINISH = {
-    **dict.fromkeys(("stop", "stop_sequence", "tool_calls", "pause"), "completed"),
-    "length": "max_output_tokens",
-    "content_filter": "content_filter",
-    "refusal": "content_filter",
-}
-CLIENTS = {
-    "openai-chat": Client(
-        {**_ASK, "stream_options": {"include_usage": True}},
-        sdk_clients.openai_stream,
-        sdk_clients.openai_whole,
-        sdk_clients.openai_error,
-        _CHAT_FINISH,
-        {"refusal", "thinking"},
-    ),
-    "openai-responses": Client(
-        {"model": "m", "input": "x", "stream": True},
-        sdk_clients.responses_stream,
-        sdk_clients.responses_whole,
-        sdk_clients.responses_error,
-        _RESPONSES_FINISH,
-        {"refusal", "thinking"},
-    ),
-    "anthropic-messages": Client(
-        {**_ASK, "max_tokens": 9},
-        sdk_clients.anthropic_stream,
-        sdk_clients.anthropic_whole,
-        sdk_clients.anthropic_error,
-        _MESSAGES_FINISH,
-        {"thinking"},
-    ),
-    "agentary": Client(
-        _WITH_PROVIDER,
-        seed_clients.agentary_stream,
-        seed_clients.agentary_whole,
-        seed_clients.agentary_error,
-        _CHAT_FINISH,
-        set(),
-    ),
-    "unified": Client(
-        _WITH_PROVIDER,
-        seed_clients.unified_stream,
-        seed_clients.unified_whole,
-        seed_clients.unified_error,
-        _CHAT_FINISH,
-        set(),
-    ),
-}
 
 
 def shared(*, is_error: bool) -> list[Any]:
@@ -196,9 +112,6 @@ def test_recorded_answers_may_be_cut_anywhere(recording: Recording) -> None:
 # Encoding
 
 
-INFO = ReplyInfo("gen_abc", "client/model", 1_700_000_000, "openai")
-
-
 def as_seen(client: Client, truth: Truth, ids: list[str], index: int = 0) -> Seen:
     """What a client of a dialect must see of an answer."""
     one = truth.said(index)
@@ -207,7 +120,7 @@ def as_seen(client: Client, truth: Truth, ids: list[str], index: int = 0) -> See
     seen.calls = [(id_, name, arguments) for id_, (name, arguments) in zip(ids, one.calls, strict=True)]
     if "refusal" not in client.shows and one.refusal:
         seen.text, seen.refusal = one.text + one.refusal, ""
-        if client.finish is _MESSAGES_FINISH:
+        if client is CLIENTS["anthropic-messages"]:
             seen.finish = "refusal"  # The one word that it has for it.
     if "thinking" not in client.shows:
         seen.thinking = ""

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from demo_provider.script import answer
-from tests.e2e.test_continuations import DIALECTS, QUICK_LEASE, Stream
-from tests.support.fleet import CHAT, Fleet, RawClient, body_of, fleet, until
+from tests.support.clients.streams import DIALECTS, DialectStream
+from tests.support.fleet import CHAT, QUICK_LEASE, Fleet, RawClient, body_of, fleet, until
 
 REATTACHED = {"SLUICE_PROVIDERS": json.dumps({"openai": {"continuation": "reattach"}})}
 
@@ -20,16 +20,16 @@ def found(tmp_path: Path) -> Iterator[Fleet]:
         yield made
 
 
-def streams(found: Fleet, model: str) -> list[Stream]:
+def streams(found: Fleet, model: str) -> list[DialectStream]:
     """One stream per dialect."""
-    return [Stream(found, dialect, "openai", model.replace("demo", f"demo-{i}")) for i, dialect in enumerate(DIALECTS)]
+    return [DialectStream(found, dialect, "openai", model.replace("demo", f"demo-{i}")) for i, dialect in enumerate(DIALECTS)]
 
 
 def asked(found: Fleet) -> dict[str, int]:
     return found.stats()["by_wire"]
 
 
-def check_exact(made: list[Stream], tokens: int) -> None:
+def check_exact(made: list[DialectStream], tokens: int) -> None:
     for each in made:
         seen = each.finished().read(each.body)
         assert (seen.text, seen.output_tokens) == (answer(tokens), tokens), each.name
@@ -91,7 +91,7 @@ def test_the_answer_of_another_sluice_is_read_again_as_a_response(tmp_path: Path
         settings = {"SLUICE_PROVIDERS": json.dumps({"upper": provider}), **QUICK_LEASE}
         with fleet(tmp_path / "lower", workers=1, **settings) as found:
             reserve = found.start_reserve()
-            made = [Stream(found, dialect, "upper", "openai/demo-n250-d20") for dialect in DIALECTS]
+            made = [DialectStream(found, dialect, "upper", "openai/demo-n250-d20") for dialect in DIALECTS]
             for each in made:
                 until(lambda each=each: each.body.count(b"\n\n") > 10, f"{each.name} flows")
 

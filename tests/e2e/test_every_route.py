@@ -1,7 +1,6 @@
 """What holds on every route that generates, whichever its dialect? What a browser, a slow answer and a late failure need."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -10,39 +9,11 @@ import pytest
 
 from demo_provider.script import answer
 from tests.support.clients import seed_clients
-from tests.support.fleet import KEY, Fleet, fleet, headers_of, sse_events
+from tests.support.clients.routes import ORIGIN, ROUTES, Route
+from tests.support.fleet import KEY, Fleet, fleet, sse_events
 
-ORIGIN = "https://app.example"
 PROVIDERS = ("openai", "anthropic", "google-ai-studio", "cohere")
 SLOW = "demo-n3-f250-d250"  # Slow to begin, and slow in the middle.
-
-
-@dataclass(frozen=True)
-class Route:
-    """``ask`` is what a dialect's body has besides its model; ``provider_in`` tells where it names the provider."""
-
-    path: str
-    ask: dict[str, Any]
-    provider_in: str = "model"
-
-    def post(self, found: Fleet, provider: str, spec: str, *, stream: bool, key: str = KEY, **more: Any) -> httpx.Response:
-        body = {"model": spec, "stream": stream, **self.ask, **more}
-        if self.provider_in == "model":
-            body["model"] = f"{provider}/{spec}"
-        elif self.provider_in == "body":
-            body["provider"] = provider
-        url = found.url + self.path.replace("{provider}", provider)
-        return found.client.post(url, json=body, headers=headers_of(key, origin=ORIGIN))
-
-
-USER = {"messages": [{"role": "user", "content": "hi"}]}
-ROUTES = {
-    "openai-chat": Route("/v1/chat/completions", USER),
-    "openai-responses": Route("/v1/responses", {"input": "hi"}),
-    "anthropic-messages": Route("/v1/messages", {**USER, "max_tokens": 4096}),
-    "agentary": Route("/api/{provider}", USER, "path"),
-    "unified": Route("/v1/chat", USER, "body"),
-}
 
 
 @pytest.fixture(scope="module")

@@ -3,65 +3,14 @@
 import signal
 import threading
 from pathlib import Path
-from typing import Any
 
 import httpx
-import orjson
 import pytest
 
 from common.redis import keyspace
 from demo_provider.script import answer
-from tests.support.fleet import KEY, Fleet, fleet, until
-
-QUICK_LEASE = {"SLUICE_LEASE_S": "2", "SLUICE_RENEW_S": "0.5", "SLUICE_HEARTBEAT_S": "0.5"}
-
-
-class Client(threading.Thread):
-    """One streaming chat client, read to its end in a thread of its own."""
-
-    def __init__(self, fleet: Fleet, model: str, **body: Any) -> None:
-        super().__init__(daemon=True)
-        self.lines: list[str] = []
-        self.status: int | None = None
-        self.failure: Exception | None = None
-        self._fleet = fleet
-        self._body = {"model": model, "stream": True, "messages": [{"role": "user", "content": "hi"}], **body}
-        self.start()
-
-    def run(self) -> None:
-        headers = {"authorization": f"Bearer {KEY}"}
-        try:
-            url = f"{self._fleet.url}/v1/chat/completions"
-            with httpx.stream("POST", url, json=self._body, headers=headers, timeout=120) as response:
-                self.status = response.status_code
-                self.headers = response.headers
-                rest = b""
-                for piece in response.iter_bytes():
-                    # Not iter_lines: str.splitlines breaks at U+2028 too, which is legal inside an answer.
-                    *lines, rest = (rest + piece).split(b"\n")
-                    self.lines += [line.decode() for line in lines]
-        except httpx.HTTPError as error:
-            self.failure = error
-
-    @property
-    def events(self) -> list[Any]:
-        texts = [line.removeprefix("data: ") for line in list(self.lines) if line.startswith("data: ")]
-        return [text if text == "[DONE]" else orjson.loads(text) for text in texts]
-
-    @property
-    def text(self) -> str:
-        deltas = [c["delta"] for e in self.events if isinstance(e, dict) and "choices" in e for c in e["choices"]]
-        return "".join(delta.get("content") or "" for delta in deltas)
-
-    @property
-    def error(self) -> dict[str, Any] | None:
-        return next((event["error"] for event in self.events if isinstance(event, dict) and "error" in event), None)
-
-    def finished(self, within_s: float = 30) -> "Client":
-        self.join(within_s)
-        assert not self.is_alive(), "the stream hangs"
-        assert self.failure is None
-        return self
+from tests.support.clients.streams import ChatStream
+from tests.support.fleet import KEY, QUICK_LEASE, Fleet, fleet, until
 
 
 def busy_worker(found: Fleet) -> int:
@@ -76,15 +25,10 @@ def busy_worker(found: Fleet) -> int:
     return until(running, "a worker runs the job") - 1
 
 
-def takeovers(found: Fleet) -> float:
-    alive = [port for port, worker in zip(found.worker_ports, found.workers, strict=True) if worker.is_alive]
-    return sum(found.metrics(port)["sluice_takeovers_total"] for port in alive)
-
-
 def test_a_worker_killed_before_the_first_token_is_not_noticed(tmp_path: Path):
     with fleet(tmp_path, workers=2, **QUICK_LEASE) as found:
         until(lambda: all(w.events("starting") for w in found.workers), "both workers are up")
-        client = Client(found, "demo-n20-d1-f3000")
+        client = ChatStream(found, "demo-n20-d1-f3000")
         index = busy_worker(found)
         until(lambda: found.stats()["open"] == 1, "the upstream is called")
 
@@ -93,12 +37,12 @@ def test_a_worker_killed_before_the_first_token_is_not_noticed(tmp_path: Path):
         client.finished()
         assert client.text == answer(20)
         assert client.events[-1] == "[DONE]"
-        assert takeovers(found) == 1
+        assert found.takeovers() == 1
 
 
 def test_a_worker_killed_after_the_first_token_ends_the_stream_with_the_error_event_where_it_cannot_go_on(tmp_path: Path):
     with fleet(tmp_path, workers=2, **QUICK_LEASE) as found:
-        client = Client(found, "openai/demo-n1000-d20")  # OpenAI takes no prefill.
+        client = ChatStream(found, "openai/demo-n1000-d20")  # OpenAI takes no prefill.
         until(lambda: len(client.text) > 20, "tokens flow")
 
         found.workers[busy_worker(found)].kill()
@@ -111,7 +55,7 @@ def test_a_worker_killed_after_the_first_token_ends_the_stream_with_the_error_ev
 
 def test_a_frozen_worker_is_fenced_and_its_upstream_closed_when_it_wakes(tmp_path: Path):
     with fleet(tmp_path, workers=2, **QUICK_LEASE) as found:
-        client = Client(found, "demo-n400-d20")
+        client = ChatStream(found, "demo-n400-d20")
         until(lambda: len(client.text) > 20, "tokens flow")
         zombie = found.workers[busy_worker(found)]
 
@@ -131,7 +75,7 @@ def test_a_frozen_worker_is_fenced_and_its_upstream_closed_when_it_wakes(tmp_pat
 @pytest.mark.parametrize("how", ["frozen", "restarted"])
 def test_an_outage_longer_than_the_lease_costs_no_token_and_no_takeover(tmp_path: Path, how: str):
     with fleet(tmp_path, workers=2, **QUICK_LEASE) as found:
-        client = Client(found, "demo-n400-d20")
+        client = ChatStream(found, "demo-n400-d20")
         until(lambda: len(client.text) > 20, "tokens flow")
         server = found.redis_server
 
@@ -149,11 +93,11 @@ def test_an_outage_longer_than_the_lease_costs_no_token_and_no_takeover(tmp_path
         client.finished()
         assert client.text == answer(400)
         assert client.events[-1] == "[DONE]"
-        assert takeovers(found) == 0
+        assert found.takeovers() == 0
         assert refused.json()["error"]["code"] == "store_unavailable"
         assert 1 <= int(refused.headers["retry-after"]) <= 5
         found.ready()
-        assert Client(found, "demo-n5-d1").finished().text == answer(5)
+        assert ChatStream(found, "demo-n5-d1").finished().text == answer(5)
         for process in [*found.apis, *found.workers]:
             assert len(process.events("redis_away")) == 1, "logged once per change of state"
 
@@ -166,11 +110,11 @@ def refusal(found: Fleet) -> httpx.Response | None:
 
 def test_a_stopping_worker_finishes_what_runs_and_takes_no_more(tmp_path: Path):
     with fleet(tmp_path, workers=1, SLUICE_WORKER_DRAIN_S="3600") as found:
-        client = Client(found, "demo-n100-d20")
+        client = ChatStream(found, "demo-n100-d20")
         until(lambda: len(client.text) > 20, "tokens flow")
 
         found.workers[0].send(signal.SIGTERM)
-        late = Client(found, "demo-n5-d1")
+        late = ChatStream(found, "demo-n5-d1")
 
         client.finished()
         assert client.text == answer(100)
@@ -182,7 +126,7 @@ def test_a_stopping_worker_finishes_what_runs_and_takes_no_more(tmp_path: Path):
 def test_a_worker_whose_grace_is_over_hands_its_jobs_over_at_once(tmp_path: Path):
     # With the default lease of 6 s: only a handover lets the other worker begin before that.
     with fleet(tmp_path, workers=2, SLUICE_WORKER_DRAIN_S="1") as found:
-        client = Client(found, "demo-n20-d1-f5000")
+        client = ChatStream(found, "demo-n20-d1-f5000")
         index = busy_worker(found)
         until(lambda: found.stats()["open"] == 1, "the upstream is called")
 
@@ -191,13 +135,13 @@ def test_a_worker_whose_grace_is_over_hands_its_jobs_over_at_once(tmp_path: Path
         client.finished()
         assert client.text == answer(20)
         assert found.workers[index].wait(120) == 0
-        assert takeovers(found) == 0
+        assert found.takeovers() == 0
         assert found.stats()["aborted"] == 1
 
 
 def test_a_stopping_api_lets_its_streams_run_on(tmp_path: Path):
     with fleet(tmp_path, workers=1, SLUICE_API_DRAIN_S="3600") as found:
-        client = Client(found, "demo-n150-d20")
+        client = ChatStream(found, "demo-n150-d20")
         until(lambda: len(client.text) > 20, "tokens flow")
 
         found.apis[0].send(signal.SIGTERM)
@@ -214,13 +158,13 @@ def test_a_stopping_api_is_unready_first_and_still_answers(tmp_path: Path):
 
         until(lambda: found.client.get(f"{found.url}/readyz").status_code == 503, "it is unready")
         assert found.client.get(f"{found.url}/readyz").json()["status"] == "draining"
-        assert Client(found, "demo-n5-d1").finished().text == answer(5)
+        assert ChatStream(found, "demo-n5-d1").finished().text == answer(5)
         assert found.apis[0].wait(120) == 0
 
 
 def test_a_stopping_api_whose_grace_is_over_ends_its_streams_with_an_error_event(tmp_path: Path):
     with fleet(tmp_path, workers=1, SLUICE_API_DRAIN_S="2") as found:
-        client = Client(found, "demo-n2000-d20")
+        client = ChatStream(found, "demo-n2000-d20")
         until(lambda: len(client.text) > 20, "tokens flow")
 
         found.apis[0].send(signal.SIGTERM)

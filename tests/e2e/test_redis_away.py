@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from demo_provider.script import answer
-from tests.e2e.test_failures import Client, takeovers
+from tests.support.clients.streams import ChatStream
 from tests.support.fleet import CHAT, DIALECTS, MESSAGES, Fleet, body_of, fleet, headers_of, until
 
 pytestmark = pytest.mark.timeout(600)
@@ -63,7 +63,7 @@ def asked(found: Fleet, dialect: str) -> tuple[httpx.Response, float]:
 @BOTH_WAYS
 def test_an_outage_of_a_second_is_not_noticed(tmp_path: Path, how: str):
     with fleet(tmp_path, workers=2) as found:
-        client = Client(found, "demo-n150-d20")
+        client = ChatStream(found, "demo-n150-d20")
         until(lambda: len(client.text) > 20, "tokens flow")
 
         with outage(found, how):
@@ -72,14 +72,14 @@ def test_an_outage_of_a_second_is_not_noticed(tmp_path: Path, how: str):
         client.finished()
         assert client.text == answer(150)
         assert client.events[-1] == "[DONE]"
-        assert takeovers(found) == 0
+        assert found.takeovers() == 0
 
 
 @BOTH_WAYS
 def test_an_outage_of_ten_seconds_costs_no_token_and_no_takeover(tmp_path: Path, how: str):
     with fleet(tmp_path, workers=2) as found:
-        flowing = Client(found, "demo-n500-d20")
-        silent = Client(found, "demo-n20-d1-f8000")  # Its upstream begins during the outage.
+        flowing = ChatStream(found, "demo-n500-d20")
+        silent = ChatStream(found, "demo-n20-d1-f8000")  # Its upstream begins during the outage.
         until(lambda: len(flowing.text) > 20, "tokens flow")
         until(lambda: found.stats()["open"] == 2, "both upstreams are called")
 
@@ -105,10 +105,10 @@ def test_an_outage_of_ten_seconds_costs_no_token_and_no_takeover(tmp_path: Path,
             client.finished()
             assert client.text == answer(count)
             assert client.events[-1] == "[DONE]"
-        assert takeovers(found) == 0
+        assert found.takeovers() == 0
         for process in [*found.apis, *found.workers]:
             until(lambda process=process: process.events("redis_back"), "the breaker is closed")
-        assert Client(found, "demo-n5-d1").finished().text == answer(5)
+        assert ChatStream(found, "demo-n5-d1").finished().text == answer(5)
         for process in [*found.apis, *found.workers]:
             assert len(process.events("redis_away")) == len(process.events("redis_back")) == 1, "once per change of state"
 
@@ -116,7 +116,7 @@ def test_an_outage_of_ten_seconds_costs_no_token_and_no_takeover(tmp_path: Path,
 @BOTH_WAYS
 def test_an_outage_longer_than_what_can_be_held_ends_in_the_error_event(tmp_path: Path, how: str):
     with fleet(tmp_path, SLUICE_WORKER_BUFFER_S="3", SLUICE_LEASE_S="2", SLUICE_RENEW_S="0.5") as found:
-        client = Client(found, "demo-n2000-d20")
+        client = ChatStream(found, "demo-n2000-d20")
         until(lambda: len(client.text) > 20, "tokens flow")
 
         with outage(found, how):
@@ -129,7 +129,7 @@ def test_an_outage_longer_than_what_can_be_held_ends_in_the_error_event(tmp_path
         assert answer(2000).startswith(client.text)
         until(lambda: found.running() == 0, "its lease is given back")
         until(lambda: found.apis[0].events("redis_back"), "the breaker is closed")
-        assert Client(found, "demo-n5-d1").finished().text == answer(5)
+        assert ChatStream(found, "demo-n5-d1").finished().text == answer(5)
 
 
 @pytest.mark.parametrize("worker_gone", [False, True])
@@ -168,7 +168,7 @@ def log_size(found: Fleet) -> int:
 
 def test_frames_that_redis_lost_are_appended_again(tmp_path: Path):
     with fleet(tmp_path) as found:
-        client = Client(found, "demo-n300-d20")
+        client = ChatStream(found, "demo-n300-d20")
         until(lambda: len(client.text) > 100, "tokens flow")
         kept = log_size(found)
         seen = len(client.text)
@@ -184,7 +184,7 @@ def test_frames_that_redis_lost_are_appended_again(tmp_path: Path):
 
 def test_frames_that_nobody_holds_any_more_end_in_the_error_event(tmp_path: Path):
     with fleet(tmp_path) as found:
-        client = Client(found, "demo-n2000-d20")
+        client = ChatStream(found, "demo-n2000-d20")
         until(lambda: len(client.text) > 100, "tokens flow")
         kept = log_size(found)
         pass_seconds(7)  # The worker holds what was acknowledged in the last 5 s.
@@ -200,7 +200,7 @@ def test_frames_that_nobody_holds_any_more_end_in_the_error_event(tmp_path: Path
 
 def test_a_log_that_is_gone_altogether_ends_in_the_error_event(tmp_path: Path):
     with fleet(tmp_path) as found:
-        client = Client(found, "demo-n2000-d20")
+        client = ChatStream(found, "demo-n2000-d20")
         until(lambda: len(client.text) > 100, "tokens flow")
 
         restart_with_less(found, 0)
@@ -210,4 +210,4 @@ def test_a_log_that_is_gone_altogether_ends_in_the_error_event(tmp_path: Path):
         assert "[DONE]" not in client.events
         until(lambda: found.stats()["open"] == 0, "the upstream is closed")
         until(lambda: found.post(CHAT, body_of(CHAT, "demo-n1")).status_code == 200, "requests are answered")
-        assert Client(found, "demo-n5-d1").finished().text == answer(5)
+        assert ChatStream(found, "demo-n5-d1").finished().text == answer(5)

@@ -19,7 +19,7 @@ import redis
 from cli.dev.embedded_redis import EmbeddedRedis
 from common.redis import keyspace
 from demo_provider.script import answer
-from tests.e2e.test_failures import Client
+from tests.support.clients.streams import ChatStream
 from tests.support.fleet import CHAT, Fleet, Process, body_of, fleet, fleet_on, until
 from tests.support.sources.probed_commands import BESIDE, IN_SCRIPT, NOT_TRIED
 
@@ -152,7 +152,7 @@ def test_a_redis_that_refuses_is_told_everywhere_once_and_in_its_words(tmp_path:
 def test_streams_wait_for_a_redis_that_refuses_and_lose_nothing(tmp_path: Path, limited: Limited, how: str):
     with fleet_on(limited, tmp_path, workers=2) as found:
         until(lambda: are(found, 200), "all is well", within_s=30)
-        clients = [Client(found, "demo-n300-d20") for _ in range(2)]
+        clients = [ChatStream(found, "demo-n300-d20") for _ in range(2)]
         until(lambda: all(len(client.text) > 20 for client in clients), "tokens flow")
 
         with refusing(limited, found, how):
@@ -168,7 +168,7 @@ def test_a_stream_that_redis_refuses_for_good_ends_in_the_error_event(tmp_path: 
     settings = {"SLUICE_QUEUE_WAIT_S": "3", "SLUICE_WORKER_BUFFER_S": "1"}
     with fleet_on(limited, tmp_path, **settings) as found:
         until(lambda: are(found, 200), "all is well", within_s=30)
-        client = Client(found, "demo-n5000-d20")
+        client = ChatStream(found, "demo-n5000-d20")
         until(lambda: len(client.text) > 20, "tokens flow")
 
         limited.refuse("no scripts")
@@ -179,7 +179,7 @@ def test_a_stream_that_redis_refuses_for_good_ends_in_the_error_event(tmp_path: 
         assert found.workers[0].is_alive
         limited.serve()
         until(lambda: are(found, 200), "both tiers are well", within_s=30)
-        assert Client(found, "demo-n5-d1").finished().text == answer(5)
+        assert ChatStream(found, "demo-n5-d1").finished().text == answer(5)
 
 
 @pytest.mark.parametrize("how", ["no scripts", "no keys", "another password"])
@@ -244,7 +244,7 @@ def test_health_has_what_claude_code_proxy_had(tmp_path: Path):
 
 def test_a_job_that_kills_three_workers_ends_with_an_error_and_is_set_aside(tmp_path: Path):
     with fleet(tmp_path, SLUICE_LEASE_S="1", SLUICE_RENEW_S="0.3") as found:
-        client = Client(found, "demo-f60000")
+        client = ChatStream(found, "demo-f60000")
         for n in range(3):
             until(lambda: found.running() == 1 and found.stats()["open"] >= 1, "it runs", within_s=30)
             found.workers[n].kill()
@@ -259,14 +259,14 @@ def test_a_job_that_kills_three_workers_ends_with_an_error_and_is_set_aside(tmp_
         assert entry["id"] == client.headers["x-generation-id"]
         assert "workers were lost" in entry["reason"]
         assert found.workers[3].is_alive
-        assert Client(found, "demo-n5-d1").finished().text == answer(5)
+        assert ChatStream(found, "demo-n5-d1").finished().text == answer(5)
 
     assert client.error and client.error["code"] == "poison_job"
 
 
 def test_workers_that_are_told_to_stop_do_not_make_a_job_poison(tmp_path: Path):
     with fleet(tmp_path, SLUICE_WORKER_DRAIN_S="1") as found:
-        Client(found, "demo-f60000")
+        ChatStream(found, "demo-f60000")
         for n in range(4):
             until(lambda: found.running() == 1 and found.stats()["open"] >= 1, "it runs", within_s=30)
             found.start_worker()
@@ -283,7 +283,7 @@ def test_workers_that_are_told_to_stop_do_not_make_a_job_poison(tmp_path: Path):
 def test_nothing_is_sent_that_the_probe_does_not_try(tmp_path: Path):
     """By the server's own count: what the text of the code does not show, such as what arq sends, is seen here."""
     with fleet(tmp_path) as found:
-        Client(found, "demo-n20-d1").finished()
+        ChatStream(found, "demo-n20-d1").finished()
         found.post(CHAT, body_of(CHAT, "demo-n1"), x_disconnect="detach")
         until(lambda: are(found, 200), "all is well", within_s=30)
         stats = found.redis.info("commandstats")

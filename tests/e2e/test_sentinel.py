@@ -11,7 +11,7 @@ import pytest
 from cli.dev.embedded_redis import find_server
 from common.redis import keyspace
 from demo_provider.script import answer
-from tests.e2e.test_failures import Client, takeovers
+from tests.support.clients.streams import ChatStream
 from tests.support.fleet import Fleet, fleet, fleet_on, until
 from tests.support.servers import sentinel
 
@@ -41,7 +41,7 @@ COMMANDS = ("evalsha", "time", "blpop", "subscribe", "ping|", "psetex")
 @pytest.mark.parametrize("how", ["killed", "frozen", "asked to"])
 def test_a_failover_loses_no_stream_and_the_old_master_is_left(tmp_path: Path, how: str):
     with watched(tmp_path) as (group, found):
-        client = Client(found, f"demo-n{TOKENS}-d20")
+        client = ChatStream(found, f"demo-n{TOKENS}-d20")
         until(lambda: len(client.text) > 20, "tokens flow")
 
         match how:
@@ -61,8 +61,8 @@ def test_a_failover_loses_no_stream_and_the_old_master_is_left(tmp_path: Path, h
         assert answer(TOKENS).startswith(client.text)
         assert client.events[-1] == "[DONE]" if client.error is None else client.error["code"] == "frames_lost"
         assert len(client.text) > before
-        assert Client(found, "demo-n5-d1").finished().text == answer(5)
-        assert takeovers(found) == 0
+        assert ChatStream(found, "demo-n5-d1").finished().text == answer(5)
+        assert found.takeovers() == 0
         if how != "killed":
             until(lambda: group.master.role == "slave", "the old master follows the new one")
             assert ours(group.master) == []
@@ -72,7 +72,7 @@ def test_a_failover_loses_no_stream_and_the_old_master_is_left(tmp_path: Path, h
 
 def test_a_generation_whose_job_a_failover_lost_runs_to_its_end_and_is_recorded(tmp_path: Path):
     with fleet(tmp_path, workers=1) as found:
-        client = Client(found, "demo-n200-d20")
+        client = ChatStream(found, "demo-n200-d20")
         until(lambda: len(client.text) > 20, "tokens flow")
         generation = client.headers["x-generation-id"]
 
@@ -100,5 +100,5 @@ def test_a_master_that_its_sentinels_gave_up_is_left_though_it_answers(tmp_path:
         until(lambda: all(process.events("redis_moved") for process in processes), "all have noticed")
 
         until(lambda: not ours(group.master), "the old master is left")
-        assert Client(found, "demo-n5-d1").finished().text == answer(5)
+        assert ChatStream(found, "demo-n5-d1").finished().text == answer(5)
         assert group.replica.redis.dbsize() > group.master.redis.dbsize()

@@ -9,8 +9,8 @@ import pytest
 
 from common.redis import keyspace
 from demo_provider.script import answer
-from tests.e2e.test_every_route import ROUTES
 from tests.support.clients.generations_client import JSON, ended, started, told, url
+from tests.support.clients.routes import ROUTES
 from tests.support.fleet import CHAT, ROOT, Fleet, body_of, fleet, headers_of, until
 
 

@@ -16,8 +16,16 @@ from common.guardrails.custom import SEPARATOR, Action, Check, Custom, Verdict
 MAIL = "jane@example.com"
 
 
-def guard(custom: Custom | None = None, **settings: Any) -> InputGuard:
-    return InputGuard(Settings(**settings), custom, Metrics(CollectorRegistry()))
+class Counting(InputGuard):
+    """A guard whose figures can be read."""
+
+    def __init__(self, settings: Settings, custom: Custom | None) -> None:
+        self.registry = CollectorRegistry()
+        super().__init__(settings, custom, Metrics(self.registry))
+
+
+def guard(custom: Custom | None = None, **settings: Any) -> Counting:
+    return Counting(Settings(**settings), custom)
 
 
 def body(*texts: str, role: str = "user") -> dict[str, Any]:
@@ -34,9 +42,9 @@ async def refusal(found: InputGuard, what: dict[str, Any], **modes: str) -> Gate
     return caught.value
 
 
-def counted(found: InputGuard, guardrail: str, mode: str) -> float | None:
+def counted(found: Counting, guardrail: str, mode: str) -> float | None:
     labels = {"guardrail": guardrail, "mode": mode, "side": "input"}
-    return found._metrics.registry.get_sample_value("sluice_guardrails_total", labels)
+    return found.registry.get_sample_value("sluice_guardrails_total", labels)
 
 
 def test_without_any_policy_nothing_is_to_be_done():

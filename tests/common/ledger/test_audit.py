@@ -95,7 +95,7 @@ def test_deep_nesting_is_bounded():
 
 @given(
     st.recursive(
-        st.none() | st.booleans() | st.integers() | st.text(max_size=20),
+        st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.text(max_size=20),  # A longer one may be a card's number.
         lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
         max_leaves=8,
     )

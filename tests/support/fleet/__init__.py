@@ -28,7 +28,7 @@ from tests.support.fleet.asking import (
     headers_of,
     sse_events,
 )
-from tests.support.fleet.fleet import Fleet, fleet, fleet_on
+from tests.support.fleet.fleet import QUICK_LEASE, Fleet, fleet, fleet_on
 from tests.support.fleet.process import ROOT, Api, DemoProvider, Process, Worker
 from tests.support.fleet.raw_client import RawClient
 from tests.support.fleet.waiting import WAIT_S, is_ok, until
@@ -41,6 +41,7 @@ __all__ = [
     "MESSAGES",
     "OTHER_KEY",
     "PATH_OF",
+    "QUICK_LEASE",
     "ROOT",
     "WAIT_S",
     "Api",

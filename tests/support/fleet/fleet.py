@@ -16,6 +16,8 @@ from tests.support.fleet.asking import KEY, OTHER_KEY, PATH_OF, headers_of
 from tests.support.fleet.process import Api, DemoProvider, Listening, Worker
 from tests.support.fleet.waiting import WAIT_S, until
 
+QUICK_LEASE = {"SLUICE_LEASE_S": "2", "SLUICE_RENEW_S": "0.5", "SLUICE_HEARTBEAT_S": "0.5"}  # A lost worker is soon noticed.
+
 
 @contextlib.contextmanager
 def fleet(folder: Path, apis: int = 1, workers: int = 1, **settings: str) -> Iterator["Fleet"]:
@@ -167,6 +169,10 @@ class Fleet:
         lines = self.client.get(f"http://127.0.0.1:{port}/metrics").text.splitlines()
         pairs = [line.rsplit(" ", 1) for line in lines if line and not line.startswith("#")]
         return {name: float(value) for name, value in pairs}
+
+    def takeovers(self) -> float:
+        """How many jobs the living workers have taken over."""
+        return sum(self.metrics(worker.port)["sluice_takeovers_total"] for worker in self.workers if worker.is_alive)
 
     def stats(self) -> dict[str, Any]:
         """What the demo provider has counted since it was reset."""

@@ -27,6 +27,7 @@ from common.channel.redis import RedisChannel
 from common.config.settings import MIB, Settings
 from common.database.engine import open_database
 from common.database.errors import DatabaseUnavailable
+from common.database.lazy import LazyDatabase
 from common.database.migrate import migrate
 from common.database.store import add
 from common.ledger import set_aside
@@ -529,19 +530,19 @@ async def test_a_postgresql_that_was_stopped_for_minutes_loses_nothing(redis: Cl
             await pulse.stop()
 
 
-async def test_it_asks_an_absent_database_less_and_less_often(tmp_path: Path, redis: Client):
+async def test_it_asks_an_absent_database_less_and_less_often(tmp_path: Path, redis: Client, monkeypatch: pytest.MonkeyPatch):
     pulse = Pulse(redis)
     await pulse.start()
     world = World(redis, pulse, f"sqlite:///{tmp_path}/absent/sluice.db")
     keeper = await world.holder()
     tried_at = []
-    attempt = keeper._database.engine
+    attempt = LazyDatabase.engine
 
-    async def engine() -> Any:
+    async def engine(database: LazyDatabase) -> Any:
         tried_at.append(world.clock.now)
-        return await attempt()
+        return await attempt(database)
 
-    keeper._database.engine = engine  # type: ignore[method-assign]
+    monkeypatch.setattr(LazyDatabase, "engine", engine)
     for _ in range(60):
         await keeper.turn()
         world.clock.now += 0.5

@@ -138,7 +138,7 @@ async def left_while_it_hangs(setup: Setup, upstream: Scripted) -> Any:
 
 
 def metric(setup: Setup, name: str, provider: str) -> float:
-    return getattr(setup.services.metrics, name).labels(provider)._value.get()
+    return setup.services.metrics.registry.get_sample_value(name, {"provider": provider})
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -206,7 +206,7 @@ async def test_an_absurd_report_is_marked_measured_and_estimated_at_the_most(set
     assert (end["error"], end["estimated"]) == (None, True)
     assert (end["usage"]["input_tokens"], end["usage"]["output_tokens"]) == (PROMPT_TOKENS, 700)
     assert settlement.tokens == PROMPT_TOKENS + 700
-    assert metric(setup, "absurd_usage", "cheap") == 1
+    assert metric(setup, "sluice_absurd_usage_total", "cheap") == 1
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -279,7 +279,7 @@ async def test_an_unknown_price_is_null_and_counted(setup, upstream):
 
     end = await setup.end()
     assert (end["cost"], end["usage"]["input_tokens"], settlement.cost_nano_usd) == (None, 1, 0)
-    assert metric(setup, "unpriced", "cheap") == 1
+    assert metric(setup, "sluice_unpriced_generations_total", "cheap") == 1
 
 
 async def test_the_call_of_a_worker_that_was_lost_before_the_first_token_is_paid_by_the_next_claim(setup, upstream):

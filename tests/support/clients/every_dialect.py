@@ -1,0 +1,99 @@
+"""How is each dialect asked, and how do its own clients read what comes back?"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import anthropic
+import openai
+
+from common.dialects.base import ReplyInfo
+from tests.support.clients import sdk_clients, seed_clients
+from tests.support.clients.sdk_clients import ResponseFailed, Seen
+from tests.support.clients.seed_clients import SeedError
+
+INFO = ReplyInfo("gen_abc", "client/model", 1_700_000_000, "openai")
+RAISED = (openai.APIError, anthropic.APIError, ResponseFailed, SeedError)  # What any of them does with an error.
+
+
+class Client(NamedTuple):
+    """How a dialect is asked, and how its own clients read what comes back.
+
+    ``finish`` is the dialect's word for each reason; ``shows`` names what it has a place for besides text and calls.
+    """
+
+    body: dict[str, Any]
+    read_stream: Callable[[bytes], Seen]
+    read_whole: Callable[[bytes], Seen]
+    read_error: Callable[[bytes, int], None]
+    finish: dict[str, str]
+    shows: set[str]
+
+
+_ASK: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "x"}], "stream": True}
+_WITH_PROVIDER = {**_ASK, "provider": "openai"}
+_CHAT_FINISH = {
+    "stop": "stop",
+    "stop_sequence": "stop",
+    "length": "length",
+    "tool_calls": "tool_calls",
+    "content_filter": "content_filter",
+    "refusal": "content_filter",
+    "pause": "stop",
+}
+_MESSAGES_FINISH = {
+    "stop": "end_turn",
+    "stop_sequence": "stop_sequence",
+    "length": "max_tokens",
+    "tool_calls": "tool_use",
+    "content_filter": "refusal",
+    "refusal": "refusal",
+    "pause": "pause_turn",
+}
+_RESPONSES_FINISH = {
+    **dict.fromkeys(("stop", "stop_sequence", "tool_calls", "pause"), "completed"),
+    "length": "max_output_tokens",
+    "content_filter": "content_filter",
+    "refusal": "content_filter",
+}
+CLIENTS = {
+    "openai-chat": Client(
+        {**_ASK, "stream_options": {"include_usage": True}},
+        sdk_clients.openai_stream,
+        sdk_clients.openai_whole,
+        sdk_clients.openai_error,
+        _CHAT_FINISH,
+        {"refusal", "thinking"},
+    ),
+    "openai-responses": Client(
+        {"model": "m", "input": "x", "stream": True},
+        sdk_clients.responses_stream,
+        sdk_clients.responses_whole,
+        sdk_clients.responses_error,
+        _RESPONSES_FINISH,
+        {"refusal", "thinking"},
+    ),
+    "anthropic-messages": Client(
+        {**_ASK, "max_tokens": 9},
+        sdk_clients.anthropic_stream,
+        sdk_clients.anthropic_whole,
+        sdk_clients.anthropic_error,
+        _MESSAGES_FINISH,
+        {"thinking"},
+    ),
+    "agentary": Client(
+        _WITH_PROVIDER,
+        seed_clients.agentary_stream,
+        seed_clients.agentary_whole,
+        seed_clients.agentary_error,
+        _CHAT_FINISH,
+        set(),
+    ),
+    "unified": Client(
+        _WITH_PROVIDER,
+        seed_clients.unified_stream,
+        seed_clients.unified_whole,
+        seed_clients.unified_error,
+        _CHAT_FINISH,
+        set(),
+    ),
+}
