@@ -8,17 +8,17 @@ from common.canonical.errors import StoreUnavailable
 from common.canonical.events import COUNTS
 from common.canonical.job import Job
 from common.channel.base import Fenced, Frame, FrameKind
-from common.channel.head_and_end import End
 from common.channel.transcript import Transcript, read_log
 from common.limits.charges import Settlement
-from common.metering.attempts import total_cost, total_usage
+from common.metering.attempt_cost import total_cost, total_usage
 from common.queue.jobs import UNUSED
 from common.queue.worker import HandBack
+from common.records.end import End
 from workers.metering.charging import settlement_of, take_measure
 from workers.metering.partial_usage import Partial, read_partial
 from workers.metrics import Metrics
 from workers.outcome import Ask, Total
-from workers.running import Running
+from workers.run_context import Running
 from workers.services import Services
 
 log = structlog.get_logger()

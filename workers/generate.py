@@ -19,19 +19,19 @@ from common.canonical.errors import ErrorKind, Failed, GatewayError, StoreUnavai
 from common.canonical.job import Job, Policy
 from common.channel.base import Claim, Fenced, Stop, Verdict
 from common.limits.charges import Settlement
-from common.metering.attempts import unpack
+from common.metering.attempt_cost import unpack
 from common.queue.jobs import UNUSED, ClaimedJob
 from common.queue.worker import HandBack, Postponed, SetAside
-from workers.attempt.attempts import try_deployments
 from workers.attempt.background_answers import cancel
 from workers.attempt.call import call
-from workers.attempt.count import count
+from workers.attempt.failover import try_deployments
+from workers.attempt.token_count import count
 from workers.continuation.continuation import LOSSES
 from workers.continuation.go_on import LOST, go_on, read_back
 from workers.ending import end, measure, settle_ended
 from workers.metering.charging import with_prompt
 from workers.outcome import Ask, Total
-from workers.running import Running
+from workers.run_context import Running
 from workers.services import Services
 from workers.upstream.deployments import deployments
 

@@ -15,7 +15,7 @@ from common.process.process import open_files
 from common.queue.jobs import JobQueue
 from common.queue.worker import LeasedWorker
 from common.redis.probe import Probe
-from workers.ledger.keeper import Bookkeeper
+from workers.ledger.bookkeeper import Bookkeeper
 from workers.services import Services
 
 

@@ -33,7 +33,7 @@ from common.redis.pulse import Pulse
 from common.responses import ResponseStore
 from workers.generate import run_generation
 from workers.health import Watched, serve_health
-from workers.ledger.keeper import Bookkeeper
+from workers.ledger.bookkeeper import Bookkeeper
 from workers.metrics import Metrics
 from workers.publish.linger import Linger
 from workers.publish.publisher import Publisher

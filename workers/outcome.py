@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from common.canonical.errors import Failed
 from common.canonical.events import Usage
 from common.canonical.job import Job
-from common.metering.attempts import Attempt, merged
+from common.metering.attempt_cost import Attempt, merged
 from common.metering.pricing import Price
 from workers.providers.base import Deployment
 

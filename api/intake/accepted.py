@@ -31,9 +31,9 @@ from common.config.model_routes import resolve
 from common.config.settings import Settings
 from common.dialects.base import Dialect
 from common.ledger.audit import refuse_unless_it_can_be_kept
-from common.ledger.record import Asked as ForLedger
 from common.limits.charges import Charges
 from common.queue.jobs import JobClass, Once
+from common.records.asked import Asked as ForLedger
 
 # What a same-family upstream is meant to get of the client's headers.
 PASSED_HEADERS = ("anthropic-version", "anthropic-beta", "openai-beta")

@@ -22,7 +22,7 @@ from api.overload.limit import AdmissionLimit
 from api.overload.shares import Credentials, Known, credential_of
 from api.overload.starts import Starts
 from api.relay.viewer import Viewer
-from api.server.spread import retry_after_s
+from api.server.retry_after import retry_after_s
 from common.access.principal import Principal
 from common.canonical.errors import GatewayError
 from common.config.settings import Settings

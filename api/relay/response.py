@@ -17,11 +17,12 @@ from starlette.types import Message, Receive, Scope, Send
 
 from api.relay.viewer import Viewer
 from api.server.http_errors import error_response, restarting
-from api.server.spread import retry_ms
+from api.server.retry_after import retry_ms
 from common.canonical.errors import Failed
 from common.channel.base import Frame, FrameId, FrameKind, State
-from common.channel.head_and_end import Head, failed_in
 from common.dialects.base import Dialect, SoFar
+from common.records.end import failed_in
+from common.records.head import Head
 from common.sse import KEEP_ALIVE, last_block, split_blocks
 
 log = structlog.get_logger()

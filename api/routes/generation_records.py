@@ -8,7 +8,8 @@ from typing import Any
 
 from common.canonical.errors import ErrorKind
 from common.channel.base import START, State
-from common.channel.head_and_end import End, Head
+from common.records.end import End
+from common.records.head import Head
 
 
 def status_of(state: State) -> str:

@@ -27,11 +27,11 @@ from common.access.principal import Principal
 from common.canonical.errors import ErrorKind, Failed, GatewayError
 from common.canonical.job import Policy
 from common.channel.base import Cursor, Frame, FrameKind, State, Verdict, unknown
-from common.channel.head_and_end import failed_in
 from common.channel.transcript import pages, said_so_far
 from common.dialects import DIALECTS
 from common.dialects.base import Dialect
 from common.dialects.shared.reading import invalid
+from common.records.end import failed_in
 from common.sse import split_blocks
 
 AHEAD_EXTRA_S = 2.0  # Over the lease: by then a cut-off owner has appended again, or another has fenced.

@@ -31,13 +31,13 @@ from common.access.principal import Principal
 from common.canonical.errors import ErrorKind, Failed, GatewayError, StoreUnavailable
 from common.canonical.job import Policy
 from common.channel.base import START, Cursor, FrameKind, State, Verdict
-from common.channel.head_and_end import failed_in
 from common.channel.transcript import pages
 from common.dialects.openai_responses.dialect import OPENAI_RESPONSES, sequence_of
 from common.dialects.openai_responses.ids import generation_id_of, response_id
 from common.dialects.openai_responses.response_object import Described, begun, failed_response
 from common.dialects.shared.reading import invalid
 from common.queue.jobs import JobClass
+from common.records.end import failed_in
 from common.responses import StoredResponse
 from common.sse import split_blocks
 

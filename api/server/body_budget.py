@@ -16,7 +16,7 @@ from typing import ParamSpec, TypeVar
 
 from starlette.types import Scope
 
-from api.server.spread import retry_after_s
+from api.server.retry_after import retry_after_s
 from common.canonical.errors import ErrorKind, GatewayError
 from common.config.settings import KIB, MIB, Settings
 

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Scope
 
-from api.server.spread import retry_after_s
+from api.server.retry_after import retry_after_s
 from common.canonical.errors import ErrorKind, Failed, GatewayError
 from common.dialects import DIALECTS
 from common.dialects.base import Dialect

@@ -4,7 +4,7 @@ and in the log.
 
 import math
 
-from api.server.spread import retry_after_s
+from api.server.retry_after import retry_after_s
 from common.canonical.errors import ErrorKind, Failed, GatewayError
 from common.process.loop_lag import loop_lag
 from common.redis.errors import NoConnectionFree, is_refusal

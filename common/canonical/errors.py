@@ -13,7 +13,7 @@ from typing import Any
 
 
 class Remedy(StrEnum):
-    """What a worker does about a failed attempt while its client has seen nothing of it; see ``workers.attempt.tries``."""
+    """What a worker does about a failed attempt while its client has seen nothing of it; see ``workers.attempt.retries``."""
 
     NONE = "none"  # The failure is the answer.
     SAME = "same"  # The same deployment again, after a pause.

@@ -17,7 +17,8 @@ from typing import NamedTuple, Protocol
 
 from common.canonical.errors import ErrorKind, Failed, GatewayError
 from common.canonical.job import Policy
-from common.channel.head_and_end import End, Head
+from common.records.end import End
+from common.records.head import Head
 
 
 class FrameId(NamedTuple):
@@ -161,7 +162,7 @@ class Opening:
     retention_s: float
     expiry_s: float  # Safety net: no log outlives this.
     request: bytes = field(repr=False)
-    asked: bytes = b""  # For the ledger; see ``common.ledger.record``.
+    asked: bytes = b""  # For the ledger; see ``common.records.asked``.
     is_audited: bool = False
     job_class: str = "interactive"
 

@@ -25,7 +25,8 @@ from common.channel.base import (
     expired,
     unknown,
 )
-from common.channel.head_and_end import End, Head, ended_by
+from common.records.end import End, ended_by
+from common.records.head import Head
 
 
 @dataclass(slots=True)

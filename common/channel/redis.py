@@ -29,11 +29,12 @@ from common.channel.base import (
     expired,
     unknown,
 )
-from common.channel.head_and_end import End, Head, ended_by
 from common.channel.redis_feed import RedisFeed
 from common.channel.redis_log import LogReader
 from common.config.settings import MIB
 from common.process.loop_lag import able_timeout
+from common.records.end import End, ended_by
+from common.records.head import Head
 from common.redis import keyspace
 from common.redis.client import COMMAND_TIMEOUT_S, Client, ms
 from common.redis.errors import redis_errors

@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from common.channel.base import START, Channel, Frame, FrameId, FrameKind
-from common.channel.head_and_end import Head
 from common.channel.said_text import said_in_stream, said_in_whole
+from common.records.head import Head
 
 PAGE_FRAMES = 500  # Of one read, at most.
 

@@ -31,7 +31,7 @@ from common.limits.charges import (
     spent_unknown,
     stands,
 )
-from common.limits.lua import COUNTERS, SETTLING, WINDOW
+from common.limits.shared_lua import COUNTERS, SETTLING, WINDOW
 from common.process.loop_lag import able_timeout
 from common.redis import keyspace
 from common.redis.client import COMMAND_TIMEOUT_S, Client, ms

@@ -10,9 +10,10 @@ import pytest
 from common.canonical.errors import ErrorKind, Failed, GatewayError
 from common.canonical.job import Policy
 from common.channel.base import START, Append, Claim, Feed, Frame, FrameId, FrameKind, Message, Opening, Stop, Verdict
-from common.channel.head_and_end import End, Head
 from common.channel.memory import MemoryChannel
 from common.channel.redis import RedisChannel, RedisFeed
+from common.records.end import End
+from common.records.head import Head
 from tests.support.servers.redis_client import client_of
 
 G = "gen_1"

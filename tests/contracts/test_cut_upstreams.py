@@ -26,7 +26,7 @@ from workers.metrics import Metrics
 from workers.outcome import Ask, Reply, Total
 from workers.providers import WIRES
 from workers.providers.base import Deployment
-from workers.running import Running
+from workers.run_context import Running
 from workers.transcode.output_guardrails import OutputGuard
 from workers.transcode.pumps import Folding
 

@@ -78,7 +78,7 @@ class Setup:
 
 @pytest.fixture
 async def setup(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> AsyncIterator[Setup]:
-    monkeypatch.setattr("workers.attempt.tries.BACKOFF_S", (0.01, 0.01))
+    monkeypatch.setattr("workers.attempt.retries.BACKOFF_S", (0.01, 0.01))
     async with running("127.0.0.1", 0) as address:
         providers = {
             "demo": ProviderSettings(base_url=f"{address}/v1"),

@@ -18,12 +18,12 @@ from common.canonical.errors import ErrorKind, Failed, GatewayError
 from common.canonical.events import Completed, Usage, without
 from common.canonical.job import Job
 from common.channel.base import FrameKind
-from common.channel.head_and_end import Head
 from common.config.settings import KIB, Settings
 from common.dialects import DIALECTS
 from common.dialects.base import ReplyInfo
-from common.metering.attempts import Attempt, total_cost
+from common.metering.attempt_cost import Attempt, total_cost
 from common.metering.pricing import Cost
+from common.records.head import Head
 from common.sse import BYTE_ORDER_MARK, SseCutter, cut, first_events, read_block
 from workers.attempt.answer_kind import is_stream
 from workers.attempt.background_answers import cancel
@@ -35,7 +35,7 @@ from workers.providers.shared.errors import UNREADABLE, blot_out, note_wait
 from workers.providers.shared.loose_json import NestedTooDeeply, read_json
 from workers.publish.large_answers import LARGE_BYTES, too_large
 from workers.publish.writer import FRAME_BYTES_MAX
-from workers.running import Running
+from workers.run_context import Running
 from workers.transcode.output_guardrails import GuardedWire, OutputGuard
 from workers.transcode.pumps import Folding, FoldingWhole, Passing, PassingWhole, Pump, Translating
 from workers.upstream.errors import redirected

@@ -23,7 +23,7 @@ from common.channel.transcript import Transcript
 from common.config.settings import Settings
 from common.dialects import DIALECTS
 from common.dialects.base import Dialect, Progress, ReplyInfo
-from common.metering.attempts import Attempt
+from common.metering.attempt_cost import Attempt
 from common.metering.token_estimate import estimate_text_tokens, estimate_tokens, filled
 from common.sse import split_blocks
 from common.vendors.prefill import Prefill, prefill_of

@@ -10,12 +10,12 @@ from common.canonical.job import Job
 from common.channel.base import Frame
 from common.channel.transcript import read_log
 from common.dialects import DIALECTS
-from workers.attempt.attempts import try_deployments
 from workers.attempt.call import call, message_count, reply_info
+from workers.attempt.failover import try_deployments
 from workers.continuation.continuation import Continuation, Past, continuations, read_past, reattachable
 from workers.outcome import Reply, RunsOn
 from workers.publish.writer import PAUSE_WHILE_AWAY_S
-from workers.running import Running
+from workers.run_context import Running
 from workers.services import Services
 from workers.upstream.deployments import deployments
 

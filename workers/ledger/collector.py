@@ -1,6 +1,6 @@
 """How do ended generations get from Redis into the database, each exactly once?
 
-The script that ends a log leaves a record that does not expire (``common/ledger/record.py``). A batch of records is read,
+The script that ends a log leaves a record that does not expire (``common/records/asked.py``). A batch of records is read,
 written in one transaction that passes over ids which are there already, and only then deleted. Killed before the commit,
 the records are still there; killed behind it, they are written once more, to no effect. An id in the list without a record
 has been collected; a record without an id in the list, which a crash between two commands or a failover can leave, is found
@@ -20,14 +20,14 @@ import structlog
 from common.canonical.errors import GatewayError, StoreUnavailable
 from common.canonical.job import Job
 from common.channel.base import Channel, Frame
-from common.channel.head_and_end import End
 from common.channel.transcript import Transcript, pages
 from common.config.settings import MIB, Settings
 from common.ledger import set_aside
 from common.ledger.audit import seal
-from common.ledger.record import Asked
-from common.metering.attempts import Attempt, merged, unpack
+from common.metering.attempt_cost import Attempt, merged, unpack
 from common.process.loop_lag import able_timeout
+from common.records.asked import Asked
+from common.records.end import End
 from common.redis import keyspace
 from common.redis.client import COMMAND_TIMEOUT_S, Client
 from common.redis.errors import as_unavailable, redis_errors

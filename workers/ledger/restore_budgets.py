@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from common.limits.charges import periods, safe_name
-from common.limits.lua import COUNTERS
+from common.limits.shared_lua import COUNTERS
 from common.process.loop_lag import able_timeout
 from common.redis import keyspace
 from common.redis.client import COMMAND_TIMEOUT_S, Client

@@ -8,10 +8,12 @@ from typing import Any
 
 from common.canonical.errors import ErrorKind, one_word
 from common.canonical.events import COUNTS, Usage
-from common.channel.head_and_end import COUNT_MAX, End, Head, count_of
-from common.ledger.record import Asked
-from common.metering.attempts import Attempt, nano_usd, total_cost, total_usage
+from common.metering.attempt_cost import Attempt, nano_usd, total_cost, total_usage
 from common.metering.pricing import Cost
+from common.records.asked import Asked
+from common.records.end import End
+from common.records.fields import COUNT_MAX, count_of
+from common.records.head import Head
 
 Row = dict[str, Any]  # By the columns' names, and ``attempts``: rows of their own. See ``common/database/tables.py``.
 

@@ -16,7 +16,7 @@ from common.canonical.job import Job
 from common.config.settings import Settings
 from common.dialects import DIALECTS
 from common.limits.charges import Purse, Settlement
-from common.metering.attempts import Attempt, nano_usd, pack, total_usage
+from common.metering.attempt_cost import Attempt, nano_usd, pack, total_usage
 from common.metering.token_estimate import estimate_tokens, filled, reserved_tokens
 from workers.metering.partial_usage import Partial
 from workers.outcome import Reply, Total

@@ -13,11 +13,11 @@ import orjson
 from common.canonical.errors import GatewayError
 from common.canonical.events import Event, Usage
 from common.canonical.job import Job
-from common.channel.head_and_end import Head
 from common.channel.transcript import Transcript, Try
 from common.dialects import DIALECTS
-from common.metering.attempts import Attempt
+from common.metering.attempt_cost import Attempt
 from common.metering.token_estimate import estimate_event_tokens, estimate_text_tokens, estimate_tokens, filled
+from common.records.head import Head
 from common.sse import split_blocks
 from workers.providers import WIRES
 from workers.providers.base import Decoder, FamilyWire

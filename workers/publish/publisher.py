@@ -19,6 +19,7 @@ from common.channel.base import Append, Channel, Claim, FrameId, FrameKind, Stop
 from common.config.settings import MIB, Settings
 from common.process.process import supervised
 from common.redis.pulse import Pulse
+from workers.publish.heartbeat import Heartbeats
 from workers.publish.large_answers import LargeAnswers
 from workers.publish.linger import Linger
 from workers.publish.writer import PAUSE_WHILE_AWAY_S, Writer
@@ -36,13 +37,13 @@ class Publisher:
     def __init__(self, channel: Channel, pulse: Pulse, settings: Settings, linger: Linger) -> None:
         self._channel = channel
         self.large = LargeAnswers(channel, settings)
-        self._pulse = pulse
         self._settings = settings
         self._linger = linger
         self.vanished_viewers_s = settings.vanished_viewers_s
         self.whole_s = pulse.whole_s
         self._dirty: dict[Writer, None] = {}
         self._writers: set[Writer] = set()
+        self._heartbeats = Heartbeats(channel, pulse, settings.heartbeat_s, self._writers)
         self._due = asyncio.Event()
         linger.on_tick = self._due.set
         self.away_since: float | None = None  # Since when Redis takes no frames.
@@ -52,7 +53,7 @@ class Publisher:
     def start(self) -> None:
         self._tasks = [
             supervised(self._flush_for_ever, "publisher"),
-            supervised(self._beat_for_ever, "heartbeats"),
+            supervised(self._heartbeats.run, "heartbeats"),
         ]
 
     async def stop(self) -> None:
@@ -132,27 +133,3 @@ class Publisher:
         if self._dirty:
             self._due.set()
         return writers, appends
-
-    async def _beat_for_ever(self) -> None:
-        while True:
-            await asyncio.sleep(self._settings.heartbeat_s / 4)
-            now = time.monotonic()
-            quiet = [w for w in self._writers if not w.lost and not w.is_busy and self._is_quiet(w, now)]
-            if not quiet or not self._pulse.is_up:
-                continue
-            sent_at = [writer.sent_at for writer in quiet]
-            for writer in quiet:
-                writer.noted = writer.note or writer.noted
-            try:
-                answers = await self._channel.heartbeat([writer.claim for writer in quiet], [writer.note for writer in quiet])
-            except StoreUnavailable:
-                continue
-            now = time.monotonic()
-            for writer, answer, before in zip(quiet, answers, sent_at, strict=True):
-                # Frames sent meanwhile make this answer old news; theirs tells more.
-                if not writer.is_busy and writer.sent_at == before:
-                    writer.settle(answer, now)
-
-    def _is_quiet(self, writer: Writer, now: float) -> bool:
-        has_news = writer.note not in (b"", writer.noted)
-        return has_news or now - writer.sent_at >= self._settings.heartbeat_s

@@ -2,7 +2,7 @@
 
 Three things can stand in the way, and none of them costs the vendor a call: it has told us to wait (``pauses``), our own
 settings know its quota, and that is used up (``reservations``), or what the gateway may spend there is spent (``budgets``).
-Whoever is refused here goes to the route's next key at once, or waits: ``workers/attempt/tries.py`` decides.
+Whoever is refused here goes to the route's next key at once, or waits: ``workers/attempt/retries.py`` decides.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from common.canonical.generation import GenerationRequest
 from common.canonical.job import Job
 from common.config.settings import Settings
 from common.dialects import DIALECTS
-from common.limits.lua import WINDOW
+from common.limits.shared_lua import WINDOW
 from common.metering.token_estimate import estimate_tokens, reserved_tokens
 from common.process.process import supervised
 from common.redis import keyspace

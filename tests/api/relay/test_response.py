@@ -15,10 +15,11 @@ from common.canonical.generation import GenerationRequest, Role, TextPart
 from common.canonical.generation import Message as Turn
 from common.canonical.job import Policy
 from common.channel.base import START, Append, Claim, Cursor, Frame, FrameId, FrameKind, Message, Opening, State
-from common.channel.head_and_end import End, Head
 from common.channel.memory import MemoryChannel
 from common.dialects import DIALECTS
 from common.dialects.base import ReplyInfo
+from common.records.end import End
+from common.records.head import Head
 from common.sse import KEEP_ALIVE
 
 HOLD_S, KEEP_ALIVE_S = 5, 15

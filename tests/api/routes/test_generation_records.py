@@ -7,9 +7,10 @@ from api.routes.generation_records import record, status_of
 from common.canonical.errors import ErrorKind, Failed
 from common.canonical.job import Policy
 from common.channel.base import START, Append, Claim, Frame, FrameId, FrameKind, Opening, State
-from common.channel.head_and_end import End, Head
 from common.channel.memory import MemoryChannel
 from common.channel.transcript import said_so_far
+from common.records.end import End
+from common.records.head import Head
 
 G = "gen_1"
 TOLD = {"provider": "openai", "tries": 2, "queue_wait_ms": 3, "ttft_ms": 40}

@@ -3,8 +3,8 @@
 import orjson
 
 from common.channel.base import START, Frame, FrameId, FrameKind
-from common.channel.head_and_end import Head
 from common.channel.transcript import PAGE_FRAMES, Transcript, pages, read_log
+from common.records.head import Head
 
 
 def delta(content: str) -> bytes:

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from common.canonical.events import FIGURE_MAX, Usage
 from common.config.model_routes import resolve
 from common.config.settings import Settings
-from common.metering.attempts import NANO_MAX, nano_usd
+from common.metering.attempt_cost import NANO_MAX, nano_usd
 from common.metering.pricing import Cost, Price, is_known, price
 from common.vendors.table import VENDORS
 

@@ -22,7 +22,6 @@ from common.canonical.errors import ErrorKind, Failed
 from common.canonical.events import Usage
 from common.canonical.job import Job, Policy
 from common.channel.base import Append, Claim, Frame, FrameId, FrameKind, Opening
-from common.channel.head_and_end import End
 from common.channel.redis import RedisChannel
 from common.config.settings import MIB, Settings
 from common.database.engine import open_database
@@ -32,10 +31,11 @@ from common.database.migrate import migrate
 from common.database.store import add
 from common.ledger import set_aside
 from common.ledger.audit import unseal
-from common.ledger.record import Asked
 from common.limits.charges import periods
-from common.limits.lua import COUNTERS
-from common.metering.attempts import Attempt, pack
+from common.limits.shared_lua import COUNTERS
+from common.metering.attempt_cost import Attempt, pack
+from common.records.asked import Asked
+from common.records.end import End
 from common.redis import keyspace
 from common.redis.client import Client
 from common.redis.pipe import Exchanges
@@ -43,8 +43,8 @@ from common.redis.pulse import Pulse
 from common.redis.scripts import Scripts
 from tests.support.servers.postgres import PostgresForTests, find_binaries
 from workers.ledger import restore_budgets
+from workers.ledger.bookkeeper import AUDIT_PAUSE_S, AWAY_PAUSES_S, KEYS_PAUSE_S, SCAN_PAUSE_S, Bookkeeper
 from workers.ledger.collector import BATCH, LOG_BYTES_MAX, Collector
-from workers.ledger.keeper import AUDIT_PAUSE_S, AWAY_PAUSES_S, KEYS_PAUSE_S, SCAN_PAUSE_S, Bookkeeper
 from workers.ledger.restore_budgets import Budgets
 from workers.ledger.rows import row_of
 from workers.metrics import Metrics
@@ -587,7 +587,7 @@ from common.redis.client import connect
 from common.redis.pulse import Pulse
 from common.config.settings import Settings
 from workers.ledger.collector import Collector
-from workers.ledger.keeper import Bookkeeper
+from workers.ledger.bookkeeper import Bookkeeper
 from workers.metrics import Metrics
 
 point, url, redis_url = sys.argv[1:]

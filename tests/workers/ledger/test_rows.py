@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.canonical.events import Usage
-from common.channel.head_and_end import End, Head
 from common.database.tables import LedgerAttempt, LedgerRow
-from common.ledger.record import Asked
-from common.metering.attempts import Attempt
+from common.metering.attempt_cost import Attempt
 from common.metering.pricing import Cost
+from common.records.asked import Asked
+from common.records.end import End
+from common.records.head import Head
 from workers.ledger.rows import is_unmeasured, row_of, with_attempts
 
 ASKED = Asked("key_a", "acme", "u1", "req_1", "openai-chat", "generate", True, "fast", 1_000)

@@ -15,7 +15,7 @@ from common.canonical.events import COUNTS, FIGURE_MAX, Usage
 from common.channel.base import FrameKind
 from common.channel.memory import MemoryChannel
 from common.config.settings import ProviderSettings, Settings
-from common.metering.attempts import Attempt, attempts_in, pack, unpack
+from common.metering.attempt_cost import Attempt, attempts_in, pack, unpack
 from common.metering.pricing import Cost, Price
 from common.queue.jobs import ClaimedJob
 from common.redis.client import connect
@@ -98,7 +98,7 @@ async def upstream() -> AsyncIterator[Scripted]:
 
 @pytest.fixture
 async def setup(upstream: Scripted, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Setup]:
-    monkeypatch.setattr("workers.attempt.tries.BACKOFF_S", (0.01, 0.01))
+    monkeypatch.setattr("workers.attempt.retries.BACKOFF_S", (0.01, 0.01))
     own = {name: ProviderSettings(base_url=upstream.url, continuation="instruction") for name in ("dear", "cheap")}
     gone = ProviderSettings(base_url="http://127.0.0.1:9/v1")
     settings = Settings(

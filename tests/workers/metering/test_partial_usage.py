@@ -10,7 +10,7 @@ from common.canonical.job import Job, Policy
 from common.channel.base import Frame, FrameId, FrameKind
 from common.channel.transcript import Transcript
 from common.dialects import DIALECTS
-from common.metering.attempts import total_usage
+from common.metering.attempt_cost import total_usage
 from common.metering.token_estimate import estimate_text_tokens, estimate_tokens
 from workers.metering.charging import completed
 from workers.metering.partial_usage import Partial, read_partial

@@ -9,7 +9,7 @@ from common.channel.base import Claim, FrameKind
 from common.config.settings import Settings
 from common.queue.worker import Postponed
 from tests.workers.test_generate import G, Setup, setup  # noqa: F401 - a fixture.
-from workers.attempt.patience import POSTPONED_S_MIN, patience, postpone
+from workers.attempt.retry_wait import POSTPONED_S_MIN, patience, postpone
 from workers.outcome import Ask, Total
 from workers.quota.pauses import Pauses
 

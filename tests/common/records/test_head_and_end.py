@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from common.canonical.errors import ErrorKind, Failed
 from common.canonical.events import Usage
-from common.channel.head_and_end import End, Head, ended_by, failed_in
-from common.metering.attempts import Attempt
+from common.metering.attempt_cost import Attempt
 from common.metering.pricing import Cost
+from common.records.end import End, ended_by, failed_in
+from common.records.head import Head
 
 ATTEMPT = Attempt("openai", "gpt-5", Usage(7, 3), Cost(Decimal("1.5"), Decimal("0.25")), has_brought_key=True)
 HEAD = Head(200, {"x": "y"}, "openai", "gpt-5", 2, 3, 40, 1, Usage(5, 2), [ATTEMPT], "chatcmpl-1")

@@ -5,14 +5,14 @@ from collections.abc import Awaitable, Callable
 
 from common.canonical.errors import ErrorKind, Failed, GatewayError
 from common.canonical.job import Job
-from common.metering.attempts import pack
-from workers.attempt.failed_attempts import report
-from workers.attempt.patience import patience, postpone
-from workers.attempt.tries import Tries
+from common.metering.attempt_cost import pack
+from workers.attempt.failure_report import report
+from workers.attempt.retries import Tries
+from workers.attempt.retry_wait import patience, postpone
 from workers.outcome import Reply
 from workers.providers.base import Deployment
 from workers.quota.gate import Demand, Refused
-from workers.running import Running
+from workers.run_context import Running
 
 Call = Callable[[Running, Reply], Awaitable[None]]
 

@@ -4,7 +4,7 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from common.canonical.errors import ErrorKind, Failed, GatewayError
-from workers.attempt.failed_attempts import report
+from workers.attempt.failure_report import report
 from workers.metrics import Metrics
 from workers.providers.base import Deployment
 from workers.providers.shared.errors import nonsense

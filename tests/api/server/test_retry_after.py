@@ -7,7 +7,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from api.server.draining import SHARE_OF_GRACE, WAVE_MIN, WAVE_S, waves
 from api.server.http_errors import restarting
-from api.server.spread import retry_after_s, retry_ms
+from api.server.retry_after import retry_after_s, retry_ms
 from api.server.store_errors import LATE_S, redis_failed
 from common.canonical.errors import StoreRefuses, StoreUnavailable
 from common.redis.errors import NoConnectionFree, as_unavailable

@@ -1,7 +1,7 @@
 import pytest
 
 from common.canonical.errors import ErrorKind, Failed
-from workers.attempt.tries import Tries
+from workers.attempt.retries import Tries
 from workers.providers.base import Deployment
 from workers.providers.shared.errors import UNREADABLE
 

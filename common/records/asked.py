@@ -1,13 +1,12 @@
-"""What does Redis keep of an ended generation until the database has it?
+"""What does Redis keep of an ended generation until the database has it, and what of it is said at its beginning?
 
 The script that appends ``end`` writes ``{gen_…}:record`` in the same step, so there is one for every generation that ended,
 whoever ended it and whatever crashed: a hash of
 
 - ``asked``: JSON of ``Asked`` below, said when the generation was opened;
-- ``end``: the data of the ``end`` frame, JSON: error (or null), usage, cost, timings… (see ``workers.generate``; of a
-  generation that no worker ended, only the error);
+- ``end``: the data of the ``end`` frame, see ``common/records/end.py``;
 - ``ended_ms``: when, by Redis' clock;
-- ``note``: of a generation that no worker ended, what its worker last left: its attempts (see ``common.metering.attempts``).
+- ``note``: of a generation that no worker ended, the attempts that its worker last told of.
 
 It has no expiry. The queue's scripts that remove the job also push its id to the list ``sluice:q:ended``, at least once.
 """

@@ -11,16 +11,16 @@ from common.canonical.errors import Failed, GatewayError
 from common.canonical.generation import GenerationRequest
 from common.canonical.job import Job
 from common.channel.base import FrameKind
-from common.channel.head_and_end import Head
 from common.dialects import DIALECTS
 from common.metering.token_estimate import estimate_tokens
+from common.records.head import Head
 from workers.attempt.call import reply_headers
 from workers.outcome import Reply
 from workers.providers import WIRES
 from workers.providers.base import TokenCounter
 from workers.providers.shared.errors import blot_out, no_answer, not_json
 from workers.providers.shared.loose_json import read_json
-from workers.running import Running
+from workers.run_context import Running
 from workers.services import Services
 from workers.upstream.http_client import ERROR_BODY_BYTES_MAX
 
