@@ -10,7 +10,7 @@ from common.canonical.job import Job
 from common.channel.base import Fenced, Frame, FrameKind
 from common.channel.transcript import Transcript, read_log
 from common.limits.charges import Settlement
-from common.metering.attempt_cost import total_cost, total_usage
+from common.metering.attempt_cost import total_usage
 from common.queue.jobs import UNUSED
 from common.queue.worker import HandBack
 from common.records.end import End
@@ -62,7 +62,7 @@ async def end(running: Running) -> Settlement:
         total.failed.retry_after_s = min(total.failed.retry_after_s, settings.retry_after_max_s)
     writer.ignore_stop()  # Whatever is asked now, the answer is already given.
     is_kept = await _keep_response(running)
-    writer.write_frame(FrameKind.END, _end_of(running.ask, total).pack())
+    writer.write_frame(FrameKind.END, total.end(running.ask).pack())
     await writer.flushed()
     if not is_kept:
         await _keep_response(running)  # Redis is back, for it has taken the end.
@@ -78,25 +78,6 @@ async def settle_ended(generation_id: str, services: Services) -> Settlement:
     except StoreUnavailable as error:
         raise HandBack(str(error)) from error
     return settlement_of(End.unpack(record.end).attempts, services.settings) if record else UNUSED
-
-
-def _end_of(ask: Ask, total: Total) -> End:
-    return End(
-        error=total.failed.to_dict() if total.failed else None,
-        finish_reason=total.finish_reason,
-        usage=total_usage(total.attempts),
-        is_estimated=any(attempt.is_estimated for attempt in total.attempts),
-        provider=total.provider,
-        upstream_model=total.upstream_model,
-        has_brought_key=total.has_brought_key,
-        continuations=total.continuations,
-        tries=total.tries,
-        queue_wait_ms=round(ask.waited_s * 1000),
-        ttft_ms=total.ttft_ms,
-        duration_ms=ask.elapsed_ms(),
-        cost=total_cost(total.attempts),
-        attempts=total.attempts,
-    )
 
 
 async def _keep_response(running: Running) -> bool:

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from common.canonical.errors import Failed
 from common.canonical.events import Usage
 from common.canonical.job import Job
-from common.metering.attempt_cost import Attempt, merged
+from common.metering.attempt_cost import Attempt, merged, total_cost, total_usage
 from common.metering.pricing import Price
+from common.records.end import End
 from workers.providers.base import Deployment
 
 
@@ -121,3 +122,22 @@ class Total:
         usage.model, usage.service_tier = known.model, known.service_tier
         last.usage, last.is_rough = usage, False
         last.priced(prices)
+
+    def end(self, ask: Ask) -> End:
+        """Return what the end of the log says of all this, from which the ledger's row is made."""
+        return End(
+            error=self.failed.to_dict() if self.failed else None,
+            finish_reason=self.finish_reason,
+            usage=total_usage(self.attempts),
+            is_estimated=any(attempt.is_estimated for attempt in self.attempts),
+            provider=self.provider,
+            upstream_model=self.upstream_model,
+            has_brought_key=self.has_brought_key,
+            continuations=self.continuations,
+            tries=self.tries,
+            queue_wait_ms=round(ask.waited_s * 1000),
+            ttft_ms=self.ttft_ms,
+            duration_ms=ask.elapsed_ms(),
+            cost=total_cost(self.attempts),
+            attempts=self.attempts,
+        )
