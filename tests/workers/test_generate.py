@@ -185,7 +185,7 @@ async def test_an_answer_that_is_gathered_for_its_client_is_stopped_as_soon_as_i
 async def test_large_answers_have_room_before_they_are_written(setup, monkeypatch, dialect):
     monkeypatch.setattr("workers.publish.large_answers.LARGE_BYTES", 2_000)
     monkeypatch.setattr("workers.attempt.call.LARGE_BYTES", 2_000)
-    monkeypatch.setattr("workers.publish.publisher.LARGE_BYTES", 2_000)
+    monkeypatch.setattr("workers.publish.writer.LARGE_BYTES", 2_000)
     large = setup.services.publisher.large
     large.bytes_held = large.bytes_max
     await setup.open("demo-n2000-d0", stream=False, dialect=dialect, max_tokens=10_000)
@@ -199,7 +199,7 @@ async def test_large_answers_have_room_before_they_are_written(setup, monkeypatc
 
 async def test_a_folded_stream_is_cut_into_frames(setup, monkeypatch):
     monkeypatch.setattr("workers.attempt.call.FRAME_BYTES_MAX", 1000)
-    monkeypatch.setattr("workers.publish.publisher.FRAME_BYTES_MAX", 1000)
+    monkeypatch.setattr("workers.publish.writer.FRAME_BYTES_MAX", 1000)
     await setup.open("demo-n2000-d0", stream=False, dialect="anthropic-messages", max_tokens=10_000)
 
     await setup.run()
