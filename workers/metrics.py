@@ -40,12 +40,40 @@ class Metrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
+        self._count_generations(registry)
+        self._count_upstreams(registry)
+        self._count_usage(registry)
+        self._count_ledger(registry)
+        self._count_process(registry)
+
+    def _count_generations(self, registry: CollectorRegistry) -> None:
         self.generations = Counter(
             "sluice_generations",
             "Generations ended by this worker; outcome is completed or the kind of failure",
             ["dialect", "provider", "outcome"],
             registry=registry,
         )
+        self.running = Gauge("sluice_running_generations", "Generations that this worker runs", registry=registry)
+        self.slots = Gauge("sluice_slots", "Generations that this worker can run at a time", registry=registry)
+        self.queue_wait = Histogram(
+            "sluice_queue_wait_seconds", "From acceptance to claim", buckets=WAIT_BUCKETS_S, registry=registry
+        )
+        self.takeovers = Counter("sluice_takeovers", "Jobs claimed from a worker that was lost", registry=registry)
+        self.continuations = Counter(
+            "sluice_continuations",
+            "Answers that broke off and were gone on with, by what broke them",
+            ["kind"],
+            registry=registry,
+        )
+        self.errors = Counter("sluice_errors", "Failures by kind, retried ones too", ["kind"], registry=registry)
+        self.guardrails = Counter(
+            "sluice_guardrails",
+            "Texts in which a guardrail found something; side is input or output",
+            ["guardrail", "mode", "side"],
+            registry=registry,
+        )
+
+    def _count_upstreams(self, registry: CollectorRegistry) -> None:
         self.upstream_calls = Counter(
             "sluice_upstream_calls",
             "Answers of upstreams by HTTP status; status 0: no answer",
@@ -65,8 +93,6 @@ class Metrics:
             ["provider"],
             registry=registry,
         )
-        self.errors = Counter("sluice_errors", "Failures by kind, retried ones too", ["kind"], registry=registry)
-        self.tokens = Counter("sluice_tokens", "Tokens as the upstreams report them", ["provider", "kind"], registry=registry)
         self.ttft = Histogram(
             "sluice_time_to_first_token_seconds",
             "From the request's acceptance to its first output",
@@ -74,18 +100,24 @@ class Metrics:
             buckets=WAIT_BUCKETS_S,
             registry=registry,
         )
-        self.queue_wait = Histogram(
-            "sluice_queue_wait_seconds", "From acceptance to claim", buckets=WAIT_BUCKETS_S, registry=registry
-        )
         self.token_gap = GapHistogram("sluice_inter_token_seconds", "Between two reads of one upstream answer", registry)
-        self.running = Gauge("sluice_running_generations", "Generations that this worker runs", registry=registry)
-        self.slots = Gauge("sluice_slots", "Generations that this worker can run at a time", registry=registry)
         self.connections = Gauge("sluice_upstream_connections", "Upstream connections in use", registry=registry)
         self.connections_max = Gauge("sluice_upstream_connections_max", "Upstream connections allowed", registry=registry)
-        self.buffered = Gauge("sluice_publisher_buffered_bytes", "Bytes that Redis has not acknowledged", registry=registry)
-        self.large_bytes = Gauge(
-            "sluice_large_answers_bytes", "Bytes that this worker's large answers have in Redis at most", registry=registry
+        self.paused = Gauge(
+            "sluice_upstream_paused",
+            "Keys that are left alone by their vendor's word, each for one model",
+            ["provider"],
+            registry=registry,
         )
+        self.quota_refusals = Counter(
+            "sluice_upstream_quota_refusals",
+            "Calls that a quota kept from being made; limit is requests, tokens, concurrent, paused or redis_away",
+            ["provider", "limit"],
+            registry=registry,
+        )
+
+    def _count_usage(self, registry: CollectorRegistry) -> None:
+        self.tokens = Counter("sluice_tokens", "Tokens as the upstreams report them", ["provider", "kind"], registry=registry)
         self.budget_marks = Counter(
             "sluice_budget_marks",
             "Budgets of which a generation took more than 80 or 100 percent; the log names whose",
@@ -104,31 +136,8 @@ class Metrics:
             ["provider"],
             registry=registry,
         )
-        self.paused = Gauge(
-            "sluice_upstream_paused",
-            "Keys that are left alone by their vendor's word, each for one model",
-            ["provider"],
-            registry=registry,
-        )
-        self.quota_refusals = Counter(
-            "sluice_upstream_quota_refusals",
-            "Calls that a quota kept from being made; limit is requests, tokens, concurrent, paused or redis_away",
-            ["provider", "limit"],
-            registry=registry,
-        )
-        self.guardrails = Counter(
-            "sluice_guardrails",
-            "Texts in which a guardrail found something; side is input or output",
-            ["guardrail", "mode", "side"],
-            registry=registry,
-        )
-        self.takeovers = Counter("sluice_takeovers", "Jobs claimed from a worker that was lost", registry=registry)
-        self.continuations = Counter(
-            "sluice_continuations",
-            "Answers that broke off and were gone on with, by what broke them",
-            ["kind"],
-            registry=registry,
-        )
+
+    def _count_ledger(self, registry: CollectorRegistry) -> None:
         self.uncollected = Gauge(
             "sluice_ledger_uncollected",
             "Ended generations that the database does not have yet, of all workers",
@@ -145,6 +154,12 @@ class Metrics:
         )
         self.set_aside = Gauge(
             "sluice_set_aside", "Jobs and records that nobody could process, and `sluice records` lists", registry=registry
+        )
+
+    def _count_process(self, registry: CollectorRegistry) -> None:
+        self.buffered = Gauge("sluice_publisher_buffered_bytes", "Bytes that Redis has not acknowledged", registry=registry)
+        self.large_bytes = Gauge(
+            "sluice_large_answers_bytes", "Bytes that this worker's large answers have in Redis at most", registry=registry
         )
         self.tasks = Gauge("sluice_tasks", "Tasks of this process", registry=registry)
         self.open_files = Gauge("sluice_open_files", "Files and sockets that this process has open", registry=registry)
