@@ -104,7 +104,7 @@ async def _open_and_enqueue(asked: Asked, services: Services) -> tuple[Viewer | 
     """
     job = asked.job
     opening = _opening(asked, services.settings)
-    job.body = b""  # It is packed: of a large one there are not to be more than needed.
+    job.body = b""  # The opening has it: of a large one there are not to be more than needed.
     joined, opened = await asyncio.gather(
         services.hub.join(job.generation_id),
         services.channel.open(job.generation_id, opening, services.hub.replica),

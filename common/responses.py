@@ -46,8 +46,9 @@ class ResponseStore:
         self._redis = redis
         self._settings = settings
 
-    def has_room(self, body: bytes) -> bool:
-        return len(body) <= self._settings.responses_bytes_max
+    def has_room(self, size: int) -> bool:
+        """Whether a body of that size is kept."""
+        return size <= self._settings.responses_bytes_max
 
     async def open(self, generation_id: str, owner: str, created_s: int, body: bytes) -> None:
         """Keep what was asked. It outlives the longest wait and the longest answer, so that the answer finds it."""

@@ -194,8 +194,8 @@ async def _store(asked: Asked, services: Services, *, is_needed: bool) -> None:
     job = asked.job
     if not services.pulse.is_up:
         raise redis_away(services.pulse)
-    if services.responses.has_room(job.body):
-        await services.responses.open(job.generation_id, asked.principal.id, job.created_s, job.body)
+    if services.responses.has_room(len(job.body)):
+        await services.responses.open(job.generation_id, asked.principal.id, job.created_s, bytes(job.body))
         return
     log.info("response_not_stored", generation_id=job.generation_id, reason="too large", bytes=len(job.body))
     if is_needed:

@@ -16,7 +16,7 @@ from common.config.settings import Settings
 _MARK = re.compile(rb'\\.|[",\[{]', re.DOTALL)
 
 
-async def read_json(request: Request, settings: Settings, budget: BodyBudget) -> tuple[bytes, dict[str, Any]]:
+async def read_json(request: Request, settings: Settings, budget: BodyBudget) -> tuple[bytes | bytearray, dict[str, Any]]:
     """Return a JSON object body, as it came and parsed. What ``budget`` holds for it is the caller's to release.
 
     Raises:
@@ -45,7 +45,7 @@ async def read_json(request: Request, settings: Settings, budget: BodyBudget) ->
     return raw, await apart(len(raw), parse_json, raw, settings.json_depth_max, settings.json_values_max)
 
 
-def parse_json(raw: bytes, depth_max: int, values_max: int) -> dict[str, Any]:
+def parse_json(raw: bytes | bytearray, depth_max: int, values_max: int) -> dict[str, Any]:
     _check_values(raw, values_max)
     try:
         body = orjson.loads(raw)
@@ -57,7 +57,7 @@ def parse_json(raw: bytes, depth_max: int, values_max: int) -> dict[str, Any]:
     return body
 
 
-async def _read(request: Request, bytes_max: int, budget: BodyBudget) -> bytes:
+async def _read(request: Request, bytes_max: int, budget: BodyBudget) -> bytes | bytearray:
     declared = 0
     if (text := request.headers.get("content-length")) is not None:
         if (length := whole_number(text, 0, bytes_max)) is None:
@@ -80,7 +80,7 @@ async def _read(request: Request, bytes_max: int, budget: BodyBudget) -> bytes:
         if not (more or body):
             return bytes(piece)  # Nearly every body.
         body += piece  # One block that grows: pieces would lie all over the heap, and keep it from shrinking.
-    return bytes(body)
+    return body
 
 
 def _too_large(bytes_max: int) -> GatewayError:
@@ -91,7 +91,7 @@ def _too_large(bytes_max: int) -> GatewayError:
     )
 
 
-def _check_values(raw: bytes, values_max: int) -> None:
+def _check_values(raw: bytes | bytearray, values_max: int) -> None:
     """Refuse what would take thirty times its size, and the interpreter for seconds: ten million empty lists in 30 MB."""
     if len(raw) <= values_max or sum(_count(raw, mark, values_max) for mark in (b",", b"[", b"{")) <= values_max:
         return  # Nearly every body.
@@ -106,7 +106,7 @@ def _check_values(raw: bytes, values_max: int) -> None:
             raise _invalid(f"The body holds more than {values_max} values.", "json_too_many_values")
 
 
-def _count(raw: bytes, mark: bytes, most: int) -> int:
+def _count(raw: bytes | bytearray, mark: bytes, most: int) -> int:
     """Return how often a byte occurs, or more than ``most``. ``bytes.count`` has nobody take turns meanwhile."""
     count, at = 0, raw.find(mark)
     while at >= 0 and count <= most:

@@ -12,6 +12,9 @@ That is done in a thread: orjson holds the interpreter for as long as it parses,
 import asyncio
 import gc
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from functools import partial
 from typing import ParamSpec, TypeVar
 
 from starlette.types import Scope
@@ -23,6 +26,8 @@ from common.config.settings import KIB, MIB, Settings
 SMALL_BYTES = 64 * KIB  # Of each body; only what is more counts, with all of the body.
 LARGE_BYTES = MIB  # From here on a body is worked on in a thread, and waits for its turn.
 AT_ONCE_MAX = 2  # Large ones that are worked on: while one is on its way to Redis, another is parsed.
+# One, not some: each call of orjson holds the interpreter for a tenth of a second, and the loop would wait for each in turn.
+_thread = ThreadPoolExecutor(1, thread_name_prefix="large-body")
 _HOLD = "body_hold"  # In a request's state.
 
 P = ParamSpec("P")
@@ -86,4 +91,7 @@ class _Hold:
 
 async def apart(size: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Return what ``work`` does with a body of ``size`` bytes; in a thread if it is large."""
-    return await asyncio.to_thread(work, *args, **kwargs) if size >= LARGE_BYTES else work(*args, **kwargs)
+    if size < LARGE_BYTES:
+        return work(*args, **kwargs)
+    run = partial(copy_context().run, work, *args, **kwargs)
+    return await asyncio.get_running_loop().run_in_executor(_thread, run)

@@ -32,7 +32,7 @@ class Job:
     grace_s: float
     created_s: int
     headers: dict[str, str] = field(default_factory=dict)
-    body: bytes = field(default=b"", repr=False)
+    body: bytes | bytearray = field(default=b"", repr=False)
     operation: Literal["generate", "count_tokens"] = "generate"
     provider: str | None = None  # Where the request itself names one beside its model.
     targets: list[str] | None = None  # Those of the route that whoever asks may use, as ``provider/model``; None: all.
@@ -41,8 +41,12 @@ class Job:
     tenant: str = ""  # Whom an operator's own guardrail is told of.
 
     def pack(self) -> bytes:
+        return self.pack_head() + self.body
+
+    def pack_head(self) -> bytes:
+        """Return what is stored before the body, which may be too large to be copied."""
         stored = {name: getattr(self, name) for name in _STORED}
-        return orjson.dumps({"format": FORMAT, **stored}) + b"\n" + self.body
+        return orjson.dumps({"format": FORMAT, **stored}) + b"\n"
 
     @classmethod
     def unpack(cls, packed: bytes) -> "Job":

@@ -165,6 +165,7 @@ class Opening:
     asked: bytes = b""  # For the ledger; see ``common.records.asked``.
     is_audited: bool = False
     job_class: str = "interactive"
+    body: bytes | bytearray = field(default=b"", repr=False)  # The rest of the request: stored behind it, and perhaps large.
 
 
 @dataclass(slots=True)

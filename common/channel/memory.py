@@ -85,7 +85,7 @@ class MemoryChannel:
             self._add(claim.generation_id, log, frame)
         has_head = any(frame.kind is FrameKind.HEAD for frame in log.frames)
         answer = self._answer(log, Verdict.OK)._replace(last=built_on)
-        return Fenced(answer, has_head, log.barren, log.opening.request, log.note)
+        return Fenced(answer, has_head, log.barren, log.opening.request + log.opening.body, log.note)
 
     async def append(self, appends: list[Append]) -> list[Answer]:
         return [self._append(item) for item in appends]

@@ -75,10 +75,12 @@ class RedisChannel:
             "class": opening.job_class,
         }
         names = [keyspace.state(generation_id), keyspace.viewers(generation_id), keyspace.request(generation_id)]
-        request = opening.request
-        if len(request) > LARGE_BYTES:
-            await self._set_large(names[2], request, ms(opening.expiry_s))
-            fields["large"], request = len(request), b""
+        request, size = b"", len(opening.request) + len(opening.body)
+        if size > LARGE_BYTES:
+            await self._set_large(names[2], (opening.request, opening.body), size, ms(opening.expiry_s))
+            fields["large"] = size
+        else:
+            request = opening.request + opening.body
         flat = [item for pair in fields.items() for item in pair]
         await self._scripts.run("open", names, [replica, ms(opening.expiry_s), request, *flat])
 
@@ -168,10 +170,10 @@ class RedisChannel:
     # A script makes two more copies of what it is given or returns, and for 20 MB takes Redis five times as long; and on the
     # connection that all share, everybody else would wait behind it.
 
-    async def _set_large(self, name: str, value: bytes, expiry_ms: int) -> None:
+    async def _set_large(self, name: str, pieces: Sequence[bytes | bytearray], size: int, expiry_ms: int) -> None:
         with redis_errors():
-            async with able_timeout(COMMAND_TIMEOUT_S + len(value) / LARGE_RATE):
-                await self._redis.set_large(name, value, expiry_ms)
+            async with able_timeout(COMMAND_TIMEOUT_S + size / LARGE_RATE):
+                await self._redis.set_large(name, pieces, size, expiry_ms)
 
     async def _get_large(self, name: str, size: int) -> bytes | None:
         with redis_errors():
