@@ -67,8 +67,9 @@ lint: $(VENV)/.ready-dev ## Check style and the direction of imports
 types: $(VENV)/.ready-dev ## Check types, strictly
 	@$(BIN)/mypy
 
-env: setup ## Write .env.example from the settings
+env: setup ## Write .env.example and docs/settings.md from the settings
 	@$(BIN)/python -m cli.env_example > .env.example
+	@$(BIN)/python -m cli.settings_page > docs/settings.md
 
 compatibility: $(VENV)/.ready-dev ## Try every client dialect on every provider, and write docs/compatibility.md
 	@$(BIN)/python -m tests.support.compatibility.page > docs/compatibility.md

@@ -6,6 +6,7 @@ import click
 import orjson
 from sqlalchemy import select
 
+from common.config.groups.ledger import LedgerSettings
 from common.config.settings import Settings
 from common.database.engine import database_errors
 from common.database.errors import DatabaseUnavailable
@@ -37,7 +38,7 @@ def show(settings: Settings, generation_id: str) -> None:
     click.echo(orjson.dumps(entry, option=orjson.OPT_INDENT_2).decode())
 
 
-async def _find(settings: Settings, generation_id: str) -> bytes | None:
+async def _find(settings: LedgerSettings, generation_id: str) -> bytes | None:
     database = LazyDatabase(settings.database_url, must_exist=True)
     try:
         engine = await database.engine()

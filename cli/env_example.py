@@ -1,4 +1,4 @@
-"""What does ``.env.example`` say? Every setting, its meaning and its default, from ``Settings``: `make env` writes it."""
+"""What does ``.env.example`` say? Every setting, its meaning and its default, by group: `make env` writes it."""
 
 import re
 from typing import Any
@@ -7,13 +7,14 @@ import orjson
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from common.config.settings import Settings
+from common.config.settings import GROUPS
 from common.vendors.table import VENDORS
 
 _HEAD = """\
 # Every setting of Sluice, with its default. Copy what you change into .env, or set it in the environment. Instead of a
 # value, SLUICE_…_FILE and …_API_KEY_FILE give the name of a file that holds it, such as a container's secret.
-# Written by `make env` from common/config/settings.py; times end in _S (seconds) or _MS, sizes in _BYTES_MAX.
+# Written by `make env` from common/config/groups/; docs/settings.md has the ranges. Times end in _S (seconds) or _MS,
+# sizes in _BYTES_MAX.
 """
 
 
@@ -27,15 +28,18 @@ def render() -> str:
     lines.append("# Servers of your own that speak OpenAI's chat completions: an address switches one on.")
     lines += [f"# {vendor.env}_BASE_URL=" for vendor in VENDORS.values() if not vendor.key_is_needed and vendor.id != "demo"]
     lines.append("")
-    for name, field in Settings.model_fields.items():
-        lines += [
-            f"# {field.description}",
-            f"# SLUICE_{name.upper()}={_text(field.get_default(call_default_factory=True))}",
-        ]
-    return "\n".join(lines) + "\n"
+    for group in GROUPS:
+        lines += [f"# == {group.__doc__} ==", ""]
+        for name, field in group.model_fields.items():
+            lines += [
+                f"# {field.description}",
+                f"# SLUICE_{name.upper()}={text_of(field.get_default(call_default_factory=True))}",
+            ]
+        lines.append("")
+    return "\n".join(lines)
 
 
-def _text(default: Any) -> str:
+def text_of(default: Any) -> str:
     if default is None or default is PydanticUndefined or default == ():
         return ""
     if isinstance(default, BaseModel):

@@ -4,6 +4,7 @@ import asyncio
 
 import click
 
+from common.config.groups.ledger import LedgerSettings
 from common.config.settings import Settings
 from common.database.errors import DatabaseUnavailable
 from common.database.migrate import HEAD, migrate, revision_of
@@ -22,7 +23,7 @@ def run(settings: Settings, *, check: bool) -> int:
         return 1
 
 
-async def _check(settings: Settings, where: str) -> int:
+async def _check(settings: LedgerSettings, where: str) -> int:
     found = await revision_of(settings.database_url)
     if found is not None and found >= HEAD:
         click.echo(f"{where} is at revision {found}; this version needs {HEAD}: nothing to do.")
@@ -31,7 +32,7 @@ async def _check(settings: Settings, where: str) -> int:
     return 1
 
 
-async def _migrate(settings: Settings, where: str) -> int:
+async def _migrate(settings: LedgerSettings, where: str) -> int:
     done = await migrate(settings.database_url)
     if done.before == done.after:
         click.echo(f"{where} was at revision {done.after} already.")

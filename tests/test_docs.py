@@ -7,6 +7,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from api.metrics import Metrics as ApiMetrics
+from cli import settings_page
 from cli.env_example import render
 from common.canonical.errors import ErrorKind
 from workers.metrics import Metrics as WorkerMetrics
@@ -19,6 +20,10 @@ ERRORS = (ROOT / "docs" / "errors.md").read_text()
 
 def test_env_example_is_what_the_settings_say():
     assert (ROOT / ".env.example").read_text() == render(), "run `make env`"
+
+
+def test_the_page_of_settings_is_what_the_settings_say():
+    assert (ROOT / "docs" / "settings.md").read_text() == settings_page.render(), "run `make env`"
 
 
 @pytest.mark.parametrize("kind", list(ErrorKind))

@@ -29,6 +29,8 @@ from common.access import key_text
 from common.access.key_records import managed_id
 from common.access.principal import ALL, Principal
 from common.canonical.errors import ErrorKind, GatewayError
+from common.config.groups.access import AccessSettings
+from common.config.groups.limits import LimitSettings
 from common.config.settings import Settings
 
 ANONYMOUS = "anonymous"
@@ -244,7 +246,7 @@ def is_open(settings: Settings) -> bool:
     return settings.auth == "none" or not (_has_credentials(settings) or settings.admin_keys)
 
 
-def _has_credentials(settings: Settings) -> bool:
+def _has_credentials(settings: AccessSettings) -> bool:
     return bool(settings.api_keys or settings.jwt_secret or settings.jwt_jwks_url or settings.secret)
 
 
@@ -255,12 +257,12 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def static_ids(settings: Settings) -> list[str]:
+def static_ids(settings: AccessSettings) -> list[str]:
     """Return the principals of the settings' keys, in their order."""
     return [f"key_{_name(key.get_secret_value())}" for key in settings.api_keys]
 
 
-def _static(key: str, settings: Settings) -> tuple[bytes, Principal]:
+def _static(key: str, settings: LimitSettings) -> tuple[bytes, Principal]:
     id_ = f"key_{_name(key)}"
     return _digest(key), Principal(id_, tenant_access=settings.tenants.get(id_, ALL))
 

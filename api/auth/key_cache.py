@@ -16,6 +16,8 @@ import structlog
 from common.access.key_records import Gone, KeyRecord, KeyRecords, principal_id
 from common.access.principal import ALL, Principal
 from common.canonical.errors import ErrorKind, GatewayError, StoreUnavailable
+from common.config.groups.access import AccessSettings
+from common.config.groups.limits import LimitSettings
 from common.config.settings import Settings
 from common.database.lazy import LazyDatabase
 from common.redis import keyspace
@@ -44,7 +46,7 @@ class Known(NamedTuple):
 class Rings:
     """Gives the key ring to those who ask or change the database, which most APIs never do."""
 
-    def __init__(self, database: LazyDatabase, redis: Client, settings: Settings) -> None:
+    def __init__(self, database: LazyDatabase, redis: Client, settings: AccessSettings) -> None:
         self._database = database
         self._redis = redis
         self._secret = settings.secret
@@ -166,7 +168,7 @@ class KnownKeys:
         return record
 
 
-def _principal(record: KeyRecord, settings: Settings) -> Principal:
+def _principal(record: KeyRecord, settings: LimitSettings) -> Principal:
     tenant_access = settings.tenants.get(record.tenant, ALL)
     return Principal(principal_id(record.id), record.tenant, access=record.access, tenant_access=tenant_access)
 

@@ -14,13 +14,14 @@ from pydantic import SecretStr
 from common.access.principal import Principal
 from common.access.sealing import SIGNATURE_BYTES, sign, verify
 from common.canonical.errors import ErrorKind, GatewayError
+from common.config.groups.access import AccessSettings
 from common.config.settings import Settings
 
 _PURPOSE = b"sluice read token 1"
 _OWNER = re.compile(rb"(?:key|jwt)_[A-Za-z0-9_-]{1,64}|anonymous")  # The ids of principals.
 
 
-def require_secret(settings: Settings) -> SecretStr:
+def require_secret(settings: AccessSettings) -> SecretStr:
     """Return what tokens are signed with.
 
     Raises:
@@ -41,7 +42,7 @@ def sign_read_token(principal: Principal, generation_id: str, settings: Settings
     return f"{_text(owner)}.{_text(sign(_signed(owner, generation_id), require_secret(settings), _PURPOSE))}"
 
 
-def read_token_owner(token: str, generation_id: str, settings: Settings) -> Principal:
+def read_token_owner(token: str, generation_id: str, settings: AccessSettings) -> Principal:
     """Return who lets the bearer of a token read this generation.
 
     Raises:

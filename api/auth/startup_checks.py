@@ -4,7 +4,8 @@ import ipaddress
 from urllib.parse import urlsplit
 
 from api.auth.authenticator import is_loopback, is_open
-from common.config.settings import KEY_CHARS_MIN, Settings
+from common.config.groups.access import KEY_CHARS_MIN, AccessSettings
+from common.config.settings import Settings
 
 
 def refuse_to_start(settings: Settings) -> str | None:
@@ -40,7 +41,7 @@ def _short_keys(settings: Settings) -> str | None:
     return None
 
 
-def _admin_keys(settings: Settings) -> str | None:
+def _admin_keys(settings: AccessSettings) -> str | None:
     if not settings.admin_keys:
         return None
     both = {key.get_secret_value() for key in settings.api_keys} & {key.get_secret_value() for key in settings.admin_keys}
@@ -51,7 +52,7 @@ def _admin_keys(settings: Settings) -> str | None:
     return None
 
 
-def _tokens(settings: Settings) -> str | None:
+def _tokens(settings: AccessSettings) -> str | None:
     if not settings.jwt_jwks_url:
         return None
     parts = urlsplit(settings.jwt_jwks_url)
@@ -65,7 +66,7 @@ def _tokens(settings: Settings) -> str | None:
     return None
 
 
-def _proxies(settings: Settings) -> str | None:
+def _proxies(settings: AccessSettings) -> str | None:
     for proxy in settings.trusted_proxies:
         try:
             ipaddress.ip_network(proxy)

@@ -26,6 +26,7 @@ from common.access.brought_keys import seal_brought_key
 from common.access.principal import Principal
 from common.canonical.job import Job, Policy
 from common.channel.base import Opening
+from common.config.groups.models import ModelSettings
 from common.config.guardrail_policy import on_output
 from common.config.model_routes import resolve
 from common.config.settings import Settings
@@ -130,7 +131,7 @@ async def accept(
     return Asked(request.scope, dialect, principal, job, charges, principal.end_user or parsed.end_user, job_class, once)
 
 
-def _passed_headers(headers: Headers, settings: Settings) -> dict[str, str]:
+def _passed_headers(headers: Headers, settings: ModelSettings) -> dict[str, str]:
     passed = {name: headers[name] for name in PASSED_HEADERS if name in headers}
     if settings.ai_gateway_url:
         passed |= {

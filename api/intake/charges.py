@@ -8,6 +8,7 @@ from collections.abc import Collection
 
 from common.access.principal import Limits, Principal
 from common.canonical.generation import GenerationRequest
+from common.config.groups.models import ModelSettings
 from common.config.settings import Settings
 from common.limits.charges import Charges, Purse, Scope, Slot, Window, of_limits, safe_name
 from common.metering.token_estimate import reserved_tokens
@@ -63,7 +64,7 @@ def _limits(
     return [each for each in found if each[2].is_set]
 
 
-def _alternatives(providers: Collection[str], settings: Settings) -> list[Purse]:
+def _alternatives(providers: Collection[str], settings: ModelSettings) -> list[Purse]:
     """The purses of a route's providers, where each has a budget: as long as one has none, the route is open."""
     purses = [Purse("provider", provider, settings.provider(provider).budget) for provider in dict.fromkeys(providers)]
     is_bounded = all((purse.budget.day_usd, purse.budget.month_usd) != (None, None) for purse in purses)

@@ -10,13 +10,13 @@ from api.server.body_budget import BodyBudget, apart
 from api.server.http_errors import refusal_in
 from api.server.numbers import whole_number
 from common.canonical.errors import ErrorKind, GatewayError
-from common.config.settings import Settings
+from common.config.groups.server import ServerSettings
 
 # All that tells values from strings: an escape, a quote, and what begins a value, but for the first of a list.
 _MARK = re.compile(rb'\\.|[",\[{]', re.DOTALL)
 
 
-async def read_json(request: Request, settings: Settings, budget: BodyBudget) -> tuple[bytes | bytearray, dict[str, Any]]:
+async def read_json(request: Request, settings: ServerSettings, budget: BodyBudget) -> tuple[bytes | bytearray, dict[str, Any]]:
     """Return a JSON object body, as it came and parsed. What ``budget`` holds for it is the caller's to release.
 
     Raises:

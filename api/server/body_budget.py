@@ -21,7 +21,8 @@ from starlette.types import Scope
 
 from api.server.retry_after import retry_after_s
 from common.canonical.errors import ErrorKind, GatewayError
-from common.config.settings import KIB, MIB, Settings
+from common.config.groups.server import ServerSettings
+from common.config.settings import KIB, MIB
 
 SMALL_BYTES = 64 * KIB  # Of each body; only what is more counts, with all of the body.
 LARGE_BYTES = MIB  # From here on a body is worked on in a thread, and waits for its turn.
@@ -37,7 +38,7 @@ T = TypeVar("T")
 class BodyBudget:
     """The bytes of one process. ``bytes_held`` are those of large bodies now."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: ServerSettings) -> None:
         self.bytes_max = max(settings.bodies_bytes_max, settings.body_bytes_max)
         self.bytes_held = 0
         self._turns = asyncio.Semaphore(AT_ONCE_MAX)

@@ -14,7 +14,8 @@ from typing import Any
 from api.server.connection import Connection
 from api.server.http_errors import restarting
 from common.canonical.errors import ErrorKind, Failed
-from common.config.settings import KIB, Settings
+from common.config.groups.server import ServerSettings
+from common.config.settings import KIB
 
 # Once the process stops. Nearly every request is complete within it; of a slow upload the client is told soon, and not after
 # it has sent all of it.
@@ -31,7 +32,7 @@ class Bounds:
     head_bytes_max: int
 
 
-def bounded_protocol(settings: Settings) -> type[Connection]:
+def bounded_protocol(settings: ServerSettings) -> type[Connection]:
     """Return the protocol for uvicorn, which makes one per connection and hands over no arguments of ours."""
     bounds = Bounds(
         settings.request_read_timeout_s,

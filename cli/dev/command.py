@@ -23,6 +23,7 @@ import orjson
 
 from api.auth.authenticator import is_loopback
 from cli.dev.embedded_redis import EmbeddedRedis, free_port
+from common.config.groups.access import AccessSettings
 from common.config.model_routes import available
 from common.config.setting_doubts import doubts
 from common.config.settings import MIB, Settings
@@ -164,7 +165,7 @@ def say(line: str) -> None:
     sys.stdout.flush()
 
 
-def key_for(settings: Settings, host: str) -> str:
+def key_for(settings: AccessSettings, host: str) -> str:
     """Return a key that is good: the first of the settings', or one for this setup."""
     if settings.api_keys:
         return settings.api_keys[0].get_secret_value()

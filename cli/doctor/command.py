@@ -13,6 +13,9 @@ from cli.doctor.http_get import get
 from cli.doctor.redis_checks import examine_redis
 from common.canonical.errors import GatewayError
 from common.config.foreign_effect import in_effect, without_effect
+from common.config.groups.ledger import LedgerSettings
+from common.config.groups.models import ModelSettings
+from common.config.groups.server import ServerSettings
 from common.config.model_routes import available, resolve
 from common.config.setting_doubts import doubts
 from common.config.settings import Settings, environment
@@ -109,7 +112,7 @@ def unknown_prices(settings: Settings) -> list[Finding]:
     return found
 
 
-def _way(provider: str, settings: Settings) -> str:
+def _way(provider: str, settings: ModelSettings) -> str:
     if not settings.is_behind_gateway(provider):
         return ""
     return " through the AI Gateway" + ("" if settings.provider(provider).api_keys else ", with the keys that are stored there")
@@ -135,7 +138,7 @@ def _files() -> Finding:
     return Finding("ok", f"A process may open {hard} files.")
 
 
-async def examine_database(settings: Settings) -> Finding:
+async def examine_database(settings: LedgerSettings) -> Finding:
     where = shown_url(settings.database_url)
     try:
         found = await _revision(settings.database_url)
@@ -158,7 +161,7 @@ async def _revision(url: str) -> str | None:
     return await revision_of(url)
 
 
-async def _api(settings: Settings) -> Finding:
+async def _api(settings: ServerSettings) -> Finding:
     address = f"{url_of(settings.host, settings.port)}/readyz"
     try:
         status = (await get(address)).status

@@ -3,6 +3,7 @@
 import asyncio
 
 from cli.doctor.finding import Finding
+from common.config.groups.models import ModelSettings
 from common.config.model_routes import available
 from common.config.proxies import missing_certificates
 from common.config.settings import Settings
@@ -38,7 +39,7 @@ async def providers_reached(settings: Settings) -> list[Finding]:
         await connections.close()
 
 
-def _base_url_variable(provider: str, settings: Settings) -> str:
+def _base_url_variable(provider: str, settings: ModelSettings) -> str:
     env = settings.vendors[provider].env
     return f"{env}_BASE_URL" if env else "its base_url"
 

@@ -11,7 +11,8 @@ from urllib.parse import unquote, urlsplit
 from redis.asyncio import Redis
 
 from cli.doctor.finding import Finding, Level
-from common.config.settings import MIB, Settings
+from common.config.groups.queue import QueueSettings
+from common.config.settings import MIB
 from common.process.redaction import shown_url
 from common.queue.jobs import ALIVE_S, keeps_books_as_before
 from common.redis import keyspace
@@ -23,7 +24,7 @@ PUBSUB_HARD_LIMIT_WANTED = 64 * MIB
 RULES_MEND = "See docs/operating.md for all that Sluice needs of Redis."
 
 
-async def examine_redis(settings: Settings, *, is_running: bool) -> list[Finding]:
+async def examine_redis(settings: QueueSettings, *, is_running: bool) -> list[Finding]:
     """``is_running``: an API takes requests already, so that there must be workers."""
     redis = connect(settings.redis_url)
     where = shown_url(settings.redis_url)

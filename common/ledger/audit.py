@@ -14,7 +14,8 @@ from pydantic import SecretStr
 from common.access import sealing
 from common.access.principal import Principal
 from common.canonical.errors import ErrorKind, GatewayError
-from common.config.settings import MIB, Settings
+from common.config.groups.access import AccessSettings
+from common.config.settings import MIB
 
 _PURPOSE = b"sluice audit"
 TEXT_CHARS_MAX = 100_000  # Of one string: longer ones are mostly images, and are cut.
@@ -22,7 +23,7 @@ ENTRY_BYTES_MAX = 1 * MIB  # About two seconds of looking for personal data; pas
 DEPTH_MAX = 64  # As deep as a request may nest by default.
 
 
-def refuse_unless_it_can_be_kept(principal: Principal, settings: Settings) -> None:
+def refuse_unless_it_can_be_kept(principal: Principal, settings: AccessSettings) -> None:
     """Refuse what must be audited and cannot be: to let it pass would break what the operator has promised somebody.
 
     503, not 400: nothing is wrong with the request, and it will be taken once the gateway has been mended.

@@ -18,7 +18,7 @@ from arq.connections import ArqRedis
 from arq.worker import Worker, func
 
 from common.canonical.errors import StoreUnavailable
-from common.config.settings import Settings
+from common.config.groups.queue import QueueSettings
 from common.limits.charges import Settlement
 from common.process.loop_lag import able_timeout, loop_lag
 from common.process.process import supervised
@@ -70,7 +70,9 @@ class LeasedWorker(Worker):
     back, or is cancelled: by a drain that is over (the job is handed over) or by a lost lease (somebody else has it).
     """
 
-    def __init__(self, redis: Client, queue: JobQueue, pulse: Pulse, settings: Settings, handler: Handler, name: str) -> None:
+    def __init__(
+        self, redis: Client, queue: JobQueue, pulse: Pulse, settings: QueueSettings, handler: Handler, name: str
+    ) -> None:
         async def run_generation(ctx: dict[str, Any], generation_id: str) -> Settlement:
             return await handler(self._jobs[generation_id])
 

@@ -7,7 +7,8 @@ from redis.asyncio import Redis
 from api.main import Process, create_app
 from cli.dev.embedded_redis import EmbeddedRedis
 from common.canonical.errors import StoreUnavailable
-from common.config.settings import ProviderSettings, Settings
+from common.config.groups.models import ProviderSettings
+from common.config.settings import Settings
 from common.redis import keyspace
 
 BODY = {"model": "demo", "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}]}

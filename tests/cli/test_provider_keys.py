@@ -9,7 +9,8 @@ from click.testing import CliRunner
 
 from cli.doctor.provider_keys import check_keys
 from cli.main import main
-from common.config.settings import ProviderSettings, Settings
+from common.config.groups.models import ProviderSettings
+from common.config.settings import Settings
 from demo_provider.server import running
 
 GOOD = "sk-good-canary-0123456789-wxyz"

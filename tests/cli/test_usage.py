@@ -14,7 +14,8 @@ from click.testing import CliRunner, Result
 from cli.doctor.command import examine_database, unknown_prices
 from cli.main import main
 from cli.usage import as_csv, as_table
-from common.config.settings import ProviderSettings, Settings
+from common.config.groups.models import ProviderSettings
+from common.config.settings import Settings
 from common.database.engine import open_database
 from common.database.migrate import HEAD, migrate
 from common.database.store import add

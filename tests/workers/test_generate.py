@@ -14,7 +14,8 @@ from redis.asyncio import Redis
 from common.canonical.job import Job, Policy
 from common.channel.base import START, Append, Claim, Frame, FrameId, FrameKind, Opening, Stop
 from common.channel.memory import MemoryChannel
-from common.config.settings import ProviderSettings, Settings
+from common.config.groups.models import ProviderSettings
+from common.config.settings import Settings
 from common.queue.jobs import ClaimedJob
 from common.queue.worker import SetAside
 from common.redis.client import connect

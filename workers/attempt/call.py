@@ -18,6 +18,7 @@ from common.canonical.errors import ErrorKind, Failed, GatewayError
 from common.canonical.events import Completed, Usage, without
 from common.canonical.job import Job
 from common.channel.base import FrameKind
+from common.config.groups.models import ModelSettings
 from common.config.settings import KIB, Settings
 from common.dialects import DIALECTS
 from common.dialects.base import ReplyInfo
@@ -145,7 +146,7 @@ def reply_info(ask: Ask, reply: Reply, total: Total, settings: Settings) -> Repl
     )
 
 
-def _cost_of(usage: Usage, reply: Reply, total: Total, settings: Settings) -> Cost | None:
+def _cost_of(usage: Usage, reply: Reply, total: Total, settings: ModelSettings) -> Cost | None:
     """Return what an answer has cost whose usage the client is told: each attempt by itself."""
     own, deployment = without(usage, total.spent), reply.deployment
     last = [Attempt(deployment.provider, deployment.model, own).priced(settings.prices)] if any(own.to_dict().values()) else []

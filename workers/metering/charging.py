@@ -13,7 +13,7 @@ from common.canonical.errors import ErrorKind, Failed, GatewayError
 from common.canonical.events import Completed, Usage
 from common.canonical.generation import GenerationRequest
 from common.canonical.job import Job
-from common.config.settings import Settings
+from common.config.groups.models import ModelSettings
 from common.dialects import DIALECTS
 from common.limits.charges import Purse, Settlement
 from common.metering.attempt_cost import Attempt, nano_usd, pack, total_usage
@@ -28,7 +28,9 @@ from workers.transcode.pumps import Pump
 ANSWER_TOKENS_MAX = 1_000_000  # No model's answer is longer, whatever a request allows.
 
 
-def attempt_of(job: Job, reply: Reply, request: UpstreamRequest, pump: Pump, status: int, settings: Settings) -> Attempt | None:
+def attempt_of(
+    job: Job, reply: Reply, request: UpstreamRequest, pump: Pump, status: int, settings: ModelSettings
+) -> Attempt | None:
     """Return what a call that has ended counts for; None: for nothing. ``status`` is the upstream's, 0 for no answer at all."""
     if not request.is_sent or _is_refusal(status, pump) or (reply.is_reread and pump.usage is None):
         return None
@@ -70,7 +72,7 @@ def _has_idle_zero(reported: Usage, pump: Pump) -> bool:
     return not reported.input_tokens or (not reported.output_tokens and pump.output_events > 0)
 
 
-def take_measure(partial: Partial, total: Total, settings: Settings) -> None:
+def take_measure(partial: Partial, total: Total, settings: ModelSettings) -> None:
     """Take over what the log tells: of this claim's own attempt, or of those of the claims before."""
     last = partial.attempts[-1]
     if total.is_committed:  # This claim's own: what its upstream has reported is better than any estimate.
@@ -80,7 +82,7 @@ def take_measure(partial: Partial, total: Total, settings: Settings) -> None:
     total.provider, total.upstream_model = last.provider, last.model
 
 
-def settlement_of(attempts: list[Attempt], settings: Settings) -> Settlement:
+def settlement_of(attempts: list[Attempt], settings: ModelSettings) -> Settlement:
     """Return what attempts took: all tokens, and the cost of what our own keys paid for."""
     usage = total_usage(attempts)
     shares: Counter[str] = Counter()

@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 from common.canonical.errors import ErrorKind, GatewayError, StoreUnavailable
 from common.channel.base import Channel
-from common.config.settings import MIB, Settings
+from common.config.groups.channel import ChannelSettings
+from common.config.settings import MIB
 
 LARGE_BYTES = 8 * MIB  # Thirty thousand tokens, each in an event of its own.
 STEP_BYTES = MIB  # How much more a large answer may write until it is looked at again.
@@ -34,7 +35,7 @@ class _Ended(NamedTuple):
 class LargeAnswers:
     """The bytes of one worker. ``bytes_held`` may count logs that have expired: that is found out when room is needed."""
 
-    def __init__(self, channel: Channel, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, channel: Channel, settings: ChannelSettings, clock: Callable[[], float] = time.monotonic) -> None:
         self.answer_bytes_max = settings.answer_bytes_max
         self.bytes_max = max(settings.large_answers_bytes_max, settings.answer_bytes_max)
         self.bytes_held = 0

@@ -9,14 +9,14 @@ from datetime import UTC, datetime, timedelta
 
 from common.canonical.errors import ErrorKind, GatewayError
 from common.canonical.money import NANO_USD
-from common.config.settings import Settings
+from common.config.groups.models import ModelSettings
 from common.limits.charges import periods, spent_unknown
 from common.redis import keyspace
 from workers.providers.base import Deployment
 
 
 class Budgets:
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: ModelSettings) -> None:
         self._limits = {
             provider: [usd if usd is None else usd * NANO_USD for usd in (chosen.budget.day_usd, chosen.budget.month_usd)]
             for provider, chosen in settings.providers.items()

@@ -34,7 +34,7 @@ from common.canonical.events import (
 )
 from common.canonical.generation import GenerationRequest
 from common.canonical.job import Job
-from common.config.settings import Settings
+from common.config.groups.guardrails import GuardrailSettings
 from common.guardrails.custom import SEPARATOR, Action, Check, Custom, GuardrailUnavailable, Verdict, joined
 from common.metering.token_estimate import estimate_tokens, filled, tokens_in_bytes
 from workers.metrics import Metrics
@@ -54,7 +54,7 @@ _Key = tuple[type[TextEvent], int, int]
 class OutputGuards:
     """One per process: what the settings say, ready to be used."""
 
-    def __init__(self, settings: Settings, custom: Custom | None, metrics: Metrics) -> None:
+    def __init__(self, settings: GuardrailSettings, custom: Custom | None, metrics: Metrics) -> None:
         self._sources = settings.guardrail_patterns_out
         self._patterns: tuple[Any, ...] | None = None  # Compiled when first needed.
         self._custom = custom or Custom()

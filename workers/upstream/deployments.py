@@ -15,6 +15,7 @@ import orjson
 from common.access.brought_keys import open_brought_key
 from common.canonical.errors import ErrorKind, GatewayError
 from common.canonical.job import Job
+from common.config.groups.models import ModelSettings
 from common.config.model_routes import Target, resolve
 from common.config.settings import Settings
 from common.dialects import DIALECTS
@@ -119,12 +120,12 @@ def _key_id(provider: str, key: str) -> str:
     return f"{provider}:{hashlib.sha256(f'{provider} {key}'.encode()).hexdigest()[:32]}"
 
 
-def _stored_keys(vendor: Vendor, is_behind_gateway: bool, settings: Settings) -> list[str]:
+def _stored_keys(vendor: Vendor, is_behind_gateway: bool, settings: ModelSettings) -> list[str]:
     keys = [key.get_secret_value() for key in settings.provider(vendor.id).api_keys]
     return keys or ([""] if is_behind_gateway else [vendor.id])  # A server that needs no key takes any.
 
 
-def _direct(vendor: Vendor, wire: WireName, settings: Settings) -> str:
+def _direct(vendor: Vendor, wire: WireName, settings: ModelSettings) -> str:
     base_url = settings.base_url(vendor.id) or ""
     version = _VERSION.search(base_url)
     if version is None:
@@ -132,11 +133,11 @@ def _direct(vendor: Vendor, wire: WireName, settings: Settings) -> str:
     return base_url[: version.start()] if wire in _BEGIN_WITH_A_VERSION else base_url
 
 
-def _behind_gateway(vendor: Vendor, wire: WireName, settings: Settings) -> str:
+def _behind_gateway(vendor: Vendor, wire: WireName, settings: ModelSettings) -> str:
     return f"{settings.ai_gateway_url}/{settings.filled(vendor.gateway[wire])}"
 
 
-def _gateway_headers(job: Job, settings: Settings) -> dict[str, str]:
+def _gateway_headers(job: Job, settings: ModelSettings) -> dict[str, str]:
     """Return what the AI Gateway is told: our token, and what the client asks of it."""
     headers = {name: value for name, value in job.headers.items() if name.startswith("cf-aig-")}
     if settings.ai_gateway_token:

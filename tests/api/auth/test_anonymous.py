@@ -6,7 +6,8 @@ from redis.asyncio import Redis
 
 from api.main import Process, create_app
 from cli.dev.embedded_redis import EmbeddedRedis
-from common.config.settings import ProviderSettings, Settings
+from common.config.groups.models import ProviderSettings
+from common.config.settings import Settings
 
 ID = "0" * 32
 ASKED = b'{"model": "demo", "input": "my secret is 42"}'

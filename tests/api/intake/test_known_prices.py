@@ -8,8 +8,9 @@ import pytest
 from api.intake.known_prices import countable
 from common.access.principal import Access, Budget, Principal
 from common.canonical.errors import ErrorKind, GatewayError
+from common.config.groups.models import ProviderSettings
 from common.config.model_routes import Target
-from common.config.settings import ProviderSettings, Settings
+from common.config.settings import Settings
 from common.metering.pricing import Price
 
 KNOWN, UNKNOWN = Target("openai", "gpt-5"), Target("lab", "m")

@@ -10,7 +10,8 @@ from api.main import Process, create_app
 from cli.dev.embedded_redis import EmbeddedRedis
 from common.access.key_records import Gone, KeyRecords
 from common.canonical.errors import StoreUnavailable
-from common.config.settings import ProviderSettings, Settings
+from common.config.groups.models import ProviderSettings
+from common.config.settings import Settings
 
 ADMIN = {"authorization": "Bearer admin-key"}
 WHOLE_ACCESS = {

@@ -12,7 +12,8 @@ from api.main import Process, create_app
 from api.server.answer_headers import page_policy
 from cli.dev.embedded_redis import EmbeddedRedis
 from common.access.principal import Access
-from common.config.settings import ProviderSettings, Settings
+from common.config.groups.models import ProviderSettings
+from common.config.settings import Settings
 
 OURS, TENANT_S, KEY_S, STRANGE = (f"https://{name}.example" for name in ("ours", "tenant", "key", "strange"))
 ADMIN = {"authorization": "Bearer admin-key"}

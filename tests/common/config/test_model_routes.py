@@ -1,8 +1,9 @@
 import pytest
 
 from common.canonical.errors import ErrorKind, GatewayError
+from common.config.groups.models import ProviderSettings
 from common.config.model_routes import Target, available, model_names, resolve
-from common.config.settings import ProviderSettings, Settings
+from common.config.settings import Settings
 from common.vendors.model_names import CLAUDE_FOR_OPENAI
 
 

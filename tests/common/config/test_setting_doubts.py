@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from common.config.groups.models import ProviderSettings
 from common.config.setting_doubts import doubts, log_doubts
-from common.config.settings import ProviderSettings, Settings
+from common.config.settings import Settings
 
 PRICE = {"input_usd_per_mtok": 1, "output_usd_per_mtok": 2}
 OPENAI = {"providers": {"openai": ProviderSettings(api_keys=("k",))}}

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from common.access.principal import Limits
-from common.config.settings import ProviderSettings, Settings
+from common.config.groups.models import ProviderSettings
+from common.config.settings import Settings
 from common.guardrails.pii import redact
 from common.process.key_shapes import KEY_SHAPES, KeyShape
 from common.process.redaction import REDACTED, Redactor, secrets_in, shown_url

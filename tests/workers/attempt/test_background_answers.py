@@ -9,7 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from common.channel.base import FrameKind
-from common.config.settings import ProviderSettings
+from common.config.groups.models import ProviderSettings
 from common.sse import split_blocks
 from demo_provider.script import answer
 from tests.workers.continuation.test_continuation import READERS, every_dialect, lose, open_as

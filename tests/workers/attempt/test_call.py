@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 import pytest
 
-from common.config.settings import ProviderSettings
+from common.config.groups.models import ProviderSettings
 from tests.workers.continuation.test_continuation import MORE, READERS
 from tests.workers.test_generate import Setup, setup  # noqa: F401 - a fixture.
 from workers.attempt.call import event_end

@@ -7,7 +7,7 @@ import pytest
 
 from common.canonical.events import Usage
 from common.channel.base import Append, Claim, Frame, FrameId, FrameKind
-from common.config.settings import ProviderSettings
+from common.config.groups.models import ProviderSettings
 from common.dialects import DIALECTS
 from common.dialects.base import Progress, ReplyInfo
 from common.sse import split_blocks

@@ -14,7 +14,8 @@ from redis.asyncio import Redis
 from common.canonical.events import COUNTS, FIGURE_MAX, Usage
 from common.channel.base import FrameKind
 from common.channel.memory import MemoryChannel
-from common.config.settings import ProviderSettings, Settings
+from common.config.groups.models import ProviderSettings
+from common.config.settings import Settings
 from common.metering.attempt_cost import Attempt, attempts_in, pack, unpack
 from common.metering.pricing import Cost, Price
 from common.queue.jobs import ClaimedJob

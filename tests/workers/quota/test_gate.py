@@ -20,7 +20,8 @@ from common.canonical.errors import ErrorKind, Failed, GatewayError, StoreUnavai
 from common.canonical.events import Usage
 from common.canonical.job import Job, Policy
 from common.canonical.money import NANO_USD
-from common.config.settings import ProviderSettings, Settings
+from common.config.groups.models import ProviderSettings
+from common.config.settings import Settings
 from common.limits.charges import periods
 from common.redis import keyspace
 from common.redis.client import Client, connect

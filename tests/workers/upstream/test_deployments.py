@@ -10,7 +10,8 @@ from pydantic import SecretStr
 from common.access.brought_keys import seal_brought_key
 from common.canonical.errors import GatewayError
 from common.canonical.job import Job, Policy
-from common.config.settings import ProviderSettings, Settings
+from common.config.groups.models import ProviderSettings
+from common.config.settings import Settings
 from workers.providers.base import Deployment
 from workers.upstream.deployments import deployments
 

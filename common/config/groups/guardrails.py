@@ -1,0 +1,44 @@
+"""What is looked for in prompts and answers?"""
+
+from pydantic import BaseModel, Field, field_validator
+
+from common.access.principal import GuardrailPolicy
+from common.config.setting_sources import environment as environment
+from common.config.setting_values import GIB as GIB
+from common.config.setting_values import KIB as KIB
+from common.config.setting_values import MIB as MIB
+from common.config.setting_values import (
+    HttpUrl,
+)
+
+
+class GuardrailSettings(BaseModel):
+    """Guardrails"""
+
+    guardrails: GuardrailPolicy = Field(
+        default_factory=GuardrailPolicy,
+        description='For who has none of his own: {"pii": "block", "injection": "log"}. See docs/guardrails.md.',
+    )
+    guardrails_by_model: dict[str, GuardrailPolicy] = Field(
+        default_factory=dict, description='For models, whoever asks: {"openai/*": {"pii": "block"}}. The strictest wins.'
+    )
+    guardrail_patterns_in: tuple[str, ...] = Field(
+        (), description='Expressions that prompts must not match: ["(?i)project x"].'
+    )
+    guardrail_patterns_out: tuple[str, ...] = Field((), description="The same for answers.")
+    guardrail_input_chars_max: int = Field(
+        400_000, ge=1, le=10**9, description="Characters of a prompt, where the size guardrail is on."
+    )
+    guardrail_messages_max: int = Field(1_000, ge=1, le=10**6, description="Messages of a prompt, the same.")
+    guardrail_plugin: str | None = Field(None, description="A guardrail of your own: module:callable. See docs/guardrails.md.")
+    guardrail_webhook_url: HttpUrl | None = Field(None, description="The same as a service, which is asked by POST.")
+    guardrail_timeout_s: float = Field(2, gt=0, le=60, description="How long one's own guardrail has for its answer.")
+
+    @field_validator("guardrail_patterns_in", "guardrail_patterns_out")
+    @classmethod
+    def _check_patterns(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        if patterns:
+            from common.config.expressions import compiled  # Its engine is loaded only by who uses it.
+
+            compiled(patterns)
+        return patterns
