@@ -13,7 +13,7 @@ _HEAD = """\
 
 Each is a variable of the environment, a line of `.env`, or a key of `sluice.yaml` (in small letters, without `SLUICE_`); the
 former is stronger. `SLUICE_…_FILE` names a file that holds the value. Outside of its range no process starts. Times are seconds
-where the name ends in `_S`, milliseconds for `_MS`; sizes are bytes. Keys and addresses of providers: [providers.md](providers.md).
+where the name ends in `_S`, milliseconds for `_MS`; sizes are bytes. Keys of providers: [providers.md](providers.md).
 
 This page is written by `make env` from `common/config/groups/`; `.env.example` has the same, ready to be copied.
 """
