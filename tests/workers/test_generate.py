@@ -79,7 +79,6 @@ class Setup:
 
 @pytest.fixture
 async def setup(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> AsyncIterator[Setup]:
-    monkeypatch.setattr("workers.attempt.retries.BACKOFF_S", (0.01, 0.01))
     async with running("127.0.0.1", 0) as address:
         providers = {
             "demo": ProviderSettings(base_url=f"{address}/v1"),
@@ -87,7 +86,7 @@ async def setup(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest)
             "anthropic": ProviderSettings(base_url="http://127.0.0.1:9", api_keys=("k",)),
         }
         # Also what is too little for real ones.
-        settings = Settings(providers=providers).model_copy(update=getattr(request, "param", {}))
+        settings = Settings(providers=providers, retry_backoff_s=0.01).model_copy(update=getattr(request, "param", {}))
         channel = MemoryChannel()
         linger = Linger(settings.publish_linger_ms)
         publisher = Publisher(channel, Pulse(), settings, linger)  # type: ignore[arg-type]  # A pulse that is always whole.

@@ -26,7 +26,12 @@ async def try_deployments(running: Running, among: list[Deployment], call: Call)
     """
     quota, total, metrics = running.services.quota, running.total, running.services.metrics
     demand = Demand(running.job)
-    tries = Tries(quota.affordable(among), *patience(running.ask, total, running.settings))
+    tries = Tries(
+        quota.affordable(among),
+        *patience(running.ask, total, running.settings),
+        attempts_max=running.settings.attempts_per_deployment,
+        backoff_s=running.settings.retry_backoff_s,
+    )
     while True:
         deployment = tries.deployment
         total.note(deployment)

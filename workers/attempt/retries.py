@@ -1,7 +1,7 @@
 """Which deployment is called next, and when?
 
-Before the commit point a failure is the gateway's to mend: three attempts at a deployment, then the route's next one. After
-it, the client has seen output, and this file has no say.
+Before the commit point a failure is the gateway's to mend: some attempts at a deployment (three, unless set), then the
+route's next one. After it, the client has seen output, and this file has no say.
 
 A key that has no quota left, by its vendor's word or by ours, is passed over for the route's next place at once, and comes
 back when its time is over; only where no other place is left does the generation wait. What the gateway itself refuses
@@ -21,8 +21,7 @@ from common.canonical.errors import Failed, Remedy
 from workers.providers.base import Deployment
 from workers.providers.shared.errors import UNREADABLE
 
-TRIES_PER_DEPLOYMENT = 3
-BACKOFF_S = (1.0, 2.0)  # Before the second attempt and before the third.
+ATTEMPTS_PER_DEPLOYMENT, BACKOFF_S = 3, 1.0  # Where the settings do not say otherwise.
 JITTER = 0.25  # Either way, so that a fleet's retries do not come as one.
 
 
@@ -49,6 +48,9 @@ class Tries:
         deployments: list[Deployment],
         wait_max_s: float,
         status_by: float | None = None,
+        *,
+        attempts_max: int = ATTEMPTS_PER_DEPLOYMENT,
+        backoff_s: float = BACKOFF_S,
         chance: Callable[[], float] = random.random,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -56,6 +58,8 @@ class Tries:
         self._at = self._places[0]
         self._wait_max_s = self._patience_s = wait_max_s
         self._status_by = status_by
+        self._attempts_max = attempts_max  # Of each deployment.
+        self._backoff_s = backoff_s  # Before the second; each further one waits for twice as long.
         self._chance = chance
         self._clock = clock
         self._due_later: list[float] = []  # Of the places that asked for too long a wait.
@@ -77,8 +81,8 @@ class Tries:
         match _remedy(failed, at.tries):
             case "same" | "next" if asked_s > self._wait_max_s:
                 self._leave_out(asked_s)
-            case "same" if at.tries < TRIES_PER_DEPLOYMENT:
-                backoff_s = BACKOFF_S[at.tries - 1] * (1 + JITTER * (2 * self._chance() - 1))
+            case "same" if at.tries < self._attempts_max:
+                backoff_s = self._backoff_s * 2 ** (at.tries - 1) * (1 + JITTER * (2 * self._chance() - 1))
                 wait_s = max(backoff_s, asked_s)
                 if not asked_s and not self._costs_the_status(wait_s):
                     return wait_s

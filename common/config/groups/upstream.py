@@ -22,6 +22,15 @@ class UpstreamSettings(BaseModel):
     first_token_timeout_s: Wait = Field(120, description="From the request to a provider's first token.")
     between_tokens_timeout_s: Wait = Field(60, description="Silence of a provider in mid-stream.")
     total_timeout_s: Wait = Field(1800, description="One generation, from its first claim to its end.")
+    attempts_per_deployment: int = Field(
+        3, ge=1, le=10, description="How often a deployment is called before the route's next one is: once is no retry."
+    )
+    retry_backoff_s: float = Field(
+        1,
+        ge=0,
+        le=60,
+        description="Wait before the second attempt, doubled before each further one, give or take a quarter.",
+    )
     retry_after_max_s: float = Field(30, ge=0, le=3600, description="Longest Retry-After that we obey or relay.")
     upstream_connections_max: int = Field(2_500, ge=1, le=10**5, description="Connections of one worker to all providers.")
     upstream_event_bytes_max: int = Field(16 * MIB, ge=64 * KIB, le=GIB, description="One event of a provider's stream.")

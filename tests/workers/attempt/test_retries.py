@@ -91,7 +91,9 @@ def test_what_its_vendor_promises_for_later_than_the_cap_is_left_out():
 
 
 def with_status(count: int, clock: Clock, status_by: float = 1004.75) -> Tries:
-    return Tries([Deployment(f"p{n}", "http://x", "k", "m") for n in range(count)], 30, status_by, lambda: 0.5, clock)
+    return Tries(
+        [Deployment(f"p{n}", "http://x", "k", "m") for n in range(count)], 30, status_by, chance=lambda: 0.5, clock=clock
+    )
 
 
 def test_a_status_is_worth_more_than_a_wait_that_would_end_after_it():
@@ -241,3 +243,21 @@ def test_calls_are_counted_over_deployments():
 
 def test_an_answer_that_cannot_be_read_is_asked_for_once_at_each_deployment():
     assert waits(tries(2), Failed(ErrorKind.UPSTREAM_PROTOCOL, "", code=UNREADABLE)) == [(0.0, "p1")]
+
+
+def test_how_often_and_after_which_waits_is_set():
+    tries = Tries([Deployment("p", "x", "k", "m")], 30, attempts_max=5, backoff_s=0.5, chance=lambda: 0.5, clock=Clock())
+    waits = []
+    for _ in range(5):
+        tries.begin()
+        waits.append(tries.after(Failed(ErrorKind.UPSTREAM_UNAVAILABLE, "gone", status=503)))
+
+    assert waits == [0.5, 1, 2, 4, None]
+
+
+def test_one_attempt_is_no_retry():
+    tries = Tries([Deployment(name, "x", "k", "m") for name in ("p", "q")], 30, attempts_max=1, clock=Clock())
+    tries.begin()
+
+    assert tries.after(Failed(ErrorKind.UPSTREAM_UNAVAILABLE, "gone", status=503)) == 0
+    assert tries.deployment.provider == "q"

@@ -99,10 +99,10 @@ async def upstream() -> AsyncIterator[Scripted]:
 
 @pytest.fixture
 async def setup(upstream: Scripted, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Setup]:
-    monkeypatch.setattr("workers.attempt.retries.BACKOFF_S", (0.01, 0.01))
     own = {name: ProviderSettings(base_url=upstream.url, continuation="instruction") for name in ("dear", "cheap")}
     gone = ProviderSettings(base_url="http://127.0.0.1:9/v1")
     settings = Settings(
+        retry_backoff_s=0.01,
         providers={**own, "gone": gone, "openai": ProviderSettings(base_url=upstream.url, api_keys=("k",))},
         aliases={"both": ["dear/m", "cheap/m"]},
         prices={"dear/m": DOLLAR_A_TOKEN, "cheap/m": CENT_A_TOKEN, "gone/m": CENT_A_TOKEN},
