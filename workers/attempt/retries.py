@@ -82,7 +82,7 @@ class Tries:
             case "same" | "next" if asked_s > self._wait_max_s:
                 self._leave_out(asked_s)
             case "same" if at.tries < self._attempts_max:
-                backoff_s = self._backoff_s * 2 ** (at.tries - 1) * (1 + JITTER * (2 * self._chance() - 1))
+                backoff_s = self._backoff_s * (1 << (at.tries - 1)) * (1 + JITTER * (2 * self._chance() - 1))
                 wait_s = max(backoff_s, asked_s)
                 if not asked_s and not self._costs_the_status(wait_s):
                     return wait_s
