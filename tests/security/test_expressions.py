@@ -21,7 +21,7 @@ SOURCES = {
 # a piece of text that is cut to a few hundred characters before, or (in the first) a path of which they drop repeated slashes.
 WRITTEN_IN_PLACE = {
     "api/server/http_errors.py": 1,
-    "api/server/security_headers.py": 1,
+    "api/server/answer_headers.py": 1,
     "common/access/principal.py": 1,
     "common/guardrails/injection.py": 1,
     "common/config/expressions.py": 1,
