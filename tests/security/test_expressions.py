@@ -28,7 +28,7 @@ WRITTEN_IN_PLACE = {
     "common/config/proxies.py": 1,
     "common/config/setting_doubts.py": 2,
     "common/config/setting_values.py": 1,
-    "common/config/settings.py": 1,
+    "common/config/groups/models.py": 1,
     "workers/providers/shared/errors.py": 1,
 }
 
