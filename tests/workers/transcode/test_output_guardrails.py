@@ -1,6 +1,8 @@
 """What a guard lets through of an answer's events."""
 
 import asyncio
+import math
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -31,8 +33,10 @@ from common.config.settings import Settings
 from common.dialects import DIALECTS
 from common.dialects.base import ReplyInfo
 from common.guardrails.custom import SEPARATOR, Action, Check, Custom, Verdict
+from workers.attempt.call import prepare_as_asked
 from workers.metrics import Metrics
 from workers.providers import WIRES
+from workers.providers.base import Deployment
 from workers.transcode.guarded_pump import GuardedPump, guarded
 from workers.transcode.output_guardrails import OutputGuard, OutputGuards
 from workers.transcode.pumps import Continuing, Folding, FoldingWhole, Pump, Rereading, Translating
@@ -291,6 +295,31 @@ def test_a_whole_answer_is_filtered_and_its_usage_is_its_upstream_s():
     assert answer["choices"][0]["message"]["content"] == "[EMAIL] has a "
     assert answer["choices"][0]["finish_reason"] == "content_filter"
     assert (pump.usage.input_tokens, pump.usage.output_tokens) == (3, 4)
+
+
+@pytest.mark.parametrize("is_stream", [True, False])
+@pytest.mark.parametrize("wire", ["openai-chat", "anthropic-messages"])
+def test_without_guardrails_nothing_stands_around_a_pump(wire, is_stream):
+    asked = job() if is_stream else replace(job(), stream=False)
+    body = {"model": "m", "stream": is_stream, "messages": [{"role": "user", "content": "hi"}]}
+    info, place = ReplyInfo("gen_1", "m", 1, "p", body), Deployment("p", "http://x", "k", "m", wire)
+
+    _, plain = prepare_as_asked(asked, WIRES[wire], place, info, guards().of(asked))
+    _, watched = prepare_as_asked(asked, WIRES[wire], place, info, guard(pii="log"))
+
+    assert not isinstance(plain, GuardedPump)
+    assert isinstance(watched, GuardedPump)
+    assert not (plain.waits or plain.is_cut or plain.has_heard or plain.loop_bytes_max < math.inf)
+
+
+def test_to_its_user_a_guarded_pump_is_as_the_pump_in_it():
+    guarded_one, plain = pump_of(Translating, guard(pii="log")), pump_of(Translating, guard(pii="log"))._pump
+    blocks = [chunk("hello "), chunk("there", finish_reason="stop"), b"data: [DONE]\n\n"]
+
+    assert guarded_one.feed(blocks) + guarded_one.end() == plain.feed(blocks) + plain.end()
+    names = {*Pump.__annotations__, *(name for name, what in vars(Pump).items() if isinstance(what, property))}
+    for name in names - {"loop_bytes_max"}:
+        assert getattr(guarded_one, name) == getattr(plain, name), name
 
 
 def continuing(said: str, found: OutputGuard, *, reattaches: bool) -> Pump:
