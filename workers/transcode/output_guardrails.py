@@ -121,6 +121,11 @@ class OutputGuard:
             return
         if isinstance(event, OUTPUT):
             self.has_heard = True
+        if self._let_go_before(event, passed) and not self.blocked:
+            passed.append(event)
+
+    def _let_go_before(self, event: Event, passed: list[Event]) -> bool:
+        """Let go the texts that are over with an event; return whether the event itself may pass."""
         match event:
             case ToolCallStarted():
                 self._open[event.choice] = True
@@ -129,16 +134,14 @@ class OutputGuard:
                 self._let_go(0, passed)
             case ThinkingSigned():
                 self._let_go(0, passed)
-                if self._is_altered():
-                    return  # It signs another text.
+                return not self._is_altered()  # Else it signs another text.
             case Finished():
                 self._let_go(event.choice, passed)
                 self._open[event.choice] = self.blocked is not None
             case Completed():
                 for choice in list(self._speaking):
                     self._let_go(choice, passed)
-        if not self.blocked:
-            passed.append(event)
+        return True
 
     def _take_text(self, event: TextEvent, passed: list[Event]) -> None:
         # Hot path: once per delta.

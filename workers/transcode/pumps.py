@@ -425,7 +425,9 @@ class Folding(_Events):
         self._folded = Folded()
 
     def feed(self, blocks: list[bytes]) -> bytes:
-        return self.say(self.read(blocks))
+        for block in blocks:
+            self.say(self._decoder.decode(block))
+        return b""
 
     def feed_whole(self, body: bytes) -> bytes:
         return self.say_last(self.read_whole(body))
