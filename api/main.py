@@ -38,12 +38,13 @@ from api.server.middleware import Guarded, Observed
 from api.server.request_bounds import bounded_protocol
 from api.services import Services
 from common.channel.redis import RedisChannel, RedisFeed
+from common.config.custom_guardrail import custom_of
 from common.config.foreign_effect import log_foreign
 from common.config.proxies import ProxyUnusable
 from common.config.setting_doubts import log_doubts
 from common.config.settings import Settings, environment
 from common.database.lazy import LazyDatabase
-from common.guardrails.custom import PluginError, custom_of
+from common.guardrails.custom import PluginError
 from common.metering import pricing
 from common.process.listening import address_of, bind
 from common.process.logging import configure_logging

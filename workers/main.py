@@ -12,11 +12,12 @@ import uvloop
 from prometheus_client import CollectorRegistry
 
 from common.channel.redis import RedisChannel
+from common.config.custom_guardrail import custom_of
 from common.config.foreign_effect import log_foreign
 from common.config.proxies import ProxyUnusable
 from common.config.setting_doubts import log_doubts
 from common.config.settings import Settings, environment
-from common.guardrails.custom import PluginError, custom_of
+from common.guardrails.custom import PluginError
 from common.limits.charges import Settlement
 from common.metering import pricing
 from common.process.event_loop import Loop

@@ -1,8 +1,9 @@
 """May a prompt pass, and what of it?
 
-The input side of the guardrails, before anything is enqueued: on the texts of the client's body, whatever its dialect.
-What is to be replaced is replaced in the body itself, for a same-family upstream gets that body; all else of it stays as
-it came. Refusals name the guardrail and never what it found; the log has counts alone.
+The input side of the guardrails, before anything is enqueued: on the texts of the client's body, whatever its dialect. Which
+guardrails there are, and in what order, is said by ``common.guardrails.table``. What is to be replaced is replaced in the body
+itself, for a same-family upstream gets that body; all else of it stays as it came. Refusals name the guardrail and never what
+it found; the log has counts alone.
 """
 
 import asyncio
@@ -13,56 +14,79 @@ from typing import Any
 import structlog
 
 from api.metrics import Metrics
-from common.access.principal import GuardrailPolicy, Mode, Principal
+from common.access.principal import GuardrailPolicy, Principal
 from common.canonical.errors import ErrorKind, GatewayError
 from common.config.guardrail_policy import Policies
 from common.config.model_routes import Target
 from common.config.settings import Settings
 from common.guardrails.bodies import BodyTexts
-from common.guardrails.custom import SEPARATOR, Action, Check, Custom, GuardrailUnavailable, joined
+from common.guardrails.custom import SEPARATOR, Action, Check, Custom, GuardrailUnavailable, Verdict, joined
+from common.guardrails.search import Findings, Prompt, Searches
+from common.guardrails.table import CUSTOM, SIZE, Block, Guardrail, Mode, of_side
 
 log = structlog.get_logger()
 
 LOOKED_AT_CHARS_MAX = 2_000_000  # A second or two of a processor; more is not looked through.
 THREAD_CHARS_MIN = 8_000  # Past some milliseconds the loop is not kept: the expressions run without the interpreter's lock.
 RETRY_AFTER_S = 5
+ROWS = of_side("input")
 
 
 @dataclass(slots=True)
-class _Look:
-    """What is found in one prompt. ``texts`` are what is left of its texts, with whose each is; ``quoted`` are those among
-    them that were pieces of JSON, as a whole; ``refused`` says why it must not pass."""
+class _Review:
+    """What is found in one prompt: ``counts`` by guardrail. ``refused`` says why it must not pass."""
 
     policy: GuardrailPolicy
-    texts: list[str]
-    roles: list[str] = field(default_factory=list)
-    quoted: list[tuple[str, str]] = field(default_factory=list)
+    prompt: Prompt
     counts: dict[str, Counter[str]] = field(default_factory=dict)
     slow: list[int] = field(default_factory=list)
     refused: GatewayError | None = None
 
-    def found(self, guardrail: str, counts: Counter[str], refusal: str = "") -> None:
-        """Note it; a refusal counts only where the guardrail blocks, and the first one wins."""
-        self.counts[guardrail] = self.counts.get(guardrail, Counter()) + counts
-        if refusal and self.blocks(guardrail) and not self.refused:
-            self.refused = _refusal(guardrail, refusal)
+    def blocks(self, row: Guardrail) -> bool:
+        return self.policy.mode(row.name) is Mode.BLOCK
 
-    def is_on(self, guardrail: str) -> bool:
-        return getattr(self.policy, guardrail) is not Mode.OFF
+    def on(self) -> list[Guardrail]:
+        return [row for row in ROWS if self.policy.mode(row.name) is not Mode.OFF]
 
-    def blocks(self, guardrail: str) -> bool:
-        return getattr(self.policy, guardrail) is Mode.BLOCK
+    def count(self, row: Guardrail, counts: Counter[str]) -> None:
+        if counts:
+            self.counts[row.name] = self.counts.get(row.name, Counter()) + counts
+
+    def refuse(self, row: Guardrail, found: str) -> None:
+        self.refused = GatewayError(ErrorKind.INVALID_REQUEST, row.refusal.format(found=found), code=row.code)
+
+    def take(self, row: Guardrail, findings: Findings) -> None:
+        """Count what a guardrail found, and where it blocks do what that means for it."""
+        self.count(row, findings.counts)
+        self.slow += findings.slow
+        if not self.blocks(row):
+            return
+        if row.block is Block.REPLACE and findings.texts is not None:
+            self.prompt.texts = findings.texts
+        elif row.block is Block.REFUSE and findings.counts:
+            self.refuse(row, findings.found)
+
+    def take_verdict(self, verdict: Verdict) -> None:
+        """The same for what the operator's own guardrail says."""
+        if verdict.action is Action.ALLOW:
+            return
+        self.count(CUSTOM, Counter({str(verdict.action): 1}))
+        if not self.blocks(CUSTOM):
+            return
+        if verdict.action is Action.BLOCK:
+            self.refuse(CUSTOM, f": {verdict.reason}" if verdict.reason else "")
+        elif verdict.text is not None:
+            self.prompt.texts = verdict.text.split(SEPARATOR) if self.prompt.texts else []
 
 
 class InputGuard:
     """One per process. ``policy`` says what applies; ``check`` does it."""
 
     def __init__(self, settings: Settings, custom: Custom | None, metrics: Metrics) -> None:
-        self._settings = settings
         self._custom = custom or Custom()
         self._metrics = metrics
         self._policies = Policies(settings)
-        self._patterns: tuple[Any, ...] | None = None  # Compiled when first needed.
+        self._searches = Searches(settings, "input")
 
     def policy(self, principal: Principal, sent: str, targets: list[Target]) -> GuardrailPolicy | None:
         """Return what applies to a request; see ``Policies.of``. None: nothing, and nothing is to be done."""
@@ -75,122 +99,61 @@ class InputGuard:
             GatewayError: INVALID_REQUEST, it must not pass; OVERLOADED, the operator's own guardrail did not say.
         """
         found = BodyTexts.of(body)
-        look = _Look(policy, found.texts, found.roles, found.quoted)
-        self._measure(look, found)
-        chars = sum(map(len, found.texts))
+        review = _Review(policy, Prompt(found.texts, found.roles, found.quoted, found.messages))
         try:
-            if not look.refused:
-                if chars > THREAD_CHARS_MIN:
-                    await asyncio.to_thread(self._look, look, chars)
-                else:
-                    self._look(look, chars)
-            if not look.refused and self._custom.is_needed(policy.custom):
-                await self._ask(look, model, tenant)
+            await self._examine(review)
+            if not review.refused and self._custom.is_needed(policy.mode(CUSTOM.name)):
+                await self._ask(review, model, tenant)
         finally:
-            self._report(look)
-        if look.refused:
-            raise look.refused
-        found.replace(look.texts)
+            self._report(review)
+        if review.refused:
+            raise review.refused
+        found.replace(review.prompt.texts)
         return found.has_changed
 
-    def _measure(self, look: _Look, found: BodyTexts) -> None:
-        if not look.is_on("size"):
-            return
-        chars_max, messages_max = self._settings.guardrail_input_chars_max, self._settings.guardrail_messages_max
-        chars = sum(map(len, found.texts))
-        if chars > chars_max:
-            look.found(
-                "size",
-                Counter(characters=1),
-                f"The prompt has {chars} characters, and {chars_max} at most are taken. Send less.",
-            )
-        if found.messages > messages_max:
-            said = f"The prompt has {found.messages} messages, and {messages_max} at most are taken. Send fewer."
-            look.found("size", Counter(messages=1), said)
+    async def _examine(self, review: _Review) -> None:
+        chars = review.prompt.chars
+        if chars > THREAD_CHARS_MIN:
+            await asyncio.to_thread(self._search, review, chars)
+        else:
+            self._search(review, chars)
 
-    def _look(self, look: _Look, chars: int) -> None:
+    def _search(self, review: _Review, chars: int) -> None:
         """Hot path of a guarded request: all that needs no waiting. Runs beside the loop for long prompts."""
-        # Loaded here, so that whoever has no guardrails has none of their tables in memory.
-        from common.guardrails.injection import is_injection
-        from common.guardrails.pii import redact
-        from common.guardrails.sanitize import sanitize
+        for row in review.on():
+            if review.refused or row.block is Block.VERDICT:
+                break
+            if row is not SIZE and chars > LOOKED_AT_CHARS_MAX:
+                _leave_out(review, chars)
+                break
+            if search := self._searches.search(row):
+                review.take(row, search.examine(review.prompt, row, blocks=review.blocks(row)))
 
-        looking = [name for name in ("sanitize", "injection", "patterns", "pii") if look.is_on(name)]
-        if looking and chars > LOOKED_AT_CHARS_MAX:
-            look.counts["size"] = look.counts.get("size", Counter()) + Counter(not_looked_through=1)
-            if any(map(look.blocks, looking)):
-                said = f"The prompt has {chars} characters; guardrails look through {LOOKED_AT_CHARS_MAX} at most. Send less."
-                look.refused = _refusal("size", said)
-            return
-        if look.is_on("sanitize"):
-            cleaned = [sanitize(text) for text in look.texts]
-            if removed := sum(count for _, count in cleaned):
-                look.found("sanitize", Counter(characters=removed))
-            if look.blocks("sanitize"):
-                look.texts = [text for text, _ in cleaned]
-        if look.is_on("injection"):
-            # The application's own words give orders by right, and the model's have been said already.
-            judged = [*zip(look.texts, look.roles, strict=True), *look.quoted]
-            hits = sum(is_injection(text) for text, role in judged if role == "other")
-            if hits:
-                look.found(
-                    "injection",
-                    Counter(texts=hits),
-                    "The prompt looks like an attempt to give the model other instructions than its application did. "
-                    "Word it differently, or ask the gateway's operator for an exemption.",
-                )
-        if look.is_on("patterns") and self._settings.guardrail_patterns_in and not look.refused:
-            self._match(look)
-        if look.is_on("pii") and not look.refused:
-            redacted = [redact(text) for text in look.texts]
-            if counts := sum((each.counts for each in redacted), Counter[str]()):
-                look.found("pii", counts)
-            if look.blocks("pii"):
-                look.texts = [each.text for each in redacted]
-
-    def _match(self, look: _Look) -> None:
-        from common.config.expressions import compiled
-        from common.guardrails.patterns import PatternFinder
-
-        if self._patterns is None:
-            self._patterns = compiled(self._settings.guardrail_patterns_in)
-        finder = PatternFinder(self._patterns, is_closed=look.blocks("patterns"))
-        for text in [*look.texts, *(text for text, _ in look.quoted)]:
-            if match := finder.find(text, 0):
-                said = f"The prompt holds what the gateway's operator lets nobody send (pattern {match.name}). Take it out."
-                look.found("patterns", Counter({f"pattern {match.name}": 1}), said)
-                if look.refused:
-                    break
-        look.slow = finder.slow
-
-    async def _ask(self, look: _Look, model: str, tenant: str) -> None:
+    async def _ask(self, review: _Review, model: str, tenant: str) -> None:
         try:
-            verdict = await self._custom.ask(Check("input", joined(look.texts), model, tenant))
+            verdict = await self._custom.ask(Check("input", joined(review.prompt.texts), model, tenant))
         except GuardrailUnavailable as error:
             log.warning("guardrail_unavailable", side="input", reason=str(error))
-            look.found("custom", Counter(unavailable=1))
-            if look.blocks("custom"):
-                look.refused = _unavailable()
+            review.count(CUSTOM, Counter(unavailable=1))
+            if review.blocks(CUSTOM):
+                review.refused = _unavailable()
             return
-        if verdict.action is Action.BLOCK:
-            reason = f": {verdict.reason}" if verdict.reason else ""
-            look.found("custom", Counter(block=1), f"The gateway's operator does not let this prompt pass{reason}. Change it.")
-        elif verdict.action is Action.REPLACE and verdict.text is not None:
-            look.found("custom", Counter(replace=1))
-            if look.blocks("custom"):
-                look.texts = verdict.text.split(SEPARATOR) if look.texts else []
+        review.take_verdict(verdict)
 
-    def _report(self, look: _Look) -> None:
-        for guardrail, counts in look.counts.items():
-            mode = getattr(look.policy, guardrail)
+    def _report(self, review: _Review) -> None:
+        for guardrail, counts in review.counts.items():
+            mode = review.policy.mode(guardrail)
             self._metrics.guardrails.labels(guardrail, mode, "input").inc()
             log.info("guardrail", guardrail=guardrail, mode=mode, side="input", found=dict(counts))
-        if look.slow:
-            log.warning("guardrail_pattern_slow", side="input", patterns=look.slow)
+        if review.slow:
+            log.warning("guardrail_pattern_slow", side="input", patterns=review.slow)
 
 
-def _refusal(guardrail: str, message: str) -> GatewayError:
-    return GatewayError(ErrorKind.INVALID_REQUEST, message, code=f"guardrail_{guardrail}")
+def _leave_out(review: _Review, chars: int) -> None:
+    """A prompt that is too long to be looked through passes only where nothing that would look through it blocks."""
+    review.count(SIZE, Counter(not_looked_through=1))
+    if any(review.blocks(row) for row in review.on() if row is not SIZE and row.block is not Block.VERDICT):
+        review.refuse(SIZE, f"{chars} characters; guardrails look through {LOOKED_AT_CHARS_MAX} at most. Send less")
 
 
 def _unavailable() -> GatewayError:

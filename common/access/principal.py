@@ -9,7 +9,6 @@ enqueue script.
 import re
 from dataclasses import dataclass
 from decimal import Decimal
-from enum import StrEnum
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal
 
@@ -22,7 +21,10 @@ from pydantic import (
     PlainSerializer,
     StrictBool,
     WithJsonSchema,
+    create_model,
 )
+
+from common.guardrails.table import GUARDRAILS, Mode
 
 _STRICT = ConfigDict(frozen=True, extra="forbid")
 LIST_MAX = 1_000
@@ -96,13 +98,11 @@ class Budget(BaseModel):
     month_usd: Dollars | None = None
 
 
-class Mode(StrEnum):
-    OFF = "off"
-    LOG = "log"
-    BLOCK = "block"
+_MODE_OF_EACH: dict[str, Any] = {row.name: (Mode, Mode.OFF) for row in GUARDRAILS}
+_Modes: Any = create_model("_Modes", **_MODE_OF_EACH)
 
 
-class GuardrailPolicy(BaseModel):
+class GuardrailPolicy(_Modes):  # It has a field for each row of the table.
     """What is done about each kind of text: nothing, a line in the log and a metric, or a refusal.
 
     For ``pii`` and ``sanitize``, block means that the text is replaced, not refused.
@@ -110,12 +110,9 @@ class GuardrailPolicy(BaseModel):
 
     model_config = _STRICT
 
-    injection: Mode = Mode.OFF
-    patterns: Mode = Mode.OFF
-    pii: Mode = Mode.OFF
-    sanitize: Mode = Mode.OFF
-    size: Mode = Mode.OFF
-    custom: Mode = Mode.OFF
+    def mode(self, guardrail: str) -> Mode:
+        mode: Mode = getattr(self, guardrail)
+        return mode
 
     @property
     def is_off(self) -> bool:
@@ -124,7 +121,7 @@ class GuardrailPolicy(BaseModel):
     def stricter(self, other: "GuardrailPolicy") -> "GuardrailPolicy":
         """Return the strictest of both, guardrail by guardrail."""
         modes = list(Mode)  # From the mildest to the strictest.
-        return GuardrailPolicy(**{name: max(mode, getattr(other, name), key=modes.index) for name, mode in self})
+        return GuardrailPolicy(**{name: max(mode, other.mode(name), key=modes.index) for name, mode in self})
 
 
 class Access(BaseModel):

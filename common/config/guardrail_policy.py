@@ -13,8 +13,7 @@ from common.access.principal import GuardrailPolicy, Principal
 from common.config.model_patterns import guards
 from common.config.model_routes import Target
 from common.config.settings import Settings
-
-OUTPUT_GUARDRAILS = ("patterns", "pii", "custom")
+from common.guardrails.table import Mode, of_side
 
 
 class Policies:
@@ -42,5 +41,4 @@ def on_output(policy: GuardrailPolicy | None) -> Mapping[str, str]:
     """Return what a worker has to do: the guardrails of answers that are on, by their modes."""
     if policy is None:
         return {}
-    modes = {name: str(getattr(policy, name)) for name in OUTPUT_GUARDRAILS}
-    return {name: mode for name, mode in modes.items() if mode != "off"}
+    return {row.name: str(mode) for row in of_side("output") if (mode := policy.mode(row.name)) is not Mode.OFF}

@@ -11,10 +11,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from common.access.principal import Access, GuardrailPolicy, Mode
+from common.access.principal import Access, GuardrailPolicy
 from common.config.model_routes import problem_of
 from common.config.setting_sources import ENV_FILE, FILE_SUFFIX, PREFIX, YAML_FILE, env_file, yaml_values
 from common.config.settings import Settings
+from common.guardrails.table import Mode
 from common.vendors.table import VENDORS
 
 # What Kubernetes sets in every pod for a Service whose name begins with "sluice": nobody wrote it.
@@ -162,7 +163,7 @@ def _guardrails(settings: Settings) -> Iterator[Doubt]:
 
 
 def _is_on(guardrail: str, policies: Iterable[GuardrailPolicy]) -> bool:
-    return any(getattr(policy, guardrail) is not Mode.OFF for policy in policies)
+    return any(policy.mode(guardrail) is not Mode.OFF for policy in policies)
 
 
 def _doubt(setting: str, what: str, mend: str) -> Doubt:

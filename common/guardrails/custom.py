@@ -12,13 +12,11 @@ import inspect
 from collections.abc import AsyncIterable, Awaitable, Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import orjson
 
-from common.access.principal import Mode
-from common.config.proxies import Proxy, proxy_for
-from common.config.settings import Settings
+from common.guardrails.table import Mode, Side
 
 # Between the texts of one request (messages, parts, arguments…) or of one answer. A replacement must keep them.
 SEPARATOR = "\x1e"
@@ -38,7 +36,7 @@ class Action(StrEnum):
 class Check:
     """One question. ``model`` is as the client wrote it."""
 
-    side: Literal["input", "output"]
+    side: Side
     text: str
     model: str
     tenant: str
@@ -94,20 +92,6 @@ def load(name: str) -> Guardrail:
         raise PluginError(f"{name!r} is not callable")
     guardrail: Guardrail = found
     return guardrail
-
-
-def custom_of(settings: Settings, poster: Callable[[str, float, Proxy | None], Post]) -> "Custom | None":
-    """Return the operator's own guardrails, None where there are none; ``poster`` is asked only for a webhook.
-
-    Raises:
-        PluginError: the plugin could not be loaded.
-        ProxyUnusable: the webhook cannot be reached as the environment says.
-    """
-    plugin, url, timeout_s = settings.guardrail_plugin, settings.guardrail_webhook_url, settings.guardrail_timeout_s
-    if not (plugin or url):
-        return None
-    post = poster(url, timeout_s, proxy_for(url, settings)) if url else None
-    return Custom(load(plugin) if plugin else None, post, timeout_s)
 
 
 class Custom:

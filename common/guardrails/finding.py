@@ -4,7 +4,9 @@ A finder tells two things: where the first whole match is, and from where on the
 on. The second is what a stream must hold back, and all that it must.
 """
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 MATCH_CHARS_MAX = 8_192  # The longest match that is surely found in a stream; no more than this is ever held back.
@@ -13,7 +15,8 @@ CONTEXT_CHARS = 64  # How far a pattern may look behind its match: \b, ^ and loo
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One match. ``mark`` is what it is replaced by; None: it is not to be said at all. ``name`` says which, never what.
+    """One match. ``name`` is what the log and a refusal call it, and quotes nothing. ``mark`` takes its place, where its
+    guardrail replaces.
 
     ``is_forced``: there was no time to look, so it counts as found here.
     """
@@ -21,11 +24,15 @@ class Found:
     start: int
     end: int
     name: str
-    mark: str | None = None
+    mark: str = ""
     is_forced: bool = False
 
 
 class Finder(Protocol):
+    """What looks through one text, or one stream."""
+
+    slow: Sequence[int] = ()  # Numbers of the operator's expressions that took too long.
+
     def find(self, text: str, start: int) -> Found | None:
         """Return the first whole match that begins at ``start`` or later."""
         ...
@@ -33,3 +40,21 @@ class Finder(Protocol):
     def viable(self, text: str, start: int) -> int | None:
         """Return the first position, from ``start`` on, from which the rest of ``text`` could be the beginning of a match."""
         ...
+
+
+@dataclass(slots=True)
+class Redacted:
+    """A text without what was found in it, and how many of each there were."""
+
+    text: str
+    counts: Counter[str] = field(default_factory=Counter)
+
+
+def redacted(finder: Finder, text: str) -> Redacted:
+    """Return a text with everything that a finder finds in it replaced by its mark."""
+    done, pieces, counts = 0, [], Counter[str]()
+    while match := finder.find(text, done):
+        pieces += [text[done : match.start], match.mark]
+        counts[match.name] += 1
+        done = match.end
+    return Redacted("".join([*pieces, text[done:]]) if counts else text, counts)

@@ -12,15 +12,18 @@ before a seam (see ``flush`` and ``resume``).
 from collections import Counter
 from collections.abc import Sequence
 
-from common.config.expressions import UNSAYABLE
+from common.guardrails.expressions import UNSAYABLE
 from common.guardrails.finding import CONTEXT_CHARS, MATCH_CHARS_MAX, Finder, Found
 
 
 class TextFilter:
-    """One text on its way. ``counts`` says what was found; ``blocked`` what ended it: nothing is passed on from there."""
+    """One text on its way. ``counts`` says what was found; ``blocked`` what ended it: nothing is passed on from there.
 
-    def __init__(self, finders: Sequence[Finder]) -> None:
-        self._finders = finders
+    ``ends``: the first match ends the text. Else each is replaced by its mark.
+    """
+
+    def __init__(self, finders: Sequence[Finder], *, ends: bool = False) -> None:
+        self._finders, self._ends = finders, ends
         self._text = ""  # Context, then what is held.
         self._start = 0  # Where a match may begin.
         self._out = 0  # Up to where it has been passed on; past ``_start`` only behind a seam.
@@ -53,6 +56,10 @@ class TextFilter:
         self.blocked = None
 
     @property
+    def slow(self) -> list[int]:
+        return [number for finder in self._finders for number in finder.slow]
+
+    @property
     def held_chars(self) -> int:
         return len(self._text) - self._out
 
@@ -82,7 +89,7 @@ class TextFilter:
         while hold > self._start and (found := self._find(self._start)) and (found.start < hold or found.is_forced):
             pieces.append(self._text[self._out : found.start])
             self.counts[found.name] += 1
-            if found.mark is None:
+            if self._ends:
                 self.blocked = found
                 self._text, self._start, self._out = "", 0, 0
                 return "".join(pieces)

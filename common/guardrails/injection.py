@@ -9,11 +9,14 @@ Source: OWASP Top 10 for LLM Applications, LLM01; S. Schulhoff et al., HackAProm
 """
 
 import unicodedata
+from collections import Counter
 from dataclasses import dataclass
 
 import regex
 
 from common.guardrails.sanitize import hidden_text, sanitize
+from common.guardrails.search import Findings, Prompt, Search
+from common.guardrails.table import Guardrail, Side
 
 THRESHOLD = 1.0
 QUOTED_WEIGHT = 0.4  # Of the real one: who writes about an attack quotes it.
@@ -158,6 +161,18 @@ _HIDDEN_WEIGHT = 1.0  # Words that only the model can read have one purpose.
 _HIDDEN_LETTERS_MIN = 8
 _QUOTES = {'"': '"', "“": "”", "„": "“", "«": "»", "\u2018": "\u2019", "`": "`", "'": "'", "「": "」", "『": "』"}
 _QUOTE_CHARS_MAX = 300
+
+
+class InjectionSearch(Search):
+    def examine(self, prompt: Prompt, row: Guardrail, *, blocks: bool) -> Findings:
+        # The application's own words give orders by right, and the model's have been said already.
+        judged = [*zip(prompt.texts, prompt.roles, strict=True), *prompt.quoted]
+        count = sum(is_injection(text) for text, role in judged if role == "other")
+        return Findings(Counter(texts=count) if count else Counter())
+
+
+def prepare(settings: object, side: Side) -> Search:
+    return InjectionSearch()
 
 
 def score(text: str) -> dict[str, float]:

@@ -8,7 +8,7 @@ from there on.
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import regex
 
@@ -34,6 +34,7 @@ class JsonFilter:
     """See ``TextFilter``, whose face it has; ``finders`` makes those for one text."""
 
     blocked: Found | None = None  # What is found here is replaced.
+    slow: Sequence[int] = ()  # The operator's expressions look for text as the model writes it, JSON or not.
 
     def __init__(self, finders: Callable[[], list[Finder]], level: int = 0) -> None:
         self._finders = finders

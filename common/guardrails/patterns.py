@@ -5,15 +5,38 @@ An expression of somebody else's making must not stall a process that serves tho
 """
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import regex
 
-from common.config.expressions import SEARCH_TIMEOUT_S, SEARCH_TIMEOUT_S_PER_CHAR, Pattern
-from common.guardrails.finding import Found
+from common.guardrails.expressions import SEARCH_TIMEOUT_S, SEARCH_TIMEOUT_S_PER_CHAR, Pattern, compiled
+from common.guardrails.finding import Finder, Found
+from common.guardrails.search import Search
+from common.guardrails.table import Side
 
 
-class PatternFinder:
-    """See ``Finder``; one per text or stream. ``name`` of what is found is its pattern's number, from 1.
+class Expressions(Protocol):
+    """The settings that this needs."""
+
+    guardrail_patterns_in: tuple[str, ...]
+    guardrail_patterns_out: tuple[str, ...]
+
+
+def prepare(settings: Expressions, side: Side) -> Search | None:
+    sources = settings.guardrail_patterns_in if side == "input" else settings.guardrail_patterns_out
+    return PatternSearch(compiled(sources)) if sources else None
+
+
+class PatternSearch(Search):
+    def __init__(self, patterns: Sequence[Pattern]) -> None:
+        self._patterns = patterns
+
+    def finder(self, *, blocks: bool) -> "PatternFinder":
+        return PatternFinder(self._patterns, is_closed=blocks)
+
+
+class PatternFinder(Finder):
+    """See ``Finder``; one per text or stream. ``name`` of what is found is "pattern" and its number, from 1.
 
     ``is_closed``: what takes too long counts as found; else it is left out from then on. ``slow`` holds the numbers of either.
     """
@@ -25,15 +48,14 @@ class PatternFinder:
 
     def find(self, text: str, start: int) -> Found | None:
         if self.slow and self._is_closed:
-            return Found(start, start, str(self.slow[0]), is_forced=True)
+            return Found(start, start, _name(self.slow[0]), is_forced=True)
         first: Found | None = None
         for number, pattern in list(self._left.items()):
             match = self._search(number, pattern.whole, text, start, partial=False)
             if self.slow and self._is_closed:
-                return Found(start, start, str(number), is_forced=True)
+                return Found(start, start, _name(number), is_forced=True)
             if match and (first is None or match.start() < first.start):
-                mark = None if self._is_closed else ""
-                first = Found(match.start(), match.end(), str(number), mark)
+                first = Found(match.start(), match.end(), _name(number))
         return first
 
     def viable(self, text: str, start: int) -> int | None:
@@ -58,3 +80,7 @@ class PatternFinder:
             del self._left[number]
             return None
         return match if match and match.end() > match.start() else None
+
+
+def _name(number: int) -> str:
+    return f"pattern {number}"

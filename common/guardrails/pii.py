@@ -9,14 +9,13 @@ Where a thing begins and ends is told by the characters that it is made of itsel
 anywhere: in scripts without spaces, text stands right beside it. It is looked for in the folded text (``folding``).
 """
 
-from collections import Counter
-from dataclasses import dataclass, field
-
 import regex
 
-from common.config.expressions import UNSAYABLE
-from common.guardrails.finding import Found
+from common.guardrails.expressions import UNSAYABLE
+from common.guardrails.finding import Finder, Found, Redacted, redacted
 from common.guardrails.folding import fold
+from common.guardrails.search import Search
+from common.guardrails.table import Side
 from common.process.key_shapes import KEY_SHAPES, TOKEN
 
 # Latin letters and marks: a mailbox has others so rarely that in Chinese a whole sentence would look like one.
@@ -73,7 +72,7 @@ _MEMBER = regex.compile(r'" [ \t\n]{0,8} : [ \t\n]{0,8} \Z', regex.VERBOSE)
 _MEMBER_CHARS = 18
 
 
-class PiiFinder:
+class PiiFinder(Finder):
     """See ``Finder``; one per text or stream. ``name`` of what is found is email, phone, card or key."""
 
     def __init__(self) -> None:
@@ -104,22 +103,18 @@ class PiiFinder:
         return self._folded
 
 
-@dataclass(slots=True)
-class Redacted:
-    """A text without what was found in it, and how many of each there were."""
+class PiiSearch(Search):
+    def finder(self, *, blocks: bool) -> PiiFinder:
+        return PiiFinder()
 
-    text: str
-    counts: Counter[str] = field(default_factory=Counter)
+
+def prepare(settings: object, side: Side) -> Search:
+    return PiiSearch()
 
 
 def redact(text: str) -> Redacted:
     """Return a text with everything found in it replaced by ``[EMAIL]``, ``[PHONE]``, ``[CARD]`` or ``[KEY]``."""
-    finder, done, pieces, counts = PiiFinder(), 0, [], Counter[str]()
-    while found := finder.find(text, done):
-        pieces += [text[done : found.start], found.mark or ""]
-        counts[found.name] += 1
-        done = found.end
-    return Redacted("".join([*pieces, text[done:]]) if counts else text, counts)
+    return redacted(PiiFinder(), text)
 
 
 def _card_chars(text: str) -> int:

@@ -8,7 +8,12 @@ nothing.
 Source: https://www.unicode.org/reports/tr36/ and https://trojansource.codes/
 """
 
+from collections import Counter
+
 import regex
+
+from common.guardrails.search import Findings, Prompt, Search
+from common.guardrails.table import Guardrail, Side
 
 # In these scripts ZWJ and ZWNJ are orthography: Persian's plural, Hindi's half letters.
 _JOINING = "".join(
@@ -51,6 +56,18 @@ _REMOVED = r"""
 """
 _INVISIBLE = regex.compile(f"(?P<kept> {_KEPT} ) | {_REMOVED}", regex.VERBOSE)
 _TAGS = regex.compile("[\U000e0020-\U000e007e]{2,}")
+
+
+class SanitizeSearch(Search):
+    def examine(self, prompt: Prompt, row: Guardrail, *, blocks: bool) -> Findings:
+        cleaned = [sanitize(text) for text in prompt.texts]
+        removed = sum(count for _, count in cleaned)
+        counts = Counter(characters=removed) if removed else Counter[str]()
+        return Findings(counts, texts=[text for text, _ in cleaned])
+
+
+def prepare(settings: object, side: Side) -> Search:
+    return SanitizeSearch()
 
 
 def sanitize(text: str) -> tuple[str, int]:

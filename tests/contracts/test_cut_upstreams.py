@@ -6,6 +6,7 @@ streamed and not. The verdict must be the same for all of them, at every cut and
 
 import random
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,7 +28,7 @@ from workers.outcome import Ask, Reply, Total
 from workers.providers import WIRES
 from workers.providers.base import Deployment
 from workers.run_context import Running
-from workers.transcode.output_guardrails import OutputGuard
+from workers.transcode.output_guardrails import OutputGuard, OutputGuards
 from workers.transcode.pumps import Folding
 
 TWO = DIALECTS["openai-chat"].parse({**CLIENTS["openai-chat"].body, "n": 2})
@@ -90,7 +91,7 @@ async def run(pump: Any, answer: Answer) -> tuple[bool, bytes]:
     writer = Writer()
     try:
         running = Running(Ask(JOB), Total(), writer, SERVICES)  # type: ignore[arg-type]
-        await Transfer(running, Reply(DEPLOYMENT), answer, pump, None).stream()  # type: ignore[arg-type]
+        await Transfer(running, Reply(DEPLOYMENT), answer, pump).stream()  # type: ignore[arg-type]
     except GatewayError as error:
         return False, str(error.failed.kind).encode()
     return True, writer.body
@@ -191,7 +192,8 @@ async def test_what_follows_a_finish_is_waited_for_only_shortly() -> None:
 async def test_a_guarded_answer_is_judged_as_any_other() -> None:
     for body, is_whole in ((TEXT % 0, False), (TEXT % 0 + FINISH % 0, True)):
         for end in ENDS.values():
-            guard = OutputGuard({"pii": "block"}, (), None, SERVICES.metrics, None)  # type: ignore[arg-type]
+            job = replace(JOB, guardrails={"pii": "block"})
+            guard = OutputGuards(SERVICES.settings, None, SERVICES.metrics).of(job)
             pump = prepared("openai-chat", "openai-chat", is_stream=True, guard=guard)
 
             assert (await run(pump, Answer(body, end)))[0] is is_whole

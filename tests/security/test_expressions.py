@@ -24,7 +24,7 @@ WRITTEN_IN_PLACE = {
     "api/server/answer_headers.py": 1,
     "common/access/principal.py": 1,
     "common/guardrails/injection.py": 1,
-    "common/config/expressions.py": 1,
+    "common/guardrails/expressions.py": 1,
     "common/config/proxies.py": 1,
     "common/config/setting_doubts.py": 2,
     "common/config/setting_values.py": 1,

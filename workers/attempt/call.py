@@ -37,7 +37,8 @@ from workers.providers.shared.loose_json import NestedTooDeeply, read_json
 from workers.publish.large_answers import LARGE_BYTES, too_large
 from workers.publish.writer import FRAME_BYTES_MAX
 from workers.run_context import Running
-from workers.transcode.output_guardrails import GuardedWire, OutputGuard
+from workers.transcode.guarded_pump import guarded
+from workers.transcode.output_guardrails import OutputGuard
 from workers.transcode.pumps import Folding, FoldingWhole, Passing, PassingWhole, Pump, Translating
 from workers.upstream.errors import redirected
 from workers.upstream.http_client import ERROR_BODY_BYTES_MAX, UpstreamAnswer
@@ -49,7 +50,6 @@ START_EVENTS_MAX = 64
 START_BYTES_MAX = 256 * KIB
 PASSED_BACK = ("cf-aig-",)  # Cloudflare AI Gateway's own: cache status, log id.
 PASSED_BACK_CHARS_MAX = 1024
-GUARDED_BYTES_MAX = 16 * KIB  # A whole answer for guardrails to look through on the loop: some milliseconds.
 TAIL_S = 2.0  # What may follow a finish, usage and an end mark, comes at once or not at all.
 _BEGINS_AN_EVENT = re.compile(rb"(?:data|event|id|retry)?:|[a-z]{1,5}$")  # Its first line, or the beginning of that.
 READ_TO_END_S = 1.0  # A finished answer's last bytes follow at once; waiting for them lets the connection be used again.
@@ -71,7 +71,7 @@ async def call(
     wire = WIRES[deployment.wire]
     info = reply_info(running.ask, reply, total, services.settings)
     reply.messages = message_count(info.body)
-    guard = services.guards.of(job) if job.guardrails else None
+    guard = services.guards.of(job) if job.guardrails else None  # It decides which pump there is, and no more.
     request, pump = prepare(info, guard) if prepare else prepare_as_asked(job, wire, deployment, info, guard)
     status = 0  # No answer at all.
     reply.is_reread = request.method == "GET"
@@ -89,27 +89,25 @@ async def call(
             reply.upstream_id = "" if total.spent else answer.headers.get("x-generation-id", "")
             if not 200 <= status < 300:
                 raise await _refusal(answer, wire, deployment)
-            await Transfer(running, reply, answer, pump, guard).take()
-            if guard:
-                await guard.watch()
+            await Transfer(running, reply, answer, pump).take()
+            await pump.after()
     except GatewayError as error:
         blot_out(error.failed, deployment.secrets)
         raise
     finally:
         services.metrics.upstream_calls.labels(deployment.provider, status).inc()
-        _note_end(reply, pump, guard)
+        pump.close()
+        _note_end(reply, pump)
         reply.attempt = attempt_of(job, reply, request, pump, status, services.settings)
         if reply.attempt and pump.has_absurd_usage:
             services.metrics.absurd_usage.labels(deployment.provider).inc()
             log.warning("usage_absurd", provider=deployment.provider, model=deployment.model)
 
 
-def _note_end(reply: Reply, pump: Pump, guard: OutputGuard | None) -> None:
+def _note_end(reply: Reply, pump: Pump) -> None:
     """Note what an answer has come to, however it ended."""
     reply.output_events, reply.finish_reason, reply.usage = pump.output_events, pump.finish_reason, pump.usage
-    if guard:
-        guard.report()
-        reply.is_cut = guard.is_cut
+    reply.is_cut = pump.is_cut
     if reply.deployment.in_background and pump.upstream_id:
         is_over = isinstance(pump.terminal, Completed) and not reply.is_cut
         reply.runs_on = None if is_over else RunsOn(pump.upstream_id, [reply.deployment])
@@ -156,22 +154,20 @@ def _cost_of(usage: Usage, reply: Reply, total: Total, settings: ModelSettings) 
 def prepare_as_asked(
     job: Job, wire: Wire, deployment: Deployment, info: ReplyInfo, guard: OutputGuard | None = None
 ) -> Prepared:
-    body = info.body
     dialect = DIALECTS[job.dialect]
     family = FAMILIES.get(deployment.wire)
-    if family and family.dialect == job.dialect:
-        request = family.pass_request(body, job.headers, deployment)
-        if guard is None:
-            return request, (Passing if job.stream else PassingWhole)(family, dialect, info)
-        # Bytes that pass cannot be filtered: the answer is decoded, and encoded anew.
-        parsed = dialect.parse(body)
-        return request, (Translating if job.stream else FoldingWhole)(GuardedWire(wire, guard, parsed), dialect, parsed, info)
-    parsed = dialect.parse(body)
-    source = GuardedWire(wire, guard, parsed) if guard else wire
-    pump = (Translating if job.stream else Folding)(source, dialect, parsed, info)
-    request = wire.build_request(parsed, deployment)
-    request.dropped = [*parsed.dropped, *(parsed.names.get(name, name) for name in request.dropped)]
-    return request, pump
+    if family is None or family.dialect != job.dialect:
+        parsed = dialect.parse(info.body)
+        pump = (Translating if job.stream else Folding)(wire, dialect, parsed, info)
+        request = wire.build_request(parsed, deployment)
+        request.dropped = [*parsed.dropped, *(parsed.names.get(name, name) for name in request.dropped)]
+        return request, guarded(pump, guard)
+    request = family.pass_request(info.body, job.headers, deployment)
+    if guard is None:
+        return request, (Passing if job.stream else PassingWhole)(family, dialect, info)
+    # Bytes that pass cannot be filtered: the answer is decoded, and encoded anew.
+    parsed = dialect.parse(info.body)
+    return request, guarded((Translating if job.stream else FoldingWhole)(wire, dialect, parsed, info), guard)
 
 
 async def _refusal(answer: UpstreamAnswer, wire: Wire, deployment: Deployment) -> GatewayError:
@@ -184,8 +180,8 @@ async def _refusal(answer: UpstreamAnswer, wire: Wire, deployment: Deployment) -
 class Transfer:
     """The bytes of one answer, on their way from the upstream into the log."""
 
-    def __init__(self, running: Running, reply: Reply, answer: UpstreamAnswer, pump: Pump, guard: OutputGuard | None) -> None:
-        self._running, self._reply, self._answer, self._pump, self._guard = running, reply, answer, pump, guard
+    def __init__(self, running: Running, reply: Reply, answer: UpstreamAnswer, pump: Pump) -> None:
+        self._running, self._reply, self._answer, self._pump = running, reply, answer, pump
         self._writer, self._settings = running.writer, running.settings
 
     async def take(self) -> None:
@@ -207,7 +203,7 @@ class Transfer:
             raise
 
     async def stream(self) -> None:
-        answer, pump, guard, reply, writer = self._answer, self._pump, self._guard, self._reply, self._writer
+        answer, pump, reply, writer = self._answer, self._pump, self._reply, self._writer
         cutter = SseCutter(self._settings.upstream_event_bytes_max)
         observe_gap = self._running.services.metrics.token_gap.observe
         held, data, large_at = bytearray(), b"", min(LARGE_BYTES, self._settings.answer_bytes_max)
@@ -234,12 +230,12 @@ class Transfer:
                 held += data
                 if pump.has_output or len(held) > START_BYTES_MAX or held.count(b"\n\n") > START_EVENTS_MAX:
                     self._commit(bytes(held))
-                if pump.output_events or (guard and guard.has_heard):
+                if pump.has_heard:
                     answer.has_begun()
                 if pump.held_bytes > large_at:
                     await writer.expect(pump.held_bytes)
             read_at = now
-            if pump.terminal or (guard and guard.waits):
+            if pump.terminal:
                 break
             if pump.is_whole:
                 answer.has_finished(TAIL_S)
@@ -252,18 +248,17 @@ class Transfer:
         _raise_failure(pump)
 
     async def whole(self) -> None:
-        pump, guard = self._pump, self._guard
-        answer_bytes_max = self._settings.answer_bytes_max
+        pump, answer_bytes_max = self._pump, self._settings.answer_bytes_max
 
         def make_room(size: int) -> Awaitable[None]:
             return self._writer.expect(min(size, answer_bytes_max))  # The client's own bytes may be fewer.
 
         body = (await self._answer.whole(self._settings.upstream_body_bytes_max, make_room)).removeprefix(BYTE_ORDER_MARK)
-        # Looking through a long answer takes a while, in which the others go on.
-        is_long = guard and len(body) > GUARDED_BYTES_MAX
+        # What takes a while is done where the others go on meanwhile.
+        is_long = len(body) > pump.loop_bytes_max
         data = await asyncio.to_thread(pump.feed_whole, body) if is_long else pump.feed_whole(body)
-        if guard and guard.waits:
-            data += pump.release(await guard.judge())
+        if pump.waits:
+            data += await pump.settle()
         del body  # From here on there is the client's own alone.
         if len(data) > answer_bytes_max:
             raise too_large(answer_bytes_max)
@@ -276,15 +271,15 @@ class Transfer:
         Raises:
             GatewayError: ``lost``, how the reading failed, unless the upstream had finished: then nothing of it is missing.
         """
-        pump, guard = self._pump, self._guard
-        if not (guard and guard.is_cut) and (isinstance(pump.terminal, Completed) or (guard and guard.waits)):
+        pump = self._pump
+        if isinstance(pump.terminal, Completed) and not pump.is_cut:
             await _read_to_end(self._answer)
         last = pump.feed(last_blocks(cutter.end()))
         if lost and not pump.is_whole:
             raise lost
         last += pump.end()
-        if guard and guard.waits:
-            last += pump.release(await guard.judge())
+        if pump.waits:
+            last += await pump.settle()
         return last
 
     def _commit(self, held: bytes) -> None:

@@ -29,8 +29,9 @@ from common.sse import split_blocks
 from common.vendors.prefill import Prefill, prefill_of
 from workers.providers import WIRES
 from workers.providers.base import BackgroundWire, Deployment, FamilyWire, UpstreamRequest
-from workers.transcode.output_guardrails import GuardedWire, OutputGuard
-from workers.transcode.pumps import Continuing
+from workers.transcode.guarded_pump import guarded
+from workers.transcode.output_guardrails import OutputGuard
+from workers.transcode.pumps import Continuing, Pump, Rereading
 from workers.transcode.splice import Splice
 from workers.upstream.deployments import deployments
 
@@ -153,7 +154,7 @@ class Continuation:
 
     def prepare(
         self, past: Past, dialect: Dialect, info: ReplyInfo, guard: OutputGuard | None = None
-    ) -> tuple[UpstreamRequest, Continuing]:
+    ) -> tuple[UpstreamRequest, Pump]:
         """Return the upstream request for the rest, and what turns its answer into the client's.
 
         Each try needs an encoder of its own: one that failed may have moved its on.
@@ -164,19 +165,17 @@ class Continuation:
         wire = WIRES[self.deployment.wire]
         progress = _progress(dialect, past.request, info, past.blocks)
         if self.reattaches:
-            # It reports the usage of the whole answer itself.
+            # It reports the usage of the whole answer itself. What comes again is filtered again, from its start: so it
+            # begins with what the client has.
             splice = Splice(past.progress.text, is_whole=True)
-            # What comes again is filtered again, from its start: so it begins with what the client has.
-            source = GuardedWire(wire, guard, past.request) if guard else wire
-            return _reading_again(self.deployment, past), Continuing(source, progress, splice, Usage(), 0)
+            return _reading_again(self.deployment, past), guarded(Rereading(wire, progress, splice, past.request), guard)
         rest = self._request(past)
         upstream = wire.build_request(rest, self._deployment())
         if self.prefill:
             upstream.body = _marked(upstream.body, self.prefill)
         splice = Splice(past.progress.text, echoes=bool(self.prefill and self.prefill.echoes))
-        if guard:
-            guard.resume(past.progress.text)
-        return upstream, Continuing(wire, progress, splice, past.spent, estimate_tokens(rest), guard)
+        pump = Continuing(wire, progress, splice, past.spent, estimate_tokens(rest))
+        return upstream, guarded(pump, guard, said=past.progress.text)
 
     def _deployment(self) -> Deployment:
         if self.prefill is None or not self.prefill.path:

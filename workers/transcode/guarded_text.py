@@ -1,32 +1,32 @@
 """What of one text of an answer may reach its client, and what is found in it?"""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from common.guardrails.search import Search
+from common.guardrails.table import Block, Guardrail
 
 if TYPE_CHECKING:
-    pass
+    from common.guardrails.holding import TextFilter
+    from common.guardrails.json_filter import JsonFilter
+
+
+class Active(NamedTuple):
+    """A guardrail that is on for an answer; ``blocks``: its mode is block, not log."""
+
+    row: Guardrail
+    search: Search
+    blocks: bool
 
 
 class GuardedText:
     """One text: filters for what is done, each given what the one before lets through, and filters for what is counted."""
 
-    def __init__(self, modes: Mapping[str, str], patterns: Sequence[Any]) -> None:
-        # Loaded here, so that a worker without guardrails has none of their tables in memory.
-        from common.guardrails.holding import TextFilter
-        from common.guardrails.json_filter import JsonFilter
-        from common.guardrails.patterns import PatternFinder
-        from common.guardrails.pii import PiiFinder
-
-        self._acting: list[TextFilter | JsonFilter] = []
-        self._watching: list[TextFilter | JsonFilter] = []
-        if "patterns" in modes:
-            is_closed = modes["patterns"] == "block"
-            self.patterns = PatternFinder(patterns, is_closed=is_closed)
-            (self._acting if is_closed else self._watching).append(TextFilter([self.patterns]))
-        if "pii" in modes:
-            pii = JsonFilter(lambda: [PiiFinder()])
-            (self._acting if modes["pii"] == "block" else self._watching).append(pii)
+    def __init__(self, guardrails: Sequence[Active]) -> None:
+        self._filters = [(each, _filter(each)) for each in guardrails]
+        self._acting = [text_filter for each, text_filter in self._filters if each.blocks]
+        self._watching = [text_filter for each, text_filter in self._filters if not each.blocks]
         self.marks_told = 0  # How much was replaced when the last signature came by.
 
     def feed(self, text: str) -> str:
@@ -46,16 +46,33 @@ class GuardedText:
         return text
 
     def resume(self, said: str) -> None:
-        for each in (*self._acting, *self._watching):
-            each.resume(said)
+        for _, text_filter in self._filters:
+            text_filter.resume(said)
 
     @property
-    def is_blocked(self) -> bool:
-        return any(each.blocked for each in self._acting)
+    def blocked_by(self) -> str | None:
+        """The name of the guardrail that ended the text."""
+        return next((each.row.name for each, text_filter in self._filters if each.blocks and text_filter.blocked), None)
 
     @property
     def marks(self) -> int:
         return sum(each.counts.total() for each in self._acting)
 
-    def counts(self) -> Counter[str]:
-        return sum((each.counts for each in (*self._acting, *self._watching)), Counter[str]())
+    def counts(self) -> dict[str, Counter[str]]:
+        """Return what was found, by guardrail."""
+        return {each.row.name: text_filter.counts for each, text_filter in self._filters if text_filter.counts}
+
+    def slow(self) -> set[int]:
+        """Return the numbers of expressions that took too long."""
+        return {number for _, text_filter in self._filters for number in text_filter.slow}
+
+
+def _filter(guardrail: Active) -> "TextFilter | JsonFilter":
+    # Loaded here, so that a worker without guardrails has none of their tables in memory.
+    from common.guardrails.holding import TextFilter
+    from common.guardrails.json_filter import JsonFilter
+
+    row, search, blocks = guardrail
+    if row.block is Block.REPLACE:
+        return JsonFilter(lambda: [search.finder(blocks=blocks)])
+    return TextFilter([search.finder(blocks=blocks)], ends=blocks)

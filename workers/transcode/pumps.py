@@ -3,8 +3,12 @@
 ``Passing`` is the one place where a provider's bytes reach a client as they came: same family on both sides. ``Translating``
 decodes to events and encodes them anew. Both are pure, and both say the same three things about what they have seen:
 whether there was output (the commit point), how it ended, and the usage.
+
+Pumps that go through events (``EventPump``) offer their two halves as well, ``read`` and ``say``, for a pump around them that
+has something to do in between: see ``guarded_pump.py``. None of them knows of it.
 """
 
+import math
 from typing import Protocol
 
 from common.canonical.errors import Failed
@@ -25,11 +29,10 @@ from common.canonical.events import (
 )
 from common.canonical.generation import GenerationRequest
 from common.dialects.base import Dialect, Progress, ReplyInfo
-from common.metering.token_estimate import estimate_event_tokens, output_bytes, tokens_in_bytes
+from common.metering.token_estimate import estimate_event_tokens, estimate_tokens, filled, output_bytes, tokens_in_bytes
 from workers.providers.base import Decoder, FamilyWire
 from workers.providers.shared import errors
 from workers.providers.shared.loose_json import is_nested_too_deeply
-from workers.transcode.output_guardrails import OutputGuard
 from workers.transcode.splice import Splice
 
 
@@ -39,7 +42,6 @@ class Pump(Protocol):
     is_stream: bool
     gives_stream: bool
     has_output: bool  # Whether the client's bytes so far hold output.
-    terminal: Completed | Failed | None  # None until the answer has ended.
     finish_reason: FinishReason | None
     output_events: int
     upstream_id: str  # What the upstream calls the answer; empty until it has said so.
@@ -47,6 +49,27 @@ class Pump(Protocol):
     prompt_tokens: int  # By estimate, where the prompt is not the request's own; else 0.
     is_estimated: bool  # Whether ``usage`` is an estimate, of an upstream that reports none.
     held_bytes: int  # Output that is gathered here, for a client that gets it as a whole.
+    loop_bytes_max: float  # A whole answer of more takes so long that it is fed in a thread.
+
+    @property
+    def terminal(self) -> Completed | Failed | None:
+        """How the answer has ended, None until it has. Before ``settle`` its client's bytes need not all be there."""
+        ...
+
+    @property
+    def has_heard(self) -> bool:
+        """Whether the upstream has said anything, passed on or not."""
+        ...
+
+    @property
+    def waits(self) -> bool:
+        """Whether the answer is over and ``settle`` is to say what its client gets."""
+        ...
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the answer was ended here, before its upstream did."""
+        ...
 
     @property
     def usage(self) -> Usage | None: ...
@@ -73,20 +96,55 @@ class Pump(Protocol):
         ...
 
     def feed_whole(self, body: bytes) -> bytes:
-        """Return the client's bytes for an upstream's answer that is one body; ``terminal`` is set, unless a guard holds it."""
+        """Return the client's bytes for an upstream's answer that is one body; ``terminal`` is set."""
         ...
 
     def end(self) -> bytes:
         """Return what is left for the client at the end of the upstream's bytes, however they ended; ``terminal`` is set."""
         ...
 
-    def release(self, events: list[Event]) -> bytes:
-        """Return the client's bytes for events that a guard held to the end; ``terminal`` is set only now."""
+    async def settle(self) -> bytes:
+        """Return the client's bytes that were held to the end; called where the pump ``waits``.
+
+        Raises:
+            GatewayError: the client is not to have them.
+        """
+        ...
+
+    async def after(self) -> None:
+        """What is left to be done once all of an answer has been written."""
+        ...
+
+    def close(self) -> None:
+        """Called once, when nothing more comes, however the answer ended."""
+        ...
+
+
+class EventPump(Pump, Protocol):
+    """A pump in two halves: ``read…`` from the upstream's bytes to events, ``say…`` from events to the client's bytes."""
+
+    def read(self, blocks: list[bytes]) -> list[Event]: ...
+
+    def read_whole(self, body: bytes) -> list[Event]: ...
+
+    def read_end(self) -> list[Event]: ...
+
+    def say(self, events: list[Event]) -> bytes: ...
+
+    def say_last(self, events: list[Event]) -> bytes:
+        """The same for the last events of an answer."""
+        ...
+
+    def cut(self, text_bytes: int) -> Usage | None:
+        """Return the client's usage of an answer that ends here, after so much of its text, though its upstream goes on.
+
+        ``usage`` is ours from now on: what the upstream has told, and for the rest an estimate.
+        """
         ...
 
 
 class Decoding(Protocol):
-    """All that a pump needs of a wire where bytes do not pass; it may have a guard behind it."""
+    """All that a pump needs of a wire where bytes do not pass."""
 
     def decoder(self, choices: int = 1) -> Decoder: ...
 
@@ -99,6 +157,9 @@ class _Watching:
     prompt_tokens = 0
     is_estimated = False
     held_bytes = 0
+    loop_bytes_max = math.inf
+    waits = False
+    is_cut = False
 
     def __init__(self, wire: Decoding, choices: int = 1) -> None:
         self._decoder = wire.decoder(choices)
@@ -138,6 +199,17 @@ class _Watching:
     def seen_tokens(self) -> int:
         return self._body_tokens or self.output_events
 
+    @property
+    def has_heard(self) -> bool:
+        return self.output_events > 0
+
+    async def settle(self) -> bytes:
+        return b""
+
+    async def after(self) -> None: ...
+
+    def close(self) -> None: ...
+
     def _decode_whole(self, body: bytes) -> list[Event]:
         events = self._decoder.decode_whole(body)
         self._body_tokens = estimate_event_tokens(events)
@@ -145,9 +217,6 @@ class _Watching:
 
     def pass_head(self, run: bytes) -> int:
         return 0
-
-    def release(self, events: list[Event]) -> bytes:
-        return b""  # Bytes that pass are not held.
 
 
 class Passing(_Watching):
@@ -195,96 +264,115 @@ class Passing(_Watching):
         return b"".join([encode(event) for event in events if not isinstance(event, Failed)])
 
 
-class Translating(_Watching):
+class _Events(_Watching):
+    """What pumps have in common that go through events."""
+
+    def __init__(self, wire: Decoding, request: GenerationRequest | None, choices: int) -> None:
+        super().__init__(wire, choices)
+        self._request = request
+        self._own: Usage | None = None  # The usage, where it is not only what the upstream reported.
+
+    @property
+    def usage(self) -> Usage | None:
+        return self._own or self._decoder.usage
+
+    def read(self, blocks: list[bytes]) -> list[Event]:
+        decode = self._decoder.decode
+        return [event for block in blocks for event in decode(block)]
+
+    def read_whole(self, body: bytes) -> list[Event]:
+        return self._decode_whole(body)
+
+    def read_end(self) -> list[Event]:
+        return self._decoder.end()
+
+    def cut(self, text_bytes: int) -> Usage | None:
+        request = self._request
+        self._own = filled(self._decoder.usage, lambda: estimate_tokens(request) if request else 0, tokens_in_bytes(text_bytes))
+        return self._own
+
+
+class Translating(_Events):
     """Events, encoded for a client of another family."""
 
     def __init__(self, wire: Decoding, dialect: Dialect, request: GenerationRequest, info: ReplyInfo) -> None:
-        super().__init__(wire, request.choices)
+        super().__init__(wire, request, request.choices)
         self._encode = dialect.encoder(request, info).encode
 
     def feed(self, blocks: list[bytes]) -> bytes:
         # Hot path: once per upstream read.
         decode = self._decoder.decode
-        return self._say([event for block in blocks for event in decode(block)])
+        return self.say([event for block in blocks for event in decode(block)])
 
     def feed_whole(self, body: bytes) -> bytes:
-        return self._say(self._decode_whole(body))
+        return self.say(self._decode_whole(body))
 
     def end(self) -> bytes:
-        return self._say(self._decoder.end())
+        return self.say(self._decoder.end())
 
-    def release(self, events: list[Event]) -> bytes:
-        return self._say(events)
-
-    def _say(self, events: list[Event]) -> bytes:
+    def say(self, events: list[Event]) -> bytes:
         self._note(events)
         # A failure is said by the log's end, whose event the API writes.
         return b"".join([self._encode(event) for event in events if not isinstance(event, Failed)])
 
+    say_last = say
 
-class Continuing(_Watching):
+
+class Continuing(_Events):
     """Events of a call that goes on with an answer, encoded behind what the client has of it.
 
     The client's usage is that of all tries: ``spent`` by those before, and this one's, estimated where it reports none.
     """
 
-    def __init__(
-        self,
-        wire: Decoding,
-        progress: Progress,
-        splice: Splice,
-        spent: Usage,
-        input_tokens: int,
-        guard: OutputGuard | None = None,
-    ) -> None:
-        super().__init__(wire)
-        self._guard = guard  # Behind the splice: it looks at what the client gets.
+    def __init__(self, wire: Decoding, progress: Progress, splice: Splice, spent: Usage, input_tokens: int) -> None:
+        super().__init__(wire, None, choices=1)
         self._progress, self._splice, self._spent = progress, splice, spent
         self._owed = progress.owed
         self.prompt_tokens, self._text_bytes = input_tokens, 0
-        self._own: Usage | None = None
-
-    @property
-    def usage(self) -> Usage | None:
-        """This try's own."""
-        return self._own or self._decoder.usage
 
     def feed(self, blocks: list[bytes]) -> bytes:
         # Hot path: once per upstream read.
-        decode = self._decoder.decode
-        return self._say([event for block in blocks for event in decode(block)])
+        return self.say(self.read(blocks))
 
     def feed_whole(self, body: bytes) -> bytes:
-        return self._say(self._decode_whole(body))
+        return self.say(self.read_whole(body))
 
     def end(self) -> bytes:
-        return self._say(self._decoder.end())
+        return self.say(self.read_end())
 
-    def _say(self, events: list[Event]) -> bytes:
-        try:
-            told = [told for event in events for told in self._spliced(event)]
-        except ValueError as error:
-            told = [errors.nonsense(str(error))]
-        return self._tell(self._guard.feed(told, self._at_cut) if self._guard else told)
+    def read(self, blocks: list[bytes]) -> list[Event]:
+        return self._rest(super().read(blocks))
 
-    def release(self, events: list[Event]) -> bytes:
-        return self._tell(events) if self._guard else self._say(events)
+    def read_whole(self, body: bytes) -> list[Event]:
+        return self._rest(super().read_whole(body))
 
-    def _at_cut(self) -> Usage:
-        """The client's usage of an answer that a guard ends."""
+    def read_end(self) -> list[Event]:
+        return self._rest(super().read_end())
+
+    def cut(self, text_bytes: int) -> Usage | None:
         self._own, self.is_estimated = self._estimate(), True
-        return summed(self._spent, self._own) or self._own
+        return summed(self._spent, self._own)
+
+    def say(self, events: list[Event]) -> bytes:
+        self._note(events)
+        encode = self._progress.encoder.encode
+        said = b"".join([encode(event) for event in events if not isinstance(event, Failed)])
+        if said and self._owed:
+            said, self._owed = self._owed + said, b""
+        return said
+
+    def say_last(self, events: list[Event]) -> bytes:
+        return self.say(events)
 
     def _estimate(self) -> Usage:
         return Usage(self.prompt_tokens, tokens_in_bytes(self._text_bytes))
 
-    def _tell(self, told: list[Event]) -> bytes:
-        self._note(told)
-        encode = self._progress.encoder.encode
-        said = b"".join([encode(event) for event in told if not isinstance(event, Failed)])
-        if said and self._owed:
-            said, self._owed = self._owed + said, b""
-        return said
+    def _rest(self, events: list[Event]) -> list[Event]:
+        """Return what of events goes on with what was said."""
+        try:
+            return [rest for event in events for rest in self._spliced(event)]
+        except ValueError as error:
+            return [errors.nonsense(str(error))]
 
     def _spliced(self, event: Event) -> list[Event]:
         """Return what of an event goes on with what was said."""
@@ -307,29 +395,58 @@ class Continuing(_Watching):
         return [event]
 
 
-class Folding(_Watching):
+class Rereading(Continuing):
+    """The same where all of an answer comes again, with the usage of all of it.
+
+    What stands between the two halves must see it from its start, so what the client has is left out only behind that.
+    """
+
+    def __init__(self, wire: Decoding, progress: Progress, splice: Splice, request: GenerationRequest) -> None:
+        super().__init__(wire, progress, splice, Usage(), 0)
+        self._request = request
+
+    read = _Events.read
+    read_whole = _Events.read_whole
+    read_end = _Events.read_end
+    cut = _Events.cut
+
+    def say(self, events: list[Event]) -> bytes:
+        return super().say(self._rest(events))
+
+
+class Folding(_Events):
     """The same for a client that did not ask for a stream: the upstream's stream, folded into one JSON body."""
 
     gives_stream = False
 
     def __init__(self, wire: Decoding, dialect: Dialect, request: GenerationRequest | None, info: ReplyInfo) -> None:
-        super().__init__(wire, request.choices if request else info.body.get("n") or 1)
-        self._dialect, self._request, self._info = dialect, request, info
+        super().__init__(wire, request, request.choices if request else info.body.get("n") or 1)
+        self._dialect, self._info = dialect, info
         self._folded = Folded()
 
     def feed(self, blocks: list[bytes]) -> bytes:
         for block in blocks:
-            self._keep(self._decoder.decode(block))
+            self.say(self._decoder.decode(block))
         return b""
 
     def feed_whole(self, body: bytes) -> bytes:
-        return self.release(self._decoder.decode_whole(body))
+        return self.say_last(self.read_whole(body))
 
     def end(self) -> bytes:
-        return self.release(self._decoder.end())
+        return self.say_last(self.read_end())
 
-    def release(self, events: list[Event]) -> bytes:
-        self._keep(events)
+    def read_whole(self, body: bytes) -> list[Event]:
+        return self._decoder.decode_whole(body)
+
+    def say(self, events: list[Event]) -> bytes:
+        self._note(events)
+        for event in events:
+            self._folded.add(event)
+            self.held_bytes += output_bytes(event)
+        return b""
+
+    def say_last(self, events: list[Event]) -> bytes:
+        self.say(events)
         if not isinstance(self.terminal, Completed):
             return b""
         reply = self._folded.reply()
@@ -339,12 +456,6 @@ class Folding(_Watching):
             return b""
         self._body_tokens, self._folded, self.held_bytes = self.seen_tokens, Folded(), 0
         return self._dialect.encode_whole(reply, self._request or self._dialect.parse(self._info.body), self._info)
-
-    def _keep(self, events: list[Event]) -> None:
-        self._note(events)
-        for event in events:
-            self._folded.add(event)
-            self.held_bytes += output_bytes(event)
 
     @property
     def seen_tokens(self) -> int:

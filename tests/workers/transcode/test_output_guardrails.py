@@ -1,6 +1,8 @@
 """What a guard lets through of an answer's events."""
 
 import asyncio
+import math
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -31,10 +33,13 @@ from common.config.settings import Settings
 from common.dialects import DIALECTS
 from common.dialects.base import ReplyInfo
 from common.guardrails.custom import SEPARATOR, Action, Check, Custom, Verdict
+from workers.attempt.call import prepare_as_asked
 from workers.metrics import Metrics
 from workers.providers import WIRES
-from workers.transcode.output_guardrails import GuardedWire, OutputGuard, OutputGuards
-from workers.transcode.pumps import Continuing, Folding, FoldingWhole, Translating
+from workers.providers.base import Deployment
+from workers.transcode.guarded_pump import GuardedPump, guarded
+from workers.transcode.output_guardrails import OutputGuard, OutputGuards
+from workers.transcode.pumps import Continuing, Folding, FoldingWhole, Pump, Rereading, Translating
 from workers.transcode.splice import Splice
 
 MAIL = "john@example.com"
@@ -169,7 +174,7 @@ def test_in_mode_log_they_are_counted_and_stay():
     passed = fed(found, ToolCallStarted(0, "c", "pay"), ToolCallDelta(0, '{"card": 4111111111111111}'), STOP)
 
     assert arguments_of(passed) == '{"card": 4111111111111111}'
-    assert sum(text.counts()["card"] for text in found._texts.values()) == 1
+    assert sum(text.counts()["pii"]["card"] for text in found._texts.values() if text.counts()) == 1
 
 
 def test_what_is_held_comes_before_the_block_that_follows():
@@ -244,9 +249,8 @@ def pump_of(kind: type, found: OutputGuard, dialect: str = "openai-chat") -> Any
     turns = {"input": "hi"} if dialect == "openai-responses" else {"messages": [{"role": "user", "content": "hi"}]}
     body = {"model": "m", "provider": "demo", "stream": True, "max_tokens": 9, **turns}
     parsed = DIALECTS[dialect].parse(body)
-    return kind(
-        GuardedWire(WIRES["openai-chat"], found, parsed), DIALECTS[dialect], parsed, ReplyInfo("gen_1", "m", 1, "demo", body)
-    )
+    pump = kind(WIRES["openai-chat"], DIALECTS[dialect], parsed, ReplyInfo("gen_1", "m", 1, "demo", body))
+    return GuardedPump(pump, found)
 
 
 @pytest.mark.parametrize(
@@ -293,17 +297,40 @@ def test_a_whole_answer_is_filtered_and_its_usage_is_its_upstream_s():
     assert (pump.usage.input_tokens, pump.usage.output_tokens) == (3, 4)
 
 
-def continuing(said: str, found: OutputGuard, *, reattaches: bool) -> Continuing:
+@pytest.mark.parametrize("is_stream", [True, False])
+@pytest.mark.parametrize("wire", ["openai-chat", "anthropic-messages"])
+def test_without_guardrails_nothing_stands_around_a_pump(wire, is_stream):
+    asked = job() if is_stream else replace(job(), stream=False)
+    body = {"model": "m", "stream": is_stream, "messages": [{"role": "user", "content": "hi"}]}
+    info, place = ReplyInfo("gen_1", "m", 1, "p", body), Deployment("p", "http://x", "k", "m", wire)
+
+    _, plain = prepare_as_asked(asked, WIRES[wire], place, info, guards().of(asked))
+    _, watched = prepare_as_asked(asked, WIRES[wire], place, info, guard(pii="log"))
+
+    assert not isinstance(plain, GuardedPump)
+    assert isinstance(watched, GuardedPump)
+    assert not (plain.waits or plain.is_cut or plain.has_heard or plain.loop_bytes_max < math.inf)
+
+
+def test_to_its_user_a_guarded_pump_is_as_the_pump_in_it():
+    guarded_one, plain = pump_of(Translating, guard(pii="log")), pump_of(Translating, guard(pii="log"))._pump
+    blocks = [chunk("hello "), chunk("there", finish_reason="stop"), b"data: [DONE]\n\n"]
+
+    assert guarded_one.feed(blocks) + guarded_one.end() == plain.feed(blocks) + plain.end()
+    names = {*Pump.__annotations__, *(name for name, what in vars(Pump).items() if isinstance(what, property))}
+    for name in names - {"loop_bytes_max"}:
+        assert getattr(guarded_one, name) == getattr(plain, name), name
+
+
+def continuing(said: str, found: OutputGuard, *, reattaches: bool) -> Pump:
     body = {"model": "m", "stream": True, "messages": [{"role": "user", "content": "hi"}]}
     dialect = DIALECTS["openai-chat"]
     request, info = dialect.parse(body), ReplyInfo("gen_1", "m", 1, "demo", body)
     progress = dialect.resume(request, info, [chunk("", role="assistant"), chunk(said)])
     assert progress.text == said
     if reattaches:
-        source = GuardedWire(WIRES["openai-chat"], found, request)
-        return Continuing(source, progress, Splice(said, is_whole=True), Usage(), 0)
-    found.resume(said)
-    return Continuing(WIRES["openai-chat"], progress, Splice(said), USAGE, 3, found)
+        return guarded(Rereading(WIRES["openai-chat"], progress, Splice(said, is_whole=True), request), found)
+    return guarded(Continuing(WIRES["openai-chat"], progress, Splice(said), USAGE, 3), found, said=said)
 
 
 def contents(data: bytes) -> str:
@@ -353,7 +380,7 @@ async def test_one_s_own_guardrail_sees_the_whole_answer_before_its_client_does(
     assert fed(found, Started(), *SPOKEN) == [Started()]
     assert found.waits
     assert found.has_heard, "its upstream is not silent"
-    assert await found.judge() == SPOKEN
+    assert await found.settle() == SPOKEN
     assert asked == [Check("output", f"hm{SEPARATOR}one two", "m", "acme")]
 
 
@@ -362,7 +389,7 @@ async def test_what_one_s_own_guardrail_replaces_comes_in_the_place_of_the_text(
     found = guard(custom, custom="block")
     fed(found, *SPOKEN)
 
-    assert await found.judge() == [ThinkingDelta("hm"), ThinkingSigned("s"), TextDelta("three"), STOP, Completed(USAGE)]
+    assert await found.settle() == [ThinkingDelta("hm"), ThinkingSigned("s"), TextDelta("three"), STOP, Completed(USAGE)]
 
 
 async def test_what_one_s_own_guardrail_blocks_nobody_sees():
@@ -370,7 +397,7 @@ async def test_what_one_s_own_guardrail_blocks_nobody_sees():
     found = guard(custom, custom="block")
     fed(found, *SPOKEN)
 
-    assert await found.judge() == [FILTERED, Completed(USAGE)]
+    assert await found.settle() == [FILTERED, Completed(USAGE)]
     assert not found.is_cut, "the upstream was done: its usage is whole"
 
 
@@ -383,7 +410,7 @@ async def test_one_s_own_guardrail_that_does_not_answer_is_closed_in_mode_block(
     fed(found, *SPOKEN)
 
     with pytest.raises(GatewayError) as caught:
-        await found.judge()
+        await found.settle()
 
     assert caught.value.failed.code == "guardrail_unavailable"
 
@@ -394,7 +421,7 @@ async def test_where_the_settings_name_no_guardrail_of_one_s_own_nothing_passes_
     fed(found, *SPOKEN)
 
     with pytest.raises(GatewayError) as caught:
-        await found.judge()
+        await found.settle()
 
     assert caught.value.failed.code == "guardrail_unavailable"
 
@@ -418,9 +445,9 @@ async def test_the_pump_says_what_was_held_only_when_it_is_released():
     assert contents(before) == ""
     assert pump.end() == b""
     assert not pump.has_output
-    assert pump.terminal is None
-    assert found.waits
-    said = pump.release(await found.judge())
+    assert pump.waits
+    assert isinstance(pump.terminal, Completed), "its upstream is done, and need not be read on"
+    said = await pump.settle()
 
     assert contents(said) == "to [EMAIL]"
     assert said.endswith(b"data: [DONE]\n\n")

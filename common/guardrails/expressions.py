@@ -1,7 +1,7 @@
 """Which expressions of an operator's can be used as guardrails, and what are they compiled to?
 
 Python's regular expressions, run by the ``regex`` package. What cannot work is refused when settings are read; searching with
-them is ``common/guardrails/patterns.py``.
+them is ``patterns.py``.
 """
 
 import re

@@ -1,0 +1,21 @@
+"""Which guardrails of their own do the settings name? Loaded once, by both tiers at their start."""
+
+from collections.abc import Callable
+
+from common.config.proxies import Proxy, proxy_for
+from common.config.settings import Settings
+from common.guardrails.custom import Custom, Post, load
+
+
+def custom_of(settings: Settings, poster: Callable[[str, float, Proxy | None], Post]) -> Custom | None:
+    """Return the operator's own guardrails, None where there are none; ``poster`` is asked only for a webhook.
+
+    Raises:
+        PluginError: the plugin could not be loaded.
+        ProxyUnusable: the webhook cannot be reached as the environment says.
+    """
+    plugin, url, timeout_s = settings.guardrail_plugin, settings.guardrail_webhook_url, settings.guardrail_timeout_s
+    if not (plugin or url):
+        return None
+    post = poster(url, timeout_s, proxy_for(url, settings)) if url else None
+    return Custom(load(plugin) if plugin else None, post, timeout_s)

@@ -1,0 +1,33 @@
+"""Is a prompt larger than its operator allows? In characters of all its texts together, and in messages."""
+
+from typing import Protocol
+
+from common.guardrails.search import Findings, Prompt, Search
+from common.guardrails.table import Guardrail, Side
+
+
+class Sizes(Protocol):
+    """The settings that this needs."""
+
+    guardrail_input_chars_max: int
+    guardrail_messages_max: int
+
+
+def prepare(settings: Sizes, side: Side) -> Search:
+    return SizeSearch(settings.guardrail_input_chars_max, settings.guardrail_messages_max)
+
+
+class SizeSearch(Search):
+    def __init__(self, chars_max: int, messages_max: int) -> None:
+        self._chars_max, self._messages_max = chars_max, messages_max
+
+    def examine(self, prompt: Prompt, row: Guardrail, *, blocks: bool) -> Findings:
+        findings, chars = Findings(), prompt.chars
+        if chars > self._chars_max:
+            findings.counts["characters"] = 1
+            findings.found = f"{chars} characters, and {self._chars_max} at most are taken. Send less"
+        if prompt.messages > self._messages_max:
+            findings.counts["messages"] = 1
+            too_many = f"{prompt.messages} messages, and {self._messages_max} at most are taken. Send fewer"
+            findings.found = findings.found or too_many
+        return findings

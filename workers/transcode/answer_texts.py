@@ -1,0 +1,21 @@
+"""Which texts does an answer have? Each choice has its own of every kind, and each tool call has its arguments."""
+
+from common.canonical.events import Event, RefusalDelta, TextDelta, ThinkingDelta, ToolCallDelta
+
+TextEvent = TextDelta | RefusalDelta | ThinkingDelta | ToolCallDelta
+TEXTS = (TextDelta, RefusalDelta, ThinkingDelta, ToolCallDelta)
+# One text of an answer: what kind, of which choice, and which tool call.
+TextKey = tuple[type[TextEvent], int, int]
+
+
+def key_of(event: TextEvent) -> TextKey:
+    return type(event), event.choice, event.index if isinstance(event, ToolCallDelta) else 0
+
+
+def text_of(event: TextEvent) -> str:
+    return event.arguments if isinstance(event, ToolCallDelta) else event.text
+
+
+def text_event(key: TextKey, text: str) -> Event:
+    kind, choice, index = key
+    return ToolCallDelta(index, text, choice) if kind is ToolCallDelta else kind(text, choice)  # type: ignore[arg-type]

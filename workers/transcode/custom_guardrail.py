@@ -1,0 +1,106 @@
+"""What does an operator's own guardrail say of an answer?
+
+It is asked once, when all of the answer is there. In mode block nothing but the start of it reaches the client before that; in
+mode log nothing is held, and what it says is only noted. How it is asked: ``common.guardrails.custom``.
+"""
+
+from collections import Counter
+from contextlib import suppress
+
+import structlog
+
+from common.canonical.errors import ErrorKind, Failed, GatewayError
+from common.canonical.events import Completed, Event, Finished, FinishReason, Started, ThinkingDelta, ThinkingSigned
+from common.guardrails.custom import SEPARATOR, Action, Check, Custom, GuardrailUnavailable, Verdict, joined
+from common.guardrails.table import Mode
+from workers.transcode.answer_texts import TEXTS, TextKey, key_of, text_event, text_of
+
+log = structlog.get_logger()
+
+RETRY_AFTER_S = 5
+
+
+class CustomGuard:
+    """One answer before it. ``held_end`` is the end of an answer that is complete and held, until ``judge`` is asked."""
+
+    def __init__(self, custom: Custom, model: str, tenant: str, *, blocks: bool) -> None:
+        self._custom, self._model, self._tenant, self._blocks = custom, model, tenant, blocks
+        self._said: dict[TextKey, list[str]] = {}
+        self._kept: list[Event] = []
+        self.held_end: Completed | None = None
+        self.counts: Counter[str] = Counter()
+
+    @property
+    def mode(self) -> Mode:
+        return Mode.BLOCK if self._blocks else Mode.LOG
+
+    def feed(self, events: list[Event]) -> list[Event]:
+        """Return what can be passed on before the verdict."""
+        for event in events:
+            if isinstance(event, TEXTS):
+                self._said.setdefault(key_of(event), []).append(text_of(event))
+        if not self._blocks:
+            return events
+        passed: list[Event] = []
+        for event in events:
+            (passed if isinstance(event, Started | Failed) else self._kept).append(event)
+            if isinstance(event, Completed):
+                self.held_end = event
+        return passed
+
+    async def judge(self) -> list[Event]:
+        """Return what the client gets of an answer that is complete, all of which was held.
+
+        Raises:
+            GatewayError: OVERLOADED, the guardrail did not say.
+        """
+        self.held_end = None
+        try:
+            verdict = await self._ask()
+        except GuardrailUnavailable as error:
+            raise GatewayError(
+                ErrorKind.OVERLOADED,
+                f"The gateway could not have this answer looked at. Try again in {RETRY_AFTER_S} seconds.",
+                code="guardrail_unavailable",
+                retry_after_s=RETRY_AFTER_S,
+            ) from error
+        if verdict.action is Action.BLOCK:
+            choices = sorted({event.choice for event in self._kept if isinstance(event, Finished)})
+            ended: list[Event] = [Finished(FinishReason.CONTENT_FILTER, choice=choice) for choice in choices]
+            return [*ended, *(event for event in self._kept if isinstance(event, Completed))]
+        if verdict.action is Action.REPLACE and verdict.text is not None and self._said:
+            return self._replaced(verdict.text.split(SEPARATOR))
+        return self._kept
+
+    async def watch(self) -> None:
+        """Have an answer looked at that its client has: in mode log it is only noted."""
+        if not self._blocks:
+            with suppress(GuardrailUnavailable):  # It is in the log.
+                await self._ask()
+
+    async def _ask(self) -> Verdict:
+        texts = joined(["".join(pieces) for pieces in self._said.values()])
+        try:
+            verdict = await self._custom.ask(Check("output", texts, self._model, self._tenant))
+        except GuardrailUnavailable as error:
+            log.warning("guardrail_unavailable", side="output", reason=str(error))
+            self.counts["unavailable"] += 1
+            raise
+        if verdict.action is not Action.ALLOW:
+            self.counts[verdict.action] += 1
+        return verdict
+
+    def _replaced(self, texts: list[str]) -> list[Event]:
+        """The events with other texts: each stands where the first piece of the one before it stood."""
+        new = dict(zip(self._said, texts, strict=True))
+        is_rethought = any(new[key] != "".join(self._said[key]) for key in new if key[0] is ThinkingDelta)
+        said, told = [], set()
+        for event in self._kept:
+            if isinstance(event, TEXTS):
+                key = key_of(event)
+                if key not in told and new[key]:
+                    said.append(text_event(key, new[key]))
+                told.add(key)
+            elif not (isinstance(event, ThinkingSigned) and is_rethought):
+                said.append(event)
+        return said

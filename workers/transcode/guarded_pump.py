@@ -1,0 +1,93 @@
+"""How does an answer go through guardrails on its way to the client?
+
+``GuardedPump`` stands around a pump that goes through events, and filters them between its two halves. To whoever uses it, it
+is a pump like any other. Where an answer has no guardrails there is none, and nothing of this file runs.
+"""
+
+from operator import attrgetter
+from typing import Any
+
+from common.canonical.errors import Failed
+from common.canonical.events import Completed, FinishReason, Started, Usage
+from workers.transcode.output_guardrails import OutputGuard
+from workers.transcode.pumps import EventPump, Pump
+
+LOOP_BYTES_MAX = 16 * 1024  # A whole answer for guardrails to look through on the loop: some milliseconds.
+
+
+def guarded(pump: EventPump, guard: OutputGuard | None, *, said: str = "") -> Pump:
+    """Return a pump behind a guard, if there is one; ``said`` is the text that the client has already."""
+    return GuardedPump(pump, guard, said=said) if guard else pump
+
+
+def _same(name: str) -> Any:
+    """An attribute that is the pump's own."""
+    return property(attrgetter(f"_pump.{name}"))
+
+
+class GuardedPump:
+    """See ``Pump``. One per try, as its guard is."""
+
+    loop_bytes_max: float = LOOP_BYTES_MAX
+    is_stream: bool = _same("is_stream")
+    gives_stream: bool = _same("gives_stream")
+    has_output: bool = _same("has_output")
+    finish_reason: FinishReason | None = _same("finish_reason")
+    output_events: int = _same("output_events")
+    upstream_id: str = _same("upstream_id")
+    started: Started = _same("started")
+    prompt_tokens: int = _same("prompt_tokens")
+    is_estimated: bool = _same("is_estimated")
+    held_bytes: int = _same("held_bytes")
+    usage: Usage | None = _same("usage")
+    is_whole: bool = _same("is_whole")
+    has_absurd_usage: bool = _same("has_absurd_usage")
+    seen_tokens: int = _same("seen_tokens")
+
+    def __init__(self, pump: EventPump, guard: OutputGuard, *, said: str = "") -> None:
+        self._pump, self._guard = pump, guard
+        self._is_body = False  # The upstream's answer is one body, so its usage is known, wherever we end it.
+        if said:
+            guard.resume(said)
+
+    @property
+    def terminal(self) -> Completed | Failed | None:
+        return self._pump.terminal or self._guard.held_end
+
+    @property
+    def has_heard(self) -> bool:
+        return self._guard.has_heard or self._pump.has_heard
+
+    @property
+    def waits(self) -> bool:
+        return self._guard.waits
+
+    @property
+    def is_cut(self) -> bool:
+        return self._guard.is_cut
+
+    def pass_head(self, run: bytes) -> int:
+        return 0  # Bytes that pass cannot be filtered.
+
+    def feed(self, blocks: list[bytes]) -> bytes:
+        # Hot path: once per upstream read.
+        return self._pump.say(self._guard.feed(self._pump.read(blocks), self._usage_at_cut))
+
+    def feed_whole(self, body: bytes) -> bytes:
+        self._is_body = True
+        return self._pump.say_last(self._guard.feed(self._pump.read_whole(body), self._usage_at_cut))
+
+    def end(self) -> bytes:
+        return self._pump.say_last(self._guard.feed(self._pump.read_end(), self._usage_at_cut))
+
+    async def settle(self) -> bytes:
+        return self._pump.say_last(await self._guard.settle())
+
+    async def after(self) -> None:
+        await self._guard.watch()
+
+    def close(self) -> None:
+        self._guard.report()
+
+    def _usage_at_cut(self) -> Usage | None:
+        return self._pump.usage if self._is_body else self._pump.cut(self._guard.said_bytes)
