@@ -2,7 +2,7 @@
 
 uvloop takes one connection per listening socket and turn of the loop. Where turns are long, because there is much to do, the
 others would wait in the kernel for seconds, and nothing here could see or refuse them. Here a turn takes all that have come,
-and makes something of a few; how long the others wait is a sign of overload like the loop's lag. Who was taken before
+and makes something of a few; a line of the others that grows is a sign of overload like the loop's lag. Who was taken before
 there was one is served, as far as that is a burst: had it been refused, it would have waited for that.
 
 A connection that is made costs several times what a refusal does: transport, protocol and a turn of the loop for each of
@@ -93,7 +93,7 @@ class Acceptor:
         for _ in range(min(MADE_PER_TURN, len(self._waiting))):
             self._make(*self._waiting.popleft())
         self._next = self._loop.call_soon(self._make_some) if self._waiting else None
-        self._gate.note_waiting(bool(self._waiting))
+        self._gate.note_waiting(len(self._waiting))
 
     def _ask(self, connection: socket.socket) -> "_Verdict | bytes":
         """Return the gate's answer to a connection's first request, or what a request is refused with."""

@@ -49,6 +49,7 @@ _AGENTARY = "/api/"
 _CREDENTIAL = "credential"  # In a scope's state.
 ORIGINS_MAX = 1_000
 RETRY_WITHIN_S, RETRY_WITHIN_MAX_S = 2.0, 30.0
+GROWN_TICKS = 3  # Of 50 ms: five hundred clients who come at once do not make a line grow for so long.
 OVER_S = 5.0  # Without a refusal for so long, the overload is over.
 
 Reason = Literal["loop", "workers", "starting", "wait"]
@@ -63,6 +64,29 @@ class _Spell:
     last_at: float = 0.0
     refused: int = 0
     reasons: set[Reason] = field(default_factory=set)
+
+
+class _Line:
+    """The connections that wait to be made. A line that shrinks is a burst, and will be over; one that grows, tick after
+    tick, is late by as long as it has stood."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._since: float | None = None
+        self._count = self._count_before = 0
+        self._grown_ticks = 0
+
+    def note(self, count: int) -> None:
+        self._count = count
+        self._since = (self._since or self._clock()) if count else None
+
+    def lag_s(self) -> float:
+        """To be asked once per tick."""
+        self._grown_ticks = self._grown_ticks + 1 if self._count > self._count_before else 0
+        self._count_before = self._count
+        if self._since is None or self._grown_ticks < GROWN_TICKS:
+            return 0.0
+        return self._clock() - self._since
 
 
 class Gate:
@@ -86,7 +110,7 @@ class Gate:
         self._spell: _Spell | None = None
         self._starts = Starts(clock)
         self._is_turn_known = False
-        self._waiting_since: float | None = None
+        self._line = _Line(clock)
         self.starting = 0  # Requests that are complete, and not in line yet.
         self.limit = AdmissionLimit(settings.overload_lag_ms / 1000, settings.overload_claim_ms / 1000, clock)
 
@@ -100,9 +124,9 @@ class Gate:
         """Whether something was refused lately, so that the next request may be as well."""
         return self._spell is not None or self.limit.reason is not None
 
-    def note_waiting(self, are_any: bool) -> None:
-        """Connections wait to be made, or none does any more."""
-        self._waiting_since = (self._waiting_since or self._clock()) if are_any else None
+    def note_waiting(self, count: int) -> None:
+        """So many connections wait to be made."""
+        self._line.note(count)
 
     def refusal(self, scope: Scope, *, is_last: bool, is_early: bool = False) -> bytes | None:
         """Return the response to a request that may not come in.
@@ -189,8 +213,7 @@ class Gate:
     def tick(self, lag_s: float) -> None:
         """Take the loop's lag; called for each of its ticks."""
         oldest_s = self._starts.oldest_s()
-        if self._waiting_since is not None:
-            lag_s = max(lag_s, self._clock() - self._waiting_since)
+        lag_s = max(lag_s, self._line.lag_s())
         delay_s = oldest_s if self._load.has_free_slots else 0.0
         self.limit.tick(lag_s, delay_s, len(self._starts) + self.starting, self._starts.claimed)
         now = self._clock()

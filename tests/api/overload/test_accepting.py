@@ -31,8 +31,8 @@ class Gate:
         scope["state"]["seen"] = True
         return None if self.lets_in else REFUSAL
 
-    def note_waiting(self, are_any: bool) -> None:
-        self.waited.append(are_any)
+    def note_waiting(self, count: int) -> None:
+        self.waited.append(count > 0)
 
 
 class Made(asyncio.Protocol):

@@ -243,19 +243,26 @@ async def test_clients_are_told_to_come_back_at_different_moments():
     assert seconds == {b"1", b"2"}
 
 
-def test_connections_that_wait_are_an_overload_as_a_late_loop_is():
+@pytest.mark.parametrize(
+    ("waiting", "is_overload"),
+    [
+        ([0] * 20, False),
+        ([20 * n for n in range(1, 21)], True),  # More come than are made.
+        ([480 - 24 * n for n in range(20)], False),  # All of them came at once, and are made one after the other.
+        ([20, 40, 30, 50, 60, 40] * 4, False),  # Now more, now fewer.
+    ],
+)
+def test_a_line_that_grows_is_an_overload_as_a_late_loop_is_and_a_burst_is_none(waiting: list[int], is_overload: bool):
     now = [0.0]
     gate = Gate(Settings(), QueueLoad(None), Metrics(CollectorRegistry()), Answers(), lambda: now[0])  # type: ignore[arg-type]
-    found = []
-    for are_waiting in (True, False):
-        gate.note_waiting(are_waiting)
-        for _ in range(10):
-            now[0] += TICK_S
-            gate.note_waiting(are_waiting)
-            gate.tick(0)
-        found.append((gate.is_refusing, gate.limit.reason))
-        now[0] += OVER_S
-    gate.tick(0)
+    for count in waiting:
+        gate.note_waiting(count)
+        now[0] += TICK_S
+        gate.tick(0)
 
-    assert found[0] == (True, "loop")
+    assert (gate.is_refusing, gate.limit.reason) == (is_overload, "loop" if is_overload else None)
+
+    gate.note_waiting(0)
+    now[0] += OVER_S
+    gate.tick(0)
     assert not gate.is_refusing
