@@ -11,10 +11,12 @@ whoever ended it and whatever crashed: a hash of
 It has no expiry. The queue's scripts that remove the job also push its id to the list ``sluice:q:ended``, at least once.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import orjson
+
+FORMAT = 2  # The version before wrote none, and the same fields.
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,7 @@ class Asked:
     answered_by: str | None = None
 
     def pack(self) -> bytes:
-        return orjson.dumps(self)
+        return orjson.dumps({"format": FORMAT, **asdict(self)})
 
     @classmethod
     def unpack(cls, packed: bytes) -> "Asked":
