@@ -11,7 +11,7 @@ whoever ended it and whatever crashed: a hash of
 It has no expiry. The queue's scripts that remove the job also push its id to the list ``sluice:q:ended``, at least once.
 """
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import orjson
@@ -37,7 +37,7 @@ class Asked:
     answered_by: str | None = None
 
     def pack(self) -> bytes:
-        return orjson.dumps({"format": FORMAT, **asdict(self)})
+        return orjson.dumps({"format": FORMAT} | {name: getattr(self, name) for name in _NAMES})
 
     @classmethod
     def unpack(cls, packed: bytes) -> "Asked":
@@ -48,9 +48,9 @@ class Asked:
         """
         found: dict[str, Any] = orjson.loads(packed)
         try:
-            return cls(**{name: value for name, value in found.items() if name in _KNOWN})
+            return cls(**{name: value for name, value in found.items() if name in _NAMES})
         except TypeError as error:
             raise ValueError(str(error)) from error
 
 
-_KNOWN = {each.name for each in fields(Asked)}
+_NAMES = tuple(each.name for each in fields(Asked))
