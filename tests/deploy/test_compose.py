@@ -229,3 +229,11 @@ def test_the_image_is_built_from_what_is_there_and_runs_as_nobody_special():
 
 def seconds(duration: str) -> int:
     return int(duration.removesuffix("s"))
+
+
+def test_no_replica_is_taken_out_for_a_failure():
+    """nginx takes one back when a response of it is over, and streams last for minutes."""
+    servers = re.findall(r"^server .*;$", (ROOT / "deploy" / "nginx" / "api-servers.conf").read_text(), re.MULTILINE)
+
+    assert servers
+    assert all("max_fails=0" in server for server in servers)

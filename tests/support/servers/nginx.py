@@ -25,7 +25,7 @@ def write_config(folder: Path, ports: list[int]) -> int:
     port, text = free_port(), CONFIG.read_text()
     assert text.count("listen 8080 ") == 1
     (folder / "nginx.conf").write_text(text.replace("listen 8080 ", f"listen 127.0.0.1:{port} "))
-    servers = [f"server 127.0.0.1:{upstream} max_fails=1 fail_timeout=2s;\n" for upstream in ports]
+    servers = [f"server 127.0.0.1:{upstream} max_fails=0;\n" for upstream in ports]
     (folder / "api-servers.conf").write_text("".join(servers))
     return port
 
