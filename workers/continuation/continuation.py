@@ -29,9 +29,10 @@ from common.sse import split_blocks
 from common.vendors.prefill import Prefill, prefill_of
 from workers.providers import WIRES
 from workers.providers.base import BackgroundWire, Deployment, FamilyWire, UpstreamRequest
+from workers.transcode.continuing import Continuing, Rereading
 from workers.transcode.guarded_pump import guarded
 from workers.transcode.output_guardrails import OutputGuard
-from workers.transcode.pumps import Continuing, Pump, Rereading
+from workers.transcode.pumps import Pump
 from workers.transcode.splice import Splice
 from workers.upstream.deployments import deployments
 

@@ -37,9 +37,10 @@ from workers.attempt.call import prepare_as_asked
 from workers.metrics import Metrics
 from workers.providers import WIRES
 from workers.providers.base import Deployment
+from workers.transcode.continuing import Continuing, Rereading
 from workers.transcode.guarded_pump import GuardedPump, guarded
 from workers.transcode.output_guardrails import OutputGuard, OutputGuards
-from workers.transcode.pumps import Continuing, Folding, FoldingWhole, Pump, Rereading, Translating
+from workers.transcode.pumps import Folding, FoldingWhole, Pump, Translating
 from workers.transcode.splice import Splice
 
 MAIL = "john@example.com"

@@ -8,7 +8,7 @@ from common.dialects import DIALECTS
 from common.dialects.base import ReplyInfo
 from common.sse import split_blocks
 from workers.providers import WIRES
-from workers.transcode.pumps import Continuing
+from workers.transcode.continuing import Continuing
 from workers.transcode.splice import Splice
 
 BODY = {"model": "m", "max_tokens": 100, "stream": True, "messages": [{"role": "user", "content": "hi"}]}
