@@ -80,6 +80,8 @@ class Observed:
             else:
                 await self._app(scope, receive, send_with_ids)
         finally:
+            # It knows its request, which knows this state: left here, each request would wait for the garbage collector.
+            del state["direct_send"]
             self._report(scope, status, time.monotonic() - began_at)
 
     def _report(self, scope: Scope, status: int, duration_s: float) -> None:

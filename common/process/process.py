@@ -86,7 +86,7 @@ def switch_soon() -> None:
 
 def collect_seldom() -> None:
     """Have Python look for cycles less often: a token makes many objects, hardly a cycle, and looking took 4 % of a worker."""
-    gc.set_threshold(20_000, 20, 50)
+    gc.set_threshold(10_000, 2, 250)
     gc.freeze()  # What start-up made stays; it need not be looked at again.
 
 

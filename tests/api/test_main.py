@@ -1,6 +1,8 @@
 """What no route expects."""
 
 import asyncio
+import gc
+import weakref
 
 import httpx
 import pytest
@@ -177,3 +179,58 @@ async def test_head_is_no_part_of_the_schema(app):
     paths = (await call(app, "GET", "/openapi.json")).json()["paths"]
 
     assert [path for path, methods in paths.items() if "head" in methods] == []
+
+
+class Cycle:
+    """What a server holds for each request: it knows the scope, and the application knows its ``send``."""
+
+    def __init__(self, method: str, path: str) -> None:
+        self.scope = {
+            "type": "http",
+            "http_version": "1.1",
+            "method": method,
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": b"",
+            "headers": [(b"host", b"test"), (b"origin", b"https://site.example")],
+            "state": {},
+        }
+        self.statuses: list[int] = []
+
+    async def send(self, message) -> None:
+        self.statuses.append(message.get("status", 0))
+
+    async def receive(self):
+        return {"type": "http.request", "body": b"{}", "more_body": False}
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/livez"),
+        ("GET", "/nothing"),
+        ("OPTIONS", "/v1/chat"),
+        ("POST", "/v1/chat/completions"),
+        ("POST", "/v1/messages"),
+        ("POST", "/v1/responses"),
+        ("POST", "/v1/generations"),
+        ("GET", "/v1/generations/gen_" + "0" * 32),
+    ],
+)
+async def test_a_request_that_is_over_is_freed_at_once(app, method, path):
+    """A cycle per request waits for the garbage collector, which then stops the loop for tenths of a second."""
+    cycle = Cycle(method, path)
+    kept = weakref.ref(cycle)
+    await app(cycle.scope, cycle.receive, cycle.send)
+    assert cycle.statuses
+    gc.disable()
+    try:
+        cycle = Cycle(method, path)
+        kept = weakref.ref(cycle)
+        await app(cycle.scope, cycle.receive, cycle.send)
+        del cycle
+        await asyncio.sleep(0)
+
+        assert kept() is None
+    finally:
+        gc.enable()
