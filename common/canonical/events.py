@@ -133,13 +133,13 @@ class RefusalDelta:
 
 
 @dataclass(slots=True)
-class ThinkingDelta:
+class ReasoningDelta:
     text: str
     choice: int = 0
 
 
 @dataclass(slots=True)
-class ThinkingSigned:
+class ReasoningSigned:
     """The signature that closes a thinking block; the client must send it back unchanged.
 
     Gemini signs tool calls instead: then it comes without thinking before it, right before the ``ToolCallStarted`` it signs.
@@ -149,7 +149,7 @@ class ThinkingSigned:
 
 
 @dataclass(slots=True)
-class RedactedThinking:
+class RedactedReasoning:
     """A whole thinking block that the vendor encrypted."""
 
     data: str
@@ -190,11 +190,11 @@ class Completed:
     usage: Usage | None = None
 
 
-Delta = TextDelta | RefusalDelta | ThinkingDelta | ThinkingSigned | RedactedThinking | ToolCallStarted | ToolCallDelta
+Delta = TextDelta | RefusalDelta | ReasoningDelta | ReasoningSigned | RedactedReasoning | ToolCallStarted | ToolCallDelta
 Event = Started | Delta | Finished | Completed | Failed
 
 # Events with output: the first of them is the commit point.
-OUTPUT = (TextDelta, RefusalDelta, ThinkingDelta, ThinkingSigned, RedactedThinking, ToolCallStarted, ToolCallDelta)
+OUTPUT = (TextDelta, RefusalDelta, ReasoningDelta, ReasoningSigned, RedactedReasoning, ToolCallStarted, ToolCallDelta)
 
 
 @dataclass(slots=True)
@@ -208,7 +208,7 @@ class RefusalBlock:
 
 
 @dataclass(slots=True)
-class ThinkingBlock:
+class ReasoningBlock:
     """Exactly one of ``redacted`` (an encrypted block) or ``text`` and ``signature``."""
 
     text: str = ""
@@ -223,7 +223,7 @@ class ToolCall:
     arguments: str = ""
 
 
-Block = TextBlock | RefusalBlock | ThinkingBlock | ToolCall
+Block = TextBlock | RefusalBlock | ReasoningBlock | ToolCall
 
 
 @dataclass(slots=True)
@@ -243,8 +243,8 @@ class Choice:
         return "".join(block.text for block in self.blocks if isinstance(block, RefusalBlock))
 
     @property
-    def thinking(self) -> list[ThinkingBlock]:
-        return [block for block in self.blocks if isinstance(block, ThinkingBlock)]
+    def reasoning(self) -> list[ReasoningBlock]:
+        return [block for block in self.blocks if isinstance(block, ReasoningBlock)]
 
     @property
     def tool_calls(self) -> list[ToolCall]:
@@ -285,7 +285,7 @@ class Folded:
                 self._reply.usage = event.usage
             case Failed():
                 self._reply.failed = event
-            case ThinkingSigned() | RedactedThinking():
+            case ReasoningSigned() | RedactedReasoning():
                 self._choice(0).add(event)
             case _:
                 self._choice(event.choice).add(event)
@@ -315,15 +315,15 @@ class _FoldedChoice:
                 self._open(TextBlock).add(event.text)
             case RefusalDelta():
                 self._open(RefusalBlock).add(event.text)
-            case ThinkingDelta():
-                self._open_thinking().add(event.text)
-            case ThinkingSigned():
-                self._open_thinking()
+            case ReasoningDelta():
+                self._open_reasoning().add(event.text)
+            case ReasoningSigned():
+                self._open_reasoning()
                 block = self._choice.blocks[-1]
-                assert isinstance(block, ThinkingBlock)
+                assert isinstance(block, ReasoningBlock)
                 block.signature = event.signature
-            case RedactedThinking():
-                self._begin(ThinkingBlock(redacted=event.data))
+            case RedactedReasoning():
+                self._begin(ReasoningBlock(redacted=event.data))
             case ToolCallStarted():
                 self._arguments.append(self._begin(ToolCall(event.id, event.name)))
             case ToolCallDelta():
@@ -349,9 +349,9 @@ class _FoldedChoice:
         blocks = self._choice.blocks
         return self._texts[-1] if blocks and isinstance(blocks[-1], kind) else self._begin(kind())
 
-    def _open_thinking(self) -> GrowingText:
+    def _open_reasoning(self) -> GrowingText:
         """The same for thinking, which a signature or a redacted block closes."""
         last = self._choice.blocks[-1] if self._choice.blocks else None
-        if isinstance(last, ThinkingBlock) and last.signature is None and last.redacted is None:
+        if isinstance(last, ReasoningBlock) and last.signature is None and last.redacted is None:
             return self._texts[-1]
-        return self._begin(ThinkingBlock())
+        return self._begin(ReasoningBlock())

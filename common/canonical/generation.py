@@ -38,8 +38,8 @@ class ImagePart:
 
 
 @dataclass(slots=True)
-class ThinkingPart:
-    """A thinking block that the client sends back; see ``events.ThinkingBlock``."""
+class ReasoningPart:
+    """A thinking block that the client sends back; see ``events.ReasoningBlock``."""
 
     text: str = ""
     signature: str | None = None
@@ -70,7 +70,7 @@ class OpaquePart:
     path: str
 
 
-Part = TextPart | ImagePart | ThinkingPart | ToolCallPart | ToolResultPart | OpaquePart
+Part = TextPart | ImagePart | ReasoningPart | ToolCallPart | ToolResultPart | OpaquePart
 
 
 @dataclass(slots=True)

@@ -15,10 +15,10 @@ import orjson
 
 from common.canonical.events import (
     Event,
-    RedactedThinking,
+    ReasoningDelta,
+    RedactedReasoning,
     RefusalDelta,
     TextDelta,
-    ThinkingDelta,
     ToolCallDelta,
     ToolCallStarted,
     Usage,
@@ -26,8 +26,8 @@ from common.canonical.events import (
 from common.canonical.generation import (
     GenerationRequest,
     Part,
+    ReasoningPart,
     TextPart,
-    ThinkingPart,
     ToolCallPart,
     ToolResultPart,
 )
@@ -53,7 +53,7 @@ def estimate_tokens(request: GenerationRequest) -> int:
             match part:
                 case TextPart():
                     texts += _bytes(part.text)
-                case ThinkingPart():
+                case ReasoningPart():
                     # Thoughts that are sent back are counted by their text; encrypted ones are about as long as they are.
                     texts += _bytes(part.text or part.redacted or "")
                 case ToolCallPart():
@@ -85,10 +85,10 @@ def estimate_event_tokens(events: Iterable[Event]) -> int:
 def output_bytes(event: Event) -> int:
     """Return how many bytes of output an event has."""
     match event:
-        case TextDelta() | RefusalDelta() | ThinkingDelta():
+        case TextDelta() | RefusalDelta() | ReasoningDelta():
             # Not encoded where that is needless: the text may be a large answer's.
             return len(event.text) if event.text.isascii() else len(event.text.encode(errors="replace"))
-        case RedactedThinking():
+        case RedactedReasoning():
             return len(event.data)
         case ToolCallStarted():
             return len(event.name.encode(errors="replace"))

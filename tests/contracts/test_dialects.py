@@ -17,14 +17,14 @@ from common.canonical.events import (
     Event,
     Finished,
     FinishReason,
-    RedactedThinking,
+    ReasoningDelta,
+    ReasoningSigned,
+    RedactedReasoning,
     RefusalBlock,
     RefusalDelta,
     Started,
     TextBlock,
     TextDelta,
-    ThinkingDelta,
-    ThinkingSigned,
     ToolCallDelta,
     ToolCallStarted,
     Usage,
@@ -149,7 +149,7 @@ def expected(dialect: Dialect, events: list[Event]) -> Seen:
     if dialect.name == "openai-chat" and choice.finish_reason is FinishReason.REFUSAL:
         finish = "content_filter"
     calls = [(call.id, call.name, orjson.loads(call.arguments or "{}")) for call in choice.tool_calls]
-    thinking = "".join(block.text for block in choice.thinking)
+    thinking = "".join(block.text for block in choice.reasoning)
     if dialect.name in TEXT_ONLY:
         refusal, thinking = "", ""
         text = "".join(block.text for block in choice.blocks if isinstance(block, TextBlock | RefusalBlock))
@@ -180,10 +180,10 @@ def test_sdks_read_recorded_streams_as_they_were_sent(dialect: Dialect, recordin
 
 EVERYTHING: list[Event] = [
     Started("up_1", "upstream-model"),
-    ThinkingDelta("hm"),
-    ThinkingSigned("SIG"),
-    RedactedThinking("ENC"),
-    ThinkingDelta("more"),
+    ReasoningDelta("hm"),
+    ReasoningSigned("SIG"),
+    RedactedReasoning("ENC"),
+    ReasoningDelta("more"),
     TextDelta('Grüße, "Welt"\n\u2028🦆'),
     TextDelta("!"),
     ToolCallStarted(0, "call_a", "first"),
@@ -390,10 +390,10 @@ def test_any_body_is_parsed_or_refused(dialect: Dialect, body: dict[str, Any], i
 
 PIECES = st.one_of(
     st.text(max_size=5).map(TextDelta),
-    st.text(max_size=5).map(ThinkingDelta),
+    st.text(max_size=5).map(ReasoningDelta),
     st.text(max_size=5).map(RefusalDelta),
-    st.just(ThinkingSigned("s")),
-    st.just(RedactedThinking("d")),
+    st.just(ReasoningSigned("s")),
+    st.just(RedactedReasoning("d")),
 )
 
 

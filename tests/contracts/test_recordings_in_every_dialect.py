@@ -74,7 +74,7 @@ def at_event_boundaries(body: bytes) -> list[bytes]:
 
 
 def said(choice: Choice) -> Said:
-    thinking = "".join(block.text for block in choice.thinking)
+    thinking = "".join(block.text for block in choice.reasoning)
     calls = [(call.name, loads(call.arguments)) for call in choice.tool_calls]
     return Said(choice.text, choice.refusal, thinking, calls, choice.finish_reason)
 

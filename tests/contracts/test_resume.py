@@ -12,11 +12,11 @@ from common.canonical.events import (
     Event,
     Finished,
     FinishReason,
+    ReasoningDelta,
+    ReasoningSigned,
     RefusalDelta,
     Started,
     TextDelta,
-    ThinkingDelta,
-    ThinkingSigned,
     ToolCallDelta,
     ToolCallStarted,
     Usage,
@@ -33,7 +33,7 @@ WORDS = ["Water", " flows", "\n\n", "down", '"hill"', " \\ ", "always", " 🌊"]
 TEXT = "".join(WORDS)
 USAGE = Usage(7, 9)
 PLAIN: list[Event] = [Started("x", "m"), *map(TextDelta, WORDS), Finished(FinishReason.STOP), Completed(USAGE)]
-THOUGHT: list[Event] = [Started("x", "m"), ThinkingDelta("hm"), ThinkingSigned("s"), *PLAIN[1:]]
+THOUGHT: list[Event] = [Started("x", "m"), ReasoningDelta("hm"), ReasoningSigned("s"), *PLAIN[1:]]
 # The SDK itself cannot read these: gateways whose ids change, and whose answers come whole.
 UNREADABLE = ("own.ids_that_change_unnamed_with_done", "own.whole_answer_in_the_last_event")
 CALL: list[Event] = [ToolCallStarted(0, "c", "f"), ToolCallDelta(0, '{"a":'), ToolCallDelta(0, "1}")]
@@ -124,7 +124,7 @@ def test_a_call_is_not_plain(dialect, said):
 
 @pytest.mark.parametrize("name", ["openai-chat", "openai-responses", "anthropic-messages"])
 def test_thinking_in_progress_is_not_plain(name):
-    blocks = split_blocks(encode(DIALECTS[name], [Started("x", "m"), ThinkingDelta("hm")]))
+    blocks = split_blocks(encode(DIALECTS[name], [Started("x", "m"), ReasoningDelta("hm")]))
 
     assert not resume(DIALECTS[name], blocks).is_plain
 

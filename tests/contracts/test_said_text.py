@@ -13,10 +13,10 @@ from common.canonical.events import (
     Event,
     Finished,
     FinishReason,
+    ReasoningDelta,
+    ReasoningSigned,
     Started,
     TextDelta,
-    ThinkingDelta,
-    ThinkingSigned,
     ToolCallDelta,
     ToolCallStarted,
     Usage,
@@ -35,8 +35,8 @@ INFO = ReplyInfo("gen_abc", "m", 1, body={"model": "m"})
 TEXT = "Zwölf 🐢\u2028data: {\n\n}"
 EVENTS: list[Event] = [
     Started("up_1", "m"),
-    ThinkingDelta("Not this."),
-    ThinkingSigned("sig"),
+    ReasoningDelta("Not this."),
+    ReasoningSigned("sig"),
     TextDelta(TEXT[:7]),
     TextDelta(TEXT[7:]),
     ToolCallStarted(0, "call_1", "look"),

@@ -17,9 +17,9 @@ from common.canonical.events import (
     Completed,
     Event,
     Finished,
+    ReasoningDelta,
     Started,
     TextDelta,
-    ThinkingDelta,
     ToolCallDelta,
     ToolCallStarted,
     fold,
@@ -129,7 +129,7 @@ def test_plain_blocks_hold_one_piece_of_output(recording: Recording) -> None:
         events = full.decode(block)
         if decoder.is_plain(block):
             skipped += 1
-            assert [type(event) for event in events] in ([TextDelta], [ThinkingDelta]), block
+            assert [type(event) for event in events] in ([TextDelta], [ReasoningDelta]), block
         else:
             assert decoder.decode(block) == events
 
@@ -191,7 +191,7 @@ def test_block_with_anything_beside_its_text_is_not_plain(odd: bytes) -> None:
 def test_the_head_of_a_run_is_plain_only_if_each_of_its_events_is(recording: Recording) -> None:
     decoder, blocks = WIRES[recording.wire].decoder(), blocks_of(recording.body)
     full = WIRES[recording.wire].decoder()
-    is_output = [[type(event) for event in full.decode(block)] in ([TextDelta], [ThinkingDelta]) for block in blocks]
+    is_output = [[type(event) for event in full.decode(block)] in ([TextDelta], [ReasoningDelta]) for block in blocks]
 
     for at, block in enumerate(blocks):
         for length in (1, 2, 5):

@@ -5,7 +5,7 @@ from typing import Any
 
 import anthropic
 import pytest
-from anthropic.types import Message, TextBlock, ThinkingBlock, ToolUseBlock
+from anthropic.types import Message, ReasoningBlock, TextBlock, ToolUseBlock
 
 from demo_provider.script import answer, thought
 from tests.support.fleet import KEY, Fleet
@@ -131,7 +131,7 @@ def test_thinking_is_a_block_before_the_text(client: anthropic.Anthropic, provid
         message = _create(client, f"{provider}/demo-think6-n8-d0", thinking=thinking)
 
     first, second = message.content
-    assert isinstance(first, ThinkingBlock)
+    assert isinstance(first, ReasoningBlock)
     assert (first.thinking, second.text) == ("".join(thought(6)), answer(8))
     assert bool(first.signature) == (provider == "anthropic")
 

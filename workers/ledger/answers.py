@@ -6,7 +6,7 @@ and all choices are there; else the text alone.
 
 from typing import Any
 
-from common.canonical.events import Choice, RefusalBlock, TextBlock, ThinkingBlock, fold
+from common.canonical.events import Choice, ReasoningBlock, RefusalBlock, TextBlock, fold
 from common.channel.transcript import Transcript
 from common.sse import split_blocks
 from workers.providers import WIRES
@@ -36,7 +36,7 @@ def _parts(choice: Choice) -> list[dict[str, Any]]:
                 parts.append({"text": block.text})
             case RefusalBlock():
                 parts.append({"refusal": block.text})
-            case ThinkingBlock():
+            case ReasoningBlock():
                 parts.append({"thinking": block.text or "[encrypted]"})
             case _:
                 parts.append({"tool": block.name, "arguments": block.arguments})

@@ -1,9 +1,9 @@
 """Which texts does an answer have? Each choice has its own of every kind, and each tool call has its arguments."""
 
-from common.canonical.events import Event, RefusalDelta, TextDelta, ThinkingDelta, ToolCallDelta
+from common.canonical.events import Event, ReasoningDelta, RefusalDelta, TextDelta, ToolCallDelta
 
-TextEvent = TextDelta | RefusalDelta | ThinkingDelta | ToolCallDelta
-TEXTS = (TextDelta, RefusalDelta, ThinkingDelta, ToolCallDelta)
+TextEvent = TextDelta | RefusalDelta | ReasoningDelta | ToolCallDelta
+TEXTS = (TextDelta, RefusalDelta, ReasoningDelta, ToolCallDelta)
 # One text of an answer: what kind, of which choice, and which tool call.
 TextKey = tuple[type[TextEvent], int, int]
 

@@ -5,11 +5,11 @@ from common.canonical.events import (
     Completed,
     Event,
     Finished,
-    RedactedThinking,
+    ReasoningDelta,
+    ReasoningSigned,
+    RedactedReasoning,
     Started,
     TextDelta,
-    ThinkingDelta,
-    ThinkingSigned,
     Usage,
     summed,
 )
@@ -87,7 +87,7 @@ class Continuing(Events):
             case Started() if self._progress.text:
                 self._note([event])
                 return []
-            case ThinkingDelta() | ThinkingSigned() | RedactedThinking() if self._progress.text:
+            case ReasoningDelta() | ReasoningSigned() | RedactedReasoning() if self._progress.text:
                 return []  # In the middle of a text there is no place for it.
             case Finished():
                 held = self._splice.end()

@@ -10,7 +10,7 @@ from contextlib import suppress
 import structlog
 
 from common.canonical.errors import ErrorKind, Failed, GatewayError
-from common.canonical.events import Completed, Event, Finished, FinishReason, Started, ThinkingDelta, ThinkingSigned
+from common.canonical.events import Completed, Event, Finished, FinishReason, ReasoningDelta, ReasoningSigned, Started
 from common.guardrails.custom import SEPARATOR, Action, Check, Custom, GuardrailUnavailable, Verdict, joined
 from common.guardrails.table import Mode
 from workers.transcode.answer_texts import TEXTS, TextKey, key_of, text_event, text_of
@@ -93,7 +93,7 @@ class CustomGuard:
     def _replaced(self, texts: list[str]) -> list[Event]:
         """The events with other texts: each stands where the first piece of the one before it stood."""
         new = dict(zip(self._said, texts, strict=True))
-        is_rethought = any(new[key] != "".join(self._said[key]) for key in new if key[0] is ThinkingDelta)
+        is_rethought = any(new[key] != "".join(self._said[key]) for key in new if key[0] is ReasoningDelta)
         said, told = [], set()
         for event in self._kept:
             if isinstance(event, TEXTS):
@@ -101,6 +101,6 @@ class CustomGuard:
                 if key not in told and new[key]:
                     said.append(text_event(key, new[key]))
                 told.add(key)
-            elif not (isinstance(event, ThinkingSigned) and is_rethought):
+            elif not (isinstance(event, ReasoningSigned) and is_rethought):
                 said.append(event)
         return said

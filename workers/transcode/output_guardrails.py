@@ -19,10 +19,10 @@ from common.canonical.events import (
     Event,
     Finished,
     FinishReason,
-    RedactedThinking,
+    ReasoningDelta,
+    ReasoningSigned,
+    RedactedReasoning,
     TextDelta,
-    ThinkingDelta,
-    ThinkingSigned,
     ToolCallStarted,
     Usage,
 )
@@ -130,9 +130,9 @@ class OutputGuard:
             case ToolCallStarted():
                 self._open[event.choice] = True
                 self._let_go(event.choice, passed)
-            case RedactedThinking():
+            case RedactedReasoning():
                 self._let_go(0, passed)
-            case ThinkingSigned():
+            case ReasoningSigned():
                 self._let_go(0, passed)
                 return not self._is_altered()  # Else it signs another text.
             case Finished():
@@ -182,7 +182,7 @@ class OutputGuard:
 
     def _is_altered(self) -> bool:
         """Whether anything was replaced in the thinking that a signature closes."""
-        thinking = self._texts.get((ThinkingDelta, 0, 0))
+        thinking = self._texts.get((ReasoningDelta, 0, 0))
         if thinking is None:
             return False
         told, thinking.marks_told = thinking.marks_told, thinking.marks

@@ -17,16 +17,16 @@ from common.canonical.events import (
     Event,
     Finished,
     FinishReason,
-    RedactedThinking,
+    ReasoningBlock,
+    ReasoningDelta,
+    ReasoningSigned,
+    RedactedReasoning,
     RefusalBlock,
     RefusalDelta,
     Reply,
     Started,
     TextBlock,
     TextDelta,
-    ThinkingBlock,
-    ThinkingDelta,
-    ThinkingSigned,
     ToolCall,
     ToolCallDelta,
     ToolCallStarted,
@@ -52,7 +52,7 @@ from common.sse import encode_event
 _KEPT_TYPES = ERROR_TYPES - {"invalid_request_error"}
 
 # Output that cannot stand inside a call's block.
-_NOT_CALLS = (TextDelta, RefusalDelta, ThinkingDelta, ThinkingSigned, RedactedThinking)
+_NOT_CALLS = (TextDelta, RefusalDelta, ReasoningDelta, ReasoningSigned, RedactedReasoning)
 
 _PING = encode_event(b'{"type": "ping"}', "ping")
 
@@ -151,13 +151,13 @@ class BlockEncoder:
             case RefusalDelta():
                 self._refused = True
                 return self._ensure("text") + self._delta({"type": "text_delta", "text": event.text})
-            case ThinkingDelta():
+            case ReasoningDelta():
                 return self._thinking() + self._delta({"type": "thinking_delta", "thinking": event.text})
-            case ThinkingSigned():
+            case ReasoningSigned():
                 opened = self._thinking()
                 self._signed = True
                 return opened + self._delta({"type": "signature_delta", "signature": event.signature})
-            case RedactedThinking():
+            case RedactedReasoning():
                 opened = self._close() + self._start_block({"type": "redacted_thinking", "data": event.data})
                 return opened + self._stop_block()
             case ToolCallStarted():
@@ -311,9 +311,9 @@ def _whole_content(choice: Choice) -> list[dict[str, Any]]:
 
 def _whole_block(block: Block) -> dict[str, Any]:
     match block:
-        case ThinkingBlock(redacted=str() as data):
+        case ReasoningBlock(redacted=str() as data):
             return {"type": "redacted_thinking", "data": data}
-        case ThinkingBlock():
+        case ReasoningBlock():
             return {"type": "thinking", "thinking": block.text, "signature": block.signature or ""}
         case ToolCall():
             # An input must be an object; arguments that are none (cut short, or never written) become an empty one.

@@ -16,10 +16,10 @@ from common.canonical.generation import (
     OpaquePart,
     Part,
     Reasoning,
+    ReasoningPart,
     ResponseFormat,
     Role,
     TextPart,
-    ThinkingPart,
     Tool,
     ToolCallPart,
     ToolChoice,
@@ -191,9 +191,9 @@ def _part(part: object, path: str) -> Part:
         case "thinking":
             thinking = read(_Thinking, part, path)
             # An empty signature is what we gave a client whose model signs nothing.
-            return ThinkingPart(thinking.thinking, thinking.signature or None)
+            return ReasoningPart(thinking.thinking, thinking.signature or None)
         case "redacted_thinking":
-            return ThinkingPart(redacted=read(_RedactedThinking, part, path).data)
+            return ReasoningPart(redacted=read(_RedactedThinking, part, path).data)
         case "tool_use":
             call = read(_ToolUse, part, path)
             return ToolCallPart(call.id, call.name, orjson.dumps(call.input or {}).decode())

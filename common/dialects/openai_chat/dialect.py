@@ -16,11 +16,11 @@ from common.canonical.events import (
     Event,
     Finished,
     FinishReason,
+    ReasoningDelta,
     RefusalDelta,
     Reply,
     Started,
     TextDelta,
-    ThinkingDelta,
     ToolCallDelta,
     ToolCallStarted,
     Usage,
@@ -30,7 +30,7 @@ from common.dialects.base import Ended, Progress, ReplyInfo, SoFar
 from common.dialects.openai_chat import request as openai_chat_request
 from common.dialects.openai_chat.progress import read_said
 from common.dialects.shared.openai_errors import error_body
-from common.dialects.shared.openai_words import DONE_EVENT, FINISH_WORD, THINKING_FIELDS, reason_of
+from common.dialects.shared.openai_words import DONE_EVENT, FINISH_WORD, REASONING_FIELDS, reason_of
 from common.dialects.shared.own_bytes import dict_in, objects_in
 from common.sse import encode_event
 
@@ -118,8 +118,8 @@ class ChunkEncoder:
                 return self._delta(event.choice, {"content": event.text})
             case RefusalDelta():
                 return self._delta(event.choice, {"refusal": event.text})
-            case ThinkingDelta():
-                return self._delta(event.choice, {THINKING_FIELDS[0]: event.text})
+            case ReasoningDelta():
+                return self._delta(event.choice, {REASONING_FIELDS[0]: event.text})
             case ToolCallStarted():
                 function = {"name": event.name, "arguments": ""}
                 call = {"index": event.index, "id": event.id, "type": "function", "function": function}
@@ -194,9 +194,9 @@ def _whole_choice(index: int, choice: Choice) -> dict[str, Any]:
     # Null content is what OpenAI sends next to tool calls and refusals; an empty answer is an empty string.
     content = choice.text or (None if choice.tool_calls or choice.refusal else "")
     message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": choice.refusal or None}
-    thinking = "".join(block.text for block in choice.thinking)
+    thinking = "".join(block.text for block in choice.reasoning)
     if thinking:
-        message[THINKING_FIELDS[0]] = thinking
+        message[REASONING_FIELDS[0]] = thinking
     if choice.tool_calls:
         message["tool_calls"] = [
             {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments or "{}"}}

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from common.dialects.shared.openai_words import THINKING_FIELDS
+from common.dialects.shared.openai_words import REASONING_FIELDS
 from common.dialects.shared.own_bytes import events_of, is_done, text_in
 
 _HEAD_FIELDS = ("id", "created", "model", "system_fingerprint")
@@ -53,9 +53,9 @@ def _read_chunk(chunk: dict[str, Any], said: Said, texts: list[str]) -> None:
         if not isinstance(delta, dict) or choice.get("index", 0) != 0 or choice.get("logprobs"):
             said.is_plain = False
             continue
-        thinks = any(delta.get(name) for name in THINKING_FIELDS)
+        thinks = any(delta.get(name) for name in REASONING_FIELDS)
         said.has_thought = said.has_thought or thinks
-        others = delta.keys() - {"role", "content", *THINKING_FIELDS}
+        others = delta.keys() - {"role", "content", *REASONING_FIELDS}
         # Thinking belongs in front of the text. Content that is no text: a list of parts, or a document.
         is_text = isinstance(delta.get("content"), str | None)
         if (thinks and texts) or not is_text or any(delta[name] for name in others):

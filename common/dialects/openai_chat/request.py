@@ -13,15 +13,15 @@ from common.canonical.generation import (
     Message,
     OpaquePart,
     Part,
+    ReasoningPart,
     ResponseFormat,
     Role,
     TextPart,
-    ThinkingPart,
     Tool,
     ToolCallPart,
     ToolChoice,
 )
-from common.dialects.shared.openai_words import THINKING_FIELDS
+from common.dialects.shared.openai_words import REASONING_FIELDS
 from common.dialects.shared.parts import (
     Refusal,
     Text,
@@ -188,9 +188,9 @@ def _result(call_id: str, item: dict[str, Any], path: str) -> Part:
 
 def _assistant(item: dict[str, Any], path: str, legacy_call_id: str) -> list[Part]:
     parts: list[Part] = []
-    thinking = next(filter(None, map(item.get, THINKING_FIELDS)), None)
+    thinking = next(filter(None, map(item.get, REASONING_FIELDS)), None)
     if isinstance(thinking, str):
-        parts.append(ThinkingPart(thinking))
+        parts.append(ReasoningPart(thinking))
     # Null next to tool calls is the rule; null alone is what some clients keep of an empty answer.
     if item.get("content") is not None:
         parts.extend(content_in(item["content"], at(path, "content"), _part))

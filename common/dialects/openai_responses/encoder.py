@@ -17,12 +17,12 @@ from common.canonical.events import (
     Completed,
     Event,
     Finished,
-    RedactedThinking,
+    ReasoningDelta,
+    ReasoningSigned,
+    RedactedReasoning,
     RefusalDelta,
     Started,
     TextDelta,
-    ThinkingDelta,
-    ThinkingSigned,
     ToolCall,
     ToolCallDelta,
     ToolCallStarted,
@@ -110,11 +110,11 @@ class ItemEncoder:
                 return self._ensure("text") + self.encode(event)
             case RefusalDelta():
                 return self._ensure("refusal") + self._delta("refusal", event.text, content_index=0)
-            case ThinkingDelta():
+            case ReasoningDelta():
                 return self._ensure("thinking") + self._delta("reasoning_summary_text", event.text, summary_index=0)
-            case ThinkingSigned():
+            case ReasoningSigned():
                 return self._wrapped(wrap(signature=event.signature))
-            case RedactedThinking():
+            case RedactedReasoning():
                 return self._close() + self._wrapped(wrap(redacted=event.data))
             case ToolCallStarted():
                 return self._start_call(event)

@@ -19,10 +19,10 @@ from common.canonical.generation import (
     OpaquePart,
     Part,
     Reasoning,
+    ReasoningPart,
     ResponseFormat,
     Role,
     TextPart,
-    ThinkingPart,
     Tool,
     ToolCallPart,
     ToolChoice,
@@ -247,7 +247,7 @@ def _thinking(item: dict[str, Any], path: str) -> Part | None:
     part = unwrap(fields.encrypted_content or "")
     if part.redacted is None:
         part.text = "\n\n".join(each.text for each in fields.summary or fields.content or [])
-    return part if part != ThinkingPart() else None
+    return part if part != ReasoningPart() else None
 
 
 def _part(part: object, path: str) -> Part:

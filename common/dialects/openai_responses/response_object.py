@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from common.canonical.errors import ErrorKind, Failed
-from common.canonical.events import Finished, RefusalBlock, TextBlock, ThinkingBlock, ToolCall, Usage
+from common.canonical.events import Finished, ReasoningBlock, RefusalBlock, TextBlock, ToolCall, Usage
 from common.dialects.openai_responses.ids import response_id
 from common.dialects.openai_responses.wrapped_reasoning import wrap
 from common.dialects.shared.openai_errors import code_of
@@ -168,13 +168,13 @@ class Items:
         item |= {"call_id": call.id, "name": name}
         return {**item, "namespace": space} if space else item
 
-    def whole(self, index: int, block: TextBlock | RefusalBlock | ThinkingBlock | ToolCall, status: str) -> dict[str, Any]:
+    def whole(self, index: int, block: TextBlock | RefusalBlock | ReasoningBlock | ToolCall, status: str) -> dict[str, Any]:
         match block:
             case TextBlock():
                 return self.message(index, [output_text(block.text)], status)
             case RefusalBlock():
                 return self.message(index, [refusal(block.text)], status)
-            case ThinkingBlock():
+            case ReasoningBlock():
                 wrapped = wrap(signature=block.signature, redacted=block.redacted)
                 return self.reasoning(index, [summary_text(block.text)] if block.text else [], wrapped)
             case ToolCall():

@@ -6,7 +6,7 @@ there, behind a mark that tells it from OpenAI's own. Nothing is encrypted by us
 checks what comes back. The text of signed thinking is the item's summary.
 """
 
-from common.canonical.generation import ThinkingPart
+from common.canonical.generation import ReasoningPart
 
 _SIGNED = "sluice-signed:"
 _REDACTED = "sluice-redacted:"
@@ -22,17 +22,17 @@ def wrap(*, signature: str | None = None, redacted: str | None = None) -> str | 
     return None if signature is None else _SIGNED + signature
 
 
-def unwrap(encrypted_content: str) -> ThinkingPart:
+def unwrap(encrypted_content: str) -> ReasoningPart:
     """Return what ``wrap`` put in, with no text yet; an empty part for what is not ours.
 
     >>> unwrap("sluice-signed:abc").signature
     'abc'
     """
     if encrypted_content.startswith(_SIGNED):
-        return ThinkingPart(signature=encrypted_content.removeprefix(_SIGNED))
+        return ReasoningPart(signature=encrypted_content.removeprefix(_SIGNED))
     if encrypted_content.startswith(_REDACTED):
-        return ThinkingPart(redacted=encrypted_content.removeprefix(_REDACTED))
-    return ThinkingPart()
+        return ReasoningPart(redacted=encrypted_content.removeprefix(_REDACTED))
+    return ReasoningPart()
 
 
 def is_wrapped(encrypted_content: object) -> bool:

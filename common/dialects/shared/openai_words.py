@@ -27,7 +27,7 @@ REASON_OF_INCOMPLETE = {word: reason for reason, word in reversed(INCOMPLETE_WOR
 
 # Where chat completions have thinking. Neither is OpenAI's own: DeepSeek brought in the first, which most clients of this
 # family read, OpenRouter the second.
-THINKING_FIELDS = ("reasoning_content", "reasoning")
+REASONING_FIELDS = ("reasoning_content", "reasoning")
 
 DONE = b"[DONE]"  # The data of the event that ends a stream of chat completions.
 DONE_EVENT = b"data: " + DONE + b"\n\n"

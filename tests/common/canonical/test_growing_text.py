@@ -2,7 +2,7 @@
 
 import tracemalloc
 
-from common.canonical.events import Folded, RefusalDelta, TextDelta, ThinkingDelta, ToolCallDelta, ToolCallStarted, fold
+from common.canonical.events import Folded, ReasoningDelta, RefusalDelta, TextDelta, ToolCallDelta, ToolCallStarted, fold
 from common.canonical.growing_text import GrowingText
 
 PIECES = 400_000  # Copied anew with each piece, texts of this length would take minutes.
@@ -27,14 +27,14 @@ def test_one_piece_is_not_copied():
 def test_an_answer_of_very_many_pieces_takes_the_time_of_its_size():
     pieces = [f"piece {number % 100:02} of twenty." for number in range(100)] * (PIECES // 100)
     whole = "".join(pieces)
-    events = [ThinkingDelta(piece) for piece in pieces]
+    events = [ReasoningDelta(piece) for piece in pieces]
     events += [TextDelta(piece) for piece in pieces]
     events += [RefusalDelta(piece) for piece in pieces]
     events += [ToolCallStarted(0, "a", "f"), *(ToolCallDelta(0, piece) for piece in pieces)]
 
     choice = fold(events).choices[0]
 
-    assert [block.text for block in choice.thinking] == [whole]
+    assert [block.text for block in choice.reasoning] == [whole]
     assert (choice.text, choice.refusal, choice.tool_calls[0].arguments) == (whole, whole, whole)
 
 

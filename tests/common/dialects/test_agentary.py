@@ -11,11 +11,11 @@ from common.canonical.events import (
     Event,
     Finished,
     FinishReason,
+    ReasoningDelta,
+    ReasoningSigned,
     RefusalDelta,
     Started,
     TextDelta,
-    ThinkingDelta,
-    ThinkingSigned,
     ToolCallDelta,
     ToolCallStarted,
     Usage,
@@ -78,7 +78,9 @@ def test_client_that_adds_up_the_stream_loses_no_text() -> None:
 
 
 def test_empty_pieces_and_thinking_are_no_tokens() -> None:
-    data = encode(TextDelta(""), ThinkingDelta("hm"), ThinkingSigned("s"), TextDelta("a"), TextDelta(""), TextDelta("b"), *END)
+    data = encode(
+        TextDelta(""), ReasoningDelta("hm"), ReasoningSigned("s"), TextDelta("a"), TextDelta(""), TextDelta("b"), *END
+    )
 
     assert data.count(b'"tokenId"') == 3
     assert data.startswith(b'data: {"token":"a","tokenId":0,"isFirst":true,')

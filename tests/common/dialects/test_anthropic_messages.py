@@ -11,12 +11,12 @@ from common.canonical.events import (
     Event,
     Finished,
     FinishReason,
-    RedactedThinking,
+    ReasoningDelta,
+    ReasoningSigned,
+    RedactedReasoning,
     RefusalDelta,
     Started,
     TextDelta,
-    ThinkingDelta,
-    ThinkingSigned,
     ToolCallDelta,
     ToolCallStarted,
     Usage,
@@ -112,10 +112,10 @@ def test_event_name_is_the_type() -> None:
 
 def test_change_of_kind_closes_the_block() -> None:
     events = encode(
-        ThinkingDelta("hm"),
-        ThinkingSigned("SIG"),
-        ThinkingDelta("more"),
-        RedactedThinking("ENC"),
+        ReasoningDelta("hm"),
+        ReasoningSigned("SIG"),
+        ReasoningDelta("more"),
+        RedactedReasoning("ENC"),
         TextDelta("a"),
         ToolCallStarted(0, "id", "f"),
         ToolCallDelta(0, "{}"),
@@ -170,8 +170,8 @@ def test_other_choices_are_left_out() -> None:
 
 def test_whole_answer_holds_all_blocks() -> None:
     events: list[Event] = [
-        ThinkingDelta("hm"),
-        RedactedThinking("ENC"),
+        ReasoningDelta("hm"),
+        RedactedReasoning("ENC"),
         TextDelta("a"),
         ToolCallStarted(0, "id", "f"),
         ToolCallDelta(0, '{"x": 1}'),

@@ -12,10 +12,10 @@ from common.canonical.events import (
     Event,
     Finished,
     FinishReason,
+    ReasoningSigned,
     RefusalDelta,
     Started,
     TextDelta,
-    ThinkingSigned,
     ToolCallDelta,
     ToolCallStarted,
     Usage,
@@ -27,10 +27,10 @@ from common.canonical.generation import (
     Message,
     OpaquePart,
     Reasoning,
+    ReasoningPart,
     ResponseFormat,
     Role,
     TextPart,
-    ThinkingPart,
     Tool,
     ToolCallPart,
     ToolChoice,
@@ -207,7 +207,7 @@ def test_assistant_turn_is_read_with_its_calls() -> None:
     )
 
     assert message.parts == [
-        ThinkingPart("hm"),
+        ReasoningPart("hm"),
         TextPart("no"),
         ToolCallPart("a", "f", '{"x":1}'),
         ToolCallPart("b", "g", "{}"),
@@ -345,7 +345,7 @@ def test_call_begins_with_id_and_name_and_goes_on_by_index() -> None:
 
 
 def test_signatures_have_no_place() -> None:
-    assert encode(ThinkingSigned("s")) == b""
+    assert encode(ReasoningSigned("s")) == b""
 
 
 def test_whole_refusal_and_calls_have_null_content() -> None:

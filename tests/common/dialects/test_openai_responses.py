@@ -13,12 +13,12 @@ from common.canonical.events import (
     Event,
     Finished,
     FinishReason,
-    RedactedThinking,
+    ReasoningDelta,
+    ReasoningSigned,
+    RedactedReasoning,
     RefusalDelta,
     Started,
     TextDelta,
-    ThinkingDelta,
-    ThinkingSigned,
     ToolCallDelta,
     ToolCallStarted,
     Usage,
@@ -129,7 +129,14 @@ def test_the_response_repeats_the_request_and_ends_with_usage() -> None:
 
 
 def test_thinking_is_a_reasoning_item_that_holds_its_signature() -> None:
-    events = [ThinkingDelta("hm"), ThinkingDelta("!"), ThinkingSigned("SIG"), RedactedThinking("ENC"), TextDelta("x"), *DONE]
+    events = [
+        ReasoningDelta("hm"),
+        ReasoningDelta("!"),
+        ReasoningSigned("SIG"),
+        RedactedReasoning("ENC"),
+        TextDelta("x"),
+        *DONE,
+    ]
 
     found = said(*events)
 
@@ -159,7 +166,7 @@ def test_thinking_is_a_reasoning_item_that_holds_its_signature() -> None:
 
 def test_calls_one_after_the_other_are_done_one_after_the_other() -> None:
     events = [
-        ThinkingSigned("GEM"),
+        ReasoningSigned("GEM"),
         ToolCallStarted(0, "call_a", "f"),
         ToolCallDelta(0, '{"a":'),
         ToolCallDelta(0, "1}"),

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.canonical.errors import ErrorKind, GatewayError
-from common.canonical.events import ThinkingBlock, ToolCall
+from common.canonical.events import ReasoningBlock, ToolCall
 from common.canonical.generation import (
     GenerationRequest,
     ImagePart,
@@ -15,10 +15,10 @@ from common.canonical.generation import (
     OpaquePart,
     Part,
     Reasoning,
+    ReasoningPart,
     ResponseFormat,
     Role,
     TextPart,
-    ThinkingPart,
     Tool,
     ToolCallPart,
     ToolChoice,
@@ -199,7 +199,7 @@ def test_a_turn_of_the_model_is_one_message_and_its_results_another() -> None:
         Message(
             Role.ASSISTANT,
             [
-                ThinkingPart(signature="S"),
+                ReasoningPart(signature="S"),
                 TextPart("I look."),
                 ToolCallPart("a", "f", '{"x":1}'),
                 ToolCallPart("b", "g", "{}"),
@@ -213,9 +213,12 @@ def test_a_turn_of_the_model_is_one_message_and_its_results_another() -> None:
 @pytest.mark.parametrize(
     ("item", "expected"),
     [
-        ({"summary": [{"type": "summary_text", "text": "hm"}], "encrypted_content": "gAAAA"}, [ThinkingPart("hm")]),
-        ({"summary": [{"type": "summary_text", "text": "a"}, {"type": "summary_text", "text": "b"}]}, [ThinkingPart("a\n\nb")]),
-        ({"summary": [], "content": [{"type": "reasoning_text", "text": "c"}]}, [ThinkingPart("c")]),
+        ({"summary": [{"type": "summary_text", "text": "hm"}], "encrypted_content": "gAAAA"}, [ReasoningPart("hm")]),
+        (
+            {"summary": [{"type": "summary_text", "text": "a"}, {"type": "summary_text", "text": "b"}]},
+            [ReasoningPart("a\n\nb")],
+        ),
+        ({"summary": [], "content": [{"type": "reasoning_text", "text": "c"}]}, [ReasoningPart("c")]),
     ],
 )
 def test_reasoning_of_other_makers_is_its_text(item: dict[str, Any], expected: list[Part]) -> None:
@@ -230,12 +233,12 @@ def test_reasoning_that_nobody_can_read_is_left_out() -> None:
 
 @pytest.mark.parametrize(
     "block",
-    [ThinkingBlock("hm", "S:="), ThinkingBlock("", "S"), ThinkingBlock(redacted="R"), ThinkingBlock("hm")],
+    [ReasoningBlock("hm", "S:="), ReasoningBlock("", "S"), ReasoningBlock(redacted="R"), ReasoningBlock("hm")],
 )
-def test_thinking_comes_back_as_it_went(block: ThinkingBlock) -> None:
+def test_thinking_comes_back_as_it_went(block: ReasoningBlock) -> None:
     item = Items("gen_ab", {}).whole(0, block, "completed")
 
-    assert messages(item)[0].parts == [ThinkingPart(block.text, block.signature, block.redacted)]
+    assert messages(item)[0].parts == [ReasoningPart(block.text, block.signature, block.redacted)]
 
 
 def test_only_our_own_seal_is_ours() -> None:

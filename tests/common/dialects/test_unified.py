@@ -12,10 +12,10 @@ from common.canonical.events import (
     Event,
     Finished,
     FinishReason,
+    ReasoningDelta,
     RefusalDelta,
     Started,
     TextDelta,
-    ThinkingDelta,
     ToolCallDelta,
     ToolCallStarted,
     Usage,
@@ -58,7 +58,7 @@ def refused(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_stream_is_the_documented_one() -> None:
-    data = encode(Started(), ThinkingDelta("hm"), TextDelta("Once"), TextDelta(""), TextDelta(" upon"), *END)
+    data = encode(Started(), ReasoningDelta("hm"), TextDelta("Once"), TextDelta(""), TextDelta(" upon"), *END)
 
     assert data.split(b"\n\n") == [
         b'event: chunk\ndata: {"content":"Once","role":"assistant"}',

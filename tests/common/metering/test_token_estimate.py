@@ -4,9 +4,9 @@ from common.canonical.generation import (
     Message,
     OpaquePart,
     Part,
+    ReasoningPart,
     Role,
     TextPart,
-    ThinkingPart,
     Tool,
     ToolCallPart,
     ToolResultPart,
@@ -29,7 +29,7 @@ def test_everything_that_is_sent_counts():
 
     assert estimate(TextPart("x" * 40), ToolCallPart("a", "f" * 4, '{"x":1}')) == plain + 3
     assert estimate(TextPart("x" * 40), ToolResultPart("a", [TextPart("y" * 40)])) == plain + 10
-    assert estimate(TextPart("x" * 40), ThinkingPart("z" * 40, "SIGNATURE" * 99)) == plain + 10
+    assert estimate(TextPart("x" * 40), ReasoningPart("z" * 40, "SIGNATURE" * 99)) == plain + 10
     assert estimate(TextPart("x" * 40), tools=[Tool("f" * 8, "d" * 8, {"a": 1})]) == plain + 100 + 10 + 6
 
 

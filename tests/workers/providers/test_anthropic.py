@@ -6,14 +6,14 @@ import orjson
 import pytest
 
 from common.canonical.errors import ErrorKind, Failed, GatewayError
-from common.canonical.events import Completed, Event, FinishReason, Reply, Started, ThinkingBlock, ToolCall, Usage, fold
+from common.canonical.events import Completed, Event, FinishReason, ReasoningBlock, Reply, Started, ToolCall, Usage, fold
 from common.canonical.generation import (
     GenerationRequest,
     Message,
     Reasoning,
+    ReasoningPart,
     Role,
     TextPart,
-    ThinkingPart,
     Tool,
     ToolCallPart,
     ToolChoice,
@@ -86,7 +86,7 @@ def test_recorded_streams_say_what_their_raw_json_says(recording: Recording) -> 
     assert [(call.id, call.name, call.arguments) for call in choice.tool_calls] == [
         (block["id"], block["name"], block["json"] or "{}") for block in raw["blocks"] if block["type"] == "tool_use"
     ]
-    assert [(block.text, block.signature) for block in choice.thinking if block.redacted is None] == [
+    assert [(block.text, block.signature) for block in choice.reasoning if block.redacted is None] == [
         (block["thinking"], block["signature"]) for block in raw["blocks"] if block["type"] == "thinking"
     ]
     assert choice.finish_reason is FINISH[raw["finish"]]
@@ -100,7 +100,7 @@ def test_recorded_streams_say_what_their_raw_json_says(recording: Recording) -> 
 def test_thinking_keeps_its_signatures_and_redactions() -> None:
     reply = own("thinking_then_text")
 
-    assert reply.choices[0].thinking == [ThinkingBlock("let me", "SIG=="), ThinkingBlock(redacted="ENC==")]
+    assert reply.choices[0].reasoning == [ReasoningBlock("let me", "SIG=="), ReasoningBlock(redacted="ENC==")]
     assert reply.choices[0].stop_sequence == "END"
     assert reply.usage == Usage(117, 9, cache_read_tokens=100, cache_write_tokens=10, reasoning_tokens=4)
 
@@ -329,7 +329,7 @@ def test_thinking_of_other_vendors_is_taken_out_of_a_conversation() -> None:
     passed = ANTHROPIC.pass_request({"model": "m", "messages": [*turns, *foreign]}, {}, DEPLOYMENT)
 
     assert orjson.loads(passed.body)["messages"] == [*turns, {"role": "assistant", "content": [text]}]
-    parts = [ThinkingPart("a", "EqQB"), ThinkingPart("b", "openai-responses:x"), ThinkingPart("d"), TextPart("c")]
+    parts = [ReasoningPart("a", "EqQB"), ReasoningPart("b", "openai-responses:x"), ReasoningPart("d"), TextPart("c")]
     built = ANTHROPIC.build_request(GenerationRequest("m", [Message(Role.ASSISTANT, parts)]), DEPLOYMENT)
     assert orjson.loads(built.body)["messages"][0]["content"] == [own, text]
 
@@ -420,9 +420,9 @@ def test_no_thinking_where_anthropic_would_refuse_it() -> None:
 
 def test_thinking_goes_back_only_with_its_signature() -> None:
     parts: list[Any] = [
-        ThinkingPart("mine", "SIG"),
-        ThinkingPart(redacted="ENC"),
-        ThinkingPart("another's"),
+        ReasoningPart("mine", "SIG"),
+        ReasoningPart(redacted="ENC"),
+        ReasoningPart("another's"),
         ToolCallPart("a", "f", "not json"),
     ]
     parsed = GenerationRequest(

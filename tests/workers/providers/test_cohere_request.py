@@ -11,10 +11,10 @@ from common.canonical.generation import (
     ImagePart,
     Message,
     Reasoning,
+    ReasoningPart,
     ResponseFormat,
     Role,
     TextPart,
-    ThinkingPart,
     Tool,
     ToolCallPart,
     ToolChoice,
@@ -58,11 +58,11 @@ def test_a_conversation_with_tools_is_told_in_coheres_words() -> None:
         Message(Role.USER, [TextPart("look")]),
         Message(
             Role.ASSISTANT,
-            [ThinkingPart("mine"), ThinkingPart("another's", "SIG"), TextPart("I do."), ToolCallPart("a", "f", '{"x":1}')],
+            [ReasoningPart("mine"), ReasoningPart("another's", "SIG"), TextPart("I do."), ToolCallPart("a", "f", '{"x":1}')],
         ),
         Message(Role.USER, [ToolResultPart("a", [TextPart("1"), ImagePart(url="https://x/y.png")]), TextPart("well?")]),
-        Message(Role.ASSISTANT, [ThinkingPart("over"), TextPart("Done.")]),
-        Message(Role.ASSISTANT, [ThinkingPart("nothing said")]),
+        Message(Role.ASSISTANT, [ReasoningPart("over"), TextPart("Done.")]),
+        Message(Role.ASSISTANT, [ReasoningPart("nothing said")]),
     )["messages"]
 
     assert messages == [

@@ -11,10 +11,10 @@ from common.canonical.events import (
     Event,
     Finished,
     FinishReason,
+    ReasoningDelta,
     Reply,
     Started,
     TextDelta,
-    ThinkingDelta,
     ToolCall,
     ToolCallDelta,
     ToolCallStarted,
@@ -48,7 +48,7 @@ def call_event(kind: str, index: int, **call: Any) -> bytes:
 def test_thinking_and_text_are_told_apart_and_citations_passed_over() -> None:
     reply = own("thinking_then_text_with_citation")
 
-    assert ("".join(block.text for block in reply.choices[0].thinking), reply.choices[0].text) == ("let me", "Grüße 🦆!")
+    assert ("".join(block.text for block in reply.choices[0].reasoning), reply.choices[0].text) == ("let me", "Grüße 🦆!")
     assert reply.choices[0].finish_reason is FinishReason.STOP
 
 
@@ -65,7 +65,7 @@ def test_usage_without_billed_units_is_the_real_one() -> None:
 def test_a_plan_is_thinking_and_missing_arguments_are_an_empty_object() -> None:
     reply = own("plan_and_calls_without_arguments")
 
-    assert reply.choices[0].thinking[0].text == "I will look."
+    assert reply.choices[0].reasoning[0].text == "I will look."
     assert reply.choices[0].tool_calls == [
         ToolCall("add_1", "add", '{"a": 1}'),
         ToolCall("now_1", "now", "{}"),
@@ -161,8 +161,8 @@ def test_a_whole_answer_is_read() -> None:
 
     assert COHERE.decoder().decode_whole(orjson.dumps(answer)) == [
         Started("m_1"),
-        ThinkingDelta("I look. "),
-        ThinkingDelta("hm"),
+        ReasoningDelta("I look. "),
+        ReasoningDelta("hm"),
         TextDelta("Hi."),
         ToolCallStarted(0, "a", "f"),
         ToolCallDelta(0, "{}"),

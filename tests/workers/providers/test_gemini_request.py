@@ -12,9 +12,9 @@ from common.canonical.generation import (
     Message,
     Part,
     Reasoning,
+    ReasoningPart,
     Role,
     TextPart,
-    ThinkingPart,
     ToolCallPart,
     ToolResultPart,
 )
@@ -211,18 +211,18 @@ def signatures(*parts: Part, name: str = NEW) -> list[str | None]:
 def test_a_signature_goes_back_on_the_part_that_it_signed() -> None:
     second = ToolCallPart("call_2", "g", "{}")
 
-    assert signatures(ThinkingPart("", "gemini:SIG"), CALL, second) == ["SIG", None]
-    assert signatures(ThinkingPart("thought", "gemini:SIG"), CALL, name=OLD) == ["SIG"]
-    assert signatures(ThinkingPart("thought", "gemini:SIG"), TextPart("so"), CALL) == [
+    assert signatures(ReasoningPart("", "gemini:SIG"), CALL, second) == ["SIG", None]
+    assert signatures(ReasoningPart("thought", "gemini:SIG"), CALL, name=OLD) == ["SIG"]
+    assert signatures(ReasoningPart("thought", "gemini:SIG"), TextPart("so"), CALL) == [
         "SIG",
         "skip_thought_signature_validator",
     ]
-    assert signatures(ThinkingPart("", "gemini:A"), TextPart(""), ThinkingPart("", "gemini:B"), CALL) == ["A", "B"]
+    assert signatures(ReasoningPart("", "gemini:A"), TextPart(""), ReasoningPart("", "gemini:B"), CALL) == ["A", "B"]
 
 
 def test_another_vendors_signature_is_none() -> None:
-    assert signatures(ThinkingPart("thought", "EqQBCkYIARgCKkA="), CALL, name=OLD) == [None]
-    assert signatures(ThinkingPart(redacted="ENC"), CALL, name=OLD) == [None]
+    assert signatures(ReasoningPart("thought", "EqQBCkYIARgCKkA="), CALL, name=OLD) == [None]
+    assert signatures(ReasoningPart(redacted="ENC"), CALL, name=OLD) == [None]
 
 
 def test_unsigned_calls_are_let_pass_where_a_signature_is_needed() -> None:
@@ -235,7 +235,7 @@ def test_unsigned_calls_are_let_pass_where_a_signature_is_needed() -> None:
 
 
 def test_thoughts_do_not_go_back() -> None:
-    built = build_from(HI, model(ThinkingPart("secret", "gemini:SIG"), TextPart("so")), HI)
+    built = build_from(HI, model(ReasoningPart("secret", "gemini:SIG"), TextPart("so")), HI)
 
     assert built["contents"][1]["parts"] == [{"text": "so", "thoughtSignature": "SIG"}]
 

@@ -15,12 +15,12 @@ from common.canonical.events import (
     Event,
     Finished,
     FinishReason,
+    ReasoningBlock,
+    ReasoningSigned,
     Reply,
     Started,
     TextBlock,
     TextDelta,
-    ThinkingBlock,
-    ThinkingSigned,
     ToolCall,
     ToolCallStarted,
     Usage,
@@ -74,7 +74,7 @@ def check_against(raw: list[dict[str, Any]], reply: Reply) -> None:
     choice = reply.choices[0]
 
     assert choice.text == "".join(part.get("text", "") for part in parts if not part.get("thought"))
-    assert "".join(block.text for block in choice.thinking) == "".join(part["text"] for part in parts if part.get("thought"))
+    assert "".join(block.text for block in choice.reasoning) == "".join(part["text"] for part in parts if part.get("thought"))
     assert [call.name for call in choice.tool_calls] == [call["name"] for call in calls]
     if not any("willContinue" in call for call in calls):
         assert [json.loads(call.arguments) for call in choice.tool_calls] == [call["args"] for call in calls]
@@ -119,7 +119,7 @@ def test_thoughts_are_signed_before_the_call_that_carries_their_signature() -> N
     reply = own("thoughts_then_signed_calls")
     thinking, first, second = reply.choices[0].blocks
 
-    assert thinking == ThinkingBlock("**Plan**\n\nAsk twice.", "gemini:U0lHTg==")
+    assert thinking == ReasoningBlock("**Plan**\n\nAsk twice.", "gemini:U0lHTg==")
     assert isinstance(first, ToolCall)
     assert isinstance(second, ToolCall)
     assert (first.name, first.arguments) == ("weather", '{"city":"Zürich"}')
@@ -134,7 +134,7 @@ def test_a_call_may_be_signed_without_any_thought() -> None:
 
     events = decode(stream(said({"text": "Well."}), said(call, finishReason="STOP")))
 
-    assert events[2:4] == [ThinkingSigned("gemini:SIG"), ToolCallStarted(0, "abc", "f")]
+    assert events[2:4] == [ReasoningSigned("gemini:SIG"), ToolCallStarted(0, "abc", "f")]
 
 
 def test_a_signature_at_the_end_of_a_text_makes_no_block() -> None:
@@ -232,7 +232,7 @@ def test_a_filtered_answer_keeps_what_was_said() -> None:
 def test_an_answer_may_be_nothing_but_thought() -> None:
     reply = own("nothing_but_thought_until_the_limit")
 
-    assert reply.choices == {0: Choice([ThinkingBlock("Hm.")], FinishReason.LENGTH)}
+    assert reply.choices == {0: Choice([ReasoningBlock("Hm.")], FinishReason.LENGTH)}
     assert reply.usage == Usage(9, 99, reasoning_tokens=99)
 
 

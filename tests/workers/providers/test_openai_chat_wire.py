@@ -72,7 +72,7 @@ def test_recorded_streams_say_what_their_raw_json_says(recording: Recording) -> 
     assert choice is not None
     assert choice.finish_reason is not None
     assert (choice.text, choice.refusal) == (raw["text"], raw["refusal"])
-    assert "".join(block.text for block in choice.thinking) == raw["thinking"]
+    assert "".join(block.text for block in choice.reasoning) == raw["thinking"]
     assert [[call.name, call.arguments] for call in choice.tool_calls] == [
         [name, arguments or "{}"] for name, arguments in raw["calls"]
     ]

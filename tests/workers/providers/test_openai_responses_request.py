@@ -11,10 +11,10 @@ from common.canonical.generation import (
     OpaquePart,
     Part,
     Reasoning,
+    ReasoningPart,
     ResponseFormat,
     Role,
     TextPart,
-    ThinkingPart,
     Tool,
     ToolCallPart,
     ToolChoice,
@@ -64,7 +64,7 @@ def test_instructions_alone_are_said_by_the_user():
 
 
 def test_a_tool_loop_becomes_items_in_their_order():
-    thinking = ThinkingPart("hm", "openai-responses:gAAAA")
+    thinking = ReasoningPart("hm", "openai-responses:gAAAA")
     calls = [ToolCallPart("a", "f", '{"x":1}'), ToolCallPart("b", "g", "{}")]
     results = [ToolResultPart("a", [TextPart("1")]), ToolResultPart("b", [TextPart("2")])]
 
@@ -82,8 +82,8 @@ def test_a_tool_loop_becomes_items_in_their_order():
     assert body["include"] == ["reasoning.encrypted_content"]
 
 
-@pytest.mark.parametrize("part", [ThinkingPart("hm"), ThinkingPart("hm", "SIG"), ThinkingPart(redacted="ENC")])
-def test_thinking_of_another_vendor_is_left_out(part: ThinkingPart):
+@pytest.mark.parametrize("part", [ReasoningPart("hm"), ReasoningPart("hm", "SIG"), ReasoningPart(redacted="ENC")])
+def test_thinking_of_another_vendor_is_left_out(part: ReasoningPart):
     body = build(user(), Message(Role.ASSISTANT, [part, TextPart("y")]), user())
 
     assert [item.get("role") for item in body["input"]] == ["user", "assistant", "user"]

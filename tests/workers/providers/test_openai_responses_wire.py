@@ -9,12 +9,12 @@ from common.canonical.events import (
     Event,
     Finished,
     FinishReason,
+    ReasoningBlock,
+    ReasoningDelta,
     RefusalBlock,
     Started,
     TextBlock,
     TextDelta,
-    ThinkingBlock,
-    ThinkingDelta,
     ToolCall,
     Usage,
     fold,
@@ -60,7 +60,7 @@ def test_parts_of_a_summary_are_paragraphs_and_the_whole_items_signature_counts(
     choice = fold(decode(blocks("thinking_in_two_parts_then_call"))).choices[0]
 
     assert choice.blocks == [
-        ThinkingBlock("**Plan** ask\n\n**Then** tell", signature="openai-responses:gAAAAwhole"),
+        ReasoningBlock("**Plan** ask\n\n**Then** tell", signature="openai-responses:gAAAAwhole"),
         ToolCall("call_a", "weather", '{"city":"Zürich"}'),
     ]
     assert choice.finish_reason is FinishReason.TOOL_CALLS
@@ -170,7 +170,7 @@ def test_an_answer_that_comes_whole_in_the_last_event_is_read():
 def test_tools_of_the_vendor_are_passed_over_and_late_ends_say_nothing_twice():
     choice = fold(decode(blocks("server_tool_and_thoughts_that_end_late"))).choices[0]
 
-    assert choice.blocks == [ThinkingBlock("hm"), TextBlock("It is so.")]
+    assert choice.blocks == [ReasoningBlock("hm"), TextBlock("It is so.")]
 
 
 def test_an_old_error_event_without_an_error_object_is_read():
@@ -232,7 +232,7 @@ def test_nearly_all_text_of_recorded_streams_is_plain(recording: Recording):
         if decoder.is_plain(each):
             continue
         events = decoder.decode(each)
-        if [type(event) for event in events] in ([TextDelta], [ThinkingDelta]) and b'"delta"' in each:
+        if [type(event) for event in events] in ([TextDelta], [ReasoningDelta]) and b'"delta"' in each:
             # The first one of its part teaches; a quote in a text is left to the decoder.
             (fields,) = data_of(each)
             part = (fields["item_id"], fields.get("summary_index"))

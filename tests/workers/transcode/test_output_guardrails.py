@@ -17,12 +17,12 @@ from common.canonical.events import (
     Event,
     Finished,
     FinishReason,
-    RedactedThinking,
+    ReasoningDelta,
+    ReasoningSigned,
+    RedactedReasoning,
     RefusalDelta,
     Started,
     TextDelta,
-    ThinkingDelta,
-    ThinkingSigned,
     ToolCallDelta,
     ToolCallStarted,
     Usage,
@@ -84,7 +84,7 @@ def test_a_guard_needs_something_to_look_for():
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=5))
 def test_personal_data_is_replaced_in_every_kind_of_text(sizes):
-    for kind in (TextDelta, RefusalDelta, ThinkingDelta):
+    for kind in (TextDelta, RefusalDelta, ReasoningDelta):
         text, found, said, start, turn = f"Ask {MAIL} or +1 415 555 2671.", guard(pii="block"), "", 0, 0
         while start < len(text):
             size = sizes[turn % len(sizes)]
@@ -183,8 +183,8 @@ def test_what_is_held_comes_before_the_block_that_follows():
         TextDelta("mail me: jo"),
         ToolCallStarted(0, "c", "f"),
         ToolCallDelta(0, "{}"),
-        ThinkingDelta("hm"),
-        RedactedThinking("x"),
+        ReasoningDelta("hm"),
+        RedactedReasoning("x"),
         TextDelta("so"),
     ]
 
@@ -208,11 +208,11 @@ def test_a_match_around_a_tool_call_is_found_as_far_as_it_is_not_out():
 
 
 def test_the_signature_of_thinking_that_was_changed_is_left_out():
-    changed = fed(guard(pii="block"), ThinkingDelta(f"ask {MAIL} "), ThinkingSigned("s"), TextDelta("ok"))
-    unchanged = fed(guard(pii="block"), ThinkingDelta("ask him "), ThinkingSigned("s"), TextDelta("ok"))
+    changed = fed(guard(pii="block"), ReasoningDelta(f"ask {MAIL} "), ReasoningSigned("s"), TextDelta("ok"))
+    unchanged = fed(guard(pii="block"), ReasoningDelta("ask him "), ReasoningSigned("s"), TextDelta("ok"))
 
-    assert ThinkingSigned("s") not in changed
-    assert ThinkingSigned("s") in unchanged
+    assert ReasoningSigned("s") not in changed
+    assert ReasoningSigned("s") in unchanged
 
 
 def test_in_mode_log_everything_passes_at_once_and_is_counted():
@@ -371,7 +371,7 @@ def own(action: Action, text: str | None = None) -> tuple[Custom, list[Check]]:
     return Custom(check, None, 5), asked
 
 
-SPOKEN: list[Event] = [ThinkingDelta("hm"), ThinkingSigned("s"), TextDelta("one "), TextDelta("two"), STOP, Completed(USAGE)]
+SPOKEN: list[Event] = [ReasoningDelta("hm"), ReasoningSigned("s"), TextDelta("one "), TextDelta("two"), STOP, Completed(USAGE)]
 
 
 async def test_one_s_own_guardrail_sees_the_whole_answer_before_its_client_does():
@@ -390,7 +390,7 @@ async def test_what_one_s_own_guardrail_replaces_comes_in_the_place_of_the_text(
     found = guard(custom, custom="block")
     fed(found, *SPOKEN)
 
-    assert await found.settle() == [ThinkingDelta("hm"), ThinkingSigned("s"), TextDelta("three"), STOP, Completed(USAGE)]
+    assert await found.settle() == [ReasoningDelta("hm"), ReasoningSigned("s"), TextDelta("three"), STOP, Completed(USAGE)]
 
 
 async def test_what_one_s_own_guardrail_blocks_nobody_sees():

@@ -16,9 +16,9 @@ from common.canonical.generation import (
     OpaquePart,
     Part,
     Reasoning,
+    ReasoningPart,
     Role,
     TextPart,
-    ThinkingPart,
     Tool,
     ToolCallPart,
     ToolChoice,
@@ -124,9 +124,9 @@ def _block(part: Part) -> dict[str, Any] | None:
             return {"type": "text", "text": part.text} if part.text.strip() else None
         case ImagePart():
             return _image(part)
-        case ThinkingPart(redacted=str()):
+        case ReasoningPart(redacted=str()):
             return {"type": "redacted_thinking", "data": part.redacted}
-        case ThinkingPart():
+        case ReasoningPart():
             is_own = _is_own_signature(part.signature)
             return {"type": "thinking", "thinking": part.text, "signature": part.signature} if is_own else None
         case ToolCallPart():

@@ -15,11 +15,11 @@ from common.canonical.events import (
     Event,
     Finished,
     FinishReason,
-    RedactedThinking,
+    ReasoningDelta,
+    ReasoningSigned,
+    RedactedReasoning,
     Started,
     TextDelta,
-    ThinkingDelta,
-    ThinkingSigned,
     ToolCallDelta,
     ToolCallStarted,
     Usage,
@@ -147,11 +147,11 @@ class MessageDecoder(JsonDecoder):
                 yield TextDelta(block["text"])
             case "thinking":
                 if text_of(block.get("thinking")):
-                    yield ThinkingDelta(block["thinking"])
+                    yield ReasoningDelta(block["thinking"])
                 if text_of(block.get("signature")):
-                    yield ThinkingSigned(block["signature"])
+                    yield ReasoningSigned(block["signature"])
             case "redacted_thinking":
-                yield RedactedThinking(text_of(block.get("data")))
+                yield RedactedReasoning(text_of(block.get("data")))
             case "tool_use":
                 call = _Call(self._call_count, dict_of(block.get("input")))
                 self._call_count += 1
@@ -164,9 +164,9 @@ class MessageDecoder(JsonDecoder):
             case "text_delta" if text_of(delta.get("text")):
                 yield TextDelta(delta["text"])
             case "thinking_delta" if text_of(delta.get("thinking")):
-                yield ThinkingDelta(delta["thinking"])
+                yield ReasoningDelta(delta["thinking"])
             case "signature_delta" if text_of(delta.get("signature")):
-                yield ThinkingSigned(delta["signature"])
+                yield ReasoningSigned(delta["signature"])
             case "input_json_delta" if text_of(delta.get("partial_json")):
                 call = self._calls.get(index_of(index))
                 if call is not None:  # Else a tool that runs at the vendor.

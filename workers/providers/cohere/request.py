@@ -17,9 +17,9 @@ from common.canonical.generation import (
     OpaquePart,
     Part,
     Reasoning,
+    ReasoningPart,
     Role,
     TextPart,
-    ThinkingPart,
     Tool,
     ToolCallPart,
     ToolResultPart,
@@ -82,14 +82,14 @@ def _items(message: Message) -> Iterator[dict[str, Any]]:
             yield {"role": "tool", "tool_call_id": part.tool_call_id, "content": text}
             # A result holds text and documents: its images follow as the user's.
             shown.extend(each for each in part.content if isinstance(each, ImagePart))
-    shown.extend(part for part in message.parts if not isinstance(part, ToolResultPart | ThinkingPart))
+    shown.extend(part for part in message.parts if not isinstance(part, ToolResultPart | ReasoningPart))
     content = _content(shown)
     if content:
         yield {"role": message.role.value, "content": content}
 
 
 def _assistant_items(parts: list[Part]) -> Iterator[dict[str, Any]]:
-    text = "".join(_text(part) for part in parts if not isinstance(part, ToolCallPart | ThinkingPart))
+    text = "".join(_text(part) for part in parts if not isinstance(part, ToolCallPart | ReasoningPart))
     calls = [
         {"id": part.id, "type": "function", "function": {"name": part.name, "arguments": part.arguments}}
         for part in parts
@@ -101,7 +101,7 @@ def _assistant_items(parts: list[Part]) -> Iterator[dict[str, Any]]:
     if calls:
         item["tool_calls"] = calls
         # What led to the calls belongs to them; other thoughts are over. A signed one is another vendor's.
-        plan = "".join(part.text for part in parts if isinstance(part, ThinkingPart) and not part.signature)
+        plan = "".join(part.text for part in parts if isinstance(part, ReasoningPart) and not part.signature)
         if plan:
             item["tool_plan"] = plan
     if len(item) > 1:

@@ -16,9 +16,9 @@ from common.canonical.events import (
     Event,
     Finished,
     FinishReason,
+    ReasoningDelta,
     Started,
     TextDelta,
-    ThinkingDelta,
     ToolCallDelta,
     ToolCallStarted,
     Usage,
@@ -166,14 +166,14 @@ class EventDecoder(JsonDecoder):
 def _content(part: object) -> Iterator[Event]:
     fields = dict_of(part)
     if thinking := text_of(fields.get("thinking")):
-        yield ThinkingDelta(thinking)
+        yield ReasoningDelta(thinking)
     if text := text_of(fields.get("text")):
         yield TextDelta(text)
 
 
 def _plan(message: dict[str, Any]) -> Iterator[Event]:
     if plan := text_of(message.get("tool_plan")):
-        yield ThinkingDelta(plan)
+        yield ReasoningDelta(plan)
 
 
 def _arguments(call: dict[str, Any]) -> str:

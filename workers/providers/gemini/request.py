@@ -19,9 +19,9 @@ from common.canonical.generation import (
     OpaquePart,
     Part,
     Reasoning,
+    ReasoningPart,
     Role,
     TextPart,
-    ThinkingPart,
     Tool,
     ToolCallPart,
     ToolChoice,
@@ -129,7 +129,7 @@ def _model_parts(parts: list[Part]) -> Iterator[dict[str, Any]]:
     """Yield a turn of the model's. A signature goes on the part after the thinking it came with; the thinking itself stays."""
     signature = ""
     for part in parts:
-        if isinstance(part, ThinkingPart):
+        if isinstance(part, ReasoningPart):
             is_ours = part.signature is not None and part.signature.startswith(SIGNED_BY)
             signature = (part.signature or "").removeprefix(SIGNED_BY) if is_ours else ""
             continue
@@ -160,7 +160,7 @@ def _user_parts(part: Part, names: dict[str, str], model: str) -> Iterable[dict[
             return [_image(part)]
         case ToolResultPart():
             return _result(part, names, model)
-        case ThinkingPart():
+        case ReasoningPart():
             return []
         case ToolCallPart():
             return [_call(part)]

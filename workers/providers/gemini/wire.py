@@ -23,10 +23,10 @@ from common.canonical.events import (
     Event,
     Finished,
     FinishReason,
+    ReasoningDelta,
+    ReasoningSigned,
     Started,
     TextDelta,
-    ThinkingDelta,
-    ThinkingSigned,
     ToolCallDelta,
     ToolCallStarted,
     Usage,
@@ -255,7 +255,7 @@ class ContentDecoder:
         elif part.get("thought"):
             if text:
                 candidate.is_thinking = True
-                yield ThinkingDelta(text, candidate.index)
+                yield ReasoningDelta(text, candidate.index)
             yield from _signed(signature, candidate)
         else:
             # A text's signature is worth a thinking block only if there is one; Google does not insist on it.
@@ -294,7 +294,7 @@ def _signed(signature: str, candidate: _Candidate) -> Iterator[Event]:
     """Yield the signature as that of the thinking before it, or of none. Our events know only the first choice's."""
     candidate.is_thinking = False
     if signature and candidate.index == 0:
-        yield ThinkingSigned(SIGNED_BY + signature)
+        yield ReasoningSigned(SIGNED_BY + signature)
 
 
 def _finish_reason(candidate: _Candidate) -> FinishReason:

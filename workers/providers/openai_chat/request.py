@@ -13,9 +13,9 @@ from common.canonical.generation import (
     Message,
     OpaquePart,
     Part,
+    ReasoningPart,
     Role,
     TextPart,
-    ThinkingPart,
     Tool,
     ToolCallPart,
     ToolChoice,
@@ -84,7 +84,7 @@ def _items(message: Message, quirks: Quirks) -> Iterable[dict[str, Any]]:
 def _assistant_items(parts: list[Part], quirks: Quirks) -> Iterable[dict[str, Any]]:
     # Pieces of one answer, cut where the vendor liked: they join without a seam. Thinking is dropped, as most vendors'
     # models never see their own; to refuse it would end every conversation that changes its model.
-    spoken = [part for part in parts if not isinstance(part, ToolCallPart | ThinkingPart)]
+    spoken = [part for part in parts if not isinstance(part, ToolCallPart | ReasoningPart)]
     text = "".join(_text(part) for part in spoken)
     calls = [
         {
@@ -96,7 +96,7 @@ def _assistant_items(parts: list[Part], quirks: Quirks) -> Iterable[dict[str, An
         if isinstance(part, ToolCallPart)
     ]
     if calls:
-        thought = "".join(part.text for part in parts if isinstance(part, ThinkingPart))
+        thought = "".join(part.text for part in parts if isinstance(part, ReasoningPart))
         thinking = {quirks.thinking: thought} if quirks.thinking and thought else {}
         yield {"role": "assistant", "content": text or None, **thinking, "tool_calls": calls}
     elif text:
@@ -112,12 +112,12 @@ def _text(part: Part) -> str:
 def _content(parts: list[Part]) -> str | list[dict[str, Any]]:
     """Return a string where it is text alone: some compatible servers know no content parts."""
     if not any(isinstance(part, ImagePart) for part in parts):
-        texts = [_text(part) for part in parts if not isinstance(part, ThinkingPart)]
+        texts = [_text(part) for part in parts if not isinstance(part, ReasoningPart)]
         return "\n\n".join(text for text in texts if text)
     return [
         _image(part) if isinstance(part, ImagePart) else {"type": "text", "text": _text(part)}
         for part in parts
-        if not isinstance(part, ThinkingPart)
+        if not isinstance(part, ReasoningPart)
     ]
 
 

@@ -17,17 +17,17 @@ from common.canonical.events import (
     Event,
     Finished,
     FinishReason,
+    ReasoningDelta,
     RefusalDelta,
     Started,
     TextDelta,
-    ThinkingDelta,
     ToolCallDelta,
     ToolCallStarted,
     Usage,
 )
 from common.canonical.generation import GenerationRequest
 from common.dialects.base import ReplyInfo
-from common.dialects.shared.openai_words import DONE_EVENT, REASON_OF_WORD, THINKING_FIELDS
+from common.dialects.shared.openai_words import DONE_EVENT, REASON_OF_WORD, REASONING_FIELDS
 from common.sse import read_block
 from workers.providers.base import Deployment, UpstreamRequest
 from workers.providers.openai_chat.request import build_body
@@ -49,7 +49,7 @@ _FINISH_REASON = {
 _FAILURES = {"error", "insufficient_system_resource"}
 _PASSED_HEADERS = ("openai-beta",)
 _CHOICES_MAX = 128
-_THINKING, _THINKING_TOO = THINKING_FIELDS
+_THINKING, _THINKING_TOO = REASONING_FIELDS
 # Where parts with prices of their own stand.
 _PARTS = {
     "input_audio_tokens": ("prompt_tokens_details", "audio_tokens"),
@@ -120,7 +120,7 @@ class ChunkDecoder(JsonDecoder):
     """
 
     def __init__(self, choices: int = 1) -> None:
-        super().__init__(PlainShape(b'"content":"', *(b'"%b":"' % name.encode() for name in THINKING_FIELDS)))
+        super().__init__(PlainShape(b'"content":"', *(b'"%b":"' % name.encode() for name in REASONING_FIELDS)))
         self._choices: dict[int, _Choice] = {}
         self._choices_due = choices  # So many must have come for the answer to be whole.
         self._id = ""
@@ -256,7 +256,7 @@ def _read_delta(delta: dict[str, Any], index: int) -> Iterator[Event]:
     # Some send the same thought under both names.
     thinking = text_of(delta.get(_THINKING)) or text_of(delta.get(_THINKING_TOO))
     if thinking:
-        yield ThinkingDelta(thinking, index)
+        yield ReasoningDelta(thinking, index)
     content = delta.get("content")
     if isinstance(content, list):
         for part in content:
@@ -278,7 +278,7 @@ def _read_part(part: dict[str, Any], index: int) -> Iterator[Event]:
             thinking if isinstance(thinking, str) else "".join(text_of(dict_of(each).get("text")) for each in list_of(thinking))
         )
         if text:
-            yield ThinkingDelta(text, index)
+            yield ReasoningDelta(text, index)
     elif text_of(part.get("text")):
         yield TextDelta(part["text"], index)
 

@@ -17,9 +17,9 @@ from common.canonical.generation import (
     Message,
     OpaquePart,
     Part,
+    ReasoningPart,
     Role,
     TextPart,
-    ThinkingPart,
     Tool,
     ToolCallPart,
     ToolChoice,
@@ -124,7 +124,7 @@ def _items(message: Message) -> Iterable[dict[str, Any]]:
 def _item(part: Part) -> dict[str, Any] | None:
     """Return the item that a part is; None if it is the content of a message, empty if it is left out."""
     match part:
-        case ThinkingPart():
+        case ReasoningPart():
             return _reasoning(part)
         case ToolCallPart():
             called = {"call_id": openai_fields.call_id(part.id), "name": part.name, "arguments": part.arguments}
@@ -136,7 +136,7 @@ def _item(part: Part) -> dict[str, Any] | None:
             return None
 
 
-def _reasoning(part: ThinkingPart) -> dict[str, Any]:
+def _reasoning(part: ReasoningPart) -> dict[str, Any]:
     if not part.signature or not part.signature.startswith(REASONING_MARK):
         return {}
     summary = [{"type": "summary_text", "text": part.text}] if part.text else []

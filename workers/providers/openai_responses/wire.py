@@ -22,11 +22,11 @@ from common.canonical.events import (
     Event,
     Finished,
     FinishReason,
+    ReasoningDelta,
+    ReasoningSigned,
     RefusalDelta,
     Started,
     TextDelta,
-    ThinkingDelta,
-    ThinkingSigned,
     ToolCallDelta,
     ToolCallStarted,
     Usage,
@@ -168,7 +168,7 @@ class ResponseDecoder(JsonDecoder):
             case "response.output_text.delta":
                 yield from self._piece(index, TextDelta, fields)
             case "response.reasoning_summary_text.delta" | "response.reasoning_text.delta":
-                yield from self._piece(index, ThinkingDelta, fields)
+                yield from self._piece(index, ReasoningDelta, fields)
             case "response.refusal.delta":
                 yield from self._piece(index, RefusalDelta, fields)
             case "response.function_call_arguments.delta":
@@ -180,7 +180,7 @@ class ResponseDecoder(JsonDecoder):
             case "response.reasoning_summary_part.added":
                 item = self._item(index)
                 if item.has_summary:
-                    yield ThinkingDelta("\n\n")  # Each part is a paragraph with a heading of its own.
+                    yield ReasoningDelta("\n\n")  # Each part is a paragraph with a heading of its own.
                 item.has_summary = True
             case "response.output_item.done":
                 yield from self._read_item_done(index, dict_of(fields.get("item")))
@@ -197,7 +197,7 @@ class ResponseDecoder(JsonDecoder):
         return self._items.setdefault(index, _Item())
 
     def _piece(
-        self, index: int | None, kind: type[TextDelta | ThinkingDelta | RefusalDelta], fields: dict[str, Any]
+        self, index: int | None, kind: type[TextDelta | ReasoningDelta | RefusalDelta], fields: dict[str, Any]
     ) -> Iterator[Event]:
         text = text_of(fields.get("delta"))
         if text:
@@ -239,7 +239,7 @@ class ResponseDecoder(JsonDecoder):
                 if not item.has_output:
                     yield from _read_reasoning(fields)
                 if text_of(fields.get("encrypted_content")):
-                    yield ThinkingSigned(REASONING_MARK + fields["encrypted_content"])
+                    yield ReasoningSigned(REASONING_MARK + fields["encrypted_content"])
         item.has_output = True
         item.arguments = GrowingText()
 
@@ -306,7 +306,7 @@ def _read_reasoning(item: dict[str, Any]) -> Iterator[Event]:
     parts = list_of(item.get("summary")) or list_of(item.get("content"))
     text = "\n\n".join(text_of(dict_of(part).get("text")) for part in parts)
     if text:
-        yield ThinkingDelta(text)
+        yield ReasoningDelta(text)
 
 
 def _paid_call(item: dict[str, Any]) -> str | None:

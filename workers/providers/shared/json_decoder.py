@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from common.canonical.errors import Failed
-from common.canonical.events import Event, TextDelta, ThinkingDelta, Usage
+from common.canonical.events import Event, ReasoningDelta, TextDelta, Usage
 from common.dialects.shared.openai_words import DONE
 from common.sse import read_block
 from workers.providers.shared import errors
@@ -31,7 +31,7 @@ class JsonDecoder:
         self._figures: tuple[dict[str, Any], Usage | None, bool] = ({}, None, False)
         self._model = self._tier = ""
         self._plain = plain
-        self._sample: TextDelta | ThinkingDelta | None = None  # What the block said that the shape has learned from.
+        self._sample: TextDelta | ReasoningDelta | None = None  # What the block said that the shape has learned from.
 
     @property
     def usage(self) -> Usage | None:
@@ -64,12 +64,12 @@ class JsonDecoder:
         if not isinstance(fields, dict):
             return self._broken(errors.nonsense("not a JSON object"))
         events = self._read(name, fields)
-        if self._plain and len(events) == 1 and isinstance(events[0], TextDelta | ThinkingDelta):
+        if self._plain and len(events) == 1 and isinstance(events[0], TextDelta | ReasoningDelta):
             self._plain.take(block)
             self._sample = events[0]
         return events
 
-    def _read_plain(self, block: bytes) -> TextDelta | ThinkingDelta | None:
+    def _read_plain(self, block: bytes) -> TextDelta | ReasoningDelta | None:
         """Return the piece that a block holds if it differs from the last decoded one in its text alone."""
         # Hot path: once per token that is translated.
         if self._sample is None or self._plain is None or (text := self._plain.text_in(block)) is None:
