@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from api.auth.authenticator import Authenticator
-from api.auth.key_cache import KnownKeys, Rings
+from api.auth.key_cache import KeyCache, KeyRings
 from api.guardrails.input_guard import InputGuard
 from api.guardrails.webhook import poster
 from api.metrics import Metrics
@@ -82,13 +82,13 @@ class Process:
         metrics = Metrics(CollectorRegistry())
         self.load = QueueLoad(queue)
         self.database = LazyDatabase(settings.database_url)
-        self.rings = Rings(self.database, self.redis, settings)
-        self.known_keys = KnownKeys(self.redis, pulse, settings, self.rings)
+        self.rings = KeyRings(self.database, self.redis, settings)
+        self.key_cache = KeyCache(self.redis, pulse, settings, self.rings)
         self.custom_guardrail = custom_of(settings, poster)
         self.services = Services(
             settings=settings,
             authenticator=Authenticator(
-                settings, self.known_keys, on_refused=lambda reason: metrics.refused_credentials.labels(reason).inc()
+                settings, self.key_cache, on_refused=lambda reason: metrics.refused_credentials.labels(reason).inc()
             ),
             channel=channel,
             feed=feed,
@@ -160,7 +160,7 @@ def create_app(process: Process) -> FastAPI:
         models.router(services),
         generations.router(services),
         usage.router(services, process.database),
-        *([admin.router(services, process.known_keys, process.rings)] if settings.admin_keys else []),
+        *([admin.router(services, process.key_cache, process.rings)] if settings.admin_keys else []),
         pages.router(services, process.count_jobs),
     ]
     for router in routers:
@@ -173,7 +173,7 @@ def create_app(process: Process) -> FastAPI:
     app.add_middleware(
         Cors,
         listed=[*settings.cors_origins, *of_tenants],
-        more=process.known_keys.origins,
+        more=process.key_cache.origins,
         exposed=EXPOSED_HEADERS,
         on_allowed=services.gate.note_origin,
     )

@@ -1,10 +1,12 @@
-"""Who is asking, and with whose key for the provider?
+"""Who sends a request, and whose provider key is used for it?
 
-Credentials come as ``Authorization: Bearer`` or as ``x-api-key``: SDKs of one vendor send either. Where the gateway's own
-comes in a header for it alone, ``x-sluice-key`` or ``cf-aig-authorization: Bearer``, those two carry the provider's key, if
-anything. There are three kinds: static keys from the settings, managed keys (``common.access.key_text``) and JSON web tokens
-(``api.auth.jwt``). What whoever asks may do is checked by ``api.auth.permissions``, but for what holds for every route: the
-scope of a token, and the page that a browser sends from.
+Clients send a credential as ``Authorization: Bearer`` or as ``x-api-key``: a vendor's SDKs use either. A client may also send
+the gateway's credential in a header that only the gateway reads: ``x-sluice-key`` or ``cf-aig-authorization: Bearer``. Then the
+two shared headers carry the client's own key for the provider (bring your own key), or nothing.
+
+There are three kinds of credentials: static keys from the settings, managed keys (``common.access.key_text``) and JSON web
+tokens (``api.auth.jwt``). This module checks what applies to every route: the scope of a token, and the origin of the page
+that a browser sends from. ``api.auth.permissions`` checks everything else that a principal may do.
 """
 
 import hashlib
@@ -21,8 +23,8 @@ from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
 
 from api.auth.jwt import TokenRefused, TokenVerifier
-from api.auth.key_cache import KnownKeys
-from api.auth.lockout import Refusals, blocked
+from api.auth.key_cache import KeyCache
+from api.auth.lockout import Lockout, locked_out
 from api.auth.read_tokens import looks_like_a_read_token
 from api.server.client_address import client_address
 from common.access import key_text
@@ -34,8 +36,8 @@ from common.config.groups.limits import LimitSettings
 from common.config.settings import Settings
 
 ANONYMOUS = "anonymous"
-_WORD = re.compile(r"[A-Za-z0-9._~+/=-]{4,}")  # What a credential is written with, and the signs around one are not.
-Scope = Literal["generate", "read", "usage"]  # What a token may be for; one that names no scopes is for all.
+_WORD = re.compile(r"[A-Za-z0-9._~+/=-]{4,}")  # A run of the characters that credentials consist of.
+Scope = Literal["generate", "read", "usage"]  # What a token may be used for. A token without scopes may be used for everything.
 
 _NONE_SENT = "No API key was sent. Send it as 'Authorization: Bearer KEY' or as 'x-api-key: KEY'."
 _UNKNOWN = "The API key is not valid. Check it for typing errors, or ask the gateway's operator for one."
@@ -44,15 +46,15 @@ _EXPIRED = "The API key has expired. Ask the gateway's operator for another."
 
 
 @dataclass(frozen=True, slots=True)
-class Credentials:
-    """``brought_key`` is the provider's, to be used instead of ours."""
+class Identity:
+    """Who sent a request. ``byok_key`` is the client's own key for the provider. It replaces the gateway's key."""
 
     principal: Principal
-    brought_key: SecretStr | None = None
+    byok_key: SecretStr | None = None
 
 
-class Refused(NamedTuple):
-    """Why a text lets nobody in. ``is_guess``: whoever sends it may be trying them out."""
+class Rejection(NamedTuple):
+    """Why a credential is not accepted. ``is_guess``: the client may be guessing credentials."""
 
     reason: str
     message: str
@@ -60,41 +62,42 @@ class Refused(NamedTuple):
 
 
 class Authenticator:
-    """``known`` None: there are no managed keys. ``on_refused`` is told the reason of every refusal, in a word."""
+    """``key_cache`` is None where there are no managed keys. ``on_refused`` gets the reason of every refusal, as one word."""
 
     def __init__(
         self,
         settings: Settings,
-        known: KnownKeys | None = None,
+        key_cache: KeyCache | None = None,
         tokens: TokenVerifier | None = None,
         on_refused: Callable[[str], None] = lambda reason: None,
     ) -> None:
         self._settings = settings
         self._static = [_static(key.get_secret_value(), settings) for key in settings.api_keys]
         self._admin = [_digest(key.get_secret_value()) for key in settings.admin_keys]
-        self._known = known
+        self._key_cache = key_cache
         self._tokens = tokens or TokenVerifier(settings)
-        self._refusals = Refusals(settings.refused_credentials_max, settings.refused_credentials_block_s)
+        self._lockout = Lockout(settings.refused_credentials_max, settings.refused_credentials_block_s)
         self._on_refused = on_refused
         self._is_open = is_open(settings)
         self._anonymous = Principal(ANONYMOUS, tenant_access=settings.tenants.get(ANONYMOUS, ALL))
 
     async def authenticate(self, request: HTTPConnection, scope: Scope | None = None) -> Principal:
-        """Return who sent a request that needs a scope, or none.
+        """Return the principal that sent a request. ``scope`` is the scope that a token needs, None for no scope.
 
         Raises:
-            GatewayError: UNAUTHENTICATED; PERMISSION_DENIED; RATE_LIMITED, too many refusals; OVERLOADED, cannot be told now.
+            GatewayError: UNAUTHENTICATED; PERMISSION_DENIED; RATE_LIMITED after too many refusals; OVERLOADED while the
+                credential cannot be checked.
         """
-        return (await self.examine(request, scope)).principal
+        return (await self.identify(request, scope)).principal
 
-    async def examine(self, request: HTTPConnection, scope: Scope | None = None) -> Credentials:
-        """Return who sent a request, and the provider's key that it brought.
+    async def identify(self, request: HTTPConnection, scope: Scope | None = None) -> Identity:
+        """Return the principal that sent a request, and the provider key that the client sent with it.
 
         Raises:
             GatewayError: as for ``authenticate``.
         """
-        credentials = await self._identify(request.headers, client_address(request.scope))
-        principal = credentials.principal
+        identity = await self._identify(request.headers, client_address(request.scope))
+        principal = identity.principal
         if scope and principal.scopes is not None and scope not in principal.scopes:
             raise GatewayError(
                 ErrorKind.PERMISSION_DENIED,
@@ -103,13 +106,13 @@ class Authenticator:
             )
         if origin := request.headers.get("origin"):
             self._check_origin(origin, request, principal)
-        return credentials
+        return identity
 
     def check_admin(self, request: HTTPConnection) -> None:
-        """Return only if a request brings an admin key.
+        """Check that a request has an admin key.
 
         Raises:
-            GatewayError: UNAUTHENTICATED; RATE_LIMITED, too many refusals.
+            GatewayError: UNAUTHENTICATED; RATE_LIMITED after too many refusals.
         """
         address, texts = client_address(request.scope), _shared_keys_in(request.headers)
         if not texts:
@@ -117,120 +120,122 @@ class Authenticator:
             raise _unauthenticated("No admin key was sent. Send one as 'Authorization: Bearer KEY'.")
         if sum(_is_one_of(self._admin, _digest(text)) for text in texts):
             return
-        raise self._refusal([Refused("unknown", "The admin key is not valid.")], address)
+        raise self._refuse([Rejection("unknown", "The admin key is not valid.")], address)
 
-    async def check_giver(self, owner: Principal) -> None:
-        """Return only if whoever gave away a read token could still read: a managed key that is revoked takes them along.
+    async def check_read_token_owner(self, owner: Principal) -> None:
+        """Check that the owner of a read token may still read. When a managed key is revoked, its read tokens end too.
 
         Raises:
-            GatewayError: UNAUTHENTICATED; OVERLOADED, cannot be told now.
+            GatewayError: UNAUTHENTICATED; OVERLOADED while the key cannot be checked.
         """
         id_ = managed_id(owner.id)
-        if id_ is None or self._known is None:
+        if id_ is None or self._key_cache is None:
             return
-        record = (await self._known.find(id_)).record
+        record = (await self._key_cache.find(id_)).record
         if record is None or record.is_disabled or record.is_expired(time.time_ns() // 1_000_000):
             self._on_refused("revoked")
             raise _unauthenticated("The key that this read token comes from is no longer valid.")
 
-    async def _identify(self, headers: Headers, address: str) -> Credentials:
-        ours, shared = _own_keys_in(headers), _shared_keys_in(headers)
-        if not (ours or shared or self._is_open):
+    async def _identify(self, headers: Headers, address: str) -> Identity:
+        gateway_keys, shared_keys = _gateway_keys_in(headers), _shared_keys_in(headers)
+        if not (gateway_keys or shared_keys or self._is_open):
             self._on_refused("missing")
             raise _unauthenticated(_NONE_SENT)
-        refused: list[Refused] = []
-        named = await self._first_named(ours, refused)
-        if named or (ours and self._is_open):
-            return Credentials(named or self._anonymous, await self._brought(shared))
-        named = await self._first_named(shared, refused)
-        if named is None and not self._is_open:
-            raise self._refusal(refused, address)
-        return Credentials(named or self._anonymous)
+        rejections: list[Rejection] = []
+        principal = await self._first_principal(gateway_keys, rejections)
+        if principal or (gateway_keys and self._is_open):
+            return Identity(principal or self._anonymous, await self._find_byok_key(shared_keys))
+        principal = await self._first_principal(shared_keys, rejections)
+        if principal is None and not self._is_open:
+            raise self._refuse(rejections, address)
+        return Identity(principal or self._anonymous)
 
-    async def _first_named(self, texts: list[str], refused: list[Refused]) -> Principal | None:
+    async def _first_principal(self, texts: list[str], rejections: list[Rejection]) -> Principal | None:
         for text in texts:
-            found = await self._named(text)
-            if isinstance(found, Principal):
-                return found
-            refused.append(found)
+            result = await self._check_credential(text)
+            if isinstance(result, Principal):
+                return result
+            rejections.append(result)
         return None
 
-    async def _named(self, text: str) -> Principal | Refused:
+    async def _check_credential(self, text: str) -> Principal | Rejection:
         digest = _digest(text)
-        # Every static key is compared, in constant time: how long it takes tells nothing.
-        static = [principal for known, principal in self._static if hmac.compare_digest(known, digest)]
-        if static:
-            return static[0]
+        # Every static key is compared, in constant time: the duration reveals nothing.
+        matches = [principal for known_digest, principal in self._static if hmac.compare_digest(known_digest, digest)]
+        if matches:
+            return matches[0]
         if text.startswith(key_text.PREFIX):
-            return await self._named_by_managed_key(text)
+            return await self._check_managed_key(text)
         if self._tokens.is_on and _looks_like_a_token(text):
             try:
                 return await self._tokens.verify(text)
             except TokenRefused as error:
-                return Refused(error.reason, str(error), is_guess=error.reason != "expired")
-        return Refused("unknown", _UNKNOWN)
+                return Rejection(error.reason, str(error), is_guess=error.reason != "expired")
+        return Rejection("unknown", _UNKNOWN)
 
-    async def _named_by_managed_key(self, text: str) -> Principal | Refused:
+    async def _check_managed_key(self, text: str) -> Principal | Rejection:
         presented = key_text.read(text, *self._settings.secrets)
-        if presented is None or self._known is None:
-            return Refused("malformed", _UNKNOWN)
-        record, principal, _ = await self._known.find(presented.id)
+        if presented is None or self._key_cache is None:
+            return Rejection("malformed", _UNKNOWN)
+        record, principal, _ = await self._key_cache.find(presented.id)
         now_ms = time.time_ns() // 1_000_000
-        # What follows is told to who has the secret alone: an id says nothing about a key to others.
+        # Only a client that has the secret learns the state of a key. The id alone reveals nothing.
         if record is None or principal is None or not record.accepts(presented, now_ms):
-            return Refused("unknown", _UNKNOWN)
+            return Rejection("unknown", _UNKNOWN)
         if record.is_disabled:
-            return Refused("disabled", _DISABLED, is_guess=False)
+            return Rejection("disabled", _DISABLED, is_guess=False)
         if record.is_expired(now_ms):
-            return Refused("expired", _EXPIRED, is_guess=False)
+            return Rejection("expired", _EXPIRED, is_guess=False)
         return principal
 
-    async def _brought(self, shared: list[str]) -> SecretStr | None:
-        """The provider's key. What is ours stays here, good or not, also where a client sends it twice."""
-        for text in shared:
-            if not await self._is_ours(text):
+    async def _find_byok_key(self, shared_keys: list[str]) -> SecretStr | None:
+        """Return the client's provider key. A credential of the gateway is never one, valid or not, even if sent twice."""
+        for text in shared_keys:
+            if not await self._is_gateway_credential(text):
                 return SecretStr(text)
         return None
 
-    async def _is_ours(self, text: str) -> bool:
-        """Whether a text is, or was, a credential of this gateway, of any kind: no provider may see it."""
+    async def _is_gateway_credential(self, text: str) -> bool:
+        """Whether a text is, or was, a credential of this gateway. No provider may see such a text."""
         digest = _digest(text)
         if text.startswith(key_text.PREFIX) or looks_like_a_read_token(text):
             return True
-        if _is_one_of([known for known, _ in self._static], digest) or _is_one_of(self._admin, digest):
+        if _is_one_of([known_digest for known_digest, _ in self._static], digest) or _is_one_of(self._admin, digest):
             return True
         return self._tokens.is_on and _looks_like_a_token(text) and await self._tokens.is_ours(text)
 
-    async def without_ours(self, headers: Mapping[str, str]) -> dict[str, str]:
-        """Return those of some headers that hold no credential of this gateway: what goes on to a provider."""
-        return {name: value for name, value in headers.items() if not await self._holds_ours(value)}
+    async def without_gateway_credentials(self, headers: Mapping[str, str]) -> dict[str, str]:
+        """Return the headers that hold no credential of this gateway. Only these may be passed to a provider."""
+        return {name: value for name, value in headers.items() if not await self._holds_gateway_credential(value)}
 
-    async def _holds_ours(self, value: str) -> bool:
+    async def _holds_gateway_credential(self, value: str) -> bool:
         for word in _WORD.findall(value):
-            if await self._is_ours(word):
+            if await self._is_gateway_credential(word):
                 return True
         return False
 
-    def _refusal(self, refused: list[Refused], address: str) -> GatewayError:
-        """Return why nobody is let in. Once an address is blocked, all of its guesses are answered alike: which of them was
-        nearly right, and why it was not, is not told."""
-        # The most telling: of a key that is known, rather than of another vendor's beside it.
-        chosen = next((each for each in refused if not each.is_guess), refused[0])
-        if chosen.is_guess and (left_s := self._refusals.blocked_s(address)):
+    def _refuse(self, rejections: list[Rejection], address: str) -> GatewayError:
+        """Return the error for a request without a valid credential. While an address is locked out, all its guesses get the
+        same error: it does not reveal which guess was close, or why it failed."""
+        # A rejection of a known key says more than the rejection of another vendor's key beside it.
+        rejection = next((rejection for rejection in rejections if not rejection.is_guess), rejections[0])
+        if rejection.is_guess and (remaining_s := self._lockout.remaining_s(address)):
             self._on_refused("blocked")
-            return blocked(left_s)
-        self._on_refused(chosen.reason)
-        if chosen.is_guess:
-            self._refusals.note(address)
-        return _unauthenticated(chosen.message)
+            return locked_out(remaining_s)
+        self._on_refused(rejection.reason)
+        if rejection.is_guess:
+            self._lockout.record_refusal(address)
+        return _unauthenticated(rejection.message)
 
     def _check_origin(self, origin: str, request: HTTPConnection, principal: Principal) -> None:
-        """Browsers say which page sends. A key that lists pages is good from these, from the settings', and from our own."""
-        lists = [each.cors_origins for each in (principal.access, principal.tenant_access) if each.cors_origins is not None]
-        if not lists or any(each in self._settings.cors_origins for each in (origin, "*")):
+        """Check the origin that a browser sends. A key that lists origins may be used from these, from the origins in the
+        settings, and from the gateway's own page."""
+        accesses = (principal.access, principal.tenant_access)
+        lists = [access.cors_origins for access in accesses if access.cors_origins is not None]
+        if not lists or any(allowed in self._settings.cors_origins for allowed in (origin, "*")):
             return
         is_own_page = origin == f"{request.scope.get('scheme')}://{request.headers.get('host')}"
-        if not is_own_page and any(origin not in each and "*" not in each for each in lists):
+        if not is_own_page and any(origin not in origins and "*" not in origins for origins in lists):
             raise GatewayError(
                 ErrorKind.PERMISSION_DENIED,
                 "This key may not be used from the page that sent the request. Ask the gateway's operator to add its origin.",
@@ -239,9 +244,9 @@ class Authenticator:
 
 
 def is_open(settings: Settings) -> bool:
-    """Whether a request without credentials is let in: where the settings say so, or know of no way to tell who asks.
+    """Whether requests without credentials are accepted: the settings say so, or no way to authenticate is configured.
 
-    With ``SLUICE_SECRET`` there is one, managed keys, though none may have been made yet.
+    ``SLUICE_SECRET`` counts as such a way, since it turns on managed keys. There need not be any key yet.
     """
     return settings.auth == "none" or not (_has_credentials(settings) or settings.admin_keys)
 
@@ -258,7 +263,7 @@ def is_loopback(host: str) -> bool:
 
 
 def static_ids(settings: AccessSettings) -> list[str]:
-    """Return the principals of the settings' keys, in their order."""
+    """Return the principal ids of the keys in the settings, in their order."""
     return [f"key_{_name(key.get_secret_value())}" for key in settings.api_keys]
 
 
@@ -267,22 +272,22 @@ def _static(key: str, settings: LimitSettings) -> tuple[bytes, Principal]:
     return _digest(key), Principal(id_, tenant_access=settings.tenants.get(id_, ALL))
 
 
-def _is_one_of(known: Iterable[bytes], digest: bytes) -> bool:
-    """Whether a digest is among those that are known. Every one is compared: how long it takes tells nothing."""
-    return sum(hmac.compare_digest(each, digest) for each in known) > 0
+def _is_one_of(known_digests: Iterable[bytes], digest: bytes) -> bool:
+    """Whether a digest is one of those that are known. All of them are compared: the duration reveals nothing."""
+    return sum(hmac.compare_digest(known_digest, digest) for known_digest in known_digests) > 0
 
 
 def _looks_like_a_token(text: str) -> bool:
-    return text.startswith("ey") and text.count(".") == 2  # A JSON object in base64, and three parts.
+    return text.startswith("ey") and text.count(".") == 2  # Three parts, and the first is a JSON object in base64.
 
 
-def _own_keys_in(headers: Headers) -> list[str]:
-    """Headers that mean the gateway and nobody else."""
+def _gateway_keys_in(headers: Headers) -> list[str]:
+    """Return the credentials in the headers that only the gateway reads."""
     return [key for key in (headers.get("x-sluice-key", "").strip(), _bearer(headers, "cf-aig-authorization")) if key]
 
 
 def _shared_keys_in(headers: Headers) -> list[str]:
-    """Headers that mean whoever the client believes to talk to."""
+    """Return the credentials in the headers that carry either a gateway credential or a provider's key."""
     return [key for key in (_bearer(headers, "authorization"), headers.get("x-api-key", "").strip()) if key]
 
 

@@ -1,9 +1,9 @@
-"""Is a JSON web token good, and whom does it name?
+"""Is a JSON web token valid, and which principal does it name?
 
-HS256 by a secret of the settings; RS256 and ES256 by the keys that are listed at a URL of the settings. Which of these there
-are is the operator's choice alone: a token says which of them it uses, and where that is not one that is set up, it is
-refused. Each algorithm has keys of its own kind, so none can be used in another's place, and ``none`` is no algorithm.
-Source: RFC 7519 (tokens), RFC 7517 (key sets), RFC 8725 (what to beware of).
+HS256 tokens are checked with a secret from the settings. RS256 and ES256 tokens are checked with the public keys at a URL from
+the settings. Only the operator decides which of these are on: a token that names another algorithm is refused. Each algorithm
+has its own kind of key, so no key can be used for another algorithm, and ``none`` is not accepted.
+Source: RFC 7519 (tokens), RFC 7517 (key sets), RFC 8725 (known attacks).
 """
 
 import asyncio
@@ -26,23 +26,23 @@ from common.process.redaction import shown_url
 
 log = structlog.get_logger()
 
-TOKEN_CHARS_MAX = 8 * 1024  # Far more than any issuer's tokens have: they must fit into a header.
+TOKEN_CHARS_MAX = 8 * 1024  # Far more than the tokens of any issuer have, since a token must fit into a header.
 RSA_BITS_MIN = 2048
 KEY_SET_BYTES_MAX = 512 * 1024
 KEY_SET_KEYS_MAX = 100
 FETCH_TIMEOUT_S = 5.0
-REFRESH_S = 600.0  # How long a key that was taken off the list may still be used.
-REFETCH_S = 30.0  # Least time between two fetches because of an unknown key id: anybody can make one up.
+REFRESH_S = 600.0  # For how long a key may still be used after it was removed from the list.
+REFETCH_S = 30.0  # The shortest time between two fetches for an unknown key id, since anybody can make one up.
 RETRY_AFTER_S = 5
 SUBJECT_MAX, TENANT_MAX = 255, 64
 
-# What a broken or hostile token makes the parsers raise, besides PyJWT's own: nesting without end, numbers without end.
+# What the parsers raise for a broken or hostile token, besides PyJWT's own errors: endless nesting, endless numbers.
 _BROKEN = (jwt.PyJWTError, ValueError, TypeError, KeyError, OverflowError, RecursionError)
 _KINDS = {"RSA": "RS256", "EC": "ES256"}
 
 
 class TokenRefused(Exception):
-    """A token that is not good. ``reason`` is one of a few words, for a metric; the text is safe to be shown."""
+    """A token is not valid. ``reason`` is one of a few words, for a metric. The client may see the message."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -51,11 +51,11 @@ class TokenRefused(Exception):
 
 class VerifyingKey(NamedTuple):
     algorithm: str
-    key: Any  # As PyJWT takes it: bytes for HS256, a public key for the others.
+    key: Any  # In PyJWT's form: bytes for HS256, a public key for the others.
 
 
 class KeySet:
-    """The public keys at a URL, by their ids. What was fetched last is kept for as long as nothing newer can be had."""
+    """The public keys at a URL, by their ids. If a fetch fails, the keys of the last good fetch stay in use."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class KeySet:
         clock: Callable[[], float] = time.monotonic,
         proxy: Callable[[], Proxy | None] = lambda: None,
     ) -> None:
-        import api.server.http_client  # noqa: F401 - Here, at the start: without a URL nobody needs it.
+        import api.server.http_client  # noqa: F401 - Loaded here, at startup: without a URL it is not needed.
 
         self._url = url
         self._clock = clock
@@ -71,34 +71,34 @@ class KeySet:
         self._keys: dict[str | None, VerifyingKey] | None = None
         self._fetched_at = self._tried_at = -1e9
         self._fetching: asyncio.Task[None] | None = None
-        self._is_well = True
+        self._is_healthy = True
 
     async def find(self, kid: str | None) -> VerifyingKey | None:
-        """Return the key that a token names; without a name, the only one.
+        """Return the key with the id that a token names. If the token names no id, return the only key.
 
         Raises:
             GatewayError: OVERLOADED, the keys could not be fetched yet.
         """
         now = self._clock()
-        if self._keys is None or (self._look_up(kid) is None and now - self._tried_at >= REFETCH_S):
+        if self._keys is None or (self._find_fetched(kid) is None and now - self._tried_at >= REFETCH_S):
             await asyncio.shield(self._fetch())
         elif now - self._fetched_at >= REFRESH_S and now - self._tried_at >= REFETCH_S:
-            self._fetch()  # Nobody waits for it: the keys that are here are most likely still the right ones.
+            self._fetch()  # In the background: most likely the present keys are still the right ones.
         if self._keys is None:
             raise GatewayError(
                 ErrorKind.OVERLOADED,
-                f"The gateway cannot check tokens: their keys cannot be fetched just now. Try again in {RETRY_AFTER_S} s.",
+                f"The gateway cannot check tokens now: it could not fetch their keys. Try again in {RETRY_AFTER_S} s.",
                 code="token_keys_unavailable",
                 retry_after_s=RETRY_AFTER_S,
             )
-        return self._look_up(kid)
+        return self._find_fetched(kid)
 
-    def _look_up(self, kid: str | None) -> VerifyingKey | None:
+    def _find_fetched(self, kid: str | None) -> VerifyingKey | None:
         keys = self._keys or {}
         return keys.get(kid) if kid is not None else next(iter(keys.values())) if len(keys) == 1 else None
 
     def _fetch(self) -> "asyncio.Task[None]":
-        """One fetch at a time, whoever asks for it. Without any keys yet there is one per second at most."""
+        """Start a fetch, or return the one that runs. While there are no keys, at most one fetch per second starts."""
         if self._fetching is None or self._fetching.done():
             if self._keys is None and self._clock() - self._tried_at < 1:
                 return asyncio.ensure_future(asyncio.sleep(0))
@@ -111,19 +111,19 @@ class KeySet:
 
         try:
             async with asyncio.timeout(FETCH_TIMEOUT_S):
-                found = public_keys(await _get(self._url, self._proxy()))
+                keys = public_keys(await _get(self._url, self._proxy()))
         except (*HTTP_ERRORS, OSError, TimeoutError, ValueError, RecursionError) as error:
-            if self._is_well:
+            if self._is_healthy:
                 log.warning("token_keys_not_fetched", url=shown_url(self._url), error=f"{type(error).__name__}: {error}"[:300])
-            self._is_well = False
+            self._is_healthy = False
             return
-        if not self._is_well or self._keys is None or set(found) != set(self._keys):
-            log.info("token_keys_fetched", url=shown_url(self._url), keys=len(found))
-        self._keys, self._fetched_at, self._is_well = found, self._clock(), True
+        if not self._is_healthy or self._keys is None or set(keys) != set(self._keys):
+            log.info("token_keys_fetched", url=shown_url(self._url), keys=len(keys))
+        self._keys, self._fetched_at, self._is_healthy = keys, self._clock(), True
 
 
 async def _get(url: str, proxy: Proxy | None) -> bytes:
-    """Return a body of bounded size. No redirects: what the operator named is what is asked."""
+    """Return a body of bounded size. Redirects are not followed: only the operator's URL is asked."""
 
     from api.server.http_client import http_client
 
@@ -142,23 +142,23 @@ async def _get(url: str, proxy: Proxy | None) -> bytes:
 
 
 def public_keys(body: bytes) -> dict[str | None, VerifyingKey]:
-    """Return the keys of a set that can verify signatures of ours; others are passed over.
+    """Return the keys of a set that can verify signatures here. Other keys are skipped.
 
     Raises:
-        ValueError: it is no key set, or none of its keys is of use.
+        ValueError: the body is not a key set, or has no usable key.
     """
-    listed = orjson.loads(body)
-    entries = listed.get("keys") if isinstance(listed, dict) else None
+    document = orjson.loads(body)
+    entries = document.get("keys") if isinstance(document, dict) else None
     if not isinstance(entries, list):
-        raise ValueError("not a key set")  # noqa: TRY004 - Of a document, not of a caller's argument.
-    found: dict[str | None, VerifyingKey] = {}
+        raise ValueError("not a key set")  # noqa: TRY004 - It is about a document, not about an argument.
+    keys: dict[str | None, VerifyingKey] = {}
     for entry in entries[:KEY_SET_KEYS_MAX]:
         if isinstance(entry, dict) and (key := _public_key(entry)):
             kid = entry.get("kid")
-            found[kid if isinstance(kid, str) else None] = key
-    if not found:
-        raise ValueError("no RSA or P-256 key for signatures in it")
-    return found
+            keys[kid if isinstance(kid, str) else None] = key
+    if not keys:
+        raise ValueError("it has no RSA or P-256 key for signatures")
+    return keys
 
 
 def _public_key(entry: Mapping[str, Any]) -> VerifyingKey | None:
@@ -183,7 +183,7 @@ def _key_set(settings: Settings) -> KeySet | None:
 
 
 class TokenVerifier:
-    """Checks tokens as the settings say. ``is_on``: the settings have a way to check any."""
+    """Checks tokens by the rules in the settings. ``is_on``: the settings allow some kind of token."""
 
     def __init__(self, settings: Settings, key_set: KeySet | None = None) -> None:
         self._settings = settings
@@ -192,11 +192,11 @@ class TokenVerifier:
         self.is_on = bool(self._secret or self._key_set)
 
     async def verify(self, token: str) -> Principal:
-        """Return whom a token names.
+        """Return the principal that a token names.
 
         Raises:
-            TokenRefused
-            GatewayError: OVERLOADED, the keys to check it with cannot be had.
+            TokenRefused: the token is not valid.
+            GatewayError: OVERLOADED, the keys that check the token are not available.
         """
         key = await self._key_for(token)
         try:
@@ -204,7 +204,8 @@ class TokenVerifier:
         except jwt.ExpiredSignatureError as error:
             raise TokenRefused("expired", "The token has expired. Get a new one and send the request again.") from error
         except (jwt.InvalidIssuerError, jwt.InvalidAudienceError) as error:
-            raise TokenRefused("claims", "The token was not made for this gateway: its iss or aud is another's.") from error
+            message = "The token was not made for this gateway: its iss or aud names another one."
+            raise TokenRefused("claims", message) from error
         except (jwt.MissingRequiredClaimError, jwt.ImmatureSignatureError, jwt.InvalidIssuedAtError) as error:
             raise TokenRefused("claims", f"The token is not valid: {str(error)[:200]}.") from error
         except _BROKEN as error:
@@ -212,17 +213,17 @@ class TokenVerifier:
         return self._principal(claims)
 
     async def is_ours(self, token: str) -> bool:
-        """Whether a token was signed for us or says so, be it still good or not: such a one is never shown to a provider."""
+        """Whether a token was made for this gateway, valid or not. No provider may see such a token."""
         try:
             key = await self._key_for(token)
             jwt.decode(token, key.key, algorithms=[key.algorithm], options={"verify_aud": False, "verify_exp": False})
         except (TokenRefused, *_BROKEN) as error:
             is_signed = isinstance(error, jwt.InvalidTokenError) and not isinstance(error, jwt.DecodeError)
-            return is_signed or self._says_it_is_ours(token)
+            return is_signed or self._claims_to_be_ours(token)
         return True
 
-    def _says_it_is_ours(self, token: str) -> bool:
-        """Whether the claims name our issuer or audience: made with a key of before, or changed on its way."""
+    def _claims_to_be_ours(self, token: str) -> bool:
+        """Whether the claims name our issuer or audience. The signing key may be an old one, or the token was changed."""
         if len(token) > TOKEN_CHARS_MAX:
             return True  # No provider's key is that long.
         try:
@@ -230,9 +231,9 @@ class TokenVerifier:
         except _BROKEN:
             return False
         audience = claims.get("aud")
-        named = {each for each in (audience if isinstance(audience, list) else [audience]) if isinstance(each, str)}
+        audiences = {name for name in (audience if isinstance(audience, list) else [audience]) if isinstance(name, str)}
         issuer = self._settings.jwt_issuer
-        return bool(issuer and claims.get("iss") == issuer) or not named.isdisjoint(self._settings.jwt_audience)
+        return bool(issuer and claims.get("iss") == issuer) or not audiences.isdisjoint(self._settings.jwt_audience)
 
     async def _key_for(self, token: str) -> VerifyingKey:
         if len(token) > TOKEN_CHARS_MAX:
@@ -242,22 +243,22 @@ class TokenVerifier:
         except _BROKEN as error:
             raise TokenRefused("malformed", "The token cannot be read as a JSON web token.") from error
         algorithm, kid = header.get("alg"), header.get("kid")
-        if "crit" in header:  # Extensions that must be understood, and none is.
-            raise TokenRefused("malformed", "The token asks for extensions that are not known here.")
+        if "crit" in header:  # It lists extensions that must be understood. This gateway understands none.
+            raise TokenRefused("malformed", "The token needs extensions that this gateway does not support.")
         if algorithm == "HS256" and self._secret:
             return VerifyingKey("HS256", self._secret)
         if algorithm in _KINDS.values() and self._key_set:
-            found = await self._key_set.find(kid)
-            if found is None:
-                raise TokenRefused("signature", "The token was signed with a key that is not known here.")
-            if found.algorithm == algorithm:
-                return found
-        raise TokenRefused("algorithm", "The token's algorithm is not one that this gateway takes.")
+            key = await self._key_set.find(kid)
+            if key is None:
+                raise TokenRefused("signature", "The token was signed with a key that this gateway does not know.")
+            if key.algorithm == algorithm:
+                return key
+        raise TokenRefused("algorithm", "The token uses an algorithm that this gateway does not accept.")
 
     def _claims(self, token: str, key: VerifyingKey) -> dict[str, Any]:
         settings = self._settings
-        named = {"iss": settings.jwt_issuer, "aud": settings.jwt_audience}
-        required = ["exp", "sub", *(name for name, wanted in named.items() if wanted)]
+        optional = {"iss": settings.jwt_issuer, "aud": settings.jwt_audience}
+        required = ["exp", "sub", *(name for name, setting in optional.items() if setting)]
         return jwt.decode(
             token,
             key.key,
@@ -277,9 +278,10 @@ class TokenVerifier:
         if not isinstance(tenant, str) or len(tenant) > TENANT_MAX or not tenant.isprintable():
             message = f"The token's {self._settings.jwt_tenant_claim} must be at most {TENANT_MAX} printable characters."
             raise TokenRefused("claims", message)
-        named = json.dumps([claims.get("iss"), tenant, subject]).encode()  # Not joined: no two lists look the same.
+        # As JSON, not joined with a separator: no two different lists have the same text.
+        identity = json.dumps([claims.get("iss"), tenant, subject]).encode()
         return Principal(
-            id=f"jwt_{hashlib.sha256(named).hexdigest()[:32]}",
+            id=f"jwt_{hashlib.sha256(identity).hexdigest()[:32]}",
             tenant=tenant,
             end_user=subject,
             tenant_access=self._settings.tenants.get(tenant, ALL),
@@ -289,7 +291,8 @@ class TokenVerifier:
     def _scopes(self, claim: object) -> frozenset[str] | None:
         if claim is None:
             return None
-        listed = claim.split() if isinstance(claim, str) else claim
-        if not isinstance(listed, list):
-            raise TokenRefused("claims", f"The token's {self._settings.jwt_scopes_claim} must be a list, or words in one text.")
-        return frozenset(each for each in listed if isinstance(each, str))
+        scopes = claim.split() if isinstance(claim, str) else claim
+        if not isinstance(scopes, list):
+            message = f"The token's {self._settings.jwt_scopes_claim} must be a list, or words separated by spaces."
+            raise TokenRefused("claims", message)
+        return frozenset(scope for scope in scopes if isinstance(scope, str))

@@ -1,8 +1,8 @@
-"""Which managed keys does this process know, and is what it knows still true?
+"""Which managed keys does this process know, and are its copies still true?
 
-Records are kept until the version of all records changes, which the pulse reads twice a second: so a key that is in use
-costs no round trip, and a revocation is known here within two seconds, or else Redis is away and nobody is let in. What
-Redis does not know is looked up in the database, for Redis may have been lost.
+The cache is valid until the version of all records changes. The pulse reads that version twice a second. So a key in use costs
+no round trip, and a revocation takes effect here within two seconds. If Redis does not answer, no managed key is accepted. A
+key that Redis does not have is read from the database, since Redis may have lost it.
 """
 
 import asyncio
@@ -29,22 +29,22 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-KNOWN_MAX = 10_000
-UNKNOWN_S = 5.0  # How long an id that is nowhere is not asked for again. Only a deleted key has one.
+KEYS_MAX = 10_000
+UNKNOWN_S = 5.0  # For how long an id that does not exist is not looked up again. Normally only a deleted key has such an id.
 DATABASE_TIMEOUT_S = 3.0
 RETRY_AFTER_S = 2
 
 
-class Known(NamedTuple):
-    """``record`` None: there is no such key, as of a moment of the monotonic clock."""
+class CachedKey(NamedTuple):
+    """``record`` is None if there is no such key. ``fetched_at`` is a moment of the monotonic clock."""
 
     record: KeyRecord | None
     principal: Principal | None
-    looked_at: float
+    fetched_at: float
 
 
-class Rings:
-    """Gives the key ring to those who ask or change the database, which most APIs never do."""
+class KeyRings:
+    """Makes a key ring for code that needs the database. Most API processes never need one, so its imports are lazy."""
 
     def __init__(self, database: LazyDatabase, redis: Client, settings: AccessSettings) -> None:
         self._database = database
@@ -52,11 +52,12 @@ class Rings:
         self._secret = settings.secret
 
     async def load(self) -> None:
-        """Import what is needed, in a thread: SQLAlchemy takes a good part of a second, in which no token must wait."""
+        """Import the modules in a thread. SQLAlchemy takes a large part of a second, and that must not delay any token."""
         await asyncio.to_thread(importlib.import_module, "common.access.key_ring")
 
     async def open(self) -> "KeyRing":
-        """
+        """Return a key ring on an open database.
+
         Raises:
             DatabaseUnavailable
         """
@@ -66,87 +67,88 @@ class Rings:
         return KeyRing(await self._database.engine(), self._redis, self._secret)
 
 
-class KnownKeys:
-    def __init__(self, redis: Client, pulse: Pulse, settings: Settings, rings: Rings) -> None:
+class KeyCache:
+    def __init__(self, redis: Client, pulse: Pulse, settings: Settings, rings: KeyRings) -> None:
         self._records = KeyRecords(redis)
         self._pulse = pulse
         self._settings = settings
         self._rings = rings
         self._version: bytes | None = None
-        self._known: OrderedDict[str, Known] = OrderedDict()
-        self._looking: dict[str, asyncio.Task[Known]] = {}
+        self._keys: OrderedDict[str, CachedKey] = OrderedDict()
+        self._lookups: dict[str, asyncio.Task[CachedKey]] = {}
         self._origins: frozenset[str] | None = None
         self._origins_before: frozenset[str] = frozenset()
-        self._is_database_well = True
-        pulse.watch(("GET", keyspace.KEYS_VERSION), self._take_version, self.forget_all)  # Unknown: each is looked up anew.
+        self._is_database_healthy = True
+        # When the pulse does not know the version, every key is looked up again.
+        pulse.watch(("GET", keyspace.KEYS_VERSION), self._set_version, self.forget_all)
 
-    async def find(self, id_: str) -> Known:
-        """Return what is known of a key.
+    async def find(self, id_: str) -> CachedKey:
+        """Return a key by its id.
 
         Raises:
-            GatewayError: OVERLOADED, nobody can be asked.
+            GatewayError: OVERLOADED, neither Redis nor the database can be asked.
         """
         if not self._pulse.is_up:
             raise _unavailable()
-        known = self._known.get(id_)
-        if known and (known.record or time.monotonic() - known.looked_at < UNKNOWN_S):
-            self._known.move_to_end(id_)
-            return known
-        if id_ not in self._looking:  # One look for all who ask at once.
-            task = self._looking[id_] = asyncio.create_task(self._look(id_))
-            task.add_done_callback(lambda done: self._done(id_, done))
-        return await asyncio.shield(self._looking[id_])
+        key = self._keys.get(id_)
+        if key and (key.record or time.monotonic() - key.fetched_at < UNKNOWN_S):
+            self._keys.move_to_end(id_)
+            return key
+        if id_ not in self._lookups:  # One lookup for all requests that need the key now.
+            task = self._lookups[id_] = asyncio.create_task(self._look_up(id_))
+            task.add_done_callback(lambda task: self._end_lookup(id_, task))
+        return await asyncio.shield(self._lookups[id_])
 
     async def origins(self) -> frozenset[str]:
-        """Return the browser origins that any key allows, as they were when Redis last told."""
+        """Return the browser origins that any key allows, as Redis last reported them."""
         if self._origins is None and self._pulse.is_up:
             version = self._version
             try:
-                found = await self._records.origins()
+                origins = await self._records.origins()
             except StoreUnavailable:
                 return self._origins_before
-            self._origins_before = found
+            self._origins_before = origins
             if version == self._version:
-                self._origins = found
-            return found
+                self._origins = origins
+            return origins
         return self._origins_before if self._origins is None else self._origins
 
     def forget_all(self) -> None:
-        """What this process has just changed itself need not wait for the pulse."""
-        self._known.clear()
-        self._looking.clear()  # Who looks now may have read what was true before.
+        """Drop everything, after a change that this process made itself: it need not wait for the pulse."""
+        self._keys.clear()
+        self._lookups.clear()  # A lookup that runs now may have read the values from before the change.
         self._origins = None
 
-    def _done(self, id_: str, task: "asyncio.Task[Known]") -> None:
-        if self._looking.get(id_) is task:
-            del self._looking[id_]
+    def _end_lookup(self, id_: str, task: "asyncio.Task[CachedKey]") -> None:
+        if self._lookups.get(id_) is task:
+            del self._lookups[id_]
         if not task.cancelled():
-            task.exception()  # All who waited may have left; asyncio would complain that nobody has seen it.
+            task.exception()  # All waiting requests may have left. Without this, asyncio logs that nobody saw the exception.
 
-    def _take_version(self, version: bytes | None) -> None:
+    def _set_version(self, version: bytes | None) -> None:
         if version != self._version:
             self._version = version
             self.forget_all()
 
-    async def _look(self, id_: str) -> Known:
-        me = asyncio.current_task()
+    async def _look_up(self, id_: str) -> CachedKey:
+        this_task = asyncio.current_task()
         try:
             record = await self._read(id_)
         except StoreUnavailable as error:
             raise _unavailable() from error
         principal = _principal(record, self._settings) if record else None
-        known = Known(record, principal, time.monotonic())
-        if self._looking.get(id_) is me:  # Else something has changed since we asked, perhaps this.
-            self._known[id_] = known
-            while len(self._known) > KNOWN_MAX:
-                self._known.popitem(last=False)
-        return known
+        key = CachedKey(record, principal, time.monotonic())
+        if self._lookups.get(id_) is this_task:  # Otherwise some key has changed since we asked, perhaps this one.
+            self._keys[id_] = key
+            while len(self._keys) > KEYS_MAX:
+                self._keys.popitem(last=False)
+        return key
 
     async def _read(self, id_: str) -> KeyRecord | None:
-        found = await self._records.load(id_)
-        if found is None:
+        record = await self._records.load(id_)
+        if record is None:
             return await self._read_from_database(id_)
-        return None if isinstance(found, Gone) else found
+        return None if isinstance(record, Gone) else record
 
     async def _read_from_database(self, id_: str) -> KeyRecord | None:
         await self._rings.load()
@@ -159,11 +161,11 @@ class KnownKeys:
         except UnknownKey:
             return None
         except (DatabaseUnavailable, TimeoutError) as error:
-            if self._is_database_well:
+            if self._is_database_healthy:
                 log.warning("database_away", error=f"{type(error).__name__}: {error}")
-            self._is_database_well = False
+            self._is_database_healthy = False
             raise _unavailable() from error
-        self._is_database_well = True
+        self._is_database_healthy = True
         await self._records.put(record)
         return record
 
@@ -176,7 +178,7 @@ def _principal(record: KeyRecord, settings: LimitSettings) -> Principal:
 def _unavailable() -> GatewayError:
     return GatewayError(
         ErrorKind.OVERLOADED,
-        f"The gateway cannot check your key just now: its store of keys cannot be used. Try again in {RETRY_AFTER_S} seconds.",
+        f"The gateway cannot check your key now: its key store is not available. Try again in {RETRY_AFTER_S} seconds.",
         code="keys_unavailable",
         retry_after_s=RETRY_AFTER_S,
     )

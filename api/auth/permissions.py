@@ -1,8 +1,9 @@
-"""May this principal ask for that?
+"""May this principal use that model, provider and dialect?
 
-Its key and its tenant must both allow it. A route keeps the targets that are allowed; the job carries them to the worker,
-which finds the route again from its own settings. Models and providers are checked on what the request resolved to, and so
-are the models that other fields of its body name to an upstream that is a router itself (``api.auth.upstream_fields``).
+Both its key and its tenant must allow it. A route keeps only the targets that are allowed. The job carries their names to the
+worker, which resolves the route again from its own settings. Models and providers are checked after the request's model name is
+resolved. Other fields of the body can name models too, for an upstream that is itself a router. These are checked as well
+(``api.auth.upstream_fields``).
 """
 
 from typing import Any, NamedTuple
@@ -15,36 +16,40 @@ from common.config.model_patterns import allows, provider_allows
 from common.config.model_routes import Target, model_names, own_name, resolve
 from common.config.settings import Settings
 
-# No upstream speaks these dialects, so a field that we do not know ends here.
+# No upstream speaks these dialects, so unknown fields are never passed on.
 _NEVER_PASSED_ON = ("agentary", "unified")
 
 
-class Named(NamedTuple):
-    """How a request names its model; see ``common.config.model_routes.resolve``."""
+class RequestedModel(NamedTuple):
+    """The model that a request names; see ``common.config.model_routes.resolve``."""
 
     model: str
     provider: str | None = None
-    has_brought_key: bool = False
+    has_byok_key: bool = False
 
 
-def permitted(principal: Principal, dialect: str, named: Named, targets: list[Target], settings: Settings) -> list[Target]:
+def permitted_targets(
+    principal: Principal, dialect: str, requested: RequestedModel, targets: list[Target], settings: Settings
+) -> list[Target]:
     """Return the targets of a route that a principal may use.
 
     Raises:
-        GatewayError: PERMISSION_DENIED, there is none.
+        GatewayError: PERMISSION_DENIED, it may use none of them.
     """
     if not principal.allows_dialect(dialect):
         raise _denied(f"This key may not be used for requests of the dialect {dialect}.", "dialect_not_allowed")
-    return permitted_models(principal, named, targets, settings)
+    return permitted_models(principal, requested, targets, settings)
 
 
-def permitted_models(principal: Principal, named: Named, targets: list[Target], settings: Settings) -> list[Target]:
-    """The same, in whichever dialect."""
+def permitted_models(
+    principal: Principal, requested: RequestedModel, targets: list[Target], settings: Settings
+) -> list[Target]:
+    """Return the same as ``permitted_targets``, without a check of the dialect."""
     if is_unbound(principal):
         return targets
-    by_model = [target for target in targets if _may_use(principal, named, target, settings)]
+    by_model = [target for target in targets if _may_use(principal, requested, target, settings)]
     if not by_model:
-        message = f"This key may not use the model {_shown(named.model)}. GET /v1/models lists those that it may."
+        message = f"This key may not use the model {_shown(requested.model)}. GET /v1/models lists the models that it may use."
         raise _denied(message, "model_not_allowed", "model")
     allowed = [target for target in by_model if _may_reach(principal, target.provider, settings)]
     if not allowed:
@@ -56,11 +61,11 @@ def permitted_models(principal: Principal, named: Named, targets: list[Target], 
 def permitted_by_fields(
     principal: Principal, dialect: str, body: dict[str, Any], targets: list[Target], settings: Settings
 ) -> list[Target]:
-    """Return the further targets that fields of a body name to an upstream that is a router.
+    """Return the additional targets that the fields of a body name, for an upstream that is a router.
 
     Raises:
-        GatewayError: PERMISSION_DENIED, a field names a credential or an endpoint, or a model that is not allowed, or, for
-            whoever is bound to models, something of which nobody can tell which model it leads to.
+        GatewayError: PERMISSION_DENIED. A field names a credential or an endpoint, or a model that is not allowed. Or the
+            principal is restricted to some models, and it is not clear which model the field leads to.
     """
     if dialect in _NEVER_PASSED_ON:
         return []
@@ -69,16 +74,16 @@ def permitted_by_fields(
         return []
     choices = upstream_choices(body)
     if choices.routing:
-        message = f"The field {choices.routing[0]} would let the upstream choose other models or providers. Leave it out."
+        message = f"The field {choices.routing[0]} would let the upstream choose another model or provider. Leave it out."
         raise _denied(message, "field_not_allowed", choices.routing[0])
-    others: list[Target] = []
+    field_targets: list[Target] = []
     for provider in dict.fromkeys(target.provider for target in targets):
         for field, model in choices.models:
-            other = Target(provider, model)
-            if not _may_use(principal, Named(model), other, settings, is_own=False):
+            target = Target(provider, model)
+            if not _may_use(principal, RequestedModel(model), target, settings, is_alias_allowed=False):
                 raise _denied(f"This key may not use the model {_shown(model)}, named by {field}.", "model_not_allowed", field)
-            others.append(other)
-    return others
+            field_targets.append(target)
+    return field_targets
 
 
 def is_unbound(principal: Principal) -> bool:
@@ -91,8 +96,8 @@ def _is_open(access: Access) -> bool:
     return (models is None or "*" in models) and (providers is None or "*" in providers)
 
 
-def refuse_anonymous(principal: Principal, what: str) -> None:
-    """Refuse what tells of all who ask without a credential, for they are one principal and strangers to each other.
+def refuse_anonymous(principal: Principal, resource: str) -> None:
+    """Refuse access to data of all anonymous clients: they share one principal, but must not see each other's data.
 
     Raises:
         GatewayError: PERMISSION_DENIED.
@@ -100,49 +105,51 @@ def refuse_anonymous(principal: Principal, what: str) -> None:
     if principal.id == ANONYMOUS:
         raise GatewayError(
             ErrorKind.PERMISSION_DENIED,
-            f"{what} cannot be told to whoever asks without a key: everybody's would be in it. Send a key; the gateway's "
+            f"{resource} cannot be shown without a key: all clients without a key share one list. Send a key. The gateway's "
             "operator sets SLUICE_API_KEYS, or SLUICE_SECRET for managed keys.",
             code="key_needed",
         )
 
 
 def listed_models(principal: Principal, settings: Settings) -> dict[str, str]:
-    """Return the names of models that a principal can use, each with who answers for it, as
-    ``common.config.model_routes.model_names``.
+    """Return the names of the models that a principal can use, each with its owner (a provider or the gateway), as
+    ``common.config.model_routes.model_names`` returns them.
 
-    Names that it is allowed by name, and that lead somewhere, are among them though they are not known otherwise.
+    A name that the access lists itself is included if it resolves, even if the gateway does not list it otherwise.
     """
-    known = model_names(settings)
+    all_names = model_names(settings)
     if is_unbound(principal):
-        return known
-    named = [
+        return all_names
+    listed = [
         name
         for access in (principal.access, principal.tenant_access)
         for name in access.models or ()
-        if not any(char in name for char in "*?[") and name not in known
+        if not any(char in name for char in "*?[") and name not in all_names
     ]
-    found = {name: _owner(name, principal, settings) for name in [*named, *known]}
-    return {name: known.get(name, owner) for name, owner in found.items() if owner}
+    owners = {name: _owner(name, principal, settings) for name in [*listed, *all_names]}
+    return {name: all_names.get(name, owner) for name, owner in owners.items() if owner}
 
 
 def _owner(name: str, principal: Principal, settings: Settings) -> str | None:
-    """The first provider of the name's route that the principal may use; None where there is none."""
+    """Return the first provider of the name's route that the principal may use; None if there is none."""
     try:
         targets = resolve(name, settings)
     except GatewayError:
         return None
-    usable = (target.provider for target in targets if _may_use(principal, Named(name), target, settings))
+    usable = (target.provider for target in targets if _may_use(principal, RequestedModel(name), target, settings))
     return next((provider for provider in usable if _may_reach(principal, provider, settings)), None)
 
 
-def _may_use(principal: Principal, named: Named, target: Target, settings: Settings, *, is_own: bool = True) -> bool:
-    """``is_own``: the name may be one of the operator's own. What an upstream is told never is."""
-    model, provider, has_brought_key = named
-    own = own_name(model, settings, provider, has_brought_key=has_brought_key) if is_own else None
+def _may_use(
+    principal: Principal, requested: RequestedModel, target: Target, settings: Settings, *, is_alias_allowed: bool = True
+) -> bool:
+    """``is_alias_allowed``: the name may be one that the operator defined. A name that goes to an upstream is never one."""
+    model, provider, has_byok_key = requested
+    own = own_name(model, settings, provider, has_brought_key=has_byok_key) if is_alias_allowed else None
 
     def allowed_by(access: Access) -> bool:
         return access.models is None or any(
-            allows(pattern, target, own, settings, has_brought_key=has_brought_key) for pattern in access.models
+            allows(pattern, target, own, settings, has_brought_key=has_byok_key) for pattern in access.models
         )
 
     return allowed_by(principal.access) and allowed_by(principal.tenant_access)
@@ -150,7 +157,9 @@ def _may_use(principal: Principal, named: Named, target: Target, settings: Setti
 
 def _may_reach(principal: Principal, provider: str, settings: Settings) -> bool:
     lists = (principal.access.providers, principal.tenant_access.providers)
-    return all(each is None or any(provider_allows(pattern, provider, settings) for pattern in each) for each in lists)
+    return all(
+        patterns is None or any(provider_allows(pattern, provider, settings) for pattern in patterns) for patterns in lists
+    )
 
 
 def _shown(model: str) -> str:
@@ -158,4 +167,5 @@ def _shown(model: str) -> str:
 
 
 def _denied(message: str, code: str, param: str | None = None) -> GatewayError:
-    return GatewayError(ErrorKind.PERMISSION_DENIED, f"{message} Ask the gateway's operator for more.", code=code, param=param)
+    message = f"{message} Ask the gateway's operator for more rights."
+    return GatewayError(ErrorKind.PERMISSION_DENIED, message, code=code, param=param)

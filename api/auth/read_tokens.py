@@ -1,8 +1,8 @@
 """How does a browser read one generation without a key?
 
-A native EventSource cannot set headers, so whoever started the generation gives it a token for the address. The token
-names the owner and is signed with ``SLUICE_SECRET`` for one generation: good for reading that, for nothing else, and for
-as long as its log is there. It holds no moment of its own: a log that has expired answers 410 to anybody.
+A native EventSource cannot set headers. So the client that started the generation gives the browser a token for the URL. The
+token names the owner, and is signed with ``SLUICE_SECRET`` for one generation. It allows reading that generation and nothing
+else, for as long as its log exists. It has no expiry of its own: a log that has expired answers 410 to everybody.
 """
 
 import base64
@@ -22,7 +22,7 @@ _OWNER = re.compile(rb"(?:key|jwt)_[A-Za-z0-9_-]{1,64}|anonymous")  # The ids of
 
 
 def require_secret(settings: AccessSettings) -> SecretStr:
-    """Return what tokens are signed with.
+    """Return the secret that signs the tokens.
 
     Raises:
         GatewayError: INVALID_REQUEST, it is not set.
@@ -37,34 +37,34 @@ def require_secret(settings: AccessSettings) -> SecretStr:
 
 
 def sign_read_token(principal: Principal, generation_id: str, settings: Settings) -> str:
-    """Return a token that is good for reading one generation of a principal."""
+    """Return a token that allows reading one generation of a principal."""
     owner = principal.id.encode()
     return f"{_text(owner)}.{_text(sign(_signed(owner, generation_id), require_secret(settings), _PURPOSE))}"
 
 
 def read_token_owner(token: str, generation_id: str, settings: AccessSettings) -> Principal:
-    """Return who lets the bearer of a token read this generation.
+    """Return the principal whose generation the token allows to read.
 
     Raises:
         GatewayError: UNAUTHENTICATED.
     """
-    owner, _, signature = token.partition(".")
+    owner_text, _, signature = token.partition(".")
     try:
-        named = _bytes(owner)
-        if verify(_signed(named, generation_id), _bytes(signature), settings.secrets, _PURPOSE):
-            return Principal(named.decode())
+        owner = _bytes(owner_text)
+        if verify(_signed(owner, generation_id), _bytes(signature), settings.secrets, _PURPOSE):
+            return Principal(owner.decode())
     except (binascii.Error, ValueError):
         pass
     raise GatewayError(
         ErrorKind.UNAUTHENTICATED,
-        "The read token is not valid for this generation. Use the one that POST /v1/generations gave with its id.",
+        "The read token is not valid for this generation. Use the one that POST /v1/generations returned with its id.",
         code="invalid_read_token",
         param="token",
     )
 
 
 def looks_like_a_read_token(text: str) -> bool:
-    """Whether a text has the form of a token for some generation, whatever it was signed with: an owner's id, a signature."""
+    """Whether a text has the form of a read token, an owner's id and a signature, for any generation and any secret."""
     owner, _, signature = text.partition(".")
     try:
         return len(_bytes(signature)) == SIGNATURE_BYTES and _OWNER.fullmatch(_bytes(owner)) is not None

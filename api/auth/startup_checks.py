@@ -1,4 +1,4 @@
-"""May the API start with these settings, or would it be less safe than they look?"""
+"""May the API start with these settings, or would it be less safe than they suggest?"""
 
 import ipaddress
 from urllib.parse import urlsplit
@@ -24,8 +24,8 @@ def _is_open_to_the_world(settings: Settings) -> str | None:
         return None
     return (
         f"Refusing to listen on {settings.host} without API keys: anybody could spend your provider's tokens. "
-        "Set SLUICE_API_KEYS=key1,key2, or SLUICE_SECRET and make keys with `sluice keys create` "
-        "(or set SLUICE_AUTH=none if something in front of Sluice checks who calls)."
+        "Set SLUICE_API_KEYS=key1,key2, or set SLUICE_SECRET and make keys with `sluice keys create` "
+        "(or set SLUICE_AUTH=none if something in front of Sluice authenticates the clients)."
     )
 
 
@@ -35,7 +35,7 @@ def _short_keys(settings: Settings) -> str | None:
     for name, keys in (("SLUICE_API_KEYS", settings.api_keys), ("SLUICE_ADMIN_KEYS", settings.admin_keys)):
         if any(len(key.get_secret_value()) < KEY_CHARS_MIN for key in keys):
             return (
-                f"{name} has a key that is too short to listen on {settings.host}: it could be found by trying. "
+                f"{name} has a key that is too short to listen on {settings.host}: somebody could guess it. "
                 f"Use {KEY_CHARS_MIN} characters or more; make one with `openssl rand -hex 24`."
             )
     return None
@@ -46,9 +46,9 @@ def _admin_keys(settings: AccessSettings) -> str | None:
         return None
     both = {key.get_secret_value() for key in settings.api_keys} & {key.get_secret_value() for key in settings.admin_keys}
     if both:
-        return "A key is in both SLUICE_API_KEYS and SLUICE_ADMIN_KEYS: whoever may ask could make keys. Take another for one."
+        return "A key is in both SLUICE_API_KEYS and SLUICE_ADMIN_KEYS: every client with it could make keys. Use two keys."
     if settings.secret is None:
-        return "SLUICE_ADMIN_KEYS needs SLUICE_SECRET, a long random text that all processes share: it goes into managed keys."
+        return "SLUICE_ADMIN_KEYS needs SLUICE_SECRET, the same long random text for all processes: managed keys depend on it."
     return None
 
 
@@ -57,11 +57,11 @@ def _tokens(settings: AccessSettings) -> str | None:
         return None
     parts = urlsplit(settings.jwt_jwks_url)
     if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(parts.hostname or "")):
-        return "SLUICE_JWT_JWKS_URL must begin with https://: whoever can change the keys on their way can sign any token."
+        return "SLUICE_JWT_JWKS_URL must begin with https://: whoever can change the keys on their way here can sign any token."
     if not settings.jwt_issuer or not settings.jwt_audience:
         return (
-            "SLUICE_JWT_JWKS_URL needs SLUICE_JWT_ISSUER and SLUICE_JWT_AUDIENCE: with the same keys its issuer signs tokens "
-            "for other services too, and those are not meant for this gateway."
+            "SLUICE_JWT_JWKS_URL needs SLUICE_JWT_ISSUER and SLUICE_JWT_AUDIENCE: the issuer uses the same keys to sign tokens "
+            "for other services, and those tokens are not meant for this gateway."
         )
     return None
 

@@ -11,7 +11,7 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import Scope
 
-from api.auth.permissions import Named, permitted, permitted_by_fields
+from api.auth.permissions import RequestedModel, permitted_by_fields, permitted_targets
 from api.intake.charges import charges_of
 from api.intake.disconnect import disconnect_policy
 from api.intake.idempotency import once_of
@@ -83,8 +83,8 @@ async def accept(
         GatewayError: it may not.
     """
     settings = services.settings
-    credentials = await services.authenticator.examine(request, "generate")
-    principal, brought_key = credentials.principal, credentials.brought_key
+    identity = await services.authenticator.identify(request, "generate")
+    principal, brought_key = identity.principal, identity.byok_key
     services.gate.learn(request.scope, principal)
     refuse_unless_it_can_be_kept(principal, settings)
     job_class = class_of(request.headers, principal, JobClass.BACKGROUND if unsaid is Policy.DETACH else JobClass.INTERACTIVE)
@@ -95,8 +95,8 @@ async def accept(
             body, raw = amended, await apart(len(raw), orjson.dumps, amended)
     parsed = await apart(len(raw), dialect.parse, body)
     route = resolve(parsed.model, settings, parsed.provider, has_brought_key=brought_key is not None)
-    named = Named(parsed.model, parsed.provider, brought_key is not None)
-    targets = permitted(principal, dialect.name, named, route, settings)
+    named = RequestedModel(parsed.model, parsed.provider, brought_key is not None)
+    targets = permitted_targets(principal, dialect.name, named, route, settings)
     by_fields = permitted_by_fields(principal, dialect.name, body, targets, settings)
     if operation == "generate":
         targets = countable(principal, targets, settings, has_brought_key=brought_key is not None)
@@ -118,7 +118,7 @@ async def accept(
         operation=operation,
         provider=parsed.provider,
         targets=[target.name for target in targets] if len(targets) < len(route) else None,
-        headers=await services.authenticator.without_ours(_passed_headers(request.headers, settings)),
+        headers=await services.authenticator.without_gateway_credentials(_passed_headers(request.headers, settings)),
         body=raw,
         brought_key=seal_brought_key(brought_key, generation_id, settings.secret) if brought_key else None,
         guardrails=dict(on_output(guardrails)),

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.security import HTTPBearer
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, ValidationError
 
-from api.auth.key_cache import KnownKeys, Rings
+from api.auth.key_cache import KeyCache, KeyRings
 from api.routes.openapi import administering, query
 from api.routes.paging import after_in, after_parameter, limit_in, limit_parameter, page_of
 from api.server.body import read_json
@@ -108,7 +108,7 @@ _LIST_QUERY = [
 ]
 
 
-def router(services: Services, known: KnownKeys, rings: Rings) -> APIRouter:
+def router(services: Services, known: KeyCache, rings: KeyRings) -> APIRouter:
     # The dependency only tells the schema what is needed; the check itself answers in our own shape.
     routes = APIRouter(tags=["admin"], prefix="/admin", dependencies=[Depends(HTTPBearer(auto_error=False))])
     admin = _Admin(services, known, rings)
@@ -143,7 +143,7 @@ def router(services: Services, known: KnownKeys, rings: Rings) -> APIRouter:
 
 
 class _Admin:
-    def __init__(self, services: Services, known: KnownKeys, rings: Rings) -> None:
+    def __init__(self, services: Services, known: KeyCache, rings: KeyRings) -> None:
         self._services = services
         self._known = known
         self._rings = rings

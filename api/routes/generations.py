@@ -272,7 +272,7 @@ async def _reader(generation_id: str, request: Request, services: Services) -> P
     token = request.query_params.get("token")
     if token is not None:
         owner = read_token_owner(token, generation_id, services.settings)
-        await services.authenticator.check_giver(owner)
+        await services.authenticator.check_read_token_owner(owner)
         return owner
     return await services.authenticator.authenticate(request, "read")
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from fastapi import APIRouter, Request, Response
 from starlette.convertors import Convertor, register_url_convertor
 
-from api.auth.permissions import Named, listed_models, permitted_models
+from api.auth.permissions import RequestedModel, listed_models, permitted_models
 from api.routes.openapi import list_of, object_of, serving
 from api.server.http_errors import PLAIN, json_response
 from api.services import Services, guarded
@@ -63,7 +63,7 @@ def _dialect_of(request: Request) -> Dialect:
 
 async def _get(name: str, request: Request, services: Services) -> Response:
     principal, settings = await services.authenticator.authenticate(request), services.settings
-    targets = permitted_models(principal, Named(name), resolve(name, settings), settings)
+    targets = permitted_models(principal, RequestedModel(name), resolve(name, settings), settings)
     return json_response(entry_of(name, model_names(settings).get(name, targets[0].provider)))
 
 

@@ -7,8 +7,8 @@ import pytest
 from pydantic import SecretStr
 from starlette.requests import HTTPConnection
 
-from api.auth.authenticator import ANONYMOUS, Authenticator, Credentials, is_open
-from api.auth.key_cache import Known
+from api.auth.authenticator import ANONYMOUS, Authenticator, Identity, is_open
+from api.auth.key_cache import CachedKey
 from api.auth.read_tokens import sign_read_token
 from common.access.key_records import KeyRecord
 from common.access.key_text import mint
@@ -26,7 +26,7 @@ OTHER_MANAGED, _ = mint(MANAGED_ID, SecretStr(SECRET))  # The same id, another s
 PAGE = "https://app.example"
 
 
-class KnownForTests:
+class KeyCacheForTests:
     """Knows one managed key, and counts who asks."""
 
     def __init__(self, **fields: Any) -> None:
@@ -36,10 +36,10 @@ class KnownForTests:
         )
         self.asked = 0
 
-    async def find(self, id_: str) -> Known:
+    async def find(self, id_: str) -> CachedKey:
         self.asked += 1
         principal = Principal(f"key_{id_}", self.record.tenant, access=self.record.access)
-        return Known(self.record, principal, 0) if id_ == self.record.id else Known(None, None, 0)
+        return CachedKey(self.record, principal, 0) if id_ == self.record.id else CachedKey(None, None, 0)
 
 
 def connection(headers: dict[str, str], address: str = "192.0.2.1") -> HTTPConnection:
@@ -47,18 +47,18 @@ def connection(headers: dict[str, str], address: str = "192.0.2.1") -> HTTPConne
     return HTTPConnection({"type": "http", "scheme": "http", "headers": raw, "client": (address, 1)})
 
 
-async def examine(settings: dict[str, Any], known: KnownForTests | None = None, **headers: str) -> Credentials:
-    return await Authenticator(Settings(**settings), known).examine(connection(headers))
+async def identify_sender(settings: dict[str, Any], key_cache: KeyCacheForTests | None = None, **headers: str) -> Identity:
+    return await Authenticator(Settings(**settings), key_cache).identify(connection(headers))
 
 
-async def brought(settings: dict[str, Any], **headers: str) -> str | None:
-    key = (await examine(settings, KnownForTests(), **headers)).brought_key
+async def byok_key_of(settings: dict[str, Any], **headers: str) -> str | None:
+    key = (await identify_sender(settings, KeyCacheForTests(), **headers)).byok_key
     return key.get_secret_value() if key else None
 
 
-async def refusal(settings: dict[str, Any], known: KnownForTests | None = None, **headers: str) -> GatewayError:
+async def refusal(settings: dict[str, Any], key_cache: KeyCacheForTests | None = None, **headers: str) -> GatewayError:
     with pytest.raises(GatewayError) as caught:
-        await examine(settings, known, **headers)
+        await identify_sender(settings, key_cache, **headers)
     return caught.value
 
 
@@ -79,29 +79,29 @@ def token(secret: str = JWT_SECRET, **claims: Any) -> str:
     ],
 )
 async def test_a_key_of_ours_is_taken_from_any_of_its_headers_and_nothing_is_brought(headers):
-    found = await examine(KEYS, **headers)
+    found = await identify_sender(KEYS, **headers)
 
-    assert found.principal == (await examine(KEYS, authorization="Bearer sk-one")).principal
-    assert found.principal != (await examine(KEYS, authorization="Bearer sk-two")).principal
+    assert found.principal == (await identify_sender(KEYS, authorization="Bearer sk-one")).principal
+    assert found.principal != (await identify_sender(KEYS, authorization="Bearer sk-two")).principal
     assert "sk-one" not in found.principal.id
-    assert found.brought_key is None
+    assert found.byok_key is None
 
 
 @pytest.mark.parametrize("gateway", [{"x_sluice_key": "sk-one"}, {"cf_aig_authorization": "Bearer sk-one"}])
 @pytest.mark.parametrize("provider", [{"authorization": "Bearer sk-theirs"}, {"x_api_key": "sk-theirs"}])
 async def test_beside_ours_in_a_header_of_its_own_the_usual_headers_bring_the_provider_s_key(gateway, provider):
-    found = await examine(KEYS, **gateway, **provider)
+    found = await identify_sender(KEYS, **gateway, **provider)
 
-    assert found.principal == (await examine(KEYS, x_api_key="sk-one")).principal
-    assert found.brought_key is not None
-    assert found.brought_key.get_secret_value() == "sk-theirs"
+    assert found.principal == (await identify_sender(KEYS, x_api_key="sk-one")).principal
+    assert found.byok_key is not None
+    assert found.byok_key.get_secret_value() == "sk-theirs"
     assert "sk-theirs" not in repr(found)
 
 
 async def test_a_key_of_ours_is_never_taken_for_the_provider_s():
-    assert await brought(KEYS, x_sluice_key="sk-one", authorization="Bearer sk-one") is None
-    assert await brought(KEYS, x_sluice_key="sk-one", authorization="Bearer sk-two") is None
-    assert await brought(KEYS, x_sluice_key="sk-one", authorization="Bearer sk-two", x_api_key="sk-theirs") == "sk-theirs"
+    assert await byok_key_of(KEYS, x_sluice_key="sk-one", authorization="Bearer sk-one") is None
+    assert await byok_key_of(KEYS, x_sluice_key="sk-one", authorization="Bearer sk-two") is None
+    assert await byok_key_of(KEYS, x_sluice_key="sk-one", authorization="Bearer sk-two", x_api_key="sk-theirs") == "sk-theirs"
 
 
 @pytest.mark.parametrize(
@@ -112,13 +112,13 @@ async def test_a_key_of_ours_is_never_taken_for_the_provider_s():
 async def test_nothing_that_was_made_for_us_is_shown_to_a_provider_be_it_good_or_not(ours):
     settings = {**KEYS, **TOKENS, "secret": SECRET}
 
-    assert await brought(settings, x_sluice_key="sk-one", authorization=f"Bearer {ours}") is None
+    assert await byok_key_of(settings, x_sluice_key="sk-one", authorization=f"Bearer {ours}") is None
 
 
 async def test_another_issuer_s_token_may_be_the_provider_s_key():
     theirs = token("another secret, of another issuer's")
 
-    assert await brought({**KEYS, **TOKENS}, x_sluice_key="sk-one", authorization=f"Bearer {theirs}") == theirs
+    assert await byok_key_of({**KEYS, **TOKENS}, x_sluice_key="sk-one", authorization=f"Bearer {theirs}") == theirs
 
 
 @pytest.mark.parametrize(
@@ -139,16 +139,16 @@ async def test_without_a_key_of_ours_nobody_gets_in(headers, word):
 
 
 async def test_an_open_gateway_takes_anything_for_its_own_key_unless_that_has_a_header_of_its_own():
-    assert (await examine({})).principal.id == ANONYMOUS
-    assert (await examine({}, authorization="Bearer sk-anything")).brought_key is None
-    assert await brought({}, x_sluice_key="-", authorization="Bearer sk-theirs") == "sk-theirs"
-    assert (await examine({**KEYS, "auth": "none"}, authorization="Bearer sk-anything")).principal.id == ANONYMOUS
+    assert (await identify_sender({})).principal.id == ANONYMOUS
+    assert (await identify_sender({}, authorization="Bearer sk-anything")).byok_key is None
+    assert await byok_key_of({}, x_sluice_key="-", authorization="Bearer sk-theirs") == "sk-theirs"
+    assert (await identify_sender({**KEYS, "auth": "none"}, authorization="Bearer sk-anything")).principal.id == ANONYMOUS
 
 
 async def test_a_good_key_is_known_where_anybody_is_let_in_too():
-    named = await examine({**KEYS, "auth": "none"}, authorization="Bearer sk-one")
+    named = await identify_sender({**KEYS, "auth": "none"}, authorization="Bearer sk-one")
 
-    assert named.principal == (await examine(KEYS, authorization="Bearer sk-one")).principal
+    assert named.principal == (await identify_sender(KEYS, authorization="Bearer sk-one")).principal
 
 
 @pytest.mark.parametrize(
@@ -171,9 +171,9 @@ def test_only_what_knows_of_no_way_to_tell_who_asks_is_open(settings, open_):
 
 
 async def test_a_managed_key_names_itself_its_tenant_and_what_both_may():
-    known = KnownForTests(access=Access(models=("gpt-*",)))
+    key_cache = KeyCacheForTests(access=Access(models=("gpt-*",)))
 
-    found = (await examine({"secret": SECRET}, known, x_api_key=MANAGED)).principal
+    found = (await identify_sender({"secret": SECRET}, key_cache, x_api_key=MANAGED)).principal
 
     assert (found.id, found.tenant, found.access.models) == (f"key_{MANAGED_ID}", "acme", ("gpt-*",))
 
@@ -184,24 +184,24 @@ async def test_a_managed_key_names_itself_its_tenant_and_what_both_may():
     ids=["prefix", "mistyped", "cut", "longer", "made up"],
 )
 async def test_a_text_that_cannot_be_a_managed_key_is_not_even_looked_up(text):
-    known = KnownForTests()
+    key_cache = KeyCacheForTests()
 
-    error = await refusal({"secret": SECRET}, known, x_api_key=text)
+    error = await refusal({"secret": SECRET}, key_cache, x_api_key=text)
 
     assert error.failed.kind is ErrorKind.UNAUTHENTICATED
-    assert known.asked == 0
+    assert key_cache.asked == 0
 
 
 async def test_an_id_alone_says_nothing_about_a_key():
-    wrong = await refusal({"secret": SECRET}, KnownForTests(is_disabled=True, expires_ms=1), x_api_key=OTHER_MANAGED)
-    unknown = await refusal({"secret": SECRET}, KnownForTests(id="another"), x_api_key=MANAGED)
+    wrong = await refusal({"secret": SECRET}, KeyCacheForTests(is_disabled=True, expires_ms=1), x_api_key=OTHER_MANAGED)
+    unknown = await refusal({"secret": SECRET}, KeyCacheForTests(id="another"), x_api_key=MANAGED)
 
     assert wrong.failed == unknown.failed
 
 
 @pytest.mark.parametrize(("fields", "word"), [({"is_disabled": True}, "disabled"), ({"expires_ms": 1}, "expired")])
 async def test_who_has_a_key_is_told_why_it_is_good_for_nothing_any_more(fields, word):
-    error = await refusal({"secret": SECRET}, KnownForTests(**fields), x_api_key=MANAGED)
+    error = await refusal({"secret": SECRET}, KeyCacheForTests(**fields), x_api_key=MANAGED)
 
     assert error.failed.kind is ErrorKind.UNAUTHENTICATED
     assert word in error.failed.message
@@ -240,18 +240,18 @@ async def test_a_token_that_lists_scopes_is_good_for_these_alone(scope, is_let_i
     ],
 )
 async def test_a_key_that_lists_pages_is_good_from_these_alone(listed, settings, origin, is_let_in):
-    known = KnownForTests(access=Access(cors_origins=listed))
+    key_cache = KeyCacheForTests(access=Access(cors_origins=listed))
     headers = {"x_api_key": MANAGED, "origin": origin, "host": "gateway.example"}
 
     if is_let_in:
-        await examine({"secret": SECRET, **settings}, known, **headers)
+        await identify_sender({"secret": SECRET, **settings}, key_cache, **headers)
     else:
-        error = await refusal({"secret": SECRET, **settings}, known, **headers)
+        error = await refusal({"secret": SECRET, **settings}, key_cache, **headers)
         assert (error.failed.kind, error.failed.code) == (ErrorKind.PERMISSION_DENIED, "origin_not_allowed")
 
 
 async def test_what_is_no_browser_sends_no_origin_and_is_let_in():
-    await examine({"secret": SECRET}, KnownForTests(access=Access(cors_origins=(PAGE,))), x_api_key=MANAGED)
+    await identify_sender({"secret": SECRET}, KeyCacheForTests(access=Access(cors_origins=(PAGE,))), x_api_key=MANAGED)
 
 
 async def test_a_tenant_s_list_of_pages_holds_for_its_keys_and_its_tokens():
@@ -272,11 +272,11 @@ async def test_an_address_that_guesses_is_blocked_but_nobody_with_a_good_credent
     settings = Settings(
         api_keys=f"sk-one,sk-two,{long}", secret=SECRET, **TOKENS, refused_credentials_max=3, refused_credentials_block_s=30
     )
-    authenticator = Authenticator(settings, KnownForTests(), on_refused=refused.append)
+    authenticator = Authenticator(settings, KeyCacheForTests(), on_refused=refused.append)
 
     async def status_of(key: str, address: str = "192.0.2.1") -> ErrorKind | None:
         try:
-            await authenticator.examine(connection({"x_api_key": key}, address))
+            await authenticator.identify(connection({"x_api_key": key}, address))
         except GatewayError as error:
             return error.failed.kind
         return None
@@ -295,12 +295,12 @@ async def test_an_address_that_guesses_is_blocked_but_nobody_with_a_good_credent
 
 
 async def test_a_blocked_address_is_told_the_same_of_every_guess():
-    authenticator = Authenticator(Settings(**KEYS, **TOKENS, secret=SECRET, refused_credentials_max=1), KnownForTests())
+    authenticator = Authenticator(Settings(**KEYS, **TOKENS, secret=SECRET, refused_credentials_max=1), KeyCacheForTests())
     guesses = ["guess", "sk-on", "sk-onee", OTHER_MANAGED, "sk_sluice_made_up", token("s" * 40), token(sub=5), "ey.."]
     told = []
     for guess in [*guesses[:2], *guesses]:
         with pytest.raises(GatewayError) as caught:
-            await authenticator.examine(connection({"x_api_key": guess}))
+            await authenticator.identify(connection({"x_api_key": guess}))
         told.append(caught.value.failed)
 
     assert len({(each.kind, each.code, each.message.rpartition(" in ")[0]) for each in told[2:]}) == 1
@@ -337,42 +337,42 @@ OURS = {
 @pytest.mark.parametrize("header", ["authorization", "x_api_key"])
 async def test_no_credential_of_ours_is_taken_for_a_providers(text, header):
     settings = Settings(**KEYS, **TOKENS, secret=SECRET, admin_keys="admin-1", jwt_issuer="https://us")
-    authenticator = Authenticator(settings, KnownForTests())
+    authenticator = Authenticator(settings, KeyCacheForTests())
     sent = f"Bearer {text}" if header == "authorization" else text
 
-    found = await authenticator.examine(connection({"x_sluice_key": "sk-one", header: sent}))
+    found = await authenticator.identify(connection({"x_sluice_key": "sk-one", header: sent}))
 
-    assert found.brought_key is None
+    assert found.byok_key is None
     passed = {
         "cf-aig-metadata": f'{{"key": "{text}"}}',
         "anthropic-beta": f"a-2025-01-01,{text}",
         "anthropic-version": "2023-06-01",
     }
-    assert await authenticator.without_ours(passed) == {"anthropic-version": "2023-06-01"}
+    assert await authenticator.without_gateway_credentials(passed) == {"anthropic-version": "2023-06-01"}
 
 
 @pytest.mark.parametrize("text", ["sk-ant-api03-theirs-0123456789", "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJ4In0.c2lnbmF0dXJl", "x.y"])
 async def test_anothers_is_passed_on(text):
-    found = await examine({**KEYS, **TOKENS, "secret": SECRET}, x_sluice_key="sk-one", authorization=f"Bearer {text}")
+    found = await identify_sender({**KEYS, **TOKENS, "secret": SECRET}, x_sluice_key="sk-one", authorization=f"Bearer {text}")
 
-    assert found.brought_key is not None
-    assert found.brought_key.get_secret_value() == text
+    assert found.byok_key is not None
+    assert found.byok_key.get_secret_value() == text
 
 
 async def test_a_managed_key_of_before_a_rotation_is_good_while_the_secret_before_is_known():
     new = "another secret of these tests, 32 bytes"
 
-    found = await examine({"secret": new, "secret_previous": SECRET}, KnownForTests(), x_api_key=MANAGED)
+    found = await identify_sender({"secret": new, "secret_previous": SECRET}, KeyCacheForTests(), x_api_key=MANAGED)
 
     assert found.principal.id == f"key_{MANAGED_ID}"
-    await refusal({"secret": new}, KnownForTests(), x_api_key=MANAGED)
+    await refusal({"secret": new}, KeyCacheForTests(), x_api_key=MANAGED)
 
 
 async def test_what_has_expired_is_refused_but_blocks_nobody():
     authenticator = Authenticator(Settings(**TOKENS, refused_credentials_max=1))
     for _ in range(5):
         with pytest.raises(GatewayError) as caught:
-            await authenticator.examine(connection({"x_api_key": token(exp=1)}))
+            await authenticator.identify(connection({"x_api_key": token(exp=1)}))
 
     assert caught.value.failed.kind is ErrorKind.UNAUTHENTICATED
 
@@ -408,7 +408,7 @@ async def test_an_admin_key_lets_no_client_in():
     ids=["good", "disabled", "expired", "deleted", "static", "token", "nobody"],
 )
 async def test_a_revoked_key_takes_the_read_tokens_along_that_it_gave_away(owner, fields, is_good):
-    authenticator = Authenticator(Settings(**KEYS, secret=SECRET), KnownForTests(**fields))
+    authenticator = Authenticator(Settings(**KEYS, secret=SECRET), KeyCacheForTests(**fields))
 
     with contextlib.nullcontext() if is_good else pytest.raises(GatewayError):
-        await authenticator.check_giver(Principal(owner))
+        await authenticator.check_read_token_owner(Principal(owner))

@@ -1,6 +1,6 @@
 import pytest
 
-from api.auth.permissions import Named, listed_models, permitted, permitted_by_fields, refuse_anonymous
+from api.auth.permissions import RequestedModel, listed_models, permitted_by_fields, permitted_targets, refuse_anonymous
 from api.intake.disconnect import disconnect_policy
 from common.access.principal import Access, Principal
 from common.canonical.errors import ErrorKind, GatewayError
@@ -12,7 +12,7 @@ SETTINGS = Settings(
     providers={"openai": {"api_keys": "k"}, "anthropic": {"api_keys": "k"}, "mistral": {"api_keys": "k"}},
     aliases={"fast": ["openai/gpt-5-mini", "anthropic/claude-haiku-4-5"], "smart": ["anthropic/claude-opus-4-6"]},
 )
-FAST = Named("fast")
+FAST = RequestedModel("fast")
 ROUTE = [Target("openai", "gpt-5-mini"), Target("anthropic", "claude-haiku-4-5")]
 
 
@@ -22,13 +22,13 @@ def who(access: Access = Access(), tenant: Access = Access()) -> Principal:  # n
 
 def refused(principal: Principal, *, dialect: str = "openai-chat", model: str = "fast") -> GatewayError:
     with pytest.raises(GatewayError) as caught:
-        permitted(principal, dialect, Named(model), ROUTE, SETTINGS)
+        permitted_targets(principal, dialect, RequestedModel(model), ROUTE, SETTINGS)
     assert caught.value.failed.kind is ErrorKind.PERMISSION_DENIED
     return caught.value
 
 
 def test_who_has_no_rules_may_all():
-    assert permitted(who(), "openai-chat", FAST, ROUTE, SETTINGS) == ROUTE
+    assert permitted_targets(who(), "openai-chat", FAST, ROUTE, SETTINGS) == ROUTE
 
 
 @pytest.mark.parametrize(
@@ -44,8 +44,8 @@ def test_who_has_no_rules_may_all():
     ],
 )
 def test_a_route_keeps_what_is_allowed_of_it(access, left):
-    assert permitted(who(access), "openai-chat", FAST, ROUTE, SETTINGS) == left
-    assert permitted(who(tenant=access), "openai-chat", FAST, ROUTE, SETTINGS) == left
+    assert permitted_targets(who(access), "openai-chat", FAST, ROUTE, SETTINGS) == left
+    assert permitted_targets(who(tenant=access), "openai-chat", FAST, ROUTE, SETTINGS) == left
 
 
 def test_the_key_and_its_tenant_must_both_allow_it():
@@ -105,7 +105,7 @@ def test_only_what_may_be_used_is_listed(access, has, has_not):
         assert set(listed) >= has
         assert not set(listed) & has_not
         for name in listed:
-            assert permitted(who(access), "openai-chat", Named(name), resolve(name, SETTINGS), SETTINGS)
+            assert permitted_targets(who(access), "openai-chat", RequestedModel(name), resolve(name, SETTINGS), SETTINGS)
 
 
 ROUTERS = Settings(
@@ -144,7 +144,11 @@ ROUTERS = Settings(
 def test_a_pattern_is_matched_with_what_a_name_leads_to_however_it_is_spelled(pattern, allowed, refused):
     def may(name: str) -> bool:
         try:
-            return bool(permitted(who(Access(models=(pattern,))), "openai-chat", Named(name), resolve(name, ROUTERS), ROUTERS))
+            return bool(
+                permitted_targets(
+                    who(Access(models=(pattern,))), "openai-chat", RequestedModel(name), resolve(name, ROUTERS), ROUTERS
+                )
+            )
         except GatewayError as error:
             if error.failed.code != "model_not_allowed":
                 raise
@@ -159,17 +163,17 @@ def test_a_provider_that_is_named_beside_the_model_decides(model, provider):
     for pattern in ("openai/*", "gpt-*"):
         with pytest.raises(GatewayError):
             targets = resolve(model, ROUTERS, provider)
-            permitted(who(Access(models=(pattern,))), "unified", Named(model, provider), targets, ROUTERS)
+            permitted_targets(who(Access(models=(pattern,))), "unified", RequestedModel(model, provider), targets, ROUTERS)
 
 
 def test_with_a_brought_key_a_name_is_not_the_mapped_one():
     settings = Settings(providers={"anthropic": {"api_keys": "k"}})  # OpenAI's names stand for Claude's here.
-    named = Named("gpt-4o", None, True)
+    named = RequestedModel("gpt-4o", None, True)
     targets = resolve("gpt-4o", settings, has_brought_key=True)
 
-    assert permitted(who(Access(models=("gpt-*",))), "openai-chat", named, targets, settings) == targets
+    assert permitted_targets(who(Access(models=("gpt-*",))), "openai-chat", named, targets, settings) == targets
     with pytest.raises(GatewayError):
-        permitted(who(Access(models=("anthropic/*",))), "openai-chat", named, targets, settings)
+        permitted_targets(who(Access(models=("anthropic/*",))), "openai-chat", named, targets, settings)
 
 
 @pytest.mark.parametrize("pattern", ["google-ai-studio", "google", "Gemini"])
@@ -177,13 +181,18 @@ def test_a_provider_may_be_named_by_any_of_its_names(pattern):
     settings = Settings(providers={"gemini": {"api_keys": "k"}})
     targets = resolve("gemini-2.5-pro", settings)
 
-    assert permitted(who(Access(providers=(pattern,))), "openai-chat", Named("gemini-2.5-pro"), targets, settings) == targets
+    assert (
+        permitted_targets(who(Access(providers=(pattern,))), "openai-chat", RequestedModel("gemini-2.5-pro"), targets, settings)
+        == targets
+    )
 
 
 @pytest.mark.parametrize("pattern", ["claude-sonnet-4", "anthropic/claude-sonnet-4", "anthropic/claude-sonnet-4-2025*"])
 def test_a_public_name_and_the_vendor_s_own_are_one_model(pattern):
     for name in ("claude-sonnet-4", "anthropic/claude-sonnet-4-20250514"):
-        assert permitted(who(Access(models=(pattern,))), "openai-chat", Named(name), resolve(name, SETTINGS), SETTINGS)
+        assert permitted_targets(
+            who(Access(models=(pattern,))), "openai-chat", RequestedModel(name), resolve(name, SETTINGS), SETTINGS
+        )
 
 
 MINI = [Target("agg", "openai/gpt-mini")]
@@ -293,7 +302,7 @@ def test_a_model_that_a_field_names_has_its_guardrails():
 
 
 def test_whoever_has_no_key_is_told_why_nothing_is_told():
-    with pytest.raises(GatewayError, match=r"Generations cannot be told.*SLUICE_API_KEYS") as caught:
+    with pytest.raises(GatewayError, match=r"Generations cannot be shown.*SLUICE_API_KEYS") as caught:
         refuse_anonymous(Principal("anonymous"), "Generations")
 
     assert caught.value.failed.kind is ErrorKind.PERMISSION_DENIED
