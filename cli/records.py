@@ -13,7 +13,7 @@ from common.ledger import set_aside
 from common.ledger.set_aside import SetAside
 from common.redis import keyspace
 from common.redis.client import COMMAND_TIMEOUT_S, Client, connect
-from common.redis.errors import REDIS_ERRORS, words_of
+from common.redis.errors import REDIS_ERRORS, error_text
 
 Found = TypeVar("Found")
 
@@ -24,7 +24,7 @@ async def _with_redis(url: str, work: Callable[[Client], Awaitable[Found]]) -> F
         async with asyncio.timeout(COMMAND_TIMEOUT_S):
             return await work(redis)
     except REDIS_ERRORS as error:
-        raise click.ClickException(f"Redis cannot be used: {words_of(error) or type(error).__name__}") from error
+        raise click.ClickException(f"Redis cannot be used: {error_text(error) or type(error).__name__}") from error
     finally:
         await redis.aclose()
 

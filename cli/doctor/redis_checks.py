@@ -17,7 +17,7 @@ from common.process.redaction import shown_url
 from common.queue.jobs import ALIVE_S, keeps_books_as_before
 from common.redis import keyspace
 from common.redis.client import COMMAND_TIMEOUT_S, Client, connect
-from common.redis.errors import REDIS_ERRORS, is_refusal, words_of
+from common.redis.errors import REDIS_ERRORS, error_text, is_refusal
 from common.redis.probe import Harm, Problem, try_all
 
 PUBSUB_HARD_LIMIT_WANTED = 64 * MIB
@@ -46,7 +46,7 @@ async def examine_redis(settings: QueueSettings, *, is_running: bool) -> list[Fi
 
 def _unreachable(where: str, error: Exception) -> Finding:
     if is_refusal(error):
-        words = words_of(error)
+        words = error_text(error)
         return Finding("wrong", f"Redis refuses us at {where}: {words}", _mend(Problem(words, "login"), "USER"))
     mend = "Start it (redis-server --appendonly yes), or point SLUICE_REDIS_URL at yours. `sluice dev` brings its own."
     return Finding("wrong", f"Redis does not answer at {where}: {type(error).__name__}.", mend)
@@ -103,8 +103,8 @@ async def _work(redis: Client, url: str) -> list[Finding]:
 
 def _mend(problem: Problem, user: str) -> str:
     """Return what to do about a refusal, by Redis' own words."""
-    words = problem.words.lower()
-    commands = " ".join(f"+{what.split()[0].lower()}" for what in problem.what.split(", ") if what.split()[0].isupper())
+    words = problem.message.lower()
+    commands = " ".join(f"+{what.split()[0].lower()}" for what in problem.subject.split(", ") if what.split()[0].isupper())
     mends = [
         ("channel", f"ACL SETUSER {user} '&{{gen_*'"),
         ("keys", f"ACL SETUSER {user} '~sluice:*' '~{{gen_*'"),

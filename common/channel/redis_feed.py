@@ -22,7 +22,7 @@ from common.process.loop_lag import able_timeout, loop_lag
 from common.process.process import supervised
 from common.redis import keyspace
 from common.redis.client import COMMAND_TIMEOUT_S, Client
-from common.redis.errors import REDIS_ERRORS, words_of
+from common.redis.errors import REDIS_ERRORS, error_text
 from common.redis.pipe import Pipe
 
 log = structlog.get_logger()
@@ -212,7 +212,7 @@ class RedisFeed:
 
     def _refuse(self, error: Exception) -> None:
         """Redis lets us not subscribe, or not any more; it does not say to what, and so nobody waits for it any longer."""
-        self.refusal = self._refused = words_of(error)
+        self.refusal = self._refused = error_text(error)
         self.is_connected = False
         for waiting in self._waiting.values():
             if not waiting.done():

@@ -266,7 +266,7 @@ class JobQueue:
     async def look(self, generation_ids: list[str]) -> list[Place]:
         args = [ms(self._settings.queue_wait_s), *generation_ids]
         places = [Place(place.decode()) for place in await self._scripts.run("look", [], args)]
-        if self._pulse.whole_s() > self._settings.lease_s:
+        if self._pulse.healthy_s() > self._settings.lease_s:
             return places
         # Just after an outage all leases are long lapsed, and their workers about to renew them.
         return [Place.LAPSED if place is Place.ABANDONED else place for place in places]

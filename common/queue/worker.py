@@ -25,7 +25,7 @@ from common.process.process import supervised
 from common.queue.jobs import ALIVE_BEAT_S, LAPSED_BATCH, Claimed, ClaimedJob, JobQueue
 from common.redis import keyspace
 from common.redis.client import COMMAND_TIMEOUT_S, Client
-from common.redis.errors import REDIS_ERRORS, as_unavailable, words_of
+from common.redis.errors import REDIS_ERRORS, as_unavailable, error_text
 from common.redis.pipe import Exchanges
 from common.redis.pulse import Pulse
 
@@ -136,7 +136,7 @@ class LeasedWorker(Worker):
 
     def _note_turn(self, error: Exception) -> None:
         """Tell once of what keeps us from claiming; what is Redis' as a whole, pulse and probe have told."""
-        self._turn_words = words_of(error)
+        self._turn_words = error_text(error)
         is_redis = isinstance(error, StoreUnavailable) or as_unavailable(error) is not None
         if not is_redis and str(error) != self._turn_error:
             self._turn_error = str(error)
@@ -194,7 +194,7 @@ class LeasedWorker(Worker):
     async def _ask(self, *, with_lapsed: bool) -> Claimed:
         # What lapsed while we were cut off may be running well: only a worker that has seen Redis whole for one lease,
         # in which every other worker could renew, takes lapsed jobs.
-        may_take_lapsed = with_lapsed and self._pulse.whole_s() > self._settings.lease_s
+        may_take_lapsed = with_lapsed and self._pulse.healthy_s() > self._settings.lease_s
         is_late = loop_lag().now_s > CLAIM_LAG_S
         return await self._queue.claim(
             min(self.free_slots, CLAIM_LATE_MAX) if is_late else self.free_slots,
@@ -278,7 +278,7 @@ class LeasedWorker(Worker):
         except StoreUnavailable:
             pass  # Its lease lapses, and the next claim finds the log ended.
         except Exception as error:
-            await self._drop(job, f"it could not be settled: {words_of(error)}")
+            await self._drop(job, f"it could not be settled: {error_text(error)}")
 
     async def _give_back(
         self, job: ClaimedJob, *, delay_s: float = 0, is_handover: bool = False, has_failed: bool = False
@@ -289,7 +289,7 @@ class LeasedWorker(Worker):
         except StoreUnavailable:
             pass  # Its lease lapses, and it is claimed all the same.
         except Exception as error:
-            await self._drop(job, f"it could not be given back: {words_of(error)}")
+            await self._drop(job, f"it could not be given back: {error_text(error)}")
 
     async def _postpone(self, job: ClaimedJob, until: Postponed) -> None:
         self._forget(job)

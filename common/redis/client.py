@@ -1,6 +1,6 @@
 """How do we connect to Redis, and which connections does a process share?
 
-Through Sentinel too. Lua is run by ``scripts``; whether Redis is there at all is told by ``pulse``.
+It also connects through Sentinel. ``scripts`` runs Lua. ``pulse`` knows whether Redis is available.
 """
 
 import asyncio
@@ -22,14 +22,14 @@ from common.redis.pipe import Exchanges, Pipe
 
 SENTINEL_PORT = 26379
 COMMAND_TIMEOUT_S = 2.0  # No command of ours takes a millisecond; a server that needs two seconds is not there.
-SENTINEL_TIMEOUT_S = 0.3  # Each. Two that are dead may be asked before the one that knows, within a beat of the pulse.
+SENTINEL_TIMEOUT_S = 0.3  # Per Sentinel. Two dead ones and one that answers fit into one beat of the pulse.
 
 
 class Client(Redis):
     """redis-py's client, and the connections that its process shares: one for scripts, and one for reading logs.
 
-    The second, so that no append and nobody's job waits behind the megabytes that others read: Redis answers a connection in
-    order, and its own work on a read is a small part of the time that sending and parsing it takes.
+    Reads have their own connection because Redis answers each connection in order: an append or a job must not wait behind
+    megabytes that others read. Most of the time of a large read goes into sending and parsing, not into Redis' own work.
     """
 
     _exchanges: Exchanges | None = None
@@ -48,15 +48,16 @@ class Client(Redis):
         return self._reads
 
     async def open_pipe(self, on_answer: Callable[[Any], None], on_lost: Callable[[], None]) -> Pipe:
-        """Return a connection of its own, see ``Pipe.open``; it ends with ``leave``."""
+        """Open a separate connection, see ``Pipe.open``. ``leave`` closes it."""
         pipe = await Pipe.open(self, on_answer, on_lost)
         pipe.on_misplaced = self._leave_old_master
         self._pipes.add(pipe)
         return pipe
 
     def _leave_old_master(self) -> None:
-        """An address that leads to another server now, a name or a balancer's: the other connections still go to the old one,
-        which answers them, and refuses only what writes.
+        """Close all connections, because the address (a DNS name or a load balancer) now leads to another server.
+
+        The other connections still lead to the old server. It answers them and refuses only writes.
         """
         if self._leaving is None or self._leaving.done():
             self._leaving = asyncio.create_task(self.leave(even_in_use=True))
@@ -66,9 +67,9 @@ class Client(Redis):
         return weakref.WeakSet()
 
     async def leave(self, *, even_in_use: bool = False) -> None:
-        """Cut the connections to a server that is gone; whoever waits on one of redis-py's is cut by a timeout.
+        """Cut the connections to a server that is gone. Callers that wait on a connection of redis-py's end by their timeout.
 
-        ``even_in_use``: those too, for the server answers and would be used on, though it is the master no more.
+        ``even_in_use``: also cut connections in use. Needed where the old server still answers but is no longer the master.
         """
         for pipe in list(self._pipes):
             pipe.close()
@@ -76,22 +77,22 @@ class Client(Redis):
             await self.connection_pool.disconnect(inuse_connections=even_in_use)
 
     async def is_master(self, connection: Any) -> bool:
-        """Whether Sentinel, where there is one, says that a connection leads to the master. One that is silent says yes."""
+        """Whether a connection leads to the master, as Sentinel says. True also where no Sentinel answers, or there is none."""
         pool = self.connection_pool
         if connection is None or not isinstance(pool, SentinelConnectionPool):
             return True
         try:
-            async with able_timeout(3 * SENTINEL_TIMEOUT_S):  # The pulse waits for it.
+            async with able_timeout(3 * SENTINEL_TIMEOUT_S):  # The pulse waits for this.
                 address = await pool.get_master_address()  # type: ignore[no-untyped-call]  # redis-py.
         except REDIS_ERRORS:
-            return True  # What we are connected to answers, and that is what counts.
+            return True  # Our own connection works, and that is what counts.
         return bool((connection.host, connection.port) == address)
 
     async def set_large(self, name: str, pieces: Sequence[bytes | bytearray], size: int, expiry_ms: int) -> None:
-        """Set a key to a value that is sent as it is, in pieces of ``size`` bytes together: to pack 20 MB takes hiredis 0.1
-        s, in which nothing else goes on, and to join them half of that.
+        """Set a key to a large value. The ``pieces`` (``size`` bytes together) are sent as they are, without a copy.
 
-        The caller bounds it.
+        hiredis needs 0.1 s to pack 20 MB, and joining the pieces takes half of that. Both would block the event loop.
+        The caller bounds the wait.
         """
         key, expiry = name.encode(), b"%d" % expiry_ms
         head = b"*5\r\n$3\r\nSET\r\n$%d\r\n%b\r\n$%d\r\n" % (len(key), key, size)
@@ -130,7 +131,7 @@ class _Pipeline(Pipeline):
 
 @contextlib.contextmanager
 def lost_connections() -> Iterator[None]:
-    """Turn uvloop's word for a connection that was reset into redis-py's, which knows the loop's own alone."""
+    """Turn uvloop's error for a reset connection (``RuntimeError``) into redis-py's, which expects asyncio's errors."""
     try:
         yield
     except RuntimeError as error:
@@ -138,10 +139,10 @@ def lost_connections() -> Iterator[None]:
 
 
 def connect(url: str, connections_max: int = 64) -> Client:
-    """Return a client; no connection is made yet.
+    """Return a client. It does not connect yet.
 
-    It has no timeout of its own for answers: redis-py would set a timer for each of a pipeline's. Whoever sends a command
-    bounds it with ``able_timeout(COMMAND_TIMEOUT_S)``, the connecting included, and whoever pipelines bounds the pipeline.
+    The client has no timeout for answers: redis-py would set one timer per answer of a pipeline. The caller bounds each
+    command or pipeline, including the time to connect, with ``able_timeout(COMMAND_TIMEOUT_S)``.
     """
     options: dict[str, Any] = {"socket_connect_timeout": None, "max_connections": connections_max}
     if "+sentinel" in urlsplit(url).scheme:
@@ -153,7 +154,7 @@ def connect(url: str, connections_max: int = 64) -> Client:
 def _through_sentinel(url: str, options: dict[str, Any]) -> Client:
     """``redis+sentinel://[user:password@]host[:port],host[:port]…/service[/db]``; ``rediss+sentinel`` for TLS.
 
-    redis-py has no URL for it; this form is the one that other libraries take.
+    redis-py has no URL for Sentinel. Other libraries use this form.
     """
     parts = urlsplit(url)
     credentials, _, hosts = parts.netloc.rpartition("@")
@@ -180,5 +181,5 @@ def _address(host: str) -> tuple[str, int]:
 
 
 def ms(seconds: float) -> int:
-    """Return a duration as Redis' commands take it."""
+    """Return a duration in whole milliseconds, as Redis' commands take it."""
     return int(seconds * 1000)

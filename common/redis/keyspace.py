@@ -1,7 +1,7 @@
 """Which keys does Sluice have in Redis?
 
 Every key is named here, with its type, its lifetime and who writes it. ``{…}`` around a generation's id is its hash tag:
-all keys of one generation live in one slot of a cluster. The queue's keys are few and never in a cluster.
+all keys of one generation are in one slot of a cluster. The queue's keys are few and never in a cluster.
 
 | key | type | lifetime | written by |
 | --- | --- | --- | --- |
@@ -9,8 +9,8 @@ all keys of one generation live in one slot of a cluster. The queue's keys are f
 | ``{gen_…}:log`` | stream | the same, from its first frame on | worker; any API where nobody owns it |
 | ``{gen_…}:viewers`` | set of API replicas | the same | API |
 | ``{gen_…}:request`` | string | until the end | API |
-| ``{gen_…}:asked`` | hash, what a stored response was asked, and by whom | ``responses_ttl_s`` after the answer | API |
-| ``{gen_…}:response`` | string, what came of it; empty while it runs | the same | API (empty), worker |
+| ``{gen_…}:asked`` | hash, the request of a stored response and its owner | ``responses_ttl_s`` after the answer | API |
+| ``{gen_…}:response`` | string, the stored response or its failure; empty while it runs | the same | API (empty), worker |
 | ``{gen_…}:tombstone`` | string, the owner | ``tombstone_s`` after the log is gone | whoever appends ``end`` |
 | ``{gen_…}:record`` | hash, see ``common/records/asked.py`` | until the ledger has it | whoever appends ``end`` |
 | ``{gen_…}:live`` | pub/sub channel | none | whoever appends |
@@ -26,22 +26,23 @@ all keys of one generation live in one slot of a cluster. The queue's keys are f
 | ``sluice:q:limit:SCOPE:NAME:KIND`` | hash, bucket number to amount | two windows | API (enqueue), worker (finish) |
 | ``sluice:q:slots:SCOPE:NAME`` | sorted set, id by the time in ms until which it counts | safety expiry | API, worker |
 | ``sluice:q:spent:SCOPE:NAME:PERIOD`` | counter of nano-dollars in a day or a month of UTC | 3 or 40 days | worker (finish) |
-| ``sluice:paused`` | hash, a vendor's key and model to the ms until which they rest | until the last of these | worker |
+| ``sluice:paused`` | hash, a vendor's key and model to the ms until which they are paused | until the last of these | worker |
 | ``sluice:key:ID`` | string, a managed key, see ``common/access/key_records`` | until the key is deleted | whoever changes it |
-| ``sluice:keys:version`` | string, another with each change of a record | permanent | the same |
+| ``sluice:keys:version`` | string, changes with each change of a record | permanent | the same |
 | ``sluice:keys:origins`` | hash, key's id to its browser origins | until the keys are deleted | the same |
 | ``sluice:q:spent:loaded`` | string, whether the counters hold what the database knows | permanent | worker |
-| ``sluice:q:bookkeeper`` | string, the token of the worker that keeps the books | ``LEASE_S``, renewed | worker |
-| ``sluice:ledger:unreadable`` | what could not be processed, see ``common/ledger/set_aside.py`` | a month | API, worker |
-| ``sluice:q:turn``, ``…:handed``, ``…:withdrawn`` | counters of jobs, the last in line | permanent | API, worker |
-| ``sluice:q:workers`` | sorted set, workers that take jobs by the ms of their last word | ``ALIVE_S`` after that | worker |
-| ``sluice:q:probe:…`` | what a probe of Redis writes, see ``common/redis/probe`` | the probe, 10 s at most | API, worker |
+| ``sluice:q:bookkeeper`` | string, the token of the worker that writes the ledger | ``LEASE_S``, renewed | worker |
+| ``sluice:ledger:unreadable`` | list of what was set aside, see ``common/ledger/set_aside.py`` | a month | API, worker |
+| ``sluice:q:turn``, ``…:withdrawn`` | counters of jobs: put in line, withdrawn from it | permanent | API, worker |
+| ``sluice:q:handed`` | counter, claims while both classes wait | permanent | worker |
+| ``sluice:q:workers`` | sorted set, workers that take jobs, by the ms of their last report | ``ALIVE_S`` after that | worker |
+| ``sluice:q:probe:…`` | what a probe of Redis writes, see ``common/redis/probe`` | 10 s at most | API, worker |
 | ``sluice:q:health:WORKER`` | string, arq's health record | half a minute | worker |
 | ``sluice:q:bell`` | list, at most one item | until a worker takes it | whoever leaves interactive jobs in waiting |
 | ``sluice:q:bell:background`` | the same | the same | whoever leaves background jobs in waiting |
 """
 
-QUEUE_PREFIX = "sluice:q:"  # The queue's scripts build the others of its keys from the same prefix.
+QUEUE_PREFIX = "sluice:q:"  # The queue's scripts build their other keys from the same prefix.
 ENQUEUED = QUEUE_PREFIX + "enqueued"
 DELAYED = QUEUE_PREFIX + "delayed"
 RUNNING = QUEUE_PREFIX + "running"
@@ -60,7 +61,7 @@ KEYS_VERSION = "sluice:keys:version"
 KEY_ORIGINS = "sluice:keys:origins"
 PAUSED = "sluice:paused"
 
-# What an idle Sluice leaves in Redis without an expiry. Any other key without one is a leak.
+# The keys that an idle Sluice has in Redis without an expiry. Any other key without an expiry is a leak.
 PERMANENT = frozenset(
     {
         KEYS_VERSION,

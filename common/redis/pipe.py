@@ -1,8 +1,8 @@
-"""How do answers get from Redis to whoever waits for them, at the least cost?
+"""How do answers get from Redis to their callers at the lowest cost?
 
-redis-py connects (URL, TLS, password, database); from then on its transport is ours: a protocol that feeds hiredis and
-hands each answer on in the same turn of the loop, with no reader task and no timer per answer. See
-docs/decisions/redis-connections.md.
+redis-py opens the connection (URL, TLS, password, database). Then our own protocol takes over its transport: it feeds
+hiredis and delivers each answer in the same turn of the event loop, without a reader task and without a timer per answer.
+See docs/decisions/redis-connections.md.
 """
 
 import asyncio
@@ -19,17 +19,17 @@ from redis.exceptions import NoScriptError, ResponseError
 
 from common.process.loop_lag import TICK_S, able_timeout, loop_lag
 
-# The server is the master no more, or may not act as one. A script's error holds what it ran into behind a dash.
-# Proxies of managed servers put an ERR before the word.
+# The server is no longer the master, or may not act as one. In a script's error, the command's error follows a dash.
+# Proxies of managed servers put an ERR before the code.
 NOT_MASTER = re.compile(r"(?:^(?:ERR )?|-)(?:READONLY|NOREPLICAS) ")
 _LOST_AT_ONCE = "the connection was lost as soon as it was made"
 
 
 class Pipe(asyncio.Protocol):
-    """One connection. Each answer goes to ``on_answer``, errors as exception objects; ``on_lost`` is called at its end.
+    """One connection. Each answer goes to ``on_answer``, errors as exception objects. Its end calls ``on_lost``.
 
-    A server that says it is not the master is left, once what it answered is handed on, unless ``leaves`` is False;
-    ``on_misplaced`` is called then.
+    Where the server says that it is not the master, the pipe delivers the answers it has, closes the connection and calls
+    ``on_misplaced``. It stays connected if ``leaves`` is False.
     """
 
     leaves = True
@@ -41,15 +41,15 @@ class Pipe(asyncio.Protocol):
         self._reader = hiredis.Reader(replyError=self._error)
         self._is_misplaced = False
         self._transport: Any = None
-        self._writer: Any = None  # Held as long as we live: it closes its transport when it is collected.
+        self._writer: Any = None  # Kept referenced: it closes its transport when it is garbage-collected.
         self._loop = asyncio.get_running_loop()
         self._unsent: list[bytes] = []
         self._lag = loop_lag()
-        self.heard_s = self._lag.ticked_s  # When we last read anything, by the clock of the time in which we could.
+        self.heard_s = self._lag.ticked_s  # When we last read anything, by the clock of ``loop_lag``.
 
     @classmethod
     async def open(cls, redis: Redis, on_answer: Callable[[Any], None], on_lost: Callable[[], None]) -> "Pipe":
-        """Return a connection to the same server, with the same credentials, as ``redis`` has. The caller bounds the wait."""
+        """Open a connection to the server of ``redis``, with its credentials. The caller bounds the wait."""
         connection = redis.connection_pool.make_connection()  # type: ignore[no-untyped-call]  # redis-py.
         try:
             await connection.connect()
@@ -57,7 +57,7 @@ class Pipe(asyncio.Protocol):
             await connection.disconnect(nowait=True)
             raise
         pipe = cls(on_answer, on_lost)
-        # The handshake is over and all of its answers are read: nothing is left in redis-py's reader.
+        # The handshake is over and all its answers are read: redis-py's reader is empty.
         pipe._writer, connection._writer, connection._reader = connection._writer, None, None
         pipe._transport = pipe._writer.transport
         pipe._transport.set_protocol(pipe)
@@ -66,7 +66,7 @@ class Pipe(asyncio.Protocol):
         return pipe
 
     def send(self, packed: bytes) -> None:
-        """Send commands; all that is sent in one turn of the loop goes out in one write."""
+        """Send packed commands. All commands of one turn of the event loop go out in one write."""
         if not self._unsent:
             self._loop.call_soon(self._write)
         self._unsent.append(packed)
@@ -77,7 +77,7 @@ class Pipe(asyncio.Protocol):
             self._transport.write(packed[0] if len(packed) == 1 else b"".join(packed))
 
     def close(self) -> None:
-        """Cut the connection now; what was sent may or may not have run."""
+        """Cut the connection now. Commands that were sent may or may not run."""
         if self._transport:
             self._transport.abort()
 
@@ -106,7 +106,7 @@ OpenPipe = Callable[[Callable[[Any], None], Callable[[], None]], Awaitable[Pipe]
 
 
 class _Exchange:
-    """Commands on their way. ``answers`` fills up to ``count``."""
+    """Commands that wait for answers. ``answers`` is complete when it holds ``count``."""
 
     __slots__ = ("answered", "answers", "count", "sent_s")
 
@@ -118,11 +118,11 @@ class _Exchange:
 
 
 class Exchanges:
-    """Commands and their answers over one connection that all callers of a process share.
+    """Sends commands and returns their answers over one connection that all callers of a process share.
 
-    It is made when first needed, and anew after it was lost. A server that owes an answer for ``timeout_s`` and meanwhile says
-    nothing at all is taken for gone: the connection is cut, and everyone who waits on it is told. Only time in which we were
-    able to read counts: what a busy process has not read yet may lie in the socket.
+    The connection is opened on first use, and again after a loss. If the server owes an answer for ``timeout_s`` and sends
+    nothing at all meanwhile, the connection is cut and all waiting callers get an error. Only time in which the event loop
+    could read counts, because a busy process may have unread answers in its socket.
     """
 
     def __init__(self, open_pipe: OpenPipe, timeout_s: float) -> None:
@@ -138,7 +138,7 @@ class Exchanges:
         """Return the answers to packed commands, errors as exceptions in their places.
 
         Raises:
-            RedisError, OSError, TimeoutError: no answers; which commands ran is unknown.
+            RedisError, OSError, TimeoutError: there are no answers. It is unknown which commands ran.
         """
         # Hot path: once per flush.
         if self._pipe is None:
@@ -164,27 +164,27 @@ class Exchanges:
             self._watch = None
 
     async def _open(self) -> None:
-        # One attempt, which all share: one after the other, each would first wait for those before it to time out. And it
-        # is nobody's to cancel: redis-py is not safe against that while it connects.
+        # All callers share one attempt to connect. With one attempt each, every caller would wait for the timeouts of those
+        # before it. No caller can cancel it, because redis-py is not safe to cancel while it connects.
         if self._opening is None:
             self._opening = asyncio.create_task(self._connect())
-            self._opening.add_done_callback(_look_at)
+            self._opening.add_done_callback(_consume_error)
         await asyncio.shield(self._opening)
 
     async def _connect(self) -> None:
         try:
             async with able_timeout(self._timeout_s):
-                self._pipe = await self._open_pipe(self._take, self._lose)
+                self._pipe = await self._open_pipe(self._receive, self._lose)
         finally:
             self._opening = None
 
-    def _take(self, answer: Any) -> None:
+    def _receive(self, answer: Any) -> None:
         # Hot path: once per answer.
         exchange = self._waiting[0]
         exchange.answers.append(answer)
         if len(exchange.answers) == exchange.count:
             self._waiting.popleft()
-            if not exchange.answered.done():  # Whoever waited may have been cancelled.
+            if not exchange.answered.done():  # The caller may have been cancelled.
                 exchange.answered.set_result(exchange.answers)
 
     def _lose(self) -> None:
@@ -205,7 +205,7 @@ class Exchanges:
             self._pipe.close()
 
 
-def _look_at(opening: "asyncio.Task[None]") -> None:
-    """A failure that nobody waits for any more is nobody's business."""
+def _consume_error(opening: "asyncio.Task[None]") -> None:
+    """Retrieve the task's exception, so that asyncio does not log a failure that no caller waits for."""
     with contextlib.suppress(asyncio.CancelledError):
         opening.exception()

@@ -1,4 +1,4 @@
--- Put before every script of ours.
+-- Put before every script of Sluice.
 
 -- Redis' own clock, in ms.
 local function now_ms()
@@ -6,5 +6,5 @@ local function now_ms()
   return t[1] * 1000 + math.floor(t[2] / 1000)
 end
 
--- A number as Redis takes it: no exponent, no fraction.
+-- Formats a number for Redis: without exponent and fraction.
 local function int(number) return string.format('%d', number) end

@@ -1,4 +1,7 @@
-"""Is Redis there, and is it still the master? One liveness probe per process, which others hang their questions on."""
+"""Is Redis available, and is it still the master?
+
+One liveness probe per process. Other parts add small reads to it (``watch``), which are sent with each probe.
+"""
 
 import asyncio
 import time
@@ -13,19 +16,19 @@ from redis.exceptions import ResponseError
 from common.process.loop_lag import able_timeout, loop_lag
 from common.process.process import supervised
 from common.redis.client import SENTINEL_TIMEOUT_S, Client, lost_connections, ms
-from common.redis.errors import REDIS_ERRORS, is_refusal, words_of
+from common.redis.errors import REDIS_ERRORS, error_text, is_refusal
 
 log = structlog.get_logger()
 
 PULSE_INTERVAL_S = 0.5
-PULSE_TIMEOUT_S = 1.0  # With the interval: the breaker opens within 1.5 s of the last good answer.
-MASTER_LOOK_S = 2.0  # What an old master takes until then is lost: less than a publisher can append again.
+PULSE_TIMEOUT_S = 1.0  # With the interval, the breaker opens within 1.5 s of the last good answer.
+MASTER_CHECK_S = 2.0  # What an old master accepts until then is lost. A publisher can still append that much again.
 
-Command = tuple[str, ...] | Callable[[], tuple[str, ...]]  # The second where it changes, such as with the day.
+Command = tuple[str, ...] | Callable[[], tuple[str, ...]]  # A callable where the command changes, for example with the day.
 
 
 class Pulse:
-    """Asks Redis for its time twice a second. ``is_up`` is the breaker that callers check before they wait for anything."""
+    """Reads Redis' time twice a second. ``is_up`` is the circuit breaker that callers check before they wait for Redis."""
 
     def __init__(
         self, redis: Client, clock: Callable[[], float] = time.monotonic, interval_s: float = PULSE_INTERVAL_S
@@ -33,35 +36,38 @@ class Pulse:
         self._redis = redis
         self._clock = clock
         self._interval_s = interval_s
-        self._whole_since = self._looked_at = clock()
+        self._healthy_since = self._master_checked_at = clock()
         self._task: asyncio.Task[None] | None = None
         self._server: tuple[str, int] | None = None
         self._watches: list[_Watch] = []
         self.is_up = False
-        self.problem = "it has not answered yet"  # Why it is not up; empty while it is.
-        self.is_refused = False  # Whether it answered then, and refused.
-        self._told_ms, self._told_at = 0, 0.0  # Redis' own clock, and when, by ours, it stood there.
+        self.problem = "it has not answered yet"  # Why Redis is not up. Empty while it is.
+        self.is_refused = False  # Whether Redis answered and refused.
+        self._redis_ms, self._redis_ms_at = 0, 0.0  # The last time that Redis returned, and when that was by our clock.
 
     @property
     def redis_ms(self) -> int:
-        """Redis' own clock, by its last answer. Scripts refuse what is much older when they run: a stale command.
+        """Redis' clock now, in ms; 0 before the first answer. Scripts refuse a command whose time is much older: it is stale.
 
-        It goes on by ours from there: a busy process hears late, and what it sends then is no older for that.
+        It is the last answer plus the time that has passed since by our own clock. A busy process reads answers late, and
+        the commands that it sends then are not stale because of that.
         """
-        return self._told_ms + ms(self._clock() - self._told_at) if self._told_ms else 0
+        return self._redis_ms + ms(self._clock() - self._redis_ms_at) if self._redis_ms else 0
 
-    def watch(self, command: Command, take: Callable[[Any], None], lose: Callable[[], None] = lambda: None) -> None:
-        """Send a small read with each question, such as ``("GET", key)``; ``take`` gets each answer, as redis-py has it.
+    def watch(self, command: Command, on_answer: Callable[[Any], None], on_lost: Callable[[], None] = lambda: None) -> None:
+        """Send a small read with each probe, such as ``("GET", key)``.
 
-        So what all processes must soon know costs no request anything: what ``take`` had last is at most as old as ``is_up``
-        allows, 2 s. ``take`` must not wait. ``lose`` is called instead where Redis refused this read, or ``take`` could not
-        use its answer: what is known is from before.
+        Args:
+            on_answer: gets each answer as redis-py returns it. It must not wait.
+            on_lost: called instead where Redis refused the read, or where ``on_answer`` raised: the last known value is old.
+
+        This gives every process a value that is at most 2 s old while ``is_up``, at no cost for requests.
         """
-        self._watches.append(_Watch(command, take, lose))
+        self._watches.append(_Watch(command, on_answer, on_lost))
 
     async def start(self) -> None:
-        """Ask once, then keep asking in the background."""
-        self._client = self._redis.client()  # A connection of its own: a busy pool must not look like a dead server.
+        """Probe once, then keep probing in the background."""
+        self._client = self._redis.client()  # A separate connection: a busy pool must not look like a dead server.
         await self.beat(is_first=True)
         self._task = supervised(self._run, "pulse")
 
@@ -71,53 +77,54 @@ class Pulse:
             await asyncio.gather(self._task, return_exceptions=True)
             await self._client.aclose(close_connection_pool=False)
 
-    def whole_s(self) -> float:
-        """Return for how long every answer has come in time, and from the same server; 0 while Redis is away."""
-        return self._clock() - self._whole_since if self.is_up else 0.0
+    def healthy_s(self) -> float:
+        """Return for how many seconds every answer has come in time and from the same server. 0 while Redis is away."""
+        return self._clock() - self._healthy_since if self.is_up else 0.0
 
     async def _run(self) -> None:
         while True:
             await asyncio.sleep(self._interval_s)
             await self.beat()
-            if self.is_up and self._clock() - self._looked_at >= MASTER_LOOK_S:
-                await self._look_for_master()
+            if self.is_up and self._clock() - self._master_checked_at >= MASTER_CHECK_S:
+                await self._check_master()
 
-    async def _look_for_master(self) -> None:
-        """A master that was cut off from its Sentinels answers us still, while another has taken its place."""
-        self._looked_at = self._clock()
+    async def _check_master(self) -> None:
+        """Reconnect if Sentinel names another master. An old master that is cut off from its Sentinels still answers us."""
+        self._master_checked_at = self._clock()
         if not await self._redis.is_master(self._client.connection):
             log.warning("redis_moved")
             await self._leave(even_in_use=True)
 
     async def _leave(self, *, even_in_use: bool = False) -> None:
-        """Else what we send to a frozen server would run when it wakes, though another may be the master by then."""
+        """Close all connections. Otherwise a frozen server would run our commands when it wakes, while another is master."""
         await self._client.aclose(close_connection_pool=False)
         await self._redis.leave(even_in_use=even_in_use)
 
-    async def _ask(self) -> list[Any]:
-        """Note Redis' time, and return the watches' answers; one that was refused is its error."""
+    async def _read_with_retry(self) -> list[Any]:
+        """Read Redis' time and return the answers of the watches, errors in their places. After a cut connection, try again."""
         is_first = True
         while True:
             held_up_s = loop_lag().held_up_s
             try:
-                return await self._read()
+                return await self._read_once()
             except RedisConnectionError:
-                # Cut, as a server that is there may do: another connection tells. And Sentinels are asked by redis-py, whose
-                # timers count what held up our loop as their silence.
+                # A live server may cut a connection, so a second connection decides. redis-py also asks the Sentinels, and its
+                # timers count time in which our own loop was blocked: then we try again too.
                 if not is_first and loop_lag().held_up_s - held_up_s < SENTINEL_TIMEOUT_S / 2:
                     raise
                 is_first = False
-                self._whole_since = self._clock()  # It may lead to another server, at the same address.
+                self._healthy_since = self._clock()  # The new connection may lead to another server at the same address.
 
-    async def _read(self) -> list[Any]:
+    async def _read_once(self) -> list[Any]:
         held_up_s = loop_lag().held_up_s
         seconds, micros = await self._client.time()
-        self._told_ms = seconds * 1000 + micros // 1000
-        self._told_at = self._clock() - (loop_lag().held_up_s - held_up_s)  # For so long it may have lain in the socket.
+        self._redis_ms = seconds * 1000 + micros // 1000
+        # The answer may have waited in the socket while the loop was blocked.
+        self._redis_ms_at = self._clock() - (loop_lag().held_up_s - held_up_s)
         return await self._read_watched() if self._watches else []
 
     async def _read_watched(self) -> list[Any]:
-        """In one round trip, on the connection that has just told the time."""
+        """Send all watched reads in one round trip, on the connection that has just returned the time."""
         commands = [watch.command() if callable(watch.command) else watch.command for watch in self._watches]
         connection, callbacks = self._client.connection, self._client.response_callbacks
         assert connection is not None
@@ -134,35 +141,35 @@ class Pulse:
             for (name, *_), answer in zip(commands, answers, strict=True)
         ]
 
-    def _note_server(self) -> None:
-        """Another server may have answered without an outage of ours; what stands there of leases may be seconds old."""
+    def _record_server(self) -> None:
+        """Restart the healthy time where another server answers, even without an outage: its leases may be seconds old."""
         connection = self._client.connection
         server = (getattr(connection, "host", ""), getattr(connection, "port", 0))
         if self._server not in (None, server):
-            self._whole_since = self._clock()
+            self._healthy_since = self._clock()
         self._server = server
 
     async def beat(self, *, is_first: bool = False) -> None:
-        """Ask now, once it was started; ``is_first`` is told of an absence in any case."""
+        """Probe now; call ``start`` before. ``is_first``: log an outage even though Redis was never up."""
         try:
             async with able_timeout(PULSE_TIMEOUT_S):
-                answers = await self._ask()
+                answers = await self._read_with_retry()
         except REDIS_ERRORS as error:
-            await self._note_away(error, is_first=is_first)
+            await self._record_outage(error, is_first=is_first)
             return
-        self._note_server()
+        self._record_server()
         if not self.is_up:
-            self._whole_since = self._clock()
+            self._healthy_since = self._clock()
             if not is_first:
                 log.info("redis_back")
-        # Before anybody may rely on them: answers that are older than an outage say nothing.
-        for watch, answer in zip(self._watches, answers, strict=False):  # One that was added meanwhile has none yet.
+        # Before ``is_up`` is set: values from before an outage are not reliable.
+        for watch, answer in zip(self._watches, answers, strict=False):  # A watch that was just added has no answer yet.
             watch.hand_over(answer)
         self.is_up, self.is_refused, self.problem = True, False, ""
 
-    async def _note_away(self, error: Exception, *, is_first: bool) -> None:
+    async def _record_outage(self, error: Exception, *, is_first: bool) -> None:
         was_refused, self.is_refused = self.is_refused, is_refusal(error)
-        self.problem = words_of(error) if self.is_refused else f"{type(error).__name__}: {error}"
+        self.problem = error_text(error) if self.is_refused else f"{type(error).__name__}: {error}"
         if self.is_up or is_first or was_refused != self.is_refused:
             log.warning("redis_refuses" if self.is_refused else "redis_away", error=self.problem)
         if self.is_up or is_first:
@@ -173,20 +180,20 @@ class Pulse:
 @dataclass(slots=True)
 class _Watch:
     command: Command
-    take: Callable[[Any], None]
-    lose: Callable[[], None]
+    on_answer: Callable[[Any], None]
+    on_lost: Callable[[], None]
     is_lost: bool = False
 
     def hand_over(self, answer: Any) -> None:
-        """Give an answer to whoever waits for it; what is wrong with one is told once, and is nobody else's matter."""
+        """Give an answer to its watcher. A failure is logged once and does not affect other watches."""
         try:
             if isinstance(answer, Exception):
                 raise answer
-            self.take(answer)
+            self.on_answer(answer)
         except Exception as error:
-            if not self.is_lost and not is_refusal(error):  # Which the probe tells.
+            if not self.is_lost and not is_refusal(error):  # The probe reports refusals.
                 log.exception("watched_key_unreadable")
             self.is_lost = True
-            self.lose()
+            self.on_lost()
         else:
             self.is_lost = False

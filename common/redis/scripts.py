@@ -1,6 +1,6 @@
-"""How are Redis' scripts loaded and run?
+"""How are Lua scripts loaded into Redis and run?
 
-The Lua files of a folder, by name, sent by their SHA-1 and loaded again where Redis has lost them.
+``Scripts`` runs the Lua files of one folder by name. It sends their SHA-1 and loads them again where Redis has lost them.
 """
 
 import hashlib
@@ -15,14 +15,16 @@ from common.redis.client import Client
 from common.redis.errors import REDIS_ERRORS, as_unavailable, redis_errors
 
 _PRELUDE = Path(__file__).parent / "prelude.lua"
-_ERRORS = {NoScriptError, ResponseError}  # All that a pipe makes of a server's words.
+_ERRORS = {NoScriptError, ResponseError}  # The only error types that a pipe creates.
 
 Call = tuple[str, Sequence[str], Sequence[Any]]  # A script's name, its keys, its arguments.
 
 
 class Scripts:
-    """The Lua files of one folder, by name. Before each stand ``prelude.lua``, the ``shared`` files of other rooms, and
-    those of its own folder that begin with an underscore. A script may have them later, where it says ``-- PRELUDE``.
+    """The Lua files of one folder, by name.
+
+    Each is sent with a prelude before it: ``prelude.lua``, the ``shared`` files of other rooms, and the folder's files whose
+    names begin with an underscore. A script that contains the line ``-- PRELUDE`` has the prelude there instead.
     """
 
     def __init__(self, redis: Client, folder: Path, *shared: Path) -> None:
@@ -32,10 +34,10 @@ class Scripts:
         self._shas = {name: hashlib.sha1(source.encode()).hexdigest() for name, source in self._sources.items()}  # noqa: S324 - Redis names scripts by SHA-1.
 
     async def run(self, name: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
-        """Return one script's answer.
+        """Run one script and return its answer.
 
         Raises:
-            StoreUnavailable: no answer; whether the script ran is unknown.
+            StoreUnavailable: there is no answer. It is unknown whether the script ran.
         """
         (answer,) = await self.run_many([(name, keys, args)])
         if isinstance(answer, Exception):
@@ -43,10 +45,10 @@ class Scripts:
         return answer
 
     async def run_many(self, calls: Sequence[Call]) -> list[Any]:
-        """Return the scripts' answers from one pipeline; one that failed has its exception in its place.
+        """Run scripts in one pipeline and return their answers. A script that failed has its exception in its place.
 
         Raises:
-            StoreUnavailable: no answers; which scripts ran is unknown.
+            StoreUnavailable: there are no answers. It is unknown which scripts ran.
         """
         if not calls:
             return []
@@ -61,7 +63,7 @@ class Scripts:
         return [as_unavailable(answer) or answer if isinstance(answer, Exception) else answer for answer in answers]
 
     async def _send(self, calls: Sequence[Call]) -> list[Any]:
-        # Hot path: once per flush. redis-py's own pipeline costs several times as much per command, and a plain try saves the
+        # Hot path: once per flush. redis-py's own pipeline costs several times as much per command. A plain try saves the
         # 0.3 µs of ``redis_errors``.
         shas = self._shas
         try:
@@ -72,7 +74,7 @@ class Scripts:
             raise as_unavailable(error) or error from error
 
     async def _load(self, names: set[str]) -> None:
-        # On the connection that will run them: another one of ours may lead to another server, after a failover.
+        # On the connection that will run them: after a failover, our other connections may lead to another server.
         with redis_errors():
             commands: list[tuple[Any, ...]] = [("SCRIPT", "LOAD", self._sources[name]) for name in names]
             for answer in await self._redis.exchanges.run([hiredis.pack_command(command) for command in commands]):

@@ -37,7 +37,7 @@ G = "gen_1"
 class Pulse:
     is_up = True
 
-    def whole_s(self) -> float:
+    def healthy_s(self) -> float:
         return 1000.0
 
 

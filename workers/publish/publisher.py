@@ -40,7 +40,7 @@ class Publisher:
         self._settings = settings
         self._linger = linger
         self.vanished_viewers_s = settings.vanished_viewers_s
-        self.whole_s = pulse.whole_s
+        self.healthy_s = pulse.healthy_s
         self._dirty: dict[Writer, None] = {}
         self._writers: set[Writer] = set()
         self._heartbeats = Heartbeats(channel, pulse, settings.heartbeat_s, self._writers)

@@ -34,7 +34,7 @@ class Flusher(Protocol):
 
     large: LargeAnswers
     vanished_viewers_s: float
-    whole_s: Callable[[], float]
+    healthy_s: Callable[[], float]
     away_since: float | None
     buffered_bytes: int
 
@@ -276,7 +276,7 @@ class Writer:
         if self._absence_s is None or self._unheard_since is None:
             return
         # Our own outage must not look like theirs.
-        unheard_s = min(now - self._unheard_since, self._publisher.whole_s())
+        unheard_s = min(now - self._unheard_since, self._publisher.healthy_s())
         if unheard_s >= self._publisher.vanished_viewers_s + self._absence_s:
             self._take_stop(Stop.LEFT)
 

@@ -1,7 +1,7 @@
--- Runs each command that Sluice sends, on keys that are gone afterwards, and reports what is refused.
--- ARGV: a prefix for keys of this script's own, a pub/sub channel, keys that are only to be touched
--- Returns, per refusal: the command and its key, Redis' words.
--- Commands that scripts may not run are tried beside it (see __init__.py). A test compares both with what the code sends.
+-- Runs each command that Sluice sends, on keys that it deletes afterwards, and reports refusals.
+-- ARGV: a prefix for this script's own keys, a pub/sub channel, then keys that are only read
+-- Returns, per refusal: the command and its key, Redis' message.
+-- __init__.py tries the commands that scripts may not run. A test compares both with what the code sends.
 local refused = {}
 
 local function try(...)

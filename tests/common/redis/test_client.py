@@ -111,14 +111,14 @@ async def test_another_server_that_answers_in_time_counts_as_whole_from_then_on_
     await pulse.start()
     now = 10.0
     await pulse.beat()
-    assert pulse.whole_s() == 10.0
+    assert pulse.healthy_s() == 10.0
 
     client.connection.host = "promoted"  # As after a failover between two beats.
     await pulse.beat()
 
-    assert (pulse.is_up, pulse.whole_s()) == (True, 0.0)
+    assert (pulse.is_up, pulse.healthy_s()) == (True, 0.0)
     now = 12.0
-    assert pulse.whole_s() == 2.0
+    assert pulse.healthy_s() == 2.0
     await pulse.stop()
 
 
@@ -165,7 +165,7 @@ async def test_a_master_that_another_has_replaced_at_its_address_is_left_with_ev
 
         assert [await counting.run("count", [], []) for _ in range(2)] == [1, 2]
         await pulse.beat()
-        assert (pulse.is_up, pulse.whole_s() < 5) == (True, True)
+        assert (pulse.is_up, pulse.healthy_s() < 5) == (True, True)
         assert len(await admin.client_list()) == 1  # The admin's own.
         await pulse.stop()
         await redis.aclose()

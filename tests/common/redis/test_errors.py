@@ -12,7 +12,7 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from common.canonical.errors import StoreRefuses
-from common.redis.errors import as_unavailable, is_refusal, words_of
+from common.redis.errors import as_unavailable, error_text, is_refusal
 
 SHA = "a" * 40
 
@@ -71,10 +71,10 @@ def test_what_a_unix_socket_s_connection_hides_is_found():
     error = RedisConnectionError("invalid username-password pair or user is disabled.")
     error.__cause__ = AuthenticationError("invalid username-password pair or user is disabled.")
 
-    assert str(as_unavailable(error)) == words_of(error) == "WRONGPASS invalid username-password pair or user is disabled."
+    assert str(as_unavailable(error)) == error_text(error) == "WRONGPASS invalid username-password pair or user is disabled."
     assert isinstance(as_unavailable(error), StoreRefuses)
 
 
 def test_words_are_one_line_and_bounded():
-    assert words_of(ResponseError("a\n b" * 1000)).startswith("a ba b")
-    assert len(words_of(ResponseError("x" * 10_000))) <= 300
+    assert error_text(ResponseError("a\n b" * 1000)).startswith("a ba b")
+    assert len(error_text(ResponseError("x" * 10_000))) <= 300

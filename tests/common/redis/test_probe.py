@@ -84,7 +84,7 @@ async def test_each_command_that_is_forbidden_is_named(server, admin, command):
     harm = {"INFO": Harm.NONE, "BLPOP": Harm.SOME, "SCAN": Harm.SOME, "XADD": Harm.ALL, "EVALSHA": Harm.ALL}
     assert {problem.harm for problem in found} == {harm.get(command, found[0].harm)}
     assert (found[0].harm is Harm.NONE) == (command == "INFO")
-    assert any(command in problem.what.split() or command in problem.what.split(", ") for problem in found)
+    assert any(command in problem.subject.split() or command in problem.subject.split(", ") for problem in found)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ async def test_what_a_user_may_not_touch_is_named(server, admin, rules, what):
         pytest.skip("before 7 a new user has all channels")
     found = await refused_to(server, admin, *rules)
 
-    assert any(what in problem.what for problem in found)
+    assert any(what in problem.subject for problem in found)
     assert all(problem.harm is not Harm.NONE for problem in found)
 
 
@@ -117,8 +117,8 @@ async def test_a_full_and_a_read_only_server_are_told_in_their_words(server, adm
     await admin.execute_command("REPLICAOF", "127.0.0.1", "1")
     replica = await try_all(admin)
 
-    assert full and {problem.words.split()[0] for problem in full} == {"OOM"}
-    assert replica and {problem.words.split()[0] for problem in replica} == {"READONLY"}
+    assert full and {problem.message.split()[0] for problem in full} == {"OOM"}
+    assert replica and {problem.message.split()[0] for problem in replica} == {"READONLY"}
 
 
 async def test_a_password_that_is_not_valid_any_more_is_told(server, admin):
@@ -128,7 +128,7 @@ async def test_a_password_that_is_not_valid_any_more_is_told(server, admin):
     await client.aclose()
 
     assert found == []
-    assert wrong and [problem.what for problem in wrong] == ["login"]
+    assert wrong and [problem.subject for problem in wrong] == ["login"]
     assert "other" not in str(wrong[0])
 
 
@@ -141,8 +141,8 @@ async def test_a_command_that_is_renamed_is_named(command):
         found = await try_all(client)
         await client.aclose()
 
-    assert found and any(command in problem.what for problem in found)
-    assert not any("args beginning" in problem.words for problem in found)
+    assert found and any(command in problem.subject for problem in found)
+    assert not any("args beginning" in problem.message for problem in found)
 
 
 async def test_a_change_is_logged_once_and_nothing_while_nothing_changes(server, admin):
@@ -152,7 +152,7 @@ async def test_a_change_is_logged_once_and_nothing_while_nothing_changes(server,
     with structlog.testing.capture_logs() as logs:
         for is_full in (False, False, True, True, True, False, False):
             await admin.config_set("maxmemory", "1mb" if is_full else "0")
-            probe.note(await try_all(admin))
+            probe.record(await try_all(admin))
             assert bool(probe.problems()) == bool(probe.refusal) == is_full
     await pulse.stop()
 
@@ -167,7 +167,7 @@ async def test_a_probe_without_an_answer_counts_once_it_happens_again(server, ad
 
     told = []
     for found in (None, None, None, []):
-        probe.note(found)
+        probe.record(found)
         told.append(bool(probe.problems()))
     await pulse.stop()
 

@@ -22,7 +22,7 @@ class Pulse:
     is_up = True
     whole = 1000.0
 
-    def whole_s(self) -> float:
+    def healthy_s(self) -> float:
         return self.whole
 
 
