@@ -117,7 +117,7 @@ async def _answer(running: Running, claimed: ClaimedJob, fenced: Fenced) -> None
     structlog.contextvars.bind_contextvars(generation_id=job.generation_id, request_id=job.request_id, dialect=job.dialect)
     if not job.dialect:
         raise GatewayError(ErrorKind.INTERNAL, "The stored request cannot be read. Send it again.")
-    running.total.attempts = [each.priced(running.settings.prices) for each in with_prompt(unpack(fenced.note), job)]
+    running.total.attempts = [each.apply_prices(running.settings.prices) for each in with_prompt(unpack(fenced.note), job)]
     running.writer.watch_listeners(job.policy, job.grace_s)
     if fenced.answer.stop is not Stop.NO and fenced.has_head and job.stream:
         with suppress(GatewayError):
@@ -144,9 +144,9 @@ def _read_job(fenced: Fenced, generation_id: str) -> Job:
 
 def _refuse_what_cannot_run(claimed: ClaimedJob, fenced: Fenced) -> None:
     if fenced.answer.stop is not Stop.NO:
-        raise GatewayError.of(_stopped(fenced.answer.stop))
+        raise GatewayError.from_failed(_stopped(fenced.answer.stop))
     if fenced.barren > POISON_DEATHS:
-        raise GatewayError.of(_POISON)
+        raise GatewayError.from_failed(_POISON)
     if claimed.is_late:
         raise GatewayError(
             ErrorKind.DEADLINE_EXCEEDED, "No worker was free in time. Try again later.", code="deadline_exceeded"

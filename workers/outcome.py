@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from common.canonical.errors import Failed
 from common.canonical.events import Usage
 from common.canonical.job import Job
-from common.metering.attempt_cost import Attempt, merged, total_cost, total_usage
+from common.metering.attempt_cost import Attempt, merge_attempts, total_cost, total_usage
 from common.metering.pricing import Price
 from common.records.end import End
 from workers.providers.base import Deployment
@@ -112,7 +112,7 @@ class Total:
 
     def take_past(self, attempts: Sequence[Attempt], ttft_ms: int | None, prices: Mapping[str, Price]) -> None:
         """Take over what the log tells of the claims, or the calls, before."""
-        self.attempts = [each.priced(prices) for each in merged(attempts, self.attempts)]
+        self.attempts = [each.apply_prices(prices) for each in merge_attempts(attempts, self.attempts)]
         self.ttft_ms = ttft_ms
 
     def refine_last(self, usage: Usage, prices: Mapping[str, Price]) -> None:
@@ -121,7 +121,7 @@ class Total:
         known = last.usage or usage
         usage.model, usage.service_tier = known.model, known.service_tier
         last.usage, last.is_rough = usage, False
-        last.priced(prices)
+        last.apply_prices(prices)
 
     def end(self, ask: Ask) -> End:
         """Return what the end of the log says of all this, from which the ledger's row is made."""

@@ -20,16 +20,16 @@ from common.config.guardrail_policy import Policies
 from common.config.model_routes import Target
 from common.config.settings import Settings
 from common.guardrails.bodies import BodyTexts
-from common.guardrails.custom import SEPARATOR, Action, Check, Custom, GuardrailUnavailable, Verdict, joined
+from common.guardrails.custom import SEPARATOR, Action, Check, CustomGuardrails, GuardrailUnavailable, Verdict, join_texts
 from common.guardrails.search import Findings, Prompt, Searches
-from common.guardrails.table import CUSTOM, SIZE, Block, Guardrail, Mode, of_side
+from common.guardrails.table import CUSTOM, SIZE, Block, Guardrail, Mode, guardrails_for_side
 
 log = structlog.get_logger()
 
 LOOKED_AT_CHARS_MAX = 2_000_000  # A second or two of a processor; more is not looked through.
 THREAD_CHARS_MIN = 8_000  # Past some milliseconds the loop is not kept: the expressions run without the interpreter's lock.
 RETRY_AFTER_S = 5
-ROWS = of_side("input")
+ROWS = guardrails_for_side("input")
 
 
 @dataclass(slots=True)
@@ -53,7 +53,7 @@ class _Review:
             self.counts[row.name] = self.counts.get(row.name, Counter()) + counts
 
     def refuse(self, row: Guardrail, found: str) -> None:
-        self.refused = GatewayError(ErrorKind.INVALID_REQUEST, row.refusal.format(found=found), code=row.code)
+        self.refused = GatewayError(ErrorKind.INVALID_REQUEST, row.refusal.format(detail=found), code=row.code)
 
     def take(self, row: Guardrail, findings: Findings) -> None:
         """Count what a guardrail found, and where it blocks do what that means for it."""
@@ -64,7 +64,7 @@ class _Review:
         if row.block is Block.REPLACE and findings.texts is not None:
             self.prompt.texts = findings.texts
         elif row.block is Block.REFUSE and findings.counts:
-            self.refuse(row, findings.found)
+            self.refuse(row, findings.detail)
 
     def take_verdict(self, verdict: Verdict) -> None:
         """The same for what the operator's own guardrail says."""
@@ -82,8 +82,8 @@ class _Review:
 class InputGuard:
     """One per process. ``policy`` says what applies; ``check`` does it."""
 
-    def __init__(self, settings: Settings, custom: Custom | None, metrics: Metrics) -> None:
-        self._custom = custom or Custom()
+    def __init__(self, settings: Settings, custom: CustomGuardrails | None, metrics: Metrics) -> None:
+        self._custom = custom or CustomGuardrails()
         self._metrics = metrics
         self._policies = Policies(settings)
         self._searches = Searches(settings, "input")
@@ -98,7 +98,7 @@ class InputGuard:
         Raises:
             GatewayError: INVALID_REQUEST, it must not pass; OVERLOADED, the operator's own guardrail did not say.
         """
-        found = BodyTexts.of(body)
+        found = BodyTexts.from_body(body)
         review = _Review(policy, Prompt(found.texts, found.roles, found.quoted, found.messages))
         try:
             await self._examine(review)
@@ -131,7 +131,7 @@ class InputGuard:
 
     async def _ask(self, review: _Review, model: str, tenant: str) -> None:
         try:
-            verdict = await self._custom.ask(Check("input", joined(review.prompt.texts), model, tenant))
+            verdict = await self._custom.evaluate(Check("input", join_texts(review.prompt.texts), model, tenant))
         except GuardrailUnavailable as error:
             log.warning("guardrail_unavailable", side="input", reason=str(error))
             review.count(CUSTOM, Counter(unavailable=1))

@@ -3,13 +3,13 @@
 from typing import TYPE_CHECKING
 
 from common.config.proxies import Proxy
-from common.guardrails.custom import WEBHOOK_CONNECTIONS_MAX, WEBHOOK_HEADERS, Post, webhook_answer
+from common.guardrails.custom import WEBHOOK_CONNECTIONS_MAX, WEBHOOK_HEADERS, PostWebhook, read_webhook_answer
 
 if TYPE_CHECKING:
     from api.server.http_client import HttpClient
 
 
-def poster(url: str, timeout_s: float, proxy: Proxy | None = None) -> Post:
+def poster(url: str, timeout_s: float, proxy: Proxy | None = None) -> PostWebhook:
     """Return what posts JSON to the operator's own address; no other is ever asked."""
     from api.server.http_client import (
         http_client,  # Only here: it takes longer to load than all else that the API needs for it.
@@ -24,7 +24,7 @@ class _Poster:
 
     async def __call__(self, body: bytes) -> bytes:
         async with self._client.stream("POST", self._url, content=body, headers=WEBHOOK_HEADERS) as response:
-            return await webhook_answer(response.status_code, response.aiter_raw())
+            return await read_webhook_answer(response.status_code, response.aiter_raw())
 
     async def close(self) -> None:
         await self._client.aclose()

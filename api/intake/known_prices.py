@@ -7,7 +7,7 @@ from common.access.principal import Budget, Principal
 from common.canonical.errors import ErrorKind, GatewayError
 from common.config.model_routes import Target
 from common.config.settings import Settings
-from common.metering.pricing import is_known
+from common.metering.pricing import has_known_price
 
 
 def countable(
@@ -28,7 +28,7 @@ def countable(
         for target in targets
         if (has_brought_key and settings.brought_key_pays(target.provider))
         or not (own or _is_set(settings.provider(target.provider).budget))
-        or is_known(target.provider, target.model, settings.prices)
+        or has_known_price(target.provider, target.model, settings.prices)
     ]
     if not found:
         names = ", ".join(target.name for target in targets)

@@ -199,7 +199,7 @@ class Gate:
         """
         if job_class is JobClass.INTERACTIVE and self._load.reading.waiting and self._is_too_long(safe_name(principal.tenant)):
             self._note_refused("wait")
-            raise GatewayError.of(overloaded(math.ceil(retry_after_s(RETRY_WITHIN_MAX_S))))
+            raise GatewayError.from_failed(overloaded(math.ceil(retry_after_s(RETRY_WITHIN_MAX_S))))
 
     def note_enqueued(self, viewer: Viewer, job_class: JobClass) -> None:
         if job_class is JobClass.INTERACTIVE:

@@ -20,7 +20,7 @@ from api.server.http_errors import error_response, restarting
 from api.server.retry_after import retry_ms
 from common.canonical.errors import Failed
 from common.channel.base import Frame, FrameId, FrameKind, State
-from common.dialects.base import Dialect, SoFar
+from common.dialects.base import Dialect, OpenStream
 from common.records.end import failed_in
 from common.records.head import Head
 from common.sse import KEEP_ALIVE, last_block, split_blocks
@@ -178,7 +178,7 @@ class Relay(Response):
         assert step.failed is not None
         if self._dialect.is_final(last_block(self.viewer.last_data)):
             return b""  # The answer was whole before this happened: only its end in the log was still to come.
-        so_far = SoFar(self.viewer.generation_id, self.viewer.last_data, self._model, self._created_s)
+        so_far = OpenStream(self.viewer.generation_id, self.viewer.last_data, self._model, self._created_s)
         event = self._dialect.error_event(step.failed, so_far)
         return b"id: %s.1\n%s" % (str(step.end.id).encode(), event) if self._has_ids and step.end else event
 

@@ -32,8 +32,8 @@ from common.canonical.errors import ErrorKind, Failed, GatewayError, StoreUnavai
 from common.canonical.job import Policy
 from common.channel.base import START, Cursor, FrameKind, State, Verdict
 from common.channel.transcript import pages
-from common.dialects.openai_responses.dialect import OPENAI_RESPONSES, sequence_of
-from common.dialects.openai_responses.ids import generation_id_of, response_id
+from common.dialects.openai_responses.dialect import OPENAI_RESPONSES, sequence_number
+from common.dialects.openai_responses.ids import parse_response_id, response_id
 from common.dialects.openai_responses.response_object import Described, begun, failed_response
 from common.dialects.shared.reading import invalid
 from common.queue.jobs import JobClass
@@ -222,7 +222,7 @@ async def _stored(
         refuse_anonymous(principal, "Stored prompts")
     if not services.pulse.is_up:
         raise redis_away(services.pulse)
-    stored = await services.responses.load(generation_id_of(id_), principal.id) if id_.startswith("resp_") else None
+    stored = await services.responses.load(parse_response_id(id_), principal.id) if id_.startswith("resp_") else None
     if stored is None:
         raise GatewayError(ErrorKind.NOT_FOUND, f"Response with id '{id_[:100]}' not found.", code="response_not_found")
     return stored
@@ -302,7 +302,7 @@ async def _cursor_after(generation_id: str, sequence: int, services: Services) -
     async for page in pages(services.channel, generation_id):
         for frame in page:
             if frame.kind is FrameKind.DATA:
-                sequences = [sequence_of(block) for block in split_blocks(frame.data)]
+                sequences = [sequence_number(block) for block in split_blocks(frame.data)]
                 last = sequences[-1] if sequences and sequences[-1] is not None else last
                 if last >= sequence:
                     return Cursor(frame.id, sum(each is None or each <= sequence for each in sequences))

@@ -12,8 +12,8 @@ from api.server.store_errors import redis_away
 from api.services import Services
 from common.access.principal import Principal
 from common.canonical.errors import ErrorKind, GatewayError
-from common.dialects.openai_responses.ids import generation_id_of
-from common.dialects.openai_responses.request import type_of
+from common.dialects.openai_responses.ids import parse_response_id
+from common.dialects.openai_responses.request import item_type
 from common.dialects.openai_responses.response_object import generation_of_item
 from common.dialects.shared.reading import invalid
 from common.responses import StoredResponse
@@ -83,14 +83,14 @@ async def _dereferenced(principal: Principal, body: dict[str, Any], services: Se
 
 def _reference(item: object) -> str | None:
     """Return the id that an item refers to, None for an item that says something itself."""
-    if not isinstance(item, dict) or type_of(item) != "item_reference":
+    if not isinstance(item, dict) or item_type(item) != "item_reference":
         return None
     return item["id"] if isinstance(item.get("id"), str) else None
 
 
 async def _ended(id_: str, principal: Principal, services: Services) -> StoredResponse | None:
     async def look() -> tuple[StoredResponse | None, bool]:
-        stored = await services.responses.load(generation_id_of(id_), principal.id)
+        stored = await services.responses.load(parse_response_id(id_), principal.id)
         return stored, stored is None or stored.response is not None or stored.failed is not None
 
     return await _settled(look, services)

@@ -68,7 +68,7 @@ async def _read(request: Request, bytes_max: int, budget: BodyBudget) -> bytes |
     while more:
         message = await request.receive()
         if refusal := refusal_in(request.scope):
-            raise GatewayError.of(refusal)
+            raise GatewayError.from_failed(refusal)
         if message["type"] == "http.disconnect":
             raise GatewayError(ErrorKind.CANCELLED, "The client left before its request was complete.")
         piece, more = message.get("body", b""), message.get("more_body", False)

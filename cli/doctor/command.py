@@ -99,13 +99,13 @@ def unknown_prices(settings: Settings) -> list[Finding]:
     """Names of the operator's own whose cost nobody can count."""
     if not settings.aliases:
         return []
-    from common.metering.pricing import is_known  # Here: to read the list takes a quarter of a second.
+    from common.metering.pricing import has_known_price  # Here: to read the list takes a quarter of a second.
 
     found = []
     for alias in sorted(settings.aliases):
         with suppress(GatewayError):
             for target in resolve(alias, settings):
-                if not is_known(target.provider, target.model, settings.prices):
+                if not has_known_price(target.provider, target.model, settings.prices):
                     mend = f'Set SLUICE_PRICES={{"{target.name}": {{"input_usd_per_mtok": …, "output_usd_per_mtok": …}}}}.'
                     what = f"The price of {target.name} (alias {alias}) is not known: it counts for nothing in budgets."
                     found.append(Finding("note", what, mend))

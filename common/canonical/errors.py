@@ -85,7 +85,7 @@ class Failed:
     @property
     def logged_code(self) -> str | None:
         """The code as it may be kept where no prompt may stand."""
-        return one_word(self.code)
+        return single_word_code(self.code)
 
     def to_dict(self) -> dict[str, Any]:
         return {key: value for key, value in asdict(self).items() if value is not None}
@@ -95,7 +95,7 @@ class Failed:
         return cls(**{**fields, "kind": ErrorKind(fields["kind"])})  # type: ignore[call-arg]  # By its value.
 
 
-def one_word(code: object) -> str | None:
+def single_word_code(code: object) -> str | None:
     """Return a code if it is one word. An upstream may put a whole sentence there, and quote the prompt in it."""
     if isinstance(code, str) and 0 < len(code) <= 64 and all(char.isalnum() or char in "._-" for char in code):
         return code
@@ -118,7 +118,7 @@ class GatewayError(Exception):
         self.failed = Failed(kind, message, **fields)
 
     @classmethod
-    def of(cls, failed: Failed) -> "GatewayError":
+    def from_failed(cls, failed: Failed) -> "GatewayError":
         error = cls(failed.kind, failed.message)
         error.failed = failed
         return error

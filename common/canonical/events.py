@@ -74,17 +74,17 @@ class Usage:
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "Usage":
         """Return what ``to_dict`` gave, of this version or another: unknown fields are passed over, missing ones are 0."""
-        return cls.of({name: _stored(fields[name]) for name in fields.keys() & _STORED})
+        return cls.from_figures({name: _parse_figure(fields[name]) for name in fields.keys() & _STORED})
 
     @classmethod
-    def of(cls, figures: Mapping[str, int], model: str = "", service_tier: str = "") -> "Usage":
+    def from_figures(cls, figures: Mapping[str, int], model: str = "", service_tier: str = "") -> "Usage":
         """Return the usage with these counts and details; what is missing is 0."""
         details = {name: figure for name, figure in figures.items() if figure and name in _DETAILS}
         counts = {name: figures.get(name, 0) for name in COUNTS}
         return cls(**counts, details=details, model=model, service_tier=service_tier)
 
 
-def _stored(figure: object) -> int:
+def _parse_figure(figure: object) -> int:
     if type(figure) is int and 0 <= figure <= FIGURE_MAX:
         return figure
     if isinstance(figure, bool) or not isinstance(figure, int | float) or figure != figure:
@@ -92,23 +92,23 @@ def _stored(figure: object) -> int:
     return int(min(max(figure, 0), FIGURE_MAX))
 
 
-def summed(first: Usage | None, second: Usage | None) -> Usage | None:
+def add_usage(first: Usage | None, second: Usage | None) -> Usage | None:
     """Return the usage of two attempts together; None is an attempt that reported nothing."""
     if first is None or second is None:
         return first or second
-    return _combined(first, second, 1)
+    return _combine(first, second, 1)
 
 
-def without(total: Usage, part: Usage | None) -> Usage:
+def subtract_usage(total: Usage, part: Usage | None) -> Usage:
     """Return what is left of ``total`` where ``part`` is taken away, nothing below 0; model and tier stay."""
-    return _combined(total, part, -1) if part else total
+    return _combine(total, part, -1) if part else total
 
 
-def _combined(first: Usage, second: Usage, sign: int) -> Usage:
+def _combine(first: Usage, second: Usage, sign: int) -> Usage:
     figures, others = first.to_dict(), second.to_dict()
     names = figures.keys() | others.keys()
     both = {name: max(0, figures.get(name, 0) + sign * others.get(name, 0)) for name in names}
-    return Usage.of(both, first.model, first.service_tier)
+    return Usage.from_figures(both, first.model, first.service_tier)
 
 
 @dataclass(slots=True)
@@ -264,18 +264,18 @@ class Reply:
 
 def fold(events: Iterable[Event]) -> Reply:
     """Return the whole answer that a stream of events spells out; a stream without a terminal event folds as far as it goes."""
-    folded = Folded()
+    folded = ReplyBuilder()
     for event in events:
         folded.add(event)
     return folded.reply()
 
 
-class Folded:
+class ReplyBuilder:
     """The same for events that are still coming: it takes little more room than the texts in them."""
 
     def __init__(self) -> None:
         self._reply = Reply()
-        self._choices: dict[int, _FoldedChoice] = {}
+        self._choices: dict[int, _ChoiceBuilder] = {}
 
     def add(self, event: Event) -> None:
         match event:
@@ -295,13 +295,13 @@ class Folded:
         self._reply.choices = {index: choice.whole() for index, choice in self._choices.items()}
         return self._reply
 
-    def _choice(self, index: int) -> "_FoldedChoice":
+    def _choice(self, index: int) -> "_ChoiceBuilder":
         if index not in self._choices:
-            self._choices[index] = _FoldedChoice()
+            self._choices[index] = _ChoiceBuilder()
         return self._choices[index]
 
 
-class _FoldedChoice:
+class _ChoiceBuilder:
     """One choice. ``_texts`` are those of its blocks, in the same order: a block gets its text in the end."""
 
     def __init__(self) -> None:

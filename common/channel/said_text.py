@@ -11,19 +11,19 @@ from typing import Any
 import orjson
 
 from common.dialects import DIALECTS
-from common.dialects.shared.own_bytes import objects_in
+from common.dialects.shared.sent_events import objects_in
 from common.sse import read_block, split_blocks
 
 
 def said_in_stream(dialect: str, data: bytes) -> str:
     """Return the text in whole SSE events of a stream."""
-    text_of = DIALECTS[dialect].text_of_event
+    text_of = DIALECTS[dialect].event_text
     return "".join(_text(text_of(_object(read_block(block)[1]))) for block in split_blocks(data))
 
 
 def said_in_whole(dialect: str, body: bytes) -> str:
     """Return the text of a whole answer; of one that is cut, nothing."""
-    return _text(DIALECTS[dialect].text_of_whole(_object(body)))
+    return _text(DIALECTS[dialect].reply_text(_object(body)))
 
 
 def _object(raw: bytes) -> dict[str, Any]:

@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 from common.config.proxies import Proxy, proxy_for
 from common.config.settings import Settings
-from common.guardrails.custom import Custom, Post, load
+from common.guardrails.custom import CustomGuardrails, PostWebhook, load
 
 
-def custom_of(settings: Settings, poster: Callable[[str, float, Proxy | None], Post]) -> Custom | None:
+def custom_of(settings: Settings, poster: Callable[[str, float, Proxy | None], PostWebhook]) -> CustomGuardrails | None:
     """Return the operator's own guardrails, None where there are none; ``poster`` is asked only for a webhook.
 
     Raises:
@@ -18,4 +18,4 @@ def custom_of(settings: Settings, poster: Callable[[str, float, Proxy | None], P
     if not (plugin or url):
         return None
     post = poster(url, timeout_s, proxy_for(url, settings)) if url else None
-    return Custom(load(plugin) if plugin else None, post, timeout_s)
+    return CustomGuardrails(load(plugin) if plugin else None, post, timeout_s)

@@ -13,7 +13,7 @@ from common.access.principal import GuardrailPolicy, Principal
 from common.config.model_patterns import guards
 from common.config.model_routes import Target
 from common.config.settings import Settings
-from common.guardrails.table import Mode, of_side
+from common.guardrails.table import Mode, guardrails_for_side
 
 
 class Policies:
@@ -41,4 +41,4 @@ def on_output(policy: GuardrailPolicy | None) -> Mapping[str, str]:
     """Return what a worker has to do: the guardrails of answers that are on, by their modes."""
     if policy is None:
         return {}
-    return {row.name: str(mode) for row in of_side("output") if (mode := policy.mode(row.name)) is not Mode.OFF}
+    return {row.name: str(mode) for row in guardrails_for_side("output") if (mode := policy.mode(row.name)) is not Mode.OFF}

@@ -31,7 +31,7 @@ class ReplyInfo:
 
 
 @dataclass(slots=True)
-class SoFar:
+class OpenStream:
     """What a stream that now fails has said: ``last`` is the data of its last frame, whole SSE events, or nothing.
 
     ``model`` and ``created_s`` are as in its ``ReplyInfo``.
@@ -55,7 +55,7 @@ class Encoder(Protocol):
 
 
 @dataclass(slots=True)
-class Ended:
+class EndedEncoder:
     """The encoder of a stream that is over but for ``rest``, the events that close it."""
 
     rest: bytes = b""
@@ -68,15 +68,15 @@ class Ended:
 class Progress:
     """What a client has of an answer that broke off, read back from its own bytes.
 
-    ``is_plain``: it is text, perhaps after thinking that is over, and nothing else, so another call can go on with it.
-    ``encoder`` goes on behind the last event: no second start, the same ids and indices. ``owed`` stands between the two:
-    what a reader must have before anything else. ``finished``: the client knows that the answer is over.
+    ``is_plain``: the answer is text, perhaps after reasoning that has ended, and nothing else, so another call can continue
+    it. ``missing_events`` are SSE events that the client needs before any other. ``encoder`` continues after them: no second
+    start, the same ids and indices. ``finished`` is set if the client already knows that the answer is over.
     """
 
     text: str
     is_plain: bool
     encoder: Encoder
-    owed: bytes = b""
+    missing_events: bytes = b""
     finished: Finished | None = None
     usage: Usage | None = None
 
@@ -102,7 +102,7 @@ class Dialect(Protocol):
         """
         ...
 
-    def encode_whole(self, reply: Reply, request: GenerationRequest, info: ReplyInfo) -> bytes:
+    def encode_reply(self, reply: Reply, request: GenerationRequest, info: ReplyInfo) -> bytes:
         """Return the JSON body of a non-streaming answer. ``reply.failed`` is None."""
         ...
 
@@ -114,15 +114,15 @@ class Dialect(Protocol):
         """Return the JSON body for a failure before the first byte."""
         ...
 
-    def error_event(self, failed: Failed, so_far: SoFar) -> bytes:
+    def error_event(self, failed: Failed, stream: OpenStream) -> bytes:
         """Return the SSE event for a failure once the stream is open."""
         ...
 
-    def text_of_event(self, event: dict[str, Any]) -> object:
+    def event_text(self, event: dict[str, Any]) -> object:
         """Return what one event of a stream says of the answer's text, as it came; anything else that is no text: None."""
         ...
 
-    def text_of_whole(self, answer: dict[str, Any]) -> object:
+    def reply_text(self, answer: dict[str, Any]) -> object:
         """The same of a whole answer."""
         ...
 

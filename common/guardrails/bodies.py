@@ -33,7 +33,7 @@ class BodyTexts(JsonTexts):
     """The texts of one body. Roles are system, assistant or other."""
 
     @classmethod
-    def of(cls, body: dict[str, Any]) -> "BodyTexts":
+    def from_body(cls, body: dict[str, Any]) -> "BodyTexts":
         found = cls(body)
         found.read()
         return found

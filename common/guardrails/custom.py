@@ -51,7 +51,7 @@ class Verdict:
     reason: str = ""
 
 
-class Guardrail(Protocol):
+class GuardrailPlugin(Protocol):
     """What ``guardrail_plugin`` names. It may be a coroutine function; one that is none runs in a thread."""
 
     def __call__(self, check: Check) -> Verdict | Awaitable[Verdict]: ...
@@ -65,7 +65,7 @@ class PluginError(ValueError):
     """The plugin that the settings name cannot be loaded."""
 
 
-class Post(Protocol):
+class PostWebhook(Protocol):
     """The body of a POST to the body of its answer. Raises anything where there is none with status 200."""
 
     async def __call__(self, body: bytes) -> bytes: ...
@@ -73,7 +73,7 @@ class Post(Protocol):
     async def close(self) -> None: ...
 
 
-def load(name: str) -> Guardrail:
+def load(name: str) -> GuardrailPlugin:
     """Return the callable that ``module:callable`` names.
 
     Raises:
@@ -90,15 +90,15 @@ def load(name: str) -> Guardrail:
         raise PluginError(f"{name!r} could not be loaded: {type(error).__name__}: {error}") from error
     if not callable(found):
         raise PluginError(f"{name!r} is not callable")
-    guardrail: Guardrail = found
+    guardrail: GuardrailPlugin = found
     return guardrail
 
 
-class Custom:
+class CustomGuardrails:
     """An operator's own guardrails, one per process. ``ask`` is all there is to it; where there are none, nobody says that a
     text may pass."""
 
-    def __init__(self, plugin: Guardrail | None = None, post: Post | None = None, timeout_s: float = 0) -> None:
+    def __init__(self, plugin: GuardrailPlugin | None = None, post: PostWebhook | None = None, timeout_s: float = 0) -> None:
         self._plugin, self._post, self._timeout_s = plugin, post, timeout_s
 
     def is_needed(self, mode: str) -> bool:
@@ -109,7 +109,7 @@ class Custom:
         if self._post:
             await self._post.close()
 
-    async def ask(self, check: Check) -> Verdict:
+    async def evaluate(self, check: Check) -> Verdict:
         """Return what is to become of a text; a replacement has as many texts as there were.
 
         Raises:
@@ -158,7 +158,7 @@ class Custom:
         return _read(await self._post(orjson.dumps(asked)))
 
 
-async def webhook_answer(status: int, pieces: AsyncIterable[bytes]) -> bytes:
+async def read_webhook_answer(status: int, pieces: AsyncIterable[bytes]) -> bytes:
     """Return the body of a webhook's answer.
 
     Raises:
@@ -188,6 +188,6 @@ def _read(answer: bytes) -> Verdict:
     )
 
 
-def joined(texts: list[str]) -> str:
+def join_texts(texts: list[str]) -> str:
     """Return several texts as one, as a guardrail sees them."""
     return SEPARATOR.join(text.replace(SEPARATOR, " ") for text in texts)

@@ -1,4 +1,4 @@
-"""Which expressions of an operator's can be used as guardrails, and what are they compiled to?
+"""Which expressions of an operator's can be used as guardrails, and what are they compile_patterns to?
 
 Python's regular expressions, run by the ``regex`` package. What cannot work is refused when settings are read; searching with
 them is ``patterns.py``.
@@ -13,7 +13,7 @@ import regex
 
 # Never in text that is UTF-8 somewhere. Behind a pattern it can never match, so what matches "in part" is exactly what
 # could be the beginning of a match, or a match that could grow.
-UNSAYABLE = "\ud800"
+IMPOSSIBLE_CHAR = "\ud800"
 PATTERNS_MAX = 50
 PATTERN_CHARS_MAX = 1_000
 # Of the process's own time. An expression that does not run away takes microseconds for what a stream brings, and for long
@@ -26,11 +26,11 @@ _ASSERTIONS = "bB"
 class Pattern:
     """One expression, twice: as it is, and as what could be its beginning."""
 
-    whole: regex.Pattern[str]
-    begun: regex.Pattern[str]
+    full: regex.Pattern[str]
+    beginning: regex.Pattern[str]
 
 
-def compiled(sources: Sequence[str]) -> tuple[Pattern, ...]:
+def compile_patterns(sources: Sequence[str]) -> tuple[Pattern, ...]:
     """Return the expressions, ready to be used.
 
     Raises:
@@ -38,28 +38,28 @@ def compiled(sources: Sequence[str]) -> tuple[Pattern, ...]:
     """
     if len(sources) > PATTERNS_MAX:
         raise ValueError(f"there are {len(sources)} patterns, and {PATTERNS_MAX} at most are taken: join some with |")
-    return tuple(_compiled(source, f"pattern {number}") for number, source in enumerate(sources, 1))
+    return tuple(_compile(source, f"pattern {number}") for number, source in enumerate(sources, 1))
 
 
-def _compiled(source: str, name: str) -> Pattern:
+def _compile(source: str, name: str) -> Pattern:
     if len(source) > PATTERN_CHARS_MAX:
         raise ValueError(f"{name} has {len(source)} characters, and {PATTERN_CHARS_MAX} at most are taken")
     try:
         with warnings.catch_warnings(action="error"):
             as_python = re.compile(source)  # What only the other package knows (fuzzy matches, recursion) is not offered.
-            relaxed = _relaxed(source)
-            whole = regex.compile(source)
+            relaxed = _without_boundaries(source)
+            full = regex.compile(source)
             end = "\n" if as_python.flags & re.VERBOSE else ""  # A comment may be open.
-            begun = regex.compile(f"(?:{relaxed}{end}){UNSAYABLE}")
-            matches_nothing = whole.search("", timeout=SEARCH_TIMEOUT_S)
+            beginning = regex.compile(f"(?:{relaxed}{end}){IMPOSSIBLE_CHAR}")
+            matches_nothing = full.search("", timeout=SEARCH_TIMEOUT_S)
     except (re.error, regex.error, Warning, OverflowError, RecursionError, TimeoutError) as error:
         raise ValueError(f"{name} is not a regular expression that can be used: {error}") from error
     if matches_nothing:
         raise ValueError(f"{name} matches an empty text, so it would match everywhere: let it need a character at least")
-    return Pattern(whole, begun)
+    return Pattern(full, beginning)
 
 
-def _relaxed(source: str) -> str:
+def _without_boundaries(source: str) -> str:
     r"""Return an expression without its ``\b`` and ``\B``: at the end of what has come so far nobody knows whether they hold.
 
     Raises:

@@ -14,7 +14,7 @@ CONTEXT_CHARS = 64  # How far a pattern may look behind its match: \b, ^ and loo
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class Match:
     """One match. ``name`` is what the log and a refusal call it, and quotes nothing. ``mark`` takes its place, where its
     guardrail replaces.
 
@@ -33,11 +33,11 @@ class Finder(Protocol):
 
     slow: Sequence[int] = ()  # Numbers of the operator's expressions that took too long.
 
-    def find(self, text: str, start: int) -> Found | None:
+    def find(self, text: str, start: int) -> Match | None:
         """Return the first whole match that begins at ``start`` or later."""
         ...
 
-    def viable(self, text: str, start: int) -> int | None:
+    def find_possible_start(self, text: str, start: int) -> int | None:
         """Return the first position, from ``start`` on, from which the rest of ``text`` could be the beginning of a match."""
         ...
 
@@ -50,7 +50,7 @@ class Redacted:
     counts: Counter[str] = field(default_factory=Counter)
 
 
-def redacted(finder: Finder, text: str) -> Redacted:
+def replace_matches(finder: Finder, text: str) -> Redacted:
     """Return a text with everything that a finder finds in it replaced by its mark."""
     done, pieces, counts = 0, [], Counter[str]()
     while match := finder.find(text, done):

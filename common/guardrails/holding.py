@@ -12,8 +12,8 @@ before a seam (see ``flush`` and ``resume``).
 from collections import Counter
 from collections.abc import Sequence
 
-from common.guardrails.expressions import UNSAYABLE
-from common.guardrails.finding import CONTEXT_CHARS, MATCH_CHARS_MAX, Finder, Found
+from common.guardrails.expressions import IMPOSSIBLE_CHAR
+from common.guardrails.finding import CONTEXT_CHARS, MATCH_CHARS_MAX, Finder, Match
 
 
 class TextFilter:
@@ -28,19 +28,19 @@ class TextFilter:
         self._start = 0  # Where a match may begin.
         self._out = 0  # Up to where it has been passed on; past ``_start`` only behind a seam.
         self.counts: Counter[str] = Counter()
-        self.blocked: Found | None = None
+        self.blocking_match: Match | None = None
 
     def feed(self, text: str) -> str:
         """Return what can be passed on now that ``text`` has come."""
         # Hot path: once per delta.
-        if self.blocked:
+        if self.blocking_match:
             return ""
-        self._text += text.replace(UNSAYABLE, "\ufffd")
+        self._text += text.replace(IMPOSSIBLE_CHAR, "\ufffd")
         return self._advance(self._viable(self._start))
 
     def flush(self) -> str:
         """Return what is held, after a last look: the text ends here. A match that goes on behind the seam is found there."""
-        if self.blocked or not self._text:
+        if self.blocking_match or not self._text:
             return ""
         seam = self._viable(self._start)
         return self._advance(len(self._text), seam)
@@ -53,7 +53,7 @@ class TextFilter:
         self.flush()
         self._out = len(self._text)
         self.counts.clear()  # The other has counted them.
-        self.blocked = None
+        self.blocking_match = None
 
     @property
     def slow(self) -> list[int]:
@@ -66,7 +66,7 @@ class TextFilter:
     def _viable(self, start: int) -> int:
         """Where that begins which could become a match."""
         text = self._text
-        starts = [at for finder in self._finders if (at := finder.viable(text, start)) is not None]
+        starts = [at for finder in self._finders if (at := finder.find_possible_start(text, start)) is not None]
         hold = min(starts, default=len(text))
         oldest = len(text) - MATCH_CHARS_MAX
         if hold >= oldest:
@@ -77,7 +77,7 @@ class TextFilter:
             return found.start + 1
         return self._viable(oldest)
 
-    def _find(self, start: int) -> Found | None:
+    def _find(self, start: int) -> Match | None:
         matches = [match for finder in self._finders if (match := finder.find(self._text, start))]
         # The first of those that begin at one place is the one whose finder is first.
         return min(matches, key=lambda match: (not match.is_forced, match.start), default=None)
@@ -90,7 +90,7 @@ class TextFilter:
             pieces.append(self._text[self._out : found.start])
             self.counts[found.name] += 1
             if self._ends:
-                self.blocked = found
+                self.blocking_match = found
                 self._text, self._start, self._out = "", 0, 0
                 return "".join(pieces)
             pieces.append(found.mark)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import regex
 
-from common.guardrails.finding import Finder, Found
+from common.guardrails.finding import Finder, Match
 from common.guardrails.holding import TextFilter
 from common.guardrails.json_values import EMBEDDED_LEVELS_MAX, number_text
 
@@ -33,7 +33,7 @@ _ESCAPE = regex.compile(r'\\(?:["\\/bfnrt]|u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-
 class JsonFilter:
     """See ``TextFilter``, whose face it has; ``finders`` makes those for one text."""
 
-    blocked: Found | None = None  # What is found here is replaced.
+    blocking_match: Match | None = None  # What is found here is replaced.
     slow: Sequence[int] = ()  # The operator's expressions look for text as the model writes it, JSON or not.
 
     def __init__(self, finders: Callable[[], list[Finder]], level: int = 0) -> None:

@@ -9,8 +9,8 @@ from typing import Protocol
 
 import regex
 
-from common.guardrails.expressions import SEARCH_TIMEOUT_S, SEARCH_TIMEOUT_S_PER_CHAR, Pattern, compiled
-from common.guardrails.finding import Finder, Found
+from common.guardrails.expressions import SEARCH_TIMEOUT_S, SEARCH_TIMEOUT_S_PER_CHAR, Pattern, compile_patterns
+from common.guardrails.finding import Finder, Match
 from common.guardrails.search import Search
 from common.guardrails.table import Side
 
@@ -24,7 +24,7 @@ class Expressions(Protocol):
 
 def prepare(settings: Expressions, side: Side) -> Search | None:
     sources = settings.guardrail_patterns_in if side == "input" else settings.guardrail_patterns_out
-    return PatternSearch(compiled(sources)) if sources else None
+    return PatternSearch(compile_patterns(sources)) if sources else None
 
 
 class PatternSearch(Search):
@@ -46,22 +46,22 @@ class PatternFinder(Finder):
         self._is_closed = is_closed
         self.slow: list[int] = []
 
-    def find(self, text: str, start: int) -> Found | None:
+    def find(self, text: str, start: int) -> Match | None:
         if self.slow and self._is_closed:
-            return Found(start, start, _name(self.slow[0]), is_forced=True)
-        first: Found | None = None
+            return Match(start, start, _name(self.slow[0]), is_forced=True)
+        first: Match | None = None
         for number, pattern in list(self._left.items()):
-            match = self._search(number, pattern.whole, text, start, partial=False)
+            match = self._search(number, pattern.full, text, start, partial=False)
             if self.slow and self._is_closed:
-                return Found(start, start, _name(number), is_forced=True)
+                return Match(start, start, _name(number), is_forced=True)
             if match and (first is None or match.start() < first.start):
-                first = Found(match.start(), match.end(), _name(number))
+                first = Match(match.start(), match.end(), _name(number))
         return first
 
-    def viable(self, text: str, start: int) -> int | None:
+    def find_possible_start(self, text: str, start: int) -> int | None:
         starts = []
         for number, pattern in list(self._left.items()):
-            match = self._search(number, pattern.begun, text, start, partial=True)
+            match = self._search(number, pattern.beginning, text, start, partial=True)
             if match and match.start() < len(text):
                 starts.append(match.start())
         return min(starts, default=None)

@@ -1,7 +1,7 @@
 """Which pieces of a text are personal data, or a secret?
 
 Mail addresses, telephone numbers, payment card numbers (with their check digit), and keys (``common.process.key_shapes``,
-JSON web tokens, private key blocks). Found by shape alone, so what has none is not found: names, postal addresses,
+JSON web tokens, private key blocks). Match by shape alone, so what has none is not found: names, postal addresses,
 passwords, numbers as they are dialled inside a country. Every pattern is bounded: a match is never longer than what a
 stream may hold back, and none can take more than linear time.
 
@@ -11,8 +11,8 @@ anywhere: in scripts without spaces, text stands right beside it. It is looked f
 
 import regex
 
-from common.guardrails.expressions import UNSAYABLE
-from common.guardrails.finding import Finder, Found, Redacted, redacted
+from common.guardrails.expressions import IMPOSSIBLE_CHAR
+from common.guardrails.finding import Finder, Match, Redacted, replace_matches
 from common.guardrails.folding import fold
 from common.guardrails.search import Search
 from common.guardrails.table import Side
@@ -64,8 +64,8 @@ _KEY = rf"""
 _MARKS = {"key": "[KEY]", "email": "[EMAIL]", "phone": "[PHONE]", "card": "[CARD]"}
 # Where two begin at the same place the first wins. Cards come last: only their check digit tells, so they may be refused.
 _ALL = f"(?P<key> {_KEY} ) | (?P<email> {_EMAIL} ) | (?P<phone> {_PHONE} ) | (?P<card> {_CARD} )"
-WHOLE = regex.compile(_ALL, regex.VERBOSE)
-_BEGUN = regex.compile(f"(?: {_ALL} ) {UNSAYABLE}", regex.VERBOSE)
+FULL_MATCH = regex.compile(_ALL, regex.VERBOSE)
+_BEGINNING = regex.compile(f"(?: {_ALL} ) {IMPOSSIBLE_CHAR}", regex.VERBOSE)
 _CARD_DIGITS = range(13, 20)
 # Behind a quoted name and a colon a number is JSON's, and what replaces it must be JSON, too.
 _MEMBER = regex.compile(r'" [ \t\n]{0,8} : [ \t\n]{0,8} \Z', regex.VERBOSE)
@@ -78,22 +78,22 @@ class PiiFinder(Finder):
     def __init__(self) -> None:
         self._text = self._folded = ""
 
-    def find(self, text: str, start: int) -> Found | None:
+    def find(self, text: str, start: int) -> Match | None:
         folded = self._fold(text)
         # The interpreter's lock is given back meanwhile: a long text is looked through beside the loop.
-        while match := WHOLE.search(folded, start, concurrent=True):
+        while match := FULL_MATCH.search(folded, start, concurrent=True):
             name = match.lastgroup or ""
             size = _card_chars(match[0]) if name == "card" else len(match[0])
             if size:
                 mark, begin = _MARKS[name], match.start()
                 if name == "card" and _MEMBER.search(folded, max(0, begin - _MEMBER_CHARS), begin):
                     mark = f'"{mark}"'
-                return Found(begin, begin + size, name, mark)
+                return Match(begin, begin + size, name, mark)
             start = match.start() + 1
         return None
 
-    def viable(self, text: str, start: int) -> int | None:
-        match = _BEGUN.search(self._fold(text), start, partial=True, concurrent=True)
+    def find_possible_start(self, text: str, start: int) -> int | None:
+        match = _BEGINNING.search(self._fold(text), start, partial=True, concurrent=True)
         return match.start() if match and match.start() < len(text) else None
 
     def _fold(self, text: str) -> str:
@@ -114,7 +114,7 @@ def prepare(settings: object, side: Side) -> Search:
 
 def redact(text: str) -> Redacted:
     """Return a text with everything found in it replaced by ``[EMAIL]``, ``[PHONE]``, ``[CARD]`` or ``[KEY]``."""
-    return redacted(PiiFinder(), text)
+    return replace_matches(PiiFinder(), text)
 
 
 def _card_chars(text: str) -> int:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from common.guardrails.finding import Finder, redacted
+from common.guardrails.finding import Finder, replace_matches
 from common.guardrails.table import Block, Guardrail, Side
 
 
@@ -35,12 +35,12 @@ class Prompt:
 class Findings:
     """What a search found in a prompt.
 
-    ``counts`` are for the log: names and numbers, no text. ``found`` is for the words of a refusal. ``texts`` are those of the
+    ``counts`` are for the log: names and numbers, no text. ``detail`` is for the words of a refusal. ``texts`` are those of the
     prompt with everything replaced that is to be. ``slow`` are the numbers of expressions that took too long.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
-    found: str = ""
+    detail: str = ""
     texts: list[str] | None = None
     slow: Sequence[int] = ()
 
@@ -59,7 +59,7 @@ class Search:
         return self._matched(prompt, blocks=blocks)
 
     def _replaced(self, prompt: Prompt, *, blocks: bool) -> Findings:
-        results = [redacted(self.finder(blocks=blocks), text) for text in prompt.texts]
+        results = [replace_matches(self.finder(blocks=blocks), text) for text in prompt.texts]
         return Findings(sum((result.counts for result in results), Counter[str]()), texts=[result.text for result in results])
 
     def _matched(self, prompt: Prompt, *, blocks: bool) -> Findings:
@@ -68,7 +68,7 @@ class Search:
         for text in [*prompt.texts, *(text for text, _ in prompt.quoted)]:
             if match := finder.find(text, 0):
                 findings.counts[match.name] += 1
-                findings.found = findings.found or match.name
+                findings.detail = findings.detail or match.name
                 if blocks:
                     break
         findings.slow = finder.slow

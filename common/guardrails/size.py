@@ -25,9 +25,9 @@ class SizeSearch(Search):
         findings, chars = Findings(), prompt.chars
         if chars > self._chars_max:
             findings.counts["characters"] = 1
-            findings.found = f"{chars} characters, and {self._chars_max} at most are taken. Send less"
+            findings.detail = f"{chars} characters, and {self._chars_max} at most are taken. Send less"
         if prompt.messages > self._messages_max:
             findings.counts["messages"] = 1
             too_many = f"{prompt.messages} messages, and {self._messages_max} at most are taken. Send fewer"
-            findings.found = findings.found or too_many
+            findings.detail = findings.detail or too_many
         return findings

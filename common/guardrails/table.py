@@ -33,7 +33,7 @@ class Block(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Guardrail:
-    """One row. ``refusal`` is what a client reads whose prompt is refused, ``{found}`` what the guardrail adds; it must quote
+    """One row. ``refusal`` is what a client reads whose prompt is refused, ``{detail}`` what the guardrail adds; it must quote
     nothing of the prompt."""
 
     name: str
@@ -48,12 +48,12 @@ class Guardrail:
 
 
 # Size first, for it costs nothing; invisible characters go before whatever they could hide; an operator's own sees the rest.
-SIZE = Guardrail("size", ("input",), Block.REFUSE, "The prompt has {found}.")
+SIZE = Guardrail("size", ("input",), Block.REFUSE, "The prompt has {detail}.")
 CUSTOM = Guardrail(
     "custom",
     ("input", "output"),
     Block.VERDICT,
-    "The gateway's operator does not let this prompt pass{found}. Change it.",
+    "The gateway's operator does not let this prompt pass{detail}. Change it.",
 )
 GUARDRAILS = (
     SIZE,
@@ -69,13 +69,13 @@ GUARDRAILS = (
         "patterns",
         ("input", "output"),
         Block.REFUSE,
-        "The prompt holds what the gateway's operator lets nobody send ({found}). Take it out.",
+        "The prompt holds what the gateway's operator lets nobody send ({detail}). Take it out.",
     ),
     Guardrail("pii", ("input", "output"), Block.REPLACE),
     CUSTOM,
 )
 
 
-def of_side(side: Side) -> list[Guardrail]:
+def guardrails_for_side(side: Side) -> list[Guardrail]:
     """Return the guardrails of one side, in their order."""
     return [row for row in GUARDRAILS if side in row.sides]

@@ -15,9 +15,9 @@ from typing import Any
 
 import orjson
 
-from common.canonical.events import Usage, summed
+from common.canonical.events import Usage, add_usage
 from common.canonical.money import NANO_USD
-from common.metering.pricing import Cost, Price, price
+from common.metering.pricing import Cost, Price, calculate_cost
 
 NANO_MAX = 10**15  # A million dollars for one attempt: more than ``FIGURE_MAX`` tokens of any model cost.
 
@@ -65,8 +65,8 @@ class Attempt:
             tier,
         )
 
-    def priced(self, prices: Mapping[str, Price]) -> "Attempt":
-        self.cost = price(self.usage, self.provider, self.model, prices) if self.usage else None
+    def apply_prices(self, prices: Mapping[str, Price]) -> "Attempt":
+        self.cost = calculate_cost(self.usage, self.provider, self.model, prices) if self.usage else None
         return self
 
 
@@ -77,22 +77,22 @@ def pack(attempts: Iterable[Attempt]) -> bytes:
 def unpack(packed: bytes | None) -> list[Attempt]:
     """Return what was packed; nothing where it is none of ours."""
     try:
-        return attempts_of(orjson.loads(packed)) if packed else []
+        return parse_attempts(orjson.loads(packed)) if packed else []
     except orjson.JSONDecodeError:
         return []
 
 
-def attempts_of(found: Any) -> list[Attempt]:
+def parse_attempts(found: Any) -> list[Attempt]:
     return [Attempt.from_dict(each) for each in found if isinstance(each, dict)] if isinstance(found, list) else []
 
 
-def attempts_in(told: Mapping[str, Any]) -> list[Attempt]:
+def attempts_from_record(told: Mapping[str, Any]) -> list[Attempt]:
     """Return the attempts that the data of a head or an end names.
 
     The version before named none: in a head only the sum of those before it (``spent``), in an end the sum and its cost.
     """
     if "attempts" in told:
-        return attempts_of(told["attempts"])
+        return parse_attempts(told["attempts"])
     usage = told["spent"] if "spent" in told else told.get("usage")
     if not isinstance(usage, dict):
         return []
@@ -101,7 +101,7 @@ def attempts_in(told: Mapping[str, Any]) -> list[Attempt]:
     return [found]
 
 
-def merged(from_log: Sequence[Attempt], noted: Sequence[Attempt]) -> list[Attempt]:
+def merge_attempts(from_log: Sequence[Attempt], noted: Sequence[Attempt]) -> list[Attempt]:
     """Return all attempts: the log tells most of those that it has, and the note has those after its last head too."""
     return [*from_log, *noted[len(from_log) :]]
 
@@ -109,7 +109,7 @@ def merged(from_log: Sequence[Attempt], noted: Sequence[Attempt]) -> list[Attemp
 def total_usage(attempts: Sequence[Attempt]) -> Usage | None:
     if len(attempts) == 1:  # Nearly always.
         return attempts[0].usage
-    return reduce(summed, (attempt.usage for attempt in attempts), None)
+    return reduce(add_usage, (attempt.usage for attempt in attempts), None)
 
 
 def total_cost(attempts: Iterable[Attempt]) -> Cost | None:

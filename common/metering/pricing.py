@@ -91,32 +91,32 @@ class Price(BaseModel):
     output_audio_usd_per_mtok: _Rate | None = None
     web_searches_usd_per_k: _Rate | None = None
 
-    def of(self, usage: Usage) -> Cost:
+    def cost_of(self, usage: Usage) -> Cost:
         details = usage.details
         plain, output = self.input_usd_per_mtok, self.output_usd_per_mtok
-        write = _said(self.cache_write_usd_per_mtok, plain)
+        write = _rate_or(self.cache_write_usd_per_mtok, plain)
         written_1h, heard, spoken = (details.get(name, 0) for name in _OWN_PARTS)
         text = max(0, usage.input_tokens - usage.cache_read_tokens - usage.cache_write_tokens - heard)
         input_usd = (
             text * plain
-            + heard * _said(self.input_audio_usd_per_mtok, plain)
-            + usage.cache_read_tokens * _said(self.cache_read_usd_per_mtok, plain)
+            + heard * _rate_or(self.input_audio_usd_per_mtok, plain)
+            + usage.cache_read_tokens * _rate_or(self.cache_read_usd_per_mtok, plain)
             + (usage.cache_write_tokens - written_1h) * write
-            + written_1h * _said(self.cache_write_1h_usd_per_mtok, write)
+            + written_1h * _rate_or(self.cache_write_1h_usd_per_mtok, write)
         )
-        output_usd = (usage.output_tokens - spoken) * output + spoken * _said(self.output_audio_usd_per_mtok, output)
-        searches_usd = details.get("web_searches", 0) * _said(self.web_searches_usd_per_k, Decimal(0)) / 1000
+        output_usd = (usage.output_tokens - spoken) * output + spoken * _rate_or(self.output_audio_usd_per_mtok, output)
+        searches_usd = details.get("web_searches", 0) * _rate_or(self.web_searches_usd_per_k, Decimal(0)) / 1000
         return Cost(input_usd / _MTOK + searches_usd, output_usd / _MTOK)
 
 
 _OWN_PARTS = ("cache_write_1h_tokens", "input_audio_tokens", "output_audio_tokens")
 
 
-def _said(rate: Decimal | None, otherwise: Decimal) -> Decimal:
+def _rate_or(rate: Decimal | None, otherwise: Decimal) -> Decimal:
     return otherwise if rate is None else rate
 
 
-def price(usage: Usage, provider: str, model: str, overrides: Mapping[str, Price]) -> Cost | None:
+def calculate_cost(usage: Usage, provider: str, model: str, overrides: Mapping[str, Price]) -> Cost | None:
     """Return what ``usage`` costs at a provider; ``overrides`` are prices by ``provider/model``.
 
     The model is the one that the upstream named, if its price is known, else ``model``, the one that was asked for: an
@@ -125,7 +125,7 @@ def price(usage: Usage, provider: str, model: str, overrides: Mapping[str, Price
     names = dict.fromkeys(name for name in (usage.model, model) if name)
     for name in names:
         if own := _own_price(provider, name, overrides):
-            return own.of(usage)
+            return own.cost_of(usage)
     if listed := _LISTED_AS.get(provider):
         for name in names:
             if _is_listed(listed, name):
@@ -133,7 +133,7 @@ def price(usage: Usage, provider: str, model: str, overrides: Mapping[str, Price
     return None
 
 
-def is_known(provider: str, model: str, overrides: Mapping[str, Price]) -> bool:
+def has_known_price(provider: str, model: str, overrides: Mapping[str, Price]) -> bool:
     """Whether a model's tokens have a price, served as it is by default."""
     return _own_price(provider, model, overrides) is not None or _is_priced(provider, model)
 
@@ -149,7 +149,7 @@ def _own_price(provider: str, model: str, overrides: Mapping[str, Price]) -> Pri
 
 @lru_cache(maxsize=4096)
 def _is_priced(provider: str, model: str) -> bool:
-    return price(Usage(1, 1), provider, model, {}) is not None
+    return calculate_cost(Usage(1, 1), provider, model, {}) is not None
 
 
 def _listed_cost(usage: Usage, provider: str, model: str) -> Cost | None:
@@ -211,4 +211,4 @@ def _is_listed(provider: str, model: str) -> bool:
 
 def load() -> None:
     """Read the price list now, so that no generation waits for it."""
-    price(Usage(), "openai", "gpt-4o", {})
+    calculate_cost(Usage(), "openai", "gpt-4o", {})

@@ -39,7 +39,7 @@ _TOOLS_TOKENS = 100  # What they tell a model about tools at all: seen were 30 (
 # Anthropic counts up to 1,600 tokens for an image, OpenAI 85 to 1,105, Gemini 258 per tile: size decides, and most are
 # addresses whose size is not known here. The same for a document, whose pages are not known either.
 _MEDIA_TOKENS = 1000
-OUTPUT_TOKENS_UNSAID = 1_000  # What is reserved for an answer whose length the request does not bound.
+OUTPUT_TOKENS_DEFAULT = 1_000  # What is reserved for an answer whose length the request does not bound.
 
 
 def estimate_tokens(request: GenerationRequest) -> int:
@@ -69,7 +69,7 @@ def estimate_tokens(request: GenerationRequest) -> int:
 
 def reserved_tokens(request: GenerationRequest) -> int:
     """Return the most that a request may take, as far as that can be told before it runs."""
-    return estimate_tokens(request) + (request.max_output_tokens or OUTPUT_TOKENS_UNSAID) * request.choices
+    return estimate_tokens(request) + (request.max_output_tokens or OUTPUT_TOKENS_DEFAULT) * request.choices
 
 
 def estimate_text_tokens(text: str) -> int:
@@ -113,7 +113,7 @@ def _bytes(text: str) -> int:
     return len(text.encode())
 
 
-def filled(reported: Usage | None, asked: Callable[[], int], output_tokens: int) -> Usage:
+def fill_usage(reported: Usage | None, asked: Callable[[], int], output_tokens: int) -> Usage:
     """Return what an upstream reported, and for what it did not an estimate: some report at the beginning, or never.
 
     ``asked`` counts the prompt, and is called only where nothing is known of it; of the answer the larger figure is taken.

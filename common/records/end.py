@@ -12,7 +12,7 @@ import orjson
 
 from common.canonical.errors import Failed
 from common.canonical.events import Usage
-from common.metering.attempt_cost import Attempt, attempts_in
+from common.metering.attempt_cost import Attempt, attempts_from_record
 from common.metering.pricing import Cost
 from common.records.fields import FORMAT, count_of, object_in, text_in, usage_in
 
@@ -86,7 +86,7 @@ class End:
             count_of(told.get("ttft_ms")),
             count_of(told.get("duration_ms")),
             Cost.from_dict(told.get("cost")),
-            attempts_in(told),
+            attempts_from_record(told),
             "attempts" in told,
         )
 

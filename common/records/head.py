@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import orjson
 
 from common.canonical.events import COUNTS, Usage
-from common.metering.attempt_cost import Attempt, attempts_in
+from common.metering.attempt_cost import Attempt, attempts_from_record
 from common.records.fields import FORMAT, count_of, object_in, text_in, usage_in
 
 
@@ -69,6 +69,6 @@ class Head:
             count_of(told.get("ttft_ms")),
             count_of(told.get("continuations")) or 0,
             usage_in(told.get("spent")),
-            attempts_in(told),
+            attempts_from_record(told),
             text_in(told, "upstream_id"),
         )

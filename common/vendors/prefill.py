@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from common.vendors.table import WireName
 
-Way = Literal["reattach", "prefill", "instruction", "none"]
+ContinuationMethod = Literal["reattach", "prefill", "instruction", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ KEEP_ALIVE_HEADERS: Mapping[str, str] = {"x-disconnect": "grace=60"}
 _DECLARED = Prefill(body={"continue_final_message": True, "add_generation_prompt": False})
 
 
-def prefill_of(provider: str, model: str, wire: str, chosen: Way | None) -> Prefill | None:
+def find_prefill(provider: str, model: str, wire: str, chosen: ContinuationMethod | None) -> Prefill | None:
     """Return how a model takes the beginning of its answer, None if it does not; ``chosen`` is what the settings say."""
     found = PREFILLS.get(provider) or (_DECLARED if chosen == "prefill" else None)
     if found is None or chosen == "none" or found.wire != wire:

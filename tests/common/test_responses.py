@@ -6,7 +6,7 @@ from redis.asyncio import Redis
 
 from common.canonical.errors import ErrorKind, Failed, StoreUnavailable
 from common.config.settings import Settings
-from common.dialects.openai_responses.ids import generation_id_of, response_id
+from common.dialects.openai_responses.ids import parse_response_id, response_id
 from common.redis import keyspace
 from common.responses import ResponseStore, StoredResponse
 from common.sse import encode_event
@@ -27,7 +27,7 @@ async def opened(store: ResponseStore) -> None:
 
 def test_ids_of_responses_and_generations_are_one() -> None:
     assert response_id(G) == "resp_1"
-    assert generation_id_of("resp_1") == G
+    assert parse_response_id("resp_1") == G
 
 
 async def test_what_was_asked_is_there_before_its_answer(store: ResponseStore) -> None:

@@ -31,7 +31,7 @@ from common.canonical.events import (
     fold,
 )
 from common.dialects import DIALECTS
-from common.dialects.base import Dialect, ReplyInfo, SoFar
+from common.dialects.base import Dialect, OpenStream, ReplyInfo
 from common.sse import last_block, split_blocks
 from tests.support.clients import sdk_clients, seed_clients
 from tests.support.clients.sdk_clients import ResponseFailed, Seen
@@ -127,8 +127,8 @@ def encode(dialect: Dialect, events: list[Event]) -> bytes:
     return b"".join(encoder.encode(event) for event in events)
 
 
-def encode_whole(dialect: Dialect, events: list[Event]) -> bytes:
-    return dialect.encode_whole(fold(events), dialect.parse(BODIES[dialect.name]), INFO)
+def encode_reply(dialect: Dialect, events: list[Event]) -> bytes:
+    return dialect.encode_reply(fold(events), dialect.parse(BODIES[dialect.name]), INFO)
 
 
 def decoded(recording: Recording) -> list[Event]:
@@ -175,7 +175,7 @@ def test_sdks_read_recorded_streams_as_they_were_sent(dialect: Dialect, recordin
     if not fold(events).usage and dialect.name in ("openai-chat", "agentary"):
         wanted.input_tokens = wanted.output_tokens = None
     assert seen == wanted
-    assert READ_WHOLE[dialect.name](encode_whole(dialect, events)) == expected(dialect, events)
+    assert READ_WHOLE[dialect.name](encode_reply(dialect, events)) == expected(dialect, events)
 
 
 EVERYTHING: list[Event] = [
@@ -207,7 +207,7 @@ def test_sdks_read_a_stream_of_everything(dialect: Dialect) -> None:
     assert seen == expected(dialect, EVERYTHING)
     assert seen.calls == [("call_a", "first", {"a": 1}), ("call_b", "second", {"b": 2}), ("call_c", "third", {})]
     assert (seen.input_tokens, seen.output_tokens) == (100, 20)
-    assert READ_WHOLE[dialect.name](encode_whole(dialect, EVERYTHING)) == seen
+    assert READ_WHOLE[dialect.name](encode_reply(dialect, EVERYTHING)) == seen
 
 
 @dialects
@@ -224,7 +224,7 @@ def test_every_piece_is_whole_events(dialect: Dialect) -> None:
 @dialects
 def test_only_the_last_event_of_a_stream_is_final(dialect: Dialect) -> None:
     blocks = split_blocks(encode(dialect, EVERYTHING))
-    failed = dialect.error_event(Failed(ErrorKind.WORKER_LOST, "gone"), SoFar(INFO.generation_id, blocks[-2]))
+    failed = dialect.error_event(Failed(ErrorKind.WORKER_LOST, "gone"), OpenStream(INFO.generation_id, blocks[-2]))
 
     assert [dialect.is_final(block) for block in blocks] == [False] * (len(blocks) - 1) + [True]
     # After a failure too nothing follows; OpenAI's chat has no event of its own for it.
@@ -237,7 +237,7 @@ def test_ids_and_model_are_the_clients_own(dialect: Dialect) -> None:
     prefixes = {"openai-chat": "chatcmpl-abc", "openai-responses": "resp_abc", "anthropic-messages": "msg_abc"}
     prefix = prefixes.get(dialect.name)
 
-    for data in (encode(dialect, EVERYTHING), encode_whole(dialect, EVERYTHING)):
+    for data in (encode(dialect, EVERYTHING), encode_reply(dialect, EVERYTHING)):
         if dialect.name not in TEXT_ONLY:
             assert prefix
             assert prefix.encode() in data
@@ -258,7 +258,7 @@ def test_answer_without_any_output_is_still_whole(dialect: Dialect) -> None:
     events: list[Event] = [Started(), Finished(FinishReason.STOP), Completed(Usage(1, 0))]
 
     assert READ_STREAM[dialect.name](encode(dialect, events)).finish == FINISH_ELSE[dialect.name]
-    assert READ_WHOLE[dialect.name](encode_whole(dialect, events)).finish == FINISH_ELSE[dialect.name]
+    assert READ_WHOLE[dialect.name](encode_reply(dialect, events)).finish == FINISH_ELSE[dialect.name]
 
 
 @dialects
@@ -271,7 +271,7 @@ def test_failure_after_output_never_ends_cleanly(dialect: Dialect) -> None:
     assert b"[DONE]" not in data
     assert b"message_stop" not in data
     said = data.removesuffix(split_blocks(data)[-1])
-    assert data.endswith(dialect.error_event(failed, SoFar(INFO.generation_id, said, INFO.model, INFO.created_s)))
+    assert data.endswith(dialect.error_event(failed, OpenStream(INFO.generation_id, said, INFO.model, INFO.created_s)))
 
 
 @dialects
@@ -292,7 +292,7 @@ def test_cancelled_says_so_in_its_code(dialect: Dialect) -> None:
     failed = Failed(ErrorKind.CANCELLED, "Stopped.")
 
     assert b'"code":"cancelled"' in dialect.error_body(failed, "r")
-    assert b'"code":"cancelled"' in dialect.error_event(failed, SoFar("gen_1"))
+    assert b'"code":"cancelled"' in dialect.error_event(failed, OpenStream("gen_1"))
 
 
 @dialects

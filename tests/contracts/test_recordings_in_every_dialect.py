@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 from common.canonical.errors import ErrorKind, Failed
 from common.canonical.events import Choice, Event, fold
 from common.dialects import DIALECTS
-from common.dialects.base import Dialect, SoFar
+from common.dialects.base import Dialect, OpenStream
 from common.sse import SseCutter
 from tests.support.clients import sdk_clients
 from tests.support.clients.every_dialect import CLIENTS, INFO, RAISED, Client
@@ -169,7 +169,7 @@ def test_recorded_answers_are_read_by_the_clients_of_every_dialect(recording: Re
         ids = [id_ for id_, _, _ in wanted.calls]
         assert all(ids) and len(set(ids)) == len(ids)
         seen = client.read_stream(streamed)
-        whole = client.read_whole(dialect.encode_whole(fold(events), dialect.parse(client.body), INFO))
+        whole = client.read_whole(dialect.encode_reply(fold(events), dialect.parse(client.body), INFO))
         if truth.usage is None:
             # A stream may leave out what nobody told; a whole answer has zeros for it, or leaves it out too.
             wanted, seen, whole = without_usage(wanted), without_usage(seen), without_usage(whole)
@@ -189,7 +189,9 @@ def encoded(dialect: Dialect, client: Client, events: list[Event]) -> bytes:
     encoder = dialect.encoder(dialect.parse(client.body), INFO)
     pieces = [encoder.encode(event) for event in events if not isinstance(event, Failed)]
     if isinstance(events[-1], Failed):
-        pieces.append(dialect.error_event(events[-1], SoFar("gen_abc", next((each for each in reversed(pieces) if each), b""))))
+        pieces.append(
+            dialect.error_event(events[-1], OpenStream("gen_abc", next((each for each in reversed(pieces) if each), b"")))
+        )
     return b"".join(pieces)
 
 

@@ -52,7 +52,7 @@ def continued(dialect: Dialect, blocks: list[bytes], text: str) -> bytes:
     if progress.finished:
         assert rest == ""
         events = events[-1:]
-    return b"".join([*blocks, progress.owed, *map(progress.encoder.encode, events)])
+    return b"".join([*blocks, progress.missing_events, *map(progress.encoder.encode, events)])
 
 
 def is_plain_text(recording: Recording) -> bool:
@@ -96,7 +96,7 @@ def test_a_stream_that_is_over_is_only_ended(dialect):
     progress = resume(dialect, blocks)
 
     assert progress.finished == Finished(FinishReason.STOP)
-    assert progress.owed + progress.encoder.encode(Completed(USAGE)) == b""
+    assert progress.missing_events + progress.encoder.encode(Completed(USAGE)) == b""
 
 
 @dialects

@@ -65,7 +65,7 @@ def test_a_stream_is_read_event_by_event(dialect: Dialect):
 
 
 def test_a_whole_answer_is_read_once_it_is_whole(dialect: Dialect):
-    body = dialect.encode_whole(fold(EVENTS), REQUEST, INFO)
+    body = dialect.encode_reply(fold(EVENTS), REQUEST, INFO)
 
     assert said_in_whole(dialect.name, body) == TEXT
     assert {said_in_whole(dialect.name, body[:cut]) for cut in range(len(body))} == {""}

@@ -10,7 +10,7 @@ import pytest
 import api.guardrails.webhook
 import workers.upstream.webhook
 from common.config.proxies import Proxy
-from common.guardrails.custom import Action, Check, Custom, GuardrailUnavailable, Post, Verdict
+from common.guardrails.custom import Action, Check, CustomGuardrails, GuardrailUnavailable, PostWebhook, Verdict
 
 CHECK = Check("output", "words", "m", "acme")
 
@@ -66,11 +66,11 @@ def service() -> Iterator[Service]:
 @pytest.fixture(params=[api.guardrails.webhook, workers.upstream.webhook], ids=["api", "workers"])
 async def ask(request: pytest.FixtureRequest, service: Service, monkeypatch: Any) -> AsyncIterator[Callable[..., Any]]:
     monkeypatch.setattr("common.guardrails.custom.ANSWER_BYTES_MAX", 1000)
-    made: list[Post] = []
+    made: list[PostWebhook] = []
 
     async def asking(timeout_s: float = 10, url: str = "") -> Verdict:
         made.append(request.param.poster(url or service.url, timeout_s))
-        return await Custom(None, made[-1], timeout_s).ask(CHECK)
+        return await CustomGuardrails(None, made[-1], timeout_s).evaluate(CHECK)
 
     yield asking
     for each in made:
@@ -120,7 +120,7 @@ async def test_the_proxy_that_is_given_is_used(service):
         proxy = Proxy(service.url.removesuffix("/check"), "proxy", "Basic bWU6d29yZA==")
         post = tier.poster("http://guardrail.invalid/check", 10, proxy)
 
-        assert await Custom(None, post, 10).ask(CHECK) == Verdict(Action.ALLOW)
+        assert await CustomGuardrails(None, post, 10).evaluate(CHECK) == Verdict(Action.ALLOW)
 
         await post.close()
     assert [path for path, *_ in service.asked] == ["http://guardrail.invalid/check"] * 2

@@ -15,7 +15,7 @@ import orjson
 import structlog
 
 from common.canonical.errors import ErrorKind, Failed, GatewayError
-from common.canonical.events import Completed, Usage, without
+from common.canonical.events import Completed, Usage, subtract_usage
 from common.canonical.job import Job
 from common.channel.base import FrameKind
 from common.config.groups.models import ModelSettings
@@ -146,8 +146,12 @@ def reply_info(ask: Ask, reply: Reply, total: Total, settings: Settings) -> Repl
 
 def _cost_of(usage: Usage, reply: Reply, total: Total, settings: ModelSettings) -> Cost | None:
     """Return what an answer has cost whose usage the client is told: each attempt by itself."""
-    own, deployment = without(usage, total.spent), reply.deployment
-    last = [Attempt(deployment.provider, deployment.model, own).priced(settings.prices)] if any(own.to_dict().values()) else []
+    own, deployment = subtract_usage(usage, total.spent), reply.deployment
+    last = (
+        [Attempt(deployment.provider, deployment.model, own).apply_prices(settings.prices)]
+        if any(own.to_dict().values())
+        else []
+    )
     return total_cost([*total.before(reply), *last])
 
 
@@ -174,7 +178,7 @@ async def _refusal(answer: UpstreamAnswer, wire: Wire, deployment: Deployment) -
     """Return what an answer means that has none of the statuses of success."""
     if 300 <= answer.status < 400:
         return redirected(deployment.provider, answer.status, answer.headers.get("location", ""))
-    return GatewayError.of(wire.read_error(answer.status, answer.headers, await answer.whole(ERROR_BODY_BYTES_MAX)))
+    return GatewayError.from_failed(wire.read_error(answer.status, answer.headers, await answer.whole(ERROR_BODY_BYTES_MAX)))
 
 
 class Transfer:
@@ -370,7 +374,7 @@ def _can_be_read(data: bytes) -> bool:
 
 def _raise_failure(pump: Pump) -> None:
     if isinstance(pump.terminal, Failed):
-        raise GatewayError.of(pump.terminal)
+        raise GatewayError.from_failed(pump.terminal)
 
 
 async def _read_to_end(answer: UpstreamAnswer) -> None:

@@ -50,7 +50,7 @@ async def try_deployments(running: Running, among: list[Deployment], call: Call)
             wait_s, is_asked_to_wait = tries.refused(refusal.wait_s, refusal.look_s), True
             if wait_s is None:
                 metrics.errors.labels(refusal.failed.kind).inc()
-                raise GatewayError.of(refusal.given_up(tries.soonest_s)) from refusal
+                raise GatewayError.from_failed(refusal.given_up(tries.soonest_s)) from refusal
         except GatewayError as error:
             failed = _blamed(error.failed, running.job, deployment.provider)
             quota.note_failure(demand, deployment, failed)
@@ -58,7 +58,7 @@ async def try_deployments(running: Running, among: list[Deployment], call: Call)
             report(error, failed, deployment, total.tries, wait_s, metrics)
             if wait_s is None:
                 failed.retry_after_s = tries.resumes_in_s or failed.retry_after_s
-                raise GatewayError.of(failed) from error
+                raise GatewayError.from_failed(failed) from error
             metrics.retries.labels(tries.deployment.provider).inc()
             is_asked_to_wait = failed.retry_after_s is not None
         if is_asked_to_wait:

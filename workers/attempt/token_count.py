@@ -64,13 +64,13 @@ async def _ask(job: Job, request: GenerationRequest, reply: Reply, services: Ser
     if 200 <= status < 300:
         tokens = wire.read_count(body)
         if tokens is None:
-            raise GatewayError.of(_no_count(body))
+            raise GatewayError.from_failed(_no_count(body))
         return tokens
     failed = wire.read_error(status, answer.headers, body)
     blot_out(failed, deployment.secrets)
     if status in _NOT_SERVED and deployment.model not in failed.message:
         return None  # It is the path that is unknown; of a model that is, the message has the name.
-    raise GatewayError.of(failed)
+    raise GatewayError.from_failed(failed)
 
 
 def _no_count(body: bytes) -> Failed:

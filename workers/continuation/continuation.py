@@ -15,7 +15,7 @@ from urllib.parse import quote
 import orjson
 
 from common.canonical.errors import ErrorKind
-from common.canonical.events import Completed, FinishReason, Usage, summed, without
+from common.canonical.events import Completed, FinishReason, Usage, add_usage, subtract_usage
 from common.canonical.generation import GenerationRequest, Message, Role, TextPart
 from common.canonical.job import Job
 from common.channel.base import Frame
@@ -24,9 +24,9 @@ from common.config.settings import Settings
 from common.dialects import DIALECTS
 from common.dialects.base import Dialect, Progress, ReplyInfo
 from common.metering.attempt_cost import Attempt
-from common.metering.token_estimate import estimate_text_tokens, estimate_tokens, filled
+from common.metering.token_estimate import estimate_text_tokens, estimate_tokens, fill_usage
 from common.sse import split_blocks
-from common.vendors.prefill import Prefill, prefill_of
+from common.vendors.prefill import Prefill, find_prefill
 from workers.providers import WIRES
 from workers.providers.base import BackgroundWire, Deployment, FamilyWire, UpstreamRequest
 from workers.transcode.continuing import Continuing, Rereading
@@ -102,14 +102,14 @@ def read_past(job: Job, frames: list[Frame], reported: Usage | None, info: Reply
         told = None
     final = (told or progress.usage) if progress.finished else None
     if final:
-        spent, tried = final, without(final, head.spent)
+        spent, tried = final, subtract_usage(final, head.spent)
     else:
-        tried = filled(
+        tried = fill_usage(
             reported or told,
             lambda: estimate_tokens(request) + estimate_text_tokens(transcript.said(before)),
             estimate_text_tokens(transcript.said([last])),
         )
-        spent = summed(head.spent, tried) or tried
+        spent = add_usage(head.spent, tried) or tried
     attempt = Attempt(head.provider, head.upstream_model, tried, is_estimated=final is None)
     return Past(
         request,
@@ -240,7 +240,7 @@ def continuations(job: Job, past: Past, settings: Settings) -> list[list[Continu
     found = []
     for deployment in deployments(job, settings, for_rest=True):
         chosen = settings.provider(deployment.provider).continuation
-        prefill = prefill_of(deployment.provider, deployment.model, deployment.wire, chosen)
+        prefill = find_prefill(deployment.provider, deployment.model, deployment.wire, chosen)
         if not past.progress.text:
             found.append(Continuation(deployment))
         elif prefill or chosen == "instruction":

@@ -39,7 +39,7 @@ async def go_on(running: Running, lost: Failed) -> None:
         return running.writer.write(rest)
     rounds = continuations(running.job, past, settings) if past.may_go_on else []
     if not rounds:
-        raise GatewayError.of(lost)
+        raise GatewayError.from_failed(lost)
     total.continuations = past.count + 1
     log.info("generation_continued", reason=lost.kind, continuations=total.continuations)
     running.services.metrics.continuations.labels(lost.kind).inc()
@@ -47,7 +47,7 @@ async def go_on(running: Running, lost: Failed) -> None:
     for ways in rounds:
         if await _try_ways(running, past, ways):
             return None
-    raise GatewayError.of(lost)
+    raise GatewayError.from_failed(lost)
 
 
 async def _try_ways(running: Running, past: Past, ways: list[Continuation]) -> bool:
@@ -95,4 +95,4 @@ async def _frames(job: Job, lost: Failed, services: Services) -> list[Frame]:
                     return await read_log(services.channel, job.generation_id)
                 await asyncio.sleep(PAUSE_WHILE_AWAY_S)
     except TimeoutError as error:
-        raise GatewayError.of(lost) from error
+        raise GatewayError.from_failed(lost) from error

@@ -24,7 +24,7 @@ from common.channel.transcript import Transcript, pages
 from common.config.settings import MIB, Settings
 from common.ledger import set_aside
 from common.ledger.audit import seal
-from common.metering.attempt_cost import Attempt, merged, unpack
+from common.metering.attempt_cost import Attempt, merge_attempts, unpack
 from common.process.loop_lag import able_timeout
 from common.records.asked import Asked
 from common.records.end import End
@@ -171,13 +171,13 @@ class Collector:
         except Exception:  # A row without its usage is better than none: the bytes may be any provider's.
             log.exception("usage_not_estimated", generation_id=row["id"])
             return row
-        attempts = merged(partial.attempts if partial else [], noted)
+        attempts = merge_attempts(partial.attempts if partial else [], noted)
         if not attempts:
             return row
         for attempt in attempts:
             attempt.has_brought_key = attempt.has_brought_key or row["has_brought_key"]
             if attempt.cost is None:
-                attempt.priced(self._settings.prices)
+                attempt.apply_prices(self._settings.prices)
         return with_attempts(row, partial.head if partial else None, attempts)
 
     async def _sealed(self, row: Row, end: End) -> Row | None:

@@ -6,7 +6,7 @@ that says nothing that can be read raises, and is set aside by the collector.
 
 from typing import Any
 
-from common.canonical.errors import ErrorKind, one_word
+from common.canonical.errors import ErrorKind, single_word_code
 from common.canonical.events import COUNTS, Usage
 from common.metering.attempt_cost import Attempt, nano_usd, total_cost, total_usage
 from common.metering.pricing import Cost
@@ -43,7 +43,7 @@ def row_of(generation_id: str, asked: Asked, end: End, ended_ms: int) -> Row:
         "ended_ms": ended_ms,
         "outcome": _outcome(error),
         "error_kind": _optional(error.get("kind"), 64),
-        "error_code": one_word(error.get("code")),
+        "error_code": single_word_code(error.get("code")),
         "finish_reason": _optional(end.finish_reason, 64),
         **_taken(generation_id, end.attempts),
         # A failure behind the commit point: the client has the beginning of an answer.

@@ -17,7 +17,7 @@ from common.config.groups.models import ModelSettings
 from common.dialects import DIALECTS
 from common.limits.charges import Purse, Settlement
 from common.metering.attempt_cost import Attempt, nano_usd, pack, total_usage
-from common.metering.token_estimate import estimate_tokens, filled, reserved_tokens
+from common.metering.token_estimate import estimate_tokens, fill_usage, reserved_tokens
 from workers.metering.partial_usage import Partial
 from workers.outcome import Reply, Total
 from workers.providers.base import Deployment, UpstreamRequest
@@ -36,7 +36,7 @@ def attempt_of(
         return None
     attempt = _attempt(job, reply.deployment, pump, is_cut=reply.is_cut and pump.is_stream)
     attempt.has_brought_key = reply.deployment.client_pays
-    return attempt.priced(settings.prices)
+    return attempt.apply_prices(settings.prices)
 
 
 def _is_refusal(status: int, pump: Pump) -> bool:
@@ -105,7 +105,7 @@ def packed_note(attempts: list[Attempt], job: Job, deployment: Deployment) -> by
 
 def completed(reported: Usage | None, estimated: Usage) -> Usage:
     """Return what was reported, and where that does not go far enough the estimate: some report at the beginning, or never."""
-    return filled(reported, lambda: estimated.input_tokens, estimated.output_tokens) if reported else estimated
+    return fill_usage(reported, lambda: estimated.input_tokens, estimated.output_tokens) if reported else estimated
 
 
 def with_prompt(attempts: list[Attempt], job: Job | None) -> list[Attempt]:

@@ -16,7 +16,7 @@ from common.canonical.job import Job
 from common.channel.transcript import Transcript, Try
 from common.dialects import DIALECTS
 from common.metering.attempt_cost import Attempt
-from common.metering.token_estimate import estimate_event_tokens, estimate_text_tokens, estimate_tokens, filled
+from common.metering.token_estimate import estimate_event_tokens, estimate_text_tokens, estimate_tokens, fill_usage
 from common.records.head import Head
 from common.sse import split_blocks
 from workers.providers import WIRES
@@ -41,7 +41,7 @@ def read_partial(transcript: Transcript, request: bytes | None) -> Partial | Non
     reported, output_tokens = _told(transcript, last)
     # Behind what other tries have said, a dialect's own figures are those of all tries together; see
     # ``workers.transcode.pumps``.
-    usage = filled(
+    usage = fill_usage(
         None if last.head.spent else reported,
         lambda: _asked_tokens(transcript.dialect, request) + estimate_text_tokens(transcript.said(before)),
         output_tokens,

@@ -11,7 +11,7 @@ from common.canonical.events import (
     Started,
     TextDelta,
     Usage,
-    summed,
+    add_usage,
 )
 from common.canonical.generation import GenerationRequest
 from common.dialects.base import Progress
@@ -30,7 +30,7 @@ class Continuing(Events):
     def __init__(self, wire: Decoding, progress: Progress, splice: Splice, spent: Usage, input_tokens: int) -> None:
         super().__init__(wire, None, choices=1)
         self._progress, self._splice, self._spent = progress, splice, spent
-        self._owed = progress.owed
+        self._owed = progress.missing_events
         self.prompt_tokens, self._text_bytes = input_tokens, 0
 
     def feed(self, blocks: list[bytes]) -> bytes:
@@ -54,7 +54,7 @@ class Continuing(Events):
 
     def cut(self, text_bytes: int) -> Usage | None:
         self._own, self.is_estimated = self._estimate(), True
-        return summed(self._spent, self._own)
+        return add_usage(self._spent, self._own)
 
     def say(self, events: list[Event]) -> bytes:
         self._note(events)
@@ -94,7 +94,7 @@ class Continuing(Events):
                 return [TextDelta(held), event] if held else [event]
             case Completed():
                 self._own, self.is_estimated = event.usage or self._estimate(), event.usage is None
-                return [Completed(summed(self._spent, self._own))]
+                return [Completed(add_usage(self._spent, self._own))]
         return [event]
 
 

@@ -11,7 +11,7 @@ import structlog
 
 from common.canonical.errors import ErrorKind, Failed, GatewayError
 from common.canonical.events import Completed, Event, Finished, FinishReason, ReasoningDelta, ReasoningSigned, Started
-from common.guardrails.custom import SEPARATOR, Action, Check, Custom, GuardrailUnavailable, Verdict, joined
+from common.guardrails.custom import SEPARATOR, Action, Check, CustomGuardrails, GuardrailUnavailable, Verdict, join_texts
 from common.guardrails.table import Mode
 from workers.transcode.answer_texts import TEXTS, TextKey, key_of, text_event, text_of
 
@@ -23,7 +23,7 @@ RETRY_AFTER_S = 5
 class CustomGuard:
     """One answer before it. ``held_end`` is the end of an answer that is complete and held, until ``judge`` is asked."""
 
-    def __init__(self, custom: Custom, model: str, tenant: str, *, blocks: bool) -> None:
+    def __init__(self, custom: CustomGuardrails, model: str, tenant: str, *, blocks: bool) -> None:
         self._custom, self._model, self._tenant, self._blocks = custom, model, tenant, blocks
         self._said: dict[TextKey, list[str]] = {}
         self._kept: list[Event] = []
@@ -79,9 +79,9 @@ class CustomGuard:
                 await self._ask()
 
     async def _ask(self) -> Verdict:
-        texts = joined(["".join(pieces) for pieces in self._said.values()])
+        texts = join_texts(["".join(pieces) for pieces in self._said.values()])
         try:
-            verdict = await self._custom.ask(Check("output", texts, self._model, self._tenant))
+            verdict = await self._custom.evaluate(Check("output", texts, self._model, self._tenant))
         except GuardrailUnavailable as error:
             log.warning("guardrail_unavailable", side="output", reason=str(error))
             self.counts["unavailable"] += 1

@@ -52,7 +52,7 @@ class GuardedText:
     @property
     def blocked_by(self) -> str | None:
         """The name of the guardrail that ended the text."""
-        return next((each.row.name for each, text_filter in self._filters if each.blocks and text_filter.blocked), None)
+        return next((each.row.name for each, text_filter in self._filters if each.blocks and text_filter.blocking_match), None)
 
     @property
     def marks(self) -> int:

@@ -28,9 +28,9 @@ from common.canonical.events import (
 )
 from common.canonical.job import Job
 from common.config.groups.guardrails import GuardrailSettings
-from common.guardrails.custom import Custom
+from common.guardrails.custom import CustomGuardrails
 from common.guardrails.search import Searches
-from common.guardrails.table import CUSTOM, Mode, of_side
+from common.guardrails.table import CUSTOM, Mode, guardrails_for_side
 from workers.metrics import Metrics
 from workers.transcode.answer_texts import TEXTS, TextEvent, TextKey, key_of, text_event, text_of
 from workers.transcode.custom_guardrail import CustomGuard
@@ -38,15 +38,15 @@ from workers.transcode.guarded_text import Active, GuardedText
 
 log = structlog.get_logger()
 
-ROWS = of_side("output")
+ROWS = guardrails_for_side("output")
 
 
 class OutputGuards:
     """One per process: what the settings say, ready to be used."""
 
-    def __init__(self, settings: GuardrailSettings, custom: Custom | None, metrics: Metrics) -> None:
+    def __init__(self, settings: GuardrailSettings, custom: CustomGuardrails | None, metrics: Metrics) -> None:
         self._searches = Searches(settings, "output")
-        self._custom = custom or Custom()
+        self._custom = custom or CustomGuardrails()
         self._metrics = metrics
 
     def of(self, job: Job) -> "OutputGuard | None":

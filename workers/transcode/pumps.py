@@ -18,13 +18,13 @@ from common.canonical.events import (
     Event,
     Finished,
     FinishReason,
-    Folded,
+    ReplyBuilder,
     Started,
     Usage,
 )
 from common.canonical.generation import GenerationRequest
 from common.dialects.base import Dialect, ReplyInfo
-from common.metering.token_estimate import estimate_event_tokens, estimate_tokens, filled, output_bytes, tokens_in_bytes
+from common.metering.token_estimate import estimate_event_tokens, estimate_tokens, fill_usage, output_bytes, tokens_in_bytes
 from workers.providers.base import Decoder, FamilyWire
 from workers.providers.shared import errors
 from workers.providers.shared.loose_json import is_nested_too_deeply
@@ -282,7 +282,9 @@ class Events(_Watching):
 
     def cut(self, text_bytes: int) -> Usage | None:
         request = self._request
-        self._own = filled(self._decoder.usage, lambda: estimate_tokens(request) if request else 0, tokens_in_bytes(text_bytes))
+        self._own = fill_usage(
+            self._decoder.usage, lambda: estimate_tokens(request) if request else 0, tokens_in_bytes(text_bytes)
+        )
         return self._own
 
 
@@ -320,7 +322,7 @@ class Folding(Events):
     def __init__(self, wire: Decoding, dialect: Dialect, request: GenerationRequest | None, info: ReplyInfo) -> None:
         super().__init__(wire, request, request.choices if request else info.body.get("n") or 1)
         self._dialect, self._info = dialect, info
-        self._folded = Folded()
+        self._folded = ReplyBuilder()
 
     def feed(self, blocks: list[bytes]) -> bytes:
         for block in blocks:
@@ -352,8 +354,8 @@ class Folding(Events):
         if any(is_nested_too_deeply(call.arguments) for choice in reply.choices.values() for call in choice.tool_calls):
             self.terminal = errors.nonsense("the arguments of a call are nested too deeply")
             return b""
-        self._body_tokens, self._folded, self.held_bytes = self.seen_tokens, Folded(), 0
-        return self._dialect.encode_whole(reply, self._request or self._dialect.parse(self._info.body), self._info)
+        self._body_tokens, self._folded, self.held_bytes = self.seen_tokens, ReplyBuilder(), 0
+        return self._dialect.encode_reply(reply, self._request or self._dialect.parse(self._info.body), self._info)
 
     @property
     def seen_tokens(self) -> int:

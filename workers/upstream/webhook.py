@@ -3,13 +3,13 @@
 import aiohttp
 
 from common.config.proxies import Proxy
-from common.guardrails.custom import WEBHOOK_CONNECTIONS_MAX, WEBHOOK_HEADERS, Post, webhook_answer
+from common.guardrails.custom import WEBHOOK_CONNECTIONS_MAX, WEBHOOK_HEADERS, PostWebhook, read_webhook_answer
 from workers.upstream.connecting import request_arguments
 
 _PIECE_BYTES = 64 * 1024
 
 
-def poster(url: str, timeout_s: float, proxy: Proxy | None = None) -> Post:
+def poster(url: str, timeout_s: float, proxy: Proxy | None = None) -> PostWebhook:
     """Return what posts JSON to the operator's own address; no other is ever asked."""
     return _Poster(url, timeout_s, proxy)
 
@@ -27,7 +27,7 @@ class _Poster:
 
     async def __call__(self, body: bytes) -> bytes:
         async with self._session.post(self._url, data=body, **self._arguments) as response:
-            return await webhook_answer(response.status, response.content.iter_chunked(_PIECE_BYTES))
+            return await read_webhook_answer(response.status, response.content.iter_chunked(_PIECE_BYTES))
 
     async def close(self) -> None:
         await self._session.close()

@@ -38,7 +38,7 @@ class GuardrailSettings(BaseModel):
     @classmethod
     def _check_patterns(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
         if patterns:
-            from common.guardrails.expressions import compiled  # Its engine is loaded only by who uses it.
+            from common.guardrails.expressions import compile_patterns  # Its engine is loaded only by who uses it.
 
-            compiled(patterns)
+            compile_patterns(patterns)
         return patterns

@@ -20,7 +20,7 @@ from common.config.setting_values import (
 )
 from common.metering.pricing import Price
 from common.vendors.model_names import CLAUDE_FOR_OPENAI, canonical_name
-from common.vendors.prefill import Way
+from common.vendors.prefill import ContinuationMethod
 from common.vendors.table import VENDOR_IDS, VENDORS, Vendor, WireName
 
 _OWN_PROVIDER_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")  # It stands in model names, in front of a slash or behind a #.
@@ -37,7 +37,7 @@ class ProviderSettings(BaseModel):
     api_keys: Keys = ()
     base_url: HttpUrl | None = None
     wire: WireName | None = None
-    continuation: Way | None = None
+    continuation: ContinuationMethod | None = None
     limits: Limits = Limits()  # The vendor's quota for each key, which all workers keep to together.
     budget: Budget = Budget()
 

@@ -19,10 +19,10 @@ from common.canonical.events import (
     Event,
     Finished,
     FinishReason,
-    Folded,
     RefusalBlock,
     RefusalDelta,
     Reply,
+    ReplyBuilder,
     TextBlock,
     TextDelta,
     ToolCall,
@@ -32,9 +32,9 @@ from common.canonical.events import (
 )
 from common.canonical.generation import GenerationRequest
 from common.dialects.agentary import request as agentary_request
-from common.dialects.base import Ended, Progress, ReplyInfo, SoFar
-from common.dialects.shared.openai_words import DONE_EVENT, FINISH_WORD, reason_of
-from common.dialects.shared.own_bytes import count_in, dict_in, events_of, is_done, text_in
+from common.dialects.base import EndedEncoder, OpenStream, Progress, ReplyInfo
+from common.dialects.shared.openai_words import DONE_EVENT, FINISH_WORD, parse_finish_reason
+from common.dialects.shared.sent_events import count_in, dict_in, is_done, parse_events, text_in
 from common.sse import encode_event
 
 _INVALID_MODEL = "Invalid model"
@@ -52,18 +52,18 @@ class Agentary:
 
     def resume(self, request: GenerationRequest, info: ReplyInfo, blocks: Sequence[bytes]) -> Progress:
         """All bytes are ours: no vendor speaks this."""
-        chunks = [event for event in events_of(blocks) if event is not None]
+        chunks = [event for event in parse_events(blocks) if event is not None]
         text = "".join(text_in(chunk, "token") for chunk in chunks)
         is_plain = not any("toolCalls" in chunk for chunk in chunks)
         progress = Progress(text, is_plain, TokenEncoder(info, len(chunks)))
         if chunks and chunks[-1].get("isLast"):
-            progress.encoder = Ended(b"" if is_done(blocks[-1]) else DONE_EVENT)
-            progress.finished = Finished(reason_of(text_in(chunks[-1], "finishReason")))
+            progress.encoder = EndedEncoder(b"" if is_done(blocks[-1]) else DONE_EVENT)
+            progress.finished = Finished(parse_finish_reason(text_in(chunks[-1], "finishReason")))
             usage = dict_in(chunks[-1], "usage")
             progress.usage = Usage(count_in(usage, "promptTokens"), count_in(usage, "completionTokens")) if usage else None
         return progress
 
-    def encode_whole(self, reply: Reply, request: GenerationRequest, info: ReplyInfo) -> bytes:
+    def encode_reply(self, reply: Reply, request: GenerationRequest, info: ReplyInfo) -> bytes:
         choice = reply.choices.get(0) or Choice()
         text = _text(choice)
         whole = {
@@ -90,13 +90,13 @@ class Agentary:
         }
         return orjson.dumps(error | ({"param": failed.param} if failed.param else {}))
 
-    def error_event(self, failed: Failed, so_far: SoFar) -> bytes:
+    def error_event(self, failed: Failed, stream: OpenStream) -> bytes:
         return _error_event(failed)
 
-    def text_of_event(self, event: dict[str, Any]) -> object:
+    def event_text(self, event: dict[str, Any]) -> object:
         return event.get("token")
 
-    def text_of_whole(self, answer: dict[str, Any]) -> object:
+    def reply_text(self, answer: dict[str, Any]) -> object:
         return answer.get("token")
 
     def is_final(self, last: bytes) -> bool:
@@ -109,7 +109,7 @@ class TokenEncoder:
     def __init__(self, info: ReplyInfo, next_id: int = 0) -> None:
         self._elapsed_ms = info.elapsed_ms
         self._next_id = next_id
-        self._calls = Folded()
+        self._calls = ReplyBuilder()
         self._finish_reason = FinishReason.STOP
 
     def encode(self, event: Event) -> bytes:

@@ -34,8 +34,8 @@ from common.canonical.events import (
 )
 from common.canonical.generation import GenerationRequest
 from common.dialects.anthropic_messages import request as anthropic_messages_request
-from common.dialects.anthropic_messages.progress import Said, read_said
-from common.dialects.base import Ended, Progress, ReplyInfo, SoFar
+from common.dialects.anthropic_messages.progress import SentAnswer, read_sent_answer
+from common.dialects.base import EndedEncoder, OpenStream, Progress, ReplyInfo
 from common.dialects.shared.anthropic_words import (
     ERROR_TYPES,
     MESSAGE_STOP,
@@ -44,7 +44,7 @@ from common.dialects.shared.anthropic_words import (
     STOP_REASON,
     TYPE_OF_STATUS,
 )
-from common.dialects.shared.own_bytes import dict_in
+from common.dialects.shared.sent_events import dict_in
 from common.sse import encode_event
 
 # An upstream's word is kept if it is Anthropic's. Other families say "invalid_request_error" of nearly anything, so
@@ -69,14 +69,14 @@ class AnthropicMessages:
         return BlockEncoder(info)
 
     def resume(self, request: GenerationRequest, info: ReplyInfo, blocks: Sequence[bytes]) -> Progress:
-        said = read_said(blocks)
+        said = read_sent_answer(blocks)
         progress = Progress(said.text, said.is_plain, BlockEncoder(info, said))
         if said.stop_reason:
             progress.finished = Finished(REASON_OF_WORD.get(said.stop_reason, FinishReason.STOP))
-            progress.encoder = Ended(b"" if said.is_stopped else MESSAGE_STOP)
+            progress.encoder = EndedEncoder(b"" if said.is_stopped else MESSAGE_STOP)
         return progress
 
-    def encode_whole(self, reply: Reply, request: GenerationRequest, info: ReplyInfo) -> bytes:
+    def encode_reply(self, reply: Reply, request: GenerationRequest, info: ReplyInfo) -> bytes:
         choice = reply.choices.get(0) or Choice()
         reason = FinishReason.REFUSAL if choice.refusal else choice.finish_reason or FinishReason.STOP
         message = _message(info)
@@ -92,13 +92,13 @@ class AnthropicMessages:
     def error_body(self, failed: Failed, request_id: str) -> bytes:
         return orjson.dumps({**_error(failed), "request_id": request_id})
 
-    def error_event(self, failed: Failed, so_far: SoFar) -> bytes:
+    def error_event(self, failed: Failed, stream: OpenStream) -> bytes:
         return _error_event(failed)
 
-    def text_of_event(self, event: dict[str, Any]) -> object:
+    def event_text(self, event: dict[str, Any]) -> object:
         return dict_in(event, "delta").get("text") if event.get("type") == "content_block_delta" else None
 
-    def text_of_whole(self, answer: dict[str, Any]) -> object:
+    def reply_text(self, answer: dict[str, Any]) -> object:
         return answer.get("content")
 
     def is_final(self, last: bytes) -> bool:
@@ -112,7 +112,7 @@ class BlockEncoder:
     then; the other calls, and after them the text, wait until it has ended.
     """
 
-    def __init__(self, info: ReplyInfo, said: Said | None = None) -> None:
+    def __init__(self, info: ReplyInfo, said: SentAnswer | None = None) -> None:
         self._info = info
         self._started = False
         self._open: Kind | None = None

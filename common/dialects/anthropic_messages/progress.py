@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from common.dialects.shared.own_bytes import dict_in, events_of, text_in
+from common.dialects.shared.sent_events import dict_in, parse_events, text_in
 
 
 @dataclass(slots=True)
-class Said:
+class SentAnswer:
     """``next_index`` is that of the open block, or, where none is open, of the next one."""
 
     text: str = ""
@@ -25,17 +25,17 @@ class Said:
     is_stopped: bool = False
 
 
-def read_said(blocks: Sequence[bytes]) -> Said:
-    said = Said()
+def read_sent_answer(blocks: Sequence[bytes]) -> SentAnswer:
+    said = SentAnswer()
     texts: list[str] = []
-    for event in events_of(blocks):
+    for event in parse_events(blocks):
         _read(event or {}, said, texts)
     said.text = "".join(texts)
     said.is_plain = said.is_plain and (bool(said.text) or not said.has_thought)
     return said
 
 
-def _read(event: dict[str, Any], said: Said, texts: list[str]) -> None:
+def _read(event: dict[str, Any], said: SentAnswer, texts: list[str]) -> None:
     match event.get("type"):
         case "message_start":
             said.has_started = True
@@ -57,7 +57,7 @@ def _read(event: dict[str, Any], said: Said, texts: list[str]) -> None:
             said.is_plain = False
 
 
-def _read_start(block: dict[str, Any], said: Said, texts: list[str]) -> None:
+def _read_start(block: dict[str, Any], said: SentAnswer, texts: list[str]) -> None:
     match block.get("type"):
         case "text" if not block.get("citations"):
             said.has_open_text = True
@@ -68,7 +68,7 @@ def _read_start(block: dict[str, Any], said: Said, texts: list[str]) -> None:
             said.is_plain = False
 
 
-def _read_delta(delta: dict[str, Any], said: Said, texts: list[str]) -> None:
+def _read_delta(delta: dict[str, Any], said: SentAnswer, texts: list[str]) -> None:
     match delta.get("type"):
         case "text_delta":
             texts.append(text_in(delta, "text"))

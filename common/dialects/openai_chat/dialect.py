@@ -26,12 +26,12 @@ from common.canonical.events import (
     Usage,
 )
 from common.canonical.generation import GenerationRequest
-from common.dialects.base import Ended, Progress, ReplyInfo, SoFar
+from common.dialects.base import EndedEncoder, OpenStream, Progress, ReplyInfo
 from common.dialects.openai_chat import request as openai_chat_request
-from common.dialects.openai_chat.progress import read_said
+from common.dialects.openai_chat.progress import read_sent_answer
 from common.dialects.shared.openai_errors import error_body
-from common.dialects.shared.openai_words import DONE_EVENT, FINISH_WORD, REASONING_FIELDS, reason_of
-from common.dialects.shared.own_bytes import dict_in, objects_in
+from common.dialects.shared.openai_words import DONE_EVENT, FINISH_WORD, REASONING_FIELDS, parse_finish_reason
+from common.dialects.shared.sent_events import dict_in, objects_in
 from common.sse import encode_event
 
 
@@ -45,14 +45,14 @@ class OpenAiChat:
         return ChunkEncoder(request, _head(info))
 
     def resume(self, request: GenerationRequest, info: ReplyInfo, blocks: Sequence[bytes]) -> Progress:
-        said = read_said(blocks)
-        finished = Finished(reason_of(said.finish_reason)) if said.finish_reason else None
-        encoder: ChunkEncoder | Ended = ChunkEncoder(request, _head(info) | said.head, has_begun=True)
+        said = read_sent_answer(blocks)
+        finished = Finished(parse_finish_reason(said.finish_reason)) if said.finish_reason else None
+        encoder: ChunkEncoder | EndedEncoder = ChunkEncoder(request, _head(info) | said.head, has_begun=True)
         if said.is_done or (finished and (said.has_usage or not request.include_usage)):
-            encoder = Ended(b"" if said.is_done else DONE_EVENT)
+            encoder = EndedEncoder(b"" if said.is_done else DONE_EVENT)
         return Progress(said.text, said.is_plain, encoder, finished=finished)
 
-    def encode_whole(self, reply: Reply, request: GenerationRequest, info: ReplyInfo) -> bytes:
+    def encode_reply(self, reply: Reply, request: GenerationRequest, info: ReplyInfo) -> bytes:
         return orjson.dumps(
             {
                 "id": _reply_id(info),
@@ -71,13 +71,13 @@ class OpenAiChat:
     def error_body(self, failed: Failed, request_id: str) -> bytes:
         return orjson.dumps(error_body(failed))
 
-    def error_event(self, failed: Failed, so_far: SoFar) -> bytes:
+    def error_event(self, failed: Failed, stream: OpenStream) -> bytes:
         return encode_event(orjson.dumps(error_body(failed)))
 
-    def text_of_event(self, event: dict[str, Any]) -> object:
+    def event_text(self, event: dict[str, Any]) -> object:
         return dict_in(_first_choice(event), "delta").get("content")
 
-    def text_of_whole(self, answer: dict[str, Any]) -> object:
+    def reply_text(self, answer: dict[str, Any]) -> object:
         return dict_in(_first_choice(answer), "message").get("content")
 
     def is_final(self, last: bytes) -> bool:

@@ -9,15 +9,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from common.dialects.shared.openai_words import REASONING_FIELDS
-from common.dialects.shared.own_bytes import events_of, is_done, text_in
+from common.dialects.shared.sent_events import is_done, parse_events, text_in
 
 _HEAD_FIELDS = ("id", "created", "model", "system_fingerprint")
-# Said of the whole answer beside its text, so a continuation of the text could not be told from it.
+# SentAnswer of the whole answer beside its text, so a continuation of the text could not be told from it.
 _BESIDE_TEXT = ("citations", "search_results", "images", "error")
 
 
 @dataclass(slots=True)
-class Said:
+class SentAnswer:
     """``head`` has the fields that every chunk repeats."""
 
     head: dict[str, Any] = field(default_factory=dict)
@@ -29,10 +29,10 @@ class Said:
     is_done: bool = False
 
 
-def read_said(blocks: Sequence[bytes]) -> Said:
-    said = Said()
+def read_sent_answer(blocks: Sequence[bytes]) -> SentAnswer:
+    said = SentAnswer()
     texts: list[str] = []
-    for chunk in events_of(blocks):
+    for chunk in parse_events(blocks):
         if chunk is not None:
             _read_chunk(chunk, said, texts)
     said.is_done = bool(blocks) and is_done(blocks[-1])
@@ -41,7 +41,7 @@ def read_said(blocks: Sequence[bytes]) -> Said:
     return said
 
 
-def _read_chunk(chunk: dict[str, Any], said: Said, texts: list[str]) -> None:
+def _read_chunk(chunk: dict[str, Any], said: SentAnswer, texts: list[str]) -> None:
     if not said.head and chunk.get("id"):  # Azure's first chunk names nothing.
         said.head = {name: chunk[name] for name in _HEAD_FIELDS if name in chunk}
     choices = chunk.get("choices")

@@ -13,13 +13,13 @@ import orjson
 from common.canonical.errors import Failed
 from common.canonical.events import Choice, Finished, FinishReason, Reply
 from common.canonical.generation import GenerationRequest
-from common.dialects.base import Ended, Progress, ReplyInfo, SoFar
+from common.dialects.base import EndedEncoder, OpenStream, Progress, ReplyInfo
 from common.dialects.openai_responses import request as openai_responses_request
 from common.dialects.openai_responses.encoder import ItemEncoder, failed_event
-from common.dialects.openai_responses.progress import read_said
+from common.dialects.openai_responses.progress import read_sent_answer
 from common.dialects.openai_responses.response_object import Described, Items, ended, incomplete_reason
 from common.dialects.shared import openai_errors
-from common.dialects.shared.own_bytes import objects_in
+from common.dialects.shared.sent_events import objects_in
 from common.sse import read_block, split_blocks
 
 
@@ -33,15 +33,15 @@ class OpenAiResponses:
         return ItemEncoder(info)
 
     def resume(self, request: GenerationRequest, info: ReplyInfo, blocks: Sequence[bytes]) -> Progress:
-        said = read_said(blocks)
+        said = read_sent_answer(blocks)
         if said.last:
             reason = FinishReason.LENGTH if said.last.get("status") == "incomplete" else FinishReason.STOP
-            return Progress(said.text, said.is_plain, Ended(), finished=Finished(reason))
+            return Progress(said.text, said.is_plain, EndedEncoder(), finished=Finished(reason))
         encoder = ItemEncoder(info)
         owed = encoder.resume(said) if said.is_plain else b""
         return Progress(said.text, said.is_plain, encoder, owed)
 
-    def encode_whole(self, reply: Reply, request: GenerationRequest, info: ReplyInfo) -> bytes:
+    def encode_reply(self, reply: Reply, request: GenerationRequest, info: ReplyInfo) -> bytes:
         choice = reply.choices.get(0) or Choice()
         finished = Finished(choice.finish_reason or FinishReason.STOP)
         items = Items(info.generation_id, openai_responses_request.namespaces(info.body))
@@ -62,14 +62,14 @@ class OpenAiResponses:
     def error_body(self, failed: Failed, request_id: str) -> bytes:
         return orjson.dumps(openai_errors.error_body(failed))
 
-    def error_event(self, failed: Failed, so_far: SoFar) -> bytes:
-        described = Described(so_far.generation_id, so_far.model, so_far.created_s)
-        return failed_event(described, failed, _next_sequence(so_far.last))
+    def error_event(self, failed: Failed, stream: OpenStream) -> bytes:
+        described = Described(stream.generation_id, stream.model, stream.created_s)
+        return failed_event(described, failed, _next_sequence(stream.last))
 
-    def text_of_event(self, event: dict[str, Any]) -> object:
+    def event_text(self, event: dict[str, Any]) -> object:
         return event.get("delta") if event.get("type") == "response.output_text.delta" else None
 
-    def text_of_whole(self, answer: dict[str, Any]) -> object:
+    def reply_text(self, answer: dict[str, Any]) -> object:
         messages = [item for item in objects_in(answer.get("output")) if item.get("type") == "message"]
         contents = [message.get("content") for message in messages]
         # Some servers say a message's text without a list around it.
@@ -77,23 +77,23 @@ class OpenAiResponses:
         return [part for parts in lists for part in parts]
 
     def is_final(self, last: bytes) -> bool:
-        return event_of(last).get("type") in ("response.completed", "response.incomplete", "response.failed", "error")
+        return parse_event(last).get("type") in ("response.completed", "response.incomplete", "response.failed", "error")
 
 
 def _next_sequence(data: bytes) -> int:
     """Return the number that follows the last event of ``data``, which may be another's words: 0 where it tells none."""
     blocks = split_blocks(data)
-    sequence = sequence_of(blocks[-1]) if blocks else None
+    sequence = sequence_number(blocks[-1]) if blocks else None
     return 0 if sequence is None else sequence + 1
 
 
-def sequence_of(block: bytes) -> int | None:
+def sequence_number(block: bytes) -> int | None:
     """Return an event's sequence number, if it has one."""
-    sequence = event_of(block).get("sequence_number")
+    sequence = parse_event(block).get("sequence_number")
     return sequence if isinstance(sequence, int) else None
 
 
-def event_of(block: bytes) -> dict[str, Any]:
+def parse_event(block: bytes) -> dict[str, Any]:
     """Return the JSON of an event, empty where it is none."""
     try:
         event = orjson.loads(read_block(block)[1])

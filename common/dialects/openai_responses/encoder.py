@@ -29,7 +29,7 @@ from common.canonical.events import (
     Usage,
 )
 from common.dialects.base import ReplyInfo
-from common.dialects.openai_responses.progress import Said
+from common.dialects.openai_responses.progress import SentAnswer
 from common.dialects.openai_responses.request import namespaces
 from common.dialects.openai_responses.response_object import (
     Described,
@@ -72,7 +72,7 @@ class ItemEncoder:
         self._finished: Finished | None = None
         self._text_start = self._text_end = b""
 
-    def resume(self, said: Said) -> bytes:
+    def resume(self, said: SentAnswer) -> bytes:
         """Go on where another call stopped, and return what a reader must have first."""
         self._started = bool(said.response)
         self._described.announced = said.response

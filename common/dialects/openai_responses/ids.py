@@ -9,9 +9,9 @@ def response_id(generation_id: str) -> str:
     return "resp_" + generation_id.removeprefix("gen_")
 
 
-def generation_id_of(response_id: str) -> str:
+def parse_response_id(response_id: str) -> str:
     """
-    >>> generation_id_of("resp_1f")
+    >>> parse_response_id("resp_1f")
     'gen_1f'
     """
     return "gen_" + response_id.removeprefix("resp_")

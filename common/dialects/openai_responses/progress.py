@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from common.dialects.shared.own_bytes import dict_in, events_of, text_in
+from common.dialects.shared.sent_events import dict_in, parse_events, text_in
 
 Step = Literal["", "item", "part", "text", "end"]  # What was last said of the open message.
 
 
 @dataclass(slots=True)
-class Said:
+class SentAnswer:
     """``response`` is as it was announced; ``output`` its items, the open message, at the end if there is one, included."""
 
     text: str = ""
@@ -27,10 +27,10 @@ class Said:
     last: dict[str, Any] = field(default_factory=dict)  # The response as the last event has it, once the answer is over.
 
 
-def read_said(blocks: Sequence[bytes]) -> Said:
-    said = Said()
+def read_sent_answer(blocks: Sequence[bytes]) -> SentAnswer:
+    said = SentAnswer()
     texts: list[str] = []
-    for event in events_of(blocks):
+    for event in parse_events(blocks):
         if event is None:
             continue  # A gateway's "[DONE]".
         sequence = event.get("sequence_number")
@@ -42,7 +42,7 @@ def read_said(blocks: Sequence[bytes]) -> Said:
     return said
 
 
-def _read(event: dict[str, Any], said: Said, texts: list[str]) -> None:
+def _read(event: dict[str, Any], said: SentAnswer, texts: list[str]) -> None:
     match str(event.get("type")).removeprefix("response."):
         case "created" | "in_progress" | "queued":
             said.response = dict_in(event, "response")
@@ -71,7 +71,7 @@ def _read(event: dict[str, Any], said: Said, texts: list[str]) -> None:
             said.is_plain = False
 
 
-def _read_item(item: dict[str, Any], said: Said, texts: list[str]) -> None:
+def _read_item(item: dict[str, Any], said: SentAnswer, texts: list[str]) -> None:
     said.output.append(item)
     said.step, said.open_pieces = "", []
     match item.get("type"):

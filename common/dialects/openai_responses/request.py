@@ -196,7 +196,7 @@ def _messages(items: list[Any]) -> list[Message]:
         path = at("input", index)
         if not isinstance(item, dict):
             raise invalid(path, "must be an item: an object")
-        match type_of(item):
+        match item_type(item):
             case "message":
                 _add_message(messages, item, path)
             case "function_call":
@@ -211,7 +211,7 @@ def _messages(items: list[Any]) -> list[Message]:
     return messages
 
 
-def type_of(item: dict[str, Any]) -> object:
+def item_type(item: dict[str, Any]) -> object:
     """Return an item's type, which messages and references may leave out."""
     type_ = item.get("type")
     return type_ if type_ is not None else "item_reference" if item.keys() - {"type"} == {"id"} else "message"

@@ -13,7 +13,7 @@ from common.canonical.errors import ErrorKind, Failed
 from common.canonical.events import Finished, ReasoningBlock, RefusalBlock, TextBlock, ToolCall, Usage
 from common.dialects.openai_responses.ids import response_id
 from common.dialects.openai_responses.wrapped_reasoning import wrap
-from common.dialects.shared.openai_errors import code_of
+from common.dialects.shared.openai_errors import error_code
 from common.dialects.shared.openai_words import INCOMPLETE_WORD
 
 # What a response repeats of its request, with OpenAI's defaults.
@@ -109,7 +109,7 @@ def ended(
 
 
 def failed_response(of: Described, failed: Failed, status: str = "failed") -> dict[str, Any]:
-    code = failed.code or (code_of(failed.kind) if failed.kind in _CODED else "server_error")
+    code = failed.code or (error_code(failed.kind) if failed.kind in _CODED else "server_error")
     return {**begun(of, status), "error": {"code": code, "message": failed.message}}
 
 

@@ -34,12 +34,12 @@ def error_body(failed: Failed) -> dict[str, Any]:
             "message": failed.message,
             "type": type_ or ERROR_TYPE.get(failed.kind) or _type_of_status(failed.http_status),
             "param": failed.param,
-            "code": failed.code or code_of(failed.kind),
+            "code": failed.code or error_code(failed.kind),
         }
     }
 
 
-def code_of(kind: ErrorKind) -> str:
+def error_code(kind: ErrorKind) -> str:
     return ERROR_CODE.get(kind, kind.value)
 
 

@@ -33,6 +33,6 @@ DONE = b"[DONE]"  # The data of the event that ends a stream of chat completions
 DONE_EVENT = b"data: " + DONE + b"\n\n"
 
 
-def reason_of(word: str) -> FinishReason:
+def parse_finish_reason(word: str) -> FinishReason:
     """Return what a word means, stop where it is a vendor's own."""
     return REASON_OF_WORD.get(word, FinishReason.STOP)

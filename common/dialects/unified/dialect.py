@@ -18,10 +18,10 @@ from common.canonical.events import (
     Event,
     Finished,
     FinishReason,
-    Folded,
     RefusalBlock,
     RefusalDelta,
     Reply,
+    ReplyBuilder,
     TextBlock,
     TextDelta,
     ToolCall,
@@ -30,9 +30,9 @@ from common.canonical.events import (
     Usage,
 )
 from common.canonical.generation import GenerationRequest
-from common.dialects.base import Ended, Progress, ReplyInfo, SoFar
-from common.dialects.shared.openai_words import FINISH_WORD, reason_of
-from common.dialects.shared.own_bytes import count_in, dict_in, events_of, text_in
+from common.dialects.base import EndedEncoder, OpenStream, Progress, ReplyInfo
+from common.dialects.shared.openai_words import FINISH_WORD, parse_finish_reason
+from common.dialects.shared.sent_events import count_in, dict_in, parse_events, text_in
 from common.dialects.unified import request as unified_request
 from common.sse import encode_event
 
@@ -48,18 +48,18 @@ class Unified:
 
     def resume(self, request: GenerationRequest, info: ReplyInfo, blocks: Sequence[bytes]) -> Progress:
         """All bytes are ours: no vendor speaks this."""
-        events = [event for event in events_of(blocks) if event is not None]
+        events = [event for event in parse_events(blocks) if event is not None]
         text = "".join(text_in(event, "content") for event in events)
         is_plain = not any("tool_calls" in event for event in events)
         progress = Progress(text, is_plain, ChunkEncoder(info))
         if events and "finish_reason" in events[-1]:
             usage = dict_in(events[-1], "usage")
-            progress.encoder = Ended()
-            progress.finished = Finished(reason_of(text_in(events[-1], "finish_reason")))
+            progress.encoder = EndedEncoder()
+            progress.finished = Finished(parse_finish_reason(text_in(events[-1], "finish_reason")))
             progress.usage = Usage(count_in(usage, "prompt_tokens"), count_in(usage, "completion_tokens"))
         return progress
 
-    def encode_whole(self, reply: Reply, request: GenerationRequest, info: ReplyInfo) -> bytes:
+    def encode_reply(self, reply: Reply, request: GenerationRequest, info: ReplyInfo) -> bytes:
         choice = reply.choices.get(0) or Choice()
         message: dict[str, Any] = {"role": "assistant", "content": _text(choice)}
         if choice.tool_calls:
@@ -77,13 +77,13 @@ class Unified:
         details = _details(faults)
         return orjson.dumps({"error": "Invalid request", "details": details, "expectedSchema": unified_request.SCHEMA})
 
-    def error_event(self, failed: Failed, so_far: SoFar) -> bytes:
+    def error_event(self, failed: Failed, stream: OpenStream) -> bytes:
         return _error_event(failed)
 
-    def text_of_event(self, event: dict[str, Any]) -> object:
+    def event_text(self, event: dict[str, Any]) -> object:
         return event.get("content")
 
-    def text_of_whole(self, answer: dict[str, Any]) -> object:
+    def reply_text(self, answer: dict[str, Any]) -> object:
         return dict_in(answer, "message").get("content")
 
     def is_final(self, last: bytes) -> bool:
@@ -95,7 +95,7 @@ class ChunkEncoder:
 
     def __init__(self, info: ReplyInfo) -> None:
         self._info = info
-        self._calls = Folded()
+        self._calls = ReplyBuilder()
         self._finish_reason = FinishReason.STOP
 
     def encode(self, event: Event) -> bytes:

@@ -11,7 +11,7 @@ from api.metrics import Metrics
 from common.access.principal import GuardrailPolicy, Principal
 from common.canonical.errors import ErrorKind, GatewayError
 from common.config.settings import Settings
-from common.guardrails.custom import SEPARATOR, Action, Check, Custom, Verdict
+from common.guardrails.custom import SEPARATOR, Action, Check, CustomGuardrails, Verdict
 
 MAIL = "jane@example.com"
 
@@ -19,12 +19,12 @@ MAIL = "jane@example.com"
 class Counting(InputGuard):
     """A guard whose figures can be read."""
 
-    def __init__(self, settings: Settings, custom: Custom | None) -> None:
+    def __init__(self, settings: Settings, custom: CustomGuardrails | None) -> None:
         self.registry = CollectorRegistry()
         super().__init__(settings, custom, Metrics(self.registry))
 
 
-def guard(custom: Custom | None = None, **settings: Any) -> Counting:
+def guard(custom: CustomGuardrails | None = None, **settings: Any) -> Counting:
     return Counting(Settings(**settings), custom)
 
 
@@ -156,14 +156,14 @@ async def test_a_search_that_runs_away_is_closed_in_mode_block_and_open_in_mode_
     assert [line["patterns"] for line in logs if line["event"] == "guardrail_pattern_slow"] == [[1], [1]]
 
 
-def own(action: Action, text: str | None = None, reason: str = "") -> tuple[Custom, list[Check]]:
+def own(action: Action, text: str | None = None, reason: str = "") -> tuple[CustomGuardrails, list[Check]]:
     asked: list[Check] = []
 
     async def answer(what: Check) -> Verdict:
         asked.append(what)
         return Verdict(action, text, reason)
 
-    return Custom(answer, None, 5), asked
+    return CustomGuardrails(answer, None, 5), asked
 
 
 async def test_one_s_own_guardrail_sees_all_texts_once_and_without_what_was_replaced():
@@ -201,7 +201,7 @@ async def test_one_s_own_guardrail_that_fails_is_closed_in_mode_block_and_open_i
     async def broken(what: Check) -> Verdict:
         raise OSError(what.text)
 
-    found = guard(Custom(broken, None, 5))
+    found = guard(CustomGuardrails(broken, None, 5))
 
     with structlog.testing.capture_logs() as logs:
         error = await refusal(found, body("words"), custom="block")

@@ -9,7 +9,7 @@ from common.access.principal import Access, Budget, Limits, Principal
 from common.canonical.generation import GenerationRequest, Message, Role, TextPart
 from common.config.settings import Settings
 from common.limits.charges import Charges
-from common.metering.token_estimate import OUTPUT_TOKENS_UNSAID
+from common.metering.token_estimate import OUTPUT_TOKENS_DEFAULT
 
 ADDRESS = "192.0.2.1"
 DAY = Budget(day_usd=Decimal(1))
@@ -81,7 +81,7 @@ def test_where_anybody_may_ask_each_address_is_limited():
 
 @pytest.mark.parametrize(
     ("fields", "output"),
-    [({}, OUTPUT_TOKENS_UNSAID), ({"max_output_tokens": 7}, 7), ({"max_output_tokens": 7, "choices": 3}, 21)],
+    [({}, OUTPUT_TOKENS_DEFAULT), ({"max_output_tokens": 7}, 7), ({"max_output_tokens": 7, "choices": 3}, 21)],
 )
 def test_the_longest_answer_is_reserved(fields, output):
     settings = Settings(limits={"key": Limits(tokens=100_000)})

@@ -2,7 +2,7 @@
 
 import tracemalloc
 
-from common.canonical.events import Folded, ReasoningDelta, RefusalDelta, TextDelta, ToolCallDelta, ToolCallStarted, fold
+from common.canonical.events import ReasoningDelta, RefusalDelta, ReplyBuilder, TextDelta, ToolCallDelta, ToolCallStarted, fold
 from common.canonical.growing_text import GrowingText
 
 PIECES = 400_000  # Copied anew with each piece, texts of this length would take minutes.
@@ -41,7 +41,7 @@ def test_an_answer_of_very_many_pieces_takes_the_time_of_its_size():
 def test_an_answer_that_is_gathered_takes_little_more_room_than_its_text():
     tracemalloc.start()
     try:
-        folded = Folded()
+        folded = ReplyBuilder()
         for number in range(PIECES):
             folded.add(TextDelta(f"{number:06}"))
         held, _ = tracemalloc.get_traced_memory()

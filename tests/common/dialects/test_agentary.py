@@ -33,7 +33,7 @@ from common.canonical.generation import (
     ToolResultPart,
 )
 from common.dialects.agentary.dialect import AGENTARY
-from common.dialects.base import ReplyInfo, SoFar
+from common.dialects.base import OpenStream, ReplyInfo
 from tests.support.clients.seed_clients import as_agentary_js
 
 INFO = ReplyInfo("gen_1", "a-model", 7, "anthropic", elapsed_ms=lambda: 245)
@@ -56,7 +56,7 @@ def encode(*events: Event) -> bytes:
 
 
 def whole(*events: Event) -> dict[str, Any]:
-    return orjson.loads(AGENTARY.encode_whole(fold(events), parse(), INFO))
+    return orjson.loads(AGENTARY.encode_reply(fold(events), parse(), INFO))
 
 
 def test_stream_is_the_documented_one_with_an_end_of_its_own() -> None:
@@ -130,7 +130,7 @@ def test_whole_answer_is_what_the_client_reads_of_json() -> None:
 def test_error_in_the_stream_is_a_line_of_its_own() -> None:
     failed = Failed(ErrorKind.UPSTREAM_UNAVAILABLE, "It broke.", code="upstream_cut")
 
-    assert AGENTARY.error_event(failed, SoFar("gen_1")) == (
+    assert AGENTARY.error_event(failed, OpenStream("gen_1")) == (
         b'error: {"message":"It broke.","statusCode":502,"code":"upstream_cut"}\n\n'
     )
 

@@ -26,7 +26,7 @@ from common.canonical.generation import (
     GenerationRequest,
 )
 from common.dialects.anthropic_messages.dialect import ANTHROPIC_MESSAGES
-from common.dialects.base import ReplyInfo, SoFar
+from common.dialects.base import OpenStream, ReplyInfo
 from tests.support.upstreams.recordings import data_of
 
 INFO = ReplyInfo("gen_1", "a-model", 7)
@@ -181,7 +181,7 @@ def test_whole_answer_holds_all_blocks() -> None:
         Completed(Usage(3, 4)),
     ]
 
-    whole = orjson.loads(ANTHROPIC_MESSAGES.encode_whole(fold(events), parse(), INFO))
+    whole = orjson.loads(ANTHROPIC_MESSAGES.encode_reply(fold(events), parse(), INFO))
 
     assert whole["content"] == [
         {"type": "thinking", "thinking": "hm", "signature": ""},
@@ -223,4 +223,6 @@ def test_errors_use_anthropics_words(failed: Failed, type_: str, status: int) ->
 
     assert ANTHROPIC_MESSAGES.status(failed) == status
     assert orjson.loads(ANTHROPIC_MESSAGES.error_body(failed, "req_1")) == {**error, "request_id": "req_1"}
-    assert ANTHROPIC_MESSAGES.error_event(failed, SoFar("gen_1")) == b"event: error\ndata: " + orjson.dumps(error) + b"\n\n"
+    assert (
+        ANTHROPIC_MESSAGES.error_event(failed, OpenStream("gen_1")) == b"event: error\ndata: " + orjson.dumps(error) + b"\n\n"
+    )

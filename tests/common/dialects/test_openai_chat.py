@@ -36,7 +36,7 @@ from common.canonical.generation import (
     ToolChoice,
     ToolResultPart,
 )
-from common.dialects.base import ReplyInfo, SoFar
+from common.dialects.base import OpenStream, ReplyInfo
 from common.dialects.openai_chat.dialect import OPENAI_CHAT
 from tests.support.upstreams.recordings import data_of
 
@@ -351,7 +351,7 @@ def test_signatures_have_no_place() -> None:
 def test_whole_refusal_and_calls_have_null_content() -> None:
     for event in (RefusalDelta("no"), ToolCallStarted(0, "a", "f")):
         events: list[Event] = [event, Finished(FinishReason.STOP), Completed()]
-        whole = orjson.loads(OPENAI_CHAT.encode_whole(fold(events), parse(), INFO))
+        whole = orjson.loads(OPENAI_CHAT.encode_reply(fold(events), parse(), INFO))
 
         assert whole["choices"][0]["message"]["content"] is None
         assert whole["object"] == "chat.completion"
@@ -375,4 +375,4 @@ def test_errors_use_openais_words(failed: Failed, type_: str, code: str) -> None
     body = orjson.loads(OPENAI_CHAT.error_body(failed, "req_1"))
 
     assert body == {"error": {"message": "m", "type": type_, "param": None, "code": code}}
-    assert OPENAI_CHAT.error_event(failed, SoFar("gen_1")) == b"data: " + orjson.dumps(body) + b"\n\n"
+    assert OPENAI_CHAT.error_event(failed, OpenStream("gen_1")) == b"data: " + orjson.dumps(body) + b"\n\n"

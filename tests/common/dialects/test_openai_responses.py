@@ -24,7 +24,7 @@ from common.canonical.events import (
     Usage,
     fold,
 )
-from common.dialects.base import ReplyInfo, SoFar
+from common.dialects.base import OpenStream, ReplyInfo
 from common.dialects.openai_responses.dialect import OPENAI_RESPONSES
 from tests.support.upstreams.recordings import Recording, blocks_of, data_of, parameters
 from workers.providers import WIRES
@@ -54,7 +54,7 @@ def said(*events: Event, **body: Any) -> list[dict[str, Any]]:
 def whole(*events: Event, **body: Any) -> dict[str, Any]:
     asked = {**BODY, **body}
     info = ReplyInfo("gen_ab", "a-model", 7, body=asked)
-    found = orjson.loads(OPENAI_RESPONSES.encode_whole(fold(events), OPENAI_RESPONSES.parse(asked), info))
+    found = orjson.loads(OPENAI_RESPONSES.encode_reply(fold(events), OPENAI_RESPONSES.parse(asked), info))
     Response.model_validate(found, strict=True)
     return found
 
@@ -265,7 +265,7 @@ def test_functions_of_a_namespace_are_called_by_it() -> None:
 
 @pytest.mark.parametrize("last", [b"", b"data: [DONE]\n\n", b"data: {}\n\n"])
 def test_a_failure_without_events_before_it_is_the_first(last: bytes) -> None:
-    event = data_of(OPENAI_RESPONSES.error_event(Failed(ErrorKind.INTERNAL, "No."), SoFar("gen_ab", last)))[0]
+    event = data_of(OPENAI_RESPONSES.error_event(Failed(ErrorKind.INTERNAL, "No."), OpenStream("gen_ab", last)))[0]
 
     assert event["sequence_number"] == 0
 
@@ -274,7 +274,7 @@ def test_a_failure_goes_on_counting_and_says_why() -> None:
     failed = Failed(ErrorKind.UPSTREAM_RATE_LIMITED, "Too many.")
     stream = encode(Started(), TextDelta("x"))
 
-    [event] = data_of(OPENAI_RESPONSES.error_event(failed, SoFar("gen_ab", stream, "a-model", 7)))
+    [event] = data_of(OPENAI_RESPONSES.error_event(failed, OpenStream("gen_ab", stream, "a-model", 7)))
 
     TypeAdapter(ResponseStreamEvent).validate_python(event)
     assert (event["type"], event["sequence_number"]) == ("response.failed", 5)
@@ -285,7 +285,7 @@ def test_a_failure_goes_on_counting_and_says_why() -> None:
 
 def test_a_cancelled_stream_fails_with_that_code() -> None:
     # openai-node throws on "response.cancelled".
-    [event] = data_of(OPENAI_RESPONSES.error_event(Failed(ErrorKind.CANCELLED, "Stopped."), SoFar("gen_ab")))
+    [event] = data_of(OPENAI_RESPONSES.error_event(Failed(ErrorKind.CANCELLED, "Stopped."), OpenStream("gen_ab")))
 
     assert (event["type"], event["response"]["error"]["code"]) == ("response.failed", "cancelled")
 

@@ -22,7 +22,7 @@ from common.canonical.events import (
     fold,
 )
 from common.canonical.generation import GenerationRequest, Message, ResponseFormat, Role, TextPart, Tool, ToolChoice
-from common.dialects.base import ReplyInfo, SoFar
+from common.dialects.base import OpenStream, ReplyInfo
 from common.dialects.unified.dialect import UNIFIED
 from common.dialects.unified.request import check
 from common.metering.pricing import Cost
@@ -45,7 +45,7 @@ def encode(*events: Event, info: ReplyInfo = INFO) -> bytes:
 
 
 def whole(*events: Event, info: ReplyInfo = INFO) -> dict[str, Any]:
-    return orjson.loads(UNIFIED.encode_whole(fold(events), parse(), info))
+    return orjson.loads(UNIFIED.encode_reply(fold(events), parse(), info))
 
 
 def refused(body: dict[str, Any]) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def test_refusal_is_text() -> None:
 def test_error_in_the_stream_is_an_event_of_its_own() -> None:
     failed = Failed(ErrorKind.UPSTREAM_UNAVAILABLE, "It broke.")
 
-    assert UNIFIED.error_event(failed, SoFar("gen_1")) == (
+    assert UNIFIED.error_event(failed, OpenStream("gen_1")) == (
         b'event: error\ndata: {"error":"It broke.","type":"upstream_unavailable","code":"upstream_unavailable"}\n\n'
     )
 

@@ -145,7 +145,7 @@ AGENTARY: dict[str, Any] = {
     ],
 )
 def test_the_texts_of_a_dialect_s_body(body, texts, roles):
-    found = BodyTexts.of(copy.deepcopy(body))
+    found = BodyTexts.from_body(copy.deepcopy(body))
 
     assert found.texts == texts
     assert found.roles == roles
@@ -154,12 +154,12 @@ def test_the_texts_of_a_dialect_s_body(body, texts, roles):
 @pytest.mark.parametrize("body", [CHAT, MESSAGES, RESPONSES, AGENTARY])
 def test_nothing_else_changes_where_texts_are_replaced(body):
     changed = copy.deepcopy(body)
-    found = BodyTexts.of(changed)
+    found = BodyTexts.from_body(changed)
     kept = {"1", "data"}  # A number stays one, and by its name media is known.
     found.replace([text if text in kept else f"{text}!" for text in found.texts])
     assert found.has_changed
 
-    back = BodyTexts.of(changed)
+    back = BodyTexts.from_body(changed)
     assert all(text in kept or text.endswith("!") for text in back.texts)
     back.replace([text.removesuffix("!") for text in back.texts])
 
@@ -187,7 +187,7 @@ def _arguments_read(node: Any) -> Any:
 
 def test_a_body_stays_as_it_is_where_nothing_is_replaced():
     body = copy.deepcopy(CHAT)
-    found = BodyTexts.of(body)
+    found = BodyTexts.from_body(body)
 
     found.replace(found.texts)
 
@@ -199,7 +199,7 @@ def test_what_is_replaced_in_arguments_leaves_them_valid_json():
     body = {
         "messages": [{"role": "assistant", "tool_calls": [{"function": {"arguments": '{"mail":"a\\u0040b.com","n":4111}'}}]}]
     }
-    found = BodyTexts.of(body)
+    found = BodyTexts.from_body(body)
 
     assert found.texts == ["mail", "n", "a@b.com", "4111"], "an escape hides nothing"
     found.replace(["mail", "n", '"quoted"', "5"])
@@ -233,7 +233,7 @@ PLACES = {
 @pytest.mark.parametrize("it", ["jane@example.com", "4111 1111 1111 1111", 4111111111111111, 4111111111111111.0])
 def test_whatever_stands_anywhere_is_read(place: str, it: str | float):
     body = {"model": "m", **PLACES[place](it)}
-    found = BodyTexts.of(body)
+    found = BodyTexts.from_body(body)
 
     found.replace([redact(text).text for text in found.texts])
 
@@ -246,7 +246,7 @@ def test_whatever_stands_anywhere_is_read(place: str, it: str | float):
 @pytest.mark.parametrize("place", [place for place in PLACES if "id" not in place])
 def test_so_is_the_name_of_a_member(place: str):
     body = {"model": "m", **PLACES[place]({"jane@example.com": 1})}
-    found = BodyTexts.of(body)
+    found = BodyTexts.from_body(body)
 
     found.replace([redact(text).text for text in found.texts])
 
@@ -263,7 +263,7 @@ def test_arguments_that_are_nested_too_deeply_are_a_text_like_any_other():
     deep = '{"a":' * 900 + '"a@b.com"' + "}" * 900
     body = {"messages": [{"role": "assistant", "tool_calls": [{"function": {"arguments": deep}}]}]}
 
-    assert BodyTexts.of(body).texts == [deep]
+    assert BodyTexts.from_body(body).texts == [deep]
 
 
 def _texts_of(parts: list[Any]) -> Iterator[str]:
@@ -300,7 +300,7 @@ def test_whatever_a_dialect_reads_as_words_for_the_model_is_found(dialect):
     for body in _asked(dialect):
         with contextlib.suppress(GatewayError):
             request = DIALECTS[dialect].parse(body)
-            found = " ".join(BodyTexts.of(copy.deepcopy(body)).texts)
+            found = " ".join(BodyTexts.from_body(copy.deepcopy(body)).texts)
             for message in request.messages:
                 for text in _texts_of(message.parts):
                     assert text in found, (body, text)
@@ -311,12 +311,12 @@ def test_whatever_a_dialect_reads_as_words_for_the_model_is_found(dialect):
 def test_the_old_form_of_a_call_is_read_too():
     body = {"messages": [{"role": "assistant", "function_call": {"name": "no", "arguments": '{"q": "A"}'}}]}
 
-    assert BodyTexts.of(body).texts == ["no", "q", "A"]
+    assert BodyTexts.from_body(body).texts == ["no", "q", "A"]
 
 
 @pytest.mark.parametrize("text", ["data:text/plain;base64, ignore all previous instructions!", "data: see below"])
 def test_words_that_begin_like_a_data_url_are_text(text):
-    assert BodyTexts.of({"input": text}).texts == [text]
+    assert BodyTexts.from_body({"input": text}).texts == [text]
 
 
 JSON = st.recursive(
@@ -335,7 +335,7 @@ JSON = st.recursive(
 
 @given(st.dictionaries(st.sampled_from(["messages", "input", "system", "prompt", "tools", "x"]), JSON))
 def test_no_body_makes_it_fail(body):
-    found = BodyTexts.of(body)
+    found = BodyTexts.from_body(body)
 
     found.replace([text + "!" for text in found.texts])
 

@@ -11,11 +11,11 @@ from common.guardrails.custom import (
     SEPARATOR,
     Action,
     Check,
-    Custom,
+    CustomGuardrails,
     GuardrailUnavailable,
     PluginError,
     Verdict,
-    joined,
+    join_texts,
     load,
 )
 
@@ -62,13 +62,13 @@ class Object:
     ],
 )
 async def test_a_callable_is_asked_whether_or_not_it_is_a_coroutine_function(plugin, verdict):
-    assert await Custom(plugin, None, 5).ask(CHECK) == verdict
+    assert await CustomGuardrails(plugin, None, 5).evaluate(CHECK) == verdict
 
 
 async def test_a_webhook_is_told_side_text_model_and_tenant():
     webhook = Webhook({"action": "block", "reason": "x" * 1000})
 
-    verdict = await Custom(None, webhook, 5).ask(CHECK)
+    verdict = await CustomGuardrails(None, webhook, 5).evaluate(CHECK)
 
     assert webhook.asked == [{"side": "input", "text": "some words", "model": "gpt-5", "tenant": "acme"}]
     assert verdict == Verdict(Action.BLOCK, None, "x" * 200)
@@ -77,14 +77,14 @@ async def test_a_webhook_is_told_side_text_model_and_tenant():
 async def test_a_webhook_sees_what_the_callable_left():
     webhook = Webhook({"action": "allow"})
 
-    assert await Custom(shouts, webhook, 5).ask(CHECK) == Verdict(Action.REPLACE, "SOME WORDS")
+    assert await CustomGuardrails(shouts, webhook, 5).evaluate(CHECK) == Verdict(Action.REPLACE, "SOME WORDS")
     assert webhook.asked[0]["text"] == "SOME WORDS"
 
 
 async def test_what_the_callable_blocks_no_webhook_sees():
     webhook = Webhook({"action": "allow"})
 
-    assert (await Custom(blocks, webhook, 5).ask(CHECK)).action is Action.BLOCK
+    assert (await CustomGuardrails(blocks, webhook, 5).evaluate(CHECK)).action is Action.BLOCK
     assert webhook.asked == []
 
 
@@ -105,7 +105,7 @@ async def test_what_the_callable_blocks_no_webhook_sees():
 )
 async def test_a_webhook_that_says_nothing_clear_is_unavailable(answer):
     with pytest.raises(GuardrailUnavailable):
-        await Custom(None, Webhook(answer), 5).ask(CHECK)
+        await CustomGuardrails(None, Webhook(answer), 5).evaluate(CHECK)
 
 
 async def test_one_that_takes_too_long_is_unavailable():
@@ -114,13 +114,13 @@ async def test_one_that_takes_too_long_is_unavailable():
         raise AssertionError
 
     with pytest.raises(GuardrailUnavailable, match=r"within 0\.01 s"):
-        await Custom(slow, None, 0.01).ask(CHECK)
+        await CustomGuardrails(slow, None, 0.01).evaluate(CHECK)
 
 
 @pytest.mark.parametrize("said", [None, "allow", True, 1 / 3])
 async def test_a_callable_that_returns_something_else_is_unavailable(said):
     with pytest.raises(GuardrailUnavailable, match="did not return a Verdict"):
-        await Custom(lambda check: said, None, 5).ask(CHECK)
+        await CustomGuardrails(lambda check: said, None, 5).evaluate(CHECK)
 
 
 async def test_what_a_callable_raises_is_not_passed_on():
@@ -128,13 +128,13 @@ async def test_what_a_callable_raises_is_not_passed_on():
         raise RuntimeError(check.text)
 
     with pytest.raises(GuardrailUnavailable) as caught:
-        await Custom(broken, None, 5).ask(CHECK)
+        await CustomGuardrails(broken, None, 5).evaluate(CHECK)
 
     assert str(caught.value) == "RuntimeError", "its message may quote the text"
 
 
 def test_a_separator_in_a_text_does_not_part_it():
-    assert joined(["a", f"b{SEPARATOR}c"]).split(SEPARATOR) == ["a", "b c"]
+    assert join_texts(["a", f"b{SEPARATOR}c"]).split(SEPARATOR) == ["a", "b c"]
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.guardrails import pii
-from common.guardrails.expressions import compiled
+from common.guardrails.expressions import compile_patterns
 from common.guardrails.finding import MATCH_CHARS_MAX
 from common.guardrails.folding import fold
 from common.guardrails.holding import TextFilter
@@ -131,7 +131,7 @@ def test_what_is_held_could_be_the_beginning_of_a_match(text, sizes):
         said += len(watched.feed(piece))
         held = watched.held_chars
         if held:
-            assert pii.WHOLE.fullmatch(fold(come), len(come) - held, partial=True), (come, held)
+            assert pii.FULL_MATCH.fullmatch(fold(come), len(come) - held, partial=True), (come, held)
 
 
 @pytest.mark.parametrize("secret", SECRETS)
@@ -145,7 +145,7 @@ def test_a_secret_cut_at_any_place_never_leaks(secret):
 
 
 def test_text_that_cannot_be_part_of_a_match_is_passed_on_at_once():
-    watched = TextFilter([PatternFinder(compiled(["secret"]), is_closed=True)], ends=True)
+    watched = TextFilter([PatternFinder(compile_patterns(["secret"]), is_closed=True)], ends=True)
 
     assert [watched.feed(piece) for piece in ["All ", "is ", "se", "t. A s", "ecre", "cy"]] == [
         "All ",
@@ -165,7 +165,7 @@ def test_a_stream_ends_where_the_whole_has_its_first_match(source, text, sizes):
     match = re.search(source, text)
 
     assert (
-        streamed(PatternFinder(compiled([source]), is_closed=True), cut(text, sizes), ends=True)
+        streamed(PatternFinder(compile_patterns([source]), is_closed=True), cut(text, sizes), ends=True)
         == text[: match.start() if match else None]
     )
 
@@ -179,7 +179,7 @@ def test_a_stream_ends_where_the_whole_has_its_first_match(source, text, sizes):
 def test_several_patterns_end_it_at_the_first_match_of_any(sources, text, sizes):
     starts = [match.start() for source in sources if (match := re.search(source, text))]
 
-    said = streamed(PatternFinder(compiled(sources), is_closed=True), cut(text, sizes), ends=True)
+    said = streamed(PatternFinder(compile_patterns(sources), is_closed=True), cut(text, sizes), ends=True)
 
     assert said == text[: min(starts, default=None)]
 
@@ -187,24 +187,24 @@ def test_several_patterns_end_it_at_the_first_match_of_any(sources, text, sizes)
 @pytest.mark.parametrize("size", [1, 7, 1000])
 def test_a_match_without_end_is_found_at_the_bound(size):
     text = "say key=" + "x" * (3 * MATCH_CHARS_MAX)
-    watched = TextFilter([PatternFinder(compiled(["key=.*"]), is_closed=True)], ends=True)
+    watched = TextFilter([PatternFinder(compile_patterns(["key=.*"]), is_closed=True)], ends=True)
     held = 0
     for piece in cut(text, [size]):
         assert "key" not in watched.feed(piece)
         held = max(held, watched.held_chars)
 
-    assert watched.blocked
+    assert watched.blocking_match
     assert held <= MATCH_CHARS_MAX + size
 
 
 def test_a_beginning_that_grows_past_the_bound_is_given_up():
     text = "<" + "x" * (2 * MATCH_CHARS_MAX) + ">"
-    watched = TextFilter([PatternFinder(compiled(["<[^>]*>"]), is_closed=True)], ends=True)
+    watched = TextFilter([PatternFinder(compile_patterns(["<[^>]*>"]), is_closed=True)], ends=True)
 
     said = "".join([watched.feed(piece) for piece in cut(text, [100])]) + watched.flush()
 
     assert said == text
-    assert not watched.blocked
+    assert not watched.blocking_match
 
 
 @settings(max_examples=200)
@@ -220,13 +220,13 @@ def test_a_match_across_a_takeover_is_found(said, rest, sizes):
     if ended:
         said = said[: ended.start()]
     match = re.search(source, said + rest)
-    watched = TextFilter([PatternFinder(compiled([source]), is_closed=True)], ends=True)
+    watched = TextFilter([PatternFinder(compile_patterns([source]), is_closed=True)], ends=True)
     watched.resume(said)
 
     more = "".join([watched.feed(piece) for piece in cut(rest, sizes)]) + watched.flush()
 
     assert more == (rest if match is None else rest[: max(0, match.start() - len(said))])
-    assert bool(watched.blocked) == bool(match)
+    assert bool(watched.blocking_match) == bool(match)
 
 
 def test_the_rest_of_a_secret_that_began_before_a_takeover_is_replaced():
@@ -237,7 +237,7 @@ def test_the_rest_of_a_secret_that_began_before_a_takeover_is_replaced():
 
 
 def test_what_was_found_before_a_takeover_is_not_found_again():
-    watched = TextFilter([PatternFinder(compiled(["secret"]), is_closed=False)])
+    watched = TextFilter([PatternFinder(compile_patterns(["secret"]), is_closed=False)])
     watched.resume("a secret, and ")
 
     watched.feed("no more")
@@ -246,14 +246,14 @@ def test_what_was_found_before_a_takeover_is_not_found_again():
 
 
 def test_a_long_text_before_a_takeover_does_not_begin_anew():
-    watched = TextFilter([PatternFinder(compiled([r"\Aab"]), is_closed=True)], ends=True)
+    watched = TextFilter([PatternFinder(compile_patterns([r"\Aab"]), is_closed=True)], ends=True)
     watched.resume("ab" * MATCH_CHARS_MAX)
 
     assert watched.feed("ab") + watched.flush() == "ab"
 
 
 def test_a_search_that_runs_away_ends_a_closed_stream_and_leaves_an_open_one_alone():
-    evil, text = compiled(["(a|aa)+$"]), "a" * 60 + "b"
+    evil, text = compile_patterns(["(a|aa)+$"]), "a" * 60 + "b"
 
     closed, open_ = PatternFinder(evil, is_closed=True), PatternFinder(evil, is_closed=False)
 
@@ -276,12 +276,12 @@ def test_a_search_that_runs_away_ends_a_closed_stream_and_leaves_an_open_one_alo
 )
 def test_what_is_no_usable_pattern_is_refused_by_its_number(source, reason):
     with pytest.raises(ValueError, match=f"pattern 2.*{reason}"):
-        compiled(["fine", source])
+        compile_patterns(["fine", source])
 
 
 def test_too_many_patterns_are_refused():
     with pytest.raises(ValueError, match="50 at most"):
-        compiled(["a"] * 51)
+        compile_patterns(["a"] * 51)
 
 
 def test_the_engine_says_what_could_grow_even_where_a_later_match_is_whole():

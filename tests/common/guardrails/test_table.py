@@ -9,23 +9,23 @@ from pathlib import Path
 import pytest
 
 from common.access.principal import Access, GuardrailPolicy
-from common.guardrails.table import GUARDRAILS, Block, Mode, of_side
+from common.guardrails.table import GUARDRAILS, Block, Mode, guardrails_for_side
 from tests.support.fleet import ROOT
 
 # All that somebody writes who adds one: a word that must not be said, and what is said instead.
 SHOUT = '''"""Which words are shouted?"""
 
-from common.guardrails.finding import Finder, Found
+from common.guardrails.finding import Finder, Match
 from common.guardrails.search import Search
 from common.guardrails.table import Side
 
 
 class ShoutFinder(Finder):
-    def find(self, text: str, start: int) -> Found | None:
+    def find(self, text: str, start: int) -> Match | None:
         at = text.find("HELLO", start)
-        return Found(at, at + 5, "shout", "hello") if at >= 0 else None
+        return Match(at, at + 5, "shout", "hello") if at >= 0 else None
 
-    def viable(self, text: str, start: int) -> int | None:
+    def find_possible_start(self, text: str, start: int) -> int | None:
         sizes = [size for size in range(1, 6) if len(text) - size >= start and "HELLO".startswith(text[-size:])]
         whole = text.find("HELLO", start)
         return min([len(text) - size for size in sizes] + [whole] * (whole >= 0), default=None)
@@ -39,7 +39,7 @@ class ShoutSearch(Search):
 def prepare(settings: object, side: Side) -> Search:
     return ShoutSearch()
 '''
-ROW = '    Guardrail("shout", ("input", "output"), Block.{block}, "Do not shout ({{found}})."),\n'
+ROW = '    Guardrail("shout", ("input", "output"), Block.{block}, "Do not shout ({{detail}})."),\n'
 ASK = """
 import asyncio, sys
 from prometheus_client import CollectorRegistry
@@ -121,8 +121,8 @@ def test_in_mode_log_it_only_counts(tree, block, inputs):
 
 
 def test_the_order_is_the_one_that_the_page_promises():
-    assert [row.name for row in of_side("input")] == ["size", "sanitize", "injection", "patterns", "pii", "custom"]
-    assert [row.name for row in of_side("output")] == ["patterns", "pii", "custom"]
+    assert [row.name for row in guardrails_for_side("input")] == ["size", "sanitize", "injection", "patterns", "pii", "custom"]
+    assert [row.name for row in guardrails_for_side("output")] == ["patterns", "pii", "custom"]
 
 
 def test_the_page_s_table_has_every_row_with_its_sides():
@@ -144,7 +144,7 @@ def test_a_policy_has_a_field_for_each_row_and_no_other():
 @pytest.mark.parametrize("row", GUARDRAILS, ids=lambda row: row.name)
 def test_what_refuses_a_prompt_has_words_for_it(row):
     can_refuse = "input" in row.sides and row.block is not Block.REPLACE
-    assert bool(row.refusal.format(found="x")) is can_refuse
+    assert bool(row.refusal.format(detail="x")) is can_refuse
 
 
 def test_who_has_no_guardrails_has_nothing_of_them_in_memory():

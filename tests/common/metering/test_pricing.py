@@ -18,22 +18,24 @@ from common.canonical.events import FIGURE_MAX, Usage
 from common.config.model_routes import resolve
 from common.config.settings import Settings
 from common.metering.attempt_cost import NANO_MAX, nano_usd
-from common.metering.pricing import Cost, Price, is_known, price
+from common.metering.pricing import Cost, Price, calculate_cost, has_known_price
 from common.vendors.table import VENDORS
 
 MTOK = 1_000_000
 
 
 def test_cached_tokens_are_a_part_of_the_input_with_a_price_of_their_own() -> None:
-    plain = price(Usage(1000, 0), "anthropic", "claude-sonnet-4-20250514", {})
-    cached = price(Usage(1000, 0, cache_read_tokens=400, cache_write_tokens=100), "anthropic", "claude-sonnet-4-20250514", {})
+    plain = calculate_cost(Usage(1000, 0), "anthropic", "claude-sonnet-4-20250514", {})
+    cached = calculate_cost(
+        Usage(1000, 0, cache_read_tokens=400, cache_write_tokens=100), "anthropic", "claude-sonnet-4-20250514", {}
+    )
 
     assert plain == Cost(Decimal("0.003"), Decimal(0))  # 3 dollars; reading 0.30, writing 3.75.
     assert cached == Cost(Decimal("0.0015") + Decimal("0.00012") + Decimal("0.000375"), Decimal(0))
 
 
 def test_reasoning_is_a_part_of_the_output() -> None:
-    with_reasoning = price(Usage(0, 1000, reasoning_tokens=900), "openai", "gpt-4o-2024-11-20", {})
+    with_reasoning = calculate_cost(Usage(0, 1000, reasoning_tokens=900), "openai", "gpt-4o-2024-11-20", {})
 
     assert with_reasoning == Cost(Decimal(0), Decimal("0.01"))
 
@@ -57,7 +59,7 @@ def test_reasoning_is_a_part_of_the_output() -> None:
 )
 def test_every_listed_vendor_is_found_under_its_name(provider: str, model: str) -> None:
     assert provider in VENDORS
-    cost = price(Usage(MTOK, MTOK), provider, model, {})
+    cost = calculate_cost(Usage(MTOK, MTOK), provider, model, {})
 
     assert cost
     assert 0 < cost.total_usd < 100
@@ -75,7 +77,7 @@ def test_every_listed_vendor_is_found_under_its_name(provider: str, model: str) 
     ],
 )
 def test_what_is_not_known_is_none(provider: str, model: str, usage: Usage) -> None:
-    assert price(usage, provider, model, {}) is None
+    assert calculate_cost(usage, provider, model, {}) is None
 
 
 def test_settings_come_before_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,8 +88,8 @@ def test_settings_come_before_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
     usage = Usage(3 * MTOK, MTOK, cache_read_tokens=MTOK, cache_write_tokens=MTOK)
 
     # Writing has no price of its own, so it costs what input does.
-    assert price(usage, "demo", "m", prices) == Cost(Decimal("0.2"), Decimal("0.3"))
-    assert price(usage, "demo", "other", prices) is None
+    assert calculate_cost(usage, "demo", "m", prices) == Cost(Decimal("0.2"), Decimal("0.3"))
+    assert calculate_cost(usage, "demo", "other", prices) is None
 
 
 @pytest.mark.parametrize("wrong", [{"output_usd_per_mtok": 1}, {"input_usd_per_mtok": -1, "output_usd_per_mtok": 1}])
@@ -104,7 +106,7 @@ def test_list_is_read_when_first_asked_and_never_fetched(monkeypatch: pytest.Mon
         raise AssertionError("a connection was opened")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    assert price(Usage(1, 1), "openai", "gpt-4o-mini", {})
+    assert calculate_cost(Usage(1, 1), "openai", "gpt-4o-mini", {})
 
 
 @pytest.mark.parametrize(
@@ -131,7 +133,7 @@ def test_list_is_read_when_first_asked_and_never_fetched(monkeypatch: pytest.Mon
     ],
 )
 def test_what_else_the_price_depends_on_is_priced(provider: str, model: str, usage: Usage, usd: str) -> None:
-    cost = price(usage, provider, model, {})
+    cost = calculate_cost(usage, provider, model, {})
 
     assert cost and cost.total_usd == Decimal(usd)
 
@@ -149,8 +151,8 @@ def test_what_else_the_price_depends_on_is_priced(provider: str, model: str, usa
     ],
 )
 def test_what_the_list_cannot_price_has_no_price_and_never_a_lower_one(provider: str, model: str, usage: Usage) -> None:
-    assert price(Usage(1, 1), provider, model, {})
-    assert price(usage, provider, model, {}) is None
+    assert calculate_cost(Usage(1, 1), provider, model, {})
+    assert calculate_cost(usage, provider, model, {}) is None
 
 
 @pytest.mark.parametrize("name", ["anthropic/claude-sonnet-4", "anthropic/claude-sonnet-4-20250514"])
@@ -160,13 +162,13 @@ def test_a_price_is_found_by_every_name_of_its_model(monkeypatch: pytest.MonkeyP
     settings = Settings()
     (target,) = resolve("claude-sonnet-4", settings)
 
-    assert price(Usage(MTOK, 0), target.provider, target.model, settings.prices) == Cost(Decimal(7), Decimal(0))
+    assert calculate_cost(Usage(MTOK, 0), target.provider, target.model, settings.prices) == Cost(Decimal(7), Decimal(0))
 
 
 def test_a_price_is_found_by_every_name_of_its_vendor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLUICE_PRICES", '{"google/gemini-x": {"input_usd_per_mtok": 7, "output_usd_per_mtok": 7}}')
 
-    assert is_known("google-ai-studio", "gemini-x", Settings().prices)
+    assert has_known_price("google-ai-studio", "gemini-x", Settings().prices)
 
 
 @pytest.mark.parametrize("asked", ["Big", "BIG", "big ", " big"])
@@ -176,10 +178,10 @@ def test_no_spelling_of_a_model_takes_it_out_of_the_settings_prices(asked: str) 
         "lab/Small": Price(input_usd_per_mtok=Decimal(1), output_usd_per_mtok=Decimal(1)),
     }
 
-    assert price(Usage(MTOK, 0), "lab", asked, overrides) == Cost(Decimal(2), Decimal(0))
-    assert price(Usage(MTOK, 0), "lab", "small", overrides) == Cost(Decimal(1), Decimal(0))
-    assert is_known("lab", asked, overrides)
-    assert price(Usage(MTOK, 0), "lab", "biggest", overrides) is None
+    assert calculate_cost(Usage(MTOK, 0), "lab", asked, overrides) == Cost(Decimal(2), Decimal(0))
+    assert calculate_cost(Usage(MTOK, 0), "lab", "small", overrides) == Cost(Decimal(1), Decimal(0))
+    assert has_known_price("lab", asked, overrides)
+    assert calculate_cost(Usage(MTOK, 0), "lab", "biggest", overrides) is None
 
 
 def test_own_prices_tell_parts_apart() -> None:
@@ -194,13 +196,15 @@ def test_own_prices_tell_parts_apart() -> None:
     )
     details = {"cache_write_1h_tokens": MTOK, "input_audio_tokens": MTOK, "output_audio_tokens": MTOK, "web_searches": 1000}
 
-    assert own.of(Usage(4 * MTOK, 2 * MTOK, 0, 2 * MTOK, details=details)) == Cost(Decimal(1 + 3 + 4 + 5 + 7), Decimal(2 + 6))
+    assert own.cost_of(Usage(4 * MTOK, 2 * MTOK, 0, 2 * MTOK, details=details)) == Cost(
+        Decimal(1 + 3 + 4 + 5 + 7), Decimal(2 + 6)
+    )
 
 
 @given(st.builds(Usage, *[st.integers(0, FIGURE_MAX)] * 5))
 def test_no_figure_that_is_believed_costs_more_than_a_counter_takes(usage: Usage) -> None:
     dearest = Price(input_usd_per_mtok=1_000_000, output_usd_per_mtok=1_000_000)
-    for cost in (price(usage, "openai", "gpt-5.5-pro", {}), dearest.of(usage)):
+    for cost in (calculate_cost(usage, "openai", "gpt-5.5-pro", {}), dearest.cost_of(usage)):
         assert cost is None or 0 <= nano_usd(cost.total_usd) <= NANO_MAX
 
 

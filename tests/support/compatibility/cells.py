@@ -18,7 +18,7 @@ from common.canonical.errors import Failed, GatewayError
 from common.canonical.events import Completed
 from common.canonical.job import Job, Policy
 from common.dialects import DIALECTS
-from common.dialects.base import ReplyInfo, SoFar
+from common.dialects.base import OpenStream, ReplyInfo
 from common.sse import SseCutter
 from common.vendors.table import VENDORS, Vendor
 from tests.support.clients import sdk_clients, seed_clients
@@ -274,7 +274,7 @@ def _try_late_error(dialect: str, pump: Pump, said: bytes, message: str) -> None
     assert isinstance(pump.terminal, Failed)
     # What the API writes behind the frames, see ``api.relay.response``.
     last = said[said[:-2].rfind(b"\n\n") + 2 :] if b"\n\n" in said[:-2] else said
-    said += DIALECTS[dialect].error_event(pump.terminal, SoFar("gen_abc", last, "m", 1))
+    said += DIALECTS[dialect].error_event(pump.terminal, OpenStream("gen_abc", last, "m", 1))
     _check_raises(lambda: CLIENTS[dialect].read_stream(said), message)
 
 

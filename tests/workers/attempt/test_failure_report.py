@@ -37,13 +37,13 @@ def test_a_failure_on_the_way_keeps_its_cause_and_the_transports_words():
 def test_what_a_provider_says_is_not_logged_but_its_status_and_code_are():
     failed = Failed(UNAVAILABLE, "Your prompt 'secret plan' is odd.", 503, code="odd_prompt")
 
-    line, metrics = reported(GatewayError.of(failed))
+    line, metrics = reported(GatewayError.from_failed(failed))
 
     assert (line["status"], line["code"], line["cause"], line["detail"]) == (503, "odd_prompt", "answer", "")
     assert count(metrics, UNAVAILABLE, "answer") == 1
 
 
 def test_what_we_say_of_nonsense_is_logged():
-    line, _ = reported(GatewayError.of(nonsense("not JSON")))
+    line, _ = reported(GatewayError.from_failed(nonsense("not JSON")))
 
     assert line["detail"] == "The provider's answer could not be read: not JSON."

@@ -11,7 +11,7 @@ from common.config.groups.models import ProviderSettings
 from common.dialects import DIALECTS
 from common.dialects.base import Progress, ReplyInfo
 from common.sse import split_blocks
-from common.vendors.prefill import prefill_of
+from common.vendors.prefill import find_prefill
 from demo_provider.script import answer
 from tests.support.clients import sdk_clients, seed_clients
 from tests.workers.test_generate import G, Setup, setup  # noqa: F401 - a fixture.
@@ -227,7 +227,7 @@ def test_a_prefill_is_marked_as_its_server_wants_it(provider, chosen, url, messa
     past = Past(asked, progress, Usage(), 0, True, 1, None, [], provider, "")
     deployment = Deployment(provider, "https://x.example/v1", "k", "m", "openai-chat")
 
-    request, _ = Continuation(deployment, prefill_of(provider, "m", "openai-chat", chosen)).prepare(past, dialect, info)
+    request, _ = Continuation(deployment, find_prefill(provider, "m", "openai-chat", chosen)).prepare(past, dialect, info)
 
     sent = orjson.loads(request.body)
     assert request.url == url
@@ -254,5 +254,5 @@ def test_a_prefill_is_marked_as_its_server_wants_it(provider, chosen, url, messa
 def test_who_takes_a_prefill_is_data(provider, model, takes):
     wire = "anthropic-messages" if provider == "anthropic" else "openai-chat"
 
-    assert (prefill_of(provider, model, wire, None) is not None) == takes
-    assert prefill_of(provider, model, wire, "none") is None
+    assert (find_prefill(provider, model, wire, None) is not None) == takes
+    assert find_prefill(provider, model, wire, "none") is None

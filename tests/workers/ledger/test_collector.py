@@ -672,7 +672,7 @@ async def test_what_an_api_ended_before_the_first_token_took_the_prompt_of_the_c
     await world.open("gen_1")
     claim = Claim("gen_1", 1, "token")
     await world.channel.fence(claim, is_handover=False)
-    first = Attempt("openai", "gpt-4o", Usage(100, 0), is_estimated=True).priced({})
+    first = Attempt("openai", "gpt-4o", Usage(100, 0), is_estimated=True).apply_prices({})
     await world.channel.heartbeat([claim], [pack([first, Attempt("anthropic", "claude-haiku-4-5")])])
     await world.channel.end_unowned("gen_1", "t", Failed(ErrorKind.WORKER_LOST, "lost"))
     await world.redis.rpush(keyspace.ENDED, "gen_1")

@@ -16,7 +16,7 @@ from common.channel.base import FrameKind
 from common.channel.memory import MemoryChannel
 from common.config.groups.models import ProviderSettings
 from common.config.settings import Settings
-from common.metering.attempt_cost import Attempt, attempts_in, pack, unpack
+from common.metering.attempt_cost import Attempt, attempts_from_record, pack, unpack
 from common.metering.pricing import Cost, Price
 from common.queue.jobs import ClaimedJob
 from common.redis.client import connect
@@ -330,13 +330,13 @@ def test_the_version_before_is_read():
         "cost": cost,
     }
 
-    (of_end,) = attempts_in(end)
-    (of_head,) = attempts_in({"spent": counts, "provider": "p", "upstream_model": "m"})
+    (of_end,) = attempts_from_record(end)
+    (of_head,) = attempts_from_record({"spent": counts, "provider": "p", "upstream_model": "m"})
 
     assert (of_end.provider, of_end.model, of_end.usage, of_end.cost) == ("p", "m", Usage(10, 5), Cost(Decimal(1), Decimal(2)))
     assert (of_end.is_estimated, of_end.has_brought_key) == (True, True)
     assert (of_head.usage, of_head.is_estimated) == (Usage(10, 5), True)
-    assert attempts_in({"spent": None}) == attempts_in({"usage": None}) == attempts_in({}) == []
+    assert attempts_from_record({"spent": None}) == attempts_from_record({"usage": None}) == attempts_from_record({}) == []
 
 
 async def test_the_version_before_can_read_what_a_head_says_was_spent(setup, upstream):

@@ -32,7 +32,7 @@ from common.canonical.job import Job, Policy
 from common.config.settings import Settings
 from common.dialects import DIALECTS
 from common.dialects.base import ReplyInfo
-from common.guardrails.custom import SEPARATOR, Action, Check, Custom, Verdict
+from common.guardrails.custom import SEPARATOR, Action, Check, CustomGuardrails, Verdict
 from workers.attempt.call import prepare_as_asked
 from workers.metrics import Metrics
 from workers.providers import WIRES
@@ -53,11 +53,11 @@ def job(**guardrails: str) -> Job:
     return Job("gen_1", "r", "openai-chat", "m", True, Policy.STOP, 0, 1, guardrails=guardrails, tenant="acme", body=b"{}")
 
 
-def guards(custom: Custom | None = None, patterns: tuple[str, ...] = ("secret",)) -> OutputGuards:
+def guards(custom: CustomGuardrails | None = None, patterns: tuple[str, ...] = ("secret",)) -> OutputGuards:
     return OutputGuards(Settings(guardrail_patterns_out=patterns), custom, Metrics(CollectorRegistry()))
 
 
-def guard(guardrail: Custom | None = None, /, **modes: str) -> OutputGuard:
+def guard(guardrail: CustomGuardrails | None = None, /, **modes: str) -> OutputGuard:
     found = guards(guardrail).of(job(**modes))
     assert found is not None
     return found
@@ -361,14 +361,14 @@ def test_an_answer_that_is_read_again_begins_with_what_was_said_of_it():
 # An operator's own guardrail
 
 
-def own(action: Action, text: str | None = None) -> tuple[Custom, list[Check]]:
+def own(action: Action, text: str | None = None) -> tuple[CustomGuardrails, list[Check]]:
     asked: list[Check] = []
 
     async def check(what: Check) -> Verdict:
         asked.append(what)
         return Verdict(action, text)
 
-    return Custom(check, None, 5), asked
+    return CustomGuardrails(check, None, 5), asked
 
 
 SPOKEN: list[Event] = [ReasoningDelta("hm"), ReasoningSigned("s"), TextDelta("one "), TextDelta("two"), STOP, Completed(USAGE)]
@@ -407,7 +407,7 @@ async def test_one_s_own_guardrail_that_does_not_answer_is_closed_in_mode_block(
         await asyncio.Event().wait()
         raise AssertionError
 
-    found = guard(Custom(silent, None, 0.01), custom="block")
+    found = guard(CustomGuardrails(silent, None, 0.01), custom="block")
     fed(found, *SPOKEN)
 
     with pytest.raises(GatewayError) as caught:

@@ -67,7 +67,7 @@ class Figures:
             return None
         if any(more.values()):
             self._add_parts(counts, more)
-        return Usage.of(counts, *names)
+        return Usage.from_figures(counts, *names)
 
     def _add_parts(self, counts: dict[str, int], more: Mapping[str, int | str]) -> None:
         """Add the counts and details that are not 0, each checked against what includes it."""

@@ -12,7 +12,7 @@ from common.dialects.shared.openai_words import DONE
 from common.sse import read_block
 
 
-def events_of(blocks: Sequence[bytes]) -> Iterator[dict[str, Any] | None]:
+def parse_events(blocks: Sequence[bytes]) -> Iterator[dict[str, Any] | None]:
     """Yield the JSON object of each block; None for a block that has none, such as ``[DONE]``."""
     for block in blocks:
         try:
