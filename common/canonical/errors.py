@@ -1,10 +1,10 @@
 """How can a generation fail, and what does each failure mean to the client?
 
-``ErrorKind`` is the whole vocabulary: a kind exists because a client, a retry rule or an alert acts differently on it.
-A failure is data (``Failed``, the last event of a stream); where Python must unwind, ``GatewayError`` carries it.
+``ErrorKind`` is the complete vocabulary. A kind exists because a client, a retry rule or an alert acts differently on it.
+A failure is data: ``Failed``, the last event of a stream. Where Python must raise, ``GatewayError`` carries it.
 
-To add a kind: its row here, its row in docs/errors.md, and a dialect's word for it where that dialect has one
-(``common/dialects/shared/openai_errors.py``; Anthropic's goes by the status).
+To add a kind: add its row here, its row in docs/errors.md, and a dialect's word for it if that dialect has one
+(``common/dialects/shared/openai_errors.py``; Anthropic's word follows from the HTTP status).
 """
 
 from dataclasses import asdict, dataclass
@@ -13,18 +13,20 @@ from typing import Any
 
 
 class Remedy(StrEnum):
-    """What a worker does about a failed attempt while its client has seen nothing of it; see ``workers.attempt.retries``."""
+    """What a worker does after a failed attempt, while the client has seen no output. See ``workers.attempt.retries``."""
 
-    NONE = "none"  # The failure is the answer.
-    SAME = "same"  # The same deployment again, after a pause.
-    SAME_IF_IT_ANSWERED = "same if it answered"  # One that says that it was late is there; one that said nothing is not.
+    NONE = "none"  # Report the failure to the client.
+    SAME = "same"  # Try the same deployment again, after a pause.
+    # Again if the upstream itself reported the timeout. One that sent nothing is probably down.
+    SAME_IF_IT_ANSWERED = "same if it answered"
     SAME_ONCE = "same once"
-    NEXT = "next"  # Another deployment at once.
+    NEXT = "next"  # Try another deployment at once.
 
 
 class ErrorKind(StrEnum):
-    """A row for each: its name, the HTTP status where the failure brings none of its own, what is tried before the first byte,
-    and whether it takes an answer away that the upstream was willing to give: another call may go on with it then.
+    """One row per kind: name, HTTP status (if the failure has none of its own), remedy before the first byte, ``is_loss``.
+
+    ``is_loss``: the upstream was willing to answer and the answer was lost. Another call may then continue it.
     """
 
     _value_: str
@@ -64,9 +66,9 @@ class ErrorKind(StrEnum):
 class Failed:
     """The terminal event of a stream that did not complete.
 
-    ``message`` is public: safe for any client by construction, and says what to do next.
-    ``status`` is the upstream's own HTTP status where it had one. ``type``, ``code`` and ``param`` are the upstream's
-    own words, or ours where a dialect has a field for them; a dialect that has no such field leaves them out.
+    ``message`` is public: it is safe for any client, and says what to do next.
+    ``status`` is the upstream's own HTTP status, if it had one. ``type``, ``code`` and ``param`` are the upstream's
+    words, or ours. A dialect that has no field for them leaves them out.
     """
 
     kind: ErrorKind
@@ -76,7 +78,7 @@ class Failed:
     code: str | None = None
     param: str | None = None
     retry_after_s: float | None = None
-    faults: dict[str, str] | None = None  # All fields at fault, for the one dialect that tells more than the first.
+    faults: dict[str, str] | None = None  # Field to fault, for the one dialect that reports all faults and not only the first.
 
     @property
     def http_status(self) -> int:
@@ -84,7 +86,7 @@ class Failed:
 
     @property
     def logged_code(self) -> str | None:
-        """The code as it may be kept where no prompt may stand."""
+        """The code in a form that is safe for logs and the database, which must not contain prompts."""
         return single_word_code(self.code)
 
     def to_dict(self) -> dict[str, Any]:
@@ -92,11 +94,11 @@ class Failed:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "Failed":
-        return cls(**{**fields, "kind": ErrorKind(fields["kind"])})  # type: ignore[call-arg]  # By its value.
+        return cls(**{**fields, "kind": ErrorKind(fields["kind"])})  # type: ignore[call-arg]  # Looked up by value.
 
 
 def single_word_code(code: object) -> str | None:
-    """Return a code if it is one word. An upstream may put a whole sentence there, and quote the prompt in it."""
+    """Return a code if it is a single word, else None. An upstream may send a whole sentence that quotes the prompt."""
     if isinstance(code, str) and 0 < len(code) <= 64 and all(char.isalnum() or char in "._-" for char in code):
         return code
     return None
@@ -107,11 +109,11 @@ class StoreUnavailable(Exception):
 
 
 class StoreRefuses(StoreUnavailable):
-    """It answered, and refused: it is full, read-only, loading, or does not let us. The message is its own words."""
+    """The store answered and refused: it is full, read-only, loading, or denies permission. The message is its own words."""
 
 
 class GatewayError(Exception):
-    """A ``Failed`` on its way up the stack; ``str()`` of it is the public message."""
+    """A ``Failed`` that is raised; ``str()`` returns the public message."""
 
     def __init__(self, kind: ErrorKind, message: str, **fields: Any) -> None:
         super().__init__(message)

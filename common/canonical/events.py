@@ -1,10 +1,10 @@
-"""What does an upstream say, in our own words?
+"""What does an upstream answer, in our own words?
 
 Every provider's decoder turns its wire into these events, and every dialect's encoder turns them into its own wire:
-N + M files instead of N x M. An item belongs here when at least two vendors say it in different ways.
+N + M files instead of N x M. An item belongs here when at least two vendors express it in different ways.
 A stream of events is: ``Started``, any number of deltas, one ``Finished`` per choice, then exactly one terminal event,
-``Completed`` or ``Failed``. Not solved here: what only one vendor says (it passes through where both sides are that
-vendor's family, and is refused or dropped elsewhere).
+``Completed`` or ``Failed``. Not covered: what only one vendor has. It passes through when both sides belong to that
+vendor's family; otherwise it is refused or dropped.
 """
 
 from collections.abc import Iterable, Mapping
@@ -26,10 +26,10 @@ class FinishReason(StrEnum):
     PAUSE = "pause"
 
 
-# The largest figure of one upstream call that is believed. The longest context windows hold some millions of tokens.
+# The largest token count of one upstream call that we accept. The longest context windows hold some millions of tokens.
 FIGURE_MAX = 1_000_000_000
 COUNTS = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens", "reasoning_tokens")
-# Parts of these counts that may have a price of their own; each with the count that includes it.
+# Parts of these counts that may have a separate price. Each maps to the count that includes it.
 PARTS = {
     "cache_write_1h_tokens": "cache_write_tokens",
     "cache_audio_read_tokens": "cache_read_tokens",
@@ -43,7 +43,7 @@ PARTS = {
     "output_video_tokens": "output_tokens",
     "output_citation_tokens": "output_tokens",
 }
-# Calls of tools that run at the vendor and are paid for by the call.
+# Calls of tools that run at the vendor and are billed per call.
 PAID_CALLS = ("web_searches", "social_searches", "storage_searches", "code_executions", "image_generations")
 _DETAILS = frozenset((*PARTS, *PAID_CALLS))
 _STORED = _DETAILS.union(COUNTS)
@@ -51,11 +51,11 @@ _STORED = _DETAILS.union(COUNTS)
 
 @dataclass(slots=True)
 class Usage:
-    """What an upstream call took. ``input_tokens`` includes both cache figures, ``output_tokens`` includes reasoning.
+    """The tokens and paid calls of an upstream call. ``input_tokens`` includes both cache counts, ``output_tokens`` reasoning.
 
-    Vendors disagree on what includes what; decoders normalise to this, encoders go back to their dialect's own rule.
-    ``details`` holds the ``PARTS`` and ``PAID_CALLS`` that are not 0. ``model`` is the one that the upstream named, and
-    ``service_tier`` how it served it, in the vendor's word; both empty where nothing was said. Both change the price.
+    Vendors disagree on which count includes which. Decoders normalise to this rule; encoders convert to their dialect's rule.
+    ``details`` holds the ``PARTS`` and ``PAID_CALLS`` that are not 0. ``model`` is the model that the upstream named, and
+    ``service_tier`` the tier that served it, in the vendor's word; each is empty if not reported. Both affect the price.
     """
 
     input_tokens: int = 0
@@ -68,17 +68,17 @@ class Usage:
     service_tier: str = field(default="", compare=False)
 
     def to_dict(self) -> dict[str, int]:
-        """Return the figures: the five counts always, the details that are not 0."""
+        """Return all five counts, and the details that are not 0."""
         return {**{name: getattr(self, name) for name in COUNTS}, **self.details}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "Usage":
-        """Return what ``to_dict`` gave, of this version or another: unknown fields are passed over, missing ones are 0."""
+        """Read what ``to_dict`` of this or another version wrote: unknown fields are ignored, missing ones are 0."""
         return cls.from_figures({name: _parse_figure(fields[name]) for name in fields.keys() & _STORED})
 
     @classmethod
     def from_figures(cls, figures: Mapping[str, int], model: str = "", service_tier: str = "") -> "Usage":
-        """Return the usage with these counts and details; what is missing is 0."""
+        """Build a usage from counts and details by name; missing ones are 0."""
         details = {name: figure for name, figure in figures.items() if figure and name in _DETAILS}
         counts = {name: figures.get(name, 0) for name in COUNTS}
         return cls(**counts, details=details, model=model, service_tier=service_tier)
@@ -93,27 +93,27 @@ def _parse_figure(figure: object) -> int:
 
 
 def add_usage(first: Usage | None, second: Usage | None) -> Usage | None:
-    """Return the usage of two attempts together; None is an attempt that reported nothing."""
+    """Return the sum of two attempts' usage; None stands for an attempt that reported nothing."""
     if first is None or second is None:
         return first or second
     return _combine(first, second, 1)
 
 
 def subtract_usage(total: Usage, part: Usage | None) -> Usage:
-    """Return what is left of ``total`` where ``part`` is taken away, nothing below 0; model and tier stay."""
+    """Return ``total`` minus ``part``, with no count below 0; model and tier stay those of ``total``."""
     return _combine(total, part, -1) if part else total
 
 
 def _combine(first: Usage, second: Usage, sign: int) -> Usage:
-    figures, others = first.to_dict(), second.to_dict()
-    names = figures.keys() | others.keys()
-    both = {name: max(0, figures.get(name, 0) + sign * others.get(name, 0)) for name in names}
-    return Usage.from_figures(both, first.model, first.service_tier)
+    first_figures, second_figures = first.to_dict(), second.to_dict()
+    names = first_figures.keys() | second_figures.keys()
+    figures = {name: max(0, first_figures.get(name, 0) + sign * second_figures.get(name, 0)) for name in names}
+    return Usage.from_figures(figures, first.model, first.service_tier)
 
 
 @dataclass(slots=True)
 class Started:
-    """The upstream accepted the request. Its own id, model name and service tier, where it told them."""
+    """The upstream accepted the request. It may report its own id, model name and service tier."""
 
     id: str | None = None
     model: str | None = None
@@ -140,9 +140,10 @@ class ReasoningDelta:
 
 @dataclass(slots=True)
 class ReasoningSigned:
-    """The signature that closes a thinking block; the client must send it back unchanged.
+    """The signature that closes a reasoning block; the client must send it back unchanged.
 
-    Gemini signs tool calls instead: then it comes without thinking before it, right before the ``ToolCallStarted`` it signs.
+    Gemini signs tool calls instead: its signature has no reasoning before it and comes right before the ``ToolCallStarted``
+    that it signs.
     """
 
     signature: str
@@ -150,14 +151,14 @@ class ReasoningSigned:
 
 @dataclass(slots=True)
 class RedactedReasoning:
-    """A whole thinking block that the vendor encrypted."""
+    """A complete reasoning block that the vendor encrypted."""
 
     data: str
 
 
 @dataclass(slots=True)
 class ToolCallStarted:
-    """``index`` counts the tool calls of a choice from 0; ``id`` is never empty (decoders make one up where none came)."""
+    """``index`` counts the tool calls of a choice from 0. ``id`` is never empty: decoders create one if it is missing."""
 
     index: int
     id: str
@@ -167,7 +168,7 @@ class ToolCallStarted:
 
 @dataclass(slots=True)
 class ToolCallDelta:
-    """A piece of the JSON text of a call's arguments; the pieces of a call joined are valid JSON, ``{}`` if empty."""
+    """A piece of the JSON text of a call's arguments. All pieces joined are valid JSON; no text at all means ``{}``."""
 
     index: int
     arguments: str
@@ -176,7 +177,7 @@ class ToolCallDelta:
 
 @dataclass(slots=True)
 class Finished:
-    """One choice has ended. The stream goes on until its terminal event (usage may follow)."""
+    """One choice has ended. The stream continues until its terminal event; usage may follow."""
 
     reason: FinishReason
     stop_sequence: str | None = None
@@ -185,7 +186,7 @@ class Finished:
 
 @dataclass(slots=True)
 class Completed:
-    """The stream ended as it should. ``usage`` is None where the upstream reported none."""
+    """The stream ended as it should. ``usage`` is None if the upstream reported none."""
 
     usage: Usage | None = None
 
@@ -228,7 +229,7 @@ Block = TextBlock | RefusalBlock | ReasoningBlock | ToolCall
 
 @dataclass(slots=True)
 class Choice:
-    """One answer. ``blocks`` keep the order in which the model spoke; the properties are for dialects that have none."""
+    """One answer. ``blocks`` keep the model's order; the properties are for dialects that have no order of blocks."""
 
     blocks: list[Block] = field(default_factory=list)
     finish_reason: FinishReason | None = None
@@ -253,7 +254,7 @@ class Choice:
 
 @dataclass(slots=True)
 class Reply:
-    """A whole answer: what is left of a stream once it has been folded."""
+    """A complete answer: the events of a stream, put together."""
 
     id: str | None = None
     model: str | None = None
@@ -263,15 +264,15 @@ class Reply:
 
 
 def fold(events: Iterable[Event]) -> Reply:
-    """Return the whole answer that a stream of events spells out; a stream without a terminal event folds as far as it goes."""
-    folded = ReplyBuilder()
+    """Return the answer that a stream of events contains; without a terminal event, the answer up to there."""
+    builder = ReplyBuilder()
     for event in events:
-        folded.add(event)
-    return folded.reply()
+        builder.add(event)
+    return builder.reply()
 
 
 class ReplyBuilder:
-    """The same for events that are still coming: it takes little more room than the texts in them."""
+    """Builds a reply from events while they arrive. Needs little more memory than the texts in them."""
 
     def __init__(self) -> None:
         self._reply = Reply()
@@ -291,8 +292,8 @@ class ReplyBuilder:
                 self._choice(event.choice).add(event)
 
     def reply(self) -> Reply:
-        """Return the answer as far as it has come."""
-        self._reply.choices = {index: choice.whole() for index, choice in self._choices.items()}
+        """Return the answer that the events so far contain."""
+        self._reply.choices = {index: choice.build() for index, choice in self._choices.items()}
         return self._reply
 
     def _choice(self, index: int) -> "_ChoiceBuilder":
@@ -302,12 +303,12 @@ class ReplyBuilder:
 
 
 class _ChoiceBuilder:
-    """One choice. ``_texts`` are those of its blocks, in the same order: a block gets its text in the end."""
+    """Builds one choice. ``_texts`` are the texts of its blocks, in the same order; ``build`` puts them into the blocks."""
 
     def __init__(self) -> None:
         self._choice = Choice()
         self._texts: list[GrowingText] = []
-        self._arguments: list[GrowingText] = []  # Those of the calls among them, by their index.
+        self._arguments: list[GrowingText] = []  # The texts that belong to calls, by the index of the call.
 
     def add(self, event: Delta | Finished) -> None:
         match event:
@@ -331,7 +332,7 @@ class _ChoiceBuilder:
             case Finished():
                 self._choice.finish_reason, self._choice.stop_sequence = event.reason, event.stop_sequence
 
-    def whole(self) -> Choice:
+    def build(self) -> Choice:
         for block, text in zip(self._choice.blocks, self._texts, strict=True):
             if isinstance(block, ToolCall):
                 block.arguments = str(text)
@@ -345,12 +346,12 @@ class _ChoiceBuilder:
         return self._texts[-1]
 
     def _open(self, kind: type[TextBlock | RefusalBlock]) -> GrowingText:
-        """The text that a delta extends: the last block's if it is of its kind, else a new one's."""
+        """Return the text that a delta extends: the last block's if its kind matches, else a new block's."""
         blocks = self._choice.blocks
         return self._texts[-1] if blocks and isinstance(blocks[-1], kind) else self._begin(kind())
 
     def _open_reasoning(self) -> GrowingText:
-        """The same for thinking, which a signature or a redacted block closes."""
+        """The same for reasoning, which a signature or a redacted block closes."""
         last = self._choice.blocks[-1] if self._choice.blocks else None
         if isinstance(last, ReasoningBlock) and last.signature is None and last.redacted is None:
             return self._texts[-1]

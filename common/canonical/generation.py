@@ -1,9 +1,9 @@
 """What did a client ask for, in our own words?
 
-``GenerationRequest`` is the canonical request: each dialect parses its body into one, each provider's wire is built from
-one. A field belongs here when at least two vendors have it. What a client sent that has no place here is either kept as
-``OpaquePart`` (a wire that cannot express it must refuse it, naming ``path``) or lives only in the original body, which
-travels beside this request and is what a same-family upstream gets.
+``GenerationRequest`` is the canonical request: each dialect parses its body into one, and each provider's wire is built from
+one. A field belongs here when at least two vendors have it. Anything else that a client sent is either kept as an
+``OpaquePart`` (a wire that cannot express it must refuse it and name ``path``), or exists only in the original body. That body
+travels beside this request; an upstream of the same family gets it.
 """
 
 from dataclasses import dataclass, field
@@ -33,13 +33,13 @@ class ImagePart:
 
     @property
     def address(self) -> str:
-        """Where it is: its url, or one that holds the data."""
+        """The image's URL: ``url``, or a data URL that contains the data."""
         return self.url or f"data:{self.media_type};base64,{self.data}"
 
 
 @dataclass(slots=True)
 class ReasoningPart:
-    """A thinking block that the client sends back; see ``events.ReasoningBlock``."""
+    """A reasoning block that the client sends back; see ``events.ReasoningBlock``."""
 
     text: str = ""
     signature: str | None = None
@@ -48,7 +48,7 @@ class ReasoningPart:
 
 @dataclass(slots=True)
 class ToolCallPart:
-    """``arguments`` is JSON text, ``"{}"`` where there are none."""
+    """``arguments`` is JSON text, ``"{}"`` if the call has no arguments."""
 
     id: str
     name: str
@@ -64,7 +64,9 @@ class ToolResultPart:
 
 @dataclass(slots=True)
 class OpaquePart:
-    """Something only the client's own family understands. ``path`` names it in the client's body: ``messages.0.content.1``."""
+    """Something that only the client's own family understands. ``path`` is its place in the client's body, such as
+    ``messages.0.content.1``.
+    """
 
     type: str
     path: str
@@ -81,7 +83,7 @@ class Message:
 
 @dataclass(slots=True)
 class Tool:
-    """A function the model may call; ``parameters`` is a JSON schema."""
+    """A function that the model may call; ``parameters`` is a JSON schema."""
 
     name: str
     description: str | None = None
@@ -92,7 +94,7 @@ class Tool:
 @dataclass(slots=True)
 class ToolChoice:
     mode: Literal["auto", "none", "required", "tool"]
-    name: str | None = None  # The tool's, where mode is "tool".
+    name: str | None = None  # Name of the tool if mode is "tool".
 
 
 @dataclass(slots=True)
@@ -106,7 +108,7 @@ class ResponseFormat:
 
 @dataclass(slots=True)
 class Reasoning:
-    """How much the model should think. At most one of the two is set; both None: as the model sees fit."""
+    """How much the model should reason. At most one of ``effort`` and ``budget_tokens`` is set; if none, the model decides."""
 
     enabled: bool = True
     effort: str | None = None  # "minimal", "low", "medium", "high"…
@@ -115,18 +117,18 @@ class Reasoning:
 
 @dataclass(slots=True)
 class GenerationRequest:
-    """``messages`` is never empty. ``opaque`` holds what the body has outside its messages that no other wire can express.
+    """``messages`` is never empty. ``opaque`` holds parts of the body outside its messages that no other wire can express.
 
-    ``dropped`` names what only the client's own family has and what was merely offered, such as a tool that runs at the
-    vendor: other wires leave it out, and the client is told. ``names`` are the dialect's own words for fields of ours, where
-    it has others: what a wire leaves out or refuses is named by them.
+    ``dropped`` names fields that only the client's own family has and that are only an offer, such as a tool that runs at the
+    vendor. Other wires leave them out, and the response tells the client. ``names`` maps our field names to the dialect's names
+    where they differ; messages about dropped or refused fields use the dialect's names.
     """
 
     model: str
     messages: list[Message]
-    provider: str | None = None  # Where the dialect names it beside the model.
+    provider: str | None = None  # Set if the dialect names the provider separately from the model.
     stream: bool = False
-    include_usage: bool = True  # Whether a stream ends with usage; a choice that only openai-chat clients have.
+    include_usage: bool = True  # Whether a stream ends with usage. Only openai-chat clients can choose.
     tools: list[Tool] = field(default_factory=list)
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None

@@ -1,7 +1,7 @@
-"""What does a worker need to know of a request?
+"""What does a worker need to know about a request?
 
-Stored under the generation's ``request`` key: one line of JSON, then the client's body as it came. Neither holds a
-gateway key; headers are only those that a same-family upstream is meant to get.
+Stored under the generation's ``request`` key: one line of JSON, then the client's body unchanged. Neither contains a
+gateway key. The headers are only those that an upstream of the same family should get.
 """
 
 from dataclasses import dataclass, field, fields
@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import orjson
 
-FORMAT = 1  # A reader accepts this one and the one before.
+FORMAT = 1  # A reader accepts this format and the previous one.
 
 
 class Policy(StrEnum):
@@ -34,17 +34,17 @@ class Job:
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes | bytearray = field(default=b"", repr=False)
     operation: Literal["generate", "count_tokens"] = "generate"
-    provider: str | None = None  # Where the request itself names one beside its model.
-    targets: list[str] | None = None  # Those of the route that whoever asks may use, as ``provider/model``; None: all.
-    brought_key: str | None = field(default=None, repr=False)  # The provider key that the request brought, encrypted.
-    guardrails: dict[str, str] = field(default_factory=dict)  # Of the answer: name to mode, those that are on.
-    tenant: str = ""  # Whom an operator's own guardrail is told of.
+    provider: str | None = None  # Set if the request names the provider separately from its model.
+    targets: list[str] | None = None  # The route's targets that the principal may use, as ``provider/model``; None: all.
+    brought_key: str | None = field(default=None, repr=False)  # The client's own provider key (bring-your-own-key), encrypted.
+    guardrails: dict[str, str] = field(default_factory=dict)  # The answer's active guardrails: name to mode.
+    tenant: str = ""  # Passed to an operator's own guardrail.
 
     def pack(self) -> bytes:
         return self.pack_head() + self.body
 
     def pack_head(self) -> bytes:
-        """Return what is stored before the body, which may be too large to be copied."""
+        """Return what is stored before the body. Separate from it because the body may be too large to copy."""
         stored = {name: getattr(self, name) for name in _STORED}
         return orjson.dumps({"format": FORMAT, **stored}) + b"\n"
 
@@ -56,10 +56,10 @@ class Job:
             ValueError: not a job of a known format.
         """
         line, _, body = packed.partition(b"\n")
-        found: dict[str, Any] = orjson.loads(line)
-        if found.pop("format", None) not in (FORMAT - 1, FORMAT):
+        stored: dict[str, Any] = orjson.loads(line)
+        if stored.pop("format", None) not in (FORMAT - 1, FORMAT):
             raise ValueError("the job has an unknown format: it was written by another version of Sluice")
-        return cls(**{**found, "policy": Policy(found["policy"])}, body=body)
+        return cls(**{**stored, "policy": Policy(stored["policy"])}, body=body)
 
 
-_STORED = [each.name for each in fields(Job) if each.name != "body"]
+_STORED = [item.name for item in fields(Job) if item.name != "body"]

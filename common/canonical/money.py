@@ -1,3 +1,3 @@
-"""What is money counted in? Whole nano-dollars wherever it is added up; US dollars, as decimals, wherever it is told."""
+"""What unit is money counted in? Whole nano-dollars for sums; decimal US dollars in everything that people or clients read."""
 
-NANO_USD = 1_000_000_000  # So many to the dollar.
+NANO_USD = 1_000_000_000  # Nano-dollars per US dollar.

@@ -1,8 +1,8 @@
-"""What did each upstream call of a generation take, and what did it cost?
+"""How many tokens did each upstream call of a generation use, and what did it cost?
 
-Each attempt is priced by itself, and charged to the provider that made it: two prompts of 120,000 tokens are not one of
-240,000, and what one vendor answered is not owed to the next. A worker writes them into the heartbeat's note, the head and
-the end of a log; the next claim, the settlement and the ledger's collector read them.
+Each attempt is priced separately and charged to its own provider: two prompts of 120,000 tokens are not one of 240,000, and
+one vendor's answer must not be billed to another. A worker writes the attempts into the heartbeat's note, the head and
+the end of a log. The next claim, the settlement and the ledger's collector read them.
 
 An attempt counts from the moment its request is sent, however it ends, unless the upstream refused it.
 """
@@ -24,16 +24,16 @@ NANO_MAX = 10**15  # A million dollars for one attempt: more than ``FIGURE_MAX``
 
 @dataclass(slots=True)
 class Attempt:
-    """``model`` is the one that was asked for; ``usage`` None: the prompt was sent, and no more is known."""
+    """``model`` is the requested model. ``usage`` is None if only that the prompt was sent is known."""
 
     provider: str
     model: str
     usage: Usage | None = None
-    cost: Cost | None = None  # None where the price is not known.
-    is_estimated: bool = False  # Some of the figures were counted by us, not reported by the upstream.
-    has_brought_key: bool = False  # Whose key it is pays.
-    service_tier: str = ""  # As it was asked for, while no more is known.
-    is_rough: bool = False  # Estimated from the number of events; the log, once it is read, tells more.
+    cost: Cost | None = None  # None if the price is not known.
+    is_estimated: bool = False  # We estimated some of the counts; the upstream did not report them.
+    has_brought_key: bool = False  # Bring-your-own-key: the client pays the provider.
+    service_tier: str = ""  # The requested tier, until the usage names the actual one.
+    is_rough: bool = False  # Estimated from the number of events; reading the log gives a better estimate.
 
     def to_dict(self) -> dict[str, Any]:
         usage = self.usage
@@ -50,7 +50,7 @@ class Attempt:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "Attempt":
-        """Return what ``to_dict`` gave, of this version or another."""
+        """Read what ``to_dict`` of this or another version wrote."""
         tier, counts = str(fields.get("service_tier") or ""), fields.get("usage")
         usage = Usage.from_dict(counts) if isinstance(counts, dict) else None
         if usage:
@@ -66,6 +66,7 @@ class Attempt:
         )
 
     def apply_prices(self, prices: Mapping[str, Price]) -> "Attempt":
+        """Set the cost from the price list and ``prices``, and return this attempt."""
         self.cost = calculate_cost(self.usage, self.provider, self.model, prices) if self.usage else None
         return self
 
@@ -75,50 +76,51 @@ def pack(attempts: Iterable[Attempt]) -> bytes:
 
 
 def unpack(packed: bytes | None) -> list[Attempt]:
-    """Return what was packed; nothing where it is none of ours."""
+    """Return the packed attempts; an empty list for anything that ``pack`` did not write."""
     try:
         return parse_attempts(orjson.loads(packed)) if packed else []
     except orjson.JSONDecodeError:
         return []
 
 
-def parse_attempts(found: Any) -> list[Attempt]:
-    return [Attempt.from_dict(each) for each in found if isinstance(each, dict)] if isinstance(found, list) else []
+def parse_attempts(items: Any) -> list[Attempt]:
+    return [Attempt.from_dict(item) for item in items if isinstance(item, dict)] if isinstance(items, list) else []
 
 
-def attempts_from_record(told: Mapping[str, Any]) -> list[Attempt]:
-    """Return the attempts that the data of a head or an end names.
+def attempts_from_record(fields: Mapping[str, Any]) -> list[Attempt]:
+    """Return the attempts in the data of a head or an end.
 
-    The version before named none: in a head only the sum of those before it (``spent``), in an end the sum and its cost.
+    The previous version wrote no list: a head had only the sum of the attempts before it (``spent``), an end the sum and its
+    cost.
     """
-    if "attempts" in told:
-        return parse_attempts(told["attempts"])
-    usage = told["spent"] if "spent" in told else told.get("usage")
+    if "attempts" in fields:
+        return parse_attempts(fields["attempts"])
+    usage = fields["spent"] if "spent" in fields else fields.get("usage")
     if not isinstance(usage, dict):
         return []
-    found = Attempt.from_dict({**told, "usage": usage, "model": told.get("upstream_model")})
-    found.is_estimated = found.is_estimated or "spent" in told
-    return [found]
+    attempt = Attempt.from_dict({**fields, "usage": usage, "model": fields.get("upstream_model")})
+    attempt.is_estimated = attempt.is_estimated or "spent" in fields
+    return [attempt]
 
 
-def merge_attempts(from_log: Sequence[Attempt], noted: Sequence[Attempt]) -> list[Attempt]:
-    """Return all attempts: the log tells most of those that it has, and the note has those after its last head too."""
-    return [*from_log, *noted[len(from_log) :]]
+def merge_attempts(from_log: Sequence[Attempt], from_note: Sequence[Attempt]) -> list[Attempt]:
+    """Return all attempts. The log has the better data; the heartbeat's note also has attempts after the log's last head."""
+    return [*from_log, *from_note[len(from_log) :]]
 
 
 def total_usage(attempts: Sequence[Attempt]) -> Usage | None:
-    if len(attempts) == 1:  # Nearly always.
+    if len(attempts) == 1:  # Nearly always the case.
         return attempts[0].usage
     return reduce(add_usage, (attempt.usage for attempt in attempts), None)
 
 
 def total_cost(attempts: Iterable[Attempt]) -> Cost | None:
-    """Return what attempts cost together; None where there is none, or the price of one is not known."""
+    """Return the total cost; None if there are no attempts, or if the cost of one is not known."""
     costs = [attempt.cost for attempt in attempts]
-    known = [cost for cost in costs if cost]
-    return reduce(Cost.__add__, known) if known and len(known) == len(costs) else None
+    known_costs = [cost for cost in costs if cost]
+    return reduce(Cost.__add__, known_costs) if known_costs and len(known_costs) == len(costs) else None
 
 
 def nano_usd(usd: Decimal) -> int:
-    """Return US dollars as whole nano-dollars, the nearest, within what counters and columns hold."""
+    """Return US dollars in whole nano-dollars, rounded, and limited to what counters and columns can hold."""
     return round(min(max(usd, Decimal(0)) * NANO_USD, Decimal(NANO_MAX)))

@@ -1,8 +1,8 @@
-"""Which model names do we know beforehand, and what does each vendor call them?
+"""Which model names do we know in advance, and what does each vendor call them?
 
-Public names that people use and print, by vendor; a bare name of this table says which vendor is meant. Names that are not
-here go upstream as they come. A name never becomes another model: what its vendor has retired (most that are older than
-2025) is answered by the vendor's own 404, and an alias in the settings says what to take instead.
+Public names that people use, by vendor. A bare name in this table identifies its vendor. Other names go upstream unchanged.
+A name never becomes another model: for a retired model (most that are older than 2025) the vendor answers with its own 404,
+and an alias in the settings can name a replacement.
 
 Sources: https://platform.claude.com/docs/en/about-claude/model-deprecations, https://docs.mistral.ai/getting-started/models
 """
@@ -46,8 +46,8 @@ MODEL_NAMES: Mapping[str, Mapping[str, str]] = {
     "demo": _same("demo", "demo-think", "demo-tool", "demo-n500-d5"),
 }
 
-# For clients that know OpenAI's names only, where nothing but Anthropic is configured. The names are those that such
-# gateways have always mapped; the Claude models that they used to map them to are retired, so these are their successors.
+# For clients that know only OpenAI's names, when only Anthropic is configured. Other gateways have long mapped these names.
+# The Claude models that they mapped them to are retired, so these are the successors.
 CLAUDE_FOR_OPENAI: Mapping[str, str] = {
     "gpt-4": "anthropic/claude-sonnet-5-5",
     "gpt-4-turbo": "anthropic/claude-sonnet-5-5",
@@ -60,7 +60,7 @@ VENDOR_OF: Mapping[str, str] = {name: vendor for vendor, names in MODEL_NAMES.it
 
 
 def canonical_name(name: str, vendor_ids: Mapping[str, str]) -> str:
-    """Return ``provider/model`` by the provider's id and the vendor's own name; a name that is no such pair as it is."""
+    """Return ``provider/model`` with the provider's id and the vendor's own model name; any other name unchanged."""
     provider, mark, model = name.partition("/")
     id_ = vendor_ids.get(provider.lower()) if mark else None
     return f"{id_}/{MODEL_NAMES.get(id_, {}).get(model, model)}" if id_ else name

@@ -1,10 +1,10 @@
-"""How can a model be made to go on with an answer that broke off, per provider and model?
+"""How can a model continue an answer that broke off, per provider and model?
 
-*Reattach*: the upstream is another Sluice, or runs OpenAI's responses in the background; its answer outlived the connection,
-and is read again. The settings say so.
-*Prefill*: the request ends with the assistant's own words, and the model goes on with them. *Instruction*: a turn of the
-user's asks for the rest; the seam may show, so it is only done where the settings say so. A provider that is in no row, and of
-which the settings say nothing, cannot go on.
+*Reattach*: the upstream is another Sluice, or runs OpenAI's responses in the background. Its answer outlived the connection
+and is read again. Only if the settings say so.
+*Prefill*: the request ends with the beginning of the assistant's answer, and the model continues it. *Instruction*: an extra
+user message asks for the rest. The join may be visible, so this happens only if the settings say so. A provider without a row
+here and without a setting cannot continue.
 
 Sources: https://docs.anthropic.com/en/docs/build-with-claude/prompt-engineering/prefill-claudes-response (refused by Claude
 4.6 and all later ones), https://docs.mistral.ai/capabilities/completion/usage (``prefix``),
@@ -24,9 +24,9 @@ ContinuationMethod = Literal["reattach", "prefill", "instruction", "none"]
 
 @dataclass(frozen=True, slots=True)
 class Prefill:
-    """``message`` is added to the assistant's last message, ``body`` to the body. ``path`` stands before the wire's own path.
+    """How to send a prefill. ``message`` fields are added to the assistant's last message, ``body`` fields to the body.
 
-    ``echoes``: the answer begins with the prefill.
+    ``path`` is put before the wire's own path. ``echoes``: the answer repeats the prefill at its beginning.
     """
 
     wire: WireName = "openai-chat"
@@ -46,15 +46,18 @@ PREFILLS: Mapping[str, Prefill] = {
     "deepseek": Prefill(message={"prefix": True}, path="/beta"),
     "demo": Prefill(),
 }
-# What another Sluice is told, so that it waits for whoever comes back: longer than a takeover takes.
+# Sent to another Sluice, so that it keeps the answer until we return: longer than a takeover takes.
 KEEP_ALIVE_HEADERS: Mapping[str, str] = {"x-disconnect": "grace=60"}
-# What a server of one's own takes, where the settings say that it does.
+# For a self-hosted server, if the settings say that it supports prefill.
 _DECLARED = Prefill(body={"continue_final_message": True, "add_generation_prompt": False})
 
 
 def find_prefill(provider: str, model: str, wire: str, chosen: ContinuationMethod | None) -> Prefill | None:
-    """Return how a model takes the beginning of its answer, None if it does not; ``chosen`` is what the settings say."""
-    found = PREFILLS.get(provider) or (_DECLARED if chosen == "prefill" else None)
-    if found is None or chosen == "none" or found.wire != wire:
+    """Return how to send a model the beginning of its answer; None if it does not support that.
+
+    ``chosen`` is the method in the settings, if any.
+    """
+    prefill = PREFILLS.get(provider) or (_DECLARED if chosen == "prefill" else None)
+    if prefill is None or chosen == "none" or prefill.wire != wire:
         return None
-    return found if found.models.match(model) else None
+    return prefill if prefill.models.match(model) else None

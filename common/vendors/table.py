@@ -1,11 +1,11 @@
 """Which providers exist, and what does each need?
 
-A vendor on a wire that we already speak is one row here; what it knows otherwise than the rest of its wire is a row of
-``workers/providers/shared/quirks.py``. ``env`` prefixes its variables: ``{env}_API_KEY`` switches it on (several keys,
-comma-separated, are used in turn when one is refused), ``{env}_BASE_URL`` overrides its address, which is what the vendor's
-own SDK calls the base URL. Settings can add vendors (``Settings.vendors`` has them all).
+A vendor on a wire that we already speak is one row here. Its differences from other vendors on that wire are a row of
+``workers/providers/shared/quirks.py``. ``env`` is the prefix of its variables: ``{env}_API_KEY`` enables it (several keys are
+separated by commas; when one is refused, the next is used), and ``{env}_BASE_URL`` overrides its address: what the vendor's
+own SDK calls the base URL. Settings can add vendors (``Settings.vendors`` has all of them).
 
-Words in braces are filled in from the settings, and ``{model}`` by the model's name.
+Words in braces are replaced with values from the settings, and ``{model}`` with the model's name.
 """
 
 import re
@@ -18,12 +18,12 @@ WireName = Literal["openai-chat", "openai-responses", "anthropic-messages", "gem
 
 @dataclass(frozen=True, slots=True)
 class Vendor:
-    """``evident`` matches bare model names that can only be this vendor's.
+    """``evident`` matches bare model names that can only belong to this vendor.
 
-    ``wires``: one that has the name of the client's dialect is taken, else the first. ``responses_only`` matches models that
-    OpenAI's chat completions do not serve. ``paths`` is what stands between the base URL and a wire's own path, left out
-    where the base URL already ends in a version. ``gateway`` is the same under Cloudflare's AI Gateway, for the wires that
-    it serves. ``key_header`` carries the bare key where the wire's own header would not do.
+    ``wires``: the wire with the name of the client's dialect is used if there is one, else the first. ``responses_only``
+    matches models that OpenAI's chat completions do not serve. ``paths`` goes between the base URL and a wire's own path; it is
+    left out if the base URL already ends in a version. ``gateway`` is the same under Cloudflare's AI Gateway, for the wires
+    that it serves. ``key_header`` is the header for the bare key if the vendor does not accept the wire's usual one.
     """
 
     id: str
@@ -45,7 +45,7 @@ class Vendor:
 
 
 def _self_hosted(id_: str, env: str) -> Vendor:
-    """A server of one's own that speaks OpenAI's chat completions: its address switches it on, and it wants no key."""
+    """Return a self-hosted server that speaks OpenAI's chat completions: its address enables it, and it needs no key."""
     return Vendor(id_, env, wires=("openai-chat",), base_url=None, key_is_needed=False, paths={"openai-chat": "/v1"})
 
 
@@ -136,7 +136,7 @@ VENDORS: dict[str, Vendor] = {
             base_url="https://{azure_resource}.openai.azure.com",
             aliases=("azure",),
             key_header="api-key",
-            # The first as Azure has always had it, by deployment; where the base URL ends in /openai/v1, both use that.
+            # The first is Azure's older path, by deployment. If the base URL ends in /openai/v1, both wires use that.
             paths={
                 "openai-chat": "/openai/deployments/{model}?api-version={azure_api_version}",
                 "openai-responses": "/openai/v1",
@@ -167,7 +167,7 @@ VENDORS: dict[str, Vendor] = {
             "demo",
             env="DEMO",
             wires=("openai-chat",),
-            base_url=None,  # On only where DEMO_BASE_URL says so; `sluice dev` sets it.
+            base_url=None,  # Enabled only by DEMO_BASE_URL; `sluice dev` sets it.
             evident=re.compile(r"demo(-|$)"),
             key_is_needed=False,
         ),
