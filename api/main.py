@@ -1,4 +1,4 @@
-"""Which parts is an API process made of, and how does it start and stop? The API's composition root."""
+"""Which parts does an API process consist of, and how does it start and stop? The composition root of the API."""
 
 import asyncio
 import contextlib
@@ -22,7 +22,7 @@ from api.auth.authenticator import Authenticator
 from api.auth.key_cache import KeyCache, KeyRings
 from api.guardrails.input_guard import InputGuard
 from api.guardrails.webhook import poster
-from api.metrics import Metrics
+from api.metrics import ApiMetrics
 from api.overload.accepting import Acceptor
 from api.overload.answers import Answers
 from api.overload.gate import Gate
@@ -33,10 +33,10 @@ from api.server.answer_headers import EXPOSED_HEADERS
 from api.server.body_budget import BodyBudget
 from api.server.connection import Connection
 from api.server.cors import Cors
-from api.server.http_errors import meant_path, not_served
-from api.server.middleware import Guarded, Observed
+from api.server.http_errors import intended_path, not_served
+from api.server.middleware import ErrorBoundary, RequestObserver
 from api.server.request_bounds import bounded_protocol
-from api.services import Services
+from api.services import ApiServices
 from common.channel.redis import RedisChannel, RedisFeed
 from common.config.custom_guardrail import custom_of
 from common.config.foreign_effect import log_foreign
@@ -62,15 +62,16 @@ from common.responses import ResponseStore
 
 log = structlog.get_logger()
 
-# A request that meets the end of its idle connection is lost, and a POST is not sent again. Pools of clients keep one for
-# 90 s (Go, Rust), load balancers for 60 to 600 s.
+# If a client sends a request at the moment when its idle connection is closed, the request is lost, and a POST is not sent
+# again. So idle connections stay open longer than the clients' pools keep them (90 s in Go and Rust, 60 to 600 s in load
+# balancers).
 KEEP_ALIVE_S = 620
 
-DRAIN_MARGIN_S = 1.0  # Between the last error event and the server's own end.
+DRAIN_MARGIN_S = 1.0  # Between the last error event and the end of the server.
 
 
-class Process:
-    """One API process: its services and what runs beside the requests."""
+class ApiProcess:
+    """One API process: its services, and the background tasks beside the requests."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -79,13 +80,13 @@ class Process:
         channel = RedisChannel(self.redis, settings.tombstone_s)
         feed = RedisFeed(self.redis)
         queue = JobQueue(self.redis, pulse, settings)
-        metrics = Metrics(CollectorRegistry())
+        metrics = ApiMetrics(CollectorRegistry())
         self.load = QueueLoad(queue)
         self.database = LazyDatabase(settings.database_url)
-        self.rings = KeyRings(self.database, self.redis, settings)
-        self.key_cache = KeyCache(self.redis, pulse, settings, self.rings)
+        self.key_rings = KeyRings(self.database, self.redis, settings)
+        self.key_cache = KeyCache(self.redis, pulse, settings, self.key_rings)
         self.custom_guardrail = custom_of(settings, poster)
-        self.services = Services(
+        self.services = ApiServices(
             settings=settings,
             authenticator=Authenticator(
                 settings, self.key_cache, on_refused=lambda reason: metrics.refused_credentials.labels(reason).inc()
@@ -126,21 +127,21 @@ class Process:
             await self.custom_guardrail.close()
 
     def begin_drain(self) -> None:
-        """What can go on elsewhere ends from now on, what cannot when the grace is over."""
+        """End now the responses that clients can resume elsewhere. End the others when the grace period is over."""
         log.info("draining", open_responses=len(self.services.relays))
         grace_s = max(0.0, self.settings.api_drain_s - DRAIN_MARGIN_S)
         self.services.drain(is_over=False, within_s=grace_s)
         asyncio.get_running_loop().call_later(grace_s, lambda: self.services.drain(is_over=True))
 
     async def count_jobs(self) -> tuple[int, int] | None:
-        """Return how many jobs wait and how many run, all replicas together; None where Redis does not say."""
-        with contextlib.suppress(*REDIS_ERRORS):  # The metrics of a process are read all the more then.
+        """Return how many jobs wait and how many run, over all replicas; None if Redis does not answer."""
+        with contextlib.suppress(*REDIS_ERRORS):  # Without Redis, the other metrics of this process matter even more.
             async with able_timeout(COMMAND_TIMEOUT_S):
                 return await self.redis.zcard(keyspace.ENQUEUED), await self.redis.zcard(keyspace.RUNNING)
         return None
 
 
-def create_app(process: Process) -> FastAPI:
+def create_app(process: ApiProcess) -> FastAPI:
     """Return the ASGI application of one API process."""
 
     @contextlib.asynccontextmanager
@@ -152,7 +153,7 @@ def create_app(process: Process) -> FastAPI:
             await process.stop()
 
     settings, services = process.settings, process.services
-    # No redirects: behind TLS they would name http, and a client would send its key and prompt there.
+    # No redirects: behind TLS they would name http, and a client would send its key and prompt over plain HTTP.
     app = FastAPI(title="Sluice", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False)
     routers = [
         dialects.router(services),
@@ -160,45 +161,45 @@ def create_app(process: Process) -> FastAPI:
         models.router(services),
         generations.router(services),
         usage.router(services, process.database),
-        *([admin.router(services, process.key_cache, process.rings)] if settings.admin_keys else []),
+        *([admin.router(services, process.key_cache, process.key_rings)] if settings.admin_keys else []),
         pages.router(services, process.count_jobs),
     ]
     for router in routers:
-        app.router.routes.extend(router.routes)  # Included ones would be looked through twice for each request.
+        app.router.routes.extend(router.routes)  # Flat: an included router would match each request a second time.
     _serve_head(app)
     describe(app)
     app.add_exception_handler(HTTPException, _plain_error)
-    app.add_middleware(Guarded)
-    of_tenants = [origin for access in settings.tenants.values() for origin in access.cors_origins or ()]
+    app.add_middleware(ErrorBoundary)
+    tenant_origins = [origin for access in settings.tenants.values() for origin in access.cors_origins or ()]
     app.add_middleware(
         Cors,
-        listed=[*settings.cors_origins, *of_tenants],
-        more=process.key_cache.origins,
+        listed=[*settings.cors_origins, *tenant_origins],
+        key_origins=process.key_cache.origins,
         exposed=EXPOSED_HEADERS,
-        on_allowed=services.gate.note_origin,
+        on_allowed=services.gate.remember_origin,
     )
-    # Around Starlette's own outermost layer too: it answers what nobody foresaw, and would wrap the sending of each token.
-    app.middleware_stack = Observed(
+    # Also around Starlette's own outermost layer, which answers unexpected errors, and would wrap the sending of each token.
+    app.middleware_stack = RequestObserver(
         app.build_middleware_stack(), services.metrics, settings.header_bytes_max, lambda: services.is_draining
     )
     return app
 
 
 def _serve_head(app: FastAPI) -> None:
-    """Have HEAD answered wherever GET is; the server leaves the body out."""
+    """Answer HEAD on every path that answers GET. The server leaves the body out."""
     for route in list(app.routes):
         if isinstance(route, APIRoute) and "GET" in (route.methods or ()):
             app.add_api_route(route.path, route.endpoint, methods=["HEAD"], include_in_schema=False)
 
 
 async def _plain_error(request: Request, error: Exception) -> Response:
-    """Unknown paths and methods; everything else has a dialect."""
+    """Return the error for an unknown path or method. All other errors have a dialect."""
     assert isinstance(error, HTTPException)
     path = request.url.path
-    meant = meant_path(path) if error.status_code == 404 and _methods_at(request, meant_path(path)) else None
-    # Starlette names the methods of one of the path's routes.
+    intended = intended_path(path) if error.status_code == 404 and _methods_at(request, intended_path(path)) else None
+    # Starlette names only the methods of the first route with this path.
     headers = {"allow": ", ".join(_methods_at(request, path))} if error.status_code == 405 else None
-    return not_served(request.scope, error.status_code, headers, meant)
+    return not_served(request.scope, error.status_code, headers, intended)
 
 
 def _methods_at(request: Request, path: str) -> list[str]:
@@ -210,29 +211,29 @@ def _methods_at(request: Request, path: str) -> list[str]:
 
 
 class ApiServer(uvicorn.Server):
-    """uvicorn, telling us first when it is told to stop."""
+    """uvicorn's server, with our acceptor and our order of stopping."""
 
-    def __init__(self, config: uvicorn.Config, process: Process) -> None:
+    def __init__(self, config: uvicorn.Config, process: ApiProcess) -> None:
         super().__init__(config)
         self._process = process
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """As uvicorn's own, but that connections are taken by ours."""
+        """Start as uvicorn does, but accept connections with ``Acceptor``."""
         await super().startup([])
-        self.servers = [self._acceptor(each) for each in sockets or ()]  # type: ignore[misc]  # They are told to close.
+        self.servers = [self._acceptor(sock) for sock in sockets or ()]  # type: ignore[misc]  # uvicorn only closes them.
 
     def _acceptor(self, sock: socket.socket) -> Acceptor:
-        of_ours = cast(type[Connection], self.config.http_protocol_class)
-        protocol = partial(of_ours, self.config, self.server_state, self.lifespan.state)
+        protocol_class = cast(type[Connection], self.config.http_protocol_class)
+        protocol = partial(protocol_class, self.config, self.server_state, self.lifespan.state)
         sock.listen(self.config.backlog)
         return Acceptor(sock, protocol, self._process.services.gate)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """As uvicorn's own, but for the signal that it would raise again at the end: a drained process ends with status 0."""
+        """Handle a signal as uvicorn does, but do not raise it again at the end: a drained process exits with status 0."""
         if sig == signal.SIGINT:
-            self.force_exit = self.should_exit  # Ctrl-C twice: now.
+            self.force_exit = self.should_exit  # A second Ctrl-C stops at once.
         if self.started and not self._process.services.is_draining:
-            self._process.services.is_draining = True  # Unready first: a balancer still sends what it is not told to keep.
+            self._process.services.is_draining = True  # Unready first: the load balancer still sends requests until it notices.
             asyncio.get_running_loop().call_soon_threadsafe(self._stop_later, sig)
         elif not self.started or sig == signal.SIGINT:
             self.should_exit = True
@@ -247,13 +248,13 @@ class ApiServer(uvicorn.Server):
 
 
 def run(settings: Settings, fd: int | None = None) -> None:
-    """Serve until told to stop; ``fd`` is a socket that is bound already, which another process gave to this one.
+    """Serve until a signal stops the process. ``fd`` is a bound socket that another process passed to this one.
 
     Raises:
         CannotListen
     """
-    given = None if fd is None else socket.socket(fileno=fd)
-    sock = given or bind(settings.host, settings.port, port_option="--port or SLUICE_PORT")
+    inherited = None if fd is None else socket.socket(fileno=fd)
+    sock = inherited or bind(settings.host, settings.port, port_option="--port or SLUICE_PORT")
     configure_logging("api", settings.log_level, Redactor.of(settings))
     log_foreign(environment(), settings)
     log_doubts(settings)
@@ -262,7 +263,7 @@ def run(settings: Settings, fd: int | None = None) -> None:
     collect_seldom()
     switch_soon()
     try:
-        process = Process(settings)
+        process = ApiProcess(settings)
     except PluginError as error:
         sys.exit(f"SLUICE_GUARDRAIL_PLUGIN: {error}")
     except ProxyUnusable as error:
@@ -273,7 +274,7 @@ def run(settings: Settings, fd: int | None = None) -> None:
         create_app(process),
         loop="common.process.event_loop:Loop",
         http=protocol,
-        ws="none",  # Nothing here speaks WebSocket: an upgrade that is asked for is not made.
+        ws="none",  # There is no WebSocket here: a request for an upgrade is ignored.
         log_config=None,
         access_log=False,
         server_header=False,
@@ -281,7 +282,7 @@ def run(settings: Settings, fd: int | None = None) -> None:
         forwarded_allow_ips=list(settings.trusted_proxies),
         backlog=4096,
         timeout_keep_alive=KEEP_ALIVE_S,
-        # Ours ends the responses before; what is left then are viewers that say that they leave, to a Redis that may be away.
+        # Our own drain ends the responses first. What is left are viewers that report their leave to a Redis that may be away.
         timeout_graceful_shutdown=int(settings.api_drain_s + COMMAND_TIMEOUT_S),
     )
     host, port = address_of(sock)

@@ -9,7 +9,7 @@ from common.queue.jobs import JobClass
 
 DURATION_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 1800)
 
-# Refusals by a limit, and the limit that each code names.
+# The limit that each code of a refusal names.
 _LIMIT_OF = {
     "queue_full": "waiting",
     "tenant_queue_full": "waiting_per_tenant",
@@ -27,8 +27,8 @@ _LIMIT_OF = {
 }
 
 
-class Metrics:
-    """All of an API process' metrics, in one registry."""
+class ApiMetrics:
+    """All metrics of an API process, in one registry."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
@@ -53,7 +53,7 @@ class Metrics:
             ["guardrail", "mode", "side"],
             registry=registry,
         )
-        # Requests that would start a generation, judged before they are read: docs/overload.md.
+        # Requests that would start a generation, checked before they are read: docs/overload.md.
         self.admitted = Counter("sluice_admitted", "Requests let in", registry=registry)
         self.shed = Counter("sluice_shed", "Requests refused as this API is overloaded", ["reason"], registry=registry)
         self.admission_limit = Gauge(
@@ -78,7 +78,7 @@ class Metrics:
         self.redis_up = Gauge("sluice_redis_up", "Whether Redis answers, and does all that it is asked", registry=registry)
         self.workers = Gauge("sluice_workers_alive", "Workers that take jobs, of all replicas", registry=registry)
 
-    def refused(self, failed: Failed) -> None:
+    def record_refusal(self, failed: Failed) -> None:
         self.errors.labels(failed.kind).inc()
         limit = _LIMIT_OF.get(failed.code or "")
         if limit:
@@ -86,6 +86,6 @@ class Metrics:
         elif failed.kind is ErrorKind.OVERLOADED:
             self.refusals.labels("store").inc()
 
-    def took(self, job: Job, job_class: JobClass) -> None:
+    def record_accepted(self, job: Job, job_class: JobClass) -> None:
         self.accepted.labels(job.dialect).inc()
         self.classes.labels(job_class).inc()

@@ -1,4 +1,4 @@
-"""What does serving requests need? One set per process, and the boundary at which an error becomes a response."""
+"""What does serving a request need? One set of services per process, and the place where an error becomes a response."""
 
 import asyncio
 from collections.abc import Awaitable, Sequence
@@ -9,10 +9,10 @@ from starlette.responses import Response
 
 from api.auth.authenticator import Authenticator
 from api.guardrails.input_guard import InputGuard
-from api.metrics import Metrics
+from api.metrics import ApiMetrics
 from api.overload.gate import Gate
 from api.relay.hub import Hub
-from api.relay.response import Relay, RelayTimes
+from api.relay.response import Relay, RelayTimeouts
 from api.server.body_budget import BodyBudget
 from api.server.draining import WAVE_S, waves
 from api.server.http_errors import error_response, headers_of, request_id_of
@@ -29,8 +29,8 @@ from common.responses import ResponseStore
 
 
 @dataclass(slots=True)
-class Services:
-    """What serving requests needs; one per process."""
+class ApiServices:
+    """What serving requests needs. One per process."""
 
     settings: Settings
     authenticator: Authenticator
@@ -40,29 +40,29 @@ class Services:
     queue: JobQueue
     pulse: Pulse
     probe: Probe
-    metrics: Metrics
+    metrics: ApiMetrics
     responses: ResponseStore
     guard: InputGuard
     gate: Gate
     bodies: BodyBudget
     relays: set[Relay] = field(default_factory=set)
     is_draining: bool = False
-    _is_grace_over: bool | None = field(default=None, init=False)  # None: the process goes on, or is unready at most.
+    _is_grace_over: bool | None = field(default=None, init=False)  # None: not draining.
 
-    def times(self) -> RelayTimes:
-        return RelayTimes(self.settings.status_hold_s, self.settings.keep_alive_s)
+    def relay_timeouts(self) -> RelayTimeouts:
+        return RelayTimeouts(self.settings.status_hold_s, self.settings.keep_alive_s)
 
     def add_relay(self, relay: Relay) -> Relay:
-        """Have a relay end with the process; returns it."""
+        """Add a relay, so that it ends when the process drains. Returns it."""
         self.relays.add(relay)
         if self._is_grace_over is not None:
             relay.drain(is_over=self._is_grace_over)
         return relay
 
     def drain(self, *, is_over: bool, within_s: float = 0) -> None:
-        """End the relays that can go on elsewhere, or (the grace ``is_over``) all, and those that are still to come.
+        """End the relays that clients can resume elsewhere; all of them if the grace period ``is_over``. New relays end too.
 
-        ``within_s``: the former in waves, so that those who read do not all come to the other replicas at one moment.
+        ``within_s``: end the resumable ones in waves, so that their clients do not reach the other replicas all at once.
         """
         self._is_grace_over = is_over
         first, *later = waves([relay for relay in self.relays if is_over or relay.is_resumable], 0 if is_over else within_s)
@@ -76,19 +76,19 @@ def _drain_all(relays: Sequence[Relay], is_over: bool) -> None:
         relay.drain(is_over=is_over)
 
 
-async def guarded(dialect: Dialect, request: Request, services: Services, answer: Awaitable[Response]) -> Response:
-    """Return an answer, or the error that it raises in the dialect's own shape."""
+async def answer_or_error(dialect: Dialect, request: Request, services: ApiServices, answer: Awaitable[Response]) -> Response:
+    """Return an answer, or the error that it raises, in the dialect's own format."""
     has_failed = True
     try:
-        found = await answer
+        response = await answer
         has_failed = False
-        return found
+        return response
     except GatewayError as error:
-        refused, headers = error.failed, headers_of(error)
+        failed, headers = error.failed, headers_of(error)
     except StoreUnavailable as error:
-        gone = redis_failed(error, services.pulse)
-        refused, headers = gone.failed, headers_of(gone)
+        gateway_error = redis_failed(error, services.pulse)
+        failed, headers = gateway_error.failed, headers_of(gateway_error)
     finally:
         services.bodies.release(request.scope, has_failed=has_failed)
-    services.metrics.refused(refused)
-    return error_response(dialect, refused, request_id_of(request), headers)
+    services.metrics.record_refusal(failed)
+    return error_response(dialect, failed, request_id_of(request), headers)

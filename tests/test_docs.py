@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
-from api.metrics import Metrics as ApiMetrics
+from api.metrics import ApiMetrics
 from cli import settings_page
 from cli.env_example import render
 from common.canonical.errors import ErrorKind

@@ -1,9 +1,9 @@
-"""May a prompt pass, and what of it?
+"""May a prompt pass the guardrails, and what must be replaced in it?
 
-The input side of the guardrails, before anything is enqueued: on the texts of the client's body, whatever its dialect. Which
-guardrails there are, and in what order, is said by ``common.guardrails.table``. What is to be replaced is replaced in the body
-itself, for a same-family upstream gets that body; all else of it stays as it came. Refusals name the guardrail and never what
-it found; the log has counts alone.
+This is the input side. It runs before anything is enqueued, on the texts of the client's body in any dialect.
+``common.guardrails.table`` lists the guardrails in their order. Replacements are made in the body itself: an upstream of
+the same family gets that body. Everything else in it stays as it came. A refusal names the guardrail, never what it matched.
+The log only has counts.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from typing import Any
 
 import structlog
 
-from api.metrics import Metrics
+from api.metrics import ApiMetrics
 from common.access.principal import GuardrailPolicy, Principal
 from common.canonical.errors import ErrorKind, GatewayError
 from common.config.guardrail_policy import Policies
@@ -26,15 +26,15 @@ from common.guardrails.table import CUSTOM, SIZE, Block, Guardrail, Mode, guardr
 
 log = structlog.get_logger()
 
-LOOKED_AT_CHARS_MAX = 2_000_000  # A second or two of a processor; more is not looked through.
-THREAD_CHARS_MIN = 8_000  # Past some milliseconds the loop is not kept: the expressions run without the interpreter's lock.
+SEARCHED_CHARS_MAX = 2_000_000  # Takes a second or two of a processor. A longer prompt is not searched.
+THREAD_CHARS_MIN = 8_000  # A thread searches longer prompts: they take milliseconds. The expressions release the GIL.
 RETRY_AFTER_S = 5
 ROWS = guardrails_for_side("input")
 
 
 @dataclass(slots=True)
 class _Review:
-    """What is found in one prompt: ``counts`` by guardrail. ``refused`` says why it must not pass."""
+    """What the guardrails match in one prompt. ``counts`` is by guardrail. ``refused``: why the prompt must not pass."""
 
     policy: GuardrailPolicy
     prompt: Prompt
@@ -52,11 +52,11 @@ class _Review:
         if counts:
             self.counts[row.name] = self.counts.get(row.name, Counter()) + counts
 
-    def refuse(self, row: Guardrail, found: str) -> None:
-        self.refused = GatewayError(ErrorKind.INVALID_REQUEST, row.refusal.format(detail=found), code=row.code)
+    def refuse(self, row: Guardrail, detail: str) -> None:
+        self.refused = GatewayError(ErrorKind.INVALID_REQUEST, row.refusal.format(detail=detail), code=row.code)
 
-    def take(self, row: Guardrail, findings: Findings) -> None:
-        """Count what a guardrail found, and where it blocks do what that means for it."""
+    def apply_findings(self, row: Guardrail, findings: Findings) -> None:
+        """Count what a guardrail matched. If it blocks, refuse the prompt or replace the matches, as the guardrail demands."""
         self.count(row, findings.counts)
         self.slow += findings.slow
         if not self.blocks(row):
@@ -66,8 +66,8 @@ class _Review:
         elif row.block is Block.REFUSE and findings.counts:
             self.refuse(row, findings.detail)
 
-    def take_verdict(self, verdict: Verdict) -> None:
-        """The same for what the operator's own guardrail says."""
+    def apply_verdict(self, verdict: Verdict) -> None:
+        """Do the same for the verdict of the operator's own guardrail."""
         if verdict.action is Action.ALLOW:
             return
         self.count(CUSTOM, Counter({str(verdict.action): 1}))
@@ -80,36 +80,36 @@ class _Review:
 
 
 class InputGuard:
-    """One per process. ``policy`` says what applies; ``check`` does it."""
+    """One per process. ``policy`` says which guardrails apply. ``check`` runs them."""
 
-    def __init__(self, settings: Settings, custom: CustomGuardrails | None, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, custom: CustomGuardrails | None, metrics: ApiMetrics) -> None:
         self._custom = custom or CustomGuardrails()
         self._metrics = metrics
         self._policies = Policies(settings)
         self._searches = Searches(settings, "input")
 
     def policy(self, principal: Principal, sent: str, targets: list[Target]) -> GuardrailPolicy | None:
-        """Return what applies to a request; see ``Policies.of``. None: nothing, and nothing is to be done."""
+        """Return what applies to a request; see ``Policies.of``. None: no guardrail applies."""
         return self._policies.of(principal, sent, targets)
 
     async def check(self, policy: GuardrailPolicy, body: dict[str, Any], *, model: str, tenant: str) -> bool:
-        """Look through a body, replace in it what is to be replaced, and return whether that was anything.
+        """Search a body, replace what must be replaced, and return whether the body has changed.
 
         Raises:
-            GatewayError: INVALID_REQUEST, it must not pass; OVERLOADED, the operator's own guardrail did not say.
+            GatewayError: INVALID_REQUEST, the prompt must not pass; OVERLOADED, the operator's own guardrail did not answer.
         """
-        found = BodyTexts.from_body(body)
-        review = _Review(policy, Prompt(found.texts, found.roles, found.quoted, found.messages))
+        texts = BodyTexts.from_body(body)
+        review = _Review(policy, Prompt(texts.texts, texts.roles, texts.quoted, texts.messages))
         try:
             await self._examine(review)
             if not review.refused and self._custom.is_needed(policy.mode(CUSTOM.name)):
-                await self._ask(review, model, tenant)
+                await self._call_custom(review, model, tenant)
         finally:
             self._report(review)
         if review.refused:
             raise review.refused
-        found.replace(review.prompt.texts)
-        return found.has_changed
+        texts.replace(review.prompt.texts)
+        return texts.has_changed
 
     async def _examine(self, review: _Review) -> None:
         chars = review.prompt.chars
@@ -119,17 +119,17 @@ class InputGuard:
             self._search(review, chars)
 
     def _search(self, review: _Review, chars: int) -> None:
-        """Hot path of a guarded request: all that needs no waiting. Runs beside the loop for long prompts."""
+        """Run the guardrails that need no waiting. Hot path of a guarded request. For a long prompt it runs in a thread."""
         for row in review.on():
             if review.refused or row.block is Block.VERDICT:
                 break
-            if row is not SIZE and chars > LOOKED_AT_CHARS_MAX:
-                _leave_out(review, chars)
+            if row is not SIZE and chars > SEARCHED_CHARS_MAX:
+                _skip_search(review, chars)
                 break
             if search := self._searches.search(row):
-                review.take(row, search.examine(review.prompt, row, blocks=review.blocks(row)))
+                review.apply_findings(row, search.examine(review.prompt, row, blocks=review.blocks(row)))
 
-    async def _ask(self, review: _Review, model: str, tenant: str) -> None:
+    async def _call_custom(self, review: _Review, model: str, tenant: str) -> None:
         try:
             verdict = await self._custom.evaluate(Check("input", join_texts(review.prompt.texts), model, tenant))
         except GuardrailUnavailable as error:
@@ -138,7 +138,7 @@ class InputGuard:
             if review.blocks(CUSTOM):
                 review.refused = _unavailable()
             return
-        review.take_verdict(verdict)
+        review.apply_verdict(verdict)
 
     def _report(self, review: _Review) -> None:
         for guardrail, counts in review.counts.items():
@@ -149,17 +149,17 @@ class InputGuard:
             log.warning("guardrail_pattern_slow", side="input", patterns=review.slow)
 
 
-def _leave_out(review: _Review, chars: int) -> None:
-    """A prompt that is too long to be looked through passes only where nothing that would look through it blocks."""
+def _skip_search(review: _Review, chars: int) -> None:
+    """Let a prompt that is too long to be searched pass only if none of the skipped guardrails would block."""
     review.count(SIZE, Counter(not_looked_through=1))
     if any(review.blocks(row) for row in review.on() if row is not SIZE and row.block is not Block.VERDICT):
-        review.refuse(SIZE, f"{chars} characters; guardrails look through {LOOKED_AT_CHARS_MAX} at most. Send less")
+        review.refuse(SIZE, f"{chars} characters; guardrails search at most {SEARCHED_CHARS_MAX}. Send less")
 
 
 def _unavailable() -> GatewayError:
     return GatewayError(
         ErrorKind.OVERLOADED,
-        f"The gateway could not have this prompt looked at. Try again in {RETRY_AFTER_S} seconds.",
+        f"The gateway could not have this prompt checked. Try again in {RETRY_AFTER_S} seconds.",
         code="guardrail_unavailable",
         retry_after_s=RETRY_AFTER_S,
     )

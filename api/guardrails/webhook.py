@@ -1,4 +1,4 @@
-"""How does the API ask a guardrail that is a service? With its own HTTP client; the rest is ``common.guardrails.custom``'s."""
+"""How does the API call a guardrail that is a web service? With httpx; the rest is in ``common.guardrails.custom``."""
 
 from typing import TYPE_CHECKING
 
@@ -10,15 +10,15 @@ if TYPE_CHECKING:
 
 
 def poster(url: str, timeout_s: float, proxy: Proxy | None = None) -> PostWebhook:
-    """Return what posts JSON to the operator's own address; no other is ever asked."""
+    """Return a function that posts JSON to the operator's URL, and never to another one."""
     from api.server.http_client import (
-        http_client,  # Only here: it takes longer to load than all else that the API needs for it.
+        http_client,  # Imported here: it takes longer to load than everything else that the API needs for this.
     )
 
-    return _Poster(url, http_client(proxy, timeout_s, WEBHOOK_CONNECTIONS_MAX))
+    return _HttpxPoster(url, http_client(proxy, timeout_s, WEBHOOK_CONNECTIONS_MAX))
 
 
-class _Poster:
+class _HttpxPoster:
     def __init__(self, url: str, client: "HttpClient") -> None:
         self._url, self._client = url, client
 

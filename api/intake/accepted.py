@@ -1,4 +1,4 @@
-"""Who asks, what for, and may it run? From a request to what is put in line."""
+"""Who sends a request, what does it ask for, and may it run? From the HTTP request to what goes into the queue."""
 
 import secrets
 import time
@@ -18,10 +18,10 @@ from api.intake.idempotency import once_of
 from api.intake.job_class import class_of
 from api.intake.known_prices import countable
 from api.server.body import read_json
-from api.server.body_budget import apart
+from api.server.body_budget import in_thread_if_large
 from api.server.client_address import client_address
 from api.server.http_errors import request_id_of
-from api.services import Services
+from api.services import ApiServices
 from common.access.brought_keys import seal_brought_key
 from common.access.principal import Principal
 from common.canonical.job import Job, Policy
@@ -36,22 +36,23 @@ from common.limits.charges import Charges
 from common.queue.jobs import JobClass, Once
 from common.records.asked import Asked as ForLedger
 
-# What a same-family upstream is meant to get of the client's headers.
+# The client's headers that an upstream of the same family gets.
 PASSED_HEADERS = ("anthropic-version", "anthropic-beta", "openai-beta")
 
 AI_GATEWAY_HEADERS = "cf-aig-"
 
-# The first is for us, or ours to send; the others would choose a key that is stored there, or another host.
+# The first authenticates to the AI Gateway, with our credential or the client's. The others would choose a key that is stored
+# there, or another host.
 AI_GATEWAY_KEPT = ("cf-aig-authorization", "cf-aig-byok-alias", "cf-aig-custom-host")
 
 SAFETY_EXPIRY_EXTRA_S = 3600
 
-LEDGER_NAME_MAX = 255  # Characters of a name that the ledger keeps.
+LEDGER_NAME_MAX = 255  # Characters. The ledger keeps this much of a name.
 
 
 @dataclass(slots=True)
-class Asked:
-    """A request that may run: who asks, and what for. ``scope`` is the connection's."""
+class AcceptedRequest:
+    """A request that may run: its sender, its job and its charges. ``scope`` is the ASGI scope of its connection."""
 
     scope: Scope
     dialect: Dialect
@@ -63,48 +64,52 @@ class Asked:
     once: Once | None = None
 
 
-# What a route changes in a body before it is parsed, such as what its path or query says.
+# What a route changes in a body before it is parsed. For example, it adds what the path or the query says.
 Amend = Callable[[Principal, dict[str, Any]], Awaitable[dict[str, Any]]]
 
 
 async def accept(
     dialect: Dialect,
     request: Request,
-    services: Services,
+    services: ApiServices,
     amend: Amend | None = None,
     operation: Literal["generate", "count_tokens"] = "generate",
-    unsaid: Policy = Policy.STOP,
-) -> Asked:
-    """Return what a request asks for, once it is known who asks and that it may run.
+    default_policy: Policy = Policy.STOP,
+) -> AcceptedRequest:
+    """Authenticate, read, parse and check a request, and return it as a job.
 
-    ``unsaid`` is the disconnect policy where the request names none. One that is detached is started for later.
+    ``default_policy`` is the disconnect policy of a request that names none. With DETACH it is background work by default.
 
     Raises:
-        GatewayError: it may not.
+        GatewayError: the request may not run.
     """
     settings = services.settings
     identity = await services.authenticator.identify(request, "generate")
-    principal, brought_key = identity.principal, identity.byok_key
-    services.gate.learn(request.scope, principal)
+    principal, byok_key = identity.principal, identity.byok_key
+    services.gate.remember_credential(request.scope, principal)
     refuse_unless_it_can_be_kept(principal, settings)
-    job_class = class_of(request.headers, principal, JobClass.BACKGROUND if unsaid is Policy.DETACH else JobClass.INTERACTIVE)
+    default_class = JobClass.BACKGROUND if default_policy is Policy.DETACH else JobClass.INTERACTIVE
+    job_class = class_of(request.headers, principal, default_class)
     raw, body = await read_json(request, settings, services.bodies)
     if amend:
         amended = await amend(principal, body)
         if amended is not body:
-            body, raw = amended, await apart(len(raw), orjson.dumps, amended)
-    parsed = await apart(len(raw), dialect.parse, body)
-    route = resolve(parsed.model, settings, parsed.provider, has_brought_key=brought_key is not None)
-    named = RequestedModel(parsed.model, parsed.provider, brought_key is not None)
-    targets = permitted_targets(principal, dialect.name, named, route, settings)
-    by_fields = permitted_by_fields(principal, dialect.name, body, targets, settings)
+            body, raw = amended, await in_thread_if_large(len(raw), orjson.dumps, amended)
+    parsed = await in_thread_if_large(len(raw), dialect.parse, body)
+    has_byok_key = byok_key is not None
+    route = resolve(parsed.model, settings, parsed.provider, has_brought_key=has_byok_key)
+    requested = RequestedModel(parsed.model, parsed.provider, has_byok_key)
+    targets = permitted_targets(principal, dialect.name, requested, route, settings)
+    field_targets = permitted_by_fields(principal, dialect.name, body, targets, settings)
     if operation == "generate":
-        targets = countable(principal, targets, settings, has_brought_key=brought_key is not None)
-    once = await apart(len(raw), once_of, request.headers, principal, body, dialect.name, operation)
-    guardrails = services.guard.policy(principal, parsed.model, targets + by_fields)
+        targets = countable(principal, targets, settings, has_byok_key=has_byok_key)
+    once = await in_thread_if_large(len(raw), once_of, request.headers, principal, body, dialect.name, operation)
+    guardrails = services.guard.policy(principal, parsed.model, targets + field_targets)
     if guardrails and await services.guard.check(guardrails, body, model=parsed.model, tenant=principal.tenant):
-        raw = orjson.dumps(body)  # ``parsed`` knows the prompt as it came, which serves to measure it.
-    policy, grace_s = disconnect_policy(request.headers, unsaid, has_key=once is not None, usual=principal.disconnect)
+        raw = orjson.dumps(body)  # ``parsed`` keeps the prompt as it came: it only serves to estimate the tokens.
+    policy, grace_s = disconnect_policy(
+        request.headers, default_policy, has_key=once is not None, principal_default=principal.disconnect
+    )
     generation_id = f"gen_{secrets.token_hex(16)}"
     job = Job(
         generation_id=generation_id,
@@ -120,15 +125,17 @@ async def accept(
         targets=[target.name for target in targets] if len(targets) < len(route) else None,
         headers=await services.authenticator.without_gateway_credentials(_passed_headers(request.headers, settings)),
         body=raw,
-        brought_key=seal_brought_key(brought_key, generation_id, settings.secret) if brought_key else None,
+        brought_key=seal_brought_key(byok_key, generation_id, settings.secret) if byok_key else None,
         guardrails=dict(on_output(guardrails)),
         tenant=principal.tenant,
     )
     address = client_address(request.scope)
     providers = [target.provider for target in targets]
-    has_key = brought_key is not None
-    charges = await apart(len(raw), charges_of, principal, address, parsed, providers, settings, has_brought_key=has_key)
-    return Asked(request.scope, dialect, principal, job, charges, principal.end_user or parsed.end_user, job_class, once)
+    charges = await in_thread_if_large(
+        len(raw), charges_of, principal, address, parsed, providers, settings, has_byok_key=has_byok_key
+    )
+    end_user = principal.end_user or parsed.end_user
+    return AcceptedRequest(request.scope, dialect, principal, job, charges, end_user, job_class, once)
 
 
 def _passed_headers(headers: Headers, settings: ModelSettings) -> dict[str, str]:
@@ -142,39 +149,41 @@ def _passed_headers(headers: Headers, settings: ModelSettings) -> dict[str, str]
     return passed
 
 
-def _opening(asked: Asked, settings: Settings) -> Opening:
-    job = asked.job
-    queue_wait_s = settings.queue_wait_s if asked.job_class is JobClass.INTERACTIVE else settings.queue_wait_background_s
+def channel_opening(accepted: AcceptedRequest, settings: Settings) -> Opening:
+    """Return what the channel of a generation is opened with."""
+    job = accepted.job
+    is_interactive = accepted.job_class is JobClass.INTERACTIVE
+    queue_wait_s = settings.queue_wait_s if is_interactive else settings.queue_wait_background_s
     retention_s = {
         Policy.STOP: settings.retention_stop_s,
         Policy.GRACE: settings.retention_grace_s,
         Policy.DETACH: settings.retention_detach_s,
     }[job.policy]
     return Opening(
-        owner=asked.principal.id,
+        owner=accepted.principal.id,
         dialect=job.dialect,
         stream=job.stream,
         model=job.model,
         created_s=job.created_s,
         policy=job.policy,
         grace_s=job.grace_s,
-        retention_s=max(retention_s, settings.idempotency_s) if asked.once else retention_s,
+        retention_s=max(retention_s, settings.idempotency_s) if accepted.once else retention_s,
         expiry_s=queue_wait_s + settings.total_timeout_s + SAFETY_EXPIRY_EXTRA_S,
         request=job.pack_head(),
         body=job.body,
-        asked=_asked(asked),
-        is_audited=asked.principal.is_audited,
-        job_class=asked.job_class,
+        asked=_ledger_request(accepted),
+        is_audited=accepted.principal.is_audited,
+        job_class=accepted.job_class,
     )
 
 
-def _asked(asked: Asked) -> bytes:
-    """What the ledger is to know."""
-    job, principal = asked.job, asked.principal
+def _ledger_request(accepted: AcceptedRequest) -> bytes:
+    """Return what the ledger needs to know about a request."""
+    job, principal = accepted.job, accepted.principal
     return ForLedger(
         owner=principal.id,
         tenant=principal.tenant[:LEDGER_NAME_MAX],
-        end_user=asked.end_user[:LEDGER_NAME_MAX] if asked.end_user else None,
+        end_user=accepted.end_user[:LEDGER_NAME_MAX] if accepted.end_user else None,
         request_id=job.request_id,
         dialect=job.dialect,
         operation=job.operation,

@@ -1,7 +1,7 @@
-"""What does a request take of whose limits and budgets?
+"""Which limits and budgets does a request count against, and how much?
 
-Limits of a key, its tenant, the end user and the address each count on their own, and all must allow the request. The
-enqueue script decides (``common.limits.charges``); nothing here asks Redis.
+The limits of a key, its tenant, the end user and the address each count on their own. All of them must allow the request. The
+enqueue script decides (``common.limits.charges``). Nothing here asks Redis.
 """
 
 from collections.abc import Collection
@@ -13,7 +13,7 @@ from common.config.settings import Settings
 from common.limits.charges import Charges, Purse, Scope, Slot, Window, of_limits, safe_name
 from common.metering.token_estimate import reserved_tokens
 
-# Where anybody may ask, nobody may ask for everything: what one person's chat needs, many times over.
+# Where anybody may send requests, nobody may use everything. This is many times what one person's chat needs.
 OPEN_ADDRESS_LIMITS = Limits(requests=300, concurrent=50)
 
 
@@ -24,11 +24,11 @@ def charges_of(
     providers: Collection[str],
     settings: Settings,
     *,
-    has_brought_key: bool = False,
+    has_byok_key: bool = False,
 ) -> Charges:
-    """Return what a request is to be charged for; ``providers`` are those of its route.
+    """Return what a request is charged for. ``providers`` are those of its route.
 
-    Where the provider's key that a request brings pays for the call, that is nobody's budget here.
+    Where the client's own provider key pays for the call, no budget here is charged.
     """
     windows: list[Window] = []
     slots: list[Slot] = []
@@ -39,7 +39,7 @@ def charges_of(
         more_windows, more_slots = of_limits(scope, name, limits, tokens or 0)
         windows += more_windows
         slots += more_slots
-    if has_brought_key and all(settings.brought_key_pays(provider) for provider in providers):
+    if has_byok_key and all(settings.brought_key_pays(provider) for provider in providers):
         return Charges(windows, slots)
     purses = [
         Purse("key", principal.id, principal.access.budget),
@@ -52,20 +52,20 @@ def _limits(
     principal: Principal, address: str, request: GenerationRequest, settings: Settings
 ) -> list[tuple[Scope, str, Limits]]:
     default, tenant = settings.limits, safe_name(principal.tenant)
-    own, of_tenant = principal.access.limits, principal.tenant_access.limits
-    found: list[tuple[Scope, str, Limits]] = [
-        ("key", principal.id, own if own.is_set else default.get("key", own)),
-        ("tenant", tenant, of_tenant if of_tenant.is_set else default.get("tenant", of_tenant)),
+    key_limits, tenant_limits = principal.access.limits, principal.tenant_access.limits
+    limits: list[tuple[Scope, str, Limits]] = [
+        ("key", principal.id, key_limits if key_limits.is_set else default.get("key", key_limits)),
+        ("tenant", tenant, tenant_limits if tenant_limits.is_set else default.get("tenant", tenant_limits)),
         ("address", address, default.get("address", OPEN_ADDRESS_LIMITS if settings.auth == "none" else Limits())),
     ]
     end_user = principal.end_user or request.end_user
     if end_user and "end_user" in default:
-        found.append(("end_user", f"{tenant}/{safe_name(end_user)}", default["end_user"]))
-    return [each for each in found if each[2].is_set]
+        limits.append(("end_user", f"{tenant}/{safe_name(end_user)}", default["end_user"]))
+    return [limit for limit in limits if limit[2].is_set]
 
 
 def _alternatives(providers: Collection[str], settings: ModelSettings) -> list[Purse]:
-    """The purses of a route's providers, where each has a budget: as long as one has none, the route is open."""
+    """Return the budgets of a route's providers if all of them have one. If one has none, the route is open."""
     purses = [Purse("provider", provider, settings.provider(provider).budget) for provider in dict.fromkeys(providers)]
     is_bounded = all((purse.budget.day_usd, purse.budget.month_usd) != (None, None) for purse in purses)
     return purses if is_bounded else []

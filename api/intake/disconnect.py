@@ -1,4 +1,4 @@
-"""What becomes of a generation whose client leaves?"""
+"""What happens to a generation when its client leaves?"""
 
 from starlette.datastructures import Headers
 
@@ -10,27 +10,31 @@ from common.canonical.job import Policy
 GRACE_MAX_S = 3600
 
 
-def disconnect_policy(headers: Headers, unsaid: Policy, *, has_key: bool, usual: str | None = None) -> tuple[Policy, float]:
-    """Return the policy and the grace in seconds that ``x-disconnect`` asks for, that an idempotency-key implies, or that is
-    ``usual`` with whoever asks.
+def disconnect_policy(
+    headers: Headers, default: Policy, *, has_key: bool, principal_default: str | None = None
+) -> tuple[Policy, float]:
+    """Return the policy, and the grace period in seconds.
+
+    ``x-disconnect`` wins. Without it, the principal's own default counts, then the grace that an idempotency-key implies, then
+    ``default``.
 
     Raises:
         GatewayError: INVALID_REQUEST.
     """
     if "x-disconnect" not in headers:
-        if unsaid is Policy.STOP and usual and usual != Policy.STOP:
-            name, _, seconds = usual.partition("=")
+        if default is Policy.STOP and principal_default and principal_default != Policy.STOP:
+            name, _, seconds = principal_default.partition("=")
             return Policy(name), min(float(seconds or 0), GRACE_MAX_S)
-        return (Policy.GRACE, IMPLIED_GRACE_S) if has_key and unsaid is Policy.STOP else (unsaid, 0.0)
-    asked = headers["x-disconnect"].strip().lower()
-    name, _, text = asked.partition("=")
+        return (Policy.GRACE, IMPLIED_GRACE_S) if has_key and default is Policy.STOP else (default, 0.0)
+    value = headers["x-disconnect"].strip().lower()
+    name, _, text = value.partition("=")
     if name == Policy.GRACE and (grace_s := whole_number(text, 0, GRACE_MAX_S)) is not None:
         return Policy.GRACE, float(grace_s)
-    if asked not in (Policy.STOP, Policy.DETACH):
+    if value not in (Policy.STOP, Policy.DETACH):
         raise GatewayError(
             ErrorKind.INVALID_REQUEST,
             f"x-disconnect must be 'stop', 'grace=SECONDS' (at most {GRACE_MAX_S}) or 'detach'.",
             param="x-disconnect",
             code="invalid_header",
         )
-    return Policy(asked), 0.0
+    return Policy(value), 0.0

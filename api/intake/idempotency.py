@@ -1,8 +1,8 @@
 """Is this request a retry, and of which generation?
 
-A client that did not hear the end of its answer sends the request again with the same ``idempotency-key``, and gets the
-same generation, from its start. The enqueue script decides between two that come at once; the log of the generation that
-holds the key is the judge of whether it still counts. Nothing has to free a key, so no dead process can forget to.
+A client that did not get its whole answer may send the request again with the same ``idempotency-key``. It then gets the same
+generation, from its start. If two such requests come at once, the enqueue script decides which one runs. Whether a key still
+counts depends on the log of its generation. Nothing has to free a key, so a process that dies cannot forget to.
 """
 
 import hashlib
@@ -19,12 +19,12 @@ from common.canonical.errors import ErrorKind, GatewayError
 from common.channel.base import Channel
 from common.queue.jobs import Enqueued, Once
 
-IMPLIED_GRACE_S = 60.0  # What a key implies: a client that means to come back is given this long.
+IMPLIED_GRACE_S = 60.0  # The grace that a key implies: its client has this long to come back.
 _KEY = re.compile(r"[\x21-\x7e]([\x20-\x7e]{0,253}[\x21-\x7e])?")
 
 
 def once_of(headers: Headers, principal: Principal, body: Mapping[str, Any], *kind: str) -> Once | None:
-    """Return what makes a request run only once; None where it brings no key. ``kind`` is what it says besides its body.
+    """Return the key with which a request runs only once; None if it sends none. ``kind`` counts like a part of its body.
 
     Raises:
         GatewayError: INVALID_REQUEST.
@@ -39,28 +39,28 @@ def once_of(headers: Headers, principal: Principal, body: Mapping[str, Any], *ki
             param="idempotency-key",
             code="invalid_header",
         )
-    # Sorted: a client that builds its body anew may say the same in another order.
-    asked = orjson.dumps([*kind, body], option=orjson.OPT_SORT_KEYS)
-    return Once(f"{principal.id}:{hashlib.sha256(key.encode()).hexdigest()}", hashlib.sha256(asked).hexdigest())
+    # Sorted: a client that builds its body again may order the fields differently.
+    content = orjson.dumps([*kind, body], option=orjson.OPT_SORT_KEYS)
+    return Once(f"{principal.id}:{hashlib.sha256(key.encode()).hexdigest()}", hashlib.sha256(content).hexdigest())
 
 
 async def enqueue_once(
     generation_id: str, owner: str, once: Once, enqueue: Callable[[Once], Awaitable[Enqueued]], channel: Channel
 ) -> Enqueued:
-    """Enqueue a generation unless its request has come before: then another answers it.
+    """Enqueue a generation, unless its request came before. Then the generation of that request answers it.
 
     Raises:
-        GatewayError: as for ``JobQueue.enqueue``.
+        GatewayError: the same errors as ``JobQueue.enqueue``.
     """
-    found = await enqueue(once)
-    if found.id != generation_id and await _is_spent(found.id, owner, channel):
-        # One more time is enough: whoever was faster than we are has only just begun.
-        found = await enqueue(replace(once, spent=found.id))
-    return found
+    enqueued = await enqueue(once)
+    if enqueued.id != generation_id and await _is_spent(enqueued.id, owner, channel):
+        # A second time is enough: if another request was faster, its generation has only just begun.
+        enqueued = await enqueue(replace(once, spent=enqueued.id))
+    return enqueued
 
 
 async def _is_spent(generation_id: str, owner: str, channel: Channel) -> bool:
-    """Whether a retry runs anew: nothing was said, nobody was there to the end, or the log was lost with the store."""
+    """Whether a retry runs again: nothing was answered, the client did not stay to the end, or the store lost the log."""
     (state,) = await channel.describe([generation_id], owner)
     if isinstance(state, GatewayError):
         return state.failed.kind is ErrorKind.NOT_FOUND

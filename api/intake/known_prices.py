@@ -1,6 +1,7 @@
 """Which models of a route may be paid from a budget?
 
-Where a budget refuses what it cannot count (``SLUICE_BUDGET_UNKNOWN_PRICE=refuse``), those whose price is known.
+All of them, unless budgets refuse costs that they cannot count (``SLUICE_BUDGET_UNKNOWN_PRICE=refuse``). Then only the models
+with a known price.
 """
 
 from common.access.principal import Budget, Principal
@@ -10,34 +11,32 @@ from common.config.settings import Settings
 from common.metering.pricing import has_known_price
 
 
-def countable(
-    principal: Principal, targets: list[Target], settings: Settings, *, has_brought_key: bool = False
-) -> list[Target]:
-    """Return the targets whose cost the budgets of key, tenant and provider can count; all of them, where none has a budget.
+def countable(principal: Principal, targets: list[Target], settings: Settings, *, has_byok_key: bool = False) -> list[Target]:
+    """Return the targets whose cost the budgets of key, tenant and provider can count; all of them if there is no budget.
 
-    What a key pays for that the request brought costs no budget anything.
+    A call that the client's own provider key pays for costs no budget anything.
 
     Raises:
-        GatewayError: BUDGET_EXCEEDED, there is none.
+        GatewayError: BUDGET_EXCEEDED, no target can be counted.
     """
     if settings.budget_unknown_price == "allow":
         return targets
-    own = _is_set(principal.access.budget) or _is_set(principal.tenant_access.budget)
-    found = [
+    has_budget = _is_set(principal.access.budget) or _is_set(principal.tenant_access.budget)
+    countable_targets = [
         target
         for target in targets
-        if (has_brought_key and settings.brought_key_pays(target.provider))
-        or not (own or _is_set(settings.provider(target.provider).budget))
+        if (has_byok_key and settings.brought_key_pays(target.provider))
+        or not (has_budget or _is_set(settings.provider(target.provider).budget))
         or has_known_price(target.provider, target.model, settings.prices)
     ]
-    if not found:
+    if not countable_targets:
         names = ", ".join(target.name for target in targets)
         message = (
-            f"The price of {names} is not known, and a budget applies that counts only what has one. "
+            f"The price of {names} is not known, and a budget applies that accepts only models with a known price. "
             "Use another model, or ask the gateway's operator to set its price."
         )
         raise GatewayError(ErrorKind.BUDGET_EXCEEDED, message, code="price_unknown", param="model")
-    return found
+    return countable_targets
 
 
 def _is_set(budget: Budget) -> bool:

@@ -93,7 +93,7 @@ class Acceptor:
         for _ in range(min(MADE_PER_TURN, len(self._waiting))):
             self._make(*self._waiting.popleft())
         self._next = self._loop.call_soon(self._make_some) if self._waiting else None
-        self._gate.note_waiting(len(self._waiting))
+        self._gate.record_waiting(len(self._waiting))
 
     def _ask(self, connection: socket.socket) -> "_Verdict | bytes":
         """Return the gate's answer to a connection's first request, or what a request is refused with."""

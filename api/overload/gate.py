@@ -16,7 +16,7 @@ from typing import Any, Literal
 import structlog
 from starlette.types import Scope
 
-from api.metrics import Metrics
+from api.metrics import ApiMetrics
 from api.overload.answers import Answers, overloaded
 from api.overload.limit import AdmissionLimit
 from api.overload.shares import Credentials, Known, credential_of
@@ -96,7 +96,7 @@ class Gate:
         self,
         settings: Settings,
         load: QueueLoad,
-        metrics: Metrics,
+        metrics: ApiMetrics,
         answers: Answers,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -124,7 +124,7 @@ class Gate:
         """Whether something was refused lately, so that the next request may be as well."""
         return self._spell is not None or self.limit.reason is not None
 
-    def note_waiting(self, count: int) -> None:
+    def record_waiting(self, count: int) -> None:
         """So many connections wait to be made."""
         self._line.note(count)
 
@@ -175,14 +175,14 @@ class Gate:
         wait_s = self._load.wait_s(tenant)
         return wait_s is not None and wait_s > self._settings.queue_wait_s
 
-    def learn(self, scope: Scope, principal: Principal) -> None:
+    def remember_credential(self, scope: Scope, principal: Principal) -> None:
         """A request's credential was good: remember whose it is."""
         credential = scope.get("state", {}).get(_CREDENTIAL)
         if credential is not None:
             is_background = JobClass(principal.highest_class) is JobClass.BACKGROUND
             self._credentials.learn(credential, Known(safe_name(principal.tenant), is_background))
 
-    def note_origin(self, origin: bytes) -> None:
+    def remember_origin(self, origin: bytes) -> None:
         """Pages of an origin may read our answers, and so our refusals."""
         if origin not in self._origins:
             self._origins[origin] = None
@@ -201,12 +201,12 @@ class Gate:
             self._note_refused("wait")
             raise GatewayError.from_failed(overloaded(math.ceil(retry_after_s(RETRY_WITHIN_MAX_S))))
 
-    def note_enqueued(self, viewer: Viewer, job_class: JobClass) -> None:
+    def record_enqueued(self, viewer: Viewer, job_class: JobClass) -> None:
         if job_class is JobClass.INTERACTIVE:
-            self._starts.note_enqueued(viewer)
+            self._starts.record_enqueued(viewer)
 
-    def note_left(self, viewer: Viewer) -> None:
-        self._starts.note_left(viewer)
+    def record_left(self, viewer: Viewer) -> None:
+        self._starts.record_left(viewer)
 
     # How it stands
 

@@ -24,10 +24,10 @@ class Starts:
     def __len__(self) -> int:
         return len(self._enqueued_at)
 
-    def note_enqueued(self, viewer: Viewer) -> None:
+    def record_enqueued(self, viewer: Viewer) -> None:
         self._enqueued_at[viewer] = self._clock()
 
-    def note_left(self, viewer: Viewer) -> None:
+    def record_left(self, viewer: Viewer) -> None:
         self._enqueued_at.pop(viewer, None)
 
     def oldest_s(self) -> float:

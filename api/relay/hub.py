@@ -91,7 +91,7 @@ class Hub:
         return sum(len(listening.viewers) for listening in self._listening.values())
 
     async def join(self, generation_id: str, after: Cursor | None = None) -> Viewer:
-        """Return a viewer that misses nothing from now on. Each must be given back with ``part``.
+        """Return a viewer that misses nothing from now on. Each must be given back with ``leave``.
 
         Raises:
             StoreUnavailable: the subscription could not be made.
@@ -103,7 +103,7 @@ class Hub:
             try:
                 await asyncio.shield(listening.is_subscribed)
             except BaseException:
-                await self.part(viewer)
+                await self.leave(viewer)
                 raise
             return viewer
         listening = _Listening(asyncio.get_running_loop().create_future(), [viewer])
@@ -118,7 +118,7 @@ class Hub:
         listening.is_subscribed.set_result(None)
         return viewer
 
-    async def enter(self, generation_id: str, owner: str, after: Cursor | None = None) -> tuple[Viewer, State]:
+    async def join_existing(self, generation_id: str, owner: str, after: Cursor | None = None) -> tuple[Viewer, State]:
         """As ``join``, for a generation that may have begun long ago; also returns how it stands.
 
         However many come, all get in, a few at a time.
@@ -134,12 +134,12 @@ class Hub:
                 state = await self._channel.enter(generation_id, self.replica, owner)
             except BaseException as error:
                 viewer.has_ended = isinstance(error, GatewayError)  # Refused: there is nothing to leave.
-                await self.part(viewer)
+                await self.leave(viewer)
                 raise
         viewer.reread()
         return viewer, state
 
-    async def part(self, viewer: Viewer) -> None:
+    async def leave(self, viewer: Viewer) -> None:
         """Take a viewer out. If it was this process's last of a running generation, say so: its policy may end it."""
         listening = self._listening.get(viewer.generation_id)
         if listening is None or viewer not in listening.viewers:
@@ -151,11 +151,11 @@ class Hub:
         await self._feed.unsubscribe(viewer.generation_id)
         if not viewer.has_ended:
             try:
-                await self._leave(viewer.generation_id)
+                await self._leave_channel(viewer.generation_id)
             except StoreUnavailable:
                 log.warning("leave_not_said", generation_id=viewer.generation_id)  # The worker's backstop sees nobody listen.
 
-    async def _leave(self, generation_id: str) -> None:
+    async def _leave_channel(self, generation_id: str) -> None:
         stop = await self._channel.leave(generation_id, self.replica)
         if stop is not Stop.NO:
             await self.end_if_waiting(generation_id, Failed(ErrorKind.CANCELLED, "The client left.", code="cancelled"))

@@ -37,7 +37,7 @@ _DATA = FrameKind.DATA  # An enum's member costs a look-up of its own.
 
 
 @dataclass(slots=True)
-class RelayTimes:
+class RelayTimeouts:
     """Seconds."""
 
     status_hold_s: float
@@ -56,7 +56,7 @@ class Relay(Response):
         self,
         viewer: Viewer,
         dialect: Dialect,
-        times: RelayTimes,
+        times: RelayTimeouts,
         on_done: Callable[["Relay"], Awaitable[None]],
         *,
         request_id: str,

@@ -18,7 +18,7 @@ from api.routes.paging import after_in, after_parameter, limit_in, limit_paramet
 from api.server.body import read_json
 from api.server.http_errors import PLAIN, json_response
 from api.server.store_errors import redis_away
-from api.services import Services, guarded
+from api.services import ApiServices, answer_or_error
 from common.access.key_records import KeyRecord
 from common.access.key_text import is_id
 from common.access.principal import Access, as_number
@@ -108,7 +108,7 @@ _LIST_QUERY = [
 ]
 
 
-def router(services: Services, known: KeyCache, rings: KeyRings) -> APIRouter:
+def router(services: ApiServices, known: KeyCache, rings: KeyRings) -> APIRouter:
     # The dependency only tells the schema what is needed; the check itself answers in our own shape.
     routes = APIRouter(tags=["admin"], prefix="/admin", dependencies=[Depends(HTTPBearer(auto_error=False))])
     admin = _Admin(services, known, rings)
@@ -143,13 +143,13 @@ def router(services: Services, known: KeyCache, rings: KeyRings) -> APIRouter:
 
 
 class _Admin:
-    def __init__(self, services: Services, known: KeyCache, rings: KeyRings) -> None:
+    def __init__(self, services: ApiServices, known: KeyCache, rings: KeyRings) -> None:
         self._services = services
         self._known = known
         self._rings = rings
 
     async def answer(self, request: Request, work: Callable[[], Awaitable[Response]]) -> Response:
-        return await guarded(PLAIN, request, self._services, self._checked(request, work))
+        return await answer_or_error(PLAIN, request, self._services, self._checked(request, work))
 
     async def _checked(self, request: Request, work: Callable[[], Awaitable[Response]]) -> Response:
         self._services.authenticator.check_admin(request)
@@ -224,7 +224,7 @@ class _Admin:
         return json_response(DeletedKey(id=id_, deleted=True).model_dump(), headers=_NO_STORE)
 
 
-async def _read(model: type[Chosen], request: Request, services: Services) -> Chosen:
+async def _read(model: type[Chosen], request: Request, services: ApiServices) -> Chosen:
     _, body = await read_json(request, services.settings, services.bodies)
     try:
         return model.model_validate(body)

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 from api.generate import open_generation
 from api.routes.direct_route import DirectRoute
 from api.routes.openapi import generating, object_of, query
-from api.services import Services
+from api.services import ApiServices
 from common.access.principal import Principal
 from common.dialects import DIALECTS
 from common.dialects.unified import request as unified_request
@@ -21,7 +21,7 @@ _STREAM = query("stream", "As `stream` in the body.", enum=["true", "false", "1"
 _COUNTED = object_of(["input_tokens"], input_tokens={"type": "integer"})
 
 
-def router(services: Services) -> APIRouter:
+def router(services: ApiServices) -> APIRouter:
     routes = APIRouter(tags=["generations"])
     for path, name in _PATHS.items():
         summary = f"Generate ({name})"
@@ -59,12 +59,12 @@ def router(services: Services) -> APIRouter:
     return routes
 
 
-def check_unified(body: dict[str, Any], services: Services) -> None:
+def check_unified(body: dict[str, Any], services: ApiServices) -> None:
     """Raise for what parsing cannot find: a provider that this gateway does not know."""
     unified_request.check(body, services.settings.vendor_ids)
 
 
-def _endpoint(name: str, services: Services) -> Callable[[Request], Awaitable[Response]]:
+def _endpoint(name: str, services: ApiServices) -> Callable[[Request], Awaitable[Response]]:
     dialect = DIALECTS[name]
 
     async def generate(request: Request) -> Response:

@@ -22,7 +22,7 @@ from api.routes.paging import PAGE_FIELDS, after_in, after_parameter, limit_in, 
 from api.routes.responses import begin
 from api.server.http_errors import PLAIN, json_response, request_id_of
 from api.server.store_errors import redis_away
-from api.services import Services, guarded
+from api.services import ApiServices, answer_or_error
 from common.access.principal import Principal
 from common.canonical.errors import ErrorKind, Failed, GatewayError
 from common.canonical.job import Policy
@@ -54,7 +54,7 @@ _PAGING = [limit_parameter(), after_parameter(pattern="^gen_[0-9a-f]{32}$")]
 _STOPPED = Failed(ErrorKind.CANCELLED, "The generation was stopped.", code="cancelled")
 
 
-def router(services: Services) -> APIRouter:
+def router(services: ApiServices) -> APIRouter:
     routes = APIRouter(tags=["generations"])
 
     @routes.post("/v1/generations", status_code=202, **_told_of_starting())
@@ -64,12 +64,12 @@ def router(services: Services) -> APIRouter:
         It always streams, and runs to its end though nobody reads it. ``events_url`` is for a browser's EventSource.
         """
         dialect = DIALECTS.get(request.query_params.get("dialect", "openai-chat"))
-        return await guarded(dialect or PLAIN, request, services, _start(dialect, request, services))
+        return await answer_or_error(dialect or PLAIN, request, services, _start(dialect, request, services))
 
     @routes.get("/v1/generations", **serving({"application/json": _LISTED}, 400, parameters=_PAGING))
     async def list_generations(request: Request) -> Response:
         """List your generations whose logs are still there, the newest first; ``?limit=`` and ``?after=ID`` page."""
-        return await guarded(PLAIN, request, services, _list(request, services))
+        return await answer_or_error(PLAIN, request, services, _list(request, services))
 
     @routes.get("/v1/generations/{generation_id}", **_told_of_reading())
     async def read_generation(generation_id: str, request: Request) -> Response:
@@ -77,12 +77,12 @@ def router(services: Services) -> APIRouter:
 
         With ``Accept: application/json``: its record; ``?include=text`` adds what was said so far.
         """
-        return await guarded(PLAIN, request, services, _read(generation_id, request, services))
+        return await answer_or_error(PLAIN, request, services, _read(generation_id, request, services))
 
     @routes.delete("/v1/generations/{generation_id}", **serving({"application/json": _STOPPED_SCHEMA}, 404, 410))
     async def stop_generation(generation_id: str, request: Request) -> Response:
         """Stop a generation, wherever it runs or waits. Stopping it again does no harm."""
-        return await guarded(PLAIN, request, services, _stop(generation_id, request, services))
+        return await answer_or_error(PLAIN, request, services, _stop(generation_id, request, services))
 
     return routes
 
@@ -108,7 +108,7 @@ def _told_of_reading() -> dict[str, Any]:
 # Starting
 
 
-async def _start(dialect: Dialect | None, request: Request, services: Services) -> Response:
+async def _start(dialect: Dialect | None, request: Request, services: ApiServices) -> Response:
     if dialect is None:
         raise invalid("dialect", f"must be one of {', '.join(DIALECTS)}")
     require_secret(services.settings)
@@ -123,7 +123,7 @@ async def _start(dialect: Dialect | None, request: Request, services: Services) 
         created = await begin(request, services, is_detached=True)
         asked, relay = created.asked, created.relay
     else:
-        asked = await accept(dialect, request, services, _amend(dialect, services), unsaid=Policy.DETACH)
+        asked = await accept(dialect, request, services, _amend(dialect, services), default_policy=Policy.DETACH)
         relay = await start(asked, services)
     relay.outcome = "detached"
     await finish(relay, services)
@@ -137,7 +137,7 @@ async def _start(dialect: Dialect | None, request: Request, services: Services) 
     return json_response(content, 202, {"location": url_of(generation_id), "x-generation-id": generation_id})
 
 
-def _amend(dialect: Dialect, services: Services) -> Amend:
+def _amend(dialect: Dialect, services: ApiServices) -> Amend:
     async def amend(_: Principal, body: dict[str, Any]) -> dict[str, Any]:
         if dialect.name == "unified":
             check_unified(body, services)
@@ -149,7 +149,7 @@ def _amend(dialect: Dialect, services: Services) -> Amend:
 # Asking
 
 
-async def _list(request: Request, services: Services) -> Response:
+async def _list(request: Request, services: ApiServices) -> Response:
     principal = await services.authenticator.authenticate(request, "read")
     refuse_anonymous(principal, "Generations")
     owner, query = principal.id, request.query_params
@@ -160,7 +160,7 @@ async def _list(request: Request, services: Services) -> Response:
     return json_response(page_of(await _newest(owner, after, limit + 1, services), limit))
 
 
-async def _newest(owner: str, after: str, count: int, services: Services) -> list[dict[str, Any]]:
+async def _newest(owner: str, after: str, count: int, services: ApiServices) -> list[dict[str, Any]]:
     """Return short records of up to ``count`` generations; the index is bounded, and so is this."""
     found: list[dict[str, Any]] = []
     position = after
@@ -176,7 +176,7 @@ async def _newest(owner: str, after: str, count: int, services: Services) -> lis
     return found[:count]
 
 
-async def _describe(generation_id: str, owner: Principal, services: Services) -> State:
+async def _describe(generation_id: str, owner: Principal, services: ApiServices) -> State:
     """Return how a generation stands.
 
     Raises:
@@ -192,7 +192,7 @@ async def _describe(generation_id: str, owner: Principal, services: Services) ->
     return state
 
 
-async def _tell(generation_id: str, reader: Principal, include: str | None, services: Services) -> Response:
+async def _tell(generation_id: str, reader: Principal, include: str | None, services: ApiServices) -> Response:
     if include not in (None, "text"):
         raise invalid("include", "must be 'text'")
     state = await _describe(generation_id, reader, services)
@@ -207,8 +207,8 @@ async def _tell(generation_id: str, reader: Principal, include: str | None, serv
 # Reading
 
 
-async def _read(generation_id: str, request: Request, services: Services) -> Response:
-    # Never refused for load: an EventSource that gets an error status does not come back. It waits its turn, see ``Hub.enter``.
+async def _read(generation_id: str, request: Request, services: ApiServices) -> Response:
+    # Never refused for load: an EventSource that gets an error status does not come back. See ``Hub.join_existing``.
     reader, query = await _reader(generation_id, request, services), request.query_params
     accepted = request.headers.get("accept", "")
     if "application/json" in accepted and "text/event-stream" not in accepted:
@@ -221,22 +221,22 @@ async def _read(generation_id: str, request: Request, services: Services) -> Res
         raise redis_away(services.pulse)
     if request.method == "HEAD" and (answer := await _head(generation_id, reader, cursor, services)):
         return answer
-    viewer, state = await services.hub.enter(generation_id, reader.id, cursor)
+    viewer, state = await services.hub.join_existing(generation_id, reader.id, cursor)
     try:
         is_over = cursor is not None and await _is_at_end(generation_id, cursor, state, services)
     except BaseException:
-        await services.hub.part(viewer)
+        await services.hub.leave(viewer)
         raise
     if is_over:
         viewer.has_ended = True
-        await services.hub.part(viewer)
+        await services.hub.leave(viewer)
         return Response(status_code=204)
     if cursor and cursor.frame > state.last:
         _give_up_later(viewer, services)
     relay = Relay(
         viewer,
         DIALECTS[state.dialect],
-        services.times(),
+        services.relay_timeouts(),
         lambda done: finish(done, services),
         request_id=request_id_of(request),
         model=state.model,
@@ -254,7 +254,7 @@ def _has_begun(state: State, cursor: Cursor | None) -> bool:
     return bool(cursor and cursor.frame <= state.last and state.head)
 
 
-async def _head(generation_id: str, reader: Principal, cursor: Cursor | None, services: Services) -> Response | None:
+async def _head(generation_id: str, reader: Principal, cursor: Cursor | None, services: ApiServices) -> Response | None:
     """Return the headers of reading a generation that runs; None where it has ended, and reading it ends, too.
 
     Nobody enters here: a viewer that comes and goes would move the moment at which a generation is stopped.
@@ -267,7 +267,7 @@ async def _head(generation_id: str, reader: Principal, cursor: Cursor | None, se
     return headers_of_stream(generation_id, state, has_begun=_has_begun(state, cursor))
 
 
-async def _reader(generation_id: str, request: Request, services: Services) -> Principal:
+async def _reader(generation_id: str, request: Request, services: ApiServices) -> Principal:
     """Return as whom a request reads: a key's principal, or the one that gave away a read token."""
     token = request.query_params.get("token")
     if token is not None:
@@ -277,7 +277,7 @@ async def _reader(generation_id: str, request: Request, services: Services) -> P
     return await services.authenticator.authenticate(request, "read")
 
 
-async def _is_at_end(generation_id: str, cursor: Cursor, state: State, services: Services) -> bool:
+async def _is_at_end(generation_id: str, cursor: Cursor, state: State, services: ApiServices) -> bool:
     """Whether a log ends behind a cursor, with nothing between for its reader.
 
     The log alone tells: in a failover the state may come from one server, and the log from another that has less of it.
@@ -296,7 +296,7 @@ async def _is_at_end(generation_id: str, cursor: Cursor, state: State, services:
     return state.has_ended and cursor.k == _events(own) and await _is_last(own, generation_id, services)
 
 
-async def _is_last(frame: Frame, generation_id: str, services: Services) -> bool:
+async def _is_last(frame: Frame, generation_id: str, services: ApiServices) -> bool:
     """Whether a log ends with a frame, or has nothing but its end behind it that a client gets to see."""
     async for page in pages(services.channel, generation_id, frame.id):
         if any(_events(each) for each in page):
@@ -325,7 +325,7 @@ def _not_in_this_log() -> GatewayError:
     )
 
 
-def _give_up_later(viewer: Viewer, services: Services) -> None:
+def _give_up_later(viewer: Viewer, services: ApiServices) -> None:
     """A cursor ahead of a running log waits for frames that Redis lost to be appended again, but not for ever."""
     waited_for = Failed(
         ErrorKind.INTERNAL, "The events before your cursor were lost in a failover. Send the request again.", code="frames_lost"
@@ -342,7 +342,7 @@ def _give_up_later(viewer: Viewer, services: Services) -> None:
 # Stopping
 
 
-async def _stop(generation_id: str, request: Request, services: Services) -> Response:
+async def _stop(generation_id: str, request: Request, services: ApiServices) -> Response:
     owner = await services.authenticator.authenticate(request, "generate")
     state = await _describe(generation_id, owner, services)
     verdict = await services.channel.stop(generation_id)

@@ -9,7 +9,7 @@ from starlette.convertors import Convertor, register_url_convertor
 from api.auth.permissions import RequestedModel, listed_models, permitted_models
 from api.routes.openapi import list_of, object_of, serving
 from api.server.http_errors import PLAIN, json_response
-from api.services import Services, guarded
+from api.services import ApiServices, answer_or_error
 from common.config.model_routes import model_names, resolve
 from common.dialects import DIALECTS
 from common.dialects.base import Dialect
@@ -37,7 +37,7 @@ class _ModelName(Convertor[str]):
 register_url_convertor("model_name", _ModelName())
 
 
-def router(services: Services) -> APIRouter:
+def router(services: ApiServices) -> APIRouter:
     routes = APIRouter(tags=["models"])
 
     @routes.get("/v1/models", **serving({"application/json": _LISTED}))
@@ -46,12 +46,12 @@ def router(services: Services) -> APIRouter:
 
         The shape serves OpenAI's clients and Anthropic's: each entry has the fields of both.
         """
-        return await guarded(_dialect_of(request), request, services, _list(request, services))
+        return await answer_or_error(_dialect_of(request), request, services, _list(request, services))
 
     @routes.get("/v1/models/{name:model_name}", **serving({"application/json": _MODEL}, 404))
     async def get_model(name: str, request: Request) -> Response:
         """Return one model by any name under which the key may use it, listed or not."""
-        return await guarded(_dialect_of(request), request, services, _get(name, request, services))
+        return await answer_or_error(_dialect_of(request), request, services, _get(name, request, services))
 
     return routes
 
@@ -61,13 +61,13 @@ def _dialect_of(request: Request) -> Dialect:
     return DIALECTS["anthropic-messages"] if "anthropic-version" in request.headers else PLAIN
 
 
-async def _get(name: str, request: Request, services: Services) -> Response:
+async def _get(name: str, request: Request, services: ApiServices) -> Response:
     principal, settings = await services.authenticator.authenticate(request), services.settings
     targets = permitted_models(principal, RequestedModel(name), resolve(name, settings), settings)
     return json_response(entry_of(name, model_names(settings).get(name, targets[0].provider)))
 
 
-async def _list(request: Request, services: Services) -> Response:
+async def _list(request: Request, services: ApiServices) -> Response:
     known = listed_models(await services.authenticator.authenticate(request), services.settings)
     data, names = [entry_of(name, owner) for name, owner in known.items()], list(known)
     return json_response(

@@ -13,7 +13,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from api.routes.openapi import TEXT, object_of, serving
 from api.server.answer_headers import page_policy
 from api.server.http_errors import json_response
-from api.services import Services
+from api.services import ApiServices
 from common.config.model_routes import available
 from common.process.loop_lag import lag_figures
 from common.process.process import open_files
@@ -31,7 +31,7 @@ def _told_of_health() -> dict[str, Any]:
     return told
 
 
-def router(services: Services, count_jobs: Callable[[], Awaitable[tuple[int, int] | None]]) -> APIRouter:
+def router(services: ApiServices, count_jobs: Callable[[], Awaitable[tuple[int, int] | None]]) -> APIRouter:
     """``count_jobs`` returns how many jobs wait and how many run; None where Redis does not say."""
     routes = APIRouter(tags=["operations"])
     began_at = time.monotonic()
@@ -93,7 +93,7 @@ def router(services: Services, count_jobs: Callable[[], Awaitable[tuple[int, int
     return routes
 
 
-def checks_of(services: Services) -> dict[str, bool]:
+def checks_of(services: ApiServices) -> dict[str, bool]:
     """Return the parts that work. The last three are the names that claude-code-proxy gave them."""
     settings = services.settings
     on = available(settings)
@@ -111,7 +111,7 @@ def checks_of(services: Services) -> dict[str, bool]:
     }
 
 
-def problems_of(services: Services) -> list[str]:
+def problems_of(services: ApiServices) -> list[str]:
     """Return what keeps requests from being answered, in the words of who refuses; empty where nothing does."""
     found = [f"Redis: {problem}" for problem in services.probe.problems()]
     if services.pulse.is_up and not services.feed.is_connected:
@@ -123,7 +123,7 @@ def problems_of(services: Services) -> list[str]:
     return found
 
 
-def unready(services: Services) -> str | None:
+def unready(services: ApiServices) -> str | None:
     """Return why this process should get no requests."""
     if services.is_draining:
         return "draining"

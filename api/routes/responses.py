@@ -16,7 +16,7 @@ from fastapi import APIRouter, Request, Response
 from api.auth.authenticator import Scope
 from api.auth.permissions import refuse_anonymous
 from api.generate import finish, start
-from api.intake.accepted import Asked, accept
+from api.intake.accepted import AcceptedRequest, accept
 from api.intake.job_class import class_of
 from api.relay.response import SSE_HEADERS, Relay, headers_of_stream
 from api.routes.direct_route import DirectRoute
@@ -26,7 +26,7 @@ from api.routes.stored_conversation import continued, items_of
 from api.server.http_errors import json_response, request_id_of
 from api.server.numbers import query_number
 from api.server.store_errors import redis_away
-from api.services import Services, guarded
+from api.services import ApiServices, answer_or_error
 from common.access.principal import Principal
 from common.canonical.errors import ErrorKind, Failed, GatewayError, StoreUnavailable
 from common.canonical.job import Policy
@@ -59,11 +59,11 @@ _PAGING = [
 _CANCELLED = Failed(ErrorKind.CANCELLED, "The response was cancelled.", code="cancelled")
 
 
-def router(services: Services) -> APIRouter:
+def router(services: ApiServices) -> APIRouter:
     routes = APIRouter(tags=["responses"])
 
     async def create_response(request: Request) -> Response:
-        return await guarded(OPENAI_RESPONSES, request, services, _create(request, services))
+        return await answer_or_error(OPENAI_RESPONSES, request, services, _create(request, services))
 
     routes.add_api_route(
         "/v1/responses",
@@ -81,11 +81,11 @@ def router(services: Services) -> APIRouter:
     )
     async def retrieve_response(id_: str, request: Request) -> Response:
         """``?stream=true&starting_after=N`` gives the events of one in the background, and goes on live."""
-        return await guarded(OPENAI_RESPONSES, request, services, _retrieve(id_, request, services))
+        return await answer_or_error(OPENAI_RESPONSES, request, services, _retrieve(id_, request, services))
 
     @routes.delete("/v1/responses/{id_}", summary="Delete a stored response", **serving(_DELETED, 404))
     async def delete_response(id_: str, request: Request) -> Response:
-        return await guarded(OPENAI_RESPONSES, request, services, _delete(id_, request, services))
+        return await answer_or_error(OPENAI_RESPONSES, request, services, _delete(id_, request, services))
 
     @routes.post(
         "/v1/responses/{id_}/cancel",
@@ -94,7 +94,7 @@ def router(services: Services) -> APIRouter:
     )
     async def cancel_response(id_: str, request: Request) -> Response:
         """Cancelling it again does no harm."""
-        return await guarded(OPENAI_RESPONSES, request, services, _cancel(id_, request, services))
+        return await answer_or_error(OPENAI_RESPONSES, request, services, _cancel(id_, request, services))
 
     @routes.get(
         "/v1/responses/{id_}/input_items",
@@ -102,7 +102,7 @@ def router(services: Services) -> APIRouter:
         **serving(_ITEMS, 400, 404, parameters=_PAGING),
     )
     async def list_input_items(id_: str, request: Request) -> Response:
-        return await guarded(OPENAI_RESPONSES, request, services, _input_items(id_, request, services))
+        return await answer_or_error(OPENAI_RESPONSES, request, services, _input_items(id_, request, services))
 
     return routes
 
@@ -114,7 +114,7 @@ def router(services: Services) -> APIRouter:
 class Begun:
     """A response that was created, or come back to by its idempotency-key; ``body`` is the client's own."""
 
-    asked: Asked
+    asked: AcceptedRequest
     relay: Relay
     body: dict[str, Any]
 
@@ -127,7 +127,7 @@ class Begun:
         return self.relay.viewer.generation_id != self.asked.job.generation_id
 
 
-async def begin(request: Request, services: Services, *, is_detached: bool = False) -> Begun:
+async def begin(request: Request, services: ApiServices, *, is_detached: bool = False) -> Begun:
     """Create a response; ``is_detached``: it runs as one in the background does, whatever the body says.
 
     Raises:
@@ -144,7 +144,7 @@ async def begin(request: Request, services: Services, *, is_detached: bool = Fal
         return await continued(principal, changed, services)
 
     unsaid = Policy.DETACH if is_detached else Policy.STOP
-    asked = await accept(OPENAI_RESPONSES, request, services, amend, unsaid=unsaid)
+    asked = await accept(OPENAI_RESPONSES, request, services, amend, default_policy=unsaid)
     is_background = asked_for.get("background") is True
     if is_background:
         asked.job_class = class_of(request.headers, asked.principal, JobClass.BACKGROUND)
@@ -163,12 +163,12 @@ async def begin(request: Request, services: Services, *, is_detached: bool = Fal
     return created
 
 
-async def _forget(asked: Asked, services: Services) -> None:
+async def _forget(asked: AcceptedRequest, services: ApiServices) -> None:
     with suppress(StoreUnavailable):  # It expires by itself then.
         await services.responses.delete(asked.job.generation_id)
 
 
-async def _create(request: Request, services: Services) -> Response:
+async def _create(request: Request, services: ApiServices) -> Response:
     created = await begin(request, services)
     relay = created.relay
     if not created.is_background:
@@ -185,7 +185,7 @@ async def _create(request: Request, services: Services) -> Response:
     return json_response(response, headers={"x-generation-id": generation_id})
 
 
-async def _store(asked: Asked, services: Services, *, is_needed: bool) -> None:
+async def _store(asked: AcceptedRequest, services: ApiServices, *, is_needed: bool) -> None:
     """Keep what was asked, unless it is too large.
 
     Raises:
@@ -210,7 +210,7 @@ async def _store(asked: Asked, services: Services, *, is_needed: bool) -> None:
 
 
 async def _stored(
-    id_: str, request: Request, services: Services, scope: Scope = "read", *, has_prompt: bool = False
+    id_: str, request: Request, services: ApiServices, scope: Scope = "read", *, has_prompt: bool = False
 ) -> StoredResponse:
     """Return a response of whoever asks; ``has_prompt``: it is to be told what it answers.
 
@@ -228,14 +228,14 @@ async def _stored(
     return stored
 
 
-async def _retrieve(id_: str, request: Request, services: Services) -> Response:
+async def _retrieve(id_: str, request: Request, services: ApiServices) -> Response:
     stored = await _stored(id_, request, services)
     if request.query_params.get("stream", "").lower() in ("true", "1"):
         return await _replay(stored, request, services)
     return json_response(await _as_it_stands(stored, services))
 
 
-async def _as_it_stands(stored: StoredResponse, services: Services) -> dict[str, Any]:
+async def _as_it_stands(stored: StoredResponse, services: ApiServices) -> dict[str, Any]:
     """Return the response object: as it was stored, or as its log tells."""
     if stored.response:
         return stored.response
@@ -248,7 +248,7 @@ async def _as_it_stands(stored: StoredResponse, services: Services) -> dict[str,
     return failed_response(described, standing)
 
 
-async def _standing(generation_id: str, services: Services) -> str | Failed:
+async def _standing(generation_id: str, services: ApiServices) -> str | Failed:
     """Return the status of what has no outcome in the store, or the failure that ended it."""
     (last,) = await services.channel.look([generation_id])
     if last is None:
@@ -261,7 +261,7 @@ async def _standing(generation_id: str, services: Services) -> str | Failed:
     return failed_in(frames[0].data) or "in_progress"  # About to be stored.
 
 
-async def _replay(stored: StoredResponse, request: Request, services: Services) -> Response:
+async def _replay(stored: StoredResponse, request: Request, services: ApiServices) -> Response:
     """Return the events that follow ``starting_after``, and those that are still to come."""
     if not stored.is_background:
         raise invalid("stream", "must not be true: only a response that was created with background=true can be streamed again")
@@ -276,11 +276,11 @@ async def _replay(stored: StoredResponse, request: Request, services: Services) 
         (state,) = await services.channel.describe([generation_id], stored.owner)
         if isinstance(state, State) and not state.has_ended:  # Reading what runs would be to watch it; see generations.py.
             return headers_of_stream(generation_id, state, has_begun=cursor is not None)
-    viewer, _ = await services.hub.enter(generation_id, stored.owner, cursor)
+    viewer, _ = await services.hub.join_existing(generation_id, stored.owner, cursor)
     relay = Relay(
         viewer,
         OPENAI_RESPONSES,
-        services.times(),
+        services.relay_timeouts(),
         lambda done: finish(done, services),
         request_id=request_id_of(request),
         model=stored.body["model"],
@@ -292,7 +292,7 @@ async def _replay(stored: StoredResponse, request: Request, services: Services) 
     return services.add_relay(relay)
 
 
-async def _cursor_after(generation_id: str, sequence: int, services: Services) -> Cursor | None:
+async def _cursor_after(generation_id: str, sequence: int, services: ApiServices) -> Cursor | None:
     """Return where the event with this number stands in the log; None if it is the event that says how the log ended.
 
     Raises:
@@ -314,7 +314,7 @@ async def _cursor_after(generation_id: str, sequence: int, services: Services) -
 # Ending
 
 
-async def _cancel(id_: str, request: Request, services: Services) -> Response:
+async def _cancel(id_: str, request: Request, services: ApiServices) -> Response:
     stored = await _stored(id_, request, services, "generate")
     if not stored.is_background:
         raise GatewayError(
@@ -331,7 +331,7 @@ async def _cancel(id_: str, request: Request, services: Services) -> Response:
     return json_response(response)
 
 
-async def _stop(stored: StoredResponse, services: Services) -> bool:
+async def _stop(stored: StoredResponse, services: ApiServices) -> bool:
     """Stop a generation, wherever it runs or waits; returns whether it had not ended."""
     if await services.channel.stop(stored.generation_id) is not Verdict.OK:
         return False
@@ -340,7 +340,7 @@ async def _stop(stored: StoredResponse, services: Services) -> bool:
     return True
 
 
-async def _until_ended(stored: StoredResponse, services: Services) -> None:
+async def _until_ended(stored: StoredResponse, services: ApiServices) -> None:
     """Return once a stopped generation has ended: its worker hears of it with its next heartbeat."""
     viewer = await services.hub.join(stored.generation_id)
     viewer.reread()
@@ -350,10 +350,10 @@ async def _until_ended(stored: StoredResponse, services: Services) -> None:
                 while not viewer.has_ended and not viewer.failed:
                     await viewer.take()
     finally:
-        await services.hub.part(viewer)
+        await services.hub.leave(viewer)
 
 
-async def _delete(id_: str, request: Request, services: Services) -> Response:
+async def _delete(id_: str, request: Request, services: ApiServices) -> Response:
     stored = await _stored(id_, request, services, "generate")
     if stored.is_background and not stored.response and not stored.failed:
         await _stop(stored, services)  # Nobody could read it any more.
@@ -361,7 +361,7 @@ async def _delete(id_: str, request: Request, services: Services) -> Response:
     return json_response({"id": response_id(stored.generation_id), "object": "response", "deleted": True})
 
 
-async def _input_items(id_: str, request: Request, services: Services) -> Response:
+async def _input_items(id_: str, request: Request, services: ApiServices) -> Response:
     stored = await _stored(id_, request, services, has_prompt=True)
     query = request.query_params
     limit, order = limit_in(query), query.get("order", "desc")

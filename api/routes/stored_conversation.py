@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from api.server.store_errors import redis_away
-from api.services import Services
+from api.services import ApiServices
 from common.access.principal import Principal
 from common.canonical.errors import ErrorKind, GatewayError
 from common.dialects.openai_responses.ids import parse_response_id
@@ -25,7 +25,7 @@ REFERENCES_MAX = 256  # Responses whose items one request refers to: a step of a
 Found = TypeVar("Found")
 
 
-async def continued(principal: Principal, body: dict[str, Any], services: Services) -> dict[str, Any]:
+async def continued(principal: Principal, body: dict[str, Any], services: ApiServices) -> dict[str, Any]:
     """Return a body whose input is the whole conversation; instructions are not carried over.
 
     Raises:
@@ -57,7 +57,7 @@ def items_of(given: object) -> list[Any]:
     return given if isinstance(given, list) else []
 
 
-async def _dereferenced(principal: Principal, body: dict[str, Any], services: Services) -> dict[str, Any]:
+async def _dereferenced(principal: Principal, body: dict[str, Any], services: ApiServices) -> dict[str, Any]:
     """Return a body with the items that it only refers to; those that a provider made are left to the provider."""
     given = body.get("input")
     if not isinstance(given, list):
@@ -88,7 +88,7 @@ def _reference(item: object) -> str | None:
     return item["id"] if isinstance(item.get("id"), str) else None
 
 
-async def _ended(id_: str, principal: Principal, services: Services) -> StoredResponse | None:
+async def _ended(id_: str, principal: Principal, services: ApiServices) -> StoredResponse | None:
     async def look() -> tuple[StoredResponse | None, bool]:
         stored = await services.responses.load(parse_response_id(id_), principal.id)
         return stored, stored is None or stored.response is not None or stored.failed is not None
@@ -96,7 +96,7 @@ async def _ended(id_: str, principal: Principal, services: Services) -> StoredRe
     return await _settled(look, services)
 
 
-async def _settled(look: Callable[[], Awaitable[tuple[Found, bool]]], services: Services) -> Found:
+async def _settled(look: Callable[[], Awaitable[tuple[Found, bool]]], services: ApiServices) -> Found:
     """Return what is stored once it has ended; its client may have seen its last event a moment before it was stored."""
     if not services.pulse.is_up:
         raise redis_away(services.pulse)

@@ -14,7 +14,7 @@ from api.auth.permissions import refuse_anonymous
 from api.routes.openapi import MAYBE_TEXT, TEXT, list_of, object_of, query, serving
 from api.routes.paging import limit_in, limit_parameter
 from api.server.http_errors import PLAIN, json_response
-from api.services import Services, guarded
+from api.services import ApiServices, answer_or_error
 from common.canonical.errors import ErrorKind, GatewayError
 from common.database.errors import DatabaseUnavailable
 from common.database.lazy import LazyDatabase
@@ -72,18 +72,18 @@ PARAMETERS = (
 )
 
 
-def router(services: Services, database: LazyDatabase) -> APIRouter:
+def router(services: ApiServices, database: LazyDatabase) -> APIRouter:
     routes = APIRouter(tags=["usage"])
 
     @routes.get("/v1/usage", **serving({"application/json": ANSWER}, 400, parameters=PARAMETERS))
     async def tell_usage(request: Request) -> Response:
         """Tell what the asking key has used: requests, tokens by kind and cost, by day or otherwise."""
-        return await guarded(PLAIN, request, services, _tell(request, services, database))
+        return await answer_or_error(PLAIN, request, services, _tell(request, services, database))
 
     return routes
 
 
-async def _tell(request: Request, services: Services, database: LazyDatabase) -> Response:
+async def _tell(request: Request, services: ApiServices, database: LazyDatabase) -> Response:
     principal = await services.authenticator.authenticate(request, "usage")
     refuse_anonymous(principal, "Usage")
     question = read_question(request.query_params, principal.id, datetime.now(UTC))

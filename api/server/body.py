@@ -6,7 +6,7 @@ from typing import Any
 import orjson
 from starlette.requests import Request
 
-from api.server.body_budget import BodyBudget, apart
+from api.server.body_budget import BodyBudget, in_thread_if_large
 from api.server.http_errors import refusal_in
 from api.server.numbers import whole_number
 from common.canonical.errors import ErrorKind, GatewayError
@@ -42,7 +42,7 @@ async def read_json(request: Request, settings: ServerSettings, budget: BodyBudg
         )
     raw = await _read(request, settings.body_bytes_max, budget)
     await budget.turn(request.scope, len(raw))
-    return raw, await apart(len(raw), parse_json, raw, settings.json_depth_max, settings.json_values_max)
+    return raw, await in_thread_if_large(len(raw), parse_json, raw, settings.json_depth_max, settings.json_values_max)
 
 
 def parse_json(raw: bytes | bytearray, depth_max: int, values_max: int) -> dict[str, Any]:

@@ -90,7 +90,7 @@ class _Hold:
         self.has_turn = False
 
 
-async def apart(size: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+async def in_thread_if_large(size: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Return what ``work`` does with a body of ``size`` bytes; in a thread if it is large."""
     if size < LARGE_BYTES:
         return work(*args, **kwargs)

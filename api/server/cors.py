@@ -29,13 +29,13 @@ class Cors:
         self,
         app: ASGIApp,
         listed: Iterable[str],
-        more: Callable[[], Awaitable[frozenset[str]]],
+        key_origins: Callable[[], Awaitable[frozenset[str]]],
         exposed: Iterable[str],
         on_allowed: Callable[[bytes], object] = lambda origin: None,
     ) -> None:
         self._app = app
         self._listed = frozenset(listed)
-        self._more = more
+        self._key_origins = key_origins
         self._exposed = ", ".join(exposed).encode()
         self._on_allowed = on_allowed
 
@@ -65,7 +65,7 @@ class Cors:
         said = origin.decode("latin-1")
         if "*" in self._listed or said in self._listed:
             return True
-        more = await self._more()
+        more = await self._key_origins()
         return said in more or "*" in more
 
     async def _answer_preflight(

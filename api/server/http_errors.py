@@ -45,7 +45,7 @@ def dialect_at(path: str) -> Dialect:
     return DIALECTS["unified"] if path == "/v1/chat" else PLAIN
 
 
-def meant_path(path: str) -> str:
+def intended_path(path: str) -> str:
     """Return the path that a client means whose base URL lacks ``/v1``, or has more than that before it."""
     return "/v1" + _BASE.sub("", re.sub("/+", "/", f"/{path}").rstrip("/"))
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.metrics import Metrics
+from api.metrics import ApiMetrics
 from api.server.answer_headers import security_headers
 from api.server.http_errors import dialect_at, error_response, not_served, refusal_in, restarting
 from common.canonical.errors import ErrorKind, Failed
@@ -24,7 +24,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 _QUIET_PATHS = frozenset({"/livez", "/readyz", "/health", "/metrics"})  # Asked every few seconds, by machines.
 
 
-class Observed:
+class RequestObserver:
     """The outermost middleware.
 
     It puts ``request_id`` and ``direct_send`` into the scope's state. The latter is the server's own ``send``, for a body's
@@ -32,7 +32,7 @@ class Observed:
     connection open.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, header_bytes_max: int, is_stopping: Callable[[], bool]) -> None:
+    def __init__(self, app: ASGIApp, metrics: ApiMetrics, header_bytes_max: int, is_stopping: Callable[[], bool]) -> None:
         self._app = app
         self._metrics = metrics
         self._header_bytes_max = header_bytes_max
@@ -75,7 +75,7 @@ class Observed:
             if refusal is None and sum(len(name) + len(value) for name, value in headers) > self._header_bytes_max:
                 refusal = self._headers_too_large
             if refusal:
-                self._metrics.refused(refusal)
+                self._metrics.record_refusal(refusal)
                 await error_response(dialect_at(scope["path"]), refusal, request_id)(scope, receive, send_with_ids)
             else:
                 await self._app(scope, receive, send_with_ids)
@@ -93,7 +93,7 @@ class Observed:
             log.info("request", method=method, route=route, status=status, duration_ms=round(duration_s * 1000))
 
 
-class Guarded:
+class ErrorBoundary:
     """The innermost middleware: what nobody expected becomes an error in the client's shape, with the headers of any other."""
 
     def __init__(self, app: ASGIApp) -> None:

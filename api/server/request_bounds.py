@@ -22,7 +22,8 @@ from common.config.settings import KIB
 STOPPING_READ_TIMEOUT_S = 2.0
 SILENCE_S_MAX = 75.0  # Of a connection on which nothing was ever asked.
 BODY_RATE_MIN = 64 * KIB  # Bytes per second: a slower line than any that could carry an answer's tokens for long.
-HEAD_EXTRA_BYTES = 16 * KIB  # Request line and line ends; what is a little over its limit gets a better answer from Observed.
+# For the request line and line ends. Headers slightly over their limit get a better answer from RequestObserver.
+HEAD_EXTRA_BYTES = 16 * KIB
 
 
 @dataclass(frozen=True, slots=True)

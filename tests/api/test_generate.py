@@ -4,7 +4,7 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from api.main import Process, create_app
+from api.main import ApiProcess, create_app
 from cli.dev.embedded_redis import EmbeddedRedis
 from common.canonical.errors import StoreUnavailable
 from common.config.groups.models import ProviderSettings
@@ -23,13 +23,15 @@ async def process(redis: Redis, redis_server: EmbeddedRedis):
         api_keys="sk-key",
         providers={"demo": ProviderSettings(base_url="http://127.0.0.1:9/v1")},
     )
-    found = Process(settings.model_copy(update={"waiting_max": 0}))
+    found = ApiProcess(settings.model_copy(update={"waiting_max": 0}))
     await found.start()
     yield found
     await found.stop()
 
 
-async def post(process: Process, path: str = "/v1/chat/completions", headers: dict[str, str] | None = None) -> httpx.Response:
+async def post(
+    process: ApiProcess, path: str = "/v1/chat/completions", headers: dict[str, str] | None = None
+) -> httpx.Response:
     transport = httpx.ASGITransport(create_app(process))
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         return await client.post(path, json=BODY, headers=KEY | (headers or {}))

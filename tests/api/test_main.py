@@ -8,14 +8,14 @@ import httpx
 import pytest
 from starlette.middleware.base import BaseHTTPMiddleware
 
-from api.main import Process, create_app
+from api.main import ApiProcess, create_app
 from api.server.draining import WAVE_MIN
 from common.config.settings import Settings
 
 
 @pytest.fixture
 def app():
-    found = create_app(Process(Settings(cors_origins=("https://site.example",))))
+    found = create_app(ApiProcess(Settings(cors_origins=("https://site.example",))))
 
     @found.get("/v1/messages/broken")
     async def broken() -> None:
@@ -88,7 +88,7 @@ async def test_a_path_that_means_none_of_ours_is_told_where_they_are_listed(app,
 
 
 async def test_a_process_that_is_deaf_to_a_redis_that_answers_is_unready():
-    process = Process(Settings())
+    process = ApiProcess(Settings())
     app, pulse, feed = create_app(process), process.services.pulse, process.services.feed
 
     said = []
@@ -117,7 +117,7 @@ async def test_what_the_server_cancels_at_the_end_of_its_time_is_told_to_come_ag
 
 
 async def test_a_process_that_stops_leaves_no_connection_open():
-    process = Process(Settings())
+    process = ApiProcess(Settings())
     app = create_app(process)
 
     before = await call(app, "GET", "/livez")
@@ -137,7 +137,7 @@ def test_a_relay_that_comes_after_the_drain_is_drained_too(is_over: bool):
         def drain(self, *, is_over: bool) -> None:
             self.drained = is_over
 
-    services = Process(Settings()).services
+    services = ApiProcess(Settings()).services
     early, late = Relay(), Relay()
     services.add_relay(early)
     assert early.drained is None
@@ -158,7 +158,7 @@ async def test_those_who_read_leave_in_waves_and_the_others_when_the_grace_is_ov
         def drain(self, *, is_over: bool) -> None:
             self.is_drained = self.is_drained or is_over or self.is_resumable
 
-    services = Process(Settings()).services
+    services = ApiProcess(Settings()).services
     readers = [Relay(is_resumable=True) for _ in range(2 * WAVE_MIN)]
     other = Relay(is_resumable=False)
     for each in [*readers, other]:

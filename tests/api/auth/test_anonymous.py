@@ -4,7 +4,7 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from api.main import Process, create_app
+from api.main import ApiProcess, create_app
 from cli.dev.embedded_redis import EmbeddedRedis
 from common.config.groups.models import ProviderSettings
 from common.config.settings import Settings
@@ -18,13 +18,13 @@ ASKED = b'{"model": "demo", "input": "my secret is 42"}'
 )
 async def process(redis: Redis, redis_server: EmbeddedRedis, request):
     providers = {"demo": ProviderSettings(base_url="http://127.0.0.1:9/v1")}
-    found = Process(Settings(redis_url=redis_server.url, providers=providers, **request.param))
+    found = ApiProcess(Settings(redis_url=redis_server.url, providers=providers, **request.param))
     await found.start()
     yield found
     await found.stop()
 
 
-async def get(process: Process, path: str, **headers: str) -> httpx.Response:
+async def get(process: ApiProcess, path: str, **headers: str) -> httpx.Response:
     transport = httpx.ASGITransport(create_app(process))
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         return await client.get(path, headers=headers)

@@ -310,7 +310,7 @@ def test_whoever_has_no_key_is_told_why_nothing_is_told():
 
 
 @pytest.mark.parametrize(
-    ("usual", "said", "has_key", "expected"),
+    ("principal_default", "said", "has_key", "expected"),
     [
         (None, None, False, (Policy.STOP, 0)),
         ("detach", None, False, (Policy.DETACH, 0)),
@@ -321,11 +321,11 @@ def test_whoever_has_no_key_is_told_why_nothing_is_told():
         ("grace=90", None, True, (Policy.GRACE, 90)),
     ],
 )
-def test_a_key_s_own_policy_is_what_a_request_means_that_names_none(usual, said, has_key, expected):
+def test_a_key_s_own_policy_is_what_a_request_means_that_names_none(principal_default, said, has_key, expected):
     headers = {"x-disconnect": said} if said else {}
 
-    assert disconnect_policy(headers, Policy.STOP, has_key=has_key, usual=usual) == expected
+    assert disconnect_policy(headers, Policy.STOP, has_key=has_key, principal_default=principal_default) == expected
 
 
 def test_what_a_route_implies_is_stronger_than_a_key_s_policy():
-    assert disconnect_policy({}, Policy.DETACH, has_key=False, usual="grace=5") == (Policy.DETACH, 0)
+    assert disconnect_policy({}, Policy.DETACH, has_key=False, principal_default="grace=5") == (Policy.DETACH, 0)

@@ -6,8 +6,8 @@ import pytest
 import structlog.testing
 from prometheus_client import CollectorRegistry
 
-from api.guardrails.input_guard import LOOKED_AT_CHARS_MAX, InputGuard
-from api.metrics import Metrics
+from api.guardrails.input_guard import SEARCHED_CHARS_MAX, InputGuard
+from api.metrics import ApiMetrics
 from common.access.principal import GuardrailPolicy, Principal
 from common.canonical.errors import ErrorKind, GatewayError
 from common.config.settings import Settings
@@ -21,7 +21,7 @@ class Counting(InputGuard):
 
     def __init__(self, settings: Settings, custom: CustomGuardrails | None) -> None:
         self.registry = CollectorRegistry()
-        super().__init__(settings, custom, Metrics(self.registry))
+        super().__init__(settings, custom, ApiMetrics(self.registry))
 
 
 def guard(custom: CustomGuardrails | None = None, **settings: Any) -> Counting:
@@ -130,7 +130,7 @@ async def test_a_prompt_that_is_too_large_is_told_by_how_much(texts, word):
 
 @pytest.mark.parametrize("mode", ["block", "log"])
 async def test_a_prompt_too_long_to_be_looked_through_passes_only_in_mode_log(mode):
-    what = body("x" * (LOOKED_AT_CHARS_MAX + 1))
+    what = body("x" * (SEARCHED_CHARS_MAX + 1))
 
     if mode == "block":
         assert (await refusal(guard(), what, pii=mode)).failed.code == "guardrail_size"

@@ -101,7 +101,7 @@ def test_a_route_is_closed_only_if_every_provider_of_it_has_a_budget():
 def test_who_brings_the_providers_key_pays_for_it():
     settings = Settings(providers={"openai": {"budget": DAY}}, limits={"key": Limits(requests=5)})
 
-    charges = charge(Principal("k", access=Access(budget=DAY)), settings=settings, has_brought_key=True)
+    charges = charge(Principal("k", access=Access(budget=DAY)), settings=settings, has_byok_key=True)
 
     assert (charges.purses, charges.alternatives) == ((), ())
     assert counted(charges) == {("key", "k", "requests")}, "it may still not ask more often"
@@ -121,7 +121,7 @@ def test_a_key_that_nobody_asked_for_pays_for_nothing(provider, chosen, is_ours)
     settings = Settings(providers={provider: chosen})
     principal = Principal("k", access=Access(budget=DAY))
 
-    charges = charges_of(principal, ADDRESS, request(), [provider], settings, has_brought_key=True)
+    charges = charges_of(principal, ADDRESS, request(), [provider], settings, has_byok_key=True)
 
     assert bool(charges.purses) is bool(charges.alternatives) is is_ours
 
@@ -129,10 +129,10 @@ def test_a_key_that_nobody_asked_for_pays_for_nothing(provider, chosen, is_ours)
 def test_neither_does_one_behind_a_gateway_that_may_have_used_its_own():
     settings = Settings(ai_gateway_account_id="a", ai_gateway_id="g")
 
-    assert charge(Principal("k"), settings=settings, has_brought_key=True).purses
+    assert charge(Principal("k"), settings=settings, has_byok_key=True).purses
 
 
 def test_of_several_providers_each_must_be_paid_by_the_client():
     settings = Settings(providers={"lab": {"base_url": "http://gpu"}})
 
-    assert charges_of(Principal("k"), ADDRESS, request(), ["openai", "lab"], settings, has_brought_key=True).purses
+    assert charges_of(Principal("k"), ADDRESS, request(), ["openai", "lab"], settings, has_byok_key=True).purses

@@ -31,7 +31,7 @@ class Gate:
         scope["state"]["seen"] = True
         return None if self.lets_in else REFUSAL
 
-    def note_waiting(self, count: int) -> None:
+    def record_waiting(self, count: int) -> None:
         self.waited.append(count > 0)
 
 

@@ -11,7 +11,7 @@ import pytest
 import structlog
 from prometheus_client import CollectorRegistry
 
-from api.metrics import Metrics
+from api.metrics import ApiMetrics
 from api.overload.answers import Answers, overloaded
 from api.overload.gate import Gate
 from api.overload.limit import OVER_S
@@ -44,7 +44,7 @@ class Shut(Gate):
         self.registry = CollectorRegistry()
         self.load = QueueLoad(None)  # type: ignore[arg-type]  # It is told, and asks nobody.
         chosen = Settings(**settings)
-        super().__init__(chosen, self.load, Metrics(self.registry), Answers(["retry-after"]), clock)
+        super().__init__(chosen, self.load, ApiMetrics(self.registry), Answers(["retry-after"]), clock)
         if waiting:
             for second in (0, 1):
                 self.load.take(Reading(second * 1000, second, waiting, 1, {"acme": waiting}, running=1, slots=1))
@@ -170,10 +170,10 @@ async def test_an_idle_connection_is_let_go_behind_a_refusal_too():
 
 async def test_an_interactive_request_is_refused_that_would_wait_for_too_long_and_no_other():
     gate = Shut(waiting=100, queue_wait_s=60)
-    gate.learn({"state": {"credential": credential("acme")}}, Principal("a", tenant="acme"))
-    gate.learn({"state": {"credential": credential("other")}}, Principal("o", tenant="other"))
+    gate.remember_credential({"state": {"credential": credential("acme")}}, Principal("a", tenant="acme"))
+    gate.remember_credential({"state": {"credential": credential("other")}}, Principal("o", tenant="other"))
     batch = Principal("b", tenant="acme", access=Access(highest_class="background"))
-    gate.learn({"state": {"credential": credential("batch")}}, batch)
+    gate.remember_credential({"state": {"credential": credential("batch")}}, batch)
 
     async def status(key: str, *more: bytes, path: str = "/v1/messages") -> int:
         async with served(gate=gate) as server:
@@ -207,7 +207,7 @@ async def test_beside_free_slots_a_long_line_refuses_nothing():
 
 async def test_a_page_may_read_the_refusal_if_it_may_read_answers():
     gate = Shut()
-    gate.note_origin(b"https://page.example")
+    gate.remember_origin(b"https://page.example")
 
     async def told(origin: bytes) -> bytes:
         async with served(gate=gate) as server:
@@ -254,15 +254,15 @@ async def test_clients_are_told_to_come_back_at_different_moments():
 )
 def test_a_line_that_grows_is_an_overload_as_a_late_loop_is_and_a_burst_is_none(waiting: list[int], is_overload: bool):
     now = [0.0]
-    gate = Gate(Settings(), QueueLoad(None), Metrics(CollectorRegistry()), Answers(), lambda: now[0])  # type: ignore[arg-type]
+    gate = Gate(Settings(), QueueLoad(None), ApiMetrics(CollectorRegistry()), Answers(), lambda: now[0])  # type: ignore[arg-type]
     for count in waiting:
-        gate.note_waiting(count)
+        gate.record_waiting(count)
         now[0] += TICK_S
         gate.tick(0)
 
     assert (gate.is_refusing, gate.limit.reason) == (is_overload, "loop" if is_overload else None)
 
-    gate.note_waiting(0)
+    gate.record_waiting(0)
     now[0] += OVER_S
     gate.tick(0)
     assert not gate.is_refusing

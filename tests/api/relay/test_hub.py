@@ -125,10 +125,10 @@ async def test_one_subscription_serves_many_viewers_and_goes_with_the_last(setup
     assert await count_subscriptions(setup) == 1
 
     for viewer in others:
-        await setup.hub.part(viewer)
+        await setup.hub.leave(viewer)
     assert setup.feed.subscriptions == 1
 
-    await setup.hub.part(first)
+    await setup.hub.leave(first)
     assert setup.feed.subscriptions == 0
     async with asyncio.timeout(120):
         while await count_subscriptions(setup):
@@ -142,7 +142,7 @@ async def count_subscriptions(setup: Setup) -> int:
 async def test_a_job_whose_last_viewer_left_never_runs(setup):
     viewer = await setup.open()
 
-    await setup.hub.part(viewer)
+    await setup.hub.leave(viewer)
 
     assert await setup.queue.look([G]) == [Place.GONE]
     (end,) = await setup.channel.read(G, FrameId(0, 0), 10)
@@ -153,7 +153,7 @@ async def test_a_running_generation_hears_that_its_last_viewer_left(setup):
     viewer = await setup.open()
     await setup.claim()
 
-    await setup.hub.part(viewer)
+    await setup.hub.leave(viewer)
 
     assert (await setup.channel.heartbeat([CLAIM]))[0].stop is Stop.LEFT
     assert await setup.queue.look([G]) == [Place.RUNNING]
@@ -229,13 +229,13 @@ async def test_a_log_that_is_gone_fails_its_viewers(setup):
 @pytest.mark.parametrize("comes_first", [True, False])
 async def test_a_viewer_that_comes_while_another_leaves_keeps_the_process_a_member(setup, comes_first):
     leaving = await setup.open(policy=Policy.DETACH)
-    steps = [setup.hub.part(leaving), setup.hub.enter(G, "me")]
+    steps = [setup.hub.leave(leaving), setup.hub.join_existing(G, "me")]
 
     results = await asyncio.gather(*(steps[::-1] if comes_first else steps))
 
     viewer, _ = next(result for result in results if result)
     assert await setup.redis.smembers(f"{{{G}}}:viewers") == {setup.hub.replica.encode()}
-    await setup.hub.part(viewer)
+    await setup.hub.leave(viewer)
     assert await setup.redis.smembers(f"{{{G}}}:viewers") == set()
 
 
@@ -245,11 +245,11 @@ async def test_whoever_may_not_enter_is_no_viewer_and_stops_nothing(setup):
 
     for generation_id, owner in ((G, "a stranger"), ("gen_unknown", "me")):
         with pytest.raises(GatewayError):
-            await setup.hub.enter(generation_id, owner)
+            await setup.hub.join_existing(generation_id, owner)
 
     assert setup.hub.open_viewers == setup.feed.subscriptions == 1
     assert (await setup.channel.heartbeat([CLAIM]))[0].stop is Stop.NO
-    await setup.hub.part(viewer)
+    await setup.hub.leave(viewer)
 
 
 @pytest.mark.parametrize("is_claimed", [False, True])
@@ -312,7 +312,7 @@ async def test_a_log_that_is_none_fails_its_viewer_with_an_error(setup):
     await setup.redis.delete(f"{{{G}}}:log")
     await setup.redis.set(f"{{{G}}}:log", "none of ours")
 
-    viewer, _ = await setup.hub.enter(G, "me")
+    viewer, _ = await setup.hub.join_existing(G, "me")
 
     assert await failure(viewer) == "log_lost"
 
@@ -382,7 +382,7 @@ async def test_however_many_come_to_read_all_get_in_a_few_at_a_time(setup, monke
 
     monkeypatch.setattr(setup.channel, "enter", counted)
 
-    found = await asyncio.gather(*(setup.hub.enter(G, "me") for _ in range(10 * ENTERING_MAX)))
+    found = await asyncio.gather(*(setup.hub.join_existing(G, "me") for _ in range(10 * ENTERING_MAX)))
 
     assert [[frame.id for frame in await viewer.take()][-1] for viewer, _ in found] == [FrameId(1, 1)] * len(found)
     assert most <= ENTERING_MAX
@@ -390,7 +390,7 @@ async def test_however_many_come_to_read_all_get_in_a_few_at_a_time(setup, monke
 
 async def test_who_leaves_before_its_turn_takes_nobodys(setup):
     await setup.open()
-    waits = [asyncio.create_task(setup.hub.enter(G, "me")) for _ in range(3 * ENTERING_MAX)]
+    waits = [asyncio.create_task(setup.hub.join_existing(G, "me")) for _ in range(3 * ENTERING_MAX)]
     await asyncio.sleep(0)
 
     for each in waits[::2]:
@@ -398,4 +398,4 @@ async def test_who_leaves_before_its_turn_takes_nobodys(setup):
     await asyncio.gather(*waits, return_exceptions=True)
 
     async with asyncio.timeout(120):
-        await asyncio.gather(*(setup.hub.enter(G, "me") for _ in range(2 * ENTERING_MAX)))
+        await asyncio.gather(*(setup.hub.join_existing(G, "me") for _ in range(2 * ENTERING_MAX)))

@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 import pytest
 
-from api.relay.response import SSE_HEADERS, Relay, RelayTimes, headers_of_stream
+from api.relay.response import SSE_HEADERS, Relay, RelayTimeouts, headers_of_stream
 from api.relay.viewer import Viewer
 from common.canonical.errors import ErrorKind, Failed
 from common.canonical.events import Completed, Finished, FinishReason, Started, TextDelta, Usage
@@ -87,7 +87,7 @@ class Response:
         self.done: list[str] = []  # How it ended.
         self.viewer = Viewer(G, channel or MemoryChannel(), 1 << 20, after)
         fields |= {"request_id": "req_1", "model": "m", "created_s": 1, "is_stream": is_stream}
-        self.relay = Relay(self.viewer, DIALECTS[dialect], RelayTimes(HOLD_S, KEEP_ALIVE_S), self._note_done, **fields)
+        self.relay = Relay(self.viewer, DIALECTS[dialect], RelayTimeouts(HOLD_S, KEEP_ALIVE_S), self._note_done, **fields)
         self._last = START
         self._runs = asyncio.create_task(self.relay({"type": "http", **(scope or {})}, self.client.receive, self.client.send))
 

@@ -6,7 +6,7 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from api.main import Process, create_app
+from api.main import ApiProcess, create_app
 from cli.dev.embedded_redis import EmbeddedRedis
 from common.access.key_records import Gone, KeyRecords
 from common.canonical.errors import StoreUnavailable
@@ -41,14 +41,14 @@ def settings_of(server: EmbeddedRedis, folder: Any, **more: Any) -> Settings:
 
 @pytest.fixture
 async def process(redis: Redis, redis_server: EmbeddedRedis, tmp_path):
-    found = Process(settings_of(redis_server, tmp_path))
+    found = ApiProcess(settings_of(redis_server, tmp_path))
     await found.start()
     yield found
     await found.stop()
 
 
 @pytest.fixture
-async def client(process: Process):
+async def client(process: ApiProcess):
     transport = httpx.ASGITransport(create_app(process))
     async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=ADMIN) as found:
         yield found
@@ -67,7 +67,7 @@ async def lets_in(client: httpx.AsyncClient, key: str) -> bool:
 
 
 async def test_without_an_admin_key_there_is_no_admin_api(redis, redis_server, tmp_path):
-    app = create_app(Process(settings_of(redis_server, tmp_path, admin_keys="")))
+    app = create_app(ApiProcess(settings_of(redis_server, tmp_path, admin_keys="")))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test", headers=ADMIN) as client:
         answers = [await client.get(path) for path in ("/admin/keys", "/admin/nothing", "/nothing")]
 

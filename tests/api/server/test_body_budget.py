@@ -10,7 +10,7 @@ import pytest
 from starlette.requests import Request
 
 from api.server.body import parse_json, read_json
-from api.server.body_budget import AT_ONCE_MAX, LARGE_BYTES, SMALL_BYTES, BodyBudget, apart
+from api.server.body_budget import AT_ONCE_MAX, LARGE_BYTES, SMALL_BYTES, BodyBudget, in_thread_if_large
 from common.canonical.errors import ErrorKind, GatewayError
 from common.config.settings import MIB, Settings
 
@@ -140,7 +140,7 @@ async def test_a_large_body_leaves_the_loop_to_others():
             await asyncio.sleep(0)
 
     beside = asyncio.create_task(others())
-    await apart(LARGE_BYTES, lambda: sum(range(10**6)))
+    await in_thread_if_large(LARGE_BYTES, lambda: sum(range(10**6)))
     beside.cancel()
 
     assert turns > 1

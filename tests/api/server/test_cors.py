@@ -8,7 +8,7 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from api.main import Process, create_app
+from api.main import ApiProcess, create_app
 from api.server.answer_headers import page_policy
 from cli.dev.embedded_redis import EmbeddedRedis
 from common.access.principal import Access
@@ -37,7 +37,7 @@ async def client(redis: Redis, redis_server: EmbeddedRedis, tmp_path):
         tenants={"acme": Access(cors_origins=(TENANT_S,))},
         providers={"demo": ProviderSettings(base_url="http://127.0.0.1:9/v1")},
     )
-    process = Process(settings)
+    process = ApiProcess(settings)
     await process.start()
     transport = httpx.ASGITransport(create_app(process))
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as found:

@@ -62,7 +62,7 @@ assert "common.guardrails.shout" not in sys.modules
 with structlog.testing.capture_logs() as logs:
     body = {"model": "m", "messages": [{"role": "user", "content": "I say HELLO HELLO"}]}
     try:
-        asyncio.run(InputGuard(settings, None, api.metrics.Metrics(CollectorRegistry())).check(
+        asyncio.run(InputGuard(settings, None, api.metrics.ApiMetrics(CollectorRegistry())).check(
             settings.guardrails, body, model="m", tenant="t"))
         print(body["messages"][0]["content"])
     except GatewayError as error:
