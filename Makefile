@@ -10,11 +10,12 @@ RATE ?= 14
 SEED ?=
 REDIS ?= one
 EXAMPLES ?= 200
+COUNT ?= 400
 # Tests of one process and its parts, which need no more than a Redis: these run on every Python.
 UNIT := tests/api tests/common tests/contracts tests/workers tests/test_dependencies.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo dev test unit lowest check-all fmt lint types env compatibility constraints bench overload fuzz chaos soak clean
+.PHONY: help setup demo dev test unit lowest check-all fmt lint types env compatibility constraints bench overload fuzz chaos soak mutants clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -94,5 +95,8 @@ chaos: $(VENV)/.ready-dev ## Break everything around real streams for a minute (
 soak: $(VENV)/.ready-dev ## Do all that clients do at a steady rate for a minute, and say what has grown (MINUTES=60 RATE=14)
 	@$(BIN)/python -m tests.soak --minutes $(MINUTES) --rate $(RATE) $(ARGS)
 
+mutants: $(VENV)/.ready-dev ## Put 400 faults into copies of the core, and name those that no unit or contract test notices (SEED=n COUNT=60)
+	@$(BIN)/python -m tests.mutants --count $(COUNT) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
 clean: ## Remove what setup and the tools made
-	@rm -rf $(VENV) $(VENV)-* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info
+	@rm -rf $(VENV) $(VENV)-* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .mutants_cache.json *.egg-info
