@@ -95,7 +95,7 @@ chaos: $(VENV)/.ready-dev ## Break everything around real streams for a minute (
 soak: $(VENV)/.ready-dev ## Do all that clients do at a steady rate for a minute, and say what has grown (MINUTES=60 RATE=14)
 	@$(BIN)/python -m tests.soak --minutes $(MINUTES) --rate $(RATE) $(ARGS)
 
-mutants: $(VENV)/.ready-dev ## Put 400 faults into copies of the core, and name those that no unit or contract test notices (SEED=n COUNT=60)
+mutants: $(VENV)/.ready-dev ## Put 400 faults into copies of the core, and list those that no test notices (SEED=n COUNT=60)
 	@$(BIN)/python -m tests.mutants --count $(COUNT) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 clean: ## Remove what setup and the tools made

@@ -123,18 +123,21 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=400, help="how many mutants are drawn")
     parser.add_argument("--only", default="", help="draw from the files whose path has this in it")
     parser.add_argument("--side-by-side", type=int, default=2, help="how many are tried at a time")
-    asked = parser.parse_args()
-    seed = random.randrange(1_000_000) if asked.seed is None else asked.seed
-    possible = [mutant for mutant in mutants_of_core() if asked.only in mutant.path]
-    drawn = random.Random(seed).sample(possible, min(asked.count, len(possible)))
+    options = parser.parse_args()
+    seed = random.randrange(1_000_000) if options.seed is None else options.seed
+    everything = mutants_of_core()
+    possible = [mutant for mutant in everything if options.only in mutant.path]
+    drawn = random.Random(seed).sample(possible, min(options.count, len(possible)))
     known = equivalent.load()
     trials = [Trial(mutant) for mutant in drawn if not known.has(mutant)]
+    for entry in known.outdated(everything):
+        print(f"no longer in the code, so change or remove it in {equivalent.LIST.name}: {entry}")
     print(f"seed {seed}: {len(drawn)} of {len(possible)} mutants", flush=True)
     os.nice(NICE)
     with tempfile.TemporaryDirectory(prefix="mutants-") as temporary:
         first = Copy(Path(temporary) / "0")
         first.import_libraries()
-        copies = [first, *(Copy(Path(temporary) / str(index), first.root) for index in range(1, asked.side_by_side))]
+        copies = [first, *(Copy(Path(temporary) / str(index), first.root) for index in range(1, options.side_by_side))]
         cover = covering(copies)
         print(f"{len(cover.durations)} tests of {sum(cover.durations.values()):.0f} s", flush=True)
         _try_all(trials, copies, cover)

@@ -39,17 +39,17 @@ class Covering:
     def tests_of(self, mutant: Mutant) -> list[str]:
         """Return the tests that run a mutant's lines: those of its own room first, and the fastest of them."""
         if mutant.path.endswith(".lua"):
-            found = set(self.scripts.get(mutant.path, ()))
+            tests = set(self.scripts.get(mutant.path, ()))
         else:
             lines = self.lines.get(mutant.path, {})
-            found = {test for line in mutant.lines for test in lines.get(str(line), ())}
+            tests = {test for line in mutant.lines for test in lines.get(str(line), ())}
         room, stem = str(Path(mutant.path).parent), Path(mutant.path).stem
 
         def distance(test: str) -> tuple[bool, bool, float]:
             file = _file_of(test)
             return not file.startswith(f"tests/{room}"), Path(file).stem != f"test_{stem}", self.durations[test]
 
-        return sorted(found & self.durations.keys(), key=distance)
+        return sorted(tests & self.durations.keys(), key=distance)
 
     def forget(self, files: set[str]) -> None:
         """Leave out the tests of these files."""
@@ -91,14 +91,14 @@ def covering(copies: list[Copy]) -> Covering:
 
 def _hashes() -> dict[str, str]:
     """Return a hash of each test file that is measured, and one of all else that they may depend on, under an empty name."""
-    found, others = {}, hashlib.sha256()
+    test_files, others = {}, hashlib.sha256()
     for path in all_files():
         digest = hashlib.sha256((ROOT / path).read_bytes()).hexdigest()
         if path.startswith(TESTS) and Path(path).name.startswith("test_"):
-            found[path] = digest
+            test_files[path] = digest
         elif path.endswith((".py", ".lua", ".toml", "constraints.txt")) and not path.startswith("tests/mutants/"):
             others.update(f"{path} {digest}".encode())
-    return {**found, "": others.hexdigest()}
+    return {**test_files, "": others.hexdigest()}
 
 
 def _measured(copies: list[Copy], files: list[str]) -> Covering:

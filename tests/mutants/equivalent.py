@@ -13,16 +13,22 @@ LIST = Path(__file__).with_suffix(".toml")
 
 
 class Equivalents:
-    """Those of the list."""
+    """The entries of the list: file, line and change, each with its reason."""
 
     def __init__(self, entries: list[dict[str, str]]) -> None:
-        self._entries: dict[tuple[str, str, str], str] = {}
+        self.entries: dict[tuple[str, str, str], str] = {}
         for entry in entries:
-            self._entries[entry["file"], entry["line"], entry["change"]] = entry["reason"]
+            self.entries[entry["file"], entry["line"], entry["change"]] = entry["reason"]
 
     def has(self, mutant: Mutant) -> bool:
         """Whether a mutant is listed."""
-        return (mutant.path, mutant.text, mutant.change) in self._entries
+        return (mutant.path, mutant.text, mutant.change) in self.entries
+
+    def outdated(self, mutants: list[Mutant]) -> list[str]:
+        """Return the entries that match no mutant any more, because their file or line has changed."""
+        return [
+            " | ".join(key) for key in self.entries.keys() - {(mutant.path, mutant.text, mutant.change) for mutant in mutants}
+        ]
 
 
 def load() -> Equivalents:

@@ -106,7 +106,7 @@ def _negations(source: str, tokens: list[_Token]) -> Iterator[tuple[int, int, st
     """The condition of an ``if`` or a ``while``."""
     for index, token in enumerate(tokens):
         if token.text in ("if", "elseif", "while"):
-            until = next(each for each in tokens[index:] if each.text in ("then", "do")).begin
+            until = next(later for later in tokens[index:] if later.text in ("then", "do")).begin
             yield token.end, until, f" not ({source[token.end : until].strip()}) "
 
 

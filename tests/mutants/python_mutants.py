@@ -31,7 +31,7 @@ def _assignments(node: cst.Assign | cst.AnnAssign) -> Iterator[cst.CSTNode]:
 
 
 def _drop_statement(node: cst.Expr) -> Iterator[cst.CSTNode]:
-    if not isinstance(node.value, cst.SimpleString | cst.Yield):  # A docstring; a generator without yield is none.
+    if not isinstance(node.value, cst.Yield):  # A generator without yield is none.
         yield cst.Pass()
 
 
@@ -118,6 +118,8 @@ def _replaced(module: cst.Module, node: cst.CSTNode, mutated: cst.CSTNode) -> st
 def _is_muted(node: cst.CSTNode) -> bool:
     match node:
         case cst.Expr(value=cst.Call(func=cst.Attribute(value=cst.Name("log")))):
+            return True
+        case cst.Expr(value=cst.SimpleString() | cst.ConcatenatedString()):  # A docstring.
             return True
         case cst.Call(func=cst.Name(name)):
             return name in _MUTED_CALLS
