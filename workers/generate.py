@@ -1,11 +1,11 @@
 """How does a worker run one generation, from claim to end?
 
-The job on one screen: fence the log, call the route's deployments until one has output (unseen by the client: the commit
-point), then pass its bytes on, and end the log. The twin of ``api/generate.py``.
+The job on one screen: fence the log; call the route's deployments until one has output (failures before that commit point are
+not visible to the client); pass its bytes on; end the log. This is the twin of ``api/generate.py``.
 
-The rule for what belongs here: the order of these steps, and what each outcome does to the log. How bytes are translated
-is ``pumps``, when a try is repeated ``tries``, how an answer goes on that broke off behind the commit point
-``continuation``, how frames are stored ``publisher``.
+What belongs here: the order of these steps, and what each outcome does to the log. What does not: how bytes are translated
+(``transcode/pumps.py``), when an attempt is repeated (``attempt/retries.py``), how an answer continues after it broke off
+(``continuation``), and how frames are stored (``publish/publisher.py``).
 """
 
 import asyncio
@@ -24,20 +24,20 @@ from common.queue.jobs import UNUSED, ClaimedJob
 from common.queue.worker import HandBack, Postponed, SetAside
 from workers.attempt.background_answers import cancel
 from workers.attempt.call import call
-from workers.attempt.failover import try_deployments
+from workers.attempt.failover import call_deployments
 from workers.attempt.token_count import count
 from workers.continuation.continuation import LOSSES
 from workers.continuation.go_on import LOST, go_on, read_back
 from workers.ending import end, measure, settle_ended
-from workers.metering.charging import with_prompt
-from workers.outcome import Ask, Total
-from workers.run_context import Running
+from workers.metering.charging import fill_prompt_tokens
+from workers.outcome import ActiveJob, Total
+from workers.run_context import RunContext
 from workers.services import Services
 from workers.upstream.deployments import deployments
 
 log = structlog.get_logger()
 
-POISON_DEATHS = 3  # So many workers died on it: the job kills its workers, and must not kill more.
+POISON_DEATHS = 3  # After this many lost workers we assume that the job kills them, and it must not kill more.
 _POISON = Failed(
     ErrorKind.WORKER_LOST,
     f"{POISON_DEATHS} workers were lost on this request. Do not send it again as it is.",
@@ -46,15 +46,15 @@ _POISON = Failed(
 
 
 async def run_generation(claimed: ClaimedJob, services: Services) -> Settlement:
-    """Run one claimed job to the end of its log; returns what it took of its principal's limits.
+    """Run one claimed job to the end of its log. Return what it used of its principal's limits.
 
-    Returns once this claim has nothing left to do: it ended the log, or somebody else has ended or claimed it. Cancelled
-    from outside: the log stays open for the next claim.
+    Returns when this claim has nothing left to do: it ended the log, or another process ended or claimed the job. If the task
+    is cancelled from outside, the log stays open for the next claim.
 
     Raises:
-        HandBack: Redis could not be asked; nothing was written.
+        HandBack: Redis did not answer; nothing was written.
         SetAside: the job has killed its workers; its log has an end.
-        Postponed: the upstream is to be called later; nothing but the fence was written.
+        Postponed: the upstream must be called later; only the fence was written.
     """
     if claimed.deaths >= POISON_DEATHS:
         await _end_poison(claimed, services)
@@ -64,70 +64,72 @@ async def run_generation(claimed: ClaimedJob, services: Services) -> Settlement:
     except StoreUnavailable as error:
         raise HandBack(str(error)) from error
     if fenced.answer.verdict is not Verdict.OK:
-        # Ended by somebody else, expired, or claimed anew: nothing is left to do but to settle.
+        # Another process ended it, it expired, or it was claimed again: only the settlement is left to do.
         return await settle_ended(claimed.generation_id, services)
 
     task = asyncio.current_task()
     assert task is not None
     job = _read_job(fenced, claimed.generation_id)
-    ask = Ask(job, claimed.waited_ms / 1000, claimed.is_background)
-    total = Total(tries=claimed.attempts)
+    active_job = ActiveJob(job, claimed.waited_ms / 1000, claimed.is_background)
+    total = Total(attempt_count=claimed.attempts)
     with services.publisher.writer(claim, fenced.answer.last, task.cancel) as writer:
-        running = Running(ask, total, writer, services)
+        context = RunContext(active_job, total, writer, services)
         try:
-            await _answer(running, claimed, fenced)
+            await _answer(context, claimed, fenced)
         except Postponed:
-            with suppress(StoreUnavailable):  # What its calls have cost so far; the next heartbeat would come too late.
-                await services.channel.heartbeat([claim], [writer.note])
+            with suppress(StoreUnavailable):  # Store what its calls have cost so far. The next heartbeat would come too late.
+                await services.channel.heartbeat([claim], [writer.packed_attempts])
             raise
         except GatewayError as error:
             total.failed = error.failed
         except asyncio.CancelledError:
             if not (writer.lost or writer.has_hole or writer.stop is not Stop.NO):
-                raise  # The worker stops: the next claim goes on.
+                raise  # The worker stops. The next claim continues the job.
             task.uncancel()
             if writer.lost:
                 return UNUSED
             total.failed = _stopped(writer.stop)
         except Exception:
             log.exception("generation_broke", generation_id=claimed.generation_id)
-            total.failed = Failed(ErrorKind.INTERNAL, "The gateway failed on this request. Its operators have been told.")
-        await measure(running, fenced)
-        settlement = await end(running)
-    if (total.failed or total.is_cut) and total.runs_on and not writer.lost:
-        await cancel(total.runs_on, services.upstream)
+            total.failed = Failed(ErrorKind.INTERNAL, "The gateway failed on this request. The cause is in its log.")
+        await measure(context, fenced)
+        settlement = await end(context)
+    if (total.failed or total.is_cut) and total.background_answer and not writer.lost:
+        await cancel(total.background_answer, services.upstream)
     return settlement
 
 
 async def _end_poison(claimed: ClaimedJob, services: Services) -> NoReturn:
-    """End the log of a job that has killed its workers, perhaps after its end, by nothing that is computed from its data."""
+    """End the log of a job that has killed its workers. Its data is not read: reading it may be what kills them."""
     try:
         await services.channel.end_unowned(claimed.generation_id, secrets.token_hex(8), _POISON)
     except StoreUnavailable as error:
         raise HandBack(str(error)) from error
-    except Exception:  # Its log is broken too: whoever reads it is told that it is lost.
+    except Exception:  # Its log is broken too. Clients that read it learn that it is lost.
         log.exception("poison_not_ended", generation_id=claimed.generation_id)
     services.metrics.errors.labels(_POISON.kind).inc()
     raise SetAside(f"{POISON_DEATHS} workers were lost on it")
 
 
-async def _answer(running: Running, claimed: ClaimedJob, fenced: Fenced) -> None:
-    """Write the answer's head and data; what is raised becomes the log's end."""
-    job, services = running.job, running.services
+async def _answer(context: RunContext, claimed: ClaimedJob, fenced: Fenced) -> None:
+    """Write the answer's head and data. An exception becomes the end of the log."""
+    job, services = context.job, context.services
     structlog.contextvars.bind_contextvars(generation_id=job.generation_id, request_id=job.request_id, dialect=job.dialect)
     if not job.dialect:
         raise GatewayError(ErrorKind.INTERNAL, "The stored request cannot be read. Send it again.")
-    running.total.attempts = [each.apply_prices(running.settings.prices) for each in with_prompt(unpack(fenced.note), job)]
-    running.writer.watch_listeners(job.policy, job.grace_s)
+    context.total.attempts = [
+        attempt.apply_prices(context.settings.prices) for attempt in fill_prompt_tokens(unpack(fenced.note), job)
+    ]
+    context.writer.watch_listeners(job.policy, job.grace_s)
     if fenced.answer.stop is not Stop.NO and fenced.has_head and job.stream:
         with suppress(GatewayError):
-            await read_back(running, LOST)  # Its upstream may run on, and is to be stopped too.
+            await read_back(context, LOST)  # Its upstream may still run, and must be stopped too.
     _refuse_what_cannot_run(claimed, fenced)
     if not claimed.was_postponed:
         services.metrics.queue_wait.observe(claimed.waited_ms / 1000)
     try:
         async with asyncio.timeout(services.settings.total_timeout_s):
-            await _run(running, fenced)
+            await _run(context, fenced)
     except TimeoutError as error:
         raise GatewayError(
             ErrorKind.DEADLINE_EXCEEDED, "The answer took longer than the gateway allows.", code="deadline_exceeded"
@@ -135,7 +137,7 @@ async def _answer(running: Running, claimed: ClaimedJob, fenced: Fenced) -> None
 
 
 def _read_job(fenced: Fenced, generation_id: str) -> Job:
-    """Return the job; one without a dialect stands for what cannot be read, and is told so by its end."""
+    """Return the job. One without a dialect means that the stored request cannot be read."""
     try:
         return Job.unpack(fenced.request or b"")
     except (ValueError, TypeError):
@@ -153,24 +155,24 @@ def _refuse_what_cannot_run(claimed: ClaimedJob, fenced: Fenced) -> None:
         )
 
 
-async def _run(running: Running, fenced: Fenced) -> None:
-    """Answer, and go on with an answer that breaks off. A body that is not streamed starts over: nobody has seen any of it."""
-    job = running.job
+async def _run(context: RunContext, fenced: Fenced) -> None:
+    """Answer, and continue an answer that breaks off. A body that is not streamed starts over: its client has seen nothing."""
+    job = context.job
     lost = LOST if fenced.has_head and job.stream else None
     while True:
         try:
             if lost is None:
-                among = deployments(job, running.settings)
-                return await try_deployments(running, among, count if job.operation == "count_tokens" else call)
-            return await go_on(running, lost)
+                candidates = deployments(job, context.settings)
+                return await call_deployments(context, candidates, count if job.operation == "count_tokens" else call)
+            return await go_on(context, lost)
         except GatewayError as error:
-            if not (job.stream and running.total.is_committed and error.failed.kind in LOSSES):
+            if not (job.stream and context.total.is_committed and error.failed.kind in LOSSES):
                 raise
             lost = error.failed
 
 
 def _stopped(stop: Stop) -> Failed:
-    """What a stop flag means to whoever still looks; no flag: Redis lost frames that we no longer hold."""
+    """Return the failure for a stop flag, for clients that still read. No flag: Redis lost frames that we no longer have."""
     match stop:
         case Stop.CANCELLED:
             return Failed(ErrorKind.CANCELLED, "The generation was stopped.", code="cancelled")

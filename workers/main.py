@@ -48,12 +48,12 @@ log = structlog.get_logger()
 
 
 def run(settings: Settings) -> None:
-    """Work until told to stop.
+    """Run a worker until it is stopped.
 
     Raises:
         CannotListen
     """
-    # Beside the API on one machine it is on loopback too, and in a container on all addresses.
+    # It binds to the API's host setting: loopback on one machine, all addresses in a container.
     sock = bind(settings.host, settings.worker_port or 0, port_option="--port or SLUICE_WORKER_PORT")
     configure_logging("worker", settings.log_level, Redactor.of(settings))
     log_foreign(environment(), settings)
@@ -95,9 +95,9 @@ async def _run(settings: Settings, sock: socket.socket) -> None:
     probe = Probe(redis, pulse)
 
     worker.on_takeover = metrics.takeovers.inc
-    worker.on_budget_mark = partial(_note_budget, metrics)
+    worker.on_budget_mark = partial(_log_budget_mark, metrics)
     watched = Watched(worker, services, queue, probe, books)
-    # Before all else: who cannot work is there, and says why.
+    # First of all: a worker that cannot work must still answer its health check, and say why.
     health = await serve_health(sock, watched)
     log.info("starting", worker=name, health_port=address_of(sock)[1], slots=settings.worker_slots)
     try:
@@ -105,7 +105,7 @@ async def _run(settings: Settings, sock: socket.socket) -> None:
         probe.start()
         publisher.start()
         quota.start()
-        # Before the first job: both compute for a while, and would hold up its stream.
+        # Before the first job: both take some CPU time, and would delay its stream.
         await asyncio.gather(books.start(), asyncio.to_thread(pricing.load))
         collect_seldom()
         watched.has_started = True
@@ -126,7 +126,7 @@ async def _run(settings: Settings, sock: socket.socket) -> None:
         await redis.aclose()
 
 
-def _note_budget(metrics: Metrics, counter: str, percent: str) -> None:
+def _log_budget_mark(metrics: Metrics, counter: str, percent: str) -> None:
     scope, _, rest = counter.partition(":")
     name, _, period = rest.rpartition(":")
     log.warning("budget_mark_passed", scope=scope, name=name, period=period, percent=int(percent))

@@ -1,7 +1,8 @@
-"""What was asked, what came of each upstream call, and what do they come to together?
+"""What is the state of one generation: its job, the result of each upstream call, and their total?
 
-``Ask`` does not change. A ``Reply`` is one call's own: made before it, filled in while it runs. ``Total`` folds the replies of
-a generation into what its head, its end and its limits tell; what several calls mean for one answer stands there alone.
+``ActiveJob`` does not change. A ``Reply`` belongs to one upstream call: it is created before the call and filled in during it.
+``Total`` combines the replies of a generation into what its head, its end and its limits need. Only ``Total`` knows how several
+calls make one answer.
 """
 
 import time
@@ -18,8 +19,8 @@ from workers.providers.base import Deployment
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
-    """A claimed job, and since when its client waits: ``waited_s`` in the queue, then from ``began_at`` on (monotonic)."""
+class ActiveJob:
+    """A claimed job with its clock: its client waited ``waited_s`` in the queue, and waits since ``began_at`` (monotonic)."""
 
     job: Job
     waited_s: float = 0.0
@@ -32,8 +33,11 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
-class RunsOn:
-    """An answer in the background, paid for until it ends. Which of the keys it is known by may not be known here."""
+class BackgroundAnswer:
+    """An answer that runs in the background at its provider, and is paid for until it ends.
+
+    ``deployments``: one for each key that may have started it, because it may not be known which one did.
+    """
 
     answer_id: str
     deployments: list[Deployment]
@@ -41,90 +45,93 @@ class RunsOn:
 
 @dataclass(slots=True)
 class Reply:
-    """What came of one upstream call. ``number`` counts the calls of a generation from 1, by whichever worker."""
+    """The result of one upstream call. ``number`` counts the calls of a generation from 1, over all workers."""
 
     deployment: Deployment
     number: int = 1
-    runs_on: RunsOn | None = None  # What runs in the background until its end is seen: of this call, or of one before it.
-    is_reread: bool = False  # Whether it reads the answer of the call before it again.
+    background_answer: BackgroundAnswer | None = (
+        None  # What runs in the background until its end is seen: of this call, or of one before it.
+    )
+    is_reread: bool = False  # Whether this call reads the answer of the call before it again.
     is_committed: bool = False  # Whether the client has seen a part of it.
     ttft_ms: int | None = None  # Set when it is committed.
-    headers: dict[str, str] = field(default_factory=dict)  # The client's.
-    upstream_id: str = ""  # What an upstream that can be read again calls the answer.
+    headers: dict[str, str] = field(default_factory=dict)  # For the client's response.
+    upstream_id: str = ""  # The upstream's id of the answer, if it can be read again there.
     messages: int = 0  # In the request.
     usage: Usage | None = None  # As the upstream reported it.
     output_events: int = 0
     finish_reason: str | None = None
     is_cut: bool = False  # Whether a guardrail ended it before its upstream did.
-    last_data: bytes = b""  # The client bytes that came last: a stream's last events, or a whole body.
-    attempt: Attempt | None = None  # What it counts for; None: for nothing.
+    last_data: bytes = b""  # The client's last bytes: a stream's last events, or a complete body.
+    attempt: Attempt | None = None  # Its usage and cost; None: it counts for nothing.
 
 
 @dataclass(slots=True)
 class Total:
-    """What is known of a generation so far; ``failed`` None means completed. ``provider`` and ``upstream_model`` are who
-    answers, or is about to."""
+    """The state of a generation so far. ``failed`` None means completed.
 
-    tries: int = 0  # Those of the claims before among them.
-    attempts: list[Attempt] = field(default_factory=list)  # Those that have ended, and count.
-    spent: Usage | None = None  # By those whose output the client has; the figures that it is told begin with it.
+    ``provider`` and ``upstream_model`` name the deployment that answers, or is about to.
+    """
+
+    attempt_count: int = 0  # Including those of earlier claims.
+    attempts: list[Attempt] = field(default_factory=list)  # Attempts that have ended and have usage.
+    spent: Usage | None = None  # Usage of the attempts whose output the client already has. The client's figures include it.
     continuations: int = 0
-    knows_past: bool = False  # What the claims before have written is among the attempts.
+    has_past: bool = False  # Whether ``attempts`` include those of earlier claims.
     provider: str = ""
     upstream_model: str = ""
-    has_brought_key: bool = False  # Whether the client pays, with a key that it brought.
+    has_brought_key: bool = False  # Whether the client pays, with a key of its own.
     is_committed: bool = False  # Whether the client has seen a part of the last reply.
     ttft_ms: int | None = None
     messages: int = 0
-    reported: Usage | None = None  # By the last reply's upstream.
+    reported: Usage | None = None  # The usage that the last reply's upstream reported.
     output_events: int = 0  # Of the last reply.
     finish_reason: str | None = None
     is_cut: bool = False
-    runs_on: RunsOn | None = None
+    background_answer: BackgroundAnswer | None = None
     last_data: bytes = b""
     failed: Failed | None = None
 
-    def note(self, deployment: Deployment) -> None:
-        """Note who answers, or is about to, and who pays for it."""
+    def set_deployment(self, deployment: Deployment) -> None:
+        """Set the deployment that answers next, and who pays for it."""
         self.provider, self.upstream_model = deployment.provider, deployment.model
         self.has_brought_key = deployment.client_pays
 
-    def begin(self, deployment: Deployment) -> Reply:
-        """Return the record of a call that begins now."""
-        self.tries += 1
+    def begin_call(self, deployment: Deployment) -> Reply:
+        """Count a call that begins now, and return its reply."""
+        self.attempt_count += 1
         self.reported, self.output_events = None, 0
-        return Reply(deployment, self.tries, self.runs_on)
+        return Reply(deployment, self.attempt_count, self.background_answer)
 
-    def before(self, reply: Reply) -> list[Attempt]:
-        """Return the attempts before a reply that is not added yet: what reads an answer again takes the place of the one that
-        began it."""
+    def attempts_before(self, reply: Reply) -> list[Attempt]:
+        """Return the attempts before a reply that is not added yet. A reply that rereads an answer replaces the last one."""
         return self.attempts[:-1] if reply.is_reread else self.attempts
 
     def add(self, reply: Reply) -> None:
-        """Add a reply that has ended, however it did."""
+        """Add a reply that has ended, however it ended."""
         if reply.attempt:
-            self.attempts = [*self.before(reply), reply.attempt]
+            self.attempts = [*self.attempts_before(reply), reply.attempt]
         if reply.is_committed:
             self.is_committed, self.ttft_ms = True, reply.ttft_ms
         self.messages, self.reported, self.output_events = reply.messages, reply.usage, reply.output_events
-        self.finish_reason, self.is_cut, self.runs_on = reply.finish_reason, reply.is_cut, reply.runs_on
+        self.finish_reason, self.is_cut, self.background_answer = reply.finish_reason, reply.is_cut, reply.background_answer
         self.last_data = reply.last_data or self.last_data
 
-    def take_past(self, attempts: Sequence[Attempt], ttft_ms: int | None, prices: Mapping[str, Price]) -> None:
-        """Take over what the log tells of the claims, or the calls, before."""
-        self.attempts = [each.apply_prices(prices) for each in merge_attempts(attempts, self.attempts)]
+    def restore_past(self, attempts: Sequence[Attempt], ttft_ms: int | None, prices: Mapping[str, Price]) -> None:
+        """Restore the attempts of earlier claims or calls, as the log has them."""
+        self.attempts = [attempt.apply_prices(prices) for attempt in merge_attempts(attempts, self.attempts)]
         self.ttft_ms = ttft_ms
 
-    def refine_last(self, usage: Usage, prices: Mapping[str, Price]) -> None:
-        """Take a better estimate for the last attempt than by the number of its events."""
+    def refine_last_attempt(self, usage: Usage, prices: Mapping[str, Price]) -> None:
+        """Replace the last attempt's usage, which was estimated from its number of events, with a better estimate."""
         last = self.attempts[-1]
         known = last.usage or usage
         usage.model, usage.service_tier = known.model, known.service_tier
         last.usage, last.is_rough = usage, False
         last.apply_prices(prices)
 
-    def end(self, ask: Ask) -> End:
-        """Return what the end of the log says of all this, from which the ledger's row is made."""
+    def end_record(self, active_job: ActiveJob) -> End:
+        """Return the record for the end of the log. The ledger's row is made from it."""
         return End(
             error=self.failed.to_dict() if self.failed else None,
             finish_reason=self.finish_reason,
@@ -134,10 +141,10 @@ class Total:
             upstream_model=self.upstream_model,
             has_brought_key=self.has_brought_key,
             continuations=self.continuations,
-            tries=self.tries,
-            queue_wait_ms=round(ask.waited_s * 1000),
+            tries=self.attempt_count,
+            queue_wait_ms=round(active_job.waited_s * 1000),
             ttft_ms=self.ttft_ms,
-            duration_ms=ask.elapsed_ms(),
+            duration_ms=active_job.elapsed_ms(),
             cost=total_cost(self.attempts),
             attempts=self.attempts,
         )

@@ -1,24 +1,24 @@
-"""What do the steps of one generation share? One of these per claim; no step changes anything in it but the total."""
+"""What do the steps of one generation share? There is one context per claim, and the steps change only its total."""
 
 from dataclasses import dataclass
 
 from common.canonical.job import Job
 from common.config.settings import Settings
-from workers.outcome import Ask, Total
+from workers.outcome import ActiveJob, Total
 from workers.publish.writer import Writer
 from workers.services import Services
 
 
 @dataclass(frozen=True, slots=True)
-class Running:
-    ask: Ask
+class RunContext:
+    active_job: ActiveJob
     total: Total
     writer: Writer
     services: Services
 
     @property
     def job(self) -> Job:
-        return self.ask.job
+        return self.active_job.job
 
     @property
     def settings(self) -> Settings:

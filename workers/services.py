@@ -1,4 +1,4 @@
-"""What does running generations need? One set per process."""
+"""Which services does a worker need to run generations? There is one set per process."""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -12,12 +12,12 @@ from workers.quota.gate import Quota
 from workers.transcode.output_guardrails import OutputGuards
 from workers.upstream.http_client import Upstream
 
-MEASURED_MAX = 2  # Logs that are read back at a time, when an API dies and all of its clients have left at once.
+MEASURED_MAX = 2  # Logs that are read back at the same time: when an API process dies, all of its clients leave at once.
 
 
 @dataclass(slots=True)
 class Services:
-    """What running a generation needs; one per process."""
+    """What is needed to run generations; one per process."""
 
     settings: Settings
     channel: Channel

@@ -14,7 +14,7 @@ from common.sse import SseCutter, read_block
 from common.vendors.table import VENDORS
 from tests.support.compatibility.cells import CLIENTS, EVENT_BYTES_MAX, body_of, deployment_of, prepared
 from tests.support.upstreams.wire_answers import STREAMS, WHOLES, Says
-from workers.attempt.call import last_blocks
+from workers.attempt.call import final_blocks
 from workers.transcode.pumps import Pump
 
 VENDOR_OF_WIRE = {
@@ -48,7 +48,7 @@ def wire_of(dialect: str, wire: str) -> str:
 def stream_in(pump: Pump, stream: bytes) -> bytes:
     cutter = SseCutter(EVENT_BYTES_MAX)
     said = pump.feed(cutter.feed(stream))
-    return said + pump.feed(last_blocks(cutter.end())) + pump.end()
+    return said + pump.feed(final_blocks(cutter.end())) + pump.end()
 
 
 @cells

@@ -22,12 +22,12 @@ from common.dialects import DIALECTS
 from common.dialects.base import ReplyInfo
 from tests.support.clients.every_dialect import CLIENTS, INFO
 from tests.support.upstreams.recordings import Recording, parameters
-from workers.attempt.call import TAIL_S, Transfer, last_blocks, prepare_as_asked
+from workers.attempt.call import TAIL_S, Transfer, final_blocks, prepare_request
 from workers.metrics import Metrics
-from workers.outcome import Ask, Reply, Total
+from workers.outcome import ActiveJob, Reply, Total
 from workers.providers import WIRES
 from workers.providers.base import Deployment
-from workers.run_context import Running
+from workers.run_context import RunContext
 from workers.transcode.output_guardrails import OutputGuard, OutputGuards
 from workers.transcode.pumps import Folding
 
@@ -58,9 +58,9 @@ class Answer:
             raise self._end
         return b""
 
-    def has_begun(self) -> None: ...
+    def mark_begun(self) -> None: ...
 
-    def has_finished(self, tail_s: float) -> None:
+    def mark_finished(self, tail_s: float) -> None:
         self.tail_s = tail_s
 
 
@@ -83,15 +83,15 @@ def prepared(wire: str, dialect: str, *, is_stream: bool, guard: OutputGuard | N
     body = {**CLIENTS[dialect].body, "stream": is_stream, **more}
     job = Job("gen_1", "r", dialect, "m", is_stream, Policy.STOP, 0, 1, body=orjson.dumps(body))
     info = ReplyInfo(INFO.generation_id, INFO.model, INFO.created_s, INFO.provider, body)
-    return prepare_as_asked(job, WIRES[wire], Deployment("p", "http://x", "k", "m", wire), info, guard)[1]
+    return prepare_request(job, WIRES[wire], Deployment("p", "http://x", "k", "m", wire), info, guard)[1]
 
 
 async def run(pump: Any, answer: Answer) -> tuple[bool, bytes]:
     """Return whether the answer counts as whole, and what its client has then."""
     writer = Writer()
     try:
-        running = Running(Ask(JOB), Total(), writer, SERVICES)  # type: ignore[arg-type]
-        await Transfer(running, Reply(DEPLOYMENT), answer, pump).stream()  # type: ignore[arg-type]
+        context = RunContext(ActiveJob(JOB), Total(), writer, SERVICES)  # type: ignore[arg-type]
+        await Transfer(context, Reply(DEPLOYMENT), answer, pump).copy_stream()  # type: ignore[arg-type]
     except GatewayError as error:
         return False, str(error.failed.kind).encode()
     return True, writer.body
@@ -193,7 +193,7 @@ async def test_a_guarded_answer_is_judged_as_any_other() -> None:
     for body, is_whole in ((TEXT % 0, False), (TEXT % 0 + FINISH % 0, True)):
         for end in ENDS.values():
             job = replace(JOB, guardrails={"pii": "block"})
-            guard = OutputGuards(SERVICES.settings, None, SERVICES.metrics).of(job)
+            guard = OutputGuards(SERVICES.settings, None, SERVICES.metrics).for_job(job)
             pump = prepared("openai-chat", "openai-chat", is_stream=True, guard=guard)
 
             assert (await run(pump, Answer(body, end)))[0] is is_whole
@@ -228,4 +228,4 @@ def test_a_reason_that_an_upstream_gives_with_every_piece_is_not_the_finish() ->
     ],
 )
 def test_the_last_event_may_lack_its_blank_line_and_nothing_else(rest: bytes, blocks: list[bytes]) -> None:
-    assert last_blocks(rest) == blocks
+    assert final_blocks(rest) == blocks

@@ -20,7 +20,7 @@ from tests.support.clients.every_dialect import CLIENTS, INFO
 from tests.support.upstreams.recordings import OWN, WIRE_OF_FOLDER, blocks_of
 from workers.providers import WIRES
 from workers.providers.base import FamilyWire
-from workers.providers.shared.errors import nonsense
+from workers.providers.shared.errors import unreadable_answer
 from workers.providers.shared.loose_json import read_json
 from workers.transcode.pumps import Folding, Passing, Pump, Translating
 
@@ -138,7 +138,7 @@ def pumped(pump: Pump, stream: bytes, size: int, event_bytes_max: int = EVENT_BY
         try:
             blocks = cutter.feed(stream[start : start + size])
         except ValueError as error:
-            pump.terminal = nonsense(str(error))
+            pump.terminal = unreadable_answer(str(error))
             return b""
         said.append(pump.feed(blocks))
         if pump.terminal:

@@ -370,7 +370,7 @@ async def test_a_job_that_killed_three_workers_is_ended_by_nothing_of_its_own(se
     for n, kind in enumerate(frames, 1):
         await setup.channel.append([Append(claim, FrameId(1, n - 1), [Frame(FrameId(1, n), kind, b"{}")])])
     # Whatever kills a worker may be in these.
-    for name in ("generate._read_job", "generate.measure", "ending.settlement_of", "ending._report"):
+    for name in ("generate._read_job", "generate.measure", "ending.settle_attempts", "ending._report"):
         monkeypatch.setattr(f"workers.{name}", lambda *_: pytest.fail("it looks into the job"))
 
     with pytest.raises(SetAside):

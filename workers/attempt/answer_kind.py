@@ -1,7 +1,7 @@
-"""Is the body of an answer a stream of events, or one whole answer? It need not be what was asked for.
+"""Is the body of an upstream's answer a stream of events, or one complete body? It may not be what the request asked for.
 
-Its first bytes tell where they can: no event begins with a bracket, and no JSON with a field's name. Otherwise its content type
-does; where that says nothing, it is taken for what was asked for.
+The first bytes decide where they can: no event begins with a bracket, and no JSON body begins with a field's name. Otherwise
+the content type decides. If that says nothing, the body is treated as what the request asked for.
 """
 
 import re
@@ -10,8 +10,8 @@ _EVENT = re.compile(rb"(?:data|event|id|retry)?:")
 
 
 def is_stream(content_type: str, beginning: bytes, *, is_asked: bool) -> bool:
-    """``beginning`` is the body's, without the blanks before it; ``is_asked``: a stream was asked for."""
-    if beginning.startswith((b"{", b"[", b"<")):  # An object, a list of them, a page.
+    """``beginning``: the first bytes of the body, without leading blanks. ``is_asked``: the request asked for a stream."""
+    if beginning.startswith((b"{", b"[", b"<")):  # A JSON object, a JSON list, or an HTML page.
         return False
     media_type = content_type.partition(";")[0].strip().lower()
     if media_type == "text/event-stream" or _EVENT.match(beginning):

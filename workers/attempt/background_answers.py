@@ -1,27 +1,27 @@
-"""How is an answer stopped that runs on at its provider when nobody reads it?"""
+"""How does a worker stop an answer that still runs at its provider after nobody reads it any more?"""
 
 import asyncio
 
 import structlog
 
 from common.canonical.errors import GatewayError
-from workers.outcome import RunsOn
+from workers.outcome import BackgroundAnswer
 from workers.providers import WIRES
 from workers.providers.base import BackgroundWire, Deployment
 from workers.upstream.http_client import Upstream
 
 log = structlog.get_logger()
 
-CANCEL_S = 5.0  # In all. The client has its end by then, but a worker that drains waits for it.
+CANCEL_S = 5.0  # For all attempts together. The client already has its end, but a worker that drains waits for this.
 
 
-async def cancel(answer: RunsOn, upstream: Upstream) -> None:
-    """Stop it, so that nobody pays for what nobody reads: best effort."""
+async def cancel(answer: BackgroundAnswer, upstream: Upstream) -> None:
+    """Cancel the answer at its provider, so that nobody pays for what nobody reads. Best effort: a failure is only logged."""
     reason = ""
     try:
         async with asyncio.timeout(CANCEL_S):
             for deployment in answer.deployments:
-                status = await _ask(answer.answer_id, deployment, upstream)
+                status = await _send_cancel(answer.answer_id, deployment, upstream)
                 if 200 <= status < 300:
                     return
                 reason = f"status {status}"
@@ -30,7 +30,7 @@ async def cancel(answer: RunsOn, upstream: Upstream) -> None:
     log.warning("upstream_not_cancelled", provider=answer.deployments[0].provider, reason=reason)
 
 
-async def _ask(answer_id: str, deployment: Deployment, upstream: Upstream) -> int:
+async def _send_cancel(answer_id: str, deployment: Deployment, upstream: Upstream) -> int:
     """Return the status of the provider's answer."""
     wire = WIRES[deployment.wire]
     assert isinstance(wire, BackgroundWire)

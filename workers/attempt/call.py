@@ -1,7 +1,7 @@
-"""How is one try made: one upstream call, its answer into the log?
+"""How is one attempt made: one upstream call, with its answer copied into the log?
 
-Start-up events are held back until the first one with output, the commit point: until then a failure is raised, and may be
-retried unseen. From then on every read goes into the log as it comes.
+The events at the start are held back until the first one with output. That is the commit point. A failure before it is raised
+and can be retried without the client noticing. After it, each read goes into the log as it comes.
 """
 
 import asyncio
@@ -28,15 +28,15 @@ from common.records.head import Head
 from common.sse import BYTE_ORDER_MARK, SseCutter, cut, first_events, read_block
 from workers.attempt.answer_kind import is_stream
 from workers.attempt.background_answers import cancel
-from workers.metering.charging import attempt_of, packed_note
-from workers.outcome import Ask, Reply, RunsOn, Total
+from workers.metering.charging import charge_attempt, pack_with_current
+from workers.outcome import ActiveJob, BackgroundAnswer, Reply, Total
 from workers.providers import FAMILIES, WIRES
 from workers.providers.base import Deployment, UpstreamRequest, Wire
-from workers.providers.shared.errors import UNREADABLE, blot_out, note_wait
+from workers.providers.shared.errors import UNREADABLE, redact_secrets, set_retry_after
 from workers.providers.shared.loose_json import NestedTooDeeply, read_json
-from workers.publish.large_answers import LARGE_BYTES, too_large
+from workers.publish.large_answers import LARGE_BYTES, answer_too_large
 from workers.publish.writer import FRAME_BYTES_MAX
-from workers.run_context import Running
+from workers.run_context import RunContext
 from workers.transcode.guarded_pump import guarded
 from workers.transcode.output_guardrails import OutputGuard
 from workers.transcode.pumps import Folding, FoldingWhole, Passing, PassingWhole, Pump, Translating
@@ -45,117 +45,123 @@ from workers.upstream.http_client import ERROR_BODY_BYTES_MAX, UpstreamAnswer
 
 log = structlog.get_logger()
 
-START_EVENTS = 6  # So many come before the first output, or with it.
+START_EVENTS = 6  # An answer usually has at most this many events up to its first output.
 START_EVENTS_MAX = 64
 START_BYTES_MAX = 256 * KIB
-PASSED_BACK = ("cf-aig-",)  # Cloudflare AI Gateway's own: cache status, log id.
-PASSED_BACK_CHARS_MAX = 1024
-TAIL_S = 2.0  # What may follow a finish, usage and an end mark, comes at once or not at all.
-_BEGINS_AN_EVENT = re.compile(rb"(?:data|event|id|retry)?:|[a-z]{1,5}$")  # Its first line, or the beginning of that.
-READ_TO_END_S = 1.0  # A finished answer's last bytes follow at once; waiting for them lets the connection be used again.
+PASSED_HEADER_PREFIXES = ("cf-aig-",)  # Cloudflare AI Gateway's own: cache status, log id.
+PASSED_HEADER_CHARS_MAX = 1024
+TAIL_S = 2.0  # Only usage and an end mark may follow a finish. They come at once or not at all.
+_EVENT_START = re.compile(rb"(?:data|event|id|retry)?:|[a-z]{1,5}$")  # An event's first line, or the start of that line.
+READ_TO_END_S = 1.0  # A finished answer's last bytes follow at once. If we wait for them, the connection can be used again.
 
 
-# The upstream request of a try, and what turns its answer into the client's.
+# The upstream request of an attempt, and the pump that turns its answer into the client's.
 Prepared = tuple[UpstreamRequest, Pump]
 
 
 async def call(
-    running: Running, reply: Reply, prepare: Callable[[ReplyInfo, OutputGuard | None], Prepared] | None = None
+    context: RunContext, reply: Reply, prepare: Callable[[ReplyInfo, OutputGuard | None], Prepared] | None = None
 ) -> None:
-    """Call a deployment once and write what it answers; ``prepare`` is another way to ask it than as the client did.
+    """Call a deployment once and write its answer into the log.
 
+    Args:
+        prepare: Builds the upstream request, where it is not simply the client's own request.
     Raises:
-        GatewayError: the call failed; ``reply.is_committed`` tells whether the client has seen a part of it.
+        GatewayError: the call failed. ``reply.is_committed``: whether the client has seen a part of the answer.
     """
-    job, total, services, deployment = running.job, running.total, running.services, reply.deployment
+    job, total, services, deployment = context.job, context.total, context.services, reply.deployment
     wire = WIRES[deployment.wire]
-    info = reply_info(running.ask, reply, total, services.settings)
+    info = reply_info(context.active_job, reply, total, services.settings)
     reply.messages = message_count(info.body)
-    guard = services.guards.of(job) if job.guardrails else None  # It decides which pump there is, and no more.
-    request, pump = prepare(info, guard) if prepare else prepare_as_asked(job, wire, deployment, info, guard)
+    guard = services.guards.for_job(job) if job.guardrails else None  # It only affects which pump is used.
+    request, pump = prepare(info, guard) if prepare else prepare_request(job, wire, deployment, info, guard)
     status = 0  # No answer at all.
     reply.is_reread = request.method == "GET"
     if not reply.is_reread:
-        if reply.runs_on:
-            await cancel(reply.runs_on, services.upstream)  # This call is instead of it.
-            reply.runs_on = None
-        running.writer.note = packed_note(total.attempts, job, deployment)
+        if reply.background_answer:
+            await cancel(reply.background_answer, services.upstream)  # This call replaces it.
+            reply.background_answer = None
+        context.writer.packed_attempts = pack_with_current(total.attempts, job, deployment)
     try:
         async with services.upstream.open(request, deployment.provider, is_stream=pump.is_stream) as answer:
             status = answer.status
-            services.quota.hear(deployment, answer.headers)
+            services.quota.read_headers(deployment, answer.headers)
             reply.headers = reply_headers(request, answer)
-            # Behind what other calls have said it has only the rest.
+            # After other calls have written a part of the answer, this call has only the rest, so it cannot be read again.
             reply.upstream_id = "" if total.spent else answer.headers.get("x-generation-id", "")
             if not 200 <= status < 300:
                 raise await _refusal(answer, wire, deployment)
-            await Transfer(running, reply, answer, pump).take()
-            await pump.after()
+            await Transfer(context, reply, answer, pump).run()
+            await pump.after_written()
     except GatewayError as error:
-        blot_out(error.failed, deployment.secrets)
+        redact_secrets(error.failed, deployment.secrets)
         raise
     finally:
         services.metrics.upstream_calls.labels(deployment.provider, status).inc()
         pump.close()
-        _note_end(reply, pump)
-        reply.attempt = attempt_of(job, reply, request, pump, status, services.settings)
+        _record_result(reply, pump)
+        reply.attempt = charge_attempt(job, reply, request, pump, status, services.settings)
         if reply.attempt and pump.has_absurd_usage:
             services.metrics.absurd_usage.labels(deployment.provider).inc()
             log.warning("usage_absurd", provider=deployment.provider, model=deployment.model)
 
 
-def _note_end(reply: Reply, pump: Pump) -> None:
-    """Note what an answer has come to, however it ended."""
+def _record_result(reply: Reply, pump: Pump) -> None:
+    """Copy the pump's result into the reply, however the answer ended."""
     reply.output_events, reply.finish_reason, reply.usage = pump.output_events, pump.finish_reason, pump.usage
     reply.is_cut = pump.is_cut
     if reply.deployment.in_background and pump.upstream_id:
         is_over = isinstance(pump.terminal, Completed) and not reply.is_cut
-        reply.runs_on = None if is_over else RunsOn(pump.upstream_id, [reply.deployment])
+        reply.background_answer = None if is_over else BackgroundAnswer(pump.upstream_id, [reply.deployment])
 
 
 def reply_headers(request: UpstreamRequest, answer: UpstreamAnswer) -> dict[str, str]:
-    """Return what the client's response says besides: what was left out on the way, and what a gateway told."""
-    headers = {name: value for name, value in answer.headers.items() if name.startswith(PASSED_BACK) and _may_be_said(value)}
+    """Return extra headers of the client's response: the fields that were dropped, and an AI gateway's own headers."""
+    headers = {
+        name: value
+        for name, value in answer.headers.items()
+        if name.startswith(PASSED_HEADER_PREFIXES) and _is_safe_header_value(value)
+    }
     if request.dropped:
         headers["x-sluice-dropped"] = ", ".join(request.dropped)
     return headers
 
 
-def _may_be_said(value: str) -> bool:
-    """Whether a header's value is one that any server would send and any client read: the upstream may say anything."""
-    return value.isascii() and value.isprintable() and len(value) <= PASSED_BACK_CHARS_MAX
+def _is_safe_header_value(value: str) -> bool:
+    """Whether any client can read this header value. An upstream may send anything."""
+    return value.isascii() and value.isprintable() and len(value) <= PASSED_HEADER_CHARS_MAX
 
 
 def message_count(body: Mapping[str, Any]) -> int:
-    turns = body.get("messages") or body.get("input")  # Of the latter, the Responses' name for it, text alone is one.
+    turns = body.get("messages") or body.get("input")  # ``input`` is the Responses API's field; a text there is one message.
     return len(turns) if isinstance(turns, list) else 1
 
 
-def reply_info(ask: Ask, reply: Reply, total: Total, settings: Settings) -> ReplyInfo:
-    job = ask.job
+def reply_info(active_job: ActiveJob, reply: Reply, total: Total, settings: Settings) -> ReplyInfo:
+    job = active_job.job
     return ReplyInfo(
         job.generation_id,
         job.model,
         job.created_s,
         reply.deployment.provider,
         orjson.loads(job.body),
-        ask.elapsed_ms,
+        active_job.elapsed_ms,
         lambda usage: _cost_of(usage, reply, total, settings),
     )
 
 
 def _cost_of(usage: Usage, reply: Reply, total: Total, settings: ModelSettings) -> Cost | None:
-    """Return what an answer has cost whose usage the client is told: each attempt by itself."""
+    """Return the cost that the client sees beside its usage. Each attempt has its own price."""
     own, deployment = subtract_usage(usage, total.spent), reply.deployment
-    last = (
+    tail = (
         [Attempt(deployment.provider, deployment.model, own).apply_prices(settings.prices)]
         if any(own.to_dict().values())
         else []
     )
-    return total_cost([*total.before(reply), *last])
+    return total_cost([*total.attempts_before(reply), *tail])
 
 
-def prepare_as_asked(
+def prepare_request(
     job: Job, wire: Wire, deployment: Deployment, info: ReplyInfo, guard: OutputGuard | None = None
 ) -> Prepared:
     dialect = DIALECTS[job.dialect]
@@ -169,197 +175,207 @@ def prepare_as_asked(
     request = family.pass_request(info.body, job.headers, deployment)
     if guard is None:
         return request, (Passing if job.stream else PassingWhole)(family, dialect, info)
-    # Bytes that pass cannot be filtered: the answer is decoded, and encoded anew.
+    # Bytes that pass unchanged cannot be filtered, so the answer is decoded and encoded again.
     parsed = dialect.parse(info.body)
     return request, guarded((Translating if job.stream else FoldingWhole)(wire, dialect, parsed, info), guard)
 
 
 async def _refusal(answer: UpstreamAnswer, wire: Wire, deployment: Deployment) -> GatewayError:
-    """Return what an answer means that has none of the statuses of success."""
+    """Return the failure for an answer whose status is not a success."""
     if 300 <= answer.status < 400:
         return redirected(deployment.provider, answer.status, answer.headers.get("location", ""))
-    return GatewayError.from_failed(wire.read_error(answer.status, answer.headers, await answer.whole(ERROR_BODY_BYTES_MAX)))
+    return GatewayError.from_failed(
+        wire.read_error(answer.status, answer.headers, await answer.read_body(ERROR_BODY_BYTES_MAX))
+    )
 
 
 class Transfer:
-    """The bytes of one answer, on their way from the upstream into the log."""
+    """Copies the bytes of one answer from the upstream into the log."""
 
-    def __init__(self, running: Running, reply: Reply, answer: UpstreamAnswer, pump: Pump) -> None:
-        self._running, self._reply, self._answer, self._pump = running, reply, answer, pump
-        self._writer, self._settings = running.writer, running.settings
+    def __init__(self, context: RunContext, reply: Reply, answer: UpstreamAnswer, pump: Pump) -> None:
+        self._context, self._reply, self._answer, self._pump = context, reply, answer, pump
+        self._writer, self._settings = context.writer, context.settings
 
-    async def take(self) -> None:
-        """Take an answer for what it is, a stream or a whole one, whichever was asked for.
+    async def run(self) -> None:
+        """Copy the answer as what it is, a stream or one body, even if the request asked for the other.
 
         Raises:
-            GatewayError: it broke off, or cannot be read.
+            GatewayError: the answer broke off, or cannot be read.
         """
         answer = self._answer
-        beginning = await answer.beginning()
+        beginning = await answer.read_beginning()
         try:
             if is_stream(answer.headers.get("content-type", ""), beginning, is_asked=self._pump.is_stream):
-                # A task of its own: each wake-up of this one goes through all the frames above first.
-                await asyncio.create_task(self.stream())
+                # In its own task: each wake-up of this task would first run through all the frames above.
+                await asyncio.create_task(self.copy_stream())
             else:
-                await self.whole()
+                await self.copy_body()
         except GatewayError as error:
-            note_wait(error.failed, answer.headers)
+            set_retry_after(error.failed, answer.headers)
             raise
 
-    async def stream(self) -> None:
+    async def copy_stream(self) -> None:
+        """Copy the upstream's events into the log as they come.
+
+        All of it is one coroutine on purpose: a nested one would add a frame to each wake-up.
+        """
         answer, pump, reply, writer = self._answer, self._pump, self._reply, self._writer
+        observe_gap = self._context.services.metrics.token_gap.observe
         cutter = SseCutter(self._settings.upstream_event_bytes_max)
-        observe_gap = self._running.services.metrics.token_gap.observe
-        held, data, large_at = bytearray(), b"", min(LARGE_BYTES, self._settings.answer_bytes_max)
-        read_at = 0.0
-        lost: GatewayError | None = None
+        large_bytes = min(LARGE_BYTES, self._settings.answer_bytes_max)
+        held, data, read_at = bytearray(), b"", 0.0
+        read_error: GatewayError | None = None
         while True:
             # Hot path: once per upstream read.
             try:
                 chunk = await answer.read(may_linger=reply.is_committed)
             except GatewayError as error:
-                lost = error
+                read_error = error
                 break
             if not chunk:
                 break
-            data = _feed(pump, cutter, chunk)
+            data = _feed_chunk(pump, cutter, chunk)
             now = time.monotonic()
             if reply.is_committed:
                 if data:
                     writer.write(data, is_urgent=pump.terminal is not None)
                     observe_gap(now - read_at)
                     if writer.must_wait:
-                        await writer.have_room()
-            else:
+                        await writer.wait_for_room()
+            else:  # Also for all of an answer that its client gets as one body.
                 held += data
                 if pump.has_output or len(held) > START_BYTES_MAX or held.count(b"\n\n") > START_EVENTS_MAX:
                     self._commit(bytes(held))
-                if pump.has_heard:
-                    answer.has_begun()
-                if pump.held_bytes > large_at:
-                    await writer.expect(pump.held_bytes)
+                if pump.has_activity:
+                    answer.mark_begun()
+                if pump.held_bytes > large_bytes:
+                    await writer.reserve_room(pump.held_bytes)
             read_at = now
             if pump.terminal:
                 break
             if pump.is_whole:
-                answer.has_finished(TAIL_S)
-        last = await self._last(cutter, lost)
-        if not reply.is_committed:
-            await self._commit_whole(bytes(held) + last)
-        elif last:
-            writer.write(last)
-        reply.last_data = last or data
-        _raise_failure(pump)
+                answer.mark_finished(TAIL_S)
+        await self._end_stream(cutter, bytes(held), data, read_error)
 
-    async def whole(self) -> None:
+    async def _end_stream(self, cutter: SseCutter, held: bytes, data: bytes, read_error: GatewayError | None) -> None:
+        """Write what follows the last read. ``data``: the client's bytes of that read."""
+        tail = await self._read_tail(cutter, read_error)
+        if not self._reply.is_committed:
+            await self._commit_all(held + tail)
+        elif tail:
+            self._writer.write(tail)
+        self._reply.last_data = tail or data
+        _raise_if_failed(self._pump)
+
+    async def copy_body(self) -> None:
         pump, answer_bytes_max = self._pump, self._settings.answer_bytes_max
 
         def make_room(size: int) -> Awaitable[None]:
-            return self._writer.expect(min(size, answer_bytes_max))  # The client's own bytes may be fewer.
+            return self._writer.reserve_room(min(size, answer_bytes_max))  # The client's version may be smaller.
 
-        body = (await self._answer.whole(self._settings.upstream_body_bytes_max, make_room)).removeprefix(BYTE_ORDER_MARK)
-        # What takes a while is done where the others go on meanwhile.
+        body = (await self._answer.read_body(self._settings.upstream_body_bytes_max, make_room)).removeprefix(BYTE_ORDER_MARK)
+        # A long body takes a while, so a thread does it, and other streams continue meanwhile.
         is_long = len(body) > pump.loop_bytes_max
         data = await asyncio.to_thread(pump.feed_whole, body) if is_long else pump.feed_whole(body)
-        if pump.waits:
-            data += await pump.settle()
-        del body  # From here on there is the client's own alone.
+        if pump.awaits_verdict:
+            data += await pump.release_held()
+        del body  # From here on only the client's version is in memory.
         if len(data) > answer_bytes_max:
-            raise too_large(answer_bytes_max)
-        self._reply.last_data = data if self._running.job.dialect == "openai-responses" else b""
-        await self._commit_whole(data)
+            raise answer_too_large(answer_bytes_max)
+        self._reply.last_data = data if self._context.job.dialect == "openai-responses" else b""
+        await self._commit_all(data)
 
-    async def _last(self, cutter: SseCutter, lost: GatewayError | None) -> bytes:
-        """Return what the end of the upstream's bytes adds for the client.
+    async def _read_tail(self, cutter: SseCutter, read_error: GatewayError | None) -> bytes:
+        """Return what the client still gets at the end of the upstream's bytes.
 
         Raises:
-            GatewayError: ``lost``, how the reading failed, unless the upstream had finished: then nothing of it is missing.
+            GatewayError: ``read_error``, unless the upstream had already finished: then nothing of the answer is missing.
         """
         pump = self._pump
         if isinstance(pump.terminal, Completed) and not pump.is_cut:
             await _read_to_end(self._answer)
-        last = pump.feed(last_blocks(cutter.end()))
-        if lost and not pump.is_whole:
-            raise lost
-        last += pump.end()
-        if pump.waits:
-            last += await pump.settle()
-        return last
+        tail = pump.feed(final_blocks(cutter.end()))
+        if read_error and not pump.is_whole:
+            raise read_error
+        tail += pump.end()
+        if pump.awaits_verdict:
+            tail += await pump.release_held()
+        return tail
 
     def _commit(self, held: bytes) -> None:
-        """The commit point: nothing is retried from here on, and the client sees what was held back."""
-        _raise_failure(self._pump)
-        ask, reply, total, writer = self._running.ask, self._reply, self._running.total, self._writer
+        """Pass the commit point: from now on nothing is retried, and the client sees what was held back."""
+        _raise_if_failed(self._pump)
+        active_job, reply, total, writer = self._context.active_job, self._reply, self._context.total, self._writer
         reply.is_committed = True
-        writer.note = b""  # From now on the log tells.
+        writer.packed_attempts = b""  # From now on the log has this information.
         if reply.deployment.in_background:
             reply.upstream_id = self._pump.upstream_id
         reply.ttft_ms = total.ttft_ms
         if reply.ttft_ms is None:
-            reply.ttft_ms = ask.elapsed_ms()
-            self._running.services.metrics.ttft.labels(total.provider).observe(reply.ttft_ms / 1000)
-        writer.write_frame(FrameKind.HEAD, head_of(ask, reply, total).pack())
+            reply.ttft_ms = active_job.elapsed_ms()
+            self._context.services.metrics.ttft.labels(total.provider).observe(reply.ttft_ms / 1000)
+        writer.write_frame(FrameKind.HEAD, build_head(active_job, reply, total).pack())
         if held:
             writer.write_frame(FrameKind.DATA, held)
 
-    async def _commit_whole(self, data: bytes) -> None:
-        """The same where all of the answer is there: one that is large is written in frames."""
+    async def _commit_all(self, data: bytes) -> None:
+        """Commit a complete answer. A large one is written in several frames."""
         is_large = len(data) > FRAME_BYTES_MAX
         self._commit(b"" if is_large else data)
         if is_large:
             await self._writer.write_all(data, cut=event_end if self._pump.gives_stream else _piece_end)
 
 
-def head_of(ask: Ask, reply: Reply, total: Total) -> Head:
+def build_head(active_job: ActiveJob, reply: Reply, total: Total) -> Head:
     return Head(
         headers=reply.headers,
         provider=total.provider,
         upstream_model=total.upstream_model,
         tries=reply.number,
-        queue_wait_ms=round(ask.waited_s * 1000),
+        queue_wait_ms=round(active_job.waited_s * 1000),
         ttft_ms=reply.ttft_ms,
         continuations=total.continuations,
         spent=total.spent,
-        attempts=total.before(reply),
+        attempts=total.attempts_before(reply),
         upstream_id=reply.upstream_id,
     )
 
 
 def _piece_end(data: bytes, start: int) -> int:
-    """A JSON body may be cut anywhere."""
+    """Return where a frame ends. A JSON body may be cut anywhere."""
     return start + FRAME_BYTES_MAX
 
 
 def event_end(data: bytes, start: int) -> int:
-    """A stream's frame holds whole events."""
-    found = data.find(b"\n\n", start + FRAME_BYTES_MAX)
-    return found + 2 if found >= 0 else len(data)
+    """Return where a frame ends. A frame of a stream holds only complete events."""
+    index = data.find(b"\n\n", start + FRAME_BYTES_MAX)
+    return index + 2 if index >= 0 else len(data)
 
 
-def _feed(pump: Pump, cutter: SseCutter, chunk: bytes) -> bytes:
+def _feed_chunk(pump: Pump, cutter: SseCutter, chunk: bytes) -> bytes:
     try:
         run = cutter.gather(chunk)
     except ValueError as error:
         raise GatewayError(ErrorKind.UPSTREAM_PROTOCOL, f"The provider sent {error}.", code=UNREADABLE) from error
-    said = b""
+    data = b""
     if not pump.has_output:
-        # Nothing passes uncut before there is output, and behind it there may be a whole answer in this very read.
+        # Before the first output, each event is decoded. After it, this same read may contain the rest of the answer.
         start = first_events(run, START_EVENTS)
-        said, run = pump.feed(cut(run[:start])), run[start:]
+        data, run = pump.feed(cut(run[:start])), run[start:]
     size = pump.pass_head(run)
     if size == len(run):
-        return said + run
-    return said + run[:size] + pump.feed(cut(run[size:]))
+        return data + run
+    return data + run[:size] + pump.feed(cut(run[size:]))
 
 
-def last_blocks(rest: bytes) -> list[bytes]:
-    """Return the event that lacks nothing but its blank line; one that was cut within is none."""
+def final_blocks(rest: bytes) -> list[bytes]:
+    """Return the last event if only its blank line is missing. An event that was cut in the middle is dropped."""
     if not rest.strip():
         return []
-    whole = rest.rstrip(b"\r\n") + b"\n\n"
-    if not _BEGINS_AN_EVENT.match(rest):
-        return [whole]  # A page or a bare error: its decoder says what it is.
-    return [block for block in cut(whole) if _can_be_read(read_block(block)[1])]
+    completed = rest.rstrip(b"\r\n") + b"\n\n"
+    if not _EVENT_START.match(rest):
+        return [completed]  # An HTML page or a bare error: its decoder finds out which.
+    return [block for block in cut(completed) if _can_be_read(read_block(block)[1])]
 
 
 def _can_be_read(data: bytes) -> bool:
@@ -372,7 +388,7 @@ def _can_be_read(data: bytes) -> bool:
     return True
 
 
-def _raise_failure(pump: Pump) -> None:
+def _raise_if_failed(pump: Pump) -> None:
     if isinstance(pump.terminal, Failed):
         raise GatewayError.from_failed(pump.terminal)
 

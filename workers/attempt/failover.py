@@ -1,4 +1,4 @@
-"""Which deployments are tried, in which order, until one answers?"""
+"""Which deployments are called, and in which order, until one answers?"""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -6,68 +6,68 @@ from collections.abc import Awaitable, Callable
 from common.canonical.errors import ErrorKind, Failed, GatewayError
 from common.canonical.job import Job
 from common.metering.attempt_cost import pack
-from workers.attempt.failure_report import report
-from workers.attempt.retries import Tries
-from workers.attempt.retry_wait import patience, postpone
+from workers.attempt.failure_report import report_failure
+from workers.attempt.retries import AttemptPlan
+from workers.attempt.retry_wait import postpone, wait_limits
 from workers.outcome import Reply
 from workers.providers.base import Deployment
 from workers.quota.gate import Demand, Refused
-from workers.run_context import Running
+from workers.run_context import RunContext
 
-Call = Callable[[Running, Reply], Awaitable[None]]
+Call = Callable[[RunContext, Reply], Awaitable[None]]
 
 
-async def try_deployments(running: Running, among: list[Deployment], call: Call) -> None:
-    """Call deployments until one has answered; each reply is added to the total.
+async def call_deployments(context: RunContext, candidates: list[Deployment], call: Call) -> None:
+    """Call deployments until one has answered. Each reply is added to the total.
 
     Raises:
-        GatewayError: none has, or one broke off behind its commit point.
-        Postponed: the upstream is to be called later.
+        GatewayError: no deployment answered, or one broke off after its commit point.
+        Postponed: the upstream must be called later; the job goes back into the queue.
     """
-    quota, total, metrics = running.services.quota, running.total, running.services.metrics
-    demand = Demand(running.job)
-    tries = Tries(
-        quota.affordable(among),
-        *patience(running.ask, total, running.settings),
-        attempts_max=running.settings.attempts_per_deployment,
-        backoff_s=running.settings.retry_backoff_s,
+    quota, total, metrics = context.services.quota, context.total, context.services.metrics
+    demand = Demand(context.job)
+    plan = AttemptPlan(
+        quota.affordable(candidates),
+        *wait_limits(context.active_job, total, context.settings),
+        attempts_max=context.settings.attempts_per_deployment,
+        backoff_s=context.settings.retry_backoff_s,
     )
     while True:
-        deployment = tries.deployment
-        total.note(deployment)
+        deployment = plan.deployment
+        total.set_deployment(deployment)
         try:
-            async with quota.admitted(demand, deployment) as taken:
-                tries.begin()
-                reply = total.begin(deployment)
+            async with quota.admitted(demand, deployment) as call_usage:
+                plan.record_call()
+                reply = total.begin_call(deployment)
                 try:
-                    return await call(running, reply)
+                    return await call(context, reply)
                 finally:
                     total.add(reply)
                     if not total.is_committed:
-                        running.writer.note = pack(total.attempts)
-                    taken.note(reply.usage, reply.output_events, is_whole=reply.finish_reason is not None)
+                        context.writer.packed_attempts = pack(total.attempts)
+                    call_usage.record(reply.usage, reply.output_events, is_whole=reply.finish_reason is not None)
         except Refused as refusal:
-            wait_s, is_asked_to_wait = tries.refused(refusal.wait_s, refusal.look_s), True
+            wait_s, is_asked_to_wait = plan.delay_after_refusal(refusal.wait_s, refusal.earliest_s), True
             if wait_s is None:
                 metrics.errors.labels(refusal.failed.kind).inc()
-                raise GatewayError.from_failed(refusal.given_up(tries.soonest_s)) from refusal
+                raise GatewayError.from_failed(refusal.as_final_failure(plan.soonest_s)) from refusal
         except GatewayError as error:
-            failed = _blamed(error.failed, running.job, deployment.provider)
-            quota.note_failure(demand, deployment, failed)
-            wait_s = None if total.is_committed else tries.after(failed)
-            report(error, failed, deployment, total.tries, wait_s, metrics)
+            failed = _as_client_failure(error.failed, context.job, deployment.provider)
+            quota.record_failure(demand, deployment, failed)
+            wait_s = None if total.is_committed else plan.delay_after_failure(failed)
+            report_failure(error, failed, deployment, total.attempt_count, wait_s, metrics)
             if wait_s is None:
-                failed.retry_after_s = tries.resumes_in_s or failed.retry_after_s
+                failed.retry_after_s = plan.resumes_in_s or failed.retry_after_s
                 raise GatewayError.from_failed(failed) from error
-            metrics.retries.labels(tries.deployment.provider).inc()
+            metrics.retries.labels(plan.deployment.provider).inc()
             is_asked_to_wait = failed.retry_after_s is not None
         if is_asked_to_wait:
-            postpone(wait_s, tries.soonest_s, running.ask, total, running.settings)
+            postpone(wait_s, plan.soonest_s, context.active_job, total, context.settings)
         await asyncio.sleep(wait_s)
 
 
-def _blamed(failed: Failed, job: Job, provider: str) -> Failed:
-    """A refused key of ours is ours to mend, one that the request brought the client's."""
+def _as_client_failure(failed: Failed, job: Job, provider: str) -> Failed:
+    """Return the failure as the client sees it: a refused key that the client brought is the client's problem, not ours."""
     if failed.kind is not ErrorKind.UPSTREAM_CREDENTIALS or job.brought_key is None:
         return failed
     message = f"The provider {provider} refused the key that this request brought for it. Check that key."

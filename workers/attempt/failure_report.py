@@ -1,7 +1,8 @@
-"""What do log and metrics say of an attempt that failed?
+"""What do the log and the metrics say about an attempt that failed?
 
-Enough to act upon without trying it out: which provider, model and key, and the cause down to the transport's own words.
-Nothing that a provider says itself: it may quote the prompt. The model is no label of a metric: clients choose it.
+They say enough to act on: the provider, the model, the key, and the cause, including the transport's own error text. They never
+repeat a provider's own text, because it may quote the prompt. The model is not a metric label, because clients choose it
+freely.
 """
 
 import structlog
@@ -14,16 +15,21 @@ from workers.upstream.errors import UpstreamFailure
 log = structlog.get_logger()
 
 
-def report(
-    error: GatewayError, failed: Failed, deployment: Deployment, attempt: int, wait_s: float | None, metrics: Metrics
+def report_failure(
+    error: GatewayError, failed: Failed, deployment: Deployment, attempt_number: int, wait_s: float | None, metrics: Metrics
 ) -> None:
-    """Log and count a failed attempt. ``failed`` is what the client may be told; ``wait_s`` None: it was the last attempt."""
-    cause, detail = _cause(error)
+    """Log and count a failed attempt.
+
+    Args:
+        failed: What the client may see.
+        wait_s: Seconds until the next attempt; None: this was the last attempt.
+    """
+    cause, detail = _cause_and_detail(error)
     metrics.errors.labels(failed.kind).inc()
     metrics.attempt_failures.labels(deployment.provider, failed.kind, cause).inc()
-    # A key that is refused is its operator's to mend, and nobody else can.
-    tell = log.warning if failed.kind is ErrorKind.UPSTREAM_CREDENTIALS else log.info
-    tell(
+    # Only the operator can replace a refused key, so it is a warning.
+    log_event = log.warning if failed.kind is ErrorKind.UPSTREAM_CREDENTIALS else log.info
+    log_event(
         "try_failed",
         provider=deployment.provider,
         model=deployment.model,
@@ -33,14 +39,14 @@ def report(
         code=failed.logged_code,
         cause=cause,
         detail=detail,
-        tries=attempt,
+        tries=attempt_number,
         wait_s=wait_s,
     )
 
 
-def _cause(error: GatewayError) -> tuple[str, str]:
-    """Return the cause in a word, and what else is known of it."""
+def _cause_and_detail(error: GatewayError) -> tuple[str, str]:
+    """Return the cause as one word, and details for the log."""
     if isinstance(error, UpstreamFailure):
         return error.cause, error.detail
-    # Of an answer that is nonsense the message is ours.
+    # For UPSTREAM_PROTOCOL the message is our own text. Other messages may be the provider's.
     return "answer", error.failed.message if error.failed.kind is ErrorKind.UPSTREAM_PROTOCOL else ""

@@ -1,15 +1,15 @@
 """Which deployment is called next, and when?
 
-Before the commit point a failure is the gateway's to mend: some attempts at a deployment (three, unless set), then the
-route's next one. After it, the client has seen output, and this file has no say.
+Before the commit point the gateway handles failures itself: it makes some attempts at one deployment (three by default), then
+goes to the next deployment of the route. After the commit point the client has seen output, and this file is not used.
 
-A key that has no quota left, by its vendor's word or by ours, is passed over for the route's next place at once, and comes
-back when its time is over; only where no other place is left does the generation wait. What the gateway itself refuses
-has called nobody, so it counts as no attempt; it may take up as much waiting as one ``Retry-After`` that we obey. A place that
-asks for more than that is left out: nobody knows when it is worth calling, so its status is worth more than a part of the wait.
+If a key has no quota left (by the vendor's answer or by our own settings), the next deployment of the route is called at once.
+The first key is used again when its wait is over. The generation waits only if no other deployment is left. A refusal by the
+gateway itself made no call, so it does not count as an attempt. All such waits together may last as long as one ``Retry-After``
+that we obey. A deployment that asks for a longer wait is excluded: the client gets its status instead of a part of the wait.
 
-A client whose HTTP status can still be a true one is not kept waiting past that moment: it retries a 429 or a 5xx by itself,
-and cannot retry an error inside a 200.
+While the client can still get a true HTTP status, it does not wait past that moment: a client retries a 429 or a 5xx by itself,
+but it cannot retry an error inside a 200.
 """
 
 import random
@@ -21,131 +21,139 @@ from common.canonical.errors import Failed, Remedy
 from workers.providers.base import Deployment
 from workers.providers.shared.errors import UNREADABLE
 
-ATTEMPTS_PER_DEPLOYMENT, BACKOFF_S = 3, 1.0  # Where the settings do not say otherwise.
-JITTER = 0.25  # Either way, so that a fleet's retries do not come as one.
+ATTEMPTS_PER_DEPLOYMENT, BACKOFF_S = 3, 1.0  # The defaults of the settings.
+JITTER = 0.25  # Plus or minus, so that the retries of many workers do not come at the same moment.
 
 
 @dataclass(slots=True, eq=False)
-class _Place:
-    """``free_at``: not to be called before; ``due_at``: by then it surely may be."""
+class _DeploymentState:
+    """``free_at``: the earliest time to call it. ``due_at``: from then on it can surely be called."""
 
     deployment: Deployment
-    tries: int = 0
+    attempts: int = 0
     free_at: float = 0.0
     due_at: float = 0.0
 
 
-class Tries:
-    """The attempts of one generation. ``deployment`` is the one to call now; ``count`` is that of the calls so far.
+class AttemptPlan:
+    """The attempts of one generation. ``deployment`` is the one to call now; ``attempt_count`` counts the calls so far.
 
-    ``wait_max_s`` is the longest wait. ``status_by`` is the moment of ``clock`` until which the client can be given a status
-    instead of a wait that ends later; None: it cannot, or need not. ``resumes_in_s``: when the next attempt would have been
-    made, where that is why there is none.
+    Args:
+        wait_max_s: The longest wait between two attempts, in seconds.
+        status_deadline: Until this time of ``clock`` the client can still get an HTTP status instead of a longer wait. None: it
+            cannot, or it does not need one.
+
+    ``resumes_in_s``: if there is no next attempt only because of ``status_deadline``, the seconds until it would have been
+    made.
     """
 
     def __init__(
         self,
         deployments: list[Deployment],
         wait_max_s: float,
-        status_by: float | None = None,
+        status_deadline: float | None = None,
         *,
         attempts_max: int = ATTEMPTS_PER_DEPLOYMENT,
         backoff_s: float = BACKOFF_S,
-        chance: Callable[[], float] = random.random,
+        random_unit: Callable[[], float] = random.random,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._places = [_Place(deployment) for deployment in deployments]
-        self._at = self._places[0]
-        self._wait_max_s = self._patience_s = wait_max_s
-        self._status_by = status_by
-        self._attempts_max = attempts_max  # Of each deployment.
-        self._backoff_s = backoff_s  # Before the second; each further one waits for twice as long.
-        self._chance = chance
+        self._states = [_DeploymentState(deployment) for deployment in deployments]
+        self._current = self._states[0]
+        self._wait_max_s = self._wait_left_s = wait_max_s
+        self._status_deadline = status_deadline
+        self._attempts_max = attempts_max  # For each deployment.
+        self._backoff_s = backoff_s  # Before the second attempt. Each further attempt waits twice as long.
+        self._random = random_unit
         self._clock = clock
-        self._due_later: list[float] = []  # Of the places that asked for too long a wait.
-        self.count = 0
+        self._excluded_due: list[float] = []  # When the excluded deployments can be called again.
+        self.attempt_count = 0
         self.resumes_in_s: float | None = None
 
     @property
     def deployment(self) -> Deployment:
-        return self._at.deployment
+        return self._current.deployment
 
-    def begin(self) -> None:
-        """Count a call of ``deployment``, which is made now."""
-        self.count += 1
-        self._at.tries += 1
+    def record_call(self) -> None:
+        """Count a call of ``deployment`` that is made now."""
+        self.attempt_count += 1
+        self._current.attempts += 1
 
-    def after(self, failed: Failed) -> float | None:
-        """Return how many seconds to wait before ``deployment`` (now perhaps another) is called, None to give up."""
-        at, asked_s = self._at, failed.retry_after_s or 0.0
-        match _remedy(failed, at.tries):
-            case "same" | "next" if asked_s > self._wait_max_s:
-                self._leave_out(asked_s)
-            case "same" if at.tries < self._attempts_max:
-                backoff_s = self._backoff_s * (1 << (at.tries - 1)) * (1 + JITTER * (2 * self._chance() - 1))
-                wait_s = max(backoff_s, asked_s)
-                if not asked_s and not self._costs_the_status(wait_s):
+    def delay_after_failure(self, failed: Failed) -> float | None:
+        """Return how many seconds to wait before the next call of ``deployment`` (which may have changed); None: give up."""
+        current, requested_s = self._current, failed.retry_after_s or 0.0
+        match _remedy(failed, current.attempts):
+            case "same" | "next" if requested_s > self._wait_max_s:
+                self._exclude_current(requested_s)
+            case "same" if current.attempts < self._attempts_max:
+                backoff_s = self._backoff_s * (1 << (current.attempts - 1)) * (1 + JITTER * (2 * self._random() - 1))
+                wait_s = max(backoff_s, requested_s)
+                if not requested_s and not self._would_miss_status(wait_s):
                     return wait_s
-                at.free_at = at.due_at = self._clock() + wait_s
+                current.free_at = current.due_at = self._clock() + wait_s
             case "same" | "next":
-                self._places.remove(at)
+                self._states.remove(current)
             case _:
                 return None
-        return self._next()
+        return self._advance()
 
-    def refused(self, wait_s: float, look_s: float) -> float | None:
-        """The same where ``deployment`` was not called: it surely may be after ``wait_s``, and perhaps after ``look_s``.
+    def delay_after_refusal(self, wait_s: float, earliest_s: float) -> float | None:
+        """The same after a refusal by the gateway: ``deployment`` was not called.
 
-        None: nothing is free soon enough; ``soonest_s`` tells when something is.
+        Args:
+            wait_s: After this time it can surely be called.
+            earliest_s: After this time it can perhaps be called.
+        Returns:
+            Seconds to wait; None: no deployment is free soon enough, see ``soonest_s``.
         """
         now = self._clock()
-        # Later only, and not all at once: whoever waits for the same quota would come as one.
-        self._at.free_at = now + look_s + min(look_s, 1.0) * JITTER * self._chance()
-        self._at.due_at = now + wait_s
+        # The jitter only adds: everybody who waits for the same quota must not come at the same moment.
+        self._current.free_at = now + earliest_s + min(earliest_s, 1.0) * JITTER * self._random()
+        self._current.due_at = now + wait_s
         if wait_s > self._wait_max_s:
-            self._leave_out(wait_s)
-        if self.soonest_s > self._patience_s:
+            self._exclude_current(wait_s)
+        if self.soonest_s > self._wait_left_s:
             return None
-        pause_s = self._next()
+        pause_s = self._advance()
         if pause_s:
-            self._patience_s -= pause_s
+            self._wait_left_s -= pause_s
         return pause_s
 
     @property
     def soonest_s(self) -> float:
-        """The seconds until one of the places surely may be called."""
-        due = [*(place.due_at for place in self._places), *self._due_later]
-        return max(0.0, min(due) - self._clock())
+        """The seconds until one of the deployments can surely be called."""
+        due_times = [*(state.due_at for state in self._states), *self._excluded_due]
+        return max(0.0, min(due_times) - self._clock())
 
-    def _leave_out(self, for_s: float) -> None:
-        self._places.remove(self._at)
-        self._due_later.append(self._clock() + for_s)
+    def _exclude_current(self, wait_s: float) -> None:
+        self._states.remove(self._current)
+        self._excluded_due.append(self._clock() + wait_s)
 
-    def _next(self) -> float | None:
-        """Go to the first place that is free, or to that which is so first; returns the seconds until then."""
-        if not self._places:
+    def _advance(self) -> float | None:
+        """Select the first deployment that is free, or else the one that is free first. Return the seconds until then."""
+        if not self._states:
             return None
         now = self._clock()
-        free = (place for place in self._places if place.free_at <= now)
-        self._at = next(free, None) or min(self._places, key=lambda place: place.free_at)
-        wait_s = max(0.0, self._at.free_at - now)
-        if not self._costs_the_status(wait_s):
+        free_states = (state for state in self._states if state.free_at <= now)
+        self._current = next(free_states, None) or min(self._states, key=lambda state: state.free_at)
+        wait_s = max(0.0, self._current.free_at - now)
+        if not self._would_miss_status(wait_s):
             return wait_s
         self.resumes_in_s = self.soonest_s
         return None
 
-    def _costs_the_status(self, wait_s: float) -> bool:
-        """Whether a status could be given now, and no more after so long a wait."""
-        return self._status_by is not None and self._clock() < self._status_by < self._clock() + wait_s
+    def _would_miss_status(self, wait_s: float) -> bool:
+        """Whether the client could get an HTTP status now, but no longer after this wait."""
+        return self._status_deadline is not None and self._clock() < self._status_deadline < self._clock() + wait_s
 
 
-def _remedy(failed: Failed, tries_here: int) -> Remedy:
-    """Return SAME (this deployment again), NEXT (another at once) or NONE."""
+def _remedy(failed: Failed, attempts_here: int) -> Remedy:
+    """Return SAME (call this deployment again), NEXT (call another one at once) or NONE."""
     match failed.kind.remedy:
         case Remedy.SAME_IF_IT_ANSWERED:
-            # An upstream that said 408 or 504 answers at once; one that said nothing has used up its time.
+            # An upstream that sends 408 or 504 at least answers. One that sends nothing has used up its time.
             return Remedy.SAME if failed.status else Remedy.NEXT
         case Remedy.SAME_ONCE:
-            return Remedy.SAME if tries_here == 1 and failed.code != UNREADABLE else Remedy.NEXT
+            return Remedy.SAME if attempts_here == 1 and failed.code != UNREADABLE else Remedy.NEXT
         case remedy:
             return remedy

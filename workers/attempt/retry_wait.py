@@ -1,7 +1,8 @@
-"""For how long may a generation wait for its next attempt, and does it hold a slot meanwhile?
+"""How long may a generation wait for its next attempt, and does it hold a slot during the wait?
 
-A client whose status is still open is worth a status: it tries again by itself. One that is not streamed waits within the cap.
-Background work waits for as long as its deadline allows, and is put back into the queue for that, so that it holds no slot.
+A streaming client that has no HTTP status yet should get one instead of a long wait: it retries by itself. A client that does
+not stream waits up to the cap. Background work waits as long as its deadline allows. It goes back into the queue for that time,
+so it holds no slot.
 """
 
 import random
@@ -10,41 +11,47 @@ from collections.abc import Callable
 
 from common.config.settings import Settings
 from common.queue.worker import Postponed
-from workers.outcome import Ask, Total
+from workers.outcome import ActiveJob, Total
 
-STATUS_MARGIN_S = 0.25  # So long before the API's hold is over a status surely reaches it.
-# The longer it waits already, the longer it waits anew: whoever is refused all day long is claimed some dozens of times.
+STATUS_MARGIN_S = 0.25  # A status that is sent this long before the API's hold ends surely arrives in time.
+# The longer a job has waited, the longer it waits again: a job that is refused all day is claimed only some dozens of times.
 POSTPONED_S_MIN, POSTPONED_SHARE = 5.0, 0.25
-POSTPONED_JITTER = 0.1  # Later only: what waits for the same quota is not to come as one.
+POSTPONED_JITTER = 0.1  # It only adds: jobs that wait for the same quota must not come at the same moment.
 
 
-def patience(ask: Ask, total: Total, settings: Settings) -> tuple[float, float | None]:
-    """Return the longest wait between two attempts in seconds, and until which monotonic moment a status is worth more.
+def wait_limits(active_job: ActiveJob, total: Total, settings: Settings) -> tuple[float, float | None]:
+    """Return the longest wait between two attempts in seconds, and the status deadline.
 
-    None: no status can be given, or nobody waits for one.
+    The status deadline is a monotonic time: until then the client should get a status instead of a longer wait. None: no status
+    can be sent any more, or nobody waits for one.
     """
     if total.continuations:
-        return settings.retry_after_max_s, None  # The status was told long ago.
-    elapsed_s = ask.elapsed_ms() / 1000
-    if ask.is_background:
+        return settings.retry_after_max_s, None  # The client has had its status for a long time.
+    elapsed_s = active_job.elapsed_ms() / 1000
+    if active_job.is_background:
         return max(0.0, settings.queue_wait_background_s - elapsed_s), None
-    status_by = time.monotonic() - elapsed_s + settings.status_hold_s - STATUS_MARGIN_S
-    return settings.retry_after_max_s, status_by if ask.job.stream else None
+    status_deadline = time.monotonic() - elapsed_s + settings.status_hold_s - STATUS_MARGIN_S
+    return settings.retry_after_max_s, status_deadline if active_job.job.stream else None
 
 
 def postpone(
-    wait_s: float, surely_s: float, ask: Ask, total: Total, settings: Settings, chance: Callable[[], float] = random.random
+    wait_s: float,
+    available_s: float,
+    active_job: ActiveJob,
+    total: Total,
+    settings: Settings,
+    random_unit: Callable[[], float] = random.random,
 ) -> None:
-    """Have background work put back that would wait in its slot for longer than a client does for a status.
+    """Put background work back into the queue if it would wait in its slot for longer than a client waits for a status.
 
-    ``wait_s`` is the wait in a slot, ``surely_s`` the time after which the upstream surely may be called.
+    ``wait_s``: the wait in the slot. ``available_s``: the seconds after which the upstream can surely be called.
 
     Raises:
-        Postponed: it is to be called again later.
+        Postponed: the job must be claimed again later.
     """
-    is_long = time.monotonic() + wait_s > ask.began_at + settings.status_hold_s
-    if not ask.is_background or total.continuations or not wait_s or not is_long:
+    is_long = time.monotonic() + wait_s > active_job.began_at + settings.status_hold_s
+    if not active_job.is_background or total.continuations or not wait_s or not is_long:
         return
-    elapsed_s = ask.elapsed_ms() / 1000
-    delay_s = max(wait_s, surely_s, POSTPONED_S_MIN, POSTPONED_SHARE * elapsed_s) * (1 + POSTPONED_JITTER * chance())
-    raise Postponed(min(delay_s, max(wait_s, settings.queue_wait_background_s - elapsed_s)), total.tries)
+    elapsed_s = active_job.elapsed_ms() / 1000
+    delay_s = max(wait_s, available_s, POSTPONED_S_MIN, POSTPONED_SHARE * elapsed_s) * (1 + POSTPONED_JITTER * random_unit())
+    raise Postponed(min(delay_s, max(wait_s, settings.queue_wait_background_s - elapsed_s)), total.attempt_count)

@@ -176,7 +176,7 @@ class Continuation:
             upstream.body = _marked(upstream.body, self.prefill)
         splice = Splice(past.progress.text, echoes=bool(self.prefill and self.prefill.echoes))
         pump = Continuing(wire, progress, splice, past.spent, estimate_tokens(rest))
-        return upstream, guarded(pump, guard, said=past.progress.text)
+        return upstream, guarded(pump, guard, known_text=past.progress.text)
 
     def _deployment(self) -> Deployment:
         if self.prefill is None or not self.prefill.path:

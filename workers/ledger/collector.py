@@ -33,7 +33,7 @@ from common.redis.client import COMMAND_TIMEOUT_S, Client
 from common.redis.errors import as_unavailable, redis_errors
 from workers.ledger.answers import read_answer
 from workers.ledger.rows import Row, is_unmeasured, row_of, with_attempts
-from workers.metering.charging import with_prompt
+from workers.metering.charging import fill_prompt_tokens
 from workers.metering.partial_usage import read_partial
 from workers.metrics import Metrics
 
@@ -167,7 +167,7 @@ class Collector:
         frames, request = await self._read_back(row["id"])
         try:
             partial = await asyncio.to_thread(read_partial, _transcript(frames, row), request)
-            noted = await asyncio.to_thread(with_prompt, noted, Job.unpack(request) if request else None)
+            noted = await asyncio.to_thread(fill_prompt_tokens, noted, Job.unpack(request) if request else None)
         except Exception:  # A row without its usage is better than none: the bytes may be any provider's.
             log.exception("usage_not_estimated", generation_id=row["id"])
             return row

@@ -28,7 +28,7 @@ from workers.transcode.pumps import Pump
 ANSWER_TOKENS_MAX = 1_000_000  # No model's answer is longer, whatever a request allows.
 
 
-def attempt_of(
+def charge_attempt(
     job: Job, reply: Reply, request: UpstreamRequest, pump: Pump, status: int, settings: ModelSettings
 ) -> Attempt | None:
     """Return what a call that has ended counts for; None: for nothing. ``status`` is the upstream's, 0 for no answer at all."""
@@ -44,45 +44,45 @@ def _is_refusal(status: int, pump: Pump) -> bool:
     if status and not 200 <= status < 300:
         return True
     failed = pump.terminal
-    said_so = isinstance(failed, Failed) and (failed.status is not None or failed.kind is ErrorKind.UPSTREAM_CREDENTIALS)
-    return said_so and not pump.output_events and pump.usage is None
+    has_said_so = isinstance(failed, Failed) and (failed.status is not None or failed.kind is ErrorKind.UPSTREAM_CREDENTIALS)
+    return has_said_so and not pump.output_events and pump.usage is None
 
 
 def _attempt(job: Job, deployment: Deployment, pump: Pump, *, is_cut: bool) -> Attempt:
     """Return what an attempt took; ``is_cut``: a guardrail ended it, and its pump has estimated what was not reported."""
     reported, is_whole = pump.usage, isinstance(pump.terminal, Completed)
-    if reported and is_whole and not _has_idle_zero(reported, pump):
+    if reported and is_whole and not _has_false_zero(reported, pump):
         is_estimated = is_cut or pump.is_estimated or pump.has_absurd_usage
         return Attempt(deployment.provider, deployment.model, reported, is_estimated=is_estimated)
     is_rough = pump.gives_stream
     if reported is None and pump.has_absurd_usage:
         # Nothing in the report can be believed, and what it hides may be large: as much as the request could take at most.
-        usage, is_rough = _at_most(job), False
+        usage, is_rough = _largest_usage(job), False
         usage.output_tokens = max(usage.output_tokens, pump.seen_tokens)
     else:
-        usage = completed(reported, Usage(pump.prompt_tokens or asked_tokens(job), pump.seen_tokens))
+        usage = fill_gaps(reported, Usage(pump.prompt_tokens or prompt_tokens_of(job), pump.seen_tokens))
     usage.model = usage.model or pump.started.model or ""
-    usage.service_tier = usage.service_tier or pump.started.service_tier or asked_tier(job)
+    usage.service_tier = usage.service_tier or pump.started.service_tier or requested_tier(job)
     return Attempt(deployment.provider, deployment.model, usage, is_estimated=True, is_rough=is_rough)
 
 
-def _has_idle_zero(reported: Usage, pump: Pump) -> bool:
+def _has_false_zero(reported: Usage, pump: Pump) -> bool:
     """Whether a report has a zero that is no count: no prompt is empty, nor is an answer of which something was seen. Servers
     that do not count fill their reports with zeros, or tell a sum alone."""
     return not reported.input_tokens or (not reported.output_tokens and pump.output_events > 0)
 
 
-def take_measure(partial: Partial, total: Total, settings: ModelSettings) -> None:
+def apply_estimate(partial: Partial, total: Total, settings: ModelSettings) -> None:
     """Take over what the log tells: of this claim's own attempt, or of those of the claims before."""
     last = partial.attempts[-1]
     if total.is_committed:  # This claim's own: what its upstream has reported is better than any estimate.
-        total.refine_last(completed(total.reported, last.usage or Usage()), settings.prices)
+        total.refine_last_attempt(fill_gaps(total.reported, last.usage or Usage()), settings.prices)
         return
-    total.take_past(partial.attempts, partial.head.ttft_ms, settings.prices)
+    total.restore_past(partial.attempts, partial.head.ttft_ms, settings.prices)
     total.provider, total.upstream_model = last.provider, last.model
 
 
-def settlement_of(attempts: list[Attempt], settings: ModelSettings) -> Settlement:
+def settle_attempts(attempts: list[Attempt], settings: ModelSettings) -> Settlement:
     """Return what attempts took: all tokens, and the cost of what our own keys paid for."""
     usage = total_usage(attempts)
     shares: Counter[str] = Counter()
@@ -96,28 +96,28 @@ def settlement_of(attempts: list[Attempt], settings: ModelSettings) -> Settlemen
     )
 
 
-def packed_note(attempts: list[Attempt], job: Job, deployment: Deployment) -> bytes:
+def pack_with_current(attempts: list[Attempt], job: Job, deployment: Deployment) -> bytes:
     """Return what the next claim must know if this worker is lost in the call that it makes now."""
-    tier = asked_tier(job)
-    begun = Attempt(deployment.provider, deployment.model, has_brought_key=deployment.client_pays, service_tier=tier)
-    return pack([*attempts, begun])
+    tier = requested_tier(job)
+    current = Attempt(deployment.provider, deployment.model, has_brought_key=deployment.client_pays, service_tier=tier)
+    return pack([*attempts, current])
 
 
-def completed(reported: Usage | None, estimated: Usage) -> Usage:
+def fill_gaps(reported: Usage | None, estimated: Usage) -> Usage:
     """Return what was reported, and where that does not go far enough the estimate: some report at the beginning, or never."""
     return fill_usage(reported, lambda: estimated.input_tokens, estimated.output_tokens) if reported else estimated
 
 
-def with_prompt(attempts: list[Attempt], job: Job | None) -> list[Attempt]:
+def fill_prompt_tokens(attempts: list[Attempt], job: Job | None) -> list[Attempt]:
     """Return attempts with the prompt of those of which no more is known, by estimate; without their job it is not known."""
     for attempt in attempts:
         if attempt.usage is None and job:
-            attempt.usage = Usage(asked_tokens(job), service_tier=attempt.service_tier)
+            attempt.usage = Usage(prompt_tokens_of(job), service_tier=attempt.service_tier)
             attempt.is_estimated = True
     return [attempt for attempt in attempts if attempt.usage]
 
 
-def asked_tier(job: Job) -> str:
+def requested_tier(job: Job) -> str:
     """Return the service tier that the request asks for, as far as it does."""
     # Nearly no request names one, and to look through a long body for it takes longer than to find that out.
     if b'"service_tier"' not in job.body:
@@ -126,19 +126,19 @@ def asked_tier(job: Job) -> str:
     return name_of(tier)
 
 
-def asked_tokens(job: Job) -> int:
+def prompt_tokens_of(job: Job) -> int:
     """Return about how many tokens a job's prompt has; 0 where it cannot be read."""
     request = _request(job)
     return estimate_tokens(request) if request else 0
 
 
-def _at_most(job: Job) -> Usage:
+def _largest_usage(job: Job) -> Usage:
     """Return the most that a job may take, as far as that can be told before it runs."""
     request = _request(job)
     if request is None:
         return Usage()
-    asked = estimate_tokens(request)
-    return Usage(asked, min(reserved_tokens(request) - asked, ANSWER_TOKENS_MAX))
+    input_tokens = estimate_tokens(request)
+    return Usage(input_tokens, min(reserved_tokens(request) - input_tokens, ANSWER_TOKENS_MAX))
 
 
 def _request(job: Job) -> GenerationRequest | None:

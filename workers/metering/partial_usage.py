@@ -38,19 +38,19 @@ def read_partial(transcript: Transcript, request: bytes | None) -> Partial | Non
     if not transcript.tries:
         return None
     *before, last = transcript.tries
-    reported, output_tokens = _told(transcript, last)
+    reported, output_tokens = _client_usage(transcript, last)
     # Behind what other tries have said, a dialect's own figures are those of all tries together; see
     # ``workers.transcode.pumps``.
     usage = fill_usage(
         None if last.head.spent else reported,
-        lambda: _asked_tokens(transcript.dialect, request) + estimate_text_tokens(transcript.said(before)),
+        lambda: _prompt_tokens(transcript.dialect, request) + estimate_text_tokens(transcript.said(before)),
         output_tokens,
     )
     attempt = Attempt(last.head.provider, last.head.upstream_model, usage, is_estimated=True)
     return Partial(last.head, [*last.head.attempts, attempt])
 
 
-def _told(transcript: Transcript, last: Try) -> tuple[Usage | None, int]:
+def _client_usage(transcript: Transcript, last: Try) -> tuple[Usage | None, int]:
     """Return what the client's bytes tell of the usage, and about how many tokens they have."""
     wire = WIRES.get(transcript.dialect)
     if not isinstance(wire, FamilyWire):
@@ -68,7 +68,7 @@ def _events(decoder: Decoder, piece: bytes, *, is_stream: bool) -> list[Event]:
     return decoder.decode_whole(piece)
 
 
-def _asked_tokens(dialect: str, request: bytes | None) -> int:
+def _prompt_tokens(dialect: str, request: bytes | None) -> int:
     try:
         return estimate_tokens(DIALECTS[dialect].parse(orjson.loads(Job.unpack(request).body))) if request else 0
     except (ValueError, TypeError, GatewayError):

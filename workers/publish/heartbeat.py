@@ -37,19 +37,21 @@ class Heartbeats:
     async def _send(self, quiet: list[Writer]) -> None:
         sent_at = [writer.sent_at for writer in quiet]
         for writer in quiet:
-            writer.noted = writer.note or writer.noted
+            writer.sent_attempts = writer.packed_attempts or writer.sent_attempts
         try:
-            answers = await self._channel.heartbeat([writer.claim for writer in quiet], [writer.note for writer in quiet])
+            answers = await self._channel.heartbeat(
+                [writer.claim for writer in quiet], [writer.packed_attempts for writer in quiet]
+            )
         except StoreUnavailable:
             return
         now = time.monotonic()
         for writer, answer, before in zip(quiet, answers, sent_at, strict=True):
             # Frames sent meanwhile make this answer old news; theirs tells more.
             if not writer.is_busy and writer.sent_at == before:
-                writer.settle(answer, now)
+                writer.handle_answer(answer, now)
 
     def _is_quiet(self, writer: Writer, now: float) -> bool:
         if writer.lost or writer.is_busy:
             return False
-        has_news = writer.note not in (b"", writer.noted)
+        has_news = writer.packed_attempts not in (b"", writer.sent_attempts)
         return has_news or now - writer.sent_at >= self._heartbeat_s

@@ -43,50 +43,50 @@ class LargeAnswers:
         self._clock = clock
         self._ended: deque[_Ended] = deque()  # In the order of their ends.
 
-    async def hold(self, held: int, size: int) -> int:
-        """Return how many bytes are held for a running answer that has ``size`` now, where ``held`` were before.
+    async def reserve(self, reserved_bytes: int, size: int) -> int:
+        """Return how many bytes are held for a running answer that has ``size`` now, where ``reserved_bytes`` were before.
 
         Raises:
             GatewayError: REQUEST_TOO_LARGE, it is larger than an answer may be; OVERLOADED, there is no room for it.
         """
         if size > self.answer_bytes_max:
-            raise too_large(self.answer_bytes_max)
+            raise answer_too_large(self.answer_bytes_max)
         if size <= LARGE_BYTES:
-            return held
-        more = size + STEP_BYTES - held
-        self.bytes_held += more  # Before the wait, so that two do not take the same room.
+            return reserved_bytes
+        added_bytes = size + STEP_BYTES - reserved_bytes
+        self.bytes_held += added_bytes  # Before the wait, so that two do not take the same room.
         if not await self._has_room():
-            self.bytes_held -= more
+            self.bytes_held -= added_bytes
             raise GatewayError(
                 ErrorKind.OVERLOADED,
                 "The gateway holds as many large answers as it can, and stopped this one. Send the request again.",
                 code="answers_full",
                 retry_after_s=RETRY_AFTER_S,
             )
-        return held + more
+        return reserved_bytes + added_bytes
 
-    def end(self, generation_id: str, held: int, size: int) -> None:
+    def end(self, generation_id: str, reserved_bytes: int, size: int) -> None:
         """Note that nothing more is written to a log for which so much is held, and which has ``size`` in the end."""
-        kept = min(held, size + STEP_BYTES) if size > LARGE_BYTES else 0
-        self.bytes_held -= held - kept  # What failed before it was written takes no room.
-        if kept:
-            self._ended.append(_Ended(generation_id, kept, self._clock() + KEPT_S))
+        kept_bytes = min(reserved_bytes, size + STEP_BYTES) if size > LARGE_BYTES else 0
+        self.bytes_held -= reserved_bytes - kept_bytes  # What failed before it was written takes no room.
+        if kept_bytes:
+            self._ended.append(_Ended(generation_id, kept_bytes, self._clock() + KEPT_S))
 
     async def _has_room(self) -> bool:
         while self.bytes_held > self.bytes_max and self._ended and self._ended[0].evictable_at <= self._clock():
             oldest = self._ended.popleft()
             try:
-                is_gone = await self._channel.evict(oldest.generation_id)
+                is_evicted = await self._channel.evict(oldest.generation_id)
             except StoreUnavailable:
-                is_gone = False
-            if is_gone:
+                is_evicted = False
+            if is_evicted:
                 self.bytes_held -= oldest.size
             else:  # Another claim goes on with it, or the ledger is still to read it.
                 self._ended.append(oldest._replace(evictable_at=self._clock() + KEPT_S))
         return self.bytes_held <= self.bytes_max
 
 
-def too_large(bytes_max: int) -> GatewayError:
+def answer_too_large(bytes_max: int) -> GatewayError:
     return GatewayError(
         ErrorKind.REQUEST_TOO_LARGE,
         f"The answer is larger than {bytes_max} bytes, and was stopped. Ask for a shorter one.",

@@ -33,7 +33,7 @@ class Linger:
         if self._timer is not None:
             return
         loop = asyncio.get_running_loop()
-        due_at = self._ticked_at + self._between_s()
+        due_at = self._ticked_at + self._tick_gap_s()
         if due_at <= loop.time():
             self._tick()
         else:
@@ -41,9 +41,9 @@ class Linger:
 
     def is_worth_holding(self, gap_s: float) -> bool:
         """Whether a stream that was read ``gap_s`` ago had better be read with the others."""
-        return gap_s < HELD_TICKS * self._between_s()
+        return gap_s < HELD_TICKS * self._tick_gap_s()
 
-    def _between_s(self) -> float:
+    def _tick_gap_s(self) -> float:
         return self._linger_s * min(1.0, self.streams / LINGER_STREAMS)
 
     def hold(self, tap: "Tap") -> None:
@@ -74,17 +74,17 @@ class Tap:
         self._transport = transport
         self._socket: socket.socket | None = None
         self._is_shut = False
-        self._asked_at = 0.0
+        self._read_at = 0.0
 
-    def shut_if_fast(self, now: float) -> None:
+    def hold_if_fast(self, now: float) -> None:
         """The stream is about to be read, and its text may wait for the next tick."""
         # Hot path: once per upstream read.
-        gap_s, self._asked_at = now - self._asked_at, now
+        gap_s, self._read_at = now - self._read_at, now
         if self._is_shut or not self._linger.is_worth_holding(gap_s) or self._transport is None:
             return
         try:
             if self._socket is None:
-                self._socket = _own_file(self._transport)
+                self._socket = _duplicate_socket(self._transport)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, HELD_BYTES_MAX)
         except OSError:  # Closed, or a system that cannot hold back.
             self._transport = None
@@ -105,9 +105,9 @@ class Tap:
             self._socket = None
 
 
-def _own_file(transport: asyncio.BaseTransport) -> socket.socket:
+def _duplicate_socket(transport: asyncio.BaseTransport) -> socket.socket:
     """The transport may close its own at any time, and the number be another connection's then."""
     if transport.is_closing():
         raise OSError("the connection is closed")
-    found: socket.socket = transport.get_extra_info("socket").dup()
-    return found
+    duplicate: socket.socket = transport.get_extra_info("socket").dup()
+    return duplicate

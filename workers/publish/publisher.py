@@ -86,7 +86,7 @@ class Publisher:
                 "The answer could not be stored for too long, and was stopped. Send the request again.",
             )
 
-    def touch(self, writer: Writer, size: int, is_urgent: bool) -> None:
+    def schedule(self, writer: Writer, size: int, is_urgent: bool) -> None:
         """Let a writer's frames go with the next flush, which is now if ``is_urgent`` or the last tick is long enough ago."""
         # Hot path: once per upstream read.
         self.buffered_bytes += size
@@ -118,7 +118,7 @@ class Publisher:
         now = time.monotonic()
         for writer, answer in zip(writers, answers, strict=True):
             if writer in self._writers:  # Else its claim is over, and its bytes are no longer counted.
-                writer.settle(answer, now)
+                writer.handle_answer(answer, now)
 
     def _drain(self) -> tuple[list[Writer], list[Append]]:
         writers, appends, size = [], [], 0

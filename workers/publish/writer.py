@@ -40,7 +40,7 @@ class Flusher(Protocol):
 
     def check_room(self) -> None: ...
 
-    def touch(self, writer: "Writer", size: int, is_urgent: bool) -> None: ...
+    def schedule(self, writer: "Writer", size: int, is_urgent: bool) -> None: ...
 
 
 class Writer:
@@ -54,8 +54,10 @@ class Writer:
         self.has_hole = False  # Redis lost acknowledged frames that we no longer hold: the generation must end as failed.
         self.sent_at = time.monotonic()
         self.pending_bytes = 0
-        self.note = b""  # For the claim that follows if this one is lost before it has a frame; told with a heartbeat.
-        self.noted = b""
+        self.packed_attempts = (
+            b""  # For the claim that follows if this one is lost before it has a frame; told with a heartbeat.
+        )
+        self.sent_attempts = b""
         self._publisher = publisher
         self._on_signal = on_signal
         self._data: list[bytes] = []  # Data that is not a frame yet: what gathers before a flush becomes one.
@@ -71,7 +73,7 @@ class Writer:
         self._acknowledged = fence.id  # The last acknowledged frame, which the first in flight follows.
         self._next_n = 1
         self._flushed: asyncio.Future[None] | None = None
-        self._unheard_since: float | None = None
+        self._unwatched_since: float | None = None
         self._absence_s: float | None = None
 
     # The generation's side
@@ -90,15 +92,15 @@ class Writer:
             publisher.check_room()
         self._data.append(data)
         self.pending_bytes += size
-        publisher.touch(self, size, is_urgent)
+        publisher.schedule(self, size, is_urgent)
 
     def write_frame(self, kind: FrameKind, data: bytes) -> None:
         """Add a head or an end. Neither waits for the linger, and both are taken even where data is not."""
         self._seal()
-        self._make(kind, data)
+        self._add_frame(kind, data)
         self._grow(len(data), is_urgent=True)
 
-    async def flushed(self) -> None:
+    async def wait_flushed(self) -> None:
         """Return once everything written so far is acknowledged, or the claim may write no more."""
         while not self.lost and self.is_busy:
             self._flushed = self._flushed or asyncio.get_running_loop().create_future()
@@ -106,31 +108,33 @@ class Writer:
 
     @property
     def must_wait(self) -> bool:
-        """Whether ``have_room`` is to be awaited before more is read: it outruns a Redis that is there, or has become large."""
+        """Whether ``wait_for_room`` is to be awaited before more is read: it outruns a Redis that is there, or has become
+        large.
+        """
         # Hot path: once per upstream read.
         pending = self.pending_bytes
         if pending > PENDING_BYTES_MAX and self._publisher.away_since is None:
             return True
         return self.stored_bytes + pending > self._checked_bytes
 
-    async def have_room(self) -> None:
+    async def wait_for_room(self) -> None:
         """Return once more may be written.
 
         Raises:
-            GatewayError: REQUEST_TOO_LARGE, OVERLOADED; see ``LargeAnswers.hold``.
+            GatewayError: REQUEST_TOO_LARGE, OVERLOADED; see ``LargeAnswers.reserve``.
         """
-        await self.expect(self.stored_bytes + self.pending_bytes)
+        await self.reserve_room(self.stored_bytes + self.pending_bytes)
         if self.pending_bytes > PENDING_BYTES_MAX and self._publisher.away_since is None:
-            await self.flushed()
+            await self.wait_flushed()
 
-    async def expect(self, size: int) -> None:
+    async def reserve_room(self, size: int) -> None:
         """Return once there is room for an answer of that size, of which more may be here than is written.
 
         Raises:
-            GatewayError: REQUEST_TOO_LARGE, OVERLOADED; see ``LargeAnswers.hold``.
+            GatewayError: REQUEST_TOO_LARGE, OVERLOADED; see ``LargeAnswers.reserve``.
         """
         if size > self._checked_bytes:
-            self._large_bytes = await self._large.hold(self._large_bytes, size)
+            self._large_bytes = await self._large.reserve(self._large_bytes, size)
             self._checked_bytes = min(size + STEP_BYTES, self._large.answer_bytes_max)
 
     async def write_all(self, data: bytes, *, cut: Callable[[bytes, int], int]) -> None:
@@ -143,7 +147,7 @@ class Writer:
             self.write(data[start:end], is_urgent=True)
             start = end
             if self.must_wait:
-                await self.have_room()
+                await self.wait_for_room()
 
     def close(self) -> None:
         """Note that this claim writes no more."""
@@ -164,24 +168,24 @@ class Writer:
 
     def _grow(self, size: int, is_urgent: bool) -> None:
         self.pending_bytes += size
-        self._publisher.touch(self, size, is_urgent)
+        self._publisher.schedule(self, size, is_urgent)
 
     def _seal(self) -> None:
         """Make one frame of the gathered data, or a few where Redis was away and much has gathered."""
         gathered, self._data = self._data, []
         if len(gathered) == 1:
-            self._make(_DATA, gathered[0])
+            self._add_frame(_DATA, gathered[0])
             return
         start = size = 0
         for i, data in enumerate(gathered):
             size += len(data)
             if size >= FRAME_BYTES_MAX:
-                self._make(_DATA, b"".join(gathered[start : i + 1]))
+                self._add_frame(_DATA, b"".join(gathered[start : i + 1]))
                 start, size = i + 1, 0
         if size:
-            self._make(_DATA, b"".join(gathered[start:]))
+            self._add_frame(_DATA, b"".join(gathered[start:]))
 
-    def _make(self, kind: FrameKind, data: bytes) -> None:
+    def _add_frame(self, kind: FrameKind, data: bytes) -> None:
         n = self._next_n
         self._next_n = n + 1
         self._unsent.append(_new(Frame, (_new(FrameId, (self.claim.epoch, n)), kind, data)))
@@ -201,7 +205,7 @@ class Writer:
         self._in_flight_bytes = self.pending_bytes  # Nothing is left behind.
         return Append(self.claim, self._acknowledged, self._in_flight)
 
-    def settle(self, answer: Answer, now: float) -> None:
+    def handle_answer(self, answer: Answer, now: float) -> None:
         """Take what the log said to the last append or heartbeat."""
         # Hot path: once per flush and generation.
         self.sent_at = now
@@ -211,11 +215,11 @@ class Writer:
         elif verdict is Verdict.BEHIND or (verdict is _OK and last < self._acknowledged):
             self._rewind(last)
         elif verdict is not _OK:
-            self._lose(verdict)
+            self._stop_writing(verdict)
         if listeners > 0 and stop is _NO:
-            self._unheard_since = None
+            self._unwatched_since = None
         else:
-            self._hear(answer, now)
+            self._read_flags(answer, now)
 
     def _acknowledge(self, now: float) -> None:
         frames, self._in_flight = self._in_flight, []
@@ -230,19 +234,22 @@ class Writer:
 
     def _rewind(self, last: FrameId) -> None:
         """Redis lost frames that it had acknowledged: send again all that follows ``last``, if we still hold it."""
-        held = self._recent[0].follows <= last
-        log.warning("log_lost_frames", generation_id=self.claim.generation_id, last=str(last), held=held)
-        if not held:
+        is_held = self._recent[0].follows <= last
+        log.warning("log_lost_frames", generation_id=self.claim.generation_id, last=str(last), held=is_held)
+        if not is_held:
             self._give_up(last)
             return
-        known = [frame for batch in self._recent for frame in batch.frames]
-        kept, lost = [frame for frame in known if frame.id <= last], [frame for frame in known if frame.id > last]
+        recent_frames = [frame for batch in self._recent for frame in batch.frames]
+        kept, missing = (
+            [frame for frame in recent_frames if frame.id <= last],
+            [frame for frame in recent_frames if frame.id > last],
+        )
         size = sum(len(frame.data) for frame in kept)
         self._recent = deque([_Batch(time.monotonic(), self._recent[0].follows, kept, size)])
         self._recent_bytes = size
         self._acknowledged = last
-        self._in_flight = lost + self._in_flight
-        self._grow(sum(len(frame.data) for frame in lost), is_urgent=True)
+        self._in_flight = missing + self._in_flight
+        self._grow(sum(len(frame.data) for frame in missing), is_urgent=True)
 
     def _give_up(self, last: FrameId) -> None:
         """Build on what the log has, and leave it to the generation to end it."""
@@ -256,31 +263,31 @@ class Writer:
         self._shrink(self.pending_bytes)
         self._on_signal()
 
-    def _lose(self, verdict: Verdict) -> None:
+    def _stop_writing(self, verdict: Verdict) -> None:
         self.lost = verdict
         self._data, self._unsent, self._in_flight = [], [], []
         self._shrink(self.pending_bytes)
         self._on_signal()
 
-    def _hear(self, answer: Answer, now: float) -> None:
+    def _read_flags(self, answer: Answer, now: float) -> None:
         if answer.listeners > 0:
-            self._unheard_since = None
+            self._unwatched_since = None
         elif answer.listeners == 0:
-            self._unheard_since = self._unheard_since or now
-            self._judge_absence(now)
+            self._unwatched_since = self._unwatched_since or now
+            self._check_absence(now)
         if answer.stop is not Stop.NO:
-            self._take_stop(answer.stop)
+            self._set_stop(answer.stop)
 
-    def _judge_absence(self, now: float) -> None:
+    def _check_absence(self, now: float) -> None:
         """The backstop for replicas that died: a client that leaves a living one is reported by it."""
-        if self._absence_s is None or self._unheard_since is None:
+        if self._absence_s is None or self._unwatched_since is None:
             return
         # Our own outage must not look like theirs.
-        unheard_s = min(now - self._unheard_since, self._publisher.healthy_s())
-        if unheard_s >= self._publisher.vanished_viewers_s + self._absence_s:
-            self._take_stop(Stop.LEFT)
+        unwatched_s = min(now - self._unwatched_since, self._publisher.healthy_s())
+        if unwatched_s >= self._publisher.vanished_viewers_s + self._absence_s:
+            self._set_stop(Stop.LEFT)
 
-    def _take_stop(self, stop: Stop) -> None:
+    def _set_stop(self, stop: Stop) -> None:
         if self.stop is Stop.NO and not self.lost:
             self.stop = stop
             self._on_signal()

@@ -32,8 +32,8 @@ from common.redis.scripts import Scripts
 from workers.metrics import Metrics
 from workers.providers.base import Deployment
 from workers.quota.pauses import PAUSES_MAX, Pauses
-from workers.quota.provider_budgets import Budgets
-from workers.quota.reservations import BUSY_LOOK_S, Reservations, Reserved, Short
+from workers.quota.provider_budgets import ProviderBudgets
+from workers.quota.reservations import BUSY_RECHECK_S, Reservation, Reservations, Shortage
 from workers.quota.vendor_headers import pause_s
 
 FLUSH_S = 0.5  # A settlement wakes the flush; without one, it looks this often whether places are to be renewed.
@@ -41,17 +41,17 @@ _UNLIMITED = Limits()
 
 
 class Refused(GatewayError):
-    """A call that was not made. ``wait_s``: until it surely may be, ``look_s``: until it may be at best.
+    """A call that was not made. ``wait_s``: until it surely may be, ``earliest_s``: until it may be at best.
 
     Clients are told the first, which is the vendor's own word where there is one.
     """
 
-    def __init__(self, limit: str, message: str, wait_s: float, look_s: float) -> None:
+    def __init__(self, limit: str, message: str, wait_s: float, earliest_s: float) -> None:
         kind = ErrorKind.OVERLOADED if limit == "redis_away" else ErrorKind.UPSTREAM_RATE_LIMITED
         super().__init__(kind, message, code="upstream_quota", retry_after_s=wait_s)
-        self.limit, self.wait_s, self.look_s = limit, wait_s, look_s
+        self.limit, self.wait_s, self.earliest_s = limit, wait_s, earliest_s
 
-    def given_up(self, soonest_s: float) -> Failed:
+    def as_final_failure(self, soonest_s: float) -> Failed:
         """Return what the client is told, where nothing of its route is free before that."""
         self.failed.retry_after_s = soonest_s
         self.failed.message += f" Try again in {math.ceil(soonest_s)} s."
@@ -83,7 +83,7 @@ class Demand:
         return reserved_tokens(self._request)
 
 
-class Taken:
+class CallUsage:
     """What an admitted call took of its tokens, as far as it is known."""
 
     def __init__(self, demand: Demand) -> None:
@@ -92,7 +92,7 @@ class Taken:
         self._output_events = 0
         self._is_whole = False
 
-    def note(self, usage: Usage | None, output_events: int, *, is_whole: bool) -> None:
+    def record(self, usage: Usage | None, output_events: int, *, is_whole: bool) -> None:
         self._usage, self._output_events, self._is_whole = usage, output_events, is_whole
 
     @property
@@ -119,7 +119,7 @@ class Quota:
         self._settings = settings
         self._metrics = metrics
         self.pauses = Pauses(time.monotonic)
-        self.budgets = Budgets(settings)
+        self.budgets = ProviderBudgets(settings)
         self._reservations = Reservations(self._scripts, settings.lease_s, settings.renew_s)
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -127,39 +127,39 @@ class Quota:
 
     # Before a call
 
-    def affordable(self, among: list[Deployment]) -> list[Deployment]:
+    def affordable(self, candidates: list[Deployment]) -> list[Deployment]:
         """Return the deployments whose providers' budgets are not spent, or that the client pays for.
 
         Raises:
             GatewayError: BUDGET_EXCEEDED, there is none.
         """
-        return self.budgets.open_ones(among)
+        return self.budgets.within_budget(candidates)
 
     @asynccontextmanager
-    async def admitted(self, demand: Demand, deployment: Deployment) -> AsyncIterator[Taken]:
+    async def admitted(self, demand: Demand, deployment: Deployment) -> AsyncIterator[CallUsage]:
         """Make the call inside; what it took is settled when it is left.
 
         Raises:
             Refused: the call must not be made now.
         """
-        taken, reserved = Taken(demand), None
+        call_usage, reservation = CallUsage(demand), None
         if demand.is_generation:
             self._check_pause(demand, deployment)
-            reserved = await self._reserve(demand, deployment)
+            reservation = await self._reserve(demand, deployment)
         try:
-            yield taken
+            yield call_usage
         finally:
-            if reserved:
-                self._reservations.give_back(reserved, taken.tokens if reserved.tokens else 0)
+            if reservation:
+                self._reservations.release(reservation, call_usage.tokens if reservation.tokens else 0)
                 self._wake.set()
 
     def _check_pause(self, demand: Demand, deployment: Deployment) -> None:
-        left = self.pauses.left(_pause_name(deployment))
-        if left:
+        remaining = self.pauses.remaining(_pause_name(deployment))
+        if remaining:
             message = f"The provider {deployment.provider} takes no more requests for this model just now."
-            raise self._refused(demand, deployment, "paused", message, left.promise_s, left.pause_s)
+            raise self._refusal(demand, deployment, "paused", message, remaining.promise_s, remaining.pause_s)
 
-    async def _reserve(self, demand: Demand, deployment: Deployment) -> Reserved | None:
+    async def _reserve(self, demand: Demand, deployment: Deployment) -> Reservation | None:
         # A key that the client pays with has a quota that we do not know.
         limits = _UNLIMITED if deployment.client_pays else self._settings.provider(deployment.provider).limits
         if not limits.is_set:
@@ -169,36 +169,36 @@ class Quota:
             answer = await self._reservations.reserve(name, limits, demand.tokens if limits.tokens else 0)
         except StoreUnavailable as error:
             message = "The gateway cannot look up its quota just now."
-            raise self._refused(demand, deployment, "redis_away", message, BUSY_LOOK_S, BUSY_LOOK_S) from error
-        if isinstance(answer, Short):
-            what = _WORD[answer.limit]
-            message = f"The gateway has used up its quota of {what} at the provider {deployment.provider} for now."
-            raise self._refused(demand, deployment, answer.limit, message, answer.wait_s, answer.look_s)
+            raise self._refusal(demand, deployment, "redis_away", message, BUSY_RECHECK_S, BUSY_RECHECK_S) from error
+        if isinstance(answer, Shortage):
+            limit_text = _LIMIT_TEXTS[answer.limit]
+            message = f"The gateway has used up its quota of {limit_text} at the provider {deployment.provider} for now."
+            raise self._refusal(demand, deployment, answer.limit, message, answer.wait_s, answer.earliest_s)
         return answer
 
-    def _refused(
-        self, demand: Demand, deployment: Deployment, limit: str, message: str, wait_s: float, look_s: float
+    def _refusal(
+        self, demand: Demand, deployment: Deployment, limit: str, message: str, wait_s: float, earliest_s: float
     ) -> Refused:
         if (deployment.key_id, limit) not in demand.refused_by:
             demand.refused_by.add((deployment.key_id, limit))
             self._metrics.quota_refusals.labels(deployment.provider, limit).inc()
-        return Refused(limit, message, wait_s, look_s)
+        return Refused(limit, message, wait_s, earliest_s)
 
     # After a call
 
-    def hear(self, deployment: Deployment, headers: Mapping[str, str]) -> None:
+    def read_headers(self, deployment: Deployment, headers: Mapping[str, str]) -> None:
         """Note what an answer says of the quota; header names are in lower case."""
         if (seconds := pause_s(headers)) > 0:
             self._pause(deployment, seconds)
 
-    def note_failure(self, demand: Demand, deployment: Deployment, failed: Failed) -> None:
+    def record_failure(self, demand: Demand, deployment: Deployment, failed: Failed) -> None:
         """Leave a key alone that was refused for its rate; a refusal that does not say for how long may be told that here."""
         if failed.kind is not ErrorKind.UPSTREAM_RATE_LIMITED or not demand.is_generation:
             return
         if failed.retry_after_s:
             self._pause(deployment, failed.retry_after_s)
-        elif left := self.pauses.left(_pause_name(deployment)):
-            failed.retry_after_s = left.promise_s
+        elif remaining := self.pauses.remaining(_pause_name(deployment)):
+            failed.retry_after_s = remaining.promise_s
 
     def _pause(self, deployment: Deployment, seconds: float) -> None:
         if self.pauses.pause(_pause_name(deployment), seconds, self._settings.retry_after_max_s):
@@ -207,9 +207,9 @@ class Quota:
     # Beside the calls
 
     def start(self) -> None:
-        self._pulse.watch(("HGETALL", keyspace.PAUSED), lambda noted: self.pauses.note(noted, self._pulse.redis_ms))
+        self._pulse.watch(("HGETALL", keyspace.PAUSED), lambda stored: self.pauses.merge(stored, self._pulse.redis_ms))
         if self.budgets.is_needed:
-            self._pulse.watch(self.budgets.command, self.budgets.note)
+            self._pulse.watch(self.budgets.command, self.budgets.update)
         self._task = supervised(self._flush_for_ever, "quota")
 
     async def stop(self) -> None:
@@ -221,10 +221,10 @@ class Quota:
 
     def collect(self) -> None:
         """Set the gauges."""
-        found = self.pauses.by_provider()
-        for provider in self._paused_providers | found.keys():
-            self._metrics.paused.labels(provider).set(found[provider])
-        self._paused_providers |= found.keys()
+        paused_counts = self.pauses.by_provider()
+        for provider in self._paused_providers | paused_counts.keys():
+            self._metrics.paused.labels(provider).set(paused_counts[provider])
+        self._paused_providers |= paused_counts.keys()
 
     async def _flush_for_ever(self) -> None:
         while True:
@@ -237,13 +237,13 @@ class Quota:
     async def flush(self) -> None:
         """Tell Redis what was given back and which pauses are new."""
         await self._reservations.flush()
-        if told := self.pauses.take_unshared():
-            flat = [item for pair in told for item in pair]
+        if new_pauses := self.pauses.pop_unshared():
+            args = [value for pause in new_pauses for value in pause]
             with suppress(StoreUnavailable):  # The others will be told by the vendor.
-                await self._scripts.run("pause", [keyspace.PAUSED], [PAUSES_MAX, *flat])
+                await self._scripts.run("pause", [keyspace.PAUSED], [PAUSES_MAX, *args])
 
 
-_WORD = {"requests": "requests", "tokens": "tokens", "concurrent": "calls at a time"}
+_LIMIT_TEXTS = {"requests": "requests", "tokens": "tokens", "concurrent": "calls at a time"}
 
 
 def _pause_name(deployment: Deployment) -> str:

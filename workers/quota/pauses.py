@@ -19,7 +19,7 @@ _PROMISE = " promised"  # Behind a name: the field that has the vendor's own wor
 _SHARED_FROM_S = 0.1  # A shorter one is over before others would know, and a longer end than is noted must be as much longer.
 
 
-class Left(NamedTuple):
+class PauseLeft(NamedTuple):
     """Seconds: until a name may be called again, and until there is more by its vendor's word, which is never sooner."""
 
     pause_s: float
@@ -41,38 +41,42 @@ class Pauses:
         self._pauses: dict[str, _Pause] = {}
         self._unshared: set[str] = set()
 
-    def left(self, name: str) -> Left | None:
+    def remaining(self, name: str) -> PauseLeft | None:
         """Return for how long yet; None where it may be called."""
         pause, now = self._pauses.get(name), self._clock()
-        return Left(pause.until - now, pause.promised - now) if pause and pause.until > now else None
+        return PauseLeft(pause.until - now, pause.promised - now) if pause and pause.until > now else None
 
-    def pause(self, name: str, told_s: float, most_s: float) -> bool:
-        """Leave a name alone, as its vendor says, but for ``most_s`` at most; returns whether others are to be told of it."""
+    def pause(self, name: str, vendor_s: float, max_s: float) -> bool:
+        """Leave a name alone, as its vendor says, but for ``max_s`` at most; returns whether others are to be told of it."""
         now = self._clock()
-        pause = _Pause(now + min(told_s, most_s), now + min(told_s, PROMISE_MAX_S))
-        known = self._pauses.get(name)
-        is_news = pause.until - (known.until if known else now) >= _SHARED_FROM_S
-        if known is None or pause.until > known.until:
+        pause = _Pause(now + min(vendor_s, max_s), now + min(vendor_s, PROMISE_MAX_S))
+        current = self._pauses.get(name)
+        is_news = pause.until - (current.until if current else now) >= _SHARED_FROM_S
+        if current is None or pause.until > current.until:
             self._pauses[name] = pause
         if is_news:
             self._unshared.add(name)
         return is_news
 
-    def take_unshared(self) -> list[tuple[str, int, int]]:
+    def pop_unshared(self) -> list[tuple[str, int, int]]:
         """Return what others are to be told, once: names, each with the milliseconds of its pause and of its promise."""
-        told = [(name, self.left(name)) for name in self._unshared]
+        unshared = [(name, self.remaining(name)) for name in self._unshared]
         self._unshared.clear()
-        return [(name, round(left.pause_s * 1000), round(left.promise_s * 1000)) for name, left in told if left]
+        return [
+            (name, round(remaining.pause_s * 1000), round(remaining.promise_s * 1000))
+            for name, remaining in unshared
+            if remaining
+        ]
 
-    def note(self, noted: dict[bytes, bytes], redis_ms: int) -> None:
+    def merge(self, stored: dict[bytes, bytes], redis_ms: int) -> None:
         """Take over what Redis has: fields, each with a moment by its own clock."""
         now = self._clock()
-        ends = {field.decode(): now + (int(until_ms) - redis_ms) / 1000 for field, until_ms in noted.items()}
+        ends = {field.decode(): now + (int(until_ms) - redis_ms) / 1000 for field, until_ms in stored.items()}
         for name, until in ends.items():
-            known = self._pauses.get(name)
-            if not name.endswith(_PROMISE) and (known is None or until > known.until):
+            current = self._pauses.get(name)
+            if not name.endswith(_PROMISE) and (current is None or until > current.until):
                 self._pauses[name] = _Pause(until, max(until, ends.get(name + _PROMISE, until)))
         self._pauses = {name: pause for name, pause in self._pauses.items() if pause.until > now}
 
     def by_provider(self) -> Counter[str]:
-        return Counter(name.partition(":")[0] for name in self._pauses if self.left(name))
+        return Counter(name.partition(":")[0] for name in self._pauses if self.remaining(name))

@@ -15,14 +15,14 @@ from common.redis import keyspace
 from workers.providers.base import Deployment
 
 
-class Budgets:
+class ProviderBudgets:
     def __init__(self, settings: ModelSettings) -> None:
         self._limits = {
-            provider: [usd if usd is None else usd * NANO_USD for usd in (chosen.budget.day_usd, chosen.budget.month_usd)]
-            for provider, chosen in settings.providers.items()
+            provider: [usd if usd is None else usd * NANO_USD for usd in (row.budget.day_usd, row.budget.month_usd)]
+            for provider, row in settings.providers.items()
         }
         self._limits = {provider: limits for provider, limits in self._limits.items() if limits != [None, None]}
-        self._asked: list[str] = []
+        self._counter_keys: list[str] = []
         self.spent_nano_usd: dict[str, int] = {}
         self.is_known = False
 
@@ -33,46 +33,50 @@ class Budgets:
     def command(self) -> tuple[str, ...]:
         """Return the command that reads the counters of this day and this month, and whether Redis still has what the ledger
         knows; ``note`` takes its answer."""
-        self._asked = [keyspace.spent("provider", provider, period) for provider in self._limits for period in periods()]
-        return ("MGET", keyspace.SPENT_LOADED, *self._asked)
+        self._counter_keys = [keyspace.spent("provider", provider, period) for provider in self._limits for period in periods()]
+        return ("MGET", keyspace.SPENT_LOADED, *self._counter_keys)
 
-    def note(self, values: Sequence[bytes | None]) -> None:
+    def update(self, values: Sequence[bytes | None]) -> None:
         loaded, *spent = values
         self.is_known = loaded == b"loaded"
-        self.spent_nano_usd = {name: int(value or 0) for name, value in zip(self._asked, spent, strict=True)}
+        self.spent_nano_usd = {name: int(value or 0) for name, value in zip(self._counter_keys, spent, strict=True)}
 
-    def open_ones(self, among: list[Deployment]) -> list[Deployment]:
+    def within_budget(self, candidates: list[Deployment]) -> list[Deployment]:
         """Return the deployments whose providers may still be paid, or are paid by the client.
 
         Raises:
             GatewayError: BUDGET_EXCEEDED, there is none; OVERLOADED, what was spent is not known.
         """
         if not self._limits:
-            return among
+            return candidates
         if not self.is_known:
-            if found := [each for each in among if each.client_pays or each.provider not in self._limits]:
-                return found
+            if payable := [
+                deployment for deployment in candidates if deployment.client_pays or deployment.provider not in self._limits
+            ]:
+                return payable
             raise spent_unknown()
-        spent = {provider: self._spent_period(provider) for provider in {each.provider for each in among}}
-        if found := [each for each in among if each.client_pays or spent[each.provider] is None]:
-            return found
+        spent = {provider: self._spent_period(provider) for provider in {deployment.provider for deployment in candidates}}
+        if payable := [deployment for deployment in candidates if deployment.client_pays or spent[deployment.provider] is None]:
+            return payable
         # The first that starts anew is the one to wait for.
-        provider, period = min(spent.items(), key=lambda each: each[1] == "month")
-        message = f"The gateway's budget for {provider} is spent for this {period}. It starts anew at {_anew(period)}."
+        provider, period = min(spent.items(), key=lambda item: item[1] == "month")
+        message = (
+            f"The gateway's budget for {provider} is spent for this {period}. It starts anew at {_next_period_start(period)}."
+        )
         raise GatewayError(ErrorKind.BUDGET_EXCEEDED, message, code="budget_exceeded")
 
     def _spent_period(self, provider: str) -> str | None:
         """Return which of a provider's budgets is spent, the longest that is; None where none is."""
         limits = zip(periods(), ("day", "month"), self._limits.get(provider, ()), strict=False)
-        found = [
+        spent_periods = [
             period
             for suffix, period, limit in limits
             if limit is not None and self.spent_nano_usd.get(keyspace.spent("provider", provider, suffix), 0) >= limit
         ]
-        return found[-1] if found else None
+        return spent_periods[-1] if spent_periods else None
 
 
-def _anew(period: str | None) -> str:
+def _next_period_start(period: str | None) -> str:
     """Return when the next one begins, as clients read it."""
     today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     # The 28th and four days are always in the next month.

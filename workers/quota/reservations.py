@@ -23,21 +23,21 @@ from common.redis.scripts import Call, Scripts
 log = structlog.get_logger()
 
 PLACE_EXTRA_S = 2.0  # A renewal may come so late.
-BUSY_LOOK_S = 0.25  # How often somebody who waits for a place looks for one: when a call ends, nobody can foretell.
-TOKENS_LOOK_S = 1.0  # Tokens that were reserved for nothing come back before their time.
+BUSY_RECHECK_S = 0.25  # How often somebody who waits for a place looks for one: when a call ends, nobody can foretell.
+TOKENS_RECHECK_S = 1.0  # Tokens that were reserved for nothing come back before their time.
 HELD_BATCH = 1_000  # Keys and ids of places that are renewed in one script; an even number.
 
 
-class Short(NamedTuple):
-    """What of a quota is used up, and the seconds until there is enough again: ``wait_s`` at most, ``look_s`` at best."""
+class Shortage(NamedTuple):
+    """What of a quota is used up, and the seconds until there is enough again: ``wait_s`` at most, ``earliest_s`` at best."""
 
     limit: Literal["requests", "tokens", "concurrent"]
     wait_s: float
-    look_s: float
+    earliest_s: float
 
 
 @dataclass(frozen=True, slots=True)
-class Reserved:
+class Reservation:
     name: str
     limits: Limits
     tokens: int
@@ -45,10 +45,10 @@ class Reserved:
     id: str = field(default_factory=lambda: secrets.token_hex(8))
 
 
-class _Memory(NamedTuple):
+class _KnownShortage(NamedTuple):
     """A shortage that holds for whoever asks for so many tokens or more: until its end Redis need not be asked again."""
 
-    short: Short
+    shortage: Shortage
     tokens: int
     asked_at: float
 
@@ -64,9 +64,9 @@ class Reservations:
         self._renewed_at = clock()
         self._held: dict[str, str] = {}  # A call's id to the key of its place.
         self._unsettled: list[Call] = []
-        self._short: dict[str, _Memory] = {}
+        self._shortages: dict[str, _KnownShortage] = {}
 
-    async def reserve(self, name: str, limits: Limits, tokens: int) -> Reserved | Short:
+    async def reserve(self, name: str, limits: Limits, tokens: int) -> Reservation | Shortage:
         """Return a call's part of a key's quota, or what stands in the way.
 
         Raises:
@@ -74,39 +74,41 @@ class Reservations:
         """
         # One that asks for more than there is at all is let in while nothing else has been used.
         tokens = min(tokens, limits.tokens or 0)
-        if short := self._remembered(name, tokens):
-            return short
-        reserved = Reserved(name, limits, tokens, "")
-        windows = [_window(name, "requests"), limits.requests or 0, _window(name, "tokens"), limits.tokens or 0, tokens]
-        args = [reserved.id, self._lease_ms, _window_ms(limits), *windows, _places(name), limits.concurrent or 0]
+        if shortage := self._known_shortage(name, tokens):
+            return shortage
+        reservation = Reservation(name, limits, tokens, "")
+        windows = [_window_key(name, "requests"), limits.requests or 0, _window_key(name, "tokens"), limits.tokens or 0, tokens]
+        args = [reservation.id, self._lease_ms, _window_ms(limits), *windows, _places_key(name), limits.concurrent or 0]
         try:
-            what, figure = await self._scripts.run("reserve", [], args)
+            outcome, figure = await self._scripts.run("reserve", [], args)
         except asyncio.CancelledError:
             # The script may have run. It was sent before this, so its place is free again afterwards; its tokens are spent.
-            self._unsettled.append(("settle", [], [reserved.id, _places(name), "", 0, 0, 0, 0]))
+            self._unsettled.append(("settle", [], [reservation.id, _places_key(name), "", 0, 0, 0, 0]))
             raise
-        if what != b"ok":
-            return self._remember(name, tokens, what.decode(), figure / 1000)
+        if outcome != b"ok":
+            return self._keep_shortage(name, tokens, outcome.decode(), figure / 1000)
         if limits.concurrent:
-            self._held[reserved.id] = _places(name)
-        return Reserved(name, limits, tokens, figure.decode(), reserved.id)
+            self._held[reservation.id] = _places_key(name)
+        return Reservation(name, limits, tokens, figure.decode(), reservation.id)
 
-    def give_back(self, reserved: Reserved, used_tokens: int) -> None:
+    def release(self, reservation: Reservation, used_tokens: int) -> None:
         """Settle a call that has ended, with the next flush."""
-        place = self._held.pop(reserved.id, "")
-        tokens = _window(reserved.name, "tokens") if reserved.bucket else ""
+        place = self._held.pop(reservation.id, "")
+        tokens = _window_key(reservation.name, "tokens") if reservation.bucket else ""
         if place or tokens:
-            figures = [_window_ms(reserved.limits), reserved.bucket, reserved.tokens, used_tokens]
-            self._unsettled.append(("settle", [], [reserved.id, place, tokens, *figures]))
-            self._short.pop(reserved.name, None)
+            figures = [_window_ms(reservation.limits), reservation.bucket, reservation.tokens, used_tokens]
+            self._unsettled.append(("settle", [], [reservation.id, place, tokens, *figures]))
+            self._shortages.pop(reservation.name, None)
 
     async def flush(self) -> None:
         """Settle what has ended, and renew the places of what runs when it is time to."""
         calls, self._unsettled = self._unsettled, []
         if self._held and self._clock() - self._renewed_at >= self._renew_s:
             self._renewed_at = self._clock()
-            flat = [item for id_, place in self._held.items() for item in (place, id_)]
-            calls += [("hold", [], [self._lease_ms, *flat[at : at + HELD_BATCH]]) for at in range(0, len(flat), HELD_BATCH)]
+            renewals = [item for id_, place in self._held.items() for item in (place, id_)]
+            calls += [
+                ("hold", [], [self._lease_ms, *renewals[at : at + HELD_BATCH]]) for at in range(0, len(renewals), HELD_BATCH)
+            ]
         try:
             answers = await self._scripts.run_many(calls)
         except StoreUnavailable:
@@ -116,31 +118,31 @@ class Reservations:
             if isinstance(answer, Exception) and not isinstance(answer, StoreUnavailable):
                 log.error("quota_not_settled", error=str(answer))
 
-    def _remember(self, name: str, tokens: int, what: str, wait_s: float) -> Short:
-        match what:
+    def _keep_shortage(self, name: str, tokens: int, limit: str, wait_s: float) -> Shortage:
+        match limit:
             case "requests":
-                short, tokens = Short("requests", wait_s, wait_s), 0
+                shortage, tokens = Shortage("requests", wait_s, wait_s), 0
             case "tokens":
-                short = Short("tokens", wait_s, min(wait_s, TOKENS_LOOK_S))
+                shortage = Shortage("tokens", wait_s, min(wait_s, TOKENS_RECHECK_S))
             case _:
-                short, tokens = Short("concurrent", BUSY_LOOK_S, BUSY_LOOK_S), 0
-        self._short[name] = _Memory(short, tokens, self._clock())
-        return short
+                shortage, tokens = Shortage("concurrent", BUSY_RECHECK_S, BUSY_RECHECK_S), 0
+        self._shortages[name] = _KnownShortage(shortage, tokens, self._clock())
+        return shortage
 
-    def _remembered(self, name: str, tokens: int) -> Short | None:
-        known = self._short.get(name)
+    def _known_shortage(self, name: str, tokens: int) -> Shortage | None:
+        known = self._shortages.get(name)
         if known is None or tokens < known.tokens:
             return None
         past_s = self._clock() - known.asked_at
-        limit, wait_s, look_s = known.short
-        return Short(limit, wait_s - past_s, look_s - past_s) if past_s < look_s else None
+        limit, wait_s, earliest_s = known.shortage
+        return Shortage(limit, wait_s - past_s, earliest_s - past_s) if past_s < earliest_s else None
 
 
-def _window(name: str, kind: str) -> str:
+def _window_key(name: str, kind: str) -> str:
     return keyspace.limit("upstream", name, kind)
 
 
-def _places(name: str) -> str:
+def _places_key(name: str) -> str:
     return keyspace.slots("upstream", name)
 
 

@@ -21,12 +21,12 @@ RETRY_AFTER_S = 5
 
 
 class CustomGuard:
-    """One answer before it. ``held_end`` is the end of an answer that is complete and held, until ``judge`` is asked."""
+    """The custom guardrail of one answer. ``held_end``: the end of a complete, held answer, until ``apply_verdict`` runs."""
 
     def __init__(self, custom: CustomGuardrails, model: str, tenant: str, *, blocks: bool) -> None:
         self._custom, self._model, self._tenant, self._blocks = custom, model, tenant, blocks
-        self._said: dict[TextKey, list[str]] = {}
-        self._kept: list[Event] = []
+        self._texts: dict[TextKey, list[str]] = {}
+        self._held_events: list[Event] = []
         self.held_end: Completed | None = None
         self.counts: Counter[str] = Counter()
 
@@ -38,17 +38,17 @@ class CustomGuard:
         """Return what can be passed on before the verdict."""
         for event in events:
             if isinstance(event, TEXTS):
-                self._said.setdefault(key_of(event), []).append(text_of(event))
+                self._texts.setdefault(key_of(event), []).append(text_of(event))
         if not self._blocks:
             return events
         passed: list[Event] = []
         for event in events:
-            (passed if isinstance(event, Started | Failed) else self._kept).append(event)
+            (passed if isinstance(event, Started | Failed) else self._held_events).append(event)
             if isinstance(event, Completed):
                 self.held_end = event
         return passed
 
-    async def judge(self) -> list[Event]:
+    async def apply_verdict(self) -> list[Event]:
         """Return what the client gets of an answer that is complete, all of which was held.
 
         Raises:
@@ -56,7 +56,7 @@ class CustomGuard:
         """
         self.held_end = None
         try:
-            verdict = await self._ask()
+            verdict = await self._request_verdict()
         except GuardrailUnavailable as error:
             raise GatewayError(
                 ErrorKind.OVERLOADED,
@@ -65,21 +65,21 @@ class CustomGuard:
                 retry_after_s=RETRY_AFTER_S,
             ) from error
         if verdict.action is Action.BLOCK:
-            choices = sorted({event.choice for event in self._kept if isinstance(event, Finished)})
+            choices = sorted({event.choice for event in self._held_events if isinstance(event, Finished)})
             ended: list[Event] = [Finished(FinishReason.CONTENT_FILTER, choice=choice) for choice in choices]
-            return [*ended, *(event for event in self._kept if isinstance(event, Completed))]
-        if verdict.action is Action.REPLACE and verdict.text is not None and self._said:
-            return self._replaced(verdict.text.split(SEPARATOR))
-        return self._kept
+            return [*ended, *(event for event in self._held_events if isinstance(event, Completed))]
+        if verdict.action is Action.REPLACE and verdict.text is not None and self._texts:
+            return self._with_texts(verdict.text.split(SEPARATOR))
+        return self._held_events
 
-    async def watch(self) -> None:
+    async def check_afterwards(self) -> None:
         """Have an answer looked at that its client has: in mode log it is only noted."""
         if not self._blocks:
             with suppress(GuardrailUnavailable):  # It is in the log.
-                await self._ask()
+                await self._request_verdict()
 
-    async def _ask(self) -> Verdict:
-        texts = join_texts(["".join(pieces) for pieces in self._said.values()])
+    async def _request_verdict(self) -> Verdict:
+        texts = join_texts(["".join(pieces) for pieces in self._texts.values()])
         try:
             verdict = await self._custom.evaluate(Check("output", texts, self._model, self._tenant))
         except GuardrailUnavailable as error:
@@ -90,17 +90,17 @@ class CustomGuard:
             self.counts[verdict.action] += 1
         return verdict
 
-    def _replaced(self, texts: list[str]) -> list[Event]:
+    def _with_texts(self, texts: list[str]) -> list[Event]:
         """The events with other texts: each stands where the first piece of the one before it stood."""
-        new = dict(zip(self._said, texts, strict=True))
-        is_rethought = any(new[key] != "".join(self._said[key]) for key in new if key[0] is ReasoningDelta)
-        said, told = [], set()
-        for event in self._kept:
+        new_texts = dict(zip(self._texts, texts, strict=True))
+        is_rethought = any(new_texts[key] != "".join(self._texts[key]) for key in new_texts if key[0] is ReasoningDelta)
+        events, replaced_keys = [], set()
+        for event in self._held_events:
             if isinstance(event, TEXTS):
                 key = key_of(event)
-                if key not in told and new[key]:
-                    said.append(text_event(key, new[key]))
-                told.add(key)
+                if key not in replaced_keys and new_texts[key]:
+                    events.append(text_event(key, new_texts[key]))
+                replaced_keys.add(key)
             elif not (isinstance(event, ReasoningSigned) and is_rethought):
-                said.append(event)
-        return said
+                events.append(event)
+        return events

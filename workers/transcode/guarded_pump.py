@@ -15,12 +15,12 @@ from workers.transcode.pumps import EventPump, Pump
 LOOP_BYTES_MAX = 16 * 1024  # A whole answer for guardrails to look through on the loop: some milliseconds.
 
 
-def guarded(pump: EventPump, guard: OutputGuard | None, *, said: str = "") -> Pump:
-    """Return a pump behind a guard, if there is one; ``said`` is the text that the client has already."""
-    return GuardedPump(pump, guard, said=said) if guard else pump
+def guarded(pump: EventPump, guard: OutputGuard | None, *, known_text: str = "") -> Pump:
+    """Return a pump behind a guard, if there is one; ``known_text`` is the text that the client has already."""
+    return GuardedPump(pump, guard, known_text=known_text) if guard else pump
 
 
-def _same(name: str) -> Any:
+def _of_pump(name: str) -> Any:
     """An attribute that is the pump's own."""
     return property(attrgetter(f"_pump.{name}"))
 
@@ -29,38 +29,38 @@ class GuardedPump:
     """See ``Pump``. One per try, as its guard is."""
 
     loop_bytes_max: float = LOOP_BYTES_MAX
-    is_stream: bool = _same("is_stream")
-    gives_stream: bool = _same("gives_stream")
-    has_output: bool = _same("has_output")
-    finish_reason: FinishReason | None = _same("finish_reason")
-    output_events: int = _same("output_events")
-    upstream_id: str = _same("upstream_id")
-    started: Started = _same("started")
-    prompt_tokens: int = _same("prompt_tokens")
-    is_estimated: bool = _same("is_estimated")
-    held_bytes: int = _same("held_bytes")
-    usage: Usage | None = _same("usage")
-    is_whole: bool = _same("is_whole")
-    has_absurd_usage: bool = _same("has_absurd_usage")
-    seen_tokens: int = _same("seen_tokens")
+    is_stream: bool = _of_pump("is_stream")
+    gives_stream: bool = _of_pump("gives_stream")
+    has_output: bool = _of_pump("has_output")
+    finish_reason: FinishReason | None = _of_pump("finish_reason")
+    output_events: int = _of_pump("output_events")
+    upstream_id: str = _of_pump("upstream_id")
+    started: Started = _of_pump("started")
+    prompt_tokens: int = _of_pump("prompt_tokens")
+    is_estimated: bool = _of_pump("is_estimated")
+    held_bytes: int = _of_pump("held_bytes")
+    usage: Usage | None = _of_pump("usage")
+    is_whole: bool = _of_pump("is_whole")
+    has_absurd_usage: bool = _of_pump("has_absurd_usage")
+    seen_tokens: int = _of_pump("seen_tokens")
 
-    def __init__(self, pump: EventPump, guard: OutputGuard, *, said: str = "") -> None:
+    def __init__(self, pump: EventPump, guard: OutputGuard, *, known_text: str = "") -> None:
         self._pump, self._guard = pump, guard
         self._is_body = False  # The upstream's answer is one body, so its usage is known, wherever we end it.
-        if said:
-            guard.resume(said)
+        if known_text:
+            guard.resume(known_text)
 
     @property
     def terminal(self) -> Completed | Failed | None:
         return self._pump.terminal or self._guard.held_end
 
     @property
-    def has_heard(self) -> bool:
-        return self._guard.has_heard or self._pump.has_heard
+    def has_activity(self) -> bool:
+        return self._guard.has_activity or self._pump.has_activity
 
     @property
-    def waits(self) -> bool:
-        return self._guard.waits
+    def awaits_verdict(self) -> bool:
+        return self._guard.awaits_verdict
 
     @property
     def is_cut(self) -> bool:
@@ -71,23 +71,23 @@ class GuardedPump:
 
     def feed(self, blocks: list[bytes]) -> bytes:
         # Hot path: once per upstream read.
-        return self._pump.say(self._guard.feed(self._pump.read(blocks), self._usage_at_cut))
+        return self._pump.encode(self._guard.feed(self._pump.read(blocks), self._usage_at_cut))
 
     def feed_whole(self, body: bytes) -> bytes:
         self._is_body = True
-        return self._pump.say_last(self._guard.feed(self._pump.read_whole(body), self._usage_at_cut))
+        return self._pump.encode_last(self._guard.feed(self._pump.read_whole(body), self._usage_at_cut))
 
     def end(self) -> bytes:
-        return self._pump.say_last(self._guard.feed(self._pump.read_end(), self._usage_at_cut))
+        return self._pump.encode_last(self._guard.feed(self._pump.read_end(), self._usage_at_cut))
 
-    async def settle(self) -> bytes:
-        return self._pump.say_last(await self._guard.settle())
+    async def release_held(self) -> bytes:
+        return self._pump.encode_last(await self._guard.release_held())
 
-    async def after(self) -> None:
-        await self._guard.watch()
+    async def after_written(self) -> None:
+        await self._guard.check_afterwards()
 
     def close(self) -> None:
         self._guard.report()
 
     def _usage_at_cut(self) -> Usage | None:
-        return self._pump.usage if self._is_body else self._pump.cut(self._guard.said_bytes)
+        return self._pump.usage if self._is_body else self._pump.estimate_cut_usage(self._guard.text_bytes)

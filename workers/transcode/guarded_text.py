@@ -24,45 +24,47 @@ class GuardedText:
     """One text: filters for what is done, each given what the one before lets through, and filters for what is counted."""
 
     def __init__(self, guardrails: Sequence[Active]) -> None:
-        self._filters = [(each, _filter(each)) for each in guardrails]
-        self._acting = [text_filter for each, text_filter in self._filters if each.blocks]
-        self._watching = [text_filter for each, text_filter in self._filters if not each.blocks]
-        self.marks_told = 0  # How much was replaced when the last signature came by.
+        self._filters = [(active, _filter(active)) for active in guardrails]
+        self._acting = [text_filter for active, text_filter in self._filters if active.blocks]
+        self._counting = [text_filter for active, text_filter in self._filters if not active.blocks]
+        self.marks_at_signature = 0  # How much was replaced when the last signature came by.
 
     def feed(self, text: str) -> str:
         # Hot path: once per delta.
-        for each in self._watching:
-            each.feed(text)
-        for each in self._acting:
-            text = each.feed(text)
+        for text_filter in self._counting:
+            text_filter.feed(text)
+        for text_filter in self._acting:
+            text = text_filter.feed(text)
         return text
 
     def flush(self) -> str:
-        for each in self._watching:
-            each.flush()
+        for text_filter in self._counting:
+            text_filter.flush()
         text = ""
-        for each in self._acting:
-            text = each.feed(text) + each.flush()
+        for text_filter in self._acting:
+            text = text_filter.feed(text) + text_filter.flush()
         return text
 
-    def resume(self, said: str) -> None:
+    def resume(self, text: str) -> None:
         for _, text_filter in self._filters:
-            text_filter.resume(said)
+            text_filter.resume(text)
 
     @property
     def blocked_by(self) -> str | None:
         """The name of the guardrail that ended the text."""
-        return next((each.row.name for each, text_filter in self._filters if each.blocks and text_filter.blocking_match), None)
+        return next(
+            (active.row.name for active, text_filter in self._filters if active.blocks and text_filter.blocking_match), None
+        )
 
     @property
     def marks(self) -> int:
-        return sum(each.counts.total() for each in self._acting)
+        return sum(text_filter.counts.total() for text_filter in self._acting)
 
     def counts(self) -> dict[str, Counter[str]]:
         """Return what was found, by guardrail."""
-        return {each.row.name: text_filter.counts for each, text_filter in self._filters if text_filter.counts}
+        return {active.row.name: text_filter.counts for active, text_filter in self._filters if text_filter.counts}
 
-    def slow(self) -> set[int]:
+    def slow_patterns(self) -> set[int]:
         """Return the numbers of expressions that took too long."""
         return {number for _, text_filter in self._filters for number in text_filter.slow}
 

@@ -49,13 +49,13 @@ class OutputGuards:
         self._custom = custom or CustomGuardrails()
         self._metrics = metrics
 
-    def of(self, job: Job) -> "OutputGuard | None":
+    def for_job(self, job: Job) -> "OutputGuard | None":
         """Return a guard for one try of a job; None where nothing is to be looked for: then bytes may pass."""
         if job.operation != "generate":
             return None
         modes = job.guardrails
-        on = [row for row in ROWS if row.name in modes]
-        active = [Active(row, found, modes[row.name] == Mode.BLOCK) for row in on if (found := self._searches.search(row))]
+        rows = [row for row in ROWS if row.name in modes]
+        active = [Active(row, search, modes[row.name] == Mode.BLOCK) for row in rows if (search := self._searches.search(row))]
         custom, mode = None, modes.get(CUSTOM.name, Mode.OFF)
         if self._custom.is_needed(mode):
             custom = CustomGuard(self._custom, job.model, job.tenant, blocks=mode == Mode.BLOCK)
@@ -65,21 +65,21 @@ class OutputGuards:
 class OutputGuard:
     """The guardrails of one try. ``blocked`` names the one that ended the answer; ``is_cut``: its upstream was not done yet.
 
-    ``waits``: the whole answer is held, and ``settle`` is to be asked what becomes of it.
+    ``awaits_verdict``: the whole answer is held, and ``release_held`` is to be asked what becomes of it.
     """
 
     def __init__(self, guardrails: Sequence[Active], custom: CustomGuard | None, metrics: Metrics) -> None:
         self._guardrails, self._custom, self._metrics = guardrails, custom, metrics
         self._texts: dict[TextKey, GuardedText] = {}
-        self._speaking: dict[int, TextKey | None] = {}  # By choice: the text that was extended last.
+        self._current_text: dict[int, TextKey | None] = {}  # By choice: the text that was extended last.
         self._open: dict[int, bool] = {}  # By choice: whether it has not finished.
-        self.has_heard = False  # Whether the upstream has said anything, passed on or not.
-        self.said_bytes = 0
+        self.has_activity = False  # Whether the upstream has said anything, passed on or not.
+        self.text_bytes = 0
         self.blocked: str | None = None
         self.is_cut = False
 
     @property
-    def waits(self) -> bool:
+    def awaits_verdict(self) -> bool:
         return self._custom is not None and self._custom.held_end is not None
 
     @property
@@ -94,101 +94,101 @@ class OutputGuard:
         for event in events:
             if self.blocked:
                 break
-            self._take(event, passed)
+            self._filter_event(event, passed)
         if self.blocked and not self.is_cut:
             self.is_cut = True
-            passed += [*self._filtered(), Completed(usage())]
+            passed += [*self._content_filter_ends(), Completed(usage())]
         return self._custom.feed(passed) if self._custom else passed
 
-    async def settle(self) -> list[Event]:
-        """Return what the client gets of an answer that was held. Raises as ``CustomGuard.judge`` does."""
-        return await self._custom.judge() if self._custom else []
+    async def release_held(self) -> list[Event]:
+        """Return what the client gets of an answer that was held. Raises as ``CustomGuard.apply_verdict`` does."""
+        return await self._custom.apply_verdict() if self._custom else []
 
-    async def watch(self) -> None:
+    async def check_afterwards(self) -> None:
         """Have an answer looked at that its client has."""
         if self._custom:
-            await self._custom.watch()
+            await self._custom.check_afterwards()
 
-    def resume(self, said: str) -> None:
+    def resume(self, known_text: str) -> None:
         """Go on behind the text that the client has: a match that began in it is found."""
         key: TextKey = (TextDelta, 0, 0)
-        self._text(key).resume(said)
-        self._speaking[0], self._open[0] = key, True
+        self._text(key).resume(known_text)
+        self._current_text[0], self._open[0] = key, True
 
-    def _take(self, event: Event, passed: list[Event]) -> None:
+    def _filter_event(self, event: Event, passed: list[Event]) -> None:
         if isinstance(event, TEXTS):
-            self._take_text(event, passed)
+            self._filter_text(event, passed)
             return
         if isinstance(event, OUTPUT):
-            self.has_heard = True
-        if self._let_go_before(event, passed) and not self.blocked:
+            self.has_activity = True
+        if self._flush_before(event, passed) and not self.blocked:
             passed.append(event)
 
-    def _let_go_before(self, event: Event, passed: list[Event]) -> bool:
+    def _flush_before(self, event: Event, passed: list[Event]) -> bool:
         """Let go the texts that are over with an event; return whether the event itself may pass."""
         match event:
             case ToolCallStarted():
                 self._open[event.choice] = True
-                self._let_go(event.choice, passed)
+                self._flush_choice(event.choice, passed)
             case RedactedReasoning():
-                self._let_go(0, passed)
+                self._flush_choice(0, passed)
             case ReasoningSigned():
-                self._let_go(0, passed)
+                self._flush_choice(0, passed)
                 return not self._is_altered()  # Else it signs another text.
             case Finished():
-                self._let_go(event.choice, passed)
+                self._flush_choice(event.choice, passed)
                 self._open[event.choice] = self.blocked is not None
             case Completed():
-                for choice in list(self._speaking):
-                    self._let_go(choice, passed)
+                for choice in list(self._current_text):
+                    self._flush_choice(choice, passed)
         return True
 
-    def _take_text(self, event: TextEvent, passed: list[Event]) -> None:
+    def _filter_text(self, event: TextEvent, passed: list[Event]) -> None:
         # Hot path: once per delta.
-        self.has_heard = True
+        self.has_activity = True
         key = key_of(event)
         choice = event.choice
-        if self._speaking.get(choice) != key:
-            self._let_go(choice, passed)
+        if self._current_text.get(choice) != key:
+            self._flush_choice(choice, passed)
             if self.blocked:
                 return
-            self._speaking[choice], self._open[choice] = key, True
+            self._current_text[choice], self._open[choice] = key, True
         text = text_of(event)
-        self.said_bytes += len(text.encode(errors="replace"))
-        guarded = self._text(key)
-        said = guarded.feed(text)
-        if blocked := guarded.blocked_by:
+        self.text_bytes += len(text.encode(errors="replace"))
+        guarded_text = self._text(key)
+        output = guarded_text.feed(text)
+        if blocked := guarded_text.blocked_by:
             self.blocked = blocked
-            said += guarded.flush()
-        if said:
-            passed.append(text_event(key, said))
+            output += guarded_text.flush()
+        if output:
+            passed.append(text_event(key, output))
 
-    def _let_go(self, choice: int, passed: list[Event]) -> None:
+    def _flush_choice(self, choice: int, passed: list[Event]) -> None:
         """The text that a choice was saying is over, for now at least."""
-        key = self._speaking.get(choice)
+        key = self._current_text.get(choice)
         if key is None:
             return
-        guarded = self._texts[key]
-        if said := guarded.flush():
-            passed.append(text_event(key, said))
-        self._speaking[choice] = None
-        self.blocked = guarded.blocked_by or self.blocked
+        guarded_text = self._texts[key]
+        if output := guarded_text.flush():
+            passed.append(text_event(key, output))
+        self._current_text[choice] = None
+        self.blocked = guarded_text.blocked_by or self.blocked
 
     def _text(self, key: TextKey) -> GuardedText:
-        found = self._texts.get(key)
-        if found is None:
-            found = self._texts[key] = GuardedText(self._guardrails)
-        return found
+        guarded_text = self._texts.get(key)
+        if guarded_text is None:
+            guarded_text = self._texts[key] = GuardedText(self._guardrails)
+        return guarded_text
 
     def _is_altered(self) -> bool:
         """Whether anything was replaced in the thinking that a signature closes."""
         thinking = self._texts.get((ReasoningDelta, 0, 0))
         if thinking is None:
             return False
-        told, thinking.marks_told = thinking.marks_told, thinking.marks
-        return thinking.marks > told
+        before_marks, thinking.marks_at_signature = thinking.marks_at_signature, thinking.marks
+        return thinking.marks > before_marks
 
-    def _filtered(self) -> list[Event]:
+    def _content_filter_ends(self) -> list[Event]:
         """Every choice that has not finished ends like one that its vendor filtered."""
         return [
             Finished(FinishReason.CONTENT_FILTER, choice=choice) for choice, is_open in sorted(self._open.items()) if is_open
@@ -196,16 +196,16 @@ class OutputGuard:
 
     def report(self) -> None:
         """Log and count what was found. Once per try."""
-        found: dict[str, Counter[str]] = {}
-        for guarded in self._texts.values():
-            for name, counts in guarded.counts().items():
-                found[name] = found.get(name, Counter()) + counts
-        modes = {each.row.name: Mode.BLOCK if each.blocks else Mode.LOG for each in self._guardrails}
+        counts_by_name: dict[str, Counter[str]] = {}
+        for guarded_text in self._texts.values():
+            for name, counts in guarded_text.counts().items():
+                counts_by_name[name] = counts_by_name.get(name, Counter()) + counts
+        modes = {active.row.name: Mode.BLOCK if active.blocks else Mode.LOG for active in self._guardrails}
         if self._custom and self._custom.counts:
-            found[CUSTOM.name], modes[CUSTOM.name] = self._custom.counts, self._custom.mode
-        for guardrail, counts in found.items():
+            counts_by_name[CUSTOM.name], modes[CUSTOM.name] = self._custom.counts, self._custom.mode
+        for guardrail, counts in counts_by_name.items():
             mode = str(modes[guardrail])
             self._metrics.guardrails.labels(guardrail, mode, "output").inc()
-            log.info("guardrail", guardrail=guardrail, mode=mode, side="output", found=dict(counts))
-        if slow := {number for guarded in self._texts.values() for number in guarded.slow()}:
-            log.warning("guardrail_pattern_slow", side="output", patterns=sorted(slow))
+            log.info("guardrail", guardrail=guardrail, mode=mode, side="output", counts_by_name=dict(counts))
+        if slow_patterns := {number for guarded_text in self._texts.values() for number in guarded_text.slow_patterns()}:
+            log.warning("guardrail_pattern_slow", side="output", patterns=sorted(slow_patterns))

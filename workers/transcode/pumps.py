@@ -4,8 +4,8 @@
 decodes to events and encodes them anew. Both are pure, and both say the same three things about what they have seen:
 whether there was output (the commit point), how it ended, and the usage.
 
-Pumps that go through events (``EventPump``) offer their two halves as well, ``read`` and ``say``, for a pump around them that
-has something to do in between: see ``guarded_pump.py``. None of them knows of it.
+Pumps that go through events (``EventPump``) offer their two halves as well, ``read`` and ``encode``, for a pump around them
+that has something to do in between: see ``guarded_pump.py``. None of them knows of it.
 """
 
 import math
@@ -47,17 +47,17 @@ class Pump(Protocol):
 
     @property
     def terminal(self) -> Completed | Failed | None:
-        """How the answer has ended, None until it has. Before ``settle`` its client's bytes need not all be there."""
+        """How the answer has ended, None until it has. Before ``release_held`` its client's bytes need not all be there."""
         ...
 
     @property
-    def has_heard(self) -> bool:
+    def has_activity(self) -> bool:
         """Whether the upstream has said anything, passed on or not."""
         ...
 
     @property
-    def waits(self) -> bool:
-        """Whether the answer is over and ``settle`` is to say what its client gets."""
+    def awaits_verdict(self) -> bool:
+        """Whether the answer is over and ``release_held`` is to say what its client gets."""
         ...
 
     @property
@@ -97,15 +97,15 @@ class Pump(Protocol):
         """Return what is left for the client at the end of the upstream's bytes, however they ended; ``terminal`` is set."""
         ...
 
-    async def settle(self) -> bytes:
-        """Return the client's bytes that were held to the end; called where the pump ``waits``.
+    async def release_held(self) -> bytes:
+        """Return the client's bytes that were held to the end; called where the pump ``awaits_verdict``.
 
         Raises:
             GatewayError: the client is not to have them.
         """
         ...
 
-    async def after(self) -> None:
+    async def after_written(self) -> None:
         """What is left to be done once all of an answer has been written."""
         ...
 
@@ -123,13 +123,13 @@ class EventPump(Pump, Protocol):
 
     def read_end(self) -> list[Event]: ...
 
-    def say(self, events: list[Event]) -> bytes: ...
+    def encode(self, events: list[Event]) -> bytes: ...
 
-    def say_last(self, events: list[Event]) -> bytes:
+    def encode_last(self, events: list[Event]) -> bytes:
         """The same for the last events of an answer."""
         ...
 
-    def cut(self, text_bytes: int) -> Usage | None:
+    def estimate_cut_usage(self, text_bytes: int) -> Usage | None:
         """Return the client's usage of an answer that ends here, after so much of its text, though its upstream goes on.
 
         ``usage`` is ours from now on: what the upstream has told, and for the rest an estimate.
@@ -143,7 +143,7 @@ class Decoding(Protocol):
     def decoder(self, choices: int = 1) -> Decoder: ...
 
 
-class _Watching:
+class _PumpBase:
     """What all pumps note of the events that go by."""
 
     is_stream = True
@@ -152,7 +152,7 @@ class _Watching:
     is_estimated = False
     held_bytes = 0
     loop_bytes_max = math.inf
-    waits = False
+    awaits_verdict = False
     is_cut = False
 
     def __init__(self, wire: Decoding, choices: int = 1) -> None:
@@ -165,7 +165,7 @@ class _Watching:
         self.started = Started()
         self._body_tokens = 0
 
-    def _note(self, events: list[Event]) -> None:
+    def _record(self, events: list[Event]) -> None:
         for event in events:
             if isinstance(event, OUTPUT):
                 self.has_output = self.gives_stream
@@ -194,13 +194,13 @@ class _Watching:
         return self._body_tokens or self.output_events
 
     @property
-    def has_heard(self) -> bool:
+    def has_activity(self) -> bool:
         return self.output_events > 0
 
-    async def settle(self) -> bytes:
+    async def release_held(self) -> bytes:
         return b""
 
-    async def after(self) -> None: ...
+    async def after_written(self) -> None: ...
 
     def close(self) -> None: ...
 
@@ -213,7 +213,7 @@ class _Watching:
         return 0
 
 
-class Passing(_Watching):
+class Passing(_PumpBase):
     """A stream's bytes as they came."""
 
     def __init__(self, wire: FamilyWire, dialect: Dialect, info: ReplyInfo) -> None:
@@ -236,7 +236,7 @@ class Passing(_Watching):
                 passed.append(block)
             elif not self.terminal:
                 was_whole = self.is_whole
-                self._note(self._decoder.decode(block))
+                self._record(self._decoder.decode(block))
                 passed.append(self._passed(block, was_whole=was_whole))
         return passed[0] if len(passed) == 1 else b"".join(passed)
 
@@ -248,17 +248,17 @@ class Passing(_Watching):
         return self._wire.for_client(block, self._info)
 
     def end(self) -> bytes:
-        self._note(left := self._decoder.end())
+        self._record(last_events := self._decoder.end())
         # Some vendors just stop after the last chunk, and their clients' readers know; others' wait for the mark.
-        return self._wire.end_mark if any(isinstance(event, Completed) for event in left) else b""
+        return self._wire.end_mark if any(isinstance(event, Completed) for event in last_events) else b""
 
     def feed_whole(self, body: bytes) -> bytes:
-        self._note(events := self._decode_whole(body))
+        self._record(events := self._decode_whole(body))
         encode = self._dialect.encoder(self._dialect.parse(self._info.body), self._info).encode
         return b"".join([encode(event) for event in events if not isinstance(event, Failed)])
 
 
-class Events(_Watching):
+class EventPumpBase(_PumpBase):
     """What pumps have in common that go through events."""
 
     def __init__(self, wire: Decoding, request: GenerationRequest | None, choices: int) -> None:
@@ -280,7 +280,7 @@ class Events(_Watching):
     def read_end(self) -> list[Event]:
         return self._decoder.end()
 
-    def cut(self, text_bytes: int) -> Usage | None:
+    def estimate_cut_usage(self, text_bytes: int) -> Usage | None:
         request = self._request
         self._own = fill_usage(
             self._decoder.usage, lambda: estimate_tokens(request) if request else 0, tokens_in_bytes(text_bytes)
@@ -288,7 +288,7 @@ class Events(_Watching):
         return self._own
 
 
-class Translating(Events):
+class Translating(EventPumpBase):
     """Events, encoded for a client of another family."""
 
     def __init__(self, wire: Decoding, dialect: Dialect, request: GenerationRequest, info: ReplyInfo) -> None:
@@ -298,23 +298,23 @@ class Translating(Events):
     def feed(self, blocks: list[bytes]) -> bytes:
         # Hot path: once per upstream read.
         decode = self._decoder.decode
-        return self.say([event for block in blocks for event in decode(block)])
+        return self.encode([event for block in blocks for event in decode(block)])
 
     def feed_whole(self, body: bytes) -> bytes:
-        return self.say(self._decode_whole(body))
+        return self.encode(self._decode_whole(body))
 
     def end(self) -> bytes:
-        return self.say(self._decoder.end())
+        return self.encode(self._decoder.end())
 
-    def say(self, events: list[Event]) -> bytes:
-        self._note(events)
+    def encode(self, events: list[Event]) -> bytes:
+        self._record(events)
         # A failure is said by the log's end, whose event the API writes.
         return b"".join([self._encode(event) for event in events if not isinstance(event, Failed)])
 
-    say_last = say
+    encode_last = encode
 
 
-class Folding(Events):
+class Folding(EventPumpBase):
     """The same for a client that did not ask for a stream: the upstream's stream, folded into one JSON body."""
 
     gives_stream = False
@@ -326,33 +326,33 @@ class Folding(Events):
 
     def feed(self, blocks: list[bytes]) -> bytes:
         for block in blocks:
-            self.say(self._decoder.decode(block))
+            self.encode(self._decoder.decode(block))
         return b""
 
     def feed_whole(self, body: bytes) -> bytes:
-        return self.say_last(self.read_whole(body))
+        return self.encode_last(self.read_whole(body))
 
     def end(self) -> bytes:
-        return self.say_last(self.read_end())
+        return self.encode_last(self.read_end())
 
     def read_whole(self, body: bytes) -> list[Event]:
         return self._decoder.decode_whole(body)
 
-    def say(self, events: list[Event]) -> bytes:
-        self._note(events)
+    def encode(self, events: list[Event]) -> bytes:
+        self._record(events)
         for event in events:
             self._folded.add(event)
             self.held_bytes += output_bytes(event)
         return b""
 
-    def say_last(self, events: list[Event]) -> bytes:
-        self.say(events)
+    def encode_last(self, events: list[Event]) -> bytes:
+        self.encode(events)
         if not isinstance(self.terminal, Completed):
             return b""
         reply = self._folded.reply()
         # In pieces arguments are text. A whole answer may hold them as objects, which can only be nested so deeply.
         if any(is_nested_too_deeply(call.arguments) for choice in reply.choices.values() for call in choice.tool_calls):
-            self.terminal = errors.nonsense("the arguments of a call are nested too deeply")
+            self.terminal = errors.unreadable_answer("the arguments of a call are nested too deeply")
             return b""
         self._body_tokens, self._folded, self.held_bytes = self.seen_tokens, ReplyBuilder(), 0
         return self._dialect.encode_reply(reply, self._request or self._dialect.parse(self._info.body), self._info)
@@ -378,5 +378,5 @@ class PassingWhole(Folding):
         self._wire = wire
 
     def feed_whole(self, body: bytes) -> bytes:
-        self._note(self._decode_whole(body))  # They are not kept: what they say is in the body.
+        self._record(self._decode_whole(body))  # They are not kept: what they say is in the body.
         return self._wire.for_client(body, self._info)

@@ -11,13 +11,14 @@ ECHO_CHARS_MIN = 32
 
 
 class Splice:
-    """``said`` is what the client has. ``echoes``: the server is known for it. ``is_whole``: what comes is the whole answer
-    once more, so that it must begin with all that was said."""
+    """``known_text`` is what the client has. ``echoes``: the server is known for it. ``is_whole``: what comes is the whole
+    answer once more, so that it must begin with all that was said.
+    """
 
-    def __init__(self, said: str, *, echoes: bool = False, is_whole: bool = False) -> None:
+    def __init__(self, known_text: str, *, echoes: bool = False, is_whole: bool = False) -> None:
         self._is_whole = is_whole
-        self._prefill = said if is_whole else said.rstrip()
-        self._space = said[len(self._prefill) :]
+        self._prefill = known_text if is_whole else known_text.rstrip()
+        self._space = known_text[len(self._prefill) :]
         self._seen = 0  # Characters of the prefill that were repeated so far.
         self._may_echo = bool(self._prefill) and (echoes or is_whole or len(self._prefill) >= ECHO_CHARS_MIN)
 
@@ -28,30 +29,30 @@ class Splice:
             ValueError: it should be the whole answer, and is another one.
         """
         if self._may_echo:
-            wanted = self._prefill[self._seen : self._seen + len(text)]
-            if text.startswith(wanted):
-                self._seen += len(wanted)
+            expected = self._prefill[self._seen : self._seen + len(text)]
+            if text.startswith(expected):
+                self._seen += len(expected)
                 if self._seen < len(self._prefill):
                     return ""
                 self._may_echo = False
-                text = text[len(wanted) :]
+                text = text[len(expected) :]
             else:
-                text = self._given_back() + text
+                text = self._release_held() + text
         return self._without_space(text) if self._space else text
 
     def end(self) -> str:
         """Return what was held back, once the answer is over: it was no echo. Raises as ``feed`` does."""
-        return self._given_back() if self._may_echo else ""
+        return self._release_held() if self._may_echo else ""
 
-    def _given_back(self) -> str:
+    def _release_held(self) -> str:
         if self._is_whole:
             raise ValueError("another answer than before")
         self._may_echo = False
         return self._prefill[: self._seen]
 
     def _without_space(self, text: str) -> str:
-        same = 0
-        while same < min(len(text), len(self._space)) and text[same] == self._space[same]:
-            same += 1
-        self._space = self._space[same:] if same == len(text) else ""
-        return text[same:]
+        shared = 0
+        while shared < min(len(text), len(self._space)) and text[shared] == self._space[shared]:
+            shared += 1
+        self._space = self._space[shared:] if shared == len(text) else ""
+        return text[shared:]

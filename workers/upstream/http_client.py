@@ -58,7 +58,7 @@ class _SilenceLimit:
         """How long it may be silent now; None before the first token."""
         return self._between_s
 
-    def is_the_reason(self) -> bool:
+    def is_cause(self) -> bool:
         """Whether a cancellation that just arrived was this limit's, and no one else's as well."""
         return self._has_fired and self._task is not None and self._task.uncancel() == 0
 
@@ -80,35 +80,35 @@ class UpstreamAnswer:
         self._limit = _SilenceLimit(due_at)
         self._tap = Tap(linger, response.connection.transport if response.connection else None)
         self._read = response.content.readany
-        self._first = b""
+        self._beginning = b""
         self._time = asyncio.get_running_loop().time
 
-    def has_begun(self) -> None:
+    def mark_begun(self) -> None:
         """The first token is there: from now on it is the time between tokens that is limited."""
         self._limit.narrow(self._between_s)
 
-    def has_finished(self, tail_s: float) -> None:
+    def mark_finished(self, tail_s: float) -> None:
         """All that is needed has come: each further read has ``tail_s``."""
         self._limit.narrow(tail_s)
 
-    async def beginning(self) -> bytes:
+    async def read_beginning(self) -> bytes:
         """Return what the body begins with, blanks left out; it is read again afterwards. Empty: there is nothing else.
 
         Raises:
             UpstreamFailure: as for ``read``.
         """
-        first = b""
-        while not (begins := first.removeprefix(BYTE_ORDER_MARK).lstrip()) and len(first) < BLANK_BYTES_MAX:
+        beginning = b""
+        while not (text := beginning.removeprefix(BYTE_ORDER_MARK).lstrip()) and len(beginning) < BLANK_BYTES_MAX:
             if not (chunk := await self.read()):
                 break
-            first += chunk
-        self._first, self._read = first, self._read_again
-        return begins
+            beginning += chunk
+        self._beginning, self._read = beginning, self._read_again
+        return text
 
     async def _read_again(self) -> bytes:
-        first, self._first = self._first, b""
+        beginning, self._beginning = self._beginning, b""
         self._read = self._response.content.readany
-        return first or await self._read()
+        return beginning or await self._read()
 
     async def read(self, *, may_linger: bool = False) -> bytes:
         """Return what has come of the body, as soon as there is anything; nothing at its end.
@@ -122,11 +122,11 @@ class UpstreamAnswer:
         limit, now = self._limit, self._time()
         limit.reading_since = now
         if may_linger:
-            self._tap.shut_if_fast(now)
+            self._tap.hold_if_fast(now)
         try:
             return await self._read()
         except asyncio.CancelledError:
-            if limit.is_the_reason():
+            if limit.is_cause():
                 raise timed_out(self._provider, limit.silence_s) from None
             raise
         except TRANSPORT as error:
@@ -143,7 +143,7 @@ class UpstreamAnswer:
         else:
             self._response.close()
 
-    async def whole(self, bytes_max: int, on_growth: Callable[[int], Awaitable[None]] | None = None) -> bytes:
+    async def read_body(self, bytes_max: int, on_growth: Callable[[int], Awaitable[None]] | None = None) -> bytes:
         """Return the whole body. ``on_growth`` is called with what has come of it, and raises where there is no room for more.
 
         Raises:

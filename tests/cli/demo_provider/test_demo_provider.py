@@ -152,9 +152,9 @@ def test_a_schema_without_end_ends_and_nonsense_is_refused():
     wide = {"type": "array", "minItems": 10**9, "items": {"type": "array", "minItems": 10**9}}
 
     assert len(json.dumps([example(twice), example(wide)])) < 100_000
-    for nonsense in ({"enum": 5}, {"type": "string", "minLength": "x"}, {"$ref": "#/nowhere"}, {"anyOf": [1]}):
+    for unreadable_answer in ({"enum": 5}, {"type": "string", "minLength": "x"}, {"$ref": "#/nowhere"}, {"anyOf": [1]}):
         with pytest.raises(ValueError):
-            example(nonsense)
+            example(unreadable_answer)
 
 
 # Chat completions, through the vendor's SDK

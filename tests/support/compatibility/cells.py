@@ -25,7 +25,7 @@ from tests.support.clients import sdk_clients, seed_clients
 from tests.support.clients.sdk_clients import ResponseFailed, Seen
 from tests.support.clients.seed_clients import SeedError
 from tests.support.upstreams.wire_answers import ERRORS, STREAMS, WHOLES, Says
-from workers.attempt.call import Prepared, prepare_as_asked
+from workers.attempt.call import Prepared, prepare_request
 from workers.providers import WIRES
 from workers.providers.base import Deployment, UpstreamRequest
 from workers.transcode.pumps import Pump
@@ -191,7 +191,7 @@ def prepared(body: dict[str, Any], dialect: str, deployment: Deployment) -> Prep
     """Return what a worker would send, and what makes the client's bytes of the answer."""
     stream = bool(body["stream"])
     job = Job("gen_abc", "req_1", dialect, "m", stream, Policy.STOP, grace_s=0, created_s=1, body=orjson.dumps(body))
-    return prepare_as_asked(job, WIRES[deployment.wire], deployment, replace(INFO, body=body))
+    return prepare_request(job, WIRES[deployment.wire], deployment, replace(INFO, body=body))
 
 
 def answered(pump: Pump, wire: str, says: Says) -> bytes:

@@ -104,7 +104,7 @@ class Calling:
 
     async def post(self, url: str, body: bytes = b"{}", headers: dict[str, str] | None = None) -> bytes:
         async with self.upstream.open(UpstreamRequest(url, headers or {}, body), "p", is_stream=True) as answer:
-            return await answer.whole(10_000_000)
+            return await answer.read_body(10_000_000)
 
     async def post_many(self, url: str, count: int) -> list[bytes]:
         return list(await asyncio.gather(*(self.post(url) for _ in range(count))))

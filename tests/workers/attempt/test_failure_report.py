@@ -4,10 +4,10 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from common.canonical.errors import ErrorKind, Failed, GatewayError
-from workers.attempt.failure_report import report
+from workers.attempt.failure_report import report_failure
 from workers.metrics import Metrics
 from workers.providers.base import Deployment
-from workers.providers.shared.errors import nonsense
+from workers.providers.shared.errors import unreadable_answer
 from workers.upstream.errors import UpstreamFailure
 
 DEPLOYMENT = Deployment("lab", "http://lab", "sk-secret", "m", key_id="lab:0123456789abcdef")
@@ -17,7 +17,7 @@ UNAVAILABLE = ErrorKind.UPSTREAM_UNAVAILABLE
 def reported(error: GatewayError) -> tuple[dict[str, object], Metrics]:
     metrics = Metrics(CollectorRegistry())
     with structlog.testing.capture_logs() as lines:
-        report(error, error.failed, DEPLOYMENT, 2, 1.5, metrics)
+        report_failure(error, error.failed, DEPLOYMENT, 2, 1.5, metrics)
     return lines[0], metrics
 
 
@@ -44,6 +44,6 @@ def test_what_a_provider_says_is_not_logged_but_its_status_and_code_are():
 
 
 def test_what_we_say_of_nonsense_is_logged():
-    line, _ = reported(GatewayError.from_failed(nonsense("not JSON")))
+    line, _ = reported(GatewayError.from_failed(unreadable_answer("not JSON")))
 
     assert line["detail"] == "The provider's answer could not be read: not JSON."

@@ -1,7 +1,7 @@
 import pytest
 
 from common.canonical.errors import ErrorKind, Failed
-from workers.attempt.retries import Tries
+from workers.attempt.retries import AttemptPlan
 from workers.providers.base import Deployment
 from workers.providers.shared.errors import UNREADABLE
 
@@ -16,44 +16,44 @@ class Clock:
         return self.now
 
 
-def tries(count: int = 1, clock: Clock | None = None) -> Tries:
+def plan(count: int = 1, clock: Clock | None = None) -> AttemptPlan:
     places = [Deployment(f"p{n}", "http://x", "k", "m") for n in range(count)]
-    return Tries(places, 30, chance=lambda: 0.5, clock=clock or Clock())
+    return AttemptPlan(places, 30, random_unit=lambda: 0.5, clock=clock or Clock())
 
 
-def waits(tries: Tries, failed: Failed, clock: Clock | None = None) -> list[tuple[float, str]]:
+def waits(plan: AttemptPlan, failed: Failed, clock: Clock | None = None) -> list[tuple[float, str]]:
     """Each wait with the deployment that is called after it, until there is none."""
     found: list[tuple[float, str]] = []
-    tries.begin()
-    while (wait := tries.after(failed)) is not None:
-        found.append((wait, tries.deployment.provider))
+    plan.record_call()
+    while (wait := plan.delay_after_failure(failed)) is not None:
+        found.append((wait, plan.deployment.provider))
         if clock:
             clock.now += wait
-        tries.begin()
+        plan.record_call()
     return found
 
 
-def refusals(tries: Tries, clock: Clock, wait_s: float, look_s: float | None = None) -> list[tuple[float, str]]:
+def refusals(plan: AttemptPlan, clock: Clock, wait_s: float, earliest_s: float | None = None) -> list[tuple[float, str]]:
     """The same where every call is refused before it is made."""
     found: list[tuple[float, str]] = []
-    while (wait := tries.refused(wait_s, wait_s if look_s is None else look_s)) is not None:
-        found.append((round(wait, 3), tries.deployment.provider))
+    while (wait := plan.delay_after_refusal(wait_s, wait_s if earliest_s is None else earliest_s)) is not None:
+        found.append((round(wait, 3), plan.deployment.provider))
         clock.now += wait
     return found
 
 
 @pytest.mark.parametrize("kind", [RATE_LIMITED, UNAVAILABLE])
 def test_a_deployment_is_tried_three_times_at_once_after_one_second_after_two(kind):
-    assert waits(tries(), Failed(kind, "")) == [(1.0, "p0"), (2.0, "p0")]
+    assert waits(plan(), Failed(kind, "")) == [(1.0, "p0"), (2.0, "p0")]
 
 
 def test_then_the_next_deployment_is_tried_at_once():
-    assert waits(tries(2), Failed(UNAVAILABLE, "")) == [(1.0, "p0"), (2.0, "p0"), (0.0, "p1"), (1.0, "p1"), (2.0, "p1")]
+    assert waits(plan(2), Failed(UNAVAILABLE, "")) == [(1.0, "p0"), (2.0, "p0"), (0.0, "p1"), (1.0, "p1"), (2.0, "p1")]
 
 
 def test_retry_after_is_obeyed_within_its_cap():
     for retry_after_s, expected in ((10, [10, 10]), (30, [30, 30]), (0.1, [1.0, 2.0])):
-        found = waits(tries(clock=(clock := Clock())), Failed(RATE_LIMITED, "", retry_after_s=retry_after_s), clock)
+        found = waits(plan(clock=(clock := Clock())), Failed(RATE_LIMITED, "", retry_after_s=retry_after_s), clock)
 
         assert found == [(wait, "p0") for wait in expected]
 
@@ -61,7 +61,7 @@ def test_retry_after_is_obeyed_within_its_cap():
 @pytest.mark.parametrize("kind", [RATE_LIMITED, UNAVAILABLE])
 def test_what_asks_for_more_than_the_cap_is_not_waited_for(kind):
     clock = Clock()
-    one, both = tries(clock=clock), tries(2, clock=clock)
+    one, both = plan(clock=clock), plan(2, clock=clock)
 
     assert waits(one, Failed(kind, "", retry_after_s=86_400), clock) == []
     assert waits(both, Failed(kind, "", retry_after_s=86_400), clock) == [(0.0, "p1")]
@@ -70,58 +70,62 @@ def test_what_asks_for_more_than_the_cap_is_not_waited_for(kind):
 
 @pytest.mark.parametrize("kind", [RATE_LIMITED, UNAVAILABLE])
 def test_while_one_deployment_asks_to_be_left_alone_the_next_is_called(kind):
-    both = tries(2)
-    both.begin()
+    both = plan(2)
+    both.record_call()
 
-    assert both.after(Failed(kind, "", retry_after_s=10)) == 0.0
+    assert both.delay_after_failure(Failed(kind, "", retry_after_s=10)) == 0.0
     assert both.deployment.provider == "p1"
 
 
 def test_what_its_vendor_promises_for_later_than_the_cap_is_left_out():
     clock = Clock()
-    both = tries(2, clock=clock)
-    assert both.refused(86_400, 20) == 0.0
-    both.begin()
+    both = plan(2, clock=clock)
+    assert both.delay_after_refusal(86_400, 20) == 0.0
+    both.record_call()
 
-    assert both.after(Failed(CREDENTIALS, "")) is None
+    assert both.delay_after_failure(Failed(CREDENTIALS, "")) is None
     assert both.soonest_s == 86_400
 
 
 # A status instead of a wait
 
 
-def with_status(count: int, clock: Clock, status_by: float = 1004.75) -> Tries:
-    return Tries(
-        [Deployment(f"p{n}", "http://x", "k", "m") for n in range(count)], 30, status_by, chance=lambda: 0.5, clock=clock
+def with_status(count: int, clock: Clock, status_deadline: float = 1004.75) -> AttemptPlan:
+    return AttemptPlan(
+        [Deployment(f"p{n}", "http://x", "k", "m") for n in range(count)],
+        30,
+        status_deadline,
+        random_unit=lambda: 0.5,
+        clock=clock,
     )
 
 
 def test_a_status_is_worth_more_than_a_wait_that_would_end_after_it():
     one = with_status(1, Clock())
-    one.begin()
+    one.record_call()
 
-    assert one.after(Failed(RATE_LIMITED, "", retry_after_s=8)) is None
+    assert one.delay_after_failure(Failed(RATE_LIMITED, "", retry_after_s=8)) is None
     assert one.resumes_in_s == 8.0
 
 
 def test_a_slow_failure_leaves_no_time_for_a_backoff():
     one = with_status(1, clock := Clock())
-    one.begin()
+    one.record_call()
     clock.now += 4.2
 
-    assert one.after(Failed(UNAVAILABLE, "")) is None
+    assert one.delay_after_failure(Failed(UNAVAILABLE, "")) is None
     assert one.resumes_in_s == 1.0
 
 
 def test_another_deployment_is_called_before_a_status_is_given():
     both = with_status(2, clock := Clock())
-    both.begin()
+    both.record_call()
     clock.now += 4.2
-    assert (both.after(Failed(UNAVAILABLE, "")), both.deployment.provider) == (0.0, "p1")
-    both.begin()
+    assert (both.delay_after_failure(Failed(UNAVAILABLE, "")), both.deployment.provider) == (0.0, "p1")
+    both.record_call()
     clock.now += 0.3
 
-    assert both.after(Failed(UNAVAILABLE, "")) is None
+    assert both.delay_after_failure(Failed(UNAVAILABLE, "")) is None
     assert both.resumes_in_s == pytest.approx(0.7)
 
 
@@ -134,7 +138,7 @@ def test_what_is_waited_for_within_the_hold_is_waited_for():
 
 def test_where_the_status_is_out_already_the_wait_is_worth_more():
     clock = Clock()
-    late = with_status(1, clock, status_by=999.0)
+    late = with_status(1, clock, status_deadline=999.0)
 
     assert waits(late, Failed(RATE_LIMITED, "", retry_after_s=20), clock) == [(20.0, "p0")] * 2
 
@@ -142,50 +146,51 @@ def test_where_the_status_is_out_already_the_wait_is_worth_more():
 def test_a_quota_of_ours_that_is_free_only_after_the_hold_is_a_status_too():
     one = with_status(1, Clock())
 
-    assert one.refused(8.0, 8.0) is None
+    assert one.delay_after_refusal(8.0, 8.0) is None
     assert one.soonest_s == 8.0
-    assert with_status(1, Clock()).refused(20.0, 1.0) == 1.125  # It may be free sooner.
+    assert with_status(1, Clock()).delay_after_refusal(20.0, 1.0) == 1.125  # It may be free sooner.
 
 
 def test_a_key_that_is_to_be_left_alone_is_passed_over_at_once_and_comes_back_when_its_time_is_over():
     clock = Clock()
-    found = waits(tries(2, clock), Failed(RATE_LIMITED, "", retry_after_s=10), clock)
+    found = waits(plan(2, clock), Failed(RATE_LIMITED, "", retry_after_s=10), clock)
 
     assert found == [(0.0, "p1"), (10, "p0"), (0.0, "p1"), (10, "p0"), (0.0, "p1")]
 
 
 def test_what_has_its_time_of_rest_behind_it_is_better_than_giving_up():
     clock = Clock()
-    both = tries(2, clock)
-    both.begin()
-    assert both.after(Failed(RATE_LIMITED, "", retry_after_s=10)) == 0.0
-    both.begin()
+    both = plan(2, clock)
+    both.record_call()
+    assert both.delay_after_failure(Failed(RATE_LIMITED, "", retry_after_s=10)) == 0.0
+    both.record_call()
 
-    assert (both.after(Failed(CREDENTIALS, "")), both.deployment.provider) == (10.0, "p0")
+    assert (both.delay_after_failure(Failed(CREDENTIALS, "")), both.deployment.provider) == (10.0, "p0")
 
 
 def test_a_place_that_refuses_is_passed_over_and_nothing_is_counted():
     clock = Clock()
-    both = tries(2, clock)
+    both = plan(2, clock)
 
-    assert (both.refused(5.0, 5.0), both.deployment.provider) == (0.0, "p1")
-    both.begin()
+    assert (both.delay_after_refusal(5.0, 5.0), both.deployment.provider) == (0.0, "p1")
+    both.record_call()
 
-    assert both.count == 1
-    assert (both.after(Failed(UNAVAILABLE, "")), both.deployment.provider) == (1.0, "p1")
+    assert both.attempt_count == 1
+    assert (both.delay_after_failure(Failed(UNAVAILABLE, "")), both.deployment.provider) == (1.0, "p1")
 
 
 def test_where_every_place_refuses_the_one_that_is_free_first_is_waited_for():
     clock = Clock()
-    both = tries(2, clock)
-    both.refused(8.0, 8.0)
+    both = plan(2, clock)
+    both.delay_after_refusal(8.0, 8.0)
 
-    assert (both.refused(4.0, 4.0), both.deployment.provider) == (4.125, "p1")  # A little later, so that not all come as one.
+    # A little later, so that not all of them come at the same moment.
+    assert (both.delay_after_refusal(4.0, 4.0), both.deployment.provider) == (4.125, "p1")
 
 
 def test_refusals_take_up_no_more_waiting_than_one_retry_after():
     clock = Clock()
-    found = refusals(tries(clock=clock), clock, 8.0)
+    found = refusals(plan(clock=clock), clock, 8.0)
 
     assert found == [(8.125, "p0")] * 3
     assert clock.now < 1030
@@ -193,71 +198,73 @@ def test_refusals_take_up_no_more_waiting_than_one_retry_after():
 
 def test_what_is_not_free_soon_enough_is_not_waited_for():
     clock = Clock()
-    one = tries(clock=clock)
+    one = plan(clock=clock)
 
-    assert one.refused(31.0, 1.0) is None
-    assert (one.soonest_s, one.count) == (31.0, 0)
+    assert one.delay_after_refusal(31.0, 1.0) is None
+    assert (one.soonest_s, one.attempt_count) == (31.0, 0)
 
 
 def test_what_may_be_free_before_its_time_is_looked_at_meanwhile():
     clock = Clock()
-    one = tries(clock=clock)
+    one = plan(clock=clock)
 
-    assert one.refused(20.0, 1.0) == 1.125
+    assert one.delay_after_refusal(20.0, 1.0) == 1.125
 
 
 def test_a_dead_key_goes_to_the_next_at_once():
-    assert waits(tries(3), Failed(CREDENTIALS, "")) == [(0.0, "p1"), (0.0, "p2")]
+    assert waits(plan(3), Failed(CREDENTIALS, "")) == [(0.0, "p1"), (0.0, "p2")]
 
 
 @pytest.mark.parametrize(
     "kind", [ErrorKind.UPSTREAM_REJECTED, ErrorKind.INVALID_REQUEST, ErrorKind.OVERLOADED, ErrorKind.INTERNAL]
 )
 def test_what_another_try_cannot_mend_is_not_tried_again(kind):
-    assert waits(tries(2), Failed(kind, "")) == []
+    assert waits(plan(2), Failed(kind, "")) == []
 
 
 def test_an_upstream_that_said_504_is_asked_again_one_that_said_nothing_is_not():
-    assert waits(tries(), Failed(TIMEOUT, "", status=504)) == [(1.0, "p0"), (2.0, "p0")]
-    assert waits(tries(2), Failed(TIMEOUT, "")) == [(0.0, "p1")]
+    assert waits(plan(), Failed(TIMEOUT, "", status=504)) == [(1.0, "p0"), (2.0, "p0")]
+    assert waits(plan(2), Failed(TIMEOUT, "")) == [(0.0, "p1")]
 
 
 def test_nonsense_on_the_wire_is_tried_once_more():
-    assert waits(tries(), Failed(ErrorKind.UPSTREAM_PROTOCOL, "")) == [(1.0, "p0")]
+    assert waits(plan(), Failed(ErrorKind.UPSTREAM_PROTOCOL, "")) == [(1.0, "p0")]
 
 
 def test_waits_are_jittered_both_ways():
-    low, high = (Tries([Deployment("p", "x", "k", "m")], 30, chance=lambda c=c: c) for c in (0.0, 1.0))
-    low.begin()
-    high.begin()
+    low, high = (AttemptPlan([Deployment("p", "x", "k", "m")], 30, random_unit=lambda c=c: c) for c in (0.0, 1.0))
+    low.record_call()
+    high.record_call()
 
-    assert (low.after(Failed(UNAVAILABLE, "")), high.after(Failed(UNAVAILABLE, ""))) == (0.75, 1.25)
+    assert (low.delay_after_failure(Failed(UNAVAILABLE, "")), high.delay_after_failure(Failed(UNAVAILABLE, ""))) == (0.75, 1.25)
 
 
 def test_calls_are_counted_over_deployments():
-    both = tries(2)
+    both = plan(2)
     waits(both, Failed(UNAVAILABLE, ""))
 
-    assert both.count == 6
+    assert both.attempt_count == 6
 
 
 def test_an_answer_that_cannot_be_read_is_asked_for_once_at_each_deployment():
-    assert waits(tries(2), Failed(ErrorKind.UPSTREAM_PROTOCOL, "", code=UNREADABLE)) == [(0.0, "p1")]
+    assert waits(plan(2), Failed(ErrorKind.UPSTREAM_PROTOCOL, "", code=UNREADABLE)) == [(0.0, "p1")]
 
 
 def test_how_often_and_after_which_waits_is_set():
-    tries = Tries([Deployment("p", "x", "k", "m")], 30, attempts_max=5, backoff_s=0.5, chance=lambda: 0.5, clock=Clock())
+    plan = AttemptPlan(
+        [Deployment("p", "x", "k", "m")], 30, attempts_max=5, backoff_s=0.5, random_unit=lambda: 0.5, clock=Clock()
+    )
     waits = []
     for _ in range(5):
-        tries.begin()
-        waits.append(tries.after(Failed(ErrorKind.UPSTREAM_UNAVAILABLE, "gone", status=503)))
+        plan.record_call()
+        waits.append(plan.delay_after_failure(Failed(ErrorKind.UPSTREAM_UNAVAILABLE, "gone", status=503)))
 
     assert waits == [0.5, 1, 2, 4, None]
 
 
 def test_one_attempt_is_no_retry():
-    tries = Tries([Deployment(name, "x", "k", "m") for name in ("p", "q")], 30, attempts_max=1, clock=Clock())
-    tries.begin()
+    plan = AttemptPlan([Deployment(name, "x", "k", "m") for name in ("p", "q")], 30, attempts_max=1, clock=Clock())
+    plan.record_call()
 
-    assert tries.after(Failed(ErrorKind.UPSTREAM_UNAVAILABLE, "gone", status=503)) == 0
-    assert tries.deployment.provider == "q"
+    assert plan.delay_after_failure(Failed(ErrorKind.UPSTREAM_UNAVAILABLE, "gone", status=503)) == 0
+    assert plan.deployment.provider == "q"

@@ -9,32 +9,32 @@ from common.channel.base import Claim, FrameKind
 from common.config.settings import Settings
 from common.queue.worker import Postponed
 from tests.workers.test_generate import G, Setup, setup  # noqa: F401 - a fixture.
-from workers.attempt.retry_wait import POSTPONED_S_MIN, patience, postpone
-from workers.outcome import Ask, Total
+from workers.attempt.retry_wait import POSTPONED_S_MIN, postpone, wait_limits
+from workers.outcome import ActiveJob, Total
 from workers.quota.pauses import Pauses
 
 SETTINGS = Settings(_env_file=None, status_hold_s=5, queue_wait_background_s=1000, retry_after_max_s=30)
 
 
-def asked(waited_s: float = 0, *, stream: bool = True, is_background: bool = False) -> Ask:
-    return Ask(Job(G, "r", "openai-chat", "m", stream, Policy.STOP, 0, 1), waited_s, is_background)
+def asked(waited_s: float = 0, *, stream: bool = True, is_background: bool = False) -> ActiveJob:
+    return ActiveJob(Job(G, "r", "openai-chat", "m", stream, Policy.STOP, 0, 1), waited_s, is_background)
 
 
 def test_only_a_streaming_client_that_waits_for_its_status_is_given_one():
-    longest_s, status_by = patience(asked(2.0), Total(), SETTINGS)
+    longest_s, status_by = wait_limits(asked(2.0), Total(), SETTINGS)
 
     assert longest_s == 30
     assert status_by == pytest.approx(time.monotonic() + 3 - 0.25, abs=0.1)
-    assert patience(asked(stream=False), Total(), SETTINGS) == (30, None)
-    assert patience(asked(), Total(continuations=1), SETTINGS) == (30, None)
+    assert wait_limits(asked(stream=False), Total(), SETTINGS) == (30, None)
+    assert wait_limits(asked(), Total(continuations=1), SETTINGS) == (30, None)
 
 
 def test_background_work_waits_for_as_long_as_its_deadline_allows():
-    longest_s, status_by = patience(asked(100, is_background=True), Total(), SETTINGS)
+    longest_s, status_by = wait_limits(asked(100, is_background=True), Total(), SETTINGS)
 
     assert (longest_s, status_by) == (pytest.approx(900, abs=1), None)
-    assert patience(asked(2000, is_background=True), Total(), SETTINGS)[0] == 0
-    assert patience(asked(is_background=True), Total(continuations=1), SETTINGS) == (30, None)
+    assert wait_limits(asked(2000, is_background=True), Total(), SETTINGS)[0] == 0
+    assert wait_limits(asked(is_background=True), Total(continuations=1), SETTINGS) == (30, None)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_background_work_waits_for_as_long_as_its_deadline_allows():
 )
 def test_background_work_is_put_back_with_its_attempts(waited_s, wait_s, delay_s):
     with pytest.raises(Postponed) as postponed:
-        postpone(wait_s, wait_s, asked(waited_s, is_background=True), Total(tries=3), SETTINGS, chance=lambda: 0)
+        postpone(wait_s, wait_s, asked(waited_s, is_background=True), Total(attempt_count=3), SETTINGS, random_unit=lambda: 0)
 
     assert postponed.value.attempts == 3
     assert postponed.value.delay_s == pytest.approx(delay_s, abs=0.1)
@@ -122,8 +122,8 @@ async def test_background_work_is_put_back_and_comes_again(setup):  # noqa: F811
 async def test_what_its_calls_have_cost_waits_with_it(setup, monkeypatch):  # noqa: F811
     await setup.open("demo")
 
-    async def answer(running, claimed, fenced):
-        running.writer.note = b"what it has cost"
+    async def answer(context, claimed, fenced):
+        context.writer.packed_attempts = b"what it has cost"
         raise Postponed(60, attempts=1)
 
     monkeypatch.setattr("workers.generate._answer", answer)

@@ -289,7 +289,7 @@ async def test_the_call_of_a_worker_that_was_lost_before_the_first_token_is_paid
     lost = asyncio.create_task(settled(setup))
     await asyncio.wait_for(upstream.hung.wait(), 10)
     (writer,) = setup.services.publisher._writers
-    await setup.channel.heartbeat([writer.claim], [writer.note])
+    await setup.channel.heartbeat([writer.claim], [writer.packed_attempts])
     lost.cancel()
     await asyncio.gather(lost, return_exceptions=True)
 

@@ -12,7 +12,7 @@ from common.channel.transcript import Transcript
 from common.dialects import DIALECTS
 from common.metering.attempt_cost import total_usage
 from common.metering.token_estimate import estimate_text_tokens, estimate_tokens
-from workers.metering.charging import completed
+from workers.metering.charging import fill_gaps
 from workers.metering.partial_usage import Partial, read_partial
 
 HEAD = {"status": 200, "provider": "demo", "tries": 2, "spent": None}
@@ -141,4 +141,4 @@ def test_a_body_that_was_cut_is_no_reason_to_fail():
     ],
 )
 def test_what_was_told_wins_as_far_as_it_goes(told: Usage | None, expected: Usage):
-    assert completed(told, Usage(10, 20)) == expected
+    assert fill_gaps(told, Usage(10, 20)) == expected

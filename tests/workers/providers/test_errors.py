@@ -8,7 +8,7 @@ from tests.support.upstreams.recordings import Recording, parameters
 from workers.providers import WIRES
 from workers.providers.base import Wire
 from workers.providers.shared import errors
-from workers.providers.shared.errors import note_wait
+from workers.providers.shared.errors import set_retry_after
 
 wires = pytest.mark.parametrize("wire", WIRES.values(), ids=WIRES.keys())
 
@@ -104,7 +104,7 @@ KEY = "a-key-of-no-known-shape"
 def test_the_key_that_an_upstream_repeats_is_blotted_out(said: str, told: str):
     failed = Failed(ErrorKind.UPSTREAM_REJECTED, said, type=said, code=said, param=said)
 
-    errors.blot_out(failed, [KEY, ""])
+    errors.redact_secrets(failed, [KEY, ""])
 
     assert (failed.message, failed.type, failed.code, failed.param) == (told, told, told, told)
 
@@ -129,6 +129,6 @@ def test_a_limit_told_in_a_body_is_waited_for_as_its_headers_say():
     told.retry_after_s = 3.0
 
     for failed in (limited, told, other):
-        note_wait(failed, {"retry-after": "7"})
+        set_retry_after(failed, {"retry-after": "7"})
 
     assert [failed.retry_after_s for failed in (limited, told, other)] == [7.0, 3.0, None]

@@ -27,7 +27,7 @@ class Lab:
 
     async def run(self, name: str, size: int) -> None:
         """One answer, from its first byte to its end."""
-        self.answers.end(name, await self.answers.hold(0, size - STEP_BYTES), size)
+        self.answers.end(name, await self.answers.reserve(0, size - STEP_BYTES), size)
 
 
 @pytest.fixture
@@ -36,31 +36,31 @@ def lab() -> Lab:
 
 
 async def test_an_ordinary_answer_holds_nothing(lab):
-    assert await lab.answers.hold(0, LARGE_BYTES) == 0
+    assert await lab.answers.reserve(0, LARGE_BYTES) == 0
     assert lab.answers.bytes_held == 0
 
 
 async def test_a_growing_answer_is_counted_once(lab):
     held = 0
     for size in range(LARGE_BYTES + 1, 40 * MIB, STEP_BYTES):
-        held = await lab.answers.hold(held, size)
+        held = await lab.answers.reserve(held, size)
 
     assert held == lab.answers.bytes_held == size + STEP_BYTES
 
 
 async def test_what_failed_before_it_was_written_takes_no_room(lab):
-    held = await lab.answers.hold(0, 40 * MIB)
+    held = await lab.answers.reserve(0, 40 * MIB)
     lab.answers.end("gathered only", held, 300)
     assert lab.answers.bytes_held == 0
 
-    held = await lab.answers.hold(0, 40 * MIB)
+    held = await lab.answers.reserve(0, 40 * MIB)
     lab.answers.end("written in part", held, 20 * MIB)
     assert lab.answers.bytes_held == 20 * MIB + STEP_BYTES
 
 
 async def test_one_that_is_larger_than_an_answer_may_be_is_refused(lab):
     with pytest.raises(GatewayError) as refused:
-        await lab.answers.hold(0, 64 * MIB + 1)
+        await lab.answers.reserve(0, 64 * MIB + 1)
 
     assert (refused.value.failed.kind, refused.value.failed.code) == (ErrorKind.REQUEST_TOO_LARGE, "answer_too_large")
 
@@ -108,4 +108,4 @@ async def test_what_cannot_be_evicted_keeps_its_place_and_is_tried_again_later(l
 async def test_one_answer_always_fits_whatever_is_set():
     answers = LargeAnswers(Lab(), SETTINGS.model_copy(update={"large_answers_bytes_max": MIB}))  # type: ignore[arg-type]
 
-    assert await answers.hold(0, 63 * MIB) == 64 * MIB
+    assert await answers.reserve(0, 63 * MIB) == 64 * MIB

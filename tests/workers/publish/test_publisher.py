@@ -69,7 +69,7 @@ class Setup:
         for piece in pieces:
             self.writer.write(piece, is_urgent=True)
             async with asyncio.timeout(120):
-                await self.writer.flushed()
+                await self.writer.wait_flushed()
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ async def test_what_gathers_while_a_flush_is_under_way_becomes_one_frame(setup):
     await asyncio.sleep(0)
     for piece in (b"b", b"c", b"d"):
         setup.writer.write(piece)
-    await setup.writer.flushed()
+    await setup.writer.wait_flushed()
 
     assert b"".join(await setup.texts()) == b"abcd"
     assert len(setup.channel.appends) <= 2
@@ -105,7 +105,7 @@ async def test_what_says_nothing_makes_no_frame(setup):
     await setup.write(b"", b"a", b"")
     setup.writer.write(b"")
     setup.writer.write_frame(FrameKind.END, b'{"error":null}')
-    await setup.writer.flushed()
+    await setup.writer.wait_flushed()
 
     assert await setup.texts() == [b"a"]
 
@@ -125,7 +125,7 @@ async def test_frames_wait_for_redis_and_follow_in_order(setup):
     await asyncio.sleep(0.005)
     setup.writer.write(b"b")
     setup.writer.write_frame(FrameKind.END, b'{"error":null}')
-    await setup.writer.flushed()
+    await setup.writer.wait_flushed()
 
     assert b"".join(await setup.texts()) == b"ab"
     assert setup.channel._logs[G].has_ended
@@ -141,7 +141,7 @@ async def test_what_is_held_while_redis_is_away_is_bounded(setup):
 
     assert caught.value.failed.kind is ErrorKind.OVERLOADED
     setup.channel.fail_before = 0
-    await setup.writer.flushed()
+    await setup.writer.wait_flushed()
 
 
 @pytest.mark.parametrize("lost", [1, 3, 5])
@@ -185,7 +185,7 @@ async def test_what_is_no_longer_held_leaves_a_hole_and_the_generation_can_still
             await asyncio.sleep(0.001)
     assert setup.signals == 1
     setup.writer.write_frame(FrameKind.END, b'{"error":{}}')
-    await setup.writer.flushed()
+    await setup.writer.wait_flushed()
 
     assert setup.channel._logs[G].has_ended
     assert await setup.texts() == []
@@ -200,7 +200,7 @@ async def test_a_note_is_told_soon_and_once(setup):
         return await told(claims, notes)
 
     setup.channel.heartbeat = heartbeat
-    setup.writer.note = b"called"
+    setup.writer.packed_attempts = b"called"
 
     async with asyncio.timeout(5):
         while [b"called"] not in beats:
@@ -213,7 +213,7 @@ async def test_a_new_owner_silences_this_one(setup):
     await setup.channel.fence(Claim(G, 2, "other"), is_handover=False)
 
     setup.writer.write(b"from the dead", is_urgent=True)
-    await setup.writer.flushed()
+    await setup.writer.wait_flushed()
 
     assert setup.writer.lost
     assert setup.signals == 1
@@ -269,7 +269,7 @@ async def test_much_that_gathered_is_cut_into_frames_of_bounded_size(setup, monk
     monkeypatch.setattr("workers.publish.writer.FRAME_BYTES_MAX", 10)
     for _ in range(6):
         setup.writer.write(b"12345")
-    await setup.writer.flushed()
+    await setup.writer.wait_flushed()
 
     frames = [f for f in await setup.channel.read(G, START, 100) if f.kind is FrameKind.DATA]
     assert [len(frame.data) for frame in frames] == [10, 10, 10]

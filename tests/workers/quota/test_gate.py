@@ -31,7 +31,7 @@ from workers.providers.base import Deployment
 from workers.quota import gate
 from workers.quota.gate import Demand, Quota, Refused
 from workers.quota.pauses import Pauses
-from workers.quota.reservations import PLACE_EXTRA_S, Reservations, Reserved, Short
+from workers.quota.reservations import PLACE_EXTRA_S, Reservation, Reservations, Shortage
 from workers.upstream.deployments import deployments
 
 CLIENTS = 50
@@ -82,7 +82,7 @@ async def _admitted(server: EmbeddedRedis, limits: Limits, tokens: list[int]) ->
         workers = [reservations(client) for client in both]
         asked = [workers[n % 2].reserve(name, limits, amount) for n, amount in enumerate(tokens)]
         answers = await asyncio.gather(*asked)
-    return [answer.tokens for answer in answers if isinstance(answer, Reserved)]
+    return [answer.tokens for answer in answers if isinstance(answer, Reservation)]
 
 
 @settings(max_examples=20)
@@ -126,7 +126,7 @@ async def test_how_long_to_wait_is_told_exactly(redis):
     after = await redis.time()
 
     free_at = bucket + 61  # When all of the bucket is older than the window.
-    assert isinstance(answer, Short)
+    assert isinstance(answer, Shortage)
     assert free_at - _s(after) - 0.002 <= answer.wait_s <= free_at - _s(before) + 0.002
 
 
@@ -137,12 +137,12 @@ def _s(time: tuple[int, int]) -> float:
 async def test_what_a_window_holds_is_free_again_when_it_has_passed(redis):
     ours, limits = reservations(redis), Limits(requests=2, window_s=1)
     for _ in range(2):
-        assert isinstance(await ours.reserve("openai:a", limits, 0), Reserved)
+        assert isinstance(await ours.reserve("openai:a", limits, 0), Reservation)
     refusal = await ours.reserve("openai:a", limits, 0)
 
-    assert isinstance(refusal, Short)
+    assert isinstance(refusal, Shortage)
     await asyncio.sleep(refusal.wait_s)
-    assert isinstance(await ours.reserve("openai:a", limits, 0), Reserved)
+    assert isinstance(await ours.reserve("openai:a", limits, 0), Reservation)
 
 
 async def test_a_worker_that_was_refused_asks_no_more_until_it_may_help(redis):
@@ -151,7 +151,7 @@ async def test_a_worker_that_was_refused_asks_no_more_until_it_may_help(redis):
     await ours.reserve("openai:a", limits, 0)
     before = await _scripts_run(redis)
 
-    assert isinstance(await ours.reserve("openai:a", limits, 0), Short)
+    assert isinstance(await ours.reserve("openai:a", limits, 0), Shortage)
 
     assert await _scripts_run(redis) == before
 
@@ -160,8 +160,8 @@ async def test_a_smaller_request_may_fit_where_a_larger_one_did_not(redis):
     ours, limits = reservations(redis), Limits(tokens=100)
     await ours.reserve("openai:a", limits, 60)
 
-    assert isinstance(await ours.reserve("openai:a", limits, 50), Short)
-    assert isinstance(await ours.reserve("openai:a", limits, 40), Reserved)
+    assert isinstance(await ours.reserve("openai:a", limits, 50), Shortage)
+    assert isinstance(await ours.reserve("openai:a", limits, 40), Reservation)
 
 
 async def test_one_call_is_one_round_trip(redis):
@@ -185,52 +185,52 @@ async def _scripts_run(redis: Redis) -> int:
 async def test_tokens_that_were_not_used_come_back(redis, used, fits):
     ours, limits = reservations(redis), Limits(tokens=100)
     reserved = await ours.reserve("openai:a", limits, 90)
-    assert isinstance(reserved, Reserved)
+    assert isinstance(reserved, Reservation)
 
-    ours.give_back(reserved, used)
+    ours.release(reserved, used)
     await ours.flush()
 
     left = [n for n in range(1, 101) if n <= 100 - used]
     assert max(left, default=0) == fits
     if fits:
-        assert isinstance(await reservations(redis).reserve("openai:a", limits, fits), Reserved)
-    assert isinstance(await reservations(redis).reserve("openai:a", limits, 1), Short)
+        assert isinstance(await reservations(redis).reserve("openai:a", limits, fits), Reservation)
+    assert isinstance(await reservations(redis).reserve("openai:a", limits, 1), Shortage)
 
 
 async def test_more_tokens_than_were_reserved_count_too(redis):
     ours, limits = reservations(redis), Limits(tokens=100)
     reserved = await ours.reserve("openai:a", limits, 10)
-    assert isinstance(reserved, Reserved)
+    assert isinstance(reserved, Reservation)
 
-    ours.give_back(reserved, 95)
+    ours.release(reserved, 95)
     await ours.flush()
 
-    assert isinstance(await ours.reserve("openai:a", limits, 6), Short)
-    assert isinstance(await ours.reserve("openai:a", limits, 5), Reserved)
+    assert isinstance(await ours.reserve("openai:a", limits, 6), Shortage)
+    assert isinstance(await ours.reserve("openai:a", limits, 5), Reservation)
 
 
 async def test_a_place_is_free_again_when_its_call_has_ended(redis):
     ours, limits = reservations(redis), Limits(concurrent=1)
     reserved = await ours.reserve("openai:a", limits, 0)
-    assert isinstance(reserved, Reserved)
-    assert isinstance(await reservations(redis).reserve("openai:a", limits, 0), Short)
+    assert isinstance(reserved, Reservation)
+    assert isinstance(await reservations(redis).reserve("openai:a", limits, 0), Shortage)
 
-    ours.give_back(reserved, 0)
+    ours.release(reserved, 0)
     await ours.flush()
 
-    assert isinstance(await reservations(redis).reserve("openai:a", limits, 0), Reserved)
+    assert isinstance(await reservations(redis).reserve("openai:a", limits, 0), Reservation)
 
 
 async def test_a_worker_looks_again_at_once_when_a_call_of_its_own_has_ended(redis):
     ours, limits = reservations(redis), Limits(concurrent=1)
     reserved = await ours.reserve("openai:a", limits, 0)
-    assert isinstance(reserved, Reserved)
-    assert isinstance(await ours.reserve("openai:a", limits, 0), Short)
+    assert isinstance(reserved, Reservation)
+    assert isinstance(await ours.reserve("openai:a", limits, 0), Shortage)
 
-    ours.give_back(reserved, 0)
+    ours.release(reserved, 0)
     await ours.flush()
 
-    assert isinstance(await ours.reserve("openai:a", limits, 0), Reserved)
+    assert isinstance(await ours.reserve("openai:a", limits, 0), Reservation)
 
 
 async def test_a_call_that_is_cancelled_while_it_asks_leaves_no_place_behind(redis):
@@ -248,14 +248,14 @@ async def test_a_call_that_is_cancelled_while_it_asks_leaves_no_place_behind(red
 
 async def test_a_killed_workers_places_are_free_after_its_lease(redis, monkeypatch):
     monkeypatch.setattr("workers.quota.reservations.PLACE_EXTRA_S", 0.2)
-    monkeypatch.setattr("workers.quota.reservations.BUSY_LOOK_S", 0.01)
+    monkeypatch.setattr("workers.quota.reservations.BUSY_RECHECK_S", 0.01)
     scripts, limits = gate.scripts_of(redis), Limits(concurrent=1)
     killed, other = (Reservations(scripts, lease_s=0.1, renew_s=0.05) for _ in range(2))
-    assert isinstance(await killed.reserve("openai:a", limits, 0), Reserved)
-    assert isinstance(await other.reserve("openai:a", limits, 0), Short)
+    assert isinstance(await killed.reserve("openai:a", limits, 0), Reservation)
+    assert isinstance(await other.reserve("openai:a", limits, 0), Shortage)
 
     async def is_let_in() -> bool:
-        return isinstance(await other.reserve("openai:a", limits, 0), Reserved)
+        return isinstance(await other.reserve("openai:a", limits, 0), Reservation)
 
     await until(is_let_in, "the place is free")
 
@@ -288,12 +288,12 @@ async def test_what_cannot_be_settled_while_redis_is_away_stays_reserved(redis, 
     scripts, limits = gate.scripts_of(redis), Limits(tokens=100)
     ours = Reservations(scripts, LEASE_S, RENEW_S)
     reserved = await ours.reserve("openai:a", limits, 90)
-    assert isinstance(reserved, Reserved)
+    assert isinstance(reserved, Reservation)
 
     async def is_away(calls: Any) -> Any:
         raise StoreUnavailable
 
-    ours.give_back(reserved, 0)
+    ours.release(reserved, 0)
     with monkeypatch.context() as patch:
         patch.setattr(scripts, "run_many", is_away)
         await ours.flush()
@@ -347,7 +347,7 @@ async def is_refused(quota: Quota, where: Deployment, **more: Any) -> bool:
 async def test_one_workers_refusal_counts_for_all_of_them(redis, redis_server):
     registry = CollectorRegistry()
     async with clients(redis_server, 1) as (other,), worker(redis) as first, worker(other, registry=registry) as second:
-        first.note_failure(demand(), place(), Failed(ErrorKind.UPSTREAM_RATE_LIMITED, "slow down", retry_after_s=20))
+        first.record_failure(demand(), place(), Failed(ErrorKind.UPSTREAM_RATE_LIMITED, "slow down", retry_after_s=20))
 
         assert await is_refused(first, place())
         await until(lambda: is_refused(second, place()), "the other worker knows")
@@ -364,7 +364,7 @@ async def test_one_workers_refusal_counts_for_all_of_them(redis, redis_server):
 async def test_an_answer_that_says_that_nothing_is_left_counts_for_all_workers(redis, redis_server):
     headers = {"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "9s"}
     async with clients(redis_server, 1) as (other,), worker(redis) as first, worker(other) as second:
-        first.hear(place(), headers)
+        first.read_headers(place(), headers)
 
         await until(lambda: is_refused(second, place()), "the other worker knows")
 
@@ -373,14 +373,14 @@ async def test_an_answer_that_says_that_nothing_is_left_counts_for_all_workers(r
 async def test_a_vendor_is_obeyed_up_to_the_cap_and_its_word_is_told_to_all_workers(redis, redis_server, told_s, promised_s):
     more = {"retry_after_max_s": 5}
     async with clients(redis_server, 1) as (other,), worker(redis, **more) as first, worker(other, **more) as second:
-        first.note_failure(demand(), place(), Failed(ErrorKind.UPSTREAM_RATE_LIMITED, "", retry_after_s=told_s))
+        first.record_failure(demand(), place(), Failed(ErrorKind.UPSTREAM_RATE_LIMITED, "", retry_after_s=told_s))
         await until(lambda: is_refused(second, place()), "the other worker knows")
 
         for quota in (first, second):
             with pytest.raises(Refused) as refused:
                 async with quota.admitted(demand(), place()):
                     pass
-            assert 0 < refused.value.look_s <= min(told_s, 5)
+            assert 0 < refused.value.earliest_s <= min(told_s, 5)
             assert promised_s - 3 < refused.value.wait_s <= promised_s + 0.1
         assert 0 < await redis.pttl(keyspace.PAUSED) <= 5000
 
@@ -392,27 +392,27 @@ async def test_a_later_word_replaces_a_promise(redis):
             await quota.flush()
 
         assert await redis.hkeys(keyspace.PAUSED) == [b"openai:a:m"]
-        assert quota.pauses.left("openai:a:m").promise_s <= 4
+        assert quota.pauses.remaining("openai:a:m").promise_s <= 4
 
 
 async def test_a_longer_pause_is_not_cut_short_by_a_shorter_one(redis, redis_server):
     async with clients(redis_server, 1) as (other,), worker(redis) as first, worker(other) as second:
         for quota, seconds in ((first, 20), (second, 1)):  # Told one right after the other.
-            quota.note_failure(demand(), place(), Failed(ErrorKind.UPSTREAM_RATE_LIMITED, "", retry_after_s=seconds))
+            quota.record_failure(demand(), place(), Failed(ErrorKind.UPSTREAM_RATE_LIMITED, "", retry_after_s=seconds))
             await quota.flush()
 
         seconds, _ = await redis.time()
         assert int(await redis.hget(keyspace.PAUSED, "openai:a:m")) / 1000 - seconds > 10
-        await until(lambda: second.pauses.left("openai:a:m").pause_s > 10, "the other knows of the longer one")
+        await until(lambda: second.pauses.remaining("openai:a:m").pause_s > 10, "the other knows of the longer one")
 
 
 def test_what_a_worker_was_told_itself_counts_before_redis_has_it():
     pauses = Pauses(lambda: 100.0)
     pauses.pause("openai:a:m", 20, 30)
 
-    pauses.note({b"openai:a:m": b"5000", b"openai:b:m": b"7000"}, redis_ms=3000)
+    pauses.merge({b"openai:a:m": b"5000", b"openai:b:m": b"7000"}, redis_ms=3000)
 
-    assert (pauses.left("openai:a:m"), pauses.left("openai:b:m")) == ((20, 20), (4, 4))
+    assert (pauses.remaining("openai:a:m"), pauses.remaining("openai:b:m")) == ((20, 20), (4, 4))
 
 
 def test_the_same_word_is_passed_on_once():
@@ -421,15 +421,15 @@ def test_the_same_word_is_passed_on_once():
     told = [pauses.pause("openai:a:m", seconds, 30) for seconds in (20, 20, 20.05, 21, 0.05)]
 
     assert told == [True, False, False, True, False]
-    assert pauses.take_unshared() == [("openai:a:m", 21_000, 21_000)]
-    assert pauses.take_unshared() == []
+    assert pauses.pop_unshared() == [("openai:a:m", 21_000, 21_000)]
+    assert pauses.pop_unshared() == []
 
 
 async def test_a_refusal_without_a_time_is_told_the_one_that_the_headers_gave(redis):
     async with worker(redis) as quota:
         failed = Failed(ErrorKind.UPSTREAM_RATE_LIMITED, "")
-        quota.hear(place(), {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "7s"})
-        quota.note_failure(demand(), place(), failed)
+        quota.read_headers(place(), {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "7s"})
+        quota.record_failure(demand(), place(), failed)
 
     assert failed.retry_after_s == pytest.approx(7, abs=1)
 
@@ -437,7 +437,7 @@ async def test_a_refusal_without_a_time_is_told_the_one_that_the_headers_gave(re
 @pytest.mark.parametrize("kind", [ErrorKind.UPSTREAM_UNAVAILABLE, ErrorKind.UPSTREAM_REJECTED])
 async def test_only_a_refusal_for_the_rate_pauses_a_key(redis, kind):
     async with worker(redis) as quota:
-        quota.note_failure(demand(), place(), Failed(kind, "", retry_after_s=20))
+        quota.record_failure(demand(), place(), Failed(kind, "", retry_after_s=20))
 
         assert not await is_refused(quota, place())
 
@@ -445,7 +445,7 @@ async def test_only_a_refusal_for_the_rate_pauses_a_key(redis, kind):
 async def test_a_refusal_to_count_tokens_says_nothing_of_generations(redis):
     async with worker(redis) as quota:
         failed = Failed(ErrorKind.UPSTREAM_RATE_LIMITED, "", retry_after_s=20)
-        quota.note_failure(demand(operation="count_tokens"), place(), failed)
+        quota.record_failure(demand(operation="count_tokens"), place(), failed)
 
         assert not await is_refused(quota, place())
 
@@ -454,7 +454,7 @@ async def test_what_is_noted_of_keys_is_bounded(redis, monkeypatch):
     monkeypatch.setattr(gate, "PAUSES_MAX", 3)
     async with worker(redis) as quota:
         for n in range(10):
-            quota.note_failure(demand(), place(f"k{n}"), Failed(ErrorKind.UPSTREAM_RATE_LIMITED, "", retry_after_s=20))
+            quota.record_failure(demand(), place(f"k{n}"), Failed(ErrorKind.UPSTREAM_RATE_LIMITED, "", retry_after_s=20))
         await quota.flush()
 
     assert await redis.hlen(keyspace.PAUSED) == 3
@@ -464,7 +464,7 @@ async def test_neither_keys_nor_what_is_asked_stand_in_redis(redis):
     chosen = {"openai": ProviderSettings(api_keys=("sk-canary-1",), limits=Limits(requests=5, tokens=5000, concurrent=5))}
     (where,) = deployments(job(), Settings(_env_file=None, providers=chosen))
     async with worker(redis, chosen) as quota, quota.admitted(demand(), where):
-        quota.note_failure(demand(), where, Failed(ErrorKind.UPSTREAM_RATE_LIMITED, "", retry_after_s=20))
+        quota.record_failure(demand(), where, Failed(ErrorKind.UPSTREAM_RATE_LIMITED, "", retry_after_s=20))
         await quota.flush()
         found = [await redis.dump(name) + name for name in await redis.keys("*")]
 
@@ -530,9 +530,9 @@ async def test_while_redis_is_away_nothing_that_has_a_limit_is_called():
 )
 async def test_what_a_call_took_is_what_was_reported_or_else_what_was_seen(redis, usage, events, is_whole, used):
     async with worker(redis, {"openai": ProviderSettings(api_keys=("k",), limits=Limits(tokens=10_000))}) as quota:
-        async with quota.admitted(demand(), place()) as taken:
+        async with quota.admitted(demand(), place()) as call_usage:
             reserved = await redis.hvals(keyspace.limit("upstream", "openai:a", "tokens"))
-            taken.note(usage, events, is_whole=is_whole)
+            call_usage.record(usage, events, is_whole=is_whole)
         await quota.flush()
 
         assert reserved == [b"1104"]

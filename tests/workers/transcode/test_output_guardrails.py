@@ -33,7 +33,7 @@ from common.config.settings import Settings
 from common.dialects import DIALECTS
 from common.dialects.base import ReplyInfo
 from common.guardrails.custom import SEPARATOR, Action, Check, CustomGuardrails, Verdict
-from workers.attempt.call import prepare_as_asked
+from workers.attempt.call import prepare_request
 from workers.metrics import Metrics
 from workers.providers import WIRES
 from workers.providers.base import Deployment
@@ -58,7 +58,7 @@ def guards(custom: CustomGuardrails | None = None, patterns: tuple[str, ...] = (
 
 
 def guard(guardrail: CustomGuardrails | None = None, /, **modes: str) -> OutputGuard:
-    found = guards(guardrail).of(job(**modes))
+    found = guards(guardrail).for_job(job(**modes))
     assert found is not None
     return found
 
@@ -77,9 +77,9 @@ def arguments_of(events: list[Event]) -> str:
 
 
 def test_a_guard_needs_something_to_look_for():
-    assert guards().of(job()) is None
-    assert guards(patterns=()).of(job(patterns="block", custom="log")) is None
-    assert guards(patterns=()).of(job(patterns="block", pii="log")) is not None
+    assert guards().for_job(job()) is None
+    assert guards(patterns=()).for_job(job(patterns="block", custom="log")) is None
+    assert guards(patterns=()).for_job(job(patterns="block", pii="log")) is not None
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=5))
@@ -217,7 +217,7 @@ def test_the_signature_of_thinking_that_was_changed_is_left_out():
 
 def test_in_mode_log_everything_passes_at_once_and_is_counted():
     metrics = Metrics(CollectorRegistry())
-    found = OutputGuards(Settings(guardrail_patterns_out=("secret",)), None, metrics).of(job(patterns="log", pii="log"))
+    found = OutputGuards(Settings(guardrail_patterns_out=("secret",)), None, metrics).for_job(job(patterns="log", pii="log"))
     assert found is not None
     events = [TextDelta("a sec"), TextDelta("ret for john@"), TextDelta("example.com."), STOP, Completed(USAGE)]
 
@@ -305,12 +305,12 @@ def test_without_guardrails_nothing_stands_around_a_pump(wire, is_stream):
     body = {"model": "m", "stream": is_stream, "messages": [{"role": "user", "content": "hi"}]}
     info, place = ReplyInfo("gen_1", "m", 1, "p", body), Deployment("p", "http://x", "k", "m", wire)
 
-    _, plain = prepare_as_asked(asked, WIRES[wire], place, info, guards().of(asked))
-    _, watched = prepare_as_asked(asked, WIRES[wire], place, info, guard(pii="log"))
+    _, plain = prepare_request(asked, WIRES[wire], place, info, guards().for_job(asked))
+    _, watched = prepare_request(asked, WIRES[wire], place, info, guard(pii="log"))
 
     assert not isinstance(plain, GuardedPump)
     assert isinstance(watched, GuardedPump)
-    assert not (plain.waits or plain.is_cut or plain.has_heard or plain.loop_bytes_max < math.inf)
+    assert not (plain.awaits_verdict or plain.is_cut or plain.has_activity or plain.loop_bytes_max < math.inf)
 
 
 def test_to_its_user_a_guarded_pump_is_as_the_pump_in_it():
@@ -331,7 +331,7 @@ def continuing(said: str, found: OutputGuard, *, reattaches: bool) -> Pump:
     assert progress.text == said
     if reattaches:
         return guarded(Rereading(WIRES["openai-chat"], progress, Splice(said, is_whole=True), request), found)
-    return guarded(Continuing(WIRES["openai-chat"], progress, Splice(said), USAGE, 3), found, said=said)
+    return guarded(Continuing(WIRES["openai-chat"], progress, Splice(said), USAGE, 3), found, known_text=said)
 
 
 def contents(data: bytes) -> str:
@@ -379,9 +379,9 @@ async def test_one_s_own_guardrail_sees_the_whole_answer_before_its_client_does(
     found = guard(custom, custom="block")
 
     assert fed(found, Started(), *SPOKEN) == [Started()]
-    assert found.waits
-    assert found.has_heard, "its upstream is not silent"
-    assert await found.settle() == SPOKEN
+    assert found.awaits_verdict
+    assert found.has_activity, "its upstream is not silent"
+    assert await found.release_held() == SPOKEN
     assert asked == [Check("output", f"hm{SEPARATOR}one two", "m", "acme")]
 
 
@@ -390,7 +390,13 @@ async def test_what_one_s_own_guardrail_replaces_comes_in_the_place_of_the_text(
     found = guard(custom, custom="block")
     fed(found, *SPOKEN)
 
-    assert await found.settle() == [ReasoningDelta("hm"), ReasoningSigned("s"), TextDelta("three"), STOP, Completed(USAGE)]
+    assert await found.release_held() == [
+        ReasoningDelta("hm"),
+        ReasoningSigned("s"),
+        TextDelta("three"),
+        STOP,
+        Completed(USAGE),
+    ]
 
 
 async def test_what_one_s_own_guardrail_blocks_nobody_sees():
@@ -398,7 +404,7 @@ async def test_what_one_s_own_guardrail_blocks_nobody_sees():
     found = guard(custom, custom="block")
     fed(found, *SPOKEN)
 
-    assert await found.settle() == [FILTERED, Completed(USAGE)]
+    assert await found.release_held() == [FILTERED, Completed(USAGE)]
     assert not found.is_cut, "the upstream was done: its usage is whole"
 
 
@@ -411,18 +417,18 @@ async def test_one_s_own_guardrail_that_does_not_answer_is_closed_in_mode_block(
     fed(found, *SPOKEN)
 
     with pytest.raises(GatewayError) as caught:
-        await found.settle()
+        await found.release_held()
 
     assert caught.value.failed.code == "guardrail_unavailable"
 
 
 async def test_where_the_settings_name_no_guardrail_of_one_s_own_nothing_passes_in_mode_block():
-    found = guards(patterns=()).of(job(custom="block"))
+    found = guards(patterns=()).for_job(job(custom="block"))
     assert found
     fed(found, *SPOKEN)
 
     with pytest.raises(GatewayError) as caught:
-        await found.settle()
+        await found.release_held()
 
     assert caught.value.failed.code == "guardrail_unavailable"
 
@@ -432,8 +438,8 @@ async def test_in_mode_log_one_s_own_guardrail_holds_nothing():
     found = guard(custom, custom="log")
 
     assert fed(found, *SPOKEN) == SPOKEN
-    assert not found.waits
-    await found.watch()
+    assert not found.awaits_verdict
+    await found.check_afterwards()
     assert asked[0].text == f"hm{SEPARATOR}one two"
 
 
@@ -446,9 +452,9 @@ async def test_the_pump_says_what_was_held_only_when_it_is_released():
     assert contents(before) == ""
     assert pump.end() == b""
     assert not pump.has_output
-    assert pump.waits
+    assert pump.awaits_verdict
     assert isinstance(pump.terminal, Completed), "its upstream is done, and need not be read on"
-    said = await pump.settle()
+    said = await pump.release_held()
 
     assert contents(said) == "to [EMAIL]"
     assert said.endswith(b"data: [DONE]\n\n")

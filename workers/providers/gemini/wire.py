@@ -182,11 +182,11 @@ class ContentDecoder:
             return [self._fail(errors.cut_short())]
         for reason in reasons:
             if reason in _FAILURES:
-                return [self._fail(errors.nonsense(f"the model ended it with {reason}"))]
+                return [self._fail(errors.unreadable_answer(f"the model ended it with {reason}"))]
         try:
             left = [event for candidate in self._candidates.values() for event in self._close_call(candidate)]
         except ArgumentsError as error:
-            return [self._fail(errors.nonsense(str(error)))]
+            return [self._fail(errors.unreadable_answer(str(error)))]
         self._ended = True
         ends = [Finished(_finish_reason(candidate), choice=index) for index, candidate in sorted(self._candidates.items())]
         return [*left, *ends, Completed(self.usage)]
@@ -211,7 +211,7 @@ class ContentDecoder:
         try:
             return list(self._read_chunk(chunk))
         except ArgumentsError as error:
-            return [self._fail(errors.nonsense(str(error)))]
+            return [self._fail(errors.unreadable_answer(str(error)))]
 
     def _read_chunk(self, chunk: dict[str, Any]) -> Iterator[Event]:
         if not self._started:

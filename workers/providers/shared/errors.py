@@ -58,27 +58,27 @@ def error_in_stream(payload: object) -> Failed:
 def no_answer(payload: object) -> Failed:
     """Return the failure that JSON without an answer means: an error that does not look like its wire's, or nonsense."""
     words = _words(payload)
-    return error_in_stream(payload) if words.message or words.status else nonsense("it holds no answer")
+    return error_in_stream(payload) if words.message or words.status else unreadable_answer("it holds no answer")
 
 
 def not_json(body: bytes) -> Failed:
     """Return the failure of what should have been JSON; the first line may be, and say why there is no answer."""
     if body.removeprefix(BYTE_ORDER_MARK).lstrip().startswith(b"<"):
-        return nonsense("it is an HTML page, not an answer; check the provider's base URL")
+        return unreadable_answer("it is an HTML page, not an answer; check the provider's base URL")
     try:
         payload = read_json(body.lstrip().split(b"\n", 1)[0][:_LOOKED_AT_BYTES_MAX])
     except ValueError:
-        return nonsense("not JSON")
-    return no_answer(payload) if dict_of(payload).get("error") else nonsense("not JSON")
+        return unreadable_answer("not JSON")
+    return no_answer(payload) if dict_of(payload).get("error") else unreadable_answer("not JSON")
 
 
-def note_wait(failed: Failed, headers: Mapping[str, str]) -> None:
+def set_retry_after(failed: Failed, headers: Mapping[str, str]) -> None:
     """Have a rate limit that an answer's body told of be waited for as the headers say, like one told by the status."""
     if failed.kind is ErrorKind.UPSTREAM_RATE_LIMITED and failed.retry_after_s is None:
         failed.retry_after_s = _retry_after_s(headers)
 
 
-def blot_out(failed: Failed, secrets: Iterable[str]) -> None:
+def redact_secrets(failed: Failed, secrets: Iterable[str]) -> None:
     """Take what we called with out of the words of an upstream that repeats it; also where its words were cut amid it."""
     for secret in secrets:
         for name in ("message", "type", "code", "param"):
@@ -94,8 +94,8 @@ def credentials_refused() -> Failed:
     return Failed(ErrorKind.UPSTREAM_CREDENTIALS, _CREDENTIALS)
 
 
-def nonsense(what: str) -> Failed:
-    return Failed(ErrorKind.UPSTREAM_PROTOCOL, f"The provider's answer could not be read: {what}.")
+def unreadable_answer(reason: str) -> Failed:
+    return Failed(ErrorKind.UPSTREAM_PROTOCOL, f"The provider's answer could not be read: {reason}.")
 
 
 def cut_short() -> Failed:
@@ -170,7 +170,7 @@ def _failed(status: int, payload: object, retry_after_s: float | None) -> Failed
     if status >= 400:
         message = words.message or f"The provider refused the request (HTTP status {status})."
         return Failed(ErrorKind.UPSTREAM_REJECTED, message, status, **fields)
-    return nonsense(f"HTTP status {status}")
+    return unreadable_answer(f"HTTP status {status}")
 
 
 def _retry_after_s(headers: Mapping[str, str]) -> float | None:

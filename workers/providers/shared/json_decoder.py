@@ -62,7 +62,7 @@ class JsonDecoder:
                 return self._read_bare(block)
             return self._broken(errors.error_in_stream(None) if name == "error" else errors.not_json(data or block))
         if not isinstance(fields, dict):
-            return self._broken(errors.nonsense("not a JSON object"))
+            return self._broken(errors.unreadable_answer("not a JSON object"))
         events = self._read(name, fields)
         if self._plain and len(events) == 1 and isinstance(events[0], TextDelta | ReasoningDelta):
             self._plain.take(block)
