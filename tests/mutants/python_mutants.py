@@ -93,7 +93,10 @@ class _Visitor(cst.CSTVisitor):
         first, last = position.start.line, position.end.line
         if isinstance(node, cst.If | cst.While):  # Its condition, not all that depends on it.
             last = self.get_metadata(PositionProvider, node.test).end.line
-        begin = self.get_metadata(PositionProvider, self._statements[-1]).start.line
+        statement = self.get_metadata(PositionProvider, self._statements[-1])
+        begin = statement.start.line
+        if isinstance(self._statements[-1], cst.FunctionDef):  # A default of a parameter, which each line of the body may use.
+            last = statement.end.line
         return Mutant(
             self._path,
             range(begin, last + 1),
@@ -119,7 +122,7 @@ def _is_muted(node: cst.CSTNode) -> bool:
     match node:
         case cst.Expr(value=cst.Call(func=cst.Attribute(value=cst.Name("log")))):
             return True
-        case cst.Expr(value=cst.SimpleString() | cst.ConcatenatedString()):  # A docstring.
+        case cst.Expr(value=cst.SimpleString() | cst.ConcatenatedString() | cst.Ellipsis()):  # A docstring, or no body.
             return True
         case cst.Call(func=cst.Name(name)):
             return name in _MUTED_CALLS

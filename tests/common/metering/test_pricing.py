@@ -116,6 +116,8 @@ def test_list_is_read_when_first_asked_and_never_fetched(monkeypatch: pytest.Mon
         ("anthropic", "claude-haiku-4-5", Usage(MTOK, 0, 0, MTOK), "1.25"),
         ("anthropic", "claude-haiku-4-5", Usage(MTOK, 0, 0, MTOK, details={"cache_write_1h_tokens": MTOK}), "2"),
         ("anthropic", "claude-haiku-4-5", Usage(0, 0, details={"web_searches": 10}), "0.1"),
+        # Data residency: https://platform.claude.com/docs/en/manage-claude/data-residency
+        ("anthropic", "claude-opus-4-6", Usage(MTOK, MTOK, service_tier="us"), "33"),
         # OpenAI: https://openai.com/api/priority-processing, https://platform.openai.com/docs/guides/flex-processing
         ("openai", "gpt-5", Usage(MTOK, 0, service_tier="default"), "1.25"),
         ("openai", "gpt-5", Usage(MTOK, 0, service_tier="priority"), "2.5"),
@@ -145,6 +147,7 @@ def test_what_else_the_price_depends_on_is_priced(provider: str, model: str, usa
         ("openai", "gpt-5", Usage(1, 1, service_tier="scale")),  # or nobody has.
         ("azure-openai", "gpt-5", Usage(1, 1, service_tier="priority")),
         ("anthropic", "claude-haiku-4-5", Usage(1, 1, service_tier="priority+us")),
+        ("anthropic", "claude-opus-4-6", Usage(1, 1, service_tier="us", details={"web_searches": 1})),
         ("openai", "gpt-5", Usage(1, 1, details={"code_executions": 1})),
         ("openai", "gpt-5", Usage(1, 1, details={"image_generations": 1})),
         ("google-ai-studio", "claude-3-haiku", Usage(9, 1, 0, 9, details={"cache_write_1h_tokens": 9})),
@@ -206,6 +209,12 @@ def test_no_figure_that_is_believed_costs_more_than_a_counter_takes(usage: Usage
     dearest = Price(input_usd_per_mtok=1_000_000, output_usd_per_mtok=1_000_000)
     for cost in (calculate_cost(usage, "openai", "gpt-5.5-pro", {}), dearest.cost_of(usage)):
         assert cost is None or 0 <= nano_usd(cost.total_usd) <= NANO_MAX
+
+
+def test_a_tier_s_factor_is_on_both_sides() -> None:
+    cost = calculate_cost(Usage(MTOK, MTOK, service_tier="us"), "anthropic", "claude-opus-4-6", {})
+
+    assert cost == Cost(Decimal("5.5"), Decimal("27.5"))
 
 
 @pytest.mark.parametrize(
