@@ -65,7 +65,7 @@ class Writer:
         self._in_flight: list[Frame] = []
         self._in_flight_bytes = 0
         self._recent: deque[_Batch] = deque([_Batch(self.sent_at, built_on, [fence], len(fence.data))])  # Acknowledged.
-        self._recent_bytes = 0
+        self._recent_bytes = len(fence.data)
         self.stored_bytes = 0  # Of the answer, acknowledged; with those of the claims before where the log was read.
         self._large = publisher.large
         self._large_bytes = 0  # Held for it among the large answers.

@@ -1,0 +1,189 @@
+"""What a request becomes: the job that a worker reads, and what the ledger knows about it."""
+
+from dataclasses import replace
+from typing import Any
+
+import httpx
+import orjson
+import pytest
+from redis.asyncio import Redis
+
+from api.intake.accepted import LEDGER_NAME_MAX, SAFETY_EXPIRY_EXTRA_S
+from api.main import ApiProcess, create_app
+from cli.dev.embedded_redis import EmbeddedRedis
+from common.access.principal import Access
+from common.canonical.errors import StoreUnavailable
+from common.canonical.job import Job, Policy
+from common.channel.base import Opening
+from common.config.groups.models import ProviderSettings
+from common.config.settings import Settings
+from common.queue.jobs import JobClass
+
+SECRET = "a long random text of 32 bytes or more"
+BODY = {"model": "demo", "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}]}
+KEY = {"authorization": "Bearer sk-key"}
+
+
+@pytest.fixture
+async def process(redis: Redis, redis_server: EmbeddedRedis):
+    settings = Settings(
+        redis_url=redis_server.url,
+        secret=SECRET,
+        api_keys="sk-key",
+        ai_gateway_account_id="account",
+        ai_gateway_id="gateway",
+        providers={"demo": ProviderSettings(base_url="http://127.0.0.1:9/v1")},
+    )
+    api = ApiProcess(settings)
+    await api.start()
+    yield api
+    await api.stop()
+
+
+@pytest.fixture
+def send(process: ApiProcess, monkeypatch: pytest.MonkeyPatch):
+    """Send a request; return what its channel was opened with."""
+    openings: list[Opening] = []
+
+    async def keep(_: str, opening: Opening, *__: object) -> None:
+        openings.append(opening)
+        raise StoreUnavailable("enough seen")
+
+    monkeypatch.setattr(process.services.channel, "open", keep)
+
+    async def post(path: str = "/v1/chat/completions", headers: dict[str, str] | None = None, **body: Any) -> Opening:
+        transport = httpx.ASGITransport(create_app(process))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            response = await client.post(path, json=BODY | body, headers=KEY | (headers or {}))
+        assert response.status_code in (503, 529), response.text
+        return openings.pop()
+
+    return post
+
+
+def job_of(opening: Opening) -> Job:
+    return Job.unpack(opening.request + opening.body)
+
+
+def be(monkeypatch: pytest.MonkeyPatch, process: ApiProcess, **changes: Any) -> None:
+    """Have the principal differ in these fields from the one that the key belongs to."""
+    identify = process.services.authenticator.identify
+
+    async def changed(*args: Any) -> Any:
+        identity = await identify(*args)
+        return replace(identity, principal=replace(identity.principal, **changes))
+
+    monkeypatch.setattr(process.services.authenticator, "identify", changed)
+
+
+def configure(monkeypatch: pytest.MonkeyPatch, process: ApiProcess, **changes: Any) -> None:
+    monkeypatch.setattr(process.services, "settings", process.services.settings.model_copy(update=changes))
+
+
+async def test_a_request_becomes_a_job_with_its_body_as_it_came(send):
+    opening = await send(stream=True, user="ann")
+
+    job = job_of(opening)
+    assert (job.dialect, job.model, job.stream, job.operation) == ("openai-chat", "demo", True, "generate")
+    assert (job.policy, job.grace_s, job.provider, job.targets, job.brought_key) == (Policy.STOP, 0, None, None, None)
+    assert orjson.loads(bytes(job.body)) == {**BODY, "stream": True, "user": "ann"}
+    assert (opening.dialect, opening.model, opening.stream) == ("openai-chat", "demo", True)
+    assert (opening.policy, opening.grace_s, opening.created_s) == (Policy.STOP, 0, job.created_s)
+    assert opening.job_class is JobClass.INTERACTIVE
+    assert not opening.is_audited
+
+
+async def test_a_count_of_tokens_is_never_a_stream(send):
+    opening = await send("/v1/messages/count_tokens", stream=True)
+
+    assert (job_of(opening).operation, job_of(opening).stream) == ("count_tokens", False)
+
+
+async def test_the_upstream_gets_the_headers_that_are_meant_for_it_and_no_other(send):
+    passed = {"anthropic-version": "1", "anthropic-beta": "2", "openai-beta": "3", "cf-aig-cache-ttl": "4"}
+    kept = {"cf-aig-authorization": "5", "cf-aig-byok-alias": "6", "cf-aig-custom-host": "7", "x-other": "8"}
+
+    assert job_of(await send(headers=passed | kept)).headers == passed
+
+
+async def test_without_a_gateway_there_is_nobody_to_read_its_headers(send, process, monkeypatch):
+    configure(monkeypatch, process, ai_gateway_id=None)
+
+    assert job_of(await send(headers={"cf-aig-cache-ttl": "4", "openai-beta": "3"})).headers == {"openai-beta": "3"}
+
+
+@pytest.mark.parametrize(
+    ("headers", "retention_s"),
+    [
+        ({}, 1),
+        ({"x-disconnect": "grace=5"}, 2),
+        ({"x-disconnect": "detach"}, 3),
+    ],
+)
+async def test_a_log_is_kept_for_as_long_as_its_policy_says(send, process, monkeypatch, headers, retention_s):
+    configure(monkeypatch, process, retention_stop_s=1, retention_grace_s=2, retention_detach_s=3)
+
+    assert (await send(headers=headers)).retention_s == retention_s
+
+
+@pytest.mark.parametrize(("idempotency_s", "retention_s"), [(500, 500), (50, 100)])
+async def test_a_request_that_may_come_again_is_kept_for_it(send, process, monkeypatch, idempotency_s, retention_s):
+    configure(monkeypatch, process, retention_detach_s=100, idempotency_s=idempotency_s)
+
+    opening = await send(headers={"idempotency-key": "k", "x-disconnect": "detach"})
+
+    assert opening.retention_s == retention_s
+
+
+@pytest.mark.parametrize(("job_class", "wait_s"), [("interactive", 10), ("background", 1000)])
+async def test_nothing_of_a_request_stays_for_ever(send, process, monkeypatch, job_class, wait_s):
+    configure(monkeypatch, process, queue_wait_s=10, queue_wait_background_s=1000, total_timeout_s=7)
+
+    opening = await send(headers={"x-sluice-class": job_class})
+
+    assert opening.job_class == job_class
+    assert opening.expiry_s == wait_s + 7 + SAFETY_EXPIRY_EXTRA_S
+
+
+async def test_the_ledger_knows_who_asked_for_what(send, process, monkeypatch):
+    be(monkeypatch, process, tenant="t" * 300)
+
+    opening = await send(headers={"x-request-id": "r-1"}, user="u" * 200)
+
+    asked = orjson.loads(opening.asked)
+    created_ms = asked.pop("created_ms")
+    assert asked == {
+        "format": 2,
+        "owner": opening.owner,
+        "tenant": "t" * LEDGER_NAME_MAX,
+        "end_user": "u" * 200,
+        "request_id": job_of(opening).request_id,
+        "dialect": "openai-chat",
+        "operation": "generate",
+        "stream": False,
+        "model": "demo",
+        "is_audited": False,
+        "cache": "miss",
+        "answered_by": None,
+    }
+    assert created_ms // 1000 - opening.created_s in (0, 1)
+    assert job_of(opening).tenant == "t" * 300
+
+
+async def test_the_end_user_of_a_token_is_the_one_that_counts(send, process, monkeypatch):
+    be(monkeypatch, process, end_user="from the token")
+
+    assert orjson.loads((await send(user="from the body")).asked)["end_user"] == "from the token"
+
+
+async def test_where_nobody_is_named_there_is_no_end_user(send):
+    assert orjson.loads((await send()).asked)["end_user"] is None
+
+
+async def test_who_is_audited_is_so_in_the_channel_and_in_the_ledger(send, process, monkeypatch):
+    be(monkeypatch, process, access=Access(audit=True))
+
+    opening = await send()
+
+    assert opening.is_audited
+    assert orjson.loads(opening.asked)["is_audited"]
