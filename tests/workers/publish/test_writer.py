@@ -25,7 +25,7 @@ class Large:
         self.holds: list[tuple[int, int]] = []
         self.ends: list[tuple[str, int, int]] = []
 
-    async def hold(self, held: int, size: int) -> int:
+    async def reserve(self, held: int, size: int) -> int:
         self.holds.append((held, size))
         return size
 
@@ -50,7 +50,7 @@ class Publisher:
     def check_room(self) -> None:
         self.room_checks += 1
 
-    def touch(self, writer: Writer, size: int, is_urgent: bool) -> None:
+    def schedule(self, writer: Writer, size: int, is_urgent: bool) -> None:
         self.buffered_bytes += size
         self.touches.append((size, is_urgent))
 
@@ -75,7 +75,7 @@ class Lab:
         listeners: int = 1,
         at: float = NOW,
     ) -> None:
-        self.writer.settle(Answer(verdict, last or FrameId(3, 0), stop, listeners), at)
+        self.writer.handle_answer(Answer(verdict, last or FrameId(3, 0), stop, listeners), at)
 
     def store(self, *pieces: bytes, at: float = NOW) -> None:
         """Write, send, and have it acknowledged."""
@@ -173,7 +173,7 @@ def test_what_outruns_a_redis_that_is_there_waits(lab, size, must_wait):
 
 async def test_whoever_waits_for_room_waits_until_all_is_stored(lab):
     lab.writer.write(b"x" * (PENDING_BYTES_MAX + 1))
-    waiting = asyncio.ensure_future(lab.writer.have_room())
+    waiting = asyncio.ensure_future(lab.writer.wait_for_room())
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert not waiting.done()
@@ -186,34 +186,34 @@ async def test_whoever_waits_for_room_waits_until_all_is_stored(lab):
 
 async def test_room_is_there_at_once_while_redis_is_away_or_little_waits(lab):
     lab.writer.write(b"x" * PENDING_BYTES_MAX)
-    await lab.writer.have_room()
+    await lab.writer.wait_for_room()
 
     lab.writer.write(b"x")
     lab.publisher.away_since = NOW
-    await lab.writer.have_room()
+    await lab.writer.wait_for_room()
 
 
 async def test_an_answer_is_looked_at_when_it_has_become_large_and_a_step_later_again(lab):
-    await lab.writer.expect(LARGE_BYTES)
+    await lab.writer.reserve_room(LARGE_BYTES)
     assert lab.publisher.large.holds == []
 
-    await lab.writer.expect(LARGE_BYTES + 1)
-    await lab.writer.expect(LARGE_BYTES + 1 + module.STEP_BYTES)
+    await lab.writer.reserve_room(LARGE_BYTES + 1)
+    await lab.writer.reserve_room(LARGE_BYTES + 1 + module.STEP_BYTES)
     assert lab.publisher.large.holds == [(0, LARGE_BYTES + 1)]
 
-    await lab.writer.expect(LARGE_BYTES + 2 + module.STEP_BYTES)
+    await lab.writer.reserve_room(LARGE_BYTES + 2 + module.STEP_BYTES)
     assert lab.publisher.large.holds[1:] == [(LARGE_BYTES + 1, LARGE_BYTES + 2 + module.STEP_BYTES)]
 
 
 async def test_no_answer_may_grow_past_the_largest_without_being_looked_at(lab):
-    await lab.writer.expect(Large.answer_bytes_max)
-    await lab.writer.expect(Large.answer_bytes_max + 1)
+    await lab.writer.reserve_room(Large.answer_bytes_max)
+    await lab.writer.reserve_room(Large.answer_bytes_max + 1)
 
     assert [size for _, size in lab.publisher.large.holds] == [Large.answer_bytes_max, Large.answer_bytes_max + 1]
 
 
 async def test_at_its_end_an_answer_says_what_it_took(lab):
-    await lab.writer.expect(LARGE_BYTES + 1)
+    await lab.writer.reserve_room(LARGE_BYTES + 1)
     lab.store(b"aaa")
     lab.writer.write(b"bb")
 
@@ -295,7 +295,7 @@ def test_behind_a_hole_the_end_follows_what_the_log_has(lab):
 @pytest.mark.parametrize("verdict", [Verdict.FENCED, Verdict.ENDED, Verdict.GONE])
 async def test_a_claim_that_is_lost_drops_all_signals_once_and_lets_go_who_waits(lab, verdict):
     lab.writer.write(b"a")
-    waiting = asyncio.ensure_future(lab.writer.flushed())
+    waiting = asyncio.ensure_future(lab.writer.wait_flushed())
     await asyncio.sleep(0)
     lab.send()
     lab.writer.write(b"b")
