@@ -27,7 +27,7 @@ from common.canonical.job import Job, Policy
 from common.channel.base import State
 from common.dialects.base import Dialect
 from common.limits.charges import limit_headers, safe_name
-from common.queue.jobs import Enqueued, Once
+from common.queue.jobs import Enqueued, IdempotencyKey
 
 log = structlog.get_logger()
 
@@ -92,7 +92,7 @@ async def start(accepted: AcceptedRequest, services: ApiServices) -> Relay:
         created_s=source.created_s,
         is_stream=source.stream,
         has_ids=source.policy is not Policy.STOP,
-        extra_headers=limit_headers(enqueued.stands),
+        extra_headers=limit_headers(enqueued.limit_statuses),
     )
     return services.add_relay(relay)
 
@@ -142,7 +142,7 @@ async def _enqueue(accepted: AcceptedRequest, services: ApiServices) -> Enqueued
     generation_id, owner = accepted.job.generation_id, accepted.principal.id
     tenant, job_class, charges = safe_name(accepted.principal.tenant), accepted.job_class, accepted.charges
 
-    async def enqueue(once: Once | None) -> Enqueued:
+    async def enqueue(once: IdempotencyKey | None) -> Enqueued:
         return await services.queue.enqueue(generation_id, owner, job_class, once, tenant=tenant, charges=charges)
 
     if accepted.once is None:

@@ -21,7 +21,7 @@ from common.channel.base import Claim, Fenced, Stop, Verdict
 from common.limits.charges import Settlement
 from common.metering.attempt_cost import unpack
 from common.queue.jobs import UNUSED, ClaimedJob
-from common.queue.worker import HandBack, Postponed, SetAside
+from common.queue.worker import HandBack, Postponed, UnusableJob
 from workers.attempt.background_answers import cancel
 from workers.attempt.call import call
 from workers.attempt.failover import call_deployments
@@ -108,7 +108,7 @@ async def _end_poison(claimed: ClaimedJob, services: Services) -> NoReturn:
     except Exception:  # Its log is broken too. Clients that read it learn that it is lost.
         log.exception("poison_not_ended", generation_id=claimed.generation_id)
     services.metrics.errors.labels(_POISON.kind).inc()
-    raise SetAside(f"{POISON_DEATHS} workers were lost on it")
+    raise UnusableJob(f"{POISON_DEATHS} workers were lost on it")
 
 
 async def _answer(context: RunContext, claimed: ClaimedJob, fenced: Fenced) -> None:

@@ -33,8 +33,8 @@ from common.config.settings import Settings
 from common.dialects.base import Dialect
 from common.ledger.audit import refuse_unless_it_can_be_kept
 from common.limits.charges import Charges
-from common.queue.jobs import JobClass, Once
-from common.records.asked import Asked as ForLedger
+from common.queue.jobs import IdempotencyKey, JobClass
+from common.records.request_summary import RequestSummary as ForLedger
 
 # The client's headers that an upstream of the same family gets.
 PASSED_HEADERS = ("anthropic-version", "anthropic-beta", "openai-beta")
@@ -61,7 +61,7 @@ class AcceptedRequest:
     charges: Charges
     end_user: str | None = None
     job_class: JobClass = JobClass.INTERACTIVE
-    once: Once | None = None
+    once: IdempotencyKey | None = None
 
 
 # What a route changes in a body before it is parsed. For example, it adds what the path or the query says.
@@ -171,7 +171,7 @@ def channel_opening(accepted: AcceptedRequest, settings: Settings) -> Opening:
         expiry_s=queue_wait_s + settings.total_timeout_s + SAFETY_EXPIRY_EXTRA_S,
         request=job.pack_head(),
         body=job.body,
-        asked=_ledger_request(accepted),
+        request_summary=_ledger_request(accepted),
         is_audited=accepted.principal.is_audited,
         job_class=accepted.job_class,
     )

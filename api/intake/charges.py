@@ -10,7 +10,7 @@ from common.access.principal import Limits, Principal
 from common.canonical.generation import GenerationRequest
 from common.config.groups.models import ModelSettings
 from common.config.settings import Settings
-from common.limits.charges import Charges, Purse, Scope, Slot, Window, of_limits, safe_name
+from common.limits.charges import BudgetAccount, Charges, Scope, Slot, Window, charges_for_limits, safe_name
 from common.metering.token_estimate import reserved_tokens
 
 # Where anybody may send requests, nobody may use everything. This is many times what one person's chat needs.
@@ -36,16 +36,16 @@ def charges_of(
     for scope, name, limits in _limits(principal, address, request, settings):
         if limits.tokens and tokens is None:
             tokens = reserved_tokens(request)
-        more_windows, more_slots = of_limits(scope, name, limits, tokens or 0)
+        more_windows, more_slots = charges_for_limits(scope, name, limits, tokens or 0)
         windows += more_windows
         slots += more_slots
     if has_byok_key and all(settings.brought_key_pays(provider) for provider in providers):
         return Charges(windows, slots)
-    purses = [
-        Purse("key", principal.id, principal.access.budget),
-        Purse("tenant", safe_name(principal.tenant), principal.tenant_access.budget),
+    accounts = [
+        BudgetAccount("key", principal.id, principal.access.budget),
+        BudgetAccount("tenant", safe_name(principal.tenant), principal.tenant_access.budget),
     ]
-    return Charges(windows, slots, purses, _alternatives(providers, settings))
+    return Charges(windows, slots, accounts, _alternatives(providers, settings))
 
 
 def _limits(
@@ -64,8 +64,10 @@ def _limits(
     return [limit for limit in limits if limit[2].is_set]
 
 
-def _alternatives(providers: Collection[str], settings: ModelSettings) -> list[Purse]:
+def _alternatives(providers: Collection[str], settings: ModelSettings) -> list[BudgetAccount]:
     """Return the budgets of a route's providers if all of them have one. If one has none, the route is open."""
-    purses = [Purse("provider", provider, settings.provider(provider).budget) for provider in dict.fromkeys(providers)]
-    is_bounded = all((purse.budget.day_usd, purse.budget.month_usd) != (None, None) for purse in purses)
-    return purses if is_bounded else []
+    accounts = [
+        BudgetAccount("provider", provider, settings.provider(provider).budget) for provider in dict.fromkeys(providers)
+    ]
+    is_bounded = all((account.budget.day_usd, account.budget.month_usd) != (None, None) for account in accounts)
+    return accounts if is_bounded else []

@@ -17,13 +17,13 @@ from starlette.datastructures import Headers
 from common.access.principal import Principal
 from common.canonical.errors import ErrorKind, GatewayError
 from common.channel.base import Channel
-from common.queue.jobs import Enqueued, Once
+from common.queue.jobs import Enqueued, IdempotencyKey
 
 IMPLIED_GRACE_S = 60.0  # The grace that a key implies: its client has this long to come back.
 _KEY = re.compile(r"[\x21-\x7e]([\x20-\x7e]{0,253}[\x21-\x7e])?")
 
 
-def once_of(headers: Headers, principal: Principal, body: Mapping[str, Any], *kind: str) -> Once | None:
+def once_of(headers: Headers, principal: Principal, body: Mapping[str, Any], *kind: str) -> IdempotencyKey | None:
     """Return the key with which a request runs only once; None if it sends none. ``kind`` counts like a part of its body.
 
     Raises:
@@ -41,11 +41,15 @@ def once_of(headers: Headers, principal: Principal, body: Mapping[str, Any], *ki
         )
     # Sorted: a client that builds its body again may order the fields differently.
     content = orjson.dumps([*kind, body], option=orjson.OPT_SORT_KEYS)
-    return Once(f"{principal.id}:{hashlib.sha256(key.encode()).hexdigest()}", hashlib.sha256(content).hexdigest())
+    return IdempotencyKey(f"{principal.id}:{hashlib.sha256(key.encode()).hexdigest()}", hashlib.sha256(content).hexdigest())
 
 
 async def enqueue_once(
-    generation_id: str, owner: str, once: Once, enqueue: Callable[[Once], Awaitable[Enqueued]], channel: Channel
+    generation_id: str,
+    owner: str,
+    once: IdempotencyKey,
+    enqueue: Callable[[IdempotencyKey], Awaitable[Enqueued]],
+    channel: Channel,
 ) -> Enqueued:
     """Enqueue a generation, unless its request came before. Then the generation of that request answers it.
 
@@ -55,7 +59,7 @@ async def enqueue_once(
     enqueued = await enqueue(once)
     if enqueued.id != generation_id and await _is_spent(enqueued.id, owner, channel):
         # A second time is enough: if another request was faster, its generation has only just begun.
-        enqueued = await enqueue(replace(once, spent=enqueued.id))
+        enqueued = await enqueue(replace(once, ignored_id=enqueued.id))
     return enqueued
 
 

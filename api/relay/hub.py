@@ -17,7 +17,7 @@ from common.channel.base import START, Channel, Cursor, Feed, FrameKind, Message
 from common.config.settings import Settings
 from common.process.loop_lag import LoopLag, loop_lag
 from common.process.process import supervised
-from common.queue.jobs import JobQueue, Place
+from common.queue.jobs import JobQueue, JobStatus
 from common.redis.errors import is_refusal
 
 log = structlog.get_logger()
@@ -162,15 +162,15 @@ class Hub:
 
     async def end_if_waiting(self, generation_id: str, failed: Failed) -> bool:
         """End a generation that no worker has claimed; returns whether it was so. A claimed one hears of the stop flag."""
-        (place,) = await self._queue.look([generation_id])
-        if place not in (Place.WAITING, Place.LATE):
+        (place,) = await self._queue.statuses([generation_id])
+        if place not in (JobStatus.WAITING, JobStatus.LATE):
             return False
         await self._end_unowned(generation_id, failed)
         return True
 
     async def end_if_lost(self, generation_id: str) -> bool:
         """End a generation that nobody will end, for one who asks about it without listening; returns whether it was so."""
-        (place,) = await self._queue.look([generation_id])
+        (place,) = await self._queue.statuses([generation_id])
         return await self._judge(generation_id, place)
 
     async def _end_unowned(self, generation_id: str, failed: Failed) -> None:
@@ -215,7 +215,7 @@ class Hub:
         return silent
 
     async def _look_at(self, silent: list[str]) -> None:
-        places, lasts = await asyncio.gather(self._queue.look(silent), self._channel.look(silent))
+        places, lasts = await asyncio.gather(self._queue.statuses(silent), self._channel.look(silent))
         now = loop_lag().able_s
         for generation_id, place, last in zip(silent, places, lasts, strict=True):
             listening = self._listening.get(generation_id)
@@ -229,16 +229,16 @@ class Hub:
                 if last > viewer.tail:
                     listening.told_s = now
                     viewer.reread()
-                elif last < viewer.tail and place is Place.GONE and not viewer.has_ended:
+                elif last < viewer.tail and place is JobStatus.GONE and not viewer.has_ended:
                     viewer.fail(DIVERGED)  # Redis lost what it has seen, and nobody is left who would append it again.
-            if place is not Place.RUNNING:
+            if place is not JobStatus.RUNNING:
                 listening.told_s = now
             elif now - listening.told_s > self._settings.queue_wait_s:
                 # Its worker renews its lease, and cannot say a word: Redis refuses it what it takes to publish.
                 listening.fail(answer_lost(StoreRefuses()))
             await self._judge_for(listening, generation_id, place)
 
-    async def _judge_for(self, listening: _Listening, generation_id: str, place: Place) -> None:
+    async def _judge_for(self, listening: _Listening, generation_id: str, place: JobStatus) -> None:
         """Judge one of a batch, whatever is wrong with it."""
         try:
             await self._judge(generation_id, place)
@@ -250,20 +250,20 @@ class Hub:
             log.exception("generation_unreadable", generation_id=generation_id)
             listening.fail(LOG_LOST)
 
-    async def _judge(self, generation_id: str, place: Place) -> bool:
+    async def _judge(self, generation_id: str, place: JobStatus) -> bool:
         failed = await self._verdict(generation_id, place)
         if failed:
             log.warning("generation_ended_unowned", generation_id=generation_id, place=place, kind=failed.kind)
             await self._end_unowned(generation_id, failed)
         return failed is not None
 
-    async def _verdict(self, generation_id: str, place: Place) -> Failed | None:
+    async def _verdict(self, generation_id: str, place: JobStatus) -> Failed | None:
         match place:
-            case Place.LATE:
+            case JobStatus.LATE:
                 return _NONE_FREE if self._queue.workers_alive else _NONE_RUNS
-            case Place.ABANDONED:
+            case JobStatus.ABANDONED:
                 return _WORKER_LOST
-            case Place.GONE:
+            case JobStatus.GONE:
                 return None if await self._has_end(generation_id) else _WORKER_LOST
             case _:
                 return None

@@ -21,7 +21,7 @@ from api.server.retry_after import retry_ms
 from common.canonical.errors import Failed
 from common.channel.base import Frame, FrameId, FrameKind, State
 from common.dialects.base import Dialect, OpenStream
-from common.records.end import failed_in
+from common.records.end import unpack_failure
 from common.records.head import Head
 from common.sse import KEEP_ALIVE, last_block, split_blocks
 
@@ -159,7 +159,7 @@ class Relay(Response):
             if frame.kind is FrameKind.DATA:
                 parts.append(self._with_ids(frame) if self._has_ids else frame.data)
             elif frame.kind is FrameKind.END:
-                failed = failed_in(frame.data)
+                failed = unpack_failure(frame.data)
                 self.outcome = failed.kind if failed else "completed"
                 return _Step(b"".join(parts), has_begun or bool(parts), is_last=True, failed=failed, end=frame)
             elif frame.kind is FrameKind.HEAD:
@@ -208,7 +208,7 @@ class Relay(Response):
                 elif frame.kind is FrameKind.HEAD:
                     self._extra_headers |= Head.unpack(frame.data).headers
                 elif frame.kind is FrameKind.END:
-                    failed = failed_in(frame.data)
+                    failed = unpack_failure(frame.data)
                     await (self._refuse(failed, scope, receive, send) if failed else self._answer(scope, receive, send))
                     return
             if self.viewer.failed or self._is_draining:

@@ -46,7 +46,7 @@ def record(generation_id: str, state: State) -> dict[str, Any]:
         "class": state.job_class,
         "stream": state.stream,
         "provider": end.provider or head.provider or None,
-        "tries": end.tries or head.tries,
+        "tries": end.attempt_count or head.attempt_count,
         "takeovers": max(0, state.claims - 1),
         "usage": end.usage.to_dict() if end.usage else None,
         **({"estimated": True} if end.is_estimated else {}),

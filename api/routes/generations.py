@@ -31,7 +31,7 @@ from common.channel.transcript import pages, said_so_far
 from common.dialects import DIALECTS
 from common.dialects.base import Dialect
 from common.dialects.shared.reading import invalid
-from common.records.end import failed_in
+from common.records.end import unpack_failure
 from common.sse import split_blocks
 
 AHEAD_EXTRA_S = 2.0  # Over the lease: by then a cut-off owner has appended again, or another has fenced.
@@ -311,7 +311,7 @@ def _events(frame: Frame) -> int:
         case FrameKind.DATA:
             return len(split_blocks(frame.data))
         case FrameKind.END:
-            return 1 if failed_in(frame.data) else 0
+            return 1 if unpack_failure(frame.data) else 0
         case _:
             return 0
 

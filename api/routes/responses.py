@@ -37,7 +37,7 @@ from common.dialects.openai_responses.ids import parse_response_id, response_id
 from common.dialects.openai_responses.response_object import Described, begun, failed_response
 from common.dialects.shared.reading import invalid
 from common.queue.jobs import JobClass
-from common.records.end import failed_in
+from common.records.end import unpack_failure
 from common.responses import StoredResponse
 from common.sse import split_blocks
 
@@ -258,7 +258,7 @@ async def _standing(generation_id: str, services: ApiServices) -> str | Failed:
         if await services.hub.end_if_lost(generation_id):  # Whoever polls must come to an end, too.
             return await _standing(generation_id, services)
         return "in_progress" if last != START else "queued"
-    return failed_in(frames[0].data) or "in_progress"  # About to be stored.
+    return unpack_failure(frames[0].data) or "in_progress"  # About to be stored.
 
 
 async def _replay(stored: StoredResponse, request: Request, services: ApiServices) -> Response:
@@ -306,7 +306,7 @@ async def _cursor_after(generation_id: str, sequence: int, services: ApiServices
                 last = sequences[-1] if sequences and sequences[-1] is not None else last
                 if last >= sequence:
                     return Cursor(frame.id, sum(each is None or each <= sequence for each in sequences))
-            elif frame.kind is FrameKind.END and sequence == last + 1 and failed_in(frame.data):
+            elif frame.kind is FrameKind.END and sequence == last + 1 and unpack_failure(frame.data):
                 return None
     raise invalid("starting_after", "must be the sequence number of an event of this response")
 

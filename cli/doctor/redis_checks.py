@@ -14,7 +14,7 @@ from cli.doctor.finding import Finding, Level
 from common.config.groups.queue import QueueSettings
 from common.config.settings import MIB
 from common.process.redaction import shown_url
-from common.queue.jobs import ALIVE_S, keeps_books_as_before
+from common.queue.jobs import ALIVE_S, is_old_bookkeeper
 from common.redis import keyspace
 from common.redis.client import COMMAND_TIMEOUT_S, Client, connect
 from common.redis.errors import REDIS_ERRORS, error_text, is_refusal
@@ -140,7 +140,7 @@ async def _fleet(redis: Client, *, is_running: bool) -> list[Finding]:
         Finding("ok", f"{alive} worker{'s take' if alive != 1 else ' takes'} jobs.")
         if alive
         else Finding("ok", "A worker of the version before takes jobs.")
-        if keeps_books_as_before(bookkeeper)
+        if is_old_bookkeeper(bookkeeper)
         else Finding(
             "wrong" if is_running else "note",
             "No worker takes jobs: requests would wait for one, and fail with 504.",

@@ -162,7 +162,7 @@ class Opening:
     retention_s: float
     expiry_s: float  # Safety net: no log outlives this.
     request: bytes = field(repr=False)
-    asked: bytes = b""  # For the ledger; see ``common.records.asked``.
+    request_summary: bytes = b""  # For the ledger; see ``common.records.request_summary``.
     is_audited: bool = False
     job_class: str = "interactive"
     body: bytes | bytearray = field(default=b"", repr=False)  # The rest of the request: stored behind it, and perhaps large.
@@ -193,7 +193,7 @@ class State:
 class Record(NamedTuple):
     """What the script that appends ``end`` leaves to the ledger. ``end`` is that frame's data."""
 
-    asked: bytes
+    request_summary: bytes
     end: bytes
     ended_ms: int
 

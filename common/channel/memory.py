@@ -25,7 +25,7 @@ from common.channel.base import (
     expired,
     unknown,
 )
-from common.records.end import End, ended_by
+from common.records.end import End, pack_failure
 from common.records.head import Head
 
 
@@ -121,7 +121,7 @@ class MemoryChannel:
         if frame.kind is FrameKind.END:
             log.has_ended, ended_s = True, self._clock()
             log.dies_at_s = None if log.opening.is_audited else ended_s + log.opening.retention_s
-            self._records[generation_id] = Record(log.opening.asked, frame.data, int(ended_s * 1000))
+            self._records[generation_id] = Record(log.opening.request_summary, frame.data, int(ended_s * 1000))
         if sink := self._sinks.get(generation_id):
             sink(Message(previous, frame))
 
@@ -212,7 +212,7 @@ class MemoryChannel:
             return Verdict.GONE
         if not log.has_ended:
             log.epoch, log.token = log.epoch + 1, token
-            data = ended_by(failed)
+            data = pack_failure(failed)
             self._add(generation_id, log, Frame(FrameId(log.epoch, 0), FrameKind.END, data))
         return Verdict.OK
 

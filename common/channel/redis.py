@@ -33,7 +33,7 @@ from common.channel.redis_feed import RedisFeed
 from common.channel.redis_log import LogReader
 from common.config.settings import MIB
 from common.process.loop_lag import able_timeout
-from common.records.end import End, ended_by
+from common.records.end import End, pack_failure
 from common.records.head import Head
 from common.redis import keyspace
 from common.redis.client import COMMAND_TIMEOUT_S, Client, ms
@@ -70,7 +70,7 @@ class RedisChannel:
             "grace_ms": ms(opening.grace_s),
             "retention_ms": ms(opening.retention_s),
             "tombstone_ms": self._tombstone_ms,
-            "asked": opening.asked,
+            "asked": opening.request_summary,
             "audited": int(opening.is_audited),
             "class": opening.job_class,
         }
@@ -148,7 +148,7 @@ class RedisChannel:
         return Verdict((await self._scripts.run("stop", [keyspace.state(generation_id)], [])).decode())
 
     async def end_unowned(self, generation_id: str, token: str, failed: Failed) -> Verdict:
-        data = ended_by(failed)
+        data = pack_failure(failed)
         return Verdict((await self._scripts.run("end_unowned", _log_keys(generation_id), [token, data])).decode())
 
     async def evict(self, generation_id: str) -> bool:

@@ -1,11 +1,11 @@
--- What a job holds of its principal's limits until it ends: fields of its hash, each a list of words.
--- slots: keys of sorted sets, the job's id by the time in ms until which its place counts without word of it
--- reserved: key, window in ms, bucket, amount; in turn
--- spends: <scope>:<name>=<day limit>/<month limit> in nano-dollars, 0 for none
+-- What a job holds of its principal's limits until it ends. These are fields of the job's hash, each a list of words:
+-- slots: keys of sorted sets, which hold the job's id by the time in ms until which its slot counts unless it is renewed
+-- reserved: key, window in ms, bucket, amount; repeated
+-- spends: <scope>:<name>=<day limit>/<month limit> in nano-dollars, 0 for none; repeated
 local SPENT = 'sluice:q:spent:'
-local SLOT_EXTRA_MS = 2000  -- Over a lease: another worker may take the job just when its lease lapses.
+local SLOT_EXTRA_MS = 2000  -- Longer than a lease: another worker may claim the job just when its lease lapses.
 
--- Dates the places of a job anew.
+-- Sets the time until which the slots of a job count.
 local function hold_slots(slots, id, until_ms)
   for key in string.gmatch(slots or '', '%S+') do redis.call('ZADD', key, int(until_ms), id) end
 end
@@ -20,7 +20,7 @@ local function settle_tokens(reserved, tokens, now)
   end
 end
 
--- Adds to one counter; notes in `crossed` where that takes it past 80 or 100 % of its limit.
+-- Adds to one counter. Appends to `crossed` if the counter passes 80 or 100 % of its limit.
 local function spend(counter, limit, cost, expiry_s, crossed)
   local now_spent = add_to_counter(counter, cost)
   redis.call('EXPIRE', counter, expiry_s)
@@ -31,7 +31,7 @@ local function spend(counter, limit, cost, expiry_s, crossed)
   end
 end
 
--- Adds a cost to the counters of all that `spends` names; notes those that crossed a mark of their budgets.
+-- Adds a cost to the counters that `spends` names. Appends to `crossed` those that pass a mark of their budgets.
 local function settle_cost(spends, cost, day, month, crossed)
   if tonumber(cost) <= 0 then return end
   for name, day_limit, month_limit in string.gmatch(spends or '', '(%S+)=(%d+)/(%d+)') do

@@ -1,6 +1,6 @@
-"""Which Lua do the scripts of other rooms share that count limits?
+"""Which Lua files for limits do the scripts of other rooms share?
 
-``WINDOW`` counts in sliding windows, ``COUNTERS`` money, and ``SETTLING``, which needs both, gives back what a job has held.
+``WINDOW`` counts in sliding windows, ``COUNTERS`` counts money, and ``SETTLING`` (it needs both) settles what a job reserved.
 """
 
 from pathlib import Path

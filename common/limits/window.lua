@@ -1,9 +1,9 @@
--- How much of a limit is used, in a window that slides. A window is a hash, bucket number → amount; a bucket is a 60th of
--- it. A bucket counts until all of it is older than the window, so never more than the limit fits into any window, and
--- what was used is free again at most a 60th of the window late.
+-- How much of a limit is used in a sliding window. A window is a hash, bucket number → amount. A bucket covers a 60th of the
+-- window's time. A bucket counts until all of it is older than the window, so no window ever exceeds the limit, and used
+-- amounts become free at most a 60th of the window late.
 local BUCKETS = 60
 
--- Returns the live buckets in order, each {number, amount}, and their sum; the dead ones are removed.
+-- Returns the live buckets in order, each {number, amount}, and their sum. Removes expired buckets.
 local function read_window(key, window_ms, now)
   local oldest = math.floor(now * BUCKETS / window_ms) - BUCKETS
   local flat, live, used = redis.call('HGETALL', key), {}, 0
@@ -20,16 +20,16 @@ local function read_window(key, window_ms, now)
   return live, used
 end
 
--- How long until so much is free that `over` less is used. With `over` = all that is used: until the window is empty.
+-- Returns the ms until `over` of the used amount is free again. With `over` = all that is used: until the window is empty.
 local function wait_ms(live, over, window_ms, now)
-  for _, each in ipairs(live) do
-    over = over - each[2]
-    if over <= 0 then return math.max(1, math.ceil((each[1] + BUCKETS + 1) * window_ms / BUCKETS - now)) end
+  for _, bucket in ipairs(live) do
+    over = over - bucket[2]
+    if over <= 0 then return math.max(1, math.ceil((bucket[1] + BUCKETS + 1) * window_ms / BUCKETS - now)) end
   end
   return 0
 end
 
--- Adds to the bucket of this moment; returns its number.
+-- Adds to the present bucket; returns its number.
 local function add_to_window(key, window_ms, now, amount)
   local bucket = string.format('%d', math.floor(now * BUCKETS / window_ms))
   redis.call('HINCRBY', key, bucket, amount)
@@ -37,7 +37,7 @@ local function add_to_window(key, window_ms, now, amount)
   return bucket
 end
 
--- Corrects what was reserved in a bucket to what was really used; what exceeds it counts from now on.
+-- Corrects the amount that was reserved in a bucket to the amount that was used. Any excess counts from now on.
 local function settle_window(key, window_ms, now, bucket, reserved, used)
   if used < reserved and redis.call('HEXISTS', key, bucket) == 1 then
     redis.call('HINCRBY', key, bucket, string.format('%d', used - reserved))

@@ -1,23 +1,23 @@
--- Shared by the queue's scripts; put before each of them when they are loaded. The queue's Redis is never a cluster, so
--- keys are built here from one prefix.
+-- Shared by the queue's scripts, and put before each of them when they are loaded. The queue's Redis is never a cluster, so
+-- the scripts build their keys from one prefix.
 local Q = 'sluice:q:'
 local ENQUEUED, DELAYED, RUNNING = Q .. 'enqueued', Q .. 'delayed', Q .. 'running'
-local ENDED = Q .. 'ended'  -- Ids whose records the ledger has not taken yet, each at least once.
+local ENDED = Q .. 'ended'  -- Ids whose records the ledger has not stored yet, each at least once.
 local WORKERS = Q .. 'workers'
 local ASIDE, ASIDE_MAX, ASIDE_S = 'sluice:ledger:unreadable', 10000, 30 * 86400  -- As in common/ledger/set_aside.py.
-local STALE_MS = 3000  -- A command that waited this long in a frozen Redis was sent by someone who has given up on it.
+local STALE_MS = 3000  -- The sender of a command that waited this long in a frozen Redis no longer waits for its answer.
 
 local function waiting(class, tenant) return Q .. 'waiting:' .. class .. ':' .. tenant end
 local function rotation(class) return Q .. 'rotation:' .. class end
 
--- One item is enough: who takes it claims all it can, and rings again if it leaves work. Each class has a bell of its own, so that
--- no worker takes a ring for jobs that it has no room for.
+-- One item is enough: the worker that takes it claims all it can, and rings again if it leaves work. Each class has its own
+-- bell, so that no worker takes a ring for jobs that it has no room for.
 local function ring(class)
   local bell = class == 'background' and Q .. 'bell:background' or Q .. 'bell'
   if redis.call('LLEN', bell) == 0 then redis.call('LPUSH', bell, '1') end
 end
 
--- Puts a job among the waiting; `first` puts it before all others of its tenant.
+-- Puts a job in line. `first` puts it before all other jobs of its tenant.
 local function put(id, class, tenant, now, first)
   local key = waiting(class, tenant)
   if redis.call('EXISTS', key) == 0 then redis.call('RPUSH', rotation(class), tenant) end
@@ -26,22 +26,23 @@ local function put(id, class, tenant, now, first)
   redis.call('ZADD', ENQUEUED, int(now), id)
 end
 
--- The name of this server's time as master: another after each failover and restart, which both may have lost claims.
-local function reign()
-  local told = redis.pcall('INFO', 'replication')
-  return type(told) == 'string' and string.match(told, 'master_replid:(%x+)') or ''
+-- The replication id of this master (stored in the job's field `reign`). It changes with each failover and restart, and both
+-- may lose claims.
+local function master_id()
+  local info = redis.pcall('INFO', 'replication')
+  return type(info) == 'string' and string.match(info, 'master_replid:(%x+)') or ''
 end
 
--- Fields of a job's record; false where that is none of ours, so that one such does not stop what is done for the others.
+-- Returns fields of a job's record, or false where its key is not a hash, so that one bad key does not stop the whole script.
 local function read_job(id, ...)
-  local found = redis.pcall('HMGET', Q .. 'job:' .. id, ...)
-  if not found.err then return found end
-  if string.find(found.err, 'WRONGTYPE', 1, true) then return false end
-  return redis.call('HMGET', Q .. 'job:' .. id, ...)  -- Redis refuses: the script ends as it would.
+  local values = redis.pcall('HMGET', Q .. 'job:' .. id, ...)
+  if not values.err then return values end
+  if string.find(values.err, 'WRONGTYPE', 1, true) then return false end
+  return redis.call('HMGET', Q .. 'job:' .. id, ...)  -- Redis refuses: this raises the error and ends the script.
 end
 
--- Takes a job that cannot be worked on out of the queue, and keeps what is known of it for a person to look at. A log that has
--- no end yet is ended by whoever reads it.
+-- Removes a job that no worker can process from the queue, and keeps its record for a person to inspect. If its log has no
+-- end yet, an API that reads the log ends it.
 local function set_aside(id, reason)
   local job, record = Q .. 'job:' .. id, {}
   local flat = redis.pcall('HGETALL', job)
@@ -55,5 +56,5 @@ local function set_aside(id, reason)
   redis.call('RPUSH', ENDED, id)
 end
 
--- Whether the job is still the one that this claim was given.
+-- Whether the job still belongs to the claim with this epoch.
 local function owns(id, epoch) return redis.call('HGET', Q .. 'job:' .. id, 'epoch') == epoch end

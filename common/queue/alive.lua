@@ -1,5 +1,5 @@
--- Notes that a worker takes jobs, or that it does so no longer.
--- ARGV: the worker, for how long in ms its word counts; 0: it takes none any more
+-- Records that a worker takes jobs, or that it no longer does.
+-- ARGV: the worker, for how many ms the report is valid (0: it no longer takes jobs)
 if ARGV[2] == '0' then return redis.call('ZREM', WORKERS, ARGV[1]) end
 local now = now_ms()
 redis.call('ZADD', WORKERS, int(now), ARGV[1])

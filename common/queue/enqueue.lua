@@ -1,17 +1,17 @@
 -- Accepts a job, or refuses it.
--- ARGV: seen ms, id, tenant, owner, class, most waiting, most waiting of the tenant, longest wait in ms, expiry in ms,
---   most ids in the owner's index, its expiry in ms;
---   where the request is to run only once its key's name, its digest, the key's expiry in ms, an id that the key does not
---   count for any more; else '' four times;
---   what it is to be charged for (`spends`, see common/limits/settling.lua);
---   a number, and so many windows: key, window in ms, limit, amount, 1 if it is settled in the end;
+-- ARGV: Redis time in ms that the caller last saw, id, tenant, owner, class, maximum of waiting jobs, the same of the tenant,
+--   longest wait in ms, expiry in ms, maximum of ids in the owner's index, its expiry in ms;
+--   for a request with an idempotency key: the key's name, the request's digest, the key's expiry in ms, an id that no longer
+--   counts for the key; else '' or 0 in their places;
+--   the budgets that its cost counts for (`spends`, see common/limits/settling.lua);
+--   a number, and so many windows: key, window in ms, limit, amount, 1 if the amount is settled at the end;
 --   a number, and so many slots: key, limit;
---   a number, and so many counters of which none may be spent: key, limit;
---   a number, and so many alternatives of which one must not be spent: their number of counters, and these: key, limit
--- Returns {'ok', per window what remains and the ms until it is empty…}, or {verdict}:
---   'stale' | 'full' | 'tenant_full' | 'differs' (the key belongs to another request) | 'held', id | 'busy', slots' number |
---   'limited', window's number, ms to wait, then as for ok | 'spent', counter's number | 'all_spent' |
---   'spent_unknown' (Redis has lost the counters, and the ledger has not filled them yet: what is missing is not unspent)
+--   a number, and so many budget counters, none of which may be spent: key, limit;
+--   a number, and so many alternatives, at least one of which must not be spent: the number of its counters, each: key, limit
+-- Returns {'ok', per window what remains and the ms until nothing of it is used…}, or {reason}:
+--   'stale' | 'full' | 'tenant_full' | 'differs' (the key belongs to another request) | 'held', id | 'busy', number of the slot |
+--   'limited', number of the window, ms to wait, then as for ok | 'spent', number of the counter | 'all_spent' |
+--   'spent_unknown' (Redis has lost the counters, and the ledger has not restored them yet: a missing counter is not 0)
 local now = now_ms()
 if now - tonumber(ARGV[1]) > STALE_MS then return {'stale'} end
 local id, tenant, owner, class = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
@@ -25,14 +25,14 @@ end
 if redis.call('ZCARD', ENQUEUED) >= tonumber(ARGV[6]) then return {'full'} end
 if redis.call('ZCARD', waiting(class, tenant)) >= tonumber(ARGV[7]) then return {'tenant_full'} end
 
-local at = 17
--- Reads the next list of the arguments, in pieces of so many.
+local next_arg = 17
+-- Reads the next list of the arguments. Each item has `width` arguments.
 local function read_list(width)
-  local list, count = {}, tonumber(ARGV[at])
-  at = at + 1
+  local list, count = {}, tonumber(ARGV[next_arg])
+  next_arg = next_arg + 1
   for i = 1, count do
-    list[i] = {unpack(ARGV, at, at + width - 1)}
-    at = at + width
+    list[i] = {unpack(ARGV, next_arg, next_arg + width - 1)}
+    next_arg = next_arg + width
   end
   return list
 end
@@ -59,12 +59,12 @@ for i, slot in ipairs(slots) do
   if redis.call('ZCARD', slot[1]) >= tonumber(slot[2]) then return {'busy', i} end
 end
 local counters = read_list(2)
-local alternatives, spent = tonumber(ARGV[at]), 0
+local alternatives, spent = tonumber(ARGV[next_arg]), 0
 if (#counters > 0 or alternatives > 0) and redis.call('GET', Q .. 'spent:loaded') ~= 'loaded' then return {'spent_unknown'} end
 for i, counter in ipairs(counters) do
   if is_spent(counter) then return {'spent', i} end
 end
-at = at + 1
+next_arg = next_arg + 1
 for i = 1, alternatives do
   local is_out = false
   for _, counter in ipairs(read_list(2)) do is_out = is_out or is_spent(counter) end
@@ -86,7 +86,7 @@ for i, slot in ipairs(slots) do
 end
 
 local job = Q .. 'job:' .. id
-redis.call('HSET', job, 'format', '1', 'tenant', tenant, 'class', class, 'epoch', '0', 'reign', reign(),
+redis.call('HSET', job, 'format', '1', 'tenant', tenant, 'class', class, 'epoch', '0', 'reign', master_id(),
   'enqueued_ms', int(now), 'claim_by_ms', int(now + ARGV[8]), 'spends', ARGV[16])
 if #reserved > 0 then redis.call('HSET', job, 'reserved', table.concat(reserved, ' ')) end
 if #held_slots > 0 then redis.call('HSET', job, 'slots', table.concat(held_slots, ' ')) end

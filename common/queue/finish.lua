@@ -1,10 +1,10 @@
 -- Removes a job that its worker has ended, settles what it was charged for, and lists it for the ledger.
 -- ARGV: id, epoch, tokens used, cost in nano-dollars, the day, the month, then for each provider that was paid
 --   'provider:…=…' and its share of the cost
--- Returns the counters that this took past a mark of their budgets, each with the mark in percent.
+-- Returns the counters that passed a mark of their budgets with this job, each with the mark in percent.
 local job = Q .. 'job:' .. ARGV[1]
 local s = redis.call('HMGET', job, 'epoch', 'slots', 'reserved', 'spends')
-if not s[1] then redis.call('RPUSH', ENDED, ARGV[1]) end  -- Lost in a failover; the record of its end is there.
+if not s[1] then redis.call('RPUSH', ENDED, ARGV[1]) end  -- A failover lost the job, but not the record of its end.
 if s[1] ~= ARGV[2] then return {} end
 free_slots(s[2], ARGV[1])
 settle_tokens(s[3], tonumber(ARGV[3]), now_ms())

@@ -1,9 +1,9 @@
 """How does a job get from an API to exactly one worker?
 
-Two structures: *waiting* (by class, then by tenant in rotation) and *running* (id by lease deadline). Every step is one
-script, and every step of an owner names (id, epoch): a claim raises the epoch, so whoever held the job before can do
-nothing to it any more. The log of the generation, not this queue, decides what the client sees: see ``common.channel``.
-The keys are listed in ``common/redis/keyspace.py``.
+Jobs are in one of two structures: *waiting* (by class, then by tenant in rotation) or *running* (id by lease deadline).
+Every step is one Lua script. Every step of an owner names (id, epoch). A claim raises the epoch, so earlier owners can no
+longer change the job. What the client sees is decided by the generation's log, not by this queue: see ``common.channel``.
+``common/redis/keyspace.py`` lists the keys.
 """
 
 from collections.abc import Collection, Sequence
@@ -17,19 +17,19 @@ import structlog
 from common.canonical.errors import ErrorKind, GatewayError, StoreUnavailable
 from common.config.settings import Settings
 from common.limits.charges import (
-    NOTHING,
+    NO_CHARGES,
     Charges,
+    LimitStatus,
     Settlement,
-    Stand,
-    all_spent,
-    arguments,
-    busy,
-    limited,
+    all_budgets_error,
+    budget_error,
+    concurrency_error,
+    enqueue_arguments,
+    limit_error,
+    pack_account,
     periods,
-    spends,
-    spent,
-    spent_unknown,
-    stands,
+    read_limit_statuses,
+    spending_unknown_error,
 )
 from common.limits.shared_lua import COUNTERS, SETTLING, WINDOW
 from common.process.loop_lag import able_timeout
@@ -41,15 +41,17 @@ from common.redis.scripts import Scripts
 
 log = structlog.get_logger()
 
-CLAIM_BATCH = 16  # Jobs per claim: enough to keep a script short, and to leave work for a sibling that rings too.
-LAPSED_BATCH = 4  # Lapsed leases per claim, so that a dead worker's jobs spread over those that are left.
-JOB_EXPIRY_EXTRA_S = 3600  # A job is removed when it ends; this is the net for one that nobody ended.
+CLAIM_BATCH = 16  # Jobs per claim: few enough to keep the script short, and to leave work for other workers.
+LAPSED_BATCH = 4  # Lapsed leases per claim, so that a dead worker's jobs spread over the remaining workers.
+JOB_EXPIRY_EXTRA_S = 3600  # A job is removed when it ends. This expiry removes jobs that nobody ended.
 RETRY_AFTER_FULL_S = 5
-ALIVE_S = 6.0  # A worker says each ALIVE_BEAT_S that it takes jobs; its word counts for so long.
+ALIVE_S = 6.0  # A worker reports every ALIVE_BEAT_S that it takes jobs. Its report is valid for this long.
 ALIVE_BEAT_S = 2.0
-BOOKS_MARK = "2."  # Begins the bookkeeper's token. The version before has none; a worker that has also says that it is alive.
+BOOKKEEPER_PREFIX = (
+    "2."  # Begins the bookkeeper's token. The version before has none; a worker that has also says that it is alive.
+)
 RECENT_MAX = 1_000  # Generations in a principal's index.
-RECENT_S = 86_400  # How long the index outlives its last entry: longer than any log.
+RECENT_S = 86_400  # How long the index is kept after its last entry: longer than any log.
 
 
 class JobClass(StrEnum):
@@ -57,67 +59,68 @@ class JobClass(StrEnum):
     BACKGROUND = "background"
 
 
-class Place(StrEnum):
-    """Where a job stands."""
+class JobStatus(StrEnum):
+    """The state of a job."""
 
     GONE = "gone"
     WAITING = "waiting"
-    LATE = "late"  # Nobody has begun with it, and it has waited for longer than it may.
+    LATE = "late"  # No worker has started it, and its waiting time is over.
     RUNNING = "running"
-    LAPSED = "lapsed"  # Its worker stopped renewing, and nobody has claimed it yet.
+    LAPSED = "lapsed"  # Its worker stopped renewing the lease, and no other worker has claimed it yet.
     ABANDONED = "abandoned"  # The same, for longer than a job may wait: there is no worker.
 
 
 @dataclass(frozen=True, slots=True)
-class Once:
-    """What makes a request run only once: its key, made of the principal and the client's words, and what it asks for.
+class IdempotencyKey:
+    """Makes a request run only once.
 
-    ``spent`` is a generation that the key does not count for any more, as its log tells.
+    ``key`` is made of the principal and the client's key, ``digest`` identifies the request's content. ``ignored_id`` is a
+    generation that no longer counts for this key, because its log is gone.
     """
 
     key: str
     digest: str
-    spent: str = ""
+    ignored_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class ClaimedJob:
-    """``was_postponed``: it waited for its upstream, which it has called ``attempts`` times."""
+    """A job that this worker has leased. ``was_postponed``: it waited for its upstream, called ``attempts`` times so far."""
 
     generation_id: str
     epoch: int
     was_lapsed: bool = False
-    is_handover: bool = False  # Its last worker gave it up in order, or was perhaps lost with Redis: it is not to blame.
+    is_handover: bool = False  # Its last worker handed it over, or Redis failed over: it is not counted as a failed claim.
     is_late: bool = False
     waited_ms: int = 0
     is_background: bool = False
     was_postponed: bool = False
-    deaths: int = 0  # Workers that died while they ran it, by what its lapsed leases tell.
+    deaths: int = 0  # How many workers died while they ran it, counted by lapsed leases.
     attempts: int = 0
 
 
-def keeps_books_as_before(token: bytes | None) -> bool:
-    """Whether the worker that keeps the books is of the version before, which says nothing else of itself."""
-    return bool(token) and not (token or b"").startswith(BOOKS_MARK.encode())
+def is_old_bookkeeper(token: bytes | None) -> bool:
+    """Whether the bookkeeper (the worker that writes the ledger) is of the previous version, which reports nothing else."""
+    return bool(token) and not (token or b"").startswith(BOOKKEEPER_PREFIX.encode())
 
 
-class Claimed(NamedTuple):
+class ClaimResult(NamedTuple):
     jobs: list[ClaimedJob]
     lapsed_left: int
     waiting_left: int
-    set_aside: Sequence[str] = ()  # Ids of jobs whose records cannot be read; they are gone from the queue.
+    set_aside: Sequence[str] = ()  # Ids of jobs whose records cannot be read. They have been removed from the queue.
 
 
 class Enqueued(NamedTuple):
-    """The id of the generation that answers the request, and where its principal's limits stand now."""
+    """The id of the generation that answers the request, and the present state of its principal's limits."""
 
     id: str
-    stands: list[Stand]
+    limit_statuses: list[LimitStatus]
 
 
 UNUSED = Settlement()
-_HANDOVER, _POSTPONED = 1, 2  # How a job was given back, see claim.lua.
-_ONCE_UNSAID = ["", "", 0, ""]
+_HANDOVER, _POSTPONED = 1, 2  # How a job was released, see claim.lua.
+_NO_IDEMPOTENCY_KEY = ["", "", 0, ""]
 
 
 class JobQueue:
@@ -130,32 +133,32 @@ class JobQueue:
         self._settings = settings
         self._alive = 0
         self._has_bookkeeper = False
-        pulse.watch(self._alive_command, self._note_alive)
-        # Workers of the version before say nothing of themselves; but one of them keeps the books.
-        pulse.watch(("GET", keyspace.BOOKKEEPER), self._note_bookkeeper)
+        pulse.watch(self._alive_command, self._set_alive)
+        # Workers of the previous version do not report that they are alive, but one of them is the bookkeeper.
+        pulse.watch(("GET", keyspace.BOOKKEEPER), self._set_bookkeeper)
 
     @property
     def workers_alive(self) -> int:
-        """How many workers take jobs, as of the pulse's last answer."""
+        """How many workers take jobs, by the pulse's last answer."""
         return self._alive or int(self._has_bookkeeper)
 
     def _alive_command(self) -> tuple[str, ...]:
         return ("ZCOUNT", keyspace.WORKERS, str(self._pulse.redis_ms - ms(ALIVE_S)), "+inf")
 
-    def _note_alive(self, count: int) -> None:
+    def _set_alive(self, count: int) -> None:
         self._alive = int(count)
 
-    def _note_bookkeeper(self, token: bytes | None) -> None:
-        self._has_bookkeeper = keeps_books_as_before(token)
+    def _set_bookkeeper(self, token: bytes | None) -> None:
+        self._has_bookkeeper = is_old_bookkeeper(token)
 
-    async def note_alive(self, worker: str, *, takes_jobs: bool) -> None:
-        """Say for ``ALIVE_S`` that a worker takes jobs, or that it takes none any more."""
-        # Behind its name stands how many it can run: the version before does not say, nor does it read the names.
+    async def report_alive(self, worker: str, *, takes_jobs: bool) -> None:
+        """Report that a worker takes jobs (valid for ``ALIVE_S``), or that it no longer does."""
+        # The number of its slots follows its name. The previous version neither writes nor reads it.
         member = f"{worker} {self._settings.worker_slots}"
         await self._scripts.run("alive", [], [member, ms(ALIVE_S) if takes_jobs else 0])
 
     async def load(self, tenants_max: int) -> list[Any]:
-        """Return what load.lua tells; see ``common/queue/load.py``."""
+        """Return the raw answer of load.lua; see ``common/queue/load.py``."""
         answer: list[Any] = await self._scripts.run("load", [], [ms(ALIVE_S), tenants_max])
         return answer
 
@@ -164,18 +167,19 @@ class JobQueue:
         generation_id: str,
         owner: str,
         job_class: JobClass,
-        once: Once | None = None,
+        idempotency_key: IdempotencyKey | None = None,
         *,
         tenant: str = "",
-        charges: Charges = NOTHING,
+        charges: Charges = NO_CHARGES,
     ) -> Enqueued:
-        """Put a job among the waiting and ring the bell; ``tenant`` is whose turn it takes, the owner's own if not said.
+        """Enqueue a job and ring the bell. It waits for a turn of ``tenant``, or of the owner if ``tenant`` is empty.
 
-        Where the request has come before, another generation answers it, and nothing was enqueued or charged.
+        If the same request came before with the same idempotency key, its generation answers: then nothing is enqueued or
+        charged.
 
         Raises:
-            GatewayError: OVERLOADED, RATE_LIMITED, BUDGET_EXCEEDED, or INVALID_REQUEST for a key that came with another
-                request; nothing was enqueued.
+            GatewayError: OVERLOADED, RATE_LIMITED, BUDGET_EXCEEDED, or INVALID_REQUEST for an idempotency key that came with
+                another request. Nothing is enqueued.
         """
         s = self._settings
         wait_s = s.queue_wait_s if job_class is JobClass.INTERACTIVE else s.queue_wait_background_s
@@ -192,17 +196,21 @@ class JobQueue:
             RECENT_MAX,
             ms(RECENT_S),
         ]
-        args += [once.key, once.digest, ms(s.idempotency_s), once.spent] if once else _ONCE_UNSAID
-        args += arguments(charges)
-        verdict, *rest = await self._scripts.run("enqueue", [], args)
+        args += (
+            [idempotency_key.key, idempotency_key.digest, ms(s.idempotency_s), idempotency_key.ignored_id]
+            if idempotency_key
+            else _NO_IDEMPOTENCY_KEY
+        )
+        args += enqueue_arguments(charges)
+        verdict, *results = await self._scripts.run("enqueue", [], args)
         if verdict == b"ok":
-            return Enqueued(generation_id, stands(charges, rest))
+            return Enqueued(generation_id, read_limit_statuses(charges, results))
         if verdict == b"held":
-            return Enqueued(rest[0].decode(), [])
-        raise _refusal(verdict.decode(), rest, charges)
+            return Enqueued(results[0].decode(), [])
+        raise _refusal_error(verdict.decode(), results, charges)
 
     async def recent(self, tenant: str, after: str, count: int) -> list[str] | None:
-        """Return ids that a tenant enqueued, newest first, those older than ``after`` (empty: all); None if that is unknown."""
+        """Return the ids that a tenant enqueued before ``after`` (empty: all), newest first. None if ``after`` is unknown."""
         name = keyspace.RECENT + tenant
         with redis_errors():
             async with able_timeout(COMMAND_TIMEOUT_S):
@@ -212,103 +220,103 @@ class JobQueue:
                 return [member.decode() for member in await self._redis.zrevrange(name, rank + 1, rank + count)]
 
     async def claim(
-        self, room: int, *, lapsed_max: int, not_these: Collection[str], background_max: int = CLAIM_BATCH
-    ) -> Claimed:
-        """Return up to ``room`` jobs, each leased from now on, of them at most ``background_max`` waiting background ones.
+        self, room: int, *, lapsed_max: int, excluded_ids: Collection[str], background_max: int = CLAIM_BATCH
+    ) -> ClaimResult:
+        """Claim up to ``room`` jobs, of them at most ``background_max`` waiting background jobs. Each is leased from now on.
 
-        ``not_these`` are never handed out as lapsed.
+        Jobs of ``excluded_ids`` are not claimed when their lease has lapsed.
         """
         s = self._settings
-        args = [self._pulse.redis_ms, ms(s.lease_s), min(room, CLAIM_BATCH), background_max, lapsed_max, *not_these]
+        args = [self._pulse.redis_ms, ms(s.lease_s), min(room, CLAIM_BATCH), background_max, lapsed_max, *excluded_ids]
         answer = await self._scripts.run("claim", [], args)
         if answer == b"stale":
-            return Claimed([], 0, 0)
-        lapsed_left, waiting_left, taken, aside = answer
-        jobs = [_claimed(*each) for each in taken]
-        return Claimed(jobs, lapsed_left, waiting_left, [each.decode(errors="replace") for each in aside])
+            return ClaimResult([], 0, 0)
+        lapsed_left, waiting_left, claimed, set_aside_ids = answer
+        jobs = [_claimed(*fields) for fields in claimed]
+        return ClaimResult(jobs, lapsed_left, waiting_left, [fields.decode(errors="replace") for fields in set_aside_ids])
 
-    async def renew(self, held: dict[str, int]) -> list[str]:
-        """Renew the leases of ``held`` (id → epoch); returns the ids that are another's now. A job that is gone is nobody's."""
-        flat = [item for pair in held.items() for item in pair]
+    async def renew(self, epochs: dict[str, int]) -> list[str]:
+        """Renew the leases of ``epochs`` (id → epoch); returns the ids that another worker owns now, without removed jobs."""
+        flat = [item for pair in epochs.items() for item in pair]
         lost = await self._scripts.run("renew", [], [ms(self._settings.lease_s), *flat])
         return [generation_id.decode() for generation_id in lost]
 
     async def release(
         self, job: ClaimedJob, *, delay_s: float = 0, is_handover: bool = False, has_failed: bool = False
     ) -> None:
-        """Give a job back, first in line; ``has_failed`` counts as if its worker had died."""
+        """Put a job back as the first in line. ``has_failed`` counts as a worker's death."""
         how = "handover" if is_handover else "failed" if has_failed else ""
         await self._scripts.run("release", [], [job.generation_id, job.epoch, ms(delay_s), how, job.attempts])
 
     async def postpone(self, job: ClaimedJob, *, delay_s: float, attempts: int) -> None:
-        """Give a job back that is to call its upstream again later; it holds no slot of a worker until then."""
+        """Put a job back that will call its upstream again after ``delay_s``. Until then it uses no slot of a worker."""
         await self._scripts.run("release", [], [job.generation_id, job.epoch, ms(delay_s), "postponed", attempts])
 
     async def finish(self, job: ClaimedJob, settlement: Settlement = UNUSED) -> list[str]:
         """Remove a job that has ended, and settle what it was charged for, unless Redis has lost it.
 
-        Returns the counters of ``keys.spent`` that this took past a mark of their budgets, each with the mark in percent.
+        Returns the counters of ``keyspace.spent`` that passed a mark of their budgets now, each with the mark in percent.
         """
-        shares = [item for purse, nano in settlement.shares for item in (spends(purse), nano)]
+        shares = [item for account, nano in settlement.shares for item in (pack_account(account), nano)]
         figures = [settlement.tokens, settlement.cost_nano_usd, *periods(), *shares]
         crossed = await self._scripts.run("finish", [], [job.generation_id, job.epoch, *figures])
-        return [each.decode() for each in crossed]
+        return [counter.decode() for counter in crossed]
 
     async def drop(self, job: ClaimedJob, reason: str, *, with_record: bool) -> None:
-        """Remove a job that cannot be finished, settle nothing, and set it aside; ``with_record``: the ledger's record too."""
+        """Remove a job that cannot be finished and set it aside, unsettled. ``with_record``: also the ledger's record."""
         await self._scripts.run("drop", [], [job.generation_id, job.epoch, reason, int(with_record)])
 
     async def withdraw(self, generation_id: str) -> None:
-        """Remove a job wherever it is, once its log has been ended by somebody else than its worker."""
+        """Remove a job from wherever it is, after somebody other than its worker has ended its log."""
         if await self._scripts.run("withdraw", [], [generation_id]) == -1:
             log.error("job_set_aside", generation_id=generation_id)
 
-    async def look(self, generation_ids: list[str]) -> list[Place]:
+    async def statuses(self, generation_ids: list[str]) -> list[JobStatus]:
         args = [ms(self._settings.queue_wait_s), *generation_ids]
-        places = [Place(place.decode()) for place in await self._scripts.run("look", [], args)]
+        statuses = [JobStatus(status.decode()) for status in await self._scripts.run("statuses", [], args)]
         if self._pulse.healthy_s() > self._settings.lease_s:
-            return places
-        # Just after an outage all leases are long lapsed, and their workers about to renew them.
-        return [Place.LAPSED if place is Place.ABANDONED else place for place in places]
+            return statuses
+        # Just after an outage all leases have lapsed long ago, and their workers are about to renew them.
+        return [JobStatus.LAPSED if status is JobStatus.ABANDONED else status for status in statuses]
 
 
 def _claimed(
     generation_id: bytes,
     epoch: int,
     lapsed: int,
-    given_back: int,
+    release_kind: int,
     late: int,
     waited_ms: int,
     background: int,
     deaths: int,
     attempts: int,
 ) -> ClaimedJob:
-    is_handover, was_postponed = given_back == _HANDOVER, given_back == _POSTPONED
+    is_handover, was_postponed = release_kind == _HANDOVER, release_kind == _POSTPONED
     flags = (bool(lapsed), is_handover, bool(late), waited_ms, bool(background), was_postponed)
     return ClaimedJob(generation_id.decode(), epoch, *flags, deaths, attempts)
 
 
-def _refusal(verdict: str, rest: list[int], charges: Charges) -> Exception:
+def _refusal_error(verdict: str, results: list[int], charges: Charges) -> Exception:
     match verdict:
         case "limited":
-            number, wait_ms, *figures = rest
-            return limited(charges.windows[number - 1], wait_ms, stands(charges, figures))
+            number, wait_ms, *figures = results
+            return limit_error(charges.windows[number - 1], wait_ms, read_limit_statuses(charges, figures))
         case "busy":
-            return busy(charges.slots[rest[0] - 1])
+            return concurrency_error(charges.slots[results[0] - 1])
         case "spent":
-            return spent(charges, rest[0])
+            return budget_error(charges, results[0])
         case "all_spent":
-            return all_spent(charges)
+            return all_budgets_error(charges)
         case "spent_unknown":
-            return spent_unknown()
+            return spending_unknown_error()
         case "tenant_full":
-            return _full("Too many of your requests are waiting already.", "tenant_queue_full")
+            return _queue_full_error("Too many of your requests are already waiting.", "tenant_queue_full")
         case "full":
-            return _full("Too many requests are waiting already.", "queue_full")
+            return _queue_full_error("Too many requests are already waiting.", "queue_full")
         case "differs":
             return GatewayError(
                 ErrorKind.INVALID_REQUEST,
-                "This idempotency-key came with another request before. Use a new key for each request.",
+                "This idempotency-key was used for another request before. Use a new key for each request.",
                 status=422,
                 code="idempotency_key_reused",
                 param="idempotency-key",
@@ -316,7 +324,7 @@ def _refusal(verdict: str, rest: list[int], charges: Charges) -> Exception:
     return StoreUnavailable("the command waited too long in Redis")
 
 
-def _full(reason: str, code: str) -> GatewayError:
+def _queue_full_error(reason: str, code: str) -> GatewayError:
     return GatewayError(
         ErrorKind.OVERLOADED,
         f"{reason} Try again in {RETRY_AFTER_FULL_S} seconds.",

@@ -1,7 +1,7 @@
--- Tells how much waits, and what there is to work on it. It only reads.
--- ARGV: for how long in ms a worker's word counts, most tenants to look at
+-- Returns how many jobs wait and run, and which workers there are. It only reads.
+-- ARGV: for how many ms a worker's report is valid, maximum of tenants to count
 -- Returns {Redis' time in ms, jobs that were ever put in line and not withdrawn from it, waiting jobs of both classes, running jobs,
---   tenants with waiting interactive jobs, {tenant, its waiting interactive jobs…} of the first of these, workers…}
+--   tenants with waiting interactive jobs, {tenant, its waiting interactive jobs…} of the first of these tenants, workers…}
 local now = now_ms()
 local tenants, counts = redis.call('LRANGE', rotation('interactive'), 0, ARGV[2] - 1), {}
 for _, tenant in ipairs(tenants) do

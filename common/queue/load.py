@@ -1,8 +1,8 @@
 """How much work waits for workers, and how fast do they take it?
 
-An API reads it twice a second, whatever it is asked meanwhile, and tells from it how long a new interactive job would wait.
-Tenants take turns, so that is not the same for all: one that has nothing in line waits for one turn of the others, whatever
-one of these has put there.
+Every API reads this twice a second and estimates from it how long a new interactive job would wait. Tenants take turns, so
+each tenant has its own estimate: a tenant without waiting jobs waits for one turn of the other tenants, however many jobs
+they have in line.
 """
 
 import asyncio
@@ -16,19 +16,19 @@ from common.process.process import supervised
 from common.queue.jobs import JobQueue
 
 READ_INTERVAL_S = 0.5
-TENANTS_MAX = 256  # That one reading looks at. Of more, the others are taken to have as much in line as these.
-RATE_WINDOW_S = 30.0  # A slower rate than one job in so long is not told from a standstill.
-RATE_JOBS = 20  # Enough jobs for a rate: the window is as short as holds these.
-SLOTS_UNSAID = 2_000  # Of a worker of the version before, which does not say how many it has: the usual number.
-FREE_SHARE = 0.25  # Of all slots. A queue beside so many free ones does not wait for slots.
+TENANTS_MAX = 256  # Tenants that one reading counts. Further tenants are assumed to have as many jobs in line on average.
+RATE_WINDOW_S = 30.0  # A rate below one job per window cannot be distinguished from a standstill.
+RATE_JOBS = 20  # Enough jobs to measure a rate: the measurement goes back only as far as it takes to see these.
+SLOTS_DEFAULT = 2_000  # For a worker of the previous version, which does not report its slots: the default setting.
+FREE_SHARE = 0.25  # Of all slots. Where so many are free, waiting jobs do not wait for slots.
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What the queue held at one moment; ``waiting`` and ``by_tenant`` are interactive jobs."""
+    """The state of the queue at one moment. ``waiting`` and ``by_tenant`` count interactive jobs only."""
 
     at_ms: int
-    drained: int = 0  # Jobs that workers have taken from the line so far, from a start that means nothing.
+    drained: int = 0  # Jobs that workers have taken from the line so far. Only differences of it mean something.
     waiting: int = 0
     tenants: int = 0
     by_tenant: Mapping[str, int] = field(default_factory=dict)
@@ -40,8 +40,8 @@ class Reading:
         return self.running < self.slots * (1 - FREE_SHARE)
 
 
-def reading_of(answer: Sequence[Any]) -> Reading:
-    """Return what the script's answer means."""
+def parse_reading(answer: Sequence[Any]) -> Reading:
+    """Return the reading in the answer of load.lua."""
     at_ms, in_line, waiting, running, tenants, counts, workers = answer
     by_tenant = {name.decode(): count for name, count in zip(counts[::2], counts[1::2], strict=True)}
     looked_at = sum(by_tenant.values())
@@ -52,13 +52,13 @@ def reading_of(answer: Sequence[Any]) -> Reading:
         tenants=tenants,
         by_tenant=by_tenant,
         running=running,
-        slots=sum(_slots_of(worker) for worker in workers),
+        slots=sum(_parse_slots(worker) for worker in workers),
     )
 
 
-def _slots_of(worker: bytes) -> int:
+def _parse_slots(worker: bytes) -> int:
     _, _, slots = worker.rpartition(b" ")
-    return int(slots) if slots.isdigit() else SLOTS_UNSAID
+    return int(slots) if slots.isdigit() else SLOTS_DEFAULT
 
 
 class _Drained(NamedTuple):
@@ -67,14 +67,14 @@ class _Drained(NamedTuple):
 
 
 class QueueLoad:
-    """The last reading, and the rate over the last ones. What is not known is no reason to refuse anything."""
+    """The last reading, and the rate over the last readings. Unknown values never lead to a refusal."""
 
     def __init__(self, queue: JobQueue) -> None:
         self._queue = queue
         self._drained: deque[_Drained] = deque(maxlen=int(RATE_WINDOW_S / READ_INTERVAL_S) + 1)
         self._task: asyncio.Task[None] | None = None
         self.reading = Reading(0)
-        self.has_free_slots = False  # By the last two readings: one may fall between two claims.
+        self.has_free_slots = False  # True after two readings with free slots: a single one may fall between two claims.
 
     def start(self) -> None:
         self._task = supervised(self._read_for_ever, "queue load")
@@ -85,21 +85,21 @@ class QueueLoad:
             await asyncio.gather(self._task, return_exceptions=True)
 
     def wait_s(self, tenant: str) -> float | None:
-        """Return how long an interactive job of a tenant would wait if it came now; None where that is not known."""
-        now = self.reading
-        if now.waiting == 0:
+        """Return how long a new interactive job of a tenant would wait. None where that is not known."""
+        reading = self.reading
+        if reading.waiting == 0:
             return 0.0
-        if now.slots == 0:
-            return None  # The rate was that of workers that are gone; others may come.
+        if reading.slots == 0:
+            return None  # The rate is that of workers that are gone. Others may come.
         per_s = self._drained_per_s()
         if not per_s:
             return None
-        return min(now.waiting, (now.by_tenant.get(tenant, 0) + 1) * now.tenants) / per_s
+        return min(reading.waiting, (reading.by_tenant.get(tenant, 0) + 1) * reading.tenants) / per_s
 
-    def take(self, reading: Reading) -> None:
-        """Take a new reading in."""
+    def record(self, reading: Reading) -> None:
+        """Record a new reading."""
         if self._drained and (reading.drained < self._drained[-1].jobs or reading.at_ms <= self._drained[-1].at_ms):
-            self._drained.clear()  # Another Redis, or one that has lost something.
+            self._drained.clear()  # It is another Redis, or Redis has lost data.
         self._drained.append(_Drained(reading.at_ms, reading.drained))
         self.has_free_slots = reading.has_free_slots and self.reading.has_free_slots
         self.reading = reading
@@ -112,13 +112,15 @@ class QueueLoad:
         if len(self._drained) < 2:
             return None
         last = self._drained[-1]
-        since = next((each for each in reversed(self._drained) if last.jobs - each.jobs >= RATE_JOBS), self._drained[0])
-        return (last.jobs - since.jobs) / (last.at_ms - since.at_ms) * 1000
+        first = next(
+            (drained for drained in reversed(self._drained) if last.jobs - drained.jobs >= RATE_JOBS), self._drained[0]
+        )
+        return (last.jobs - first.jobs) / (last.at_ms - first.at_ms) * 1000
 
     async def _read_for_ever(self) -> None:
         while True:
             try:
-                self.take(reading_of(await self._queue.load(TENANTS_MAX)))
+                self.record(parse_reading(await self._queue.load(TENANTS_MAX)))
             except StoreUnavailable:
                 self.forget()
             await asyncio.sleep(READ_INTERVAL_S)

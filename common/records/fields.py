@@ -1,4 +1,4 @@
-"""How are the fields of a stored JSON object read, which another version, or a broken one, may have written?"""
+"""How are the fields of a stored JSON object read? Another version, or a broken one, may have written them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,29 +9,29 @@ from common.canonical.events import Usage
 
 FORMAT = 2
 
-COUNT_MAX = 2**63 - 1  # What a column of the ledger holds.
+COUNT_MAX = 2**63 - 1  # The largest number that a column of the ledger holds.
 
 
-def object_in(packed: bytes) -> dict[str, Any]:
-    told = orjson.loads(packed)
-    if not isinstance(told, dict):
-        raise ValueError("a head or an end is a JSON object")  # noqa: TRY004 - One kind of failure for whatever cannot be read.
-    return told
+def parse_object(packed: bytes) -> dict[str, Any]:
+    stored = orjson.loads(packed)
+    if not isinstance(stored, dict):
+        raise ValueError("a head or an end must be a JSON object")  # noqa: TRY004 - One exception type for all unreadable data.
+    return stored
 
 
-def text_in(told: Mapping[str, Any], name: str) -> str:
-    found = told.get(name)
-    return "" if found is None else str(found)
+def read_text(stored: Mapping[str, Any], name: str) -> str:
+    value = stored.get(name)
+    return "" if value is None else str(value)
 
 
-def usage_in(told: Any) -> Usage | None:
-    return Usage.from_dict(told) if isinstance(told, dict) else None
+def read_usage(stored: Any) -> Usage | None:
+    return Usage.from_dict(stored) if isinstance(stored, dict) else None
 
 
-def count_of(found: Any) -> int | None:
-    """Return a whole number that is not negative, as far as it goes into a column: providers report all kinds of things."""
-    if type(found) is int and 0 <= found <= COUNT_MAX:
-        return found
-    if isinstance(found, bool) or not isinstance(found, int | float) or found != found:
+def read_count(value: Any) -> int | None:
+    """Return a value as a whole number from 0 to ``COUNT_MAX``, or None if it is not a number. Providers report anything."""
+    if type(value) is int and 0 <= value <= COUNT_MAX:
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
         return None
-    return int(min(max(found, 0), COUNT_MAX))
+    return int(min(max(value, 0), COUNT_MAX))

@@ -1,8 +1,8 @@
-"""What does a frame say at which an answer begins, or goes on?
+"""What is in the frame with which an answer begins or continues?
 
-A worker writes a ``Head`` at each commit point: the first is the client's, the others tell the next claim what an answer
-has cost that went on. One JSON object, read as ``common/records/end.py`` says; the version before wrote no ``format`` and,
-of the attempts before it, only their sum (``spent``).
+A worker writes a ``Head`` at each commit point. The first one is for the client. Later ones tell the next claim what a
+continued answer has cost so far. It is one JSON object, read as ``common/records/end.py`` describes. The previous version
+wrote no ``format``, and only the sum (``spent``) of the attempts before it.
 """
 
 from dataclasses import dataclass, field
@@ -11,19 +11,19 @@ import orjson
 
 from common.canonical.events import COUNTS, Usage
 from common.metering.attempt_cost import Attempt, attempts_from_record
-from common.records.fields import FORMAT, count_of, object_in, text_in, usage_in
+from common.records.fields import FORMAT, parse_object, read_count, read_text, read_usage
 
 
 @dataclass(slots=True)
 class Head:
-    """The data of a ``head`` frame. ``attempts`` are those before the one that answers now, ``spent`` is the usage of those
-    whose output the client has. Times are whole milliseconds since the request was enqueued."""
+    """The data of a ``head`` frame. ``attempts`` are those before the attempt that answers now. ``spent`` is the usage of
+    those whose output the client has. Times are whole milliseconds since the request was enqueued."""
 
     status: int = 200
-    headers: dict[str, str] = field(default_factory=dict)  # The client's.
+    headers: dict[str, str] = field(default_factory=dict)  # Response headers for the client.
     provider: str = ""
     upstream_model: str = ""
-    tries: int = 0
+    attempt_count: int = 0
     queue_wait_ms: int | None = None
     ttft_ms: int | None = None
     continuations: int = 0
@@ -39,11 +39,11 @@ class Head:
                 "headers": self.headers,
                 "provider": self.provider,
                 "upstream_model": self.upstream_model,
-                "tries": self.tries,
+                "tries": self.attempt_count,
                 "queue_wait_ms": self.queue_wait_ms,
                 "ttft_ms": self.ttft_ms,
                 "continuations": self.continuations,
-                # For a reader of the version before, which knows these figures and no others.
+                # For readers of the previous version, which know only these figures.
                 "spent": {name: getattr(self.spent, name) for name in COUNTS} if self.spent else None,
                 "attempts": [attempt.to_dict() for attempt in self.attempts],
                 "upstream_id": self.upstream_id,
@@ -52,23 +52,23 @@ class Head:
 
     @classmethod
     def unpack(cls, packed: bytes) -> "Head":
-        """Return what was packed.
+        """Unpack the data of a ``head`` frame.
 
         Raises:
-            ValueError: it is no JSON object.
+            ValueError: it is not a JSON object.
         """
-        told = object_in(packed)
-        headers = told.get("headers")
+        stored = parse_object(packed)
+        headers = stored.get("headers")
         return cls(
-            count_of(told.get("status")) or 200,
+            read_count(stored.get("status")) or 200,
             headers if isinstance(headers, dict) else {},
-            text_in(told, "provider"),
-            text_in(told, "upstream_model"),
-            count_of(told.get("tries")) or 0,
-            count_of(told.get("queue_wait_ms")),
-            count_of(told.get("ttft_ms")),
-            count_of(told.get("continuations")) or 0,
-            usage_in(told.get("spent")),
-            attempts_from_record(told),
-            text_in(told, "upstream_id"),
+            read_text(stored, "provider"),
+            read_text(stored, "upstream_model"),
+            read_count(stored.get("tries")) or 0,
+            read_count(stored.get("queue_wait_ms")),
+            read_count(stored.get("ttft_ms")),
+            read_count(stored.get("continuations")) or 0,
+            read_usage(stored.get("spent")),
+            attempts_from_record(stored),
+            read_text(stored, "upstream_id"),
         )

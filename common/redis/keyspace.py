@@ -12,7 +12,7 @@ all keys of one generation are in one slot of a cluster. The queue's keys are fe
 | ``{gen_…}:asked`` | hash, the request of a stored response and its owner | ``responses_ttl_s`` after the answer | API |
 | ``{gen_…}:response`` | string, the stored response or its failure; empty while it runs | the same | API (empty), worker |
 | ``{gen_…}:tombstone`` | string, the owner | ``tombstone_s`` after the log is gone | whoever appends ``end`` |
-| ``{gen_…}:record`` | hash, see ``common/records/asked.py`` | until the ledger has it | whoever appends ``end`` |
+| ``{gen_…}:record`` | hash, see ``common/records/request_summary.py`` | until the ledger has it | whoever appends ``end`` |
 | ``{gen_…}:live`` | pub/sub channel | none | whoever appends |
 | ``sluice:q:waiting:CLASS:TENANT`` | sorted set, id by turn | until claimed | API (enqueue), worker (release) |
 | ``sluice:q:rotation:CLASS`` | list of tenants with waiting jobs | until claimed | the same |

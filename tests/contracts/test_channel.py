@@ -483,7 +483,7 @@ async def test_what_may_not_be_entered_cannot_be_described_and_spoils_no_other(c
 
 
 async def test_the_end_leaves_a_record_whoever_wrote_it(channel):
-    asked = replace(opening(), asked=b'{"owner":"me"}')
+    asked = replace(opening(), request_summary=b'{"owner":"me"}')
     await channel.open(G, asked, "r1")
     await channel.fence(FIRST, is_handover=False)
     assert await channel.record(G) is None, "not before it has ended"

@@ -17,7 +17,7 @@ from common.channel.memory import MemoryChannel
 from common.config.groups.models import ProviderSettings
 from common.config.settings import Settings
 from common.queue.jobs import ClaimedJob
-from common.queue.worker import SetAside
+from common.queue.worker import UnusableJob
 from common.redis.client import connect
 from common.responses import ResponseStore
 from demo_provider.script import answer
@@ -373,7 +373,7 @@ async def test_a_job_that_killed_three_workers_is_ended_by_nothing_of_its_own(se
     for name in ("generate._read_job", "generate.measure", "ending.settle_attempts", "ending._report"):
         monkeypatch.setattr(f"workers.{name}", lambda *_: pytest.fail("it looks into the job"))
 
-    with pytest.raises(SetAside):
+    with pytest.raises(UnusableJob):
         await setup.run(epoch=4, deaths=3)
 
     assert (await setup.end()).keys() == {"format", "error"}
@@ -386,7 +386,7 @@ async def test_a_job_that_kills_whoever_settles_it_is_set_aside_with_the_end_tha
     await setup.run()
     end = await setup.end()
 
-    with pytest.raises(SetAside):
+    with pytest.raises(UnusableJob):
         await setup.run(epoch=4, deaths=3)
 
     assert await setup.end() == end

@@ -117,7 +117,7 @@ def read_past(job: Job, frames: list[Frame], reported: Usage | None, info: Reply
         spent,
         [*head.attempts, attempt],
         count,
-        tries=head.tries or 1,
+        tries=head.attempt_count or 1,
         ttft_ms=first.ttft_ms,
         blocks=blocks,
         provider=head.provider,

@@ -1,6 +1,6 @@
 """How do ended generations get from Redis into the database, each exactly once?
 
-The script that ends a log leaves a record that does not expire (``common/records/asked.py``). A batch of records is read,
+The script that ends a log leaves a record that does not expire (``common/records/request_summary.py``). A batch is read,
 written in one transaction that passes over ids which are there already, and only then deleted. Killed before the commit,
 the records are still there; killed behind it, they are written once more, to no effect. An id in the list without a record
 has been collected; a record without an id in the list, which a crash between two commands or a failover can leave, is found
@@ -26,8 +26,8 @@ from common.ledger import set_aside
 from common.ledger.audit import seal
 from common.metering.attempt_cost import Attempt, merge_attempts, unpack
 from common.process.loop_lag import able_timeout
-from common.records.asked import Asked
 from common.records.end import End
+from common.records.request_summary import RequestSummary
 from common.redis import keyspace
 from common.redis.client import COMMAND_TIMEOUT_S, Client
 from common.redis.errors import as_unavailable, redis_errors
@@ -148,7 +148,7 @@ class Collector:
         return records, unreadable
 
     async def _add(self, batch: _Batch, generation_id: str, record: dict[bytes, bytes]) -> None:
-        asked = Asked.unpack(record[b"asked"])
+        asked = RequestSummary.unpack(record[b"asked"])
         end = End.unpack(record[b"end"])
         row = row_of(generation_id, asked, end, int(record[b"ended_ms"]))
         if is_unmeasured(row, end):

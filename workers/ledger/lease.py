@@ -13,7 +13,7 @@ from redis.exceptions import RedisError
 
 from common.canonical.errors import StoreUnavailable
 from common.process.process import supervised
-from common.queue.jobs import BOOKS_MARK
+from common.queue.jobs import BOOKKEEPER_PREFIX
 from common.redis import keyspace
 from common.redis.client import Client
 from common.redis.pulse import Pulse
@@ -30,7 +30,7 @@ class Lease:
     def __init__(self, redis: Client, pulse: Pulse) -> None:
         self._pulse = pulse
         self._scripts = Scripts(redis, Path(__file__).parent)
-        self._token = BOOKS_MARK + secrets.token_hex(8)
+        self._token = BOOKKEEPER_PREFIX + secrets.token_hex(8)
         self._task: asyncio.Task[None] | None = None
         self.is_held = False
 

@@ -10,15 +10,15 @@ from common.canonical.errors import ErrorKind, single_word_code
 from common.canonical.events import COUNTS, Usage
 from common.metering.attempt_cost import Attempt, nano_usd, total_cost, total_usage
 from common.metering.pricing import Cost
-from common.records.asked import Asked
 from common.records.end import End
-from common.records.fields import COUNT_MAX, count_of
+from common.records.fields import COUNT_MAX, read_count
 from common.records.head import Head
+from common.records.request_summary import RequestSummary
 
 Row = dict[str, Any]  # By the columns' names, and ``attempts``: rows of their own. See ``common/database/tables.py``.
 
 
-def row_of(generation_id: str, asked: Asked, end: End, ended_ms: int) -> Row:
+def row_of(generation_id: str, asked: RequestSummary, end: End, ended_ms: int) -> Row:
     """Return the row of a generation.
 
     Raises:
@@ -39,7 +39,7 @@ def row_of(generation_id: str, asked: Asked, end: End, ended_ms: int) -> Row:
         "model": _text(asked.model, 255),
         "provider": _optional(end.provider, 64),
         "upstream_model": _optional(end.upstream_model, 255),
-        "created_ms": count_of(asked.created_ms) or 0,
+        "created_ms": read_count(asked.created_ms) or 0,
         "ended_ms": ended_ms,
         "outcome": _outcome(error),
         "error_kind": _optional(error.get("kind"), 64),
@@ -48,10 +48,10 @@ def row_of(generation_id: str, asked: Asked, end: End, ended_ms: int) -> Row:
         **_taken(generation_id, end.attempts),
         # A failure behind the commit point: the client has the beginning of an answer.
         "is_partial": bool(error) and end.ttft_ms is not None,
-        "has_brought_key": end.has_brought_key,
+        "has_brought_key": end.has_byok_key,
         "cache": _text(asked.cache, 64),
         "answered_by": _optional(asked.answered_by, 64),
-        "tries": end.tries,
+        "tries": end.attempt_count,
         "continuations": end.continuations,
         "queue_wait_ms": end.queue_wait_ms,
         "ttft_ms": end.ttft_ms,
@@ -77,7 +77,7 @@ def with_attempts(row: Row, head: Head | None, attempts: list[Attempt]) -> Row:
     filled["provider"] = row["provider"] or _optional(last.provider, 64)
     filled["upstream_model"] = row["upstream_model"] or _optional(last.model, 255)
     head = head or Head()
-    filled["tries"] = row["tries"] or head.tries or len(attempts)
+    filled["tries"] = row["tries"] or head.attempt_count or len(attempts)
     filled["continuations"] = row["continuations"] or head.continuations
     for name in ("queue_wait_ms", "ttft_ms"):
         filled[name] = getattr(head, name) if row[name] is None else row[name]

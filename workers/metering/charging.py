@@ -15,7 +15,7 @@ from common.canonical.generation import GenerationRequest
 from common.canonical.job import Job
 from common.config.groups.models import ModelSettings
 from common.dialects import DIALECTS
-from common.limits.charges import Purse, Settlement
+from common.limits.charges import BudgetAccount, Settlement
 from common.metering.attempt_cost import Attempt, nano_usd, pack, total_usage
 from common.metering.token_estimate import estimate_tokens, fill_usage, reserved_tokens
 from workers.metering.partial_usage import Partial
@@ -92,7 +92,9 @@ def settle_attempts(attempts: list[Attempt], settings: ModelSettings) -> Settlem
     return Settlement(
         tokens=usage.input_tokens + usage.output_tokens if usage else 0,
         cost_nano_usd=shares.total(),
-        shares=[(Purse("provider", name, settings.provider(name).budget), nano) for name, nano in shares.items() if name],
+        shares=[
+            (BudgetAccount("provider", name, settings.provider(name).budget), nano) for name, nano in shares.items() if name
+        ],
     )
 
 

@@ -31,7 +31,7 @@ def test_nothing_is_limited_unless_it_is_set():
     charges = charge(Principal("key_1"))
 
     assert (charges.windows, charges.slots, charges.alternatives) == ([], [], [])
-    assert [(purse.scope, purse.name) for purse in charges.purses] == [("key", "key_1"), ("tenant", "key_1")]
+    assert [(account.scope, account.name) for account in charges.accounts] == [("key", "key_1"), ("tenant", "key_1")]
 
 
 def test_a_limit_of_ones_own_stands_for_the_settings():
@@ -94,7 +94,7 @@ def test_the_longest_answer_is_reserved(fields, output):
 def test_a_route_is_closed_only_if_every_provider_of_it_has_a_budget():
     settings = Settings(providers={"openai": {"budget": DAY}})
 
-    assert [purse.name for purse in charge(Principal("k"), settings=settings).alternatives] == ["openai"]
+    assert [account.name for account in charge(Principal("k"), settings=settings).alternatives] == ["openai"]
     assert charges_of(Principal("k"), ADDRESS, request(), ["openai", "anthropic"], settings).alternatives == []
 
 
@@ -103,7 +103,7 @@ def test_who_brings_the_providers_key_pays_for_it():
 
     charges = charge(Principal("k", access=Access(budget=DAY)), settings=settings, has_byok_key=True)
 
-    assert (charges.purses, charges.alternatives) == ((), ())
+    assert (charges.accounts, charges.alternatives) == ((), ())
     assert counted(charges) == {("key", "k", "requests")}, "it may still not ask more often"
 
 
@@ -123,7 +123,7 @@ def test_a_key_that_nobody_asked_for_pays_for_nothing(provider, chosen, is_ours)
 
     charges = charges_of(principal, ADDRESS, request(), [provider], settings, has_byok_key=True)
 
-    assert bool(charges.purses) is bool(charges.alternatives) is is_ours
+    assert bool(charges.accounts) is bool(charges.alternatives) is is_ours
 
 
 def test_neither_does_one_behind_a_gateway_that_may_have_used_its_own():

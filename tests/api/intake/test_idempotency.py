@@ -14,16 +14,16 @@ from common.canonical.job import Policy
 from common.channel.base import Append, Claim, Frame, FrameId, FrameKind, Opening
 from common.channel.redis import RedisChannel
 from common.config.settings import Settings
-from common.queue.jobs import Enqueued, JobClass, JobQueue, Once
+from common.queue.jobs import Enqueued, IdempotencyKey, JobClass, JobQueue
 from common.redis.pulse import Pulse
 
 ME, YOU = Principal("key_me"), Principal("key_you")
-ONCE = Once("me:1", "digest")
+ONCE = IdempotencyKey("me:1", "digest")
 UNAVAILABLE = Failed(ErrorKind.UPSTREAM_UNAVAILABLE, "gone").to_dict()
 CANCELLED = Failed(ErrorKind.CANCELLED, "left").to_dict()
 
 
-def once(key: str, body: object = None, *, principal: Principal = ME, kind: str = "openai-chat") -> Once:
+def once(key: str, body: object = None, *, principal: Principal = ME, kind: str = "openai-chat") -> IdempotencyKey:
     found = once_of(Headers({"idempotency-key": key}), principal, body or {"model": "m"}, kind)
     assert found
     return found
@@ -67,7 +67,7 @@ class Setup:
         await self.channel.open(generation_id, opening, "r1")
 
     async def ask(self, generation_id: str) -> str:
-        async def enqueue(once: Once) -> Enqueued:
+        async def enqueue(once: IdempotencyKey) -> Enqueued:
             return await self.queue.enqueue(generation_id, "me", JobClass.INTERACTIVE, once)
 
         return (await enqueue_once(generation_id, "me", ONCE, enqueue, self.channel)).id
@@ -94,7 +94,7 @@ async def test_what_waits_or_runs_is_come_back_to(setup: Setup):
     assert await setup.ask("gen_2") == "gen_1"
     await setup.channel.fence(Claim("gen_1", 1, "t"), is_handover=False)
     assert await setup.ask("gen_3") == "gen_1"
-    assert len((await setup.queue.claim(10, lapsed_max=0, not_these=())).jobs) == 1
+    assert len((await setup.queue.claim(10, lapsed_max=0, excluded_ids=())).jobs) == 1
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ async def test_a_generation_that_ended_holds_its_key_or_frees_it(setup: Setup, e
 async def test_of_two_that_find_a_key_free_only_one_runs(setup: Setup):
     await setup.run("gen_1", UNAVAILABLE, has_head=False)
     await setup.open("gen_2")
-    spent = Once(ONCE.key, ONCE.digest, spent="gen_1")
+    spent = IdempotencyKey(ONCE.key, ONCE.digest, spent="gen_1")
 
     assert (await setup.queue.enqueue("gen_2", "me", JobClass.INTERACTIVE, spent)).id == "gen_2"
     assert (await setup.queue.enqueue("gen_3", "me", JobClass.INTERACTIVE, spent)).id == "gen_2"

@@ -47,7 +47,7 @@ class Shut(Gate):
         super().__init__(chosen, self.load, ApiMetrics(self.registry), Answers(["retry-after"]), clock)
         if waiting:
             for second in (0, 1):
-                self.load.take(Reading(second * 1000, second, waiting, 1, {"acme": waiting}, running=1, slots=1))
+                self.load.record(Reading(second * 1000, second, waiting, 1, {"acme": waiting}, running=1, slots=1))
         else:
             self.starting = chosen.starting_max
 
@@ -197,7 +197,7 @@ def credential(key: str) -> bytes:
 
 async def test_beside_free_slots_a_long_line_refuses_nothing():
     gate = Shut(waiting=100)
-    gate.load.take(Reading(2000, 2, 100, 1, {"": 100}, running=1, slots=100))
+    gate.load.record(Reading(2000, 2, 100, 1, {"": 100}, running=1, slots=100))
     async with served(gate=gate) as server:
         assert statuses(await server.told(head("/v1/messages", CLOSE) + BODY)) == [200]
 

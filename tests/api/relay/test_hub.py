@@ -17,7 +17,7 @@ from common.canonical.job import Policy
 from common.channel.base import Append, Claim, Frame, FrameId, FrameKind, Message, Opening, Stop
 from common.channel.redis import RedisChannel, RedisFeed
 from common.config.settings import Settings
-from common.queue.jobs import JobClass, JobQueue, Place
+from common.queue.jobs import JobClass, JobQueue, JobStatus
 from common.redis import keyspace
 from common.redis.pulse import Pulse
 
@@ -51,7 +51,7 @@ class Setup:
         return viewer
 
     async def claim(self) -> None:
-        await self.queue.claim(10, lapsed_max=0, not_these=())
+        await self.queue.claim(10, lapsed_max=0, excluded_ids=())
         await self.channel.fence(CLAIM, is_handover=False)
 
     async def add(self, n: int, kind: FrameKind = FrameKind.DATA) -> None:
@@ -144,7 +144,7 @@ async def test_a_job_whose_last_viewer_left_never_runs(setup):
 
     await setup.hub.leave(viewer)
 
-    assert await setup.queue.look([G]) == [Place.GONE]
+    assert await setup.queue.statuses([G]) == [JobStatus.GONE]
     (end,) = await setup.channel.read(G, FrameId(0, 0), 10)
     assert orjson.loads(end.data)["error"]["kind"] == "cancelled"
 
@@ -156,7 +156,7 @@ async def test_a_running_generation_hears_that_its_last_viewer_left(setup):
     await setup.hub.leave(viewer)
 
     assert (await setup.channel.heartbeat([CLAIM]))[0].stop is Stop.LEFT
-    assert await setup.queue.look([G]) == [Place.RUNNING]
+    assert await setup.queue.statuses([G]) == [JobStatus.RUNNING]
 
 
 @pytest.mark.parametrize("setup", [{"queue_wait_s": 0.1}], indirect=True)
@@ -167,7 +167,7 @@ async def test_a_generation_that_no_worker_claims_in_time_is_ended_here(setup):
 
     assert orjson.loads(frames[-1].data)["error"]["kind"] == "deadline_exceeded"
     async with asyncio.timeout(120):
-        while await setup.queue.look([G]) != [Place.GONE]:
+        while await setup.queue.statuses([G]) != [JobStatus.GONE]:
             await asyncio.sleep(0.01)
 
 
@@ -324,7 +324,7 @@ async def test_a_viewer_is_told_when_nothing_was_heard_of_its_answer_for_too_lon
         raise error
 
     viewer = await setup.open()
-    monkeypatch.setattr(setup.queue, "look", fails)
+    monkeypatch.setattr(setup.queue, "statuses", fails)
 
     assert await failure(viewer) == "store_unavailable"
     assert viewer.failed and ("refused" in viewer.failed.message) == isinstance(error, StoreRefuses)
@@ -353,7 +353,7 @@ async def test_a_worker_that_renews_and_cannot_say_a_word_keeps_no_viewer_for_ev
 @pytest.mark.parametrize("workers", [0, 1])
 async def test_a_client_is_told_whether_no_worker_was_free_or_none_runs(setup, workers):
     if workers:
-        await setup.queue.note_alive("one", takes_jobs=True)
+        await setup.queue.report_alive("one", takes_jobs=True)
     await setup.pulse.beat()
     viewer = await setup.open()
 

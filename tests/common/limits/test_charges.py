@@ -15,20 +15,20 @@ from common.access.principal import Budget, Limits
 from common.canonical.errors import ErrorKind, GatewayError
 from common.config.settings import Settings
 from common.limits.charges import (
-    NOTHING,
+    NO_CHARGES,
+    BudgetAccount,
     Charges,
     LimitReached,
-    Purse,
+    LimitStatus,
     Settlement,
     Slot,
-    Stand,
     Window,
+    charges_for_limits,
     limit_headers,
-    of_limits,
     periods,
-    stands,
+    read_limit_statuses,
 )
-from common.queue.jobs import ClaimedJob, JobClass, JobQueue, Once
+from common.queue.jobs import ClaimedJob, IdempotencyKey, JobClass, JobQueue
 from common.redis import keyspace
 from common.redis.client import connect
 from common.redis.pulse import Pulse
@@ -47,7 +47,7 @@ class Replicas:
         """Of somebody who has not asked for anything yet: examples come again when one fails."""
         return f"name_{self.asked}"
 
-    async def ask(self, charges: Charges = NOTHING) -> str | GatewayError:
+    async def ask(self, charges: Charges = NO_CHARGES) -> str | GatewayError:
         """Return the id of the generation, or the refusal."""
         self.asked += 1
         generation_id = f"gen_{self.asked}"
@@ -63,7 +63,7 @@ class Replicas:
         return [answer for answer in answers if isinstance(answer, str)], refused
 
     async def claim(self, room: int = 16) -> list[ClaimedJob]:
-        return (await self.queues[0].claim(room, lapsed_max=0, not_these=())).jobs
+        return (await self.queues[0].claim(room, lapsed_max=0, excluded_ids=())).jobs
 
     async def finish(self, job: ClaimedJob, settlement: Settlement) -> list[str]:
         return await self.queues[0].finish(job, settlement)
@@ -89,11 +89,11 @@ async def replicas(redis: Redis, redis_server: EmbeddedRedis) -> AsyncIterator[R
 
 
 def windows(limits: Limits, tokens: int = 0, name: str = "k") -> Charges:
-    return Charges(*of_limits("key", name, limits, tokens))
+    return Charges(*charges_for_limits("key", name, limits, tokens))
 
 
-def day_budget(usd: str, name: str = "k") -> Purse:
-    return Purse("key", name, Budget(day_usd=Decimal(usd)))
+def day_budget(usd: str, name: str = "k") -> BudgetAccount:
+    return BudgetAccount("key", name, Budget(day_usd=Decimal(usd)))
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -187,7 +187,7 @@ async def test_what_exceeds_the_estimate_counts_too(replicas):
 
 
 async def test_a_job_is_settled_once(replicas):
-    await replicas.ask(Charges(windows(Limits(tokens=1000), 600).windows, purses=[day_budget("1")]))
+    await replicas.ask(Charges(windows(Limits(tokens=1000), 600).windows, accounts=[day_budget("1")]))
     (job,) = await replicas.claim()
 
     for _ in range(3):
@@ -248,7 +248,7 @@ async def test_a_job_that_is_handed_back_keeps_its_place(replicas):
 
 
 async def test_a_spent_budget_refuses_with_its_own_error(replicas):
-    charges = Charges(purses=[day_budget("0.000001")])
+    charges = Charges(accounts=[day_budget("0.000001")])
     await replicas.ask(charges)
     (job,) = await replicas.claim()
     await replicas.finish(job, Settlement(cost_nano_usd=1000))
@@ -257,7 +257,7 @@ async def test_a_spent_budget_refuses_with_its_own_error(replicas):
 
     assert refused.failed.kind is ErrorKind.BUDGET_EXCEEDED
     assert "Your key's budget for this day is spent" in refused.failed.message
-    assert isinstance(await replicas.ask(Charges(purses=[day_budget("0.000002")])), str), "one with more goes on"
+    assert isinstance(await replicas.ask(Charges(accounts=[day_budget("0.000002")])), str), "one with more goes on"
 
 
 @pytest.mark.parametrize("marker", [None, "loading 5"])
@@ -265,19 +265,19 @@ async def test_counters_that_redis_has_lost_are_not_taken_for_unspent(replicas, 
     await replicas.redis.delete(keyspace.SPENT_LOADED)
     if marker:
         await replicas.redis.set(keyspace.SPENT_LOADED, marker)
-    provider = Purse("provider", "openai", Budget(day_usd=Decimal(1)))
+    provider = BudgetAccount("provider", "openai", Budget(day_usd=Decimal(1)))
 
-    for charges in (Charges(purses=[day_budget("1")]), Charges(alternatives=[provider])):
+    for charges in (Charges(accounts=[day_budget("1")]), Charges(alternatives=[provider])):
         refused = await replicas.ask(charges)
 
         assert refused.failed.kind is ErrorKind.OVERLOADED
         assert refused.failed.code == "budget_unknown"
-    no_budget = Charges(windows(Limits(requests=5)).windows, purses=[Purse("key", "k", Budget())])
+    no_budget = Charges(windows(Limits(requests=5)).windows, accounts=[BudgetAccount("key", "k", Budget())])
     assert isinstance(await replicas.ask(no_budget), str), "whoever has no budget goes on"
 
 
 async def test_a_mark_of_a_budget_is_told_by_the_one_that_passes_it(replicas):
-    charges = Charges(purses=[day_budget("0.000001")])
+    charges = Charges(accounts=[day_budget("0.000001")])
     for _ in range(4):
         await replicas.ask(charges)
     told = [await replicas.finish(job, Settlement(cost_nano_usd=300)) for job in await replicas.claim()]
@@ -293,7 +293,7 @@ MOST = 9 * 10**18  # Where a counter stops.
 @pytest.mark.parametrize("cost", [1, 10**15, MOST, 2**63 - 1])
 async def test_no_counter_overflows_and_no_budget_opens_again(replicas, before, cost):
     counter = keyspace.spent("key", "k", periods()[0])
-    await replicas.ask(Charges(purses=[Purse("key", "k", Budget())]))
+    await replicas.ask(Charges(accounts=[BudgetAccount("key", "k", Budget())]))
     await replicas.redis.set(counter, before)
     (job,) = await replicas.claim()
 
@@ -301,12 +301,12 @@ async def test_no_counter_overflows_and_no_budget_opens_again(replicas, before, 
 
     expected = MOST if before < 0 or before + cost >= MOST else before + cost
     assert int(await replicas.redis.get(counter)) == expected
-    assert (await replicas.ask(Charges(purses=[day_budget("0.000001")]))).failed.kind is ErrorKind.BUDGET_EXCEEDED
+    assert (await replicas.ask(Charges(accounts=[day_budget("0.000001")]))).failed.kind is ErrorKind.BUDGET_EXCEEDED
 
 
 async def test_sums_are_exact_where_doubles_are_not(replicas):
     for cost in (2**53, 1, 1):
-        await replicas.ask(Charges(purses=[Purse("key", "k", Budget())]))
+        await replicas.ask(Charges(accounts=[BudgetAccount("key", "k", Budget())]))
         (job,) = await replicas.claim()
         await replicas.finish(job, Settlement(cost_nano_usd=cost))
 
@@ -314,8 +314,8 @@ async def test_sums_are_exact_where_doubles_are_not(replicas):
 
 
 async def test_each_provider_is_charged_its_share_and_the_key_all_of_it(replicas):
-    shares = [(Purse("provider", name, Budget()), nano) for name, nano in (("dear", 900), ("cheap", 5))]
-    await replicas.ask(Charges(purses=[Purse("key", "k", Budget())]))
+    shares = [(BudgetAccount("provider", name, Budget()), nano) for name, nano in (("dear", 900), ("cheap", 5))]
+    await replicas.ask(Charges(accounts=[BudgetAccount("key", "k", Budget())]))
     (job,) = await replicas.claim()
     await replicas.finish(job, Settlement(cost_nano_usd=905, shares=shares))
 
@@ -326,7 +326,7 @@ async def test_each_provider_is_charged_its_share_and_the_key_all_of_it(replicas
 
 
 async def test_one_provider_with_money_is_enough(replicas):
-    rich, poor = (Purse("provider", name, Budget(day_usd=Decimal("0.000001"))) for name in ("rich", "poor"))
+    rich, poor = (BudgetAccount("provider", name, Budget(day_usd=Decimal("0.000001"))) for name in ("rich", "poor"))
     await replicas.ask()
     (job,) = await replicas.claim()
     await replicas.finish(job, Settlement(cost_nano_usd=5000, shares=[(poor, 5000)]))
@@ -339,7 +339,7 @@ async def test_one_provider_with_money_is_enough(replicas):
 
 async def test_a_retry_takes_nothing(replicas):
     charges = Charges(windows(Limits(requests=1)).windows, [Slot("key", "k", 1)])
-    once = Once("me:key", "digest")
+    once = IdempotencyKey("me:key", "digest")
 
     for n in range(3):
         enqueued = await replicas.queues[n % 2].enqueue(f"gen_{n}", "me", JobClass.INTERACTIVE, once, charges=charges)
@@ -358,9 +358,9 @@ async def test_all_keys_of_limits_expire(replicas):
 
 def test_headers_name_the_limit_of_which_least_is_left():
     wide, narrow = (Window("key", name, "requests", limit, 60, 1) for name, limit in (("a", 100), ("b", 5)))
-    found = stands(Charges([wide, narrow]), [40, 30_500, 2, 1_000])
+    found = read_limit_statuses(Charges([wide, narrow]), [40, 30_500, 2, 1_000])
 
-    assert found == [Stand(wide, 40, 30.5), Stand(narrow, 2, 1.0)]
+    assert found == [LimitStatus(wide, 40, 30.5), LimitStatus(narrow, 2, 1.0)]
     assert limit_headers(found) == {
         "x-ratelimit-limit-requests": "5",
         "x-ratelimit-remaining-requests": "2",

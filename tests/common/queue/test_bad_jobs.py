@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 from common.canonical.errors import StoreUnavailable
 from common.config.settings import Settings
 from common.ledger import set_aside
-from common.queue.jobs import ALIVE_S, ClaimedJob, JobClass, JobQueue, Place
+from common.queue.jobs import ALIVE_S, ClaimedJob, JobClass, JobQueue, JobStatus
 from common.redis import keyspace
 from common.redis.client import Client, connect
 from common.redis.pulse import Pulse
@@ -34,7 +34,7 @@ def queue(redis: Client, pulse: Pulse) -> JobQueue:
 
 
 async def claim(queue: JobQueue) -> list[ClaimedJob]:
-    return (await queue.claim(10, lapsed_max=4, not_these=())).jobs
+    return (await queue.claim(10, lapsed_max=4, excluded_ids=())).jobs
 
 
 async def enqueue(queue: JobQueue, *names: str) -> None:
@@ -42,7 +42,7 @@ async def enqueue(queue: JobQueue, *names: str) -> None:
         await queue.enqueue(name, "a", JobClass.INTERACTIVE)
 
 
-async def kept(redis: Redis) -> list[set_aside.SetAside]:
+async def kept(redis: Redis) -> list[set_aside.UnusableJob]:
     return [set_aside.unpack(raw) for raw in await redis.lrange(keyspace.UNREADABLE, 0, -1)]
 
 
@@ -81,14 +81,14 @@ async def test_a_job_whose_record_is_none_is_set_aside_and_the_others_go_on(redi
     await spoil(redis, keyspace.JOB + "gen_0")
     await enqueue(queue, "gen_1", "gen_2")
 
-    first = await queue.claim(10, lapsed_max=4, not_these=())
+    first = await queue.claim(10, lapsed_max=4, excluded_ids=())
 
     assert [job.generation_id for job in first.jobs] == ["gen_1", "gen_2"]
     assert list(first.set_aside) == ["gen_0"]
     (entry,) = await kept(redis)
     assert (entry.kind, entry.id, entry.reason) == ("job", "gen_0", BROKEN)
     assert not await redis.exists(keyspace.JOB + "gen_0")
-    assert await queue.look(["gen_0", "gen_1"]) == [Place.GONE, Place.RUNNING]
+    assert await queue.statuses(["gen_0", "gen_1"]) == [JobStatus.GONE, JobStatus.RUNNING]
     assert [await redis.zscore(place, "gen_0") for place in (keyspace.RUNNING, keyspace.ENQUEUED, keyspace.DELAYED)] == [
         None
     ] * 3
@@ -105,9 +105,9 @@ async def test_a_spoilt_job_keeps_no_lease_from_being_renewed_and_no_look_from_a
     lost = await queue.renew({"gen_0": 1, "gen_1": 1})
 
     assert "gen_1" not in lost
-    assert (await queue.look(["gen_0", "gen_1"]))[1] is Place.RUNNING
+    assert (await queue.statuses(["gen_0", "gen_1"]))[1] is JobStatus.RUNNING
     await queue.withdraw("gen_0")
-    assert await queue.look(["gen_0"]) == [Place.GONE]
+    assert await queue.statuses(["gen_0"]) == [JobStatus.GONE]
     assert await redis.zscore(keyspace.RUNNING, "gen_0") is None
 
 
@@ -177,7 +177,7 @@ async def test_a_job_that_is_dropped_is_gone_with_its_places_and_is_kept_once(re
 
     await queue.drop(job, "why", with_record=with_record)
 
-    assert await queue.look(["gen_0"]) == [Place.GONE]
+    assert await queue.statuses(["gen_0"]) == [JobStatus.GONE]
     assert not await redis.exists(keyspace.JOB + "gen_0", "sluice:q:slots:key:a")
     assert await redis.lrange(keyspace.ENDED, 0, -1) == [b"gen_0"]
     if with_record:  # The ledger's collector sets it aside.
@@ -195,7 +195,7 @@ async def test_a_job_that_is_another_s_by_now_is_not_dropped(queue):
 
     await queue.drop(first, "why", with_record=True)
 
-    assert await queue.look(["gen_0"]) == [Place.RUNNING]
+    assert await queue.statuses(["gen_0"]) == [JobStatus.RUNNING]
     assert second.epoch == 2
 
 
@@ -205,7 +205,7 @@ async def test_a_job_that_is_another_s_by_now_is_not_dropped(queue):
 async def test_the_pulse_reads_how_many_workers_take_jobs(redis, pulse, queue):
     counts = []
     for worker, takes_jobs in (("one", True), ("two", True), ("one", True), ("one", False), ("two", False)):
-        await queue.note_alive(worker, takes_jobs=takes_jobs)
+        await queue.report_alive(worker, takes_jobs=takes_jobs)
         await pulse.beat()
         counts.append(queue.workers_alive)
 
@@ -213,13 +213,13 @@ async def test_the_pulse_reads_how_many_workers_take_jobs(redis, pulse, queue):
 
 
 async def test_a_worker_that_has_not_spoken_for_long_is_not_counted(redis, pulse, queue):
-    await queue.note_alive("one", takes_jobs=True)
+    await queue.report_alive("one", takes_jobs=True)
     await redis.zadd(keyspace.WORKERS, {"dead": pulse.redis_ms - ALIVE_S * 1000 - 1})
     await pulse.beat()
 
     assert queue.workers_alive == 1
     assert 0 < await redis.pttl(keyspace.WORKERS) <= ALIVE_S * 1000
-    await queue.note_alive("one", takes_jobs=True)
+    await queue.report_alive("one", takes_jobs=True)
     assert await redis.zrange(keyspace.WORKERS, 0, -1) == [b"one 2000"]
 
 

@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 from common.canonical.errors import ErrorKind, GatewayError, StoreUnavailable
 from common.channel.base import Cursor, FrameId
 from common.config.settings import Settings
-from common.queue.jobs import RECENT_S, Claimed, ClaimedJob, JobClass, JobQueue, Once, Place
+from common.queue.jobs import RECENT_S, ClaimedJob, ClaimResult, IdempotencyKey, JobClass, JobQueue, JobStatus
 from common.redis import keyspace
 from common.redis.pulse import Pulse
 
@@ -38,8 +38,8 @@ def queue(make_queue) -> JobQueue:
     return make_queue()
 
 
-async def claim(queue: JobQueue, room: int = 10, lapsed_max: int = 0, not_these: tuple[str, ...] = ()) -> list[ClaimedJob]:
-    return (await queue.claim(room, lapsed_max=lapsed_max, not_these=not_these)).jobs
+async def claim(queue: JobQueue, room: int = 10, lapsed_max: int = 0, excluded_ids: tuple[str, ...] = ()) -> list[ClaimedJob]:
+    return (await queue.claim(room, lapsed_max=lapsed_max, excluded_ids=excluded_ids)).jobs
 
 
 def names(jobs: list[ClaimedJob]) -> list[str]:
@@ -108,13 +108,13 @@ async def test_background_takes_no_more_slots_than_it_may_and_its_own_bell_tells
     for n in range(3):
         await queue.enqueue(f"later_{n}", "a", BACKGROUND)
 
-    taken = (await queue.claim(10, background_max=2, lapsed_max=0, not_these=())).jobs
-    none = (await queue.claim(10, background_max=0, lapsed_max=0, not_these=())).jobs
+    taken = (await queue.claim(10, background_max=2, lapsed_max=0, excluded_ids=())).jobs
+    none = (await queue.claim(10, background_max=0, lapsed_max=0, excluded_ids=())).jobs
 
     assert (names(taken), none) == (["later_0", "later_1"], [])
     assert (await redis.llen(keyspace.BELL), await redis.llen(keyspace.BELL_BACKGROUND)) == (0, 1)
     await queue.enqueue("now", "b", INTERACTIVE)
-    assert names((await queue.claim(10, background_max=0, lapsed_max=0, not_these=())).jobs) == ["now"]
+    assert names((await queue.claim(10, background_max=0, lapsed_max=0, excluded_ids=())).jobs) == ["now"]
 
 
 async def test_a_queue_full_of_background_has_room_for_interactive(make_queue):
@@ -139,7 +139,7 @@ async def test_a_full_queue_refuses_and_enqueues_nothing(make_queue):
         assert (caught.value.failed.kind, caught.value.failed.code) == (ErrorKind.OVERLOADED, code)
         assert caught.value.failed.retry_after_s
 
-    assert await queue.look(["gen_2"]) == [Place.GONE]
+    assert await queue.statuses(["gen_2"]) == [JobStatus.GONE]
 
 
 async def test_a_claim_raises_the_epoch_and_a_former_owner_can_do_nothing(make_queue, redis):
@@ -172,10 +172,10 @@ async def test_a_lapsed_lease_that_nobody_took_is_renewed(make_queue):
     await queue.enqueue("gen_0", "a", INTERACTIVE)
     await claim(queue)
     await asyncio.sleep(0.06)
-    assert await queue.look(["gen_0"]) == [Place.LAPSED]
+    assert await queue.statuses(["gen_0"]) == [JobStatus.LAPSED]
 
     assert await queue.renew({"gen_0": 1}) == []
-    assert await queue.look(["gen_0"]) == [Place.RUNNING]
+    assert await queue.statuses(["gen_0"]) == [JobStatus.RUNNING]
     assert await claim(queue, lapsed_max=4) == []
 
 
@@ -185,7 +185,7 @@ async def test_a_worker_is_never_handed_a_job_that_it_runs(make_queue):
     await claim(queue)
     await asyncio.sleep(0.06)
 
-    found: Claimed = await queue.claim(10, lapsed_max=4, not_these=("gen_0",))
+    found: ClaimResult = await queue.claim(10, lapsed_max=4, excluded_ids=("gen_0",))
 
     assert (found.jobs, found.lapsed_left) == ([], 1)
 
@@ -196,7 +196,7 @@ async def test_without_leave_to_take_lapsed_jobs_they_are_only_counted(make_queu
     await claim(queue)
     await asyncio.sleep(0.06)
 
-    assert (await queue.claim(10, lapsed_max=0, not_these=())).lapsed_left == 1
+    assert (await queue.claim(10, lapsed_max=0, excluded_ids=())).lapsed_left == 1
 
 
 async def test_a_handover_is_first_in_line_and_says_what_it_is(queue):
@@ -217,7 +217,7 @@ async def test_a_postponed_job_waits_without_a_worker_and_keeps_the_number_of_it
 
     await queue.postpone(job, delay_s=0.2, attempts=3)
 
-    assert (await queue.look(["gen_0"]), await claim(queue)) == ([Place.WAITING], [])
+    assert (await queue.statuses(["gen_0"]), await claim(queue)) == ([JobStatus.WAITING], [])
     async with asyncio.timeout(5):
         while not (again := await claim(queue)):
             await asyncio.sleep(0.02)
@@ -237,7 +237,7 @@ async def test_a_postponed_job_can_be_withdrawn(queue):
     await queue.withdraw("gen_0")
 
     await asyncio.sleep(0.06)
-    assert (await queue.look(["gen_0"]), await claim(queue)) == ([Place.GONE], [])
+    assert (await queue.statuses(["gen_0"]), await claim(queue)) == ([JobStatus.GONE], [])
 
 
 async def test_a_delayed_release_waits_for_its_time(queue):
@@ -256,10 +256,10 @@ async def test_a_delayed_release_waits_for_its_time(queue):
 async def test_a_job_that_waited_too_long_is_late_and_its_claim_says_so(make_queue):
     queue = make_queue(queue_wait_s=0.02)
     await queue.enqueue("gen_0", "a", INTERACTIVE)
-    assert await queue.look(["gen_0"]) == [Place.WAITING]
+    assert await queue.statuses(["gen_0"]) == [JobStatus.WAITING]
     await asyncio.sleep(0.03)
 
-    assert await queue.look(["gen_0"]) == [Place.LATE]
+    assert await queue.statuses(["gen_0"]) == [JobStatus.LATE]
     assert (await claim(queue))[0].is_late
 
 
@@ -275,7 +275,7 @@ async def test_a_job_that_was_taken_in_time_is_not_late_when_it_is_taken_over(ma
     assert (first.is_late, again.was_lapsed, again.is_late) == (False, True, False)
 
 
-@pytest.mark.parametrize(("has_log", "place"), [(False, Place.LATE), (True, Place.WAITING)])
+@pytest.mark.parametrize(("has_log", "place"), [(False, JobStatus.LATE), (True, JobStatus.WAITING)])
 async def test_a_job_that_was_given_back_is_late_where_no_claim_got_anywhere(make_queue, redis, has_log, place):
     queue = make_queue(queue_wait_s=0.02)
     await queue.enqueue("gen_0", "a", INTERACTIVE)
@@ -285,7 +285,7 @@ async def test_a_job_that_was_given_back_is_late_where_no_claim_got_anywhere(mak
     await queue.release(job)
     await asyncio.sleep(0.03)
 
-    assert await queue.look(["gen_0"]) == [place]
+    assert await queue.statuses(["gen_0"]) == [place]
 
 
 async def test_a_job_whose_lease_lapsed_for_too_long_is_abandoned(make_queue):
@@ -294,7 +294,7 @@ async def test_a_job_whose_lease_lapsed_for_too_long_is_abandoned(make_queue):
     await claim(queue)
     await asyncio.sleep(0.1)
 
-    assert await queue.look(["gen_0"]) == [Place.ABANDONED]
+    assert await queue.statuses(["gen_0"]) == [JobStatus.ABANDONED]
 
 
 async def test_just_after_an_outage_no_job_counts_as_abandoned(make_queue, pulse):
@@ -305,7 +305,7 @@ async def test_just_after_an_outage_no_job_counts_as_abandoned(make_queue, pulse
 
     pulse.is_up = False  # Which ends with the next beat: its worker has had no time to renew.
 
-    assert await queue.look(["gen_0"]) == [Place.LAPSED]
+    assert await queue.statuses(["gen_0"]) == [JobStatus.LAPSED]
 
 
 async def test_withdrawing_removes_a_job_wherever_it_is(queue, redis):
@@ -316,7 +316,7 @@ async def test_withdrawing_removes_a_job_wherever_it_is(queue, redis):
     for name in ("waits", "runs"):
         await queue.withdraw(name)
 
-    assert await queue.look(["waits", "runs"]) == [Place.GONE, Place.GONE]
+    assert await queue.statuses(["waits", "runs"]) == [JobStatus.GONE, JobStatus.GONE]
     assert await queue.renew({job.generation_id: job.epoch}) == []  # Its log was ended first, and tells its worker.
     assert await claim(queue) == []
 
@@ -398,20 +398,20 @@ async def test_stale_commands_accept_and_hand_out_nothing(redis):
 
 
 async def test_a_request_with_a_key_is_enqueued_once(queue):
-    once = Once("a:key", "digest")
+    once = IdempotencyKey("a:key", "digest")
 
     assert (await queue.enqueue("gen_0", "a", INTERACTIVE, once)).id == "gen_0"
     assert (await queue.enqueue("gen_1", "a", INTERACTIVE, once)).id == "gen_0"
-    assert (await queue.enqueue("gen_2", "b", INTERACTIVE, Once("b:key", "other"))).id == "gen_2"
+    assert (await queue.enqueue("gen_2", "b", INTERACTIVE, IdempotencyKey("b:key", "other"))).id == "gen_2"
     assert sorted(names(await claim(queue))) == ["gen_0", "gen_2"]
     assert (await queue.enqueue("gen_3", "a", INTERACTIVE, once)).id == "gen_0"  # Ended or not.
 
 
 async def test_a_key_that_comes_with_another_request_is_refused(queue):
-    await queue.enqueue("gen_0", "a", INTERACTIVE, Once("a:key", "digest"))
+    await queue.enqueue("gen_0", "a", INTERACTIVE, IdempotencyKey("a:key", "digest"))
 
     with pytest.raises(GatewayError) as caught:
-        await queue.enqueue("gen_1", "a", INTERACTIVE, Once("a:key", "other"))
+        await queue.enqueue("gen_1", "a", INTERACTIVE, IdempotencyKey("a:key", "other"))
 
     assert (caught.value.failed.http_status, caught.value.failed.param) == (422, "idempotency-key")
     assert names(await claim(queue)) == ["gen_0"]
@@ -419,7 +419,7 @@ async def test_a_key_that_comes_with_another_request_is_refused(queue):
 
 async def test_a_key_counts_for_its_time_and_a_refused_request_takes_none(make_queue):
     queue = make_queue(idempotency_s=0.05, waiting_max=1)
-    once = Once("a:key", "digest")
+    once = IdempotencyKey("a:key", "digest")
     await queue.enqueue("gen_0", "a", INTERACTIVE)
     with pytest.raises(GatewayError):
         await queue.enqueue("gen_1", "a", INTERACTIVE, once)

@@ -8,7 +8,7 @@ from redis.asyncio import Redis
 
 from common.config.settings import Settings
 from common.queue.jobs import JobClass, JobQueue
-from common.queue.load import RATE_JOBS, SLOTS_UNSAID, QueueLoad, Reading, reading_of
+from common.queue.load import RATE_JOBS, SLOTS_DEFAULT, QueueLoad, Reading, parse_reading
 from common.redis import keyspace
 from common.redis.pulse import Pulse
 
@@ -27,30 +27,30 @@ async def enqueue(queue: JobQueue, tenant: str, count: int, job_class: JobClass 
 
 
 async def read(queue: JobQueue, tenants_max: int = 10) -> Reading:
-    return reading_of(await queue.load(tenants_max))
+    return parse_reading(await queue.load(tenants_max))
 
 
 async def test_interactive_jobs_are_counted_by_tenant_and_running_ones_beside_the_slots_there_are(redis, queue):
     await enqueue(queue, "loud", 5)
     await enqueue(queue, "quiet", 1)
     await enqueue(queue, "later", 3, JobClass.BACKGROUND)
-    await queue.note_alive("one", takes_jobs=True)
-    await queue.note_alive("gone", takes_jobs=True)
-    await queue.note_alive("gone", takes_jobs=False)
+    await queue.report_alive("one", takes_jobs=True)
+    await queue.report_alive("gone", takes_jobs=True)
+    await queue.report_alive("gone", takes_jobs=False)
     await redis.zadd(keyspace.WORKERS, {"of-before": (await read(queue)).at_ms})
-    claimed = await queue.claim(2, lapsed_max=0, not_these=())
+    claimed = await queue.claim(2, lapsed_max=0, excluded_ids=())
 
     found = await read(queue)
 
     assert len(claimed.jobs) == 2
     assert (found.waiting, found.tenants, found.by_tenant) == (4, 1, {"loud": 4})
-    assert (found.running, found.slots) == (2, 8 + SLOTS_UNSAID)
+    assert (found.running, found.slots) == (2, 8 + SLOTS_DEFAULT)
     assert found.drained == 2
 
 
 async def test_who_gives_up_in_line_does_not_make_it_look_faster(queue):
     await enqueue(queue, "loud", 5)
-    await queue.claim(1, lapsed_max=0, not_these=())
+    await queue.claim(1, lapsed_max=0, excluded_ids=())
     for number in range(5):  # One of them is with a worker.
         await queue.withdraw(f"gen_loud_{JobClass.INTERACTIVE}_{number}")
 
@@ -91,15 +91,15 @@ def load() -> QueueLoad:
 
 
 def test_what_waits_is_divided_by_how_fast_it_is_taken(load):
-    load.take(reading(0, 0, a=300))
-    load.take(reading(1, 50, a=300))
+    load.record(reading(0, 0, a=300))
+    load.record(reading(1, 50, a=300))
 
     assert load.wait_s("a") == 6
 
 
 def test_whoever_has_nothing_in_line_waits_for_a_turn_of_the_others(load):
-    load.take(reading(0, 0, loud=300, quiet=2))
-    load.take(reading(1, 50, loud=300, quiet=2))
+    load.record(reading(0, 0, loud=300, quiet=2))
+    load.record(reading(1, 50, loud=300, quiet=2))
 
     assert load.wait_s("loud") == pytest.approx(302 / 50)
     assert load.wait_s("quiet") == pytest.approx(3 * 2 / 50)
@@ -108,9 +108,9 @@ def test_whoever_has_nothing_in_line_waits_for_a_turn_of_the_others(load):
 
 def test_the_rate_is_of_the_last_moments_as_far_as_they_tell_one(load):
     for second in range(10):
-        load.take(reading(second, 2 * second, a=100))
+        load.record(reading(second, 2 * second, a=100))
     slow = load.wait_s("a")
-    load.take(reading(10, 18 + 10 * RATE_JOBS, a=100))
+    load.record(reading(10, 18 + 10 * RATE_JOBS, a=100))
 
     assert slow == pytest.approx(100 / 2)
     assert load.wait_s("a") == pytest.approx(100 / (10 * RATE_JOBS))
@@ -118,18 +118,18 @@ def test_the_rate_is_of_the_last_moments_as_far_as_they_tell_one(load):
 
 def test_where_nothing_is_taken_or_redis_is_another_one_nobody_knows(load):
     assert load.wait_s("a") == 0
-    load.take(reading(0, 5, a=3))
+    load.record(reading(0, 5, a=3))
     assert load.wait_s("a") is None
-    load.take(reading(1, 5, a=3))
+    load.record(reading(1, 5, a=3))
     assert load.wait_s("a") is None
-    load.take(reading(2, 0, a=3))
+    load.record(reading(2, 0, a=3))
     assert load.wait_s("a") is None
 
 
 def test_while_no_worker_lives_nobody_knows(load):
-    load.take(reading(0, 0, a=300))
-    load.take(reading(1, 50, a=300))
-    load.take(Reading(2000, 50, 300, 1, {"a": 300}, running=0, slots=0))
+    load.record(reading(0, 0, a=300))
+    load.record(reading(1, 50, a=300))
+    load.record(Reading(2000, 50, 300, 1, {"a": 300}, running=0, slots=0))
 
     assert load.wait_s("a") is None
 
@@ -137,7 +137,7 @@ def test_while_no_worker_lives_nobody_knows(load):
 def test_slots_are_free_where_two_readings_say_so(load):
     seen = []
     for number, running in enumerate([20, 2, 2, 19, 2]):
-        load.take(reading(number, 0, running=running))
+        load.record(reading(number, 0, running=running))
         seen.append(load.has_free_slots)
 
     assert seen == [False, False, True, False, False]

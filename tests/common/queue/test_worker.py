@@ -14,8 +14,8 @@ from common.canonical.errors import StoreUnavailable
 from common.config.settings import Settings
 from common.ledger import set_aside
 from common.limits.charges import Settlement
-from common.queue.jobs import UNUSED, ClaimedJob, JobClass, JobQueue, Place
-from common.queue.worker import HandBack, LeasedWorker, Postponed, SetAside
+from common.queue.jobs import UNUSED, ClaimedJob, JobClass, JobQueue, JobStatus
+from common.queue.worker import HandBack, LeasedWorker, Postponed, UnusableJob
 from common.redis import keyspace
 from common.redis.client import Client
 from common.redis.pulse import Pulse
@@ -72,8 +72,8 @@ async def enqueue(lab: Lab, *names: str) -> None:
         await lab.queue().enqueue(name, "tenant", JobClass.INTERACTIVE)
 
 
-async def places(lab: Lab, *names: str) -> list[Place]:
-    return await lab.queue().look(list(names))
+async def places(lab: Lab, *names: str) -> list[JobStatus]:
+    return await lab.queue().statuses(list(names))
 
 
 async def test_jobs_run_side_by_side_up_to_the_slots_and_are_finished(lab):
@@ -96,7 +96,7 @@ async def test_jobs_run_side_by_side_up_to_the_slots_and_are_finished(lab):
         await eventually(lambda: worker.jobs_complete == 5)
 
     assert most == 3
-    assert set(await places(lab, *(f"gen_{n}" for n in range(5)))) == {Place.GONE}
+    assert set(await places(lab, *(f"gen_{n}" for n in range(5)))) == {JobStatus.GONE}
 
 
 async def test_a_job_that_cannot_begin_is_put_back_and_tried_again(lab):
@@ -175,7 +175,7 @@ async def test_leases_are_renewed_for_as_long_as_a_job_runs(lab):
         await eventually(lambda: worker.free_slots < worker.max_jobs)
         for _ in range(10):
             await asyncio.sleep(0.1)
-            assert await places(lab, "gen_0") == [Place.RUNNING]
+            assert await places(lab, "gen_0") == [JobStatus.RUNNING]
 
 
 async def test_a_job_that_somebody_else_has_is_cancelled_and_left_alone(lab):
@@ -208,7 +208,7 @@ async def test_a_lapsed_job_is_taken_only_once_redis_was_whole_for_a_lease(lab):
 
     await enqueue(lab, "gen_0")
     dead = lab.queue(lease_s=0.05)
-    await dead.claim(1, lapsed_max=0, not_these=())
+    await dead.claim(1, lapsed_max=0, excluded_ids=())
     await asyncio.sleep(0.06)
 
     async with lab.worker(handler, lease_s=1000):
@@ -254,7 +254,7 @@ async def test_a_worker_that_is_told_to_stop_before_it_begins_does_not_begin(lab
             await worker.async_run()
     await worker.close()
 
-    assert await places(lab, "gen_1") == [Place.WAITING]
+    assert await places(lab, "gen_1") == [JobStatus.WAITING]
 
 
 # Nothing that goes wrong with one job ends the worker
@@ -275,7 +275,7 @@ async def test_a_job_that_cannot_be_settled_or_given_back_is_set_aside(lab, monk
     await enqueue(lab, "gen_0", "gen_1")
     async with lab.worker(handler, lease_s=0.05) as worker:
         async with asyncio.timeout(10):
-            while await places(lab, "gen_0", "gen_1") != [Place.GONE] * 2:
+            while await places(lab, "gen_0", "gen_1") != [JobStatus.GONE] * 2:
                 await asyncio.sleep(0.01)
         assert not worker.main_task.done()
 
@@ -301,14 +301,14 @@ async def test_what_a_budget_s_mark_does_cannot_end_the_worker(lab, monkeypatch)
 
 async def test_a_handler_that_sets_a_job_aside_is_obeyed(lab):
     async def handler(job: ClaimedJob) -> None:
-        raise SetAside("it kills its workers")
+        raise UnusableJob("it kills its workers")
 
     await lab.redis.hset(keyspace.record("gen_0"), "end", "{}")
     await enqueue(lab, "gen_0")
     async with lab.worker(handler) as worker:
         await eventually(lambda: worker.jobs_failed == 1)
         async with asyncio.timeout(10):
-            while await places(lab, "gen_0") != [Place.GONE]:
+            while await places(lab, "gen_0") != [JobStatus.GONE]:
                 await asyncio.sleep(0.01)
 
     assert await lab.redis.hget(keyspace.record("gen_0"), "set_aside") == b"it kills its workers"

@@ -13,10 +13,10 @@ from common.canonical.errors import ErrorKind, Failed
 from common.canonical.events import Usage
 from common.metering.attempt_cost import Attempt
 from common.metering.pricing import Cost
-from common.records.end import End, ended_by, failed_in
+from common.records.end import End, pack_failure, unpack_failure
 from common.records.head import Head
 
-ATTEMPT = Attempt("openai", "gpt-5", Usage(7, 3), Cost(Decimal("1.5"), Decimal("0.25")), has_brought_key=True)
+ATTEMPT = Attempt("openai", "gpt-5", Usage(7, 3), Cost(Decimal("1.5"), Decimal("0.25")), has_byok_key=True)
 HEAD = Head(200, {"x": "y"}, "openai", "gpt-5", 2, 3, 40, 1, Usage(5, 2), [ATTEMPT], "chatcmpl-1")
 END = End(
     Failed(ErrorKind.UPSTREAM_TIMEOUT, "why", code="c").to_dict(),
@@ -25,9 +25,9 @@ END = End(
     is_estimated=True,
     provider="openai",
     upstream_model="gpt-5",
-    has_brought_key=True,
+    has_byok_key=True,
     continuations=1,
-    tries=2,
+    attempt_count=2,
     queue_wait_ms=3,
     ttft_ms=40,
     duration_ms=90,
@@ -81,9 +81,9 @@ def test_fields_of_a_newer_version_are_passed_over():
 def test_who_is_no_worker_tells_the_error_alone():
     failed = Failed(ErrorKind.WORKER_LOST, "It was lost.", code="worker_lost")
 
-    assert failed_in(ended_by(failed)) == End.unpack(ended_by(failed)).failed == failed
-    assert End.unpack(ended_by(failed)).duration_ms is None
-    assert failed_in(End().pack()) is None
+    assert unpack_failure(pack_failure(failed)) == End.unpack(pack_failure(failed)).failed == failed
+    assert End.unpack(pack_failure(failed)).duration_ms is None
+    assert unpack_failure(End().pack()) is None
 
 
 @pytest.mark.parametrize("packed", [b"", b"null", b"[]", b'"x"', b"{"])

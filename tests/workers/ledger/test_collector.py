@@ -34,8 +34,8 @@ from common.ledger.audit import unseal
 from common.limits.charges import periods
 from common.limits.shared_lua import COUNTERS
 from common.metering.attempt_cost import Attempt, pack
-from common.records.asked import Asked
 from common.records.end import End
+from common.records.request_summary import RequestSummary
 from common.redis import keyspace
 from common.redis.client import Client
 from common.redis.pipe import Exchanges
@@ -102,7 +102,9 @@ class World:
         return sum(metrics.registry.get_sample_value(name) for metrics in self.metrics)
 
     async def open(self, generation_id: str, *, is_audited: bool = False, **asked: Any) -> None:
-        told = Asked("key_a", "acme", None, "req_1", "openai-chat", "generate", True, "demo", 1_000, is_audited=is_audited)
+        told = RequestSummary(
+            "key_a", "acme", None, "req_1", "openai-chat", "generate", True, "demo", 1_000, is_audited=is_audited
+        )
         packed = orjson.dumps({**orjson.loads(told.pack()), **asked})
         body = orjson.dumps(
             {"model": "demo", "stream": True, "messages": [{"role": "user", "content": "I am bob@example.com"}]}
@@ -243,7 +245,7 @@ async def test_a_record_that_came_back_is_not_counted_twice(world: World):
     await world.end("gen_1")
     keeper = await world.holder()
     await keeper.turn()
-    record = {"asked": Asked("key_a", "acme", None, "r", "openai-chat", "generate", True, "m", 1).pack(), "end": b"{}"}
+    record = {"asked": RequestSummary("key_a", "acme", None, "r", "openai-chat", "generate", True, "m", 1).pack(), "end": b"{}"}
     await world.redis.hset(keyspace.record("gen_1"), mapping={**record, "ended_ms": "5"})  # A failover brought it back.
     await world.redis.rpush(keyspace.ENDED, "gen_1")
 
@@ -260,9 +262,9 @@ async def test_a_record_that_came_back_is_not_counted_twice(world: World):
         {"asked": b"{}", "end": b"{}", "ended_ms": b"1"},
         {"asked": b"\xff", "end": b"{}", "ended_ms": b"1"},
         {"end": b"{}"},
-        {"asked": Asked("o", "t", None, "r", "d", "o", True, "m", 1).pack(), "end": b"[]", "ended_ms": b"1"},
-        {"asked": Asked("o", "t", None, "r", "d", "o", True, "m", 1).pack(), "end": b"{}", "ended_ms": b"soon"},
-        {"asked": Asked("o", "t", None, "r", "d", "o", True, "m", 1).pack(), "end": b"{}", "ended_ms": b"9" * 30},
+        {"asked": RequestSummary("o", "t", None, "r", "d", "o", True, "m", 1).pack(), "end": b"[]", "ended_ms": b"1"},
+        {"asked": RequestSummary("o", "t", None, "r", "d", "o", True, "m", 1).pack(), "end": b"{}", "ended_ms": b"soon"},
+        {"asked": RequestSummary("o", "t", None, "r", "d", "o", True, "m", 1).pack(), "end": b"{}", "ended_ms": b"9" * 30},
     ],
 )
 async def test_a_record_that_cannot_be_read_is_set_aside_and_keeps_nobody_waiting(world: World, record: dict[str, bytes]):
@@ -303,7 +305,7 @@ async def test_a_record_that_killed_workers_is_set_aside_without_a_look_into_it(
     await world.end("gen_0", is_listed=False)
     await world.redis.hset(keyspace.record("gen_0"), "set_aside", "3 workers were lost on it")
     await world.redis.rpush(keyspace.ENDED, "gen_0")
-    monkeypatch.setattr(Asked, "unpack", lambda *_: pytest.fail("nobody may look into it"))
+    monkeypatch.setattr(RequestSummary, "unpack", lambda *_: pytest.fail("nobody may look into it"))
 
     await (await world.holder()).turn()
 
@@ -387,7 +389,7 @@ async def test_text_that_a_database_will_not_have_is_mended(world: World):
 
 
 async def test_one_refused_row_does_not_keep_out_the_others(world: World):
-    asked = Asked("o", "t", None, "r", "d", "o", True, "m", 1)
+    asked = RequestSummary("o", "t", None, "r", "d", "o", True, "m", 1)
     rows = [row_of(f"gen_{n}", asked, End.unpack(orjson.dumps(END)), 5) for n in range(3)]
     rows[1] |= {"owner": None, "end_user": "somebody"}
     engine = open_database(world.url)

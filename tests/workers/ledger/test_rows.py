@@ -13,12 +13,12 @@ from common.canonical.events import Usage
 from common.database.tables import LedgerAttempt, LedgerRow
 from common.metering.attempt_cost import Attempt
 from common.metering.pricing import Cost
-from common.records.asked import Asked
 from common.records.end import End
 from common.records.head import Head
+from common.records.request_summary import RequestSummary
 from workers.ledger.rows import is_unmeasured, row_of, with_attempts
 
-ASKED = Asked("key_a", "acme", "u1", "req_1", "openai-chat", "generate", True, "fast", 1_000)
+ASKED = RequestSummary("key_a", "acme", "u1", "req_1", "openai-chat", "generate", True, "fast", 1_000)
 END = {
     "error": None,
     "finish_reason": "stop",
@@ -140,7 +140,7 @@ def test_what_is_to_be_estimated(end: dict[str, Any], expected: bool):
 
 def test_an_estimate_fills_in_what_is_missing_and_is_marked():
     bare = row_of("gen_1", ASKED, end_of({"error": {"kind": "worker_lost"}}), 2_000)
-    head = Head(provider="openai", upstream_model="gpt-5", tries=2, queue_wait_ms=1, ttft_ms=9)
+    head = Head(provider="openai", upstream_model="gpt-5", attempt_count=2, queue_wait_ms=1, ttft_ms=9)
 
     attempt = Attempt("openai", "gpt-5", Usage(7, 3), Cost(Decimal(1), Decimal(2)), is_estimated=True)
     found = with_attempts(bare, head, [attempt])
@@ -165,7 +165,7 @@ def test_an_estimate_fills_in_what_is_missing_and_is_marked():
 
 
 def test_an_estimate_does_not_overwrite_who_answered_and_when():
-    head = Head(provider="other", tries=9, ttft_ms=1)
+    head = Head(provider="other", attempt_count=9, ttft_ms=1)
     found = with_attempts(row(ttft_ms=40), head, [Attempt("other", "m", Usage(1, 1), is_estimated=True)])
 
     assert (found["provider"], found["tries"], found["ttft_ms"], found["cost_nano_usd"]) == ("openai", 2, 40, None)

@@ -154,7 +154,7 @@ async def test_who_leaves_before_the_first_token_pays_for_the_prompt_that_was_se
     assert (end["error"]["kind"], end["estimated"]) == ("cancelled", True)
     assert (end["usage"]["input_tokens"], end["usage"]["output_tokens"]) == (PROMPT_TOKENS, 0)
     assert (settlement.tokens, settlement.cost_nano_usd) == (PROMPT_TOKENS, PROMPT_TOKENS * 10**7)
-    assert [(purse.name, nano) for purse, nano in settlement.shares] == [("cheap", PROMPT_TOKENS * 10**7)]
+    assert [(account.name, nano) for account, nano in settlement.shares] == [("cheap", PROMPT_TOKENS * 10**7)]
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 429, 500, 503])
@@ -186,7 +186,7 @@ async def test_each_attempt_is_priced_by_itself_and_charged_to_its_own_provider(
     assert end["error"] is None
     spent = PROMPT_TOKENS + TEXT_TOKENS
     assert [(each["provider"], each["estimated"]) for each in end["attempts"]] == [("dear", True), ("cheap", False)]
-    assert {purse.name: nano for purse, nano in settlement.shares} == {"dear": spent * 10**9, "cheap": 50 * 10**7}
+    assert {account.name: nano for account, nano in settlement.shares} == {"dear": spent * 10**9, "cheap": 50 * 10**7}
     assert settlement.cost_nano_usd == spent * 10**9 + 50 * 10**7
     assert Decimal(end["cost"]["total_usd"]) == spent + Decimal("0.5")
     assert end["usage"]["input_tokens"] == PROMPT_TOKENS + 40
