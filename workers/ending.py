@@ -52,7 +52,7 @@ async def measure(context: RunContext, fenced: Fenced) -> None:
 
 
 def _read_partial(frames: list[Frame], job: Job, request: bytes | None) -> Partial | None:
-    return read_partial(Transcript.of(frames, job.dialect, is_stream=job.stream), request)
+    return read_partial(Transcript.from_frames(frames, job.dialect, is_stream=job.stream), request)
 
 
 async def end(context: RunContext) -> Settlement:

@@ -215,7 +215,7 @@ class Hub:
         return silent
 
     async def _look_at(self, silent: list[str]) -> None:
-        places, lasts = await asyncio.gather(self._queue.statuses(silent), self._channel.look(silent))
+        places, lasts = await asyncio.gather(self._queue.statuses(silent), self._channel.last_ids(silent))
         now = loop_lag().able_s
         for generation_id, place, last in zip(silent, places, lasts, strict=True):
             listening = self._listening.get(generation_id)
@@ -269,7 +269,7 @@ class Hub:
                 return None
 
     async def _has_end(self, generation_id: str) -> bool:
-        last = (await self._channel.look([generation_id]))[0]
+        last = (await self._channel.last_ids([generation_id]))[0]
         if last == START:
             return False
         frames = await self._channel.read(generation_id, last.before(), 1) if last else []

@@ -137,7 +137,7 @@ class Viewer:
         frame_id, kind, data = frame
         if kind is _DATA:
             self.last_data = data
-        elif kind is FrameKind.FENCE and frame_id > self._seen() > FrameId.of(data):
+        elif kind is FrameKind.FENCE and frame_id > self._seen() > FrameId.from_text(data):
             self.fail(DIVERGED)
             return
         else:

@@ -26,8 +26,8 @@ from api.services import ApiServices, answer_or_error
 from common.access.principal import Principal
 from common.canonical.errors import ErrorKind, Failed, GatewayError
 from common.canonical.job import Policy
-from common.channel.base import Cursor, Frame, FrameKind, State, Verdict, unknown
-from common.channel.transcript import pages, said_so_far
+from common.channel.base import Cursor, Frame, FrameKind, State, WriteStatus, unknown
+from common.channel.transcript import pages, read_answer_text
 from common.dialects import DIALECTS
 from common.dialects.base import Dialect
 from common.dialects.shared.reading import invalid
@@ -200,7 +200,7 @@ async def _tell(generation_id: str, reader: Principal, include: str | None, serv
         state = await _describe(generation_id, reader, services)
     told = record(generation_id, state)
     if include:
-        told["text"] = await said_so_far(services.channel, generation_id, state.dialect, is_stream=state.stream)
+        told["text"] = await read_answer_text(services.channel, generation_id, state.dialect, is_stream=state.stream)
     return json_response(told, headers={"cache-control": "no-store"})
 
 
@@ -345,10 +345,10 @@ def _give_up_later(viewer: Viewer, services: ApiServices) -> None:
 async def _stop(generation_id: str, request: Request, services: ApiServices) -> Response:
     owner = await services.authenticator.authenticate(request, "generate")
     state = await _describe(generation_id, owner, services)
-    verdict = await services.channel.stop(generation_id)
-    if verdict is Verdict.GONE:
+    status = await services.channel.stop(generation_id)
+    if status is WriteStatus.GONE:
         raise unknown(generation_id)
-    if verdict is Verdict.ENDED:
+    if status is WriteStatus.ENDED:
         state = await _describe(generation_id, owner, services)  # It may have ended only just now.
         return json_response(_stopped(generation_id, status_of(state), is_our_doing=False))
     was_waiting = await services.hub.end_if_waiting(generation_id, _STOPPED)

@@ -30,7 +30,7 @@ from api.services import ApiServices, answer_or_error
 from common.access.principal import Principal
 from common.canonical.errors import ErrorKind, Failed, GatewayError, StoreUnavailable
 from common.canonical.job import Policy
-from common.channel.base import START, Cursor, FrameKind, State, Verdict
+from common.channel.base import START, Cursor, FrameKind, State, WriteStatus
 from common.channel.transcript import pages
 from common.dialects.openai_responses.dialect import OPENAI_RESPONSES, sequence_number
 from common.dialects.openai_responses.ids import parse_response_id, response_id
@@ -250,7 +250,7 @@ async def _as_it_stands(stored: StoredResponse, services: ApiServices) -> dict[s
 
 async def _standing(generation_id: str, services: ApiServices) -> str | Failed:
     """Return the status of what has no outcome in the store, or the failure that ended it."""
-    (last,) = await services.channel.look([generation_id])
+    (last,) = await services.channel.last_ids([generation_id])
     if last is None:
         return Failed(ErrorKind.INTERNAL, "The answer was lost. Send the request again.", code="response_lost")
     frames = await services.channel.read(generation_id, last.before(), 1) if last != START else []
@@ -333,7 +333,7 @@ async def _cancel(id_: str, request: Request, services: ApiServices) -> Response
 
 async def _stop(stored: StoredResponse, services: ApiServices) -> bool:
     """Stop a generation, wherever it runs or waits; returns whether it had not ended."""
-    if await services.channel.stop(stored.generation_id) is not Verdict.OK:
+    if await services.channel.stop(stored.generation_id) is not WriteStatus.OK:
         return False
     if await services.hub.end_if_waiting(stored.generation_id, _CANCELLED):
         await services.responses.finish(stored.generation_id, b"", _CANCELLED)  # No worker will.

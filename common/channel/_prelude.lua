@@ -1,11 +1,11 @@
--- Shared by the channel's scripts; put before each of them when they are loaded.
+-- Shared by the channel's scripts, and put before each of them when they are loaded.
 --
--- The state's field `pos` is '<epoch> <token> <last id>': who wrote last, and where the log ends. ' !' follows where the
--- other fields have more to say (a stop flag, barren claims, the end), so that an append usually compares one string.
+-- The state's field `pos` is '<epoch> <token> <last id>': who wrote last, and where the log ends. It is followed by ' !' where
+-- other fields matter (a stop flag, claims without a frame, the end). So an append usually compares one string only.
 
--- An answer to a writer: verdict, the log's last id, the stop flag, listeners (-1: unknown).
-local function answer(verdict, last, stop, listeners)
-  return {verdict, last or '0-0', stop or 'no', listeners or -1}
+-- An answer to a writer: status, the log's last id, the stop flag, listeners (-1: unknown).
+local function answer(status, last, stop, listeners)
+  return {status, last or '0-0', stop or 'no', listeners or -1}
 end
 
 local function split(pos)
@@ -13,7 +13,7 @@ local function split(pos)
   return tonumber(epoch), token, last
 end
 
--- The two numbers of a frame's id.
+-- Returns the two numbers of a frame's id.
 local function parts(id)
   local epoch, n = string.match(id, '^(%d+)-(%d+)$')
   return tonumber(epoch), tonumber(n)
@@ -23,13 +23,13 @@ local function set_pos(key, epoch, token, last, has_more)
   redis.call('HSET', key, 'pos', epoch .. ' ' .. token .. ' ' .. last .. (has_more and ' !' or ''))
 end
 
--- Has the next append look at the flags.
+-- Makes the next append read the flags.
 local function flag(key)
   local pos = redis.call('HGET', key, 'pos')
   if string.sub(pos, -1) ~= '!' then redis.call('HSET', key, 'pos', pos .. ' !') end
 end
 
--- The stop flag is '', 'cancelled', or 'left:<ms>': due from that moment on.
+-- Returns the effective stop flag. It is stored as '', 'cancelled', or 'left:<ms>': effective from that moment on.
 local function stop_now(stop)
   if not stop or stop == '' then return 'no' end
   if stop == 'cancelled' then return stop end
@@ -37,20 +37,20 @@ local function stop_now(stop)
   return 'no'
 end
 
--- Appends one frame and tells the listeners. A message is '<kind> <previous id> <id>\n<data>'.
+-- Appends one frame and publishes it. A message is '<kind> <previous id> <id>\n<data>'.
 local function add(log, live, previous, id, kind, data)
   local added = redis.pcall('XADD', log, id, 'k', kind, 'd', data)
-  -- There already: Redis ended the script behind this step, because it refused the next one.
+  -- If the frame is there already, an earlier run was ended after this step, because Redis refused the next one.
   if type(added) == 'table' and #redis.call('XRANGE', log, id, id) == 0 then
-    redis.call('XADD', log, id, 'k', kind, 'd', data)  -- Which says why.
+    redis.call('XADD', log, id, 'k', kind, 'd', data)  -- Fails again, and raises the reason.
   end
   return redis.call('PUBLISH', live, kind .. ' ' .. previous .. ' ' .. id .. '\n' .. data)
 end
 
--- The end of a log: nothing is appended after it, the ledger's record is written, which stays until it is collected, and
--- everything else of the generation gets its expiry. What is audited is read by the ledger first, which then sets it.
--- Where no worker wrote the end (`is_unowned`), the ledger estimates what the answer took, and needs the request for as
--- long as the log.
+-- Ends a log: nothing can be appended afterwards. Writes the ledger's record, which stays until the ledger has collected it.
+-- All other keys of the generation get their expiry. The keys of an audited generation keep no expiry until the ledger has
+-- read them; then the ledger sets it. If no worker wrote the end (`is_unowned`), the ledger estimates the usage, and needs the
+-- request for as long as the log.
 -- keys: state, log, live, viewers, request, tombstone, record
 local function finish(keys, data, is_unowned)
   local s = redis.call('HMGET', keys[1], 'owner', 'retention_ms', 'tombstone_ms', 'asked', 'audited', 'note')
@@ -65,5 +65,5 @@ local function finish(keys, data, is_unowned)
     if is_unowned then redis.call('PEXPIRE', keys[5], s[2]) else redis.call('DEL', keys[5]) end
   end
   redis.call('SET', keys[6], s[1], 'PX', s[2] + s[3])
-  redis.call('HSET', keys[1], 'ended', '1')  -- Last: from here on nothing of this is done again.
+  redis.call('HSET', keys[1], 'ended', '1')  -- Last: it prevents that any of this runs again.
 end

@@ -1,12 +1,12 @@
 """What is a channel?
 
-The ordered log of one generation's frames plus their live delivery. The log is the only judge of what happened: live
-messages may be lost, doubled or late, and every one of them names its predecessor, so that a reader sees a gap and
-repairs it from the log. Writers are told apart by epoch and token (see ``Claim``): of all the processes that ever
-believe that they own a generation, the log obeys only the one that fenced it last.
+A channel is the ordered log of one generation's frames, plus their live delivery. Only the log decides what happened: live
+messages may be lost, doubled or late. Every live message names its predecessor, so a reader notices a gap and repairs it
+from the log. Epoch and token identify a writer (see ``Claim``): several processes may believe that they own a generation,
+but the log accepts frames only from the one that fenced it last.
 
-What belongs here is what both tiers must agree on. Not solved here: who may read (the API checks the owner that ``enter``
-returns) and when to give up (``api.relay.viewer`` and ``workers.publish.publisher`` hold the clocks).
+This file holds what both tiers must agree on. It does not decide who may read (``enter`` checks the owner) and when to give
+up (``api.relay.viewer`` and ``workers.publish.publisher`` have the timeouts).
 """
 
 import re
@@ -22,7 +22,7 @@ from common.records.head import Head
 
 
 class FrameId(NamedTuple):
-    """Where a frame stands: ordered by epoch, then by its place in it. ``(0, 0)`` is before all frames."""
+    """The position of a frame: its epoch, then its number in that epoch. ``(0, 0)`` is before all frames."""
 
     epoch: int
     n: int
@@ -31,11 +31,11 @@ class FrameId(NamedTuple):
         return f"{self.epoch}-{self.n}"
 
     def before(self) -> "FrameId":
-        """Return an id that is less than this one and not less than any other that is."""
+        """Return the largest id that is less than this one."""
         return FrameId(self.epoch, self.n - 1) if self.n else FrameId(self.epoch - 1, 2**40)
 
     @classmethod
-    def of(cls, text: str | bytes) -> "FrameId":
+    def from_text(cls, text: str | bytes) -> "FrameId":
         epoch, _, n = (text.decode() if isinstance(text, bytes) else text).partition("-")
         return cls(int(epoch), int(n))
 
@@ -45,7 +45,7 @@ _CURSOR = re.compile(r"([1-9][0-9]{0,8})-([0-9]{1,12})\.([0-9]{1,9})")
 
 
 class Cursor(NamedTuple):
-    """A reader's position: it has read the first ``k`` events of ``frame``, and all before."""
+    """A reader's position: it has read all frames before ``frame``, and the first ``k`` events of ``frame``."""
 
     frame: FrameId
     k: int
@@ -64,8 +64,8 @@ class Cursor(NamedTuple):
         if match is None:
             raise GatewayError(
                 ErrorKind.INVALID_REQUEST,
-                "The cursor in Last-Event-ID must be an id of this generation's events, such as 1-2.3. "
-                "Leave it out to read from the start.",
+                "The cursor in Last-Event-ID must be the id of an event of this generation, such as 1-2.3. "
+                "Leave the header out to read from the start.",
                 code="invalid_cursor",
                 param="last-event-id",
             )
@@ -74,10 +74,10 @@ class Cursor(NamedTuple):
 
 
 class FrameKind(StrEnum):
-    FENCE = "fence"  # A new claim begins; the data is the id of the last frame that it builds on.
-    HEAD = "head"  # The commit point; the data is a JSON object: status and headers.
+    FENCE = "fence"  # A new claim begins. The data is the id of the last frame before it.
+    HEAD = "head"  # The commit point. The data is a ``Head``: status, headers and more.
     DATA = "data"  # Whole SSE events, or a piece of a JSON body.
-    END = "end"  # Nothing follows; the data is a JSON object: error (or null), usage, finish_reason.
+    END = "end"  # Nothing follows. The data is an ``End``: error (or null), usage, finish_reason and more.
 
 
 class Frame(NamedTuple):
@@ -87,7 +87,7 @@ class Frame(NamedTuple):
 
 
 class Message(NamedTuple):
-    """One live message: a frame with the id of its predecessor, or (``frame`` None) a heartbeat with the log's last id."""
+    """One live message: a frame with the id of its predecessor. ``frame`` None: a heartbeat, ``previous`` is the last id."""
 
     previous: FrameId
     frame: Frame | None
@@ -95,31 +95,31 @@ class Message(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """One claim of a generation's job. The token tells two claims of one epoch apart (Redis may lose a raised epoch)."""
+    """One claim of a generation's job. The token distinguishes two claims of one epoch (Redis may lose a raised epoch)."""
 
     generation_id: str
     epoch: int
     token: str
 
 
-class Verdict(StrEnum):
+class WriteStatus(StrEnum):
     OK = "ok"
     ENDED = "ended"
-    FENCED = "fenced"  # Somebody else owns it now: stop, and write no more.
-    BEHIND = "behind"  # The log ends before ``previous``: acknowledged frames were lost, append again from ``last``.
-    GONE = "gone"  # The log does not exist (any more).
+    FENCED = "fenced"  # Another claim owns the log now: write no more.
+    BEHIND = "behind"  # The log ends before ``previous``: acknowledged frames were lost. Append again after ``last``.
+    GONE = "gone"  # The log does not exist, or no longer exists.
 
 
 class Stop(StrEnum):
     NO = "no"
-    CANCELLED = "cancelled"  # Somebody said stop.
-    LEFT = "left"  # The last viewer left, and the policy's time is over.
+    CANCELLED = "cancelled"  # A client stopped the generation.
+    LEFT = "left"  # The last viewer left, and the grace time of the policy is over.
 
 
-class Answer(NamedTuple):
-    """What the log says to a writer. ``listeners`` is the number of API processes that took the message."""
+class WriteResult(NamedTuple):
+    """The log's answer to a writer. ``listeners`` is the number of API processes that received the message, -1 if unknown."""
 
-    verdict: Verdict
+    status: WriteStatus
     last: FrameId
     stop: Stop
     listeners: int
@@ -127,7 +127,7 @@ class Answer(NamedTuple):
 
 @dataclass(slots=True)
 class Append:
-    """Frames of one claim that follow each other; ``previous`` is the id before the first."""
+    """Consecutive frames of one claim. ``previous`` is the id before the first."""
 
     claim: Claim
     previous: FrameId
@@ -136,21 +136,21 @@ class Append:
 
 @dataclass(slots=True)
 class Fenced:
-    """What a fence found. ``barren`` counts the claims in a row, this one included, that appended nothing but a fence.
+    """The result of a fence. ``empty_claims`` counts the latest claims in a row, this one included, without any other frame.
 
-    ``note`` is the last that a claim before left with a heartbeat.
+    ``note`` is the last note that an earlier claim left with a heartbeat.
     """
 
-    answer: Answer
+    answer: WriteResult
     has_head: bool = False
-    barren: int = 0
+    empty_claims: int = 0
     request: bytes | None = None
     note: bytes | None = None
 
 
 @dataclass(slots=True)
 class Opening:
-    """What is fixed when a generation is opened. Times in seconds."""
+    """The data of a generation that does not change after it is opened. Times are in seconds."""
 
     owner: str
     dialect: str
@@ -160,19 +160,19 @@ class Opening:
     policy: Policy
     grace_s: float
     retention_s: float
-    expiry_s: float  # Safety net: no log outlives this.
+    expiry_s: float  # Safety net: a log without an end is removed after this time.
     request: bytes = field(repr=False)
     request_summary: bytes = b""  # For the ledger; see ``common.records.request_summary``.
     is_audited: bool = False
     job_class: str = "interactive"
-    body: bytes | bytearray = field(default=b"", repr=False)  # The rest of the request: stored behind it, and perhaps large.
+    body: bytes | bytearray = field(default=b"", repr=False)  # The rest of the request, stored after it. It may be large.
 
 
 @dataclass(slots=True)
 class State:
-    """What a reader learns on entering. ``head`` is the first one, ``end`` None also where Redis lost it in a failover.
+    """The state of a generation, for readers. ``head`` is the first one. ``end`` may be None after a failover that lost it.
 
-    ``has_left``: the last viewer has left, and nobody came back before the end.
+    ``has_left``: the last viewer has left, and none came back before the end.
     """
 
     owner: str
@@ -184,14 +184,14 @@ class State:
     last: FrameId
     has_ended: bool
     has_left: bool = False
-    claims: int = 0  # But for those of a generation that waited for its upstream.
+    claims: int = 0  # Without claims after the generation waited for its upstream.
     head: Head | None = field(default=None, repr=False)
     end: End | None = field(default=None, repr=False)
     job_class: str = "interactive"
 
 
 class Record(NamedTuple):
-    """What the script that appends ``end`` leaves to the ledger. ``end`` is that frame's data."""
+    """What the script that appends ``end`` leaves for the ledger. ``end`` is that frame's data."""
 
     request_summary: bytes
     end: bytes
@@ -199,10 +199,10 @@ class Record(NamedTuple):
 
 
 class Channel(Protocol):
-    """Every method may raise ``StoreUnavailable``; nothing else."""
+    """Every method may raise ``StoreUnavailable``. Other exceptions are named where they occur."""
 
     async def open(self, generation_id: str, opening: Opening, replica: str) -> None:
-        """Create the state of a new generation, with ``replica`` among its viewers (the empty name: none)."""
+        """Create the state of a new generation, with ``replica`` as its first viewer (empty: no viewer)."""
         ...
 
     async def discard(self, generation_id: str) -> None:
@@ -210,18 +210,18 @@ class Channel(Protocol):
         ...
 
     async def fence(self, claim: Claim, *, is_handover: bool, was_postponed: bool = False) -> Fenced:
-        """Append the frame ``<epoch>-0`` and fence all earlier claims. The same call again is answered as the first was.
+        """Append the frame ``<epoch>-0`` and fence all earlier claims. Repeating the call returns the same answer.
 
-        ``was_postponed``: the generation waited for its upstream, which is neither a barren claim nor another worker's.
+        ``was_postponed``: the generation waited for its upstream. This claim counts neither as an empty one nor as a new one.
         """
         ...
 
-    async def append(self, appends: list[Append]) -> list[Answer]:
-        """Append and publish, for many generations at once; one's refusal does not touch the others."""
+    async def append(self, appends: list[Append]) -> list[WriteResult]:
+        """Append and publish frames for many generations at once. A refusal for one does not affect the others."""
         ...
 
-    async def heartbeat(self, claims: list[Claim], notes: Sequence[bytes] = ()) -> list[Answer]:
-        """Publish each log's last id, unlogged, and keep each claim's note, if it has one, for the claim that follows."""
+    async def heartbeat(self, claims: list[Claim], notes: Sequence[bytes] = ()) -> list[WriteResult]:
+        """Publish each log's last id without logging it, and keep each claim's note (if not empty) for the next claim."""
         ...
 
     async def read(self, generation_id: str, after: FrameId, count: int) -> list[Frame]:
@@ -232,36 +232,36 @@ class Channel(Protocol):
         """Add a replica to the viewers and clear a dated stop flag.
 
         Raises:
-            GatewayError: NOT_FOUND (unknown, or a stranger's), EXPIRED.
+            GatewayError: NOT_FOUND (unknown, or of another owner), EXPIRED.
         """
         ...
 
     async def describe(self, generation_ids: list[str], owner: str) -> list[State | GatewayError]:
-        """Return how generations stand, without entering; in place of one that ``enter`` would refuse, its error."""
+        """Return the states of generations without entering. Where ``enter`` would refuse one, its error is in its place."""
         ...
 
     async def leave(self, generation_id: str, replica: str) -> Stop:
-        """Remove a replica; if it was the last, set the stop flag by policy. Returns the flag as it stands now."""
+        """Remove a replica. If it was the last, set the stop flag as the policy says. Returns the flag's present state."""
         ...
 
-    async def stop(self, generation_id: str) -> Verdict:
-        """Set the stop flag for good: OK, ENDED or GONE."""
+    async def stop(self, generation_id: str) -> WriteStatus:
+        """Set the permanent stop flag. Returns OK, ENDED or GONE."""
         ...
 
-    async def end_unowned(self, generation_id: str, token: str, failed: Failed) -> Verdict:
-        """Append ``end`` with the next epoch, where no worker will: OK (also if ended before) or GONE."""
+    async def end_unowned(self, generation_id: str, token: str, failed: Failed) -> WriteStatus:
+        """Append ``end`` with the next epoch to a log that no worker will end. Returns OK (also if it has ended) or GONE."""
         ...
 
     async def evict(self, generation_id: str) -> bool:
-        """Remove an ended log before its time; returns whether it is gone: not while it runs, or the ledger has not read it."""
+        """Remove an ended log before it expires. Returns whether it is gone; it stays while it runs or the ledger needs it."""
         ...
 
-    async def look(self, generation_ids: list[str]) -> list[FrameId | None]:
+    async def last_ids(self, generation_ids: list[str]) -> list[FrameId | None]:
         """Return each log's last id; None where there is no state."""
         ...
 
     async def record(self, generation_id: str) -> Record | None:
-        """Return what the ledger is to have of an ended generation; None: it has not ended, or the ledger has it."""
+        """Return the ledger's record of an ended generation. None: it has not ended, or the ledger has stored the record."""
         ...
 
 
@@ -269,20 +269,20 @@ class Feed(Protocol):
     """Live messages of the generations that one process listens to."""
 
     async def subscribe(self, generation_id: str, sink: "Callable[[Message], None]") -> None:
-        """Call ``sink`` for each message from now on; returns once no message can be missed any more."""
+        """Call ``sink`` for each message from now on. Returns once no further message can be missed."""
         ...
 
     async def unsubscribe(self, generation_id: str) -> None: ...
 
     def on_resubscribed(self, callback: "Callable[[], None]") -> None:
-        """Call back after each reconnection: messages may have been lost, so every log must be read again."""
+        """Call ``callback`` after each reconnection. Messages may have been lost, so every log must be read again."""
         ...
 
 
 def unknown(generation_id: str) -> GatewayError:
     return GatewayError(
         ErrorKind.NOT_FOUND,
-        f"There is no generation {generation_id!r} of yours. Check the id, and use the key that started it.",
+        f"You have no generation {generation_id!r}. Check the id, and use the key that started it.",
         code="generation_not_found",
     )
 

@@ -1,4 +1,4 @@
--- Ends a log that no worker will end, with the next epoch and a token of its own, so that a late owner is fenced.
+-- Ends a log that no worker will end, with the next epoch and a new token, so that a late owner is fenced.
 -- KEYS: state, log, live, viewers, request, tombstone, record
 -- ARGV: token, data
 local s = redis.call('HMGET', KEYS[1], 'pos', 'ended')

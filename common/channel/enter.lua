@@ -1,8 +1,8 @@
--- A replica begins to read, or only looks, on behalf of one principal.
+-- Adds a replica to the viewers for one principal, or only returns the state.
 -- KEYS: state, viewers, tombstone, log
--- ARGV: replica or '' (which only looks), owner
--- Returns: {'ok', the state's fields…, the end's data if the log has one, the head's data if there is one, claims, class},
--- {'stranger'}, {'expired'} or {'unknown'}
+-- ARGV: replica or '' (returns the state only), owner
+-- Returns: {'ok', the state's fields…, the end's data or '', the head's data or '', claims, class},
+-- {'stranger'} (another owner's), {'expired'} or {'unknown'}
 local owner = redis.call('HGET', KEYS[1], 'owner')
 if not owner then
   local dead = redis.call('GET', KEYS[3])
@@ -24,7 +24,7 @@ if s[7] == '1' then
   local frame = redis.call('XREVRANGE', KEYS[4], '+', '-', 'COUNT', 1)[1]
   finish = frame and frame[2][2] == 'end' and frame[2][4] or ''
 end
--- Before it there are only the fences of claims that got nowhere: few, but where it waited for its upstream again and again.
+-- Before the head there are only fences of claims without output: usually few, but many if it often waited for its upstream.
 local from = '-'
 while s[10] == '1' and head == '' do
   local frames = redis.call('XRANGE', KEYS[4], from, '+', 'COUNT', 16)

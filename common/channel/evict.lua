@@ -1,6 +1,6 @@
--- Removes an ended log before its time. What the ledger has not read yet stays, as does what still runs.
+-- Removes an ended log before it expires. It stays while it runs, or if the ledger has not read it yet.
 -- KEYS: state, log, live, viewers, request, tombstone, record
--- Returns 1 if it is gone now, or was already; else 0.
+-- Returns 1 if it is gone now, or was gone already; else 0.
 local ended = redis.call('HGET', KEYS[1], 'ended')
 if ended == '0' or (ended and redis.call('PTTL', KEYS[1]) < 0) then return 0 end
 redis.call('DEL', KEYS[1], KEYS[2], KEYS[5])

@@ -1,6 +1,6 @@
--- Tells the listeners of a quiet log how far it goes, and its owner whether to stop.
+-- Publishes the last id of a quiet log to its listeners, and returns to its owner whether to stop.
 -- KEYS: state, live
--- ARGV: epoch, token, a note for the claim that follows, or ''
+-- ARGV: epoch, token, a note for the next claim, or ''
 -- Returns an answer (see the prelude).
 local s = redis.call('HMGET', KEYS[1], 'pos', 'ended', 'stop')
 if not s[1] then return answer('gone') end

@@ -1,7 +1,7 @@
--- A replica's last viewer is gone; if no other replica has one, the policy decides.
+-- Removes a replica whose last viewer is gone. If no other replica has viewers, sets the stop flag as the policy says.
 -- KEYS: state, viewers
 -- ARGV: replica
--- Returns the stop flag as it stands now.
+-- Returns the present stop flag.
 redis.call('SREM', KEYS[2], ARGV[1])
 local s = redis.call('HMGET', KEYS[1], 'ended', 'stop', 'policy', 'grace_ms')
 if s[1] ~= '0' or redis.call('EXISTS', KEYS[2]) == 1 then return 'no' end

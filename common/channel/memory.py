@@ -1,4 +1,4 @@
-"""A channel inside one process, for unit tests: the same promises as Redis', kept by the same contract suite."""
+"""A channel inside one process, for unit tests. It passes the same contract tests as the Redis channel."""
 
 import copy
 import time
@@ -9,7 +9,6 @@ from common.canonical.errors import Failed, GatewayError
 from common.canonical.job import Policy
 from common.channel.base import (
     START,
-    Answer,
     Append,
     Claim,
     Fenced,
@@ -21,7 +20,8 @@ from common.channel.base import (
     Record,
     State,
     Stop,
-    Verdict,
+    WriteResult,
+    WriteStatus,
     expired,
     unknown,
 )
@@ -36,7 +36,7 @@ class _Log:
     frames: list[Frame] = field(default_factory=list)
     epoch: int = 0
     token: str = ""
-    barren: int = 0
+    empty_claims: int = 0
     claims: int = 0
     note: bytes | None = None
     has_ended: bool = False
@@ -50,7 +50,7 @@ class _Log:
 
 
 class MemoryChannel:
-    """Channel and feed in one. ``clock`` returns seconds; logs expire by it."""
+    """Channel and feed in one. ``clock`` returns seconds; logs expire by this clock."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
@@ -68,56 +68,56 @@ class MemoryChannel:
     async def fence(self, claim: Claim, *, is_handover: bool, was_postponed: bool = False) -> Fenced:
         log = self._log(claim.generation_id)
         if log is None:
-            return Fenced(Answer(Verdict.GONE, START, Stop.NO, 0))
+            return Fenced(WriteResult(WriteStatus.GONE, START, Stop.NO, 0))
         if log.has_ended:
-            return Fenced(self._answer(log, Verdict.ENDED))
+            return Fenced(self._answer(log, WriteStatus.ENDED))
         is_resend = (log.epoch, log.token) == (claim.epoch, claim.token)
         if not is_resend and log.epoch >= claim.epoch:
-            return Fenced(self._answer(log, Verdict.FENCED))
+            return Fenced(self._answer(log, WriteStatus.FENCED))
         built_on = log.last
         if is_resend:
-            built_on = next(FrameId.of(frame.data) for frame in log.frames if frame.id == FrameId(claim.epoch, 0))
+            built_on = next(FrameId.from_text(frame.data) for frame in log.frames if frame.id == FrameId(claim.epoch, 0))
         else:
-            log.barren += 0 if is_handover or was_postponed else 1
+            log.empty_claims += 0 if is_handover or was_postponed else 1
             log.claims += 0 if was_postponed else 1
             log.epoch, log.token = claim.epoch, claim.token
             frame = Frame(FrameId(claim.epoch, 0), FrameKind.FENCE, str(log.last).encode())
             self._add(claim.generation_id, log, frame)
         has_head = any(frame.kind is FrameKind.HEAD for frame in log.frames)
-        answer = self._answer(log, Verdict.OK)._replace(last=built_on)
-        return Fenced(answer, has_head, log.barren, log.opening.request + log.opening.body, log.note)
+        answer = self._answer(log, WriteStatus.OK)._replace(last=built_on)
+        return Fenced(answer, has_head, log.empty_claims, log.opening.request + log.opening.body, log.note)
 
-    async def append(self, appends: list[Append]) -> list[Answer]:
+    async def append(self, appends: list[Append]) -> list[WriteResult]:
         return [self._append(item) for item in appends]
 
-    def _append(self, item: Append) -> Answer:
+    def _append(self, item: Append) -> WriteResult:
         claim, log = item.claim, self._log(item.claim.generation_id)
         if log is None:
-            return Answer(Verdict.GONE, START, Stop.NO, 0)
+            return WriteResult(WriteStatus.GONE, START, Stop.NO, 0)
         is_owner = (log.epoch, log.token) == (claim.epoch, claim.token)
         previous, frames = item.previous, item.frames
-        if is_owner:  # Skip what is there already: a resend after a lost answer.
+        if is_owner:  # Skip frames that the log has: this is a resend after a lost answer.
             while frames and log.last.epoch == claim.epoch and frames[0].id <= log.last:
                 previous, frames = frames[0].id, frames[1:]
             if not frames:
-                return self._answer(log, Verdict.OK)
+                return self._answer(log, WriteStatus.OK)
         if log.has_ended:
-            return self._answer(log, Verdict.ENDED)
+            return self._answer(log, WriteStatus.ENDED)
         if not is_owner and log.epoch >= claim.epoch:
-            return self._answer(log, Verdict.FENCED)
+            return self._answer(log, WriteStatus.FENCED)
         if previous != log.last or (not is_owner and frames[0].kind is not FrameKind.FENCE):
-            return self._answer(log, Verdict.BEHIND)
+            return self._answer(log, WriteStatus.BEHIND)
         log.epoch, log.token = claim.epoch, claim.token
         for frame in frames:
             log.claims += frame.kind is FrameKind.FENCE
             self._add(claim.generation_id, log, frame)
-        return self._answer(log, Verdict.OK)
+        return self._answer(log, WriteStatus.OK)
 
     def _add(self, generation_id: str, log: _Log, frame: Frame) -> None:
         previous = log.last
         log.frames.append(frame)
         if frame.kind is not FrameKind.FENCE:
-            log.barren = 0
+            log.empty_claims = 0
         if frame.kind is FrameKind.END:
             log.has_ended, ended_s = True, self._clock()
             log.dies_at_s = None if log.opening.is_audited else ended_s + log.opening.retention_s
@@ -125,24 +125,24 @@ class MemoryChannel:
         if sink := self._sinks.get(generation_id):
             sink(Message(previous, frame))
 
-    async def heartbeat(self, claims: list[Claim], notes: Sequence[bytes] = ()) -> list[Answer]:
+    async def heartbeat(self, claims: list[Claim], notes: Sequence[bytes] = ()) -> list[WriteResult]:
         return [self._heartbeat(claim, note) for claim, note in zip(claims, notes or [b""] * len(claims), strict=True)]
 
-    def _heartbeat(self, claim: Claim, note: bytes) -> Answer:
+    def _heartbeat(self, claim: Claim, note: bytes) -> WriteResult:
         log = self._log(claim.generation_id)
         if log is None:
-            return Answer(Verdict.GONE, START, Stop.NO, 0)
+            return WriteResult(WriteStatus.GONE, START, Stop.NO, 0)
         if log.has_ended:
-            return self._answer(log, Verdict.ENDED)
+            return self._answer(log, WriteStatus.ENDED)
         if (log.epoch, log.token) != (claim.epoch, claim.token):
-            return self._answer(log, Verdict.BEHIND if log.epoch < claim.epoch else Verdict.FENCED)
+            return self._answer(log, WriteStatus.BEHIND if log.epoch < claim.epoch else WriteStatus.FENCED)
         log.note = note or log.note
         if sink := self._sinks.get(claim.generation_id):
             sink(Message(log.last, None))
-        return self._answer(log, Verdict.OK)
+        return self._answer(log, WriteStatus.OK)
 
-    def frames_of(self, generation_id: str) -> list[Frame]:
-        """Return the log itself: whoever takes something out of it does what a failover may do."""
+    def log_frames(self, generation_id: str) -> list[Frame]:
+        """Return the log itself. A test that removes frames from it simulates a failover."""
         return self._logs[generation_id].frames
 
     async def read(self, generation_id: str, after: FrameId, count: int) -> list[Frame]:
@@ -197,24 +197,24 @@ class MemoryChannel:
             log.left_due_s = self._clock() + grace_s
         return self._stop(log)
 
-    async def stop(self, generation_id: str) -> Verdict:
+    async def stop(self, generation_id: str) -> WriteStatus:
         log = self._log(generation_id)
         if log is None:
-            return Verdict.GONE
+            return WriteStatus.GONE
         if log.has_ended:
-            return Verdict.ENDED
+            return WriteStatus.ENDED
         log.is_cancelled = True
-        return Verdict.OK
+        return WriteStatus.OK
 
-    async def end_unowned(self, generation_id: str, token: str, failed: Failed) -> Verdict:
+    async def end_unowned(self, generation_id: str, token: str, failed: Failed) -> WriteStatus:
         log = self._log(generation_id)
         if log is None:
-            return Verdict.GONE
+            return WriteStatus.GONE
         if not log.has_ended:
             log.epoch, log.token = log.epoch + 1, token
             data = pack_failure(failed)
             self._add(generation_id, log, Frame(FrameId(log.epoch, 0), FrameKind.END, data))
-        return Verdict.OK
+        return WriteStatus.OK
 
     async def evict(self, generation_id: str) -> bool:
         log = self._log(generation_id)
@@ -224,7 +224,7 @@ class MemoryChannel:
             log.dies_at_s = self._clock()
         return True
 
-    async def look(self, generation_ids: list[str]) -> list[FrameId | None]:
+    async def last_ids(self, generation_ids: list[str]) -> list[FrameId | None]:
         logs = [self._log(generation_id) for generation_id in generation_ids]
         return [log.last if log else None for log in logs]
 
@@ -238,7 +238,7 @@ class MemoryChannel:
         self._sinks.pop(generation_id, None)
 
     def on_resubscribed(self, callback: Callable[[], None]) -> None:
-        """Nothing to call: this feed never loses its connection."""
+        """Do nothing: this feed never loses its connection."""
 
     def _log(self, generation_id: str) -> _Log | None:
         log = self._logs.get(generation_id)
@@ -255,5 +255,5 @@ class MemoryChannel:
             return Stop.LEFT
         return Stop.NO
 
-    def _answer(self, log: _Log, verdict: Verdict) -> Answer:
-        return Answer(verdict, log.last, self._stop(log), 1)
+    def _answer(self, log: _Log, status: WriteStatus) -> WriteResult:
+        return WriteResult(status, log.last, self._stop(log), 1)

@@ -1,6 +1,6 @@
 -- Creates the state of a new generation.
 -- KEYS: state, viewers, request
--- ARGV: replica or '', expiry in ms, the request ('': it is there already), then the state's fields and values
+-- ARGV: replica or '', expiry in ms, the request ('': it is already stored), then the state's fields and values
 redis.call('HSET', KEYS[1], 'pos', '0  0-0', 'ended', '0', 'stop', '', 'barren', '0', 'expiry_ms', ARGV[2], unpack(ARGV, 4))
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
 if ARGV[3] ~= '' then redis.call('SET', KEYS[3], ARGV[3], 'PX', ARGV[2]) end

@@ -1,7 +1,7 @@
-"""How does a channel live in Redis?
+"""How is a channel stored in Redis?
 
-The log is a stream, the state a hash, live delivery pub/sub: see ``common/redis/keyspace.py``, and the Lua files beside
-this one for what each step does. Every method is one round trip.
+The log is a stream, the state is a hash, live delivery is pub/sub: see ``common/redis/keyspace.py``. The Lua files in this
+folder say what each step does. Every method is one round trip; a large request needs one more.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,6 @@ import structlog
 from common.canonical.errors import Failed, GatewayError, StoreUnavailable
 from common.canonical.job import Policy
 from common.channel.base import (
-    Answer,
     Append,
     Claim,
     Fenced,
@@ -25,7 +24,8 @@ from common.channel.base import (
     Record,
     State,
     Stop,
-    Verdict,
+    WriteResult,
+    WriteStatus,
     expired,
     unknown,
 )
@@ -44,10 +44,10 @@ log = structlog.get_logger()
 
 __all__ = ["RedisChannel", "RedisFeed"]
 
-LARGE_BYTES = MIB  # A request above goes past the scripts, and the state has its size.
-LARGE_RATE = 4 * MIB  # Bytes a second that even a busy machine moves.
+LARGE_BYTES = MIB  # A larger request is sent without a script. The state then holds its size.
+LARGE_RATE = 4 * MIB  # Bytes per second that even a busy machine can move.
 
-_new = tuple.__new__  # A named tuple's own constructor is a Python function, and too slow for every frame.
+_new_tuple = tuple.__new__  # A named tuple's own constructor is a Python function, and too slow for every frame.
 _END = FrameKind.END  # An enum's member costs a look-up of its own.
 
 
@@ -91,52 +91,56 @@ class RedisChannel:
         args = [claim.epoch, claim.token, 2 if was_postponed else int(is_handover)]
         state, log_key, live, _, request_key, *_ = _log_keys(claim.generation_id)
         names = [state, log_key, live, request_key]
-        answer, has_head, barren, request, note = await self._scripts.run("fence", names, args)
+        result, has_head, empty_claims, request, note = await self._scripts.run("fence", names, args)
         if isinstance(request, int):
             request = await self._get_large(request_key, request)
-        return Fenced(_answer(answer), bool(has_head), barren, request, note)
+        return Fenced(_write_result(result), bool(has_head), empty_claims, request, note)
 
-    async def append(self, appends: list[Append]) -> list[Answer]:
+    async def append(self, appends: list[Append]) -> list[WriteResult]:
         # Hot path: once per flush.
         calls: list[Call] = []
         for item in appends:
             claim = item.claim
-            names, names_to_end, owner = _own(claim.generation_id, claim.epoch, claim.token)
+            names, names_to_end, owner = _append_keys(claim.generation_id, claim.epoch, claim.token)
             args: list[Any] = [owner, b"%d-%d" % item.previous]
             for frame in item.frames:
                 args += (b"%d-%d" % frame.id, frame.kind, frame.data)
             calls.append(("append", names_to_end if frame.kind is _END else names, args))
-        ok, no = Verdict.OK, Stop.NO
+        ok, not_stopped = WriteStatus.OK, Stop.NO
         return [
-            # Only the number of listeners: all went as it nearly always does.
-            _new(Answer, (ok, item.frames[-1].id, no, found)) if type(found) is int else _answer(found)
-            for item, found in zip(appends, await self._scripts.run_many(calls), strict=True)
+            # The script returned only the number of listeners: the usual case, all is well.
+            _new_tuple(WriteResult, (ok, item.frames[-1].id, not_stopped, result))
+            if type(result) is int
+            else _write_result(result)
+            for item, result in zip(appends, await self._scripts.run_many(calls), strict=True)
         ]
 
-    async def heartbeat(self, claims: list[Claim], notes: Sequence[bytes] = ()) -> list[Answer]:
+    async def heartbeat(self, claims: list[Claim], notes: Sequence[bytes] = ()) -> list[WriteResult]:
         calls: list[Call] = []
         for claim, note in zip(claims, notes or [b""] * len(claims), strict=True):
             names = [keyspace.state(claim.generation_id), keyspace.live(claim.generation_id)]
             calls.append(("heartbeat", names, [claim.epoch, claim.token, note]))
-        found = await self._scripts.run_many(calls)
-        return [_answer(answer) for answer in found]
+        results = await self._scripts.run_many(calls)
+        return [_write_result(result) for result in results]
 
     async def read(self, generation_id: str, after: FrameId, count: int) -> list[Frame]:
         return await self._logs.read(generation_id, after, count)
 
     async def enter(self, generation_id: str, replica: str, owner: str) -> State:
-        found = _state(generation_id, owner, await self._scripts.run("enter", _entered_keys(generation_id), [replica, owner]))
-        if isinstance(found, GatewayError):
-            raise found
-        return found
+        state = _parse_state(
+            generation_id, owner, await self._scripts.run("enter", _entered_keys(generation_id), [replica, owner])
+        )
+        if isinstance(state, GatewayError):
+            raise state
+        return state
 
     async def describe(self, generation_ids: list[str], owner: str) -> list[State | GatewayError]:
         calls: list[Call] = [("enter", _entered_keys(generation_id), ["", owner]) for generation_id in generation_ids]
         answers = await self._scripts.run_many(calls) if calls else []
-        _check(answers)
-        # What is wrong with one generation's keys is nothing to the others.
+        _raise_unavailable(answers)
+        # Bad keys of one generation do not affect the others.
         return [
-            unknown(generation_id) if isinstance(answer, Exception) else _state(generation_id, owner, answer)
+            unknown(generation_id) if isinstance(answer, Exception) else _parse_state(generation_id, owner, answer)
             for generation_id, answer in zip(generation_ids, answers, strict=True)
         ]
 
@@ -144,31 +148,31 @@ class RedisChannel:
         names = [keyspace.state(generation_id), keyspace.viewers(generation_id)]
         return Stop((await self._scripts.run("leave", names, [replica])).decode())
 
-    async def stop(self, generation_id: str) -> Verdict:
-        return Verdict((await self._scripts.run("stop", [keyspace.state(generation_id)], [])).decode())
+    async def stop(self, generation_id: str) -> WriteStatus:
+        return WriteStatus((await self._scripts.run("stop", [keyspace.state(generation_id)], [])).decode())
 
-    async def end_unowned(self, generation_id: str, token: str, failed: Failed) -> Verdict:
+    async def end_unowned(self, generation_id: str, token: str, failed: Failed) -> WriteStatus:
         data = pack_failure(failed)
-        return Verdict((await self._scripts.run("end_unowned", _log_keys(generation_id), [token, data])).decode())
+        return WriteStatus((await self._scripts.run("end_unowned", _log_keys(generation_id), [token, data])).decode())
 
     async def evict(self, generation_id: str) -> bool:
         return bool(await self._scripts.run("evict", _log_keys(generation_id), []))
 
-    async def look(self, generation_ids: list[str]) -> list[FrameId | None]:
-        found = await self._scripts.run_many(
-            [("look", [keyspace.state(generation_id)], []) for generation_id in generation_ids]
+    async def last_ids(self, generation_ids: list[str]) -> list[FrameId | None]:
+        ids = await self._scripts.run_many(
+            [("last_id", [keyspace.state(generation_id)], []) for generation_id in generation_ids]
         )
-        _check(found)
-        return [FrameId.of(last) if isinstance(last, bytes) else None for last in found]
+        _raise_unavailable(ids)
+        return [FrameId.from_text(last_id) if isinstance(last_id, bytes) else None for last_id in ids]
 
     async def record(self, generation_id: str) -> Record | None:
         with redis_errors():
             async with able_timeout(COMMAND_TIMEOUT_S):
-                found = await self._redis.hgetall(keyspace.record(generation_id))  # type: ignore[misc]  # redis-py's stubs.
-        return Record(found[b"asked"], found[b"end"], int(found[b"ended_ms"])) if found else None
+                fields = await self._redis.hgetall(keyspace.record(generation_id))  # type: ignore[misc]  # redis-py's stubs.
+        return Record(fields[b"asked"], fields[b"end"], int(fields[b"ended_ms"])) if fields else None
 
-    # A script makes two more copies of what it is given or returns, and for 20 MB takes Redis five times as long; and on the
-    # connection that all share, everybody else would wait behind it.
+    # Large requests use plain commands on a connection of their own. A script makes two more copies of its arguments and
+    # results, and for 20 MB takes Redis five times as long. On the shared connection all other callers would wait for it.
 
     async def _set_large(self, name: str, pieces: Sequence[bytes | bytearray], size: int, expiry_ms: int) -> None:
         with redis_errors():
@@ -178,8 +182,8 @@ class RedisChannel:
     async def _get_large(self, name: str, size: int) -> bytes | None:
         with redis_errors():
             async with able_timeout(COMMAND_TIMEOUT_S + size / LARGE_RATE):
-                found: bytes | None = await self._redis.get(name)
-                return found
+                value: bytes | None = await self._redis.get(name)
+                return value
 
 
 def _log_keys(generation_id: str) -> list[str]:
@@ -187,10 +191,10 @@ def _log_keys(generation_id: str) -> list[str]:
     return [tag + name for name in ("state", "log", "live", "viewers", "request", "tombstone", "record")]
 
 
-# A claim's is 1.4 kB, and is left here when the claim is over: what is kept is that of twice a worker's usual slots.
+# An entry is 1.4 kB and stays after its claim has ended. The maximum is twice a worker's default number of slots.
 @lru_cache(maxsize=4_096)
-def _own(generation_id: str, epoch: int, token: str) -> tuple[list[str], list[str], str]:
-    """What stays the same in all appends of a claim: its keys, those of its last append, and whose it is."""
+def _append_keys(generation_id: str, epoch: int, token: str) -> tuple[list[str], list[str], str]:
+    """Return what all appends of a claim share: its keys, the keys of its last append, and the prefix of its position."""
     names = _log_keys(generation_id)
     return names[:3], names, f"{epoch} {token} "
 
@@ -200,7 +204,7 @@ def _entered_keys(generation_id: str) -> list[str]:
     return [state, viewers, tombstone, log_key]
 
 
-def _state(generation_id: str, owner: str, answer: list[bytes]) -> State | GatewayError:
+def _parse_state(generation_id: str, owner: str, answer: list[bytes]) -> State | GatewayError:
     if answer[0] != b"ok":
         return expired(generation_id) if answer[0] == b"expired" else unknown(generation_id)
     dialect, stream, model, created_s, policy, last, ended, has_left = (field.decode() for field in answer[1:9])
@@ -211,7 +215,7 @@ def _state(generation_id: str, owner: str, answer: list[bytes]) -> State | Gatew
         model,
         int(created_s),
         Policy(policy),
-        FrameId.of(last),
+        FrameId.from_text(last),
         has_ended=ended == "1",
         has_left=has_left == "1",
         end=End.unpack(answer[9]) if answer[9] else None,
@@ -221,23 +225,23 @@ def _state(generation_id: str, owner: str, answer: list[bytes]) -> State | Gatew
     )
 
 
-def _check(answers: list[Any]) -> None:
-    """Raise what holds for all of a batch; what is wrong with one generation is left in its place."""
+def _raise_unavailable(answers: list[Any]) -> None:
+    """Raise an error that concerns the whole batch. Errors of one generation stay in their places."""
     for answer in answers:
         if isinstance(answer, StoreUnavailable):
             raise answer
 
 
-def _answer(found: Any) -> Answer:
-    if isinstance(found, StoreUnavailable):
-        raise found
-    if isinstance(found, Exception):
-        # A key of this one generation is not what it must be. Its owner gives up; the others of the batch go on.
-        log.error("channel_script_failed", error=str(found))
-        return Answer(Verdict.GONE, FrameId(0, 0), Stop.NO, 0)
-    verdict, last, stop, listeners = found
-    return Answer(_VERDICTS[verdict], FrameId.of(last), _STOPS[stop], listeners)
+def _write_result(answer: Any) -> WriteResult:
+    if isinstance(answer, StoreUnavailable):
+        raise answer
+    if isinstance(answer, Exception):
+        # A key of this generation has a wrong type or value. Its owner gives up; the rest of the batch is not affected.
+        log.error("channel_script_failed", error=str(answer))
+        return WriteResult(WriteStatus.GONE, FrameId(0, 0), Stop.NO, 0)
+    status, last, stop, listeners = answer
+    return WriteResult(_STATUSES[status], FrameId.from_text(last), _STOPS[stop], listeners)
 
 
-_VERDICTS = {verdict.value.encode(): verdict for verdict in Verdict}
+_STATUSES = {status.value.encode(): status for status in WriteStatus}
 _STOPS = {stop.value.encode(): stop for stop in Stop}

@@ -1,7 +1,7 @@
-"""How do live messages get from Redis to whoever listens in this process?
+"""How do live messages get from Redis to the listeners in this process?
 
-One pub/sub connection for all generations. It is made anew when it is lost, and subscribes to all of them again. Where Redis
-refuses to let us subscribe, the process is deaf: ``refusal`` has Redis' words, and each second it is tried again.
+One pub/sub connection serves all generations. After a loss it is opened again and subscribes to all of them again. Where
+Redis refuses to let us subscribe, the process receives nothing: ``refusal`` has Redis' message, and every second we try again.
 """
 
 import asyncio
@@ -28,25 +28,25 @@ from common.redis.pipe import Pipe
 log = structlog.get_logger()
 
 FEED_PING_S = 1.0
-# A subscriber that falls behind by more is cut: 256 MiB at once, or 64 MiB for a minute. Ours repairs the gap from the log.
+# Redis cuts a subscriber that falls behind by more: 256 MiB at once, or 64 MiB for a minute. We repair the gap from the log.
 OUTPUT_LIMIT = "pubsub 268435456 67108864 60"
-FEED_SILENCE_MAX_S = 3.0  # Pings are answered at once; three seconds of nothing, while we could read, is a dead connection.
+FEED_SILENCE_MAX_S = 3.0  # Redis answers pings at once. No data for this long, while we could read, means a dead connection.
 
-_new = tuple.__new__  # A named tuple's own constructor is a Python function, and too slow for every frame.
+_new_tuple = tuple.__new__  # A named tuple's own constructor is a Python function, and too slow for every frame.
 _KINDS = {kind.value.encode(): kind for kind in FrameKind}
 
-# Ids are small numbers that all generations share, and each is read twice: as a message's own, then as the next one's previous.
-_frame_id = lru_cache(maxsize=8_192)(FrameId.of)
+# Cached: all generations share the same small ids, and each is read twice, as a message's own and as the next one's previous.
+_frame_id = lru_cache(maxsize=8_192)(FrameId.from_text)
 
 
 def read_message(raw: bytes) -> Message:
-    """Return what one published message says: ``<kind> <previous id> <id>\\n<data>``; the kind ``beat`` has no frame."""
+    """Parse one published message: ``<kind> <previous id> <id>\\n<data>``. The kind ``beat`` (a heartbeat) has no frame."""
     # Hot path: once per message.
     header, _, data = raw.partition(b"\n")
     kind, previous, frame_id = header.split(b" ")
     if kind == b"beat":
         return Message(_frame_id(previous), None)
-    return _new(Message, (_frame_id(previous), _new(Frame, (_frame_id(frame_id), _KINDS[kind], data))))
+    return _new_tuple(Message, (_frame_id(previous), _new_tuple(Frame, (_frame_id(frame_id), _KINDS[kind], data))))
 
 
 class RedisFeed:
@@ -61,10 +61,10 @@ class RedisFeed:
         self._ponged: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
         self._is_open = False
-        self.is_connected = False  # Whether what is published reaches us.
-        self._has_met_junk = False
-        self._refused = ""  # What a resubscription that is under way has met so far.
-        self.refusal = ""  # Redis' words, where it refuses to let us subscribe.
+        self.is_connected = False  # Whether published messages reach us.
+        self._has_logged_unreadable = False
+        self._new_refusal = ""  # Redis' refusal during the present resubscription.
+        self.refusal = ""  # Redis' message, if it refuses to let us subscribe.
 
     async def start(self) -> None:
         self._task = supervised(self._run, "feed")
@@ -81,7 +81,7 @@ class RedisFeed:
         channel = keyspace.live(generation_id).encode()
         self._sinks[channel] = sink
         try:
-            # Where the connection is down, the reconnection subscribes to all sinks and confirms this one too.
+            # If the connection is down, the reconnection subscribes to all sinks and confirms this one too.
             if self._is_open:
                 self._send("SUBSCRIBE", channel)
             await self._confirmed(channel)
@@ -98,7 +98,7 @@ class RedisFeed:
         """Return once Redis has confirmed a subscription.
 
         Raises:
-            TimeoutError: no connection for too long, or one that says nothing. Else it comes, behind all that comes before it.
+            TimeoutError: there was no connection for too long, or it sent nothing. While data arrives, the answer is still due.
         """
         left_s = COMMAND_TIMEOUT_S
         while True:
@@ -137,17 +137,17 @@ class RedisFeed:
             await asyncio.sleep(0.2)
 
     async def _listen(self) -> None:
-        """Be connected, until the connection is lost."""
+        """Connect, subscribe and receive, until the connection is lost."""
         lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         try:
             async with able_timeout(FEED_SILENCE_MAX_S):
-                self._pipe = await self._redis.open_pipe(self._take, lambda: _settle(lost))
+                self._pipe = await self._redis.open_pipe(self._receive, lambda: _resolve(lost))
             self._is_open = True
             while not lost.done():
                 if not self.is_connected:
                     async with able_timeout(FEED_SILENCE_MAX_S):
                         await self._resubscribe()
-                self._try()
+                self._probe_permission()
                 self._send("PING")
                 await asyncio.wait([lost], timeout=FEED_PING_S)
                 if self._pipe and loop_lag().able_s - self._pipe.heard_s > FEED_SILENCE_MAX_S:
@@ -159,41 +159,41 @@ class RedisFeed:
                 self._pipe = None
 
     async def _resubscribe(self) -> None:
-        """Subscribe to all sinks; returns once the server has, so that a log read from now on leaves no gap, or has refused."""
-        self._refused = ""
-        with contextlib.suppress(ResponseError):  # Not every hosted Redis lets us; `sluice doctor` tells.
-            await self._redis.config_set("client-output-buffer-limit", OUTPUT_LIMIT)  # Anew after each of its restarts.
-        own = self._try()
-        asked: set[bytes] = set()
+        """Subscribe to all sinks. Returns once the server has confirmed (then a log that is read leaves no gap) or refused."""
+        self._new_refusal = ""
+        with contextlib.suppress(ResponseError):  # Not every hosted Redis allows it; `sluice doctor` reports that.
+            await self._redis.config_set("client-output-buffer-limit", OUTPUT_LIMIT)  # A restart of Redis resets it.
+        probe_channel = self._probe_permission()
+        requested: set[bytes] = set()
         while True:
-            new = self._sinks.keys() - asked  # More may come while we wait.
-            if asked and not new:
+            new = self._sinks.keys() - requested  # More may come while we wait.
+            if requested and not new:
                 break
-            asked |= new or {own}
+            requested |= new or {probe_channel}
             self._ponged = asyncio.get_running_loop().create_future()
             if new:
                 self._send("SUBSCRIBE", *new)
             self._send("PING")
             await self._ponged
-        self.refusal = self._refused
+        self.refusal = self._new_refusal
         if not self.refusal:
             self.is_connected = True
             for callback in self._resubscribed:
                 callback()
 
-    def _try(self) -> bytes:
-        """Subscribe even where nobody listens: who is not allowed to, or not any more, must not be sent requests."""
-        own = keyspace.live(f"gen_{secrets.token_hex(4)}")
-        self._send("SUBSCRIBE", own)
-        self._send("UNSUBSCRIBE", own)
-        return own.encode()
+    def _probe_permission(self) -> bytes:
+        """Subscribe to an unused channel, to learn whether we may. A process that may not must not receive requests."""
+        probe_channel = keyspace.live(f"gen_{secrets.token_hex(4)}")
+        self._send("SUBSCRIBE", probe_channel)
+        self._send("UNSUBSCRIBE", probe_channel)
+        return probe_channel.encode()
 
-    def _take(self, answer: Any) -> None:
+    def _receive(self, answer: Any) -> None:
         # Hot path: once per message.
         if not isinstance(answer, list):
             if isinstance(answer, Exception):
                 self._refuse(answer)
-            self._pong()  # Before the first subscription a PING is answered with a string.
+            self._pong()  # Before the first subscription Redis answers a PING with a string.
             return
         kind, channel = answer[0], answer[1]
         if kind == b"message":
@@ -201,33 +201,33 @@ class RedisFeed:
             if sink:
                 try:
                     sink(read_message(answer[2]))
-                except Exception:  # Whatever somebody published there: the connection is everybody's. The log has the truth.
-                    self._note_junk()
+                except Exception:  # Anybody may publish there, and all generations share the connection. The log is correct.
+                    self._log_unreadable()
         elif kind == b"subscribe":
             waiting = self._waiting.get(channel)
             if waiting:
-                _settle(waiting)
+                _resolve(waiting)
         elif kind == b"pong":
             self._pong()
 
     def _refuse(self, error: Exception) -> None:
-        """Redis lets us not subscribe, or not any more; it does not say to what, and so nobody waits for it any longer."""
-        self.refusal = self._refused = error_text(error)
+        """Record that Redis does not let us subscribe. It does not say to which channel, so all waiting subscriptions fail."""
+        self.refusal = self._new_refusal = error_text(error)
         self.is_connected = False
         for waiting in self._waiting.values():
             if not waiting.done():
                 waiting.set_exception(StoreRefuses(self.refusal))
 
-    def _note_junk(self) -> None:
-        if not self._has_met_junk:
-            self._has_met_junk = True
+    def _log_unreadable(self) -> None:
+        if not self._has_logged_unreadable:
+            self._has_logged_unreadable = True
             log.exception("message_unreadable")
 
     def _pong(self) -> None:
         if self._ponged:
-            _settle(self._ponged)
+            _resolve(self._ponged)
 
 
-def _settle(future: "asyncio.Future[None]") -> None:
+def _resolve(future: "asyncio.Future[None]") -> None:
     if not future.done():
         future.set_result(None)

@@ -1,9 +1,8 @@
-"""How are logs read when many ask at once?
+"""How are logs read when many readers need them at once?
 
-All readers of a process share one connection, which is not the one that appends go over (see ``common.redis.client.Client``).
-What is asked for while a batch is on its way makes the next batch, and who asks for the same gets the same answer: a thousand
-readers of one answer cost Redis as much as one does. A batch is bounded, and the loop has a turn for everybody else after
-each, so a herd is read to in turn and holds up no stream.
+All readers of a process share one connection, which appends do not use (see ``common.redis.client.Client``). Reads that are
+requested while a batch is in flight form the next batch. Equal reads get the same answer: a thousand readers of one log cost
+Redis as much as one. A batch is bounded, and other tasks run between batches, so many readers do not delay streams.
 """
 
 import asyncio
@@ -17,9 +16,9 @@ from common.redis import keyspace
 from common.redis.client import Client
 from common.redis.errors import REDIS_ERRORS, as_unavailable
 
-READS_AT_ONCE = 16  # Whoever reads bounds each in bytes; the first ten frames may be of any size.
+READS_AT_ONCE = 16  # The callers bound each read in bytes, except for the first ten frames.
 
-_Asked = tuple[str, FrameId, int]  # Generation, after which frame, how many.
+_Read = tuple[str, FrameId, int]  # Generation, after which frame, how many.
 
 _KINDS = {kind.value.encode(): kind for kind in FrameKind}
 
@@ -29,11 +28,11 @@ class LogReader:
 
     def __init__(self, redis: Client) -> None:
         self._redis = redis
-        self._waiting: dict[_Asked, list[asyncio.Future[list[Frame]]]] = {}  # Not sent yet: their answers will be of then.
+        self._waiting: dict[_Read, list[asyncio.Future[list[Frame]]]] = {}  # Not sent yet.
         self._task: asyncio.Task[None] | None = None
 
     async def read(self, generation_id: str, after: FrameId, count: int) -> list[Frame]:
-        """As ``Channel.read``. The list is shared: nobody may change it."""
+        """Do the same as ``Channel.read``. The returned list is shared: callers must not change it."""
         answered: asyncio.Future[list[Frame]] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault((generation_id, after, count), []).append(answered)
         if self._task is None:
@@ -43,22 +42,22 @@ class LogReader:
     async def _read_all(self) -> None:
         try:
             while self._waiting:
-                batch = {asked: self._waiting.pop(asked) for asked in list(self._waiting)[:READS_AT_ONCE]}
+                batch = {read: self._waiting.pop(read) for read in list(self._waiting)[:READS_AT_ONCE]}
                 await self._read_batch(batch)
         finally:
             self._task = None
 
-    async def _read_batch(self, batch: dict[_Asked, list["asyncio.Future[list[Frame]]"]]) -> None:
+    async def _read_batch(self, batch: dict[_Read, list["asyncio.Future[list[Frame]]"]]) -> None:
         try:
-            answers = await self._redis.reads.run([_packed(*asked) for asked in batch])
+            answers = await self._redis.reads.run([_packed(*read) for read in batch])
         except REDIS_ERRORS as error:
             answers = [error] * len(batch)
-        except BaseException:  # The process ends, or the fault is ours: nobody waits for ever.
+        except BaseException:  # The process ends, or it is a bug of ours: no reader must wait for ever.
             for waiting in batch.values():
-                _settle(waiting, StoreUnavailable("the read was given up"))
+                _resolve(waiting, StoreUnavailable("the read was given up"))
             raise
         for waiting, answer in zip(batch.values(), answers, strict=True):
-            _settle(waiting, _frames(answer))
+            _resolve(waiting, _frames(answer))
 
 
 def _packed(generation_id: str, after: FrameId, count: int) -> bytes:
@@ -67,7 +66,7 @@ def _packed(generation_id: str, after: FrameId, count: int) -> bytes:
 
 
 def _frames(answer: Any) -> list[Frame] | Exception:
-    """Return what Redis says of one log; an error of this log alone, which is no log of ours, is another's business."""
+    """Return the frames in one answer, or its error. A key that is not one of our logs does not affect other reads."""
     if isinstance(answer, Exception):
         return as_unavailable(answer) or answer
     try:
@@ -77,15 +76,15 @@ def _frames(answer: Any) -> list[Frame] | Exception:
 
 
 def _frame(entry_id: bytes, fields: list[bytes]) -> Frame:
-    found = dict(zip(fields[::2], fields[1::2], strict=True))
-    return Frame(FrameId.of(entry_id), _KINDS[found[b"k"]], found[b"d"])
+    values = dict(zip(fields[::2], fields[1::2], strict=True))
+    return Frame(FrameId.from_text(entry_id), _KINDS[values[b"k"]], values[b"d"])
 
 
-def _settle(waiting: list["asyncio.Future[list[Frame]]"], found: list[Frame] | Exception) -> None:
+def _resolve(waiting: list["asyncio.Future[list[Frame]]"], frames: list[Frame] | Exception) -> None:
     for answered in waiting:
-        if answered.done():  # Whoever waited may have been cancelled.
+        if answered.done():  # The reader may have been cancelled.
             continue
-        if isinstance(found, Exception):
-            answered.set_exception(found)
+        if isinstance(frames, Exception):
+            answered.set_exception(frames)
         else:
-            answered.set_result(found)
+            answered.set_result(frames)

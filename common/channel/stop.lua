@@ -1,4 +1,4 @@
--- Somebody said stop: for good, whoever may come back.
+-- Sets the permanent stop flag, at the request of a client. A viewer that comes back does not clear it.
 -- KEYS: state
 local ended = redis.call('HGET', KEYS[1], 'ended')
 if not ended then return 'gone' end

@@ -9,7 +9,7 @@ import pytest
 
 from common.canonical.errors import ErrorKind, Failed, GatewayError
 from common.canonical.job import Policy
-from common.channel.base import START, Append, Claim, Feed, Frame, FrameId, FrameKind, Message, Opening, Stop, Verdict
+from common.channel.base import START, Append, Claim, Feed, Frame, FrameId, FrameKind, Message, Opening, Stop, WriteStatus
 from common.channel.memory import MemoryChannel
 from common.channel.redis import RedisChannel, RedisFeed
 from common.records.end import End
@@ -78,7 +78,7 @@ async def test_a_fence_is_the_first_frame_and_names_what_it_builds_on(channel):
 
     fenced = await channel.fence(FIRST, is_handover=False)
 
-    assert (fenced.answer.verdict, fenced.answer.last, fenced.request) == (Verdict.OK, START, b"the request")
+    assert (fenced.answer.status, fenced.answer.last, fenced.request) == (WriteStatus.OK, START, b"the request")
     assert await channel.read(G, START, 10) == [Frame(FrameId(1, 0), FrameKind.FENCE, b"0-0")]
 
 
@@ -98,7 +98,7 @@ async def test_a_resent_append_is_taken_once(channel):
     again = await append(channel, FIRST, FrameId(1, 1), data(FIRST, 2))
     more = await append(channel, FIRST, FrameId(1, 1), data(FIRST, 2), data(FIRST, 3))
 
-    assert [first.verdict, again.verdict, more.verdict] == [Verdict.OK] * 3
+    assert [first.status, again.status, more.status] == [WriteStatus.OK] * 3
     assert await ids(channel) == ["1-0", "1-1", "1-2", "1-3"]
 
 
@@ -130,7 +130,7 @@ async def test_a_zombie_is_fenced_and_writes_nothing(channel):
 
     answer = await append(channel, FIRST, FrameId(1, 1), data(FIRST, 2, "from the dead"))
 
-    assert answer.verdict is Verdict.FENCED
+    assert answer.status is WriteStatus.FENCED
     assert await ids(channel) == ["1-0", "1-1", "2-0"]
 
 
@@ -138,14 +138,14 @@ async def test_the_same_epoch_under_another_token_is_fenced(channel):
     await begun(channel)
     twin = Claim(G, 1, "another-token")
 
-    assert (await append(channel, twin, FrameId(1, 1), data(twin, 2))).verdict is Verdict.FENCED
-    assert (await channel.fence(twin, is_handover=False)).answer.verdict is Verdict.FENCED
+    assert (await append(channel, twin, FrameId(1, 1), data(twin, 2))).status is WriteStatus.FENCED
+    assert (await channel.fence(twin, is_handover=False)).answer.status is WriteStatus.FENCED
 
 
 async def test_an_earlier_epoch_cannot_fence(channel):
     await begun(channel, SECOND)
 
-    assert (await channel.fence(FIRST, is_handover=False)).answer.verdict is Verdict.FENCED
+    assert (await channel.fence(FIRST, is_handover=False)).answer.status is WriteStatus.FENCED
 
 
 async def test_a_fence_sent_twice_is_one_fence(channel):
@@ -154,7 +154,7 @@ async def test_a_fence_sent_twice_is_one_fence(channel):
     await channel.fence(FIRST, is_handover=False)
     again = await channel.fence(FIRST, is_handover=False)
 
-    assert again.answer.verdict is Verdict.OK
+    assert again.answer.status is WriteStatus.OK
     assert await ids(channel) == ["1-0"]
 
 
@@ -163,7 +163,7 @@ async def test_an_append_past_the_end_of_the_log_is_behind_and_learns_where_it_e
 
     answer = await append(channel, FIRST, FrameId(1, 5), data(FIRST, 6))
 
-    assert (answer.verdict, answer.last) == (Verdict.BEHIND, FrameId(1, 1))
+    assert (answer.status, answer.last) == (WriteStatus.BEHIND, FrameId(1, 1))
     assert await ids(channel) == ["1-0", "1-1"]
 
 
@@ -175,7 +175,7 @@ async def test_an_owner_whose_fence_was_lost_appends_it_again_with_what_follows(
     without = await append(channel, third, FrameId(3, 0), data(third, 1))
     with_fence = await append(channel, third, FrameId(1, 1), fence, data(third, 1))
 
-    assert (without.verdict, with_fence.verdict) == (Verdict.BEHIND, Verdict.OK)
+    assert (without.status, with_fence.status) == (WriteStatus.BEHIND, WriteStatus.OK)
     assert await ids(channel) == ["1-0", "1-1", "3-0", "3-1"]
 
 
@@ -183,9 +183,9 @@ async def test_after_the_end_nothing_is_appended_fences_included(channel):
     await begun(channel)
     await append(channel, FIRST, FrameId(1, 1), end(FIRST, 2))
 
-    assert (await append(channel, FIRST, FrameId(1, 2), data(FIRST, 3))).verdict is Verdict.ENDED
-    assert (await channel.fence(SECOND, is_handover=False)).answer.verdict is Verdict.ENDED
-    assert (await append(channel, FIRST, FrameId(1, 1), end(FIRST, 2))).verdict is Verdict.OK  # Its own resend.
+    assert (await append(channel, FIRST, FrameId(1, 2), data(FIRST, 3))).status is WriteStatus.ENDED
+    assert (await channel.fence(SECOND, is_handover=False)).answer.status is WriteStatus.ENDED
+    assert (await append(channel, FIRST, FrameId(1, 1), end(FIRST, 2))).status is WriteStatus.OK  # Its own resend.
     assert await ids(channel) == ["1-0", "1-1", "1-2"]
 
 
@@ -204,7 +204,7 @@ async def test_one_refusal_does_not_fail_the_others_of_a_batch(channel):
         ]
     )
 
-    assert [answer.verdict for answer in answers] == [Verdict.FENCED, Verdict.GONE, Verdict.OK]
+    assert [answer.status for answer in answers] == [WriteStatus.FENCED, WriteStatus.GONE, WriteStatus.OK]
 
 
 async def test_live_messages_carry_the_frame_and_its_predecessor(channel, feed):
@@ -239,13 +239,13 @@ async def test_a_heartbeat_of_a_former_owner_says_so(channel):
 
     (former, current) = await channel.heartbeat([FIRST, SECOND])
 
-    assert (former.verdict, current.verdict) == (Verdict.FENCED, Verdict.OK)
+    assert (former.status, current.status) == (WriteStatus.FENCED, WriteStatus.OK)
     assert current.last == FrameId(2, 0)
 
 
 async def test_a_note_is_kept_for_the_claim_that_follows(channel):
     await begun(channel)
-    assert (await channel.heartbeat([FIRST], [b""]))[0].verdict is Verdict.OK
+    assert (await channel.heartbeat([FIRST], [b""]))[0].status is WriteStatus.OK
     await channel.heartbeat([FIRST], [b"called once"])
     await channel.heartbeat([FIRST], [b""])
 
@@ -321,13 +321,13 @@ async def test_with_detach_absence_stops_nothing(channel):
 async def test_a_stop_is_for_good_and_idempotent(channel):
     await begun(channel)
 
-    assert [await channel.stop(G), await channel.stop(G)] == [Verdict.OK, Verdict.OK]
+    assert [await channel.stop(G), await channel.stop(G)] == [WriteStatus.OK, WriteStatus.OK]
     await channel.enter(G, "r1", "me")
     assert (await append(channel, FIRST, FrameId(1, 1), data(FIRST, 2))).stop is Stop.CANCELLED
 
     await append(channel, FIRST, FrameId(1, 2), end(FIRST, 3))
-    assert await channel.stop(G) is Verdict.ENDED
-    assert await channel.stop("gen_unknown") is Verdict.GONE
+    assert await channel.stop(G) is WriteStatus.ENDED
+    assert await channel.stop("gen_unknown") is WriteStatus.GONE
 
 
 async def test_a_fence_tells_the_next_claim_of_the_stop_flag_and_the_head(channel):
@@ -349,7 +349,7 @@ async def test_a_generation_that_waited_for_its_upstream_was_neither_lost_nor_ta
     head = Frame(FrameId(40, 1), FrameKind.HEAD, b'{"provider":"p"}')
     await append(channel, claims[-1], FrameId(40, 0), head)
 
-    assert {each.barren for each in fenced} == {1}
+    assert {each.empty_claims for each in fenced} == {1}
     state = await channel.enter(G, "", "me")
     assert (state.claims, state.head) == (1, Head(provider="p"))
 
@@ -358,9 +358,9 @@ async def test_claims_without_a_frame_are_counted_but_handovers_are_not(channel)
     await channel.open(G, opening(), "r1")
     claims = [Claim(G, epoch, f"t{epoch}") for epoch in range(1, 6)]
 
-    counts = [(await channel.fence(claim, is_handover=i == 1)).barren for i, claim in enumerate(claims[:4])]
+    counts = [(await channel.fence(claim, is_handover=i == 1)).empty_claims for i, claim in enumerate(claims[:4])]
     await append(channel, claims[3], FrameId(4, 0), data(claims[3], 1))
-    after_a_frame = (await channel.fence(claims[4], is_handover=False)).barren
+    after_a_frame = (await channel.fence(claims[4], is_handover=False)).empty_claims
 
     assert counts == [1, 1, 2, 3]
     assert after_a_frame == 1
@@ -383,12 +383,12 @@ async def test_claims_are_counted_whatever_their_numbers(channel):
 async def test_anybody_can_end_a_log_that_nobody_owns(channel):
     await begun(channel)
 
-    assert await channel.end_unowned(G, "api-token", LOST) is Verdict.OK
-    assert await channel.end_unowned(G, "other-api", LOST) is Verdict.OK
+    assert await channel.end_unowned(G, "api-token", LOST) is WriteStatus.OK
+    assert await channel.end_unowned(G, "other-api", LOST) is WriteStatus.OK
 
     frames = await channel.read(G, FrameId(1, 1), 10)
     assert [(str(f.id), f.kind, orjson.loads(f.data)["error"]["kind"]) for f in frames] == [("2-0", "end", "worker_lost")]
-    assert (await append(channel, FIRST, FrameId(1, 1), data(FIRST, 2))).verdict is Verdict.ENDED
+    assert (await append(channel, FIRST, FrameId(1, 1), data(FIRST, 2))).status is WriteStatus.ENDED
 
 
 async def test_a_log_is_for_its_owner_alone(channel):
@@ -419,7 +419,7 @@ async def test_a_discarded_generation_never_was(channel):
 
     await channel.discard(G)
 
-    assert await channel.look([G]) == [None]
+    assert await channel.last_ids([G]) == [None]
     with pytest.raises(GatewayError) as caught:
         await channel.enter(G, "r1", "me")
     assert caught.value.failed.kind is ErrorKind.NOT_FOUND
@@ -428,7 +428,7 @@ async def test_a_discarded_generation_never_was(channel):
 async def test_look_tells_where_logs_end(channel):
     await begun(channel)
 
-    assert await channel.look([G, "gen_unknown"]) == [FrameId(1, 1), None]
+    assert await channel.last_ids([G, "gen_unknown"]) == [FrameId(1, 1), None]
 
 
 async def eventually(holds) -> None:

@@ -89,8 +89,8 @@ def read_past(job: Job, frames: list[Frame], reported: Usage | None, info: Reply
     """Return what a log tells; ``reported`` is the usage that the last try's upstream told before it broke off."""
     dialect = DIALECTS[job.dialect]
     request = dialect.parse(orjson.loads(job.body))
-    transcript = Transcript.of(frames, job.dialect, is_stream=True)
-    first, (*before, last) = transcript.tries[0].head, transcript.tries
+    transcript = Transcript.from_frames(frames, job.dialect, is_stream=True)
+    first, (*before, last) = transcript.attempts[0].head, transcript.attempts
     head, count = last.head, last.head.continuations
     blocks = [block for piece in transcript.data() for block in split_blocks(piece)]
     progress = _progress(dialect, request, info, blocks)
@@ -106,8 +106,8 @@ def read_past(job: Job, frames: list[Frame], reported: Usage | None, info: Reply
     else:
         tried = fill_usage(
             reported or told,
-            lambda: estimate_tokens(request) + estimate_text_tokens(transcript.said(before)),
-            estimate_text_tokens(transcript.said([last])),
+            lambda: estimate_tokens(request) + estimate_text_tokens(transcript.text(before)),
+            estimate_text_tokens(transcript.text([last])),
         )
         spent = add_usage(head.spent, tried) or tried
     attempt = Attempt(head.provider, head.upstream_model, tried, is_estimated=final is None)

@@ -17,7 +17,7 @@ def read_answer(transcript: Transcript) -> list[list[dict[str, Any]]]:
     """Return a list of parts for each choice; a part is ``{"text"}``, ``{"thinking"}``, ``{"refusal"}`` or a tool call."""
     wire = WIRES.get(transcript.dialect)
     if not isinstance(wire, FamilyWire):
-        text = transcript.said(transcript.tries)
+        text = transcript.text(transcript.attempts)
         return [[{"text": text}]] if text else []
     decoder = wire.decoder()
     data = b"".join(transcript.data())

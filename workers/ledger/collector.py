@@ -279,7 +279,7 @@ def _number(stored: Any) -> int:
 
 
 def _transcript(frames: list[Frame], row: Row) -> Transcript:
-    return Transcript.of(frames, row["dialect"], is_stream=row["stream"])
+    return Transcript.from_frames(frames, row["dialect"], is_stream=row["stream"])
 
 
 def _body(request: bytes | None) -> Any:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 import structlog
 
 from common.canonical.errors import ErrorKind, GatewayError, StoreUnavailable
-from common.channel.base import Append, Channel, Claim, FrameId, FrameKind, Stop, Verdict
+from common.channel.base import Append, Channel, Claim, FrameId, FrameKind, Stop, WriteStatus
 from common.config.settings import MIB, Settings
 from common.process.process import supervised
 from common.redis.pulse import Pulse
@@ -28,7 +28,7 @@ log = structlog.get_logger()
 
 FLUSH_BYTES_MAX = 1 * MIB  # One pipeline; the rest goes with the next.
 
-_DATA, _OK, _NO = FrameKind.DATA, Verdict.OK, Stop.NO  # An enum's member costs a look-up of its own.
+_DATA, _OK, _NO = FrameKind.DATA, WriteStatus.OK, Stop.NO  # An enum's member costs a look-up of its own.
 
 
 class Publisher:

@@ -142,8 +142,8 @@ async def test_a_fence_that_builds_on_less_than_was_read_fails_the_reader(log):
     assert lost.frame is not None
 
     # As after a failover that lost 1-4 and 1-5: the next claim builds on 1-3.
-    log.channel.frames_of(G)[-1] = lost.frame._replace(data=b"1-3")
-    reader.offer(Message(FrameId(1, 3), log.channel.frames_of(G)[-1]))
+    log.channel.log_frames(G)[-1] = lost.frame._replace(data=b"1-3")
+    reader.offer(Message(FrameId(1, 3), log.channel.log_frames(G)[-1]))
     async with asyncio.timeout(120):
         frames = await reader.take()
 
@@ -208,7 +208,7 @@ async def test_a_second_claim_with_the_number_of_a_lost_one_fails_who_read_the_f
     await taken(reader, 3)
 
     # A new master that never heard of the first claim: the second's frames have the same ids.
-    frames = log.channel.frames_of(G)
+    frames = log.channel.log_frames(G)
     frames[:] = [frame._replace(data=b"data: other\n\n") for frame in frames]
     reader.doubt()
     async with asyncio.timeout(120):
@@ -221,7 +221,7 @@ async def test_a_second_claim_with_the_number_of_a_lost_one_fails_who_read_the_f
 async def test_who_comes_back_with_an_id_of_a_lost_claim_gets_nothing_of_the_one_that_began_anew(log):
     # As after a failover that lost the first claim and its frames: the second, with a date for an epoch, starts over.
     dated = Claim(G, 90_000_000, "t2")
-    log.channel.frames_of(G).clear()
+    log.channel.log_frames(G).clear()
     await log.channel.fence(dated, is_handover=False)
     frames = [Frame(FrameId(dated.epoch, n), FrameKind.DATA, b"data: other\n\n") for n in range(1, 5)]
     await log.channel.append([Append(dated, FrameId(dated.epoch, 0), frames)])
@@ -248,7 +248,7 @@ async def test_a_reader_ahead_of_the_log_takes_nothing_live_before_its_last_fram
     for message in log.messages:
         reader.offer(message)
     await taken(reader, 5)
-    frames = log.channel.frames_of(G)
+    frames = log.channel.log_frames(G)
     lost, frames[4:] = frames[4:], []  # The last two.
 
     reader.doubt()

@@ -8,7 +8,7 @@ from common.canonical.errors import ErrorKind, Failed
 from common.canonical.job import Policy
 from common.channel.base import START, Append, Claim, Frame, FrameId, FrameKind, Opening, State
 from common.channel.memory import MemoryChannel
-from common.channel.transcript import said_so_far
+from common.channel.transcript import read_answer_text
 from common.records.end import End
 from common.records.head import Head
 
@@ -79,7 +79,7 @@ async def log(*claims: list[bytes], stream: bool) -> MemoryChannel:
 async def text(channel: MemoryChannel) -> str:
     (found,) = await channel.describe([G], "me")
     assert isinstance(found, State)
-    return await said_so_far(channel, G, found.dialect, is_stream=found.stream)
+    return await read_answer_text(channel, G, found.dialect, is_stream=found.stream)
 
 
 def delta(content: str) -> bytes:

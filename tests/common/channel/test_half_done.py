@@ -7,7 +7,7 @@ import pytest
 
 from common.canonical.errors import ErrorKind, Failed, StoreUnavailable
 from common.canonical.job import Policy
-from common.channel.base import START, Append, Claim, Frame, FrameId, FrameKind, Opening, Verdict
+from common.channel.base import START, Append, Claim, Frame, FrameId, FrameKind, Opening, WriteStatus
 from common.channel.redis import RedisChannel
 from common.redis import keyspace
 from common.redis.client import Client, connect
@@ -65,7 +65,7 @@ async def test_frames_are_in_the_log_once_each_and_the_end_leaves_its_record(red
             return answer
 
         answer = await refused_once(redis, command, append) if n == at else await append()
-        assert answer.verdict is Verdict.OK
+        assert answer.status is WriteStatus.OK
         previous = frame.id
 
     assert await channel.read(G, FrameId(1, 0), 100) == FRAMES
@@ -83,10 +83,10 @@ async def test_a_fence_is_there_once(redis, channel, command):
 
     fenced = await refused_once(redis, command, lambda: channel.fence(CLAIM, is_handover=False))
 
-    assert fenced.answer.verdict is Verdict.OK
+    assert fenced.answer.status is WriteStatus.OK
     assert [frame.id for frame in await channel.read(G, START, 10)] == [FrameId(1, 0)]
     (answer,) = await channel.append([Append(CLAIM, FrameId(1, 0), FRAMES)])
-    assert answer.verdict is Verdict.OK
+    assert answer.status is WriteStatus.OK
     assert await channel.read(G, FrameId(1, 0), 10) == FRAMES
 
 
@@ -97,7 +97,7 @@ async def test_an_end_that_no_worker_writes_is_there_once(redis, channel, comman
 
     verdict = await refused_once(redis, command, lambda: channel.end_unowned(G, "token", failed))
 
-    assert verdict is Verdict.OK
+    assert verdict is WriteStatus.OK
     assert [frame.kind for frame in await channel.read(G, START, 10)] == [FrameKind.END]
     assert await channel.record(G)
     (state,) = await channel.describe([G], "me")
@@ -111,4 +111,4 @@ async def test_what_stands_in_the_log_for_another_reason_is_not_taken_for_ours(r
 
     (answer,) = await channel.append([Append(CLAIM, FrameId(1, 0), FRAMES[1:2])])
 
-    assert answer.verdict is not Verdict.OK
+    assert answer.status is not WriteStatus.OK

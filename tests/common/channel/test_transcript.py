@@ -45,25 +45,25 @@ def test_a_streams_tries_follow_each_other():
         data(delta("c")),
     )
 
-    found = Transcript.of(frames, "openai-chat", is_stream=True)
+    found = Transcript.from_frames(frames, "openai-chat", is_stream=True)
 
-    assert [each.head.attempt_count for each in found.tries] == [1, 3]
+    assert [each.head.attempt_count for each in found.attempts] == [1, 3]
     assert found.data() == [delta("a "), delta("b "), delta("c")]
-    assert (found.said(found.tries[:1]), found.said(found.tries)) == ("a b ", "a b c")
+    assert (found.text(found.attempts[:1]), found.text(found.attempts)) == ("a b ", "a b c")
 
 
 def test_of_a_whole_answer_the_last_try_alone_counts():
     body = orjson.dumps({"choices": [{"index": 0, "message": {"content": "hi"}}]})
     frames = log(head(attempt_count=1), data(body[:9]), head(attempt_count=2), data(body[:20]), data(body[20:]))
 
-    found = Transcript.of(frames, "openai-chat", is_stream=False)
+    found = Transcript.from_frames(frames, "openai-chat", is_stream=False)
 
-    assert [each.head.attempt_count for each in found.tries] == [2]
-    assert (b"".join(found.data()), found.said(found.tries)) == (body, "hi")
+    assert [each.head.attempt_count for each in found.attempts] == [2]
+    assert (b"".join(found.data()), found.text(found.attempts)) == (body, "hi")
 
 
 def test_before_its_head_nothing_was_answered():
-    assert Transcript.of(log((FrameKind.FENCE, b"0-0")), "openai-chat", is_stream=True).attempt_count == []
+    assert Transcript.from_frames(log((FrameKind.FENCE, b"0-0")), "openai-chat", is_stream=True).attempt_count == []
 
 
 async def test_a_log_is_read_page_by_page_to_its_end():

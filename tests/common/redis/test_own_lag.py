@@ -46,7 +46,7 @@ async def client(redis: Client, redis_server) -> AsyncIterator[Client]:
 
 WAITS: dict[str, Callable[[Client], Awaitable[object]]] = {
     "a command on the shared connection": lambda client: client.exchanges.run([PING]),
-    "a script": lambda client: RedisChannel(client, 60).look(["gen_1"]),
+    "a script": lambda client: RedisChannel(client, 60).last_ids(["gen_1"]),
     "a log": lambda client: RedisChannel(client, 60).read("gen_1", START, 10),
     "a record": lambda client: RedisChannel(client, 60).record("gen_1"),
     "a managed key": lambda client: KeyRecords(client).load("key_1"),

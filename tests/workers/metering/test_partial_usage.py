@@ -45,7 +45,7 @@ def job(dialect: str = "openai-chat", **body: Any) -> bytes:
 
 
 def read(dialect: str, log: list[Frame], request: bytes | None, *, is_stream: bool) -> Partial | None:
-    return read_partial(Transcript.of(log, dialect, is_stream=is_stream), request)
+    return read_partial(Transcript.from_frames(log, dialect, is_stream=is_stream), request)
 
 
 def taken(found: Partial) -> Usage:

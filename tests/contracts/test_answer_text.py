@@ -23,7 +23,7 @@ from common.canonical.events import (
     fold,
 )
 from common.canonical.generation import GenerationRequest, Message, Role, TextPart
-from common.channel.said_text import said_in_stream, said_in_whole
+from common.channel.answer_text import text_in_body, text_in_stream
 from common.dialects import DIALECTS
 from common.dialects.base import Dialect, ReplyInfo
 from common.sse import split_blocks
@@ -60,15 +60,15 @@ def test_a_stream_is_read_event_by_event(dialect: Dialect):
     encoder = dialect.encoder(REQUEST, INFO)
     stream = b"".join(encoder.encode(event) for event in EVENTS)
 
-    assert said_in_stream(dialect.name, stream) == TEXT
-    assert "".join(said_in_stream(dialect.name, block) for block in split_blocks(stream)) == TEXT
+    assert text_in_stream(dialect.name, stream) == TEXT
+    assert "".join(text_in_stream(dialect.name, block) for block in split_blocks(stream)) == TEXT
 
 
 def test_a_whole_answer_is_read_once_it_is_whole(dialect: Dialect):
     body = dialect.encode_reply(fold(EVENTS), REQUEST, INFO)
 
-    assert said_in_whole(dialect.name, body) == TEXT
-    assert {said_in_whole(dialect.name, body[:cut]) for cut in range(len(body))} == {""}
+    assert text_in_body(dialect.name, body) == TEXT
+    assert {text_in_body(dialect.name, body[:cut]) for cut in range(len(body))} == {""}
 
 
 @pytest.mark.parametrize("recording", [each for wire in OWN_WIRES for kind in (True, False) for each in of(wire, kind)])
@@ -79,10 +79,10 @@ def test_what_passes_through_is_read_as_its_own_wire_reads_it(recording: Recordi
         for block in blocks_of(recording.body):
             if not any(isinstance(event, Completed | Failed) for event in events):  # Nothing later gets into a log.
                 events += decoder.decode(block)
-                said += said_in_stream(recording.wire, block)
+                said += text_in_stream(recording.wire, block)
     else:
         events = decoder.decode_whole(recording.body)
-        said = said_in_whole(recording.wire, recording.body)
+        said = text_in_body(recording.wire, recording.body)
     choice = fold(events).choices.get(0)
 
     if recording.id == "own.whole_answer_in_the_last_event":
@@ -109,5 +109,5 @@ JSON: Any = st.recursive(
 def test_nothing_that_a_provider_may_send_is_too_strange(value):
     raw = orjson.dumps(value)
     for name in DIALECTS:
-        assert isinstance(said_in_stream(name, b"data: " + raw + b"\n\n"), str)
-        assert isinstance(said_in_whole(name, raw), str)
+        assert isinstance(text_in_stream(name, b"data: " + raw + b"\n\n"), str)
+        assert isinstance(text_in_body(name, raw), str)

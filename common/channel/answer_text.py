@@ -1,8 +1,8 @@
-"""What text have a dialect's own bytes said so far?
+"""What is the text of an answer in a dialect's bytes?
 
-For whoever looks at a generation without being its client: the log holds bytes in a dialect, passed through or encoded,
-and this reads the answer's text out of them, that of the first choice. Thinking, refusals and tool calls are not text.
-The bytes may be any provider's, so nothing in them is taken for granted.
+For readers of a generation that are not its client: the log holds bytes in a dialect, passed through or encoded. This module
+extracts the answer's text, that of the first choice. Reasoning, refusals and tool calls are not text. The bytes may come
+from any provider, so nothing about them is assumed.
 """
 
 import contextlib
@@ -15,27 +15,27 @@ from common.dialects.shared.sent_events import objects_in
 from common.sse import read_block, split_blocks
 
 
-def said_in_stream(dialect: str, data: bytes) -> str:
+def text_in_stream(dialect: str, data: bytes) -> str:
     """Return the text in whole SSE events of a stream."""
     text_of = DIALECTS[dialect].event_text
     return "".join(_text(text_of(_object(read_block(block)[1]))) for block in split_blocks(data))
 
 
-def said_in_whole(dialect: str, body: bytes) -> str:
-    """Return the text of a whole answer; of one that is cut, nothing."""
+def text_in_body(dialect: str, body: bytes) -> str:
+    """Return the text of a complete JSON body. The text of an incomplete body is empty."""
     return _text(DIALECTS[dialect].reply_text(_object(body)))
 
 
 def _object(raw: bytes) -> dict[str, Any]:
     try:
-        found = orjson.loads(raw)
+        value = orjson.loads(raw)
     except orjson.JSONDecodeError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return value if isinstance(value, dict) else {}
 
 
 def _text(content: object) -> str:
-    """A string, or the text parts of a list (Mistral's models think so), or JSON that is not in a string (Cloudflare's)."""
+    """Return the text of a string, of the text parts of a list (Mistral's reasoning models) or of JSON (Cloudflare)."""
     if isinstance(content, str):
         return content
     if isinstance(content, dict):
