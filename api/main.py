@@ -38,7 +38,7 @@ from api.server.middleware import ErrorBoundary, RequestObserver
 from api.server.request_bounds import bounded_protocol
 from api.services import ApiServices
 from common.channel.redis import RedisChannel, RedisFeed
-from common.config.custom_guardrail import custom_of
+from common.config.custom_guardrail import load_custom_guardrails
 from common.config.foreign_effect import log_foreign
 from common.config.proxies import ProxyUnusable
 from common.config.setting_doubts import log_doubts
@@ -46,10 +46,10 @@ from common.config.settings import Settings, environment
 from common.database.lazy import LazyDatabase
 from common.guardrails.custom import PluginError
 from common.metering import pricing
-from common.process.listening import address_of, bind
+from common.process.listening import bind, bound_address
 from common.process.logging import configure_logging
-from common.process.loop_lag import able_timeout, loop_lag
-from common.process.process import collect_seldom, free_at_once, raise_file_limit, switch_soon
+from common.process.loop_lag import lag_aware_timeout, loop_lag
+from common.process.process import collect_garbage_less_often, raise_file_limit, return_freed_memory, shorten_thread_switches
 from common.process.redaction import Redactor
 from common.queue.jobs import JobQueue
 from common.queue.load import QueueLoad
@@ -85,7 +85,7 @@ class ApiProcess:
         self.database = LazyDatabase(settings.database_url)
         self.key_rings = KeyRings(self.database, self.redis, settings)
         self.key_cache = KeyCache(self.redis, pulse, settings, self.key_rings)
-        self.custom_guardrail = custom_of(settings, poster)
+        self.custom_guardrail = load_custom_guardrails(settings, poster)
         self.services = ApiServices(
             settings=settings,
             authenticator=Authenticator(
@@ -136,7 +136,7 @@ class ApiProcess:
     async def count_jobs(self) -> tuple[int, int] | None:
         """Return how many jobs wait and how many run, over all replicas; None if Redis does not answer."""
         with contextlib.suppress(*REDIS_ERRORS):  # Without Redis, the other metrics of this process matter even more.
-            async with able_timeout(COMMAND_TIMEOUT_S):
+            async with lag_aware_timeout(COMMAND_TIMEOUT_S):
                 return await self.redis.zcard(keyspace.ENQUEUED), await self.redis.zcard(keyspace.RUNNING)
         return None
 
@@ -255,13 +255,13 @@ def run(settings: Settings, fd: int | None = None) -> None:
     """
     inherited = None if fd is None else socket.socket(fileno=fd)
     sock = inherited or bind(settings.host, settings.port, port_option="--port or SLUICE_PORT")
-    configure_logging("api", settings.log_level, Redactor.of(settings))
+    configure_logging("api", settings.log_level, Redactor.from_settings(settings))
     log_foreign(environment(), settings)
     log_doubts(settings)
     raise_file_limit()
-    free_at_once()
-    collect_seldom()
-    switch_soon()
+    return_freed_memory()
+    collect_garbage_less_often()
+    shorten_thread_switches()
     try:
         process = ApiProcess(settings)
     except PluginError as error:
@@ -285,6 +285,6 @@ def run(settings: Settings, fd: int | None = None) -> None:
         # Our own drain ends the responses first. What is left are viewers that report their leave to a Redis that may be away.
         timeout_graceful_shutdown=int(settings.api_drain_s + COMMAND_TIMEOUT_S),
     )
-    host, port = address_of(sock)
+    host, port = bound_address(sock)
     log.info("starting", host=host, port=port)
     ApiServer(config, process).run([sock])

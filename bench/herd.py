@@ -148,7 +148,7 @@ class EventSource(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._rest += data
-        now_s = loop_lag().able_s  # A gap is the gateway's, not the lag of who measures.
+        now_s = loop_lag().unblocked_s  # A gap is the gateway's, not the lag of who measures.
         if not self.status:
             if HEAD_END not in self._rest:
                 return

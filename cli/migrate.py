@@ -7,7 +7,7 @@ import click
 from common.config.groups.ledger import LedgerSettings
 from common.config.settings import Settings
 from common.database.errors import DatabaseUnavailable
-from common.database.migrate import HEAD, migrate, revision_of
+from common.database.migrate import HEAD, migrate, read_revision
 from common.process.redaction import shown_url
 
 
@@ -24,7 +24,7 @@ def run(settings: Settings, *, check: bool) -> int:
 
 
 async def _check(settings: LedgerSettings, where: str) -> int:
-    found = await revision_of(settings.database_url)
+    found = await read_revision(settings.database_url)
     if found is not None and found >= HEAD:
         click.echo(f"{where} is at revision {found}; this version needs {HEAD}: nothing to do.")
         return 0

@@ -10,7 +10,7 @@ import click
 import orjson
 
 from common.ledger import set_aside
-from common.ledger.set_aside import SetAside
+from common.ledger.set_aside import SetAsideEntry
 from common.redis import keyspace
 from common.redis.client import COMMAND_TIMEOUT_S, Client, connect
 from common.redis.errors import REDIS_ERRORS, error_text
@@ -29,8 +29,8 @@ async def _with_redis(url: str, work: Callable[[Client], Awaitable[Found]]) -> F
         await redis.aclose()
 
 
-def _entries(url: str) -> list[SetAside]:
-    async def read(redis: Client) -> list[SetAside]:
+def _entries(url: str) -> list[SetAsideEntry]:
+    async def read(redis: Client) -> list[SetAsideEntry]:
         return [set_aside.unpack(raw) for raw in await redis.execute_command("LRANGE", keyspace.UNREADABLE, 0, -1)]
 
     return asyncio.run(_with_redis(url, read))

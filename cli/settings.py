@@ -9,7 +9,7 @@ import click
 from pydantic import ValidationError
 from pydantic_core.core_schema import ErrorType
 
-from common.config.foreign_variables import variable_of
+from common.config.foreign_variables import find_variable
 from common.config.setting_doubts import nearest
 from common.config.setting_sources import (
     ENV_FILE,
@@ -38,7 +38,7 @@ def load_settings(**options: Any) -> Settings:
     try:
         env_file()  # pydantic's own reader of it has other words for what is wrong.
         settings = Settings(**chosen)
-        redact_tracebacks(Redactor.of(settings))
+        redact_tracebacks(Redactor.from_settings(settings))
         return settings
     except UnreadableSettings as error:
         problems = [str(error)]
@@ -115,7 +115,7 @@ def _name(place: _Place, options: Mapping[str, Any]) -> str:
                 return f"{provider}{where}"
     if setting in yaml_values():
         return f"{setting}{path} in {YAML_FILE}"
-    return (variable_of(setting, environment()) or variable) + path
+    return (find_variable(setting, environment()) or variable) + path
 
 
 def _is_ours(name: str) -> bool:

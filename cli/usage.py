@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from common.ledger.usage_report import GROUPS, LINES_MAX, SINCE_DEFAULT, TOKENS, Question, Report, moment_ms
+from common.ledger.usage_report import GROUPS, LINES_MAX, SINCE_DEFAULT, TOKENS, Report, UsageQuestion, moment_ms
 
 if TYPE_CHECKING:
     from common.config.settings import Settings
@@ -66,7 +66,7 @@ def usage(
         raise click.UsageError(str(error)) from error
     owner = f"key_{key}" if key and len(key) == ID_CHARS else key  # `sluice keys` shows ids without what owners begin with.
     only = {name: value for name, value in (("key", owner), ("tenant", tenant)) if value}
-    question = Question(tuple(dict.fromkeys(by)), since_ms, until_ms, only, limit)
+    question = UsageQuestion(tuple(dict.fromkeys(by)), since_ms, until_ms, only, limit)
     try:
         report = asyncio.run(ask(settings, question))
     except DatabaseUnavailable as error:
@@ -74,7 +74,7 @@ def usage(
     click.echo({"table": as_table, "json": as_json, "csv": as_csv}[form](report), nl=False)
 
 
-async def ask(settings: "Settings", question: Question) -> Report:
+async def ask(settings: "Settings", question: UsageQuestion) -> Report:
     from common.database.lazy import LazyDatabase
 
     database = LazyDatabase(settings.database_url, must_exist=True)
@@ -90,7 +90,7 @@ async def ask(settings: "Settings", question: Question) -> Report:
 def as_json(report: Report) -> str:
     import orjson
 
-    return orjson.dumps(report.told(), option=orjson.OPT_INDENT_2).decode() + "\n"
+    return orjson.dumps(report.to_dict(), option=orjson.OPT_INDENT_2).decode() + "\n"
 
 
 def as_csv(report: Report) -> str:
@@ -99,7 +99,7 @@ def as_csv(report: Report) -> str:
     import io
 
     out = io.StringIO()
-    lines = report.told()["data"]
+    lines = report.to_dict()["data"]
     names = list(lines[0]) if lines else report.columns([*report.question.by, "requests", *TOKENS])
     writer = csv.DictWriter(out, names, lineterminator="\n")
     writer.writeheader()
@@ -114,7 +114,7 @@ def _disarmed(value: object) -> object:
 
 def as_table(report: Report) -> str:
     """Return the lines with aligned columns, and under them what is not in the sums."""
-    groups, lines = report.columns(report.question.by), report.told()["data"]
+    groups, lines = report.columns(report.question.by), report.to_dict()["data"]
     if not lines:
         return "Nothing was used in this time.\n"
     names = [*groups, *(name for name in _HEADINGS if name != "key_name")]

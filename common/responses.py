@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 
 from common.canonical.errors import Failed
 from common.config.settings import Settings
-from common.process.loop_lag import able_timeout
+from common.process.loop_lag import lag_aware_timeout
 from common.redis import keyspace
 from common.redis.client import COMMAND_TIMEOUT_S, ms
 from common.redis.errors import redis_errors
@@ -53,11 +53,11 @@ class ResponseStore:
     async def open(self, generation_id: str, owner: str, created_s: int, body: bytes) -> None:
         """Keep what was asked. It outlives the longest wait and the longest answer, so that the answer finds it."""
         s = self._settings
-        asked: dict[str, Any] = {"owner": owner, "created_s": created_s, "body": body}
+        request: dict[str, Any] = {"owner": owner, "created_s": created_s, "body": body}
         wait_s = max(s.queue_wait_s, s.queue_wait_background_s) + s.total_timeout_s
         ttl_ms = ms(s.responses_ttl_s + wait_s)
         async with self._pipeline() as pipe:
-            pipe.hset(keyspace.response_request(generation_id), mapping=asked)
+            pipe.hset(keyspace.response_request(generation_id), mapping=request)
             pipe.pexpire(keyspace.response_request(generation_id), ttl_ms)
             pipe.set(keyspace.response(generation_id), b"", px=ttl_ms)
             await self._run(pipe)
@@ -79,10 +79,10 @@ class ResponseStore:
         async with self._pipeline() as pipe:
             pipe.hgetall(keyspace.response_request(generation_id))
             pipe.get(keyspace.response(generation_id))
-            asked, outcome = await self._run(pipe)
-        if not asked or outcome is None or asked[b"owner"] != owner.encode():
+            request, outcome = await self._run(pipe)
+        if not request or outcome is None or request[b"owner"] != owner.encode():
             return None
-        stored = StoredResponse(generation_id, owner, int(asked[b"created_s"]), orjson.loads(asked[b"body"]))
+        stored = StoredResponse(generation_id, owner, int(request[b"created_s"]), orjson.loads(request[b"body"]))
         if outcome:
             response = orjson.loads(outcome)
             if "failed" in response:
@@ -98,12 +98,12 @@ class ResponseStore:
                 pipe.hget(keyspace.response_request(generation_id), "owner")
                 pipe.get(keyspace.response(generation_id))
             answers = await self._run(pipe)
-        found: dict[str, list[Any] | None] = {}
-        for generation_id, whose, outcome in zip(generation_ids, answers[::2], answers[1::2], strict=True):
-            if whose == owner.encode() and outcome is not None:
+        outputs: dict[str, list[Any] | None] = {}
+        for generation_id, stored_owner, outcome in zip(generation_ids, answers[::2], answers[1::2], strict=True):
+            if stored_owner == owner.encode() and outcome is not None:
                 output = orjson.loads(outcome).get("output") if outcome else None
-                found[generation_id] = output if isinstance(output, list) else [] if outcome else None
-        return found
+                outputs[generation_id] = output if isinstance(output, list) else [] if outcome else None
+        return outputs
 
     async def delete(self, generation_id: str) -> None:
         async with self._pipeline() as pipe:
@@ -115,7 +115,7 @@ class ResponseStore:
 
     async def _run(self, pipe: Any) -> list[Any]:
         with redis_errors():
-            async with able_timeout(COMMAND_TIMEOUT_S):
+            async with lag_aware_timeout(COMMAND_TIMEOUT_S):
                 answers: list[Any] = await pipe.execute()
                 return answers
 

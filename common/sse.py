@@ -105,20 +105,20 @@ def last_boundary(text: bytes) -> int:
 def _cut_unusual(run: bytes) -> list[bytes]:
     """The same by the letter of the specification, line by line."""
     blocks: list[bytes] = []
-    kept: list[bytes] = []
+    lines: list[bytes] = []
     start = 0
     is_bare = False  # JSON that stands in no field.
     for match in _LINE_END.finditer(run):
         line, start = run[start : match.start()], match.end()
         if line:
-            is_bare = is_bare or (not kept and line.startswith(b"{"))
+            is_bare = is_bare or (not lines and line.startswith(b"{"))
             if is_bare or line.startswith((b"data:", b"event:")) or line in (b"data", b"event"):
-                kept.append(line)
+                lines.append(line)
             continue
         # A block without data says nothing: the specification drops it too. But servers that fail write their error so.
-        if any(kept_line.startswith(b"data") for kept_line in kept) or (is_bare and b'"error"' in b"".join(kept)):
-            blocks.append(b"\n".join(kept) + b"\n\n")
-        kept, is_bare = [], False
+        if any(line.startswith(b"data") for line in lines) or (is_bare and b'"error"' in b"".join(lines)):
+            blocks.append(b"\n".join(lines) + b"\n\n")
+        lines, is_bare = [], False
     return blocks
 
 

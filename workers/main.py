@@ -12,7 +12,7 @@ import uvloop
 from prometheus_client import CollectorRegistry
 
 from common.channel.redis import RedisChannel
-from common.config.custom_guardrail import custom_of
+from common.config.custom_guardrail import load_custom_guardrails
 from common.config.foreign_effect import log_foreign
 from common.config.proxies import ProxyUnusable
 from common.config.setting_doubts import log_doubts
@@ -21,10 +21,10 @@ from common.guardrails.custom import PluginError
 from common.limits.charges import Settlement
 from common.metering import pricing
 from common.process.event_loop import Loop
-from common.process.listening import address_of, bind
+from common.process.listening import bind, bound_address
 from common.process.logging import configure_logging
 from common.process.loop_lag import loop_lag
-from common.process.process import collect_seldom, free_at_once, raise_file_limit, switch_soon
+from common.process.process import collect_garbage_less_often, raise_file_limit, return_freed_memory, shorten_thread_switches
 from common.process.redaction import Redactor
 from common.queue.jobs import ClaimedJob, JobQueue
 from common.queue.worker import LeasedWorker
@@ -55,19 +55,19 @@ def run(settings: Settings) -> None:
     """
     # It binds to the API's host setting: loopback on one machine, all addresses in a container.
     sock = bind(settings.host, settings.worker_port or 0, port_option="--port or SLUICE_WORKER_PORT")
-    configure_logging("worker", settings.log_level, Redactor.of(settings))
+    configure_logging("worker", settings.log_level, Redactor.from_settings(settings))
     log_foreign(environment(), settings)
     log_doubts(settings)
     raise_file_limit()
-    free_at_once()
-    switch_soon()
+    return_freed_memory()
+    shorten_thread_switches()
     uvloop.run(_run(settings, sock), loop_factory=Loop)
 
 
 async def _run(settings: Settings, sock: socket.socket) -> None:
     name = secrets.token_hex(4)
     try:
-        custom_guardrail = custom_of(settings, poster)
+        custom_guardrail = load_custom_guardrails(settings, poster)
     except PluginError as error:
         sys.exit(f"SLUICE_GUARDRAIL_PLUGIN: {error}")
     except ProxyUnusable as error:
@@ -99,7 +99,7 @@ async def _run(settings: Settings, sock: socket.socket) -> None:
     watched = Watched(worker, services, queue, probe, books)
     # First of all: a worker that cannot work must still answer its health check, and say why.
     health = await serve_health(sock, watched)
-    log.info("starting", worker=name, health_port=address_of(sock)[1], slots=settings.worker_slots)
+    log.info("starting", worker=name, health_port=bound_address(sock)[1], slots=settings.worker_slots)
     try:
         await pulse.start()
         probe.start()
@@ -107,7 +107,7 @@ async def _run(settings: Settings, sock: socket.socket) -> None:
         quota.start()
         # Before the first job: both take some CPU time, and would delay its stream.
         await asyncio.gather(books.start(), asyncio.to_thread(pricing.load))
-        collect_seldom()
+        collect_garbage_less_often()
         watched.has_started = True
         with contextlib.suppress(asyncio.CancelledError):  # arq's signal handler cancels its main task once the drain is over.
             await worker.async_run()

@@ -174,7 +174,7 @@ class Authenticator:
         return Rejection("unknown", _UNKNOWN)
 
     async def _check_managed_key(self, text: str) -> Principal | Rejection:
-        presented = key_text.read(text, *self._settings.secrets)
+        presented = key_text.parse_key(text, *self._settings.secrets)
         if presented is None or self._key_cache is None:
             return Rejection("malformed", _UNKNOWN)
         record, principal, _ = await self._key_cache.find(presented.id)

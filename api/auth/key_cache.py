@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
 
-from common.access.key_records import Gone, KeyRecord, KeyRecords, principal_id
+from common.access.key_records import DeletedKey, KeyRecord, KeyRecords, principal_id
 from common.access.principal import ALL, Principal
 from common.canonical.errors import ErrorKind, GatewayError, StoreUnavailable
 from common.config.groups.access import AccessSettings
@@ -148,7 +148,7 @@ class KeyCache:
         record = await self._records.load(id_)
         if record is None:
             return await self._read_from_database(id_)
-        return None if isinstance(record, Gone) else record
+        return None if isinstance(record, DeletedKey) else record
 
     async def _read_from_database(self, id_: str) -> KeyRecord | None:
         await self._rings.load()

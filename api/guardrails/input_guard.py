@@ -16,7 +16,7 @@ import structlog
 from api.metrics import ApiMetrics
 from common.access.principal import GuardrailPolicy, Principal
 from common.canonical.errors import ErrorKind, GatewayError
-from common.config.guardrail_policy import Policies
+from common.config.guardrail_policy import GuardrailPolicies
 from common.config.model_routes import Target
 from common.config.settings import Settings
 from common.guardrails.bodies import BodyTexts
@@ -85,12 +85,12 @@ class InputGuard:
     def __init__(self, settings: Settings, custom: CustomGuardrails | None, metrics: ApiMetrics) -> None:
         self._custom = custom or CustomGuardrails()
         self._metrics = metrics
-        self._policies = Policies(settings)
+        self._policies = GuardrailPolicies(settings)
         self._searches = Searches(settings, "input")
 
     def policy(self, principal: Principal, sent: str, targets: list[Target]) -> GuardrailPolicy | None:
         """Return what applies to a request; see ``Policies.of``. None: no guardrail applies."""
-        return self._policies.of(principal, sent, targets)
+        return self._policies.find(principal, sent, targets)
 
     async def check(self, policy: GuardrailPolicy, body: dict[str, Any], *, model: str, tenant: str) -> bool:
         """Search a body, replace what must be replaced, and return whether the body has changed.

@@ -22,16 +22,16 @@ from api.server.body_budget import in_thread_if_large
 from api.server.client_address import client_address
 from api.server.http_errors import request_id_of
 from api.services import ApiServices
-from common.access.brought_keys import seal_brought_key
+from common.access.byok_keys import seal_byok_key
 from common.access.principal import Principal
 from common.canonical.job import Job, Policy
 from common.channel.base import Opening
 from common.config.groups.models import ModelSettings
-from common.config.guardrail_policy import on_output
+from common.config.guardrail_policy import output_modes
 from common.config.model_routes import resolve
 from common.config.settings import Settings
 from common.dialects.base import Dialect
-from common.ledger.audit import refuse_unless_it_can_be_kept
+from common.ledger.audit import check_audit_is_possible
 from common.limits.charges import Charges
 from common.queue.jobs import IdempotencyKey, JobClass
 from common.records.request_summary import RequestSummary as ForLedger
@@ -87,7 +87,7 @@ async def accept(
     identity = await services.authenticator.identify(request, "generate")
     principal, byok_key = identity.principal, identity.byok_key
     services.gate.remember_credential(request.scope, principal)
-    refuse_unless_it_can_be_kept(principal, settings)
+    check_audit_is_possible(principal, settings)
     default_class = JobClass.BACKGROUND if default_policy is Policy.DETACH else JobClass.INTERACTIVE
     job_class = class_of(request.headers, principal, default_class)
     raw, body = await read_json(request, settings, services.bodies)
@@ -97,7 +97,7 @@ async def accept(
             body, raw = amended, await in_thread_if_large(len(raw), orjson.dumps, amended)
     parsed = await in_thread_if_large(len(raw), dialect.parse, body)
     has_byok_key = byok_key is not None
-    route = resolve(parsed.model, settings, parsed.provider, has_brought_key=has_byok_key)
+    route = resolve(parsed.model, settings, parsed.provider, has_byok_key=has_byok_key)
     requested = RequestedModel(parsed.model, parsed.provider, has_byok_key)
     targets = permitted_targets(principal, dialect.name, requested, route, settings)
     field_targets = permitted_by_fields(principal, dialect.name, body, targets, settings)
@@ -125,8 +125,8 @@ async def accept(
         targets=[target.name for target in targets] if len(targets) < len(route) else None,
         headers=await services.authenticator.without_gateway_credentials(_passed_headers(request.headers, settings)),
         body=raw,
-        brought_key=seal_brought_key(byok_key, generation_id, settings.secret) if byok_key else None,
-        guardrails=dict(on_output(guardrails)),
+        brought_key=seal_byok_key(byok_key, generation_id, settings.secret) if byok_key else None,
+        guardrails=dict(output_modes(guardrails)),
         tenant=principal.tenant,
     )
     address = client_address(request.scope)

@@ -39,7 +39,7 @@ def charges_of(
         more_windows, more_slots = charges_for_limits(scope, name, limits, tokens or 0)
         windows += more_windows
         slots += more_slots
-    if has_byok_key and all(settings.brought_key_pays(provider) for provider in providers):
+    if has_byok_key and all(settings.byok_pays(provider) for provider in providers):
         return Charges(windows, slots)
     accounts = [
         BudgetAccount("key", principal.id, principal.access.budget),

@@ -25,7 +25,7 @@ def countable(principal: Principal, targets: list[Target], settings: Settings, *
     countable_targets = [
         target
         for target in targets
-        if (has_byok_key and settings.brought_key_pays(target.provider))
+        if (has_byok_key and settings.byok_pays(target.provider))
         or not (has_budget or _is_set(settings.provider(target.provider).budget))
         or has_known_price(target.provider, target.model, settings.prices)
     ]

@@ -50,7 +50,7 @@ class _Listening:
     told_s: float = field(init=False)  # By its worker, or by the queue that none has it yet.
 
     def __post_init__(self) -> None:
-        self.heard_s = self.told_s = self.lag.able_s
+        self.heard_s = self.told_s = self.lag.unblocked_s
 
     def take(self, message: Message) -> None:
         # Hot path: once per message.
@@ -188,7 +188,7 @@ class Hub:
     async def _patrol_for_ever(self) -> None:
         while True:
             await asyncio.sleep(PATROL_S)
-            silent = self._silent(loop_lag().able_s)
+            silent = self._silent(loop_lag().unblocked_s)
             # After an outage that is everything at once, and Redis has others to serve.
             for batch in (silent[at : at + LOOK_BATCH] for at in range(0, len(silent), LOOK_BATCH)):
                 try:
@@ -199,7 +199,7 @@ class Hub:
 
     def _give_up(self, silent: list[str], error: Exception) -> None:
         """No viewer waits for ever: after the time for which a job may wait it is told that nothing is known of its answer."""
-        known_since = loop_lag().able_s - self._settings.queue_wait_s
+        known_since = loop_lag().unblocked_s - self._settings.queue_wait_s
         for generation_id in silent:
             listening = self._listening.get(generation_id)
             if listening and listening.heard_s < known_since:
@@ -216,7 +216,7 @@ class Hub:
 
     async def _look_at(self, silent: list[str]) -> None:
         places, lasts = await asyncio.gather(self._queue.statuses(silent), self._channel.last_ids(silent))
-        now = loop_lag().able_s
+        now = loop_lag().unblocked_s
         for generation_id, place, last in zip(silent, places, lasts, strict=True):
             listening = self._listening.get(generation_id)
             if listening is None:

@@ -21,7 +21,7 @@ from api.server.store_errors import redis_away
 from api.services import ApiServices, answer_or_error
 from common.access.key_records import KeyRecord
 from common.access.key_text import is_id
-from common.access.principal import Access, as_number
+from common.access.principal import Access, check_number
 from common.canonical.errors import ErrorKind, GatewayError
 from common.dialects.shared.reading import invalid
 
@@ -37,9 +37,9 @@ def _printable(text: str) -> str:
 
 Name = Annotated[str, Field(max_length=255), AfterValidator(_printable)]
 Tenant = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._@-]+$")]
-Moment = Annotated[int, Field(ge=0, le=_YEAR_9999_S, description="Seconds since 1970, UTC."), BeforeValidator(as_number)]
+Moment = Annotated[int, Field(ge=0, le=_YEAR_9999_S, description="Seconds since 1970, UTC."), BeforeValidator(check_number)]
 Overlap = Annotated[
-    int, Field(ge=0, le=30 * 86_400, description="How long the key before is good, too."), BeforeValidator(as_number)
+    int, Field(ge=0, le=30 * 86_400, description="How long the key before is good, too."), BeforeValidator(check_number)
 ]
 Chosen = TypeVar("Chosen", bound=BaseModel)
 

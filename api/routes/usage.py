@@ -18,7 +18,7 @@ from api.services import ApiServices, answer_or_error
 from common.canonical.errors import ErrorKind, GatewayError
 from common.database.errors import DatabaseUnavailable
 from common.database.lazy import LazyDatabase
-from common.ledger.usage_report import SINCE_DEFAULT, Question, moment_ms
+from common.ledger.usage_report import SINCE_DEFAULT, UsageQuestion, moment_ms
 
 log = structlog.get_logger()
 
@@ -90,7 +90,7 @@ async def _tell(request: Request, services: ApiServices, database: LazyDatabase)
     return json_response(await report(question, database))
 
 
-def read_question(sent: Mapping[str, str], owner: str, now: datetime) -> Question:
+def read_question(sent: Mapping[str, str], owner: str, now: datetime) -> UsageQuestion:
     """Return what a query asks of the ledger.
 
     Raises:
@@ -104,7 +104,7 @@ def read_question(sent: Mapping[str, str], owner: str, now: datetime) -> Questio
         raise _refused("by", f"by must be one or more of {', '.join(OWN_GROUPS)}, comma-separated.")
     limit = limit_in(sent, LINES_MAX, LINES_DEFAULT, _CODE)
     since_ms = _moment("since", sent.get("since", SINCE_DEFAULT), now)
-    return Question(by, since_ms, _moment("until", sent.get("until", "0h"), now), {"key": owner}, limit)
+    return UsageQuestion(by, since_ms, _moment("until", sent.get("until", "0h"), now), {"key": owner}, limit)
 
 
 def _moment(name: str, text: str, now: datetime) -> int:
@@ -118,12 +118,12 @@ def _refused(param: str, message: str) -> GatewayError:
     return GatewayError(ErrorKind.INVALID_REQUEST, message, param=param, code=_CODE)
 
 
-async def report(question: Question, database: LazyDatabase) -> dict[str, object]:
+async def report(question: UsageQuestion, database: LazyDatabase) -> dict[str, object]:
     try:
         engine = await database.engine()
         from common.ledger import reports  # Here: SQLAlchemy is there now, and whoever never asks does without.
 
-        return (await reports.usage(engine, question)).told()
+        return (await reports.usage(engine, question)).to_dict()
     except DatabaseUnavailable as error:
         log.warning("database_away", error=str(error))
         raise GatewayError(

@@ -28,7 +28,7 @@ from common.config.model_routes import available
 from common.config.setting_doubts import doubts
 from common.config.settings import MIB, Settings
 from common.metering.pricing import Price
-from common.process.listening import CannotListen, bind, url_of
+from common.process.listening import CannotListen, bind, local_url
 from common.process.process import die_with_parent
 from common.sse import SseCutter, read_block
 from common.vendors.model_names import MODEL_NAMES
@@ -112,8 +112,8 @@ def run(settings: Settings, *, host: str, workers: int, once: bool, reload: bool
         signal.signal(sig, _interrupt)
     _reach_this_machine_directly()
     for doubt in doubts(settings):
-        say(f"! {doubt.what} {doubt.mend}")
-    address, key = url_of(host, settings.port), key_for(settings, host)
+        say(f"! {doubt.problem} {doubt.mend}")
+    address, key = local_url(host, settings.port), key_for(settings, host)
     try:
         with bind(host, settings.port, port_option="--port or SLUICE_PORT", host_option="--host") as listener:
             listener.listen()

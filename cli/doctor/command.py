@@ -22,7 +22,7 @@ from common.config.settings import Settings, environment
 from common.database.errors import DatabaseUnavailable
 from common.database.revisions import HEAD, is_sqlite_url, sqlite_revision
 from common.process.event_loop import Loop
-from common.process.listening import url_of
+from common.process.listening import local_url
 from common.process.redaction import shown_url
 
 MARKS: dict[Level, str] = {"ok": "✓", "note": "·", "wrong": "✗"}
@@ -126,7 +126,7 @@ def _foreign(settings: Settings) -> list[Finding]:
 
 
 def _doubts(settings: Settings) -> list[Finding]:
-    return [Finding("wrong" if doubt.is_fault else "note", doubt.what, doubt.mend) for doubt in doubts(settings)]
+    return [Finding("wrong" if doubt.is_fault else "note", doubt.problem, doubt.mend) for doubt in doubts(settings)]
 
 
 def _files() -> Finding:
@@ -156,13 +156,13 @@ async def examine_database(settings: LedgerSettings) -> Finding:
 async def _revision(url: str) -> str | None:
     if is_sqlite_url(url):
         return sqlite_revision(url)
-    from common.database.migrate import revision_of  # Here: it takes longer to load than all else.
+    from common.database.migrate import read_revision  # Here: it takes longer to load than all else.
 
-    return await revision_of(url)
+    return await read_revision(url)
 
 
 async def _api(settings: ServerSettings) -> Finding:
-    address = f"{url_of(settings.host, settings.port)}/readyz"
+    address = f"{local_url(settings.host, settings.port)}/readyz"
     try:
         status = (await get(address)).status
     except (OSError, TimeoutError) as error:

@@ -15,16 +15,16 @@ from pathlib import Path
 import orjson
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from common.access.key_text import Presented, is_id
+from common.access.key_text import ParsedKey, is_id
 from common.access.principal import Access
 from common.canonical.errors import StoreUnavailable
-from common.process.loop_lag import able_timeout
+from common.process.loop_lag import lag_aware_timeout
 from common.redis import keyspace
 from common.redis.client import COMMAND_TIMEOUT_S, Client
 from common.redis.errors import redis_errors
 from common.redis.scripts import Scripts
 
-GONE_S = 3600  # How long a deleted key is still known to be gone: longer than any reader's delay.
+DELETED_S = 3600  # How long a deleted key is still known to be gone: longer than any reader's delay.
 
 
 class KeyRecord(BaseModel):
@@ -44,10 +44,10 @@ class KeyRecord(BaseModel):
     created_ms: int
     updated_ms: int
 
-    def accepts(self, presented: Presented, now_ms: int) -> bool:
+    def accepts(self, key: ParsedKey, now_ms: int) -> bool:
         """Whether this is the key's secret, or while a rotation's overlap lasts the one before. Always as slow."""
-        is_current = hmac.compare_digest(self.secret_hash, presented.secret_hash)
-        is_previous = hmac.compare_digest(self.previous_hash or "", presented.secret_hash)
+        is_current = hmac.compare_digest(self.secret_hash, key.secret_hash)
+        is_previous = hmac.compare_digest(self.previous_hash or "", key.secret_hash)
         is_overlap = self.previous_hash is not None and now_ms < (self.previous_until_ms or 0)
         return is_current or (is_previous and is_overlap)
 
@@ -55,7 +55,7 @@ class KeyRecord(BaseModel):
         return self.expires_ms is not None and now_ms >= self.expires_ms
 
 
-class Gone(BaseModel):
+class DeletedKey(BaseModel):
     """What stands for a deleted key for a while."""
 
     deleted: bool
@@ -73,12 +73,12 @@ class KeyRecords:
         self._redis = redis
         self._scripts = Scripts(redis, Path(__file__).parent)
 
-    async def load(self, id_: str) -> KeyRecord | Gone | None:
+    async def load(self, id_: str) -> KeyRecord | DeletedKey | None:
         """Return a key's record; None: Redis does not know it."""
         with redis_errors():
-            async with able_timeout(COMMAND_TIMEOUT_S):
-                found = await self._redis.get(keyspace.managed_key(id_))
-        return _parse(found) if found else None
+            async with lag_aware_timeout(COMMAND_TIMEOUT_S):
+                stored = await self._redis.get(keyspace.managed_key(id_))
+        return _parse(stored) if stored else None
 
     async def put(self, *records: KeyRecord) -> int:
         """Store records, each unless Redis has a newer one; returns how many were news."""
@@ -91,26 +91,26 @@ class KeyRecords:
 
     async def forget(self, id_: str, updated_ms: int) -> None:
         """Take a deleted key out, as of the moment of its deletion."""
-        gone = Gone(deleted=True, updated_ms=updated_ms).model_dump_json()
-        await self._scripts.run("put", _script_keys(id_), [gone, updated_ms, "", _new_version(), GONE_S, id_])
+        deleted = DeletedKey(deleted=True, updated_ms=updated_ms).model_dump_json()
+        await self._scripts.run("put", _script_keys(id_), [deleted, updated_ms, "", _new_version(), DELETED_S, id_])
 
     async def origins(self) -> frozenset[str]:
         """Return the browser origins that any key allows."""
         with redis_errors():
-            async with able_timeout(COMMAND_TIMEOUT_S):
+            async with lag_aware_timeout(COMMAND_TIMEOUT_S):
                 lists: list[bytes] = await self._redis.hvals(keyspace.KEY_ORIGINS)  # type: ignore[misc]  # redis-py.
-        return frozenset(origin for each in lists for origin in orjson.loads(each))
+        return frozenset(origin for packed in lists for origin in orjson.loads(packed))
 
     async def is_empty(self) -> bool:
         """Whether Redis has been told nothing of any key: it is new, or was lost."""
         with redis_errors():
-            async with able_timeout(COMMAND_TIMEOUT_S):
+            async with lag_aware_timeout(COMMAND_TIMEOUT_S):
                 return not await self._redis.exists(keyspace.KEYS_VERSION)
 
     async def begin(self) -> None:
         """Say that Redis has been told all, though there be no keys."""
         with redis_errors():
-            async with able_timeout(COMMAND_TIMEOUT_S):
+            async with lag_aware_timeout(COMMAND_TIMEOUT_S):
                 await self._redis.set(keyspace.KEYS_VERSION, _new_version(), nx=True)
 
     def _call(self, record: KeyRecord) -> tuple[str, list[str], list[str | int]]:
@@ -139,8 +139,8 @@ def _new_version() -> str:
     return secrets.token_hex(8)  # Not counted: after Redis was lost a count would come to the same number again.
 
 
-def _parse(stored: bytes) -> KeyRecord | Gone:
+def _parse(stored: bytes) -> KeyRecord | DeletedKey:
     try:
-        return Gone.model_validate_json(stored) if b'"deleted"' in stored[:12] else KeyRecord.model_validate_json(stored)
+        return DeletedKey.model_validate_json(stored) if b'"deleted"' in stored[:12] else KeyRecord.model_validate_json(stored)
     except ValidationError as error:  # Another version of Sluice wrote it. Nobody is let in on a guess.
         raise StoreUnavailable("a managed key's record cannot be read by this version") from error

@@ -30,7 +30,7 @@ log = structlog.get_logger()
 NAME_MAX, TENANT_MAX = 255, 64
 OVERLAP_S_MAX = 30 * 86_400
 BATCH = 500
-_TRIES = 20  # Of a change that others come before. Each time one of them has got through.
+_ATTEMPTS_MAX = 20  # Of a change that others come before. Each time one of them has got through.
 Change = Callable[[KeyRecord], Mapping[str, Any]]  # What was read, to the fields that are to be others.
 _COLUMNS = ManagedKey.__table__.columns
 
@@ -152,7 +152,7 @@ class KeyRing:
             Busy
         """
         updated_ms = _now_ms()
-        for _ in range(_TRIES):
+        for _ in range(_ATTEMPTS_MAX):
             try:
                 record = await self._change(id_, lambda old: {"is_disabled": True})
             except UnknownKey:
@@ -177,7 +177,7 @@ class KeyRing:
                 return bool((await connection.execute(delete(ManagedKey).where(_is_as_read(record)))).rowcount)
 
     async def _change(self, id_: str, change: Change) -> KeyRecord:
-        for _ in range(_TRIES):
+        for _ in range(_ATTEMPTS_MAX):
             old = await self.find(id_)
             changes = change(old)
             if not changes:
@@ -221,7 +221,7 @@ async def sync_keys(engine: AsyncEngine, redis: Client, since_ms: int) -> int:
         with database_errors():
             async with engine.connect() as connection:
                 rows = list((await connection.execute(chosen)).mappings())
-        news += await records.put(*_readable(rows))
+        news += await records.put(*_readable_records(rows))
         if len(rows) < BATCH:
             break
         last = (rows[-1]["updated_ms"], rows[-1]["id"])
@@ -244,7 +244,7 @@ def _record(row: Mapping[Any, Any]) -> KeyRecord:
         raise DatabaseUnavailable(f"the key {row['id']} cannot be read by this version of Sluice") from error
 
 
-def _readable(rows: Sequence[Mapping[Any, Any]]) -> Iterator[KeyRecord]:
+def _readable_records(rows: Sequence[Mapping[Any, Any]]) -> Iterator[KeyRecord]:
     """One that cannot be read does not keep the others back."""
     for row in rows:
         try:

@@ -29,7 +29,7 @@ _KEY = re.compile(rf"({PREFIX}({_ID.pattern})_([0-9A-Za-z]{{{_SECRET_LENGTH}}}))
 _PURPOSE = b"sluice managed key 1"
 
 
-class Presented(NamedTuple):
+class ParsedKey(NamedTuple):
     """A well-formed key that somebody sent: its id, and the hash of its secret. Whether it is good is not known yet."""
 
     id: str
@@ -50,12 +50,12 @@ def mint(id_: str, secret: SecretStr) -> tuple[str, str]:
     return body + _check(body, secret), _hash(random)
 
 
-def read(text: str, *secrets: SecretStr | None) -> Presented | None:
+def parse_key(text: str, *secrets: SecretStr | None) -> ParsedKey | None:
     """Return what a text presents; None where it cannot be a key that was made with one of these ``SLUICE_SECRET``s."""
     match = _KEY.fullmatch(text)
     if match is None or not sum(hmac.compare_digest(_check(match[1], secret), match[4]) for secret in secrets if secret):
         return None
-    return Presented(match[2], _hash(match[3]))
+    return ParsedKey(match[2], _hash(match[3]))
 
 
 def _hash(random: str) -> str:

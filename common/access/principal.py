@@ -37,7 +37,7 @@ _DOLLARS_BOUND = 10**9
 _DOLLARS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 
-def as_number(value: Any) -> Any:
+def check_number(value: Any) -> Any:
     """JSON has numbers: pydantic would take true and "5" for some, too."""
     if isinstance(value, bool | str):
         raise ValueError("must be a number")  # noqa: TRY004 - pydantic's way to refuse a value.
@@ -50,7 +50,7 @@ def _as_dollars(value: Any) -> Any:
     return value
 
 
-Count = Annotated[int, Field(ge=1, le=10**12), BeforeValidator(as_number)]
+Count = Annotated[int, Field(ge=1, le=10**12), BeforeValidator(check_number)]
 # A number, or text such as "0.25", which it is told as; as exact as the ledger, to the nano-dollar.
 Dollars = Annotated[
     Decimal,
@@ -82,7 +82,7 @@ class Limits(BaseModel):
     requests: Count | None = None
     tokens: Count | None = None
     concurrent: Count | None = None
-    window_s: Annotated[float, Field(ge=1, le=86_400), BeforeValidator(as_number)] = 60
+    window_s: Annotated[float, Field(ge=1, le=86_400), BeforeValidator(check_number)] = 60
 
     @property
     def is_set(self) -> bool:
@@ -98,8 +98,8 @@ class Budget(BaseModel):
     month_usd: Dollars | None = None
 
 
-_MODE_OF_EACH: dict[str, Any] = {row.name: (Mode, Mode.OFF) for row in GUARDRAILS}
-_Modes: Any = create_model("_Modes", **_MODE_OF_EACH)
+_MODE_FIELDS: dict[str, Any] = {row.name: (Mode, Mode.OFF) for row in GUARDRAILS}
+_Modes: Any = create_model("_Modes", **_MODE_FIELDS)
 
 
 class GuardrailPolicy(_Modes):  # It has a field for each row of the table.
@@ -118,10 +118,10 @@ class GuardrailPolicy(_Modes):  # It has a field for each row of the table.
     def is_off(self) -> bool:
         return all(mode is Mode.OFF for _, mode in self)
 
-    def stricter(self, other: "GuardrailPolicy") -> "GuardrailPolicy":
+    def stricter(self, policy: "GuardrailPolicy") -> "GuardrailPolicy":
         """Return the strictest of both, guardrail by guardrail."""
         modes = list(Mode)  # From the mildest to the strictest.
-        return GuardrailPolicy(**{name: max(mode, other.mode(name), key=modes.index) for name, mode in self})
+        return GuardrailPolicy(**{name: max(mode, policy.mode(name), key=modes.index) for name, mode in self})
 
 
 class Access(BaseModel):
@@ -171,8 +171,8 @@ class Principal:
     @property
     def guardrails(self) -> GuardrailPolicy | None:
         """The key's and the tenant's, the strictest of both; None where neither has any."""
-        own, shared = self.access.guardrails, self.tenant_access.guardrails
-        return own.stricter(shared) if own and shared else own or shared
+        key_policy, tenant_policy = self.access.guardrails, self.tenant_access.guardrails
+        return key_policy.stricter(tenant_policy) if key_policy and tenant_policy else key_policy or tenant_policy
 
     @property
     def disconnect(self) -> str | None:

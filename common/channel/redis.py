@@ -32,7 +32,7 @@ from common.channel.base import (
 from common.channel.redis_feed import RedisFeed
 from common.channel.redis_log import LogReader
 from common.config.settings import MIB
-from common.process.loop_lag import able_timeout
+from common.process.loop_lag import lag_aware_timeout
 from common.records.end import End, pack_failure
 from common.records.head import Head
 from common.redis import keyspace
@@ -167,7 +167,7 @@ class RedisChannel:
 
     async def record(self, generation_id: str) -> Record | None:
         with redis_errors():
-            async with able_timeout(COMMAND_TIMEOUT_S):
+            async with lag_aware_timeout(COMMAND_TIMEOUT_S):
                 fields = await self._redis.hgetall(keyspace.record(generation_id))  # type: ignore[misc]  # redis-py's stubs.
         return Record(fields[b"asked"], fields[b"end"], int(fields[b"ended_ms"])) if fields else None
 
@@ -176,12 +176,12 @@ class RedisChannel:
 
     async def _set_large(self, name: str, pieces: Sequence[bytes | bytearray], size: int, expiry_ms: int) -> None:
         with redis_errors():
-            async with able_timeout(COMMAND_TIMEOUT_S + size / LARGE_RATE):
+            async with lag_aware_timeout(COMMAND_TIMEOUT_S + size / LARGE_RATE):
                 await self._redis.set_large(name, pieces, size, expiry_ms)
 
     async def _get_large(self, name: str, size: int) -> bytes | None:
         with redis_errors():
-            async with able_timeout(COMMAND_TIMEOUT_S + size / LARGE_RATE):
+            async with lag_aware_timeout(COMMAND_TIMEOUT_S + size / LARGE_RATE):
                 value: bytes | None = await self._redis.get(name)
                 return value
 

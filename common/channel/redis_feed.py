@@ -18,7 +18,7 @@ from redis.exceptions import ResponseError
 
 from common.canonical.errors import StoreRefuses, StoreUnavailable
 from common.channel.base import Frame, FrameId, FrameKind, Message
-from common.process.loop_lag import able_timeout, loop_lag
+from common.process.loop_lag import lag_aware_timeout, loop_lag
 from common.process.process import supervised
 from common.redis import keyspace
 from common.redis.client import COMMAND_TIMEOUT_S, Client
@@ -104,11 +104,11 @@ class RedisFeed:
         while True:
             confirmed = self._waiting[channel] = asyncio.get_running_loop().create_future()
             try:
-                async with able_timeout(left_s):
+                async with lag_aware_timeout(left_s):
                     await confirmed
                 return
             except TimeoutError:
-                left_s = self._pipe.heard_s + COMMAND_TIMEOUT_S - loop_lag().able_s if self._pipe else 0
+                left_s = self._pipe.heard_s + COMMAND_TIMEOUT_S - loop_lag().unblocked_s if self._pipe else 0
                 if left_s <= 0:
                     raise
 
@@ -140,17 +140,17 @@ class RedisFeed:
         """Connect, subscribe and receive, until the connection is lost."""
         lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         try:
-            async with able_timeout(FEED_SILENCE_MAX_S):
+            async with lag_aware_timeout(FEED_SILENCE_MAX_S):
                 self._pipe = await self._redis.open_pipe(self._receive, lambda: _resolve(lost))
             self._is_open = True
             while not lost.done():
                 if not self.is_connected:
-                    async with able_timeout(FEED_SILENCE_MAX_S):
+                    async with lag_aware_timeout(FEED_SILENCE_MAX_S):
                         await self._resubscribe()
                 self._probe_permission()
                 self._send("PING")
                 await asyncio.wait([lost], timeout=FEED_PING_S)
-                if self._pipe and loop_lag().able_s - self._pipe.heard_s > FEED_SILENCE_MAX_S:
+                if self._pipe and loop_lag().unblocked_s - self._pipe.heard_s > FEED_SILENCE_MAX_S:
                     self._pipe.close()
             raise RedisConnectionError("the connection was lost")
         finally:

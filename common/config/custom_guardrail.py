@@ -7,7 +7,9 @@ from common.config.settings import Settings
 from common.guardrails.custom import CustomGuardrails, PostWebhook, load
 
 
-def custom_of(settings: Settings, poster: Callable[[str, float, Proxy | None], PostWebhook]) -> CustomGuardrails | None:
+def load_custom_guardrails(
+    settings: Settings, poster: Callable[[str, float, Proxy | None], PostWebhook]
+) -> CustomGuardrails | None:
     """Return the operator's own guardrails, None where there are none; ``poster`` is asked only for a webhook.
 
     Raises:

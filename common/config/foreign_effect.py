@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from pydantic import SecretStr
 
-from common.config.foreign_variables import LIMITS, METHODS, TABLE, limit_of, limits_of, origins_in
+from common.config.foreign_variables import LIMITS, METHODS, TABLE, parse_limit, parse_limits, parse_origins
 from common.config.settings import Settings
 
 
@@ -16,39 +16,39 @@ def in_effect(variables: Mapping[str, str | None], settings: Settings) -> list[s
     names = []
     for variable, setting, convert in TABLE:
         value = convert((variables.get(variable) or "").strip())
-        if value and variable not in names and _says(getattr(settings, setting), value):
+        if value and variable not in names and _is_in_effect(getattr(settings, setting), value):
             names.append(variable)
     for variable, scope, name in LIMITS:
-        limit = limits_of(variables).get(scope, {}).get(name)
+        limit = parse_limits(variables).get(scope, {}).get(name)
         if limit and getattr(settings.limits.get(scope), name, None) == limit:  # type: ignore[call-overload]  # One of the scopes.
             names.append(variable)
     return names
 
 
-def _says(chosen: object, value: str) -> bool:
+def _is_in_effect(chosen: object, value: str) -> bool:
     if isinstance(chosen, tuple):
         parts = {part.strip() for part in value.split(",") if part.strip()}
-        return parts <= {each.get_secret_value() if isinstance(each, SecretStr) else each for each in chosen}
+        return parts <= {item.get_secret_value() if isinstance(item, SecretStr) else item for item in chosen}
     return (chosen.get_secret_value() if isinstance(chosen, SecretStr) else str(chosen)) == value
 
 
 def without_effect(variables: Mapping[str, str | None], settings: Settings) -> dict[str, str]:
     """Return the variables that we know and cannot follow, each with the reason."""
-    found = {}
+    reasons = {}
     for variable, _, name in LIMITS:
         value = (variables.get(variable) or "").strip()
-        if value and value != "0" and limit_of(name, value) is None:
-            found[variable] = "it is not a whole number"
-    if (variables.get("CORS_ORIGIN") or "").strip() and not origins_in(variables["CORS_ORIGIN"] or ""):
-        found["CORS_ORIGIN"] = "it is no origin such as https://app.example"
+        if value and value != "0" and parse_limit(name, value) is None:
+            reasons[variable] = "it is not a whole number"
+    if (variables.get("CORS_ORIGIN") or "").strip() and not parse_origins(variables["CORS_ORIGIN"] or ""):
+        reasons["CORS_ORIGIN"] = "it is no origin such as https://app.example"
     method = (variables.get("CCPROXY_AUTH_METHOD") or "").strip().lower()
     if method in METHODS:
         setting, reason = METHODS[method]
         if not (getattr(settings, setting) or (setting == "jwt_secret" and settings.jwt_jwks_url)):
-            found["CCPROXY_AUTH_METHOD"] = reason
+            reasons["CCPROXY_AUTH_METHOD"] = reason
     elif method:
-        found["CCPROXY_AUTH_METHOD"] = f"there are {', '.join(METHODS)}"
-    return found
+        reasons["CCPROXY_AUTH_METHOD"] = f"there are {', '.join(METHODS)}"
+    return reasons
 
 
 def log_foreign(variables: Mapping[str, str | None], settings: Settings) -> None:

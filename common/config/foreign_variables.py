@@ -33,9 +33,9 @@ def _same(value: str) -> str:
     return value
 
 
-def origins_in(value: str) -> str | None:
+def parse_origins(value: str) -> str | None:
     """Return those that are origins: elsewhere it may be true, or an expression."""
-    return ",".join(part for each in value.split(",") if is_origin(part := each.strip().rstrip("/"))) or None
+    return ",".join(part for item in value.split(",") if is_origin(part := item.strip().rstrip("/"))) or None
 
 
 def _level(value: str) -> str | None:
@@ -63,7 +63,7 @@ TABLE: tuple[tuple[str, str, Callable[[str], str | None]], ...] = (
     ("CCPROXY_LOG_LEVEL", "log_level", _level),
     ("PORT", "port", _same),
     ("REDIS_URL", "redis_url", _same),
-    ("CORS_ORIGIN", "cors_origins", origins_in),
+    ("CORS_ORIGIN", "cors_origins", parse_origins),
     ("DEBUG", "log_level", _debug),
     ("LOG_LEVEL", "log_level", _level),
 )
@@ -90,37 +90,37 @@ METHODS = {
 
 def foreign_values(variables: Mapping[str, str | None]) -> dict[str, Any]:
     """Return what the variables say, by the names of our settings."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for variable, setting, convert in TABLE:
         value = convert((variables.get(variable) or "").strip())
         if not value:
             continue
         if setting in _LISTS:
-            found[setting] = ",".join(filter(None, (found.get(setting), value)))
+            values[setting] = ",".join(filter(None, (values.get(setting), value)))
         else:
-            found.setdefault(setting, value)
-    if limits := limits_of(variables):
-        found["limits"] = limits
-    return found
+            values.setdefault(setting, value)
+    if limits := parse_limits(variables):
+        values["limits"] = limits
+    return values
 
 
-def limits_of(variables: Mapping[str, str | None]) -> dict[str, dict[str, float]]:
-    found: dict[str, dict[str, float]] = {}
+def parse_limits(variables: Mapping[str, str | None]) -> dict[str, dict[str, float]]:
+    limits_by_scope: dict[str, dict[str, float]] = {}
     for variable, scope, name in LIMITS:
-        if value := limit_of(name, (variables.get(variable) or "").strip()):
-            found.setdefault(scope, {})[name] = value
+        if value := parse_limit(name, (variables.get(variable) or "").strip()):
+            limits_by_scope.setdefault(scope, {})[name] = value
     # A window alone limits nothing.
-    return {scope: limits for scope, limits in found.items() if set(limits) != {"window_s"}}
+    return {scope: limits for scope, limits in limits_by_scope.items() if set(limits) != {"window_s"}}
 
 
-def limit_of(name: str, text: str) -> float | None:
+def parse_limit(name: str, text: str) -> float | None:
     """Return a limit's value; None where it means nothing to us, or no limit."""
     if not (text.isascii() and text.isdigit() and len(text) <= 12 and int(text)):
         return None
     return min(max(1, math.ceil(int(text) / 1000)), _WINDOW_S_MAX) if name == "window_s" else int(text)
 
 
-def variable_of(setting: str, variables: Mapping[str, str | None]) -> str | None:
+def find_variable(setting: str, variables: Mapping[str, str | None]) -> str | None:
     """Return the variable that a setting's value comes from, where it is one of these; of limits, the first."""
     for variable, name, convert in TABLE:
         if name == setting and convert((variables.get(variable) or "").strip()):

@@ -16,7 +16,7 @@ from common.config.settings import Settings
 from common.guardrails.table import Mode, guardrails_for_side
 
 
-class Policies:
+class GuardrailPolicies:
     """The settings' side of it, one per process."""
 
     def __init__(self, settings: Settings) -> None:
@@ -25,19 +25,19 @@ class Policies:
         self._by_model = settings.guardrails_by_model
         self._is_idle = self._default.is_off and not self._by_model
 
-    def of(self, principal: Principal, sent: str, targets: list[Target]) -> GuardrailPolicy | None:
+    def find(self, principal: Principal, sent: str, targets: list[Target]) -> GuardrailPolicy | None:
         """Return what applies to a request whose model was ``sent`` by this name and leads to these; None where all is off."""
-        own = principal.guardrails
-        if own is None and self._is_idle:
+        principal_policy = principal.guardrails
+        if principal_policy is None and self._is_idle:
             return None
-        policy = self._default if own is None else own
-        for pattern, routes in self._by_model.items():
+        policy = self._default if principal_policy is None else principal_policy
+        for pattern, model_policy in self._by_model.items():
             if guards(pattern, sent, targets, self._settings):
-                policy = policy.stricter(routes)
+                policy = policy.stricter(model_policy)
         return None if policy.is_off else policy
 
 
-def on_output(policy: GuardrailPolicy | None) -> Mapping[str, str]:
+def output_modes(policy: GuardrailPolicy | None) -> Mapping[str, str]:
     """Return what a worker has to do: the guardrails of answers that are on, by their modes."""
     if policy is None:
         return {}

@@ -13,7 +13,7 @@ from common.config.settings import Settings
 _WILDCARDS = "*?["
 
 
-def allows(pattern: str, target: Target, own_name: str | None, settings: Settings, *, has_brought_key: bool = False) -> bool:
+def allows(pattern: str, target: Target, own_name: str | None, settings: Settings, *, has_byok_key: bool = False) -> bool:
     """Whether a pattern allows a target; ``own_name`` is the alias or mapped name that led there (``routes.own_name``).
 
     A pattern with a provider is matched with the target alone. One without is matched with the operator's own name, and
@@ -22,10 +22,10 @@ def allows(pattern: str, target: Target, own_name: str | None, settings: Setting
     """
     if pattern == "*":
         return True
-    named = _with_provider(pattern, settings)
-    if named is None and own_name is not None and fnmatchcase(own_name, pattern):
+    provider_pattern = _with_provider(pattern, settings)
+    if provider_pattern is None and own_name is not None and fnmatchcase(own_name, pattern):
         return True
-    return all(_allows_one(pattern, named, each, settings, has_brought_key) for each in _each(target))
+    return all(_allows_one(pattern, provider_pattern, single, settings, has_byok_key) for single in _split_models(target))
 
 
 def guards(pattern: str, sent: str, targets: list[Target], settings: Settings) -> bool:
@@ -33,14 +33,14 @@ def guards(pattern: str, sent: str, targets: list[Target], settings: Settings) -
 
     A pattern without a provider holds for the model at every provider, an alias for all that it leads to.
     """
-    named = (_with_provider(pattern, settings) or pattern).casefold()
-    each = [one for target in targets for one in _each(target)]
-    names = {sent, *(form for one in each for name in spellings(one) for form in (name, f"{one.provider}/{name}"))}
+    provider_pattern = (_with_provider(pattern, settings) or pattern).casefold()
+    singles = [single for target in targets for single in _split_models(target)]
+    names = {sent, *(form for single in singles for name in spellings(single) for form in (name, f"{single.provider}/{name}"))}
     names = {name.strip().casefold() for name in names}
-    if any(fnmatchcase(name, named) for name in names):
+    if any(fnmatchcase(name, provider_pattern) for name in names):
         return True
-    own = () if _has_wildcard(pattern) else possible_targets(pattern, settings)
-    return not names.isdisjoint(target.name.casefold() for target in own)
+    operator_targets = () if _has_wildcard(pattern) else possible_targets(pattern, settings)
+    return not names.isdisjoint(target.name.casefold() for target in operator_targets)
 
 
 def provider_allows(pattern: str, provider: str, settings: Settings) -> bool:
@@ -48,16 +48,16 @@ def provider_allows(pattern: str, provider: str, settings: Settings) -> bool:
     return fnmatchcase(provider, settings.vendor_ids.get(pattern.lower(), pattern.lower()))
 
 
-def _allows_one(pattern: str, named: str | None, target: Target, settings: Settings, has_brought_key: bool) -> bool:
-    if named is not None:
-        return any(fnmatchcase(f"{target.provider}/{name}", named) for name in spellings(target))
+def _allows_one(pattern: str, provider_pattern: str | None, target: Target, settings: Settings, has_byok_key: bool) -> bool:
+    if provider_pattern is not None:
+        return any(fnmatchcase(f"{target.provider}/{name}", provider_pattern) for name in spellings(target))
     return any(
-        fnmatchcase(name, pattern) and target in possible_targets(name, settings, has_brought_key=has_brought_key)
+        fnmatchcase(name, pattern) and target in possible_targets(name, settings, has_byok_key=has_byok_key)
         for name in spellings(target)
     )
 
 
-def _each(target: Target) -> list[Target]:
+def _split_models(target: Target) -> list[Target]:
     if "," not in target.model:
         return [target]
     return [Target(target.provider, model.strip()) for model in target.model.split(",")]
@@ -66,11 +66,11 @@ def _each(target: Target) -> list[Target]:
 def _with_provider(pattern: str, settings: Settings) -> str | None:
     """Return a pattern that names a provider as ``provider/model``, by the provider's id; None for one that names none."""
     model, mark, provider = pattern.rpartition("#")
-    if mark and (found := settings.vendor_ids.get(provider.lower())):
-        return f"{found}/{model}"
+    if mark and (provider_id := settings.vendor_ids.get(provider.lower())):
+        return f"{provider_id}/{model}"
     provider, mark, model = pattern.partition("/")
-    if mark and (found := settings.vendor_ids.get(provider.lower())):
-        return f"{found}/{model}"
+    if mark and (provider_id := settings.vendor_ids.get(provider.lower())):
+        return f"{provider_id}/{model}"
     return f"{provider.lower()}/{model}" if mark and _has_wildcard(provider) else None
 
 

@@ -30,60 +30,60 @@ class Target:
         return f"{self.provider}/{self.model}"
 
 
-def resolve(name: str, settings: Settings, provider: str | None = None, *, has_brought_key: bool = False) -> list[Target]:
+def resolve(name: str, settings: Settings, provider: str | None = None, *, has_byok_key: bool = False) -> list[Target]:
     """Return the targets of a model name, in the order in which they are tried; ``provider`` is one named beside it.
 
     Raises:
         GatewayError: MODEL_NOT_FOUND; the message names what is available and the variable to set.
     """
-    targets = _targets(name, settings, provider, has_brought_key=has_brought_key)
-    if has_brought_key:
+    targets = _targets(name, settings, provider, has_byok_key=has_byok_key)
+    if has_byok_key:
         targets = [target for target in targets if target.provider == targets[0].provider]
     for target in targets:
-        _check(name, target, settings, has_brought_key)
+        _check(name, target, settings, has_byok_key)
     return targets
 
 
-def own_name(name: str, settings: Settings, provider: str | None = None, *, has_brought_key: bool = False) -> str | None:
+def own_name(name: str, settings: Settings, provider: str | None = None, *, has_byok_key: bool = False) -> str | None:
     """Return a name that ``resolve`` would look up as the operator's own, an alias or a mapped one; None for any other."""
-    is_mapped = provider is None and (not has_brought_key or settings.model_map is not None)
+    is_mapped = provider is None and (not has_byok_key or settings.model_map is not None)
     return name if name in settings.aliases or (is_mapped and name in settings.mapped_models) else None
 
 
-def possible_targets(name: str, settings: Settings, *, has_brought_key: bool = False) -> list[Target]:
+def possible_targets(name: str, settings: Settings, *, has_byok_key: bool = False) -> list[Target]:
     """Return what a name leads to without a provider beside it, whatever is configured of these; nothing: it names none."""
     try:
-        return _targets(name, settings, None, has_brought_key=has_brought_key)
+        return _targets(name, settings, None, has_byok_key=has_byok_key)
     except GatewayError:
         return []
 
 
 def spellings(target: Target) -> list[str]:
     """Return the model's name at its provider, and the public names that are known to stand for it there."""
-    known = MODEL_NAMES.get(target.provider, {})
-    return [target.model, *(name for name, model in known.items() if model == target.model and name != model)]
+    names = MODEL_NAMES.get(target.provider, {})
+    return [target.model, *(name for name, model in names.items() if model == target.model and name != model)]
 
 
-def _targets(name: str, settings: Settings, provider: str | None, *, has_brought_key: bool) -> list[Target]:
-    wanted = _provider_id(provider, settings) if provider else None
+def _targets(name: str, settings: Settings, provider: str | None, *, has_byok_key: bool) -> list[Target]:
+    provider_id = _provider_id(provider, settings) if provider else None
     if name in settings.aliases:
-        targets = [_target(each, settings) for each in settings.aliases[name]]
-        targets = [target for target in targets if wanted in (None, target.provider)]
+        targets = [_target(target_name, settings) for target_name in settings.aliases[name]]
+        targets = [target for target in targets if provider_id in (None, target.provider)]
         if not targets:
-            raise _not_found(f"The alias {_quoted(name)} has no model at the provider {wanted}.", settings)
+            raise _not_found(f"The alias {_quoted(name)} has no model at the provider {provider_id}.", settings)
         return targets
-    if wanted:
+    if provider_id:
         named = _named(name, settings)
-        model = named.model if named and named.provider == wanted else name
-        return [_upstream(Target(wanted, model))]
-    is_own = own_name(name, settings, has_brought_key=has_brought_key) is not None
+        model = named.model if named and named.provider == provider_id else name
+        return [_upstream(Target(provider_id, model))]
+    is_own = own_name(name, settings, has_byok_key=has_byok_key) is not None
     return [_target(settings.mapped_models[name] if is_own else name, settings)]
 
 
-def problem_of(name: str, settings: Settings) -> str | None:
+def find_problem(name: str, settings: Settings) -> str | None:
     """Return why an alias or a model map cannot lead to a name; None where it can."""
     try:
-        _check(name, _target(name, settings), settings, has_brought_key=False)
+        _check(name, _target(name, settings), settings, has_byok_key=False)
     except GatewayError as error:
         return error.failed.message
     return None
@@ -101,10 +101,10 @@ def _upstream(target: Target) -> Target:
 
 
 def _provider_id(name: str, settings: Settings) -> str:
-    found = settings.vendor_ids.get(name)
-    if found is None:
+    provider_id = settings.vendor_ids.get(name)
+    if provider_id is None:
         raise _not_found(f"There is no provider {_quoted(name)}.", settings, param="provider")
-    return found
+    return provider_id
 
 
 def _named(name: str, settings: Settings) -> Target | None:
@@ -131,13 +131,13 @@ def _default(name: str, settings: Settings) -> Target | None:
     return Target(provider, name) if provider else None
 
 
-def _check(name: str, target: Target, settings: Settings, has_brought_key: bool) -> None:
+def _check(name: str, target: Target, settings: Settings, has_byok_key: bool) -> None:
     if "*" in target.model:
         raise _not_found(f"{_quoted(name)} is a pattern for models, not a model.", settings)
     if not target.model:
         raise _not_found(f"The model name {_quoted(name)} names a provider but no model.", settings)
     has_address = settings.is_behind_gateway(target.provider) or bool(settings.base_url(target.provider))
-    if settings.provider_is_on(target.provider) or (has_brought_key and has_address):
+    if settings.provider_is_on(target.provider) or (has_byok_key and has_address):
         return
     vendor = settings.vendors[target.provider]
     missing = [f"{vendor.env}_API_KEY"] if vendor.key_is_needed and not settings.provider(vendor.id).api_keys else []
@@ -157,13 +157,13 @@ def model_names(settings: Settings) -> dict[str, str]:
     They are those that we or the settings know; a provider may have more, which are asked for as ``provider/model``.
     """
     on = available(settings)
-    known = {name: provider for provider in on for name in MODEL_NAMES.get(provider, ())}
-    own = dict.fromkeys([*sorted(settings.aliases), *sorted(settings.mapped_models)], "sluice")
+    names = {name: provider for provider in on for name in MODEL_NAMES.get(provider, ())}
+    operator_names = dict.fromkeys([*sorted(settings.aliases), *sorted(settings.mapped_models)], "sluice")
     for name in sorted(settings.prices):
         provider, _, model = name.partition("/")
-        if provider in on and model not in known and "*" not in model:
-            known[name] = provider
-    return known | own
+        if provider in on and model not in names and "*" not in model:
+            names[name] = provider
+    return names | operator_names
 
 
 def _quoted(name: str) -> str:
@@ -172,7 +172,7 @@ def _quoted(name: str) -> str:
 
 def _not_found(reason: str, settings: Settings, param: str = "model") -> GatewayError:
     on = available(settings)
-    known = [f"{provider}/MODEL" for provider in on] + sorted(settings.aliases)[:_ALIASES_NAMED_MAX]
-    known += ["demo"] if "demo" in on else []
-    hint = f"Available: {', '.join(known)}." if known else "No provider is configured: set OPENAI_API_KEY, for example."
+    models = [f"{provider}/MODEL" for provider in on] + sorted(settings.aliases)[:_ALIASES_NAMED_MAX]
+    models += ["demo"] if "demo" in on else []
+    hint = f"Available: {', '.join(models)}." if models else "No provider is configured: set OPENAI_API_KEY, for example."
     return GatewayError(ErrorKind.MODEL_NOT_FOUND, f"{reason} {hint}", code="model_not_found", param=param)

@@ -62,7 +62,7 @@ def _names(entry: str, url: SplitResult) -> bool:
         return ipaddress.ip_address(host) in ipaddress.ip_network(entry.strip("[]"), strict=False)
     except ValueError:  # One of them is a name.
         name = entry.lstrip("*").lstrip(".")
-        return bool(name) and any(each == name or each.endswith(f".{name}") for each in (host, netloc))
+        return bool(name) and any(name_or_port == name or name_or_port.endswith(f".{name}") for name_or_port in (host, netloc))
 
 
 def _proxy(value: str, variable: str) -> Proxy:

@@ -12,10 +12,10 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from common.access.principal import Access, GuardrailPolicy
-from common.config.model_routes import problem_of
+from common.config.model_routes import find_problem
 from common.config.setting_sources import ENV_FILE, FILE_SUFFIX, PREFIX, YAML_FILE, env_file, yaml_values
 from common.config.settings import Settings
-from common.guardrails.table import Mode
+from common.guardrails.table import GUARDRAILS, Mode
 from common.vendors.table import VENDORS
 
 # What Kubernetes sets in every pod for a Service whose name begins with "sluice": nobody wrote it.
@@ -25,7 +25,7 @@ _SERVICE_LINK = re.compile(r"SLUICE_(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_
 class Doubt(NamedTuple):
     """``is_fault``: it cannot be meant so. A name that is like none of ours may be somebody else's."""
 
-    what: str
+    problem: str
     mend: str
     is_fault: bool = True
 
@@ -39,7 +39,7 @@ def log_doubts(settings: Settings) -> None:
     import structlog  # Here: `sluice doctor` logs nothing.
 
     for doubt in doubts(settings):
-        structlog.get_logger().warning("setting_in_doubt", problem=doubt.what, mend=doubt.mend)
+        structlog.get_logger().warning("setting_in_doubt", problem=doubt.problem, mend=doubt.mend)
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:
@@ -78,7 +78,7 @@ def _targets(settings: Settings) -> Iterator[Doubt]:
     named = [("aliases", alias, target) for alias, targets in settings.aliases.items() for target in targets]
     named += [("model_map", name, target) for name, target in (settings.model_map or {}).items()]
     for setting, name, target in named:
-        if problem := problem_of(target, settings):
+        if problem := find_problem(target, settings):
             yield _doubt(setting, f"{name!r} leads to {target!r}, which cannot be asked", problem)
 
 
@@ -115,25 +115,25 @@ def _problem_of_provider(name: str, settings: Settings) -> str | None:
 
 
 def _not_configured(provider: str, settings: Settings) -> str:
-    return problem_of(f"{provider}/model", settings) or ""
+    return find_problem(f"{provider}/model", settings) or ""
 
 
 def _tenants(settings: Settings) -> Iterator[Doubt]:
     for tenant, access in settings.tenants.items():
-        for what, mend in doubts_of_access(access, settings):
-            yield _doubt("tenants", f"{tenant!r} is allowed {what}", mend)
+        for subject, mend in doubts_of_access(access, settings):
+            yield _doubt("tenants", f"{tenant!r} is allowed {subject}", mend)
 
 
 def doubts_of_access(access: Access, settings: Settings) -> Iterator[tuple[str, str]]:
     """Yield what somebody is allowed and does not exist, each with what is to be done; a key's or a tenant's access."""
     from common.dialects import DIALECTS  # Here: few setups need them.
 
-    for what, names, known in _lists(access, settings.vendor_ids, DIALECTS):
+    for kind, names, known in _lists(access, settings.vendor_ids, DIALECTS):
         for name in names:
             if name not in known and not re.search(r"[*?[]", name):
                 near = nearest(name, known)
                 mend = f"Did you mean {near}?" if near else f"There are: {', '.join(known)}."
-                yield f"the {what} {name!r}, which does not exist", mend
+                yield f"the {kind} {name!r}, which does not exist", mend
 
 
 def _lists(
@@ -153,18 +153,16 @@ def _guardrails(settings: Settings) -> Iterator[Doubt]:
             yield _doubt("guardrails_by_model", f"{pattern!r} applies to nothing", problem)
     policies = [settings.guardrails, *settings.guardrails_by_model.values()]
     policies += [access.guardrails for access in settings.tenants.values() if access.guardrails]
-    needs = {
-        "patterns": (settings.guardrail_patterns_in or settings.guardrail_patterns_out, "GUARDRAIL_PATTERNS_IN or …_OUT"),
-        "custom": (settings.guardrail_plugin or settings.guardrail_webhook_url, "GUARDRAIL_PLUGIN or …_WEBHOOK_URL"),
-    }
-    for name, (has_what_it_needs, variable) in needs.items():
-        if not has_what_it_needs and _is_on(name, policies):
-            yield Doubt(f"The guardrail {name!r} is on and has nothing to go by.", f"Set {PREFIX}{variable}.")
+    for row in GUARDRAILS:
+        has_settings = not row.needs_one_of or any(getattr(settings, name) for name in row.needs_one_of)
+        if not has_settings and _is_on(row.name, policies):
+            variables = " or ".join(f"{PREFIX}{name.upper()}" for name in row.needs_one_of)
+            yield Doubt(f"The guardrail {row.name!r} is on, but has nothing to check for.", f"Set {variables}.")
 
 
 def _is_on(guardrail: str, policies: Iterable[GuardrailPolicy]) -> bool:
     return any(policy.mode(guardrail) is not Mode.OFF for policy in policies)
 
 
-def _doubt(setting: str, what: str, mend: str) -> Doubt:
-    return Doubt(f"{PREFIX}{setting.upper()}: {what}.", mend)
+def _doubt(setting: str, problem: str, mend: str) -> Doubt:
+    return Doubt(f"{PREFIX}{setting.upper()}: {problem}.", mend)

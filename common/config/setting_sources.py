@@ -40,30 +40,30 @@ class NotJson(str):
     problem: str
 
     def __new__(cls, text: str, problem: str) -> "NotJson":
-        found = super().__new__(cls, text)
-        found.problem = problem
-        return found
+        not_json = super().__new__(cls, text)
+        not_json.problem = problem
+        return not_json
 
 
 def environment() -> Mapping[str, str | None]:
     """Return the variables of the environment and, weaker, of ``.env``."""
-    return {**_given(env_file()), **_given(os.environ)}
+    return {**_resolve_variables(env_file()), **_resolve_variables(os.environ)}
 
 
-def _given(variables: Mapping[str, str | None]) -> dict[str, str]:
+def _resolve_variables(variables: Mapping[str, str | None]) -> dict[str, str]:
     """Return the variables as they are meant: trimmed, for secrets come with line ends, and with what is read from files.
 
     Raises:
         UnreadableSettings
     """
-    found = {name: (value or "").strip() for name, value in variables.items()}
-    for name, path in list(found.items()):
+    values = {name: (value or "").strip() for name, value in variables.items()}
+    for name, path in list(values.items()):
         if path and _names_file(name):
-            meant = name[: -len(FILE_SUFFIX)]
-            if found.get(meant):
-                raise UnreadableSettings(f"{meant.upper()} and {name.upper()} are both set: leave one of them out.")
-            found[meant] = _file_text(name, path)
-    return found
+            target = name[: -len(FILE_SUFFIX)]
+            if values.get(target):
+                raise UnreadableSettings(f"{target.upper()} and {name.upper()} are both set: leave one of them out.")
+            values[target] = _file_text(name, path)
+    return values
 
 
 def _names_file(name: str) -> bool:
@@ -89,7 +89,7 @@ def yaml_values() -> dict[str, Any]:
     """Return what ``sluice.yaml`` says; nothing where there is none."""
     try:
         with Path(YAML_FILE).open(encoding="utf-8") as file:
-            found = yaml.safe_load(file)
+            values = yaml.safe_load(file)
     except FileNotFoundError:
         return {}
     except yaml.MarkedYAMLError as error:
@@ -98,11 +98,11 @@ def yaml_values() -> dict[str, Any]:
         raise UnreadableSettings(f"{YAML_FILE} is not YAML at {where}: {error.problem}.") from error
     except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
         raise UnreadableSettings(f"{YAML_FILE} cannot be read: {_reason(error)}.") from error
-    if found is None:
+    if values is None:
         return {}
-    if not isinstance(found, dict):
+    if not isinstance(values, dict):
         raise UnreadableSettings(f"{YAML_FILE} must hold one setting per line, such as `port: 8080`.")
-    return {str(name): value for name, value in found.items()}
+    return {str(name): value for name, value in values.items()}
 
 
 def _reason(error: Exception) -> str:
@@ -117,7 +117,7 @@ class _Variables(EnvSettingsSource):
     """It leaves what is no JSON to the validation, which tells of all that is wrong at once."""
 
     def _load_env_vars(self) -> Mapping[str, str | None]:
-        return {name: value for name, value in _given(super()._load_env_vars()).items() if value}
+        return {name: value for name, value in _resolve_variables(super()._load_env_vars()).items() if value}
 
     def decode_complex_value(self, field_name: str, field: Any, value: Any) -> Any:
         try:
@@ -136,14 +136,14 @@ class _Yaml(YamlConfigSettingsSource):
         return yaml_values()
 
 
-class _Whole(PydanticBaseSettingsSource):
+class _CompleteSource(PydanticBaseSettingsSource):
     """A source that knows what it has, rather than being asked field by field."""
 
     def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
         raise LookupError("this source fills what it has as a whole")
 
 
-class _ProviderVariables(_Whole):
+class _ProviderVariables(_CompleteSource):
     """``OPENAI_API_KEY``, ``OPENAI_BASE_URL`` and their like, from the environment, then from ``.env``."""
 
     def __call__(self) -> dict[str, Any]:
@@ -151,7 +151,7 @@ class _ProviderVariables(_Whole):
         return {"providers": providers} if providers else {}
 
 
-class _ForeignVariables(_Whole):
+class _ForeignVariables(_CompleteSource):
     """Other gateways' variables, from the same places."""
 
     def __call__(self) -> dict[str, Any]:
@@ -160,12 +160,12 @@ class _ForeignVariables(_Whole):
 
 def provider_values(variables: Mapping[str, str | None]) -> dict[str, dict[str, str]]:
     """Return what the providers' usual variables say, as the setting ``providers`` has it."""
-    found: dict[str, dict[str, str]] = {}
+    values: dict[str, dict[str, str]] = {}
     for vendor in VENDORS.values():
         for field in ("api_keys", "base_url"):
             if value := variables.get(provider_variable(vendor.env, field)):
-                found.setdefault(vendor.id, {})[field] = value
-    return found
+                values.setdefault(vendor.id, {})[field] = value
+    return values
 
 
 def provider_variable(env: str, field: str) -> str:

@@ -45,7 +45,7 @@ def _sendable(key: SecretStr) -> SecretStr:
 
 
 def _split_origins(value: Any) -> Any:
-    return [_trim_slash(each) for each in value] if isinstance(value := _split_commas(value), list | tuple) else value
+    return [_trim_slash(origin) for origin in value] if isinstance(value := _split_commas(value), list | tuple) else value
 
 
 def _trim_slash(value: Any) -> Any:

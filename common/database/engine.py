@@ -107,11 +107,11 @@ def database_errors() -> Iterator[None]:
     try:
         yield
     except OverflowError as error:  # SQLite's, for a number that no column can hold.
-        raise RowRefused(_words(error)) from error
+        raise RowRefused(_error_text(error)) from error
     except (SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, sqlite3.Error, OSError, TimeoutError) as error:
         if _is_refused(error):
-            raise RowRefused(_words(error)) from error
-        raise DatabaseUnavailable(_words(error)) from error
+            raise RowRefused(_error_text(error)) from error
+        raise DatabaseUnavailable(_error_text(error)) from error
 
 
 def _is_refused(error: Exception) -> bool:
@@ -122,7 +122,7 @@ def _is_refused(error: Exception) -> bool:
     return isinstance(error, StatementError)  # A value that the driver cannot even send.
 
 
-def _words(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
     """What went wrong in one line. Not SQLAlchemy's own text, which quotes the parameters, nor the details that PostgreSQL
     adds in lines of their own, which quote the row: they are somebody's data.
     """

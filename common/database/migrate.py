@@ -18,7 +18,7 @@ from common.database.revisions import FOLDER, is_sqlite_url, sqlite_revision
 from common.database.revisions import HEAD as HEAD
 
 _LOCK = 0x511CE  # PostgreSQL's advisory lock is a number; ours alone in our own database.
-_WAL_TRIES, _WAL_PAUSE_S = 100, 0.05
+_WAL_ATTEMPTS, _WAL_PAUSE_S = 100, 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ async def revision(engine: AsyncEngine) -> str | None:
             return await connection.run_sync(_revision)
 
 
-async def revision_of(url: str) -> str | None:
+async def read_revision(url: str) -> str | None:
     """The same by the database's URL; a SQLite file that is not there is not made."""
     if is_sqlite_url(url):
         return sqlite_revision(url)
@@ -81,7 +81,7 @@ async def is_current(url: str) -> bool:
     Raises:
         DatabaseUnavailable: it cannot be reached.
     """
-    return not _is_behind(await revision_of(url))
+    return not _is_behind(await read_revision(url))
 
 
 async def ensure_current(engine: AsyncEngine) -> None:
@@ -90,18 +90,18 @@ async def ensure_current(engine: AsyncEngine) -> None:
     Raises:
         DatabaseUnavailable: it cannot be reached, or is PostgreSQL and behind; the text names the command to run.
     """
-    found = await revision(engine)
-    if not _is_behind(found):
+    present = await revision(engine)
+    if not _is_behind(present):
         return
     if is_sqlite(engine):
         await migrate_engine(engine)
     else:
-        where = f"at revision {found}, this version needs {HEAD}" if found else "without Sluice's tables"
+        where = f"at revision {present}, this version needs {HEAD}" if present else "without Sluice's tables"
         raise DatabaseUnavailable(f"the database is {where}: run `sluice migrate`")
 
 
-def _is_behind(found: str | None) -> bool:
-    return found is None or found < HEAD
+def _is_behind(present: str | None) -> bool:
+    return present is None or present < HEAD
 
 
 async def _lock(connection: AsyncConnection) -> None:
@@ -109,14 +109,14 @@ async def _lock(connection: AsyncConnection) -> None:
     if connection.dialect.name != "sqlite":
         await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
         return
-    for tries_left in reversed(range(_WAL_TRIES)):
+    for attempts_left in reversed(range(_WAL_ATTEMPTS)):
         try:
             # Readers do not wait for the writer. The file itself keeps it; no timeout applies to changing it.
             await connection.exec_driver_sql("PRAGMA journal_mode=WAL")
             break
         except OperationalError:
             await connection.rollback()
-            if not tries_left:
+            if not attempts_left:
                 raise
             await asyncio.sleep(_WAL_PAUSE_S)
     await connection.rollback()

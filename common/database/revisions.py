@@ -33,7 +33,7 @@ def sqlite_revision(url: str) -> str | None:
     try:
         with contextlib.closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as connection:
             tables = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'").fetchone()
-            found = connection.execute("SELECT version_num FROM alembic_version").fetchone() if tables else None
+            row = connection.execute("SELECT version_num FROM alembic_version").fetchone() if tables else None
     except sqlite3.Error as error:
         raise DatabaseUnavailable(f"{type(error).__name__}: {error}") from error
-    return str(found[0]) if found else None
+    return str(row[0]) if row else None

@@ -56,16 +56,16 @@ def _without_attempts(row: Row) -> Row:
 async def _add_each(engine: AsyncEngine, ledger: Sequence[Row], audit: Sequence[Row]) -> dict[str, str]:
     """One row that the database will not have must not keep the others out."""
     refused = {}
-    sealed = {row["id"]: row for row in audit}
+    audit_rows = {row["id"]: row for row in audit}
     for row in ledger:
         try:
-            await _add(engine, [row], [sealed[row["id"]]] if row["id"] in sealed else [])
+            await _add(engine, [row], [audit_rows[row["id"]]] if row["id"] in audit_rows else [])
         except RowRefused as error:
             refused[row["id"]] = str(error)
     return refused
 
 
-async def forget_audit(engine: AsyncEngine, now_ms: int) -> int:
+async def delete_expired_audit(engine: AsyncEngine, now_ms: int) -> int:
     """Delete what the audit log has kept for long enough; returns how many entries that were.
 
     Raises:
@@ -73,5 +73,5 @@ async def forget_audit(engine: AsyncEngine, now_ms: int) -> int:
     """
     with database_errors():
         async with engine.begin() as connection:
-            done = await connection.execute(delete(AuditRow).where(AuditRow.expires_ms < now_ms))
-            return done.rowcount
+            result = await connection.execute(delete(AuditRow).where(AuditRow.expires_ms < now_ms))
+            return result.rowcount

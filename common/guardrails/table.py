@@ -33,13 +33,14 @@ class Block(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Guardrail:
-    """One row. ``refusal`` is what a client reads whose prompt is refused, ``{detail}`` what the guardrail adds; it must quote
-    nothing of the prompt."""
+    """One row. ``refusal`` is the message for a client whose prompt is refused. The guardrail adds ``{detail}``, which must not
+    quote the prompt. ``needs_one_of`` names the settings of which at least one must be set, or the guardrail checks nothing."""
 
     name: str
     sides: tuple[Side, ...]
     block: Block
     refusal: str = ""
+    needs_one_of: tuple[str, ...] = ()
 
     @property
     def code(self) -> str:
@@ -54,6 +55,7 @@ CUSTOM = Guardrail(
     ("input", "output"),
     Block.VERDICT,
     "The gateway's operator does not let this prompt pass{detail}. Change it.",
+    needs_one_of=("guardrail_plugin", "guardrail_webhook_url"),
 )
 GUARDRAILS = (
     SIZE,
@@ -70,6 +72,7 @@ GUARDRAILS = (
         ("input", "output"),
         Block.REFUSE,
         "The prompt holds what the gateway's operator lets nobody send ({detail}). Take it out.",
+        needs_one_of=("guardrail_patterns_in", "guardrail_patterns_out"),
     ),
     Guardrail("pii", ("input", "output"), Block.REPLACE),
     CUSTOM,

@@ -23,7 +23,7 @@ ENTRY_BYTES_MAX = 1 * MIB  # About two seconds of looking for personal data; pas
 DEPTH_MAX = 64  # As deep as a request may nest by default.
 
 
-def refuse_unless_it_can_be_kept(principal: Principal, settings: AccessSettings) -> None:
+def check_audit_is_possible(principal: Principal, settings: AccessSettings) -> None:
     """Refuse what must be audited and cannot be: to let it pass would break what the operator has promised somebody.
 
     503, not 400: nothing is wrong with the request, and it will be taken once the gateway has been mended.
@@ -42,11 +42,11 @@ def refuse_unless_it_can_be_kept(principal: Principal, settings: AccessSettings)
 
 def seal(entry: dict[str, Any], generation_id: str, secret: SecretStr) -> bytes:
     """Return an entry, JSON, as it may be stored: redacted, compressed, encrypted. Takes its time: not for the loop."""
-    kept = bounded_json(entry)
+    bounded = bounded_json(entry)
     for name in ("request", "answer"):
-        if len(orjson.dumps(kept)) > ENTRY_BYTES_MAX:
-            kept[name] = f"left out: more than {ENTRY_BYTES_MAX // MIB} MiB"
-    return sealing.seal(zlib.compress(orjson.dumps(redacted_json(kept))), generation_id, secret, _PURPOSE)
+        if len(orjson.dumps(bounded)) > ENTRY_BYTES_MAX:
+            bounded[name] = f"left out: more than {ENTRY_BYTES_MAX // MIB} MiB"
+    return sealing.seal(zlib.compress(orjson.dumps(redacted_json(bounded))), generation_id, secret, _PURPOSE)
 
 
 def unseal(sealed: bytes, generation_id: str, *secrets: SecretStr) -> dict[str, Any]:
@@ -69,8 +69,8 @@ def bounded_json(value: Any, depth: int = 0) -> Any:
     if isinstance(value, dict | list) and depth >= DEPTH_MAX:
         return "[nested too deeply]"
     if isinstance(value, dict):
-        return {name: bounded_json(each, depth + 1) for name, each in value.items()}
-    return [bounded_json(each, depth + 1) for each in value] if isinstance(value, list) else value
+        return {name: bounded_json(item, depth + 1) for name, item in value.items()}
+    return [bounded_json(item, depth + 1) for item in value] if isinstance(value, list) else value
 
 
 def redacted_json(value: Any) -> Any:
@@ -79,7 +79,7 @@ def redacted_json(value: Any) -> Any:
     from common.guardrails.json_values import JsonTexts
     from common.guardrails.pii import redact
 
-    found = JsonTexts(value)
-    found.read()
-    found.replace([redact(text).text for text in found.texts])
-    return found.value
+    texts = JsonTexts(value)
+    texts.read()
+    texts.replace([redact(text).text for text in texts.texts])
+    return texts.value

@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from common.access.key_records import managed_id
 from common.database.engine import database_errors
 from common.database.tables import LedgerAttempt, LedgerRow, ManagedKey
-from common.ledger.usage_report import TIMES, TOKENS, Line, Question, Report
+from common.ledger.usage_report import TIMES, TOKENS, Line, Report, UsageQuestion
 
 _HOUR_MS = 3_600_000
 _NAMES_AT_A_TIME = 500  # A statement of SQLite's has a bound on its variables.
@@ -41,7 +41,7 @@ def month_begins_ms(now_ms: int) -> int:
     return int(now.replace(day=1, hour=0, minute=0, second=0, microsecond=0).timestamp() * 1000)
 
 
-async def usage(engine: AsyncEngine, question: Question) -> Report:
+async def usage(engine: AsyncEngine, question: UsageQuestion) -> Report:
     """Answer a question.
 
     Raises:
@@ -49,25 +49,25 @@ async def usage(engine: AsyncEngine, question: Question) -> Report:
     """
     with database_errors():
         async with engine.connect() as connection:
-            found = (await connection.execute(_query(question))).all()
-            lines = [_line(question.by, row) for row in found[: question.lines_max]]
+            rows = (await connection.execute(_query(question))).all()
+            lines = [_line(question.by, row) for row in rows[: question.lines_max]]
             owners = {line.group.get("key") for line in lines} | {question.only.get("key")}
             names = await _key_names(connection, [owner for owner in owners if owner])
-    return Report(question, lines, len(found) > question.lines_max, names)
+    return Report(question, lines, len(rows) > question.lines_max, names)
 
 
 async def _key_names(connection: AsyncConnection, owners: list[str]) -> dict[str, str]:
     """Return the names of those keys that are managed ones and have one, by their ids in reports."""
     ids = {id_: owner for owner in owners if (id_ := managed_id(owner))}
-    found: dict[str, str] = {}
+    names: dict[str, str] = {}
     for start in range(0, len(ids), _NAMES_AT_A_TIME):
-        some = list(ids)[start : start + _NAMES_AT_A_TIME]
-        query = select(ManagedKey.id, ManagedKey.name).where(ManagedKey.id.in_(some), ManagedKey.name != "")
-        found |= {ids[id_]: name for id_, name in await connection.execute(query)}
-    return found
+        chunk = list(ids)[start : start + _NAMES_AT_A_TIME]
+        query = select(ManagedKey.id, ManagedKey.name).where(ManagedKey.id.in_(chunk), ManagedKey.name != "")
+        names |= {ids[id_]: name for id_, name in await connection.execute(query)}
+    return names
 
 
-def _query(question: Question) -> Select[Any]:
+def _query(question: UsageQuestion) -> Select[Any]:
     row = LedgerRow
     by_provider = "provider" in (*question.by, *question.only)
     columns, source = _columns(by_provider=by_provider)
@@ -116,18 +116,18 @@ def _columns(*, by_provider: bool) -> tuple[dict[str, Any], Any]:
 def _group(name: str, columns: Mapping[str, Any]) -> ColumnElement[Any]:
     if name in TIMES:
         return (LedgerRow.ended_ms - LedgerRow.ended_ms % _LENGTH_MS[name]).label(name)
-    found: ColumnElement[Any] = columns[name].label(name)
-    return found
+    column: ColumnElement[Any] = columns[name].label(name)
+    return column
 
 
 def _halves(column: Any) -> tuple[ColumnElement[Any], ColumnElement[Any]]:
     """The sum of a column in two parts, of which neither overflows: SQLite's sums of whole numbers are of 64 bits."""
-    whole = func.coalesce(func.sum(column // _HALF), 0)
-    return whole, func.coalesce(func.sum(column % _HALF), 0)
+    quotient = func.coalesce(func.sum(column // _HALF), 0)
+    return quotient, func.coalesce(func.sum(column % _HALF), 0)
 
 
 def _joined(halves: Sequence[Any]) -> list[int]:
-    return [int(whole) * _HALF + int(rest) for whole, rest in zip(halves[::2], halves[1::2], strict=True)]
+    return [int(quotient) * _HALF + int(remainder) for quotient, remainder in zip(halves[::2], halves[1::2], strict=True)]
 
 
 def _count(condition: Any) -> ColumnElement[int]:
@@ -160,7 +160,7 @@ async def spent(engine: AsyncEngine, since_ms: int, before_ms: int) -> dict[tupl
     Raises:
         DatabaseUnavailable
     """
-    found: dict[tuple[str, str], int] = {}
+    sums: dict[tuple[str, str], int] = {}
     with database_errors():
         async with engine.connect() as connection:
             columns, source = _columns(by_provider=True)
@@ -173,5 +173,5 @@ async def spent(engine: AsyncEngine, since_ms: int, before_ms: int) -> dict[tupl
                     .where(name.is_not(None), columns["has_brought_key"].is_(False), cost > 0)
                     .group_by(name)
                 )
-                found |= {(scope, str(who)): _joined(halves)[0] for who, *halves in await connection.execute(query)}
-    return found
+                sums |= {(scope, str(owner)): _joined(halves)[0] for owner, *halves in await connection.execute(query)}
+    return sums

@@ -14,12 +14,12 @@ from typing import Any, Literal
 import orjson
 
 FORMAT = 1
-MAX = 10_000  # About a kilobyte each. The queue's scripts have the same figures.
-KEPT_S = 30 * 86_400
+ENTRIES_MAX = 10_000  # About a kilobyte each. The queue's scripts have the same figures.
+RETENTION_S = 30 * 86_400
 
 
 @dataclass(frozen=True, slots=True)
-class SetAside:
+class SetAsideEntry:
     kind: Literal["job", "record"]
     id: str
     reason: str
@@ -35,18 +35,18 @@ def pack(generation_id: str, reason: str, at_ms: int, record: Mapping[bytes, byt
     return orjson.dumps(entry)
 
 
-def unpack(raw: bytes) -> SetAside:
+def unpack(raw: bytes) -> SetAsideEntry:
     """Return an entry, whatever is wrong with it too: it is there because something was."""
     try:
-        found = json.loads(raw.decode(errors="replace"))  # Not orjson: a script writes a job's bytes as they are.
-        record, at_ms = found.get("record"), found.get("at_ms")
-        return SetAside(
-            "job" if found.get("kind") == "job" else "record",
-            str(found.get("id")),
-            str(found.get("reason")),
+        entry = json.loads(raw.decode(errors="replace"))  # Not orjson: a script writes a job's bytes as they are.
+        record, at_ms = entry.get("record"), entry.get("at_ms")
+        return SetAsideEntry(
+            "job" if entry.get("kind") == "job" else "record",
+            str(entry.get("id")),
+            str(entry.get("reason")),
             int(at_ms) if isinstance(at_ms, int | float) else None,
             record if isinstance(record, dict) else {},
             raw,
         )
     except (ValueError, AttributeError, OverflowError):
-        return SetAside("record", "?", "the entry itself cannot be read", None, {}, raw)
+        return SetAsideEntry("record", "?", "the entry itself cannot be read", None, {}, raw)

@@ -26,7 +26,7 @@ _USD_DIGITS = 9  # A nano-dollar.
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class UsageQuestion:
     """What is asked of the ledger; moments in ms since 1970, ``until_ms`` excluded. ``only`` is a value for each group."""
 
     by: Sequence[str]
@@ -52,7 +52,7 @@ class Line:
     unpriced: int
     users: int
 
-    def told(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return the line as reports show it. ``input_tokens`` include both cache figures, ``output_tokens`` reasoning."""
         total = self.tokens["input_tokens"] + self.tokens["output_tokens"]
         return {
@@ -76,34 +76,34 @@ class Report:
     ``key_names`` are those of the managed keys in it, by the ids that reports have for keys.
     """
 
-    question: Question
+    question: UsageQuestion
     lines: list[Line]
     has_more: bool
     key_names: Mapping[str, str] = field(default_factory=dict)
 
-    def told(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON has it."""
-        asked = self.question
+        question = self.question
         return {
             "object": "usage",
-            **({"key": key, "key_name": self.key_names.get(key)} if (key := asked.only.get("key")) else {}),
-            "by": list(asked.by),
-            "since": _shown_moment(asked.since_ms),
-            "until": _shown_moment(asked.until_ms),
-            "data": [self._told(line) for line in self.lines],
+            **({"key": key, "key_name": self.key_names.get(key)} if (key := question.only.get("key")) else {}),
+            "by": list(question.by),
+            "since": _shown_moment(question.since_ms),
+            "until": _shown_moment(question.until_ms),
+            "data": [self._line_to_dict(line) for line in self.lines],
             "has_more": self.has_more,
         }
 
-    def _told(self, line: Line) -> dict[str, Any]:
+    def _line_to_dict(self, line: Line) -> dict[str, Any]:
         """Return a line with the key's name behind its id."""
-        told = line.told()
+        fields = line.to_dict()
         if "key" not in line.group:
-            return told
-        return {name: told.get(name, self.key_names.get(told["key"])) for name in self.columns(told)}
+            return fields
+        return {name: fields.get(name, self.key_names.get(fields["key"])) for name in self.columns(fields)}
 
     def columns(self, names: Iterable[str]) -> list[str]:
         """Return names of groups and figures with that of the key's name behind the key's."""
-        return [each for name in names for each in ((name, "key_name") if name == "key" else (name,))]
+        return [column for name in names for column in ((name, "key_name") if name == "key" else (name,))]
 
 
 def usd(nano: int) -> str:
@@ -113,8 +113,8 @@ def usd(nano: int) -> str:
     ('1.50', '0.001234567')
     """
 
-    whole, rest = divmod(nano, NANO_USD)
-    return f"{whole}.{f'{rest:0{_USD_DIGITS}}'.rstrip('0'):0<2}"
+    dollars, remainder = divmod(nano, NANO_USD)
+    return f"{dollars}.{f'{remainder:0{_USD_DIGITS}}'.rstrip('0'):0<2}"
 
 
 def moment_ms(text: str, now: datetime) -> int:
@@ -128,8 +128,8 @@ def moment_ms(text: str, now: datetime) -> int:
         length = int(ago[1])
         return _ms(now - (timedelta(days=length) if ago[2] == "d" else timedelta(hours=length)))
     try:
-        found = datetime.fromisoformat(text)
-        return _ms(found if found.tzinfo else found.replace(tzinfo=UTC))
+        moment = datetime.fromisoformat(text)
+        return _ms(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
     except (ValueError, OverflowError) as error:
         raise ValueError("a moment is a date such as 2026-11-21 or 2026-11-21T09:00, or how long ago: 7d, 12h") from error
 

@@ -51,26 +51,26 @@ class Loop(uvloop.Loop):
         return await asyncio.shield(lookup)
 
     def _look_up(self, query: _Query, lookup: "asyncio.Future[list[Any]]") -> None:
-        found: list[Any] | OSError
+        result: list[Any] | OSError
         host, port, *hints = query
         try:
-            found = socket.getaddrinfo(host, port, *hints)
+            result = socket.getaddrinfo(host, port, *hints)
         except OSError as error:
-            found = error
+            result = error
         except UnicodeError:  # A label that is empty or longer than 63 characters.
-            found = socket.gaierror(socket.EAI_NONAME, "not a name that can be resolved")
+            result = socket.gaierror(socket.EAI_NONAME, "not a name that can be resolved")
         with contextlib.suppress(RuntimeError):  # The loop is closed: nobody waits any more.
-            self.call_soon_threadsafe(self._settle, query, lookup, found)
+            self.call_soon_threadsafe(self._settle, query, lookup, result)
 
-    def _settle(self, query: _Query, lookup: "asyncio.Future[list[Any]]", found: list[Any] | OSError) -> None:
+    def _settle(self, query: _Query, lookup: "asyncio.Future[list[Any]]", result: list[Any] | OSError) -> None:
         del self._lookups[query]
         if lookup.cancelled():
             return
-        if isinstance(found, OSError):
-            lookup.set_exception(found)
+        if isinstance(result, OSError):
+            lookup.set_exception(result)
             lookup.exception()  # Those who waited may have given up; asyncio would complain.
         else:
-            lookup.set_result(found)
+            lookup.set_result(result)
 
 
 def _is_address(host: object) -> bool:

@@ -18,17 +18,17 @@ class KeyShape(NamedTuple):
     marks: tuple[str, ...]
     head: str
     tail: str
-    least: int
-    most: int
+    chars_min: int
+    chars_max: int
     end: str = ""
 
     @property
     def exact(self) -> str:
-        return f"{self.head}{self.tail}{{{self.least},{self.most}}}{self.end}"
+        return f"{self.head}{self.tail}{{{self.chars_min},{self.chars_max}}}{self.end}"
 
     @property
     def wide(self) -> str:
-        return f"{self.head}{self.tail}{{{min(self.least, LOG_CHARS_MIN)},}}"
+        return f"{self.head}{self.tail}{{{min(self.chars_min, LOG_CHARS_MIN)},}}"
 
 
 _ALNUM, _WORD = "[A-Za-z0-9]", "[A-Za-z0-9_-]"

@@ -41,13 +41,13 @@ def _reason(error: OSError, host: str, port: int, port_option: str, host_option:
     return f"Nothing can listen on {host}, port {port}: {os.strerror(error.errno or 0)}. Choose another with {port_option}."
 
 
-def address_of(sock: socket.socket) -> tuple[str, int]:
+def bound_address(sock: socket.socket) -> tuple[str, int]:
     """Return the host and the port that a socket is bound to."""
     host, port = sock.getsockname()[:2]
     return str(host), int(port)
 
 
-def url_of(host: str, port: int) -> str:
+def local_url(host: str, port: int) -> str:
     """Return the address at which this machine reaches who listens at a host."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - To connect to.
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

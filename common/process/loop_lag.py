@@ -36,23 +36,23 @@ class LoopLag:
         return max(self.last_s, time.monotonic() - self._ticked_at - TICK_S)
 
     @property
-    def able_s(self) -> float:
+    def unblocked_s(self) -> float:
         """The clock: of the time since the loop was first asked about, what it was able to read in."""
         return self.ticked_s + min(time.monotonic() - self._ticked_at, CREDIT_S)
 
     @property
-    def held_up_s(self) -> float:
+    def blocked_s(self) -> float:
         """For how long the clock has stood still in all."""
-        return time.monotonic() - self._began_at - self.able_s
+        return time.monotonic() - self._began_at - self.unblocked_s
 
     @property
     def worst_s(self) -> float:
         """How late the loop has been at the worst of the last seconds; see ``WORST_OF_S``."""
         return max(self.now_s, self._worst_s, self._worst_before_s)
 
-    def observe(self, take: Callable[[float], object]) -> None:
+    def observe(self, on_tick: Callable[[float], object]) -> None:
         """Call ``take`` with each tick's lateness from now on; it must not wait."""
-        self._observers.append(take)
+        self._observers.append(on_tick)
 
     def _tick(self) -> None:
         now = time.monotonic()
@@ -64,23 +64,23 @@ class LoopLag:
             self._worst_since, self._worst_before_s, self._worst_s = now, self._worst_s, 0.0
         self._worst_s = max(self._worst_s, self.last_s)
         asyncio.get_running_loop().call_later(TICK_S, self._tick)
-        for take in self._observers:
-            take(self.last_s)
+        for on_tick in self._observers:
+            on_tick(self.last_s)
 
 
-_of_loops: "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopLag]" = weakref.WeakKeyDictionary()
+_lags: "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopLag]" = weakref.WeakKeyDictionary()
 
 
 def loop_lag() -> LoopLag:
     """Return the running loop's; it is measured from the first call on."""
     loop = asyncio.get_running_loop()
-    found = _of_loops.get(loop)
-    if found is None:
-        found = _of_loops[loop] = LoopLag()
-    return found
+    lag = _lags.get(loop)
+    if lag is None:
+        lag = _lags[loop] = LoopLag()
+    return lag
 
 
-class able_timeout:
+class lag_aware_timeout:
     """As ``asyncio.timeout``, in time that the loop was able to read in. For whatever another process owes us.
 
     Raises:
@@ -94,7 +94,7 @@ class able_timeout:
 
     async def __aenter__(self) -> None:
         self._loop, self._lag = asyncio.get_running_loop(), loop_lag()
-        self._due_s = self._lag.able_s + self._seconds
+        self._due_s = self._lag.unblocked_s + self._seconds
         self._limit = asyncio.timeout(None)
         await self._limit.__aenter__()
         self._timer = self._loop.call_later(self._seconds, self._check)
@@ -106,7 +106,7 @@ class able_timeout:
         await self._limit.__aexit__(kind, error, trace)
 
     def _check(self) -> None:
-        left_s = self._due_s - self._lag.able_s
+        left_s = self._due_s - self._lag.unblocked_s
         if left_s > 0:
             self._timer = self._loop.call_later(max(left_s, TICK_S / 2), self._check)
         else:

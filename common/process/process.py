@@ -17,7 +17,7 @@ import structlog
 log = structlog.get_logger()
 
 RESTART_PAUSE_S = 0.5
-RETELL_S = 60.0  # A loop that breaks at every turn is told of so often.
+LOG_AGAIN_S = 60.0  # A loop that breaks at every turn is told of so often.
 PR_SET_PDEATHSIG = 1  # Source: prctl(2).
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # Source: mallopt(3), malloc.h.
 OWN_BLOCK_BYTES = 2**20  # Above what a read or a frame has: a block of its own costs a call of the system each time.
@@ -44,7 +44,7 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def in_background(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+def start_background_task(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
     """Start what runs for as long as the process does. Should it ever break, the process drains and ends, to be started anew:
     one whose publisher or patrol is dead looks alive and serves nobody.
     """
@@ -63,7 +63,7 @@ def supervised(work: Callable[[], Awaitable[None]], name: str) -> asyncio.Task[N
     """Start a loop that runs for as long as the process does. Where one of its turns breaks, it begins again after a pause:
     one answer or record that nobody foresaw must not end the streams of a process, nor those of the next that meets it.
     """
-    return in_background(_for_ever(work, name), name)
+    return start_background_task(_for_ever(work, name), name)
 
 
 async def _for_ever(work: Callable[[], Awaitable[None]], name: str) -> None:
@@ -72,25 +72,25 @@ async def _for_ever(work: Callable[[], Awaitable[None]], name: str) -> None:
         try:
             return await work()
         except Exception as error:
-            found = f"{type(error).__name__}: {error}"
-            if found != logged or time.monotonic() - logged_at > RETELL_S:
-                logged, logged_at = found, time.monotonic()
+            problem = f"{type(error).__name__}: {error}"
+            if problem != logged or time.monotonic() - logged_at > LOG_AGAIN_S:
+                logged, logged_at = problem, time.monotonic()
                 log.critical("background_turn_broke", task=name, exc_info=error)
         await asyncio.sleep(RESTART_PAUSE_S)
 
 
-def switch_soon() -> None:
+def shorten_thread_switches() -> None:
     """Have a thread that computes, such as one that imports, hold up the loop by half a millisecond each time, not by five."""
     sys.setswitchinterval(0.0005)
 
 
-def collect_seldom() -> None:
+def collect_garbage_less_often() -> None:
     """Have Python look for cycles less often: a token makes many objects, hardly a cycle, and looking took 4 % of a worker."""
     gc.set_threshold(10_000, 2, 250)
     gc.freeze()  # What start-up made stays; it need not be looked at again.
 
 
-def free_at_once() -> None:
+def return_freed_memory() -> None:
     """Have glibc give each large block back to the system when it is freed; elsewhere the system's own ways must do.
 
     By itself it does so at first, but takes every large block that is freed for a sign that more will come: from then on blocks

@@ -67,7 +67,7 @@ class Redactor:
         return text
 
     @classmethod
-    def of(cls, settings: BaseModel) -> "Redactor":
+    def from_settings(cls, settings: BaseModel) -> "Redactor":
         """Return one that knows every secret of the settings, as it is and as it may be written in JSON or in an address."""
         written = {form for secret in secrets_in(settings) for form in _forms(secret)}
         return cls(tuple(sorted(written, key=len, reverse=True)))
@@ -81,16 +81,16 @@ def secrets_in(value: Any) -> Iterator[str]:
         case str():
             yield from _password_in(value)
         case BaseModel():
-            yield from _secrets_of(getattr(value, name) for name in type(value).model_fields)
+            yield from _secrets_in_all(getattr(value, name) for name in type(value).model_fields)
         case dict():
-            yield from _secrets_of(value.values())
+            yield from _secrets_in_all(value.values())
         case list() | tuple() | set() | frozenset():
-            yield from _secrets_of(value)
+            yield from _secrets_in_all(value)
 
 
-def _secrets_of(values: Iterable[Any]) -> Iterator[str]:
-    for each in values:
-        yield from secrets_in(each)
+def _secrets_in_all(values: Iterable[Any]) -> Iterator[str]:
+    for value in values:
+        yield from secrets_in(value)
 
 
 def shown_url(url: str) -> str:
@@ -99,19 +99,19 @@ def shown_url(url: str) -> str:
     >>> shown_url("redis://:pa/ss@host:6379/0?x=1")
     'redis://…@host:6379/0?…'
     """
-    scheme, mark, rest = url.partition("://")
+    scheme, mark, remainder = url.partition("://")
     if not mark:
         return url.rpartition("@")[2].partition("?")[0]
-    _, at, rest = rest.rpartition("@")  # The last one: a password may hold any sign, though it should not.
-    address, query, _ = rest.partition("?")
-    return f"{scheme}://{'…@' if at else ''}{address}{'?…' if query else ''}"
+    _, separator, remainder = remainder.rpartition("@")  # The last one: a password may hold any sign, though it should not.
+    address, query, _ = remainder.partition("?")
+    return f"{scheme}://{'…@' if separator else ''}{address}{'?…' if query else ''}"
 
 
 def _password_in(address: str) -> Iterator[str]:
     """Yield the password of an address, and a user without one, which is a token; as written and as meant."""
-    _, mark, rest = address.partition("://")
-    authority = _PATH.split(rest, maxsplit=1)[0]  # urlsplit would refuse some that others take.
-    for text in {authority, rest} if mark else ():
+    _, mark, remainder = address.partition("://")
+    authority = _PATH.split(remainder, maxsplit=1)[0]  # urlsplit would refuse some that others take.
+    for text in {authority, remainder} if mark else ():
         user, colon, password = text.rpartition("@")[0].partition(":")
         if secret := password if colon else user:
             yield secret

@@ -32,7 +32,7 @@ from common.limits.charges import (
     spending_unknown_error,
 )
 from common.limits.shared_lua import COUNTERS, SETTLING, WINDOW
-from common.process.loop_lag import able_timeout
+from common.process.loop_lag import lag_aware_timeout
 from common.redis import keyspace
 from common.redis.client import COMMAND_TIMEOUT_S, Client, ms
 from common.redis.errors import redis_errors
@@ -213,7 +213,7 @@ class JobQueue:
         """Return the ids that a tenant enqueued before ``after`` (empty: all), newest first. None if ``after`` is unknown."""
         name = keyspace.RECENT + tenant
         with redis_errors():
-            async with able_timeout(COMMAND_TIMEOUT_S):
+            async with lag_aware_timeout(COMMAND_TIMEOUT_S):
                 rank = await self._redis.zrevrank(name, after) if after else -1
                 if rank is None:
                     return None

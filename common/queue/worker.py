@@ -20,7 +20,7 @@ from arq.worker import Worker, func
 from common.canonical.errors import StoreUnavailable
 from common.config.groups.queue import QueueSettings
 from common.limits.charges import Settlement
-from common.process.loop_lag import able_timeout, loop_lag
+from common.process.loop_lag import lag_aware_timeout, loop_lag
 from common.process.process import supervised
 from common.queue.jobs import ALIVE_BEAT_S, LAPSED_BATCH, ClaimedJob, ClaimResult, JobQueue
 from common.redis import keyspace
@@ -151,7 +151,7 @@ class LeasedWorker(Worker):
             return
         self._wake.clear()  # Before the claim: the claim does not see a slot that becomes free while it runs.
         if not await self._claim():
-            async with able_timeout(COMMAND_TIMEOUT_S):
+            async with lag_aware_timeout(COMMAND_TIMEOUT_S):
                 await self.heart_beat()
             self._listen()
             with contextlib.suppress(TimeoutError):
@@ -370,5 +370,5 @@ class LeasedWorker(Worker):
         with contextlib.suppress(Exception):  # If this fails, the last report expires by itself.
             await self._report_stopped()
         with contextlib.suppress(*REDIS_ERRORS):
-            async with able_timeout(COMMAND_TIMEOUT_S):
+            async with lag_aware_timeout(COMMAND_TIMEOUT_S):
                 await self.pool.delete(self.health_check_key)

@@ -16,7 +16,7 @@ from redis.asyncio.client import Pipeline
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from common.process.loop_lag import able_timeout
+from common.process.loop_lag import lag_aware_timeout
 from common.redis.errors import REDIS_ERRORS
 from common.redis.pipe import Exchanges, Pipe
 
@@ -82,7 +82,7 @@ class Client(Redis):
         if connection is None or not isinstance(pool, SentinelConnectionPool):
             return True
         try:
-            async with able_timeout(3 * SENTINEL_TIMEOUT_S):  # The pulse waits for this.
+            async with lag_aware_timeout(3 * SENTINEL_TIMEOUT_S):  # The pulse waits for this.
                 address = await pool.get_master_address()  # type: ignore[no-untyped-call]  # redis-py.
         except REDIS_ERRORS:
             return True  # Our own connection works, and that is what counts.

@@ -17,7 +17,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, ResponseError
 
-from common.process.loop_lag import TICK_S, able_timeout, loop_lag
+from common.process.loop_lag import TICK_S, lag_aware_timeout, loop_lag
 
 # The server is no longer the master, or may not act as one. In a script's error, the command's error follows a dash.
 # Proxies of managed servers put an ERR before the code.
@@ -173,7 +173,7 @@ class Exchanges:
 
     async def _connect(self) -> None:
         try:
-            async with able_timeout(self._timeout_s):
+            async with lag_aware_timeout(self._timeout_s):
                 self._pipe = await self._open_pipe(self._receive, self._lose)
         finally:
             self._opening = None
@@ -198,7 +198,7 @@ class Exchanges:
         self._watch = None
         if not self._waiting:
             return
-        left_s = max(self._waiting[0].sent_s, self._pipe.heard_s if self._pipe else 0) + self._timeout_s - self._lag.able_s
+        left_s = max(self._waiting[0].sent_s, self._pipe.heard_s if self._pipe else 0) + self._timeout_s - self._lag.unblocked_s
         if left_s > 0:
             self._watch = asyncio.get_running_loop().call_later(max(left_s, TICK_S / 2), self._check)
         elif self._pipe:

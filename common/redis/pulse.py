@@ -13,7 +13,7 @@ import structlog
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
-from common.process.loop_lag import able_timeout, loop_lag
+from common.process.loop_lag import lag_aware_timeout, loop_lag
 from common.process.process import supervised
 from common.redis.client import SENTINEL_TIMEOUT_S, Client, lost_connections, ms
 from common.redis.errors import REDIS_ERRORS, error_text, is_refusal
@@ -104,23 +104,23 @@ class Pulse:
         """Read Redis' time and return the answers of the watches, errors in their places. After a cut connection, try again."""
         is_first = True
         while True:
-            held_up_s = loop_lag().held_up_s
+            blocked_s = loop_lag().blocked_s
             try:
                 return await self._read_once()
             except RedisConnectionError:
                 # A live server may cut a connection, so a second connection decides. redis-py also asks the Sentinels, and its
                 # timers count time in which our own loop was blocked: then we try again too.
-                if not is_first and loop_lag().held_up_s - held_up_s < SENTINEL_TIMEOUT_S / 2:
+                if not is_first and loop_lag().blocked_s - blocked_s < SENTINEL_TIMEOUT_S / 2:
                     raise
                 is_first = False
                 self._healthy_since = self._clock()  # The new connection may lead to another server at the same address.
 
     async def _read_once(self) -> list[Any]:
-        held_up_s = loop_lag().held_up_s
+        blocked_s = loop_lag().blocked_s
         seconds, micros = await self._client.time()
         self._redis_ms = seconds * 1000 + micros // 1000
         # The answer may have waited in the socket while the loop was blocked.
-        self._redis_ms_at = self._clock() - (loop_lag().held_up_s - held_up_s)
+        self._redis_ms_at = self._clock() - (loop_lag().blocked_s - blocked_s)
         return await self._read_watched() if self._watches else []
 
     async def _read_watched(self) -> list[Any]:
@@ -152,7 +152,7 @@ class Pulse:
     async def beat(self, *, is_first: bool = False) -> None:
         """Probe now; call ``start`` before. ``is_first``: log an outage even though Redis was never up."""
         try:
-            async with able_timeout(PULSE_TIMEOUT_S):
+            async with lag_aware_timeout(PULSE_TIMEOUT_S):
                 answers = await self._read_with_retry()
         except REDIS_ERRORS as error:
             await self._record_outage(error, is_first=is_first)

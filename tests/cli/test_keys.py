@@ -10,7 +10,7 @@ from redis import Redis
 
 from cli.dev.embedded_redis import EmbeddedRedis
 from cli.main import main
-from common.access.key_text import is_id, read
+from common.access.key_text import is_id, parse_key
 from common.config.settings import Settings
 
 SECRET = "a long random text that all processes share"
@@ -62,7 +62,7 @@ def test_help_teaches(command):
 def test_only_the_key_itself_goes_to_standard_output(sluice):
     result = sluice("create", "--name", "shop")
 
-    assert read(result.stdout.strip(), Settings().secret)
+    assert parse_key(result.stdout.strip(), Settings().secret)
     assert "only time" in result.stderr
 
 
@@ -198,7 +198,7 @@ def test_without_redis_a_key_is_made_and_a_revocation_is_said_not_to_count_yet(s
 
     assert f"sluice keys update {id_}" in disabled.stderr
     assert "Run the command again" in deleted.stderr
-    assert read(created.stdout.strip(), Settings().secret)
+    assert parse_key(created.stdout.strip(), Settings().secret)
     monkeypatch.setenv("SLUICE_REDIS_URL", environment["SLUICE_REDIS_URL"])
     sluice("update", id_)
     with Redis.from_url(environment["SLUICE_REDIS_URL"]) as redis:

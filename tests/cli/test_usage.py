@@ -19,7 +19,7 @@ from common.config.settings import Settings
 from common.database.engine import open_database
 from common.database.migrate import HEAD, migrate
 from common.database.store import add
-from common.ledger.usage_report import Line, Question, Report
+from common.ledger.usage_report import Line, Report, UsageQuestion
 from common.metering.pricing import Price
 
 NOON = 1_795_262_400_000  # 2026-11-21T12:00Z
@@ -37,7 +37,7 @@ def line(group: dict[str, str | None], **more: Any) -> Line:
 
 
 def report(*lines: Line, by: tuple[str, ...] = ("key",), has_more: bool = False, names: dict[str, str] | None = None) -> Report:
-    return Report(Question(by, NOON, NOON), list(lines), has_more, names or {})
+    return Report(UsageQuestion(by, NOON, NOON), list(lines), has_more, names or {})
 
 
 def row(generation_id: str, **fields: Any) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 from pydantic import SecretStr
 
 from common.access import key_text
-from common.access.brought_keys import open_brought_key
+from common.access.byok_keys import open_byok_key
 from common.access.sealing import seal, sign, unseal, verify
 from common.ledger import audit
 
@@ -36,6 +36,6 @@ def test_what_earlier_versions_sealed_and_signed_still_holds():
     )
     key = "_".join(("sk_sluice", "0" * 12, "A" * 30 + "78hUoeJz"))
 
-    assert open_brought_key(brought, "gen_1", [SECRET]) == "sk-theirs"
+    assert open_byok_key(brought, "gen_1", [SECRET]) == "sk-theirs"
     assert audit.unseal(audited, "gen_1", SECRET) == {"request": "Hello"}
     assert key_text.read(key, SECRET)

@@ -153,7 +153,7 @@ class Bookkeeper:
         self._has_synced, self._keys_at = True, self._clock() + KEYS_PAUSE_S
 
     async def _do_seldom(self, engine: "AsyncEngine") -> None:
-        from common.database.store import forget_audit
+        from common.database.store import delete_expired_audit
 
         if self._is_more:
             return
@@ -164,7 +164,7 @@ class Bookkeeper:
                     break
         if self._clock() >= self._audit_at:
             self._audit_at = self._clock() + AUDIT_PAUSE_S
-            if count := await forget_audit(engine, self._pulse.redis_ms):
+            if count := await delete_expired_audit(engine, self._pulse.redis_ms):
                 log.info("audit_entries_expired", count=count)
 
     async def _pass_on(self) -> None:

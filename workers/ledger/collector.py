@@ -25,7 +25,7 @@ from common.config.settings import MIB, Settings
 from common.ledger import set_aside
 from common.ledger.audit import seal
 from common.metering.attempt_cost import Attempt, merge_attempts, unpack
-from common.process.loop_lag import able_timeout
+from common.process.loop_lag import lag_aware_timeout
 from common.records.end import End
 from common.records.request_summary import RequestSummary
 from common.redis import keyspace
@@ -83,7 +83,7 @@ class Collector:
     async def scan(self, engine: "AsyncEngine") -> bool:
         """Go on with the slow scan by a step, and collect what it finds; returns whether all has been looked through."""
         with redis_errors():
-            async with able_timeout(COMMAND_TIMEOUT_S):
+            async with lag_aware_timeout(COMMAND_TIMEOUT_S):
                 self._scan_at, found = await self._redis.scan(self._scan_at, match=_RECORDS, count=SCAN_COUNT)
         ids = await self._without_job([key.decode(errors="replace")[1:].partition("}")[0] for key in found])
         for start in range(0, len(ids), BATCH):
@@ -227,8 +227,8 @@ class Collector:
             packed.append(set_aside.pack(generation_id, reason, now_ms, record))
         await self._ask(
             ("LPUSH", keyspace.UNREADABLE, *packed),
-            ("LTRIM", keyspace.UNREADABLE, 0, set_aside.MAX - 1),
-            ("EXPIRE", keyspace.UNREADABLE, set_aside.KEPT_S),
+            ("LTRIM", keyspace.UNREADABLE, 0, set_aside.ENTRIES_MAX - 1),
+            ("EXPIRE", keyspace.UNREADABLE, set_aside.RETENTION_S),
         )
         self._metrics.unreadable.inc(len(unreadable))
 

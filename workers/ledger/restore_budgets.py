@@ -13,7 +13,7 @@ import structlog
 
 from common.limits.charges import periods, safe_name
 from common.limits.shared_lua import COUNTERS
-from common.process.loop_lag import able_timeout
+from common.process.loop_lag import lag_aware_timeout
 from common.redis import keyspace
 from common.redis.client import COMMAND_TIMEOUT_S, Client
 from common.redis.errors import redis_errors
@@ -37,7 +37,7 @@ class Budgets:
     async def load(self, engine: "AsyncEngine") -> None:
         """Add what the database knows to the counters, if they do not hold it."""
         with redis_errors():
-            async with able_timeout(COMMAND_TIMEOUT_S):
+            async with lag_aware_timeout(COMMAND_TIMEOUT_S):
                 if await self._redis.get(keyspace.SPENT_LOADED) == b"loaded":
                     return
                 seconds, micros = await self._redis.time()

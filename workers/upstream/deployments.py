@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import orjson
 
-from common.access.brought_keys import open_brought_key
+from common.access.byok_keys import open_byok_key
 from common.canonical.errors import ErrorKind, GatewayError
 from common.canonical.job import Job
 from common.config.groups.models import ModelSettings
@@ -38,8 +38,8 @@ def deployments(job: Job, settings: Settings, *, for_rest: bool = False) -> list
         GatewayError: MODEL_NOT_FOUND or INVALID_REQUEST, this worker's settings differ from those of the API that took the
             request.
     """
-    brought_key = open_brought_key(job.brought_key, job.generation_id, settings.secrets)
-    targets = resolve(job.model, settings, job.provider, has_brought_key=brought_key is not None)
+    brought_key = open_byok_key(job.brought_key, job.generation_id, settings.secrets)
+    targets = resolve(job.model, settings, job.provider, has_byok_key=brought_key is not None)
     if job.targets is not None:
         targets = [target for target in targets if target.name in job.targets]
         if not targets:
@@ -64,7 +64,7 @@ def _with_keys(target: Target, job: Job, brought_key: str | None, settings: Sett
     if is_reattached and not in_background:
         headers |= KEEP_ALIVE_HEADERS
     stored = _stored_keys(vendor, is_behind_gateway, settings)
-    client_pays = brought_key is not None and settings.brought_key_pays(vendor.id)
+    client_pays = brought_key is not None and settings.byok_pays(vendor.id)
     found = []
     for key in [brought_key] if brought_key else stored:
         own = {vendor.key_header: key} if vendor.key_header and key else {}

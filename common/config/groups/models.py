@@ -71,8 +71,8 @@ class ModelSettings(BaseModel):
     @field_validator("prices")
     @classmethod
     def _name_prices(cls, prices: dict[str, Price], info: ValidationInfo) -> dict[str, Price]:
-        own = {name: name for name in info.data.get("providers", {})}
-        return {canonical_name(name, {**own, **VENDOR_IDS}): price for name, price in prices.items()}
+        own_ids = {name: name for name in info.data.get("providers", {})}
+        return {canonical_name(name, {**own_ids, **VENDOR_IDS}): price for name, price in prices.items()}
 
     @field_validator("providers")
     @classmethod
@@ -92,14 +92,17 @@ class ModelSettings(BaseModel):
     @cached_property
     def vendors(self) -> Mapping[str, Vendor]:
         """All vendors by their ids: those that we know, and the settings' own."""
-        own = {
+        own_vendors = {
             name: Vendor(name, "", wires=(chosen.wire or "openai-chat",), base_url=None, key_is_needed=False)
             for name, chosen in self.providers.items()
             if name not in VENDORS
         }
-        wired = {name: chosen.wire for name, chosen in self.providers.items() if name in VENDORS and chosen.wire}
-        known = {name: replace(vendor, wires=(wired[name],)) if name in wired else vendor for name, vendor in VENDORS.items()}
-        return {**known, **own}
+        chosen_wires = {name: chosen.wire for name, chosen in self.providers.items() if name in VENDORS and chosen.wire}
+        known_vendors = {
+            name: replace(vendor, wires=(chosen_wires[name],)) if name in chosen_wires else vendor
+            for name, vendor in VENDORS.items()
+        }
+        return {**known_vendors, **own_vendors}
 
     @cached_property
     def vendor_ids(self) -> Mapping[str, str]:
@@ -135,7 +138,7 @@ class ModelSettings(BaseModel):
                 template = template.replace(f"{{{name}}}", value)
         return template
 
-    def brought_key_pays(self, provider: str) -> bool:
+    def byok_pays(self, provider: str) -> bool:
         """Whether a key that a request brings for a provider pays for the call: the provider cannot do without one, and no
         gateway stands before it, which may have used a key of its own instead."""
         needs_key = self.vendors[provider].key_is_needed or bool(self.provider(provider).api_keys)

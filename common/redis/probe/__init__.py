@@ -20,7 +20,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError
 
 from common.canonical.errors import StoreRefuses
-from common.process.loop_lag import able_timeout
+from common.process.loop_lag import lag_aware_timeout
 from common.process.process import supervised
 from common.redis import keyspace
 from common.redis.client import COMMAND_TIMEOUT_S, Client
@@ -135,7 +135,7 @@ async def try_all(redis: Client) -> list[Problem] | None:
     """Return what Redis refuses. None where the connection was lost or no answer came: then the reason is unknown."""
     connection: _Connection | None = None
     try:
-        async with able_timeout(COMMAND_TIMEOUT_S):
+        async with lag_aware_timeout(COMMAND_TIMEOUT_S):
             connection = await _Connection.open(redis)
             return _merge_problems([*await _try_commands(connection), *await _try_channel(connection, redis)])
     except REDIS_ERRORS as error:

@@ -8,7 +8,7 @@ from redis.asyncio import Redis
 
 from api.main import ApiProcess, create_app
 from cli.dev.embedded_redis import EmbeddedRedis
-from common.access.key_records import Gone, KeyRecords
+from common.access.key_records import DeletedKey, KeyRecords
 from common.canonical.errors import StoreUnavailable
 from common.config.groups.models import ProviderSettings
 from common.config.settings import Settings
@@ -242,7 +242,7 @@ async def test_deleting_again_does_no_harm(client, redis):
     answers = [await client.delete(f"/admin/keys/{told['id']}") for _ in range(2)]
 
     assert [(each.status_code, each.json()["deleted"]) for each in answers] == [(200, True)] * 2
-    assert isinstance(await KeyRecords(redis).load(told["id"]), Gone)
+    assert isinstance(await KeyRecords(redis).load(told["id"]), DeletedKey)
 
 
 async def test_without_redis_nothing_is_changed(client, process):

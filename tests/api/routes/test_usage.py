@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from api.routes.usage import ANSWER, OWN_GROUPS, PARAMETERS, read_question, report
 from common.canonical.errors import ErrorKind, GatewayError
 from common.database.lazy import LazyDatabase
-from common.ledger.usage_report import Question
+from common.ledger.usage_report import UsageQuestion
 
 NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
 
 
-def read(**sent: str) -> Question:
+def read(**sent: str) -> UsageQuestion:
     return read_question(sent, "key_a", NOON)
 
 
@@ -44,7 +44,7 @@ def test_whatever_is_asked_only_ones_own_is_told_or_it_is_refused(sent: dict[str
         assert 1 <= found.lines_max <= 1_000
 
 
-def outcome(sent: dict[str, str]) -> Question | GatewayError:
+def outcome(sent: dict[str, str]) -> UsageQuestion | GatewayError:
     try:
         return read(**sent)
     except GatewayError as error:

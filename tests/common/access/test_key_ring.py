@@ -8,9 +8,9 @@ from pydantic import SecretStr
 from redis.asyncio import Redis
 from sqlalchemy import text, update
 
-from common.access.key_records import Gone, KeyRecord, KeyRecords
+from common.access.key_records import DeletedKey, KeyRecord, KeyRecords
 from common.access.key_ring import KeyRing, NewKey, UnknownKey, sync_keys
-from common.access.key_text import new_id, read
+from common.access.key_text import new_id, parse_key
 from common.access.principal import Access, Budget
 from common.canonical.errors import StoreUnavailable
 from common.database.engine import DatabaseUnavailable, open_database
@@ -48,7 +48,7 @@ async def test_a_new_key_is_in_the_database_and_served_from_redis_without_its_te
     made = await ring.create(NewKey("shop", "acme", Access(models=("gpt-*",)), 5_000))
 
     text_ = made.text.get_secret_value()
-    presented = read(text_, SECRET)
+    presented = parse_key(text_, SECRET)
     served = await KeyRecords(redis).load(made.record.id)
     assert made.is_served
     assert served == made.record == await ring.find(made.record.id)
@@ -73,7 +73,7 @@ async def test_a_rotated_key_keeps_its_id_and_its_old_text_for_the_overlap_only(
     new = await ring.rotate(id_, overlap_s=60)
     again = await ring.rotate(id_)
 
-    texts = [read(each.text.get_secret_value(), SECRET) for each in (old, new, again)]
+    texts = [parse_key(each.text.get_secret_value(), SECRET) for each in (old, new, again)]
     now_ms = new.record.updated_ms
     assert {each.id for each in texts} == {id_}
     assert [new.record.accepts(each, now_ms) for each in texts] == [True, True, False]
@@ -121,7 +121,7 @@ async def test_a_deleted_key_is_gone_and_stays_gone_whoever_pushes_what_he_read_
     assert await ring.delete(made.record.id)
 
     assert await records.put(made.record) == 0
-    assert isinstance(await records.load(made.record.id), Gone)
+    assert isinstance(await records.load(made.record.id), DeletedKey)
     assert await records.origins() == frozenset()
     assert await ring.delete(made.record.id)  # Again does no harm.
     with pytest.raises(UnknownKey):

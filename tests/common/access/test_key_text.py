@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from common.access.key_records import KeyRecord
-from common.access.key_text import is_id, mint, new_id, read
+from common.access.key_text import is_id, mint, new_id, parse_key
 from common.access.principal import Access
 
 SECRET = SecretStr("a long random text that all processes share")
@@ -19,7 +19,7 @@ def test_a_key_reads_back_as_the_id_and_the_hash_that_it_was_made_with():
 
     text, secret_hash = mint(id_, SECRET)
 
-    assert read(text, SECRET) == (id_, secret_hash)
+    assert parse_key(text, SECRET) == (id_, secret_hash)
     assert is_id(id_)
 
 
@@ -36,7 +36,7 @@ def test_no_two_keys_are_the_same_and_the_hash_does_not_hold_the_secret():
 
 @pytest.mark.parametrize("secret", [SecretStr("another"), None])
 def test_a_key_that_was_made_with_another_secret_is_none(secret):
-    assert read(mint(new_id(), SECRET)[0], secret) is None
+    assert parse_key(mint(new_id(), SECRET)[0], secret) is None
 
 
 @given(place=st.integers(0, 60), char=st.sampled_from(string.ascii_letters + string.digits + "_-"))
@@ -44,13 +44,13 @@ def test_a_key_with_any_character_changed_is_none(place: int, char: str):
     text, _ = mint("0123456789ab", SECRET)
     changed = text[:place] + char + text[place + 1 :]
 
-    assert (read(changed, SECRET) is None) is (changed != text)
+    assert (parse_key(changed, SECRET) is None) is (changed != text)
 
 
 @given(st.text())
 def test_no_text_that_was_not_made_here_is_a_key(text: str):
-    assert read(text, SECRET) is None
-    assert read("sk_sluice_" + text, SECRET) is None
+    assert parse_key(text, SECRET) is None
+    assert parse_key("sk_sluice_" + text, SECRET) is None
 
 
 def record(**fields: object) -> KeyRecord:
@@ -69,13 +69,13 @@ def record(**fields: object) -> KeyRecord:
     ],
 )
 def test_while_a_rotation_s_overlap_lasts_the_key_before_is_good_too(secret_hash, until_ms, is_good):
-    presented = read(mint(new_id(), SECRET)[0], SECRET)._replace(secret_hash=secret_hash)
+    presented = parse_key(mint(new_id(), SECRET)[0], SECRET)._replace(secret_hash=secret_hash)
 
     assert record(previous_hash="before", previous_until_ms=until_ms).accepts(presented, NOW_MS) is is_good
 
 
 def test_a_key_that_was_never_rotated_has_no_key_before():
-    presented = read(mint(new_id(), SECRET)[0], SECRET)._replace(secret_hash="")
+    presented = parse_key(mint(new_id(), SECRET)[0], SECRET)._replace(secret_hash="")
 
     assert not record(previous_until_ms=NOW_MS + 1).accepts(presented, NOW_MS)
 

@@ -4,7 +4,7 @@ import pytest
 
 from common.access.principal import Access, GuardrailPolicy, Mode, Principal
 from common.canonical.job import Job, Policy
-from common.config.guardrail_policy import Policies, on_output
+from common.config.guardrail_policy import GuardrailPolicies, output_modes
 from common.config.model_routes import Target, resolve
 from common.config.settings import Settings
 
@@ -15,12 +15,12 @@ M = ("m", [Target("lab", "m")])
 KEYS = {"openai": {"api_keys": "k"}, "agg": {"base_url": "http://agg"}}
 
 
-def policies(**settings) -> Policies:
-    return Policies(Settings(**settings))
+def policies(**settings) -> GuardrailPolicies:
+    return GuardrailPolicies(Settings(**settings))
 
 
 def test_nothing_applies_where_nothing_is_set():
-    assert policies().of(Principal("k"), *M) is None
+    assert policies().find(Principal("k"), *M) is None
 
 
 def test_the_settings_apply_to_who_has_none_of_his_own():
@@ -35,7 +35,7 @@ def test_of_key_and_tenant_the_strictest_wins():
     key = Access(guardrails=GuardrailPolicy(pii="log", injection="block"))
     tenant = Access(guardrails=GuardrailPolicy(pii="block", patterns="log"))
 
-    found = policies().of(Principal("k", access=key, tenant_access=tenant), *M)
+    found = policies().find(Principal("k", access=key, tenant_access=tenant), *M)
 
     assert found == GuardrailPolicy(pii="block", injection="block", patterns="log")
 
@@ -54,7 +54,7 @@ def test_no_spelling_of_a_model_gets_round_its_guardrails(pattern, sent):
     aliases = {"fast": ["openai/gpt-5"], "mixed": ["agg/x", "openai/gpt-5"]}
     settings = Settings(providers=KEYS, aliases=aliases, guardrails_by_model={pattern: {"pii": "block"}})
 
-    found = Policies(settings).of(Principal("k"), sent, resolve(sent, settings))
+    found = GuardrailPolicies(settings).find(Principal("k"), sent, resolve(sent, settings))
 
     assert found == GuardrailPolicy(pii="block")
 
@@ -63,8 +63,8 @@ def test_neither_does_a_public_name_of_it_nor_one_among_several():
     settings = Settings(providers={"anthropic": {"api_keys": "k"}}, guardrails_by_model={"claude-sonnet-4": {"pii": "block"}})
 
     for target in (Target("anthropic", "claude-sonnet-4-20250514"), Target("agg", "x, claude-sonnet-4")):
-        assert Policies(settings).of(Principal("k"), "x", [target]) == GuardrailPolicy(pii="block")
-    assert Policies(settings).of(Principal("k"), "x", [Target("anthropic", "claude-sonnet-4-5")]) is None
+        assert GuardrailPolicies(settings).find(Principal("k"), "x", [target]) == GuardrailPolicy(pii="block")
+    assert GuardrailPolicies(settings).find(Principal("k"), "x", [Target("anthropic", "claude-sonnet-4-5")]) is None
 
 
 @pytest.mark.parametrize("mode", list(Mode))
@@ -78,8 +78,8 @@ def test_the_stricter_of_two_does_not_depend_on_their_order(mode):
 def test_a_worker_is_told_what_concerns_answers():
     policy = GuardrailPolicy(pii="block", injection="block", size="block", patterns="log")
 
-    assert on_output(policy) == {"patterns": "log", "pii": "block"}
-    assert on_output(None) == {}
+    assert output_modes(policy) == {"patterns": "log", "pii": "block"}
+    assert output_modes(None) == {}
 
 
 def test_the_policy_travels_in_the_job_and_older_jobs_have_none():

@@ -199,21 +199,21 @@ def test_a_provider_of_one_s_own_is_named_like_any_other():
 def test_with_a_brought_key_a_provider_needs_no_configuration():
     bare = settings(providers={})
 
-    assert resolve("gpt-4", bare, has_brought_key=True) == [Target("openai", "gpt-4")]
+    assert resolve("gpt-4", bare, has_byok_key=True) == [Target("openai", "gpt-4")]
     with pytest.raises(GatewayError, match="and AZURE_OPENAI_BASE_URL"):
-        resolve("azure/x", bare, has_brought_key=True)  # But for an address.
+        resolve("azure/x", bare, has_byok_key=True)  # But for an address.
 
 
 def test_a_brought_key_is_for_the_first_provider_of_an_alias():
     aliases = {"fast": ["groq/a", "openai/b", "groq/c"]}
 
-    assert resolve("fast", settings(aliases=aliases), has_brought_key=True) == [Target("groq", "a"), Target("groq", "c")]
+    assert resolve("fast", settings(aliases=aliases), has_byok_key=True) == [Target("groq", "a"), Target("groq", "c")]
 
 
 def test_a_brought_key_is_not_sent_to_another_provider_by_the_model_map_of_the_defaults():
     alone = settings(providers={"anthropic": ProviderSettings(api_keys=("k",))})
 
-    assert resolve("gpt-4", alone, has_brought_key=True) == [Target("openai", "gpt-4")]
+    assert resolve("gpt-4", alone, has_byok_key=True) == [Target("openai", "gpt-4")]
 
 
 def test_behind_the_ai_gateway_providers_are_on_without_a_key():

@@ -25,7 +25,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def told(**settings: Any) -> list[str]:
-    return [f"{doubt.what} {doubt.mend}" for doubt in doubts(Settings(**{**OPENAI, **settings}))]
+    return [f"{doubt.problem} {doubt.mend}" for doubt in doubts(Settings(**{**OPENAI, **settings}))]
 
 
 def test_good_settings_are_in_no_doubt():
@@ -55,7 +55,7 @@ def test_a_name_like_one_of_ours_is_told_with_the_one_that_is_meant(monkeypatch:
 
     (doubt,) = doubts(Settings(**OPENAI))
 
-    assert name in doubt.what
+    assert name in doubt.problem
     assert near in doubt.mend
     assert doubt.is_fault
     assert "value" not in repr(doubt)

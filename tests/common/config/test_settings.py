@@ -297,8 +297,8 @@ def test_prices_are_found_by_any_name_of_the_provider_and_the_public_one_of_the_
     ],
 )
 def test_a_brought_key_pays_where_the_provider_cannot_do_without_one(provider: str, chosen: dict, pays: bool):
-    assert Settings(providers={provider: chosen}).brought_key_pays(provider) is pays
+    assert Settings(providers={provider: chosen}).byok_pays(provider) is pays
 
 
 def test_it_pays_for_nothing_behind_a_gateway():
-    assert not Settings(ai_gateway_account_id="a", ai_gateway_id="g").brought_key_pays("openai")
+    assert not Settings(ai_gateway_account_id="a", ai_gateway_id="g").byok_pays("openai")

@@ -21,7 +21,7 @@ from common.database.lazy import LazyDatabase
 from common.database.migrate import FOLDER, HEAD, ensure_current, is_current, migrate, revision
 from common.database.tables import Base
 from common.ledger.reports import usage
-from common.ledger.usage_report import Question
+from common.ledger.usage_report import UsageQuestion
 
 ROOT = Path(__file__).parents[3]
 
@@ -58,7 +58,7 @@ async def test_rows_of_the_version_before_are_kept_and_it_may_go_on_writing(data
         await migrate(database_url)
         await write_as_0001(engine, "gen_after")
 
-        lines = (await usage(engine, Question(["provider"], 0, 10, {}))).lines
+        lines = (await usage(engine, UsageQuestion(["provider"], 0, 10, {}))).lines
         assert [(line.requests, line.cost_nano_usd, line.tokens["input_tokens"]) for line in lines] == [(2, 14, 20)]
     finally:
         await engine.dispose()

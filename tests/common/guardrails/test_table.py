@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from common.access.principal import Access, GuardrailPolicy
+from common.config.settings import Settings
 from common.guardrails.table import GUARDRAILS, Block, Mode, guardrails_for_side
 from tests.support.fleet import ROOT
 
@@ -145,6 +146,12 @@ def test_a_policy_has_a_field_for_each_row_and_no_other():
 def test_what_refuses_a_prompt_has_words_for_it(row):
     can_refuse = "input" in row.sides and row.block is not Block.REPLACE
     assert bool(row.refusal.format(detail="x")) is can_refuse
+
+
+def test_what_a_row_needs_are_settings():
+    needed = {name for row in GUARDRAILS for name in row.needs_one_of}
+
+    assert needed <= set(Settings.model_fields)
 
 
 def test_who_has_no_guardrails_has_nothing_of_them_in_memory():

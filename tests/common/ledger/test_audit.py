@@ -17,8 +17,8 @@ from common.ledger.audit import (
     ENTRY_BYTES_MAX,
     TEXT_CHARS_MAX,
     bounded_json,
+    check_audit_is_possible,
     redacted_json,
-    refuse_unless_it_can_be_kept,
     seal,
     unseal,
 )
@@ -115,11 +115,11 @@ AUDITED = Access(audit=True)
 @pytest.mark.parametrize("principal", [Principal("p", access=AUDITED), Principal("p", tenant_access=AUDITED)])
 def test_what_must_be_kept_and_cannot_is_refused(principal: Principal):
     with pytest.raises(GatewayError) as refused:
-        refuse_unless_it_can_be_kept(principal, Settings(secret=None))
+        check_audit_is_possible(principal, Settings(secret=None))
 
     assert (refused.value.failed.http_status, refused.value.failed.code) == (503, "audit_unavailable")
-    refuse_unless_it_can_be_kept(principal, Settings(secret=SECRET))
+    check_audit_is_possible(principal, Settings(secret=SECRET))
 
 
 def test_nobody_else_is():
-    refuse_unless_it_can_be_kept(Principal("p"), Settings(secret=None))
+    check_audit_is_possible(Principal("p"), Settings(secret=None))

@@ -17,7 +17,7 @@ from common.database.migrate import migrate
 from common.database.store import add
 from common.database.tables import ManagedKey
 from common.ledger.reports import day_begins_ms, month_begins_ms, spent, usage
-from common.ledger.usage_report import GROUPS, Line, Question, moment_ms, usd
+from common.ledger.usage_report import GROUPS, Line, UsageQuestion, moment_ms, usd
 
 NOON = int(datetime(2026, 11, 21, 12, tzinfo=UTC).timestamp() * 1000)
 HOUR, DAY = 3_600_000, 86_400_000
@@ -73,7 +73,7 @@ def row(generation_id: str, **fields: Any) -> dict[str, Any]:
 
 
 async def ask(engine: AsyncEngine, *by: str, since_ms: int = 0, until_ms: int = 2 * NOON, **more: Any) -> list[Line]:
-    return (await usage(engine, Question(by, since_ms, until_ms, **more))).lines
+    return (await usage(engine, UsageQuestion(by, since_ms, until_ms, **more))).lines
 
 
 async def test_a_line_sums_a_group(engine: AsyncEngine):
@@ -81,7 +81,7 @@ async def test_a_line_sums_a_group(engine: AsyncEngine):
 
     a, b = await ask(engine, "key")
 
-    assert a.told() == {
+    assert a.to_dict() == {
         "key": "key_a",
         "requests": 2,
         "input_tokens": 20,
@@ -148,7 +148,7 @@ async def test_users_are_told_apart_by_tenant_and_a_key_without_users_is_one(eng
     (line,) = await ask(engine, "provider")
 
     assert line.users == 4
-    assert line.told()["cost_per_user_usd"] == "1.50"
+    assert line.to_dict()["cost_per_user_usd"] == "1.50"
 
 
 async def test_what_is_not_known_counts_for_nothing_and_is_told(engine: AsyncEngine):
@@ -172,11 +172,11 @@ async def test_only_what_was_asked_for_is_seen(engine: AsyncEngine):
 async def test_a_report_is_bounded_and_says_so(engine: AsyncEngine):
     await add(engine, [row(f"gen_{n}", model=f"m{n}", cost_nano_usd=n) for n in range(5)])
 
-    report = await usage(engine, Question(["model"], 0, 2 * NOON, lines_max=2))
+    report = await usage(engine, UsageQuestion(["model"], 0, 2 * NOON, lines_max=2))
 
     assert report.has_more
     assert [line.group["model"] for line in report.lines] == ["m4", "m3"]
-    assert not (await usage(engine, Question(["model"], 0, 2 * NOON, lines_max=5))).has_more
+    assert not (await usage(engine, UsageQuestion(["model"], 0, 2 * NOON, lines_max=5))).has_more
 
 
 async def test_an_empty_ledger_has_no_lines(engine: AsyncEngine):
@@ -188,7 +188,7 @@ async def test_sums_of_money_are_exact_where_floats_are_not(engine: AsyncEngine)
 
     (line,) = await ask(engine, "key")
 
-    assert line.told()["cost_usd"] == "9007199.254740994"
+    assert line.to_dict()["cost_usd"] == "9007199.254740994"
 
 
 async def test_what_was_spent_is_summed_for_the_counters(engine: AsyncEngine):
@@ -253,7 +253,7 @@ async def test_managed_keys_are_told_with_the_names_that_they_were_given(engine:
     owners = [*(f"key_{id_}" for id_ in ids), "key_static", "anonymous"]
     await add(engine, [row(f"gen_{n}", owner=owner) for n, owner in enumerate(owners)])
 
-    told = (await usage(engine, Question(("key", "model"), NOON - DAY, NOON + DAY))).told()
+    told = (await usage(engine, UsageQuestion(("key", "model"), NOON - DAY, NOON + DAY))).to_dict()
 
     names = {line["key"]: line["key_name"] for line in told["data"]}
     assert names == {owner: f"shop {owner[4:]}" if owner[4:] in ids and owner[4:] != ids[1] else None for owner in owners}
@@ -264,7 +264,7 @@ async def test_a_report_of_one_key_tells_whose_it_is(engine: AsyncEngine):
     async with engine.begin() as connection:
         await connection.execute(insert(ManagedKey), [{"id": "0" * 12, "name": "shop", **KEY_FIELDS}])
 
-    told = (await usage(engine, Question(("day",), NOON - DAY, NOON + DAY, {"key": f"key_{'0' * 12}"}))).told()
+    told = (await usage(engine, UsageQuestion(("day",), NOON - DAY, NOON + DAY, {"key": f"key_{'0' * 12}"}))).to_dict()
 
     assert (told["key"], told["key_name"]) == (f"key_{'0' * 12}", "shop")
 
@@ -314,7 +314,7 @@ async def test_no_sum_fails_whatever_older_versions_have_written(engine: AsyncEn
     (line,) = await ask(engine, by)
 
     assert (line.tokens["input_tokens"], line.cost_nano_usd) == (5 * INT_MAX, 5 * INT_MAX)
-    shown = orjson.loads(orjson.dumps(line.told()))
+    shown = orjson.loads(orjson.dumps(line.to_dict()))
     assert shown["input_tokens"] == shown["total_tokens"] == INT_MAX
     assert Decimal(shown["cost_usd"]) * 10**9 == 5 * INT_MAX
     assert (await spent(engine, 0, 2 * NOON))["key", "key_a"] == 5 * INT_MAX

@@ -3,19 +3,19 @@
 import orjson
 import pytest
 
-from common.ledger.set_aside import SetAside, pack, unpack
+from common.ledger.set_aside import SetAsideEntry, pack, unpack
 
 
 def test_a_record_is_read_as_it_was_kept():
     raw = pack("gen_1", "why", 5, {b"end": b"{}", b"asked": b"\xff"})
 
-    assert unpack(raw) == SetAside("record", "gen_1", "why", 5, {"end": "{}", "asked": "\N{REPLACEMENT CHARACTER}"})
+    assert unpack(raw) == SetAsideEntry("record", "gen_1", "why", 5, {"end": "{}", "asked": "\N{REPLACEMENT CHARACTER}"})
 
 
 def test_an_entry_of_the_version_before_is_read():
     raw = orjson.dumps({"id": "gen_1", "reason": "why", "record": {"end": "{}"}})
 
-    assert unpack(raw) == SetAside("record", "gen_1", "why", None, {"end": "{}"})
+    assert unpack(raw) == SetAsideEntry("record", "gen_1", "why", None, {"end": "{}"})
 
 
 @pytest.mark.parametrize(

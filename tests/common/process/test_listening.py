@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from common.process.listening import CannotListen, address_of, bind, url_of
+from common.process.listening import CannotListen, bind, bound_address, local_url
 
 
 def test_a_port_that_another_listens_on_is_told_in_one_line():
@@ -24,11 +24,11 @@ def test_an_address_that_is_not_this_machine_s_is_told(host: str):
 def test_a_place_is_held_before_anybody_is_let_in():
     with bind("127.0.0.1", 0, port_option="--port") as held:
         with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(address_of(held), 1)
+            socket.create_connection(bound_address(held), 1)
 
         held.listen()
 
-        socket.create_connection(address_of(held), 1).close()
+        socket.create_connection(bound_address(held), 1).close()
 
 
 @pytest.mark.parametrize(
@@ -41,4 +41,4 @@ def test_a_place_is_held_before_anybody_is_let_in():
     ],
 )
 def test_where_a_host_is_reached_from_this_machine(host: str, url: str):
-    assert url_of(host, 80) == url
+    assert local_url(host, 80) == url

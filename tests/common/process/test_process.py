@@ -6,7 +6,7 @@ import pytest
 from structlog.testing import capture_logs
 
 import common.process.process
-from common.process.process import in_background, supervised
+from common.process.process import start_background_task, supervised
 
 
 async def test_a_background_task_that_breaks_ends_the_process_in_order(monkeypatch: pytest.MonkeyPatch):
@@ -16,7 +16,7 @@ async def test_a_background_task_that_breaks_ends_the_process_in_order(monkeypat
     async def breaks() -> None:
         raise RuntimeError("unexpected")
 
-    task = in_background(breaks(), "breaks")
+    task = start_background_task(breaks(), "breaks")
     with pytest.raises(RuntimeError):
         await task
     await asyncio.sleep(0)
@@ -27,7 +27,7 @@ async def test_a_background_task_that_breaks_ends_the_process_in_order(monkeypat
 async def test_one_that_is_cancelled_does_not(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(os, "kill", lambda *_: pytest.fail("no signal is due"))
 
-    task = in_background(asyncio.sleep(60), "sleeps")
+    task = start_background_task(asyncio.sleep(60), "sleeps")
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

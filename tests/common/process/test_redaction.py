@@ -110,7 +110,7 @@ def test_an_address_is_shown_without_its_credentials(url: str, shown: str):
 def test_the_credentials_of_any_address_of_the_settings_are_known(url: str):
     settings = Settings().model_copy(update={"redis_url": url})  # Some of these are refused.
 
-    assert "Secret99x" not in Redactor.of(settings)(f"could not reach {url}")
+    assert "Secret99x" not in Redactor.from_settings(settings)(f"could not reach {url}")
 
 
 def settings_with_secrets() -> Settings:
@@ -143,7 +143,7 @@ def test_every_secret_of_the_settings_is_known():
 
 
 def test_a_known_secret_is_taken_out_of_any_place():
-    redact = Redactor.of(settings_with_secrets())
+    redact = Redactor.from_settings(settings_with_secrets())
 
     for secret in secrets_in(settings_with_secrets()):
         assert redact(f"pre{secret}post") == f"pre{REDACTED}post"
@@ -154,14 +154,14 @@ def test_a_known_secret_is_taken_out_of_any_place():
 @example("with a naïve accent")
 @example("line\nbreak and\ttab")
 def test_a_known_secret_is_found_however_json_writes_it(secret: str):
-    redact = Redactor.of(Settings.model_construct(ai_gateway_token=SecretStr(secret)))
+    redact = Redactor.from_settings(Settings.model_construct(ai_gateway_token=SecretStr(secret)))
     line = json.dumps({"error": secret, "nested": json.dumps({"in": [secret]})})
 
     assert json.loads(redact(line)) == {"error": REDACTED, "nested": json.dumps({"in": [REDACTED]})}
 
 
 def test_a_short_word_is_no_secret():
-    redact = Redactor.of(Settings(ai_gateway_token=SecretStr("sluice")))
+    redact = Redactor.from_settings(Settings(ai_gateway_token=SecretStr("sluice")))
 
     assert redact("sluice_requests_total") == "sluice_requests_total"
 

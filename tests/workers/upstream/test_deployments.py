@@ -7,7 +7,7 @@ import orjson
 import pytest
 from pydantic import SecretStr
 
-from common.access.brought_keys import seal_brought_key
+from common.access.byok_keys import seal_byok_key
 from common.canonical.errors import GatewayError
 from common.canonical.job import Job, Policy
 from common.config.groups.models import ProviderSettings
@@ -149,7 +149,7 @@ def test_a_brought_key_is_used_instead_of_ours_once():
     settings = Settings(
         secret=SecretStr("a long random text of 32 bytes or more"), providers={"openai": ProviderSettings(api_keys=("a", "b"))}
     )
-    sealed = seal_brought_key(SecretStr("theirs"), "gen_1", settings.secret)
+    sealed = seal_byok_key(SecretStr("theirs"), "gen_1", settings.secret)
 
     assert only("gpt-5", settings, brought_key=sealed).api_key == "theirs"
     assert only("groq/m", settings, brought_key=sealed).api_key == "theirs"
@@ -161,7 +161,7 @@ def test_a_brought_key_is_used_instead_of_ours_once():
 def test_a_brought_key_pays_where_one_is_needed_and_is_one_of_many_where_none_is(model, client_pays):
     own = {"vllm": ProviderSettings(base_url="http://gpu"), "keyed": ProviderSettings(base_url="http://x", api_keys=("k",))}
     settings = Settings(secret=SecretStr("a long random text of 32 bytes or more"), providers=own)
-    sealed = [seal_brought_key(SecretStr(key), "gen_1", settings.secret) for key in ("junk", "more junk")]
+    sealed = [seal_byok_key(SecretStr(key), "gen_1", settings.secret) for key in ("junk", "more junk")]
 
     first, other = (only(model, settings, brought_key=each) for each in sealed)
 

@@ -14,7 +14,7 @@ from common.canonical.errors import ErrorKind, GatewayError
 _PURPOSE = b"sluice brought key"
 
 
-def seal_brought_key(key: SecretStr, generation_id: str, secret: SecretStr | None) -> str:
+def seal_byok_key(key: SecretStr, generation_id: str, secret: SecretStr | None) -> str:
     """Return the key as it may be stored.
 
     Raises:
@@ -31,7 +31,7 @@ def seal_brought_key(key: SecretStr, generation_id: str, secret: SecretStr | Non
     return seal(key.get_secret_value().encode(), generation_id, secret, _PURPOSE).decode()
 
 
-def open_brought_key(sealed: str | None, generation_id: str, secrets: Iterable[SecretStr]) -> str | None:
+def open_byok_key(sealed: str | None, generation_id: str, secrets: Iterable[SecretStr]) -> str | None:
     """Return the key that a request brought, None where it brought none; ``secrets``: each that may have encrypted it.
 
     Raises:
