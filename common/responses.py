@@ -1,9 +1,9 @@
-"""Where are the responses of OpenAI's responses API kept, and what are they called?
+"""Where are the responses of OpenAI's responses API stored?
 
-Two keys per response: what was asked (written by the API before the job exists), and what came of it (empty until the
-worker that ends the generation fills it in). Whoever deletes both ends it: a worker fills in only what is still there.
-Kept for ``responses_ttl_s`` after the answer, which is long enough to go on with a conversation
-(``previous_response_id``) and to fetch what ran in the background; a log is gone much sooner.
+Each response has two keys in Redis: the request (written by the API before the job exists), and the result (empty until the
+worker that ends the generation fills it in). A response is deleted by deleting both keys: a worker only fills in a result
+whose key still exists. They are kept for ``responses_ttl_s`` after the answer, which is long enough to continue a conversation
+(``previous_response_id``) and to fetch a background response. A log expires much sooner.
 """
 
 import contextlib
@@ -24,8 +24,8 @@ from common.sse import read_block, split_blocks
 
 @dataclass(slots=True)
 class StoredResponse:
-    """``body`` is the client's own, its ``input`` being the whole conversation. ``response`` and ``failed`` are None while
-    it runs, and at most one of them is set afterwards."""
+    """``body`` is the client's request, with the whole conversation as its ``input``. ``response`` and ``failed`` are None
+    while the generation runs. Afterwards at most one of them is set."""
 
     generation_id: str
     owner: str
@@ -47,11 +47,11 @@ class ResponseStore:
         self._settings = settings
 
     def has_room(self, size: int) -> bool:
-        """Whether a body of that size is kept."""
+        """Whether a request body of this size is stored."""
         return size <= self._settings.responses_bytes_max
 
     async def open(self, generation_id: str, owner: str, created_s: int, body: bytes) -> None:
-        """Keep what was asked. It outlives the longest wait and the longest answer, so that the answer finds it."""
+        """Store the request for longer than the longest wait and answer take, so that the answer finds it."""
         s = self._settings
         request: dict[str, Any] = {"owner": owner, "created_s": created_s, "body": body}
         wait_s = max(s.queue_wait_s, s.queue_wait_background_s) + s.total_timeout_s
@@ -63,7 +63,7 @@ class ResponseStore:
             await self._run(pipe)
 
     async def finish(self, generation_id: str, last_data: bytes, failed: Failed | None) -> None:
-        """Fill in what came of it: the response in the answer's last bytes, or the failure."""
+        """Store the result: the response in the answer's last bytes, or the failure."""
         outcome = orjson.dumps({"failed": failed.to_dict()}) if failed else _response_in(last_data)
         if outcome is None or len(outcome) > self._settings.responses_bytes_max:
             too_large = {"kind": "internal", "message": "The response was too large to be stored.", "code": "not_stored"}
@@ -75,7 +75,7 @@ class ResponseStore:
             await self._run(pipe)
 
     async def load(self, generation_id: str, owner: str) -> StoredResponse | None:
-        """Return a response; None where there is none of this owner's."""
+        """Return a response. None where this owner has none with this id."""
         async with self._pipeline() as pipe:
             pipe.hgetall(keyspace.response_request(generation_id))
             pipe.get(keyspace.response(generation_id))
@@ -92,7 +92,7 @@ class ResponseStore:
         return stored
 
     async def outputs(self, generation_ids: list[str], owner: str) -> dict[str, list[Any] | None]:
-        """Return the output items of those responses that are this owner's; None for one that still runs."""
+        """Return the output items of this owner's responses, by id. None for a response that still runs."""
         async with self._pipeline() as pipe:
             for generation_id in generation_ids:
                 pipe.hget(keyspace.response_request(generation_id), "owner")

@@ -1,8 +1,8 @@
-"""How are server-sent events cut out of a byte stream, and how are they written?
+"""How are server-sent events read from a byte stream, and how are they written?
 
-Reading is two stages: ``SseCutter`` cuts bytes at event boundaries and normalises them, ``read_block`` reads one event.
-A *block* is one event's lines with its closing blank line, line ends LF, holding only ``event:`` and ``data:`` lines:
-what a same-family client gets as it came.
+Reading has two stages: ``SseCutter`` cuts bytes at event boundaries and normalises them, ``read_block`` parses one event.
+A *block* is the lines of one event with its closing blank line. Its line ends are LF, and it has only ``event:`` and ``data:``
+lines. A client of the upstream's own format gets blocks unchanged.
 
 Source: https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
@@ -15,7 +15,7 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class SseCutter:
-    """Cuts a byte stream into blocks. Bytes after the last boundary wait for the next read, at most ``bytes_max`` of them."""
+    """Cuts a byte stream into blocks. It keeps the bytes after the last boundary, at most ``bytes_max``, for the next read."""
 
     def __init__(self, bytes_max: int) -> None:
         self._rest = bytearray()
@@ -31,7 +31,7 @@ class SseCutter:
         return cut(self.gather(chunk))
 
     def gather(self, chunk: bytes) -> bytes:
-        """Return the events that ``chunk`` completes, uncut and as they came; ``cut`` makes blocks of them.
+        """Return the events that ``chunk`` completes, in one piece and unchanged. ``cut`` makes blocks of them.
 
         Raises:
             ValueError: one event is larger than ``bytes_max``.
@@ -39,7 +39,7 @@ class SseCutter:
         # Hot path: once per upstream read.
         rest = self._rest
         if rest:
-            # An event of many reads is looked at once it may have ended, not at each of them: that would be quadratic.
+            # An event that takes many reads is parsed only once it may have ended. Parsing at each read would be quadratic.
             if _BLANK_LINE.search(rest[-2:] + chunk) is None:
                 self._keep(chunk)
                 return b""
@@ -54,12 +54,12 @@ class SseCutter:
         return chunk[:end]
 
     def end(self) -> bytes:
-        """Return what is left at the end of the stream: the lines of an event that never got its blank line, or nothing."""
+        """Return the rest at the end of the stream: the lines of an event without its closing blank line, or nothing."""
         rest, self._rest = self._rest, bytearray()
         return bytes(rest)
 
     def _begin(self, text: bytes) -> bytes:
-        """Return the stream's first bytes without the mark that may stand there, and nowhere else."""
+        """Return the stream's first bytes without the byte order mark, which is allowed only there."""
         self._is_start = text != BYTE_ORDER_MARK and BYTE_ORDER_MARK.startswith(text)
         return text.removeprefix(BYTE_ORDER_MARK)
 
@@ -70,14 +70,14 @@ class SseCutter:
 
 
 def cut(run: bytes) -> list[bytes]:
-    """Return the blocks of whole events in a row."""
+    """Return the blocks of consecutive whole events."""
     if b"\r" in run or not _is_usual(run):
         return _cut_unusual(run)
     return [block + b"\n\n" for block in run[:-2].split(b"\n\n")]
 
 
 def first_events(run: bytes, count: int) -> int:
-    """Return how far the first ``count`` of whole events reach; all of them where the line ends are unusual."""
+    """Return the length of the first ``count`` whole events, or of all of them where the line ends are unusual."""
     if b"\r" in run:
         return len(run)
     end = 0
@@ -89,13 +89,13 @@ def first_events(run: bytes, count: int) -> int:
 
 
 def last_boundary(text: bytes) -> int:
-    """Return how far whole events reach."""
+    """Return the length of the whole events in a text."""
     if b"\r" not in text:
         return text.rfind(b"\n\n") + 2 if b"\n\n" in text else 0
     done = start = 0
     for match in _LINE_END.finditer(text):
         if match.group() == b"\r" and match.end() == len(text):
-            break  # Half of a CRLF, perhaps: the next read tells.
+            break  # Perhaps half of a CRLF: the next read will show.
         if match.start() == start:
             done = match.end()
         start = match.end()
@@ -103,11 +103,11 @@ def last_boundary(text: bytes) -> int:
 
 
 def _cut_unusual(run: bytes) -> list[bytes]:
-    """The same by the letter of the specification, line by line."""
+    """Return the same as ``cut``, line by line as the specification says."""
     blocks: list[bytes] = []
     lines: list[bytes] = []
     start = 0
-    is_bare = False  # JSON that stands in no field.
+    is_bare = False  # Whether the block is JSON without a field name.
     for match in _LINE_END.finditer(run):
         line, start = run[start : match.start()], match.end()
         if line:
@@ -115,7 +115,7 @@ def _cut_unusual(run: bytes) -> list[bytes]:
             if is_bare or line.startswith((b"data:", b"event:")) or line in (b"data", b"event"):
                 lines.append(line)
             continue
-        # A block without data says nothing: the specification drops it too. But servers that fail write their error so.
+        # A block without data is dropped, as the specification says. But some servers write errors as bare JSON: keep these.
         if any(line.startswith(b"data") for line in lines) or (is_bare and b'"error"' in b"".join(lines)):
             blocks.append(b"\n".join(lines) + b"\n\n")
         lines, is_bare = [], False
@@ -123,7 +123,7 @@ def _cut_unusual(run: bytes) -> list[bytes]:
 
 
 def _is_usual(text: bytes) -> bool:
-    """Whether all events are one data line each, or one event line and one data line each. Counting is what C does fast."""
+    """Whether all events are one data line each, or one event line and one data line each. Counting in C is fast."""
     count = text.count(b"\n\n")
     if text.startswith(b"data:"):
         return text.count(b"\n") == 2 * count and text.count(b"\n\ndata:") == count - 1
@@ -171,7 +171,7 @@ def split_blocks(data: bytes) -> list[bytes]:
 
 
 def last_block(data: bytes) -> bytes:
-    """Return the last of such blocks; nothing of nothing."""
+    """Return the last block of bytes that hold whole blocks only; empty if there is none."""
     return data[data.rfind(b"\n\n", 0, -2) + 2 :] if b"\n\n" in data[:-2] else data
 
 

@@ -1,7 +1,7 @@
-"""How does the provider key that a request brought get to the worker, without being readable on the way?
+"""How does a request's own provider key (bring-your-own-key) get to the worker without being readable on the way?
 
-It crosses Redis encrypted, under a key made of ``SLUICE_SECRET`` and the generation's id: what is taken from Redis is of no
-use without the secret, and put into another job it cannot be read at all.
+It is encrypted in Redis, with a key derived from ``SLUICE_SECRET`` and the generation's id. A copy from Redis is useless
+without the secret, and in another generation's job it cannot be decrypted.
 """
 
 from collections.abc import Iterable
@@ -15,16 +15,16 @@ _PURPOSE = b"sluice brought key"
 
 
 def seal_byok_key(key: SecretStr, generation_id: str, secret: SecretStr | None) -> str:
-    """Return the key as it may be stored.
+    """Return the encrypted key, which may be stored.
 
     Raises:
-        GatewayError: INVALID_REQUEST, there is no secret to encrypt it with.
+        GatewayError: INVALID_REQUEST, because no secret is set to encrypt it with.
     """
     if secret is None:
         raise GatewayError(
             ErrorKind.INVALID_REQUEST,
-            "The request brings a provider's key, which this gateway cannot take: its operator must set SLUICE_SECRET. "
-            "Leave the provider's key out to use the gateway's own.",
+            "The request contains a provider's key, which this gateway cannot accept: its operator must set SLUICE_SECRET. "
+            "Leave the provider's key out to use the gateway's own key.",
             code="brought_keys_off",
             param="authorization",
         )
@@ -32,10 +32,10 @@ def seal_byok_key(key: SecretStr, generation_id: str, secret: SecretStr | None) 
 
 
 def open_byok_key(sealed: str | None, generation_id: str, secrets: Iterable[SecretStr]) -> str | None:
-    """Return the key that a request brought, None where it brought none; ``secrets``: each that may have encrypted it.
+    """Decrypt a request's own provider key; None where it had none. ``secrets``: all that may have encrypted it.
 
     Raises:
-        GatewayError: INTERNAL, it was encrypted with another secret.
+        GatewayError: INTERNAL, because it was encrypted with another secret.
     """
     if sealed is None:
         return None
@@ -44,6 +44,6 @@ def open_byok_key(sealed: str | None, generation_id: str, secrets: Iterable[Secr
         return key.decode()
     raise GatewayError(
         ErrorKind.INTERNAL,
-        "The key that the request brought cannot be read: the gateway's API and its workers need the same SLUICE_SECRET.",
+        "The provider's key in the request cannot be decrypted: the gateway's API and its workers need the same SLUICE_SECRET.",
         code="secrets_differ",
     )

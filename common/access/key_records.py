@@ -1,11 +1,11 @@
-"""What is known of a managed key, and how does every process come to know it?
+"""What is stored about a managed key, and how does every process learn it?
 
-The database holds the truth; Redis serves it, so that a database that is away refuses nobody. One record per key, without
-an expiry, and one ``version``, a random text that changes with every change of any record: a process that has seen the
-same version twice, as its pulse tells twice a second, need not ask again what it knows.
+The database is the source of truth. Redis has a copy, so that nobody is refused while the database is away. There is one
+record per key, without an expiry, and one ``version``: a random text that changes with every change of any record. Each
+process reads the version with its pulse twice a second; while it is the same, the records that the process knows are current.
 
-Records are written by a script that never lets an older one win over a newer one: whoever pushes what it has read a while
-ago (a process that read the database, the workers' bookkeeping) cannot bring a revoked key back.
+A script writes the records, and never replaces a newer one by an older one. So a writer with old data (a process that read
+the database a while ago, the workers' bookkeeper) cannot bring a revoked key back.
 """
 
 import hmac
@@ -24,11 +24,11 @@ from common.redis.client import COMMAND_TIMEOUT_S, Client
 from common.redis.errors import redis_errors
 from common.redis.scripts import Scripts
 
-DELETED_S = 3600  # How long a deleted key is still known to be gone: longer than any reader's delay.
+DELETED_S = 3600  # How long the record of a deleted key stays: longer than any writer's delay.
 
 
 class KeyRecord(BaseModel):
-    """A managed key without its text. Moments are UTC in ms since 1970; ``updated_ms`` grows with every change."""
+    """A managed key without its text. Times are UTC in ms since 1970. ``updated_ms`` grows with every change."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -45,7 +45,7 @@ class KeyRecord(BaseModel):
     updated_ms: int
 
     def accepts(self, key: ParsedKey, now_ms: int) -> bool:
-        """Whether this is the key's secret, or while a rotation's overlap lasts the one before. Always as slow."""
+        """Whether this is the key's secret, or its previous one during a rotation's overlap. Takes constant time."""
         is_current = hmac.compare_digest(self.secret_hash, key.secret_hash)
         is_previous = hmac.compare_digest(self.previous_hash or "", key.secret_hash)
         is_overlap = self.previous_hash is not None and now_ms < (self.previous_until_ms or 0)
@@ -56,7 +56,7 @@ class KeyRecord(BaseModel):
 
 
 class DeletedKey(BaseModel):
-    """What stands for a deleted key for a while."""
+    """The record of a deleted key, for a while."""
 
     deleted: bool
     updated_ms: int
@@ -74,14 +74,14 @@ class KeyRecords:
         self._scripts = Scripts(redis, Path(__file__).parent)
 
     async def load(self, id_: str) -> KeyRecord | DeletedKey | None:
-        """Return a key's record; None: Redis does not know it."""
+        """Return a key's record. None: Redis does not know the key."""
         with redis_errors():
             async with lag_aware_timeout(COMMAND_TIMEOUT_S):
                 stored = await self._redis.get(keyspace.managed_key(id_))
         return _parse(stored) if stored else None
 
     async def put(self, *records: KeyRecord) -> int:
-        """Store records, each unless Redis has a newer one; returns how many were news."""
+        """Store records, except where Redis has the same or a newer one. Returns how many were stored."""
         calls = [self._call(record) for record in records]
         answers = await self._scripts.run_many(calls)
         for answer in answers:
@@ -90,7 +90,7 @@ class KeyRecords:
         return sum(answers)
 
     async def forget(self, id_: str, updated_ms: int) -> None:
-        """Take a deleted key out, as of the moment of its deletion."""
+        """Replace a deleted key's record by a ``DeletedKey``, with the time of its deletion."""
         deleted = DeletedKey(deleted=True, updated_ms=updated_ms).model_dump_json()
         await self._scripts.run("put", _script_keys(id_), [deleted, updated_ms, "", _new_version(), DELETED_S, id_])
 
@@ -102,13 +102,13 @@ class KeyRecords:
         return frozenset(origin for packed in lists for origin in orjson.loads(packed))
 
     async def is_empty(self) -> bool:
-        """Whether Redis has been told nothing of any key: it is new, or was lost."""
+        """Whether Redis has no data about keys: it is new, or has lost its data."""
         with redis_errors():
             async with lag_aware_timeout(COMMAND_TIMEOUT_S):
                 return not await self._redis.exists(keyspace.KEYS_VERSION)
 
     async def begin(self) -> None:
-        """Say that Redis has been told all, though there be no keys."""
+        """Record that Redis has all keys, even if there are none."""
         with redis_errors():
             async with lag_aware_timeout(COMMAND_TIMEOUT_S):
                 await self._redis.set(keyspace.KEYS_VERSION, _new_version(), nx=True)
@@ -121,12 +121,12 @@ class KeyRecords:
 
 
 def principal_id(id_: str) -> str:
-    """Return whose generations those of a key are; a rotation does not change it."""
+    """Return the principal that owns the generations of a key. A rotation does not change it."""
     return f"key_{id_}"
 
 
 def managed_id(principal: str) -> str | None:
-    """Return the id of the managed key whose generations these are; None: they are somebody else's."""
+    """Return the id of the managed key behind a principal. None: it is not a managed key's."""
     prefix, _, id_ = principal.partition("_")
     return id_ if prefix == "key" and is_id(id_) else None
 
@@ -136,11 +136,11 @@ def _script_keys(id_: str) -> list[str]:
 
 
 def _new_version() -> str:
-    return secrets.token_hex(8)  # Not counted: after Redis was lost a count would come to the same number again.
+    return secrets.token_hex(8)  # Not a counter: after a loss of Redis' data a counter would reach the same number again.
 
 
 def _parse(stored: bytes) -> KeyRecord | DeletedKey:
     try:
         return DeletedKey.model_validate_json(stored) if b'"deleted"' in stored[:12] else KeyRecord.model_validate_json(stored)
-    except ValidationError as error:  # Another version of Sluice wrote it. Nobody is let in on a guess.
+    except ValidationError as error:  # Another version of Sluice wrote it. We do not admit anybody on a guess.
         raise StoreUnavailable("a managed key's record cannot be read by this version") from error

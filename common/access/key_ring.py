@@ -1,10 +1,11 @@
 """How are managed keys made, changed, deleted and looked up?
 
-The database first, then Redis. Where the second step fails, the change is made but not yet known everywhere: the caller is
-told (``is_served``), repeating the step does it, and so does the workers' bookkeeping within seconds (``sync_keys``).
+A change goes to the database first, then to Redis. If the second step fails, the change is made but not yet known to every
+process. The caller learns that from ``is_served``. Repeating the change completes it, and so does the workers' bookkeeper
+within seconds (``sync_keys``).
 
-Two who change the same key at once: each change says what it has read, and the later one reads again. Deleting disables
-first, so that a key whose deletion stopped half-way is already good for nothing.
+Two callers may change the same key at once: each update names the state that it has read, and the later one reads again.
+A deletion disables the key first, so that a key whose deletion stopped half-way is already useless.
 """
 
 import time
@@ -30,28 +31,28 @@ log = structlog.get_logger()
 NAME_MAX, TENANT_MAX = 255, 64
 OVERLAP_S_MAX = 30 * 86_400
 BATCH = 500
-_ATTEMPTS_MAX = 20  # Of a change that others come before. Each time one of them has got through.
-Change = Callable[[KeyRecord], Mapping[str, Any]]  # What was read, to the fields that are to be others.
+_ATTEMPTS_MAX = 20  # Of a change while others change the same key. At each failed attempt another change has succeeded.
+Change = Callable[[KeyRecord], Mapping[str, Any]]  # From the present record to the fields to change.
 _COLUMNS = ManagedKey.__table__.columns
 
 
 class UnknownKey(Exception):
-    """There is no managed key of this id."""
+    """There is no managed key with this id."""
 
 
 class Busy(Exception):
-    """Others change the same key all the time."""
+    """Others keep changing the same key."""
 
 
 class Changed(NamedTuple):
-    """A record after a change. Not ``is_served``: Redis did not hear of it."""
+    """A record after a change. Not ``is_served``: Redis does not have the change yet."""
 
     record: KeyRecord
     is_served: bool
 
 
 class Minted(NamedTuple):
-    """A key that was made or rotated; ``text`` is told this once."""
+    """A key that was created or rotated. ``text`` is available only here, once."""
 
     text: SecretStr
     record: KeyRecord
@@ -60,7 +61,7 @@ class Minted(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class NewKey:
-    """What is said of a key when it is made. No ``tenant``: it is its own."""
+    """The properties of a new key. Without a ``tenant`` the key is its own tenant."""
 
     name: str = ""
     tenant: str = ""
@@ -111,7 +112,7 @@ class KeyRing:
         return _record(row)
 
     async def list(self, tenant: str | None = None, after: str = "", limit: int = BATCH) -> "list[KeyRecord]":
-        """Return keys by their ids, which are in no order of time, behind ``after``."""
+        """Return the keys after the id ``after``, sorted by id. Ids are not ordered by time."""
         chosen = select(*_COLUMNS).where(ManagedKey.id > after).order_by(ManagedKey.id).limit(limit)
         if tenant is not None:
             chosen = chosen.where(ManagedKey.tenant == tenant)
@@ -120,7 +121,7 @@ class KeyRing:
                 return [_record(row) for row in (await connection.execute(chosen)).mappings()]
 
     async def rotate(self, id_: str, overlap_s: float = 0) -> Minted:
-        """Give a key a new secret; the one before is good for ``overlap_s`` more.
+        """Give a key a new secret. The previous secret stays valid for ``overlap_s``.
 
         Raises:
             UnknownKey, Busy
@@ -137,7 +138,7 @@ class KeyRing:
         return Minted(SecretStr(text), record, await self._serve(record))
 
     async def update(self, id_: str, change: Change) -> Changed:
-        """Change ``name``, ``tenant``, ``access``, ``is_disabled`` or ``expires_ms``. No changes at all: serve it once more.
+        """Change ``name``, ``tenant``, ``access``, ``is_disabled`` or ``expires_ms``. Without changes, write it to Redis again.
 
         Raises:
             UnknownKey, Busy
@@ -146,7 +147,7 @@ class KeyRing:
         return Changed(record, await self._serve(record))
 
     async def delete(self, id_: str) -> bool:
-        """Delete a key for good; returns whether every process hears of it. Again, for one that is gone: the same.
+        """Delete a key. Returns whether Redis has the deletion too. Deleting it again does the same.
 
         Raises:
             Busy
@@ -159,7 +160,7 @@ class KeyRing:
                 break
             updated_ms = record.updated_ms + 1
             if not await self._serve(record):
-                return False  # Disabled, and still there, so that the bookkeeping serves it.
+                return False  # It is disabled and still in the database, so the bookkeeper will write it to Redis.
             if await self._remove(record):
                 break
         else:
@@ -171,7 +172,7 @@ class KeyRing:
         return True
 
     async def _remove(self, record: KeyRecord) -> bool:
-        """Delete a row, unless somebody has changed it since."""
+        """Delete a row, unless it has been changed since it was read."""
         with database_errors():
             async with self._engine.begin() as connection:
                 return bool((await connection.execute(delete(ManagedKey).where(_is_as_read(record)))).rowcount)
@@ -182,8 +183,8 @@ class KeyRing:
             changes = change(old)
             if not changes:
                 return old
-            moment_ms = max(_now_ms(), old.updated_ms + 1)  # It grows, whatever the clocks of two machines say.
-            new = old.model_copy(update={**changes, "updated_ms": moment_ms})
+            updated_ms = max(_now_ms(), old.updated_ms + 1)  # It always grows, even if the clocks of two machines differ.
+            new = old.model_copy(update={**changes, "updated_ms": updated_ms})
             with database_errors():
                 async with self._engine.begin() as connection:
                     result = await connection.execute(update(ManagedKey).where(_is_as_read(old)).values(_row(new)))
@@ -205,9 +206,10 @@ class KeyRing:
 
 
 async def sync_keys(engine: AsyncEngine, redis: Client, since_ms: int) -> int:
-    """Serve the keys that were changed since a moment, all of them where Redis was lost; returns how many it did not know.
+    """Write to Redis the keys that were changed since ``since_ms``, or all keys where Redis has lost its data.
 
-    Clocks differ: whoever calls this every few seconds lets ``since_ms`` lie some minutes back, and is 0 the first time.
+    Returns how many records were new to Redis. Clocks differ, so a caller that runs this every few seconds passes a time some
+    minutes back, and 0 the first time.
 
     Raises:
         DatabaseUnavailable, StoreUnavailable
@@ -245,7 +247,7 @@ def _record(row: Mapping[Any, Any]) -> KeyRecord:
 
 
 def _readable_records(rows: Sequence[Mapping[Any, Any]]) -> Iterator[KeyRecord]:
-    """One that cannot be read does not keep the others back."""
+    """Yield the records that can be read. An unreadable one does not hold up the others."""
     for row in rows:
         try:
             yield _record(row)

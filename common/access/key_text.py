@@ -1,13 +1,13 @@
-"""What does a managed key look like, and which texts can be one at all?
+"""What does a managed key look like, and which texts can be one?
 
-``sk_sluice_<id>_<secret><check>``: 12 characters that name the key, 30 that nobody can guess, and 8 that prove that it was
-made here. Letters, digits and underscores alone, so that one double-click selects it and it needs no quoting anywhere.
+``sk_sluice_<id>_<secret><check>``: 12 characters that name the key, 30 that nobody can guess, and 8 that prove that this
+gateway made it. It has only letters, digits and underscores, so that a double-click selects it and it needs no quoting.
 
-The check is an HMAC by ``SLUICE_SECRET`` over all that stands before it. Only a text whose check is right is looked up, so
-a flood of made-up keys costs a hash each and never reaches Redis or the database: one in 62^8 would.
+The check is an HMAC with ``SLUICE_SECRET`` over all characters before it. Only a text with a correct check is looked up. So a
+flood of invented keys costs one hash each and does not reach Redis or the database: only one in 62^8 would.
 
-Of the secret part only a SHA-256 is stored. It has 178 random bits, so there is no list of likely ones to try, and a slow
-hash, which exists to make such lists expensive, would only make each first request with a key slow.
+Only a SHA-256 of the secret part is stored. The secret has 178 random bits, so it cannot be found in a list of likely values.
+A slow hash exists to make such lists expensive; here it would only slow down the first request with each key.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from pydantic import SecretStr
 from common.access.sealing import sign
 
 PREFIX = "sk_sluice_"
-_ID_CHARS = "0123456789abcdefghjkmnpqrstvwxyz"  # No i, l, o and u: ids are read aloud and typed, too.
+_ID_CHARS = "0123456789abcdefghjkmnpqrstvwxyz"  # Without i, l, o and u: people also read ids aloud and type them.
 _CHARS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _ID_LENGTH, _SECRET_LENGTH, _CHECK_LENGTH = 12, 30, 8
 _ID = re.compile(rf"[{_ID_CHARS}]{{{_ID_LENGTH}}}")
@@ -30,7 +30,7 @@ _PURPOSE = b"sluice managed key 1"
 
 
 class ParsedKey(NamedTuple):
-    """A well-formed key that somebody sent: its id, and the hash of its secret. Whether it is good is not known yet."""
+    """A well-formed key that a client sent: its id, and the hash of its secret. Whether it is valid is not known yet."""
 
     id: str
     secret_hash: str
@@ -45,13 +45,13 @@ def new_id() -> str:
 
 
 def mint(id_: str, secret: SecretStr) -> tuple[str, str]:
-    """Return a key's text, to be shown once, and the hash by which it is known from then on."""
+    """Create a key. Returns its text, to be shown once, and the hash of its secret, to be stored."""
     body = f"{PREFIX}{id_}_{(random := ''.join(random_source.choice(_CHARS) for _ in range(_SECRET_LENGTH)))}"
     return body + _check(body, secret), _hash(random)
 
 
 def parse_key(text: str, *secrets: SecretStr | None) -> ParsedKey | None:
-    """Return what a text presents; None where it cannot be a key that was made with one of these ``SLUICE_SECRET``s."""
+    """Parse a key. None where the text cannot be a key that was made with one of these values of ``SLUICE_SECRET``."""
     match = _KEY.fullmatch(text)
     if match is None or not sum(hmac.compare_digest(_check(match[1], secret), match[4]) for secret in secrets if secret):
         return None

@@ -1,9 +1,9 @@
-"""What may somebody do, and how much of it?
+"""What may a principal do, and how much of it?
 
-``Access`` is what a key, or a tenant, is allowed; a principal has one of each, and both must allow what it asks. Settings
-and the database hold the same model, so that a key of either kind is the same thing to the rest of the code.
-Who asks is found by ``api.auth.authenticator``; that it may is checked by ``api.intake.charges``, the counters by the
-enqueue script.
+``Access`` says what a key or a tenant is allowed. A principal has one of each, and both must allow a request. Settings and the
+database use the same model, so the rest of the code does not distinguish the two kinds of keys. ``api.auth.authenticator``
+identifies the principal, ``api.auth.permissions`` and ``api.intake.charges`` check what it may do, and the enqueue script
+checks the counters.
 """
 
 import re
@@ -38,7 +38,7 @@ _DOLLARS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 
 def check_number(value: Any) -> Any:
-    """JSON has numbers: pydantic would take true and "5" for some, too."""
+    """Refuse everything that is not a JSON number: pydantic would also accept true and "5"."""
     if isinstance(value, bool | str):
         raise ValueError("must be a number")  # noqa: TRY004 - pydantic's way to refuse a value.
     return value
@@ -51,7 +51,7 @@ def _as_dollars(value: Any) -> Any:
 
 
 Count = Annotated[int, Field(ge=1, le=10**12), BeforeValidator(check_number)]
-# A number, or text such as "0.25", which it is told as; as exact as the ledger, to the nano-dollar.
+# A number, or text such as "0.25". It is serialised as text, as exact as the ledger: to the nano-dollar.
 Dollars = Annotated[
     Decimal,
     Field(ge=0, lt=_DOLLARS_BOUND),
@@ -75,7 +75,10 @@ def is_origin(text: str) -> bool:
 
 
 class Limits(BaseModel):
-    """Most of each in ``window_s`` seconds, and at a time; None: no limit. Tokens are those of prompts and answers together."""
+    """Maximum of requests and tokens in ``window_s`` seconds, and of concurrent generations. None: no limit.
+
+    Tokens are those of prompts and answers together.
+    """
 
     model_config = _STRICT
 
@@ -90,7 +93,7 @@ class Limits(BaseModel):
 
 
 class Budget(BaseModel):
-    """Most US dollars per day and per month, both of UTC; None: no limit."""
+    """Maximum of US dollars per day and per month (UTC). None: no limit."""
 
     model_config = _STRICT
 
@@ -103,7 +106,7 @@ _Modes: Any = create_model("_Modes", **_MODE_FIELDS)
 
 
 class GuardrailPolicy(_Modes):  # It has a field for each row of the table.
-    """What is done about each kind of text: nothing, a line in the log and a metric, or a refusal.
+    """What each guardrail does with a match: nothing, a log line and a metric, or a refusal.
 
     For ``pii`` and ``sanitize``, block means that the text is replaced, not refused.
     """
@@ -119,13 +122,13 @@ class GuardrailPolicy(_Modes):  # It has a field for each row of the table.
         return all(mode is Mode.OFF for _, mode in self)
 
     def stricter(self, policy: "GuardrailPolicy") -> "GuardrailPolicy":
-        """Return the strictest of both, guardrail by guardrail."""
+        """Return the stricter mode of both for each guardrail."""
         modes = list(Mode)  # From the mildest to the strictest.
         return GuardrailPolicy(**{name: max(mode, policy.mode(name), key=modes.index) for name, mode in self})
 
 
 class Access(BaseModel):
-    """Names may hold ``*`` and ``?``; None allows all. How ``models`` are matched: ``common.config.model_patterns``."""
+    """Names may contain ``*`` and ``?``. None allows all. ``common.config.model_patterns`` says how ``models`` are matched."""
 
     model_config = _STRICT
 
@@ -134,7 +137,7 @@ class Access(BaseModel):
     dialects: Names | None = None
     cors_origins: Annotated[tuple[Origin, ...], Field(max_length=LIST_MAX)] | None = None
     disconnect: Annotated[str, Field(pattern=r"^(stop|detach|grace=[0-9]{1,4})$", examples=["grace=60"])] | None = None
-    highest_class: Literal["interactive", "background"] = "interactive"  # Of its requests; the first is above the second.
+    highest_class: Literal["interactive", "background"] = "interactive"  # Of its requests. Interactive is the higher one.
     limits: Limits = Limits()
     budget: Budget = Budget()
     guardrails: GuardrailPolicy | None = None
@@ -149,13 +152,12 @@ ALL = Access()
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who asks. ``id`` names the owner of generations and never reveals a key; ``tenant`` shares queue turns and budgets.
-
-    ``end_user`` is who the key's holder asks for, where a token says so: a request's own ``user`` is weaker.
+    """Who sent a request. ``id`` names the owner of generations and never reveals a key. Principals of one ``tenant`` share
+    its queue turns and budgets. ``end_user`` is the user that a token names; it overrides the ``user`` field of a request.
     """
 
     id: str
-    tenant: str = ""  # Its own id, where nobody says otherwise.
+    tenant: str = ""  # Empty: its own id.
     end_user: str | None = None
     access: Access = ALL
     tenant_access: Access = ALL
@@ -170,7 +172,7 @@ class Principal:
 
     @property
     def guardrails(self) -> GuardrailPolicy | None:
-        """The key's and the tenant's, the strictest of both; None where neither has any."""
+        """The stricter of the key's and the tenant's policies. None where neither has one."""
         key_policy, tenant_policy = self.access.guardrails, self.tenant_access.guardrails
         return key_policy.stricter(tenant_policy) if key_policy and tenant_policy else key_policy or tenant_policy
 

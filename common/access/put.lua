@@ -1,11 +1,11 @@
--- Stores what is known of a managed key, unless something newer is.
+-- Stores the record of a managed key, unless the same or a newer one is stored.
 -- KEYS: the key's record (string, JSON), the version of all records (string), the browser origins by key id (hash).
 -- ARGV: the record, its updated_ms, its origins as JSON or '' for none, a new version, its expiry in seconds or 0, the key's id.
--- Returns 1 if it was news, 0 if not.
-local known = redis.call('GET', KEYS[1])
-if known then
-  local known_ms = tonumber(string.match(known, '"updated_ms":(%d+)'))
-  if known == ARGV[1] or (known_ms and known_ms > tonumber(ARGV[2])) then
+-- Returns 1 if it stored the record, else 0.
+local stored = redis.call('GET', KEYS[1])
+if stored then
+  local stored_ms = tonumber(string.match(stored, '"updated_ms":(%d+)'))
+  if stored == ARGV[1] or (stored_ms and stored_ms > tonumber(ARGV[2])) then
     return 0
   end
 end

@@ -1,10 +1,10 @@
-"""How is something signed or encrypted with ``SLUICE_SECRET``?
+"""How is data signed or encrypted with ``SLUICE_SECRET``?
 
-Whoever uses the secret names a purpose, so that what was made for one use is good for no other, and what was encrypted for
-one generation cannot be opened as another's. The secrets to verify and open with are those of ``Settings.secrets``: the
-present one, and while a rotation lasts the one before.
+Each use of the secret names a purpose, so a signature for one purpose is invalid for any other, and data that was encrypted
+for one generation cannot be decrypted for another. ``Settings.secrets`` are the secrets to verify and decrypt with: the
+present one and, during a rotation, the previous one.
 
-A purpose is part of what is stored and sent: to change one makes all that was signed or sealed with it unreadable.
+A purpose is part of what is stored and sent. After a change of a purpose, everything signed or sealed with it is unreadable.
 """
 
 import base64
@@ -27,17 +27,17 @@ def sign(text: bytes, secret: SecretStr, purpose: bytes) -> bytes:
 
 
 def verify(text: bytes, signature: bytes, secrets: Iterable[SecretStr], purpose: bytes) -> bool:
-    """Whether one of these secrets signed a text. With each of them, in constant time: how long it takes tells nothing."""
+    """Whether one of these secrets signed a text. It tries all of them, so the time it takes reveals nothing."""
     return sum(hmac.compare_digest(sign(text, secret, purpose), signature) for secret in secrets) > 0
 
 
 def seal(clear: bytes, generation_id: str, secret: SecretStr, purpose: bytes) -> bytes:
-    """Return something as a Fernet token that only the secret, for this purpose and this generation, opens."""
+    """Encrypt data as a Fernet token. Only the same secret, purpose and generation decrypt it."""
     return _fernet(generation_id, secret, purpose).encrypt(clear)
 
 
 def unseal(sealed: bytes, generation_id: str, secrets: Iterable[SecretStr], purpose: bytes) -> bytes | None:
-    """Return what was sealed; None where none of these secrets opens it."""
+    """Decrypt sealed data. None where none of these secrets decrypts it."""
     for secret in secrets:
         with suppress(InvalidToken):
             return _fernet(generation_id, secret, purpose).decrypt(sealed)
@@ -45,7 +45,7 @@ def unseal(sealed: bytes, generation_id: str, secrets: Iterable[SecretStr], purp
 
 
 def derive(generation_id: str, secret: SecretStr, purpose: bytes) -> bytes:
-    """Return the 32 bytes that the secret gives for one purpose and one generation (HKDF-SHA-256)."""
+    """Derive 32 bytes from the secret for one purpose and one generation (HKDF-SHA-256)."""
     derived = HKDF(SHA256(), length=32, salt=None, info=purpose + b" " + generation_id.encode())
     return derived.derive(secret.get_secret_value().encode())
 

@@ -1,7 +1,7 @@
-"""How is the database reached, and is it there?
+"""How do we connect to the database, and which errors does it raise?
 
-SQLite for one machine, PostgreSQL for more. Whatever driver fails, and however, callers see ``DatabaseUnavailable``: they
-wait, or answer 503. A row that the database will not have is another thing, ``RowRefused``: waiting would not help it.
+SQLite for one machine, PostgreSQL for several. Every failure of a driver becomes ``DatabaseUnavailable``: callers wait, or
+answer 503. A row that the database does not accept is ``RowRefused``: waiting would not help.
 """
 
 import asyncio
@@ -24,11 +24,11 @@ from common.database.errors import DatabaseUnavailable as DatabaseUnavailable
 from common.database.errors import RowRefused as RowRefused
 
 DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "postgres": "postgresql+asyncpg"}
-BUSY_TIMEOUT_S = 5.0  # How long a writer of SQLite waits for another.
-THREADS_END_S = BUSY_TIMEOUT_S + 1.0  # What a thread is about may be waiting for another writer.
+BUSY_TIMEOUT_S = 5.0  # How long a writer of SQLite waits for another one.
+THREADS_END_S = BUSY_TIMEOUT_S + 1.0  # A thread's last command may wait for another writer.
 CONNECT_TIMEOUT_S = 5.0
 COMMAND_TIMEOUT_S = 30.0
-# Source: https://www.postgresql.org/docs/current/errcodes-appendix.html: data exceptions, and violated constraints.
+# Data exceptions and violated constraints. Source: https://www.postgresql.org/docs/current/errcodes-appendix.html
 _REFUSED_CLASSES = ("22", "23")
 
 
@@ -36,7 +36,7 @@ def database_url(text: str) -> URL:
     """Return a URL with the driver that we use.
 
     Raises:
-        ValueError: neither SQLite in a file nor PostgreSQL.
+        ValueError: it is neither SQLite in a file nor PostgreSQL.
     """
     try:
         url = make_url(text)
@@ -57,8 +57,8 @@ def is_sqlite(engine: AsyncEngine) -> bool:
 class SqliteEngine(AsyncEngine):
     """An engine whose ``dispose`` also waits for the driver's threads.
 
-    aiosqlite has a thread for each connection. That of a connection that was refused or cancelled ends a moment later, by
-    itself, and speaks to the event loop once more: where the loop is closed by then, the thread fails (aiosqlite 0.22.1).
+    aiosqlite has one thread per connection. After a refused or cancelled connection its thread ends a moment later by itself,
+    and calls the event loop once more. If the loop is closed by then, the thread fails (aiosqlite 0.22.1).
     """
 
     def __init__(self, url: URL) -> None:
@@ -69,7 +69,7 @@ class SqliteEngine(AsyncEngine):
     def _connection(self, *args: Any, **options: Any) -> aiosqlite.Connection:
         connection = aiosqlite.connect(*args, **options)
         thread = connection._thread
-        thread.daemon = True  # As SQLAlchemy has it: a connection that is left open does not hold the process.
+        thread.daemon = True  # As SQLAlchemy does it: an open connection does not keep the process alive.
         self._threads.add(thread)
         return connection
 
@@ -85,7 +85,7 @@ def _join(threads: list[threading.Thread]) -> None:
 
 
 def open_database(text: str) -> AsyncEngine:
-    """Return an engine; no connection is made yet."""
+    """Return an engine. It does not connect yet."""
     url = database_url(text)
     if url.drivername.startswith("postgresql"):
         arguments = {"timeout": CONNECT_TIMEOUT_S, "command_timeout": COMMAND_TIMEOUT_S}
@@ -95,7 +95,7 @@ def open_database(text: str) -> AsyncEngine:
     @event.listens_for(engine.sync_engine, "connect")
     def _set_up(connection: Any, _: object) -> None:
         cursor = connection.cursor()
-        cursor.execute("PRAGMA synchronous=FULL")  # What is taken out of Redis must be on the disk.
+        cursor.execute("PRAGMA synchronous=FULL")  # Records are deleted from Redis afterwards, so they must be on the disk.
         cursor.close()
 
     return engine
@@ -106,7 +106,7 @@ def database_errors() -> Iterator[None]:
     """Turn what drivers raise into our two errors."""
     try:
         yield
-    except OverflowError as error:  # SQLite's, for a number that no column can hold.
+    except OverflowError as error:  # SQLite's error for a number that is too large for any column.
         raise RowRefused(_error_text(error)) from error
     except (SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, sqlite3.Error, OSError, TimeoutError) as error:
         if _is_refused(error):
@@ -119,12 +119,12 @@ def _is_refused(error: Exception) -> bool:
         return True
     if isinstance(error, DBAPIError):
         return str(getattr(error.orig, "sqlstate", "") or "").startswith(_REFUSED_CLASSES)
-    return isinstance(error, StatementError)  # A value that the driver cannot even send.
+    return isinstance(error, StatementError)  # The driver cannot send a value.
 
 
 def _error_text(error: Exception) -> str:
-    """What went wrong in one line. Not SQLAlchemy's own text, which quotes the parameters, nor the details that PostgreSQL
-    adds in lines of their own, which quote the row: they are somebody's data.
+    """Return the error in one line, without users' data. SQLAlchemy's own text quotes the parameters, and further lines of
+    PostgreSQL's text quote the row.
     """
     cause = error.orig if isinstance(error, StatementError) and error.orig else error
     first_line, _, _ = str(cause).partition("\n")

@@ -1,9 +1,9 @@
-"""How does the database fail? Apart from the drivers, so that to expect it costs no process an import of SQLAlchemy."""
+"""How can the database fail? The errors are in a separate file, so that catching them does not import SQLAlchemy."""
 
 
 class DatabaseUnavailable(Exception):
-    """The database did not answer, would not now, or has no tables for us; the text says what to do where we know it."""
+    """The database did not answer, refused for now, or has no tables of ours. Where we know what to do, the text says it."""
 
 
 class RowRefused(Exception):
-    """The database is there, and will not have this data."""
+    """The database is available, but does not accept this data."""

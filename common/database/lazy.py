@@ -1,7 +1,7 @@
-"""How does a process use the database that may never need it?
+"""How does a process use the database if it may never need it?
 
-Nothing of SQLAlchemy is imported, and no connection made, before the first use: start-up time and memory of an API or a
-worker are those without it.
+SQLAlchemy is imported, and a connection made, on first use only. So a process that does not use the database starts as fast,
+and needs as little memory, as without it.
 """
 
 import asyncio
@@ -15,8 +15,7 @@ if TYPE_CHECKING:
 
 
 class LazyDatabase:
-    """``must_exist``: for who only reads, no file of SQLite is made where there is none. It would be empty, and look like an
-    answer."""
+    """``must_exist``: do not create a missing SQLite file. It is for readers: an empty database would look like an answer."""
 
     def __init__(self, url: str, *, must_exist: bool = False) -> None:
         self._url = url
@@ -26,16 +25,16 @@ class LazyDatabase:
         self._opening = asyncio.Lock()
 
     async def engine(self) -> "AsyncEngine":
-        """Return the engine of a database that has our tables; SQLite's are made where they are not there.
+        """Return the engine of a database that has our tables. Missing tables are created in SQLite.
 
         Raises:
-            DatabaseUnavailable: it does not answer, or has no tables for us.
+            DatabaseUnavailable: it does not answer, or has no tables of ours.
         """
         if self._engine and self._is_current:
             return self._engine
         async with self._opening:
             if self._engine is None:
-                # In a thread: it takes a few hundred milliseconds, in which no token must wait.
+                # In a thread: it takes a few hundred milliseconds, and tokens must not wait that long.
                 self._engine = await asyncio.to_thread(_open, self._url, self._must_exist)
             if not self._is_current:
                 from common.database.migrate import ensure_current
@@ -51,10 +50,10 @@ class LazyDatabase:
 
 
 def _open(url: str, must_exist: bool) -> "AsyncEngine":
-    import common.database.migrate  # noqa: F401 - Here too, where it holds nobody up.
+    import common.database.migrate  # noqa: F401 - Imported in this thread too, where nothing waits for it.
     from common.database.engine import is_sqlite, open_database
 
     engine = open_database(url)
     if must_exist and is_sqlite(engine) and not (file := Path(engine.url.database or "")).exists():
-        raise DatabaseUnavailable(f"there is no file {file}; a worker makes it at its start, or `sluice migrate`")
+        raise DatabaseUnavailable(f"there is no file {file}; a worker creates it when it starts, or run `sluice migrate`")
     return engine

@@ -1,8 +1,8 @@
 """Does the database have the tables that this version needs, and how does it get them?
 
-Revisions are counted: 0001, 0002… A database that is ahead of this version serves it too, for migrations only add, so that
-processes can be replaced one at a time after ``sluice migrate``. SQLite is migrated by whoever opens it first, since it
-belongs to one machine; PostgreSQL by the command alone, since who may change tables there is often somebody else.
+Revisions are numbered: 0001, 0002… This version also works with a newer database, because migrations only add. So processes
+can be replaced one at a time after ``sluice migrate``. The first process that opens an SQLite file migrates it, because the
+file belongs to one machine. PostgreSQL is migrated by the command only, because often another user may change tables there.
 """
 
 import asyncio
@@ -17,23 +17,23 @@ from common.database.errors import DatabaseUnavailable
 from common.database.revisions import FOLDER, is_sqlite_url, sqlite_revision
 from common.database.revisions import HEAD as HEAD
 
-_LOCK = 0x511CE  # PostgreSQL's advisory lock is a number; ours alone in our own database.
+_LOCK = 0x511CE  # The number of our advisory lock in PostgreSQL. Nobody else uses locks in our own database.
 _WAL_ATTEMPTS, _WAL_PAUSE_S = 100, 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Migrated:
-    """The revision before (None: there were no tables of ours) and after."""
+    """The revisions before (None: there were no tables of ours) and after a migration."""
 
     before: str | None
     after: str
 
 
 async def migrate(url: str) -> Migrated:
-    """Bring a database up to this version. Any number of processes may do so at once: one does it, the others wait.
+    """Migrate a database to this version. Several processes may call it at once: one migrates, the others wait.
 
     Raises:
-        DatabaseUnavailable: it cannot be reached, or does not let us.
+        DatabaseUnavailable: it cannot be reached, or does not allow it.
     """
     engine = open_database(url)
     try:
@@ -54,7 +54,7 @@ async def migrate_engine(engine: AsyncEngine) -> Migrated:
 
 
 async def revision(engine: AsyncEngine) -> str | None:
-    """Return the revision that a database is at; None: it has no tables of ours.
+    """Return the present revision of a database. None: it has no tables of ours.
 
     Raises:
         DatabaseUnavailable: it cannot be reached.
@@ -65,7 +65,7 @@ async def revision(engine: AsyncEngine) -> str | None:
 
 
 async def read_revision(url: str) -> str | None:
-    """The same by the database's URL; a SQLite file that is not there is not made."""
+    """Return the same for a database's URL. A missing SQLite file is not created."""
     if is_sqlite_url(url):
         return sqlite_revision(url)
     engine = open_database(url)
@@ -85,10 +85,10 @@ async def is_current(url: str) -> bool:
 
 
 async def ensure_current(engine: AsyncEngine) -> None:
-    """Return once the tables are there. SQLite's are made where they are not.
+    """Return once the tables exist. In SQLite, missing tables are created.
 
     Raises:
-        DatabaseUnavailable: it cannot be reached, or is PostgreSQL and behind; the text names the command to run.
+        DatabaseUnavailable: it cannot be reached, or is PostgreSQL with an old revision. The text names the command to run.
     """
     present = await revision(engine)
     if not _is_behind(present):
@@ -105,13 +105,13 @@ def _is_behind(present: str | None) -> bool:
 
 
 async def _lock(connection: AsyncConnection) -> None:
-    """Let nobody else migrate until the transaction ends."""
+    """Prevent other migrations until the transaction ends."""
     if connection.dialect.name != "sqlite":
         await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
         return
     for attempts_left in reversed(range(_WAL_ATTEMPTS)):
         try:
-            # Readers do not wait for the writer. The file itself keeps it; no timeout applies to changing it.
+            # With WAL, readers do not wait for the writer. The file keeps this mode. No timeout applies to changing it.
             await connection.exec_driver_sql("PRAGMA journal_mode=WAL")
             break
         except OperationalError:
@@ -130,7 +130,7 @@ def _revision(connection: Connection) -> str | None:
 
 
 def _upgrade(connection: Connection) -> None:
-    from alembic import command  # Here: whoever opens a database that is current needs none of it.
+    from alembic import command  # Imported here, because opening a current database does not need it.
     from alembic.config import Config
 
     config = Config()

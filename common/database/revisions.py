@@ -1,6 +1,6 @@
-"""Which revision does this version need, and which is a SQLite file at?
+"""Which revision does this version need, and which one does an SQLite file have?
 
-Apart from ``migrate.py``, so that to look costs no import of SQLAlchemy: it takes longer to load than a command takes to run.
+Separate from ``migrate.py``, so that a check does not import SQLAlchemy: the import takes longer than a command.
 """
 
 import contextlib
@@ -20,10 +20,10 @@ def is_sqlite_url(url: str) -> bool:
 
 
 def sqlite_revision(url: str) -> str | None:
-    """Return the revision of the file that a URL of SQLite's names; None: it has no tables of ours. No file is made.
+    """Return the revision of an SQLite file. None: it has no tables of ours, or does not exist. No file is created.
 
     Raises:
-        DatabaseUnavailable: it cannot be read, or could not be made.
+        DatabaseUnavailable: the file cannot be read, or could not be created.
     """
     file = Path(urlsplit(url).path[1:])
     if not file.exists():

@@ -1,6 +1,6 @@
-"""How do rows get into the database, each once?
+"""How are rows written to the database, each exactly once?
 
-Both databases pass over a row whose id they have, so whoever does not know whether a row was written writes it again.
+Both databases ignore a row whose id exists. So a caller that does not know whether a row was written writes it again.
 """
 
 from collections.abc import Sequence
@@ -14,18 +14,18 @@ from common.database.engine import database_errors, is_sqlite
 from common.database.errors import RowRefused
 from common.database.tables import AuditRow, Base, LedgerAttempt, LedgerRow
 
-Row = dict[str, Any]  # By the columns' names.
+Row = dict[str, Any]  # Column name to value.
 
 
 async def add(engine: AsyncEngine, ledger: Sequence[Row], audit: Sequence[Row] = ()) -> dict[str, str]:
-    """Write all rows in one transaction; it is on the disk when this returns.
+    """Write all rows in one transaction. They are on the disk when this returns.
 
-    A ledger's row may have ``attempts``, rows of their own: see ``LedgerAttempt``.
+    A row of the ledger may have ``attempts``, which are rows of another table: see ``LedgerAttempt``.
 
     Returns:
-        Why the database refused rows, by their ids; all others are in. Nearly always empty.
+        Row id to the reason why the database refused the row. All other rows are written. Usually empty.
     Raises:
-        DatabaseUnavailable: whether anything was written is unknown.
+        DatabaseUnavailable: it is unknown whether anything was written.
     """
     try:
         await _add(engine, ledger, audit)
@@ -54,7 +54,7 @@ def _without_attempts(row: Row) -> Row:
 
 
 async def _add_each(engine: AsyncEngine, ledger: Sequence[Row], audit: Sequence[Row]) -> dict[str, str]:
-    """One row that the database will not have must not keep the others out."""
+    """Write the rows one by one, so that a row that the database refuses does not hold up the others."""
     refused = {}
     audit_rows = {row["id"]: row for row in audit}
     for row in ledger:
@@ -66,7 +66,7 @@ async def _add_each(engine: AsyncEngine, ledger: Sequence[Row], audit: Sequence[
 
 
 async def delete_expired_audit(engine: AsyncEngine, now_ms: int) -> int:
-    """Delete what the audit log has kept for long enough; returns how many entries that were.
+    """Delete the audit log's expired entries. Returns how many there were.
 
     Raises:
         DatabaseUnavailable

@@ -1,9 +1,8 @@
-"""What does the database hold?
+"""Which tables does the database have?
 
-What must outlive Redis: the ledger, one row per generation and one per attempt where it took several, the managed keys, and
-the audit log. Money is whole nano-dollars (1e-9 USD), which both databases add up exactly; moments are UTC in milliseconds
-since 1970.
-A change here needs a migration: see docs/ledger.md.
+They hold what must outlive Redis: the ledger (one row per generation, and one per attempt if there were several), the managed
+keys, and the audit log. Money is in whole nano-dollars (1e-9 USD), which both databases add exactly. Times are UTC in
+milliseconds since 1970. A change here needs a migration: see docs/ledger.md.
 """
 
 from typing import Any
@@ -22,7 +21,7 @@ class Base(DeclarativeBase):
 
 
 class ManagedKey(Base):
-    """A key that ``sluice keys`` or the admin API made. The key itself is not here: ``secret_hash`` is a SHA-256 of it."""
+    """A key that ``sluice keys`` or the admin API created. It does not contain the key: ``secret_hash`` is a SHA-256."""
 
     __tablename__ = "managed_keys"
 
@@ -30,7 +29,7 @@ class ManagedKey(Base):
     name: Mapped[str] = mapped_column(_Name)
     tenant: Mapped[str] = mapped_column(_Id, index=True)
     secret_hash: Mapped[str] = mapped_column(_Id)
-    # While a rotation's overlap lasts the key before is good too.
+    # During a rotation's overlap the previous secret is valid too.
     previous_hash: Mapped[str | None] = mapped_column(_Id)
     previous_until_ms: Mapped[int | None] = mapped_column(BigInteger)
     access: Mapped[dict[str, Any]] = mapped_column(JSON)
@@ -41,7 +40,7 @@ class ManagedKey(Base):
 
 
 class LedgerRow(Base):
-    """One generation. ``usage`` figures None: nothing is known; ``cost_nano_usd`` None: its price is not."""
+    """One generation. Token counts None: the usage is not known. ``cost_nano_usd`` None: the price is not known."""
 
     __tablename__ = "ledger"
     __table_args__ = (
@@ -71,26 +70,26 @@ class LedgerRow(Base):
     cache_read_tokens: Mapped[int | None] = mapped_column(BigInteger)
     cache_write_tokens: Mapped[int | None] = mapped_column(BigInteger)
     reasoning_tokens: Mapped[int | None] = mapped_column(BigInteger)
-    is_estimated: Mapped[bool] = mapped_column(Boolean)  # Some of the figures were counted by us, not told by the provider.
+    is_estimated: Mapped[bool] = mapped_column(Boolean)  # Some of the figures are our estimates, not the provider's.
     is_partial: Mapped[bool] = mapped_column(Boolean)  # The answer broke off after its first token.
-    has_brought_key: Mapped[bool] = mapped_column(Boolean)  # The request brought the provider's key: the cost is not ours.
+    has_brought_key: Mapped[bool] = mapped_column(Boolean)  # Bring-your-own-key: the client pays the provider.
     cost_nano_usd: Mapped[int | None] = mapped_column(BigInteger)
     input_cost_nano_usd: Mapped[int | None] = mapped_column(BigInteger)
     cache: Mapped[str] = mapped_column(_Id)  # miss, hit or join
-    answered_by: Mapped[str | None] = mapped_column(_Id)  # The generation whose answer a hit or a join read.
+    answered_by: Mapped[str | None] = mapped_column(_Id)  # The generation whose answer was used for a hit or a join.
     tries: Mapped[int] = mapped_column(BigInteger)
     continuations: Mapped[int] = mapped_column(BigInteger)
     queue_wait_ms: Mapped[int | None] = mapped_column(BigInteger)
     ttft_ms: Mapped[int | None] = mapped_column(BigInteger)
     duration_ms: Mapped[int | None] = mapped_column(BigInteger)
-    # What else the price depends on: the model that answered, the service tier, parts with prices of their own, paid calls.
+    # What else the price depends on: the model that answered, the service tier, separately priced parts, paid calls.
     details: Mapped[dict[str, Any] | None] = mapped_column(_Json)
 
 
 class LedgerAttempt(Base):
-    """One upstream call of a generation that took several; the ledger's row has their sum.
+    """One upstream call of a generation that needed several. The ledger's row has their sum.
 
-    A generation of a single call has none: its row tells all.
+    A generation with a single call has no rows here: its ledger row has everything.
     """
 
     __tablename__ = "ledger_attempts"
@@ -112,7 +111,7 @@ class LedgerAttempt(Base):
 
 
 class AuditRow(Base):
-    """What was asked and answered, redacted, then encrypted with a key made of ``SLUICE_SECRET``."""
+    """A request and its answer, redacted, then encrypted with a key derived from ``SLUICE_SECRET``."""
 
     __tablename__ = "audit"
 

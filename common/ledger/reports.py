@@ -1,9 +1,9 @@
 """Who used how much, and what did it cost?
 
-Sums over the ledger, by one or more of: key, tenant, model, provider, end user, day, hour. A generation counts for when it
-ended, in UTC; one that several providers worked for counts for each of them, with what that one took. Money is summed as
-whole nano-dollars, and no sum fails, whatever stands in a row. Where a price or a usage is not known it counts for nothing,
-and the report says of how many generations that is so.
+These are sums over the ledger, by one or more of: key, tenant, model, provider, end user, day, hour. A generation counts at the
+time of its end, in UTC. If several providers worked on it, it counts for each of them with that provider's share. Money is
+summed as whole nano-dollars. No sum fails, whatever a row contains. An unknown price or usage counts as 0, and the report says
+for how many generations the price is unknown.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ from common.database.tables import LedgerAttempt, LedgerRow, ManagedKey
 from common.ledger.usage_report import TIMES, TOKENS, Line, Report, UsageQuestion
 
 _HOUR_MS = 3_600_000
-_NAMES_AT_A_TIME = 500  # A statement of SQLite's has a bound on its variables.
+_NAMES_AT_A_TIME = 500  # SQLite limits the variables of a statement.
 _HALF = 10**9
 _LENGTH_MS = {"day": 24 * _HOUR_MS, "hour": _HOUR_MS}
 
@@ -42,7 +42,7 @@ def month_begins_ms(now_ms: int) -> int:
 
 
 async def usage(engine: AsyncEngine, question: UsageQuestion) -> Report:
-    """Answer a question.
+    """Answer a question about usage.
 
     Raises:
         DatabaseUnavailable
@@ -57,7 +57,7 @@ async def usage(engine: AsyncEngine, question: UsageQuestion) -> Report:
 
 
 async def _key_names(connection: AsyncConnection, owners: list[str]) -> dict[str, str]:
-    """Return the names of those keys that are managed ones and have one, by their ids in reports."""
+    """Return the names of managed keys (those that have a name), by their ids in reports."""
     ids = {id_: owner for owner in owners if (id_ := managed_id(owner))}
     names: dict[str, str] = {}
     for start in range(0, len(ids), _NAMES_AT_A_TIME):
@@ -73,7 +73,7 @@ def _query(question: UsageQuestion) -> Select[Any]:
     columns, source = _columns(by_provider=by_provider)
     count = _count_once if by_provider else _count
     groups = [_group(name, columns) for name in question.by]
-    # Two tenants may have a user of the same name, and a key that names no users is one itself.
+    # Two tenants may have users of the same name. A key without end users counts as one user.
     user = case((row.end_user.is_not(None), row.tenant + "/" + row.end_user), else_=row.owner)
     cost = columns["cost_nano_usd"]
     query = (
@@ -94,14 +94,14 @@ def _query(question: UsageQuestion) -> Select[Any]:
     for name, value in question.only.items():
         query = query.where(columns[name] == value)
     times = [group for name, group in zip(question.by, groups, strict=True) if name in TIMES]
-    dearest = func.coalesce(func.sum(cost * 1.0), 0)  # A float, which no sum overflows; only the order needs it.
-    return query.order_by(*times, dearest.desc(), count(row.id.is_not(None)).desc(), *groups)
+    approximate_cost = func.coalesce(func.sum(cost * 1.0), 0)  # A float cannot overflow. It is used for sorting only.
+    return query.order_by(*times, approximate_cost.desc(), count(row.id.is_not(None)).desc(), *groups)
 
 
 def _columns(*, by_provider: bool) -> tuple[dict[str, Any], Any]:
-    """Return what is summed and grouped by, and where it stands.
+    """Return the columns to sum and group by, and the table or join that has them.
 
-    ``by_provider``: a generation of several attempts counts for each provider with what that one's took.
+    ``by_provider``: a generation with several attempts counts for each provider with that provider's attempts.
     """
     names = (*TOKENS, "cost_nano_usd", "is_estimated", "has_brought_key")
     columns: dict[str, Any] = {**_COLUMNS, **{name: getattr(LedgerRow, name) for name in names}}
@@ -121,7 +121,7 @@ def _group(name: str, columns: Mapping[str, Any]) -> ColumnElement[Any]:
 
 
 def _halves(column: Any) -> tuple[ColumnElement[Any], ColumnElement[Any]]:
-    """The sum of a column in two parts, of which neither overflows: SQLite's sums of whole numbers are of 64 bits."""
+    """Return the sum of a column in two parts, so that neither overflows: SQLite sums whole numbers in 64 bits."""
     quotient = func.coalesce(func.sum(column // _HALF), 0)
     return quotient, func.coalesce(func.sum(column % _HALF), 0)
 
@@ -135,14 +135,14 @@ def _count(condition: Any) -> ColumnElement[int]:
 
 
 def _count_once(condition: Any) -> ColumnElement[int]:
-    """The same where a generation has a row for each of its attempts."""
+    """Count generations, where each has a row per attempt."""
     return func.count(distinct(case((condition, LedgerRow.id))))
 
 
 def _line(by: Sequence[str], row: Any) -> Line:
     values = list(row)
     group = {name: _shown(name, values.pop(0)) for name in by}
-    # PostgreSQL sums whole numbers to decimal ones.
+    # PostgreSQL returns sums of whole numbers as decimals.
     requests, *halves, estimated, unpriced, users = (int(value) for value in values)
     *tokens, cost = _joined(halves)
     return Line(group, requests, dict(zip(TOKENS, tokens, strict=True)), cost, estimated, unpriced, users)
@@ -155,7 +155,7 @@ def _shown(name: str, value: Any) -> str | None:
 
 
 async def spent(engine: AsyncEngine, since_ms: int, before_ms: int) -> dict[tuple[str, str], int]:
-    """Return what was spent between two moments, in nano-dollars, by the scope and name of a budget's counter.
+    """Return what was spent between two times, in nano-dollars, by scope and name of the budget's counter.
 
     Raises:
         DatabaseUnavailable

@@ -1,9 +1,9 @@
-"""Where is kept what could not be processed: jobs and records of ended generations that nobody can work on?
+"""Where are jobs and records of ended generations kept that could not be processed?
 
-A list of JSON objects in Redis, newest first, bounded in number and time: ``format``, ``kind`` ("job" or "record"), ``id`` of
-the generation, ``reason``, ``at_ms`` (UTC, None from the version before, which kept records alone), ``record``: the fields of
-the hash that it was. It holds no prompt and no answer. Written by the ledger's collector and by the queue's scripts; read by
-`sluice records` and `sluice doctor`.
+They are in a list of JSON objects in Redis, newest first, bounded in number and time: ``format``, ``kind`` ("job" or "record"),
+``id`` of the generation, ``reason``, ``at_ms`` (UTC; None from the previous version, which kept records only), ``record`` (the
+fields of the original hash). They contain no prompt and no answer. The ledger's collector and the queue's scripts write the
+list; `sluice records` and `sluice doctor` read it.
 """
 
 import json
@@ -25,18 +25,18 @@ class SetAsideEntry:
     reason: str
     at_ms: int | None
     record: dict[str, Any]
-    raw: bytes = field(default=b"", repr=False, compare=False)  # As it stands in the list.
+    raw: bytes = field(default=b"", repr=False, compare=False)  # The item of the list.
 
 
 def pack(generation_id: str, reason: str, at_ms: int, record: Mapping[bytes, bytes]) -> bytes:
-    """Return a record of an ended generation as it is kept."""
+    """Return the list item for a record of an ended generation."""
     fields = {name.decode(errors="replace"): value.decode(errors="replace") for name, value in record.items()}
     entry = {"format": FORMAT, "kind": "record", "id": generation_id, "reason": reason, "at_ms": at_ms, "record": fields}
     return orjson.dumps(entry)
 
 
 def unpack(raw: bytes) -> SetAsideEntry:
-    """Return an entry, whatever is wrong with it too: it is there because something was."""
+    """Parse a list item. Never fails: the item may be as broken as what was set aside."""
     try:
         entry = json.loads(raw.decode(errors="replace"))  # Not orjson: a script writes a job's bytes as they are.
         record, at_ms = entry.get("record"), entry.get("at_ms")

@@ -1,7 +1,7 @@
-"""What can be asked about usage, and what does a report look like?
+"""Which questions about usage are there, and what does a report contain?
 
-Apart from the queries (``common/ledger/reports.py``), so that to read a question costs no import of SQLAlchemy. Money is
-told as text, never as a float.
+Separate from the queries (``common/ledger/reports.py``), so that parsing a question does not import SQLAlchemy. Money is
+written as text, never as a float.
 """
 
 import re
@@ -21,13 +21,13 @@ LINES_MAX = 10_000
 SINCE_DEFAULT = "30d"
 _AGO = re.compile(r"([0-9]{1,5})([dh])")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_SHOWN_MAX = 2**63 - 1  # The largest whole number that JSON's readers of 64 bits take.
+_SHOWN_MAX = 2**63 - 1  # The largest whole number that JSON parsers with 64-bit integers accept.
 _USD_DIGITS = 9  # A nano-dollar.
 
 
 @dataclass(frozen=True, slots=True)
 class UsageQuestion:
-    """What is asked of the ledger; moments in ms since 1970, ``until_ms`` excluded. ``only`` is a value for each group."""
+    """A question to the ledger. Times are in ms since 1970, ``until_ms`` is excluded. ``only`` filters: group to value."""
 
     by: Sequence[str]
     since_ms: int
@@ -38,10 +38,10 @@ class UsageQuestion:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One group's sums. ``group`` has a text per group that was asked for, None where that is not known.
+    """The sums of one group. ``group`` has the value of each requested grouping, None where the value is not known.
 
-    ``estimated`` counts the generations whose usage was counted by us in part, ``unpriced`` those with a usage and no price.
-    ``users`` are those who asked: end users where they are named, else keys.
+    ``estimated`` counts the generations with partly estimated usage, ``unpriced`` those with a usage but no price. ``users``
+    counts end users, and keys whose requests name none.
     """
 
     group: dict[str, str | None]
@@ -53,7 +53,7 @@ class Line:
     users: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the line as reports show it. ``input_tokens`` include both cache figures, ``output_tokens`` reasoning."""
+        """Return the line as in reports. ``input_tokens`` include both cache counts, ``output_tokens`` include reasoning."""
         total = self.tokens["input_tokens"] + self.tokens["output_tokens"]
         return {
             **self.group,
@@ -71,9 +71,9 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """``has_more``: there are more groups than were asked for. The lines are those that cost most; of times, the first.
+    """``has_more``: there are more groups than requested. The lines are the most expensive ones; by day or hour, the first.
 
-    ``key_names`` are those of the managed keys in it, by the ids that reports have for keys.
+    ``key_names`` are the names of the report's managed keys, by their ids in reports.
     """
 
     question: UsageQuestion
@@ -82,7 +82,7 @@ class Report:
     key_names: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as JSON has it."""
+        """Return the report as a JSON object."""
         question = self.question
         return {
             "object": "usage",
@@ -95,19 +95,19 @@ class Report:
         }
 
     def _line_to_dict(self, line: Line) -> dict[str, Any]:
-        """Return a line with the key's name behind its id."""
+        """Return a line with the key's name after its id."""
         fields = line.to_dict()
         if "key" not in line.group:
             return fields
         return {name: fields.get(name, self.key_names.get(fields["key"])) for name in self.columns(fields)}
 
     def columns(self, names: Iterable[str]) -> list[str]:
-        """Return names of groups and figures with that of the key's name behind the key's."""
+        """Return the column names, with ``key_name`` after ``key``."""
         return [column for name in names for column in ((name, "key_name") if name == "key" else (name,))]
 
 
 def usd(nano: int) -> str:
-    """Return US dollars as text, exactly, with two digits behind the point at least.
+    """Return US dollars as exact text, with at least two digits after the point.
 
     >>> usd(1_500_000_000), usd(1_234_567)
     ('1.50', '0.001234567')
@@ -118,10 +118,10 @@ def usd(nano: int) -> str:
 
 
 def moment_ms(text: str, now: datetime) -> int:
-    """Return a moment: ``2026-11-21``, ``2026-11-21T09:00`` (UTC where no offset is named), ``7d`` or ``12h`` ago.
+    """Parse a time: ``2026-11-21``, ``2026-11-21T09:00`` (UTC if it has no offset), or ``7d`` or ``12h`` ago. Returns ms.
 
     Raises:
-        ValueError: none of these.
+        ValueError: it is none of these.
     """
     text = text.strip()
     if ago := _AGO.fullmatch(text):
@@ -131,7 +131,7 @@ def moment_ms(text: str, now: datetime) -> int:
         moment = datetime.fromisoformat(text)
         return _ms(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
     except (ValueError, OverflowError) as error:
-        raise ValueError("a moment is a date such as 2026-11-21 or 2026-11-21T09:00, or how long ago: 7d, 12h") from error
+        raise ValueError("a time is a date such as 2026-11-21 or 2026-11-21T09:00, or how long ago: 7d, 12h") from error
 
 
 def _shown_moment(ms: int) -> str:

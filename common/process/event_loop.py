@@ -1,8 +1,9 @@
-"""How does a process of ours resolve names, so that a dead one holds up nothing else?
+"""How does a process resolve host names, so that a name server that does not answer holds up nothing else?
 
-The event loop of both tiers. Whatever connects by a name (aiohttp, and httpx by way of anyio) calls its ``getaddrinfo``.
-uvloop's own shares four threads between all names, asyncio's the default executor, where guardrails and estimates compute too:
-a name server that does not answer would use up either. Here each name has a thread of its own while it is being resolved.
+This is the event loop of both tiers. Everything that connects to a host name (aiohttp, and httpx through anyio) calls its
+``getaddrinfo``. uvloop's own implementation shares four threads for all names, and asyncio's uses the default executor, in
+which guardrails and estimates run too. A name server that does not answer would block either. Here each lookup has its own
+thread.
 """
 
 import asyncio
@@ -14,13 +15,13 @@ from typing import Any
 
 import uvloop
 
-LOOKUPS_MAX = 64  # Names that are being resolved at a time. Addresses come from settings: there are a few dozen at most.
+LOOKUPS_MAX = 64  # Lookups at a time. Host names come from the settings: there are a few dozen at most.
 
 _Query = tuple[Any, Any, int, int, int, int]  # The arguments of socket.getaddrinfo.
 
 
 class Loop(uvloop.Loop):
-    """uvloop's, with one thread per name. How long a caller waits is its own affair; the lookup itself cannot be stopped."""
+    """uvloop's loop, with one thread per lookup. A caller may stop waiting at any time; the lookup itself cannot be stopped."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,20 +34,20 @@ class Loop(uvloop.Loop):
     async def getaddrinfo(
         self, host: Any, port: Any, *, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0
     ) -> list[Any]:
-        """As ``socket.getaddrinfo``; whoever asks for what is being looked up already gets the same answer.
+        """Do the same as ``socket.getaddrinfo``. Callers that look up the same name at the same time share one lookup.
 
         Raises:
-            socket.gaierror: also where the name cannot be one, or too many lookups are under way.
+            socket.gaierror: also where the host name is invalid, or too many lookups are running.
         """
         if _is_address(host):
-            return await super().getaddrinfo(host, port, family=family, type=type, proto=proto, flags=flags)  # It asks nobody.
+            return await super().getaddrinfo(host, port, family=family, type=type, proto=proto, flags=flags)  # Needs no server.
         query = (host, port, family, type, proto, flags)
         lookup = self._lookups.get(query)
         if lookup is None:
             if len(self._lookups) >= LOOKUPS_MAX:
-                raise socket.gaierror(socket.EAI_AGAIN, "too many names are being resolved")
+                raise socket.gaierror(socket.EAI_AGAIN, "too many host names are being resolved")
             lookup = self._lookups[query] = self.create_future()
-            # A daemon: a process that ends does not wait for a name server. No pool: an answer is cached by who connects.
+            # A daemon thread: a process that ends does not wait for a name server. No pool: the clients cache answers.
             threading.Thread(target=self._look_up, args=(query, lookup), name="getaddrinfo", daemon=True).start()
         return await asyncio.shield(lookup)
 
@@ -58,8 +59,8 @@ class Loop(uvloop.Loop):
         except OSError as error:
             result = error
         except UnicodeError:  # A label that is empty or longer than 63 characters.
-            result = socket.gaierror(socket.EAI_NONAME, "not a name that can be resolved")
-        with contextlib.suppress(RuntimeError):  # The loop is closed: nobody waits any more.
+            result = socket.gaierror(socket.EAI_NONAME, "not a valid host name")
+        with contextlib.suppress(RuntimeError):  # The loop is closed: no caller waits any more.
             self.call_soon_threadsafe(self._settle, query, lookup, result)
 
     def _settle(self, query: _Query, lookup: "asyncio.Future[list[Any]]", result: list[Any] | OSError) -> None:
@@ -68,7 +69,7 @@ class Loop(uvloop.Loop):
             return
         if isinstance(result, OSError):
             lookup.set_exception(result)
-            lookup.exception()  # Those who waited may have given up; asyncio would complain.
+            lookup.exception()  # Mark it as retrieved: all callers may have given up, and asyncio would log it.
         else:
             lookup.set_result(result)
 

@@ -1,8 +1,8 @@
-"""What do the keys of common vendors look like?
+"""What do the API keys of common vendors look like?
 
-One table for all who look for them: the personal-data guardrail, in what people and models write, and the log's redaction,
-in whatever a line holds. Each shape begins with a mark that is rare elsewhere; what follows has a length, by which the
-guardrail tells a key from a word. The log's is shorter and without an end, since nothing is lost with a word too many.
+The personal-data guardrail uses this table to search prompts and answers, and the log's redaction uses it to search log lines.
+Each shape begins with a mark that is rare elsewhere. The guardrail distinguishes a key from a word by the length of what
+follows. The log's pattern is shorter and has no maximum, because redacting too much does no harm there.
 """
 
 from typing import NamedTuple
@@ -11,8 +11,8 @@ LOG_CHARS_MIN = 8
 
 
 class KeyShape(NamedTuple):
-    """``marks`` are plain texts, one of which each key has; ``head`` and ``tail`` are expressions, of ``re`` and ``regex``
-    alike; the tail is a class of characters, ``least`` to ``most`` of them, and what ``end`` says must not follow it.
+    """Each key contains one of the plain texts in ``marks``. ``head``, ``tail`` and ``end`` are expressions for both ``re`` and
+    ``regex``: the tail is a character class, repeated ``chars_min`` to ``chars_max`` times, and ``end`` follows it.
     """
 
     marks: tuple[str, ...]
@@ -56,6 +56,6 @@ KEY_SHAPES = (
     KeyShape(("SG.",), rf"SG\.{_WORD}{{16,64}}\.", _WORD, 16, 64),
     KeyShape(("doo_v1_", "dop_v1_", "dor_v1_"), "do[opr]_v1_", "[a-f0-9]", 64, 64),
 )
-# JSON web tokens: as they are, and, for the log, unsigned or cut ones too.
+# JSON web tokens: complete ones, and, for the log, also unsigned or cut ones.
 TOKEN = rf"eyJ{_WORD}{{8,2000}}\.eyJ{_WORD}{{8,4000}}\.{_WORD}{{8,1500}}"
 TOKEN_WIDE = rf"eyJ{_WORD}{{8,}}\.{_WORD}+(?:\.{_WORD}*)?"

@@ -1,7 +1,6 @@
-"""Is the place free at which a process is to listen?
+"""Is the address free at which a process wants to listen?
 
-It is taken before anything else begins, so that what is wrong with it is told in one line; the process listens there when it
-is ready.
+The process binds it before anything else starts, so that a problem is reported in one line. It listens there when it is ready.
 """
 
 import errno
@@ -10,18 +9,18 @@ import socket
 
 
 class CannotListen(Exception):
-    """The message names the place, and the option or setting that chooses another."""
+    """The message names the address, and the option or setting that chooses another one."""
 
 
 def bind(host: str, port: int, *, port_option: str, host_option: str = "--host or SLUICE_HOST") -> socket.socket:
-    """Return a socket that holds an address and does not listen yet. Port 0 is one that is free.
+    """Return a socket that is bound to an address and does not listen yet. Port 0 means any free port.
 
     Raises:
-        CannotListen: another process has it, or it is not this machine's to give.
+        CannotListen: another process uses the address, or this machine does not have it.
     """
     sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # What a process before left behind is in nobody's way.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # Ignore connections that a previous process left behind.
         if sock.family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind((host, port))
@@ -33,12 +32,12 @@ def bind(host: str, port: int, *, port_option: str, host_option: str = "--host o
 
 def _reason(error: OSError, host: str, port: int, port_option: str, host_option: str) -> str:
     if error.errno == errno.EADDRINUSE:
-        return f"Port {port} of {host} is taken by another process. Choose another with {port_option}."
+        return f"Port {port} of {host} is used by another process. Choose another port with {port_option}."
     if error.errno == errno.EACCES:
-        return f"Port {port} needs more rights than this process has. Choose one above 1023 with {port_option}."
+        return f"Port {port} needs more rights than this process has. Choose a port above 1023 with {port_option}."
     if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
-        return f"{host!r} is no address of this machine. Choose one with {host_option}: 127.0.0.1, or 0.0.0.0 for all."
-    return f"Nothing can listen on {host}, port {port}: {os.strerror(error.errno or 0)}. Choose another with {port_option}."
+        return f"{host!r} is not an address of this machine. Choose one with {host_option}: 127.0.0.1, or 0.0.0.0 for all."
+    return f"Cannot listen on {host}, port {port}: {os.strerror(error.errno or 0)}. Choose another port with {port_option}."
 
 
 def bound_address(sock: socket.socket) -> tuple[str, int]:
@@ -48,6 +47,6 @@ def bound_address(sock: socket.socket) -> tuple[str, int]:
 
 
 def local_url(host: str, port: int) -> str:
-    """Return the address at which this machine reaches who listens at a host."""
+    """Return the URL at which this machine reaches a server that listens at ``host``."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - To connect to.
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

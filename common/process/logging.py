@@ -1,8 +1,8 @@
-"""How does a process report what it does?
+"""How does a process write its log?
 
-One JSON object per line on standard output: with the request's and the generation's id where there is one, never with
-contents or keys. What arq, uvicorn and other libraries log through the standard library takes the same way. Each line
-passes ``redaction``, the net below that rule; so does the traceback of a process that ends by one.
+One JSON object per line on standard output, with the ids of the request and the generation where there are any, and never with
+contents or keys. arq, uvicorn and other libraries log through the standard library; their lines take the same path. Each line
+passes ``redaction`` as a safety net, and so does the traceback of a process that ends with an exception.
 """
 
 import json
@@ -21,7 +21,7 @@ _SHARED: list[structlog.typing.Processor] = [
     structlog.processors.TimeStamper(fmt="iso", utc=True),
 ]
 
-# Libraries that say each job, connection or access twice over.
+# Libraries that log every job, connection or access, which we log ourselves.
 _QUIET = {
     "alembic.runtime.migration": logging.WARNING,
     "alembic.runtime.plugins": logging.WARNING,
@@ -33,8 +33,8 @@ _QUIET = {
 
 
 def _to_json(event: structlog.typing.EventDict, **options: Any) -> str:
-    """Return a line of ASCII, whatever the terminal's encoding: control signs of any script are escaped."""
-    # Hot path: once per log line. What only the standard library takes: other signs, halves of surrogate pairs, large numbers.
+    """Return a line in ASCII, for any terminal encoding. All other characters are escaped."""
+    # Hot path: once per log line. orjson is fast; the standard library is for other text, lone surrogates and large numbers.
     try:
         line = orjson.dumps(event, **options).decode()
     except TypeError:
@@ -58,7 +58,7 @@ def configure_logging(tier: str, level: str, redact: Redactor | None = None) -> 
     structlog.configure(
         processors=[*shared, structlog.processors.format_exc_info, render_redacted],
         wrapper_class=structlog.make_filtering_bound_logger(least),
-        logger_factory=structlog.WriteLoggerFactory(sys.stdout),  # Writes a line in one.
+        logger_factory=structlog.WriteLoggerFactory(sys.stdout),  # Writes each line with one call.
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stdout)

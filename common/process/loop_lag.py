@@ -1,9 +1,9 @@
 """How late is the event loop, and for how long was it able to read?
 
-A process that is busy reads late. What it waits for may have lain in its sockets for seconds, so its own lag must not count as
-the other side's silence. One timer per loop measures how late it rings (the lag), and keeps a clock that stands still while the
-loop is held up (``able_s``): whoever waits for an answer measures the wait by that clock, and speaks of the other side's
-absence only after the loop has had the time to read. All figures are seconds.
+A busy process reads late. The answer that it waits for may have been in its socket for seconds, so its own lag must not count
+as the other side's silence. One timer per loop measures how late it fires (the lag). It also keeps a clock that stops while the
+loop is blocked (``unblocked_s``). Code that waits for another process measures the wait by that clock: the other side counts
+as silent only after the loop had time to read. All figures are seconds.
 """
 
 import asyncio
@@ -15,43 +15,43 @@ from types import TracebackType
 TICK_S = 0.05
 WORST_OF_S = 10.0  # The worst lag is remembered for this long, and at most for twice as long.
 LAG_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
-CREDIT_S = 2 * TICK_S  # The most that the clock goes on by from one tick to the next, however long that took.
+CREDIT_S = 2 * TICK_S  # The clock advances by at most this much between two ticks, however long they are apart.
 
 
 class LoopLag:
-    """Of one event loop; see ``loop_lag``. To be asked from within that loop."""
+    """The lag of one event loop; see ``loop_lag``. Use it only from code that runs in that loop."""
 
     def __init__(self) -> None:
-        # Not the loop's own clock: uvloop's stands still while a callback runs.
+        # Not the loop's own clock: uvloop's clock stops while a callback runs.
         self._began_at = self._ticked_at = time.monotonic()
         self._observers: list[Callable[[float], object]] = []
         self._worst_since, self._worst_s, self._worst_before_s = self._ticked_at, 0.0, 0.0
         self.last_s = 0.0  # How late the last tick was.
-        self.ticked_s = 0.0  # The clock as of the last tick, behind by ``CREDIT_S`` at most: for where each look counts.
+        self.ticked_s = 0.0  # The clock at the last tick, at most ``CREDIT_S`` late: cheap, for hot paths.
         asyncio.get_running_loop().call_later(TICK_S, self._tick)
 
     @property
     def now_s(self) -> float:
-        """How late the loop is: the last tick's lateness, or the next one's, if it is overdue by more."""
+        """How late the loop is: the lateness of the last tick, or of the next one if that is already later."""
         return max(self.last_s, time.monotonic() - self._ticked_at - TICK_S)
 
     @property
     def unblocked_s(self) -> float:
-        """The clock: of the time since the loop was first asked about, what it was able to read in."""
+        """The clock: the time since this object was created, without the time in which the loop was blocked."""
         return self.ticked_s + min(time.monotonic() - self._ticked_at, CREDIT_S)
 
     @property
     def blocked_s(self) -> float:
-        """For how long the clock has stood still in all."""
+        """For how long the loop was blocked, in total."""
         return time.monotonic() - self._began_at - self.unblocked_s
 
     @property
     def worst_s(self) -> float:
-        """How late the loop has been at the worst of the last seconds; see ``WORST_OF_S``."""
+        """The worst lateness of the last seconds; see ``WORST_OF_S``."""
         return max(self.now_s, self._worst_s, self._worst_before_s)
 
     def observe(self, on_tick: Callable[[float], object]) -> None:
-        """Call ``take`` with each tick's lateness from now on; it must not wait."""
+        """Call ``on_tick`` with each tick's lateness from now on. It must not wait."""
         self._observers.append(on_tick)
 
     def _tick(self) -> None:
@@ -72,7 +72,7 @@ _lags: "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopLag]" = weakref
 
 
 def loop_lag() -> LoopLag:
-    """Return the running loop's; it is measured from the first call on."""
+    """Return the lag of the running loop. It is measured from the first call on."""
     loop = asyncio.get_running_loop()
     lag = _lags.get(loop)
     if lag is None:
@@ -81,7 +81,7 @@ def loop_lag() -> LoopLag:
 
 
 class lag_aware_timeout:
-    """As ``asyncio.timeout``, in time that the loop was able to read in. For whatever another process owes us.
+    """Like ``asyncio.timeout``, but time in which the loop was blocked does not count. For answers of other processes.
 
     Raises:
         TimeoutError: at the exit of the block, which was cancelled.
@@ -114,6 +114,6 @@ class lag_aware_timeout:
 
 
 def lag_figures() -> dict[str, int]:
-    """Return how late the running loop is, for a page of health; milliseconds."""
+    """Return how late the running loop is, in milliseconds, for health pages."""
     lag = loop_lag()
     return {"last": round(lag.last_s * 1000), "worst": round(lag.worst_s * 1000)}

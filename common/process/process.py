@@ -1,4 +1,4 @@
-"""What does a process of ours do to itself?"""
+"""How does a process set itself up: limits, background tasks, garbage collection, memory?"""
 
 import asyncio
 import contextlib
@@ -17,36 +17,36 @@ import structlog
 log = structlog.get_logger()
 
 RESTART_PAUSE_S = 0.5
-LOG_AGAIN_S = 60.0  # A loop that breaks at every turn is told of so often.
+LOG_AGAIN_S = 60.0  # A loop that fails in every turn with the same error is logged this often.
 PR_SET_PDEATHSIG = 1  # Source: prctl(2).
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # Source: mallopt(3), malloc.h.
-OWN_BLOCK_BYTES = 2**20  # Above what a read or a frame has: a block of its own costs a call of the system each time.
-HEAP_TOP_BYTES = 2**23  # What may stay free at the heap's end; without a word the system would be asked at each 128 KiB.
+OWN_BLOCK_BYTES = 2**20  # Larger than a read or a frame, because a separate block costs a system call each time.
+HEAP_TOP_BYTES = 2**23  # Free memory that may stay at the heap's end. By default glibc calls the system at each 128 KiB.
 
 
 def raise_file_limit() -> int:
-    """Raise the number of files that this process may open to its hard limit, and return it: a stream is a file or two."""
+    """Raise the number of files that this process may open to its hard limit, and return it. A stream needs one or two."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard
 
 
 def open_files() -> int:
-    """Return how many files, sockets included, this process has open; 0 where the system does not tell."""
+    """Return how many files and sockets this process has open. 0 where the system does not say."""
     with contextlib.suppress(OSError):
         return len(os.listdir("/dev/fd"))
     return 0
 
 
 def die_with_parent() -> None:
-    """Have Linux end this process when its parent is gone, even by SIGKILL; elsewhere the orderly ways must do."""
+    """Make Linux kill this process when its parent ends, even by SIGKILL. On other systems this does nothing."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def start_background_task(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-    """Start what runs for as long as the process does. Should it ever break, the process drains and ends, to be started anew:
-    one whose publisher or patrol is dead looks alive and serves nobody.
+    """Start a task that runs as long as the process. If it fails, the process drains and ends, so that it is restarted: a
+    process without its publisher, for example, looks alive and serves nobody.
     """
 
     def check(task: asyncio.Task[None]) -> None:
@@ -60,8 +60,8 @@ def start_background_task(work: Coroutine[Any, Any, None], name: str) -> asyncio
 
 
 def supervised(work: Callable[[], Awaitable[None]], name: str) -> asyncio.Task[None]:
-    """Start a loop that runs for as long as the process does. Where one of its turns breaks, it begins again after a pause:
-    one answer or record that nobody foresaw must not end the streams of a process, nor those of the next that meets it.
+    """Start a loop that runs as long as the process. If it fails, it starts again after a pause: one unexpected answer or
+    record must not end the streams of this process, and then of the next one that reads it.
     """
     return start_background_task(_for_ever(work, name), name)
 
@@ -80,22 +80,22 @@ async def _for_ever(work: Callable[[], Awaitable[None]], name: str) -> None:
 
 
 def shorten_thread_switches() -> None:
-    """Have a thread that computes, such as one that imports, hold up the loop by half a millisecond each time, not by five."""
+    """Make a thread that computes (or imports) block the event loop for half a millisecond at a time, not for five."""
     sys.setswitchinterval(0.0005)
 
 
 def collect_garbage_less_often() -> None:
-    """Have Python look for cycles less often: a token makes many objects, hardly a cycle, and looking took 4 % of a worker."""
+    """Make Python search for cycles less often. Tokens create many objects and few cycles; searching took 4 % of a worker."""
     gc.set_threshold(10_000, 2, 250)
-    gc.freeze()  # What start-up made stays; it need not be looked at again.
+    gc.freeze()  # Objects from the start-up stay for ever, so they need not be searched again.
 
 
 def return_freed_memory() -> None:
-    """Have glibc give each large block back to the system when it is freed; elsewhere the system's own ways must do.
+    """Make glibc return each large block to the system when it is freed. With other C libraries this does nothing.
 
-    By itself it does so at first, but takes every large block that is freed for a sign that more will come: from then on blocks
-    of that size, up to 32 MiB, are cut from the heap, which shrinks only as far as its end is free. A burst of large bodies
-    would stay in the process for good.
+    By default glibc does so at first, but after each freed large block it expects more of that size: then it cuts blocks up to
+    that size (at most 32 MiB) from the heap, which shrinks only where its end is free. So the memory of a burst of large bodies
+    would stay in the process.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:

@@ -1,11 +1,11 @@
-"""What if a secret gets into a log line all the same?
+"""How are secrets removed from log lines?
 
-No line is meant to hold one; this is the net below. Each finished line is looked through for the values of the settings'
-secrets and for what looks like a secret of anybody's, whichever field, exception or library it came from. The line is
-text by then, so nothing in it is missed, and nothing has to be walked.
+No log line should contain a secret; this is the safety net. Each finished line is searched for the values of the settings'
+secrets, and for text that looks like a secret, whichever field, exception or library it came from. The line is plain text by
+then, so the search covers all of it and needs no traversal of objects.
 
-Most lines hold nothing: so each value and each shape's own mark is first looked for as a plain substring, which takes a few
-dozen nanoseconds, and an expression runs only where its mark is there. See ``bench/redaction.py``.
+Most lines contain no secret. So each value and each shape's mark is first searched as a plain substring, which takes a few
+dozen nanoseconds. An expression runs only if its mark is in the line. See ``bench/redaction.py``.
 """
 
 import json
@@ -23,25 +23,25 @@ from pydantic import BaseModel, SecretStr
 from common.process.key_shapes import KEY_SHAPES, TOKEN_WIDE
 
 REDACTED = "[redacted]"
-SECRET_CHARS_MIN = 8  # What is shorter is a word like any other, and would be blotted out of words.
+SECRET_CHARS_MIN = 8  # A shorter secret may be part of ordinary words, which would be redacted.
 
 _PATH = re.compile("[/?#]")
-# Where a secret may begin: not inside a word, but behind a line break's ``\n`` as JSON writes it.
+# Where a secret may begin: not inside a word, but after the ``\n`` that JSON writes for a line break.
 _START = r"(?:(?<![A-Za-z0-9_])|(?<=\\[nrt]))"
-# No repetition can be cut in two ways, and none begins inside what another begun before it would have run through: so the
-# time taken grows as the text does, whatever the text is.
+# No repetition can match in two ways, and no match starts inside text that an earlier match attempt has already scanned. So the
+# time grows linearly with the text.
 _SHAPES: tuple[tuple[tuple[str, ...], re.Pattern[str]], ...] = tuple(
     (marks, re.compile(pattern))
     for marks, pattern in [
         *((shape.marks, _START + shape.wide) for shape in KEY_SHAPES),
-        # Wider than a guardrail may look for: a log has few words that begin so.
+        # Wider than a guardrail's pattern may be: few words in a log begin like this.
         (("sk_",), _START + r"sk_[A-Za-z0-9_-]{8,}"),
         (("eyJ",), r"(?:(?<![A-Za-z0-9_-])|(?<=\\[nrt]))" + TOKEN_WIDE),
-        (("gAAAA",), _START + r"gAAAA[A-Za-z0-9_=-]{32,}"),  # What Fernet encrypted: of no use, and no more is it here.
-        # The scheme stays: it says what was there.
+        (("gAAAA",), _START + r"gAAAA[A-Za-z0-9_=-]{32,}"),  # Text that Fernet encrypted: useless in a log.
+        # The scheme stays, so that a reader sees what was redacted.
         (("earer ", "EARER "), r"(?<=[Bb]earer )[^\s\"'\\,;]{4,}|(?<=BEARER )[^\s\"'\\,;]{4,}"),
         (("asic ",), r"(?<=[Bb]asic )[A-Za-z0-9+/=]{8,}"),
-        # The password of an address.
+        # The password in a URL.
         (("://",), r"(?<=://)[^\s\"'\\/@:]{0,256}:[^\s\"'\\/@]{1,256}(?=@)"),
         (("PRIVATE KEY-----",), r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----(?:[^\"\\]|\\[^\"])*"),
     ]
@@ -50,7 +50,7 @@ _SHAPES: tuple[tuple[tuple[str, ...], re.Pattern[str]], ...] = tuple(
 
 @dataclass(frozen=True, slots=True)
 class Redactor:
-    """Takes secrets out of text; ``values`` are those that are known, the longest first."""
+    """Replaces secrets in text. ``values`` are the known secrets, the longest first."""
 
     values: tuple[str, ...] = ()
 
@@ -68,13 +68,13 @@ class Redactor:
 
     @classmethod
     def from_settings(cls, settings: BaseModel) -> "Redactor":
-        """Return one that knows every secret of the settings, as it is and as it may be written in JSON or in an address."""
+        """Return a redactor that knows every secret of the settings, also in the forms that JSON or a URL give it."""
         written = {form for secret in secrets_in(settings) for form in _forms(secret)}
         return cls(tuple(sorted(written, key=len, reverse=True)))
 
 
 def secrets_in(value: Any) -> Iterator[str]:
-    """Yield every secret of the settings: what is typed as one, and the passwords of addresses."""
+    """Yield every secret in the settings: values of type ``SecretStr``, and passwords in URLs."""
     match value:
         case SecretStr():
             yield value.get_secret_value()
@@ -94,7 +94,7 @@ def _secrets_in_all(values: Iterable[Any]) -> Iterator[str]:
 
 
 def shown_url(url: str) -> str:
-    """Return an address as it may be printed: without user, password and query, any of which may be a credential.
+    """Return a URL that may be printed: without user, password and query, because any of these may be a credential.
 
     >>> shown_url("redis://:pa/ss@host:6379/0?x=1")
     'redis://…@host:6379/0?…'
@@ -102,15 +102,15 @@ def shown_url(url: str) -> str:
     scheme, mark, remainder = url.partition("://")
     if not mark:
         return url.rpartition("@")[2].partition("?")[0]
-    _, separator, remainder = remainder.rpartition("@")  # The last one: a password may hold any sign, though it should not.
+    _, separator, remainder = remainder.rpartition("@")  # The last @: a password may contain one, though it should not.
     address, query, _ = remainder.partition("?")
     return f"{scheme}://{'…@' if separator else ''}{address}{'?…' if query else ''}"
 
 
 def _password_in(address: str) -> Iterator[str]:
-    """Yield the password of an address, and a user without one, which is a token; as written and as meant."""
+    """Yield the password in a URL, or the user if there is no password (it is a token), both as written and unquoted."""
     _, mark, remainder = address.partition("://")
-    authority = _PATH.split(remainder, maxsplit=1)[0]  # urlsplit would refuse some that others take.
+    authority = _PATH.split(remainder, maxsplit=1)[0]  # urlsplit refuses some URLs that others accept.
     for text in {authority, remainder} if mark else ():
         user, colon, password = text.rpartition("@")[0].partition(":")
         if secret := password if colon else user:
@@ -126,7 +126,7 @@ def _forms(secret: str) -> set[str]:
 
 
 def redact_tracebacks(redact: Redactor) -> None:
-    """Have the traceback of an exception that ends this process printed without secrets."""
+    """Print the traceback of an exception that ends this process without secrets."""
 
     def print_redacted(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         sys.stderr.write(redact("".join(traceback.format_exception(kind, error, trace))))

@@ -182,7 +182,7 @@ def test_a_taken_port_is_told_in_one_line(tmp_path, taken, command, setting, opt
 
     assert ended.returncode != 0
     (line,) = (ended.stdout + ended.stderr).strip().splitlines()
-    assert f"Port {taken} of 127.0.0.1 is taken by another process. Choose another with --port" in line
+    assert f"Port {taken} of 127.0.0.1 is used by another process. Choose another port with --port" in line
 
 
 def test_the_demo_has_a_key_and_its_models_and_prices(tmp_path):

@@ -99,7 +99,7 @@ def run(script: str, errors: Path | None) -> subprocess.Popen[bytes]:
 
 @pytest.mark.parametrize(
     ("settings", "words"),
-    [({"once": True, "workers": 0}, "--workers 0"), ({"once": True, "workers": 1}, "is taken by another process")],
+    [({"once": True, "workers": 0}, "--workers 0"), ({"once": True, "workers": 1}, "is used by another process")],
 )
 def test_what_cannot_come_to_an_answer_ends_at_once(listener, monkeypatch, capsys, settings, words):
     monkeypatch.setattr(dev, "EmbeddedRedis", lambda: pytest.fail("nothing must be started"))

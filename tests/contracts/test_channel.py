@@ -493,7 +493,7 @@ async def test_the_end_leaves_a_record_whoever_wrote_it(channel):
     await channel.end_unowned("gen_2", "token", LOST)
 
     record = await channel.record(G)
-    assert record.asked == b'{"owner":"me"}'
+    assert record.request_summary == b'{"owner":"me"}'
     assert orjson.loads(record.end) == {"error": None}
     assert record.ended_ms > 0
     assert orjson.loads((await channel.record("gen_2")).end)["error"]["kind"] == "worker_lost"

@@ -1,7 +1,7 @@
--- Adds what the database knows to the budgets' counters, all of it or nothing, and once.
+-- Adds the sums from the database to the budgets' counters, exactly once, and all or none.
 -- KEYS: the marker, then counters
--- ARGV: what the marker must say still, then per counter: amount, expiry in s
--- Returns 1, or 0 where somebody else has begun anew.
+-- ARGV: the value that the marker must still have, then per counter: amount, expiry in s
+-- Returns 1, or 0 where another worker has started again.
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 for i = 2, #KEYS do
   add_to_counter(KEYS[i], ARGV[2 * i - 2])

@@ -1,6 +1,6 @@
--- Shared by the scripts for vendors' quotas, which are put behind the windows of common/limits/window.lua.
+-- Shared by the scripts for vendors' quotas. It is put after common/limits/window.lua.
 
--- Dates a call's place anew: who does not come back in time has lost it.
+-- Takes or renews a call's concurrency slot. The slot is lost unless it is renewed in time.
 local function hold(key, id, now, lease_ms)
   redis.call('ZADD', key, int(now + lease_ms), id)
   redis.call('PEXPIRE', key, int(lease_ms))

@@ -1,27 +1,27 @@
--- Notes until when keys of vendors are to be left alone; what is noted for longer stays so.
+-- Records until when vendors' keys are paused. A pause that already lasts longer stays.
 -- KEYS: the hash, name → ms of Redis' clock
--- ARGV: most names, then in turn name, ms from now, and ms until there is more by the vendor's word: a field of its own where
---   that is later
+-- ARGV: maximum of names, then repeatedly: name, ms from now, ms until the vendor promises more quota (stored in a field of its
+--   own if that is later)
 local PROMISED = ' promised'
 local now, last, count = now_ms(), 0, 0
-local noted = redis.call('HGETALL', KEYS[1])
-local found = {}
-for i = 1, #noted, 2 do
-  local till = tonumber(noted[i + 1])
-  if string.sub(noted[i], -#PROMISED) == PROMISED then
-    -- It belongs to the pause of its name, and ends with it.
+local stored = redis.call('HGETALL', KEYS[1])
+local paused_until = {}
+for i = 1, #stored, 2 do
+  local till = tonumber(stored[i + 1])
+  if string.sub(stored[i], -#PROMISED) == PROMISED then
+    -- It belongs to the pause of the same name, and is deleted with it.
   elseif till <= now then
-    redis.call('HDEL', KEYS[1], noted[i], noted[i] .. PROMISED)
+    redis.call('HDEL', KEYS[1], stored[i], stored[i] .. PROMISED)
   else
-    found[noted[i]], last, count = till, math.max(last, till), count + 1
+    paused_until[stored[i]], last, count = till, math.max(last, till), count + 1
   end
 end
 for i = 2, #ARGV, 3 do
   local till, promised = now + tonumber(ARGV[i + 1]), now + tonumber(ARGV[i + 2])
-  if till > (found[ARGV[i]] or 0) and (found[ARGV[i]] or count < tonumber(ARGV[1])) then
-    if not found[ARGV[i]] then count = count + 1 end
+  if till > (paused_until[ARGV[i]] or 0) and (paused_until[ARGV[i]] or count < tonumber(ARGV[1])) then
+    if not paused_until[ARGV[i]] then count = count + 1 end
     redis.call('HSET', KEYS[1], ARGV[i], int(till))
-    found[ARGV[i]], last = till, math.max(last, till)
+    paused_until[ARGV[i]], last = till, math.max(last, till)
     if promised > till then
       redis.call('HSET', KEYS[1], ARGV[i] .. PROMISED, int(promised))
     else

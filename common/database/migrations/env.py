@@ -1,4 +1,4 @@
-"""How does Alembic run our migrations? On the connection that ``common/database/migrate.py`` hands it, in its transaction."""
+"""How does Alembic run our migrations? On the connection of ``common/database/migrate.py``, in its transaction."""
 
 from alembic import context
 
@@ -7,6 +7,6 @@ from common.database.tables import Base
 context.configure(
     connection=context.config.attributes["connection"],
     target_metadata=Base.metadata,
-    transactional_ddl=True,  # SQLite's too: the transaction has begun already.
+    transactional_ddl=True,  # For SQLite too: the transaction has already begun.
 )
 context.run_migrations()

@@ -129,10 +129,10 @@ def test_a_key_that_nobody_asked_for_pays_for_nothing(provider, chosen, is_ours)
 def test_neither_does_one_behind_a_gateway_that_may_have_used_its_own():
     settings = Settings(ai_gateway_account_id="a", ai_gateway_id="g")
 
-    assert charge(Principal("k"), settings=settings, has_byok_key=True).purses
+    assert charge(Principal("k"), settings=settings, has_byok_key=True).accounts
 
 
 def test_of_several_providers_each_must_be_paid_by_the_client():
     settings = Settings(providers={"lab": {"base_url": "http://gpu"}})
 
-    assert charges_of(Principal("k"), ADDRESS, request(), ["openai", "lab"], settings, has_byok_key=True).purses
+    assert charges_of(Principal("k"), ADDRESS, request(), ["openai", "lab"], settings, has_byok_key=True).accounts

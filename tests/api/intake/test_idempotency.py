@@ -124,7 +124,7 @@ async def test_a_generation_that_ended_holds_its_key_or_frees_it(setup: Setup, e
 async def test_of_two_that_find_a_key_free_only_one_runs(setup: Setup):
     await setup.run("gen_1", UNAVAILABLE, has_head=False)
     await setup.open("gen_2")
-    spent = IdempotencyKey(ONCE.key, ONCE.digest, spent="gen_1")
+    spent = IdempotencyKey(ONCE.key, ONCE.digest, ignored_id="gen_1")
 
     assert (await setup.queue.enqueue("gen_2", "me", JobClass.INTERACTIVE, spent)).id == "gen_2"
     assert (await setup.queue.enqueue("gen_3", "me", JobClass.INTERACTIVE, spent)).id == "gen_2"

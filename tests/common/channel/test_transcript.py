@@ -63,7 +63,7 @@ def test_of_a_whole_answer_the_last_try_alone_counts():
 
 
 def test_before_its_head_nothing_was_answered():
-    assert Transcript.from_frames(log((FrameKind.FENCE, b"0-0")), "openai-chat", is_stream=True).attempt_count == []
+    assert Transcript.from_frames(log((FrameKind.FENCE, b"0-0")), "openai-chat", is_stream=True).attempts == []
 
 
 async def test_a_log_is_read_page_by_page_to_its_end():

@@ -237,7 +237,7 @@ def test_moments_are_read(text: str, ms: int):
 
 @pytest.mark.parametrize("text", ["", "yesterday", "7w", "2026-13-01", "-1d", "99999999d"])
 def test_what_is_no_moment_is_refused(text: str):
-    with pytest.raises(ValueError, match="a moment is a date"):
+    with pytest.raises(ValueError, match="a time is a date"):
         moment_ms(text, datetime.fromtimestamp(NOON / 1000, UTC))
 
 

@@ -17,7 +17,7 @@ def test_a_port_that_another_listens_on_is_told_in_one_line():
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid"])
 def test_an_address_that_is_not_this_machine_s_is_told(host: str):
-    with pytest.raises(CannotListen, match=f"{host!r} is no address of this machine. Choose one with --host"):
+    with pytest.raises(CannotListen, match=f"{host!r} is not an address of this machine. Choose one with --host"):
         bind(host, 0, port_option="--port")
 
 

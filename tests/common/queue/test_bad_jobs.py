@@ -42,7 +42,7 @@ async def enqueue(queue: JobQueue, *names: str) -> None:
         await queue.enqueue(name, "a", JobClass.INTERACTIVE)
 
 
-async def kept(redis: Redis) -> list[set_aside.UnusableJob]:
+async def kept(redis: Redis) -> list[set_aside.SetAsideEntry]:
     return [set_aside.unpack(raw) for raw in await redis.lrange(keyspace.UNREADABLE, 0, -1)]
 
 

@@ -16,7 +16,7 @@ from common.metering.pricing import Cost
 from common.records.end import End, pack_failure, unpack_failure
 from common.records.head import Head
 
-ATTEMPT = Attempt("openai", "gpt-5", Usage(7, 3), Cost(Decimal("1.5"), Decimal("0.25")), has_byok_key=True)
+ATTEMPT = Attempt("openai", "gpt-5", Usage(7, 3), Cost(Decimal("1.5"), Decimal("0.25")), has_brought_key=True)
 HEAD = Head(200, {"x": "y"}, "openai", "gpt-5", 2, 3, 40, 1, Usage(5, 2), [ATTEMPT], "chatcmpl-1")
 END = End(
     Failed(ErrorKind.UPSTREAM_TIMEOUT, "why", code="c").to_dict(),

@@ -109,7 +109,7 @@ def test_tool_calls_count():
 def test_a_continuation_costs_what_was_spent_before_and_what_it_had_to_read_again():
     packed = job()
     spent = {"input_tokens": 100, "output_tokens": 50, "cache_read_tokens": 1, "cache_write_tokens": 2, "reasoning_tokens": 3}
-    log = frames(head(), said(TEXT), head(spent=spent, attempt_count=3, continuations=1), said("more"))
+    log = frames(head(), said(TEXT), head(spent=spent, tries=3, continuations=1), said("more"))
 
     found = read("openai-chat", log, packed, is_stream=True)
 
@@ -119,9 +119,7 @@ def test_a_continuation_costs_what_was_spent_before_and_what_it_had_to_read_agai
 
 def test_a_body_that_was_begun_twice_counts_once():
     body = orjson.dumps({"choices": [{"index": 0, "message": {"content": TEXT}}], "usage": None})
-    log = frames(
-        head(), (FrameKind.DATA, body), head(attempt_count=2), (FrameKind.DATA, body[:20]), (FrameKind.DATA, body[20:])
-    )
+    log = frames(head(), (FrameKind.DATA, body), head(tries=2), (FrameKind.DATA, body[:20]), (FrameKind.DATA, body[20:]))
 
     found = read("openai-chat", log, None, is_stream=False)
 
