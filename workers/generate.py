@@ -17,7 +17,7 @@ import structlog
 
 from common.canonical.errors import ErrorKind, Failed, GatewayError, StoreUnavailable
 from common.canonical.job import Job, Policy
-from common.channel.base import Claim, Fenced, Stop, Verdict
+from common.channel.base import Claim, Fenced, Stop, WriteStatus
 from common.limits.charges import Settlement
 from common.metering.attempt_cost import unpack
 from common.queue.jobs import UNUSED, ClaimedJob
@@ -63,7 +63,7 @@ async def run_generation(claimed: ClaimedJob, services: Services) -> Settlement:
         fenced = await services.channel.fence(claim, is_handover=claimed.is_handover, was_postponed=claimed.was_postponed)
     except StoreUnavailable as error:
         raise HandBack(str(error)) from error
-    if fenced.answer.verdict is not Verdict.OK:
+    if fenced.answer.status is not WriteStatus.OK:
         # Another process ended it, it expired, or it was claimed again: only the settlement is left to do.
         return await settle_ended(claimed.generation_id, services)
 
@@ -147,7 +147,7 @@ def _read_job(fenced: Fenced, generation_id: str) -> Job:
 def _refuse_what_cannot_run(claimed: ClaimedJob, fenced: Fenced) -> None:
     if fenced.answer.stop is not Stop.NO:
         raise GatewayError.from_failed(_stopped(fenced.answer.stop))
-    if fenced.barren > POISON_DEATHS:
+    if fenced.empty_claims > POISON_DEATHS:
         raise GatewayError.from_failed(_POISON)
     if claimed.is_late:
         raise GatewayError(

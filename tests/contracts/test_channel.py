@@ -263,7 +263,7 @@ async def test_there_is_no_note_where_none_was_left(channel):
 
 
 async def test_what_was_never_opened_is_gone_for_every_writer(channel):
-    gone = (Verdict.GONE, START, Stop.NO)
+    gone = (WriteStatus.GONE, START, Stop.NO)
 
     assert (await channel.fence(FIRST, is_handover=False)).answer[:3] == gone
     assert (await append(channel, FIRST, START, data(FIRST, 1)))[:3] == gone
@@ -275,7 +275,7 @@ async def test_a_heartbeat_behind_the_end_says_so(channel):
     await begun(channel)
     await append(channel, FIRST, FrameId(1, 1), end(FIRST, 2))
 
-    assert [answer[:3] for answer in await channel.heartbeat([FIRST])] == [(Verdict.ENDED, FrameId(1, 2), Stop.NO)]
+    assert [answer[:3] for answer in await channel.heartbeat([FIRST])] == [(WriteStatus.ENDED, FrameId(1, 2), Stop.NO)]
 
 
 async def test_the_last_viewer_that_leaves_sets_the_stop_flag(channel):

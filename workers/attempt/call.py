@@ -331,7 +331,7 @@ def build_head(active_job: ActiveJob, reply: Reply, total: Total) -> Head:
         headers=reply.headers,
         provider=total.provider,
         upstream_model=total.upstream_model,
-        tries=reply.number,
+        attempt_count=reply.number,
         queue_wait_ms=round(active_job.waited_s * 1000),
         ttft_ms=reply.ttft_ms,
         continuations=total.continuations,

@@ -13,7 +13,7 @@ import orjson
 from common.canonical.errors import GatewayError
 from common.canonical.events import Event, Usage
 from common.canonical.job import Job
-from common.channel.transcript import Transcript, Try
+from common.channel.transcript import LoggedAttempt, Transcript
 from common.dialects import DIALECTS
 from common.metering.attempt_cost import Attempt
 from common.metering.token_estimate import estimate_event_tokens, estimate_text_tokens, estimate_tokens, fill_usage
@@ -35,26 +35,26 @@ def read_partial(transcript: Transcript, request: bytes | None) -> Partial | Non
 
     ``request`` is the packed job. Without it what was asked counts for nothing, and the figure is too low.
     """
-    if not transcript.tries:
+    if not transcript.attempts:
         return None
-    *before, last = transcript.tries
+    *before, last = transcript.attempts
     reported, output_tokens = _client_usage(transcript, last)
     # Behind what other tries have said, a dialect's own figures are those of all tries together; see
     # ``workers.transcode.pumps``.
     usage = fill_usage(
         None if last.head.spent else reported,
-        lambda: _prompt_tokens(transcript.dialect, request) + estimate_text_tokens(transcript.said(before)),
+        lambda: _prompt_tokens(transcript.dialect, request) + estimate_text_tokens(transcript.text(before)),
         output_tokens,
     )
     attempt = Attempt(last.head.provider, last.head.upstream_model, usage, is_estimated=True)
     return Partial(last.head, [*last.head.attempts, attempt])
 
 
-def _client_usage(transcript: Transcript, last: Try) -> tuple[Usage | None, int]:
+def _client_usage(transcript: Transcript, last: LoggedAttempt) -> tuple[Usage | None, int]:
     """Return what the client's bytes tell of the usage, and about how many tokens they have."""
     wire = WIRES.get(transcript.dialect)
     if not isinstance(wire, FamilyWire):
-        return None, estimate_text_tokens(transcript.said([last]))
+        return None, estimate_text_tokens(transcript.text([last]))
     decoder = wire.decoder()
     pieces = last.data if transcript.is_stream else [b"".join(last.data)]
     events = chain.from_iterable(_events(decoder, piece, is_stream=transcript.is_stream) for piece in pieces)

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 import structlog
 
 from common.canonical.job import Policy
-from common.channel.base import Answer, Append, Claim, Frame, FrameId, FrameKind, Stop, Verdict
+from common.channel.base import Append, Claim, Frame, FrameId, FrameKind, Stop, WriteResult, WriteStatus
 from common.config.settings import KIB, MIB
 from workers.publish.large_answers import LARGE_BYTES, STEP_BYTES, LargeAnswers
 
@@ -26,7 +26,7 @@ RECENT_BYTES_MAX = 256 * KIB
 PAUSE_WHILE_AWAY_S = 0.2
 
 _new = tuple.__new__  # A named tuple's own constructor is a Python function, and too slow for every frame.
-_DATA, _OK, _NO = FrameKind.DATA, Verdict.OK, Stop.NO  # An enum's member costs a look-up of its own.
+_DATA, _OK, _NO = FrameKind.DATA, WriteStatus.OK, Stop.NO  # An enum's member costs a look-up of its own.
 
 
 class Flusher(Protocol):
@@ -50,7 +50,7 @@ class Writer:
         fence = _fence(claim, built_on)
         self.claim = claim
         self.stop = Stop.NO
-        self.lost: Verdict | None = None  # Why this claim may write no more.
+        self.lost: WriteStatus | None = None  # Why this claim may write no more.
         self.has_hole = False  # Redis lost acknowledged frames that we no longer hold: the generation must end as failed.
         self.sent_at = time.monotonic()
         self.pending_bytes = 0
@@ -205,17 +205,17 @@ class Writer:
         self._in_flight_bytes = self.pending_bytes  # Nothing is left behind.
         return Append(self.claim, self._acknowledged, self._in_flight)
 
-    def handle_answer(self, answer: Answer, now: float) -> None:
+    def handle_answer(self, answer: WriteResult, now: float) -> None:
         """Take what the log said to the last append or heartbeat."""
         # Hot path: once per flush and generation.
         self.sent_at = now
-        verdict, last, stop, listeners = answer
-        if verdict is _OK and self._in_flight:
+        status, last, stop, listeners = answer
+        if status is _OK and self._in_flight:
             self._acknowledge(now)
-        elif verdict is Verdict.BEHIND or (verdict is _OK and last < self._acknowledged):
+        elif status is WriteStatus.BEHIND or (status is _OK and last < self._acknowledged):
             self._rewind(last)
-        elif verdict is not _OK:
-            self._stop_writing(verdict)
+        elif status is not _OK:
+            self._stop_writing(status)
         if listeners > 0 and stop is _NO:
             self._unwatched_since = None
         else:
@@ -263,13 +263,13 @@ class Writer:
         self._shrink(self.pending_bytes)
         self._on_signal()
 
-    def _stop_writing(self, verdict: Verdict) -> None:
-        self.lost = verdict
+    def _stop_writing(self, status: WriteStatus) -> None:
+        self.lost = status
         self._data, self._unsent, self._in_flight = [], [], []
         self._shrink(self.pending_bytes)
         self._on_signal()
 
-    def _read_flags(self, answer: Answer, now: float) -> None:
+    def _read_flags(self, answer: WriteResult, now: float) -> None:
         if answer.listeners > 0:
             self._unwatched_since = None
         elif answer.listeners == 0:

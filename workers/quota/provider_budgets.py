@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from common.canonical.errors import ErrorKind, GatewayError
 from common.canonical.money import NANO_USD
 from common.config.groups.models import ModelSettings
-from common.limits.charges import periods, spent_unknown
+from common.limits.charges import periods, spending_unknown_error
 from common.redis import keyspace
 from workers.providers.base import Deployment
 
@@ -54,7 +54,7 @@ class ProviderBudgets:
                 deployment for deployment in candidates if deployment.client_pays or deployment.provider not in self._limits
             ]:
                 return payable
-            raise spent_unknown()
+            raise spending_unknown_error()
         spent = {provider: self._spent_period(provider) for provider in {deployment.provider for deployment in candidates}}
         if payable := [deployment for deployment in candidates if deployment.client_pays or spent[deployment.provider] is None]:
             return payable

@@ -95,9 +95,9 @@ async def test_an_end_that_no_worker_writes_is_there_once(redis, channel, comman
     await opened(channel)
     failed = Failed(ErrorKind.WORKER_LOST, "lost")
 
-    verdict = await refused_once(redis, command, lambda: channel.end_unowned(G, "token", failed))
+    status = await refused_once(redis, command, lambda: channel.end_unowned(G, "token", failed))
 
-    assert verdict is WriteStatus.OK
+    assert status is WriteStatus.OK
     assert [frame.kind for frame in await channel.read(G, START, 10)] == [FrameKind.END]
     assert await channel.record(G)
     (state,) = await channel.describe([G], "me")

@@ -6,7 +6,7 @@ import types
 import pytest
 
 from common.canonical.job import Policy
-from common.channel.base import Answer, Claim, Frame, FrameId, FrameKind, Stop, Verdict
+from common.channel.base import Claim, Frame, FrameId, FrameKind, Stop, WriteResult, WriteStatus
 from workers.publish import writer as module
 from workers.publish.large_answers import LARGE_BYTES
 from workers.publish.writer import PENDING_BYTES_MAX, RECENT_BYTES_MAX, RECENT_S, Writer
@@ -69,13 +69,13 @@ class Lab:
 
     def settle(
         self,
-        verdict: Verdict = Verdict.OK,
+        status: WriteStatus = WriteStatus.OK,
         last: FrameId | None = None,
         stop: Stop = Stop.NO,
         listeners: int = 1,
         at: float = NOW,
     ) -> None:
-        self.writer.handle_answer(Answer(verdict, last or FrameId(3, 0), stop, listeners), at)
+        self.writer.handle_answer(WriteResult(status, last or FrameId(3, 0), stop, listeners), at)
 
     def store(self, *pieces: bytes, at: float = NOW) -> None:
         """Write, send, and have it acknowledged."""
@@ -224,7 +224,7 @@ async def test_at_its_end_an_answer_says_what_it_took(lab):
 
 def test_frames_that_redis_lost_are_sent_again_behind_those_that_it_has(lab):
     lab.store(b"a", b"b", b"c")
-    lab.settle(Verdict.BEHIND, FrameId(3, 1))
+    lab.settle(WriteStatus.BEHIND, FrameId(3, 1))
 
     append = lab.writer.drain()
 
@@ -243,16 +243,16 @@ def test_an_acknowledgement_that_ends_too_early_is_a_loss_too(lab):
 
 def test_what_is_lost_twice_is_sent_twice(lab):
     lab.store(b"a", b"b", b"c")
-    lab.settle(Verdict.BEHIND, FrameId(3, 2))
+    lab.settle(WriteStatus.BEHIND, FrameId(3, 2))
     lab.send()
-    lab.settle(Verdict.BEHIND, FrameId(3, 1))
+    lab.settle(WriteStatus.BEHIND, FrameId(3, 1))
 
     assert lab.send() == [data(2, b"b"), data(3, b"c")]
 
 
 def test_a_lost_fence_is_sent_again_in_front(lab):
     lab.store(b"a")
-    lab.settle(Verdict.BEHIND, BUILT_ON)
+    lab.settle(WriteStatus.BEHIND, BUILT_ON)
 
     assert lab.send() == [Frame(FrameId(3, 0), FrameKind.FENCE, b"2-7"), data(1, b"a")]
 
@@ -263,7 +263,7 @@ def test_acknowledged_frames_are_held_for_as_long_as_a_failover_may_lose_them(la
     lab.store(b"b", at=NOW + age_s)
     lab.store(b"c", at=NOW + age_s)
 
-    lab.settle(Verdict.BEHIND, FrameId(3, 0))
+    lab.settle(WriteStatus.BEHIND, FrameId(3, 0))
 
     assert lab.writer.has_hole is not is_held
     assert lab.signals == (not is_held)
@@ -273,7 +273,7 @@ def test_acknowledged_frames_are_held_for_as_long_as_a_failover_may_lose_them(la
 def test_acknowledged_frames_are_held_up_to_a_size(lab, size, is_held):
     lab.store(b"a", b"b" * size)
 
-    lab.settle(Verdict.BEHIND, FrameId(3, 0))
+    lab.settle(WriteStatus.BEHIND, FrameId(3, 0))
 
     assert lab.writer.has_hole is not is_held
 
@@ -281,7 +281,7 @@ def test_acknowledged_frames_are_held_up_to_a_size(lab, size, is_held):
 def test_behind_a_hole_the_end_follows_what_the_log_has(lab):
     lab.store(b"a" * RECENT_BYTES_MAX, b"b" * RECENT_BYTES_MAX)
     lab.writer.write(b"c")
-    lab.settle(Verdict.BEHIND, FrameId(3, 0))
+    lab.settle(WriteStatus.BEHIND, FrameId(3, 0))
     assert lab.writer.drain() is None
     assert (lab.writer.pending_bytes, lab.publisher.buffered_bytes) == (0, 0)
 
@@ -292,18 +292,18 @@ def test_behind_a_hole_the_end_follows_what_the_log_has(lab):
     assert (append.previous, [frame.kind for frame in append.frames]) == (FrameId(3, 0), [FrameKind.END])
 
 
-@pytest.mark.parametrize("verdict", [Verdict.FENCED, Verdict.ENDED, Verdict.GONE])
-async def test_a_claim_that_is_lost_drops_all_signals_once_and_lets_go_who_waits(lab, verdict):
+@pytest.mark.parametrize("status", [WriteStatus.FENCED, WriteStatus.ENDED, WriteStatus.GONE])
+async def test_a_claim_that_is_lost_drops_all_signals_once_and_lets_go_who_waits(lab, status):
     lab.writer.write(b"a")
     waiting = asyncio.ensure_future(lab.writer.wait_flushed())
     await asyncio.sleep(0)
     lab.send()
     lab.writer.write(b"b")
 
-    lab.settle(verdict)
+    lab.settle(status)
 
     await waiting
-    assert (lab.writer.lost, lab.signals, lab.writer.is_busy) == (verdict, 1, False)
+    assert (lab.writer.lost, lab.signals, lab.writer.is_busy) == (status, 1, False)
     assert (lab.writer.pending_bytes, lab.publisher.buffered_bytes) == (0, 0)
     lab.writer.write(b"c")
     assert lab.writer.drain() is None
