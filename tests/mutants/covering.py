@@ -24,7 +24,8 @@ from tests.mutants.mutant import Mutant
 from tests.mutants.sandbox import TESTS, Copy, Run
 
 CACHE = ROOT / ".mutants_cache.json"
-LIMIT_S = 1800  # Of the run that tells.
+FILES_AT_ONCE = 30  # What these told is kept, so that a run that is broken off has not been for nothing.
+LIMIT_S = 900  # For so many.
 
 
 @dataclass
@@ -83,9 +84,13 @@ def covering(copies: list[Copy]) -> Covering:
     whole = Covering(**kept["covering"]) if kept["hashes"].get("") == hashes[""] else Covering()
     before = kept["hashes"] if whole.durations else {}
     whole.forget({file for file in before if before[file] != hashes.get(file)})
-    if changed := sorted(file for file in hashes if file and before.get(file) != hashes[file]):
-        whole.add(_measured(copies, changed))
-        CACHE.write_text(json.dumps({"hashes": hashes, "covering": asdict(whole)}))
+    known = {file: digest for file, digest in hashes.items() if not file or before.get(file) == digest}
+    changed = sorted(hashes.keys() - known.keys())
+    for start in range(0, len(changed), FILES_AT_ONCE):
+        files = changed[start : start + FILES_AT_ONCE]
+        whole.add(_measured(copies, files))
+        known |= {file: hashes[file] for file in files}
+        CACHE.write_text(json.dumps({"hashes": known, "covering": asdict(whole)}))
     return whole
 
 

@@ -2,15 +2,24 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 import orjson
 import pytest
+from pydantic import SecretStr
 
+from common.access.brought_keys import seal_brought_key
+from common.canonical.job import Job, Policy
+from common.channel.base import Opening
 from common.config.groups.models import ProviderSettings
+from tests.support.upstreams.listener import Listener, Redirector
 from tests.workers.continuation.test_continuation import MORE, READERS
-from tests.workers.test_generate import Setup, setup  # noqa: F401 - a fixture.
-from workers.attempt.call import event_end
+from tests.workers.test_generate import G, Setup, setup  # noqa: F401 - a fixture.
+from workers.attempt.call import event_end, reply_headers
+from workers.providers.base import UpstreamRequest
+
+SECRET = "a long random text of 32 bytes or more"
 
 TEXT, FINISH = {"delta": {"content": "some words "}}, {"delta": {}, "finish_reason": "stop"}
 USAGE = {"usage": {"prompt_tokens": 7, "completion_tokens": 9}, "choices": []}
@@ -113,3 +122,51 @@ def test_a_stream_s_frames_are_cut_between_events_alone(monkeypatch, tail):
     assert b"".join(frames) == data
     assert len(frames) > 50
     assert all(frame.endswith(b"\n\n") for frame in frames[:-1])
+
+
+@pytest.mark.parametrize(
+    ("value", "is_passed"),
+    [("MISS", True), ("x" * 1024, True), ("x" * 1025, False), ("déjà vu", False), ("a\tb", False)],
+)
+def test_a_gateway_s_own_headers_are_passed_back_where_any_client_can_read_them(value, is_passed):
+    answer = SimpleNamespace(headers={"cf-aig-cache-status": value, "server": "nginx"})
+
+    headers = reply_headers(UpstreamRequest("http://x.example", {}, b""), answer)  # type: ignore[arg-type]
+
+    assert headers == ({"cf-aig-cache-status": value} if is_passed else {})
+
+
+def test_fields_that_the_upstream_cannot_take_are_named_to_the_client():
+    request = UpstreamRequest("http://x.example", {}, b"", dropped=["seed", "logit_bias"])
+
+    assert reply_headers(request, SimpleNamespace(headers={})) == {"x-sluice-dropped": "seed, logit_bias"}  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("setup", "kind", "code"),
+    [({"secret": SecretStr(SECRET)}, "upstream_credentials", "invalid_api_key")],
+    indirect=["setup"],
+)
+async def test_a_key_that_the_request_brought_is_the_client_s_to_mend(setup, kind, code):  # noqa: F811
+    body = {"model": "openai/demo-n5-d0", "messages": [{"role": "user", "content": "hi"}]}
+    sealed = seal_brought_key(SecretStr("bad-key"), G, SecretStr(SECRET))
+    job = Job(G, "r", "openai-chat", "openai/demo-n5-d0", False, Policy.STOP, 0, 1, body=orjson.dumps(body), brought_key=sealed)
+    await setup.channel.subscribe(G, lambda message: None)
+    await setup.channel.open(G, Opening("me", "openai-chat", False, "m", 1, Policy.STOP, 0, 60, 600, job.pack()), "r")
+
+    await setup.run()
+
+    error = (await setup.end())["error"]
+    assert (error["kind"], error["code"], error["status"]) == (kind, code, 401)
+    assert "openai" in error["message"]
+
+
+async def test_an_upstream_that_sends_elsewhere_is_not_followed(setup):  # noqa: F811
+    with Listener() as listener, Redirector(listener.url) as upstream:
+        setup.services.settings.providers["groq"] = ProviderSettings(base_url=f"{upstream.url}/v1", api_keys=("k",))
+
+        await setup.open("groq/m-302")
+        await setup.run()
+
+    assert (await setup.end())["error"]["kind"] == "upstream_protocol"
+    assert (upstream.requests, listener.connections) == (1, 0)

@@ -1,5 +1,6 @@
 """One job whose answer breaks off behind its first token, on a channel in memory and a real demo provider over HTTP."""
 
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -234,6 +235,67 @@ def test_a_prefill_is_marked_as_its_server_wants_it(provider, chosen, url, messa
     assert sent["messages"][-1] == {"role": "assistant", "content": "It is", **message}
     assert {name: sent.get(name) for name in body} == body
     assert sent["max_tokens"] == 8
+
+
+def past_of(messages: list[dict[str, Any]], text: str, **more: Any) -> tuple[Past, ReplyInfo]:
+    dialect, info = DIALECTS["openai-chat"], ReplyInfo(G, "m", 1)
+    request = dialect.parse({"model": "m", "messages": messages, **more})
+    progress = Progress(text, is_plain=True, encoder=dialect.encoder(request, info))
+    return Past(request, progress, Usage(), [], 0, 1, None, [], "lab", "up/1"), info
+
+
+def rest_of(continuation: Continuation, past: Past, info: ReplyInfo) -> Any:
+    request, _ = continuation.prepare(past, DIALECTS["openai-chat"], info)
+    return request
+
+
+LAB = Deployment("lab", "https://x.example/v1", "k", "m", "openai-chat", headers={"x-org": "ours"})
+
+
+def test_what_the_client_began_itself_and_what_the_model_said_are_one_text():
+    past, info = past_of([{"role": "user", "content": "hi"}, {"role": "assistant", "content": "It "}], "is late ")
+
+    request = rest_of(Continuation(LAB, find_prefill("lab", "m", "openai-chat", "prefill")), past, info)
+
+    assert orjson.loads(request.body)["messages"] == [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "It is late"},
+    ]
+
+
+def test_without_a_prefill_the_model_is_asked_to_go_on():
+    past, info = past_of([{"role": "user", "content": "hi"}], "It is")
+
+    request = rest_of(Continuation(LAB), past, info)
+
+    messages = orjson.loads(request.body)["messages"]
+    assert [message["role"] for message in messages] == ["user", "assistant", "user"]
+    assert messages[1]["content"] == "It is"
+    assert "max_tokens" not in orjson.loads(request.body)
+
+
+def test_where_nothing_was_said_the_request_is_sent_again_as_it_was():
+    past, info = past_of([{"role": "user", "content": "hi"}], " ", max_tokens=7)
+
+    sent = orjson.loads(rest_of(Continuation(LAB), past, info).body)
+
+    assert (sent["messages"], sent["max_tokens"]) == ([{"role": "user", "content": "hi"}], 7)
+
+
+def test_at_least_one_token_is_left_to_a_rest():
+    past, info = past_of([{"role": "user", "content": "hi"}], "x" * 400, max_tokens=7)
+
+    assert orjson.loads(rest_of(Continuation(LAB), past, info).body)["max_tokens"] == 1
+
+
+@pytest.mark.parametrize(("key", "authorization"), [("k", {"authorization": "Bearer k"}), ("", {})])
+def test_an_answer_that_its_server_still_has_is_read_by_its_id(key, authorization):
+    past, info = past_of([{"role": "user", "content": "hi"}], "It is")
+
+    request = rest_of(Continuation(replace(LAB, api_key=key), reattaches=True), past, info)
+
+    assert (request.method, request.url, request.body) == ("GET", "https://x.example/v1/generations/up%2F1", b"")
+    assert request.headers == {"x-org": "ours", "accept": "text/event-stream", "accept-encoding": "identity", **authorization}
 
 
 @pytest.mark.parametrize(
