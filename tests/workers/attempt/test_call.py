@@ -9,7 +9,7 @@ import orjson
 import pytest
 from pydantic import SecretStr
 
-from common.access.brought_keys import seal_brought_key
+from common.access.byok_keys import seal_byok_key
 from common.canonical.job import Job, Policy
 from common.channel.base import Opening
 from common.config.groups.models import ProviderSettings
@@ -149,7 +149,7 @@ def test_fields_that_the_upstream_cannot_take_are_named_to_the_client():
 )
 async def test_a_key_that_the_request_brought_is_the_client_s_to_mend(setup, kind, code):  # noqa: F811
     body = {"model": "openai/demo-n5-d0", "messages": [{"role": "user", "content": "hi"}]}
-    sealed = seal_brought_key(SecretStr("bad-key"), G, SecretStr(SECRET))
+    sealed = seal_byok_key(SecretStr("bad-key"), G, SecretStr(SECRET))
     job = Job(G, "r", "openai-chat", "openai/demo-n5-d0", False, Policy.STOP, 0, 1, body=orjson.dumps(body), brought_key=sealed)
     await setup.channel.subscribe(G, lambda message: None)
     await setup.channel.open(G, Opening("me", "openai-chat", False, "m", 1, Policy.STOP, 0, 60, 600, job.pack()), "r")
