@@ -1,7 +1,7 @@
 """Which generations does this process listen to, and for which viewers?
 
-One subscription per generation, however many viewers. The patrol is the net under lost messages and lost workers: a
-generation that has been silent for too long is looked at, and one that nobody will end is ended here.
+There is one subscription per generation, however many viewers it has. A watchdog covers lost messages and lost workers: it
+checks a generation that has been silent for too long, and ends one that nobody else will end.
 """
 
 import asyncio
@@ -22,13 +22,13 @@ from common.redis.errors import is_refusal
 
 log = structlog.get_logger()
 
-PATROL_S = 1.0
-UNCLAIMED_LOOK_S = 5.0
+WATCHDOG_S = 1.0
+UNCLAIMED_CHECK_S = 5.0
 MISSED_HEARTBEATS = 2
-LOOK_BATCH = 200  # Generations per look.
-# Who comes to read is never refused for load, only waits its turn. All at once, as after a restart of another replica, they
-# would hold up the loop, and with it every stream that goes on.
-ENTERING_MAX = 64
+CHECK_BATCH = 200  # Generations per check.
+# A client that comes to read is never refused for load. It only waits for its turn. If all came at once, as after a restart of
+# another replica, they would hold up the loop, and with it every running stream.
+JOINING_MAX = 64
 
 _NONE_FREE = Failed(ErrorKind.DEADLINE_EXCEEDED, "No worker was free in time. Try again later.", code="deadline_exceeded")
 _NONE_RUNS = Failed(
@@ -38,23 +38,23 @@ _WORKER_LOST = Failed(ErrorKind.WORKER_LOST, "The answer's worker was lost. Send
 
 
 @dataclass(slots=True)
-class _Listening:
+class _Subscription:
     """One generation that this process listens to."""
 
     is_subscribed: "asyncio.Future[None]"
     viewers: list[Viewer] = field(default_factory=list)
     is_claimed: bool = False
     lag: LoopLag = field(default_factory=loop_lag)
-    # By the clock of the time in which we could have heard: what a busy process has not read yet is no silence.
-    heard_s: float = field(init=False)  # Of it, from its worker or by a look.
-    told_s: float = field(init=False)  # By its worker, or by the queue that none has it yet.
+    # These moments count only the time in which this process could read: what a busy process has not read yet is no silence.
+    last_heard_s: float = field(init=False)  # The last message from its worker, or the last check of the watchdog.
+    last_progress_s: float = field(init=False)  # The last message from its worker, or the last check that found it unclaimed.
 
     def __post_init__(self) -> None:
-        self.heard_s = self.told_s = self.lag.unblocked_s
+        self.last_heard_s = self.last_progress_s = self.lag.unblocked_s
 
-    def take(self, message: Message) -> None:
+    def deliver(self, message: Message) -> None:
         # Hot path: once per message.
-        self.heard_s = self.told_s = self.lag.ticked_s
+        self.last_heard_s = self.last_progress_s = self.lag.ticked_s
         self.is_claimed = True
         for viewer in self.viewers:
             viewer.offer(message)
@@ -65,7 +65,7 @@ class _Listening:
 
 
 class Hub:
-    """All listening of one API process. ``replica`` names it among the viewers of a channel."""
+    """All subscriptions of one API process. ``replica`` is its name among the viewers of a channel."""
 
     def __init__(self, channel: Channel, feed: Feed, queue: JobQueue, settings: Settings) -> None:
         self.replica = secrets.token_hex(6)
@@ -73,87 +73,88 @@ class Hub:
         self._feed = feed
         self._queue = queue
         self._settings = settings
-        self._listening: dict[str, _Listening] = {}
-        self._patrol: asyncio.Task[None] | None = None
-        self._turn = asyncio.Semaphore(ENTERING_MAX)
+        self._subscriptions: dict[str, _Subscription] = {}
+        self._watchdog: asyncio.Task[None] | None = None
+        self._joining = asyncio.Semaphore(JOINING_MAX)
         feed.on_resubscribed(self._reread_all)
 
     def start(self) -> None:
-        self._patrol = supervised(self._patrol_for_ever, "patrol")
+        self._watchdog = supervised(self._watch_for_ever, "patrol")
 
     async def stop(self) -> None:
-        if self._patrol:
-            self._patrol.cancel()
-            await asyncio.gather(self._patrol, return_exceptions=True)
+        if self._watchdog:
+            self._watchdog.cancel()
+            await asyncio.gather(self._watchdog, return_exceptions=True)
 
     @property
     def open_viewers(self) -> int:
-        return sum(len(listening.viewers) for listening in self._listening.values())
+        return sum(len(subscription.viewers) for subscription in self._subscriptions.values())
 
     async def join(self, generation_id: str, after: Cursor | None = None) -> Viewer:
-        """Return a viewer that misses nothing from now on. Each must be given back with ``leave``.
+        """Return a viewer that misses nothing from now on. The caller must give it back with ``leave``.
 
         Raises:
             StoreUnavailable: the subscription could not be made.
         """
         viewer = Viewer(generation_id, self._channel, self._settings.viewer_buffer_bytes_max, after)
-        listening = self._listening.get(generation_id)
-        if listening:
-            listening.viewers.append(viewer)
+        subscription = self._subscriptions.get(generation_id)
+        if subscription:
+            subscription.viewers.append(viewer)
             try:
-                await asyncio.shield(listening.is_subscribed)
+                await asyncio.shield(subscription.is_subscribed)
             except BaseException:
                 await self.leave(viewer)
                 raise
             return viewer
-        listening = _Listening(asyncio.get_running_loop().create_future(), [viewer])
-        self._listening[generation_id] = listening
+        subscription = _Subscription(asyncio.get_running_loop().create_future(), [viewer])
+        self._subscriptions[generation_id] = subscription
         try:
-            await self._feed.subscribe(generation_id, listening.take)
+            await self._feed.subscribe(generation_id, subscription.deliver)
         except BaseException as error:
-            self._listening.pop(generation_id, None)
-            listening.is_subscribed.set_exception(error if isinstance(error, StoreUnavailable) else StoreUnavailable())
-            listening.is_subscribed.exception()  # Marked as seen: there may be no second viewer to see it.
+            self._subscriptions.pop(generation_id, None)
+            subscription.is_subscribed.set_exception(error if isinstance(error, StoreUnavailable) else StoreUnavailable())
+            subscription.is_subscribed.exception()  # Marks it as seen: there may be no second viewer to see it.
             raise
-        listening.is_subscribed.set_result(None)
+        subscription.is_subscribed.set_result(None)
         return viewer
 
     async def join_existing(self, generation_id: str, owner: str, after: Cursor | None = None) -> tuple[Viewer, State]:
-        """As ``join``, for a generation that may have begun long ago; also returns how it stands.
+        """Do the same as ``join`` for a generation that may have begun long ago, and return its state too.
 
-        However many come, all get in, a few at a time.
-        Joined before entered: while a viewer of this process leaves, another may come, and the process must stay a member.
+        All clients get in, however many come, a few at a time.
+        The viewer joins here before it enters the channel: another viewer of this process may leave meanwhile, and the process
+        must stay a member.
 
         Raises:
             GatewayError: NOT_FOUND, EXPIRED.
             StoreUnavailable: the store did not answer.
         """
-        async with self._turn:
+        async with self._joining:
             viewer = await self.join(generation_id, after)
             try:
                 state = await self._channel.enter(generation_id, self.replica, owner)
             except BaseException as error:
-                viewer.has_ended = isinstance(error, GatewayError)  # Refused: there is nothing to leave.
+                viewer.has_ended = isinstance(error, GatewayError)  # Refused: this process did not become a member.
                 await self.leave(viewer)
                 raise
         viewer.reread()
         return viewer, state
 
     async def leave(self, viewer: Viewer) -> None:
-        """Take a viewer out. If it was this process's last of a running generation, say so: its policy may end it."""
-        listening = self._listening.get(viewer.generation_id)
-        if listening is None or viewer not in listening.viewers:
+        """Remove a viewer. If it was the last one here of a running generation, tell the channel: its policy may end it."""
+        subscription = self._subscriptions.get(viewer.generation_id)
+        if subscription is None or viewer not in subscription.viewers:
             return
-        listening.viewers.remove(viewer)
-        if listening.viewers:
+        subscription.viewers.remove(viewer)
+        if subscription.viewers:
             return
-        del self._listening[viewer.generation_id]
+        del self._subscriptions[viewer.generation_id]
         await self._feed.unsubscribe(viewer.generation_id)
         if not viewer.has_ended:
             try:
                 await self._leave_channel(viewer.generation_id)
             except StoreUnavailable:
-                log.warning("leave_not_said", generation_id=viewer.generation_id)  # The worker's backstop sees nobody listen.
+                log.warning("leave_not_said", generation_id=viewer.generation_id)  # The worker will notice that nobody listens.
 
     async def _leave_channel(self, generation_id: str) -> None:
         stop = await self._channel.leave(generation_id, self.replica)
@@ -161,104 +162,107 @@ class Hub:
             await self.end_if_waiting(generation_id, Failed(ErrorKind.CANCELLED, "The client left.", code="cancelled"))
 
     async def end_if_waiting(self, generation_id: str, failed: Failed) -> bool:
-        """End a generation that no worker has claimed; returns whether it was so. A claimed one hears of the stop flag."""
-        (place,) = await self._queue.statuses([generation_id])
-        if place not in (JobStatus.WAITING, JobStatus.LATE):
+        """End a generation that no worker has claimed; return whether that was so. A worker that has claimed one sees the stop
+        flag.
+        """
+        (status,) = await self._queue.statuses([generation_id])
+        if status not in (JobStatus.WAITING, JobStatus.LATE):
             return False
         await self._end_unowned(generation_id, failed)
         return True
 
     async def end_if_lost(self, generation_id: str) -> bool:
-        """End a generation that nobody will end, for one who asks about it without listening; returns whether it was so."""
-        (place,) = await self._queue.statuses([generation_id])
-        return await self._judge(generation_id, place)
+        """End a generation that nobody else will end, for a client that asks without listening; return whether that was so."""
+        (status,) = await self._queue.statuses([generation_id])
+        return await self._end_if_orphaned(generation_id, status)
 
     async def _end_unowned(self, generation_id: str, failed: Failed) -> None:
-        # The log first, for it is the judge: a claim that comes in between finds it ended.
+        # The log first, because it decides: a worker that claims the job in between finds the log ended.
         await self._channel.end_unowned(generation_id, secrets.token_hex(8), failed)
         await self._queue.withdraw(generation_id)
 
     def _reread_all(self) -> None:
-        for listening in self._listening.values():
-            for viewer in listening.viewers:
-                viewer.doubt()
+        for subscription in self._subscriptions.values():
+            for viewer in subscription.viewers:
+                viewer.verify()
 
-    # The patrol
+    # The watchdog
 
-    async def _patrol_for_ever(self) -> None:
+    async def _watch_for_ever(self) -> None:
         while True:
-            await asyncio.sleep(PATROL_S)
-            silent = self._silent(loop_lag().unblocked_s)
-            # After an outage that is everything at once, and Redis has others to serve.
-            for batch in (silent[at : at + LOOK_BATCH] for at in range(0, len(silent), LOOK_BATCH)):
+            await asyncio.sleep(WATCHDOG_S)
+            silent_ids = self._silent_ids(loop_lag().unblocked_s)
+            # After an outage that is every generation at once, and Redis has other clients to serve.
+            for batch in (silent_ids[at : at + CHECK_BATCH] for at in range(0, len(silent_ids), CHECK_BATCH)):
                 try:
-                    await self._look_at(batch)
+                    await self._check(batch)
                 except StoreUnavailable as error:
-                    self._give_up(silent, error)
+                    self._give_up(silent_ids, error)
                     break  # The next round asks again.
 
-    def _give_up(self, silent: list[str], error: Exception) -> None:
-        """No viewer waits for ever: after the time for which a job may wait it is told that nothing is known of its answer."""
-        known_since = loop_lag().unblocked_s - self._settings.queue_wait_s
-        for generation_id in silent:
-            listening = self._listening.get(generation_id)
-            if listening and listening.heard_s < known_since:
-                listening.fail(answer_lost(error))
+    def _give_up(self, silent_ids: list[str], error: Exception) -> None:
+        """End the viewers that have waited for as long as a job may wait: nothing is known of their answer."""
+        heard_before_s = loop_lag().unblocked_s - self._settings.queue_wait_s
+        for generation_id in silent_ids:
+            subscription = self._subscriptions.get(generation_id)
+            if subscription and subscription.last_heard_s < heard_before_s:
+                subscription.fail(answer_lost(error))
 
-    def _silent(self, now: float) -> list[str]:
+    def _silent_ids(self, now: float) -> list[str]:
         claimed_s = MISSED_HEARTBEATS * self._settings.heartbeat_s
-        silent = []
-        for generation_id, listening in self._listening.items():
-            limit_s = claimed_s if listening.is_claimed else UNCLAIMED_LOOK_S
-            if now - listening.heard_s > limit_s and listening.is_subscribed.done():
-                silent.append(generation_id)
-        return silent
+        silent_ids = []
+        for generation_id, subscription in self._subscriptions.items():
+            limit_s = claimed_s if subscription.is_claimed else UNCLAIMED_CHECK_S
+            if now - subscription.last_heard_s > limit_s and subscription.is_subscribed.done():
+                silent_ids.append(generation_id)
+        return silent_ids
 
-    async def _look_at(self, silent: list[str]) -> None:
-        places, lasts = await asyncio.gather(self._queue.statuses(silent), self._channel.last_ids(silent))
+    async def _check(self, generation_ids: list[str]) -> None:
+        statuses, lasts = await asyncio.gather(self._queue.statuses(generation_ids), self._channel.last_ids(generation_ids))
         now = loop_lag().unblocked_s
-        for generation_id, place, last in zip(silent, places, lasts, strict=True):
-            listening = self._listening.get(generation_id)
-            if listening is None:
+        for generation_id, status, last in zip(generation_ids, statuses, lasts, strict=True):
+            subscription = self._subscriptions.get(generation_id)
+            if subscription is None:
                 continue
-            listening.heard_s = now  # Look again after another silence, not every second.
+            subscription.last_heard_s = now  # The next check comes after another silence, not in every round.
             if last is None:
-                listening.fail(LOG_LOST)
+                subscription.fail(LOG_LOST)
                 continue
-            for viewer in listening.viewers:
+            for viewer in subscription.viewers:
                 if last > viewer.tail:
-                    listening.told_s = now
+                    subscription.last_progress_s = now
                     viewer.reread()
-                elif last < viewer.tail and place is JobStatus.GONE and not viewer.has_ended:
-                    viewer.fail(DIVERGED)  # Redis lost what it has seen, and nobody is left who would append it again.
-            if place is not JobStatus.RUNNING:
-                listening.told_s = now
-            elif now - listening.told_s > self._settings.queue_wait_s:
-                # Its worker renews its lease, and cannot say a word: Redis refuses it what it takes to publish.
-                listening.fail(answer_lost(StoreRefuses()))
-            await self._judge_for(listening, generation_id, place)
+                elif last < viewer.tail and status is JobStatus.GONE and not viewer.has_ended:
+                    viewer.fail(DIVERGED)  # Redis lost frames that the viewer has, and no worker is left to append them again.
+            if status is not JobStatus.RUNNING:
+                subscription.last_progress_s = now
+            elif now - subscription.last_progress_s > self._settings.queue_wait_s:
+                # Its worker renews its lease but cannot publish: Redis refuses the commands that publishing needs.
+                subscription.fail(answer_lost(StoreRefuses()))
+            await self._end_in_batch(subscription, generation_id, status)
 
-    async def _judge_for(self, listening: _Listening, generation_id: str, place: JobStatus) -> None:
-        """Judge one of a batch, whatever is wrong with it."""
+    async def _end_in_batch(self, subscription: _Subscription, generation_id: str, status: JobStatus) -> None:
+        """End one generation of a batch if it is orphaned. A failure here must not affect the others."""
         try:
-            await self._judge(generation_id, place)
+            await self._end_if_orphaned(generation_id, status)
         except StoreUnavailable as error:
             if not is_refusal(error):
                 raise
-            listening.fail(answer_lost(error))  # It has come to its end, which Redis refuses to write down.
+            subscription.fail(answer_lost(error))  # It must end, but Redis refuses to store the end.
         except Exception:
             log.exception("generation_unreadable", generation_id=generation_id)
-            listening.fail(LOG_LOST)
+            subscription.fail(LOG_LOST)
 
-    async def _judge(self, generation_id: str, place: JobStatus) -> bool:
-        failed = await self._verdict(generation_id, place)
+    async def _end_if_orphaned(self, generation_id: str, status: JobStatus) -> bool:
+        failed = await self._orphan_failure(generation_id, status)
         if failed:
-            log.warning("generation_ended_unowned", generation_id=generation_id, place=place, kind=failed.kind)
+            log.warning("generation_ended_unowned", generation_id=generation_id, place=status, kind=failed.kind)
             await self._end_unowned(generation_id, failed)
         return failed is not None
 
-    async def _verdict(self, generation_id: str, place: JobStatus) -> Failed | None:
-        match place:
+    async def _orphan_failure(self, generation_id: str, status: JobStatus) -> Failed | None:
+        """Return why a generation must be ended here; None if a worker has it or will get it, or if it has ended."""
+        match status:
             case JobStatus.LATE:
                 return _NONE_FREE if self._queue.workers_alive else _NONE_RUNS
             case JobStatus.ABANDONED:

@@ -1,8 +1,8 @@
 """How does a channel become one HTTP response?
 
-A plain ASGI response. The status is held until the log's head, so that an early failure is a true 4xx or 5xx; past
-``status_hold`` a stream gets its 200 and keep-alives, and a later failure is the dialect's error event. A JSON answer
-holds to its end. All frames that are pending go out in one ``send``.
+It is a plain ASGI response. The HTTP status waits for the log's head, so that an early failure gets its true 4xx or 5xx.
+After ``status_hold`` a stream gets its 200 and keep-alives, and a later failure becomes the dialect's error event. A JSON
+answer waits for its end. All pending frames go out in one ``send``.
 """
 
 import asyncio
@@ -32,31 +32,32 @@ SSE_HEADERS = {
     "cache-control": "no-cache, no-transform",
     "x-accel-buffering": "no",
 }
-SHARED_BYTES_MAX = 16_384  # Of a frame that is kept for others who read it.
-_DATA = FrameKind.DATA  # An enum's member costs a look-up of its own.
+SHARED_BYTES_MAX = 16_384  # Up to this size, a frame with ids is cached for other viewers of the same answer.
+_DATA = FrameKind.DATA  # Access to an enum member costs a lookup each time.
 
 
 @dataclass(slots=True)
 class RelayTimeouts:
-    """Seconds."""
+    """In seconds."""
 
     status_hold_s: float
     keep_alive_s: float
 
 
 class Relay(Response):
-    """One viewer's response. ``on_done`` runs when it is over, however that came about.
+    """One viewer's response. ``on_done`` runs when it is over, for whatever reason.
 
-    ``has_ids``: the client may come back, so every event carries its id. ``is_resumable``: it is a read of a log that goes on
-    without it, so a draining process ends it at once; the client resumes elsewhere. ``has_begun``: the status is decided, for
-    the client has a part of the answer, or there is all of it; it is not held until more comes.
+    ``has_ids``: the client may come back, so every event carries its id. ``is_resumable``: this response only reads a log, and
+    the generation does not depend on it. So a draining process ends it at once, and the client resumes elsewhere.
+    ``has_begun``: the status is decided, since the client has a part of the answer already, or the answer is complete. So the
+    status is sent at once.
     """
 
     def __init__(
         self,
         viewer: Viewer,
         dialect: Dialect,
-        times: RelayTimeouts,
+        timeouts: RelayTimeouts,
         on_done: Callable[["Relay"], Awaitable[None]],
         *,
         request_id: str,
@@ -71,9 +72,9 @@ class Relay(Response):
         self.viewer = viewer
         self.background = None
         self.is_resumable = is_resumable
-        self.outcome = "left"  # For the log: how it ended.
+        self.outcome = "left"  # For the log: how the response ended.
         self._dialect = dialect
-        self._times = times
+        self._timeouts = timeouts
         self._on_done = on_done
         self._request_id = request_id
         self._model, self._created_s = model, created_s
@@ -81,56 +82,56 @@ class Relay(Response):
         self._has_ids = has_ids
         self._extra_headers = {"x-generation-id": viewer.generation_id, **(extra_headers or {})}
         self._has_begun = has_begun
-        self._is_open = False  # Whether the status and the headers of a stream are sent.
+        self._is_open = False  # Whether the status and headers of a stream are sent.
         self._is_draining = False
         self._has_left = False
         self._retry_line = b"retry: %d\n" % retry_ms()
-        self._body = BytesIO()  # Of an answer that is not streamed. A list of its pieces would be there twice in the end.
+        self._body = BytesIO()  # Of an answer that is not streamed. A list of pieces would need twice the memory at the end.
 
     def drain(self, *, is_over: bool) -> None:
-        """The process stops: end at once if the client can go on elsewhere, or if the grace is over."""
+        """The process stops: end now if the client can resume elsewhere, or if the grace period ``is_over``."""
         if is_over or self.is_resumable:
             self._is_draining = True
             self.viewer.poke()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        watch = asyncio.create_task(_until_gone(receive))
-        watch.add_done_callback(self._leave)
+        disconnect = asyncio.create_task(_until_disconnect(receive))
+        disconnect.add_done_callback(self._on_disconnect)
         try:
             if self._is_stream:
-                # Middleware has nothing to do with the pieces of a body: they go straight to the server.
+                # Middleware need not see the pieces of a body: they go straight to the server.
                 direct: Send = scope.get("state", {}).get("direct_send", send)
-                # A task of its own: each wake-up of this one goes through the frames of all middleware first.
+                # In a task of its own: each wake-up of this task goes through the call frames of all middleware first.
                 await asyncio.create_task(self._stream(scope, receive, send, direct))
             else:
-                await self._whole(scope, receive, send)
+                await self._send_body(scope, receive, send)
         finally:
-            watch.remove_done_callback(self._leave)
-            watch.cancel()
+            disconnect.remove_done_callback(self._on_disconnect)
+            disconnect.cancel()
             await self._on_done(self)
 
-    def _leave(self, _: "asyncio.Task[None]") -> None:
+    def _on_disconnect(self, _: "asyncio.Task[None]") -> None:
         self._has_left = True
         self.viewer.poke()
 
     # A stream
 
     async def _stream(self, scope: Scope, receive: Receive, send: Send, direct: Send) -> None:
-        clock = _Clock(self.viewer, self._times.status_hold_s)
+        clock = _IdleClock(self.viewer, self._timeouts.status_hold_s)
         try:
-            take, keep_alive_s, is_plain = self.viewer.take, self._times.keep_alive_s, not self._has_ids
+            next_frames, keep_alive_s, is_plain = self.viewer.next_frames, self._timeouts.keep_alive_s, not self._has_ids
             if self._has_begun:
                 await self._open(send)
             while not self._has_left:
-                # Hot path: runs once per flush and client. Nearly always it is one frame of data in an open stream.
-                frames = await take()
+                # Hot path: runs once per flush and client. Nearly always there is one data frame, and the stream is open.
+                frames = await next_frames()
                 if is_plain and self._is_open and len(frames) == 1 and frames[0].kind is _DATA:
                     clock.arm(keep_alive_s)
                     await direct({"type": "http.response.body", "body": frames[0].data, "more_body": True})
                     if not self._is_draining:
                         continue
                     frames = []
-                step = self._read(frames)
+                step = self._next_step(frames)
                 if not self._is_open:
                     if step.failed and not step.has_begun:
                         await self._refuse(step.failed, scope, receive, send)
@@ -151,8 +152,8 @@ class Relay(Response):
         finally:
             clock.stop()
 
-    def _read(self, frames: list[Frame]) -> "_Step":
-        """Return what the next frames mean for the client, or what it means that there are none."""
+    def _next_step(self, frames: list[Frame]) -> "_Step":
+        """Return what the client must get for the next frames. No frames: the viewer has failed, or it was woken."""
         parts: list[bytes] = []
         has_begun = False
         for frame in frames:
@@ -177,7 +178,7 @@ class Relay(Response):
     def _error_event(self, step: "_Step") -> bytes:
         assert step.failed is not None
         if self._dialect.is_final(last_block(self.viewer.last_data)):
-            return b""  # The answer was whole before this happened: only its end in the log was still to come.
+            return b""  # The answer was already complete. Only its end in the log was missing.
         so_far = OpenStream(self.viewer.generation_id, self.viewer.last_data, self._model, self._created_s)
         event = self._dialect.error_event(step.failed, so_far)
         return b"id: %s.1\n%s" % (str(step.end.id).encode(), event) if self._has_ids and step.end else event
@@ -186,7 +187,7 @@ class Relay(Response):
         first = self.viewer.first_event(frame)
         number = _numbered if len(frame.data) <= SHARED_BYTES_MAX else _number
         numbered = number(frame.id, frame.data, first)
-        if self._retry_line and numbered:  # On the first event alone; a block of its own would be an event to some clients.
+        if self._retry_line and numbered:  # Only on the first event: some clients would take a separate block for an event.
             id_line, end, rest = numbered.partition(b"\n")
             numbered, self._retry_line = b"".join((id_line, end, self._retry_line, rest)), b""
         return numbered
@@ -198,13 +199,13 @@ class Relay(Response):
 
     # A JSON body
 
-    async def _whole(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _send_body(self, scope: Scope, receive: Receive, send: Send) -> None:
         while not self._has_left:
-            for frame in await self.viewer.take():
+            for frame in await self.viewer.next_frames():
                 if frame.kind is FrameKind.DATA:
                     self._body.write(frame.data)
                 elif frame.kind is FrameKind.FENCE:
-                    self._body = BytesIO()  # A body that is not streamed is begun anew by each claim.
+                    self._body = BytesIO()  # Each claim begins a body that is not streamed from its start.
                 elif frame.kind is FrameKind.HEAD:
                     self._extra_headers |= Head.unpack(frame.data).headers
                 elif frame.kind is FrameKind.END:
@@ -227,27 +228,27 @@ class Relay(Response):
 
 
 def _number(frame_id: FrameId, data: bytes, first: int) -> bytes:
-    """Return a frame's events, each with its id."""
+    """Return a frame's events, each with its id. ``first`` is the number of the first event."""
     start = b"id: %d-%d." % frame_id
     return b"".join([b"%s%d\n%s" % (start, k, block) for k, block in enumerate(split_blocks(data), start=first)])
 
 
-# Whoever reads the same answer gets the same bytes: they are made once for all who read at about the same time.
+# All viewers of an answer get the same bytes. They are made once for all that read at about the same time.
 _numbered = lru_cache(maxsize=64)(_number)
 
 
 def headers_of_stream(generation_id: str, state: State, *, has_begun: bool) -> Response:
-    """Return what ``HEAD`` is answered where a relay would go on for as long as its generation does."""
-    given = state.head.headers if state.head and not has_begun else {}
+    """Return the response to a ``HEAD`` request for a generation that still runs: the headers that reading it would get."""
+    head_headers = state.head.headers if state.head and not has_begun else {}
     media = SSE_HEADERS if state.stream else {"content-type": "application/json"}
-    response = Response(headers={**media, "x-generation-id": generation_id, **given})
-    del response.headers["content-length"]  # A stream has none, and of an answer that is still to come it is not known.
+    response = Response(headers={**media, "x-generation-id": generation_id, **head_headers})
+    del response.headers["content-length"]  # A stream has none, and the length of an unfinished answer is not known.
     return response
 
 
 @dataclass(slots=True)
 class _Step:
-    """What a batch of frames means. ``has_begun``: the status is decided, for output has come."""
+    """What the client gets for a batch of frames. ``has_begun``: the status is decided, because output has come."""
 
     data: bytes
     has_begun: bool
@@ -256,8 +257,8 @@ class _Step:
     end: Frame | None = None
 
 
-class _Clock:
-    """Pokes a viewer when its response has been quiet for too long. Moving the moment costs one assignment."""
+class _IdleClock:
+    """Wakes a viewer when its response has been quiet for too long. To move the due time costs one assignment."""
 
     def __init__(self, viewer: Viewer, first_s: float) -> None:
         self._viewer = viewer
@@ -281,7 +282,7 @@ class _Clock:
         self._handle = self._loop.call_at(max(self._due_at, self._loop.time() + 0.05), self._check)
 
 
-async def _until_gone(receive: Receive) -> None:
+async def _until_disconnect(receive: Receive) -> None:
     while True:
         message: Message = await receive()
         if message["type"] == "http.disconnect":

@@ -1,7 +1,7 @@
 """What has one reader of a channel seen, and what comes next?
 
-Live messages are taken as long as each follows the one before; a gap, a reconnection or an overflow is repaired from the
-log. The buffer is bounded: past it live frames are dropped, and the log has them.
+A live message is accepted if it follows directly on the one before. After a gap, a reconnection or an overflow, the missing
+frames are read from the log. The buffer is bounded. When it is full, live frames are dropped, and read from the log later.
 """
 
 import asyncio
@@ -14,8 +14,8 @@ from common.sse import split_blocks
 
 log = structlog.get_logger()
 
-_DATA = FrameKind.DATA  # An enum's member costs a look-up of its own.
-LOG_BATCH, LOG_BATCH_FIRST = 200, 10  # Frames per read of the log, at most, and before it is known how large they are.
+_DATA = FrameKind.DATA  # Access to an enum member costs a lookup each time.
+LOG_BATCH, LOG_BATCH_FIRST = 200, 10  # Frames per read of the log: at most, and while their size is not known yet.
 PAUSE_WHILE_AWAY_S = 0.2
 
 DIVERGED = Failed(
@@ -26,20 +26,20 @@ LOG_LOST = Failed(ErrorKind.INTERNAL, "The answer was lost with the gateway's st
 
 
 class Viewer:
-    """One reader. ``take`` gives the frames that follow its position, each once and in order."""
+    """One reader of a channel. ``next_frames`` returns the frames after its position, each once and in order."""
 
     def __init__(self, generation_id: str, channel: Channel, buffer_bytes_max: int, after: Cursor | None = None) -> None:
         self.generation_id = generation_id
-        self.failed: Failed | None = None  # Why nothing more can come, where the log does not say so itself.
+        self.failed: Failed | None = None  # Why no more frames can come, if the log does not say so itself.
         self.has_ended = False
-        self.tail = after.frame.before() if after else START  # The last frame that was taken in.
+        self.tail = after.frame.before() if after else START  # The last frame that was accepted.
         self._channel = channel
         self._after = after
-        self.last_data = b""  # Of the last data frame that was taken in, whole: where a stream stood when it failed.
-        self._tail_data: bytes | None = None  # Of that frame, whatever its kind; None: nothing was taken in.
-        self._doubts_tail = False  # Whether the log may be another server's, in which that frame is another one, or not there.
+        self.last_data = b""  # The last data frame that was accepted, complete: it shows where a stream was when it failed.
+        self._tail_data: bytes | None = None  # The bytes of the frame ``tail``, of whatever kind; None: no frame was accepted.
+        self._must_verify_tail = False  # Whether the log may lack the frame ``tail``, or have another one with its id.
         self._needs_log = after is not None
-        self._dropped: FrameId | None = None  # The newest frame that came live and was not taken in.
+        self._dropped: FrameId | None = None  # The newest live frame that was not accepted.
         self._frames: list[Frame] = []
         self._bytes = 0
         self._bytes_max = buffer_bytes_max
@@ -48,15 +48,20 @@ class Viewer:
         self._waiter: asyncio.Future[None] | None = None
 
     def offer(self, message: Message) -> None:
-        """Take a live message, or note that the log must be read."""
+        """Accept a live message if it follows directly, otherwise have the log read."""
         # Hot path: once per message and viewer.
         frame = message.frame
-        if frame is None:  # A heartbeat: the log ends with ``previous``.
+        if frame is None:  # A heartbeat: ``previous`` is the last frame of the log.
             if message.previous > self.tail:
                 self.reread()
         elif frame.id <= self.tail:
-            pass  # Seen.
-        elif message.previous == self.tail and self._bytes <= self._bytes_max and not self._needs_log and not self._doubts_tail:
+            pass  # Seen already.
+        elif (
+            message.previous == self.tail
+            and self._bytes <= self._bytes_max
+            and not self._needs_log
+            and not self._must_verify_tail
+        ):
             self._accept(frame)
             self._wake()
         else:
@@ -64,31 +69,32 @@ class Viewer:
             self.reread()
 
     def reread(self) -> None:
-        """Have the log read again: something may be missing."""
+        """Have the log read again, because something may be missing."""
         self._needs_log = True
         self._wake()
 
-    def doubt(self) -> None:
-        """Have the log read again, and see that what was taken in last still stands there.
+    def verify(self) -> None:
+        """Have the log read again, and check that the last accepted frame is still in it.
 
-        A failover may lose what was read, and live frames must not be taken on top of that before it is there again. A Redis
-        that does not tell which master it is gives a lost claim's number again: the same ids then, and other contents.
+        A failover may lose frames that this reader has. Live frames must not be accepted on top of these before they are
+        there again. A Redis that does not report which master it is may also reuse the number of a lost claim: then the same
+        ids stand for other contents.
         """
-        self._doubts_tail = self._tail_data is not None
+        self._must_verify_tail = self._tail_data is not None
         self.reread()
 
     def fail(self, failed: Failed) -> None:
-        """Let ``take`` come to an end that the log will never have."""
+        """End the reading with a failure that is not in the log."""
         self.failed = self.failed or failed
         self._wake()
 
     def poke(self) -> None:
-        """Let ``take`` return, with nothing if there is nothing."""
+        """Make ``next_frames`` return now, with an empty list if there is no frame."""
         self._was_poked = True
         self._wake()
 
-    async def take(self) -> list[Frame]:
-        """Return the frames that follow, at least one unless poked or failed."""
+    async def next_frames(self) -> list[Frame]:
+        """Return the frames that follow. There is at least one, except after ``poke`` or ``fail``."""
         while True:
             if self._needs_log and not self._frames and not self.failed:
                 await self._read_log()
@@ -105,27 +111,27 @@ class Viewer:
 
     async def _read_log(self) -> None:
         try:
-            count, after = self._batch, self.tail.before() if self._doubts_tail else self.tail
+            count, after = self._batch, self.tail.before() if self._must_verify_tail else self.tail
             frames = await self._channel.read(self.generation_id, after, count)
         except StoreUnavailable:
             await asyncio.sleep(PAUSE_WHILE_AWAY_S)
-            self._was_poked = True  # Whoever takes may have a keep-alive to send, or a client that left.
+            self._was_poked = True  # The caller may have to send a keep-alive, or to notice that its client left.
             return
-        except Exception:  # What stands there is no log of ours.
+        except Exception:  # The log's content is not readable.
             log.exception("log_unreadable", generation_id=self.generation_id)
             self.fail(LOG_LOST)
             return
-        if self._doubts_tail and frames and frames[0].id == self.tail:
+        if self._must_verify_tail and frames and frames[0].id == self.tail:
             if frames[0].data != self._tail_data:
                 self.fail(DIVERGED)
                 return
-            self._doubts_tail = False
+            self._must_verify_tail = False
         for frame in frames:
             if self.failed:
-                break  # A fence told that what follows goes on from less than was read: it is another text.
-            if frame.id > self.tail:  # A live frame cannot have come in between: they are not taken while we read.
+                break  # A fence showed that the log continues from less than this reader has: it is another text.
+            if frame.id > self.tail:  # No live frame came in between: none is accepted while the log is read.
                 self._accept(frame)
-        # Frames may be large, and many: the next read is as large as this one's would have filled the buffer.
+        # Frames may be large and many. The next read asks for about as many as fit into the buffer, by the size of these.
         if size := sum(len(frame.data) for frame in frames):
             self._batch = max(1, min(LOG_BATCH, len(frames) * self._bytes_max // size))
         has_more = len(frames) == count or (self._dropped is not None and self._dropped > self.tail)
@@ -149,13 +155,13 @@ class Viewer:
         self._bytes += len(frame.data)
 
     def _seen(self) -> FrameId:
-        """The last frame that the reader has a part of: with a cursor, before anything came, the cursor's."""
+        """Return the last frame that the reader has at least a part of. Before the first frame that is the cursor's frame."""
         if self._after and self.tail < self._after.frame:
             return self._after.frame
         return self.tail
 
     def first_event(self, frame: Frame) -> int:
-        """Return the number, from 1, of the first event that is left of a frame that ``take`` gave."""
+        """Return the number, from 1, of the first event in a frame that ``next_frames`` returned."""
         return self._after.k + 1 if self._after and frame.id == self._after.frame else 1
 
     def _wake(self) -> None:

@@ -348,7 +348,7 @@ async def _until_ended(stored: StoredResponse, services: ApiServices) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(services.settings.heartbeat_s + 1):
                 while not viewer.has_ended and not viewer.failed:
-                    await viewer.take()
+                    await viewer.next_frames()
     finally:
         await services.hub.leave(viewer)
 

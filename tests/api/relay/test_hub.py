@@ -10,7 +10,7 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from api.relay.hub import ENTERING_MAX, Hub
+from api.relay.hub import JOINING_MAX, Hub
 from api.relay.viewer import Viewer
 from common.canonical.errors import GatewayError, StoreRefuses, StoreUnavailable
 from common.canonical.job import Policy
@@ -61,8 +61,8 @@ class Setup:
 
 @pytest.fixture
 async def setup(redis: Redis, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Setup]:
-    monkeypatch.setattr("api.relay.hub.PATROL_S", 0.02)
-    monkeypatch.setattr("api.relay.hub.UNCLAIMED_LOOK_S", 0.4)  # A busy machine takes its time before it enqueues.
+    monkeypatch.setattr("api.relay.hub.WATCHDOG_S", 0.02)
+    monkeypatch.setattr("api.relay.hub.UNCLAIMED_CHECK_S", 0.4)  # A busy machine takes its time before it enqueues.
     settings = Settings().model_copy(update={"heartbeat_s": 0.05, **getattr(request, "param", {})})
     pulse, channel, feed = Pulse(redis), RedisChannel(redis, 60), LossyFeed(redis)
     await pulse.start()
@@ -80,7 +80,7 @@ async def until_end(viewer: Viewer) -> list[Frame]:
     frames: list[Frame] = []
     async with asyncio.timeout(120):
         while not viewer.has_ended:
-            frames += await viewer.take()
+            frames += await viewer.next_frames()
     return frames
 
 
@@ -199,7 +199,7 @@ async def test_a_log_that_ended_before_what_a_viewer_has_seen_fails_it(setup):
     for n in range(1, 6):
         await setup.add(n)
     while viewer.tail < FrameId(1, 5):
-        await asyncio.wait_for(viewer.take(), 120)
+        await asyncio.wait_for(viewer.next_frames(), 120)
     log = f"{{{G}}}:log"
     entries = await setup.redis.xrange(log)
     await setup.redis.delete(log)
@@ -210,7 +210,7 @@ async def test_a_log_that_ended_before_what_a_viewer_has_seen_fails_it(setup):
     await setup.queue.withdraw(G)
 
     async with asyncio.timeout(120):
-        while await viewer.take():
+        while await viewer.next_frames():
             pass
     assert viewer.failed and viewer.failed.code == "frames_lost"
 
@@ -221,7 +221,7 @@ async def test_a_log_that_is_gone_fails_its_viewers(setup):
     await setup.redis.flushall()
 
     async with asyncio.timeout(120):
-        while await viewer.take():
+        while await viewer.next_frames():
             pass
     assert viewer.failed and viewer.failed.code == "log_lost"
 
@@ -278,7 +278,7 @@ async def failure(viewer: Viewer) -> str | None:
     """The code with which a viewer ends that the log does not end."""
     async with asyncio.timeout(10):
         while not viewer.failed and not viewer.has_ended:
-            await viewer.take()
+            await viewer.next_frames()
     return viewer.failed.code if viewer.failed else None
 
 
@@ -382,15 +382,15 @@ async def test_however_many_come_to_read_all_get_in_a_few_at_a_time(setup, monke
 
     monkeypatch.setattr(setup.channel, "enter", counted)
 
-    found = await asyncio.gather(*(setup.hub.join_existing(G, "me") for _ in range(10 * ENTERING_MAX)))
+    found = await asyncio.gather(*(setup.hub.join_existing(G, "me") for _ in range(10 * JOINING_MAX)))
 
-    assert [[frame.id for frame in await viewer.take()][-1] for viewer, _ in found] == [FrameId(1, 1)] * len(found)
-    assert most <= ENTERING_MAX
+    assert [[frame.id for frame in await viewer.next_frames()][-1] for viewer, _ in found] == [FrameId(1, 1)] * len(found)
+    assert most <= JOINING_MAX
 
 
 async def test_who_leaves_before_its_turn_takes_nobodys(setup):
     await setup.open()
-    waits = [asyncio.create_task(setup.hub.join_existing(G, "me")) for _ in range(3 * ENTERING_MAX)]
+    waits = [asyncio.create_task(setup.hub.join_existing(G, "me")) for _ in range(3 * JOINING_MAX)]
     await asyncio.sleep(0)
 
     for each in waits[::2]:
@@ -398,4 +398,4 @@ async def test_who_leaves_before_its_turn_takes_nobodys(setup):
     await asyncio.gather(*waits, return_exceptions=True)
 
     async with asyncio.timeout(120):
-        await asyncio.gather(*(setup.hub.join_existing(G, "me") for _ in range(2 * ENTERING_MAX)))
+        await asyncio.gather(*(setup.hub.join_existing(G, "me") for _ in range(2 * JOINING_MAX)))

@@ -49,7 +49,7 @@ async def taken(viewer: Viewer, count: int) -> list[int]:
     numbers: list[int] = []
     async with asyncio.timeout(120):
         while len(numbers) < count:
-            for frame in await viewer.take():
+            for frame in await viewer.next_frames():
                 if frame.kind is FrameKind.DATA:
                     numbers += [int(line[6:]) for line in frame.data.split(b"\n\n") if line]
     return numbers
@@ -94,7 +94,7 @@ async def test_a_slow_reader_holds_bounded_memory_and_catches_up_from_the_log(lo
     for message in log.messages:
         reader.offer(message)
 
-    held = await reader.take()
+    held = await reader.next_frames()
     assert sum(len(frame.data) for frame in held) < 100
     first = sum(frame.kind is FrameKind.DATA for frame in held)
     assert await taken(reader, 3 * LOG_BATCH - first) == list(range(first + 1, 3 * LOG_BATCH + 1))
@@ -126,7 +126,7 @@ async def test_a_cursor_inside_a_frame_skips_only_its_first_events(log):
     await log.channel.append([Append(CLAIM, FrameId(1, 0), [frame])])
     reader = viewer(log, after=Cursor(FrameId(1, 1), 3))
 
-    (rest,) = await reader.take()
+    (rest,) = await reader.next_frames()
 
     assert (rest.data, reader.first_event(rest)) == (EVENT % 4 + EVENT % 5, 4)
 
@@ -145,7 +145,7 @@ async def test_a_fence_that_builds_on_less_than_was_read_fails_the_reader(log):
     log.channel.log_frames(G)[-1] = lost.frame._replace(data=b"1-3")
     reader.offer(Message(FrameId(1, 3), log.channel.log_frames(G)[-1]))
     async with asyncio.timeout(120):
-        frames = await reader.take()
+        frames = await reader.next_frames()
 
     assert frames == []
     assert reader.failed and reader.failed.code == "frames_lost"
@@ -164,7 +164,7 @@ async def test_frames_that_the_owner_appends_again_are_not_seen_twice(log):
 
 async def test_a_poke_lets_a_quiet_reader_return(log):
     reader = viewer(log)
-    waiting = asyncio.create_task(reader.take())
+    waiting = asyncio.create_task(reader.next_frames())
     await asyncio.sleep(0)
 
     reader.poke()
@@ -179,7 +179,7 @@ async def test_the_end_is_noticed(log):
     for message in log.messages:
         reader.offer(message)
 
-    assert [frame.kind for frame in await reader.take()] == [FrameKind.FENCE, FrameKind.DATA, FrameKind.END]
+    assert [frame.kind for frame in await reader.next_frames()] == [FrameKind.FENCE, FrameKind.DATA, FrameKind.END]
     assert reader.has_ended
     assert reader.tail > START
 
@@ -191,7 +191,7 @@ async def test_after_a_reconnection_a_reader_whose_last_frame_still_stands_goes_
         reader.offer(message)
     await taken(reader, 3)
 
-    reader.doubt()
+    reader.verify()
     await log.add(2)
     for message in log.messages[-2:]:
         reader.offer(message)
@@ -210,9 +210,9 @@ async def test_a_second_claim_with_the_number_of_a_lost_one_fails_who_read_the_f
     # A new master that never heard of the first claim: the second's frames have the same ids.
     frames = log.channel.log_frames(G)
     frames[:] = [frame._replace(data=b"data: other\n\n") for frame in frames]
-    reader.doubt()
+    reader.verify()
     async with asyncio.timeout(120):
-        seen = await reader.take()
+        seen = await reader.next_frames()
 
     assert seen == []
     assert reader.failed and reader.failed.code == "frames_lost"
@@ -228,7 +228,7 @@ async def test_who_comes_back_with_an_id_of_a_lost_claim_gets_nothing_of_the_one
     reader = viewer(log, after=Cursor(FrameId(1, 3), 1))
 
     async with asyncio.timeout(120):
-        seen = await reader.take()
+        seen = await reader.next_frames()
 
     assert seen == []
     assert reader.failed and reader.failed.code == "frames_lost"
@@ -251,8 +251,8 @@ async def test_a_reader_ahead_of_the_log_takes_nothing_live_before_its_last_fram
     frames = log.channel.log_frames(G)
     lost, frames[4:] = frames[4:], []  # The last two.
 
-    reader.doubt()
-    reading = asyncio.create_task(reader.take())
+    reader.verify()
+    reading = asyncio.create_task(reader.next_frames())
     await asyncio.sleep(0)
     frames += [lost[0], lost[1]._replace(data=b"data: other\n\n"), lost[1]._replace(id=FrameId(1, 6))]
     reader.offer(Message(FrameId(1, 5), frames[-1]))
