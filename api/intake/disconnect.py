@@ -3,7 +3,7 @@
 from starlette.datastructures import Headers
 
 from api.intake.idempotency import IMPLIED_GRACE_S
-from api.server.numbers import whole_number
+from api.server.numbers import parse_integer
 from common.canonical.errors import ErrorKind, GatewayError
 from common.canonical.job import Policy
 
@@ -28,7 +28,7 @@ def disconnect_policy(
         return (Policy.GRACE, IMPLIED_GRACE_S) if has_key and default is Policy.STOP else (default, 0.0)
     value = headers["x-disconnect"].strip().lower()
     name, _, text = value.partition("=")
-    if name == Policy.GRACE and (grace_s := whole_number(text, 0, GRACE_MAX_S)) is not None:
+    if name == Policy.GRACE and (grace_s := parse_integer(text, 0, GRACE_MAX_S)) is not None:
         return Policy.GRACE, float(grace_s)
     if value not in (Policy.STOP, Policy.DETACH):
         raise GatewayError(

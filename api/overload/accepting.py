@@ -114,7 +114,7 @@ class Acceptor:
 
     def _protocol_of(self, verdict: "_Verdict") -> Connection:
         protocol = self._protocol()
-        protocol.let_in, protocol.is_early = verdict
+        protocol.admitted_state, protocol.is_early = verdict
         return protocol
 
     def _made(self, connection: socket.socket, task: "asyncio.Task[Any]") -> None:

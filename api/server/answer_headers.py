@@ -1,7 +1,7 @@
-"""Which headers does every answer have, and which of an answer's headers may a page read?
+"""Which headers does every response have, and which headers of a response may a page read?
 
-The first are for browsers, so that they make nothing of an answer but what it is; the middleware adds them, and the ids of the
-request, to every response.
+The first ones make browsers treat a response as data and nothing else. The middleware adds them to every response, together
+with the ids of the request.
 """
 
 import base64
@@ -10,15 +10,15 @@ import re
 from collections.abc import Iterable
 
 _CSP = b"content-security-policy"
-# An answer of the API is data: a browser that is shown one runs, loads and frames nothing.
+# A response of the API is data. A browser that displays one must run, load and frame nothing.
 _ALWAYS = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
-    (b"cross-origin-resource-policy", b"same-origin"),  # For what is embedded without CORS; fetch() with CORS ignores it.
+    (b"cross-origin-resource-policy", b"same-origin"),  # For resources embedded without CORS. fetch() with CORS ignores it.
 )
 _DATA = (*_ALWAYS, (_CSP, b"default-src 'none'; frame-ancestors 'none'"))
 _HTTPS = ((b"strict-transport-security", b"max-age=31536000"),)
-# What CORS lets a page read beside what it always may.
+# What CORS lets a page read, besides the headers that it may always read.
 EXPOSED_HEADERS = (
     "x-request-id",
     "request-id",
@@ -26,18 +26,18 @@ EXPOSED_HEADERS = (
     "x-generation-id",
     "x-sluice-dropped",
     "x-sluice-estimated",
-    *(f"x-ratelimit-{what}-{kind}" for what in ("limit", "remaining", "reset") for kind in ("requests", "tokens")),
+    *(f"x-ratelimit-{value}-{kind}" for value in ("limit", "remaining", "reset") for kind in ("requests", "tokens")),
 )
 
 
 def security_headers(headers: Iterable[tuple[bytes, bytes]], *, is_https: bool) -> tuple[tuple[bytes, bytes], ...]:
-    """Return the headers to add to an answer that has these; a page brings its own policy."""
-    found = _ALWAYS if any(name == _CSP for name, _ in headers) else _DATA
-    return found + _HTTPS if is_https else found
+    """Return the headers to add to a response that has ``headers``. A page brings its own content security policy."""
+    added = _ALWAYS if any(name == _CSP for name, _ in headers) else _DATA
+    return added + _HTTPS if is_https else added
 
 
 def page_policy(page: bytes) -> str:
-    """Return the policy of a page of ours: its own scripts and styles, by their hashes, and requests to where it came from."""
+    """Return the policy for one of our pages: its own scripts and styles by their hashes, and requests to its own origin."""
     scripts, styles = (" ".join(_hashes(tag, page)) or "'none'" for tag in (b"script", b"style"))
     return (
         f"default-src 'none'; script-src {scripts}; style-src {styles}; connect-src 'self'; "
@@ -46,6 +46,6 @@ def page_policy(page: bytes) -> str:
 
 
 def _hashes(tag: bytes, page: bytes) -> list[str]:
-    """The browser's names for the page's inline elements of a kind: the text between the tags, to the byte."""
+    """Return how a policy names the page's inline elements of a kind: by the hash of the exact bytes between the tags."""
     texts = re.findall(rb"<%b>(.*?)</%b>" % (tag, tag), page, re.DOTALL)
     return [f"'sha256-{base64.b64encode(hashlib.sha256(text).digest()).decode()}'" for text in texts]

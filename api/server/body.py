@@ -1,4 +1,4 @@
-"""How is a request's body read, within limits?"""
+"""How is a request's body read, within its limits?"""
 
 import re
 from typing import Any
@@ -8,40 +8,40 @@ from starlette.requests import Request
 
 from api.server.body_budget import BodyBudget, in_thread_if_large
 from api.server.http_errors import refusal_in
-from api.server.numbers import whole_number
+from api.server.numbers import parse_integer
 from common.canonical.errors import ErrorKind, GatewayError
 from common.config.groups.server import ServerSettings
 
-# All that tells values from strings: an escape, a quote, and what begins a value, but for the first of a list.
+# Everything needed to count values: an escape, a quote, and the characters before a value, except before the first in a list.
 _MARK = re.compile(rb'\\.|[",\[{]', re.DOTALL)
 
 
 async def read_json(request: Request, settings: ServerSettings, budget: BodyBudget) -> tuple[bytes | bytearray, dict[str, Any]]:
-    """Return a JSON object body, as it came and parsed. What ``budget`` holds for it is the caller's to release.
+    """Return a JSON object body, as bytes and parsed. The caller must release what ``budget`` holds for it.
 
     Raises:
-        GatewayError: UNSUPPORTED_MEDIA_TYPE, REQUEST_TOO_LARGE, INVALID_REQUEST; OVERLOADED where the budget has no room; what
-            the connection refuses the rest for; CANCELLED where the client left meanwhile.
+        GatewayError: UNSUPPORTED_MEDIA_TYPE, REQUEST_TOO_LARGE, INVALID_REQUEST; OVERLOADED if the budget has no room; the
+            reason for which the connection refuses the rest; CANCELLED if the client left meanwhile.
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json" and not media_type.endswith("+json"):
-        said = f"is {media_type[:80]!r}" if media_type else "is missing"
+        problem = f"is {media_type[:80]!r}" if media_type else "is missing"
         raise GatewayError(
             ErrorKind.UNSUPPORTED_MEDIA_TYPE,
-            f"The content type {said}. Send 'Content-Type: application/json'.",
+            f"The content type {problem}. Send 'Content-Type: application/json'.",
             code="unsupported_media_type",
         )
     coding = request.headers.get("content-encoding", "identity").strip().lower()
     if coding not in ("identity", ""):
-        # A few bytes of it may stand for gigabytes, and with a key it comes as it is: of the clients that we
-        # know, Codex alone compresses, where it is signed in to ChatGPT.
+        # A few compressed bytes may expand to gigabytes. Of the clients that we know, only Codex compresses, and only if it is
+        # signed in to ChatGPT. With an API key it does not.
         raise GatewayError(
             ErrorKind.UNSUPPORTED_MEDIA_TYPE,
-            f"The content encoding {coding[:80]!r} is not taken. Send the body as it is, without 'Content-Encoding'.",
+            f"The content encoding {coding[:80]!r} is not supported. Send the body uncompressed, without 'Content-Encoding'.",
             code="unsupported_content_encoding",
         )
     raw = await _read(request, settings.body_bytes_max, budget)
-    await budget.turn(request.scope, len(raw))
+    await budget.wait_for_turn(request.scope, len(raw))
     return raw, await in_thread_if_large(len(raw), parse_json, raw, settings.json_depth_max, settings.json_values_max)
 
 
@@ -60,7 +60,7 @@ def parse_json(raw: bytes | bytearray, depth_max: int, values_max: int) -> dict[
 async def _read(request: Request, bytes_max: int, budget: BodyBudget) -> bytes | bytearray:
     declared = 0
     if (text := request.headers.get("content-length")) is not None:
-        if (length := whole_number(text, 0, bytes_max)) is None:
+        if (length := parse_integer(text, 0, bytes_max)) is None:
             raise _too_large(bytes_max)
         declared = length
         budget.hold(request.scope, declared)
@@ -79,7 +79,7 @@ async def _read(request: Request, bytes_max: int, budget: BodyBudget) -> bytes |
             budget.hold(request.scope, size)
         if not (more or body):
             return bytes(piece)  # Nearly every body.
-        body += piece  # One block that grows: pieces would lie all over the heap, and keep it from shrinking.
+        body += piece  # One block that grows. Separate pieces would spread over the heap, and keep it from shrinking.
     return body
 
 
@@ -92,12 +92,12 @@ def _too_large(bytes_max: int) -> GatewayError:
 
 
 def _check_values(raw: bytes | bytearray, values_max: int) -> None:
-    """Refuse what would take thirty times its size, and the interpreter for seconds: ten million empty lists in 30 MB."""
+    """Refuse JSON that needs seconds and thirty times its size to parse, such as ten million empty lists in 30 MB."""
     if len(raw) <= values_max or sum(_count(raw, mark, values_max) for mark in (b",", b"[", b"{")) <= values_max:
         return  # Nearly every body.
     count, is_string = 0, False
-    for found in _MARK.finditer(raw):
-        mark = found[0]
+    for match in _MARK.finditer(raw):
+        mark = match[0]
         if mark == b'"':
             is_string = not is_string
         elif not is_string:
@@ -106,10 +106,10 @@ def _check_values(raw: bytes | bytearray, values_max: int) -> None:
             raise _invalid(f"The body holds more than {values_max} values.", "json_too_many_values")
 
 
-def _count(raw: bytes | bytearray, mark: bytes, most: int) -> int:
-    """Return how often a byte occurs, or more than ``most``. ``bytes.count`` has nobody take turns meanwhile."""
+def _count(raw: bytes | bytearray, mark: bytes, count_max: int) -> int:
+    """Return how often a byte occurs, or ``count_max`` + 1. ``bytes.count`` would keep all other threads waiting."""
     count, at = 0, raw.find(mark)
-    while at >= 0 and count <= most:
+    while at >= 0 and count <= count_max:
         count, at = count + 1, raw.find(mark, at + 1)
     return count
 

@@ -1,12 +1,12 @@
 """How many bytes of request bodies does a process hold at a time?
 
-A body is held from its first byte until the request is in Redis. The sum of large ones is bounded: what does not fit is refused
-before it is read on, so that many clients with large pictures cost no more memory than a few. A body whose length is declared
-takes its place at once, another as it grows. Small bodies always fit: connections bound their number. The largest body that is
-allowed fits into an empty budget, whatever the settings say.
+A body is held from its first byte until the request is in Redis. The sum of the large bodies is bounded. A body that does not
+fit is refused before more of it is read, so many clients with large pictures need no more memory than a few. A body with a
+declared length reserves its room at once. Other bodies reserve it as they grow. Small bodies always fit: the number of
+connections bounds them. The largest allowed body fits into an empty budget, whatever the settings say.
 
-Of the larger ones only a few are worked on at a time, from parsing to enqueueing, since each is there more than once meanwhile.
-That is done in a thread: orjson holds the interpreter for as long as it parses, but what looks through the result does not.
+Only a few large bodies are processed at a time, from parsing to enqueueing, since each exists in several copies meanwhile.
+A thread does that work: orjson holds the interpreter lock while it parses, but the code that searches the result does not.
 """
 
 import asyncio
@@ -24,19 +24,20 @@ from common.canonical.errors import ErrorKind, GatewayError
 from common.config.groups.server import ServerSettings
 from common.config.settings import KIB, MIB
 
-SMALL_BYTES = 64 * KIB  # Of each body; only what is more counts, with all of the body.
-LARGE_BYTES = MIB  # From here on a body is worked on in a thread, and waits for its turn.
-AT_ONCE_MAX = 2  # Large ones that are worked on: while one is on its way to Redis, another is parsed.
-# One, not some: each call of orjson holds the interpreter for a tenth of a second, and the loop would wait for each in turn.
+SMALL_BYTES = 64 * KIB  # A body up to this size is not counted. A larger one is counted in full.
+LARGE_BYTES = MIB  # From this size on, a body is processed in a thread, and waits for its turn.
+AT_ONCE_MAX = 2  # Large bodies in process: while one is on its way to Redis, another is parsed.
+# One thread only: each call of orjson holds the interpreter lock for a tenth of a second, and the loop would wait for all of
+# them.
 _thread = ThreadPoolExecutor(1, thread_name_prefix="large-body")
-_HOLD = "body_hold"  # In a request's state.
+_HOLD = "body_hold"  # A key in a request's state.
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 class BodyBudget:
-    """The bytes of one process. ``bytes_held`` are those of large bodies now."""
+    """The bytes that one process holds. ``bytes_held`` are those of large bodies now."""
 
     def __init__(self, settings: ServerSettings) -> None:
         self.bytes_max = max(settings.bodies_bytes_max, settings.body_bytes_max)
@@ -44,10 +45,10 @@ class BodyBudget:
         self._turns = asyncio.Semaphore(AT_ONCE_MAX)
 
     def hold(self, scope: Scope, size: int) -> None:
-        """Hold ``size`` bytes for a request, in place of what it held before, until ``release``.
+        """Hold ``size`` bytes for a request until ``release``. This replaces what the request held before.
 
         Raises:
-            GatewayError: OVERLOADED, there is no room; it holds what it held.
+            GatewayError: OVERLOADED, there is no room. The request still holds what it held before.
         """
         if size <= SMALL_BYTES:
             return
@@ -55,22 +56,22 @@ class BodyBudget:
         if self.bytes_held - hold.size + size > self.bytes_max:
             raise GatewayError(
                 ErrorKind.OVERLOADED,
-                "The gateway is reading as many large requests as it can hold. Send the request again.",
+                "The gateway is already reading as many large requests as it can hold. Send the request again.",
                 code="bodies_full",
                 retry_after_s=retry_after_s(),
             )
         self.bytes_held += size - hold.size
         hold.size = size
 
-    async def turn(self, scope: Scope, size: int) -> None:
-        """Wait until this request may be worked on, if it is large; its turn lasts until ``release``."""
+    async def wait_for_turn(self, scope: Scope, size: int) -> None:
+        """Wait until this request may be processed, if it is large. Its turn lasts until ``release``."""
         if size >= LARGE_BYTES:
             hold: _Hold = scope["state"].setdefault(_HOLD, _Hold())
             await self._turns.acquire()
             hold.has_turn = True
 
     def release(self, scope: Scope, *, has_failed: bool) -> None:
-        """Give back what a request held, if anything: its body is in Redis, or is not wanted."""
+        """Give back what a request held, if anything: its body is in Redis, or no longer needed."""
         hold: _Hold | None = scope["state"].pop(_HOLD, None)
         if hold is None:
             return
@@ -78,7 +79,7 @@ class BodyBudget:
         if hold.has_turn:
             self._turns.release()
         if has_failed and hold.size >= LARGE_BYTES:
-            # An error and the frames that it came through hold each other, and these the body; the collector comes seldom.
+            # An error and its traceback frames refer to each other, and hold the body. The garbage collector seldom runs.
             asyncio.get_running_loop().call_soon(gc.collect, 1)
 
 
@@ -91,7 +92,7 @@ class _Hold:
 
 
 async def in_thread_if_large(size: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Return what ``work`` does with a body of ``size`` bytes; in a thread if it is large."""
+    """Return what ``work`` returns for a body of ``size`` bytes. For a large body it runs in a thread."""
     if size < LARGE_BYTES:
         return work(*args, **kwargs)
     run = partial(copy_context().run, work, *args, **kwargs)

@@ -1,4 +1,4 @@
-"""From which address does a request come, for limits that count by it?"""
+"""Which address do limits count a request under?"""
 
 import ipaddress
 from functools import lru_cache
@@ -7,7 +7,7 @@ from starlette.types import Scope
 
 
 def client_address(scope: Scope) -> str:
-    """Return the client's IPv4 address, or the /64 of its IPv6 address, which is what one customer is given."""
+    """Return the client's IPv4 address, or the /64 network of its IPv6 address: one customer usually has a whole /64."""
     return _counted((scope.get("client") or ("", 0))[0])
 
 

@@ -1,13 +1,12 @@
-"""How does a connection answer what uvicorn's parser stops at?
+"""How does a connection answer requests that uvicorn's parser stops at?
 
-uvicorn drops the body of a request that offers an upgrade, answers what is no request by hand and in plain text, amid another
-answer if need be, and sends chunks to HTTP/1.0, which knows none. Here an upgrade is ignored, as a server may (RFC 9110,
-7.8), and what cannot be read is a request all the same: it waits for those before it, and the application answers it as any
-other, with ids, headers and the dialect of its path. Nothing here runs per token, and next to nothing for a request that is
-well-formed.
+uvicorn drops the body of a request that offers an upgrade. It answers malformed requests in plain text, even in the middle of
+another answer. It sends chunks to HTTP/1.0 clients, which do not support them. Here an upgrade is ignored, as a server may do
+(RFC 9110, 7.8). A malformed request is treated as a request: it waits for those before it, and the application answers it with
+ids, headers and the dialect of its path. Nothing here runs per token, and very little for a well-formed request.
 
-Nor has uvicorn a way to refuse a request cheaply: here the ``gate`` is asked before the application is, and a request that may
-not come in gets prepared bytes.
+uvicorn also has no cheap way to refuse a request. Here the ``gate`` is asked before the application is, and a request that is
+not admitted gets prepared bytes.
 """
 
 import asyncio
@@ -23,34 +22,35 @@ from api.server.corking import CorkedProtocol, CorkedTransport
 from api.server.http_errors import refusal_in, refuse_in
 from common.canonical.errors import ErrorKind, Failed
 
-LINGER_S = 1.0  # For what the client still sends: closing at once would reset the connection before it has read its answer.
+# For what the client still sends. Closing at once would reset the connection before the client reads its answer.
+LINGER_S = 1.0
 
 
 class Presence:
-    """Whether a connection's client is still there. Nothing else: what knows the request as well would be a cycle for each."""
+    """Whether a connection's client is still there. It holds nothing else: a reference to the request would be a cycle."""
 
     has_left = False
 
 
 def has_left(scope: Scope) -> bool:
-    """Whether the client of a request has closed its connection meanwhile."""
+    """Whether the client of a request has closed its connection."""
     presence = scope["state"].get(_PRESENCE)
     return presence is not None and presence.has_left
 
 
 class Gate(Protocol):
     def refusal(self, scope: Scope, *, is_last: bool, is_early: bool = False) -> bytes | None:
-        """Return the response to a request that may not come in; see ``api/overload/gate.py``."""
+        """Return the response to a request that is not admitted; see ``api/overload/gate.py``."""
         ...
 
 
 class Connection(CorkedProtocol):
-    gate: Gate | None = None  # Of the process; None lets everything in.
-    # Of its first request, from before the connection was made: its state, if the gate has let it in, and whether it came
-    # before there was an overload.
-    let_in: dict[str, Any] | None = None
+    gate: Gate | None = None  # The gate of the process; None admits every request.
+    # Both are about the first request, and set before the connection is made. ``admitted_state`` is its state if the gate has
+    # admitted it. ``is_early``: it came before there was an overload.
+    admitted_state: dict[str, Any] | None = None
     is_early = False
-    _awaits_body = False  # Whether the head of the request that is arriving has come, and its body has not.
+    _awaits_body = False  # Whether the head of the arriving request is complete, and its body is not.
     _is_refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # As uvicorn has it.
@@ -83,39 +83,39 @@ class Connection(CorkedProtocol):
 
     def on_message_complete(self) -> None:
         if self.parser.should_upgrade():
-            return  # The parser skips the body of a request that offers an upgrade. It is still to come.
+            return  # The parser skips the body of a request that offers an upgrade. The body is still to come.
         super().on_message_complete()
         self._awaits_body = False
         if self.cycle.response_complete and self.timeout_keep_alive_task is None:
-            # The rest of what was answered early has ended the wait for a next request: it begins anew.
+            # The rest of a request that was answered early has ended the wait for the next request. That wait begins again.
             self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
     def refuse(self, failed: Failed) -> None:
-        """Answer the request that is arriving with a failure, behind those before it, and close. No more is read."""
+        """Answer the arriving request with a failure, after those before it, and close. Nothing more is read."""
         if self._is_refused or self.transport.is_closing():
             return
         self._is_refused = True
         if not self._awaits_body:
             self._begin_refused(failed)
         elif self.cycle.response_started:
-            self.transport.close()  # Never a clean end; nor is an answer that is complete in need of the rest.
+            self.transport.close()  # A cut answer never ends cleanly. A complete answer does not need the rest of its request.
         else:
             refuse_in(self.cycle.scope["state"], failed)
             self.cycle.keep_alive = False
             self.cycle.transport = cast(asyncio.Transport, LingeringTransport(self.transport, self.loop))
-            self.cycle.message_event.set()  # Its reader waits for more of the body.
+            self.cycle.message_event.set()  # Its reader waits for more of the body: wake it.
 
     def _begin_refused(self, failed: Failed) -> None:
-        """Have the application answer a request of which the head is not known to its end."""
-        if self.scope is None or (self.cycle and self.cycle.scope is self.scope):  # Not one byte of it makes sense.
+        """Have the application answer a request whose head is incomplete."""
+        if self.scope is None or (self.cycle and self.cycle.scope is self.scope):  # No request line was readable.
             HttpToolsProtocol.on_message_begin(self)
-        # A method without a target is none: the parser still has the last request's, or its own default.
+        # A method without a target does not count: the parser still has the last request's method, or its own default.
         self.scope["method"] = self.parser.get_method().decode("ascii") if self.url else ""
         raw_path = self.url.partition(b"?")[0]
         self.scope["raw_path"], self.scope["path"], self.scope["query_string"] = raw_path, unquote(raw_path), b""
         refuse_in(self.scope["state"], failed)
-        before, self.cycle = self.cycle, self._refused_cycle()
-        if before is None or before.response_complete:
+        previous, self.cycle = self.cycle, self._refused_cycle()
+        if previous is None or previous.response_complete:
             self._start_asgi_task(self.cycle, self.app)
         else:
             self.flow.pause_reading()
@@ -139,7 +139,7 @@ class Connection(CorkedProtocol):
         return cycle
 
     def _go_on_without_upgrade(self) -> None:
-        """Replace the parser, which is done with HTTP, by one that has read the same head without the offer."""
+        """Replace the parser, which has stopped parsing HTTP, by a new one that has read the same head without the upgrade."""
         replay = _Replay(self)
         self.parser = httptools.HttpRequestParser(replay)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # As uvicorn's.
@@ -150,25 +150,27 @@ class Connection(CorkedProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         scope = cast(Scope, cycle.scope)
         is_early, self.is_early = self.is_early, False
-        if self.let_in is not None:
-            scope["state"].update(self.let_in)
-            self.let_in = None
+        if self.admitted_state is not None:
+            scope["state"].update(self.admitted_state)
+            self.admitted_state = None
         elif self.gate and refusal_in(scope) is None:
             is_last = not cycle.keep_alive or cycle.waiting_for_100_continue or _is_large(scope["headers"])
             if answer := self.gate.refusal(scope, is_last=is_last, is_early=is_early):
-                # Not now: one that is answered starts the next of a pipeline, which may be refused as well, and so on.
+                # Later, not now: an answered request starts the next one of a pipeline, which may be refused too, and so on.
                 self.loop.call_soon(self._shed, cycle, answer, is_last)
                 return
         scope["state"][_PRESENCE] = self._presence
         if scope["http_version"] in _WITHOUT_CHUNKS:
-            cycle.keep_alive, cycle.waiting_for_100_continue = False, False  # Nor does it know of these.
+            cycle.keep_alive, cycle.waiting_for_100_continue = False, False  # HTTP/1.0 has neither.
             app = _without_chunks(app, cycle)
         elif cycle.waiting_for_100_continue:
             app = self._closing_unless_read(app, cycle)
         super()._start_asgi_task(cycle, app)
 
     def _shed(self, cycle: RequestResponseCycle, answer: bytes, is_last: bool) -> None:
-        """Answer a request without the application. What is left of a small body is read and dropped, else no more is."""
+        """Answer a request without the application. The rest of a small body is read and dropped. Otherwise nothing more is
+        read.
+        """
         if cycle.disconnected or self.transport.is_closing():
             return
         cycle.response_started = cycle.response_complete = True
@@ -181,13 +183,14 @@ class Connection(CorkedProtocol):
         self.on_response_complete()
 
     def _closing_unless_read(self, app: ASGIApp, cycle: RequestResponseCycle) -> ASGIApp:
-        """Return the application for a client that sends its body once it is asked to. It need not send one that is not asked
-        for, and may: what follows could be the body or the next request, so the connection ends (RFC 9110, 10.1.1).
+        """Return the application for a client that waits for ``100 Continue`` before it sends its body. If the body is never
+        asked for, the client may still send it. What follows could be the body or the next request, so the connection is closed
+        after the answer (RFC 9110, 10.1.1).
         """
 
         async def answer(scope: Scope, receive: Receive, send: Send) -> None:
             async def send_and_close(message: Message) -> None:
-                if cycle.waiting_for_100_continue:  # Until the answer begins.
+                if cycle.waiting_for_100_continue:  # True until the answer begins.
                     cycle.keep_alive = False
                     cycle.transport = cast(asyncio.Transport, LingeringTransport(self.transport, self.loop))
                 await send(message)
@@ -197,7 +200,7 @@ class Connection(CorkedProtocol):
         return answer
 
 
-_PRESENCE = "presence"  # In a scope's state.
+_PRESENCE = "presence"  # A key in a scope's state.
 _WITHOUT_CHUNKS = ("0.9", "1.0")
 _FRAMING = (b"content-length", b"transfer-encoding", b"connection")
 
@@ -207,12 +210,12 @@ def _head(version: str, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
 
 
 def _is_large(headers: Iterable[tuple[bytes, bytes]]) -> bool:
-    """Whether a body is not worth being read to be dropped: 100,000 bytes or more, or nobody knows."""
+    """Whether a body is too large to read and drop it: 100,000 bytes or more, or of unknown length."""
     return any((name == b"content-length" and len(value) > 5) or name == b"transfer-encoding" for name, value in headers)
 
 
 class _Replay:
-    """What a parser calls that is told a head which its protocol has had: only what follows is passed on."""
+    """The callbacks of a parser that reads a head a second time. Only what follows the head is passed on."""
 
     def __init__(self, protocol: Connection) -> None:
         self.is_over = False
@@ -237,7 +240,7 @@ class _Replay:
 
 
 class LingeringTransport:
-    """Closes behind the last byte that is written, but goes on reading for a moment; all else is the transport's own."""
+    """Closes after the last byte is written, but reads on for a moment. Everything else is the transport's own."""
 
     def __init__(self, transport: asyncio.Transport | CorkedTransport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport = transport
@@ -253,7 +256,7 @@ class LingeringTransport:
 
 
 def _without_chunks(app: ASGIApp, cycle: RequestResponseCycle) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
-    """Return the application for HTTP/1.0: an answer of which the length is not known ends with its connection."""
+    """Return the application for HTTP/1.0: an answer of unknown length ends with its connection."""
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         is_unbounded = False
@@ -265,7 +268,8 @@ def _without_chunks(app: ASGIApp, cycle: RequestResponseCycle) -> Callable[[Scop
                 if is_unbounded:
                     cycle.chunked_encoding = False
             elif is_unbounded:
-                cycle.expected_content_length = len(message.get("body", b""))  # uvicorn would miss the rest of a length.
+                # uvicorn would complain that the body is shorter than its declared length.
+                cycle.expected_content_length = len(message.get("body", b""))
             await send(message)
 
         await app(scope, receive, send_as_it_is)
@@ -274,11 +278,11 @@ def _without_chunks(app: ASGIApp, cycle: RequestResponseCycle) -> Callable[[Scop
 
 
 def _malformed(error: httptools.HttpParserError) -> Failed:
-    # The parser's own words are constants; of what fails in a callback, which is a target that is no path, it has none.
+    # The parser's own texts are constants. It has none for an error in a callback, which means a target that is not a path.
     is_target = isinstance(error, httptools.HttpParserCallbackError)
     fault = "the target is not a path" if is_target else str(error).replace("`", "'")
     return Failed(
         ErrorKind.INVALID_REQUEST,
-        f"The request is not valid HTTP/1.1: {fault}. Check the client, and what stands between it and the gateway.",
+        f"The request is not valid HTTP/1.1: {fault}. Check the client, and any proxy between it and the gateway.",
         code="malformed_request",
     )

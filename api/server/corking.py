@@ -1,9 +1,9 @@
 """How do many small writes cost one wake-up?
 
-A write to a client that sleeps wakes it, and waking another process costs several times what the write itself does. So
-everything that one turn of the loop has for any client is written back to back at the turn's end: no later, since nothing
-is waited for, but while the first write's client wakes up, the others are written already. 50 paced streams on loopback:
-docs/decisions/corking.md.
+A write to a sleeping client wakes it, and waking another process costs several times what the write itself costs. So everything
+that one turn of the loop has for any client is written together at the end of the turn. That is no later than before, since
+nothing is waited for: while the client of the first write wakes up, the other writes are already done. Measured with 50 paced
+streams on loopback: docs/decisions/corking.md.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 
 class Cork:
-    """What this turn of the loop has to write."""
+    """The pending writes of this turn of the loop."""
 
     def __init__(self) -> None:
         self._pending: list[tuple[asyncio.Transport, bytes]] = []
@@ -27,12 +27,12 @@ class Cork:
     def flush(self) -> None:
         pending, self._pending = self._pending, []
         for transport, data in pending:
-            if not transport.is_closing():  # Its client may have left in this very turn; writing would raise.
+            if not transport.is_closing():  # The client may have left in this same turn. Then writing would raise.
                 transport.write(data)
 
 
 class CorkedTransport:
-    """A client's transport whose writes wait for the end of the loop's turn; all else is the transport's own."""
+    """A client's transport whose writes wait for the end of the loop's turn. Everything else is the transport's own."""
 
     def __init__(self, transport: asyncio.Transport, cork: Cork) -> None:
         self._transport = transport
@@ -54,7 +54,7 @@ class CorkedTransport:
 
 
 class CorkedProtocol(HttpToolsProtocol):
-    """uvicorn's HTTP protocol on such transports."""
+    """uvicorn's HTTP protocol on a ``CorkedTransport``."""
 
     _cork = Cork()
 

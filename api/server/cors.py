@@ -1,8 +1,8 @@
-"""Which pages of other origins may a browser let read our answers?
+"""For which origins of other sites may a browser let a page read our responses?
 
-Those of the settings, and those that a key or a tenant lists. A preflight comes without the key that will be used, so an
-origin that any of them allows is let ask; the request itself is refused where its own key does not allow the page it comes
-from (``Authenticator``), and the page can read that refusal.
+For the origins in the settings, and for those that a key or a tenant lists. A preflight request does not carry the key. So an
+origin that any key allows may send requests. The request itself is refused if its own key does not allow the page's origin
+(``Authenticator``), and the page can read that refusal.
 Source: https://fetch.spec.whatwg.org/#http-cors-protocol
 """
 
@@ -20,9 +20,9 @@ _Headers = list[tuple[bytes, bytes]]
 
 
 class Cors:
-    """``listed`` are origins that are always let in, ``*`` for all; ``more`` tells the others of now.
+    """``listed`` are origins that are always allowed, ``*`` for all. ``key_origins`` returns those that keys allow now.
 
-    ``on_allowed`` is told each that was let in.
+    ``on_allowed`` is called with each origin that was allowed.
     """
 
     def __init__(
@@ -62,11 +62,11 @@ class Cors:
         await self._app(scope, receive, send_with_cors)
 
     async def _allows(self, origin: bytes) -> bool:
-        said = origin.decode("latin-1")
-        if "*" in self._listed or said in self._listed:
+        text = origin.decode("latin-1")
+        if "*" in self._listed or text in self._listed:
             return True
-        more = await self._key_origins()
-        return said in more or "*" in more
+        key_origins = await self._key_origins()
+        return text in key_origins or "*" in key_origins
 
     async def _answer_preflight(
         self, scope: Scope, receive: Receive, send: Send, origin: bytes, method: bytes, *, is_allowed: bool
@@ -78,9 +78,9 @@ class Cors:
                 "access-control-allow-methods": METHODS,
                 "access-control-max-age": str(PREFLIGHT_MAX_AGE_S),
             }
-            if asked := _header(scope, b"access-control-request-headers"):
-                # As they are asked for: SDKs add headers of their own with each version.
-                headers["access-control-allow-headers"] = asked.decode("latin-1")
+            if requested := _header(scope, b"access-control-request-headers"):
+                # All that are requested: SDKs add new headers with each version.
+                headers["access-control-allow-headers"] = requested.decode("latin-1")
         response: Response = PlainTextResponse("OK", headers=headers)
         if not is_allowed or method.decode("latin-1") not in METHODS.split(", "):
             response = error_response(dialect_at(scope["path"]), _NOT_ALLOWED, scope["state"]["request_id"], headers)
@@ -95,4 +95,4 @@ _NOT_ALLOWED = Failed(
 
 
 def _header(scope: Scope, name: bytes) -> bytes | None:
-    return next((value for found, value in scope["headers"] if found == name), None)
+    return next((value for header_name, value in scope["headers"] if header_name == name), None)

@@ -1,8 +1,8 @@
-"""How does the API reach what it asks itself: the set of token keys, a guardrail that is a service?
+"""How does the API send its own requests: for the set of token keys, and to a guardrail that is a web service?
 
-The one place of httpx, which takes long to load: whoever may need it imports this file when it does.
-As workers reach providers: the proxy that is given, the certificates that OpenSSL trusts (``SSL_CERT_FILE``, ``SSL_CERT_DIR``),
-names resolved by the process's loop, no redirects.
+Only this file imports httpx, which is slow to load. Code that may need it imports this file when it does.
+It connects as workers connect to providers: with the configured proxy, the certificates that OpenSSL trusts (``SSL_CERT_FILE``,
+``SSL_CERT_DIR``), names resolved by the process's loop, and no redirects.
 """
 
 import functools
@@ -31,4 +31,4 @@ def http_client(proxy: Proxy | None, timeout_s: float, connections_max: int = 1)
 
 @functools.cache
 def _trusted_certificates() -> ssl.SSLContext:
-    return ssl.create_default_context()  # It takes some 20 ms: the files of the system's certificates are parsed.
+    return ssl.create_default_context()  # It takes about 20 ms, since it parses the system's certificate files.

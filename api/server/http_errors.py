@@ -1,6 +1,7 @@
 """How does a failure become an HTTP response?
 
-A kind has its status (``common/canonical/errors.py``), a dialect its own status and body for it; here both become a response.
+An error kind has a status (``common/canonical/errors.py``). A dialect has its own status and body for it. Here both become a
+response.
 """
 
 import math
@@ -18,14 +19,14 @@ from common.dialects import DIALECTS
 from common.dialects.base import Dialect
 from common.limits.charges import LimitReached
 
-PLAIN = DIALECTS["openai-chat"]  # The shape of errors where no dialect is spoken: unknown paths, /v1/models…
-_REFUSAL = "refusal"  # In a scope's state: why the connection reads no more of the request.
+PLAIN = DIALECTS["openai-chat"]  # The error format where no dialect applies: unknown paths, /v1/models…
+_REFUSAL = "refusal"  # A key in a scope's state: why the connection reads no more of the request.
 
-_BASE = re.compile(r"^(/(v1|v1beta|api|openai|anthropic))+(?=/)")  # What people put at the end of base URLs.
+_BASE = re.compile(r"^(/(v1|v1beta|api|openai|anthropic))+(?=/)")  # What people often put at the end of base URLs.
 
 
 def restarting() -> Failed:
-    """Return what those are told whom a stopping process cannot serve to the end; each is to come back at its own moment."""
+    """Return the failure of requests that a stopping process cannot finish. Each client is told another time to come back."""
     return Failed(
         ErrorKind.OVERLOADED,
         "The gateway is restarting. Send the request again.",
@@ -35,7 +36,7 @@ def restarting() -> Failed:
 
 
 def dialect_at(path: str) -> Dialect:
-    """Return the dialect of a path that no route of a dialect serves: its clients know one shape of error."""
+    """Return the dialect for an error at a path that no route serves: the path's clients can read only one error format."""
     if path.startswith("/v1/messages"):
         return DIALECTS["anthropic-messages"]
     if path.startswith("/v1/responses"):
@@ -46,15 +47,15 @@ def dialect_at(path: str) -> Dialect:
 
 
 def intended_path(path: str) -> str:
-    """Return the path that a client means whose base URL lacks ``/v1``, or has more than that before it."""
+    """Return the path that a client intends, if its base URL lacks ``/v1`` or has too much before it."""
     return "/v1" + _BASE.sub("", re.sub("/+", "/", f"/{path}").rstrip("/"))
 
 
 def base_url_hint(path: str) -> str:
-    """Return what to set as a client's base URL, so that it asks for a path of ours."""
+    """Return advice on how to set a client's base URL, so that it calls a path that exists."""
     if dialect_at(path).name == "anthropic-messages":
-        return "Clients of Anthropic's take this gateway's address as base URL, without /v1"
-    return "The base URL of most clients is this gateway's address and /v1"
+        return "For Anthropic's clients, the base URL is this gateway's address, without /v1"
+    return "For most clients, the base URL is this gateway's address and /v1"
 
 
 def error_response(dialect: Dialect, failed: Failed, request_id: str, headers: dict[str, str] | None = None) -> Response:
@@ -66,29 +67,29 @@ def error_response(dialect: Dialect, failed: Failed, request_id: str, headers: d
     return Response(body, dialect.status(failed), extra, media_type="application/json")
 
 
-def not_served(scope: Scope, status: int = 404, headers: dict[str, str] | None = None, meant: str | None = None) -> Response:
-    """Return the response where no route serves a path, or not with this method; ``meant`` is the path that a wrong base URL
-    has led away from.
+def not_served(scope: Scope, status: int = 404, headers: dict[str, str] | None = None, intended: str | None = None) -> Response:
+    """Return the response if no route serves a path, or not with this method. ``intended`` is the path that the client would
+    call with the right base URL.
     """
-    path = scope["raw_path"].decode("latin-1")  # As it came: nothing in it ends a line.
-    mend = f"It is at {meant[:200]}. {base_url_hint(meant)}." if meant else "See GET /openapi.json for what is."
-    message = f"{scope['method']} {path[:200]} is not served here. {mend}"
+    path = scope["raw_path"].decode("latin-1")  # Undecoded, so it contains no line break.
+    advice = f"It is at {intended[:200]}. {base_url_hint(intended)}." if intended else "See GET /openapi.json for what is."
+    message = f"{scope['method']} {path[:200]} is not served here. {advice}"
     failed = Failed(ErrorKind.NOT_FOUND, message, status=status, code="unknown_path")
-    return error_response(dialect_at(meant or scope["path"]), failed, scope["state"]["request_id"], headers)
+    return error_response(dialect_at(intended or scope["path"]), failed, scope["state"]["request_id"], headers)
 
 
 def refuse_in(state: dict[str, Any], failed: Failed) -> None:
-    """Have the request with this state refused, by whoever reads its body next, or before anything else."""
+    """Have the request with this state refused, either before anything else or by the code that reads its body next."""
     state[_REFUSAL] = failed
 
 
 def refusal_in(scope: Scope) -> Failed | None:
-    found: Failed | None = scope["state"].get(_REFUSAL)
-    return found
+    refusal: Failed | None = scope["state"].get(_REFUSAL)
+    return refusal
 
 
 def headers_of(error: GatewayError) -> dict[str, str]:
-    """Return what a refusal's response says besides: where the limits stand."""
+    """Return the additional headers of an error response: the state of the limits."""
     return error.headers if isinstance(error, LimitReached) else {}
 
 

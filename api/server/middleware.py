@@ -1,7 +1,7 @@
 """What happens to every request, whatever its route?
 
-An id, a log line, metrics, the limit on headers, what browsers are told, and the end of the connection where the process
-stops. Pure ASGI: Starlette's BaseHTTPMiddleware hides disconnects.
+It gets an id, a log line, metrics, a limit on its headers, and security headers. When the process stops, its connection is
+closed. This is pure ASGI, because Starlette's BaseHTTPMiddleware hides disconnects.
 """
 
 import asyncio
@@ -21,15 +21,15 @@ from common.canonical.errors import ErrorKind, Failed
 log = structlog.get_logger()
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
-_QUIET_PATHS = frozenset({"/livez", "/readyz", "/health", "/metrics"})  # Asked every few seconds, by machines.
+_QUIET_PATHS = frozenset({"/livez", "/readyz", "/health", "/metrics"})  # Machines ask for them every few seconds.
 
 
 class RequestObserver:
     """The outermost middleware.
 
-    It puts ``request_id`` and ``direct_send`` into the scope's state. The latter is the server's own ``send``, for a body's
-    pieces: each layer in between costs a call per token and client. Once ``is_stopping`` says so, no answer leaves its
-    connection open.
+    It puts ``request_id`` and ``direct_send`` into the scope's state. ``direct_send`` is the server's own ``send``, for the
+    pieces of a body: each middleware layer would cost a call per token and client. Once ``is_stopping`` returns true, every
+    answer closes its connection.
     """
 
     def __init__(self, app: ASGIApp, metrics: ApiMetrics, header_bytes_max: int, is_stopping: Callable[[], bool]) -> None:
@@ -54,16 +54,16 @@ class RequestObserver:
         state["request_id"], state["direct_send"] = request_id, send
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)
-        began_at, status = time.monotonic(), 0
+        started_at, status = time.monotonic(), 0
 
         async def send_with_ids(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                given = message.get("headers", ())
+                headers = message.get("headers", ())
                 message["headers"] = [
-                    *given,
-                    *security_headers(given, is_https=scope.get("scheme") == "https"),
+                    *headers,
+                    *security_headers(headers, is_https=scope.get("scheme") == "https"),
                     (b"x-request-id", request_id.encode()),
                     (b"request-id", request_id.encode()),
                     *(_CLOSE if self._is_stopping() else ()),
@@ -80,12 +80,13 @@ class RequestObserver:
             else:
                 await self._app(scope, receive, send_with_ids)
         finally:
-            # It knows its request, which knows this state: left here, each request would wait for the garbage collector.
+            # It refers to its request, which refers to this state. With that cycle, only the garbage collector frees the
+            # request.
             del state["direct_send"]
-            self._report(scope, status, time.monotonic() - began_at)
+            self._report(scope, status, time.monotonic() - started_at)
 
     def _report(self, scope: Scope, status: int, duration_s: float) -> None:
-        route = getattr(scope.get("route"), "path", "unknown")  # The template: a path would be a label without bound.
+        route = getattr(scope.get("route"), "path", "unknown")  # The template: the number of paths has no bound.
         method = scope["method"] if scope["method"] in _METHODS else "other"
         self._metrics.requests.labels(method, route, status).inc()
         self._metrics.duration.labels(method, route).observe(duration_s)
@@ -94,7 +95,7 @@ class RequestObserver:
 
 
 class ErrorBoundary:
-    """The innermost middleware: what nobody expected becomes an error in the client's shape, with the headers of any other."""
+    """The innermost middleware: an unexpected exception becomes an error in the client's dialect, with the usual headers."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -105,19 +106,19 @@ class ErrorBoundary:
             await not_served(scope)(scope, receive, send)
             return
 
-        async def note_start(message: Message) -> None:
+        async def send_and_mark(message: Message) -> None:
             nonlocal has_started
             has_started = True
             await send(message)
 
         try:
-            await self._app(scope, receive, note_start)
+            await self._app(scope, receive, send_and_mark)
         except Exception:
             log.exception("request_broke")
             if scope["type"] != "http" or has_started:
-                raise  # The server cuts the connection: never a clean end.
+                raise  # The server cuts the connection: a broken answer must never end cleanly.
             await self._answer(_BROKEN, scope, receive, send)
-        except asyncio.CancelledError:  # By the server alone, whose time to stop is over.
+        except asyncio.CancelledError:  # Only the server cancels, when its time to stop is over.
             if scope["type"] != "http" or has_started:
                 raise
             await self._answer(restarting(), scope, receive, send)
@@ -132,7 +133,7 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 
 
 def _is_plain(path: str) -> bool:
-    """Whether a path may be one of ours. A route's pattern would overlook a line's end, and its parameters take anything."""
+    """Whether a path may exist here. A route would ignore a line break at the end, and its parameters match anything."""
     return path.isascii() and path.isprintable() and "/." not in path
 
 

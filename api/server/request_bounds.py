@@ -1,10 +1,10 @@
-"""How long, and in how many bytes, may a request arrive?
+"""How long may a request take to arrive, and how many bytes may it have?
 
-uvicorn waits for ever for a head that never ends, or a body that comes byte by byte, and holds headers of any size: so a
-few thousand such connections would take every file of the process, and one could take its memory. Here each request has a
-time to arrive in, longer the more body it brings, and a bound on what is not body. When the process stops, what is still
-arriving has a last moment. One timer per connection, set at most once per ``request_read_timeout_s`` and looked at only when
-it rings; nothing runs per token.
+uvicorn waits for ever for a head that never ends, or for a body that comes byte by byte, and it accepts headers of any size. So
+a few thousand such connections would use up the process's files, and a single one its memory. Here each request has a time
+limit, which grows with the body that has arrived, and a size limit for everything that is not body. When the process stops,
+arriving requests get a short last time limit. There is one timer per connection. It is set at most once per
+``request_read_timeout_s``. Nothing runs per token.
 """
 
 import asyncio
@@ -17,11 +17,11 @@ from common.canonical.errors import ErrorKind, Failed
 from common.config.groups.server import ServerSettings
 from common.config.settings import KIB
 
-# Once the process stops. Nearly every request is complete within it; of a slow upload the client is told soon, and not after
-# it has sent all of it.
+# The time limit once the process stops. Nearly every request completes within it. The client of a slow upload learns it soon,
+# and not after it has sent everything.
 STOPPING_READ_TIMEOUT_S = 2.0
-SILENCE_S_MAX = 75.0  # Of a connection on which nothing was ever asked.
-BODY_RATE_MIN = 64 * KIB  # Bytes per second: a slower line than any that could carry an answer's tokens for long.
+SILENCE_S_MAX = 75.0  # For a connection that has not sent any request yet.
+BODY_RATE_MIN = 64 * KIB  # Bytes per second. A slower line could hardly carry the tokens of an answer.
 # For the request line and line ends. Headers slightly over their limit get a better answer from RequestObserver.
 HEAD_EXTRA_BYTES = 16 * KIB
 
@@ -34,10 +34,10 @@ class Bounds:
 
 
 def bounded_protocol(settings: ServerSettings) -> type[Connection]:
-    """Return the protocol for uvicorn, which makes one per connection and hands over no arguments of ours."""
+    """Return the protocol class for uvicorn, which makes one per connection without arguments of ours."""
     bounds = Bounds(
         settings.request_read_timeout_s,
-        min(STOPPING_READ_TIMEOUT_S, settings.api_drain_s / 2),  # The rest is for its answer.
+        min(STOPPING_READ_TIMEOUT_S, settings.api_drain_s / 2),  # The other half is for the answer.
         settings.header_bytes_max + HEAD_EXTRA_BYTES,
     )
 
@@ -51,29 +51,30 @@ def bounded_protocol(settings: ServerSettings) -> type[Connection]:
 
 class BoundedProtocol(Connection):
     bounds: Bounds
-    _began_at: float | None = None  # When the request that is arriving began to; None while none is.
-    _body_bytes = 0  # Of that request, so far.
-    _in_a_row = 0  # Bytes since its last of a body: the head's, a trailer's or those between two chunks.
+    _started_at: float | None = None  # When the arriving request began; None while no request is arriving.
+    _body_bytes = 0  # The bytes of its body so far.
+    _non_body_bytes = 0  # The bytes since its last body byte: of the head, of a trailer, or between two chunks.
     _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # As uvicorn has it.
         super().connection_made(transport)
-        # Who connects and says nothing is let go as one who has been answered and says no more, and sooner.
+        # A connection that has never sent anything is closed like one that is idle after an answer, but sooner.
         silence_s = min(SILENCE_S_MAX, self.timeout_keep_alive)
         self.timeout_keep_alive_task = self.loop.call_later(silence_s, self.timeout_keep_alive_handler)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._timer:
             self._timer.cancel()
-        self._unset_keepalive_if_required()  # uvicorn leaves it to ring after a reset, and with it all of the connection.
+        # After a reset, uvicorn leaves the timer set, and it keeps the connection in memory.
+        self._unset_keepalive_if_required()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._began_at is None and (self.cycle is None or self.cycle.response_complete):
-            self._begin()  # Be it a line end only: it has ended the wait for a next request.
-        self._in_a_row += len(data)
+        if self._started_at is None and (self.cycle is None or self.cycle.response_complete):
+            self._begin()  # Even a single line end: it has ended the wait for the next request.
+        self._non_body_bytes += len(data)
         super().data_received(data)
-        if self._in_a_row > self.bounds.head_bytes_max and self._began_at is not None:
+        if self._non_body_bytes > self.bounds.head_bytes_max and self._started_at is not None:
             self.refuse(_TOO_LARGE)
 
     def on_message_begin(self) -> None:
@@ -82,47 +83,48 @@ class BoundedProtocol(Connection):
 
     def on_body(self, body: bytes) -> None:
         super().on_body(body)
-        self._in_a_row = 0
+        self._non_body_bytes = 0
         self._body_bytes += len(body)
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
         if not self._awaits_body:
-            self._in_a_row = 0
-            self._began_at = None
+            self._non_body_bytes = 0
+            self._started_at = None
 
     def shutdown(self) -> None:
-        """The process stops: a connection that is idle is closed, one that is answering when it has answered."""
-        if self._began_at is None or self._is_answered():
+        """Stop the connection with the process: an idle one now, one that is answering after its answer."""
+        if self._started_at is None or self._is_answered():
             super().shutdown()
         else:
             self.loop.call_later(self.bounds.stopping_read_timeout_s, self._stop_waiting)
 
     def _stop_waiting(self) -> None:
-        if self._began_at is not None:
+        if self._started_at is not None:
             self.refuse(restarting())
 
     def _begin(self) -> None:
-        self._began_at, self._body_bytes = self.loop.time(), 0
+        self._started_at, self._body_bytes = self.loop.time(), 0
         if self._timer is None:
             self._timer = self.loop.call_later(self.bounds.read_timeout_s, self._check)
 
     def _check(self) -> None:
         self._timer = None
-        if self._began_at is None or self._is_refused or self.transport.is_closing():
+        if self._started_at is None or self._is_refused or self.transport.is_closing():
             return
         now = self.loop.time()
         if self._is_answering_another():
-            self._began_at = now  # What is half sent is the next request, and we are not reading it yet.
-        # Once it has been answered, a request's rest is of no use, however fast it comes.
-        due_at = self._began_at + self.bounds.read_timeout_s + (0 if self._is_answered() else self._body_bytes / BODY_RATE_MIN)
+            self._started_at = now  # What is half sent is the next request, and we are not reading it yet.
+        # After the answer, the rest of a request is of no use. So it gets no additional time.
+        extra_s = 0 if self._is_answered() else self._body_bytes / BODY_RATE_MIN
+        due_at = self._started_at + self.bounds.read_timeout_s + extra_s
         if now >= due_at:
             self.refuse(_too_slow(self.bounds.read_timeout_s))
         else:
             self._timer = self.loop.call_later(due_at - now, self._check)
 
     def _is_answered(self) -> bool:
-        """Whether the request that is arriving has its answer already."""
+        """Whether the arriving request already has its answer."""
         return self._awaits_body and bool(self.cycle.response_complete)
 
     def _is_answering_another(self) -> bool:
@@ -139,5 +141,7 @@ _TOO_LARGE = Failed(
 
 
 def _too_slow(within_s: float) -> Failed:
-    message = f"The request was not complete within {within_s:g} seconds and a second per {BODY_RATE_MIN} bytes. Send it again."
+    message = (
+        f"The request was not complete within {within_s:g} seconds plus one second per {BODY_RATE_MIN} bytes. Send it again."
+    )
     return Failed(ErrorKind.INVALID_REQUEST, message, status=408, code="request_timeout")

@@ -1,5 +1,5 @@
-"""What is a client told while Redis does not serve us, or we are too late to hear it? No internal detail: those are in /health
-and in the log.
+"""What is a client told while Redis does not serve us, or while we are too late to read its answer? Never internal details:
+/health and the log have those.
 """
 
 import math
@@ -10,21 +10,21 @@ from common.process.loop_lag import loop_lag
 from common.redis.errors import NoConnectionFree, is_refusal
 from common.redis.pulse import Pulse
 
-LATE_S = 0.5  # A loop that has been later than this of late, with a Redis that answers, has itself to blame.
+LATE_S = 0.5  # If the loop was later than this, and Redis answers, then this process is to blame.
 
-_SILENT = "The gateway cannot take requests just now: its store does not answer."
-_REFUSES = "The gateway cannot take requests just now: its store answers, but refuses to do what they need."
-_BUSY = "The gateway has more to do just now than it can."
+_SILENT = "The gateway cannot accept requests now: its store does not answer."
+_REFUSES = "The gateway cannot accept requests now: its store answers, but refuses the commands that requests need."
+_BUSY = "The gateway has more to do now than it can."
 
 
 def redis_away(reason: BaseException | Pulse) -> GatewayError:
-    """Return the error for a request that Redis failed, or that was not even tried as the pulse is down."""
+    """Return the error for a request that Redis failed, or that was not tried because the pulse is down."""
     is_refused = reason.is_refused if isinstance(reason, Pulse) else is_refusal(reason)
     return _later(_REFUSES if is_refused else _SILENT, "store_unavailable")
 
 
 def redis_failed(error: BaseException, pulse: Pulse) -> GatewayError:
-    """Return the error for a request that waited for Redis in vain. Where Redis is well, this process was too late for it."""
+    """Return the error for a request whose Redis command failed. If Redis is well, this process was too late for its answer."""
     if isinstance(error, NoConnectionFree):
         return _later(_BUSY, "overloaded")
     is_ours = pulse.is_up and not is_refusal(error) and loop_lag().worst_s > LATE_S
@@ -42,7 +42,7 @@ def _later(reason: str, code: str) -> GatewayError:
 
 
 def answer_lost(reason: BaseException) -> Failed:
-    """Return how an answer ends for whoever listens, where Redis has told nothing of it for too long."""
+    """Return the failure that ends an answer for its viewers, if Redis has reported nothing about it for too long."""
     why = "refused to pass it on" if is_refusal(reason) else "did not answer"
     return Failed(
         ErrorKind.OVERLOADED,

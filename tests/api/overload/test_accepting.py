@@ -36,7 +36,7 @@ class Gate:
 
 
 class Made(asyncio.Protocol):
-    let_in: Any = None
+    admitted_state: Any = None
     is_early = is_stopping = False
 
     def __init__(self, all_made: "list[Made]") -> None:
@@ -162,7 +162,7 @@ def test_who_is_let_in_is_asked_once_and_nothing_of_its_request_is_lost():
         client.sendall(POST)
         await until(lambda: bool(made and made[0].received))
         client.close()
-        assert (made[0].received, made[0].let_in, made[0].is_early) == (POST, {"seen": True}, False)
+        assert (made[0].received, made[0].admitted_state, made[0].is_early) == (POST, {"seen": True}, False)
 
     run(gate, come)
 
@@ -178,7 +178,7 @@ def test_what_is_not_one_whole_request_is_left_to_who_reads_it(data: bytes):
         client.sendall(data)
         await until(lambda: bool(made) and made[0].received == data)
         client.close()
-        assert (made[0].let_in, made[0].is_early) == (None, False)
+        assert (made[0].admitted_state, made[0].is_early) == (None, False)
 
     run(gate, come)
 

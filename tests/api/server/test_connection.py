@@ -254,7 +254,7 @@ async def test_what_is_still_arriving_when_the_process_stops_is_refused(sent: by
     async with served(api_drain_s=0) as server:
         reader, writer = await asyncio.open_connection(*server.address)
         writer.write(sent)
-        await until(lambda: any(connection._began_at for connection in server.state.connections))
+        await until(lambda: any(connection._started_at for connection in server.state.connections))
 
         server.shut_down()
 

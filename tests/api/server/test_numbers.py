@@ -3,7 +3,7 @@
 import pytest
 from starlette.datastructures import QueryParams
 
-from api.server.numbers import query_number, whole_number
+from api.server.numbers import parse_integer, query_number
 from common.canonical.errors import ErrorKind, GatewayError
 
 NO_NUMBERS = [
@@ -14,12 +14,12 @@ NO_NUMBERS = [
 
 @pytest.mark.parametrize("text", [*NO_NUMBERS, "0", "11", "0" * 5000 + "5"])
 def test_what_is_no_number_within_bounds_is_none(text: str):
-    assert whole_number(text, 1, 10) is None
+    assert parse_integer(text, 1, 10) is None
 
 
 @pytest.mark.parametrize(("text", "number"), [("1", 1), ("10", 10), ("007", 7)])
 def test_ascii_digits_are_a_number(text: str, number: int):
-    assert whole_number(text, 1, 10) == number
+    assert parse_integer(text, 1, 10) == number
 
 
 @pytest.mark.parametrize("query", [{"limit": text} for text in NO_NUMBERS] + [[("limit", "5"), ("limit", "5")]])
