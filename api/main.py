@@ -24,7 +24,7 @@ from api.guardrails.input_guard import InputGuard
 from api.guardrails.webhook import poster
 from api.metrics import ApiMetrics
 from api.overload.accepting import Acceptor
-from api.overload.answers import Answers
+from api.overload.answers import RefusalResponses
 from api.overload.gate import Gate
 from api.relay.hub import Hub
 from api.routes import admin, dialects, generations, models, pages, responses, usage
@@ -100,7 +100,7 @@ class ApiProcess:
             metrics=metrics,
             responses=ResponseStore(self.redis, settings),
             guard=InputGuard(settings, self.custom_guardrail, metrics),
-            gate=Gate(settings, self.load, metrics, Answers(EXPOSED_HEADERS)),
+            gate=Gate(settings, self.load, metrics, RefusalResponses(EXPOSED_HEADERS)),
             bodies=BodyBudget(settings),
         )
 

@@ -1,14 +1,15 @@
-"""How are connections taken from the kernel, and those that ask for too much answered before anything is made for them?
+"""How are connections accepted from the kernel, and how are cheap refusals sent before anything is created for a connection?
 
-uvloop takes one connection per listening socket and turn of the loop. Where turns are long, because there is much to do, the
-others would wait in the kernel for seconds, and nothing here could see or refuse them. Here a turn takes all that have come,
-and makes something of a few; a line of the others that grows is a sign of overload like the loop's lag. Who was taken before
-there was one is served, as far as that is a burst: had it been refused, it would have waited for that.
+uvloop accepts one connection per listening socket and turn of the loop. When the loop is busy and its turns are long, the other
+connections would wait in the kernel for seconds, and nothing here could see or refuse them. Here each turn accepts all
+connections that have arrived, but creates transports for only a few of them. If the queue of the others grows, that is a sign
+of overload, like the loop's lag. Connections that were accepted before the overload are served, up to the size of a burst: a
+refused client would have waited in vain.
 
-A connection that is made costs several times what a refusal does: transport, protocol and a turn of the loop for each of
-connecting, reading and writing. So while there is an overload, the gate is asked at once, if the whole of a small request is
-there, as it mostly is: a refusal is written and the connection closed in the same turn. Everything else goes on as usual:
-what is let in, what is not complete or not HTTP, and more than one request.
+To create a connection costs several times what a refusal costs: a transport, a protocol, and a turn of the loop each for
+connecting, reading and writing. So during an overload the gate is asked at once, if a small request has arrived in full, as
+most have. The refusal is written and the connection closed in the same turn. Everything else takes the usual path: admitted
+requests, incomplete ones, data that is not HTTP, and more than one request.
 """
 
 import asyncio
@@ -29,49 +30,50 @@ from common.config.settings import KIB
 
 log = structlog.get_logger()
 
-MADE_PER_TURN = 16  # Connections that something is made for: some twenty milliseconds of work for the turns that follow.
-TAKEN_PER_TURN = 512  # To be refused costs less; with so many the others in the loop get their turn too.
-BURST_MAX = 256  # So many may wait and be sure to be served: half a second of work.
-SMALL_BYTES = 64 * KIB  # A whole request of up to this size is looked at.
+MADE_PER_TURN = 16  # Connections to create per turn: about twenty milliseconds of work for the following turns.
+ACCEPTED_PER_TURN = 512  # A refusal costs less. With this many, the other tasks of the loop still get their turn.
+BURST_MAX = 256  # This many waiting connections are served for certain: half a second of work.
+SMALL_BYTES = 64 * KIB  # A complete request of up to this size is checked at once.
 PAUSE_S = 1.0  # While the process or the machine has no files or memory left for another connection.
-STOPPING_S = 1.0  # For what a client has sent already to be read. Who has said nothing by then would hold up the process' end.
+# To read what a client has already sent. A client that has sent nothing by then would delay the process's end.
+STOPPING_S = 1.0
 _NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class Acceptor:
-    """Takes connections of one listening socket, from now on until ``close``."""
+    """Accepts the connections of one listening socket until ``close``."""
 
     def __init__(self, listener: socket.socket, protocol: Callable[[], Connection], gate: Gate) -> None:
         self._listener = listener
         self._protocol = protocol
         self._gate = gate
         self._loop = asyncio.get_running_loop()
-        self._waiting: deque[tuple[socket.socket, _Verdict]] = deque()
+        self._waiting: deque[tuple[socket.socket, _FirstRequest]] = deque()
         self._next: asyncio.Handle | None = None
-        self._making: set[asyncio.Task[Any]] = set()
+        self._creating: set[asyncio.Task[Any]] = set()
         self._pause: asyncio.TimerHandle | None = None
         self._is_closed = False
         listener.setblocking(False)
-        self._loop.add_reader(listener, self._take)
+        self._loop.add_reader(listener, self._accept_pending)
 
     def close(self) -> None:
-        """Take no more. Those that are taken have a moment for their first request, and are then told that the end is near."""
+        """Accept no more. Connections that are accepted already have a moment for their first request, then they shut down."""
         self._is_closed = True
         if self._pause:
             self._pause.cancel()
         self._loop.remove_reader(self._listener)
         while self._waiting:
-            self._make(*self._waiting.popleft())
+            self._create(*self._waiting.popleft())
 
     async def wait_closed(self) -> None:
-        """Wait until nothing is being made any more, as uvicorn does with its own."""
-        while self._making:
-            await asyncio.wait(self._making)
+        """Wait until no connection is being created, as uvicorn does for its own servers."""
+        while self._creating:
+            await asyncio.wait(self._creating)
 
-    def _take(self) -> None:
-        # Hot path: once per turn in which connections have come.
-        is_looking = self._gate.is_refusing
-        for _ in range(TAKEN_PER_TURN):
+    def _accept_pending(self) -> None:
+        # Hot path: once per turn in which connections have arrived.
+        must_check = self._gate.is_refusing
+        for _ in range(ACCEPTED_PER_TURN):
             try:
                 connection, _ = self._listener.accept()
             except BlockingIOError:
@@ -80,69 +82,73 @@ class Acceptor:
                 if error.errno in _NO_ROOM:
                     self._wait_for_room(error)
                     break
-                continue  # Its client has left.
-            verdict = self._ask(connection) if is_looking else _EARLY if len(self._waiting) < BURST_MAX else _UNKNOWN
-            if isinstance(verdict, bytes):
-                _refuse(connection, verdict)
+                continue  # The client has left.
+            is_burst = len(self._waiting) < BURST_MAX
+            result = self._check_first_request(connection) if must_check else _EARLY if is_burst else _UNKNOWN
+            if isinstance(result, bytes):
+                _refuse(connection, result)
             else:
-                self._waiting.append((connection, verdict))
+                self._waiting.append((connection, result))
         if self._next is None:
-            self._make_some()
+            self._create_some()
 
-    def _make_some(self) -> None:
+    def _create_some(self) -> None:
         for _ in range(min(MADE_PER_TURN, len(self._waiting))):
-            self._make(*self._waiting.popleft())
-        self._next = self._loop.call_soon(self._make_some) if self._waiting else None
+            self._create(*self._waiting.popleft())
+        self._next = self._loop.call_soon(self._create_some) if self._waiting else None
         self._gate.record_waiting(len(self._waiting))
 
-    def _ask(self, connection: socket.socket) -> "_Verdict | bytes":
-        """Return the gate's answer to a connection's first request, or what a request is refused with."""
+    def _check_first_request(self, connection: socket.socket) -> "_FirstRequest | bytes":
+        """Ask the gate about a connection's first request. Return what is known of the request, or the bytes of its refusal."""
         try:
-            # It stays there for who reads it next.
+            # MSG_PEEK leaves the data in the socket for the next reader.
             data = connection.recv(SMALL_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except OSError:
             return _UNKNOWN
-        scope = whole_request(data)
+        scope = parse_complete_request(data)
         if scope is None:
             return _UNKNOWN
-        return self._gate.refusal(scope, is_last=True) or _Verdict(state=scope["state"])
+        return self._gate.refusal(scope, is_last=True) or _FirstRequest(state=scope["state"])
 
-    def _make(self, connection: socket.socket, verdict: "_Verdict") -> None:
-        task = self._loop.create_task(self._loop.connect_accepted_socket(partial(self._protocol_of, verdict), connection))
-        self._making.add(task)
-        task.add_done_callback(partial(self._made, connection))
+    def _create(self, connection: socket.socket, first_request: "_FirstRequest") -> None:
+        protocol = partial(self._protocol_for, first_request)
+        task = self._loop.create_task(self._loop.connect_accepted_socket(protocol, connection))
+        self._creating.add(task)
+        task.add_done_callback(partial(self._on_created, connection))
 
-    def _protocol_of(self, verdict: "_Verdict") -> Connection:
+    def _protocol_for(self, first_request: "_FirstRequest") -> Connection:
         protocol = self._protocol()
-        protocol.admitted_state, protocol.is_early = verdict
+        protocol.admitted_state, protocol.is_early = first_request
         return protocol
 
-    def _made(self, connection: socket.socket, task: "asyncio.Task[Any]") -> None:
-        self._making.discard(task)
+    def _on_created(self, connection: socket.socket, task: "asyncio.Task[Any]") -> None:
+        self._creating.discard(task)
         if task.cancelled() or task.exception():
-            connection.close()  # Its client has left.
+            connection.close()  # The client has left.
         elif self._is_closed:
             self._loop.call_later(STOPPING_S, task.result()[1].shutdown)
 
     def _wait_for_room(self, error: OSError) -> None:
         log.error("cannot_accept", error=str(error))
         self._loop.remove_reader(self._listener)
-        self._pause = self._loop.call_later(PAUSE_S, self._loop.add_reader, self._listener, self._take)
+        self._pause = self._loop.call_later(PAUSE_S, self._loop.add_reader, self._listener, self._accept_pending)
 
 
-class _Verdict(NamedTuple):
-    """What is known of a connection's first request: its state, if the gate has let it in, and whether it was there early."""
+class _FirstRequest(NamedTuple):
+    """What is known of a connection's first request: its state if the gate has admitted it, and whether it came before the
+    overload.
+    """
 
     state: dict[str, Any] | None = None
     is_early: bool = False
 
 
-_UNKNOWN, _EARLY = _Verdict(), _Verdict(is_early=True)
+_UNKNOWN, _EARLY = _FirstRequest(), _FirstRequest(is_early=True)
 
 
-def whole_request(data: bytes) -> dict[str, Any] | None:
-    """Return what the gate asks for of a request, as a scope has it; None unless ``data`` is one whole request and no more."""
-    request = _Request()
+def parse_complete_request(data: bytes) -> dict[str, Any] | None:
+    """Return the parts of a scope that the gate needs; None unless ``data`` is exactly one complete request."""
+    request = _ParsedRequest()
     parser = httptools.HttpRequestParser(request)
     try:
         parser.feed_data(data)
@@ -155,8 +161,8 @@ def whole_request(data: bytes) -> dict[str, Any] | None:
     return {"method": method, "path": unquote(path), "headers": request.headers, "state": {}}
 
 
-class _Request:
-    """What a parser calls."""
+class _ParsedRequest:
+    """The callbacks of the parser."""
 
     __slots__ = ("begun", "headers", "is_complete", "url")
 
@@ -180,10 +186,10 @@ class _Request:
 
 def _refuse(connection: socket.socket, refusal: bytes) -> None:
     try:
-        # What is unread when a connection is closed resets it, and its client may not read its answer.
+        # Unread data at the close would reset the connection, and the client might not get its answer.
         connection.recv(SMALL_BYTES, socket.MSG_DONTWAIT)
-        connection.send(refusal, socket.MSG_DONTWAIT)  # A new connection has room for it.
+        connection.send(refusal, socket.MSG_DONTWAIT)  # A new connection has room for it in its buffer.
     except OSError:
-        pass  # Its client has left.
+        pass  # The client has left.
     finally:
         connection.close()

@@ -1,6 +1,6 @@
-"""What does a client get that is refused before anything is known of its request but its head?
+"""What does a client get if its request is refused when only the head of the request is known?
 
-The bytes of a whole response in its dialect, put together from parts that are made once.
+The bytes of a complete response in its dialect. Its parts are made once.
 """
 
 import re
@@ -15,18 +15,18 @@ from common.dialects import DIALECTS
 from common.dialects.base import Dialect
 
 CODE = "overloaded"
-_ID, _SECONDS = b"req_00000000", b"86399"  # Stand for what differs from one response to the next.
+_ID, _SECONDS = b"req_00000000", b"86399"  # Placeholders for what differs between responses.
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:-]{1,128}")
 _REASONS = {503: b"Service Unavailable", 529: b"Overloaded"}
 
 
 def overloaded(retry_after_s: int) -> Failed:
-    message = f"The gateway has more requests than it can serve just now. Try again in {retry_after_s} seconds."
+    message = f"The gateway has more requests than it can serve now. Try again in {retry_after_s} seconds."
     return Failed(ErrorKind.OVERLOADED, message, code=CODE, retry_after_s=retry_after_s)
 
 
-class Answers:
-    """``exposed``: the headers that a browser may let a page read, as ``Cors`` has them."""
+class RefusalResponses:
+    """``exposed``: the response headers that a browser may let a page read, as in ``Cors``."""
 
     def __init__(self, exposed: Iterable[str] = ()) -> None:
         self._exposed = ", ".join(exposed).encode()
@@ -36,11 +36,11 @@ class Answers:
     def refusal(
         self, path: str, headers: Iterable[tuple[bytes, bytes]], retry_after_s: int, *, origin: bytes, is_last: bool
     ) -> bytes:
-        """Return a response.
+        """Return a complete response.
 
         Args:
-            origin: The page's that may read it; empty for none.
-            is_last: Whether its connection ends behind it.
+            origin: The origin of a page that may read it; empty for none.
+            is_last: Whether the connection is closed after it.
         """
         head, body = self._parts[dialect_at(path).name]
         seconds, request_id = b"%d" % retry_after_s, b""
@@ -49,9 +49,9 @@ class Answers:
                 request_id = value
         request_id = request_id or b"req_%s%x" % (self._prefix, next(self._numbers))
         content = body.replace(_ID, request_id).replace(_SECONDS, seconds)
-        more = b"connection: close\r\n" if is_last else b""
+        extra = b"connection: close\r\n" if is_last else b""
         if origin:
-            more += b"vary: Origin\r\naccess-control-allow-origin: %s\r\naccess-control-expose-headers: %s\r\n" % (
+            extra += b"vary: Origin\r\naccess-control-allow-origin: %s\r\naccess-control-expose-headers: %s\r\n" % (
                 origin,
                 self._exposed,
             )
@@ -61,13 +61,13 @@ class Answers:
             request_id,
             request_id,
             len(content),
-            more,
+            extra,
             content,
         )
 
 
 def _parts(dialect: Dialect) -> tuple[bytes, bytes]:
-    """Return the head as far as it is the same for all, and the body with what stands for the rest."""
+    """Return the part of the head that is the same for all responses, and the body with placeholders."""
     failed = overloaded(int(_SECONDS))
     status = dialect.status(failed)
     headers = [(b"content-type", b"application/json"), *security_headers((), is_https=False)]

@@ -1,9 +1,10 @@
 """May this request come in?
 
-Asked by the connection for each request that would start a generation, once its head is there: nothing of it has been read
-or looked up by then, so that a refusal costs next to nothing. Two things refuse: the limit on what is admitted
-(``limit``), divided over the tenants that ask (``shares``), and for interactive requests a line so long that they would
-wait for longer than ``queue_wait_s``. Reads, health, metrics and the admin API are never refused here.
+The connection asks this for each request that would start a generation, once the request's head has arrived. By then nothing of
+it has been read or looked up, so a refusal costs almost nothing. Two things refuse a request. One is the limit on admission
+(``limit``), which is divided between the tenants that send requests (``shares``). The other concerns interactive requests only:
+the queue is so long that they would wait for longer than ``queue_wait_s``. Reads, health, metrics and the admin API are never
+refused here.
 """
 
 import asyncio
@@ -17,9 +18,9 @@ import structlog
 from starlette.types import Scope
 
 from api.metrics import ApiMetrics
-from api.overload.answers import Answers, overloaded
+from api.overload.answers import RefusalResponses, overloaded
 from api.overload.limit import AdmissionLimit
-from api.overload.shares import Credentials, Known, credential_of
+from api.overload.shares import CredentialCache, CredentialOwner, credential_of
 from api.overload.starts import Starts
 from api.relay.viewer import Viewer
 from api.server.retry_after import retry_after_s
@@ -33,7 +34,7 @@ from common.queue.load import QueueLoad
 
 log = structlog.get_logger()
 
-_BACKGROUND_PATH = "/v1/generations"  # What it starts is work for later, unless a header says otherwise.
+_BACKGROUND_PATH = "/v1/generations"  # It starts background work, unless a header says otherwise.
 _PATHS = frozenset(
     {
         _BACKGROUND_PATH,
@@ -44,31 +45,32 @@ _PATHS = frozenset(
         "/v1/chat",
     }
 )
-_TELLS_IN_BODY = "/v1/responses"  # Whether it is background work.
+_CLASS_IN_BODY_PATH = "/v1/responses"  # Its body says whether it is background work.
 _AGENTARY = "/api/"
-_CREDENTIAL = "credential"  # In a scope's state.
+_CREDENTIAL = "credential"  # A key in a scope's state.
 ORIGINS_MAX = 1_000
 RETRY_WITHIN_S, RETRY_WITHIN_MAX_S = 2.0, 30.0
-GROWN_TICKS = 3  # Of 50 ms: five hundred clients who come at once do not make a line grow for so long.
-OVER_S = 5.0  # Without a refusal for so long, the overload is over.
+GROWN_TICKS = 3  # Of 50 ms each. When five hundred clients come at once, the queue does not grow for that long.
+OVER_S = 5.0  # An overload is over after this long without a refusal.
 
 Reason = Literal["loop", "workers", "starting", "wait"]
 _Headers = list[tuple[bytes, bytes]]
 
 
 @dataclass(slots=True)
-class _Spell:
-    """A time of overload: from its first refusal until ``OVER_S`` after its last."""
+class _Overload:
+    """One overload: from its first refusal until ``OVER_S`` after its last one."""
 
-    began_at: float
+    started_at: float
     last_at: float = 0.0
     refused: int = 0
     reasons: set[Reason] = field(default_factory=set)
 
 
-class _Line:
-    """The connections that wait to be made. A line that shrinks is a burst, and will be over; one that grows, tick after
-    tick, is late by as long as it has stood."""
+class _AcceptQueue:
+    """The accepted connections that wait to be created. A queue that shrinks is only a burst. A queue that grows tick after
+    tick is late by as long as it has existed.
+    """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -76,12 +78,12 @@ class _Line:
         self._count = self._count_before = 0
         self._grown_ticks = 0
 
-    def note(self, count: int) -> None:
+    def record(self, count: int) -> None:
         self._count = count
         self._since = (self._since or self._clock()) if count else None
 
     def lag_s(self) -> float:
-        """To be asked once per tick."""
+        """Return how late the queue is. Must be called once per tick."""
         self._grown_ticks = self._grown_ticks + 1 if self._count > self._count_before else 0
         self._count_before = self._count
         if self._since is None or self._grown_ticks < GROWN_TICKS:
@@ -97,21 +99,21 @@ class Gate:
         settings: Settings,
         load: QueueLoad,
         metrics: ApiMetrics,
-        answers: Answers,
+        responses: RefusalResponses,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
         self._load = load
         self._metrics = metrics
-        self._answers = answers
+        self._responses = responses
         self._clock = clock
-        self._credentials = Credentials()
+        self._credentials = CredentialCache()
         self._origins: dict[bytes, None] = {}
-        self._spell: _Spell | None = None
+        self._overload: _Overload | None = None
         self._starts = Starts(clock)
-        self._is_turn_known = False
-        self._line = _Line(clock)
-        self.starting = 0  # Requests that are complete, and not in line yet.
+        self._is_turn_counted = False
+        self._accept_queue = _AcceptQueue(clock)
+        self.starting = 0  # Requests that have arrived completely, but are not in the queue yet.
         self.limit = AdmissionLimit(settings.overload_lag_ms / 1000, settings.overload_claim_ms / 1000, clock)
 
     def start(self) -> None:
@@ -121,69 +123,69 @@ class Gate:
 
     @property
     def is_refusing(self) -> bool:
-        """Whether something was refused lately, so that the next request may be as well."""
-        return self._spell is not None or self.limit.reason is not None
+        """Whether a request was refused lately, so that the next one may be refused too."""
+        return self._overload is not None or self.limit.reason is not None
 
     def record_waiting(self, count: int) -> None:
-        """So many connections wait to be made."""
-        self._line.note(count)
+        """Record how many accepted connections wait to be created."""
+        self._accept_queue.record(count)
 
     def refusal(self, scope: Scope, *, is_last: bool, is_early: bool = False) -> bytes | None:
-        """Return the response to a request that may not come in.
+        """Return the response for a request that is refused; None if it is admitted.
 
         Args:
-            is_last: Whether its connection ends behind it.
-            is_early: Whether it came before there was an overload, and only was not read: no limit applies to it.
+            is_last: Whether the connection is closed after the response.
+            is_early: Whether the request came before the overload, and was only not read yet. Then no limit applies to it.
         """
         # Hot path: once per request.
         path, headers = scope["path"], scope["headers"]
         if scope["method"] != "POST" or not (path in _PATHS or path.startswith(_AGENTARY)):
             return None
         credential = scope["state"][_CREDENTIAL] = credential_of(headers)
-        known = self._credentials.find(credential)
-        reason, within_s = self._judge(known, path, headers, is_early)
+        owner = self._credentials.find(credential)
+        reason, within_s = self._check(owner, path, headers, is_early)
         if reason is None:
             return None
-        self._note_refused(reason)
+        self._record_refusal(reason)
         origin = next((value for name, value in headers if name == b"origin" and value in self._origins), b"")
         wait_s = math.ceil(retry_after_s(min(within_s, RETRY_WITHIN_MAX_S)))
-        return self._answers.refusal(path, headers, wait_s, origin=origin, is_last=is_last)
+        return self._responses.refusal(path, headers, wait_s, origin=origin, is_last=is_last)
 
-    def _judge(self, known: Known, path: str, headers: _Headers, is_early: bool) -> tuple[Reason | None, float]:
-        """Return why a request may not come in, and over how many seconds such clients are to spread; None: it may."""
+    def _check(self, owner: CredentialOwner, path: str, headers: _Headers, is_early: bool) -> tuple[Reason | None, float]:
+        """Return why a request is refused (None: it is admitted), and over how many seconds such clients must spread retries."""
         if self.starting >= self._settings.starting_max:
             return "starting", RETRY_WITHIN_S
-        if self._load.reading.waiting and self._is_too_long(known.tenant) and not _is_background(path, headers, known):
+        if self._load.reading.waiting and self._is_wait_too_long(owner.tenant) and not _is_background(path, headers, owner):
             return "wait", RETRY_WITHIN_MAX_S
         reason = self.limit.reason
-        if reason and not self._is_turn_known:
-            self._is_turn_known = True
+        if reason and not self._is_turn_counted:
+            self._is_turn_counted = True
             self.limit.turn()
             asyncio.get_running_loop().call_soon(self._end_turn)
-        if self.limit.admit(known.tenant, is_early):
+        if self.limit.admit(owner.tenant, is_early):
             self._metrics.admitted.inc()
             return None, 0
         return reason, RETRY_WITHIN_S * self.limit.pressure
 
     def _end_turn(self) -> None:
-        self._is_turn_known = False
+        self._is_turn_counted = False
 
-    def _is_too_long(self, tenant: str) -> bool:
-        """Whether a job that came now would wait for longer than it may. Beside free slots it does not wait for one."""
+    def _is_wait_too_long(self, tenant: str) -> bool:
+        """Whether a new job would wait for longer than allowed. If there are free slots, it does not wait for one."""
         if self._load.reading.has_free_slots:
             return False
         wait_s = self._load.wait_s(tenant)
         return wait_s is not None and wait_s > self._settings.queue_wait_s
 
     def remember_credential(self, scope: Scope, principal: Principal) -> None:
-        """A request's credential was good: remember whose it is."""
+        """Remember the owner of a request's credential, after it was authenticated."""
         credential = scope.get("state", {}).get(_CREDENTIAL)
         if credential is not None:
             is_background = JobClass(principal.highest_class) is JobClass.BACKGROUND
-            self._credentials.learn(credential, Known(safe_name(principal.tenant), is_background))
+            self._credentials.add(credential, CredentialOwner(safe_name(principal.tenant), is_background))
 
     def remember_origin(self, origin: bytes) -> None:
-        """Pages of an origin may read our answers, and so our refusals."""
+        """Remember an origin whose pages may read our responses, so that they can read refusals too."""
         if origin not in self._origins:
             self._origins[origin] = None
             if len(self._origins) > ORIGINS_MAX:
@@ -192,13 +194,14 @@ class Gate:
     # On the way into the queue
 
     def check_wait(self, principal: Principal, job_class: JobClass) -> None:
-        """Refuse an interactive request of which the class was not known before its body was.
+        """Refuse an interactive request whose class was not known until its body was read.
 
         Raises:
             GatewayError: OVERLOADED.
         """
-        if job_class is JobClass.INTERACTIVE and self._load.reading.waiting and self._is_too_long(safe_name(principal.tenant)):
-            self._note_refused("wait")
+        is_interactive = job_class is JobClass.INTERACTIVE
+        if is_interactive and self._load.reading.waiting and self._is_wait_too_long(safe_name(principal.tenant)):
+            self._record_refusal("wait")
             raise GatewayError.from_failed(overloaded(math.ceil(retry_after_s(RETRY_WITHIN_MAX_S))))
 
     def record_enqueued(self, viewer: Viewer, job_class: JobClass) -> None:
@@ -208,43 +211,43 @@ class Gate:
     def record_left(self, viewer: Viewer) -> None:
         self._starts.record_left(viewer)
 
-    # How it stands
+    # State and reports
 
     def tick(self, lag_s: float) -> None:
-        """Take the loop's lag; called for each of its ticks."""
+        """Update the limit with the loop's lag. Called on each tick of the loop's clock."""
         oldest_s = self._starts.oldest_s()
-        lag_s = max(lag_s, self._line.lag_s())
+        lag_s = max(lag_s, self._accept_queue.lag_s())
         delay_s = oldest_s if self._load.has_free_slots else 0.0
         self.limit.tick(lag_s, delay_s, len(self._starts) + self.starting, self._starts.claimed)
         now = self._clock()
-        spell = self._spell
-        if spell and now - spell.last_at > OVER_S:
-            log.info("overload_over", refused=spell.refused, lasted_s=round(spell.last_at - spell.began_at, 1))
-            self._spell = None
+        overload = self._overload
+        if overload and now - overload.last_at > OVER_S:
+            log.info("overload_over", refused=overload.refused, lasted_s=round(overload.last_at - overload.started_at, 1))
+            self._overload = None
 
     def state(self) -> dict[str, Any]:
-        """What ``/health`` says."""
+        """Return what ``/health`` reports."""
         return {
-            "is_overloaded": self._spell is not None,
-            "reasons": sorted(self._spell.reasons) if self._spell else [],
+            "is_overloaded": self._overload is not None,
+            "reasons": sorted(self._overload.reasons) if self._overload else [],
             "admission_limit_per_s": self.limit_per_s(),
             "estimated_wait_s": self.estimated_wait_s(),
         }
 
     def limit_per_s(self) -> int | None:
-        """How many requests a second are admitted; None while that is as many as come."""
+        """Return how many requests per second are admitted; None while all are admitted."""
         return round(self.limit.admitted_per_s) if self.limit.reason else None
 
     def estimated_wait_s(self) -> float | None:
-        """For how long a tenant's first interactive job would wait; None where that is not known."""
+        """Return how long a tenant's first interactive job would wait; None if that is not known."""
         wait_s = self._load.wait_s("")
         return None if wait_s is None else round(wait_s, 3)
 
-    def _note_refused(self, reason: Reason) -> None:
+    def _record_refusal(self, reason: Reason) -> None:
         self._metrics.shed.labels(reason).inc()
         now = self._clock()
-        if self._spell is None:
-            self._spell = _Spell(now)
+        if self._overload is None:
+            self._overload = _Overload(now)
             log.warning(
                 "overloaded",
                 reason=reason,
@@ -252,14 +255,14 @@ class Gate:
                 starting=self.starting,
                 waiting=self._load.reading.waiting,
             )
-        self._spell.last_at = now
-        self._spell.refused += 1
-        self._spell.reasons.add(reason)
+        self._overload.last_at = now
+        self._overload.refused += 1
+        self._overload.reasons.add(reason)
 
 
-def _is_background(path: str, headers: _Headers, known: Known) -> bool:
-    """Whether a request is for background work, or may be: where its body says so, ``check_wait`` looks again."""
-    said = next((value for name, value in headers if name == b"x-sluice-class"), b"")
-    if said:
-        return said.strip().lower() == JobClass.BACKGROUND.encode()
-    return known.is_background or path in (_BACKGROUND_PATH, _TELLS_IN_BODY)
+def _is_background(path: str, headers: _Headers, owner: CredentialOwner) -> bool:
+    """Whether a request is for background work, or may be. If only its body says so, ``check_wait`` checks it again."""
+    class_name = next((value for name, value in headers if name == b"x-sluice-class"), b"")
+    if class_name:
+        return class_name.strip().lower() == JobClass.BACKGROUND.encode()
+    return owner.is_background or path in (_BACKGROUND_PATH, _CLASS_IN_BODY_PATH)

@@ -1,13 +1,14 @@
-"""When does an API admit less, and how much is that?
+"""When does an API process admit fewer requests than come, and how many?
 
-It admits whatever comes until something is late: its own loop, or the workers, who have free slots and still take its jobs
-late. What is late now and then is a burst, and passes; what is late *all through* an interval is a standing queue (CoDel).
+It admits everything until something is late. Either its own loop is late, or the workers are: they have free slots, but take
+jobs late. Something that is late now and then is a burst, and passes. Something that is late *all through* an interval is a
+standing queue (CoDel).
 
-How much less is not guessed: there is no rate that is cut and raised. A late loop admits so many requests in each of its
-turns, which take the longer the more there is to do: what it admits is what it can serve, whatever that is just now. And
-late workers get as many jobs as they have lately taken within the target, once the oldest one has been taken. So neither stands
-idle while there is work, and a neighbour on the same machine slows both down, but does not close them.
-docs/decisions/shedding.md has what was tried.
+The reduced rate is not guessed: no rate is cut and raised step by step. A late loop admits a fixed number of requests in each
+of its turns. The more there is to do, the longer a turn takes. So it admits what it can serve at the moment. If the workers are
+late, they get as many jobs as they lately took within the target, once the oldest job has been taken. So neither is idle while
+there is work, and a busy neighbour on the same machine slows both down, but does not stop them. docs/decisions/shedding.md
+lists what was tried.
 """
 
 import time
@@ -16,19 +17,19 @@ from typing import Literal
 
 from api.overload.shares import Shares
 
-LATE_S = 0.15  # So much lag without a tick in between that was in time: more than a burst, or a neighbour's turn.
-PER_TURN = 8  # Requests: some ten milliseconds of work for a turn, so that a refusal does not wait for longer.
-DEBT_MIN = 50  # So many, or a second's, may be admitted beyond that, for tenants that are within their parts.
-OVER_S = 1.0  # Nothing was refused for so long: everything is admitted again.
-RATE_S = 0.5  # For which what was admitted is counted.
+LATE_S = 0.15  # This much lag without a tick in time: more than a burst, or than a neighbour's turn on the processor.
+PER_TURN = 8  # Requests: about ten milliseconds of work for a turn, so that a refusal does not wait for longer.
+DEBT_MIN = 50  # At least this many more, or those of a second, are admitted for tenants that are within their shares.
+OVER_S = 1.0  # After this long without a refusal, everything is admitted again.
+RATE_S = 0.5  # The interval over which admitted requests are counted.
 
 Reason = Literal["loop", "workers"]
 
 
 class AdmissionLimit:
-    """To be told of every tick of the loop (``tick``), and of every turn in which it was asked (``turn``).
+    """Call ``tick`` on every tick of the loop's clock, and ``turn`` in every turn of the loop in which it is asked.
 
-    A target of 0 stands for none: that delay limits nothing.
+    A target of 0 means no target: that delay limits nothing.
     """
 
     def __init__(self, lag_target_s: float, claim_target_s: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -40,16 +41,16 @@ class AdmissionLimit:
         self._claim_delay_s, self._workers_late_at = 0.0, -OVER_S
         self._unclaimed, self._unclaimed_max, self._claimed = 0, PER_TURN, 0
         self._now = clock()
-        self._room = 0  # For requests in this turn; below 0 where tenants were within their shares.
+        self._room = 0  # For requests in this turn. It is below 0 after tenants within their shares were admitted beyond it.
         self._refused_at = 0.0
         self._counted_from = clock()
         self._admitted = self._refused = 0
-        self.admitted_per_s = 0.0  # Lately.
-        self.pressure = 1.0  # How many requests came for each that was admitted, lately.
+        self.admitted_per_s = 0.0  # In the last interval.
+        self.pressure = 1.0  # How many requests came for each admitted one, in the last interval.
 
     @property
     def reason(self) -> Reason | None:
-        """Why less is admitted than comes; None where that is not so."""
+        """Why fewer requests are admitted than come; None if all are admitted."""
         return "workers" if self._are_workers_late else "loop" if self._is_late else None
 
     @property
@@ -57,9 +58,9 @@ class AdmissionLimit:
         return self._now - self._workers_late_at < OVER_S
 
     def tick(self, lag_s: float, claim_delay_s: float, unclaimed: int = 0, claimed: int = 0) -> None:
-        """Take the loop's lag, and for how long the oldest of this process' jobs has waited beside free slots.
+        """Record the loop's lag, and how long the oldest job of this process has waited although there were free slots.
 
-        ``unclaimed`` jobs wait, or are on their way; ``claimed`` have been taken since the process began.
+        ``unclaimed`` jobs wait, or are on their way. ``claimed`` jobs have been taken since the process started.
         """
         now = self._now = self._clock()
         self._late_s = self._late_s + lag_s if 0 < self._lag_target_s < lag_s else 0.0
@@ -80,18 +81,18 @@ class AdmissionLimit:
             self._counted_from, self._admitted, self._refused = now, 0, 0
 
     def _within_target(self, claimed: int, since_s: float) -> int:
-        """How many jobs the workers have lately taken within the target."""
+        """Return how many jobs the workers lately took within the target."""
         lately, self._claimed = claimed - self._claimed, claimed
         return int(lately / since_s * self._claim_target_s)
 
     def turn(self) -> None:
-        """Another turn of the loop has begun."""
+        """Begin another turn of the loop."""
         self._room = min(PER_TURN, self._room + PER_TURN)
 
     def admit(self, tenant: str, is_early: bool = False) -> bool:
-        """Return whether a request of a tenant may come in.
+        """Return whether a request of a tenant is admitted.
 
-        ``is_early``: it was there before anything was late, and comes in, in the place of one that comes later.
+        ``is_early``: it came before anything was late. It is always admitted, in the place of one that comes later.
         """
         # Hot path: once per request.
         if not (self._is_late or self._are_workers_late):
@@ -99,8 +100,9 @@ class AdmissionLimit:
             return True
         now = self._clock()
         has_room = self._room > 0 and not (self._are_workers_late and self._have_workers_enough())
-        is_within = self._shares.take(tenant, self.admitted_per_s, now)
-        if not has_room and not is_early and not (is_within and self._room > -max(DEBT_MIN, self.admitted_per_s)):
+        is_within_share = self._shares.spend(tenant, self.admitted_per_s, now)
+        has_credit = is_within_share and self._room > -max(DEBT_MIN, self.admitted_per_s)
+        if not has_room and not is_early and not has_credit:
             self._refused += 1
             self._refused_at = now
             if self._are_workers_late:

@@ -1,7 +1,7 @@
-"""Which of this process' jobs has no worker taken yet, and for how long?
+"""Which of this process's jobs has no worker claimed yet, and for how long have they waited?
 
-A worker's first word is the fence of its claim, which reaches the job's viewer like any frame. Where workers have free slots
-that takes a millisecond or two, and a job that waits longer waits for their processors.
+The first frame from a worker is the fence of its claim. It reaches the job's viewer like any frame. If workers have free slots,
+that takes a millisecond or two. A job that waits longer waits for their processors.
 """
 
 import time
@@ -10,16 +10,16 @@ from collections.abc import Callable
 from api.relay.viewer import Viewer
 from common.channel.base import START
 
-OVERDUE_S = 5.0  # Beside free slots such a job waits for something else than its turn, and says nothing about the others.
+OVERDUE_S = 5.0  # A job that waits this long beside free slots waits for something else, and says nothing about the others.
 
 
 class Starts:
-    """Interactive jobs in the order in which they were enqueued. Bounded by the responses that are open."""
+    """Interactive jobs in the order in which they were enqueued. The number of open responses bounds them."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._enqueued_at: dict[Viewer, float] = {}
-        self.claimed = 0  # So far.
+        self.claimed = 0  # Since the process started.
 
     def __len__(self) -> int:
         return len(self._enqueued_at)
@@ -31,7 +31,7 @@ class Starts:
         self._enqueued_at.pop(viewer, None)
 
     def oldest_s(self) -> float:
-        """Return for how long the oldest has waited; 0 where none does."""
+        """Return how long the oldest job has waited; 0 if none waits."""
         now = self._clock()
         while self._enqueued_at:
             viewer, enqueued_at = next(iter(self._enqueued_at.items()))

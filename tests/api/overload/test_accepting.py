@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from api.overload import accepting
-from api.overload.accepting import BURST_MAX, MADE_PER_TURN, Acceptor, whole_request
+from api.overload.accepting import BURST_MAX, MADE_PER_TURN, Acceptor, parse_complete_request
 from common.process.event_loop import Loop
 
 BODY = b'{"model":"demo"}'
@@ -228,6 +228,6 @@ def test_a_process_without_files_takes_the_others_a_moment_later(monkeypatch: py
     ],
 )
 def test_a_request_is_known_for_what_it_asks(data: bytes, path: str | None):
-    scope = whole_request(data)
+    scope = parse_complete_request(data)
 
     assert (scope and scope["path"]) == path

@@ -12,7 +12,7 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from api.metrics import ApiMetrics
-from api.overload.answers import Answers, overloaded
+from api.overload.answers import RefusalResponses, overloaded
 from api.overload.gate import Gate
 from api.overload.limit import OVER_S
 from api.overload.shares import credential_of
@@ -44,7 +44,7 @@ class Shut(Gate):
         self.registry = CollectorRegistry()
         self.load = QueueLoad(None)  # type: ignore[arg-type]  # It is told, and asks nobody.
         chosen = Settings(**settings)
-        super().__init__(chosen, self.load, ApiMetrics(self.registry), Answers(["retry-after"]), clock)
+        super().__init__(chosen, self.load, ApiMetrics(self.registry), RefusalResponses(["retry-after"]), clock)
         if waiting:
             for second in (0, 1):
                 self.load.record(Reading(second * 1000, second, waiting, 1, {"acme": waiting}, running=1, slots=1))
@@ -254,7 +254,7 @@ async def test_clients_are_told_to_come_back_at_different_moments():
 )
 def test_a_line_that_grows_is_an_overload_as_a_late_loop_is_and_a_burst_is_none(waiting: list[int], is_overload: bool):
     now = [0.0]
-    gate = Gate(Settings(), QueueLoad(None), ApiMetrics(CollectorRegistry()), Answers(), lambda: now[0])  # type: ignore[arg-type]
+    gate = Gate(Settings(), QueueLoad(None), ApiMetrics(CollectorRegistry()), RefusalResponses(), lambda: now[0])  # type: ignore[arg-type]
     for count in waiting:
         gate.record_waiting(count)
         now[0] += TICK_S

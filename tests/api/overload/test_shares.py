@@ -1,6 +1,6 @@
 """Is a request known to be its tenant's before it is authenticated, and by what it may keep?"""
 
-from api.overload.shares import KNOWN_MAX, NOBODY, Credentials, Known, credential_of
+from api.overload.shares import KNOWN_MAX, NOBODY, CredentialCache, CredentialOwner, credential_of
 
 
 def test_a_credential_is_told_from_others_wherever_it_stands_and_kept_as_a_digest():
@@ -20,11 +20,11 @@ def test_beside_a_key_of_the_gateways_own_the_providers_says_nothing():
 
 
 def test_what_is_known_is_bounded_and_may_change():
-    credentials = Credentials()
+    credentials = CredentialCache()
     for number in range(KNOWN_MAX + 1):
-        credentials.learn(b"%d" % number, Known("acme"))
-    credentials.learn(b"1", Known("other"))
+        credentials.add(b"%d" % number, CredentialOwner("acme"))
+    credentials.add(b"1", CredentialOwner("other"))
 
     assert credentials.find(b"0") == NOBODY
-    assert credentials.find(b"1") == Known("other")
-    assert credentials.find(b"%d" % KNOWN_MAX) == Known("acme")
+    assert credentials.find(b"1") == CredentialOwner("other")
+    assert credentials.find(b"%d" % KNOWN_MAX) == CredentialOwner("acme")
