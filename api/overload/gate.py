@@ -152,7 +152,7 @@ class Gate:
         return self._responses.refusal(path, headers, wait_s, origin=origin, is_last=is_last)
 
     def _check(self, owner: CredentialOwner, path: str, headers: _Headers, is_early: bool) -> tuple[Reason | None, float]:
-        """Return why a request is refused (None: it is admitted), and over how many seconds such clients must spread retries."""
+        """Return why a request is refused (None: admitted), and over how many seconds the retries must spread."""
         if self.starting >= self._settings.starting_max:
             return "starting", RETRY_WITHIN_S
         if self._load.reading.waiting and self._is_wait_too_long(owner.tenant) and not _is_background(path, headers, owner):

@@ -1,7 +1,7 @@
 """How are managed keys administered over HTTP?
 
-Off without ``SLUICE_ADMIN_KEYS``: the paths are unknown then, as any others. An admin key is good for these paths alone, and
-no client's key is good for them.
+The paths exist only if ``SLUICE_ADMIN_KEYS`` is set; otherwise they are unknown like any others. An admin key works on these
+paths only, and a client's key never does.
 """
 
 import asyncio
@@ -39,9 +39,9 @@ Name = Annotated[str, Field(max_length=255), AfterValidator(_printable)]
 Tenant = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._@-]+$")]
 Moment = Annotated[int, Field(ge=0, le=_YEAR_9999_S, description="Seconds since 1970, UTC."), BeforeValidator(check_number)]
 Overlap = Annotated[
-    int, Field(ge=0, le=30 * 86_400, description="How long the key before is good, too."), BeforeValidator(check_number)
+    int, Field(ge=0, le=30 * 86_400, description="For how long the old key still works, too."), BeforeValidator(check_number)
 ]
-Chosen = TypeVar("Chosen", bound=BaseModel)
+BodyModel = TypeVar("BodyModel", bound=BaseModel)
 
 
 class _Body(BaseModel):
@@ -50,13 +50,15 @@ class _Body(BaseModel):
 
 class NewKeyBody(_Body):
     name: Name = ""
-    tenant: Tenant | None = Field(None, description="Whose turns, budget and rules it shares; none: its own.")
+    tenant: Tenant | None = Field(
+        None, description="Whose queue turns, budget and rules it shares; none: it is its own tenant."
+    )
     access: Access = Access()
     expires_at: Moment | None = None
 
 
 class ChangeBody(_Body):
-    """What is absent stays; ``access`` is replaced as a whole, and ``expires_at`` null means that it does not expire."""
+    """A field that is absent stays unchanged. ``access`` is replaced completely. ``expires_at`` null: it does not expire."""
 
     name: Name = ""
     tenant: Tenant = "-"
@@ -77,14 +79,14 @@ class ShownKey(BaseModel):
     access: Access
     disabled: bool
     expires_at: int | None
-    previous_good_until: int | None = Field(description="After a rotation, how long the key before is good.")
+    previous_good_until: int | None = Field(description="After a rotation, until when the old key still works.")
     created_at: int
     updated_at: int
 
 
-class MadeKey(ShownKey):
-    key: str = Field(description="The key itself. It is shown this once.")
-    served: bool = Field(description="False: the store did not answer, and the key will be good within seconds of its return.")
+class NewKey(ShownKey):
+    key: str = Field(description="The key itself. It is shown only this once.")
+    served: bool = Field(description="False: the store did not answer. The key will work within seconds of the store's return.")
 
 
 class KeyList(BaseModel):
@@ -108,12 +110,12 @@ _LIST_QUERY = [
 ]
 
 
-def router(services: ApiServices, known: KeyCache, rings: KeyRings) -> APIRouter:
-    # The dependency only tells the schema what is needed; the check itself answers in our own shape.
+def router(services: ApiServices, key_cache: KeyCache, rings: KeyRings) -> APIRouter:
+    # The dependency only puts the security scheme into the OpenAPI schema. The check itself answers in our own error format.
     routes = APIRouter(tags=["admin"], prefix="/admin", dependencies=[Depends(HTTPBearer(auto_error=False))])
-    admin = _Admin(services, known, rings)
+    admin = _Admin(services, key_cache, rings)
 
-    @routes.post("/keys", **administering("Make a key", MadeKey, 201, body=NewKeyBody))
+    @routes.post("/keys", **administering("Make a key", NewKey, 201, body=NewKeyBody))
     async def create_key(request: Request) -> Response:
         return await admin.answer(request, lambda: admin.create(request))
 
@@ -134,7 +136,7 @@ def router(services: ApiServices, known: KeyCache, rings: KeyRings) -> APIRouter
         return await admin.answer(request, lambda: admin.delete(key_id))
 
     @routes.post(
-        "/keys/{key_id}/rotate", **administering("Give a key a new secret", MadeKey, body=RotateBody, is_body_needed=False)
+        "/keys/{key_id}/rotate", **administering("Give a key a new secret", NewKey, body=RotateBody, is_body_needed=False)
     )
     async def rotate_key(key_id: str, request: Request) -> Response:
         return await admin.answer(request, lambda: admin.rotate(key_id, request))
@@ -143,9 +145,9 @@ def router(services: ApiServices, known: KeyCache, rings: KeyRings) -> APIRouter
 
 
 class _Admin:
-    def __init__(self, services: ApiServices, known: KeyCache, rings: KeyRings) -> None:
+    def __init__(self, services: ApiServices, key_cache: KeyCache, rings: KeyRings) -> None:
         self._services = services
-        self._known = known
+        self._key_cache = key_cache
         self._rings = rings
 
     async def answer(self, request: Request, work: Callable[[], Awaitable[Response]]) -> Response:
@@ -155,10 +157,10 @@ class _Admin:
         self._services.authenticator.check_admin(request)
         if not self._services.pulse.is_up:
             raise redis_away(self._services.pulse)
-        # Shielded: a change that has begun is made, in both places, though its client has left.
-        return await asyncio.shield(asyncio.ensure_future(self._bounded(work)))
+        # Shielded: once a change has begun, it is made in both the database and Redis, even if the client has left.
+        return await asyncio.shield(asyncio.ensure_future(self._with_timeout(work)))
 
-    async def _bounded(self, work: Callable[[], Awaitable[Response]]) -> Response:
+    async def _with_timeout(self, work: Callable[[], Awaitable[Response]]) -> Response:
         await self._rings.load()
         from common.access.key_ring import Busy, UnknownKey
         from common.database.engine import DatabaseUnavailable, RowRefused
@@ -176,7 +178,7 @@ class _Admin:
                 ErrorKind.OVERLOADED, message, code="database_unavailable", retry_after_s=RETRY_AFTER_S
             ) from error
         finally:
-            self._known.forget_all()  # Here at once, elsewhere with the next beat of the pulse.
+            self._key_cache.forget_all()  # Here at once; in other processes with the next beat of the pulse.
 
     async def create(self, request: Request) -> Response:
         from common.access.key_ring import NewKey
@@ -185,19 +187,19 @@ class _Admin:
         expires_ms = body.expires_at * 1000 if body.expires_at is not None else None
         ring = await self._rings.open()
         made = await ring.create(NewKey(body.name, body.tenant or "", body.access, expires_ms))
-        return _made(made.record, made.text.get_secret_value(), is_served=made.is_served, status=201)
+        return _new_key_response(made.record, made.text.get_secret_value(), is_served=made.is_served, status=201)
 
     async def list(self, request: Request) -> Response:
-        sent = request.query_params
-        limit, after, tenant = limit_in(sent), after_in(sent, is_id, "a key"), sent.get("tenant")
+        params = request.query_params
+        limit, after, tenant = limit_in(params), after_in(params, is_id, "a key"), params.get("tenant")
         if tenant is not None and ("\0" in tenant or not 0 < len(tenant) <= 64):
             raise invalid("tenant", "must be 1 to 64 characters")
-        found = await (await self._rings.open()).list(tenant, after or "", limit + 1)
-        listed = page_of([_shown(record).model_dump(mode="json") for record in found], limit)
-        return json_response(listed, headers=_NO_STORE)
+        records = await (await self._rings.open()).list(tenant, after or "", limit + 1)
+        page = page_of([_shown(record).model_dump(mode="json") for record in records], limit)
+        return json_response(page, headers=_NO_STORE)
 
     async def show(self, id_: str) -> Response:
-        return _answered(await (await self._rings.open()).find(_known_id(id_)))
+        return _key_response(await (await self._rings.open()).find(_checked_id(id_)))
 
     async def change(self, id_: str, request: Request) -> Response:
         body = await _read(ChangeBody, request, self._services)
@@ -207,24 +209,24 @@ class _Admin:
         if "expires_at" in changes:
             moment = changes.pop("expires_at")
             changes["expires_ms"] = moment * 1000 if moment is not None else None
-        changed = await (await self._rings.open()).update(_known_id(id_), lambda _: changes)
+        changed = await (await self._rings.open()).update(_checked_id(id_), lambda _: changes)
         if not changed.is_served:
-            raise _half_done()
-        return _answered(changed.record)
+            raise _not_served_yet()
+        return _key_response(changed.record)
 
     async def rotate(self, id_: str, request: Request) -> Response:
         has_body = request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers
         body = await _read(RotateBody, request, self._services) if has_body else RotateBody()
-        made = await (await self._rings.open()).rotate(_known_id(id_), body.overlap_s)
-        return _made(made.record, made.text.get_secret_value(), is_served=made.is_served, status=200)
+        made = await (await self._rings.open()).rotate(_checked_id(id_), body.overlap_s)
+        return _new_key_response(made.record, made.text.get_secret_value(), is_served=made.is_served, status=200)
 
     async def delete(self, id_: str) -> Response:
-        if not await (await self._rings.open()).delete(_known_id(id_)):
-            raise _half_done()
+        if not await (await self._rings.open()).delete(_checked_id(id_)):
+            raise _not_served_yet()
         return json_response(DeletedKey(id=id_, deleted=True).model_dump(), headers=_NO_STORE)
 
 
-async def _read(model: type[Chosen], request: Request, services: ApiServices) -> Chosen:
+async def _read(model: type[BodyModel], request: Request, services: ApiServices) -> BodyModel:
     _, body = await read_json(request, services.settings, services.bodies)
     try:
         return model.model_validate(body)
@@ -236,7 +238,7 @@ async def _read(model: type[Chosen], request: Request, services: ApiServices) ->
         ) from error
 
 
-def _known_id(id_: str) -> str:
+def _checked_id(id_: str) -> str:
     from common.access.key_ring import UnknownKey
 
     if not is_id(id_):
@@ -262,19 +264,19 @@ def _seconds(moment_ms: int | None) -> int | None:
     return moment_ms // 1000 if moment_ms is not None else None
 
 
-def _answered(record: KeyRecord) -> Response:
+def _key_response(record: KeyRecord) -> Response:
     return json_response(_shown(record).model_dump(mode="json"), headers=_NO_STORE)
 
 
-def _made(record: KeyRecord, text: str, *, is_served: bool, status: int) -> Response:
-    told = MadeKey(**dict(_shown(record)), key=text, served=is_served)
-    return json_response(told.model_dump(mode="json"), status, _NO_STORE)
+def _new_key_response(record: KeyRecord, text: str, *, is_served: bool, status: int) -> Response:
+    key = NewKey(**dict(_shown(record)), key=text, served=is_served)
+    return json_response(key.model_dump(mode="json"), status, _NO_STORE)
 
 
-def _half_done() -> GatewayError:
+def _not_served_yet() -> GatewayError:
     return GatewayError(
         ErrorKind.OVERLOADED,
-        "The change is in the database, but the store that serves keys did not hear of it: the key still is what it was. "
+        "The change is in the database, but the store that serves keys did not get it: the key still works as before. "
         "Send the request again.",
         code="change_not_served",
         retry_after_s=1,

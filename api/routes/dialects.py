@@ -17,7 +17,7 @@ _PATHS = {
     "/v1/chat/completions": "openai-chat",
     "/v1/messages": "anthropic-messages",
 }
-_STREAM = query("stream", "As `stream` in the body.", enum=["true", "false", "1", "0"])
+_STREAM = query("stream", "The same as `stream` in the body.", enum=["true", "false", "1", "0"])
 _COUNTED = object_of(["input_tokens"], input_tokens={"type": "integer"})
 
 
@@ -31,11 +31,11 @@ def router(services: ApiServices) -> APIRouter:
     @routes.post(
         "/v1/messages/count_tokens",
         summary="Count a prompt's tokens (anthropic-messages)",
-        **generating("anthropic-messages", whole=_COUNTED),
+        **generating("anthropic-messages", body_schema=_COUNTED),
     )
     async def count_tokens(request: Request) -> Response:
         async def amend(_: Principal, body: dict[str, Any]) -> dict[str, Any]:
-            return {"max_tokens": 1, **body}  # Nothing is answered, so clients name no limit.
+            return {"max_tokens": 1, **body}  # Nothing is generated, so clients name no limit.
 
         return await open_generation(DIALECTS["anthropic-messages"], request, services, amend, "count_tokens")
 
@@ -60,7 +60,7 @@ def router(services: ApiServices) -> APIRouter:
 
 
 def check_unified(body: dict[str, Any], services: ApiServices) -> None:
-    """Raise for what parsing cannot find: a provider that this gateway does not know."""
+    """Check what parsing cannot check: that this gateway knows the provider."""
     unified_request.check(body, services.settings.vendor_ids)
 
 

@@ -1,8 +1,7 @@
-"""How is a route served whose function takes the request, and returns the response?
+"""How is a route served whose function takes the request and returns the response?
 
-FastAPI would look for parameters, dependencies and telemetry where there is nothing to find, for each request. The route's
-description is FastAPI's all the same.
-Source: https://fastapi.tiangolo.com/how-to/custom-request-and-route/
+Directly. FastAPI would search for parameters, dependencies and telemetry in each request, although there are none. FastAPI
+still describes the route. Source: https://fastapi.tiangolo.com/how-to/custom-request-and-route/
 """
 
 from collections.abc import Callable, Coroutine
@@ -14,5 +13,5 @@ from fastapi.routing import APIRoute
 
 class DirectRoute(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        found: Callable[[Request], Coroutine[Any, Any, Response]] = self.endpoint
-        return found
+        endpoint: Callable[[Request], Coroutine[Any, Any, Response]] = self.endpoint
+        return endpoint

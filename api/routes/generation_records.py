@@ -1,7 +1,7 @@
-"""What is known of a generation, for whoever asks about it rather than for its answer?
+"""What does the record of a generation say, for a client that asks about it rather than for its answer?
 
-The record is read from the channel: the state, the head, and the end, in which the worker tells what it took. So it is
-there for as long as the log is.
+The record is read from the channel: the state, the head, and the end, in which the worker reports durations, usage and cost. So
+the record exists for as long as the log does.
 """
 
 from typing import Any
@@ -38,7 +38,7 @@ def short_record(generation_id: str, state: State) -> dict[str, Any]:
 
 
 def record(generation_id: str, state: State) -> dict[str, Any]:
-    """Return all there is but the text. Money is text in US dollars, null where a price is not known."""
+    """Return everything except the text. Amounts of money are text in US dollars, null if a price is not known."""
     head, end = state.head or Head(), state.end or End()
     failed = end.failed
     return {

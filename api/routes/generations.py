@@ -1,6 +1,6 @@
 """How is a generation started for later, read again, asked about, listed and stopped?
 
-Reading never starts work: it replays the log and goes on live, on any replica, in the dialect's own events.
+Reading never starts work. It replays the log and continues live, on any replica, in the events of the generation's dialect.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from api.routes.dialects import check_unified
 from api.routes.generation_records import record, short_record, status_of, url_of
 from api.routes.openapi import TEXT, generating, header, list_of, nothing_more, object_of, query, serving
 from api.routes.paging import PAGE_FIELDS, after_in, after_parameter, limit_in, limit_parameter, page_of
-from api.routes.responses import begin
+from api.routes.responses import start_response
 from api.server.http_errors import PLAIN, json_response, request_id_of
 from api.server.store_errors import redis_away
 from api.services import ApiServices, answer_or_error
@@ -34,8 +34,8 @@ from common.dialects.shared.reading import invalid
 from common.records.end import unpack_failure
 from common.sse import split_blocks
 
-AHEAD_EXTRA_S = 2.0  # Over the lease: by then a cut-off owner has appended again, or another has fenced.
-INDEX_BATCH = 100  # Ids per read of the index; those whose logs have expired are passed over.
+AHEAD_EXTRA_S = 2.0  # Added to the lease: by then its owner has appended the frames again, or another worker has fenced it.
+INDEX_BATCH = 100  # Ids per read of the index. Ids whose logs have expired are skipped.
 _ID = re.compile(r"gen_[0-9a-f]{32}")
 _RECORD = object_of(
     ["id", "object", "status", "dialect", "model", "created_at", "url"],
@@ -57,52 +57,52 @@ _STOPPED = Failed(ErrorKind.CANCELLED, "The generation was stopped.", code="canc
 def router(services: ApiServices) -> APIRouter:
     routes = APIRouter(tags=["generations"])
 
-    @routes.post("/v1/generations", status_code=202, **_told_of_starting())
+    @routes.post("/v1/generations", status_code=202, **_start_docs())
     async def start_generation(request: Request) -> Response:
-        """Start a generation and return at once. ``?dialect=`` says whose body it is: ``openai-chat`` if nothing else is said.
+        """Start a generation and return at once. ``?dialect=`` names the dialect of the body; the default is ``openai-chat``.
 
-        It always streams, and runs to its end though nobody reads it. ``events_url`` is for a browser's EventSource.
+        It always streams, and runs to its end even if nobody reads it. ``events_url`` is for a browser's EventSource.
         """
         dialect = DIALECTS.get(request.query_params.get("dialect", "openai-chat"))
         return await answer_or_error(dialect or PLAIN, request, services, _start(dialect, request, services))
 
     @routes.get("/v1/generations", **serving({"application/json": _LISTED}, 400, parameters=_PAGING))
     async def list_generations(request: Request) -> Response:
-        """List your generations whose logs are still there, the newest first; ``?limit=`` and ``?after=ID`` page."""
+        """List your generations whose logs still exist, the newest first. ``?limit=`` and ``?after=ID`` select a page."""
         return await answer_or_error(PLAIN, request, services, _list(request, services))
 
-    @routes.get("/v1/generations/{generation_id}", **_told_of_reading())
+    @routes.get("/v1/generations/{generation_id}", **_read_docs())
     async def read_generation(generation_id: str, request: Request) -> Response:
-        """Replay a generation from ``Last-Event-ID`` (or ``?after=``) and go on live, in its own dialect.
+        """Replay a generation from ``Last-Event-ID`` (or ``?after=``) and continue live, in its own dialect.
 
-        With ``Accept: application/json``: its record; ``?include=text`` adds what was said so far.
+        With ``Accept: application/json``: return its record. ``?include=text`` adds the text so far.
         """
         return await answer_or_error(PLAIN, request, services, _read(generation_id, request, services))
 
     @routes.delete("/v1/generations/{generation_id}", **serving({"application/json": _STOPPED_SCHEMA}, 404, 410))
     async def stop_generation(generation_id: str, request: Request) -> Response:
-        """Stop a generation, wherever it runs or waits. Stopping it again does no harm."""
+        """Stop a generation, wherever it runs or waits. To stop it again does no harm."""
         return await answer_or_error(PLAIN, request, services, _stop(generation_id, request, services))
 
     return routes
 
 
-def _told_of_starting() -> dict[str, Any]:
-    dialect = query("dialect", "Whose body it is.", enum=list(DIALECTS), default="openai-chat")
+def _start_docs() -> dict[str, Any]:
+    dialect = query("dialect", "The dialect of the body.", enum=list(DIALECTS), default="openai-chat")
     return generating("openai-chat", accepted=_STARTED, parameters=[dialect])
 
 
-def _told_of_reading() -> dict[str, Any]:
+def _read_docs() -> dict[str, Any]:
     parameters = [
         header("last-event-id", "Read what follows this event.", pattern="^[1-9][0-9]{0,8}-[0-9]{1,3}\\.[0-9]{1,3}$"),
         query("after", "The same, for clients that cannot set headers.", pattern="^[1-9][0-9]{0,8}-[0-9]{1,3}\\.[0-9]{1,3}$"),
-        query("include", "With a record: what was said so far.", enum=["text"]),
+        query("include", "With a record: also return the text so far.", enum=["text"]),
         query("token", "A read token, instead of a key."),
     ]
     content: dict[str, dict[str, Any]] = {"application/json": {}, "text/event-stream": {}}
-    told = serving(content, 404, 410, parameters=parameters, relays=True)
-    told["responses"][204] = nothing_more("Nothing follows the event that was named.")
-    return told
+    docs = serving(content, 404, 410, parameters=parameters, relays=True)
+    docs["responses"][204] = nothing_more("Nothing follows the named event.")
+    return docs
 
 
 # Starting
@@ -115,19 +115,19 @@ async def _start(dialect: Dialect | None, request: Request, services: ApiService
     if request.headers.get("x-disconnect", "").strip().lower() == Policy.STOP:
         raise GatewayError(
             ErrorKind.INVALID_REQUEST,
-            "x-disconnect must not be 'stop' here, where nobody listens yet: use 'grace=SECONDS' or 'detach'.",
+            "x-disconnect must not be 'stop' here, since no client reads the answer yet: use 'grace=SECONDS' or 'detach'.",
             param="x-disconnect",
             code="invalid_header",
         )
     if dialect.name == "openai-responses":
-        created = await begin(request, services, is_detached=True)
-        asked, relay = created.asked, created.relay
+        created = await start_response(request, services, is_detached=True)
+        accepted, relay = created.accepted, created.relay
     else:
-        asked = await accept(dialect, request, services, _amend(dialect, services), default_policy=Policy.DETACH)
-        relay = await start(asked, services)
+        accepted = await accept(dialect, request, services, _amend(dialect, services), default_policy=Policy.DETACH)
+        relay = await start(accepted, services)
     relay.outcome = "detached"
     await finish(relay, services)
-    generation_id, owner = relay.viewer.generation_id, asked.principal
+    generation_id, owner = relay.viewer.generation_id, accepted.principal
     (state,) = await services.channel.describe([generation_id], owner.id)
     if isinstance(state, GatewayError):
         raise state
@@ -141,12 +141,12 @@ def _amend(dialect: Dialect, services: ApiServices) -> Amend:
     async def amend(_: Principal, body: dict[str, Any]) -> dict[str, Any]:
         if dialect.name == "unified":
             check_unified(body, services)
-        return {**body, "stream": True}  # Its events are there for who comes later.
+        return {**body, "stream": True}  # So that a client that comes later can read its events.
 
     return amend
 
 
-# Asking
+# Records
 
 
 async def _list(request: Request, services: ApiServices) -> Response:
@@ -161,26 +161,26 @@ async def _list(request: Request, services: ApiServices) -> Response:
 
 
 async def _newest(owner: str, after: str, count: int, services: ApiServices) -> list[dict[str, Any]]:
-    """Return short records of up to ``count`` generations; the index is bounded, and so is this."""
-    found: list[dict[str, Any]] = []
+    """Return short records of up to ``count`` generations. The index is bounded, and so are its reads here."""
+    records: list[dict[str, Any]] = []
     position = after
-    while len(found) < count:
+    while len(records) < count:
         ids = await services.queue.recent(owner, position, INDEX_BATCH)
         if ids is None and position == after:
             raise invalid("after", "must be the id of one of your recent generations")
         if not ids:
             break
         states = await services.channel.describe(ids, owner)
-        found += [short_record(id_, state) for id_, state in zip(ids, states, strict=True) if isinstance(state, State)]
+        records += [short_record(id_, state) for id_, state in zip(ids, states, strict=True) if isinstance(state, State)]
         position = ids[-1]
-    return found[:count]
+    return records[:count]
 
 
 async def _describe(generation_id: str, owner: Principal, services: ApiServices) -> State:
-    """Return how a generation stands.
+    """Return the state of a generation.
 
     Raises:
-        GatewayError: NOT_FOUND, EXPIRED; OVERLOADED where the store is away.
+        GatewayError: NOT_FOUND, EXPIRED; OVERLOADED if the store is away.
     """
     if not _ID.fullmatch(generation_id):
         raise unknown(generation_id)
@@ -192,16 +192,16 @@ async def _describe(generation_id: str, owner: Principal, services: ApiServices)
     return state
 
 
-async def _tell(generation_id: str, reader: Principal, include: str | None, services: ApiServices) -> Response:
+async def _show_record(generation_id: str, reader: Principal, include: str | None, services: ApiServices) -> Response:
     if include not in (None, "text"):
         raise invalid("include", "must be 'text'")
     state = await _describe(generation_id, reader, services)
-    if not state.has_ended and await services.hub.end_if_lost(generation_id):  # Whoever polls must come to an end, too.
+    if not state.has_ended and await services.hub.end_if_lost(generation_id):  # A client that polls must see an end, too.
         state = await _describe(generation_id, reader, services)
-    told = record(generation_id, state)
+    content = record(generation_id, state)
     if include:
-        told["text"] = await read_answer_text(services.channel, generation_id, state.dialect, is_stream=state.stream)
-    return json_response(told, headers={"cache-control": "no-store"})
+        content["text"] = await read_answer_text(services.channel, generation_id, state.dialect, is_stream=state.stream)
+    return json_response(content, headers={"cache-control": "no-store"})
 
 
 # Reading
@@ -210,9 +210,9 @@ async def _tell(generation_id: str, reader: Principal, include: str | None, serv
 async def _read(generation_id: str, request: Request, services: ApiServices) -> Response:
     # Never refused for load: an EventSource that gets an error status does not come back. See ``Hub.join_existing``.
     reader, query = await _reader(generation_id, request, services), request.query_params
-    accepted = request.headers.get("accept", "")
-    if "application/json" in accepted and "text/event-stream" not in accepted:
-        return await _tell(generation_id, reader, query.get("include"), services)
+    media_types = request.headers.get("accept", "")
+    if "application/json" in media_types and "text/event-stream" not in media_types:
+        return await _show_record(generation_id, reader, query.get("include"), services)
     text = request.headers.get("last-event-id") or query.get("after")
     cursor = Cursor.parse(text) if text else None
     if not _ID.fullmatch(generation_id):
@@ -237,14 +237,14 @@ async def _read(generation_id: str, request: Request, services: ApiServices) -> 
         viewer,
         DIALECTS[state.dialect],
         services.relay_timeouts(),
-        lambda done: finish(done, services),
+        lambda relay: finish(relay, services),
         request_id=request_id_of(request),
         model=state.model,
         created_s=state.created_s,
         is_stream=state.stream,
         has_ids=True,
         is_resumable=True,
-        # Of one that has failed the reading succeeds: its status would say that coming again helps.
+        # To read a failed generation is a success. An error status would suggest that reading it again may help.
         has_begun=state.has_ended or _has_begun(state, cursor),
     )
     return services.add_relay(relay)
@@ -255,20 +255,20 @@ def _has_begun(state: State, cursor: Cursor | None) -> bool:
 
 
 async def _head(generation_id: str, reader: Principal, cursor: Cursor | None, services: ApiServices) -> Response | None:
-    """Return the headers of reading a generation that runs; None where it has ended, and reading it ends, too.
+    """Return the headers that reading a running generation gets; None if it has ended, so that reading it ends too.
 
-    Nobody enters here: a viewer that comes and goes would move the moment at which a generation is stopped.
+    No viewer joins here: one that comes and leaves would change the moment at which the generation is stopped.
     """
     state = await _describe(generation_id, reader, services)
     if state.has_ended:
         return None
     if cursor:
-        await _is_at_end(generation_id, cursor, state, services)  # It may not exist.
+        await _is_at_end(generation_id, cursor, state, services)  # The event of the cursor may not exist.
     return headers_of_stream(generation_id, state, has_begun=_has_begun(state, cursor))
 
 
 async def _reader(generation_id: str, request: Request, services: ApiServices) -> Principal:
-    """Return as whom a request reads: a key's principal, or the one that gave away a read token."""
+    """Return the principal of a request that reads: that of its key, or the owner of its read token."""
     token = request.query_params.get("token")
     if token is not None:
         owner = read_token_owner(token, generation_id, services.settings)
@@ -278,9 +278,9 @@ async def _reader(generation_id: str, request: Request, services: ApiServices) -
 
 
 async def _is_at_end(generation_id: str, cursor: Cursor, state: State, services: ApiServices) -> bool:
-    """Whether a log ends behind a cursor, with nothing between for its reader.
+    """Whether a cursor is at the end of a log: no event for its reader follows.
 
-    The log alone tells: in a failover the state may come from one server, and the log from another that has less of it.
+    Only the log is asked. During a failover, the state may come from one server, and the log from another that has less of it.
 
     Raises:
         GatewayError: INVALID_REQUEST, the cursor names an event that this log does not have.
@@ -290,23 +290,23 @@ async def _is_at_end(generation_id: str, cursor: Cursor, state: State, services:
             raise _not_in_this_log()
         return False
     frames = await services.channel.read(generation_id, cursor.frame.before(), 1)
-    own = frames[0] if frames and frames[0].id == cursor.frame else None
-    if own is None or cursor.k > _events(own):
+    frame = frames[0] if frames and frames[0].id == cursor.frame else None
+    if frame is None or cursor.k > _event_count(frame):
         raise _not_in_this_log()
-    return state.has_ended and cursor.k == _events(own) and await _is_last(own, generation_id, services)
+    return state.has_ended and cursor.k == _event_count(frame) and await _is_last(frame, generation_id, services)
 
 
 async def _is_last(frame: Frame, generation_id: str, services: ApiServices) -> bool:
-    """Whether a log ends with a frame, or has nothing but its end behind it that a client gets to see."""
+    """Whether the log ends with this frame, or only frames without events for the client follow, up to its end."""
     async for page in pages(services.channel, generation_id, frame.id):
-        if any(_events(each) for each in page):
+        if any(_event_count(later_frame) for later_frame in page):
             return False
         frame = page[-1]
     return frame.kind is FrameKind.END
 
 
-def _events(frame: Frame) -> int:
-    """How many events of its own a frame gives a client."""
+def _event_count(frame: Frame) -> int:
+    """Return how many events of its own a frame gives a client."""
     match frame.kind:
         case FrameKind.DATA:
             return len(split_blocks(frame.data))
@@ -326,15 +326,15 @@ def _not_in_this_log() -> GatewayError:
 
 
 def _give_up_later(viewer: Viewer, services: ApiServices) -> None:
-    """A cursor ahead of a running log waits for frames that Redis lost to be appended again, but not for ever."""
-    waited_for = Failed(
+    """End the wait of a cursor that is ahead of a running log. The frames that Redis lost did not come again in time."""
+    events_lost = Failed(
         ErrorKind.INTERNAL, "The events before your cursor were lost in a failover. Send the request again.", code="frames_lost"
     )
     ahead = viewer.tail
 
     def check() -> None:
         if viewer.tail == ahead:
-            viewer.fail(waited_for)
+            viewer.fail(events_lost)
 
     asyncio.get_running_loop().call_later(services.settings.lease_s + AHEAD_EXTRA_S, check)
 
@@ -353,7 +353,7 @@ async def _stop(generation_id: str, request: Request, services: ApiServices) -> 
         return json_response(_stopped(generation_id, status_of(state), is_our_doing=False))
     was_waiting = await services.hub.end_if_waiting(generation_id, _STOPPED)
     if was_waiting and state.dialect == "openai-responses":
-        await services.responses.finish(generation_id, b"", _STOPPED)  # No worker will.
+        await services.responses.finish(generation_id, b"", _STOPPED)  # No worker will do it.
     return json_response(_stopped(generation_id, "cancelled" if was_waiting else "cancelling", is_our_doing=True))
 
 

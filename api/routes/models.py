@@ -19,11 +19,11 @@ _MODEL = {"type": "object", "required": ["id", "object", "owned_by"]}
 _LISTED = object_of(["object", "data", "has_more", "first_id", "last_id"], data=list_of(_MODEL))
 
 _DATED = re.compile(r"-(20\d\d)-?([01]\d)-?([0-3]\d)$")
-_CREATED_UNKNOWN = datetime(2025, 1, 1, tzinfo=UTC)
+_CREATED_UNKNOWN = datetime(2025, 1, 1, tzinfo=UTC)  # Clients need a date, also for a model whose date is not known.
 
 
 class _ModelName(Convertor[str]):
-    """A model's name in a path, with slashes in it, as ``provider/model`` has."""
+    """A model's name in a path. It may have slashes, as in ``provider/model``."""
 
     regex = "[^/.](?:.*[^/])?"
 
@@ -42,22 +42,22 @@ def router(services: ApiServices) -> APIRouter:
 
     @routes.get("/v1/models", **serving({"application/json": _LISTED}))
     async def list_models(request: Request) -> Response:
-        """List what the key may use of this gateway's aliases, and of the names that are known of the providers that are on.
+        """List this gateway's aliases and the known models of the configured providers, as far as the key may use them.
 
-        The shape serves OpenAI's clients and Anthropic's: each entry has the fields of both.
+        Each entry has the fields of both OpenAI's and Anthropic's lists, so the clients of both can read it.
         """
         return await answer_or_error(_dialect_of(request), request, services, _list(request, services))
 
     @routes.get("/v1/models/{name:model_name}", **serving({"application/json": _MODEL}, 404))
     async def get_model(name: str, request: Request) -> Response:
-        """Return one model by any name under which the key may use it, listed or not."""
+        """Return one model by any name that the key may use, listed or not."""
         return await answer_or_error(_dialect_of(request), request, services, _get(name, request, services))
 
     return routes
 
 
 def _dialect_of(request: Request) -> Dialect:
-    """Anthropic's clients say so; both vendors have these paths."""
+    """Return Anthropic's dialect for Anthropic's clients, which send a header of their own. Both vendors have these paths."""
     return DIALECTS["anthropic-messages"] if "anthropic-version" in request.headers else PLAIN
 
 
@@ -68,8 +68,8 @@ async def _get(name: str, request: Request, services: ApiServices) -> Response:
 
 
 async def _list(request: Request, services: ApiServices) -> Response:
-    known = listed_models(await services.authenticator.authenticate(request), services.settings)
-    data, names = [entry_of(name, owner) for name, owner in known.items()], list(known)
+    models = listed_models(await services.authenticator.authenticate(request), services.settings)
+    data, names = [entry_of(name, owner) for name, owner in models.items()], list(models)
     return json_response(
         {
             "object": "list",
@@ -95,10 +95,10 @@ def entry_of(name: str, owner: str) -> dict[str, object]:
 
 
 def _created(name: str) -> datetime:
-    """Return the date that a vendor puts behind a model's name. What is not known is a date of ours: clients want one."""
+    """Return the date that a vendor puts at the end of a model's name; ``_CREATED_UNKNOWN`` if there is none."""
     if match := _DATED.search(name):
         try:
             return datetime(*map(int, match.groups()), tzinfo=UTC)  # type: ignore[misc,arg-type]  # Three numbers.
-        except ValueError:  # Digits, but no date.
+        except ValueError:  # The digits are not a date.
             pass
     return _CREATED_UNKNOWN

@@ -1,8 +1,8 @@
-"""What does ``/openapi.json`` say of a route: what it takes, and all that it may answer?
+"""What does ``/openapi.json`` say about a route: what it accepts, and every answer that it may give?
 
-Nothing here runs when a request does. A dialect's body is described by the shape that it is read with, so the two cannot
-drift apart; what its vendor's own documents tell at length (the parts of a message, the fields of an answer) is named only.
-The tests in tests/security send what this allows and what it forbids, and compare the answers with what it promises.
+Nothing here runs during a request. A dialect's body is described by the shape that parses it, so that the two cannot diverge.
+Parts that the vendor's own documents describe at length (the parts of a message, the fields of an answer) are only named.
+The tests in tests/security send what the schema allows and what it forbids, and compare the answers with the schema.
 """
 
 from collections.abc import Iterable
@@ -23,7 +23,7 @@ from common.queue.jobs import JobClass
 Schema = dict[str, Any]
 
 TEXT: Schema = {"type": "string"}
-MAYBE_TEXT: Schema = {"type": ["string", "null"]}
+NULLABLE_TEXT: Schema = {"type": ["string", "null"]}
 
 
 def object_of(required: Iterable[str] = (), **properties: Schema) -> Schema:
@@ -38,7 +38,9 @@ def list_of(items: Schema) -> Schema:
 
 _OPENAI_ERROR = object_of(
     ["error"],
-    error=object_of(["message", "type", "param", "code"], message=TEXT, type=MAYBE_TEXT, param=MAYBE_TEXT, code=MAYBE_TEXT),
+    error=object_of(
+        ["message", "type", "param", "code"], message=TEXT, type=NULLABLE_TEXT, param=NULLABLE_TEXT, code=NULLABLE_TEXT
+    ),
 )
 _ERRORS: dict[str, Schema] = {
     "openai-chat": _OPENAI_ERROR,
@@ -52,33 +54,33 @@ _ERRORS: dict[str, Schema] = {
     "agentary": object_of(["error", "type", "message", "code"], error=TEXT, type=TEXT, message=TEXT, code=TEXT),
     "unified": object_of(["error"], error=TEXT, type=TEXT, code=TEXT, details={"type": "object"}),
 }
-_ERRORS["any"] = {"anyOf": list(_ERRORS.values())}  # Where the client says which dialect it speaks.
+_ERRORS["any"] = {"anyOf": list(_ERRORS.values())}  # For routes where the client names its dialect.
 _MEANING = {
-    400: "Something in the request cannot be; the message says what.",
-    401: "No key, or one that is not valid.",
-    402: "A budget is spent.",
+    400: "Something in the request is not valid; the message says what.",
+    401: "No key was sent, or one that is not valid.",
+    402: "A budget is used up.",
     403: "The key may not do this.",
-    404: "There is no such thing, or none of yours.",
+    404: "There is no such thing, or it is not yours.",
     408: "The request did not arrive in time.",
-    410: "It was there, and has expired.",
+    410: "It existed, and has expired.",
     413: "The body is too large.",
     415: "The body is not JSON, or is compressed.",
-    422: "The idempotency-key came before, with another request.",
-    429: "A limit is reached, ours or the provider's; `retry-after` tells for how long.",
+    422: "The idempotency-key was used before, with another request.",
+    429: "A limit is reached, the gateway's or the provider's; `retry-after` says how long to wait.",
     431: "The headers are too large.",
     499: "It was stopped, or its client left.",
-    500: "A fault of the gateway.",
+    500: "The gateway failed.",
     502: "The provider failed.",
-    503: "The gateway or the provider is overloaded; `retry-after` tells for how long.",
-    504: "Nobody answered in time.",
-    OVERLOADED_STATUS: "Overloaded, in the words of this dialect.",
+    503: "The gateway or the provider is overloaded; `retry-after` says how long to wait.",
+    504: "There was no answer in time.",
+    OVERLOADED_STATUS: "Overloaded, as this dialect reports it.",
 }
-_ANYWHERE = (408, 431, 500)  # What may be answered before a route has a say.
+_ANYWHERE = (408, 431, 500)  # Possible before a route is reached.
 _WITH_A_KEY = (401, 403, 429, 503)
-# Whatever can go wrong, but for what was there before; 422: an idempotency-key of another request.
+# Every kind of failure except EXPIRED, which is about an earlier generation. 422: an idempotency-key of another request.
 _WHEN_GENERATING = (422, *(kind.status for kind in ErrorKind if kind is not ErrorKind.EXPIRED))
 
-# Bodies, by dialect: what is read, an example, and what is listed in it
+# Bodies, by dialect: the shape that parses it, an example, and the schemas of single fields
 
 _ROLES = {"type": "string", "enum": ["system", "developer", "user", "assistant", "tool"]}
 _MESSAGE = object_of(["role"], role=_ROLES, content={"anyOf": [TEXT, list_of({"type": "object"}), {"type": "null"}]})
@@ -127,7 +129,7 @@ _ANSWERS: dict[str, Schema] = {
         role={"const": "assistant"},
         model=TEXT,
         content=list_of({"type": "object"}),
-        stop_reason=MAYBE_TEXT,
+        stop_reason=NULLABLE_TEXT,
         usage={"type": "object"},
     ),
     "agentary": object_of(["token", "content", "usage"], token=TEXT, content=TEXT, usage={"type": "object"}),
@@ -139,14 +141,14 @@ RESPONSE = _ANSWERS["openai-responses"]
 # Headers and parameters
 
 _IDS = {name: {"description": "For support; also in the logs.", "schema": TEXT} for name in ("x-request-id", "request-id")}
-_KEYED: list[Schema] = [{"bearer": []}, {"key": []}]  # Either.
+_KEYED: list[Schema] = [{"bearer": []}, {"key": []}]  # One of the two.
 _SECURITY_SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "A key of this gateway, or a JSON web token."},
     "key": {
         "type": "apiKey",
         "in": "header",
         "name": "x-api-key",
-        "description": "The same key, as Anthropic has it.",
+        "description": "The same key, as Anthropic's clients send it.",
     },
 }
 
@@ -160,47 +162,47 @@ def query(name: str, description: str, **schema: Any) -> Schema:
 
 
 def _parameter(name: str, place: str, description: str, schema: Schema) -> Schema:
-    told = {"description": description} if description else {}
-    return {"name": name, "in": place, **told, "schema": {"type": "string", **schema}}
+    described = {"description": description} if description else {}
+    return {"name": name, "in": place, **described, "schema": {"type": "string", **schema}}
 
 
 X_DISCONNECT = header(
-    "x-disconnect", "What becomes of the generation when its client leaves.", pattern=r"^(stop|detach|grace=[0-9]{1,3})$"
+    "x-disconnect", "What happens to the generation when its client leaves.", pattern=r"^(stop|detach|grace=[0-9]{1,3})$"
 )
 _GENERATING_HEADERS = (
     X_DISCONNECT,
-    header("x-sluice-class", "Whether somebody waits for it.", enum=[each.value for each in JobClass]),
+    header("x-sluice-class", "Whether somebody waits for the answer.", enum=[choice.value for choice in JobClass]),
     header("idempotency-key", "A retry with the same key gets the same answer.", pattern=r"^[A-Za-z0-9_-]{1,255}$"),
 )
 
 
 def answered(dialect: str, *statuses: int) -> dict[int | str, Schema]:
     """Return the errors of a route: those with ``statuses``, and those that any route may answer with."""
-    told = sorted({*statuses, *_ANYWHERE, *((OVERLOADED_STATUS,) if dialect in ("anthropic-messages", "any") else ())})
-    return {status: _answer(_MEANING[status], {"application/json": _ERRORS[dialect]}) for status in told}
+    all_statuses = sorted({*statuses, *_ANYWHERE, *((OVERLOADED_STATUS,) if dialect in ("anthropic-messages", "any") else ())})
+    return {status: _answer(_MEANING[status], {"application/json": _ERRORS[dialect]}) for status in all_statuses}
 
 
-def _upstreams_own(dialect: str) -> Schema:
-    return _answer("The provider's own, where it found fault with the request.", {"application/json": _ERRORS[dialect]})
+def _upstream_rejection(dialect: str) -> Schema:
+    return _answer("The provider's own status, if the provider rejected the request.", {"application/json": _ERRORS[dialect]})
 
 
 def generating(
-    dialect: str, *, accepted: Schema | None = None, whole: Schema | None = None, parameters: Iterable[Schema] = ()
+    dialect: str, *, accepted: Schema | None = None, body_schema: Schema | None = None, parameters: Iterable[Schema] = ()
 ) -> dict[str, Any]:
-    """Return what a route that generates says of itself, as arguments for FastAPI.
+    """Return the description of a route that generates, as arguments for FastAPI.
 
-    ``accepted``: what it answers with 202 instead of an answer; ``whole``: instead of the dialect's own whole answer.
+    ``accepted``: the body of its answer with 202 instead of 200. ``body_schema``: replaces the dialect's own JSON answer.
     """
-    error_of = "any" if accepted else dialect
-    answers = answered(error_of, *_WHEN_GENERATING)
-    answers["4XX"] = _upstreams_own(error_of)
+    error_dialect = "any" if accepted else dialect
+    answers = answered(error_dialect, *_WHEN_GENERATING)
+    answers["4XX"] = _upstream_rejection(error_dialect)
     if accepted:
-        answers[202] = _answer("It has been started.", {"application/json": accepted})
+        answers[202] = _answer("The generation has been started.", {"application/json": accepted})
     else:
-        media = {"application/json": whole or _ANSWERS[dialect]}
-        if not whole:
-            media["text/event-stream"] = {}  # Its events are the vendor's own.
-        answers[200] = _answer("The answer, as a stream if one was asked for.", media)
+        media = {"application/json": body_schema or _ANSWERS[dialect]}
+        if not body_schema:
+            media["text/event-stream"] = {}  # The vendor defines its events.
+        answers[200] = _answer("The answer, as a stream if the request asks for one.", media)
     return {
         **_common(answers),
         "openapi_extra": {
@@ -218,14 +220,14 @@ def serving(
     is_open: bool = False,
     relays: bool = False,
 ) -> dict[str, Any]:
-    """Return what a route says of itself that answers 200 with ``content``, by media type.
+    """Return the description of a route that answers 200 with ``content``, by media type.
 
-    ``is_open``: it needs no key. ``relays``: it answers as a generation did, so also with its failure, in its dialect.
+    ``is_open``: it needs no key. ``relays``: it answers as a generation did, so it may also give that generation's failure.
     """
     answers = answered("any" if relays else "openai-chat", *statuses, *(() if is_open else _WITH_A_KEY))
     if relays:
-        answers |= {**answered("any", *_WHEN_GENERATING), "4XX": _upstreams_own("any")}
-    answers[200] = _answer("What was asked for.", content)
+        answers |= {**answered("any", *_WHEN_GENERATING), "4XX": _upstream_rejection("any")}
+    answers[200] = _answer("The requested data.", content)
     extra: Schema = {"parameters": list(parameters)}
     return {**_common(answers), "openapi_extra": extra if is_open else {"security": _KEYED, **extra}}
 
@@ -239,27 +241,27 @@ def administering(
     is_body_needed: bool = True,
     parameters: Iterable[Schema] = (),
 ) -> dict[str, Any]:
-    """Return what a route of the administration says of itself: its bodies are models, and all its errors are alike."""
+    """Return the description of a route of the admin API. Its bodies are models, and all its errors have one format."""
     extra: Schema = {"parameters": list(parameters)} if parameters else {}
     if body:
         extra["requestBody"] = {
             "required": is_body_needed,
-            "content": _content({"application/json": _whole(body, "validation")}),
+            "content": _content({"application/json": _inline_schema(body, "validation")}),
         }
     answers: dict[int | str, Schema] = {
-        status: {"description": summary, "content": _json(_whole(answer, "serialization"))},
-        "default": {"description": "What is wrong, and what to do.", "content": _json(_OPENAI_ERROR)},
+        status: {"description": summary, "content": _json(_inline_schema(answer, "serialization"))},
+        "default": {"description": "What is wrong, and what to do about it.", "content": _json(_OPENAI_ERROR)},
     }
     return {"summary": summary, "status_code": status, **_common(answers), "openapi_extra": extra}
 
 
 def nothing_more(description: str) -> Schema:
-    """Return an answer without a body."""
+    """Return the description of an answer without a body."""
     return {"description": description, "headers": _IDS}
 
 
 def _common(answers: dict[int | str, Schema]) -> dict[str, Any]:
-    return {"responses": answers, "response_class": Response}  # FastAPI would else promise JSON of its own.
+    return {"responses": answers, "response_class": Response}  # Otherwise FastAPI would describe a JSON answer of its own.
 
 
 def _answer(description: str, content: dict[str, Schema]) -> Schema:
@@ -274,52 +276,53 @@ def _json(schema: Schema) -> Schema:
     return _content({"application/json": schema})
 
 
-def _whole(model: type[BaseModel], mode: Literal["validation", "serialization"]) -> Schema:
-    """Return a model's schema in one piece: what it refers to by name stands nowhere else."""
+def _inline_schema(model: type[BaseModel], mode: Literal["validation", "serialization"]) -> Schema:
+    """Return a model's schema with all references replaced by what they refer to."""
     schema = model.model_json_schema(mode=mode)
-    parts = schema.pop("$defs", {})
+    definitions = schema.pop("$defs", {})
 
-    def whole(node: Any) -> Any:
+    def inline(node: Any) -> Any:
         if isinstance(node, list):
-            return [whole(each) for each in node]
+            return [inline(item) for item in node]
         if not isinstance(node, dict):
             return node
         if "$ref" in node:
-            return whole({**parts[node["$ref"].rpartition("/")[2]], **{k: v for k, v in node.items() if k != "$ref"}})
-        return {name: whole(value) for name, value in node.items()}
+            definition = definitions[node["$ref"].rpartition("/")[2]]
+            return inline({**definition, **{k: v for k, v in node.items() if k != "$ref"}})
+        return {name: inline(value) for name, value in node.items()}
 
-    found: Schema = whole(schema)
-    return found
+    inlined: Schema = inline(schema)
+    return inlined
 
 
 def _body(dialect: str) -> Schema:
-    shape, example, listed = _BODIES[dialect]
+    shape, example, field_schemas = _BODIES[dialect]
     schema: Schema = shape.model_json_schema()  # type: ignore[attr-defined]  # All are shapes.
     properties = schema["properties"]
-    properties.pop("provider", None)  # It is in the path, where it is not named just below.
-    for name, described in listed.items():
-        properties[name] = {**properties[name], "items": described} if name == "messages" and name in properties else described
+    properties.pop("provider", None)  # In most dialects it is in the path. ``unified`` adds it again just below.
+    for name, field in field_schemas.items():
+        properties[name] = {**properties[name], "items": field} if name == "messages" and name in properties else field
     required = [*schema.get("required", ()), *(["provider"] if dialect == "unified" else [])]
     schema |= {"title": f"Body ({dialect})", "additionalProperties": True, "required": required}
     return {"schema": schema, "example": example}
 
 
 def describe(app: FastAPI) -> None:
-    """Have ``/openapi.json`` say what keys are sent as, beside what each route says of itself."""
+    """Make ``/openapi.json`` describe how keys are sent, besides the description of each route."""
 
     def openapi() -> Schema:
         if app.openapi_schema is None:
             schema = get_openapi(title=app.title, version=app.version, openapi_version=app.openapi_version, routes=app.routes)
             schema.setdefault("components", {}).setdefault("securitySchemes", {}).update(_SECURITY_SCHEMES)
-            _drop_what_is_never_answered(schema)
+            _drop_validation_errors(schema)
             app.openapi_schema = schema
         return app.openapi_schema
 
-    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's own way, see its documents on extending OpenAPI.
+    app.openapi = openapi  # type: ignore[method-assign]  # The way that FastAPI documents for extending OpenAPI.
 
 
-def _drop_what_is_never_answered(schema: Schema) -> None:
-    """FastAPI promises an error of its own for each path that has a parameter; ours are texts, of which any will do."""
+def _drop_validation_errors(schema: Schema) -> None:
+    """Remove the validation error that FastAPI describes for each path with a parameter. Our parameters accept any text."""
     for operations in schema["paths"].values():
         for operation in operations.values():
             if "HTTPValidationError" in str(operation["responses"].get("422", "")):

@@ -1,4 +1,4 @@
-"""What does a person see, and what do machines ask about this process?"""
+"""Which pages does a person see, and what can machines ask about this process?"""
 
 import asyncio
 import time
@@ -25,16 +25,16 @@ _PAGE_HEADERS = {"content-security-policy": page_policy(_PLAYGROUND)}
 _STATUS = object_of(["status"], status=TEXT)
 
 
-def _told_of_health() -> dict[str, Any]:
-    told = serving({"application/json": _STATUS}, is_open=True)
-    told["responses"][503] = {**told["responses"][200], "description": "It is not; the status says why."}
-    return told
+def _health_docs() -> dict[str, Any]:
+    docs = serving({"application/json": _STATUS}, is_open=True)
+    docs["responses"][503] = {**docs["responses"][200], "description": "It is not ready or healthy; the status says why."}
+    return docs
 
 
 def router(services: ApiServices, count_jobs: Callable[[], Awaitable[tuple[int, int] | None]]) -> APIRouter:
-    """``count_jobs`` returns how many jobs wait and how many run; None where Redis does not say."""
+    """``count_jobs`` returns how many jobs wait and how many run; None if Redis does not answer."""
     routes = APIRouter(tags=["operations"])
-    began_at = time.monotonic()
+    started_at = time.monotonic()
 
     @routes.get("/", **serving({"application/json": _STATUS, "text/html": TEXT}, is_open=True))
     async def root(request: Request) -> Response:
@@ -44,24 +44,24 @@ def router(services: ApiServices, count_jobs: Callable[[], Awaitable[tuple[int, 
 
     @routes.get("/livez", **serving({"application/json": _STATUS}, is_open=True))
     async def livez() -> Response:
-        """Say that the process runs."""
+        """Report that the process runs."""
         return json_response({"status": "ok"})
 
-    @routes.get("/readyz", **_told_of_health())
+    @routes.get("/readyz", **_health_docs())
     async def readyz() -> Response:
-        """Say whether this process should get requests: not while it stops, nor while it is deaf to a Redis that answers."""
+        """Report whether this process should get requests: not while it stops, nor while it cannot hear Redis."""
         problem = unready(services)
         return json_response({"status": problem or "ok"}, 503 if problem else 200)
 
-    @routes.get("/health", **_told_of_health())
+    @routes.get("/health", **_health_docs())
     async def health() -> Response:
-        """Say how the gateway is, the parts that it shares with others included."""
+        """Report the state of the gateway, including the parts that all processes share."""
         problems = problems_of(services)
         return json_response(
             {
                 "status": "degraded" if problems else "healthy",
                 "timestamp": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-                "uptime_seconds": round(time.monotonic() - began_at),
+                "uptime_seconds": round(time.monotonic() - started_at),
                 "checks": checks_of(services),
                 "problems": problems,
                 "workers_alive": services.queue.workers_alive,
@@ -94,37 +94,36 @@ def router(services: ApiServices, count_jobs: Callable[[], Awaitable[tuple[int, 
 
 
 def checks_of(services: ApiServices) -> dict[str, bool]:
-    """Return the parts that work. The last three are the names that claude-code-proxy gave them."""
+    """Return which parts work. The last three names come from claude-code-proxy, whose clients may read them."""
     settings = services.settings
-    on = available(settings)
-    is_redis_well = not services.probe.problems()
+    providers = available(settings)
+    is_redis_healthy = not services.probe.problems()
     return {
-        "redis": is_redis_well,
+        "redis": is_redis_healthy,
         "feed": services.feed.is_connected,
-        "providers": bool(on),
+        "providers": bool(providers),
         "workers": services.queue.workers_alive > 0,
-        "claude_api": any(
-            "anthropic-messages" in settings.vendors[provider].wires for provider in on
-        ),  # Not asked, as each costs.
-        "rate_limiter": is_redis_well,
-        "auth": is_redis_well or settings.secret is None,  # Managed keys are looked up there.
+        # The provider is not asked, since each call costs money.
+        "claude_api": any("anthropic-messages" in settings.vendors[provider].wires for provider in providers),
+        "rate_limiter": is_redis_healthy,
+        "auth": is_redis_healthy or settings.secret is None,  # Managed keys are looked up in Redis.
     }
 
 
 def problems_of(services: ApiServices) -> list[str]:
-    """Return what keeps requests from being answered, in the words of who refuses; empty where nothing does."""
-    found = [f"Redis: {problem}" for problem in services.probe.problems()]
+    """Return what keeps the gateway from answering requests, in the words of the part that fails; empty if nothing does."""
+    problems = [f"Redis: {problem}" for problem in services.probe.problems()]
     if services.pulse.is_up and not services.feed.is_connected:
-        found.append(f"This process is deaf: {services.feed.refusal or 'its subscription is down'}")
+        problems.append(f"This process is deaf: {services.feed.refusal or 'its subscription is down'}")
     if not available(services.settings):
-        found.append("No provider is configured")
+        problems.append("No provider is configured")
     if services.pulse.is_up and not services.queue.workers_alive:
-        found.append("No worker takes jobs: start one with `sluice worker`")
-    return found
+        problems.append("No worker takes jobs: start one with `sluice worker`")
+    return problems
 
 
 def unready(services: ApiServices) -> str | None:
-    """Return why this process should get no requests."""
+    """Return why this process should get no requests; None if it should."""
     if services.is_draining:
         return "draining"
     if services.pulse.is_up and not services.feed.is_connected:

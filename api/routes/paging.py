@@ -1,6 +1,6 @@
-"""How is a list told in pages?
+"""How is a list returned in pages?
 
-As OpenAI tells its own: ``limit`` and ``after`` in the query, and an answer that says whether there is more.
+As OpenAI does it: ``limit`` and ``after`` in the query, and a field of the answer that says whether there is more.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,37 +14,37 @@ PAGE_FIELDS = ("object", "data", "first_id", "last_id", "has_more")
 PAGE_MAX, PAGE_DEFAULT = 100, 20  # OpenAI's.
 
 
-def limit_parameter(description: str = "How many.", most: int = PAGE_MAX, **more: Any) -> Schema:
-    return query("limit", description, type="integer", minimum=1, maximum=most, **more)
+def limit_parameter(description: str = "How many.", limit_max: int = PAGE_MAX, **more: Any) -> Schema:
+    return query("limit", description, type="integer", minimum=1, maximum=limit_max, **more)
 
 
 def after_parameter(**more: Any) -> Schema:
-    return query("after", "The last id of the page before.", **more)
+    return query("after", "The last id of the previous page.", **more)
 
 
-def limit_in(sent: Mapping[str, str], most: int = PAGE_MAX, absent: int = PAGE_DEFAULT, code: str | None = None) -> int:
-    """Return how many a query asks for.
+def limit_in(params: Mapping[str, str], limit_max: int = PAGE_MAX, absent: int = PAGE_DEFAULT, code: str | None = None) -> int:
+    """Return how many items a query asks for.
 
     Raises:
         GatewayError: INVALID_REQUEST.
     """
-    return query_number(sent, "limit", 1, most, absent, code)
+    return query_number(params, "limit", 1, limit_max, absent, code)
 
 
-def after_in(sent: Mapping[str, str], may_be: Callable[[str], object], of: str) -> str | None:
-    """Return the id that a query wants the list to go on after; None: from the beginning.
+def after_in(params: Mapping[str, str], is_valid: Callable[[str], object], expected: str) -> str | None:
+    """Return the id after which a query wants the list to continue; None: from the beginning.
 
     Raises:
-        GatewayError: INVALID_REQUEST, it is none that there ``may_be``; ``of`` says whose id is wanted.
+        GatewayError: INVALID_REQUEST, the id is not ``is_valid``. ``expected`` says whose id it must be.
     """
-    after = sent.get("after")
-    if after is not None and not may_be(after):
-        raise invalid("after", f"must be the id of {of}")
+    after = params.get("after")
+    if after is not None and not is_valid(after):
+        raise invalid("after", f"must be the id of {expected}")
     return after
 
 
-def page_of(found: Sequence[dict[str, Any]], limit: int) -> dict[str, Any]:
-    """Return a page of what was found, which may be longer: then there is more."""
-    data = list(found[:limit])
+def page_of(items: Sequence[dict[str, Any]], limit: int) -> dict[str, Any]:
+    """Return the first ``limit`` items as a page. If there are more items, the page says so."""
+    data = list(items[:limit])
     first_id, last_id = (data[0]["id"], data[-1]["id"]) if data else (None, None)
-    return {"object": "list", "data": data, "first_id": first_id, "last_id": last_id, "has_more": len(found) > len(data)}
+    return {"object": "list", "data": data, "first_id": first_id, "last_id": last_id, "has_more": len(items) > len(data)}

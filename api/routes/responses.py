@@ -1,7 +1,7 @@
 """How is OpenAI's responses API served: created, fetched, continued, cancelled and deleted?
 
-A response is a generation with a record that outlives its log. One in the background is a detached generation, whose
-events its client may read at any time and from any of them on.
+A response is a generation with a record that outlives its log. A background response is a detached generation. Its client may
+read its events at any time, and from any event on.
 Source: https://platform.openai.com/docs/api-reference/responses
 """
 
@@ -48,12 +48,12 @@ _STORED = {"application/json": RESPONSE, "text/event-stream": {}}
 _DELETED = {"application/json": {"type": "object", "required": ["id", "object", "deleted"]}}
 _ITEMS = {"application/json": {"type": "object", "required": ["object", "data", "first_id", "last_id", "has_more"]}}
 _REPLAYING = [
-    query("stream", "Its events, of one that runs in the background.", enum=["true", "false"]),
+    query("stream", "Return the events of a background response.", enum=["true", "false"]),
     query("starting_after", "Only events after this sequence number.", type="integer", minimum=0, maximum=SEQUENCE_MAX),
 ]
 _PAGING = [
     limit_parameter(),
-    query("order", "The newest first, if nothing is said.", enum=["asc", "desc"]),
+    query("order", "The default is the newest first.", enum=["asc", "desc"]),
     after_parameter(),
 ]
 _CANCELLED = Failed(ErrorKind.CANCELLED, "The response was cancelled.", code="cancelled")
@@ -80,7 +80,7 @@ def router(services: ApiServices) -> APIRouter:
         **serving(_STORED, 404, 410, parameters=_REPLAYING, relays=True),
     )
     async def retrieve_response(id_: str, request: Request) -> Response:
-        """``?stream=true&starting_after=N`` gives the events of one in the background, and goes on live."""
+        """``?stream=true&starting_after=N`` returns the events of a background response, and continues live."""
         return await answer_or_error(OPENAI_RESPONSES, request, services, _retrieve(id_, request, services))
 
     @routes.delete("/v1/responses/{id_}", summary="Delete a stored response", **serving(_DELETED, 404))
@@ -89,11 +89,11 @@ def router(services: ApiServices) -> APIRouter:
 
     @routes.post(
         "/v1/responses/{id_}/cancel",
-        summary="Cancel a response in the background",
+        summary="Cancel a background response",
         **serving({"application/json": RESPONSE}, 400, 404, 410),
     )
     async def cancel_response(id_: str, request: Request) -> Response:
-        """Cancelling it again does no harm."""
+        """To cancel it again does no harm."""
         return await answer_or_error(OPENAI_RESPONSES, request, services, _cancel(id_, request, services))
 
     @routes.get(
@@ -111,10 +111,10 @@ def router(services: ApiServices) -> APIRouter:
 
 
 @dataclass(slots=True)
-class Begun:
-    """A response that was created, or come back to by its idempotency-key; ``body`` is the client's own."""
+class CreatedResponse:
+    """A new response, or the one that a retry with the same idempotency-key belongs to. ``body`` is the client's own."""
 
-    asked: AcceptedRequest
+    accepted: AcceptedRequest
     relay: Relay
     body: dict[str, Any]
 
@@ -124,52 +124,52 @@ class Begun:
 
     @property
     def is_retry(self) -> bool:
-        return self.relay.viewer.generation_id != self.asked.job.generation_id
+        return self.relay.viewer.generation_id != self.accepted.job.generation_id
 
 
-async def begin(request: Request, services: ApiServices, *, is_detached: bool = False) -> Begun:
-    """Create a response; ``is_detached``: it runs as one in the background does, whatever the body says.
+async def start_response(request: Request, services: ApiServices, *, is_detached: bool = False) -> CreatedResponse:
+    """Create a response. ``is_detached``: it runs like a background response, whatever the body says.
 
     Raises:
         GatewayError, StoreUnavailable: it was not created.
     """
-    asked_for: dict[str, Any] = {}
+    client_body: dict[str, Any] = {}
 
     async def amend(principal: Principal, body: dict[str, Any]) -> dict[str, Any]:
-        asked_for.update(body)
+        client_body.update(body)
         if body.get("background") is True and body.get("store") is False:
             raise invalid("store", "must not be false where background is true: there would be nothing to fetch later")
-        # In the background it always runs as a stream: its events are there for who comes later.
+        # A background response always streams, so that a client that comes later can read its events.
         changed = {**body, "stream": True} if is_detached or body.get("background") is True else body
         return await continued(principal, changed, services)
 
-    unsaid = Policy.DETACH if is_detached else Policy.STOP
-    asked = await accept(OPENAI_RESPONSES, request, services, amend, default_policy=unsaid)
-    is_background = asked_for.get("background") is True
+    default_policy = Policy.DETACH if is_detached else Policy.STOP
+    accepted = await accept(OPENAI_RESPONSES, request, services, amend, default_policy=default_policy)
+    is_background = client_body.get("background") is True
     if is_background:
-        asked.job_class = class_of(request.headers, asked.principal, JobClass.BACKGROUND)
-        if "x-disconnect" not in request.headers or not (is_detached or asked_for.get("stream") is True):
-            asked.job.policy, asked.job.grace_s = Policy.DETACH, 0.0
-    if asked_for.get("store") is not False:
-        await _store(asked, services, is_needed=is_background)
+        accepted.job_class = class_of(request.headers, accepted.principal, JobClass.BACKGROUND)
+        if "x-disconnect" not in request.headers or not (is_detached or client_body.get("stream") is True):
+            accepted.job.policy, accepted.job.grace_s = Policy.DETACH, 0.0
+    if client_body.get("store") is not False:
+        await _store(accepted, services, is_needed=is_background)
     try:
-        relay = await start(asked, services)
+        relay = await start(accepted, services)
     except GatewayError:
-        await _forget(asked, services)
+        await _discard(accepted, services)
         raise
-    created = Begun(asked, relay, asked_for)
+    created = CreatedResponse(accepted, relay, client_body)
     if created.is_retry:
-        await _forget(asked, services)
+        await _discard(accepted, services)
     return created
 
 
-async def _forget(asked: AcceptedRequest, services: ApiServices) -> None:
-    with suppress(StoreUnavailable):  # It expires by itself then.
-        await services.responses.delete(asked.job.generation_id)
+async def _discard(accepted: AcceptedRequest, services: ApiServices) -> None:
+    with suppress(StoreUnavailable):  # Then the stored request expires by itself.
+        await services.responses.delete(accepted.job.generation_id)
 
 
 async def _create(request: Request, services: ApiServices) -> Response:
-    created = await begin(request, services)
+    created = await start_response(request, services)
     relay = created.relay
     if not created.is_background:
         return relay
@@ -178,30 +178,30 @@ async def _create(request: Request, services: ApiServices) -> Response:
         return relay
     relay.outcome = "detached"
     await finish(relay, services)
-    generation_id, job = relay.viewer.generation_id, created.asked.job
-    stored = await services.responses.load(generation_id, created.asked.principal.id) if created.is_retry else None
+    generation_id, job, owner = relay.viewer.generation_id, created.accepted.job, created.accepted.principal.id
+    stored = await services.responses.load(generation_id, owner) if created.is_retry else None
     described = Described(generation_id, job.model, job.created_s, created.body)
-    response = await _as_it_stands(stored, services) if stored else begun(described, "queued")
+    response = await _current_response(stored, services) if stored else begun(described, "queued")
     return json_response(response, headers={"x-generation-id": generation_id})
 
 
-async def _store(asked: AcceptedRequest, services: ApiServices, *, is_needed: bool) -> None:
-    """Keep what was asked, unless it is too large.
+async def _store(accepted: AcceptedRequest, services: ApiServices, *, is_needed: bool) -> None:
+    """Store the request, unless it is too large.
 
     Raises:
-        GatewayError: REQUEST_TOO_LARGE, it is too large for one that is needed.
+        GatewayError: REQUEST_TOO_LARGE, it is too large, and must be stored because it ``is_needed``.
     """
-    job = asked.job
+    job = accepted.job
     if not services.pulse.is_up:
         raise redis_away(services.pulse)
     if services.responses.has_room(len(job.body)):
-        await services.responses.open(job.generation_id, asked.principal.id, job.created_s, bytes(job.body))
+        await services.responses.open(job.generation_id, accepted.principal.id, job.created_s, bytes(job.body))
         return
     log.info("response_not_stored", generation_id=job.generation_id, reason="too large", bytes=len(job.body))
     if is_needed:
         raise GatewayError(
             ErrorKind.REQUEST_TOO_LARGE,
-            "The request is too large to be stored, as one in the background must be. Send it without background.",
+            "The request is too large to be stored, which a background response needs. Send it without background.",
             code="request_too_large",
         )
 
@@ -212,10 +212,10 @@ async def _store(asked: AcceptedRequest, services: ApiServices, *, is_needed: bo
 async def _stored(
     id_: str, request: Request, services: ApiServices, scope: Scope = "read", *, has_prompt: bool = False
 ) -> StoredResponse:
-    """Return a response of whoever asks; ``has_prompt``: it is to be told what it answers.
+    """Return a stored response of the client. ``has_prompt``: the client asks for the prompt that it answers.
 
     Raises:
-        GatewayError: NOT_FOUND; PERMISSION_DENIED, prompts are not told to whoever has no key.
+        GatewayError: NOT_FOUND; PERMISSION_DENIED, clients without a key cannot see prompts.
     """
     principal = await services.authenticator.authenticate(request, scope)
     if has_prompt:
@@ -232,37 +232,37 @@ async def _retrieve(id_: str, request: Request, services: ApiServices) -> Respon
     stored = await _stored(id_, request, services)
     if request.query_params.get("stream", "").lower() in ("true", "1"):
         return await _replay(stored, request, services)
-    return json_response(await _as_it_stands(stored, services))
+    return json_response(await _current_response(stored, services))
 
 
-async def _as_it_stands(stored: StoredResponse, services: ApiServices) -> dict[str, Any]:
-    """Return the response object: as it was stored, or as its log tells."""
+async def _current_response(stored: StoredResponse, services: ApiServices) -> dict[str, Any]:
+    """Return the response object: as it was stored, or made from the state of its log."""
     if stored.response:
         return stored.response
     described = Described(stored.generation_id, stored.body["model"], stored.created_s, stored.body)
-    standing = stored.failed or await _standing(stored.generation_id, services)
-    if isinstance(standing, str):
-        return begun(described, standing)
-    if standing.kind is ErrorKind.CANCELLED:
+    outcome = stored.failed or await _status_in_log(stored.generation_id, services)
+    if isinstance(outcome, str):
+        return begun(described, outcome)
+    if outcome.kind is ErrorKind.CANCELLED:
         return begun(described, "cancelled")
-    return failed_response(described, standing)
+    return failed_response(described, outcome)
 
 
-async def _standing(generation_id: str, services: ApiServices) -> str | Failed:
-    """Return the status of what has no outcome in the store, or the failure that ended it."""
+async def _status_in_log(generation_id: str, services: ApiServices) -> str | Failed:
+    """Return the status of a response without a stored outcome, or the failure that ended it."""
     (last,) = await services.channel.last_ids([generation_id])
     if last is None:
         return Failed(ErrorKind.INTERNAL, "The answer was lost. Send the request again.", code="response_lost")
     frames = await services.channel.read(generation_id, last.before(), 1) if last != START else []
     if not frames or frames[0].kind is not FrameKind.END:
-        if await services.hub.end_if_lost(generation_id):  # Whoever polls must come to an end, too.
-            return await _standing(generation_id, services)
+        if await services.hub.end_if_lost(generation_id):  # A client that polls must see an end, too.
+            return await _status_in_log(generation_id, services)
         return "in_progress" if last != START else "queued"
-    return unpack_failure(frames[0].data) or "in_progress"  # About to be stored.
+    return unpack_failure(frames[0].data) or "in_progress"  # It has completed, and will be stored in a moment.
 
 
 async def _replay(stored: StoredResponse, request: Request, services: ApiServices) -> Response:
-    """Return the events that follow ``starting_after``, and those that are still to come."""
+    """Return the events that follow ``starting_after``, and continue live."""
     if not stored.is_background:
         raise invalid("stream", "must not be true: only a response that was created with background=true can be streamed again")
     sequence = query_number(request.query_params, "starting_after", 0, SEQUENCE_MAX, None)
@@ -271,17 +271,17 @@ async def _replay(stored: StoredResponse, request: Request, services: ApiService
     if sequence is not None:
         cursor = await _cursor_after(generation_id, sequence, services)
         if cursor is None:
-            return Response(status_code=200, headers=SSE_HEADERS)  # It has seen all there is.
+            return Response(status_code=200, headers=SSE_HEADERS)  # The client has seen all events.
     if request.method == "HEAD":
         (state,) = await services.channel.describe([generation_id], stored.owner)
-        if isinstance(state, State) and not state.has_ended:  # Reading what runs would be to watch it; see generations.py.
+        if isinstance(state, State) and not state.has_ended:  # No viewer joins for HEAD; see generations.py.
             return headers_of_stream(generation_id, state, has_begun=cursor is not None)
     viewer, _ = await services.hub.join_existing(generation_id, stored.owner, cursor)
     relay = Relay(
         viewer,
         OPENAI_RESPONSES,
         services.relay_timeouts(),
-        lambda done: finish(done, services),
+        lambda relay: finish(relay, services),
         request_id=request_id_of(request),
         model=stored.body["model"],
         created_s=stored.created_s,
@@ -293,7 +293,7 @@ async def _replay(stored: StoredResponse, request: Request, services: ApiService
 
 
 async def _cursor_after(generation_id: str, sequence: int, services: ApiServices) -> Cursor | None:
-    """Return where the event with this number stands in the log; None if it is the event that says how the log ended.
+    """Return the position of the event with this number; None if it is the event that reports how the log ended.
 
     Raises:
         GatewayError: INVALID_REQUEST, there is no such event.
@@ -305,7 +305,7 @@ async def _cursor_after(generation_id: str, sequence: int, services: ApiServices
                 sequences = [sequence_number(block) for block in split_blocks(frame.data)]
                 last = sequences[-1] if sequences and sequences[-1] is not None else last
                 if last >= sequence:
-                    return Cursor(frame.id, sum(each is None or each <= sequence for each in sequences))
+                    return Cursor(frame.id, sum(number is None or number <= sequence for number in sequences))
             elif frame.kind is FrameKind.END and sequence == last + 1 and unpack_failure(frame.data):
                 return None
     raise invalid("starting_after", "must be the sequence number of an event of this response")
@@ -325,23 +325,23 @@ async def _cancel(id_: str, request: Request, services: ApiServices) -> Response
     if not stored.response and not stored.failed and await _stop(stored, services):
         await _until_ended(stored, services)
         stored = await _stored(id_, request, services, "generate")
-    response = await _as_it_stands(stored, services)
-    if response["status"] in ("queued", "in_progress"):  # Its worker has yet to hear of it, and will.
+    response = await _current_response(stored, services)
+    if response["status"] in ("queued", "in_progress"):  # Its worker has not seen the stop flag yet, but will.
         response["status"] = "cancelled"
     return json_response(response)
 
 
 async def _stop(stored: StoredResponse, services: ApiServices) -> bool:
-    """Stop a generation, wherever it runs or waits; returns whether it had not ended."""
+    """Stop a generation, wherever it runs or waits. Return whether it had not ended."""
     if await services.channel.stop(stored.generation_id) is not WriteStatus.OK:
         return False
     if await services.hub.end_if_waiting(stored.generation_id, _CANCELLED):
-        await services.responses.finish(stored.generation_id, b"", _CANCELLED)  # No worker will.
+        await services.responses.finish(stored.generation_id, b"", _CANCELLED)  # No worker will do it.
     return True
 
 
 async def _until_ended(stored: StoredResponse, services: ApiServices) -> None:
-    """Return once a stopped generation has ended: its worker hears of it with its next heartbeat."""
+    """Return once a stopped generation has ended. Its worker sees the stop flag with its next heartbeat."""
     viewer = await services.hub.join(stored.generation_id)
     viewer.reread()
     try:
@@ -356,7 +356,7 @@ async def _until_ended(stored: StoredResponse, services: ApiServices) -> None:
 async def _delete(id_: str, request: Request, services: ApiServices) -> Response:
     stored = await _stored(id_, request, services, "generate")
     if stored.is_background and not stored.response and not stored.failed:
-        await _stop(stored, services)  # Nobody could read it any more.
+        await _stop(stored, services)  # Nobody could read its answer any more.
     await services.responses.delete(stored.generation_id)
     return json_response({"id": response_id(stored.generation_id), "object": "response", "deleted": True})
 
@@ -378,7 +378,7 @@ async def _input_items(id_: str, request: Request, services: ApiServices) -> Res
 
 
 def _listed(item: dict[str, Any], generation_id: str, index: int) -> dict[str, Any]:
-    """Return an input item as OpenAI lists it: with a type and an id, a message's content as a list of parts."""
+    """Return an input item as OpenAI lists it: with a type and an id, and a message's content as a list of parts."""
     made_up_id = f"item_{generation_id.removeprefix('gen_')}{index:04x}"
     listed = {"type": "message", **item, "id": item.get("id") or made_up_id}
     if isinstance(text := item.get("content"), str):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.routes.usage import ANSWER, OWN_GROUPS, PARAMETERS, read_question, report
+from api.routes.usage import ANSWER, OWN_GROUPS, PARAMETERS, parse_question, report
 from common.canonical.errors import ErrorKind, GatewayError
 from common.database.lazy import LazyDatabase
 from common.ledger.usage_report import UsageQuestion
@@ -16,7 +16,7 @@ NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
 
 
 def read(**sent: str) -> UsageQuestion:
-    return read_question(sent, "key_a", NOON)
+    return parse_question(sent, "key_a", NOON)
 
 
 def test_unsaid_it_is_the_last_thirty_days_by_day():
