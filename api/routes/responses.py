@@ -34,7 +34,7 @@ from common.channel.base import START, Cursor, FrameKind, State, WriteStatus
 from common.channel.transcript import pages
 from common.dialects.openai_responses.dialect import OPENAI_RESPONSES, sequence_number
 from common.dialects.openai_responses.ids import parse_response_id, response_id
-from common.dialects.openai_responses.response_object import Described, begun, failed_response
+from common.dialects.openai_responses.response_object import ResponseInfo, failed_response, unfinished_response
 from common.dialects.shared.reading import invalid
 from common.queue.jobs import JobClass
 from common.records.end import unpack_failure
@@ -180,8 +180,8 @@ async def _create(request: Request, services: ApiServices) -> Response:
     await finish(relay, services)
     generation_id, job, owner = relay.viewer.generation_id, created.accepted.job, created.accepted.principal.id
     stored = await services.responses.load(generation_id, owner) if created.is_retry else None
-    described = Described(generation_id, job.model, job.created_s, created.body)
-    response = await _current_response(stored, services) if stored else begun(described, "queued")
+    response_info = ResponseInfo(generation_id, job.model, job.created_s, created.body)
+    response = await _current_response(stored, services) if stored else unfinished_response(response_info, "queued")
     return json_response(response, headers={"x-generation-id": generation_id})
 
 
@@ -239,13 +239,13 @@ async def _current_response(stored: StoredResponse, services: ApiServices) -> di
     """Return the response object: as it was stored, or made from the state of its log."""
     if stored.response:
         return stored.response
-    described = Described(stored.generation_id, stored.body["model"], stored.created_s, stored.body)
+    response_info = ResponseInfo(stored.generation_id, stored.body["model"], stored.created_s, stored.body)
     outcome = stored.failed or await _status_in_log(stored.generation_id, services)
     if isinstance(outcome, str):
-        return begun(described, outcome)
+        return unfinished_response(response_info, outcome)
     if outcome.kind is ErrorKind.CANCELLED:
-        return begun(described, "cancelled")
-    return failed_response(described, outcome)
+        return unfinished_response(response_info, "cancelled")
+    return failed_response(response_info, outcome)
 
 
 async def _status_in_log(generation_id: str, services: ApiServices) -> str | Failed:

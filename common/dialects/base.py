@@ -1,6 +1,7 @@
 """What must every client dialect be able to do?
 
-A dialect is pure: bytes and objects in, bytes and objects out; no I/O, no clock, no settings.
+The API parses requests and encodes errors with a dialect; a worker encodes answers. A dialect is pure: bytes and objects in,
+bytes and objects out; no I/O, no clock, no settings.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,10 +16,10 @@ from common.metering.pricing import Cost
 
 @dataclass(slots=True)
 class ReplyInfo:
-    """What an answer says of itself: our id for it, the model name as the client wrote it, when it began (Unix seconds).
+    """Facts about an answer: our id for it, the model name as the client wrote it, when it began (Unix seconds).
 
-    ``body`` is the client's own, for dialects that echo it. ``elapsed_ms`` tells the time since the request came;
-    ``price`` what usage costs at the deployment that answers, None where its price is not known.
+    ``body`` is the client's body, for dialects that echo it. ``elapsed_ms`` returns the time since the request arrived;
+    ``price`` returns what usage costs at the deployment that answers, None if its price is not known.
     """
 
     generation_id: str
@@ -32,22 +33,22 @@ class ReplyInfo:
 
 @dataclass(slots=True)
 class OpenStream:
-    """What a stream that now fails has said: ``last`` is the data of its last frame, whole SSE events, or nothing.
+    """An open stream that now fails. ``last_frame`` is the data of its last frame: complete SSE events, or nothing.
 
-    ``model`` and ``created_s`` are as in its ``ReplyInfo``.
+    ``model`` and ``created_s`` are those of its ``ReplyInfo``.
     """
 
     generation_id: str
-    last: bytes = b""
+    last_frame: bytes = b""
     model: str = ""
     created_s: int = 0
 
 
 class Encoder(Protocol):
-    """The events of one generation to the dialect's stream. Holds the stream's state: indices, open blocks, ids."""
+    """Encodes the events of one generation as the dialect's stream. Holds the stream's state: indices, open blocks, ids."""
 
     def encode(self, event: Event) -> bytes:
-        """Return the whole SSE events (closing blank lines included) that say ``event``; empty where nothing is to be said.
+        """Return complete SSE events (closing blank lines included) for ``event``; empty if the dialect sends nothing for it.
 
         ``Failed`` becomes the dialect's error event, never a clean end.
         """
@@ -56,17 +57,17 @@ class Encoder(Protocol):
 
 @dataclass(slots=True)
 class EndedEncoder:
-    """The encoder of a stream that is over but for ``rest``, the events that close it."""
+    """The encoder of a stream whose answer is complete. It only sends the events that close the stream."""
 
-    rest: bytes = b""
+    closing_events: bytes = b""
 
     def encode(self, event: Event) -> bytes:
-        return self.rest if isinstance(event, Completed) else b""
+        return self.closing_events if isinstance(event, Completed) else b""
 
 
 @dataclass(slots=True)
 class Progress:
-    """What a client has of an answer that broke off, read back from its own bytes.
+    """What a client has received of an answer that broke off, read back from the bytes that were sent.
 
     ``is_plain``: the answer is text, perhaps after reasoning that has ended, and nothing else, so another call can continue
     it. ``missing_events`` are SSE events that the client needs before any other. ``encoder`` continues after them: no second
@@ -95,10 +96,10 @@ class Dialect(Protocol):
     def encoder(self, request: GenerationRequest, info: ReplyInfo) -> Encoder: ...
 
     def resume(self, request: GenerationRequest, info: ReplyInfo, blocks: Sequence[bytes]) -> Progress:
-        """Return what a stream has said that broke off: ``blocks`` are its SSE blocks, of ours or as a vendor of the family
-        sent them, and never none.
+        """Return the progress of a stream that broke off. ``blocks`` are its SSE blocks, at least one: written by us, or
+        passed through from a vendor of the family.
 
-        What it does not know to be text is not plain: it must never raise, and never guess.
+        Must never raise and never guess: an answer with anything that is not known to be text is not plain.
         """
         ...
 
@@ -119,13 +120,13 @@ class Dialect(Protocol):
         ...
 
     def event_text(self, event: dict[str, Any]) -> object:
-        """Return what one event of a stream says of the answer's text, as it came; anything else that is no text: None."""
+        """Return the answer text in one event of a stream, unchanged; None, or a value that is not text, if it has none."""
         ...
 
     def reply_text(self, answer: dict[str, Any]) -> object:
-        """The same of a whole answer."""
+        """Return the answer text in a complete answer; see ``event_text``."""
         ...
 
-    def is_final(self, last: bytes) -> bool:
-        """Whether the last event of a stream is the one after which its clients expect nothing; ``last`` is its whole block."""
+    def is_final(self, last_block: bytes) -> bool:
+        """Whether a stream that ends with this SSE block is complete for its clients."""
         ...

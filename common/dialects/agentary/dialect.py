@@ -1,10 +1,10 @@
 """What do we promise clients of agentary-js' cloud provider?
 
-Reading the body is ``agentary_request.py``; here is what goes back: chunks of one token each, their ids counted from 0.
-The stream ends with a chunk of its own, because that client drops the text of the last one when it adds them up. Tool
-calls come whole, in one chunk without a token. Thinking is not shown: whatever is in ``token`` is the answer.
+``request.py`` reads the body; this file writes the answer: chunks of one token each, with ids counted from 0. The stream
+ends with a separate last chunk without text, because that client ignores the last chunk's text when it joins the tokens.
+Tool calls come complete, in one chunk without a token. Reasoning is not sent: everything in ``token`` is the answer.
 Source: https://github.com/agentary-ai/agentary-js/blob/main/examples/cloud-proxy/README.md, and what
-``src/providers/cloud.ts`` there reads.
+``src/providers/cloud.ts`` in that repository reads.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -51,7 +51,7 @@ class Agentary:
         return TokenEncoder(info)
 
     def resume(self, request: GenerationRequest, info: ReplyInfo, blocks: Sequence[bytes]) -> Progress:
-        """All bytes are ours: no vendor speaks this."""
+        """All bytes were written by us: no vendor uses this format."""
         chunks = [event for event in parse_events(blocks) if event is not None]
         text = "".join(text_in(chunk, "token") for chunk in chunks)
         is_plain = not any("toolCalls" in chunk for chunk in chunks)
@@ -66,7 +66,7 @@ class Agentary:
     def encode_reply(self, reply: Reply, request: GenerationRequest, info: ReplyInfo) -> bytes:
         choice = reply.choices.get(0) or Choice()
         text = _text(choice)
-        whole = {
+        body = {
             "token": text,
             "tokenId": 0,
             "content": text,
@@ -74,8 +74,8 @@ class Agentary:
             "usage": _usage(reply.usage or Usage()),
         }
         if choice.tool_calls:
-            whole["tool_calls"] = _calls(choice.tool_calls)
-        return orjson.dumps(whole)
+            body["tool_calls"] = _calls(choice.tool_calls)
+        return orjson.dumps(body)
 
     def status(self, failed: Failed) -> int:
         return 400 if _is_about_the_model(failed) else failed.http_status
@@ -99,12 +99,12 @@ class Agentary:
     def reply_text(self, answer: dict[str, Any]) -> object:
         return answer.get("token")
 
-    def is_final(self, last: bytes) -> bool:
-        return last == DONE_EVENT or last.startswith(b"error:")
+    def is_final(self, last_block: bytes) -> bool:
+        return last_block == DONE_EVENT or last_block.startswith(b"error:")
 
 
 class TokenEncoder:
-    """Events to token chunks."""
+    """Encodes events as token chunks."""
 
     def __init__(self, info: ReplyInfo, next_id: int = 0) -> None:
         self._elapsed_ms = info.elapsed_ms
@@ -113,7 +113,7 @@ class TokenEncoder:
         self._finish_reason = FinishReason.STOP
 
     def encode(self, event: Event) -> bytes:
-        # Hot path: runs once per token. No dict is built but for the first one.
+        # Hot path: runs once per token. Builds a dict only for the first token.
         if type(event) is TextDelta and self._next_id and event.text and event.choice == 0:
             self._next_id += 1
             return b'data: {"token":%b,"tokenId":%d}\n\n' % (orjson.dumps(event.text), self._next_id - 1)
@@ -124,7 +124,7 @@ class TokenEncoder:
             return b""  # An answer is one choice; this dialect never asks for more.
         match event:
             case TextDelta() | RefusalDelta():
-                # Not an empty one, which would be the first token, or look like the end.
+                # Skip empty text: it would count as the first token, or look like the end.
                 return self._chunk(event.text) if event.text else b""
             case ToolCallStarted() | ToolCallDelta():
                 self._calls.add(event)
@@ -139,7 +139,7 @@ class TokenEncoder:
             case Failed():
                 return _error_event(event)
             case _:
-                pass  # Thinking, its signatures, and the beginning, which the first token tells.
+                pass  # Reasoning and signatures are not sent. The first token marks the start.
         return b""
 
     def _chunk(self, token: str, **fields: Any) -> bytes:
@@ -151,12 +151,12 @@ class TokenEncoder:
 
 
 def _text(choice: Choice) -> str:
-    """What the model said, a refusal included: there is no other place for one."""
+    """Return the model's text, including a refusal: the format has no other place for one."""
     return "".join(block.text for block in choice.blocks if isinstance(block, TextBlock | RefusalBlock))
 
 
 def _calls(calls: Iterable[ToolCall]) -> list[dict[str, Any]]:
-    """The shape in which the client's own answers hold tool calls; the arguments are JSON text."""
+    """Return tool calls in the shape that the client uses; the arguments are JSON text."""
     return [
         {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments or "{}"}}
         for call in calls
@@ -172,9 +172,9 @@ def _usage(usage: Usage) -> dict[str, int]:
 
 
 def _is_about_the_model(failed: Failed) -> bool:
-    """Whether the model is unknown or forbidden, here or at the provider, where nothing else can be missing."""
+    """Whether the model is unknown or forbidden, here or at the provider. A provider's 404 can only mean the model."""
     if failed.param == "provider":
-        return False  # No such path, so to speak.
+        return False  # The path names an unknown provider.
     return (
         failed.kind is ErrorKind.MODEL_NOT_FOUND
         or failed.code == "model_not_found"
@@ -184,7 +184,7 @@ def _is_about_the_model(failed: Failed) -> bool:
 
 
 def _error_event(failed: Failed) -> bytes:
-    """A field of its own, which readers of server-sent events pass over and this dialect's clients look for."""
+    """Return an ``error:`` field: SSE readers ignore unknown fields, and this dialect's clients look for it."""
     error = {"message": failed.message, "statusCode": AGENTARY.status(failed), "code": failed.code or failed.kind.value}
     return b"error: " + orjson.dumps(error) + b"\n\n"
 

@@ -1,8 +1,9 @@
 """What does the body that agentary-js posts ask for?
 
-Its releases differ. Messages hold text, tool calls and results in OpenAI's old form, or as parts of its own; with
-``modelProvider: "openai"`` it sends ``input`` as OpenAI's Responses have it. Tools are bare or wrapped. All are read.
-What steers only models in the browser is left out, as by the proxies that the client was written for, and named.
+Its releases differ. Messages hold text, tool calls and results in OpenAI's older form, or as the client's own parts. With
+``modelProvider: "openai"`` it sends ``input`` in the form of OpenAI's Responses. Tools are bare or wrapped. All forms are
+read. Options that affect only models in the browser are dropped, as in the proxies that the client was written for, and
+reported as dropped.
 Source: ``src/types/worker.ts`` and ``src/providers/transformation.ts`` in https://github.com/agentary-ai/agentary-js
 """
 
@@ -24,15 +25,24 @@ from common.canonical.generation import (
     ToolChoice,
     ToolResultPart,
 )
-from common.dialects.shared.parts import Text, add_spoken, add_turn, arguments_at, content_in, object_at, other_part, stops_in
-from common.dialects.shared.reading import Shape, as_list, at, invalid, opaque, read
+from common.dialects.shared.parts import (
+    Text,
+    add_to_assistant,
+    add_turn,
+    parse_stop,
+    read_arguments,
+    read_content,
+    require_object,
+    unknown_part,
+)
+from common.dialects.shared.reading import Shape, as_list, invalid, join_path, opaque_part, read
 
 _IN_BROWSER_ONLY = ("repetition_penalty", "deterministic", "enable_thinking")
 
 
 class Body(Shape):
     model: str = Field(min_length=1)
-    provider: str | None = None  # From the path.
+    provider: str | None = None  # Taken from the URL path.
     stream: bool | None = None
     instructions: str | None = None
     tools: list[Any] | None = None
@@ -106,7 +116,7 @@ def parse(body: Mapping[str, Any]) -> GenerationRequest:
         temperature=fields.temperature,
         top_p=fields.top_p,
         top_k=fields.top_k,
-        stop=stops_in(body.get("stop") or None),
+        stop=parse_stop(body.get("stop") or None),
         seed=fields.seed,
         tool_choice=_tool_choice(body.get("tool_choice")),
         dropped=[name for name in _IN_BROWSER_ONLY if body.get(name)],
@@ -122,50 +132,51 @@ def _has_input(body: Mapping[str, Any]) -> bool:
 def _messages(items: list[Any]) -> list[Message]:
     messages: list[Message] = []
     for index, item in enumerate(items):
-        path = at("messages", index)
+        path = join_path("messages", index)
         match read(_Message, item, path).role:
             case "system" | "developer":
-                add_turn(messages, Role.SYSTEM, content_in(item.get("content"), at(path, "content"), _part))
+                add_turn(messages, Role.SYSTEM, read_content(item.get("content"), join_path(path, "content"), _part))
             case "user":
-                add_turn(messages, Role.USER, content_in(item.get("content"), at(path, "content"), _part))
+                add_turn(messages, Role.USER, read_content(item.get("content"), join_path(path, "content"), _part))
             case "assistant":
                 add_turn(messages, Role.ASSISTANT, _assistant(item, path))
             case "tool":
                 call_id = read(_ToolMessage, item, path).tool_call_id
-                add_turn(messages, Role.USER, [ToolResultPart(call_id, _result(item.get("content"), at(path, "content")))])
+                result = _result(item.get("content"), join_path(path, "content"))
+                add_turn(messages, Role.USER, [ToolResultPart(call_id, result)])
     return messages
 
 
 def _assistant(item: dict[str, Any], path: str) -> list[Part]:
-    # Null next to tool calls, as OpenAI has it.
-    parts = [] if item.get("content") is None else content_in(item["content"], at(path, "content"), _part)
-    where = at(path, "tool_calls")
-    for index, call in enumerate(as_list(item.get("tool_calls") or [], where, "a list of tool calls")):
-        found = read(_ToolCall, call, at(where, index))
-        arguments = arguments_at(call["function"].get("arguments"), at(where, index, "function.arguments"))
-        parts.append(ToolCallPart(found.id, found.function.name, arguments))
+    # Content is null next to tool calls, as at OpenAI.
+    parts = [] if item.get("content") is None else read_content(item["content"], join_path(path, "content"), _part)
+    calls_path = join_path(path, "tool_calls")
+    for index, item_call in enumerate(as_list(item.get("tool_calls") or [], calls_path, "a list of tool calls")):
+        call = read(_ToolCall, item_call, join_path(calls_path, index))
+        arguments = read_arguments(item_call["function"].get("arguments"), join_path(calls_path, index, "function.arguments"))
+        parts.append(ToolCallPart(call.id, call.function.name, arguments))
     return parts
 
 
 def _part(part: object, path: str) -> Part:
-    part = object_at(part, path)
+    part = require_object(part, path)
     match part.get("type"):
         case "text" | "input_text" | "output_text":
             return TextPart(read(Text, part, path).text)
         case "tool_use":
             call = read(_ToolUse, part, path)
             name = "input" if part.get("arguments") is None else "arguments"
-            return ToolCallPart(call.id, call.name, arguments_at(part.get(name), at(path, name)))
+            return ToolCallPart(call.id, call.name, read_arguments(part.get(name), join_path(path, name)))
         case "tool_result":
             result = read(_ToolResult, part, path)
             name = "content" if part.get("result") is None else "result"
-            return ToolResultPart(result.tool_use_id, _result(part.get(name), at(path, name)), bool(result.is_error))
+            return ToolResultPart(result.tool_use_id, _result(part.get(name), join_path(path, name)), bool(result.is_error))
         case type_:
-            return other_part(type_, path)
+            return unknown_part(type_, path)
 
 
 def _result(value: object, path: str) -> list[Any]:
-    """A tool's result: text or parts, or whatever JSON the tool returned."""
+    """Return a tool's result: text, parts, or any JSON that the tool returned (as text)."""
     match value:
         case None:
             return []
@@ -174,7 +185,7 @@ def _result(value: object, path: str) -> list[Any]:
         case [{"type": "text", "text": str()}, *_]:
             return [
                 part if isinstance(part, TextPart) else OpaquePart("tool_result", path)
-                for part in content_in(value, path, _part)
+                for part in read_content(value, path, _part)
             ]
         case _:
             return [TextPart(orjson.dumps(value).decode())]
@@ -185,7 +196,7 @@ def _input(value: object) -> list[Message]:
         return [Message(Role.USER, [TextPart(value)])]
     messages: list[Message] = []
     for index, item in enumerate(as_list(value, "input", "a string or a list of items")):
-        _read_item(item, at("input", index), messages)
+        _read_item(item, join_path("input", index), messages)
     if not messages:
         raise invalid("input", "must not be empty")
     return messages
@@ -195,11 +206,12 @@ def _read_item(item: Any, path: str, messages: list[Message]) -> None:
     match item:
         case {"type": "function_call"}:
             call = read(_CallItem, item, path)
-            arguments = arguments_at(item.get("arguments"), at(path, "arguments"))
-            add_spoken(messages, [ToolCallPart(call.call_id, call.name, arguments)])
+            arguments = read_arguments(item.get("arguments"), join_path(path, "arguments"))
+            add_to_assistant(messages, [ToolCallPart(call.call_id, call.name, arguments)])
         case {"type": "function_call_output"}:
-            output = read(_OutputItem, item, path)
-            add_turn(messages, Role.USER, [ToolResultPart(output.call_id, _result(item.get("output"), at(path, "output")))])
+            call_id = read(_OutputItem, item, path).call_id
+            result = _result(item.get("output"), join_path(path, "output"))
+            add_turn(messages, Role.USER, [ToolResultPart(call_id, result)])
         case {"type": str() as type_} if type_ != "message":
             messages.append(Message(Role.USER, [OpaquePart(type_, path)]))
         case _:
@@ -209,36 +221,36 @@ def _read_item(item: Any, path: str, messages: list[Message]) -> None:
 def _read_input_message(item: object, path: str, messages: list[Message]) -> None:
     role = read(_Message, item, path).role
     assert isinstance(item, dict)
-    parts = content_in(item.get("content"), at(path, "content"), _part)
-    # The client sends the assistant's own turns as the developer's, since OpenAI takes no input text from an assistant.
-    is_spoken = role == "developer" and any(message.role is Role.USER for message in messages)
+    parts = read_content(item.get("content"), join_path(path, "content"), _part)
+    # The client sends the assistant's turns as the developer's, because OpenAI accepts no input text from an assistant.
+    is_assistant_turn = role == "developer" and any(message.role is Role.USER for message in messages)
     match role:
         case "assistant":
-            add_spoken(messages, parts)
-        case "developer" if is_spoken:
-            add_spoken(messages, parts)
+            add_to_assistant(messages, parts)
+        case "developer" if is_assistant_turn:
+            add_to_assistant(messages, parts)
         case "system" | "developer":
             messages.append(Message(Role.SYSTEM, parts))
         case "user":
             messages.append(Message(Role.USER, parts))
         case "tool":
-            raise invalid(at(path, "role"), "must not be 'tool' here: a result is an item of type function_call_output")
+            raise invalid(join_path(path, "role"), "must not be 'tool' here: a result is an item of type function_call_output")
 
 
 def _read_tools(items: list[Any], request: GenerationRequest) -> None:
     for index, item in enumerate(items):
-        path = at("tools", index)
+        path = join_path("tools", index)
         if isinstance(item, dict) and item.get("type") not in (None, "function", "custom"):
-            request.opaque.append(opaque(item["type"], path))  # A tool that runs at the vendor.
+            request.opaque.append(opaque_part(item["type"], path))  # A tool that the vendor runs.
             continue
         if isinstance(item, dict) and "function" in item:
-            item, path = item["function"], at(path, "function")
+            item, path = item["function"], join_path(path, "function")
         tool = read(_Function, item, path)
         request.tools.append(Tool(tool.name, tool.description, tool.parameters or tool.input_schema or {}))
 
 
 def _tool_choice(value: object) -> ToolChoice | None:
-    """The proxies passed it on as it was, so it comes in the words of either vendor."""
+    """Read the tool choice. The original proxies passed it through, so it may be in OpenAI's or Anthropic's words."""
     match value:
         case None:
             return None

@@ -1,7 +1,7 @@
 """What do we promise clients of Anthropic's messages?
 
-Reading the body is ``anthropic_messages_request.py``; here is what goes back. Shapes and order are those of recorded
-streams. Source: https://docs.anthropic.com/en/docs/build-with-claude/streaming
+``request.py`` reads the body; this file writes the answer. Shapes and order are those of recorded streams.
+Source: https://docs.anthropic.com/en/docs/build-with-claude/streaming
 """
 
 from collections.abc import Mapping, Sequence
@@ -47,8 +47,8 @@ from common.dialects.shared.anthropic_words import (
 from common.dialects.shared.sent_events import dict_in
 from common.sse import encode_event
 
-# An upstream's word is kept if it is Anthropic's. Other families say "invalid_request_error" of nearly anything, so
-# that one comes from the status.
+# An upstream's error type is kept if it is one of Anthropic's. Other families use "invalid_request_error" for nearly
+# everything, so for that one the type follows from the status.
 _KEPT_TYPES = ERROR_TYPES - {"invalid_request_error"}
 
 # Output that cannot stand inside a call's block.
@@ -69,18 +69,18 @@ class AnthropicMessages:
         return BlockEncoder(info)
 
     def resume(self, request: GenerationRequest, info: ReplyInfo, blocks: Sequence[bytes]) -> Progress:
-        said = read_sent_answer(blocks)
-        progress = Progress(said.text, said.is_plain, BlockEncoder(info, said))
-        if said.stop_reason:
-            progress.finished = Finished(REASON_OF_WORD.get(said.stop_reason, FinishReason.STOP))
-            progress.encoder = EndedEncoder(b"" if said.is_stopped else MESSAGE_STOP)
+        sent = read_sent_answer(blocks)
+        progress = Progress(sent.text, sent.is_plain, BlockEncoder(info, sent))
+        if sent.stop_reason:
+            progress.finished = Finished(REASON_OF_WORD.get(sent.stop_reason, FinishReason.STOP))
+            progress.encoder = EndedEncoder(b"" if sent.is_stopped else MESSAGE_STOP)
         return progress
 
     def encode_reply(self, reply: Reply, request: GenerationRequest, info: ReplyInfo) -> bytes:
         choice = reply.choices.get(0) or Choice()
         reason = FinishReason.REFUSAL if choice.refusal else choice.finish_reason or FinishReason.STOP
         message = _message(info)
-        message["content"] = _whole_content(choice)
+        message["content"] = _content(choice)
         message["stop_reason"] = STOP_REASON[reason]
         message["stop_sequence"] = choice.stop_sequence
         message["usage"] |= _usage(reply.usage or Usage())
@@ -101,23 +101,23 @@ class AnthropicMessages:
     def reply_text(self, answer: dict[str, Any]) -> object:
         return answer.get("content")
 
-    def is_final(self, last: bytes) -> bool:
-        return last.startswith((b"event: message_stop", b"event: error")) or b'"type":"message_stop"' in last
+    def is_final(self, last_block: bytes) -> bool:
+        return last_block.startswith((b"event: message_stop", b"event: error")) or b'"type":"message_stop"' in last_block
 
 
 class BlockEncoder:
-    """Events to messages events: one content block open at a time, numbered from 0.
+    """Encodes events as messages events: one content block open at a time, numbered from 0.
 
-    In a stream of another family calls may overlap, and text may come between their pieces. One call is the open block
-    then; the other calls, and after them the text, wait until it has ended.
+    In streams of other families calls may overlap, and text may come between their pieces. Then one call is the open block;
+    the other calls, and after them the text, wait until it has ended.
     """
 
-    def __init__(self, info: ReplyInfo, said: SentAnswer | None = None) -> None:
+    def __init__(self, info: ReplyInfo, sent: SentAnswer | None = None) -> None:
         self._info = info
         self._started = False
         self._open: Kind | None = None
         self._next_index = 0
-        self._signed = False  # The open thinking block has its signature: it takes no more text.
+        self._signed = False  # The open thinking block has its signature: no more text can follow.
         self._refused = False
         self._finished: Finished | None = None
         self._open_call = -1  # Index of the call that is the open block.
@@ -126,9 +126,9 @@ class BlockEncoder:
         self._after_calls: list[Event] = []
         self._text_start = b""
         self._text_end = b"}}\n\n"
-        if said:
-            self._started, self._next_index = said.has_started, said.next_index
-            if said.has_open_text:
+        if sent:
+            self._started, self._next_index = sent.has_started, sent.next_index
+            if sent.has_open_text:
                 self._open_text()
 
     def encode(self, event: Event) -> bytes:
@@ -140,7 +140,7 @@ class BlockEncoder:
     def _encode_rare(self, event: Event) -> bytes:
         if getattr(event, "choice", 0) != 0:
             return b""  # A message is one choice; this dialect never asks for more.
-        if self._open == "tool" and isinstance(event, _NOT_CALLS) and not self._calls_are_whole():
+        if self._open == "tool" and isinstance(event, _NOT_CALLS) and not self._calls_are_complete():
             self._after_calls.append(event)
             return b""
         match event:
@@ -152,9 +152,9 @@ class BlockEncoder:
                 self._refused = True
                 return self._ensure("text") + self._delta({"type": "text_delta", "text": event.text})
             case ReasoningDelta():
-                return self._thinking() + self._delta({"type": "thinking_delta", "thinking": event.text})
+                return self._ensure_thinking() + self._delta({"type": "thinking_delta", "thinking": event.text})
             case ReasoningSigned():
-                opened = self._thinking()
+                opened = self._ensure_thinking()
                 self._signed = True
                 return opened + self._delta({"type": "signature_delta", "signature": event.signature})
             case RedactedReasoning():
@@ -179,7 +179,7 @@ class BlockEncoder:
         return _event("message_start", {"message": _message(self._info)})
 
     def _ensure(self, kind: Kind) -> bytes:
-        """Return what it takes until a block of this kind is open."""
+        """Return the events that open a block of this kind; nothing if one is open."""
         if self._open == kind:
             return b""
         ended = self._close()
@@ -196,12 +196,12 @@ class BlockEncoder:
         delta = b'{"type":"content_block_delta","index":%d,"delta":{"type":"text_delta","text":' % self._next_index
         self._text_start = b"event: content_block_delta\ndata: " + delta
 
-    def _thinking(self) -> bytes:
+    def _ensure_thinking(self) -> bytes:
         ended = self._close() if self._open == "thinking" and self._signed else b""
         return ended + self._ensure("thinking")
 
     def _start_block(self, block: dict[str, Any]) -> bytes:
-        ping = _PING if self._next_index == 0 else b""  # Where Anthropic nearly always sends its first one.
+        ping = _PING if self._next_index == 0 else b""  # Anthropic nearly always sends its first ping here.
         fields = {"index": self._next_index, "content_block": block}
         return self._start() + _event("content_block_start", fields) + ping
 
@@ -213,7 +213,7 @@ class BlockEncoder:
         return _event("content_block_delta", {"index": self._next_index, "delta": delta})
 
     def _close(self) -> bytes:
-        """Return the end of the open block, and the calls that waited for it."""
+        """Return the end of the open block, and the complete blocks of calls that waited for it."""
         if self._open is None:
             return b""
         self._open = None
@@ -225,23 +225,23 @@ class BlockEncoder:
         return b"".join(pieces)
 
     def _close_all(self) -> bytes:
-        """Return the end of the open block, and all that waited for the calls."""
+        """Return the end of the open block, and everything that waited for the calls."""
         pieces = [self._close()]
-        after, self._after_calls = self._after_calls, []
-        pieces += [self.encode(event) for event in after]
+        events, self._after_calls = self._after_calls, []
+        pieces += [self.encode(event) for event in events]
         pieces.append(self._close())
         return b"".join(pieces)
 
     def _start_call(self, call: ToolCallStarted) -> bytes:
         block = {"type": "tool_use", "id": call.id, "name": call.name, "input": {}}
-        # An empty piece first, as Anthropic always sends it.
+        # An empty piece first, as Anthropic always does.
         return self._start_block(block) + self._arguments("")
 
     def _arguments(self, piece: str) -> bytes:
         return self._delta({"type": "input_json_delta", "partial_json": piece})
 
     def _call_started(self, call: ToolCallStarted) -> bytes:
-        if self._open == "tool" and not self._calls_are_whole():
+        if self._open == "tool" and not self._calls_are_complete():
             self._waiting[call.index] = (call, [])
             return b""
         ended = self._close()
@@ -249,8 +249,8 @@ class BlockEncoder:
         self._open, self._open_call, self._open_arguments = "tool", call.index, []
         return ended + started
 
-    def _calls_are_whole(self) -> bool:
-        """Whether the open call can be closed: most streams send one call after the other, which then need not wait."""
+    def _calls_are_complete(self) -> bool:
+        """Whether the open call can be closed. Most streams send one call after the other; then none has to wait."""
         return not self._waiting and not self._after_calls and _input("".join(self._open_arguments)) is not None
 
     def _call_delta(self, event: ToolCallDelta) -> bytes:
@@ -259,7 +259,7 @@ class BlockEncoder:
             return self._arguments(event.arguments)
         if event.index in self._waiting:
             self._waiting[event.index][1].append(event.arguments)
-        return b""  # What follows a whole call can only be white space.
+        return b""  # After a complete call only white space can follow.
 
     def _message_delta(self, usage: Usage | None) -> bytes:
         finished = self._finished or Finished(FinishReason.STOP)
@@ -273,7 +273,7 @@ def _event(type_: str, fields: dict[str, Any]) -> bytes:
 
 
 def _message(info: ReplyInfo) -> dict[str, Any]:
-    """The message as it begins: nothing in it yet, all fields there."""
+    """Return the message as it begins: all fields, no content."""
     return {
         "model": info.model,
         "id": "msg_" + info.generation_id.removeprefix("gen_"),
@@ -293,7 +293,7 @@ def _message(info: ReplyInfo) -> dict[str, Any]:
 
 
 def _usage(usage: Usage) -> dict[str, Any]:
-    """Anthropic's input_tokens leaves out what its cache figures count."""
+    """Return the usage object. Anthropic's ``input_tokens`` excludes the tokens that its cache fields count."""
     fields: dict[str, Any] = {
         "input_tokens": max(0, usage.input_tokens - usage.cache_read_tokens - usage.cache_write_tokens),
         "cache_creation_input_tokens": usage.cache_write_tokens,
@@ -305,25 +305,25 @@ def _usage(usage: Usage) -> dict[str, Any]:
     return fields
 
 
-def _whole_content(choice: Choice) -> list[dict[str, Any]]:
-    return [_whole_block(block) for block in choice.blocks]
+def _content(choice: Choice) -> list[dict[str, Any]]:
+    return [_content_block(block) for block in choice.blocks]
 
 
-def _whole_block(block: Block) -> dict[str, Any]:
+def _content_block(block: Block) -> dict[str, Any]:
     match block:
         case ReasoningBlock(redacted=str() as data):
             return {"type": "redacted_thinking", "data": data}
         case ReasoningBlock():
             return {"type": "thinking", "thinking": block.text, "signature": block.signature or ""}
         case ToolCall():
-            # An input must be an object; arguments that are none (cut short, or never written) become an empty one.
+            # An input must be an object. Arguments that are not one (cut off, or never written) become an empty object.
             return {"type": "tool_use", "id": block.id, "name": block.name, "input": _input(block.arguments) or {}}
         case TextBlock() | RefusalBlock():
             return {"type": "text", "text": block.text}
 
 
 def _input(arguments: str) -> dict[str, Any] | None:
-    """Return the arguments of a call, or None if they are not (or not yet) a JSON object."""
+    """Return a call's arguments as an object; None if they are not (or not yet) a complete JSON object."""
     try:
         value = orjson.loads(arguments)
     except orjson.JSONDecodeError:
@@ -337,9 +337,9 @@ def _error(failed: Failed) -> dict[str, Any]:
     fallback = "api_error" if status >= 500 else "invalid_request_error"
     error: dict[str, Any] = {"type": type_ or TYPE_OF_STATUS.get(status, fallback), "message": failed.message}
     if failed.kind is ErrorKind.CANCELLED:
-        error["code"] = "cancelled"  # Not Anthropic's field, but it has none that could say so.
+        error["code"] = "cancelled"  # Not a field of Anthropic's, but it has none for this.
     if failed.kind is ErrorKind.INVALID_REQUEST and failed.param == "thread":
-        # So the SDKs' tool runners learn to send the whole conversation: only Anthropic holds it for them.
+        # Tells the SDKs' tool runners to send the complete conversation: only Anthropic stores threads.
         error["details"] = {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
     return {"type": "error", "error": error}
 

@@ -1,7 +1,7 @@
-"""What has a client of Anthropic's messages been told so far?
+"""What has a client of Anthropic's messages received so far?
 
-Events of ours, or Anthropic's own: blocks and deltas that are not known to be text, or thinking in front of it, make an
-answer one that no other call can go on with.
+The events were written by us or by Anthropic. If any block or delta is not known to be text, or thinking before the text,
+no other call can continue the answer.
 """
 
 from collections.abc import Sequence
@@ -13,11 +13,11 @@ from common.dialects.shared.sent_events import dict_in, parse_events, text_in
 
 @dataclass(slots=True)
 class SentAnswer:
-    """``next_index`` is that of the open block, or, where none is open, of the next one."""
+    """The part of an answer that was sent. ``next_index`` is the index of the open block; if none is open, of the next one."""
 
     text: str = ""
     is_plain: bool = True
-    has_thought: bool = False
+    has_reasoning: bool = False
     has_started: bool = False
     next_index: int = 0
     has_open_text: bool = False
@@ -26,53 +26,53 @@ class SentAnswer:
 
 
 def read_sent_answer(blocks: Sequence[bytes]) -> SentAnswer:
-    said = SentAnswer()
+    answer = SentAnswer()
     texts: list[str] = []
     for event in parse_events(blocks):
-        _read(event or {}, said, texts)
-    said.text = "".join(texts)
-    said.is_plain = said.is_plain and (bool(said.text) or not said.has_thought)
-    return said
+        _read(event or {}, answer, texts)
+    answer.text = "".join(texts)
+    answer.is_plain = answer.is_plain and (bool(answer.text) or not answer.has_reasoning)
+    return answer
 
 
-def _read(event: dict[str, Any], said: SentAnswer, texts: list[str]) -> None:
+def _read(event: dict[str, Any], answer: SentAnswer, texts: list[str]) -> None:
     match event.get("type"):
         case "message_start":
-            said.has_started = True
+            answer.has_started = True
         case "content_block_start":
-            _read_start(dict_in(event, "content_block"), said, texts)
+            _read_start(dict_in(event, "content_block"), answer, texts)
         case "content_block_delta":
-            _read_delta(dict_in(event, "delta"), said, texts)
+            _read_delta(dict_in(event, "delta"), answer, texts)
         case "content_block_stop":
-            said.next_index += 1
-            said.has_open_text = False
+            answer.next_index += 1
+            answer.has_open_text = False
         case "message_delta":
-            said.stop_reason = text_in(dict_in(event, "delta"), "stop_reason") or said.stop_reason
+            answer.stop_reason = text_in(dict_in(event, "delta"), "stop_reason") or answer.stop_reason
         case "message_stop":
-            said.is_stopped = True
-            said.stop_reason = said.stop_reason or "end_turn"
+            answer.is_stopped = True
+            answer.stop_reason = answer.stop_reason or "end_turn"
         case "ping":
             pass
         case _:
-            said.is_plain = False
+            answer.is_plain = False
 
 
-def _read_start(block: dict[str, Any], said: SentAnswer, texts: list[str]) -> None:
+def _read_start(block: dict[str, Any], answer: SentAnswer, texts: list[str]) -> None:
     match block.get("type"):
         case "text" if not block.get("citations"):
-            said.has_open_text = True
+            answer.has_open_text = True
             texts.append(text_in(block, "text"))
         case "thinking" | "redacted_thinking" if not any(texts):
-            said.has_thought = True
+            answer.has_reasoning = True
         case _:
-            said.is_plain = False
+            answer.is_plain = False
 
 
-def _read_delta(delta: dict[str, Any], said: SentAnswer, texts: list[str]) -> None:
+def _read_delta(delta: dict[str, Any], answer: SentAnswer, texts: list[str]) -> None:
     match delta.get("type"):
         case "text_delta":
             texts.append(text_in(delta, "text"))
         case "thinking_delta" | "signature_delta":
             pass
         case _:
-            said.is_plain = False
+            answer.is_plain = False

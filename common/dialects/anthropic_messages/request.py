@@ -1,6 +1,6 @@
 """What does the body of an Anthropic messages request ask for?
 
-Source: https://docs.anthropic.com/en/api/messages, and what Claude Code and the SDKs really send.
+Source: https://docs.anthropic.com/en/api/messages, and what Claude Code and the SDKs actually send.
 """
 
 from collections.abc import Mapping
@@ -25,12 +25,12 @@ from common.canonical.generation import (
     ToolChoice,
     ToolResultPart,
 )
-from common.dialects.shared.parts import Text, asking, content_in, object_at, other_part
-from common.dialects.shared.reading import Shape, at, invalid, opaque, read
+from common.dialects.shared.parts import Text, read_content, requested_fields, require_object, unknown_part
+from common.dialects.shared.reading import Shape, invalid, join_path, opaque_part, read
 
-# Fields that change the answer and that no other family has; each with the values that ask for nothing.
+# Fields that change the answer and that no other family has. Each maps to its neutral values, which request nothing.
 _OPAQUE_FIELDS: dict[str, tuple[object, ...]] = {"mcp_servers": ([],), "container": (), "compaction": (), "thread": ()}
-# Fields that only Anthropic has and that an answer can do without.
+# Fields that only Anthropic has and that are not essential for the answer.
 _DROPPED_FIELDS = (
     "billing_policy",
     "cache_control",
@@ -63,11 +63,11 @@ class Body(Shape):
     tools: list[Any] | None = None
     metadata: dict[str, Any] | None = None
     output_config: dict[str, Any] | None = None
-    output_format: dict[str, Any] | None = None  # What output_config.format was called in its beta.
+    output_format: dict[str, Any] | None = None  # The name of output_config.format during its beta.
 
 
 class _Message(Shape):
-    # "system" in the middle of a conversation is undocumented, and Claude Code sends it.
+    # "system" inside a conversation is undocumented, but Claude Code sends it.
     role: Literal["user", "assistant", "system"]
 
 
@@ -119,7 +119,7 @@ class _ThinkingConfig(Shape):
 
 
 class _Format(Shape):
-    # Not named "schema", which would hide a method of pydantic's.
+    # Not named "schema": that would hide a pydantic method.
     schema_: dict[str, Any] = Field(alias="schema")
 
 
@@ -139,8 +139,8 @@ def parse(body: Mapping[str, Any]) -> GenerationRequest:
         reasoning=_reasoning(body.get("thinking"), effort),
         end_user=end_user if isinstance(end_user, str) else None,
         names=dict(_NAMES),
-        opaque=[OpaquePart(name, name) for name in asking(body, _OPAQUE_FIELDS)],
-        dropped=asking(body, dict.fromkeys(_DROPPED_FIELDS, ("auto",))),
+        opaque=[OpaquePart(name, name) for name in requested_fields(body, _OPAQUE_FIELDS)],
+        dropped=requested_fields(body, dict.fromkeys(_DROPPED_FIELDS, ("auto",))),
     )
     if effort is not None and not (request.reasoning and request.reasoning.effort):
         request.dropped.append("output_config.effort")
@@ -156,8 +156,8 @@ def _reasoning(thinking: object, effort: object) -> Reasoning | None:
     config = read(_ThinkingConfig, thinking, "thinking")
     if config.type == "disabled":
         return Reasoning(enabled=False)
-    # "adaptive" leaves it to the model. Its effort is a hint, and most models of other families refuse a request
-    # with one: Claude Code, which always sends both, would work on none of them.
+    # "adaptive": the model decides. Its effort is only a hint, and most models of other families refuse a request with one.
+    # Claude Code always sends both, so it would not work with those models.
     return Reasoning(budget_tokens=config.budget_tokens)
 
 
@@ -171,18 +171,18 @@ def _system(value: object) -> list[Message]:
 def _messages(items: list[Any]) -> list[Message]:
     messages = []
     for index, item in enumerate(items):
-        path = at("messages", index)
+        path = join_path("messages", index)
         role = read(_Message, item, path).role
-        messages.append(Message(Role(role), _content(item.get("content"), at(path, "content"))))
+        messages.append(Message(Role(role), _content(item.get("content"), join_path(path, "content"))))
     return messages
 
 
 def _content(value: object, path: str) -> list[Part]:
-    return [] if value == "" else content_in(value, path, _part, "a string or a list of content blocks")
+    return [] if value == "" else read_content(value, path, _part, "a string or a list of content blocks")
 
 
 def _part(part: object, path: str) -> Part:
-    part = object_at(part, path, "a content block")
+    part = require_object(part, path, "a content block")
     match part.get("type"):
         case "text":
             return TextPart(read(Text, part, path).text)
@@ -190,7 +190,7 @@ def _part(part: object, path: str) -> Part:
             return _image(part.get("source"), path)
         case "thinking":
             thinking = read(_Thinking, part, path)
-            # An empty signature is what we gave a client whose model signs nothing.
+            # We send an empty signature if the model signs nothing.
             return ReasoningPart(thinking.thinking, thinking.signature or None)
         case "redacted_thinking":
             return ReasoningPart(redacted=read(_RedactedThinking, part, path).data)
@@ -200,50 +200,51 @@ def _part(part: object, path: str) -> Part:
         case "tool_result":
             return _tool_result(part, path)
         case type_:
-            return other_part(type_, path)
+            return unknown_part(type_, path)
 
 
 def _image(source: object, path: str) -> Part:
     match source:
         case {"type": "base64"}:
-            image = read(_Base64Source, source, at(path, "source"))
+            image = read(_Base64Source, source, join_path(path, "source"))
             return ImagePart(data=image.data, media_type=image.media_type)
         case {"type": "url"}:
-            return ImagePart(url=read(_UrlSource, source, at(path, "source")).url)
+            return ImagePart(url=read(_UrlSource, source, join_path(path, "source")).url)
         case {"type": str()}:
-            return OpaquePart("image", path)  # A file that was uploaded to the vendor.
+            return OpaquePart("image", path)  # A file uploaded to the vendor.
         case _:
-            raise invalid(at(path, "source"), "must be an object with a type")
+            raise invalid(join_path(path, "source"), "must be an object with a type")
 
 
 def _tool_result(part: dict[str, Any], path: str) -> ToolResultPart:
     result = read(_ToolResult, part, path)
     value = part.get("content")
     content: list[TextPart | ImagePart | OpaquePart] = []
-    for index, each in enumerate([] if value is None else _content(value, at(path, "content"))):
-        # Blocks that only a message may hold are left to the vendor to judge.
-        if isinstance(each, TextPart | ImagePart | OpaquePart):
-            content.append(each)
+    for index, block in enumerate([] if value is None else _content(value, join_path(path, "content"))):
+        # For blocks that only a message may contain, the vendor decides.
+        if isinstance(block, TextPart | ImagePart | OpaquePart):
+            content.append(block)
         else:
-            content.append(OpaquePart("tool_result", at(path, "content", index)))
+            content.append(OpaquePart("tool_result", join_path(path, "content", index)))
     return ToolResultPart(result.tool_use_id, content, bool(result.is_error))
 
 
 def _read_tools(items: list[Any], request: GenerationRequest) -> None:
-    theirs: list[OpaquePart] = []
+    vendor_tools: list[OpaquePart] = []
     for index, item in enumerate(items):
-        path = at("tools", index)
+        path = join_path("tools", index)
         if isinstance(item, dict) and item.get("type") not in (None, "custom"):
-            theirs.append(opaque(item.get("name") or item["type"], path))
+            vendor_tools.append(opaque_part(item.get("name") or item["type"], path))
             continue
         tool = read(_Tool, item, path)
         request.tools.append(Tool(tool.name, tool.description, tool.input_schema, tool.strict))
     choice = request.tool_choice or ToolChoice("auto")
-    # Tools that run at the vendor, or that its models know by heart. Others can do without what was merely offered, as
-    # agents offer much, but not without what must be called.
-    must = (part for part in theirs if choice.name == part.type or (choice.mode == "required" and not request.tools))
-    request.opaque += must
-    request.dropped += [part.path for part in theirs]
+    # Tools that run at the vendor, or that its models were trained on. Another vendor can ignore a tool that is only offered
+    # (agents offer many), but not a tool that must be called.
+    request.opaque += [
+        part for part in vendor_tools if choice.name == part.type or (choice.mode == "required" and not request.tools)
+    ]
+    request.dropped += [part.path for part in vendor_tools]
 
 
 def _read_tool_choice(value: object, request: GenerationRequest) -> None:
@@ -253,7 +254,7 @@ def _read_tool_choice(value: object, request: GenerationRequest) -> None:
     match choice.type:
         case "tool":
             if not choice.name:
-                raise invalid("tool_choice.name", "is required where the type is tool")
+                raise invalid("tool_choice.name", "is required if the type is tool")
             request.tool_choice = ToolChoice("tool", choice.name)
         case "any":
             request.tool_choice = ToolChoice("required")

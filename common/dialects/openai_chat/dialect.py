@@ -1,6 +1,6 @@
 """What do we promise clients of OpenAI's chat completions?
 
-Reading the body is ``openai_chat_request.py``; here is what goes back. Shapes and order are those of recorded streams.
+``request.py`` reads the body; this file writes the answer. Shapes and order are those of recorded streams.
 Source: https://platform.openai.com/docs/api-reference/chat/streaming
 """
 
@@ -45,12 +45,12 @@ class OpenAiChat:
         return ChunkEncoder(request, _head(info))
 
     def resume(self, request: GenerationRequest, info: ReplyInfo, blocks: Sequence[bytes]) -> Progress:
-        said = read_sent_answer(blocks)
-        finished = Finished(parse_finish_reason(said.finish_reason)) if said.finish_reason else None
-        encoder: ChunkEncoder | EndedEncoder = ChunkEncoder(request, _head(info) | said.head, has_begun=True)
-        if said.is_done or (finished and (said.has_usage or not request.include_usage)):
-            encoder = EndedEncoder(b"" if said.is_done else DONE_EVENT)
-        return Progress(said.text, said.is_plain, encoder, finished=finished)
+        sent = read_sent_answer(blocks)
+        finished = Finished(parse_finish_reason(sent.finish_reason)) if sent.finish_reason else None
+        encoder: ChunkEncoder | EndedEncoder = ChunkEncoder(request, _head(info) | sent.head, is_resumed=True)
+        if sent.is_done or (finished and (sent.has_usage or not request.include_usage)):
+            encoder = EndedEncoder(b"" if sent.is_done else DONE_EVENT)
+        return Progress(sent.text, sent.is_plain, encoder, finished=finished)
 
     def encode_reply(self, reply: Reply, request: GenerationRequest, info: ReplyInfo) -> bytes:
         return orjson.dumps(
@@ -59,7 +59,7 @@ class OpenAiChat:
                 "object": "chat.completion",
                 "created": info.created_s,
                 "model": info.model,
-                "choices": [_whole_choice(index, choice) for index, choice in sorted(reply.choices.items())],
+                "choices": [_reply_choice(index, choice) for index, choice in sorted(reply.choices.items())],
                 "usage": _usage(reply.usage or Usage()),
                 "system_fingerprint": None,
             }
@@ -80,26 +80,26 @@ class OpenAiChat:
     def reply_text(self, answer: dict[str, Any]) -> object:
         return dict_in(_first_choice(answer), "message").get("content")
 
-    def is_final(self, last: bytes) -> bool:
-        return last == DONE_EVENT
+    def is_final(self, last_block: bytes) -> bool:
+        return last_block == DONE_EVENT
 
 
-def _first_choice(said: dict[str, Any]) -> dict[str, Any]:
-    return next((choice for choice in objects_in(said.get("choices")) if choice.get("index", 0) == 0), {})
+def _first_choice(body: dict[str, Any]) -> dict[str, Any]:
+    return next((choice for choice in objects_in(body.get("choices")) if choice.get("index", 0) == 0), {})
 
 
 class ChunkEncoder:
-    """Events to ``chat.completion.chunk``s. What is the same in every chunk is encoded once, per choice."""
+    """Encodes events as ``chat.completion.chunk``s. The constant part of the chunks is encoded once per choice."""
 
-    def __init__(self, request: GenerationRequest, head: Mapping[str, Any], *, has_begun: bool = False) -> None:
+    def __init__(self, request: GenerationRequest, head: Mapping[str, Any], *, is_resumed: bool = False) -> None:
         self._include_usage = request.include_usage
         self._head = b"data: " + orjson.dumps(head)[:-1] + b',"choices":['
-        # OpenAI puts a null usage into every chunk but the last when usage was asked for.
+        # If usage was requested, OpenAI puts a null usage into every chunk except the last.
         self._tail = b'],"usage":null}\n\n' if request.include_usage else b"]}\n\n"
         self._delta_end = b'},"logprobs":null,"finish_reason":null}' + self._tail
-        self._text_starts: dict[int, bytes] = {}  # By choice; a choice that is here has had its first chunk.
-        if has_begun:
-            self._note_opened(0)
+        self._text_starts: dict[int, bytes] = {}  # By choice. A choice in here has had its first chunk.
+        if is_resumed:
+            self._mark_opened(0)
 
     def encode(self, event: Event) -> bytes:
         # Hot path: runs once per token. TextDelta first, and no dict is built for it.
@@ -134,21 +134,21 @@ class ChunkEncoder:
             case Failed():
                 return encode_event(orjson.dumps(error_body(event)))
             case _:
-                return b""  # Signatures and redacted thinking: nothing here has a place for them.
+                return b""  # The format has no place for signatures and redacted reasoning.
 
     def _delta(self, choice: int, delta: dict[str, Any]) -> bytes:
         start = self._opened(choice) + self._head
-        # The prefix ends inside the delta, so that both paths share one end.
+        # The prefix ends inside the delta, so that both paths share one suffix.
         return start + b'{"index":%d,"delta":' % choice + orjson.dumps(delta)[:-1] + self._delta_end
 
     def _opened(self, choice: int) -> bytes:
-        """Return the first chunk of a choice, or nothing if it has been sent."""
+        """Return the first chunk of a choice; nothing if it was sent already."""
         if choice in self._text_starts:
             return b""
-        self._note_opened(choice)
+        self._mark_opened(choice)
         return self._delta(choice, {"role": "assistant", "content": "", "refusal": None})
 
-    def _note_opened(self, choice: int) -> None:
+    def _mark_opened(self, choice: int) -> None:
         self._text_starts[choice] = self._head + b'{"index":%d,"delta":{"content":' % choice
 
     def _finish(self, event: Finished) -> bytes:
@@ -190,13 +190,13 @@ def _usage(usage: Usage) -> dict[str, Any]:
     }
 
 
-def _whole_choice(index: int, choice: Choice) -> dict[str, Any]:
-    # Null content is what OpenAI sends next to tool calls and refusals; an empty answer is an empty string.
+def _reply_choice(index: int, choice: Choice) -> dict[str, Any]:
+    # OpenAI sends null content next to tool calls and refusals; an empty answer is an empty string.
     content = choice.text or (None if choice.tool_calls or choice.refusal else "")
     message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": choice.refusal or None}
-    thinking = "".join(block.text for block in choice.reasoning)
-    if thinking:
-        message[REASONING_FIELDS[0]] = thinking
+    reasoning = "".join(block.text for block in choice.reasoning)
+    if reasoning:
+        message[REASONING_FIELDS[0]] = reasoning
     if choice.tool_calls:
         message["tool_calls"] = [
             {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments or "{}"}}

@@ -1,6 +1,6 @@
 """What does the body of an OpenAI chat completions request ask for?
 
-Source: https://platform.openai.com/docs/api-reference/chat/create, and what clients of compatible servers send besides.
+Source: https://platform.openai.com/docs/api-reference/chat/create, and what clients of compatible servers also send.
 """
 
 from collections.abc import Mapping
@@ -26,19 +26,19 @@ from common.dialects.shared.parts import (
     Refusal,
     Text,
     add_turn,
-    arguments_at,
-    asking,
-    content_in,
-    image_at,
-    object_at,
-    other_part,
-    reasoning_of,
-    result_of,
-    stops_in,
+    parse_effort,
+    parse_stop,
+    read_arguments,
+    read_content,
+    read_image,
+    requested_fields,
+    require_object,
+    tool_result,
+    unknown_part,
 )
-from common.dialects.shared.reading import Shape, as_list, at, invalid, opaque, read
+from common.dialects.shared.reading import Shape, as_list, invalid, join_path, opaque_part, read
 
-# Fields that change the answer and that no other family has; each with the values that ask for nothing.
+# Fields that change the answer and that no other family has. Each maps to its neutral values, which request nothing.
 _OPAQUE_FIELDS: dict[str, tuple[object, ...]] = {
     "logprobs": (False,),
     "top_logprobs": (0,),
@@ -48,7 +48,7 @@ _OPAQUE_FIELDS: dict[str, tuple[object, ...]] = {
     "prediction": (),
     "web_search_options": (),
 }
-# Hints that no other family has, and whose loss changes no answer; each with the values that ask for nothing.
+# Hints that no other family has; without them the answer is the same. Each maps to its neutral values.
 _DROPPED_FIELDS: dict[str, tuple[object, ...]] = {
     "metadata": ({},),
     "moderation": (),
@@ -67,13 +67,13 @@ class Body(Shape):
     stream: bool | None = None
     stream_options: dict[str, Any] | None = None
     tools: list[Any] | None = None
-    functions: list[Any] | None = None  # What tools were called before 2023-11.
+    functions: list[Any] | None = None  # The name of ``tools`` before 2023-11.
     parallel_tool_calls: bool | None = None
     max_completion_tokens: int | None = Field(None, ge=1)
     max_tokens: int | None = Field(None, ge=1)
     temperature: float | None = None
     top_p: float | None = None
-    top_k: int | None = None  # Not OpenAI's, but compatible servers have it.
+    top_k: int | None = None  # Not OpenAI's; compatible servers support it.
     seed: int | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
@@ -125,7 +125,7 @@ class _ImageUrl(Shape):
 
 
 class _JsonSchema(Shape):
-    # Not named "schema", which would hide a method of pydantic's.
+    # Not named "schema": that would hide a pydantic method.
     schema_: dict[str, Any] | None = Field(None, alias="schema")
     name: str | None = None
     strict: bool | None = None
@@ -143,15 +143,15 @@ def parse(body: Mapping[str, Any]) -> GenerationRequest:
         temperature=fields.temperature,
         top_p=fields.top_p,
         top_k=fields.top_k,
-        stop=stops_in(body.get("stop")),
+        stop=parse_stop(body.get("stop")),
         seed=fields.seed,
         presence_penalty=fields.presence_penalty,
         frequency_penalty=fields.frequency_penalty,
         choices=fields.n or 1,
-        reasoning=reasoning_of(fields.reasoning_effort),
+        reasoning=parse_effort(fields.reasoning_effort),
         end_user=fields.user or fields.safety_identifier,
-        opaque=[OpaquePart(name, name) for name in asking(body, _OPAQUE_FIELDS)],
-        dropped=asking(body, _DROPPED_FIELDS),
+        opaque=[OpaquePart(name, name) for name in requested_fields(body, _OPAQUE_FIELDS)],
+        dropped=requested_fields(body, _DROPPED_FIELDS),
     )
     _read_tools(fields, request)
     _read_tool_choice(body, request)
@@ -163,14 +163,14 @@ def _messages(items: list[Any]) -> list[Message]:
     messages: list[Message] = []
     legacy_call_id = ""
     for index, item in enumerate(items):
-        path = at("messages", index)
+        path = join_path("messages", index)
         match read(_Message, item, path).role:
             case "system" | "developer":
-                messages.append(Message(Role.SYSTEM, content_in(item.get("content"), at(path, "content"), _part)))
+                messages.append(Message(Role.SYSTEM, read_content(item.get("content"), join_path(path, "content"), _part)))
             case "user":
-                messages.append(Message(Role.USER, content_in(item.get("content"), at(path, "content"), _part)))
+                messages.append(Message(Role.USER, read_content(item.get("content"), join_path(path, "content"), _part)))
             case "assistant":
-                # A legacy call has no id. Its result is the next function message, so a made-up id pairs them.
+                # A legacy call has no id. Its result is the next function message, so we create an id that pairs them.
                 legacy_call_id = f"call_legacy_{index}" if item.get("function_call") is not None else legacy_call_id
                 messages.append(Message(Role.ASSISTANT, _assistant(item, path, legacy_call_id)))
             case "tool":
@@ -183,71 +183,71 @@ def _messages(items: list[Any]) -> list[Message]:
 
 def _result(call_id: str, item: dict[str, Any], path: str) -> Part:
     content = item.get("content")
-    return result_of(call_id, [] if content is None else content_in(content, at(path, "content"), _part))
+    return tool_result(call_id, [] if content is None else read_content(content, join_path(path, "content"), _part))
 
 
 def _assistant(item: dict[str, Any], path: str, legacy_call_id: str) -> list[Part]:
     parts: list[Part] = []
-    thinking = next(filter(None, map(item.get, REASONING_FIELDS)), None)
-    if isinstance(thinking, str):
-        parts.append(ReasoningPart(thinking))
-    # Null next to tool calls is the rule; null alone is what some clients keep of an empty answer.
+    reasoning = next(filter(None, map(item.get, REASONING_FIELDS)), None)
+    if isinstance(reasoning, str):
+        parts.append(ReasoningPart(reasoning))
+    # Content is null next to tool calls. Some clients also store null for an empty answer.
     if item.get("content") is not None:
-        parts.extend(content_in(item["content"], at(path, "content"), _part))
+        parts.extend(read_content(item["content"], join_path(path, "content"), _part))
     if isinstance(item.get("refusal"), str) and item["refusal"]:
         parts.append(TextPart(item["refusal"]))
     if item.get("audio") is not None:
-        parts.append(OpaquePart("audio", at(path, "audio")))
+        parts.append(OpaquePart("audio", join_path(path, "audio")))
     calls = item.get("tool_calls")
     if calls is not None:
-        calls = as_list(calls, at(path, "tool_calls"), "a list of tool calls")
-        parts.extend(_tool_call(call, at(path, "tool_calls", index)) for index, call in enumerate(calls))
+        calls = as_list(calls, join_path(path, "tool_calls"), "a list of tool calls")
+        parts.extend(_tool_call(call, join_path(path, "tool_calls", index)) for index, call in enumerate(calls))
     if item.get("function_call") is not None:
         call = item["function_call"]
-        name = read(_Call, call, at(path, "function_call")).name
-        arguments = arguments_at(call.get("arguments"), at(path, "function_call.arguments"))
+        name = read(_Call, call, join_path(path, "function_call")).name
+        arguments = read_arguments(call.get("arguments"), join_path(path, "function_call.arguments"))
         parts.append(ToolCallPart(legacy_call_id, name, arguments))
     return parts
 
 
 def _tool_call(call: object, path: str) -> Part:
     if isinstance(call, dict) and call.get("type", "function") != "function":
-        return opaque(call["type"], path)
+        return opaque_part(call["type"], path)
     fields = read(_ToolCall, call, path)
     assert isinstance(call, dict)
-    arguments = arguments_at(call["function"].get("arguments"), at(path, "function.arguments"))
+    arguments = read_arguments(call["function"].get("arguments"), join_path(path, "function.arguments"))
     return ToolCallPart(fields.id, fields.function.name, arguments)
 
 
 def _part(part: object, path: str) -> Part:
     if isinstance(part, str):
         return TextPart(part)
-    part = object_at(part, path)
+    part = require_object(part, path)
     match part.get("type"):
         case "text":
             return TextPart(read(Text, part, path).text)
         case "refusal":
             return TextPart(read(Refusal, part, path).refusal)
         case "image_url":
-            return _image(part.get("image_url"), at(path, "image_url"))
+            return _image(part.get("image_url"), join_path(path, "image_url"))
         case type_:
-            return other_part(type_, path)
+            return unknown_part(type_, path)
 
 
 def _image(value: object, path: str) -> Part:
     image = read(_ImageUrl, {"url": value} if isinstance(value, str) else value, path)
-    return image_at(image.url, image.detail, "image_url", path)
+    return read_image(image.url, image.detail, "image_url", path)
 
 
 def _read_tools(fields: Body, request: GenerationRequest) -> None:
     for index, item in enumerate(fields.tools or []):
-        path = at("tools", index)
+        path = join_path("tools", index)
         if isinstance(item, dict) and item.get("type", "function") != "function":
-            request.opaque.append(opaque(item["type"], path))
+            request.opaque.append(opaque_part(item["type"], path))
             continue
         request.tools.append(_tool(read(_FunctionTool, item, path).function))
     for index, item in enumerate(fields.functions or []):
-        request.tools.append(_tool(read(_Function, item, at("functions", index))))
+        request.tools.append(_tool(read(_Function, item, join_path("functions", index))))
 
 
 def _tool(function: _Function) -> Tool:
@@ -266,9 +266,9 @@ def _read_tool_choice(body: Mapping[str, Any], request: GenerationRequest) -> No
         case "required" | "any":  # "any" is Mistral's word.
             request.tool_choice = ToolChoice("required")
         case {"function": function}:
-            name = read(_NamedChoice, function, at(field, "function")).name
+            name = read(_NamedChoice, function, join_path(field, "function")).name
             request.tool_choice = ToolChoice("tool", name)
-        case {"name": str() as name}:  # The legacy function_call, and what some clients send as tool_choice.
+        case {"name": str() as name}:  # The legacy function_call; some clients send the same as tool_choice.
             request.tool_choice = ToolChoice("tool", name)
         case {"type": str() as type_}:
             request.opaque.append(OpaquePart(type_, field))

@@ -1,7 +1,7 @@
 """What do we promise clients of OpenAI's responses?
 
-Reading the body is ``openai_responses_request.py``, the object that answers it ``openai_responses_object.py``, its stream
-``openai_responses_encoder.py``. What is stored, and served from the store, is ``common/responses.py``'s.
+``request.py`` reads the body, ``response_object.py`` builds the response object, and ``encoder.py`` its stream.
+``common/responses.py`` stores responses and serves them from the store.
 Source: https://platform.openai.com/docs/api-reference/responses
 """
 
@@ -17,7 +17,7 @@ from common.dialects.base import EndedEncoder, OpenStream, Progress, ReplyInfo
 from common.dialects.openai_responses import request as openai_responses_request
 from common.dialects.openai_responses.encoder import ItemEncoder, failed_event
 from common.dialects.openai_responses.progress import read_sent_answer
-from common.dialects.openai_responses.response_object import Described, Items, ended, incomplete_reason
+from common.dialects.openai_responses.response_object import Items, ResponseInfo, final_response, incomplete_reason
 from common.dialects.shared import openai_errors
 from common.dialects.shared.sent_events import objects_in
 from common.sse import read_block, split_blocks
@@ -33,28 +33,28 @@ class OpenAiResponses:
         return ItemEncoder(info)
 
     def resume(self, request: GenerationRequest, info: ReplyInfo, blocks: Sequence[bytes]) -> Progress:
-        said = read_sent_answer(blocks)
-        if said.last:
-            reason = FinishReason.LENGTH if said.last.get("status") == "incomplete" else FinishReason.STOP
-            return Progress(said.text, said.is_plain, EndedEncoder(), finished=Finished(reason))
+        sent = read_sent_answer(blocks)
+        if sent.final_response:
+            reason = FinishReason.LENGTH if sent.final_response.get("status") == "incomplete" else FinishReason.STOP
+            return Progress(sent.text, sent.is_plain, EndedEncoder(), finished=Finished(reason))
         encoder = ItemEncoder(info)
-        owed = encoder.resume(said) if said.is_plain else b""
-        return Progress(said.text, said.is_plain, encoder, owed)
+        missing_events = encoder.resume(sent) if sent.is_plain else b""
+        return Progress(sent.text, sent.is_plain, encoder, missing_events)
 
     def encode_reply(self, reply: Reply, request: GenerationRequest, info: ReplyInfo) -> bytes:
         choice = reply.choices.get(0) or Choice()
         finished = Finished(choice.finish_reason or FinishReason.STOP)
         items = Items(info.generation_id, openai_responses_request.namespaces(info.body))
-        # As in a stream: only what was open when the answer was cut is incomplete.
+        # As in a stream: only the item that was open when the answer was cut is incomplete.
         last_status = "incomplete" if incomplete_reason(finished) else "completed"
-        last = len(choice.blocks) - 1
+        last_index = len(choice.blocks) - 1
         output = [
-            items.whole(index, block, last_status if index == last else "completed")
+            items.from_block(index, block, last_status if index == last_index else "completed")
             for index, block in enumerate(choice.blocks)
         ]
-        described = Described(info.generation_id, info.model, info.created_s, info.body)
+        response = ResponseInfo(info.generation_id, info.model, info.created_s, info.body)
         completed_s = info.created_s + info.elapsed_ms() // 1000
-        return orjson.dumps(ended(described, output, finished, reply.usage, completed_s))
+        return orjson.dumps(final_response(response, output, finished, reply.usage, completed_s))
 
     def status(self, failed: Failed) -> int:
         return failed.http_status
@@ -63,8 +63,8 @@ class OpenAiResponses:
         return orjson.dumps(openai_errors.error_body(failed))
 
     def error_event(self, failed: Failed, stream: OpenStream) -> bytes:
-        described = Described(stream.generation_id, stream.model, stream.created_s)
-        return failed_event(described, failed, _next_sequence(stream.last))
+        response = ResponseInfo(stream.generation_id, stream.model, stream.created_s)
+        return failed_event(response, failed, _next_sequence(stream.last_frame))
 
     def event_text(self, event: dict[str, Any]) -> object:
         return event.get("delta") if event.get("type") == "response.output_text.delta" else None
@@ -72,16 +72,16 @@ class OpenAiResponses:
     def reply_text(self, answer: dict[str, Any]) -> object:
         messages = [item for item in objects_in(answer.get("output")) if item.get("type") == "message"]
         contents = [message.get("content") for message in messages]
-        # Some servers say a message's text without a list around it.
-        lists = [[{"type": "text", "text": each}] if isinstance(each, str) else objects_in(each) for each in contents]
+        # Some servers send a message's text as a string, not as a list.
+        lists = [[{"type": "text", "text": item}] if isinstance(item, str) else objects_in(item) for item in contents]
         return [part for parts in lists for part in parts]
 
-    def is_final(self, last: bytes) -> bool:
-        return parse_event(last).get("type") in ("response.completed", "response.incomplete", "response.failed", "error")
+    def is_final(self, last_block: bytes) -> bool:
+        return parse_event(last_block).get("type") in ("response.completed", "response.incomplete", "response.failed", "error")
 
 
 def _next_sequence(data: bytes) -> int:
-    """Return the number that follows the last event of ``data``, which may be another's words: 0 where it tells none."""
+    """Return the sequence number after the last event of ``data``; 0 if that event has none, as a vendor's may."""
     blocks = split_blocks(data)
     sequence = sequence_number(blocks[-1]) if blocks else None
     return 0 if sequence is None else sequence + 1
@@ -94,7 +94,7 @@ def sequence_number(block: bytes) -> int | None:
 
 
 def parse_event(block: bytes) -> dict[str, Any]:
-    """Return the JSON of an event, empty where it is none."""
+    """Return the JSON object of an event; empty if it has none."""
     try:
         event = orjson.loads(read_block(block)[1])
     except orjson.JSONDecodeError:

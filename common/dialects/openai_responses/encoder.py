@@ -1,8 +1,8 @@
 """How is an answer streamed as typed events of the responses API?
 
-Every block of the answer is an output item: announced, filled by deltas, and said once more as a whole when it is done.
-Calls may overlap with each other and with text, as ``output_index`` tells whose a delta is; a call is done once its
-arguments are whole and something else begins. The last event repeats the whole output.
+Every block of the answer is an output item: announced, filled by deltas, and sent once more in full when it is done.
+Calls may overlap with each other and with text: ``output_index`` says which item a delta belongs to. A call is done once its
+arguments are complete and another item begins. The last event repeats the complete output.
 
 Source: https://platform.openai.com/docs/api-reference/responses-streaming
 """
@@ -32,20 +32,20 @@ from common.dialects.base import ReplyInfo
 from common.dialects.openai_responses.progress import SentAnswer
 from common.dialects.openai_responses.request import namespaces
 from common.dialects.openai_responses.response_object import (
-    Described,
     Items,
-    begun,
-    ended,
+    ResponseInfo,
     failed_response,
+    final_response,
     incomplete_reason,
     output_text,
     refusal,
     summary_text,
+    unfinished_response,
 )
 from common.dialects.openai_responses.wrapped_reasoning import wrap
 from common.sse import encode_event
 
-Kind = Literal["text", "refusal", "thinking"]
+Kind = Literal["text", "refusal", "reasoning"]
 
 
 @dataclass(slots=True)
@@ -56,40 +56,40 @@ class _OpenCall:
 
 
 class ItemEncoder:
-    """Events to typed events, numbered from 0."""
+    """Encodes events as typed events, numbered from 0."""
 
     def __init__(self, info: ReplyInfo) -> None:
         self._info = info
-        self._described = Described(info.generation_id, info.model, info.created_s, info.body)
+        self._response = ResponseInfo(info.generation_id, info.model, info.created_s, info.body)
         self._items = Items(info.generation_id, namespaces(info.body))
         self._sequence = 0
         self._started = False
         self._output: list[dict[str, Any]] = []
-        self._open: Kind | None = None  # What the open item is, calls aside.
-        self._index = 0  # The open item's place in the output.
+        self._open: Kind | None = None  # Kind of the open item; calls are tracked separately.
+        self._index = 0  # Index of the open item in the output.
         self._pieces: list[str] = []
         self._calls: dict[int, _OpenCall] = {}  # By the index of the call.
         self._finished: Finished | None = None
         self._text_start = self._text_end = b""
 
-    def resume(self, said: SentAnswer) -> bytes:
-        """Go on where another call stopped, and return what a reader must have first."""
-        self._started = bool(said.response)
-        self._described.announced = said.response
-        self._sequence, self._output = said.next_sequence, said.output
-        if not said.step:
+    def resume(self, sent: SentAnswer) -> bytes:
+        """Continue where another call stopped. Return the events that the client needs before any other."""
+        self._started = bool(sent.response)
+        self._response.announced = sent.response
+        self._sequence, self._output = sent.next_sequence, sent.output
+        if not sent.step:
             return b""
-        self._index = len(said.output) - 1
-        self._items.announced[self._index] = str(said.output[-1].get("id"))
-        self._open, self._pieces = "text", said.open_pieces
+        self._index = len(sent.output) - 1
+        self._items.announced[self._index] = str(sent.output[-1].get("id"))
+        self._open, self._pieces = "text", sent.open_pieces
         self._prepare_text()
-        match said.step:
+        match sent.step:
             case "item":
                 return self._part("added", "")
             case "text":
-                return self._close(is_text_said=True)
+                return self._close(is_text_sent=True)
             case "end":
-                return self._close(is_text_said=True, is_part_said=True)
+                return self._close(is_text_sent=True, is_part_sent=True)
         return b""
 
     def encode(self, event: Event) -> bytes:
@@ -111,7 +111,7 @@ class ItemEncoder:
             case RefusalDelta():
                 return self._ensure("refusal") + self._delta("refusal", event.text, content_index=0)
             case ReasoningDelta():
-                return self._ensure("thinking") + self._delta("reasoning_summary_text", event.text, summary_index=0)
+                return self._ensure("reasoning") + self._delta("reasoning_summary_text", event.text, summary_index=0)
             case ReasoningSigned():
                 return self._wrapped(wrap(signature=event.signature))
             case RedactedReasoning():
@@ -126,9 +126,9 @@ class ItemEncoder:
             case Completed():
                 return self._start() + self._close_all() + self._complete(event.usage)
             case Failed():
-                return failed_event(self._described, event, self._sequence)
+                return failed_event(self._response, event, self._sequence)
 
-    def _say(self, type_: str, **fields: Any) -> bytes:
+    def _event(self, type_: str, **fields: Any) -> bytes:
         data = {"type": f"response.{type_}", **fields, "sequence_number": self._sequence}
         self._sequence += 1
         return encode_event(orjson.dumps(data), f"response.{type_}")
@@ -137,18 +137,18 @@ class ItemEncoder:
         if self._started:
             return b""
         self._started = True
-        response = begun(self._described)
-        return self._say("created", response=response) + self._say("in_progress", response=response)
+        response = unfinished_response(self._response)
+        return self._event("created", response=response) + self._event("in_progress", response=response)
 
     # Items that fill one after the other
 
     def _ensure(self, kind: Kind) -> bytes:
-        """Return what it takes until an item of this kind is open."""
+        """Return the events that open an item of this kind; nothing if one is open."""
         if self._open == kind:
             return b""
         before = self._begin_item()
         self._open, self._pieces = kind, []
-        if kind == "thinking":
+        if kind == "reasoning":
             return before + self._add_item(self._items.reasoning(self._index, [])) + self._part("added", "")
         if kind == "text":
             self._prepare_text()
@@ -161,65 +161,67 @@ class ItemEncoder:
         self._text_end = item.replace(b"%", b"%%") + b',"sequence_number":%d}\n\n'
 
     def _begin_item(self) -> bytes:
-        """Return the end of what an item that begins now puts an end to, and take the next place."""
-        before = self._start() + self._close() + self._close_whole_calls()
+        """Return the ends of items that are complete once a new item begins, and move to the next index."""
+        before = self._start() + self._close() + self._close_complete_calls()
         self._index = len(self._output)
         return before
 
     def _add_item(self, item: dict[str, Any]) -> bytes:
         self._output.append(item)
-        return self._say("output_item.added", item=item, output_index=self._index)
+        return self._event("output_item.added", item=item, output_index=self._index)
 
     def _end_item(self, item: dict[str, Any], index: int) -> bytes:
         self._output[index] = item
-        return self._say("output_item.done", item=item, output_index=index)
+        return self._event("output_item.done", item=item, output_index=index)
 
     def _delta(self, type_: str, piece: str, **place: int) -> bytes:
         self._pieces.append(piece)
-        return self._say(f"{type_}.delta", delta=piece, item_id=self._item_id(), output_index=self._index, **place)
+        return self._event(f"{type_}.delta", delta=piece, item_id=self._item_id(), output_index=self._index, **place)
 
     def _item_id(self) -> str:
-        return self._items.id("rs" if self._open == "thinking" else "msg", self._index)
+        return self._items.id("rs" if self._open == "reasoning" else "msg", self._index)
 
     def _part(self, change: Literal["added", "done"], text: str) -> bytes:
-        """Return the event for the one part that an item of ours has."""
+        """Return the event for an item's only part."""
         place: dict[str, Any] = {"item_id": self._item_id(), "output_index": self._index}
-        if self._open == "thinking":
-            return self._say(f"reasoning_summary_part.{change}", part=summary_text(text), summary_index=0, **place)
+        if self._open == "reasoning":
+            return self._event(f"reasoning_summary_part.{change}", part=summary_text(text), summary_index=0, **place)
         part = output_text(text) if self._open == "text" else refusal(text)
-        return self._say(f"content_part.{change}", content_index=0, part=part, **place)
+        return self._event(f"content_part.{change}", content_index=0, part=part, **place)
 
     def _close(
         self,
         status: str = "completed",
         wrapped: str | None = None,
         *,
-        is_text_said: bool = False,
-        is_part_said: bool = False,
+        is_text_sent: bool = False,
+        is_part_sent: bool = False,
     ) -> bytes:
-        """Return the end of the open item, calls aside; of the events that end a text, only those that were not said."""
+        """Return the end of the open item (not of calls). Events that end its text are left out if they were already sent."""
         if self._open is None:
             return b""
         text = "".join(self._pieces)
         place: dict[str, Any] = {"item_id": self._item_id(), "output_index": self._index}
         match self._open:
             case "text":
-                done = b"" if is_text_said else self._say("output_text.done", content_index=0, logprobs=[], text=text, **place)
+                done = (
+                    b"" if is_text_sent else self._event("output_text.done", content_index=0, logprobs=[], text=text, **place)
+                )
                 item = self._items.message(self._index, [output_text(text)], status)
             case "refusal":
-                done = self._say("refusal.done", content_index=0, refusal=text, **place)
+                done = self._event("refusal.done", content_index=0, refusal=text, **place)
                 item = self._items.message(self._index, [refusal(text)], status)
-            case "thinking":
-                done = self._say("reasoning_summary_text.done", summary_index=0, text=text, **place)
+            case "reasoning":
+                done = self._event("reasoning_summary_text.done", summary_index=0, text=text, **place)
                 item = self._items.reasoning(self._index, [summary_text(text)], wrapped)
-        done += b"" if is_part_said else self._part("done", text)
+        done += b"" if is_part_sent else self._part("done", text)
         done += self._end_item(item, self._index)
         self._open = None
         return done
 
     def _wrapped(self, wrapped: str | None) -> bytes:
-        """Return the end of the thinking that is signed, or an item for a signature or a block without text."""
-        if self._open == "thinking":
+        """Return the end of the signed reasoning, or an item for a signature or an encrypted block without text."""
+        if self._open == "reasoning":
             return self._close(wrapped=wrapped)
         before = self._begin_item()
         item = self._items.reasoning(self._index, [], wrapped)
@@ -235,22 +237,22 @@ class ItemEncoder:
     def _call_delta(self, event: ToolCallDelta) -> bytes:
         opened = self._calls.get(event.index)
         if opened is None or not event.arguments:
-            return b""  # What follows a whole call can only be white space.
+            return b""  # After a complete call only white space can follow.
         opened.pieces.append(event.arguments)
         place: dict[str, Any] = {"item_id": self._items.id("fc", opened.output_index), "output_index": opened.output_index}
-        return self._say("function_call_arguments.delta", delta=event.arguments, **place)
+        return self._event("function_call_arguments.delta", delta=event.arguments, **place)
 
-    def _close_whole_calls(self) -> bytes:
-        """Return the end of the calls that have all of their arguments: most streams send one call after the other."""
-        whole = [index for index, opened in self._calls.items() if _is_object("".join(opened.pieces))]
-        return b"".join([self._close_call(self._calls.pop(index), "completed") for index in whole])
+    def _close_complete_calls(self) -> bytes:
+        """Return the end of the calls whose arguments are complete. Most streams send one call after the other."""
+        indices = [index for index, opened in self._calls.items() if _is_object("".join(opened.pieces))]
+        return b"".join([self._close_call(self._calls.pop(index), "completed") for index in indices])
 
     def _close_call(self, opened: _OpenCall, status: str) -> bytes:
         index, arguments = opened.output_index, "".join(opened.pieces) or "{}"
         opened.call.arguments = arguments
         item = self._items.call(index, opened.call, status)
         place: dict[str, Any] = {"item_id": item["id"], "output_index": index}
-        return self._say("function_call_arguments.done", arguments=arguments, **place) + self._end_item(item, index)
+        return self._event("function_call_arguments.done", arguments=arguments, **place) + self._end_item(item, index)
 
     # The end
 
@@ -261,13 +263,13 @@ class ItemEncoder:
 
     def _complete(self, usage: Usage | None) -> bytes:
         completed_s = self._info.created_s + self._info.elapsed_ms() // 1000
-        response = ended(self._described, self._output, self._finished, usage, completed_s)
-        return self._say(response["status"], response=response)
+        response = final_response(self._response, self._output, self._finished, usage, completed_s)
+        return self._event(response["status"], response=response)
 
 
-def failed_event(of: Described, failed: Failed, sequence: int) -> bytes:
-    # A cancelled one too: openai-node throws on "response.cancelled".
-    data = {"type": "response.failed", "response": failed_response(of, failed), "sequence_number": sequence}
+def failed_event(response: ResponseInfo, failed: Failed, sequence: int) -> bytes:
+    # Also for a cancelled response: openai-node throws on "response.cancelled".
+    data = {"type": "response.failed", "response": failed_response(response, failed), "sequence_number": sequence}
     return encode_event(orjson.dumps(data), "response.failed")
 
 

@@ -1,4 +1,4 @@
-"""Which response is which generation? Their ids differ in their first letters alone."""
+"""Which response belongs to which generation? Their ids differ only in the prefix."""
 
 
 def response_id(generation_id: str) -> str:

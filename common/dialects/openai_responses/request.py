@@ -1,10 +1,10 @@
 """What does the body of an OpenAI responses request ask for?
 
-A conversation is a flat list of items here: messages, calls, results of calls, reasoning. Neighbouring items of the model
-are one turn of it. What only OpenAI has is refused by the other wires where it would be missed (an item of the
-conversation), and left out where it is merely offered (a tool that runs at OpenAI): Codex always offers some.
+A conversation is a flat list of items: messages, calls, results of calls, reasoning. Consecutive items of the model are one
+turn. Features that only OpenAI has are refused by other wires if they are essential (an item of the conversation), and
+dropped if they are only an offer (a tool that runs at OpenAI): Codex always offers some.
 
-Source: https://platform.openai.com/docs/api-reference/responses/create, and what Codex and the SDKs really send.
+Source: https://platform.openai.com/docs/api-reference/responses/create, and what Codex and the SDKs actually send.
 """
 
 import hashlib
@@ -31,21 +31,21 @@ from common.dialects.openai_responses.wrapped_reasoning import unwrap
 from common.dialects.shared.parts import (
     Refusal,
     Text,
-    add_spoken,
+    add_to_assistant,
     add_turn,
-    asking,
-    content_in,
-    image_at,
-    object_at,
-    other_part,
-    reasoning_of,
-    result_of,
+    parse_effort,
+    read_content,
+    read_image,
+    requested_fields,
+    require_object,
+    tool_result,
+    unknown_part,
 )
-from common.dialects.shared.reading import Shape, at, invalid, opaque, read
+from common.dialects.shared.reading import Shape, invalid, join_path, opaque_part, read
 
-# Fields that change the answer and that no other family has; each with the values that ask for nothing.
+# Fields that change the answer and that no other family has. Each maps to its neutral values, which request nothing.
 _OPAQUE_FIELDS: dict[str, tuple[object, ...]] = {"conversation": (), "prompt": (), "top_logprobs": (0,)}
-# Hints that no other family has, and whose loss changes no answer; each with the values that ask for nothing.
+# Hints that no other family has; without them the answer is the same. Each maps to its neutral values.
 _DROPPED_FIELDS: dict[str, tuple[object, ...]] = {
     "access_programs": (),
     "context_management": ([],),
@@ -60,7 +60,7 @@ _DROPPED_FIELDS: dict[str, tuple[object, ...]] = {
     "truncation": ("disabled",),
 }
 _LOGPROBS = "message.output_text.logprobs"
-_TOOL_NAME_CHARS_MAX = 64  # What every vendor takes.
+_TOOL_NAME_CHARS_MAX = 64  # The longest name that every vendor accepts.
 
 
 class Body(Shape):
@@ -135,7 +135,7 @@ class _Effort(Shape):
 
 
 class _JsonSchema(Shape):
-    # Not named "schema", which would hide a method of pydantic's.
+    # Not named "schema": that would hide a pydantic method.
     schema_: dict[str, Any] = Field(alias="schema")
     name: str | None = None
     strict: bool | None = None
@@ -147,7 +147,7 @@ def parse(body: Mapping[str, Any]) -> GenerationRequest:
     request = GenerationRequest(
         model=fields.model,
         messages=instructions + _input(body),
-        # One in the background runs as a stream whatever its client asked for: its events are kept for who comes later.
+        # A background response always runs as a stream: its events are kept for later readers.
         stream=bool(fields.stream or fields.background),
         parallel_tool_calls=fields.parallel_tool_calls,
         max_output_tokens=fields.max_output_tokens,
@@ -155,8 +155,8 @@ def parse(body: Mapping[str, Any]) -> GenerationRequest:
         top_p=fields.top_p,
         reasoning=_reasoning(fields.reasoning),
         end_user=fields.user or fields.safety_identifier,
-        opaque=[OpaquePart(name, name) for name in asking(body, _OPAQUE_FIELDS)],
-        dropped=asking(body, _DROPPED_FIELDS),
+        opaque=[OpaquePart(name, name) for name in requested_fields(body, _OPAQUE_FIELDS)],
+        dropped=requested_fields(body, _DROPPED_FIELDS),
     )
     if _LOGPROBS in (fields.include or []):
         request.opaque.append(OpaquePart(_LOGPROBS, "include"))
@@ -169,13 +169,13 @@ def parse(body: Mapping[str, Any]) -> GenerationRequest:
 
 
 def _reasoning(value: dict[str, Any] | None) -> Reasoning | None:
-    return reasoning_of(read(_Effort, value or {}, "reasoning").effort)
+    return parse_effort(read(_Effort, value or {}, "reasoning").effort)
 
 
 def _input(body: Mapping[str, Any]) -> list[Message]:
     value = body.get("input")
     if value is None:
-        # A prompt or a conversation that is kept at OpenAI is an input too; nobody else has it.
+        # A prompt or conversation that is stored at OpenAI is an input too; no other vendor has it.
         for name in ("prompt", "conversation"):
             if body.get(name) is not None:
                 return [Message(Role.USER, [OpaquePart(name, name)])]
@@ -186,28 +186,28 @@ def _input(body: Mapping[str, Any]) -> list[Message]:
         raise invalid("input", "must not be empty")
     messages = [Message(Role.USER, [TextPart(value)])] if isinstance(value, str) else _messages(value)
     if not messages:
-        raise invalid("input", "must hold more than empty items")
+        raise invalid("input", "must not consist of empty items only")
     return messages
 
 
 def _messages(items: list[Any]) -> list[Message]:
     messages: list[Message] = []
     for index, item in enumerate(items):
-        path = at("input", index)
+        path = join_path("input", index)
         if not isinstance(item, dict):
             raise invalid(path, "must be an item: an object")
         match item_type(item):
             case "message":
                 _add_message(messages, item, path)
             case "function_call":
-                add_spoken(messages, [_call(item, path)])
+                add_to_assistant(messages, [_call(item, path)])
             case "function_call_output":
                 add_turn(messages, Role.USER, [_result(item, path)])
             case "reasoning":
-                if thinking := _thinking(item, path):
-                    add_spoken(messages, [thinking])
+                if reasoning := _reasoning_part(item, path):
+                    add_to_assistant(messages, [reasoning])
             case type_:
-                messages.append(Message(Role.USER, [opaque(type_, path)]))
+                messages.append(Message(Role.USER, [opaque_part(type_, path)]))
     return messages
 
 
@@ -219,13 +219,13 @@ def item_type(item: dict[str, Any]) -> object:
 
 def _add_message(messages: list[Message], item: dict[str, Any], path: str) -> None:
     role = read(_Message, item, path).role
-    parts = content_in(item.get("content"), at(path, "content"), _part)
+    parts = read_content(item.get("content"), join_path(path, "content"), _part)
     if role != "assistant":
         messages.append(Message(Role.USER if role == "user" else Role.SYSTEM, parts))
     elif isinstance(_last_part(messages), TextPart):
-        messages.append(Message(Role.ASSISTANT, parts))  # Two messages are not one text.
+        messages.append(Message(Role.ASSISTANT, parts))  # Two messages must not become one text.
     elif parts:
-        add_spoken(messages, parts)
+        add_to_assistant(messages, parts)
 
 
 def _last_part(messages: list[Message]) -> Part | None:
@@ -239,19 +239,19 @@ def _call(item: dict[str, Any], path: str) -> Part:
 
 def _result(item: dict[str, Any], path: str) -> Part:
     call_id = read(_Output, item, path).call_id
-    return result_of(call_id, content_in(item.get("output"), at(path, "output"), _part))
+    return tool_result(call_id, read_content(item.get("output"), join_path(path, "output"), _part))
 
 
-def _thinking(item: dict[str, Any], path: str) -> Part | None:
+def _reasoning_part(item: dict[str, Any], path: str) -> Part | None:
     fields = read(_ReasoningItem, item, path)
     part = unwrap(fields.encrypted_content or "")
     if part.redacted is None:
-        part.text = "\n\n".join(each.text for each in fields.summary or fields.content or [])
+        part.text = "\n\n".join(summary.text for summary in fields.summary or fields.content or [])
     return part if part != ReasoningPart() else None
 
 
 def _part(part: object, path: str) -> Part:
-    part = object_at(part, path)
+    part = require_object(part, path)
     match part.get("type"):
         case "input_text" | "output_text" | "text":
             return TextPart(read(Text, part, path).text)
@@ -259,29 +259,30 @@ def _part(part: object, path: str) -> Part:
             return TextPart(read(Refusal, part, path).refusal)
         case "input_image":
             image = read(_Image, part, path)
-            return image_at(image.image_url or "", image.detail, "input_image", path)
+            return read_image(image.image_url or "", image.detail, "input_image", path)
         case type_:
-            return other_part(type_, path)
+            return unknown_part(type_, path)
 
 
 def _read_tools(items: list[Any], request: GenerationRequest) -> None:
     for index, item in enumerate(items):
-        path = at("tools", index)
+        path = join_path("tools", index)
         if not isinstance(item, dict):
             raise invalid(path, "must be a tool: an object with a type")
         match item.get("type"):
             case "function":
                 request.tools.append(_tool(item, path))
             case "namespace":
-                for inner, each in enumerate(read(_Namespace, item, path).tools):
-                    if each.get("type") == "function":
-                        request.tools.append(_tool(each, at(path, "tools", inner), item["name"]))
+                for tool_index, tool in enumerate(read(_Namespace, item, path).tools):
+                    tool_path = join_path(path, "tools", tool_index)
+                    if tool.get("type") == "function":
+                        request.tools.append(_tool(tool, tool_path, item["name"]))
                     else:
-                        request.dropped.append(at(path, "tools", inner))
+                        request.dropped.append(tool_path)
             case str():
                 request.dropped.append(path)
             case _:
-                raise invalid(at(path, "type"), "must be a string")
+                raise invalid(join_path(path, "type"), "must be a string")
 
 
 def _tool(item: dict[str, Any], path: str, namespace: str | None = None) -> Tool:
@@ -290,7 +291,7 @@ def _tool(item: dict[str, Any], path: str, namespace: str | None = None) -> Tool
 
 
 def flat_name(namespace: str | None, name: str) -> str:
-    """Return the one name by which other vendors know a function of a namespace."""
+    """Return the name under which a namespace's function is sent to other vendors, which have no namespaces."""
     if not namespace:
         return name
     flat = f"{namespace}__{name}"
@@ -300,14 +301,14 @@ def flat_name(namespace: str | None, name: str) -> str:
 
 
 def namespaces(body: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """Return what ``flat_name`` made of a parsed body's functions: flat name → namespace and name."""
-    return {flat_name(space, name): (space, name) for space, name in _named(body) if space}
+    """Map the flat names of a parsed body's functions back: flat name → (namespace, name)."""
+    return {flat_name(space, name): (space, name) for space, name in _namespaced_functions(body)}
 
 
-def _named(body: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _namespaced_functions(body: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for item in body.get("tools") or []:
         if item["type"] == "namespace":
-            yield from ((item["name"], each["name"]) for each in item["tools"] if each.get("type") == "function")
+            yield from ((item["name"], tool["name"]) for tool in item["tools"] if tool.get("type") == "function")
 
 
 def _read_tool_choice(value: object, request: GenerationRequest) -> None:
@@ -330,7 +331,7 @@ def _read_tool_choice(value: object, request: GenerationRequest) -> None:
         case _:
             raise invalid("tool_choice", 'must be "auto", "none", "required" or an object with a type')
     if request.tool_choice and request.tool_choice.mode == "required" and not request.tools:
-        request.opaque.append(OpaquePart("required", "tool_choice"))  # All tools that it could mean are left out.
+        request.opaque.append(OpaquePart("required", "tool_choice"))  # All tools that it could mean were dropped.
 
 
 def _read_format(value: object, request: GenerationRequest) -> None:

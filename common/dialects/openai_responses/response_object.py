@@ -1,6 +1,6 @@
 """What does a response object look like, and the items of its output?
 
-Field by field as recorded. What OpenAI repeats of the request is repeated from the client's own body.
+Field by field as recorded. The fields that OpenAI repeats from the request are copied from the client's body.
 Source: https://platform.openai.com/docs/api-reference/responses/object
 """
 
@@ -16,7 +16,7 @@ from common.dialects.openai_responses.wrapped_reasoning import wrap
 from common.dialects.shared.openai_errors import error_code
 from common.dialects.shared.openai_words import INCOMPLETE_WORD
 
-# What a response repeats of its request, with OpenAI's defaults.
+# Request fields that a response repeats, with OpenAI's defaults.
 _ECHOED: dict[str, Any] = {
     "instructions": None,
     "max_output_tokens": None,
@@ -39,7 +39,7 @@ _ECHOED: dict[str, Any] = {
 }
 _ITEM_ID = re.compile(r"(?:msg|rs|fc)_([0-9a-f]{32})[0-9a-f]{2,4}")
 _NO_IMAGE_TOKENS = {"image_tokens": 0, "text_tokens": 0}
-# Of OpenAI's own tools, which run nowhere else.
+# Usage of OpenAI's own tools, which run only there.
 _TOOL_USAGE = {
     "image_gen": {
         "input_tokens": 0,
@@ -50,14 +50,14 @@ _TOOL_USAGE = {
     },
     "web_search": {"num_requests": 0},
 }
-# The failures that a response has a code for; all others are a server's error.
+# The failures that have a code of their own in a response; all others are "server_error".
 _CODED = (ErrorKind.RATE_LIMITED, ErrorKind.UPSTREAM_RATE_LIMITED, ErrorKind.CANCELLED)
 
 
 @dataclass(slots=True)
-class Described:
-    """What a response says of itself whatever becomes of it. ``body`` is the client's own; ``announced`` is the response as
-    the client has been told of it, where another call began it."""
+class ResponseInfo:
+    """Facts about a response that do not depend on its outcome. ``body`` is the client's body. ``announced`` is the response
+    object that the client has already received, if another call began the response."""
 
     generation_id: str
     model: str = ""
@@ -66,23 +66,23 @@ class Described:
     announced: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
-def begun(of: Described, status: str = "in_progress") -> dict[str, Any]:
-    """Return a response without output: as it begins, or (``queued``) before that."""
-    if of.announced:
-        return {**of.announced, "status": status}
-    body = of.body
+def unfinished_response(info: ResponseInfo, status: str = "in_progress") -> dict[str, Any]:
+    """Return a response without output: as it begins, or before that (``queued``)."""
+    if info.announced:
+        return {**info.announced, "status": status}
+    body = info.body
     echoed = {name: default if body.get(name) is None else body[name] for name, default in _ECHOED.items()}
     return {
-        "id": response_id(of.generation_id),
+        "id": response_id(info.generation_id),
         "object": "response",
-        "created_at": of.created_s,
+        "created_at": info.created_s,
         "status": status,
         "background": body.get("background") is True,
         "completed_at": None,
         "error": None,
         "frequency_penalty": 0.0,
         "incomplete_details": None,
-        "model": of.model,
+        "model": info.model,
         "moderation": None,
         "output": [],
         "reasoning": {"effort": None, "summary": None, **(body.get("reasoning") or {})},
@@ -94,13 +94,13 @@ def begun(of: Described, status: str = "in_progress") -> dict[str, Any]:
     }
 
 
-def ended(
-    of: Described, output: Sequence[dict[str, Any]], finished: Finished | None, usage: Usage | None, completed_s: int
+def final_response(
+    info: ResponseInfo, output: Sequence[dict[str, Any]], finished: Finished | None, usage: Usage | None, completed_s: int
 ) -> dict[str, Any]:
-    """Return a response whose model has said all it will; ``status`` tells whether that is all it wanted to say."""
+    """Return a response that has ended: ``status`` is "incomplete" if a limit or filter cut it, else "completed"."""
     reason = incomplete_reason(finished)
     return {
-        **begun(of, "incomplete" if reason else "completed"),
+        **unfinished_response(info, "incomplete" if reason else "completed"),
         "completed_at": None if reason else completed_s,
         "incomplete_details": {"reason": reason} if reason else None,
         "output": output,
@@ -108,9 +108,9 @@ def ended(
     }
 
 
-def failed_response(of: Described, failed: Failed, status: str = "failed") -> dict[str, Any]:
+def failed_response(info: ResponseInfo, failed: Failed, status: str = "failed") -> dict[str, Any]:
     code = failed.code or (error_code(failed.kind) if failed.kind in _CODED else "server_error")
-    return {**begun(of, status), "error": {"code": code, "message": failed.message}}
+    return {**unfinished_response(info, status), "error": {"code": code, "message": failed.message}}
 
 
 def incomplete_reason(finished: Finished | None) -> str | None:
@@ -141,17 +141,17 @@ def _usage(usage: Usage) -> dict[str, Any]:
 
 
 class Items:
-    """The output items of one response, by their place in it. ``namespaces``: see ``openai_responses_request``."""
+    """Builds the output items of one response, by their index. ``namespaces``: see ``request.namespaces``."""
 
     def __init__(self, generation_id: str, namespaces: Mapping[str, tuple[str, str]]) -> None:
         self._suffix = generation_id.removeprefix("gen_")
         self._namespaces = namespaces
-        self.announced: dict[int, str] = {}  # Ids that the client has been told by another call.
+        self.announced: dict[int, str] = {}  # Index to id: items that another call has already sent to the client.
 
     def id(self, kind: str, index: int) -> str:
         if index in self.announced:
             return self.announced[index]
-        # The response can be told from it: some clients send items back as references.
+        # The id contains the response's id, because some clients send items back as references.
         return f"{kind}_{self._suffix}{index:02x}"
 
     def message(self, index: int, content: list[dict[str, Any]], status: str) -> dict[str, Any]:
@@ -168,7 +168,9 @@ class Items:
         item |= {"call_id": call.id, "name": name}
         return {**item, "namespace": space} if space else item
 
-    def whole(self, index: int, block: TextBlock | RefusalBlock | ReasoningBlock | ToolCall, status: str) -> dict[str, Any]:
+    def from_block(
+        self, index: int, block: TextBlock | RefusalBlock | ReasoningBlock | ToolCall, status: str
+    ) -> dict[str, Any]:
         match block:
             case TextBlock():
                 return self.message(index, [output_text(block.text)], status)
@@ -182,7 +184,7 @@ class Items:
 
 
 def generation_of_item(id_: object) -> str | None:
-    """Return the generation that made an item, None for an item that is not ours.
+    """Return the id of the generation that made an item; None for an item that is not ours.
 
     >>> generation_of_item("fc_0123456789abcdef0123456789abcdef02")
     'gen_0123456789abcdef0123456789abcdef'

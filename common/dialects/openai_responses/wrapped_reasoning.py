@@ -1,9 +1,9 @@
-"""How does another vendor's thinking travel through a client of OpenAI's responses?
+"""How does another vendor's reasoning travel through a client of OpenAI's responses?
 
-Such a client brings reasoning items back as they came, and an item has one field that nobody but its maker reads:
-``encrypted_content``. What a vendor signed or encrypted (Anthropic's signatures, Gemini's of a call, redacted blocks) goes
-there, behind a mark that tells it from OpenAI's own. Nothing is encrypted by us, and nothing needs to be: the vendor
-checks what comes back. The text of signed thinking is the item's summary.
+Such a client sends reasoning items back unchanged, and an item has one field that only its creator reads:
+``encrypted_content``. It carries what a vendor signed or encrypted (Anthropic's signatures, Gemini's signatures of calls,
+redacted blocks), after a prefix that distinguishes it from OpenAI's own content. We encrypt nothing, and need not: the
+vendor checks what comes back. The text of signed reasoning is the item's summary.
 """
 
 from common.canonical.generation import ReasoningPart
@@ -23,7 +23,7 @@ def wrap(*, signature: str | None = None, redacted: str | None = None) -> str | 
 
 
 def unwrap(encrypted_content: str) -> ReasoningPart:
-    """Return what ``wrap`` put in, with no text yet; an empty part for what is not ours.
+    """Return the signature or encrypted block that ``wrap`` stored, without text; an empty part for other content.
 
     >>> unwrap("sluice-signed:abc").signature
     'abc'
@@ -36,5 +36,5 @@ def unwrap(encrypted_content: str) -> ReasoningPart:
 
 
 def is_wrapped(encrypted_content: object) -> bool:
-    """Whether an item's content is ours, so that OpenAI would refuse it."""
+    """Whether ``wrap`` created this content. OpenAI would refuse it."""
     return isinstance(encrypted_content, str) and encrypted_content.startswith((_SIGNED, _REDACTED))

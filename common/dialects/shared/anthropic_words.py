@@ -1,7 +1,7 @@
-"""Which words does Anthropic's format have that are written on one side and read on the other?
+"""Which words of Anthropic's format are used on both sides?
 
-The dialect writes them for clients, the provider's wire reads them of the upstream; the error types also come through other
-wires, from gateways that speak for several vendors.
+The dialect writes them for clients, and the provider's wire reads them from the upstream. The error types also arrive on other
+wires, from gateways in front of several vendors.
 Sources: https://docs.anthropic.com/en/api/handling-stop-reasons and https://docs.anthropic.com/en/api/errors
 """
 
@@ -21,7 +21,7 @@ REASON_OF_WORD = {word: reason for reason, word in reversed(STOP_REASON.items())
 
 MESSAGE_STOP = encode_event(b'{"type":"message_stop"}', "message_stop")
 
-OVERLOADED_STATUS = 529  # Anthropic's own, which its clients wait for and try again.
+OVERLOADED_STATUS = 529  # Anthropic's own status; its clients retry after it.
 TYPE_OF_STATUS = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -34,9 +34,11 @@ TYPE_OF_STATUS = {
     504: "timeout_error",
     529: "overloaded_error",
 }
-STATUS_OF_TYPE = {type_: status for status, type_ in reversed(TYPE_OF_STATUS.items())}  # The first of two statuses.
+STATUS_OF_TYPE = {
+    type_: status for status, type_ in reversed(TYPE_OF_STATUS.items())
+}  # If a type has two statuses, the first one.
 ERROR_TYPES = {*STATUS_OF_TYPE, "api_error"}
-# Of these, the words that nobody else has; the others mean the same at OpenAI.
+# Types that only Anthropic has. The others mean the same at OpenAI.
 OWN_ERROR_TYPES = ERROR_TYPES - {
     "invalid_request_error",
     "authentication_error",

@@ -1,11 +1,11 @@
-"""How do OpenAI's dialects say a failure?"""
+"""How do OpenAI's dialects report a failure?"""
 
 from typing import Any
 
 from common.canonical.errors import ErrorKind, Failed
 from common.dialects.shared.anthropic_words import OWN_ERROR_TYPES
 
-# As recorded: an unknown model and a wrong key are an "invalid_request_error" that its code tells apart.
+# As recorded: an unknown model and a wrong key are both "invalid_request_error"; only the code differs.
 ERROR_TYPE = {
     ErrorKind.PERMISSION_DENIED: "permission_error",
     ErrorKind.RATE_LIMITED: "requests",
@@ -17,17 +17,17 @@ ERROR_CODE = {
     ErrorKind.RATE_LIMITED: "rate_limit_exceeded",
     ErrorKind.UPSTREAM_RATE_LIMITED: "rate_limit_exceeded",
 }
-# What OpenAI's words amount to, for whoever reads them where no status stands.
+# The status that each of OpenAI's words stands for, for readers of errors that have no status.
 STATUS_OF_WORD = {
     **{word: kind.status for kind, word in (*ERROR_TYPE.items(), *ERROR_CODE.items())},
     "model_not_found": 404,
-    "tokens": 429,  # As "requests": which limit was reached.
-    "insufficient_quota": 429,  # Its own status for it.
+    "tokens": 429,  # Like "requests": the limit that was reached.
+    "insufficient_quota": 429,  # OpenAI's own status for it.
 }
 
 
 def error_body(failed: Failed) -> dict[str, Any]:
-    """Return the JSON body, which is also what a stream of chat completions says."""
+    """Return the JSON body; a stream of chat completions sends the same object."""
     type_ = failed.type if failed.type and failed.type not in OWN_ERROR_TYPES else None
     return {
         "error": {

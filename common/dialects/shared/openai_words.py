@@ -1,6 +1,6 @@
-"""Which words do OpenAI's formats have that are written on one side and read on the other?
+"""Which words of OpenAI's formats are used on both sides?
 
-The dialects write them for clients, the providers' wires read them of upstreams; the simpler dialects have taken some over.
+The dialects write them for clients, and the providers' wires read them from upstreams. The simpler dialects use some of them.
 Sources: https://platform.openai.com/docs/api-reference/chat/object (finish_reason) and
 https://platform.openai.com/docs/api-reference/responses/object (incomplete_details)
 """
@@ -17,7 +17,7 @@ FINISH_WORD = {
     FinishReason.PAUSE: "stop",
 }
 REASON_OF_WORD = {word: reason for reason, word in reversed(FINISH_WORD.items())}
-# Why a response is incomplete; the others are complete.
+# Why a response is incomplete. With any other finish reason it is complete.
 INCOMPLETE_WORD = {
     FinishReason.LENGTH: "max_output_tokens",
     FinishReason.CONTENT_FILTER: "content_filter",
@@ -25,8 +25,8 @@ INCOMPLETE_WORD = {
 }
 REASON_OF_INCOMPLETE = {word: reason for reason, word in reversed(INCOMPLETE_WORD.items())}
 
-# Where chat completions have thinking. Neither is OpenAI's own: DeepSeek brought in the first, which most clients of this
-# family read, OpenRouter the second.
+# The fields of chat completions that hold reasoning. Neither is OpenAI's own: DeepSeek introduced the first, which most clients
+# of this family read, and OpenRouter the second.
 REASONING_FIELDS = ("reasoning_content", "reasoning")
 
 DONE = b"[DONE]"  # The data of the event that ends a stream of chat completions.
@@ -34,5 +34,5 @@ DONE_EVENT = b"data: " + DONE + b"\n\n"
 
 
 def parse_finish_reason(word: str) -> FinishReason:
-    """Return what a word means, stop where it is a vendor's own."""
+    """Return the finish reason of a word; STOP for a word that we do not know."""
     return REASON_OF_WORD.get(word, FinishReason.STOP)

@@ -1,6 +1,6 @@
-"""How are the parts of a conversation read that several dialects write in the same way?
+"""How are those parts of a conversation read that several dialects share?
 
-What one dialect alone has stays in its own reader. A reader passes here what it found, and where in the body it stands.
+What only one dialect has stays in that dialect's own reader. A reader passes a value, and ``path``: its place in the body.
 """
 
 import re
@@ -19,7 +19,7 @@ from common.canonical.generation import (
     TextPart,
     ToolResultPart,
 )
-from common.dialects.shared.reading import Shape, as_list, at, invalid
+from common.dialects.shared.reading import Shape, as_list, invalid, join_path
 
 _DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)(?:;[^;,]*)*;base64,", re.IGNORECASE)
 
@@ -35,13 +35,13 @@ class Refusal(Shape):
 # Fields
 
 
-def asking(body: Mapping[str, Any], fields: Mapping[str, tuple[object, ...]]) -> list[str]:
-    """Return which of some fields ask for something; each has the values with which it does not."""
+def requested_fields(body: Mapping[str, Any], fields: Mapping[str, tuple[object, ...]]) -> list[str]:
+    """Return the names of ``fields`` that request something. Each maps to its neutral values, which request nothing."""
     return [name for name, neutral in fields.items() if body.get(name) is not None and body[name] not in neutral]
 
 
-def stops_in(value: object) -> list[str]:
-    """Return the stop sequences in the field ``stop``: a string or several."""
+def parse_stop(value: object) -> list[str]:
+    """Return the stop sequences in the field ``stop``: a string or a list of strings."""
     if value is None:
         return []
     stops = [value] if isinstance(value, str) else value
@@ -50,7 +50,7 @@ def stops_in(value: object) -> list[str]:
     return [stop for stop in stops if stop]
 
 
-def reasoning_of(effort: str | None) -> Reasoning | None:
+def parse_effort(effort: str | None) -> Reasoning | None:
     if effort is None:
         return None
     return Reasoning(enabled=False) if effort == "none" else Reasoning(effort=effort)
@@ -59,34 +59,36 @@ def reasoning_of(effort: str | None) -> Reasoning | None:
 # Content
 
 
-def content_in(
-    value: object, path: str, part_of: Callable[[object, str], Part], of: str = "a string or a list of content parts"
+def read_content(
+    value: object, path: str, read_part: Callable[[object, str], Part], expected: str = "a string or a list of content parts"
 ) -> list[Part]:
-    """Return content: a string, or a list whose items ``part_of`` reads; ``of`` says in the error what it may be."""
+    """Return content: a string, or a list whose items ``read_part`` reads. The error message says what was ``expected``."""
     if isinstance(value, str):
         return [TextPart(value)]
-    return [part_of(part, at(path, index)) for index, part in enumerate(as_list(value, path, of))]
+    return [read_part(part, join_path(path, index)) for index, part in enumerate(as_list(value, path, expected))]
 
 
-def object_at(part: object, path: str, of: str = "a content part") -> dict[str, Any]:
+def require_object(part: object, path: str, expected: str = "a content part") -> dict[str, Any]:
     if not isinstance(part, dict):
-        raise invalid(path, f"must be {of}: an object with a type")
+        raise invalid(path, f"must be {expected}: an object with a type")
     return part
 
 
-def other_part(type_: object, path: str) -> OpaquePart:
-    """Return a part of a type that the dialect's reader does not know: some vendor may."""
+def unknown_part(type_: object, path: str) -> OpaquePart:
+    """Return a part of a type that the dialect's reader does not know. A vendor may know it."""
     if not isinstance(type_, str):
-        raise invalid(at(path, "type"), "must be a string")
+        raise invalid(join_path(path, "type"), "must be a string")
     return OpaquePart(type_, path)
 
 
-def image_at(url: str, detail: str | None, type_: str, path: str) -> Part:
-    """Return the image that an address names or holds. Other addresses (``gs://``, a vendor's file) are some vendor's own:
-    what stands at ``path`` is then a part of ``type_`` that passes as it is, or not at all.
+def read_image(url: str, detail: str | None, type_: str, path: str) -> Part:
+    """Return the image of an http(s) URL or a data URL.
+
+    Other URLs (``gs://``, a vendor's file) mean something to one vendor only. The result is then an ``OpaquePart`` of
+    ``type_`` at ``path``, which passes unchanged or not at all.
     """
-    if found := _DATA_URL.match(url):
-        return ImagePart(data=url[found.end() :], media_type=found[1].lower(), detail=detail)
+    if match := _DATA_URL.match(url):
+        return ImagePart(data=url[match.end() :], media_type=match[1].lower(), detail=detail)
     if url.startswith(("http://", "https://")):
         return ImagePart(url=url, detail=detail)
     return OpaquePart(type_, path)
@@ -95,24 +97,28 @@ def image_at(url: str, detail: str | None, type_: str, path: str) -> Part:
 # Calls and their results
 
 
-def arguments_at(value: object, path: str) -> str:
-    """Return a call's arguments as JSON; those who wrote them by hand left them out, or sent an object, as Ollama does."""
+def read_arguments(value: object, path: str) -> str:
+    """Return a call's arguments as JSON text.
+
+    Also accepts missing arguments and, as Ollama sends them, an object. Some clients write calls by hand. The error message
+    names only what OpenAI's API accepts.
+    """
     if value is None or value == "":
         return "{}"
     if isinstance(value, dict):
         return orjson.dumps(value).decode()
     if not isinstance(value, str):
-        raise invalid(path, "must be an object, or a string that holds JSON")
+        raise invalid(path, "must be a string that holds JSON")
     return value
 
 
-def result_of(call_id: str, content: list[Part]) -> ToolResultPart:
-    """Return a call's result; what a result cannot hold does not come out of the dialects' content."""
-    return ToolResultPart(call_id, [each for each in content if isinstance(each, TextPart | ImagePart | OpaquePart)])
+def tool_result(call_id: str, content: list[Part]) -> ToolResultPart:
+    """Return a call's result. The dialects' content has only parts that a result can hold."""
+    return ToolResultPart(call_id, [part for part in content if isinstance(part, TextPart | ImagePart | OpaquePart)])
 
 
 def add_turn(messages: list[Message], role: Role, parts: list[Part]) -> None:
-    """Append a turn. The results of one turn's calls are one turn, however many messages they came in."""
+    """Append a turn. The results of one turn's calls become one turn, even if they arrive in several messages."""
     last = messages[-1] if messages else None
     if last and last.role is role and _are_results(last.parts) and _are_results(parts):
         last.parts += parts
@@ -120,8 +126,8 @@ def add_turn(messages: list[Message], role: Role, parts: list[Part]) -> None:
         messages.append(Message(role, parts))
 
 
-def add_spoken(messages: list[Message], parts: list[Part]) -> None:
-    """Append to the assistant's turn that goes on: its items follow each other, and a provider wants them together."""
+def add_to_assistant(messages: list[Message], parts: list[Part]) -> None:
+    """Add parts to the assistant's current turn, or begin one. Providers want consecutive assistant items in one message."""
     if messages and messages[-1].role is Role.ASSISTANT:
         messages[-1].parts += parts
     else:

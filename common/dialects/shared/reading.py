@@ -1,7 +1,7 @@
-"""How is a client's body checked, and how are its faults named?
+"""How is a client's body checked, and how are errors in it reported?
 
-What a dialect needs of a body is a ``Shape``; fields that it does not name are ignored, because real clients send many.
-Faults become ``GatewayError``s that name the field as a path into the body: ``messages.0.content``.
+A ``Shape`` declares the fields that a dialect needs. Other fields are ignored, because real clients send many.
+Errors become ``GatewayError``s that name the field as a path into the body: ``messages.0.content``.
 """
 
 from typing import Any, TypeVar
@@ -13,14 +13,14 @@ from common.canonical.generation import OpaquePart
 
 
 class Shape(BaseModel):
-    """Strict, so that a string where a number belongs is a fault here and not a surprise upstream."""
+    """Strict: a string in place of a number is an error here, not a surprise at the upstream."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
 
 AnyShape = TypeVar("AnyShape", bound=Shape)
 
-# What pydantic's kinds of error mean to someone who reads them in a 400. The rest keeps pydantic's own words.
+# Pydantic's error types as readable text for a 400. Other types keep pydantic's own message.
 _MUST = {
     "missing": "is required",
     "model_type": "must be an object",
@@ -40,39 +40,39 @@ _MUST = {
 
 
 def read(shape: type[AnyShape], value: object, path: str = "") -> AnyShape:
-    """Return ``value`` as a ``shape``; ``path`` is where it stands in the body.
+    """Return ``value`` as a ``shape``; ``path`` is its place in the body.
 
     Raises:
-        GatewayError: INVALID_REQUEST that names the first field at fault.
+        GatewayError: INVALID_REQUEST that names the first invalid field.
     """
     try:
         return shape.model_validate(value)
     except ValidationError as exc:
         error = exc.errors(include_url=False, include_input=False)[0]
-        where = at(path, *error["loc"]) or "body"
+        where = join_path(path, *error["loc"]) or "body"
         template = _MUST.get(error["type"])
         raise invalid(where, template.format(**error.get("ctx", {})) if template else f"is not valid: {error['msg']}") from None
 
 
-def at(*steps: str | int) -> str:
+def join_path(*steps: str | int) -> str:
     """
-    >>> at("messages", 0, "content")
+    >>> join_path("messages", 0, "content")
     'messages.0.content'
     """
     return ".".join(str(step) for step in steps if step != "")
 
 
 def invalid(path: str, fault: str) -> GatewayError:
-    """Return the error for the field at ``path``; ``fault`` goes on from its name: "must be a string"."""
+    """Return the error for the field at ``path``. ``fault`` is the rest of the sentence after the path: "must be a string"."""
     return GatewayError(ErrorKind.INVALID_REQUEST, f"{path} {fault}.", param=path)
 
 
-def as_list(value: object, path: str, of: str) -> list[Any]:
-    """Return ``value`` if it is a list; ``of`` says in the error what it may be."""
+def as_list(value: object, path: str, expected: str) -> list[Any]:
+    """Return ``value`` if it is a list. The error message says what was ``expected``."""
     if not isinstance(value, list):
-        raise invalid(path, f"must be {of}")
+        raise invalid(path, f"must be {expected}")
     return value
 
 
-def opaque(type_: object, path: str) -> OpaquePart:
+def opaque_part(type_: object, path: str) -> OpaquePart:
     return OpaquePart(type_ if isinstance(type_, str) else "unknown", path)

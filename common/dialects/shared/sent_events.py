@@ -1,6 +1,6 @@
 """How does a dialect read back what its client was sent?
 
-The bytes are ours, or passed as a vendor sent them, so nothing about them is certain but that they are whole SSE blocks.
+The bytes were written by us, or passed through from a vendor. So only one thing is certain: they are complete SSE blocks.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from common.sse import read_block
 
 
 def parse_events(blocks: Sequence[bytes]) -> Iterator[dict[str, Any] | None]:
-    """Yield the JSON object of each block; None for a block that has none, such as ``[DONE]``."""
+    """Yield the JSON object of each block; None for a block without one, such as ``[DONE]``."""
     for block in blocks:
         try:
             event = orjson.loads(read_block(block)[1])
@@ -23,7 +23,7 @@ def parse_events(blocks: Sequence[bytes]) -> Iterator[dict[str, Any] | None]:
 
 
 def is_done(block: bytes) -> bool:
-    """Whether a block is the mark that ends streams of OpenAI's kind."""
+    """Whether a block is ``[DONE]``, which ends streams of OpenAI's family."""
     return read_block(block)[1].startswith(DONE)
 
 
@@ -33,7 +33,7 @@ def dict_in(fields: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def objects_in(items: object) -> list[dict[str, Any]]:
-    """Return the objects of a list, none of anything else."""
+    """Return the objects in a list; an empty list for any other value."""
     return [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []
 
 

@@ -1,8 +1,8 @@
 """What do we promise clients of the unified chat?
 
-Reading the body is ``unified_request.py``; here is what goes back: pieces of text, then one event with usage, cost and
-latency. Money is text with six decimals, null where a price is not known. Tool calls come whole, in one chunk. Thinking
-is not shown: the format has no place for it.
+``request.py`` reads the body; this file writes the answer: pieces of text, then one event with usage, cost and latency.
+Money is text with six decimals, null if the price is not known. Tool calls come complete, in one chunk. Reasoning is not
+sent: the format has no place for it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -47,7 +47,7 @@ class Unified:
         return ChunkEncoder(info)
 
     def resume(self, request: GenerationRequest, info: ReplyInfo, blocks: Sequence[bytes]) -> Progress:
-        """All bytes are ours: no vendor speaks this."""
+        """All bytes were written by us: no vendor uses this format."""
         events = [event for event in parse_events(blocks) if event is not None]
         text = "".join(text_in(event, "content") for event in events)
         is_plain = not any("tool_calls" in event for event in events)
@@ -86,12 +86,12 @@ class Unified:
     def reply_text(self, answer: dict[str, Any]) -> object:
         return dict_in(answer, "message").get("content")
 
-    def is_final(self, last: bytes) -> bool:
-        return last.startswith((b"event: done", b"event: error"))
+    def is_final(self, last_block: bytes) -> bool:
+        return last_block.startswith((b"event: done", b"event: error"))
 
 
 class ChunkEncoder:
-    """Events to ``chunk`` events, and one ``done``."""
+    """Encodes events as ``chunk`` events, and one ``done`` event."""
 
     def __init__(self, info: ReplyInfo) -> None:
         self._info = info
@@ -99,14 +99,14 @@ class ChunkEncoder:
         self._finish_reason = FinishReason.STOP
 
     def encode(self, event: Event) -> bytes:
-        # Hot path: runs once per token. No dict is built for it.
+        # Hot path: runs once per token, and builds no dict.
         if type(event) is TextDelta and event.text and event.choice == 0:
             return b'event: chunk\ndata: {"content":%b,"role":"assistant"}\n\n' % orjson.dumps(event.text)
         return self._encode_rare(event)
 
     def _encode_rare(self, event: Event) -> bytes:
         if getattr(event, "choice", 0) != 0:
-            return b""  # An answer is one choice; this dialect refuses to ask for more.
+            return b""  # An answer is one choice; this dialect refuses requests for more.
         match event:
             case RefusalDelta(text) if text:
                 return _chunk(text)
@@ -121,12 +121,12 @@ class ChunkEncoder:
             case Failed():
                 return _error_event(event)
             case _:
-                pass  # Thinking and its signatures, empty text, and the beginning.
+                pass  # Reasoning, signatures, empty text and the start are not sent.
         return b""
 
 
 def _text(choice: Choice) -> str:
-    """What the model said, a refusal included: there is no other place for one."""
+    """Return the model's text, including a refusal: the format has no other place for one."""
     return "".join(block.text for block in choice.blocks if isinstance(block, TextBlock | RefusalBlock))
 
 
@@ -135,7 +135,7 @@ def _chunk(content: str, **fields: Any) -> bytes:
 
 
 def _calls(calls: Iterable[ToolCall]) -> list[dict[str, Any]]:
-    """The shape of OpenAI's chat, which requests bring tool calls back in."""
+    """Return tool calls in the shape of OpenAI's chat. Requests send them back in the same shape."""
     return [
         {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments or "{}"}}
         for call in calls
@@ -143,7 +143,7 @@ def _calls(calls: Iterable[ToolCall]) -> list[dict[str, Any]]:
 
 
 def _account(reported: Usage | None, reason: FinishReason, info: ReplyInfo) -> dict[str, Any]:
-    """What an answer took. Tokens are 0 where the provider reports none; their price is unknown then, and never 0."""
+    """Return usage, cost and latency. If the provider reports no tokens, they are 0 and the cost is null, never 0."""
     usage = reported or Usage()
     total = usage.input_tokens + usage.output_tokens
     cost = info.price(reported) if reported else None
@@ -167,13 +167,13 @@ def _money(usd: Decimal) -> str:
 
 
 def _fault(failed: Failed) -> str:
-    """The message without the field's name, which the place in the details tells; in zod's word where it has one."""
+    """Return the message without the field name (the details' structure shows the field), in zod's wording if it has one."""
     fault = failed.message.removeprefix(f"{failed.param} ")
     return "Required" if fault == "is required." else fault
 
 
 def _details(faults: Mapping[str, str]) -> dict[str, Any]:
-    """The faults by field, nested as the body is: what zod's ``format()`` makes of them.
+    """Return the faults nested like the body, in the shape of zod's ``format()``.
 
     Source: https://v3.zod.dev/ERROR_HANDLING?id=formatting-errors
     """

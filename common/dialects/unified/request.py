@@ -1,7 +1,7 @@
 """What does the body of a unified chat request ask for?
 
-``provider``, ``model`` and ``messages`` are needed, and all that is wrong with them is told at once. The rest is as in
-OpenAI's chat completions (sampling fields, tools, ``response_format``, ``stream``), and read by the same reader.
+``provider``, ``model`` and ``messages`` are required, and all faults in them are reported together. All other fields
+(sampling, tools, ``response_format``, ``stream``) are those of OpenAI's chat completions, read by the same reader.
 """
 
 from collections.abc import Collection, Mapping
@@ -13,18 +13,18 @@ from common.dialects.openai_chat import request as openai_chat_request
 from common.dialects.shared.reading import invalid
 from common.vendors.table import VENDORS
 
-_NEEDED: dict[str, type] = {"provider": str, "model": str, "messages": list}
+_REQUIRED: dict[str, type] = {"provider": str, "model": str, "messages": list}
 _TYPE_NAMES: dict[type, str] = {str: "string", list: "array", dict: "object", bool: "boolean", int: "number", float: "number"}
 _TOO_SHORT: dict[type, str] = {
     str: "String must contain at least 1 character(s)",
     list: "Array must contain at least 1 element(s)",
 }
-_SHOWN_CHARS_MAX = 100
+_QUOTED_CHARS_MAX = 100
 
 _PROVIDERS = list(VENDORS)
 _ROLES = ["system", "user", "assistant"]
 
-# What a client with a wrong body is shown.
+# Sent to a client whose body is invalid.
 SCHEMA: dict[str, Any] = {
     "structure": {
         "type": "object",
@@ -54,15 +54,15 @@ SCHEMA: dict[str, Any] = {
 
 
 def check(body: Mapping[str, Any], providers: Collection[str] | None = None) -> None:
-    """Check what a body must have; ``providers`` are all that there are, where that is known.
+    """Check the required fields of a body. ``providers`` are the ids of all known providers; None: do not check the id.
 
     Raises:
         GatewayError: INVALID_REQUEST with all ``faults``.
     """
-    faults = {name: fault for name, type_ in _NEEDED.items() if (fault := _fault(body, name, type_))}
+    faults = {name: fault for name, type_ in _REQUIRED.items() if (fault := _fault(body, name, type_))}
     if providers is not None and "provider" not in faults and body["provider"] not in providers:
         options = " | ".join(f"'{provider}'" for provider in _PROVIDERS)
-        faults["provider"] = f"Invalid enum value. Expected {options}, received '{body['provider'][:_SHOWN_CHARS_MAX]}'"
+        faults["provider"] = f"Invalid enum value. Expected {options}, received '{body['provider'][:_QUOTED_CHARS_MAX]}'"
     if faults:
         field, fault = next(iter(faults.items()))
         raise GatewayError(ErrorKind.INVALID_REQUEST, f"{field} is not valid: {fault}.", param=field, faults=faults)
@@ -79,7 +79,7 @@ def parse(body: Mapping[str, Any]) -> GenerationRequest:
 
 
 def _fault(body: Mapping[str, Any], name: str, type_: type) -> str | None:
-    """Return what is wrong with a needed field, in zod's words, which clients of this format may look for."""
+    """Return the fault of a required field, in zod's wording: clients of this format may look for it."""
     if name not in body:
         return "Required"
     value = body[name]

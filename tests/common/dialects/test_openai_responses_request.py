@@ -25,7 +25,7 @@ from common.canonical.generation import (
     ToolResultPart,
 )
 from common.dialects.openai_responses.request import flat_name, namespaces, parse
-from common.dialects.openai_responses.response_object import Described, Items, begun
+from common.dialects.openai_responses.response_object import Items, ResponseInfo, unfinished_response
 from common.dialects.openai_responses.wrapped_reasoning import is_wrapped, wrap
 from tests.support.upstreams.recordings import Recording, parameters
 
@@ -236,7 +236,7 @@ def test_reasoning_that_nobody_can_read_is_left_out() -> None:
     [ReasoningBlock("hm", "S:="), ReasoningBlock("", "S"), ReasoningBlock(redacted="R"), ReasoningBlock("hm")],
 )
 def test_thinking_comes_back_as_it_went(block: ReasoningBlock) -> None:
-    item = Items("gen_ab", {}).whole(0, block, "completed")
+    item = Items("gen_ab", {}).from_block(0, block, "completed")
 
     assert messages(item)[0].parts == [ReasoningPart(block.text, block.signature, block.redacted)]
 
@@ -361,7 +361,7 @@ def test_any_body_is_parsed_or_refused(body: dict[str, Any]) -> None:
     else:
         assert request.messages
         # What parsing lets through can be answered.
-        assert begun(Described("gen_ab", "m", 7, {"model": "m", **body}))["object"] == "response"
+        assert unfinished_response(ResponseInfo("gen_ab", "m", 7, {"model": "m", **body}))["object"] == "response"
         assert Items("gen_ab", namespaces(body)).call(0, ToolCall("a", "n__f"), "completed")["call_id"] == "a"
         return
 
