@@ -1,1 +1,1 @@
-"""What do guardrails look for, and what becomes of it? Pure: text in, findings out. docs/guardrails.md is the whole story."""
+"""What do guardrails search for, and what happens to a match? Pure: text in, findings out. See docs/guardrails.md."""

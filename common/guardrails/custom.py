@@ -1,9 +1,9 @@
-"""What can an operator's own guardrail say, and how is it asked?
+"""How is an operator's own guardrail called, and what can it answer?
 
-Two ways, with one question and one answer: a Python callable (setting ``guardrail_plugin``), and a webhook
-(``guardrail_webhook_url``). Where both are set the callable comes first, and the webhook sees what it left. Both see whole
-texts: a request's, and an answer's once it is complete. Each tier posts to a webhook with the HTTP client that it has, and
-says what it sends and takes in the words of this file.
+There are two kinds, with the same question and answer: a Python callable (setting ``guardrail_plugin``), and a webhook
+(``guardrail_webhook_url``). If both are set, the callable runs first, and the webhook gets the text that it returned. Both get
+complete texts: a request's, and an answer's once it is complete. Each tier posts to the webhook with its own HTTP client; this
+file defines the body and the answer.
 """
 
 import asyncio
@@ -18,11 +18,11 @@ import orjson
 
 from common.guardrails.table import Mode, Side
 
-# Between the texts of one request (messages, parts, arguments…) or of one answer. A replacement must keep them.
+# Separates the texts of one request (messages, parts, arguments…) or of one answer. A replacement must keep all separators.
 SEPARATOR = "\x1e"
-ANSWER_BYTES_MAX = 33 * 1024 * 1024  # A replacement is about as long as what it replaces: a body at most.
+ANSWER_BYTES_MAX = 33 * 1024 * 1024  # A replacement is about as long as the original, which is a body at most.
 REASON_CHARS_MAX = 200
-WEBHOOK_CONNECTIONS_MAX = 100  # Of one process.
+WEBHOOK_CONNECTIONS_MAX = 100  # Per process.
 WEBHOOK_HEADERS = {"content-type": "application/json", "accept-encoding": "identity"}
 
 
@@ -34,7 +34,7 @@ class Action(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One question. ``model`` is as the client wrote it."""
+    """The question. ``model`` is the name as the client wrote it."""
 
     side: Side
     text: str
@@ -44,7 +44,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One answer. ``text`` is the replacement; ``reason`` goes to the client and to the log, so it must quote nothing."""
+    """The answer. ``text`` is the replacement. ``reason`` goes to the client and to the log, so it must not quote the text."""
 
     action: Action
     text: str | None = None
@@ -52,21 +52,21 @@ class Verdict:
 
 
 class GuardrailPlugin(Protocol):
-    """What ``guardrail_plugin`` names. It may be a coroutine function; one that is none runs in a thread."""
+    """The callable that ``guardrail_plugin`` names. It may be a coroutine function; any other callable runs in a thread."""
 
     def __call__(self, check: Check) -> Verdict | Awaitable[Verdict]: ...
 
 
 class GuardrailUnavailable(Exception):
-    """It did not answer in time, or with nonsense. The message holds no text of a client's."""
+    """The guardrail did not answer in time, or sent an invalid answer. The message contains no client text."""
 
 
 class PluginError(ValueError):
-    """The plugin that the settings name cannot be loaded."""
+    """The plugin in the settings cannot be loaded."""
 
 
 class PostWebhook(Protocol):
-    """The body of a POST to the body of its answer. Raises anything where there is none with status 200."""
+    """Posts a body to the webhook and returns the answer's body. Raises any exception if there is no answer with status 200."""
 
     async def __call__(self, body: bytes) -> bytes: ...
 
@@ -77,32 +77,31 @@ def load(name: str) -> GuardrailPlugin:
     """Return the callable that ``module:callable`` names.
 
     Raises:
-        PluginError: there is none; the message says what failed.
+        PluginError: it cannot be loaded; the message says why.
     """
     module_name, colon, attribute = name.partition(":")
     if not (module_name and colon and attribute):
         raise PluginError(f"{name!r} must be written as module:callable")
     try:
-        found: Any = importlib.import_module(module_name)
+        target: Any = importlib.import_module(module_name)
         for part in attribute.split("."):
-            found = getattr(found, part)
-    except Exception as error:  # Whatever the module does when it is loaded.
+            target = getattr(target, part)
+    except Exception as error:  # The module's own code runs here; it may raise anything.
         raise PluginError(f"{name!r} could not be loaded: {type(error).__name__}: {error}") from error
-    if not callable(found):
+    if not callable(target):
         raise PluginError(f"{name!r} is not callable")
-    guardrail: GuardrailPlugin = found
-    return guardrail
+    plugin: GuardrailPlugin = target
+    return plugin
 
 
 class CustomGuardrails:
-    """An operator's own guardrails, one per process. ``ask`` is all there is to it; where there are none, nobody says that a
-    text may pass."""
+    """An operator's own guardrails. One per process. If none are configured, ``evaluate`` raises: no text is approved."""
 
     def __init__(self, plugin: GuardrailPlugin | None = None, post: PostWebhook | None = None, timeout_s: float = 0) -> None:
         self._plugin, self._post, self._timeout_s = plugin, post, timeout_s
 
     def is_needed(self, mode: str) -> bool:
-        """Whether it is to be asked: where there is nothing to ask, only a policy that blocks needs an answer."""
+        """Whether ``evaluate`` must be called. If no guardrail is configured, only mode "block" needs it, and it raises."""
         return mode == Mode.BLOCK or (mode == Mode.LOG and bool(self._plugin or self._post))
 
     async def close(self) -> None:
@@ -110,59 +109,59 @@ class CustomGuardrails:
             await self._post.close()
 
     async def evaluate(self, check: Check) -> Verdict:
-        """Return what is to become of a text; a replacement has as many texts as there were.
+        """Return the verdict on a text. A replacement has the same number of texts as the original.
 
         Raises:
-            GuardrailUnavailable: one of them did not say, or there is none.
+            GuardrailUnavailable: a guardrail gave no valid answer, or none is configured.
         """
         if not (self._plugin or self._post):
-            raise GuardrailUnavailable("the settings name none")
-        verdict = Verdict(Action.ALLOW)
-        for ask in [self._ask_plugin] * (self._plugin is not None) + [self._ask_webhook] * (self._post is not None):
-            said = await self._in_time(ask, check)
-            if said.action is Action.BLOCK:
-                return said
-            if said.action is Action.REPLACE:
-                if said.text is None or said.text.count(SEPARATOR) != check.text.count(SEPARATOR):
-                    raise GuardrailUnavailable("its replacement has not the same number of texts")
-                verdict = said
-                check = Check(check.side, said.text, check.model, check.tenant)
-        return verdict
+            raise GuardrailUnavailable("no guardrail is configured")
+        result = Verdict(Action.ALLOW)
+        for call in [self._call_plugin] * (self._plugin is not None) + [self._call_webhook] * (self._post is not None):
+            verdict = await self._call_in_time(call, check)
+            if verdict.action is Action.BLOCK:
+                return verdict
+            if verdict.action is Action.REPLACE:
+                if verdict.text is None or verdict.text.count(SEPARATOR) != check.text.count(SEPARATOR):
+                    raise GuardrailUnavailable("its replacement does not have the same number of texts")
+                result = verdict
+                check = Check(check.side, verdict.text, check.model, check.tenant)
+        return result
 
-    async def _in_time(self, ask: Callable[[Check], Awaitable[Verdict]], check: Check) -> Verdict:
+    async def _call_in_time(self, call: Callable[[Check], Awaitable[Verdict]], check: Check) -> Verdict:
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await ask(check)
+                return await call(check)
         except TimeoutError as error:
             raise GuardrailUnavailable(f"it did not answer within {self._timeout_s:g} s") from error
         except GuardrailUnavailable:
             raise
-        except Exception as error:  # Somebody else's code, or network.
+        except Exception as error:  # The operator's code or the network may raise anything.
             raise GuardrailUnavailable(type(error).__name__) from error
 
-    async def _ask_plugin(self, check: Check) -> Verdict:
+    async def _call_plugin(self, check: Check) -> Verdict:
         plugin: Any = self._plugin
         if inspect.iscoroutinefunction(plugin) or inspect.iscoroutinefunction(type(plugin).__call__):
-            said = await plugin(check)
+            verdict = await plugin(check)
         else:
-            said = await asyncio.to_thread(plugin, check)
-            if inspect.isawaitable(said):
-                said = await said
-        if not isinstance(said, Verdict):
+            verdict = await asyncio.to_thread(plugin, check)
+            if inspect.isawaitable(verdict):
+                verdict = await verdict
+        if not isinstance(verdict, Verdict):
             raise GuardrailUnavailable("it did not return a Verdict")
-        return said
+        return verdict
 
-    async def _ask_webhook(self, check: Check) -> Verdict:
+    async def _call_webhook(self, check: Check) -> Verdict:
         assert self._post is not None
-        asked = {"side": check.side, "text": check.text, "model": check.model, "tenant": check.tenant}
-        return _read(await self._post(orjson.dumps(asked)))
+        body = {"side": check.side, "text": check.text, "model": check.model, "tenant": check.tenant}
+        return _parse_verdict(await self._post(orjson.dumps(body)))
 
 
 async def read_webhook_answer(status: int, pieces: AsyncIterable[bytes]) -> bytes:
     """Return the body of a webhook's answer.
 
     Raises:
-        ValueError: it has another status than 200, as a redirect has, or is too long.
+        ValueError: its status is not 200 (a redirect, for example), or it is too long.
     """
     if status != 200:
         raise ValueError(f"status {status}")
@@ -170,17 +169,17 @@ async def read_webhook_answer(status: int, pieces: AsyncIterable[bytes]) -> byte
     async for piece in pieces:
         answer += piece
         if len(answer) > ANSWER_BYTES_MAX:
-            raise ValueError("a longer answer than is taken")
+            raise ValueError(f"the answer is longer than {ANSWER_BYTES_MAX} bytes")
     return bytes(answer)
 
 
-def _read(answer: bytes) -> Verdict:
+def _parse_verdict(answer: bytes) -> Verdict:
     try:
-        said = orjson.loads(answer)
-        action = Action(said["action"])
+        fields = orjson.loads(answer)
+        action = Action(fields["action"])
     except (ValueError, TypeError, KeyError) as error:
         raise GuardrailUnavailable("its answer is not {action: allow|block|replace}") from error
-    text, reason = said.get("text"), said.get("reason")
+    text, reason = fields.get("text"), fields.get("reason")
     return Verdict(
         action,
         text if isinstance(text, str) else None,
@@ -189,5 +188,5 @@ def _read(answer: bytes) -> Verdict:
 
 
 def join_texts(texts: list[str]) -> str:
-    """Return several texts as one, as a guardrail sees them."""
+    """Join the texts of a request or an answer into the one text that a guardrail gets."""
     return SEPARATOR.join(text.replace(SEPARATOR, " ") for text in texts)

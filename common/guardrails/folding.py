@@ -1,7 +1,7 @@
-"""How does a text look to somebody who reads it, in plain letters and digits?
+"""What does a text look like in plain ASCII letters and digits?
 
-Full-width, mathematical and circled characters, digits of other scripts, spaces and hyphens of all kinds become the ASCII
-ones that they stand for, one for one: so a place in the folded text is the same place in the text.
+Full-width, mathematical and circled characters, digits of other scripts, and all kinds of spaces and hyphens become their
+ASCII equivalents, one for one. So a position in the folded text is the same position in the original.
 """
 
 import sys
@@ -9,11 +9,11 @@ import unicodedata
 from functools import cache
 
 _HYPHENS = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe58"
-_LAST_FOLDED = 0x1FBF9  # The last digit with a compatible ASCII one.
+_LAST_FOLDED = 0x1FBF9  # The last digit that has an ASCII equivalent.
 
 
 def fold(text: str) -> str:
-    """Return a text of the same length.
+    """Return the folded text, which has the same length.
 
     >>> fold("\\uff14\\uff11\\u2212\\uff11 jane\\uff20example")
     '41-1 jane@example'

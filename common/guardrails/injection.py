@@ -1,9 +1,9 @@
-"""Does a text try to give the model other orders than the application gave it?
+"""Does a text try to override the application's instructions to the model?
 
-Heuristics: a few kinds of phrases and structures, each with a weight; a text is found where its kinds together reach 1.
-They are what published collections of attacks have in common, and what ordinary prompts, source code and texts about prompt
-injection do not have: an order counts in the imperative, at the head of a sentence, and hardly in quotation marks. Who
-words it differently gets through: this raises the price of an attack, and is no wall.
+Heuristics: a few kinds of phrases and structures, each with a weight. A text is an injection if the weights of its kinds add
+up to 1. The kinds are common in published collections of attacks, and rare in ordinary prompts, source code and texts about
+prompt injection: an instruction counts in the imperative at the start of a sentence, and much less in quotation marks. An
+attack in other words gets through: this makes attacks harder, but does not prevent them.
 
 Source: OWASP Top 10 for LLM Applications, LLM01; S. Schulhoff et al., HackAPrompt, https://arxiv.org/abs/2311.16119.
 """
@@ -19,9 +19,9 @@ from common.guardrails.search import Findings, Prompt, Search
 from common.guardrails.table import Guardrail, Side
 
 THRESHOLD = 1.0
-QUOTED_WEIGHT = 0.4  # Of the real one: who writes about an attack quotes it.
+QUOTED_WEIGHT = 0.4  # Factor for a quoted phrase: texts about attacks quote them.
 
-# Where an order begins: a line or a sentence, perhaps with a word before the verb.
+# Where an instruction begins: the start of a line or a sentence, with optional words before the verb.
 _HEAD = r"""(?: ^ | [.!?:;\n\r>\]})*|-] | , ) \s* [\W_]{0,6}
     (?: (?: please | now | and | then | so | but | also | ok(?:ay)? | hey | hi | first(?:ly)? | instead | just | simply
             | important | stop
@@ -32,7 +32,7 @@ _OLD = r"""(?: all | any | every | everything | each | the | your | my | of | th
             | prior | above | earlier | preceding
     | former | foregoing | existing | initial | original | system | developer | given | past | other | safety
             | prompt ) \s+"""
-_ORDERS = r"""(?: instruction | prompt | rule | direction | guideline | command | directive | constraint | restriction
+_INSTRUCTIONS = r"""(?: instruction | prompt | rule | direction | guideline | command | directive | constraint | restriction
             | programming | training | order )s?"""
 _BEFORE = r"""(?: previous | prior | above | earlier | preceding | foregoing | before | system | original | initial
             | safety | all | your | so \s+ far | until \s+ now )"""
@@ -56,7 +56,7 @@ _SIGNALS = (
         rf"""{_HEAD} (?: (?: completely | totally | fully | entirely ) \s+ )?
         (?: ignore | disregard | forget | override | overwrite | bypass | discard | neglect | do \s+ not \s+ follow
             | don't \s+ follow | stop \s+ following )
-        \s+ (?= [^.\n]{{0,60}} \b {_BEFORE} \b ) (?: {_OLD} ){{1,6}} (?: \w{{1,30}} \s+ ){{0,1}} {_ORDERS} \b""",
+        \s+ (?= [^.\n]{{0,60}} \b {_BEFORE} \b ) (?: {_OLD} ){{1,6}} (?: \w{{1,30}} \s+ ){{0,1}} {_INSTRUCTIONS} \b""",
     ),
     _signal(
         "override",
@@ -157,7 +157,7 @@ _SIGNALS = (
             (?: follow | obey | execute | carry \s+ out | comply ) \b""",
     ),
 )
-_HIDDEN_WEIGHT = 1.0  # Words that only the model can read have one purpose.
+_HIDDEN_WEIGHT = 1.0  # Text that only the model can read has only one purpose.
 _HIDDEN_LETTERS_MIN = 8
 _QUOTES = {'"': '"', "“": "”", "„": "“", "«": "»", "\u2018": "\u2019", "`": "`", "'": "'", "「": "」", "『": "』"}
 _QUOTE_CHARS_MAX = 300
@@ -165,9 +165,9 @@ _QUOTE_CHARS_MAX = 300
 
 class InjectionSearch(Search):
     def examine(self, prompt: Prompt, row: Guardrail, *, blocks: bool) -> Findings:
-        # The application's own words give orders by right, and the model's have been said already.
-        judged = [*zip(prompt.texts, prompt.roles, strict=True), *prompt.quoted]
-        count = sum(is_injection(text) for text, role in judged if role == "other")
+        # Instructions are legitimate in the application's own text, and the model's earlier answers are not checked again.
+        texts = [*zip(prompt.texts, prompt.roles, strict=True), *prompt.quoted]
+        count = sum(is_injection(text) for text, role in texts if role == "other")
         return Findings(Counter(texts=count) if count else Counter())
 
 
@@ -176,12 +176,12 @@ def prepare(settings: object, side: Side) -> Search:
 
 
 def score(text: str) -> dict[str, float]:
-    """Return the weight of each kind of attack that a text looks like; of quoted ones less."""
-    seen = _normalized(text)
+    """Return the weight of each kind of attack that a text resembles; quoted phrases weigh less."""
+    normalized = _normalize(text)
     weights: dict[str, float] = {}
     for signal in _SIGNALS:
-        for match in signal.pattern.finditer(seen, concurrent=True):
-            weight = signal.weight * (QUOTED_WEIGHT if _is_quoted(seen, match) else 1)
+        for match in signal.pattern.finditer(normalized, concurrent=True):
+            weight = signal.weight * (QUOTED_WEIGHT if _is_quoted(normalized, match) else 1)
             weights[signal.kind] = max(weights.get(signal.kind, 0.0), weight)
             if weights[signal.kind] == signal.weight:
                 break
@@ -194,10 +194,10 @@ def is_injection(text: str) -> bool:
     return sum(score(text).values()) >= THRESHOLD
 
 
-def _normalized(text: str) -> str:
-    """One way to write what looks the same: full-width and mathematical letters, letters with something invisible between.
+def _normalize(text: str) -> str:
+    """Return one spelling for texts that look the same: with full-width or mathematical letters, or with invisible characters.
 
-    Of white space nothing is left but one space or one line end: a long run of it would be looked through from each of its
+    Runs of white space become one space or one line end: the patterns would search a long run again from each of its
     characters.
     """
     cleaned, _ = sanitize(text)
@@ -205,17 +205,17 @@ def _normalized(text: str) -> str:
     if cleaned.isascii():
         return cleaned.lower()
     folded = unicodedata.normalize("NFKC", cleaned).casefold().replace("\u2019", "'")
-    same: str = _WORD.sub(_as_latin, folded)
-    return same
+    latin: str = _WORD.sub(_as_latin, folded)
+    return latin
 
 
 def _as_latin(word: regex.Match[str]) -> str:
-    """Return a word that has Latin letters with all that look like them; others as they are."""
+    """Replace lookalike letters in a word that also has Latin letters; return other words unchanged."""
     return word[0].translate(_LOOKALIKES) if _LATIN.search(word[0]) else word[0]
 
 
-# Cyrillic and Greek letters that look like Latin ones, in words that have both. Two expressions: one for both would be tried
-# anew from each letter of a word without any, and a text need not have spaces.
+# Cyrillic and Greek letters that look like Latin ones, in words that mix both. Two expressions, because a single one would
+# restart at each letter of a word without Latin letters, and such a word may be as long as the text.
 _WORD = regex.compile(r"\w+")
 _LATIN = regex.compile("[a-z]")
 _LOOKALIKES = str.maketrans(
@@ -225,16 +225,19 @@ _LOOKALIKES = str.maketrans(
 
 
 def _is_quoted(text: str, match: regex.Match[str]) -> bool:
-    """Whether a match stands in quotation marks, or is code in a line."""
+    """Whether a match is inside quotation marks, or is inline code."""
     begin = match.start() + len(match[0]) - len(match[0].lstrip(" \t\r\n.,:;!?>])}*|-"))
     before = text[max(0, begin - _QUOTE_CHARS_MAX) : begin + 2]
     after = text[match.end() : match.end() + _QUOTE_CHARS_MAX]
     line_before = before[before.rfind("\n", 0, max(len(before) - 2, 0)) + 1 :]
     line_after = after.partition("\n")[0]
-    return any(_is_open(line_before, left, right) and right in line_after for left, right in _QUOTES.items())
+    return any(_is_open(line_before, opening, closing) and closing in line_after for opening, closing in _QUOTES.items())
 
 
-def _is_open(before: str, left: str, right: str) -> bool:
-    if left == right == "'":  # An apostrophe is none.
+def _is_open(before: str, opening: str, closing: str) -> bool:
+    """Whether a quotation is open at the end of ``before``."""
+    if opening == closing == "'":  # An apostrophe is not a quotation mark.
         return bool(regex.search(r"(?:^|[\s(\[:])'(?!.*'(?:\W|$))", before))
-    return before.count(left) % 2 == 1 if left == right else before.count(left) > before.count(right)
+    if opening == closing:
+        return before.count(opening) % 2 == 1
+    return before.count(opening) > before.count(closing)

@@ -1,9 +1,8 @@
-"""Which part of JSON that is still being said can be passed on?
+"""Which part of JSON that is still arriving can be passed on?
 
-What ``holding`` is for text, for text that may be JSON: a tool call's arguments, an answer in JSON mode. Strings are
-looked through as what they stand for, so an escape hides nothing, and written again; JSON in a string in the same way. A
-number in which something is found becomes a string, so that JSON stays JSON. Whatever turns out to be no JSON is text
-from there on.
+The same as ``holding``, for text that may be JSON: a tool call's arguments, an answer in JSON mode. Strings are searched in
+decoded form, so an escape hides nothing, and encoded again; JSON inside a string likewise. A number with a match becomes a
+string, so that the result is still JSON. Anything that turns out not to be JSON is treated as text from there on.
 """
 
 import json
@@ -16,12 +15,12 @@ from common.guardrails.finding import Finder, Match
 from common.guardrails.holding import TextFilter
 from common.guardrails.json_values import EMBEDDED_LEVELS_MAX, number_text
 
-NUMBER_CHARS_MAX = 400  # No number that anybody means is longer: 1.7e308 in digits.
+NUMBER_CHARS_MAX = 400  # Longer than any real number: 1.7e308 has 309 digits.
 
-# Outside a string: what stands between values; then a value that is whole, as what follows it shows.
+# Outside a string: the characters between values; then a complete value, which the next character confirms.
 _BETWEEN = regex.compile(r"[\s{}\[\]:,]++")
 _VALUE = regex.compile(rf"(?:-?\d[0-9.eE+-]{{0,{NUMBER_CHARS_MAX}}}+|true|false|null)(?=\s{{0,{NUMBER_CHARS_MAX}}}+[,\]}}])")
-# Inside one: all up to its end, but for an escape that is not whole.
+# Inside a string: everything up to its end, except an incomplete escape.
 _PIECE = regex.compile(
     r"""(?: [^"\\]++ | \\ (?: ["\\/bfnrt] | u (?: (?! [dD][89abAB] ) [0-9a-fA-F]{4}
         | [dD][89abAB][0-9a-fA-F]{2} \\u [dD][c-fC-F][0-9a-fA-F]{2} ) ) )*+""",
@@ -31,61 +30,62 @@ _ESCAPE = regex.compile(r'\\(?:["\\/bfnrt]|u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-
 
 
 class JsonFilter:
-    """See ``TextFilter``, whose face it has; ``finders`` makes those for one text."""
+    """Has the interface of ``TextFilter``. ``finders`` creates the finders for one text."""
 
-    blocking_match: Match | None = None  # What is found here is replaced.
-    slow: Sequence[int] = ()  # The operator's expressions look for text as the model writes it, JSON or not.
+    blocking_match: Match | None = None  # Always None: matches in JSON are replaced.
+    # Always empty: the operator's expressions search the text as the model writes it, with ``TextFilter``.
+    slow: Sequence[int] = ()
 
     def __init__(self, finders: Callable[[], list[Finder]], level: int = 0) -> None:
         self._finders = finders
         self._level = level
-        self._held = ""  # Outside of a string, or an escape in one, that is not whole.
-        self._string: JsonFilter | None = None  # What the open string stands for.
-        self._text: TextFilter | None = None  # Of what is no JSON.
+        self._held = ""  # An incomplete value outside a string, or an incomplete escape inside one.
+        self._string: JsonFilter | None = None  # Filters the decoded content of the open string.
+        self._text: TextFilter | None = None  # Filters everything after the point where the text is not JSON.
         self._has_begun = False
         self.counts: Counter[str] = Counter()
 
     def feed(self, text: str) -> str:
-        """Return what can be passed on now that ``text`` has come."""
-        # Hot path: once per delta.
+        """Add text, and return what can be passed on now."""
+        # Hot path: runs once per delta.
         if self._text:
             return self._text.feed(text)
         self._held += text
         if not self._has_begun:
-            begin = self._held.lstrip()[:1]
-            if not begin:
+            first_char = self._held.lstrip()[:1]
+            if not first_char:
                 return ""
             self._has_begun = True
-            if begin not in ("{", "[") or self._level > EMBEDDED_LEVELS_MAX:
-                self._text, held, self._held = self._plain(), self._held, ""
+            if first_char not in ("{", "[") or self._level > EMBEDDED_LEVELS_MAX:
+                self._text, held, self._held = self._new_text_filter(), self._held, ""
                 return self._text.feed(held)
-        held, at = self._held, 0
+        held, position = self._held, 0
         pieces: list[str] = []
-        while at < len(held) and self._text is None:
-            size = self._step(held, at, pieces)
+        while position < len(held) and self._text is None:
+            size = self._step(held, position, pieces)
             if not size:
                 break
-            at += size
+            position += size
         if self._text:
-            return "".join(pieces) + self._text.feed(held[at:])
-        self._held = held[at:]
+            return "".join(pieces) + self._text.feed(held[position:])
+        self._held = held[position:]
         return "".join(pieces)
 
     def flush(self) -> str:
-        """Return what is held, after a last look: the text ends here, or goes on behind a seam."""
+        """Search once more and return the held text: the text ends here, or continues after a seam."""
         if self._text:
             return self._text.flush()
-        said = _written(self._string.flush()) if self._string else ""
+        string_end = _escape(self._string.flush()) if self._string else ""
         held, self._held = self._held, ""
-        return said + (held if self._string else self._value(held))
+        return string_end + (held if self._string else self._filter_value(held))
 
-    def resume(self, said: str) -> None:
-        """Go on behind what somebody else has passed on of the same text, as text: where in JSON that was is not known."""
-        self._text = self._plain()
-        self._text.resume(said)
+    def resume(self, passed_text: str) -> None:
+        """Continue after what another filter has passed on, as plain text: the position in the JSON is not known."""
+        self._text = self._new_text_filter()
+        self._text.resume(passed_text)
 
     def _step(self, held: str, at: int, pieces: list[str]) -> int:
-        """Take the next piece of what is held; returns its size, 0 where it is not whole, or no JSON."""
+        """Process the next piece of the held text. Return its size; 0 if it is incomplete, or not JSON."""
         if self._string:
             return self._step_inside(self._string, held, at, pieces)
         if between := _BETWEEN.match(held, at):
@@ -97,43 +97,43 @@ class JsonFilter:
             pieces.append('"')
             return 1
         if value := _VALUE.match(held, at):
-            pieces.append(self._value(value[0]))
+            pieces.append(self._filter_value(value[0]))
             return len(value[0])
         if not _VALUE.match(held, at, partial=True):
-            self._text = self._plain()
+            self._text = self._new_text_filter()
         return 0
 
     def _step_inside(self, string: "JsonFilter", held: str, at: int, pieces: list[str]) -> int:
         match = _PIECE.match(held, at)
         end = match.end() if match else at
         if end > at:
-            pieces.append(_written(string.feed(json.loads(f'"{held[at:end]}"', strict=False))))
+            pieces.append(_escape(string.feed(json.loads(f'"{held[at:end]}"', strict=False))))
         if held[end : end + 1] == '"':
-            pieces.append(_written(string.flush()) + '"')
+            pieces.append(_escape(string.flush()) + '"')
             self._string, end = None, end + 1
         elif end < len(held) and not _ESCAPE.fullmatch(held, end, partial=True):
-            pieces.append(_written(string.flush()))
-            self._text = self._plain()
+            pieces.append(_escape(string.flush()))
+            self._text = self._new_text_filter()
         return end - at
 
-    def _value(self, held: str) -> str:
-        """Return a value that is no string, or a part of one at the end: as it is, or as a string with what is replaced."""
+    def _filter_value(self, held: str) -> str:
+        """Return a value that is not a string, or its last part: unchanged, or as a string if a match was replaced."""
         try:
             text = number_text(json.loads(held))
         except (ValueError, TypeError):
             text = held
-        plain = self._plain()
-        said = plain.feed(text) + plain.flush()
-        return held if said == text else json.dumps(said, ensure_ascii=False)
+        text_filter = self._new_text_filter()
+        filtered = text_filter.feed(text) + text_filter.flush()
+        return held if filtered == text else json.dumps(filtered, ensure_ascii=False)
 
-    def _plain(self) -> TextFilter:
-        plain = TextFilter(self._finders())
-        plain.counts = self.counts
-        return plain
+    def _new_text_filter(self) -> TextFilter:
+        text_filter = TextFilter(self._finders())
+        text_filter.counts = self.counts
+        return text_filter
 
 
-def _written(text: str) -> str:
-    """Return text as it is written in a JSON string; what is no text at all, in escapes."""
+def _escape(text: str) -> str:
+    """Return text as the content of a JSON string. Lone surrogates, which are not valid text, are written as escapes."""
     if text.isprintable() and '"' not in text and "\\" not in text:
         return text
     try:

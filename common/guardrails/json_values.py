@@ -1,7 +1,7 @@
-"""Where in JSON is text, and how is it replaced so that what is left is JSON?
+"""Where in JSON is text, and how can it be replaced so that the result is still JSON?
 
-Text is every string, every number as it is written in digits, and every name of a member; of JSON inside a string, to
-some depth, what stands in it. Who knows which fields of a document hold no text says so (``Reader.is_skipped``).
+Text is every string, every number (in digits), and every member name. If a string contains JSON, the texts inside it are read,
+to some depth. A subclass that knows which fields contain no text excludes them (``JsonTexts.is_skipped``).
 """
 
 import json
@@ -12,8 +12,8 @@ from typing import Any
 
 import orjson
 
-EMBEDDED_DEPTH_MAX = 64  # As a body's own by default; what is deeper is a text like any other.
-EMBEDDED_LEVELS_MAX = 8  # JSON in JSON in JSON…: each level doubles its backslashes.
+EMBEDDED_DEPTH_MAX = 64  # The same as a body's default limit. JSON that is deeper is treated as one text.
+EMBEDDED_LEVELS_MAX = 8  # JSON in JSON in JSON…: each level doubles the backslashes.
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]{64,}={0,2}")
 _DATA_URL = re.compile(r"data:[\w.+-]+/[\w.+-]+(?:;[\w=-]+)*;base64,[A-Za-z0-9+/=_\s-]*")
 _DATA_FIELDS = frozenset({"data", "b64_json", "file_data", "image", "images", "bytes"})
@@ -23,7 +23,7 @@ _DATA_FIELDS = frozenset({"data", "b64_json", "file_data", "image", "images", "b
 class _Text:
     container: Any  # A dict or a list.
     key: Any
-    index: int  # Of its text.
+    index: int  # Index of its text.
 
 
 @dataclass(slots=True)
@@ -34,7 +34,7 @@ class _Names:
 
 @dataclass(slots=True)
 class _Embedded:
-    """JSON in a string: where the string is, and what it holds. The places up to ``end`` are in it."""
+    """A string that contains JSON: where it is, and its decoded value. The places up to index ``end`` are inside it."""
 
     container: Any
     key: Any
@@ -44,7 +44,7 @@ class _Embedded:
 
 @dataclass(slots=True)
 class Item:
-    """A value that is to be read. ``field`` is the name that it has, in a list the list's; ``is_free``: no field is skipped."""
+    """A value to read. ``field`` is its name; list items have the list's name. ``is_free``: no field is skipped inside it."""
 
     container: Any
     key: Any
@@ -56,7 +56,7 @@ class Item:
 
 
 class JsonTexts:
-    """The texts of a value, in their order. ``roles`` says whose each is; ``quoted`` are strings that hold JSON, as a whole."""
+    """The texts of a value, in order, with their ``roles``. ``quoted``: complete strings that contain JSON, with their role."""
 
     def __init__(self, value: Any) -> None:
         self.texts: list[str] = []
@@ -73,28 +73,28 @@ class JsonTexts:
     def read(self) -> None:
         self._read([Item(self._root, 0, self._root[0], "", "", is_free=True)])
 
-    # What a document's own reader says of it
+    # What a subclass knows about its documents
 
     def is_skipped(self, item: Item) -> bool:
-        """Whether a field, of one that is not free, holds no text that anybody wrote."""
+        """Whether a field contains no text that a person wrote. Not called inside free-form objects."""
         return False
 
-    def enter(self, item: Item, name: str, value: Any) -> tuple[str, bool]:
-        """Return the role and the freedom of a member of an object."""
+    def member_context(self, item: Item, name: str, value: Any) -> tuple[str, bool]:
+        """Return ``role`` and ``is_free`` for a member of an object."""
         return item.role, item.is_free
 
-    def role_of(self, item: Item) -> str:
+    def object_role(self, item: Item) -> str:
         """Return the role of an object."""
         return item.role
 
-    def is_text(self, item: Item, name: str) -> bool:
+    def is_text_name(self, item: Item, name: str) -> bool:
         """Whether a member's name is text."""
         return True
 
     # Reading
 
     def _read(self, stack: list[Item | _Embedded]) -> None:
-        """Read what is on a stack, the last first. No recursion: what embeds what is the client's to say."""
+        """Read the items on a stack, last first. Not recursive, because the client controls the depth."""
         while stack:
             item = stack.pop()
             if isinstance(item, _Embedded):
@@ -107,37 +107,37 @@ class JsonTexts:
                 stack += self._members(item, value)
             elif isinstance(value, list):
                 stack += [
-                    Item(value, index, each, item.field, item.role, item.is_free, item.level)
-                    for index, each in reversed(list(enumerate(value)))
+                    Item(value, index, element, item.field, item.role, item.is_free, item.level)
+                    for index, element in reversed(list(enumerate(value)))
                 ]
             elif isinstance(value, str):
                 stack += self._string(item, value)
-            elif item.is_free or abs(value) >= 10**7:  # A shorter one is an option's.
+            elif item.is_free or abs(value) >= 10**7:  # Shorter numbers are options, such as a limit.
                 self._add(item, number_text(value))
 
     def _members(self, item: Item, members: dict[str, Any]) -> list[Item | _Embedded]:
-        role = item.role if item.is_free else self.role_of(item)
+        role = item.role if item.is_free else self.object_role(item)
         inside = Item(item.container, item.key, members, item.field, role, item.is_free, item.level)
         names = _Names(members)
         for name in members:
-            if name and (item.is_free or self.is_text(inside, name)):
+            if name and (item.is_free or self.is_text_name(inside, name)):
                 names.names.append((name, len(self.texts)))
                 self.texts.append(name)
                 self.roles.append(role)
         if names.names:
             self._places.append(names)
-        found: list[Item | _Embedded] = []
+        items: list[Item | _Embedded] = []
         for name, value in members.items():
-            its_role, is_free = (role, True) if item.is_free else self.enter(inside, name, value)
-            found.append(Item(members, name, value, name, its_role, is_free, item.level))
-        return found[::-1]
+            member_role, is_free = (role, True) if item.is_free else self.member_context(inside, name, value)
+            items.append(Item(members, name, value, name, member_role, is_free, item.level))
+        return items[::-1]
 
     def _string(self, item: Item, text: str) -> list[Item | _Embedded]:
         if not text or (item.field in _DATA_FIELDS and _BASE64.fullmatch(text)):
             return []
         if text.startswith("data:") and _DATA_URL.fullmatch(text):
             return []
-        value = _embedded(text) if item.level < EMBEDDED_LEVELS_MAX else None
+        value = _parse_embedded(text) if item.level < EMBEDDED_LEVELS_MAX else None
         if value is None:
             self._add(item, text)
             return []
@@ -155,9 +155,9 @@ class JsonTexts:
     # Replacing
 
     def replace(self, texts: Sequence[str]) -> None:
-        """Put other texts in the place of these, one for each; all else stays as it is. Once."""
+        """Replace the texts, one for each; everything else stays as it is. Call it only once."""
         first_changed = len(self._places) + 1
-        # From the last: what is in a thing is done before the thing, and an object's names after its members.
+        # In reverse order: inner values before the strings that contain them, and an object's names after its members.
         for at in range(len(self._places) - 1, -1, -1):
             match self._places[at]:
                 case _Text() as place:
@@ -181,7 +181,7 @@ class JsonTexts:
 
 
 def number_text(value: float) -> str:
-    """Return a number in digits, as a person would write it: no exponent where it is whole.
+    """Return a number in digits, as a person would write it: without exponent if it is an integer.
 
     >>> number_text(4.111111111111111e15)
     '4111111111111111'
@@ -191,13 +191,13 @@ def number_text(value: float) -> str:
     return repr(value)
 
 
-def _embedded(text: str) -> Any:
-    """Return the object or list that a string holds as JSON; None where it holds none, or one that is too deep."""
+def _parse_embedded(text: str) -> Any:
+    """Return the object or list that a string contains as JSON; None if there is none, or if it is too deep."""
     if text.lstrip()[:1] not in ("{", "["):
         return None
     try:
-        orjson.loads(text)  # The stricter of both: what it takes can be written again.
-        value = json.loads(text)  # The more exact of both: it keeps every integer.
+        orjson.loads(text)  # orjson is stricter: what it accepts can be encoded again.
+        value = json.loads(text)  # json is more exact: it keeps every integer.
     except (ValueError, RecursionError):
         return None
     return None if _is_deep(value) else value
@@ -218,14 +218,14 @@ def _is_deep(value: Any) -> bool:
 
 
 def _rename(members: dict[str, Any], renamed: dict[str, str]) -> None:
-    """Give members other names, in their order. Two that would have one name then are told apart by a number."""
-    taken = set(members) - set(renamed)
+    """Rename members and keep their order. A name that is in use already gets a number."""
+    used_names = set(members) - set(renamed)
     changed = {}
     for name, value in members.items():
         new, number = renamed.get(name, name), 2
-        while name in renamed and new in taken:
+        while name in renamed and new in used_names:
             new, number = f"{renamed[name]} {number}", number + 1
-        taken.add(new)
+        used_names.add(new)
         changed[new] = value
     members.clear()
     members.update(changed)

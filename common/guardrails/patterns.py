@@ -1,7 +1,7 @@
 """Which of the operator's own expressions match a text?
 
-Python's regular expressions, run by the ``regex`` package, as that can tell what could become a match and can be stopped.
-An expression of somebody else's making must not stall a process that serves thousands: each search has a time limit.
+They are Python regular expressions, run by the ``regex`` package: it supports partial matches and can be stopped. An
+operator's expression must not block a process that serves thousands of clients, so each search has a time limit.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from common.guardrails.table import Side
 
 
 class Expressions(Protocol):
-    """The settings that this needs."""
+    """The settings that this guardrail needs."""
 
     guardrail_patterns_in: tuple[str, ...]
     guardrail_patterns_out: tuple[str, ...]
@@ -36,13 +36,14 @@ class PatternSearch(Search):
 
 
 class PatternFinder(Finder):
-    """See ``Finder``; one per text or stream. ``name`` of what is found is "pattern" and its number, from 1.
+    """See ``Finder``; one per text or stream. A match's ``name`` is "pattern" and its number, from 1.
 
-    ``is_closed``: what takes too long counts as found; else it is left out from then on. ``slow`` holds the numbers of either.
+    ``is_closed``: a timeout counts as a match. Otherwise the expression is not used any more. ``slow`` has the numbers of
+    expressions that timed out, in both cases.
     """
 
     def __init__(self, patterns: Sequence[Pattern], *, is_closed: bool) -> None:
-        self._left = dict(enumerate(patterns, 1))
+        self._active = dict(enumerate(patterns, 1))
         self._is_closed = is_closed
         self.slow: list[int] = []
 
@@ -50,7 +51,7 @@ class PatternFinder(Finder):
         if self.slow and self._is_closed:
             return Match(start, start, _name(self.slow[0]), is_forced=True)
         first: Match | None = None
-        for number, pattern in list(self._left.items()):
+        for number, pattern in list(self._active.items()):
             match = self._search(number, pattern.full, text, start, partial=False)
             if self.slow and self._is_closed:
                 return Match(start, start, _name(number), is_forced=True)
@@ -60,7 +61,7 @@ class PatternFinder(Finder):
 
     def find_possible_start(self, text: str, start: int) -> int | None:
         starts = []
-        for number, pattern in list(self._left.items()):
+        for number, pattern in list(self._active.items()):
             match = self._search(number, pattern.beginning, text, start, partial=True)
             if match and match.start() < len(text):
                 starts.append(match.start())
@@ -71,13 +72,13 @@ class PatternFinder(Finder):
     ) -> regex.Match[str] | None:
         timeout_s = SEARCH_TIMEOUT_S + (len(text) - start) * SEARCH_TIMEOUT_S_PER_CHAR
         try:
-            # The interpreter's lock is given back meanwhile: a long text is looked through beside the loop.
+            # ``concurrent`` releases the GIL: a thread can search a long text while the event loop runs.
             match = pattern.search(text, start, partial=partial, timeout=timeout_s, concurrent=True)
-            while match and match.start() == match.end() < len(text):  # A lookahead alone is nothing that could be said.
+            while match and match.start() == match.end() < len(text):  # Skip empty matches, as of a bare lookahead.
                 match = pattern.search(text, match.end() + 1, partial=partial, timeout=timeout_s, concurrent=True)
         except TimeoutError:
             self.slow.append(number)
-            del self._left[number]
+            del self._active[number]
             return None
         return match if match and match.end() > match.start() else None
 

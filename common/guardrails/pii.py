@@ -1,12 +1,12 @@
 """Which pieces of a text are personal data, or a secret?
 
-Mail addresses, telephone numbers, payment card numbers (with their check digit), and keys (``common.process.key_shapes``,
-JSON web tokens, private key blocks). Match by shape alone, so what has none is not found: names, postal addresses,
-passwords, numbers as they are dialled inside a country. Every pattern is bounded: a match is never longer than what a
-stream may hold back, and none can take more than linear time.
+Email addresses, telephone numbers, payment card numbers (with their check digit), and keys (``common.process.key_shapes``,
+JSON web tokens, private key blocks). They are recognised only by their form. What has no fixed form is not found: names,
+postal addresses, passwords, national telephone numbers. Every pattern is bounded: a match is never longer than what a stream
+may hold back, and none can take more than linear time.
 
-Where a thing begins and ends is told by the characters that it is made of itself, never by what counts as a letter
-anywhere: in scripts without spaces, text stands right beside it. It is looked for in the folded text (``folding``).
+A match's boundaries depend only on the characters that it can consist of, never on what counts as a letter in general: in
+scripts without spaces, other text directly adjoins it. The search runs on the folded text (``folding``).
 """
 
 import regex
@@ -18,23 +18,23 @@ from common.guardrails.search import Search
 from common.guardrails.table import Side
 from common.process.key_shapes import KEY_SHAPES, TOKEN
 
-# Latin letters and marks: a mailbox has others so rarely that in Chinese a whole sentence would look like one.
+# Latin letters and marks only. Others are rare in a mailbox name, and a whole Chinese sentence would look like one.
 _LATIN = "A-Za-z\u00c0-\u024f\u0300-\u036f\u1e00-\u1eff"
 _MAILBOX = rf"{_LATIN}0-9._%+\-"
-# JSON that is quoted in text has escapes, doubled for each time that it was quoted.
+# JSON quoted in text has escapes; each level of quoting doubles the backslashes.
 _ESCAPE = r"\\{1,8} u [0-9A-Fa-f]{4}"
 _AT = r"(?: @ | \\{1,8} u (?: 0040 | [fF]{2}20 ) )"
 _LABEL = rf"(?: [\p{{L}}\p{{M}}\p{{N}}-] | {_ESCAPE} ){{1,63}}"
 _OTHER = rf"(?: (?! [{_LATIN}] ) [\p{{L}}\p{{M}}] )"
 
-# The last part is Latin, or Punycode; or else the part before it is in another script, too.
+# The top-level domain is Latin or Punycode. If it is in another script, so is the label before it.
 _EMAIL = rf"""
     (?<! [{_MAILBOX}] ) (?: [{_MAILBOX}] | {_ESCAPE} ) (?: [{_MAILBOX}'] | {_ESCAPE} ){{0,63}} {_AT}
     (?: (?: {_LABEL} \. ){{1,8}} (?: xn--[A-Za-z0-9-]{{2,59}} | [{_LATIN}]{{2,24}} )
       | (?: {_LABEL} \. ){{0,7}} {_OTHER}{{1,63}} \. {_OTHER}{{2,12}} )
 """
 
-# E.164 with its plus, 8 to 15 digits written as people do; and North America's three groups.
+# E.164 with its plus: 8 to 15 digits with common separators. And North American numbers in three groups.
 _GAP = r"(?: [ .\-/()] | \\{1,8} u (?: 00[aA]0 | 20[01][0-9A-Fa-f] | 202[fF] ) )"
 _PHONE = rf"""
     (?<! [0-9+] ) \+ [1-9] (?: {_GAP}{{0,2}} [0-9] ){{7,14}} (?! [0-9] )
@@ -50,7 +50,7 @@ _CARD = rf"""
     (?! [0-9] )
 """
 
-# Base64 in lines, as in a file or as in a JSON string; prose behind the first line is none of it.
+# Base64 in lines, as in a file or in a JSON string. Prose after the first line is not part of it.
 _LINE = r"(?: [ \t\r]{0,2} \n [ \t]{0,8} | (?: \\r )? \\n ){1,2}"
 _KEY_NAME = r"[ ] (?: [A-Z0-9]{1,20} [ ] ){0,4} PRIVATE [ ] KEY (?: [ ] BLOCK )? -----"
 _KEY = rf"""
@@ -62,25 +62,25 @@ _KEY = rf"""
 """
 
 _MARKS = {"key": "[KEY]", "email": "[EMAIL]", "phone": "[PHONE]", "card": "[CARD]"}
-# Where two begin at the same place the first wins. Cards come last: only their check digit tells, so they may be refused.
+# If two begin at the same position, the first wins. Cards come last, because a wrong check digit can reject them.
 _ALL = f"(?P<key> {_KEY} ) | (?P<email> {_EMAIL} ) | (?P<phone> {_PHONE} ) | (?P<card> {_CARD} )"
 FULL_MATCH = regex.compile(_ALL, regex.VERBOSE)
 _BEGINNING = regex.compile(f"(?: {_ALL} ) {IMPOSSIBLE_CHAR}", regex.VERBOSE)
 _CARD_DIGITS = range(13, 20)
-# Behind a quoted name and a colon a number is JSON's, and what replaces it must be JSON, too.
+# After a quoted name and a colon, a number is a JSON value; its replacement must be JSON too.
 _MEMBER = regex.compile(r'" [ \t\n]{0,8} : [ \t\n]{0,8} \Z', regex.VERBOSE)
 _MEMBER_CHARS = 18
 
 
 class PiiFinder(Finder):
-    """See ``Finder``; one per text or stream. ``name`` of what is found is email, phone, card or key."""
+    """See ``Finder``; one per text or stream. A match's ``name`` is email, phone, card or key."""
 
     def __init__(self) -> None:
         self._text = self._folded = ""
 
     def find(self, text: str, start: int) -> Match | None:
         folded = self._fold(text)
-        # The interpreter's lock is given back meanwhile: a long text is looked through beside the loop.
+        # ``concurrent`` releases the GIL: a thread can search a long text while the event loop runs.
         while match := FULL_MATCH.search(folded, start, concurrent=True):
             name = match.lastgroup or ""
             size = _card_chars(match[0]) if name == "card" else len(match[0])
@@ -97,7 +97,7 @@ class PiiFinder(Finder):
         return match.start() if match and match.start() < len(text) else None
 
     def _fold(self, text: str) -> str:
-        """What is looked for again and again in one text is folded once."""
+        """Fold a text once for repeated searches."""
         if text is not self._text:
             self._text, self._folded = text, fold(text)
         return self._folded
@@ -113,12 +113,12 @@ def prepare(settings: object, side: Side) -> Search:
 
 
 def redact(text: str) -> Redacted:
-    """Return a text with everything found in it replaced by ``[EMAIL]``, ``[PHONE]``, ``[CARD]`` or ``[KEY]``."""
+    """Return a text with every match replaced by ``[EMAIL]``, ``[PHONE]``, ``[CARD]`` or ``[KEY]``."""
     return replace_matches(PiiFinder(), text)
 
 
 def _card_chars(text: str) -> int:
-    """Return how much of digits in groups is a card's number, 0: nothing. Behind it may come what else a form asks for."""
+    """Return the length of the card number at the start of grouped digits, 0 if there is none. Other numbers may follow it."""
     while text:
         digits = [int(char) for char in text if char.isdigit()]
         if len(digits) in _CARD_DIGITS and len(set(digits)) > 1 and _luhn(digits) == 0:
@@ -128,6 +128,6 @@ def _card_chars(text: str) -> int:
 
 
 def _luhn(digits: list[int]) -> int:
-    """Return 0 where the last digit is the right check digit. Source: ISO/IEC 7812-1, annex B."""
+    """Return 0 if the last digit is the correct check digit. Source: ISO/IEC 7812-1, annex B."""
     doubled = (sum(divmod(2 * digit, 10)) for digit in digits[-2::-2])
     return (sum(doubled) + sum(digits[-1::-2])) % 10

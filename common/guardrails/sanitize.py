@@ -1,8 +1,8 @@
-"""Which characters of a text does nobody see?
+"""Which characters of a text are invisible?
 
-Control characters, zero-width ones, those that turn the direction of writing around (Trojan Source), tag characters and
-runs of variation selectors (both carry hidden text), noncharacters. Kept: white space and line ends, what joins emoji,
-flags of regions, and the joiners of scripts that need them. Reordering marks of right-to-left text stay too: they override
+Removed: control characters, zero-width characters, overrides of the writing direction (Trojan Source), tag characters and
+runs of variation selectors (both can carry hidden text), noncharacters. Kept: white space and line ends, emoji joiners, flags
+of regions, and the joiners of scripts that need them. Direction marks of right-to-left text are kept too: they override
 nothing.
 
 Source: https://www.unicode.org/reports/tr36/ and https://trojansource.codes/
@@ -15,7 +15,7 @@ import regex
 from common.guardrails.search import Findings, Prompt, Search
 from common.guardrails.table import Guardrail, Side
 
-# In these scripts ZWJ and ZWNJ are orthography: Persian's plural, Hindi's half letters.
+# In these scripts ZWJ and ZWNJ are part of the spelling: Persian plurals, Hindi half letters.
 _JOINING = "".join(
     rf"\p{{Script={name}}}"
     for name in [
@@ -71,23 +71,23 @@ def prepare(settings: object, side: Side) -> Search:
 
 
 def sanitize(text: str) -> tuple[str, int]:
-    """Return a text without what nobody sees, and how many characters that were."""
+    """Return a text without invisible characters, and how many were removed."""
     if text.isascii() and text.isprintable():
-        return text, 0  # The most common case, at a hundredth of the cost.
+        return text, 0  # The most common case; costs a hundredth.
     removed = 0
 
-    def kept(match: regex.Match[str]) -> str:
+    def replacement(match: regex.Match[str]) -> str:
         nonlocal removed
-        found: str | None = match["kept"]
-        removed += found is None
-        return found or ""
+        kept: str | None = match["kept"]
+        removed += kept is None
+        return kept or ""
 
-    cleaned = _INVISIBLE.sub(kept, text)
+    cleaned = _INVISIBLE.sub(replacement, text)
     return (cleaned, removed) if removed else (text, 0)
 
 
 def hidden_text(text: str) -> str:
-    """Return what tag characters spell out, which a model reads and a person does not; flags of regions spell nothing."""
+    """Return the text that tag characters spell: models can read it, people cannot see it. Flags of regions do not count."""
     if text.isascii():
         return ""
     without_flags = _INVISIBLE.sub(lambda match: "" if len(match["kept"] or "") > 1 else match[0], text)

@@ -1,8 +1,8 @@
-"""How does a guardrail look through texts, whichever it is?
+"""How does any guardrail search texts?
 
-A guardrail's file has ``prepare(settings, side)``, which returns a ``Search``, or None where the settings give it nothing to
-look for. Most give only ``finder``; what they find is then counted, refused or replaced here, as their row says. One that
-judges a whole text, or a prompt, gives ``examine`` instead, and is for prompts only.
+A guardrail's file has ``prepare(settings, side)``, which returns a ``Search``, or None if the settings give it nothing to
+search for. Most implement only ``finder``; their matches are counted, refused or replaced here, as their row says. A guardrail
+that evaluates a complete text or prompt implements ``examine`` instead, and works for prompts only.
 
 ``api.guardrails`` and ``workers.transcode`` get their searches from ``Searches``.
 """
@@ -18,8 +18,10 @@ from common.guardrails.table import Block, Guardrail, Side
 
 @dataclass(slots=True)
 class Prompt:
-    """The texts of a request, with whose each is (system, assistant or other). ``quoted`` are those of them that were pieces of
-    JSON, each as a whole and with its role."""
+    """The texts of a request and their roles (system, assistant or other).
+
+    ``quoted`` are complete strings that contain JSON, each with its role; the texts inside them are in ``texts``.
+    """
 
     texts: list[str]
     roles: list[str] = field(default_factory=list)
@@ -33,10 +35,10 @@ class Prompt:
 
 @dataclass(slots=True)
 class Findings:
-    """What a search found in a prompt.
+    """The result of a search in a prompt.
 
-    ``counts`` are for the log: names and numbers, no text. ``detail`` is for the words of a refusal. ``texts`` are those of the
-    prompt with everything replaced that is to be. ``slow`` are the numbers of expressions that took too long.
+    ``counts`` are for the log: names and numbers, no text. ``detail`` is inserted into the refusal. ``texts`` are the prompt's
+    texts after replacement. ``slow`` are the numbers of expressions that timed out.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -46,24 +48,24 @@ class Findings:
 
 
 class Search:
-    """One guardrail, ready for one side. One per process; it keeps nothing of what it reads."""
+    """One guardrail, prepared for one side. One per process; it stores none of the texts."""
 
     def finder(self, *, blocks: bool) -> Finder:
-        """Return what looks through one text, or one stream; ``blocks``: the guardrail's mode is block, not log."""
+        """Return a finder for one text, or one stream. ``blocks``: the guardrail's mode is block, not log."""
         raise NotImplementedError
 
     def examine(self, prompt: Prompt, row: Guardrail, *, blocks: bool) -> Findings:
-        """Return what is in a prompt. In a thread of its own where the prompt is long."""
+        """Search a prompt. Runs in a thread if the prompt is long."""
         if row.block is Block.REPLACE:
-            return self._replaced(prompt, blocks=blocks)
-        return self._matched(prompt, blocks=blocks)
+            return self._replace(prompt, blocks=blocks)
+        return self._count(prompt, blocks=blocks)
 
-    def _replaced(self, prompt: Prompt, *, blocks: bool) -> Findings:
+    def _replace(self, prompt: Prompt, *, blocks: bool) -> Findings:
         results = [replace_matches(self.finder(blocks=blocks), text) for text in prompt.texts]
         return Findings(sum((result.counts for result in results), Counter[str]()), texts=[result.text for result in results])
 
-    def _matched(self, prompt: Prompt, *, blocks: bool) -> Findings:
-        """The first match in each text counts; where it blocks, one is enough."""
+    def _count(self, prompt: Prompt, *, blocks: bool) -> Findings:
+        """Count the first match in each text; in mode block, stop at the first."""
         finder, findings = self.finder(blocks=blocks), Findings()
         for text in [*prompt.texts, *(text for text, _ in prompt.quoted)]:
             if match := finder.find(text, 0):
@@ -76,14 +78,14 @@ class Search:
 
 
 class Searches:
-    """The searches of one side, each loaded when it is first needed. One per process."""
+    """The searches of one side, each loaded on first use. One per process."""
 
     def __init__(self, settings: object, side: Side) -> None:
         self._settings, self._side = settings, side
         self._searches: dict[str, Search | None] = {}
 
     def search(self, row: Guardrail) -> Search | None:
-        """Return a row's search; None where there is nothing to look for, or its guardrail is the operator's own."""
+        """Return a row's search; None if there is nothing to search for, or for the operator's own guardrail."""
         if row.block is Block.VERDICT:
             return None
         if row.name not in self._searches:

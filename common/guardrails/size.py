@@ -1,4 +1,4 @@
-"""Is a prompt larger than its operator allows? In characters of all its texts together, and in messages."""
+"""Is a prompt larger than the operator allows? Counts the characters of all its texts together, and its messages."""
 
 from typing import Protocol
 
@@ -7,7 +7,7 @@ from common.guardrails.table import Guardrail, Side
 
 
 class Sizes(Protocol):
-    """The settings that this needs."""
+    """The settings that this guardrail needs."""
 
     guardrail_input_chars_max: int
     guardrail_messages_max: int
@@ -25,9 +25,9 @@ class SizeSearch(Search):
         findings, chars = Findings(), prompt.chars
         if chars > self._chars_max:
             findings.counts["characters"] = 1
-            findings.detail = f"{chars} characters, and {self._chars_max} at most are taken. Send less"
+            findings.detail = f"{chars} characters, but at most {self._chars_max} are allowed. Send less"
         if prompt.messages > self._messages_max:
             findings.counts["messages"] = 1
-            too_many = f"{prompt.messages} messages, and {self._messages_max} at most are taken. Send fewer"
+            too_many = f"{prompt.messages} messages, but at most {self._messages_max} are allowed. Send fewer"
             findings.detail = findings.detail or too_many
         return findings

@@ -1,10 +1,10 @@
 """Which guardrails are there, and what does each of them do?
 
-One row for each, in the order in which a prompt, or an answer, goes through them. To add one that finds something in text:
-its file, ``common/guardrails/NAME.py``, with a function ``prepare`` (see ``search.py``), and its row. Its field in the policies
-of keys, tenants and settings, both tiers, the error code, the log and the metric follow from the row.
+One row per guardrail, in the order in which they run. To add one that searches text: add its file,
+``common/guardrails/NAME.py``, with a function ``prepare`` (see ``search.py``), and its row. The row also creates its field in
+the policies of keys, tenants and settings, its error code, its log lines and its metric, in both tiers.
 
-The policies are made of these rows, so every process imports this file. It must import no guardrail: their tables take
+The policies are built from these rows, so every process imports this file. It must not import guardrails: their tables take
 memory and time, and a process loads them with the first request that needs them.
 """
 
@@ -24,17 +24,17 @@ class Mode(StrEnum):
 
 
 class Block(StrEnum):
-    """What mode ``block`` does with what a guardrail finds. In mode ``log`` everything passes."""
+    """What mode ``block`` does with a match. In mode ``log`` everything passes."""
 
-    REFUSE = "refuse"  # A prompt is refused. An answer ends there, as one does that its vendor filtered.
-    REPLACE = "replace"  # The text goes on with something else in its place.
-    VERDICT = "verdict"  # What the operator's own guardrail says. It is asked once, with all texts; see ``custom.py``.
+    REFUSE = "refuse"  # A prompt is refused. An answer ends there, like one that its vendor filtered.
+    REPLACE = "replace"  # The match is replaced, and the text continues.
+    VERDICT = "verdict"  # The operator's own guardrail decides. It is called once, with all texts; see ``custom.py``.
 
 
 @dataclass(frozen=True, slots=True)
 class Guardrail:
     """One row. ``refusal`` is the message for a client whose prompt is refused. The guardrail adds ``{detail}``, which must not
-    quote the prompt. ``needs_one_of`` names the settings of which at least one must be set, or the guardrail checks nothing."""
+    quote the prompt. ``needs_one_of`` names settings: if none of them is set, the guardrail checks nothing."""
 
     name: str
     sides: tuple[Side, ...]
@@ -48,13 +48,14 @@ class Guardrail:
         return f"guardrail_{self.name}"
 
 
-# Size first, for it costs nothing; invisible characters go before whatever they could hide; an operator's own sees the rest.
+# Size is first, because it costs nothing. Invisible characters are removed before anything that they could hide is searched.
+# The operator's own guardrail runs last.
 SIZE = Guardrail("size", ("input",), Block.REFUSE, "The prompt has {detail}.")
 CUSTOM = Guardrail(
     "custom",
     ("input", "output"),
     Block.VERDICT,
-    "The gateway's operator does not let this prompt pass{detail}. Change it.",
+    "The gateway's operator does not allow this prompt{detail}. Change it.",
     needs_one_of=("guardrail_plugin", "guardrail_webhook_url"),
 )
 GUARDRAILS = (
@@ -64,14 +65,14 @@ GUARDRAILS = (
         "injection",
         ("input",),
         Block.REFUSE,
-        "The prompt looks like an attempt to give the model other instructions than its application did. "
+        "The prompt looks like an attempt to override the application's instructions to the model. "
         "Word it differently, or ask the gateway's operator for an exemption.",
     ),
     Guardrail(
         "patterns",
         ("input", "output"),
         Block.REFUSE,
-        "The prompt holds what the gateway's operator lets nobody send ({detail}). Take it out.",
+        "The prompt contains text that the gateway's operator does not allow ({detail}). Remove it.",
         needs_one_of=("guardrail_patterns_in", "guardrail_patterns_out"),
     ),
     Guardrail("pii", ("input", "output"), Block.REPLACE),
