@@ -1,4 +1,4 @@
-"""How does OpenAI's chat completions API say an answer?"""
+"""How does OpenAI's chat completions API send an answer?"""
 
 import secrets
 import time
@@ -10,18 +10,18 @@ import orjson
 from demo_provider import openai_common
 from demo_provider.wire import (
     MARK,
-    Ask,
+    AnswerRequest,
     Finish,
     Part,
     PartKind,
     Plan,
     Tool,
     WireError,
-    around_token,
+    content_text,
     count_words,
     dicts_in,
     positive_or_none,
-    text_of,
+    split_at_token,
     texts_in,
     trailing,
 )
@@ -43,21 +43,21 @@ _FINISH_REASON = {
 _CHOICES_MAX = 128  # The vendor's own limit.
 
 
-def read(body: dict[str, Any]) -> Ask:
+def read(body: dict[str, Any]) -> AnswerRequest:
     model = openai_common.require_model(body)
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
         raise WireError(400, "Missing required parameter: 'messages'.", param="messages", code="missing_required_parameter")
     results = trailing(messages, "role", "tool")
-    own = trailing(messages, "role", "assistant")
-    return Ask(
+    prefills = trailing(messages, "role", "assistant")
+    return AnswerRequest(
         model=model,
         body=body,
         input_tokens=count_words(messages, body.get("tools")),
         is_stream=body.get("stream") is True,
         tools=[] if body.get("tool_choice") == "none" else _tools(body.get("tools")),
-        tool_result=", ".join(text_of(message.get("content")) for message in results) if results else None,
-        prefill=text_of(own[-1].get("content")) if own else "",
+        tool_result=", ".join(content_text(message.get("content")) for message in results) if results else None,
+        prefill=content_text(prefills[-1].get("content")) if prefills else "",
         stops=texts_in(body.get("stop")),
         tokens_max=positive_or_none(body.get("max_completion_tokens")) or positive_or_none(body.get("max_tokens")),
         document_schema=openai_common.document_schema(body.get("response_format")),
@@ -67,18 +67,18 @@ def read(body: dict[str, Any]) -> Ask:
 
 def _tools(tools: Any) -> list[Tool]:
     functions = [tool.get("function") for tool in dicts_in(tools)]
-    return [Tool(str(each.get("name")), each.get("parameters")) for each in functions if isinstance(each, dict)]
+    return [Tool(str(item.get("name")), item.get("parameters")) for item in functions if isinstance(item, dict)]
 
 
-def _usage(ask: Ask, plan: Plan) -> dict[str, Any]:
-    output = plan.tokens * ask.choices
+def _usage(request: AnswerRequest, plan: Plan) -> dict[str, Any]:
+    output = plan.tokens * request.choices
     return {
-        "prompt_tokens": ask.input_tokens,
+        "prompt_tokens": request.input_tokens,
         "completion_tokens": output,
-        "total_tokens": ask.input_tokens + output,
+        "total_tokens": request.input_tokens + output,
         "prompt_tokens_details": {"cached_tokens": 0, "audio_tokens": 0},
         "completion_tokens_details": {
-            "reasoning_tokens": plan.thinking_tokens * ask.choices,
+            "reasoning_tokens": plan.reasoning_tokens * request.choices,
             "audio_tokens": 0,
             "accepted_prediction_tokens": 0,
             "rejected_prediction_tokens": 0,
@@ -86,12 +86,12 @@ def _usage(ask: Ask, plan: Plan) -> dict[str, Any]:
     }
 
 
-def _frame_fields(ask: Ask, kind: str) -> dict[str, Any]:
+def _frame_fields(request: AnswerRequest, kind: str) -> dict[str, Any]:
     return {
         "id": f"chatcmpl-{secrets.token_hex(14)}",
         "object": kind,
         "created": int(time.time()),
-        "model": ask.model,
+        "model": request.model,
         "service_tier": "default",
         "system_fingerprint": "fp_demo",
     }
@@ -105,8 +105,8 @@ def _text_of_kind(plan: Plan, kind: PartKind) -> str | None:
     return "".join(part.text for part in plan.parts if part.kind is kind) or None
 
 
-def whole(ask: Ask, plan: Plan) -> dict[str, Any]:
-    """Return the answer that is not streamed."""
+def build_reply(request: AnswerRequest, plan: Plan) -> dict[str, Any]:
+    """Return the body of an answer that is not streamed."""
     choices = [
         {
             "index": choice,
@@ -114,9 +114,9 @@ def whole(ask: Ask, plan: Plan) -> dict[str, Any]:
             "logprobs": None,
             "finish_reason": _FINISH_REASON[plan.finish],
         }
-        for choice in range(ask.choices)
+        for choice in range(request.choices)
     ]
-    return {**_frame_fields(ask, "chat.completion"), "choices": choices, "usage": _usage(ask, plan)}
+    return {**_frame_fields(request, "chat.completion"), "choices": choices, "usage": _usage(request, plan)}
 
 
 def _message(plan: Plan, choice: int) -> dict[str, Any]:
@@ -125,50 +125,50 @@ def _message(plan: Plan, choice: int) -> dict[str, Any]:
         for part in plan.parts
         if part.kind is PartKind.TOOL
     ]
-    refusal, thinking = _text_of_kind(plan, PartKind.REFUSAL), _text_of_kind(plan, PartKind.THINKING)
+    refusal, reasoning = _text_of_kind(plan, PartKind.REFUSAL), _text_of_kind(plan, PartKind.REASONING)
     content = _text_of_kind(plan, PartKind.TEXT)
     if content is None and not calls and refusal is None:
         content = ""
     message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": refusal, "annotations": []}
-    if thinking is not None:
-        message["reasoning_content"] = thinking
+    if reasoning is not None:
+        message["reasoning_content"] = reasoning
     if calls:
         message["tool_calls"] = calls
     return message
 
 
-def open_stream(ask: Ask, plan: Plan) -> "ChatStream":
-    return ChatStream(ask, plan)
+def open_stream(request: AnswerRequest, plan: Plan) -> "ChatStream":
+    return ChatStream(request, plan)
 
 
 class ChatStream:
-    """One streamed answer. Choices say the same text, a token each in turn."""
+    """One streamed answer. All choices have the same text; they take turns, one token each."""
 
-    def __init__(self, ask: Ask, plan: Plan) -> None:
-        self._ask = ask
+    def __init__(self, request: AnswerRequest, plan: Plan) -> None:
+        self._request = request
         self._plan = plan
-        options = ask.body.get("stream_options")
-        self._has_usage = isinstance(options, dict) and options.get("include_usage") is True
-        fields = orjson.dumps(_frame_fields(ask, "chat.completion.chunk"))
+        options = request.body.get("stream_options")
+        self._sends_usage = isinstance(options, dict) and options.get("include_usage") is True
+        fields = orjson.dumps(_frame_fields(request, "chat.completion.chunk"))
         self._head = b"data: " + fields[:-1] + b',"choices":'
-        self._tail = b',"usage":null}\n\n' if self._has_usage else b"}\n\n"
+        self._tail = b',"usage":null}\n\n' if self._sends_usage else b"}\n\n"
 
     def opening(self) -> bytes:
         kinds = {part.kind for part in self._plan.parts}
         has_text = not kinds or PartKind.TEXT in kinds
         refusal = "" if PartKind.REFUSAL in kinds else None
         delta = {"role": "assistant", "content": "" if has_text else None, "refusal": refusal}
-        return b"".join(self._chunk(choice, delta) for choice in range(self._ask.choices))
+        return b"".join(self._chunk(choice, delta) for choice in range(self._request.choices))
 
     def beats(self) -> Iterator[bytes]:
         calls = 0
         for part in self._plan.parts:
             before = b""
             if part.kind is PartKind.TOOL:
-                before = b"".join(self._call_start(part, calls, choice) for choice in range(self._ask.choices))
+                before = b"".join(self._call_start(part, calls, choice) for choice in range(self._request.choices))
                 calls += 1
-            frames = [self._around_token(part, calls - 1, choice) for choice in range(self._ask.choices)]
-            # Hot path: once per token.
+            frames = [self._around_token(part, calls - 1, choice) for choice in range(self._request.choices)]
+            # Hot path: runs once per token.
             for token in part.tokens:
                 text = orjson.dumps(token)
                 yield before + b"".join([prefix + text + suffix for prefix, suffix in frames])
@@ -176,13 +176,13 @@ class ChatStream:
 
     def closing(self) -> bytes:
         reason = _FINISH_REASON[self._plan.finish]
-        end = b"".join(self._chunk(choice, {}, reason) for choice in range(self._ask.choices))
-        if self._has_usage:
-            end += self._head + b'[],"usage":' + orjson.dumps(_usage(self._ask, self._plan)) + b"}\n\n"
+        end = b"".join(self._chunk(choice, {}, reason) for choice in range(self._request.choices))
+        if self._sends_usage:
+            end += self._head + b'[],"usage":' + orjson.dumps(_usage(self._request, self._plan)) + b"}\n\n"
         return end + b"data: [DONE]\n\n"
 
     def failure(self) -> bytes:
-        error = openai_common.error_object(WireError(500), self._ask)
+        error = openai_common.error_object(WireError(500), self._request)
         return b"data: " + orjson.dumps({"error": error}) + b"\n\n"
 
     def _chunk(self, choice: int, delta: dict[str, Any], finish_reason: str | None = None) -> bytes:
@@ -197,7 +197,7 @@ class ChatStream:
     def _around_token(self, part: Part, call: int, choice: int) -> tuple[bytes, bytes]:
         delta: dict[str, Any]
         match part.kind:
-            case PartKind.THINKING:
+            case PartKind.REASONING:
                 delta = {"content": None, "reasoning_content": MARK}
             case PartKind.TEXT:
                 delta = {"content": MARK}
@@ -205,4 +205,4 @@ class ChatStream:
                 delta = {"refusal": MARK}
             case PartKind.TOOL:
                 delta = {"tool_calls": [{"index": call, "function": {"arguments": MARK}}]}
-        return around_token(self._chunk(choice, delta))
+        return split_at_token(self._chunk(choice, delta))

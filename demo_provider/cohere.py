@@ -1,4 +1,4 @@
-"""How does Cohere's chat, version 2, say an answer?"""
+"""How does Cohere's chat API, version 2, send an answer?"""
 
 import secrets
 import uuid
@@ -9,18 +9,18 @@ import orjson
 
 from demo_provider.wire import (
     MARK,
-    Ask,
+    AnswerRequest,
     Finish,
     Part,
     PartKind,
     Plan,
     Tool,
     WireError,
-    around_token,
+    content_text,
     count_words,
     dicts_in,
     positive_or_none,
-    text_of,
+    split_at_token,
     texts_in,
     trailing,
 )
@@ -35,7 +35,7 @@ _FINISH_REASON = {
     Finish.STOP_SEQUENCE: "STOP_SEQUENCE",
     Finish.LENGTH: "MAX_TOKENS",
     Finish.TOOLS: "TOOL_CALL",
-    Finish.REFUSAL: "COMPLETE",  # A refusal is text like any other here.
+    Finish.REFUSAL: "COMPLETE",  # A refusal is ordinary text here.
 }
 _ERRORS = {
     400: "invalid request: the demo provider was asked to reject it",
@@ -47,24 +47,24 @@ _ERRORS = {
     500: "an internal error occurred",
 }
 _GENERATION_FAILED = "your request resulted in an invalid tool generation. Try updating the messages or tool definitions"
-_OWN_PROMPT_TOKENS = 496  # Of Cohere's: counted, and not billed.
+_OWN_PROMPT_TOKENS = 496  # Cohere's own prompt: counted, but not billed.
 
 
-def read(body: dict[str, Any]) -> Ask:
+def read(body: dict[str, Any]) -> AnswerRequest:
     model, messages = body.get("model"), body.get("messages")
     if not isinstance(model, str) or not model:
         raise WireError(400, "invalid request: model is required")
     if not isinstance(messages, list) or not messages:
         raise WireError(400, "invalid request: list of messages must contain at least one message")
-    results, own = trailing(messages, "role", "tool"), trailing(messages, "role", "assistant")
-    return Ask(
+    results, prefills = trailing(messages, "role", "tool"), trailing(messages, "role", "assistant")
+    return AnswerRequest(
         model=model,
         body=body,
         input_tokens=count_words(messages, body.get("tools")),
         is_stream=body.get("stream") is True,
         tools=[] if body.get("tool_choice") == "NONE" else _tools(body.get("tools")),
-        tool_result=", ".join(text_of(message.get("content")) for message in results) if results else None,
-        prefill=text_of(own[-1].get("content")) if own else "",
+        tool_result=", ".join(content_text(message.get("content")) for message in results) if results else None,
+        prefill=content_text(prefills[-1].get("content")) if prefills else "",
         stops=texts_in(body.get("stop_sequences")),
         tokens_max=positive_or_none(body.get("max_tokens")),
         document_schema=_document_schema(body.get("response_format")),
@@ -73,19 +73,19 @@ def read(body: dict[str, Any]) -> Ask:
 
 def _tools(tools: Any) -> list[Tool]:
     functions = [tool.get("function") for tool in dicts_in(tools)]
-    return [Tool(str(each.get("name")), each.get("parameters")) for each in functions if isinstance(each, dict)]
+    return [Tool(str(item.get("name")), item.get("parameters")) for item in functions if isinstance(item, dict)]
 
 
-def _document_schema(wanted: Any) -> dict[str, Any] | None:
-    if not isinstance(wanted, dict) or wanted.get("type") != "json_object":
+def _document_schema(response_format: Any) -> dict[str, Any] | None:
+    if not isinstance(response_format, dict) or response_format.get("type") != "json_object":
         return None
-    schema = wanted.get("json_schema")
+    schema = response_format.get("json_schema")
     return schema if isinstance(schema, dict) else {"type": "object", "properties": {"answer": {"type": "string"}}}
 
 
-def error_body(error: WireError, ask: Ask | None, request_id: str) -> dict[str, Any]:
+def error_body(error: WireError, request: AnswerRequest | None, request_id: str) -> dict[str, Any]:
     usual = _ERRORS.get(error.status) or _ERRORS[500 if error.status >= 500 else 400]
-    return {"id": _id(), "message": error.message or usual.replace("{model}", ask.model if ask else "")}
+    return {"id": _id(), "message": error.message or usual.replace("{model}", request.model if request else "")}
 
 
 def headers(request_id: str, error: WireError | None = None) -> dict[str, str]:
@@ -96,11 +96,11 @@ def _id() -> str:
     return str(uuid.UUID(bytes=secrets.token_bytes(16), version=4))
 
 
-def _usage(ask: Ask, plan: Plan) -> dict[str, Any]:
-    real: dict[str, int] = {"input_tokens": ask.input_tokens + _OWN_PROMPT_TOKENS, "output_tokens": plan.tokens + 2}
-    if plan.thinking_tokens:
-        real["reasoning_tokens"] = plan.thinking_tokens
-    billed = {"input_tokens": ask.input_tokens, "output_tokens": plan.tokens}
+def _usage(request: AnswerRequest, plan: Plan) -> dict[str, Any]:
+    real: dict[str, int] = {"input_tokens": request.input_tokens + _OWN_PROMPT_TOKENS, "output_tokens": plan.tokens + 2}
+    if plan.reasoning_tokens:
+        real["reasoning_tokens"] = plan.reasoning_tokens
+    billed = {"input_tokens": request.input_tokens, "output_tokens": plan.tokens}
     return {"billed_units": billed, "tokens": real, "cached_tokens": 448}
 
 
@@ -113,37 +113,37 @@ def _call(part: Part, arguments: str) -> dict[str, Any]:
     return {"id": id_, "type": "function", "function": {"name": part.name, "arguments": arguments}}
 
 
-def whole(ask: Ask, plan: Plan) -> dict[str, Any]:
-    """Return the answer that is not streamed."""
+def build_reply(request: AnswerRequest, plan: Plan) -> dict[str, Any]:
+    """Return the body of an answer that is not streamed."""
     message: dict[str, Any] = {"role": "assistant"}
-    content = [_whole_block(part) for part in plan.parts if part.kind is not PartKind.TOOL]
+    content = [_reply_block(part) for part in plan.parts if part.kind is not PartKind.TOOL]
     if _has_calls(plan):
-        message["tool_plan"] = "".join(part.text for part in plan.parts if part.kind is PartKind.THINKING)
+        message["tool_plan"] = "".join(part.text for part in plan.parts if part.kind is PartKind.REASONING)
         message["tool_calls"] = [_call(part, part.text) for part in plan.parts if part.kind is PartKind.TOOL]
         content = [block for block in content if block["type"] != "thinking"]
     if content:
         message["content"] = content
-    return {"id": _id(), "message": message, "finish_reason": _FINISH_REASON[plan.finish], "usage": _usage(ask, plan)}
+    return {"id": _id(), "message": message, "finish_reason": _FINISH_REASON[plan.finish], "usage": _usage(request, plan)}
 
 
-def _whole_block(part: Part) -> dict[str, Any]:
+def _reply_block(part: Part) -> dict[str, Any]:
     kind = _block_kind(part)
     return {"type": kind, kind: part.text}
 
 
 def _block_kind(part: Part) -> str:
-    return "thinking" if part.kind is PartKind.THINKING else "text"
+    return "thinking" if part.kind is PartKind.REASONING else "text"
 
 
-def open_stream(ask: Ask, plan: Plan) -> "CohereStream":
-    return CohereStream(ask, plan)
+def open_stream(request: AnswerRequest, plan: Plan) -> "CohereStream":
+    return CohereStream(request, plan)
 
 
 class CohereStream:
-    """One streamed answer: a content block for each part, but what is thought before calls is their plan."""
+    """One streamed answer: a content block for each part. Reasoning before tool calls is sent as the tool plan."""
 
-    def __init__(self, ask: Ask, plan: Plan) -> None:
-        self._ask = ask
+    def __init__(self, request: AnswerRequest, plan: Plan) -> None:
+        self._request = request
         self._plan = plan
 
     def opening(self) -> bytes:
@@ -157,21 +157,21 @@ class CohereStream:
             if part.kind is PartKind.TOOL:
                 start, delta, end = _around_call(part, calls)
                 calls += 1
-            elif part.kind is PartKind.THINKING and has_calls:
+            elif part.kind is PartKind.REASONING and has_calls:
                 start, delta, end = b"", _delta("tool-plan-delta", None, {"tool_plan": MARK}), b""
             else:
                 start, delta, end = _around_block(part, blocks)
                 blocks += 1
             before += start
-            prefix, suffix = around_token(delta)
+            prefix, suffix = split_at_token(delta)
             last = len(part.tokens) - 1
-            # Hot path: once per token.
+            # Hot path: runs once per token.
             for i, token in enumerate(part.tokens):
                 yield before + prefix + orjson.dumps(token) + suffix + (end if i == last else b"")
                 before = b""
 
     def closing(self) -> bytes:
-        delta = {"finish_reason": _FINISH_REASON[self._plan.finish], "usage": _usage(self._ask, self._plan)}
+        delta = {"finish_reason": _FINISH_REASON[self._plan.finish], "usage": _usage(self._request, self._plan)}
         return _event("message-end", {"type": "message-end", "delta": delta}) + b"data: [DONE]\n\n"
 
     def failure(self) -> bytes:

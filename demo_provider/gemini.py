@@ -1,7 +1,7 @@
-"""How does Google's Gemini API say an answer?
+"""How does Google's Gemini API send an answer?
 
-Model and method stand in the path; ``server`` puts them into the body as ``model`` and ``stream``. As strict as Gemini 3
-where gateways go wrong: turns without parts, results of no call, calls that come back without their signature.
+Model and method are in the path; ``server`` puts them into the body as ``model`` and ``stream``. As strict as Gemini 3 about
+common mistakes of gateways: turns without parts, results without a call, calls that come back without their signature.
 """
 
 import base64
@@ -14,18 +14,18 @@ import orjson
 
 from demo_provider.wire import (
     MARK,
-    Ask,
+    AnswerRequest,
     Finish,
     Part,
     PartKind,
     Plan,
     Tool,
     WireError,
-    around_token,
+    content_text,
     count_words,
     dicts_in,
     positive_or_none,
-    text_of,
+    split_at_token,
     texts_in,
 )
 
@@ -59,13 +59,13 @@ _ERRORS = {
     503: ("UNAVAILABLE", "The model is overloaded. Please try again later."),
     504: ("DEADLINE_EXCEEDED", "Deadline expired before operation could complete."),
 }
-_RETRY_DELAY = "0.5s"  # Gemini has no Retry-After header: it says so in the body.
+_RETRY_DELAY = "0.5s"  # Gemini has no Retry-After header: the delay is in the body.
 _CANDIDATES_MAX = 8
 _UNSIGNED = "skip_thought_signature_validator"
 _SIGNED_WITH = b"demo signature "
 
 
-def read(body: dict[str, Any]) -> Ask:
+def read(body: dict[str, Any]) -> AnswerRequest:
     contents = dicts_in(body.get("contents"))
     if not contents:
         raise WireError(400, "* GenerateContentRequest.contents: contents is not specified\n")
@@ -75,14 +75,14 @@ def read(body: dict[str, Any]) -> Ask:
     results = [part["functionResponse"] for part in _parts(last) if "functionResponse" in part]
     raw_config = body.get("generationConfig")
     config = raw_config if isinstance(raw_config, dict) else {}
-    return Ask(
+    return AnswerRequest(
         model=str(body.get("model")),
         body=body,
         input_tokens=count_words(contents, body.get("systemInstruction"), body.get("tools")),
         is_stream=body.get("stream") is True,
         tools=_tools(body),
         tool_result=", ".join(_result(result) for result in results) if results else None,
-        prefill=text_of(_parts(last)) if last.get("role") == "model" else "",
+        prefill=content_text(_parts(last)) if last.get("role") == "model" else "",
         stops=texts_in(config.get("stopSequences")),
         tokens_max=positive_or_none(config.get("maxOutputTokens")),
         document_schema=_document_schema(config),
@@ -90,8 +90,8 @@ def read(body: dict[str, Any]) -> Ask:
     )
 
 
-def read_prompt(body: dict[str, Any]) -> Ask:
-    """Return what a request to count wants: the request that it wraps."""
+def read_prompt(body: dict[str, Any]) -> AnswerRequest:
+    """Read a request to count tokens: return the request that it contains."""
     wrapped = body.get("generateContentRequest")
     return read({**wrapped, "model": body.get("model")} if isinstance(wrapped, dict) else body)
 
@@ -117,8 +117,8 @@ def _check(content: dict[str, Any], before: dict[str, Any], path: str) -> None:
 
 
 def _names(content: dict[str, Any], kind: str) -> list[str]:
-    found = [part[kind] for part in _parts(content) if kind in part]
-    return sorted(str(each.get("name")) for each in found if isinstance(each, dict))
+    values = [part[kind] for part in _parts(content) if kind in part]
+    return sorted(str(value.get("name")) for value in values if isinstance(value, dict))
 
 
 def _is_signed(part: dict[str, Any]) -> bool:
@@ -141,8 +141,8 @@ def _tools(body: dict[str, Any]) -> list[Tool]:
     calling = config.get("functionCallingConfig") if isinstance(config, dict) else None
     if isinstance(calling, dict) and calling.get("mode") == "NONE":
         return []
-    declared = [each for tool in dicts_in(body.get("tools")) for each in dicts_in(tool.get("functionDeclarations"))]
-    return [Tool(str(each.get("name")), each.get("parametersJsonSchema", {"type": "object"})) for each in declared]
+    functions = [item for tool in dicts_in(body.get("tools")) for item in dicts_in(tool.get("functionDeclarations"))]
+    return [Tool(str(item.get("name")), item.get("parametersJsonSchema", {"type": "object"})) for item in functions]
 
 
 def _document_schema(config: dict[str, Any]) -> dict[str, Any] | None:
@@ -152,9 +152,9 @@ def _document_schema(config: dict[str, Any]) -> dict[str, Any] | None:
     return schema if isinstance(schema, dict) else {"type": "object", "properties": {"answer": {"type": "string"}}}
 
 
-def error_body(error: WireError, ask: Ask | None, request_id: str) -> dict[str, Any]:
+def error_body(error: WireError, request: AnswerRequest | None, request_id: str) -> dict[str, Any]:
     word, message = _ERRORS.get(error.status) or _ERRORS[500 if error.status >= 500 else 400]
-    message = error.message or message.replace("{model}", ask.model if ask else "")
+    message = error.message or message.replace("{model}", request.model if request else "")
     fields: dict[str, Any] = {"code": error.status, "message": message, "status": word}
     if message == BAD_KEY:
         fields["details"] = [{"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "API_KEY_INVALID"}]
@@ -167,36 +167,36 @@ def headers(request_id: str, error: WireError | None = None) -> dict[str, str]:
     return {"x-gemini-service-tier": "standard"}
 
 
-def _usage(ask: Ask, spoken: int, thought: int) -> dict[str, Any]:
-    usage: dict[str, Any] = {"promptTokenCount": ask.input_tokens}
-    if spoken:
-        usage["candidatesTokenCount"] = spoken
-    usage["totalTokenCount"] = ask.input_tokens + spoken + thought
-    usage["promptTokensDetails"] = [{"modality": "TEXT", "tokenCount": ask.input_tokens}]
-    if thought:
-        usage["thoughtsTokenCount"] = thought
+def _usage(request: AnswerRequest, text_tokens: int, reasoning_tokens: int) -> dict[str, Any]:
+    usage: dict[str, Any] = {"promptTokenCount": request.input_tokens}
+    if text_tokens:
+        usage["candidatesTokenCount"] = text_tokens
+    usage["totalTokenCount"] = request.input_tokens + text_tokens + reasoning_tokens
+    usage["promptTokensDetails"] = [{"modality": "TEXT", "tokenCount": request.input_tokens}]
+    if reasoning_tokens:
+        usage["thoughtsTokenCount"] = reasoning_tokens
     return usage
 
 
-def _final_usage(ask: Ask, plan: Plan) -> dict[str, Any]:
-    thought = plan.thinking_tokens * ask.choices
-    return _usage(ask, plan.tokens * ask.choices - thought, thought)
+def _final_usage(request: AnswerRequest, plan: Plan) -> dict[str, Any]:
+    reasoning_tokens = plan.reasoning_tokens * request.choices
+    return _usage(request, plan.tokens * request.choices - reasoning_tokens, reasoning_tokens)
 
 
-def _answer_fields(ask: Ask) -> dict[str, Any]:
-    return {"modelVersion": ask.model, "responseId": secrets.token_urlsafe(16)}
+def _answer_fields(request: AnswerRequest) -> dict[str, Any]:
+    return {"modelVersion": request.model, "responseId": secrets.token_urlsafe(16)}
 
 
 def _call(part: Part, choice: int, *, is_first: bool) -> dict[str, Any] | None:
-    """Return the part that is a tool call, or ``None`` where the token limit cut it short: Gemini sends calls whole."""
+    """Return the part for a tool call; ``None`` if the token limit cut it off, because Gemini sends only complete calls."""
     try:
         arguments = orjson.loads(part.text)
     except orjson.JSONDecodeError:
         return None
-    said: dict[str, Any] = {"functionCall": {"id": f"{part.id[:8]}{choice or ''}", "name": part.name, "args": arguments}}
+    fields: dict[str, Any] = {"functionCall": {"id": f"{part.id[:8]}{choice or ''}", "name": part.name, "args": arguments}}
     if is_first:
-        said["thoughtSignature"] = _signature(part)
-    return said
+        fields["thoughtSignature"] = _signature(part)
+    return fields
 
 
 def _signature(part: Part) -> str:
@@ -207,20 +207,20 @@ def _first_call(plan: Plan) -> Part | None:
     return next((part for part in plan.parts if part.kind is PartKind.TOOL), None)
 
 
-def whole(ask: Ask, plan: Plan) -> dict[str, Any]:
-    """Return the answer that is not streamed."""
+def build_reply(request: AnswerRequest, plan: Plan) -> dict[str, Any]:
+    """Return the body of an answer that is not streamed."""
     candidates = [
         {
-            "content": {"parts": _whole_parts(plan, choice), "role": "model"},
+            "content": {"parts": _reply_parts(plan, choice), "role": "model"},
             "finishReason": _FINISH_REASON[plan.finish],
             "index": choice,
         }
-        for choice in range(ask.choices)
+        for choice in range(request.choices)
     ]
-    return {"candidates": candidates, "usageMetadata": _final_usage(ask, plan), **_answer_fields(ask)}
+    return {"candidates": candidates, "usageMetadata": _final_usage(request, plan), **_answer_fields(request)}
 
 
-def _whole_parts(plan: Plan, choice: int) -> list[dict[str, Any]]:
+def _reply_parts(plan: Plan, choice: int) -> list[dict[str, Any]]:
     parts: list[dict[str, Any] | None] = []
     for part in plan.parts:
         if part.kind is PartKind.TOOL:
@@ -231,57 +231,57 @@ def _whole_parts(plan: Plan, choice: int) -> list[dict[str, Any]]:
 
 
 def _text_part(part: Part, text: str) -> dict[str, Any]:
-    return {"text": text, "thought": True} if part.kind is PartKind.THINKING else {"text": text}
+    return {"text": text, "thought": True} if part.kind is PartKind.REASONING else {"text": text}
 
 
-def open_stream(ask: Ask, plan: Plan) -> "ContentStream":
-    return ContentStream(ask, plan)
+def open_stream(request: AnswerRequest, plan: Plan) -> "ContentStream":
+    return ContentStream(request, plan)
 
 
 class ContentStream:
-    """One streamed answer. Every chunk repeats the usage so far; candidates say the same, a token each in turn."""
+    """One streamed answer. Every chunk repeats the usage so far. All candidates have the same text; they take turns."""
 
-    def __init__(self, ask: Ask, plan: Plan) -> None:
-        self._ask = ask
+    def __init__(self, request: AnswerRequest, plan: Plan) -> None:
+        self._request = request
         self._plan = plan
-        self._fields = orjson.dumps(_answer_fields(ask))[1:]
+        self._fields = orjson.dumps(_answer_fields(request))[1:]
 
     def opening(self) -> bytes:
         return b""
 
     def beats(self) -> Iterator[bytes]:
-        spoken = thought = 0
-        choices = range(self._ask.choices)
+        text_tokens = reasoning_tokens = 0
+        choices = range(self._request.choices)
         for part in self._plan.parts:
-            frames = [around_token(_candidate(choice, _text_part(part, MARK))) for choice in choices]
+            frames = [split_at_token(_candidate(choice, _text_part(part, MARK))) for choice in choices]
             for token in part.tokens:
-                if part.kind is PartKind.THINKING:
-                    thought += self._ask.choices
+                if part.kind is PartKind.REASONING:
+                    reasoning_tokens += self._request.choices
                 else:
-                    spoken += self._ask.choices
+                    text_tokens += self._request.choices
                 if part.kind is PartKind.TOOL:
-                    yield b""  # A call is said whole, after its last token.
+                    yield b""  # A call is sent complete, after its last token.
                     continue
-                text, usage = orjson.dumps(token), _usage(self._ask, spoken, thought)
+                text, usage = orjson.dumps(token), _usage(self._request, text_tokens, reasoning_tokens)
                 yield b"".join([self._chunk(prefix + text + suffix, usage) for prefix, suffix in frames])
 
     def closing(self) -> bytes:
-        usage, reason = _final_usage(self._ask, self._plan), _FINISH_REASON[self._plan.finish]
+        usage, reason = _final_usage(self._request, self._plan), _FINISH_REASON[self._plan.finish]
         return b"".join(
             self._chunk(_candidate(choice, *self._last_parts(choice), finishReason=reason), usage)
-            for choice in range(self._ask.choices)
+            for choice in range(self._request.choices)
         )
 
     def _last_parts(self, choice: int) -> list[dict[str, Any]]:
-        """The calls; without any, the empty text that carries the signature."""
+        """Return the calls or, if there are none, an empty text that carries the signature."""
         first = _first_call(self._plan)
         calls = [_call(part, choice, is_first=part is first) for part in self._plan.parts if part.kind is PartKind.TOOL]
         signed = [{"text": "", "thoughtSignature": _signature(part)} for part in self._plan.parts[:1]]
         return [call for call in calls if call is not None] or signed or [{"text": ""}]
 
     def failure(self) -> bytes:
-        # As Google does it: the bare error, not as an event.
-        return orjson.dumps(error_body(WireError(503), self._ask, ""), option=orjson.OPT_INDENT_2) + b"\n"
+        # As at Google: the bare error object, not an event.
+        return orjson.dumps(error_body(WireError(503), self._request, ""), option=orjson.OPT_INDENT_2) + b"\n"
 
     def _chunk(self, candidate: bytes, usage: dict[str, Any]) -> bytes:
         return b'data: {"candidates":[%b],"usageMetadata":%b,%b\r\n\r\n' % (candidate, orjson.dumps(usage), self._fields)

@@ -1,6 +1,6 @@
 """What has the demo provider done so far?
 
-Counters for ``GET /stats``, the last requests for ``GET /requests``, and how often each failure has had its turn.
+Counters for ``GET /stats``, the last requests for ``GET /requests``, and how often each scripted failure has happened.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from aiohttp import web
 from demo_provider.script import Fault
 
 REQUESTS_KEPT = 100
-_BODY_BYTES_MAX = 1 << 20  # A hundred larger bodies would be real memory, and nobody reads them.
+_BODY_BYTES_MAX = 1 << 20  # A hundred larger bodies would need much memory, and nobody reads them.
 _SPECS_MAX = 10_000
 _SECRET_HEADERS = {"authorization", "x-api-key", "x-goog-api-key", "cookie", "proxy-authorization"}
 
@@ -26,7 +26,7 @@ class Ledger:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything but the generations that are open now."""
+        """Reset everything except the number of open generations."""
         self._counts: Counter[str] = Counter()
         self._by_wire: Counter[str] = Counter()
         self._requests: deque[dict[str, Any]] = deque(maxlen=REQUESTS_KEPT)
@@ -38,10 +38,10 @@ class Ledger:
         return {**counts, "open": self._open, "by_wire": dict(self._by_wire)}
 
     def last_requests(self, count: int) -> list[dict[str, Any]]:
-        """Return the last requests, the newest last."""
+        """Return the last requests, newest last."""
         return list(self._requests)[-count:] if count > 0 else []
 
-    def note_request(self, wire: str, request: web.Request, raw: bytes) -> None:
+    def record_request(self, wire: str, request: web.Request, raw: bytes) -> None:
         self._counts["requests"] += 1
         self._by_wire[wire] += 1
         headers = {name.lower(): value for name, value in request.headers.items()}
@@ -49,11 +49,11 @@ class Ledger:
             headers[name] = "(hidden)"
         self._requests.append({"path": request.path_qs, "headers": headers, "body": _kept_body(raw)})
 
-    def note(self, what: str, times: int = 1) -> None:
-        self._counts[what] += times
+    def count(self, name: str, amount: int = 1) -> None:
+        self._counts[name] += amount
 
     def take_turn(self, spec: tuple[str, str], faults: tuple[Fault, ...]) -> Fault | None:
-        """Return the failure whose turn it is for this model's name and header, and count the turn."""
+        """Return the next failure for this model name and header, and count it."""
         for fault in faults:
             if fault.times is None:
                 return fault
@@ -72,8 +72,8 @@ class Ledger:
         try:
             yield
         except (asyncio.CancelledError, ConnectionError):
-            # aiohttp cancels a handler when its client leaves; a write may find out first.
-            self.note("aborted")
+            # aiohttp cancels a handler when its client leaves; a write may fail before that.
+            self.count("aborted")
             raise
         finally:
             self._open -= 1

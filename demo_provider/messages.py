@@ -1,4 +1,4 @@
-"""How does Anthropic's messages API say an answer?"""
+"""How does Anthropic's messages API send an answer?"""
 
 import base64
 import secrets
@@ -9,18 +9,18 @@ import orjson
 
 from demo_provider.wire import (
     MARK,
-    Ask,
+    AnswerRequest,
     Finish,
     Part,
     PartKind,
     Plan,
     Tool,
     WireError,
-    around_token,
+    content_text,
     count_words,
     dicts_in,
     positive_or_none,
-    text_of,
+    split_at_token,
     texts_in,
 )
 
@@ -53,16 +53,16 @@ _ERRORS = {
 _RETRIED = {408, 409, 429}
 
 
-def read(body: dict[str, Any]) -> Ask:
-    ask = read_prompt(body)
-    ask.tokens_max = positive_or_none(body.get("max_tokens"))
-    if ask.tokens_max is None:
+def read(body: dict[str, Any]) -> AnswerRequest:
+    request = read_prompt(body)
+    request.tokens_max = positive_or_none(body.get("max_tokens"))
+    if request.tokens_max is None:
         raise WireError(400, "max_tokens: Field required")
-    return ask
+    return request
 
 
-def read_prompt(body: dict[str, Any]) -> Ask:
-    """Return what the request wants, where nothing is to be generated: without a limit of tokens."""
+def read_prompt(body: dict[str, Any]) -> AnswerRequest:
+    """Read a request that only counts tokens: it needs no token limit."""
     model, messages = body.get("model"), body.get("messages")
     if not isinstance(model, str) or not model:
         raise WireError(400, "model: Field required")
@@ -70,77 +70,77 @@ def read_prompt(body: dict[str, Any]) -> Ask:
         raise WireError(400, "messages: Field required")
     last = messages[-1]
     content = last.get("content")
-    is_own = last.get("role") == "assistant"
+    is_prefill = last.get("role") == "assistant"
     choice = body.get("tool_choice")
     is_toolless = isinstance(choice, dict) and choice.get("type") == "none"
-    return Ask(
+    return AnswerRequest(
         model=model,
         body=body,
         input_tokens=count_words(messages, body.get("system"), body.get("tools")),
         is_stream=body.get("stream") is True,
         tools=[] if is_toolless else _tools(body.get("tools")),
-        tool_result=None if is_own else _tool_result(content),
-        prefill=text_of(content) if is_own else "",
+        tool_result=None if is_prefill else _tool_result(content),
+        prefill=content_text(content) if is_prefill else "",
         stops=texts_in(body.get("stop_sequences")),
         document_schema=_document_schema(body),
     )
 
 
 def _tools(tools: Any) -> list[Tool]:
-    # A tool with a type of another name runs at the vendor's, and is not called by clients.
-    own = [tool for tool in dicts_in(tools) if tool.get("type", "custom") == "custom"]
-    return [Tool(str(tool.get("name")), tool.get("input_schema")) for tool in own]
+    # Tools with any other type run at the vendor; clients do not run them.
+    client_tools = [tool for tool in dicts_in(tools) if tool.get("type", "custom") == "custom"]
+    return [Tool(str(tool.get("name")), tool.get("input_schema")) for tool in client_tools]
 
 
 def _tool_result(content: Any) -> str | None:
     results = [block for block in dicts_in(content) if block.get("type") == "tool_result"]
-    return ", ".join(text_of(block.get("content")) for block in results) if results else None
+    return ", ".join(content_text(block.get("content")) for block in results) if results else None
 
 
 def _document_schema(body: dict[str, Any]) -> dict[str, Any] | None:
     config = body.get("output_config")
-    wanted = config.get("format") if isinstance(config, dict) else body.get("output_format")
-    if not isinstance(wanted, dict) or wanted.get("type") != "json_schema":
+    output_format = config.get("format") if isinstance(config, dict) else body.get("output_format")
+    if not isinstance(output_format, dict) or output_format.get("type") != "json_schema":
         return None
-    return wanted["schema"] if isinstance(wanted.get("schema"), dict) else {"type": "object"}
+    return output_format["schema"] if isinstance(output_format.get("schema"), dict) else {"type": "object"}
 
 
-def error_body(error: WireError, ask: Ask | None, request_id: str) -> dict[str, Any]:
+def error_body(error: WireError, request: AnswerRequest | None, request_id: str) -> dict[str, Any]:
     kind, message = _ERRORS.get(error.status) or _ERRORS[500 if error.status >= 500 else 400]
-    message = error.message or message.replace("{model}", ask.model if ask else "")
+    message = error.message or message.replace("{model}", request.model if request else "")
     return {"type": "error", "error": {"type": kind, "message": message}, "request_id": request_id}
 
 
 def headers(request_id: str, error: WireError | None = None) -> dict[str, str]:
-    found = {"request-id": request_id, "anthropic-organization-id": "00000000-0000-4000-8000-000000000000"}
+    fields = {"request-id": request_id, "anthropic-organization-id": "00000000-0000-4000-8000-000000000000"}
     if error is not None:
         is_retried = error.status >= 500 or error.status in _RETRIED
-        found["x-should-retry"] = "true" if is_retried else "false"
-    return found
+        fields["x-should-retry"] = "true" if is_retried else "false"
+    return fields
 
 
-def _usage(ask: Ask, output_tokens: int) -> dict[str, Any]:
+def _usage(request: AnswerRequest, output_tokens: int) -> dict[str, Any]:
     return {
-        "input_tokens": ask.input_tokens,
+        "input_tokens": request.input_tokens,
         "cache_creation_input_tokens": 0,
         "cache_read_input_tokens": 0,
         "output_tokens": output_tokens,
     }
 
 
-def _full_usage(ask: Ask, output_tokens: int) -> dict[str, Any]:
+def _full_usage(request: AnswerRequest, output_tokens: int) -> dict[str, Any]:
     return {
-        **_usage(ask, output_tokens),
+        **_usage(request, output_tokens),
         "cache_creation": {"ephemeral_5m_input_tokens": 0, "ephemeral_1h_input_tokens": 0},
         "service_tier": "standard",
         "inference_geo": "not_available",
     }
 
 
-def _message(ask: Ask, usage: dict[str, Any]) -> dict[str, Any]:
-    """Return the message as it begins: empty, and without a reason to stop."""
+def _message(request: AnswerRequest, usage: dict[str, Any]) -> dict[str, Any]:
+    """Return the message as it begins: without content and stop reason."""
     return {
-        "model": ask.model,
+        "model": request.model,
         "id": f"msg_{secrets.token_hex(12)}",
         "type": "message",
         "role": "assistant",
@@ -162,44 +162,44 @@ def _ending(plan: Plan) -> dict[str, Any]:
 
 
 def _signature(part: Part) -> str:
-    # Opaque to clients, which only have to bring it back.
+    # Opaque to clients, which only send it back.
     return base64.b64encode(f"demo signature {part.id}".encode()).decode()
 
 
-def whole(ask: Ask, plan: Plan) -> dict[str, Any]:
-    """Return the answer that is not streamed."""
-    content = [_whole_block(part) for part in plan.parts]
-    return {**_message(ask, _full_usage(ask, plan.tokens)), "content": content, **_ending(plan)}
+def build_reply(request: AnswerRequest, plan: Plan) -> dict[str, Any]:
+    """Return the body of an answer that is not streamed."""
+    content = [_reply_block(part) for part in plan.parts]
+    return {**_message(request, _full_usage(request, plan.tokens)), "content": content, **_ending(plan)}
 
 
-def _whole_block(part: Part) -> dict[str, Any]:
+def _reply_block(part: Part) -> dict[str, Any]:
     match part.kind:
-        case PartKind.THINKING:
+        case PartKind.REASONING:
             return {"type": "thinking", "thinking": part.text, "signature": _signature(part)}
         case PartKind.TOOL:
             try:
                 arguments = orjson.loads(part.text)
             except orjson.JSONDecodeError:
-                arguments = {}  # The token limit cut them short.
+                arguments = {}  # The token limit cut them off.
             return {"type": "tool_use", "id": f"toolu_{part.id}", "name": part.name, "input": arguments}
-    # A refusal is text like any other here; the reason to stop tells it apart.
+    # A refusal is ordinary text here; only the stop reason differs.
     return {"type": "text", "text": part.text}
 
 
-def open_stream(ask: Ask, plan: Plan) -> "MessageStream":
-    return MessageStream(ask, plan)
+def open_stream(request: AnswerRequest, plan: Plan) -> "MessageStream":
+    return MessageStream(request, plan)
 
 
 class MessageStream:
     """One streamed answer: a content block for each part."""
 
-    def __init__(self, ask: Ask, plan: Plan) -> None:
-        self._ask = ask
+    def __init__(self, request: AnswerRequest, plan: Plan) -> None:
+        self._request = request
         self._plan = plan
 
     def opening(self) -> bytes:
-        # The first count of output tokens is small and says nothing; the one in message_delta replaces it.
-        message = _message(self._ask, _full_usage(self._ask, 1))
+        # The first output token count is only a placeholder; the one in message_delta replaces it.
+        message = _message(self._request, _full_usage(self._request, 1))
         start = _event("message_start", {"message": message})
         if self._plan.parts:
             start += _block_start(0, self._plan.parts[0])
@@ -210,8 +210,8 @@ class MessageStream:
             before = _block_end(index - 1, self._plan.parts[index - 1]) + _block_start(index, part) if index else b""
             if part.kind is PartKind.TOOL:
                 before += _delta(index, "input_json_delta", "partial_json", "")
-            prefix, suffix = around_token(_delta(index, *_DELTA_OF[part.kind], MARK))
-            # Hot path: once per token.
+            prefix, suffix = split_at_token(_delta(index, *_DELTA_OF[part.kind], MARK))
+            # Hot path: runs once per token.
             for token in part.tokens:
                 yield before + prefix + orjson.dumps(token) + suffix
                 before = b""
@@ -219,9 +219,9 @@ class MessageStream:
     def closing(self) -> bytes:
         parts = self._plan.parts
         end = _block_end(len(parts) - 1, parts[-1]) if parts else b""
-        usage = _usage(self._ask, self._plan.tokens)
-        if self._plan.thinking_tokens:
-            usage["output_tokens_details"] = {"thinking_tokens": self._plan.thinking_tokens}
+        usage = _usage(self._request, self._plan.tokens)
+        if self._plan.reasoning_tokens:
+            usage["output_tokens_details"] = {"reasoning_tokens": self._plan.reasoning_tokens}
         return end + _event("message_delta", {"delta": _ending(self._plan), "usage": usage}) + _event("message_stop", {})
 
     def failure(self) -> bytes:
@@ -229,7 +229,7 @@ class MessageStream:
 
 
 _DELTA_OF = {
-    PartKind.THINKING: ("thinking_delta", "thinking"),
+    PartKind.REASONING: ("thinking_delta", "thinking"),
     PartKind.TEXT: ("text_delta", "text"),
     PartKind.REFUSAL: ("text_delta", "text"),
     PartKind.TOOL: ("input_json_delta", "partial_json"),
@@ -247,7 +247,7 @@ def _delta(index: int, kind: str, field: str, text: str) -> bytes:
 def _block_start(index: int, part: Part) -> bytes:
     block: dict[str, Any]
     match part.kind:
-        case PartKind.THINKING:
+        case PartKind.REASONING:
             block = {"type": "thinking", "thinking": "", "signature": ""}
         case PartKind.TOOL:
             block = {"type": "tool_use", "id": f"toolu_{part.id}", "name": part.name, "input": {}}
@@ -258,6 +258,6 @@ def _block_start(index: int, part: Part) -> bytes:
 
 def _block_end(index: int, part: Part) -> bytes:
     stop = _event("content_block_stop", {"index": index})
-    if part.kind is PartKind.THINKING:
+    if part.kind is PartKind.REASONING:
         return _delta(index, "signature_delta", "signature", _signature(part)) + stop
     return stop

@@ -1,8 +1,8 @@
-"""What is the same on both OpenAI wires: errors, headers, response formats?"""
+"""What do both OpenAI wires share: errors, headers, response formats?"""
 
 from typing import Any
 
-from demo_provider.wire import Ask, WireError
+from demo_provider.wire import AnswerRequest, WireError
 
 BAD_KEY = "Incorrect API key provided. You can find your API key at https://platform.openai.com/account/api-keys."
 MISSING_KEY = (
@@ -36,18 +36,18 @@ _ERRORS: dict[int, tuple[str, str | None, str]] = {
 }
 
 
-def error_object(error: WireError, ask: Ask | None) -> dict[str, Any]:
-    """Return what stands under ``error`` in the vendor's body."""
+def error_object(error: WireError, request: AnswerRequest | None) -> dict[str, Any]:
+    """Return the value of ``error`` in the vendor's body."""
     kind, code, message = _ERRORS.get(error.status) or _ERRORS[500 if error.status >= 500 else 400]
     if error.message is None:
-        message = message.replace("{model}", ask.model if ask else "")
+        message = message.replace("{model}", request.model if request else "")
     else:
         message, code = error.message, error.code
     return {"message": message, "type": kind, "param": error.param, "code": code}
 
 
-def error_body(error: WireError, ask: Ask | None, request_id: str) -> dict[str, Any]:
-    return {"error": error_object(error, ask)}
+def error_body(error: WireError, request: AnswerRequest | None, request_id: str) -> dict[str, Any]:
+    return {"error": error_object(error, request)}
 
 
 def headers(request_id: str, error: WireError | None = None) -> dict[str, str]:
@@ -62,12 +62,12 @@ def require_model(body: dict[str, Any]) -> str:
 
 
 def document_schema(response_format: Any) -> dict[str, Any] | None:
-    """Return the schema of the JSON that a response format wants, or ``None`` where it wants text."""
+    """Return the JSON schema that a response format requests; ``None`` if it requests text."""
     kind = response_format.get("type") if isinstance(response_format, dict) else None
     if kind == "json_object":
         return {"type": "object", "properties": {"answer": {"type": "string"}, "ok": {"type": "boolean"}}}
     if kind == "json_schema":
-        # Chat nests name and schema under a key of their own, responses does not.
+        # Chat nests name and schema in an object of their own, responses does not.
         schema = response_format.get("json_schema", response_format).get("schema")
         return schema if isinstance(schema, dict) else {"type": "object"}
     return None

@@ -1,6 +1,6 @@
-"""How does an answer reach its client: at which pace, and with which failure on the way?
+"""How does an answer reach its client: at what pace, and with which failure?
 
-Both ways to answer take the same time, and both are cancelled where they wait when the client leaves (see ``server``).
+Streamed and complete answers take the same time. Both are cancelled when the client leaves (see ``server``).
 """
 
 import asyncio
@@ -17,46 +17,46 @@ from aiohttp import web
 from demo_provider.background import Background
 from demo_provider.ledger import Ledger
 from demo_provider.script import Fault, FaultKind, Script
-from demo_provider.wire import AnswerStream, Ask, Plan, Wire, WireError
+from demo_provider.wire import AnswerRequest, AnswerStream, Plan, Wire, WireError
 
-_GATHERED_MAX = 64  # Tokens in one write where they are due at once; then others get their turn on the loop.
-_FLUSH_S_MAX = 1.0  # How long a reset waits for what was written before it; who does not read gets no more.
-_FIRST_EVENTS, _LAST_EVENTS = (b".created", b".in_progress"), (b".completed", b".incomplete")  # Of a response.
+_GATHERED_MAX = 64  # Tokens in one write if many are due at once. Then other tasks get a turn on the event loop.
+_FLUSH_S_MAX = 1.0  # How long a reset waits until earlier writes are sent. A client that does not read loses the rest.
+_FIRST_EVENTS, _LAST_EVENTS = (b".created", b".in_progress"), (b".completed", b".incomplete")  # Event names of a response.
 _LINGER_OFF = struct.pack("ii", 1, 0)  # struct linger, on with 0 seconds: close() sends RST instead of FIN.
 
 
 class Sink(Protocol):
-    """Where an answer goes: a connection, or what is kept of one in the background."""
+    """Where an answer is written: a connection, or a background answer."""
 
     async def write(self, data: bytes) -> None: ...
 
 
 class Player:
-    """Says one plan to one client."""
+    """Plays one plan to one client."""
 
-    def __init__(self, request: web.Request, script: Script, fault: Fault | None, ledger: Ledger) -> None:
-        self._request = request
+    def __init__(self, http: web.Request, script: Script, fault: Fault | None, ledger: Ledger) -> None:
+        self._http = http
         self._script = script
         self._fault = fault
         self._ledger = ledger
 
-    async def play_stream(self, wire: Wire, ask: Ask, plan: Plan, headers: dict[str, str]) -> web.StreamResponse:
-        """Say an answer token by token, or as much of it as the failure leaves.
+    async def play_stream(self, wire: Wire, request: AnswerRequest, plan: Plan, headers: dict[str, str]) -> web.StreamResponse:
+        """Send an answer token by token, or the part before the failure.
 
         Raises:
             ConnectionError: the client has left.
         """
         response = await self._open_stream(headers)
-        await self.say(wire.open_stream(ask, plan), response)
+        await self.play(wire.open_stream(request, plan), response)
         return response
 
     async def play_background(self, answer: Background, start: int, headers: dict[str, str]) -> web.StreamResponse:
-        """Say what an answer in the background has said, and go on live; a failure is only this connection's."""
+        """Send the past events of a background answer, then the live ones. A failure affects only this connection."""
         response = await self._open_stream(headers)
-        tokens, at = 0, self._fault.at if self._fault else None
+        tokens, fail_at = 0, self._fault.at if self._fault else None
         async for event in answer.events(start):
             name = event.partition(b"\n")[0]
-            is_due = name.endswith(_LAST_EVENTS) or (tokens == at and not name.endswith(_FIRST_EVENTS))
+            is_due = name.endswith(_LAST_EVENTS) or (tokens == fail_at and not name.endswith(_FIRST_EVENTS))
             if self._fault is not None and is_due:
                 break
             tokens += name.endswith(b".delta")
@@ -68,60 +68,60 @@ class Player:
     async def _open_stream(self, headers: dict[str, str]) -> web.StreamResponse:
         response = web.StreamResponse(headers={**headers, "cache-control": "no-cache"})
         response.headers["content-type"] = "text/event-stream; charset=utf-8"
-        await response.prepare(self._request)
+        await response.prepare(self._http)
         return response
 
-    async def say(self, stream: AnswerStream, response: Sink) -> None:
-        """Say it all, or as much as the failure leaves. Raises as ``play_stream`` does."""
+    async def play(self, stream: AnswerStream, response: Sink) -> None:
+        """Write the complete answer, or the part before the failure. Raises as ``play_stream`` does."""
         await response.write(stream.opening())
         beats = stream.beats() if self._fault is None else itertools.islice(stream.beats(), self._fault.at)
         sent = await self._write_beats(response, beats)
         if self._fault is None:
             await response.write(stream.closing())
-            self._ledger.note("completed")
+            self._ledger.count("completed")
             return
-        # A failure takes the place of the next token, at the time when that was due.
+        # The failure happens instead of the next token, at the time when that was due.
         await asyncio.sleep(self._script.pace_s if sent else self._script.first_s)
         match self._fault.kind:
             case FaultKind.ERROR_EVENT:
                 await response.write(stream.failure())
-                self._ledger.note("errors")
+                self._ledger.count("errors")
             case FaultKind.END:
-                self._ledger.note("cut")
+                self._ledger.count("cut")
             case _:
                 await self.break_off(self._fault)
 
-    async def play_whole(self, wire: Wire, ask: Ask, plan: Plan, headers: dict[str, str]) -> web.StreamResponse:
-        """Say an answer at once, after the time that its tokens take.
+    async def play_json(self, wire: Wire, request: AnswerRequest, plan: Plan, headers: dict[str, str]) -> web.StreamResponse:
+        """Send a complete answer, after the time that its tokens take.
 
         Raises:
-            WireError: the script wants an error here.
+            WireError: the script says that this request fails.
         """
         tokens = plan.tokens if self._fault is None else min(self._fault.at, plan.tokens)
         await asyncio.sleep(self._script.first_s + tokens * self._script.pace_s)
         if self._fault is not None and self._fault.kind is FaultKind.ERROR_EVENT:
             raise WireError(500)
-        document = orjson.dumps(wire.whole(ask, plan))
+        document = orjson.dumps(wire.build_reply(request, plan))
         if self._fault is None:
-            self._ledger.note("completed")
-            self._ledger.note("tokens", tokens)
+            self._ledger.count("completed")
+            self._ledger.count("tokens", tokens)
             return web.Response(body=document, headers=headers, content_type="application/json")
         if self._fault.kind is not FaultKind.END:
             await self.break_off(self._fault)
             return web.Response()
-        # Chunked, so that the end of the body is in order and only its content tells that half is missing.
+        # Chunked, so that the body ends correctly and only its content shows that half is missing.
         response = web.StreamResponse(headers={**headers, "content-type": "application/json"})
-        await response.prepare(self._request)
+        await response.prepare(self._http)
         await response.write(document[: len(document) // 2])
-        self._ledger.note("cut")
+        self._ledger.count("cut")
         return response
 
     async def break_off(self, fault: Fault) -> None:
-        """Go silent until the client leaves, or reset the connection after what was written has gone out."""
+        """Go silent until the client leaves, or reset the connection after earlier writes have been sent."""
         if fault.kind is FaultKind.STALL:
             await asyncio.Event().wait()
-        self._ledger.note("cut")
-        transport = self._request.transport
+        self._ledger.count("cut")
+        transport = self._http.transport
         if transport is None:
             return
         deadline = time.monotonic() + _FLUSH_S_MAX
@@ -131,21 +131,21 @@ class Player:
         transport.abort()
 
     async def _write_beats(self, response: Sink, beats: Iterator[bytes]) -> int:
-        """Write each token when it is due, and return how many there were."""
-        # time.monotonic(), because uvloop's own clock stands still within one turn of the loop.
+        """Write each token when it is due, and return their number."""
+        # time.monotonic(), because uvloop's clock does not advance within one iteration of the loop.
         begin, pace_s, sent = time.monotonic() + self._script.first_s, self._script.pace_s, 0
         due: list[bytes] = []
-        # Hot path: runs once per token. A token is written as soon as the one after it is found not to be due yet.
+        # Hot path: runs once per token. A token is written as soon as the next one is not due yet.
         for beat in beats:
             wait_s = begin + (sent + len(due)) * pace_s - time.monotonic()
             if wait_s > 0 or len(due) == _GATHERED_MAX:
                 if due:
                     await response.write(b"".join(due))
                     sent += len(due)
-                    self._ledger.note("tokens", len(due))
+                    self._ledger.count("tokens", len(due))
                     due.clear()
                 await asyncio.sleep(max(0.0, wait_s))
             due.append(beat)
         await response.write(b"".join(due))
-        self._ledger.note("tokens", len(due))
+        self._ledger.count("tokens", len(due))
         return sent + len(due)

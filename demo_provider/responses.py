@@ -1,4 +1,4 @@
-"""How does OpenAI's responses API say an answer?"""
+"""How does OpenAI's responses API send an answer?"""
 
 import base64
 import secrets
@@ -11,18 +11,18 @@ import orjson
 from demo_provider import openai_common
 from demo_provider.wire import (
     MARK,
-    Ask,
+    AnswerRequest,
     Finish,
     Part,
     PartKind,
     Plan,
     Tool,
     WireError,
-    around_token,
+    content_text,
     count_words,
     dicts_in,
     positive_or_none,
-    text_of,
+    split_at_token,
     texts_in,
     trailing,
 )
@@ -34,7 +34,7 @@ INVALID_JSON = openai_common.INVALID_JSON
 error_body = openai_common.error_body
 headers = openai_common.headers
 
-# What a response repeats of its request, and the vendor's defaults.
+# Request fields that a response repeats, with the vendor's defaults.
 _ECHOED: dict[str, Any] = {
     "instructions": None,
     "max_output_tokens": None,
@@ -57,25 +57,25 @@ _ECHOED: dict[str, Any] = {
 }
 
 
-def read(body: dict[str, Any]) -> Ask:
+def read(body: dict[str, Any]) -> AnswerRequest:
     model = openai_common.require_model(body)
-    given = body.get("input")
-    if not isinstance(given, str | list) or not given:
+    items = body.get("input")
+    if not isinstance(items, str | list) or not items:
         raise WireError(
             400,
             "One of \"input\" or \"previous_response_id\" or 'prompt' or 'conversation_id' must be provided.",
             param="input",
             code="missing_required_parameter",
         )
-    results = trailing(given, "type", "function_call_output") if isinstance(given, list) else []
+    results = trailing(items, "type", "function_call_output") if isinstance(items, list) else []
     text = body.get("text")
-    return Ask(
+    return AnswerRequest(
         model=model,
         body=body,
-        input_tokens=count_words(given, body.get("instructions"), body.get("tools")),
+        input_tokens=count_words(items, body.get("instructions"), body.get("tools")),
         is_stream=body.get("stream") is True,
         tools=[] if body.get("tool_choice") == "none" else _tools(body.get("tools")),
-        tool_result=", ".join(text_of(item.get("output")) for item in results) if results else None,
+        tool_result=", ".join(content_text(item.get("output")) for item in results) if results else None,
         tokens_max=positive_or_none(body.get("max_output_tokens")),
         document_schema=openai_common.document_schema(text.get("format")) if isinstance(text, dict) else None,
     )
@@ -83,31 +83,31 @@ def read(body: dict[str, Any]) -> Ask:
 
 def _tools(tools: Any) -> list[Tool]:
     functions = [tool for tool in dicts_in(tools) if tool.get("type") == "function"]
-    return [Tool(str(each.get("name")), each.get("parameters")) for each in functions]
+    return [Tool(str(item.get("name")), item.get("parameters")) for item in functions]
 
 
-def _usage(ask: Ask, plan: Plan) -> dict[str, Any]:
+def _usage(request: AnswerRequest, plan: Plan) -> dict[str, Any]:
     return {
-        "input_tokens": ask.input_tokens,
+        "input_tokens": request.input_tokens,
         "input_tokens_details": {"cached_tokens": 0},
         "output_tokens": plan.tokens,
-        "output_tokens_details": {"reasoning_tokens": plan.thinking_tokens},
-        "total_tokens": ask.input_tokens + plan.tokens,
+        "output_tokens_details": {"reasoning_tokens": plan.reasoning_tokens},
+        "total_tokens": request.input_tokens + plan.tokens,
     }
 
 
-def _response(ask: Ask) -> dict[str, Any]:
+def _response(request: AnswerRequest) -> dict[str, Any]:
     """Return the response object of an answer that has just begun."""
-    echoed = {key: default if ask.body.get(key) is None else ask.body[key] for key, default in _ECHOED.items()}
+    echoed = {key: default if request.body.get(key) is None else request.body[key] for key, default in _ECHOED.items()}
     return {
         "id": f"resp_{secrets.token_hex(24)}",
         "object": "response",
         "created_at": int(time.time()),
         "status": "in_progress",
-        "background": ask.body.get("background") is True,
+        "background": request.body.get("background") is True,
         "error": None,
         "incomplete_details": None,
-        "model": ask.model,
+        "model": request.model,
         "output": [],
         "service_tier": "default",
         "usage": None,
@@ -115,27 +115,27 @@ def _response(ask: Ask) -> dict[str, Any]:
     }
 
 
-def _finished(response: dict[str, Any], ask: Ask, plan: Plan) -> dict[str, Any]:
+def _finished(response: dict[str, Any], request: AnswerRequest, plan: Plan) -> dict[str, Any]:
     is_short = plan.finish is Finish.LENGTH
     return {
         **response,
         "status": "incomplete" if is_short else "completed",
         "incomplete_details": {"reason": "max_output_tokens"} if is_short else None,
-        "output": [_item(ask, plan, part, is_done=True) for part in plan.parts],
-        "usage": _usage(ask, plan),
+        "output": [_item(request, plan, part, is_done=True) for part in plan.parts],
+        "usage": _usage(request, plan),
     }
 
 
-def _item(ask: Ask, plan: Plan, part: Part, *, is_done: bool) -> dict[str, Any]:
-    """Return a part as an output item: as it is announced, or as it ended."""
+def _item(request: AnswerRequest, plan: Plan, part: Part, *, is_done: bool) -> dict[str, Any]:
+    """Return a part as an output item: as announced, or as completed."""
     is_cut = plan.finish is Finish.LENGTH and part is plan.parts[-1]
     status = ("incomplete" if is_cut else "completed") if is_done else "in_progress"
     match part.kind:
-        case PartKind.THINKING:
+        case PartKind.REASONING:
             summary = [{"type": "summary_text", "text": part.text}] if is_done else []
             item = {"id": f"rs_{part.id}", "type": "reasoning", "summary": summary}
-            if "reasoning.encrypted_content" in texts_in(ask.body.get("include")):
-                # Opaque to clients, which only have to bring it back.
+            if "reasoning.encrypted_content" in texts_in(request.body.get("include")):
+                # Opaque to clients, which only send it back.
                 item["encrypted_content"] = base64.b64encode(part.id.encode()).decode()
             return item
         case PartKind.TOOL:
@@ -157,22 +157,22 @@ def _content(part: Part, text: str) -> dict[str, Any]:
     return {"type": "output_text", "annotations": [], "logprobs": [], "text": text}
 
 
-def whole(ask: Ask, plan: Plan) -> dict[str, Any]:
-    """Return the answer that is not streamed."""
-    return _finished(_response(ask), ask, plan)
+def build_reply(request: AnswerRequest, plan: Plan) -> dict[str, Any]:
+    """Return the body of an answer that is not streamed."""
+    return _finished(_response(request), request, plan)
 
 
-def open_stream(ask: Ask, plan: Plan) -> "ResponseStream":
-    return ResponseStream(ask, plan)
+def open_stream(request: AnswerRequest, plan: Plan) -> "ResponseStream":
+    return ResponseStream(request, plan)
 
 
 class ResponseStream:
     """One streamed answer: an output item for each part, and a sequence number on every event."""
 
-    def __init__(self, ask: Ask, plan: Plan) -> None:
-        self._ask = ask
+    def __init__(self, request: AnswerRequest, plan: Plan) -> None:
+        self._request = request
         self._plan = plan
-        self.response = _response(ask)
+        self.response = _response(request)
         self._sequence = 0
 
     def opening(self) -> bytes:
@@ -180,24 +180,24 @@ class ResponseStream:
 
     def beats(self) -> Iterator[bytes]:
         for index, part in enumerate(self._plan.parts):
-            before = self._end_of(index - 1) if index else b""
-            before += self._start_of(index, part)
-            prefix, suffix = around_token(_until_sequence(*_delta_of(index, part, MARK)))
-            # Hot path: once per token.
+            before = self._end_part(index - 1) if index else b""
+            before += self._start_part(index, part)
+            prefix, suffix = split_at_token(_until_sequence(*_part_delta(index, part, MARK)))
+            # Hot path: runs once per token.
             for token in part.tokens:
                 beat = before + prefix + orjson.dumps(token) + suffix + b"%d}\n\n" % self._sequence
-                # Before the yield: whoever breaks off does not come back, and goes on counting from here.
+                # Before the yield: a failure stops this generator, and its events continue the numbering.
                 self._sequence += 1
                 yield beat
                 before = b""
 
     def closing(self) -> bytes:
-        end = self._end_of(len(self._plan.parts) - 1) if self._plan.parts else b""
-        finished = _finished(self.response, self._ask, self._plan)
+        end = self._end_part(len(self._plan.parts) - 1) if self._plan.parts else b""
+        finished = _finished(self.response, self._request, self._plan)
         return end + self._event(f"response.{finished['status']}", response=finished)
 
     def failure(self) -> bytes:
-        error = openai_common.error_object(WireError(500), self._ask)
+        error = openai_common.error_object(WireError(500), self._request)
         error["code"] = "server_error"
         brief = {"code": error["code"], "message": error["message"]}
         failed = {**self.response, "status": "failed", "error": brief}
@@ -208,24 +208,24 @@ class ResponseStream:
         self._sequence += 1
         return event
 
-    def _start_of(self, index: int, part: Part) -> bytes:
-        item = _item(self._ask, self._plan, part, is_done=False)
+    def _start_part(self, index: int, part: Part) -> bytes:
+        item = _item(self._request, self._plan, part, is_done=False)
         start = self._event("response.output_item.added", item=item, output_index=index)
         place = {"item_id": item["id"], "output_index": index}
         match part.kind:
-            case PartKind.THINKING:
+            case PartKind.REASONING:
                 empty = {"type": "summary_text", "text": ""}
                 start += self._event("response.reasoning_summary_part.added", part=empty, summary_index=0, **place)
             case PartKind.TEXT | PartKind.REFUSAL:
                 start += self._event("response.content_part.added", part=_content(part, ""), content_index=0, **place)
         return start
 
-    def _end_of(self, index: int) -> bytes:
+    def _end_part(self, index: int) -> bytes:
         part = self._plan.parts[index]
-        item = _item(self._ask, self._plan, part, is_done=True)
+        item = _item(self._request, self._plan, part, is_done=True)
         place = {"item_id": item["id"], "output_index": index}
         match part.kind:
-            case PartKind.THINKING:
+            case PartKind.REASONING:
                 place["summary_index"] = 0
                 summary = {"type": "summary_text", "text": part.text}
                 end = self._event("response.reasoning_summary_text.done", text=part.text, **place)
@@ -249,10 +249,10 @@ def _until_sequence(kind: str, fields: dict[str, Any]) -> bytes:
     return b'event: %b\ndata: %b,"sequence_number":' % (kind.encode(), data[:-1])
 
 
-def _delta_of(index: int, part: Part, delta: str) -> tuple[str, dict[str, Any]]:
+def _part_delta(index: int, part: Part, delta: str) -> tuple[str, dict[str, Any]]:
     """Return the type and the fields of a part's delta event."""
     match part.kind:
-        case PartKind.THINKING:
+        case PartKind.REASONING:
             place = {"item_id": f"rs_{part.id}", "output_index": index, "summary_index": 0}
             return "response.reasoning_summary_text.delta", {"delta": delta, **place}
         case PartKind.TOOL:

@@ -1,7 +1,7 @@
-"""Which small JSON value fits a JSON schema?
+"""Which small JSON value matches a JSON schema?
 
-Enough of JSON schema for tool parameters and response formats as people write them; always the same value for the same
-schema. Not heeded: ``pattern``, ``not``, ``if``, ``multipleOf``, ``uniqueItems``.
+Supports enough of JSON schema for typical tool parameters and response formats. The same schema always gives the same value.
+Ignored: ``pattern``, ``not``, ``if``, ``multipleOf``, ``uniqueItems``.
 """
 
 from typing import Any
@@ -15,16 +15,16 @@ _TEXT_OF_FORMAT = {
     "uuid": "00000000-0000-4000-8000-000000000000",
 }
 _PLACE_HINTS = ("city", "location", "place", "town")
-_STEPS_MAX = 400  # Schemas can demand documents without end; past this many values there is only null.
+_STEPS_MAX = 400  # Schemas can require endless documents; after this many values the rest is null.
 _DEPTH_MAX = 24
-_SIZE_MAX = 1000  # Items or characters, whatever the schema demands: the answer is to be small.
+_SIZE_MAX = 1000  # Items or characters, whatever the schema requires: the answer must stay small.
 
 
 def example(schema: Any) -> Any:
-    """Return a value that fits the schema; properties that are places get a city's name.
+    """Return a value that matches the schema; properties that are places get the name of a city.
 
     Raises:
-        ValueError: this is no schema.
+        ValueError: it is not a valid schema.
     """
     try:
         return _Maker(schema).value(schema)
@@ -33,7 +33,7 @@ def example(schema: Any) -> Any:
 
 
 class _Maker:
-    """Makes one document; counts its steps."""
+    """Builds one document, and counts its steps."""
 
     def __init__(self, root: Any) -> None:
         self._root = root
@@ -54,7 +54,7 @@ class _Maker:
             options = [option for option in schema.get(key) or [] if option.get("type") != "null"]
             if options:
                 return self.value(options[0], name, depth + 1)
-        match _type_of(schema):
+        match _schema_type(schema):
             case "object":
                 return self._object(schema, depth)
             case "array":
@@ -69,7 +69,7 @@ class _Maker:
         return None
 
     def _resolve(self, schema: dict[str, Any]) -> dict[str, Any]:
-        """Return the schema with what it refers to, and what it is composed of, put in its place."""
+        """Return the schema with its ``$ref`` and ``allOf`` resolved."""
         self._steps += 1
         if self._steps > _STEPS_MAX:
             return {}
@@ -87,12 +87,12 @@ class _Maker:
 
     def _object(self, schema: dict[str, Any], depth: int) -> dict[str, Any]:
         properties = schema.get("properties") or {}
-        # A schema that names what it requires gets only that: an optional property may contain the schema itself.
+        # If a schema lists required properties, only those are filled: an optional one may contain the schema itself.
         names = schema.get("required") or list(properties)
         return {name: self.value(properties.get(name, {}), name, depth + 1) for name in names}
 
 
-def _type_of(schema: dict[str, Any]) -> str:
+def _schema_type(schema: dict[str, Any]) -> str:
     kind = schema.get("type")
     if isinstance(kind, list):
         kind = next((name for name in kind if name != "null"), "null")

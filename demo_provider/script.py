@@ -1,34 +1,34 @@
-"""What should the demo provider say to a request, and how?
+"""What should the demo provider answer to a request, and how?
 
-The model's name tells, dash by dash: ``demo-n50-d20-f300``. The header ``x-demo`` takes the same syntax and wins over
-the name. Parts that are not in this table say nothing, so that any name will do.
+The model's name says it, in parts separated by dashes: ``demo-n50-d20-f300``. The header ``x-demo`` has the same syntax and
+overrides the name. Parts that are not in this table are ignored, so any name works.
 
 ============= =========================================================================================================
-``nN``        the answer has N tokens; default: the whole sample answer. Past the sample, numbered words go on for ever
+``nN``        the answer has N tokens; default: the complete sample answer. After the sample, numbered words follow
 ``dMS``       MS milliseconds between tokens; default 20. The schedule is absolute: late tokens do not delay others
 ``fMS``       MS milliseconds before the first token (or error status); default 0. An answer that is not streamed takes
               as long as a streamed one: f, then d for every token
-``tool``      answers with a call of the request's first tool; ``toolN``: N parallel calls, of its first N tools, and
-              round again if it has fewer. Arguments are made from the tool's schema. Without tools in the request, or
-              where ``tool_choice`` is none: text
-``think``     thinks before it answers; ``thinkN``: N tokens of it
+``tool``      answers with a call of the request's first tool; ``toolN``: N parallel calls, of its first N tools; if it
+              has fewer, they repeat. Arguments are made from the tool's schema. Without tools in the request, or if
+              ``tool_choice`` is none: text
+``think``     reasons before it answers; ``thinkN``: N tokens of reasoning
 ``refuse``    refuses
-``len``       ends as if the token limit had been hit, whatever the request's limit is
+``len``       ends as if the token limit was reached, whatever the request's limit is
 ``eSTATUS``   answers with this HTTP status and the vendor's error body
 ``raSECONDS`` ... and this Retry-After header, fractions allowed: ``e429-ra0.5``
 ``drop``      resets the connection instead of answering
 ``cutN``      resets the connection after N tokens
-``endN``      ends the body cleanly after N tokens, without any of the events that end an answer
+``endN``      ends the body cleanly after N tokens, without the events that end an answer
 ``stallN``    goes silent after N tokens, until the client leaves
 ``errN``      sends the vendor's error event after N tokens (not streamed: the vendor's 500)
 ``…xM``       any of the six failures above, only for the first M requests with this name and header: ``e503x2``,
-              ``cut10x1``. Several failures take their turns in the order in which they are written
+              ``cut10x1``. Several failures happen in the order in which they are written
 ============= =========================================================================================================
 
-Always, as vendors do: the request's token limit and stop sequences end the answer, a JSON response format gets a small
-document that fits its schema, and where the last message holds a tool's result the answer quotes it, so that agent
-loops end. N in ``cutN`` and its kind counts this answer's tokens, thinking and tool arguments included; an answer
-shorter than N fails where it would have ended.
+Always, as at vendors: the request's token limit and stop sequences end the answer, a JSON response format gets a small
+document that matches its schema, and if the last message has a tool's result the answer quotes it, so that agent loops end.
+N in ``cutN`` and similar failures counts this answer's tokens, including reasoning and tool arguments; an answer shorter than
+N fails at its end.
 """
 
 import re
@@ -42,16 +42,16 @@ _SAMPLE = (
     "exactly as much as the channel below can carry. Upstream the river may rush or pause; downstream the mill, the "
     "café by the bank and every field get a calm, even flow. Nothing is lost, nothing spills over. 🌊"
 )
-_THOUGHT = "The question is about water, so a short and friendly answer will do."
+_REASONING = "The question is about water, so a short and friendly answer will do."
 _REFUSAL = "I'm sorry, but I can't help with that."
 
 _WORD = re.compile(r"\s*\S+|\s+\Z")
-TOKENS_MAX = 1_000_000  # More than five hours at the default pace; an answer that is not streamed has to fit in memory.
+TOKENS_MAX = 1_000_000  # More than five hours at the default pace. An answer that is not streamed must fit in memory.
 CALLS_MAX = 32
 
 
 def split_words(text: str) -> list[str]:
-    """Return the text's words, each with the white space before it: together they are the text."""
+    """Return the text's words, each with the white space before it. Joined they are the text again."""
     return _WORD.findall(text)
 
 
@@ -60,21 +60,21 @@ SAMPLE_TOKENS = len(_SAMPLE_WORDS)
 
 
 def word(i: int) -> str:
-    """Return token ``i`` of every answer: of the sample first, then numbered words without end."""
+    """Return token ``i`` of every answer: first the sample's words, then numbered words without end."""
     if i < SAMPLE_TOKENS:
         return _SAMPLE_WORDS[i]
-    # U+2028 is legal inside model output, and a line break to str.splitlines(): whoever cuts lines that way finds out.
+    # U+2028 is legal in model output, but str.splitlines() treats it as a line break: this exposes code that splits so.
     return f"\u2028ripple{i}" if i % 50 == 0 else f" ripple{i}"
 
 
 def answer(n: int | None = None) -> str:
-    """Return the answer of ``n`` tokens; ``None`` means the whole sample."""
+    """Return the answer of ``n`` tokens; ``None`` means the complete sample."""
     return "".join(Words(0, SAMPLE_TOKENS if n is None else n))
 
 
 @dataclass(frozen=True, slots=True)
 class Words(Sequence[str]):
-    """Tokens ``start`` to ``stop`` of the answer, made when asked for: a long answer takes no memory."""
+    """Tokens ``start`` to ``stop`` of the answer, created on access: a long answer needs no memory."""
 
     start: int
     stop: int
@@ -91,16 +91,16 @@ class Words(Sequence[str]):
             return word(range(self.start, self.stop)[index])
         part = range(self.start, self.stop)[index]
         if part.step != 1:
-            raise ValueError("words are taken one after the other")
+            raise ValueError("the step of a slice must be 1")
         return Words(part.start, part.stop)
 
     def __iter__(self) -> Iterator[str]:
         return map(word, range(self.start, self.stop))
 
 
-def thought(n: int) -> list[str]:
-    """Return ``n`` tokens of thinking."""
-    words = split_words(_THOUGHT)
+def reasoning_words(n: int) -> list[str]:
+    """Return ``n`` tokens of reasoning."""
+    words = split_words(_REASONING)
     return (words + [f" hm{i}" for i in range(len(words), n)])[:n]
 
 
@@ -108,7 +108,7 @@ def refusal() -> list[str]:
     return split_words(_REFUSAL)
 
 
-THOUGHT_TOKENS = len(split_words(_THOUGHT))
+REASONING_TOKENS = len(split_words(_REASONING))
 
 
 class FaultKind(StrEnum):
@@ -122,7 +122,7 @@ class FaultKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One way to fail. ``at`` is the HTTP status of ``STATUS``, else the tokens sent before; ``times`` None: always."""
+    """One failure. ``at`` is the HTTP status for ``STATUS``, else the tokens sent before it. ``times`` None means always."""
 
     kind: FaultKind
     at: int = 0
@@ -131,12 +131,12 @@ class Fault:
 
 @dataclass(slots=True)
 class Script:
-    """One parsed spec; the module's docstring has the meanings."""
+    """One parsed spec; the module's docstring explains it."""
 
     tokens: int = SAMPLE_TOKENS
     pace_s: float = 0.020
     first_s: float = 0.0
-    thinking_tokens: int = 0
+    reasoning_tokens: int = 0
     tool_calls: int = 0
     is_refusal: bool = False
     is_cut_short: bool = False
@@ -150,18 +150,18 @@ _SETTING = re.compile(rf"(n|tool|think)(\d{{0,9}})|(d|f|ra){_NUMBER}|(refuse|len
 
 
 def parse(spec: str) -> Script:
-    """Return the script that a model's name or an ``x-demo`` header asks for."""
+    """Return the script in a model's name or an ``x-demo`` header."""
     script = Script()
     for part in spec.split("-"):
         if fault := _FAULT.fullmatch(part):
-            script.faults += (_fault_of(fault),)
+            script.faults += (_parse_fault(fault),)
         elif setting := _SETTING.fullmatch(part):
             _apply(script, setting)
     return script
 
 
-def _fault_of(match: re.Match[str]) -> Fault:
-    # Each alternative of the pattern has groups of its own; those of the others are None.
+def _parse_fault(match: re.Match[str]) -> Fault:
+    # Each alternative of the pattern has its own groups; the groups of the other alternatives are None.
     kind, at, times = match[1] or match[4] or match[6], match[2] or match[7], match[3] or match[5] or match[8]
     return Fault(FaultKind(kind), int(at or 0), None if times is None else int(times))
 
@@ -173,7 +173,7 @@ def _apply(script: Script, match: re.Match[str]) -> None:
         case "tool":
             script.tool_calls = min(int(match[2] or 1), CALLS_MAX)
         case "think":
-            script.thinking_tokens = min(int(match[2] or THOUGHT_TOKENS), TOKENS_MAX)
+            script.reasoning_tokens = min(int(match[2] or REASONING_TOKENS), TOKENS_MAX)
         case "d":
             script.pace_s = float(match[4]) / 1000
         case "f":

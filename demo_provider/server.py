@@ -1,14 +1,14 @@
 """How is the demo provider reached, and how does it start and stop?
 
 ``POST /v1/chat/completions``, ``/v1/responses``, ``/v1/messages``, ``/v2/chat`` (Cohere's), Gemini's
-``/v1beta/models/MODEL:generateContent`` and its siblings, what counts tokens (``/v1/messages/count_tokens``,
-``/v1/responses/input_tokens``), ``GET /v1/models``, ``GET /v1/responses/ID?stream=true`` and ``POST …/cancel`` (of answers
-that run in the background) are the vendors' own. Any key will do but ``bad-key``. For tests
-there are ``GET /stats`` (what it did), ``GET /requests?last=N`` (what it was sent) and ``POST /reset`` (forget both). It
-listens on loopback: its keys are none.
+``/v1beta/models/MODEL:generateContent`` and related paths, token counting (``/v1/messages/count_tokens``,
+``/v1/responses/input_tokens``), ``GET /v1/models``, ``GET /v1/responses/ID?stream=true`` and ``POST …/cancel`` (for
+background answers) are the vendors' own paths. Every key is accepted except ``bad-key``. For tests there are ``GET /stats``
+(counters), ``GET /requests?last=N`` (the requests it received) and ``POST /reset`` (clear both). It listens on loopback,
+because its keys protect nothing.
 
-A client that leaves is noticed because aiohttp then cancels the handler; an own ``AppRunner`` around ``create_app()``
-therefore needs ``handler_cancellation=True``.
+When a client leaves, aiohttp cancels the handler. So any other ``AppRunner`` around ``create_app()`` needs
+``handler_cancellation=True``.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ from demo_provider.ledger import REQUESTS_KEPT, Ledger
 from demo_provider.plan import make_plan
 from demo_provider.playback import Player
 from demo_provider.script import Fault, FaultKind, Script, parse
-from demo_provider.wire import Ask, Wire, WireError, key_of
+from demo_provider.wire import AnswerRequest, Wire, WireError, read_key
 
 _WIRES: dict[str, Wire] = {
     "/v1/chat/completions": chat,
@@ -40,28 +40,28 @@ _WIRES: dict[str, Wire] = {
     "/v2/chat": cohere,
 }
 _GEMINI_MODEL = r"/{version:v1\w*}/models/{model}"
-_WHOLE_FAULTS = (FaultKind.STATUS, FaultKind.DROP)  # Those that come instead of an answer, not within it.
+_FAULTS_INSTEAD_OF_ANSWER = (FaultKind.STATUS, FaultKind.DROP)  # Failures that replace the answer.
 _MODELS = ("demo", "demo-think", "demo-tool", "demo-refuse", "demo-n500-d5")
 _MODELS_SINCE = 1_750_000_000
 _MODELS_SINCE_TEXT = "2025-06-15T15:06:40Z"
-_BODY_BYTES_MAX = 64 << 20  # Above what the gateway takes, so that its own limit is the one that is felt.
-_STOP_S = 0.5  # Answers may last for ever, so a stop does not wait for them.
+_BODY_BYTES_MAX = 64 << 20  # Higher than the gateway's limit, so that the gateway's limit applies first.
+_STOP_S = 0.5  # Answers may never end, so a stop does not wait for them.
 _BACKLOG = 4096  # Load tests connect all at once; the system's own limit still applies.
 
 
 @dataclass(slots=True)
 class _Call:
-    """One request on its way through a handler, with what is known of it so far."""
+    """One request in a handler, and what is known about it so far."""
 
     http: web.Request
     wire: Wire
     request_id: str = field(default_factory=lambda: f"req_{secrets.token_hex(12)}")
-    ask: Ask | None = None
+    request: AnswerRequest | None = None
     script: Script = field(default_factory=Script)
 
 
 class DemoProvider:
-    """The handlers, and the ledger that they share."""
+    """The handlers, and their shared ledger."""
 
     def __init__(self) -> None:
         self.ledger = Ledger()
@@ -71,52 +71,52 @@ class DemoProvider:
         return await self._generate(_Call(http, _WIRES[http.path]), {})
 
     async def generate_content(self, http: web.Request) -> web.StreamResponse:
-        # Without alt=sse Gemini streams one JSON array, which nobody wants: a whole answer stands in for it.
+        # Without alt=sse Gemini streams one JSON array. Nobody uses that, so a complete answer is sent instead.
         is_stream = http.match_info["method"] == "streamGenerateContent" and http.query.get("alt") == "sse"
         return await self._generate(_Call(http, gemini), {"model": http.match_info["model"], "stream": is_stream})
 
-    async def _generate(self, call: _Call, told: dict[str, object]) -> web.StreamResponse:
-        """Answer a request; ``told`` is what stands in its address, and in other vendors' bodies."""
+    async def _generate(self, call: _Call, path_fields: dict[str, object]) -> web.StreamResponse:
+        """Answer a request. ``path_fields`` are from its URL; other vendors have them in the body."""
         try:
-            body = {**await self._body(call, call.wire.NAME), **told}
-            call.ask = ask = call.wire.read(body)
-            fault = self._fault(call, ask, tuple(FaultKind))
-            if call.wire is responses and ask.is_stream and body.get("background") is True:
-                return await self._generate_in_background(call, ask, fault)
+            body = {**await self._body(call, call.wire.NAME), **path_fields}
+            call.request = request = call.wire.read(body)
+            fault = self._fault(call, request, tuple(FaultKind))
+            if call.wire is responses and request.is_stream and body.get("background") is True:
+                return await self._generate_in_background(call, request, fault)
             with self.ledger.generation():
                 player = await self._begin(call, fault)
                 if player is None:
                     return web.Response()
-                plan = make_plan(call.script, ask)
-                play = player.play_stream if ask.is_stream else player.play_whole
-                return await play(call.wire, ask, plan, call.wire.headers(call.request_id))
+                plan = make_plan(call.script, request)
+                play = player.play_stream if request.is_stream else player.play_json
+                return await play(call.wire, request, plan, call.wire.headers(call.request_id))
         except WireError as error:
             return self._refuse(call, error)
 
-    async def _generate_in_background(self, call: _Call, ask: Ask, fault: Fault | None) -> web.StreamResponse:
-        if ask.body.get("store") is False:
+    async def _generate_in_background(self, call: _Call, request: AnswerRequest, fault: Fault | None) -> web.StreamResponse:
+        if request.body.get("store") is False:
             raise WireError(400, "Background mode requires store=true.", param="store")
-        if fault is not None and fault.kind in _WHOLE_FAULTS:
+        if fault is not None and fault.kind in _FAULTS_INSTEAD_OF_ANSWER:
             await self._begin(call, fault)
             return web.Response()
-        # An error is the answer's own; what else fails is the connection.
-        is_own = fault is not None and fault.kind is FaultKind.ERROR_EVENT
-        stream = responses.open_stream(ask, make_plan(call.script, ask))
-        player = Player(call.http, call.script, fault if is_own else None, self.ledger)
-        answer = self._backgrounds.start(stream.response, partial(self._say_in_background, player, stream))
-        reader = Player(call.http, call.script, None if is_own else fault, self.ledger)
+        # An error event is part of the answer; any other failure is one of the connection.
+        is_answer_fault = fault is not None and fault.kind is FaultKind.ERROR_EVENT
+        stream = responses.open_stream(request, make_plan(call.script, request))
+        player = Player(call.http, call.script, fault if is_answer_fault else None, self.ledger)
+        answer = self._backgrounds.start(stream.response, partial(self._play_in_background, player, stream))
+        reader = Player(call.http, call.script, None if is_answer_fault else fault, self.ledger)
         return await reader.play_background(answer, 0, call.wire.headers(call.request_id))
 
-    async def _say_in_background(self, player: Player, stream: responses.ResponseStream, answer: Background) -> None:
+    async def _play_in_background(self, player: Player, stream: responses.ResponseStream, answer: Background) -> None:
         with self.ledger.generation():
-            await player.say(stream, answer)
+            await player.play(stream, answer)
 
     async def read_again(self, http: web.Request) -> web.StreamResponse:
         call = _Call(http, responses)
         try:
-            answer = await self._found(call, "responses/read")
+            answer = await self._find_background(call, "responses/read")
             if http.query.get("stream") != "true":
-                raise WireError(400, "The demo provider gives an answer again only as a stream.", param="stream")
+                raise WireError(400, "The demo provider returns a stored answer only as a stream.", param="stream")
             after = http.query.get("starting_after", "-1")
             start = int(after) + 1 if after.removeprefix("-").isdecimal() else 0
             player = Player(http, Script(), None, self.ledger)
@@ -127,14 +127,14 @@ class DemoProvider:
     async def cancel(self, http: web.Request) -> web.StreamResponse:
         call = _Call(http, responses)
         try:
-            answer = await self._found(call, "responses/cancel")
+            answer = await self._find_background(call, "responses/cancel")
         except WireError as error:
             return self._refuse(call, error)
         answer.cancel()
         return _json(answer.response, call.wire.headers(call.request_id))
 
-    async def _found(self, call: _Call, name: str) -> Background:
-        self.ledger.note_request(name, call.http, await call.http.read())
+    async def _find_background(self, call: _Call, name: str) -> Background:
+        self.ledger.record_request(name, call.http, await call.http.read())
         _check_key(call)
         id_ = call.http.match_info["id"]
         answer = self._backgrounds.find(id_)
@@ -152,23 +152,23 @@ class DemoProvider:
         return await self._count_tokens(_Call(http, responses), {}, responses.read, "input_tokens")
 
     async def count_content_tokens(self, http: web.Request) -> web.StreamResponse:
-        told: dict[str, object] = {"model": http.match_info["model"]}
-        return await self._count_tokens(_Call(http, gemini), told, gemini.read_prompt, "totalTokens")
+        path_fields: dict[str, object] = {"model": http.match_info["model"]}
+        return await self._count_tokens(_Call(http, gemini), path_fields, gemini.read_prompt, "totalTokens")
 
     async def _count_tokens(
-        self, call: _Call, told: dict[str, object], read: Callable[[dict[str, object]], Ask], name: str
+        self, call: _Call, path_fields: dict[str, object], read: Callable[[dict[str, object]], AnswerRequest], name: str
     ) -> web.StreamResponse:
         try:
-            body = {**await self._body(call, "count_tokens"), **told}
-            call.ask = ask = read(body)
-            fault = self._fault(call, ask, _WHOLE_FAULTS)
+            body = {**await self._body(call, "count_tokens"), **path_fields}
+            call.request = request = read(body)
+            fault = self._fault(call, request, _FAULTS_INSTEAD_OF_ANSWER)
             if fault is not None:
                 with self.ledger.generation():
                     await self._begin(call, fault)
                 return web.Response()
         except WireError as error:
             return self._refuse(call, error)
-        return _json({name: ask.input_tokens}, call.wire.headers(call.request_id))
+        return _json({name: request.input_tokens}, call.wire.headers(call.request_id))
 
     async def list_models(self, http: web.Request) -> web.StreamResponse:
         is_anthropic = "anthropic-version" in http.headers or "x-api-key" in http.headers
@@ -180,11 +180,11 @@ class DemoProvider:
         models: list[dict[str, object]]
         if is_anthropic:
             models = [{"type": "model", "id": name, "display_name": name, "created_at": _MODELS_SINCE_TEXT} for name in _MODELS]
-            found = {"data": models, "has_more": False, "first_id": _MODELS[0], "last_id": _MODELS[-1]}
+            page = {"data": models, "has_more": False, "first_id": _MODELS[0], "last_id": _MODELS[-1]}
         else:
             models = [{"id": name, "object": "model", "created": _MODELS_SINCE, "owned_by": "demo"} for name in _MODELS]
-            found = {"object": "list", "data": models}
-        return _json(found, call.wire.headers(call.request_id))
+            page = {"object": "list", "data": models}
+        return _json(page, call.wire.headers(call.request_id))
 
     async def show_stats(self, _: web.Request) -> web.StreamResponse:
         return _json(self.ledger.stats())
@@ -199,7 +199,7 @@ class DemoProvider:
 
     async def _body(self, call: _Call, name: str) -> dict[str, object]:
         raw = await call.http.read()
-        self.ledger.note_request(name, call.http, raw)
+        self.ledger.record_request(name, call.http, raw)
         _check_key(call)
         try:
             body = orjson.loads(raw)
@@ -209,21 +209,21 @@ class DemoProvider:
             raise WireError(400, call.wire.INVALID_JSON)
         return body
 
-    def _fault(self, call: _Call, ask: Ask, kinds: tuple[FaultKind, ...]) -> Fault | None:
-        """Read the script, and return the failure of these kinds whose turn it is."""
+    def _fault(self, call: _Call, request: AnswerRequest, kinds: tuple[FaultKind, ...]) -> Fault | None:
+        """Parse the script, and return the next failure of these kinds, if any."""
         header = call.http.headers.get("x-demo", "")
-        call.script = parse(header or ask.model)
+        call.script = parse(header or request.model)
         faults = tuple(fault for fault in call.script.faults if fault.kind in kinds)
-        return self.ledger.take_turn((ask.model, header), faults)
+        return self.ledger.take_turn((request.model, header), faults)
 
     async def _begin(self, call: _Call, fault: Fault | None) -> Player | None:
-        """Return who says the answer, or ``None`` if the connection is gone instead.
+        """Return the player for the answer; ``None`` if the script broke the connection instead.
 
         Raises:
             WireError: the answer is an HTTP error.
         """
         player = Player(call.http, call.script, fault, self.ledger)
-        if fault is None or fault.kind not in _WHOLE_FAULTS:
+        if fault is None or fault.kind not in _FAULTS_INSTEAD_OF_ANSWER:
             return player
         await asyncio.sleep(call.script.first_s)
         if fault.kind is FaultKind.STATUS:
@@ -232,15 +232,15 @@ class DemoProvider:
         return None
 
     def _refuse(self, call: _Call, error: WireError) -> web.StreamResponse:
-        self.ledger.note("errors")
+        self.ledger.count("errors")
         headers = call.wire.headers(call.request_id, error)
         if call.script.retry_after is not None:
             headers["retry-after"] = call.script.retry_after
-        return _json(call.wire.error_body(error, call.ask, call.request_id), headers, error.status)
+        return _json(call.wire.error_body(error, call.request, call.request_id), headers, error.status)
 
 
 def _check_key(call: _Call) -> None:
-    key = key_of(call.http.headers)
+    key = read_key(call.http.headers)
     missing, wrong = (403, 400) if call.wire is gemini else (401, 401)
     if not key:
         raise WireError(missing, call.wire.MISSING_KEY)
@@ -253,7 +253,7 @@ def _json(value: object, headers: dict[str, str] | None = None, status: int = 20
 
 
 def create_app() -> web.Application:
-    """Return the demo provider as an aiohttp application, with counters of its own."""
+    """Return the demo provider as an aiohttp application with its own counters."""
     provider = DemoProvider()
     app = web.Application(client_max_size=_BODY_BYTES_MAX)
     app.on_shutdown.append(provider.stop)
@@ -277,7 +277,7 @@ def create_app() -> web.Application:
 
 @asynccontextmanager
 async def running(host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[str]:
-    """Serve inside this event loop until the block is left; the value is the address, ``http://127.0.0.1:51234``."""
+    """Serve in this event loop until the block ends. The value is the address, such as ``http://127.0.0.1:51234``."""
     runner = web.AppRunner(create_app(), handler_cancellation=True, access_log=None, shutdown_timeout=_STOP_S)
     await runner.setup()
     try:
@@ -289,7 +289,7 @@ async def running(host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[str]:
 
 
 async def serve(host: str = "127.0.0.1", port: int = 0, on_ready: Callable[[str], None] | None = None) -> None:
-    """Serve until cancelled. ``on_ready`` gets the address once connections are accepted."""
+    """Serve until cancelled. ``on_ready`` is called with the address once connections are accepted."""
     async with running(host, port) as address:
         if on_ready is not None:
             on_ready(address)

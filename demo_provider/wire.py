@@ -1,8 +1,8 @@
 """What do the demo provider's wires have in common?
 
-A wire reads a request into an ``Ask`` and says a ``Plan`` in its vendor's words; the rest of the package knows neither
-vendor. A streamed answer is an opening, one piece of bytes per token (a *beat*) and a closing, so that whoever plays it
-counts, paces and cuts without a look inside.
+A wire reads a request into an ``AnswerRequest`` and encodes a ``Plan`` in its vendor's format; the rest of the package does not
+depend on the vendor. A streamed answer is an opening, one piece of bytes per token (a *beat*) and a closing. So a player can
+count, pace and cut them without parsing.
 """
 
 import secrets
@@ -16,7 +16,7 @@ from aiohttp import hdrs
 
 
 class WireError(Exception):
-    """A request that gets an HTTP error. Without a message, the vendor's usual words for the status are used."""
+    """A request that gets an HTTP error. Without a message, the vendor's usual message for the status is used."""
 
     def __init__(self, status: int, message: str | None = None, *, param: str | None = None, code: str | None = None):
         super().__init__(message or f"status {status}")
@@ -33,11 +33,11 @@ class Tool:
 
 
 @dataclass(slots=True)
-class Ask:
-    """What a request wants, as far as it changes the answer.
+class AnswerRequest:
+    """The parts of a request that affect the answer.
 
-    ``tool_result`` is the text of the tool results that end the conversation. ``document_schema`` is set where a JSON
-    document is wanted. ``prefill`` is the text of a last message that is the assistant's own.
+    ``tool_result`` is the text of the tool results at the end of the conversation. ``document_schema`` is set if a JSON
+    document is requested. ``prefill`` is the text of the last message, if that is the assistant's.
     """
 
     model: str
@@ -54,7 +54,7 @@ class Ask:
 
 
 class PartKind(StrEnum):
-    THINKING = "thinking"
+    REASONING = "reasoning"
     TEXT = "text"
     REFUSAL = "refusal"
     TOOL = "tool"
@@ -62,7 +62,7 @@ class PartKind(StrEnum):
 
 @dataclass(slots=True)
 class Part:
-    """One piece of an answer; of a tool call the tokens are its arguments, and ``name`` the tool's."""
+    """One piece of an answer. For a tool call, the tokens are its arguments, and ``name`` is the tool's name."""
 
     kind: PartKind
     tokens: Sequence[str]
@@ -84,7 +84,7 @@ class Finish(StrEnum):
 
 @dataclass(slots=True)
 class Plan:
-    """A whole answer, before any of it is said."""
+    """A complete answer, before any of it is sent."""
 
     parts: list[Part]
     finish: Finish
@@ -95,8 +95,8 @@ class Plan:
         return sum(len(part.tokens) for part in self.parts)
 
     @property
-    def thinking_tokens(self) -> int:
-        return sum(len(part.tokens) for part in self.parts if part.kind is PartKind.THINKING)
+    def reasoning_tokens(self) -> int:
+        return sum(len(part.tokens) for part in self.parts if part.kind is PartKind.REASONING)
 
 
 class AnswerStream(Protocol):
@@ -104,12 +104,12 @@ class AnswerStream(Protocol):
 
     def opening(self) -> bytes: ...
     def beats(self) -> Iterator[bytes]:
-        """Yield one piece per token of the plan: whole events, the structure around the token included."""
+        """Yield one piece per token of the plan: complete events, including the structure around the token."""
         ...
 
     def closing(self) -> bytes: ...
     def failure(self) -> bytes:
-        """Return the vendor's error event and what follows it."""
+        """Return the vendor's error event and anything that follows it."""
         ...
 
 
@@ -121,54 +121,54 @@ class Wire(Protocol):
     BAD_KEY: str
     INVALID_JSON: str
 
-    def read(self, body: dict[str, Any]) -> Ask:
-        """Return what the request wants.
+    def read(self, body: dict[str, Any]) -> AnswerRequest:
+        """Read a request.
 
         Raises:
-            WireError: the request lacks something that the vendor insists on.
+            WireError: the request lacks something that the vendor requires.
         """
         ...
 
-    def whole(self, ask: Ask, plan: Plan) -> dict[str, Any]: ...
-    def open_stream(self, ask: Ask, plan: Plan) -> AnswerStream: ...
-    def error_body(self, error: WireError, ask: Ask | None, request_id: str) -> dict[str, Any]: ...
+    def build_reply(self, request: AnswerRequest, plan: Plan) -> dict[str, Any]: ...
+    def open_stream(self, request: AnswerRequest, plan: Plan) -> AnswerStream: ...
+    def error_body(self, error: WireError, request: AnswerRequest | None, request_id: str) -> dict[str, Any]: ...
     def headers(self, request_id: str, error: WireError | None = None) -> dict[str, str]: ...
 
 
 MARK = "\x00here\x00"
 
 
-def around_token(event: bytes) -> tuple[bytes, bytes]:
-    """Return what stands before and after the token's JSON string in an event that was made with ``MARK`` for it.
+def split_at_token(event: bytes) -> tuple[bytes, bytes]:
+    """Return the bytes before and after the token's JSON string in an event that was built with ``MARK`` in its place.
 
-    Per token, only its own text is left to encode; the event around it is made in the usual way, once per part.
+    The event is built once per part; per token, only its own text must be encoded.
     """
     before, _, after = event.rpartition(orjson.dumps(MARK))
     return before, after
 
 
-def key_of(headers: Mapping[str, str]) -> str:
-    """Return the API key that came with a request, or nothing."""
+def read_key(headers: Mapping[str, str]) -> str:
+    """Return the API key of a request; empty if it has none."""
     named = (headers.get(name, "").strip() for name in ("x-api-key", "x-goog-api-key"))
     return headers.get(hdrs.AUTHORIZATION, "").removeprefix("Bearer ").strip() or next(filter(None, named), "")
 
 
 def count_words(*values: Any) -> int:
     """Return the input tokens of a prompt, at least 1: the words of every string in it, roles and types included."""
-    count, rest = 0, list(values)
-    while rest:
-        value = rest.pop()
+    count, stack = 0, list(values)
+    while stack:
+        value = stack.pop()
         if isinstance(value, str):
             count += len(value.split())
         elif isinstance(value, dict):
-            rest.extend(value.values())
+            stack.extend(value.values())
         elif isinstance(value, list):
-            rest.extend(value)
+            stack.extend(value)
     return max(1, count)
 
 
-def text_of(content: Any) -> str:
-    """Return the text of a message's content: itself, or that of its blocks."""
+def content_text(content: Any) -> str:
+    """Return the text of a message's content: the string itself, or the joined text of its blocks."""
     if isinstance(content, list):
         texts = [block.get("text") for block in content if isinstance(block, dict)]
         return "".join(text for text in texts if isinstance(text, str))
@@ -176,24 +176,24 @@ def text_of(content: Any) -> str:
 
 
 def dicts_in(value: Any) -> list[dict[str, Any]]:
-    """Return the objects of a list, and nothing for what is no list: a request may hold anything."""
+    """Return the objects in a list; an empty list for any other value, because a request may contain anything."""
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
 def texts_in(value: Any) -> list[str]:
-    """Return the strings of a list that say something, or the one string that stands instead of a list."""
+    """Return the non-empty strings in a list; also accepts a single string."""
     items = value if isinstance(value, list) else [value]
     return [item for item in items if isinstance(item, str) and item]
 
 
 def trailing(items: list[Any], key: str, value: str) -> list[dict[str, Any]]:
-    """Return the items at the end of the list whose ``key`` has that value, in their order."""
-    found: list[dict[str, Any]] = []
+    """Return the items at the end of the list whose ``key`` has that value, in order."""
+    matches: list[dict[str, Any]] = []
     for item in reversed(items):
         if not isinstance(item, dict) or item.get(key) != value:
             break
-        found.insert(0, item)
-    return found
+        matches.insert(0, item)
+    return matches
 
 
 def positive_or_none(value: Any) -> int | None:

@@ -8,7 +8,7 @@ import anthropic
 import openai
 import pytest
 
-from demo_provider.script import answer, refusal, thought
+from demo_provider.script import answer, reasoning_words, refusal
 from tests.support.fleet import CHAT, KEY, MESSAGES, Fleet, RawClient, body_of, fleet, until
 
 USER: Any = [{"role": "user", "content": "hi"}]
@@ -62,7 +62,7 @@ def test_openais_sdk_reads_the_answer(shared: Fleet, chat: openai.OpenAI, stream
     completion = complete(chat, "think5-n70", stream=stream)
 
     choice = completion.choices[0]
-    assert (choice.message.reasoning_content, choice.message.content) == ("".join(thought(5)), answer(70))
+    assert (choice.message.reasoning_content, choice.message.content) == ("".join(reasoning_words(5)), answer(70))
     assert choice.finish_reason == "stop"
     assert (completion.usage.prompt_tokens, completion.usage.completion_tokens) == (2, 75)
     assert completion.usage.completion_tokens_details.reasoning_tokens == 5
@@ -76,7 +76,7 @@ def test_anthropics_sdk_reads_the_answer(claude: anthropic.Anthropic, stream: bo
     found = message(claude, "think5-n70", stream=stream, system="Be brief.")
 
     assert [(block.type, getattr(block, block.type)) for block in found.content] == [
-        ("thinking", "".join(thought(5))),
+        ("thinking", "".join(reasoning_words(5))),
         ("text", answer(70)),
     ]
     assert (found.stop_reason, found.usage.output_tokens) == ("end_turn", 75)
@@ -132,7 +132,7 @@ def test_anthropics_sdk_runs_an_agent_loop(shared: Fleet, claude: anthropic.Anth
 
     assert [block.text for block in second.content if block.type == "text"] == ["The tool answered: get_weather, get_time"]
     # What the model thought before its calls goes back to it as their plan.
-    assert sent(shared)["messages"][1]["tool_plan"] == "".join(thought(4))
+    assert sent(shared)["messages"][1]["tool_plan"] == "".join(reasoning_words(4))
 
 
 def test_a_named_tool_is_the_only_one_offered(shared: Fleet, chat: openai.OpenAI):

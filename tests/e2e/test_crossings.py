@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from demo_provider.script import answer, refusal, thought
+from demo_provider.script import answer, reasoning_words, refusal
 from tests.support.clients import sdk_clients
 from tests.support.clients.sdk_clients import Seen
 from tests.support.fleet import CHAT, DIALECTS, FAMILY_OF, MESSAGES, PATH_OF, Fleet, body_of, sse_events
@@ -161,7 +161,7 @@ def test_a_limit_that_only_the_upstream_knows_is_told(crossing: Crossing):
 def test_thinking_comes_before_the_text(crossing: Crossing):
     seen = crossing.ask("think6-n8")
 
-    assert (seen.thinking, seen.text) == ("".join(thought(6)), answer(8))
+    assert (seen.thinking, seen.text) == ("".join(reasoning_words(6)), answer(8))
     assert seen.finish == crossing.finish("stop")
 
 
@@ -416,6 +416,6 @@ def test_another_familys_thought_is_not_sent_to_an_upstream_that_would_refuse_it
 
     response = shared.post(MESSAGES, body_of(MESSAGES, "openai/demo-n5-d0", messages=turns))
 
-    assert first[0] == {"type": "thinking", "thinking": "".join(thought(4)), "signature": ""}
+    assert first[0] == {"type": "thinking", "thinking": "".join(reasoning_words(4)), "signature": ""}
     assert response.status_code == 200
     assert _said(shared.upstream_requests()[-1]["body"]) == [("user", "hi"), ("assistant", answer(5)), ("user", "go on")]

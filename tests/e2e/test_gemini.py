@@ -11,7 +11,7 @@ import anthropic
 import openai
 import pytest
 
-from demo_provider.script import answer, refusal, thought
+from demo_provider.script import answer, reasoning_words, refusal
 from tests.support.fleet import CHAT, KEY, MESSAGES, Fleet, RawClient, body_of, fleet, until
 
 USER: Any = [{"role": "user", "content": "hi"}]
@@ -89,8 +89,8 @@ def test_thinking_comes_before_the_text(shared: Fleet, chat: openai.OpenAI, clau
     assert sent(shared)["generationConfig"]["thinkingConfig"] == {"includeThoughts": True, "thinkingLevel": "medium"}
     first, second = message(claude, "think6-n8", stream=stream, thinking=thinking).content
 
-    assert (choice.message.reasoning_content, choice.message.content) == ("".join(thought(6)), answer(8))
-    assert (first.thinking, second.text) == ("".join(thought(6)), answer(8))
+    assert (choice.message.reasoning_content, choice.message.content) == ("".join(reasoning_words(6)), answer(8))
+    assert (first.thinking, second.text) == ("".join(reasoning_words(6)), answer(8))
     assert sent(shared)["generationConfig"]["thinkingConfig"]["includeThoughts"]
 
 

@@ -6,7 +6,7 @@ import anthropic
 import openai
 import pytest
 
-from demo_provider.script import answer, thought
+from demo_provider.script import answer, reasoning_words
 from tests.support.fleet import CHAT, KEY, MESSAGES, Fleet, body_of, headers_of, sse_events
 
 SUFFIX = "deep-research"  # Names of this kind go to the responses API.
@@ -83,7 +83,7 @@ def test_thinking_comes_back_as_it_went(claude: anthropic.Anthropic, shared: Fle
     with claude.messages.stream(messages=USER, **asked) as stream:
         first = stream.get_final_message()
     assert [block.type for block in first.content] == ["thinking", "tool_use"]
-    assert first.content[0].thinking == "".join(thought(6))
+    assert first.content[0].thinking == "".join(reasoning_words(6))
     results: Any = [{"type": "tool_result", "tool_use_id": first.content[1].id, "content": "boom", "is_error": True}]
 
     last = claude.messages.create(messages=[*USER, first.to_dict(), {"role": "user", "content": results}], **asked)

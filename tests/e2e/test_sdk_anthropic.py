@@ -7,7 +7,7 @@ import anthropic
 import pytest
 from anthropic.types import Message, ReasoningBlock, TextBlock, ToolUseBlock
 
-from demo_provider.script import answer, thought
+from demo_provider.script import answer, reasoning_words
 from tests.support.fleet import KEY, Fleet
 
 USER: Any = [{"role": "user", "content": "hi"}]
@@ -132,7 +132,7 @@ def test_thinking_is_a_block_before_the_text(client: anthropic.Anthropic, provid
 
     first, second = message.content
     assert isinstance(first, ReasoningBlock)
-    assert (first.thinking, second.text) == ("".join(thought(6)), answer(8))
+    assert (first.thinking, second.text) == ("".join(reasoning_words(6)), answer(8))
     assert bool(first.signature) == (provider == "anthropic")
 
 

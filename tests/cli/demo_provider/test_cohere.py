@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from common.canonical.events import Choice, Completed, Failed, FinishReason, Reply, fold
-from demo_provider.script import answer, thought
+from demo_provider.script import answer, reasoning_words
 from demo_provider.server import running
 from tests.support.upstreams.recordings import blocks_of, data_of
 from workers.providers.cohere.wire import COHERE
@@ -62,7 +62,7 @@ async def test_thinking_text_and_usage(http: httpx.AsyncClient, stream: bool) ->
     said = await reply(http, "think4-n70", stream=stream)
 
     choice = said.choices[0]
-    assert (choice.reasoning[0].text, choice.text) == ("".join(thought(4)), answer(70))
+    assert (choice.reasoning[0].text, choice.text) == ("".join(reasoning_words(4)), answer(70))
     assert choice.finish_reason is FinishReason.STOP
     assert said.usage is not None
     assert (said.usage.output_tokens, said.usage.reasoning_tokens) == (74, 4)
@@ -76,7 +76,7 @@ async def test_tools_are_called_and_their_results_quoted(http: httpx.AsyncClient
         ("weather", {"city": "Zürich"}),
         ("tide", {"city": "Zürich"}),
     ]
-    assert first.reasoning[0].text == "".join(thought(3))
+    assert first.reasoning[0].text == "".join(reasoning_words(3))
 
     results = [{"role": "tool", "tool_call_id": call.id, "content": call.name} for call in first.tool_calls]
     second = (await reply(http, "tool2", stream=stream, tools=TOOLS, messages=[*HELLO, *results])).choices[0]

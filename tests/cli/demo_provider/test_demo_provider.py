@@ -122,7 +122,7 @@ def test_a_spec_is_read_part_by_part_and_unknown_parts_say_nothing():
     parsed = parse("demo-n50-d2.5-f300-tool2-think7-refuse-len-ra0.5-e503x2-cut4-drop-mini-4o-n-d-x3-einstein")
 
     assert (parsed.tokens, parsed.pace_s, parsed.first_s) == (50, 0.0025, 0.3)
-    assert (parsed.tool_calls, parsed.thinking_tokens, parsed.retry_after) == (2, 7, "0.5")
+    assert (parsed.tool_calls, parsed.reasoning_tokens, parsed.retry_after) == (2, 7, "0.5")
     assert parsed.is_refusal
     assert parsed.is_cut_short
     assert parsed.faults == (Fault(FaultKind.STATUS, 503, 2), Fault(FaultKind.CUT, 4), Fault(FaultKind.DROP))
