@@ -1,7 +1,7 @@
 """What does a flood of bad keys cost? ``python bench/bad_keys.py``
 
-Of an API on this machine: processor time per refused request, and commands that Redis gets for it. Once with every request
-looked at, and once as it is by default, where an address that goes on guessing is blocked. docs/security.md has the figures.
+Measures an API on this machine: CPU time and Redis commands per refused request. Once with every request checked, and once
+with the default settings, which block an address that keeps guessing. docs/security.md has the figures.
 """
 
 import asyncio
@@ -49,7 +49,7 @@ KINDS: dict[str, Callable[[], str]] = {
 
 @contextmanager
 def api(server: EmbeddedRedis, refused_max: int) -> Iterator[tuple[int, int]]:
-    """Yield the port and the process' id."""
+    """Yield the port and the process id."""
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         env = {
@@ -73,8 +73,8 @@ def api(server: EmbeddedRedis, refused_max: int) -> Iterator[tuple[int, int]]:
 
 
 def _until_ready(port: int) -> None:
-    give_up_at = time.monotonic() + READY_S
-    while time.monotonic() < give_up_at:
+    deadline = time.monotonic() + READY_S
+    while time.monotonic() < deadline:
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=1):
                 return
@@ -93,13 +93,13 @@ def commands(client: redis.Redis) -> int:
 
 
 async def flood(port: int, key: Callable[[], str]) -> dict[int, int]:
-    """Send all requests, each with a key of its own; returns how many got which status."""
+    """Send all requests, each with a different key. Return the number of answers by status."""
     statuses: dict[int, int] = {}
-    left = iter(range(REQUESTS))
+    remaining = iter(range(REQUESTS))
 
-    async def one_connection() -> None:
+    async def use_connection() -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        for _ in left:
+        for _ in remaining:
             writer.write(
                 b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
                 + (f"authorization: Bearer {key()}\r\n".encode() if key is not str else b"")
@@ -113,25 +113,25 @@ async def flood(port: int, key: Callable[[], str]) -> dict[int, int]:
             statuses[status] = statuses.get(status, 0) + 1
         writer.close()
 
-    await asyncio.gather(*(one_connection() for _ in range(CONNECTIONS)))
+    await asyncio.gather(*(use_connection() for _ in range(CONNECTIONS)))
     return statuses
 
 
 def main() -> None:
     with EmbeddedRedis() as server, redis.Redis.from_url(server.url) as client:
-        for refused_max, title in ((0, "every request is looked at"), (30, "the address is blocked after 30 in a minute")):
+        for refused_max, title in ((0, "every request is checked"), (30, "the address is blocked after 30 in a minute")):
             print(title)
             with api(server, refused_max) as (port, pid):
-                asyncio.run(flood(port, KINDS["any text"]))  # Warm.
+                asyncio.run(flood(port, KINDS["any text"]))  # Warm-up.
                 for name, key in KINDS.items():
-                    cpu, sent, began_at = cpu_s(pid), commands(client), time.monotonic()
+                    cpu_before_s, commands_before, began_at = cpu_s(pid), commands(client), time.monotonic()
                     statuses = asyncio.run(flood(port, key))
-                    took_s = time.monotonic() - began_at
-                    each_us = (cpu_s(pid) - cpu) / REQUESTS * 1e6
-                    per_request = (commands(client) - sent) / REQUESTS
+                    duration_s = time.monotonic() - began_at
+                    cpu_us = (cpu_s(pid) - cpu_before_s) / REQUESTS * 1e6
+                    redis_commands = (commands(client) - commands_before) / REQUESTS
                     print(
-                        f"  {name:22s} {each_us:5.0f} µs of CPU, {per_request:.3f} Redis commands each "
-                        f"(the pulse's own included), {REQUESTS / took_s:5.0f}/s, statuses {statuses}"
+                        f"  {name:22s} {cpu_us:5.0f} µs of CPU, {redis_commands:.3f} Redis commands each "
+                        f"(including the pulse's own), {REQUESTS / duration_s:5.0f}/s, statuses {statuses}"
                     )
 
 

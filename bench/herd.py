@@ -1,7 +1,7 @@
-"""Do all viewers of an API come back, each with its whole answer, after it was stopped, killed, or all came at once?
+"""Do all viewers of an API come back and get the complete answer, if it is stopped or killed, or if all come at once?
 
-Starts Redis, the demo provider, a worker and an API, has ``--viewers`` EventSources read, and stops the API amid it (``term``,
-``kill``), or has all of them ask for a finished answer at one moment (``finished``). See README.md.
+Starts Redis, the demo provider, a worker and an API. Then ``--viewers`` EventSources read, and the API is stopped meanwhile
+(``term``, ``kill``); or all of them request a finished answer at the same moment (``finished``). See README.md.
 """
 
 import argparse
@@ -32,15 +32,15 @@ KEY = "sk-bench"
 TOKEN = b'"delta":{"content":'
 DONE = b"data: [DONE]\n\n"
 HEAD_END = b"\r\n\r\n"
-BROWSERS_RETRY_S = 3.0  # Where no event has said another: Chromium's.
+BROWSERS_RETRY_S = 3.0  # Used until an event sets another: Chromium's default.
 READY_S = 30
-WAIT_S = 150  # For the last viewer of a run.
+WAIT_S = 150  # Maximum wait for the last viewer of a run.
 MODES = ("term", "kill", "finished")
 
 
 @dataclass(slots=True)
 class Api:
-    """The API under test; it is started again on the same port."""
+    """The API under test. It is restarted on the same port."""
 
     env: dict[str, str]
     port: int
@@ -50,7 +50,7 @@ class Api:
         self.process = subprocess.Popen(command("api"), cwd=ROOT, env=self.env, stdout=sys.stderr)
 
     def cpu_s(self) -> float:
-        """CPU that the process has used so far: Linux' CPU clock of another process."""
+        """Return the CPU time that the process has used so far. Reads Linux' CPU clock of another process."""
         assert self.process
         return time.clock_gettime((~self.process.pid << 3) | 2)
 
@@ -61,7 +61,7 @@ def command(*args: str) -> list[str]:
 
 @contextlib.contextmanager
 def machine(slots: int) -> Iterator[Api]:
-    """Start all but the API, and stop all, whatever happens."""
+    """Start all processes, and stop them at the end, whatever happens. The value is the API."""
     with contextlib.ExitStack() as stack:
         redis = stack.enter_context(EmbeddedRedis())
         if not redis.is_real:
@@ -102,33 +102,33 @@ def listens(port: int) -> bool:
         return sock.connect_ex(("127.0.0.1", port)) == 0
 
 
-async def until_listening(port: int, *, wanted: bool = True) -> None:
+async def until_listening(port: int, *, listening: bool = True) -> None:
     for _ in range(READY_S * 50):
-        if listens(port) is wanted:
+        if listens(port) is listening:
             return
         await asyncio.sleep(0.02)
-    sys.exit(f"Port {port} was not {'ready' if wanted else 'closed'} within {READY_S} s.")
+    sys.exit(f"Port {port} was not {'ready' if listening else 'closed'} within {READY_S} s.")
 
 
 class EventSource(asyncio.Protocol):
-    """A browser's EventSource, as far as coming back goes: an error status ends it for good, a broken connection does not."""
+    """Reconnects like a browser's EventSource: an error status ends it for good, a broken connection does not."""
 
     def __init__(self, port: int, path: str) -> None:
         self.tokens = 0
-        self.status = 0  # The last one.
+        self.status = 0  # The last status.
         self.breaks = 0
-        self.heard_s = self.opened_at = 0.0
+        self.received_s = self.opened_at = 0.0
         self.gap_s = 0.0
-        self.is_whole = False
+        self.is_complete = False
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._port, self._path = port, path
         self._last_id = b""
         self._retry_s = BROWSERS_RETRY_S
-        self._rest = b""
+        self._buffer = b""
         self._transport: asyncio.Transport | None = None
 
     async def connect(self) -> None:
-        self._rest, self.status = b"", 0
+        self._buffer, self.status = b"", 0
         last = b"last-event-id: %s\r\n" % self._last_id if self._last_id else b""
         try:
             transport, _ = await asyncio.get_running_loop().create_connection(lambda: self, "127.0.0.1", self._port)
@@ -138,8 +138,8 @@ class EventSource(asyncio.Protocol):
             transport.write(b"GET %s HTTP/1.1\r\nhost: x\r\naccept: text/event-stream\r\n%s\r\n" % (self._path.encode(), last))
 
     async def until_open_since(self, moment: float) -> None:
-        """Wait until an answer has begun later than that, or there is none to come."""
-        while self.opened_at < moment and not self.ended.done():  # noqa: ASYNC110 - Coarse, and cheap for thousands.
+        """Wait until a response has begun after ``moment``, or this source has ended."""
+        while self.opened_at < moment and not self.ended.done():  # noqa: ASYNC110 - Coarse, but cheap for thousands.
             await asyncio.sleep(0.05)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -147,30 +147,30 @@ class EventSource(asyncio.Protocol):
         self._transport = transport  # type: ignore[assignment]
 
     def data_received(self, data: bytes) -> None:
-        self._rest += data
-        now_s = loop_lag().unblocked_s  # A gap is the gateway's, not the lag of who measures.
+        self._buffer += data
+        now_s = loop_lag().unblocked_s  # Excludes the lag of this process, so that a gap is the gateway's.
         if not self.status:
-            if HEAD_END not in self._rest:
+            if HEAD_END not in self._buffer:
                 return
-            head, _, self._rest = self._rest.partition(HEAD_END)
-            self.status, self.opened_at, self.heard_s = int(head.split()[1]), time.monotonic(), now_s
+            head, _, self._buffer = self._buffer.partition(HEAD_END)
+            self.status, self.opened_at, self.received_s = int(head.split()[1]), time.monotonic(), now_s
             if self.status != 200:
-                self._end(is_whole=self.status == 204)
+                self._end(is_complete=self.status == 204)
                 return
-        self.gap_s, self.heard_s = max(self.gap_s, now_s - self.heard_s), now_s
-        events, end, self._rest = self._rest.rpartition(b"\n\n")
-        self._take(events + end)
+        self.gap_s, self.received_s = max(self.gap_s, now_s - self.received_s), now_s
+        events, end, self._buffer = self._buffer.rpartition(b"\n\n")
+        self._read_events(events + end)
 
-    def _take(self, events: bytes) -> None:
+    def _read_events(self, events: bytes) -> None:
         self.tokens += events.count(TOKEN)
-        at = events.rfind(b"id: ")
-        if at >= 0:
-            self._last_id = events[at + 4 : events.index(b"\n", at)]
-        at = events.find(b"retry: ")
-        if at >= 0:
-            self._retry_s = int(events[at + 7 : events.index(b"\n", at)]) / 1000
+        start = events.rfind(b"id: ")
+        if start >= 0:
+            self._last_id = events[start + 4 : events.index(b"\n", start)]
+        start = events.find(b"retry: ")
+        if start >= 0:
+            self._retry_s = int(events[start + 7 : events.index(b"\n", start)]) / 1000
         if DONE in events:
-            self._end(is_whole=True)
+            self._end(is_complete=True)
 
     def connection_lost(self, error: Exception | None) -> None:
         if not self.ended.done():
@@ -181,8 +181,8 @@ class EventSource(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         loop.call_later(self._retry_s, lambda: loop.create_task(self.connect()))
 
-    def _end(self, *, is_whole: bool) -> None:
-        self.is_whole = is_whole
+    def _end(self, *, is_complete: bool) -> None:
+        self.is_complete = is_complete
         if not self.ended.done():
             self.ended.set_result(None)
         if self._transport:
@@ -190,66 +190,66 @@ class EventSource(asyncio.Protocol):
 
 
 async def start_generations(port: int, count: int, model: str) -> list[str]:
-    """Return the paths at which so many generations are read."""
+    """Start generations, and return the paths of their event streams."""
     body = orjson.dumps({"model": model, "messages": [{"role": "user", "content": "hello"}]})
     head = (
         f"POST /v1/generations HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\n"
         f"content-type: application/json\r\nx-sluice-class: interactive\r\ncontent-length: {len(body)}\r\n\r\n"
     ).encode()
     paths: list[str] = []
-    todo = iter(range(count))
+    remaining = iter(range(count))
 
-    async def some() -> None:
+    async def use_connection() -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        for _ in todo:
+        for _ in remaining:
             writer.write(head + body)
             answer = await reader.readuntil(HEAD_END)
             length = int(answer.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
-            found = orjson.loads(await reader.readexactly(length))
-            paths.append(found["events_url"])
+            generation = orjson.loads(await reader.readexactly(length))
+            paths.append(generation["events_url"])
         writer.close()
 
-    await asyncio.gather(*(some() for _ in range(min(count, 16))))
+    await asyncio.gather(*(use_connection() for _ in range(min(count, 16))))
     return paths
 
 
 @dataclass(slots=True)
-class Result:
+class HerdResult:
     mode: str
     viewers: int
     generations: int
     statuses: Counter[int] = field(default_factory=Counter)
-    whole: int = 0
-    lost: int = 0  # Tokens that did not come, or came twice.
+    complete: int = 0
+    lost: int = 0  # Tokens that did not arrive, or arrived twice.
     back_s: list[float] = field(default_factory=list)
-    cpu_ms: float = 0.0  # Of the API that they came to, for each.
-    gap_s: float = 0.0  # The longest that a stream which was not cut was silent for, beyond its own pace.
+    cpu_ms: float = 0.0  # Per viewer, of the API that they reconnected to.
+    gap_s: float = 0.0  # The longest silence of a stream that was not cut, beyond its own pace.
 
     def row(self) -> str:
         refused = sum(count for status, count in self.statuses.items() if status not in (200, 204))
         back = f"{statistics.median(self.back_s):.1f} / {max(self.back_s):.1f}" if self.back_s else "-"
-        counts = f"{self.viewers:,} | {self.generations:,} | {refused} | {self.whole:,} | {self.lost}"
+        counts = f"{self.viewers:,} | {self.generations:,} | {refused} | {self.complete:,} | {self.lost}"
         return f"| {self.mode} | {counts} | {back} | {self.cpu_ms:.2f} | {self.gap_s:.2f} |"
 
     @property
     def is_good(self) -> bool:
-        return self.whole == self.viewers and not self.lost
+        return self.complete == self.viewers and not self.lost
 
 
-async def herd(api: Api, mode: str, viewers: int, generations: int, tokens: int, pace_ms: int) -> Result:
-    result = Result(mode, viewers, generations)
+async def herd(api: Api, mode: str, viewers: int, generations: int, tokens: int, pace_ms: int) -> HerdResult:
+    result = HerdResult(mode, viewers, generations)
     await until_listening(api.port)
-    await start_generations(api.port, 20, "demo-n2-d0")  # What only first requests pay for.
+    await start_generations(api.port, 20, "demo-n2-d0")  # Warm-up.
     pace_ms = 0 if mode == "finished" else pace_ms
     paths = await start_generations(api.port, generations, f"demo-n{tokens}-d{pace_ms}")
-    everybody = [EventSource(api.port, paths[number % generations]) for number in range(viewers)]
+    sources = [EventSource(api.port, paths[number % generations]) for number in range(viewers)]
     if mode == "finished":
         first = EventSource(api.port, paths[0])
         await first.connect()
         await first.ended
     else:
-        for each in everybody:  # As they come in life: one by one.
-            await each.connect()
+        for source in sources:  # One after the other, as in reality.
+            await source.connect()
             await asyncio.sleep(0.001)
         await asyncio.sleep(2)
     bystanders: list[EventSource] = []
@@ -259,39 +259,39 @@ async def herd(api: Api, mode: str, viewers: int, generations: int, tokens: int,
             bystanders.append(EventSource(api.port, path))
             await bystanders[-1].connect()
         await asyncio.sleep(0.5)
-        for each in bystanders:
-            each.gap_s = 0
+        for bystander in bystanders:
+            bystander.gap_s = 0
 
     began_at = time.monotonic()
     if mode == "finished":
         await add_bystanders()
         began_at, cpu_s = time.monotonic(), api.cpu_s()
-        for each in everybody:
-            asyncio.get_running_loop().create_task(each.connect())
+        for source in sources:
+            asyncio.get_running_loop().create_task(source.connect())
     else:
         assert api.process
-        old = api.process
-        old.send_signal(signal.SIGKILL if mode == "kill" else signal.SIGTERM)
-        await until_listening(api.port, wanted=False)
+        old_process = api.process
+        old_process.send_signal(signal.SIGKILL if mode == "kill" else signal.SIGTERM)
+        await until_listening(api.port, listening=False)
         api.start()
         cpu_s = 0.0
         await until_listening(api.port)
         await add_bystanders()
     async with asyncio.timeout(WAIT_S):
-        for each in everybody:
-            await each.until_open_since(began_at)
+        for source in sources:
+            await source.until_open_since(began_at)
         result.cpu_ms = (api.cpu_s() - cpu_s) * 1000 / viewers
         await asyncio.sleep(1)
-        result.gap_s = max(0.0, max(each.gap_s for each in bystanders) - 0.1)
-        await asyncio.gather(*(each.ended for each in everybody))
+        result.gap_s = max(0.0, max(bystander.gap_s for bystander in bystanders) - 0.1)
+        await asyncio.gather(*(source.ended for source in sources))
     if mode != "finished":
-        old.wait(WAIT_S)
-    result.back_s = [each.opened_at - began_at for each in everybody]
-    result.statuses.update(each.status for each in everybody)
-    result.whole = sum(each.is_whole for each in everybody)
-    result.lost = sum(abs(each.tokens - tokens) for each in everybody)
-    for each in bystanders:
-        each.ended.cancel()
+        old_process.wait(WAIT_S)
+    result.back_s = [source.opened_at - began_at for source in sources]
+    result.statuses.update(source.status for source in sources)
+    result.complete = sum(source.is_complete for source in sources)
+    result.lost = sum(abs(source.tokens - tokens) for source in sources)
+    for bystander in bystanders:
+        bystander.ended.cancel()
     return result
 
 
@@ -299,24 +299,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], epilog="Exit status 1: a viewer lost something.")
     parser.add_argument("modes", nargs="*", metavar="MODE", help=f"which to run: {', '.join(MODES)}; default: all")
     parser.add_argument("--viewers", type=int, default=3000)
-    parser.add_argument("--generations", type=int, default=0, help="that they read; 0: one run of one, and one of one each")
+    parser.add_argument(
+        "--generations",
+        type=int,
+        default=0,
+        help="that they read; 0: a run with one for all, and one with one each",
+    )
     parser.add_argument("--tokens", type=int, default=60)
     parser.add_argument("--pace-ms", type=int, default=1000)
-    asked = parser.parse_args()
-    modes = asked.modes or MODES
+    options = parser.parse_args()
+    modes = options.modes or MODES
     if unknown := set(modes) - set(MODES):
         parser.error(f"no such mode: {', '.join(sorted(unknown))}")
     if sys.platform != "linux":
         parser.error("needs Linux: it reads the CPU clocks of other processes")
     raise_file_limit()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("Stopped."))  # By way of the ends of all contexts.
-    print("| mode | viewers | generations | refused | whole | lost | back p50 / last, s | API ms each | others' gap, s |")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("Stopped."))  # SystemExit, so that all contexts clean up.
+    print("| mode | viewers | generations | refused | complete | lost | back p50 / last, s | API ms per viewer | others' gap, s |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     is_good = True
     for mode in modes:
-        for generations in [asked.generations] if asked.generations else [1] if mode == "finished" else [1, asked.viewers]:
-            with machine(asked.viewers + 1000) as api, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                result = runner.run(herd(api, mode, asked.viewers, generations, asked.tokens, asked.pace_ms))
+        default_counts = [1] if mode == "finished" else [1, options.viewers]
+        for generations in [options.generations] if options.generations else default_counts:
+            with machine(options.viewers + 1000) as api, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                result = runner.run(herd(api, mode, options.viewers, generations, options.tokens, options.pace_ms))
             print(result.row(), flush=True)
             is_good = is_good and result.is_good
     sys.exit(0 if is_good else 1)

@@ -1,9 +1,9 @@
-"""Sends requests at a rate, whether or not the ones before are answered, from clients that give up. Each is a connection of
-its own, as of a client that has just come.
+"""How are requests sent at a fixed rate, whether or not earlier ones are answered, from clients that give up?
 
-The generator shares the processors with what it measures, so it is late whenever they are full, and must not charge that to
-the gateway. Moments of arrival are the kernel's (``SO_TIMESTAMPNS``), not those at which the generator came to read; a request
-begins when its connection does. Plain sockets and epoll, because they are cheaper than an event loop's transports.
+Each request has its own connection, like a new client. The generator shares the processors with the gateway, so it is late
+when they are fully used. That must not count against the gateway. So times of arrival are the kernel's (``SO_TIMESTAMPNS``),
+not the times when the generator reads; a request begins when its connection does. Plain sockets and epoll, because they cost
+less than an event loop's transports.
 """
 
 import errno
@@ -23,10 +23,10 @@ ENDS = ("served", "refused", "failed", "gave up", "cut")
 REFUSED = (429, 503, 529)
 DONE = b"data: [DONE]"
 TOKEN = b'"delta":{"content":'
-SO_TIMESTAMPNS = 35  # Of Linux; Python has no name for it.
+SO_TIMESTAMPNS = 35  # Linux' number; Python has no name for it.
 _TIMESPEC = struct.Struct("@qq")
 READ_BYTES = 64 * 1024
-EVENTS_MAX = 64  # Between two looks at what is due to be sent.
+EVENTS_MAX = 64  # Handled before the next check for requests that are due.
 
 
 class Target(NamedTuple):
@@ -46,17 +46,17 @@ class Target(NamedTuple):
 
 
 @dataclass(slots=True)
-class Outcome:
-    """What came of a request: ``status`` 0 where there was none. Seconds, from before its connection was made."""
+class LoopOutcome:
+    """The result of a request. ``status`` is 0 if there was none. Times are in seconds since before its connection was made."""
 
-    began_s: float  # Since the start of its flood.
+    began_s: float  # Since the start of the flood.
     status: int = 0
     ttft_s: float | None = None
     ended_s: float = 0.0
     end: str = ""  # One of ENDS.
 
 
-class Client:
+class LoopClient:
     """One request on one connection."""
 
     __slots__ = ("began_at", "is_sent", "outcome", "socket", "tail")
@@ -67,16 +67,16 @@ class Client:
         self.socket.setblocking(False)
         self.socket.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
         self.began_at = time.time()
-        self.outcome = Outcome(self.began_at - flood_at)
-        found = self.socket.connect_ex((target.host, target.port))
+        self.outcome = LoopOutcome(self.began_at - flood_at)
+        error_number = self.socket.connect_ex((target.host, target.port))
         self.is_sent = False
-        if found in (0, errno.EINPROGRESS):
+        if error_number in (0, errno.EINPROGRESS):
             self.send(request)
         else:
             self.end("cut", time.time())
 
     def send(self, request: bytes) -> None:
-        """Send the request, unless the connection is still being made; on this machine it is there at once."""
+        """Send the request if the connection is established; on the same machine it is at once."""
         try:
             self.socket.send(request)
             self.is_sent = True
@@ -85,7 +85,7 @@ class Client:
                 self.end("cut", time.time())
 
     def read(self) -> None:
-        # Hot path.
+        # Hot path: runs once per read.
         outcome = self.outcome
         try:
             data, ancillary, _, _ = self.socket.recvmsg(READ_BYTES, socket.CMSG_SPACE(_TIMESPEC.size))
@@ -113,8 +113,8 @@ class Client:
             self.end("served", at)
         self.tail = data[-len(TOKEN) :]
 
-    def end(self, how: str, at: float) -> None:
-        self.outcome.end, self.outcome.ended_s = how, at - self.began_at
+    def end(self, end: str, at: float) -> None:
+        self.outcome.end, self.outcome.ended_s = end, at - self.began_at
         self.socket.close()
 
 
@@ -123,16 +123,16 @@ class Phase(NamedTuple):
     seconds: float
 
 
-def _send(target: Target, phases: list[Phase], patience_s: float) -> tuple[list[Outcome], list[float]]:
-    """Return what came of each request, and how late each was sent."""
-    request, outcomes, late_s = target.request(), list[Outcome](), list[float]()
-    clients: dict[int, Client] = {}  # By their sockets' numbers.
-    in_order: deque[Client] = deque()  # As they lose their patience.
+def _send(target: Target, phases: list[Phase], patience_s: float) -> tuple[list[LoopOutcome], list[float]]:
+    """Return the outcome of each request, and how late each was sent, in seconds."""
+    request, outcomes, late_s = target.request(), list[LoopOutcome](), list[float]()
+    clients: dict[int, LoopClient] = {}  # By file descriptor.
+    in_order: deque[LoopClient] = deque()  # In the order in which they give up.
     poll = select.epoll()
     flood_at = phase_at = time.time()
 
     def start() -> None:
-        client = Client(target, request, flood_at)
+        client = LoopClient(target, request, flood_at)
         outcomes.append(client.outcome)
         if not client.outcome.end:
             number = client.socket.fileno()
@@ -140,8 +140,8 @@ def _send(target: Target, phases: list[Phase], patience_s: float) -> tuple[list[
             in_order.append(client)
             poll.register(number, select.EPOLLIN if client.is_sent else select.EPOLLIN | select.EPOLLOUT)
 
-    def turn(until: float) -> None:
-        """Take what has come by a moment, and let go who has waited for long enough."""
+    def poll_once(until: float) -> None:
+        """Read what arrives until ``until``, and end the requests of clients that give up."""
         for number, _ in poll.poll(max(0.0, until - time.time()), EVENTS_MAX):
             client = clients[number]
             if client.is_sent:
@@ -162,42 +162,42 @@ def _send(target: Target, phases: list[Phase], patience_s: float) -> tuple[list[
     for phase in phases:
         for number in range(math.ceil(phase.per_s * phase.seconds)):
             due_at = phase_at + number / phase.per_s
-            turn(0.0)
+            poll_once(0.0)
             while time.time() < due_at:
-                turn(due_at)
+                poll_once(due_at)
             late_s.append(time.time() - due_at)
             start()
         phase_at += phase.seconds
     while in_order:
-        turn(in_order[0].began_at + patience_s)
+        poll_once(in_order[0].began_at + patience_s)
     return outcomes, late_s
 
 
-def _process(target: Target, phases: list[Phase], patience_s: float, back: "multiprocessing.connection.Connection") -> None:
+def _process(target: Target, phases: list[Phase], patience_s: float, sender: "multiprocessing.connection.Connection") -> None:
     raise_file_limit()
     began_s = time.process_time()
     outcomes, late_s = _send(target, phases, patience_s)
-    back.send(Sent(outcomes, time.process_time() - began_s, late_s))
+    sender.send(Sent(outcomes, time.process_time() - began_s, late_s))
 
 
 class Sent(NamedTuple):
-    """What came of each request, and in seconds: the generator's CPU, and how late it sent each."""
+    """The outcome of each request and, in seconds, the generator's CPU time and how late it sent each request."""
 
-    outcomes: list[Outcome]
+    outcomes: list[LoopOutcome]
     cpu_s: float
     late_s: list[float]
 
 
 def send(target: Target, phases: list[Phase], patience_s: float, processes: int = 1) -> Sent:
-    """Send phase after phase."""
+    """Send the phases, one after the other."""
     context = multiprocessing.get_context("spawn")
     shares = [Phase(phase.per_s / processes, phase.seconds) for phase in phases]
     pipes = [context.Pipe(duplex=False) for _ in range(processes)]
-    started = [context.Process(target=_process, args=(target, shares, patience_s, back), daemon=True) for _, back in pipes]
+    started = [context.Process(target=_process, args=(target, shares, patience_s, sender), daemon=True) for _, sender in pipes]
     for process in started:
         process.start()
-    found: list[Sent] = [ours.recv() for ours, _ in pipes]
+    parts: list[Sent] = [receiver.recv() for receiver, _ in pipes]
     for process in started:
         process.join()
-    outcomes = [outcome for each in found for outcome in each.outcomes]
-    return Sent(outcomes, sum(each.cpu_s for each in found), [late_s for each in found for late_s in each.late_s])
+    outcomes = [outcome for part in parts for outcome in part.outcomes]
+    return Sent(outcomes, sum(part.cpu_s for part in parts), [late_s for part in parts for late_s in part.late_s])

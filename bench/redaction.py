@@ -1,4 +1,4 @@
-"""What does it cost to look for secrets in a log line? ``python bench/redaction.py``; see common/process/redaction.py."""
+"""What does it cost to search a log line for secrets? ``python bench/redaction.py``; see common/process/redaction.py."""
 
 import json
 import timeit
