@@ -315,7 +315,9 @@ def main() -> None:
         parser.error("needs Linux: it reads the CPU clocks of other processes")
     raise_file_limit()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("Stopped."))  # SystemExit, so that all contexts clean up.
-    print("| mode | viewers | generations | refused | complete | lost | back p50 / last, s | API ms per viewer | others' gap, s |")
+    print(
+        "| mode | viewers | generations | refused | complete | lost | back p50 / last, s | API ms per viewer | others' gap, s |"
+    )
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     is_good = True
     for mode in modes:
