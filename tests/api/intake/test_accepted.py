@@ -150,7 +150,7 @@ async def test_the_ledger_knows_who_asked_for_what(send, process, monkeypatch):
 
     opening = await send(headers={"x-request-id": "r-1"}, user="u" * 200)
 
-    asked = orjson.loads(opening.asked)
+    asked = orjson.loads(opening.request_summary)
     created_ms = asked.pop("created_ms")
     assert asked == {
         "format": 2,
@@ -173,11 +173,11 @@ async def test_the_ledger_knows_who_asked_for_what(send, process, monkeypatch):
 async def test_the_end_user_of_a_token_is_the_one_that_counts(send, process, monkeypatch):
     be(monkeypatch, process, end_user="from the token")
 
-    assert orjson.loads((await send(user="from the body")).asked)["end_user"] == "from the token"
+    assert orjson.loads((await send(user="from the body")).request_summary)["end_user"] == "from the token"
 
 
 async def test_where_nobody_is_named_there_is_no_end_user(send):
-    assert orjson.loads((await send()).asked)["end_user"] is None
+    assert orjson.loads((await send()).request_summary)["end_user"] is None
 
 
 async def test_who_is_audited_is_so_in_the_channel_and_in_the_ledger(send, process, monkeypatch):
@@ -186,4 +186,4 @@ async def test_who_is_audited_is_so_in_the_channel_and_in_the_ledger(send, proce
     opening = await send()
 
     assert opening.is_audited
-    assert orjson.loads(opening.asked)["is_audited"]
+    assert orjson.loads(opening.request_summary)["is_audited"]
