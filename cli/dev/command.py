@@ -25,7 +25,7 @@ from api.auth.authenticator import is_loopback
 from cli.dev.embedded_redis import EmbeddedRedis, free_port
 from common.config.groups.access import AccessSettings
 from common.config.model_routes import available
-from common.config.setting_doubts import doubts
+from common.config.setting_doubts import find_doubts
 from common.config.settings import MIB, Settings
 from common.metering.pricing import Price
 from common.process.listening import CannotListen, bind, local_url
@@ -111,7 +111,7 @@ def run(settings: Settings, *, host: str, workers: int, once: bool, reload: bool
     for sig in (signal.SIGTERM, signal.SIGINT):  # A shell that starts us in the background has SIGINT ignored.
         signal.signal(sig, _interrupt)
     _reach_this_machine_directly()
-    for doubt in doubts(settings):
+    for doubt in find_doubts(settings):
         say(f"! {doubt.problem} {doubt.mend}")
     address, key = local_url(host, settings.port), key_for(settings, host)
     try:

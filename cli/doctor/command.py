@@ -17,7 +17,7 @@ from common.config.groups.ledger import LedgerSettings
 from common.config.groups.models import ModelSettings
 from common.config.groups.server import ServerSettings
 from common.config.model_routes import available, resolve
-from common.config.setting_doubts import doubts
+from common.config.setting_doubts import find_doubts
 from common.config.settings import Settings, environment
 from common.database.errors import DatabaseUnavailable
 from common.database.revisions import HEAD, is_sqlite_url, sqlite_revision
@@ -126,7 +126,7 @@ def _foreign(settings: Settings) -> list[Finding]:
 
 
 def _doubts(settings: Settings) -> list[Finding]:
-    return [Finding("wrong" if doubt.is_fault else "note", doubt.problem, doubt.mend) for doubt in doubts(settings)]
+    return [Finding("wrong" if doubt.is_fault else "note", doubt.problem, doubt.mend) for doubt in find_doubts(settings)]
 
 
 def _files() -> Finding:

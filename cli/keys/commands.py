@@ -215,9 +215,9 @@ def _update(id_: str, change: "Change", as_json: bool) -> None:
 def _warn_doubtful(access: "Access") -> None:
     """Tell of what a key is allowed and cannot be meant: it would be of no use, or narrower than its maker believes."""
     from cli.settings import load_settings
-    from common.config.setting_doubts import doubts_of_access
+    from common.config.setting_doubts import find_access_doubts
 
-    for what, mend in doubts_of_access(access, load_settings()):
+    for what, mend in find_access_doubts(access, load_settings()):
         click.echo(f"! It is allowed {what}. {mend}", err=True)
 
 

@@ -1,4 +1,4 @@
-"""Which guardrails of their own do the settings name? Loaded once, by both tiers at their start."""
+"""Which guardrails of the operator's own do the settings name? Both tiers load them once, when they start."""
 
 from collections.abc import Callable
 
@@ -10,11 +10,11 @@ from common.guardrails.custom import CustomGuardrails, PostWebhook, load
 def load_custom_guardrails(
     settings: Settings, poster: Callable[[str, float, Proxy | None], PostWebhook]
 ) -> CustomGuardrails | None:
-    """Return the operator's own guardrails, None where there are none; ``poster`` is asked only for a webhook.
+    """Return the operator's own guardrails, None where there are none. ``poster`` is called only if there is a webhook.
 
     Raises:
         PluginError: the plugin could not be loaded.
-        ProxyUnusable: the webhook cannot be reached as the environment says.
+        ProxyUnusable: the webhook cannot be reached through the proxy that the environment names.
     """
     plugin, url, timeout_s = settings.guardrail_plugin, settings.guardrail_webhook_url, settings.guardrail_timeout_s
     if not (plugin or url):

@@ -1,6 +1,6 @@
-"""Which variables of other gateways do the settings follow, and which have no effect?
+"""Which variables of other gateways do the settings use, and which have no effect?
 
-Told in the log of a process that starts, and by ``sluice doctor``.
+A process logs this when it starts, and ``sluice doctor`` reports it.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from common.config.settings import Settings
 
 
 def in_effect(variables: Mapping[str, str | None], settings: Settings) -> list[str]:
-    """Return the names of the variables that the settings follow: no stronger source says otherwise."""
+    """Return the names of the variables that the settings use: those that no stronger source overrides."""
     names = []
     for variable, setting, convert in TABLE:
         value = convert((variables.get(variable) or "").strip())
@@ -33,27 +33,27 @@ def _is_in_effect(chosen: object, value: str) -> bool:
 
 
 def without_effect(variables: Mapping[str, str | None], settings: Settings) -> dict[str, str]:
-    """Return the variables that we know and cannot follow, each with the reason."""
+    """Return the variables that we know but cannot use, each with the reason."""
     reasons = {}
     for variable, _, name in LIMITS:
         value = (variables.get(variable) or "").strip()
         if value and value != "0" and parse_limit(name, value) is None:
             reasons[variable] = "it is not a whole number"
     if (variables.get("CORS_ORIGIN") or "").strip() and not parse_origins(variables["CORS_ORIGIN"] or ""):
-        reasons["CORS_ORIGIN"] = "it is no origin such as https://app.example"
+        reasons["CORS_ORIGIN"] = "it is not an origin such as https://app.example"
     method = (variables.get("CCPROXY_AUTH_METHOD") or "").strip().lower()
     if method in METHODS:
         setting, reason = METHODS[method]
         if not (getattr(settings, setting) or (setting == "jwt_secret" and settings.jwt_jwks_url)):
             reasons["CCPROXY_AUTH_METHOD"] = reason
     elif method:
-        reasons["CCPROXY_AUTH_METHOD"] = f"there are {', '.join(METHODS)}"
+        reasons["CCPROXY_AUTH_METHOD"] = f"it must be one of {', '.join(METHODS)}"
     return reasons
 
 
 def log_foreign(variables: Mapping[str, str | None], settings: Settings) -> None:
-    """Log which foreign variables a process follows, by name only, and which it cannot."""
-    import structlog  # Here: commands that log nothing start without it.
+    """Log which foreign variables a process uses, by name only, and which it cannot use."""
+    import structlog  # Imported here, because commands that log nothing do not need it.
 
     log = structlog.get_logger()
     if names := in_effect(variables, settings):

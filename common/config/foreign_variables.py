@@ -1,9 +1,9 @@
 """Which variables of other gateways do we understand?
 
-Whoever moves here from one of them keeps the environment that is there: its variables are aliases of our settings, weaker
-than any other source. Of two that mean the same setting the one further up in the table is taken; keys add up, and limits
-are set one by one. Values that cannot be followed are recognised, and said to be without effect. The table is documented
-in docs/access.md and docs/operating.md.
+An operator who comes from another gateway can keep its environment: its variables are aliases of our settings, weaker than
+any other source. If two variables mean the same setting, the one higher up in the table wins. Lists of keys and origins add
+up, and limits are set one by one. Values that we cannot use are recognised and reported as having no effect. The table is
+documented in docs/access.md and docs/operating.md.
 """
 
 import math
@@ -13,7 +13,7 @@ from typing import Any
 from common.access.principal import is_origin
 
 _TRUE = {"1", "true", "yes", "on"}
-_LEVELS = {  # Python's, winston's and pino's words.
+_LEVELS = {  # The level names of Python, winston and pino.
     "silly": "debug",
     "trace": "debug",
     "verbose": "debug",
@@ -34,7 +34,7 @@ def _same(value: str) -> str:
 
 
 def parse_origins(value: str) -> str | None:
-    """Return those that are origins: elsewhere it may be true, or an expression."""
+    """Return the origins in a comma-separated value. In other gateways the value may also be true, or an expression."""
     return ",".join(part for item in value.split(",") if is_origin(part := item.strip().rstrip("/"))) or None
 
 
@@ -46,12 +46,12 @@ def _debug(value: str) -> str | None:
     return "debug" if value.lower() in _TRUE else None
 
 
-# The variable, our setting, and its value as ours; None is a value that means nothing to us.
+# The variable, our setting, and a function that converts the value to ours (None: we cannot use the value).
 TABLE: tuple[tuple[str, str, Callable[[str], str | None]], ...] = (
     ("ACCOUNT_ID", "ai_gateway_account_id", _same),
     ("GATEWAY_ID", "ai_gateway_id", _same),
     ("GatewayToken", "ai_gateway_token", _same),
-    ("GatewayToken", "api_keys", _same),  # There it is both what clients send and what Cloudflare gets.
+    ("GatewayToken", "api_keys", _same),  # There, clients send this token, and Cloudflare gets it too.
     ("AZURE_RESOURCE", "azure_resource", _same),
     ("AZURE_API_VERSION", "azure_api_version", _same),
     ("CCPROXY_API_KEYS", "api_keys", _same),
@@ -69,7 +69,7 @@ TABLE: tuple[tuple[str, str, Callable[[str], str | None]], ...] = (
 )
 _LISTS = ("api_keys", "cors_origins")
 
-# Limits: the variable, whose limit of ours it is, and which. Windows are a minute where no variable says otherwise.
+# Limits: the variable, the scope of our limit, and its name. A window is one minute unless a variable sets it.
 LIMITS: tuple[tuple[str, str, str], ...] = (
     ("CCPROXY_RATE_LIMIT_RPM", "key", "requests"),
     ("CCPROXY_RATE_LIMIT_TPM", "key", "tokens"),
@@ -79,17 +79,17 @@ LIMITS: tuple[tuple[str, str, str], ...] = (
 )
 _WINDOW_S_MAX = 86_400
 
-# What each way of authenticating needs to be set.
+# The setting that each authentication method needs, and the message if it is missing.
 METHODS = {
     "api_key": ("api_keys", "no key is set: set CCPROXY_API_KEYS"),
     "bearer_token": ("api_keys", "no token is set: set CCPROXY_BEARER_TOKEN"),
-    "jwt": ("jwt_secret", "no secret to check tokens with is set: set CCPROXY_JWT_SECRET, or SLUICE_JWT_JWKS_URL"),
-    "oauth2": ("jwt_secret", "no secret to check tokens with is set: set CCPROXY_JWT_SECRET, or SLUICE_JWT_JWKS_URL"),
+    "jwt": ("jwt_secret", "no secret to verify tokens is set: set CCPROXY_JWT_SECRET, or SLUICE_JWT_JWKS_URL"),
+    "oauth2": ("jwt_secret", "no secret to verify tokens is set: set CCPROXY_JWT_SECRET, or SLUICE_JWT_JWKS_URL"),
 }
 
 
 def foreign_values(variables: Mapping[str, str | None]) -> dict[str, Any]:
-    """Return what the variables say, by the names of our settings."""
+    """Return the values of our settings that the variables give, by the settings' names."""
     values: dict[str, Any] = {}
     for variable, setting, convert in TABLE:
         value = convert((variables.get(variable) or "").strip())
@@ -114,14 +114,14 @@ def parse_limits(variables: Mapping[str, str | None]) -> dict[str, dict[str, flo
 
 
 def parse_limit(name: str, text: str) -> float | None:
-    """Return a limit's value; None where it means nothing to us, or no limit."""
+    """Return a limit's value. None where we cannot use it, or where it means no limit."""
     if not (text.isascii() and text.isdigit() and len(text) <= 12 and int(text)):
         return None
     return min(max(1, math.ceil(int(text) / 1000)), _WINDOW_S_MAX) if name == "window_s" else int(text)
 
 
 def find_variable(setting: str, variables: Mapping[str, str | None]) -> str | None:
-    """Return the variable that a setting's value comes from, where it is one of these; of limits, the first."""
+    """Return the variable of this table that gives a setting its value, if any does."""
     for variable, name, convert in TABLE:
         if name == setting and convert((variables.get(variable) or "").strip()):
             return variable

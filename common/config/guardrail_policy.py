@@ -1,10 +1,9 @@
 """Which guardrails apply to a request?
 
-Those of who asks (the key's and the tenant's, or the settings' where neither has any) and those of where it goes (every
-entry of ``guardrails_by_model`` that names one of the request's targets, however it was spelled). The strictest of them
-wins, guardrail by guardrail: then no entry can take away what another one is there for, and nobody has to know all of them
-to say what holds. Who is to be exempt from the settings' guardrails gets a policy of his own; what a route asks for holds
-for all.
+Those of the principal (the key's and the tenant's policies, or the settings' policy where neither has one), and those of the
+model (every entry of ``guardrails_by_model`` that names one of the request's targets, however the client spelled it). For each
+guardrail the strictest mode wins. So no entry can weaken another one, and an operator need not know all entries. A principal
+that should be exempt from the settings' guardrails gets a policy of its own. The entries for models apply to everybody.
 """
 
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ from common.guardrails.table import Mode, guardrails_for_side
 
 
 class GuardrailPolicies:
-    """The settings' side of it, one per process."""
+    """The settings' policies. One object per process."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -26,7 +25,12 @@ class GuardrailPolicies:
         self._is_idle = self._default.is_off and not self._by_model
 
     def find(self, principal: Principal, sent: str, targets: list[Target]) -> GuardrailPolicy | None:
-        """Return what applies to a request whose model was ``sent`` by this name and leads to these; None where all is off."""
+        """Return the policy for a request. None where all guardrails are off.
+
+        Args:
+            sent: the model's name as the client sent it.
+            targets: what the name resolved to.
+        """
         principal_policy = principal.guardrails
         if principal_policy is None and self._is_idle:
             return None
@@ -38,7 +42,7 @@ class GuardrailPolicies:
 
 
 def output_modes(policy: GuardrailPolicy | None) -> Mapping[str, str]:
-    """Return what a worker has to do: the guardrails of answers that are on, by their modes."""
+    """Return the modes of the answers' guardrails that are on, by name. The worker applies them."""
     if policy is None:
         return {}
     return {row.name: str(mode) for row in guardrails_for_side("output") if (mode := policy.mode(row.name)) is not Mode.OFF}

@@ -1,8 +1,8 @@
-"""Does a pattern of the operator's name the model that a request resolved to?
+"""Does one of the operator's patterns match the model that a request resolved to?
 
-Lists that are keyed by models (who may use which, which guardrails hold for which) are matched with the resolved target,
-never with the client's spelling alone: a client may write one model in many ways, and another provider's model in words
-that look like the first. ``*`` and ``?`` stand for anything.
+Lists with models (allowed models, guardrails by model) are matched with the resolved target, never with the client's spelling
+alone: a client may write one model in many ways, and another provider's model may have a similar name. ``*`` matches any
+characters, ``?`` one character.
 """
 
 from fnmatch import fnmatchcase
@@ -14,11 +14,11 @@ _WILDCARDS = "*?["
 
 
 def allows(pattern: str, target: Target, own_name: str | None, settings: Settings, *, has_byok_key: bool = False) -> bool:
-    """Whether a pattern allows a target; ``own_name`` is the alias or mapped name that led there (``routes.own_name``).
+    """Whether a pattern allows a target. ``own_name`` is the alias or mapped name that led there (``model_routes.own_name``).
 
-    A pattern with a provider is matched with the target alone. One without is matched with the operator's own name, and
-    with the model where its bare name leads to this very target: ``gpt-*`` allows ``openai/gpt-4o``, not ``agg/gpt-4o``.
-    A model that lists several, as some routers take them, is allowed where each of them is.
+    A pattern with a provider is matched with the target only. A pattern without one is matched with the operator's own name,
+    and with the model if its bare name leads to exactly this target: ``gpt-*`` allows ``openai/gpt-4o``, not ``agg/gpt-4o``.
+    A list of models, which some routers accept, is allowed if each model in it is allowed.
     """
     if pattern == "*":
         return True
@@ -29,9 +29,9 @@ def allows(pattern: str, target: Target, own_name: str | None, settings: Setting
 
 
 def guards(pattern: str, sent: str, targets: list[Target], settings: Settings) -> bool:
-    """Whether a pattern names one of the targets in any way: rules that restrict hold however a client spells a model.
+    """Whether a pattern names one of the targets in any way. Restrictions apply however a client spells a model.
 
-    A pattern without a provider holds for the model at every provider, an alias for all that it leads to.
+    A pattern without a provider applies to the model at every provider. An alias applies to everything that it leads to.
     """
     provider_pattern = (_with_provider(pattern, settings) or pattern).casefold()
     singles = [single for target in targets for single in _split_models(target)]
@@ -44,7 +44,7 @@ def guards(pattern: str, sent: str, targets: list[Target], settings: Settings) -
 
 
 def provider_allows(pattern: str, provider: str, settings: Settings) -> bool:
-    """Whether a pattern for providers, by any name that one goes by, allows a provider's id."""
+    """Whether a pattern for providers allows a provider's id. The pattern may be any known name of the provider."""
     return fnmatchcase(provider, settings.vendor_ids.get(pattern.lower(), pattern.lower()))
 
 
@@ -64,7 +64,7 @@ def _split_models(target: Target) -> list[Target]:
 
 
 def _with_provider(pattern: str, settings: Settings) -> str | None:
-    """Return a pattern that names a provider as ``provider/model``, by the provider's id; None for one that names none."""
+    """Return a pattern that names a provider as ``provider/model`` with the provider's id. None if it names no provider."""
     model, mark, provider = pattern.rpartition("#")
     if mark and (provider_id := settings.vendor_ids.get(provider.lower())):
         return f"{provider_id}/{model}"

@@ -1,12 +1,12 @@
-"""Which deployments does a model name stand for?
+"""Which targets (provider and model) does a model name stand for?
 
-The API asks this before it accepts a request, a worker again before it runs it: both from the same settings, so a route
-needs no place in the job. Order of the rules: an alias of the settings; the model map; ``model#provider``;
+The API resolves the name before it accepts a request, and a worker again before it runs it. Both use the same settings, so a
+job need not contain the route. The rules in order: an alias of the settings; the model map; ``model#provider``;
 ``provider/model``; a bare name whose provider is evident; the default provider. Then the vendor's own name for the model is
-looked up (``model_names``). Where the request names a provider beside the model, only that one counts.
+looked up (``model_names``). If the request names a provider beside the model, only that provider is used.
 
-A key that the request brought is for one provider: the first of the route. It needs no configuration of ours, and what the
-settings would make of names because a provider has no key here does not apply.
+With bring-your-own-key the key is for one provider: the first of the route. That provider needs no configuration here. The
+default model map, which depends on which providers have a key here, does not apply.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ _ALIASES_NAMED_MAX = 20  # In an error's message.
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A model at a provider, keys and address not yet chosen."""
+    """A model at a provider. Key and address are not chosen yet."""
 
     provider: str
     model: str
@@ -31,10 +31,10 @@ class Target:
 
 
 def resolve(name: str, settings: Settings, provider: str | None = None, *, has_byok_key: bool = False) -> list[Target]:
-    """Return the targets of a model name, in the order in which they are tried; ``provider`` is one named beside it.
+    """Return the targets of a model name, in the order in which they are tried. ``provider`` is a provider named beside it.
 
     Raises:
-        GatewayError: MODEL_NOT_FOUND; the message names what is available and the variable to set.
+        GatewayError: MODEL_NOT_FOUND. The message names the available models and the variable to set.
     """
     targets = _targets(name, settings, provider, has_byok_key=has_byok_key)
     if has_byok_key:
@@ -45,13 +45,13 @@ def resolve(name: str, settings: Settings, provider: str | None = None, *, has_b
 
 
 def own_name(name: str, settings: Settings, provider: str | None = None, *, has_byok_key: bool = False) -> str | None:
-    """Return a name that ``resolve`` would look up as the operator's own, an alias or a mapped one; None for any other."""
+    """Return the name if ``resolve`` looks it up as the operator's own, an alias or a mapped name. None for any other name."""
     is_mapped = provider is None and (not has_byok_key or settings.model_map is not None)
     return name if name in settings.aliases or (is_mapped and name in settings.mapped_models) else None
 
 
 def possible_targets(name: str, settings: Settings, *, has_byok_key: bool = False) -> list[Target]:
-    """Return what a name leads to without a provider beside it, whatever is configured of these; nothing: it names none."""
+    """Return the targets of a name without a provider beside it, configured or not. Empty where it has none."""
     try:
         return _targets(name, settings, None, has_byok_key=has_byok_key)
     except GatewayError:
@@ -59,7 +59,7 @@ def possible_targets(name: str, settings: Settings, *, has_byok_key: bool = Fals
 
 
 def spellings(target: Target) -> list[str]:
-    """Return the model's name at its provider, and the public names that are known to stand for it there."""
+    """Return the model's name at its provider, and the public names that are known to mean it there."""
     names = MODEL_NAMES.get(target.provider, {})
     return [target.model, *(name for name, model in names.items() if model == target.model and name != model)]
 
@@ -81,7 +81,7 @@ def _targets(name: str, settings: Settings, provider: str | None, *, has_byok_ke
 
 
 def find_problem(name: str, settings: Settings) -> str | None:
-    """Return why an alias or a model map cannot lead to a name; None where it can."""
+    """Return why a name cannot be the target of an alias or of the model map. None where it can."""
     try:
         _check(name, _target(name, settings), settings, has_byok_key=False)
     except GatewayError as error:
@@ -152,9 +152,9 @@ def available(settings: Settings) -> list[str]:
 
 
 def model_names(settings: Settings) -> dict[str, str]:
-    """Return the names that a client can use as they are, each with who answers for it: a provider, or us (``sluice``).
+    """Return the names that a client can use directly, each with its owner: a provider, or us (``sluice``).
 
-    They are those that we or the settings know; a provider may have more, which are asked for as ``provider/model``.
+    They are the names that we or the settings know. A provider may have more models; clients use those as ``provider/model``.
     """
     on = available(settings)
     names = {name: provider for provider in on for name in MODEL_NAMES.get(provider, ())}

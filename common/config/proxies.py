@@ -1,7 +1,8 @@
-"""Which proxy leads to an address? Asked by workers for providers, by the API for key sets and webhooks, and by the doctor.
+"""Which proxy leads to a URL? Workers use this for providers, the API for key sets and webhooks, and ``sluice doctor`` too.
 
-As other tools do: ``HTTP_PROXY``, ``HTTPS_PROXY``, ``ALL_PROXY`` for what neither names, and ``NO_PROXY`` for what is reached
-directly (names with all below them, addresses, networks, ``*``), each in small letters too. Settings can switch it off.
+The variables are the usual ones: ``HTTP_PROXY``, ``HTTPS_PROXY``, ``ALL_PROXY`` (if the former is not set), and ``NO_PROXY``
+for hosts that are reached directly (domains with their subdomains, addresses, networks, ``*``). Each may also be written in
+small letters. A setting switches proxies off.
 """
 
 import base64
@@ -18,23 +19,23 @@ _SCHEMES = ("http", "https")
 
 
 class ProxyUnusable(ValueError):
-    """A proxy that is set and cannot be used. The message says which and what to do; it holds no password."""
+    """A proxy is set that cannot be used. The message says which one and what to do. It contains no password."""
 
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """``url`` is without user and password: these are ``authorization``, a header's value, empty where there are none."""
+    """``url`` is without user and password. ``authorization`` is the header value with these, empty where there are none."""
 
     url: str
-    host: str  # With its port, as logs and reports name it.
+    host: str  # With the port, for logs and reports.
     authorization: str = field(default="", repr=False)
 
 
 def proxy_for(url: str, settings: Settings) -> Proxy | None:
-    """Return the proxy that leads to a URL, None where it is reached directly.
+    """Return the proxy that leads to a URL. None where the URL is reached directly.
 
     Raises:
-        ProxyUnusable: never to be taken for "directly".
+        ProxyUnusable: callers must not connect directly then.
     """
     if not settings.proxy_from_env:
         return None
@@ -48,13 +49,13 @@ def proxy_for(url: str, settings: Settings) -> Proxy | None:
 
 
 def missing_certificates() -> dict[str, str]:
-    """Return the variables that should name trusted certificates and name nothing that is there: then none are trusted."""
+    """Return the variables for trusted certificates whose paths do not exist. Then no certificate at all is trusted."""
     named = {name: os.environ.get(name, "") for name in ("SSL_CERT_FILE", "SSL_CERT_DIR")}
     return {name: path for name, path in named.items() if path and not any(map(os.path.exists, path.split(os.pathsep)))}
 
 
 def _names(entry: str, url: SplitResult) -> bool:
-    """Whether an entry of NO_PROXY names a URL's host: ``*``, a name with all below it, an address or network, also a port."""
+    """Whether an entry of NO_PROXY matches a URL: ``*``, a domain with its subdomains, an address or a network."""
     host, netloc = url.hostname or "", url.netloc.rpartition("@")[2].lower()
     if entry in ("*", netloc):
         return True
@@ -74,8 +75,8 @@ def _proxy(value: str, variable: str) -> Proxy:
     host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
     if parts.scheme not in _SCHEMES or not host:
         raise ProxyUnusable(
-            f"{variable} names a proxy of the kind {parts.scheme[:20]}, which cannot be used. Set HTTP_PROXY and HTTPS_PROXY "
-            "to an HTTP proxy, name what is reached directly in NO_PROXY, or set SLUICE_PROXY_FROM_ENV=false."
+            f"{variable} names a proxy of the type {parts.scheme[:20]}, which cannot be used. Set HTTP_PROXY and HTTPS_PROXY "
+            "to an HTTP proxy, list directly reachable hosts in NO_PROXY, or set SLUICE_PROXY_FROM_ENV=false."
         )
     authorization = ""
     if parts.username or parts.password:

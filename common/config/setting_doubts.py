@@ -1,7 +1,7 @@
-"""Which settings are most likely not what their writer meant, though Sluice can run with them?
+"""Which settings are probably mistakes, although Sluice can run with them?
 
-Names that are no setting's, and settings that name providers or models which are not there. Each is told in one sentence:
-in the log of a process that starts, and by ``sluice doctor``.
+Unknown names, and settings that name providers or models that do not exist. Each doubt is one sentence. A process logs its
+doubts when it starts, and ``sluice doctor`` reports them.
 """
 
 import difflib
@@ -18,32 +18,32 @@ from common.config.settings import Settings
 from common.guardrails.table import GUARDRAILS, Mode
 from common.vendors.table import VENDORS
 
-# What Kubernetes sets in every pod for a Service whose name begins with "sluice": nobody wrote it.
+# Kubernetes sets these variables in every pod if a Service's name begins with "sluice". They are not mistakes.
 _SERVICE_LINK = re.compile(r"SLUICE_(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP)(_\w+)?)")
 
 
 class Doubt(NamedTuple):
-    """``is_fault``: it cannot be meant so. A name that is like none of ours may be somebody else's."""
+    """``mend`` says what to do. ``is_fault``: it is certainly a mistake. An unknown name may belong to another program."""
 
     problem: str
     mend: str
     is_fault: bool = True
 
 
-def doubts(settings: Settings) -> list[Doubt]:
-    """Return what is to be told of the settings, and of the names beside them that are none."""
+def find_doubts(settings: Settings) -> list[Doubt]:
+    """Return the doubts about the settings, and about names that look like settings."""
     return [*_unknown_names(), *_targets(settings), *_providers(settings), *_tenants(settings), *_guardrails(settings)]
 
 
 def log_doubts(settings: Settings) -> None:
-    import structlog  # Here: `sluice doctor` logs nothing.
+    import structlog  # Imported here, because `sluice doctor` logs nothing.
 
-    for doubt in doubts(settings):
+    for doubt in find_doubts(settings):
         structlog.get_logger().warning("setting_in_doubt", problem=doubt.problem, mend=doubt.mend)
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:
-    """Return the known name that one looks most like, if any does."""
+    """Return the known name that is most similar to a name, if any is similar."""
     return next(iter(difflib.get_close_matches(name.lower().replace("-", "_"), names, n=1, cutoff=0.7)), None)
 
 
@@ -74,26 +74,26 @@ def _unknown(name: str, where: str, near: str | None) -> Doubt:
 
 
 def _targets(settings: Settings) -> Iterator[Doubt]:
-    """Names of models that lead to a provider which is not there."""
+    """Yield doubts about aliases and mapped names that lead to an unknown or unconfigured provider."""
     named = [("aliases", alias, target) for alias, targets in settings.aliases.items() for target in targets]
     named += [("model_map", name, target) for name, target in (settings.model_map or {}).items()]
     for setting, name, target in named:
         if problem := find_problem(target, settings):
-            yield _doubt(setting, f"{name!r} leads to {target!r}, which cannot be asked", problem)
+            yield _doubt(setting, f"{name!r} leads to {target!r}, which cannot be used", problem)
 
 
 def _providers(settings: Settings) -> Iterator[Doubt]:
-    """Providers that are named and not there."""
+    """Yield doubts about settings that name an unknown or unconfigured provider."""
     if (default := settings.default_provider) and (problem := _problem_of_provider(default, settings)):
-        yield _doubt("default_provider", f"{default!r} cannot be asked", problem)
+        yield _doubt("default_provider", f"{default!r} cannot be used", problem)
     for price in settings.prices:
         provider, slash, _ = price.partition("/")
-        problem = _problem_of_provider(provider, settings) if slash else "Prices are for provider/model."
+        problem = _problem_of_provider(provider, settings) if slash else "Prices are set for provider/model."
         if problem:
             yield _doubt("prices", f"the price of {price!r} applies to nothing", problem)
     for provider, chosen in settings.providers.items():
         if _is_own_address(chosen.base_url, settings):
-            mend = "Give the address of the provider: what is asked would come back to this gateway."
+            mend = "Set it to the provider's address. Otherwise requests come back to this gateway."
             yield Doubt(f"The base URL of {provider!r} is this gateway's own address.", mend)
         if (chosen.limits.is_set or chosen.budget.model_fields_set) and not settings.provider_is_on(provider):
             yield _doubt("providers", f"the limits of {provider!r} apply to nothing", _not_configured(provider, settings))
@@ -120,13 +120,13 @@ def _not_configured(provider: str, settings: Settings) -> str:
 
 def _tenants(settings: Settings) -> Iterator[Doubt]:
     for tenant, access in settings.tenants.items():
-        for subject, mend in doubts_of_access(access, settings):
+        for subject, mend in find_access_doubts(access, settings):
             yield _doubt("tenants", f"{tenant!r} is allowed {subject}", mend)
 
 
-def doubts_of_access(access: Access, settings: Settings) -> Iterator[tuple[str, str]]:
-    """Yield what somebody is allowed and does not exist, each with what is to be done; a key's or a tenant's access."""
-    from common.dialects import DIALECTS  # Here: few setups need them.
+def find_access_doubts(access: Access, settings: Settings) -> Iterator[tuple[str, str]]:
+    """Yield what a key's or a tenant's access allows that does not exist, each with what to do."""
+    from common.dialects import DIALECTS  # Imported here, because few setups need them.
 
     for kind, names, known in _lists(access, settings.vendor_ids, DIALECTS):
         for name in names:
@@ -145,7 +145,7 @@ def _lists(
 
 
 def _guardrails(settings: Settings) -> Iterator[Doubt]:
-    """Guardrails for nobody, and guardrails that are on and have nothing to go by."""
+    """Yield doubts about guardrails that apply to no model, and guardrails that are on but lack their settings."""
     for pattern in settings.guardrails_by_model:
         provider, slash, _ = pattern.partition("/")
         if slash and not re.search(r"[*?[]", provider) and provider not in settings.vendor_ids:

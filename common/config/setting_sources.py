@@ -1,10 +1,10 @@
 """Where do settings come from?
 
 Sources, strongest first: ``SLUICE_*`` environment variables, the same in ``.env``, the providers' usual variables
-(``OPENAI_API_KEY``…, see ``vendors.py``), ``sluice.yaml``, other gateways' variables (``foreign_variables.py``).
-Blanks around a variable's value are no part of it, and instead of NAME there may be NAME_FILE, the file that holds the value.
-A source that cannot be read as a whole raises ``UnreadableSettings``; one value that is no JSON is told with all other
-values that are wrong.
+(``OPENAI_API_KEY``…, see ``common/vendors/table.py``), ``sluice.yaml``, other gateways' variables (``foreign_variables.py``).
+Blanks around a variable's value are removed. Instead of NAME there may be NAME_FILE, the path of a file with the value.
+A source that cannot be read raises ``UnreadableSettings``. A single value that is not JSON is reported together with all
+other invalid values.
 """
 
 import os
@@ -31,11 +31,11 @@ FILE_SUFFIX = "_FILE"
 
 
 class UnreadableSettings(ValueError):
-    """A file of settings cannot be read; the message says where it is wrong and quotes nothing."""
+    """A source of settings cannot be read. The message says where the error is and quotes no value."""
 
 
 class NotJson(str):
-    """The text of a variable that should be JSON and is not; ``problem`` says what is wrong with it, and where."""
+    """The text of a variable that should be JSON but is not. ``problem`` says what is wrong with it, and where."""
 
     problem: str
 
@@ -46,12 +46,12 @@ class NotJson(str):
 
 
 def environment() -> Mapping[str, str | None]:
-    """Return the variables of the environment and, weaker, of ``.env``."""
+    """Return the variables of the environment and of ``.env``. The environment is stronger."""
     return {**_resolve_variables(env_file()), **_resolve_variables(os.environ)}
 
 
 def _resolve_variables(variables: Mapping[str, str | None]) -> dict[str, str]:
-    """Return the variables as they are meant: trimmed, for secrets come with line ends, and with what is read from files.
+    """Return the variables with trimmed values (secrets often end with a line break) and with the values from files.
 
     Raises:
         UnreadableSettings
@@ -75,7 +75,7 @@ def _file_text(name: str, path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise UnreadableSettings(f"{name.upper()}: the file that it names cannot be read: {_reason(error)}.") from error
+        raise UnreadableSettings(f"{name.upper()} names a file that cannot be read: {_reason(error)}.") from error
 
 
 def env_file() -> Mapping[str, str | None]:
@@ -86,7 +86,7 @@ def env_file() -> Mapping[str, str | None]:
 
 
 def yaml_values() -> dict[str, Any]:
-    """Return what ``sluice.yaml`` says; nothing where there is none."""
+    """Return the settings in ``sluice.yaml``. Empty where there is no such file."""
     try:
         with Path(YAML_FILE).open(encoding="utf-8") as file:
             values = yaml.safe_load(file)
@@ -101,7 +101,7 @@ def yaml_values() -> dict[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise UnreadableSettings(f"{YAML_FILE} must hold one setting per line, such as `port: 8080`.")
+        raise UnreadableSettings(f"{YAML_FILE} must have one setting per line, such as `port: 8080`.")
     return {str(name): value for name, value in values.items()}
 
 
@@ -110,11 +110,11 @@ def _reason(error: Exception) -> str:
         return error.strerror or type(error).__name__
     if isinstance(error, UnicodeDecodeError):
         return f"it is not UTF-8 at byte {error.start + 1}"
-    return "it holds characters that YAML does not allow"
+    return "it has characters that YAML does not allow"
 
 
 class _Variables(EnvSettingsSource):
-    """It leaves what is no JSON to the validation, which tells of all that is wrong at once."""
+    """Passes values that are not JSON to the validation, which reports all errors at once."""
 
     def _load_env_vars(self) -> Mapping[str, str | None]:
         return {name: value for name, value in _resolve_variables(super()._load_env_vars()).items() if value}
@@ -137,14 +137,14 @@ class _Yaml(YamlConfigSettingsSource):
 
 
 class _CompleteSource(PydanticBaseSettingsSource):
-    """A source that knows what it has, rather than being asked field by field."""
+    """A source that returns all its values at once, instead of field by field."""
 
     def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
-        raise LookupError("this source fills what it has as a whole")
+        raise LookupError("this source returns all its values at once")
 
 
 class _ProviderVariables(_CompleteSource):
-    """``OPENAI_API_KEY``, ``OPENAI_BASE_URL`` and their like, from the environment, then from ``.env``."""
+    """``OPENAI_API_KEY``, ``OPENAI_BASE_URL`` and the like, from the environment, then from ``.env``."""
 
     def __call__(self) -> dict[str, Any]:
         providers = provider_values(environment())
@@ -152,14 +152,14 @@ class _ProviderVariables(_CompleteSource):
 
 
 class _ForeignVariables(_CompleteSource):
-    """Other gateways' variables, from the same places."""
+    """Other gateways' variables, from the same sources."""
 
     def __call__(self) -> dict[str, Any]:
         return foreign_values(environment())
 
 
 def provider_values(variables: Mapping[str, str | None]) -> dict[str, dict[str, str]]:
-    """Return what the providers' usual variables say, as the setting ``providers`` has it."""
+    """Return the values of the providers' usual variables, in the form of the setting ``providers``."""
     values: dict[str, dict[str, str]] = {}
     for vendor in VENDORS.values():
         for field in ("api_keys", "base_url"):
@@ -178,6 +178,6 @@ _PROVIDER_KEY_FILES = {f"{provider_variable(vendor.env, 'api_keys')}{FILE_SUFFIX
 def sources(
     settings_cls: type[BaseSettings], init: PydanticBaseSettingsSource, env_file: PydanticBaseSettingsSource
 ) -> tuple[PydanticBaseSettingsSource, ...]:
-    """Return all sources, the strongest first; ``init`` are a command's options."""
+    """Return all sources, the strongest first. ``init`` holds the options of a command."""
     variables, file = _Variables(settings_cls), _EnvFile(settings_cls, getattr(env_file, "env_file", None))
     return init, variables, file, *(kind(settings_cls) for kind in (_ProviderVariables, _Yaml, _ForeignVariables))

@@ -1,7 +1,7 @@
-"""What may a setting's value be? The types of settings that stand for more than a number or a text.
+"""Which values may a setting have? These are the types of settings that are more than a number or a text.
 
-Each refuses what cannot work before a process starts, in words that name what it should be. Whatever is wrong with a URL is
-told without quoting it: it may hold a password.
+Each type refuses a value that cannot work before the process starts, and its message says what the value must be. Messages
+never quote a URL, because it may contain a password.
 """
 
 import inspect
@@ -24,23 +24,23 @@ _SENDABLE = re.compile(r"""(?!(["']).*\1$)[!-~](?:[ -~]*[!-~])?""")
 
 
 def _split_commas(value: Any) -> Any:
-    """An empty text is an empty list; commas alone are a list whose parts got lost, which must not open what it bounds."""
+    """Split at commas. An empty text is an empty list. A text with commas only is refused: an empty list might allow more."""
     if not isinstance(value, str):
         return value
     parts = [part.strip() for part in value.split(",") if part.strip()]
     if value.strip() and not parts:
-        raise ValueError("it has commas and nothing between them")
+        raise ValueError("it has only commas and no values")
     return parts
 
 
 def _sendable(key: SecretStr) -> SecretStr:
-    """Return a key that a header can carry.
+    """Return a key that can be sent in a header.
 
     Raises:
         ValueError
     """
     if not _SENDABLE.fullmatch(key.get_secret_value()):
-        raise ValueError("a key must be of printable ASCII characters: look for line ends, and for quotes around the value")
+        raise ValueError("a key must be of printable ASCII characters: look for line breaks, and for quotes around the value")
     return key
 
 
@@ -57,7 +57,7 @@ def _lower(value: Any) -> Any:
 
 
 def _split(text: str) -> SplitResult:
-    """Return a URL's parts; a port that is none is told like whatever else is wrong."""
+    """Return a URL's parts. Raises ValueError, for an invalid port too."""
     if re.match(r"[^/]*//[^/]*\s", text) or text != text.strip():
         raise ValueError("it must be a URL without spaces")
     try:
@@ -85,7 +85,7 @@ def _redis_url(text: str) -> str:
     first, _, second = parts.path.strip("/").partition("/")
     if parts.scheme == "unix":
         if not first:
-            raise ValueError("it must name a socket's file, such as unix:///run/redis/redis.sock?db=0")
+            raise ValueError("it must name the file of a socket, such as unix:///run/redis/redis.sock?db=0")
     elif "+sentinel" in parts.scheme:
         hosts = parts.netloc.rpartition("@")[2].split(",")
         if not (first and all(map(_is_sentinel, hosts)) and _is_number(second or "0")):
@@ -98,13 +98,13 @@ def _redis_url(text: str) -> str:
 
 
 def _check_redis_query(text: str) -> None:
-    from redis.asyncio.connection import Connection, parse_url  # Here: few URLs have one, and few commands need Redis.
+    from redis.asyncio.connection import Connection, parse_url  # Imported here: few URLs have a query, few commands use Redis.
 
     try:
         options: dict[str, Any] = dict(parse_url(text.replace("+sentinel", "")))
         options.pop("connection_class", Connection)(**options)  # It connects later.
     except (ValueError, TypeError) as error:
-        raise ValueError("what stands behind its ? is not understood: redis-py names it, such as ?db=0") from error
+        raise ValueError("the part after the ? is not valid: use parameters of redis-py, such as ?db=0") from error
 
 
 def _is_number(text: str) -> bool:
@@ -132,18 +132,18 @@ def _database_url(text: str) -> str:
 
 
 def _check_asyncpg_query(query: str) -> None:
-    import asyncpg  # Here: few URLs have one.
+    import asyncpg  # Imported here, because few URLs have a query.
 
     known = {*inspect.signature(asyncpg.connect).parameters, "prepared_statement_cache_size"}
     for name, _ in parse_qsl(query, keep_blank_values=True):
         if name not in known:
             hint = "asyncpg calls it ssl, as in ?ssl=require" if name == "sslmode" else "asyncpg has no such parameter"
-            raise ValueError(f"it must not have {name!r} behind the ?: {hint}")
+            raise ValueError(f"it must not have {name!r} after the ?: {hint}")
 
 
 Port = Annotated[int, Field(ge=1, le=PORT_MAX)]
-PortOrFree = Annotated[int, Field(ge=0, le=PORT_MAX)]  # 0: one that is free.
-Wait = Annotated[float, Field(ge=0.01, le=7 * DAY_S)]  # Redis counts milliseconds: less would be none.
+PortOrFree = Annotated[int, Field(ge=0, le=PORT_MAX)]  # 0: any free port.
+Wait = Annotated[float, Field(ge=0.01, le=7 * DAY_S)]  # Redis counts milliseconds: less would become 0.
 Kept = Annotated[float, Field(ge=0.01, le=366 * DAY_S)]  # In Redis.
 CommaList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_commas)]
 Key = Annotated[SecretStr, AfterValidator(_sendable)]

@@ -1,7 +1,7 @@
-"""What can be set, and what is it set to?
+"""Which settings are there, and what are their values?
 
-The values come from the environment and from files, see ``setting_sources.py``; the defaults below are design decisions,
-with their units in the names. Each number has the range in which answers come through: outside of it no process starts.
+The values come from the environment and from files, see ``setting_sources.py``. The defaults are design decisions; units are
+part of the names. Each number has a range in which the gateway works. With a value outside of it, no process starts.
 """
 
 from typing import Any
@@ -25,9 +25,9 @@ from common.config.setting_values import GIB as GIB
 from common.config.setting_values import KIB as KIB
 from common.config.setting_values import MIB as MIB
 
-# What must be larger than what, how many times at least, or else.
+# The larger setting, the smaller one, the minimum ratio, and what goes wrong below it.
 _RELATIONS = (
-    ("lease_s", "renew_s", 2, "or workers take each other's jobs while both live, and answers break off"),
+    ("lease_s", "renew_s", 2, "or workers claim each other's running jobs, and answers break off"),
     ("vanished_viewers_s", "heartbeat_s", 2, "or answers are stopped while their clients still read them"),
 )
 
@@ -68,9 +68,9 @@ class Settings(
     @field_validator("*", mode="before")
     @classmethod
     def _refuse_switches(cls, value: Any, info: ValidationInfo) -> Any:
-        """`yes` in YAML is a switch, and few settings are: as a number it would be 1."""
+        """Refuse true and false for settings that are not switches. YAML reads `yes` as true, which as a number would be 1."""
         if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
-            raise ValueError("it must not be true or false: put a text that YAML takes for a switch in quotes")
+            raise ValueError("it must not be true or false: put a text that YAML reads as true or false in quotes")
         return value
 
     @model_validator(mode="after")
@@ -83,7 +83,7 @@ class Settings(
         return self
 
 
-# In the order of the reference. A function that needs one group takes that, not all of them.
+# In the order of docs/settings.md. A function that needs one group takes that group, not all settings.
 GROUPS = (
     ServerSettings,
     QueueSettings,

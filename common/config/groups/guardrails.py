@@ -1,4 +1,4 @@
-"""What is looked for in prompts and answers?"""
+"""Which settings say what prompts and answers are checked for?"""
 
 from pydantic import BaseModel, Field, field_validator
 
@@ -17,28 +17,32 @@ class GuardrailSettings(BaseModel):
 
     guardrails: GuardrailPolicy = Field(
         default_factory=GuardrailPolicy,
-        description='For who has none of his own: {"pii": "block", "injection": "log"}. See docs/guardrails.md.',
+        description='For principals without their own policy: {"pii": "block", "injection": "log"}. See docs/guardrails.md.',
     )
     guardrails_by_model: dict[str, GuardrailPolicy] = Field(
-        default_factory=dict, description='For models, whoever asks: {"openai/*": {"pii": "block"}}. The strictest wins.'
+        default_factory=dict, description='By model, for all principals: {"openai/*": {"pii": "block"}}. The strictest wins.'
     )
     guardrail_patterns_in: tuple[str, ...] = Field(
-        (), description='Expressions that prompts must not match: ["(?i)project x"].'
+        (), description='Regular expressions that prompts must not match: ["(?i)project x"].'
     )
     guardrail_patterns_out: tuple[str, ...] = Field((), description="The same for answers.")
     guardrail_input_chars_max: int = Field(
-        400_000, ge=1, le=10**9, description="Characters of a prompt, where the size guardrail is on."
+        400_000, ge=1, le=10**9, description="Maximum of characters in a prompt, if the size guardrail is on."
     )
-    guardrail_messages_max: int = Field(1_000, ge=1, le=10**6, description="Messages of a prompt, the same.")
+    guardrail_messages_max: int = Field(
+        1_000, ge=1, le=10**6, description="Maximum of messages in a prompt, if the size guardrail is on."
+    )
     guardrail_plugin: str | None = Field(None, description="A guardrail of your own: module:callable. See docs/guardrails.md.")
-    guardrail_webhook_url: HttpUrl | None = Field(None, description="The same as a service, which is asked by POST.")
-    guardrail_timeout_s: float = Field(2, gt=0, le=60, description="How long one's own guardrail has for its answer.")
+    guardrail_webhook_url: HttpUrl | None = Field(
+        None, description="A guardrail of your own as a service, which Sluice calls by POST."
+    )
+    guardrail_timeout_s: float = Field(2, gt=0, le=60, description="How long your own guardrail may take to answer.")
 
     @field_validator("guardrail_patterns_in", "guardrail_patterns_out")
     @classmethod
     def _check_patterns(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
         if patterns:
-            from common.guardrails.expressions import compile_patterns  # Its engine is loaded only by who uses it.
+            from common.guardrails.expressions import compile_patterns  # Most processes do not need its engine.
 
             compile_patterns(patterns)
         return patterns

@@ -1,4 +1,4 @@
-"""Where are records kept, and for how long?"""
+"""Which settings say where records are stored, and for how long?"""
 
 from pydantic import BaseModel, Field
 
@@ -16,6 +16,6 @@ class LedgerSettings(BaseModel):
 
     database_url: DatabaseUrl = Field(
         "sqlite:///sluice.db",
-        description="Usage and managed keys: sqlite:///FILE for one machine, postgresql://user:password@host/name.",
+        description="For usage and managed keys: sqlite:///FILE on one machine, or postgresql://user:password@host/name.",
     )
     audit_retention_days: float = Field(30, gt=0, le=3650, description="How long the audit log keeps an entry.")

@@ -1,4 +1,4 @@
-"""How much may each ask for?"""
+"""Which settings say how much each principal may use?"""
 
 from typing import Literal
 
@@ -16,13 +16,14 @@ class LimitSettings(BaseModel):
 
     limits: dict[Literal["key", "tenant", "end_user", "address"], Limits] = Field(
         default_factory=dict,
-        description='For each of a kind: {"key": {"requests": 60, "tokens": 100000, "concurrent": 10, "window_s": 60}}.',
+        description='Limits of each key, tenant, end user or address: {"key": {"requests": 60, "tokens": 100000, '
+        '"concurrent": 10, "window_s": 60}}.',
     )
     tenants: dict[str, Access] = Field(
         default_factory=dict,
-        description='What a tenant may: {"acme": {"models": ["gpt-*"], "budget": {"month_usd": 500}}}. See docs/access.md.',
+        description='What a tenant may do: {"acme": {"models": ["gpt-*"], "budget": {"month_usd": 500}}}. See docs/access.md.',
     )
     budget_unknown_price: Literal["allow", "refuse"] = Field(
         "allow",
-        description="Whether who has a budget may use models whose price is not known: they cost nothing there.",
+        description="Whether a principal with a budget may use models with an unknown price. These cost nothing in the budget.",
     )

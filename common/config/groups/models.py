@@ -1,4 +1,4 @@
-"""Which providers are there, what are models called, and what do they cost?"""
+"""Which settings name providers and models, and say what models cost?"""
 
 import re
 from collections.abc import Mapping
@@ -23,13 +23,13 @@ from common.vendors.model_names import CLAUDE_FOR_OPENAI, canonical_name
 from common.vendors.prefill import ContinuationMethod
 from common.vendors.table import VENDOR_IDS, VENDORS, Vendor, WireName
 
-_OWN_PROVIDER_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")  # It stands in model names, in front of a slash or behind a #.
+_OWN_PROVIDER_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")  # It is part of model names, before a slash or after a #.
 
 
 class ProviderSettings(BaseModel):
-    """One vendor's keys and address; ``base_url`` and ``wire`` None mean the vendor's own.
+    """One vendor's keys and address. ``base_url`` and ``wire`` None mean the vendor's own.
 
-    ``continuation`` is how an answer goes on that broke off, None as ``continuing.py`` has it.
+    ``continuation`` is how a broken answer is continued; None: as ``common/vendors/prefill.py`` says.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -38,7 +38,7 @@ class ProviderSettings(BaseModel):
     base_url: HttpUrl | None = None
     wire: WireName | None = None
     continuation: ContinuationMethod | None = None
-    limits: Limits = Limits()  # The vendor's quota for each key, which all workers keep to together.
+    limits: Limits = Limits()  # The vendor's quota for each key. All workers together keep to it.
     budget: Budget = Budget()
 
 
@@ -49,24 +49,28 @@ class ModelSettings(BaseModel):
         default_factory=dict,
         description='Providers of your own: {"lab": {"base_url": "http://lab/v1", "api_keys": "k", "wire": "openai-chat"}}.',
     )
-    default_provider: str | None = Field(None, description="Provider for model names that name none.")
+    default_provider: str | None = Field(None, description="Provider for model names without a provider.")
     aliases: dict[str, Annotated[list[str], Field(min_length=1)]] = Field(
         default_factory=dict,
         description='Model names of your own, each with its targets in order: {"fast": ["openai/gpt-5"]}.',
     )
     model_map: dict[str, str] | None = Field(
-        None, description='Bare names that stand for another model: {"gpt-4": "claude-sonnet-5-5"}. Unset: docs/providers.md.'
+        None, description='Model names that mean another model: {"gpt-4": "claude-sonnet-5-5"}. Unset: see docs/providers.md.'
     )
     prices: dict[str, Price] = Field(
         default_factory=dict,
-        description='Prices that you know better: {"openai/gpt-5": {"input_usd_per_mtok": 1, "output_usd_per_mtok": 8}}.',
+        description='Prices of your own: {"openai/gpt-5": {"input_usd_per_mtok": 1, "output_usd_per_mtok": 8}}.',
     )
-    azure_resource: str | None = Field(None, description="Azure OpenAI's resource, where AZURE_OPENAI_BASE_URL is not set.")
+    azure_resource: str | None = Field(None, description="The Azure OpenAI resource, if AZURE_OPENAI_BASE_URL is not set.")
     azure_api_version: str = Field("2024-10-21", description="Azure OpenAI's api-version.")
-    ai_gateway_account_id: str | None = Field(None, description="Cloudflare's account; Workers AI needs it, gateway or not.")
-    ai_gateway_id: str | None = Field(None, description="The AI Gateway through which providers are reached.")
-    ai_gateway_token: Key | None = Field(None, description="Its token, where it asks for one.")
-    ai_gateway_base_url: HttpUrl = Field("https://gateway.ai.cloudflare.com/v1", description="Where AI Gateways are.")
+    ai_gateway_account_id: str | None = Field(
+        None, description="Your Cloudflare account. Workers AI needs it even without an AI Gateway."
+    )
+    ai_gateway_id: str | None = Field(None, description="The Cloudflare AI Gateway through which providers are reached.")
+    ai_gateway_token: Key | None = Field(None, description="The token of the AI Gateway, if it requires one.")
+    ai_gateway_base_url: HttpUrl = Field(
+        "https://gateway.ai.cloudflare.com/v1", description="The address of Cloudflare's AI Gateways."
+    )
 
     @field_validator("prices")
     @classmethod
@@ -91,7 +95,7 @@ class ModelSettings(BaseModel):
 
     @cached_property
     def vendors(self) -> Mapping[str, Vendor]:
-        """All vendors by their ids: those that we know, and the settings' own."""
+        """All vendors by id: those that we know, and those that the settings add."""
         own_vendors = {
             name: Vendor(name, "", wires=(chosen.wire or "openai-chat",), base_url=None, key_is_needed=False)
             for name, chosen in self.providers.items()
@@ -106,7 +110,7 @@ class ModelSettings(BaseModel):
 
     @cached_property
     def vendor_ids(self) -> Mapping[str, str]:
-        """The vendor's id for each name that it goes by."""
+        """The id of a vendor for each of its names."""
         return {**VENDOR_IDS, **{name: name for name in self.vendors}}
 
     def provider(self, provider: str) -> ProviderSettings:
@@ -119,18 +123,18 @@ class ModelSettings(BaseModel):
         return f"{self.ai_gateway_base_url}/{self.ai_gateway_account_id}/{self.ai_gateway_id}"
 
     def is_behind_gateway(self, provider: str) -> bool:
-        """Whether a provider is reached through Cloudflare's AI Gateway: all that it serves, but for those with a base URL."""
+        """Whether a provider is reached through Cloudflare's AI Gateway: all that it serves, except those with a base URL."""
         if not self.ai_gateway_url or self.provider(provider).base_url:
             return False
         vendor = self.vendors[provider]
         return any(self.filled(path) for wire, path in vendor.gateway.items() if wire in vendor.wires)
 
     def base_url(self, provider: str) -> str | None:
-        """Return the address of a provider that is reached directly; None where the settings do not tell it."""
+        """Return the address of a provider that is reached directly. None where the settings do not give it."""
         return self.provider(provider).base_url or self.filled(self.vendors[provider].base_url or "") or None
 
     def filled(self, template: str) -> str | None:
-        """Return a vendor's template with its words filled in but for the model; None where one of them is not set."""
+        """Return a vendor's URL template with the settings filled in, except ``{model}``. None where one of them is not set."""
         for name in re.findall(r"\{(\w+)\}", template):
             if name != "model":
                 if not (value := getattr(self, name)):
@@ -139,20 +143,20 @@ class ModelSettings(BaseModel):
         return template
 
     def byok_pays(self, provider: str) -> bool:
-        """Whether a key that a request brings for a provider pays for the call: the provider cannot do without one, and no
-        gateway stands before it, which may have used a key of its own instead."""
+        """Whether the client pays for a call with its own key: the provider requires a key, and is not behind an AI Gateway,
+        which might use a key of its own instead."""
         needs_key = self.vendors[provider].key_is_needed or bool(self.provider(provider).api_keys)
         return needs_key and not self.is_behind_gateway(provider)
 
     def provider_is_on(self, provider: str) -> bool:
         if self.is_behind_gateway(provider):
-            return True  # Keys that are missing here may be stored there.
+            return True  # A key that is missing here may be stored at the AI Gateway.
         has_key = bool(self.provider(provider).api_keys) or not self.vendors[provider].key_is_needed
         return has_key and bool(self.base_url(provider))
 
     @cached_property
     def mapped_models(self) -> Mapping[str, str]:
-        """The model map in effect: unset, OpenAI's names stand for Claude's where Anthropic is the only provider with a key."""
+        """The effective model map. If unset, OpenAI's names mean Claude's where Anthropic is the only provider with a key."""
         if self.model_map is not None:
             return self.model_map
         with_keys = [name for name, chosen in self.providers.items() if chosen.api_keys]

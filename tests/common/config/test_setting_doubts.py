@@ -8,7 +8,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from common.config.groups.models import ProviderSettings
-from common.config.setting_doubts import doubts, log_doubts
+from common.config.setting_doubts import find_doubts, log_doubts
 from common.config.settings import Settings
 
 PRICE = {"input_usd_per_mtok": 1, "output_usd_per_mtok": 2}
@@ -25,7 +25,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def told(**settings: Any) -> list[str]:
-    return [f"{doubt.problem} {doubt.mend}" for doubt in doubts(Settings(**{**OPENAI, **settings}))]
+    return [f"{doubt.problem} {doubt.mend}" for doubt in find_doubts(Settings(**{**OPENAI, **settings}))]
 
 
 def test_good_settings_are_in_no_doubt():
@@ -53,7 +53,7 @@ def test_good_settings_are_in_no_doubt():
 def test_a_name_like_one_of_ours_is_told_with_the_one_that_is_meant(monkeypatch: pytest.MonkeyPatch, name: str, near: str):
     monkeypatch.setenv(name, "value")
 
-    (doubt,) = doubts(Settings(**OPENAI))
+    (doubt,) = find_doubts(Settings(**OPENAI))
 
     assert name in doubt.problem
     assert near in doubt.mend
@@ -64,7 +64,7 @@ def test_a_name_like_one_of_ours_is_told_with_the_one_that_is_meant(monkeypatch:
 def test_a_name_like_none_of_ours_may_be_somebody_else_s(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SLUICE_COLOUR_OF_THE_BOATHOUSE", "red")
 
-    (doubt,) = doubts(Settings(**OPENAI))
+    (doubt,) = find_doubts(Settings(**OPENAI))
 
     assert not doubt.is_fault
 

@@ -104,5 +104,5 @@ def test_a_list_whose_parts_got_lost_is_not_an_empty_one(kind):
     """As of ``"$ONE,$TWO"``, neither of which is set: without keys everybody is let in, without an audience every token."""
     assert len(TypeAdapter(kind).validate_python("")) == 0
     for lost in (",", " , ,"):
-        with pytest.raises(ValidationError, match="commas and nothing between them"):
+        with pytest.raises(ValidationError, match="only commas and no values"):
             TypeAdapter(kind).validate_python(lost)
