@@ -185,15 +185,15 @@ async def measure_load(load: Load, under_test: Machine) -> int:
     after = under_test.cpu_s()
 
     tokens = sum(outcome.tokens for outcome in outcomes)
-    wrong = sum(not (outcome.is_complete and outcome.tokens == load.tokens) for outcome in outcomes)
+    failed = sum(not (outcome.is_complete and outcome.tokens == load.tokens) for outcome in outcomes)
     costs_us = {name: (after[name] - before[name]) * 1e6 / max(tokens, 1) for name in before}
     ours_us = sum(costs_us[name] for name in ("api", "worker", "redis"))
     print(f"\n{load.name}: {load.streams} streams x {load.tokens} tokens, {load.pace_ms} ms apart ({load.description})")
     parts = " + ".join(f"{name} {costs_us[name]:.1f}" for name in ("api", "worker", "redis"))
     print(f"  CPU per token  {ours_us:.1f} us = {parts}   (the provider itself: {costs_us['provider']:.1f})")
     print(f"  tokens/s       {tokens / duration_s:,.0f}   in {duration_s:.1f} s")
-    print(f"  errors         {wrong} of {load.streams} streams")
-    return wrong
+    print(f"  errors         {failed} of {load.streams} streams")
+    return failed
 
 
 async def measure_ttft(under_test: Machine) -> int:
@@ -205,7 +205,7 @@ async def measure_ttft(under_test: Machine) -> int:
             for name, port in ports.items():
                 outcomes[name].append(await send_request(port, "demo-n1-d0"))
 
-    wrong = sum(not outcome.is_complete or outcome.ttft_s is None for results in outcomes.values() for outcome in results)
+    failed = sum(not outcome.is_complete or outcome.ttft_s is None for results in outcomes.values() for outcome in results)
     print(f"\nfirst token: {TTFT_REQUESTS} requests, one after the other, alternating with the provider itself")
     percentiles: tuple[tuple[str, Callable[[list[float]], float]], ...] = (
         ("p50", statistics.median),
@@ -217,16 +217,16 @@ async def measure_ttft(under_test: Machine) -> int:
         }
         added_ms = ttft_ms["gateway"] - ttft_ms["direct"]
         print(f"  {label}  added {added_ms:.2f} ms   (gateway {ttft_ms['gateway']:.2f}, direct {ttft_ms['direct']:.2f})")
-    print(f"  errors  {wrong} of {2 * TTFT_REQUESTS} requests")
-    return wrong
+    print(f"  errors  {failed} of {2 * TTFT_REQUESTS} requests")
+    return failed
 
 
 async def run_all(names: list[str], under_test: Machine) -> int:
     async with asyncio.timeout(LOAD_S_MAX):
         for _ in range(20):  # Warm-up: connections, code paths and caches.
             await send_request(under_test.api_port, "demo-n5-d0")
-    wrong = sum([await measure_load(load, under_test) for load in LOADS if load.name in names])
-    return wrong + (await measure_ttft(under_test) if "ttft" in names else 0)
+    failed = sum([await measure_load(load, under_test) for load in LOADS if load.name in names])
+    return failed + (await measure_ttft(under_test) if "ttft" in names else 0)
 
 
 def main() -> None:
@@ -241,8 +241,8 @@ def main() -> None:
     raise_file_limit()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("Stopped."))  # SystemExit, so that all contexts clean up.
     with machine() as under_test, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        wrong = runner.run(run_all(loads, under_test))
-    sys.exit(1 if wrong else 0)
+        failed = runner.run(run_all(loads, under_test))
+    sys.exit(1 if failed else 0)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ def make_plan(script: Script, request: AnswerRequest) -> Plan:
     Raises:
         WireError: a schema in the request is invalid.
     """
-    plan = _unlimited(script, request)
+    plan = _plan_without_limits(script, request)
     # A client that sends the beginning of an answer has already received the reasoning before it.
     if script.reasoning_tokens and not request.prefill:
         plan.parts.insert(0, Part(PartKind.REASONING, scripts.reasoning_words(script.reasoning_tokens)))
@@ -36,7 +36,7 @@ def make_plan(script: Script, request: AnswerRequest) -> Plan:
     return plan
 
 
-def _unlimited(script: Script, request: AnswerRequest) -> Plan:
+def _plan_without_limits(script: Script, request: AnswerRequest) -> Plan:
     if script.is_refusal:
         return Plan([Part(PartKind.REFUSAL, scripts.refusal())], Finish.REFUSAL)
     if request.tool_result is not None:

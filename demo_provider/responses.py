@@ -115,7 +115,7 @@ def _response(request: AnswerRequest) -> dict[str, Any]:
     }
 
 
-def _finished(response: dict[str, Any], request: AnswerRequest, plan: Plan) -> dict[str, Any]:
+def _finished_response(response: dict[str, Any], request: AnswerRequest, plan: Plan) -> dict[str, Any]:
     is_short = plan.finish is Finish.LENGTH
     return {
         **response,
@@ -159,7 +159,7 @@ def _content(part: Part, text: str) -> dict[str, Any]:
 
 def build_reply(request: AnswerRequest, plan: Plan) -> dict[str, Any]:
     """Return the body of an answer that is not streamed."""
-    return _finished(_response(request), request, plan)
+    return _finished_response(_response(request), request, plan)
 
 
 def open_stream(request: AnswerRequest, plan: Plan) -> "ResponseStream":
@@ -193,7 +193,7 @@ class ResponseStream:
 
     def closing(self) -> bytes:
         end = self._end_part(len(self._plan.parts) - 1) if self._plan.parts else b""
-        finished = _finished(self.response, self._request, self._plan)
+        finished = _finished_response(self.response, self._request, self._plan)
         return end + self._event(f"response.{finished['status']}", response=finished)
 
     def failure(self) -> bytes:

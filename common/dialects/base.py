@@ -128,5 +128,5 @@ class Dialect(Protocol):
         ...
 
     def is_final(self, last_block: bytes) -> bool:
-        """Whether a stream that ends with this SSE block is complete for its clients."""
+        """Whether clients expect nothing after this SSE block, the last one of a stream: its end, or an error event."""
         ...

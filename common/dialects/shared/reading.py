@@ -21,7 +21,7 @@ class Shape(BaseModel):
 AnyShape = TypeVar("AnyShape", bound=Shape)
 
 # Pydantic's error types as readable text for a 400. Other types keep pydantic's own message.
-_MUST = {
+_FAULT_TEXTS = {
     "missing": "is required",
     "model_type": "must be an object",
     "dict_type": "must be an object",
@@ -49,9 +49,10 @@ def read(shape: type[AnyShape], value: object, path: str = "") -> AnyShape:
         return shape.model_validate(value)
     except ValidationError as exc:
         error = exc.errors(include_url=False, include_input=False)[0]
-        where = join_path(path, *error["loc"]) or "body"
-        template = _MUST.get(error["type"])
-        raise invalid(where, template.format(**error.get("ctx", {})) if template else f"is not valid: {error['msg']}") from None
+        field_path = join_path(path, *error["loc"]) or "body"
+        template = _FAULT_TEXTS.get(error["type"])
+        fault = template.format(**error.get("ctx", {})) if template else f"is not valid: {error['msg']}"
+        raise invalid(field_path, fault) from None
 
 
 def join_path(*steps: str | int) -> str:
