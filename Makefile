@@ -1,4 +1,4 @@
-# What can be done here: `make help`. CI calls the same verbs.
+# `make help` lists the commands. CI uses the same ones.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -11,7 +11,7 @@ SEED ?=
 REDIS ?= one
 EXAMPLES ?= 200
 COUNT ?= 400
-# Tests of one process and its parts, which need no more than a Redis: these run on every Python.
+# Tests of one process and its parts. They need only a Redis, and run on every Python.
 UNIT := tests/api tests/common tests/contracts tests/workers tests/test_dependencies.py
 
 .DEFAULT_GOAL := help
@@ -29,22 +29,22 @@ $(VENV)/.ready-run: pyproject.toml $(CONSTRAINTS)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable '.[embedded]'
 	@touch $@
 
-# The developers' tools, more than twice as much again: for every verb but setup and demo.
+# The developers' tools, for all commands except setup and demo. They more than double the size of .venv.
 $(VENV)/.ready-dev: $(VENV)/.ready-run
 	@echo "Adding the tools for tests and checks …"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable '.[embedded,dev]'
 	@touch $@
 
-demo: setup ## Start everything, stream a sample answer, stay up (ARGS=--once ends after it)
+demo: setup ## Start everything, stream a sample answer, keep running (ARGS=--once stops after the sample)
 	@$(BIN)/sluice dev $(ARGS)
 
-dev: setup ## The same with reload and logs, for development
+dev: setup ## Start everything with reload and logs, for development
 	@$(BIN)/sluice dev --reload --verbose $(ARGS)
 
-test: $(VENV)/.ready-dev ## Run the tests (ARGS=tests/common for a part, WORKERS=0 for one after the other)
+test: $(VENV)/.ready-dev ## Run the tests (ARGS=tests/common for a part, WORKERS=0 for one at a time)
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
-unit: $(VENV)/.ready-dev ## Run unit and contract tests alone (PYTHON=python3.13 VENV=.venv-3.13 for another Python)
+unit: $(VENV)/.ready-dev ## Run only unit and contract tests (PYTHON=python3.13 VENV=.venv-3.13 for another Python)
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(UNIT) $(ARGS)
 
 lowest: $(VENV)/.ready-dev ## Run unit and contract tests on the lowest versions that pyproject.toml allows
@@ -53,50 +53,50 @@ lowest: $(VENV)/.ready-dev ## Run unit and contract tests on the lowest versions
 	  --python $(BIN)/python pyproject.toml --output-file $(VENV)/lowest.txt
 	@$(MAKE) --no-print-directory unit VENV=$(VENV)-lowest PYTHON=$(BIN)/python CONSTRAINTS=$(VENV)/lowest.txt
 
-check-all: ## Run everything that there is, for an hour or two: all tests, every Python, lowest versions, long chaos, figures
+check-all: ## Run all checks, for one to two hours: all tests, every Python, lowest versions, long chaos, benchmarks
 	@.ci/check-all
 
 fmt: $(VENV)/.ready-dev ## Format the code
 	@$(BIN)/ruff check --fix --quiet .
 	@$(BIN)/ruff format --quiet .
 
-lint: $(VENV)/.ready-dev ## Check style and the direction of imports
+lint: $(VENV)/.ready-dev ## Check style and import rules
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/lint-imports
 
-types: $(VENV)/.ready-dev ## Check types, strictly
+types: $(VENV)/.ready-dev ## Check types (strict)
 	@$(BIN)/mypy
 
 env: setup ## Write .env.example and docs/settings.md from the settings
 	@$(BIN)/python -m cli.env_example > .env.example
 	@$(BIN)/python -m cli.settings_page > docs/settings.md
 
-compatibility: $(VENV)/.ready-dev ## Try every client dialect on every provider, and write docs/compatibility.md
+compatibility: $(VENV)/.ready-dev ## Try every client dialect with every provider, and write docs/compatibility.md
 	@$(BIN)/python -m tests.support.compatibility.page > docs/compatibility.md
 
-constraints: $(VENV)/.ready-dev ## Renew constraints.txt: the newest versions that pyproject.toml allows, for every Python
+constraints: $(VENV)/.ready-dev ## Update constraints.txt to the newest versions that pyproject.toml allows, for every Python
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	@$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --all-extras --no-annotate --no-header \
 	  pyproject.toml --output-file constraints.txt
 
-overload: setup ## Measure what happens past the knee, with clients that give up (ARGS="--knee 400 --factors 2 3")
+overload: setup ## Measure behaviour above capacity, with clients that give up (ARGS="--knee 400 --factors 2 3")
 	@$(BIN)/python -m bench.overload $(ARGS)
 
 bench: setup ## Measure CPU per token and time to first token on this machine
 	@$(BIN)/python bench/run.py $(ARGS)
 
-fuzz: $(VENV)/.ready-dev ## Send every route what nobody would, for longer than the tests do (EXAMPLES=200 SEED=n)
+fuzz: $(VENV)/.ready-dev ## Send unexpected input to every route, for longer than the tests do (EXAMPLES=200 SEED=n)
 	@FUZZ_EXAMPLES=$(EXAMPLES) FUZZ_SEED=$(SEED) $(BIN)/python -m pytest tests/security/test_schema.py tests/security/test_fuzzing.py -m "" $(ARGS)
 
-chaos: $(VENV)/.ready-dev ## Break everything around real streams for a minute (MINUTES=10 SEED=n, REDIS=sentinel, ARGS=--verbose); needs nginx
+chaos: $(VENV)/.ready-dev ## Break processes and connections under real streams for a minute (MINUTES=10 SEED=n, REDIS=sentinel, ARGS=--verbose); needs nginx
 	@$(BIN)/python -m tests.chaos --redis $(REDIS) --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
-soak: $(VENV)/.ready-dev ## Do all that clients do at a steady rate for a minute, and say what has grown (MINUTES=60 RATE=14)
+soak: $(VENV)/.ready-dev ## Run all kinds of requests at a steady rate for a minute, and report what has grown (MINUTES=60 RATE=14)
 	@$(BIN)/python -m tests.soak --minutes $(MINUTES) --rate $(RATE) $(ARGS)
 
-mutants: $(VENV)/.ready-dev ## Put 400 faults into copies of the core, and list those that no test notices (SEED=n COUNT=60)
+mutants: $(VENV)/.ready-dev ## Put 400 faults into copies of the core, and list those that no test finds (SEED=n COUNT=60)
 	@$(BIN)/python -m tests.mutants --count $(COUNT) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
-clean: ## Remove what setup and the tools made
+clean: ## Remove the files that setup and the tools created
 	@rm -rf $(VENV) $(VENV)-* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .mutants_cache.json *.egg-info

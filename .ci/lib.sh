@@ -1,8 +1,8 @@
-# What .ci/run and .ci/check-all share: how a step is told and timed, which Pythons there are, and what a flaky test is.
+# Shared by .ci/run and .ci/check-all: printing and timing of steps, finding Python versions, finding flaky tests.
 # shellcheck shell=bash
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 
-# Install what the tests that need a system package would skip without.
+# Install the system packages that some tests need. Without them these tests are skipped.
 install_packages() {
   if command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then
     export DEBIAN_FRONTEND=noninteractive
@@ -11,7 +11,7 @@ install_packages() {
   fi
 }
 
-# Run a command, and say how long it took.
+# Run a command, and print how long it took.
 step() {
   local begin=$SECONDS status=0
   echo "== $*"
@@ -20,15 +20,15 @@ step() {
   return $status
 }
 
-# All is made with the distribution's own Python, where it is new enough: the oldest one that many have.
+# Use the distribution's own Python if it is new enough: it is the oldest version that many users have.
 use_own_python() {
   if /usr/bin/python3 -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
     export PYTHON=/usr/bin/python3
   fi
 }
 
-# The distribution's own Python, those on PATH and pyenv's: one of each version that can be used, oldest first, but for that of .venv.
-# "$1": how many parts of a version count; 2 takes 3.12.1 and 3.12.9 for one.
+# Print one Python of each usable version, oldest first, except the version of .venv. It searches the distribution, PATH and pyenv.
+# "$1": how many parts of a version count; with 2, 3.12.1 and 3.12.9 are the same version.
 other_pythons() {
   local python tell='import sys, venv, ensurepip; sys.version_info >= (3, 11) and print(".".join(map(str, sys.version_info[:int(sys.argv[1])])), sys.executable)'
   for python in /usr/bin/python3 python3.{11..19} "${PYENV_ROOT:-$HOME/.pyenv}"/versions/*/bin/python3 .venv/bin/python; do
@@ -36,7 +36,7 @@ other_pythons() {
   done | sort -s -V -u -k1,1 | grep -v "^$(.venv/bin/python -c "$tell" "$1" | cut -d ' ' -f 1) "
 }
 
-# Unit and contract tests on each of them; "$1" as there.
+# Run unit and contract tests on each of them; "$1" as above.
 unit_on_other_pythons() {
   local version python
   while read -r version python; do
@@ -44,7 +44,7 @@ unit_on_other_pythons() {
   done < <(other_pythons "$1")
 }
 
-# Run `make test`. What failed runs once more, alone: a test that passes then is flaky, which is a fault of ours too, and is named.
+# Run `make test`. Failed tests run once more, one at a time. A test that passes then is flaky; it is listed, because that is a bug too.
 test_twice() {
   FLAKY=()
   rm -f .pytest_cache/v/cache/lastfailed
@@ -54,7 +54,7 @@ test_twice() {
   step make test WORKERS=0 ARGS="--last-failed --last-failed-no-failures none $*"
 }
 
-# The last line: how many tests needed a second run, and which.
-tell_flaky() {
+# Print the last line: how many tests needed a second run, and which ones.
+print_flaky() {
   echo "${#FLAKY[@]} flaky${FLAKY[*]:+: ${FLAKY[*]}}"
 }

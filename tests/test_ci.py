@@ -27,7 +27,7 @@ def run_tests_twice(folder: Path, failures: int, failed: str) -> subprocess.Comp
     (folder / ".venv" / "bin" / "python").symlink_to(sys.executable)
     env = {"CALLS": str(folder / "calls"), "FAILURES": str(failures), "FAILED": failed}
     return subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", f". {ROOT}/.ci/lib.sh; test_twice; tell_flaky"],
+        ["bash", "-euo", "pipefail", "-c", f". {ROOT}/.ci/lib.sh; test_twice; print_flaky"],
         cwd=folder,
         env={**os.environ, **env, "PATH": f"{folder}:{os.environ['PATH']}"},
         capture_output=True,
