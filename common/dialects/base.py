@@ -128,5 +128,5 @@ class Dialect(Protocol):
         ...
 
     def is_final(self, last_block: bytes) -> bool:
-        """Whether clients expect nothing after this SSE block, the last one of a stream: its end, or an error event."""
+        """Whether clients expect nothing more after this SSE block, the last one of a stream."""
         ...

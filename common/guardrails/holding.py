@@ -86,7 +86,7 @@ class TextFilter:
     def _advance(self, hold: int, seam: int | None = None) -> str:
         """Return the text that begins before ``hold``, with matches replaced."""
         pieces = []
-        # If everything new is held, no complete match can begin before ``hold``: no search is needed.
+        # If everything from ``_start`` on is held, no match can begin before ``hold``: no search is needed.
         while hold > self._start and (match := self._find(self._start)) and (match.start < hold or match.is_forced):
             pieces.append(self._text[self._passed_end : match.start])
             self.counts[match.name] += 1

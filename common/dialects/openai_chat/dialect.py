@@ -107,13 +107,14 @@ class ChunkEncoder:
             start = self._text_starts.get(event.choice)
             if start is not None:
                 return start + orjson.dumps(event.text) + self._delta_end
-            return self._opened(event.choice) + self._text_starts[event.choice] + orjson.dumps(event.text) + self._delta_end
+            first_chunk = self._open_choice(event.choice)
+            return first_chunk + self._text_starts[event.choice] + orjson.dumps(event.text) + self._delta_end
         return self._encode_rare(event)
 
     def _encode_rare(self, event: Event) -> bytes:
         match event:
             case Started():
-                return self._opened(0)
+                return self._open_choice(0)
             case TextDelta():
                 return self._delta(event.choice, {"content": event.text})
             case RefusalDelta():
@@ -137,11 +138,11 @@ class ChunkEncoder:
                 return b""  # The format has no place for signatures and redacted reasoning.
 
     def _delta(self, choice: int, delta: dict[str, Any]) -> bytes:
-        start = self._opened(choice) + self._head
+        start = self._open_choice(choice) + self._head
         # The prefix ends inside the delta, so that both paths share one suffix.
         return start + b'{"index":%d,"delta":' % choice + orjson.dumps(delta)[:-1] + self._delta_end
 
-    def _opened(self, choice: int) -> bytes:
+    def _open_choice(self, choice: int) -> bytes:
         """Return the first chunk of a choice; nothing if it was sent already."""
         if choice in self._text_starts:
             return b""
@@ -153,7 +154,7 @@ class ChunkEncoder:
 
     def _finish(self, event: Finished) -> bytes:
         choice = {"index": event.choice, "delta": {}, "logprobs": None, "finish_reason": FINISH_WORD[event.reason]}
-        return self._opened(event.choice) + self._head + orjson.dumps(choice) + self._tail
+        return self._open_choice(event.choice) + self._head + orjson.dumps(choice) + self._tail
 
     def _usage_chunk(self, usage: Usage | None) -> bytes:
         if not self._include_usage or usage is None:
