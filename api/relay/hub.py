@@ -12,7 +12,7 @@ import structlog
 
 from api.relay.viewer import DIVERGED, LOG_LOST, Viewer
 from api.server.store_errors import answer_lost
-from common.canonical.errors import ErrorKind, Failed, GatewayError, StoreRefuses, StoreUnavailable
+from common.canonical.errors import ErrorKind, Failed, GatewayError, StoreRefused, StoreUnavailable
 from common.channel.base import START, Channel, Cursor, Feed, FrameKind, Message, State, Stop
 from common.config.settings import Settings
 from common.process.loop_lag import LoopLag, loop_lag
@@ -238,7 +238,7 @@ class Hub:
                 subscription.last_progress_s = now
             elif now - subscription.last_progress_s > self._settings.queue_wait_s:
                 # Its worker renews its lease but cannot publish: Redis refuses the commands that publishing needs.
-                subscription.fail(answer_lost(StoreRefuses()))
+                subscription.fail(answer_lost(StoreRefused()))
             await self._end_in_batch(subscription, generation_id, status)
 
     async def _end_in_batch(self, subscription: _Subscription, generation_id: str, status: JobStatus) -> None:

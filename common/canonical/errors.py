@@ -108,7 +108,7 @@ class StoreUnavailable(Exception):
     """The store of jobs, channels and keys (Redis) did not answer in time, or answered that it cannot serve now."""
 
 
-class StoreRefuses(StoreUnavailable):
+class StoreRefused(StoreUnavailable):
     """The store answered and refused: it is full, read-only, loading, or denies permission. The message is its own words."""
 
 

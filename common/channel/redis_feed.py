@@ -16,7 +16,7 @@ import structlog
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
-from common.canonical.errors import StoreRefuses, StoreUnavailable
+from common.canonical.errors import StoreRefused, StoreUnavailable
 from common.channel.base import Frame, FrameId, FrameKind, Message
 from common.process.loop_lag import lag_aware_timeout, loop_lag
 from common.process.process import supervised
@@ -216,7 +216,7 @@ class RedisFeed:
         self.is_connected = False
         for waiting in self._waiting.values():
             if not waiting.done():
-                waiting.set_exception(StoreRefuses(self.refusal))
+                waiting.set_exception(StoreRefused(self.refusal))
 
     def _log_unreadable(self) -> None:
         if not self._has_logged_unreadable:

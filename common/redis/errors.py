@@ -16,7 +16,7 @@ from redis.exceptions import (
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from common.canonical.errors import StoreRefuses, StoreUnavailable
+from common.canonical.errors import StoreRefused, StoreUnavailable
 
 REDIS_ERRORS = (RedisError, OSError, TimeoutError)  # What redis-py, sockets and our own timeouts raise.
 WORDS_MAX = 300
@@ -56,7 +56,7 @@ def as_unavailable(error: BaseException) -> StoreUnavailable | None:
     """Convert an error of redis-py or a socket; None where it is a bug of ours, or concerns one record only."""
     error = _unwrapped(error)
     if isinstance(error, _CODED) or (isinstance(error, RedisError) and _REFUSAL.search(str(error))):
-        return StoreRefuses(error_text(error))
+        return StoreRefused(error_text(error))
     if isinstance(error, RedisConnectionError) and str(error) == _POOL_IS_EMPTY:
         return NoConnectionFree(str(error))
     # NoScriptError is no bug: a script that was just loaded is missing after a failover, because another server answers.
@@ -91,7 +91,7 @@ def _unwrapped(error: BaseException) -> BaseException:
 def is_refusal(error: BaseException | None) -> bool:
     """Whether an error, or one of its causes, says that Redis answered and refused."""
     while error is not None:
-        if isinstance(error, StoreRefuses) or isinstance(as_unavailable(error), StoreRefuses):
+        if isinstance(error, StoreRefused) or isinstance(as_unavailable(error), StoreRefused):
             return True
         error = error.__cause__
     return False

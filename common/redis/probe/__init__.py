@@ -19,7 +19,7 @@ import structlog
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError
 
-from common.canonical.errors import StoreRefuses
+from common.canonical.errors import StoreRefused
 from common.process.loop_lag import lag_aware_timeout
 from common.process.process import supervised
 from common.redis import keyspace
@@ -85,7 +85,7 @@ class Probe:
         self._task: asyncio.Task[None] | None = None
         self._unanswered = 0
         self._problems: tuple[Problem, ...] = ()
-        self.refusal: StoreRefuses | None = None  # Why no request can be processed; None where requests can be.
+        self.refusal: StoreRefused | None = None  # Why no request can be processed; None where requests can be.
 
     def start(self) -> None:
         self._task = supervised(self._run, "probe")
@@ -116,7 +116,7 @@ class Probe:
         else:
             self._unanswered = 0
         before, self._problems = self._problems, tuple(problems)
-        self.refusal = next((StoreRefuses(problem.message) for problem in problems if problem.harm is Harm.ALL), None)
+        self.refusal = next((StoreRefused(problem.message) for problem in problems if problem.harm is Harm.ALL), None)
         if before == self._problems:
             return
         if problems:

@@ -12,7 +12,7 @@ from redis.exceptions import ResponseError
 
 from api.relay.hub import JOINING_MAX, Hub
 from api.relay.viewer import Viewer
-from common.canonical.errors import GatewayError, StoreRefuses, StoreUnavailable
+from common.canonical.errors import GatewayError, StoreRefused, StoreUnavailable
 from common.canonical.job import Policy
 from common.channel.base import Append, Claim, Frame, FrameId, FrameKind, Message, Opening, Stop
 from common.channel.redis import RedisChannel, RedisFeed
@@ -318,7 +318,7 @@ async def test_a_log_that_is_none_fails_its_viewer_with_an_error(setup):
 
 
 @pytest.mark.parametrize("setup", [{"queue_wait_s": 0.5}], indirect=True)
-@pytest.mark.parametrize("error", [StoreRefuses("NOPERM"), StoreUnavailable("no answer")])
+@pytest.mark.parametrize("error", [StoreRefused("NOPERM"), StoreUnavailable("no answer")])
 async def test_a_viewer_is_told_when_nothing_was_heard_of_its_answer_for_too_long(setup, monkeypatch, error):
     async def fails(*_: object) -> None:
         raise error
@@ -327,7 +327,7 @@ async def test_a_viewer_is_told_when_nothing_was_heard_of_its_answer_for_too_lon
     monkeypatch.setattr(setup.queue, "statuses", fails)
 
     assert await failure(viewer) == "store_unavailable"
-    assert viewer.failed and ("refused" in viewer.failed.message) == isinstance(error, StoreRefuses)
+    assert viewer.failed and ("refused" in viewer.failed.message) == isinstance(error, StoreRefused)
 
 
 @pytest.mark.parametrize("setup", [{"queue_wait_s": 0.5}], indirect=True)

@@ -9,7 +9,7 @@ from api.server.draining import SHARE_OF_GRACE, WAVE_MIN, WAVE_S, waves
 from api.server.http_errors import restarting
 from api.server.retry_after import retry_after_s, retry_ms
 from api.server.store_errors import LATE_S, redis_failed
-from common.canonical.errors import StoreRefuses, StoreUnavailable
+from common.canonical.errors import StoreRefused, StoreUnavailable
 from common.redis.errors import NoConnectionFree, as_unavailable
 
 
@@ -62,7 +62,7 @@ def test_a_redis_that_refuses_or_is_away_is_named_however_late_the_process_is(la
     away = Well()
     away.is_up = False
 
-    assert redis_failed(StoreRefuses("OOM"), Well()).failed.code == "store_unavailable"
+    assert redis_failed(StoreRefused("OOM"), Well()).failed.code == "store_unavailable"
     assert redis_failed(StoreUnavailable(), away).failed.code == "store_unavailable"
 
 

@@ -11,7 +11,7 @@ from redis.exceptions import (
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from common.canonical.errors import StoreRefuses
+from common.canonical.errors import StoreRefused
 from common.redis.errors import as_unavailable, error_text, is_refusal
 
 SHA = "a" * 40
@@ -42,7 +42,7 @@ REFUSALS = [
 def test_what_a_server_that_answers_refuses_is_a_refusal_in_its_own_words(error, words):
     found = as_unavailable(error)
 
-    assert isinstance(found, StoreRefuses)
+    assert isinstance(found, StoreRefused)
     assert str(found).startswith(words)
     assert SHA not in str(found)
     assert "prompt" not in str(found)
@@ -72,7 +72,7 @@ def test_what_a_unix_socket_s_connection_hides_is_found():
     error.__cause__ = AuthenticationError("invalid username-password pair or user is disabled.")
 
     assert str(as_unavailable(error)) == error_text(error) == "WRONGPASS invalid username-password pair or user is disabled."
-    assert isinstance(as_unavailable(error), StoreRefuses)
+    assert isinstance(as_unavailable(error), StoreRefused)
 
 
 def test_words_are_one_line_and_bounded():
