@@ -166,7 +166,7 @@ class KeyCache:
             self._is_database_healthy = False
             raise _unavailable() from error
         self._is_database_healthy = True
-        await self._records.put(record)
+        await self._records.store(record)
         return record
 
 

@@ -26,7 +26,7 @@ from api.services import ApiServices, answer_or_error
 from common.access.principal import Principal
 from common.canonical.errors import ErrorKind, Failed, GatewayError
 from common.canonical.job import Policy
-from common.channel.base import Cursor, Frame, FrameKind, State, WriteStatus, unknown
+from common.channel.base import Cursor, Frame, FrameKind, State, WriteStatus, unknown_generation_error
 from common.channel.transcript import pages, read_answer_text
 from common.dialects import DIALECTS
 from common.dialects.base import Dialect
@@ -183,7 +183,7 @@ async def _describe(generation_id: str, owner: Principal, services: ApiServices)
         GatewayError: NOT_FOUND, EXPIRED; OVERLOADED if the store is away.
     """
     if not _ID.fullmatch(generation_id):
-        raise unknown(generation_id)
+        raise unknown_generation_error(generation_id)
     if not services.pulse.is_up:
         raise redis_away(services.pulse)
     (state,) = await services.channel.describe([generation_id], owner.id)
@@ -216,7 +216,7 @@ async def _read(generation_id: str, request: Request, services: ApiServices) -> 
     text = request.headers.get("last-event-id") or query.get("after")
     cursor = Cursor.parse(text) if text else None
     if not _ID.fullmatch(generation_id):
-        raise unknown(generation_id)
+        raise unknown_generation_error(generation_id)
     if not services.pulse.is_up:
         raise redis_away(services.pulse)
     if request.method == "HEAD" and (answer := await _head(generation_id, reader, cursor, services)):
@@ -347,7 +347,7 @@ async def _stop(generation_id: str, request: Request, services: ApiServices) -> 
     state = await _describe(generation_id, owner, services)
     status = await services.channel.stop(generation_id)
     if status is WriteStatus.GONE:
-        raise unknown(generation_id)
+        raise unknown_generation_error(generation_id)
     if status is WriteStatus.ENDED:
         state = await _describe(generation_id, owner, services)  # It may have ended only just now.
         return json_response(_stopped(generation_id, status_of(state), is_our_doing=False))

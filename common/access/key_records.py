@@ -80,7 +80,7 @@ class KeyRecords:
                 stored = await self._redis.get(keyspace.managed_key(id_))
         return _parse(stored) if stored else None
 
-    async def put(self, *records: KeyRecord) -> int:
+    async def store(self, *records: KeyRecord) -> int:
         """Store records, except where Redis has the same or a newer one. Returns how many were stored."""
         calls = [self._call(record) for record in records]
         answers = await self._scripts.run_many(calls)
@@ -92,7 +92,7 @@ class KeyRecords:
     async def forget(self, id_: str, updated_ms: int) -> None:
         """Replace a deleted key's record by a ``DeletedKey``, with the time of its deletion."""
         deleted = DeletedKey(deleted=True, updated_ms=updated_ms).model_dump_json()
-        await self._scripts.run("put", _script_keys(id_), [deleted, updated_ms, "", _new_version(), DELETED_S, id_])
+        await self._scripts.run("store", _script_keys(id_), [deleted, updated_ms, "", _new_version(), DELETED_S, id_])
 
     async def origins(self) -> frozenset[str]:
         """Return the browser origins that any key allows."""
@@ -117,7 +117,7 @@ class KeyRecords:
         origins = record.access.cors_origins
         listed = orjson.dumps(origins).decode() if origins and not record.is_disabled else ""
         args: list[str | int] = [record.model_dump_json(), record.updated_ms, listed, _new_version(), 0, record.id]
-        return "put", _script_keys(record.id), args
+        return "store", _script_keys(record.id), args
 
 
 def principal_id(id_: str) -> str:

@@ -194,7 +194,7 @@ class KeyRing:
 
     async def _serve(self, record: KeyRecord) -> bool:
         try:
-            await self._records.put(record)
+            await self._records.store(record)
         except StoreUnavailable:
             return False
         return True
@@ -223,7 +223,7 @@ async def sync_keys(engine: AsyncEngine, redis: Client, since_ms: int) -> int:
         with database_errors():
             async with engine.connect() as connection:
                 rows = list((await connection.execute(chosen)).mappings())
-        news += await records.put(*_readable_records(rows))
+        news += await records.store(*_readable_records(rows))
         if len(rows) < BATCH:
             break
         last = (rows[-1]["updated_ms"], rows[-1]["id"])

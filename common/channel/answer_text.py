@@ -17,8 +17,8 @@ from common.sse import read_block, split_blocks
 
 def text_in_stream(dialect: str, data: bytes) -> str:
     """Return the text in whole SSE events of a stream."""
-    text_of = DIALECTS[dialect].event_text
-    return "".join(_text(text_of(_object(read_block(block)[1]))) for block in split_blocks(data))
+    extract_text = DIALECTS[dialect].event_text
+    return "".join(_text(extract_text(_object(read_block(block)[1]))) for block in split_blocks(data))
 
 
 def text_in_body(dialect: str, body: bytes) -> str:

@@ -279,7 +279,7 @@ class Feed(Protocol):
         ...
 
 
-def unknown(generation_id: str) -> GatewayError:
+def unknown_generation_error(generation_id: str) -> GatewayError:
     return GatewayError(
         ErrorKind.NOT_FOUND,
         f"You have no generation {generation_id!r}. Check the id, and use the key that started it.",
@@ -287,7 +287,7 @@ def unknown(generation_id: str) -> GatewayError:
     )
 
 
-def expired(generation_id: str) -> GatewayError:
+def expired_generation_error(generation_id: str) -> GatewayError:
     return GatewayError(
         ErrorKind.EXPIRED,
         f"The generation {generation_id!r} ended and its log has expired. Send the request again to start a new one.",

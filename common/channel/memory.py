@@ -22,8 +22,8 @@ from common.channel.base import (
     Stop,
     WriteResult,
     WriteStatus,
-    expired,
-    unknown,
+    expired_generation_error,
+    unknown_generation_error,
 )
 from common.records.end import End, pack_failure
 from common.records.head import Head
@@ -165,9 +165,9 @@ class MemoryChannel:
     def _state(self, generation_id: str, owner: str) -> State | GatewayError:
         log = self._log(generation_id)
         if log is None and self._tombstones.get(generation_id) == owner:
-            return expired(generation_id)
+            return expired_generation_error(generation_id)
         if log is None or log.opening.owner != owner:
-            return unknown(generation_id)
+            return unknown_generation_error(generation_id)
         o = log.opening
         return State(
             owner,

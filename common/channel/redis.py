@@ -26,8 +26,8 @@ from common.channel.base import (
     Stop,
     WriteResult,
     WriteStatus,
-    expired,
-    unknown,
+    expired_generation_error,
+    unknown_generation_error,
 )
 from common.channel.redis_feed import RedisFeed
 from common.channel.redis_log import LogReader
@@ -140,7 +140,9 @@ class RedisChannel:
         _raise_unavailable(answers)
         # Bad keys of one generation do not affect the others.
         return [
-            unknown(generation_id) if isinstance(answer, Exception) else _parse_state(generation_id, owner, answer)
+            unknown_generation_error(generation_id)
+            if isinstance(answer, Exception)
+            else _parse_state(generation_id, owner, answer)
             for generation_id, answer in zip(generation_ids, answers, strict=True)
         ]
 
@@ -206,7 +208,7 @@ def _entered_keys(generation_id: str) -> list[str]:
 
 def _parse_state(generation_id: str, owner: str, answer: list[bytes]) -> State | GatewayError:
     if answer[0] != b"ok":
-        return expired(generation_id) if answer[0] == b"expired" else unknown(generation_id)
+        return expired_generation_error(generation_id) if answer[0] == b"expired" else unknown_generation_error(generation_id)
     dialect, stream, model, created_s, policy, last, ended, has_left = (field.decode() for field in answer[1:9])
     return State(
         owner,

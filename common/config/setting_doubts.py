@@ -48,19 +48,20 @@ def nearest(name: str, names: Iterable[str]) -> str | None:
 
 
 def _unknown_names() -> Iterator[Doubt]:
-    known = Settings.model_fields
+    setting_names = Settings.model_fields
     for variables, where in ((os.environ, "the environment"), (env_file(), ENV_FILE)):
         for name, value in variables.items():
             setting = name.lower().removeprefix(PREFIX.lower())
-            setting = setting if setting in known else setting.removesuffix(FILE_SUFFIX.lower())
-            if name.upper().startswith(PREFIX) and setting not in known and not _is_service_link(name, value or ""):
-                near = nearest(setting, known)
+            setting = setting if setting in setting_names else setting.removesuffix(FILE_SUFFIX.lower())
+            if name.upper().startswith(PREFIX) and setting not in setting_names and not _is_service_link(name, value or ""):
+                near = nearest(setting, setting_names)
                 yield _unknown(name, where, f"{PREFIX}{near.upper()}" if near else None)
     for name in yaml_values():
         setting = name.lower().removeprefix(PREFIX.lower())
         vendor = next((vendor for vendor in VENDORS.values() if name.startswith(f"{vendor.env}_")), None)
-        if name not in known:
-            near = f"providers: {{{vendor.id}: …}}" if vendor else setting if setting in known else nearest(setting, known)
+        if name not in setting_names:
+            similar = setting if setting in setting_names else nearest(setting, setting_names)
+            near = f"providers: {{{vendor.id}: …}}" if vendor else similar
             yield _unknown(name, YAML_FILE, near)
 
 
@@ -128,11 +129,11 @@ def find_access_doubts(access: Access, settings: Settings) -> Iterator[tuple[str
     """Yield what a key's or a tenant's access allows that does not exist, each with what to do."""
     from common.dialects import DIALECTS  # Imported here, because few setups need them.
 
-    for kind, names, known in _lists(access, settings.vendor_ids, DIALECTS):
+    for kind, names, existing_names in _lists(access, settings.vendor_ids, DIALECTS):
         for name in names:
-            if name not in known and not re.search(r"[*?[]", name):
-                near = nearest(name, known)
-                mend = f"Did you mean {near}?" if near else f"There are: {', '.join(known)}."
+            if name not in existing_names and not re.search(r"[*?[]", name):
+                near = nearest(name, existing_names)
+                mend = f"Did you mean {near}?" if near else f"There are: {', '.join(existing_names)}."
                 yield f"the {kind} {name!r}, which does not exist", mend
 
 

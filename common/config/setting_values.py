@@ -134,9 +134,9 @@ def _database_url(text: str) -> str:
 def _check_asyncpg_query(query: str) -> None:
     import asyncpg  # Imported here, because few URLs have a query.
 
-    known = {*inspect.signature(asyncpg.connect).parameters, "prepared_statement_cache_size"}
+    parameters = {*inspect.signature(asyncpg.connect).parameters, "prepared_statement_cache_size"}
     for name, _ in parse_qsl(query, keep_blank_values=True):
-        if name not in known:
+        if name not in parameters:
             hint = "asyncpg calls it ssl, as in ?ssl=require" if name == "sslmode" else "asyncpg has no such parameter"
             raise ValueError(f"it must not have {name!r} after the ?: {hint}")
 

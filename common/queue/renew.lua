@@ -4,7 +4,7 @@
 -- its worker learns it from there; if Redis lost it in a failover, only its present worker can end the log.
 local due, lost = now_ms() + ARGV[1], {}
 for i = 2, #ARGV, 2 do
-  local s = read_job(ARGV[i], 'epoch', 'slots') or {'nobody knows'}
+  local s = read_job(ARGV[i], 'epoch', 'slots') or {'unreadable'}
   -- A lapsed lease that nobody has claimed is still in `running`, and is renewed.
   if s[1] == ARGV[i + 1] and redis.call('ZSCORE', RUNNING, ARGV[i]) then
     redis.call('ZADD', RUNNING, int(due), ARGV[i])

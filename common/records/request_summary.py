@@ -53,4 +53,4 @@ class RequestSummary:
             raise ValueError(str(error)) from error
 
 
-_NAMES = tuple(each.name for each in fields(RequestSummary))
+_NAMES = tuple(field_info.name for field_info in fields(RequestSummary))

@@ -21,7 +21,7 @@ from common.redis.errors import REDIS_ERRORS
 from common.redis.pipe import Exchanges, Pipe
 
 SENTINEL_PORT = 26379
-COMMAND_TIMEOUT_S = 2.0  # No command of ours takes a millisecond; a server that needs two seconds is not there.
+COMMAND_TIMEOUT_S = 2.0  # None of our commands takes a millisecond. A server that needs two seconds counts as away.
 SENTINEL_TIMEOUT_S = 0.3  # Per Sentinel. Two dead ones and one that answers fit into one beat of the pulse.
 
 

@@ -120,7 +120,7 @@ async def test_a_deleted_key_is_gone_and_stays_gone_whoever_pushes_what_he_read_
 
     assert await ring.delete(made.record.id)
 
-    assert await records.put(made.record) == 0
+    assert await records.store(made.record) == 0
     assert isinstance(await records.load(made.record.id), DeletedKey)
     assert await records.origins() == frozenset()
     assert await ring.delete(made.record.id)  # Again does no harm.
@@ -132,7 +132,7 @@ async def test_a_record_that_was_read_before_a_change_does_not_undo_it(ring, red
     made = await ring.create(NewKey())
     await ring.update(made.record.id, lambda _: {"is_disabled": True})
 
-    assert await KeyRecords(redis).put(made.record) == 0
+    assert await KeyRecords(redis).store(made.record) == 0
 
     assert (await KeyRecords(redis).load(made.record.id)).is_disabled
 
@@ -255,6 +255,6 @@ async def test_a_record_of_a_later_version_lets_nobody_in(redis):
 async def test_a_name_cannot_pass_for_a_moment(redis):
     record = KeyRecord(id="i", name='"updated_ms":99', tenant="t", secret_hash="h", created_ms=1, updated_ms=5)
     records = KeyRecords(redis)
-    await records.put(record)
+    await records.store(record)
 
-    assert await records.put(record.model_copy(update={"updated_ms": 6})) == 1
+    assert await records.store(record.model_copy(update={"updated_ms": 6})) == 1
