@@ -1,4 +1,4 @@
-"""What does ``.env.example`` say? Every setting, its meaning and its default, by group: `make env` writes it."""
+"""What does ``.env.example`` contain? Every setting, its meaning and its default, by group. `make env` writes it."""
 
 import re
 from typing import Any
@@ -11,21 +11,24 @@ from common.config.settings import GROUPS
 from common.vendors.table import VENDORS
 
 _HEAD = """\
-# Every setting of Sluice, with its default. Copy what you change into .env, or set it in the environment. Instead of a
-# value, SLUICE_…_FILE and …_API_KEY_FILE give the name of a file that holds it, such as a container's secret.
-# Written by `make env` from common/config/groups/; docs/settings.md has the ranges. Times end in _S (seconds) or _MS,
-# sizes in _BYTES_MAX.
+# All settings of Sluice, with their defaults. Copy the ones that you change into .env, or set them in the environment.
+# SLUICE_…_FILE and …_API_KEY_FILE name a file with the value instead, such as a container's secret.
+# `make env` writes this file from common/config/groups/; docs/settings.md has the ranges. Names of times end in _S (seconds)
+# or _MS (milliseconds), names of sizes in _BYTES_MAX.
 """
 
 
 def render() -> str:
     """Return the file's text."""
-    lines = [_HEAD, "# Providers: a key switches one on; several, comma-separated, are used in turn when one is refused."]
+    lines = [
+        _HEAD,
+        "# Providers: a key turns a provider on. Of several comma-separated keys, the next one is used when one is refused.",
+    ]
     for vendor in VENDORS.values():
         if vendor.key_is_needed:
             base_url = re.sub(r"\{(\w+)\}", lambda word: word[1].upper(), vendor.base_url or "")
             lines += [f"# {vendor.env}_API_KEY=", f"# {vendor.env}_BASE_URL={base_url}"]
-    lines.append("# Servers of your own that speak OpenAI's chat completions: an address switches one on.")
+    lines.append("# Your own servers with OpenAI's chat completions API: an address turns a server on.")
     lines += [f"# {vendor.env}_BASE_URL=" for vendor in VENDORS.values() if not vendor.key_is_needed and vendor.id != "demo"]
     lines.append("")
     for group in GROUPS:

@@ -1,4 +1,4 @@
-"""What does ``docs/settings.md`` say? Every setting with its range and default, by group: `make env` writes it."""
+"""What does ``docs/settings.md`` contain? Every setting with its range and default, by group. `make env` writes it."""
 
 from typing import Any, get_args
 
@@ -11,11 +11,12 @@ from common.config.settings import GROUPS, MIB
 _HEAD = """\
 # Settings
 
-Each is a variable of the environment, a line of `.env`, or a key of `sluice.yaml` (in small letters, without `SLUICE_`); the
-former is stronger. `SLUICE_…_FILE` names a file that holds the value. Outside of its range no process starts. Times are seconds
-where the name ends in `_S`, milliseconds for `_MS`; sizes are bytes. Keys of providers: [providers.md](providers.md).
+You can set each one as an environment variable, in `.env`, or in `sluice.yaml` (in small letters, without `SLUICE_`). The
+environment is stronger than `.env`, and `.env` is stronger than `sluice.yaml`. `SLUICE_…_FILE` names a file with the value.
+With a value outside its range, no process starts. Times are in seconds if the name ends in `_S`, in milliseconds if it ends in
+`_MS`. Sizes are in bytes. The keys of providers are in [providers.md](providers.md).
 
-This page is written by `make env` from `common/config/groups/`; `.env.example` has the same, ready to be copied.
+`make env` writes this page from `common/config/groups/`. `.env.example` has the same settings, ready to copy.
 """
 _SIGNS = ((Ge, "ge", "≥"), (Gt, "gt", ">"), (Le, "le", "≤"), (Lt, "lt", "<"))
 

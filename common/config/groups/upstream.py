@@ -12,7 +12,7 @@ from common.config.setting_values import (
 
 
 class UpstreamSettings(BaseModel):
-    """The way to a provider"""
+    """Upstream"""
 
     proxy_from_env: bool = Field(
         True,
