@@ -224,7 +224,7 @@ async def test_a_change_that_is_not_known_everywhere_is_no_success(client, monke
         raise StoreUnavailable("away")
 
     with monkeypatch.context() as patch:
-        patch.setattr(KeyRecords, "put", fail)
+        patch.setattr(KeyRecords, "store", fail)
         disabled = await client.patch(path, json={"disabled": True})
         deleted = await client.delete(path)
         created = await client.post("/admin/keys", json={})

@@ -26,9 +26,9 @@ def test_nothing_applies_where_nothing_is_set():
 def test_the_settings_apply_to_who_has_none_of_his_own():
     found = policies(guardrails={"pii": "block"})
 
-    assert found.of(Principal("k"), *M) == GuardrailPolicy(pii="block")
-    assert found.of(Principal("k", access=Access(guardrails=GuardrailPolicy())), *M) is None
-    assert found.of(Principal("k", access=Access(guardrails=GuardrailPolicy(size="log"))), *M) == GuardrailPolicy(size="log")
+    assert found.find(Principal("k"), *M) == GuardrailPolicy(pii="block")
+    assert found.find(Principal("k", access=Access(guardrails=GuardrailPolicy())), *M) is None
+    assert found.find(Principal("k", access=Access(guardrails=GuardrailPolicy(size="log"))), *M) == GuardrailPolicy(size="log")
 
 
 def test_of_key_and_tenant_the_strictest_wins():
@@ -44,8 +44,8 @@ def test_a_route_s_guardrails_hold_for_everybody():
     found = policies(guardrails_by_model={"openai/*": {"pii": "block"}, "*": {"size": "log"}})
     exempt = Principal("k", access=Access(guardrails=GuardrailPolicy()))
 
-    assert found.of(exempt, "fast", [Target("openai", "gpt-5")]) == GuardrailPolicy(pii="block", size="log")
-    assert found.of(exempt, "claude", [Target("anthropic", "claude")]) == GuardrailPolicy(size="log")
+    assert found.find(exempt, "fast", [Target("openai", "gpt-5")]) == GuardrailPolicy(pii="block", size="log")
+    assert found.find(exempt, "claude", [Target("anthropic", "claude")]) == GuardrailPolicy(size="log")
 
 
 @pytest.mark.parametrize("pattern", ["gpt-5", "gpt-*", "openai/gpt-5", "OpenAI/*", "gpt-5#openai", "fast", "GPT-5"])
