@@ -41,14 +41,14 @@ async def measure(context: RunContext, fenced: Fenced) -> None:
     try:
         async with services.measuring:
             frames = await read_log(services.channel, job.generation_id)
-            found = await asyncio.to_thread(_read_partial, frames, job, fenced.request)
+            partial = await asyncio.to_thread(_read_partial, frames, job, fenced.request)
     except StoreUnavailable:
         return  # The estimate from the number of events stays.
     except Exception:  # The bytes may come from any provider, and the log must get its end.
         log.exception("usage_not_estimated", generation_id=job.generation_id)
         return
-    if found:
-        apply_estimate(found, total, services.settings)
+    if partial:
+        apply_estimate(partial, total, services.settings)
 
 
 def _read_partial(frames: list[Frame], job: Job, request: bytes | None) -> Partial | None:
@@ -95,8 +95,8 @@ async def _keep_response(context: RunContext) -> bool:
 
 def _report(active_job: ActiveJob, total: Total, metrics: Metrics) -> None:
     job, usage = active_job.job, total_usage(total.attempts)
-    what = total.failed.kind if total.failed else "completed"
-    metrics.generations.labels(job.dialect, total.provider, what).inc()
+    outcome = total.failed.kind if total.failed else "completed"
+    metrics.generations.labels(job.dialect, total.provider, outcome).inc()
     for attempt in total.attempts:
         for name in COUNTS:
             if count := getattr(attempt.usage, name):
@@ -105,7 +105,7 @@ def _report(active_job: ActiveJob, total: Total, metrics: Metrics) -> None:
         metrics.unpriced.labels(provider).inc()
     log.info(
         "generation_ended",
-        outcome=what,
+        outcome=outcome,
         code=total.failed.logged_code if total.failed else None,  # Not the message: a provider may quote the prompt in it.
         model=job.model,
         provider=total.provider,

@@ -80,8 +80,8 @@ async def serve_health(sock: socket.socket, watched: Watched) -> web.AppRunner:
         return web.json_response({"status": problem or "ok"}, status=503 if problem else 200)
 
     async def health(_: web.Request) -> web.Response:
-        found = watched.health()
-        return web.json_response(found, status=200 if found["status"] == "healthy" else 503)
+        report = watched.health()
+        return web.json_response(report, status=200 if report["status"] == "healthy" else 503)
 
     async def read_metrics(_: web.Request) -> web.Response:
         return web.Response(body=watched.collect(), headers={"content-type": CONTENT_TYPE_LATEST})

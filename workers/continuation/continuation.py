@@ -1,11 +1,11 @@
-"""How does an answer go on that broke off behind its commit point?
+"""How can an answer continue that broke off after its commit point?
 
-The log is read back: what the client has, and what the tries so far have cost. Where that is plain text, and the route has
-a model that can go on with its own words (``common/vendors/prefill.py``), the rest is asked for and encoded behind it. The
-same for a worker that was lost and an upstream that was.
+The log is read back: what the client has, and what the attempts so far have cost. If the answer is plain text, and the route
+has a model that can continue it (``common/vendors/prefill.py``), we ask for the rest and encode it after the first part. It is
+the same for a lost worker and for a lost upstream.
 
-Not continued: what the next call could not be told, or the client would not read as one answer. Tool calls, thinking in
-progress, refusals, several choices, log probabilities, JSON, citations, and whatever the other wire cannot express.
+Not continued is what we cannot pass to the next call, or what the client would not read as one answer: tool calls, unfinished
+reasoning, refusals, several choices, log probabilities, JSON, citations, and all that the other wire cannot express.
 """
 
 from dataclasses import dataclass, replace
@@ -38,7 +38,7 @@ from workers.upstream.deployments import deployments
 
 CONTINUATIONS_MAX = 3
 LOSSES = frozenset(kind for kind in ErrorKind if kind.is_loss)
-_GO_ON = (
+_CONTINUE_PROMPT = (
     "Your last message was cut off by a technical fault. Go on exactly where it stopped, in the middle of a word if it stopped "
     "there: repeat nothing, announce nothing, and change neither language nor format."
 )
@@ -46,39 +46,39 @@ _GO_ON = (
 
 @dataclass(slots=True)
 class Past:
-    """What the log tells of an answer that broke off.
+    """What the log says about an answer that broke off.
 
-    ``attempts`` are all that count, ``spent`` is the usage of those whose output the client has, ``tries`` the number of all
-    tries, and ``count`` that of the continuations among them.
-    ``ttft_ms`` is when the first of them began to speak.
+    ``attempts``: those that have usage. ``spent``: the usage of those whose output the client has. ``attempt_count``: the
+    number of all attempts. ``continuation_count``: the number of continuations among them. ``ttft_ms``: the time of the first
+    output.
     """
 
     request: GenerationRequest
     progress: Progress
     spent: Usage
     attempts: list[Attempt]
-    count: int
-    tries: int
+    continuation_count: int
+    attempt_count: int
     ttft_ms: int | None
     blocks: list[bytes]
     provider: str
     upstream_id: str
 
     @property
-    def said_tokens(self) -> int:
+    def text_tokens(self) -> int:
         return estimate_text_tokens(self.progress.text)
 
     @property
-    def may_go_on(self) -> bool:
-        asked = self.request
+    def can_continue(self) -> bool:
+        request = self.request
         return (
             self.progress.is_plain
-            and self.count < CONTINUATIONS_MAX
-            and not (asked.choices > 1 or asked.response_format or asked.opaque)
+            and self.continuation_count < CONTINUATIONS_MAX
+            and not (request.choices > 1 or request.response_format or request.opaque)
         )
 
     def ending(self) -> tuple[FinishReason, bytes] | None:
-        """Return why the answer is over and what its client lacks of the end, where the upstream had finished it."""
+        """Return the finish reason and the client's missing last bytes, if the upstream had finished the answer."""
         progress = self.progress
         if progress.finished is None:
             return None
@@ -86,38 +86,38 @@ class Past:
 
 
 def read_past(job: Job, frames: list[Frame], reported: Usage | None, info: ReplyInfo) -> Past:
-    """Return what a log tells; ``reported`` is the usage that the last try's upstream told before it broke off."""
+    """Return what a log says. ``reported``: the usage that the last attempt's upstream reported before it broke off."""
     dialect = DIALECTS[job.dialect]
     request = dialect.parse(orjson.loads(job.body))
     transcript = Transcript.from_frames(frames, job.dialect, is_stream=True)
     first, (*before, last) = transcript.attempts[0].head, transcript.attempts
-    head, count = last.head, last.head.continuations
+    head, continuation_count = last.head, last.head.continuations
     blocks = [block for piece in transcript.data() for block in split_blocks(piece)]
-    progress = _progress(dialect, request, info, blocks)
-    is_whole, told = _judged(job, request, progress, blocks)
+    progress = _resume_progress(dialect, request, info, blocks)
+    is_whole, client_usage = _client_view(job, request, progress, blocks)
     if progress.finished and not is_whole:
-        # One choice of several has, or the reason is a failure: its client has been told, and no text fits behind that.
+        # Only one of several choices has finished, or the reason is a failure. The client has seen it, so no text may follow.
         progress.finished, progress.is_plain = None, False
-    if count > 0 and not is_whole:
-        told = None
-    final = (told or progress.usage) if progress.finished else None
+    if continuation_count > 0 and not is_whole:
+        client_usage = None
+    final = (client_usage or progress.usage) if progress.finished else None
     if final:
-        spent, tried = final, subtract_usage(final, head.spent)
+        spent, usage = final, subtract_usage(final, head.spent)
     else:
-        tried = fill_usage(
-            reported or told,
+        usage = fill_usage(
+            reported or client_usage,
             lambda: estimate_tokens(request) + estimate_text_tokens(transcript.text(before)),
             estimate_text_tokens(transcript.text([last])),
         )
-        spent = add_usage(head.spent, tried) or tried
-    attempt = Attempt(head.provider, head.upstream_model, tried, is_estimated=final is None)
+        spent = add_usage(head.spent, usage) or usage
+    attempt = Attempt(head.provider, head.upstream_model, usage, is_estimated=final is None)
     return Past(
         request,
         progress,
         spent,
         [*head.attempts, attempt],
-        count,
-        tries=head.attempt_count or 1,
+        continuation_count,
+        attempt_count=head.attempt_count or 1,
         ttft_ms=first.ttft_ms,
         blocks=blocks,
         provider=head.provider,
@@ -125,16 +125,16 @@ def read_past(job: Job, frames: list[Frame], reported: Usage | None, info: Reply
     )
 
 
-def _progress(dialect: Dialect, request: GenerationRequest, info: ReplyInfo, blocks: list[bytes]) -> Progress:
-    if not blocks:  # Whatever was said before the first event that a client can see is said anew.
+def _resume_progress(dialect: Dialect, request: GenerationRequest, info: ReplyInfo, blocks: list[bytes]) -> Progress:
+    if not blocks:  # The client has seen no event yet, so the answer starts again.
         return Progress("", is_plain=True, encoder=dialect.encoder(request, info))
     return dialect.resume(request, info, blocks)
 
 
-def _judged(job: Job, request: GenerationRequest, progress: Progress, blocks: list[bytes]) -> tuple[bool, Usage | None]:
-    """Return whether the client has a whole answer, and what it was told of the usage.
+def _client_view(job: Job, request: GenerationRequest, progress: Progress, blocks: list[bytes]) -> tuple[bool, Usage | None]:
+    """Return whether the client has a complete answer, and the usage that it has seen.
 
-    A dialect that is also a wire is judged by that wire's decoder, as the upstream was: such bytes may be a vendor's own.
+    If the dialect is also a wire, that wire's decoder reads the bytes, because they may be a vendor's own.
     """
     wire = WIRES.get(job.dialect)
     if not isinstance(wire, FamilyWire):
@@ -147,7 +147,10 @@ def _judged(job: Job, request: GenerationRequest, progress: Progress, blocks: li
 
 @dataclass(frozen=True, slots=True)
 class Continuation:
-    """One deployment that can go on with an answer: it still has it (``reattaches``), takes a prefill, or (None) is asked."""
+    """One deployment that can continue an answer.
+
+    It still has the answer (``reattaches``), or it accepts a prefill, or (``prefill`` None) a prompt asks it to continue.
+    """
 
     deployment: Deployment
     prefill: Prefill | None = None
@@ -156,24 +159,24 @@ class Continuation:
     def prepare(
         self, past: Past, dialect: Dialect, info: ReplyInfo, guard: OutputGuard | None = None
     ) -> tuple[UpstreamRequest, Pump]:
-        """Return the upstream request for the rest, and what turns its answer into the client's.
+        """Return the upstream request for the rest, and the pump that turns its answer into the client's.
 
-        Each try needs an encoder of its own: one that failed may have moved its on.
+        Each attempt needs a new encoder: a failed attempt may have changed the state of its encoder.
 
         Raises:
             GatewayError: INVALID_REQUEST, the wire cannot express the client's request.
         """
         wire = WIRES[self.deployment.wire]
-        progress = _progress(dialect, past.request, info, past.blocks)
+        progress = _resume_progress(dialect, past.request, info, past.blocks)
         if self.reattaches:
-            # It reports the usage of the whole answer itself. What comes again is filtered again, from its start: so it
-            # begins with what the client has.
+            # The upstream reports the usage of the whole answer itself. The answer comes again from its start, so guardrails
+            # filter it again from its start.
             splice = Splice(past.progress.text, is_whole=True)
-            return _reading_again(self.deployment, past), guarded(Rereading(wire, progress, splice, past.request), guard)
+            return _reread_request(self.deployment, past), guarded(Rereading(wire, progress, splice, past.request), guard)
         rest = self._request(past)
         upstream = wire.build_request(rest, self._deployment())
         if self.prefill:
-            upstream.body = _marked(upstream.body, self.prefill)
+            upstream.body = _add_prefill_fields(upstream.body, self.prefill)
         splice = Splice(past.progress.text, echoes=bool(self.prefill and self.prefill.echoes))
         pump = Continuing(wire, progress, splice, past.spent, estimate_tokens(rest))
         return upstream, guarded(pump, guard, known_text=past.progress.text)
@@ -185,30 +188,30 @@ class Continuation:
         return replace(self.deployment, base_url=base_url)
 
     def _request(self, past: Past) -> GenerationRequest:
-        text, asked = past.progress.text.rstrip(), past.request
+        text, request = past.progress.text.rstrip(), past.request
         if not text:
-            return asked
-        messages = list(asked.messages)
+            return request
+        messages = list(request.messages)
         last = messages[-1]
         if last.role is Role.ASSISTANT and last.parts and isinstance(last.parts[-1], TextPart):
-            # The client began the answer itself: its words and the model's are one text.
+            # The client began the answer itself: its text and the model's text are one.
             text = last.parts[-1].text + past.progress.text
             messages[-1] = Message(Role.ASSISTANT, [*last.parts[:-1], TextPart(text.rstrip())])
         else:
             messages.append(Message(Role.ASSISTANT, [TextPart(text)]))
         if self.prefill is None:
-            messages.append(Message(Role.USER, [TextPart(_GO_ON)]))
-        limit = asked.max_output_tokens
-        # What it thought is said; a prefill and thinking exclude each other at Anthropic.
+            messages.append(Message(Role.USER, [TextPart(_CONTINUE_PROMPT)]))
+        limit = request.max_output_tokens
+        # No reasoning: it is over, and Anthropic refuses a prefill together with thinking.
         return replace(
-            asked,
+            request,
             messages=messages,
-            max_output_tokens=max(1, limit - past.said_tokens) if limit else None,
+            max_output_tokens=max(1, limit - past.text_tokens) if limit else None,
             reasoning=None,
         )
 
 
-def _reading_again(deployment: Deployment, past: Past) -> UpstreamRequest:
+def _reread_request(deployment: Deployment, past: Past) -> UpstreamRequest:
     wire = WIRES[deployment.wire]
     if deployment.in_background and isinstance(wire, BackgroundWire):
         return wire.reread_request(past.upstream_id, deployment)
@@ -218,7 +221,7 @@ def _reading_again(deployment: Deployment, past: Past) -> UpstreamRequest:
     return UpstreamRequest(deployment.url(f"/generations/{quote(past.upstream_id, safe='')}"), headers, b"", method="GET")
 
 
-def _marked(body: bytes, prefill: Prefill) -> bytes:
+def _add_prefill_fields(body: bytes, prefill: Prefill) -> bytes:
     if not (prefill.message or prefill.body):
         return body
     fields: dict[str, Any] = orjson.loads(body)
@@ -226,23 +229,23 @@ def _marked(body: bytes, prefill: Prefill) -> bytes:
     return orjson.dumps({**fields, **prefill.body})
 
 
-def reattachable(job: Job, past: Past, settings: Settings) -> list[Deployment]:
-    """Return the deployments that may still have an answer: those of the provider that gave it, one per key."""
+def find_reattachable(job: Job, past: Past, settings: Settings) -> list[Deployment]:
+    """Return the deployments that may still have an answer: those of the provider that gave it, one for each key."""
     if not past.upstream_id or settings.provider(past.provider).continuation != "reattach":
         return []
-    return [found for found in deployments(job, settings) if found.provider == past.provider]
+    return [deployment for deployment in deployments(job, settings) if deployment.provider == past.provider]
 
 
-def continuations(job: Job, past: Past, settings: Settings) -> list[list[Continuation]]:
-    """Return how the route can go on with an answer: rounds, the exact ways first, the others in the route's own order."""
-    # A round each: where one key does not know the answer, another may.
-    exact = [[Continuation(deployment, reattaches=True)] for deployment in reattachable(job, past, settings)]
-    found = []
+def plan_rounds(job: Job, past: Past, settings: Settings) -> list[list[Continuation]]:
+    """Return rounds of candidates that can continue an answer: exact ones first, then the others in the route's order."""
+    # Each exact candidate is its own round: if one key does not know the answer, another may.
+    exact_rounds = [[Continuation(deployment, reattaches=True)] for deployment in find_reattachable(job, past, settings)]
+    candidates = []
     for deployment in deployments(job, settings, for_rest=True):
         chosen = settings.provider(deployment.provider).continuation
         prefill = find_prefill(deployment.provider, deployment.model, deployment.wire, chosen)
         if not past.progress.text:
-            found.append(Continuation(deployment))
+            candidates.append(Continuation(deployment))
         elif prefill or chosen == "instruction":
-            found.append(Continuation(deployment, prefill))
-    return [*exact, found] if found else exact
+            candidates.append(Continuation(deployment, prefill))
+    return [*exact_rounds, candidates] if candidates else exact_rounds

@@ -24,7 +24,7 @@ from common.redis.client import Client
 from common.redis.pulse import Pulse
 from workers.ledger.collector import BATCH, Collector
 from workers.ledger.lease import Lease
-from workers.ledger.restore_budgets import Budgets
+from workers.ledger.restore_budgets import BudgetRestorer
 from workers.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Bookkeeper:
         self._clock = clock
         self._database = LazyDatabase(settings.database_url)
         self._collector = Collector(redis, channel, settings, metrics)
-        self._budgets = Budgets(redis)
+        self._budgets = BudgetRestorer(redis)
         self._task: asyncio.Task[None] | None = None
         self._has_begun = False
         self._failures = 0
@@ -70,7 +70,7 @@ class Bookkeeper:
         self._try_at = self._keys_at = self._scan_at = self._audit_at = 0.0
 
     async def start(self) -> None:
-        if await self.lease.look():
+        if await self.lease.renew():
             # Now, while this worker has no streams to hold up: it takes half a second. The database is asked at the first turn.
             await asyncio.to_thread(importlib.import_module, "common.database.migrate")
         self.lease.start()
@@ -86,14 +86,14 @@ class Bookkeeper:
     async def turn(self) -> bool:
         """Do what is due, if the lease is ours; returns whether more waits. Nothing leaves here as an exception."""
         if not (self.lease.is_held and self._pulse.is_up):
-            await self._pass_on()
+            await self._release_books()
             return False
         if not self._has_begun:
             self._has_begun = True
             log.info("bookkeeping_begun")
         is_more = await self._try_to_work() if self._clock() >= self._try_at else False
         with contextlib.suppress(StoreUnavailable):
-            await self._collector.look(self._pulse.redis_ms)
+            await self._collector.update_metrics(self._pulse.redis_ms)
         return is_more
 
     async def _try_to_work(self) -> bool:
@@ -106,9 +106,9 @@ class Bookkeeper:
         except Exception as error:
             failed = {"database": error}
         if failed:
-            self._note_failed(failed)
+            self._record_failure(failed)
         else:
-            self._note_back()
+            self._record_recovery()
         return self._is_more
 
     async def _work(self, engine: "AsyncEngine") -> dict[str, Exception]:
@@ -116,7 +116,7 @@ class Bookkeeper:
         failed: dict[str, Exception] = {}
         # Where the budgets' counters cannot be filled now, what is collected meanwhile counts twice once they are: rather too
         # much than too little.
-        for step in (self._budgets.load, self._sync_keys, self._collect, self._do_seldom):
+        for step in (self._budgets.load, self._sync_keys, self._collect, self._do_rare_work):
             try:
                 await step(engine)
             except StoreUnavailable:
@@ -124,7 +124,7 @@ class Bookkeeper:
             except Exception as error:
                 # A fault of ours in here must not end a worker's streams, nor all workers' in turn.
                 failed[step.__name__.strip("_")] = error
-                if sum(isinstance(each, DatabaseUnavailable) for each in failed.values()) > 1:
+                if sum(isinstance(failure, DatabaseUnavailable) for failure in failed.values()) > 1:
                     break  # It is away, and each step would wait for it.
         return failed
 
@@ -152,7 +152,7 @@ class Bookkeeper:
             log.info("keys_synced", count=count)
         self._has_synced, self._keys_at = True, self._clock() + KEYS_PAUSE_S
 
-    async def _do_seldom(self, engine: "AsyncEngine") -> None:
+    async def _do_rare_work(self, engine: "AsyncEngine") -> None:
         from common.database.store import delete_expired_audit
 
         if self._is_more:
@@ -167,7 +167,7 @@ class Bookkeeper:
             if count := await delete_expired_audit(engine, self._pulse.redis_ms):
                 log.info("audit_entries_expired", count=count)
 
-    async def _pass_on(self) -> None:
+    async def _release_books(self) -> None:
         """The lease is another's, or nobody's: what is told of the ledger is theirs to tell."""
         if self._has_begun:
             self._has_begun = self._has_synced = False
@@ -178,7 +178,7 @@ class Bookkeeper:
             self.problem = None
             await self._database.close()
 
-    def _note_failed(self, failed: dict[str, Exception]) -> None:
+    def _record_failure(self, failed: dict[str, Exception]) -> None:
         step, error = next(iter(failed.items()))
         is_away = len(failed) > 1 or step == "database"
         event = "database_away" if is_away and isinstance(error, DatabaseUnavailable) else "bookkeeping_failed"
@@ -190,7 +190,7 @@ class Bookkeeper:
         self._try_at = self._clock() + AWAY_PAUSES_S[min(self._failures, len(AWAY_PAUSES_S) - 1)]
         self._failures += 1
 
-    def _note_back(self) -> None:
+    def _record_recovery(self) -> None:
         if self._failures:
             log.info("database_back", attempts=self._failures)
         self._failures, self.problem = 0, None

@@ -32,7 +32,7 @@ from common.redis import keyspace
 from common.redis.client import COMMAND_TIMEOUT_S, Client
 from common.redis.errors import as_unavailable, redis_errors
 from workers.ledger.answers import read_answer
-from workers.ledger.rows import Row, is_unmeasured, row_of, with_attempts
+from workers.ledger.rows import Row, build_row, is_unmeasured, with_attempts
 from workers.metering.charging import fill_prompt_tokens
 from workers.metering.partial_usage import read_partial
 from workers.metrics import Metrics
@@ -71,45 +71,45 @@ class Collector:
         self._settings = settings
         self._metrics = metrics
         self._scan_at = 0
-        self._has_told_of_secret = False
+        self._has_logged_missing_secret = False
 
     async def collect(self, engine: "AsyncEngine") -> int:
         """Collect the first of the listed; returns how many these were, 0 once the list is empty."""
-        (listed,) = await self._ask(("LRANGE", keyspace.ENDED, 0, BATCH - 1))
+        (listed,) = await self._run_commands(("LRANGE", keyspace.ENDED, 0, BATCH - 1))
         # An id may be listed twice: whoever ends a log and whoever removes its job need not be the same.
-        await self._take(engine, list(dict.fromkeys(each.decode(errors="replace") for each in listed)), listed)
+        await self._collect_ids(engine, list(dict.fromkeys(entry.decode(errors="replace") for entry in listed)), listed)
         return len(listed)
 
     async def scan(self, engine: "AsyncEngine") -> bool:
         """Go on with the slow scan by a step, and collect what it finds; returns whether all has been looked through."""
         with redis_errors():
             async with lag_aware_timeout(COMMAND_TIMEOUT_S):
-                self._scan_at, found = await self._redis.scan(self._scan_at, match=_RECORDS, count=SCAN_COUNT)
-        ids = await self._without_job([key.decode(errors="replace")[1:].partition("}")[0] for key in found])
+                self._scan_at, record_keys = await self._redis.scan(self._scan_at, match=_RECORDS, count=SCAN_COUNT)
+        ids = await self._without_job([key.decode(errors="replace")[1:].partition("}")[0] for key in record_keys])
         for start in range(0, len(ids), BATCH):
-            await self._take(engine, ids[start : start + BATCH], [])
+            await self._collect_ids(engine, ids[start : start + BATCH], [])
         return self._scan_at == 0
 
     async def _without_job(self, ids: list[str]) -> list[str]:
         """Return those whose job is gone. Whoever removes a job lists it, and needs its record to settle what it took."""
         if not ids:
             return []
-        has_job = await self._ask(*(("EXISTS", keyspace.JOB + generation_id) for generation_id in ids))
-        return [generation_id for generation_id, found in zip(ids, has_job, strict=True) if not found]
+        has_job = await self._run_commands(*(("EXISTS", keyspace.JOB + generation_id) for generation_id in ids))
+        return [generation_id for generation_id, exists in zip(ids, has_job, strict=True) if not exists]
 
-    async def look(self, now_ms: int) -> None:
+    async def update_metrics(self, now_ms: int) -> None:
         """Tell the metrics how much waits, and since when."""
-        count, first, aside = await self._ask(
+        count, first, aside = await self._run_commands(
             ("LLEN", keyspace.ENDED), ("LINDEX", keyspace.ENDED, 0), ("LLEN", keyspace.UNREADABLE)
         )
         record = keyspace.record(first.decode(errors="replace")) if first else ""
-        (ended,) = await self._ask(("HGET", record, "ended_ms"), are_checked=False) if first else [None]
+        (ended,) = await self._run_commands(("HGET", record, "ended_ms"), are_checked=False) if first else [None]
         ended_ms = _number(ended)
         self._metrics.uncollected.set(count)
         self._metrics.oldest_uncollected.set(max(0, now_ms - ended_ms) / 1000 if ended_ms else 0)
         self._metrics.set_aside.set(aside)
 
-    async def _take(self, engine: "AsyncEngine", ids: Sequence[str], listed: Sequence[bytes]) -> None:
+    async def _collect_ids(self, engine: "AsyncEngine", ids: Sequence[str], listed: Sequence[bytes]) -> None:
         """Write the records of some ids, then forget them; ``listed`` are the entries of the list that this settles."""
         from common.database.store import add
 
@@ -126,9 +126,11 @@ class Collector:
                 batch.unreadable[generation_id] = f"{type(error).__name__}: {error}"[:200]
         if batch.rows:
             batch.unreadable |= await add(engine, batch.rows, batch.audit)
-        await self._set_aside({each: (reason, records[each]) for each, reason in batch.unreadable.items()})
-        kept_logs = [*(each["id"] for each in batch.audit), *batch.unreadable]  # Of the latter, some perhaps.
-        await self._forget([*batch.collected, *batch.unreadable], listed, await self._retentions_ms(kept_logs))
+        await self._set_aside(
+            {generation_id: (reason, records[generation_id]) for generation_id, reason in batch.unreadable.items()}
+        )
+        kept_logs = [*(row["id"] for row in batch.audit), *batch.unreadable]  # Of the latter, some perhaps.
+        await self._delete_records([*batch.collected, *batch.unreadable], listed, await self._retentions_ms(kept_logs))
         self._metrics.collected.inc(len(set(batch.collected) - set(batch.unreadable)))
 
     async def _read(self, ids: Sequence[str]) -> tuple[dict[str, dict[bytes, bytes]], dict[str, str]]:
@@ -137,8 +139,10 @@ class Collector:
         unreadable: dict[str, str] = {}
         if not ids:
             return records, unreadable
-        found = await self._ask(*(("HGETALL", keyspace.record(generation_id)) for generation_id in ids), are_checked=False)
-        for generation_id, record in zip(ids, found, strict=True):
+        answers = await self._run_commands(
+            *(("HGETALL", keyspace.record(generation_id)) for generation_id in ids), are_checked=False
+        )
+        for generation_id, record in zip(ids, answers, strict=True):
             if isinstance(record, Exception):
                 records[generation_id], unreadable[generation_id] = {}, str(record)  # It is none of ours.
             elif record:
@@ -150,11 +154,11 @@ class Collector:
     async def _add(self, batch: _Batch, generation_id: str, record: dict[bytes, bytes]) -> None:
         asked = RequestSummary.unpack(record[b"asked"])
         end = End.unpack(record[b"end"])
-        row = row_of(generation_id, asked, end, int(record[b"ended_ms"]))
+        row = build_row(generation_id, asked, end, int(record[b"ended_ms"]))
         if is_unmeasured(row, end):
-            row = await self._measured(row, unpack(record.get(b"note")))
+            row = await self._add_measured_usage(row, unpack(record.get(b"note")))
         if asked.is_audited:
-            sealed = await self._sealed(row, end)
+            sealed = await self._audit_entry(row, end)
             if sealed is None:
                 batch.rows.append(row)
                 return  # The record stays, and the scan finds it again when there is a secret.
@@ -162,16 +166,20 @@ class Collector:
         batch.rows.append(row)
         batch.collected.append(generation_id)
 
-    async def _measured(self, row: Row, noted: list[Attempt]) -> Row:
-        """Fill in what an answer took that broke off, from its log, if that is still there, and what its worker ``noted``."""
+    async def _add_measured_usage(self, row: Row, stored_attempts: list[Attempt]) -> Row:
+        """Fill in what an answer took that broke off, from its log, if that is still there, and what its worker
+        ``stored_attempts``.
+        """
         frames, request = await self._read_back(row["id"])
         try:
             partial = await asyncio.to_thread(read_partial, _transcript(frames, row), request)
-            noted = await asyncio.to_thread(fill_prompt_tokens, noted, Job.unpack(request) if request else None)
+            stored_attempts = await asyncio.to_thread(
+                fill_prompt_tokens, stored_attempts, Job.unpack(request) if request else None
+            )
         except Exception:  # A row without its usage is better than none: the bytes may be any provider's.
             log.exception("usage_not_estimated", generation_id=row["id"])
             return row
-        attempts = merge_attempts(partial.attempts if partial else [], noted)
+        attempts = merge_attempts(partial.attempts if partial else [], stored_attempts)
         if not attempts:
             return row
         for attempt in attempts:
@@ -180,13 +188,13 @@ class Collector:
                 attempt.apply_prices(self._settings.prices)
         return with_attempts(row, partial.head if partial else None, attempts)
 
-    async def _sealed(self, row: Row, end: End) -> Row | None:
+    async def _audit_entry(self, row: Row, end: End) -> Row | None:
         """Return the entry of the audit log; None while there is no secret to encrypt it with."""
         secret = self._settings.secret
         if secret is None:
-            if not self._has_told_of_secret:
+            if not self._has_logged_missing_secret:
                 log.error("audit_without_secret", generation_id=row["id"], mend="set SLUICE_SECRET for the workers too")
-            self._has_told_of_secret = True
+            self._has_logged_missing_secret = True
             return None
         frames, request = await self._read_back(row["id"])
         answer = await asyncio.to_thread(read_answer, _transcript(frames, row))
@@ -214,7 +222,7 @@ class Collector:
             raise
         except Exception:  # A row without its answer is better than none.
             log.exception("log_unreadable", generation_id=generation_id)
-        (request,) = await self._ask(("GET", keyspace.request(generation_id)), are_checked=False)
+        (request,) = await self._run_commands(("GET", keyspace.request(generation_id)), are_checked=False)
         return frames, request if isinstance(request, bytes) else None
 
     async def _set_aside(self, unreadable: dict[str, tuple[str, dict[bytes, bytes]]]) -> None:
@@ -225,14 +233,14 @@ class Collector:
         for generation_id, (reason, record) in unreadable.items():
             log.error("ledger_record_unreadable", generation_id=generation_id, reason=reason, mend="sluice records list")
             packed.append(set_aside.pack(generation_id, reason, now_ms, record))
-        await self._ask(
+        await self._run_commands(
             ("LPUSH", keyspace.UNREADABLE, *packed),
             ("LTRIM", keyspace.UNREADABLE, 0, set_aside.ENTRIES_MAX - 1),
             ("EXPIRE", keyspace.UNREADABLE, set_aside.RETENTION_S),
         )
         self._metrics.unreadable.inc(len(unreadable))
 
-    async def _forget(self, ids: Sequence[str], listed: Sequence[bytes], retentions_ms: Mapping[str, int]) -> None:
+    async def _delete_records(self, ids: Sequence[str], listed: Sequence[bytes], retentions_ms: Mapping[str, int]) -> None:
         """Delete records that are written, and take entries off the list: they are at its head, so each is found at once.
 
         ``retentions_ms``: logs that were kept for us, and how long they live from now on.
@@ -246,21 +254,21 @@ class Collector:
             commands.append(("UNLINK", keyspace.request(generation_id)))
         commands += [("UNLINK", keyspace.record(generation_id)) for generation_id in ids]
         commands += [("LREM", keyspace.ENDED, 1, generation_id) for generation_id in listed]
-        await self._ask(*commands)
+        await self._run_commands(*commands)
 
     async def _retentions_ms(self, ids: Sequence[str]) -> dict[str, int]:
         """Return the retention of those among some generations whose logs the end has left without an expiry."""
         if not ids:
             return {}
-        asked = (("HMGET", keyspace.state(generation_id), "audited", "retention_ms") for generation_id in ids)
-        found = await self._ask(*asked, are_checked=False)
+        commands = (("HMGET", keyspace.state(generation_id), "audited", "retention_ms") for generation_id in ids)
+        answers = await self._run_commands(*commands, are_checked=False)
         return {
-            generation_id: _number(each[1])
-            for generation_id, each in zip(ids, found, strict=True)
-            if isinstance(each, list) and each[0] == b"1" and _number(each[1])
+            generation_id: _number(answer[1])
+            for generation_id, answer in zip(ids, answers, strict=True)
+            if isinstance(answer, list) and answer[0] == b"1" and _number(answer[1])
         }
 
-    async def _ask(self, *commands: tuple[Any, ...], are_checked: bool = True) -> list[Any]:
+    async def _run_commands(self, *commands: tuple[Any, ...], are_checked: bool = True) -> list[Any]:
         """Return Redis' answers to so many commands at once; not ``are_checked``: what is wrong with a key too, in its place.
 
         On the connection that the scripts share: redis-py's own pipeline costs ten times as much per command.

@@ -47,7 +47,7 @@ class Lease:
                 await self._scripts.run("release", [keyspace.BOOKKEEPER], [self._token])
         self.is_held = False
 
-    async def look(self) -> bool:
+    async def renew(self) -> bool:
         """Take or renew the lease; returns whether it is ours."""
         try:
             self.is_held = await self._scripts.run("hold", [keyspace.BOOKKEEPER], [self._token, _LEASE_MS]) == 1
@@ -58,7 +58,7 @@ class Lease:
     async def _run(self) -> None:
         while True:
             if self._pulse.is_up:
-                await self.look()
+                await self.renew()
             else:
                 self.is_held = False
             await asyncio.sleep(RENEW_S)

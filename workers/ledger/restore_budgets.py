@@ -27,7 +27,7 @@ log = structlog.get_logger()
 DAY_EXPIRY_S, MONTH_EXPIRY_S = 3 * 86_400, 40 * 86_400
 
 
-class Budgets:
+class BudgetRestorer:
     """Every method may raise ``StoreUnavailable`` and ``DatabaseUnavailable``."""
 
     def __init__(self, redis: Client) -> None:
@@ -58,10 +58,10 @@ async def _counters(engine: "AsyncEngine", now_ms: int) -> dict[str, tuple[int, 
     from common.ledger.reports import day_begins_ms, month_begins_ms, spent
 
     day, month = periods(datetime.fromtimestamp(now_ms / 1000, UTC))
-    found: dict[str, tuple[int, int]] = {}
+    counters: dict[str, tuple[int, int]] = {}
     spans = [(day, day_begins_ms(now_ms), DAY_EXPIRY_S), (month, month_begins_ms(now_ms), MONTH_EXPIRY_S)]
     for period, since_ms, expiry_s in spans:
         for (scope, name), nano in (await spent(engine, since_ms, now_ms)).items():
             counter = keyspace.spent(scope, safe_name(name), period)
-            found[counter] = (found.get(counter, (0, 0))[0] + nano, expiry_s)
-    return found
+            counters[counter] = (counters.get(counter, (0, 0))[0] + nano, expiry_s)
+    return counters

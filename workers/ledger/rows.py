@@ -18,7 +18,7 @@ from common.records.request_summary import RequestSummary
 Row = dict[str, Any]  # By the columns' names, and ``attempts``: rows of their own. See ``common/database/tables.py``.
 
 
-def row_of(generation_id: str, asked: RequestSummary, end: End, ended_ms: int) -> Row:
+def build_row(generation_id: str, asked: RequestSummary, end: End, ended_ms: int) -> Row:
     """Return the row of a generation.
 
     Raises:
@@ -45,7 +45,7 @@ def row_of(generation_id: str, asked: RequestSummary, end: End, ended_ms: int) -
         "error_kind": _optional(error.get("kind"), 64),
         "error_code": single_word_code(error.get("code")),
         "finish_reason": _optional(end.finish_reason, 64),
-        **_taken(generation_id, end.attempts),
+        **_usage_columns(generation_id, end.attempts),
         # A failure behind the commit point: the client has the beginning of an answer.
         "is_partial": bool(error) and end.ttft_ms is not None,
         "has_brought_key": end.has_byok_key,
@@ -72,7 +72,7 @@ def is_unmeasured(row: Row, end: End) -> bool:
 def with_attempts(row: Row, head: Head | None, attempts: list[Attempt]) -> Row:
     """Return a row with what is known of an answer that broke off; ``head`` is its log's last one, where there is one."""
     last = attempts[-1]
-    filled = {**row, **_taken(row["id"], attempts)}
+    filled = {**row, **_usage_columns(row["id"], attempts)}
     filled["is_partial"] = row["is_partial"] or head is not None
     filled["provider"] = row["provider"] or _optional(last.provider, 64)
     filled["upstream_model"] = row["upstream_model"] or _optional(last.model, 255)
@@ -84,7 +84,7 @@ def with_attempts(row: Row, head: Head | None, attempts: list[Attempt]) -> Row:
     return filled
 
 
-def _taken(generation_id: str, attempts: list[Attempt]) -> Row:
+def _usage_columns(generation_id: str, attempts: list[Attempt]) -> Row:
     """Return the columns that tell what a generation took; its attempts have rows of their own where there are several."""
     usage, cost = total_usage(attempts), total_cost(attempts)
     only = attempts[0] if len(attempts) == 1 else None
@@ -93,7 +93,9 @@ def _taken(generation_id: str, attempts: list[Attempt]) -> Row:
         **_cost(cost),
         "is_estimated": any(attempt.is_estimated for attempt in attempts),
         "details": _details(only) if only else None,
-        "attempts": [] if only else [_attempt(generation_id, n, each) for n, each in enumerate(attempts, 1) if each.usage],
+        "attempts": []
+        if only
+        else [_attempt(generation_id, number, attempt) for number, attempt in enumerate(attempts, 1) if attempt.usage],
     }
 
 
@@ -125,8 +127,8 @@ def _cost(cost: Cost | None) -> Row:
 def _details(attempt: Attempt) -> dict[str, Any] | None:
     usage = attempt.usage or Usage()
     names = {"answered_by": usage.model if usage.model != attempt.model else "", "service_tier": usage.service_tier}
-    found = {name: _text(value, 255) for name, value in names.items() if value} | usage.details
-    return found or None
+    details = {name: _text(value, 255) for name, value in names.items() if value} | usage.details
+    return details or None
 
 
 def _outcome(error: dict[str, Any]) -> str:
@@ -135,10 +137,10 @@ def _outcome(error: dict[str, Any]) -> str:
     return "cancelled" if error.get("kind") == ErrorKind.CANCELLED else "failed"
 
 
-def _text(found: Any, length: int) -> str:
+def _text(value: Any, length: int) -> str:
     """Text that both databases store: PostgreSQL has no NUL, and neither has halves of surrogate pairs."""
-    return str(found).replace("\0", "").encode(errors="replace").decode()[:length]
+    return str(value).replace("\0", "").encode(errors="replace").decode()[:length]
 
 
-def _optional(found: Any, length: int) -> str | None:
-    return None if found is None or found == "" else _text(found, length)
+def _optional(value: Any, length: int) -> str | None:
+    return None if value is None or value == "" else _text(value, length)

@@ -1,8 +1,8 @@
-"""What does an upstream call count for, from the moment its request was sent?
+"""What usage and cost does an upstream call count for, once its request was sent?
 
-Called at the end of each attempt, whatever ended it. What the upstream reported is taken, as far as it can be believed; what it
-did not is estimated and marked, from the log where there is one. A prompt that was sent counts, since the provider has read
-it; a request that the upstream refused does not.
+It is called at the end of each attempt, however the attempt ended. It uses what the upstream reported, if the figures are
+believable. The rest is estimated (from the log if there is one) and marked as estimated. A prompt that was sent counts, because
+the provider has read it. A request that the upstream refused does not count.
 """
 
 from collections import Counter
@@ -21,7 +21,7 @@ from common.metering.token_estimate import estimate_tokens, fill_usage, reserved
 from workers.metering.partial_usage import Partial
 from workers.outcome import Reply, Total
 from workers.providers.base import Deployment, UpstreamRequest
-from workers.providers.shared.figures import name_of
+from workers.providers.shared.figures import clean_name
 from workers.providers.shared.loose_json import dict_of
 from workers.transcode.pumps import Pump
 
@@ -31,7 +31,10 @@ ANSWER_TOKENS_MAX = 1_000_000  # No model's answer is longer, whatever a request
 def charge_attempt(
     job: Job, reply: Reply, request: UpstreamRequest, pump: Pump, status: int, settings: ModelSettings
 ) -> Attempt | None:
-    """Return what a call that has ended counts for; None: for nothing. ``status`` is the upstream's, 0 for no answer at all."""
+    """Return the usage and cost of a call that has ended; None: it counts for nothing.
+
+    ``status``: the upstream's HTTP status, 0 if there was no answer at all.
+    """
     if not request.is_sent or _is_refusal(status, pump) or (reply.is_reread and pump.usage is None):
         return None
     attempt = _attempt(job, reply.deployment, pump, is_cut=reply.is_cut and pump.is_stream)
@@ -40,7 +43,7 @@ def charge_attempt(
 
 
 def _is_refusal(status: int, pump: Pump) -> bool:
-    """Whether the upstream refused the request: by its status, or in a stream before it had said anything."""
+    """Whether the upstream refused the request: by its status, or in a stream before any output."""
     if status and not 200 <= status < 300:
         return True
     failed = pump.terminal
@@ -49,14 +52,14 @@ def _is_refusal(status: int, pump: Pump) -> bool:
 
 
 def _attempt(job: Job, deployment: Deployment, pump: Pump, *, is_cut: bool) -> Attempt:
-    """Return what an attempt took; ``is_cut``: a guardrail ended it, and its pump has estimated what was not reported."""
+    """Return an attempt's usage. ``is_cut``: a guardrail ended it, and its pump has estimated what was not reported."""
     reported, is_whole = pump.usage, isinstance(pump.terminal, Completed)
     if reported and is_whole and not _has_false_zero(reported, pump):
         is_estimated = is_cut or pump.is_estimated or pump.has_absurd_usage
         return Attempt(deployment.provider, deployment.model, reported, is_estimated=is_estimated)
     is_rough = pump.gives_stream
     if reported is None and pump.has_absurd_usage:
-        # Nothing in the report can be believed, and what it hides may be large: as much as the request could take at most.
+        # The report is not believable, and the real usage may be large: we count the most that the request could use.
         usage, is_rough = _largest_usage(job), False
         usage.output_tokens = max(usage.output_tokens, pump.seen_tokens)
     else:
@@ -67,15 +70,17 @@ def _attempt(job: Job, deployment: Deployment, pump: Pump, *, is_cut: bool) -> A
 
 
 def _has_false_zero(reported: Usage, pump: Pump) -> bool:
-    """Whether a report has a zero that is no count: no prompt is empty, nor is an answer of which something was seen. Servers
-    that do not count fill their reports with zeros, or tell a sum alone."""
+    """Whether a report has a zero that cannot be true: no prompt is empty, and an answer with output has output tokens.
+
+    Servers that do not count fill their reports with zeros, or report only a sum.
+    """
     return not reported.input_tokens or (not reported.output_tokens and pump.output_events > 0)
 
 
 def apply_estimate(partial: Partial, total: Total, settings: ModelSettings) -> None:
-    """Take over what the log tells: of this claim's own attempt, or of those of the claims before."""
+    """Apply an estimate from the log: to this claim's own attempt, or for the attempts of earlier claims."""
     last = partial.attempts[-1]
-    if total.is_committed:  # This claim's own: what its upstream has reported is better than any estimate.
+    if total.is_committed:  # This claim's own attempt: what its upstream reported is better than any estimate.
         total.refine_last_attempt(fill_gaps(total.reported, last.usage or Usage()), settings.prices)
         return
     total.restore_past(partial.attempts, partial.head.ttft_ms, settings.prices)
@@ -83,7 +88,7 @@ def apply_estimate(partial: Partial, total: Total, settings: ModelSettings) -> N
 
 
 def settle_attempts(attempts: list[Attempt], settings: ModelSettings) -> Settlement:
-    """Return what attempts took: all tokens, and the cost of what our own keys paid for."""
+    """Return what the attempts used: all tokens, and the cost that our own keys paid."""
     usage = total_usage(attempts)
     shares: Counter[str] = Counter()
     for attempt in attempts:
@@ -99,19 +104,19 @@ def settle_attempts(attempts: list[Attempt], settings: ModelSettings) -> Settlem
 
 
 def pack_with_current(attempts: list[Attempt], job: Job, deployment: Deployment) -> bytes:
-    """Return what the next claim must know if this worker is lost in the call that it makes now."""
+    """Return the attempts and the current call, packed: the next claim needs them if this worker is lost during this call."""
     tier = requested_tier(job)
     current = Attempt(deployment.provider, deployment.model, has_brought_key=deployment.client_pays, service_tier=tier)
     return pack([*attempts, current])
 
 
 def fill_gaps(reported: Usage | None, estimated: Usage) -> Usage:
-    """Return what was reported, and where that does not go far enough the estimate: some report at the beginning, or never."""
+    """Return the reported usage, with estimates in its gaps: some upstreams report only at the beginning, or never."""
     return fill_usage(reported, lambda: estimated.input_tokens, estimated.output_tokens) if reported else estimated
 
 
 def fill_prompt_tokens(attempts: list[Attempt], job: Job | None) -> list[Attempt]:
-    """Return attempts with the prompt of those of which no more is known, by estimate; without their job it is not known."""
+    """Return the attempts that have usage. An attempt without usage gets its prompt's estimated tokens, if there is a job."""
     for attempt in attempts:
         if attempt.usage is None and job:
             attempt.usage = Usage(prompt_tokens_of(job), service_tier=attempt.service_tier)
@@ -120,22 +125,22 @@ def fill_prompt_tokens(attempts: list[Attempt], job: Job | None) -> list[Attempt
 
 
 def requested_tier(job: Job) -> str:
-    """Return the service tier that the request asks for, as far as it does."""
-    # Nearly no request names one, and to look through a long body for it takes longer than to find that out.
+    """Return the service tier that the request asks for; empty: none."""
+    # Almost no request has one, and parsing a long body takes longer than this check.
     if b'"service_tier"' not in job.body:
         return ""
     tier = dict_of(orjson.loads(job.body)).get("service_tier")
-    return name_of(tier)
+    return clean_name(tier)
 
 
 def prompt_tokens_of(job: Job) -> int:
-    """Return about how many tokens a job's prompt has; 0 where it cannot be read."""
+    """Return about how many tokens a job's prompt has; 0 if it cannot be read."""
     request = _request(job)
     return estimate_tokens(request) if request else 0
 
 
 def _largest_usage(job: Job) -> Usage:
-    """Return the most that a job may take, as far as that can be told before it runs."""
+    """Return the most that a job can use, as far as its request shows."""
     request = _request(job)
     if request is None:
         return Usage()

@@ -1,8 +1,8 @@
-"""What did an answer take that broke off before its provider told?
+"""What is the usage of an answer that broke off before its provider reported it?
 
-Read from the log: what the upstream reported before it was lost, and for the rest an estimate
-(``common/metering/token_estimate.py``) of what the client was sent and of what was asked. Pure; whoever uses it marks the
-figures as estimated.
+It is read from the log: what the upstream reported before it was lost, and for the rest an estimate
+(``common/metering/token_estimate.py``) of the text that the client got and of the prompt. Pure. The caller marks the figures as
+estimated.
 """
 
 from itertools import chain
@@ -24,23 +24,23 @@ from workers.providers.base import Decoder, FamilyWire
 
 
 class Partial(NamedTuple):
-    """``head`` is the last try's: who answered. The last of ``attempts`` is that try."""
+    """``head`` is the head of the last attempt, which says who answered. The last of ``attempts`` is that attempt."""
 
     head: Head
     attempts: list[Attempt]
 
 
 def read_partial(transcript: Transcript, request: bytes | None) -> Partial | None:
-    """Return what a log tells of an answer that broke off; None where none had begun.
+    """Return what a log says about an answer that broke off; None: no answer had begun.
 
-    ``request`` is the packed job. Without it what was asked counts for nothing, and the figure is too low.
+    ``request`` is the packed job. Without it the prompt counts as 0 tokens, and the usage is too low.
     """
     if not transcript.attempts:
         return None
     *before, last = transcript.attempts
     reported, output_tokens = _client_usage(transcript, last)
-    # Behind what other tries have said, a dialect's own figures are those of all tries together; see
-    # ``workers.transcode.pumps``.
+    # After earlier attempts with output, the figures in the client's bytes are those of all attempts together; see
+    # ``workers.transcode.continuing``.
     usage = fill_usage(
         None if last.head.spent else reported,
         lambda: _prompt_tokens(transcript.dialect, request) + estimate_text_tokens(transcript.text(before)),
@@ -51,7 +51,7 @@ def read_partial(transcript: Transcript, request: bytes | None) -> Partial | Non
 
 
 def _client_usage(transcript: Transcript, last: LoggedAttempt) -> tuple[Usage | None, int]:
-    """Return what the client's bytes tell of the usage, and about how many tokens they have."""
+    """Return the usage that the client's bytes report, and about how many tokens of text they have."""
     wire = WIRES.get(transcript.dialect)
     if not isinstance(wire, FamilyWire):
         return None, estimate_text_tokens(transcript.text([last]))

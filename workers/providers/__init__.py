@@ -14,5 +14,5 @@ WIRES: dict[str, Wire] = {
     "cohere": COHERE,
     "gemini": GEMINI,
 }
-# Asked once: whether something keeps a protocol is looked up member by member.
+# Computed once: the check whether an object implements a protocol looks at each member.
 FAMILIES = {name: wire for name, wire in WIRES.items() if isinstance(wire, FamilyWire)}

@@ -1,7 +1,8 @@
-"""How does a worker say that it still works on a generation of which nothing comes, and hear whether that is still wanted?
+"""How does a worker show that it still works on a quiet generation, and learn whether anybody still wants it?
 
-Each generation without a frame for ``heartbeat_s`` gets a heartbeat; what a claim has to tell the next one (its note) goes
-along at once. The answer has the stop flag and whether anybody listens. All of a process' heartbeats go in one pipeline.
+Each generation without a frame for ``heartbeat_s`` gets a heartbeat. The attempts so far, which the next claim would need, are
+sent with a heartbeat at once. The answer contains the stop flag and the number of listeners. All heartbeats of a process go in
+one pipeline.
 """
 
 import asyncio
@@ -13,11 +14,11 @@ from common.channel.base import Channel
 from common.redis.pulse import Pulse
 from workers.publish.writer import Writer
 
-LOOKS_PER_HEARTBEAT = 4  # So late is one at most: a quarter of the time between two.
+CHECKS_PER_HEARTBEAT = 4  # A heartbeat is late by at most a quarter of its interval.
 
 
 class Heartbeats:
-    """``writers`` are the process' own, as they come and go."""
+    """Sends the heartbeats of one process. ``writers`` is the live collection of its writers."""
 
     def __init__(self, channel: Channel, pulse: Pulse, heartbeat_s: float, writers: Collection[Writer]) -> None:
         self._channel = channel
@@ -26,9 +27,9 @@ class Heartbeats:
         self._writers = writers
 
     async def run(self) -> None:
-        """Send them for ever; while Redis is away none is sent."""
+        """Send heartbeats for ever. While Redis is away none is sent."""
         while True:
-            await asyncio.sleep(self._heartbeat_s / LOOKS_PER_HEARTBEAT)
+            await asyncio.sleep(self._heartbeat_s / CHECKS_PER_HEARTBEAT)
             now = time.monotonic()
             quiet = [writer for writer in self._writers if self._is_quiet(writer, now)]
             if quiet and self._pulse.is_up:
@@ -46,7 +47,7 @@ class Heartbeats:
             return
         now = time.monotonic()
         for writer, answer, before in zip(quiet, answers, sent_at, strict=True):
-            # Frames sent meanwhile make this answer old news; theirs tells more.
+            # If frames were sent meanwhile, this answer is outdated: theirs is newer.
             if not writer.is_busy and writer.sent_at == before:
                 writer.handle_answer(answer, now)
 

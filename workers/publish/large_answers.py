@@ -1,13 +1,13 @@
-"""How much room do large answers take?
+"""How much room may large answers use?
 
-An answer's log stays for a while after its end, read or not. Ordinary ones are small, and many; a few that are a thousand times
-as large could fill Redis between them, and those that are gathered before they are written could fill the worker. So what a
-worker has of answers above ``LARGE_BYTES`` is bounded, gathered or written, those that run and those that have ended. Where a
-running one finds no room, logs that ended longest ago give way, but not in their first ``KEPT_S``: for so long every client may
-read on at its own pace. Where that is not enough, the answer ends as overloaded.
+An answer's log stays for a while after its end, whether it is read or not. Most answers are small. A few that are a thousand
+times as large could fill Redis, and those collected before they are written could fill the worker's memory. So the bytes of a
+worker's answers above ``LARGE_BYTES`` have a limit: collected or written, running or ended. If a running answer finds no room,
+the logs that ended longest ago are evicted, but not in their first ``KEPT_S``: for that time every client can read at its own
+pace. If that is not enough, the answer ends as overloaded.
 
-Each worker counts its own, in memory: no step of another answer becomes dearer, and the bound of a fleet is the sum of its
-workers'. What a worker that was lost had written is counted by nobody, and expires as always.
+Each worker counts its own answers, in memory. So other answers do not become slower, and the limit of a fleet is the sum of its
+workers' limits. Nobody counts what a lost worker had written; it expires as usual.
 """
 
 import time
@@ -21,7 +21,7 @@ from common.config.groups.channel import ChannelSettings
 from common.config.settings import MIB
 
 LARGE_BYTES = 8 * MIB  # Thirty thousand tokens, each in an event of its own.
-STEP_BYTES = MIB  # How much more a large answer may write until it is looked at again.
+STEP_BYTES = MIB  # How much more a large answer may write until it is checked again.
 KEPT_S = 60.0
 RETRY_AFTER_S = 5.0
 
@@ -33,7 +33,7 @@ class _Ended(NamedTuple):
 
 
 class LargeAnswers:
-    """The bytes of one worker. ``bytes_held`` may count logs that have expired: that is found out when room is needed."""
+    """The bytes of one worker's large answers. ``bytes_held`` may include expired logs until room is needed."""
 
     def __init__(self, channel: Channel, settings: ChannelSettings, clock: Callable[[], float] = time.monotonic) -> None:
         self.answer_bytes_max = settings.answer_bytes_max
@@ -44,17 +44,17 @@ class LargeAnswers:
         self._ended: deque[_Ended] = deque()  # In the order of their ends.
 
     async def reserve(self, reserved_bytes: int, size: int) -> int:
-        """Return how many bytes are held for a running answer that has ``size`` now, where ``reserved_bytes`` were before.
+        """Reserve room for a running answer of ``size`` bytes that had ``reserved_bytes`` so far. Return its new reservation.
 
         Raises:
-            GatewayError: REQUEST_TOO_LARGE, it is larger than an answer may be; OVERLOADED, there is no room for it.
+            GatewayError: REQUEST_TOO_LARGE, the answer is larger than allowed; OVERLOADED, there is no room for it.
         """
         if size > self.answer_bytes_max:
             raise answer_too_large(self.answer_bytes_max)
         if size <= LARGE_BYTES:
             return reserved_bytes
         added_bytes = size + STEP_BYTES - reserved_bytes
-        self.bytes_held += added_bytes  # Before the wait, so that two do not take the same room.
+        self.bytes_held += added_bytes  # Before the wait, so that two answers do not take the same room.
         if not await self._has_room():
             self.bytes_held -= added_bytes
             raise GatewayError(
@@ -66,7 +66,7 @@ class LargeAnswers:
         return reserved_bytes + added_bytes
 
     def end(self, generation_id: str, reserved_bytes: int, size: int) -> None:
-        """Note that nothing more is written to a log for which so much is held, and which has ``size`` in the end."""
+        """Reduce a reservation to the final ``size``: nothing more is written to this log."""
         kept_bytes = min(reserved_bytes, size + STEP_BYTES) if size > LARGE_BYTES else 0
         self.bytes_held -= reserved_bytes - kept_bytes  # What failed before it was written takes no room.
         if kept_bytes:
@@ -81,7 +81,7 @@ class LargeAnswers:
                 is_evicted = False
             if is_evicted:
                 self.bytes_held -= oldest.size
-            else:  # Another claim goes on with it, or the ledger is still to read it.
+            else:  # Another claim continues it, or the ledger has not read it yet.
                 self._ended.append(oldest._replace(evictable_at=self._clock() + KEPT_S))
         return self.bytes_held <= self.bytes_max
 

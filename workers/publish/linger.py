@@ -1,7 +1,7 @@
-"""When does a busy worker take what its upstreams have sent, and pass it on?
+"""When does a busy worker read what its upstreams have sent, and pass it on?
 
-At ticks, for all of its streams at once: a wake-up costs as much as several tokens. Between two ticks the system holds back
-what comes for a stream that speaks faster than they follow each other; whatever is slower wakes the worker as it comes.
+It does so at ticks, for all of its streams at once, because a wake-up costs as much as several tokens. If a stream sends data
+faster than the ticks, the operating system holds the data until the next tick. A slower stream wakes the worker at once.
 Why, and what it saves: docs/decisions/linger.md.
 """
 
@@ -11,24 +11,24 @@ from collections.abc import Callable
 
 from common.config.settings import KIB
 
-LINGER_STREAMS = 50  # From so many on a process lingers in full; where there is little to share, nobody waits for it.
-HELD_TICKS = 2  # A stream that was read longer ago has nothing to gather. One, and a late tick would let streams go.
-HELD_BYTES_MAX = 32 * KIB  # So much wakes the worker at once. More, and Linux would begin to adjust the receive window.
+LINGER_STREAMS = 50  # From this many streams on, ticks have their full length. With few streams there is little to save.
+HELD_TICKS = 2  # A stream that was read longer ago than this is not held. With 1, a late tick would release streams.
+HELD_BYTES_MAX = 32 * KIB  # This much wakes the worker at once. With more, Linux would start to adjust the receive window.
 
 
 class Linger:
-    """The ticks of one worker, which come only while something waits for one."""
+    """The ticks of one worker. They happen only while something waits for one."""
 
     def __init__(self, linger_ms: float) -> None:
         self.streams = 0
-        self.on_tick: Callable[[], object] = lambda: None  # Called once what was held back has been read.
+        self.on_tick: Callable[[], object] = lambda: None  # Called after the held data has been read.
         self._linger_s = linger_ms / 1000
         self._held: list[Tap] = []
         self._timer: asyncio.TimerHandle | None = None
         self._ticked_at = 0.0
 
     def wait(self) -> None:
-        """Have the next tick come: now, if the last is long enough ago."""
+        """Schedule the next tick: now, if the last one is long enough ago."""
         # Hot path: once per upstream read.
         if self._timer is not None:
             return
@@ -40,7 +40,7 @@ class Linger:
             self._timer = loop.call_at(due_at, self._tick)
 
     def is_worth_holding(self, gap_s: float) -> bool:
-        """Whether a stream that was read ``gap_s`` ago had better be read with the others."""
+        """Whether a stream that was last read ``gap_s`` ago should wait and be read together with others."""
         return gap_s < HELD_TICKS * self._tick_gap_s()
 
     def _tick_gap_s(self) -> float:
@@ -60,14 +60,14 @@ class Linger:
         held, self._held = self._held, []
         for tap in held:
             tap.open()
-        if held:  # One turn of the loop to read what may now be read, one for its readers.
+        if held:  # One turn of the loop reads the sockets, one more runs their readers.
             loop.call_soon(loop.call_soon, self.on_tick)
         else:
             self.on_tick()
 
 
 class Tap:
-    """The receiving side of one connection. While it is shut nobody is told of what comes, unless that is much, or the end."""
+    """The receiving side of one connection. While it is shut, new data wakes nobody, unless there is much or it is the end."""
 
     def __init__(self, linger: Linger, transport: asyncio.BaseTransport | None) -> None:
         self._linger = linger
@@ -77,7 +77,7 @@ class Tap:
         self._read_at = 0.0
 
     def hold_if_fast(self, now: float) -> None:
-        """The stream is about to be read, and its text may wait for the next tick."""
+        """Shut the tap until the next tick, if the stream is fast. Called when the stream is about to be read."""
         # Hot path: once per upstream read.
         gap_s, self._read_at = now - self._read_at, now
         if self._is_shut or not self._linger.is_worth_holding(gap_s) or self._transport is None:
@@ -98,7 +98,7 @@ class Tap:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
 
     def close(self) -> None:
-        """Leave the connection as it was found. Before the transport is closed: it ends with the last file it is open in."""
+        """Restore the connection. Call it before the transport is closed: the duplicated socket would keep it open."""
         self.open()
         if self._socket:
             self._socket.close()
@@ -106,7 +106,7 @@ class Tap:
 
 
 def _duplicate_socket(transport: asyncio.BaseTransport) -> socket.socket:
-    """The transport may close its own at any time, and the number be another connection's then."""
+    """Duplicate the transport's socket: the transport may close its own at any time, and its number may be reused then."""
     if transport.is_closing():
         raise OSError("the connection is closed")
     duplicate: socket.socket = transport.get_extra_info("socket").dup()

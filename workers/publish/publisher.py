@@ -1,10 +1,10 @@
 """How do frames get from all generations of a process into Redis?
 
-Group commit: one task drains every generation's frames into one pipeline; while that is in flight, the next gathers.
-A busy process flushes at ticks (``workers.publish.linger``), for writing and waking less often is what saves CPU; the head
-and the first data never wait, nor does an end once it is here. ``Writer`` is one claim's side of it.
+Group commit: one task drains the frames of all generations into one pipeline. While that pipeline is in flight, the next one
+collects frames. A busy process flushes at ticks (``workers.publish.linger``): fewer writes and wake-ups save CPU. The head, the
+first data and the end never wait for a tick. ``Writer`` is the side of one claim.
 
-Not solved here: what the frames say, and what a generation does about a stop flag (``workers.generate``).
+Not solved here: the content of the frames, and what a generation does about a stop flag (``workers.generate``).
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 import structlog
 
 from common.canonical.errors import ErrorKind, GatewayError, StoreUnavailable
-from common.channel.base import Append, Channel, Claim, FrameId, FrameKind, Stop, WriteStatus
+from common.channel.base import Append, Channel, Claim, FrameId
 from common.config.settings import MIB, Settings
 from common.process.process import supervised
 from common.redis.pulse import Pulse
@@ -26,13 +26,11 @@ from workers.publish.writer import PAUSE_WHILE_AWAY_S, Writer
 
 log = structlog.get_logger()
 
-FLUSH_BYTES_MAX = 1 * MIB  # One pipeline; the rest goes with the next.
-
-_DATA, _OK, _NO = FrameKind.DATA, WriteStatus.OK, Stop.NO  # An enum's member costs a look-up of its own.
+FLUSH_BYTES_MAX = 1 * MIB  # For one pipeline. The next one takes the rest.
 
 
 class Publisher:
-    """The one task of a worker process that appends."""
+    """The only task of a worker process that appends to logs."""
 
     def __init__(self, channel: Channel, pulse: Pulse, settings: Settings, linger: Linger) -> None:
         self._channel = channel
@@ -46,7 +44,7 @@ class Publisher:
         self._heartbeats = Heartbeats(channel, pulse, settings.heartbeat_s, self._writers)
         self._due = asyncio.Event()
         linger.on_tick = self._due.set
-        self.away_since: float | None = None  # Since when Redis takes no frames.
+        self.away_since: float | None = None  # Since when Redis does not accept frames; None: it does.
         self._tasks: list[asyncio.Task[None]] = []
         self.buffered_bytes = 0
 
@@ -63,7 +61,7 @@ class Publisher:
 
     @contextlib.contextmanager
     def writer(self, claim: Claim, built_on: FrameId, on_signal: Callable[[], object]) -> Iterator[Writer]:
-        """Yield the writer of a claim whose fence has just been appended on top of ``built_on``."""
+        """Yield the writer of a claim whose fence was just appended after the frame ``built_on``."""
         writer = Writer(self, claim, built_on, on_signal)
         self._writers.add(writer)
         self._linger.streams = len(self._writers)
@@ -87,7 +85,7 @@ class Publisher:
             )
 
     def schedule(self, writer: Writer, size: int, is_urgent: bool) -> None:
-        """Let a writer's frames go with the next flush, which is now if ``is_urgent`` or the last tick is long enough ago."""
+        """Send a writer's frames with the next flush: now if ``is_urgent`` or if the last tick is long enough ago."""
         # Hot path: once per upstream read.
         self.buffered_bytes += size
         self._dirty[writer] = None
@@ -117,7 +115,7 @@ class Publisher:
         self.away_since = None
         now = time.monotonic()
         for writer, answer in zip(writers, answers, strict=True):
-            if writer in self._writers:  # Else its claim is over, and its bytes are no longer counted.
+            if writer in self._writers:  # Otherwise its claim is over, and its bytes are no longer counted.
                 writer.handle_answer(answer, now)
 
     def _drain(self) -> tuple[list[Writer], list[Append]]:

@@ -1,7 +1,7 @@
 """What does one claim write, and what must it keep until Redis has it?
 
-It numbers frames, keeps what Redis has not acknowledged, and the acknowledged of the last seconds too, since a failover may
-lose those. When they are sent is the publisher's concern.
+A writer numbers the frames. It keeps the frames that Redis has not acknowledged, and also those acknowledged in the last
+seconds, because a failover may lose them. The publisher decides when they are sent.
 """
 
 import asyncio
@@ -19,14 +19,14 @@ from workers.publish.large_answers import LARGE_BYTES, STEP_BYTES, LargeAnswers
 
 log = structlog.get_logger()
 
-FRAME_BYTES_MAX = 256 * KIB  # A JSON body is cut into frames of this size, so that no message nears Redis' pub/sub limit.
-PENDING_BYTES_MAX = 1 * MIB  # Of one generation; past it its upstream is read no faster than Redis takes, if that is there.
-RECENT_S = 5.0  # Appendonly everysec loses a second, a failover a little more.
+FRAME_BYTES_MAX = 256 * KIB  # A JSON body is cut into frames of this size: a message must stay far below Redis' pub/sub limit.
+PENDING_BYTES_MAX = 1 * MIB  # Of one generation. Above it, its upstream is read no faster than Redis accepts, if Redis is up.
+RECENT_S = 5.0  # ``appendonly everysec`` loses a second, a failover a little more.
 RECENT_BYTES_MAX = 256 * KIB
 PAUSE_WHILE_AWAY_S = 0.2
 
-_new = tuple.__new__  # A named tuple's own constructor is a Python function, and too slow for every frame.
-_DATA, _OK, _NO = FrameKind.DATA, WriteStatus.OK, Stop.NO  # An enum's member costs a look-up of its own.
+_new = tuple.__new__  # A named tuple's own constructor is a Python function: too slow for every frame.
+_DATA, _OK, _NO = FrameKind.DATA, WriteStatus.OK, Stop.NO  # Each access to an enum member costs a lookup.
 
 
 class Flusher(Protocol):
@@ -44,14 +44,14 @@ class Flusher(Protocol):
 
 
 class Writer:
-    """The frames of one claim. ``on_signal`` is called when the generation must stop, or is no longer ours."""
+    """The frames of one claim. ``on_signal`` is called when the generation must stop, or no longer belongs to this claim."""
 
     def __init__(self, publisher: Flusher, claim: Claim, built_on: FrameId, on_signal: Callable[[], object]) -> None:
         fence = _fence(claim, built_on)
         self.claim = claim
         self.stop = Stop.NO
-        self.lost: WriteStatus | None = None  # Why this claim may write no more.
-        self.has_hole = False  # Redis lost acknowledged frames that we no longer hold: the generation must end as failed.
+        self.lost: WriteStatus | None = None  # Why this claim may not write any more.
+        self.has_hole = False  # Redis lost acknowledged frames that we no longer have: the generation must end as failed.
         self.sent_at = time.monotonic()
         self.pending_bytes = 0
         self.packed_attempts = (
@@ -60,17 +60,17 @@ class Writer:
         self.sent_attempts = b""
         self._publisher = publisher
         self._on_signal = on_signal
-        self._data: list[bytes] = []  # Data that is not a frame yet: what gathers before a flush becomes one.
+        self._data: list[bytes] = []  # Data that is not a frame yet: what collects before a flush becomes one frame.
         self._unsent: list[Frame] = []
         self._in_flight: list[Frame] = []
         self._in_flight_bytes = 0
         self._recent: deque[_Batch] = deque([_Batch(self.sent_at, built_on, [fence], len(fence.data))])  # Acknowledged.
         self._recent_bytes = len(fence.data)
-        self.stored_bytes = 0  # Of the answer, acknowledged; with those of the claims before where the log was read.
+        self.stored_bytes = 0  # Acknowledged bytes of the answer, including those of earlier claims if the log was read.
         self._large = publisher.large
-        self._large_bytes = 0  # Held for it among the large answers.
-        self._checked_bytes = min(LARGE_BYTES, self._large.answer_bytes_max)  # How large it may grow before it is looked at.
-        self._acknowledged = fence.id  # The last acknowledged frame, which the first in flight follows.
+        self._large_bytes = 0  # Reserved for this answer among the large ones.
+        self._checked_bytes = min(LARGE_BYTES, self._large.answer_bytes_max)  # Up to this size it needs no further check.
+        self._acknowledged = fence.id  # The last acknowledged frame. The first frame in flight follows it.
         self._next_n = 1
         self._flushed: asyncio.Future[None] | None = None
         self._unwatched_since: float | None = None
@@ -87,7 +87,7 @@ class Writer:
         # Hot path: once per upstream read.
         publisher, size = self._publisher, len(data)
         if not size:
-            return  # A continuation may have nothing to add but the end.
+            return  # A continuation may add only the end.
         if publisher.away_since is not None:
             publisher.check_room()
         self._data.append(data)
@@ -95,13 +95,13 @@ class Writer:
         publisher.schedule(self, size, is_urgent)
 
     def write_frame(self, kind: FrameKind, data: bytes) -> None:
-        """Add a head or an end. Neither waits for the linger, and both are taken even where data is not."""
+        """Add a head or an end. They do not wait for a tick, and they are accepted even when data is not."""
         self._seal()
         self._add_frame(kind, data)
         self._grow(len(data), is_urgent=True)
 
     async def wait_flushed(self) -> None:
-        """Return once everything written so far is acknowledged, or the claim may write no more."""
+        """Wait until everything written so far is acknowledged, or the claim may not write any more."""
         while not self.lost and self.is_busy:
             self._flushed = self._flushed or asyncio.get_running_loop().create_future()
             await asyncio.shield(self._flushed)
@@ -118,7 +118,7 @@ class Writer:
         return self.stored_bytes + pending > self._checked_bytes
 
     async def wait_for_room(self) -> None:
-        """Return once more may be written.
+        """Wait until more may be written.
 
         Raises:
             GatewayError: REQUEST_TOO_LARGE, OVERLOADED; see ``LargeAnswers.reserve``.
@@ -128,7 +128,7 @@ class Writer:
             await self.wait_flushed()
 
     async def reserve_room(self, size: int) -> None:
-        """Return once there is room for an answer of that size, of which more may be here than is written.
+        """Wait until there is room for an answer of that size. Not all of it need be written yet.
 
         Raises:
             GatewayError: REQUEST_TOO_LARGE, OVERLOADED; see ``LargeAnswers.reserve``.
@@ -138,8 +138,9 @@ class Writer:
             self._checked_bytes = min(size + STEP_BYTES, self._large.answer_bytes_max)
 
     async def write_all(self, data: bytes, *, cut: Callable[[bytes, int], int]) -> None:
-        """Write what is there as a whole, in frames, no faster than Redis takes them; ``cut`` says where the one may end that
-        begins there.
+        """Write a complete answer in frames, no faster than Redis accepts them.
+
+        ``cut`` returns where a frame may end; its arguments are the data and the frame's start.
         """
         start = 0
         while start < len(data):
@@ -150,20 +151,20 @@ class Writer:
                 await self.wait_for_room()
 
     def close(self) -> None:
-        """Note that this claim writes no more."""
+        """Release the room of large answers: this claim does not write any more."""
         self._large.end(self.claim.generation_id, self._large_bytes, self.stored_bytes + self.pending_bytes)
 
     def ignore_stop(self) -> None:
-        """Signal nothing from now on: the answer is complete, and only waits to be stored."""
+        """Do not call ``on_signal`` any more: the answer is complete, and only has to be stored."""
         self._on_signal = lambda: None
 
     def watch_listeners(self, policy: Policy, grace_s: float) -> None:
-        """Apply the policy of absence where all replicas with viewers vanished without a word."""
+        """Apply the disconnect policy if all API replicas with viewers disappear without reporting it."""
         self._absence_s = None if policy is Policy.DETACH else grace_s
 
     @property
     def is_busy(self) -> bool:
-        """Whether frames wait for their acknowledgement."""
+        """Whether frames still wait for their acknowledgement."""
         return bool(self._data or self._unsent or self._in_flight)
 
     def _grow(self, size: int, is_urgent: bool) -> None:
@@ -171,7 +172,7 @@ class Writer:
         self._publisher.schedule(self, size, is_urgent)
 
     def _seal(self) -> None:
-        """Make one frame of the gathered data, or a few where Redis was away and much has gathered."""
+        """Make one frame of the collected data, or several if Redis was away and there is much data."""
         gathered, self._data = self._data, []
         if len(gathered) == 1:
             self._add_frame(_DATA, gathered[0])
@@ -193,7 +194,7 @@ class Writer:
     # The publisher's side
 
     def drain(self) -> Append | None:
-        """Return what is to be sent now: what was in flight when an answer got lost, and what came since."""
+        """Return what must be sent now: frames whose acknowledgement was lost, and new ones."""
         # Hot path: once per flush and generation.
         if self._data:
             self._seal()
@@ -202,11 +203,11 @@ class Writer:
             self._unsent = []
         if not self._in_flight or self.lost:
             return None
-        self._in_flight_bytes = self.pending_bytes  # Nothing is left behind.
+        self._in_flight_bytes = self.pending_bytes  # All pending frames are sent.
         return Append(self.claim, self._acknowledged, self._in_flight)
 
     def handle_answer(self, answer: WriteResult, now: float) -> None:
-        """Take what the log said to the last append or heartbeat."""
+        """Handle the log's answer to the last append or heartbeat."""
         # Hot path: once per flush and generation.
         self.sent_at = now
         status, last, stop, listeners = answer
@@ -233,7 +234,7 @@ class Writer:
         self._shrink(size)
 
     def _rewind(self, last: FrameId) -> None:
-        """Redis lost frames that it had acknowledged: send again all that follows ``last``, if we still hold it."""
+        """Redis lost frames that it had acknowledged: send all frames after ``last`` again, if we still have them."""
         is_held = self._recent[0].follows <= last
         log.warning("log_lost_frames", generation_id=self.claim.generation_id, last=str(last), held=is_held)
         if not is_held:
@@ -252,12 +253,12 @@ class Writer:
         self._grow(sum(len(frame.data) for frame in missing), is_urgent=True)
 
     def _give_up(self, last: FrameId) -> None:
-        """Build on what the log has, and leave it to the generation to end it."""
+        """Continue after what the log has. The generation must end as failed."""
         self._data, self._unsent, self._in_flight = [], [], []
         self._recent = deque([_Batch(time.monotonic(), last, [], 0)])
         self._recent_bytes = 0
         self._acknowledged = last
-        if last.epoch < self.claim.epoch:  # Not even our fence is there, and nothing is taken from us without it.
+        if last.epoch < self.claim.epoch:  # Even our fence is missing, and the log accepts nothing from us without it.
             self._in_flight = [_fence(self.claim, last)]
         self.has_hole = True
         self._shrink(self.pending_bytes)
@@ -279,10 +280,10 @@ class Writer:
             self._set_stop(answer.stop)
 
     def _check_absence(self, now: float) -> None:
-        """The backstop for replicas that died: a client that leaves a living one is reported by it."""
+        """Stop if API replicas died with their viewers. A replica that is up reports a client that leaves."""
         if self._absence_s is None or self._unwatched_since is None:
             return
-        # Our own outage must not look like theirs.
+        # While our own Redis connection was down, we could not see listeners. That time does not count.
         unwatched_s = min(now - self._unwatched_since, self._publisher.healthy_s())
         if unwatched_s >= self._publisher.vanished_viewers_s + self._absence_s:
             self._set_stop(Stop.LEFT)
@@ -301,7 +302,7 @@ class Writer:
 
 
 class _Batch(NamedTuple):
-    """Frames that were acknowledged together. ``follows`` is the id before the first."""
+    """Frames that were acknowledged together. ``follows`` is the id of the frame before the first."""
 
     at: float
     follows: FrameId

@@ -1,8 +1,8 @@
 """May a vendor's key be called now, for this request?
 
-Three things can stand in the way, and none of them costs the vendor a call: it has told us to wait (``pauses``), our own
-settings know its quota, and that is used up (``reservations``), or what the gateway may spend there is spent (``budgets``).
-Whoever is refused here goes to the route's next key at once, or waits: ``workers/attempt/retries.py`` decides.
+There are three reasons to say no, and none of them costs a call to the vendor: the vendor has told us to wait (``pauses``), the
+quota in our own settings is used up (``reservations``), or the gateway's budget for this provider is spent (``budgets``).
+After a refusal the route's next key is used at once, or the generation waits: ``workers/attempt/retries.py`` decides.
 """
 
 import asyncio
@@ -36,14 +36,14 @@ from workers.quota.provider_budgets import ProviderBudgets
 from workers.quota.reservations import BUSY_RECHECK_S, Reservation, Reservations, Shortage
 from workers.quota.vendor_headers import pause_s
 
-FLUSH_S = 0.5  # A settlement wakes the flush; without one, it looks this often whether places are to be renewed.
+FLUSH_S = 0.5  # A settlement wakes the flush. Without one, it checks this often whether places must be renewed.
 _UNLIMITED = Limits()
 
 
 class Refused(GatewayError):
-    """A call that was not made. ``wait_s``: until it surely may be, ``earliest_s``: until it may be at best.
+    """A call that was not made. After ``wait_s`` it can surely be made, after ``earliest_s`` perhaps.
 
-    Clients are told the first, which is the vendor's own word where there is one.
+    Clients get ``wait_s``. It is the vendor's own value if the vendor sent one.
     """
 
     def __init__(self, limit: str, message: str, wait_s: float, earliest_s: float) -> None:
@@ -52,22 +52,22 @@ class Refused(GatewayError):
         self.limit, self.wait_s, self.earliest_s = limit, wait_s, earliest_s
 
     def as_final_failure(self, soonest_s: float) -> Failed:
-        """Return what the client is told, where nothing of its route is free before that."""
+        """Return the failure for the client, if no deployment of its route is free before ``soonest_s``."""
         self.failed.retry_after_s = soonest_s
         self.failed.message += f" Try again in {math.ceil(soonest_s)} s."
         return self.failed
 
 
 class Demand:
-    """What one generation will ask of a quota, estimated once, and only where somebody wants to know."""
+    """What one generation needs of a quota. It is estimated once, and only when it is used."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self.refused_by: set[tuple[str, str]] = set()  # Key and limit: each is counted once.
+        self.refused_by: set[tuple[str, str]] = set()  # Pairs of key and limit: the metric counts each pair once.
 
     @property
     def is_generation(self) -> bool:
-        """Counting tokens has limits of its own, where it has any."""
+        """Whether the generation limits apply. Token counting has its own limits, or none."""
         return self.job.operation == "generate"
 
     @cached_property
@@ -84,7 +84,7 @@ class Demand:
 
 
 class CallUsage:
-    """What an admitted call took of its tokens, as far as it is known."""
+    """The tokens that an admitted call used, as far as they are known."""
 
     def __init__(self, demand: Demand) -> None:
         self._demand = demand
@@ -102,7 +102,7 @@ class CallUsage:
         if self._usage is None and not self._output_events:
             return 0  # Refused, or never reached.
         usage = self._usage or Usage()
-        # An answer that broke off may have told of its input alone, or of nothing: an event has a token at least.
+        # An answer that broke off may have reported its input only, or nothing. An event has at least one token.
         return (usage.input_tokens or self._demand.input_tokens) + max(usage.output_tokens, self._output_events)
 
 
@@ -111,7 +111,7 @@ def scripts_of(redis: Client) -> Scripts:
 
 
 class Quota:
-    """One worker's gate. It asks Redis only where a provider has limits in the settings."""
+    """One worker's gate. It needs Redis only for providers with limits in the settings."""
 
     def __init__(self, redis: Client, pulse: Pulse, settings: Settings, metrics: Metrics) -> None:
         self._scripts = scripts_of(redis)
@@ -128,16 +128,16 @@ class Quota:
     # Before a call
 
     def affordable(self, candidates: list[Deployment]) -> list[Deployment]:
-        """Return the deployments whose providers' budgets are not spent, or that the client pays for.
+        """Return the deployments whose provider's budget is not spent, and those that the client pays for.
 
         Raises:
-            GatewayError: BUDGET_EXCEEDED, there is none.
+            GatewayError: BUDGET_EXCEEDED, there is no such deployment.
         """
         return self.budgets.within_budget(candidates)
 
     @asynccontextmanager
     async def admitted(self, demand: Demand, deployment: Deployment) -> AsyncIterator[CallUsage]:
-        """Make the call inside; what it took is settled when it is left.
+        """Admit a call, which is made inside this context. Its usage is settled at the end of the context.
 
         Raises:
             Refused: the call must not be made now.
@@ -160,7 +160,7 @@ class Quota:
             raise self._refusal(demand, deployment, "paused", message, remaining.promise_s, remaining.pause_s)
 
     async def _reserve(self, demand: Demand, deployment: Deployment) -> Reservation | None:
-        # A key that the client pays with has a quota that we do not know.
+        # We do not know the quota of a client's own key.
         limits = _UNLIMITED if deployment.client_pays else self._settings.provider(deployment.provider).limits
         if not limits.is_set:
             return None
@@ -187,12 +187,12 @@ class Quota:
     # After a call
 
     def read_headers(self, deployment: Deployment, headers: Mapping[str, str]) -> None:
-        """Note what an answer says of the quota; header names are in lower case."""
+        """Pause a key if an answer's headers say that its quota is used up. Header names are in lower case."""
         if (seconds := pause_s(headers)) > 0:
             self._pause(deployment, seconds)
 
     def record_failure(self, demand: Demand, deployment: Deployment, failed: Failed) -> None:
-        """Leave a key alone that was refused for its rate; a refusal that does not say for how long may be told that here."""
+        """Pause a key that was refused for its rate. If the refusal has no ``retry_after_s``, set it from a known pause."""
         if failed.kind is not ErrorKind.UPSTREAM_RATE_LIMITED or not demand.is_generation:
             return
         if failed.retry_after_s:
@@ -213,7 +213,7 @@ class Quota:
         self._task = supervised(self._flush_for_ever, "quota")
 
     async def stop(self) -> None:
-        """Settle what has ended."""
+        """Stop the flush task, and settle the calls that have ended."""
         if self._task:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -235,11 +235,11 @@ class Quota:
             await self.flush()
 
     async def flush(self) -> None:
-        """Tell Redis what was given back and which pauses are new."""
+        """Send released reservations and new pauses to Redis."""
         await self._reservations.flush()
         if new_pauses := self.pauses.pop_unshared():
             args = [value for pause in new_pauses for value in pause]
-            with suppress(StoreUnavailable):  # The others will be told by the vendor.
+            with suppress(StoreUnavailable):  # Then the vendor will tell the other workers itself.
                 await self._scripts.run("pause", [keyspace.PAUSED], [PAUSES_MAX, *args])
 
 

@@ -1,12 +1,13 @@
-"""Which keys of vendors are to be left alone, and until when?
+"""Which vendors' keys are paused, and until when?
 
-A vendor's word to one worker counts for all: it is noted in Redis, under a digest of provider, key and model, and every
-worker reads all notes with its pulse. So no call pays for it, and others know within half a second. Vendors limit most
-models apart, so a pause is for one model; where several share a quota, each of them is told by a refusal of its own.
+What a vendor tells one worker counts for all workers. The pause is stored in Redis under a digest of provider, key and model,
+and each worker reads all pauses with its regular Redis poll. So no call has to wait for this, and other workers know within
+half a second. Vendors have separate limits for most models, so a pause is for one model. If several models share a quota, each
+of them gets its own refusal.
 
-A pause has two ends: until then nobody calls (never for longer than a vendor is obeyed, then it is asked again), and when
-there is more by the vendor's own word, which is what clients are told. In Redis the second is noted only where it is later
-than the first, as a field of its own: a worker of the version before takes that for one more name.
+A pause has two ends. Until the first, nobody calls; it is never later than the longest wait that we obey, and then the vendor
+is called again. The second is the vendor's own value; clients get this one. Redis stores the second only if it is later than
+the first, in its own field. A worker of the previous version treats that field as one more name.
 """
 
 from collections import Counter
@@ -15,26 +16,26 @@ from typing import NamedTuple
 
 PAUSES_MAX = 1_000  # In Redis, where each worker reads all of them twice a second.
 PROMISE_MAX_S = 31 * 86_400  # No quota is for longer than a month.
-_PROMISE = " promised"  # Behind a name: the field that has the vendor's own word.
-_SHARED_FROM_S = 0.1  # A shorter one is over before others would know, and a longer end than is noted must be as much longer.
+_PROMISE = " promised"  # After a name: the field with the vendor's own value.
+_SHARED_FROM_S = 0.1  # A shorter pause, or a smaller extension of one, would be over before other workers read it.
 
 
 class PauseLeft(NamedTuple):
-    """Seconds: until a name may be called again, and until there is more by its vendor's word, which is never sooner."""
+    """In seconds: until a name may be called again, and until the vendor's own value is over, which is never sooner."""
 
     pause_s: float
     promise_s: float
 
 
 class _Pause(NamedTuple):
-    """By our own clock."""
+    """Both times are by our own clock."""
 
     until: float
     promised: float
 
 
 class Pauses:
-    """Names that are to be left alone; a name begins with its provider and a colon."""
+    """The paused names. A name begins with its provider and a colon."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -42,12 +43,12 @@ class Pauses:
         self._unshared: set[str] = set()
 
     def remaining(self, name: str) -> PauseLeft | None:
-        """Return for how long yet; None where it may be called."""
+        """Return how long a name is still paused; None: it may be called."""
         pause, now = self._pauses.get(name), self._clock()
         return PauseLeft(pause.until - now, pause.promised - now) if pause and pause.until > now else None
 
     def pause(self, name: str, vendor_s: float, max_s: float) -> bool:
-        """Leave a name alone, as its vendor says, but for ``max_s`` at most; returns whether others are to be told of it."""
+        """Pause a name for ``vendor_s``, but at most for ``max_s``. Return whether other workers must be told."""
         now = self._clock()
         pause = _Pause(now + min(vendor_s, max_s), now + min(vendor_s, PROMISE_MAX_S))
         current = self._pauses.get(name)
@@ -59,7 +60,7 @@ class Pauses:
         return is_news
 
     def pop_unshared(self) -> list[tuple[str, int, int]]:
-        """Return what others are to be told, once: names, each with the milliseconds of its pause and of its promise."""
+        """Return the pauses that other workers do not know yet, once: name, pause in ms, and the vendor's own value in ms."""
         unshared = [(name, self.remaining(name)) for name in self._unshared]
         self._unshared.clear()
         return [
@@ -69,7 +70,7 @@ class Pauses:
         ]
 
     def merge(self, stored: dict[bytes, bytes], redis_ms: int) -> None:
-        """Take over what Redis has: fields, each with a moment by its own clock."""
+        """Merge the pauses that Redis has: fields with times (ms) by Redis' clock."""
         now = self._clock()
         ends = {field.decode(): now + (int(until_ms) - redis_ms) / 1000 for field, until_ms in stored.items()}
         for name, until in ends.items():

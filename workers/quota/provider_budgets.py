@@ -1,7 +1,7 @@
 """Which providers' budgets are spent?
 
-The counters are written where generations are settled (``common/limits/settling.lua``) and read with the pulse: a route that
-has another provider goes there, half a second after the last cent. What runs by then runs on.
+The counters are written when generations are settled (``common/limits/settling.lua``), and read with the regular Redis poll.
+Half a second after a budget is spent, routes use their other providers. Running generations continue.
 """
 
 from collections.abc import Sequence
@@ -31,8 +31,10 @@ class ProviderBudgets:
         return bool(self._limits)
 
     def command(self) -> tuple[str, ...]:
-        """Return the command that reads the counters of this day and this month, and whether Redis still has what the ledger
-        knows; ``note`` takes its answer."""
+        """Return the command that reads the counters of this day and month, and whether they hold what the ledger knows.
+
+        ``update`` gets its answer.
+        """
         self._counter_keys = [keyspace.spent("provider", provider, period) for provider in self._limits for period in periods()]
         return ("MGET", keyspace.SPENT_LOADED, *self._counter_keys)
 
@@ -42,10 +44,10 @@ class ProviderBudgets:
         self.spent_nano_usd = {name: int(value or 0) for name, value in zip(self._counter_keys, spent, strict=True)}
 
     def within_budget(self, candidates: list[Deployment]) -> list[Deployment]:
-        """Return the deployments whose providers may still be paid, or are paid by the client.
+        """Return the deployments whose provider's budget is not spent, and those that the client pays for.
 
         Raises:
-            GatewayError: BUDGET_EXCEEDED, there is none; OVERLOADED, what was spent is not known.
+            GatewayError: BUDGET_EXCEEDED, there is none; OVERLOADED, the spent amounts are not known.
         """
         if not self._limits:
             return candidates
@@ -58,7 +60,7 @@ class ProviderBudgets:
         spent = {provider: self._spent_period(provider) for provider in {deployment.provider for deployment in candidates}}
         if payable := [deployment for deployment in candidates if deployment.client_pays or spent[deployment.provider] is None]:
             return payable
-        # The first that starts anew is the one to wait for.
+        # The client should wait for the budget that starts again first.
         provider, period = min(spent.items(), key=lambda item: item[1] == "month")
         message = (
             f"The gateway's budget for {provider} is spent for this {period}. It starts anew at {_next_period_start(period)}."
@@ -66,7 +68,7 @@ class ProviderBudgets:
         raise GatewayError(ErrorKind.BUDGET_EXCEEDED, message, code="budget_exceeded")
 
     def _spent_period(self, provider: str) -> str | None:
-        """Return which of a provider's budgets is spent, the longest that is; None where none is."""
+        """Return the longest period whose budget for this provider is spent; None: no budget is spent."""
         limits = zip(periods(), ("day", "month"), self._limits.get(provider, ()), strict=False)
         spent_periods = [
             period
@@ -77,7 +79,7 @@ class ProviderBudgets:
 
 
 def _next_period_start(period: str | None) -> str:
-    """Return when the next one begins, as clients read it."""
+    """Return when the next period begins, in the format for clients."""
     today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     # The 28th and four days are always in the next month.
     begins = (today.replace(day=28) + timedelta(days=4)).replace(day=1) if period == "month" else today + timedelta(days=1)

@@ -1,9 +1,9 @@
 """How do all workers together keep to the quota of a vendor's key?
 
-A call reserves its request, its tokens by estimate and its place among the concurrent ones in one script, before it is
-made; what it really took is settled afterwards, with others', while nobody waits. The windows are those of clients' limits
-(``common/limits/window.lua``): a limit of N admits N. A place is dated, and renewed by the worker that has it, so one
-that is killed loses its places within a lease and two seconds.
+Before a call, one script reserves its request, its estimated tokens and its place among the concurrent calls. The real usage is
+settled afterwards, together with other calls, while nobody waits. The windows are those of the clients' limits
+(``common/limits/window.lua``): a limit of N admits N. Each place has an expiry, which its worker renews. So a killed worker
+loses its places within a lease plus two seconds.
 """
 
 import asyncio
@@ -22,14 +22,16 @@ from common.redis.scripts import Call, Scripts
 
 log = structlog.get_logger()
 
-PLACE_EXTRA_S = 2.0  # A renewal may come so late.
-BUSY_RECHECK_S = 0.25  # How often somebody who waits for a place looks for one: when a call ends, nobody can foretell.
-TOKENS_RECHECK_S = 1.0  # Tokens that were reserved for nothing come back before their time.
-HELD_BATCH = 1_000  # Keys and ids of places that are renewed in one script; an even number.
+PLACE_EXTRA_S = 2.0  # A renewal may be this late.
+BUSY_RECHECK_S = 0.25  # How often a waiting generation checks for a free place: nobody knows when a call will end.
+TOKENS_RECHECK_S = 1.0  # Reserved tokens that a call did not use come back early.
+HELD_BATCH = 1_000  # Keys and ids of places that one script renews; an even number.
 
 
 class Shortage(NamedTuple):
-    """What of a quota is used up, and the seconds until there is enough again: ``wait_s`` at most, ``earliest_s`` at best."""
+    """Which limit of a quota is used up, and the seconds until there is enough again: at most ``wait_s``, at best
+    ``earliest_s``.
+    """
 
     limit: Literal["requests", "tokens", "concurrent"]
     wait_s: float
@@ -46,7 +48,7 @@ class Reservation:
 
 
 class _KnownShortage(NamedTuple):
-    """A shortage that holds for whoever asks for so many tokens or more: until its end Redis need not be asked again."""
+    """A shortage that holds for each call that needs ``tokens`` or more. Until its end Redis need not be asked again."""
 
     shortage: Shortage
     tokens: int
@@ -54,7 +56,7 @@ class _KnownShortage(NamedTuple):
 
 
 class Reservations:
-    """One worker's part of it. Keys of vendors go by names that do not tell them."""
+    """One worker's reservations. A vendor's key is called by a name that does not reveal it."""
 
     def __init__(self, scripts: Scripts, lease_s: float, renew_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._scripts = scripts
@@ -67,12 +69,12 @@ class Reservations:
         self._shortages: dict[str, _KnownShortage] = {}
 
     async def reserve(self, name: str, limits: Limits, tokens: int) -> Reservation | Shortage:
-        """Return a call's part of a key's quota, or what stands in the way.
+        """Return a call's part of a key's quota, or the shortage that prevents the call.
 
         Raises:
-            StoreUnavailable: whether anything was reserved is unknown.
+            StoreUnavailable: it is not known whether anything was reserved.
         """
-        # One that asks for more than there is at all is let in while nothing else has been used.
+        # A call that needs more than the whole limit is admitted if nothing else has used the window.
         tokens = min(tokens, limits.tokens or 0)
         if shortage := self._known_shortage(name, tokens):
             return shortage
@@ -82,7 +84,7 @@ class Reservations:
         try:
             outcome, figure = await self._scripts.run("reserve", [], args)
         except asyncio.CancelledError:
-            # The script may have run. It was sent before this, so its place is free again afterwards; its tokens are spent.
+            # The script may have run. This settlement comes after it and frees its place. Its tokens stay counted.
             self._unsettled.append(("settle", [], [reservation.id, _places_key(name), "", 0, 0, 0, 0]))
             raise
         if outcome != b"ok":
@@ -92,7 +94,7 @@ class Reservations:
         return Reservation(name, limits, tokens, figure.decode(), reservation.id)
 
     def release(self, reservation: Reservation, used_tokens: int) -> None:
-        """Settle a call that has ended, with the next flush."""
+        """Settle a call that has ended. The next flush sends it."""
         place = self._held.pop(reservation.id, "")
         tokens = _window_key(reservation.name, "tokens") if reservation.bucket else ""
         if place or tokens:
@@ -101,7 +103,7 @@ class Reservations:
             self._shortages.pop(reservation.name, None)
 
     async def flush(self) -> None:
-        """Settle what has ended, and renew the places of what runs when it is time to."""
+        """Settle the calls that have ended. Renew the places of running calls when it is time."""
         calls, self._unsettled = self._unsettled, []
         if self._held and self._clock() - self._renewed_at >= self._renew_s:
             self._renewed_at = self._clock()
@@ -112,7 +114,8 @@ class Reservations:
         try:
             answers = await self._scripts.run_many(calls)
         except StoreUnavailable:
-            # What is settled twice would let in too many. Places lapse by themselves, tokens count until their time is over.
+            # They are not sent again: a double settlement would admit too many calls. Places expire, and tokens leave the
+            # window.
             return
         for answer in answers:
             if isinstance(answer, Exception) and not isinstance(answer, StoreUnavailable):

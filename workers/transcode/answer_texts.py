@@ -1,10 +1,10 @@
-"""Which texts does an answer have? Each choice has its own of every kind, and each tool call has its arguments."""
+"""Which texts does an answer have? Each choice has its own text of each kind, and each tool call has its arguments."""
 
 from common.canonical.events import Event, ReasoningDelta, RefusalDelta, TextDelta, ToolCallDelta
 
 TextEvent = TextDelta | RefusalDelta | ReasoningDelta | ToolCallDelta
 TEXTS = (TextDelta, RefusalDelta, ReasoningDelta, ToolCallDelta)
-# One text of an answer: what kind, of which choice, and which tool call.
+# One text of an answer: its kind, its choice, and the index of its tool call (0 for other kinds).
 TextKey = tuple[type[TextEvent], int, int]
 
 

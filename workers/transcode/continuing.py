@@ -1,4 +1,4 @@
-"""How does the rest of an answer get behind what its client has?"""
+"""How is the rest of an answer encoded so that it continues what its client already has?"""
 
 from common.canonical.errors import Failed
 from common.canonical.events import (
@@ -22,9 +22,9 @@ from workers.transcode.splice import Splice
 
 
 class Continuing(EventPumpBase):
-    """Events of a call that goes on with an answer, encoded behind what the client has of it.
+    """Encodes the events of a call that continues an answer, after what the client already has.
 
-    The client's usage is that of all tries: ``spent`` by those before, and this one's, estimated where it reports none.
+    The client's usage covers all attempts: ``spent`` by earlier ones, plus this one's, which is estimated if not reported.
     """
 
     def __init__(self, wire: Decoding, progress: Progress, splice: Splice, spent: Usage, input_tokens: int) -> None:
@@ -71,14 +71,14 @@ class Continuing(EventPumpBase):
         return Usage(self.prompt_tokens, tokens_in_bytes(self._text_bytes))
 
     def _new_events(self, events: list[Event]) -> list[Event]:
-        """Return what of events goes on with what was said."""
+        """Return the parts of the events that the client does not have yet."""
         try:
             return [part for event in events for part in self._new_parts(event)]
         except ValueError as error:
             return [errors.unreadable_answer(str(error))]
 
     def _new_parts(self, event: Event) -> list[Event]:
-        """Return what of an event goes on with what was said."""
+        """Return the parts of one event that the client does not have yet."""
         match event:
             case TextDelta():
                 text = self._splice.feed(event.text)
@@ -88,7 +88,7 @@ class Continuing(EventPumpBase):
                 self._record([event])
                 return []
             case ReasoningDelta() | ReasoningSigned() | RedactedReasoning() if self._progress.text:
-                return []  # In the middle of a text there is no place for it.
+                return []  # Reasoning cannot stand in the middle of a text.
             case Finished():
                 held_text = self._splice.end()
                 return [TextDelta(held_text), event] if held_text else [event]
@@ -99,9 +99,10 @@ class Continuing(EventPumpBase):
 
 
 class Rereading(Continuing):
-    """The same where all of an answer comes again, with the usage of all of it.
+    """The same if the whole answer comes again, with the usage of the whole answer.
 
-    What stands between the two halves must see it from its start, so what the client has is left out only behind that.
+    A guardrail between the two halves must see the answer from its start. So the part that the client has is removed only in
+    ``encode``, after the guardrail.
     """
 
     def __init__(self, wire: Decoding, progress: Progress, splice: Splice, request: GenerationRequest) -> None:

@@ -1,7 +1,7 @@
-"""What does an operator's own guardrail say of an answer?
+"""How does an operator's own guardrail check an answer?
 
-It is asked once, when all of the answer is there. In mode block nothing but the start of it reaches the client before that; in
-mode log nothing is held, and what it says is only noted. How it is asked: ``common.guardrails.custom``.
+It is called once, when the answer is complete. In mode block, only the answer's start event reaches the client before that. In
+mode log nothing is held, and the verdict is only logged. The call itself is in ``common.guardrails.custom``.
 """
 
 from collections import Counter
@@ -35,7 +35,7 @@ class CustomGuard:
         return Mode.BLOCK if self._blocks else Mode.LOG
 
     def feed(self, events: list[Event]) -> list[Event]:
-        """Return what can be passed on before the verdict."""
+        """Return the events that can be passed on before the verdict."""
         for event in events:
             if isinstance(event, TEXTS):
                 self._texts.setdefault(key_of(event), []).append(text_of(event))
@@ -49,10 +49,10 @@ class CustomGuard:
         return passed
 
     async def apply_verdict(self) -> list[Event]:
-        """Return what the client gets of an answer that is complete, all of which was held.
+        """Ask for the verdict on a complete, held answer. Return the events that the client gets.
 
         Raises:
-            GatewayError: OVERLOADED, the guardrail did not say.
+            GatewayError: OVERLOADED, the guardrail gave no verdict.
         """
         self.held_end = None
         try:
@@ -60,7 +60,7 @@ class CustomGuard:
         except GuardrailUnavailable as error:
             raise GatewayError(
                 ErrorKind.OVERLOADED,
-                f"The gateway could not have this answer looked at. Try again in {RETRY_AFTER_S} seconds.",
+                f"The gateway's guardrail could not check this answer. Try again in {RETRY_AFTER_S} seconds.",
                 code="guardrail_unavailable",
                 retry_after_s=RETRY_AFTER_S,
             ) from error
@@ -73,9 +73,9 @@ class CustomGuard:
         return self._held_events
 
     async def check_afterwards(self) -> None:
-        """Have an answer looked at that its client has: in mode log it is only noted."""
+        """Check an answer that its client already has, in mode log. The verdict is only logged and counted."""
         if not self._blocks:
-            with suppress(GuardrailUnavailable):  # It is in the log.
+            with suppress(GuardrailUnavailable):  # It is logged already.
                 await self._request_verdict()
 
     async def _request_verdict(self) -> Verdict:
@@ -91,7 +91,7 @@ class CustomGuard:
         return verdict
 
     def _with_texts(self, texts: list[str]) -> list[Event]:
-        """The events with other texts: each stands where the first piece of the one before it stood."""
+        """Return the held events with new texts. Each new text stands where the first piece of the old one stood."""
         new_texts = dict(zip(self._texts, texts, strict=True))
         is_rethought = any(new_texts[key] != "".join(self._texts[key]) for key in new_texts if key[0] is ReasoningDelta)
         events, replaced_keys = [], set()

@@ -1,7 +1,7 @@
-"""How does an answer go through guardrails on its way to the client?
+"""How does an answer pass through guardrails on its way to the client?
 
-``GuardedPump`` stands around a pump that goes through events, and filters them between its two halves. To whoever uses it, it
-is a pump like any other. Where an answer has no guardrails there is none, and nothing of this file runs.
+``GuardedPump`` wraps a pump that works on events, and filters them between its two halves. Callers use it like any other pump.
+An answer without guardrails has no ``GuardedPump``, and nothing in this file runs.
 """
 
 from operator import attrgetter
@@ -12,21 +12,21 @@ from common.canonical.events import Completed, FinishReason, Started, Usage
 from workers.transcode.output_guardrails import OutputGuard
 from workers.transcode.pumps import EventPump, Pump
 
-LOOP_BYTES_MAX = 16 * 1024  # A whole answer for guardrails to look through on the loop: some milliseconds.
+LOOP_BYTES_MAX = 16 * 1024  # Guardrails search a complete answer up to this size on the loop: some milliseconds.
 
 
 def guarded(pump: EventPump, guard: OutputGuard | None, *, known_text: str = "") -> Pump:
-    """Return a pump behind a guard, if there is one; ``known_text`` is the text that the client has already."""
+    """Return the pump, wrapped if there is a guard. ``known_text``: the text that the client already has."""
     return GuardedPump(pump, guard, known_text=known_text) if guard else pump
 
 
 def _of_pump(name: str) -> Any:
-    """An attribute that is the pump's own."""
+    """Return a property that reads the attribute from the wrapped pump."""
     return property(attrgetter(f"_pump.{name}"))
 
 
 class GuardedPump:
-    """See ``Pump``. One per try, as its guard is."""
+    """See ``Pump``. There is one per attempt, and so is its guard."""
 
     loop_bytes_max: float = LOOP_BYTES_MAX
     is_stream: bool = _of_pump("is_stream")
@@ -46,7 +46,7 @@ class GuardedPump:
 
     def __init__(self, pump: EventPump, guard: OutputGuard, *, known_text: str = "") -> None:
         self._pump, self._guard = pump, guard
-        self._is_body = False  # The upstream's answer is one body, so its usage is known, wherever we end it.
+        self._is_body = False  # The upstream's answer is one body: its usage is known, wherever we end the answer.
         if known_text:
             guard.resume(known_text)
 
@@ -67,7 +67,7 @@ class GuardedPump:
         return self._guard.is_cut
 
     def pass_head(self, run: bytes) -> int:
-        return 0  # Bytes that pass cannot be filtered.
+        return 0  # Bytes that pass unchanged cannot be filtered.
 
     def feed(self, blocks: list[bytes]) -> bytes:
         # Hot path: once per upstream read.

@@ -1,4 +1,4 @@
-"""What of one text of an answer may reach its client, and what is found in it?"""
+"""Which parts of one text of an answer may reach its client, and what did the guardrails match in it?"""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Active(NamedTuple):
-    """A guardrail that is on for an answer; ``blocks``: its mode is block, not log."""
+    """A guardrail that is active for an answer. ``blocks``: its mode is block, not log."""
 
     row: Guardrail
     search: Search
@@ -21,13 +21,16 @@ class Active(NamedTuple):
 
 
 class GuardedText:
-    """One text: filters for what is done, each given what the one before lets through, and filters for what is counted."""
+    """One text and its filters.
+
+    Acting filters change the text: each gets what the previous one lets through. Counting filters only count matches.
+    """
 
     def __init__(self, guardrails: Sequence[Active]) -> None:
         self._filters = [(active, _filter(active)) for active in guardrails]
         self._acting = [text_filter for active, text_filter in self._filters if active.blocks]
         self._counting = [text_filter for active, text_filter in self._filters if not active.blocks]
-        self.marks_at_signature = 0  # How much was replaced when the last signature came by.
+        self.marks_at_signature = 0  # Number of replacements at the last signature.
 
     def feed(self, text: str) -> str:
         # Hot path: once per delta.
@@ -61,7 +64,7 @@ class GuardedText:
         return sum(text_filter.counts.total() for text_filter in self._acting)
 
     def counts(self) -> dict[str, Counter[str]]:
-        """Return what was found, by guardrail."""
+        """Return the counts of matches by guardrail."""
         return {active.row.name: text_filter.counts for active, text_filter in self._filters if text_filter.counts}
 
     def slow_patterns(self) -> set[int]:
@@ -70,7 +73,7 @@ class GuardedText:
 
 
 def _filter(guardrail: Active) -> "TextFilter | JsonFilter":
-    # Loaded here, so that a worker without guardrails has none of their tables in memory.
+    # Imported here, so that a worker without guardrails has none of their tables in memory.
     from common.guardrails.holding import TextFilter
     from common.guardrails.json_filter import JsonFilter
 

@@ -1,11 +1,11 @@
-"""What of an answer may reach its client?
+"""Which parts of an answer may reach its client?
 
-The output side of the guardrails, on events, so whatever the wire and the dialect; ``guarded_pump.py`` puts it between the two
-halves of a pump. Which guardrails there are, and in what order, is said by ``common.guardrails.table``. Text is held back only
-as far as it could be the beginning of a match (see ``common/guardrails/holding.py``).
+This is the output side of the guardrails. It works on events, so it does not depend on the wire or the dialect;
+``guarded_pump.py`` puts it between the two halves of a pump. ``common.guardrails.table`` defines the guardrails and their
+order. Text is held back only while it could be the beginning of a match (see ``common/guardrails/holding.py``).
 
-A guardrail that refuses ends the answer as vendors do it themselves: what came before, then the finish reason
-``content_filter``. Events stay in their order: before another block of the answer begins, the one before it is let go.
+A guardrail that blocks ends the answer as vendors do: the text before the match, then the finish reason ``content_filter``.
+Events keep their order: before another block of the answer begins, the held text of the previous block is flushed.
 """
 
 from collections import Counter
@@ -42,7 +42,7 @@ ROWS = guardrails_for_side("output")
 
 
 class OutputGuards:
-    """One per process: what the settings say, ready to be used."""
+    """The guardrails that the settings define, ready to use. One per process."""
 
     def __init__(self, settings: GuardrailSettings, custom: CustomGuardrails | None, metrics: Metrics) -> None:
         self._searches = Searches(settings, "output")
@@ -50,7 +50,7 @@ class OutputGuards:
         self._metrics = metrics
 
     def for_job(self, job: Job) -> "OutputGuard | None":
-        """Return a guard for one try of a job; None where nothing is to be looked for: then bytes may pass."""
+        """Return a guard for one attempt of a job; None: there is nothing to search for, so bytes may pass unchanged."""
         if job.operation != "generate":
             return None
         modes = job.guardrails
@@ -63,17 +63,17 @@ class OutputGuards:
 
 
 class OutputGuard:
-    """The guardrails of one try. ``blocked`` names the one that ended the answer; ``is_cut``: its upstream was not done yet.
+    """The guardrails of one attempt. ``blocked``: the guardrail that ended the answer. ``is_cut``: before its upstream did.
 
-    ``awaits_verdict``: the whole answer is held, and ``release_held`` is to be asked what becomes of it.
+    ``awaits_verdict``: the whole answer is held, and ``release_held`` must be called for what the client gets.
     """
 
     def __init__(self, guardrails: Sequence[Active], custom: CustomGuard | None, metrics: Metrics) -> None:
         self._guardrails, self._custom, self._metrics = guardrails, custom, metrics
         self._texts: dict[TextKey, GuardedText] = {}
-        self._current_text: dict[int, TextKey | None] = {}  # By choice: the text that was extended last.
+        self._current_text: dict[int, TextKey | None] = {}  # By choice: the text that got the last piece.
         self._open: dict[int, bool] = {}  # By choice: whether it has not finished.
-        self.has_activity = False  # Whether the upstream has said anything, passed on or not.
+        self.has_activity = False  # Whether the upstream has sent any output, passed on or not.
         self.text_bytes = 0
         self.blocked: str | None = None
         self.is_cut = False
@@ -84,11 +84,11 @@ class OutputGuard:
 
     @property
     def held_end(self) -> Completed | None:
-        """The end of an answer that is held."""
+        """The end of a held answer."""
         return self._custom.held_end if self._custom else None
 
     def feed(self, events: list[Event], usage: Callable[[], Usage | None]) -> list[Event]:
-        """Return what can be passed on; ``usage`` is what the answer has cost should it end here."""
+        """Return the events that can be passed on. ``usage`` returns the answer's usage if it must end here."""
         # Hot path: once per upstream read.
         passed: list[Event] = []
         for event in events:
@@ -101,16 +101,16 @@ class OutputGuard:
         return self._custom.feed(passed) if self._custom else passed
 
     async def release_held(self) -> list[Event]:
-        """Return what the client gets of an answer that was held. Raises as ``CustomGuard.apply_verdict`` does."""
+        """Return the events that the client gets of a held answer. Raises like ``CustomGuard.apply_verdict``."""
         return await self._custom.apply_verdict() if self._custom else []
 
     async def check_afterwards(self) -> None:
-        """Have an answer looked at that its client has."""
+        """Check an answer that its client already has."""
         if self._custom:
             await self._custom.check_afterwards()
 
     def resume(self, known_text: str) -> None:
-        """Go on behind the text that the client has: a match that began in it is found."""
+        """Continue after the text that the client has, so that a match that began in it is found."""
         key: TextKey = (TextDelta, 0, 0)
         self._text(key).resume(known_text)
         self._current_text[0], self._open[0] = key, True
@@ -125,7 +125,7 @@ class OutputGuard:
             passed.append(event)
 
     def _flush_before(self, event: Event, passed: list[Event]) -> bool:
-        """Let go the texts that are over with an event; return whether the event itself may pass."""
+        """Flush the texts that an event ends. Return whether the event itself may pass."""
         match event:
             case ToolCallStarted():
                 self._open[event.choice] = True
@@ -134,7 +134,7 @@ class OutputGuard:
                 self._flush_choice(0, passed)
             case ReasoningSigned():
                 self._flush_choice(0, passed)
-                return not self._is_altered()  # Else it signs another text.
+                return not self._is_altered()  # If it was altered, the signature is for another text.
             case Finished():
                 self._flush_choice(event.choice, passed)
                 self._open[event.choice] = self.blocked is not None
@@ -164,7 +164,7 @@ class OutputGuard:
             passed.append(text_event(key, output))
 
     def _flush_choice(self, choice: int, passed: list[Event]) -> None:
-        """The text that a choice was saying is over, for now at least."""
+        """Flush the current text of a choice: it is over, at least for now."""
         key = self._current_text.get(choice)
         if key is None:
             return
@@ -181,7 +181,7 @@ class OutputGuard:
         return guarded_text
 
     def _is_altered(self) -> bool:
-        """Whether anything was replaced in the thinking that a signature closes."""
+        """Whether anything was replaced in the reasoning text that a signature closes."""
         thinking = self._texts.get((ReasoningDelta, 0, 0))
         if thinking is None:
             return False
@@ -189,13 +189,13 @@ class OutputGuard:
         return thinking.marks > before_marks
 
     def _content_filter_ends(self) -> list[Event]:
-        """Every choice that has not finished ends like one that its vendor filtered."""
+        """Return the end of each open choice, as if its vendor had filtered it."""
         return [
             Finished(FinishReason.CONTENT_FILTER, choice=choice) for choice, is_open in sorted(self._open.items()) if is_open
         ]
 
     def report(self) -> None:
-        """Log and count what was found. Once per try."""
+        """Log and count the matches, once per attempt."""
         counts_by_name: dict[str, Counter[str]] = {}
         for guarded_text in self._texts.values():
             for name, counts in guarded_text.counts().items():

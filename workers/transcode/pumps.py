@@ -1,11 +1,11 @@
-"""How do an upstream's bytes become the client's?
+"""How do an upstream's bytes become the client's bytes?
 
-``Passing`` is the one place where a provider's bytes reach a client as they came: same family on both sides. ``Translating``
-decodes to events and encodes them anew. Both are pure, and both say the same three things about what they have seen:
-whether there was output (the commit point), how it ended, and the usage.
+``Passing`` is the only place where a provider's bytes reach a client unchanged: both sides speak the same family.
+``Translating`` decodes them to events and encodes the events again. Both are pure. Both report the same three things: whether
+there was output (the commit point), how the answer ended, and the usage.
 
-Pumps that go through events (``EventPump``) offer their two halves as well, ``read`` and ``encode``, for a pump around them
-that has something to do in between: see ``guarded_pump.py``. None of them knows of it.
+Pumps that work on events (``EventPump``) also offer their two halves, ``read`` and ``encode``. A pump around them can work on
+the events in between: see ``guarded_pump.py``. They do not know about it.
 """
 
 import math
@@ -31,38 +31,38 @@ from workers.providers.shared.loose_json import is_nested_too_deeply
 
 
 class Pump(Protocol):
-    """``is_stream``: the upstream is asked for a stream. ``gives_stream``: the client gets one, not one JSON body."""
+    """``is_stream``: the request asks the upstream for a stream. ``gives_stream``: the client gets a stream, not one body."""
 
     is_stream: bool
     gives_stream: bool
     has_output: bool  # Whether the client's bytes so far hold output.
     finish_reason: FinishReason | None
     output_events: int
-    upstream_id: str  # What the upstream calls the answer; empty until it has said so.
-    started: Started  # What it said of itself when it began.
-    prompt_tokens: int  # By estimate, where the prompt is not the request's own; else 0.
+    upstream_id: str  # The upstream's id of the answer; empty until it has sent it.
+    started: Started  # The upstream's start event.
+    prompt_tokens: int  # An estimate, if the prompt is not the client's own request (a continuation); otherwise 0.
     is_estimated: bool  # Whether ``usage`` is an estimate, of an upstream that reports none.
-    held_bytes: int  # Output that is gathered here, for a client that gets it as a whole.
-    loop_bytes_max: float  # A whole answer of more takes so long that it is fed in a thread.
+    held_bytes: int  # Output that is collected here, for a client that gets one body.
+    loop_bytes_max: float  # A larger complete answer takes so long that it is fed in a thread.
 
     @property
     def terminal(self) -> Completed | Failed | None:
-        """How the answer has ended, None until it has. Before ``release_held`` its client's bytes need not all be there."""
+        """How the answer ended; None: it has not. Some of the client's bytes may come only from ``release_held``."""
         ...
 
     @property
     def has_activity(self) -> bool:
-        """Whether the upstream has said anything, passed on or not."""
+        """Whether the upstream has sent any output, passed on or not."""
         ...
 
     @property
     def awaits_verdict(self) -> bool:
-        """Whether the answer is over and ``release_held`` is to say what its client gets."""
+        """Whether the answer is over, and ``release_held`` must be called for what its client gets."""
         ...
 
     @property
     def is_cut(self) -> bool:
-        """Whether the answer was ended here, before its upstream did."""
+        """Whether the answer was ended here, before its upstream ended it."""
         ...
 
     @property
@@ -78,11 +78,11 @@ class Pump(Protocol):
 
     @property
     def seen_tokens(self) -> int:
-        """About how many tokens have come: of a body by its text, of a stream one for each event with output."""
+        """About how many tokens have come: for a body by its text, for a stream one per event with output."""
         ...
 
     def pass_head(self, run: bytes) -> int:
-        """Return how many bytes of whole events go to the client as they are; they are noted. The rest is to be fed."""
+        """Return how many bytes of complete events go to the client unchanged, and count them. The rest must be fed."""
         ...
 
     def feed(self, blocks: list[bytes]) -> bytes:
@@ -90,32 +90,32 @@ class Pump(Protocol):
         ...
 
     def feed_whole(self, body: bytes) -> bytes:
-        """Return the client's bytes for an upstream's answer that is one body; ``terminal`` is set."""
+        """Return the client's bytes for an upstream's answer that is one body. Sets ``terminal``."""
         ...
 
     def end(self) -> bytes:
-        """Return what is left for the client at the end of the upstream's bytes, however they ended; ``terminal`` is set."""
+        """Return the client's last bytes at the end of the upstream's bytes, however they ended. Sets ``terminal``."""
         ...
 
     async def release_held(self) -> bytes:
-        """Return the client's bytes that were held to the end; called where the pump ``awaits_verdict``.
+        """Return the client's bytes that were held until the end. Called if the pump ``awaits_verdict``.
 
         Raises:
-            GatewayError: the client is not to have them.
+            GatewayError: the client must not get them.
         """
         ...
 
     async def after_written(self) -> None:
-        """What is left to be done once all of an answer has been written."""
+        """Do what is left after all of an answer has been written."""
         ...
 
     def close(self) -> None:
-        """Called once, when nothing more comes, however the answer ended."""
+        """Called once when nothing more comes, however the answer ended."""
         ...
 
 
 class EventPump(Pump, Protocol):
-    """A pump in two halves: ``read…`` from the upstream's bytes to events, ``say…`` from events to the client's bytes."""
+    """A pump in two halves: ``read…`` from the upstream's bytes to events, ``encode…`` from events to the client's bytes."""
 
     def read(self, blocks: list[bytes]) -> list[Event]: ...
 
@@ -130,21 +130,21 @@ class EventPump(Pump, Protocol):
         ...
 
     def estimate_cut_usage(self, text_bytes: int) -> Usage | None:
-        """Return the client's usage of an answer that ends here, after so much of its text, though its upstream goes on.
+        """Return the client's usage of an answer that we end here, after ``text_bytes`` of its text.
 
-        ``usage`` is ours from now on: what the upstream has told, and for the rest an estimate.
+        From now on ``usage`` is this value: what the upstream has reported, and an estimate for the rest.
         """
         ...
 
 
 class Decoding(Protocol):
-    """All that a pump needs of a wire where bytes do not pass."""
+    """All that a pump needs of a wire if bytes do not pass unchanged."""
 
     def decoder(self, choices: int = 1) -> Decoder: ...
 
 
 class _PumpBase:
-    """What all pumps note of the events that go by."""
+    """The state that all pumps record from the events."""
 
     is_stream = True
     gives_stream = True
@@ -214,7 +214,7 @@ class _PumpBase:
 
 
 class Passing(_PumpBase):
-    """A stream's bytes as they came."""
+    """Passes a stream's bytes unchanged."""
 
     def __init__(self, wire: FamilyWire, dialect: Dialect, info: ReplyInfo) -> None:
         super().__init__(wire, info.body.get("n") or 1)
@@ -222,13 +222,13 @@ class Passing(_PumpBase):
         self._is_plain = self._decoder.is_plain
 
     def pass_head(self, run: bytes) -> int:
-        # Hot path: once per upstream read. Nearly always it is pieces of output, and needs no decoding.
+        # Hot path: once per upstream read. Almost always these are pieces of output that need no decoding.
         count, size = self._decoder.plain_head(run) if self.has_output else (0, 0)
         self.output_events += count
         return size
 
     def feed(self, blocks: list[bytes]) -> bytes:
-        # Hot path: once per upstream read that has anything else, or padding.
+        # Hot path: once per upstream read that contains anything else, or padding.
         is_plain, passed = self._is_plain, []
         for block in blocks:
             if self.has_output and is_plain(block):
@@ -242,14 +242,14 @@ class Passing(_PumpBase):
 
     def _passed(self, block: bytes, *, was_whole: bool) -> bytes:
         if isinstance(self.terminal, Failed):
-            return b""  # The upstream's error event becomes our end, which says it in the dialect's own shape.
+            return b""  # The upstream's error becomes the log's end. The API writes it in the dialect's own shape.
         if was_whole and self.terminal and not self._dialect.is_final(block):
-            return self._wire.end_mark  # An error behind the finish.
+            return self._wire.end_mark  # This block is an error after the finish.
         return self._wire.for_client(block, self._info)
 
     def end(self) -> bytes:
         self._record(last_events := self._decoder.end())
-        # Some vendors just stop after the last chunk, and their clients' readers know; others' wait for the mark.
+        # Some vendors just stop after the last chunk, and their own clients accept that. Other clients wait for the end mark.
         return self._wire.end_mark if any(isinstance(event, Completed) for event in last_events) else b""
 
     def feed_whole(self, body: bytes) -> bytes:
@@ -259,12 +259,12 @@ class Passing(_PumpBase):
 
 
 class EventPumpBase(_PumpBase):
-    """What pumps have in common that go through events."""
+    """What all pumps that work on events have in common."""
 
     def __init__(self, wire: Decoding, request: GenerationRequest | None, choices: int) -> None:
         super().__init__(wire, choices)
         self._request = request
-        self._own: Usage | None = None  # The usage, where it is not only what the upstream reported.
+        self._own: Usage | None = None  # The usage, if it is not only what the upstream reported.
 
     @property
     def usage(self) -> Usage | None:
@@ -289,7 +289,7 @@ class EventPumpBase(_PumpBase):
 
 
 class Translating(EventPumpBase):
-    """Events, encoded for a client of another family."""
+    """Encodes the events for a client of another family."""
 
     def __init__(self, wire: Decoding, dialect: Dialect, request: GenerationRequest, info: ReplyInfo) -> None:
         super().__init__(wire, request, request.choices)
@@ -308,14 +308,14 @@ class Translating(EventPumpBase):
 
     def encode(self, events: list[Event]) -> bytes:
         self._record(events)
-        # A failure is said by the log's end, whose event the API writes.
+        # A failure goes into the log's end. The API writes its event.
         return b"".join([self._encode(event) for event in events if not isinstance(event, Failed)])
 
     encode_last = encode
 
 
 class Folding(EventPumpBase):
-    """The same for a client that did not ask for a stream: the upstream's stream, folded into one JSON body."""
+    """The same for a client that does not stream: the upstream's stream is folded into one JSON body."""
 
     gives_stream = False
 
@@ -350,7 +350,7 @@ class Folding(EventPumpBase):
         if not isinstance(self.terminal, Completed):
             return b""
         reply = self._folded.reply()
-        # In pieces arguments are text. A whole answer may hold them as objects, which can only be nested so deeply.
+        # In pieces, arguments are text. A complete answer may hold them as objects, and their nesting depth is limited.
         if any(is_nested_too_deeply(call.arguments) for choice in reply.choices.values() for call in choice.tool_calls):
             self.terminal = errors.unreadable_answer("the arguments of a call are nested too deeply")
             return b""
@@ -363,20 +363,20 @@ class Folding(EventPumpBase):
 
 
 class FoldingWhole(Folding):
-    """The same where the upstream is not asked for a stream either: one JSON body decoded, and encoded anew."""
+    """The same if the upstream does not stream either: one JSON body is decoded and encoded again."""
 
     is_stream = False
 
 
 class PassingWhole(Folding):
-    """A body as it came, for a client of the same family. Only a stream that comes instead is folded."""
+    """Passes a body unchanged to a client of the same family. Only if a stream comes instead, it is folded."""
 
     is_stream = False
 
     def __init__(self, wire: FamilyWire, dialect: Dialect, info: ReplyInfo) -> None:
-        super().__init__(wire, dialect, None, info)  # What is passed on need not be parsed.
+        super().__init__(wire, dialect, None, info)  # A request that is passed on need not be parsed.
         self._wire = wire
 
     def feed_whole(self, body: bytes) -> bytes:
-        self._record(self._decode_whole(body))  # They are not kept: what they say is in the body.
+        self._record(self._decode_whole(body))  # The events are not kept: their content is in the body.
         return self._wire.for_client(body, self._info)

@@ -1,32 +1,35 @@
-"""Where does the text of a continuation begin that the client does not have yet?
+"""Where in a continuation does the text begin that the client does not have yet?
 
-White space at the end of what was said was not in the prefill (Claude refuses it), so the model may say it again; and some
-servers begin with the whole prefill. Both are left out, piece by piece: what is held back is only what may still turn out to
-be an echo.
+The prefill has no white space at its end (Claude refuses it), so the model may repeat that white space. Some servers repeat the
+whole prefill. Both are removed, piece by piece. Text is held back only while it may still be such an echo.
 """
 
-# An answer that begins with all that was said before is taken for an echo if that is longer than a model would by chance
-# repeat, or if the server is known for it.
+# An answer that begins with all of the earlier text is treated as an echo if that text is longer than a model would repeat by
+# chance, or if the server is known to echo.
 ECHO_CHARS_MIN = 32
 
 
 class Splice:
-    """``known_text`` is what the client has. ``echoes``: the server is known for it. ``is_whole``: what comes is the whole
-    answer once more, so that it must begin with all that was said.
+    """Removes the text that the client already has.
+
+    Args:
+        known_text: The text that the client has.
+        echoes: The server is known to repeat the prefill.
+        is_whole: The whole answer comes again, so it must begin with ``known_text``.
     """
 
     def __init__(self, known_text: str, *, echoes: bool = False, is_whole: bool = False) -> None:
         self._is_whole = is_whole
         self._prefill = known_text if is_whole else known_text.rstrip()
         self._space = known_text[len(self._prefill) :]
-        self._seen = 0  # Characters of the prefill that were repeated so far.
+        self._seen = 0  # Characters of the prefill that were repeated until now.
         self._may_echo = bool(self._prefill) and (echoes or is_whole or len(self._prefill) >= ECHO_CHARS_MIN)
 
     def feed(self, text: str) -> str:
-        """Return what is new in the next piece of text.
+        """Return the new part of the next piece of text.
 
         Raises:
-            ValueError: it should be the whole answer, and is another one.
+            ValueError: it should be the same answer again, but it is another one.
         """
         if self._may_echo:
             expected = self._prefill[self._seen : self._seen + len(text)]
@@ -41,7 +44,7 @@ class Splice:
         return self._without_space(text) if self._space else text
 
     def end(self) -> str:
-        """Return what was held back, once the answer is over: it was no echo. Raises as ``feed`` does."""
+        """Return the held text at the end of the answer: it was no echo. Raises like ``feed``."""
         return self._release_held() if self._may_echo else ""
 
     def _release_held(self) -> str:

@@ -1,7 +1,7 @@
 """How does a worker connect to its providers?
 
-One aiohttp session: names, proxies, certificates, the pool of idle connections. The doctor connects by the same class, so what
-it finds is what a worker would find. aiohttp's types stop here and in ``upstream_errors``.
+With one aiohttp session, for names, proxies, certificates and the pool of idle connections. The doctor uses the same class, so
+it sees what a worker would see. aiohttp's types stop here and in ``workers/upstream/errors.py``.
 See docs/decisions/upstream-client.md and docs/decisions/dead-connections.md.
 """
 
@@ -24,37 +24,37 @@ from common.config.settings import KIB, Settings
 from workers.providers.base import UpstreamRequest
 from workers.upstream import errors as upstream_errors
 
-HEADER_BYTES_MAX = 64 * KIB  # Of one header; gateways send traces and policies that are longer than aiohttp's 8 KiB.
+HEADER_BYTES_MAX = 64 * KIB  # For one header. Gateways send traces and policies that are longer than aiohttp's 8 KiB.
 DNS_CACHE_S = 60
-CONNECTION_AGE_S_MAX = 300.0  # One that is never idle would else go to a name's old address for as long as that answers.
-# A machine that is gone, or what forgot a connection without a word, acknowledges nothing: known within these, not by the wait
-# for the first token. Of a provider that is only slow, the machine answers; it may read a large body slowly.
+CONNECTION_AGE_S_MAX = 300.0  # Otherwise a connection that is never idle keeps using a name's old address.
+# A dead machine, or a NAT that forgot the connection, acknowledges no packets. After this time we know, and need not wait for
+# the first-token timeout. A provider that is only slow still acknowledges packets; it may also read a large body slowly.
 UNACKNOWLEDGED_S_MAX = 20
 PROBE_AFTER_S, PROBE_EVERY_S = 30, 10  # Of silence. Most NATs forget a connection that is silent for minutes.
-_DECODED = ("", "identity", "gzip", "deflate", "br", "zstd")  # By aiohttp; the last two with a library, else it says so.
+_DECODED = ("", "identity", "gzip", "deflate", "br", "zstd")  # aiohttp decodes these; the last two only with a library.
 _PROXY_REFUSED = 407
 
 
 class _Protocol(ResponseHandler):
-    """aiohttp's, without looking after each read for what a pause may have left behind (3.14): only after a pause."""
+    """aiohttp's protocol, but cheaper: it resumes reading only after a pause. aiohttp 3.14 tries to after each read."""
 
     uses = 0  # Requests that were sent on this connection.
-    taken_at = 0.0  # When the last one was: monotonic seconds, as aiohttp's pool counts.
-    has_answered = False  # Whether anything came back for it.
+    request_began_at = 0.0  # When the last request began: monotonic seconds, as in aiohttp's pool.
+    has_answered = False  # Whether any byte came back for that request.
     made_at = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self.made_at = time.monotonic()
 
-    def take(self) -> None:
+    def begin_request(self) -> None:
         self.uses += 1
-        self.taken_at = time.monotonic()
+        self.request_began_at = time.monotonic()
         self.has_answered = False
 
     @property
     def was_dead(self) -> bool:
-        """Whether a failure now is the connection's own: it worked before, and for this request nothing came back."""
+        """Whether a failure now means that the connection was dead: it worked before, and nothing came back this time."""
         return self.uses > 1 and not self.has_answered
 
     def data_received(self, data: bytes) -> None:
@@ -68,32 +68,32 @@ class _Protocol(ResponseHandler):
             super().resume_reading(resume_parser)
 
 
-class _Sending:
-    """One request on its way through aiohttp, which tells the connector nothing of whose request it is."""
+class _PendingSend:
+    """One request on its way through aiohttp. aiohttp's connector does not know which of our requests it serves."""
 
     __slots__ = ("needs_new_connection", "protocol", "request")
 
     def __init__(self) -> None:
-        self.request: Any = None  # aiohttp's, as soon as it looks for a connection.
-        self.protocol: _Protocol | None = None  # That of the connection it was sent on last.
+        self.request: Any = None  # aiohttp's request object, from the moment it asks for a connection.
+        self.protocol: _Protocol | None = None  # The protocol of the connection on which it was sent last.
         self.needs_new_connection = False
 
 
-# Of the task that sends. Cheaper than a middleware, which lies between the task and each of its wake-ups.
-_sending: contextvars.ContextVar[_Sending] = contextvars.ContextVar("sending")
+# For the task that sends. This is cheaper than a middleware, which would add a frame to each of the task's wake-ups.
+_sending: contextvars.ContextVar[_PendingSend] = contextvars.ContextVar("sending")
 
 
 class _Connector(aiohttp.TCPConnector):
-    """aiohttp's, whose idle connections may be dead without knowing it: what is between forgot them, or the pod is gone."""
+    """aiohttp's connector, for idle connections that may be dead: a NAT forgot them, or the pod is gone."""
 
     def __init__(self) -> None:
-        # Our own count is the limit; left alone, aiohttp would queue in silence past 100.
+        # Our own count is the limit. By default, aiohttp would silently queue requests above 100.
         super().__init__(limit=0, ttl_dns_cache=DNS_CACHE_S, socket_factory=_socket)
         protocol: type[ResponseHandler] = _Protocol
         self._factory = functools.partial(protocol, loop=asyncio.get_running_loop())
 
     async def connect(self, req: Any, traces: Any, timeout: aiohttp.ClientTimeout) -> Connection:
-        # The one that was used last is used first: the others are all the more likely dead, and die out unused.
+        # The connection that was used last is used first. The others are more likely dead, and expire without being used.
         if len(idle := self._conns.get(req.connection_key, ())) > 1:
             idle.rotate(1)  # type: ignore[union-attr]
         sending = _sending.get()
@@ -101,7 +101,7 @@ class _Connector(aiohttp.TCPConnector):
         connection = await super().connect(req, traces, timeout)
         protocol = connection.protocol
         assert isinstance(protocol, _Protocol)
-        protocol.take()
+        protocol.begin_request()
         sending.protocol = protocol
         return connection
 
@@ -113,14 +113,14 @@ class _Connector(aiohttp.TCPConnector):
         return None if _sending.get().needs_new_connection else await super()._get(key, traces)
 
     def drop_idle(self, key: Any, since: float) -> None:
-        """Close what has been idle since then or longer: what one connection was forgotten by has forgotten these too."""
-        for idle in [each for each in self._conns.get(key, ()) if each[1] <= since]:
+        """Close the connections that are idle since ``since`` or longer: they are as dead as the one that failed."""
+        for idle in [idle_connection for idle_connection in self._conns.get(key, ()) if idle_connection[1] <= since]:
             self._conns[key].remove(idle)
             idle[0].close()
 
 
 def _socket(address: Any) -> socket.socket:
-    """Return a socket that notices a peer that is gone."""
+    """Return a socket that detects a dead peer."""
     family, kind, protocol, *_ = address
     made = socket.socket(family, kind, protocol)
     options = {
@@ -129,25 +129,26 @@ def _socket(address: Any) -> socket.socket:
         "TCP_KEEPINTVL": PROBE_EVERY_S,
     }
     for name, value in options.items():
-        with contextlib.suppress(AttributeError, OSError):  # Not everywhere.
+        with contextlib.suppress(AttributeError, OSError):  # Not every system has these options.
             made.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
     return made
 
 
 class Connections:
-    """The connections of one process to all providers. ``on_replaced`` is called with the provider of each dead one."""
+    """The connections of one process to all providers. ``on_replaced`` gets the provider of each replaced connection."""
 
     def __init__(self, settings: Settings, on_replaced: Callable[[str], object] = lambda provider: None) -> None:
         self._settings = settings
         self._on_replaced = on_replaced
-        self._proxies: dict[str, Proxy | None] = {}  # By origin. These come from settings: there are a few dozen at most.
+        self._proxies: dict[str, Proxy | None] = {}  # By origin. Origins come from settings: there are a few dozen at most.
         self._connector = _Connector()
         connect_s = settings.connect_timeout_s
         self._session = aiohttp.ClientSession(
             connector=self._connector,
-            # One tenant's cookies must never travel with another's request.
+            # One tenant's cookies must never be sent with another tenant's request.
             cookie_jar=aiohttp.DummyCookieJar(),
-            # Name, proxy and TLS are parts of connecting. Of several addresses the next is tried after a quarter second.
+            # These timeouts include name resolution, proxy and TLS. If there are several addresses, aiohttp tries the next one
+            # after a quarter of a second.
             timeout=aiohttp.ClientTimeout(total=None, connect=connect_s, sock_connect=connect_s),
             headers={"user-agent": "sluice"},
             max_line_size=HEADER_BYTES_MAX,
@@ -169,13 +170,13 @@ class Connections:
         return self._proxies[origin]
 
     async def send(self, request: UpstreamRequest, provider: str) -> aiohttp.ClientResponse:
-        """Send a request and return the answer whose head has come.
+        """Send a request, and return the response when its head has come.
 
         Raises:
-            UpstreamFailure: there is none that could be read.
+            UpstreamFailure: there is no readable response.
         """
         proxy = None
-        sending = _Sending()
+        sending = _PendingSend()
         _sending.set(sending)
         try:
             proxy = self.proxy(request.url)
@@ -183,7 +184,7 @@ class Connections:
             try:
                 response = await self._session.request(request.method, request.url, data=request.body, **arguments)
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionError) as error:
-                await self._let_go_of_dead(error, sending, provider)
+                await self._prepare_resend(error, sending, provider)
                 response = await self._session.request(request.method, request.url, data=request.body, **arguments)
         except upstream_errors.TRANSPORT as error:
             if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
@@ -192,42 +193,44 @@ class Connections:
             host = (is_a_url and urlsplit(proxy.url if proxy else request.url).hostname) or ""
             raise upstream_errors.without_answer(error, provider, host, self._settings.connect_timeout_s, proxy) from error
         finally:
-            request.is_sent = sending.protocol is not None  # aiohttp writes it as soon as there is a connection.
+            request.is_sent = sending.protocol is not None  # aiohttp writes the request as soon as it has a connection.
         if failure := _refusal(response, provider, proxy):
             response.close()
             raise failure
         return response
 
-    def _forget_address(self, sending: _Sending) -> None:
-        """Have the name resolved anew: it may have another address by now."""
-        way = sending.request.proxy or sending.request.url
-        self._connector.clear_dns_cache(way.raw_host, way.port)
+    def _forget_address(self, sending: _PendingSend) -> None:
+        """Resolve the name again for the next connection: it may have another address by now."""
+        target = sending.request.proxy or sending.request.url
+        self._connector.clear_dns_cache(target.raw_host, target.port)
 
-    async def _let_go_of_dead(self, error: Exception, sending: _Sending, provider: str) -> None:
-        """Make ready to send a request again, at once and on a new connection, where a used one died before a byte of an answer
-        came; raise any other error."""
+    async def _prepare_resend(self, error: Exception, sending: _PendingSend, provider: str) -> None:
+        """Prepare to send the request again at once, on a new connection.
+
+        This is done only if a used connection was dead: no byte of an answer came. Any other error is raised again.
+        """
         protocol = sending.protocol
         if isinstance(error, aiohttp.ClientConnectorError) or protocol is None or not protocol.was_dead:
             raise error
-        self._connector.drop_idle(sending.request.connection_key, protocol.taken_at)
+        self._connector.drop_idle(sending.request.connection_key, protocol.request_began_at)
         self._forget_address(sending)
         self._on_replaced(provider)
-        await sending.request.close()  # Its body's writer, which may not know yet.
+        await sending.request.close()  # Stops the writer of its body, which may not have noticed yet.
         sending.needs_new_connection = True
 
 
 def request_arguments(url: str, headers: dict[str, str], proxy: Proxy | None) -> dict[str, Any]:
-    """Return aiohttp's arguments that say how a request travels. No redirect is ever followed."""
+    """Return aiohttp's arguments for headers, proxy and redirects. No redirect is ever followed."""
     if proxy is None:
         return {"headers": headers, "allow_redirects": False}
     proxy_headers = {"proxy-authorization": proxy.authorization} if proxy.authorization else {}
     if url.startswith("http:"):
-        headers = headers | proxy_headers  # There is no tunnel: the proxy reads the request itself.
+        headers = headers | proxy_headers  # There is no tunnel for http: the proxy reads the request itself.
     return {"headers": headers, "allow_redirects": False, "proxy": proxy.url, "proxy_headers": proxy_headers}
 
 
 def _refusal(response: aiohttp.ClientResponse, provider: str, proxy: Proxy | None) -> upstream_errors.UpstreamFailure | None:
-    """Return what is wrong with an answer that has come, before anybody reads it."""
+    """Return the failure of a response that cannot be used, before its body is read; None: it is fine."""
     if proxy and response.status == _PROXY_REFUSED:
         return upstream_errors.proxy_refused(provider, proxy, response.status)
     encoding = response.headers.get("content-encoding", "").strip().lower()

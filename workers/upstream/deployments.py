@@ -1,7 +1,7 @@
-"""Which deployments, addresses and keys included, serve a model name?
+"""Which deployments (with their addresses and keys) serve a model name?
 
-A provider is reached at its own address, or through Cloudflare's AI Gateway where one is set. Its keys are used in turn;
-where the gateway holds them, none is sent. A key that the request brought is used instead of ours.
+A provider is reached at its own address, or through Cloudflare's AI Gateway if the settings name one. If that gateway stores
+the keys, none is sent. A key that the client sent (bring your own key) is used instead of ours.
 """
 
 import hashlib
@@ -25,17 +25,17 @@ from workers.providers import WIRES
 from workers.providers.base import Deployment, TokenCounter
 
 _VERSION = re.compile(r"/v\d[a-z\d]*$")
-_BEGIN_WITH_A_VERSION: tuple[WireName, ...] = ("anthropic-messages", "cohere")  # Their own paths do.
+_VERSIONED_WIRES: tuple[WireName, ...] = ("anthropic-messages", "cohere")  # Their own paths begin with a version.
 
 
 def deployments(job: Job, settings: Settings, *, for_rest: bool = False) -> list[Deployment]:
     """Return the deployments of a route in the order in which they are tried: its targets, each with all of its keys.
 
-    ``for_rest``: they are to go on with an answer. Nothing is passed through then, so the wire that is closest to the
-    client's dialect is not needed, but one that can go on; and nothing runs in the background.
+    ``for_rest``: they must continue an answer. Then no bytes pass unchanged, so we need a wire that can continue an answer
+    instead of the wire closest to the client's dialect. And nothing runs in the background.
 
     Raises:
-        GatewayError: MODEL_NOT_FOUND or INVALID_REQUEST, this worker's settings differ from those of the API that took the
+        GatewayError: MODEL_NOT_FOUND or INVALID_REQUEST, this worker's settings differ from those of the API that accepted the
             request.
     """
     brought_key = open_byok_key(job.brought_key, job.generation_id, settings.secrets)
@@ -43,9 +43,13 @@ def deployments(job: Job, settings: Settings, *, for_rest: bool = False) -> list
     if job.targets is not None:
         targets = [target for target in targets if target.name in job.targets]
         if not targets:
-            message = f"The model {job.model!r} leads elsewhere now: the gateway's API and its workers need the same settings."
+            message = (
+                f"The model {job.model!r} has another route now: the gateway's API and its workers need the same settings."
+            )
             raise GatewayError(ErrorKind.MODEL_NOT_FOUND, message, code="model_not_found", param="model")
-    return [found for target in targets for found in _with_keys(target, job, brought_key, settings, for_rest=for_rest)]
+    return [
+        deployment for target in targets for deployment in _with_keys(target, job, brought_key, settings, for_rest=for_rest)
+    ]
 
 
 def _with_keys(target: Target, job: Job, brought_key: str | None, settings: Settings, *, for_rest: bool) -> list[Deployment]:
@@ -65,10 +69,10 @@ def _with_keys(target: Target, job: Job, brought_key: str | None, settings: Sett
         headers |= KEEP_ALIVE_HEADERS
     stored = _stored_keys(vendor, is_behind_gateway, settings)
     client_pays = brought_key is not None and settings.byok_pays(vendor.id)
-    found = []
+    deployments = []
     for key in [brought_key] if brought_key else stored:
         own = {vendor.key_header: key} if vendor.key_header and key else {}
-        found.append(
+        deployments.append(
             Deployment(
                 vendor.id,
                 base_url,
@@ -83,20 +87,22 @@ def _with_keys(target: Target, job: Job, brought_key: str | None, settings: Sett
                 client_pays=client_pays,
             )
         )
-    return found
+    return deployments
 
 
 def _wire(vendor: Vendor, model: str, dialect: str, job: Job) -> WireName:
-    """Return the wire that a job goes over: one that counts, if tokens are to be counted and there is one."""
+    """Return the wire for a job. To count tokens, it is a wire that can count, if there is one."""
     wire = vendor.wire_for(dialect, model)
     if job.operation == "count_tokens":
-        return next((each for each in (wire, *vendor.wires) if isinstance(WIRES[each], TokenCounter)), wire)
+        return next((wire_name for wire_name in (wire, *vendor.wires) if isinstance(WIRES[wire_name], TokenCounter)), wire)
     return wire
 
 
 def _can_run_in_background(vendor: Vendor, model: str, wire: WireName, job: Job) -> bool:
-    """Whether a stream can be stored at its provider while it runs: the client does not object, and it is on the one wire
-    that has words for it, or would be without loss."""
+    """Whether a stream can be stored at its provider while it runs.
+
+    The client must not forbid storing, and the request must be on the Responses wire, or fit on it without loss.
+    """
     if not job.stream or job.operation != "generate" or "openai-responses" not in vendor.wires:
         return False
     body = orjson.loads(job.body)
@@ -111,18 +117,18 @@ def _fits_responses(vendor: Vendor, model: str, job: Job, body: dict[str, Any]) 
         upstream = WIRES["openai-responses"].build_request(request, Deployment(vendor.id, "", "", model))
     except GatewayError:
         return False
-    # What other dialects have that neither wire knows is lost on both.
+    # Fields that neither wire knows are lost on both, so they do not matter here.
     return not (upstream.dropped or (job.dialect == "openai-chat" and request.dropped))
 
 
 def _key_id(provider: str, key: str) -> str:
-    """Return what a key is called in Redis. What an API takes for a key cannot be guessed from half of its digest."""
+    """Return a key's name in Redis. The key itself cannot be guessed from half of its digest."""
     return f"{provider}:{hashlib.sha256(f'{provider} {key}'.encode()).hexdigest()[:32]}"
 
 
 def _stored_keys(vendor: Vendor, is_behind_gateway: bool, settings: ModelSettings) -> list[str]:
     keys = [key.get_secret_value() for key in settings.provider(vendor.id).api_keys]
-    return keys or ([""] if is_behind_gateway else [vendor.id])  # A server that needs no key takes any.
+    return keys or ([""] if is_behind_gateway else [vendor.id])  # A server that needs no key accepts any.
 
 
 def _direct(vendor: Vendor, wire: WireName, settings: ModelSettings) -> str:
@@ -130,7 +136,7 @@ def _direct(vendor: Vendor, wire: WireName, settings: ModelSettings) -> str:
     version = _VERSION.search(base_url)
     if version is None:
         return base_url + (settings.filled(vendor.paths.get(wire, "")) or "")
-    return base_url[: version.start()] if wire in _BEGIN_WITH_A_VERSION else base_url
+    return base_url[: version.start()] if wire in _VERSIONED_WIRES else base_url
 
 
 def _behind_gateway(vendor: Vendor, wire: WireName, settings: ModelSettings) -> str:
@@ -138,7 +144,7 @@ def _behind_gateway(vendor: Vendor, wire: WireName, settings: ModelSettings) -> 
 
 
 def _gateway_headers(job: Job, settings: ModelSettings) -> dict[str, str]:
-    """Return what the AI Gateway is told: our token, and what the client asks of it."""
+    """Return the headers for the AI Gateway: our token, and the client's own ``cf-aig-`` headers."""
     headers = {name: value for name, value in job.headers.items() if name.startswith("cf-aig-")}
     if settings.ai_gateway_token:
         headers["cf-aig-authorization"] = f"Bearer {settings.ai_gateway_token.get_secret_value()}"

@@ -1,6 +1,6 @@
-"""How is an upstream called, and its answer read in time?
+"""How is an upstream called, and how is its answer read within its time limits?
 
-How it is connected to is ``connecting``, what failures mean ``upstream_errors``.
+``connecting.py`` makes the connections. ``errors.py`` says what failures mean.
 """
 
 import asyncio
@@ -19,11 +19,11 @@ from workers.upstream.connecting import Connections
 from workers.upstream.errors import TRANSPORT, timed_out, unreadable, within_answer
 
 ERROR_BODY_BYTES_MAX = 64 * 1024
-BLANK_BYTES_MAX = 4096  # Blanks that may stand before an answer; some servers write them so that nothing between gives up.
+BLANK_BYTES_MAX = 4096  # White space allowed before an answer: some servers send it so that no proxy closes the connection.
 
 
 class _SilenceLimit:
-    """Cancels a task's read once nothing has come for too long. An ``asyncio.timeout`` per read costs as much as a token."""
+    """Cancels a task's read when nothing has come for too long. An ``asyncio.timeout`` per read costs as much as a token."""
 
     def __init__(self, due_at: float) -> None:
         self._loop = asyncio.get_running_loop()
@@ -35,7 +35,7 @@ class _SilenceLimit:
         self._handle = self._loop.call_at(due_at, self._check)
 
     def narrow(self, between_s: float) -> None:
-        """From now on each read has ``between_s``, where it had more. Once is enough."""
+        """From now on each read may take ``between_s`` seconds, if it could take longer before. Repeated calls are cheap."""
         if self._between_s is not None and self._between_s <= between_s:
             return
         self._between_s = between_s
@@ -43,7 +43,7 @@ class _SilenceLimit:
         self._handle = self._loop.call_later(between_s, self._check)
 
     def _check(self) -> None:
-        """A read that began since has moved the moment: the timer finds out when it rings."""
+        """Fire if the current read has waited too long, otherwise set the timer again. A read itself never sets it."""
         now = self._loop.time()
         due_at = self._due_at if self._between_s is None else (self.reading_since or now) + self._between_s
         if self.reading_since is not None and now >= due_at:
@@ -55,11 +55,11 @@ class _SilenceLimit:
 
     @property
     def silence_s(self) -> float | None:
-        """How long it may be silent now; None before the first token."""
+        """How many seconds the upstream may be silent now; None before the first token."""
         return self._between_s
 
     def is_cause(self) -> bool:
-        """Whether a cancellation that just arrived was this limit's, and no one else's as well."""
+        """Whether only this limit caused the cancellation that just arrived."""
         return self._has_fired and self._task is not None and self._task.uncancel() == 0
 
     def end(self) -> None:
@@ -84,15 +84,16 @@ class UpstreamAnswer:
         self._time = asyncio.get_running_loop().time
 
     def mark_begun(self) -> None:
-        """The first token is there: from now on it is the time between tokens that is limited."""
+        """The first token has come: from now on the time between tokens is limited."""
         self._limit.narrow(self._between_s)
 
     def mark_finished(self, tail_s: float) -> None:
-        """All that is needed has come: each further read has ``tail_s``."""
+        """All that is needed has come: each further read may take ``tail_s`` seconds."""
         self._limit.narrow(tail_s)
 
     async def read_beginning(self) -> bytes:
-        """Return what the body begins with, blanks left out; it is read again afterwards. Empty: there is nothing else.
+        """Return the first bytes of the body without leading white space. ``read`` returns them again. Empty: the body is
+        empty.
 
         Raises:
             UpstreamFailure: as for ``read``.
@@ -111,9 +112,9 @@ class UpstreamAnswer:
         return beginning or await self._read()
 
     async def read(self, *, may_linger: bool = False) -> bytes:
-        """Return what has come of the body, as soon as there is anything; nothing at its end.
+        """Return the bytes of the body that have come, as soon as there are any; empty at its end.
 
-        ``may_linger``: this is no hurry, a busy worker may read it with what other streams bring.
+        ``may_linger``: it is not urgent, so a busy worker may read it together with other streams.
 
         Raises:
             GatewayError: UPSTREAM_TIMEOUT, UPSTREAM_UNAVAILABLE.
@@ -135,7 +136,7 @@ class UpstreamAnswer:
             limit.reading_since = None
 
     def close(self) -> None:
-        """Give the connection back if the body was read to its end, else close it."""
+        """Return the connection to the pool if the body was read to its end, otherwise close it."""
         self._limit.end()
         self._tap.close()
         if self._response.content.at_eof():
@@ -144,12 +145,12 @@ class UpstreamAnswer:
             self._response.close()
 
     async def read_body(self, bytes_max: int, on_growth: Callable[[int], Awaitable[None]] | None = None) -> bytes:
-        """Return the whole body. ``on_growth`` is called with what has come of it, and raises where there is no room for more.
+        """Return the whole body. ``on_growth`` gets the size so far, and raises if there is no room for more.
 
         Raises:
-            GatewayError: as for ``read``, and UPSTREAM_PROTOCOL where the body is too large.
+            GatewayError: as for ``read``, and UPSTREAM_PROTOCOL if the body is too large.
         """
-        body, size = BytesIO(), 0  # It gives its bytes away as they are; those of a bytearray would be copied.
+        body, size = BytesIO(), 0  # BytesIO returns its bytes without a copy; a bytearray would be copied.
         while chunk := await self.read():
             size += body.write(chunk)
             if size > bytes_max:
@@ -175,9 +176,10 @@ class Upstream:
 
     @asynccontextmanager
     async def open(self, request: UpstreamRequest, provider: str, *, is_stream: bool) -> AsyncIterator[UpstreamAnswer]:
-        """Send a request and yield its answer; leaving closes the connection unless the body was read to its end.
+        """Send a request and yield its answer. At the end of the context the connection is closed, unless the body is fully
+        read.
 
-        A stream must begin within the first-token timeout; a whole answer may take as long as a generation may.
+        A stream must begin within the first-token timeout. A complete body may take as long as a generation may take.
 
         Raises:
             GatewayError: OVERLOADED (our own connections are all in use).

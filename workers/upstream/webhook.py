@@ -1,4 +1,6 @@
-"""How does a worker ask a guardrail that is a service? With its own HTTP client; the rest is ``common.guardrails.custom``'s."""
+"""How does a worker call a guardrail that is a web service? With its own HTTP client; the rest is in
+``common.guardrails.custom``.
+"""
 
 import aiohttp
 
@@ -10,7 +12,7 @@ _PIECE_BYTES = 64 * 1024
 
 
 def poster(url: str, timeout_s: float, proxy: Proxy | None = None) -> PostWebhook:
-    """Return what posts JSON to the operator's own address; no other is ever asked."""
+    """Return a function that posts JSON to the operator's own address, and to no other."""
     return _Poster(url, timeout_s, proxy)
 
 

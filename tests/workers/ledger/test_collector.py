@@ -45,8 +45,8 @@ from tests.support.servers.postgres import PostgresForTests, find_binaries
 from workers.ledger import restore_budgets
 from workers.ledger.bookkeeper import AUDIT_PAUSE_S, AWAY_PAUSES_S, KEYS_PAUSE_S, SCAN_PAUSE_S, Bookkeeper
 from workers.ledger.collector import BATCH, LOG_BYTES_MAX, Collector
-from workers.ledger.restore_budgets import Budgets
-from workers.ledger.rows import row_of
+from workers.ledger.restore_budgets import BudgetRestorer
+from workers.ledger.rows import build_row
 from workers.metrics import Metrics
 
 ROOT = Path(__file__).parents[3]
@@ -95,7 +95,7 @@ class World:
 
     async def holder(self, **settings: Any) -> Bookkeeper:
         keeper = self.keeper(**settings)
-        assert await keeper.lease.look()
+        assert await keeper.lease.renew()
         return keeper
 
     def sample(self, name: str) -> float:
@@ -347,7 +347,7 @@ async def test_how_long_the_oldest_waits_is_told_of_those_that_say_it(world: Wor
     await world.redis.hset(keyspace.record("gen_0"), "ended_ms", first)
     await world.redis.rpush(keyspace.ENDED, "gen_0")
 
-    await Collector(world.redis, world.channel, Settings(), Metrics(CollectorRegistry())).look(1)
+    await Collector(world.redis, world.channel, Settings(), Metrics(CollectorRegistry())).update_metrics(1)
 
 
 @ON_SQLITE
@@ -356,7 +356,7 @@ async def test_a_step_that_fails_stops_no_other(world: World, monkeypatch: pytes
     async def fails(*_: object) -> None:
         raise DatabaseUnavailable("OperationalError: integer overflow")
 
-    target = (Budgets, "load") if step == "budgets" else (Bookkeeper, "_sync_keys")
+    target = (BudgetRestorer, "load") if step == "budgets" else (Bookkeeper, "_sync_keys")
     monkeypatch.setattr(*target, fails)
     await world.end("gen_1")
     keeper = await world.holder()
@@ -377,7 +377,7 @@ async def test_a_step_that_fails_stops_no_other(world: World, monkeypatch: pytes
 async def test_a_lease_that_is_none_is_taken(world: World):
     await world.redis.rpush(keyspace.BOOKKEEPER, "none of ours")
 
-    assert await world.keeper().lease.look()
+    assert await world.keeper().lease.renew()
 
 
 async def test_text_that_a_database_will_not_have_is_mended(world: World):
@@ -390,7 +390,7 @@ async def test_text_that_a_database_will_not_have_is_mended(world: World):
 
 async def test_one_refused_row_does_not_keep_out_the_others(world: World):
     asked = RequestSummary("o", "t", None, "r", "d", "o", True, "m", 1)
-    rows = [row_of(f"gen_{n}", asked, End.unpack(orjson.dumps(END)), 5) for n in range(3)]
+    rows = [build_row(f"gen_{n}", asked, End.unpack(orjson.dumps(END)), 5) for n in range(3)]
     rows[1] |= {"owner": None, "end_user": "somebody"}
     engine = open_database(world.url)
     try:
@@ -411,7 +411,7 @@ async def test_one_keeps_the_books_at_a_time(world: World):
     first, second = await world.holder(), world.keeper()
     await world.end("gen_1")
 
-    assert not await second.lease.look()
+    assert not await second.lease.renew()
     await second.turn()
     assert await world.rows() == []
     await first.turn()
@@ -424,8 +424,8 @@ async def test_a_lease_that_is_given_back_is_free_at_once(world: World):
 
     await first.stop()
 
-    assert await second.lease.look()
-    assert not await first.lease.look()
+    assert await second.lease.renew()
+    assert not await first.lease.renew()
 
 
 @ON_SQLITE
@@ -435,10 +435,10 @@ async def test_a_lease_that_nobody_renews_lapses_within_seconds(world: World):
     assert 0 < await world.redis.pttl(keyspace.BOOKKEEPER) <= 5_000
     await world.redis.delete(keyspace.BOOKKEEPER)  # As its expiry does.
 
-    assert await second.lease.look()
-    assert not await first.lease.look()
+    assert await second.lease.renew()
+    assert not await first.lease.renew()
     await first.stop()  # Takes nothing from the other.
-    assert await second.lease.look()
+    assert await second.lease.renew()
 
 
 @ON_SQLITE
@@ -610,13 +610,13 @@ match point:
     case "in_transaction": kill_after(store, "_insert")
     case "committed": kill_after(store, "add")
     case "forgetting":
-        real = Collector._ask
+        real = Collector._run_commands
         async def ask(self, *commands, **how):
             if any(command[0] == "UNLINK" for command in commands):
                 await real(self, *commands[: len(commands) // 3], **how)
                 die()
             return await real(self, *commands, **how)
-        Collector._ask = ask
+        Collector._run_commands = ask
 
 async def main():
     redis = connect(redis_url)
@@ -624,7 +624,7 @@ async def main():
     await pulse.start()
     settings = Settings(database_url=url)
     keeper = Bookkeeper(redis, pulse, RedisChannel(redis, 60), settings, Metrics(CollectorRegistry()))
-    assert await keeper.lease.look()
+    assert await keeper.lease.renew()
     await keeper.turn()
 
 asyncio.run(main())
@@ -858,7 +858,7 @@ async def test_lost_counters_are_rebuilt_from_the_ledger(world: World):
     keeper = await world.holder()
     await keeper.turn()
     await world.redis.flushall()
-    await keeper.lease.look()
+    await keeper.lease.renew()
     await world.redis.incrby(keyspace.spent("key", "key_a", day), 5)  # What was spent since.
 
     await keeper.turn()
@@ -887,7 +887,7 @@ async def test_counters_are_rebuilt_whatever_older_versions_have_written(world: 
         await connection.execute(text(f"UPDATE ledger SET cost_nano_usd = {2**63 - 1}"))
     await engine.dispose()
     await world.redis.flushall()
-    await keeper.lease.look()
+    await keeper.lease.renew()
     await world.redis.set(keyspace.spent("key", "key_a", periods()[0]), 5)
 
     await keeper.turn()
@@ -954,7 +954,7 @@ async def test_a_key_that_redis_was_not_told_of_is_served_within_seconds(world: 
     assert b'"k1"' in await world.redis.get(keyspace.managed_key("k1"))
 
     await world.redis.flushall()  # And after Redis was lost.
-    await keeper.lease.look()
+    await keeper.lease.renew()
     world.clock.now += KEYS_PAUSE_S
     await keeper.turn()
     assert b'"k1"' in await world.redis.get(keyspace.managed_key("k1"))

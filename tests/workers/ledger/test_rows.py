@@ -16,7 +16,7 @@ from common.metering.pricing import Cost
 from common.records.end import End
 from common.records.head import Head
 from common.records.request_summary import RequestSummary
-from workers.ledger.rows import is_unmeasured, row_of, with_attempts
+from workers.ledger.rows import build_row, is_unmeasured, with_attempts
 
 ASKED = RequestSummary("key_a", "acme", "u1", "req_1", "openai-chat", "generate", True, "fast", 1_000)
 END = {
@@ -40,7 +40,7 @@ def end_of(told: dict[str, Any]) -> End:
 
 
 def row(**end: Any) -> dict[str, Any]:
-    return row_of("gen_1", ASKED, end_of({**END, **end}), 2_000)
+    return build_row("gen_1", ASKED, end_of({**END, **end}), 2_000)
 
 
 def test_a_row_has_every_column_and_its_attempts_and_no_other():
@@ -115,7 +115,7 @@ def test_a_code_that_is_a_sentence_may_quote_the_prompt_and_is_not_kept(code: An
 
 
 def test_an_end_that_no_worker_wrote_tells_only_its_error():
-    found = row_of("gen_1", ASKED, end_of({"error": {"kind": "worker_lost", "message": "m"}}), 2_000)
+    found = build_row("gen_1", ASKED, end_of({"error": {"kind": "worker_lost", "message": "m"}}), 2_000)
 
     assert found["outcome"] == "failed"
     unknown = ("provider", "input_tokens", "output_tokens", "cost_nano_usd", "ttft_ms", "duration_ms")
@@ -139,7 +139,7 @@ def test_what_is_to_be_estimated(end: dict[str, Any], expected: bool):
 
 
 def test_an_estimate_fills_in_what_is_missing_and_is_marked():
-    bare = row_of("gen_1", ASKED, end_of({"error": {"kind": "worker_lost"}}), 2_000)
+    bare = build_row("gen_1", ASKED, end_of({"error": {"kind": "worker_lost"}}), 2_000)
     head = Head(provider="openai", upstream_model="gpt-5", attempt_count=2, queue_wait_ms=1, ttft_ms=9)
 
     attempt = Attempt("openai", "gpt-5", Usage(7, 3), Cost(Decimal(1), Decimal(2)), is_estimated=True)
@@ -221,7 +221,7 @@ FIELDS = sorted(END)
 
 @given(st.fixed_dictionaries({}, optional=dict.fromkeys(FIELDS, JSON)))
 def test_whatever_an_end_says_its_row_fits_the_columns(end: dict[str, Any]):
-    found = row_of("gen_1", ASKED, End.unpack(json.dumps(end, allow_nan=False).encode()), 2_000) if is_plain(end) else row()
+    found = build_row("gen_1", ASKED, End.unpack(json.dumps(end, allow_nan=False).encode()), 2_000) if is_plain(end) else row()
 
     for column in LedgerRow.__table__.columns:
         if column.name == "details":
@@ -250,4 +250,4 @@ def is_plain(value: Any) -> bool:
 @pytest.mark.parametrize("end", [b"", b"null", b"[]", b'"x"', b"{"])
 def test_an_end_that_is_not_an_object_is_refused(end: bytes):
     with pytest.raises(ValueError):
-        row_of("gen_1", ASKED, End.unpack(end), 2_000)
+        build_row("gen_1", ASKED, End.unpack(end), 2_000)

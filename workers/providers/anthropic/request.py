@@ -148,16 +148,16 @@ def without_foreign_thinking(messages: list[Any]) -> list[Any]:
     A client that changes its model within a conversation brings it back as the blocks that we made of it, and Anthropic
     refuses every signature that is not its own.
     """
-    kept = []
+    kept_messages = []
     for message in messages:
         content = message.get("content") if isinstance(message, dict) else None
         if isinstance(content, list) and any(map(_is_foreign, content)):
             content = [block for block in content if not _is_foreign(block)]
             if content:
-                kept.append({**message, "content": content})
+                kept_messages.append({**message, "content": content})
         else:
-            kept.append(message)
-    return kept
+            kept_messages.append(message)
+    return kept_messages
 
 
 def _is_foreign(block: object) -> bool:
@@ -172,7 +172,7 @@ def _image(part: ImagePart) -> dict[str, Any]:
 
 def _result(part: ToolResultPart) -> dict[str, Any]:
     block: dict[str, Any] = {"type": "tool_result", "tool_use_id": _call_id(part.tool_call_id)}
-    content = [inner for each in part.content if (inner := _block(each)) is not None]
+    content = [inner for content_part in part.content if (inner := _block(content_part)) is not None]
     if content:
         block["content"] = content
     if part.is_error:
@@ -210,13 +210,13 @@ def _tool_choice(choice: ToolChoice) -> dict[str, Any]:
 
 
 def _add_format(body: dict[str, Any], request: GenerationRequest) -> None:
-    wanted = request.response_format
-    if wanted is None:
+    response_format = request.response_format
+    if response_format is None:
         return
-    if wanted.schema is None:
+    if response_format.schema is None:
         body["system"] = "\n\n".join(filter(None, [body.get("system"), _ONLY_JSON]))
         return
-    body["output_config"] = {"format": {"type": "json_schema", "schema": wanted.schema}}
+    body["output_config"] = {"format": {"type": "json_schema", "schema": response_format.schema}}
 
 
 def _budget_tokens(request: GenerationRequest, turns: list[dict[str, Any]]) -> int:
@@ -224,9 +224,9 @@ def _budget_tokens(request: GenerationRequest, turns: list[dict[str, Any]]) -> i
     reasoning = request.reasoning
     if reasoning is None or not reasoning.enabled or _is_forced(request) or _calls_came_without_thinking(turns):
         return 0
-    asked = _asked_budget_tokens(reasoning)
-    most = request.max_output_tokens - 1 if request.max_output_tokens else asked
-    budget_tokens = min(asked, most)
+    requested = _requested_budget_tokens(reasoning)
+    budget_max = request.max_output_tokens - 1 if request.max_output_tokens else requested
+    budget_tokens = min(requested, budget_max)
     return budget_tokens if budget_tokens >= _BUDGET_TOKENS_MIN else 0
 
 
@@ -249,7 +249,7 @@ def _add_effort(body: dict[str, Any], request: GenerationRequest) -> None:
         body["output_config"] = {**body.get("output_config", {}), "effort": effort}
 
 
-def _asked_budget_tokens(reasoning: Reasoning) -> int:
+def _requested_budget_tokens(reasoning: Reasoning) -> int:
     if reasoning.budget_tokens is not None:
         return max(reasoning.budget_tokens, _BUDGET_TOKENS_MIN)
     # "As the model sees fit" is what it does without being told.

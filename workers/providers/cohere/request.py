@@ -75,15 +75,15 @@ def _items(message: Message) -> Iterator[dict[str, Any]]:
     if message.role is Role.ASSISTANT:
         yield from _assistant_items(message.parts)
         return
-    shown: list[Part] = []
+    images: list[Part] = []
     for part in message.parts:
         if isinstance(part, ToolResultPart):
-            text = "\n\n".join(_text(each) for each in part.content if not isinstance(each, ImagePart))
+            text = "\n\n".join(_text(content_part) for content_part in part.content if not isinstance(content_part, ImagePart))
             yield {"role": "tool", "tool_call_id": part.tool_call_id, "content": text}
             # A result holds text and documents: its images follow as the user's.
-            shown.extend(each for each in part.content if isinstance(each, ImagePart))
-    shown.extend(part for part in message.parts if not isinstance(part, ToolResultPart | ReasoningPart))
-    content = _content(shown)
+            images.extend(content_part for content_part in part.content if isinstance(content_part, ImagePart))
+    images.extend(part for part in message.parts if not isinstance(part, ToolResultPart | ReasoningPart))
+    content = _content(images)
     if content:
         yield {"role": message.role.value, "content": content}
 
@@ -156,10 +156,14 @@ def _tool(tool: Tool) -> dict[str, Any]:
 
 
 def _response_format(request: GenerationRequest) -> dict[str, Any] | None:
-    wanted = request.response_format
-    if wanted is None:
+    response_format = request.response_format
+    if response_format is None:
         return None
-    return {"type": "json_object"} if wanted.schema is None else {"type": "json_object", "json_schema": wanted.schema}
+    return (
+        {"type": "json_object"}
+        if response_format.schema is None
+        else {"type": "json_object", "json_schema": response_format.schema}
+    )
 
 
 def _thinking(reasoning: Reasoning | None) -> dict[str, Any] | None:

@@ -61,7 +61,7 @@ class _Call:
         self._held = ""
         self._has_arguments = False
 
-    def take(self, piece: str) -> list[Event]:
+    def add(self, piece: str) -> list[Event]:
         text, self._held = self._held + piece, ""
         if not self._has_arguments and "null".startswith(text):
             self._held = text  # Perhaps the beginning of a null; an object begins otherwise.
@@ -111,7 +111,7 @@ class EventDecoder(JsonDecoder):
             case "tool-call-start":
                 yield from self._start_call(index, dict_of(message.get("tool_calls")))
             case "tool-call-delta" if index in self._open_calls:
-                yield from self._open_calls[index].take(_arguments(dict_of(message.get("tool_calls"))))
+                yield from self._open_calls[index].add(_arguments(dict_of(message.get("tool_calls"))))
             case "tool-call-end" if index in self._open_calls:
                 yield from self._open_calls.pop(index).end()
             case "message-start":
@@ -133,7 +133,7 @@ class EventDecoder(JsonDecoder):
         call = self._open_calls[index] = _Call(number)
         name = text_of(dict_of(fields.get("function")).get("name"))
         yield ToolCallStarted(number, text_of(fields.get("id")) or f"call_{number}", name)
-        yield from call.take(_arguments(fields))
+        yield from call.add(_arguments(fields))
 
     def _finish(self, ending: dict[str, Any], usage: object) -> Iterator[Event]:
         self._report = dict_of(usage)

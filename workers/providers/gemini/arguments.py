@@ -39,11 +39,11 @@ class ArgumentsSoFar:
         Raises:
             ArgumentsError: there are too many.
         """
-        where, text = text_of(piece.get("jsonPath")), text_of(piece.get("stringValue"))
-        self._size += 1 + len(where) + len(text)
+        json_path, text = text_of(piece.get("jsonPath")), text_of(piece.get("stringValue"))
+        self._size += 1 + len(json_path) + len(text)
         if self._size > SIZE_MAX:
             raise ArgumentsError("the arguments of a call have no end")
-        path = [key or quoted or int(number or 0) for key, quoted, number in _STEP.findall(where)]
+        path = [key or quoted or int(number or 0) for key, quoted, number in _STEP.findall(json_path)]
         if "stringValue" in piece:
             _put(self._arguments, path, _Text(text))
         elif "numberValue" in piece or "boolValue" in piece:
@@ -70,13 +70,13 @@ def _put(holder: Any, path: list[str | int], value: object) -> None:
                 holder.append(None)
         elif not (isinstance(step, str) and isinstance(holder, dict)):
             return
-        here = holder[step] if isinstance(step, int) else holder.get(step)
+        current = holder[step] if isinstance(step, int) else holder.get(step)
         if depth < len(path) - 1:
-            if here is None:
-                here = holder[step] = [] if isinstance(path[depth + 1], int) else {}
-            holder = here
-        elif isinstance(here, _Text) and isinstance(value, _Text):
-            here.pieces += value.pieces
+            if current is None:
+                current = holder[step] = [] if isinstance(path[depth + 1], int) else {}
+            holder = current
+        elif isinstance(current, _Text) and isinstance(value, _Text):
+            current.pieces += value.pieces
         else:
             holder[step] = value
 

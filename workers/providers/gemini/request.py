@@ -102,7 +102,7 @@ def _conversation(messages: list[Message], model: str) -> tuple[str, list[dict[s
             names |= {part.id: part.name for part in message.parts if isinstance(part, ToolCallPart)}
         else:
             # A later system message keeps its place, as a word of the user's: Gemini has no other for it.
-            role, parts = "user", [said for part in message.parts for said in _user_parts(part, names, model)]
+            role, parts = "user", [user_part for part in message.parts for user_part in _user_parts(part, names, model)]
         if parts and turns and turns[-1]["role"] == role:
             turns[-1]["parts"] += parts
         elif parts:
@@ -133,11 +133,11 @@ def _model_parts(parts: list[Part]) -> Iterator[dict[str, Any]]:
             is_ours = part.signature is not None and part.signature.startswith(SIGNED_BY)
             signature = (part.signature or "").removeprefix(SIGNED_BY) if is_ours else ""
             continue
-        said = _call(part) if isinstance(part, ToolCallPart) else {"text": _text(part)}
+        wire_part = _call(part) if isinstance(part, ToolCallPart) else {"text": _text(part)}
         if signature:
-            said["thoughtSignature"] = signature
-        if said != {"text": ""}:
-            yield said
+            wire_part["thoughtSignature"] = signature
+        if wire_part != {"text": ""}:
+            yield wire_part
         signature = ""
 
 
@@ -172,15 +172,15 @@ def _image(part: ImagePart) -> dict[str, Any]:
     if part.url is None:
         return {"inlineData": {"mimeType": part.media_type, "data": part.data}}
     file = {"fileUri": part.url}  # Google fetches it; what kind of image it is must be guessed.
-    if found := _IMAGE_TYPE.search(part.url):
-        file["mimeType"] = "image/" + found[1].lower().replace("jpg", "jpeg")
+    if match := _IMAGE_TYPE.search(part.url):
+        file["mimeType"] = "image/" + match[1].lower().replace("jpg", "jpeg")
     return {"fileData": file}
 
 
 def _result(part: ToolResultPart, names: dict[str, str], model: str) -> list[dict[str, Any]]:
     """Return a tool's result. Images stand in it where the model knows that and Google need not fetch them, else after it."""
-    text = "\n\n".join(_text(each) for each in part.content if not isinstance(each, ImagePart))
-    images = [_image(each) for each in part.content if isinstance(each, ImagePart)]
+    text = "\n\n".join(_text(content_part) for content_part in part.content if not isinstance(content_part, ImagePart))
+    images = [_image(content_part) for content_part in part.content if isinstance(content_part, ImagePart)]
     name = names.get(part.tool_call_id)
     if name is None:
         raise refused("messages", f"hold a tool result for {part.tool_call_id[:100]!r}, which is no call in the conversation")

@@ -184,12 +184,12 @@ class ContentDecoder:
             if reason in _FAILURES:
                 return [self._fail(errors.unreadable_answer(f"the model ended it with {reason}"))]
         try:
-            left = [event for candidate in self._candidates.values() for event in self._close_call(candidate)]
+            last_events = [event for candidate in self._candidates.values() for event in self._close_call(candidate)]
         except ArgumentsError as error:
             return [self._fail(errors.unreadable_answer(str(error)))]
         self._ended = True
         ends = [Finished(_finish_reason(candidate), choice=index) for index, candidate in sorted(self._candidates.items())]
-        return [*left, *ends, Completed(self.usage)]
+        return [*last_events, *ends, Completed(self.usage)]
 
     def is_plain(self, block: bytes) -> bool:
         return False  # Every chunk has other figures. It matters to bytes that pass, and no client speaks this wire.
@@ -227,9 +227,9 @@ class ContentDecoder:
         if text_of(dict_of(chunk.get("promptFeedback")).get("blockReason")):
             self._candidate(0).reason = "SAFETY"  # The prompt itself was refused: there are no candidates.
             self._choices_due = 1
-        self._judge()
+        self._end_events()
 
-    def _judge(self) -> None:
+    def _end_events(self) -> None:
         reasons = [candidate.reason for candidate in self._candidates.values()]
         has_all = len(reasons) >= self._choices_due and not self._repeats_reasons
         self.is_whole = has_all and all(reason is not None and reason not in _FAILURES for reason in reasons)
@@ -319,14 +319,14 @@ def _usage(report: dict[str, Any], figures: Figures, model: str) -> Usage | None
 
 def _parts(report: dict[str, Any], figures: Figures) -> Counter[str]:
     """What of the figures has a price of its own: what is not text."""
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for where, part in _PARTS.items():
         for fields in map(dict_of, list_of(report.get(where))):
             if modality := _MODALITIES.get(text_of(fields.get("modality"))):
                 of_one = Figures(fields)
-                found[part.format(modality)] += of_one.count("tokenCount")
+                counts[part.format(modality)] += of_one.count("tokenCount")
                 figures.is_absurd |= of_one.is_absurd
-    return found
+    return counts
 
 
 def _tier(report: dict[str, Any]) -> str:

@@ -58,7 +58,9 @@ def build_body(request: GenerationRequest, model: str, quirks: Quirks) -> dict[s
 
 
 def _inexpressible(part: OpaquePart) -> GatewayError:
-    message = f"{part.path}: the provider of this model has nothing like {part.type!r}; leave it out or choose another model."
+    message = (
+        f"{part.path}: the provider of this model has no equivalent of {part.type!r}; leave it out or choose another model."
+    )
     return GatewayError(ErrorKind.INVALID_REQUEST, message, param=part.path)
 
 
@@ -67,16 +69,16 @@ def _items(message: Message, quirks: Quirks) -> Iterable[dict[str, Any]]:
     if message.role is Role.ASSISTANT:
         yield from _assistant_items(message.parts, quirks)
         return
-    shown: list[Part] = []
+    images: list[Part] = []
     for part in message.parts:
         if isinstance(part, ToolResultPart):
-            text = "\n\n".join(_text(each) for each in part.content if not isinstance(each, ImagePart))
+            text = "\n\n".join(_text(content_part) for content_part in part.content if not isinstance(content_part, ImagePart))
             content = openai_fields.result_text(part, text)
             yield {"role": "tool", "tool_call_id": openai_fields.call_id(part.tool_call_id), "content": content}
             # A tool message holds text only: its images follow as the user's.
-            shown.extend(each for each in part.content if isinstance(each, ImagePart))
-    shown.extend(part for part in message.parts if not isinstance(part, ToolResultPart))
-    rest = _content(shown)
+            images.extend(content_part for content_part in part.content if isinstance(content_part, ImagePart))
+    images.extend(part for part in message.parts if not isinstance(part, ToolResultPart))
+    rest = _content(images)
     if rest:
         yield {"role": message.role.value, "content": rest}
 
@@ -84,8 +86,8 @@ def _items(message: Message, quirks: Quirks) -> Iterable[dict[str, Any]]:
 def _assistant_items(parts: list[Part], quirks: Quirks) -> Iterable[dict[str, Any]]:
     # Pieces of one answer, cut where the vendor liked: they join without a seam. Thinking is dropped, as most vendors'
     # models never see their own; to refuse it would end every conversation that changes its model.
-    spoken = [part for part in parts if not isinstance(part, ToolCallPart | ReasoningPart)]
-    text = "".join(_text(part) for part in spoken)
+    content_parts = [part for part in parts if not isinstance(part, ToolCallPart | ReasoningPart)]
+    text = "".join(_text(part) for part in content_parts)
     calls = [
         {
             "id": openai_fields.call_id(part.id),
@@ -96,8 +98,8 @@ def _assistant_items(parts: list[Part], quirks: Quirks) -> Iterable[dict[str, An
         if isinstance(part, ToolCallPart)
     ]
     if calls:
-        thought = "".join(part.text for part in parts if isinstance(part, ReasoningPart))
-        thinking = {quirks.thinking: thought} if quirks.thinking and thought else {}
+        reasoning_text = "".join(part.text for part in parts if isinstance(part, ReasoningPart))
+        thinking = {quirks.reasoning_field: reasoning_text} if quirks.reasoning_field and reasoning_text else {}
         yield {"role": "assistant", "content": text or None, **thinking, "tool_calls": calls}
     elif text:
         yield {"role": "assistant", "content": text}
@@ -144,12 +146,12 @@ def _tool_choice(choice: ToolChoice | None) -> Any:
 
 
 def _response_format(request: GenerationRequest) -> dict[str, Any] | None:
-    wanted = request.response_format
-    if wanted is None:
+    response_format = request.response_format
+    if response_format is None:
         return None
-    if wanted.schema is None:
+    if response_format.schema is None:
         return {"type": "json_object"}
-    schema: dict[str, Any] = {"name": wanted.name or "answer", "schema": wanted.schema}
-    if wanted.strict is not None:
-        schema["strict"] = wanted.strict
+    schema: dict[str, Any] = {"name": response_format.name or "answer", "schema": response_format.schema}
+    if response_format.strict is not None:
+        schema["strict"] = response_format.strict
     return {"type": "json_schema", "json_schema": schema}

@@ -36,7 +36,7 @@ from workers.providers.shared.figures import Figures, index_of
 from workers.providers.shared.json_decoder import JsonDecoder
 from workers.providers.shared.loose_json import dict_of, list_of, read_json, text_of
 from workers.providers.shared.plain_shape import PlainShape
-from workers.providers.shared.quirks import fit, quirks_of
+from workers.providers.shared.quirks import find_quirks, fit
 
 _FINISH_REASON = {
     **REASON_OF_WORD,
@@ -66,13 +66,13 @@ class OpenAiCompatible:
     end_mark = DONE_EVENT
 
     def build_request(self, request: GenerationRequest, deployment: Deployment) -> UpstreamRequest:
-        body = build_body(request, deployment.model, quirks_of(deployment))
+        body = build_body(request, deployment.model, find_quirks(deployment))
         dropped = fit(body, deployment) + (["top_k"] if request.top_k is not None else [])
         return UpstreamRequest(_url(deployment), _headers(deployment, {}), orjson.dumps(body), dropped)
 
     def pass_request(self, body: Mapping[str, Any], headers: Mapping[str, str], deployment: Deployment) -> UpstreamRequest:
         changed = {**body, "model": deployment.model}
-        if body.get("stream") and "stream_options" not in quirks_of(deployment).unknown:
+        if body.get("stream") and "stream_options" not in find_quirks(deployment).unknown:
             changed["stream_options"] = {**dict_of(body.get("stream_options")), "include_usage": True}
         dropped = fit(changed, deployment)
         return UpstreamRequest(_url(deployment), _headers(deployment, headers), orjson.dumps(changed), dropped)
@@ -164,9 +164,9 @@ class ChunkDecoder(JsonDecoder):
     def _expect_no_more(self) -> None:
         """The server has said all: one that was asked for several choices may give fewer."""
         self._choices_due = 1
-        self._judge()
+        self._end_events()
 
-    def _judge(self) -> None:
+    def _end_events(self) -> None:
         reasons = [choice.reason for choice in self._choices.values()]
         has_all = len(reasons) >= self._choices_due
         self.is_whole = has_all and all(reason is not None and reason not in _FAILURES for reason in reasons)
@@ -203,7 +203,7 @@ class ChunkDecoder(JsonDecoder):
             yield event
         if isinstance(fields.get("finish_reason"), str) and choice.reason is None:
             choice.reason = fields["finish_reason"]
-            self._judge()
+            self._end_events()
 
     def _read_calls(self, delta: dict[str, Any], choice: _Choice, index: int) -> Iterator[Event]:
         items = list_of(delta.get("tool_calls"))
@@ -275,7 +275,7 @@ def _read_part(part: dict[str, Any], index: int) -> Iterator[Event]:
     if part.get("type") == "thinking":
         thinking = part.get("thinking")
         text = (
-            thinking if isinstance(thinking, str) else "".join(text_of(dict_of(each).get("text")) for each in list_of(thinking))
+            thinking if isinstance(thinking, str) else "".join(text_of(dict_of(item).get("text")) for item in list_of(thinking))
         )
         if text:
             yield ReasoningDelta(text, index)
@@ -298,16 +298,16 @@ def _usage(report: Mapping[str, Any], figures: Figures, model: str, tier: str) -
     is_beside = reasoning and report.get("total_tokens") == prompt + completion + reasoning
     completion = completion + reasoning if is_beside else max(completion, reasoning)
     # Perplexity's are beside the completion, whatever the total says.
-    thought, citations = 0 if reasoning else figures.count("reasoning_tokens"), figures.count("citation_tokens")
+    reasoning_tokens, citations = 0 if reasoning else figures.count("reasoning_tokens"), figures.count("citation_tokens")
     # Cached tokens are part of the prompt, save at Azure's Grok.
     if cached > prompt:
         prompt += cached
     return figures.usage(
         prompt,
-        completion + thought + citations,
+        completion + reasoning_tokens + citations,
         cache_read_tokens=cached,
         cache_write_tokens=figures.count("prompt_tokens_details", "cache_write_tokens"),
-        reasoning_tokens=reasoning + thought,
+        reasoning_tokens=reasoning + reasoning_tokens,
         output_citation_tokens=citations,
         web_searches=figures.count("num_search_queries"),
         **figures.counts(_PARTS),

@@ -51,7 +51,7 @@ def build_body(request: GenerationRequest, model: str, *, in_background: bool = 
         )
     left_out = ("top_k", "seed", "presence_penalty", "frequency_penalty")
     fields: dict[str, Any] = {
-        **prompt(request, model),
+        **build_count_body(request, model),
         "stream": True,
         "background": in_background or None,
         "store": in_background,
@@ -67,7 +67,7 @@ def build_body(request: GenerationRequest, model: str, *, in_background: bool = 
     return orjson.dumps(body), [name for name in left_out if getattr(request, name) is not None]
 
 
-def prompt(request: GenerationRequest, model: str) -> dict[str, Any]:
+def build_count_body(request: GenerationRequest, model: str) -> dict[str, Any]:
     """Return the fields that make the prompt, which are also those that count towards its tokens.
 
     Raises:
@@ -75,8 +75,10 @@ def prompt(request: GenerationRequest, model: str) -> dict[str, Any]:
     """
     for part in request.opaque:
         raise inexpressible(part)
-    leading = next((i for i, each in enumerate(request.messages) if each.role is not Role.SYSTEM), len(request.messages))
-    instructions = "\n\n".join(text for each in request.messages[:leading] for part in each.parts if (text := _text(part)))
+    leading = next((i for i, message in enumerate(request.messages) if message.role is not Role.SYSTEM), len(request.messages))
+    instructions = "\n\n".join(
+        text for message in request.messages[:leading] for part in message.parts if (text := _text(part))
+    )
     items = [item for message in request.messages[leading:] for item in _items(message)]
     fields: dict[str, Any] = {"model": model}
     if items:
@@ -106,19 +108,19 @@ def _items(message: Message) -> Iterable[dict[str, Any]]:
     is_own = message.role is Role.ASSISTANT
     # A later system message keeps its place; "developer" is what OpenAI calls it.
     role = "developer" if message.role is Role.SYSTEM else message.role.value
-    said: list[dict[str, Any]] = []
+    content_items: list[dict[str, Any]] = []
     for part in message.parts:
         item = _item(part)
         if item is None:
-            said += [content] if (content := _content(part, is_own=is_own)) else []
+            content_items += [content] if (content := _content(part, is_own=is_own)) else []
             continue
-        if said:
-            yield _message(role, said)
-            said = []
+        if content_items:
+            yield _message(role, content_items)
+            content_items = []
         if item:
             yield item
-    if said:
-        yield _message(role, said)
+    if content_items:
+        yield _message(role, content_items)
 
 
 def _item(part: Part) -> dict[str, Any] | None:
@@ -188,11 +190,11 @@ def _tool_choice(choice: ToolChoice) -> Any:
 
 
 def _format(request: GenerationRequest) -> dict[str, Any]:
-    wanted = request.response_format
-    assert wanted is not None
-    if wanted.schema is None:
+    response_format = request.response_format
+    assert response_format is not None
+    if response_format.schema is None:
         return {"type": "json_object"}
-    schema: dict[str, Any] = {"type": "json_schema", "name": wanted.name or "answer", "schema": wanted.schema}
-    if wanted.strict is not None:
-        schema["strict"] = wanted.strict
+    schema: dict[str, Any] = {"type": "json_schema", "name": response_format.name or "answer", "schema": response_format.schema}
+    if response_format.strict is not None:
+        schema["strict"] = response_format.strict
     return schema

@@ -39,7 +39,7 @@ from common.dialects.openai_responses.wrapped_reasoning import is_wrapped
 from common.dialects.shared.openai_words import REASON_OF_INCOMPLETE
 from common.sse import read_block
 from workers.providers.base import Deployment, UpstreamRequest
-from workers.providers.openai_responses.request import REASONING_MARK, build_body, prompt
+from workers.providers.openai_responses.request import REASONING_MARK, build_body, build_count_body
 from workers.providers.shared import errors
 from workers.providers.shared.figures import Figures, index_of
 from workers.providers.shared.json_decoder import JsonDecoder
@@ -95,17 +95,17 @@ class OpenAiResponses:
         if b'"response":' not in data and b'"object":' not in data:
             return data
         response = _response_in(data)
-        theirs = response.get("id")
-        if not isinstance(theirs, str) or not theirs:
+        upstream_id = response.get("id")
+        if not isinstance(upstream_id, str) or not upstream_id:
             return data
         # As bytes, so that all else stays as it came. A quote inside a text is escaped, so only the value itself is found.
-        data = data.replace(orjson.dumps(theirs), orjson.dumps(response_id(info.generation_id)))
+        data = data.replace(orjson.dumps(upstream_id), orjson.dumps(response_id(info.generation_id)))
         if isinstance(info.body.get("previous_response_id"), str):
             previous = orjson.dumps(info.body["previous_response_id"])
             data = _NO_PREVIOUS.sub(lambda match: match[1] + previous, data)
-        asked = info.body.get("background") is True
-        if response.get("background") is (not asked):
-            data = _BACKGROUND.sub(rb"\1true" if asked else rb"\1false", data)
+        is_background = info.body.get("background") is True
+        if response.get("background") is (not is_background):
+            data = _BACKGROUND.sub(rb"\1true" if is_background else rb"\1false", data)
         return data
 
     def read_error(self, status: int, headers: Mapping[str, str], body: bytes) -> Failed:
@@ -123,7 +123,7 @@ class OpenAiResponses:
         self, request: GenerationRequest, body: Mapping[str, Any], headers: Mapping[str, str], deployment: Deployment
     ) -> UpstreamRequest:
         """Source: https://platform.openai.com/docs/api-reference/responses/input-tokens"""
-        counted = orjson.dumps(prompt(request, deployment.model))
+        counted = orjson.dumps(build_count_body(request, deployment.model))
         return UpstreamRequest(deployment.url("/responses/input_tokens"), _headers(deployment, {}), counted)
 
     def read_count(self, body: bytes) -> int | None:
@@ -279,9 +279,9 @@ class ResponseDecoder(JsonDecoder):
             service_tier=self._tier,
         )
 
-    def _finish_reason(self, status: str, why: dict[str, Any]) -> FinishReason:
+    def _finish_reason(self, status: str, details: dict[str, Any]) -> FinishReason:
         if status == "incomplete":
-            return REASON_OF_INCOMPLETE.get(text_of(why.get("reason")), FinishReason.LENGTH)
+            return REASON_OF_INCOMPLETE.get(text_of(details.get("reason")), FinishReason.LENGTH)
         return FinishReason.TOOL_CALLS if self._call_count else FinishReason.STOP
 
 

@@ -1,8 +1,8 @@
 """What does an upstream's error mean?
 
-Two ways lead here: an answer with an error status, and an error inside a stream that began with 200. The status is the
-judge where there is one. Of the upstream's text, clients see what the dialect has fields for; keys and account names in
-it are blotted out, and nothing of an answer about our key is shown.
+There are two cases: an answer with an error status, and an error inside a stream that began with 200. If there is a status, it
+decides. Clients see the parts of the upstream's text for which their dialect has fields. Keys and account names in it are
+redacted, and an answer about our own key is never shown.
 """
 
 import math
@@ -18,12 +18,12 @@ from common.dialects.shared.openai_errors import STATUS_OF_WORD
 from common.sse import BYTE_ORDER_MARK
 from workers.providers.shared.loose_json import dict_of, list_of, read_json, text_of
 
-# The code of an answer that has come and cannot be read: a second one from the same address would be paid for, and no better.
+# The code of an answer that came but cannot be read. A second one from the same address would cost again, and be no better.
 UNREADABLE = "upstream_unreadable"
 _MESSAGE_CHARS_MAX = 2000
-_WAIT_S_MAX = 366 * 86_400  # Nobody means a longer one: it counts as not said.
-_SECRET_CHARS_MIN = 8  # What is shorter, such as the key of a server on one's own machine, is a word like any other.
-_LOOKED_AT_BYTES_MAX = 16_384  # Of a body that need not be JSON; an error that says more than this says it at the start.
+_WAIT_S_MAX = 366 * 86_400  # A longer wait cannot be meant, and is ignored.
+_SECRET_CHARS_MIN = 8  # A shorter key, such as that of a local server, may be an ordinary word.
+_LOOKED_AT_BYTES_MAX = 16_384  # Of a body that may not be JSON. A longer error says the important part at its start.
 # Gemini and xAI answer a wrong key with 400.
 _KEY_IS_AT_FAULT = re.compile(rb"api_key_invalid|(?:invalid|incorrect)[ _]api[ _]key|api key not valid", re.IGNORECASE)
 _ACCOUNT = re.compile(r"\b(?:sk|xai|gsk|org|proj|team|user|acct)[-_][\w*-]{6,}|\bAIza[\w-]{10,}")
@@ -34,7 +34,7 @@ _CREDENTIALS = (
 
 
 def read_error(status: int, headers: Mapping[str, str], body: bytes) -> Failed:
-    """Return the failure that an answer with an error status means; see ``Wire.read_error``."""
+    """Return the failure for an answer with an error status; see ``Wire.read_error``."""
     body = body[:_LOOKED_AT_BYTES_MAX] if len(body) > _LOOKED_AT_BYTES_MAX else body
     if status in (401, 402, 403) or (status == 400 and _KEY_IS_AT_FAULT.search(body)):
         return credentials_refused()
@@ -47,7 +47,7 @@ def read_error(status: int, headers: Mapping[str, str], body: bytes) -> Failed:
 
 
 def error_in_stream(payload: object) -> Failed:
-    """Return the failure that an error event means. The status is the one it names, or what its words amount to."""
+    """Return the failure for an error event. Its status is the one in the event, or follows from its type and code."""
     words = _words(payload)
     status = words.status or _status_of(words)
     if status in (401, 402, 403):
@@ -56,13 +56,13 @@ def error_in_stream(payload: object) -> Failed:
 
 
 def no_answer(payload: object) -> Failed:
-    """Return the failure that JSON without an answer means: an error that does not look like its wire's, or nonsense."""
+    """Return the failure for JSON without an answer: an error in another format than its wire's, or unreadable data."""
     words = _words(payload)
     return error_in_stream(payload) if words.message or words.status else unreadable_answer("it holds no answer")
 
 
 def not_json(body: bytes) -> Failed:
-    """Return the failure of what should have been JSON; the first line may be, and say why there is no answer."""
+    """Return the failure for a body that is not JSON. Its first line may be JSON that says why there is no answer."""
     if body.removeprefix(BYTE_ORDER_MARK).lstrip().startswith(b"<"):
         return unreadable_answer("it is an HTML page, not an answer; check the provider's base URL")
     try:
@@ -73,13 +73,13 @@ def not_json(body: bytes) -> Failed:
 
 
 def set_retry_after(failed: Failed, headers: Mapping[str, str]) -> None:
-    """Have a rate limit that an answer's body told of be waited for as the headers say, like one told by the status."""
+    """Set the wait of a rate limit inside an answer's body from the answer's headers, as for a 429 status."""
     if failed.kind is ErrorKind.UPSTREAM_RATE_LIMITED and failed.retry_after_s is None:
         failed.retry_after_s = _retry_after_s(headers)
 
 
 def redact_secrets(failed: Failed, secrets: Iterable[str]) -> None:
-    """Take what we called with out of the words of an upstream that repeats it; also where its words were cut amid it."""
+    """Remove our secrets from an upstream's text that repeats them, even if the text was cut within a secret."""
     for secret in secrets:
         for name in ("message", "type", "code", "param"):
             text = getattr(failed, name)
@@ -104,16 +104,16 @@ def cut_short() -> Failed:
 
 
 class _Words:
-    """What an error says of itself, whichever shape it has: every vendor puts its words elsewhere."""
+    """The words of an error. Every vendor puts them into other fields."""
 
     def __init__(self, error: dict[str, Any], outer: dict[str, Any]) -> None:
-        message = next((each for each in _messages(error, outer) if isinstance(each, str) and each), "")
+        message = next((candidate for candidate in _messages(error, outer) if isinstance(candidate, str) and candidate), "")
         self.message = _ACCOUNT.sub("…", message[: 2 * _MESSAGE_CHARS_MAX])[:_MESSAGE_CHARS_MAX]
-        self.type = _word(error.get("type")) or _word(error.get("error_type"))  # The second is Cohere's.
-        # Google's code is the HTTP status, and its word for it the status.
+        self.type = _word(error.get("type")) or _word(error.get("error_type"))  # ``error_type`` is Cohere's.
+        # Google's ``code`` is the HTTP status, and its ``status`` is the word for it.
         self.code = text_of(error.get("status"))[:200] or _word(error.get("code")) or _word(outer.get("code"))
         self.param = _word(error.get("param"))
-        # OpenRouter's code, Groq's status_code; and what frameworks write beside a message.
+        # OpenRouter has ``code``, Groq ``status_code``; the others are what web frameworks write beside a message.
         named = [fields.get(name) for fields in (error, outer) for name in ("status_code", "code", "status", "statusCode")]
         self.status = next(filter(None, map(_status, named)), None)
 
@@ -124,7 +124,7 @@ def _words(payload: object) -> _Words:
 
 
 def _outer(payload: object) -> dict[str, Any]:
-    """The error's object; Google, asked for a stream that is no event stream, puts it into a list."""
+    """Return the error's object. Google puts it into a list if the request was for a stream that is not an event stream."""
     return dict_of(payload[0] if isinstance(payload, list) and payload else payload)
 
 
@@ -135,7 +135,7 @@ def _messages(error: dict[str, Any], outer: dict[str, Any]) -> list[object]:
 
 
 def _word(value: object) -> str | None:
-    """A code may be a word or a number; "error" as a type is what an error is, not what kind it is of."""
+    """Return a code, which may be a word or a number. The type "error" says nothing about the kind of error."""
     if isinstance(value, bool) or not isinstance(value, str | int) or value in ("", "error"):
         return None
     return str(value)[:200]
@@ -161,11 +161,11 @@ def _failed(status: int, payload: object, retry_after_s: float | None) -> Failed
         return Failed(ErrorKind.UPSTREAM_RATE_LIMITED, message, status, **fields, retry_after_s=retry_after_s)
     if status in (408, 504):
         message = words.message or "The provider took too long to answer. Try again."
-        # Told by its status from an upstream that said nothing: this one is tried again. A 408 would blame the client.
+        # The status distinguishes it from an upstream that sent nothing: it is called again. A 408 would blame the client.
         return Failed(ErrorKind.UPSTREAM_TIMEOUT, message, 504, **fields, retry_after_s=retry_after_s)
     if status in (409, 499) or status >= 500:
         message = words.message or f"The provider could not answer (HTTP status {status}). Try again later."
-        status = 502 if status == 499 else status  # Cancelled by Google itself: 499 would say that the client has left.
+        status = 502 if status == 499 else status  # Google itself cancelled: 499 would say that the client has left.
         return Failed(ErrorKind.UPSTREAM_UNAVAILABLE, message, status, **fields, retry_after_s=retry_after_s)
     if status >= 400:
         message = words.message or f"The provider refused the request (HTTP status {status})."
@@ -174,7 +174,7 @@ def _failed(status: int, payload: object, retry_after_s: float | None) -> Failed
 
 
 def _retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """Return how long the upstream asks us to wait. The header in milliseconds is the finer one where both are sent."""
+    """Return how many seconds the upstream asks us to wait. If both headers are there, the one in milliseconds is used."""
     named = {name.lower(): value for name, value in headers.items()}
     wait_ms, wait = _number(named.get("retry-after-ms")), named.get("retry-after")
     if wait_ms is not None:
@@ -183,7 +183,7 @@ def _retry_after_s(headers: Mapping[str, str]) -> float | None:
     if wait_s is not None or wait is None:
         return _wait(wait_s)
     until_s = _date_s(wait)
-    # The upstream's own clock where it tells us: ours may be wrong.
+    # The upstream's own clock, if it sends it: ours may be wrong.
     now_s = _date_s(named.get("date", "")) or time.time()
     return _wait(until_s - now_s) if until_s is not None else None
 
@@ -193,7 +193,7 @@ def _wait(seconds: float | None) -> float | None:
 
 
 def _retry_delay_s(payload: object) -> float | None:
-    """The same where Google says it: among the details, as "34.4s"."""
+    """The same in Google's format: among the details, as "34.4s"."""
     for detail in list_of(dict_of(_outer(payload).get("error")).get("details")):
         delay = text_of(dict_of(detail).get("retryDelay"))
         if delay.endswith("s"):

@@ -1,9 +1,9 @@
-"""Which figures of an upstream's usage report can be believed?
+"""Which figures of an upstream's usage report are believable?
 
-An upstream may report anything. One bound holds for every wire: a figure is a whole number from 0 to ``FIGURE_MAX`` (servers
-that send floats mean whole numbers), and a part is not larger than what includes it. A figure beyond that counts as not
-reported: without its prompt and answer a report is none at all, without a part it is read as if it had not named it. Either
-way ``is_absurd`` says so, for whoever marks, measures and estimates.
+An upstream may report anything. One rule holds for every wire: a figure is a whole number from 0 to ``FIGURE_MAX`` (servers
+that send floats mean whole numbers), and a part is not larger than its total. Any other figure counts as not reported. If the
+prompt's or the answer's figure is missing, the whole report is ignored; if a part is missing, only that part is ignored.
+``is_absurd`` says that it happened.
 """
 
 from collections.abc import Mapping
@@ -12,9 +12,9 @@ from typing import Any
 from common.canonical.events import COUNTS, FIGURE_MAX, PARTS, Usage
 from workers.providers.shared.loose_json import text_of
 
-NAME_CHARS_MAX = 200  # Of a model or a tier that an upstream names; a longer name is in no price list.
+NAME_CHARS_MAX = 200  # Of a model or tier in a report. A longer name is in no price list.
 INDEXES_MAX = 10_000  # Tool calls, blocks and items of one answer.
-_WHOLE = {
+_TOTAL_OF = {
     "cache_read_tokens": "input_tokens",
     "cache_write_tokens": "input_tokens",
     "reasoning_tokens": "output_tokens",
@@ -23,12 +23,12 @@ _WHOLE = {
 
 
 def index_of(value: object, below: int = INDEXES_MAX) -> int | None:
-    """Return a place in a list, None where it cannot be one."""
+    """Return an index of a list; None: the value is none."""
     is_index = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < below
     return value if is_index else None  # type: ignore[return-value]
 
 
-def name_of(value: object) -> str:
+def clean_name(value: object) -> str:
     name = text_of(value)
     return name if len(name) <= NAME_CHARS_MAX else ""
 
@@ -38,56 +38,56 @@ class Figures:
 
     def __init__(self, report: dict[str, Any]) -> None:
         self._report = report
-        self._is_none = False
+        self._is_unusable = False
         self.is_absurd = False
 
     def main(self, name: str) -> int:
-        """Return a count of all that was asked or answered."""
+        """Return the total count of the prompt or of the answer."""
         count, is_believed = self._read((name,))
-        self._is_none = self._is_none or not is_believed
+        self._is_unusable = self._is_unusable or not is_believed
         return count
 
     def count(self, *path: str) -> int:
-        """Return a part, or anything else that is priced; ``path`` leads to it through nested objects."""
+        """Return a part, or another priced count. ``path`` leads to it through nested objects."""
         return self._read(path)[0]
 
     def counts(self, paths: Mapping[str, tuple[str, ...]]) -> dict[str, int]:
-        """Return the parts of which the report says something, by name; ``paths`` are as ``count`` takes them."""
+        """Return the parts that the report has, by name. ``paths`` are as in ``count``."""
         return {name: self._read(path)[0] for name, path in paths.items() if path[0] in self._report}
 
-    def usage(self, input_tokens: int, output_tokens: int, **more: int | str) -> Usage | None:
-        """Return the usage that the figures amount to; None where prompt or answer cannot be believed.
+    def usage(self, input_tokens: int, output_tokens: int, **other_figures: int | str) -> Usage | None:
+        """Return the usage; None: the figure of the prompt or of the answer is not believable.
 
-        ``more`` are the other counts, the details, ``model`` and ``service_tier`` of ``Usage``.
+        ``other_figures``: the other counts, the details, ``model`` and ``service_tier`` of ``Usage``.
         """
-        names = name_of(more.pop("model", "")), name_of(more.pop("service_tier", ""))
+        names = clean_name(other_figures.pop("model", "")), clean_name(other_figures.pop("service_tier", ""))
         counts = {"input_tokens": input_tokens, "output_tokens": output_tokens}
-        if self._is_none or max(counts.values()) > FIGURE_MAX:
+        if self._is_unusable or max(counts.values()) > FIGURE_MAX:
             self.is_absurd = True
             return None
-        if any(more.values()):
-            self._add_parts(counts, more)
+        if any(other_figures.values()):
+            self._add_parts(counts, other_figures)
         return Usage.from_figures(counts, *names)
 
-    def _add_parts(self, counts: dict[str, int], more: Mapping[str, int | str]) -> None:
-        """Add the counts and details that are not 0, each checked against what includes it."""
-        left = dict(counts)  # Of each modality's whole.
-        for name in (*COUNTS, *more):
-            if name in counts or not isinstance(count := more.get(name), int) or not count:
+    def _add_parts(self, counts: dict[str, int], other_figures: Mapping[str, int | str]) -> None:
+        """Add the counts and details that are not 0, each checked against its total."""
+        remaining = dict(counts)  # What is left of each total for further modalities.
+        for name in (*COUNTS, *other_figures):
+            if name in counts or not isinstance(count := other_figures.get(name), int) or not count:
                 continue
-            whole = _WHOLE.get(name, "")
-            is_modality = name in PARTS and whole in left
-            if whole and count > (left if is_modality else counts).get(whole, 0):
+            total_name = _TOTAL_OF.get(name, "")
+            is_modality = name in PARTS and total_name in remaining
+            if total_name and count > (remaining if is_modality else counts).get(total_name, 0):
                 self.is_absurd = True
                 continue
             counts[name] = count
             if is_modality:
-                left[whole] -= count
+                remaining[total_name] -= count
         if counts.get("cache_read_tokens", 0) + counts.get("cache_write_tokens", 0) > counts["input_tokens"]:
-            counts["cache_read_tokens"] = self._disbelieve()  # What remains is the dearer one.
+            counts["cache_read_tokens"] = self._disbelieve()  # The cache writes stay: they are more expensive.
 
     def _read(self, path: tuple[str, ...]) -> tuple[int, bool]:
-        """Return a figure, and whether it can be believed."""
+        """Return a figure, and whether it is believable."""
         value: Any = self._report
         for name in path:
             if not isinstance(value, dict):
@@ -95,7 +95,7 @@ class Figures:
             value = value.get(name)
             if value is None:
                 return 0, True
-        if type(value) is int and 0 <= value <= FIGURE_MAX:  # Nearly every one.
+        if type(value) is int and 0 <= value <= FIGURE_MAX:  # The usual case.
             return value, True
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         return (int(value), True) if is_number and 0 <= value <= FIGURE_MAX else (self._disbelieve(), False)

@@ -1,6 +1,6 @@
 """What do the decoders of most wires have in common?
 
-Events and whole answers are JSON objects, anything else is nonsense, and after a terminal event nothing more is said.
+Events and whole answers are JSON objects; anything else is unreadable. After a terminal event no more events are returned.
 """
 
 from typing import Any
@@ -18,20 +18,20 @@ from workers.providers.shared.plain_shape import NumberedShape, PlainShape
 
 
 class JsonDecoder:
-    """A ``Decoder`` whose wire only says how it reads one object: ``_read`` and ``_read_whole``.
+    """A ``Decoder`` base class. A wire only defines how it reads one object: ``_read`` and ``_read_whole``.
 
-    ``plain`` is given where a client speaks the wire's family, so that blocks may be passed on undecoded.
+    ``plain`` recognizes blocks that contain only text, so that they need not be decoded.
     """
 
     def __init__(self, plain: PlainShape | NumberedShape | None = None) -> None:
         self.is_whole = False
         self._started = False
         self._ended = False
-        self._report: dict[str, Any] = {}  # Of the usage, the last one as it came; read when somebody asks for it.
+        self._report: dict[str, Any] = {}  # The last usage report, unchanged. It is read only on demand.
         self._figures: tuple[dict[str, Any], Usage | None, bool] = ({}, None, False)
         self._model = self._tier = ""
         self._plain = plain
-        self._sample: TextDelta | ReasoningDelta | None = None  # What the block said that the shape has learned from.
+        self._sample: TextDelta | ReasoningDelta | None = None  # The event of the block from which ``plain`` has learned.
 
     @property
     def usage(self) -> Usage | None:
@@ -65,19 +65,19 @@ class JsonDecoder:
             return self._broken(errors.unreadable_answer("not a JSON object"))
         events = self._read(name, fields)
         if self._plain and len(events) == 1 and isinstance(events[0], TextDelta | ReasoningDelta):
-            self._plain.take(block)
+            self._plain.learn(block)
             self._sample = events[0]
         return events
 
     def _read_plain(self, block: bytes) -> TextDelta | ReasoningDelta | None:
-        """Return the piece that a block holds if it differs from the last decoded one in its text alone."""
+        """Return the piece of text in a block, if the block differs from the last decoded one only in its text."""
         # Hot path: once per token that is translated.
         if self._sample is None or self._plain is None or (text := self._plain.text_in(block)) is None:
             return None
         try:
             return type(self._sample)(orjson.loads(text), self._sample.choice)
         except orjson.JSONDecodeError:
-            return None  # Half an emoji, a control character: the lenient reader will see.
+            return None  # Half an emoji or a control character: the lenient reader handles it.
 
     def decode_whole(self, body: bytes) -> list[Event]:
         try:
@@ -102,7 +102,7 @@ class JsonDecoder:
         return (0, 0) if self._plain is None or self._ended else self._plain.head_in(run)
 
     def _read_bare(self, block: bytes) -> list[Event]:
-        """Return what JSON says that stands in a stream but in no event: servers that fail write their error so."""
+        """Return the events of JSON that is in a stream but not in an event: some servers write their errors like this."""
         try:
             fields = dict_of(read_json(block))
         except ValueError:
@@ -110,27 +110,27 @@ class JsonDecoder:
         return self._broken(errors.error_in_stream(fields)) if fields.get("error") else []
 
     def _read(self, name: str, fields: dict[str, Any]) -> list[Event]:
-        """Return what an event says; ``name`` is its ``event:`` line's, if it has one."""
+        """Return our events for one event of the wire. ``name``: the value of its ``event:`` line, if it has one."""
         raise NotImplementedError
 
     def _read_whole(self, answer: dict[str, Any]) -> list[Event]:
-        """Return what a whole answer says, terminal event included."""
+        """Return the events of a whole answer, including the terminal event."""
         raise NotImplementedError
 
     def _usage_of(self, figures: Figures) -> Usage | None:
-        """Return the usage that a report's figures amount to."""
+        """Return the usage from a report's figures."""
         raise NotImplementedError
 
     def _read_done(self) -> list[Event]:
-        """Return what ``[DONE]`` says: nothing, where servers that speak several families send it behind the true end."""
+        """Return the events for ``[DONE]``. By default none: servers of several families send it after the real end."""
         return []
 
     def _complete(self) -> list[Event]:
-        """Return how a whole answer ends. Only of wires that say that an answer is finished before they end it."""
+        """Return the last events of a finished answer. Only for wires that report the finish before the end."""
         raise NotImplementedError
 
     def _broken(self, failed: Failed) -> list[Event]:
-        """Return what an error or nonsense means: a failure. Behind the finish it takes nothing back, and is the end."""
+        """Return the failure for an error or unreadable data. After the finish it changes nothing: it is just the end."""
         return self.end() if self.is_whole else [self._fail(failed)]
 
     def _fail(self, failed: Failed) -> Failed:

@@ -1,6 +1,6 @@
-"""How is JSON from an upstream, or from a model, read, when nothing about it can be trusted?
+"""How is JSON from an upstream or a model read, when nothing about it can be trusted?
 
-Every function takes anything and returns the type it names, so that a decoder cannot raise.
+Each function accepts any value and returns the type in its name, so that a decoder cannot raise.
 """
 
 import json
@@ -8,20 +8,20 @@ from typing import Any
 
 import orjson
 
-# What holds fewer brackets than this is not nested too deeply. orjson writes 254 levels, and reads 1,024.
+# JSON with fewer brackets than this is not nested too deeply. orjson writes 254 levels, and reads 1,024.
 _BRACKETS_MAX = 200
 _LEVELS_MAX = 254
 
 
 class NestedTooDeeply(ValueError):
-    """It could be read, but not written again."""
+    """The value can be read, but not written again."""
 
 
 def read_json(data: bytes) -> Any:
-    """Return the value, which can also be written again, with something around it.
+    """Return the value. It can also be written again, inside other objects.
 
     Raises:
-        ValueError: not JSON, whichever way one looks at it; NestedTooDeeply where that is the reason.
+        ValueError: it is not JSON, even for a lenient reader; NestedTooDeeply if that is the reason.
     """
     try:
         value = orjson.loads(data)
@@ -34,8 +34,9 @@ def read_json(data: bytes) -> Any:
 
 
 def _read_lenient(data: bytes) -> Any:
-    """The same for what orjson refuses and servers send: half an emoji as a lone surrogate escape, bytes cut in a character,
-    a byte order mark."""
+    """The same for data that servers send and orjson refuses: a lone surrogate escape (half an emoji), bytes that were cut
+    within a character, a byte order mark.
+    """
     try:
         value = json.loads(data.decode("utf-8-sig", "replace"))
     except RecursionError as exc:  # After about a thousand levels, since Python 3.13 about ten thousand.
@@ -50,13 +51,13 @@ def _is_deeper(value: object, levels: int) -> bool:
     for _ in range(levels):
         level = [
             inner
-            for each in level
-            if isinstance(each, dict | list)
-            for inner in (each.values() if isinstance(each, dict) else each)
+            for item in level
+            if isinstance(item, dict | list)
+            for inner in (item.values() if isinstance(item, dict) else item)
         ]
         if not level:
             return False
-    return any(isinstance(each, dict | list) for each in level)
+    return any(isinstance(item, dict | list) for item in level)
 
 
 def _can_be_written(value: object) -> bool:
@@ -68,7 +69,7 @@ def _can_be_written(value: object) -> bool:
 
 
 def is_nested_too_deeply(text: str) -> bool:
-    """Whether JSON text is nested more deeply than an answer can hold it."""
+    """Whether JSON text is nested too deeply for an answer."""
     try:
         read_json(text.encode("utf-8", "replace"))
     except NestedTooDeeply:
@@ -79,7 +80,7 @@ def is_nested_too_deeply(text: str) -> bool:
 
 
 def arguments_of(text: str) -> dict[str, Any]:
-    """Return a call's arguments. A model may have written ones that are no object: the next turn must show it what it wrote."""
+    """Return a call's arguments. If the model wrote something else than an object, the next turn still shows it that text."""
     try:
         value = orjson.loads(text)
     except orjson.JSONDecodeError:

@@ -1,35 +1,35 @@
-"""Does a block differ from the one before in nothing but its text?
+"""Does a block differ from the previous one only in its text?
 
-A stream's blocks repeat all but the text, so what a decoded block had around its text tells that another one with the
-same around it holds text alone. Comparing is several times cheaper than decoding, and knows nothing of any vendor.
-``text_in`` returns that text as it stands, a JSON string with its quotes, or nothing where a block must be decoded.
-``head_in`` says how many of whole events in a row, which nobody has cut yet (see ``SseCutter.gather``), are such blocks.
+The blocks of a stream repeat everything except the text. If a block has the same bytes around its text as a decoded one, it
+contains only text. Comparing is several times cheaper than decoding, and does not depend on the vendor.
+``text_in`` returns that text as it stands, a JSON string with its quotes; None: the block must be decoded.
+``head_in`` returns how many such blocks are at the start of a run of complete, uncut events (see ``SseCutter.gather``).
 """
 
 import re
 
-# Some vendors pad each chunk, against whoever counts bytes: a last field of random length.
+# Some vendors pad each chunk with a last field of random length, so that nobody can infer text from sizes.
 _PADDING = re.compile(rb',"(?:obfuscation|p)":"([^"\\]*)"\}\n\n$')
 
 _BACKSLASH = ord("\\")
 
-# What ends a row of texts, one a line, with a line's end before and behind them: a quote, a broken escape, an empty text
-# (such a piece is no output). Nothing here repeats, so no run is slow, and every version of ``re`` agrees on it.
+# What ends a list of texts (one per line, with line ends before and after them): a quote, a broken escape, or an empty text
+# (which is no output). The pattern has no repetition, so it is never slow, and works the same in every version of ``re``.
 _NO_TEXT = re.compile(rb'"|\r|\\[^/bfnrtu]|\n\n')
 
 
 class PlainShape:
-    """What the last decoded text block had around its text. ``markers`` are what may stand right before the text."""
+    """The bytes around the text of the last decoded text block. ``markers``: what may stand right before the text."""
 
     def __init__(self, *markers: bytes) -> None:
         self._markers = markers
         self._sample: bytes | None = None
         self._start = b""
         self._after = b""
-        self._end = self._between = b""  # What stands behind a text, as it stood, and what stands between two.
+        self._end = self._between = b""  # The bytes after a text, unchanged; and the bytes between two texts.
         self._padding_at = 0
 
-    def take(self, block: bytes) -> None:
+    def learn(self, block: bytes) -> None:
         """Note a block that was decoded to one piece of text. It is studied only if anyone asks."""
         self._sample = block
 
@@ -37,7 +37,7 @@ class PlainShape:
         for marker in self._markers:
             start_end = block.find(marker) + len(marker)
             text_end = block.find(b'"', start_end)
-            # A text with escapes teaches nothing, an empty one that the text stands elsewhere.
+            # A text with escapes is not used. An empty text means that the real text is after another marker.
             if start_end < len(marker) or text_end == start_end or b"\\" in block[start_end:text_end]:
                 continue
             self._start = block[:start_end]
@@ -66,8 +66,8 @@ class PlainShape:
         return None
 
     def head_in(self, run: bytes) -> tuple[int, int]:
-        """Return with how many events a run begins that are text alone, with the same padding, and how many bytes these are."""
-        # Hot path: once per upstream read. What all have in common is taken out in C, and what is left must be texts.
+        """Return how many text-only events with the same padding are at the start of a run, and how many bytes they have."""
+        # Hot path: once per upstream read. ``split`` removes the common bytes in C, and the rest must be texts.
         if self._sample is not None:
             self._learn(self._sample)
             self._sample = None
@@ -75,17 +75,19 @@ class PlainShape:
         if not start or not run.startswith(start):
             return 0, 0
         texts = run[len(start) :].split(self._between)
-        texts[-1] = texts[-1][: max(0, texts[-1].find(end))]  # Behind it stands what follows them; it may be no text itself.
+        texts[-1] = texts[-1][
+            : max(0, texts[-1].find(end))
+        ]  # The last item also has what follows; it may not be a text at all.
         lines = b"\n".join([b"", *texts, b""])
         if lines.count(b"\n") != len(texts) + 1:
             return 0, 0
-        if b"\\" in lines:  # Escaped ones in their order, from the left; then a quote is escaped if one stands before it.
+        if b"\\" in lines:  # Replace escaped backslashes first, then escaped quotes.
             lines = lines.replace(b"\\\\", b"__").replace(b'\\"', b"__")
-        count, whole = len(texts), len(lines) - 1
-        if found := _NO_TEXT.search(lines):
-            whole = lines.rfind(b"\n", 0, found.start() + 1)
-            count = lines.count(b"\n", 0, whole)
-        return count, count * (len(start) + len(end)) + whole - count
+        count, line_end = len(texts), len(lines) - 1
+        if match := _NO_TEXT.search(lines):
+            line_end = lines.rfind(b"\n", 0, match.start() + 1)
+            count = lines.count(b"\n", 0, line_end)
+        return count, count * (len(start) + len(end)) + line_end - count
 
     def _is_padded(self, after: bytes) -> bool:
         padding_at = self._padding_at
@@ -97,34 +99,36 @@ class PlainShape:
         )
 
 
-# What differs from one delta to the next in the events of OpenAI's responses: text and padding, and a number that counts.
+# What differs between two deltas of OpenAI's Responses API: the text, the padding, and the sequence number.
 _VARYING = re.compile(rb'"(delta|obfuscation)": ?"((?:[^"\\]|\\.)+)"|"sequence_number": ?(\d+)')
 
 
 class NumberedShape:
-    """The same for events that are numbered: what the last decoded text block had between what varies, wherever it stands."""
+    """The same for numbered events: the bytes between the varying parts of the last decoded text block, in any order."""
 
     def __init__(self) -> None:
         self._sample: bytes | None = None
         self._lines = 0
         self._start = b""
-        self._rest: list[tuple[bytes, bytes, bytes]] = []  # What comes, the byte that ends it, what follows.
+        self._rest: list[
+            tuple[bytes, bytes, bytes]
+        ] = []  # For each varying part: its kind, the byte that ends it, the bytes after it.
 
-    def take(self, block: bytes) -> None:
+    def learn(self, block: bytes) -> None:
         """Note a block that was decoded to one piece of text. It is studied only if anyone asks."""
         self._sample = block
 
     def _learn(self, block: bytes) -> None:
-        found = list(_VARYING.finditer(block))
-        if sum(match[1] == b"delta" for match in found) != 1:
+        varying = list(_VARYING.finditer(block))
+        if sum(match[1] == b"delta" for match in varying) != 1:
             return
-        spans = [match.span(3) if match[1] is None else match.span(2) for match in found]
+        spans = [match.span(3) if match[1] is None else match.span(2) for match in varying]
         ends = [start for start, _ in spans[1:]] + [len(block)]
         self._start = block[: spans[0][0]]
         self._lines = block.count(b"\n")
         self._rest = [
             (match[1] or b"number", block[span[1] : span[1] + 1], block[span[1] : end])
-            for match, span, end in zip(found, spans, ends, strict=True)
+            for match, span, end in zip(varying, spans, ends, strict=True)
         ]
 
     def text_in(self, block: bytes) -> bytes | None:
@@ -148,6 +152,6 @@ class NumberedShape:
         return text if at == len(block) else None
 
     def head_in(self, run: bytes) -> tuple[int, int]:
-        """Return 1 and its bytes where there is one event, and that text alone."""
+        """Return 1 and its number of bytes if the run is one text-only event."""
         is_one = self.text_in(run) is not None and run.count(b"\n") == self._lines and b"\r" not in run
         return (1, len(run)) if is_one else (0, 0)

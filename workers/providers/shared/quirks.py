@@ -1,8 +1,8 @@
-"""What does a vendor of OpenAI's wires know otherwise than OpenAI?
+"""How does a vendor that speaks OpenAI's wires differ from OpenAI?
 
-A body is made, or comes, in OpenAI's words, and is fitted to the vendor here. Left out is only what an answer can do
-without; what would change the answer goes through, and the vendor refuses it in its own words. A vendor that has no row takes
-what it gets: most servers pass over what they do not know.
+A body in OpenAI's format is adapted to the vendor here. Only fields that the answer does not need are dropped. A field that
+would change the answer stays, and the vendor refuses it itself. A vendor without a row gets the body unchanged: most servers
+ignore fields that they do not know.
 
 Sources: the vendors' SDKs of 2026-11 (their request types), https://console.groq.com/docs/openai,
 https://docs.x.ai/docs/guides/reasoning, https://api-docs.deepseek.com/guides/thinking_mode,
@@ -23,10 +23,12 @@ _MISTRAL_CALL_ID = re.compile(r"[a-zA-Z0-9]{9}")
 
 @dataclass(frozen=True, slots=True)
 class Quirks:
-    """``limit`` is the word for the most tokens of an answer, where it is ours to choose. ``renamed`` are words of OpenAI's
-    for which the vendor has another, ``unknown`` those that it refuses, or ignores in silence; ``unknown_to`` are more of
-    these, for models that a pattern matches, ``unknown_in_responses`` those of the responses API. ``thinking`` is the field
-    in which an assistant's message takes its thinking back.
+    """One vendor's differences.
+
+    ``limit``: the field for the most tokens of an answer, if we choose it. ``renamed``: OpenAI's fields for which the vendor
+    has another name. ``unknown``: fields that the vendor refuses or silently ignores; ``unknown_to``: more of them, for models
+    that a pattern matches; ``unknown_in_responses``: those of the Responses API. ``reasoning_field``: the field in which an
+    assistant's message carries its reasoning back.
     """
 
     limit: str = "max_tokens"
@@ -37,13 +39,13 @@ class Quirks:
     unknown_in_responses: frozenset[str] = frozenset()
     knows_developer: bool = True
     has_short_call_ids: bool = False
-    thinking: str | None = None
+    reasoning_field: str | None = None
 
 
 _ONE_LIMIT = {"max_completion_tokens": "max_tokens"}
-# For the vendor's own books and caches: nothing of it shows in an answer.
+# For the vendor's own bookkeeping and caches: they do not change an answer.
 _BOOKKEEPING = frozenset({"store", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "verbosity"})
-# What clients send back of an answer as they got it.
+# Fields of an answer that clients send back unchanged.
 _ECHOED = frozenset({"refusal", "annotations", "audio", "function_call", "reasoning_content"})
 
 QUIRKS: Mapping[str, Quirks] = {
@@ -51,7 +53,7 @@ QUIRKS: Mapping[str, Quirks] = {
     "azure-openai": Quirks(limit="max_completion_tokens"),
     "mistral": Quirks(
         renamed={**_ONE_LIMIT, "seed": "random_seed"},
-        # It always reports usage, and refuses to be asked for it.
+        # It always reports usage, and refuses the option that asks for it.
         unknown=_BOOKKEEPING - {"metadata"} | {"stream_options", "user", "service_tier"},
         unknown_in_messages=_ECHOED | {"name", "reasoning"},
         knows_developer=False,
@@ -67,7 +69,7 @@ QUIRKS: Mapping[str, Quirks] = {
         renamed=_ONE_LIMIT,
         unknown=_BOOKKEEPING | {"seed", "user", "service_tier"},
         knows_developer=False,
-        thinking="reasoning_content",  # After a tool call it insists on it.
+        reasoning_field="reasoning_content",  # It requires this field after a tool call.
     ),
     "cerebras": Quirks(
         unknown=_BOOKKEEPING - {"prompt_cache_key"}, unknown_in_messages=_ECHOED, knows_developer=False, renamed=_ONE_LIMIT
@@ -85,39 +87,39 @@ _OLD_AZURE = Quirks(renamed=_ONE_LIMIT, unknown=_BOOKKEEPING | {"stream_options"
 _OLD_AZURE_BEFORE = "api-version=2024-09"
 
 
-def quirks_of(deployment: Deployment) -> Quirks:
+def find_quirks(deployment: Deployment) -> Quirks:
     if deployment.provider == "azure-openai" and "api-version=" in deployment.query and deployment.query < _OLD_AZURE_BEFORE:
         return _OLD_AZURE
     return QUIRKS.get(deployment.provider, _NONE)
 
 
 def fit_response(body: dict[str, Any], deployment: Deployment) -> list[str]:
-    """Do for a body of the responses API what ``fit`` does for chat completions."""
-    unknown = quirks_of(deployment).unknown_in_responses
+    """Do the same as ``fit`` for a body of the Responses API."""
+    unknown = find_quirks(deployment).unknown_in_responses
     return [name for name in list(body) if name in unknown and body.pop(name)]
 
 
 def fit(body: dict[str, Any], deployment: Deployment) -> list[str]:
-    """Change a body of chat completions in OpenAI's words to the vendor's, and return the names of what was left out.
+    """Change a chat completions body from OpenAI's format to the vendor's, and return the names of the dropped fields.
 
-    Values inside the body are replaced, never changed: others may hold them.
+    Values inside the body are replaced, never changed in place: other code may use them.
     """
-    quirks = quirks_of(deployment)
-    for ours, theirs in quirks.renamed.items():
-        value = body.pop(ours, None)
-        if value is not None and body.get(theirs) is None:
-            body[theirs] = value
+    quirks = find_quirks(deployment)
+    for name, renamed_to in quirks.renamed.items():
+        value = body.pop(name, None)
+        if value is not None and body.get(renamed_to) is None:
+            body[renamed_to] = value
     unknown = quirks.unknown.union(*(names for pattern, names in quirks.unknown_to if pattern.match(deployment.model)))
     dropped = [name for name in list(body) if name in unknown and body.pop(name) is not None]
     if quirks.unknown_in_messages or quirks.has_short_call_ids or not quirks.knows_developer:
         messages = [dict_of(message) for message in list_of(body.get("messages"))]
         echoed = {name for message in messages for name, value in message.items() if value}
         dropped += [f"messages.{name}" for name in sorted(echoed & quirks.unknown_in_messages)]
-        body["messages"] = [_fitted(message, quirks) for message in messages]
+        body["messages"] = [_fit_message(message, quirks) for message in messages]
     return dropped
 
 
-def _fitted(message: dict[str, Any], quirks: Quirks) -> dict[str, Any]:
+def _fit_message(message: dict[str, Any], quirks: Quirks) -> dict[str, Any]:
     fitted = {name: value for name, value in message.items() if name not in quirks.unknown_in_messages}
     if fitted.get("role") == "developer" and not quirks.knows_developer:
         fitted["role"] = "system"
@@ -130,5 +132,5 @@ def _fitted(message: dict[str, Any], quirks: Quirks) -> dict[str, Any]:
 
 
 def _short(call_id: str) -> str:
-    """Return a tool call's id as Mistral takes it, nine letters and digits. The same id is always changed alike."""
+    """Return a tool call's id in Mistral's format, nine letters and digits. The same id always gets the same result."""
     return call_id if _MISTRAL_CALL_ID.fullmatch(call_id) else hashlib.sha256(call_id.encode()).hexdigest()[:9]
