@@ -68,9 +68,10 @@ lint: $(VENV)/.ready-dev ## Check style and import rules
 types: $(VENV)/.ready-dev ## Check types (strict)
 	@$(BIN)/mypy
 
-env: setup ## Write .env.example and docs/settings.md from the settings
+env: setup ## Write .env.example, docs/settings.md and docs/models.md from what the code says
 	@$(BIN)/python -m cli.env_example > .env.example
 	@$(BIN)/python -m cli.settings_page > docs/settings.md
+	@$(BIN)/python -m cli.models_page > docs/models.md
 
 compatibility: $(VENV)/.ready-dev ## Try every client dialect with every provider, and write docs/compatibility.md
 	@$(BIN)/python -m tests.support.compatibility.page > docs/compatibility.md

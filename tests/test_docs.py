@@ -7,7 +7,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from api.metrics import ApiMetrics
-from cli import settings_page
+from cli import models_page, settings_page
 from cli.env_example import render
 from common.canonical.errors import ErrorKind
 from workers.metrics import Metrics as WorkerMetrics
@@ -24,6 +24,7 @@ def test_env_example_is_what_the_settings_say():
 
 def test_the_page_of_settings_is_what_the_settings_say():
     assert (ROOT / "docs" / "settings.md").read_text() == settings_page.render(), "run `make env`"
+    assert (ROOT / "docs" / "models.md").read_text() == models_page.render(), "run `make env`"
 
 
 @pytest.mark.parametrize("kind", list(ErrorKind))

@@ -20,9 +20,9 @@ WireName = Literal["openai-chat", "openai-responses", "anthropic-messages", "gem
 class Vendor:
     """``evident`` matches bare model names that can only belong to this vendor.
 
-    ``wires``: the wire with the name of the client's dialect is used if there is one, else the first. ``responses_only``
-    matches models that OpenAI's chat completions do not serve. ``paths`` goes between the base URL and a wire's own path; it is
-    left out if the base URL already ends in a version. ``gateway`` is the same under Cloudflare's AI Gateway, for the wires
+    ``wires``: the wire with the name of the client's dialect is used if there is one, else the first, unless the model needs
+    another one (see ``models``). ``paths`` goes between the base URL and a wire's own path; it is left out if the base URL
+    already ends in a version. ``gateway`` is the same under Cloudflare's AI Gateway, for the wires
     that it serves. ``key_header`` is the header for the bare key if the vendor does not accept the wire's usual one.
     """
 
@@ -34,13 +34,13 @@ class Vendor:
     aliases: tuple[str, ...] = ()
     key_is_needed: bool = True
     key_header: str | None = None
-    responses_only: re.Pattern[str] | None = None
     paths: Mapping[WireName, str] = field(default_factory=dict)
     gateway: Mapping[WireName, str] = field(default_factory=dict)
 
-    def wire_for(self, dialect: str, model: str) -> WireName:
-        if "openai-responses" in self.wires and self.responses_only and self.responses_only.match(model):
-            return "openai-responses"
+    def wire_for(self, dialect: str, needed: WireName | None = None) -> WireName:
+        """Return the wire for a client's dialect; ``needed`` is the only one that serves the model, if the vendor has it."""
+        if needed in self.wires:
+            return needed
         return next((wire for wire in self.wires if wire == dialect), self.wires[0])
 
 
@@ -59,7 +59,6 @@ VENDORS: dict[str, Vendor] = {
             wires=("openai-chat", "openai-responses"),
             base_url="https://api.openai.com/v1",
             evident=re.compile(r"(gpt-(?!oss)|chatgpt-|o\d(-|$)|codex-)"),
-            responses_only=re.compile(r"(o\d-pro|gpt-\d[\d.]*-(pro|codex)|codex-|computer-use-|.*-deep-research)"),
             gateway={"openai-chat": "openai", "openai-responses": "openai"},
         ),
         Vendor(

@@ -13,6 +13,7 @@ from common.canonical.events import Event, Usage
 from common.canonical.generation import GenerationRequest
 from common.dialects.base import ReplyInfo
 from common.process.redaction import secrets_in
+from common.vendors.models import UNKNOWN, ModelFacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,7 @@ class Deployment:
     key_id: str = ""  # Provider and key in a form that does not reveal the key; see ``workers.quota``.
     quota_id: str = ""  # The same for the key whose quota the call uses, if that is not this key.
     client_pays: bool = False  # The client sent its own key, so the provider's limits and budget in our settings do not apply.
+    facts: ModelFacts = field(default=UNKNOWN, repr=False)  # What the model can do there.
 
     @property
     def secrets(self) -> list[str]:

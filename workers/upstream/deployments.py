@@ -19,6 +19,7 @@ from common.config.groups.models import ModelSettings
 from common.config.model_routes import Target, resolve
 from common.config.settings import Settings
 from common.dialects import DIALECTS
+from common.vendors.models import ModelFacts
 from common.vendors.prefill import KEEP_ALIVE_HEADERS
 from common.vendors.table import Vendor, WireName
 from workers.providers import WIRES
@@ -58,7 +59,8 @@ def _with_keys(target: Target, job: Job, brought_key: str | None, settings: Sett
     if is_behind_gateway:
         vendor = replace(vendor, wires=tuple(wire for wire in vendor.wires if wire in vendor.gateway))
     is_reattached = settings.provider(vendor.id).continuation == "reattach"
-    wire = _wire(vendor, target.model, "openai-chat" if for_rest else job.dialect, job)
+    facts = settings.model_table.facts(vendor.id, target.model)
+    wire = _wire(vendor, target.model, "openai-chat" if for_rest else job.dialect, job, facts)
     in_background = is_reattached and not for_rest and _can_run_in_background(vendor, target.model, wire, job)
     if in_background:
         wire = "openai-responses"
@@ -85,17 +87,39 @@ def _with_keys(target: Target, job: Job, brought_key: str | None, settings: Sett
                 key_id=_key_id(vendor.id, key),
                 quota_id=_key_id(vendor.id, stored[0]) if brought_key and not client_pays else "",
                 client_pays=client_pays,
+                facts=facts,
             )
         )
     return deployments
 
 
-def _wire(vendor: Vendor, model: str, dialect: str, job: Job) -> WireName:
+def _wire(vendor: Vendor, model: str, dialect: str, job: Job, facts: ModelFacts) -> WireName:
     """Return the wire for a job. To count tokens, it is a wire that can count, if there is one."""
-    wire = vendor.wire_for(dialect, model)
+    wire = vendor.wire_for(dialect, facts.wire or _wire_with_tools(vendor, model, job, facts))
     if job.operation == "count_tokens":
         return next((wire_name for wire_name in (wire, *vendor.wires) if isinstance(WIRES[wire_name], TokenCounter)), wire)
     return wire
+
+
+def _wire_with_tools(vendor: Vendor, model: str, job: Job, facts: ModelFacts) -> WireName | None:
+    """Return the wire that the model needs for this request's tools; None if it offers none, or switches reasoning off.
+
+    A request in the client's own family that this wire cannot express stays as it is: the vendor answers it in its own words.
+    """
+    if facts.wire_with_tools is None or facts.wire_with_tools not in vendor.wires or job.operation != "generate":
+        return None
+    body = orjson.loads(job.body)
+    if not body.get("tools"):
+        return None
+    try:
+        request = DIALECTS[job.dialect].parse(body)
+    except GatewayError:
+        return None
+    if request.reasoning is not None and not request.reasoning.enabled:
+        return None
+    if job.dialect == "openai-chat" and not _fits_responses(vendor, model, job, body):
+        return None
+    return facts.wire_with_tools
 
 
 def _can_run_in_background(vendor: Vendor, model: str, wire: WireName, job: Job) -> bool:

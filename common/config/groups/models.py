@@ -20,6 +20,7 @@ from common.config.setting_values import (
 )
 from common.metering.pricing import Price
 from common.vendors.model_names import CLAUDE_FOR_OPENAI, canonical_name
+from common.vendors.models import MODELS, ModelRow, ModelTable
 from common.vendors.prefill import ContinuationMethod
 from common.vendors.table import VENDOR_IDS, VENDORS, Vendor, WireName
 
@@ -61,6 +62,11 @@ class ModelSettings(BaseModel):
         default_factory=dict,
         description='Prices of your own: {"openai/gpt-5": {"input_usd_per_mtok": 1, "output_usd_per_mtok": 8}}.',
     )
+    model_facts: list[ModelRow] = Field(
+        default_factory=list,
+        description="Rows added to the table of models, which win over its own (docs/models.md): "
+        '[{"vendors": ["vllm"], "models": "qwen3", "reasoning": "by_default"}].',
+    )
     azure_resource: str | None = Field(None, description="The Azure OpenAI resource, if AZURE_OPENAI_BASE_URL is not set.")
     azure_api_version: str = Field("2024-10-21", description="Azure OpenAI's api-version.")
     ai_gateway_account_id: str | None = Field(
@@ -92,6 +98,11 @@ class ModelSettings(BaseModel):
                 raise ValueError(f"the provider {name!r} needs a base_url")
             named[provider] = chosen
         return named
+
+    @cached_property
+    def model_table(self) -> ModelTable:
+        """What models can do: the table that comes with the package, and the settings' own rows after it."""
+        return ModelTable([*MODELS.rows, *self.model_facts]) if self.model_facts else MODELS
 
     @cached_property
     def vendors(self) -> Mapping[str, Vendor]:

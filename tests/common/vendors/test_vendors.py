@@ -3,6 +3,7 @@ import re
 import pytest
 
 from common.vendors.model_names import CLAUDE_FOR_OPENAI, MODEL_NAMES
+from common.vendors.models import MODELS
 from common.vendors.table import VENDOR_IDS, VENDORS
 from workers.providers import WIRES
 
@@ -56,7 +57,7 @@ def test_names_and_variables_are_nobody_else_s():
     ],
 )
 def test_the_wire_is_the_client_s_own_where_there_is_one(dialect, model, wire):
-    assert VENDORS["openai"].wire_for(dialect, model) == wire
+    assert VENDORS["openai"].wire_for(dialect, MODELS.facts("openai", model).wire) == wire
 
 
 def test_the_model_map_leads_to_models_that_are_known():

@@ -179,7 +179,7 @@ class No(Exception):
 def deployment_of(vendor: Vendor, dialect: str) -> Deployment:
     query = "api-version=2025-04-01-preview" if vendor.id == "azure-openai" else ""
     model = "some-model"
-    return Deployment(vendor.id, "https://upstream.example", "key", model, vendor.wire_for(dialect, model), query)
+    return Deployment(vendor.id, "https://upstream.example", "key", model, vendor.wire_for(dialect), query)
 
 
 def body_of(dialect: str, feature: str, *, stream: bool) -> dict[str, Any]:

@@ -24,7 +24,7 @@ REGEX_LENGTH = 1 << 16  # `regex` takes longer per character, and so do guardrai
 CPU_S = 10  # Per text: what each takes is a few tenths of a second at most, and a quadratic expression minutes.
 PACKAGES = ("api", "workers", "common")
 # Used with match or fullmatch alone; they would take longer if they had to begin at every place.
-ONLY_FROM_THE_START = ("_DATA_URL", "._PUBLIC_NAME", "._SERVICE_LINK", ".responses_only")
+ONLY_FROM_THE_START = ("_DATA_URL", "._PUBLIC_NAME", "._SERVICE_LINK")
 ENDS = ("", "\x00")  # What none expects, so that a match up to there has to be given up.
 
 
