@@ -12,8 +12,8 @@ from common.canonical.errors import ErrorKind, Failed
 from common.canonical.events import Completed
 from common.sse import SseCutter, read_block
 from common.vendors.table import VENDORS
-from tests.support.compatibility.cells import CLIENTS, EVENT_BYTES_MAX, body_of, deployment_of, prepared
-from tests.support.upstreams.wire_answers import STREAMS, WHOLES, Says
+from tests.support.compatibility.cells import CLIENTS, EVENT_BYTES_MAX, body_of, deployment_of, prepare_upstream
+from tests.support.upstreams.wire_answers import STREAMS, WHOLES, AnswerSpec
 from workers.attempt.call import final_blocks
 from workers.transcode.pumps import Pump
 
@@ -25,9 +25,9 @@ VENDOR_OF_WIRE = {
     "gemini": "google-ai-studio",
 }
 SAYS = {
-    "text": Says(text="answer"),
-    "thinking": Says(text="answer", thinking="thought"),
-    "tools": Says(calls=[("call_a", "weather", {"city": "Oslo"}), ("call_b", "clock", {"zone": "UTC"})]),
+    "text": AnswerSpec(text="answer"),
+    "thinking": AnswerSpec(text="answer", thinking="thought"),
+    "tools": AnswerSpec(calls=[("call_a", "weather", {"city": "Oslo"}), ("call_b", "clock", {"zone": "UTC"})]),
 }
 cells = pytest.mark.parametrize(
     ("dialect", "wire"), [(dialect, wire) for dialect in CLIENTS for wire in VENDOR_OF_WIRE], ids=lambda value: value
@@ -36,7 +36,7 @@ cells = pytest.mark.parametrize(
 
 def pump_for(dialect: str, wire: str, feature: str, *, stream: bool) -> Pump:
     deployment = deployment_of(VENDORS[VENDOR_OF_WIRE[wire]], dialect)
-    _, pump = prepared(body_of(dialect, feature, stream=stream), dialect, deployment)
+    _, pump = prepare_upstream(body_of(dialect, feature, stream=stream), dialect, deployment)
     return pump
 
 
@@ -108,7 +108,7 @@ def test_an_error_in_a_200_is_of_its_kind_and_keeps_its_words(dialect, wire, err
 @pytest.mark.parametrize("shape", [SHAPES["compact"], SHAPES["pretty"]], ids=["compact", "pretty"])
 def test_a_bare_error_behind_the_first_events_of_a_stream_is_an_error(dialect, wire, shape, ending):
     pump = pump_for(dialect, wire, "text", stream=True)
-    first = STREAMS[wire_of(dialect, wire)](Says(text="answer")).partition(b"\n\n")[0] + b"\n\n"
+    first = STREAMS[wire_of(dialect, wire)](AnswerSpec(text="answer")).partition(b"\n\n")[0] + b"\n\n"
 
     stream_in(pump, first + shape({"error": {"message": "on fire", "code": "engine_fire"}}) + ending)
 

@@ -34,7 +34,7 @@ from common.dialects import DIALECTS
 from common.dialects.base import Dialect, OpenStream, ReplyInfo
 from common.sse import last_block, split_blocks
 from tests.support.clients import sdk_clients, seed_clients
-from tests.support.clients.sdk_clients import ResponseFailed, Seen
+from tests.support.clients.sdk_clients import ClientAnswer, ResponseFailed
 from tests.support.clients.seed_clients import SeedError
 from tests.support.upstreams.recordings import Recording, blocks_of, parameters
 from workers.providers import WIRES
@@ -59,14 +59,14 @@ BODIES: dict[str, dict[str, Any]] = {
     "agentary": {"model": "m", "messages": [{"role": "user", "content": "x"}], "provider": "openai"},
     "unified": {"model": "m", "messages": [{"role": "user", "content": "x"}], "provider": "openai", "stream": True},
 }
-READ_STREAM: dict[str, Callable[[bytes], Seen]] = {
+READ_STREAM: dict[str, Callable[[bytes], ClientAnswer]] = {
     "openai-chat": sdk_clients.openai_stream,
     "openai-responses": sdk_clients.responses_stream,
     "anthropic-messages": sdk_clients.anthropic_stream,
     "agentary": seed_clients.agentary_stream,
     "unified": seed_clients.unified_stream,
 }
-READ_WHOLE: dict[str, Callable[[bytes], Seen]] = {
+READ_WHOLE: dict[str, Callable[[bytes], ClientAnswer]] = {
     "openai-chat": sdk_clients.openai_whole,
     "openai-responses": sdk_clients.responses_whole,
     "anthropic-messages": sdk_clients.anthropic_whole,
@@ -137,7 +137,7 @@ def decoded(recording: Recording) -> list[Event]:
     return events + decoder.end()
 
 
-def expected(dialect: Dialect, events: list[Event]) -> Seen:
+def expected(dialect: Dialect, events: list[Event]) -> ClientAnswer:
     """What a client of ``dialect`` must see of ``events``."""
     reply = fold(events)
     choice = reply.choices[0]
@@ -153,7 +153,7 @@ def expected(dialect: Dialect, events: list[Event]) -> Seen:
     if dialect.name in TEXT_ONLY:
         refusal, thinking = "", ""
         text = "".join(block.text for block in choice.blocks if isinstance(block, TextBlock | RefusalBlock))
-    return Seen(text, refusal, thinking, calls, finish, usage.input_tokens, usage.output_tokens)
+    return ClientAnswer(text, refusal, thinking, calls, finish, usage.input_tokens, usage.output_tokens)
 
 
 @dialects

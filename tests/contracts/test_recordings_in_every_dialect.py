@@ -1,6 +1,6 @@
 """What providers were recorded to say, to the client of every dialect: the ground truth of all decoders and encoders.
 
-Each recording is read three ways: by the wire's decoder, by ``recorded_truths`` (which knows none of our code), and, encoded
+Each recording is read three ways: by the wire's decoder, by ``recorded_answers`` (which knows none of our code), and, encoded
 into every dialect, by that dialect's own clients. All must agree.
 """
 
@@ -22,10 +22,10 @@ from common.dialects import DIALECTS
 from common.dialects.base import Dialect, OpenStream
 from common.sse import SseCutter
 from tests.support.clients import sdk_clients
-from tests.support.clients.every_dialect import CLIENTS, INFO, RAISED, Client
-from tests.support.clients.sdk_clients import Seen
+from tests.support.clients.every_dialect import CLIENTS, INFO, RAISED, DialectClient
+from tests.support.clients.sdk_clients import ClientAnswer
 from tests.support.clients.seed_clients import SeedError
-from tests.support.upstreams.recorded_truths import Said, Truth, truth_of
+from tests.support.upstreams.recorded_answers import RecordedAnswer, RecordedChoice, read_recording
 from tests.support.upstreams.recordings import SHARED, Recording, data_of, recordings
 from workers.providers import WIRES
 
@@ -73,10 +73,10 @@ def at_event_boundaries(body: bytes) -> list[bytes]:
     return [*(piece + blank for piece in pieces), rest]
 
 
-def said(choice: Choice) -> Said:
+def recorded_choice(choice: Choice) -> RecordedChoice:
     thinking = "".join(block.text for block in choice.reasoning)
     calls = [(call.name, loads(call.arguments)) for call in choice.tool_calls]
-    return Said(choice.text, choice.refusal, thinking, calls, choice.finish_reason)
+    return RecordedChoice(choice.text, choice.refusal, thinking, calls, choice.finish_reason)
 
 
 def loads(text: str) -> Any:
@@ -88,17 +88,17 @@ def loads(text: str) -> Any:
 
 @answers
 def test_recorded_answers_decode_to_what_they_say(recording: Recording) -> None:
-    truth = truth_of(recording)
+    recorded = read_recording(recording)
     events = decoded(recording, [recording.body])
 
     reply = fold(events)
-    assert {index: said(choice) for index, choice in reply.choices.items()} == truth.choices
-    assert isinstance(events[-1], Failed) == (truth.error is not None)
+    assert {index: recorded_choice(choice) for index, choice in reply.choices.items()} == recorded.choices
+    assert isinstance(events[-1], Failed) == (recorded.error is not None)
     if reply.failed:
-        assert truth.error
-        assert reply.failed.message == truth.error
+        assert recorded.error
+        assert reply.failed.message == recorded.error
     usage = reply.usage and (reply.usage.input_tokens, reply.usage.output_tokens, reply.usage.cache_read_tokens)
-    assert usage == truth.usage
+    assert usage == recorded.usage
 
 
 @answers
@@ -112,11 +112,11 @@ def test_recorded_answers_may_be_cut_anywhere(recording: Recording) -> None:
 # Encoding
 
 
-def as_seen(client: Client, truth: Truth, ids: list[str], index: int = 0) -> Seen:
+def as_seen(client: DialectClient, recorded: RecordedAnswer, ids: list[str], index: int = 0) -> ClientAnswer:
     """What a client of a dialect must see of an answer."""
-    one = truth.said(index)
+    one = recorded.choice(index)
     assert one.finish
-    seen = Seen(one.text, one.refusal, one.thinking, finish=client.finish[one.finish])
+    seen = ClientAnswer(one.text, one.refusal, one.thinking, finish=client.finish[one.finish])
     seen.calls = [(id_, name, arguments) for id_, (name, arguments) in zip(ids, one.calls, strict=True)]
     if "refusal" not in client.shows and one.refusal:
         seen.text, seen.refusal = one.text + one.refusal, ""
@@ -124,7 +124,7 @@ def as_seen(client: Client, truth: Truth, ids: list[str], index: int = 0) -> See
             seen.finish = "refusal"  # The one word that it has for it.
     if "thinking" not in client.shows:
         seen.thinking = ""
-    seen.input_tokens, seen.output_tokens = truth.usage[:2] if truth.usage else (0, 0)
+    seen.input_tokens, seen.output_tokens = recorded.usage[:2] if recorded.usage else (0, 0)
     return seen
 
 
@@ -146,37 +146,37 @@ def check_types(name: str, streamed: bytes) -> None:
             TYPES[name].validate_python(event)
 
 
-def without_usage(seen: Seen) -> Seen:
+def without_usage(seen: ClientAnswer) -> ClientAnswer:
     seen.input_tokens = seen.output_tokens = None
     return seen
 
 
 @answers
 def test_recorded_answers_are_read_by_the_clients_of_every_dialect(recording: Recording) -> None:
-    truth, events = truth_of(recording), decoded(recording, [recording.body])
+    recorded, events = read_recording(recording), decoded(recording, [recording.body])
     if began_anew_in_a_call(recording):
         return
     for name, dialect in DIALECTS.items():
         client = CLIENTS[name]
         streamed = encoded(dialect, client, events)
         check_types(name, streamed)
-        if truth.error is not None:
+        if recorded.error is not None:
             with pytest.raises(RAISED) as caught:
                 client.read_stream(streamed)
-            assert truth.error in str(caught.value)
+            assert recorded.error in str(caught.value)
             continue
-        wanted = as_seen(client, truth, [call.id for call in fold(events).choices[0].tool_calls])
+        wanted = as_seen(client, recorded, [call.id for call in fold(events).choices[0].tool_calls])
         ids = [id_ for id_, _, _ in wanted.calls]
         assert all(ids) and len(set(ids)) == len(ids)
         seen = client.read_stream(streamed)
         whole = client.read_whole(dialect.encode_reply(fold(events), dialect.parse(client.body), INFO))
-        if truth.usage is None:
+        if recorded.usage is None:
             # A stream may leave out what nobody told; a whole answer has zeros for it, or leaves it out too.
             wanted, seen, whole = without_usage(wanted), without_usage(seen), without_usage(whole)
         assert (name, seen) == (name, wanted)
         assert (name, whole) == (name, wanted)
-        for index in range(1, len(truth.choices) if name == "openai-chat" else 0):  # The one that has more than one.
-            assert sdk_clients.openai_stream(streamed, index) == as_seen(client, truth, [], index)
+        for index in range(1, len(recorded.choices) if name == "openai-chat" else 0):  # The one that has more than one.
+            assert sdk_clients.openai_stream(streamed, index) == as_seen(client, recorded, [], index)
 
 
 def began_anew_in_a_call(recording: Recording) -> bool:
@@ -184,7 +184,7 @@ def began_anew_in_a_call(recording: Recording) -> bool:
     return recording.body.count(b'{"type":"message_start"') > 1 and b"tool_use" in recording.body
 
 
-def encoded(dialect: Dialect, client: Client, events: list[Event]) -> bytes:
+def encoded(dialect: Dialect, client: DialectClient, events: list[Event]) -> bytes:
     """The stream as a client gets it: a failure is said by the log's end, after what came before it."""
     encoder = dialect.encoder(dialect.parse(client.body), INFO)
     pieces = [encoder.encode(event) for event in events if not isinstance(event, Failed)]
@@ -213,15 +213,15 @@ RAISED_AT: dict[int, tuple[type[Exception], ...]] = {
 
 @errors
 def test_recorded_errors_are_raised_by_the_clients_of_every_dialect(recording: Recording) -> None:
-    truth = truth_of(recording)
+    recorded = read_recording(recording)
     failed = WIRES[recording.wire].read_error(recording.status, recording.headers, recording.body)
 
     is_about_our_key = recording.status == 401 or b"API_KEY_INVALID" in recording.body
     assert failed.kind is (ErrorKind.UPSTREAM_CREDENTIALS if is_about_our_key else KIND_OF_STATUS[recording.status])
     assert failed.http_status == (502 if is_about_our_key else recording.status)
-    assert truth.error
+    assert recorded.error
     # Nothing that a provider says of our key is shown.
-    assert (truth.error in failed.message) is not is_about_our_key
+    assert (recorded.error in failed.message) is not is_about_our_key
     for name, dialect in DIALECTS.items():
         status = dialect.status(failed)
         with pytest.raises((*RAISED_AT[status], SeedError)) as caught:

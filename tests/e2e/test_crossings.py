@@ -11,7 +11,7 @@ import pytest
 
 from demo_provider.script import answer, reasoning_words, refusal
 from tests.support.clients import sdk_clients
-from tests.support.clients.sdk_clients import Seen
+from tests.support.clients.sdk_clients import ClientAnswer
 from tests.support.fleet import CHAT, DIALECTS, FAMILY_OF, MESSAGES, PATH_OF, Fleet, body_of, sse_events
 
 PROVIDERS = ("openai", "anthropic")
@@ -60,7 +60,7 @@ class Crossing:
         assert response.status_code == 200, response.text
         return response
 
-    def ask(self, spec: str, **more: Any) -> Seen:
+    def ask(self, spec: str, **more: Any) -> ClientAnswer:
         return READ[self.dialect, self.stream](self.send(self.body(spec, **more)).content)
 
     def sent(self) -> dict[str, Any]:

@@ -14,9 +14,9 @@ import pytest
 from cli.dev.embedded_redis import EmbeddedRedis
 from tests.support.fleet import CHAT, MESSAGES, ROOT, Fleet, body_of
 from tests.support.upstreams.raw_upstream import CLOSE, RawUpstream, Request, ok, raw_upstream
-from tests.support.upstreams.wire_answers import STREAMS, WHOLES, Says
+from tests.support.upstreams.wire_answers import STREAMS, WHOLES, AnswerSpec
 
-SAYS = Says(text="whole answer")
+SAYS = AnswerSpec(text="whole answer")
 STREAM, WHOLE = STREAMS["openai-chat"](SAYS), WHOLES["openai-chat"](SAYS)
 ANSWERS: dict[str, list[bytes]] = {
     "untyped-stream": [ok(STREAM, "text/plain")],

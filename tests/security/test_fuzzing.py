@@ -113,7 +113,7 @@ def test_any_json(shared: Fleet, path: str, value: object):
 
 def real_bodies(dialect: str) -> list[dict[str, Any]]:
     """Bodies that use every field there is, once each, and conversations with tools, images and all else."""
-    base = {"model": MODEL, "provider": "demo", **CLIENTS[dialect].asks("text")}
+    base = {"model": MODEL, "provider": "demo", **CLIENTS[dialect].fields_for("text")}
     return [{**base, **each.beside, **each.fields} for each in FIELDS[dialect]]
 
 

@@ -16,7 +16,7 @@ from common.canonical.generation import TextPart, ToolCallPart, ToolResultPart
 from common.dialects import DIALECTS
 from common.guardrails.bodies import NOT_READ, BodyTexts
 from common.guardrails.pii import redact
-from tests.support.compatibility.cells import FEATURES, No, body_of
+from tests.support.compatibility.cells import FEATURES, NotSupported, body_of
 from tests.support.compatibility.request_fields import FIELDS
 
 TOOL = {"type": "function", "function": {"name": "T0", "description": "T1", "parameters": {"type": "object", "title": "T2"}}}
@@ -288,7 +288,7 @@ def _strings_in(value: Any) -> Iterator[str]:
 def _asked(dialect: str) -> Iterator[dict[str, Any]]:
     """Bodies with every feature and every field that the dialect's clients are known to send."""
     for feature in FEATURES:
-        with contextlib.suppress(No):
+        with contextlib.suppress(NotSupported):
             yield body_of(dialect, feature.name, stream=True)
     for field in FIELDS[dialect]:
         yield {**body_of(dialect, "text", stream=True), **field.beside, **field.fields}

@@ -8,22 +8,22 @@ import openai
 
 from common.dialects.base import ReplyInfo
 from tests.support.clients import sdk_clients, seed_clients
-from tests.support.clients.sdk_clients import ResponseFailed, Seen
+from tests.support.clients.sdk_clients import ClientAnswer, ResponseFailed
 from tests.support.clients.seed_clients import SeedError
 
 INFO = ReplyInfo("gen_abc", "client/model", 1_700_000_000, "openai")
 RAISED = (openai.APIError, anthropic.APIError, ResponseFailed, SeedError)  # What any of them does with an error.
 
 
-class Client(NamedTuple):
+class DialectClient(NamedTuple):
     """How a dialect is asked, and how its own clients read what comes back.
 
     ``finish`` is the dialect's word for each reason; ``shows`` names what it has a place for besides text and calls.
     """
 
     body: dict[str, Any]
-    read_stream: Callable[[bytes], Seen]
-    read_whole: Callable[[bytes], Seen]
+    read_stream: Callable[[bytes], ClientAnswer]
+    read_whole: Callable[[bytes], ClientAnswer]
     read_error: Callable[[bytes, int], None]
     finish: dict[str, str]
     shows: set[str]
@@ -56,7 +56,7 @@ _RESPONSES_FINISH = {
     "refusal": "content_filter",
 }
 CLIENTS = {
-    "openai-chat": Client(
+    "openai-chat": DialectClient(
         {**_ASK, "stream_options": {"include_usage": True}},
         sdk_clients.openai_stream,
         sdk_clients.openai_whole,
@@ -64,7 +64,7 @@ CLIENTS = {
         _CHAT_FINISH,
         {"refusal", "thinking"},
     ),
-    "openai-responses": Client(
+    "openai-responses": DialectClient(
         {"model": "m", "input": "x", "stream": True},
         sdk_clients.responses_stream,
         sdk_clients.responses_whole,
@@ -72,7 +72,7 @@ CLIENTS = {
         _RESPONSES_FINISH,
         {"refusal", "thinking"},
     ),
-    "anthropic-messages": Client(
+    "anthropic-messages": DialectClient(
         {**_ASK, "max_tokens": 9},
         sdk_clients.anthropic_stream,
         sdk_clients.anthropic_whole,
@@ -80,7 +80,7 @@ CLIENTS = {
         _MESSAGES_FINISH,
         {"thinking"},
     ),
-    "agentary": Client(
+    "agentary": DialectClient(
         _WITH_PROVIDER,
         seed_clients.agentary_stream,
         seed_clients.agentary_whole,
@@ -88,7 +88,7 @@ CLIENTS = {
         _CHAT_FINISH,
         set(),
     ),
-    "unified": Client(
+    "unified": DialectClient(
         _WITH_PROVIDER,
         seed_clients.unified_stream,
         seed_clients.unified_whole,

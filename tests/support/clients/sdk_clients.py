@@ -16,7 +16,7 @@ SSE = "text/event-stream"
 
 
 @dataclass
-class Seen:
+class ClientAnswer:
     """A whole answer, as a client of either family sees it."""
 
     text: str = ""
@@ -43,36 +43,36 @@ def anthropic_client(body: bytes, content_type: str, status: int = 200) -> anthr
     return anthropic.Anthropic(api_key="k", max_retries=0, http_client=_answering(body, content_type, status))
 
 
-def openai_stream(body: bytes, index: int = 0) -> Seen:
+def openai_stream(body: bytes, index: int = 0) -> ClientAnswer:
     with openai_client(body, SSE) as client:
         chunks = list(client.chat.completions.create(model="m", messages=[{"role": "user", "content": "x"}], stream=True))
-    seen = Seen()
+    result = ClientAnswer()
     calls: dict[int, list[str]] = {}
     for chunk in chunks:
         if chunk.usage:
-            seen.input_tokens, seen.output_tokens = chunk.usage.prompt_tokens, chunk.usage.completion_tokens
+            result.input_tokens, result.output_tokens = chunk.usage.prompt_tokens, chunk.usage.completion_tokens
         for choice in chunk.choices:
             if choice.index != index:
                 continue
             delta = choice.delta
-            seen.text += delta.content or ""
-            seen.refusal += delta.refusal or ""
-            seen.thinking += getattr(delta, "reasoning_content", None) or ""
+            result.text += delta.content or ""
+            result.refusal += delta.refusal or ""
+            result.thinking += getattr(delta, "reasoning_content", None) or ""
             for call in delta.tool_calls or []:
                 assert call.function
                 kept = calls.setdefault(call.index, [call.id or "", call.function.name or "", ""])
                 kept[2] += call.function.arguments or ""
-            seen.finish = choice.finish_reason or seen.finish
-    seen.calls = [(id_, name, _arguments(arguments)) for id_, name, arguments in calls.values()]
-    return seen
+            result.finish = choice.finish_reason or result.finish
+    result.calls = [(id_, name, _arguments(arguments)) for id_, name, arguments in calls.values()]
+    return result
 
 
-def openai_whole(body: bytes, index: int = 0) -> Seen:
+def openai_whole(body: bytes, index: int = 0) -> ClientAnswer:
     with openai_client(body, JSON) as client:
         answer = client.chat.completions.create(model="m", messages=[{"role": "user", "content": "x"}])
     choice = answer.choices[index]
     assert answer.usage
-    return Seen(
+    return ClientAnswer(
         choice.message.content or "",
         choice.message.refusal or "",
         getattr(choice.message, "reasoning_content", None) or "",
@@ -91,26 +91,26 @@ class ResponseFailed(Exception):
     """The SDK raises nothing where a response has failed: its status says so, and its error why."""
 
 
-def responses_stream(body: bytes) -> Seen:
+def responses_stream(body: bytes) -> ClientAnswer:
     with openai_client(body, SSE) as client:
         events = list(client.responses.create(model="m", input="x", stream=True))
     assert [event.sequence_number for event in events] == list(range(len(events)))
     assert events[-1].type in ("response.completed", "response.incomplete", "response.failed")
-    seen = _seen_response(events[-1].response)
+    result = _read_response(events[-1].response)
     with openai_client(body, SSE) as client, client.responses.stream(model="m", input="x") as stream:
         helped = list(stream)
         # The helper knows no other good end than this one.
         if helped[-1].type == "response.completed":
-            assert _seen_response(stream.get_final_response()) == seen
+            assert _read_response(stream.get_final_response()) == result
     # What the events said piece by piece is what the last one says at once.
     deltas = [event.delta for event in events if event.type == "response.output_text.delta"]
-    assert "".join(deltas) == seen.text
-    return seen
+    assert "".join(deltas) == result.text
+    return result
 
 
-def responses_whole(body: bytes) -> Seen:
+def responses_whole(body: bytes) -> ClientAnswer:
     with openai_client(body, JSON) as client:
-        return _seen_response(client.responses.create(model="m", input="x"))
+        return _read_response(client.responses.create(model="m", input="x"))
 
 
 def responses_error(body: bytes, status: int) -> None:
@@ -118,36 +118,36 @@ def responses_error(body: bytes, status: int) -> None:
         client.responses.create(model="m", input="x")
 
 
-def _seen_response(response: Any) -> Seen:
+def _read_response(response: Any) -> ClientAnswer:
     if response.error:
         raise ResponseFailed(response.error.message)
     details = response.incomplete_details
-    seen = Seen(finish=details.reason if details else response.status)
+    result = ClientAnswer(finish=details.reason if details else response.status)
     for item in response.output:
         match item.type:
             case "message":
-                seen.text += "".join(part.text for part in item.content if part.type == "output_text")
-                seen.refusal += "".join(part.refusal for part in item.content if part.type == "refusal")
+                result.text += "".join(part.text for part in item.content if part.type == "output_text")
+                result.refusal += "".join(part.refusal for part in item.content if part.type == "refusal")
             case "reasoning":
-                seen.thinking += "".join(part.text for part in item.summary)
+                result.thinking += "".join(part.text for part in item.summary)
             case "function_call":
-                seen.calls.append((item.call_id, item.name, _arguments(item.arguments)))
+                result.calls.append((item.call_id, item.name, _arguments(item.arguments)))
     if response.usage:
-        seen.input_tokens, seen.output_tokens = response.usage.input_tokens, response.usage.output_tokens
-    return seen
+        result.input_tokens, result.output_tokens = response.usage.input_tokens, response.usage.output_tokens
+    return result
 
 
-def anthropic_stream(body: bytes) -> Seen:
+def anthropic_stream(body: bytes) -> ClientAnswer:
     with (
         anthropic_client(body, SSE) as client,
         client.messages.stream(model="m", max_tokens=9, messages=[{"role": "user", "content": "x"}]) as stream,
     ):
-        return _seen(stream.get_final_message())
+        return _read_message(stream.get_final_message())
 
 
-def anthropic_whole(body: bytes) -> Seen:
+def anthropic_whole(body: bytes) -> ClientAnswer:
     with anthropic_client(body, JSON) as client:
-        return _seen(client.messages.create(model="m", max_tokens=9, messages=[{"role": "user", "content": "x"}]))
+        return _read_message(client.messages.create(model="m", max_tokens=9, messages=[{"role": "user", "content": "x"}]))
 
 
 def openai_error(body: bytes, status: int) -> None:
@@ -160,19 +160,19 @@ def anthropic_error(body: bytes, status: int) -> None:
         client.messages.create(model="m", messages=[], max_tokens=9)
 
 
-def _seen(message: Any) -> Seen:
-    seen = Seen(finish=message.stop_reason)
+def _read_message(message: Any) -> ClientAnswer:
+    result = ClientAnswer(finish=message.stop_reason)
     for block in message.content:
         if block.type == "text":
-            seen.text += block.text
+            result.text += block.text
         elif block.type == "thinking":
-            seen.thinking += block.thinking
+            result.thinking += block.thinking
         elif block.type == "tool_use":
-            seen.calls.append((block.id, block.name, block.input))
+            result.calls.append((block.id, block.name, block.input))
     usage = message.usage
-    seen.input_tokens = usage.input_tokens + (usage.cache_read_input_tokens or 0) + (usage.cache_creation_input_tokens or 0)
-    seen.output_tokens = usage.output_tokens
-    return seen
+    result.input_tokens = usage.input_tokens + (usage.cache_read_input_tokens or 0) + (usage.cache_creation_input_tokens or 0)
+    result.output_tokens = usage.output_tokens
+    return result
 
 
 def _arguments(text: str) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from tests.support.clients.sdk_clients import Seen
+from tests.support.clients.sdk_clients import ClientAnswer
 
 _CHUNK_FIELDS = {"token", "tokenId", "isFirst", "isLast", "ttfbMs", "toolCalls", "usage", "finishReason"}
 _COST_FIELDS = {"total_tokens", "input_tokens", "output_tokens", "estimated_cost_usd", "input_cost_usd", "output_cost_usd"}
@@ -24,7 +24,7 @@ class SeedError(Exception):
         self.status_code = status_code
 
 
-def agentary_stream(body: bytes) -> Seen:
+def agentary_stream(body: bytes) -> ClientAnswer:
     *lines, done = _events_of_one_line(body)
     if done.startswith("error: "):
         error = orjson.loads(done.removeprefix("error: "))
@@ -33,29 +33,29 @@ def agentary_stream(body: bytes) -> Seen:
     assert done == "data: [DONE]"
     chunks = [orjson.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: ")]
     assert len(chunks) == len(lines)
-    seen = Seen()
+    result = ClientAnswer()
     for index, chunk in enumerate(chunks):
         assert set(chunk) <= _CHUNK_FIELDS
         assert isinstance(chunk["token"], str)
         assert chunk["tokenId"] == index
         assert chunk.get("isFirst", False) == ("ttfbMs" in chunk) == (index == 0)
         assert chunk.get("isLast", False) == (index == len(chunks) - 1)
-        seen.text += chunk["token"]
-        seen.calls += _calls(chunk.get("toolCalls", []))
+        result.text += chunk["token"]
+        result.calls += _calls(chunk.get("toolCalls", []))
     last = chunks[-1]
     assert last["token"] == ""  # The client drops the text of the chunk that ends the stream.
-    seen.finish = last["finishReason"]
+    result.finish = last["finishReason"]
     if "usage" in last:
-        seen.input_tokens, seen.output_tokens = _camel_usage(last["usage"])
-    return seen
+        result.input_tokens, result.output_tokens = _camel_usage(last["usage"])
+    return result
 
 
-def agentary_whole(body: bytes) -> Seen:
+def agentary_whole(body: bytes) -> ClientAnswer:
     whole = orjson.loads(body)
     assert whole["token"] == whole["content"]
-    seen = Seen(whole["content"], calls=_calls(whole.get("tool_calls", [])), finish=whole["finish_reason"])
-    seen.input_tokens, seen.output_tokens = _camel_usage(whole["usage"])
-    return seen
+    result = ClientAnswer(whole["content"], calls=_calls(whole.get("tool_calls", [])), finish=whole["finish_reason"])
+    result.input_tokens, result.output_tokens = _camel_usage(whole["usage"])
+    return result
 
 
 def agentary_error(body: bytes, status: int) -> None:
@@ -65,9 +65,9 @@ def agentary_error(body: bytes, status: int) -> None:
     raise SeedError(f"{error['code']}: {error['error']}: {error['message']}", status)
 
 
-def unified_stream(body: bytes) -> Seen:
+def unified_stream(body: bytes) -> ClientAnswer:
     assert body.endswith(b"\n\n")
-    seen, is_done = Seen(), False
+    result, is_done = ClientAnswer(), False
     for block in body.decode().removesuffix("\n\n").split("\n\n"):
         assert not is_done
         event, data = block.split("\n")
@@ -76,28 +76,28 @@ def unified_stream(body: bytes) -> Seen:
             case "event: chunk":
                 assert set(fields) - {"tool_calls"} == {"content", "role"}
                 assert fields["role"] == "assistant"
-                seen.text += fields["content"]
-                seen.calls += _calls(fields.get("tool_calls", []))
+                result.text += fields["content"]
+                result.calls += _calls(fields.get("tool_calls", []))
             case "event: done":
                 is_done = True
                 assert set(fields) == {"usage", "cost", "latency_ms", "finish_reason"}
-                _read_account(fields, seen)
+                _read_account(fields, result)
             case "event: error":
                 raise SeedError(f"{fields['code']}: {fields['error']}")
             case _:
                 raise AssertionError(event)
     assert is_done
-    return seen
+    return result
 
 
-def unified_whole(body: bytes) -> Seen:
+def unified_whole(body: bytes) -> ClientAnswer:
     whole = orjson.loads(body)
     assert set(whole) == {"provider", "message", "usage", "cost", "latency_ms", "finish_reason"}
     message = whole["message"]
     assert message["role"] == "assistant"
-    seen = Seen(message["content"], calls=_calls(message.get("tool_calls", [])))
-    _read_account(whole, seen)
-    return seen
+    result = ClientAnswer(message["content"], calls=_calls(message.get("tool_calls", [])))
+    _read_account(whole, result)
+    return result
 
 
 def unified_error(body: bytes, status: int) -> None:
@@ -169,7 +169,7 @@ def _camel_usage(usage: dict[str, int]) -> tuple[int, int]:
     return usage["promptTokens"], usage["completionTokens"]
 
 
-def _read_account(fields: dict[str, Any], seen: Seen) -> None:
+def _read_account(fields: dict[str, Any], result: ClientAnswer) -> None:
     usage, cost = fields["usage"], fields["cost"]
     assert set(usage) == {"prompt_tokens", "completion_tokens", "total_tokens"}
     assert set(cost) == _COST_FIELDS
@@ -178,5 +178,5 @@ def _read_account(fields: dict[str, Any], seen: Seen) -> None:
     money = [cost["estimated_cost_usd"], cost["input_cost_usd"], cost["output_cost_usd"]]
     assert money == [None] * 3 or all(re.fullmatch(r"\d+\.\d{6}", amount) for amount in money)
     assert isinstance(fields["latency_ms"], int)
-    seen.finish = fields["finish_reason"]
-    seen.input_tokens, seen.output_tokens = usage["prompt_tokens"], usage["completion_tokens"]
+    result.finish = fields["finish_reason"]
+    result.input_tokens, result.output_tokens = usage["prompt_tokens"], usage["completion_tokens"]

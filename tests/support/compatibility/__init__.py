@@ -1,1 +1,1 @@
-"""What docs/compatibility.md says, tried: each cell, each field, and the page itself."""
+"""Tests of the statements in docs/compatibility.md: each cell, each field, and the page itself."""

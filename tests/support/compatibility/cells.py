@@ -1,8 +1,8 @@
 """What works between each client dialect and each provider?
 
-Every cell is tried: a client's body is parsed, built for the provider and searched for what the client asked for; an answer
-of the provider's wire goes through the pumps to the dialect's own clients. ``make compatibility`` writes what was found to
-docs/compatibility.md, and a test fails where the document says otherwise.
+Every cell is tested. A client's body is parsed, built for the provider, and searched for what the client requested. An answer
+on the provider's wire goes through the pumps to the dialect's own clients. ``make compatibility`` writes the results to
+docs/compatibility.md, and a test fails if the document says something else.
 """
 
 from collections.abc import Callable
@@ -22,9 +22,9 @@ from common.dialects.base import OpenStream, ReplyInfo
 from common.sse import SseCutter
 from common.vendors.table import VENDORS, Vendor
 from tests.support.clients import sdk_clients, seed_clients
-from tests.support.clients.sdk_clients import ResponseFailed, Seen
+from tests.support.clients.sdk_clients import ClientAnswer, ResponseFailed
 from tests.support.clients.seed_clients import SeedError
-from tests.support.upstreams.wire_answers import ERRORS, STREAMS, WHOLES, Says
+from tests.support.upstreams.wire_answers import ERRORS, STREAMS, WHOLES, AnswerSpec
 from workers.attempt.call import Prepared, prepare_request
 from workers.providers import WIRES
 from workers.providers.base import Deployment, UpstreamRequest
@@ -39,15 +39,15 @@ SCHEMA = {"type": "object", "properties": {"warmth": {"type": "string"}}, "requi
 
 @dataclass(frozen=True)
 class Client:
-    """How a dialect's clients ask and read. ``asks`` returns the fields of the body that ask for a feature."""
+    """How a dialect's clients send and read. ``fields_for`` returns the fields of the body that request a feature."""
 
-    asks: Callable[[str], dict[str, Any]]
-    read_stream: Callable[[bytes], Seen]
-    read_whole: Callable[[bytes], Seen]
+    fields_for: Callable[[str], dict[str, Any]]
+    read_stream: Callable[[bytes], ClientAnswer]
+    read_whole: Callable[[bytes], ClientAnswer]
     read_error: Callable[[bytes, int], None]
 
 
-def _said(role: str, content: Any, **more: Any) -> dict[str, Any]:
+def _message(role: str, content: Any, **more: Any) -> dict[str, Any]:
     return {"role": role, "content": content, **more}
 
 
@@ -60,18 +60,18 @@ def _bare(name: str) -> dict[str, Any]:
 
 
 def _chat(feature: str) -> dict[str, Any]:
-    user = _said("user", "question")
+    user = _message("user", "question")
     tools = [{"type": "function", "function": _bare(name)} for name in ("weather", "clock")]
     calls = [_call("call_1", "weather"), _call("call_2", "clock")]
-    results = [_said("tool", "18 degrees", tool_call_id="call_1"), _said("tool", "noon", tool_call_id="call_2")]
+    results = [_message("tool", "18 degrees", tool_call_id="call_1"), _message("tool", "noon", tool_call_id="call_2")]
     image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PIXEL}"}}
     more: dict[str, dict[str, Any]] = {
-        "system": {"messages": [_said("system", "Be brief."), user]},
-        "multi-turn": {"messages": [user, _said("assistant", "answer"), _said("user", "more")]},
+        "system": {"messages": [_message("system", "Be brief."), user]},
+        "multi-turn": {"messages": [user, _message("assistant", "answer"), _message("user", "more")]},
         "tools": {"tools": tools[:1]},
         "parallel tools": {"tools": tools, "parallel_tool_calls": True},
-        "tool results": {"messages": [user, _said("assistant", None, tool_calls=calls), *results], "tools": tools},
-        "images": {"messages": [_said("user", [{"type": "text", "text": "What is this?"}, image])]},
+        "tool results": {"messages": [user, _message("assistant", None, tool_calls=calls), *results], "tools": tools},
+        "images": {"messages": [_message("user", [{"type": "text", "text": "What is this?"}, image])]},
         "JSON schema": {
             "response_format": {"type": "json_schema", "json_schema": {"name": "report", "schema": SCHEMA, "strict": True}}
         },
@@ -82,20 +82,20 @@ def _chat(feature: str) -> dict[str, Any]:
 
 
 def _messages(feature: str) -> dict[str, Any]:
-    user = _said("user", "question")
+    user = _message("user", "question")
     tools = [{"name": name, "input_schema": SCHEMA} for name in ("weather", "clock")]
     named = (("call_1", "weather"), ("call_2", "clock"))
     calls = [{"type": "tool_use", "id": id_, "name": name, "input": {"city": "Oslo"}} for id_, name in named]
-    told = (("call_1", "18 degrees"), ("call_2", "noon"))
-    results = [{"type": "tool_result", "tool_use_id": id_, "content": text} for id_, text in told]
+    outputs = (("call_1", "18 degrees"), ("call_2", "noon"))
+    results = [{"type": "tool_result", "tool_use_id": id_, "content": text} for id_, text in outputs]
     image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PIXEL}}
     more: dict[str, dict[str, Any]] = {
         "system": {"system": "Be brief."},
-        "multi-turn": {"messages": [user, _said("assistant", "answer"), _said("user", "more")]},
+        "multi-turn": {"messages": [user, _message("assistant", "answer"), _message("user", "more")]},
         "tools": {"tools": tools[:1]},
         "parallel tools": {"tools": tools},
-        "tool results": {"messages": [user, _said("assistant", calls), _said("user", results)], "tools": tools},
-        "images": {"messages": [_said("user", [{"type": "text", "text": "What is this?"}, image])]},
+        "tool results": {"messages": [user, _message("assistant", calls), _message("user", results)], "tools": tools},
+        "images": {"messages": [_message("user", [{"type": "text", "text": "What is this?"}, image])]},
         "JSON schema": {"output_config": {"format": {"type": "json_schema", "schema": SCHEMA}}},
         "stop": {"stop_sequences": ["HALT"]},
         "thinking": {"thinking": {"type": "enabled", "budget_tokens": 1024}},
@@ -104,20 +104,20 @@ def _messages(feature: str) -> dict[str, Any]:
 
 
 def _responses(feature: str) -> dict[str, Any]:
-    user = _said("user", "question")
+    user = _message("user", "question")
     tools = [{"type": "function", **_bare(name), "strict": True} for name in ("weather", "clock")]
     named = (("call_1", "weather"), ("call_2", "clock"))
     calls = [{"type": "function_call", "call_id": id_, "name": name, "arguments": '{"city":"Oslo"}'} for id_, name in named]
-    told = (("call_1", "18 degrees"), ("call_2", "noon"))
-    results = [{"type": "function_call_output", "call_id": id_, "output": text} for id_, text in told]
+    outputs = (("call_1", "18 degrees"), ("call_2", "noon"))
+    results = [{"type": "function_call_output", "call_id": id_, "output": text} for id_, text in outputs]
     image = {"type": "input_image", "image_url": f"data:image/png;base64,{PIXEL}"}
     more: dict[str, dict[str, Any]] = {
         "system": {"instructions": "Be brief."},
-        "multi-turn": {"input": [user, _said("assistant", "answer"), _said("user", "more")]},
+        "multi-turn": {"input": [user, _message("assistant", "answer"), _message("user", "more")]},
         "tools": {"tools": tools[:1]},
         "parallel tools": {"tools": tools, "parallel_tool_calls": True},
         "tool results": {"input": [user, *calls, *results], "tools": tools},
-        "images": {"input": [_said("user", [{"type": "input_text", "text": "What is this?"}, image])]},
+        "images": {"input": [_message("user", [{"type": "input_text", "text": "What is this?"}, image])]},
         "JSON schema": {"text": {"format": {"type": "json_schema", "name": "report", "schema": SCHEMA, "strict": True}}},
         "thinking": {"reasoning": {"effort": "low"}},
     }
@@ -125,9 +125,9 @@ def _responses(feature: str) -> dict[str, Any]:
 
 
 def _agentary(feature: str) -> dict[str, Any]:
-    asked = _chat(feature)
-    del asked["stream_options"]
-    return asked
+    fields = _chat(feature)
+    del fields["stream_options"]
+    return fields
 
 
 CLIENTS = {
@@ -145,11 +145,11 @@ CLIENTS = {
 
 @dataclass(frozen=True)
 class Feature:
-    """``sent`` must stand in the upstream's body, in this order. The upstream ``says`` what the client must see."""
+    """``sent`` must appear in the upstream's body, in this order. The client must receive the upstream's ``answer``."""
 
     name: str
     sent: tuple[str, ...] = ()
-    says: Says = field(default_factory=lambda: Says(text="answer"))
+    answer: AnswerSpec = field(default_factory=lambda: AnswerSpec(text="answer"))
 
 
 _CALL = ("call_a", "weather", {"city": "Oslo"})
@@ -158,22 +158,22 @@ FEATURES = [
     Feature("text", ("question",)),
     Feature("system", ("Be brief.",)),
     Feature("multi-turn", ("question", "answer", "more")),
-    Feature("tools", ('"weather"', "warmth"), Says(calls=[_CALL])),
-    Feature("parallel tools", ('"weather"', '"clock"'), Says(calls=_CALLS)),
+    Feature("tools", ('"weather"', "warmth"), AnswerSpec(calls=[_CALL])),
+    Feature("parallel tools", ('"weather"', '"clock"'), AnswerSpec(calls=_CALLS)),
     Feature("tool results", ('"weather"', "Oslo", '"clock"', "18 degrees", "noon")),
     Feature("images", (PIXEL,)),
-    Feature("thinking", ("question",), Says(text="answer", thinking="thought")),
-    Feature("JSON schema", ("warmth",), Says(text='{"warmth":"mild"}')),
+    Feature("thinking", ("question",), AnswerSpec(text="answer", thinking="thought")),
+    Feature("JSON schema", ("warmth",), AnswerSpec(text='{"warmth":"mild"}')),
     Feature("stop", ("HALT",)),
     Feature("usage"),
-    Feature("cached usage", says=Says(text="answer", cached_tokens=5)),
+    Feature("cached usage", answer=AnswerSpec(text="answer", cached_tokens=5)),
     Feature("error before the stream"),
-    Feature("error in the stream", says=Says(text="half", error="The model fell over.")),
+    Feature("error in the stream", answer=AnswerSpec(text="half", error="The model fell over.")),
 ]
 
 
-class No(Exception):
-    """The cell is a no; the message says why."""
+class NotSupported(Exception):
+    """The combination does not work; the message says why."""
 
 
 def deployment_of(vendor: Vendor, dialect: str) -> Deployment:
@@ -184,83 +184,84 @@ def deployment_of(vendor: Vendor, dialect: str) -> Deployment:
 
 def body_of(dialect: str, feature: str, *, stream: bool) -> dict[str, Any]:
     provider = {"provider": "openai"} if dialect in ("agentary", "unified") else {}
-    return {"model": "m", "stream": stream, **provider, **CLIENTS[dialect].asks(feature)}
+    return {"model": "m", "stream": stream, **provider, **CLIENTS[dialect].fields_for(feature)}
 
 
-def prepared(body: dict[str, Any], dialect: str, deployment: Deployment) -> Prepared:
-    """Return what a worker would send, and what makes the client's bytes of the answer."""
+def prepare_upstream(body: dict[str, Any], dialect: str, deployment: Deployment) -> Prepared:
+    """Return the request that a worker would send, and the pump that makes the client's bytes from the answer."""
     stream = bool(body["stream"])
     job = Job("gen_abc", "req_1", dialect, "m", stream, Policy.STOP, grace_s=0, created_s=1, body=orjson.dumps(body))
     return prepare_request(job, WIRES[deployment.wire], deployment, replace(INFO, body=body))
 
 
-def answered(pump: Pump, wire: str, says: Says) -> bytes:
-    """Return the client's bytes for what the upstream says; without a stream, where it is asked for a whole answer, that."""
+def client_bytes_of(pump: Pump, wire: str, spec: AnswerSpec) -> bytes:
+    """Return the client's bytes for the upstream's answer, which is a stream or a whole body as the pump expects."""
     if not pump.is_stream:
-        return pump.feed_whole(WHOLES[wire](says))
-    said = pump.feed(SseCutter(EVENT_BYTES_MAX).feed(STREAMS[wire](says)))
-    return said + pump.end()
+        return pump.feed_whole(WHOLES[wire](spec))
+    client_bytes = pump.feed(SseCutter(EVENT_BYTES_MAX).feed(STREAMS[wire](spec)))
+    return client_bytes + pump.end()
 
 
 def try_cell(dialect: str, vendor: Vendor, feature: Feature) -> None:
-    """Try a feature, in a stream and as a whole.
+    """Test a feature, in a stream and in a whole answer.
 
     Raises:
-        No: the dialect or the provider does not have it.
-        AssertionError: it should work, and does not.
+        NotSupported: the dialect or the provider does not support it.
+        AssertionError: it should work, but does not.
     """
     deployment = deployment_of(vendor, dialect)
     for stream in (True, False):
         body = body_of(dialect, feature.name, stream=stream)
         try:
-            request, pump = prepared(body, dialect, deployment)
+            request, pump = prepare_upstream(body, dialect, deployment)
         except GatewayError as error:
-            raise No(f"400 that names `{error.failed.param}`") from None
+            raise NotSupported(f"400 that names `{error.failed.param}`") from None
         _check_sent(request, dialect, feature)
         if feature.name == "error before the stream":
             _try_early_error(dialect, deployment)
             return
-        said = answered(pump, deployment.wire, feature.says)
-        if feature.says.error:
-            _try_late_error(dialect, pump, said, feature.says.error)
-            return  # As a whole answer, it is an error before the stream.
+        client_bytes = client_bytes_of(pump, deployment.wire, feature.answer)
+        if feature.answer.error:
+            _try_late_error(dialect, pump, client_bytes, feature.answer.error)
+            return  # In a whole answer, it is an error before the stream.
         assert isinstance(pump.terminal, Completed)
-        seen = (CLIENTS[dialect].read_stream if stream else CLIENTS[dialect].read_whole)(said)
-        _check_seen(seen, said, feature, knows_cached=bool(pump.usage and pump.usage.cache_read_tokens))
+        result = (CLIENTS[dialect].read_stream if stream else CLIENTS[dialect].read_whole)(client_bytes)
+        _check_answer(result, client_bytes, feature, knows_cached=bool(pump.usage and pump.usage.cache_read_tokens))
 
 
 def _check_sent(request: UpstreamRequest, dialect: str, feature: Feature) -> None:
-    sent, at = request.body.decode(), 0
+    sent, start = request.body.decode(), 0
     for words in feature.sent:
-        found = sent.find(words, at if feature.name == "multi-turn" else 0)
-        if found < 0:
-            assert not _is_said(dialect, feature, words)
-            raise No("the dialect has no field for it")
-        at = found + 1
+        position = sent.find(words, start if feature.name == "multi-turn" else 0)
+        if position < 0:
+            assert not _can_express(dialect, feature, words)
+            raise NotSupported("the dialect has no field for it")
+        start = position + 1
 
 
-def _is_said(dialect: str, feature: Feature, words: str) -> bool:
-    """Whether a client can ask for it at all: what it says in a field that its dialect does not have, it does not say."""
-    fields = CLIENTS[dialect].asks(feature.name)
+def _can_express(dialect: str, feature: Feature, words: str) -> bool:
+    """Whether a client can request it at all: a field that its dialect does not define has no effect."""
+    fields = CLIENTS[dialect].fields_for(feature.name)
     known = not (dialect == "agentary" and "response_format" in fields)
     return known and words.encode() in orjson.dumps(fields)
 
 
-def _check_seen(seen: Seen, said: bytes, feature: Feature, *, knows_cached: bool) -> None:
-    says = feature.says
-    assert seen.text == says.text
-    assert seen.calls == says.calls
-    assert (seen.input_tokens, seen.output_tokens) == (says.input_tokens, says.output_tokens)
-    if says.thinking and seen.thinking != says.thinking:
-        assert says.thinking.encode() not in said
-        raise No("the dialect has no place for it")
-    if says.cached_tokens and not _cached_in(said, says.cached_tokens):
-        raise No("the dialect has no place for it" if knows_cached else "Cohere's figure counts other tokens than it bills")
+def _check_answer(result: ClientAnswer, client_bytes: bytes, feature: Feature, *, knows_cached: bool) -> None:
+    expected = feature.answer
+    assert result.text == expected.text
+    assert result.calls == expected.calls
+    assert (result.input_tokens, result.output_tokens) == (expected.input_tokens, expected.output_tokens)
+    if expected.thinking and result.thinking != expected.thinking:
+        assert expected.thinking.encode() not in client_bytes
+        raise NotSupported("the dialect has no place for it")
+    if expected.cached_tokens and not _cached_in(client_bytes, expected.cached_tokens):
+        counts_others = "Cohere's figure counts other tokens than those that it bills"
+        raise NotSupported("the dialect has no place for it" if knows_cached else counts_others)
 
 
-def _cached_in(said: bytes, tokens: int) -> bool:
+def _cached_in(client_bytes: bytes, tokens: int) -> bool:
     names = ("cached_tokens", "cache_read_input_tokens")
-    return any(f'"{name}":{tokens}'.encode() in said.replace(b": ", b":") for name in names)
+    return any(f'"{name}":{tokens}'.encode() in client_bytes.replace(b": ", b":") for name in names)
 
 
 def _try_early_error(dialect: str, deployment: Deployment) -> None:
@@ -270,12 +271,12 @@ def _try_early_error(dialect: str, deployment: Deployment) -> None:
     _check_raises(lambda: CLIENTS[dialect].read_error(DIALECTS[dialect].error_body(failed, "req_1"), 503), message)
 
 
-def _try_late_error(dialect: str, pump: Pump, said: bytes, message: str) -> None:
+def _try_late_error(dialect: str, pump: Pump, client_bytes: bytes, message: str) -> None:
     assert isinstance(pump.terminal, Failed)
-    # What the API writes behind the frames, see ``api.relay.response``.
-    last = said[said[:-2].rfind(b"\n\n") + 2 :] if b"\n\n" in said[:-2] else said
-    said += DIALECTS[dialect].error_event(pump.terminal, OpenStream("gen_abc", last, "m", 1))
-    _check_raises(lambda: CLIENTS[dialect].read_stream(said), message)
+    # The API writes this after the frames, see ``api.relay.response``.
+    last = client_bytes[client_bytes[:-2].rfind(b"\n\n") + 2 :] if b"\n\n" in client_bytes[:-2] else client_bytes
+    client_bytes += DIALECTS[dialect].error_event(pump.terminal, OpenStream("gen_abc", last, "m", 1))
+    _check_raises(lambda: CLIENTS[dialect].read_stream(client_bytes), message)
 
 
 def _check_raises(read: Callable[[], object], message: str) -> None:
@@ -285,11 +286,11 @@ def _check_raises(read: Callable[[], object], message: str) -> None:
 
 
 def cell_of(dialect: str, vendor: Vendor, feature: Feature) -> str:
-    """Return why it is a no, or nothing where it is a yes."""
+    """Return why the combination does not work, or an empty text if it works."""
     try:
         try_cell(dialect, vendor, feature)
-    except No as no:
-        return str(no)
+    except NotSupported as reason:
+        return str(reason)
     return ""
 
 

@@ -1,4 +1,4 @@
-"""What does docs/compatibility.md say? Run as a module it prints the page, which is what ``make compatibility`` does."""
+"""What does docs/compatibility.md say? ``make compatibility`` runs this module, which prints the page."""
 
 import sys
 from collections.abc import Iterable
@@ -9,31 +9,34 @@ from tests.support.compatibility.cells import FEATURES, REMOTE, cell_of
 from tests.support.compatibility.request_fields import CHAT_VENDORS, FIELDS, TARGETS, deployment_on, dropped_by, fate_of
 from workers.providers import WIRES
 
-_START = """# What works between which client and which provider
+_START = """# Compatibility: what works between which client and which provider
 
-Written by `make compatibility`, which tries every cell and every field of this page. The tests do the same, and fail where
-the page says otherwise ([cells.py](../tests/support/compatibility/cells.py),
+`make compatibility` writes this page. It tests every cell and every field of the page. The test suite does the same, and fails
+if the page says something else ([cells.py](../tests/support/compatibility/cells.py),
 [request_fields.py](../tests/support/compatibility/request_fields.py)).
-A *yes* means: the client's request is parsed, built for the provider, and holds what was asked for; the provider's answer,
-streamed and whole, is read by the dialect's own clients (the `openai` and `anthropic` SDKs, strict readers for the other two),
-and text, calls and usage are what the provider said. Whether a model can do what it is asked is for its provider to say, whose
-refusal is passed on.
 
-The answers tried here are the shortest of their kind. What providers really send was recorded, and goes through every dialect
-in [tests/contracts](../tests/contracts/test_recordings_in_every_dialect.py). Which clients were run is in
-[clients.md](clients.md), what vendors know otherwise in [providers.md](providers.md).
+*yes* means two things. The client's request is parsed and built for the provider, and contains what the client requested. The
+provider's answer, streamed and whole, is read by the dialect's own clients (the `openai` and `anthropic` SDKs, strict readers
+for the other two dialects), and text, calls and usage are what the provider sent. Whether a model supports a feature is decided by
+its provider, whose refusal is passed on.
+
+The answers in these tests are the shortest of their kind. Recorded answers of real providers go through every dialect
+in [tests/contracts](../tests/contracts/test_recordings_in_every_dialect.py). [clients.md](clients.md) lists the clients that
+were run, [providers.md](providers.md) the differences between vendors.
 """
-_FIELDS_START = """## What becomes of each field
+_FIELDS_START = """## What happens to each field
 
-By wire; [providers.md](providers.md) says which provider speaks which. A dialect on its own wire passes the body as it came.
+The tables are by wire; [providers.md](providers.md) says which provider speaks which wire. If a dialect meets its own wire, the
+body passes unchanged.
 
-- **carried**: the provider gets it, in its own words and within its own limits.
-- **dropped**: left out, because an answer without it is still the one asked for; named in the header `x-sluice-dropped`.
-- **refused**: 400 that names the field, because it would be missed.
-- **Sluice**: served by Sluice itself, whichever the provider is.
+- **carried**: the provider gets the field, in its own form and within its own limits.
+- **dropped**: the field is left out, because the answer is still the requested one without it. The header `x-sluice-dropped`
+  names it.
+- **refused**: 400 that names the field, because the answer would be wrong without it.
+- **Sluice**: Sluice itself provides the feature, whichever the provider is.
 
-Fields that a dialect does not define are ignored. A model may take less than those that are tried here ({models}):
-what a model is known to refuse is dropped by name too.
+Fields that a dialect does not define are ignored. Some models support fewer fields than the tested ones ({models}):
+a field that a model is known to refuse is also dropped and named.
 """
 
 
@@ -45,24 +48,24 @@ def page() -> str:
 
 
 def row_of(dialect: str, vendor: Vendor) -> list[str]:
-    """Return the cells of a provider: "yes", or why not."""
+    """Return the cells of a provider: "yes", or the reason why not."""
     return [cell_of(dialect, vendor, feature) or "yes" for feature in FEATURES]
 
 
 def _dialect(dialect: str) -> str:
     rows = {vendor.id: row_of(dialect, vendor) for vendor in REMOTE}
-    whys = list(dict.fromkeys(cell for row in rows.values() for cell in row if cell != "yes"))
+    reasons = list(dict.fromkeys(cell for row in rows.values() for cell in row if cell != "yes"))
     shown = [
-        [f"`{name}`", *(cell if cell == "yes" else f"no ({whys.index(cell) + 1})" for cell in row)]
+        [f"`{name}`", *(cell if cell == "yes" else f"no ({reasons.index(cell) + 1})" for cell in row)]
         for name, row in rows.items()
     ]
-    notes = "".join(f"\n{number}. No: {why}." for number, why in enumerate(whys, 1))
+    notes = "".join(f"\n{number}. No: {why}." for number, why in enumerate(reasons, 1))
     return f"## {dialect}\n\n{_table(['provider', *(feature.name for feature in FEATURES)], shown)}{notes}\n"
 
 
 def fates_of(dialect: str) -> dict[str, list[str]]:
-    """Return what becomes of each field of a dialect on each wire."""
-    return {each.name: [fate_of(each, dialect, deployment_on(wire)) for wire in WIRES] for each in FIELDS[dialect]}
+    """Return what happens to each field of a dialect on each wire."""
+    return {field.name: [fate_of(field, dialect, deployment_on(wire)) for wire in WIRES] for field in FIELDS[dialect]}
 
 
 def _fields(dialect: str) -> str:
@@ -75,7 +78,7 @@ def _fields(dialect: str) -> str:
 def _vendors() -> str:
     rows = [[f"`{vendor}`", ", ".join(f"`{name}`" for name in dropped_by(vendor)) or "nothing"] for vendor in CHAT_VENDORS]
     start = (
-        "### Vendors of the openai-chat wire\n\nOf what an openai-chat client sends, they are not sent (dropped, by name):\n\n"
+        "### Vendors of the openai-chat wire\n\nThey do not get these fields of an openai-chat client (dropped and named):\n\n"
     )
     return start + _table(["provider", "fields"], rows)
 

@@ -1,7 +1,7 @@
-"""What becomes of each field of a client's request, on each wire?
+"""What happens to each field of a client's request, on each wire?
 
-Every field is tried: the body with it and the body without it are built for the wire, and what differs is its fate. A field
-that makes no difference and is not named as left out would be a lie to the client, and is an error here.
+Every field is tested: the body with it and the body without it are built for the wire and compared. A field
+that makes no difference must be named as dropped; otherwise the client would be misled, and the test fails.
 """
 
 from dataclasses import dataclass, field
@@ -11,10 +11,10 @@ import orjson
 
 from common.canonical.errors import ErrorKind, GatewayError
 from common.vendors.table import VENDORS
-from tests.support.compatibility.cells import CLIENTS, PIXEL, SCHEMA, prepared
+from tests.support.compatibility.cells import CLIENTS, PIXEL, SCHEMA, prepare_upstream
 from workers.providers.base import Deployment, UpstreamRequest
 
-# Of each wire the vendor it is named after, and a model of its that takes the most fields.
+# For each wire, the vendor after which it is named, and the model of that vendor that accepts the most fields.
 TARGETS = {
     "openai-chat": ("openai", "gpt-5"),
     "openai-responses": ("openai", "gpt-5"),
@@ -26,7 +26,7 @@ TARGETS = {
 
 @dataclass(frozen=True)
 class Field:
-    """``name`` as the client knows it, ``fields`` a body's that ask for it, ``beside`` those that it makes sense with."""
+    """``name`` is the client's name for it, ``fields`` are the body's fields that set it, ``beside`` those that it needs."""
 
     name: str
     fields: dict[str, Any]
@@ -129,7 +129,7 @@ FIELDS: dict[str, list[Field]] = {
     "agentary": _AGENTARY,
     "unified": _CHAT,
 }
-# Fields that Sluice serves itself, whichever the provider is.
+# Features that Sluice itself provides, whichever the provider is.
 OWN = {
     "openai-chat": {"stream_options"},
     "openai-responses": {
@@ -145,32 +145,32 @@ def deployment_on(wire: str, vendor: str | None = None) -> Deployment:
     return Deployment(vendor or provider, "https://upstream.example", "key", model, wire)
 
 
-def fate_of(each: Field, dialect: str, deployment: Deployment) -> str:
-    """Return "carried", "dropped" (with its name in the response header, if that is another), "refused" or "own".
+def fate_of(request_field: Field, dialect: str, deployment: Deployment) -> str:
+    """Return "carried", "dropped" (with its name in the response header, if that differs), "refused" or "own".
 
     Raises:
-        AssertionError: the field is ignored, or refused without being named.
+        AssertionError: the field is ignored, or is refused but not named.
     """
-    base = {"model": "m", "stream": True, **CLIENTS[dialect].asks("text")}
+    base = {"model": "m", "stream": True, **CLIENTS[dialect].fields_for("text")}
     base |= {"provider": "openai"} if dialect in ("agentary", "unified") else {}
-    without = _built({**base, **each.beside}, dialect, deployment)
+    without = _build({**base, **request_field.beside}, dialect, deployment)
     assert isinstance(without, UpstreamRequest)
-    request = _built({**base, **each.beside, **each.fields}, dialect, deployment)
+    request = _build({**base, **request_field.beside, **request_field.fields}, dialect, deployment)
     if isinstance(request, str):
-        assert request.partition(".")[0] in each.fields, f"{each.name} is refused as {request}"
+        assert request.partition(".")[0] in request_field.fields, f"{request_field.name} is refused as {request}"
         return "refused"
     if named := [name for name in request.dropped if name not in without.dropped]:
-        return "dropped" if named == [each.name] else f"dropped, as `{', '.join(named)}`"
+        return "dropped" if named == [request_field.name] else f"dropped, as `{', '.join(named)}`"
     if orjson.loads(request.body) != orjson.loads(without.body):
         return "carried"
-    assert each.name in OWN.get(dialect, ()), f"{each.name} of {dialect} is ignored on {deployment.wire}"
+    assert request_field.name in OWN.get(dialect, ()), f"{request_field.name} of {dialect} is ignored on {deployment.wire}"
     return "own"
 
 
-def _built(body: dict[str, Any], dialect: str, deployment: Deployment) -> UpstreamRequest | str:
+def _build(body: dict[str, Any], dialect: str, deployment: Deployment) -> UpstreamRequest | str:
     """Return the upstream's request, or the name of the field that is refused."""
     try:
-        return prepared(body, dialect, deployment)[0]
+        return prepare_upstream(body, dialect, deployment)[0]
     except GatewayError as error:
         failed = error.failed
     assert failed.kind is ErrorKind.INVALID_REQUEST
@@ -179,12 +179,12 @@ def _built(body: dict[str, Any], dialect: str, deployment: Deployment) -> Upstre
 
 
 def dropped_by(vendor: str) -> list[str]:
-    """Return what a vendor of the openai-chat wire gets less than OpenAI, of what an openai-chat client may send."""
-    own, theirs = deployment_on("openai-chat"), deployment_on("openai-chat", vendor)
+    """Return the fields of an openai-chat client that OpenAI gets but this vendor of the openai-chat wire does not."""
+    openai, other = deployment_on("openai-chat"), deployment_on("openai-chat", vendor)
     return [
-        each.name
-        for each in FIELDS["openai-chat"]
-        if fate_of(each, "openai-chat", theirs).startswith("dropped") and fate_of(each, "openai-chat", own) == "carried"
+        field.name
+        for field in FIELDS["openai-chat"]
+        if fate_of(field, "openai-chat", other).startswith("dropped") and fate_of(field, "openai-chat", openai) == "carried"
     ]
 
 

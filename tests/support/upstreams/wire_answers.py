@@ -1,7 +1,7 @@
 """What would an upstream of each wire answer, if it had to say this?
 
 Written by hand after recorded answers, with nothing of our encoders: the shortest stream, and the shortest whole answer,
-with which each vendor says a text, thinking, calls, usage or an error. What vendors really send is in the recordings.
+with which each vendor spec a text, thinking, calls, usage or an error. What vendors really send is in the recordings.
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Says:
+class AnswerSpec:
     """``calls`` are (id, name, arguments); of ``input_tokens`` some are ``cached_tokens``. ``error`` ends it after the text."""
 
     text: str = ""
@@ -31,188 +31,188 @@ def _sse(events: Iterable[dict[str, Any]], *, is_named: bool = False) -> bytes:
 # Chat completions
 
 
-def _chat_calls(says: Says) -> list[dict[str, Any]]:
+def _chat_calls(spec: AnswerSpec) -> list[dict[str, Any]]:
     return [
         {"index": index, "id": id_, "type": "function", "function": {"name": name, "arguments": json.dumps(arguments)}}
-        for index, (id_, name, arguments) in enumerate(says.calls)
+        for index, (id_, name, arguments) in enumerate(spec.calls)
     ]
 
 
-def _chat_usage(says: Says) -> dict[str, Any]:
-    counts = {"prompt_tokens": says.input_tokens, "completion_tokens": says.output_tokens}
-    details = {"prompt_tokens_details": {"cached_tokens": says.cached_tokens}} if says.cached_tokens else {}
-    return {**counts, "total_tokens": says.input_tokens + says.output_tokens, **details}
+def _chat_usage(spec: AnswerSpec) -> dict[str, Any]:
+    counts = {"prompt_tokens": spec.input_tokens, "completion_tokens": spec.output_tokens}
+    details = {"prompt_tokens_details": {"cached_tokens": spec.cached_tokens}} if spec.cached_tokens else {}
+    return {**counts, "total_tokens": spec.input_tokens + spec.output_tokens, **details}
 
 
-def _chat_stream(says: Says) -> bytes:
+def _chat_stream(spec: AnswerSpec) -> bytes:
     def chunk(delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
         choice = {"index": 0, "delta": delta, "finish_reason": finish}
         return {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": [choice]}
 
     deltas: list[dict[str, Any]] = [{"role": "assistant", "content": ""}]
-    deltas += [{"reasoning_content": says.thinking}] if says.thinking else []
-    deltas += [{"content": says.text}] if says.text else []
-    deltas += [{"tool_calls": [call]} for call in _chat_calls(says)]
-    said = _sse(chunk(delta) for delta in deltas)
-    if says.error:
-        return said + _sse([{"error": {"message": says.error, "type": "server_error", "code": None}}])
-    usage = {**chunk({}), "choices": [], "usage": _chat_usage(says)}
-    return said + _sse([chunk({}, "tool_calls" if says.calls else "stop"), usage]) + b"data: [DONE]\n\n"
+    deltas += [{"reasoning_content": spec.thinking}] if spec.thinking else []
+    deltas += [{"content": spec.text}] if spec.text else []
+    deltas += [{"tool_calls": [call]} for call in _chat_calls(spec)]
+    stream = _sse(chunk(delta) for delta in deltas)
+    if spec.error:
+        return stream + _sse([{"error": {"message": spec.error, "type": "server_error", "code": None}}])
+    usage = {**chunk({}), "choices": [], "usage": _chat_usage(spec)}
+    return stream + _sse([chunk({}, "tool_calls" if spec.calls else "stop"), usage]) + b"data: [DONE]\n\n"
 
 
-def _chat_whole(says: Says) -> bytes:
-    message: dict[str, Any] = {"role": "assistant", "content": says.text}
-    message |= {"reasoning_content": says.thinking} if says.thinking else {}
-    message |= {"tool_calls": _chat_calls(says)} if says.calls else {}
-    choice = {"index": 0, "message": message, "finish_reason": "tool_calls" if says.calls else "stop"}
+def _chat_whole(spec: AnswerSpec) -> bytes:
+    message: dict[str, Any] = {"role": "assistant", "content": spec.text}
+    message |= {"reasoning_content": spec.thinking} if spec.thinking else {}
+    message |= {"tool_calls": _chat_calls(spec)} if spec.calls else {}
+    choice = {"index": 0, "message": message, "finish_reason": "tool_calls" if spec.calls else "stop"}
     whole = {"id": "c", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}
-    return json.dumps({**whole, "usage": _chat_usage(says)}).encode()
+    return json.dumps({**whole, "usage": _chat_usage(spec)}).encode()
 
 
 # Responses
 
 
-def _response(says: Says, status: str) -> dict[str, Any]:
+def _response(spec: AnswerSpec, status: str) -> dict[str, Any]:
     output: list[dict[str, Any]] = []
-    if says.thinking:
-        summary = [{"type": "summary_text", "text": says.thinking}]
+    if spec.thinking:
+        summary = [{"type": "summary_text", "text": spec.thinking}]
         output.append({"id": "rs_1", "type": "reasoning", "summary": summary})
-    if says.text:
-        content = [{"type": "output_text", "text": says.text, "annotations": [], "logprobs": []}]
+    if spec.text:
+        content = [{"type": "output_text", "text": spec.text, "annotations": [], "logprobs": []}]
         output.append({"id": "msg_1", "type": "message", "role": "assistant", "status": "completed", "content": content})
-    for id_, name, arguments in says.calls:
+    for id_, name, arguments in spec.calls:
         call = {"id": f"fc_{id_}", "call_id": id_, "name": name, "arguments": json.dumps(arguments), "status": "completed"}
         output.append({"type": "function_call", **call})
     usage = {
-        "input_tokens": says.input_tokens,
-        "input_tokens_details": {"cached_tokens": says.cached_tokens},
-        "output_tokens": says.output_tokens,
+        "input_tokens": spec.input_tokens,
+        "input_tokens_details": {"cached_tokens": spec.cached_tokens},
+        "output_tokens": spec.output_tokens,
         "output_tokens_details": {"reasoning_tokens": 0},
-        "total_tokens": says.input_tokens + says.output_tokens,
+        "total_tokens": spec.input_tokens + spec.output_tokens,
     }
-    made = {"id": "resp_1", "object": "response", "created_at": 1, "model": "m", "tools": [], "tool_choice": "auto"}
-    made |= {"parallel_tool_calls": True, "error": None, "incomplete_details": None, "status": status}
+    response = {"id": "resp_1", "object": "response", "created_at": 1, "model": "m", "tools": [], "tool_choice": "auto"}
+    response |= {"parallel_tool_calls": True, "error": None, "incomplete_details": None, "status": status}
     if status == "failed":
-        return {**made, "error": {"code": "server_error", "message": says.error}, "output": [], "usage": None}
+        return {**response, "error": {"code": "server_error", "message": spec.error}, "output": [], "usage": None}
     is_done = status == "completed"
-    return {**made, "output": output if is_done else [], "usage": usage if is_done else None}
+    return {**response, "output": output if is_done else [], "usage": usage if is_done else None}
 
 
-def _responses_stream(says: Says) -> bytes:
-    events: list[dict[str, Any]] = [{"type": "response.created", "response": _response(says, "in_progress")}]
-    for index, item in enumerate(_response(says, "completed")["output"]):
+def _responses_stream(spec: AnswerSpec) -> bytes:
+    events: list[dict[str, Any]] = [{"type": "response.created", "response": _response(spec, "in_progress")}]
+    for index, item in enumerate(_response(spec, "completed")["output"]):
         place = {"output_index": index, "item_id": item["id"]}
         emptied = {name: [] if isinstance(value, list) else value for name, value in item.items()}
         events.append({"type": "response.output_item.added", "output_index": index, "item": {**emptied, "arguments": ""}})
         if item["type"] == "message":
             part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
             events.append({"type": "response.content_part.added", **place, "content_index": 0, "part": part})
-            delta = {"type": "response.output_text.delta", "delta": says.text, "logprobs": []}
+            delta = {"type": "response.output_text.delta", "delta": spec.text, "logprobs": []}
             events.append({**delta, **place, "content_index": 0})
         elif item["type"] == "reasoning":
             part = {"type": "summary_text", "text": ""}
             events.append({"type": "response.reasoning_summary_part.added", **place, "summary_index": 0, "part": part})
-            delta = {"type": "response.reasoning_summary_text.delta", "delta": says.thinking}
+            delta = {"type": "response.reasoning_summary_text.delta", "delta": spec.thinking}
             events.append({**delta, **place, "summary_index": 0})
         else:
             events.append({"type": "response.function_call_arguments.delta", "delta": item["arguments"], **place})
         events.append({"type": "response.output_item.done", "output_index": index, "item": item})
-    end = "failed" if says.error else "completed"
-    events.append({"type": f"response.{end}", "response": _response(says, end)})
+    end = "failed" if spec.error else "completed"
+    events.append({"type": f"response.{end}", "response": _response(spec, end)})
     return _sse(({**event, "sequence_number": number} for number, event in enumerate(events)), is_named=True)
 
 
-def _responses_whole(says: Says) -> bytes:
-    return json.dumps(_response(says, "completed")).encode()
+def _responses_whole(spec: AnswerSpec) -> bytes:
+    return json.dumps(_response(spec, "completed")).encode()
 
 
 # Messages
 
 
-def _blocks(says: Says) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+def _blocks(spec: AnswerSpec) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """Each block as it starts, and its one delta."""
     blocks: list[tuple[dict[str, Any], dict[str, Any]]] = []
-    if says.thinking:
+    if spec.thinking:
         start = {"type": "thinking", "thinking": "", "signature": ""}
-        blocks.append((start, {"type": "thinking_delta", "thinking": says.thinking}))
-    if says.text:
-        blocks.append(({"type": "text", "text": ""}, {"type": "text_delta", "text": says.text}))
-    for id_, name, arguments in says.calls:
+        blocks.append((start, {"type": "thinking_delta", "thinking": spec.thinking}))
+    if spec.text:
+        blocks.append(({"type": "text", "text": ""}, {"type": "text_delta", "text": spec.text}))
+    for id_, name, arguments in spec.calls:
         start = {"type": "tool_use", "id": id_, "name": name, "input": {}}
         blocks.append((start, {"type": "input_json_delta", "partial_json": json.dumps(arguments)}))
     return blocks
 
 
-def _message(says: Says) -> dict[str, Any]:
-    read = {"cache_creation_input_tokens": 0, "cache_read_input_tokens": says.cached_tokens}
-    usage = {"input_tokens": says.input_tokens - says.cached_tokens, **read, "output_tokens": 1}
+def _message(spec: AnswerSpec) -> dict[str, Any]:
+    read = {"cache_creation_input_tokens": 0, "cache_read_input_tokens": spec.cached_tokens}
+    usage = {"input_tokens": spec.input_tokens - spec.cached_tokens, **read, "output_tokens": 1}
     empty = {"content": [], "stop_reason": None, "stop_sequence": None, "usage": usage}
     return {"id": "msg_1", "type": "message", "role": "assistant", "model": "m", **empty}
 
 
-def _messages_stream(says: Says) -> bytes:
-    events: list[dict[str, Any]] = [{"type": "message_start", "message": _message(says)}]
-    for index, (start, delta) in enumerate(_blocks(says)):
+def _messages_stream(spec: AnswerSpec) -> bytes:
+    events: list[dict[str, Any]] = [{"type": "message_start", "message": _message(spec)}]
+    for index, (start, delta) in enumerate(_blocks(spec)):
         events.append({"type": "content_block_start", "index": index, "content_block": start})
         events.append({"type": "content_block_delta", "index": index, "delta": delta})
         events.append({"type": "content_block_stop", "index": index})
-    if says.error:
-        events.append({"type": "error", "error": {"type": "api_error", "message": says.error}})
+    if spec.error:
+        events.append({"type": "error", "error": {"type": "api_error", "message": spec.error}})
     else:
-        delta = {"stop_reason": "tool_use" if says.calls else "end_turn", "stop_sequence": None}
-        events.append({"type": "message_delta", "delta": delta, "usage": {"output_tokens": says.output_tokens}})
+        delta = {"stop_reason": "tool_use" if spec.calls else "end_turn", "stop_sequence": None}
+        events.append({"type": "message_delta", "delta": delta, "usage": {"output_tokens": spec.output_tokens}})
         events.append({"type": "message_stop"})
     return _sse(events, is_named=True)
 
 
-def _messages_whole(says: Says) -> bytes:
-    message = _message(says)
+def _messages_whole(spec: AnswerSpec) -> bytes:
+    message = _message(spec)
     content: list[dict[str, Any]] = []
-    if says.thinking:
-        content.append({"type": "thinking", "thinking": says.thinking, "signature": ""})
-    if says.text:
-        content.append({"type": "text", "text": says.text})
-    content += [{"type": "tool_use", "id": id_, "name": name, "input": arguments} for id_, name, arguments in says.calls]
-    usage = {**message["usage"], "output_tokens": says.output_tokens}
-    ended = {"content": content, "stop_reason": "tool_use" if says.calls else "end_turn", "usage": usage}
-    return json.dumps({**message, **ended}).encode()
+    if spec.thinking:
+        content.append({"type": "thinking", "thinking": spec.thinking, "signature": ""})
+    if spec.text:
+        content.append({"type": "text", "text": spec.text})
+    content += [{"type": "tool_use", "id": id_, "name": name, "input": arguments} for id_, name, arguments in spec.calls]
+    usage = {**message["usage"], "output_tokens": spec.output_tokens}
+    ending = {"content": content, "stop_reason": "tool_use" if spec.calls else "end_turn", "usage": usage}
+    return json.dumps({**message, **ending}).encode()
 
 
 # Cohere
 
 
-def _cohere_stream(says: Says) -> bytes:
+def _cohere_stream(spec: AnswerSpec) -> bytes:
     def event(type_: str, index: int, message: dict[str, Any]) -> dict[str, Any]:
         return {"type": type_, "index": index, "delta": {"message": message}}
 
     events: list[dict[str, Any]] = [{"type": "message-start", "id": "1", "delta": {"message": {"role": "assistant"}}}]
-    for kind, text in (("thinking", says.thinking), ("text", says.text)):
+    for kind, text in (("thinking", spec.thinking), ("text", spec.text)):
         if text:
             events.append(event("content-start", 0, {"content": {"type": kind, kind: ""}}))
             events.append(event("content-delta", 0, {"content": {kind: text}}))
             events.append({"type": "content-end", "index": 0})
-    for index, (id_, name, arguments) in enumerate(says.calls):
+    for index, (id_, name, arguments) in enumerate(spec.calls):
         call = {"id": id_, "type": "function", "function": {"name": name, "arguments": ""}}
         events.append(event("tool-call-start", index, {"tool_calls": call}))
         events.append(event("tool-call-delta", index, {"tool_calls": {"function": {"arguments": json.dumps(arguments)}}}))
         events.append({"type": "tool-call-end", "index": index})
-    counts = {"input_tokens": says.input_tokens, "output_tokens": says.output_tokens}
-    ended: dict[str, Any] = {"finish_reason": "TOOL_CALL" if says.calls else "COMPLETE"}
-    ended["usage"] = {"billed_units": counts, "tokens": counts, "cached_tokens": says.cached_tokens}
-    if says.error:
-        ended = {"finish_reason": "ERROR", "error": says.error}
-    events.append({"type": "message-end", "delta": ended})
+    counts = {"input_tokens": spec.input_tokens, "output_tokens": spec.output_tokens}
+    ending: dict[str, Any] = {"finish_reason": "TOOL_CALL" if spec.calls else "COMPLETE"}
+    ending["usage"] = {"billed_units": counts, "tokens": counts, "cached_tokens": spec.cached_tokens}
+    if spec.error:
+        ending = {"finish_reason": "ERROR", "error": spec.error}
+    events.append({"type": "message-end", "delta": ending})
     return _sse(events, is_named=True) + b"data: [DONE]\n\n"
 
 
-def _cohere_whole(says: Says) -> bytes:
-    content = [{"type": "thinking", "thinking": says.thinking}] if says.thinking else []
-    content += [{"type": "text", "text": says.text}] if says.text else []
+def _cohere_whole(spec: AnswerSpec) -> bytes:
+    content = [{"type": "thinking", "thinking": spec.thinking}] if spec.thinking else []
+    content += [{"type": "text", "text": spec.text}] if spec.text else []
     calls = [
         {"id": id_, "type": "function", "function": {"name": name, "arguments": json.dumps(arguments)}}
-        for id_, name, arguments in says.calls
+        for id_, name, arguments in spec.calls
     ]
-    counts = {"input_tokens": says.input_tokens, "output_tokens": says.output_tokens}
+    counts = {"input_tokens": spec.input_tokens, "output_tokens": spec.output_tokens}
     message = {"role": "assistant", "content": content, "tool_calls": calls}
     reason = "TOOL_CALL" if calls else "COMPLETE"
     answer = {"id": "1", "message": message, "finish_reason": reason, "usage": {"billed_units": counts, "tokens": counts}}
@@ -222,32 +222,32 @@ def _cohere_whole(says: Says) -> bytes:
 # Gemini
 
 
-def _gemini_whole(says: Says) -> bytes:
-    parts = _gemini_parts(says)
-    counts = {"promptTokenCount": says.input_tokens, "candidatesTokenCount": says.output_tokens}
+def _gemini_whole(spec: AnswerSpec) -> bytes:
+    parts = _gemini_parts(spec)
+    counts = {"promptTokenCount": spec.input_tokens, "candidatesTokenCount": spec.output_tokens}
     candidate = {"content": {"role": "model", "parts": parts}, "finishReason": "STOP"}
     return json.dumps({"candidates": [candidate], "usageMetadata": counts}, indent=2).encode()
 
 
-def _gemini_parts(says: Says) -> list[dict[str, Any]]:
-    parts: list[dict[str, Any]] = [{"text": says.thinking, "thought": True}] if says.thinking else []
-    parts += [{"text": says.text}] if says.text else []
-    return parts + [{"functionCall": {"id": id_, "name": name, "args": arguments}} for id_, name, arguments in says.calls]
+def _gemini_parts(spec: AnswerSpec) -> list[dict[str, Any]]:
+    parts: list[dict[str, Any]] = [{"text": spec.thinking, "thought": True}] if spec.thinking else []
+    parts += [{"text": spec.text}] if spec.text else []
+    return parts + [{"functionCall": {"id": id_, "name": name, "args": arguments}} for id_, name, arguments in spec.calls]
 
 
-def _gemini_stream(says: Says) -> bytes:
-    parts = _gemini_parts(says)
-    counts = {"promptTokenCount": says.input_tokens, "candidatesTokenCount": says.output_tokens}
-    counts |= {"cachedContentTokenCount": says.cached_tokens} if says.cached_tokens else {}
+def _gemini_stream(spec: AnswerSpec) -> bytes:
+    parts = _gemini_parts(spec)
+    counts = {"promptTokenCount": spec.input_tokens, "candidatesTokenCount": spec.output_tokens}
+    counts |= {"cachedContentTokenCount": spec.cached_tokens} if spec.cached_tokens else {}
     chunks: list[dict[str, Any]] = [{"candidates": [{"content": {"role": "model", "parts": [part]}}]} for part in parts]
-    if says.error:
-        chunks.append({"error": {"code": 503, "message": says.error, "status": "UNAVAILABLE"}})
+    if spec.error:
+        chunks.append({"error": {"code": 503, "message": spec.error, "status": "UNAVAILABLE"}})
     else:
         chunks.append({"candidates": [{"content": {"parts": []}, "finishReason": "STOP"}], "usageMetadata": counts})
     return _sse(chunks).replace(b"\n\n", b"\r\n\r\n")
 
 
-STREAMS: dict[str, Callable[[Says], bytes]] = {
+STREAMS: dict[str, Callable[[AnswerSpec], bytes]] = {
     "openai-chat": _chat_stream,
     "openai-responses": _responses_stream,
     "anthropic-messages": _messages_stream,
@@ -255,14 +255,14 @@ STREAMS: dict[str, Callable[[Says], bytes]] = {
     "gemini": _gemini_stream,
 }
 # Only the wires whose own clients there are are asked for a whole answer; the others may give one all the same.
-WHOLES: dict[str, Callable[[Says], bytes]] = {
+WHOLES: dict[str, Callable[[AnswerSpec], bytes]] = {
     "openai-chat": _chat_whole,
     "openai-responses": _responses_whole,
     "anthropic-messages": _messages_whole,
     "cohere": _cohere_whole,
     "gemini": _gemini_whole,
 }
-# How each vendor says, before a stream, that there is no capacity.
+# How each vendor spec, before a stream, that there is no capacity.
 ERRORS: dict[str, Callable[[str], dict[str, Any]]] = {
     "openai-chat": lambda message: {"error": {"message": message, "type": "server_error", "param": None, "code": None}},
     "openai-responses": lambda message: {"error": {"message": message, "type": "server_error", "param": None, "code": None}},
