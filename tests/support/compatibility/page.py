@@ -17,8 +17,8 @@ if the page says something else ([cells.py](../tests/support/compatibility/cells
 
 *yes* means two things. The client's request is parsed and built for the provider, and contains what the client requested. The
 provider's answer, streamed and whole, is read by the dialect's own clients (the `openai` and `anthropic` SDKs, strict readers
-for the other two dialects), and text, calls and usage are what the provider sent. Whether a model supports a feature is decided by
-its provider, whose refusal is passed on.
+for the other two dialects), and text, calls and usage are what the provider sent. Whether a model supports a feature is
+decided by its provider, whose refusal is passed on.
 
 The answers in these tests are the shortest of their kind. Recorded answers of real providers go through every dialect
 in [tests/contracts](../tests/contracts/test_recordings_in_every_dialect.py). [clients.md](clients.md) lists the clients that
