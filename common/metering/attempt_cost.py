@@ -24,7 +24,7 @@ NANO_MAX = 10**15  # A million dollars for one attempt: more than ``FIGURE_MAX``
 
 @dataclass(slots=True)
 class Attempt:
-    """``model`` is the requested model. ``usage`` is None if only that the prompt was sent is known."""
+    """``model`` is the requested model. ``usage`` is None if nothing is known except that the prompt was sent."""
 
     provider: str
     model: str
