@@ -206,6 +206,6 @@ class OutputGuard:
         for guardrail, counts in counts_by_name.items():
             mode = str(modes[guardrail])
             self._metrics.guardrails.labels(guardrail, mode, "output").inc()
-            log.info("guardrail", guardrail=guardrail, mode=mode, side="output", counts_by_name=dict(counts))
+            log.info("guardrail", guardrail=guardrail, mode=mode, side="output", found=dict(counts))
         if slow_patterns := {number for guarded_text in self._texts.values() for number in guarded_text.slow_patterns()}:
             log.warning("guardrail_pattern_slow", side="output", patterns=sorted(slow_patterns))

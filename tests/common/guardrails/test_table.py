@@ -51,7 +51,7 @@ from common.access.principal import GuardrailPolicy
 from common.canonical.errors import GatewayError
 from common.canonical.events import Completed, Finished, FinishReason, TextDelta, Usage
 from common.canonical.job import Job, Policy
-from common.config.guardrail_policy import on_output
+from common.config.guardrail_policy import output_modes
 from common.config.settings import Settings
 from workers.transcode.output_guardrails import OutputGuards
 
@@ -70,8 +70,8 @@ with structlog.testing.capture_logs() as logs:
         print(error.failed.code, error)
 
     job = Job("gen_1", "r", "openai-chat", "m", True, Policy.STOP, 0, 1,
-              guardrails=dict(on_output(settings.guardrails)), tenant="t", body=b"{}")
-    guard = OutputGuards(settings, None, workers.metrics.Metrics(CollectorRegistry())).of(job)
+              guardrails=dict(output_modes(settings.guardrails)), tenant="t", body=b"{}")
+    guard = OutputGuards(settings, None, workers.metrics.Metrics(CollectorRegistry())).for_job(job)
     pieces = [TextDelta("I say HE"), TextDelta("LLO and "), TextDelta("go"), Finished(FinishReason.STOP), Completed(Usage())]
     passed = [out for piece in pieces for out in guard.feed([piece], Usage)]
     guard.report()
