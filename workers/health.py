@@ -1,4 +1,4 @@
-"""What does a worker tell those who watch it? A small HTTP server of its own, for liveness, readiness, health and metrics."""
+"""How does monitoring see a worker? Through a small HTTP server for liveness, readiness, health and metrics."""
 
 import asyncio
 import socket
@@ -21,7 +21,7 @@ from workers.services import Services
 
 @dataclass(slots=True)
 class Watched:
-    """What of a worker process is watched."""
+    """The parts of a worker process that its health server reports on."""
 
     worker: LeasedWorker
     services: Services
@@ -32,13 +32,13 @@ class Watched:
     began_at: float = field(default_factory=time.monotonic)
 
     def unready(self) -> str | None:
-        """Return why this process should get no jobs; what Redis or the database do not let it do is in ``health``."""
+        """Return why this process should get no jobs; None: it is ready. ``health`` has problems with Redis or database."""
         if not self.worker.allow_pick_jobs:
             return "draining"
         return None if self.has_started else "starting"
 
     def health(self) -> dict[str, Any]:
-        """Return how this worker is, and why it cannot work where it cannot."""
+        """Return this worker's status, and its problems if it has any."""
         problems = [f"Redis: {problem}" for problem in self.probe.problems()]
         problems += filter(None, [self.worker.problem, self.books.problem])
         status = self.unready() or ("degraded" if problems else "healthy")
@@ -53,7 +53,7 @@ class Watched:
         }
 
     def collect(self) -> bytes:
-        """Return the metrics, with those brought up to date that are only looked at."""
+        """Return the metrics, after setting the gauges that are only read on demand."""
         metrics, settings = self.services.metrics, self.services.settings
         metrics.running.set(settings.worker_slots - self.worker.free_slots)
         metrics.slots.set(settings.worker_slots)

@@ -14,7 +14,7 @@ GAP_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5
 
 
 class GapHistogram(Collector):
-    """Time between two upstream reads of a generation. prometheus_client's own histogram costs more than the token does."""
+    """Time between two upstream reads of a generation. prometheus_client's own histogram costs more than a token does."""
 
     def __init__(self, name: str, documentation: str, registry: CollectorRegistry) -> None:
         self._name, self._documentation = name, documentation
@@ -61,14 +61,14 @@ class Metrics:
         self.takeovers = Counter("sluice_takeovers", "Jobs claimed from a worker that was lost", registry=registry)
         self.continuations = Counter(
             "sluice_continuations",
-            "Answers that broke off and were gone on with, by what broke them",
+            "Answers that broke off and were continued, by the kind of failure",
             ["kind"],
             registry=registry,
         )
         self.errors = Counter("sluice_errors", "Failures by kind, retried ones too", ["kind"], registry=registry)
         self.guardrails = Counter(
             "sluice_guardrails",
-            "Texts in which a guardrail found something; side is input or output",
+            "Texts in which a guardrail matched; side is input or output",
             ["guardrail", "mode", "side"],
             registry=registry,
         )
@@ -83,13 +83,13 @@ class Metrics:
         self.retries = Counter("sluice_retries", "Upstream calls that repeated a failed one", ["provider"], registry=registry)
         self.attempt_failures = Counter(
             "sluice_attempt_failures",
-            "Failed attempts; cause is answer where the provider said so itself, else what went wrong on the way",
+            "Failed attempts; cause is answer if the provider reported the failure, otherwise the transport's problem",
             ["provider", "kind", "cause"],
             registry=registry,
         )
         self.replaced_connections = Counter(
             "sluice_upstream_connections_replaced",
-            "Idle connections that were dead when they were used again, and replaced at once",
+            "Idle connections that were dead when they were used again, and were replaced at once",
             ["provider"],
             registry=registry,
         )
@@ -105,13 +105,13 @@ class Metrics:
         self.connections_max = Gauge("sluice_upstream_connections_max", "Upstream connections allowed", registry=registry)
         self.paused = Gauge(
             "sluice_upstream_paused",
-            "Keys that are left alone by their vendor's word, each for one model",
+            "Keys that their vendor told us not to call for now, each for one model",
             ["provider"],
             registry=registry,
         )
         self.quota_refusals = Counter(
             "sluice_upstream_quota_refusals",
-            "Calls that a quota kept from being made; limit is requests, tokens, concurrent, paused or redis_away",
+            "Calls that a quota prevented; limit is requests, tokens, concurrent, paused or redis_away",
             ["provider", "limit"],
             registry=registry,
         )
@@ -120,19 +120,19 @@ class Metrics:
         self.tokens = Counter("sluice_tokens", "Tokens as the upstreams report them", ["provider", "kind"], registry=registry)
         self.budget_marks = Counter(
             "sluice_budget_marks",
-            "Budgets of which a generation took more than 80 or 100 percent; the log names whose",
+            "Budgets that passed 80 or 100 percent; the log says whose",
             ["scope", "percent"],
             registry=registry,
         )
         self.unpriced = Counter(
             "sluice_unpriced_generations",
-            "Generations that took tokens whose price is not known: that cost counts for nothing",
+            "Generations with tokens whose price is not known: their cost counts as 0",
             ["provider"],
             registry=registry,
         )
         self.absurd_usage = Counter(
             "sluice_absurd_usage",
-            "Upstream calls whose reported usage could not be believed, and was estimated",
+            "Upstream calls whose reported usage was not believable, and was estimated",
             ["provider"],
             registry=registry,
         )
@@ -144,30 +144,32 @@ class Metrics:
             registry=registry,
         )
         self.oldest_uncollected = Gauge(
-            "sluice_ledger_oldest_seconds", "How long the oldest of these has waited", registry=registry
+            "sluice_ledger_oldest_seconds", "How long the oldest uncollected generation has waited", registry=registry
         )
         self.collected = Counter(
             "sluice_ledger_collected", "Generations that this worker has put into the database", registry=registry
         )
         self.unreadable = Counter(
-            "sluice_ledger_unreadable", "Records that the ledger could not take, and set aside", registry=registry
+            "sluice_ledger_unreadable", "Records that the ledger could not store, and set aside", registry=registry
         )
         self.set_aside = Gauge(
-            "sluice_set_aside", "Jobs and records that nobody could process, and `sluice records` lists", registry=registry
+            "sluice_set_aside", "Jobs and records that could not be processed; `sluice records` lists them", registry=registry
         )
 
     def _count_process(self, registry: CollectorRegistry) -> None:
         self.buffered = Gauge("sluice_publisher_buffered_bytes", "Bytes that Redis has not acknowledged", registry=registry)
         self.large_bytes = Gauge(
-            "sluice_large_answers_bytes", "Bytes that this worker's large answers have in Redis at most", registry=registry
+            "sluice_large_answers_bytes",
+            "Bytes of this worker's large answers in Redis, at most",
+            registry=registry,
         )
         self.tasks = Gauge("sluice_tasks", "Tasks of this process", registry=registry)
         self.open_files = Gauge("sluice_open_files", "Files and sockets that this process has open", registry=registry)
         self.loop_lag = Histogram(
             "sluice_loop_lag_seconds",
-            "How late the event loop is, looked at 20 times a second",
+            "How late the event loop is, measured 20 times a second",
             buckets=LAG_BUCKETS_S,
             registry=registry,
         )
-        self.redis_up = Gauge("sluice_redis_up", "Whether Redis answers, and does all that it is asked", registry=registry)
+        self.redis_up = Gauge("sluice_redis_up", "Whether Redis answers, and executes all commands", registry=registry)
         self.workers = Gauge("sluice_workers_alive", "Workers that take jobs, of all replicas", registry=registry)

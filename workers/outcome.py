@@ -80,7 +80,7 @@ class Total:
     has_past: bool = False  # Whether ``attempts`` include those of earlier claims.
     provider: str = ""
     upstream_model: str = ""
-    has_brought_key: bool = False  # Whether the client pays, with a key of its own.
+    has_byok_key: bool = False  # Whether the client pays, with a key of its own.
     is_committed: bool = False  # Whether the client has seen a part of the last reply.
     ttft_ms: int | None = None
     messages: int = 0
@@ -95,7 +95,7 @@ class Total:
     def set_deployment(self, deployment: Deployment) -> None:
         """Set the deployment that answers next, and who pays for it."""
         self.provider, self.upstream_model = deployment.provider, deployment.model
-        self.has_brought_key = deployment.client_pays
+        self.has_byok_key = deployment.client_pays
 
     def begin_call(self, deployment: Deployment) -> Reply:
         """Count a call that begins now, and return its reply."""
@@ -139,7 +139,7 @@ class Total:
             is_estimated=any(attempt.is_estimated for attempt in self.attempts),
             provider=self.provider,
             upstream_model=self.upstream_model,
-            has_byok_key=self.has_brought_key,
+            has_byok_key=self.has_byok_key,
             continuations=self.continuations,
             attempt_count=self.attempt_count,
             queue_wait_ms=round(active_job.waited_s * 1000),

@@ -1,7 +1,7 @@
-"""What did a generation answer, for the audit log?
+"""What was a generation's answer, for the audit log?
 
-The client's bytes are read back: by the wire's own decoder where the dialect is also a wire, so that tool calls, thinking
-and all choices are there; else the text alone.
+The client's bytes are read back. If the dialect is also a wire, that wire's decoder reads tool calls, reasoning and all
+choices. Otherwise only the text is read.
 """
 
 from typing import Any

@@ -1,8 +1,8 @@
-"""When is what done for the whole fleet, and what if the database is away?
+"""Which work is done for the whole fleet, when, and what happens if the database is away?
 
-Whoever holds the lease does it, a turn each second. The database may be away for as long as it likes: records wait in
-Redis, it is asked again with growing pauses, and the log says so once per change of state. SQLAlchemy is imported by the worker
-that holds the lease, and by no other.
+The worker that holds the lease does it, one turn per second. The database may be away for any time: records wait in Redis, we
+retry with growing pauses, and the log has one line per change of state. Only the worker that holds the lease imports
+SQLAlchemy.
 """
 
 import asyncio
@@ -34,13 +34,13 @@ log = structlog.get_logger()
 
 TURN_S = 1.0
 BATCHES_PER_TURN = 20
-BATCH_PAUSE_S = 0.01  # The streams of this worker go first, however much there is to catch up with.
+BATCH_PAUSE_S = 0.01  # Lets the streams of this worker run, however much there is to catch up with.
 SCAN_STEPS_PER_TURN = 10
 SCAN_PAUSE_S = 60.0
 AUDIT_PAUSE_S = 600.0
 KEYS_PAUSE_S = 3.0
-KEYS_LOOK_BACK_MS = 300_000  # Clocks differ, and a transaction may take its time.
-AWAY_PAUSES_S = (1.0, 2.0, 5.0, 10.0)  # Between two attempts; then always the last.
+KEYS_LOOK_BACK_MS = 300_000  # Clocks differ, and a transaction may take a while.
+AWAY_PAUSES_S = (1.0, 2.0, 5.0, 10.0)  # Between two attempts; the last one repeats.
 
 
 class Bookkeeper:
@@ -65,13 +65,13 @@ class Bookkeeper:
         self._has_begun = False
         self._failures = 0
         self._is_more = False
-        self.problem: str | None = None  # Why the books cannot be kept, where this worker keeps them.
+        self.problem: str | None = None  # Why bookkeeping does not work, if this worker does it.
         self._has_synced = False
         self._try_at = self._keys_at = self._scan_at = self._audit_at = 0.0
 
     async def start(self) -> None:
         if await self.lease.renew():
-            # Now, while this worker has no streams to hold up: it takes half a second. The database is asked at the first turn.
+            # Now, while this worker has no streams to delay: it takes half a second. The first turn calls the database.
             await asyncio.to_thread(importlib.import_module, "common.database.migrate")
         self.lease.start()
         self._task = supervised(self._run, "bookkeeping")
@@ -84,7 +84,7 @@ class Bookkeeper:
         await self._database.close()
 
     async def turn(self) -> bool:
-        """Do what is due, if the lease is ours; returns whether more waits. Nothing leaves here as an exception."""
+        """Do the work that is due, if we hold the lease. Return whether more waits. It never raises."""
         if not (self.lease.is_held and self._pulse.is_up):
             await self._release_books()
             return False
@@ -97,12 +97,12 @@ class Bookkeeper:
         return is_more
 
     async def _try_to_work(self) -> bool:
-        """Take each step, whatever became of the one before: a key or a sum that cannot be read must not stop the ledger."""
+        """Run all steps, even if one fails: an unreadable key or sum must not stop the ledger."""
         try:
             engine = await self._database.engine()
             failed = await self._work(engine)
         except StoreUnavailable:
-            return False  # The pulse tells, and what was not finished is found again.
+            return False  # The Redis poll reports it. Unfinished work is done in a later turn.
         except Exception as error:
             failed = {"database": error}
         if failed:
@@ -112,20 +112,20 @@ class Bookkeeper:
         return self._is_more
 
     async def _work(self, engine: "AsyncEngine") -> dict[str, Exception]:
-        """Return the steps that failed, and how."""
+        """Run the steps. Return those that failed, with their errors."""
         failed: dict[str, Exception] = {}
-        # Where the budgets' counters cannot be filled now, what is collected meanwhile counts twice once they are: rather too
-        # much than too little.
+        # If the budgets' counters cannot be loaded now, usage that is collected meanwhile counts twice later. Too much is
+        # better than too little.
         for step in (self._budgets.load, self._sync_keys, self._collect, self._do_rare_work):
             try:
                 await step(engine)
             except StoreUnavailable:
                 raise
             except Exception as error:
-                # A fault of ours in here must not end a worker's streams, nor all workers' in turn.
+                # A bug here must not end a worker's streams, or the streams of one worker after another.
                 failed[step.__name__.strip("_")] = error
                 if sum(isinstance(failure, DatabaseUnavailable) for failure in failed.values()) > 1:
-                    break  # It is away, and each step would wait for it.
+                    break  # The database is away, and each further step would wait for it.
         return failed
 
     async def _run(self) -> None:
@@ -137,12 +137,12 @@ class Bookkeeper:
         self._is_more = False
         for _ in range(BATCHES_PER_TURN):
             if await self._collector.collect(engine) < BATCH:
-                return  # What has come meanwhile waits for the next turn: a transaction costs more than many rows.
+                return  # New records wait for the next turn: a transaction costs more than many rows.
             await asyncio.sleep(BATCH_PAUSE_S)
         self._is_more = True
 
     async def _sync_keys(self, engine: "AsyncEngine") -> None:
-        """Serve the managed keys that somebody changed, and could not tell Redis; all of them, where Redis was lost."""
+        """Copy changed managed keys to Redis, in case their change did not reach it; all keys, if Redis was lost."""
         from common.access.key_ring import sync_keys
 
         if self._clock() < self._keys_at:
@@ -168,7 +168,7 @@ class Bookkeeper:
                 log.info("audit_entries_expired", count=count)
 
     async def _release_books(self) -> None:
-        """The lease is another's, or nobody's: what is told of the ledger is theirs to tell."""
+        """Stop bookkeeping: another worker has the lease, or nobody. Its holder reports the ledger's metrics now."""
         if self._has_begun:
             self._has_begun = self._has_synced = False
             log.info("bookkeeping_passed_on")

@@ -1,10 +1,10 @@
 """How do ended generations get from Redis into the database, each exactly once?
 
-The script that ends a log leaves a record that does not expire (``common/records/request_summary.py``). A batch is read,
-written in one transaction that passes over ids which are there already, and only then deleted. Killed before the commit,
-the records are still there; killed behind it, they are written once more, to no effect. An id in the list without a record
-has been collected; a record without an id in the list, which a crash between two commands or a failover can leave, is found
-by a slow scan.
+The script that ends a log leaves a record without an expiry (``common/records/request_summary.py``). We read a batch of
+records, write it in one transaction that skips existing ids, and delete the records only then. If the worker is killed before
+the commit, the records are still there. If it is killed after the commit, they are written again without effect. An id in the
+list without a record has been collected already. A record whose id is not in the list (after a crash between two commands, or a
+failover) is found by a slow scan.
 """
 
 import asyncio
@@ -42,28 +42,28 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-BATCH = 100  # Five milliseconds of this process' time, in which no token moves.
-SCAN_COUNT = 1_000  # Keys per step of the scan: about a millisecond of Redis' time.
+BATCH = 100  # Five milliseconds of this process' time. No stream runs meanwhile.
+SCAN_COUNT = 1_000  # Keys per step of the scan: about one millisecond of Redis' time.
 LOG_BYTES_MAX = 8 * MIB  # Of one log that is read back for an estimate or the audit log.
 MS_DIGITS_MAX = 18
 _RECORDS = "{gen_*}:record"
 _DAY_MS = 86_400_000
-# What an entry of the audit log tells besides what was said.
+# The columns of an entry of the audit log, besides request and answer.
 _AUDITED = ("owner", "tenant", "end_user", "request_id", "dialect", "model", "provider", "created_ms", "ended_ms", "outcome")
 
 
 @dataclass(slots=True)
 class _Batch:
-    """Rows to be written, and the ids whose records are to be deleted then."""
+    """Rows to write, and the ids whose records are deleted afterwards."""
 
     rows: list[Row] = field(default_factory=list)
     audit: list[Row] = field(default_factory=list)
     collected: list[str] = field(default_factory=list)
-    unreadable: dict[str, str] = field(default_factory=dict)  # Why, by id.
+    unreadable: dict[str, str] = field(default_factory=dict)  # The reason, by id.
 
 
 class Collector:
-    """Every method may raise ``StoreUnavailable`` and ``DatabaseUnavailable``; what was not written then is found again."""
+    """Every method may raise ``StoreUnavailable`` and ``DatabaseUnavailable``. Unwritten records are found again."""
 
     def __init__(self, redis: Client, channel: Channel, settings: Settings, metrics: Metrics) -> None:
         self._redis = redis
@@ -74,14 +74,14 @@ class Collector:
         self._has_logged_missing_secret = False
 
     async def collect(self, engine: "AsyncEngine") -> int:
-        """Collect the first of the listed; returns how many these were, 0 once the list is empty."""
+        """Collect the first batch of the list. Return its size, 0 if the list is empty."""
         (listed,) = await self._run_commands(("LRANGE", keyspace.ENDED, 0, BATCH - 1))
-        # An id may be listed twice: whoever ends a log and whoever removes its job need not be the same.
+        # An id may be listed twice: one process may end a log, and another one may remove its job.
         await self._collect_ids(engine, list(dict.fromkeys(entry.decode(errors="replace") for entry in listed)), listed)
         return len(listed)
 
     async def scan(self, engine: "AsyncEngine") -> bool:
-        """Go on with the slow scan by a step, and collect what it finds; returns whether all has been looked through."""
+        """Do one step of the slow scan, and collect what it finds. Return whether the scan is complete."""
         with redis_errors():
             async with lag_aware_timeout(COMMAND_TIMEOUT_S):
                 self._scan_at, record_keys = await self._redis.scan(self._scan_at, match=_RECORDS, count=SCAN_COUNT)
@@ -91,14 +91,14 @@ class Collector:
         return self._scan_at == 0
 
     async def _without_job(self, ids: list[str]) -> list[str]:
-        """Return those whose job is gone. Whoever removes a job lists it, and needs its record to settle what it took."""
+        """Return the ids whose job is gone. The process that removes a job lists its id, and needs the record to settle it."""
         if not ids:
             return []
         has_job = await self._run_commands(*(("EXISTS", keyspace.JOB + generation_id) for generation_id in ids))
         return [generation_id for generation_id, exists in zip(ids, has_job, strict=True) if not exists]
 
     async def update_metrics(self, now_ms: int) -> None:
-        """Tell the metrics how much waits, and since when."""
+        """Set the metrics: how many records wait, and since when."""
         count, first, aside = await self._run_commands(
             ("LLEN", keyspace.ENDED), ("LINDEX", keyspace.ENDED, 0), ("LLEN", keyspace.UNREADABLE)
         )
@@ -110,7 +110,7 @@ class Collector:
         self._metrics.set_aside.set(aside)
 
     async def _collect_ids(self, engine: "AsyncEngine", ids: Sequence[str], listed: Sequence[bytes]) -> None:
-        """Write the records of some ids, then forget them; ``listed`` are the entries of the list that this settles."""
+        """Write the records of some ids to the database, then delete them, and also the entries ``listed`` of the list."""
         from common.database.store import add
 
         batch = _Batch()
@@ -122,19 +122,19 @@ class Collector:
                 await self._add(batch, generation_id, record)
             except (StoreUnavailable, asyncio.CancelledError):
                 raise
-            except Exception as error:  # Whatever is wrong with one record, it must not keep the others waiting.
+            except Exception as error:  # Whatever is wrong with one record, the others must not wait for it.
                 batch.unreadable[generation_id] = f"{type(error).__name__}: {error}"[:200]
         if batch.rows:
             batch.unreadable |= await add(engine, batch.rows, batch.audit)
         await self._set_aside(
             {generation_id: (reason, records[generation_id]) for generation_id, reason in batch.unreadable.items()}
         )
-        kept_logs = [*(row["id"] for row in batch.audit), *batch.unreadable]  # Of the latter, some perhaps.
+        kept_logs = [*(row["id"] for row in batch.audit), *batch.unreadable]  # Unreadable ones may have a kept log.
         await self._delete_records([*batch.collected, *batch.unreadable], listed, await self._retentions_ms(kept_logs))
         self._metrics.collected.inc(len(set(batch.collected) - set(batch.unreadable)))
 
     async def _read(self, ids: Sequence[str]) -> tuple[dict[str, dict[bytes, bytes]], dict[str, str]]:
-        """Return the records that are there, and why nobody may look into some of them."""
+        """Return the records that exist, and for some of them the reason why they must not be parsed."""
         records: dict[str, dict[bytes, bytes]] = {}
         unreadable: dict[str, str] = {}
         if not ids:
@@ -144,7 +144,7 @@ class Collector:
         )
         for generation_id, record in zip(ids, answers, strict=True):
             if isinstance(record, Exception):
-                records[generation_id], unreadable[generation_id] = {}, str(record)  # It is none of ours.
+                records[generation_id], unreadable[generation_id] = {}, str(record)  # It is not one of our records.
             elif record:
                 records[generation_id] = dict(zip(record[::2], record[1::2], strict=True))
                 if reason := records[generation_id].get(b"set_aside"):  # It killed workers (see common/queue/drop.lua).
@@ -161,22 +161,20 @@ class Collector:
             sealed = await self._audit_entry(row, end)
             if sealed is None:
                 batch.rows.append(row)
-                return  # The record stays, and the scan finds it again when there is a secret.
+                return  # The record stays. The scan finds it again when there is a secret.
             batch.audit.append(sealed)
         batch.rows.append(row)
         batch.collected.append(generation_id)
 
     async def _add_measured_usage(self, row: Row, stored_attempts: list[Attempt]) -> Row:
-        """Fill in what an answer took that broke off, from its log, if that is still there, and what its worker
-        ``stored_attempts``.
-        """
+        """Add the usage of an answer that broke off, from its log (if it still exists) and its worker's stored attempts."""
         frames, request = await self._read_back(row["id"])
         try:
             partial = await asyncio.to_thread(read_partial, _transcript(frames, row), request)
             stored_attempts = await asyncio.to_thread(
                 fill_prompt_tokens, stored_attempts, Job.unpack(request) if request else None
             )
-        except Exception:  # A row without its usage is better than none: the bytes may be any provider's.
+        except Exception:  # The bytes may come from any provider. A row without usage is better than no row.
             log.exception("usage_not_estimated", generation_id=row["id"])
             return row
         attempts = merge_attempts(partial.attempts if partial else [], stored_attempts)
@@ -189,7 +187,7 @@ class Collector:
         return with_attempts(row, partial.head if partial else None, attempts)
 
     async def _audit_entry(self, row: Row, end: End) -> Row | None:
-        """Return the entry of the audit log; None while there is no secret to encrypt it with."""
+        """Return the encrypted entry of the audit log; None: there is no secret to encrypt it."""
         secret = self._settings.secret
         if secret is None:
             if not self._has_logged_missing_secret:
@@ -209,7 +207,7 @@ class Collector:
         }
 
     async def _read_back(self, generation_id: str) -> tuple[list[Frame], bytes | None]:
-        """Return a log and the packed request, as far as they are still there and can be read."""
+        """Return a log and the packed request, as far as they still exist and can be read."""
         frames: list[Frame] = []
         size = 0
         try:
@@ -220,13 +218,13 @@ class Collector:
                     break
         except StoreUnavailable:
             raise
-        except Exception:  # A row without its answer is better than none.
+        except Exception:  # A row without its answer is better than no row.
             log.exception("log_unreadable", generation_id=generation_id)
         (request,) = await self._run_commands(("GET", keyspace.request(generation_id)), are_checked=False)
         return frames, request if isinstance(request, bytes) else None
 
     async def _set_aside(self, unreadable: dict[str, tuple[str, dict[bytes, bytes]]]) -> None:
-        """Keep what the ledger could not take, for a person to look at; it holds no prompt and no answer."""
+        """Keep the records that the ledger could not store, for a person to check. They contain no prompt and no answer."""
         if not unreadable:
             return
         packed, now_ms = [], time.time_ns() // 1_000_000
@@ -241,9 +239,9 @@ class Collector:
         self._metrics.unreadable.inc(len(unreadable))
 
     async def _delete_records(self, ids: Sequence[str], listed: Sequence[bytes], retentions_ms: Mapping[str, int]) -> None:
-        """Delete records that are written, and take entries off the list: they are at its head, so each is found at once.
+        """Delete written records, and remove their entries from the list. These are at its head, so the search is short.
 
-        ``retentions_ms``: logs that were kept for us, and how long they live from now on.
+        ``retentions_ms``: how long the logs that were kept for us may live from now on, by id.
         """
         if not (ids or listed):
             return
@@ -257,7 +255,7 @@ class Collector:
         await self._run_commands(*commands)
 
     async def _retentions_ms(self, ids: Sequence[str]) -> dict[str, int]:
-        """Return the retention of those among some generations whose logs the end has left without an expiry."""
+        """Return the retention of the generations whose logs have no expiry yet, because they are audited."""
         if not ids:
             return {}
         commands = (("HMGET", keyspace.state(generation_id), "audited", "retention_ms") for generation_id in ids)
@@ -269,9 +267,9 @@ class Collector:
         }
 
     async def _run_commands(self, *commands: tuple[Any, ...], are_checked: bool = True) -> list[Any]:
-        """Return Redis' answers to so many commands at once; not ``are_checked``: what is wrong with a key too, in its place.
+        """Run several commands at once, and return Redis' answers. Without ``are_checked``, errors of a key are answers too.
 
-        On the connection that the scripts share: redis-py's own pipeline costs ten times as much per command.
+        It uses the connection of the scripts: redis-py's own pipeline costs ten times as much per command.
         """
         with redis_errors():
             answers = await self._redis.exchanges.run([hiredis.pack_command(command) for command in commands])
@@ -282,7 +280,7 @@ class Collector:
 
 
 def _number(stored: Any) -> int:
-    """Return a stored number of milliseconds; 0 for what is none."""
+    """Return a stored number of milliseconds; 0 if it is not a number."""
     return int(stored) if isinstance(stored, bytes) and stored.isdigit() and len(stored) < MS_DIGITS_MAX else 0
 
 
@@ -291,7 +289,7 @@ def _transcript(frames: list[Frame], row: Row) -> Transcript:
 
 
 def _body(request: bytes | None) -> Any:
-    """The client's body, as JSON."""
+    """Return the client's body, as JSON."""
     try:
         return orjson.loads(Job.unpack(request).body) if request else None
     except (ValueError, TypeError, GatewayError):

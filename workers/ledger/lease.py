@@ -1,7 +1,8 @@
-"""Which worker keeps the books?
+"""Which worker does the bookkeeping?
 
-One at a time, by a lease in Redis that it renews; where it dies, another has the lease within ``LEASE_S``. Two that believe to
-have it for a moment do no harm, as everything that is done under it can be done twice: it saves work, it guards nothing.
+One at a time: it holds a lease in Redis and renews it. If it dies, another worker gets the lease within ``LEASE_S``. Two
+workers that both believe for a moment that they have it do no harm, because all of this work can be done twice. The lease only
+saves work; it does not protect anything.
 """
 
 import asyncio
@@ -25,7 +26,7 @@ _LEASE_MS = int(LEASE_S * 1000)
 
 
 class Lease:
-    """``is_held`` as of the last look. ``run`` looks each second, beside whatever the holder waits for."""
+    """The bookkeeping lease. ``is_held`` is the result of the last renewal. A task renews it each second."""
 
     def __init__(self, redis: Client, pulse: Pulse) -> None:
         self._pulse = pulse
@@ -38,7 +39,7 @@ class Lease:
         self._task = supervised(self._run, "bookkeeping lease")
 
     async def stop(self) -> None:
-        """Look no more, and let another have it at once."""
+        """Stop renewing, and release the lease, so that another worker gets it at once."""
         if self._task:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -48,7 +49,7 @@ class Lease:
         self.is_held = False
 
     async def renew(self) -> bool:
-        """Take or renew the lease; returns whether it is ours."""
+        """Take or renew the lease. Return whether we have it."""
         try:
             self.is_held = await self._scripts.run("hold", [keyspace.BOOKKEEPER], [self._token, _LEASE_MS]) == 1
         except (StoreUnavailable, RedisError):

@@ -1,8 +1,8 @@
 """How do the budgets' counters come back when Redis has lost them?
 
-A marker beside them says that they hold what the database knows. Where it is missing, the sums of this day and this month
-are added to whatever was spent since. Nothing may be collected before: what ended meanwhile is in the counters already, and
-must not be among the sums too.
+A marker beside the counters says that they include what the database knows. If it is missing, the sums of this day and this
+month are added to what was spent since. Nothing may be collected before that: generations that ended meanwhile are in the
+counters already, and must not be in the sums too.
 """
 
 from datetime import UTC, datetime
@@ -28,21 +28,21 @@ DAY_EXPIRY_S, MONTH_EXPIRY_S = 3 * 86_400, 40 * 86_400
 
 
 class BudgetRestorer:
-    """Every method may raise ``StoreUnavailable`` and ``DatabaseUnavailable``."""
+    """Loads the counters from the database. Every method may raise ``StoreUnavailable`` and ``DatabaseUnavailable``."""
 
     def __init__(self, redis: Client) -> None:
         self._redis = redis
         self._scripts = Scripts(redis, Path(__file__).parent, COUNTERS)
 
     async def load(self, engine: "AsyncEngine") -> None:
-        """Add what the database knows to the counters, if they do not hold it."""
+        """Add the sums from the database to the counters, if they do not include them yet."""
         with redis_errors():
             async with lag_aware_timeout(COMMAND_TIMEOUT_S):
                 if await self._redis.get(keyspace.SPENT_LOADED) == b"loaded":
                     return
                 seconds, micros = await self._redis.time()
                 now_ms = seconds * 1000 + micros // 1000
-                # Over whatever stands there: who began before us is dead, or comes to find that we have begun anew.
+                # Overwrite any earlier value: a worker that began before us is dead, or will see that we have started again.
                 loading = f"loading {now_ms}"
                 await self._redis.set(keyspace.SPENT_LOADED, loading)
         counters = await _counters(engine, now_ms)

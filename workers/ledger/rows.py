@@ -1,7 +1,7 @@
 """Which row of the ledger does a generation's record become?
 
-Pure, and made for anything: names come from clients and providers, so a row is cut to what both databases take. A record
-that says nothing that can be read raises, and is set aside by the collector.
+Pure. Names come from clients and providers and may be anything, so values are cut to what both databases accept. A record that
+cannot be read raises, and the collector sets it aside.
 """
 
 from typing import Any
@@ -22,7 +22,7 @@ def build_row(generation_id: str, asked: RequestSummary, end: End, ended_ms: int
     """Return the row of a generation.
 
     Raises:
-        ValueError: the record is not one of ours.
+        ValueError: it is not one of our records.
     """
     if not 0 <= ended_ms <= COUNT_MAX:
         raise ValueError("an end has a moment")
@@ -46,7 +46,7 @@ def build_row(generation_id: str, asked: RequestSummary, end: End, ended_ms: int
         "error_code": single_word_code(error.get("code")),
         "finish_reason": _optional(end.finish_reason, 64),
         **_usage_columns(generation_id, end.attempts),
-        # A failure behind the commit point: the client has the beginning of an answer.
+        # A failure after the commit point: the client has the beginning of an answer.
         "is_partial": bool(error) and end.ttft_ms is not None,
         "has_brought_key": end.has_byok_key,
         "cache": _text(asked.cache, 64),
@@ -60,17 +60,17 @@ def build_row(generation_id: str, asked: RequestSummary, end: End, ended_ms: int
 
 
 def is_unmeasured(row: Row, end: End) -> bool:
-    """Whether nobody has counted how far an answer came: an API ended it, since its worker was lost.
+    """Whether nobody has measured the answer's usage: an API process ended it, because its worker was lost.
 
-    A worker of the version before left that to us where Redis was away.
+    A worker of the previous version also left it to us if Redis was away.
     """
-    by_worker = end.duration_ms is not None  # Only a worker tells how long it took.
+    by_worker = end.duration_ms is not None  # Only a worker reports the duration.
     is_counted = end.has_attempts or row["is_estimated"] or row["ttft_ms"] is None
     return row["outcome"] != "completed" and row["operation"] == "generate" and not (by_worker and is_counted)
 
 
 def with_attempts(row: Row, head: Head | None, attempts: list[Attempt]) -> Row:
-    """Return a row with what is known of an answer that broke off; ``head`` is its log's last one, where there is one."""
+    """Return the row with what is known about an answer that broke off. ``head``: the last head of its log, if there is one."""
     last = attempts[-1]
     filled = {**row, **_usage_columns(row["id"], attempts)}
     filled["is_partial"] = row["is_partial"] or head is not None
@@ -85,7 +85,7 @@ def with_attempts(row: Row, head: Head | None, attempts: list[Attempt]) -> Row:
 
 
 def _usage_columns(generation_id: str, attempts: list[Attempt]) -> Row:
-    """Return the columns that tell what a generation took; its attempts have rows of their own where there are several."""
+    """Return the columns of usage and cost. If there are several attempts, each has its own row."""
     usage, cost = total_usage(attempts), total_cost(attempts)
     only = attempts[0] if len(attempts) == 1 else None
     return {
@@ -138,7 +138,7 @@ def _outcome(error: dict[str, Any]) -> str:
 
 
 def _text(value: Any, length: int) -> str:
-    """Text that both databases store: PostgreSQL has no NUL, and neither has halves of surrogate pairs."""
+    """Return text that both databases can store: PostgreSQL accepts no NUL, and neither accepts lone surrogates."""
     return str(value).replace("\0", "").encode(errors="replace").decode()[:length]
 
 

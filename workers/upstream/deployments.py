@@ -39,8 +39,8 @@ def deployments(job: Job, settings: Settings, *, for_rest: bool = False) -> list
         GatewayError: MODEL_NOT_FOUND or INVALID_REQUEST, this worker's settings differ from those of the API that accepted the
             request.
     """
-    brought_key = open_byok_key(job.brought_key, job.generation_id, settings.secrets)
-    targets = resolve(job.model, settings, job.provider, has_byok_key=brought_key is not None)
+    byok_key = open_byok_key(job.brought_key, job.generation_id, settings.secrets)
+    targets = resolve(job.model, settings, job.provider, has_byok_key=byok_key is not None)
     if job.targets is not None:
         targets = [target for target in targets if target.name in job.targets]
         if not targets:
@@ -48,12 +48,10 @@ def deployments(job: Job, settings: Settings, *, for_rest: bool = False) -> list
                 f"The model {job.model!r} has another route now: the gateway's API and its workers need the same settings."
             )
             raise GatewayError(ErrorKind.MODEL_NOT_FOUND, message, code="model_not_found", param="model")
-    return [
-        deployment for target in targets for deployment in _with_keys(target, job, brought_key, settings, for_rest=for_rest)
-    ]
+    return [deployment for target in targets for deployment in _with_keys(target, job, byok_key, settings, for_rest=for_rest)]
 
 
-def _with_keys(target: Target, job: Job, brought_key: str | None, settings: Settings, *, for_rest: bool) -> list[Deployment]:
+def _with_keys(target: Target, job: Job, byok_key: str | None, settings: Settings, *, for_rest: bool) -> list[Deployment]:
     vendor = settings.vendors[target.provider]
     is_behind_gateway = settings.is_behind_gateway(vendor.id)
     if is_behind_gateway:
@@ -70,9 +68,9 @@ def _with_keys(target: Target, job: Job, brought_key: str | None, settings: Sett
     if is_reattached and not in_background:
         headers |= KEEP_ALIVE_HEADERS
     stored = _stored_keys(vendor, is_behind_gateway, settings)
-    client_pays = brought_key is not None and settings.byok_pays(vendor.id)
+    client_pays = byok_key is not None and settings.byok_pays(vendor.id)
     deployments = []
-    for key in [brought_key] if brought_key else stored:
+    for key in [byok_key] if byok_key else stored:
         own = {vendor.key_header: key} if vendor.key_header and key else {}
         deployments.append(
             Deployment(
@@ -85,7 +83,7 @@ def _with_keys(target: Target, job: Job, brought_key: str | None, settings: Sett
                 headers | own,
                 in_background,
                 key_id=_key_id(vendor.id, key),
-                quota_id=_key_id(vendor.id, stored[0]) if brought_key and not client_pays else "",
+                quota_id=_key_id(vendor.id, stored[0]) if byok_key and not client_pays else "",
                 client_pays=client_pays,
                 facts=facts,
             )

@@ -1,7 +1,7 @@
-"""How is a canonical request said to Anthropic?
+"""How is a canonical request written for Anthropic?
 
-Anthropic refuses what others let pass: empty texts, turns out of order, ids with dots, a thinking budget next to a
-temperature. What only shapes a request is put right here; what would change its meaning is refused.
+Anthropic refuses what other vendors accept: empty texts, turns out of order, ids with dots, a thinking budget together with a
+temperature. Problems of form are corrected here. What would change the meaning of the request is refused.
 """
 
 import re
@@ -27,25 +27,25 @@ from common.canonical.generation import (
 from workers.providers.shared.inexpressible import inexpressible, refused
 from workers.providers.shared.loose_json import arguments_of
 
-_MAX_TOKENS = 4096  # Anthropic wants a number; every model in service can write this many.
-# Claude 4.7 and what came after it think as they see fit, within an effort and within max_tokens; they refuse budgets, and a
+_MAX_TOKENS = 4096  # Anthropic requires a number. Every current model can write this many.
+# Claude 4.7 and later decide themselves how much to think, within an effort and within max_tokens. They refuse budgets and a
 # temperature. Source: https://platform.claude.com/docs/en/models/sonnet-5/migration-guide
 _ADAPTIVE = re.compile(r"claude-[a-z]+-(4-[7-9]|[5-9])(-|$)|claude-mythos")
-_MAX_TOKENS_ADAPTIVE = 32_000  # A quarter of what the least of them can write.
+_MAX_TOKENS_ADAPTIVE = 32_000  # A quarter of what the smallest of these models can write.
 _BUDGET_TOKENS_MIN = 1024  # Anthropic's own limit.
 _BUDGET_TOKENS_OF = {"minimal": 1024, "low": 2048, "medium": 8192, "high": 16384, "xhigh": 24576, "max": 32768}
-# Other vendors' plain JSON mode: Anthropic has none, and what its users do instead is to ask. It binds no model, so an
-# answer may have a fence around it now and then; a schema does bind.
+# For other vendors' plain JSON mode. Anthropic has none, so we ask in the prompt. The model may still write a code fence now
+# and then; a schema would be enforced.
 _ONLY_JSON = "Answer with one valid JSON object and nothing else: no words before or after it, and no code fence."
 _TOOL_CHOICE = {"auto": "auto", "required": "any", "none": "none"}
 _NOT_IN_IDS = re.compile(r"[^a-zA-Z0-9_-]")
 
 
 def build_body(request: GenerationRequest, model: str) -> tuple[bytes, list[str]]:
-    """Return the body of a streaming request, and the names of the harmless fields that it leaves out.
+    """Return the body of a streaming request, and the names of the harmless fields that are dropped.
 
     Raises:
-        GatewayError: INVALID_REQUEST that names what messages cannot express.
+        GatewayError: INVALID_REQUEST that names what the Messages API cannot express.
     """
     for part in request.opaque:
         raise inexpressible(part)
@@ -73,7 +73,7 @@ def build_body(request: GenerationRequest, model: str) -> tuple[bytes, list[str]
 
 
 def _left_out(body: dict[str, Any], request: GenerationRequest) -> list[str]:
-    """Return the fields that shape an answer and have no place here, or none beside those that have."""
+    """Return the dropped fields: those that Anthropic does not have, or refuses together with other fields of this body."""
     names = ["seed", "presence_penalty", "frequency_penalty", "temperature", "top_p", "top_k"]
     dropped = [name for name in names if getattr(request, name) is not None and name not in body]
     if request.reasoning and (request.reasoning.effort or request.reasoning.budget_tokens) and "thinking" not in body:
@@ -87,12 +87,12 @@ def _left_out(body: dict[str, Any], request: GenerationRequest) -> list[str]:
 
 
 def _conversation(messages: list[Message]) -> tuple[str, list[dict[str, Any]]]:
-    """Return the system prompt and the turns: user and assistant in alternation, none of them empty."""
+    """Return the system prompt and the turns. User and assistant alternate, and no turn is empty."""
     leading = next((i for i, message in enumerate(messages) if message.role is not Role.SYSTEM), len(messages))
     system = "\n\n".join(text for message in messages[:leading] for part in message.parts if (text := _text(part)))
     turns: list[dict[str, Any]] = []
     for message in messages[leading:]:
-        # A later system message keeps its place, as a word of the user's: Anthropic has no other for it.
+        # A later system message keeps its place, as a user's message: Anthropic has no other role for it.
         role = "assistant" if message.role is Role.ASSISTANT else "user"
         blocks = [block for part in message.parts if (block := _block(part)) is not None]
         if not blocks:
@@ -103,10 +103,10 @@ def _conversation(messages: list[Message]) -> tuple[str, list[dict[str, Any]]]:
             turns.append({"role": role, "content": blocks})
     for turn in turns:
         if turn["role"] == "user":
-            # Results answer the calls of the turn before: they must come first.
+            # Results answer the calls of the previous turn, so they must come first.
             turn["content"].sort(key=lambda block: block["type"] != "tool_result")
     if not turns:
-        # A system prompt alone is a request for other vendors; here it must be said by the user.
+        # Other vendors accept a system prompt alone. Here it must be the user's message.
         return "", [{"role": "user", "content": [{"type": "text", "text": system}]}]
     return system, turns
 
@@ -118,7 +118,7 @@ def _text(part: Part) -> str:
 
 
 def _block(part: Part) -> dict[str, Any] | None:
-    """Return the content block, or None for what Anthropic would refuse and nobody misses."""
+    """Return the content block; None: Anthropic would refuse it, and the answer does not need it."""
     match part:
         case TextPart():
             return {"type": "text", "text": part.text} if part.text.strip() else None
@@ -138,15 +138,15 @@ def _block(part: Part) -> dict[str, Any] | None:
 
 
 def _is_own_signature(signature: object) -> bool:
-    """Whether it is Anthropic's. Other wires mark those that they make, with a colon; without one, nobody signed."""
+    """Whether a signature is Anthropic's. Signatures that our other wires make contain a colon."""
     return isinstance(signature, str) and signature != "" and ":" not in signature
 
 
-def without_foreign_thinking(messages: list[Any]) -> list[Any]:
-    """Return the messages of a body without what another vendor's model thought.
+def without_foreign_reasoning(messages: list[Any]) -> list[Any]:
+    """Return the messages of a body without the reasoning of other vendors' models.
 
-    A client that changes its model within a conversation brings it back as the blocks that we made of it, and Anthropic
-    refuses every signature that is not its own.
+    A client that changes its model within a conversation sends that reasoning back as the blocks that we made of it, and
+    Anthropic refuses any signature that is not its own.
     """
     kept_messages = []
     for message in messages:
@@ -181,7 +181,7 @@ def _result(part: ToolResultPart) -> dict[str, Any]:
 
 
 def _call_id(call_id: str) -> str:
-    """Return the id as Anthropic takes it; Groq's have dots and colons. The same id is always changed alike."""
+    """Return the id in Anthropic's format: Groq's ids have dots and colons. The same id always gets the same result."""
     return _NOT_IN_IDS.sub("_", call_id) or "call"
 
 
@@ -198,7 +198,7 @@ def _add_tools(body: dict[str, Any], request: GenerationRequest) -> None:
 
 
 def _tool(tool: Tool) -> dict[str, Any]:
-    # Anthropic wants a type in every schema; OpenAI lets a function without parameters have none at all.
+    # Anthropic requires a type in every schema. OpenAI accepts a function without parameters and without a schema.
     fields: dict[str, Any] = {"name": tool.name, "input_schema": {"type": "object", **tool.parameters}}
     if tool.description is not None:
         fields["description"] = tool.description
@@ -220,7 +220,7 @@ def _add_format(body: dict[str, Any], request: GenerationRequest) -> None:
 
 
 def _budget_tokens(request: GenerationRequest, turns: list[dict[str, Any]]) -> int:
-    """Return how many tokens the model may think, 0 for a request that Anthropic would refuse with thinking."""
+    """Return the model's thinking budget in tokens; 0 if Anthropic would refuse the request with thinking."""
     reasoning = request.reasoning
     if reasoning is None or not reasoning.enabled or _is_forced(request) or _calls_came_without_thinking(turns):
         return 0
@@ -231,7 +231,7 @@ def _budget_tokens(request: GenerationRequest, turns: list[dict[str, Any]]) -> i
 
 
 def _is_forced(request: GenerationRequest) -> bool:
-    """Whether the model must call a tool: Anthropic refuses that together with thinking."""
+    """Whether the model must call a tool. Anthropic refuses that together with thinking."""
     return bool(request.tools and request.tool_choice and request.tool_choice.mode in ("required", "tool"))
 
 
@@ -252,19 +252,19 @@ def _add_effort(body: dict[str, Any], request: GenerationRequest) -> None:
 def _requested_budget_tokens(reasoning: Reasoning) -> int:
     if reasoning.budget_tokens is not None:
         return max(reasoning.budget_tokens, _BUDGET_TOKENS_MIN)
-    # "As the model sees fit" is what it does without being told.
+    # Reasoning without an effort or a budget is Anthropic's default, so nothing is sent.
     return _BUDGET_TOKENS_OF.get(reasoning.effort, _BUDGET_TOKENS_OF["medium"]) if reasoning.effort else 0
 
 
 def _calls_came_without_thinking(turns: list[dict[str, Any]]) -> bool:
-    """Whether the turn that goes on began without thinking, as with a client that keeps none: it must go on without."""
+    """Whether the current turn began without thinking (some clients do not keep it). Then it must continue without."""
     last: list[dict[str, Any]] = next((turn["content"] for turn in reversed(turns) if turn["role"] == "assistant"), [])
     types = [block["type"] for block in last]
     return "tool_use" in types and types[0] not in ("thinking", "redacted_thinking")
 
 
 def _add_thinking(body: dict[str, Any], budget_tokens: int, request: GenerationRequest) -> None:
-    """With thinking Anthropic takes no temperature and no top_k. The budget is part of max_tokens."""
+    """Add a thinking budget, which is part of max_tokens. With thinking, Anthropic accepts no temperature and no top_k."""
     body["thinking"] = {"type": "enabled", "budget_tokens": budget_tokens}
     if request.max_output_tokens is None:
         body["max_tokens"] = budget_tokens + _MAX_TOKENS
@@ -272,9 +272,9 @@ def _add_thinking(body: dict[str, Any], budget_tokens: int, request: GenerationR
 
 def _add_sampling(body: dict[str, Any], request: GenerationRequest) -> None:
     if request.temperature is not None:
-        body["temperature"] = min(request.temperature, 1.0)  # Others go to 2.
+        body["temperature"] = min(request.temperature, 1.0)  # Other vendors accept up to 2.
     elif request.top_p is not None:
-        # Newer models take one of the two; clients of other vendors often send both, and top_p as its default.
+        # Newer models accept only one of the two. Clients of other vendors often send both, with top_p at its default.
         body["top_p"] = request.top_p
     if request.top_k is not None:
         body["top_k"] = request.top_k

@@ -1,7 +1,7 @@
-"""What does Anthropic, and whoever speaks its messages, send us?
+"""What do Anthropic, and servers that speak its Messages API, send us?
 
-The type in the JSON says what an event is; the ``event:`` line only repeats it. Events, blocks and deltas of unknown
-types are passed over: new ones come without notice, and a client of the same family gets them as bytes.
+The type in the JSON says what an event is; the ``event:`` line only repeats it. Events, blocks and deltas of unknown types are
+ignored: new ones appear without notice, and a client of the same family gets them as bytes.
 """
 
 from collections.abc import Iterator, Mapping
@@ -27,7 +27,7 @@ from common.canonical.events import (
 from common.canonical.generation import GenerationRequest
 from common.dialects.base import ReplyInfo
 from common.dialects.shared.anthropic_words import MESSAGE_STOP, REASON_OF_WORD
-from workers.providers.anthropic.request import build_body, without_foreign_thinking
+from workers.providers.anthropic.request import build_body, without_foreign_reasoning
 from workers.providers.base import Deployment, UpstreamRequest
 from workers.providers.shared import errors
 from workers.providers.shared.figures import Figures, index_of
@@ -39,10 +39,10 @@ _VERSION = "2023-06-01"
 _FINISH_REASON = {
     **REASON_OF_WORD,
     "model_context_window_exceeded": FinishReason.LENGTH,
-    "refusal": FinishReason.REFUSAL,  # What we also write where a filter cut an answer; Anthropic has none that says so.
+    "refusal": FinishReason.REFUSAL,  # We also write it if a filter cut an answer: Anthropic has no word for that.
 }
 _NOT_COUNTED = ("max_tokens", "stream", "temperature", "top_p", "top_k", "stop_sequences", "metadata", "service_tier")
-_USUAL = ("", "standard", "global", "not_available")  # What costs no more, and no less.
+_USUAL_TIERS = ("", "standard", "global", "not_available")  # They do not change the price.
 _COUNTS = {"input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens"}
 
 
@@ -61,7 +61,7 @@ class Anthropic:
         return MessageDecoder()
 
     def for_client(self, data: bytes, info: ReplyInfo) -> bytes:
-        return data  # Nothing that `pass_request` changes brings a block.
+        return data  # No change by ``pass_request`` adds a block.
 
     def read_error(self, status: int, headers: Mapping[str, str], body: bytes) -> Failed:
         return errors.read_error(status, headers, body)
@@ -70,7 +70,7 @@ class Anthropic:
         self, request: GenerationRequest, body: Mapping[str, Any], headers: Mapping[str, str], deployment: Deployment
     ) -> UpstreamRequest:
         """Source: https://docs.anthropic.com/en/api/messages-count-tokens"""
-        # Refused there, as nothing is answered; some clients send the body of the message that they are about to send.
+        # The counting endpoint refuses these fields. Some clients send the full body of the message that they send next.
         counted = {name: value for name, value in _passed(body, deployment).items() if name not in _NOT_COUNTED}
         url = deployment.url("/v1/messages/count_tokens")
         return UpstreamRequest(url, _headers(deployment, headers), orjson.dumps(counted))
@@ -83,7 +83,7 @@ class Anthropic:
 
 
 class _Call:
-    """The tool call that a block is. ``input`` is the one its start brought whole; the deltas' pieces come instead of it."""
+    """A tool call block. ``input``: the complete input from its start event; usually deltas bring it in pieces instead."""
 
     def __init__(self, index: int, input_: dict[str, Any]) -> None:
         self.index = index
@@ -92,7 +92,7 @@ class _Call:
 
 
 class MessageDecoder(JsonDecoder):
-    """Messages events to events. ``Finished`` waits for ``message_stop``, or the end: message_delta may come more than once."""
+    """Decodes Messages events. ``Finished`` waits for ``message_stop`` or the end: message_delta may come more than once."""
 
     def __init__(self) -> None:
         super().__init__(PlainShape(b'"text":"', b'"thinking":"'))
@@ -135,7 +135,7 @@ class MessageDecoder(JsonDecoder):
 
     def _read_start(self, message: dict[str, Any]) -> Iterator[Event]:
         self._read_usage(message.get("usage"))
-        # Proxies in the wild send it twice.
+        # Some proxies send it twice.
         if not self._started:
             self._started = True
             self._model = text_of(message.get("model"))
@@ -169,7 +169,7 @@ class MessageDecoder(JsonDecoder):
                 yield ReasoningSigned(delta["signature"])
             case "input_json_delta" if text_of(delta.get("partial_json")):
                 call = self._calls.get(index_of(index))
-                if call is not None:  # Else a tool that runs at the vendor.
+                if call is not None:  # None: the tool runs at the vendor.
                     call.has_arguments = True
                     yield ToolCallDelta(call.index, delta["partial_json"])
 
@@ -185,7 +185,7 @@ class MessageDecoder(JsonDecoder):
         self._stop_sequence = text_of(delta.get("stop_sequence")) or self._stop_sequence
 
     def _read_usage(self, usage: object) -> None:
-        """Later figures replace earlier ones, which they include; those that are left out still hold."""
+        """Merge a report. Later figures include earlier ones and replace them; figures that are missing stay."""
         reported = {name: value for name, value in dict_of(usage).items() if value is not None}
         if reported:
             self._report = {**self._report, **reported}
@@ -197,7 +197,7 @@ class MessageDecoder(JsonDecoder):
         return [finished, Completed(self.usage)]
 
     def _usage_of(self, figures: Figures) -> Usage | None:
-        """Anthropic's input_tokens leaves out what its cache figures count; ours includes them."""
+        """Return the usage. Anthropic's input_tokens do not include its cache figures; ours do."""
         if not self._report.keys() & _COUNTS:
             return None
         read, written = figures.count("cache_read_input_tokens"), figures.count("cache_creation_input_tokens")
@@ -215,9 +215,9 @@ class MessageDecoder(JsonDecoder):
 
 
 def _tier(report: Mapping[str, Any]) -> str:
-    """How it was served, as far as it changes the price: the tier, the speed, the region."""
+    """Return how the request was served, as far as it changes the price: tier, speed and region."""
     words = [text_of(report.get(name)) for name in ("service_tier", "speed", "inference_geo")]
-    return "+".join(word for word in words if word not in _USUAL)
+    return "+".join(word for word in words if word not in _USUAL_TIERS)
 
 
 def _url(deployment: Deployment) -> str:
@@ -227,7 +227,7 @@ def _url(deployment: Deployment) -> str:
 def _passed(body: Mapping[str, Any], deployment: Deployment) -> dict[str, Any]:
     passed = {**body, "model": deployment.model}
     if isinstance(passed.get("messages"), list):
-        passed["messages"] = without_foreign_thinking(passed["messages"])
+        passed["messages"] = without_foreign_reasoning(passed["messages"])
     return passed
 
 

@@ -1,8 +1,8 @@
-"""How is a canonical request said to Cohere's chat, version 2?
+"""How is a canonical request written for Cohere's chat API, version 2?
 
-Nearly as to OpenAI, with other names and narrower ranges. What is out of a range that only Cohere has so narrow goes to
-its end; what Cohere has no word for is dropped by name where nobody misses it, and refused where it would be missed.
-Source: https://docs.cohere.com/reference/chat
+Almost as for OpenAI, with other names and narrower ranges. A value outside of a range that only Cohere has is moved to the end
+of the range. A field that Cohere does not have is dropped (and named to the client) if the answer does not need it, otherwise
+refused. Source: https://docs.cohere.com/reference/chat
 """
 
 from collections.abc import Iterator
@@ -27,13 +27,13 @@ from common.canonical.generation import (
 from workers.providers.shared.inexpressible import inexpressible, refused
 
 _TOP_P_MIN, _TOP_P_MAX, _TOP_K_MAX, _PENALTY_MAX = 0.01, 0.99, 500, 1.0
-_TOOL_CHOICE = {"required": "REQUIRED", "tool": "REQUIRED", "none": "NONE"}  # Auto is what it does without being told.
-# What "little" and "some" thought amount to. Past these the model thinks as much as it likes.
+_TOOL_CHOICE = {"required": "REQUIRED", "tool": "REQUIRED", "none": "NONE"}  # Auto is its default.
+# The budgets for these efforts. Above them the model's thinking has no limit.
 _BUDGET_TOKENS_OF = {"minimal": 512, "low": 2048, "medium": 8192}
 
 
 def build_body(request: GenerationRequest, model: str) -> tuple[bytes, list[str]]:
-    """Return the body of a streaming request, and the fields that were left out of it.
+    """Return the body of a streaming request, and the names of the dropped fields.
 
     Raises:
         GatewayError: INVALID_REQUEST that names what Cohere cannot express.
@@ -63,27 +63,27 @@ def build_body(request: GenerationRequest, model: str) -> tuple[bytes, list[str]
     return orjson.dumps({name: value for name, value in fields.items() if value is not None}), dropped
 
 
-def _penalty(name: str, value: float | None, dropped: list[str]) -> float | None:
-    if value is None or value >= 0:
-        return None if value is None else min(value, _PENALTY_MAX)
-    dropped.append(name)  # A reward for repetition, which Cohere does not have.
+def _penalty(name: str, penalty: float | None, dropped: list[str]) -> float | None:
+    if penalty is None or penalty >= 0:
+        return None if penalty is None else min(penalty, _PENALTY_MAX)
+    dropped.append(name)  # A negative penalty rewards repetition. Cohere does not support that.
     return None
 
 
 def _items(message: Message) -> Iterator[dict[str, Any]]:
-    """Yield one message as Cohere's: results of tools are messages of their own, before the rest of the turn."""
+    """Yield one message as Cohere's messages. Tool results are their own messages, before the rest of the turn."""
     if message.role is Role.ASSISTANT:
         yield from _assistant_items(message.parts)
         return
-    images: list[Part] = []
+    user_parts: list[Part] = []
     for part in message.parts:
         if isinstance(part, ToolResultPart):
             text = "\n\n".join(_text(content_part) for content_part in part.content if not isinstance(content_part, ImagePart))
             yield {"role": "tool", "tool_call_id": part.tool_call_id, "content": text}
-            # A result holds text and documents: its images follow as the user's.
-            images.extend(content_part for content_part in part.content if isinstance(content_part, ImagePart))
-    images.extend(part for part in message.parts if not isinstance(part, ToolResultPart | ReasoningPart))
-    content = _content(images)
+            # A result can contain text and documents. Its images follow in the user's message.
+            user_parts.extend(content_part for content_part in part.content if isinstance(content_part, ImagePart))
+    user_parts.extend(part for part in message.parts if not isinstance(part, ToolResultPart | ReasoningPart))
+    content = _content(user_parts)
     if content:
         yield {"role": message.role.value, "content": content}
 
@@ -100,7 +100,7 @@ def _assistant_items(parts: list[Part]) -> Iterator[dict[str, Any]]:
         item["content"] = text
     if calls:
         item["tool_calls"] = calls
-        # What led to the calls belongs to them; other thoughts are over. A signed one is another vendor's.
+        # Reasoning before the calls belongs to them; other reasoning is dropped. Signed reasoning is another vendor's.
         plan = "".join(part.text for part in parts if isinstance(part, ReasoningPart) and not part.signature)
         if plan:
             item["tool_plan"] = plan
@@ -129,10 +129,10 @@ def _image(part: ImagePart) -> dict[str, Any]:
 
 def _tools(request: GenerationRequest, dropped: list[str]) -> dict[str, Any]:
     if request.parallel_tool_calls is False:
-        dropped.append("parallel_tool_calls")  # The AI SDK always sends it with a tool that must be called.
+        dropped.append("parallel_tool_calls")  # The AI SDK always sends it when a tool must be called.
     choice, tools = request.tool_choice, request.tools
     if choice is not None and choice.mode == "tool":
-        # Cohere cannot name a tool, but of a list of one it must call that one.
+        # Cohere cannot force a named tool. But if the list has only that tool, it must call it.
         tools = [tool for tool in tools if tool.name == choice.name]
         if not tools:
             raise refused("tool_choice", "must name one of the tools")
@@ -140,7 +140,7 @@ def _tools(request: GenerationRequest, dropped: list[str]) -> dict[str, Any]:
     if choice is not None:
         fields["tool_choice"] = _TOOL_CHOICE.get(choice.mode)
     if any(tool.strict for tool in tools):
-        # Cohere is strict with all tools or with none, and refuses to be with one that requires nothing.
+        # Cohere is strict for all tools or for none, and refuses strict mode for a tool without required parameters.
         if all(tool.strict and tool.parameters.get("required") for tool in tools):
             fields["strict_tools"] = True
         else:
@@ -167,7 +167,7 @@ def _response_format(request: GenerationRequest) -> dict[str, Any] | None:
 
 
 def _thinking(reasoning: Reasoning | None) -> dict[str, Any] | None:
-    """Return how to think, where the client says: a model that cannot reason refuses a request that has the field."""
+    """Return the thinking settings, if the client sends any: a model that cannot reason refuses the field."""
     if reasoning is None:
         return None
     if not reasoning.enabled:

@@ -1,7 +1,7 @@
-"""What does Cohere's chat, version 2, send us?
+"""What does Cohere's chat API, version 2, send us?
 
-The type in the JSON says what an event is; the ``event:`` line only repeats it. Citations and events of unknown types
-are passed over. A plan that the model makes before it calls tools is thinking like any other.
+The type in the JSON says what an event is; the ``event:`` line only repeats it. Citations and events of unknown types are
+ignored. The plan that the model makes before it calls tools counts as reasoning.
 Source: https://docs.cohere.com/reference/chat-stream
 """
 
@@ -37,7 +37,7 @@ _FINISH_REASON = {
     "MAX_TOKENS": FinishReason.LENGTH,
     "TOOL_CALL": FinishReason.TOOL_CALLS,
 }
-# Finish reasons that say that the answer did not, with the kind of failure where Cohere's own words do not tell it.
+# Finish reasons that mean that the answer failed, with fields that add the kind of failure if Cohere's own fields lack it.
 _FAILURES: dict[str, dict[str, str]] = {"ERROR": {}, "TIMEOUT": {"type": "timeout_error"}}
 
 
@@ -54,7 +54,7 @@ class Cohere:
 
 
 class _Call:
-    """One tool call. Cohere writes the arguments of a tool without any as nothing, or as ``null``: ours are ``{}`` then."""
+    """One tool call. For a call without arguments, Cohere sends nothing or ``null``; we send ``{}``."""
 
     def __init__(self, index: int) -> None:
         self._index = index
@@ -64,7 +64,7 @@ class _Call:
     def add(self, piece: str) -> list[Event]:
         text, self._held = self._held + piece, ""
         if not self._has_arguments and "null".startswith(text):
-            self._held = text  # Perhaps the beginning of a null; an object begins otherwise.
+            self._held = text  # This may be the beginning of ``null``.
             return []
         self._has_arguments = True
         return [ToolCallDelta(self._index, text)]
@@ -77,7 +77,7 @@ class _Call:
 
 
 class EventDecoder(JsonDecoder):
-    """Version 2's events to events; ``message-end`` is the one that completes an answer, not the ``[DONE]`` behind it."""
+    """Decodes version 2's events. ``message-end`` completes an answer, not the ``[DONE]`` after it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class EventDecoder(JsonDecoder):
         if "finish_reason" not in answer:
             return [self._fail(errors.no_answer(answer))]
         events = list(self._start(answer.get("id") or answer.get("generation_id")))
-        # Version 1 has the text alone, and its usage under "meta".
+        # Version 1 has only the text, and its usage under "meta".
         message = dict_of(answer.get("message")) or {"content": [{"text": answer.get("text")}]}
         events += _plan(message)
         for part in list_of(message.get("content")):
@@ -124,7 +124,7 @@ class EventDecoder(JsonDecoder):
     def _start(self, id_: object) -> Iterator[Event]:
         if not self._started:
             self._started = True
-            yield Started(text_of(id_) or None)  # Which model answers is not told.
+            yield Started(text_of(id_) or None)  # Cohere does not say which model answers.
 
     def _start_call(self, index: int, fields: dict[str, Any]) -> Iterator[Event]:
         if index in self._open_calls:
@@ -148,9 +148,10 @@ class EventDecoder(JsonDecoder):
         yield Completed(self.usage)
 
     def _usage_of(self, figures: Figures) -> Usage | None:
-        """Return what Cohere bills. ``tokens`` counts its own long prompt besides, which nobody pays for.
+        """Return the billed usage. ``tokens`` also counts Cohere's own long prompt, which is not billed.
 
-        ``cached_tokens`` is left out: it counts among those, often more than were billed, and no billed one is cheaper for it.
+        ``cached_tokens`` is not used: it belongs to ``tokens``, is often larger than the billed tokens, and does not lower the
+        price.
         """
         real = dict_of(self._report.get("tokens"))
         billed = Figures(dict_of(self._report.get("billed_units")) or real)

@@ -1,7 +1,7 @@
-"""What are a call's arguments, when Gemini sends them piece by piece?
+"""What are a call's arguments, when Gemini sends them in pieces?
 
-A piece is a path and a value, such as ``$.cities[0].name`` and a string; pieces of one string come after each other. We never
-ask for them, but a model or a gateway may send them all the same. They are put together, and said once they are whole.
+A piece is a path and a value, such as ``$.cities[0].name`` and a string. Pieces of one string follow each other. We never ask
+for pieces, but a model or a gateway may send them. They are assembled, and returned when they are complete.
 
 Source: https://docs.cloud.google.com/vertex-ai/generative-ai/docs/multimodal/function-calling
 """
@@ -13,16 +13,16 @@ import orjson
 
 from workers.providers.shared.loose_json import text_of
 
-SIZE_MAX = 16 << 20  # Characters and pieces of one call; as much as one event may be large.
+SIZE_MAX = 16 << 20  # Characters and pieces of one call; the same as the largest event.
 _STEP = re.compile(r"\.([^.\[]+)|\['([^']*)'\]|\[(\d{1,6})\]")
 
 
 class ArgumentsError(Exception):
-    """They can be no call's. The message says why."""
+    """The arguments cannot be used. The message says why."""
 
 
 class _Text:
-    """A string that may grow: joined once, at the end."""
+    """A string that may grow. It is joined once, at the end."""
 
     def __init__(self, text: str) -> None:
         self.pieces = [text]
@@ -34,7 +34,7 @@ class ArgumentsSoFar:
         self._size = 0
 
     def add(self, piece: dict[str, Any]) -> None:
-        """Take in one of ``partialArgs``; one whose path leads nowhere says nothing.
+        """Add one of ``partialArgs``. A piece with an impossible path is ignored.
 
         Raises:
             ArgumentsError: there are too many.

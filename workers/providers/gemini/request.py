@@ -1,8 +1,8 @@
-"""How is a canonical request said to Gemini?
+"""How is a canonical request written for Gemini?
 
-A conversation is ``contents``, turns of parts by ``user`` and ``model``; a tool's result is the user's. Gemini signs its
-calls, and its newer models refuse a call that comes back without a signature. Signatures travel through the client as
-those of thinking, marked as ours: a conversation may have begun at another vendor, whose signatures are none to Google.
+A conversation is ``contents``: turns of parts by ``user`` and ``model``. A tool's result belongs to the user. Gemini signs its
+calls, and its newer models refuse a call that comes back without a signature. Signatures travel through the client as reasoning
+signatures, with a mark: a conversation may have begun at another vendor, whose signatures Google does not accept.
 
 Sources: https://ai.google.dev/api/generate-content and, below /gemini-api/docs of the same site, /function-calling,
 /thinking, /thought-signatures, /file-input-methods.
@@ -30,26 +30,26 @@ from common.canonical.generation import (
 from workers.providers.shared.inexpressible import inexpressible, refused
 from workers.providers.shared.loose_json import arguments_of
 
-SIGNED_BY = "gemini:"  # Before every signature on its way to the client. Nobody's base64 has a colon.
+SIGNED_BY = "gemini:"  # Before every signature on its way to the client. Base64 has no colon.
 
-# Google's word for a call that another model made: it is let pass unsigned.
+# Google's value for a call that another model made: the call is accepted without a signature.
 _UNSIGNED = "skip_thought_signature_validator"
 _STOPS_MAX = 5
 _CHOICES_MAX = 8
 _SEED_MAX = 2**31 - 1
 _MODE = {"auto": "AUTO", "none": "NONE", "required": "ANY", "tool": "ANY"}
-# The two controls of thinking: a budget for 2.5, a level since 3. "minimal" is left out: most models refuse it.
+# Thinking has two controls: a budget for 2.5, a level since 3. We do not use the level "minimal": most models refuse it.
 _BUDGET_TOKENS_OF = {"minimal": 1024, "low": 1024, "medium": 8192, "high": 24_576}
-_BUDGET_TOKENS_MAX = 24_576  # The least of the family's limits.
-_BUDGET_TOKENS_OFF = {"flash": 0, "pro": 128}  # 2.5 Pro cannot be kept from thinking.
+_BUDGET_TOKENS_MAX = 24_576  # The smallest limit in the family.
+_BUDGET_TOKENS_OFF = {"flash": 0, "pro": 128}  # Thinking cannot be switched off for 2.5 Pro.
 _LEVEL_OF = {"minimal": "low", "low": "low", "medium": "medium", "high": "high"}
-_LOW_BUDGET_TOKENS, _MEDIUM_BUDGET_TOKENS = 2048, 8192  # What clients set for a little and for some thought.
+_LOW_BUDGET_TOKENS, _MEDIUM_BUDGET_TOKENS = 2048, 8192  # Budgets that clients set for low and medium effort.
 _BEFORE_3 = re.compile(r"gemini-[12][.-]|gemma|learnlm")
 _IMAGE_TYPE = re.compile(r"\.(png|jpe?g|webp|bmp|heic|heif|gif)(?:[?#]|$)", re.IGNORECASE)
 
 
 def build_body(request: GenerationRequest, model: str) -> dict[str, Any]:
-    """Return the body; whether it streams is in the URL.
+    """Return the body. The URL says whether it streams.
 
     Raises:
         GatewayError: INVALID_REQUEST that names what Gemini cannot express.
@@ -71,7 +71,7 @@ def build_body(request: GenerationRequest, model: str) -> dict[str, Any]:
 
 
 def dropped(request: GenerationRequest, model: str) -> list[str]:
-    """Return what ``build_body`` leaves out, because an answer without it is still the one asked for."""
+    """Return the fields that ``build_body`` drops because the answer does not need them."""
     has_detail = any(
         isinstance(part, ImagePart) and part.detail not in (None, "auto")
         for message in request.messages
@@ -91,17 +91,17 @@ def dropped(request: GenerationRequest, model: str) -> list[str]:
 
 
 def _conversation(messages: list[Message], model: str) -> tuple[str, list[dict[str, Any]]]:
-    """Return the system prompt and the turns, by user and model in alternation."""
+    """Return the system prompt and the turns. User and model alternate."""
     leading = next((i for i, message in enumerate(messages) if message.role is not Role.SYSTEM), len(messages))
     system = "\n\n".join(text for message in messages[:leading] for part in message.parts if (text := _text(part)))
-    names: dict[str, str] = {}  # Of the calls so far, by their ids, which some vendors use again.
+    names: dict[str, str] = {}  # The names of the calls so far, by id. Some vendors use an id again.
     turns: list[dict[str, Any]] = []
     for message in messages[leading:]:
         if message.role is Role.ASSISTANT:
             role, parts = "model", list(_model_parts(message.parts))
             names |= {part.id: part.name for part in message.parts if isinstance(part, ToolCallPart)}
         else:
-            # A later system message keeps its place, as a word of the user's: Gemini has no other for it.
+            # A later system message keeps its place, as a user's message: Gemini has no other role for it.
             role, parts = "user", [user_part for part in message.parts for user_part in _user_parts(part, names, model)]
         if parts and turns and turns[-1]["role"] == role:
             turns[-1]["parts"] += parts
@@ -109,12 +109,12 @@ def _conversation(messages: list[Message], model: str) -> tuple[str, list[dict[s
             turns.append({"role": role, "parts": parts})
     for turn in turns:
         if turn["role"] == "user":
-            # Results answer the calls of the turn before: they must come first.
+            # Results answer the calls of the previous turn, so they must come first.
             turn["parts"].sort(key=lambda part: "functionResponse" not in part)
         elif _is_since_3(model):
             _sign_first_call(turn["parts"])
     if not turns:
-        # A system prompt alone is a request for other vendors; here it must be said by the user.
+        # Other vendors accept a system prompt alone. Here it must be the user's message.
         return "", [{"role": "user", "parts": [{"text": system}]}]
     return system, turns
 
@@ -126,7 +126,7 @@ def _text(part: Part) -> str:
 
 
 def _model_parts(parts: list[Part]) -> Iterator[dict[str, Any]]:
-    """Yield a turn of the model's. A signature goes on the part after the thinking it came with; the thinking itself stays."""
+    """Yield the parts of a model's turn. A signature moves to the part after its reasoning. The reasoning itself is dropped."""
     signature = ""
     for part in parts:
         if isinstance(part, ReasoningPart):
@@ -146,7 +146,7 @@ def _call(part: ToolCallPart) -> dict[str, Any]:
 
 
 def _sign_first_call(parts: list[dict[str, Any]]) -> None:
-    """The first of a turn's calls must have a signature; those beside it need none."""
+    """Sign the first call of a turn. Gemini requires a signature there, but not on the other calls."""
     call = next((part for part in parts if "functionCall" in part), None)
     if call is not None:
         call.setdefault("thoughtSignature", _UNSIGNED)
@@ -171,19 +171,21 @@ def _user_parts(part: Part, names: dict[str, str], model: str) -> Iterable[dict[
 def _image(part: ImagePart) -> dict[str, Any]:
     if part.url is None:
         return {"inlineData": {"mimeType": part.media_type, "data": part.data}}
-    file = {"fileUri": part.url}  # Google fetches it; what kind of image it is must be guessed.
+    file = {"fileUri": part.url}  # Google fetches it. We must guess its media type.
     if match := _IMAGE_TYPE.search(part.url):
         file["mimeType"] = "image/" + match[1].lower().replace("jpg", "jpeg")
     return {"fileData": file}
 
 
 def _result(part: ToolResultPart, names: dict[str, str], model: str) -> list[dict[str, Any]]:
-    """Return a tool's result. Images stand in it where the model knows that and Google need not fetch them, else after it."""
+    """Return a tool's result. Images are inside it if the model supports that and they are inline, otherwise after it."""
     text = "\n\n".join(_text(content_part) for content_part in part.content if not isinstance(content_part, ImagePart))
     images = [_image(content_part) for content_part in part.content if isinstance(content_part, ImagePart)]
     name = names.get(part.tool_call_id)
     if name is None:
-        raise refused("messages", f"hold a tool result for {part.tool_call_id[:100]!r}, which is no call in the conversation")
+        raise refused(
+            "messages", f"hold a tool result for {part.tool_call_id[:100]!r}, which is not a call in this conversation"
+        )
     inner = [image for image in images if "inlineData" in image and _is_since_3(model)]
     result: dict[str, Any] = {"id": part.tool_call_id, "name": name}
     result["response"] = {"error" if part.is_error else "output": text}
@@ -199,7 +201,7 @@ def _declaration(tool: Tool) -> dict[str, Any]:
     fields: dict[str, Any] = {"name": tool.name}
     if tool.description is not None:
         fields["description"] = tool.description
-    # An object without properties is refused; a function that takes nothing has no schema.
+    # Gemini refuses an object without properties, so a function without parameters gets no schema.
     if tool.parameters.get("properties") or tool.parameters.keys() & {"$ref", "anyOf", "oneOf", "allOf"}:
         fields["parametersJsonSchema"] = tool.parameters
     return fields
@@ -213,14 +215,14 @@ def _config(request: GenerationRequest, model: str) -> dict[str, Any]:
     if len(request.stop) > _STOPS_MAX:
         raise refused("stop", f"must hold at most {_STOPS_MAX} sequences: the provider of this model takes no more")
     if request.choices > _CHOICES_MAX:
-        raise refused("n", f"must be at most {_CHOICES_MAX}: the provider of this model gives no more choices")
+        raise refused("n", f"must be at most {_CHOICES_MAX}: the provider of this model supports no more choices")
     config = {
         "maxOutputTokens": request.max_output_tokens,
         "temperature": request.temperature,
         "topP": request.top_p,
         "topK": request.top_k,
         "stopSequences": request.stop or None,
-        # Google's seeds are 32 bits wide. The same seed stays the same.
+        # Google's seeds have 32 bits. The same seed always gives the same value.
         "seed": None if request.seed is None else request.seed & _SEED_MAX,
         "presencePenalty": request.presence_penalty,
         "frequencyPenalty": request.frequency_penalty,
@@ -233,7 +235,7 @@ def _config(request: GenerationRequest, model: str) -> dict[str, Any]:
 
 
 def _is_since_3(model: str) -> bool:
-    """A name that is not known to be older, such as ``gemini-flash-latest``, is newer."""
+    """Whether a model is Gemini 3 or newer. An unknown name, such as ``gemini-flash-latest``, counts as newer."""
     return not _BEFORE_3.match(model)
 
 
@@ -242,7 +244,7 @@ def _thinks(model: str) -> bool:
 
 
 def _thinking(reasoning: Reasoning, model: str) -> dict[str, Any]:
-    """Return how much to think. Thoughts are shown to whoever asks for reasoning; who wants none gets the least there is."""
+    """Return the thinking settings. A client that asks for reasoning sees it. If reasoning is off, the lowest level is used."""
     effort = {"xhigh": "high", "max": "high"}.get(reasoning.effort or "", reasoning.effort)
     config: dict[str, Any] = {"includeThoughts": True} if reasoning.enabled else {}
     if _is_since_3(model):

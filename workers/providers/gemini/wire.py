@@ -1,8 +1,9 @@
 """What does Gemini send us?
 
-A stream is whole answers in pieces: every chunk repeats the usage so far, and the last one has the reason to finish; then
-the bytes end, without a mark. Older models say "STOP" in every chunk: the reason counts until the candidate goes on. Calls come
-whole, as objects. Parts about what ran at Google (code, searches) are passed over: nobody here can ask for it.
+A stream consists of chunks with the shape of a whole answer. Every chunk repeats the usage so far, and the last one has the
+finish reason. Then the bytes end, without an end mark. Older models send "STOP" in every chunk: a reason counts until the
+candidate continues. Calls come complete, as objects. Parts about tools that ran at Google (code, searches) are ignored: our
+requests cannot ask for them.
 
 Sources: https://ai.google.dev/api/generate-content, https://ai.google.dev/gemini-api/docs/thought-signatures
 """
@@ -56,7 +57,7 @@ _FINISH_REASON = {
     "IMAGE_PROHIBITED_CONTENT": FinishReason.CONTENT_FILTER,
     "IMAGE_RECITATION": FinishReason.CONTENT_FILTER,
 }
-# Finish reasons that say that the answer did not.
+# Finish reasons that mean that the answer failed.
 _FAILURES = {
     "LANGUAGE",
     "OTHER",
@@ -69,7 +70,7 @@ _FAILURES = {
     "UNEXPECTED_TOOL_CALL",
 }
 _CHOICES_MAX = 128
-# Where the figures stand by modality, and what these parts are to us. Pages of a document are images.
+# The fields with figures by modality, and our names for these parts. Pages of a document are images.
 _PARTS = {
     "promptTokensDetails": "input_{}_tokens",
     "toolUsePromptTokensDetails": "input_{}_tokens",
@@ -86,7 +87,7 @@ class Gemini:
         model = _model(deployment)
         body = orjson.dumps(build_body(request, model))
         url = _url(deployment, "streamGenerateContent")
-        url += "&alt=sse" if deployment.query else "?alt=sse"  # Else it would be one JSON array.
+        url += "&alt=sse" if deployment.query else "?alt=sse"  # Without it the answer would be one JSON array.
         return UpstreamRequest(url, deployment.request_headers("x-goog-api-key", ""), body, dropped(request, model))
 
     def decoder(self, choices: int = 1) -> "ContentDecoder":
@@ -116,13 +117,13 @@ class _Candidate:
     def __init__(self, index: int) -> None:
         self.index = index
         self.calls = 0
-        self.arguments: ArgumentsSoFar | None = None  # Of the last call, while more of them may come.
-        self.is_thinking = False  # What it said last was a thought.
+        self.arguments: ArgumentsSoFar | None = None  # Of the last call, while more pieces may come.
+        self.is_thinking = False  # Whether its last part was a thought.
         self.reason: str | None = None
 
 
 class ContentDecoder:
-    """Chunks to events."""
+    """Decodes chunks to events."""
 
     def __init__(self, choices: int = 1) -> None:
         self.is_whole = False
@@ -131,7 +132,7 @@ class ContentDecoder:
         self._started = False
         self._ended = False
         self._candidates: dict[int, _Candidate] = {}
-        self._report: dict[str, Any] = {}  # Of the usage, the last one as it came; read when somebody asks for it.
+        self._report: dict[str, Any] = {}  # The last usage report, unchanged. It is read only on demand.
         self._id = self._model = ""
 
     @property
@@ -152,7 +153,7 @@ class ContentDecoder:
         if block.startswith((b"data", b"event")):
             data = read_block(block)[1]
         elif block.startswith(b"{"):
-            data = block  # A stream that breaks may end in a bare error, which is no event.
+            data = block  # A stream that breaks off may end with a bare error that is not an event.
         else:
             return []
         try:
@@ -166,10 +167,10 @@ class ContentDecoder:
             answer = read_json(body)
         except ValueError:
             return [self._fail(errors.not_json(body))]
-        # What streams without being asked for events is one array of the chunks.
+        # A stream without ``alt=sse`` is one array of chunks.
         events = [event for chunk in (answer if isinstance(answer, list) else [answer]) for event in self._read(chunk)]
         for candidate in self._candidates.values():
-            candidate.reason = candidate.reason or "STOP"  # The whole answer is here, whatever it forgot to say.
+            candidate.reason = candidate.reason or "STOP"  # The answer is complete, even if the finish reason is missing.
         if not (self._candidates or self._ended):
             return [*events, self._fail(errors.no_answer(answer))]
         return events + self.end()
@@ -192,7 +193,7 @@ class ContentDecoder:
         return [*last_events, *ends, Completed(self.usage)]
 
     def is_plain(self, block: bytes) -> bool:
-        return False  # Every chunk has other figures. It matters to bytes that pass, and no client speaks this wire.
+        return False  # Only needed where bytes pass unchanged, and no client speaks this wire.
 
     def plain_head(self, run: bytes) -> tuple[int, int]:
         return 0, 0
@@ -219,7 +220,7 @@ class ContentDecoder:
             self._id, self._model = text_of(chunk.get("responseId")), text_of(chunk.get("modelVersion"))
             yield Started(self._id or None, self._model or None, _tier(dict_of(chunk.get("usageMetadata"))))
         usage = dict_of(chunk.get("usageMetadata"))
-        if "totalTokenCount" in usage or "promptTokenCount" in usage:  # Vertex' first chunks say how it is paid alone.
+        if "totalTokenCount" in usage or "promptTokenCount" in usage:  # Vertex's first chunks have only the tier.
             self._report = usage  # Replaced, never added: it is the sum so far.
         for fields in list_of(chunk.get("candidates")):
             if isinstance(fields, dict):
@@ -227,9 +228,9 @@ class ContentDecoder:
         if text_of(dict_of(chunk.get("promptFeedback")).get("blockReason")):
             self._candidate(0).reason = "SAFETY"  # The prompt itself was refused: there are no candidates.
             self._choices_due = 1
-        self._end_events()
+        self._update_is_whole()
 
-    def _end_events(self) -> None:
+    def _update_is_whole(self) -> None:
         reasons = [candidate.reason for candidate in self._candidates.values()]
         has_all = len(reasons) >= self._choices_due and not self._repeats_reasons
         self.is_whole = has_all and all(reason is not None and reason not in _FAILURES for reason in reasons)
@@ -258,7 +259,7 @@ class ContentDecoder:
                 yield ReasoningDelta(text, candidate.index)
             yield from _signed(signature, candidate)
         else:
-            # A text's signature is worth a thinking block only if there is one; Google does not insist on it.
+            # The signature of a text is only kept if there is a reasoning block to carry it. Google does not require it.
             if candidate.is_thinking:
                 yield from _signed(signature, candidate)
             if text:
@@ -270,7 +271,7 @@ class ContentDecoder:
         if name:
             yield from self._close_call(candidate)
             yield from _signed(signature, candidate)
-            id_ = text_of(call.get("id")) or self._made_up_id(candidate)
+            id_ = text_of(call.get("id")) or self._invent_call_id(candidate)
             yield ToolCallStarted(candidate.calls, id_, name, candidate.index)
             candidate.calls += 1
             candidate.arguments = ArgumentsSoFar(dict_of(call.get("args")))
@@ -285,13 +286,13 @@ class ContentDecoder:
         if arguments is not None:
             yield ToolCallDelta(candidate.calls - 1, arguments.text(), candidate.index)
 
-    def _made_up_id(self, candidate: _Candidate) -> str:
+    def _invent_call_id(self, candidate: _Candidate) -> str:
         self._id = self._id or secrets.token_hex(12)
         return "call_" + hashlib.sha256(f"{self._id}.{candidate.index}.{candidate.calls}".encode()).hexdigest()[:24]
 
 
 def _signed(signature: str, candidate: _Candidate) -> Iterator[Event]:
-    """Yield the signature as that of the thinking before it, or of none. Our events know only the first choice's."""
+    """Yield the signature, for the reasoning before it or without any. Our events have signatures only for the first choice."""
     candidate.is_thinking = False
     if signature and candidate.index == 0:
         yield ReasoningSigned(SIGNED_BY + signature)
@@ -299,12 +300,15 @@ def _signed(signature: str, candidate: _Candidate) -> Iterator[Event]:
 
 def _finish_reason(candidate: _Candidate) -> FinishReason:
     reason = _FINISH_REASON.get(candidate.reason or "", FinishReason.STOP)
-    # Google has no word for "go on and call them".
+    # Google has no finish reason for tool calls.
     return FinishReason.TOOL_CALLS if candidate.calls and reason is FinishReason.STOP else reason
 
 
 def _usage(report: dict[str, Any], figures: Figures, model: str) -> Usage | None:
-    """Google counts thoughts beside the answer, and what its own tools read beside the prompt; cached tokens are part of it."""
+    """Return the usage.
+
+    Google counts thoughts beside the answer, and its own tools' tokens beside the prompt. Cached tokens are part of the prompt.
+    """
     thoughts = figures.main("thoughtsTokenCount")
     return figures.usage(
         figures.main("promptTokenCount") + figures.main("toolUsePromptTokenCount"),
@@ -318,19 +322,19 @@ def _usage(report: dict[str, Any], figures: Figures, model: str) -> Usage | None
 
 
 def _parts(report: dict[str, Any], figures: Figures) -> Counter[str]:
-    """What of the figures has a price of its own: what is not text."""
+    """Return the parts that have their own price: all that is not text."""
     counts: Counter[str] = Counter()
-    for where, part in _PARTS.items():
-        for fields in map(dict_of, list_of(report.get(where))):
+    for field_name, part in _PARTS.items():
+        for fields in map(dict_of, list_of(report.get(field_name))):
             if modality := _MODALITIES.get(text_of(fields.get("modality"))):
-                of_one = Figures(fields)
-                counts[part.format(modality)] += of_one.count("tokenCount")
-                figures.is_absurd |= of_one.is_absurd
+                part_figures = Figures(fields)
+                counts[part.format(modality)] += part_figures.count("tokenCount")
+                figures.is_absurd |= part_figures.is_absurd
     return counts
 
 
 def _tier(report: dict[str, Any]) -> str:
-    """How it was served; Vertex has words of its own."""
+    """Return how the request was served. Vertex has its own words for it."""
     traffic = text_of(report.get("trafficType")).lower()
     return text_of(report.get("serviceTier")).lower() or _TRAFFIC.get(traffic, traffic)
 
@@ -340,7 +344,7 @@ def _model(deployment: Deployment) -> str:
 
 
 def _url(deployment: Deployment, method: str) -> str:
-    """The SDK's base URL has no version, and another one's may. Whatever a model's name holds, it is one step of the path."""
+    """Return the URL. The SDK's base URL has no version, others may have one. The model's name is one segment of the path."""
     version = "" if _ENDS_IN_VERSION.search(deployment.base_url) else "/v1beta"
     return deployment.url(f"{version}/models/{quote(_model(deployment), safe='')}:{method}")
 

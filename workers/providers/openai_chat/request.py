@@ -1,6 +1,6 @@
-"""How is a canonical request said to OpenAI, and to those who speak its chat completions?
+"""How is a canonical request written for OpenAI's chat completions, and for vendors that speak them?
 
-In OpenAI's words; what a vendor knows otherwise is ``quirks``.
+The body is in OpenAI's format. The differences of each vendor are in ``quirks``.
 """
 
 from collections.abc import Iterable
@@ -26,7 +26,7 @@ from workers.providers.shared.quirks import Quirks
 
 
 def build_body(request: GenerationRequest, model: str, quirks: Quirks) -> dict[str, Any]:
-    """Return the body of a streaming request, not yet fitted to the vendor.
+    """Return the body of a streaming request, not yet adapted to the vendor.
 
     Raises:
         GatewayError: INVALID_REQUEST that names what chat completions cannot express.
@@ -65,27 +65,27 @@ def _inexpressible(part: OpaquePart) -> GatewayError:
 
 
 def _items(message: Message, quirks: Quirks) -> Iterable[dict[str, Any]]:
-    """Yield one message as the wire's messages: results of tools are messages of their own, before the rest of the turn."""
+    """Yield one message as the wire's messages. Tool results are their own messages, before the rest of the turn."""
     if message.role is Role.ASSISTANT:
         yield from _assistant_items(message.parts, quirks)
         return
-    images: list[Part] = []
+    user_parts: list[Part] = []
     for part in message.parts:
         if isinstance(part, ToolResultPart):
             text = "\n\n".join(_text(content_part) for content_part in part.content if not isinstance(content_part, ImagePart))
             content = openai_fields.result_text(part, text)
             yield {"role": "tool", "tool_call_id": openai_fields.call_id(part.tool_call_id), "content": content}
-            # A tool message holds text only: its images follow as the user's.
-            images.extend(content_part for content_part in part.content if isinstance(content_part, ImagePart))
-    images.extend(part for part in message.parts if not isinstance(part, ToolResultPart))
-    rest = _content(images)
+            # A tool message can contain only text. Its images follow in the user's message.
+            user_parts.extend(content_part for content_part in part.content if isinstance(content_part, ImagePart))
+    user_parts.extend(part for part in message.parts if not isinstance(part, ToolResultPart))
+    rest = _content(user_parts)
     if rest:
         yield {"role": message.role.value, "content": rest}
 
 
 def _assistant_items(parts: list[Part], quirks: Quirks) -> Iterable[dict[str, Any]]:
-    # Pieces of one answer, cut where the vendor liked: they join without a seam. Thinking is dropped, as most vendors'
-    # models never see their own; to refuse it would end every conversation that changes its model.
+    # These are pieces of one answer, so they are joined without a separator. Reasoning is dropped: most vendors' models never
+    # see their own, and refusing it would end every conversation that changes its model.
     content_parts = [part for part in parts if not isinstance(part, ToolCallPart | ReasoningPart)]
     text = "".join(_text(part) for part in content_parts)
     calls = [
@@ -112,7 +112,7 @@ def _text(part: Part) -> str:
 
 
 def _content(parts: list[Part]) -> str | list[dict[str, Any]]:
-    """Return a string where it is text alone: some compatible servers know no content parts."""
+    """Return a string if there is only text: some compatible servers do not support content parts."""
     if not any(isinstance(part, ImagePart) for part in parts):
         texts = [_text(part) for part in parts if not isinstance(part, ReasoningPart)]
         return "\n\n".join(text for text in texts if text)

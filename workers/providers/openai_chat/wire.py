@@ -1,7 +1,7 @@
-"""What do OpenAI, and those who speak its chat completions, send us?
+"""What do OpenAI, and servers that speak its chat completions, send us?
 
-Vendors agree on the shape and on little else: where usage stands, whether ``[DONE]`` comes, what a tool call's pieces
-hold. What a vendor may do, any vendor may do: nothing here asks who it is talking to.
+Vendors agree on the shape, but not on where usage is, whether ``[DONE]`` comes, or what the pieces of a tool call contain. This
+decoder accepts every variant from every vendor: it does not know which vendor it reads.
 """
 
 import hashlib
@@ -45,12 +45,12 @@ _FINISH_REASON = {
     "max_tokens": FinishReason.LENGTH,
     "function_call": FinishReason.TOOL_CALLS,
 }
-# Finish reasons that say that the answer did not.
+# Finish reasons that mean that the answer failed.
 _FAILURES = {"error", "insufficient_system_resource"}
 _PASSED_HEADERS = ("openai-beta",)
 _CHOICES_MAX = 128
-_THINKING, _THINKING_TOO = REASONING_FIELDS
-# Where parts with prices of their own stand.
+_REASONING_FIELD, _SECOND_REASONING_FIELD = REASONING_FIELDS
+# The fields of parts that have their own prices.
 _PARTS = {
     "input_audio_tokens": ("prompt_tokens_details", "audio_tokens"),
     "input_image_tokens": ("prompt_tokens_details", "image_tokens"),
@@ -81,7 +81,7 @@ class OpenAiCompatible:
         return ChunkDecoder(choices)
 
     def for_client(self, data: bytes, info: ReplyInfo) -> bytes:
-        # Nearly every block has a choice.
+        # Almost every block has a choice.
         if b'"choices":[]' not in data and b'"choices": []' not in data:
             return data
         if dict_of(info.body.get("stream_options")).get("include_usage"):
@@ -97,7 +97,7 @@ class OpenAiCompatible:
 
 
 class _Call:
-    """One tool call of a choice. ``key`` is how the upstream's pieces name it."""
+    """One tool call of a choice. ``key``: the index that the upstream's pieces have for it."""
 
     def __init__(self, index: int, key: int | None, id_: str) -> None:
         self.index = index
@@ -114,21 +114,21 @@ class _Choice:
 
 
 class ChunkDecoder(JsonDecoder):
-    """Chunks to events.
+    """Decodes chunks to events.
 
-    ``Finished`` waits for the end of the stream, as some vendors send more of a choice with, or after, its finish reason.
+    ``Finished`` waits for the end of the stream, because some vendors send more of a choice with or after its finish reason.
     """
 
     def __init__(self, choices: int = 1) -> None:
         super().__init__(PlainShape(b'"content":"', *(b'"%b":"' % name.encode() for name in REASONING_FIELDS)))
         self._choices: dict[int, _Choice] = {}
-        self._choices_due = choices  # So many must have come for the answer to be whole.
+        self._choices_due = choices  # The answer is complete only if this many have come.
         self._id = ""
 
     def _read(self, name: str, fields: dict[str, Any]) -> list[Event]:
         if name != "error" and not _is_error(fields):
             return list(self._read_chunk(fields))
-        # OpenRouter repeats the finish reason "length" as an error, which brings the usage.
+        # OpenRouter repeats the finish reason "length" as an error. That error has the usage.
         last = list(self._read_chunk(fields)) if self.is_whole else []
         return last + self._broken(errors.error_in_stream(fields))
 
@@ -143,10 +143,10 @@ class ChunkDecoder(JsonDecoder):
             return [self._fail(errors.no_answer(answer))]
         for choice in list_of(answer.get("choices")):
             if isinstance(choice, dict) and isinstance(choice.get("message"), dict):
-                choice["delta"] = choice["message"]  # Perplexity has an empty delta beside it.
+                choice["delta"] = choice["message"]  # Perplexity also has an empty delta.
         events = list(self._read_chunk(answer))
         for choice in self._choices.values():
-            choice.reason = choice.reason or "stop"  # The whole answer is here, whatever it forgot to say.
+            choice.reason = choice.reason or "stop"  # The answer is complete, even if the finish reason is missing.
         self._expect_no_more()
         return events + self.end()
 
@@ -162,11 +162,11 @@ class ChunkDecoder(JsonDecoder):
         return _usage(self._report, figures, self._model, self._tier) if self._report else None
 
     def _expect_no_more(self) -> None:
-        """The server has said all: one that was asked for several choices may give fewer."""
+        """The server has sent everything. It may give fewer choices than the request asked for."""
         self._choices_due = 1
-        self._end_events()
+        self._update_is_whole()
 
-    def _end_events(self) -> None:
+    def _update_is_whole(self) -> None:
         reasons = [choice.reason for choice in self._choices.values()]
         has_all = len(reasons) >= self._choices_due
         self.is_whole = has_all and all(reason is not None and reason not in _FAILURES for reason in reasons)
@@ -180,7 +180,7 @@ class ChunkDecoder(JsonDecoder):
         usage = dict_of(chunk.get("usage")) or dict_of(dict_of(chunk.get("x_groq")).get("usage"))
         if usage:
             self._report = usage  # Replaced, never added: some send it in every chunk.
-            # Azure's first chunk names no model, and the tier is known for sure only in the end.
+            # Azure's first chunk has no model, and only the last chunk has the final tier.
             self._model = text_of(chunk.get("model")) or self._model
             self._tier = text_of(chunk.get("service_tier")) or text_of(usage.get("service_tier")) or self._tier
         for choice in list_of(chunk.get("choices")):
@@ -193,7 +193,7 @@ class ChunkDecoder(JsonDecoder):
         self.is_whole = self.is_whole and choice.reason is not None
         delta = fields.get("delta")
         if not isinstance(delta, dict):
-            # A whole answer where a piece was due. With a delta beside it, it is Perplexity's text so far.
+            # A complete message instead of a piece. (With a delta beside it, it would be Perplexity's text so far.)
             delta = {} if choice.has_output else dict_of(fields.get("message"))
         for event in _read_delta(delta, index):
             choice.has_output = True
@@ -203,7 +203,7 @@ class ChunkDecoder(JsonDecoder):
             yield event
         if isinstance(fields.get("finish_reason"), str) and choice.reason is None:
             choice.reason = fields["finish_reason"]
-            self._end_events()
+            self._update_is_whole()
 
     def _read_calls(self, delta: dict[str, Any], choice: _Choice, index: int) -> Iterator[Event]:
         items = list_of(delta.get("tool_calls"))
@@ -217,10 +217,10 @@ class ChunkDecoder(JsonDecoder):
     def _read_call(self, item: dict[str, Any], choice: _Choice, index: int) -> Iterator[Event]:
         function = dict_of(item.get("function"))
         name = text_of(function.get("name"))
-        call = _call_of(item, name, choice.calls)
+        call = _find_call(item, name, choice.calls)
         if call is None:
             key = index_of(item.get("index"))
-            call = _Call(len(choice.calls), key, text_of(item.get("id")) or self._made_up_id(index, len(choice.calls)))
+            call = _Call(len(choice.calls), key, text_of(item.get("id")) or self._invent_call_id(index, len(choice.calls)))
             choice.calls.append(call)
             yield ToolCallStarted(call.index, call.id, name, index)
         arguments = function.get("arguments")
@@ -229,7 +229,7 @@ class ChunkDecoder(JsonDecoder):
             call.has_arguments = True
             yield ToolCallDelta(call.index, text, index)
 
-    def _made_up_id(self, choice: int, call: int) -> str:
+    def _invent_call_id(self, choice: int, call: int) -> str:
         self._id = self._id or secrets.token_hex(12)
         return "call_" + hashlib.sha256(f"{self._id}.{choice}.{call}".encode()).hexdigest()[:24]
 
@@ -238,25 +238,25 @@ def _is_error(chunk: dict[str, Any]) -> bool:
     return bool(chunk.get("error")) or (chunk.get("object") == "error" and "choices" not in chunk)
 
 
-def _call_of(item: dict[str, Any], name: str, calls: list[_Call]) -> _Call | None:
-    """Return the call that a piece belongs to, or None if it begins another one."""
+def _find_call(item: dict[str, Any], name: str, calls: list[_Call]) -> _Call | None:
+    """Return the call that a piece belongs to; None: it begins a new call."""
     id_, key = text_of(item.get("id")), index_of(item.get("index"))
     if key is None:
-        # Older Mistral: whole calls without an index. A piece that names nothing goes on with the last call.
-        same = [call for call in calls if call.id == id_] if id_ else ([] if name else calls)
-        return same[-1] if same else None
-    same = [call for call in calls if call.key == key]
-    # Some number every call of an answer 0: another id with a name of its own is another call.
-    if not same or (id_ and name and same[-1].id != id_):
+        # Older Mistral models send complete calls without an index. A piece without id and name continues the last call.
+        matching = [call for call in calls if call.id == id_] if id_ else ([] if name else calls)
+        return matching[-1] if matching else None
+    matching = [call for call in calls if call.key == key]
+    # Some servers give every call the index 0: a piece with another id and a name is another call.
+    if not matching or (id_ and name and matching[-1].id != id_):
         return None
-    return same[-1]
+    return matching[-1]
 
 
 def _read_delta(delta: dict[str, Any], index: int) -> Iterator[Event]:
-    # Some send the same thought under both names.
-    thinking = text_of(delta.get(_THINKING)) or text_of(delta.get(_THINKING_TOO))
-    if thinking:
-        yield ReasoningDelta(thinking, index)
+    # Some servers send the same reasoning in both fields.
+    reasoning = text_of(delta.get(_REASONING_FIELD)) or text_of(delta.get(_SECOND_REASONING_FIELD))
+    if reasoning:
+        yield ReasoningDelta(reasoning, index)
     content = delta.get("content")
     if isinstance(content, list):
         for part in content:
@@ -271,7 +271,7 @@ def _read_delta(delta: dict[str, Any], index: int) -> Iterator[Event]:
 
 
 def _read_part(part: dict[str, Any], index: int) -> Iterator[Event]:
-    """Mistral's content as a list: thinking and text side by side."""
+    """Yield the events of one item of Mistral's content lists, which mix thinking and text."""
     if part.get("type") == "thinking":
         thinking = part.get("thinking")
         text = (
@@ -285,7 +285,7 @@ def _read_part(part: dict[str, Any], index: int) -> Iterator[Event]:
 
 def _finish_reason(choice: _Choice) -> FinishReason:
     reason = _FINISH_REASON.get(choice.reason or "", FinishReason.STOP)
-    # "stop" is also what comes after a call that the client forced.
+    # "stop" also comes after a call that the client forced.
     return FinishReason.TOOL_CALLS if choice.calls and reason is FinishReason.STOP else reason
 
 
@@ -293,13 +293,13 @@ def _usage(report: Mapping[str, Any], figures: Figures, model: str, tier: str) -
     prompt, completion = figures.main("prompt_tokens"), figures.main("completion_tokens")
     cached = figures.count("prompt_tokens_details", "cached_tokens") or figures.count("prompt_cache_hit_tokens")
     reasoning = figures.count("completion_tokens_details", "reasoning_tokens")
-    # OpenAI counts reasoning as completion, xAI beside it: the total tells. Gateways report more reasoning than
-    # completion, with a total that leaves it out; it was written all the same.
+    # OpenAI includes reasoning in the completion, xAI counts it beside it; the total shows which. Some gateways report more
+    # reasoning than completion, and a total without it. The reasoning was generated all the same.
     is_beside = reasoning and report.get("total_tokens") == prompt + completion + reasoning
     completion = completion + reasoning if is_beside else max(completion, reasoning)
-    # Perplexity's are beside the completion, whatever the total says.
+    # Perplexity's figures are always beside the completion, whatever the total says.
     reasoning_tokens, citations = 0 if reasoning else figures.count("reasoning_tokens"), figures.count("citation_tokens")
-    # Cached tokens are part of the prompt, save at Azure's Grok.
+    # Cached tokens are part of the prompt, except with Azure's Grok.
     if cached > prompt:
         prompt += cached
     return figures.usage(

@@ -1,7 +1,7 @@
-"""How is a canonical request said in OpenAI's responses API?
+"""How is a canonical request written for OpenAI's Responses API?
 
-The conversation is a flat list of items: messages, calls, results of calls, reasoning. Nothing is stored at the vendor, but
-for answers in the background: every request brings the whole conversation, and reasoning travels in it encrypted.
+The conversation is a flat list of items: messages, calls, results of calls, reasoning. Nothing is stored at the vendor, except
+background answers. Each request contains the whole conversation, with encrypted reasoning.
 
 Source: https://platform.openai.com/docs/api-reference/responses/create
 """
@@ -28,26 +28,26 @@ from common.canonical.generation import (
 from workers.providers.shared import openai_fields
 from workers.providers.shared.inexpressible import inexpressible, refused
 
-# Stands before every signature that the decoder makes of a reasoning item. A conversation may have begun at another
-# vendor, whose signatures have none: they would be refused, and are left out.
+# The prefix of every signature that the decoder makes from a reasoning item. A conversation may have begun at another vendor,
+# whose signatures do not have it. OpenAI would refuse those, so they are dropped.
 REASONING_MARK = "openai-responses:"
 
-_OUTPUT_TOKENS_MIN = 16  # OpenAI refuses less, and clients probe with 1.
+_OUTPUT_TOKENS_MIN = 16  # OpenAI refuses less, and some clients send 1 as a test.
 
 
 def build_body(request: GenerationRequest, model: str, *, in_background: bool = False) -> tuple[bytes, list[str]]:
-    """Return the body of a streaming request, and the names of the harmless fields that it leaves out.
+    """Return the body of a streaming request, and the names of the harmless fields that are dropped.
 
-    Summaries of reasoning are not asked for: OpenAI refuses such a request of an organisation that it has not verified.
+    We do not ask for summaries of reasoning: OpenAI refuses that for organisations that it has not verified.
 
     Raises:
-        GatewayError: INVALID_REQUEST that names what responses cannot express.
+        GatewayError: INVALID_REQUEST that names what the Responses API cannot express.
     """
     if request.choices > 1:
         raise refused("n", "must be 1: the provider of this model gives one choice")
     if request.stop:
         raise refused(
-            request.names.get("stop", "stop"), "must be left out: the provider of this model stops at no words of one's own"
+            request.names.get("stop", "stop"), "must be left out: the provider of this model does not support stop sequences"
         )
     left_out = ("top_k", "seed", "presence_penalty", "frequency_penalty")
     fields: dict[str, Any] = {
@@ -60,7 +60,7 @@ def build_body(request: GenerationRequest, model: str, *, in_background: bool = 
         "top_p": request.top_p,
         "user": openai_fields.end_user(request.end_user),
     }
-    # A model that does not reason refuses to be asked for its reasoning.
+    # A model that cannot reason refuses this option.
     if "reasoning" in fields or any(item.get("type") == "reasoning" for item in fields["input"]):
         fields["include"] = ["reasoning.encrypted_content"]
     body = {name: value for name, value in fields.items() if value is not None}
@@ -68,7 +68,7 @@ def build_body(request: GenerationRequest, model: str, *, in_background: bool = 
 
 
 def build_count_body(request: GenerationRequest, model: str) -> dict[str, Any]:
-    """Return the fields that make the prompt, which are also those that count towards its tokens.
+    """Return the fields of the prompt. Only these count for its tokens.
 
     Raises:
         GatewayError: as for ``build_body``.
@@ -84,7 +84,7 @@ def build_count_body(request: GenerationRequest, model: str) -> dict[str, Any]:
     if items:
         fields |= {"instructions": instructions, "input": items} if instructions else {"input": items}
     else:
-        # Instructions alone are a request for other vendors; here something must be said.
+        # Other vendors accept instructions alone. Here there must be a user's message.
         fields["input"] = [_message("user", [{"type": "input_text", "text": instructions}])]
     if request.tools:
         fields["tools"] = [_tool(tool) for tool in request.tools]
@@ -104,9 +104,9 @@ def _message(role: str, content: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _items(message: Message) -> Iterable[dict[str, Any]]:
-    """Yield one message as items, in the order in which its parts were said."""
+    """Yield one message as items, in the order of its parts."""
     is_own = message.role is Role.ASSISTANT
-    # A later system message keeps its place; "developer" is what OpenAI calls it.
+    # A later system message keeps its place. OpenAI calls this role "developer".
     role = "developer" if message.role is Role.SYSTEM else message.role.value
     content_items: list[dict[str, Any]] = []
     for part in message.parts:
@@ -124,7 +124,7 @@ def _items(message: Message) -> Iterable[dict[str, Any]]:
 
 
 def _item(part: Part) -> dict[str, Any] | None:
-    """Return the item that a part is; None if it is the content of a message, empty if it is left out."""
+    """Return a part's item; None: the part is content of a message; empty: it is dropped."""
     match part:
         case ReasoningPart():
             return _reasoning(part)
@@ -146,7 +146,7 @@ def _reasoning(part: ReasoningPart) -> dict[str, Any]:
 
 
 def _output(result: ToolResultPart) -> str | list[dict[str, Any]]:
-    """Return a string where it is text alone: other vendors of this family know no content in results."""
+    """Return a string if there is only text: other vendors of this family do not support content parts in results."""
     images = [part for part in result.content if isinstance(part, ImagePart)]
     text = "\n\n".join(_text(part) for part in result.content if not isinstance(part, ImagePart))
     text = openai_fields.result_text(result, text)
@@ -177,7 +177,7 @@ def _image(part: ImagePart) -> dict[str, Any]:
 
 
 def _tool(tool: Tool) -> dict[str, Any]:
-    # Strict unless told otherwise, which changes what a schema may say; other families' tools are not strict by themselves.
+    # The API's default is strict, which restricts the schema. Tools of other families are not strict by default.
     fields = {"type": "function", "name": tool.name, "strict": bool(tool.strict)}
     fields["parameters"] = tool.parameters or {"type": "object", "properties": {}}
     if tool.description is not None:

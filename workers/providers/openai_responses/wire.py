@@ -1,8 +1,8 @@
-"""What do OpenAI, and those who speak its responses API, send us?
+"""What do OpenAI, and servers that speak its Responses API, send us?
 
-The type in the JSON says what an event is; some vendors send no ``event:`` line. An item is known by its ``output_index``:
-gateways in the wild change its id with every event. Events and items of unknown types, and those of tools that run at the
-vendor, are passed over: a client of the same family gets them as bytes.
+The type in the JSON says what an event is; some vendors send no ``event:`` line. An item is identified by its ``output_index``:
+some gateways change its id with every event. Events and items of unknown types, and those of tools that run at the vendor, are
+ignored: a client of the same family gets them as bytes.
 
 Sources: https://platform.openai.com/docs/api-reference/responses-streaming and, for answers that outlive their connection,
 https://developers.openai.com/api/docs/guides/background
@@ -48,16 +48,16 @@ from workers.providers.shared.plain_shape import NumberedShape
 from workers.providers.shared.quirks import fit_response
 
 _PASSED_HEADERS = ("openai-beta",)
-# What Sluice does itself, for every provider: conversations and answers are kept here, not there.
+# Fields that Sluice handles itself for every provider: it stores conversations and answers.
 _OWN_FIELDS = ("background", "background_options", "previous_response_id")
-# Where parts with prices of their own stand.
+# The fields of parts that have their own prices.
 _PARTS = {
     "input_audio_tokens": ("input_tokens_details", "audio_tokens"),
     "input_image_tokens": ("input_tokens_details", "image_tokens"),
     "output_audio_tokens": ("output_tokens_details", "audio_tokens"),
     "output_image_tokens": ("output_tokens_details", "image_tokens"),
 }
-# Items of tools that run at the vendor, by what they are paid as.
+# Items of tools that run at the vendor, and the detail of the usage that each one counts as.
 _PAID_CALLS = {
     "web_search_call": "web_searches",
     "file_search_call": "storage_searches",
@@ -70,7 +70,7 @@ _BACKGROUND = re.compile(rb'("background": ?)(?:true|false)')
 
 class OpenAiResponses:
     dialect = "openai-responses"
-    end_mark = b""  # A stream without its own is cut, and fails.
+    end_mark = b""  # A stream without its own end event is cut off, and fails.
 
     def build_request(self, request: GenerationRequest, deployment: Deployment) -> UpstreamRequest:
         body, dropped = build_body(request, deployment.model, in_background=deployment.in_background)
@@ -81,7 +81,7 @@ class OpenAiResponses:
         if deployment.in_background:
             changed |= {"background": True, "store": True}
         if isinstance(changed.get("input"), list):
-            # What another vendor thought, in a conversation that began there: OpenAI cannot read it, and refuses it.
+            # Reasoning of another vendor, from the start of the conversation: OpenAI cannot read it, and would refuse it.
             changed["input"] = [item for item in changed["input"] if not is_wrapped(dict_of(item).get("encrypted_content"))]
         dropped = fit_response(changed, deployment)
         return UpstreamRequest(_url(deployment), _headers(deployment, headers), orjson.dumps(changed), dropped)
@@ -90,15 +90,16 @@ class OpenAiResponses:
         return ResponseDecoder()
 
     def for_client(self, data: bytes, info: ReplyInfo) -> bytes:
-        """Return the data with our id for the response, and as if ``pass_request`` had changed nothing."""
-        # Nearly every block is a piece of an item, and does not hold the response.
+        """Return the data with our id of the response, and without the effects of what ``pass_request`` changed."""
+        # Almost every block is a piece of an item, and does not contain the response.
         if b'"response":' not in data and b'"object":' not in data:
             return data
         response = _response_in(data)
         upstream_id = response.get("id")
         if not isinstance(upstream_id, str) or not upstream_id:
             return data
-        # As bytes, so that all else stays as it came. A quote inside a text is escaped, so only the value itself is found.
+        # Replaced as bytes, so that everything else stays unchanged. A quote inside a text is escaped, so only the value
+        # matches.
         data = data.replace(orjson.dumps(upstream_id), orjson.dumps(response_id(info.generation_id)))
         if isinstance(info.body.get("previous_response_id"), str):
             previous = orjson.dumps(info.body["previous_response_id"])
@@ -134,19 +135,17 @@ class OpenAiResponses:
 
 
 class _Item:
-    """An output item. ``call`` counts the tool calls of the answer, None for what is none."""
+    """An output item. ``call``: the index of its tool call; None: it is not a tool call."""
 
     def __init__(self, call: int | None = None) -> None:
         self.call = call
-        self.arguments = GrowingText()  # Of a call, until its item is done.
+        self.arguments = GrowingText()  # The arguments of a call, until its item is done.
         self.has_output = False
         self.has_summary = False
 
 
 class ResponseDecoder(JsonDecoder):
-    """Events of a response to events of ours. Only the last one says that the response is whole, and brings the usage; paid
-    calls are items like others.
-    """
+    """Decodes the events of a response. Only the last one says that it is complete, and has the usage. Paid calls are items."""
 
     def __init__(self) -> None:
         super().__init__(NumberedShape())
@@ -180,7 +179,7 @@ class ResponseDecoder(JsonDecoder):
             case "response.reasoning_summary_part.added":
                 item = self._item(index)
                 if item.has_summary:
-                    yield ReasoningDelta("\n\n")  # Each part is a paragraph with a heading of its own.
+                    yield ReasoningDelta("\n\n")  # Each part is a paragraph with its own heading.
                 item.has_summary = True
             case "response.output_item.done":
                 yield from self._read_item_done(index, dict_of(fields.get("item")))
@@ -225,7 +224,7 @@ class ResponseDecoder(JsonDecoder):
             yield ToolCallDelta(item.call, arguments)
 
     def _read_item_done(self, index: int | None, fields: dict[str, Any]) -> Iterator[Event]:
-        """The whole item. What its pieces have said is not said again; some vendors send it without pieces."""
+        """Yield the events of a complete item. Content that came in pieces is not repeated; some vendors send no pieces."""
         yield from self._read_item_start(index, fields)
         item = self._item(index)
         if (index is None or not item.has_output) and (paid := _paid_call(fields)):
@@ -252,9 +251,9 @@ class ResponseDecoder(JsonDecoder):
         elif status not in ("completed", "incomplete"):
             yield self._fail(errors.cut_short())
         elif status == "completed" and any(_is_cut(str(item.arguments)) for item in self._items.values()):
-            yield self._fail(errors.cut_short())  # A client would run a call that lacks half of its arguments.
+            yield self._fail(errors.cut_short())  # Otherwise a client would run a call with cut arguments.
         else:
-            if not self._items:  # A whole answer, or a stream of a gateway that has only whole answers.
+            if not self._items:  # A body, or a stream of a gateway that sends only complete answers.
                 for index, item in enumerate(list_of(response.get("output"))):
                     yield from self._read_item_done(index, dict_of(item))
             for item in self._items.values():
@@ -286,7 +285,7 @@ class ResponseDecoder(JsonDecoder):
 
 
 def _is_cut(arguments: str) -> bool:
-    """Whether the arguments of a call that never was done are no whole JSON."""
+    """Whether the arguments of a call without a "done" event are incomplete JSON."""
     try:
         return bool(arguments) and read_json(arguments.encode()) is None
     except ValueError:
@@ -302,7 +301,7 @@ def _read_content(content: list[Any]) -> Iterator[Event]:
 
 
 def _read_reasoning(item: dict[str, Any]) -> Iterator[Event]:
-    """A summary for those who keep the thoughts to themselves, else the thoughts."""
+    """Yield the summary of the reasoning if there is one (some vendors hide the rest), otherwise the reasoning itself."""
     parts = list_of(item.get("summary")) or list_of(item.get("content"))
     text = "\n\n".join(text_of(dict_of(part).get("text")) for part in parts)
     if text:
@@ -310,14 +309,14 @@ def _read_reasoning(item: dict[str, Any]) -> Iterator[Event]:
 
 
 def _paid_call(item: dict[str, Any]) -> str | None:
-    """Return what a tool that ran at the vendor is paid as. Opening a page that a search has found costs nothing."""
+    """Return which paid call an item is; None: it is free. Opening a page of a search result costs nothing."""
     if item.get("type") == "web_search_call" and text_of(dict_of(item.get("action")).get("type")) not in ("", "search"):
         return None
     return _PAID_CALLS.get(text_of(item.get("type")))
 
 
 def _response_in(data: bytes) -> dict[str, Any]:
-    """Return the response that a block, or a whole body, holds."""
+    """Return the response in a block or in a whole body."""
     try:
         fields = dict_of(read_json(read_block(data)[1] if data.startswith((b"data:", b"event:")) else data))
     except ValueError:
