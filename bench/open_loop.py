@@ -29,7 +29,7 @@ READ_BYTES = 64 * 1024
 EVENTS_MAX = 64  # Handled before the next check for requests that are due.
 
 
-class Target(NamedTuple):
+class LoadTarget(NamedTuple):
     host: str
     port: int
     path: str
@@ -61,7 +61,7 @@ class LoopClient:
 
     __slots__ = ("began_at", "is_sent", "outcome", "socket", "tail")
 
-    def __init__(self, target: Target, request: bytes, flood_at: float) -> None:
+    def __init__(self, target: LoadTarget, request: bytes, flood_at: float) -> None:
         self.tail = b""
         self.socket = socket.socket()
         self.socket.setblocking(False)
@@ -123,7 +123,7 @@ class Phase(NamedTuple):
     seconds: float
 
 
-def _send(target: Target, phases: list[Phase], patience_s: float) -> tuple[list[LoopOutcome], list[float]]:
+def _send(target: LoadTarget, phases: list[Phase], patience_s: float) -> tuple[list[LoopOutcome], list[float]]:
     """Return the outcome of each request, and how late each was sent, in seconds."""
     request, outcomes, late_s = target.request(), list[LoopOutcome](), list[float]()
     clients: dict[int, LoopClient] = {}  # By file descriptor.
@@ -173,7 +173,9 @@ def _send(target: Target, phases: list[Phase], patience_s: float) -> tuple[list[
     return outcomes, late_s
 
 
-def _process(target: Target, phases: list[Phase], patience_s: float, sender: "multiprocessing.connection.Connection") -> None:
+def _process(
+    target: LoadTarget, phases: list[Phase], patience_s: float, sender: "multiprocessing.connection.Connection"
+) -> None:
     raise_file_limit()
     began_s = time.process_time()
     outcomes, late_s = _send(target, phases, patience_s)
@@ -188,7 +190,7 @@ class Sent(NamedTuple):
     late_s: list[float]
 
 
-def send(target: Target, phases: list[Phase], patience_s: float, processes: int = 1) -> Sent:
+def send(target: LoadTarget, phases: list[Phase], patience_s: float, processes: int = 1) -> Sent:
     """Send the phases, one after the other."""
     context = multiprocessing.get_context("spawn")
     shares = [Phase(phase.per_s / processes, phase.seconds) for phase in phases]

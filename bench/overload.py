@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from bench.open_loop import ENDS, Phase, Sent, Target, send
+from bench.open_loop import ENDS, LoadTarget, Phase, Sent, send
 from bench.run import KEY, PATH, Machine, machine
 from common.process.process import raise_file_limit
 
@@ -67,7 +67,7 @@ def summarize(sent: Sent, per_s: float, flood_s: float, usual_s: float, cpu: dic
 
 
 class Bench:
-    def __init__(self, target: Target, under_test: Machine | None, options: argparse.Namespace) -> None:
+    def __init__(self, target: LoadTarget, under_test: Machine | None, options: argparse.Namespace) -> None:
         self._target = target
         self._under_test = under_test
         self._options = options
@@ -159,7 +159,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("Stopped."))
     with nullcontext() if options.url else machine() as under_test:
         parts = urlsplit(options.url or f"http://127.0.0.1:{under_test.api_port if under_test else 0}{PATH}")
-        target = Target(parts.hostname or "", parts.port or 80, parts.path, options.key, options.model)
+        target = LoadTarget(parts.hostname or "", parts.port or 80, parts.path, options.key, options.model)
         results = Bench(target, under_test, options).run()
     for goal in missed_goals(options.factors, results):
         print(goal)

@@ -63,7 +63,7 @@ class Outcome:
     is_complete: bool = False
 
 
-class Client(asyncio.Protocol):
+class StreamClient(asyncio.Protocol):
     """One request on one connection. Counts tokens without parsing, so that it costs little compared with what it measures."""
 
     def __init__(self, request: bytes) -> None:
@@ -99,7 +99,7 @@ async def send_request(port: int, model: str) -> Outcome:
         f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
     )
     loop = asyncio.get_running_loop()
-    transport, client = await loop.create_connection(lambda: Client(head.encode() + body), "127.0.0.1", port)
+    transport, client = await loop.create_connection(lambda: StreamClient(head.encode() + body), "127.0.0.1", port)
     try:
         await client.ended
     finally:

@@ -10,9 +10,9 @@ import orjson
 from demo_provider import openai_common
 from demo_provider.wire import (
     MARK,
+    AnswerPart,
     AnswerRequest,
     Finish,
-    Part,
     PartKind,
     Plan,
     Tool,
@@ -97,7 +97,7 @@ def _frame_fields(request: AnswerRequest, kind: str) -> dict[str, Any]:
     }
 
 
-def _call_id(part: Part, choice: int) -> str:
+def _call_id(part: AnswerPart, choice: int) -> str:
     return f"call_{part.id}" if choice == 0 else f"call_{part.id}{choice}"
 
 
@@ -189,12 +189,12 @@ class ChatStream:
         choices = [{"index": choice, "delta": delta, "logprobs": None, "finish_reason": finish_reason}]
         return self._head + orjson.dumps(choices) + self._tail
 
-    def _call_start(self, part: Part, index: int, choice: int) -> bytes:
+    def _call_start(self, part: AnswerPart, index: int, choice: int) -> bytes:
         function = {"name": part.name, "arguments": ""}
         call = {"index": index, "id": _call_id(part, choice), "type": "function", "function": function}
         return self._chunk(choice, {"tool_calls": [call]})
 
-    def _around_token(self, part: Part, call: int, choice: int) -> tuple[bytes, bytes]:
+    def _around_token(self, part: AnswerPart, call: int, choice: int) -> tuple[bytes, bytes]:
         delta: dict[str, Any]
         match part.kind:
             case PartKind.REASONING:

@@ -9,9 +9,9 @@ import orjson
 
 from demo_provider.wire import (
     MARK,
+    AnswerPart,
     AnswerRequest,
     Finish,
-    Part,
     PartKind,
     Plan,
     Tool,
@@ -108,7 +108,7 @@ def _has_calls(plan: Plan) -> bool:
     return any(part.kind is PartKind.TOOL for part in plan.parts)
 
 
-def _call(part: Part, arguments: str) -> dict[str, Any]:
+def _call(part: AnswerPart, arguments: str) -> dict[str, Any]:
     id_ = f"{part.name}_{part.id[:12]}"
     return {"id": id_, "type": "function", "function": {"name": part.name, "arguments": arguments}}
 
@@ -126,12 +126,12 @@ def build_reply(request: AnswerRequest, plan: Plan) -> dict[str, Any]:
     return {"id": _id(), "message": message, "finish_reason": _FINISH_REASON[plan.finish], "usage": _usage(request, plan)}
 
 
-def _reply_block(part: Part) -> dict[str, Any]:
+def _reply_block(part: AnswerPart) -> dict[str, Any]:
     kind = _block_kind(part)
     return {"type": kind, kind: part.text}
 
 
-def _block_kind(part: Part) -> str:
+def _block_kind(part: AnswerPart) -> str:
     return "thinking" if part.kind is PartKind.REASONING else "text"
 
 
@@ -192,13 +192,13 @@ def _end(kind: str, index: int) -> bytes:
     return _event(kind, {"type": kind, "index": index})
 
 
-def _around_block(part: Part, index: int) -> tuple[bytes, bytes, bytes]:
+def _around_block(part: AnswerPart, index: int) -> tuple[bytes, bytes, bytes]:
     kind = _block_kind(part)
     start = _delta("content-start", index, {"content": {"type": kind, kind: ""}})
     return start, _delta("content-delta", index, {"content": {kind: MARK}}), _end("content-end", index)
 
 
-def _around_call(part: Part, index: int) -> tuple[bytes, bytes, bytes]:
+def _around_call(part: AnswerPart, index: int) -> tuple[bytes, bytes, bytes]:
     start = _delta("tool-call-start", index, {"tool_calls": _call(part, "")})
     delta = _delta("tool-call-delta", index, {"tool_calls": {"function": {"arguments": MARK}}})
     return start, delta, _end("tool-call-end", index)

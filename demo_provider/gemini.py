@@ -14,9 +14,9 @@ import orjson
 
 from demo_provider.wire import (
     MARK,
+    AnswerPart,
     AnswerRequest,
     Finish,
-    Part,
     PartKind,
     Plan,
     Tool,
@@ -187,7 +187,7 @@ def _answer_fields(request: AnswerRequest) -> dict[str, Any]:
     return {"modelVersion": request.model, "responseId": secrets.token_urlsafe(16)}
 
 
-def _call(part: Part, choice: int, *, is_first: bool) -> dict[str, Any] | None:
+def _call(part: AnswerPart, choice: int, *, is_first: bool) -> dict[str, Any] | None:
     """Return the part for a tool call; ``None`` if the token limit cut it off, because Gemini sends only complete calls."""
     try:
         arguments = orjson.loads(part.text)
@@ -199,11 +199,11 @@ def _call(part: Part, choice: int, *, is_first: bool) -> dict[str, Any] | None:
     return fields
 
 
-def _signature(part: Part) -> str:
+def _signature(part: AnswerPart) -> str:
     return base64.b64encode(_SIGNED_WITH + part.id.encode()).decode()
 
 
-def _first_call(plan: Plan) -> Part | None:
+def _first_call(plan: Plan) -> AnswerPart | None:
     return next((part for part in plan.parts if part.kind is PartKind.TOOL), None)
 
 
@@ -230,7 +230,7 @@ def _reply_parts(plan: Plan, choice: int) -> list[dict[str, Any]]:
     return [part for part in parts if part is not None]
 
 
-def _text_part(part: Part, text: str) -> dict[str, Any]:
+def _text_part(part: AnswerPart, text: str) -> dict[str, Any]:
     return {"text": text, "thought": True} if part.kind is PartKind.REASONING else {"text": text}
 
 

@@ -9,9 +9,9 @@ import orjson
 
 from demo_provider.wire import (
     MARK,
+    AnswerPart,
     AnswerRequest,
     Finish,
-    Part,
     PartKind,
     Plan,
     Tool,
@@ -161,7 +161,7 @@ def _ending(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _signature(part: Part) -> str:
+def _signature(part: AnswerPart) -> str:
     # Opaque to clients, which only send it back.
     return base64.b64encode(f"demo signature {part.id}".encode()).decode()
 
@@ -172,7 +172,7 @@ def build_reply(request: AnswerRequest, plan: Plan) -> dict[str, Any]:
     return {**_message(request, _full_usage(request, plan.tokens)), "content": content, **_ending(plan)}
 
 
-def _reply_block(part: Part) -> dict[str, Any]:
+def _reply_block(part: AnswerPart) -> dict[str, Any]:
     match part.kind:
         case PartKind.REASONING:
             return {"type": "thinking", "thinking": part.text, "signature": _signature(part)}
@@ -244,7 +244,7 @@ def _delta(index: int, kind: str, field: str, text: str) -> bytes:
     return _event("content_block_delta", {"index": index, "delta": {"type": kind, field: text}})
 
 
-def _block_start(index: int, part: Part) -> bytes:
+def _block_start(index: int, part: AnswerPart) -> bytes:
     block: dict[str, Any]
     match part.kind:
         case PartKind.REASONING:
@@ -256,7 +256,7 @@ def _block_start(index: int, part: Part) -> bytes:
     return _event("content_block_start", {"index": index, "content_block": block})
 
 
-def _block_end(index: int, part: Part) -> bytes:
+def _block_end(index: int, part: AnswerPart) -> bytes:
     stop = _event("content_block_stop", {"index": index})
     if part.kind is PartKind.REASONING:
         return _delta(index, "signature_delta", "signature", _signature(part)) + stop

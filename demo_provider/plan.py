@@ -11,7 +11,7 @@ import orjson
 from demo_provider import script as scripts
 from demo_provider.schema import example
 from demo_provider.script import Script, Words, split_words
-from demo_provider.wire import AnswerRequest, Finish, Part, PartKind, Plan, WireError
+from demo_provider.wire import AnswerPart, AnswerRequest, Finish, PartKind, Plan, WireError
 
 _FRAGMENT_CHARS = 6  # Small, so that even the shortest arguments come in several deltas, and cuts fall inside strings.
 
@@ -25,7 +25,7 @@ def make_plan(script: Script, request: AnswerRequest) -> Plan:
     plan = _plan_without_limits(script, request)
     # A client that sends the beginning of an answer has already received the reasoning before it.
     if script.reasoning_tokens and not request.prefill:
-        plan.parts.insert(0, Part(PartKind.REASONING, scripts.reasoning_words(script.reasoning_tokens)))
+        plan.parts.insert(0, AnswerPart(PartKind.REASONING, scripts.reasoning_words(script.reasoning_tokens)))
     if request.tokens_max is not None:
         _limit(plan, request.tokens_max)
     if request.stops:
@@ -38,16 +38,16 @@ def make_plan(script: Script, request: AnswerRequest) -> Plan:
 
 def _plan_without_limits(script: Script, request: AnswerRequest) -> Plan:
     if script.is_refusal:
-        return Plan([Part(PartKind.REFUSAL, scripts.refusal())], Finish.REFUSAL)
+        return Plan([AnswerPart(PartKind.REFUSAL, scripts.refusal())], Finish.REFUSAL)
     if request.tool_result is not None:
-        return Plan([Part(PartKind.TEXT, split_words(f"The tool answered: {request.tool_result}"))], Finish.STOP)
+        return Plan([AnswerPart(PartKind.TEXT, split_words(f"The tool answered: {request.tool_result}"))], Finish.STOP)
     if script.tool_calls and request.tools:
         calls = itertools.islice(itertools.cycle(request.tools), script.tool_calls)
-        parts = [Part(PartKind.TOOL, _fragments(_arguments(tool.schema)), tool.name) for tool in calls]
+        parts = [AnswerPart(PartKind.TOOL, _fragments(_arguments(tool.schema)), tool.name) for tool in calls]
         return Plan(parts, Finish.TOOLS)
     if request.document_schema is not None:
-        return Plan([Part(PartKind.TEXT, _fragments(_document(request.document_schema)))], Finish.STOP)
-    return Plan([Part(PartKind.TEXT, _text(script.tokens, request.prefill))], Finish.STOP)
+        return Plan([AnswerPart(PartKind.TEXT, _fragments(_document(request.document_schema)))], Finish.STOP)
+    return Plan([AnswerPart(PartKind.TEXT, _text(script.tokens, request.prefill))], Finish.STOP)
 
 
 def _arguments(schema: object) -> dict[str, object]:

@@ -11,9 +11,9 @@ import orjson
 from demo_provider import openai_common
 from demo_provider.wire import (
     MARK,
+    AnswerPart,
     AnswerRequest,
     Finish,
-    Part,
     PartKind,
     Plan,
     Tool,
@@ -126,7 +126,7 @@ def _finished_response(response: dict[str, Any], request: AnswerRequest, plan: P
     }
 
 
-def _item(request: AnswerRequest, plan: Plan, part: Part, *, is_done: bool) -> dict[str, Any]:
+def _item(request: AnswerRequest, plan: Plan, part: AnswerPart, *, is_done: bool) -> dict[str, Any]:
     """Return a part as an output item: as announced, or as completed."""
     is_cut = plan.finish is Finish.LENGTH and part is plan.parts[-1]
     status = ("incomplete" if is_cut else "completed") if is_done else "in_progress"
@@ -151,7 +151,7 @@ def _item(request: AnswerRequest, plan: Plan, part: Part, *, is_done: bool) -> d
     return {"id": f"msg_{part.id}", "type": "message", "status": status, "content": content, "role": "assistant"}
 
 
-def _content(part: Part, text: str) -> dict[str, Any]:
+def _content(part: AnswerPart, text: str) -> dict[str, Any]:
     if part.kind is PartKind.REFUSAL:
         return {"type": "refusal", "refusal": text}
     return {"type": "output_text", "annotations": [], "logprobs": [], "text": text}
@@ -208,7 +208,7 @@ class ResponseStream:
         self._sequence += 1
         return event
 
-    def _start_part(self, index: int, part: Part) -> bytes:
+    def _start_part(self, index: int, part: AnswerPart) -> bytes:
         item = _item(self._request, self._plan, part, is_done=False)
         start = self._event("response.output_item.added", item=item, output_index=index)
         place = {"item_id": item["id"], "output_index": index}
@@ -249,7 +249,7 @@ def _until_sequence(kind: str, fields: dict[str, Any]) -> bytes:
     return b'event: %b\ndata: %b,"sequence_number":' % (kind.encode(), data[:-1])
 
 
-def _part_delta(index: int, part: Part, delta: str) -> tuple[str, dict[str, Any]]:
+def _part_delta(index: int, part: AnswerPart, delta: str) -> tuple[str, dict[str, Any]]:
     """Return the type and the fields of a part's delta event."""
     match part.kind:
         case PartKind.REASONING:

@@ -61,7 +61,7 @@ class PartKind(StrEnum):
 
 
 @dataclass(slots=True)
-class Part:
+class AnswerPart:
     """One piece of an answer. For a tool call, the tokens are its arguments, and ``name`` is the tool's name."""
 
     kind: PartKind
@@ -86,7 +86,7 @@ class Finish(StrEnum):
 class Plan:
     """A complete answer, before any of it is sent."""
 
-    parts: list[Part]
+    parts: list[AnswerPart]
     finish: Finish
     stop_sequence: str | None = None
 

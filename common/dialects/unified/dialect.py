@@ -43,15 +43,15 @@ class Unified:
     def parse(self, body: Mapping[str, Any]) -> GenerationRequest:
         return unified_request.parse(body)
 
-    def encoder(self, request: GenerationRequest, info: ReplyInfo) -> "ChunkEncoder":
-        return ChunkEncoder(info)
+    def encoder(self, request: GenerationRequest, info: ReplyInfo) -> "UnifiedEncoder":
+        return UnifiedEncoder(info)
 
     def resume(self, request: GenerationRequest, info: ReplyInfo, blocks: Sequence[bytes]) -> Progress:
         """All bytes were written by us: no vendor uses this format."""
         events = [event for event in parse_events(blocks) if event is not None]
         text = "".join(text_in(event, "content") for event in events)
         is_plain = not any("tool_calls" in event for event in events)
-        progress = Progress(text, is_plain, ChunkEncoder(info))
+        progress = Progress(text, is_plain, UnifiedEncoder(info))
         if events and "finish_reason" in events[-1]:
             usage = dict_in(events[-1], "usage")
             progress.encoder = EndedEncoder()
@@ -90,7 +90,7 @@ class Unified:
         return last_block.startswith((b"event: done", b"event: error"))
 
 
-class ChunkEncoder:
+class UnifiedEncoder:
     """Encodes events as ``chunk`` events, and one ``done`` event."""
 
     def __init__(self, info: ReplyInfo) -> None:
