@@ -166,7 +166,8 @@ def _part(part: object, path: str) -> Part:
         case "tool_use":
             call = read(_ToolUse, part, path)
             name = "input" if part.get("arguments") is None else "arguments"
-            return ToolCallPart(call.id, call.name, read_arguments(part.get(name), join_path(path, name)))
+            arguments = read_arguments(part.get(name), join_path(path, name), "an object, or a string that holds JSON")
+            return ToolCallPart(call.id, call.name, arguments)
         case "tool_result":
             result = read(_ToolResult, part, path)
             name = "content" if part.get("result") is None else "result"

@@ -97,18 +97,18 @@ def read_image(url: str, detail: str | None, type_: str, path: str) -> Part:
 # Calls and their results
 
 
-def read_arguments(value: object, path: str) -> str:
+def read_arguments(value: object, path: str, expected: str = "a string that holds JSON") -> str:
     """Return a call's arguments as JSON text.
 
-    Also accepts missing arguments and, as Ollama sends them, an object. Some clients write calls by hand. The error message
-    names only what OpenAI's API accepts.
+    Also accepts missing arguments, and objects as Ollama sends them: some clients write calls by hand. The error message says
+    what was ``expected``: by default only what OpenAI's API accepts.
     """
     if value is None or value == "":
         return "{}"
     if isinstance(value, dict):
         return orjson.dumps(value).decode()
     if not isinstance(value, str):
-        raise invalid(path, "must be a string that holds JSON")
+        raise invalid(path, f"must be {expected}")
     return value
 
 

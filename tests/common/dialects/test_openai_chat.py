@@ -287,6 +287,15 @@ def test_faults_name_the_field(field: str, value: object, param: str) -> None:
     assert str(caught.value).startswith(f"{param} ")
 
 
+def test_the_fault_of_a_calls_arguments_names_what_openai_takes() -> None:
+    call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": [1]}}
+
+    with pytest.raises(
+        GatewayError, match=r"^messages\.0\.tool_calls\.0\.function\.arguments must be a string that holds JSON\.$"
+    ):
+        parse(messages=[{"role": "assistant", "tool_calls": [call]}])
+
+
 def test_message_says_what_the_field_must_be() -> None:
     with pytest.raises(GatewayError, match=r"^messages\.0\.content must be a string or a list of content parts\.$"):
         parse(messages=[{"role": "user", "content": 7}])
