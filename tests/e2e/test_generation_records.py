@@ -17,7 +17,7 @@ from common.config.settings import Settings
 from common.redis import keyspace
 from common.redis.client import connect
 from demo_provider.script import answer
-from tests.support.clients.generations_client import JSON, ended, started, stop, told, url
+from tests.support.clients.generations_client import JSON, read_record, start_generation, stop, url, wait_until_ended
 from tests.support.fleet import CHAT, DIALECTS, FAMILY_OF, KEY, MESSAGES, OTHER_KEY, Fleet, body_of, fleet, headers_of, until
 
 
@@ -47,7 +47,7 @@ def _fresh(replicas: Fleet) -> Iterator[None]:
 def test_the_record_tells_what_a_generation_took(replicas: Fleet, dialect: str, provider: str, stream: bool):
     response = replicas.post(dialect, body_of(dialect, f"{provider}/demo-n12-d1", stream=stream))
 
-    said = told(replicas, response.headers["x-generation-id"], replica=1, include="text")
+    said = read_record(replicas, response.headers["x-generation-id"], replica=1, include="text")
 
     assert said.pop("created_at") > 1_700_000_000
     timings = said.pop("timings")
@@ -79,20 +79,20 @@ def test_a_price_that_is_known_is_told_as_text(tmp_path):
     prices = '{"openai/demo-n12-d0": {"input_usd_per_mtok": 1, "output_usd_per_mtok": 2.5}}'
     with fleet(tmp_path, SLUICE_PRICES=prices) as found:
         response = found.post(CHAT, body_of(CHAT, "openai/demo-n12-d0", stream=True))
-        said = told(found, response.headers["x-generation-id"])
+        said = read_record(found, response.headers["x-generation-id"])
 
     assert said["cost"]["output_usd"] == "0.00003"
     assert float(said["cost"]["total_usd"]) == pytest.approx(said["usage"]["input_tokens"] / 1e6 + 0.00003)
 
 
 def test_partial_text_grows_while_it_runs(replicas: Fleet):
-    generation_id = started(replicas, MESSAGES, "n100000-d5").json()["id"]
+    generation_id = start_generation(replicas, MESSAGES, "n100000-d5").json()["id"]
 
-    lengths = [len(until(lambda: told(replicas, generation_id, include="text")["text"], "text has come"))]
-    until(lambda: len(told(replicas, generation_id, include="text")["text"]) > lengths[0], "more has come")
-    running = told(replicas, generation_id)
+    lengths = [len(until(lambda: read_record(replicas, generation_id, include="text")["text"], "text has come"))]
+    until(lambda: len(read_record(replicas, generation_id, include="text")["text"]) > lengths[0], "more has come")
+    running = read_record(replicas, generation_id)
     stop(replicas, generation_id)
-    over = ended(replicas, generation_id, include="text")
+    over = wait_until_ended(replicas, generation_id, include="text")
 
     assert (running["status"], running["provider"], running["tries"]) == ("running", "openai", 1)
     assert running["timings"]["duration_ms"] is None
@@ -105,7 +105,7 @@ def test_partial_text_grows_while_it_runs(replicas: Fleet):
 def test_the_record_of_a_failure_tells_the_tries(replicas: Fleet):
     failed = replicas.post(CHAT, body_of(CHAT, "openai/demo-e400", stream=True))
 
-    said = told(replicas, failed.headers["x-generation-id"])
+    said = read_record(replicas, failed.headers["x-generation-id"])
 
     assert (failed.status_code, said["status"], said["tries"]) == (400, "failed", 1)
     assert said["error"]["kind"] == "upstream_rejected"
@@ -113,10 +113,10 @@ def test_the_record_of_a_failure_tells_the_tries(replicas: Fleet):
 
 
 def test_asking_about_a_generation_is_not_listening_to_it(replicas: Fleet):
-    generation_id = started(replicas, CHAT, "n100000-d10", x_disconnect="grace=1").json()["id"]
+    generation_id = start_generation(replicas, CHAT, "n100000-d10", x_disconnect="grace=1").json()["id"]
 
     # Asked again and again, it still ends as nobody came.
-    assert ended(replicas, generation_id)["error"]["message"] == "The generation was stopped: its client left."
+    assert wait_until_ended(replicas, generation_id)["error"]["message"] == "The generation was stopped: its client left."
 
 
 @pytest.mark.parametrize("accept", ["application/json", "application/json; q=1", "application/json, */*"])
@@ -156,14 +156,14 @@ def test_a_takeover_is_told_by_the_record(tmp_path):
         "SLUICE_HEARTBEAT_S": "0.2",
     }
     with fleet(tmp_path, workers=2, **settings) as found:
-        generation_id = started(found, MESSAGES, "f3000-n20-d0").json()["id"]
+        generation_id = start_generation(found, MESSAGES, "f3000-n20-d0").json()["id"]
 
         def busy() -> list[int]:
             alive = [index for index, worker in enumerate(found.workers) if worker.is_alive]
             return [index for index in alive if found.metrics(found.worker_ports[index])["sluice_running_generations"] == 1]
 
         found.workers[until(busy, "a worker has it")[0]].kill()
-        said = ended(found, generation_id, include="text")
+        said = wait_until_ended(found, generation_id, include="text")
 
     assert (said["status"], said["takeovers"], said["text"]) == ("completed", 1, answer(20))
 
@@ -187,7 +187,7 @@ def test_claims_that_added_nothing_to_a_whole_answer_are_nothing_to_come_back_fo
 
     asyncio.run(write())
 
-    assert told(replicas, generation_id)["takeovers"] == 4
+    assert read_record(replicas, generation_id)["takeovers"] == 4
     assert replicas.client.get(url(replicas, generation_id), headers=headers_of()).text.endswith("data: [DONE]\n\n")
     assert replicas.client.get(url(replicas, generation_id), headers=headers_of(last_event_id="1-1.1")).status_code == 204
 

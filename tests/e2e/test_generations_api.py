@@ -15,11 +15,11 @@ from tests.support.clients.generations_client import (
     RESPONSES,
     UNIFIED,
     body,
-    ended,
-    started,
+    read_record,
+    start_generation,
     stop,
-    told,
     url,
+    wait_until_ended,
 )
 from tests.support.fleet import CHAT, MESSAGES, OTHER_KEY, Fleet, body_of, fleet, headers_of, sse_events, until
 
@@ -47,7 +47,7 @@ def _fresh(replicas: Fleet) -> Iterator[None]:
 
 @pytest.mark.parametrize("dialect", ALL)
 def test_a_generation_of_any_dialect_runs_by_itself_and_is_read_with_its_token(replicas: Fleet, dialect: str):
-    response = started(replicas, dialect, "n20-d5")
+    response = start_generation(replicas, dialect, "n20-d5")
 
     assert response.status_code == 202, response.text
     said = response.json()
@@ -64,28 +64,28 @@ def test_a_generation_of_any_dialect_runs_by_itself_and_is_read_with_its_token(r
     assert len({event.id for event in events}) == len(events)
     over = replicas.client.get(url(replicas, said["events_url"]), headers={"last-event-id": events[-1].id})
     assert over.status_code == 204
-    whole = ended(replicas, generation_id, include="text")
+    whole = wait_until_ended(replicas, generation_id, include="text")
     assert (whole["status"], whole["text"]) == ("completed", answer(20))
     assert replicas.stats()["requests"] == 1
 
 
 @pytest.mark.parametrize("dialect", ALL)
 def test_it_runs_to_its_end_though_nobody_reads_it(replicas: Fleet, dialect: str):
-    generation_id = started(replicas, dialect, "n30-d5").json()["id"]
+    generation_id = start_generation(replicas, dialect, "n30-d5").json()["id"]
 
-    assert ended(replicas, generation_id)["status"] == "completed"
+    assert wait_until_ended(replicas, generation_id)["status"] == "completed"
     assert (replicas.stats()["completed"], replicas.stats()["aborted"]) == (1, 0)
 
 
 def test_with_grace_somebody_must_come_in_time(replicas: Fleet):
-    generation_id = started(replicas, CHAT, "n100000-d10", x_disconnect="grace=0").json()["id"]
+    generation_id = start_generation(replicas, CHAT, "n100000-d10", x_disconnect="grace=0").json()["id"]
 
-    assert ended(replicas, generation_id)["status"] == "cancelled"
+    assert wait_until_ended(replicas, generation_id)["status"] == "cancelled"
     until(lambda: replicas.stats()["open"] == 0, "the upstream is closed, if it was ever called")
 
 
 def test_a_policy_that_would_end_it_at_once_is_refused(replicas: Fleet):
-    response = started(replicas, CHAT, "n3", x_disconnect="stop")
+    response = start_generation(replicas, CHAT, "n3", x_disconnect="stop")
 
     assert (response.status_code, response.json()["error"]["param"]) == (400, "x-disconnect")
     assert replicas.stats()["requests"] == 0
@@ -117,8 +117,8 @@ def test_an_unknown_dialect_is_named(replicas: Fleet):
 
 
 def test_a_stored_response_can_be_started_for_later_and_gone_on_with(replicas: Fleet):
-    generation_id = started(replicas, RESPONSES, "n5-d0").json()["id"]
-    ended(replicas, generation_id)
+    generation_id = start_generation(replicas, RESPONSES, "n5-d0").json()["id"]
+    wait_until_ended(replicas, generation_id)
     response_id = generation_id.replace("gen_", "resp_")
 
     stored = replicas.client.get(url(replicas, f"/v1/responses/{response_id}"), headers=headers_of())
@@ -126,7 +126,7 @@ def test_a_stored_response_can_be_started_for_later_and_gone_on_with(replicas: F
     second = replicas.client.post(url(replicas), params={"dialect": RESPONSES}, json=more, headers=headers_of())
 
     assert stored.json()["status"] == "completed"
-    assert ended(replicas, second.json()["id"], include="text")["text"] == answer(6)
+    assert wait_until_ended(replicas, second.json()["id"], include="text")["text"] == answer(6)
     assert answer(5) in str(replicas.upstream_requests()[-1]["body"]["messages"])
 
 
@@ -134,7 +134,7 @@ def test_a_stored_response_can_be_started_for_later_and_gone_on_with(replicas: F
 
 
 def test_a_read_token_only_reads_and_only_its_own_generation(replicas: Fleet):
-    first, second = (started(replicas, CHAT, "n100000-d10").json() for _ in range(2))
+    first, second = (start_generation(replicas, CHAT, "n100000-d10").json() for _ in range(2))
     token = {"token": first["read_token"]}
     client = replicas.client
 
@@ -151,7 +151,7 @@ def test_a_read_token_only_reads_and_only_its_own_generation(replicas: Fleet):
 
 
 def test_no_process_logs_a_read_token(replicas: Fleet):
-    said = started(replicas, CHAT, "n3-d0").json()
+    said = start_generation(replicas, CHAT, "n3-d0").json()
     replicas.client.get(url(replicas, said["events_url"]))
 
     until(
@@ -164,7 +164,7 @@ def test_no_process_logs_a_read_token(replicas: Fleet):
 def test_without_a_secret_the_setting_is_named(tmp_path):
     with fleet(tmp_path, SLUICE_SECRET="") as found:
         for dialect in ALL:
-            response = started(found, dialect, "n3")
+            response = start_generation(found, dialect, "n3")
             assert response.status_code == 400
             assert "SLUICE_SECRET" in response.text
         assert found.stats()["requests"] == 0
@@ -190,9 +190,9 @@ def test_ones_own_generations_are_listed_newest_first_and_paged(tmp_path):
             "last_id": None,
             "has_more": False,
         }
-        ids = [started(found, dialect, "n3-d0", key=OTHER_KEY).json()["id"] for dialect in ALL]
+        ids = [start_generation(found, dialect, "n3-d0", key=OTHER_KEY).json()["id"] for dialect in ALL]
         gone = found.post(CHAT, body_of(CHAT, "demo-n1-d0"), key=OTHER_KEY).headers["x-generation-id"]
-        mine = started(found, CHAT, "n3-d0").json()["id"]
+        mine = start_generation(found, CHAT, "n3-d0").json()["id"]
         until(lambda: not found.redis.exists(f"{{{gone}}}:state"), "one has expired")
 
         whole, first = listed(found, OTHER_KEY, 1).json(), listed(found, OTHER_KEY, limit=2).json()
@@ -216,8 +216,8 @@ def test_ones_own_generations_are_listed_newest_first_and_paged(tmp_path):
 
 @pytest.mark.parametrize("dialect", ALL)
 def test_stopping_is_heard_in_every_dialect_as_its_own_error(replicas: Fleet, dialect: str):
-    said = started(replicas, dialect, "n100000-d10").json()
-    until(lambda: told(replicas, said["id"])["status"] == "running", "it runs")
+    said = start_generation(replicas, dialect, "n100000-d10").json()
+    until(lambda: read_record(replicas, said["id"])["status"] == "running", "it runs")
     with ThreadPoolExecutor() as threads:
         reading = threads.submit(httpx.get, url(replicas, said["events_url"], 1), timeout=120)
         until(lambda: replicas.metrics(replicas.ports[1])["sluice_open_viewers"] == 1, "it is read")
@@ -241,4 +241,4 @@ def test_stopping_is_heard_in_every_dialect_as_its_own_error(replicas: Fleet, di
     }
     assert f"\n{mark[dialect]}" in last
     assert stop(replicas, said["id"]).json()["status"] == "cancelled"
-    assert told(replicas, said["id"])["status"] == "cancelled"
+    assert read_record(replicas, said["id"])["status"] == "cancelled"

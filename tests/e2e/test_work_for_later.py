@@ -9,7 +9,7 @@ import pytest
 
 from common.redis import keyspace
 from demo_provider.script import answer
-from tests.support.clients.generations_client import JSON, ended, started, told, url
+from tests.support.clients.generations_client import JSON, read_record, start_generation, url, wait_until_ended
 from tests.support.clients.routes import ROUTES
 from tests.support.fleet import CHAT, ROOT, Fleet, body_of, fleet, headers_of, until
 
@@ -30,8 +30,8 @@ def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 @pytest.fixture
 def busy(narrow: Fleet) -> Iterator[Fleet]:
     """The same, and its slot is taken until the test is over."""
-    generation_id = started(narrow, CHAT, "n100000-d10").json()["id"]
-    until(lambda: told(narrow, generation_id)["status"] == "running", "the slot is taken")
+    generation_id = start_generation(narrow, CHAT, "n100000-d10").json()["id"]
+    until(lambda: read_record(narrow, generation_id)["status"] == "running", "the slot is taken")
     yield narrow
     narrow.client.delete(f"{narrow.url}/v1/generations/{generation_id}", headers=headers_of())
     until(lambda: narrow.waiting() + narrow.running() == 0, "the slot is free")
@@ -47,7 +47,7 @@ def test_each_class_has_its_own_deadline_in_every_dialect(busy: Fleet, name: str
         with busy.client.stream("POST", address, json=body, headers=headers_of(**headers)) as response:
             generation_id = response.headers["x-generation-id"]
             job = {field.decode(): value.decode() for field, value in busy.redis.hgetall(keyspace.JOB + generation_id).items()}
-            record = told(busy, generation_id)
+            record = read_record(busy, generation_id)
 
         assert (response.status_code, job["class"], record["class"]) == (200, job_class, job_class)
         assert int(job["claim_by_ms"]) - int(job["enqueued_ms"]) == wait_s * 1000
@@ -68,9 +68,9 @@ def test_a_class_that_is_none_is_refused_in_the_dialects_shape(narrow: Fleet, na
 @pytest.mark.parametrize(("headers", "job_class"), [({}, "background"), ({"x_sluice_class": "interactive"}, "interactive")])
 @pytest.mark.parametrize("dialect", ["openai-chat", "openai-responses", "anthropic-messages"])
 def test_what_is_started_for_later_is_background_unless_it_says_otherwise(narrow: Fleet, dialect, headers, job_class):
-    generation_id = started(narrow, dialect, "n3-d0", **headers).json()["id"]
+    generation_id = start_generation(narrow, dialect, "n3-d0", **headers).json()["id"]
 
-    record = ended(narrow, generation_id)
+    record = wait_until_ended(narrow, generation_id)
 
     assert (record["status"], record["class"]) == ("completed", job_class)
 
@@ -80,7 +80,7 @@ def test_a_response_in_the_background_may_be_interactive_all_the_same(narrow: Fl
         body = {"model": "openai/demo-n3-d0", "input": "hi", "background": True}
         response = narrow.client.post(f"{narrow.url}/v1/responses", json=body, headers=headers_of(**headers))
 
-        assert told(narrow, response.headers["x-generation-id"])["class"] == job_class
+        assert read_record(narrow, response.headers["x-generation-id"])["class"] == job_class
 
 
 def test_a_key_for_background_work(narrow: Fleet):
@@ -103,14 +103,14 @@ def test_a_key_for_background_work(narrow: Fleet):
 
 def test_background_work_waits_for_its_upstream_without_a_slot(narrow: Fleet):
     narrow.reset_demo()
-    generation_id = started(narrow, CHAT, "n3-d0-e429x1-ra2").json()["id"]
+    generation_id = start_generation(narrow, CHAT, "n3-d0-e429x1-ra2").json()["id"]
     until(lambda: narrow.stats()["requests"] == 1 and narrow.running() == 0, "it has given back its slot")
 
     # Another model, whose quota is its own, has the slot meanwhile.
     assert narrow.post(CHAT, body_of(CHAT, "openai/demo-n2-d0")).status_code == 200
-    assert told(narrow, generation_id)["status"] == "running"
+    assert read_record(narrow, generation_id)["status"] == "running"
 
-    record = ended(narrow, generation_id, include="text")
+    record = wait_until_ended(narrow, generation_id, include="text")
     assert (record["status"], record["text"], record["tries"], record["takeovers"]) == ("completed", answer(3), 2, 0)
 
 

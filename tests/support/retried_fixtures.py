@@ -1,7 +1,7 @@
-"""A pytest plugin: a fixture of many tests that failed once is set up again for the next, and does not fail them all.
+"""A pytest plugin: if the setup of a shared fixture fails once, it is tried again for the next test.
 
-Left alone, pytest keeps what a session's or a module's fixture raised: one slow start on a busy machine would be as many errors
-as there are tests behind it. A fixture that fails again and again is left failed, so that no run waits for it each time.
+By default pytest keeps the exception of a session's or a module's fixture. One slow start on a busy machine would then fail
+every test that uses the fixture. A fixture that fails repeatedly stays failed, so that no run waits for it each time.
 """
 
 import collections
@@ -19,8 +19,8 @@ _failures: collections.Counter[pytest.FixtureDef[Any]] = collections.Counter()
 def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any], request: Any) -> Generator[None, Any, Any]:
     try:
         return (yield)
-    except Exception:  # Not a skip, which is no failure and would be the same again.
+    except Exception:  # A skip is not caught here: it is no failure, and would happen again.
         _failures[fixturedef] += 1
         if _failures[fixturedef] < SETUPS_MAX:
-            fixturedef.finish(request)  # Forgets what was raised.
+            fixturedef.finish(request)  # Forgets the exception.
         raise

@@ -23,7 +23,7 @@ from common.dialects import DIALECTS
 from common.process.loop_lag import TICK_S
 from common.queue.jobs import JobClass
 from common.queue.load import QueueLoad, Reading
-from tests.support.servers.echoing_api import served
+from tests.support.servers.echoing_api import serving
 
 BODY = b'{"model": "x"}'
 PATHS = {
@@ -71,8 +71,8 @@ def statuses(received: bytes) -> list[int]:
 @pytest.mark.parametrize("path", PATHS)
 async def test_a_refusal_has_the_shape_of_its_dialect(path: str):
     dialect, gate = DIALECTS[PATHS[path]], Shut()
-    async with served(gate=gate) as server:
-        received = await server.told(head(path, CLOSE, b"x-request-id: mine") + BODY)
+    async with serving(gate=gate) as server:
+        received = await server.exchange(head(path, CLOSE, b"x-request-id: mine") + BODY)
     lines, _, body = received.partition(b"\r\n\r\n")
     headers = dict(line.lower().split(b": ", 1) for line in lines.split(b"\r\n")[1:])
     seconds = int(headers[b"retry-after"])
@@ -88,16 +88,16 @@ async def test_a_refusal_has_the_shape_of_its_dialect(path: str):
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/health", "/metrics", "/v1/models", "/v1/generations/gen_1"])
 async def test_who_reads_is_never_refused(path: str):
-    async with served(gate=Shut()) as server:
-        received = await server.told(head(path, CLOSE, method="GET", length=0))
+    async with serving(gate=Shut()) as server:
+        received = await server.exchange(head(path, CLOSE, method="GET", length=0))
 
     assert statuses(received) == [200]
 
 
 @pytest.mark.parametrize("path", ["/admin/keys", "/v1/responses/resp_1/cancel", "/v1/unknown"])
 async def test_what_starts_no_generation_is_never_refused(path: str):
-    async with served(gate=Shut()) as server:
-        assert statuses(await server.told(head(path, CLOSE) + BODY)) == [200]
+    async with serving(gate=Shut()) as server:
+        assert statuses(await server.exchange(head(path, CLOSE) + BODY)) == [200]
 
 
 # The connection
@@ -106,16 +106,16 @@ async def test_what_starts_no_generation_is_never_refused(path: str):
 async def test_a_connection_goes_on_behind_a_refusal_wherever_its_packets_are_cut():
     raw = head() + BODY + LAST
     for cut in (0, 20, len(head()) - 1, len(head()), len(head()) + 3, len(head()) + len(BODY)):
-        async with served(gate=Shut()) as server:
-            received = await server.told(*(part for part in (raw[:cut], raw[cut:]) if part))
+        async with serving(gate=Shut()) as server:
+            received = await server.exchange(*(part for part in (raw[:cut], raw[cut:]) if part))
 
         assert statuses(received) == [503, 200], cut
         assert received.endswith(b"GET /livez |")
 
 
 async def test_refusals_in_a_pipeline_come_in_turn_however_many_they_are():
-    async with served(gate=Shut()) as server:
-        received = await server.told((head() + BODY) * 3_000 + LAST)
+    async with serving(gate=Shut()) as server:
+        received = await server.exchange((head() + BODY) * 3_000 + LAST)
 
     assert statuses(received) == [503] * 3_000 + [200]
 
@@ -127,15 +127,15 @@ FRAMINGS = [b"content-length: 30000000", b"transfer-encoding: chunked", b"expect
 async def test_a_body_that_is_large_or_not_sent_yet_is_not_waited_for(framing: bytes):
     more = (framing,) if not framing.startswith(b"expect") else (framing, b"content-length: 14")
     request = b"\r\n".join([b"POST /v1/chat/completions HTTP/1.1\r\nhost: x", *more, b"", b""])
-    async with served(gate=Shut()) as server:
-        received = await server.told(request)
+    async with serving(gate=Shut()) as server:
+        received = await server.exchange(request)
 
     assert statuses(received) == [503]
     assert b"connection: close" in received
 
 
 async def test_a_client_that_is_still_sending_reads_its_refusal():
-    async with served(gate=Shut()) as server:
+    async with serving(gate=Shut()) as server:
         reader, writer = await asyncio.open_connection(*server.address)
         writer.write(head(length=10_000_000))
         for _ in range(20):
@@ -148,7 +148,7 @@ async def test_a_client_that_is_still_sending_reads_its_refusal():
 
 
 async def test_a_client_that_sends_the_rest_of_what_was_refused_byte_by_byte_is_let_go():
-    async with served(gate=Shut(), keep_alive_s=60, request_read_timeout_s=0.2) as server, asyncio.timeout(60):
+    async with serving(gate=Shut(), keep_alive_s=60, request_read_timeout_s=0.2) as server, asyncio.timeout(60):
         reader, writer = await asyncio.open_connection(*server.address)
         writer.write(head(length=90_000))
         assert statuses(await reader.readuntil(b"\r\n\r\n")) == [503]
@@ -161,8 +161,8 @@ async def test_a_client_that_sends_the_rest_of_what_was_refused_byte_by_byte_is_
 
 
 async def test_an_idle_connection_is_let_go_behind_a_refusal_too():
-    async with served(gate=Shut(), keep_alive_s=0.1) as server, asyncio.timeout(30):
-        assert statuses(await server.told(head(), BODY[:3], BODY[3:])) == [503]
+    async with serving(gate=Shut(), keep_alive_s=0.1) as server, asyncio.timeout(30):
+        assert statuses(await server.exchange(head(), BODY[:3], BODY[3:])) == [503]
 
 
 # The line
@@ -176,8 +176,8 @@ async def test_an_interactive_request_is_refused_that_would_wait_for_too_long_an
     gate.remember_credential({"state": {"credential": credential("batch")}}, batch)
 
     async def status(key: str, *more: bytes, path: str = "/v1/messages") -> int:
-        async with served(gate=gate) as server:
-            return statuses(await server.told(head(path, CLOSE, b"x-api-key: " + key.encode(), *more) + BODY))[0]
+        async with serving(gate=gate) as server:
+            return statuses(await server.exchange(head(path, CLOSE, b"x-api-key: " + key.encode(), *more) + BODY))[0]
 
     assert await status("acme") == 529
     assert await status("acme", b"x-sluice-class: background") == 200
@@ -198,8 +198,8 @@ def credential(key: str) -> bytes:
 async def test_beside_free_slots_a_long_line_refuses_nothing():
     gate = Shut(waiting=100)
     gate.load.record(Reading(2000, 2, 100, 1, {"": 100}, running=1, slots=100))
-    async with served(gate=gate) as server:
-        assert statuses(await server.told(head("/v1/messages", CLOSE) + BODY)) == [200]
+    async with serving(gate=gate) as server:
+        assert statuses(await server.exchange(head("/v1/messages", CLOSE) + BODY)) == [200]
 
 
 # What is told
@@ -210,8 +210,8 @@ async def test_a_page_may_read_the_refusal_if_it_may_read_answers():
     gate.remember_origin(b"https://page.example")
 
     async def told(origin: bytes) -> bytes:
-        async with served(gate=gate) as server:
-            return await server.told(head("/v1/chat", CLOSE, b"origin: " + origin) + BODY)
+        async with serving(gate=gate) as server:
+            return await server.exchange(head("/v1/chat", CLOSE, b"origin: " + origin) + BODY)
 
     assert b"access-control-allow-origin: https://page.example\r\n" in await told(b"https://page.example")
     assert b"access-control" not in await told(b"https://other.example")
@@ -221,9 +221,9 @@ async def test_one_line_tells_of_an_overload_and_one_of_its_end():
     now = [0.0]
     gate = Shut(clock=lambda: now[0])
     with structlog.testing.capture_logs() as lines:
-        async with served(gate=gate) as server:
+        async with serving(gate=gate) as server:
             for _ in range(3):
-                await server.told(head("/v1/chat", CLOSE) + BODY)
+                await server.exchange(head("/v1/chat", CLOSE) + BODY)
         assert gate.state()["is_overloaded"] is True
         now[0] = 60.0
         gate.tick(0)
@@ -235,9 +235,9 @@ async def test_one_line_tells_of_an_overload_and_one_of_its_end():
 
 async def test_clients_are_told_to_come_back_at_different_moments():
     seconds = set()
-    async with served(gate=Shut()) as server:
+    async with serving(gate=Shut()) as server:
         for _ in range(60):
-            received = await server.told(head("/v1/chat", CLOSE) + BODY)
+            received = await server.exchange(head("/v1/chat", CLOSE) + BODY)
             seconds |= set(re.findall(rb"retry-after: (\d+)\r\n", received))
 
     assert seconds == {b"1", b"2"}

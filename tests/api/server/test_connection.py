@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.servers.echoing_api import Server, served
+from tests.support.servers.echoing_api import Server, serving
 
 OFFERS = ["h2c", "websocket", "TLS/1.2", "h2c, foo/2", "nonsense"]
 BODY = b'{"model": "x"}'
@@ -22,7 +22,7 @@ HEADERS = ("x-request-id", "request-id", "x-content-type-options", "content-secu
 
 @pytest.fixture
 async def server() -> AsyncIterator[Server]:
-    async with served() as found:
+    async with serving() as found:
         yield found
 
 
@@ -53,7 +53,7 @@ async def test_the_request_that_offers_an_upgrade_goes_on_wherever_its_packets_a
     cuts = [(), (head,), (head - 2,), (head + 3,), (head, head + 4, head + 9), (20, head + len(body)), (len(raw) - 1,)]
 
     for cut in cuts:
-        received = await server.told(*(raw[start:end] for start, end in itertools.pairwise((0, *cut, len(raw)))))
+        received = await server.exchange(*(raw[start:end] for start, end in itertools.pairwise((0, *cut, len(raw)))))
 
         assert bodies(received) == [b"POST /one %s|" % BODY, b"GET /last |"], cut
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
@@ -63,12 +63,12 @@ async def test_offers_in_a_row_are_ignored_each(server: Server) -> None:
     many = 300  # In one packet: as many as any read brings.
     raw = b"".join(post("h2c", LENGTH, b"/%d" % n) + BODY for n in range(many)) + LAST
 
-    assert bodies(await server.told(raw)) == [*(b"POST /%d %s|" % (n, BODY) for n in range(many)), b"GET /last |"]
+    assert bodies(await server.exchange(raw)) == [*(b"POST /%d %s|" % (n, BODY) for n in range(many)), b"GET /last |"]
 
 
 @pytest.mark.parametrize("framing", [b"", b"content-length: 0\r\n"])
 async def test_an_offer_without_a_body_is_answered_too(server: Server, framing: bytes) -> None:
-    assert bodies(await server.told(post("h2c", framing) + LAST)) == [b"POST /one |", b"GET /last |"]
+    assert bodies(await server.exchange(post("h2c", framing) + LAST)) == [b"POST /one |", b"GET /last |"]
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ async def test_an_offer_without_a_body_is_answered_too(server: Server, framing: 
     ids=["coding that is none", "chunk that is none"],
 )
 async def test_an_offer_does_not_hide_what_is_wrong_with_a_body(server: Server, framing: bytes) -> None:
-    assert statuses(await server.told(post("h2c", framing) + b"zz\r\n")) == [400]
+    assert statuses(await server.exchange(post("h2c", framing) + b"zz\r\n")) == [400]
 
 
 # What cannot be read
@@ -114,7 +114,7 @@ def check_refused(answer: bytes, status: int, code: bytes) -> None:
 async def test_what_is_no_request_gets_the_answer_of_any_other(
     server: Server, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
-    check_refused(await server.told(MALFORMED[name]), 400, b"malformed_request")
+    check_refused(await server.exchange(MALFORMED[name]), 400, b"malformed_request")
 
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
@@ -123,7 +123,7 @@ async def test_what_is_no_request_gets_the_answer_of_any_other(
 async def test_what_is_no_request_waits_for_the_answers_before_it(server: Server, name: str) -> None:
     first = b"GET /stream/50 HTTP/1.1\r\nhost: x\r\n\r\n"
 
-    received = await server.told(first + MALFORMED[name])
+    received = await server.exchange(first + MALFORMED[name])
 
     whole, end, rest = received.partition(b"0\r\n\r\n")
     assert whole.count(b"GET /stream/50 |") == 50
@@ -133,7 +133,7 @@ async def test_what_is_no_request_waits_for_the_answers_before_it(server: Server
 
 async def test_of_what_follows_a_refusal_nothing_is_read(server: Server) -> None:
     for name, status in (("header", 400), ("chunk", 400), ("many headers", 431)):
-        received = await server.told(MALFORMED.get(name, b"GET / HTTP/1.1\r\n" + b"x: y\r\n" * 20_000), b"\r\n" + LAST)
+        received = await server.exchange(MALFORMED.get(name, b"GET / HTTP/1.1\r\n" + b"x: y\r\n" * 20_000), b"\r\n" + LAST)
 
         assert statuses(received) == [status], name
     served_labels = {"method": "GET", "route": "unknown", "status": "200"}
@@ -141,7 +141,7 @@ async def test_of_what_follows_a_refusal_nothing_is_read(server: Server) -> None
 
 
 async def test_a_refusal_takes_nothing_from_the_request_before_it(server: Server) -> None:
-    received = await server.told(b"HEAD /v1/messages HTTP/1.1\r\nhost: x\r\n\r\n" + MALFORMED["no method"])
+    received = await server.exchange(b"HEAD /v1/messages HTTP/1.1\r\nhost: x\r\n\r\n" + MALFORMED["no method"])
 
     check_refused(received[received.rindex(b"HTTP/1.1 ") :], 400, b"malformed_request")
     labels = {"method": "other", "route": "unknown", "status": "400"}
@@ -149,7 +149,7 @@ async def test_a_refusal_takes_nothing_from_the_request_before_it(server: Server
 
 
 async def test_a_refusal_of_head_has_no_body(server: Server) -> None:
-    received = await server.told(b"HEAD /x HTTP/1.1\r\nno colon\r\n\r\n")
+    received = await server.exchange(b"HEAD /x HTTP/1.1\r\nno colon\r\n\r\n")
 
     assert statuses(received) == [400]
     assert received.endswith(b"\r\n\r\n")
@@ -175,7 +175,7 @@ async def test_a_client_that_is_still_sending_reads_why_it_was_refused(server: S
 @pytest.mark.parametrize("version", [b"1.0", b"0.9"])
 async def test_http_1_0_gets_no_chunks_and_the_end_of_the_connection(server: Server, version: bytes, more: bytes) -> None:
     async def ask(path: bytes) -> tuple[bytes, bytes]:
-        received = await server.told(b"POST %s HTTP/%s\r\n%s%s\r\n%s" % (path, version, more, LENGTH, BODY))
+        received = await server.exchange(b"POST %s HTTP/%s\r\n%s%s\r\n%s" % (path, version, more, LENGTH, BODY))
         head, _, body = received.partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 200 ")
         assert b"transfer-encoding" not in head
@@ -191,7 +191,7 @@ async def test_http_1_0_gets_no_chunks_and_the_end_of_the_connection(server: Ser
 
 
 async def test_http_1_0_is_refused_as_any_other(server: Server) -> None:
-    check_refused(await server.told(b"GET / HTTP/1.0\r\nno colon\r\n\r\n"), 400, b"malformed_request")
+    check_refused(await server.exchange(b"GET / HTTP/1.0\r\nno colon\r\n\r\n"), 400, b"malformed_request")
 
 
 # Bodies that are sent once they are asked for
@@ -207,16 +207,16 @@ EXPECTING = b"POST /one HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\n"
 
 @pytest.mark.parametrize("framing", [LENGTH, CHUNKED], ids=["length", "chunked"])
 async def test_a_body_that_nobody_asked_for_is_not_mixed_up_with_the_next_request(framing: bytes) -> None:
-    async with served(answer_at_once) as server:
+    async with serving(answer_at_once) as server:
         for follows in (LAST, BODY if framing == LENGTH else CHUNKS, b""):
-            received = await server.told(EXPECTING + framing + b"\r\n", follows)
+            received = await server.exchange(EXPECTING + framing + b"\r\n", follows)
 
             assert statuses(received) == [401]
             assert b"connection: close\r\n" in received  # Whoever did not send it must not go on here.
 
 
 async def test_a_body_that_is_asked_for_leaves_the_connection_as_it_is(server: Server) -> None:
-    received = await server.told(EXPECTING + LENGTH + b"\r\n", BODY + LAST)
+    received = await server.exchange(EXPECTING + LENGTH + b"\r\n", BODY + LAST)
 
     assert statuses(received) == [100, 200, 200]
     assert bodies(received) == [b"POST /one %s|" % BODY, b"GET /last |"]
@@ -251,7 +251,7 @@ async def test_a_request_that_is_arriving_may_be_complete_when_the_process_stops
     ids=["a letter", "half a head", "no body", "half a body", "a chunk", "an offer", "a second one"],
 )
 async def test_what_is_still_arriving_when_the_process_stops_is_refused(sent: bytes) -> None:
-    async with served(api_drain_s=0) as server:
+    async with serving(api_drain_s=0) as server:
         reader, writer = await asyncio.open_connection(*server.address)
         writer.write(sent)
         await until(lambda: any(connection._started_at for connection in server.state.connections))

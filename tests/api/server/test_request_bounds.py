@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from api.main import KEEP_ALIVE_S
-from tests.support.servers.echoing_api import Server, served
+from tests.support.servers.echoing_api import Server, serving
 
 GET = b"GET /v1/messages HTTP/1.1\r\nhost: x\r\n\r\n"
 
@@ -20,20 +20,20 @@ GET = b"GET /v1/messages HTTP/1.1\r\nhost: x\r\n\r\n"
 @pytest.fixture
 async def server() -> AsyncIterator[Server]:
     """A server that lets an idle connection go after a fifth of a second, and a slow request sooner."""
-    async with served(keep_alive_s=0.2, request_read_timeout_s=0.1) as found:
+    async with serving(keep_alive_s=0.2, request_read_timeout_s=0.1) as found:
         yield found
 
 
 async def test_a_connection_that_never_says_anything_is_closed_without_a_word(server: Server):
-    assert await server.told() == b""
+    assert await server.exchange() == b""
     assert server.refused("read_timeout") == 0
 
 
 async def test_a_connection_that_never_says_anything_is_closed_sooner_than_one_that_was_answered(monkeypatch):
     monkeypatch.setattr("api.server.request_bounds.SILENCE_S_MAX", 0.1)
-    async with served(keep_alive_s=60) as found:
+    async with serving(keep_alive_s=60) as found:
         async with asyncio.timeout(30):
-            assert await found.told() == b""
+            assert await found.exchange() == b""
 
 
 def test_an_idle_connection_outlasts_the_pools_of_clients_and_of_what_stands_in_front():
@@ -45,7 +45,7 @@ def test_an_idle_connection_outlasts_the_pools_of_clients_and_of_what_stands_in_
 
 
 async def test_a_connection_that_was_answered_and_says_no_more_is_closed_without_a_word(server: Server):
-    assert (await server.told(GET)).endswith(b"\r\n\r\nGET /v1/messages |")
+    assert (await server.exchange(GET)).endswith(b"\r\n\r\nGET /v1/messages |")
     assert server.refused("read_timeout") == 0
 
 
@@ -65,7 +65,7 @@ async def test_a_line_end_does_not_keep_a_connection_that_was_answered(server: S
 
 @pytest.mark.parametrize("end", ["reset", "closed"])
 async def test_of_a_connection_that_ended_nothing_is_kept_however_it_ended(end: str):
-    async with served(keep_alive_s=3600) as server:
+    async with serving(keep_alive_s=3600) as server:
         reader, writer = await asyncio.open_connection(*server.address)
         writer.write(GET)
         await reader.readuntil(b"|")

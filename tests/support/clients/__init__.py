@@ -1,1 +1,1 @@
-"""Those who ask: vendors' SDKs, strict readers of the other dialects, a browser."""
+"""Clients: vendors' SDKs, strict readers of the other dialects, a browser."""

@@ -1,4 +1,4 @@
-"""A real browser, driven over the DevTools protocol: just enough to act and to look.
+"""A real browser, driven over the DevTools protocol, with just the functions that the tests need.
 
 Source: https://chromedevtools.github.io/devtools-protocol/
 """
@@ -35,7 +35,7 @@ FLAGS = (
 
 @contextlib.contextmanager
 def browser(folder: Path, *flags: str) -> Iterator[str]:
-    """Yield the address of a new browser's DevTools. Its profile is below ``folder``."""
+    """Yield the address of a new browser's DevTools. Its profile is in ``folder``."""
     profile = folder / "profile"
     with (folder / "chromium.log").open("ab") as log:
         process = subprocess.Popen(
@@ -58,7 +58,7 @@ def browser(folder: Path, *flags: str) -> Iterator[str]:
 
 
 def _port(profile: Path) -> int:
-    """Return the port once it is written; 0 before."""
+    """Return the port when it is written; 0 before that."""
     try:
         return int((profile / "DevToolsActivePort").read_text().split()[0])
     except (FileNotFoundError, IndexError):
@@ -66,7 +66,7 @@ def _port(profile: Path) -> int:
 
 
 class Page:
-    """One tab. ``complaints`` is what the browser says against the page: console errors, exceptions, policy violations."""
+    """One tab. ``complaints`` are the browser's reports about the page: console errors, exceptions, policy violations."""
 
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         self._socket = socket
@@ -105,12 +105,12 @@ class Page:
 
     async def listen(self) -> None:
         async for message in self._socket:
-            said = json.loads(message.data)
-            if "id" in said:
-                self._answers[said["id"]].set_result(said)
+            data = json.loads(message.data)
+            if "id" in data:
+                self._answers[data["id"]].set_result(data)
                 continue
-            params = said["params"]
-            match said["method"]:
+            params = data["params"]
+            match data["method"]:
                 case "Page.loadEventFired":
                     self._loaded.set()
                 case "Runtime.exceptionThrown":

@@ -1,4 +1,4 @@
-"""How is each dialect asked, and how do its own clients read what comes back?"""
+"""How does a client of each dialect send a request, and how do the dialect's own clients read the answer?"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,13 +12,13 @@ from tests.support.clients.sdk_clients import ClientAnswer, ResponseFailed
 from tests.support.clients.seed_clients import SeedError
 
 INFO = ReplyInfo("gen_abc", "client/model", 1_700_000_000, "openai")
-RAISED = (openai.APIError, anthropic.APIError, ResponseFailed, SeedError)  # What any of them does with an error.
+RAISED = (openai.APIError, anthropic.APIError, ResponseFailed, SeedError)  # What these clients raise for an error.
 
 
 class DialectClient(NamedTuple):
-    """How a dialect is asked, and how its own clients read what comes back.
+    """A request body of a dialect, and the readers of its own clients.
 
-    ``finish`` is the dialect's word for each reason; ``shows`` names what it has a place for besides text and calls.
+    ``finish`` is the dialect's word for each reason; ``shows`` names what it can express besides text and calls.
     """
 
     body: dict[str, Any]
@@ -29,8 +29,8 @@ class DialectClient(NamedTuple):
     shows: set[str]
 
 
-_ASK: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "x"}], "stream": True}
-_WITH_PROVIDER = {**_ASK, "provider": "openai"}
+_BODY: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "x"}], "stream": True}
+_WITH_PROVIDER = {**_BODY, "provider": "openai"}
 _CHAT_FINISH = {
     "stop": "stop",
     "stop_sequence": "stop",
@@ -57,7 +57,7 @@ _RESPONSES_FINISH = {
 }
 CLIENTS = {
     "openai-chat": DialectClient(
-        {**_ASK, "stream_options": {"include_usage": True}},
+        {**_BODY, "stream_options": {"include_usage": True}},
         sdk_clients.openai_stream,
         sdk_clients.openai_whole,
         sdk_clients.openai_error,
@@ -73,7 +73,7 @@ CLIENTS = {
         {"refusal", "thinking"},
     ),
     "anthropic-messages": DialectClient(
-        {**_ASK, "max_tokens": 9},
+        {**_BODY, "max_tokens": 9},
         sdk_clients.anthropic_stream,
         sdk_clients.anthropic_whole,
         sdk_clients.anthropic_error,

@@ -1,4 +1,4 @@
-"""What a test needs to start, ask about and stop generations over HTTP."""
+"""Functions for tests that start, read and stop generations over HTTP."""
 
 from typing import Any
 
@@ -11,13 +11,13 @@ ALL = (CHAT, MESSAGES, RESPONSES, AGENTARY, UNIFIED)
 JSON = {"accept": "application/json"}
 
 
-def url(found: Fleet, id_or_path: str = "", replica: int = 0) -> str:
+def url(fleet: Fleet, id_or_path: str = "", replica: int = 0) -> str:
     path = id_or_path if id_or_path.startswith("/") else f"/v1/generations/{id_or_path}".rstrip("/")
-    return f"http://127.0.0.1:{found.ports[replica]}{path}"
+    return f"http://127.0.0.1:{fleet.ports[replica]}{path}"
 
 
 def body(dialect: str, spec: str) -> dict[str, Any]:
-    """A body of the dialect, whose provider is another family's where it can be."""
+    """Return a body of the dialect. Its provider belongs to another family if the dialect allows that."""
     match dialect:
         case "openai-responses":
             return {"model": f"anthropic/demo-{spec}", "input": "hi"}
@@ -27,24 +27,24 @@ def body(dialect: str, spec: str) -> dict[str, Any]:
             return body_of(dialect, f"openai/demo-{spec}")
 
 
-def started(found: Fleet, dialect: str, spec: str, **headers: str) -> httpx.Response:
+def start_generation(fleet: Fleet, dialect: str, spec: str, **headers: str) -> httpx.Response:
     params = {} if dialect == CHAT else {"dialect": dialect}
-    return found.client.post(url(found), params=params, json=body(dialect, spec), headers=headers_of(**headers))
+    return fleet.client.post(url(fleet), params=params, json=body(dialect, spec), headers=headers_of(**headers))
 
 
-def told(found: Fleet, generation_id: str, replica: int = 0, **params: str) -> dict[str, Any]:
-    response = found.client.get(url(found, generation_id, replica), params=params, headers=headers_of() | JSON)
+def read_record(fleet: Fleet, generation_id: str, replica: int = 0, **params: str) -> dict[str, Any]:
+    response = fleet.client.get(url(fleet, generation_id, replica), params=params, headers=headers_of() | JSON)
     assert response.status_code == 200, response.text
     return response.json()
 
 
-def ended(found: Fleet, generation_id: str, **params: str) -> dict[str, Any]:
+def wait_until_ended(fleet: Fleet, generation_id: str, **params: str) -> dict[str, Any]:
     def is_over() -> dict[str, Any] | None:
-        said = told(found, generation_id, **params)
-        return said if said["status"] not in ("queued", "running") else None
+        record = read_record(fleet, generation_id, **params)
+        return record if record["status"] not in ("queued", "running") else None
 
     return until(is_over, "it has ended")
 
 
-def stop(found: Fleet, generation_id: str, replica: int = 0, **headers: str) -> httpx.Response:
-    return found.client.delete(url(found, generation_id, replica), headers=headers_of(**headers))
+def stop(fleet: Fleet, generation_id: str, replica: int = 0, **headers: str) -> httpx.Response:
+    return fleet.client.delete(url(fleet, generation_id, replica), headers=headers_of(**headers))

@@ -1,4 +1,4 @@
-"""How is each route asked that generates?"""
+"""How is a request sent to each route that starts a generation?"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,20 +12,20 @@ ORIGIN = "https://app.example"
 
 @dataclass(frozen=True)
 class Route:
-    """``ask`` is what a dialect's body has besides its model; ``provider_in`` tells where it names the provider."""
+    """``fields`` are the fields of a body besides its model; ``provider_in`` says where the request names the provider."""
 
     path: str
-    ask: dict[str, Any]
+    fields: dict[str, Any]
     provider_in: str = "model"
 
-    def post(self, found: Fleet, provider: str, spec: str, *, stream: bool, key: str = KEY, **more: Any) -> httpx.Response:
-        body = {"model": spec, "stream": stream, **self.ask, **more}
+    def post(self, fleet: Fleet, provider: str, spec: str, *, stream: bool, key: str = KEY, **more: Any) -> httpx.Response:
+        body = {"model": spec, "stream": stream, **self.fields, **more}
         if self.provider_in == "model":
             body["model"] = f"{provider}/{spec}"
         elif self.provider_in == "body":
             body["provider"] = provider
-        url = found.url + self.path.replace("{provider}", provider)
-        return found.client.post(url, json=body, headers=headers_of(key, origin=ORIGIN))
+        url = fleet.url + self.path.replace("{provider}", provider)
+        return fleet.client.post(url, json=body, headers=headers_of(key, origin=ORIGIN))
 
 
 USER = {"messages": [{"role": "user", "content": "hi"}]}

@@ -1,6 +1,6 @@
 """What do the vendors' own SDKs read in our bytes?
 
-A real SDK client, whose transport answers every request with the given bytes.
+The tests use real SDK clients, whose transport answers every request with the given bytes.
 """
 
 from dataclasses import dataclass, field
@@ -17,18 +17,18 @@ SSE = "text/event-stream"
 
 @dataclass
 class ClientAnswer:
-    """A whole answer, as a client of either family sees it."""
+    """A whole answer, as a client of any dialect reads it."""
 
     text: str = ""
     refusal: str = ""
     thinking: str = ""
     calls: list[tuple[str, str, Any]] = field(default_factory=list)
     finish: str | None = None
-    input_tokens: int | None = None  # Cached ones included.
+    input_tokens: int | None = None  # Including cached ones.
     output_tokens: int | None = None
 
 
-def _answering(body: bytes, content_type: str, status: int) -> httpx2.Client:
+def _client_with_answer(body: bytes, content_type: str, status: int) -> httpx2.Client:
     def answer(_: httpx2.Request) -> httpx2.Response:
         return httpx2.Response(status, content=body, headers={"content-type": content_type, "request-id": "req_1"})
 
@@ -36,11 +36,11 @@ def _answering(body: bytes, content_type: str, status: int) -> httpx2.Client:
 
 
 def openai_client(body: bytes, content_type: str, status: int = 200) -> openai.OpenAI:
-    return openai.OpenAI(api_key="k", max_retries=0, http_client=_answering(body, content_type, status))
+    return openai.OpenAI(api_key="k", max_retries=0, http_client=_client_with_answer(body, content_type, status))
 
 
 def anthropic_client(body: bytes, content_type: str, status: int = 200) -> anthropic.Anthropic:
-    return anthropic.Anthropic(api_key="k", max_retries=0, http_client=_answering(body, content_type, status))
+    return anthropic.Anthropic(api_key="k", max_retries=0, http_client=_client_with_answer(body, content_type, status))
 
 
 def openai_stream(body: bytes, index: int = 0) -> ClientAnswer:
@@ -88,7 +88,7 @@ def openai_whole(body: bytes, index: int = 0) -> ClientAnswer:
 
 
 class ResponseFailed(Exception):
-    """The SDK raises nothing where a response has failed: its status says so, and its error why."""
+    """Raised for a failed response: the SDK itself raises nothing. The response's status and error describe the failure."""
 
 
 def responses_stream(body: bytes) -> ClientAnswer:
@@ -98,11 +98,11 @@ def responses_stream(body: bytes) -> ClientAnswer:
     assert events[-1].type in ("response.completed", "response.incomplete", "response.failed")
     result = _read_response(events[-1].response)
     with openai_client(body, SSE) as client, client.responses.stream(model="m", input="x") as stream:
-        helped = list(stream)
-        # The helper knows no other good end than this one.
-        if helped[-1].type == "response.completed":
+        helper_events = list(stream)
+        # The SDK's helper accepts no other successful end than this one.
+        if helper_events[-1].type == "response.completed":
             assert _read_response(stream.get_final_response()) == result
-    # What the events said piece by piece is what the last one says at once.
+    # The deltas together must equal the text in the last event.
     deltas = [event.delta for event in events if event.type == "response.output_text.delta"]
     assert "".join(deltas) == result.text
     return result

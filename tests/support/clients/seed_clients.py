@@ -1,8 +1,8 @@
 """What do clients of ``/api/…`` and ``/v1/chat`` read in our bytes?
 
-No SDK speaks these two formats, so here are strict readers, written from the documents that define them and not from our
-encoders: whatever those documents do not allow fails. ``as_agentary_js`` and ``as_the_python_example`` read as loosely as
-the clients that exist.
+No SDK speaks these two formats. So this module has strict readers, written from the documents that define the formats and
+not from our encoders: they fail on everything that those documents do not allow. ``as_agentary_js`` and
+``as_the_python_example`` are as tolerant as the existing clients.
 """
 
 import re
@@ -17,7 +17,7 @@ _COST_FIELDS = {"total_tokens", "input_tokens", "output_tokens", "estimated_cost
 
 
 class SeedError(Exception):
-    """What such a client raises; ``status_code`` is that of the response, or of the error in the stream."""
+    """The error that such a client raises; ``status_code`` is that of the response, or of the error in the stream."""
 
     def __init__(self, message: str, status_code: int | None = None) -> None:
         super().__init__(message)
@@ -81,7 +81,7 @@ def unified_stream(body: bytes) -> ClientAnswer:
             case "event: done":
                 is_done = True
                 assert set(fields) == {"usage", "cost", "latency_ms", "finish_reason"}
-                _read_account(fields, result)
+                _read_usage_and_cost(fields, result)
             case "event: error":
                 raise SeedError(f"{fields['code']}: {fields['error']}")
             case _:
@@ -96,7 +96,7 @@ def unified_whole(body: bytes) -> ClientAnswer:
     message = whole["message"]
     assert message["role"] == "assistant"
     result = ClientAnswer(message["content"], calls=_calls(message.get("tool_calls", [])))
-    _read_account(whole, result)
+    _read_usage_and_cost(whole, result)
     return result
 
 
@@ -111,16 +111,16 @@ def unified_error(body: bytes, status: int) -> None:
 
 
 def errors_in(details: dict[str, Any]) -> list[str]:
-    """The faults of a validation error, wherever they stand."""
-    found = list(details.get("_errors", []))
+    """Return all messages of a validation error, at every level."""
+    messages = list(details.get("_errors", []))
     for name, inner in details.items():
         if name != "_errors":
-            found += errors_in(inner)
-    return found
+            messages += errors_in(inner)
+    return messages
 
 
 def as_agentary_js(body: bytes) -> tuple[str, int]:
-    """Return the text and the number of tokens as agentary-js' cloud provider counts them where it adds up a stream.
+    """Return the text and the number of tokens as agentary-js' cloud provider counts them when it collects a stream.
 
     Source: ``src/providers/cloud.ts`` in https://github.com/agentary-ai/agentary-js
     """
@@ -139,7 +139,7 @@ def as_agentary_js(body: bytes) -> tuple[str, int]:
 
 
 def as_the_python_example(lines: list[bytes]) -> list[dict[str, Any]]:
-    """What the Python client of the unified format's document prints of a response's lines."""
+    """Return what the Python client in the unified format's document prints for a response's lines."""
     return [orjson.loads(line[6:]) for line in lines if line.startswith(b"data: ")]
 
 
@@ -151,7 +151,7 @@ def _events_of_one_line(body: bytes) -> list[str]:
 
 
 def _calls(calls: list[dict[str, Any]]) -> list[tuple[str, str, Any]]:
-    found = []
+    parsed = []
     for call in calls:
         assert set(call) == {"id", "type", "function"}
         assert call["type"] == "function"
@@ -159,8 +159,8 @@ def _calls(calls: list[dict[str, Any]]) -> list[tuple[str, str, Any]]:
             arguments = orjson.loads(call["function"]["arguments"])
         except orjson.JSONDecodeError:
             arguments = call["function"]["arguments"]
-        found.append((call["id"], call["function"]["name"], arguments))
-    return found
+        parsed.append((call["id"], call["function"]["name"], arguments))
+    return parsed
 
 
 def _camel_usage(usage: dict[str, int]) -> tuple[int, int]:
@@ -169,7 +169,7 @@ def _camel_usage(usage: dict[str, int]) -> tuple[int, int]:
     return usage["promptTokens"], usage["completionTokens"]
 
 
-def _read_account(fields: dict[str, Any], result: ClientAnswer) -> None:
+def _read_usage_and_cost(fields: dict[str, Any], result: ClientAnswer) -> None:
     usage, cost = fields["usage"], fields["cost"]
     assert set(usage) == {"prompt_tokens", "completion_tokens", "total_tokens"}
     assert set(cost) == _COST_FIELDS

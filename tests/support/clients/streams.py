@@ -1,4 +1,4 @@
-"""Streams that are read to their end, each in a thread of its own, while a test does something to those who send them."""
+"""Streams that are read to their end, each in its own thread, while a test disturbs the processes that send them."""
 
 import threading
 from typing import Any
@@ -41,7 +41,7 @@ class ChatStream(threading.Thread):
                 self.headers = response.headers
                 rest = b""
                 for piece in response.iter_bytes():
-                    # Not iter_lines: str.splitlines breaks at U+2028 too, which is legal inside an answer.
+                    # Not iter_lines: str.splitlines also breaks at U+2028, which is legal inside an answer.
                     *lines, rest = (rest + piece).split(b"\n")
                     self.lines += [line.decode() for line in lines]
         except httpx.HTTPError as error:
@@ -71,14 +71,14 @@ class ChatStream(threading.Thread):
 class DialectStream(threading.Thread):
     """One stream in any dialect; ``read`` is its strict reader."""
 
-    def __init__(self, found: Fleet, dialect: str, provider: str, model: str, **more: Any) -> None:
+    def __init__(self, fleet: Fleet, dialect: str, provider: str, model: str, **more: Any) -> None:
         super().__init__(daemon=True)
         path, fields, self.read = DIALECTS[dialect]
         self.name = f"{dialect} on {provider}"
         self.body = b""
-        self._url = found.url + path.format(provider=provider)
-        named = model if dialect == "agentary" else f"{provider}/{model}"
-        body = {"model": named, "stream": True, "messages": HI, **fields, **more}
+        self._url = fleet.url + path.format(provider=provider)
+        full_name = model if dialect == "agentary" else f"{provider}/{model}"
+        body = {"model": full_name, "stream": True, "messages": HI, **fields, **more}
         if dialect == "unified":
             body |= {"provider": provider, "model": model}
         self._sent = {name: value for name, value in body.items() if not (name == "messages" and "input" in body)}

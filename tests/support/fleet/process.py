@@ -1,4 +1,4 @@
-"""One process of ours: ``Process`` is any command of ``sluice``, below it are the three kinds that a fleet has."""
+"""One process of Sluice: ``Process`` is any ``sluice`` command; its subclasses are the three kinds of a fleet."""
 
 import json
 import os
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[3]
 
 
 class Process:
-    """One process of ours, its output in a file."""
+    """One process of Sluice, with its output in a file."""
 
     def __init__(self, args: list[str], env: dict[str, str], log: Path) -> None:
         self.log = log
@@ -58,7 +58,7 @@ class Process:
         self._out.close()
 
     def lines(self) -> list[dict[str, Any]]:
-        """What it logged as JSON."""
+        """Return the log lines that are JSON."""
         whole, _, _ = self.log.read_text().rpartition("\n")  # The last line may be half written.
         return [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
 
@@ -67,7 +67,7 @@ class Process:
 
 
 class Listening(Process):
-    """One that has a port of its own, and answers there when it is ready."""
+    """A process with its own port, where it answers when it is ready."""
 
     ready_path = "/readyz"
 
@@ -84,7 +84,7 @@ class Listening(Process):
 
 
 class DemoProvider(Listening):
-    """The upstream, on every wire. What it says follows from the model's name: ``demo-n5-d0`` are five words at once."""
+    """The upstream on every wire. The model's name determines its answer: ``demo-n5-d0`` means five words at once."""
 
     ready_path = "/stats"
 
@@ -99,7 +99,7 @@ class Api(Listening):
 
 
 class Worker(Listening):
-    """Its port is for metrics and health alone."""
+    """A worker. Its port is only for metrics and health."""
 
     def __init__(self, name: str, folder: Path, env: dict[str, str], port: int | None = None) -> None:
         port = port or free_port()

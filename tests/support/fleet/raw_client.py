@@ -1,16 +1,16 @@
-"""A client that sees the bytes as they come."""
+"""A client on a bare socket, for tests that need the bytes as they arrive."""
 
 import socket
 from typing import Any
 
 import orjson
 
-from tests.support.fleet.asking import PATH_OF, headers_of
+from tests.support.fleet.requests import PATH_OF, headers_of
 from tests.support.fleet.waiting import WAIT_S
 
 
 class RawClient:
-    """A client down to its socket: it sees the bytes as they come, and can leave at any moment. ``received`` is all so far."""
+    """Reads the bytes as they arrive, and can leave at any moment. ``received`` has all bytes so far."""
 
     def __init__(self, port: int) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=WAIT_S)
@@ -35,7 +35,7 @@ class RawClient:
         self.send("POST", PATH_OF[dialect], named, raw)
 
     def read_until(self, mark: bytes, times: int = 1) -> bytes:
-        """Return everything so far once ``mark`` has come so many times."""
+        """Return all bytes so far when ``mark`` has come ``times`` times."""
         while self.received.count(mark) < times:
             piece = self.socket.recv(65536)
             assert piece, f"the connection was closed before {mark!r} came, after {self.received[-500:]!r}"

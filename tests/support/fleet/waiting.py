@@ -1,4 +1,4 @@
-"""Whatever must happen is waited for, and fails a test only after minutes: a machine may be busy, and no test is timed."""
+"""Waiting for an expected event. A test fails only after minutes, because the machine may be busy and no test measures time."""
 
 import time
 from typing import Any
@@ -15,11 +15,11 @@ def is_ok(url: str) -> bool:
         return False
 
 
-def until(holds: Any, what: str, within_s: float = WAIT_S) -> Any:
-    """Return what ``holds()`` says as soon as it is true; fail where it never is."""
+def until(condition: Any, description: str, within_s: float = WAIT_S) -> Any:
+    """Return the value of ``condition()`` as soon as it is true; fail if that does not happen in time."""
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:
-        if found := holds():
-            return found
+        if value := condition():
+            return value
         time.sleep(0.02)
-    raise AssertionError(f"not within {within_s} s: {what}")
+    raise AssertionError(f"not within {within_s} s: {description}")

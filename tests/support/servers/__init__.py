@@ -1,1 +1,1 @@
-"""What stands around Sluice, each started for a test: Redis, Sentinels, PostgreSQL, nginx, a proxy that can be cut."""
+"""Servers around Sluice that a test starts: Redis, Sentinels, PostgreSQL, nginx, a proxy that can be cut."""

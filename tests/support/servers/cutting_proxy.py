@@ -1,4 +1,4 @@
-"""A TCP proxy that a test can cut: what stands between a client and an API, and fails."""
+"""A TCP proxy between a client and an API, whose connections a test can cut."""
 
 import contextlib
 import socket
@@ -7,22 +7,22 @@ from collections.abc import Iterator
 
 
 class CuttingProxy:
-    """Passes bytes on to ``target``, a port that may be changed at any time for connections to come."""
+    """Passes bytes on to the port ``target``. A test may change it at any time; it applies to new connections."""
 
     def __init__(self, target: int) -> None:
         self.target = target
-        self.connections = 0  # Ever made.
+        self.connections = 0  # All connections so far.
         self._open: set[socket.socket] = set()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
 
     def cut(self) -> None:
-        """Break all connections that are open now, with a reset as a dead machine's successor sends it."""
-        for each in list(self._open):
+        """Break all open connections with a reset, as the replacement of a dead machine does."""
+        for connection in list(self._open):
             with contextlib.suppress(OSError):
-                each.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
-                each.shutdown(socket.SHUT_RDWR)
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
+                connection.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
@@ -52,11 +52,11 @@ class CuttingProxy:
                 sink.sendall(piece)
         except OSError:
             pass
-        for each in (source, sink):
-            self._open.discard(each)
+        for connection in (source, sink):
+            self._open.discard(connection)
             with contextlib.suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-        source.close()  # Its twin closes the other.
+                connection.shutdown(socket.SHUT_RDWR)
+        source.close()  # The thread of the other direction closes the sink.
 
 
 @contextlib.contextmanager

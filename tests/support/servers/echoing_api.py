@@ -1,4 +1,4 @@
-"""The API's own HTTP protocol on a socket, in this process, before an application that echoes."""
+"""The API's own HTTP protocol on a socket in this process, with an application that echoes requests."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -20,7 +20,7 @@ from common.dialects import DIALECTS
 
 
 async def echo(scope: dict[str, Any], receive: Any, send: Any) -> None:
-    """Answer ``METHOD PATH BODY|`` once the body is there; at ``/stream/N`` N times, in pieces and without a length."""
+    """Answer ``METHOD PATH BODY|`` when the body has arrived; at ``/stream/N`` N times, in pieces and without a length."""
     body, more = b"", True
     while more:
         message = await receive()
@@ -48,24 +48,26 @@ class Server:
         return self.registry.get_sample_value("sluice_refusals_total", {"limit": limit}) or 0.0
 
     def shut_down(self) -> None:
-        """What uvicorn does with the connections that are open when it is told to stop."""
+        """Do what uvicorn does with open connections when it stops."""
         for connection in list(self.state.connections):
             connection.shutdown()
 
-    async def told(self, *pieces: bytes) -> bytes:
-        """Return all that comes until the server closes the connection; pieces go out one by one, each read before the next."""
+    async def exchange(self, *pieces: bytes) -> bytes:
+        """Send the pieces one by one, and return everything that the server sends until it closes the connection."""
         reader, writer = await asyncio.open_connection(*self.address)
         for piece in pieces:
             writer.write(piece)
             await writer.drain()
-            await asyncio.sleep(0.02)  # For this piece to be read alone. If it is not, less is tested, and all is right.
+            await asyncio.sleep(
+                0.02
+            )  # So that the server reads this piece alone. If it does not, the test checks less, but does not fail.
         received = await reader.read()
         writer.close()
         return received
 
 
 @asynccontextmanager
-async def served(app: Any = echo, keep_alive_s: float = 5, gate: Gate | None = None, **settings: Any) -> AsyncIterator[Server]:
+async def serving(app: Any = echo, keep_alive_s: float = 5, gate: Gate | None = None, **settings: Any) -> AsyncIterator[Server]:
     chosen = Settings(**settings)
     registry = CollectorRegistry()
     observed = RequestObserver(app, ApiMetrics(registry), chosen.header_bytes_max, lambda: False)

@@ -1,4 +1,4 @@
-"""The real nginx with our nginx.conf, before servers of a test's choice."""
+"""The real nginx with our nginx.conf, in front of servers that a test chooses."""
 
 import contextlib
 import os
@@ -14,14 +14,14 @@ CONFIG = ROOT / "deploy" / "nginx" / "nginx.conf"
 
 
 def command(folder: Path, *args: str) -> list[str]:
-    # As root, nginx would give its workers to a user that a test's folder is closed to.
+    # If nginx runs as root, its workers get another user by default, which cannot read the test's folder.
     options = "daemon off;" + (" user root;" if os.geteuid() == 0 else "")
     nginx = shutil.which("nginx") or "nginx"
     return [nginx, "-e", "stderr", "-p", f"{folder}/", "-c", str(folder / "nginx.conf"), "-g", options, *args]
 
 
 def write_config(folder: Path, ports: list[int]) -> int:
-    """Put our configuration there; what differs from the deployed one is where it listens, and the list of servers."""
+    """Write our configuration there, changed only in the address where it listens and in the list of servers."""
     port, text = free_port(), CONFIG.read_text()
     assert text.count("listen 8080 ") == 1
     (folder / "nginx.conf").write_text(text.replace("listen 8080 ", f"listen 127.0.0.1:{port} "))
@@ -32,7 +32,7 @@ def write_config(folder: Path, ports: list[int]) -> int:
 
 @contextlib.contextmanager
 def running(folder: Path, ports: list[int]) -> Iterator[str]:
-    """Yield the address of an nginx before these ports; its logs are in ``nginx.log``."""
+    """Yield the address of an nginx in front of these ports. Its logs are in ``nginx.log``."""
     port = write_config(folder, ports)
     with (folder / "nginx.log").open("ab") as log:
         process = subprocess.Popen(command(folder), stdin=subprocess.DEVNULL, stdout=log, stderr=log)

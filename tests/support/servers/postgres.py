@@ -1,4 +1,4 @@
-"""A PostgreSQL for tests: a server of its own in a folder of its own, reached by a socket there."""
+"""A PostgreSQL server for tests, in a temporary folder, reached through a socket there."""
 
 import os
 import pwd
@@ -17,14 +17,14 @@ START_TIMEOUT_S = 120
 
 
 def find_binaries() -> Path | None:
-    """Return the folder of the server's programs. Debian keeps it out of PATH."""
+    """Return the folder of the server's programs. In Debian it is not in PATH."""
     if path := shutil.which("initdb"):
         return Path(path).resolve().parent
     return next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), None)
 
 
 class PostgresForTests:
-    """One server for as long as the context lasts; ``stop`` and ``start`` keep its data."""
+    """One server, which runs while its context is open; ``stop`` and ``start`` keep its data."""
 
     def __init__(self) -> None:
         self._binaries = find_binaries()
@@ -39,8 +39,8 @@ class PostgresForTests:
         if self._as:
             shutil.chown(self._folder, "postgres", "postgres")
         command = [self._binaries / "initdb", "-D", self._folder / "data", "-A", "trust", "-U", self.user, "-E", "UTF8"]
-        made = subprocess.run([*command, "--no-sync"], cwd="/", capture_output=True, text=True, check=False, **self._as)
-        assert made.returncode == 0, made.stderr
+        result = subprocess.run([*command, "--no-sync"], cwd="/", capture_output=True, text=True, check=False, **self._as)
+        assert result.returncode == 0, result.stderr
         try:
             self.start()
         except BaseException:
@@ -80,13 +80,13 @@ class PostgresForTests:
             time.sleep(0.05)
 
     def stop(self) -> None:
-        """At once, connections or not."""
+        """Stop the server at once, even if there are connections."""
         if self.process and self.process.poll() is None:
-            self.process.send_signal(signal.SIGINT)  # Its fast shutdown.
+            self.process.send_signal(signal.SIGINT)  # PostgreSQL's fast shutdown.
             self.process.wait(120)
 
     async def new_database(self) -> str:
-        """Return the URL of a database that is empty."""
+        """Create an empty database and return its URL."""
         self._databases += 1
         name = f"test_{self._databases}"
         connection = await asyncpg.connect(host=str(self._folder), user=self.user, database="postgres")

@@ -11,7 +11,7 @@ from common.redis.client import connect
 
 @asynccontextmanager
 async def client_of(server: EmbeddedRedis) -> AsyncIterator[Redis]:
-    """A client of a server that was emptied before."""
+    """Empty the server, and yield a client of it."""
     client = connect(server.url)
     await client.flushall()
     try:

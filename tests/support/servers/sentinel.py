@@ -1,4 +1,4 @@
-"""A master, a replica and the Sentinels that watch them, for tests that lose a master."""
+"""A master, a replica and the Sentinels that watch them, for tests of failovers."""
 
 import contextlib
 import signal
@@ -27,12 +27,12 @@ class Server:
         (folder / name).mkdir()
         config.write_text("\n".join([f"port {self.port}", "bind 127.0.0.1", f"dir {folder / name}", *lines, ""]))
         self._command = [find_server() or "redis-server", str(config), *args]
-        # Its connections are cut too when a master is demoted.
+        # When a master is demoted, these connections are closed too.
         self.redis = redis.Redis(port=self.port, socket_timeout=5, retry_on_error=[redis.ConnectionError])
         self.start()
 
     def start(self) -> None:
-        """Start it, or start it again once it has gone, with what it knew; return once it answers."""
+        """Start it, or start it again with its data; return when it answers."""
         with self.log.open("ab") as out:
             self.process = subprocess.Popen(
                 self._command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, preexec_fn=die_with_parent
@@ -63,7 +63,7 @@ class Server:
 
 
 class Group:
-    """What ``SLUICE_REDIS_URL`` names with ``url``."""
+    """The servers and their Sentinels. ``url`` is a value for ``SLUICE_REDIS_URL``."""
 
     def __init__(self, folder: Path, keep: contextlib.ExitStack) -> None:
         def start(name: str, lines: list[str], *args: str) -> Server:
@@ -71,7 +71,7 @@ class Group:
             keep.callback(server.stop)
             return server
 
-        # Once it is cut off from its replica a master takes no more writes: what it took then would be lost.
+        # A master that is cut off from its replica accepts no writes, because it would lose them.
         common = [
             "appendonly yes",
             'save ""',

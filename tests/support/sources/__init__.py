@@ -1,1 +1,1 @@
-"""What the product's own sources say, read for tests that hold rules about them."""
+"""Readers of the product's own sources, for tests that check rules about them."""

@@ -1,8 +1,8 @@
-"""Which regular expressions are in the code, and what text would stall each if any could?
+"""Which regular expressions are in the code, and which text could make each of them hang?
 
-Run as a program it tries each on such text, with a limit on CPU time that the system enforces: an expression that
-backtracks without bound never comes back, so nothing inside the process could stop it. It prints the name of each before it
-is tried.
+As a program, it runs each expression on such texts, with a limit on CPU time that the system enforces: an expression that
+backtracks without bound never returns, so nothing inside the process could stop it. It prints the name of each expression
+before it runs it.
 """
 
 import dataclasses
@@ -20,29 +20,29 @@ import regex
 
 LENGTH = 1 << 19  # Squared, this is hours.
 PAIR_LENGTH = 1 << 16  # There are many pairs; squared, this is still far beyond the limit.
-REGEX_LENGTH = 1 << 16  # `regex` takes longer per character, and so do guardrails, which look through a prompt in a thread.
-CPU_S = 10  # Per text: what each takes is a few tenths of a second at most, and a quadratic expression minutes.
+REGEX_LENGTH = 1 << 16  # `regex` is slower per character, and guardrails use it, in a thread.
+CPU_S = 10  # Per text. A good expression takes a few tenths of a second at most, a quadratic one minutes.
 PACKAGES = ("api", "workers", "common")
-# Used with match or fullmatch alone; they would take longer if they had to begin at every place.
+# Used only with match or fullmatch; they would take longer if they had to begin at every position.
 ONLY_FROM_THE_START = ("_DATA_URL", "._PUBLIC_NAME", "._SERVICE_LINK")
-ENDS = ("", "\x00")  # What none expects, so that a match up to there has to be given up.
+ENDS = ("", "\x00")  # A character that no expression expects, so a match up to there must fail.
 
 
 def expressions() -> dict[str, Any]:
-    """Return every compiled expression that a module holds, also inside its tables, by where it is."""
-    found: dict[str, Any] = {}
+    """Return every compiled expression of the modules, also inside their tables, by its place in the code."""
+    patterns: dict[str, Any] = {}
     for package in PACKAGES:
         for module in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}."):
             if ".migrations" not in module.name:
                 loaded = importlib.import_module(module.name)
                 for name, value in vars(loaded).items():
                     for path, pattern in _inside(value, f"{module.name}.{name}", 0):
-                        found.setdefault(path, pattern)
-    own = {}  # One that is imported elsewhere is tried once, under its first name.
-    for path, pattern in found.items():
-        if pattern not in own.values():
-            own[path] = pattern
-    return own
+                        patterns.setdefault(path, pattern)
+    unique = {}  # A pattern that several modules import is tried once, under its first name.
+    for path, pattern in patterns.items():
+        if pattern not in unique.values():
+            unique[path] = pattern
+    return unique
 
 
 def _inside(value: Any, path: str, depth: int) -> Iterator[tuple[str, Any]]:
@@ -51,21 +51,21 @@ def _inside(value: Any, path: str, depth: int) -> Iterator[tuple[str, Any]]:
     elif depth > 4:
         return
     elif isinstance(value, Mapping):
-        for key, each in value.items():
-            yield from _inside(each, f"{path}[{key!r}]", depth + 1)
+        for key, item in value.items():
+            yield from _inside(item, f"{path}[{key!r}]", depth + 1)
     elif isinstance(value, list | tuple | set | frozenset):
-        for index, each in enumerate(value):
-            yield from _inside(each, f"{path}[{index}]", depth + 1)
+        for index, item in enumerate(value):
+            yield from _inside(item, f"{path}[{index}]", depth + 1)
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for each in dataclasses.fields(value):
-            yield from _inside(getattr(value, each.name, None), f"{path}.{each.name}", depth + 1)
+        for field in dataclasses.fields(value):
+            yield from _inside(getattr(value, field.name, None), f"{path}.{field.name}", depth + 1)
 
 
-# Text that is made for an expression
+# Texts that are made for an expression
 
 
 def hostile(pattern: str, flags: int, length: int) -> Iterator[str]:
-    """Yield texts that match an expression's beginning over and over, and then do not end as it asks."""
+    """Yield texts that match an expression's beginning again and again, and then have a wrong end."""
     tree = _parser.parse(pattern, flags)
     letters = sorted(_letters(tree)) or ["a"]
     example, places = _example(tree)
@@ -85,14 +85,14 @@ def _filled(unit: str, length: int) -> str:
 
 
 def _letters(tree: Iterable[Any]) -> set[str]:
-    """One letter for each place of an expression."""
-    found: set[str] = set()
+    """Return a letter for each position of an expression, 24 at most."""
+    letters: set[str] = set()
     for op, argument in tree:
         if op in (sre.LITERAL, sre.NOT_LITERAL, sre.IN, sre.ANY, sre.CATEGORY):
-            found.add(_letter(op, argument))
+            letters.add(_letter(op, argument))
         for part in _parts(op, argument):
-            found |= _letters(part)
-    return set(sorted(found)[:24])
+            letters |= _letters(part)
+    return set(sorted(letters)[:24])
 
 
 def _letter(op: Any, argument: Any) -> str:
@@ -105,7 +105,7 @@ def _letter(op: Any, argument: Any) -> str:
     if op is sre.CATEGORY:
         return {sre.CATEGORY_DIGIT: "1", sre.CATEGORY_SPACE: " ", sre.CATEGORY_WORD: "w"}.get(argument, "-")
     if argument[0][0] is sre.NEGATE:
-        banned = {chr(each) for kind, each in argument if kind is sre.LITERAL}
+        banned = {chr(code) for kind, code in argument if kind is sre.LITERAL}
         return next(char for char in "a1 -xyz" if char not in banned)
     kind, first = argument[0]
     return chr(first[0]) if kind is sre.RANGE else _letter(kind, first)
@@ -122,7 +122,7 @@ def _parts(op: Any, argument: Any) -> list[Any]:
 
 
 def _example(tree: Iterable[Any]) -> tuple[str, list[tuple[str, str]]]:
-    """Return a text that is like a match, and for each repetition in it what stands before and what is repeated."""
+    """Return a text similar to a match, and for each repetition in it the text before it and the repeated text."""
     text, places = "", []
     for op, argument in tree:
         if op in (sre.LITERAL, sre.NOT_LITERAL, sre.IN, sre.ANY, sre.CATEGORY):
@@ -141,22 +141,22 @@ def _example(tree: Iterable[Any]) -> tuple[str, list[tuple[str, str]]]:
     return text, places
 
 
-# Trying them
+# Running the expressions
 
 
 def try_one(name: str, pattern: Any) -> None:
     is_bytes = isinstance(pattern.pattern, bytes)
     source = pattern.pattern.decode("latin-1") if is_bytes else pattern.pattern
-    # What `regex` has and `re` has not: a set of characters by its property. A letter stands for each.
+    # `regex` supports sets of characters by property, and `re` does not. A letter replaces each set.
     source = re.sub(r"\\p\{[^}]*\}", "a", source)
     flags = pattern.flags & (re.IGNORECASE | re.VERBOSE | re.DOTALL | re.MULTILINE)
     for text in hostile(source, flags, LENGTH if isinstance(pattern, re.Pattern) else REGEX_LENGTH):
-        given = text.encode("latin-1", "replace") if is_bytes else text
+        subject = text.encode("latin-1", "replace") if is_bytes else text
         limit_cpu()
-        pattern.fullmatch(given)
-        pattern.match(given)
+        pattern.fullmatch(subject)
+        pattern.match(subject)
         if not name.endswith(ONLY_FROM_THE_START):
-            for _ in pattern.finditer(given):
+            for _ in pattern.finditer(subject):
                 pass
 
 

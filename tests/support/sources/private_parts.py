@@ -1,4 +1,4 @@
-"""Which private attributes of libraries does the product use? Found by a walk over its syntax trees."""
+"""Which private attributes of libraries does the product use? A walk over its syntax trees finds them."""
 
 import ast
 import importlib
@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[3]
-NAMED_TUPLES = ("_asdict", "_fields", "_make", "_replace")  # Public in spite of the underscore.
+NAMED_TUPLES = ("_asdict", "_fields", "_make", "_replace")  # Public although they begin with an underscore.
 TIERS = ("api", "workers", "common", "cli")
 
 
 class Use(NamedTuple):
-    """``owner`` is the library's class or module where it can be told from the code, else the expression."""
+    """``owner`` is the library's class or module if the code shows it, otherwise the expression."""
 
     module: str
     owner: str
@@ -36,22 +36,22 @@ def is_ours(module: str) -> bool:
 
 
 def names_set(tree: ast.AST) -> set[str]:
-    """All names that a piece of code defines: methods, fields, slots' and what is set on ``self`` or ``cls``."""
-    found = set()
+    """Return all names that a piece of code defines: methods, fields, slots, and attributes set on ``self`` or ``cls``."""
+    names = set()
     for node in ast.walk(tree):
         match node:
             case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
-                found.add(node.name)
+                names.add(node.name)
             case ast.Attribute(value=ast.Name(id="self" | "cls"), ctx=ast.Store()):
-                found.add(node.attr)
+                names.add(node.attr)
             case ast.Name(ctx=ast.Store()):
-                found.add(node.id)
-    return found
+                names.add(node.id)
+    return names
 
 
 @cache
 def names_of(owner: type) -> frozenset[str]:
-    """The attributes that a class itself has or sets on its instances, in the version that is installed."""
+    """Return the attributes that a class itself has or sets on its instances, in the installed version."""
     try:
         source = textwrap.dedent(inspect.getsource(owner))
     except (OSError, TypeError):  # Written in C.
@@ -60,14 +60,14 @@ def names_of(owner: type) -> frozenset[str]:
 
 
 def has(owner: object, name: str) -> bool:
-    """Whether a library's class or module has an attribute."""
+    """Return whether a library's class or module has an attribute."""
     if isinstance(owner, type):
-        return any(name in names_of(each) for each in owner.__mro__)
+        return any(name in names_of(base) for base in owner.__mro__)
     return hasattr(owner, name)
 
 
 def uses(path: Path) -> Iterator[Use]:
-    """Return each private attribute that a file of ours takes from what is not ours."""
+    """Yield each private attribute of a library that one of our files uses."""
     module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
     tree = ast.parse(path.read_text())
     own = {"self", "cls", "super()", *_instances(tree)}
@@ -86,28 +86,28 @@ def uses(path: Path) -> Iterator[Use]:
 
 
 def _instances(tree: ast.AST) -> set[str]:
-    """The variables that hold an object of a class of the same file."""
+    """Return the variables that hold an object of a class of the same file."""
     classes = {node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
-    found = set()
+    variables = set()
     for node in ast.walk(tree):
         match node:
             case ast.Assign(targets=[ast.Name() as name], value=ast.Call(func=ast.Name(id=made))) if made in {"cls", *classes}:
-                found.add(name.id)
+                variables.add(name.id)
             case ast.AnnAssign(target=ast.Name(id=variable), annotation=ast.Name(id=made)) if made in classes:
-                found.add(variable)
+                variables.add(variable)
             case ast.arg(arg=variable, annotation=ast.Name(id=made)) if made in classes:
-                found.add(variable)
-    return found
+                variables.add(variable)
+    return variables
 
 
 def _inherited(module: str, node: ast.ClassDef) -> Iterator[Use]:
-    """What a class of ours uses or overrides of its library's base."""
+    """Yield the private attributes of a library's base class that one of our classes uses or overrides."""
     cls = getattr(importlib.import_module(module), node.name, None)
-    if not isinstance(cls, type):  # Made in a function; its bases are classes of ours so far.
+    if not isinstance(cls, type):  # Created in a function; so far the bases of such classes are our own.
         return
     bases = [base for base in cls.__mro__ if not is_ours(base.__module__)]
-    used = {each.attr for each in ast.walk(node) if isinstance(each, ast.Attribute) and _is_own(each.value)}
-    used |= {each.name for each in node.body if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)}
+    used = {child.attr for child in ast.walk(node) if isinstance(child, ast.Attribute) and _is_own(child.value)}
+    used |= {child.name for child in node.body if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef)}
     for name in filter(is_private, used):
         owner = next((base for base in bases if name in names_of(base)), None)
         if owner and owner.__module__.partition(".")[0] not in sys.stdlib_module_names:

@@ -1,4 +1,4 @@
-"""Which commands does the probe of Redis try?"""
+"""Which commands does the probe of Redis send?"""
 
 import re
 from pathlib import Path
@@ -7,5 +7,5 @@ _SCRIPT = (Path(__file__).parents[3] / "common" / "redis" / "probe" / "try_all.l
 
 IN_SCRIPT = set(re.findall(r"try\('([A-Z]+)'", _SCRIPT))
 BESIDE = {"PING", "SCRIPT", "EVALSHA", "BLPOP", "MULTI", "EXEC", "SUBSCRIBE", "UNSUBSCRIBE"}
-# What is sent when a connection is made, and what may be refused without harm: see `sluice doctor`.
+# Commands for connecting, and commands that Redis may refuse without harm: see `sluice doctor`.
 NOT_TRIED = {"CONFIG", "CLIENT", "AUTH", "SELECT", "HELLO"}

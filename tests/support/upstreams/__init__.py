@@ -1,1 +1,1 @@
-"""Upstreams of a test's own, and what vendors' upstreams answer."""
+"""Upstreams that tests start, and answers of vendors' upstreams."""

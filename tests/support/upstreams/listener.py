@@ -1,4 +1,4 @@
-"""A place that nobody may be sent to: it counts who comes, and an upstream that sends everybody there."""
+"""An address that Sluice must never call, which counts connections; and an upstream that redirects every request to it."""
 
 import socket
 import threading
@@ -6,7 +6,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Listener:
-    """Takes connections on loopback, counts them, and closes them."""
+    """Accepts connections on loopback, counts them, and closes them."""
 
     def __init__(self) -> None:
         self.connections = 0

@@ -1,6 +1,7 @@
-"""An upstream that says aloud what it was sent: headers, key and prompt, in every way in which an answer can fail.
+"""An upstream that repeats headers, key and prompt of the request in its answer, in every way in which an answer can fail.
 
-The model's name tells which: ``quote-400`` and other statuses, ``quote-break`` in mid-stream, ``quote-garbage``, ``quote-ok``.
+The model's name chooses the way: ``quote-400`` and other statuses, ``quote-break`` in mid-stream, ``quote-garbage``,
+``quote-ok``.
 """
 
 import threading
@@ -23,10 +24,12 @@ class QuotingUpstream:
                 raw = self.rfile.read(int(self.headers["content-length"]))
                 body = orjson.loads(raw)
                 model = str(body.get("model") or self.path)
-                loud = f"refused {dict(self.headers)} and {raw.decode()}"
-                error = {"error": {"message": loud, "type": "invalid_request_error", "code": loud[:150], "param": loud[:150]}}
+                quote = f"refused {dict(self.headers)} and {raw.decode()}"
+                error = {
+                    "error": {"message": quote, "type": "invalid_request_error", "code": quote[:150], "param": quote[:150]}
+                }
                 if "quote-garbage" in model:
-                    self.answer(200, "text/html", f"<html>{loud}</html>".encode())
+                    self.answer(200, "text/html", f"<html>{quote}</html>".encode())
                 elif "quote-break" in model:
                     chunk = _chunk({"content": answer})
                     self.answer(200, "text/event-stream", _event(chunk) + _event(error))

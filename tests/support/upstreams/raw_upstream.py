@@ -1,4 +1,4 @@
-"""An upstream made of bare sockets, which does what no HTTP server does, such as forgetting a connection; and who calls it."""
+"""An upstream on bare sockets, which can do what no HTTP server does, such as forget a connection; and a caller for it."""
 
 import asyncio
 import ssl
@@ -19,7 +19,7 @@ CLOSE, RESET = b"close", b"reset"
 
 @dataclass
 class Request:
-    """``number`` counts the requests of its connection, ``connection`` the connections, both from 1."""
+    """``number`` counts the requests of a connection, ``connection`` the connections, both from 1."""
 
     head: bytes
     body: bytes
@@ -27,7 +27,7 @@ class Request:
     number: int
 
 
-# The bytes that answer a request, CLOSE or RESET behind them to end the connection.
+# The bytes that answer a request, followed by CLOSE or RESET to end the connection.
 Answer = Callable[[Request], Awaitable[list[bytes]]]
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -45,11 +45,11 @@ class RawUpstream:
 
 @asynccontextmanager
 async def serving(handle: Handler, tls: ssl.SSLContext | None = None) -> AsyncIterator[int]:
-    """A server's port; at the end nothing is left of its connections."""
-    open_ones: list[tuple[asyncio.StreamWriter, asyncio.Task[None] | None]] = []
+    """Yield the port of a server. At the end all its connections are closed."""
+    open_connections: list[tuple[asyncio.StreamWriter, asyncio.Task[None] | None]] = []
 
     async def handled(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        open_ones.append((writer, asyncio.current_task()))
+        open_connections.append((writer, asyncio.current_task()))
         with suppress(ConnectionError, asyncio.IncompleteReadError):
             await handle(reader, writer)
 
@@ -58,26 +58,26 @@ async def serving(handle: Handler, tls: ssl.SSLContext | None = None) -> AsyncIt
         yield server.sockets[0].getsockname()[1]
     finally:
         server.close()
-        for writer, _ in open_ones:
+        for writer, _ in open_connections:
             writer.transport.abort()
-        await asyncio.gather(*(task for _, task in open_ones if task), return_exceptions=True)
+        await asyncio.gather(*(task for _, task in open_connections if task), return_exceptions=True)
         await asyncio.sleep(0)  # The transports close their sockets.
 
 
 @asynccontextmanager
 async def raw_upstream(answer: Answer, tls: ssl.SSLContext | None = None) -> AsyncIterator[RawUpstream]:
-    found = RawUpstream(0)
+    upstream = RawUpstream(0)
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        found.connections += 1
-        connection, number = found.connections, 0
+        upstream.connections += 1
+        connection, number = upstream.connections, 0
         while True:
             head = await reader.readuntil(b"\r\n\r\n")
             lengths = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
             body = await reader.readexactly(int(lengths[0].split(b":")[1])) if lengths else b""
             number += 1
-            found.requests.append(Request(head, body, connection, number))
-            for piece in await answer(found.requests[-1]):
+            upstream.requests.append(Request(head, body, connection, number))
+            for piece in await answer(upstream.requests[-1]):
                 if piece is RESET:
                     writer.transport.abort()
                 elif piece is CLOSE:
@@ -86,8 +86,8 @@ async def raw_upstream(answer: Answer, tls: ssl.SSLContext | None = None) -> Asy
                     writer.write(piece)
                     await writer.drain()
 
-    async with serving(serve, tls) as found.port:
-        yield found
+    async with serving(serve, tls) as upstream.port:
+        yield upstream
 
 
 def ok(body: bytes = b"ok", content_type: str = "text/event-stream", headers: str = "") -> bytes:
@@ -95,8 +95,8 @@ def ok(body: bytes = b"ok", content_type: str = "text/event-stream", headers: st
     return head.encode() + body
 
 
-class Calling:
-    """One worker's upstream; ``replaced`` counts dead connections by provider."""
+class UpstreamCaller:
+    """A worker's HTTP client; ``replaced`` counts dead connections by provider."""
 
     def __init__(self, **settings: Any) -> None:
         self.replaced: Counter[str] = Counter()
@@ -111,12 +111,12 @@ class Calling:
 
 
 @asynccontextmanager
-async def calling(**settings: Any) -> AsyncIterator[Calling]:
-    made = Calling(**settings)
+async def upstream_caller(**settings: Any) -> AsyncIterator[UpstreamCaller]:
+    caller = UpstreamCaller(**settings)
     try:
-        yield made
+        yield caller
     finally:
-        await made.upstream.close()
+        await caller.upstream.close()
 
 
 def tls_of(folder: Path) -> ssl.SSLContext:

@@ -1,4 +1,4 @@
-"""A provider that notes what it is asked, headers included, and answers anything: for tests of where requests go."""
+"""A provider that records its requests with their headers, and answers all of them: for tests of where requests go."""
 
 import threading
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ class Request:
 class RecordingUpstream:
     def __init__(self) -> None:
         self.requests: list[Request] = []
-        self.rate_limited: dict[str, str] = {}  # Keys that have called too often, each with the Retry-After that it is told.
+        self.rate_limited: dict[str, str] = {}  # Keys that are rate limited, each with its Retry-After.
         requests, rate_limited = self.requests, self.rate_limited
 
         class Handler(BaseHTTPRequestHandler):
@@ -54,9 +54,9 @@ class RecordingUpstream:
                 if any(REFUSED_KEY in value for value in headers.values()):
                     error = {"message": f"Incorrect API key provided: {REFUSED_KEY}.", "code": "invalid_api_key"}
                     self.answer(401, "application/json", orjson.dumps({"error": error}))
-                elif found := rate_limited.get(headers.get("authorization", "").removeprefix("Bearer ")):
+                elif retry_after := rate_limited.get(headers.get("authorization", "").removeprefix("Bearer ")):
                     error = {"message": "Rate limit reached.", "type": "requests", "code": "rate_limit_exceeded"}
-                    self.answer(429, "application/json", orjson.dumps({"error": error}), found)
+                    self.answer(429, "application/json", orjson.dumps({"error": error}), retry_after)
                 elif self.path.endswith("/messages"):
                     self.answer(200, "application/json", orjson.dumps(MESSAGE))
                 elif body.get("stream"):

@@ -1,7 +1,7 @@
-"""Which upstream answers are tests fed?
+"""Which answers of upstreams do the tests use?
 
-Two sources: the streams under ``tests/recordings``, written by hand after what vendors were seen to send, which every
-test runs on; and a folder of recorded exchanges beside the repository, used where it is there.
+There are two sources. The streams in ``tests/recordings`` are written by hand after observed answers of vendors; every test
+uses them. A folder of recorded exchanges beside the repository is used if it exists.
 """
 
 import json
@@ -59,32 +59,32 @@ def _own() -> list[Recording]:
 
 
 def _shared() -> list[Recording]:
-    found = []
+    exchanges = []
     for path in sorted(SHARED.glob("*.*.*.json")):
         exchange = json.loads(path.read_text())
         if exchange.get("api") not in WIRE_OF_API:
             continue
         response = exchange["response"]
-        found.append(
+        exchanges.append(
             Recording(
                 exchange["id"],
                 WIRE_OF_API[exchange["api"]],
-                exchange["stream"] and not response["body"].startswith("["),  # Gemini's other stream is one JSON array.
+                exchange["stream"] and not response["body"].startswith("["),  # Gemini's other stream format is one JSON array.
                 response["status"],
                 response["body"].encode(),
                 {name: str(value) for name, value in response["headers"].items()},
                 exchange["request"]["json"],
             )
         )
-    return found
+    return exchanges
 
 
 def parameters(*, wire: str | None = None, is_stream: bool = True, is_error: bool = False) -> list[Any]:
-    """Return the recordings as parameters of a test. Without the shared folder, one more that is skipped says so."""
+    """Return the recordings as parameters of a test. If the shared folder is missing, a skipped parameter says so."""
     chosen: list[Any] = [
-        pytest.param(each, id=each.id)
-        for each in recordings()
-        if wire in (None, each.wire) and each.is_stream == is_stream and (each.status >= 400) == is_error
+        pytest.param(recording, id=recording.id)
+        for recording in recordings()
+        if wire in (None, recording.wire) and recording.is_stream == is_stream and (recording.status >= 400) == is_error
     ]
     if not SHARED.is_dir():
         reason = "the folder of recorded exchanges is not beside the repository"
@@ -93,11 +93,11 @@ def parameters(*, wire: str | None = None, is_stream: bool = True, is_error: boo
 
 
 def blocks_of(body: bytes) -> list[bytes]:
-    """Cut a stream at its event boundaries, in the plainest way there is."""
+    """Split a stream at its event boundaries, in the simplest way."""
     text = body.replace(b"\r\n", b"\n")
     blocks = [block.strip(b"\n") + b"\n\n" for block in text.split(b"\n\n") if block.strip(b"\n")]
     rest = text.rpartition(b"\n\n")[2]
-    # Google's error in mid-stream is no event: nothing but its JSON.
+    # Google's error in mid-stream is not an event, but plain JSON.
     return [block for block in blocks if b"data:" in block] + [rest] * rest.startswith(b"{")
 
 

@@ -1,7 +1,7 @@
-"""What would an upstream of each wire answer, if it had to say this?
+"""How does an upstream of each wire express a given answer?
 
-Written by hand after recorded answers, with nothing of our encoders: the shortest stream, and the shortest whole answer,
-with which each vendor spec a text, thinking, calls, usage or an error. What vendors really send is in the recordings.
+Written by hand after recorded answers, without our encoders: the shortest stream, and the shortest whole answer,
+with which each vendor expresses text, thinking, calls, usage or an error. Real answers of vendors are in the recordings.
 """
 
 import json
@@ -12,7 +12,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class AnswerSpec:
-    """``calls`` are (id, name, arguments); of ``input_tokens`` some are ``cached_tokens``. ``error`` ends it after the text."""
+    """``calls`` are (id, name, arguments). ``input_tokens`` include ``cached_tokens``. ``error`` ends it after the text."""
 
     text: str = ""
     thinking: str = ""
@@ -130,7 +130,7 @@ def _responses_whole(spec: AnswerSpec) -> bytes:
 
 
 def _blocks(spec: AnswerSpec) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Each block as it starts, and its one delta."""
+    """Return each block as it starts, and its single delta."""
     blocks: list[tuple[dict[str, Any], dict[str, Any]]] = []
     if spec.thinking:
         start = {"type": "thinking", "thinking": "", "signature": ""}
@@ -254,7 +254,7 @@ STREAMS: dict[str, Callable[[AnswerSpec], bytes]] = {
     "cohere": _cohere_stream,
     "gemini": _gemini_stream,
 }
-# Only the wires whose own clients there are are asked for a whole answer; the others may give one all the same.
+# Sluice requests whole answers only on wires that have a client dialect; the others may still send one.
 WHOLES: dict[str, Callable[[AnswerSpec], bytes]] = {
     "openai-chat": _chat_whole,
     "openai-responses": _responses_whole,
@@ -262,7 +262,7 @@ WHOLES: dict[str, Callable[[AnswerSpec], bytes]] = {
     "cohere": _cohere_whole,
     "gemini": _gemini_whole,
 }
-# How each vendor spec, before a stream, that there is no capacity.
+# The error body with which each vendor reports, before a stream, that it has no capacity.
 ERRORS: dict[str, Callable[[str], dict[str, Any]]] = {
     "openai-chat": lambda message: {"error": {"message": message, "type": "server_error", "param": None, "code": None}},
     "openai-responses": lambda message: {"error": {"message": message, "type": "server_error", "param": None, "code": None}},

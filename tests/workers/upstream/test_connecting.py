@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from common.process.event_loop import Loop
-from tests.support.upstreams.raw_upstream import CLOSE, RESET, Request, calling, ok, raw_upstream, serving, tls_of
+from tests.support.upstreams.raw_upstream import CLOSE, RESET, Request, ok, raw_upstream, serving, tls_of, upstream_caller
 from workers.upstream.errors import UpstreamFailure
 
 
@@ -41,7 +41,7 @@ def forgetting(death: list[bytes], barrier: asyncio.Barrier | None = None) -> Ca
 @pytest.mark.parametrize("death", DEATHS.values(), ids=DEATHS)
 @pytest.mark.parametrize("pooled", [1, 2, 6])
 async def test_a_pool_of_dead_connections_costs_one_round_trip(death, pooled):
-    async with raw_upstream(forgetting(death, asyncio.Barrier(pooled))) as found, calling() as worker:
+    async with raw_upstream(forgetting(death, asyncio.Barrier(pooled))) as found, upstream_caller() as worker:
         await worker.post_many(found.url, pooled)
 
         assert await worker.post(found.url) == b"ok"
@@ -51,7 +51,7 @@ async def test_a_pool_of_dead_connections_costs_one_round_trip(death, pooled):
 
 
 async def test_many_at_once_are_each_sent_again_once():
-    async with raw_upstream(forgetting([RESET], asyncio.Barrier(12))) as found, calling() as worker:
+    async with raw_upstream(forgetting([RESET], asyncio.Barrier(12))) as found, upstream_caller() as worker:
         await worker.post_many(found.url, 12)
 
         assert await worker.post_many(found.url, 12) == [b"ok"] * 12
@@ -70,7 +70,7 @@ async def test_a_connection_that_was_used_since_stays():
         return [ok()]
 
     barrier = asyncio.Barrier(2)
-    async with raw_upstream(answer) as found, calling() as worker:
+    async with raw_upstream(answer) as found, upstream_caller() as worker:
         await worker.post_many(found.url, 2)
         dead.add(found.requests[0].connection)
         barrier = asyncio.Barrier(1)
@@ -90,7 +90,7 @@ async def test_a_dead_connection_may_die_while_a_large_body_is_written():
         await reader.readuntil(b"\r\n\r\n")
         writer.transport.abort()  # The rest of this request is never read.
 
-    async with serving(serve) as port, calling() as worker:
+    async with serving(serve) as port, upstream_caller() as worker:
         url = f"http://127.0.0.1:{port}/"
         await worker.post(url)
 
@@ -109,7 +109,7 @@ async def test_a_machine_that_acknowledges_nothing_is_given_up_on(monkeypatch):
         await is_over.wait()
 
     is_over = asyncio.Event()
-    async with serving(serve) as port, calling() as worker:
+    async with serving(serve) as port, upstream_caller() as worker:
         async with asyncio.timeout(60):
             with pytest.raises(UpstreamFailure):
                 await worker.post(f"http://127.0.0.1:{port}/", b"x" * 1_000_000)
@@ -118,7 +118,7 @@ async def test_a_machine_that_acknowledges_nothing_is_given_up_on(monkeypatch):
 
 async def test_an_old_connection_is_not_used_again(monkeypatch):
     """Else steady traffic would follow a name's old address for ever."""
-    async with raw_upstream(forgetting([ok()])) as found, calling() as worker:
+    async with raw_upstream(forgetting([ok()])) as found, upstream_caller() as worker:
         await worker.post(found.url)
         await worker.post(found.url)
         assert found.connections == 1
@@ -140,7 +140,7 @@ async def test_a_name_is_resolved_anew_where_its_address_takes_no_connection_in_
         await asyncio.sleep(60)
 
     monkeypatch.setattr(socket, "getaddrinfo", resolved)
-    async with calling(connect_timeout_s=0.2) as worker:
+    async with upstream_caller(connect_timeout_s=0.2) as worker:
         monkeypatch.setattr("aiohttp.connector.aiohappyeyeballs.start_connection", never)
         for _ in range(2):
             with pytest.raises(UpstreamFailure, match="did not accept a connection"):
@@ -151,7 +151,7 @@ async def test_a_name_is_resolved_anew_where_its_address_takes_no_connection_in_
 
 async def test_over_tls_it_is_the_same(certificate):
     trusting = ssl.create_default_context(cafile=certificate / "cert.pem")
-    async with raw_upstream(forgetting([CLOSE]), tls_of(certificate)) as found, calling() as worker:
+    async with raw_upstream(forgetting([CLOSE]), tls_of(certificate)) as found, upstream_caller() as worker:
         worker.upstream._connections._connector._ssl = trusting
         url = f"https://localhost:{found.port}/"
         await worker.post(url)
@@ -164,7 +164,7 @@ async def test_a_new_connection_that_dies_is_the_providers_failure(death):
     async def answer(request: Request) -> list[bytes]:
         return death
 
-    async with raw_upstream(answer) as found, calling() as worker:
+    async with raw_upstream(answer) as found, upstream_caller() as worker:
         with pytest.raises(UpstreamFailure, match="closed the connection before it answered"):
             await worker.post(found.url)
 
@@ -175,7 +175,7 @@ async def test_a_replacement_that_dies_is_the_providers_failure():
     async def answer(request: Request) -> list[bytes]:
         return [ok()] if request.connection == request.number == 1 else [RESET]
 
-    async with raw_upstream(answer) as found, calling() as worker:
+    async with raw_upstream(answer) as found, upstream_caller() as worker:
         await worker.post(found.url)
 
         with pytest.raises(UpstreamFailure, match="closed the connection before it answered"):
@@ -190,7 +190,7 @@ async def test_nothing_is_sent_again_once_a_byte_of_an_answer_has_come(begun, de
     async def answer(request: Request) -> list[bytes]:
         return [ok()] if request.number == 1 else [begun, *death]
 
-    async with raw_upstream(answer) as found, calling() as worker:
+    async with raw_upstream(answer) as found, upstream_caller() as worker:
         await worker.post(found.url)
 
         with pytest.raises(UpstreamFailure, match="closed the connection"):
@@ -220,7 +220,7 @@ def test_a_name_server_that_does_not_answer_costs_the_connect_timeout_and_says_s
     monkeypatch.setattr("socket.getaddrinfo", lambda *_: is_over.wait(20) and [])
 
     async def work() -> UpstreamFailure:
-        async with calling(connect_timeout_s=0.05) as worker:
+        async with upstream_caller(connect_timeout_s=0.05) as worker:
             with pytest.raises(UpstreamFailure) as raised:
                 await worker.post("http://dead.example/")
         return raised.value
@@ -241,7 +241,7 @@ def test_dead_names_hold_up_no_other_provider_and_no_other_thread(monkeypatch, i
         async def answer(request: Request) -> list[bytes]:
             return [ok()]
 
-        async with raw_upstream(answer) as found, calling(connect_timeout_s=5) as worker:
+        async with raw_upstream(answer) as found, upstream_caller(connect_timeout_s=5) as worker:
             dead = [asyncio.create_task(worker.post(f"http://dead{n}.example/")) for n in range(40)]
             await asyncio.sleep(0)
             reached = await worker.post(f"http://live.example:{found.port}/")
@@ -264,7 +264,7 @@ def test_the_next_address_is_tried_long_before_the_timeout(monkeypatch):
 
         async def work() -> bytes:
             server = await asyncio.start_server(answer_once, "127.0.0.1", port)
-            async with server, calling(connect_timeout_s=20) as worker:
+            async with server, upstream_caller(connect_timeout_s=20) as worker:
                 return await worker.post(f"http://two.example:{port}/")
 
         monkeypatch.setattr("socket.getaddrinfo", answering_names(["127.0.0.2", "127.0.0.1"]))
@@ -287,7 +287,7 @@ async def forward(request: Request) -> list[bytes]:
 
 
 async def test_a_proxy_of_the_environment_is_used_and_its_password_is_for_it_alone(monkeypatch):
-    async with raw_upstream(forward) as proxy, calling() as worker:
+    async with raw_upstream(forward) as proxy, upstream_caller() as worker:
         monkeypatch.setenv("http_proxy", f"http://user:pass%21@127.0.0.1:{proxy.port}")
 
         assert await worker.post("http://provider.invalid/v1/x", headers={"authorization": "Bearer k"}) == b"by proxy"
@@ -307,7 +307,7 @@ async def test_through_a_tunnel_the_provider_sees_nothing_of_the_proxys_password
         there, back = await asyncio.open_connection("127.0.0.1", found.port)
         await asyncio.gather(pipe(reader, back), pipe(there, writer), return_exceptions=True)
 
-    async with raw_upstream(forward, tls_of(certificate)) as found, serving(tunnel) as port, calling() as worker:
+    async with raw_upstream(forward, tls_of(certificate)) as found, serving(tunnel) as port, upstream_caller() as worker:
         monkeypatch.setenv("HTTPS_PROXY", f"http://user:secret@127.0.0.1:{port}")
         worker.upstream._connections._connector._ssl = ssl.create_default_context(cafile=certificate / "cert.pem")
 
@@ -326,7 +326,7 @@ async def pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 
 @pytest.mark.parametrize("settings", [{"proxy_from_env": False}, {}], ids=["switched off", "NO_PROXY"])
 async def test_what_is_reached_directly_goes_past_the_proxy(monkeypatch, settings):
-    async with raw_upstream(forward) as found, calling(**settings) as worker:
+    async with raw_upstream(forward) as found, upstream_caller(**settings) as worker:
         monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
         if not settings:
             monkeypatch.setenv("NO_PROXY", "10.0.0.0/8, 127.0.0.0/8")
@@ -345,7 +345,7 @@ async def test_a_proxy_that_refuses_is_told_as_the_proxys(monkeypatch, answer, w
     async def refuse(request: Request) -> list[bytes]:
         return [answer]
 
-    async with raw_upstream(refuse) as proxy, calling() as worker:
+    async with raw_upstream(refuse) as proxy, upstream_caller() as worker:
         monkeypatch.setenv("https_proxy", f"http://user:secret-word@127.0.0.1:{proxy.port}")
 
         with pytest.raises(UpstreamFailure, match=words) as raised:
@@ -362,7 +362,7 @@ async def test_a_password_that_a_plain_proxy_wants_is_not_the_providers_refusal(
     async def refuse(request: Request) -> list[bytes]:
         return [b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n"]
 
-    async with raw_upstream(refuse) as proxy, calling() as worker:
+    async with raw_upstream(refuse) as proxy, upstream_caller() as worker:
         monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.port}")
 
         with pytest.raises(UpstreamFailure, match="proxy refused with status 407"):
@@ -371,7 +371,7 @@ async def test_a_password_that_a_plain_proxy_wants_is_not_the_providers_refusal(
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 async def test_a_proxy_that_is_not_there_is_told_as_the_proxys(monkeypatch, scheme):
-    async with calling() as worker:
+    async with upstream_caller() as worker:
         monkeypatch.setenv("all_proxy", "http://127.0.0.1:9")
 
         with pytest.raises(UpstreamFailure, match="The gateway's proxy, which leads to the provider p, could not be reached"):
@@ -379,7 +379,7 @@ async def test_a_proxy_that_is_not_there_is_told_as_the_proxys(monkeypatch, sche
 
 
 async def test_a_proxy_of_a_kind_that_cannot_be_used_is_never_passed_by(monkeypatch):
-    async with raw_upstream(forward) as found, calling() as worker:
+    async with raw_upstream(forward) as found, upstream_caller() as worker:
         monkeypatch.setenv("ALL_PROXY", "socks5://user:secret-word@127.0.0.1:9")
 
         with pytest.raises(UpstreamFailure, match="proxy settings cannot be used") as raised:

@@ -6,7 +6,7 @@ import ssl
 import pytest
 
 from common.canonical.errors import ErrorKind
-from tests.support.upstreams.raw_upstream import CLOSE, RESET, Request, calling, ok, raw_upstream, serving, tls_of
+from tests.support.upstreams.raw_upstream import CLOSE, RESET, Request, ok, raw_upstream, serving, tls_of, upstream_caller
 from workers.providers.shared.errors import UNREADABLE
 from workers.upstream.errors import UpstreamFailure, redirected
 
@@ -43,7 +43,7 @@ async def failure_of(sent: bytes) -> UpstreamFailure:
     async def answer(request: Request) -> list[bytes]:
         return [sent, CLOSE] if sent is not RESET else [RESET]
 
-    async with raw_upstream(answer) as found, calling() as worker:
+    async with raw_upstream(answer) as found, upstream_caller() as worker:
         with pytest.raises(UpstreamFailure) as raised:
             await worker.post(found.url, headers={"authorization": f"Bearer {SECRET}"})
         assert len(found.requests) == 1
@@ -76,7 +76,7 @@ async def test_headers_of_60_kb_are_taken():
     async def answer(request: Request) -> list[bytes]:
         return [ok(headers=f"X-Policy: {'z' * 60_000}\r\n")]
 
-    async with raw_upstream(answer) as found, calling() as worker:
+    async with raw_upstream(answer) as found, upstream_caller() as worker:
         assert await worker.post(found.url) == b"ok"
 
 
@@ -94,7 +94,7 @@ NOT_CONNECTED = {
 
 @pytest.mark.parametrize(("url", "told"), NOT_CONNECTED.items(), ids=[url[:40] for url in NOT_CONNECTED])
 async def test_what_cannot_be_reached_says_why(url, told):
-    async with calling() as worker:
+    async with upstream_caller() as worker:
         with pytest.raises(UpstreamFailure) as raised:
             await worker.post(url)
 
@@ -108,7 +108,7 @@ async def test_a_certificate_that_is_not_trusted_says_what_is_wrong_with_it(cert
     async def answer(request: Request) -> list[bytes]:
         return [ok()]
 
-    async with raw_upstream(answer, tls_of(certificate)) as found, calling() as worker:
+    async with raw_upstream(answer, tls_of(certificate)) as found, upstream_caller() as worker:
         with pytest.raises(UpstreamFailure, match=r"its certificate is not trusted \(it is self-signed\)") as raised:
             await worker.post(f"https://localhost:{found.port}/")
 
@@ -120,7 +120,7 @@ async def test_a_certificate_of_another_name_says_so_without_naming_it(certifica
     async def answer(request: Request) -> list[bytes]:
         return [ok()]
 
-    async with raw_upstream(answer, tls_of(certificate)) as found, calling() as worker:
+    async with raw_upstream(answer, tls_of(certificate)) as found, upstream_caller() as worker:
         worker.upstream._connections._connector._ssl = ssl.create_default_context(cafile=certificate / "cert.pem")
         with pytest.raises(UpstreamFailure) as raised:
             await worker.post(f"https://127.0.0.1:{found.port}/")
@@ -135,7 +135,7 @@ async def test_tls_to_a_port_that_speaks_none_says_so():
         writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
         writer.close()
 
-    async with serving(refuse) as port, calling() as worker:
+    async with serving(refuse) as port, upstream_caller() as worker:
         with pytest.raises(UpstreamFailure, match="does not speak TLS") as raised:
             await worker.post(f"https://127.0.0.1:{port}/")
 
@@ -149,7 +149,7 @@ async def test_silences_are_told_apart():
         await is_over.wait()
         return []
 
-    async with raw_upstream(say_nothing) as found, calling(first_token_timeout_s=0.05) as worker:
+    async with raw_upstream(say_nothing) as found, upstream_caller(first_token_timeout_s=0.05) as worker:
         with pytest.raises(UpstreamFailure, match="did not begin to answer in time") as raised:
             await worker.post(found.url)
         is_over.set()
@@ -161,7 +161,7 @@ async def test_a_port_that_accepts_nobody_is_told_as_a_connection_that_took_too_
     async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
 
-    async with serving(say_nothing) as port, calling(connect_timeout_s=0.05) as worker:
+    async with serving(say_nothing) as port, upstream_caller(connect_timeout_s=0.05) as worker:
         with pytest.raises(UpstreamFailure, match=r"did not accept a connection within 0.05 s") as raised:
             await worker.post(f"https://127.0.0.1:{port}/")
 

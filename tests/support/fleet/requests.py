@@ -1,4 +1,4 @@
-"""What is a client's request made of, and what does a stream answer? For the two dialects that most tests speak."""
+"""Requests of clients, and events of streams, for the two dialects that most tests use."""
 
 from typing import Any, NamedTuple
 
@@ -13,19 +13,19 @@ FAMILY_OF = {CHAT: "openai", MESSAGES: "anthropic"}  # The provider that speaks 
 
 
 def headers_of(key: str = KEY, **headers: str) -> dict[str, str]:
-    """Return a request's headers; an empty key is none."""
+    """Return a request's headers; with an empty key, without credentials."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return {"authorization": f"Bearer {key}", **named} if key else named
 
 
 def body_of(dialect: str, model: str, *, stream: bool = False, text: str = "hi", **more: Any) -> dict[str, Any]:
-    """Return the least body that asks for an answer, with what ``more`` adds or replaces."""
+    """Return the smallest valid body of a request, with the fields that ``more`` adds or replaces."""
     limit = {"max_tokens": 100_000} if dialect == MESSAGES else {}
     return {"model": model, "stream": stream, "messages": [{"role": "user", "content": text}], **limit, **more}
 
 
 class SseEvent(NamedTuple):
-    """``name`` and ``id`` are empty where the event has none."""
+    """``name`` and ``id`` are empty if the event has none."""
 
     name: str
     data: str
@@ -37,13 +37,13 @@ class SseEvent(NamedTuple):
 
 
 def sse_events(text: str) -> list[SseEvent]:
-    """Return the events of a whole stream, by the letter of the specification but for line ends, which are LF here."""
+    """Return the events of a whole stream, exactly as the specification says, except that line ends must be LF."""
     events = []
     for block in text.split("\n\n"):
         lines = [line.partition(":") for line in block.split("\n") if line and not line.startswith(":")]
-        found: dict[str, list[str]] = {}
+        fields: dict[str, list[str]] = {}
         for name, _, value in lines:
-            found.setdefault(name, []).append(value.removeprefix(" "))
-        if "data" in found:
-            events.append(SseEvent("".join(found.get("event", [])), "\n".join(found["data"]), "".join(found.get("id", []))))
+            fields.setdefault(name, []).append(value.removeprefix(" "))
+        if "data" in fields:
+            events.append(SseEvent("".join(fields.get("event", [])), "\n".join(fields["data"]), "".join(fields.get("id", []))))
     return events
