@@ -48,7 +48,7 @@ LARGE_BYTES = MIB  # A larger request is sent without a script. The state then h
 LARGE_RATE = 4 * MIB  # Bytes per second that even a busy machine can move.
 
 _new_tuple = tuple.__new__  # A named tuple's own constructor is a Python function, and too slow for every frame.
-_END = FrameKind.END  # An enum's member costs a look-up of its own.
+_END = FrameKind.END  # Looked up once: an enum member costs a lookup each time.
 
 
 class RedisChannel:

@@ -289,18 +289,18 @@ class LeasedWorker(Worker):
         try:
             await self._queue.release(job, delay_s=delay_s, is_handover=is_handover, has_failed=has_failed)
         except StoreUnavailable:
-            pass  # Its lease lapses, and it is claimed all the same.
+            pass  # Its lease lapses, and another claim takes it.
         except Exception as error:
-            await self._drop(job, f"it could not be given back: {error_text(error)}")
+            await self._drop(job, f"it could not be released: {error_text(error)}")
 
     async def _postpone(self, job: ClaimedJob, postponed: Postponed) -> None:
         self._forget(job)
         try:
             await self._queue.postpone(job, delay_s=postponed.delay_s, attempts=postponed.attempts)
         except StoreUnavailable:
-            pass  # Its lease lapses, and it is claimed all the same.
+            pass  # Its lease lapses, and another claim takes it.
         except Exception as error:
-            await self._drop(job, f"it could not be given back: {error}")
+            await self._drop(job, f"it could not be released: {error}")
 
     async def _drop(self, job: ClaimedJob, reason: str, *, with_record: bool = False) -> None:
         """Remove a job that no worker can process from the queue, so that it does not go from worker to worker."""
