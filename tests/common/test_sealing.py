@@ -38,4 +38,4 @@ def test_what_earlier_versions_sealed_and_signed_still_holds():
 
     assert open_byok_key(brought, "gen_1", [SECRET]) == "sk-theirs"
     assert audit.unseal(audited, "gen_1", SECRET) == {"request": "Hello"}
-    assert key_text.read(key, SECRET)
+    assert key_text.parse_key(key, SECRET)

@@ -169,7 +169,7 @@ def test_a_provider_that_is_named_beside_the_model_decides(model, provider):
 def test_with_a_brought_key_a_name_is_not_the_mapped_one():
     settings = Settings(providers={"anthropic": {"api_keys": "k"}})  # OpenAI's names stand for Claude's here.
     named = RequestedModel("gpt-4o", None, True)
-    targets = resolve("gpt-4o", settings, has_brought_key=True)
+    targets = resolve("gpt-4o", settings, has_byok_key=True)
 
     assert permitted_targets(who(Access(models=("gpt-*",))), "openai-chat", named, targets, settings) == targets
     with pytest.raises(GatewayError):

@@ -15,7 +15,7 @@ def test_a_cursor_is_a_frame_and_a_place_in_it() -> None:
 
 @pytest.mark.parametrize("text", ["", "1", "1-2", "0-2.3", "1-2.3 ", "-1-2.3", "1-2.x", "1-2.3.4", "1234567890-1.1"])
 def test_another_text_is_refused_as_a_bad_header(text: str) -> None:
-    with pytest.raises(GatewayError, match="Leave it out") as caught:
+    with pytest.raises(GatewayError, match="Leave the header out") as caught:
         Cursor.parse(text)
 
     failed = caught.value.failed

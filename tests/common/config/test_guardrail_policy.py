@@ -96,7 +96,7 @@ def test_the_policy_travels_in_the_job_and_older_jobs_have_none():
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
     [
-        ("guardrail_patterns_in", ["("], "pattern 1 is not a regular expression"),
+        ("guardrail_patterns_in", ["("], "pattern 1 is not a usable regular expression"),
         ("guardrail_patterns_out", ["x", "y*"], "pattern 2 matches an empty text"),
         ("guardrail_webhook_url", "file:///etc/passwd", "must begin with http"),
         ("guardrails", {"pii": "maybe"}, "pii"),

@@ -11,7 +11,9 @@ def test_a_port_that_another_listens_on_is_told_in_one_line():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
 
-        with pytest.raises(CannotListen, match=rf"^Port {port} of 127\.0\.0\.1 is taken.*--port or SLUICE_PORT\.$"):
+        with pytest.raises(
+            CannotListen, match=rf"^Port {port} of 127\.0\.0\.1 is used by another process.*--port or SLUICE_PORT\.$"
+        ):
             bind("127.0.0.1", port, port_option="--port or SLUICE_PORT")
 
 

@@ -1,4 +1,4 @@
-"""What the price of a generation depends on, and the attempts of a generation with several, each with its provider and cost."""
+"""What the price of a generation depends on, and the attempts of a generation with several, each with provider and cost."""
 
 import sqlalchemy as sa
 from alembic import op
