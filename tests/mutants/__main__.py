@@ -3,6 +3,7 @@
 import argparse
 import os
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -134,6 +135,7 @@ def main() -> int:
         print(f"no longer in the code, so change or remove it in {equivalent.LIST.name}: {entry}")
     print(f"seed {seed}: {len(drawn)} of {len(possible)} mutants", flush=True)
     os.nice(NICE)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # By way of the ends of all contexts.
     with tempfile.TemporaryDirectory(prefix="mutants-") as temporary:
         first = Copy(Path(temporary) / "0")
         first.import_libraries()

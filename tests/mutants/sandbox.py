@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from common.process.process import die_with_parent
 from tests.mutants.core import ROOT, all_files
 
 OURS = ("api", "workers", "common", "cli", "demo_provider", "tests", "bench")
@@ -104,6 +105,8 @@ def _be_child(copy: Copy, files: list[str], plugin: Callable[[], object], option
     code = NOT_RUN
     try:
         os.setsid()
+        die_with_parent()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         with copy.log.open("wb") as log:
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
