@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -61,7 +61,7 @@ def _tests_within(cover: Covering, mutant: Mutant) -> list[str]:
     return tests
 
 
-def _try(trial: Trial, copy: Copy, cover: Covering) -> Iterator[None]:
+def _try(trial: Trial, copy: Copy, cover: Covering) -> Generator[None, None, None]:
     """Set a trial's verdict; yields for as long as its tests run."""
     tests = _tests_within(cover, trial.mutant)
     if not tests:
@@ -87,23 +87,28 @@ def _reason(failed: Path, code: int) -> str:
 
 
 def _try_all(trials: list[Trial], copies: list[Copy], cover: Covering) -> None:
-    waiting, running = list(reversed(trials)), {}
+    waiting = list(reversed(trials))
+    running: dict[Copy, tuple[Trial, Generator[None, None, None]]] = {}
     began_at = time.monotonic()
     done = 0
-    while waiting or running:
-        for copy in copies:
-            if copy not in running and waiting:
-                running[copy] = (waiting[-1], _try(waiting.pop(), copy, cover))
-        for copy, (trial, steps) in list(running.items()):
-            if next(steps, trial) is trial:
-                del running[copy]
-                done += 1
-                at = f"[{time.monotonic() - began_at:6.0f} s, {done}/{len(trials)}]"
-                print(f"{at} {trial.verdict:8} {trial.mutant.path}:{trial.mutant.line}  {trial.by}", flush=True)
-        time.sleep(0.02)
+    try:
+        while waiting or running:
+            for copy in copies:
+                if copy not in running and waiting:
+                    running[copy] = (waiting[-1], _try(waiting.pop(), copy, cover))
+            for copy, (trial, steps) in list(running.items()):
+                if next(steps, trial) is trial:
+                    del running[copy]
+                    done += 1
+                    at = f"[{time.monotonic() - began_at:6.0f} s, {done}/{len(trials)}]"
+                    print(f"{at} {trial.verdict:8} {trial.mutant.path}:{trial.mutant.line}  {trial.by}", flush=True)
+            time.sleep(0.02)
+    finally:
+        for _, steps in running.values():
+            steps.close()
 
 
-def _report(trials: list[Trial], listed: int, seed: int) -> int:
+def _report(trials: list[Trial], listed: int, seed: int) -> bool:
     count = Counter(trial.verdict for trial in trials)
     for trial in trials:
         if trial.verdict == "survived":
@@ -115,7 +120,7 @@ def _report(trials: list[Trial], listed: int, seed: int) -> int:
     ratio = count["survived"] / max(real, 1)
     print(f"\nseed {seed}: {count['killed']} killed, {count['survived']} survived of {real} or {ratio:.1%}")
     print(f"{listed} equivalent ones besides")
-    return int(ratio > SURVIVORS_MAX)
+    return ratio <= SURVIVORS_MAX
 
 
 def main() -> int:
@@ -142,8 +147,12 @@ def main() -> int:
         copies = [first, *(Copy(Path(temporary) / str(index), first.root) for index in range(1, options.side_by_side))]
         cover = covering(copies)
         print(f"{len(cover.durations)} tests of {sum(cover.durations.values()):.0f} s", flush=True)
-        _try_all(trials, copies, cover)
-    return _report(trials, len(drawn) - len(trials), seed)
+        try:
+            _try_all(trials, copies, cover)
+        except (KeyboardInterrupt, SystemExit):
+            print(f"\nbroken off after {sum(bool(trial.verdict) for trial in trials)} mutants")
+    is_within = _report(trials, len(drawn) - len(trials), seed)
+    return int(not (is_within and all(trial.verdict for trial in trials)))
 
 
 if __name__ == "__main__":
