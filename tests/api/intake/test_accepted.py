@@ -6,6 +6,7 @@ from typing import Any
 import httpx
 import orjson
 import pytest
+from pydantic import SecretStr
 from redis.asyncio import Redis
 
 from api.intake.accepted import LEDGER_NAME_MAX, SAFETY_EXPIRY_EXTRA_S
@@ -16,6 +17,7 @@ from common.canonical.errors import StoreUnavailable
 from common.canonical.job import Job, Policy
 from common.channel.base import Opening
 from common.config.groups.models import ProviderSettings
+from common.config.guardrail_policy import GuardrailPolicy
 from common.config.settings import Settings
 from common.queue.jobs import JobClass
 
@@ -187,3 +189,58 @@ async def test_who_is_audited_is_so_in_the_channel_and_in_the_ledger(send, proce
 
     assert opening.is_audited
     assert orjson.loads(opening.request_summary)["is_audited"]
+
+
+async def test_what_runs_without_a_client_is_background_work_that_nobody_leaves(send, process, monkeypatch):
+    configure(monkeypatch, process, retention_detach_s=3)
+
+    opening = await send("/v1/generations")
+
+    assert (opening.policy, opening.job_class, opening.retention_s) == (Policy.DETACH, JobClass.BACKGROUND, 3)
+
+
+async def test_a_request_that_may_come_again_waits_a_minute_for_its_client(send):
+    opening = await send(headers={"idempotency-key": "k"})
+
+    assert (opening.policy, opening.grace_s) == (Policy.GRACE, 60)
+
+
+async def test_a_worker_gets_the_body_that_the_guardrails_left(send, process, monkeypatch):
+    be(monkeypatch, process, access=Access(guardrails=GuardrailPolicy(sanitize="block", pii="log")))
+
+    job = job_of(await send(messages=[{"role": "user", "content": "a\u202eb"}]))
+
+    assert orjson.loads(bytes(job.body))["messages"][0]["content"] == "ab"
+    assert job.guardrails == {"pii": "log"}
+
+
+async def test_without_guardrails_a_worker_is_told_of_none(send):
+    assert job_of(await send()).guardrails == {}
+
+
+@pytest.mark.parametrize(("models", "targets"), [(("demo/*",), None), (("*",), None)])
+async def test_a_route_that_is_allowed_as_a_whole_is_found_again_by_the_worker(send, process, monkeypatch, models, targets):
+    be(monkeypatch, process, access=Access(models=models))
+
+    assert job_of(await send()).targets == targets
+
+
+async def test_of_a_route_that_is_allowed_in_part_the_worker_is_told_which(send, process, monkeypatch):
+    providers = {name: ProviderSettings(base_url="http://127.0.0.1:9/v1", api_keys=("k",)) for name in ("openai", "groq")}
+    configure(monkeypatch, process, providers=providers, aliases={"ours": ["openai/a", "groq/b"]})
+    be(monkeypatch, process, access=Access(providers=("groq",)))
+
+    assert job_of(await send(model="ours")).targets == ["groq/b"]
+
+
+async def test_a_key_that_the_request_brought_is_sealed_for_its_generation(send, process, monkeypatch):
+    identify = process.services.authenticator.identify
+
+    async def with_key(*args: Any) -> Any:
+        return replace(await identify(*args), byok_key=SecretStr("sk-their-own"))
+
+    monkeypatch.setattr(process.services.authenticator, "identify", with_key)
+
+    job = job_of(await send(model="openai/m"))
+
+    assert job.brought_key and "sk-their-own" not in job.brought_key
