@@ -34,7 +34,7 @@ async def measure(context: RunContext, fenced: Fenced) -> None:
     is_of_others = fenced.has_head and not (total.has_past or total.is_committed)
     if not (is_rough or is_of_others) or not job.dialect:
         return
-    writer.ignore_stop()  # It ends already.
+    writer.ignore_stop()  # The generation is ending anyway.
     await writer.wait_flushed()
     if writer.lost:
         return

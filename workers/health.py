@@ -20,14 +20,14 @@ from workers.services import Services
 
 
 @dataclass(slots=True)
-class Watched:
+class WorkerState:
     """The parts of a worker process that its health server reports on."""
 
     worker: LeasedWorker
     services: Services
     queue: JobQueue
     probe: Probe
-    books: Bookkeeper
+    bookkeeper: Bookkeeper
     has_started: bool = False
     began_at: float = field(default_factory=time.monotonic)
 
@@ -40,13 +40,13 @@ class Watched:
     def health(self) -> dict[str, Any]:
         """Return this worker's status, and its problems if it has any."""
         problems = [f"Redis: {problem}" for problem in self.probe.problems()]
-        problems += filter(None, [self.worker.problem, self.books.problem])
+        problems += filter(None, [self.worker.problem, self.bookkeeper.problem])
         status = self.unready() or ("degraded" if problems else "healthy")
         return {
             "status": status,
             "timestamp": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             "uptime_seconds": round(time.monotonic() - self.began_at),
-            "checks": {"redis": not self.probe.problems(), "database": self.books.problem is None},
+            "checks": {"redis": not self.probe.problems(), "database": self.bookkeeper.problem is None},
             "problems": problems,
             "workers_alive": self.queue.workers_alive,
             "loop_lag_ms": lag_figures(),
@@ -69,22 +69,22 @@ class Watched:
         return generate_latest(metrics.registry)
 
 
-async def serve_health(sock: socket.socket, watched: Watched) -> web.AppRunner:
+async def serve_health(sock: socket.socket, state: WorkerState) -> web.AppRunner:
     """Serve until the runner is cleaned up."""
 
     async def livez(_: web.Request) -> web.Response:
         return web.json_response({"status": "ok"})
 
     async def readyz(_: web.Request) -> web.Response:
-        problem = watched.unready()
+        problem = state.unready()
         return web.json_response({"status": problem or "ok"}, status=503 if problem else 200)
 
     async def health(_: web.Request) -> web.Response:
-        report = watched.health()
+        report = state.health()
         return web.json_response(report, status=200 if report["status"] == "healthy" else 503)
 
     async def read_metrics(_: web.Request) -> web.Response:
-        return web.Response(body=watched.collect(), headers={"content-type": CONTENT_TYPE_LATEST})
+        return web.Response(body=state.collect(), headers={"content-type": CONTENT_TYPE_LATEST})
 
     app = web.Application()
     app.add_routes(

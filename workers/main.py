@@ -33,7 +33,7 @@ from common.redis.probe import Probe
 from common.redis.pulse import Pulse
 from common.responses import ResponseStore
 from workers.generate import run_generation
-from workers.health import Watched, serve_health
+from workers.health import WorkerState, serve_health
 from workers.ledger.bookkeeper import Bookkeeper
 from workers.metrics import Metrics
 from workers.publish.linger import Linger
@@ -85,7 +85,7 @@ async def _run(settings: Settings, sock: socket.socket) -> None:
     upstream = Upstream(settings, linger, lambda provider: metrics.replaced_connections.labels(provider).inc())
     services = Services(settings, channel, publisher, upstream, metrics, responses, quota, guards)
 
-    books = Bookkeeper(redis, pulse, channel, settings, metrics)
+    bookkeeper = Bookkeeper(redis, pulse, channel, settings, metrics)
 
     async def handle(job: ClaimedJob) -> Settlement:
         return await run_generation(job, services)
@@ -96,9 +96,9 @@ async def _run(settings: Settings, sock: socket.socket) -> None:
 
     worker.on_takeover = metrics.takeovers.inc
     worker.on_budget_mark = partial(_log_budget_mark, metrics)
-    watched = Watched(worker, services, queue, probe, books)
+    state = WorkerState(worker, services, queue, probe, bookkeeper)
     # First of all: a worker that cannot work must still answer its health check, and say why.
-    health = await serve_health(sock, watched)
+    health = await serve_health(sock, state)
     log.info("starting", worker=name, health_port=bound_address(sock)[1], slots=settings.worker_slots)
     try:
         await pulse.start()
@@ -106,16 +106,16 @@ async def _run(settings: Settings, sock: socket.socket) -> None:
         publisher.start()
         quota.start()
         # Before the first job: both take some CPU time, and would delay its stream.
-        await asyncio.gather(books.start(), asyncio.to_thread(pricing.load))
+        await asyncio.gather(bookkeeper.start(), asyncio.to_thread(pricing.load))
         collect_garbage_less_often()
-        watched.has_started = True
+        state.has_started = True
         with contextlib.suppress(asyncio.CancelledError):  # arq's signal handler cancels its main task once the drain is over.
             await worker.async_run()
         log.info("stopping", worker=name)
     finally:
         await worker.close()
         await health.cleanup()
-        await books.stop()
+        await bookkeeper.stop()
         await publisher.stop()
         await quota.stop()
         await probe.stop()

@@ -1,8 +1,8 @@
 """What is the state of one generation: its job, the result of each upstream call, and their total?
 
-``ActiveJob`` does not change. A ``Reply`` belongs to one upstream call: it is created before the call and filled in during it.
-``Total`` combines the replies of a generation into what its head, its end and its limits need. Only ``Total`` knows how several
-calls make one answer.
+``ActiveJob`` does not change. A ``CallResult`` belongs to one upstream call: it is created before the call and filled in during
+it. ``Total`` combines the results of a generation into what its head, its end and its limits need. Only ``Total`` knows how
+several calls make one answer.
 """
 
 import time
@@ -44,7 +44,7 @@ class BackgroundAnswer:
 
 
 @dataclass(slots=True)
-class Reply:
+class CallResult:
     """The result of one upstream call. ``number`` counts the calls of a generation from 1, over all workers."""
 
     deployment: Deployment
@@ -81,11 +81,11 @@ class Total:
     provider: str = ""
     upstream_model: str = ""
     has_byok_key: bool = False  # Whether the client pays, with a key of its own.
-    is_committed: bool = False  # Whether the client has seen a part of the last reply.
+    is_committed: bool = False  # Whether the client has seen a part of the last answer.
     ttft_ms: int | None = None
     messages: int = 0
-    reported: Usage | None = None  # The usage that the last reply's upstream reported.
-    output_events: int = 0  # Of the last reply.
+    reported: Usage | None = None  # The usage that the last call's upstream reported.
+    output_events: int = 0  # Of the last call.
     finish_reason: str | None = None
     is_cut: bool = False
     background_answer: BackgroundAnswer | None = None
@@ -97,25 +97,25 @@ class Total:
         self.provider, self.upstream_model = deployment.provider, deployment.model
         self.has_byok_key = deployment.client_pays
 
-    def begin_call(self, deployment: Deployment) -> Reply:
-        """Count a call that begins now, and return its reply."""
+    def begin_call(self, deployment: Deployment) -> CallResult:
+        """Count a call that begins now, and return its result."""
         self.attempt_count += 1
         self.reported, self.output_events = None, 0
-        return Reply(deployment, self.attempt_count, self.background_answer)
+        return CallResult(deployment, self.attempt_count, self.background_answer)
 
-    def attempts_before(self, reply: Reply) -> list[Attempt]:
-        """Return the attempts before a reply that is not added yet. A reply that rereads an answer replaces the last one."""
-        return self.attempts[:-1] if reply.is_reread else self.attempts
+    def attempts_before(self, result: CallResult) -> list[Attempt]:
+        """Return the attempts before a result that is not added yet. A result that rereads an answer replaces the last one."""
+        return self.attempts[:-1] if result.is_reread else self.attempts
 
-    def add(self, reply: Reply) -> None:
-        """Add a reply that has ended, however it ended."""
-        if reply.attempt:
-            self.attempts = [*self.attempts_before(reply), reply.attempt]
-        if reply.is_committed:
-            self.is_committed, self.ttft_ms = True, reply.ttft_ms
-        self.messages, self.reported, self.output_events = reply.messages, reply.usage, reply.output_events
-        self.finish_reason, self.is_cut, self.background_answer = reply.finish_reason, reply.is_cut, reply.background_answer
-        self.last_data = reply.last_data or self.last_data
+    def add(self, result: CallResult) -> None:
+        """Add the result of a call that has ended, however it ended."""
+        if result.attempt:
+            self.attempts = [*self.attempts_before(result), result.attempt]
+        if result.is_committed:
+            self.is_committed, self.ttft_ms = True, result.ttft_ms
+        self.messages, self.reported, self.output_events = result.messages, result.usage, result.output_events
+        self.finish_reason, self.is_cut, self.background_answer = result.finish_reason, result.is_cut, result.background_answer
+        self.last_data = result.last_data or self.last_data
 
     def restore_past(self, attempts: Sequence[Attempt], ttft_ms: int | None, prices: Mapping[str, Price]) -> None:
         """Restore the attempts of earlier claims or calls, as the log has them."""

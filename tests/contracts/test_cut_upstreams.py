@@ -24,7 +24,7 @@ from tests.support.clients.every_dialect import CLIENTS, INFO
 from tests.support.upstreams.recordings import Recording, parameters
 from workers.attempt.call import TAIL_S, Transfer, final_blocks, prepare_request
 from workers.metrics import Metrics
-from workers.outcome import ActiveJob, Reply, Total
+from workers.outcome import ActiveJob, CallResult, Total
 from workers.providers import WIRES
 from workers.providers.base import Deployment
 from workers.run_context import RunContext
@@ -91,7 +91,7 @@ async def run(pump: Any, answer: Answer) -> tuple[bool, bytes]:
     writer = Writer()
     try:
         context = RunContext(ActiveJob(JOB), Total(), writer, SERVICES)  # type: ignore[arg-type]
-        await Transfer(context, Reply(DEPLOYMENT), answer, pump).copy_stream()  # type: ignore[arg-type]
+        await Transfer(context, CallResult(DEPLOYMENT), answer, pump).copy_stream()  # type: ignore[arg-type]
     except GatewayError as error:
         return False, str(error.failed.kind).encode()
     return True, writer.body

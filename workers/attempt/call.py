@@ -29,7 +29,7 @@ from common.sse import BYTE_ORDER_MARK, SseCutter, cut, first_events, read_block
 from workers.attempt.answer_kind import is_stream
 from workers.attempt.background_answers import cancel
 from workers.metering.charging import charge_attempt, pack_with_current
-from workers.outcome import ActiveJob, BackgroundAnswer, Reply, Total
+from workers.outcome import ActiveJob, BackgroundAnswer, CallResult, Total
 from workers.providers import FAMILIES, WIRES
 from workers.providers.base import Deployment, UpstreamRequest, Wire
 from workers.providers.shared.errors import UNREADABLE, redact_secrets, set_retry_after
@@ -60,38 +60,38 @@ Prepared = tuple[UpstreamRequest, Pump]
 
 
 async def call(
-    context: RunContext, reply: Reply, prepare: Callable[[ReplyInfo, OutputGuard | None], Prepared] | None = None
+    context: RunContext, result: CallResult, prepare: Callable[[ReplyInfo, OutputGuard | None], Prepared] | None = None
 ) -> None:
     """Call a deployment once and write its answer into the log.
 
     Args:
         prepare: Builds the upstream request, where it is not simply the client's own request.
     Raises:
-        GatewayError: the call failed. ``reply.is_committed``: whether the client has seen a part of the answer.
+        GatewayError: the call failed. ``result.is_committed``: whether the client has seen a part of the answer.
     """
-    job, total, services, deployment = context.job, context.total, context.services, reply.deployment
+    job, total, services, deployment = context.job, context.total, context.services, result.deployment
     wire = WIRES[deployment.wire]
-    info = reply_info(context.active_job, reply, total, services.settings)
-    reply.messages = message_count(info.body)
+    info = reply_info(context.active_job, result, total, services.settings)
+    result.messages = message_count(info.body)
     guard = services.guards.for_job(job) if job.guardrails else None  # It only affects which pump is used.
     request, pump = prepare(info, guard) if prepare else prepare_request(job, wire, deployment, info, guard)
     status = 0  # No answer at all.
-    reply.is_reread = request.method == "GET"
-    if not reply.is_reread:
-        if reply.background_answer:
-            await cancel(reply.background_answer, services.upstream)  # This call replaces it.
-            reply.background_answer = None
+    result.is_reread = request.method == "GET"
+    if not result.is_reread:
+        if result.background_answer:
+            await cancel(result.background_answer, services.upstream)  # This call replaces it.
+            result.background_answer = None
         context.writer.packed_attempts = pack_with_current(total.attempts, job, deployment)
     try:
         async with services.upstream.open(request, deployment.provider, is_stream=pump.is_stream) as answer:
             status = answer.status
             services.quota.read_headers(deployment, answer.headers)
-            reply.headers = reply_headers(request, answer)
+            result.headers = reply_headers(request, answer)
             # After other calls have written a part of the answer, this call has only the rest, so it cannot be read again.
-            reply.upstream_id = "" if total.spent else answer.headers.get("x-generation-id", "")
+            result.upstream_id = "" if total.spent else answer.headers.get("x-generation-id", "")
             if not 200 <= status < 300:
                 raise await _refusal(answer, wire, deployment)
-            await Transfer(context, reply, answer, pump).run()
+            await Transfer(context, result, answer, pump).run()
             await pump.after_written()
     except GatewayError as error:
         redact_secrets(error.failed, deployment.secrets)
@@ -99,20 +99,20 @@ async def call(
     finally:
         services.metrics.upstream_calls.labels(deployment.provider, status).inc()
         pump.close()
-        _record_result(reply, pump)
-        reply.attempt = charge_attempt(job, reply, request, pump, status, services.settings)
-        if reply.attempt and pump.has_absurd_usage:
+        _record_result(result, pump)
+        result.attempt = charge_attempt(job, result, request, pump, status, services.settings)
+        if result.attempt and pump.has_absurd_usage:
             services.metrics.absurd_usage.labels(deployment.provider).inc()
             log.warning("usage_absurd", provider=deployment.provider, model=deployment.model)
 
 
-def _record_result(reply: Reply, pump: Pump) -> None:
-    """Copy the pump's result into the reply, however the answer ended."""
-    reply.output_events, reply.finish_reason, reply.usage = pump.output_events, pump.finish_reason, pump.usage
-    reply.is_cut = pump.is_cut
-    if reply.deployment.in_background and pump.upstream_id:
-        is_over = isinstance(pump.terminal, Completed) and not reply.is_cut
-        reply.background_answer = None if is_over else BackgroundAnswer(pump.upstream_id, [reply.deployment])
+def _record_result(result: CallResult, pump: Pump) -> None:
+    """Copy the pump's state into the result, however the answer ended."""
+    result.output_events, result.finish_reason, result.usage = pump.output_events, pump.finish_reason, pump.usage
+    result.is_cut = pump.is_cut
+    if result.deployment.in_background and pump.upstream_id:
+        is_over = isinstance(pump.terminal, Completed) and not result.is_cut
+        result.background_answer = None if is_over else BackgroundAnswer(pump.upstream_id, [result.deployment])
 
 
 def reply_headers(request: UpstreamRequest, answer: UpstreamAnswer) -> dict[str, str]:
@@ -137,28 +137,28 @@ def message_count(body: Mapping[str, Any]) -> int:
     return len(turns) if isinstance(turns, list) else 1
 
 
-def reply_info(active_job: ActiveJob, reply: Reply, total: Total, settings: Settings) -> ReplyInfo:
+def reply_info(active_job: ActiveJob, result: CallResult, total: Total, settings: Settings) -> ReplyInfo:
     job = active_job.job
     return ReplyInfo(
         job.generation_id,
         job.model,
         job.created_s,
-        reply.deployment.provider,
+        result.deployment.provider,
         orjson.loads(job.body),
         active_job.elapsed_ms,
-        lambda usage: _cost_of(usage, reply, total, settings),
+        lambda usage: _cost_of(usage, result, total, settings),
     )
 
 
-def _cost_of(usage: Usage, reply: Reply, total: Total, settings: ModelSettings) -> Cost | None:
+def _cost_of(usage: Usage, result: CallResult, total: Total, settings: ModelSettings) -> Cost | None:
     """Return the cost that the client sees beside its usage. Each attempt has its own price."""
-    own, deployment = subtract_usage(usage, total.spent), reply.deployment
+    own, deployment = subtract_usage(usage, total.spent), result.deployment
     tail = (
         [Attempt(deployment.provider, deployment.model, own).apply_prices(settings.prices)]
         if any(own.to_dict().values())
         else []
     )
-    return total_cost([*total.attempts_before(reply), *tail])
+    return total_cost([*total.attempts_before(result), *tail])
 
 
 def prepare_request(
@@ -192,8 +192,8 @@ async def _refusal(answer: UpstreamAnswer, wire: Wire, deployment: Deployment) -
 class Transfer:
     """Copies the bytes of one answer from the upstream into the log."""
 
-    def __init__(self, context: RunContext, reply: Reply, answer: UpstreamAnswer, pump: Pump) -> None:
-        self._context, self._reply, self._answer, self._pump = context, reply, answer, pump
+    def __init__(self, context: RunContext, result: CallResult, answer: UpstreamAnswer, pump: Pump) -> None:
+        self._context, self._result, self._answer, self._pump = context, result, answer, pump
         self._writer, self._settings = context.writer, context.settings
 
     async def run(self) -> None:
@@ -219,7 +219,7 @@ class Transfer:
 
         All of it is one coroutine on purpose: a nested one would add a frame to each wake-up.
         """
-        answer, pump, reply, writer = self._answer, self._pump, self._reply, self._writer
+        answer, pump, result, writer = self._answer, self._pump, self._result, self._writer
         observe_gap = self._context.services.metrics.token_gap.observe
         cutter = SseCutter(self._settings.upstream_event_bytes_max)
         large_bytes = min(LARGE_BYTES, self._settings.answer_bytes_max)
@@ -228,7 +228,7 @@ class Transfer:
         while True:
             # Hot path: once per upstream read.
             try:
-                chunk = await answer.read(may_linger=reply.is_committed)
+                chunk = await answer.read(may_linger=result.is_committed)
             except GatewayError as error:
                 read_error = error
                 break
@@ -236,7 +236,7 @@ class Transfer:
                 break
             data = _feed_chunk(pump, cutter, chunk)
             now = time.monotonic()
-            if reply.is_committed:
+            if result.is_committed:
                 if data:
                     writer.write(data, is_urgent=pump.terminal is not None)
                     observe_gap(now - read_at)
@@ -260,11 +260,11 @@ class Transfer:
     async def _end_stream(self, cutter: SseCutter, held: bytes, data: bytes, read_error: GatewayError | None) -> None:
         """Write what follows the last read. ``data``: the client's bytes of that read."""
         tail = await self._read_tail(cutter, read_error)
-        if not self._reply.is_committed:
+        if not self._result.is_committed:
             await self._commit_all(held + tail)
         elif tail:
             self._writer.write(tail)
-        self._reply.last_data = tail or data
+        self._result.last_data = tail or data
         _raise_if_failed(self._pump)
 
     async def copy_body(self) -> None:
@@ -282,7 +282,7 @@ class Transfer:
         del body  # From here on only the client's version is in memory.
         if len(data) > answer_bytes_max:
             raise answer_too_large(answer_bytes_max)
-        self._reply.last_data = data if self._context.job.dialect == "openai-responses" else b""
+        self._result.last_data = data if self._context.job.dialect == "openai-responses" else b""
         await self._commit_all(data)
 
     async def _read_tail(self, cutter: SseCutter, read_error: GatewayError | None) -> bytes:
@@ -305,16 +305,16 @@ class Transfer:
     def _commit(self, held: bytes) -> None:
         """Pass the commit point: from now on nothing is retried, and the client sees what was held back."""
         _raise_if_failed(self._pump)
-        active_job, reply, total, writer = self._context.active_job, self._reply, self._context.total, self._writer
-        reply.is_committed = True
+        active_job, result, total, writer = self._context.active_job, self._result, self._context.total, self._writer
+        result.is_committed = True
         writer.packed_attempts = b""  # From now on the log has this information.
-        if reply.deployment.in_background:
-            reply.upstream_id = self._pump.upstream_id
-        reply.ttft_ms = total.ttft_ms
-        if reply.ttft_ms is None:
-            reply.ttft_ms = active_job.elapsed_ms()
-            self._context.services.metrics.ttft.labels(total.provider).observe(reply.ttft_ms / 1000)
-        writer.write_frame(FrameKind.HEAD, build_head(active_job, reply, total).pack())
+        if result.deployment.in_background:
+            result.upstream_id = self._pump.upstream_id
+        result.ttft_ms = total.ttft_ms
+        if result.ttft_ms is None:
+            result.ttft_ms = active_job.elapsed_ms()
+            self._context.services.metrics.ttft.labels(total.provider).observe(result.ttft_ms / 1000)
+        writer.write_frame(FrameKind.HEAD, build_head(active_job, result, total).pack())
         if held:
             writer.write_frame(FrameKind.DATA, held)
 
@@ -326,18 +326,18 @@ class Transfer:
             await self._writer.write_all(data, cut=event_end if self._pump.gives_stream else _piece_end)
 
 
-def build_head(active_job: ActiveJob, reply: Reply, total: Total) -> Head:
+def build_head(active_job: ActiveJob, result: CallResult, total: Total) -> Head:
     return Head(
-        headers=reply.headers,
+        headers=result.headers,
         provider=total.provider,
         upstream_model=total.upstream_model,
-        attempt_count=reply.number,
+        attempt_count=result.number,
         queue_wait_ms=round(active_job.waited_s * 1000),
-        ttft_ms=reply.ttft_ms,
+        ttft_ms=result.ttft_ms,
         continuations=total.continuations,
         spent=total.spent,
-        attempts=total.attempts_before(reply),
-        upstream_id=reply.upstream_id,
+        attempts=total.attempts_before(result),
+        upstream_id=result.upstream_id,
     )
 
 

@@ -9,16 +9,16 @@ from common.metering.attempt_cost import pack
 from workers.attempt.failure_report import report_failure
 from workers.attempt.retries import AttemptPlan
 from workers.attempt.retry_wait import postpone, wait_limits
-from workers.outcome import Reply
+from workers.outcome import CallResult
 from workers.providers.base import Deployment
 from workers.quota.gate import Demand, Refused
 from workers.run_context import RunContext
 
-Call = Callable[[RunContext, Reply], Awaitable[None]]
+Call = Callable[[RunContext, CallResult], Awaitable[None]]
 
 
 async def call_deployments(context: RunContext, candidates: list[Deployment], call: Call) -> None:
-    """Call deployments until one has answered. Each reply is added to the total.
+    """Call deployments until one has answered. Each result is added to the total.
 
     Raises:
         GatewayError: no deployment answered, or one broke off after its commit point.
@@ -38,14 +38,14 @@ async def call_deployments(context: RunContext, candidates: list[Deployment], ca
         try:
             async with quota.admitted(demand, deployment) as call_usage:
                 plan.record_call()
-                reply = total.begin_call(deployment)
+                result = total.begin_call(deployment)
                 try:
-                    return await call(context, reply)
+                    return await call(context, result)
                 finally:
-                    total.add(reply)
+                    total.add(result)
                     if not total.is_committed:
                         context.writer.packed_attempts = pack(total.attempts)
-                    call_usage.record(reply.usage, reply.output_events, is_whole=reply.finish_reason is not None)
+                    call_usage.record(result.usage, result.output_events, is_whole=result.finish_reason is not None)
         except Refused as refusal:
             wait_s, is_asked_to_wait = plan.delay_after_refusal(refusal.wait_s, refusal.earliest_s), True
             if wait_s is None:
@@ -70,5 +70,5 @@ def _as_client_failure(failed: Failed, job: Job, provider: str) -> Failed:
     """Return the failure as the client sees it: a refused key that the client brought is the client's problem, not ours."""
     if failed.kind is not ErrorKind.UPSTREAM_CREDENTIALS or job.brought_key is None:
         return failed
-    message = f"The provider {provider} refused the key that this request brought for it. Check that key."
+    message = f"The provider {provider} refused the key that this request sent for it. Check that key."
     return Failed(failed.kind, message, status=401, code="invalid_api_key")

@@ -15,7 +15,7 @@ from common.dialects import DIALECTS
 from common.metering.token_estimate import estimate_tokens
 from common.records.head import Head
 from workers.attempt.call import reply_headers
-from workers.outcome import Reply
+from workers.outcome import CallResult
 from workers.providers import WIRES
 from workers.providers.base import TokenCounter
 from workers.providers.shared.errors import no_answer, not_json, redact_secrets
@@ -28,7 +28,7 @@ from workers.upstream.http_client import ERROR_BODY_BYTES_MAX
 _NOT_SERVED = (404, 405, 501)
 
 
-async def count(context: RunContext, reply: Reply) -> None:
+async def count(context: RunContext, result: CallResult) -> None:
     """Count a prompt's tokens and write the answer.
 
     Raises:
@@ -36,19 +36,19 @@ async def count(context: RunContext, reply: Reply) -> None:
     """
     job, writer = context.job, context.writer
     request = DIALECTS[job.dialect].parse(orjson.loads(job.body))
-    reply.messages = len(request.messages)
-    tokens = await _count_at_provider(job, request, reply, context.services)
+    result.messages = len(request.messages)
+    tokens = await _count_at_provider(job, request, result, context.services)
     if tokens is None:
         tokens = estimate_tokens(request)
-        reply.headers["x-sluice-estimated"] = "true"
-    reply.is_committed = True
-    writer.write_frame(FrameKind.HEAD, Head(headers=reply.headers).pack())
+        result.headers["x-sluice-estimated"] = "true"
+    result.is_committed = True
+    writer.write_frame(FrameKind.HEAD, Head(headers=result.headers).pack())
     writer.write_frame(FrameKind.DATA, orjson.dumps({"input_tokens": tokens}))
 
 
-async def _count_at_provider(job: Job, request: GenerationRequest, reply: Reply, services: Services) -> int | None:
+async def _count_at_provider(job: Job, request: GenerationRequest, result: CallResult, services: Services) -> int | None:
     """Return the provider's own count; None: it does not count tokens."""
-    deployment, wire = reply.deployment, WIRES[reply.deployment.wire]
+    deployment, wire = result.deployment, WIRES[result.deployment.wire]
     if not isinstance(wire, TokenCounter):
         return None
     upstream_request = wire.count_request(request, orjson.loads(job.body), job.headers, deployment)
@@ -57,7 +57,7 @@ async def _count_at_provider(job: Job, request: GenerationRequest, reply: Reply,
         # It gets the timeout of a stream's first token: nothing is generated, so the answer is quick.
         async with services.upstream.open(upstream_request, deployment.provider, is_stream=True) as answer:
             status = answer.status
-            reply.headers = reply_headers(upstream_request, answer)
+            result.headers = reply_headers(upstream_request, answer)
             body = await answer.read_body(ERROR_BODY_BYTES_MAX)
     finally:
         services.metrics.upstream_calls.labels(deployment.provider, status).inc()

@@ -13,7 +13,7 @@ from common.dialects import DIALECTS
 from workers.attempt.call import call, message_count, reply_info
 from workers.attempt.failover import call_deployments
 from workers.continuation.continuation import Continuation, Past, find_reattachable, plan_rounds, read_past
-from workers.outcome import BackgroundAnswer, Reply
+from workers.outcome import BackgroundAnswer, CallResult
 from workers.publish.writer import PAUSE_WHILE_AWAY_S
 from workers.run_context import RunContext
 from workers.services import Services
@@ -56,9 +56,9 @@ async def _try_round(context: RunContext, past: Past, candidates: list[Continuat
     dialect = DIALECTS[context.job.dialect]
     continuation_by_deployment = {id(continuation.deployment): continuation for continuation in candidates}
 
-    async def call_for_rest(context: RunContext, reply: Reply) -> None:
-        continuation = continuation_by_deployment[id(reply.deployment)]
-        await call(context, reply, lambda info, guard: continuation.prepare(past, dialect, info, guard))
+    async def call_for_rest(context: RunContext, result: CallResult) -> None:
+        continuation = continuation_by_deployment[id(result.deployment)]
+        await call(context, result, lambda info, guard: continuation.prepare(past, dialect, info, guard))
 
     try:
         await call_deployments(context, [continuation.deployment for continuation in candidates], call_for_rest)
@@ -75,7 +75,7 @@ async def read_back(context: RunContext, lost: Failed) -> Past:
     frames = await _read_frames(job, lost, context.services)
     context.writer.stored_bytes = sum(len(frame.data) for frame in frames)
     first = deployments(job, settings)[0]
-    info = reply_info(context.active_job, Reply(first), total, settings)
+    info = reply_info(context.active_job, CallResult(first), total, settings)
     past = read_past(job, frames, total.reported, info)
     total.set_deployment(first)
     total.messages = message_count(info.body)

@@ -1,1 +1,1 @@
-"""What does one worker of the fleet do for all: the ledger, the budgets' counters, the audit log?"""
+"""Which work does one worker do for the whole fleet? The ledger, the budgets' counters and the audit log."""

@@ -53,7 +53,7 @@ _AUDITED = ("owner", "tenant", "end_user", "request_id", "dialect", "model", "pr
 
 
 @dataclass(slots=True)
-class _Batch:
+class _RowBatch:
     """Rows to write, and the ids whose records are deleted afterwards."""
 
     rows: list[Row] = field(default_factory=list)
@@ -113,7 +113,7 @@ class Collector:
         """Write the records of some ids to the database, then delete them, and also the entries ``listed`` of the list."""
         from common.database.store import add
 
-        batch = _Batch()
+        batch = _RowBatch()
         records, batch.unreadable = await self._read(ids)
         for generation_id, record in records.items():
             if generation_id in batch.unreadable:
@@ -151,13 +151,13 @@ class Collector:
                     unreadable[generation_id] = reason.decode(errors="replace")
         return records, unreadable
 
-    async def _add(self, batch: _Batch, generation_id: str, record: dict[bytes, bytes]) -> None:
-        asked = RequestSummary.unpack(record[b"asked"])
+    async def _add(self, batch: _RowBatch, generation_id: str, record: dict[bytes, bytes]) -> None:
+        summary = RequestSummary.unpack(record[b"asked"])
         end = End.unpack(record[b"end"])
-        row = build_row(generation_id, asked, end, int(record[b"ended_ms"]))
+        row = build_row(generation_id, summary, end, int(record[b"ended_ms"]))
         if is_unmeasured(row, end):
             row = await self._add_measured_usage(row, unpack(record.get(b"note")))
-        if asked.is_audited:
+        if summary.is_audited:
             sealed = await self._audit_entry(row, end)
             if sealed is None:
                 batch.rows.append(row)

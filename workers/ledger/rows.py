@@ -15,10 +15,10 @@ from common.records.fields import COUNT_MAX, read_count
 from common.records.head import Head
 from common.records.request_summary import RequestSummary
 
-Row = dict[str, Any]  # By the columns' names, and ``attempts``: rows of their own. See ``common/database/tables.py``.
+Row = dict[str, Any]  # Values by column, and ``attempts``: a list of such rows. See ``common/database/tables.py``.
 
 
-def build_row(generation_id: str, asked: RequestSummary, end: End, ended_ms: int) -> Row:
+def build_row(generation_id: str, summary: RequestSummary, end: End, ended_ms: int) -> Row:
     """Return the row of a generation.
 
     Raises:
@@ -29,17 +29,17 @@ def build_row(generation_id: str, asked: RequestSummary, end: End, ended_ms: int
     error = end.error or {}
     return {
         "id": _text(generation_id, 64),
-        "owner": _text(asked.owner, 64),
-        "tenant": _text(asked.tenant, 255),
-        "end_user": _text(asked.end_user, 255) if asked.end_user else None,
-        "request_id": _text(asked.request_id, 128),
-        "dialect": _text(asked.dialect, 64),
-        "operation": _text(asked.operation, 64),
-        "stream": bool(asked.stream),
-        "model": _text(asked.model, 255),
+        "owner": _text(summary.owner, 64),
+        "tenant": _text(summary.tenant, 255),
+        "end_user": _text(summary.end_user, 255) if summary.end_user else None,
+        "request_id": _text(summary.request_id, 128),
+        "dialect": _text(summary.dialect, 64),
+        "operation": _text(summary.operation, 64),
+        "stream": bool(summary.stream),
+        "model": _text(summary.model, 255),
         "provider": _optional(end.provider, 64),
         "upstream_model": _optional(end.upstream_model, 255),
-        "created_ms": read_count(asked.created_ms) or 0,
+        "created_ms": read_count(summary.created_ms) or 0,
         "ended_ms": ended_ms,
         "outcome": _outcome(error),
         "error_kind": _optional(error.get("kind"), 64),
@@ -49,8 +49,8 @@ def build_row(generation_id: str, asked: RequestSummary, end: End, ended_ms: int
         # A failure after the commit point: the client has the beginning of an answer.
         "is_partial": bool(error) and end.ttft_ms is not None,
         "has_brought_key": end.has_byok_key,
-        "cache": _text(asked.cache, 64),
-        "answered_by": _optional(asked.answered_by, 64),
+        "cache": _text(summary.cache, 64),
+        "answered_by": _optional(summary.answered_by, 64),
         "tries": end.attempt_count,
         "continuations": end.continuations,
         "queue_wait_ms": end.queue_wait_ms,

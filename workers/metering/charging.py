@@ -19,7 +19,7 @@ from common.limits.charges import BudgetAccount, Settlement
 from common.metering.attempt_cost import Attempt, nano_usd, pack, total_usage
 from common.metering.token_estimate import estimate_tokens, fill_usage, reserved_tokens
 from workers.metering.partial_usage import Partial
-from workers.outcome import Reply, Total
+from workers.outcome import CallResult, Total
 from workers.providers.base import Deployment, UpstreamRequest
 from workers.providers.shared.figures import clean_name
 from workers.providers.shared.loose_json import dict_of
@@ -29,16 +29,16 @@ ANSWER_TOKENS_MAX = 1_000_000  # No model's answer is longer, whatever a request
 
 
 def charge_attempt(
-    job: Job, reply: Reply, request: UpstreamRequest, pump: Pump, status: int, settings: ModelSettings
+    job: Job, result: CallResult, request: UpstreamRequest, pump: Pump, status: int, settings: ModelSettings
 ) -> Attempt | None:
     """Return the usage and cost of a call that has ended; None: it counts for nothing.
 
     ``status``: the upstream's HTTP status, 0 if there was no answer at all.
     """
-    if not request.is_sent or _is_refusal(status, pump) or (reply.is_reread and pump.usage is None):
+    if not request.is_sent or _is_refusal(status, pump) or (result.is_reread and pump.usage is None):
         return None
-    attempt = _attempt(job, reply.deployment, pump, is_cut=reply.is_cut and pump.is_stream)
-    attempt.has_brought_key = reply.deployment.client_pays
+    attempt = _attempt(job, result.deployment, pump, is_cut=result.is_cut and pump.is_stream)
+    attempt.has_brought_key = result.deployment.client_pays
     return attempt.apply_prices(settings.prices)
 
 

@@ -55,7 +55,7 @@ class Deployment:
         headers = {
             **self.headers,
             "content-type": "application/json",
-            "accept-encoding": "identity",  # Compressed events would wait in the compressor.
+            "accept-encoding": "identity",  # Compressed events would be delayed by the compressor.
         }
         if self.api_key:
             headers[key_header] = scheme + self.api_key

@@ -20,7 +20,7 @@ from common.channel.base import Channel
 from common.config.groups.channel import ChannelSettings
 from common.config.settings import MIB
 
-LARGE_BYTES = 8 * MIB  # Thirty thousand tokens, each in an event of its own.
+LARGE_BYTES = 8 * MIB  # Thirty thousand tokens, with one event per token.
 STEP_BYTES = MIB  # How much more a large answer may write until it is checked again.
 KEPT_S = 60.0
 RETRY_AFTER_S = 5.0

@@ -86,7 +86,7 @@ class Tap:
             if self._socket is None:
                 self._socket = _duplicate_socket(self._transport)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, HELD_BYTES_MAX)
-        except OSError:  # Closed, or a system that cannot hold back.
+        except OSError:  # The socket is closed, or the system cannot hold data back.
             self._transport = None
             return
         self._is_shut = True

@@ -81,7 +81,7 @@ class Publisher:
         if is_too_long or self.buffered_bytes > self._settings.worker_buffer_bytes_max:
             raise GatewayError(
                 ErrorKind.OVERLOADED,
-                "The answer could not be stored for too long, and was stopped. Send the request again.",
+                "The gateway could not store the answer for too long, and stopped it. Send the request again.",
             )
 
     def schedule(self, writer: Writer, size: int, is_urgent: bool) -> None:

@@ -64,7 +64,9 @@ class Writer:
         self._unsent: list[Frame] = []
         self._in_flight: list[Frame] = []
         self._in_flight_bytes = 0
-        self._recent: deque[_Batch] = deque([_Batch(self.sent_at, built_on, [fence], len(fence.data))])  # Acknowledged.
+        self._recent: deque[_AcknowledgedBatch] = deque(
+            [_AcknowledgedBatch(self.sent_at, built_on, [fence], len(fence.data))]
+        )  # Acknowledged.
         self._recent_bytes = len(fence.data)
         self.stored_bytes = 0  # Acknowledged bytes of the answer, including those of earlier claims if the log was read.
         self._large = publisher.large
@@ -226,7 +228,7 @@ class Writer:
         frames, self._in_flight = self._in_flight, []
         self.stored_bytes += self._in_flight_bytes
         size, recent = self._in_flight_bytes, self._recent
-        recent.append(_new(_Batch, (now, self._acknowledged, frames, size)))
+        recent.append(_new(_AcknowledgedBatch, (now, self._acknowledged, frames, size)))
         self._acknowledged = frames[-1].id
         self._recent_bytes += size
         while len(recent) > 1 and (recent[0].at < now - RECENT_S or self._recent_bytes > RECENT_BYTES_MAX):
@@ -241,12 +243,12 @@ class Writer:
             self._give_up(last)
             return
         recent_frames = [frame for batch in self._recent for frame in batch.frames]
-        kept, missing = (
+        stored, missing = (
             [frame for frame in recent_frames if frame.id <= last],
             [frame for frame in recent_frames if frame.id > last],
         )
-        size = sum(len(frame.data) for frame in kept)
-        self._recent = deque([_Batch(time.monotonic(), self._recent[0].follows, kept, size)])
+        size = sum(len(frame.data) for frame in stored)
+        self._recent = deque([_AcknowledgedBatch(time.monotonic(), self._recent[0].follows, stored, size)])
         self._recent_bytes = size
         self._acknowledged = last
         self._in_flight = missing + self._in_flight
@@ -255,7 +257,7 @@ class Writer:
     def _give_up(self, last: FrameId) -> None:
         """Continue after what the log has. The generation must end as failed."""
         self._data, self._unsent, self._in_flight = [], [], []
-        self._recent = deque([_Batch(time.monotonic(), last, [], 0)])
+        self._recent = deque([_AcknowledgedBatch(time.monotonic(), last, [], 0)])
         self._recent_bytes = 0
         self._acknowledged = last
         if last.epoch < self.claim.epoch:  # Even our fence is missing, and the log accepts nothing from us without it.
@@ -301,7 +303,7 @@ class Writer:
             self._flushed = None
 
 
-class _Batch(NamedTuple):
+class _AcknowledgedBatch(NamedTuple):
     """Frames that were acknowledged together. ``follows`` is the id of the frame before the first."""
 
     at: float

@@ -156,7 +156,7 @@ class Quota:
     def _check_pause(self, demand: Demand, deployment: Deployment) -> None:
         remaining = self.pauses.remaining(_pause_name(deployment))
         if remaining:
-            message = f"The provider {deployment.provider} takes no more requests for this model just now."
+            message = f"The provider {deployment.provider} accepts no more requests for this model at the moment."
             raise self._refusal(demand, deployment, "paused", message, remaining.promise_s, remaining.pause_s)
 
     async def _reserve(self, demand: Demand, deployment: Deployment) -> Reservation | None:
@@ -168,7 +168,7 @@ class Quota:
             name = deployment.quota_id or deployment.key_id
             answer = await self._reservations.reserve(name, limits, demand.tokens if limits.tokens else 0)
         except StoreUnavailable as error:
-            message = "The gateway cannot look up its quota just now."
+            message = "The gateway cannot check its quota at the moment."
             raise self._refusal(demand, deployment, "redis_away", message, BUSY_RECHECK_S, BUSY_RECHECK_S) from error
         if isinstance(answer, Shortage):
             limit_text = _LIMIT_TEXTS[answer.limit]
@@ -204,7 +204,7 @@ class Quota:
         if self.pauses.pause(_pause_name(deployment), seconds, self._settings.retry_after_max_s):
             self._wake.set()
 
-    # Beside the calls
+    # Independent of single calls
 
     def start(self) -> None:
         self._pulse.watch(("HGETALL", keyspace.PAUSED), lambda stored: self.pauses.merge(stored, self._pulse.redis_ms))

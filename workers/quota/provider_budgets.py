@@ -63,7 +63,7 @@ class ProviderBudgets:
         # The client should wait for the budget that starts again first.
         provider, period = min(spent.items(), key=lambda item: item[1] == "month")
         message = (
-            f"The gateway's budget for {provider} is spent for this {period}. It starts anew at {_next_period_start(period)}."
+            f"The gateway's budget for {provider} is spent for this {period}. It starts again at {_next_period_start(period)}."
         )
         raise GatewayError(ErrorKind.BUDGET_EXCEEDED, message, code="budget_exceeded")
 

@@ -35,7 +35,7 @@ class Pump(Protocol):
 
     is_stream: bool
     gives_stream: bool
-    has_output: bool  # Whether the client's bytes so far hold output.
+    has_output: bool  # Whether the client's bytes so far contain output.
     finish_reason: FinishReason | None
     output_events: int
     upstream_id: str  # The upstream's id of the answer; empty until it has sent it.

@@ -159,7 +159,7 @@ class Connections:
         await self._session.close()
 
     def proxy(self, url: str) -> Proxy | None:
-        """Return the proxy that leads to a URL.
+        """Return the proxy for a URL; None: there is none.
 
         Raises:
             ProxyUnusable

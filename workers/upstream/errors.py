@@ -43,8 +43,8 @@ _NOT_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "UNE
 _NO_SUCH_NAME = (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))
 _CONNECTING = {
     errno.ECONNREFUSED: ("refused", "it refused the connection"),
-    errno.EHOSTUNREACH: ("unreachable", "no route leads to it"),
-    errno.ENETUNREACH: ("unreachable", "no route leads to it"),
+    errno.EHOSTUNREACH: ("unreachable", "there is no route to it"),
+    errno.ENETUNREACH: ("unreachable", "there is no route to it"),
     errno.ETIMEDOUT: ("connect_timeout", "it did not answer in time"),
 }
 
@@ -204,7 +204,7 @@ def _connecting(error: aiohttp.ClientConnectorError) -> tuple[str, str]:
     if isinstance(reason, socket.gaierror):
         if reason.errno in _NO_SUCH_NAME:
             return "name_not_found", "its name was not found"
-        return "name_not_resolved", "its name could not be resolved just now"
+        return "name_not_resolved", "its name cannot be resolved at the moment"
     return _CONNECTING.get(reason.errno or 0, ("connect", "no connection could be made"))
 
 

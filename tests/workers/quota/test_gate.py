@@ -609,7 +609,7 @@ async def test_where_no_provider_is_left_the_request_is_told_whose_budget_and_un
             quota.affordable([place()])
 
     assert refused.value.failed.kind is ErrorKind.BUDGET_EXCEEDED
-    assert f"budget for openai is spent for this {period}. It starts anew at 2" in refused.value.failed.message
+    assert f"budget for openai is spent for this {period}. It starts again at 2" in refused.value.failed.message
     assert "T00:00:00Z" in refused.value.failed.message
 
 

@@ -21,7 +21,7 @@ class ArgumentsError(Exception):
     """The arguments cannot be used. The message says why."""
 
 
-class _Text:
+class _GrowingString:
     """A string that may grow. It is joined once, at the end."""
 
     def __init__(self, text: str) -> None:
@@ -45,7 +45,7 @@ class ArgumentsSoFar:
             raise ArgumentsError("the arguments of a call have no end")
         path = [key or quoted or int(number or 0) for key, quoted, number in _STEP.findall(json_path)]
         if "stringValue" in piece:
-            _put(self._arguments, path, _Text(text))
+            _put(self._arguments, path, _GrowingString(text))
         elif "numberValue" in piece or "boolValue" in piece:
             _put(self._arguments, path, piece.get("numberValue", piece.get("boolValue")))
         elif "nullValue" in piece:
@@ -75,12 +75,12 @@ def _put(holder: Any, path: list[str | int], value: object) -> None:
             if current is None:
                 current = holder[step] = [] if isinstance(path[depth + 1], int) else {}
             holder = current
-        elif isinstance(current, _Text) and isinstance(value, _Text):
+        elif isinstance(current, _GrowingString) and isinstance(value, _GrowingString):
             current.pieces += value.pieces
         else:
             holder[step] = value
 
 
 def _join(value: object) -> str:
-    assert isinstance(value, _Text)
+    assert isinstance(value, _GrowingString)
     return "".join(value.pieces)

@@ -30,7 +30,7 @@ class PlainShape:
         self._padding_at = 0
 
     def learn(self, block: bytes) -> None:
-        """Note a block that was decoded to one piece of text. It is studied only if anyone asks."""
+        """Remember a block that was decoded to one piece of text. It is analysed only when it is needed."""
         self._sample = block
 
     def _learn(self, block: bytes) -> None:
@@ -115,7 +115,7 @@ class NumberedShape:
         ] = []  # For each varying part: its kind, the byte that ends it, the bytes after it.
 
     def learn(self, block: bytes) -> None:
-        """Note a block that was decoded to one piece of text. It is studied only if anyone asks."""
+        """Remember a block that was decoded to one piece of text. It is analysed only when it is needed."""
         self._sample = block
 
     def _learn(self, block: bytes) -> None:
