@@ -399,3 +399,68 @@ async def test_who_leaves_before_its_turn_takes_nobodys(setup):
 
     async with asyncio.timeout(120):
         await asyncio.gather(*(setup.hub.join_existing(G, "me") for _ in range(2 * JOINING_MAX)))
+
+
+class DeafFeed:
+    """A feed that no subscription reaches: each one waits until the test fails it."""
+
+    def __init__(self) -> None:
+        self.attempts: list[asyncio.Future[None]] = []
+
+    async def subscribe(self, generation_id: str, sink: Callable[[Message], None]) -> None:
+        self.attempts.append(asyncio.get_running_loop().create_future())
+        await self.attempts[-1]
+
+    async def unsubscribe(self, generation_id: str) -> None:
+        pass
+
+
+@pytest.mark.parametrize("error", [StoreUnavailable("away"), RuntimeError("broken")])
+async def test_a_subscription_that_cannot_be_made_fails_all_who_waited_for_it_and_leaves_nothing(setup, monkeypatch, error):
+    feed = DeafFeed()
+    monkeypatch.setattr(setup.hub, "_feed", feed)
+    joins = [asyncio.ensure_future(setup.hub.join(G)) for _ in range(2)]
+    while not feed.attempts:
+        await asyncio.sleep(0)
+    assert setup.hub.open_viewers == 2
+
+    feed.attempts[0].set_exception(error)
+    first, second = await asyncio.gather(*joins, return_exceptions=True)
+
+    assert first is error
+    assert isinstance(second, StoreUnavailable)
+    assert setup.hub.open_viewers == 0
+    assert len(feed.attempts) == 1
+
+
+async def test_after_a_failed_subscription_the_next_viewer_subscribes_anew(setup, monkeypatch):
+    feed, working = DeafFeed(), setup.hub._feed
+    monkeypatch.setattr(setup.hub, "_feed", feed)
+    join = asyncio.ensure_future(setup.hub.join(G))
+    while not feed.attempts:
+        await asyncio.sleep(0)
+    feed.attempts[0].set_exception(StoreUnavailable("away"))
+    with pytest.raises(StoreUnavailable):
+        await join
+    monkeypatch.setattr(setup.hub, "_feed", working)
+
+    viewer = await setup.open()
+
+    assert (setup.hub.open_viewers, setup.feed.subscriptions) == (1, 1)
+    await setup.hub.leave(viewer)
+    assert (setup.hub.open_viewers, setup.feed.subscriptions) == (0, 0)
+
+
+async def test_a_viewer_that_gives_up_while_it_waits_for_a_subscription_takes_nobody_elses(setup, monkeypatch):
+    feed = DeafFeed()
+    monkeypatch.setattr(setup.hub, "_feed", feed)
+    first, second = (asyncio.ensure_future(setup.hub.join(G)) for _ in range(2))
+    while not feed.attempts:
+        await asyncio.sleep(0)
+    second.cancel()
+    await asyncio.gather(second, return_exceptions=True)
+    assert setup.hub.open_viewers == 1
+
+    feed.attempts[0].set_result(None)
+
+    assert (await first).generation_id == G
