@@ -5,7 +5,7 @@ from typing import Any
 
 import anthropic
 import pytest
-from anthropic.types import Message, ReasoningBlock, TextBlock, ToolUseBlock
+from anthropic.types import Message, TextBlock, ThinkingBlock, ToolUseBlock
 
 from demo_provider.script import answer, reasoning_words
 from tests.support.fleet import KEY, Fleet
@@ -131,7 +131,7 @@ def test_thinking_is_a_block_before_the_text(client: anthropic.Anthropic, provid
         message = _create(client, f"{provider}/demo-think6-n8-d0", thinking=thinking)
 
     first, second = message.content
-    assert isinstance(first, ReasoningBlock)
+    assert isinstance(first, ThinkingBlock)
     assert (first.thinking, second.text) == ("".join(reasoning_words(6)), answer(8))
     assert bool(first.signature) == (provider == "anthropic")
 
