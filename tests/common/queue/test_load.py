@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 from redis.asyncio import Redis
 
+from common.canonical.errors import StoreUnavailable
 from common.config.settings import Settings
 from common.queue.jobs import JobClass, JobQueue
 from common.queue.load import RATE_JOBS, SLOTS_DEFAULT, QueueLoad, Reading, parse_reading
@@ -141,3 +142,58 @@ def test_slots_are_free_where_two_readings_say_so(load):
         seen.append(load.has_free_slots)
 
     assert seen == [False, False, True, False, False]
+
+
+@pytest.mark.parametrize(("running", "has_free"), [(5, True), (6, False)])
+def test_a_quarter_of_the_slots_is_free_or_it_is_none(running, has_free):
+    assert Reading(0, running=running, slots=8).has_free_slots is has_free
+
+
+def test_what_is_forgotten_is_known_no_more(load):
+    for second in (0, 1):
+        load.record(reading(second, 50 * second, a=300))
+    assert load.wait_s("a") == 6
+
+    load.forget()
+
+    assert (load.wait_s("a"), load.has_free_slots, load.reading) == (0, False, Reading(0))
+    load.record(reading(2, 100, a=300))
+    assert load.wait_s("a") is None
+
+
+def test_a_reading_of_the_same_moment_is_of_another_redis(load):
+    load.record(reading(0, 0, a=300))
+    load.record(reading(1, 50, a=300))
+    load.record(reading(1, 60, a=300))
+
+    assert load.wait_s("a") is None
+
+
+def test_nobody_waits_for_more_jobs_than_there_are(load):
+    load.record(reading(0, 0, a=30, b=2, c=1))
+    load.record(reading(1, 10, a=30, b=2, c=1))
+
+    assert load.wait_s("a") == pytest.approx(33 / 10)
+    assert load.wait_s("b") == pytest.approx(9 / 10)
+
+
+async def test_while_the_store_is_away_nobody_knows(monkeypatch):
+    class Queue:
+        is_away = False
+
+        async def load(self, tenants_max: int) -> list:
+            if self.is_away:
+                raise StoreUnavailable("away")
+            return [1000, 9, 4, 0, 1, [b"a", 4], [b"w 8"]]
+
+    monkeypatch.setattr("common.queue.load.READ_INTERVAL_S", 0.001)
+    queue = Queue()
+    load = QueueLoad(queue)  # type: ignore[arg-type]
+    load.start()
+    async with asyncio.timeout(60):
+        while load.reading.waiting != 4:
+            await asyncio.sleep(0.001)
+        queue.is_away = True
+        while load.reading != Reading(0):
+            await asyncio.sleep(0.001)
+    await load.stop()
