@@ -1,4 +1,4 @@
-"""How does the operator read what was asked and answered?"""
+"""How does the operator read the audit log: requests and their answers?"""
 
 import asyncio
 
@@ -16,13 +16,13 @@ from common.ledger.audit import unseal
 
 
 def show(settings: Settings, generation_id: str) -> None:
-    """Print an entry as JSON.
+    """Print one entry as JSON.
 
     Raises:
-        ClickException: there is none, or it cannot be read.
+        ClickException: there is no such entry, or it cannot be read.
     """
     if settings.secret is None:
-        raise click.ClickException("SLUICE_SECRET is not set: entries are encrypted with a key made of it")
+        raise click.ClickException("SLUICE_SECRET is not set. Entries are encrypted with a key that is derived from it.")
     try:
         sealed = asyncio.run(_find(settings, generation_id))
     except DatabaseUnavailable as error:

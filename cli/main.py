@@ -1,6 +1,6 @@
 """What can be typed after ``sluice``? Each command starts a tier, or answers a question about the setup.
 
-A command imports what it needs when it runs: to read a help page costs none of it.
+A command imports its modules only when it runs, so that help pages are fast.
 """
 
 import contextlib
@@ -20,24 +20,24 @@ _PORT, _PORT_OR_FREE = click.IntRange(1, 65_535), click.IntRange(0, 65_535)
 def main() -> None:
     """Sluice: a queue-backed gateway that streams LLM tokens to very many clients at once.
 
-    Start with `sluice dev`: everything on this machine, no key needed. In production run `sluice api` and `sluice worker`,
-    as many of each as you like, with the same settings (SLUICE_* variables, .env or sluice.yaml; .env.example lists them).
-    `sluice doctor` says what is wrong with a setup, `sluice COMMAND --help` how a command is used.
+    Start with `sluice dev`: it runs everything on this machine, without a key. In production, run `sluice api` and
+    `sluice worker`, as many of each as you like, with the same settings (SLUICE_* variables, .env or sluice.yaml; .env.example
+    lists them). `sluice doctor` says what is wrong with a setup. `sluice COMMAND --help` explains a command.
     """
 
 
 @main.command()
-@click.option("--host", help="Address to listen on; wins over SLUICE_HOST.")
-@click.option("--port", type=_PORT, help="Port to listen on; wins over SLUICE_PORT.")
-@click.option("--fd", type=int, hidden=True, help="A socket that is bound already; `sluice dev` gives its own.")
+@click.option("--host", help="Address to listen on. Overrides SLUICE_HOST.")
+@click.option("--port", type=_PORT, help="Port to listen on. Overrides SLUICE_PORT.")
+@click.option("--fd", type=int, hidden=True, help="The number of a bound socket. `sluice dev` passes its own.")
 def api(host: str | None, port: int | None, fd: int | None) -> None:
-    """Serve clients: authenticate, enqueue, relay. Listens on SLUICE_HOST:SLUICE_PORT (127.0.0.1:8080).
+    """Serve clients: authenticate, enqueue, relay the answers. Listens on SLUICE_HOST:SLUICE_PORT (127.0.0.1:8080).
 
     \b
     OPENAI_API_KEY=… SLUICE_API_KEYS=… sluice api
     sluice api --host 0.0.0.0 --port 8000
 
-    Needs a Redis (SLUICE_REDIS_URL), and a worker beside it: `sluice worker`, in another terminal.
+    It needs a Redis (SLUICE_REDIS_URL), and a worker: run `sluice worker` in another terminal.
     """
     from api.auth.startup_checks import refuse_to_start
     from api.main import run
@@ -54,12 +54,12 @@ def api(host: str | None, port: int | None, fd: int | None) -> None:
 
 
 @main.command()
-@click.option("--host", help="Address of its health and metrics; wins over SLUICE_HOST.")
+@click.option("--host", help="Address for its health and metrics. Overrides SLUICE_HOST.")
 @click.option(
-    "--port", type=_PORT_OR_FREE, help="Port of its health and metrics, 0 for a free one; wins over SLUICE_WORKER_PORT."
+    "--port", type=_PORT_OR_FREE, help="Port for its health and metrics; 0: any free one. Overrides SLUICE_WORKER_PORT."
 )
 def worker(host: str | None, port: int | None) -> None:
-    """Work on generations: hold the upstream connections and publish tokens. Start as many as you need.
+    """Generate answers: call the providers and publish the tokens. Start as many workers as you need.
 
     \b
     OPENAI_API_KEY=… sluice worker
@@ -76,12 +76,12 @@ def worker(host: str | None, port: int | None) -> None:
 @main.command()
 @click.option("--workers", type=click.IntRange(0, 64), default=2, show_default=True, help="Worker processes.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", type=_PORT, help="Port to listen on; wins over SLUICE_PORT.")
-@click.option("--once", is_flag=True, help="End after the sample answer; the exit status tells whether it was complete.")
+@click.option("--port", type=_PORT, help="Port to listen on. Overrides SLUICE_PORT.")
+@click.option("--once", is_flag=True, help="End after the sample answer. The exit status says whether it was complete.")
 @click.option("--reload", is_flag=True, help="Restart the API and the workers when the source changes.")
-@click.option("--verbose", is_flag=True, help="Show the processes' logs.")
+@click.option("--verbose", is_flag=True, help="Show the logs of the processes.")
 def dev(workers: int, host: str, port: int | None, once: bool, reload: bool, verbose: bool) -> None:
-    """Run everything on this machine: Redis, the demo provider, one API and two workers. No key needed.
+    """Run everything on this machine: Redis, the demo provider, one API and two workers. No key is needed.
 
     \b
     sluice dev                     # a sample answer, then a playground until Ctrl-C
@@ -96,35 +96,35 @@ def dev(workers: int, host: str, port: int | None, once: bool, reload: bool, ver
 
 @main.command("demo-provider")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", type=_PORT_OR_FREE, default=8090, show_default=True, help="Port to listen on; 0 takes a free one.")
+@click.option("--port", type=_PORT_OR_FREE, default=8090, show_default=True, help="Port to listen on; 0: any free one.")
 def demo_provider(host: str, port: int) -> None:
-    """Serve a make-believe provider: OpenAI chat and responses, Anthropic messages, Gemini, Cohere.
+    """Serve a provider for demos and tests: OpenAI chat and responses, Anthropic messages, Gemini, Cohere.
 
     \b
     sluice demo-provider --port 8090
     DEMO_BASE_URL=http://127.0.0.1:8090/v1 sluice worker
 
-    What it answers is set by the model's name: demo-n50-d20 is 50 tokens, 20 ms apart; demo-e503 fails; demo-cut10 breaks
-    off after ten tokens. `python -c "help('demo_provider.script')"` lists all of it.
+    The model's name sets the answer: demo-n50-d20 is 50 tokens, 20 ms apart; demo-e503 fails; demo-cut10 breaks off after ten
+    tokens. `python -c "help('demo_provider.script')"` lists all of it.
     """
     from cli.settings import load_settings
     from demo_provider.server import run
 
-    load_settings()  # It follows none of them; but what is wrong is told wherever one looks first.
+    load_settings()  # It uses none of them, but a wrong setting should be reported by every command.
     with _listening():
         run(host, port)
 
 
 @main.command()
-@click.option("--check", is_flag=True, help="Change nothing; the exit status is 1 where there is something to do.")
+@click.option("--check", is_flag=True, help="Change nothing. The exit status is 1 if a migration is needed.")
 def migrate(check: bool) -> None:
-    """Give the database the tables that this version needs. Safe while Sluice runs, and as often as you like.
+    """Create or update the tables that this version needs in the database. Safe while Sluice runs, and safe to repeat.
 
     \b
     sluice migrate --check
     SLUICE_DATABASE_URL=postgresql://user:password@host/name sluice migrate
 
-    Run it before the first start on PostgreSQL and before each update. A SQLite file is migrated by whoever opens it first.
+    Run it before the first start on PostgreSQL, and before each update. The first process that opens a SQLite file migrates it.
     """
     from cli.migrate import run
     from cli.settings import load_settings
@@ -134,7 +134,7 @@ def migrate(check: bool) -> None:
 
 @main.group()
 def audit() -> None:
-    """Read the audit log: what was asked and answered by keys whose access says `audit`.
+    """Read the audit log: the requests and answers of keys whose access has `audit`.
 
     \b
     sluice keys update 4f7k2m9qwxyz --audit
@@ -145,10 +145,10 @@ def audit() -> None:
 @audit.command()
 @click.argument("generation_id")
 def show(generation_id: str) -> None:
-    """Decrypt one entry, and print it as JSON. It needs the same SLUICE_SECRET as the workers.
+    """Decrypt one entry and print it as JSON. Needs the same SLUICE_SECRET as the workers.
 
     \b
-    sluice audit show gen_…      # the id that an answer has in its header x-generation-id
+    sluice audit show gen_…      # the id in an answer's header x-generation-id
     """
     from cli.audit import show
     from cli.settings import load_settings
@@ -158,17 +158,17 @@ def show(generation_id: str) -> None:
 
 @main.group()
 def records() -> None:
-    """Look at what could not be processed: jobs that killed their workers, records that the ledger could not take.
+    """Inspect what could not be processed: jobs that killed their workers, and records that the ledger could not store.
 
     \b
     sluice records list
-    sluice records drop --all      # once you have looked at them
+    sluice records drop --all      # after you have looked at them
     """
 
 
 @records.command("list")
 def list_records() -> None:
-    """List what is set aside, newest first: when, what, the generation's id, why.
+    """List what is set aside, newest first: time, kind, generation id, reason.
 
     \b
     sluice records list
@@ -182,7 +182,7 @@ def list_records() -> None:
 @records.command("show")
 @click.argument("generation_id")
 def show_record(generation_id: str) -> None:
-    """Print all that is kept of one generation, as JSON. It holds no prompt and no answer.
+    """Print everything that is kept of one generation, as JSON. It contains no prompt and no answer.
 
     \b
     sluice records show gen_…
@@ -195,9 +195,9 @@ def show_record(generation_id: str) -> None:
 
 @records.command("drop")
 @click.argument("generation_ids", nargs=-1)
-@click.option("--all", "is_all", is_flag=True, help="All that is set aside.")
+@click.option("--all", "is_all", is_flag=True, help="Everything that is set aside.")
 def drop_records(generation_ids: tuple[str, ...], is_all: bool) -> None:
-    """Delete what is kept of generations. Nothing comes back, and the ledger has no row of them.
+    """Delete what is kept of some generations. This cannot be undone, and the ledger has no row for them.
 
     \b
     sluice records drop gen_… gen_…
@@ -210,13 +210,13 @@ def drop_records(generation_ids: tuple[str, ...], is_all: bool) -> None:
 
 
 @main.command()
-@click.option("--keys", "with_keys", is_flag=True, help="Ask each provider whether its keys are good; costs no tokens.")
+@click.option("--keys", "with_keys", is_flag=True, help="Also ask each provider whether its keys are valid. Costs no tokens.")
 def doctor(with_keys: bool) -> None:
-    """Say what is configured, what is reachable, what is wrong and how to mend it. Exit status 1 if anything is wrong.
+    """Say what is configured, what is reachable, what is wrong and how to fix it. The exit status is 1 if anything is wrong.
 
     \b
     sluice doctor
-    sluice doctor --keys      # and whether each provider takes its keys
+    sluice doctor --keys      # also: does each provider accept its keys?
     """
     from cli.doctor.command import run
     from cli.settings import load_settings
@@ -226,7 +226,7 @@ def doctor(with_keys: bool) -> None:
 
 @contextlib.contextmanager
 def _listening() -> Iterator[None]:
-    """End with status 2 and one line where a place to listen cannot be had."""
+    """End with status 2 and one line if the address cannot be listened on."""
     from common.process.listening import CannotListen
 
     try:

@@ -1,4 +1,4 @@
-"""Has the database the tables of this version, and if not, how does it get them?"""
+"""Does the database have the tables of this version, and if not, how does it get them?"""
 
 import asyncio
 
@@ -12,30 +12,33 @@ from common.process.redaction import shown_url
 
 
 def run(settings: Settings, *, check: bool) -> int:
-    """Migrate, or only (``check``) say whether it is needed; returns the exit status, 1 where something is left to do."""
+    """Migrate, or (``check``) only say whether it is needed. Return the exit status: 1 if something is left to do."""
     where = shown_url(settings.database_url)
     try:
         return asyncio.run(_check(settings, where) if check else _migrate(settings, where))
     except DatabaseUnavailable as error:
         click.echo(
-            f"The database {where} cannot be used: {error}. Check SLUICE_DATABASE_URL, and that it is running.", err=True
+            f"The database {where} cannot be used: {error}. Check SLUICE_DATABASE_URL, and that the database is running.",
+            err=True,
         )
         return 1
 
 
 async def _check(settings: LedgerSettings, where: str) -> int:
-    found = await read_revision(settings.database_url)
-    if found is not None and found >= HEAD:
-        click.echo(f"{where} is at revision {found}; this version needs {HEAD}: nothing to do.")
+    revision = await read_revision(settings.database_url)
+    if revision is not None and revision >= HEAD:
+        click.echo(f"{where} is at revision {revision}; this version needs {HEAD}: nothing to do.")
         return 0
-    click.echo(f"{where} is {f'at revision {found}' if found else 'empty'}; this version needs {HEAD}. Run `sluice migrate`.")
+    state = f"at revision {revision}" if revision else "empty"
+    click.echo(f"{where} is {state}; this version needs {HEAD}. Run `sluice migrate`.")
     return 1
 
 
 async def _migrate(settings: LedgerSettings, where: str) -> int:
-    done = await migrate(settings.database_url)
-    if done.before == done.after:
-        click.echo(f"{where} was at revision {done.after} already.")
+    revisions = await migrate(settings.database_url)
+    if revisions.before == revisions.after:
+        click.echo(f"{where} was at revision {revisions.after} already.")
     else:
-        click.echo(f"{where} went from {f'revision {done.before}' if done.before else 'empty'} to revision {done.after}.")
+        before = f"revision {revisions.before}" if revisions.before else "empty"
+        click.echo(f"{where} went from {before} to revision {revisions.after}.")
     return 0

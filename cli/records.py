@@ -1,4 +1,4 @@
-"""How does an operator look at what could not be processed, and get rid of it?"""
+"""How does an operator inspect what could not be processed, and delete it?"""
 
 import asyncio
 import sys
@@ -15,10 +15,10 @@ from common.redis import keyspace
 from common.redis.client import COMMAND_TIMEOUT_S, Client, connect
 from common.redis.errors import REDIS_ERRORS, error_text
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 
-async def _with_redis(url: str, work: Callable[[Client], Awaitable[Found]]) -> Found:
+async def _with_redis(url: str, work: Callable[[Client], Awaitable[Result]]) -> Result:
     redis = connect(url)
     try:
         async with asyncio.timeout(COMMAND_TIMEOUT_S):
@@ -37,18 +37,18 @@ def _entries(url: str) -> list[SetAsideEntry]:
 
 
 def list_all(url: str) -> None:
-    """Print one line for each, newest first."""
+    """Print one line for each entry, newest first."""
     for entry in _entries(url):
         at = f"{datetime.fromtimestamp(entry.at_ms / 1000, UTC):%Y-%m-%dT%H:%M:%SZ}" if entry.at_ms else "-" * 20
         click.echo(_shown(f"{at}  {entry.kind:6}  {entry.id}  {entry.reason}"))
 
 
 def show(url: str, generation_id: str) -> None:
-    """Print all that is kept of a generation as JSON, one object per entry."""
-    found = [entry for entry in _entries(url) if entry.id == generation_id]
-    if not found:
+    """Print everything that is kept of a generation as JSON, one object per entry."""
+    entries = [entry for entry in _entries(url) if entry.id == generation_id]
+    if not entries:
         raise click.ClickException(f"nothing of {generation_id!r} is set aside: see `sluice records list`")
-    for entry in found:
+    for entry in entries:
         fields = {name: getattr(entry, name) for name in ("kind", "id", "reason", "at_ms", "record")}
         click.echo(orjson.dumps(fields, option=orjson.OPT_INDENT_2).decode())
 
@@ -70,5 +70,5 @@ def drop(url: str, generation_ids: tuple[str, ...], *, is_all: bool) -> None:
 
 
 def _shown(text: str) -> str:
-    """What others wrote steers no terminal."""
+    """Return a text without control characters: texts from others must not control the terminal."""
     return "".join(char if char.isprintable() else "?" for char in text)

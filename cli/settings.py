@@ -1,4 +1,4 @@
-"""What is wrong with the settings, in words that name each as its writer did, say what it may be, and quote no secret?"""
+"""What is wrong with the settings? A message names a setting as its writer did, says what it may be, and quotes no secret."""
 
 import os
 import sys
@@ -33,45 +33,45 @@ _Place = tuple[int | str, ...]
 
 
 def load_settings(**options: Any) -> Settings:
-    """Return the settings, or end with status 2 and a line for each that is wrong. ``options`` are a command's, None: unset."""
-    chosen = {name: value for name, value in options.items() if value is not None}
+    """Return the settings, or end with status 2 and one line per error. ``options`` are those of a command; None: not given."""
+    given_options = {name: value for name, value in options.items() if value is not None}
     try:
-        env_file()  # pydantic's own reader of it has other words for what is wrong.
-        settings = Settings(**chosen)
+        env_file()  # First, because pydantic's own reader of that file reports errors in other words.
+        settings = Settings(**given_options)
         redact_tracebacks(Redactor.from_settings(settings))
         return settings
     except UnreadableSettings as error:
         problems = [str(error)]
     except ValidationError as error:
         schema = Settings.model_json_schema()
-        found = error.errors(include_url=False)
-        problems = list(dict.fromkeys(_problem(each, schema, chosen) for each in found))
+        errors = error.errors(include_url=False)
+        problems = list(dict.fromkeys(_problem(item, schema, given_options) for item in errors))
     for problem in problems:
         click.echo(problem, err=True)
     sys.exit(2)
 
 
 def _problem(error: Any, schema: _Node, options: Mapping[str, Any]) -> str:
-    """Return one line. ``error`` is one of pydantic's; one of several settings names the first in its context."""
-    place: _Place = tuple(each for each in error["loc"] if each != "[key]") or (error["ctx"]["setting"],)
-    name, text = _name(place, options), what_is_wrong({**error, "loc": error["loc"] or place}, schema)
+    """Return one line for one of pydantic's errors. An error about several settings names the first one in its context."""
+    place: _Place = tuple(part for part in error["loc"] if part != "[key]") or (error["ctx"]["setting"],)
+    name, text = _name(place, options), explain_error({**error, "loc": error["loc"] or place}, schema)
     if error["loc"] and str(error["input"]).startswith("tcp://"):
-        text += " Kubernetes sets it for a Service of that name: give the pod enableServiceLinks: false."
+        text += " Kubernetes sets it for a Service of that name: set enableServiceLinks: false for the pod."
     is_unknown = error["type"] == "extra_forbidden" or error["loc"][-1:] == ("[key]",)
     description = schema["properties"].get(place[0], {}).get("description", "") if _is_ours(name) and not is_unknown else ""
-    name = Redactor()(name) if is_unknown else name  # What stands in a name's place may be a secret.
+    name = Redactor()(name) if is_unknown else name  # A secret may stand where a name should be.
     return f"{name}: {text} {description}".rstrip()
 
 
-def what_is_wrong(error: Any, schema: Mapping[str, Any]) -> str:
-    """Return what one of pydantic's errors means, in sentences that quote no secret; ``schema`` is its model's JSON schema."""
+def explain_error(error: Any, schema: Mapping[str, Any]) -> str:
+    """Return what one of pydantic's errors means, in sentences that quote no secret. ``schema`` is the model's JSON schema."""
     place: _Place = tuple(error["loc"])
-    is_of_name = place[-1] == "[key]"
-    place = place[:-1] if is_of_name else place
+    is_about_name = place[-1] == "[key]"
+    place = place[:-1] if is_about_name else place
     node, parent, value = _node(schema, place), _node(schema, place[:-1]), error["input"]
     if isinstance(value, NotJson):
-        text = f"it must be JSON, and is not: {value.problem}"
-    elif error["type"] == "extra_forbidden" or is_of_name:
+        text = f"it must be JSON, but is not: {value.problem}"
+    elif error["type"] == "extra_forbidden" or is_about_name:
         return Redactor()(f"there is no {place[-1]!r} here. {_choice(str(place[-1]), _names(parent))}")
     elif error["type"] == "missing":
         text = f"it is missing, and must be {_allowed(node, schema)}"
@@ -83,10 +83,10 @@ def what_is_wrong(error: Any, schema: Mapping[str, Any]) -> str:
 
 
 def _shown(value: Any, node: _Node, schema: _Node) -> str:
-    """Return the value as a line may quote it: what is no secret, shortened, and without what a URL has for a login."""
+    """Return the value as a line may quote it: no secret, shortened, and without the login part of a URL."""
     is_secret = "password" in (node.get("format"), _resolved(node.get("items", {}), schema).get("format"))
-    may_hold_one = isinstance(value, NotJson) and "api_keys" in value
-    if is_secret or may_hold_one or not node or not isinstance(value, str | int | float):
+    may_hold_secret = isinstance(value, NotJson) and "api_keys" in value
+    if is_secret or may_hold_secret or not node or not isinstance(value, str | int | float):
         return ""
     head, mark, tail = str(value).rpartition("@")
     text = f"…@{tail}" if mark and ("/" in head or ":" in head) else str(value)
@@ -96,21 +96,21 @@ def _shown(value: Any, node: _Node, schema: _Node) -> str:
     return f" (it is '{''.join(char if char.isprintable() else '?' for char in shortened)}')"
 
 
-# Where a value stands
+# Where a value was set
 
 
 def _name(place: _Place, options: Mapping[str, Any]) -> str:
-    """Return what a value's writer calls it: ``SLUICE_PORT``, ``limits.key.requests in sluice.yaml``, ``--port``."""
+    """Return the name that a value's writer used: ``SLUICE_PORT``, ``limits.key.requests in sluice.yaml``, ``--port``."""
     setting, *inner = map(str, place)
     path = "".join(f".{part}" for part in inner)
     variable = f"{PREFIX}{setting.upper()}"
     if setting in options:
         return "--" + ("port" if setting == "worker_port" else setting).replace("_", "-")
     for variables, where in ((os.environ, ""), (env_file(), f" in {ENV_FILE}")):
-        known = {name.upper(): name for name, value in variables.items() if value}
+        names = {name.upper(): name for name, value in variables.items() if value}
         for ending in ("", FILE_SUFFIX):
-            if variable + ending in known:
-                return f"{known[variable + ending]}{path}{where}"
+            if variable + ending in names:
+                return f"{names[variable + ending]}{path}{where}"
             if setting == "providers" and (provider := _provider_variable(inner) + ending) in variables:
                 return f"{provider}{where}"
     if setting in yaml_values():
@@ -119,7 +119,7 @@ def _name(place: _Place, options: Mapping[str, Any]) -> str:
 
 
 def _is_ours(name: str) -> bool:
-    """Whether a name is that of a setting, rather than a provider's usual variable."""
+    """Whether a name is that of one of our settings, not a provider's usual variable."""
     return not any(name.startswith(f"{vendor.env}_") for vendor in VENDORS.values())
 
 
@@ -128,16 +128,16 @@ def _provider_variable(inner: list[str]) -> str:
     return provider_variable(vendor.env, inner[1]) if vendor else ""
 
 
-# What a value may be, by the settings' JSON schema
+# What a value may be, according to the settings' JSON schema
 
 
 def _node(schema: _Node, place: _Place) -> _Node:
-    """Return the part of the schema that describes a place; {} where there is none."""
+    """Return the part of the schema that describes a place; {} if there is none."""
     node: _Node = schema
     for part in place:
         node = _resolved(node, schema)
-        of_fields, of_all = node.get("properties", {}), node.get("additionalProperties")
-        node = of_fields.get(part) or (of_all if isinstance(of_all, dict) else None) or node.get("items") or {}
+        fields, any_field = node.get("properties", {}), node.get("additionalProperties")
+        node = fields.get(part) or (any_field if isinstance(any_field, dict) else None) or node.get("items") or {}
     return _resolved(node, schema)
 
 
@@ -146,7 +146,7 @@ def _resolved(node: _Node, schema: _Node) -> _Node:
         if "$ref" in node:
             node = schema["$defs"][node["$ref"].rpartition("/")[2]]
         else:
-            node = next(each for each in node["anyOf"] if each.get("type") != "null")
+            node = next(option for option in node["anyOf"] if option.get("type") != "null")
     return node
 
 
@@ -184,6 +184,6 @@ def _number(bound: float) -> str:
 
 
 def _choice(name: str, names: Iterable[str]) -> str:
-    known = list(names)
-    near = nearest(name, known)
-    return (f"Did you mean {near}? " if near else "") + (f"There are: {', '.join(known)}." if known else "Names are text.")
+    choices = list(names)
+    near = nearest(name, choices)
+    return (f"Did you mean {near}? " if near else "") + (f"There are: {', '.join(choices)}." if choices else "Names are text.")

@@ -38,13 +38,13 @@ def _row(name: str, field: FieldInfo) -> str:
 
 
 def _range(field: FieldInfo) -> str:
-    found = [
+    bounds = [
         f"{sign} {_number(getattr(bound, attribute))}"
         for kind, attribute, sign in _SIGNS
         for bound in field.metadata
         if isinstance(bound, kind)
     ]
-    return ", ".join(found) or " or ".join(f"`{word}`" for word in get_args(field.annotation) if isinstance(word, str))
+    return ", ".join(bounds) or " or ".join(f"`{word}`" for word in get_args(field.annotation) if isinstance(word, str))
 
 
 def _number(bound: Any) -> str:

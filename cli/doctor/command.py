@@ -1,4 +1,4 @@
-"""What is configured, what can be reached, what is wrong, and how is it mended?"""
+"""What is configured, what can be reached, what is wrong, and how is it fixed?"""
 
 import asyncio
 import resource
@@ -30,15 +30,15 @@ FILES_WANTED = 10_000
 
 
 def run(settings: Settings, *, with_keys: bool = False) -> int:
-    """Print the report; returns 0 if nothing is wrong, else 1. ``with_keys``: providers are asked whether theirs are good."""
+    """Print the report. Return 0 if nothing is wrong, else 1. ``with_keys``: ask the providers whether their keys are valid."""
     with asyncio.Runner(loop_factory=Loop) as runner:
         findings = runner.run(_examine(settings, with_keys=with_keys))
     for finding in findings:
-        click.echo(f"{MARKS[finding.level]} {finding.what}")
-        if finding.mend:
-            click.echo(f"    {finding.mend}")
+        click.echo(f"{MARKS[finding.level]} {finding.summary}")
+        if finding.fix:
+            click.echo(f"    {finding.fix}")
     wrong = sum(finding.level == "wrong" for finding in findings)
-    click.echo(f"\n{wrong} thing{'s' if wrong != 1 else ''} to mend." if wrong else "\nAll is well.")
+    click.echo(f"\n{wrong} problem{'s' if wrong != 1 else ''} to fix." if wrong else "\nAll is well.")
     return 1 if wrong else 0
 
 
@@ -52,34 +52,38 @@ async def _examine(settings: Settings, *, with_keys: bool) -> list[Finding]:
 
 
 async def _upstreams(settings: Settings, *, with_keys: bool) -> list[Finding]:
-    from cli.doctor.providers import certificates, keys_checked, providers_reached  # Here: aiohttp takes long to load.
+    # Imported here: aiohttp is slow to load.
+    from cli.doctor.providers import certificate_findings, key_findings, provider_findings
 
-    found = [*certificates(), *await providers_reached(settings)]
-    return found + await keys_checked(settings) if with_keys else found
+    findings = [*certificate_findings(), *await provider_findings(settings)]
+    return findings + await key_findings(settings) if with_keys else findings
 
 
 def _access(settings: Settings) -> list[Finding]:
     if reason := refuse_to_start(settings):
         return [Finding("wrong", "The API would refuse to start.", reason)]
     if settings.auth != "none" and is_open(settings):
-        return [Finding("note", "No API keys: open to everybody on this machine.", "Set SLUICE_API_KEYS before going further.")]
-    found = [Finding("ok", f"{kind} let clients in.") for kind in _credentials(settings)]
+        fix = "Set SLUICE_API_KEYS before you make it reachable from elsewhere."
+        return [Finding("note", "No API keys: everybody on this machine may use it.", fix)]
+    findings = [Finding("ok", f"Clients can authenticate with {kind}.") for kind in _credentials(settings)]
     if settings.auth == "none":
-        found.append(Finding("note", "SLUICE_AUTH=none: anybody who reaches the API may use it."))
+        findings.append(Finding("note", "SLUICE_AUTH=none: anybody who reaches the API may use it."))
     if settings.secret is None:
-        mend = "Set SLUICE_SECRET to the same long random text for the API and the workers, if these are wanted."
-        found.append(Finding("note", "No SLUICE_SECRET: no managed keys, and requests cannot bring a provider's key.", mend))
-    found.append(
+        fix = "To have these, set SLUICE_SECRET to the same long random text for the API and the workers."
+        findings.append(
+            Finding("note", "No SLUICE_SECRET: no managed keys, and clients cannot bring their own provider key.", fix)
+        )
+    findings.append(
         Finding("ok", f"{len(settings.admin_keys)} admin key(s): /admin is on." if settings.admin_keys else "/admin is off.")
     )
-    return found
+    return findings
 
 
 def _credentials(settings: Settings) -> list[str]:
-    """The kinds of credentials that clients may send."""
+    """Return the kinds of credentials that clients may send."""
     kinds = {
         f"{len(settings.api_keys)} API key(s) of SLUICE_API_KEYS ({', '.join(static_ids(settings))})": settings.api_keys,
-        "Managed keys (`sluice keys`)": settings.secret,
+        "managed keys (`sluice keys`)": settings.secret,
         "JSON web tokens signed with SLUICE_JWT_SECRET (HS256)": settings.jwt_secret,
         f"JSON web tokens signed by {settings.jwt_issuer} (RS256, ES256)": settings.jwt_jwks_url,
     }
@@ -87,8 +91,8 @@ def _credentials(settings: Settings) -> list[str]:
 
 
 def _providers(settings: Settings) -> list[Finding]:
-    on = available(settings)
-    findings = [Finding("ok", f"Provider {provider} is configured{_way(provider, settings)}.") for provider in on]
+    providers = available(settings)
+    findings = [Finding("ok", f"Provider {provider} is configured{_way(provider, settings)}.") for provider in providers]
     if not findings:
         variables = ", ".join(f"{vendor.env}_API_KEY" for vendor in settings.vendors.values() if vendor.key_is_needed)
         return [Finding("wrong", "No provider is configured.", f"Set one of {variables}; or run `sluice dev` for the demo.")]
@@ -96,33 +100,33 @@ def _providers(settings: Settings) -> list[Finding]:
 
 
 def unknown_prices(settings: Settings) -> list[Finding]:
-    """Names of the operator's own whose cost nobody can count."""
+    """Return a finding for each alias of the operator whose cost nobody can count."""
     if not settings.aliases:
         return []
-    from common.metering.pricing import has_known_price  # Here: to read the list takes a quarter of a second.
+    from common.metering.pricing import has_known_price  # Imported here: loading the price list takes a quarter of a second.
 
-    found = []
+    findings = []
     for alias in sorted(settings.aliases):
         with suppress(GatewayError):
             for target in resolve(alias, settings):
                 if not has_known_price(target.provider, target.model, settings.prices):
-                    mend = f'Set SLUICE_PRICES={{"{target.name}": {{"input_usd_per_mtok": …, "output_usd_per_mtok": …}}}}.'
-                    what = f"The price of {target.name} (alias {alias}) is not known: it counts for nothing in budgets."
-                    found.append(Finding("note", what, mend))
-    return found
+                    fix = f'Set SLUICE_PRICES={{"{target.name}": {{"input_usd_per_mtok": …, "output_usd_per_mtok": …}}}}.'
+                    summary = f"The price of {target.name} (alias {alias}) is not known: budgets count its cost as nothing."
+                    findings.append(Finding("note", summary, fix))
+    return findings
 
 
 def _way(provider: str, settings: ModelSettings) -> str:
     if not settings.is_behind_gateway(provider):
         return ""
-    return " through the AI Gateway" + ("" if settings.provider(provider).api_keys else ", with the keys that are stored there")
+    return " through the AI Gateway" + ("" if settings.provider(provider).api_keys else ", with the keys stored there")
 
 
 def _foreign(settings: Settings) -> list[Finding]:
-    """Variables of other gateways."""
-    found = [Finding("ok", f"{name} is taken for a setting of ours.") for name in in_effect(environment(), settings)]
+    """Return a finding for each variable of another gateway: whether it has an effect here."""
+    effective = [Finding("ok", f"{name} is used as a setting of Sluice.") for name in in_effect(environment(), settings)]
     ignored = without_effect(environment(), settings)
-    return found + [Finding("note", f"{name} has no effect: {reason}.") for name, reason in ignored.items()]
+    return effective + [Finding("note", f"{name} has no effect: {reason}.") for name, reason in ignored.items()]
 
 
 def _doubts(settings: Settings) -> list[Finding]:
@@ -141,22 +145,22 @@ def _files() -> Finding:
 async def examine_database(settings: LedgerSettings) -> Finding:
     where = shown_url(settings.database_url)
     try:
-        found = await _revision(settings.database_url)
+        revision = await _revision(settings.database_url)
     except DatabaseUnavailable as error:
-        mend = "Check SLUICE_DATABASE_URL, and that it is running. Until then what was used waits in Redis; nothing is lost."
-        return Finding("wrong", f"The database {where} cannot be used: {error}.", mend)
-    if found is not None and found >= HEAD:
+        fix = "Check SLUICE_DATABASE_URL, and that the database runs. Until then usage records wait in Redis; nothing is lost."
+        return Finding("wrong", f"The database {where} cannot be used: {error}.", fix)
+    if revision is not None and revision >= HEAD:
         return Finding("ok", f"The database {where} has the tables of this version.")
-    state = f"is at revision {found}, this version needs {HEAD}" if found else "has no tables yet"
+    state = f"is at revision {revision}, this version needs {HEAD}" if revision else "has no tables yet"
     if where.startswith("sqlite"):
-        return Finding("note", f"The database {where} {state}.", "Whoever opens it first makes them: nothing is to be done.")
+        return Finding("note", f"The database {where} {state}.", "The first process that opens it makes them: nothing to do.")
     return Finding("wrong", f"The database {where} {state}.", "Run `sluice migrate`.")
 
 
 async def _revision(url: str) -> str | None:
     if is_sqlite_url(url):
         return sqlite_revision(url)
-    from common.database.migrate import read_revision  # Here: it takes longer to load than all else.
+    from common.database.migrate import read_revision  # Imported here: it takes longer to load than everything else.
 
     return await read_revision(url)
 
@@ -166,12 +170,12 @@ async def _api(settings: ServerSettings) -> Finding:
     try:
         status = (await get(address)).status
     except (OSError, TimeoutError) as error:
-        return Finding("note", f"The API does not answer at {address}: {_words(error)}.", "Start it with `sluice api`.")
+        return Finding("note", f"The API does not answer at {address}: {_error_text(error)}.", "Start it with `sluice api`.")
     if status >= 500:
         return Finding("note", f"The API answers at {address} with status {status}.", "Try again later.")
     return Finding("ok", f"The API answers at {address}.")
 
 
-def _words(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
     reason = getattr(error, "strerror", None)
     return f"{type(error).__name__}, {reason}" if reason else type(error).__name__

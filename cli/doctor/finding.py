@@ -1,4 +1,4 @@
-"""What does `sluice doctor` find?"""
+"""What does one line of the report of `sluice doctor` consist of?"""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,8 +8,8 @@ Level = Literal["ok", "note", "wrong"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the report; ``mend`` says what to do about it."""
+    """One line of the report. ``fix`` says what to do about it."""
 
     level: Level
-    what: str
-    mend: str = ""
+    summary: str
+    fix: str = ""

@@ -1,4 +1,4 @@
-"""What answers at our own address? One GET with what every Python has: it loads in no time and asks no proxy."""
+"""What answers at our own address? One GET with Python's standard library: it loads fast and uses no proxy."""
 
 import asyncio
 import http.client
@@ -18,12 +18,12 @@ class Answer(NamedTuple):
 
 
 async def get(url: str, headers: Mapping[str, str] | None = None) -> Answer:
-    """Return the answer, of its body at most 64 KiB.
+    """Return the answer, with at most 64 KiB of its body.
 
     Raises:
-        OSError: nothing answers in time, or not in HTTP.
+        OSError: nothing answers in time, or what answers does not speak HTTP.
     """
-    async with asyncio.timeout(2 * TIMEOUT_S):  # The socket's own timeout is for each of its steps.
+    async with asyncio.timeout(2 * TIMEOUT_S):  # The socket's own timeout applies to each of its steps.
         return await asyncio.to_thread(_get, url, headers or {})
 
 

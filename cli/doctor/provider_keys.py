@@ -1,4 +1,4 @@
-"""Does each provider take the keys that are set for it? It is asked for its list of models, which costs no tokens."""
+"""Does each provider accept the keys that are set for it? Each key asks for the list of models, which costs no tokens."""
 
 import asyncio
 from typing import NamedTuple
@@ -15,67 +15,69 @@ from workers.upstream.errors import UpstreamFailure
 
 TIMEOUT_S = 10.0
 BODY_BYTES_MAX = 64 * 1024
-SHOWN_CHARS, SHOWN_FROM_CHARS = 4, 20  # Of a key, its last ones, as vendors' consoles show them; of a short one, none.
+SHOWN_CHARS, SHOWN_FROM_CHARS = 4, 20  # The last characters of a key are shown, as in vendors' consoles. Of a short key, none.
 _ANTHROPIC_VERSION = "2023-06-01"
 
 
-class Checked(NamedTuple):
-    """What became of one key. ``is_good`` None: the provider did not tell."""
+class KeyCheck(NamedTuple):
+    """The result for one key. ``is_good`` None: the provider did not say."""
 
     key: str
     is_good: bool | None
     reason: str
 
 
-async def check_keys(settings: Settings) -> list[Checked]:
-    """Ask all providers at once, one request for each key."""
-    found = [(name, each) for provider in available(settings) for name, each in _named(provider, settings)]
+async def check_keys(settings: Settings) -> list[KeyCheck]:
+    """Ask all providers at the same time, with one request for each key."""
+    named = [pair for provider in available(settings) for pair in _named_deployments(provider, settings)]
     upstream = Connections(settings)
     try:
-        return list(await asyncio.gather(*(_check(name, deployment, upstream) for name, deployment in found)))
+        return list(await asyncio.gather(*(_check(name, deployment, upstream) for name, deployment in named)))
     finally:
         await upstream.close()
 
 
-def _named(provider: str, settings: Settings) -> list[tuple[str, Deployment]]:
-    """Return a provider's keys, each by what tells it apart from the others."""
+def _named_deployments(provider: str, settings: Settings) -> list[tuple[str, Deployment]]:
+    """Return a deployment for each of a provider's keys, with a name that tells the keys apart."""
     keys = settings.provider(provider).api_keys
-    # As for a request that any model would do for. Where there is a choice of wires, this one's paths end in the version.
+    # As for a request for any model. Of a provider with several wires, this dialect selects the one whose URLs end in the
+    # version.
     job = Job("", "", "openai-responses", f"{provider}/model", False, Policy.STOP, 0, 0, body=b"{}")
     ends = [_end(key.get_secret_value()) for key in keys]
     names = [f"{provider}, key {n} of {len(keys)}{end}" for n, end in enumerate(ends, 1)]
-    return list(zip(names, deployments(job, settings), strict=False))  # Without keys of its own it has one deployment.
+    return list(zip(names, deployments(job, settings), strict=False))  # A provider without keys of its own has one deployment.
 
 
 def _end(key: str) -> str:
     return f" (…{key[-SHOWN_CHARS:]})" if len(key) >= SHOWN_FROM_CHARS else ""
 
 
-async def _check(name: str, deployment: Deployment, upstream: Connections) -> Checked:
+async def _check(name: str, deployment: Deployment, upstream: Connections) -> KeyCheck:
     url, headers = _request(deployment)
     try:
         async with asyncio.timeout(TIMEOUT_S):
-            answer = await upstream.send(UpstreamRequest(url, headers, b"", method="GET"), deployment.provider)
-            status, answered = answer.status, answer.headers
-            body = await answer.content.read(BODY_BYTES_MAX)
-            answer.close()
+            response = await upstream.send(UpstreamRequest(url, headers, b"", method="GET"), deployment.provider)
+            status, response_headers = response.status, response.headers
+            body = await response.content.read(BODY_BYTES_MAX)
+            response.close()
     except UpstreamFailure as error:
-        return Checked(name, None, f"no answer ({error.cause.replace('_', ' ')})")
+        return KeyCheck(name, None, f"no answer ({error.cause.replace('_', ' ')})")
     except (OSError, TimeoutError) as error:
-        return Checked(name, None, f"no answer ({type(error).__name__})")
+        return KeyCheck(name, None, f"no answer ({type(error).__name__})")
     if status < 300:
-        return Checked(name, True, "")
+        return KeyCheck(name, True, "")
     if status == 429:
-        return Checked(name, True, "it is at its limit now (429)")
+        return KeyCheck(name, True, "it is at its limit now (429)")
     if status == 404:
-        return Checked(name, None, "status 404: check its base URL, unless it has no list of models")
-    failed = WIRES[deployment.wire].read_error(status, {each.lower(): value for each, value in answered.items()}, body)
+        return KeyCheck(name, None, "status 404: check its base URL, unless the provider has no list of models")
+    lower_headers = {header.lower(): value for header, value in response_headers.items()}
+    failed = WIRES[deployment.wire].read_error(status, lower_headers, body)
     is_refused = failed.kind is ErrorKind.UPSTREAM_CREDENTIALS
-    return Checked(name, False if is_refused else None, f"status {status}")
+    return KeyCheck(name, False if is_refused else None, f"status {status}")
 
 
 def _request(deployment: Deployment) -> tuple[str, dict[str, str]]:
-    """Return the address of a provider's list of models, and the headers to ask with."""
+    """Return the URL of a provider's list of models, and the headers for the request."""
     base_url = deployment.base_url
     if deployment.wire == "anthropic-messages":
         headers = {"anthropic-version": _ANTHROPIC_VERSION, **deployment.request_headers("x-api-key", "")}

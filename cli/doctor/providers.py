@@ -1,4 +1,4 @@
-"""Does each provider answer, and take its keys? Asked by the way that a worker in this very place would take."""
+"""Does each provider answer, and accept its keys? The requests take the same way as those of a worker on this machine."""
 
 import asyncio
 
@@ -15,16 +15,16 @@ from workers.upstream.errors import UpstreamFailure
 ANSWER_TIMEOUT_S = 10.0
 
 
-def certificates() -> list[Finding]:
-    """Return a finding for each file of trusted certificates that is named and not there."""
+def certificate_findings() -> list[Finding]:
+    """Return a finding for each file of trusted certificates that is configured but does not exist."""
     return [
-        Finding("wrong", f"{name}={path} is not there: no certificate would be trusted.", "Correct it, or unset it.")
+        Finding("wrong", f"{name}={path} does not exist: no certificate would be trusted.", "Correct it, or unset it.")
         for name, path in missing_certificates().items()
     ]
 
 
-async def providers_reached(settings: Settings) -> list[Finding]:
-    """Return for each provider's address whether anything answers there."""
+async def provider_findings(settings: Settings) -> list[Finding]:
+    """Return for each provider's URL whether anything answers there."""
     addresses = {
         f"Provider {provider}": (settings.base_url(provider) or "", _base_url_variable(provider, settings))
         for provider in available(settings)
@@ -34,7 +34,7 @@ async def providers_reached(settings: Settings) -> list[Finding]:
         addresses["The AI Gateway"] = settings.ai_gateway_base_url, "SLUICE_AI_GATEWAY_BASE_URL"
     connections = Connections(settings)
     try:
-        return await asyncio.gather(*(_reach(who, *where, connections) for who, where in addresses.items()))
+        return await asyncio.gather(*(_reach(label, *target, connections) for label, target in addresses.items()))
     finally:
         await connections.close()
 
@@ -44,34 +44,36 @@ def _base_url_variable(provider: str, settings: ModelSettings) -> str:
     return f"{env}_BASE_URL" if env else "its base_url"
 
 
-async def _reach(who: str, address: str, variable: str, connections: Connections) -> Finding:
-    """Which status it answers with does not matter, and no key is sent."""
+async def _reach(label: str, address: str, variable: str, connections: Connections) -> Finding:
+    """Return whether anything answers at an address. Any status counts as an answer, and no key is sent."""
     shown = shown_url(address)
     try:
         async with asyncio.timeout(ANSWER_TIMEOUT_S):
-            response = await connections.send(UpstreamRequest(address, {}, b"", method="GET"), who)
+            response = await connections.send(UpstreamRequest(address, {}, b"", method="GET"), label)
         response.close()
         proxy = connections.proxy(address)
     except (UpstreamFailure, TimeoutError) as error:
         cause, detail = (error.cause, error.detail) if isinstance(error, UpstreamFailure) else ("timeout", "no answer in time")
-        what = f"{who} does not answer at {shown}: {cause.replace('_', ' ')} ({detail})."
-        mend = f"Check {variable} and the way out from here; a worker elsewhere may have another. See docs/operating.md."
-        return Finding("wrong", what, mend)
-    return Finding("ok", f"{who} answers at {shown}{f', through the proxy {proxy.host}' if proxy else ''}.")
+        summary = f"{label} does not answer at {shown}: {cause.replace('_', ' ')} ({detail})."
+        fix = (
+            f"Check {variable}, and the network from this machine to it; a worker elsewhere may differ. See docs/operating.md."
+        )
+        return Finding("wrong", summary, fix)
+    return Finding("ok", f"{label} answers at {shown}{f', through the proxy {proxy.host}' if proxy else ''}.")
 
 
-async def keys_checked(settings: Settings) -> list[Finding]:
-    """Return whether each key is good, told without showing it."""
-    from cli.doctor.provider_keys import check_keys  # Here: it needs the workers' side of it all.
+async def key_findings(settings: Settings) -> list[Finding]:
+    """Return for each key whether its provider accepts it, without showing the key."""
+    from cli.doctor.provider_keys import check_keys  # Imported here: it needs most of the workers' modules.
 
-    found = []
+    findings = []
     for name, is_good, reason in await check_keys(settings):
-        told = f" ({reason})" if reason else ""
+        detail = f" ({reason})" if reason else ""
         if is_good:
-            found.append(Finding("ok", f"The provider takes {name}{told}."))
+            findings.append(Finding("ok", f"The provider accepts {name}{detail}."))
         elif is_good is None:
-            found.append(Finding("note", f"Whether {name} is good, the provider did not tell: {reason}."))
+            findings.append(Finding("note", f"The provider did not say whether {name} is valid: {reason}."))
         else:
-            mend = "Set another, or allow it to list models if it is meant for some calls alone."
-            found.append(Finding("wrong", f"The provider refuses {name}{told}.", mend))
-    return found
+            fix = "Set another key. If this key may only make some kinds of calls, allow it to list models too."
+            findings.append(Finding("wrong", f"The provider refuses {name}{detail}.", fix))
+    return findings

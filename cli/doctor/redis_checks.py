@@ -1,6 +1,7 @@
-"""Does Redis do for Sluice what it needs, does anybody work, and what could not be processed?
+"""Does Redis do what Sluice needs, are there workers, and which jobs or records could not be processed?
 
-By the same probe as in every process (``common/redis/probe``), with the same settings: what is tried is what the work does.
+It uses the same probe as every process (``common/redis/probe``), with the same settings: it tries the commands that Sluice
+uses.
 """
 
 import asyncio
@@ -21,11 +22,11 @@ from common.redis.errors import REDIS_ERRORS, error_text, is_refusal
 from common.redis.probe import Harm, Problem, try_all
 
 PUBSUB_HARD_LIMIT_WANTED = 64 * MIB
-RULES_MEND = "See docs/operating.md for all that Sluice needs of Redis."
+RULES_FIX = "See docs/operating.md for everything that Sluice needs from Redis."
 
 
 async def examine_redis(settings: QueueSettings, *, is_running: bool) -> list[Finding]:
-    """``is_running``: an API takes requests already, so that there must be workers."""
+    """Return what is right and wrong with Redis. ``is_running``: an API accepts requests already, so there must be workers."""
     redis = connect(settings.redis_url)
     where = shown_url(settings.redis_url)
     try:
@@ -47,13 +48,13 @@ async def examine_redis(settings: QueueSettings, *, is_running: bool) -> list[Fi
 def _unreachable(where: str, error: Exception) -> Finding:
     if is_refusal(error):
         words = error_text(error)
-        return Finding("wrong", f"Redis refuses us at {where}: {words}", _mend(Problem(words, "login"), "USER"))
-    mend = "Start it (redis-server --appendonly yes), or point SLUICE_REDIS_URL at yours. `sluice dev` brings its own."
-    return Finding("wrong", f"Redis does not answer at {where}: {type(error).__name__}.", mend)
+        return Finding("wrong", f"Redis refuses us at {where}: {words}", _fix(Problem(words, "login"), "USER"))
+    fix = "Start it (redis-server --appendonly yes), or point SLUICE_REDIS_URL at yours. `sluice dev` starts its own."
+    return Finding("wrong", f"Redis does not answer at {where}: {type(error).__name__}.", fix)
 
 
-async def _ask(redis: Redis, *command: Any) -> Any:
-    """Return an answer; None where Redis does not give it, which the probe tells where it matters."""
+async def _query(redis: Redis, *command: Any) -> Any:
+    """Return the reply to a command; None if Redis does not give one. The probe reports that where it matters."""
     try:
         async with asyncio.timeout(COMMAND_TIMEOUT_S):
             return await redis.execute_command(*command)  # type: ignore[no-untyped-call]  # redis-py.
@@ -62,27 +63,28 @@ async def _ask(redis: Redis, *command: Any) -> Any:
 
 
 async def _server(redis: Client, where: str) -> list[Finding]:
-    info = await _ask(redis, "INFO")
+    info = await _query(redis, "INFO")
     version = info["redis_version"] if info else "of an unknown version"
-    found = [Finding("ok", f"Redis {version} answers at {where}.")]
+    findings = [Finding("ok", f"Redis {version} answers at {where}.")]
     if info and tuple(map(int, version.split(".")[:2])) < (6, 2):
-        found.append(Finding("wrong", "Redis is older than 6.2.", "Install 6.2 or newer."))
-    return found + _settings(await _ask(redis, "CONFIG GET", "*"))
+        findings.append(Finding("wrong", "Redis is older than 6.2.", "Install 6.2 or newer."))
+    return findings + _settings(await _query(redis, "CONFIG GET", "*"))
 
 
 def _settings(config: dict[str, str] | None) -> list[Finding]:
     if config is None:
-        return [Finding("note", "Redis does not show its settings; make sure of noeviction and appendonly.")]
-    found = []
+        return [Finding("note", "Redis does not show its settings: make sure that it has noeviction and appendonly.")]
+    findings = []
     if config.get("maxmemory-policy") != "noeviction":
-        mend = "CONFIG SET maxmemory-policy noeviction"
-        found.append(Finding("wrong", f"Redis may evict keys ({config.get('maxmemory-policy')}): answers would be lost.", mend))
+        summary = f"Redis may evict keys ({config.get('maxmemory-policy')}): answers would be lost."
+        findings.append(Finding("wrong", summary, "CONFIG SET maxmemory-policy noeviction"))
     if config.get("appendonly") != "yes":
-        found.append(Finding("note", "Redis is not appendonly: a restart loses running answers.", "CONFIG SET appendonly yes"))
+        summary = "Redis is not appendonly: a restart loses running answers."
+        findings.append(Finding("note", summary, "CONFIG SET appendonly yes"))
     if (limit := _pubsub_hard_limit(config.get("client-output-buffer-limit", ""))) and limit < PUBSUB_HARD_LIMIT_WANTED:
-        mend = "The API sets it where Redis lets it; else CONFIG SET client-output-buffer-limit 'pubsub 256mb 64mb 60'"
-        found.append(Finding("note", f"Redis cuts a subscriber past {limit // MIB} MiB.", mend))
-    return found or [Finding("ok", "Redis keeps what it is given: noeviction, appendonly.")]
+        fix = "The API sets it where Redis allows that; else CONFIG SET client-output-buffer-limit 'pubsub 256mb 64mb 60'"
+        findings.append(Finding("note", f"Redis disconnects a subscriber past {limit // MIB} MiB.", fix))
+    return findings or [Finding("ok", "Redis keeps its data: noeviction, appendonly.")]
 
 
 def _pubsub_hard_limit(setting: str) -> int:
@@ -91,21 +93,21 @@ def _pubsub_hard_limit(setting: str) -> int:
 
 
 async def _work(redis: Client, url: str) -> list[Finding]:
-    """What the work does, tried."""
+    """Try the commands that Sluice uses, and return what Redis refuses."""
     problems = await try_all(redis)
     if problems is None:
-        return [Finding("wrong", "Redis answers, but not all that Sluice asks, within two seconds.", RULES_MEND)]
+        return [Finding("wrong", "Redis answers, but not all commands of Sluice within two seconds.", RULES_FIX)]
     user = unquote(urlsplit(url).username or "") or "default"
     levels: dict[Harm, Level] = {Harm.NONE: "note", Harm.SOME: "wrong", Harm.ALL: "wrong"}
-    found = [Finding(levels[each.harm], f"Redis refuses: {each}", _mend(each, user)) for each in problems]
-    return found or [Finding("ok", "Redis takes all commands that Sluice sends, and delivers what is published.")]
+    findings = [Finding(levels[problem.harm], f"Redis refuses: {problem}", _fix(problem, user)) for problem in problems]
+    return findings or [Finding("ok", "Redis accepts all commands that Sluice sends, and delivers what is published.")]
 
 
-def _mend(problem: Problem, user: str) -> str:
-    """Return what to do about a refusal, by Redis' own words."""
+def _fix(problem: Problem, user: str) -> str:
+    """Return what to do about a refusal, depending on Redis's own words."""
     words = problem.message.lower()
     commands = " ".join(f"+{what.split()[0].lower()}" for what in problem.subject.split(", ") if what.split()[0].isupper())
-    mends = [
+    fixes = [
         ("channel", f"ACL SETUSER {user} '&{{gen_*'"),
         ("keys", f"ACL SETUSER {user} '~sluice:*' '~{{gen_*'"),
         (
@@ -114,32 +116,32 @@ def _mend(problem: Problem, user: str) -> str:
         ),
         ("noauth", "Put the password into SLUICE_REDIS_URL: redis://:PASSWORD@host:port/0."),
         ("called without any password", "Take the password out of SLUICE_REDIS_URL: this Redis has none."),
-        ("unknown", "Take the lines with rename-command for these out of redis.conf, or use a Redis that has them."),
-        ("oom ", "Give it more memory: CONFIG SET maxmemory SIZE. Logs free theirs a minute after their end."),
+        ("unknown", "Remove the lines with rename-command for these from redis.conf, or use a Redis that has them."),
+        ("oom ", "Give it more memory: CONFIG SET maxmemory SIZE. Logs free their memory a minute after their end."),
         ("readonly ", "It is a replica. Point SLUICE_REDIS_URL at the master, or make it one: REPLICAOF NO ONE"),
-        ("misconf ", "Its disk is full or broken: mend that; CONFIG SET stop-writes-on-bgsave-error no goes on without."),
-        ("noreplicas ", "Its replicas are away; CONFIG SET min-replicas-to-write 0 goes on without them."),
+        ("misconf ", "Its disk is full or broken: fix that. CONFIG SET stop-writes-on-bgsave-error no continues without it."),
+        ("noreplicas ", "Its replicas are away. CONFIG SET min-replicas-to-write 0 continues without them."),
         ("loading ", "Wait until it has loaded its data."),
         ("max number of clients", "CONFIG SET maxclients 10000"),
     ]
-    for mark, mend in mends:
+    for mark, fix in fixes:
         if mark in words:
-            return mend
+            return fix
     if "can't run this command" in words or "permission" in words:
         return f"ACL SETUSER {user} {commands}".rstrip()
-    return RULES_MEND
+    return RULES_FIX
 
 
 async def _fleet(redis: Client, *, is_running: bool) -> list[Finding]:
-    now_ms = await _ask(redis, "TIME")
+    now_ms = await _query(redis, "TIME")
     since = (now_ms[0] if now_ms else time.time()) - ALIVE_S
-    alive = await _ask(redis, "ZCOUNT", keyspace.WORKERS, int(since * 1000), "+inf") or 0
-    bookkeeper = await _ask(redis, "GET", keyspace.BOOKKEEPER)
-    aside = await _ask(redis, "LLEN", keyspace.UNREADABLE)
-    found = [
+    alive = await _query(redis, "ZCOUNT", keyspace.WORKERS, int(since * 1000), "+inf") or 0
+    bookkeeper = await _query(redis, "GET", keyspace.BOOKKEEPER)
+    set_aside = await _query(redis, "LLEN", keyspace.UNREADABLE)
+    findings = [
         Finding("ok", f"{alive} worker{'s take' if alive != 1 else ' takes'} jobs.")
         if alive
-        else Finding("ok", "A worker of the version before takes jobs.")
+        else Finding("ok", "A worker of the previous version takes jobs.")
         if is_old_bookkeeper(bookkeeper)
         else Finding(
             "wrong" if is_running else "note",
@@ -147,7 +149,7 @@ async def _fleet(redis: Client, *, is_running: bool) -> list[Finding]:
             "Start one with `sluice worker`.",
         )
     ]
-    if aside:
-        mend = "See `sluice records list`; `sluice records drop` forgets them."
-        found.append(Finding("wrong", f"{aside} jobs or records could not be processed, and are set aside.", mend))
-    return found
+    if set_aside:
+        fix = "See `sluice records list`. `sluice records drop` deletes them."
+        findings.append(Finding("wrong", f"{set_aside} jobs or records could not be processed, and are set aside.", fix))
+    return findings

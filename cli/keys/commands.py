@@ -1,6 +1,6 @@
 """How does an operator make, change and delete managed keys from a terminal?
 
-The commands talk to the database and to Redis themselves, so they work while no API runs. Both must be those of the APIs.
+The commands use the database and Redis directly, so they work even if no API runs. Both must be the same as those of the APIs.
 """
 
 import json
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from cli.keys import output as keys_output
-from cli.keys.options import JSON_OPTION, access_of, access_options, check_names, read_moment, read_overlap
+from cli.keys.options import JSON_OPTION, access_of, access_options, check_names, parse_expiry, parse_overlap
 
 ID_SHOWN_MAX = 20
 
@@ -33,9 +33,8 @@ LIST_MAX = 10_000
 def keys() -> None:
     """Make, show, rotate, disable and delete managed keys.
 
-    A key is shown once, when it is made or rotated: only a hash of it is kept. Needs SLUICE_SECRET, SLUICE_DATABASE_URL and
-    SLUICE_REDIS_URL as the APIs have them. Each command takes --json.
-
+    A key is shown only once, when it is made or rotated: Sluice keeps only a hash of it. The commands need SLUICE_SECRET,
+    SLUICE_DATABASE_URL and SLUICE_REDIS_URL with the same values as the APIs. Every command accepts --json.
     \b
     sluice keys create --name "the web shop" --model 'gpt-*' --requests 60 --month-usd 50
     sluice keys rotate 4f7k2m9qwxyz --overlap 1h
@@ -44,13 +43,13 @@ def keys() -> None:
 
 
 @keys.command()
-@click.option("--name", default="", help="What it is for; for people.")
-@click.option("--tenant", default="", help="Whose budget, turns and rules it shares; its own if not said.")
-@click.option("--expires", callback=read_moment, help="In so much time (30d), or at a date of UTC (2027-01-31).")
+@click.option("--name", default="", help="A name that says what the key is for.")
+@click.option("--tenant", default="", help="The tenant whose budget, queue turns and rules it shares. Default: its own.")
+@click.option("--expires", callback=parse_expiry, help="When it expires: after a time (30d), or on a date in UTC (2027-01-31).")
 @access_options
 @JSON_OPTION
-def create(name: str, tenant: str, expires: int | str | None, as_json: bool, **said: Any) -> None:
-    """Make a key, and show it this once.
+def create(name: str, tenant: str, expires: int | str | None, as_json: bool, **access_values: Any) -> None:
+    """Make a key, and show it. It cannot be shown again.
 
     \b
     sluice keys create --name "the web shop" --model 'gpt-*' --requests 60 --month-usd 50
@@ -58,7 +57,7 @@ def create(name: str, tenant: str, expires: int | str | None, as_json: bool, **s
     """
     from common.access.principal import Access
 
-    access = access_of(Access(), said)
+    access = access_of(Access(), access_values)
     check_names(name, tenant)
     _warn_doubtful(access)
 
@@ -67,11 +66,11 @@ def create(name: str, tenant: str, expires: int | str | None, as_json: bool, **s
 
         return await ring.create(NewKey(name, tenant, access, expires if isinstance(expires, int) else None))
 
-    keys_output.show_minted(_run(make, must_exist=False), as_json, "Key {id} was made. This is the only time that it is shown:")
+    keys_output.show_minted(_run(make, must_exist=False), as_json, "Key {id} was made. It is shown only this once:")
 
 
 @keys.command("list")
-@click.option("--tenant", help="Of this tenant only.")
+@click.option("--tenant", help="List only the keys of this tenant.")
 @JSON_OPTION
 def list_(tenant: str | None, as_json: bool) -> None:
     """List the keys.
@@ -81,19 +80,19 @@ def list_(tenant: str | None, as_json: bool) -> None:
     sluice keys list --tenant acme --json
     """
 
-    async def read(ring: "KeyRing") -> "list[KeyRecord]":
-        found: list[KeyRecord] = []
-        while batch := await ring.list(tenant, found[-1].id if found else ""):
-            found += batch
-            if len(found) >= LIST_MAX:
+    async def read_all(ring: "KeyRing") -> "list[KeyRecord]":
+        records: list[KeyRecord] = []
+        while batch := await ring.list(tenant, records[-1].id if records else ""):
+            records += batch
+            if len(records) >= LIST_MAX:
                 break
-        return sorted(found, key=lambda record: record.created_ms)
+        return sorted(records, key=lambda record: record.created_ms)
 
-    found = _run(read)
+    records = _run(read_all)
     if as_json:
-        click.echo(json.dumps([keys_output.told_of(record) for record in found], indent=2))
+        click.echo(json.dumps([keys_output.to_dict(record) for record in records], indent=2))
         return
-    rows = [("id", "name", "tenant", "state", "expires"), *(keys_output.row_of(record) for record in found)]
+    rows = [("id", "name", "tenant", "state", "expires"), *(keys_output.row_of(record) for record in records)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -103,7 +102,7 @@ def list_(tenant: str | None, as_json: bool) -> None:
 @click.argument("id_", metavar="ID")
 @JSON_OPTION
 def show(id_: str, as_json: bool) -> None:
-    """Show what a key may, but never the key.
+    """Show what a key may do, but never the key itself.
 
     \b
     sluice keys show 4f7k2m9qwxyz
@@ -113,20 +112,20 @@ def show(id_: str, as_json: bool) -> None:
 
 @keys.command()
 @click.argument("id_", metavar="ID")
-@click.option("--overlap", "overlap_s", callback=read_overlap, help="For how long the key before is good, too: 90s, 10m, 24h.")
+@click.option("--overlap", "overlap_s", callback=parse_overlap, help="For how long the old key still works: 90s, 10m, 24h.")
 @JSON_OPTION
 def rotate(id_: str, overlap_s: int, as_json: bool) -> None:
-    """Give a key a new secret. Its id, its usage and its generations stay what they are.
+    """Give a key a new secret. Its id, usage and generations stay the same.
 
     \b
-    sluice keys rotate 4f7k2m9qwxyz --overlap 1h      # the old one is good for an hour more
+    sluice keys rotate 4f7k2m9qwxyz --overlap 1h      # the old key still works for an hour
     """
     from common.access.key_ring import OVERLAP_S_MAX
 
     if overlap_s > OVERLAP_S_MAX:
         raise click.UsageError(f"--overlap must be at most {OVERLAP_S_MAX // 86_400}d")
     keys_output.show_minted(
-        _run(lambda ring: ring.rotate(id_, overlap_s)), as_json, "Key {id} was rotated. The new one, shown this once:"
+        _run(lambda ring: ring.rotate(id_, overlap_s)), as_json, "Key {id} was rotated. The new key, shown only this once:"
     )
 
 
@@ -134,7 +133,7 @@ def rotate(id_: str, overlap_s: int, as_json: bool) -> None:
 @click.argument("id_", metavar="ID")
 @JSON_OPTION
 def disable(id_: str, as_json: bool) -> None:
-    """Let a key in no more, everywhere within two seconds. What it has begun runs on.
+    """Disable a key. Every API refuses it within two seconds. Generations that it has started run on.
 
     \b
     sluice keys disable 4f7k2m9qwxyz
@@ -146,7 +145,7 @@ def disable(id_: str, as_json: bool) -> None:
 @click.argument("id_", metavar="ID")
 @JSON_OPTION
 def enable(id_: str, as_json: bool) -> None:
-    """Let a disabled key in again.
+    """Enable a disabled key again.
 
     \b
     sluice keys enable 4f7k2m9qwxyz
@@ -156,10 +155,10 @@ def enable(id_: str, as_json: bool) -> None:
 
 @keys.command()
 @click.argument("id_", metavar="ID")
-@click.option("--name", help="What it is for.")
-@click.option("--tenant", help="Whose budget, turns and rules it shares.")
-@click.option("--expires", callback=read_moment, help="In so much time (30d), at a date of UTC (2027-01-31), or never.")
-@click.option("--clear", multiple=True, help="Forget a limit: models, origins, day-usd, …. Repeatable.")
+@click.option("--name", help="A name that says what the key is for.")
+@click.option("--tenant", help="The tenant whose budget, queue turns and rules it shares.")
+@click.option("--expires", callback=parse_expiry, help="After a time (30d), on a date in UTC (2027-01-31), or never.")
+@click.option("--clear", multiple=True, help="Remove a limit: models, origins, day-usd, …. Repeatable.")
 @access_options
 @JSON_OPTION
 def update(
@@ -169,9 +168,9 @@ def update(
     expires: int | str | None,
     clear: tuple[str, ...],
     as_json: bool,
-    **said: Any,
+    **access_values: Any,
 ) -> None:
-    """Change what a key may. What is not named stays; lists are replaced. Without options: tell Redis of the key again.
+    """Change what a key may do. Fields that are not named stay. Lists are replaced. Without options: resend it to Redis.
 
     \b
     sluice keys update 4f7k2m9qwxyz --requests 120 --expires never
@@ -185,22 +184,24 @@ def update(
         changes["tenant"] = tenant
     if expires is not None:
         changes["expires_ms"] = None if expires == keys_output.NEVER else expires
-    has_access = bool(clear) or any(value is not None and value != () for value in said.values())
-    _update(id_, lambda old: {**changes, "access": access_of(old.access, said, clear)} if has_access else changes, as_json)
+    has_access = bool(clear) or any(value is not None and value != () for value in access_values.values())
+    _update(
+        id_, lambda old: {**changes, "access": access_of(old.access, access_values, clear)} if has_access else changes, as_json
+    )
 
 
 @keys.command()
 @click.argument("id_", metavar="ID")
-@click.confirmation_option("--yes", prompt="Delete it for good? Disabling it can be undone.")
+@click.confirmation_option("--yes", prompt="Delete it for good? (You can enable a disabled key again, but not a deleted one.)")
 @JSON_OPTION
 def delete(id_: str, as_json: bool) -> None:
-    """Delete a key for good. Its usage stays on record.
+    """Delete a key for good. Its usage stays in the ledger.
 
     \b
     sluice keys delete 4f7k2m9qwxyz --yes
     """
     if not _run(lambda ring: ring.delete(id_)):
-        click.echo("! Redis did not answer: the key is disabled in the database alone. Run the command again.", err=True)
+        click.echo("! Redis did not answer: the key is disabled in the database only. Run the command again.", err=True)
         sys.exit(1)
     click.echo(json.dumps({"id": id_, "deleted": True}) if as_json else f"Key {id_} is deleted.")
 
@@ -213,7 +214,7 @@ def _update(id_: str, change: "Change", as_json: bool) -> None:
 
 
 def _warn_doubtful(access: "Access") -> None:
-    """Tell of what a key is allowed and cannot be meant: it would be of no use, or narrower than its maker believes."""
+    """Warn about rules that cannot be meant: the key would be useless, or narrower than its maker believes."""
     from cli.settings import load_settings
     from common.config.setting_doubts import find_access_doubts
 
@@ -221,12 +222,12 @@ def _warn_doubtful(access: "Access") -> None:
         click.echo(f"! It is allowed {what}. {mend}", err=True)
 
 
-# Doing
+# Running
 
 
 def _run(work: Callable[["KeyRing"], Awaitable[Answer]], *, must_exist: bool = True) -> Answer:
-    """``must_exist``: the database, of which only the first key may make one."""
-    import asyncio  # Here, as all that a help page does without.
+    """Run ``work`` with a key ring. ``must_exist``: the database must exist already. Only the first key may make one."""
+    import asyncio  # Imported here, like everything that a help page does not need.
 
     from cli.settings import load_settings
 
@@ -263,11 +264,11 @@ def _failures() -> Iterator[None]:
         yield
     except UnknownKey as error:
         id_ = str(error)
-        shown = id_ if len(id_) <= ID_SHOWN_MAX else "of this id (is it the key itself?)"  # Then it is a secret.
-        raise click.ClickException(f"There is no key {shown}. `sluice keys list` shows those that there are.") from error
+        shown = id_ if len(id_) <= ID_SHOWN_MAX else "with this id (is it the key itself?)"  # A long id may be a secret.
+        raise click.ClickException(f"There is no key {shown}. `sluice keys list` shows all keys.") from error
     except (DatabaseUnavailable, RowRefused) as error:
         raise click.ClickException(
             f"The database: {error}. Is SLUICE_DATABASE_URL right? `sluice doctor` tells more."
         ) from error
     except Busy as error:
-        raise click.ClickException("Others change the same key just now. Try again.") from error
+        raise click.ClickException("Others are changing the same key at the moment. Try again.") from error

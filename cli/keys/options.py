@@ -1,4 +1,4 @@
-"""Which options say what a key may do, and how is what they say read?"""
+"""Which options say what a key may do, and how are their values parsed?"""
 
 import re
 import time
@@ -28,12 +28,12 @@ def _span_s(text: str) -> int:
     return int(match[1]) * _UNIT_S[match[2]]
 
 
-def read_overlap(_: click.Context, __: click.Parameter, text: str | None) -> int:
+def parse_overlap(_: click.Context, __: click.Parameter, text: str | None) -> int:
     return _span_s(text) if text else 0
 
 
-def read_moment(_: click.Context, __: click.Parameter, text: str | None) -> int | str | None:
-    """Return the moment in ms that an expiry names: in so much time, or a date, of UTC unless it says otherwise."""
+def parse_expiry(_: click.Context, __: click.Parameter, text: str | None) -> int | str | None:
+    """Return the moment of an expiry in ms: after some time, or at a date, which is in UTC unless it says otherwise."""
     if text is None or text == keys_output.NEVER:
         return text
     if _SPAN.fullmatch(text.strip().lower()):
@@ -46,23 +46,27 @@ def read_moment(_: click.Context, __: click.Parameter, text: str | None) -> int 
 
 
 _ACCESS_OPTIONS = [
-    click.option("--model", "models", multiple=True, help="A model it may name, or provider/model; with * and ?. Repeatable."),
-    click.option("--provider", "providers", multiple=True, help="A provider that may answer it. Repeatable."),
-    click.option("--dialect", "dialects", multiple=True, help="A dialect that it may speak. Repeatable."),
-    click.option("--origin", "origins", multiple=True, help="A page that may use it, https://app.example. Repeatable."),
-    click.option("--disconnect", help="When its client leaves: stop, grace=SECONDS or detach."),
-    click.option("--class", "highest_class", help="The highest class of its requests: interactive or background."),
-    click.option("--requests", type=int, help="Most requests per window."),
-    click.option("--tokens", type=int, help="Most tokens per window, of prompts and answers together."),
-    click.option("--concurrent", type=int, help="Most generations at a time."),
-    click.option("--window", "window_s", type=float, help="The window in seconds; 60 where it is not said."),
     click.option(
-        "--day-usd", help="Most US dollars per day of UTC; what runs when it is spent runs on, so set --concurrent too."
+        "--model", "models", multiple=True, help="A model that it may use, or provider/model; * and ? match. Repeatable."
     ),
-    click.option("--month-usd", help="Most US dollars per month of UTC."),
+    click.option("--provider", "providers", multiple=True, help="A provider that it may use. Repeatable."),
+    click.option("--dialect", "dialects", multiple=True, help="A dialect that it may use. Repeatable."),
+    click.option("--origin", "origins", multiple=True, help="A page that may use it: https://app.example. Repeatable."),
+    click.option("--disconnect", help="What happens when its client leaves: stop, grace=SECONDS or detach."),
+    click.option("--class", "highest_class", help="The highest class of its requests: interactive or background."),
+    click.option("--requests", type=int, help="The most requests per window."),
+    click.option("--tokens", type=int, help="The most tokens per window, of prompts and answers together."),
+    click.option("--concurrent", type=int, help="The most generations at the same time."),
+    click.option("--window", "window_s", type=float, help="The window in seconds. Default: 60."),
+    click.option(
+        "--day-usd", help="The most US dollars per day (UTC). Running answers may exceed it, so set --concurrent too."
+    ),
+    click.option("--month-usd", help="The most US dollars per month (UTC)."),
     click.option("--guardrail", "guardrails", multiple=True, help="pii=block, injection=log, …; see docs/guardrails.md."),
     click.option("--audit/--no-audit", default=None, help="Keep its requests and answers, encrypted."),
 ]
+
+# The field of an access that each option sets, and the name of the option if it is not that of its parameter.
 
 # Where an access has what an option says, and how the option is called where that is not its parameter's name.
 _PLACES: dict[str, tuple[str, ...]] = {
@@ -101,37 +105,38 @@ def access_options(function: Function) -> Function:
     return function
 
 
-def access_of(old: "Access", said: dict[str, Any], clear: tuple[str, ...] = ()) -> "Access":
-    """Return what the options say, on top of what was."""
+def access_of(old: "Access", access_values: dict[str, Any], clear: tuple[str, ...] = ()) -> "Access":
+    """Return the old access with the changes that the options make."""
     from pydantic import ValidationError
 
-    from cli.settings import what_is_wrong
+    from cli.settings import explain_error
     from common.access.principal import Access
 
     fields = old.model_dump(mode="json", exclude_defaults=True)
     for name in clear:
         place = _PLACES.get(name.strip("-").replace("-", "_")) or _PLACES.get(f"{name.strip('-')}s") or _PLACES.get(f"{name}_s")
         if place is None:
-            raise click.UsageError(f"--clear {name}: choose from {', '.join(each.replace('_', '-') for each in _PLACES)}")
+            choices = ", ".join(option.replace("_", "-") for option in _PLACES)
+            raise click.UsageError(f"--clear {name}: choose from {choices}")
         _set(fields, place, None)
-    for name, value in said.items():
+    for name, value in access_values.items():
         if value is not None and value != ():
             _set(fields, _PLACES[name], _guardrails(value) if name == "guardrails" else value)
     try:
         return Access.model_validate(fields)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise click.UsageError(f"{_option_of(first['loc'])}: {what_is_wrong(first, Access.model_json_schema())}") from error
+        raise click.UsageError(f"{_option_of(first['loc'])}: {explain_error(first, Access.model_json_schema())}") from error
 
 
 def _option_of(place: tuple[int | str, ...]) -> str:
-    """Return the option that a place in an access is set by."""
-    name = next((name for name, each in _PLACES.items() if place[: len(each)] == each), str(place[0]))
+    """Return the option that sets a field of an access."""
+    name = next((name for name, option_place in _PLACES.items() if place[: len(option_place)] == option_place), str(place[0]))
     return "--" + _OPTIONS.get(name, name).replace("_", "-")
 
 
 def _set(fields: dict[str, Any], place: tuple[str, ...], value: Any) -> None:
-    """Set one field of an access, or take it away: None."""
+    """Set one field of an access, or (None) remove it."""
     *outer, last = place
     for name in outer:
         fields = fields.setdefault(name, {})
@@ -140,8 +145,8 @@ def _set(fields: dict[str, Any], place: tuple[str, ...], value: Any) -> None:
         fields[last] = value
 
 
-def _guardrails(said: tuple[str, ...]) -> dict[str, str]:
-    pairs = [each.partition("=") for each in said]
+def _guardrails(values: tuple[str, ...]) -> dict[str, str]:
+    pairs = [value.partition("=") for value in values]
     if any(not mark for _, mark, _ in pairs):
         raise click.UsageError("--guardrail must be like pii=block")
     return {name: mode for name, _, mode in pairs}

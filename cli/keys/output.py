@@ -1,4 +1,4 @@
-"""How does a terminal show managed keys? As lines for people, or as JSON for scripts; a key's text only when it is made."""
+"""How does a terminal show managed keys? As lines for people, or as JSON for scripts. The key itself only when it is made."""
 
 import json
 import sys
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 NEVER = "never"
 _NOT_SERVED = (
-    "! The database has the change, but Redis did not answer, so it does not count yet. Run `sluice keys update {id}` when "
-    "Redis is back, or wait: the workers tell it too."
+    "! The database has the change, but Redis did not answer, so it has no effect yet. Run `sluice keys update {id}` when "
+    "Redis is back, or wait: the workers send it to Redis too."
 )
 
 
-def told_of(record: "KeyRecord") -> dict[str, Any]:
+def to_dict(record: "KeyRecord") -> dict[str, Any]:
     return {
         "id": record.id,
         "name": record.name,
@@ -32,12 +32,12 @@ def told_of(record: "KeyRecord") -> dict[str, Any]:
 
 
 def show(record: "KeyRecord", as_json: bool) -> None:
-    told = told_of(record)
+    content = to_dict(record)
     if as_json:
-        click.echo(json.dumps(told, indent=2))
+        click.echo(json.dumps(content, indent=2))
         return
-    access = told.pop("access")
-    for name, value in told.items():
+    access = content.pop("access")
+    for name, value in content.items():
         if value:
             click.echo(f"{name.replace('_', ' '):<20} {value}")
     for name, value in access.items():
@@ -47,7 +47,7 @@ def show(record: "KeyRecord", as_json: bool) -> None:
 def show_minted(minted: Any, as_json: bool, words: str) -> None:
     record, text = minted.record, minted.text.get_secret_value()
     if as_json:
-        click.echo(json.dumps({**told_of(record), "key": text, "served": minted.is_served}, indent=2))
+        click.echo(json.dumps({**to_dict(record), "key": text, "served": minted.is_served}, indent=2))
     else:
         click.echo(words.format(id=record.id), err=True)
         click.echo(text)

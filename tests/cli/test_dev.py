@@ -23,8 +23,8 @@ def listener():
         yield found
 
 
-def parts(listener: socket.socket, key: str = "sk-demo", **settings: Any) -> list[dev.Part]:
-    return dev.parts_of(Settings(**settings), Redis(), 2, listener, key, verbose=False)  # type: ignore[arg-type]  # What it tells is all.
+def parts(listener: socket.socket, key: str = "sk-demo", **settings: Any) -> list[dev.DevProcess]:
+    return dev.make_processes(Settings(**settings), Redis(), 2, listener, key, verbose=False)  # type: ignore[arg-type]  # What it tells is all.
 
 
 @pytest.mark.parametrize("secret", [None, SecretStr("one's own, and long enough for anybody")])
@@ -75,11 +75,11 @@ def test_a_process_that_does_not_stay_alive_ends_dev_with_its_reason(tmp_path, m
     monkeypatch.setattr(dev, "RESTART_PAUSE_S", 0)
     script = "import sys; sys.exit('its disk is full')"
     monkeypatch.setattr(
-        dev.Part,
+        dev.DevProcess,
         "start",
         lambda part: setattr(part, "process", run(script, part.errors)) or setattr(part, "_began_at", dev.time.monotonic()),
     )
-    part = dev.Part("worker 1", [], {}, "nothing is lost", tmp_path / "err")
+    part = dev.DevProcess("worker 1", [], {}, "nothing is lost", tmp_path / "err")
     part.start()
 
     class NoRedis:

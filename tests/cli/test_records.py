@@ -104,10 +104,10 @@ async def examined(url: str, *, is_running: bool = True) -> list[Finding]:
 async def test_the_doctor_tells_what_is_set_aside(server, redis_server):
     keep(server, "gen_1")
 
-    (finding,) = [each for each in await examined(redis_server.url) if "set aside" in each.what]
+    (finding,) = [each for each in await examined(redis_server.url) if "set aside" in each.summary]
 
     assert finding.level == "wrong"
-    assert "sluice records list" in finding.mend
+    assert "sluice records list" in finding.fix
 
 
 @pytest.mark.parametrize(("workers", "is_running", "level"), [(1, True, "ok"), (0, True, "wrong"), (0, False, "note")])
@@ -116,7 +116,7 @@ async def test_the_doctor_tells_whether_anybody_works(server, redis_server, work
         seconds, _ = server.time()
         server.zadd(keyspace.WORKERS, {"one": seconds * 1000})
 
-    (finding,) = [each for each in await examined(redis_server.url, is_running=is_running) if "jobs" in each.what]
+    (finding,) = [each for each in await examined(redis_server.url, is_running=is_running) if "jobs" in each.summary]
 
     assert finding.level == level
 
@@ -135,19 +135,19 @@ async def test_the_doctor_says_how_to_mend_what_a_user_may_not(server, redis_ser
 
     found = await examined(redis_server.url.replace("unix://", "unix://limited:pw@"))
 
-    wrong = [each for each in found if each.level == "wrong" and each.what.startswith("Redis refuses")]
+    wrong = [each for each in found if each.level == "wrong" and each.summary.startswith("Redis refuses")]
     assert wrong
-    assert any(MENDS[rules] in each.mend for each in wrong)
-    assert not any("pw" in each.what + each.mend for each in found)
+    assert any(MENDS[rules] in each.fix for each in wrong)
+    assert not any("pw" in each.summary + each.fix for each in found)
 
 
 async def test_the_doctor_repeats_what_redis_says_to_a_login(redis_server):
     (finding,) = await examined(redis_server.url.replace("unix://", "unix://nobody:secretword@"))
 
     assert finding.level == "wrong"
-    assert "invalid username-password" in finding.what
-    assert "SLUICE_REDIS_URL" in finding.mend
-    assert "secretword" not in finding.what + finding.mend
+    assert "invalid username-password" in finding.summary
+    assert "SLUICE_REDIS_URL" in finding.fix
+    assert "secretword" not in finding.summary + finding.fix
 
 
 async def test_the_doctor_does_without_what_only_it_asks(server, redis_server):
@@ -156,4 +156,4 @@ async def test_the_doctor_does_without_what_only_it_asks(server, redis_server):
     found = await examined(redis_server.url.replace("unix://", "unix://limited:pw@"), is_running=False)
 
     assert [each for each in found if each.level == "wrong"] == []
-    assert any("INFO" in each.what for each in found if each.level == "note")
+    assert any("INFO" in each.summary for each in found if each.level == "note")

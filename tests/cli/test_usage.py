@@ -183,7 +183,7 @@ async def test_the_doctor_tells_the_databases_state(database_url: str):
     after = await examine_database(settings)
 
     assert (before.level, after.level) == ("note" if is_sqlite else "wrong", "ok")
-    assert is_sqlite or before.mend == "Run `sluice migrate`."
+    assert is_sqlite or before.fix == "Run `sluice migrate`."
 
 
 def test_the_doctor_tells_which_prices_are_missing():
@@ -195,10 +195,10 @@ def test_the_doctor_tells_which_prices_are_missing():
         aliases={"fast": ["lab/known"], "own": ["lab/unknown"]},
     )
 
-    found = {finding.what.partition(" in ")[0]: finding.level for finding in unknown_prices(settings)}
+    found = {finding.summary.partition(" in ")[0]: finding.level for finding in unknown_prices(settings)}
 
     assert found == {
-        "The price of lab/unknown (alias own) is not known: it counts for nothing": "note",
+        "The price of lab/unknown (alias own) is not known: budgets count its cost as nothing.": "note",
     }
 
 
@@ -214,8 +214,8 @@ async def test_the_doctor_keeps_the_password_to_itself():
     found = await examine_database(Settings(database_url="postgresql://somebody:geheim@127.0.0.1:9/sluice"))
 
     assert found.level == "wrong"
-    assert "geheim" not in found.what
-    assert "nothing is lost" in found.mend
+    assert "geheim" not in found.summary
+    assert "nothing is lost" in found.fix
 
 
 def test_without_a_secret_no_entry_can_be_read(url: str):
