@@ -145,11 +145,11 @@ def _may_use(
 ) -> bool:
     """``is_alias_allowed``: the name may be one that the operator defined. A name that goes to an upstream is never one."""
     model, provider, has_byok_key = requested
-    own = own_name(model, settings, provider, has_byok_key=has_byok_key) if is_alias_allowed else None
+    alias = own_name(model, settings, provider, has_byok_key=has_byok_key) if is_alias_allowed else None
 
     def allowed_by(access: Access) -> bool:
         return access.models is None or any(
-            allows(pattern, target, own, settings, has_byok_key=has_byok_key) for pattern in access.models
+            allows(pattern, target, alias, settings, has_byok_key=has_byok_key) for pattern in access.models
         )
 
     return allowed_by(principal.access) and allowed_by(principal.tenant_access)

@@ -84,7 +84,7 @@ class ShownKey(BaseModel):
     updated_at: int
 
 
-class NewKey(ShownKey):
+class CreatedKey(ShownKey):
     key: str = Field(description="The key itself. It is shown only this once.")
     served: bool = Field(description="False: the store did not answer. The key will work within seconds of the store's return.")
 
@@ -115,7 +115,7 @@ def router(services: ApiServices, key_cache: KeyCache, rings: KeyRings) -> APIRo
     routes = APIRouter(tags=["admin"], prefix="/admin", dependencies=[Depends(HTTPBearer(auto_error=False))])
     admin = _Admin(services, key_cache, rings)
 
-    @routes.post("/keys", **administering("Make a key", NewKey, 201, body=NewKeyBody))
+    @routes.post("/keys", **administering("Make a key", CreatedKey, 201, body=NewKeyBody))
     async def create_key(request: Request) -> Response:
         return await admin.answer(request, lambda: admin.create(request))
 
@@ -136,7 +136,7 @@ def router(services: ApiServices, key_cache: KeyCache, rings: KeyRings) -> APIRo
         return await admin.answer(request, lambda: admin.delete(key_id))
 
     @routes.post(
-        "/keys/{key_id}/rotate", **administering("Give a key a new secret", NewKey, body=RotateBody, is_body_needed=False)
+        "/keys/{key_id}/rotate", **administering("Give a key a new secret", CreatedKey, body=RotateBody, is_body_needed=False)
     )
     async def rotate_key(key_id: str, request: Request) -> Response:
         return await admin.answer(request, lambda: admin.rotate(key_id, request))
@@ -269,7 +269,7 @@ def _key_response(record: KeyRecord) -> Response:
 
 
 def _new_key_response(record: KeyRecord, text: str, *, is_served: bool, status: int) -> Response:
-    key = NewKey(**dict(_shown(record)), key=text, served=is_served)
+    key = CreatedKey(**dict(_shown(record)), key=text, served=is_served)
     return json_response(key.model_dump(mode="json"), status, _NO_STORE)
 
 

@@ -106,7 +106,7 @@ async def _work(redis: Client, url: str) -> list[Finding]:
 def _fix(problem: Problem, user: str) -> str:
     """Return what to do about a refusal, depending on Redis's own words."""
     words = problem.message.lower()
-    commands = " ".join(f"+{what.split()[0].lower()}" for what in problem.subject.split(", ") if what.split()[0].isupper())
+    commands = " ".join(f"+{part.split()[0].lower()}" for part in problem.subject.split(", ") if part.split()[0].isupper())
     fixes = [
         ("channel", f"ACL SETUSER {user} '&{{gen_*'"),
         ("keys", f"ACL SETUSER {user} '~sluice:*' '~{{gen_*'"),

@@ -218,8 +218,8 @@ def _warn_doubtful(access: "Access") -> None:
     from cli.settings import load_settings
     from common.config.setting_doubts import find_access_doubts
 
-    for what, mend in find_access_doubts(access, load_settings()):
-        click.echo(f"! It is allowed {what}. {mend}", err=True)
+    for rules, fix in find_access_doubts(access, load_settings()):
+        click.echo(f"! It is allowed {rules}. {fix}", err=True)
 
 
 # Running

@@ -101,9 +101,9 @@ def test_dev_says_what_died_what_it_means_and_mends_it(tmp_path):
     try:
         wait_for(log, "Ctrl-C")
         for name, words in [
-            ("worker", "another worker takes its unfinished jobs over"),
-            ("redis", "new requests get 503 until it is back"),
-            ("api", "clients that keep their ids can resume"),
+            ("worker", "another worker takes over its unfinished jobs"),
+            ("redis", "until it is back, new requests get 503"),
+            ("api", "clients that keep their event ids can resume"),
         ]:
             children = psutil.Process(dev.pid).children()
             next(child for child in children if name in " ".join(child.cmdline())).kill()

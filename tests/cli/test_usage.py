@@ -85,7 +85,7 @@ def test_a_table_is_aligned_and_says_what_is_not_in_it():
     assert " 25% " in first
     assert second.split()[:3] == ["–", "–", "1,200"]
     assert first.index("0.0015") + len("0.0015") == heading.index("cost USD") + len("cost USD")
-    assert "Of 2 generations the price is not known" in notes[0]
+    assert "The price of 2 generations is not known" in notes[0]
     assert "more than these 2 lines" in notes[1]
 
 
