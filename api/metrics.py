@@ -40,8 +40,10 @@ class ApiMetrics:
             buckets=DURATION_BUCKETS_S,
             registry=registry,
         )
-        self.accepted = Counter("sluice_generations_accepted", "Generations enqueued", ["dialect"], registry=registry)
-        self.classes = Counter("sluice_generations_by_class", "The same, by their class", ["class"], registry=registry)
+        self.accepted = Counter(
+            "sluice_generations_accepted", "Generations enqueued, by dialect", ["dialect"], registry=registry
+        )
+        self.classes = Counter("sluice_generations_by_class", "Generations enqueued, by class", ["class"], registry=registry)
         self.refusals = Counter("sluice_refusals", "Requests refused by a limit", ["limit"], registry=registry)
         self.errors = Counter("sluice_errors", "Failures by kind, before anything was enqueued", ["kind"], registry=registry)
         self.refused_credentials = Counter(
@@ -49,15 +51,15 @@ class ApiMetrics:
         )
         self.guardrails = Counter(
             "sluice_guardrails",
-            "Texts in which a guardrail found something; side is input or output",
+            "Texts in which a guardrail matched something; side is input or output",
             ["guardrail", "mode", "side"],
             registry=registry,
         )
         # Requests that would start a generation, checked before they are read: docs/overload.md.
-        self.admitted = Counter("sluice_admitted", "Requests let in", registry=registry)
-        self.shed = Counter("sluice_shed", "Requests refused as this API is overloaded", ["reason"], registry=registry)
+        self.admitted = Counter("sluice_admitted", "Requests admitted", registry=registry)
+        self.shed = Counter("sluice_shed", "Requests refused because this API is overloaded", ["reason"], registry=registry)
         self.admission_limit = Gauge(
-            "sluice_admission_limit_per_second", "Requests that this API lets in at most; 0: no limit now", registry=registry
+            "sluice_admission_limit_per_second", "The most requests that this API admits; 0: no limit now", registry=registry
         )
         self.estimated_wait = Gauge(
             "sluice_estimated_wait_seconds", "How long a new interactive job would wait for a worker", registry=registry
@@ -70,13 +72,13 @@ class ApiMetrics:
         self.open_files = Gauge("sluice_open_files", "Files and sockets that this process has open", registry=registry)
         self.loop_lag = Histogram(
             "sluice_loop_lag_seconds",
-            "How late the event loop is, looked at 20 times a second",
+            "How late the event loop is, measured 20 times a second",
             buckets=LAG_BUCKETS_S,
             registry=registry,
         )
         self.body_bytes = Gauge("sluice_body_bytes", "Bytes of large request bodies that are held now", registry=registry)
-        self.redis_up = Gauge("sluice_redis_up", "Whether Redis answers, and does all that it is asked", registry=registry)
-        self.workers = Gauge("sluice_workers_alive", "Workers that take jobs, of all replicas", registry=registry)
+        self.redis_up = Gauge("sluice_redis_up", "Whether Redis answers, and accepts all commands", registry=registry)
+        self.workers = Gauge("sluice_workers_alive", "Workers that take jobs, all replicas", registry=registry)
 
     def record_refusal(self, failed: Failed) -> None:
         self.errors.labels(failed.kind).inc()

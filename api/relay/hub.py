@@ -79,7 +79,7 @@ class Hub:
         feed.on_resubscribed(self._reread_all)
 
     def start(self) -> None:
-        self._watchdog = supervised(self._watch_for_ever, "patrol")
+        self._watchdog = supervised(self._watch_for_ever, "watchdog")
 
     async def stop(self) -> None:
         if self._watchdog:

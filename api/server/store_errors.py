@@ -1,4 +1,4 @@
-"""What is a client told while Redis does not serve us, or while we are too late to read its answer? Never internal details:
+"""What is a client told while Redis does not serve us, or while we read its answers too late? No internal details:
 /health and the log have those.
 """
 
