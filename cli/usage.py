@@ -36,7 +36,9 @@ _NOTHING = "–"  # noqa: RUF001 - Tables use a dash for a missing value.
 @click.option("--until", default=None, help="In the same form; excluded. Default: now.")
 @click.option("--key", default=None, help="Only this key: its id, as `sluice keys list` and reports show it.")
 @click.option("--tenant", default=None, help="Only this tenant.")
-@click.option("--format", "form", type=click.Choice(["table", "json", "csv"]), default="table", show_default=True)
+@click.option(
+    "--format", "form", type=click.Choice(["table", "json", "csv"]), default="table", show_default=True, help="Output format."
+)
 @click.option("--limit", type=click.IntRange(1, LINES_MAX), default=1_000, show_default=True, help="The most lines.")
 def usage(
     by: tuple[str, ...], since: str, until: str | None, key: str | None, tenant: str | None, form: str, limit: int

@@ -15,8 +15,8 @@ def disconnect_policy(
 ) -> tuple[Policy, float]:
     """Return the policy, and the grace period in seconds.
 
-    ``x-disconnect`` wins. Without it, the principal's own default counts, then the grace that an idempotency-key implies, then
-    ``default``.
+    ``x-disconnect`` wins. Without it, a ``default`` other than STOP counts. Otherwise the principal's own default counts, then
+    the grace that an idempotency-key implies, then STOP.
 
     Raises:
         GatewayError: INVALID_REQUEST.

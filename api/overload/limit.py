@@ -19,7 +19,7 @@ from api.overload.shares import Shares
 
 LATE_S = 0.15  # This much lag without a tick in time: more than a burst, or than a neighbour's turn on the processor.
 PER_TURN = 8  # Requests: about ten milliseconds of work for a turn, so that a refusal does not wait for longer.
-DEBT_MIN = 50  # At least this many more, or those of a second, are admitted for tenants that are within their shares.
+DEBT_MIN = 50  # Up to this many more, or as many as in a second, are admitted for tenants that are within their shares.
 OVER_S = 1.0  # After this long without a refusal, everything is admitted again.
 RATE_S = 0.5  # The interval over which admitted requests are counted.
 

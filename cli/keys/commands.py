@@ -35,6 +35,7 @@ def keys() -> None:
 
     A key is shown only once, when it is made or rotated: Sluice keeps only a hash of it. The commands need SLUICE_SECRET,
     SLUICE_DATABASE_URL and SLUICE_REDIS_URL with the same values as the APIs. Every command accepts --json.
+
     \b
     sluice keys create --name "the web shop" --model 'gpt-*' --requests 60 --month-usd 50
     sluice keys rotate 4f7k2m9qwxyz --overlap 1h

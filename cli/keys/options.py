@@ -47,7 +47,10 @@ def parse_expiry(_: click.Context, __: click.Parameter, text: str | None) -> int
 
 _ACCESS_OPTIONS = [
     click.option(
-        "--model", "models", multiple=True, help="A model that it may use, or provider/model; * and ? match. Repeatable."
+        "--model",
+        "models",
+        multiple=True,
+        help="A model that it may use, or provider/model; * and ? are wildcards. Repeatable.",
     ),
     click.option("--provider", "providers", multiple=True, help="A provider that it may use. Repeatable."),
     click.option("--dialect", "dialects", multiple=True, help="A dialect that it may use. Repeatable."),
