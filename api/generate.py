@@ -142,12 +142,12 @@ async def _enqueue(accepted: AcceptedRequest, services: ApiServices) -> Enqueued
     generation_id, owner = accepted.job.generation_id, accepted.principal.id
     tenant, job_class, charges = safe_name(accepted.principal.tenant), accepted.job_class, accepted.charges
 
-    async def enqueue(once: IdempotencyKey | None) -> Enqueued:
-        return await services.queue.enqueue(generation_id, owner, job_class, once, tenant=tenant, charges=charges)
+    async def enqueue(idempotency_key: IdempotencyKey | None) -> Enqueued:
+        return await services.queue.enqueue(generation_id, owner, job_class, idempotency_key, tenant=tenant, charges=charges)
 
-    if accepted.once is None:
+    if accepted.idempotency_key is None:
         return await enqueue(None)
-    return await enqueue_once(generation_id, owner, accepted.once, enqueue, services.channel)
+    return await enqueue_once(generation_id, owner, accepted.idempotency_key, enqueue, services.channel)
 
 
 async def _undo_open(viewer: Viewer, services: ApiServices, *, is_kept: bool = False) -> None:

@@ -14,7 +14,7 @@ from starlette.types import Scope
 from api.auth.permissions import RequestedModel, permitted_by_fields, permitted_targets
 from api.intake.charges import charges_of
 from api.intake.disconnect import disconnect_policy
-from api.intake.idempotency import once_of
+from api.intake.idempotency import parse_idempotency_key
 from api.intake.job_class import class_of
 from api.intake.known_prices import countable
 from api.server.body import read_json
@@ -61,7 +61,7 @@ class AcceptedRequest:
     charges: Charges
     end_user: str | None = None
     job_class: JobClass = JobClass.INTERACTIVE
-    once: IdempotencyKey | None = None
+    idempotency_key: IdempotencyKey | None = None
 
 
 # What a route changes in a body before it is parsed. For example, it adds what the path or the query says.
@@ -103,12 +103,14 @@ async def accept(
     field_targets = permitted_by_fields(principal, dialect.name, body, targets, settings)
     if operation == "generate":
         targets = countable(principal, targets, settings, has_byok_key=has_byok_key)
-    once = await in_thread_if_large(len(raw), once_of, request.headers, principal, body, dialect.name, operation)
+    idempotency_key = await in_thread_if_large(
+        len(raw), parse_idempotency_key, request.headers, principal, body, dialect.name, operation
+    )
     guardrails = services.guard.policy(principal, parsed.model, targets + field_targets)
     if guardrails and await services.guard.check(guardrails, body, model=parsed.model, tenant=principal.tenant):
         raw = orjson.dumps(body)  # ``parsed`` keeps the prompt as it came: it only serves to estimate the tokens.
     policy, grace_s = disconnect_policy(
-        request.headers, default_policy, has_key=once is not None, principal_default=principal.disconnect
+        request.headers, default_policy, has_key=idempotency_key is not None, principal_default=principal.disconnect
     )
     generation_id = f"gen_{secrets.token_hex(16)}"
     job = Job(
@@ -135,7 +137,7 @@ async def accept(
         len(raw), charges_of, principal, address, parsed, providers, settings, has_byok_key=has_byok_key
     )
     end_user = principal.end_user or parsed.end_user
-    return AcceptedRequest(request.scope, dialect, principal, job, charges, end_user, job_class, once)
+    return AcceptedRequest(request.scope, dialect, principal, job, charges, end_user, job_class, idempotency_key)
 
 
 def _passed_headers(headers: Headers, settings: ModelSettings) -> dict[str, str]:
@@ -167,7 +169,7 @@ def channel_opening(accepted: AcceptedRequest, settings: Settings) -> Opening:
         created_s=job.created_s,
         policy=job.policy,
         grace_s=job.grace_s,
-        retention_s=max(retention_s, settings.idempotency_s) if accepted.once else retention_s,
+        retention_s=max(retention_s, settings.idempotency_s) if accepted.idempotency_key else retention_s,
         expiry_s=queue_wait_s + settings.total_timeout_s + SAFETY_EXPIRY_EXTRA_S,
         request=job.pack_head(),
         body=job.body,

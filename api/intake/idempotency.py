@@ -23,7 +23,7 @@ IMPLIED_GRACE_S = 60.0  # The grace that a key implies: its client has this long
 _KEY = re.compile(r"[\x21-\x7e]([\x20-\x7e]{0,253}[\x21-\x7e])?")
 
 
-def once_of(headers: Headers, principal: Principal, body: Mapping[str, Any], *kind: str) -> IdempotencyKey | None:
+def parse_idempotency_key(headers: Headers, principal: Principal, body: Mapping[str, Any], *kind: str) -> IdempotencyKey | None:
     """Return the key with which a request runs only once; None if it sends none. ``kind`` counts like a part of its body.
 
     Raises:
@@ -47,7 +47,7 @@ def once_of(headers: Headers, principal: Principal, body: Mapping[str, Any], *ki
 async def enqueue_once(
     generation_id: str,
     owner: str,
-    once: IdempotencyKey,
+    idempotency_key: IdempotencyKey,
     enqueue: Callable[[IdempotencyKey], Awaitable[Enqueued]],
     channel: Channel,
 ) -> Enqueued:
@@ -56,10 +56,10 @@ async def enqueue_once(
     Raises:
         GatewayError: the same errors as ``JobQueue.enqueue``.
     """
-    enqueued = await enqueue(once)
+    enqueued = await enqueue(idempotency_key)
     if enqueued.id != generation_id and await _is_spent(enqueued.id, owner, channel):
         # A second time is enough: if another request was faster, its generation has only just begun.
-        enqueued = await enqueue(replace(once, ignored_id=enqueued.id))
+        enqueued = await enqueue(replace(idempotency_key, ignored_id=enqueued.id))
     return enqueued
 
 

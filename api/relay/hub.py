@@ -41,7 +41,7 @@ _WORKER_LOST = Failed(ErrorKind.WORKER_LOST, "The answer's worker was lost. Send
 class _Subscription:
     """One generation that this process listens to."""
 
-    is_subscribed: "asyncio.Future[None]"
+    subscribed: "asyncio.Future[None]"
     viewers: list[Viewer] = field(default_factory=list)
     is_claimed: bool = False
     lag: LoopLag = field(default_factory=loop_lag)
@@ -101,7 +101,7 @@ class Hub:
         if subscription:
             subscription.viewers.append(viewer)
             try:
-                await asyncio.shield(subscription.is_subscribed)
+                await asyncio.shield(subscription.subscribed)
             except BaseException:
                 await self.leave(viewer)
                 raise
@@ -112,10 +112,10 @@ class Hub:
             await self._feed.subscribe(generation_id, subscription.deliver)
         except BaseException as error:
             self._subscriptions.pop(generation_id, None)
-            subscription.is_subscribed.set_exception(error if isinstance(error, StoreUnavailable) else StoreUnavailable())
-            subscription.is_subscribed.exception()  # Marks it as seen: there may be no second viewer to see it.
+            subscription.subscribed.set_exception(error if isinstance(error, StoreUnavailable) else StoreUnavailable())
+            subscription.subscribed.exception()  # Marks it as seen: there may be no second viewer to see it.
             raise
-        subscription.is_subscribed.set_result(None)
+        subscription.subscribed.set_result(None)
         return viewer
 
     async def join_existing(self, generation_id: str, owner: str, after: Cursor | None = None) -> tuple[Viewer, State]:
@@ -213,7 +213,7 @@ class Hub:
         silent_ids = []
         for generation_id, subscription in self._subscriptions.items():
             limit_s = claimed_s if subscription.is_claimed else UNCLAIMED_CHECK_S
-            if now - subscription.last_heard_s > limit_s and subscription.is_subscribed.done():
+            if now - subscription.last_heard_s > limit_s and subscription.subscribed.done():
                 silent_ids.append(generation_id)
         return silent_ids
 

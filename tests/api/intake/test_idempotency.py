@@ -7,7 +7,7 @@ import pytest
 from redis.asyncio import Redis
 from starlette.datastructures import Headers
 
-from api.intake.idempotency import enqueue_once, once_of
+from api.intake.idempotency import enqueue_once, parse_idempotency_key
 from common.access.principal import Principal
 from common.canonical.errors import ErrorKind, Failed, GatewayError
 from common.canonical.job import Policy
@@ -23,34 +23,34 @@ UNAVAILABLE = Failed(ErrorKind.UPSTREAM_UNAVAILABLE, "gone").to_dict()
 CANCELLED = Failed(ErrorKind.CANCELLED, "left").to_dict()
 
 
-def once(key: str, body: object = None, *, principal: Principal = ME, kind: str = "openai-chat") -> IdempotencyKey:
-    found = once_of(Headers({"idempotency-key": key}), principal, body or {"model": "m"}, kind)
-    assert found
-    return found
+def key_of(key: str, body: object = None, *, principal: Principal = ME, kind: str = "openai-chat") -> IdempotencyKey:
+    parsed = parse_idempotency_key(Headers({"idempotency-key": key}), principal, body or {"model": "m"}, kind)
+    assert parsed
+    return parsed
 
 
 def test_a_request_without_a_key_may_run_as_often_as_it_comes():
-    assert once_of(Headers({}), ME, {}) is None
+    assert parse_idempotency_key(Headers({}), ME, {}) is None
 
 
 def test_the_same_request_is_told_by_its_principal_key_dialect_and_body():
-    assert once("k", {"a": 1, "b": [2]}) == once("k", {"b": [2], "a": 1})
-    assert once("k").key != once("l").key
-    assert once("k").key != once("k", principal=YOU).key
-    assert once("k").digest != once("k", {"model": "n"}).digest
-    assert once("k").digest != once("k", kind="anthropic-messages").digest
-    assert "k" * 40 not in once("k" * 40).key  # A client's words are no part of a key's name.
+    assert key_of("k", {"a": 1, "b": [2]}) == key_of("k", {"b": [2], "a": 1})
+    assert key_of("k").key != key_of("l").key
+    assert key_of("k").key != key_of("k", principal=YOU).key
+    assert key_of("k").digest != key_of("k", {"model": "n"}).digest
+    assert key_of("k").digest != key_of("k", kind="anthropic-messages").digest
+    assert "k" * 40 not in key_of("k" * 40).key  # A client's words are no part of a key's name.
 
 
 @pytest.mark.parametrize("key", ["k", "a b", "~" * 255, "3f2c-00:x/y{z}"])
 def test_a_key_is_any_printable_ascii(key):
-    assert once(key)
+    assert key_of(key)
 
 
 @pytest.mark.parametrize("key", ["", " ", "k ", " k", "~" * 256, "ü", "a\tb", "a\x7f"])
 def test_another_key_is_refused(key):
     with pytest.raises(GatewayError) as caught:
-        once(key)
+        key_of(key)
     assert (caught.value.failed.kind, caught.value.failed.param) == (ErrorKind.INVALID_REQUEST, "idempotency-key")
 
 
@@ -67,8 +67,8 @@ class Setup:
         await self.channel.open(generation_id, opening, "r1")
 
     async def ask(self, generation_id: str) -> str:
-        async def enqueue(once: IdempotencyKey) -> Enqueued:
-            return await self.queue.enqueue(generation_id, "me", JobClass.INTERACTIVE, once)
+        async def enqueue(key: IdempotencyKey) -> Enqueued:
+            return await self.queue.enqueue(generation_id, "me", JobClass.INTERACTIVE, key)
 
         return (await enqueue_once(generation_id, "me", ONCE, enqueue, self.channel)).id
 
