@@ -17,7 +17,7 @@ from api.relay.response import Relay, headers_of_stream
 from api.relay.viewer import Viewer
 from api.routes.dialects import check_unified
 from api.routes.generation_records import record, short_record, status_of, url_of
-from api.routes.openapi import TEXT, generating, header, list_of, nothing_more, object_of, query, serving
+from api.routes.openapi import TEXT, empty_response, generating, header, list_of, object_of, query, serving
 from api.routes.paging import PAGE_FIELDS, after_in, after_parameter, limit_in, limit_parameter, page_of
 from api.routes.responses import start_response
 from api.server.http_errors import PLAIN, json_response, request_id_of
@@ -101,7 +101,7 @@ def _read_docs() -> dict[str, Any]:
     ]
     content: dict[str, dict[str, Any]] = {"application/json": {}, "text/event-stream": {}}
     docs = serving(content, 404, 410, parameters=parameters, relays=True)
-    docs["responses"][204] = nothing_more("Nothing follows the named event.")
+    docs["responses"][204] = empty_response("Nothing follows the named event.")
     return docs
 
 

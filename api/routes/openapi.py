@@ -176,7 +176,7 @@ _GENERATING_HEADERS = (
 )
 
 
-def answered(dialect: str, *statuses: int) -> dict[int | str, Schema]:
+def error_responses(dialect: str, *statuses: int) -> dict[int | str, Schema]:
     """Return the errors of a route: those with ``statuses``, and those that any route may answer with."""
     all_statuses = sorted({*statuses, *_ANYWHERE, *((OVERLOADED_STATUS,) if dialect in ("anthropic-messages", "any") else ())})
     return {status: _answer(_MEANING[status], {"application/json": _ERRORS[dialect]}) for status in all_statuses}
@@ -194,7 +194,7 @@ def generating(
     ``accepted``: the body of its answer with 202 instead of 200. ``body_schema``: replaces the dialect's own JSON answer.
     """
     error_dialect = "any" if accepted else dialect
-    answers = answered(error_dialect, *_WHEN_GENERATING)
+    answers = error_responses(error_dialect, *_WHEN_GENERATING)
     answers["4XX"] = _upstream_rejection(error_dialect)
     if accepted:
         answers[202] = _answer("The generation has been started.", {"application/json": accepted})
@@ -224,9 +224,9 @@ def serving(
 
     ``is_open``: it needs no key. ``relays``: it answers as a generation did, so it may also give that generation's failure.
     """
-    answers = answered("any" if relays else "openai-chat", *statuses, *(() if is_open else _WITH_A_KEY))
+    answers = error_responses("any" if relays else "openai-chat", *statuses, *(() if is_open else _WITH_A_KEY))
     if relays:
-        answers |= {**answered("any", *_WHEN_GENERATING), "4XX": _upstream_rejection("any")}
+        answers |= {**error_responses("any", *_WHEN_GENERATING), "4XX": _upstream_rejection("any")}
     answers[200] = _answer("The requested data.", content)
     extra: Schema = {"parameters": list(parameters)}
     return {**_common(answers), "openapi_extra": extra if is_open else {"security": _KEYED, **extra}}
@@ -255,7 +255,7 @@ def administering(
     return {"summary": summary, "status_code": status, **_common(answers), "openapi_extra": extra}
 
 
-def nothing_more(description: str) -> Schema:
+def empty_response(description: str) -> Schema:
     """Return the description of an answer without a body."""
     return {"description": description, "headers": _IDS}
 
