@@ -63,7 +63,7 @@ def test_only_the_key_itself_goes_to_standard_output(sluice):
     result = sluice("create", "--name", "shop")
 
     assert parse_key(result.stdout.strip(), Settings().secret)
-    assert "only time" in result.stderr
+    assert "only this once" in result.stderr
 
 
 def test_all_that_a_key_may_can_be_said(sluice):
