@@ -27,7 +27,7 @@ from workers.attempt.call import call
 from workers.attempt.failover import call_deployments
 from workers.attempt.token_count import count
 from workers.continuation.continuation import LOSSES
-from workers.continuation.go_on import LOST, go_on, read_back
+from workers.continuation.continue_answer import LOST, continue_answer, read_back
 from workers.ending import end, measure, settle_ended
 from workers.metering.charging import fill_prompt_tokens
 from workers.outcome import ActiveJob, Total
@@ -158,17 +158,17 @@ def _refuse_what_cannot_run(claimed: ClaimedJob, fenced: Fenced) -> None:
 async def _run(context: RunContext, fenced: Fenced) -> None:
     """Answer, and continue an answer that breaks off. A body that is not streamed starts over: its client has seen nothing."""
     job = context.job
-    lost = LOST if fenced.has_head and job.stream else None
+    failure = LOST if fenced.has_head and job.stream else None
     while True:
         try:
-            if lost is None:
+            if failure is None:
                 candidates = deployments(job, context.settings)
                 return await call_deployments(context, candidates, count if job.operation == "count_tokens" else call)
-            return await go_on(context, lost)
+            return await continue_answer(context, failure)
         except GatewayError as error:
             if not (job.stream and context.total.is_committed and error.failed.kind in LOSSES):
                 raise
-            lost = error.failed
+            failure = error.failed
 
 
 def _stopped(stop: Stop) -> Failed:

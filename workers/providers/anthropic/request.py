@@ -24,8 +24,8 @@ from common.canonical.generation import (
     ToolChoice,
     ToolResultPart,
 )
-from workers.providers.shared.inexpressible import inexpressible, refused
 from workers.providers.shared.loose_json import arguments_of
+from workers.providers.shared.unsupported import invalid_field_error, unsupported_part_error
 
 _MAX_TOKENS = 4096  # Anthropic requires a number. Every current model can write this many.
 # Claude 4.7 and later decide themselves how much to think, within an effort and within max_tokens. They refuse budgets and a
@@ -48,9 +48,9 @@ def build_body(request: GenerationRequest, model: str) -> tuple[bytes, list[str]
         GatewayError: INVALID_REQUEST that names what the Messages API cannot express.
     """
     for part in request.opaque:
-        raise inexpressible(part)
+        raise unsupported_part_error(part)
     if request.choices > 1:
-        raise refused("n", "must be 1: the provider of this model gives one choice")
+        raise invalid_field_error("n", "must be 1: the provider of this model gives one choice")
     system, turns = _conversation(request.messages)
     body: dict[str, Any] = {"model": model, "messages": turns, "stream": True}
     if system:
@@ -114,7 +114,7 @@ def _conversation(messages: list[Message]) -> tuple[str, list[dict[str, Any]]]:
 def _text(part: Part) -> str:
     if isinstance(part, TextPart):
         return part.text
-    raise inexpressible(part if isinstance(part, OpaquePart) else OpaquePart("image", "messages"))
+    raise unsupported_part_error(part if isinstance(part, OpaquePart) else OpaquePart("image", "messages"))
 
 
 def _block(part: Part) -> dict[str, Any] | None:
@@ -134,7 +134,7 @@ def _block(part: Part) -> dict[str, Any] | None:
         case ToolResultPart():
             return _result(part)
         case OpaquePart():
-            raise inexpressible(part)
+            raise unsupported_part_error(part)
 
 
 def _is_own_signature(signature: object) -> bool:

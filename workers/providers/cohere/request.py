@@ -24,7 +24,7 @@ from common.canonical.generation import (
     ToolCallPart,
     ToolResultPart,
 )
-from workers.providers.shared.inexpressible import inexpressible, refused
+from workers.providers.shared.unsupported import invalid_field_error, unsupported_part_error
 
 _TOP_P_MIN, _TOP_P_MAX, _TOP_K_MAX, _PENALTY_MAX = 0.01, 0.99, 500, 1.0
 _TOOL_CHOICE = {"required": "REQUIRED", "tool": "REQUIRED", "none": "NONE"}  # Auto is its default.
@@ -39,9 +39,9 @@ def build_body(request: GenerationRequest, model: str) -> tuple[bytes, list[str]
         GatewayError: INVALID_REQUEST that names what Cohere cannot express.
     """
     for part in request.opaque:
-        raise inexpressible(part)
+        raise unsupported_part_error(part)
     if request.choices > 1:
-        raise refused("n", "must be 1: the provider of this model gives one choice")
+        raise invalid_field_error("n", "must be 1: the provider of this model gives one choice")
     dropped = ["user"] if request.end_user is not None else []
     fields: dict[str, Any] = {
         "model": model,
@@ -111,7 +111,7 @@ def _assistant_items(parts: list[Part]) -> Iterator[dict[str, Any]]:
 def _text(part: Part) -> str:
     if isinstance(part, TextPart):
         return part.text
-    raise inexpressible(part if isinstance(part, OpaquePart) else OpaquePart(type(part).__name__, "messages"))
+    raise unsupported_part_error(part if isinstance(part, OpaquePart) else OpaquePart(type(part).__name__, "messages"))
 
 
 def _content(parts: list[Part]) -> str | list[dict[str, Any]]:
@@ -135,7 +135,7 @@ def _tools(request: GenerationRequest, dropped: list[str]) -> dict[str, Any]:
         # Cohere cannot force a named tool. But if the list has only that tool, it must call it.
         tools = [tool for tool in tools if tool.name == choice.name]
         if not tools:
-            raise refused("tool_choice", "must name one of the tools")
+            raise invalid_field_error("tool_choice", "must name one of the tools")
     fields: dict[str, Any] = {"tools": [_tool(tool) for tool in tools]}
     if choice is not None:
         fields["tool_choice"] = _TOOL_CHOICE.get(choice.mode)

@@ -27,8 +27,8 @@ from common.canonical.generation import (
     ToolChoice,
     ToolResultPart,
 )
-from workers.providers.shared.inexpressible import inexpressible, refused
 from workers.providers.shared.loose_json import arguments_of
+from workers.providers.shared.unsupported import invalid_field_error, unsupported_part_error
 
 SIGNED_BY = "gemini:"  # Before every signature on its way to the client. Base64 has no colon.
 
@@ -55,7 +55,7 @@ def build_body(request: GenerationRequest, model: str) -> dict[str, Any]:
         GatewayError: INVALID_REQUEST that names what Gemini cannot express.
     """
     for part in request.opaque:
-        raise inexpressible(part)
+        raise unsupported_part_error(part)
     system, contents = _conversation(request.messages, model)
     body: dict[str, Any] = {"contents": contents}
     if system:
@@ -122,7 +122,7 @@ def _conversation(messages: list[Message], model: str) -> tuple[str, list[dict[s
 def _text(part: Part) -> str:
     if isinstance(part, TextPart):
         return part.text
-    raise inexpressible(part if isinstance(part, OpaquePart) else OpaquePart("image", "messages"))
+    raise unsupported_part_error(part if isinstance(part, OpaquePart) else OpaquePart("image", "messages"))
 
 
 def _model_parts(parts: list[Part]) -> Iterator[dict[str, Any]]:
@@ -165,7 +165,7 @@ def _user_parts(part: Part, names: dict[str, str], model: str) -> Iterable[dict[
         case ToolCallPart():
             return [_call(part)]
         case OpaquePart():
-            raise inexpressible(part)
+            raise unsupported_part_error(part)
 
 
 def _image(part: ImagePart) -> dict[str, Any]:
@@ -183,7 +183,7 @@ def _result(part: ToolResultPart, names: dict[str, str], model: str) -> list[dic
     images = [_image(content_part) for content_part in part.content if isinstance(content_part, ImagePart)]
     name = names.get(part.tool_call_id)
     if name is None:
-        raise refused(
+        raise invalid_field_error(
             "messages", f"hold a tool result for {part.tool_call_id[:100]!r}, which is not a call in this conversation"
         )
     inner = [image for image in images if "inlineData" in image and _is_since_3(model)]
@@ -213,9 +213,9 @@ def _calling(choice: ToolChoice) -> dict[str, Any]:
 
 def _config(request: GenerationRequest, model: str) -> dict[str, Any]:
     if len(request.stop) > _STOPS_MAX:
-        raise refused("stop", f"must hold at most {_STOPS_MAX} sequences: the provider of this model takes no more")
+        raise invalid_field_error("stop", f"must hold at most {_STOPS_MAX} sequences: the provider of this model takes no more")
     if request.choices > _CHOICES_MAX:
-        raise refused("n", f"must be at most {_CHOICES_MAX}: the provider of this model supports no more choices")
+        raise invalid_field_error("n", f"must be at most {_CHOICES_MAX}: the provider of this model supports no more choices")
     config = {
         "maxOutputTokens": request.max_output_tokens,
         "temperature": request.temperature,

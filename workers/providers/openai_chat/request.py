@@ -32,7 +32,7 @@ def build_body(request: GenerationRequest, model: str, quirks: Quirks) -> dict[s
         GatewayError: INVALID_REQUEST that names what chat completions cannot express.
     """
     for part in request.opaque:
-        raise _inexpressible(part)
+        raise _unsupported_part_error(part)
     fields: dict[str, Any] = {
         "model": model,
         "messages": [item for message in request.messages for item in _items(message, quirks)],
@@ -57,7 +57,7 @@ def build_body(request: GenerationRequest, model: str, quirks: Quirks) -> dict[s
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def _inexpressible(part: OpaquePart) -> GatewayError:
+def _unsupported_part_error(part: OpaquePart) -> GatewayError:
     message = (
         f"{part.path}: the provider of this model has no equivalent of {part.type!r}; leave it out or choose another model."
     )
@@ -78,9 +78,9 @@ def _items(message: Message, quirks: Quirks) -> Iterable[dict[str, Any]]:
             # A tool message can contain only text. Its images follow in the user's message.
             user_parts.extend(content_part for content_part in part.content if isinstance(content_part, ImagePart))
     user_parts.extend(part for part in message.parts if not isinstance(part, ToolResultPart))
-    rest = _content(user_parts)
-    if rest:
-        yield {"role": message.role.value, "content": rest}
+    user_content = _content(user_parts)
+    if user_content:
+        yield {"role": message.role.value, "content": user_content}
 
 
 def _assistant_items(parts: list[Part], quirks: Quirks) -> Iterable[dict[str, Any]]:
@@ -108,7 +108,7 @@ def _assistant_items(parts: list[Part], quirks: Quirks) -> Iterable[dict[str, An
 def _text(part: Part) -> str:
     if isinstance(part, TextPart):
         return part.text
-    raise _inexpressible(part if isinstance(part, OpaquePart) else OpaquePart(type(part).__name__, "messages"))
+    raise _unsupported_part_error(part if isinstance(part, OpaquePart) else OpaquePart(type(part).__name__, "messages"))
 
 
 def _content(parts: list[Part]) -> str | list[dict[str, Any]]:

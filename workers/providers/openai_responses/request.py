@@ -26,7 +26,7 @@ from common.canonical.generation import (
     ToolResultPart,
 )
 from workers.providers.shared import openai_fields
-from workers.providers.shared.inexpressible import inexpressible, refused
+from workers.providers.shared.unsupported import invalid_field_error, unsupported_part_error
 
 # The prefix of every signature that the decoder makes from a reasoning item. A conversation may have begun at another vendor,
 # whose signatures do not have it. OpenAI would refuse those, so they are dropped.
@@ -44,9 +44,9 @@ def build_body(request: GenerationRequest, model: str, *, in_background: bool = 
         GatewayError: INVALID_REQUEST that names what the Responses API cannot express.
     """
     if request.choices > 1:
-        raise refused("n", "must be 1: the provider of this model gives one choice")
+        raise invalid_field_error("n", "must be 1: the provider of this model gives one choice")
     if request.stop:
-        raise refused(
+        raise invalid_field_error(
             request.names.get("stop", "stop"), "must be left out: the provider of this model does not support stop sequences"
         )
     left_out = ("top_k", "seed", "presence_penalty", "frequency_penalty")
@@ -74,7 +74,7 @@ def build_count_body(request: GenerationRequest, model: str) -> dict[str, Any]:
         GatewayError: as for ``build_body``.
     """
     for part in request.opaque:
-        raise inexpressible(part)
+        raise unsupported_part_error(part)
     leading = next((i for i, message in enumerate(request.messages) if message.role is not Role.SYSTEM), len(request.messages))
     instructions = "\n\n".join(
         text for message in request.messages[:leading] for part in message.parts if (text := _text(part))
@@ -166,7 +166,7 @@ def _content(part: Part, *, is_own: bool) -> dict[str, Any] | None:
 def _text(part: Part) -> str:
     if isinstance(part, TextPart):
         return part.text
-    raise inexpressible(part if isinstance(part, OpaquePart) else OpaquePart("image", "messages"))
+    raise unsupported_part_error(part if isinstance(part, OpaquePart) else OpaquePart("image", "messages"))
 
 
 def _image(part: ImagePart) -> dict[str, Any]:

@@ -26,11 +26,11 @@ LOST = Failed(
 )
 
 
-async def go_on(context: RunContext, lost: Failed) -> None:
-    """Write the rest of an answer that broke off after its commit point. Raise ``lost`` if nothing can continue it."""
+async def continue_answer(context: RunContext, failure: Failed) -> None:
+    """Write the rest of an answer that broke off after its commit point. Raise ``failure`` if nothing can continue it."""
     total, settings = context.total, context.settings
     await context.writer.wait_flushed()
-    past = await read_back(context, lost)
+    past = await read_back(context, failure)
     total.restore_past(past.attempts, past.ttft_ms, settings.prices)
     total.spent, total.attempt_count, total.is_committed, total.has_past = past.spent, past.attempt_count, False, True
     if ending := past.ending():
@@ -39,15 +39,15 @@ async def go_on(context: RunContext, lost: Failed) -> None:
         return context.writer.write(rest)
     rounds = plan_rounds(context.job, past, settings) if past.can_continue else []
     if not rounds:
-        raise GatewayError.from_failed(lost)
+        raise GatewayError.from_failed(failure)
     total.continuations = past.continuation_count + 1
-    log.info("generation_continued", reason=lost.kind, continuations=total.continuations)
-    context.services.metrics.continuations.labels(lost.kind).inc()
+    log.info("generation_continued", reason=failure.kind, continuations=total.continuations)
+    context.services.metrics.continuations.labels(failure.kind).inc()
 
     for candidates in rounds:
         if await _try_round(context, past, candidates):
             return None
-    raise GatewayError.from_failed(lost)
+    raise GatewayError.from_failed(failure)
 
 
 async def _try_round(context: RunContext, past: Past, candidates: list[Continuation]) -> bool:
@@ -69,10 +69,10 @@ async def _try_round(context: RunContext, past: Past, candidates: list[Continuat
     return True
 
 
-async def read_back(context: RunContext, lost: Failed) -> Past:
+async def read_back(context: RunContext, failure: Failed) -> Past:
     """Read the log back. Also set in the total where the answer came from, and whether it still runs there."""
     job, total, settings = context.job, context.total, context.settings
-    frames = await _read_frames(job, lost, context.services)
+    frames = await _read_frames(job, failure, context.services)
     context.writer.stored_bytes = sum(len(frame.data) for frame in frames)
     first = deployments(job, settings)[0]
     info = reply_info(context.active_job, CallResult(first), total, settings)
@@ -86,7 +86,7 @@ async def read_back(context: RunContext, lost: Failed) -> Past:
     return past
 
 
-async def _read_frames(job: Job, lost: Failed, services: Services) -> list[Frame]:
+async def _read_frames(job: Job, failure: Failed, services: Services) -> list[Frame]:
     """Return the log. Redis may be away for as long as it may be while frames are written."""
     try:
         async with asyncio.timeout(services.settings.worker_buffer_s):
@@ -95,4 +95,4 @@ async def _read_frames(job: Job, lost: Failed, services: Services) -> list[Frame
                     return await read_log(services.channel, job.generation_id)
                 await asyncio.sleep(PAUSE_WHILE_AWAY_S)
     except TimeoutError as error:
-        raise GatewayError.from_failed(lost) from error
+        raise GatewayError.from_failed(failure) from error
