@@ -77,7 +77,7 @@ def test_a_process_that_does_not_stay_alive_ends_dev_with_its_reason(tmp_path, m
     monkeypatch.setattr(
         dev.DevProcess,
         "start",
-        lambda part: setattr(part, "process", run(script, part.errors)) or setattr(part, "_began_at", dev.time.monotonic()),
+        lambda part: setattr(part, "process", run(script, part.errors)) or setattr(part, "_started_at", dev.time.monotonic()),
     )
     part = dev.DevProcess("worker 1", [], {}, "nothing is lost", tmp_path / "err")
     part.start()
