@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common import sse
-from common.sse import SseCutter, encode_event, first_events, read_block, split_blocks
+from common.sse import SseCutter, encode_event, first_events, last_block, last_boundary, read_block, split_blocks
 
 STREAM = b"data: one\n\nevent: ping\ndata: {}\n\ndata: three\n\n"
 BLOCKS = [b"data: one\n\n", b"event: ping\ndata: {}\n\n", b"data: three\n\n"]
@@ -121,3 +121,101 @@ def test_splitting_gives_the_blocks_back():
 )
 def test_the_first_events_reach_to_a_boundary(run: bytes, count: int, reach: int):
     assert first_events(run, count) == reach
+
+
+@pytest.mark.parametrize(
+    ("text", "reach"),
+    [
+        (b"", 0),
+        (b"data: 1", 0),
+        (b"data: 1\n", 0),
+        (b"data: 1\n\n", 9),
+        (b"data: 1\n\ndata: 2\n", 9),
+        (b"data: 1\r\n\r\nd", 11),
+        (b"data: 1\r\r", 0),  # The last one may be half a CRLF, and the blank line with it.
+        (b"data: 1\r\rd", 9),
+        (b"data: 1\n\r\nd", 10),
+        (b"\r\nd", 2),
+    ],
+)
+def test_whole_events_end_at_the_last_blank_line(text: bytes, reach: int):
+    assert last_boundary(text) == reach
+
+
+@pytest.mark.parametrize(
+    ("run", "blocks"),
+    [
+        (b"data\n\n", [b"data\n\n"]),
+        (b"event\ndata: 1\n\n", [b"event\ndata: 1\n\n"]),
+        (b"data: 1\nid: 2\n\n", [b"data: 1\n\n"]),
+        (b"dataset: 1\n\n", []),
+        (b"id: 1\n\ndata: 2\n\n", [b"data: 2\n\n"]),
+        (b"data: 1\n\nid: 1\n\n", [b"data: 1\n\n"]),
+        (b"event: a\nid: 1\ndata: 2\n\n", [b"event: a\ndata: 2\n\n"]),
+        (b"event: a\ndata: 2\n\nevent: b\n\n", [b"event: a\ndata: 2\n\n"]),
+        (b"event: a\n\nevent: b\ndata: 1\n\n", [b"event: b\ndata: 1\n\n"]),
+        (b"event: a\ndata: 1\ndata: 2\n\n", [b"event: a\ndata: 1\ndata: 2\n\n"]),
+        (b"event: a\ndata: 1\n\ndata: 2\n\n", [b"event: a\ndata: 1\n\n", b"data: 2\n\n"]),
+        (b"\n\ndata: 1\n\n", [b"data: 1\n\n"]),
+        (b'{"error": {}}\n\n', [b'{"error": {}}\n\n']),
+        (b'{\n"error": 1,\n"id: 2": 3}\n\n', [b'{\n"error": 1,\n"id: 2": 3}\n\n']),
+        (b'{"id": 1}\n\ndata: 2\n\n', [b"data: 2\n\n"]),
+        (b'data: 1\n{"error": 2}\n\n', [b"data: 1\n\n"]),
+    ],
+)
+def test_of_a_block_its_names_and_data_stay_and_all_of_bare_errors(run: bytes, blocks: list[bytes]):
+    assert sse.cut(run) == blocks
+
+
+@pytest.mark.parametrize(
+    ("block", "name", "data"),
+    [
+        (b"data: 1\n\n", "", b"1"),
+        (b"data:1\n\n", "", b"1"),
+        (b"data:  1\n\n", "", b" 1"),
+        (b"data:\n\n", "", b""),
+        (b"data\n\n", "", b""),
+        (b"event: a\ndata:1\n\n", "a", b"1"),
+        (b"event:a\ndata: 1\ndata\n\n", "a", b"1\n"),
+        (b"event: \xff\ndata: 1\n\n", "\ufffd", b"1"),
+        (b"data: event: a\n\n", "", b"event: a"),
+    ],
+)
+def test_a_block_is_a_name_and_data(block: bytes, name: str, data: bytes):
+    assert read_block(block) == (name, data)
+
+
+@pytest.mark.parametrize(
+    ("data", "last"),
+    [(b"", b""), (b"data: 1\n\n", b"data: 1\n\n"), (b"data: 1\n\ndata: 2\n\n", b"data: 2\n\n")],
+)
+def test_the_last_block_is_that_of_however_many(data: bytes, last: bytes):
+    assert last_block(data) == last
+
+
+@pytest.mark.parametrize("size", [1, 4, 1000])
+def test_an_event_may_be_as_large_as_the_bound_and_no_larger(size: int):
+    event = b"data: 12345\n"
+    cutter = SseCutter(bytes_max=len(event))
+    for at in range(0, len(event), size):
+        assert cutter.feed(event[at : at + size]) == []
+
+    assert cutter.feed(b"\n" + event) == [event + b"\n"]
+    with pytest.raises(ValueError, match="more than 12 bytes"):
+        cutter.feed(b"d")
+
+
+def test_what_is_left_at_the_end_is_left_once():
+    cutter = SseCutter(bytes_max=100)
+    cutter.feed(b"data: 1\n\ndata: 2")
+
+    assert (cutter.end(), cutter.end()) == (b"data: 2", b"")
+
+
+def test_a_byte_order_mark_in_pieces_is_dropped_and_a_second_one_is_not():
+    cutter = SseCutter(bytes_max=100)
+    for piece in (b"\xef", b"\xbb", b"\xbf"):
+        assert cutter.gather(piece) == b""
+
+    assert cutter.gather(b"data: 1\n\n") == b"data: 1\n\n"
+    assert cutter.gather(b"\xef\xbb\xbfdata: 2\n\n") == b"\xef\xbb\xbfdata: 2\n\n"
