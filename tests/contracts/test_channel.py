@@ -218,6 +218,32 @@ async def test_live_messages_carry_the_frame_and_its_predecessor(channel, feed):
     assert [message.frame and message.frame.data for message in got] == [b"0-0", b"one", None]
 
 
+async def test_a_resent_append_is_not_published_again(channel, feed):
+    messages: asyncio.Queue[Message] = asyncio.Queue()
+    await begun(channel)
+    await feed.subscribe(G, messages.put_nowait)
+    for _ in range(2):
+        await append(channel, FIRST, FrameId(1, 1), data(FIRST, 2))
+    await append(channel, FIRST, FrameId(1, 2), data(FIRST, 3))
+
+    async with asyncio.timeout(60):
+        received = [(await messages.get()).frame for _ in range(2)]
+    assert [str(frame.id) for frame in received] == ["1-2", "1-3"]
+
+
+async def test_the_number_of_listeners_is_known_with_every_frame(channel, feed):
+    await begun(channel)
+    await feed.subscribe(G, lambda message: None)
+
+    answers = [
+        await append(channel, FIRST, FrameId(1, 1), data(FIRST, 2)),
+        await append(channel, FIRST, FrameId(1, 2), data(FIRST, 3), data(FIRST, 4)),
+        *await channel.heartbeat([FIRST]),
+    ]
+
+    assert [answer.listeners for answer in answers] == [1, 1, 1]
+
+
 async def test_an_unsubscribed_sink_hears_nothing_more(channel, feed):
     got: list[Message] = []
     other: list[Message] = []
