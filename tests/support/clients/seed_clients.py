@@ -51,10 +51,10 @@ def agentary_stream(body: bytes) -> ClientAnswer:
 
 
 def agentary_whole(body: bytes) -> ClientAnswer:
-    whole = orjson.loads(body)
-    assert whole["token"] == whole["content"]
-    result = ClientAnswer(whole["content"], calls=_calls(whole.get("tool_calls", [])), finish=whole["finish_reason"])
-    result.input_tokens, result.output_tokens = _camel_usage(whole["usage"])
+    answer = orjson.loads(body)
+    assert answer["token"] == answer["content"]
+    result = ClientAnswer(answer["content"], calls=_calls(answer.get("tool_calls", [])), finish=answer["finish_reason"])
+    result.input_tokens, result.output_tokens = _camel_usage(answer["usage"])
     return result
 
 
@@ -91,12 +91,12 @@ def unified_stream(body: bytes) -> ClientAnswer:
 
 
 def unified_whole(body: bytes) -> ClientAnswer:
-    whole = orjson.loads(body)
-    assert set(whole) == {"provider", "message", "usage", "cost", "latency_ms", "finish_reason"}
-    message = whole["message"]
+    answer = orjson.loads(body)
+    assert set(answer) == {"provider", "message", "usage", "cost", "latency_ms", "finish_reason"}
+    message = answer["message"]
     assert message["role"] == "assistant"
     result = ClientAnswer(message["content"], calls=_calls(message.get("tool_calls", [])))
-    _read_usage_and_cost(whole, result)
+    _read_usage_and_cost(answer, result)
     return result
 
 

@@ -59,8 +59,8 @@ class Process:
 
     def lines(self) -> list[dict[str, Any]]:
         """Return the log lines that are JSON."""
-        whole, _, _ = self.log.read_text().rpartition("\n")  # The last line may be half written.
-        return [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
+        complete_lines, _, _ = self.log.read_text().rpartition("\n")  # The last line may be half written.
+        return [json.loads(line) for line in complete_lines.splitlines() if line.startswith("{")]
 
     def events(self, name: str) -> list[dict[str, Any]]:
         return [line for line in self.lines() if line.get("event") == name]

@@ -39,8 +39,8 @@ class QuotingUpstream:
                 elif "quote-ok" in model:
                     message = {"role": "assistant", "content": answer}
                     choice = {"index": 0, "message": message, "finish_reason": "stop"}
-                    whole = {"id": "c", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}
-                    self.answer(200, "application/json", orjson.dumps(whole))
+                    completion = {"id": "c", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}
+                    self.answer(200, "application/json", orjson.dumps(completion))
                 else:
                     self.answer(int(model.rpartition("quote-")[2][:3]), "application/json", orjson.dumps(error))
 

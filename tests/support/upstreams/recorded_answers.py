@@ -216,10 +216,10 @@ _GEMINI_FINISH = {"STOP": "stop", "MAX_TOKENS": "length", "SAFETY": "content_fil
 
 def _gemini(recording: Recording, _: str) -> RecordedAnswer:
     is_sse = recording.body.startswith(b"data:")
-    whole = data_of(recording.body) if is_sse else json.loads(recording.body)
+    chunks = data_of(recording.body) if is_sse else json.loads(recording.body)
     recorded, result = RecordedAnswer(), RecordedChoice()
     recorded.choices[0] = result
-    for chunk in whole if isinstance(whole, list) else [whole]:
+    for chunk in chunks if isinstance(chunks, list) else [chunks]:
         for candidate in chunk.get("candidates", []):
             for part in candidate.get("content", {}).get("parts", []):
                 _read_gemini_part(result, part)

@@ -65,8 +65,8 @@ def _chat_whole(spec: AnswerSpec) -> bytes:
     message |= {"reasoning_content": spec.thinking} if spec.thinking else {}
     message |= {"tool_calls": _chat_calls(spec)} if spec.calls else {}
     choice = {"index": 0, "message": message, "finish_reason": "tool_calls" if spec.calls else "stop"}
-    whole = {"id": "c", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}
-    return json.dumps({**whole, "usage": _chat_usage(spec)}).encode()
+    completion = {"id": "c", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}
+    return json.dumps({**completion, "usage": _chat_usage(spec)}).encode()
 
 
 # Responses
