@@ -25,7 +25,7 @@ _CACHED_MODELS_MAX = 4_096
 
 _Tokens = Annotated[int, Field(ge=1, le=100_000_000)]
 ReasoningMode = Literal["never", "on_request", "by_default", "always"]
-ReasoningSwitch = Literal["effort", "thinking", "none"]
+ReasoningSwitch = Literal["effort", "thinking", "between_tools", "budget", "none"]
 MediaKind = Literal["image", "pdf", "text", "audio"]
 
 
@@ -42,7 +42,10 @@ class ModelFacts(BaseModel):
     )
     reasoning_off: ReasoningSwitch = Field(
         "none",
-        description="What switches reasoning off: the effort `none`; the object `thinking` with type `disabled`; or nothing.",
+        description=(
+            "What switches reasoning off: the effort `none`; the object `thinking` with type `disabled`, or with type"
+            " `between_tools`, which only keeps it from thinking before it answers; a budget of 0; or nothing."
+        ),
     )
     reasoning_on: Literal["effort", "adaptive", "budget", "thinking", "none"] = Field(
         "effort",
@@ -55,6 +58,8 @@ class ModelFacts(BaseModel):
         None,
         description="The effort words that it takes, least first. Empty: it refuses the field. Unset: all pass.",
     )
+    budget_tokens_min: _Tokens | None = Field(None, description="The smallest budget for reasoning that is not 0, in tokens.")
+    budget_tokens_max: _Tokens | None = Field(None, description="The largest budget for reasoning, in tokens.")
     reasoning_is_hidden: bool = Field(False, description="It shows its reasoning only to a request that asks for a summary.")
     reasoning_field: Literal["reasoning_content", "reasoning"] | None = Field(
         None, description="The field of an assistant's message in which it takes its reasoning back."
@@ -64,11 +69,19 @@ class ModelFacts(BaseModel):
         description="Which assistant's messages of the history must carry it: those of turns with tool calls, or all.",
     )
     refused_fields: frozenset[str] = Field(frozenset(), description="Sampling fields that it refuses, by our names.")
+    refused_while_reasoning: frozenset[str] = Field(
+        frozenset(), description="Sampling fields that it refuses too, unless its reasoning is off."
+    )
+    stops_max: Annotated[int, Field(ge=1, le=1_000)] | None = Field(None, description="How many stop sequences it takes.")
     forced_tool_choice: bool = Field(True, description="Whether a request may force it to call a tool.")
+    forced_tool_choice_while_reasoning: bool = Field(
+        True, description="Whether a request may force it to call a tool while its reasoning is on."
+    )
     prefill: bool | None = Field(None, description="Whether it continues an assistant's message at the end of the request.")
     prefill_flag: Literal["prefix"] | None = Field(None, description="The field that marks such a message.")
     reads: frozenset[MediaKind] | None = Field(None, description="What it reads besides plain messages. Unset: not known.")
     makes_images: bool = Field(False, description="Whether it can answer with images.")
+    json_schema: bool | None = Field(None, description="Whether it takes a JSON schema for its answer. Unset: not known.")
     schema_objects_closed: bool = Field(
         False, description="A JSON schema for its answer must say `additionalProperties: false` for every object."
     )

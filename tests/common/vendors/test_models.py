@@ -20,6 +20,51 @@ def test_each_row_is_of_a_known_vendor_and_says_where_it_comes_from(row):
         assert all(wire in VENDORS[vendor].wires for vendor in row.vendors)
 
 
+@pytest.mark.parametrize(
+    ("vendor", "model", "expected"),
+    [
+        ("openai", "gpt-4o-mini", {"reasoning": "never", "efforts": (), "refused_fields": frozenset()}),
+        ("openai", "gpt-5-chat-latest", {"reasoning": "never", "refused_fields": frozenset()}),
+        ("openai", "gpt-5-mini", {"reasoning": "always", "efforts": ("minimal", "low", "medium", "high")}),
+        ("openai", "gpt-5.1", {"reasoning": "on_request", "reasoning_off": "effort"}),
+        ("openai", "gpt-5.1-codex-max", {"reasoning": "always", "wire": "openai-responses"}),
+        ("openai", "gpt-5.6-sol", {"reasoning": "by_default", "reasoning_off": "effort"}),
+        ("azure-openai", "gpt-6-astra", {"reasoning": "always", "reasoning_off": "none"}),
+        ("anthropic", "claude-3-5-haiku-20241022", {"reasoning": "never", "prefill": True, "json_schema": False}),
+        ("anthropic", "claude-sonnet-4-20250514", {"reasoning_on": "budget", "prefill": True, "json_schema": False}),
+        ("anthropic", "claude-haiku-4-5-20251001", {"reasoning_on": "budget", "prefill": True, "json_schema": True}),
+        ("anthropic", "claude-opus-4-6", {"reasoning_on": "adaptive", "prefill": False, "reasoning_is_hidden": False}),
+        ("anthropic", "claude-opus-4-8", {"reasoning": "on_request", "reasoning_is_hidden": True}),
+        ("anthropic", "claude-sonnet-5", {"reasoning": "by_default", "reasoning_off": "thinking", "forced_tool_choice": True}),
+        ("anthropic", "claude-sonnet-5-5", {"reasoning_off": "between_tools", "forced_tool_choice": False}),
+        ("anthropic", "claude-opus-5-5", {"reasoning": "always", "reasoning_off": "none", "forced_tool_choice": False}),
+        ("google-ai-studio", "gemini-2.5-flash", {"reasoning_off": "budget", "reasoning_on": "budget"}),
+        ("google-ai-studio", "gemini-flash-latest", {"reasoning": "always", "reasoning_on": "effort"}),
+        ("mistral", "mistral-small-latest", {"efforts": ("none", "high"), "reasoning_off": "effort"}),
+        ("mistral", "codestral-latest", {"efforts": (), "user_after_tool": False}),
+        ("deepseek", "deepseek-v4-flash", {"reasoning_off": "thinking", "reasoning_returns": "with_tool_calls"}),
+        ("groq", "qwen/qwen3-32b", {"efforts": ("none", "default"), "reasoning_off": "effort"}),
+        ("groq", "openai/gpt-oss-120b", {"reasoning": "always", "efforts": ("low", "medium", "high")}),
+    ],
+)
+def test_what_is_known_of_a_model(vendor, model, expected):
+    facts = MODELS.facts(vendor, model)
+
+    assert {name: getattr(facts, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize("vendor", sorted({vendor for row in MODELS.rows for vendor in row.vendors}))
+def test_what_switches_reasoning_off_is_among_what_the_model_takes(vendor):
+    """A model that the effort `none` switches off takes that word, and one that always reasons has no switch."""
+    models = ["gpt-5.1", "gpt-5.6", "gpt-6-astra", "claude-opus-5-5", "mistral-small-latest", "qwen/qwen3-32b", "grok-4.3", "x"]
+    for model in models:
+        facts = MODELS.facts(vendor, model)
+        if facts.reasoning_off == "effort" and facts.efforts is not None:
+            assert "none" in facts.efforts
+        if facts.reasoning == "always":
+            assert facts.reasoning_off == "none"
+
+
 def test_later_rows_win_for_the_facts_that_they_name():
     general = ModelRow(vendors=("vllm",), context_tokens=8_000, forced_tool_choice=False)
     special = ModelRow(vendors=("vllm", "ollama"), models="qwen3", context_tokens=32_000)
