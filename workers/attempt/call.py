@@ -151,7 +151,7 @@ def reply_info(active_job: ActiveJob, result: CallResult, total: Total, settings
 
 
 def _cost_of(usage: Usage, result: CallResult, total: Total, settings: ModelSettings) -> Cost | None:
-    """Return the cost that the client sees beside its usage. Each attempt has its own price."""
+    """Return the cost that the client sees together with its usage. Each attempt has its own price."""
     own, deployment = subtract_usage(usage, total.spent), result.deployment
     tail = (
         [Attempt(deployment.provider, deployment.model, own).apply_prices(settings.prices)]

@@ -1,7 +1,8 @@
 """Which deployments (with their addresses and keys) serve a model name?
 
-A provider is reached at its own address, or through Cloudflare's AI Gateway if the settings name one. If that gateway stores
-the keys, none is sent. A key that the client sent (bring your own key) is used instead of ours.
+A provider is reached at its own address, or through Cloudflare's AI Gateway if the settings name one. There is one deployment
+for each key, in the order of the settings. If the AI Gateway stores the keys, none is sent. A key that the client sent (bring
+your own key) is used instead of ours.
 """
 
 import hashlib

@@ -307,7 +307,7 @@ def _finish_reason(candidate: _Candidate) -> FinishReason:
 def _usage(report: dict[str, Any], figures: Figures, model: str) -> Usage | None:
     """Return the usage.
 
-    Google counts thoughts beside the answer, and its own tools' tokens beside the prompt. Cached tokens are part of the prompt.
+    Google's answer count excludes thoughts, and its prompt count excludes its own tools' tokens but includes cached ones.
     """
     thoughts = figures.main("thoughtsTokenCount")
     return figures.usage(

@@ -293,11 +293,11 @@ def _usage(report: Mapping[str, Any], figures: Figures, model: str, tier: str) -
     prompt, completion = figures.main("prompt_tokens"), figures.main("completion_tokens")
     cached = figures.count("prompt_tokens_details", "cached_tokens") or figures.count("prompt_cache_hit_tokens")
     reasoning = figures.count("completion_tokens_details", "reasoning_tokens")
-    # OpenAI includes reasoning in the completion, xAI counts it beside it; the total shows which. Some gateways report more
+    # OpenAI includes reasoning in the completion, xAI counts it separately; the total shows which. Some gateways report more
     # reasoning than completion, and a total without it. The reasoning was generated all the same.
     is_beside = reasoning and report.get("total_tokens") == prompt + completion + reasoning
     completion = completion + reasoning if is_beside else max(completion, reasoning)
-    # Perplexity's figures are always beside the completion, whatever the total says.
+    # Perplexity's figures are never part of the completion, whatever the total says.
     reasoning_tokens, citations = 0 if reasoning else figures.count("reasoning_tokens"), figures.count("citation_tokens")
     # Cached tokens are part of the prompt, except with Azure's Grok.
     if cached > prompt:

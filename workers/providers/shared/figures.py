@@ -1,9 +1,8 @@
 """Which figures of an upstream's usage report are believable?
 
 An upstream may report anything. One rule holds for every wire: a figure is a whole number from 0 to ``FIGURE_MAX`` (servers
-that send floats mean whole numbers), and a part is not larger than its total. Any other figure counts as not reported. If the
-prompt's or the answer's figure is missing, the whole report is ignored; if a part is missing, only that part is ignored.
-``is_absurd`` says that it happened.
+that send floats mean whole numbers), and a part is not larger than its total. Any other figure is not believable, and is
+ignored. If it is the figure of the prompt or of the answer, the whole report is ignored. ``is_absurd`` says that this happened.
 """
 
 from collections.abc import Mapping
