@@ -138,8 +138,8 @@ class ModelRow(ModelFacts):
 
     @property
     def facts(self) -> dict[str, Any]:
-        """The facts that this row names, by field."""
-        return {name: getattr(self, name) for name in self.model_fields_set & ModelFacts.model_fields.keys()}
+        """The facts that this row names, in the order of the columns."""
+        return {name: getattr(self, name) for name in ModelFacts.model_fields if name in self.model_fields_set}
 
 
 class ModelTable:
