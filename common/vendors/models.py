@@ -73,6 +73,7 @@ class ModelFacts(BaseModel):
         frozenset(), description="Sampling fields that it refuses too, unless its reasoning is off."
     )
     stops_max: Annotated[int, Field(ge=1, le=1_000)] | None = Field(None, description="How many stop sequences it takes.")
+    tools: bool = Field(True, description="Whether a request may offer it tools.")
     forced_tool_choice: bool = Field(True, description="Whether a request may force it to call a tool.")
     forced_tool_choice_while_reasoning: bool = Field(
         True, description="Whether a request may force it to call a tool while its reasoning is on."
@@ -98,6 +99,9 @@ class ModelFacts(BaseModel):
     system_position: Literal["anywhere", "leading", "first"] = Field(
         "anywhere",
         description="Where system messages may stand: anywhere; before all others; or as one single first message.",
+    )
+    roles_alternate: bool = Field(
+        False, description="After the system messages, the user's and the assistant's messages must alternate."
     )
     user_after_tool: bool = Field(True, description="Whether a user's message may follow a tool's result directly.")
     context_tokens: _Tokens | None = Field(None, description="Its context window, in tokens.")

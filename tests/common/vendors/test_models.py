@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from common.config.settings import Settings
 from common.vendors.models import MODELS, UNKNOWN, ModelRow, ModelTable
 from common.vendors.table import VENDORS
+from tests.support.sources import expressions
 
 
 @pytest.mark.parametrize("row", MODELS.rows, ids=lambda row: f"{row.vendors[0]}:{row.models}")
@@ -45,6 +46,22 @@ def test_each_row_is_of_a_known_vendor_and_says_where_it_comes_from(row):
         ("deepseek", "deepseek-v4-flash", {"reasoning_off": "thinking", "reasoning_returns": "with_tool_calls"}),
         ("groq", "qwen/qwen3-32b", {"efforts": ("none", "default"), "reasoning_off": "effort"}),
         ("groq", "openai/gpt-oss-120b", {"reasoning": "always", "efforts": ("low", "medium", "high")}),
+        ("groq", "llama-3.3-70b-versatile", {"reasoning": "never", "reasoning_field": None}),
+        ("google-ai-studio", "gemini-3.8-flash", {"reasoning": "always", "efforts": ("low", "medium", "high")}),
+        ("google-ai-studio", "gemini-2.5-flash-image", {"makes_images": True, "tools": False}),
+        ("grok", "grok-4-0709", {"reasoning": "always", "efforts": (), "successor": "grok-4.3"}),
+        ("grok", "grok-4.20-0309-non-reasoning", {"reasoning": "never", "efforts": ()}),
+        ("grok", "grok-4.3", {"reasoning": "by_default", "reasoning_off": "effort"}),
+        ("grok", "grok-4.6", {"reasoning": "always", "efforts": ("low", "medium", "high", "xhigh")}),
+        ("cerebras", "gpt-oss-120b", {"reasoning": "always", "efforts": ("low", "medium", "high")}),
+        ("perplexity", "sonar-pro", {"reasoning": "never", "roles_alternate": True}),
+        ("cohere", "command-a-03-2025", {"reasoning": "never", "forced_tool_choice": True}),
+        ("cohere", "command-r-plus-08-2024", {"reasoning": "never", "forced_tool_choice": False}),
+        ("cohere", "command-a-reasoning-08-2025", {"reasoning": "by_default", "reasoning_off": "thinking"}),
+        ("vllm", "Qwen/Qwen3.6-27B", {"reasoning": "by_default", "system_position": "first", "developer_role": False}),
+        ("vllm", "Qwen/Qwen3-30B-A3B-Instruct-2507", {"reasoning": None}),
+        ("ollama", "gpt-oss:20b", {"reasoning": "always", "reasoning_off": "none", "reasoning_field": "reasoning"}),
+        ("llama-cpp", "gemma-4-31b", {"reasoning": "on_request", "reasoning_field": "reasoning_content"}),
     ],
 )
 def test_what_is_known_of_a_model(vendor, model, expected):
@@ -63,6 +80,14 @@ def test_what_switches_reasoning_off_is_among_what_the_model_takes(vendor):
             assert "none" in facts.efforts
         if facts.reasoning == "always":
             assert facts.reasoning_off == "none"
+
+
+def test_no_name_stalls_a_pattern():
+    """Names have at most 200 characters, so this is about a pattern that takes longer than they are long."""
+    for pattern in {row.models for row in MODELS.rows} | {row.tool_name_pattern or "" for row in MODELS.rows}:
+        for text in expressions.hostile(pattern, 0, 1 << 12):
+            re.match(pattern, text)
+            re.fullmatch(pattern, text)
 
 
 def test_later_rows_win_for_the_facts_that_they_name():
