@@ -83,6 +83,7 @@ class ModelFacts(BaseModel):
     reads: frozenset[MediaKind] | None = Field(None, description="What it reads besides plain messages. Unset: not known.")
     makes_images: bool = Field(False, description="Whether it can answer with images.")
     json_schema: bool | None = Field(None, description="Whether it takes a JSON schema for its answer. Unset: not known.")
+    json_schema_with_tools: bool = Field(True, description="Whether it takes one in a request that also offers tools.")
     schema_objects_closed: bool = Field(
         False, description="A JSON schema for its answer must say `additionalProperties: false` for every object."
     )

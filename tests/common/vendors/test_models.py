@@ -70,6 +70,32 @@ def test_what_is_known_of_a_model(vendor, model, expected):
     assert {name: getattr(facts, name) for name in expected} == expected
 
 
+@pytest.mark.parametrize(
+    ("vendor", "model", "retires", "successor"),
+    [
+        ("openai", "gpt-4o", "2027-01-14", "gpt-6-luna"),
+        ("openai", "gpt-4o-mini-2024-07-18", "2027-01-14", "gpt-6-luna"),
+        ("openai", "gpt-4o-2024-05-13", "2026-10-23", "gpt-5.6-sol"),
+        ("openai", "gpt-4-turbo-2024-04-09", "2026-10-23", "gpt-5.6-sol"),
+        ("openai", "o3", "2026-12-11", "gpt-6.1-sol"),
+        ("openai", "gpt-5-2025-08-07", "2026-12-11", "gpt-6.1-sol"),
+        ("openai", "gpt-5.1-codex-mini", "2026-07-23", "gpt-5.6-terra"),
+        ("openai", "gpt-5.6-sol", None, None),
+        ("azure-openai", "gpt-4o", None, None),
+        ("anthropic", "claude-sonnet-4-20250514", "2026-06-15", "claude-sonnet-4-6"),
+        ("anthropic", "claude-sonnet-4-5", None, None),
+        ("anthropic", "claude-opus-4-5-20251101", "2027-01-22", "claude-opus-5-5"),
+        ("anthropic", "claude-opus-5-5", None, None),
+        ("google-ai-studio", "gemini-2.5-flash", "2026-12-01", "gemini-3.5-flash-lite"),
+        ("google-ai-studio", "gemini-2.5-flash-lite", None, None),
+    ],
+)
+def test_when_a_model_retires_and_what_follows_it(vendor, model, retires, successor):
+    facts = MODELS.facts(vendor, model)
+
+    assert (facts.retires, facts.successor) == (retires, successor)
+
+
 @pytest.mark.parametrize("vendor", sorted({vendor for row in MODELS.rows for vendor in row.vendors}))
 def test_what_switches_reasoning_off_is_among_what_the_model_takes(vendor):
     """A model that the effort `none` switches off takes that word, and one that always reasons has no switch."""
