@@ -94,7 +94,7 @@ class Authenticator:
         """Return the principal that sent a request, and the provider key that the client sent with it.
 
         Raises:
-            GatewayError: as for ``authenticate``.
+            GatewayError: the same errors as ``authenticate``.
         """
         identity = await self._identify(request.headers, client_address(request.scope))
         principal = identity.principal

@@ -176,7 +176,7 @@ async def _newest(owner: str, after: str, count: int, services: ApiServices) -> 
     return records[:count]
 
 
-async def _describe(generation_id: str, owner: Principal, services: ApiServices) -> State:
+async def _load_state(generation_id: str, owner: Principal, services: ApiServices) -> State:
     """Return the state of a generation.
 
     Raises:
@@ -195,9 +195,9 @@ async def _describe(generation_id: str, owner: Principal, services: ApiServices)
 async def _show_record(generation_id: str, reader: Principal, include: str | None, services: ApiServices) -> Response:
     if include not in (None, "text"):
         raise invalid("include", "must be 'text'")
-    state = await _describe(generation_id, reader, services)
+    state = await _load_state(generation_id, reader, services)
     if not state.has_ended and await services.hub.end_if_lost(generation_id):  # A client that polls must see an end, too.
-        state = await _describe(generation_id, reader, services)
+        state = await _load_state(generation_id, reader, services)
     content = record(generation_id, state)
     if include:
         content["text"] = await read_answer_text(services.channel, generation_id, state.dialect, is_stream=state.stream)
@@ -259,7 +259,7 @@ async def _head(generation_id: str, reader: Principal, cursor: Cursor | None, se
 
     No viewer joins here: one that comes and leaves would change the moment at which the generation is stopped.
     """
-    state = await _describe(generation_id, reader, services)
+    state = await _load_state(generation_id, reader, services)
     if state.has_ended:
         return None
     if cursor:
@@ -344,12 +344,12 @@ def _give_up_later(viewer: Viewer, services: ApiServices) -> None:
 
 async def _stop(generation_id: str, request: Request, services: ApiServices) -> Response:
     owner = await services.authenticator.authenticate(request, "generate")
-    state = await _describe(generation_id, owner, services)
+    state = await _load_state(generation_id, owner, services)
     status = await services.channel.stop(generation_id)
     if status is WriteStatus.GONE:
         raise unknown_generation_error(generation_id)
     if status is WriteStatus.ENDED:
-        state = await _describe(generation_id, owner, services)  # It may have ended only just now.
+        state = await _load_state(generation_id, owner, services)  # It may have ended only just now.
         return json_response(_stopped(generation_id, status_of(state), is_our_doing=False))
     was_waiting = await services.hub.end_if_waiting(generation_id, _STOPPED)
     if was_waiting and state.dialect == "openai-responses":

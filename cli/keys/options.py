@@ -71,7 +71,6 @@ _ACCESS_OPTIONS = [
 
 # The field of an access that each option sets, and the name of the option if it is not that of its parameter.
 
-# Where an access has what an option says, and how the option is called where that is not its parameter's name.
 _PLACES: dict[str, tuple[str, ...]] = {
     "models": ("models",),
     "providers": ("providers",),
