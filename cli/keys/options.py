@@ -69,9 +69,8 @@ _ACCESS_OPTIONS = [
     click.option("--audit/--no-audit", default=None, help="Keep its requests and answers, encrypted."),
 ]
 
-# The field of an access that each option sets, and the name of the option if it is not that of its parameter.
-
-_PLACES: dict[str, tuple[str, ...]] = {
+# The field of an access that each option sets, by the name of the option's parameter.
+_FIELDS: dict[str, tuple[str, ...]] = {
     "models": ("models",),
     "providers": ("providers",),
     "dialects": ("dialects",),
@@ -88,7 +87,8 @@ _PLACES: dict[str, tuple[str, ...]] = {
     "audit": ("audit",),
 }
 
-_OPTIONS = {
+# Names of options that differ from the names of their parameters.
+_OPTION_NAMES = {
     "models": "model",
     "providers": "provider",
     "dialects": "dialect",
@@ -116,14 +116,14 @@ def access_of(old: "Access", access_values: dict[str, Any], clear: tuple[str, ..
 
     fields = old.model_dump(mode="json", exclude_defaults=True)
     for name in clear:
-        place = _PLACES.get(name.strip("-").replace("-", "_")) or _PLACES.get(f"{name.strip('-')}s") or _PLACES.get(f"{name}_s")
+        place = _FIELDS.get(name.strip("-").replace("-", "_")) or _FIELDS.get(f"{name.strip('-')}s") or _FIELDS.get(f"{name}_s")
         if place is None:
-            choices = ", ".join(option.replace("_", "-") for option in _PLACES)
+            choices = ", ".join(option.replace("_", "-") for option in _FIELDS)
             raise click.UsageError(f"--clear {name}: choose from {choices}")
         _set(fields, place, None)
     for name, value in access_values.items():
         if value is not None and value != ():
-            _set(fields, _PLACES[name], _guardrails(value) if name == "guardrails" else value)
+            _set(fields, _FIELDS[name], _guardrails(value) if name == "guardrails" else value)
     try:
         return Access.model_validate(fields)
     except ValidationError as error:
@@ -133,8 +133,8 @@ def access_of(old: "Access", access_values: dict[str, Any], clear: tuple[str, ..
 
 def _option_of(place: tuple[int | str, ...]) -> str:
     """Return the option that sets a field of an access."""
-    name = next((name for name, option_place in _PLACES.items() if place[: len(option_place)] == option_place), str(place[0]))
-    return "--" + _OPTIONS.get(name, name).replace("_", "-")
+    name = next((name for name, field in _FIELDS.items() if place[: len(field)] == field), str(place[0]))
+    return "--" + _OPTION_NAMES.get(name, name).replace("_", "-")
 
 
 def _set(fields: dict[str, Any], place: tuple[str, ...], value: Any) -> None:
