@@ -103,7 +103,7 @@ def test_dev_says_what_died_what_it_means_and_mends_it(tmp_path):
         for name, words in [
             ("worker", "another worker takes over its unfinished jobs"),
             ("redis", "until it is back, new requests get 503"),
-            ("api", "clients that keep their event ids can resume"),
+            ("cli.main api", "clients that keep their event ids can resume"),
         ]:
             children = psutil.Process(dev.pid).children()
             next(child for child in children if name in " ".join(child.cmdline())).kill()
