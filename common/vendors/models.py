@@ -97,9 +97,12 @@ class ModelFacts(BaseModel):
         None, description="The regular expression that a tool name must match as a whole; characters outside of it become `_`."
     )
     developer_role: bool = Field(True, description="Whether it knows the role `developer`; else it gets `system`.")
-    system_position: Literal["anywhere", "leading", "first"] = Field(
+    system_position: Literal["anywhere", "after_user", "leading", "first"] = Field(
         "anywhere",
-        description="Where system messages may stand: anywhere; before all others; or as one single first message.",
+        description=(
+            "Where system messages may stand: anywhere; before all others and right after a user's message; before all others;"
+            " or as one single first message."
+        ),
     )
     roles_alternate: bool = Field(
         False, description="After the system messages, the user's and the assistant's messages must alternate."
