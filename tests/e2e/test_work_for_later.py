@@ -41,7 +41,7 @@ def busy(narrow: Fleet) -> Iterator[Fleet]:
 def test_each_class_has_its_own_deadline_in_every_dialect(busy: Fleet, name: str):
     route = ROUTES[name]
     address = busy.url + route.path.replace("{provider}", "openai")
-    body = {"model": "openai/demo-n3" if route.provider_in == "model" else "demo-n3", "stream": True, **route.ask}
+    body = {"model": "openai/demo-n3" if route.provider_in == "model" else "demo-n3", "stream": True, **route.fields}
     body |= {"provider": "openai"} if route.provider_in == "body" else {}
     for headers, job_class, wait_s in (({}, "interactive", 0.5), ({"x_sluice_class": "background"}, "background", 86_400)):
         with busy.client.stream("POST", address, json=body, headers=headers_of(**headers)) as response:
@@ -57,7 +57,7 @@ def test_each_class_has_its_own_deadline_in_every_dialect(busy: Fleet, name: str
 def test_a_class_that_is_none_is_refused_in_the_dialects_shape(narrow: Fleet, name: str):
     response = narrow.client.post(
         narrow.url + ROUTES[name].path.replace("{provider}", "openai"),
-        json={"model": "openai/demo-n3", "provider": "openai", **ROUTES[name].ask},
+        json={"model": "openai/demo-n3", "provider": "openai", **ROUTES[name].fields},
         headers=headers_of(x_sluice_class="urgent"),
     )
 
