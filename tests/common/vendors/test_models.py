@@ -66,6 +66,7 @@ def test_each_row_is_of_a_known_vendor_and_says_where_it_comes_from(row):
         ("anthropic", "claude-sonnet-5", {"system_position": "leading"}),
         ("anthropic", "claude-haiku-5-5", {"system_position": "after_user", "reasoning_off": "thinking"}),
         ("deepseek", "deepseek-flash", {"reads": frozenset({"image"}), "json_schema": False}),
+        ("deepseek", "deepseek-v4-pro", {"reads": frozenset(), "forced_tool_choice_while_reasoning": False}),
         ("ollama", "llama3.1:8b", {"reasoning": "never", "efforts": ()}),
         ("ollama", "gpt-oss:20b", {"reasoning": "always", "reasoning_off": "none", "reasoning_field": "reasoning"}),
         ("llama-cpp", "gemma-4-31b", {"reasoning": "on_request", "reasoning_field": "reasoning_content"}),
