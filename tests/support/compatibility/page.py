@@ -7,6 +7,8 @@ from common.dialects import DIALECTS
 from common.vendors.table import Vendor
 from tests.support.compatibility.cells import FEATURES, REMOTE, cell_of
 from tests.support.compatibility.request_fields import CHAT_VENDORS, FIELDS, TARGETS, deployment_on, dropped_by, fate_of
+from tests.support.compatibility.strict_cells import MODELS_OF, WISHES, outcome
+from tests.support.compatibility.strict_failures import EXCEPTIONS, FAILURES, exceptions, failures
 from workers.providers import WIRES
 
 _START = """# Compatibility: what works between which client and which provider
@@ -38,10 +40,36 @@ body passes unchanged.
 Fields that a dialect does not define are ignored. Some models support fewer fields than the tested ones ({models}):
 a field that a model is known to refuse is also dropped and named.
 """
+_STRICT_START = """
+## What each generation of models accepts
+
+Vendors refuse requests that they took a generation ago. Here a strict judge stands for each vendor: it refuses what the
+vendor's own pages, and reports of its answers, say is refused ([strict](../tests/support/upstreams/strict/__init__.py)).
+{wishes} wishes of clients, in all dialects that can express them, are sent to a model of each generation.
+
+*yes*: the judge accepts all requests of this kind, from every dialect. A number is a note below: some of them are refused.
+Requests of a vendor's own clients that the vendor would refuse without Sluice as well do not count.
+"""
+_SLUICE_REFUSES = "Sluice itself refuses some of them, with a 400 that names the field"
+# The kinds of wishes, by the beginning of their names.
+_KINDS = {
+    "texts": ("plain", "several", "two users", "an empty"),
+    "system messages": ("system", "two systems", "developer"),
+    "tools": ("tools", "one call"),
+    "tool loops": ("a tool loop", "a result", "an id", "a long id"),
+    "forced tools": ("forced",),
+    "names and schemas of tools": ("long tool", "tool name", "tool with"),
+    "thinking": ("thinking", "effort"),
+    "JSON schema": ("JSON",),
+    "images": ("image",),
+    "prefill": ("prefill",),
+    "sampling": ("temperature", "top_p"),
+    "limits": ("stop", "six stops", "many tokens", "one token"),
+}
 
 
 def page() -> str:
-    parts = [_START, *(_dialect(name) for name in DIALECTS)]
+    parts = [_START, *(_dialect(name) for name in DIALECTS), _generations()]
     models = ", ".join(f"`{model}`" for model in dict.fromkeys(model for _, model in TARGETS.values()))
     parts += [_FIELDS_START.format(models=models), *(_fields(name) for name in DIALECTS), _vendors()]
     return "\n".join(parts)
@@ -61,6 +89,28 @@ def _dialect(dialect: str) -> str:
     ]
     notes = "".join(f"\n{number}. No: {why}." for number, why in enumerate(reasons, 1))
     return f"## {dialect}\n\n{_table(['provider', *(feature.name for feature in FEATURES)], shown)}{notes}\n"
+
+
+def _generations() -> str:
+    notes = [*FAILURES, *EXCEPTIONS, _SLUICE_REFUSES]
+    targets = [f"{vendor}/{model}" for vendor, models in MODELS_OF.items() for model in models]
+    cells = {target: [_numbers(target, kind, notes) for kind in _KINDS] for target in targets}
+    rows = [[f"`{target}`", *row] for target, row in cells.items()]
+    listed = "".join(f"\n{number}. {note}." for number, note in enumerate(notes, 1))
+    return f"{_STRICT_START.format(wishes=len(WISHES)).lstrip()}\n{_table(['model', *_KINDS], rows)}{listed}\n"
+
+
+def _numbers(target: str, kind: str, notes: list[str]) -> str:
+    reasons = {**failures(), **exceptions()}
+    found: set[str] = set()
+    for wish in (wish for wish in WISHES if wish.startswith(_KINDS[kind])):
+        for dialect in DIALECTS:
+            result = outcome(dialect, target, wish)
+            if result and result.verdict == "refused by Sluice":
+                found.add(_SLUICE_REFUSES)
+            elif result and result.verdict == "refused":
+                found.add(reasons[dialect, target, wish])
+    return ", ".join(str(number) for number in sorted(notes.index(reason) + 1 for reason in found)) or "yes"
 
 
 def fates_of(dialect: str) -> dict[str, list[str]]:

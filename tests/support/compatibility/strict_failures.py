@@ -1,0 +1,309 @@
+"""Which requests does Sluice send that their vendor refuses?
+
+``FAILURES`` are faults: who mends one removes it here. ``EXCEPTIONS`` are wishes that the vendor cannot fulfil, so that its own
+refusal is the right answer. Both are checked by tests/contracts/test_strict_vendors.py, and shown in docs/compatibility.md.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+
+from common.dialects import DIALECTS
+from tests.support.compatibility.strict_cells import MODELS_OF, WISHES, outcome
+
+
+@dataclass(frozen=True)
+class Row:
+    """All combinations of these wishes, targets and dialects. ``vendor/*`` are all models of a vendor, ``*`` are all dialects.
+
+    A dialect that cannot say a wish does not count.
+    """
+
+    wishes: tuple[str, ...]
+    targets: tuple[str, ...]
+    dialects: tuple[str, ...] = ("*",)
+
+
+def _row(wishes: str, targets: str, dialects: str = "*") -> Row:
+    return Row(tuple(wish.strip() for wish in wishes.split("|")), tuple(targets.split()), tuple(dialects.split()))
+
+
+Combination = tuple[str, str, str]  # Dialect, target, wish.
+
+
+def _combinations(row: Row) -> list[Combination]:
+    targets = [
+        f"{vendor}/{model}"
+        for target in row.targets
+        for vendor, name in [target.split("/", 1)]
+        for model in (MODELS_OF[vendor] if name == "*" else (name,))
+    ]
+    dialects = list(DIALECTS) if row.dialects == ("*",) else row.dialects
+    unknown = [wish for wish in row.wishes if wish not in WISHES]
+    assert not unknown, unknown
+    every = [(dialect, target, wish) for dialect in dialects for target in targets for wish in row.wishes]
+    return [each for each in every if outcome(*each) is not None]
+
+
+@cache
+def failures() -> dict[Combination, str]:
+    """Return the cause of each combination that fails."""
+    return {each: cause for cause, rows in FAILURES.items() for row in rows for each in _combinations(row)}
+
+
+@cache
+def exceptions() -> dict[Combination, str]:
+    """Return the reason of each combination that the vendor may refuse."""
+    return {each: reason for reason, rows in EXCEPTIONS.items() for row in rows for each in _combinations(row)}
+
+
+FAILURES: dict[str, tuple[Row, ...]] = {
+    "A limit of tokens is sent that the model does not have": (
+        _row(
+            "many tokens",
+            "openai/gpt-4o openai/gpt-4.1 openai/gpt-5-chat-latest azure-openai/gpt-4.1",
+            "anthropic-messages unified",
+        ),
+    ),
+    "A prefill is sent to a model that takes none, or without its mark": (
+        _row(
+            "prefill",
+            "anthropic/claude-opus-4-6 anthropic/claude-opus-4-8 anthropic/claude-sonnet-5 "
+            "anthropic/claude-opus-5 anthropic/claude-haiku-5-5 anthropic/claude-sonnet-5-5 "
+            "anthropic/claude-opus-5-5",
+            "openai-chat openai-responses agentary unified",
+        ),
+        _row(
+            "prefill",
+            "mistral/*",
+        ),
+    ),
+    "A schema for the answer has keywords or open objects that the vendor refuses": (
+        _row(
+            "JSON schema, not strict",
+            "anthropic/*",
+            "openai-chat openai-responses unified",
+        ),
+    ),
+    "A schema for the answer is sent to a model that takes none": (
+        _row(
+            "JSON schema | JSON schema, not strict",
+            "groq/llama-3.3-70b-versatile",
+            "openai-chat openai-responses anthropic-messages unified",
+        ),
+        _row(
+            "JSON schema | JSON schema, not strict | JSON schema and tools",
+            "deepseek/*",
+            "openai-chat anthropic-messages unified",
+        ),
+    ),
+    "A tool is forced at a model that refuses it": (
+        _row(
+            "forced tool | forced tool by name | forced tool with thinking on",
+            "anthropic/claude-sonnet-5-5 anthropic/claude-opus-5-5",
+            "openai-chat openai-responses agentary unified",
+        ),
+        _row(
+            "forced tool | forced tool by name | forced tool with thinking on",
+            "deepseek/deepseek-v4-pro",
+        ),
+    ),
+    "A tool's name is sent with characters or a length that the vendor refuses": (
+        _row(
+            "long tool name | tool name with dots",
+            "openai/* azure-openai/*",
+            "anthropic-messages agentary unified",
+        ),
+        _row(
+            "long tool name | tool name with dots",
+            "mistral/* groq/*",
+        ),
+        _row(
+            "long tool name | tool name with dots",
+            "deepseek/*",
+            "openai-chat anthropic-messages agentary unified",
+        ),
+        _row(
+            "tool name with dots",
+            "anthropic/*",
+            "openai-chat openai-responses agentary unified",
+        ),
+    ),
+    "A tool's schema without properties is sent as it is": (
+        _row(
+            "tool without properties",
+            "openai/* azure-openai/*",
+            "anthropic-messages agentary unified",
+        ),
+    ),
+    "An effort is sent in a word that the model does not have": (
+        _row(
+            "thinking with a budget",
+            "openai/gpt-4o openai/gpt-4.1 azure-openai/gpt-4.1 mistral/* groq/llama-3.3-70b-versatile groq/qwen/qwen3-32b",
+        ),
+        _row(
+            "a tool loop with thinking on | effort low | effort high | effort xhigh | effort max | thinking and tools",
+            "openai/gpt-4o openai/gpt-4.1 openai/gpt-5-chat-latest azure-openai/gpt-4.1",
+            "unified",
+        ),
+        _row(
+            "a tool loop with thinking on | effort high | effort xhigh | effort max",
+            "mistral/mistral-large-latest mistral/codestral-latest groq/llama-3.3-70b-versatile groq/qwen/qwen3-32b",
+            "openai-chat openai-responses unified",
+        ),
+        _row(
+            "forced tool with thinking on | effort medium",
+            "openai/gpt-4o openai/gpt-4.1 azure-openai/gpt-4.1",
+            "unified",
+        ),
+        _row(
+            "forced tool with thinking on | effort low | effort medium | thinking and tools",
+            "mistral/* groq/llama-3.3-70b-versatile groq/qwen/qwen3-32b",
+            "openai-chat openai-responses unified",
+        ),
+        _row(
+            "effort minimal",
+            "openai/gpt-4o openai/gpt-4.1 openai/o3 openai/o1-pro openai/gpt-5-chat-latest openai/gpt-5.1 "
+            "openai/gpt-5.4 openai/gpt-5.5 openai/gpt-5.6 azure-openai/gpt-4.1 azure-openai/gpt-5.4 "
+            "azure-openai/gpt-5.6",
+            "unified",
+        ),
+        _row(
+            "effort minimal",
+            "mistral/* groq/*",
+            "openai-chat openai-responses unified",
+        ),
+        _row(
+            "effort xhigh | effort max",
+            "mistral/mistral-small-latest mistral/mistral-medium-3-5 groq/openai/gpt-oss-120b",
+            "openai-chat",
+        ),
+        _row(
+            "thinking off | thinking off and tools | temperature, thinking off",
+            "mistral/mistral-large-latest mistral/codestral-latest groq/llama-3.3-70b-versatile "
+            "groq/openai/gpt-oss-120b deepseek/*",
+            "openai-chat",
+        ),
+    ),
+    "An empty message of the history is sent as it is": (
+        _row(
+            "an empty answer before",
+            "mistral/*",
+            "openai-chat",
+        ),
+    ),
+    "An image in a tool's result is sent to a model that reads text only, so the session ends": (
+        _row(
+            "a result with an image",
+            "groq/*",
+        ),
+        _row(
+            "a result with an image",
+            "deepseek/*",
+            "openai-chat anthropic-messages unified",
+        ),
+    ),
+    "Messages have roles or an order that the vendor or the model's template refuses": (
+        _row(
+            "a result and a text | a result with an image",
+            "mistral/*",
+        ),
+        _row(
+            "system in the middle | system after a result | developer in the middle",
+            "mistral/* ollama/qwen3.5 vllm/qwen3.5 llama-cpp/qwen3.5",
+        ),
+        _row(
+            "two systems",
+            "ollama/qwen3.5 vllm/qwen3.5 llama-cpp/qwen3.5",
+        ),
+        _row(
+            "developer",
+            "ollama/qwen3.5 vllm/qwen3.5 llama-cpp/qwen3.5",
+            "openai-chat",
+        ),
+    ),
+    "Messages of a turn with tool calls go back to DeepSeek without their reasoning": (
+        _row(
+            "a tool loop that goes on | a tool loop of several turns | a tool loop with thinking on | a result "
+            "and a text | an id of another vendor | a long id | a tool loop without tools | system after a result",
+            "deepseek/deepseek-v4-pro",
+            "openai-chat anthropic-messages agentary unified",
+        ),
+        _row(
+            "a tool loop with thoughts",
+            "deepseek/deepseek-v4-pro",
+            "anthropic-messages agentary unified",
+        ),
+    ),
+    "Sampling fields are sent to a model that takes their defaults only": (
+        _row(
+            "temperature | top_p | temperature and top_p | temperature, thinking off",
+            "openai/o3 openai/o1-pro openai/gpt-5 openai/gpt-5.5 openai/gpt-5.6 azure-openai/gpt-5 azure-openai/gpt-5.6",
+            "anthropic-messages agentary unified",
+        ),
+    ),
+    "Stop sequences are sent to a model that takes none": (
+        _row(
+            "stop | six stops | stop at a line's end",
+            "openai/o3 openai/gpt-5 openai/gpt-5.1 openai/gpt-5.4 openai/gpt-5.5 openai/gpt-5.6 "
+            "azure-openai/gpt-5 azure-openai/gpt-5.4 azure-openai/gpt-5.6",
+            "anthropic-messages agentary unified",
+        ),
+    ),
+    "Thinking is not switched off at a model that takes tools only without it": (
+        _row(
+            "thinking off and tools",
+            "openai/gpt-5.6 azure-openai/gpt-5.6",
+            "anthropic-messages unified",
+        ),
+    ),
+}
+EXCEPTIONS: dict[str, tuple[Row, ...]] = {
+    "The model reads no images": (
+        _row(
+            "image",
+            "groq/*",
+        ),
+        _row(
+            "image",
+            "deepseek/*",
+            "openai-chat anthropic-messages unified",
+        ),
+    ),
+    "The vendor takes fewer stop sequences": (
+        _row(
+            "six stops",
+            "openai/gpt-4o openai/gpt-4.1 openai/gpt-5-chat-latest azure-openai/gpt-4.1",
+            "anthropic-messages agentary unified",
+        ),
+        _row(
+            "six stops",
+            "groq/*",
+        ),
+    ),
+    "The vendor takes no choice at the top of a tool's schema": (
+        _row(
+            "tool with a choice at the top",
+            "openai/* azure-openai/*",
+            "anthropic-messages agentary unified",
+        ),
+        _row(
+            "tool with a choice at the top",
+            "anthropic/*",
+            "openai-chat openai-responses agentary unified",
+        ),
+    ),
+    "The vendor takes no stop sequence of white space": (
+        _row(
+            "stop at a line's end",
+            "anthropic/*",
+            "openai-chat agentary unified",
+        ),
+    ),
+    "The vendor takes tools or a schema for the answer, not both": (
+        _row(
+            "JSON schema and tools",
+            "groq/*",
+            "openai-chat openai-responses anthropic-messages unified",
+        ),
+    ),
+}

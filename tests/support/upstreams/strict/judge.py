@@ -1,0 +1,36 @@
+"""Which rules hold for a call?"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from tests.support.upstreams.strict import anthropic, chat_templates, deepseek, groq, mistral, openai
+from tests.support.upstreams.strict.rules import Call, Complaint, Judgement, Rule, first_complaint
+
+_ErrorBody = Callable[[Complaint], dict[str, Any]]
+# For each vendor: what its paths end in, the rules there, and the form of its errors.
+_COURTS: dict[str, tuple[tuple[tuple[str, Sequence[Rule]], ...], _ErrorBody]] = {
+    "openai": ((("/chat/completions", openai.CHAT), ("/responses", openai.RESPONSES)), openai.error_body),
+    "azure-openai": ((("/chat/completions", openai.CHAT), ("/responses", openai.RESPONSES)), openai.error_body),
+    "anthropic": ((("/v1/messages", anthropic.MESSAGES),), anthropic.error_body),
+    "mistral": ((("/v1/chat/completions", mistral.RULES),), mistral.error_body),
+    "groq": ((("/openai/v1/chat/completions", groq.RULES),), groq.error_body),
+    "deepseek": ((("/chat/completions", deepseek.CHAT), ("/responses", deepseek.RESPONSES)), deepseek.error_body),
+    "vllm": ((("/v1/chat/completions", chat_templates.RULES),), chat_templates.error_body),
+    "llama-cpp": ((("/v1/chat/completions", chat_templates.RULES),), chat_templates.error_body),
+    "ollama": ((("/v1/chat/completions", chat_templates.RULES),), chat_templates.error_body),
+}
+VENDORS = tuple(_COURTS)
+
+
+def refusal(vendor: str, path: str, headers: Mapping[str, str], body: Mapping[str, Any]) -> Judgement | None:
+    """Return the status and the body of the vendor's refusal; None: it accepts the call.
+
+    ``path`` has no host and no query.
+    """
+    rules_by_path, error_body = _COURTS[vendor]
+    rules = next((rules for ending, rules in rules_by_path if path.endswith(ending)), None)
+    if rules is None:
+        return 404, error_body(Complaint(f"Unknown request URL: POST {path}.", status=404))
+    call = Call(vendor, path, {name.lower(): value for name, value in headers.items()}, body)
+    complaint = first_complaint(rules, call)
+    return (complaint.status, error_body(complaint)) if complaint else None
