@@ -77,6 +77,10 @@ def _try(trial: Trial, copy: Copy, cover: Covering) -> Generator[None, None, Non
             yield
     if code == NOT_RUN and not failed.exists():  # Else something was left open, which pytest tells at the end of all.
         raise RuntimeError(copy.log.read_text()[-2000:])
+    if code == pytest.ExitCode.NO_TESTS_COLLECTED:
+        raise RuntimeError(
+            f"the tests of {trial.mutant.path}:{trial.mutant.line} are not there:\n{copy.log.read_text()[-2000:]}"
+        )
     trial.verdict = "survived" if code == pytest.ExitCode.OK else "killed"
     trial.by = f"{len(tests)} tests" if code == pytest.ExitCode.OK else _reason(failed, code)
 
