@@ -145,7 +145,7 @@ def main() -> int:
     print(f"seed {seed}: {len(drawn)} of {len(possible)} mutants", flush=True)
     os.nice(NICE)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # By way of the ends of all contexts.
-    with tempfile.TemporaryDirectory(prefix="mutants-") as temporary:
+    with tempfile.TemporaryDirectory(prefix="mutants-", ignore_cleanup_errors=True) as temporary:
         first = Copy(Path(temporary) / "0")
         first.import_libraries()
         copies = [first, *(Copy(Path(temporary) / str(index), first.root) for index in range(1, options.side_by_side))]
