@@ -55,6 +55,10 @@ class ErrorKind(StrEnum):
     UPSTREAM_TIMEOUT = "upstream_timeout", 504, Remedy.SAME_IF_IT_ANSWERED, True
     UPSTREAM_CREDENTIALS = "upstream_credentials", 502, Remedy.NEXT
     UPSTREAM_REJECTED = "upstream_rejected", 400
+    CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded", 400
+    CONTENT_POLICY_VIOLATION = "content_policy_violation", 400
+    UPSTREAM_MODEL_NOT_FOUND = "upstream_model_not_found", 404
+    UPSTREAM_QUOTA_SPENT = "upstream_quota_spent", 429, Remedy.NEXT
     UPSTREAM_PROTOCOL = "upstream_protocol", 502, Remedy.SAME_ONCE, True
     DEADLINE_EXCEEDED = "deadline_exceeded", 504
     WORKER_LOST = "worker_lost", 503, Remedy.NONE, True

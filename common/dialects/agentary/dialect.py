@@ -176,7 +176,7 @@ def _is_about_the_model(failed: Failed) -> bool:
     if failed.param == "provider":
         return False  # The path names an unknown provider.
     return (
-        failed.kind is ErrorKind.MODEL_NOT_FOUND
+        failed.kind in (ErrorKind.MODEL_NOT_FOUND, ErrorKind.UPSTREAM_MODEL_NOT_FOUND)
         or failed.code == "model_not_found"
         or (failed.kind is ErrorKind.PERMISSION_DENIED and failed.param == "model")
         or (failed.kind is ErrorKind.UPSTREAM_REJECTED and failed.status == 404)

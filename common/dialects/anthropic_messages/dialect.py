@@ -87,7 +87,7 @@ class AnthropicMessages:
         return orjson.dumps(message)
 
     def status(self, failed: Failed) -> int:
-        return OVERLOADED_STATUS if failed.kind is ErrorKind.OVERLOADED else failed.http_status
+        return _STATUS_OF_KIND.get(failed.kind) or failed.http_status
 
     def error_body(self, failed: Failed, request_id: str) -> bytes:
         return orjson.dumps({**_error(failed), "request_id": request_id})
@@ -331,11 +331,24 @@ def _input(arguments: str) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
+_STATUS_OF_KIND = {ErrorKind.OVERLOADED: OVERLOADED_STATUS, ErrorKind.UPSTREAM_QUOTA_SPENT: 402}
+# Agents for this API compact their conversation when they read one of these; there is no code for it.
+_OVERFLOW = "prompt is too long"
+_OVERFLOW_WORDS = (_OVERFLOW, "exceed context limit")
+
+
+def _error_message(failed: Failed) -> str:
+    is_overflow = failed.kind is ErrorKind.CONTEXT_LENGTH_EXCEEDED
+    if not is_overflow or any(words in failed.message.lower() for words in _OVERFLOW_WORDS):
+        return failed.message
+    return f"{_OVERFLOW}: {failed.message}"
+
+
 def _error(failed: Failed) -> dict[str, Any]:
     status = ANTHROPIC_MESSAGES.status(failed)
     type_ = failed.type if failed.type in _KEPT_TYPES else None
     fallback = "api_error" if status >= 500 else "invalid_request_error"
-    error: dict[str, Any] = {"type": type_ or TYPE_OF_STATUS.get(status, fallback), "message": failed.message}
+    error: dict[str, Any] = {"type": type_ or TYPE_OF_STATUS.get(status, fallback), "message": _error_message(failed)}
     if failed.kind is ErrorKind.CANCELLED:
         error["code"] = "cancelled"  # Not a field of Anthropic's, but it has none for this.
     if failed.kind is ErrorKind.INVALID_REQUEST and failed.param == "thread":

@@ -11,11 +11,14 @@ ERROR_TYPE = {
     ErrorKind.RATE_LIMITED: "requests",
     ErrorKind.BUDGET_EXCEEDED: "insufficient_quota",
     ErrorKind.UPSTREAM_RATE_LIMITED: "requests",
+    ErrorKind.UPSTREAM_QUOTA_SPENT: "insufficient_quota",
 }
 ERROR_CODE = {
     ErrorKind.UNAUTHENTICATED: "invalid_api_key",
     ErrorKind.RATE_LIMITED: "rate_limit_exceeded",
     ErrorKind.UPSTREAM_RATE_LIMITED: "rate_limit_exceeded",
+    ErrorKind.UPSTREAM_MODEL_NOT_FOUND: "model_not_found",
+    ErrorKind.UPSTREAM_QUOTA_SPENT: "insufficient_quota",
 }
 # The status that each of OpenAI's words stands for, for readers of errors that have no status.
 STATUS_OF_WORD = {

@@ -310,3 +310,58 @@ def test_tool_call_is_named_before_its_pieces() -> None:
     ]
 
     assert [(call.index, call.id, call.name) for call in started] == [(0, "call_a", "first"), (1, "call_b", "second")]
+
+
+PLACEHOLDERS = ["", None, "null", "None", " "]
+
+
+@pytest.mark.parametrize("placeholder", PLACEHOLDERS)
+def test_a_placeholder_is_no_finish_reason(placeholder: str | None) -> None:
+    pieces = [chunk({"content": text}, placeholder) for text in ("one", "two")]
+
+    reply = reply_of(*pieces, chunk({}, "length"), b"data: [DONE]\n\n")
+    cut = decode(*pieces)
+
+    assert reply.choices[0].finish_reason is FinishReason.LENGTH
+    assert isinstance(cut[-1], Failed)
+
+
+@pytest.mark.parametrize("placeholder", PLACEHOLDERS)
+def test_a_call_waits_for_its_name(placeholder: str | None) -> None:
+    def piece(**function: Any) -> bytes:
+        return chunk({"tool_calls": [{"index": 0, "id": "a", "type": "function", "function": function}]})
+
+    first = piece(name=placeholder, arguments='{"city"')
+    events = decode(first, piece(name="weather", arguments=': "x"}'), chunk({}, "tool_calls"))
+
+    calls = [event for event in events if isinstance(event, ToolCallStarted)]
+    assert [(call.id, call.name) for call in calls] == [("a", "weather")]
+    assert fold(events).choices[0].tool_calls[0].arguments == '{"city": "x"}'
+
+
+def test_an_empty_call_beside_a_real_one_is_none() -> None:
+    real = {"index": 0, "id": "a", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+    empty = {"index": 1, "id": "", "type": "", "function": {"name": "", "arguments": ""}}
+
+    reply = reply_of(chunk({"tool_calls": [real, empty]}), chunk({}, "tool_calls"))
+
+    assert [call.name for call in reply.choices[0].tool_calls] == ["weather"]
+
+
+def test_a_call_with_arguments_and_no_name_fails() -> None:
+    nameless = {"index": 0, "id": "a", "type": "function", "function": {"name": "", "arguments": "{}"}}
+
+    events = decode(chunk({"tool_calls": [nameless]}), chunk({}, "tool_calls"))
+
+    assert isinstance(events[-1], Failed)
+    assert events[-1].kind is ErrorKind.UPSTREAM_PROTOCOL
+
+
+def test_zeros_in_the_last_chunk_do_not_replace_the_figures() -> None:
+    usage = {"prompt_tokens": 9, "completion_tokens": 4, "total_tokens": 13}
+    zeros = dict.fromkeys(usage, 0)
+
+    reply = reply_of(chunk({"content": "a"}, usage=usage), chunk({}, "stop", usage=zeros))
+
+    assert reply.usage
+    assert (reply.usage.input_tokens, reply.usage.output_tokens) == (9, 4)

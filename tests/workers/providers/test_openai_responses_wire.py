@@ -116,7 +116,7 @@ def test_an_error_event_is_the_end():
 
     failed = fold(events).failed
     assert failed
-    assert (failed.kind, failed.http_status, failed.code) == (ErrorKind.UPSTREAM_RATE_LIMITED, 429, "insufficient_quota")
+    assert (failed.kind, failed.http_status, failed.code) == (ErrorKind.UPSTREAM_QUOTA_SPENT, 429, "insufficient_quota")
     assert failed is events[-1]
 
 

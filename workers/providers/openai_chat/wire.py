@@ -34,7 +34,7 @@ from workers.providers.openai_chat.request import build_body
 from workers.providers.shared import errors
 from workers.providers.shared.figures import Figures, index_of
 from workers.providers.shared.json_decoder import JsonDecoder
-from workers.providers.shared.loose_json import dict_of, list_of, read_json, text_of
+from workers.providers.shared.loose_json import dict_of, list_of, read_json, text_of, word_of
 from workers.providers.shared.plain_shape import PlainShape
 from workers.providers.shared.quirks import find_quirks, fit
 
@@ -97,12 +97,16 @@ class OpenAiCompatible:
 
 
 class _Call:
-    """One tool call of a choice. ``key``: the index that the upstream's pieces have for it."""
+    """One tool call of a choice. ``key``: the index that the upstream's pieces have for it.
 
-    def __init__(self, index: int, key: int | None, id_: str) -> None:
-        self.index = index
+    It starts for the client when its name has come, which may be later than its first piece; ``arguments`` waits until then.
+    """
+
+    def __init__(self, key: int | None, id_: str) -> None:
         self.key = key
         self.id = id_
+        self.index: int | None = None  # Its place among the choice's calls, once it has started.
+        self.arguments = ""
         self.has_arguments = False
 
 
@@ -151,10 +155,13 @@ class ChunkDecoder(JsonDecoder):
         return events + self.end()
 
     def _complete(self) -> list[Event]:
+        if any(call.arguments for choice in self._choices.values() for call in choice.calls):
+            return [self._fail(errors.unreadable_answer("a tool call has arguments and no name"))]
         self._ended = True
         events: list[Event] = []
         for index, choice in sorted(self._choices.items()):
-            events += [ToolCallDelta(call.index, "{}", index) for call in choice.calls if not call.has_arguments]
+            started = [call for call in choice.calls if call.index is not None]
+            events += [ToolCallDelta(call.index or 0, "{}", index) for call in started if not call.has_arguments]
             events.append(Finished(_finish_reason(choice), choice=index))
         return [*events, Completed(self.usage)]
 
@@ -174,14 +181,14 @@ class ChunkDecoder(JsonDecoder):
     def _read_chunk(self, chunk: dict[str, Any]) -> Iterator[Event]:
         if not self._started:
             self._started = True
-            self._id, self._model = text_of(chunk.get("id")), text_of(chunk.get("model"))
+            self._id, self._model = word_of(chunk.get("id")), word_of(chunk.get("model"))
             self._tier = text_of(chunk.get("service_tier"))
             yield Started(self._id or None, self._model or None, self._tier)
         usage = dict_of(chunk.get("usage")) or dict_of(dict_of(chunk.get("x_groq")).get("usage"))
-        if usage:
+        if usage and not (self._report and _is_empty(usage)):
             self._report = usage  # Replaced, never added: some send it in every chunk.
             # Azure's first chunk has no model, and only the last chunk has the final tier.
-            self._model = text_of(chunk.get("model")) or self._model
+            self._model = word_of(chunk.get("model")) or self._model
             self._tier = text_of(chunk.get("service_tier")) or text_of(usage.get("service_tier")) or self._tier
         for choice in list_of(chunk.get("choices")):
             if isinstance(choice, dict):
@@ -201,8 +208,9 @@ class ChunkDecoder(JsonDecoder):
         for event in self._read_calls(delta, choice, index):
             choice.has_output = True
             yield event
-        if isinstance(fields.get("finish_reason"), str) and choice.reason is None:
-            choice.reason = fields["finish_reason"]
+        reason = word_of(fields.get("finish_reason"))
+        if reason and choice.reason is None:
+            choice.reason = reason
             self._update_is_whole()
 
     def _read_calls(self, delta: dict[str, Any], choice: _Choice, index: int) -> Iterator[Event]:
@@ -216,15 +224,22 @@ class ChunkDecoder(JsonDecoder):
 
     def _read_call(self, item: dict[str, Any], choice: _Choice, index: int) -> Iterator[Event]:
         function = dict_of(item.get("function"))
-        name = text_of(function.get("name"))
-        call = _find_call(item, name, choice.calls)
-        if call is None:
-            key = index_of(item.get("index"))
-            call = _Call(len(choice.calls), key, text_of(item.get("id")) or self._invent_call_id(index, len(choice.calls)))
-            choice.calls.append(call)
-            yield ToolCallStarted(call.index, call.id, name, index)
+        name = word_of(function.get("name"))
         arguments = function.get("arguments")
         text = orjson.dumps(arguments).decode() if isinstance(arguments, dict) else text_of(arguments)
+        call = _find_call(item, name, choice.calls)
+        if call is None:
+            call = _Call(index_of(item.get("index")), word_of(item.get("id")))
+            choice.calls.append(call)
+        if call.index is None:
+            call.id = call.id or word_of(item.get("id"))
+            call.arguments += text
+            if not name:
+                return
+            text, call.arguments = call.arguments, ""
+            call.index = sum(started.index is not None for started in choice.calls)
+            call.id = call.id or self._invent_call_id(index, call.index)
+            yield ToolCallStarted(call.index, call.id, name, index)
         if text:
             call.has_arguments = True
             yield ToolCallDelta(call.index, text, index)
@@ -240,16 +255,21 @@ def _is_error(chunk: dict[str, Any]) -> bool:
 
 def _find_call(item: dict[str, Any], name: str, calls: list[_Call]) -> _Call | None:
     """Return the call that a piece belongs to; None: it begins a new call."""
-    id_, key = text_of(item.get("id")), index_of(item.get("index"))
+    id_, key = word_of(item.get("id")), index_of(item.get("index"))
     if key is None:
         # Older Mistral models send complete calls without an index. A piece without id and name continues the last call.
         matching = [call for call in calls if call.id == id_] if id_ else ([] if name else calls)
         return matching[-1] if matching else None
     matching = [call for call in calls if call.key == key]
     # Some servers give every call the index 0: a piece with another id and a name is another call.
-    if not matching or (id_ and name and matching[-1].id != id_):
+    if not matching or (id_ and name and matching[-1].id not in ("", id_)):
         return None
     return matching[-1]
+
+
+def _is_empty(usage: dict[str, Any]) -> bool:
+    """Whether a report has zeros only, as some servers fill the last chunk."""
+    return not (usage.get("prompt_tokens") or usage.get("completion_tokens"))
 
 
 def _read_delta(delta: dict[str, Any], index: int) -> Iterator[Event]:

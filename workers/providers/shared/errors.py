@@ -16,6 +16,7 @@ from common.canonical.errors import ErrorKind, Failed
 from common.dialects.shared.anthropic_words import STATUS_OF_TYPE
 from common.dialects.shared.openai_errors import STATUS_OF_WORD
 from common.sse import BYTE_ORDER_MARK
+from workers.providers.shared.error_words import find_kind
 from workers.providers.shared.loose_json import dict_of, list_of, read_json, text_of
 
 # The code of an answer that came but cannot be read. A second one from the same address would cost again, and be no better.
@@ -28,6 +29,9 @@ _LOOKED_AT_BYTES_MAX = 16_384  # Of a body that may not be JSON. A longer error 
 _KEY_IS_AT_FAULT = re.compile(rb"api_key_invalid|(?:invalid|incorrect)[ _]api[ _]key|api key not valid", re.IGNORECASE)
 _ACCOUNT = re.compile(r"\b(?:sk|xai|gsk|org|proj|team|user|acct)[-_][\w*-]{6,}|\bAIza[\w-]{10,}")
 
+_QUOTA_SPENT = (
+    "The account at the provider has no quota or credit left. If the key is the gateway's own, its operator must add credit."
+)
 _CREDENTIALS = (
     "The provider refused the key that it was called with. If the key is the gateway's own, its operator must check it."
 )
@@ -94,6 +98,11 @@ def credentials_refused() -> Failed:
     return Failed(ErrorKind.UPSTREAM_CREDENTIALS, _CREDENTIALS)
 
 
+def quota_spent() -> Failed:
+    kind = ErrorKind.UPSTREAM_QUOTA_SPENT
+    return Failed(kind, _QUOTA_SPENT, kind.status, code="insufficient_quota")
+
+
 def unreadable_answer(reason: str) -> Failed:
     return Failed(ErrorKind.UPSTREAM_PROTOCOL, f"The provider's answer could not be read: {reason}.")
 
@@ -156,6 +165,13 @@ def _status_of(words: _Words) -> int:
 def _failed(status: int, payload: object, retry_after_s: float | None) -> Failed:
     words = _words(payload)
     fields: dict[str, Any] = {"type": words.type, "code": words.code, "param": words.param}
+    kind = find_kind(status, (words.code, words.type), words.message)
+    if kind is ErrorKind.UPSTREAM_QUOTA_SPENT:
+        return quota_spent()
+    if kind is not None:
+        # The dialect's own code for the kind, instead of the vendor's: clients decide by it what to do.
+        message = words.message or f"The provider refused the request (HTTP status {status})."
+        return Failed(kind, message, kind.status, param=words.param)
     if status == 429:
         message = words.message or "The provider's rate limit is reached. Try again later."
         return Failed(ErrorKind.UPSTREAM_RATE_LIMITED, message, status, **fields, retry_after_s=retry_after_s)

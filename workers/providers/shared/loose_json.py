@@ -11,6 +11,7 @@ import orjson
 # JSON with fewer brackets than this is not nested too deeply. orjson writes 254 levels, and reads 1,024.
 _BRACKETS_MAX = 200
 _LEVELS_MAX = 254
+_PLACEHOLDERS = ("", "null", "None", "undefined")
 
 
 class NestedTooDeeply(ValueError):
@@ -102,3 +103,9 @@ def list_of(value: object) -> list[Any]:
 
 def text_of(value: object) -> str:
     return value if isinstance(value, str) else ""
+
+
+def word_of(value: object) -> str:
+    """Return a word, name or id; "" for what servers write where they have none yet: null, "", spaces, "null" or "None"."""
+    word = value.strip() if isinstance(value, str) else ""
+    return "" if word in _PLACEHOLDERS else word
