@@ -331,13 +331,18 @@ def _input(arguments: str) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
+# Clients act on these, and Anthropic's types cannot express them. `code` is not Anthropic's field; its SDKs ignore it.
+_CODES = ("cancelled", "gateway_restarting")
+
+
 def _error(failed: Failed) -> dict[str, Any]:
     status = ANTHROPIC_MESSAGES.status(failed)
     type_ = failed.type if failed.type in _KEPT_TYPES else None
     fallback = "api_error" if status >= 500 else "invalid_request_error"
     error: dict[str, Any] = {"type": type_ or TYPE_OF_STATUS.get(status, fallback), "message": failed.message}
-    if failed.kind is ErrorKind.CANCELLED:
-        error["code"] = "cancelled"  # Not Anthropic's field, but it has none that could say so.
+    code = "cancelled" if failed.kind is ErrorKind.CANCELLED else failed.code
+    if code in _CODES:
+        error["code"] = code
     if failed.kind is ErrorKind.INVALID_REQUEST and failed.param == "thread":
         # So the SDKs' tool runners learn to send the whole conversation: only Anthropic holds it for them.
         error["details"] = {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
