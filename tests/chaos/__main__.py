@@ -51,6 +51,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="chaos-") as temporary:
         folder = asked.keep or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            sys.exit(f"{folder} is not empty: a run that finds another one's database would report that one's rows.")
         print(
             f"seed {asked.seed}: {asked.minutes * 60:.0f} s, {asked.streams:g} streams/s, a fault every {asked.every:g} s, "
             f"Redis: {asked.redis} …",

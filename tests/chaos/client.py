@@ -20,6 +20,9 @@ PAUSE_MAX_S = 1.0
 STOPS_MAX = 8
 # This connection is over, not the generation: who has ids comes back.
 COME_BACK = {"gateway_restarting"}
+# Nothing has begun: the client asks again when it was told to, as SDKs do. The second is what Anthropic's clients know.
+OVERLOADED = ("overloaded", "overloaded_error")
+ASKS_MAX = 8
 
 
 class Outcome:
@@ -53,6 +56,7 @@ class History:
     cuts: list[float] = field(default_factory=list)
     resumes: list[tuple[float, float]] = field(default_factory=list)  # When asked, and seconds until the answer.
     refusals: list[tuple[float, float]] = field(default_factory=list)  # The same, where the answer was to come later.
+    sheds: int = 0  # How often the gateway was too busy to begin.
     problems: list[str] = field(default_factory=list)
     problems_after_end: list[str] = field(default_factory=list)
 
@@ -74,12 +78,13 @@ class Client:
         self._url = url
         self._breaks = list(ask.breaks)
         self._stopping: asyncio.Task[None] | None = None
+        self._retry_after_s = PAUSE_S
 
     async def live(self) -> History:
         history = self.history
         try:
             async with asyncio.timeout(DEADLINE_S + (self._ask.takes_s if self._ask.manner is Manner.VIEWER else 0)):
-                history.outcome = await (self._whole() if self._ask.manner is Manner.WHOLE else self._stream())
+                history.outcome = await self._ask_until_admitted()
         except TimeoutError:
             history.outcome = Outcome.HANG
         except _Answered as answered:
@@ -92,6 +97,13 @@ class Client:
             history.text = history.stream.text
             history.problems += history.stream.problems
         return history
+
+    async def _ask_until_admitted(self) -> str:
+        answer = self._whole if self._ask.manner is Manner.WHOLE else self._stream
+        while (outcome := await answer()) in OVERLOADED and not self.history.generation_id and self.history.sheds < ASKS_MAX:
+            self.history.sheds += 1
+            await asyncio.sleep(self._retry_after_s)
+        return outcome
 
     # A JSON answer
 
@@ -256,6 +268,7 @@ class Client:
         """Note who was told to come later, and when; not an answer that failed."""
         if response.status in REFUSALS and "x-generation-id" not in response.headers:
             self.history.refusals.append((asked_at, time.monotonic() - asked_at))
+            self._retry_after_s = float(response.headers.get("retry-after", PAUSE_S))
             if "retry-after" not in response.headers:
                 self.history.problems.append(f"{response.status} without retry-after")
 

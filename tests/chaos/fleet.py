@@ -45,9 +45,11 @@ class Fleet:
     def __init__(self, folder: Path, store: Store, only: str = "") -> None:
         self.folder = folder
         self.store = store
-        # Ways that are never broken lead through no proxy: it needs four files for each stream, and has twenty thousand.
+        # A way that is never broken leads through no proxy. A proxy needs four files for each stream and has twenty thousand;
+        # and it shares this process with the clients: thousands that come back at once would look like a Redis that is away.
         self._is_direct_for_clients = bool(only)
         self._is_direct_upstream = bool(only) and not WORKERS[0].startswith(only)
+        self._is_direct_to_redis = only in ("api", "worker")
         self.database = folder / "sluice.db"
         self.links: dict[str, tuple[Link, ...]] = {}  # All of one way between two parts.
         self.processes: dict[str, Process] = {}
@@ -60,7 +62,10 @@ class Fleet:
 
     async def start(self) -> None:
         for name in (*APIS, *WORKERS):
-            self._redis_urls[name], self.links[f"{name}-redis"] = await self.store.open_way(name)
+            if self._is_direct_to_redis:
+                self._redis_urls[name] = self.store.direct_way()
+            else:
+                self._redis_urls[name], self.links[f"{name}-redis"] = await self.store.open_way(name)
         for name in WORKERS:
             await self._link(f"{name}-upstream", self.demo_port, watches=True)
         self.processes["demo"] = Process(["demo-provider", "--port", str(self.demo_port)], {}, self.folder / "demo.log")

@@ -41,6 +41,8 @@ class Report:
         yield f"  logs compared byte by byte with what clients saw: {self.audited}; forgotten by Redis: {self.forgotten}"
         told = sum(1 for history in self.histories if history.generation_id)
         yield f"  generations that a client was told of: {told}; rows in the ledger: {self.recorded}"
+        shed = sum(1 for history in self.histories if history.sheds)
+        yield f"  clients that the gateway was too busy for at first, and served when they came back: {shed}"
         outcomes: dict[Manner, Counter[str]] = {manner: Counter() for manner in Manner}
         for history in self.histories:
             outcomes[history.ask.manner][history.outcome] += 1

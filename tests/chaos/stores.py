@@ -32,6 +32,9 @@ class Store(Protocol):
     async def open_way(self, name: str) -> tuple[str, tuple[Link, ...]]:
         """Return the URL that a process gets, and the links of its way; they begin with its name."""
 
+    def direct_way(self) -> str:
+        """Return the URL for a process whose way is never broken."""
+
     def client(self) -> Redis:
         """Return a client that no fault but the store's own befalls."""
 
@@ -56,6 +59,9 @@ class OneServer:
     async def open_way(self, name: str) -> tuple[str, tuple[Link, ...]]:
         link = await _link(f"{name}-redis", urlsplit(self._embedded.url).path)
         return f"redis://127.0.0.1:{link.port}/0", (link,)
+
+    def direct_way(self) -> str:
+        return self._embedded.url
 
     def client(self) -> Redis:
         return Redis.from_url(self._embedded.url, socket_timeout=5)
@@ -94,6 +100,10 @@ class Watched:
         to_sentinels = [await _link(f"{name}-redis", each.port, rewrites=told) for each in self._group.sentinels]
         hosts = ",".join(f"127.0.0.1:{link.port}" for link in to_sentinels)
         return f"redis+sentinel://{hosts}/{sentinel.SERVICE}/0", (*to_servers, *to_sentinels)
+
+    def direct_way(self) -> str:
+        hosts = ",".join(f"127.0.0.1:{each.port}" for each in self._group.sentinels)
+        return f"redis+sentinel://{hosts}/{sentinel.SERVICE}/0"
 
     def client(self) -> Redis:
         from redis.asyncio.sentinel import Sentinel

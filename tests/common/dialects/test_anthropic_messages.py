@@ -226,3 +226,17 @@ def test_errors_use_anthropics_words(failed: Failed, type_: str, status: int) ->
     assert (
         ANTHROPIC_MESSAGES.error_event(failed, OpenStream("gen_1")) == b"event: error\ndata: " + orjson.dumps(error) + b"\n\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("failed", "code"),
+    [
+        (Failed(ErrorKind.CANCELLED, "m", code="anything"), "cancelled"),
+        (Failed(ErrorKind.OVERLOADED, "m", code="gateway_restarting"), "gateway_restarting"),
+        (Failed(ErrorKind.OVERLOADED, "m", code="queue_full"), None),
+    ],
+)
+def test_a_code_stands_only_where_a_client_acts_on_what_no_type_can_say(failed: Failed, code: str | None) -> None:
+    event = ANTHROPIC_MESSAGES.error_event(failed, OpenStream("gen_1"))
+
+    assert orjson.loads(event.partition(b"data: ")[2])["error"].get("code") == code
