@@ -162,7 +162,7 @@ class Relay(Response):
             elif frame.kind is FrameKind.END:
                 failed = unpack_failure(frame.data)
                 self.outcome = failed.kind if failed else "completed"
-                return _Step(b"".join(parts), has_begun or bool(parts), is_last=True, failed=failed, end=frame)
+                return _Step(b"".join(parts), has_begun, is_last=True, failed=failed, end=frame)
             elif frame.kind is FrameKind.HEAD:
                 self._extra_headers |= Head.unpack(frame.data).headers
             has_begun = has_begun or frame.kind is not FrameKind.FENCE
@@ -172,7 +172,7 @@ class Relay(Response):
         if self._is_draining:
             self.outcome = "drained"
             failed = None if self.is_resumable else restarting()
-            return _Step(b"".join(parts), has_begun or bool(parts), is_last=True, failed=failed)
+            return _Step(b"".join(parts), has_begun, is_last=True, failed=failed)
         return _Step(b"".join(parts), has_begun)
 
     def _error_event(self, step: "_Step") -> bytes:

@@ -136,3 +136,14 @@ def test_of_several_providers_each_must_be_paid_by_the_client():
     settings = Settings(providers={"lab": {"base_url": "http://gpu"}})
 
     assert charges_of(Principal("k"), ADDRESS, request(), ["openai", "lab"], settings, has_byok_key=True).accounts
+
+
+def test_who_pays_with_a_key_of_its_own_is_limited_as_before_and_spends_no_budget_of_ours():
+    limits = Limits(requests=5, tokens=1000, concurrent=3)
+    principal = Principal("key_1", access=Access(limits=limits, budget=DAY))
+
+    charges = charge(principal, has_byok_key=True)
+
+    assert counted(charges) == {("key", "key_1", "requests"), ("key", "key_1", "tokens")}
+    assert [(slot.scope, slot.name, slot.limit) for slot in charges.slots] == [("key", "key_1", 3)]
+    assert (list(charges.accounts), list(charges.alternatives)) == ([], [])

@@ -18,7 +18,7 @@ from common.canonical.events import FIGURE_MAX, Usage
 from common.config.model_routes import resolve
 from common.config.settings import Settings
 from common.metering.attempt_cost import NANO_MAX, nano_usd
-from common.metering.pricing import Cost, Price, calculate_cost, has_known_price
+from common.metering.pricing import Cost, Price, calculate_cost, has_known_price, load
 from common.vendors.table import VENDORS
 
 MTOK = 1_000_000
@@ -96,6 +96,15 @@ def test_settings_come_before_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_prices_that_make_no_sense_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
         Price.model_validate(wrong)
+
+
+def test_a_list_that_is_loaded_is_there_for_the_first_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    costs = []
+    monkeypatch.setattr("common.metering.pricing.calculate_cost", lambda *asked: costs.append(calculate_cost(*asked)))
+
+    load()
+
+    assert costs == [Cost(Decimal(0), Decimal(0))]  # Of a model that is on the list, by which it was searched.
 
 
 def test_list_is_read_when_first_asked_and_never_fetched(monkeypatch: pytest.MonkeyPatch) -> None:

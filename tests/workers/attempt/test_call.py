@@ -13,6 +13,7 @@ from common.access.byok_keys import seal_byok_key
 from common.canonical.job import Job, Policy
 from common.channel.base import Opening
 from common.config.groups.models import ProviderSettings
+from common.metering.pricing import Price
 from tests.support.upstreams.listener import Listener, Redirector
 from tests.workers.continuation.test_continuation import MORE, READERS
 from tests.workers.test_generate import G, Setup, setup  # noqa: F401 - a fixture.
@@ -170,3 +171,18 @@ async def test_an_upstream_that_sends_elsewhere_is_not_followed(setup):  # noqa:
 
     assert (await setup.end())["error"]["kind"] == "upstream_protocol"
     assert (upstream.requests, listener.connections) == (1, 0)
+
+
+PRICES = {"demo/demo-n5-d0": {"input_usd_per_mtok": 1_000, "output_usd_per_mtok": 2_000}}
+
+
+@pytest.mark.parametrize("setup", [{"prices": {name: Price(**price) for name, price in PRICES.items()}}], indirect=True)
+async def test_a_client_that_is_told_the_cost_is_told_that_of_its_answer(setup):  # noqa: F811
+    await setup.open("demo-n5-d0", dialect="unified", stream=False, provider="demo")
+    await setup.run()
+
+    body = orjson.loads(await setup.body())
+    usage = (await setup.end())["usage"]
+    assert usage["output_tokens"] == 5
+    assert float(body["cost"]["output_cost_usd"]) == 0.01
+    assert float(body["cost"]["input_cost_usd"]) == pytest.approx(usage["input_tokens"] / 1000)
