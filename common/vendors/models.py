@@ -96,6 +96,10 @@ class ModelFacts(BaseModel):
     tool_name_pattern: str | None = Field(
         None, description="The regular expression that a tool name must match as a whole; characters outside of it become `_`."
     )
+    tool_names_reserved: frozenset[str] = Field(
+        frozenset(), description="Tool names that it keeps for tools of its own: it refuses a client's tool of that name."
+    )
+    tools_strict_alike: bool = Field(False, description="All tools of a request must say the same of `strict`.")
     developer_role: bool = Field(True, description="Whether it knows the role `developer`; else it gets `system`.")
     system_position: Literal["anywhere", "after_user", "leading", "first"] = Field(
         "anywhere",
