@@ -63,7 +63,15 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "ob
 CLAUDE_TOOL = {"name": "f", "input_schema": {"type": "object"}}
 CALL = {"role": "assistant", "content": None, "tool_calls": [{"id": "abcdefghi", "function": {"name": "f", "arguments": "{}"}}]}
 RESULT = {"role": "tool", "tool_call_id": "abcdefghi", "content": "r"}
+ASKED = {"role": "user", "parts": [{"text": "hi"}]}
+CALLED = {"role": "model", "parts": [{"functionCall": {"name": "f", "args": {}}}]}
+ANSWERED = {"role": "user", "parts": [{"functionResponse": {"name": "f", "response": {}}}]}
+GEMINI = "/v1beta/models/gemini-"
 CHAT, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/responses", "/v1/messages"
+
+
+def gemini(**config: Any) -> dict[str, Any]:
+    return {"contents": [ASKED], "generationConfig": config}
 
 
 @pytest.mark.parametrize(
@@ -110,11 +118,35 @@ CHAT, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/responses", "/v1/messag
             {"model": "Qwen/Qwen3.5-27B", "messages": [USER, {**USER, "role": "system"}]},
             "must be at the beginning",
         ),
+        (
+            "google-ai-studio",
+            f"{GEMINI}2.5-pro:generateContent",
+            gemini(thinkingConfig={"thinkingBudget": 0}),
+            "Budget 0 is invalid",
+        ),
+        ("google-ai-studio", f"{GEMINI}3-pro:generateContent", gemini(thinkingConfig={"thinkingLevel": "MINIMAL"}), "MINIMAL"),
+        ("google-ai-studio", f"{GEMINI}3-pro:generateContent", {"contents": [ASKED, CALLED, ANSWERED]}, "thought_signature"),
+        ("google-ai-studio", f"{GEMINI}2.5-pro:generateContent", {"contents": [ASKED, ANSWERED]}, "after a function call turn"),
+        (
+            "google-ai-studio",
+            f"{GEMINI}2.5-pro:generateContent",
+            {"contents": [{"role": "user", "parts": [{}]}]},
+            "oneof field",
+        ),
+        ("grok", CHAT, {"model": "grok-4", "reasoning_effort": "low"}, "does not support parameter reasoningEffort"),
+        ("grok", CHAT, {"model": "grok-4.3", "stop": ["x"]}, "does not support parameter stop"),
+        ("cerebras", CHAT, {"model": "gpt-oss-120b", "top_k": 5}, "property 'body.top_k' is unsupported"),
+        ("cerebras", CHAT, {"model": "gpt-oss-120b", "reasoning_effort": "none"}, "'low', 'medium', 'high'"),
+        ("perplexity", "/chat/completions", {"model": "sonar", "messages": [USER, USER]}, "should alternate"),
+        ("perplexity", "/chat/completions", {"model": "sonar", "tools": [TOOL]}, "Tool calling is not supported"),
+        ("cohere", "/v2/chat", {"model": "command-a-03-2025", "top_p": 0.5}, "parameter 'top_p' is not a valid field"),
+        ("cohere", "/v2/chat", {"model": "command-a-03-2025", "stop_sequences": ["x"] * 6}, "at most 5"),
+        ("workers-ai", "/ai" + CHAT, {"model": "@cf/meta/llama-3.3-70b", "messages": [USER, CALL, RESULT]}, "'role,content'"),
     ],
 )
 def test_the_judge_refuses_as_the_vendor_does(vendor: str, path: str, fields: dict[str, Any], words: str) -> None:
     beginning: dict[str, Any] = {"max_tokens": 100} if path == MESSAGES else {}
-    beginning |= {} if path == RESPONSES else {"messages": [USER]}
+    beginning |= {} if path == RESPONSES or path.startswith(GEMINI) else {"messages": [USER]}
 
     judgement = refusal(vendor, path, {"anthropic-version": "2023-06-01"}, beginning | fields)
 

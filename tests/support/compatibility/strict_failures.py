@@ -64,6 +64,14 @@ FAILURES: dict[str, tuple[Row, ...]] = {
             "anthropic-messages unified",
         ),
     ),
+    "A message's content is sent as null or as parts to a model that takes texts only": (
+        _row(
+            "a tool loop that goes on | a tool loop of several turns | a tool loop with thoughts | a tool loop "
+            "with thinking on | a result and a text | a result with an image | an id of another vendor | a long "
+            "id | a tool loop without tools | system after a result",
+            "workers-ai/@cf/meta/llama-3.3-70b-instruct-fp8-fast workers-ai/@cf/qwen/qwen3-30b-a3b-fp8",
+        ),
+    ),
     "A prefill is sent to a model that takes none, or without its mark": (
         _row(
             "prefill",
@@ -74,7 +82,7 @@ FAILURES: dict[str, tuple[Row, ...]] = {
         ),
         _row(
             "prefill",
-            "mistral/*",
+            "mistral/* perplexity/*",
         ),
     ),
     "A schema for the answer has keywords or open objects that the vendor refuses": (
@@ -82,6 +90,11 @@ FAILURES: dict[str, tuple[Row, ...]] = {
             "JSON schema, not strict",
             "anthropic/*",
             "openai-chat openai-responses unified",
+        ),
+        _row(
+            "JSON schema, not strict",
+            "cohere/*",
+            "openai-chat openai-responses anthropic-messages unified",
         ),
     ),
     "A schema for the answer is sent to a model that takes none": (
@@ -110,12 +123,13 @@ FAILURES: dict[str, tuple[Row, ...]] = {
     "A tool's name is sent with characters or a length that the vendor refuses": (
         _row(
             "long tool name | tool name with dots",
-            "openai/* azure-openai/*",
+            "openai/gpt-4o openai/gpt-4.1 openai/o3 openai/o1-pro openai/gpt-5 openai/gpt-5.1 openai/gpt-5.4 "
+            "openai/gpt-5.5 openai/gpt-5.6 azure-openai/*",
             "anthropic-messages agentary unified",
         ),
         _row(
-            "long tool name | tool name with dots",
-            "mistral/* groq/*",
+            "long tool name",
+            "mistral/* groq/* google-ai-studio/*",
         ),
         _row(
             "long tool name | tool name with dots",
@@ -127,37 +141,47 @@ FAILURES: dict[str, tuple[Row, ...]] = {
             "anthropic/*",
             "openai-chat openai-responses agentary unified",
         ),
+        _row(
+            "tool name with dots",
+            "mistral/* groq/*",
+        ),
     ),
     "A tool's schema without properties is sent as it is": (
         _row(
             "tool without properties",
-            "openai/* azure-openai/*",
+            "openai/gpt-4o openai/gpt-4.1 openai/o3 openai/o1-pro openai/gpt-5 openai/gpt-5.1 openai/gpt-5.4 "
+            "openai/gpt-5.5 openai/gpt-5.6 azure-openai/*",
             "anthropic-messages agentary unified",
         ),
     ),
     "An effort is sent in a word that the model does not have": (
         _row(
             "thinking with a budget",
-            "openai/gpt-4o openai/gpt-4.1 azure-openai/gpt-4.1 mistral/* groq/llama-3.3-70b-versatile groq/qwen/qwen3-32b",
+            "openai/gpt-4o openai/gpt-4.1 azure-openai/gpt-4.1 mistral/* groq/llama-3.3-70b-versatile "
+            "groq/qwen/qwen3-32b google-ai-studio/gemini-3-pro-preview cerebras/qwen-3-235b-a22b-instruct-2507",
         ),
         _row(
-            "a tool loop with thinking on | effort low | effort high | effort xhigh | effort max | thinking and tools",
-            "openai/gpt-4o openai/gpt-4.1 openai/gpt-5-chat-latest azure-openai/gpt-4.1",
-            "unified",
-        ),
-        _row(
-            "a tool loop with thinking on | effort high | effort xhigh | effort max",
-            "mistral/mistral-large-latest mistral/codestral-latest groq/llama-3.3-70b-versatile groq/qwen/qwen3-32b",
-            "openai-chat openai-responses unified",
-        ),
-        _row(
-            "forced tool with thinking on | effort medium",
+            "a tool loop with thinking on | forced tool with thinking on | effort medium | thinking and tools",
             "openai/gpt-4o openai/gpt-4.1 azure-openai/gpt-4.1",
             "unified",
         ),
         _row(
-            "forced tool with thinking on | effort low | effort medium | thinking and tools",
-            "mistral/* groq/llama-3.3-70b-versatile groq/qwen/qwen3-32b",
+            "a tool loop with thinking on | effort high | effort xhigh | effort max",
+            "mistral/mistral-large-latest mistral/codestral-latest groq/llama-3.3-70b-versatile "
+            "groq/qwen/qwen3-32b cerebras/qwen-3-235b-a22b-instruct-2507",
+            "openai-chat openai-responses unified",
+        ),
+        _row(
+            "a tool loop with thinking on | forced tool with thinking on | effort minimal | effort low | effort "
+            "medium | effort high | effort xhigh | effort max | thinking and tools | thinking off | thinking off "
+            "and tools | temperature, thinking off",
+            "grok/grok-4",
+            "openai-responses",
+        ),
+        _row(
+            "forced tool with thinking on | effort medium",
+            "mistral/* groq/llama-3.3-70b-versatile groq/qwen/qwen3-32b google-ai-studio/gemini-3-pro-preview "
+            "cerebras/qwen-3-235b-a22b-instruct-2507",
             "openai-chat openai-responses unified",
         ),
         _row(
@@ -169,18 +193,46 @@ FAILURES: dict[str, tuple[Row, ...]] = {
         ),
         _row(
             "effort minimal",
-            "mistral/* groq/*",
+            "mistral/* groq/* grok/grok-4.3 grok/grok-4.5 cerebras/*",
+            "openai-chat openai-responses unified",
+        ),
+        _row(
+            "effort low | effort high | effort xhigh | effort max",
+            "openai/gpt-4o openai/gpt-4.1 openai/gpt-5-chat-latest azure-openai/gpt-4.1",
+            "unified",
+        ),
+        _row(
+            "effort low | thinking and tools",
+            "mistral/* groq/llama-3.3-70b-versatile groq/qwen/qwen3-32b cerebras/qwen-3-235b-a22b-instruct-2507",
             "openai-chat openai-responses unified",
         ),
         _row(
             "effort xhigh | effort max",
-            "mistral/mistral-small-latest mistral/mistral-medium-3-5 groq/openai/gpt-oss-120b",
+            "mistral/mistral-small-latest mistral/mistral-medium-3-5 groq/openai/gpt-oss-120b "
+            "cerebras/gpt-oss-120b cerebras/zai-glm-4.7 perplexity/*",
+            "openai-chat",
+        ),
+        _row(
+            "effort xhigh | effort max",
+            "grok/grok-4.3 grok/grok-4.5",
+            "openai-chat openai-responses",
+        ),
+        _row(
+            "thinking off | temperature, thinking off",
+            "mistral/mistral-large-latest mistral/codestral-latest groq/llama-3.3-70b-versatile "
+            "groq/openai/gpt-oss-120b cerebras/gpt-oss-120b cerebras/qwen-3-235b-a22b-instruct-2507 perplexity/* "
+            "deepseek/*",
             "openai-chat",
         ),
         _row(
             "thinking off | thinking off and tools | temperature, thinking off",
+            "grok/grok-4.5",
+            "openai-chat openai-responses",
+        ),
+        _row(
+            "thinking off and tools",
             "mistral/mistral-large-latest mistral/codestral-latest groq/llama-3.3-70b-versatile "
-            "groq/openai/gpt-oss-120b deepseek/*",
+            "groq/openai/gpt-oss-120b cerebras/gpt-oss-120b cerebras/qwen-3-235b-a22b-instruct-2507 deepseek/*",
             "openai-chat",
         ),
     ),
@@ -194,7 +246,7 @@ FAILURES: dict[str, tuple[Row, ...]] = {
     "An image in a tool's result is sent to a model that reads text only, so the session ends": (
         _row(
             "a result with an image",
-            "groq/*",
+            "groq/* cerebras/*",
         ),
         _row(
             "a result with an image",
@@ -208,8 +260,21 @@ FAILURES: dict[str, tuple[Row, ...]] = {
             "mistral/*",
         ),
         _row(
-            "system in the middle | system after a result | developer in the middle",
+            "system in the middle | developer in the middle",
+            "mistral/* perplexity/* ollama/qwen3.5 vllm/qwen3.5 llama-cpp/qwen3.5",
+        ),
+        _row(
+            "system after a result",
             "mistral/* ollama/qwen3.5 vllm/qwen3.5 llama-cpp/qwen3.5",
+        ),
+        _row(
+            "two users in a row",
+            "perplexity/*",
+        ),
+        _row(
+            "an empty answer before",
+            "perplexity/*",
+            "openai-responses anthropic-messages agentary unified",
         ),
         _row(
             "two systems",
@@ -248,6 +313,10 @@ FAILURES: dict[str, tuple[Row, ...]] = {
             "azure-openai/gpt-5 azure-openai/gpt-5.4 azure-openai/gpt-5.6",
             "anthropic-messages agentary unified",
         ),
+        _row(
+            "stop | six stops | stop at a line's end",
+            "grok/*",
+        ),
     ),
     "Thinking is not switched off at a model that takes tools only without it": (
         _row(
@@ -256,12 +325,42 @@ FAILURES: dict[str, tuple[Row, ...]] = {
             "anthropic-messages unified",
         ),
     ),
+    "Tool calls of the history are sent to a model that knows none": (
+        _row(
+            "a tool loop that goes on | a tool loop of several turns | a tool loop with thoughts | a tool loop "
+            "with thinking on | a result and a text | a result with an image | an id of another vendor | a long "
+            "id | a tool loop without tools | system after a result",
+            "perplexity/*",
+        ),
+    ),
 }
 EXCEPTIONS: dict[str, tuple[Row, ...]] = {
+    "The model calls no tools": (
+        _row(
+            "tools | a tool loop that goes on | a tool loop of several turns | a tool loop with thoughts | a tool "
+            "loop with thinking on | a result and a text | an id of another vendor | a long id | forced tool | "
+            "forced tool by name | forced tool with thinking on | one call at a time | thinking and tools | "
+            "thinking off and tools | JSON schema and tools | system after a result | long tool name | tool name "
+            "with dots | tool without properties | tool with an empty schema | tool with a choice at the top",
+            "openai/gpt-5-chat-latest",
+            "anthropic-messages agentary unified",
+        ),
+        _row(
+            "tools | forced tool | forced tool by name | forced tool with thinking on | one call at a time | "
+            "thinking and tools | thinking off and tools | JSON schema and tools | long tool name | tool name "
+            "with dots | tool without properties | tool with an empty schema | tool with a choice at the top",
+            "perplexity/*",
+        ),
+        _row(
+            "a result with an image",
+            "openai/gpt-5-chat-latest",
+            "anthropic-messages unified",
+        ),
+    ),
     "The model reads no images": (
         _row(
             "image",
-            "groq/*",
+            "groq/* cerebras/* workers-ai/@cf/meta/llama-3.3-70b-instruct-fp8-fast workers-ai/@cf/qwen/qwen3-30b-a3b-fp8",
         ),
         _row(
             "image",
@@ -277,13 +376,14 @@ EXCEPTIONS: dict[str, tuple[Row, ...]] = {
         ),
         _row(
             "six stops",
-            "groq/*",
+            "groq/* cerebras/* cohere/*",
         ),
     ),
     "The vendor takes no choice at the top of a tool's schema": (
         _row(
             "tool with a choice at the top",
-            "openai/* azure-openai/*",
+            "openai/gpt-4o openai/gpt-4.1 openai/o3 openai/o1-pro openai/gpt-5 openai/gpt-5.1 openai/gpt-5.4 "
+            "openai/gpt-5.5 openai/gpt-5.6 azure-openai/*",
             "anthropic-messages agentary unified",
         ),
         _row(
@@ -302,7 +402,7 @@ EXCEPTIONS: dict[str, tuple[Row, ...]] = {
     "The vendor takes tools or a schema for the answer, not both": (
         _row(
             "JSON schema and tools",
-            "groq/*",
+            "groq/* google-ai-studio/gemini-2.5-flash google-ai-studio/gemini-2.5-pro cerebras/* cohere/*",
             "openai-chat openai-responses anthropic-messages unified",
         ),
     ),

@@ -3,7 +3,20 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tests.support.upstreams.strict import anthropic, chat_templates, deepseek, groq, mistral, openai
+from tests.support.upstreams.strict import (
+    anthropic,
+    cerebras,
+    chat_templates,
+    cohere,
+    deepseek,
+    gemini,
+    grok,
+    groq,
+    mistral,
+    openai,
+    perplexity,
+    workers_ai,
+)
 from tests.support.upstreams.strict.rules import Call, Complaint, Judgement, Rule, first_complaint
 
 _ErrorBody = Callable[[Complaint], dict[str, Any]]
@@ -15,6 +28,12 @@ _COURTS: dict[str, tuple[tuple[tuple[str, Sequence[Rule]], ...], _ErrorBody]] = 
     "mistral": ((("/v1/chat/completions", mistral.RULES),), mistral.error_body),
     "groq": ((("/openai/v1/chat/completions", groq.RULES),), groq.error_body),
     "deepseek": ((("/chat/completions", deepseek.CHAT), ("/responses", deepseek.RESPONSES)), deepseek.error_body),
+    "google-ai-studio": (((":streamGenerateContent", gemini.RULES), (":generateContent", gemini.RULES)), gemini.error_body),
+    "grok": ((("/v1/chat/completions", grok.CHAT), ("/v1/responses", grok.RESPONSES)), grok.error_body),
+    "cerebras": ((("/v1/chat/completions", cerebras.RULES),), cerebras.error_body),
+    "perplexity": ((("/chat/completions", perplexity.RULES),), perplexity.error_body),
+    "cohere": ((("/v2/chat", cohere.RULES),), cohere.error_body),
+    "workers-ai": ((("/ai/v1/chat/completions", workers_ai.RULES),), workers_ai.error_body),
     "vllm": ((("/v1/chat/completions", chat_templates.RULES),), chat_templates.error_body),
     "llama-cpp": ((("/v1/chat/completions", chat_templates.RULES),), chat_templates.error_body),
     "ollama": ((("/v1/chat/completions", chat_templates.RULES),), chat_templates.error_body),

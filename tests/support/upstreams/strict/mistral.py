@@ -49,9 +49,10 @@ _NEXT_ROLES = {
     "assistant": ("assistant", "user", "tool"),
     "tool": ("assistant", "tool"),
 }
-# https://docs.mistral.ai/capabilities/reasoning; probed for https://github.com/anomalyco/models.dev/issues/1986
+# https://docs.mistral.ai/capabilities/reasoning; https://github.com/anomalyco/models.dev/pull/1986 has probed them. There,
+# magistral-small took the field; https://github.com/NousResearch/hermes-agent/issues/11243 says 422 for it, as for all others.
 _EFFORTS: ByModel[tuple[str, ...]] = [
-    (r"mistral-small-(latest|26)|mistral-medium-(latest|3[.-]5|26)|mistral-vibe", ("none", "high")),
+    (r"mistral-small-(latest|26)|magistral-small|mistral-medium-(latest|3[.-]5|26)|mistral-vibe", ("none", "high")),
 ]
 _ORDER = "invalid_request_message_order"
 
@@ -142,7 +143,7 @@ def _effort(call: Call) -> Complaint | None:
     if effort not in ("none", "high"):
         return Complaint("Input should be 'high' or 'none'", "reasoning_effort", "literal_error", 422)
     if effort not in value_for(call.model, _EFFORTS, ()):
-        return Complaint("reasoning_effort is not enabled for this model", "invalid_request_invalid_args", "3051")
+        return Complaint("reasoning_effort is not enabled for this model", "reasoning_effort", "value_error", 422)
     return None
 
 

@@ -214,6 +214,13 @@ def _chat_message_fields(call: Call) -> Complaint | None:
     return None
 
 
+def _without_tools(call: Call) -> Complaint | None:
+    """https://github.com/sbintuitions/flexeval/pull/242"""
+    if call.model == "gpt-5-chat-latest" and call.body.get("tools"):
+        return Complaint("tools is not supported in this model.", "tools")
+    return None
+
+
 _CHAT_FIELDS = {*typing.get_type_hints(chat_params.CompletionCreateParamsBase), "stream"}
 CHAT: tuple[Rule, ...] = (
     chat.known_fields(_CHAT_FIELDS),
@@ -221,6 +228,7 @@ CHAT: tuple[Rule, ...] = (
     chat.known_roles("system", "assistant", "user", "function", "tool", "developer"),
     _chat_message_fields,
     *chat.SHAPE,
+    _without_tools,
     _chat_tools,
     _effort_words,
     _sampling,
