@@ -2,8 +2,9 @@
 
 ``GenerationRequest`` is the canonical request: each dialect parses its body into one, and each provider's wire is built from
 one. A field belongs here when at least two vendors have it. Anything else that a client sent is either kept as an
-``OpaquePart`` (a wire that cannot express it must refuse it and name ``path``), or exists only in the original body. That body
-travels beside this request; an upstream of the same family gets it.
+``OpaquePart`` (a wire that cannot express it names ``path``: it refuses what the client asks for now, and leaves out what is
+only history), or exists only in the original body. That body travels beside this request; an upstream of the same family gets
+it.
 """
 
 from dataclasses import dataclass, field
@@ -30,10 +31,34 @@ class ImagePart:
     data: str | None = None
     media_type: str | None = None
     detail: str | None = None
+    path: str = field(default="messages", compare=False)
 
     @property
     def address(self) -> str:
         """The image's URL: ``url``, or a data URL that contains the data."""
+        return self.url or f"data:{self.media_type};base64,{self.data}"
+
+
+@dataclass(slots=True)
+class DocumentPart:
+    """A file for the model to read: a PDF, a text, audio, … It has exactly one of ``text``, ``data`` (base64), ``url`` (http or
+    https, fetched by the vendor, never by us) and ``file_id`` (uploaded to a vendor of the family ``files_at``).
+
+    ``path`` is its place in the client's body.
+    """
+
+    media_type: str
+    text: str | None = None
+    data: str | None = None
+    url: str | None = None
+    file_id: str | None = None
+    files_at: Literal["openai", "anthropic"] | None = None
+    name: str | None = None
+    path: str = field(default="messages", compare=False)
+
+    @property
+    def address(self) -> str:
+        """The document's URL: ``url``, or a data URL that contains the data."""
         return self.url or f"data:{self.media_type};base64,{self.data}"
 
 
@@ -58,21 +83,21 @@ class ToolCallPart:
 @dataclass(slots=True)
 class ToolResultPart:
     tool_call_id: str
-    content: "list[TextPart | ImagePart | OpaquePart]"
+    content: "list[TextPart | ImagePart | DocumentPart | OpaquePart]"
     is_error: bool = False
 
 
 @dataclass(slots=True)
 class OpaquePart:
     """Something that only the client's own family understands. ``path`` is its place in the client's body, such as
-    ``messages.0.content.1``.
+    ``messages.0.content.1``. In an assistant's message it is something that the model or its vendor made.
     """
 
     type: str
     path: str
 
 
-Part = TextPart | ImagePart | ReasoningPart | ToolCallPart | ToolResultPart | OpaquePart
+Part = TextPart | ImagePart | DocumentPart | ReasoningPart | ToolCallPart | ToolResultPart | OpaquePart
 
 
 @dataclass(slots=True)

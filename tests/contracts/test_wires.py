@@ -3,7 +3,7 @@
 import itertools
 import random
 import re
-from dataclasses import astuple
+from dataclasses import astuple, replace
 
 import orjson
 import pytest
@@ -24,7 +24,16 @@ from common.canonical.events import (
     ToolCallStarted,
     fold,
 )
-from common.canonical.generation import GenerationRequest, Message, OpaquePart, Role, TextPart, ToolResultPart
+from common.canonical.generation import (
+    DocumentPart,
+    GenerationRequest,
+    Message,
+    OpaquePart,
+    Role,
+    TextPart,
+    ToolCallPart,
+    ToolResultPart,
+)
 from common.dialects import DIALECTS
 from common.dialects.base import ReplyInfo
 from common.sse import SseCutter
@@ -379,20 +388,56 @@ def test_own_headers_win_over_the_clients(wire: FamilyWire) -> None:
     "part",
     [
         OpaquePart("document", "messages.0.content.0"),
-        ToolResultPart("call_1", [OpaquePart("document", "messages.0.content.0")]),
+        DocumentPart("model/stl", data="QUJD", path="messages.0.content.0"),
+        DocumentPart("application/pdf", file_id="f", path="messages.0.content.0"),
     ],
 )
-def test_what_a_wire_cannot_express_is_refused_by_its_path(wire: Wire, part: OpaquePart | ToolResultPart) -> None:
+def test_what_a_wire_cannot_express_is_refused_by_its_path(wire: Wire, part: OpaquePart | DocumentPart) -> None:
     for asked in (
         GenerationRequest("m", [Message(Role.USER, [TextPart("hi"), part])]),
         request(opaque=[OpaquePart("document", "messages.0.content.0")]),
     ):
         with pytest.raises(GatewayError) as caught:
-            wire.build_request(asked, DEPLOYMENT)
+            wire.build_request(asked, replace(DEPLOYMENT, provider="somebody"))
 
         assert caught.value.failed.kind is ErrorKind.INVALID_REQUEST
         assert caught.value.failed.param == "messages.0.content.0"
         assert "messages.0.content.0" in str(caught.value)
+
+
+SOMEBODY = replace(DEPLOYMENT, provider="somebody")
+UNREADABLE = DocumentPart("application/pdf", file_id="f", name="a.pdf", path="messages.0.content.0")
+HISTORY = [
+    Message(Role.USER, [UNREADABLE, OpaquePart("new", "messages.0.content.1"), TextPart("read it")]),
+    Message(Role.ASSISTANT, [OpaquePart("search", "messages.1.content.0"), ToolCallPart("call_1", "f", "{}")]),
+    Message(Role.USER, [ToolResultPart("call_1", [replace(UNREADABLE, path="messages.2.content.0"), TextPart("done")])]),
+]
+
+
+@wires
+def test_history_never_ends_a_session(wire: Wire) -> None:
+    built = wire.build_request(GenerationRequest("m", HISTORY), SOMEBODY)
+    longer = [*HISTORY, Message(Role.ASSISTANT, [TextPart("a")]), Message(Role.USER, [TextPart("b")])]
+    next_built = wire.build_request(GenerationRequest("m", longer), SOMEBODY)
+
+    assert built.dropped == [
+        "messages.0.content.0",
+        "messages.0.content.1",
+        "messages.1.content.0",
+        "messages.2.content.0",
+    ]
+    assert built.body.count(b"a.pdf") == 2
+    # The conversation so far stays the same, byte for byte, from turn to turn.
+    assert next_built.body.startswith(built.body[: built.body.rindex(b"a.pdf")])
+
+
+@wires
+def test_a_plain_text_is_read_everywhere(wire: Wire) -> None:
+    asked = Message(Role.USER, [DocumentPart("text/plain", text="words", name="a.txt"), TextPart("hi")])
+
+    built = wire.build_request(GenerationRequest("m", [asked]), SOMEBODY)
+
+    assert (b"words" in built.body, b"a.txt" in built.body, built.dropped) == (True, True, [])
 
 
 @pytest.mark.parametrize("recording", [*parameters(), *parameters(is_stream=False)])

@@ -10,7 +10,6 @@ Source: ``src/types/worker.ts`` and ``src/providers/transformation.ts`` in https
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import orjson
 from pydantic import Field
 
 from common.canonical.generation import (
@@ -29,6 +28,7 @@ from common.dialects.shared.parts import (
     Text,
     add_to_assistant,
     add_turn,
+    json_text,
     parse_stop,
     read_arguments,
     read_content,
@@ -185,11 +185,11 @@ def _result(value: object, path: str) -> list[Any]:
             return [TextPart(value)]
         case [{"type": "text", "text": str()}, *_]:
             return [
-                part if isinstance(part, TextPart) else OpaquePart("tool_result", path)
-                for part in read_content(value, path, _part)
+                part if isinstance(part, TextPart) else TextPart(json_text(item))
+                for part, item in zip(read_content(value, path, _part), value, strict=True)
             ]
         case _:
-            return [TextPart(orjson.dumps(value).decode())]
+            return [TextPart(json_text(value))]
 
 
 def _input(value: object) -> list[Message]:

@@ -10,6 +10,7 @@ import orjson
 from pydantic import Field
 
 from common.canonical.generation import (
+    DocumentPart,
     GenerationRequest,
     ImagePart,
     Message,
@@ -23,9 +24,17 @@ from common.canonical.generation import (
     Tool,
     ToolCallPart,
     ToolChoice,
-    ToolResultPart,
 )
-from common.dialects.shared.parts import Text, read_content, requested_fields, require_object, unknown_part
+from common.dialects.shared.parts import (
+    Text,
+    read_base64,
+    read_content,
+    read_file_url,
+    requested_fields,
+    require_object,
+    tool_result,
+    unknown_part,
+)
 from common.dialects.shared.reading import Shape, invalid, join_path, opaque_part, read
 
 # Fields that change the answer and that no other family has. Each maps to its neutral values, which request nothing.
@@ -44,6 +53,7 @@ _DROPPED_FIELDS = (
     "user_profile_id",
     "workspace_id",
 )
+_BLOCKS = "a string or a list of content blocks"  # What content must be.
 _NAMES = {
     "parallel_tool_calls": "tool_choice.disable_parallel_tool_use",
     "stop": "stop_sequences",
@@ -98,6 +108,24 @@ class _Base64Source(Shape):
 
 class _UrlSource(Shape):
     url: str
+
+
+class _FileSource(Shape):
+    file_id: str
+
+
+class _TextSource(Shape):
+    data: str
+
+
+class _Document(Shape):
+    title: str | None = None
+
+
+class _SearchResult(Shape):
+    source: str
+    title: str
+    content: list[Text]
 
 
 class _Tool(Shape):
@@ -178,7 +206,7 @@ def _messages(items: list[Any]) -> list[Message]:
 
 
 def _content(value: object, path: str) -> list[Part]:
-    return [] if value == "" else read_content(value, path, _part, "a string or a list of content blocks")
+    return [] if value == "" else read_content(value, path, _part, _BLOCKS)
 
 
 def _part(part: object, path: str) -> Part:
@@ -188,6 +216,11 @@ def _part(part: object, path: str) -> Part:
             return TextPart(read(Text, part, path).text)
         case "image":
             return _image(part.get("source"), path)
+        case "document":
+            return _document(part, path)
+        case "search_result" if all(_is_text(block) for block in part.get("content") or []):
+            found = read(_SearchResult, part, path)
+            return TextPart("\n\n".join([f"{found.title}\n{found.source}", *(block.text for block in found.content)]))
         case "thinking":
             thinking = read(_Thinking, part, path)
             # We send an empty signature if the model signs nothing.
@@ -198,7 +231,15 @@ def _part(part: object, path: str) -> Part:
             call = read(_ToolUse, part, path)
             return ToolCallPart(call.id, call.name, orjson.dumps(call.input or {}).decode())
         case "tool_result":
-            return _tool_result(part, path)
+            result = read(_ToolResult, part, path)
+            return tool_result(
+                result.tool_use_id,
+                part.get("content") or None,
+                join_path(path, "content"),
+                _part,
+                _BLOCKS,
+                is_error=bool(result.is_error),
+            )
         case type_:
             return unknown_part(type_, path)
 
@@ -207,26 +248,42 @@ def _image(source: object, path: str) -> Part:
     match source:
         case {"type": "base64"}:
             image = read(_Base64Source, source, join_path(path, "source"))
-            return ImagePart(data=image.data, media_type=image.media_type)
+            return ImagePart(data=image.data, media_type=image.media_type, path=path)
         case {"type": "url"}:
-            return ImagePart(url=read(_UrlSource, source, join_path(path, "source")).url)
+            return ImagePart(url=read(_UrlSource, source, join_path(path, "source")).url, path=path)
         case {"type": str()}:
             return OpaquePart("image", path)  # A file uploaded to the vendor.
         case _:
             raise invalid(join_path(path, "source"), "must be an object with a type")
 
 
-def _tool_result(part: dict[str, Any], path: str) -> ToolResultPart:
-    result = read(_ToolResult, part, path)
-    value = part.get("content")
-    content: list[TextPart | ImagePart | OpaquePart] = []
-    for index, block in enumerate([] if value is None else _content(value, join_path(path, "content"))):
-        # For blocks that only a message may contain, the vendor decides.
-        if isinstance(block, TextPart | ImagePart | OpaquePart):
-            content.append(block)
-        else:
-            content.append(OpaquePart("tool_result", join_path(path, "content", index)))
-    return ToolResultPart(result.tool_use_id, content, bool(result.is_error))
+def _document(part: dict[str, Any], path: str) -> Part:
+    """Source: https://platform.claude.com/docs/en/build-with-claude/pdf-support"""
+    name, source, source_path = read(_Document, part, path).title, part.get("source"), join_path(path, "source")
+    match source:
+        case {"type": "base64"}:
+            file = read(_Base64Source, source, source_path)
+            return read_base64(file.data, file.media_type.lower(), name, path)
+        case {"type": "text"}:
+            return DocumentPart("text/plain", text=read(_TextSource, source, source_path).data, name=name, path=path)
+        case {"type": "content", "content": str() as text}:
+            return DocumentPart("text/plain", text=text, name=name, path=path)
+        case {"type": "content", "content": [*blocks]} if all(_is_text(block) for block in blocks):
+            text = "\n\n".join(block["text"] for block in blocks)
+            return DocumentPart("text/plain", text=text, name=name, path=path)
+        case {"type": "url"}:
+            return read_file_url(read(_UrlSource, source, source_path).url, name, "document", path)
+        case {"type": "file"}:
+            file_id = read(_FileSource, source, source_path).file_id
+            return DocumentPart("application/pdf", file_id=file_id, files_at="anthropic", name=name, path=path)
+        case {"type": str()}:
+            return OpaquePart("document", path)
+        case _:
+            raise invalid(source_path, "must be an object with a type")
+
+
+def _is_text(block: object) -> bool:
+    return isinstance(block, dict) and block.get("type") == "text" and isinstance(block.get("text"), str)
 
 
 def _read_tools(items: list[Any], request: GenerationRequest) -> None:

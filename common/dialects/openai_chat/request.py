@@ -6,9 +6,11 @@ Source: https://platform.openai.com/docs/api-reference/chat/create, and what cli
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import orjson
 from pydantic import Field
 
 from common.canonical.generation import (
+    DocumentPart,
     GenerationRequest,
     Message,
     OpaquePart,
@@ -26,10 +28,13 @@ from common.dialects.shared.parts import (
     Refusal,
     Text,
     add_turn,
+    allow_tools,
     parse_effort,
     parse_stop,
     read_arguments,
+    read_audio,
     read_content,
+    read_file,
     read_image,
     requested_fields,
     require_object,
@@ -124,6 +129,32 @@ class _ImageUrl(Shape):
     detail: str | None = None
 
 
+class _File(Shape):
+    file_id: str | None = None
+    file_data: str | None = None
+    filename: str | None = None
+
+
+class _Audio(Shape):
+    data: str
+    format: str
+
+
+class _CustomCall(Shape):
+    name: str
+    input: str = ""
+
+
+class _CustomToolCall(Shape):
+    id: str
+    custom: _CustomCall
+
+
+class _AllowedTools(Shape):
+    mode: Literal["auto", "required"]
+    tools: list[dict[str, Any]]
+
+
 class _JsonSchema(Shape):
     # Not named "schema": that would hide a pydantic method.
     schema_: dict[str, Any] | None = Field(None, alias="schema")
@@ -182,8 +213,7 @@ def _messages(items: list[Any]) -> list[Message]:
 
 
 def _result(call_id: str, item: dict[str, Any], path: str) -> Part:
-    content = item.get("content")
-    return tool_result(call_id, [] if content is None else read_content(content, join_path(path, "content"), _part))
+    return tool_result(call_id, item.get("content"), join_path(path, "content"), _part)
 
 
 def _assistant(item: dict[str, Any], path: str, legacy_call_id: str) -> list[Part]:
@@ -211,6 +241,10 @@ def _assistant(item: dict[str, Any], path: str, legacy_call_id: str) -> list[Par
 
 
 def _tool_call(call: object, path: str) -> Part:
+    if isinstance(call, dict) and call.get("type") == "custom":
+        # A call whose input is no JSON. In the history it is a call like every other.
+        custom = read(_CustomToolCall, call, path)
+        return ToolCallPart(custom.id, custom.custom.name, orjson.dumps({"input": custom.custom.input}).decode())
     if isinstance(call, dict) and call.get("type", "function") != "function":
         return opaque_part(call["type"], path)
     fields = read(_ToolCall, call, path)
@@ -230,6 +264,11 @@ def _part(part: object, path: str) -> Part:
             return TextPart(read(Refusal, part, path).refusal)
         case "image_url":
             return _image(part.get("image_url"), join_path(path, "image_url"))
+        case "file":
+            return _file(part.get("file"), path)
+        case "input_audio":
+            audio = read(_Audio, part.get("input_audio"), join_path(path, "input_audio"))
+            return read_audio(audio.data, audio.format, path)
         case type_:
             return unknown_part(type_, path)
 
@@ -237,6 +276,15 @@ def _part(part: object, path: str) -> Part:
 def _image(value: object, path: str) -> Part:
     image = read(_ImageUrl, {"url": value} if isinstance(value, str) else value, path)
     return read_image(image.url, image.detail, "image_url", path)
+
+
+def _file(value: object, path: str) -> Part:
+    file = read(_File, value, join_path(path, "file"))
+    if file.file_data:
+        return read_file(file.file_data, file.filename, path)
+    if file.file_id:
+        return DocumentPart("application/pdf", file_id=file.file_id, files_at="openai", name=file.filename, path=path)
+    return OpaquePart("file", path)
 
 
 def _read_tools(fields: Body, request: GenerationRequest) -> None:
@@ -270,10 +318,18 @@ def _read_tool_choice(body: Mapping[str, Any], request: GenerationRequest) -> No
             request.tool_choice = ToolChoice("tool", name)
         case {"name": str() as name}:  # The legacy function_call; some clients send the same as tool_choice.
             request.tool_choice = ToolChoice("tool", name)
+        case {"type": "allowed_tools", "allowed_tools": value}:
+            allowed = read(_AllowedTools, value, join_path(field, "allowed_tools"))
+            allow_tools(request, allowed.mode, {_tool_name(tool) for tool in allowed.tools}, field)
         case {"type": str() as type_}:
             request.opaque.append(OpaquePart(type_, field))
         case _:
             raise invalid(field, 'must be "auto", "none", "required" or an object that names a function')
+
+
+def _tool_name(tool: dict[str, Any]) -> object:
+    function = tool.get("function")
+    return function.get("name") if isinstance(function, dict) else tool.get("name")
 
 
 def _read_response_format(value: object, request: GenerationRequest) -> None:

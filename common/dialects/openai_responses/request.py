@@ -1,19 +1,22 @@
 """What does the body of an OpenAI responses request ask for?
 
 A conversation is a flat list of items: messages, calls, results of calls, reasoning. Consecutive items of the model are one
-turn. Features that only OpenAI has are refused by other wires if they are essential (an item of the conversation), and
-dropped if they are only an offer (a tool that runs at OpenAI): Codex always offers some.
+turn. Features that only OpenAI has are dropped if they are only an offer (a tool that runs at OpenAI; Codex always offers some)
+or history (a search that OpenAI made). Other wires refuse those that the client asks for now.
 
 Source: https://platform.openai.com/docs/api-reference/responses/create, and what Codex and the SDKs actually send.
 """
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import Any, Literal
 
+import orjson
 from pydantic import Field
 
 from common.canonical.generation import (
+    DocumentPart,
     GenerationRequest,
     Message,
     OpaquePart,
@@ -33,8 +36,13 @@ from common.dialects.shared.parts import (
     Text,
     add_to_assistant,
     add_turn,
+    allow_tools,
+    json_text,
     parse_effort,
+    read_audio,
     read_content,
+    read_file,
+    read_file_url,
     read_image,
     requested_fields,
     require_object,
@@ -60,6 +68,20 @@ _DROPPED_FIELDS: dict[str, tuple[object, ...]] = {
     "truncation": ("disabled",),
 }
 _LOGPROBS = "message.output_text.logprobs"
+# Items of the model, or of a tool that ran at OpenAI. Others are the client's words.
+_MODELS_ITEMS = {
+    "compaction",
+    "compaction_summary",
+    "ghost_snapshot",
+    "mcp_approval_request",
+    "mcp_list_tools",
+    "program",
+    "program_output",
+    "tool_search_call",
+    "tool_search_output",
+}
+# The fields of a call that are no arguments.
+_CALL_FIELDS = {"type", "id", "call_id", "status", "caller", "created_by"}
 _TOOL_NAME_CHARS_MAX = 64  # The longest name that every vendor accepts.
 
 
@@ -94,6 +116,13 @@ class _Call(Shape):
     namespace: str | None = None
 
 
+class _CustomCall(Shape):
+    call_id: str = Field(min_length=1)
+    name: str
+    input: str
+    namespace: str | None = None
+
+
 class _Output(Shape):
     call_id: str = Field(min_length=1)
 
@@ -111,6 +140,18 @@ class _ReasoningItem(Shape):
 class _Image(Shape):
     image_url: str | None = None
     detail: str | None = None
+
+
+class _File(Shape):
+    file_id: str | None = None
+    file_url: str | None = None
+    file_data: str | None = None
+    filename: str | None = None
+
+
+class _Audio(Shape):
+    data: str
+    format: str
 
 
 class _Function(Shape):
@@ -162,7 +203,8 @@ def parse(body: Mapping[str, Any]) -> GenerationRequest:
         request.opaque.append(OpaquePart(_LOGPROBS, "include"))
     if (fields.text or {}).get("verbosity") not in (None, "medium"):
         request.dropped.append("text.verbosity")
-    _read_tools(fields.tools or [], request)
+    for path, items in _tool_lists(body):
+        _read_tools(items, path, request)
     _read_tool_choice(body.get("tool_choice"), request)
     _read_format((fields.text or {}).get("format"), request)
     return request
@@ -201,11 +243,19 @@ def _messages(items: list[Any]) -> list[Message]:
                 _add_message(messages, item, path)
             case "function_call":
                 add_to_assistant(messages, [_call(item, path)])
-            case "function_call_output":
+            case "custom_tool_call":
+                add_to_assistant(messages, [_custom_call(item, path)])
+            case str() as type_ if type_.endswith("_call_output") and "call_id" in item:
                 add_turn(messages, Role.USER, [_result(item, path)])
+            case str() as type_ if _is_call_of_client(type_, item):
+                add_to_assistant(messages, [_other_call(type_, item)])
+            case "additional_tools":
+                pass  # See ``_tool_lists``.
             case "reasoning":
                 if reasoning := _reasoning_part(item, path):
                     add_to_assistant(messages, [reasoning])
+            case str() as type_ if type_.endswith("_call") or type_ in _MODELS_ITEMS:
+                add_to_assistant(messages, [OpaquePart(type_, path)])
             case type_:
                 messages.append(Message(Role.USER, [opaque_part(type_, path)]))
     return messages
@@ -222,14 +272,16 @@ def _add_message(messages: list[Message], item: dict[str, Any], path: str) -> No
     parts = read_content(item.get("content"), join_path(path, "content"), _part)
     if role != "assistant":
         messages.append(Message(Role.USER if role == "user" else Role.SYSTEM, parts))
-    elif isinstance(_last_part(messages), TextPart):
+    elif _ends_in_text(messages):
         messages.append(Message(Role.ASSISTANT, parts))  # Two messages must not become one text.
     elif parts:
         add_to_assistant(messages, parts)
 
 
-def _last_part(messages: list[Message]) -> Part | None:
-    return messages[-1].parts[-1] if messages and messages[-1].parts else None
+def _ends_in_text(messages: list[Message]) -> bool:
+    """Whether the assistant's text is the last thing that other vendors get."""
+    parts = messages[-1].parts if messages and messages[-1].role is Role.ASSISTANT else []
+    return isinstance(next((part for part in reversed(parts) if not isinstance(part, OpaquePart)), None), TextPart)
 
 
 def _call(item: dict[str, Any], path: str) -> Part:
@@ -237,9 +289,31 @@ def _call(item: dict[str, Any], path: str) -> Part:
     return ToolCallPart(call.call_id, flat_name(call.namespace, call.name), call.arguments or "{}")
 
 
+def _custom_call(item: dict[str, Any], path: str) -> Part:
+    """Return a call whose input is no JSON. In the history it is a call like every other."""
+    call = read(_CustomCall, item, path)
+    return ToolCallPart(call.call_id, flat_name(call.namespace, call.name), orjson.dumps({"input": call.input}).decode())
+
+
+def _is_call_of_client(type_: str, item: dict[str, Any]) -> bool:
+    """Whether the client answers this call. Calls of tools that run at OpenAI have only an ``id``."""
+    call_id = item.get("call_id")
+    return type_.endswith("_call") and type_ not in _MODELS_ITEMS and isinstance(call_id, str) and call_id != ""
+
+
+def _other_call(type_: str, item: dict[str, Any]) -> Part:
+    """Return the call of a tool that OpenAI defines and the client runs, such as a shell."""
+    arguments = {name: value for name, value in item.items() if name not in _CALL_FIELDS}
+    return ToolCallPart(item["call_id"], type_.removesuffix("_call"), json_text(arguments))
+
+
 def _result(item: dict[str, Any], path: str) -> Part:
-    call_id = read(_Output, item, path).call_id
-    return tool_result(call_id, read_content(item.get("output"), join_path(path, "output"), _part))
+    call_id, output = read(_Output, item, path).call_id, item.get("output")
+    if isinstance(output, dict) and item["type"] != "function_call_output":
+        output = [output]  # A computer's screenshot.
+    elif output is None:
+        raise invalid(join_path(path, "output"), "is required")
+    return tool_result(call_id, output, join_path(path, "output"), _part)
 
 
 def _reasoning_part(item: dict[str, Any], path: str) -> Part | None:
@@ -257,32 +331,67 @@ def _part(part: object, path: str) -> Part:
             return TextPart(read(Text, part, path).text)
         case "refusal":
             return TextPart(read(Refusal, part, path).refusal)
-        case "input_image":
+        case "input_image" | "computer_screenshot" as type_:
             image = read(_Image, part, path)
-            return read_image(image.image_url or "", image.detail, "input_image", path)
+            return read_image(image.image_url or "", image.detail, type_, path)
+        case "input_file":
+            return _file(read(_File, part, path), path)
+        case "input_audio":
+            audio = read(_Audio, part.get("input_audio"), join_path(path, "input_audio"))
+            return read_audio(audio.data, audio.format, path)
         case type_:
             return unknown_part(type_, path)
 
 
-def _read_tools(items: list[Any], request: GenerationRequest) -> None:
+def _file(file: _File, path: str) -> Part:
+    """Source: https://developers.openai.com/api/docs/guides/file-inputs"""
+    if file.file_data:
+        return read_file(file.file_data, file.filename, path)
+    if file.file_url:
+        return read_file_url(file.file_url, file.filename, "input_file", path)
+    if file.file_id:
+        return DocumentPart("application/pdf", file_id=file.file_id, files_at="openai", name=file.filename, path=path)
+    return OpaquePart("input_file", path)
+
+
+def _tool_lists(body: Mapping[str, Any]) -> Iterator[tuple[str, list[Any]]]:
+    """Yield the lists of tools, with their places: the body's own, and those that came later, as items of the input.
+
+    Codex sends all its tools in an item ``additional_tools``; ``tool_search_output`` holds tools that a search found.
+    """
+    if body.get("tools"):
+        yield "tools", body["tools"]
+    items = body.get("input")
+    for index, item in enumerate(items if isinstance(items, list) else []):
+        if item.get("type") in ("additional_tools", "tool_search_output") and isinstance(item.get("tools"), list):
+            yield join_path("input", index, "tools"), item["tools"]
+
+
+def _read_tools(items: list[Any], list_path: str, request: GenerationRequest) -> None:
+    names = {tool.name for tool in request.tools}  # A later list may repeat a tool.
     for index, item in enumerate(items):
-        path = join_path("tools", index)
+        path = join_path(list_path, index)
         if not isinstance(item, dict):
             raise invalid(path, "must be a tool: an object with a type")
         match item.get("type"):
             case "function":
-                request.tools.append(_tool(item, path))
+                _add_tool(_tool(item, path), names, request)
             case "namespace":
                 for tool_index, tool in enumerate(read(_Namespace, item, path).tools):
                     tool_path = join_path(path, "tools", tool_index)
                     if tool.get("type") == "function":
-                        request.tools.append(_tool(tool, tool_path, item["name"]))
+                        _add_tool(_tool(tool, tool_path, item["name"]), names, request)
                     else:
                         request.dropped.append(tool_path)
             case str():
                 request.dropped.append(path)
             case _:
                 raise invalid(join_path(path, "type"), "must be a string")
+
+
+def _add_tool(tool: Tool, names: set[str], request: GenerationRequest) -> None:
+    if tool.name not in names:
+        request.tools.append(tool)
 
 
 def _tool(item: dict[str, Any], path: str, namespace: str | None = None) -> Tool:
@@ -306,7 +415,7 @@ def namespaces(body: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
 
 
 def _namespaced_functions(body: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    for item in body.get("tools") or []:
+    for item in chain.from_iterable(items for _, items in _tool_lists(body)):
         if item["type"] == "namespace":
             yield from ((item["name"], tool["name"]) for tool in item["tools"] if tool.get("type") == "function")
 
@@ -324,8 +433,8 @@ def _read_tool_choice(value: object, request: GenerationRequest) -> None:
         case {"type": "allowed_tools"}:
             allowed = read(_AllowedTools, value, "tool_choice")
             names = {flat_name(tool.get("namespace"), str(tool.get("name"))) for tool in allowed.tools}
-            request.tools = [tool for tool in request.tools if tool.name in names]
-            request.tool_choice = ToolChoice(allowed.mode)
+            allow_tools(request, allowed.mode, names, "tool_choice")
+            return
         case {"type": str() as type_}:
             request.opaque.append(OpaquePart(type_, "tool_choice"))
         case _:

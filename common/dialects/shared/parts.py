@@ -3,13 +3,18 @@
 What only one dialect has stays in that dialect's own reader. A reader passes a value, and ``path``: its place in the body.
 """
 
+import base64
+import binascii
+import mimetypes
 import re
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Container, Mapping
+from typing import Any, Literal
 
 import orjson
 
 from common.canonical.generation import (
+    DocumentPart,
+    GenerationRequest,
     ImagePart,
     Message,
     OpaquePart,
@@ -17,11 +22,21 @@ from common.canonical.generation import (
     Reasoning,
     Role,
     TextPart,
+    ToolChoice,
     ToolResultPart,
 )
 from common.dialects.shared.reading import Shape, as_list, invalid, join_path
 
 _DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)(?:;[^;,]*)*;base64,", re.IGNORECASE)
+_PDF = "application/pdf"
+_ENDINGS = mimetypes.MimeTypes()  # Python's own table, the same on every machine. Only its newer versions know these:
+_ENDINGS.add_type("application/vnd.openxmlformats-officedocument.wordprocessingml.document", ".docx")
+_ENDINGS.add_type("application/vnd.openxmlformats-officedocument.spreadsheetml.sheet", ".xlsx")
+_ENDINGS.add_type("application/vnd.openxmlformats-officedocument.presentationml.presentation", ".pptx")
+# Media types of files that are read as text, besides text/….
+_TEXT_TYPES = {"application/json", "application/xml", "application/yaml", "application/x-yaml", "application/javascript"}
+# Base64 within JSON text is of no use to a model, and can be longer than its context window.
+_LONG_BASE64 = re.compile(r"[A-Za-z0-9+/=_-]{2000,}")
 
 
 class Text(Shape):
@@ -88,10 +103,43 @@ def read_image(url: str, detail: str | None, type_: str, path: str) -> Part:
     ``type_`` at ``path``, which passes unchanged or not at all.
     """
     if match := _DATA_URL.match(url):
-        return ImagePart(data=url[match.end() :], media_type=match[1].lower(), detail=detail)
+        return ImagePart(data=url[match.end() :], media_type=match[1].lower(), detail=detail, path=path)
     if url.startswith(("http://", "https://")):
-        return ImagePart(url=url, detail=detail)
+        return ImagePart(url=url, detail=detail, path=path)
     return OpaquePart(type_, path)
+
+
+def read_file(data: str, name: str | None, path: str) -> Part:
+    """Return the file of a data URL, or of bare base64, whose type its name tells; without a type it counts as a PDF."""
+    match = _DATA_URL.match(data)
+    media_type = match[1].lower() if match else _ENDINGS.guess_type(name or "")[0] or _PDF
+    return read_base64(data[match.end() :] if match else data, media_type, name, path)
+
+
+def read_base64(data: str, media_type: str, name: str | None, path: str) -> Part:
+    """Return the file in ``data``. An image is an image, and a text file holds its text."""
+    if media_type.startswith("image/"):
+        return ImagePart(data=data, media_type=media_type, path=path)
+    if media_type.startswith("text/") or media_type in _TEXT_TYPES:
+        try:
+            text = base64.b64decode(data).decode(errors="replace")
+        except binascii.Error:
+            text = data  # Some clients send the text itself.
+        return DocumentPart(media_type, text=text, name=name, path=path)
+    return DocumentPart(media_type, data=data, name=name, path=path)
+
+
+def read_file_url(url: str, name: str | None, type_: str, path: str) -> Part:
+    """Return the file at an http(s) URL; another URL means something to one vendor only (see ``read_image``)."""
+    if not url.startswith(("http://", "https://")):
+        return OpaquePart(type_, path)
+    media_type = _ENDINGS.guess_type(url.partition("?")[0].partition("#")[0])[0] or _PDF
+    return DocumentPart(media_type, url=url, name=name, path=path)
+
+
+def read_audio(data: str, format_: str, path: str) -> Part:
+    """Return OpenAI's ``input_audio``. ``format_`` is the last part of a media type, or a file's ending."""
+    return DocumentPart("audio/" + {"mp3": "mpeg"}.get(format_.lower(), format_.lower()), data=data, path=path)
 
 
 # Calls and their results
@@ -112,9 +160,42 @@ def read_arguments(value: object, path: str, expected: str = "a string that hold
     return value
 
 
-def tool_result(call_id: str, content: list[Part]) -> ToolResultPart:
-    """Return a call's result. The dialects' content has only parts that a result can hold."""
-    return ToolResultPart(call_id, [part for part in content if isinstance(part, TextPart | ImagePart | OpaquePart)])
+def tool_result(
+    call_id: str,
+    value: object,
+    path: str,
+    read_part: Callable[[object, str], Part],
+    expected: str = "a string or a list of content parts",
+    *,
+    is_error: bool = False,
+) -> ToolResultPart:
+    """Return a call's result: nothing, a string, or a list whose items ``read_part`` reads.
+
+    A result is history, whatever a tool puts into it. So an item that the dialect does not know becomes JSON text.
+    """
+
+    def read_item(item: object, item_path: str) -> Part:
+        if isinstance(item, str):
+            return TextPart(item)
+        has_type = isinstance(item, dict) and isinstance(item.get("type"), str)
+        part = read_part(item, item_path) if has_type else None
+        return part if isinstance(part, TextPart | ImagePart | DocumentPart) else TextPart(json_text(item))
+
+    content: list[Any] = [] if value is None else read_content(value, path, read_item, expected)
+    return ToolResultPart(call_id, content, is_error)
+
+
+def json_text(value: object) -> str:
+    """Return a part that has no other form as JSON text."""
+    return _LONG_BASE64.sub("…", orjson.dumps(value).decode())
+
+
+def allow_tools(request: GenerationRequest, mode: Literal["auto", "required"], names: Container[object], path: str) -> None:
+    """Apply OpenAI's choice of ``allowed_tools``: other vendors get only the tools that it names."""
+    request.tools = [tool for tool in request.tools if tool.name in names]
+    request.tool_choice = ToolChoice(mode)
+    if mode == "required" and not request.tools:
+        request.opaque.append(OpaquePart(mode, path))  # All tools that it could mean were dropped.
 
 
 def add_turn(messages: list[Message], role: Role, parts: list[Part]) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from common.canonical.errors import GatewayError
 from common.canonical.generation import (
+    DocumentPart,
     GenerationRequest,
     ImagePart,
     Message,
@@ -99,6 +100,48 @@ def test_thinking_is_read(body: dict[str, Any], reasoning: Reasoning | None) -> 
     assert parse(**body).reasoning == reasoning
 
 
+PDF = {"type": "base64", "media_type": "application/pdf", "data": "JVBERi0="}
+FOUND = {"type": "search_result", "title": "t", "source": "https://x", "content": [{"type": "text", "text": "found"}]}
+
+
+@pytest.mark.parametrize(
+    ("source", "document"),
+    [
+        (PDF, DocumentPart("application/pdf", data="JVBERi0=")),
+        ({"type": "text", "media_type": "text/plain", "data": "hi"}, DocumentPart("text/plain", text="hi")),
+        ({"type": "base64", "media_type": "text/plain", "data": "aGk="}, DocumentPart("text/plain", text="hi")),
+        ({"type": "content", "content": "hi"}, DocumentPart("text/plain", text="hi")),
+        ({"type": "content", "content": [{"type": "text", "text": "hi"}]}, DocumentPart("text/plain", text="hi")),
+        ({"type": "content", "content": [{"type": "image"}]}, OpaquePart("document", "messages.0.content.0")),
+        ({"type": "url", "url": "https://x/y"}, DocumentPart("application/pdf", url="https://x/y")),
+        ({"type": "url", "url": "gs://x/y"}, OpaquePart("document", "messages.0.content.0")),
+        ({"type": "file", "file_id": "f"}, DocumentPart("application/pdf", file_id="f", files_at="anthropic")),
+        ({"type": "container"}, OpaquePart("document", "messages.0.content.0")),
+    ],
+)
+def test_documents_are_read(source: dict[str, Any], document: DocumentPart | OpaquePart) -> None:
+    block = {"type": "document", "source": source}
+
+    assert parse(messages=[{"role": "user", "content": [block]}]).messages[0].parts == [document]
+
+
+def test_a_result_holds_documents_and_unknown_blocks_as_text() -> None:
+    blocks = [{"type": "document", "source": PDF}, {"type": "new", "data": "A" * 5000}, "bare", {"no": "type"}]
+    turn = {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "a", "content": blocks}]}
+
+    assert parse(messages=[turn]).messages[0].parts == [
+        ToolResultPart(
+            "a",
+            [
+                DocumentPart("application/pdf", data="JVBERi0="),
+                TextPart('{"type":"new","data":"…"}'),
+                TextPart("bare"),
+                TextPart('{"no":"type"}'),
+            ],
+        )
+    ]
+
+
 def test_content_blocks_are_read() -> None:
     request = parse(
         messages=[
@@ -109,7 +152,7 @@ def test_content_blocks_are_read() -> None:
                     {"type": "image", "source": {"type": "url", "url": "https://x/y.png"}},
                     {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "QUJD"}},
                     {"type": "image", "source": {"type": "file", "file_id": "f"}},
-                    {"type": "document", "source": {}, "citations": {"enabled": True}},
+                    {"type": "document", "source": PDF, "title": "a.pdf", "citations": {"enabled": True}},
                 ],
             },
             {
@@ -127,7 +170,11 @@ def test_content_blocks_are_read() -> None:
                 "content": [
                     {"type": "tool_result", "tool_use_id": "a", "content": "r", "is_error": True},
                     {"type": "tool_result", "tool_use_id": "b"},
-                    {"type": "tool_result", "tool_use_id": "c", "content": [{"type": "search_result"}]},
+                    {
+                        "type": "tool_result",
+                        "tool_use_id": "c",
+                        "content": [{"type": "tool_reference", "tool_name": "g"}, FOUND],
+                    },
                 ],
             },
         ]
@@ -139,7 +186,7 @@ def test_content_blocks_are_read() -> None:
             ImagePart(url="https://x/y.png"),
             ImagePart(data="QUJD", media_type="image/png"),
             OpaquePart("image", "messages.0.content.3"),
-            OpaquePart("document", "messages.0.content.4"),
+            DocumentPart("application/pdf", data="JVBERi0=", name="a.pdf"),
         ],
         [
             ReasoningPart("hm", "SIG"),
@@ -151,7 +198,7 @@ def test_content_blocks_are_read() -> None:
         [
             ToolResultPart("a", [TextPart("r")], is_error=True),
             ToolResultPart("b", []),
-            ToolResultPart("c", [OpaquePart("search_result", "messages.2.content.2.content.0")]),
+            ToolResultPart("c", [TextPart('{"type":"tool_reference","tool_name":"g"}'), TextPart("t\nhttps://x\n\nfound")]),
         ],
     ]
 

@@ -22,6 +22,7 @@ from common.canonical.events import (
     fold,
 )
 from common.canonical.generation import (
+    DocumentPart,
     GenerationRequest,
     ImagePart,
     Message,
@@ -173,8 +174,12 @@ def test_content_parts_are_read() -> None:
                 {"type": "image_url", "image_url": "https://x/z.png"},
                 {"type": "image_url", "image_url": {"url": "data:image/JPEG;base64,QUJD"}},
                 {"type": "image_url", "image_url": {"url": "gs://bucket/x"}},
-                {"type": "input_audio", "input_audio": {}},
+                {"type": "input_audio", "input_audio": {"data": "QUJD", "format": "mp3"}},
+                {"type": "file", "file": {"filename": "a.pdf", "file_data": "data:application/pdf;base64,JVBERi0="}},
+                {"type": "file", "file": {"filename": "a.txt", "file_data": "aGk="}},
+                {"type": "file", "file": {"file_id": "file_1"}},
                 {"type": "file", "file": {}},
+                {"type": "video_url"},
             ],
         }
     )
@@ -185,9 +190,37 @@ def test_content_parts_are_read() -> None:
         ImagePart(url="https://x/z.png"),
         ImagePart(data="QUJD", media_type="image/jpeg"),
         OpaquePart("image_url", "messages.0.content.4.image_url"),
-        OpaquePart("input_audio", "messages.0.content.5"),
-        OpaquePart("file", "messages.0.content.6"),
+        DocumentPart("audio/mpeg", data="QUJD"),
+        DocumentPart("application/pdf", data="JVBERi0=", name="a.pdf"),
+        DocumentPart("text/plain", text="hi", name="a.txt"),
+        DocumentPart("application/pdf", file_id="file_1", files_at="openai"),
+        OpaquePart("file", "messages.0.content.9"),
+        OpaquePart("video_url", "messages.0.content.10"),
     ]
+
+
+def test_a_result_holds_files_and_unknown_parts_as_text() -> None:
+    file = {"type": "file", "file": {"file_data": "data:application/pdf;base64,JVBERi0="}}
+    content = [{"type": "text", "text": "a"}, file, {"type": "reference", "id": 1}]
+
+    assert messages({"role": "tool", "tool_call_id": "a", "content": content})[0].parts == [
+        ToolResultPart(
+            "a", [TextPart("a"), DocumentPart("application/pdf", data="JVBERi0="), TextPart('{"type":"reference","id":1}')]
+        )
+    ]
+
+
+@pytest.mark.parametrize("mode", ["auto", "required"])
+def test_allowed_tools_are_those_that_are_offered(mode: str) -> None:
+    tools = [{"type": "function", "function": {"name": name}} for name in ("f", "g")]
+    choice = {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools[1:]}}
+
+    request = parse(tools=tools, tool_choice=choice)
+
+    assert ([tool.name for tool in request.tools], request.tool_choice) == (["g"], ToolChoice(mode))
+    assert parse(tools=tools[:1], tool_choice=choice).opaque == (
+        [OpaquePart(mode, "tool_choice")] if mode == "required" else []
+    )
 
 
 def test_assistant_turn_is_read_with_its_calls() -> None:
@@ -201,7 +234,7 @@ def test_assistant_turn_is_read_with_its_calls() -> None:
                 {"id": "a", "type": "function", "function": {"name": "f", "arguments": '{"x":1}'}},
                 {"id": "b", "function": {"name": "g", "arguments": ""}},
                 {"id": "c", "type": "function", "function": {"name": "h", "arguments": {"y": 2}}},
-                {"id": "d", "type": "custom", "custom": {}},
+                {"id": "d", "type": "custom", "custom": {"name": "p", "input": "*** x"}},
             ],
         }
     )
@@ -212,7 +245,7 @@ def test_assistant_turn_is_read_with_its_calls() -> None:
         ToolCallPart("a", "f", '{"x":1}'),
         ToolCallPart("b", "g", "{}"),
         ToolCallPart("c", "h", '{"y":2}'),
-        OpaquePart("custom", "messages.0.tool_calls.3"),
+        ToolCallPart("d", "p", '{"input":"*** x"}'),
     ]
 
 

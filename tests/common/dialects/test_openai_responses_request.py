@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from common.canonical.errors import ErrorKind, GatewayError
 from common.canonical.events import ReasoningBlock, ToolCall
 from common.canonical.generation import (
+    DocumentPart,
     GenerationRequest,
     ImagePart,
     Message,
@@ -170,17 +171,26 @@ def test_roles_and_text_in_all_their_forms() -> None:
     ]
 
 
-def test_images() -> None:
+DOCX = "application/vnd.openxmlformats-officedocument.wordprocessingml.document"
+
+
+def test_images_and_files() -> None:
     assert parts(
         {"type": "input_image", "image_url": "data:image/PNG;base64,QUJD", "detail": "low"},
         {"type": "input_image", "image_url": "https://x/y.png"},
         {"type": "input_image", "file_id": "file_1"},
         {"type": "input_file", "file_id": "file_1"},
+        {"type": "input_file", "file_url": "https://x/y.pdf?z=1"},
+        {"type": "input_file", "filename": "a.docx", "file_data": "QUJD"},
+        {"type": "input_file"},
     ) == [
         ImagePart(data="QUJD", media_type="image/png", detail="low"),
         ImagePart(url="https://x/y.png"),
         OpaquePart("input_image", "input.0.content.2"),
-        OpaquePart("input_file", "input.0.content.3"),
+        DocumentPart("application/pdf", file_id="file_1", files_at="openai"),
+        DocumentPart("application/pdf", url="https://x/y.pdf?z=1"),
+        DocumentPart(DOCX, data="QUJD", name="a.docx"),
+        OpaquePart("input_file", "input.0.content.6"),
     ]
 
 
@@ -248,7 +258,63 @@ def test_only_our_own_seal_is_ours() -> None:
     assert not is_wrapped(None)
 
 
-@pytest.mark.parametrize("type_", ["item_reference", "web_search_call", "custom_tool_call", "compaction"])
+PATCH = {"type": "custom_tool_call", "call_id": "a", "name": "apply_patch", "input": "*** x"}
+SHELL = {"type": "local_shell_call", "id": "lsh_1", "call_id": "b", "status": "completed", "action": {"command": ["ls"]}}
+
+
+def test_calls_that_only_openai_has_are_calls_in_the_history() -> None:
+    assert messages(
+        PATCH,
+        SHELL,
+        {"type": "custom_tool_call_output", "call_id": "a", "output": "ok"},
+        {"type": "local_shell_call_output", "call_id": "b", "output": [{"stdout": "x"}]},
+        {"type": "computer_call_output", "call_id": "c", "output": {"type": "computer_screenshot", "image_url": "https://x/y"}},
+    ) == [
+        Message(
+            Role.ASSISTANT,
+            [
+                ToolCallPart("a", "apply_patch", '{"input":"*** x"}'),
+                ToolCallPart("b", "local_shell", '{"action":{"command":["ls"]}}'),
+            ],
+        ),
+        Message(
+            Role.USER,
+            [
+                ToolResultPart("a", [TextPart("ok")]),
+                ToolResultPart("b", [TextPart('{"stdout":"x"}')]),
+                ToolResultPart("c", [ImagePart(url="https://x/y")]),
+            ],
+        ),
+    ]
+
+
+def test_what_ran_at_openai_belongs_to_the_models_turn_and_keeps_its_texts_apart() -> None:
+    search = {"type": "web_search_call", "id": "ws_1", "action": {}}
+    said = [{"role": "assistant", "content": text} for text in ("a", "b")]
+
+    assert messages(said[0], search, said[1]) == [
+        Message(Role.ASSISTANT, [TextPart("a"), OpaquePart("web_search_call", "input.1")]),
+        Message(Role.ASSISTANT, [TextPart("b")]),
+    ]
+
+
+def test_tools_that_come_as_items_are_tools() -> None:
+    space = {"type": "namespace", "name": "crm", "tools": [FUNCTION, {"type": "custom", "name": "exec"}]}
+    items = [
+        {"type": "additional_tools", "role": "developer", "tools": [FUNCTION, space]},
+        {"role": "user", "content": "x"},
+        {"type": "tool_search_output", "tools": [FUNCTION, {"type": "function", "name": "late"}]},
+    ]
+
+    request = ask(input=items, tool_choice={"type": "function", "name": "late"})
+
+    assert [tool.name for tool in request.tools] == ["f", "crm__f", "late"]
+    assert request.dropped == ["input.0.tools.1.tools.1"]
+    assert len(request.messages) == 2
+    assert namespaces({"input": items}) == {"crm__f": ("crm", "f")}
+
+
+@pytest.mark.parametrize("type_", ["item_reference", "web_search_call", "tool_search_call", "compaction"])
 def test_items_that_only_openai_has_are_opaque(type_: str) -> None:
     assert messages({"role": "user", "content": "x"}, {"type": type_, "id": "x_1"})[1].parts == [OpaquePart(type_, "input.1")]
 

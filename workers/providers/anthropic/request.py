@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 
 from common.canonical.generation import (
+    DocumentPart,
     GenerationRequest,
     ImagePart,
     Message,
@@ -38,6 +39,7 @@ _BUDGET_TOKENS_OF = {"minimal": 1024, "low": 2048, "medium": 8192, "high": 16384
 # and then; a schema would be enforced.
 _ONLY_JSON = "Answer with one valid JSON object and nothing else: no words before or after it, and no code fence."
 _TOOL_CHOICE = {"auto": "auto", "required": "any", "none": "none"}
+_TITLE_CHARS_MAX = 500
 _NOT_IN_IDS = re.compile(r"[^a-zA-Z0-9_-]")
 
 
@@ -124,6 +126,8 @@ def _block(part: Part) -> dict[str, Any] | None:
             return {"type": "text", "text": part.text} if part.text.strip() else None
         case ImagePart():
             return _image(part)
+        case DocumentPart():
+            return _document(part)
         case ReasoningPart(redacted=str()):
             return {"type": "redacted_thinking", "data": part.redacted}
         case ReasoningPart():
@@ -168,6 +172,21 @@ def _image(part: ImagePart) -> dict[str, Any]:
     if part.url is not None:
         return {"type": "image", "source": {"type": "url", "url": part.url}}
     return {"type": "image", "source": {"type": "base64", "media_type": part.media_type, "data": part.data}}
+
+
+def _document(part: DocumentPart) -> dict[str, Any] | None:
+    """Source: https://platform.claude.com/docs/en/build-with-claude/pdf-support"""
+    if part.text is not None:
+        if not part.text.strip():
+            return None
+        source = {"type": "text", "media_type": "text/plain", "data": part.text}
+    elif part.url is not None:
+        source = {"type": "url", "url": part.url}
+    elif part.file_id is not None:
+        source = {"type": "file", "file_id": part.file_id}
+    else:
+        source = {"type": "base64", "media_type": part.media_type, "data": part.data or ""}
+    return {"type": "document", "source": source} | ({"title": part.name[:_TITLE_CHARS_MAX]} if part.name else {})
 
 
 def _result(part: ToolResultPart) -> dict[str, Any]:

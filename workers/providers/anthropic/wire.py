@@ -31,11 +31,19 @@ from workers.providers.anthropic.request import build_body, without_foreign_reas
 from workers.providers.base import Deployment, UpstreamRequest
 from workers.providers.shared import errors
 from workers.providers.shared.figures import Figures, index_of
+from workers.providers.shared.history import Carries, fit_history
 from workers.providers.shared.json_decoder import JsonDecoder
 from workers.providers.shared.loose_json import dict_of, list_of, read_json, text_of
 from workers.providers.shared.plain_shape import PlainShape
 
 _VERSION = "2023-06-01"
+# Source: https://platform.claude.com/docs/en/build-with-claude/pdf-support
+_CARRIES = Carries(
+    kinds=frozenset({"image", "pdf", "text"}),
+    by_url=frozenset({"image", "pdf"}),
+    files_at="anthropic",
+    text_documents=True,
+)
 _FINISH_REASON = {
     **REASON_OF_WORD,
     "model_context_window_exceeded": FinishReason.LENGTH,
@@ -51,8 +59,9 @@ class Anthropic:
     end_mark = MESSAGE_STOP
 
     def build_request(self, request: GenerationRequest, deployment: Deployment) -> UpstreamRequest:
+        request, left_out = fit_history(request, deployment.facts, _CARRIES)
         body, dropped = build_body(request, deployment.model)
-        return UpstreamRequest(_url(deployment), _headers(deployment, {}), body, dropped)
+        return UpstreamRequest(_url(deployment), _headers(deployment, {}), body, dropped + left_out)
 
     def pass_request(self, body: Mapping[str, Any], headers: Mapping[str, str], deployment: Deployment) -> UpstreamRequest:
         return UpstreamRequest(_url(deployment), _headers(deployment, headers), orjson.dumps(_passed(body, deployment)))

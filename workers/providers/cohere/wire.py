@@ -28,9 +28,11 @@ from workers.providers.base import Deployment, UpstreamRequest
 from workers.providers.cohere.request import build_body
 from workers.providers.shared import errors
 from workers.providers.shared.figures import Figures, index_of
+from workers.providers.shared.history import Carries, fit_history
 from workers.providers.shared.json_decoder import JsonDecoder
 from workers.providers.shared.loose_json import dict_of, list_of, text_of
 
+_CARRIES = Carries()
 _FINISH_REASON = {
     "COMPLETE": FinishReason.STOP,
     "STOP_SEQUENCE": FinishReason.STOP_SEQUENCE,
@@ -43,8 +45,9 @@ _FAILURES: dict[str, dict[str, str]] = {"ERROR": {}, "TIMEOUT": {"type": "timeou
 
 class Cohere:
     def build_request(self, request: GenerationRequest, deployment: Deployment) -> UpstreamRequest:
+        request, left_out = fit_history(request, deployment.facts, _CARRIES)
         body, dropped = build_body(request, deployment.model)
-        return UpstreamRequest(_url(deployment), deployment.request_headers(), body, dropped)
+        return UpstreamRequest(_url(deployment), deployment.request_headers(), body, dropped + left_out)
 
     def decoder(self, choices: int = 1) -> "EventDecoder":
         return EventDecoder()

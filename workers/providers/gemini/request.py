@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from common.canonical.generation import (
+    DocumentPart,
     GenerationRequest,
     ImagePart,
     Message,
@@ -156,8 +157,8 @@ def _user_parts(part: Part, names: dict[str, str], model: str) -> Iterable[dict[
     match part:
         case TextPart():
             return [{"text": part.text}] if part.text else []
-        case ImagePart():
-            return [_image(part)]
+        case ImagePart() | DocumentPart():
+            return [_media(part)]
         case ToolResultPart():
             return _result(part, names, model)
         case ReasoningPart():
@@ -168,30 +169,40 @@ def _user_parts(part: Part, names: dict[str, str], model: str) -> Iterable[dict[
             raise unsupported_part_error(part)
 
 
-def _image(part: ImagePart) -> dict[str, Any]:
+def _media(part: ImagePart | DocumentPart) -> dict[str, Any]:
     if part.url is None:
         return {"inlineData": {"mimeType": part.media_type, "data": part.data}}
-    file = {"fileUri": part.url}  # Google fetches it. We must guess its media type.
+    file = {"fileUri": part.url}  # Google fetches it. We must guess an image's media type.
+    if isinstance(part, DocumentPart):
+        return {"fileData": {**file, "mimeType": part.media_type}}
     if match := _IMAGE_TYPE.search(part.url):
         file["mimeType"] = "image/" + match[1].lower().replace("jpg", "jpeg")
     return {"fileData": file}
 
 
 def _result(part: ToolResultPart, names: dict[str, str], model: str) -> list[dict[str, Any]]:
-    """Return a tool's result. Images are inside it if the model supports that and they are inline, otherwise after it."""
-    text = "\n\n".join(_text(content_part) for content_part in part.content if not isinstance(content_part, ImagePart))
-    images = [_image(content_part) for content_part in part.content if isinstance(content_part, ImagePart)]
+    """Return a tool's result. Media are inside it if the model supports that and they are inline, otherwise after it.
+
+    Source: https://ai.google.dev/gemini-api/docs/function-calling (multimodal function responses: images, PDF, text)
+    """
+    text = "\n\n".join(_text(inner) for inner in part.content if not isinstance(inner, ImagePart | DocumentPart))
+    media = [_media(inner) for inner in part.content if isinstance(inner, ImagePart | DocumentPart)]
     name = names.get(part.tool_call_id)
     if name is None:
         raise invalid_field_error(
             "messages", f"hold a tool result for {part.tool_call_id[:100]!r}, which is not a call in this conversation"
         )
-    inner = [image for image in images if "inlineData" in image and _is_since_3(model)]
+    within = [medium for medium in media if _is_since_3(model) and _fits_in_result(medium)]
     result: dict[str, Any] = {"id": part.tool_call_id, "name": name}
     result["response"] = {"error" if part.is_error else "output": text}
-    if inner:
-        result["parts"] = inner
-    return [{"functionResponse": result}, *(image for image in images if image not in inner)]
+    if within:
+        result["parts"] = within
+    return [{"functionResponse": result}, *(medium for medium in media if medium not in within)]
+
+
+def _fits_in_result(medium: dict[str, Any]) -> bool:
+    media_type = medium.get("inlineData", {}).get("mimeType") or ""
+    return media_type.startswith("image/") or media_type == "application/pdf"
 
 
 # Tools and settings

@@ -39,8 +39,12 @@ from workers.providers.gemini.arguments import ArgumentsError, ArgumentsSoFar
 from workers.providers.gemini.request import SIGNED_BY, build_body, dropped
 from workers.providers.shared import errors
 from workers.providers.shared.figures import Figures, index_of
+from workers.providers.shared.history import Carries, Kind, fit_history
 from workers.providers.shared.loose_json import dict_of, list_of, read_json, text_of
 
+# Source: https://ai.google.dev/gemini-api/docs/document-processing; other files than these are refused there.
+_MEDIA: frozenset[Kind] = frozenset({"image", "pdf", "text", "audio", "video"})
+_CARRIES = Carries(kinds=_MEDIA, by_url=_MEDIA)
 _FINISH_REASON = {
     "STOP": FinishReason.STOP,
     "MAX_TOKENS": FinishReason.LENGTH,
@@ -85,10 +89,11 @@ _ENDS_IN_VERSION = re.compile(r"/v\d\w*$")
 class Gemini:
     def build_request(self, request: GenerationRequest, deployment: Deployment) -> UpstreamRequest:
         model = _model(deployment)
+        request, left_out = fit_history(request, deployment.facts, _CARRIES)
         body = orjson.dumps(build_body(request, model))
         url = _url(deployment, "streamGenerateContent")
         url += "&alt=sse" if deployment.query else "?alt=sse"  # Without it the answer would be one JSON array.
-        return UpstreamRequest(url, deployment.request_headers("x-goog-api-key", ""), body, dropped(request, model))
+        return UpstreamRequest(url, deployment.request_headers("x-goog-api-key", ""), body, dropped(request, model) + left_out)
 
     def decoder(self, choices: int = 1) -> "ContentDecoder":
         return ContentDecoder(choices)
@@ -101,6 +106,7 @@ class Gemini:
     ) -> UpstreamRequest:
         """Source: https://ai.google.dev/api/tokens"""
         model = _model(deployment)
+        request, _ = fit_history(request, deployment.facts, _CARRIES)
         counted = {"generateContentRequest": {"model": f"models/{model}", **build_body(request, model)}}
         return UpstreamRequest(
             _url(deployment, "countTokens"), deployment.request_headers("x-goog-api-key", ""), orjson.dumps(counted)

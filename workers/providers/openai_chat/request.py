@@ -8,6 +8,7 @@ from typing import Any
 
 from common.canonical.errors import ErrorKind, GatewayError
 from common.canonical.generation import (
+    DocumentPart,
     GenerationRequest,
     ImagePart,
     Message,
@@ -72,13 +73,13 @@ def _items(message: Message, quirks: Quirks) -> Iterable[dict[str, Any]]:
     user_parts: list[Part] = []
     for part in message.parts:
         if isinstance(part, ToolResultPart):
-            text = "\n\n".join(_text(content_part) for content_part in part.content if not isinstance(content_part, ImagePart))
+            text = "\n\n".join(_text(inner) for inner in part.content if not isinstance(inner, ImagePart | DocumentPart))
             content = openai_fields.result_text(part, text)
             yield {"role": "tool", "tool_call_id": openai_fields.call_id(part.tool_call_id), "content": content}
-            # A tool message can contain only text. Its images follow in the user's message.
-            user_parts.extend(content_part for content_part in part.content if isinstance(content_part, ImagePart))
+            # A tool message can contain only text. Its images and documents follow in the user's message.
+            user_parts.extend(inner for inner in part.content if isinstance(inner, ImagePart | DocumentPart))
     user_parts.extend(part for part in message.parts if not isinstance(part, ToolResultPart))
-    user_content = _content(user_parts)
+    user_content = _content(user_parts, quirks)
     if user_content:
         yield {"role": message.role.value, "content": user_content}
 
@@ -111,16 +112,33 @@ def _text(part: Part) -> str:
     raise _unsupported_part_error(part if isinstance(part, OpaquePart) else OpaquePart(type(part).__name__, "messages"))
 
 
-def _content(parts: list[Part]) -> str | list[dict[str, Any]]:
+def _content(parts: list[Part], quirks: Quirks) -> str | list[dict[str, Any]]:
     """Return a string if there is only text: some compatible servers do not support content parts."""
-    if not any(isinstance(part, ImagePart) for part in parts):
+    if not any(isinstance(part, ImagePart | DocumentPart) for part in parts):
         texts = [_text(part) for part in parts if not isinstance(part, ReasoningPart)]
         return "\n\n".join(text for text in texts if text)
-    return [
-        _image(part) if isinstance(part, ImagePart) else {"type": "text", "text": _text(part)}
-        for part in parts
-        if not isinstance(part, ReasoningPart)
-    ]
+    return [_content_part(part, quirks) for part in parts if not isinstance(part, ReasoningPart)]
+
+
+def _content_part(part: Part, quirks: Quirks) -> dict[str, Any]:
+    match part:
+        case ImagePart():
+            return _image(part)
+        case DocumentPart():
+            return _document(part, quirks)
+        case _:
+            return {"type": "text", "text": _text(part)}
+
+
+def _document(part: DocumentPart, quirks: Quirks) -> dict[str, Any]:
+    if part.media_type.startswith("audio/"):
+        return {
+            "type": "input_audio",
+            "input_audio": {"data": part.data, "format": openai_fields.audio_format(part.media_type)},
+        }
+    if quirks.document_part == "document_url":
+        return {"type": "document_url", "document_url": part.address} | ({"document_name": part.name} if part.name else {})
+    return {"type": "file", "file": openai_fields.file(part)}
 
 
 def _image(part: ImagePart) -> dict[str, Any]:

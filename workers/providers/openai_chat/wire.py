@@ -33,6 +33,7 @@ from workers.providers.base import Deployment, UpstreamRequest
 from workers.providers.openai_chat.request import build_body
 from workers.providers.shared import errors
 from workers.providers.shared.figures import Figures, index_of
+from workers.providers.shared.history import fit_history
 from workers.providers.shared.json_decoder import JsonDecoder
 from workers.providers.shared.loose_json import dict_of, list_of, read_json, text_of, word_of
 from workers.providers.shared.plain_shape import PlainShape
@@ -66,8 +67,10 @@ class OpenAiCompatible:
     end_mark = DONE_EVENT
 
     def build_request(self, request: GenerationRequest, deployment: Deployment) -> UpstreamRequest:
-        body = build_body(request, deployment.model, find_quirks(deployment))
-        dropped = fit(body, deployment) + (["top_k"] if request.top_k is not None else [])
+        quirks = find_quirks(deployment)
+        request, left_out = fit_history(request, deployment.facts, quirks.carries)
+        body = build_body(request, deployment.model, quirks)
+        dropped = fit(body, deployment) + (["top_k"] if request.top_k is not None else []) + left_out
         return UpstreamRequest(_url(deployment), _headers(deployment, {}), orjson.dumps(body), dropped)
 
     def pass_request(self, body: Mapping[str, Any], headers: Mapping[str, str], deployment: Deployment) -> UpstreamRequest:

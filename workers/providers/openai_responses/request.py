@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 
 from common.canonical.generation import (
+    DocumentPart,
     GenerationRequest,
     ImagePart,
     Message,
@@ -147,18 +148,20 @@ def _reasoning(part: ReasoningPart) -> dict[str, Any]:
 
 def _output(result: ToolResultPart) -> str | list[dict[str, Any]]:
     """Return a string if there is only text: other vendors of this family do not support content parts in results."""
-    images = [part for part in result.content if isinstance(part, ImagePart)]
-    text = "\n\n".join(_text(part) for part in result.content if not isinstance(part, ImagePart))
+    media = [part for part in result.content if isinstance(part, ImagePart | DocumentPart)]
+    text = "\n\n".join(_text(part) for part in result.content if not isinstance(part, ImagePart | DocumentPart))
     text = openai_fields.result_text(result, text)
-    if not images:
+    if not media:
         return text
     texts = [{"type": "input_text", "text": text}] if text else []
-    return texts + [_image(image) for image in images]
+    return texts + [_image(part) if isinstance(part, ImagePart) else _document(part) for part in media]
 
 
 def _content(part: Part, *, is_own: bool) -> dict[str, Any] | None:
     if isinstance(part, ImagePart):
         return _image(part)
+    if isinstance(part, DocumentPart):
+        return _document(part)
     text = _text(part)
     return {"type": "output_text" if is_own else "input_text", "text": text} if text else None
 
@@ -174,6 +177,11 @@ def _image(part: ImagePart) -> dict[str, Any]:
     if part.detail is not None:
         image["detail"] = part.detail
     return image
+
+
+def _document(part: DocumentPart) -> dict[str, Any]:
+    """Source: https://developers.openai.com/api/docs/guides/file-inputs"""
+    return {"type": "input_file", **({"file_url": part.url} if part.url is not None else openai_fields.file(part))}
 
 
 def _tool(tool: Tool) -> dict[str, Any]:

@@ -42,10 +42,11 @@ from workers.providers.base import Deployment, UpstreamRequest
 from workers.providers.openai_responses.request import REASONING_MARK, build_body, build_count_body
 from workers.providers.shared import errors
 from workers.providers.shared.figures import Figures, index_of
+from workers.providers.shared.history import fit_history
 from workers.providers.shared.json_decoder import JsonDecoder
 from workers.providers.shared.loose_json import dict_of, list_of, read_json, text_of
 from workers.providers.shared.plain_shape import NumberedShape
-from workers.providers.shared.quirks import fit_response
+from workers.providers.shared.quirks import find_quirks, fit_response
 
 _PASSED_HEADERS = ("openai-beta",)
 # Fields that Sluice handles itself for every provider: it stores conversations and answers.
@@ -73,8 +74,9 @@ class OpenAiResponses:
     end_mark = b""  # A stream without its own end event is cut off, and fails.
 
     def build_request(self, request: GenerationRequest, deployment: Deployment) -> UpstreamRequest:
+        request, left_out = fit_history(request, deployment.facts, find_quirks(deployment).carries_in_responses)
         body, dropped = build_body(request, deployment.model, in_background=deployment.in_background)
-        return UpstreamRequest(_url(deployment), _headers(deployment, {}), body, dropped)
+        return UpstreamRequest(_url(deployment), _headers(deployment, {}), body, dropped + left_out)
 
     def pass_request(self, body: Mapping[str, Any], headers: Mapping[str, str], deployment: Deployment) -> UpstreamRequest:
         changed = {name: value for name, value in body.items() if name not in _OWN_FIELDS} | {"model": deployment.model}
@@ -124,6 +126,7 @@ class OpenAiResponses:
         self, request: GenerationRequest, body: Mapping[str, Any], headers: Mapping[str, str], deployment: Deployment
     ) -> UpstreamRequest:
         """Source: https://platform.openai.com/docs/api-reference/responses/input-tokens"""
+        request, _ = fit_history(request, deployment.facts, find_quirks(deployment).carries_in_responses)
         counted = orjson.dumps(build_count_body(request, deployment.model))
         return UpstreamRequest(deployment.url("/responses/input_tokens"), _headers(deployment, {}), counted)
 

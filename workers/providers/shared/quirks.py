@@ -13,10 +13,21 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from workers.providers.base import Deployment
+from workers.providers.shared.history import Carries, Kind
 from workers.providers.shared.loose_json import dict_of, list_of, text_of
+
+# A server that is not known takes images, and files only if the table of models says that its model reads them.
+_IMAGES = Carries(known_only=frozenset({"pdf", "audio"}))
+_IMAGES_IN_RESPONSES = Carries(known_only=frozenset({"pdf", "text", "other"}))
+# Source: https://developers.openai.com/api/docs/guides/file-inputs
+_OPENAI = Carries(kinds=frozenset({"image", "pdf"}), known_only=frozenset({"audio"}), files_at="openai")
+_FILES: frozenset[Kind] = frozenset({"image", "pdf", "text", "other"})
+_OPENAI_IN_RESPONSES = Carries(kinds=_FILES, by_url=_FILES, files_at="openai")
+# Source: https://docs.mistral.ai/studio-api/document-processing/document_qna
+_MISTRAL: frozenset[Kind] = frozenset({"image", "pdf"})
 
 _MISTRAL_CALL_ID = re.compile(r"[a-zA-Z0-9]{9}")
 
@@ -28,7 +39,8 @@ class Quirks:
     ``limit``: the field for the most tokens of an answer, if we choose it. ``renamed``: OpenAI's fields for which the vendor
     has another name. ``unknown``: fields that the vendor refuses or silently ignores; ``unknown_to``: more of them, for models
     that a pattern matches; ``unknown_in_responses``: those of the Responses API. ``reasoning_field``: the field in which an
-    assistant's message carries its reasoning back.
+    assistant's message carries its reasoning back. ``carries``, ``carries_in_responses``: which images and documents the vendor
+    takes; ``document_part``: the content part that holds a document.
     """
 
     limit: str = "max_tokens"
@@ -40,6 +52,9 @@ class Quirks:
     knows_developer: bool = True
     has_short_call_ids: bool = False
     reasoning_field: str | None = None
+    carries: Carries = _IMAGES
+    carries_in_responses: Carries = _IMAGES_IN_RESPONSES
+    document_part: Literal["file", "document_url"] = "file"
 
 
 _ONE_LIMIT = {"max_completion_tokens": "max_tokens"}
@@ -49,8 +64,8 @@ _BOOKKEEPING = frozenset({"store", "metadata", "safety_identifier", "prompt_cach
 _ECHOED = frozenset({"refusal", "annotations", "audio", "function_call", "reasoning_content"})
 
 QUIRKS: Mapping[str, Quirks] = {
-    "openai": Quirks(limit="max_completion_tokens"),
-    "azure-openai": Quirks(limit="max_completion_tokens"),
+    "openai": Quirks(limit="max_completion_tokens", carries=_OPENAI, carries_in_responses=_OPENAI_IN_RESPONSES),
+    "azure-openai": Quirks(limit="max_completion_tokens", carries=_OPENAI, carries_in_responses=_OPENAI_IN_RESPONSES),
     "mistral": Quirks(
         renamed={**_ONE_LIMIT, "seed": "random_seed"},
         # It always reports usage, and refuses the option that asks for it.
@@ -58,6 +73,8 @@ QUIRKS: Mapping[str, Quirks] = {
         unknown_in_messages=_ECHOED | {"name", "reasoning"},
         knows_developer=False,
         has_short_call_ids=True,
+        carries=Carries(kinds=_MISTRAL, by_url=_MISTRAL),
+        document_part="document_url",
     ),
     "groq": Quirks(unknown=_BOOKKEEPING, unknown_in_messages=_ECHOED | {"name"}),
     "grok": Quirks(

@@ -1,0 +1,170 @@
+"""What becomes of the parts of a conversation that a wire or its model cannot read?
+
+A wire says what it ``Carries``; the table of models says what the model reads. What the client asks for now is refused by its
+path. What stands in the history never ends a session: a document or an image becomes a short text, anything else is left out,
+and both are named to the client. A tool's result is history: the client did not choose what is in it.
+
+Whether a part counts as history changes only a refusal, never a text, so a conversation keeps its prefix from turn to turn.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from common.canonical.generation import (
+    DocumentPart,
+    GenerationRequest,
+    ImagePart,
+    Message,
+    OpaquePart,
+    Role,
+    TextPart,
+    ToolResultPart,
+)
+from common.vendors.models import ModelFacts
+from workers.providers.shared.unsupported import invalid_field_error, unsupported_part_error
+
+Kind = Literal["image", "pdf", "text", "audio", "video", "other"]
+
+_NAMED_MAX = 10  # Paths in one response header; proxies limit its size.
+# The fact of the table that speaks for a kind of document that it does not name.
+_FACT_OF: dict[str, str] = {"other": "pdf", "text": "pdf"}
+
+
+@dataclass(frozen=True, slots=True)
+class Carries:
+    """What a wire can express. ``by_url``: what its vendor fetches. ``files_at``: whose uploaded files it can name.
+
+    ``known_only``: what it can express, but only few models read. It is sent if the table of models says that this one does.
+    ``text_documents``: whether a plain text has a form of its own; otherwise it becomes a text like every other.
+    """
+
+    kinds: frozenset[Kind] = frozenset({"image"})
+    known_only: frozenset[Kind] = frozenset()
+    by_url: frozenset[Kind] = frozenset({"image"})
+    files_at: str | None = None
+    text_documents: bool = False
+
+
+def fit_history(request: GenerationRequest, facts: ModelFacts, carries: Carries) -> tuple[GenerationRequest, list[str]]:
+    """Return the request with only such parts as the wire can express, and the names of those that were left out or replaced.
+
+    Raises:
+        GatewayError: INVALID_REQUEST that names a part of the last user's turn.
+    """
+    fitter = _Fitter(facts, carries)
+    asked_from = _last_turn(request.messages)
+    messages = []
+    for index, message in enumerate(request.messages):
+        parts = fitter.fit(message.parts, is_asked=index >= asked_from, role=message.role)
+        if parts is message.parts:
+            messages.append(message)
+        elif parts:
+            messages.append(Message(message.role, parts))
+    if not fitter.has_changed:
+        return request, []
+    return replace(request, messages=messages), _shortened(fitter.left_out)
+
+
+def _last_turn(messages: Sequence[Message]) -> int:
+    """Return the index of the first message after the model's last one. The beginning of its next answer does not count."""
+    index = len(messages)
+    while index and messages[index - 1].role is Role.ASSISTANT:
+        index -= 1
+    while index and messages[index - 1].role is not Role.ASSISTANT:
+        index -= 1
+    return index
+
+
+def _shortened(paths: list[str]) -> list[str]:
+    more = len(paths) - _NAMED_MAX
+    return paths if more <= 0 else [*paths[:_NAMED_MAX], f"{more} more parts of messages"]
+
+
+@dataclass(slots=True)
+class _Fitter:
+    facts: ModelFacts
+    carries: Carries
+    left_out: list[str] = field(default_factory=list)
+    has_changed: bool = False
+
+    def fit(self, parts: list[Any], *, is_asked: bool, role: Role) -> list[Any]:
+        """Return the same list if every part can stay, otherwise a new one."""
+        fitted: list[Any] | None = None
+        for index, part in enumerate(parts):
+            new = self._fit(part, is_asked=is_asked, role=role)
+            if fitted is None and new is not part:
+                fitted, self.has_changed = parts[:index], True
+            if fitted is not None and new is not None:
+                fitted.append(new)
+        return parts if fitted is None else fitted
+
+    def _fit(self, part: Any, *, is_asked: bool, role: Role) -> Any:
+        match part:
+            case ToolResultPart():
+                content = self.fit(part.content, is_asked=False, role=role)
+                return part if content is part.content else replace(part, content=content)
+            case DocumentPart(text=str() as text) if not self.carries.text_documents:
+                return TextPart(f"{part.name}\n\n{text}" if part.name else text)
+            case ImagePart() | DocumentPart() if role is Role.ASSISTANT:
+                return self._leave_out(part)  # A model must not find our words among its own.
+            case ImagePart() | DocumentPart():
+                if (fault := self._fault(part)) is None:
+                    return part
+                if is_asked:
+                    raise invalid_field_error(part.path, fault)
+                self._leave_out(part)
+                return TextPart(_mention(part))
+            case OpaquePart():
+                if is_asked and role is not Role.ASSISTANT:
+                    raise unsupported_part_error(part)
+                return self._leave_out(part)
+            case _:
+                return part
+
+    def _leave_out(self, part: ImagePart | DocumentPart | OpaquePart) -> None:
+        self.left_out.append(part.path)
+
+    def _fault(self, part: ImagePart | DocumentPart) -> str | None:
+        """Return why the part cannot be sent, as the rest of a sentence; None: it can."""
+        if isinstance(part, DocumentPart) and part.file_id is not None:
+            is_there = part.files_at is not None and part.files_at == self.carries.files_at
+            return None if is_there else "must hold the document itself: the file was uploaded to another vendor"
+        kind = kind_of(part)
+        if not self._reads(kind):
+            what = "an image" if isinstance(part, ImagePart) else f"a document of the type {part.media_type}"
+            return f"must not be {what}: this model cannot read it; leave it out, send its text, or choose another model"
+        if part.url is not None and kind not in self.carries.by_url:
+            return "must hold the document itself, in base64: the provider of this model does not fetch it"
+        return None
+
+    def _reads(self, kind: Kind) -> bool:
+        known = self.facts.reads
+        if kind in self.carries.known_only:
+            return known is not None and _FACT_OF.get(kind, kind) in known
+        return kind in self.carries.kinds and (known is None or kind == "video" or _FACT_OF.get(kind, kind) in known)
+
+
+def kind_of(part: ImagePart | DocumentPart) -> Kind:
+    if isinstance(part, ImagePart):
+        return "image"
+    if part.text is not None:
+        return "text"
+    if part.media_type == "application/pdf":
+        return "pdf"
+    match part.media_type.partition("/")[0]:
+        case "audio":
+            return "audio"
+        case "video":
+            return "video"
+        case "text":
+            return "text"
+        case _:
+            return "other"
+
+
+def _mention(part: ImagePart | DocumentPart) -> str:
+    if isinstance(part, ImagePart):
+        return "[Here was an image, which this model cannot read.]"
+    name = f" {part.name or part.url}" if part.name or part.url else ""
+    return f"[Here was the document{name} ({part.media_type}), which this model cannot read.]"
