@@ -68,6 +68,10 @@ class ModelFacts(BaseModel):
         "never",
         description="Which assistant's messages of the history must carry it: those of turns with tool calls, or all.",
     )
+    reasoning_is_bound: bool = Field(
+        False,
+        description="It refuses reasoning of the history when the system prompt, a tool or a message before it has changed.",
+    )
     refused_fields: frozenset[str] = Field(frozenset(), description="Sampling fields that it refuses, by our names.")
     refused_while_reasoning: frozenset[str] = Field(
         frozenset(), description="Sampling fields that it refuses too, unless its reasoning is off."
