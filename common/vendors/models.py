@@ -118,6 +118,9 @@ class ModelFacts(BaseModel):
     user_after_tool: bool = Field(True, description="Whether a user's message may follow a tool's result directly.")
     context_tokens: _Tokens | None = Field(None, description="Its context window, in tokens.")
     output_tokens_max: _Tokens | None = Field(None, description="The longest answer, in tokens.")
+    output_tokens_max_unstreamed: _Tokens | None = Field(
+        None, description="The longest answer to a request that is not streamed, in tokens. Unset: the same."
+    )
     retires: Annotated[str, StringConstraints(pattern=r"^\d{4}-\d{2}-\d{2}$")] | None = Field(
         None, description="The day on which its vendor stops serving it."
     )

@@ -70,6 +70,15 @@ def test_each_row_is_of_a_known_vendor_and_says_where_it_comes_from(row):
         ("ollama", "llama3.1:8b", {"reasoning": "never", "efforts": ()}),
         ("ollama", "gpt-oss:20b", {"reasoning": "always", "reasoning_off": "none", "reasoning_field": "reasoning"}),
         ("llama-cpp", "gemma-4-31b", {"reasoning": "on_request", "reasoning_field": "reasoning_content"}),
+        ("anthropic", "claude-sonnet-5", {"reasoning_is_bound": False}),
+        ("anthropic", "claude-fable-5-2", {"reasoning_is_bound": True, "reasoning": "always"}),
+        ("cerebras", "qwen-3.8-27b", {"reasoning_field": "reasoning", "tools_strict_alike": True}),
+        ("google-ai-studio", "gemini-4-argon", {"output_tokens_max_unstreamed": 32_768, "output_tokens_max": 65_536}),
+        ("grok", "grok-4.7", {"tool_names_reserved": frozenset({"tool_search", "web_search"})}),
+        ("groq", "qwen/qwen3.8-27b", {"json_schema": True, "json_schema_with_tools": False}),
+        ("openai", "gpt-4o", {"tool_names_reserved": frozenset()}),
+        ("openai", "o4-mini", {"tool_names_reserved": frozenset({"python"})}),
+        ("workers-ai", "@cf/google/gemma-4-26b-a4b-it", {"reasoning": "on_request", "efforts": ("none", "high")}),
     ],
 )
 def test_what_is_known_of_a_model(vendor, model, expected):
