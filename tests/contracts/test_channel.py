@@ -288,6 +288,18 @@ async def test_there_is_no_note_where_none_was_left(channel):
     assert (await channel.fence(FIRST, is_handover=False)).note is None
 
 
+async def test_a_fence_that_is_refused_hands_out_nothing(channel):
+    refused = [await channel.fence(FIRST, is_handover=False)]
+    await begun(channel, SECOND)
+    refused.append(await channel.fence(FIRST, is_handover=False))
+    await append(channel, SECOND, FrameId(2, 1), end(SECOND, 2))
+    refused.append(await channel.fence(Claim(G, 3, "t"), is_handover=False))
+
+    assert [fenced.answer.status for fenced in refused] == [WriteStatus.GONE, WriteStatus.FENCED, WriteStatus.ENDED]
+    for fenced in refused:
+        assert (fenced.has_head, fenced.empty_claims, fenced.request, fenced.note) == (False, 0, None, None)
+
+
 async def test_what_was_never_opened_is_gone_for_every_writer(channel):
     gone = (WriteStatus.GONE, START, Stop.NO)
 

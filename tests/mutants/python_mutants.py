@@ -30,6 +30,14 @@ def _assignments(node: cst.Assign | cst.AnnAssign) -> Iterator[cst.CSTNode]:
         yield from mutators.operator_assignment(node)
 
 
+def _arguments(node: cst.Call) -> Iterator[cst.CSTNode]:
+    """An argument is dropped, or None; but for ``strict`` of ``zip``, which is an assertion."""
+    strict = [arg for arg in node.args if arg.keyword and arg.keyword.value == "strict"]
+    for mutated in mutators.operator_arg_removal(node):
+        if all(arg in cst.ensure_type(mutated, cst.Call).args for arg in strict):
+            yield mutated
+
+
 def _drop_statement(node: cst.Expr) -> Iterator[cst.CSTNode]:
     if not isinstance(node.value, cst.Yield):  # A generator without yield is none.
         yield cst.Pass()
@@ -46,11 +54,17 @@ def _negate(node: cst.If | cst.While) -> Iterator[cst.CSTNode]:
         yield node.with_changes(test=cst.UnaryOperation(cst.Not(), test))
 
 
-_LEFT_OUT = (mutators.operator_string, mutators.operator_assignment, mutators.operator_match)
+_LEFT_OUT = (
+    mutators.operator_string,
+    mutators.operator_assignment,
+    mutators.operator_arg_removal,
+    mutators.operator_match,
+)
 _OPERATORS: list[tuple[Any, Callable[[Any], Iterable[cst.CSTNode]]]] = [
     *((kind, make) for kind, make in mutators.mutation_operators if make not in _LEFT_OUT),
     (cst.BaseString, _strings),
     ((cst.Assign, cst.AnnAssign), _assignments),
+    (cst.Call, _arguments),
     (cst.Expr, _drop_statement),
     (cst.BooleanOperation, _drop_clause),
     ((cst.If, cst.While), _negate),
@@ -123,6 +137,8 @@ def _is_muted(node: cst.CSTNode) -> bool:
         case cst.Expr(value=cst.Call(func=cst.Attribute(value=cst.Name("log")))):
             return True
         case cst.Expr(value=cst.SimpleString() | cst.ConcatenatedString() | cst.Ellipsis()):  # A docstring, or no body.
+            return True
+        case cst.Arg(keyword=cst.Name("strict")):  # Of ``zip``.
             return True
         case cst.Call(func=cst.Name(name)):
             return name in _MUTED_CALLS

@@ -72,6 +72,10 @@ def test_constants_annotations_logs_and_texts_stay_as_they_are(source):
     assert [code for code in python_mutations(source) if "a = True" not in code] == []
 
 
+def test_that_two_lists_are_as_long_as_each_other_is_an_assertion_and_stays():
+    assert not any("strict=True" not in code for code in python_mutations("def f():\n    return zip(a, strict=True)\n"))
+
+
 def test_every_mutant_of_the_core_names_a_line_of_its_file():
     sources = {path: (ROOT / path).read_text().splitlines() for path in core_files()}
 

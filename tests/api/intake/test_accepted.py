@@ -12,13 +12,14 @@ from redis.asyncio import Redis
 from api.intake.accepted import LEDGER_NAME_MAX, SAFETY_EXPIRY_EXTRA_S
 from api.main import ApiProcess, create_app
 from cli.dev.embedded_redis import EmbeddedRedis
-from common.access.principal import Access
+from common.access.principal import Access, Limits
 from common.canonical.errors import StoreUnavailable
 from common.canonical.job import Job, Policy
 from common.channel.base import Opening
 from common.config.groups.models import ProviderSettings
 from common.config.guardrail_policy import GuardrailPolicy
 from common.config.settings import Settings
+from common.limits.charges import Charges
 from common.queue.jobs import JobClass
 
 SECRET = "a long random text of 32 bytes or more"
@@ -244,3 +245,23 @@ async def test_a_key_that_the_request_brought_is_sealed_for_its_generation(send,
     job = job_of(await send(model="openai/m"))
 
     assert job.brought_key and "sk-their-own" not in job.brought_key
+
+
+async def test_what_is_charged_is_reckoned_by_address_and_end_user(process, monkeypatch):
+    configure(monkeypatch, process, limits={scope: Limits(requests=5) for scope in ("key", "tenant", "address", "end_user")})
+    charged: list[Charges] = []
+
+    async def enqueue(*_: Any, charges: Charges, **__: Any) -> None:
+        charged.append(charges)
+        raise StoreUnavailable("enough seen")
+
+    monkeypatch.setattr(process.services.queue, "enqueue", enqueue)
+    transport = httpx.ASGITransport(create_app(process), client=("192.0.2.7", 1))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        await client.post("/v1/chat/completions", json=BODY | {"user": "ann"}, headers=KEY)
+
+    (charges,) = charged
+    names = {window.scope: window.name for window in charges.windows}
+    assert names["address"] == "192.0.2.7"
+    assert names["end_user"].endswith("/ann")
+    assert names.keys() == {"key", "tenant", "address", "end_user"}

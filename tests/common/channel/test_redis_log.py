@@ -1,6 +1,7 @@
 """Many who read logs at once, on real Redis."""
 
 import asyncio
+from types import SimpleNamespace
 
 import pytest
 
@@ -94,3 +95,22 @@ async def test_a_lost_connection_fails_those_who_wait_and_the_next_read_makes_an
     with pytest.raises(StoreUnavailable):
         await wait
     assert await reader.read("gen_1", START, 10) == []
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError(), RuntimeError("a fault of ours")])
+async def test_a_read_that_is_given_up_lets_go_all_who_wait_for_it(error):
+    is_asked, may_fail = asyncio.Event(), asyncio.Event()
+
+    async def run(_: list[bytes]) -> list[object]:
+        is_asked.set()
+        await may_fail.wait()
+        raise error
+
+    reader = LogReader(SimpleNamespace(reads=SimpleNamespace(run=run)))  # type: ignore[arg-type]
+    reads = [asyncio.ensure_future(reader.read(f"gen_{number}", START, 10)) for number in (1, 1, 2)]
+    await is_asked.wait()
+    may_fail.set()
+
+    answers = await asyncio.gather(*reads, return_exceptions=True)
+
+    assert [type(answer) for answer in answers] == [StoreUnavailable] * 3
