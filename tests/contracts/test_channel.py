@@ -508,6 +508,25 @@ async def test_describing_is_not_entering(channel):
     assert not (await described(channel)).has_left  # Somebody said stop: that they also left is no matter.
 
 
+async def test_whoever_enters_learns_what_the_generation_was_opened_with(channel):
+    opened = replace(opening(Policy.DETACH), job_class="background", created_s=77, stream=False, model="its model")
+    await channel.open(G, opened, "r1")
+    await channel.fence(FIRST, is_handover=False)
+    head = Frame(FrameId(1, 1), FrameKind.HEAD, Head(headers={"x": "y"}).pack())
+    await append(channel, FIRST, FrameId(1, 0), head, data(FIRST, 2))
+
+    running = await channel.enter(G, "r1", "me")
+    await append(channel, FIRST, FrameId(1, 2), end(FIRST, 3))
+    ended = await channel.enter(G, "r1", "me")
+
+    for state, last, has_ended in ((running, FrameId(1, 2), False), (ended, FrameId(1, 3), True)):
+        assert (state.owner, state.dialect, state.stream, state.model) == ("me", "openai-chat", False, "its model")
+        assert (state.created_s, state.policy, state.job_class) == (77, Policy.DETACH, "background")
+        assert (state.last, state.has_ended, state.has_left, state.claims) == (last, has_ended, False, 1)
+        assert state.head and state.head.headers == {"x": "y"}
+    assert (running.end, ended.end) == (None, End.unpack(b'{"error":null}'))
+
+
 async def test_what_may_not_be_entered_cannot_be_described_and_spoils_no_other(channel):
     await begun(channel)
 

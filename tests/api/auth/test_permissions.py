@@ -329,3 +329,27 @@ def test_a_key_s_own_policy_is_what_a_request_means_that_names_none(principal_de
 
 def test_what_a_route_implies_is_stronger_than_a_key_s_policy():
     assert disconnect_policy({}, Policy.DETACH, has_key=False, principal_default="grace=5") == (Policy.DETACH, 0)
+
+
+@pytest.mark.parametrize(
+    ("access", "dialect", "words"),
+    [
+        (Access(dialects=("anthropic-messages",)), "openai-chat", "dialect openai-chat"),
+        (Access(models=("other",)), "openai-chat", "the model 'fast'. GET /v1/models"),
+        (Access(providers=("groq",)), "openai-chat", "the provider openai, anthropic."),
+    ],
+)
+def test_a_refusal_names_what_is_not_allowed_and_who_can_allow_it(access, dialect, words):
+    with pytest.raises(GatewayError) as caught:
+        permitted_targets(who(access), dialect, FAST, ROUTE, SETTINGS)
+
+    assert words in caught.value.failed.message
+    assert "Ask the gateway's operator" in caught.value.failed.message
+
+
+@pytest.mark.parametrize(("length", "shown"), [(100, "x" * 100), (101, "x" * 100 + "…")])
+def test_a_refusal_repeats_no_more_of_a_name_than_a_hundred_characters(length, shown):
+    with pytest.raises(GatewayError) as caught:
+        permitted_targets(who(Access(models=("other",))), "openai-chat", RequestedModel("x" * length), ROUTE, SETTINGS)
+
+    assert f"'{shown}'" in caught.value.failed.message

@@ -8,7 +8,7 @@ from redis.asyncio import Redis
 
 from common.canonical.errors import StoreUnavailable
 from common.config.settings import Settings
-from common.queue.jobs import JobClass, JobQueue
+from common.queue.jobs import ALIVE_S, JobClass, JobQueue
 from common.queue.load import RATE_JOBS, SLOTS_DEFAULT, QueueLoad, Reading, parse_reading
 from common.redis import keyspace
 from common.redis.pulse import Pulse
@@ -47,6 +47,13 @@ async def test_interactive_jobs_are_counted_by_tenant_and_running_ones_beside_th
     assert (found.waiting, found.tenants, found.by_tenant) == (4, 1, {"loud": 4})
     assert (found.running, found.slots) == (2, 8 + SLOTS_DEFAULT)
     assert found.drained == 2
+
+
+async def test_a_worker_counts_for_as_long_as_its_report_is_valid(redis, queue):
+    at_ms = (await read(queue)).at_ms
+    await redis.zadd(keyspace.WORKERS, {"a 8": at_ms - ALIVE_S * 1000 + 2000, "b 8": at_ms - ALIVE_S * 1000 - 1})
+
+    assert (await read(queue)).slots == 8
 
 
 async def test_who_gives_up_in_line_does_not_make_it_look_faster(queue):
