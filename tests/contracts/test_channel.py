@@ -349,6 +349,12 @@ async def test_a_writer_that_says_nothing_but_more_learns_that_the_grace_is_over
     assert (await append(channel, FIRST, FrameId(1, 2), data(FIRST, 3))).stop is Stop.LEFT
 
 
+async def test_only_with_grace_is_there_time_to_come_back(channel):
+    await begun(channel, policy=Policy.STOP, grace_s=50)
+
+    assert await channel.leave(G, "r1") is Stop.LEFT
+
+
 async def test_with_detach_absence_stops_nothing(channel):
     await begun(channel, policy=Policy.DETACH)
 

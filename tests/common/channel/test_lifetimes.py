@@ -201,12 +201,6 @@ async def test_a_leave_counts_from_the_first_one(channel, redis):
     assert 49 <= int(due.removeprefix(b"left:")) / 1000 - seconds <= 51
 
 
-async def test_only_grace_waits(channel, redis):
-    await begin(channel, DATA, opening=replace(OPENING, policy=Policy.STOP, grace_s=50))
-
-    assert await channel.leave(G, "r1") is Stop.LEFT
-
-
 async def test_an_end_that_no_worker_wrote_follows_what_is_there_and_shuts_its_owner_out(channel):
     await begin(channel, DATA)
 
