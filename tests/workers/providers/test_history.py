@@ -21,7 +21,7 @@ from common.canonical.generation import (
 )
 from common.vendors.models import ModelFacts
 from workers.providers import WIRES
-from workers.providers.base import Deployment, UpstreamRequest
+from workers.providers.base import Deployment, FamilyWire, UpstreamRequest
 
 PDF = DocumentPart("application/pdf", data="JVBERi0=", name="a.pdf", path="messages.0.content.0")
 PDF_URL = DocumentPart("application/pdf", url="https://x/y.pdf", path="messages.0.content.0")
@@ -125,7 +125,7 @@ def test_what_the_model_does_not_read_is_refused_now_and_a_text_in_the_history(
 
     built = build(asked, *ANSWERED, provider="openai", wire=wire, reads=set())
 
-    mention = "Here was the document a.pdf" if part is PDF else "Here was an image"
+    mention = "Here was a document a.pdf" if part is PDF else "Here was an image"
     assert (mention in built.body.decode(), built.dropped) == (True, [part.path])
     assert asked.parts[0] is part  # The request itself is not changed.
 
@@ -137,7 +137,7 @@ def test_a_tools_document_is_history_even_in_the_last_turn(wire: str) -> None:
 
     built = build(Message(Role.USER, [TextPart("x")]), called, result, provider="lab", wire=wire, reads=set())
 
-    assert (b"Here was the document a.pdf" in built.body, built.dropped) == (True, [PDF.path])
+    assert (b"Here was a document a.pdf" in built.body, built.dropped) == (True, [PDF.path])
 
 
 @pytest.mark.parametrize(
@@ -188,3 +188,41 @@ def test_a_long_list_of_names_is_cut() -> None:
 
     assert len(built.dropped) == 11
     assert built.dropped[-1] == "20 more parts of messages"
+
+
+IMAGE_PART = {"type": "image_url", "image_url": {"url": "data:image/png;base64,QUJD"}}
+FILE_PART = {"type": "file", "file": {"filename": "a.pdf", "file_data": DATA_URL}}
+
+
+def passed(*messages: dict[str, Any], reads: Any) -> tuple[list[Any], list[str]]:
+    deployment = Deployment("groq", "https://x.example", "k", "m", facts=ModelFacts(reads=reads))
+    wire = WIRES["openai-chat"]
+    assert isinstance(wire, FamilyWire)
+    request = wire.pass_request({"model": "m", "messages": list(messages)}, {}, deployment)
+    return orjson.loads(request.body)["messages"], request.dropped
+
+
+def test_media_in_the_history_of_a_passed_body_are_mentioned_if_the_model_is_known_not_to_read_them() -> None:
+    asked = {"role": "user", "content": [IMAGE_PART, FILE_PART, {"type": "text", "text": "look"}]}
+    answered = {"role": "assistant", "content": "a"}
+
+    messages, dropped = passed(asked, answered, asked, reads=set())
+
+    assert messages[0]["content"] == [
+        {"type": "text", "text": "[Here was an image, which this model cannot read.]"},
+        {"type": "text", "text": "[Here was a document a.pdf, which this model cannot read.]"},
+        {"type": "text", "text": "look"},
+    ]
+    assert messages[1:] == [answered, asked]  # The vendor itself says what it thinks of the question.
+    assert dropped == ["messages.0.content.0", "messages.0.content.1"]
+    for reads in (None, {"image", "pdf"}):
+        assert passed(asked, answered, asked, reads=reads) == ([asked, answered, asked], [])
+
+
+def test_an_image_that_an_agent_sends_after_a_result_is_history() -> None:
+    called = {"role": "assistant", "content": None, "tool_calls": []}
+    result = {"role": "tool", "tool_call_id": "c", "content": "see"}
+
+    messages, dropped = passed(called, result, {"role": "user", "content": [IMAGE_PART]}, reads=set())
+
+    assert (messages[2]["content"][0]["type"], dropped) == ("text", ["messages.2.content.0"])

@@ -33,7 +33,7 @@ from workers.providers.base import Deployment, UpstreamRequest
 from workers.providers.openai_chat.request import build_body
 from workers.providers.shared import errors
 from workers.providers.shared.figures import Figures, index_of
-from workers.providers.shared.history import fit_history
+from workers.providers.shared.history import fit_history, fit_passed
 from workers.providers.shared.json_decoder import JsonDecoder
 from workers.providers.shared.loose_json import dict_of, list_of, read_json, text_of, word_of
 from workers.providers.shared.plain_shape import PlainShape
@@ -78,6 +78,7 @@ class OpenAiCompatible:
         if body.get("stream") and "stream_options" not in find_quirks(deployment).unknown:
             changed["stream_options"] = {**dict_of(body.get("stream_options")), "include_usage": True}
         dropped = fit(changed, deployment)
+        dropped += fit_passed(changed, deployment.facts)
         return UpstreamRequest(_url(deployment), _headers(deployment, headers), orjson.dumps(changed), dropped)
 
     def decoder(self, choices: int = 1) -> "ChunkDecoder":

@@ -2,7 +2,7 @@
 
 A wire says what it ``Carries``; the table of models says what the model reads. What the client asks for now is refused by its
 path. What stands in the history never ends a session: a document or an image becomes a short text, anything else is left out,
-and both are named to the client. A tool's result is history: the client did not choose what is in it.
+and both are named to the client. A turn with tool results is history too: an agent sends it, and nobody could choose otherwise.
 
 Whether a part counts as history changes only a refusal, never a text, so a conversation keeps its prefix from turn to turn.
 """
@@ -21,7 +21,8 @@ from common.canonical.generation import (
     TextPart,
     ToolResultPart,
 )
-from common.vendors.models import ModelFacts
+from common.vendors.models import MediaKind, ModelFacts
+from workers.providers.shared.loose_json import dict_of, list_of, text_of
 from workers.providers.shared.unsupported import invalid_field_error, unsupported_part_error
 
 Kind = Literal["image", "pdf", "text", "audio", "video", "other"]
@@ -29,6 +30,7 @@ Kind = Literal["image", "pdf", "text", "audio", "video", "other"]
 _NAMED_MAX = 10  # Paths in one response header; proxies limit its size.
 # The fact of the table that speaks for a kind of document that it does not name.
 _FACT_OF: dict[str, str] = {"other": "pdf", "text": "pdf"}
+_KIND_OF_PART = {"image_url": "image", "file": "pdf", "document_url": "pdf", "input_audio": "audio"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,27 +55,70 @@ def fit_history(request: GenerationRequest, facts: ModelFacts, carries: Carries)
         GatewayError: INVALID_REQUEST that names a part of the last user's turn.
     """
     fitter = _Fitter(facts, carries)
-    asked_from = _last_turn(request.messages)
-    messages = []
-    for index, message in enumerate(request.messages):
+    messages = request.messages
+    asked_from = _question_start([_speaker(message) for message in messages])
+    fitted = []
+    for index, message in enumerate(messages):
         parts = fitter.fit(message.parts, is_asked=index >= asked_from, role=message.role)
         if parts is message.parts:
-            messages.append(message)
+            fitted.append(message)
         elif parts:
-            messages.append(Message(message.role, parts))
+            fitted.append(Message(message.role, parts))
     if not fitter.has_changed:
         return request, []
-    return replace(request, messages=messages), _shortened(fitter.left_out)
+    return replace(request, messages=fitted), _shortened(fitter.left_out)
 
 
-def _last_turn(messages: Sequence[Message]) -> int:
-    """Return the index of the first message after the model's last one. The beginning of its next answer does not count."""
-    index = len(messages)
-    while index and messages[index - 1].role is Role.ASSISTANT:
+def fit_passed(body: dict[str, Any], facts: ModelFacts) -> list[str]:
+    """Replace media in the history of a chat completions body that passes to its own family, if the model is known to read
+    none; return their names. There the vendor itself answers what the client asks for now, in its own words.
+    """
+    reads = facts.reads
+    if reads is None:
+        return []
+    fitted = list_of(body.get("messages")).copy()
+    items = [dict_of(message) for message in fitted]
+    speakers = [text_of(item.get("role")) for item in items]
+    left_out: list[str] = []
+    for index, item in enumerate(items[: _question_start(speakers)]):
+        content = item.get("content")
+        if isinstance(content, list) and any(_is_unread(part, reads) for part in content):
+            paths = [f"messages.{index}.content.{at}" for at, part in enumerate(content) if _is_unread(part, reads)]
+            left_out += paths
+            fitted[index] = {**item, "content": [_passed(part, reads) for part in content]}
+    if left_out:
+        body["messages"] = fitted
+    return _shortened(left_out)
+
+
+def _is_unread(part: Any, reads: frozenset[MediaKind]) -> bool:
+    kind = _KIND_OF_PART.get(text_of(dict_of(part).get("type")))
+    return kind is not None and kind not in reads
+
+
+def _passed(part: Any, reads: frozenset[MediaKind]) -> Any:
+    if not _is_unread(part, reads):
+        return part
+    name = text_of(dict_of(part.get("file")).get("filename"))
+    what = "an image" if part["type"] == "image_url" else f"a document {name}".rstrip()
+    return {"type": "text", "text": _mention(what)}
+
+
+def _speaker(message: Message) -> str:
+    return "tool" if any(isinstance(part, ToolResultPart) for part in message.parts) else message.role.value
+
+
+def _question_start(speakers: Sequence[str]) -> int:
+    """Return the index of the first message of the client's question; all of them are history if a tool answers last.
+
+    The question follows the model's last message. The beginning of the next answer, after the question, does not count.
+    """
+    index = len(speakers)
+    while index and speakers[index - 1] == "assistant":
         index -= 1
-    while index and messages[index - 1].role is not Role.ASSISTANT:
+    while index and speakers[index - 1] != "assistant":
         index -= 1
-    return index
+    return len(speakers) if "tool" in speakers[index:] else index
 
 
 def _shortened(paths: list[str]) -> list[str]:
@@ -114,7 +159,7 @@ class _Fitter:
                 if is_asked:
                     raise invalid_field_error(part.path, fault)
                 self._leave_out(part)
-                return TextPart(_mention(part))
+                return TextPart(_mention(_described(part)))
             case OpaquePart():
                 if is_asked and role is not Role.ASSISTANT:
                     raise unsupported_part_error(part)
@@ -163,8 +208,12 @@ def kind_of(part: ImagePart | DocumentPart) -> Kind:
             return "other"
 
 
-def _mention(part: ImagePart | DocumentPart) -> str:
+def _described(part: ImagePart | DocumentPart) -> str:
     if isinstance(part, ImagePart):
-        return "[Here was an image, which this model cannot read.]"
+        return "an image"
     name = f" {part.name or part.url}" if part.name or part.url else ""
-    return f"[Here was the document{name} ({part.media_type}), which this model cannot read.]"
+    return f"a document{name} ({part.media_type})"
+
+
+def _mention(what: str) -> str:
+    return f"[Here was {what}, which this model cannot read.]"

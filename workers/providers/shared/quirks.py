@@ -24,6 +24,8 @@ _IMAGES = Carries(known_only=frozenset({"pdf", "audio"}))
 _IMAGES_IN_RESPONSES = Carries(known_only=frozenset({"pdf", "text", "other"}))
 # Source: https://developers.openai.com/api/docs/guides/file-inputs
 _OPENAI = Carries(kinds=frozenset({"image", "pdf"}), known_only=frozenset({"audio"}), files_at="openai")
+# Its chat completions refuse files: https://github.com/openai/openai-python/issues/2826
+_AZURE = Carries(known_only=frozenset({"audio"}))
 _FILES: frozenset[Kind] = frozenset({"image", "pdf", "text", "other"})
 _OPENAI_IN_RESPONSES = Carries(kinds=_FILES, by_url=_FILES, files_at="openai")
 # Source: https://docs.mistral.ai/studio-api/document-processing/document_qna
@@ -65,7 +67,7 @@ _ECHOED = frozenset({"refusal", "annotations", "audio", "function_call", "reason
 
 QUIRKS: Mapping[str, Quirks] = {
     "openai": Quirks(limit="max_completion_tokens", carries=_OPENAI, carries_in_responses=_OPENAI_IN_RESPONSES),
-    "azure-openai": Quirks(limit="max_completion_tokens", carries=_OPENAI, carries_in_responses=_OPENAI_IN_RESPONSES),
+    "azure-openai": Quirks(limit="max_completion_tokens", carries=_AZURE, carries_in_responses=_OPENAI_IN_RESPONSES),
     "mistral": Quirks(
         renamed={**_ONE_LIMIT, "seed": "random_seed"},
         # It always reports usage, and refuses the option that asks for it.
@@ -78,6 +80,9 @@ QUIRKS: Mapping[str, Quirks] = {
     ),
     "groq": Quirks(unknown=_BOOKKEEPING, unknown_in_messages=_ECHOED | {"name"}),
     "grok": Quirks(
+        # A file starts an agent at xAI that searches in it: https://docs.x.ai/docs/guides/files. Nobody asked for that.
+        carries=Carries(),
+        carries_in_responses=Carries(),
         unknown=frozenset({"metadata", "store", "presence_penalty", "frequency_penalty"}),
         unknown_to=((re.compile(r"grok-(2|3(?!-mini)|4(?!\.)|4\.20(?!-multi)|code)"), frozenset({"reasoning_effort"})),),
         unknown_in_responses=frozenset({"metadata"}),
