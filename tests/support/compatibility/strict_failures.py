@@ -287,7 +287,8 @@ FAILURES: dict[str, tuple[Row, ...]] = {
     "Messages of a turn with tool calls go back to DeepSeek without their reasoning": (
         _row(
             "a tool loop that goes on | a tool loop of several turns | a tool loop with thinking on | a result "
-            "with an image | a result and a text | an id of another vendor | a long id | a tool loop without tools | system after a result",
+            "with an image | a result and a text | an id of another vendor | a long id | a tool loop without tools | "
+            "system after a result",
             "deepseek/deepseek-v4-pro",
             "openai-chat anthropic-messages agentary unified",
         ),
