@@ -50,18 +50,20 @@ vendor's own pages, and reports of its answers, say is refused ([strict](../test
 *yes*: the judge accepts all requests of this kind, from every dialect. A number is a note below: some of them are refused.
 Requests of a vendor's own clients that the vendor would refuse without Sluice as well do not count.
 """
+_NOT_LISTED = "The vendor refuses some of them, for a reason that no list has"
 _SLUICE_REFUSES = "Sluice itself refuses some of them, with a 400 that names the field"
 # The kinds of wishes, by the beginning of their names.
 _KINDS = {
-    "texts": ("plain", "several", "two users", "an empty"),
+    "texts": ("plain", "a whole", "several", "two users", "an empty"),
     "system messages": ("system", "two systems", "developer"),
     "tools": ("tools", "one call"),
+    "Claude Code, Codex": ("Claude Code", "Codex"),
     "tool loops": ("a tool loop", "a result", "an id", "a long id"),
     "forced tools": ("forced",),
     "names and schemas of tools": ("long tool", "tool name", "tool with"),
     "thinking": ("thinking", "effort"),
     "JSON schema": ("JSON",),
-    "images": ("image",),
+    "images, PDFs": ("image", "PDF"),
     "prefill": ("prefill",),
     "sampling": ("temperature", "top_p"),
     "limits": ("stop", "six stops", "many tokens", "one token"),
@@ -92,11 +94,11 @@ def _dialect(dialect: str) -> str:
 
 
 def _generations() -> str:
-    notes = [*FAILURES, *EXCEPTIONS, _SLUICE_REFUSES]
+    notes = [*FAILURES, *EXCEPTIONS, _SLUICE_REFUSES, _NOT_LISTED]
     targets = [f"{vendor}/{model}" for vendor, models in MODELS_OF.items() for model in models]
     cells = {target: [_numbers(target, kind, notes) for kind in _KINDS] for target in targets}
     rows = [[f"`{target}`", *row] for target, row in cells.items()]
-    listed = "".join(f"\n{number}. {note}." for number, note in enumerate(notes, 1))
+    listed = "".join(f"\n{number}. {note}." for number, note in enumerate(notes, 1) if note != _NOT_LISTED)
     return f"{_STRICT_START.format(wishes=len(WISHES)).lstrip()}\n{_table(['model', *_KINDS], rows)}{listed}\n"
 
 
@@ -109,7 +111,7 @@ def _numbers(target: str, kind: str, notes: list[str]) -> str:
             if result and result.verdict == "refused by Sluice":
                 found.add(_SLUICE_REFUSES)
             elif result and result.verdict == "refused":
-                found.add(reasons[dialect, target, wish])
+                found.add(reasons.get((dialect, target, wish), _NOT_LISTED))
     return ", ".join(str(number) for number in sorted(notes.index(reason) + 1 for reason in found)) or "yes"
 
 

@@ -24,7 +24,20 @@ from workers.upstream.deployments import deployments
 
 # For each vendor, a model of each generation that takes other requests than the one before.
 MODELS_OF: dict[str, tuple[str, ...]] = {
-    "openai": ("gpt-4o", "gpt-4.1", "o3", "o1-pro", "gpt-5", "gpt-5-chat-latest", "gpt-5.1", "gpt-5.4", "gpt-5.5", "gpt-5.6"),
+    "openai": (
+        "gpt-4o",
+        "gpt-4.1",
+        "o3",
+        "o1-pro",
+        "gpt-5",
+        "gpt-5-chat-latest",
+        "gpt-5.1",
+        "gpt-5.4",
+        "gpt-5.5",
+        "gpt-5.6",
+        "gpt-6-sol",
+        "gpt-6.1-sol",
+    ),
     "azure-openai": ("gpt-4.1", "gpt-5", "gpt-5.4", "gpt-5.6"),
     "anthropic": (
         "claude-haiku-4-5",
@@ -37,7 +50,7 @@ MODELS_OF: dict[str, tuple[str, ...]] = {
         "claude-sonnet-5-5",
         "claude-opus-5-5",
     ),
-    "mistral": ("mistral-large-latest", "mistral-small-latest", "mistral-medium-3-5", "codestral-latest"),
+    "mistral": ("mistral-large-latest", "mistral-large-4", "mistral-small-latest", "mistral-medium-3-5", "codestral-latest"),
     "groq": ("llama-3.3-70b-versatile", "openai/gpt-oss-120b", "qwen/qwen3-32b"),
     "google-ai-studio": (
         "gemini-2.5-flash",
@@ -73,6 +86,7 @@ class Turn:
     results: tuple[tuple[str, str], ...] = ()
     thought: str = ""
     image: bool = False
+    pdf: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,6 +101,7 @@ class Wish:
     fields: dict[str, Any] = field(default_factory=dict)  # The same in all dialects.
     stop: tuple[str, ...] = ()
     max_tokens: int = 5000
+    only: str = ""  # The one dialect whose clients send this.
 
 
 _USER, _MORE = Turn("user", "question"), Turn("user", "and now?")
@@ -155,6 +170,34 @@ WISHES: dict[str, Wish] = {
     "stop at a line's end": Wish(stop=("\n",)),
     "many tokens": Wish(max_tokens=64_000),
     "one token": Wish(max_tokens=1),
+    "PDF": Wish((Turn("user", "What is this?", pdf=True),)),
+    "a result with a PDF": _loop(_ONE_CALL, replace(_ONE_RESULT, pdf=True)),
+    "a whole answer": Wish(fields={"stream": False}),
+    "Claude Code": Wish(
+        (_USER, Turn("system", "Be brief."), _ONE_CALL, replace(_ONE_RESULT, text="A reminder."), _ANSWER, _MORE),
+        system="Be kind.",
+        tools=_TOOLS,
+        effort="high",
+        max_tokens=64_000,
+        only="anthropic-messages",
+        fields={
+            "context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
+            "metadata": {"user_id": '{"device_id":"d"}'},
+        },
+    ),
+    "Codex": Wish(
+        (Turn("developer", "Be brief."), _USER, _ONE_CALL, _ONE_RESULT, _ANSWER, _MORE),
+        system="Be kind.",
+        tools=_TOOLS,
+        effort="medium",
+        only="openai-responses",
+        fields={
+            "include": ["reasoning.encrypted_content"],
+            "prompt_cache_key": "k",
+            "parallel_tool_calls": True,
+            "tool_choice": "auto",
+        },
+    ),
     "an empty answer before": Wish((_USER, Turn("assistant", ""), _MORE)),
 }
 
@@ -163,12 +206,14 @@ def _chat_messages(wish: Wish) -> list[dict[str, Any]]:
     messages: list[dict[str, Any]] = [{"role": "system", "content": wish.system}] if wish.system else []
     for turn in wish.turns:
         messages += [{"role": "tool", "tool_call_id": id_, "content": text} for id_, text in turn.results]
-        if turn.results and not (turn.text or turn.image):
+        if turn.results and not (turn.text or turn.image or turn.pdf):
             continue
         message: dict[str, Any] = {"role": turn.role, "content": turn.text}
-        if turn.image:
+        if turn.image or turn.pdf:
             text = [{"type": "text", "text": turn.text}] if turn.text else []
-            message["content"] = [*text, {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PIXEL}"}}]
+            image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PIXEL}"}}
+            pdf = {"type": "file", "file": {"filename": "a.pdf", "file_data": f"data:application/pdf;base64,{PIXEL}"}}
+            message["content"] = [*text, pdf if turn.pdf else image]
         if turn.calls:
             message["content"] = turn.text or None
             message["tool_calls"] = [
@@ -201,12 +246,13 @@ def _chat(wish: Wish) -> dict[str, Any] | None:
 
 
 def _agentary(wish: Wish) -> dict[str, Any] | None:
-    return None if any(turn.image for turn in wish.turns) else _chat(wish)
+    return None if any(turn.image or turn.pdf for turn in wish.turns) else _chat(wish)
 
 
 def _openai_chat(wish: Wish) -> dict[str, Any] | None:
     body = _chat(wish)
-    return body and {**body, "stream_options": {"include_usage": True}}
+    is_streamed = wish.fields.get("stream", True)
+    return body and body | ({"stream_options": {"include_usage": True}} if is_streamed else {})
 
 
 def _messages(wish: Wish) -> dict[str, Any] | None:
@@ -236,18 +282,20 @@ def _messages(wish: Wish) -> dict[str, Any] | None:
 
 
 def _message(turn: Turn) -> dict[str, Any]:
-    image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PIXEL}}
+    kind, media_type = ("document", "application/pdf") if turn.pdf else ("image", "image/png")
+    media = {"type": kind, "source": {"type": "base64", "media_type": media_type, "data": PIXEL}}
+    has_media = turn.image or turn.pdf
     content: list[dict[str, Any]] = []
     if turn.thought:
         content.append({"type": "thinking", "thinking": turn.thought, "signature": "c2lnbmVk"})
     for id_, text in turn.results:
         content.append({"type": "tool_result", "tool_use_id": id_, "content": [{"type": "text", "text": text}]})
-        if turn.image:
-            content[-1]["content"].append(image)
+        if has_media:
+            content[-1]["content"].append(media)
     if turn.text:
         content.append({"type": "text", "text": turn.text})
-    if turn.image and not turn.results:
-        content.append(image)
+    if has_media and not turn.results:
+        content.append(media)
     content += [{"type": "tool_use", "id": id_, "name": name, "input": {"city": "Oslo"}} for id_, name in turn.calls]
     return {"role": turn.role, "content": content}
 
@@ -275,15 +323,17 @@ def _items(wish: Wish) -> list[dict[str, Any]]:
     items: list[dict[str, Any]] = []
     for turn in wish.turns:
         image = {"type": "input_image", "image_url": f"data:image/png;base64,{PIXEL}"}
+        pdf = {"type": "input_file", "filename": "a.pdf", "file_data": f"data:application/pdf;base64,{PIXEL}"}
+        media = [pdf] if turn.pdf else [image] if turn.image else []
         if turn.thought:
             summary = [{"type": "summary_text", "text": turn.thought}]
             items.append({"type": "reasoning", "id": f"rs_{len(items)}", "summary": summary, "encrypted_content": "c2VhbGVk"})
         for id_, text in turn.results:
-            parts = [{"type": "input_text", "text": text}, image]
-            items.append({"type": "function_call_output", "call_id": id_, "output": parts if turn.image else text})
+            parts = [{"type": "input_text", "text": text}, *media]
+            items.append({"type": "function_call_output", "call_id": id_, "output": parts if media else text})
         if turn.text or not (turn.calls or turn.results):
             kind = "output_text" if turn.role == "assistant" else "input_text"
-            content = [{"type": kind, "text": turn.text}, *([image] if turn.image and not turn.results else [])]
+            content = [{"type": kind, "text": turn.text}, *([] if turn.results else media)]
             items.append({"type": "message", "role": turn.role, "content": content})
         for id_, name in turn.calls:
             items.append({"type": "function_call", "call_id": id_, "name": name, "arguments": '{"city":"Oslo"}'})
@@ -307,7 +357,7 @@ _OWN = {
 
 def body_for(dialect: str, wish: str, target: str) -> dict[str, Any] | None:
     """Return what a client of the dialect sends; None: it cannot say this."""
-    body = _SAID_BY[dialect](WISHES[wish])
+    body = _SAID_BY[dialect](WISHES[wish]) if WISHES[wish].only in ("", dialect) else None
     provider = {"provider": target.partition("/")[0]} if dialect in ("agentary", "unified") else {}
     return body and {"model": target, "stream": True, **provider, **body}
 
@@ -338,7 +388,7 @@ def outcome(dialect: str, target: str, wish: str) -> Outcome | None:
     body = body_for(dialect, wish, target)
     if body is None:
         return None
-    job = Job("gen_abc", "req_1", dialect, target, True, Policy.STOP, grace_s=0, created_s=1, body=orjson.dumps(body))
+    job = Job("gen_abc", "req_1", dialect, target, body["stream"], Policy.STOP, grace_s=0, created_s=1, body=orjson.dumps(body))
     vendor = target.partition("/")[0]
     try:
         deployment = deployments(job, _settings())[0]

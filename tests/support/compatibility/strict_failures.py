@@ -2,13 +2,18 @@
 
 ``FAILURES`` are faults: who mends one removes it here. ``EXCEPTIONS`` are wishes that the vendor cannot fulfil, so that its own
 refusal is the right answer. Both are checked by tests/contracts/test_strict_vendors.py, and shown in docs/compatibility.md.
+
+`python -m tests.support.compatibility.strict_failures` names the combinations that are refused and not listed, or listed and
+not refused.
 """
 
+import itertools
+import sys
 from dataclasses import dataclass
 from functools import cache
 
 from common.dialects import DIALECTS
-from tests.support.compatibility.strict_cells import MODELS_OF, WISHES, outcome
+from tests.support.compatibility.strict_cells import MODELS_OF, TARGETS, WISHES, outcome
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,18 @@ def exceptions() -> dict[Combination, str]:
     return {each: reason for reason, rows in EXCEPTIONS.items() for row in rows for each in _combinations(row)}
 
 
+def differences() -> list[str]:
+    """Return a line for each combination that the lists are wrong about."""
+    listed, lines = failures() | exceptions(), []
+    for dialect, target, wish in itertools.product(DIALECTS, TARGETS, WISHES):
+        found = outcome(dialect, target, wish)
+        is_refused = found is not None and found.verdict == "refused"
+        if is_refused != ((dialect, target, wish) in listed):
+            words = f"not listed: {found.words}" if found and is_refused else "listed, and no longer refused"
+            lines.append(f"{wish} | {target} | {dialect} | {words}")
+    return lines
+
+
 FAILURES: dict[str, tuple[Row, ...]] = {
     "A limit of tokens is sent that the model does not have": (
         _row(
@@ -63,12 +80,16 @@ FAILURES: dict[str, tuple[Row, ...]] = {
             "openai/gpt-4o openai/gpt-4.1 openai/gpt-5-chat-latest azure-openai/gpt-4.1",
             "anthropic-messages unified",
         ),
+        _row(
+            "Claude Code",
+            "openai/gpt-4o openai/gpt-4.1 azure-openai/gpt-4.1",
+        ),
     ),
     "A message's content is sent as null or as parts to a model that takes texts only": (
         _row(
             "a tool loop that goes on | a tool loop of several turns | a tool loop with thoughts | a tool loop "
             "with thinking on | a result and a text | a result with an image | an id of another vendor | a long "
-            "id | a tool loop without tools | system after a result",
+            "id | a tool loop without tools | system after a result | a result with a PDF | Codex | Claude Code",
             "workers-ai/@cf/meta/llama-3.3-70b-instruct-fp8-fast workers-ai/@cf/qwen/qwen3-30b-a3b-fp8",
         ),
     ),
@@ -124,7 +145,7 @@ FAILURES: dict[str, tuple[Row, ...]] = {
         _row(
             "long tool name | tool name with dots",
             "openai/gpt-4o openai/gpt-4.1 openai/o3 openai/o1-pro openai/gpt-5 openai/gpt-5.1 openai/gpt-5.4 "
-            "openai/gpt-5.5 openai/gpt-5.6 azure-openai/*",
+            "openai/gpt-5.5 openai/gpt-5.6 openai/gpt-6-sol openai/gpt-6.1-sol azure-openai/*",
             "anthropic-messages agentary unified",
         ),
         _row(
@@ -150,15 +171,17 @@ FAILURES: dict[str, tuple[Row, ...]] = {
         _row(
             "tool without properties",
             "openai/gpt-4o openai/gpt-4.1 openai/o3 openai/o1-pro openai/gpt-5 openai/gpt-5.1 openai/gpt-5.4 "
-            "openai/gpt-5.5 openai/gpt-5.6 azure-openai/*",
+            "openai/gpt-5.5 openai/gpt-5.6 openai/gpt-6-sol openai/gpt-6.1-sol azure-openai/*",
             "anthropic-messages agentary unified",
         ),
     ),
     "An effort is sent in a word that the model does not have": (
         _row(
             "thinking with a budget",
-            "openai/gpt-4o openai/gpt-4.1 azure-openai/gpt-4.1 mistral/* groq/llama-3.3-70b-versatile "
-            "groq/qwen/qwen3-32b google-ai-studio/gemini-3-pro-preview cerebras/qwen-3-235b-a22b-instruct-2507",
+            "openai/gpt-4o openai/gpt-4.1 azure-openai/gpt-4.1 mistral/mistral-large-latest "
+            "mistral/mistral-small-latest mistral/mistral-medium-3-5 mistral/codestral-latest "
+            "groq/llama-3.3-70b-versatile groq/qwen/qwen3-32b google-ai-studio/gemini-3-pro-preview "
+            "cerebras/qwen-3-235b-a22b-instruct-2507",
         ),
         _row(
             "a tool loop with thinking on | forced tool with thinking on | effort medium | thinking and tools",
@@ -180,15 +203,16 @@ FAILURES: dict[str, tuple[Row, ...]] = {
         ),
         _row(
             "forced tool with thinking on | effort medium",
-            "mistral/* groq/llama-3.3-70b-versatile groq/qwen/qwen3-32b google-ai-studio/gemini-3-pro-preview "
-            "cerebras/qwen-3-235b-a22b-instruct-2507",
+            "mistral/mistral-large-latest mistral/mistral-small-latest mistral/mistral-medium-3-5 "
+            "mistral/codestral-latest groq/llama-3.3-70b-versatile groq/qwen/qwen3-32b "
+            "google-ai-studio/gemini-3-pro-preview cerebras/qwen-3-235b-a22b-instruct-2507",
             "openai-chat openai-responses unified",
         ),
         _row(
             "effort minimal",
             "openai/gpt-4o openai/gpt-4.1 openai/o3 openai/o1-pro openai/gpt-5-chat-latest openai/gpt-5.1 "
-            "openai/gpt-5.4 openai/gpt-5.5 openai/gpt-5.6 azure-openai/gpt-4.1 azure-openai/gpt-5.4 "
-            "azure-openai/gpt-5.6",
+            "openai/gpt-5.4 openai/gpt-5.5 openai/gpt-5.6 openai/gpt-6-sol openai/gpt-6.1-sol "
+            "azure-openai/gpt-4.1 azure-openai/gpt-5.4 azure-openai/gpt-5.6",
             "unified",
         ),
         _row(
@@ -203,13 +227,15 @@ FAILURES: dict[str, tuple[Row, ...]] = {
         ),
         _row(
             "effort low | thinking and tools",
-            "mistral/* groq/llama-3.3-70b-versatile groq/qwen/qwen3-32b cerebras/qwen-3-235b-a22b-instruct-2507",
+            "mistral/mistral-large-latest mistral/mistral-small-latest mistral/mistral-medium-3-5 "
+            "mistral/codestral-latest groq/llama-3.3-70b-versatile groq/qwen/qwen3-32b "
+            "cerebras/qwen-3-235b-a22b-instruct-2507",
             "openai-chat openai-responses unified",
         ),
         _row(
             "effort xhigh | effort max",
-            "mistral/mistral-small-latest mistral/mistral-medium-3-5 groq/openai/gpt-oss-120b "
-            "cerebras/gpt-oss-120b cerebras/zai-glm-4.7 perplexity/*",
+            "mistral/mistral-large-4 mistral/mistral-small-latest mistral/mistral-medium-3-5 "
+            "groq/openai/gpt-oss-120b cerebras/gpt-oss-120b cerebras/zai-glm-4.7 perplexity/*",
             "openai-chat",
         ),
         _row(
@@ -235,11 +261,24 @@ FAILURES: dict[str, tuple[Row, ...]] = {
             "groq/openai/gpt-oss-120b cerebras/gpt-oss-120b cerebras/qwen-3-235b-a22b-instruct-2507 deepseek/*",
             "openai-chat",
         ),
+        _row(
+            "Codex",
+            "mistral/mistral-large-latest mistral/mistral-small-latest mistral/mistral-medium-3-5 "
+            "mistral/codestral-latest groq/llama-3.3-70b-versatile groq/qwen/qwen3-32b "
+            "google-ai-studio/gemini-3-pro-preview grok/grok-4 cerebras/qwen-3-235b-a22b-instruct-2507",
+        ),
     ),
     "An empty message of the history is sent as it is": (
         _row(
             "an empty answer before",
             "mistral/*",
+            "openai-chat",
+        ),
+    ),
+    "An image or PDF in a tool's result is sent to a model that cannot read it, so the session ends": (
+        _row(
+            "a result with a PDF",
+            "mistral/* vllm/* llama-cpp/qwen3.5",
             "openai-chat",
         ),
     ),
@@ -250,7 +289,7 @@ FAILURES: dict[str, tuple[Row, ...]] = {
         ),
         _row(
             "a result with an image",
-            "mistral/mistral-large-latest mistral/mistral-small-latest mistral/mistral-medium-3-5",
+            "mistral/mistral-large-latest mistral/mistral-large-4 mistral/mistral-small-latest mistral/mistral-medium-3-5",
         ),
         _row(
             "a result with an image",
@@ -262,8 +301,13 @@ FAILURES: dict[str, tuple[Row, ...]] = {
             "mistral/* perplexity/* ollama/qwen3.5 vllm/qwen3.5 llama-cpp/qwen3.5",
         ),
         _row(
-            "system after a result",
+            "system after a result | Claude Code",
             "mistral/* ollama/qwen3.5 vllm/qwen3.5 llama-cpp/qwen3.5",
+        ),
+        _row(
+            "a result with a PDF",
+            "mistral/*",
+            "openai-responses anthropic-messages unified",
         ),
         _row(
             "two users in a row",
@@ -275,7 +319,7 @@ FAILURES: dict[str, tuple[Row, ...]] = {
             "openai-responses anthropic-messages agentary unified",
         ),
         _row(
-            "two systems",
+            "two systems | Codex",
             "ollama/qwen3.5 vllm/qwen3.5 llama-cpp/qwen3.5",
         ),
         _row(
@@ -287,29 +331,38 @@ FAILURES: dict[str, tuple[Row, ...]] = {
     "Messages of a turn with tool calls go back to DeepSeek without their reasoning": (
         _row(
             "a tool loop that goes on | a tool loop of several turns | a tool loop with thinking on | a result "
-            "with an image | a result and a text | an id of another vendor | a long id | a tool loop without tools | "
-            "system after a result",
+            "and a text | an id of another vendor | a long id | a tool loop without tools | system after a result",
             "deepseek/deepseek-v4-pro",
             "openai-chat anthropic-messages agentary unified",
+        ),
+        _row(
+            "a result with an image | a result with a PDF",
+            "deepseek/deepseek-v4-pro",
+            "openai-chat anthropic-messages unified",
         ),
         _row(
             "a tool loop with thoughts",
             "deepseek/deepseek-v4-pro",
             "anthropic-messages agentary unified",
         ),
+        _row(
+            "Claude Code",
+            "deepseek/deepseek-v4-pro",
+        ),
     ),
     "Sampling fields are sent to a model that takes their defaults only": (
         _row(
             "temperature | top_p | temperature and top_p | temperature, thinking off",
-            "openai/o3 openai/o1-pro openai/gpt-5 openai/gpt-5.5 openai/gpt-5.6 azure-openai/gpt-5 azure-openai/gpt-5.6",
+            "openai/o3 openai/o1-pro openai/gpt-5 openai/gpt-5.5 openai/gpt-5.6 openai/gpt-6-sol "
+            "openai/gpt-6.1-sol azure-openai/gpt-5 azure-openai/gpt-5.6",
             "anthropic-messages agentary unified",
         ),
     ),
     "Stop sequences are sent to a model that takes none": (
         _row(
             "stop | six stops | stop at a line's end",
-            "openai/o3 openai/gpt-5 openai/gpt-5.1 openai/gpt-5.4 openai/gpt-5.5 openai/gpt-5.6 "
-            "azure-openai/gpt-5 azure-openai/gpt-5.4 azure-openai/gpt-5.6",
+            "openai/o3 openai/gpt-5 openai/gpt-5.1 openai/gpt-5.4 openai/gpt-5.5 openai/gpt-5.6 openai/gpt-6-sol "
+            "openai/gpt-6.1-sol azure-openai/gpt-5 azure-openai/gpt-5.4 azure-openai/gpt-5.6",
             "anthropic-messages agentary unified",
         ),
         _row(
@@ -320,7 +373,7 @@ FAILURES: dict[str, tuple[Row, ...]] = {
     "Thinking is not switched off at a model that takes tools only without it": (
         _row(
             "thinking off and tools",
-            "openai/gpt-5.6 azure-openai/gpt-5.6",
+            "openai/gpt-5.6 openai/gpt-6-sol openai/gpt-6.1-sol azure-openai/gpt-5.6",
             "anthropic-messages unified",
         ),
     ),
@@ -328,7 +381,7 @@ FAILURES: dict[str, tuple[Row, ...]] = {
         _row(
             "a tool loop that goes on | a tool loop of several turns | a tool loop with thoughts | a tool loop "
             "with thinking on | a result and a text | a result with an image | an id of another vendor | a long "
-            "id | a tool loop without tools | system after a result",
+            "id | a tool loop without tools | system after a result | a result with a PDF | Codex | Claude Code",
             "perplexity/*",
         ),
     ),
@@ -351,16 +404,26 @@ EXCEPTIONS: dict[str, tuple[Row, ...]] = {
             "perplexity/*",
         ),
         _row(
-            "a result with an image",
+            "a result with an image | a result with a PDF",
             "openai/gpt-5-chat-latest",
             "anthropic-messages unified",
         ),
+        _row(
+            "Claude Code",
+            "openai/gpt-5-chat-latest",
+        ),
     ),
-    "The model reads no images": (
+    "The model reads no images or PDFs": (
+        _row(
+            "PDF",
+            "mistral/* groq/* cerebras/* workers-ai/@cf/meta/llama-3.3-70b-instruct-fp8-fast "
+            "workers-ai/@cf/qwen/qwen3-30b-a3b-fp8 deepseek/* vllm/* llama-cpp/qwen3.5",
+            "openai-chat",
+        ),
         _row(
             "image",
-            "groq/* cerebras/* deepseek/* workers-ai/@cf/meta/llama-3.3-70b-instruct-fp8-fast "
-            "workers-ai/@cf/qwen/qwen3-30b-a3b-fp8",
+            "groq/* cerebras/* workers-ai/@cf/meta/llama-3.3-70b-instruct-fp8-fast "
+            "workers-ai/@cf/qwen/qwen3-30b-a3b-fp8 deepseek/*",
             "openai-chat",
         ),
     ),
@@ -379,7 +442,7 @@ EXCEPTIONS: dict[str, tuple[Row, ...]] = {
         _row(
             "tool with a choice at the top",
             "openai/gpt-4o openai/gpt-4.1 openai/o3 openai/o1-pro openai/gpt-5 openai/gpt-5.1 openai/gpt-5.4 "
-            "openai/gpt-5.5 openai/gpt-5.6 azure-openai/*",
+            "openai/gpt-5.5 openai/gpt-5.6 openai/gpt-6-sol openai/gpt-6.1-sol azure-openai/*",
             "anthropic-messages agentary unified",
         ),
         _row(
@@ -403,3 +466,7 @@ EXCEPTIONS: dict[str, tuple[Row, ...]] = {
         ),
     ),
 }
+
+
+if __name__ == "__main__":
+    sys.stdout.writelines(f"{line}\n" for line in differences())

@@ -29,6 +29,17 @@ def _template(call: Call) -> Complaint | None:
     return None
 
 
+def _parts(call: Call) -> Complaint | None:
+    """vLLM, entrypoints/chat_utils.py; llama.cpp, common/chat.cpp"""
+    known = ("text", "image_url", "video_url", "audio_url", "input_audio", "refusal", "thinking")
+    for message in call.items("messages"):
+        for part in parts_of(message):
+            if part.get("type") not in known and call.vendor != "ollama":
+                words = "Unknown part type" if call.vendor == "vllm" else "unsupported content[].type"
+                return Complaint(f"{words}: {part.get('type')}")
+    return None
+
+
 def _raised(words: str, call: Call) -> Complaint:
     # llama.cpp answers 500: https://github.com/ggml-org/llama.cpp/issues/20079
     return Complaint(words, status=500 if call.vendor == "llama-cpp" else 400)
@@ -64,7 +75,7 @@ def _options(call: Call) -> Complaint | None:
     return None
 
 
-RULES: tuple[Rule, ...] = (_template, _empty_tools, _tool_choice, _options)
+RULES: tuple[Rule, ...] = (_template, _parts, _empty_tools, _tool_choice, _options)
 
 
 def error_body(complaint: Complaint) -> dict[str, Any]:

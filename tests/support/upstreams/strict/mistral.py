@@ -51,7 +51,9 @@ _NEXT_ROLES = {
 }
 # https://docs.mistral.ai/capabilities/reasoning; https://github.com/anomalyco/models.dev/pull/1986 has probed them. There,
 # magistral-small took the field; https://github.com/NousResearch/hermes-agent/issues/11243 says 422 for it, as for all others.
+# Large 4: https://docs.mistral.ai/inference/conversations/reasoning
 _EFFORTS: ByModel[tuple[str, ...]] = [
+    (r"mistral-large-4|zai-glm", ("none", "low", "medium", "high")),
     (r"mistral-small-(latest|26)|magistral-small|mistral-medium-(latest|3[.-]5|26)|mistral-vibe", ("none", "high")),
 ]
 _ORDER = "invalid_request_message_order"
@@ -68,6 +70,18 @@ def _fields(call: Call) -> Complaint | None:
             return Complaint(words, code="union_tag_invalid", status=422)
         if name := unknown_field(message, _MESSAGE_FIELDS[role]):
             return _extra("body", "messages", index, role, name)
+    return None
+
+
+def _parts(call: Call) -> Complaint | None:
+    """https://docs.mistral.ai/api/endpoint/chat, `ContentChunk`"""
+    known = ("text", "image_url", "document_url", "reference", "file", "thinking", "input_audio")
+    for message in call.items("messages"):
+        for part in message["content"] if isinstance(message.get("content"), list) else []:
+            kind = part.get("type")
+            if kind not in known or (kind == "file" and "file_id" not in part):
+                words = f"Input tag '{kind}' found using 'type' does not match any of the expected tags"
+                return Complaint(words, "content", "union_tag_invalid", 422)
     return None
 
 
@@ -140,10 +154,10 @@ def _effort(call: Call) -> Complaint | None:
     effort = call.body.get("reasoning_effort")
     if effort is None:
         return None
-    if effort not in ("none", "high"):
-        return Complaint("Input should be 'high' or 'none'", "reasoning_effort", "literal_error", 422)
+    if effort not in ("none", "low", "medium", "high"):
+        return Complaint("Input should be 'none', 'low', 'medium' or 'high'", "reasoning_effort", "literal_error", 422)
     if effort not in value_for(call.model, _EFFORTS, ()):
-        return Complaint("reasoning_effort is not enabled for this model", "reasoning_effort", "value_error", 422)
+        return Complaint(f"reasoning_effort {effort!r} is not enabled for this model", "reasoning_effort", "value_error", 422)
     return None
 
 
@@ -155,7 +169,7 @@ def _temperature(call: Call) -> Complaint | None:
     return None
 
 
-RULES: tuple[Rule, ...] = (_fields, _order, _counts, _ids, _names, _says_something, _effort, _temperature)
+RULES: tuple[Rule, ...] = (_fields, _parts, _order, _counts, _ids, _names, _says_something, _effort, _temperature)
 
 
 def error_body(complaint: Complaint) -> dict[str, Any]:

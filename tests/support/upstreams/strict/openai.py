@@ -12,9 +12,13 @@ from tests.support.upstreams.strict.rules import ByModel, Call, Complaint, Rule,
 
 _DECLARED = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 # https://developers.openai.com/api/docs/guides/reasoning and https://developers.openai.com/api/docs/models (a page for each).
+# gpt-6: https://developers.openai.com/api/docs/guides/deployment-checklist; gpt-6.1-sol has no "none", "max" on responses only:
+# https://docs.laozhang.ai/en/announcements/gpt-6-chat-tools-2026-11
 # gpt-5.1: https://github.com/openai/openai-agents-python/issues/2089; gpt-5.4: the guide to the latest model; gpt-5.6 "max":
 # https://github.com/anomalyco/opencode/issues/36141, against https://github.com/livekit/agents/pull/7169, which lists no "max".
 _EFFORTS: ByModel[tuple[str, ...]] = [
+    (r"gpt-6-astra|gpt-6\.1-sol", ("low", "medium", "high", "xhigh", "max")),
+    (r"gpt-6", ("none", "low", "medium", "high", "xhigh", "max")),
     (r"gpt-5(\.\d)?-chat", ("medium",)),
     (r"gpt-5-pro", ("high",)),
     (r"gpt-5\.[2-5]-pro", ("medium", "high", "xhigh")),
@@ -29,7 +33,7 @@ _EFFORTS: ByModel[tuple[str, ...]] = [
 _DEFAULT_EFFORT: ByModel[str] = [(r"gpt-5\.[1-4](-(mini|nano|\d)|$)", "none")]
 # Tools with an effort since gpt-5.4: https://github.com/openai/openai-openapi/issues/541 (livekit/agents 5088: gpt-5.2, too);
 # tools at all, unless the effort is "none", since gpt-5.6: https://github.com/BerriAI/litellm/pull/34569
-_TOOLS_NEED_NONE = r"gpt-5\.(?:[6-9]|\d\d)"
+_TOOLS_NEED_NONE = r"gpt-5\.(?:[6-9]|\d\d)|gpt-6"
 _TOOLS_WITHOUT_EFFORT = r"gpt-5\.[45]"
 # Only on responses: https://developers.openai.com/api/docs/models/o1-pro and the other pages of pro and codex models.
 _RESPONSES_ONLY = r"o\d-pro|gpt-5(\.\d)?-(pro|codex)|gpt-5\.\d-codex|codex-mini|computer-use"
@@ -39,7 +43,7 @@ _OUTPUT_TOKENS: ByModel[int] = [
     (r"gpt-4\.1", 32_768),
     (r"gpt-5(\.\d)?-chat", 16_384),
     (r"gpt-5-pro", 272_000),
-    (r"gpt-5", 128_000),
+    (r"gpt-[56]", 128_000),
     (r"o\d", 100_000),
 ]
 _SAMPLING = ("temperature", "top_p")
@@ -47,7 +51,7 @@ _PENALTIES = ("presence_penalty", "frequency_penalty")
 
 
 def _reasons(model: str) -> bool:
-    return bool(re.match(r"o\d|gpt-5|codex-mini", model)) and "-chat" not in model
+    return bool(re.match(r"o\d|gpt-[56]|codex-mini", model)) and "-chat" not in model
 
 
 def _effort(call: Call) -> Any:
@@ -61,12 +65,14 @@ def _effort_words(call: Call) -> Complaint | None:
         return None
     if effort not in _DECLARED:
         return Complaint(f"Invalid value: '{effort}'. Supported values are: {_DECLARED}.", field, "invalid_value")
-    if not re.match(r"o\d|gpt-5|codex-mini", call.model):
+    if not re.match(r"o\d|gpt-[56]|codex-mini", call.model):
         if "/responses" in call.path:
             words = f"Unsupported parameter: '{field}' is not supported with this model."
             return Complaint(words, field, "unsupported_parameter")
         return Complaint(f"Unrecognized request argument supplied: {field}")
     words_of_model = value_for(call.model, _EFFORTS, _DECLARED)
+    if "/responses" not in call.path and call.model.startswith("gpt-6.1-sol"):
+        words_of_model = tuple(word for word in words_of_model if word != "max")
     return None if effort in words_of_model else chat.unsupported_value(call.model, field, effort, words_of_model)
 
 
@@ -101,7 +107,7 @@ def _unsupported(field: str, instead: str = "") -> Complaint:
 
 def _stop(call: Call) -> Complaint | None:
     """https://developers.openai.com/api/docs/api-reference/chat: not with reasoning models. smolagents 1662, 1868, 1893"""
-    return _unsupported("stop") if call.body.get("stop") and re.match(r"o[34]|gpt-5(?!.*-chat)", call.model) else None
+    return _unsupported("stop") if call.body.get("stop") and re.match(r"o[34]|gpt-[56](?!.*-chat)", call.model) else None
 
 
 def _tokens(call: Call) -> Complaint | None:
