@@ -96,6 +96,9 @@ class ModelFacts(BaseModel):
         description="Keywords that it refuses in a JSON schema for its answer; descriptions carry them instead.",
     )
     tool_properties_needed: bool = Field(False, description="A tool's schema must have `properties`, even when they are empty.")
+    tool_root_refuses: frozenset[str] = Field(
+        frozenset(), description="Keywords that it refuses at the root of a tool's schema; they are merged into `properties`."
+    )
     tool_name_chars_max: Annotated[int, Field(ge=1, le=1_000)] | None = Field(None, description="The longest tool name.")
     tool_name_pattern: str | None = Field(
         None, description="The regular expression that a tool name must match as a whole; characters outside of it become `_`."

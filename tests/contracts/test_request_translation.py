@@ -37,7 +37,10 @@ CONVERSATION = GenerationRequest(
         Message(Role.USER, [TextPart("Thanks.")]),
     ],
     stream=True,
-    tools=[Tool("f", "d", {"type": "object", "properties": {"x": {"type": "integer"}}}), Tool("g", None, {"type": "object"})],
+    tools=[
+        Tool("f", "d", {"type": "object", "properties": {"x": {"type": "integer"}}}),
+        Tool("g", None, {"type": "object", "properties": {}}),
+    ],
     tool_choice=ToolChoice("auto"),
     parallel_tool_calls=False,
     max_output_tokens=4000,

@@ -34,6 +34,7 @@ from workers.providers import FAMILIES, WIRES
 from workers.providers.base import Deployment, UpstreamRequest, Wire
 from workers.providers.shared.errors import UNREADABLE, redact_secrets, set_retry_after
 from workers.providers.shared.loose_json import NestedTooDeeply, read_json
+from workers.providers.shared.shape import ClientCalls
 from workers.publish.large_answers import LARGE_BYTES, answer_too_large
 from workers.publish.writer import FRAME_BYTES_MAX
 from workers.run_context import RunContext
@@ -168,7 +169,8 @@ def prepare_request(
     family = FAMILIES.get(deployment.wire)
     if family is None or family.dialect != job.dialect:
         parsed = dialect.parse(info.body)
-        pump = (Translating if job.stream else Folding)(wire, dialect, parsed, info)
+        decoding = ClientCalls(wire, parsed, deployment.facts, job.generation_id)
+        pump = (Translating if job.stream else Folding)(decoding, dialect, parsed, info)
         request = wire.build_request(parsed, deployment)
         request.dropped = [*parsed.dropped, *(parsed.names.get(name, name) for name in request.dropped)]
         return request, guarded(pump, guard)

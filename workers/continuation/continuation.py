@@ -29,6 +29,7 @@ from common.sse import split_blocks
 from common.vendors.prefill import Prefill, find_prefill
 from workers.providers import WIRES
 from workers.providers.base import BackgroundWire, Deployment, FamilyWire, UpstreamRequest
+from workers.providers.shared.shape import ClientCalls
 from workers.transcode.continuing import Continuing, Rereading
 from workers.transcode.guarded_pump import guarded
 from workers.transcode.output_guardrails import OutputGuard
@@ -167,18 +168,19 @@ class Continuation:
             GatewayError: INVALID_REQUEST, the wire cannot express the client's request.
         """
         wire = WIRES[self.deployment.wire]
+        decoding = ClientCalls(wire, past.request, self.deployment.facts, info.generation_id)
         progress = _resume_progress(dialect, past.request, info, past.blocks)
         if self.reattaches:
             # The upstream reports the usage of the whole answer itself. The answer comes again from its start, so guardrails
             # filter it again from its start.
             splice = Splice(past.progress.text, is_whole=True)
-            return _reread_request(self.deployment, past), guarded(Rereading(wire, progress, splice, past.request), guard)
+            return _reread_request(self.deployment, past), guarded(Rereading(decoding, progress, splice, past.request), guard)
         rest = self._request(past)
         upstream = wire.build_request(rest, self._deployment())
         if self.prefill:
             upstream.body = _add_prefill_fields(upstream.body, self.prefill)
         splice = Splice(past.progress.text, echoes=bool(self.prefill and self.prefill.echoes))
-        pump = Continuing(wire, progress, splice, past.spent, estimate_tokens(rest))
+        pump = Continuing(decoding, progress, splice, past.spent, estimate_tokens(rest))
         return upstream, guarded(pump, guard, known_text=past.progress.text)
 
     def _deployment(self) -> Deployment:

@@ -4,12 +4,12 @@ Building requests and decoding answers is pure. The I/O around it is the same fo
 ``workers/upstream/http_client.py``.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from common.canonical.errors import Failed
-from common.canonical.events import Event, Usage
+from common.canonical.events import Event, ToolCallStarted, Usage
 from common.canonical.generation import GenerationRequest
 from common.dialects.base import ReplyInfo
 from common.process.redaction import secrets_in
@@ -73,7 +73,13 @@ class UpstreamRequest:
 
 
 class Decoder(Protocol):
-    """Decodes one answer's bytes to events. It has the answer's state. It never raises, whatever an upstream sends."""
+    """Decodes one answer's bytes to events. It has the answer's state. It never raises, whatever an upstream sends.
+
+    ``start_call`` makes the event of each new call. It is ``ToolCallStarted`` itself, unless the client knows the tool by
+    another name; see ``workers.providers.shared.shape``.
+    """
+
+    start_call: Callable[[int, str, str, int], ToolCallStarted]
 
     @property
     def usage(self) -> Usage | None:

@@ -248,9 +248,10 @@ def test_openai_conversation_becomes_turns() -> None:
 
 
 def test_results_stand_first_in_their_turn() -> None:
-    parsed = GenerationRequest("m", [Message(Role.USER, [TextPart("and"), ToolResultPart("a", [TextPart("r")], True)])])
+    call = Message(Role.ASSISTANT, [ToolCallPart("a", "f", "{}")])
+    parsed = GenerationRequest("m", [call, Message(Role.USER, [TextPart("and"), ToolResultPart("a", [TextPart("r")], True)])])
 
-    assert build_parsed(parsed)["messages"][0]["content"] == [
+    assert build_parsed(parsed)["messages"][1]["content"] == [
         {"type": "tool_result", "tool_use_id": "a", "content": [text("r")], "is_error": True},
         text("and"),
     ]
@@ -269,7 +270,7 @@ def test_legacy_functions_are_paired() -> None:
     )
 
     assert built["messages"][1]["content"][0]["id"] == built["messages"][2]["content"][0]["tool_use_id"]
-    assert built["tools"] == [{"name": "f", "input_schema": {"type": "object"}}]
+    assert built["tools"] == [{"name": "f", "input_schema": {"type": "object", "properties": {}}}]
 
 
 def test_openai_options_become_anthropics() -> None:
@@ -294,7 +295,7 @@ def test_openai_options_become_anthropics() -> None:
     assert (built["temperature"], built["top_k"]) == (1.0, 3)
     assert "top_p" not in built
     assert built["metadata"] == {"user_id": "u"}
-    assert built["tools"] == [{"name": "f", "description": "d", "input_schema": {"type": "object"}}]
+    assert built["tools"] == [{"name": "f", "description": "d", "input_schema": {"type": "object", "properties": {}}}]
     assert built["tool_choice"] == {"type": "any", "disable_parallel_tool_use": True}
     assert not {"seed", "presence_penalty"} & built.keys()
 

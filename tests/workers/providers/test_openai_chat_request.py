@@ -141,7 +141,7 @@ def test_anthropic_options_become_openais() -> None:
     assert (built["temperature"], built["top_p"], built["user"]) == (0.5, 0.9, "u")
     assert "top_k" not in built
     assert built["tools"] == [
-        {"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}}
+        {"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object", "properties": {}}}}
     ]
     assert built["tool_choice"] == {"type": "function", "function": {"name": "f"}}
     assert built["parallel_tool_calls"] is False

@@ -93,7 +93,8 @@ def test_thinking_of_another_vendor_is_left_out(part: ReasoningPart):
 def test_images_stand_where_they_stood_and_in_results():
     own, other = ImagePart(data="QUJD", media_type="image/png"), ImagePart(url="https://x/y.png", detail="low")
 
-    body = build(user(own, TextPart("and"), other), user(ToolResultPart("a", [TextPart("see"), other])))
+    call = Message(Role.ASSISTANT, [ToolCallPart("a", "f", "{}")])
+    body = build(user(own, TextPart("and"), other), call, user(ToolResultPart("a", [TextPart("see"), other])))
 
     far = {"type": "input_image", "image_url": "https://x/y.png", "detail": "low"}
     assert body["input"][0]["content"] == [
@@ -101,13 +102,15 @@ def test_images_stand_where_they_stood_and_in_results():
         {"type": "input_text", "text": "and"},
         far,
     ]
-    assert body["input"][1]["output"] == [{"type": "input_text", "text": "see"}, far]
+    assert body["input"][2]["output"] == [{"type": "input_text", "text": "see"}, far]
 
 
 def test_a_failed_call_says_so_in_its_text():
-    body = build(user(ToolResultPart("a", [TextPart("no such file")], is_error=True), ToolResultPart("b", [], is_error=True)))
+    calls = Message(Role.ASSISTANT, [ToolCallPart("a", "f", "{}"), ToolCallPart("b", "f", "{}")])
+    failed = ToolResultPart("a", [TextPart("no such file")], is_error=True), ToolResultPart("b", [], is_error=True)
+    body = build(calls, user(*failed))
 
-    assert [item["output"] for item in body["input"]] == ["Error: no such file", "Error"]
+    assert [item["output"] for item in body["input"][2:]] == ["Error: no such file", "Error"]
 
 
 def test_tools_are_strict_only_where_the_client_wants_it():
@@ -116,7 +119,13 @@ def test_tools_are_strict_only_where_the_client_wants_it():
     body = build(tools=tools, tool_choice=ToolChoice("tool", "f"), parallel_tool_calls=False)
 
     assert body["tools"] == [
-        {"type": "function", "name": "f", "description": "d", "strict": False, "parameters": {"type": "object"}},
+        {
+            "type": "function",
+            "name": "f",
+            "description": "d",
+            "strict": False,
+            "parameters": {"type": "object", "properties": {}},
+        },
         {"type": "function", "name": "g", "strict": True, "parameters": {"type": "object", "properties": {}}},
     ]
     assert body["tool_choice"] == {"type": "function", "name": "f"}

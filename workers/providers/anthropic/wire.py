@@ -21,7 +21,6 @@ from common.canonical.events import (
     Started,
     TextDelta,
     ToolCallDelta,
-    ToolCallStarted,
     Usage,
 )
 from common.canonical.generation import GenerationRequest
@@ -35,6 +34,7 @@ from workers.providers.shared.history import Carries, fit_history
 from workers.providers.shared.json_decoder import JsonDecoder
 from workers.providers.shared.loose_json import dict_of, list_of, read_json, text_of
 from workers.providers.shared.plain_shape import PlainShape
+from workers.providers.shared.shape import fit_shape
 
 _VERSION = "2023-06-01"
 # Source: https://platform.claude.com/docs/en/build-with-claude/pdf-support
@@ -60,7 +60,7 @@ class Anthropic:
 
     def build_request(self, request: GenerationRequest, deployment: Deployment) -> UpstreamRequest:
         request, left_out = fit_history(request, deployment.facts, _CARRIES)
-        body, dropped = build_body(request, deployment.model)
+        body, dropped = build_body(fit_shape(request, deployment.facts), deployment.model)
         return UpstreamRequest(_url(deployment), _headers(deployment, {}), body, dropped + left_out)
 
     def pass_request(self, body: Mapping[str, Any], headers: Mapping[str, str], deployment: Deployment) -> UpstreamRequest:
@@ -166,7 +166,8 @@ class MessageDecoder(JsonDecoder):
                 self._call_count += 1
                 if (at := index_of(index)) is not None:
                     self._calls[at] = call
-                yield ToolCallStarted(call.index, text_of(block.get("id")) or f"toolu_{call.index}", text_of(block.get("name")))
+                id_ = text_of(block.get("id")) or f"toolu_{call.index}"
+                yield self.start_call(call.index, id_, text_of(block.get("name")), 0)
 
     def _read_delta(self, index: object, delta: dict[str, Any]) -> Iterator[Event]:
         match delta.get("type"):

@@ -20,7 +20,6 @@ from common.canonical.events import (
     Started,
     TextDelta,
     ToolCallDelta,
-    ToolCallStarted,
     Usage,
 )
 from common.canonical.generation import GenerationRequest
@@ -31,6 +30,7 @@ from workers.providers.shared.figures import Figures, index_of
 from workers.providers.shared.history import Carries, fit_history
 from workers.providers.shared.json_decoder import JsonDecoder
 from workers.providers.shared.loose_json import dict_of, list_of, text_of
+from workers.providers.shared.shape import fit_shape
 
 _CARRIES = Carries()
 _FINISH_REASON = {
@@ -46,7 +46,7 @@ _FAILURES: dict[str, dict[str, str]] = {"ERROR": {}, "TIMEOUT": {"type": "timeou
 class Cohere:
     def build_request(self, request: GenerationRequest, deployment: Deployment) -> UpstreamRequest:
         request, left_out = fit_history(request, deployment.facts, _CARRIES)
-        body, dropped = build_body(request, deployment.model)
+        body, dropped = build_body(fit_shape(request, deployment.facts), deployment.model)
         return UpstreamRequest(_url(deployment), deployment.request_headers(), body, dropped + left_out)
 
     def decoder(self, choices: int = 1) -> "EventDecoder":
@@ -135,7 +135,7 @@ class EventDecoder(JsonDecoder):
         number, self._call_count = self._call_count, self._call_count + 1
         call = self._open_calls[index] = _Call(number)
         name = text_of(dict_of(fields.get("function")).get("name"))
-        yield ToolCallStarted(number, text_of(fields.get("id")) or f"call_{number}", name)
+        yield self.start_call(number, text_of(fields.get("id")) or f"call_{number}", name, 0)
         yield from call.add(_arguments(fields))
 
     def _finish(self, ending: dict[str, Any], usage: object) -> Iterator[Event]:

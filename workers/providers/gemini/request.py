@@ -95,7 +95,7 @@ def _conversation(messages: list[Message], model: str) -> tuple[str, list[dict[s
     """Return the system prompt and the turns. User and model alternate."""
     leading = next((i for i, message in enumerate(messages) if message.role is not Role.SYSTEM), len(messages))
     system = "\n\n".join(text for message in messages[:leading] for part in message.parts if (text := _text(part)))
-    names: dict[str, str] = {}  # The names of the calls so far, by id. Some vendors use an id again.
+    names: dict[str, str] = {}  # The names of the calls so far, by id.
     turns: list[dict[str, Any]] = []
     for message in messages[leading:]:
         if message.role is Role.ASSISTANT:
@@ -187,13 +187,8 @@ def _result(part: ToolResultPart, names: dict[str, str], model: str) -> list[dic
     """
     text = "\n\n".join(_text(inner) for inner in part.content if not isinstance(inner, ImagePart | DocumentPart))
     media = [_media(inner) for inner in part.content if isinstance(inner, ImagePart | DocumentPart)]
-    name = names.get(part.tool_call_id)
-    if name is None:
-        raise invalid_field_error(
-            "messages", f"hold a tool result for {part.tool_call_id[:100]!r}, which is not a call in this conversation"
-        )
     within = [medium for medium in media if _is_since_3(model) and _fits_in_result(medium)]
-    result: dict[str, Any] = {"id": part.tool_call_id, "name": name}
+    result: dict[str, Any] = {"id": part.tool_call_id, "name": names[part.tool_call_id]}
     result["response"] = {"error" if part.is_error else "output": text}
     if within:
         result["parts"] = within

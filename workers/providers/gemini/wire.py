@@ -12,7 +12,7 @@ import hashlib
 import re
 import secrets
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -41,6 +41,7 @@ from workers.providers.shared import errors
 from workers.providers.shared.figures import Figures, index_of
 from workers.providers.shared.history import Carries, Kind, fit_history
 from workers.providers.shared.loose_json import dict_of, list_of, read_json, text_of
+from workers.providers.shared.shape import fit_shape
 
 # Source: https://ai.google.dev/gemini-api/docs/document-processing; other files than these are refused there.
 _MEDIA: frozenset[Kind] = frozenset({"image", "pdf", "text", "audio", "video"})
@@ -90,6 +91,7 @@ class Gemini:
     def build_request(self, request: GenerationRequest, deployment: Deployment) -> UpstreamRequest:
         model = _model(deployment)
         request, left_out = fit_history(request, deployment.facts, _CARRIES)
+        request = fit_shape(request, deployment.facts)
         body = orjson.dumps(build_body(request, model))
         url = _url(deployment, "streamGenerateContent")
         url += "&alt=sse" if deployment.query else "?alt=sse"  # Without it the answer would be one JSON array.
@@ -107,6 +109,7 @@ class Gemini:
         """Source: https://ai.google.dev/api/tokens"""
         model = _model(deployment)
         request, _ = fit_history(request, deployment.facts, _CARRIES)
+        request = fit_shape(request, deployment.facts)
         counted = {"generateContentRequest": {"model": f"models/{model}", **build_body(request, model)}}
         return UpstreamRequest(
             _url(deployment, "countTokens"), deployment.request_headers("x-goog-api-key", ""), orjson.dumps(counted)
@@ -132,6 +135,7 @@ class ContentDecoder:
     """Decodes chunks to events."""
 
     def __init__(self, choices: int = 1) -> None:
+        self.start_call: Callable[[int, str, str, int], ToolCallStarted] = ToolCallStarted
         self.is_whole = False
         self._choices_due = choices
         self._repeats_reasons = False
@@ -278,7 +282,7 @@ class ContentDecoder:
             yield from self._close_call(candidate)
             yield from _signed(signature, candidate)
             id_ = text_of(call.get("id")) or self._invent_call_id(candidate)
-            yield ToolCallStarted(candidate.calls, id_, name, candidate.index)
+            yield self.start_call(candidate.calls, id_, name, candidate.index)
             candidate.calls += 1
             candidate.arguments = ArgumentsSoFar(dict_of(call.get("args")))
         if candidate.arguments is not None:

@@ -22,7 +22,6 @@ from common.canonical.events import (
     Started,
     TextDelta,
     ToolCallDelta,
-    ToolCallStarted,
     Usage,
 )
 from common.canonical.generation import GenerationRequest
@@ -38,6 +37,7 @@ from workers.providers.shared.json_decoder import JsonDecoder
 from workers.providers.shared.loose_json import dict_of, list_of, read_json, text_of, word_of
 from workers.providers.shared.plain_shape import PlainShape
 from workers.providers.shared.quirks import find_quirks, fit
+from workers.providers.shared.shape import fit_shape
 
 _FINISH_REASON = {
     **REASON_OF_WORD,
@@ -69,6 +69,7 @@ class OpenAiCompatible:
     def build_request(self, request: GenerationRequest, deployment: Deployment) -> UpstreamRequest:
         quirks = find_quirks(deployment)
         request, left_out = fit_history(request, deployment.facts, quirks.carries)
+        request = fit_shape(request, deployment.facts)
         body = build_body(request, deployment.model, quirks)
         dropped = fit(body, deployment) + (["top_k"] if request.top_k is not None else []) + left_out
         return UpstreamRequest(_url(deployment), _headers(deployment, {}), orjson.dumps(body), dropped)
@@ -243,7 +244,7 @@ class ChunkDecoder(JsonDecoder):
             text, call.arguments = call.arguments, ""
             call.index = sum(started.index is not None for started in choice.calls)
             call.id = call.id or self._invent_call_id(index, call.index)
-            yield ToolCallStarted(call.index, call.id, name, index)
+            yield self.start_call(call.index, call.id, name, index)
         if text:
             call.has_arguments = True
             yield ToolCallDelta(call.index, text, index)

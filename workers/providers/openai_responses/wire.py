@@ -28,7 +28,6 @@ from common.canonical.events import (
     Started,
     TextDelta,
     ToolCallDelta,
-    ToolCallStarted,
     Usage,
 )
 from common.canonical.generation import GenerationRequest
@@ -47,6 +46,7 @@ from workers.providers.shared.json_decoder import JsonDecoder
 from workers.providers.shared.loose_json import dict_of, list_of, read_json, text_of
 from workers.providers.shared.plain_shape import NumberedShape
 from workers.providers.shared.quirks import find_quirks, fit_response
+from workers.providers.shared.shape import fit_shape
 
 _PASSED_HEADERS = ("openai-beta",)
 # Fields that Sluice handles itself for every provider: it stores conversations and answers.
@@ -75,6 +75,7 @@ class OpenAiResponses:
 
     def build_request(self, request: GenerationRequest, deployment: Deployment) -> UpstreamRequest:
         request, left_out = fit_history(request, deployment.facts, find_quirks(deployment).carries_in_responses)
+        request = fit_shape(request, deployment.facts)
         body, dropped = build_body(request, deployment.model, in_background=deployment.in_background)
         return UpstreamRequest(_url(deployment), _headers(deployment, {}), body, dropped + left_out)
 
@@ -127,7 +128,7 @@ class OpenAiResponses:
     ) -> UpstreamRequest:
         """Source: https://platform.openai.com/docs/api-reference/responses/input-tokens"""
         request, _ = fit_history(request, deployment.facts, find_quirks(deployment).carries_in_responses)
-        counted = orjson.dumps(build_count_body(request, deployment.model))
+        counted = orjson.dumps(build_count_body(fit_shape(request, deployment.facts), deployment.model))
         return UpstreamRequest(deployment.url("/responses/input_tokens"), _headers(deployment, {}), counted)
 
     def read_count(self, body: bytes) -> int | None:
@@ -217,7 +218,7 @@ class ResponseDecoder(JsonDecoder):
             return
         self._items[index] = _Item(self._call_count)
         call_id = text_of(item.get("call_id")) or text_of(item.get("id")) or f"call_{self._call_count}"
-        yield ToolCallStarted(self._call_count, call_id, text_of(item.get("name")))
+        yield self.start_call(self._call_count, call_id, text_of(item.get("name")), 0)
         self._call_count += 1
 
     def _read_arguments(self, item: _Item, arguments: str) -> Iterator[Event]:

@@ -3,12 +3,13 @@
 Events and whole answers are JSON objects; anything else is unreadable. After a terminal event no more events are returned.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import orjson
 
 from common.canonical.errors import Failed
-from common.canonical.events import Event, ReasoningDelta, TextDelta, Usage
+from common.canonical.events import Event, ReasoningDelta, TextDelta, ToolCallStarted, Usage
 from common.dialects.shared.openai_words import DONE
 from common.sse import read_block
 from workers.providers.shared import errors
@@ -24,6 +25,7 @@ class JsonDecoder:
     """
 
     def __init__(self, plain: PlainShape | NumberedShape | None = None) -> None:
+        self.start_call: Callable[[int, str, str, int], ToolCallStarted] = ToolCallStarted
         self.is_whole = False
         self._started = False
         self._ended = False

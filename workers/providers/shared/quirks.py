@@ -15,9 +15,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from common.vendors.models import ModelFacts
 from workers.providers.base import Deployment
 from workers.providers.shared.history import Carries, Kind
 from workers.providers.shared.loose_json import dict_of, list_of, text_of
+from workers.providers.shared.roles import fit_roles
+from workers.providers.shared.schemas import tool_schema
 
 # A server that is not known takes images, and files only if the table of models says that its model reads them.
 _IMAGES = Carries(known_only=frozenset({"pdf", "audio"}))
@@ -73,7 +76,6 @@ QUIRKS: Mapping[str, Quirks] = {
         # It always reports usage, and refuses the option that asks for it.
         unknown=_BOOKKEEPING - {"metadata"} | {"stream_options", "user", "service_tier"},
         unknown_in_messages=_ECHOED | {"name", "reasoning"},
-        knows_developer=False,
         has_short_call_ids=True,
         carries=Carries(kinds=_MISTRAL, by_url=_MISTRAL),
         document_part="document_url",
@@ -90,18 +92,14 @@ QUIRKS: Mapping[str, Quirks] = {
     "deepseek": Quirks(
         renamed=_ONE_LIMIT,
         unknown=_BOOKKEEPING | {"seed", "user", "service_tier"},
-        knows_developer=False,
         reasoning_field="reasoning_content",  # It requires this field after a tool call.
     ),
-    "cerebras": Quirks(
-        unknown=_BOOKKEEPING - {"prompt_cache_key"}, unknown_in_messages=_ECHOED, knows_developer=False, renamed=_ONE_LIMIT
-    ),
+    "cerebras": Quirks(unknown=_BOOKKEEPING - {"prompt_cache_key"}, unknown_in_messages=_ECHOED, renamed=_ONE_LIMIT),
     "perplexity": Quirks(
         renamed=_ONE_LIMIT,
         unknown=_BOOKKEEPING | {"stream_options", "seed", "user", "service_tier"},  # Usage comes with every chunk.
-        knows_developer=False,
     ),
-    "workers-ai": Quirks(renamed=_ONE_LIMIT, unknown=_BOOKKEEPING | {"user", "service_tier"}, knows_developer=False),
+    "workers-ai": Quirks(renamed=_ONE_LIMIT, unknown=_BOOKKEEPING | {"user", "service_tier"}),
     "ollama": Quirks(renamed=_ONE_LIMIT),
 }
 _NONE = Quirks()
@@ -118,6 +116,7 @@ def find_quirks(deployment: Deployment) -> Quirks:
 def fit_response(body: dict[str, Any], deployment: Deployment) -> list[str]:
     """Do the same as ``fit`` for a body of the Responses API."""
     unknown = find_quirks(deployment).unknown_in_responses
+    _fit_tools(body, deployment.facts)
     return [name for name in list(body) if name in unknown and body.pop(name)]
 
 
@@ -133,7 +132,12 @@ def fit(body: dict[str, Any], deployment: Deployment) -> list[str]:
             body[renamed_to] = value
     unknown = quirks.unknown.union(*(names for pattern, names in quirks.unknown_to if pattern.match(deployment.model)))
     dropped = [name for name in list(body) if name in unknown and body.pop(name) is not None]
-    if quirks.unknown_in_messages or quirks.has_short_call_ids or not quirks.knows_developer:
+    facts = deployment.facts if quirks.knows_developer else deployment.facts.model_copy(update={"developer_role": False})
+    messages = list_of(body.get("messages"))
+    if messages and all(isinstance(message, dict) for message in messages):
+        body["messages"] = fit_roles(messages, facts)
+    _fit_tools(body, facts)
+    if quirks.unknown_in_messages or quirks.has_short_call_ids:
         messages = [dict_of(message) for message in list_of(body.get("messages"))]
         echoed = {name for message in messages for name, value in message.items() if value}
         dropped += [f"messages.{name}" for name in sorted(echoed & quirks.unknown_in_messages)]
@@ -141,10 +145,25 @@ def fit(body: dict[str, Any], deployment: Deployment) -> list[str]:
     return dropped
 
 
+def _fit_tools(body: dict[str, Any], facts: ModelFacts) -> None:
+    """Correct the schemas of a body's tools that the vendor would refuse."""
+    if (facts.tool_properties_needed or facts.tool_root_refuses) and isinstance(body.get("tools"), list):
+        body["tools"] = [_fit_tool(tool, facts) for tool in body["tools"]]
+
+
+def _fit_tool(tool: Any, facts: ModelFacts) -> Any:
+    fields = dict_of(tool)
+    if isinstance(fields.get("parameters"), dict):
+        return {**fields, "parameters": tool_schema(fields["parameters"], facts)}
+    if isinstance(fields.get("function"), dict):  # Chat completions.
+        return {**fields, "function": _fit_tool(fields["function"], facts)}
+    if isinstance(fields.get("tools"), list):  # A namespace of the Responses API.
+        return {**fields, "tools": [_fit_tool(inner, facts) for inner in fields["tools"]]}
+    return tool
+
+
 def _fit_message(message: dict[str, Any], quirks: Quirks) -> dict[str, Any]:
     fitted = {name: value for name, value in message.items() if name not in quirks.unknown_in_messages}
-    if fitted.get("role") == "developer" and not quirks.knows_developer:
-        fitted["role"] = "system"
     if quirks.has_short_call_ids:
         if "tool_call_id" in fitted:
             fitted["tool_call_id"] = _short(text_of(fitted["tool_call_id"]))
