@@ -103,15 +103,10 @@ FAILURES: dict[str, tuple[Row, ...]] = {
         ),
         _row(
             "prefill",
-            "mistral/* perplexity/*",
+            "perplexity/*",
         ),
     ),
     "A schema for the answer has keywords or open objects that the vendor refuses": (
-        _row(
-            "JSON schema, not strict",
-            "anthropic/*",
-            "openai-chat openai-responses unified",
-        ),
         _row(
             "JSON schema, not strict",
             "cohere/*",
@@ -144,35 +139,8 @@ FAILURES: dict[str, tuple[Row, ...]] = {
     "A tool's name is sent with characters or a length that the vendor refuses": (
         _row(
             "long tool name | tool name with dots",
-            "openai/gpt-4o openai/gpt-4.1 openai/o3 openai/o1-pro openai/gpt-5 openai/gpt-5.1 openai/gpt-5.4 "
-            "openai/gpt-5.5 openai/gpt-5.6 openai/gpt-6-sol openai/gpt-6.1-sol azure-openai/*",
-            "anthropic-messages agentary unified",
-        ),
-        _row(
-            "long tool name",
-            "mistral/* groq/* google-ai-studio/*",
-        ),
-        _row(
-            "long tool name | tool name with dots",
-            "deepseek/*",
-            "openai-chat anthropic-messages agentary unified",
-        ),
-        _row(
-            "tool name with dots",
-            "anthropic/*",
-            "openai-chat openai-responses agentary unified",
-        ),
-        _row(
-            "tool name with dots",
-            "mistral/* groq/*",
-        ),
-    ),
-    "A tool's schema without properties is sent as it is": (
-        _row(
-            "tool without properties",
-            "openai/gpt-4o openai/gpt-4.1 openai/o3 openai/o1-pro openai/gpt-5 openai/gpt-5.1 openai/gpt-5.4 "
-            "openai/gpt-5.5 openai/gpt-5.6 openai/gpt-6-sol openai/gpt-6.1-sol azure-openai/*",
-            "anthropic-messages agentary unified",
+            "mistral/* groq/* deepseek/*",
+            "openai-chat",
         ),
     ),
     "An effort is sent in a word that the model does not have": (
@@ -279,52 +247,6 @@ FAILURES: dict[str, tuple[Row, ...]] = {
         _row(
             "a result with a PDF",
             "mistral/* vllm/* llama-cpp/qwen3.5",
-            "openai-chat",
-        ),
-    ),
-    "Messages have roles or an order that the vendor or the model's template refuses": (
-        _row(
-            "a result and a text",
-            "mistral/*",
-        ),
-        _row(
-            "a result with an image",
-            "mistral/mistral-large-latest mistral/mistral-large-4 mistral/mistral-small-latest mistral/mistral-medium-3-5",
-        ),
-        _row(
-            "a result with an image",
-            "mistral/codestral-latest",
-            "openai-chat unified",
-        ),
-        _row(
-            "system in the middle | developer in the middle",
-            "mistral/* perplexity/* ollama/qwen3.5 vllm/qwen3.5 llama-cpp/qwen3.5",
-        ),
-        _row(
-            "system after a result | Claude Code",
-            "mistral/* ollama/qwen3.5 vllm/qwen3.5 llama-cpp/qwen3.5",
-        ),
-        _row(
-            "a result with a PDF",
-            "mistral/*",
-            "openai-responses anthropic-messages unified",
-        ),
-        _row(
-            "two users in a row",
-            "perplexity/*",
-        ),
-        _row(
-            "an empty answer before",
-            "perplexity/*",
-            "openai-responses anthropic-messages agentary unified",
-        ),
-        _row(
-            "two systems | Codex",
-            "ollama/qwen3.5 vllm/qwen3.5 llama-cpp/qwen3.5",
-        ),
-        _row(
-            "developer",
-            "ollama/qwen3.5 vllm/qwen3.5 llama-cpp/qwen3.5",
             "openai-chat",
         ),
     ),
@@ -436,19 +358,6 @@ EXCEPTIONS: dict[str, tuple[Row, ...]] = {
         _row(
             "six stops",
             "groq/* cerebras/* cohere/*",
-        ),
-    ),
-    "The vendor takes no choice at the top of a tool's schema": (
-        _row(
-            "tool with a choice at the top",
-            "openai/gpt-4o openai/gpt-4.1 openai/o3 openai/o1-pro openai/gpt-5 openai/gpt-5.1 openai/gpt-5.4 "
-            "openai/gpt-5.5 openai/gpt-5.6 openai/gpt-6-sol openai/gpt-6.1-sol azure-openai/*",
-            "anthropic-messages agentary unified",
-        ),
-        _row(
-            "tool with a choice at the top",
-            "anthropic/*",
-            "openai-chat openai-responses agentary unified",
         ),
     ),
     "The vendor takes no stop sequence of white space": (

@@ -2,8 +2,9 @@
 client's?
 
 ``fit_shape`` is a step of every wire's builder, after ``fit_history``. It changes form only, never what the client asks for:
-names of tools, ids of calls, schemas, media types. What it changes follows from the request and the model's facts alone. So the same turn
-always looks the same to the vendor's cache, and ``ClientCalls`` can derive the client's names again in any worker.
+names of tools, ids of calls, schemas, media types. What it changes follows from the request and the model's facts alone. So
+the same turn always looks the same to the vendor's cache, and ``ClientCalls`` can derive the client's names again in any
+worker.
 """
 
 import hashlib

@@ -1,8 +1,8 @@
 """Under which name does a vendor know a client's tool?
 
 Vendors limit the length and the characters of tool names, each in its own way, and some keep names for tools of their own. A
-name that a vendor would refuse is replaced by one that follows from the name and the limits alone. So a conversation keeps its prefix from turn to turn, and every worker can
-derive the names again: nothing is stored.
+name that a vendor would refuse is replaced by one that follows from the name and the limits alone. So a conversation keeps its
+prefix from turn to turn, and every worker can derive the names again: nothing is stored.
 """
 
 import hashlib
