@@ -79,6 +79,8 @@ def gemini(**config: Any) -> dict[str, Any]:
     [
         ("openai", CHAT, {"model": "gpt-5.4", "tools": [TOOL], "reasoning_effort": "low"}, "use /v1/responses"),
         ("openai", CHAT, {"model": "gpt-5.6-terra", "tools": [TOOL]}, "or set reasoning_effort to 'none'"),
+        ("openai", CHAT, {"model": "gpt-6-sol", "tools": [TOOL]}, "use /v1/responses"),
+        ("openai", CHAT, {"model": "gpt-6.1-sol", "reasoning_effort": "max"}, "'low', 'medium', 'high', 'xhigh'"),
         ("openai", CHAT, {"model": "gpt-5", "max_tokens": 50}, "Use 'max_completion_tokens' instead"),
         ("openai", CHAT, {"model": "gpt-4o", "top_k": 5}, "Unrecognized request argument supplied: top_k"),
         ("openai", CHAT, {"model": "gpt-4o", "messages": [USER, RESULT]}, "must be a response to a preceeding message"),
