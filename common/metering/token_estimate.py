@@ -24,6 +24,7 @@ from common.canonical.events import (
     Usage,
 )
 from common.canonical.generation import (
+    DocumentPart,
     GenerationRequest,
     Part,
     ReasoningPart,
@@ -53,6 +54,8 @@ def estimate_tokens(request: GenerationRequest) -> int:
             match part:
                 case TextPart():
                     text_bytes += _bytes(part.text)
+                case DocumentPart(text=str() as text):
+                    text_bytes += _bytes(text)
                 case ReasoningPart():
                     # Reasoning that is sent back counts by its text. Encrypted reasoning is about as long as its text.
                     text_bytes += _bytes(part.text or part.redacted or "")

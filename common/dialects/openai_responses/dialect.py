@@ -44,7 +44,11 @@ class OpenAiResponses:
     def encode_reply(self, reply: Reply, request: GenerationRequest, info: ReplyInfo) -> bytes:
         choice = reply.choices.get(0) or Choice()
         finished = Finished(choice.finish_reason or FinishReason.STOP)
-        items = Items(info.generation_id, openai_responses_request.namespaces(info.body))
+        items = Items(
+            info.generation_id,
+            openai_responses_request.namespaces(info.body),
+            openai_responses_request.custom_tools(info.body),
+        )
         # As in a stream: only the item that was open when the answer was cut is incomplete.
         last_status = "incomplete" if incomplete_reason(finished) else "completed"
         last_index = len(choice.blocks) - 1

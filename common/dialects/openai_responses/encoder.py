@@ -30,7 +30,7 @@ from common.canonical.events import (
 )
 from common.dialects.base import ReplyInfo
 from common.dialects.openai_responses.progress import SentAnswer
-from common.dialects.openai_responses.request import namespaces
+from common.dialects.openai_responses.request import custom_tools, namespaces
 from common.dialects.openai_responses.response_object import (
     Items,
     ResponseInfo,
@@ -61,7 +61,7 @@ class ItemEncoder:
     def __init__(self, info: ReplyInfo) -> None:
         self._info = info
         self._response = ResponseInfo(info.generation_id, info.model, info.created_s, info.body)
-        self._items = Items(info.generation_id, namespaces(info.body))
+        self._items = Items(info.generation_id, namespaces(info.body), custom_tools(info.body))
         self._sequence = 0
         self._started = False
         self._output: list[dict[str, Any]] = []
@@ -239,6 +239,8 @@ class ItemEncoder:
         if opened is None or not event.arguments:
             return b""  # After a complete call only white space can follow.
         opened.pieces.append(event.arguments)
+        if self._items.is_custom(opened.call):
+            return b""  # Its input is plain text, which is known once the JSON around it is whole.
         place: dict[str, Any] = {"item_id": self._items.id("fc", opened.output_index), "output_index": opened.output_index}
         return self._event("function_call_arguments.delta", delta=event.arguments, **place)
 
@@ -252,6 +254,10 @@ class ItemEncoder:
         opened.call.arguments = arguments
         item = self._items.call(index, opened.call, status)
         place: dict[str, Any] = {"item_id": item["id"], "output_index": index}
+        if self._items.is_custom(opened.call):
+            text = item["input"]
+            before = self._event("custom_tool_call_input.delta", delta=text, **place) if text else b""
+            return before + self._event("custom_tool_call_input.done", input=text, **place) + self._end_item(item, index)
         return self._event("function_call_arguments.done", arguments=arguments, **place) + self._end_item(item, index)
 
     # The end

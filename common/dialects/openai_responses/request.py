@@ -82,6 +82,12 @@ _MODELS_ITEMS = {
 }
 # The fields of a call that are no arguments.
 _CALL_FIELDS = {"type", "id", "call_id", "status", "caller", "created_by"}
+CUSTOM_PARAMETERS = {
+    "type": "object",
+    "properties": {"input": {"type": "string", "description": "The whole input, as plain text."}},
+    "required": ["input"],
+    "additionalProperties": False,
+}
 _TOOL_NAME_CHARS_MAX = 64  # The longest name that every vendor accepts.
 
 
@@ -159,6 +165,12 @@ class _Function(Shape):
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
+
+
+class _CustomTool(Shape):
+    name: str = Field(min_length=1)
+    description: str | None = None
+    format: dict[str, Any] | None = None
 
 
 class _Namespace(Shape):
@@ -376,11 +388,15 @@ def _read_tools(items: list[Any], list_path: str, request: GenerationRequest) ->
         match item.get("type"):
             case "function":
                 _add_tool(_tool(item, path), names, request)
+            case "custom":
+                _add_tool(_custom_tool(item, path), names, request)
             case "namespace":
                 for tool_index, tool in enumerate(read(_Namespace, item, path).tools):
                     tool_path = join_path(path, "tools", tool_index)
                     if tool.get("type") == "function":
                         _add_tool(_tool(tool, tool_path, item["name"]), names, request)
+                    elif tool.get("type") == "custom":
+                        _add_tool(_custom_tool(tool, tool_path, item["name"]), names, request)
                     else:
                         request.dropped.append(tool_path)
             case str():
@@ -399,6 +415,24 @@ def _tool(item: dict[str, Any], path: str, namespace: str | None = None) -> Tool
     return Tool(flat_name(namespace, function.name), function.description, function.parameters or {}, function.strict)
 
 
+def _custom_tool(item: dict[str, Any], path: str, namespace: str | None = None) -> Tool:
+    """Return a tool whose input is plain text as a function with one argument; ``Items.call`` makes a custom call again.
+
+    Source: https://platform.openai.com/docs/guides/function-calling#custom-tools
+    """
+    tool = read(_CustomTool, item, path)
+    descriptions = [tool.description] if tool.description else []
+    match tool.format:
+        case {"type": "grammar", "syntax": str() as syntax, "definition": str() as definition}:
+            descriptions.append(f"The input must match this {syntax} grammar:\n{definition}")
+    return Tool(flat_name(namespace, tool.name), "\n\n".join(descriptions) or None, CUSTOM_PARAMETERS)
+
+
+def custom_tools(body: Mapping[str, Any]) -> frozenset[str]:
+    """Return the flat names of a parsed body's custom tools."""
+    return frozenset(flat_name(space, name) for space, name, type_ in _named_tools(body) if type_ == "custom")
+
+
 def flat_name(namespace: str | None, name: str) -> str:
     """Return the name under which a namespace's function is sent to other vendors, which have no namespaces."""
     if not namespace:
@@ -410,14 +444,19 @@ def flat_name(namespace: str | None, name: str) -> str:
 
 
 def namespaces(body: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """Map the flat names of a parsed body's functions back: flat name → (namespace, name)."""
-    return {flat_name(space, name): (space, name) for space, name in _namespaced_functions(body)}
+    """Map the flat names of a parsed body's tools back: flat name → (namespace, name)."""
+    return {flat_name(space, name): (space, name) for space, name, _ in _named_tools(body) if space}
 
 
-def _namespaced_functions(body: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _named_tools(body: Mapping[str, Any]) -> Iterator[tuple[str | None, str, str]]:
+    """Yield the namespace, name and type of each tool that the client runs."""
     for item in chain.from_iterable(items for _, items in _tool_lists(body)):
         if item["type"] == "namespace":
-            yield from ((item["name"], tool["name"]) for tool in item["tools"] if tool.get("type") == "function")
+            for tool in item["tools"]:
+                if tool.get("type") in ("function", "custom"):
+                    yield item["name"], tool["name"], tool["type"]
+        elif item["type"] in ("function", "custom"):
+            yield None, item["name"], item["type"]
 
 
 def _read_tool_choice(value: object, request: GenerationRequest) -> None:
@@ -428,7 +467,7 @@ def _read_tool_choice(value: object, request: GenerationRequest) -> None:
             request.tool_choice = ToolChoice("auto" if value == "auto" else "none")
         case "required":
             request.tool_choice = ToolChoice("required")
-        case {"type": "function", "name": str() as name}:
+        case {"type": "function" | "custom", "name": str() as name}:
             request.tool_choice = ToolChoice("tool", name)
         case {"type": "allowed_tools"}:
             allowed = read(_AllowedTools, value, "tool_choice")

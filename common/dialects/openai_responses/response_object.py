@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import orjson
+
 from common.canonical.errors import ErrorKind, Failed
 from common.canonical.events import Finished, ReasoningBlock, RefusalBlock, TextBlock, ToolCall, Usage
 from common.dialects.openai_responses.ids import response_id
@@ -37,7 +39,7 @@ _ECHOED: dict[str, Any] = {
     "user": None,
     "metadata": {},
 }
-_ITEM_ID = re.compile(r"(?:msg|rs|fc)_([0-9a-f]{32})[0-9a-f]{2,4}")
+_ITEM_ID = re.compile(r"(?:msg|rs|fc|ctc)_([0-9a-f]{32})[0-9a-f]{2,4}")
 _NO_IMAGE_TOKENS = {"image_tokens": 0, "text_tokens": 0}
 # Usage of OpenAI's own tools, which run only there.
 _TOOL_USAGE = {
@@ -141,11 +143,16 @@ def _usage(usage: Usage) -> dict[str, Any]:
 
 
 class Items:
-    """Builds the output items of one response, by their index. ``namespaces``: see ``request.namespaces``."""
+    """Builds the output items of one response, by their index. ``namespaces``, ``customs``: see ``request.namespaces`` and
+    ``request.custom_tools``.
+    """
 
-    def __init__(self, generation_id: str, namespaces: Mapping[str, tuple[str, str]]) -> None:
+    def __init__(
+        self, generation_id: str, namespaces: Mapping[str, tuple[str, str]], customs: frozenset[str] = frozenset()
+    ) -> None:
         self._suffix = generation_id.removeprefix("gen_")
         self._namespaces = namespaces
+        self._customs = customs
         self.announced: dict[int, str] = {}  # Index to id: items that another call has already sent to the client.
 
     def id(self, kind: str, index: int) -> str:
@@ -164,9 +171,16 @@ class Items:
 
     def call(self, index: int, call: ToolCall, status: str) -> dict[str, Any]:
         space, name = self._namespaces.get(call.name, (None, call.name))
-        item = {"id": self.id("fc", index), "type": "function_call", "status": status, "arguments": call.arguments}
+        if self.is_custom(call):
+            item = {"id": self.id("ctc", index), "type": "custom_tool_call", "status": status}
+            item["input"] = _custom_input(call.arguments)
+        else:
+            item = {"id": self.id("fc", index), "type": "function_call", "status": status, "arguments": call.arguments}
         item |= {"call_id": call.id, "name": name}
         return {**item, "namespace": space} if space else item
+
+    def is_custom(self, call: ToolCall) -> bool:
+        return call.name in self._customs
 
     def from_block(
         self, index: int, block: TextBlock | RefusalBlock | ReasoningBlock | ToolCall, status: str
@@ -181,6 +195,18 @@ class Items:
                 return self.reasoning(index, [summary_text(block.text)] if block.text else [], wrapped)
             case ToolCall():
                 return self.call(index, ToolCall(block.id, block.name, block.arguments or "{}"), status)
+
+
+def _custom_input(arguments: str) -> str:
+    """Return the plain text in the arguments of a custom tool's call; see ``request.CUSTOM_PARAMETERS``."""
+    try:
+        fields = orjson.loads(arguments or "{}")
+    except orjson.JSONDecodeError:
+        return arguments
+    if fields == {}:
+        return ""
+    text = fields.get("input") if isinstance(fields, dict) else None
+    return text if isinstance(text, str) else arguments
 
 
 def generation_of_item(id_: object) -> str | None:

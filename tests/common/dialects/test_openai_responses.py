@@ -263,6 +263,25 @@ def test_functions_of_a_namespace_are_called_by_it() -> None:
     assert (item["namespace"], item["name"]) == ("n", "f")
 
 
+def test_a_custom_tool_is_called_with_plain_text() -> None:
+    tools = [{"type": "custom", "name": "patch"}]
+    pieces = [ToolCallStarted(0, "a", "patch"), ToolCallDelta(0, '{"input":"*** '), ToolCallDelta(0, 'x"}')]
+
+    events = said(Started(), *pieces, *DONE, tools=tools)
+
+    assert types(events)[2:] == [
+        "output_item.added",
+        "custom_tool_call_input.delta",
+        "custom_tool_call_input.done",
+        "output_item.done",
+        "completed",
+    ]
+    item = events[-2]["item"]
+    assert (item["type"], item["name"], item["input"]) == ("custom_tool_call", "patch", "*** x")
+    assert events[2]["item"]["input"] == ""
+    assert whole(Started(), *pieces, *DONE, tools=tools)["output"] == [item]
+
+
 @pytest.mark.parametrize("last", [b"", b"data: [DONE]\n\n", b"data: {}\n\n"])
 def test_a_failure_without_events_before_it_is_the_first(last: bytes) -> None:
     event = data_of(OPENAI_RESPONSES.error_event(Failed(ErrorKind.INTERNAL, "No."), OpenStream("gen_ab", last)))[0]

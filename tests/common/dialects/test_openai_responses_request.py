@@ -25,12 +25,13 @@ from common.canonical.generation import (
     ToolChoice,
     ToolResultPart,
 )
-from common.dialects.openai_responses.request import flat_name, namespaces, parse
-from common.dialects.openai_responses.response_object import Items, ResponseInfo, unfinished_response
+from common.dialects.openai_responses.request import custom_tools, flat_name, namespaces, parse
+from common.dialects.openai_responses.response_object import Items, ResponseInfo, generation_of_item, unfinished_response
 from common.dialects.openai_responses.wrapped_reasoning import is_wrapped, wrap
 from tests.support.upstreams.recordings import Recording, parameters
 
 FUNCTION = {"type": "function", "name": "f"}
+CUSTOM = {"type": "custom", "name": "c"}
 
 
 def ask(**body: Any) -> GenerationRequest:
@@ -130,7 +131,7 @@ def test_what_only_openai_has_is_kept_as_opaque(body: dict[str, Any], path: str)
 
 def test_what_is_merely_offered_or_hinted_is_dropped_by_name() -> None:
     request = ask(
-        tools=[FUNCTION, {"type": "web_search"}, {"type": "custom", "name": "c"}, {"type": "mcp", "server_label": "x"}],
+        tools=[FUNCTION, {"type": "web_search"}, {"type": "computer"}, {"type": "mcp", "server_label": "x"}],
         prompt_cache_key="k",
         service_tier="flex",
         truncation="auto",
@@ -308,10 +309,10 @@ def test_tools_that_come_as_items_are_tools() -> None:
 
     request = ask(input=items, tool_choice={"type": "function", "name": "late"})
 
-    assert [tool.name for tool in request.tools] == ["f", "crm__f", "late"]
-    assert request.dropped == ["input.0.tools.1.tools.1"]
+    assert [tool.name for tool in request.tools] == ["f", "crm__f", "crm__exec", "late"]
+    assert request.dropped == []
     assert len(request.messages) == 2
-    assert namespaces({"input": items}) == {"crm__f": ("crm", "f")}
+    assert namespaces({"input": items}) == {"crm__f": ("crm", "f"), "crm__exec": ("crm", "exec")}
 
 
 @pytest.mark.parametrize("type_", ["item_reference", "web_search_call", "tool_search_call", "compaction"])
@@ -331,14 +332,50 @@ def test_a_prompt_that_is_kept_at_openai_needs_no_input() -> None:
 
 
 def test_functions_of_a_namespace_get_flat_names_and_find_back() -> None:
-    space = {"type": "namespace", "name": "crm", "description": "d", "tools": [FUNCTION, {"type": "custom", "name": "c"}]}
+    space = {
+        "type": "namespace",
+        "name": "crm",
+        "description": "d",
+        "tools": [FUNCTION, {"type": "custom", "name": "c"}, {"type": "mcp"}],
+    }
     request = ask(tools=[FUNCTION, space])
 
-    assert [tool.name for tool in request.tools] == ["f", "crm__f"]
-    assert request.dropped == ["tools.1.tools.1"]
-    assert namespaces({"tools": [FUNCTION, space]}) == {"crm__f": ("crm", "f")}
+    assert [tool.name for tool in request.tools] == ["f", "crm__f", "crm__c"]
+    assert request.dropped == ["tools.1.tools.2"]
+    assert namespaces({"tools": [FUNCTION, space]}) == {"crm__f": ("crm", "f"), "crm__c": ("crm", "c")}
+    assert custom_tools({"tools": [FUNCTION, space]}) == {"crm__c"}
     called = {"type": "function_call", "call_id": "a", "name": "f", "namespace": "crm", "arguments": "{}"}
     assert messages(called)[0].parts == [ToolCallPart("a", "crm__f", "{}")]
+
+
+def test_a_custom_tool_is_a_function_with_one_text() -> None:
+    grammar = {"type": "grammar", "syntax": "lark", "definition": "start: x"}
+    request = ask(tools=[{"type": "custom", "name": "patch", "description": "d", "format": grammar}])
+
+    (tool,) = request.tools
+    assert (tool.name, tool.parameters["required"]) == ("patch", ["input"])
+    assert tool.description == "d\n\nThe input must match this lark grammar:\nstart: x"
+    assert request.dropped == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"), [('{"input":"*** x"}', "*** x"), ("{}", ""), ("", ""), ("*** x", "*** x"), ('{"a":1}', '{"a":1}')]
+)
+def test_a_call_of_a_custom_tool_goes_back_as_one(arguments: str, text: str) -> None:
+    item = Items("gen_" + "ab" * 16, {"crm__exec": ("crm", "exec")}, frozenset({"crm__exec"})).from_block(
+        0, ToolCall("a", "crm__exec", arguments), "completed"
+    )
+
+    assert item == {
+        "id": "ctc_" + "ab" * 16 + "00",
+        "type": "custom_tool_call",
+        "status": "completed",
+        "input": text,
+        "call_id": "a",
+        "name": "exec",
+        "namespace": "crm",
+    }
+    assert generation_of_item(item["id"]) == "gen_" + "ab" * 16
 
 
 def test_long_flat_names_stay_apart_and_within_what_vendors_take() -> None:

@@ -1,4 +1,5 @@
 from common.canonical.generation import (
+    DocumentPart,
     GenerationRequest,
     ImagePart,
     Message,
@@ -38,6 +39,8 @@ def test_media_count_by_the_piece_wherever_they_stand():
 
     assert estimate(image, OpaquePart("document", "messages.0.content.1")) == 4 + 2000
     assert estimate(ToolResultPart("a", [image])) == 4 + 1000
+    assert estimate(DocumentPart("application/pdf", data="QUJD")) == 4 + 1000
+    assert estimate(DocumentPart("text/plain", text="x" * 400)) == 4 + 100
 
 
 def test_an_empty_prompt_is_a_token_at_least():
