@@ -98,7 +98,7 @@ CHAT: tuple[Rule, ...] = (
     chat.results_answer_calls,
     chat.messages_say_something,
     chat.options_need_stream,
-    chat.tool_names(),
+    chat.tool_names(),  # https://api-docs.deepseek.com/api/create-chat-completion
     _thoughts,
     _forced_tool,
     _format,

@@ -112,8 +112,8 @@ def _images(call: Call) -> Complaint | None:
 RULES: tuple[Rule, ...] = (
     chat.known_fields(_FIELDS, "property '{name}' is unsupported"),
     *chat.SHAPE,
-    chat.tool_names(),
-    chat.stop_count(4),
+    chat.tool_names(),  # groq-python, types/shared_params/function_definition.py
+    chat.stop_count(4),  # groq-python, types/chat/completion_create_params.py
     _unsupported_fields,
     _effort,
     _format,
