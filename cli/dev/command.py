@@ -285,6 +285,7 @@ def _welcome(settings: Settings, address: str, key: str) -> None:
         print_line(f"Configured providers: {', '.join(other_providers)}.")
     else:
         print_line("For a real provider, set its key (OPENAI_API_KEY or ANTHROPIC_API_KEY) and start again.")
+    print_line("Keys: set SLUICE_ADMIN_KEYS and use /admin/keys (docs/access.md); `sluice keys` needs a Redis of your own.")
     print_line("Ctrl-C stops everything.\n")
 
 

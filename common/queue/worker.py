@@ -300,7 +300,7 @@ class LeasedWorker(Worker):
         except StoreUnavailable:
             pass  # Its lease lapses, and another claim takes it.
         except Exception as error:
-            await self._drop(job, f"it could not be released: {error}")
+            await self._drop(job, f"it could not be released: {error_text(error)}")
 
     async def _drop(self, job: ClaimedJob, reason: str, *, with_record: bool = False) -> None:
         """Remove a job that no worker can process from the queue, so that it does not go from worker to worker."""
