@@ -25,6 +25,7 @@ EXPOSED_HEADERS = (
     "retry-after",
     "x-generation-id",
     "x-sluice-dropped",
+    "x-sluice-deprecation",
     "x-sluice-estimated",
     *(f"x-ratelimit-{value}-{kind}" for value in ("limit", "remaining", "reset") for kind in ("requests", "tokens")),
 )

@@ -18,9 +18,14 @@ class Role(StrEnum):
     ASSISTANT = "assistant"
 
 
+# Anthropic's mark on a part: the prompt up to its end shall be cached. A wire that has no such mark leaves it out.
+CacheMark = dict[str, str]
+
+
 @dataclass(slots=True)
 class TextPart:
     text: str
+    cache_mark: CacheMark | None = None
 
 
 @dataclass(slots=True)
@@ -32,6 +37,7 @@ class ImagePart:
     media_type: str | None = None
     detail: str | None = None
     path: str = field(default="messages", compare=False)
+    cache_mark: CacheMark | None = None
 
     @property
     def address(self) -> str:
@@ -55,6 +61,7 @@ class DocumentPart:
     files_at: Literal["openai", "anthropic"] | None = None
     name: str | None = None
     path: str = field(default="messages", compare=False)
+    cache_mark: CacheMark | None = None
 
     @property
     def address(self) -> str:
@@ -85,6 +92,7 @@ class ToolResultPart:
     tool_call_id: str
     content: "list[TextPart | ImagePart | DocumentPart | OpaquePart]"
     is_error: bool = False
+    cache_mark: CacheMark | None = None
 
 
 @dataclass(slots=True)
@@ -114,6 +122,7 @@ class Tool:
     description: str | None = None
     parameters: dict[str, Any] = field(default_factory=dict)
     strict: bool | None = None
+    cache_mark: CacheMark | None = None
 
 
 @dataclass(slots=True)
@@ -146,7 +155,8 @@ class GenerationRequest:
 
     ``dropped`` names fields that only the client's own family has and that are only an offer, such as a tool that runs at the
     vendor. Other wires leave them out, and the response tells the client. ``names`` maps our field names to the dialect's names
-    where they differ; messages about dropped or refused fields use the dialect's names.
+    where they differ; messages about dropped or refused fields use the dialect's names. ``cache_mark`` lets the vendor choose
+    where the cached prompt ends; requests with the same ``prompt_cache_key`` begin alike.
     """
 
     model: str
@@ -169,6 +179,8 @@ class GenerationRequest:
     response_format: ResponseFormat | None = None
     reasoning: Reasoning | None = None
     end_user: str | None = None
+    prompt_cache_key: str | None = None
+    cache_mark: CacheMark | None = None
     opaque: list[OpaquePart] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
     names: dict[str, str] = field(default_factory=dict, compare=False)

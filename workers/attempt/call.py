@@ -26,6 +26,7 @@ from common.metering.attempt_cost import Attempt, total_cost
 from common.metering.pricing import Cost
 from common.records.head import Head
 from common.sse import BYTE_ORDER_MARK, SseCutter, cut, first_events, read_block
+from common.vendors.models import ModelFacts
 from workers.attempt.answer_kind import is_stream
 from workers.attempt.background_answers import cancel
 from workers.metering.charging import charge_attempt, pack_with_current
@@ -87,7 +88,7 @@ async def call(
         async with services.upstream.open(request, deployment.provider, is_stream=pump.is_stream) as answer:
             status = answer.status
             services.quota.read_headers(deployment, answer.headers)
-            result.headers = reply_headers(request, answer)
+            result.headers = reply_headers(request, answer, deployment)
             # After other calls have written a part of the answer, this call has only the rest, so it cannot be read again.
             result.upstream_id = "" if total.spent else answer.headers.get("x-generation-id", "")
             if not 200 <= status < 300:
@@ -116,8 +117,10 @@ def _record_result(result: CallResult, pump: Pump) -> None:
         result.background_answer = None if is_over else BackgroundAnswer(pump.upstream_id, [result.deployment])
 
 
-def reply_headers(request: UpstreamRequest, answer: UpstreamAnswer) -> dict[str, str]:
-    """Return extra headers of the client's response: the fields that were dropped, and an AI gateway's own headers."""
+def reply_headers(request: UpstreamRequest, answer: UpstreamAnswer, deployment: Deployment) -> dict[str, str]:
+    """Return extra headers of the client's response: the fields that were dropped, when the model's vendor stops serving it,
+    and an AI gateway's own headers.
+    """
     headers = {
         name: value
         for name, value in answer.headers.items()
@@ -125,7 +128,17 @@ def reply_headers(request: UpstreamRequest, answer: UpstreamAnswer) -> dict[str,
     }
     if request.dropped:
         headers["x-sluice-dropped"] = ", ".join(request.dropped)
+    if deprecation := _deprecation(deployment.facts):
+        headers["x-sluice-deprecation"] = deprecation
     return headers
+
+
+def _deprecation(facts: ModelFacts) -> str | None:
+    """Return the day on which the vendor stops serving the model, and the successor that it names."""
+    if facts.retires is None:
+        return None
+    is_told = facts.successor is not None and _is_safe_header_value(facts.successor)
+    return f"{facts.retires}; successor={facts.successor}" if is_told else facts.retires
 
 
 def _is_safe_header_value(value: str) -> bool:

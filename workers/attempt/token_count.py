@@ -57,7 +57,7 @@ async def _count_at_provider(job: Job, request: GenerationRequest, result: CallR
         # It gets the timeout of a stream's first token: nothing is generated, so the answer is quick.
         async with services.upstream.open(upstream_request, deployment.provider, is_stream=True) as answer:
             status = answer.status
-            result.headers = reply_headers(upstream_request, answer)
+            result.headers = reply_headers(upstream_request, answer, deployment)
             body = await answer.read_body(ERROR_BODY_BYTES_MAX)
     finally:
         services.metrics.upstream_calls.labels(deployment.provider, status).inc()

@@ -27,7 +27,9 @@ from common.canonical.generation import (
 )
 from common.dialects.shared.parts import (
     Text,
+    mark_part,
     read_base64,
+    read_cache_mark,
     read_content,
     read_file_url,
     requested_fields,
@@ -53,6 +55,7 @@ _DROPPED_FIELDS = (
     "user_profile_id",
     "workspace_id",
 )
+_BILLING_LINE = "x-anthropic-billing-header"
 _BLOCKS = "a string or a list of content blocks"  # What content must be.
 _NAMES = {
     "parallel_tool_calls": "tool_choice.disable_parallel_tool_use",
@@ -166,6 +169,7 @@ def parse(body: Mapping[str, Any]) -> GenerationRequest:
         stop=fields.stop_sequences or [],
         reasoning=_reasoning(body.get("thinking"), effort),
         end_user=end_user if isinstance(end_user, str) else None,
+        cache_mark=read_cache_mark(body),
         names=dict(_NAMES),
         opaque=[OpaquePart(name, name) for name in requested_fields(body, _OPAQUE_FIELDS)],
         dropped=requested_fields(body, dict.fromkeys(_DROPPED_FIELDS, ("auto",))),
@@ -193,7 +197,19 @@ def _system(value: object) -> list[Message]:
     if value is None:
         return []
     parts = _content(value, "system")
+    if parts and isinstance(parts[0], TextPart) and parts[0].text.startswith(_BILLING_LINE):
+        parts = _without_billing_line(parts[0], parts[1:])
     return [Message(Role.SYSTEM, parts)] if parts else []
+
+
+def _without_billing_line(first: TextPart, others: list[Part]) -> list[Part]:
+    """Return a system prompt without Claude Code's first line, which has another hash in each request.
+
+    It means something to Anthropic alone, which gets the body's bytes. In front of another vendor's prompt it would end the
+    cached prefix after some characters.
+    """
+    rest = first.text.partition("\n")[2].lstrip("\n")
+    return [TextPart(rest, first.cache_mark), *others] if rest else others
 
 
 def _messages(items: list[Any]) -> list[Message]:
@@ -211,6 +227,10 @@ def _content(value: object, path: str) -> list[Part]:
 
 def _part(part: object, path: str) -> Part:
     part = require_object(part, path, "a content block")
+    return mark_part(_unmarked_part(part, path), part)
+
+
+def _unmarked_part(part: dict[str, Any], path: str) -> Part:
     match part.get("type"):
         case "text":
             return TextPart(read(Text, part, path).text)
@@ -294,7 +314,7 @@ def _read_tools(items: list[Any], request: GenerationRequest) -> None:
             vendor_tools.append(opaque_part(item.get("name") or item["type"], path))
             continue
         tool = read(_Tool, item, path)
-        request.tools.append(Tool(tool.name, tool.description, tool.input_schema, tool.strict))
+        request.tools.append(Tool(tool.name, tool.description, tool.input_schema, tool.strict, read_cache_mark(item)))
     choice = request.tool_choice or ToolChoice("auto")
     # Tools that run at the vendor, or that its models were trained on. Another vendor can ignore a tool that is only offered
     # (agents offer many), but not a tool that must be called.

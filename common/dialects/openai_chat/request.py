@@ -29,10 +29,12 @@ from common.dialects.shared.parts import (
     Text,
     add_turn,
     allow_tools,
+    mark_part,
     parse_effort,
     parse_stop,
     read_arguments,
     read_audio,
+    read_cache_mark,
     read_content,
     read_file,
     read_image,
@@ -57,7 +59,6 @@ _OPAQUE_FIELDS: dict[str, tuple[object, ...]] = {
 _DROPPED_FIELDS: dict[str, tuple[object, ...]] = {
     "metadata": ({},),
     "moderation": (),
-    "prompt_cache_key": (),
     "prompt_cache_options": (),
     "prompt_cache_retention": (),
     "service_tier": ("auto", "default"),
@@ -86,6 +87,7 @@ class Body(Shape):
     reasoning_effort: str | None = None
     user: str | None = None
     safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
 
 
 class _Message(Shape):
@@ -181,6 +183,8 @@ def parse(body: Mapping[str, Any]) -> GenerationRequest:
         choices=fields.n or 1,
         reasoning=parse_effort(fields.reasoning_effort),
         end_user=fields.user or fields.safety_identifier,
+        prompt_cache_key=fields.prompt_cache_key,
+        cache_mark=read_cache_mark(body),
         opaque=[OpaquePart(name, name) for name in requested_fields(body, _OPAQUE_FIELDS)],
         dropped=requested_fields(body, _DROPPED_FIELDS),
     )
@@ -197,9 +201,9 @@ def _messages(items: list[Any]) -> list[Message]:
         path = join_path("messages", index)
         match read(_Message, item, path).role:
             case "system" | "developer":
-                messages.append(Message(Role.SYSTEM, read_content(item.get("content"), join_path(path, "content"), _part)))
+                messages.append(Message(Role.SYSTEM, _content(item, path)))
             case "user":
-                messages.append(Message(Role.USER, read_content(item.get("content"), join_path(path, "content"), _part)))
+                messages.append(Message(Role.USER, _content(item, path)))
             case "assistant":
                 # A legacy call has no id. Its result is the next function message, so we create an id that pairs them.
                 legacy_call_id = f"call_legacy_{index}" if item.get("function_call") is not None else legacy_call_id
@@ -212,8 +216,16 @@ def _messages(items: list[Any]) -> list[Message]:
     return messages
 
 
+def _content(item: dict[str, Any], path: str) -> list[Part]:
+    """Return a message's content. A mark of the message itself, as LiteLLM and the AI SDK send it, is one of its last part."""
+    parts = read_content(item.get("content"), join_path(path, "content"), _part)
+    if parts:
+        mark_part(parts[-1], item)
+    return parts
+
+
 def _result(call_id: str, item: dict[str, Any], path: str) -> Part:
-    return tool_result(call_id, item.get("content"), join_path(path, "content"), _part)
+    return mark_part(tool_result(call_id, item.get("content"), join_path(path, "content"), _part), item)
 
 
 def _assistant(item: dict[str, Any], path: str, legacy_call_id: str) -> list[Part]:
@@ -223,7 +235,7 @@ def _assistant(item: dict[str, Any], path: str, legacy_call_id: str) -> list[Par
         parts.append(ReasoningPart(reasoning))
     # Content is null next to tool calls. Some clients also store null for an empty answer.
     if item.get("content") is not None:
-        parts.extend(read_content(item["content"], join_path(path, "content"), _part))
+        parts.extend(_content(item, path))
     if isinstance(item.get("refusal"), str) and item["refusal"]:
         parts.append(TextPart(item["refusal"]))
     if item.get("audio") is not None:
@@ -257,6 +269,10 @@ def _part(part: object, path: str) -> Part:
     if isinstance(part, str):
         return TextPart(part)
     part = require_object(part, path)
+    return mark_part(_unmarked_part(part, path), part)
+
+
+def _unmarked_part(part: dict[str, Any], path: str) -> Part:
     match part.get("type"):
         case "text":
             return TextPart(read(Text, part, path).text)
@@ -293,7 +309,9 @@ def _read_tools(fields: Body, request: GenerationRequest) -> None:
         if isinstance(item, dict) and item.get("type", "function") != "function":
             request.opaque.append(opaque_part(item["type"], path))
             continue
-        request.tools.append(_tool(read(_FunctionTool, item, path).function))
+        tool = _tool(read(_FunctionTool, item, path).function)
+        tool.cache_mark = read_cache_mark(item) or read_cache_mark(item["function"])
+        request.tools.append(tool)
     for index, item in enumerate(fields.functions or []):
         request.tools.append(_tool(read(_Function, item, join_path("functions", index))))
 

@@ -38,8 +38,10 @@ from common.dialects.shared.parts import (
     add_turn,
     allow_tools,
     json_text,
+    mark_part,
     parse_effort,
     read_audio,
+    read_cache_mark,
     read_content,
     read_file,
     read_file_url,
@@ -60,7 +62,6 @@ _DROPPED_FIELDS: dict[str, tuple[object, ...]] = {
     "image": (),
     "max_tool_calls": (),
     "moderation": (),
-    "prompt_cache_key": (),
     "prompt_cache_options": (),
     "prompt_cache_retention": (),
     "service_tier": ("auto", "default"),
@@ -109,6 +110,7 @@ class Body(Shape):
     metadata: dict[str, Any] | None = None
     user: str | None = None
     safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
 
 
 class _Message(Shape):
@@ -208,6 +210,8 @@ def parse(body: Mapping[str, Any]) -> GenerationRequest:
         top_p=fields.top_p,
         reasoning=_reasoning(fields.reasoning),
         end_user=fields.user or fields.safety_identifier,
+        prompt_cache_key=fields.prompt_cache_key,
+        cache_mark=read_cache_mark(body),
         opaque=[OpaquePart(name, name) for name in requested_fields(body, _OPAQUE_FIELDS)],
         dropped=requested_fields(body, _DROPPED_FIELDS),
     )
@@ -338,6 +342,10 @@ def _reasoning_part(item: dict[str, Any], path: str) -> Part | None:
 
 def _part(part: object, path: str) -> Part:
     part = require_object(part, path)
+    return mark_part(_unmarked_part(part, path), part)
+
+
+def _unmarked_part(part: dict[str, Any], path: str) -> Part:
     match part.get("type"):
         case "input_text" | "output_text" | "text":
             return TextPart(read(Text, part, path).text)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import orjson
 
 from common.canonical.generation import (
+    CacheMark,
     DocumentPart,
     GenerationRequest,
     ImagePart,
@@ -140,6 +141,31 @@ def read_file_url(url: str, name: str | None, type_: str, path: str) -> Part:
 def read_audio(data: str, format_: str, path: str) -> Part:
     """Return OpenAI's ``input_audio``. ``format_`` is the last part of a media type, or a file's ending."""
     return DocumentPart("audio/" + {"mp3": "mpeg"}.get(format_.lower(), format_.lower()), data=data, path=path)
+
+
+# Marks for the prompt cache
+
+
+def read_cache_mark(fields: Mapping[str, Any]) -> CacheMark | None:
+    """Return the mark on a part, a message, a tool or a body. What is no mark is ignored: it does not change an answer.
+
+    Anthropic's ``cache_control`` (many clients send it in chat completions too), or OpenAI's ``prompt_cache_breakpoint``.
+    Sources: https://platform.claude.com/docs/en/build-with-claude/prompt-caching,
+    https://developers.openai.com/api/docs/guides/prompt-caching
+    """
+    match fields.get("cache_control"):
+        case {"type": "ephemeral", "ttl": "5m" | "1h" as ttl}:
+            return {"type": "ephemeral", "ttl": ttl}
+        case {"type": "ephemeral"}:
+            return {"type": "ephemeral"}
+    return {"type": "ephemeral"} if isinstance(fields.get("prompt_cache_breakpoint"), dict) else None
+
+
+def mark_part(part: Part, fields: Mapping[str, Any]) -> Part:
+    """Put the mark in ``fields`` on the part that was read from them."""
+    if isinstance(part, TextPart | ImagePart | DocumentPart | ToolResultPart) and (mark := read_cache_mark(fields)):
+        part.cache_mark = mark
+    return part
 
 
 # Calls and their results

@@ -53,7 +53,7 @@ def test_all_fields_are_read() -> None:
         "m",
         [Message(Role.SYSTEM, [TextPart("s")]), Message(Role.USER, [TextPart("hi")])],
         stream=True,
-        tools=[Tool("f", "d", {"type": "object"})],
+        tools=[Tool("f", "d", {"type": "object"}, cache_mark={"type": "ephemeral"})],
         tool_choice=ToolChoice("required"),
         parallel_tool_calls=False,
         max_output_tokens=9,
@@ -81,7 +81,7 @@ def test_what_claude_code_sends_is_accepted() -> None:
     )
 
     assert [message.role for message in request.messages] == [Role.SYSTEM, Role.USER, Role.SYSTEM, Role.ASSISTANT]
-    assert request.messages[0].parts == [TextPart("a"), TextPart("b")]
+    assert request.messages[0].parts == [TextPart("a", {"type": "ephemeral"}), TextPart("b")]
     assert request.reasoning == Reasoning()
     assert request.opaque == []
     assert request.dropped == ["context_management", "output_config.effort"]

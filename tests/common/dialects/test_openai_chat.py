@@ -106,9 +106,9 @@ def test_all_fields_are_read() -> None:
 
 
 def test_hints_are_named_as_left_out() -> None:
-    request = parse(store=True, metadata={"a": "b"}, service_tier="flex", prompt_cache_key="k", verbosity="low")
+    request = parse(store=True, metadata={"a": "b"}, service_tier="flex", verbosity="low")
 
-    assert request == replace(parse(), dropped=["metadata", "prompt_cache_key", "service_tier", "store", "verbosity"])
+    assert request == replace(parse(), dropped=["metadata", "service_tier", "store", "verbosity"])
 
 
 def test_a_safety_identifier_is_an_end_user() -> None:

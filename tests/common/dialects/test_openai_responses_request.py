@@ -132,7 +132,6 @@ def test_what_only_openai_has_is_kept_as_opaque(body: dict[str, Any], path: str)
 def test_what_is_merely_offered_or_hinted_is_dropped_by_name() -> None:
     request = ask(
         tools=[FUNCTION, {"type": "web_search"}, {"type": "computer"}, {"type": "mcp", "server_label": "x"}],
-        prompt_cache_key="k",
         service_tier="flex",
         truncation="auto",
         text={"verbosity": "low"},
@@ -140,7 +139,6 @@ def test_what_is_merely_offered_or_hinted_is_dropped_by_name() -> None:
 
     assert request.tools == [Tool("f")]
     assert request.dropped == [
-        "prompt_cache_key",
         "service_tier",
         "truncation",
         "text.verbosity",

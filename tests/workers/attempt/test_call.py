@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,12 +15,14 @@ from common.canonical.job import Job, Policy
 from common.channel.base import Opening
 from common.config.groups.models import ProviderSettings
 from common.metering.pricing import Price
+from common.vendors.models import ModelFacts
 from tests.support.upstreams.listener import Listener, Redirector
 from tests.workers.continuation.test_continuation import MORE, READERS
 from tests.workers.test_generate import G, Setup, setup  # noqa: F401 - a fixture.
 from workers.attempt.call import event_end, reply_headers
-from workers.providers.base import UpstreamRequest
+from workers.providers.base import Deployment, UpstreamRequest
 
+DEPLOYMENT = Deployment("openai", "http://x.example", "", "gpt-5")
 SECRET = "a long random text of 32 bytes or more"
 
 TEXT, FINISH = {"delta": {"content": "some words "}}, {"delta": {}, "finish_reason": "stop"}
@@ -132,7 +135,7 @@ def test_a_stream_s_frames_are_cut_between_events_alone(monkeypatch, tail):
 def test_a_gateway_s_own_headers_are_passed_back_where_any_client_can_read_them(value, is_passed):
     answer = SimpleNamespace(headers={"cf-aig-cache-status": value, "server": "nginx"})
 
-    headers = reply_headers(UpstreamRequest("http://x.example", {}, b""), answer)  # type: ignore[arg-type]
+    headers = reply_headers(UpstreamRequest("http://x.example", {}, b""), answer, DEPLOYMENT)  # type: ignore[arg-type]
 
     assert headers == ({"cf-aig-cache-status": value} if is_passed else {})
 
@@ -140,7 +143,26 @@ def test_a_gateway_s_own_headers_are_passed_back_where_any_client_can_read_them(
 def test_fields_that_the_upstream_cannot_take_are_named_to_the_client():
     request = UpstreamRequest("http://x.example", {}, b"", dropped=["seed", "logit_bias"])
 
-    assert reply_headers(request, SimpleNamespace(headers={})) == {"x-sluice-dropped": "seed, logit_bias"}  # type: ignore[arg-type]
+    headers = reply_headers(request, SimpleNamespace(headers={}), DEPLOYMENT)  # type: ignore[arg-type]
+
+    assert headers == {"x-sluice-dropped": "seed, logit_bias"}
+
+
+@pytest.mark.parametrize(
+    ("facts", "value"),
+    [
+        (ModelFacts(), None),
+        (ModelFacts(retires="2026-12-01"), "2026-12-01"),
+        (ModelFacts(retires="2026-12-01", successor="gpt-5.2"), "2026-12-01; successor=gpt-5.2"),
+        (ModelFacts(retires="2026-12-01", successor="a\nb"), "2026-12-01"),
+    ],
+)
+def test_a_model_that_its_vendor_will_stop_serving_is_told_to_the_client(facts, value):
+    request = UpstreamRequest("http://x.example", {}, b"")
+
+    headers = reply_headers(request, SimpleNamespace(headers={}), replace(DEPLOYMENT, facts=facts))  # type: ignore[arg-type]
+
+    assert headers.get("x-sluice-deprecation") == value
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 
 from common.canonical.generation import (
+    CacheMark,
     DocumentPart,
     GenerationRequest,
     ImagePart,
@@ -40,6 +41,7 @@ _BUDGET_TOKENS_OF = {"minimal": 1024, "low": 2048, "medium": 8192, "high": 16384
 _ONLY_JSON = "Answer with one valid JSON object and nothing else: no words before or after it, and no code fence."
 _TOOL_CHOICE = {"auto": "auto", "required": "any", "none": "none"}
 _TITLE_CHARS_MAX = 500
+_CACHE_MARKS_MAX = 4  # Anthropic's own limit for one request.
 _NOT_IN_IDS = re.compile(r"[^a-zA-Z0-9_-]")
 
 
@@ -65,6 +67,7 @@ def build_body(request: GenerationRequest, model: str) -> tuple[bytes, list[str]
         body["metadata"] = {"user_id": request.end_user}
     _add_tools(body, request)
     _add_format(body, request)
+    _add_cache_mark(body, request)
     if is_adaptive:
         _add_effort(body, request)
     elif budget_tokens := _budget_tokens(request, turns):
@@ -88,10 +91,10 @@ def _left_out(body: dict[str, Any], request: GenerationRequest) -> list[str]:
     return dropped
 
 
-def _conversation(messages: list[Message]) -> tuple[str, list[dict[str, Any]]]:
+def _conversation(messages: list[Message]) -> tuple[str | list[dict[str, Any]], list[dict[str, Any]]]:
     """Return the system prompt and the turns. User and assistant alternate, and no turn is empty."""
     leading = next((i for i, message in enumerate(messages) if message.role is not Role.SYSTEM), len(messages))
-    system = "\n\n".join(text for message in messages[:leading] for part in message.parts if (text := _text(part)))
+    system = _system([part for message in messages[:leading] for part in message.parts])
     turns: list[dict[str, Any]] = []
     for message in messages[leading:]:
         # A later system message keeps its place, as a user's message: Anthropic has no other role for it.
@@ -109,8 +112,17 @@ def _conversation(messages: list[Message]) -> tuple[str, list[dict[str, Any]]]:
             turn["content"].sort(key=lambda block: block["type"] != "tool_result")
     if not turns:
         # Other vendors accept a system prompt alone. Here it must be the user's message.
-        return "", [{"role": "user", "content": [{"type": "text", "text": system}]}]
+        content = [{"type": "text", "text": system}] if isinstance(system, str) else system
+        return "", [{"role": "user", "content": content}]
     return system, turns
+
+
+def _system(parts: list[Part]) -> str | list[dict[str, Any]]:
+    """Return the system prompt: one text, or blocks if a part of it has a mark for the cache."""
+    texts = [text for part in parts if (text := _text(part))]
+    if not any(isinstance(part, TextPart) and part.cache_mark for part in parts):
+        return "\n\n".join(texts)
+    return [block for part in parts if (block := _block(part)) is not None]
 
 
 def _text(part: Part) -> str:
@@ -123,11 +135,12 @@ def _block(part: Part) -> dict[str, Any] | None:
     """Return the content block; None: Anthropic would refuse it, and the answer does not need it."""
     match part:
         case TextPart():
-            return {"type": "text", "text": part.text} if part.text.strip() else None
+            return _marked({"type": "text", "text": part.text}, part.cache_mark) if part.text.strip() else None
         case ImagePart():
-            return _image(part)
+            return _marked(_image(part), part.cache_mark)
         case DocumentPart():
-            return _document(part)
+            document = _document(part)
+            return _marked(document, part.cache_mark) if document else None
         case ReasoningPart(redacted=str()):
             return {"type": "redacted_thinking", "data": part.redacted}
         case ReasoningPart():
@@ -139,6 +152,10 @@ def _block(part: Part) -> dict[str, Any] | None:
             return _result(part)
         case OpaquePart():
             raise unsupported_part_error(part)
+
+
+def _marked(block: dict[str, Any], mark: CacheMark | None) -> dict[str, Any]:
+    return {**block, "cache_control": mark} if mark else block
 
 
 def _is_own_signature(signature: object) -> bool:
@@ -192,11 +209,13 @@ def _document(part: DocumentPart) -> dict[str, Any] | None:
 def _result(part: ToolResultPart) -> dict[str, Any]:
     block: dict[str, Any] = {"type": "tool_result", "tool_use_id": _call_id(part.tool_call_id)}
     content = [inner for content_part in part.content if (inner := _block(content_part)) is not None]
+    # A mark within a result belongs on the whole result.
+    marks = [mark for inner in content if (mark := inner.pop("cache_control", None))]
     if content:
         block["content"] = content
     if part.is_error:
         block["is_error"] = True
-    return block
+    return _marked(block, part.cache_mark or next(reversed(marks), None))
 
 
 def _call_id(call_id: str) -> str:
@@ -221,11 +240,27 @@ def _tool(tool: Tool) -> dict[str, Any]:
     fields: dict[str, Any] = {"name": tool.name, "input_schema": {"type": "object", **tool.parameters}}
     if tool.description is not None:
         fields["description"] = tool.description
-    return fields
+    return _marked(fields, tool.cache_mark)
 
 
 def _tool_choice(choice: ToolChoice) -> dict[str, Any]:
     return {"type": "tool", "name": choice.name} if choice.mode == "tool" else {"type": _TOOL_CHOICE[choice.mode]}
+
+
+def _add_cache_mark(body: dict[str, Any], request: GenerationRequest) -> None:
+    """Let Anthropic choose what to cache if the client asks for that, or has no marks but a key: its prompts begin alike.
+
+    Source: https://platform.claude.com/docs/en/build-with-claude/prompt-caching#automatic-caching
+    """
+    blocks = [*body.get("tools", []), *(body["system"] if isinstance(body.get("system"), list) else [])]
+    blocks += [block for turn in body["messages"] for block in turn["content"]]
+    marked = [block for block in blocks if "cache_control" in block]
+    automatic = request.cache_mark or ({"type": "ephemeral"} if request.prompt_cache_key and not marked else None)
+    if automatic:
+        body["cache_control"] = automatic
+    # The last marks include what the first ones mark.
+    for block in marked[: max(0, len(marked) + bool(automatic) - _CACHE_MARKS_MAX)]:
+        del block["cache_control"]
 
 
 def _add_format(body: dict[str, Any], request: GenerationRequest) -> None:
@@ -233,7 +268,11 @@ def _add_format(body: dict[str, Any], request: GenerationRequest) -> None:
     if response_format is None:
         return
     if response_format.schema is None:
-        body["system"] = "\n\n".join(filter(None, [body.get("system"), _ONLY_JSON]))
+        system = body.get("system", "")
+        if isinstance(system, list):
+            system.append({"type": "text", "text": _ONLY_JSON})
+        else:
+            body["system"] = "\n\n".join(filter(None, [system, _ONLY_JSON]))
         return
     body["output_config"] = {"format": {"type": "json_schema", "schema": response_format.schema}}
 

@@ -42,7 +42,8 @@ def build_body(request: GenerationRequest, model: str) -> tuple[bytes, list[str]
         raise unsupported_part_error(part)
     if request.choices > 1:
         raise invalid_field_error("n", "must be 1: the provider of this model gives one choice")
-    dropped = ["user"] if request.end_user is not None else []
+    left_out = {"user": request.end_user, "prompt_cache_key": request.prompt_cache_key}
+    dropped = [name for name, value in left_out.items() if value is not None]
     fields: dict[str, Any] = {
         "model": model,
         "messages": [item for message in request.messages for item in _items(message)],

@@ -80,6 +80,7 @@ def dropped(request: GenerationRequest, model: str) -> list[str]:
     )
     left_out = {
         "user": request.end_user is not None,
+        "prompt_cache_key": request.prompt_cache_key is not None,
         "parallel_tool_calls": request.parallel_tool_calls is False and bool(request.tools),
         "tools.strict": any(tool.strict for tool in request.tools),
         "detail": has_detail,

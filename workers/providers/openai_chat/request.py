@@ -50,6 +50,7 @@ def build_body(request: GenerationRequest, model: str, quirks: Quirks) -> dict[s
         "response_format": _response_format(request),
         "reasoning_effort": openai_fields.effort(request.reasoning),
         "user": openai_fields.end_user(request.end_user),
+        "prompt_cache_key": request.prompt_cache_key,
     }
     if request.tools:
         fields["tools"] = [_tool(tool) for tool in request.tools]

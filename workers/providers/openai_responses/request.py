@@ -60,6 +60,7 @@ def build_body(request: GenerationRequest, model: str, *, in_background: bool = 
         "temperature": request.temperature,
         "top_p": request.top_p,
         "user": openai_fields.end_user(request.end_user),
+        "prompt_cache_key": request.prompt_cache_key,
     }
     # A model that cannot reason refuses this option.
     if "reasoning" in fields or any(item.get("type") == "reasoning" for item in fields["input"]):
