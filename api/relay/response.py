@@ -171,7 +171,7 @@ class Relay(Response):
             return _Step(b"", has_begun, is_last=True, failed=self.viewer.failed)
         if self._is_draining:
             self.outcome = "drained"
-            failed = None if self.is_resumable else restarting()
+            failed = None if self.is_resumable else restarting(self.viewer.generation_id if self._has_ids else "")
             return _Step(b"".join(parts), has_begun, is_last=True, failed=failed)
         return _Step(b"".join(parts), has_begun)
 

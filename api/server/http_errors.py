@@ -25,11 +25,17 @@ _REFUSAL = "refusal"  # A key in a scope's state: why the connection reads no mo
 _BASE = re.compile(r"^(/(v1|v1beta|api|openai|anthropic))+(?=/)")  # What people often put at the end of base URLs.
 
 
-def restarting() -> Failed:
-    """Return the failure of requests that a stopping process cannot finish. Each client is told another time to come back."""
+def restarting(resumable_id: str = "") -> Failed:
+    """Return the failure for clients that a stopping process cannot serve to the end. Each gets its own moment to come back.
+
+    ``resumable_id``: the generation that continues without this process, and that the client can read on; "" if none does.
+    """
+    remedy = (
+        f"This answer continues: read on at GET /v1/generations/{resumable_id}." if resumable_id else "Send the request again."
+    )
     return Failed(
         ErrorKind.OVERLOADED,
-        "The gateway is restarting. Send the request again.",
+        f"The gateway is restarting. {remedy}",
         code="gateway_restarting",
         retry_after_s=retry_after_s(),
     )

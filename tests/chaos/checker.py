@@ -21,7 +21,7 @@ from tests.chaos.plan import APIS, CLIENTS_LINK, REDIS, Manner
 EXPLICIT = {
     "worker_lost": ("worker", REDIS),
     "poison_job": ("worker", REDIS),
-    "store_unavailable": ("api", REDIS),
+    "store_unavailable": ("worker", "api", REDIS),
     "gateway_unavailable": ("api",),
     "gateway_restarting": ("api",),
     "upstream_unavailable": ("worker",),

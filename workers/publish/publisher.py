@@ -81,7 +81,8 @@ class Publisher:
         if is_too_long or self.buffered_bytes > self._settings.worker_buffer_bytes_max:
             raise GatewayError(
                 ErrorKind.OVERLOADED,
-                "The gateway could not store the answer for too long, and stopped it. Send the request again.",
+                "The gateway's store did not answer for too long, so this answer was stopped. Send the request again.",
+                code="store_unavailable",
             )
 
     def schedule(self, writer: Writer, size: int, is_urgent: bool) -> None:

@@ -332,7 +332,7 @@ def _input(arguments: str) -> dict[str, Any] | None:
 
 
 # Clients act on these, and Anthropic's types cannot express them. `code` is not Anthropic's field; its SDKs ignore it.
-_CODES = ("cancelled", "gateway_restarting")
+_CODES = ("cancelled", "gateway_restarting", "worker_lost")
 _STATUS_OF_KIND = {ErrorKind.OVERLOADED: OVERLOADED_STATUS, ErrorKind.UPSTREAM_QUOTA_SPENT: 402}
 # Agents for this API compact their conversation when they read one of these; there is no code for it.
 _OVERFLOW = "prompt is too long"
@@ -351,7 +351,7 @@ def _error(failed: Failed) -> dict[str, Any]:
     type_ = failed.type if failed.type in _KEPT_TYPES else None
     fallback = "api_error" if status >= 500 else "invalid_request_error"
     error: dict[str, Any] = {"type": type_ or TYPE_OF_STATUS.get(status, fallback), "message": _error_message(failed)}
-    code = "cancelled" if failed.kind is ErrorKind.CANCELLED else failed.code
+    code = failed.kind.value if failed.kind in (ErrorKind.CANCELLED, ErrorKind.WORKER_LOST) else failed.code
     if code in _CODES:
         error["code"] = code
     if failed.kind is ErrorKind.INVALID_REQUEST and failed.param == "thread":

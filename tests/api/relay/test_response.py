@@ -369,6 +369,19 @@ async def test_who_cannot_resume_has_the_grace_to_the_end_of_it():
     assert b"restarting" in client.pieces[-1]
 
 
+@pytest.mark.parametrize(("has_ids", "remedy"), [(True, f"GET /v1/generations/{G}"), (False, "Send the request again")])
+async def test_a_client_that_can_come_back_is_told_where_to_read_on_and_not_to_pay_twice(has_ids: bool, remedy: str):
+    response = Response(has_ids=has_ids)
+    response.head()
+    response.data(b"data: a\n\n")
+    await response.settled()
+
+    response.relay.drain(is_over=True)
+    client = await response.over()
+
+    assert remedy.encode() in client.pieces[-1]
+
+
 async def test_a_process_that_stops_while_a_client_is_slow_ends_its_stream_too():
     """The stop comes while a piece is being sent, which is the moment at which nobody waits for news."""
     response = Response()

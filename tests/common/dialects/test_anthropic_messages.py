@@ -233,6 +233,7 @@ def test_errors_use_anthropics_words(failed: Failed, type_: str, status: int) ->
     [
         (Failed(ErrorKind.CANCELLED, "m", code="anything"), "cancelled"),
         (Failed(ErrorKind.OVERLOADED, "m", code="gateway_restarting"), "gateway_restarting"),
+        (Failed(ErrorKind.WORKER_LOST, "m"), "worker_lost"),
         (Failed(ErrorKind.OVERLOADED, "m", code="queue_full"), None),
     ],
 )
