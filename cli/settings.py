@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from pydantic_core.core_schema import ErrorType
 
 from common.config.foreign_variables import find_variable
-from common.config.setting_doubts import nearest
+from common.config.setting_doubts import meant, nearest, unknown_keys
 from common.config.setting_sources import (
     ENV_FILE,
     FILE_SUFFIX,
@@ -37,18 +37,24 @@ def load_settings(**options: Any) -> Settings:
     given_options = {name: value for name, value in options.items() if value is not None}
     try:
         env_file()  # First, because pydantic's own reader of that file reports errors in other words.
+        problems = [_unknown_key(name, near) for name, near in unknown_keys()]
         settings = Settings(**given_options)
         redact_tracebacks(Redactor.from_settings(settings))
-        return settings
+        if not problems:
+            return settings
     except UnreadableSettings as error:
         problems = [str(error)]
     except ValidationError as error:
         schema = Settings.model_json_schema()
         errors = error.errors(include_url=False)
-        problems = list(dict.fromkeys(_problem(item, schema, given_options) for item in errors))
+        problems += dict.fromkeys(_problem(item, schema, given_options) for item in errors)
     for problem in problems:
         click.echo(problem, err=True)
     sys.exit(2)
+
+
+def _unknown_key(name: str, near: str | None) -> str:
+    return f"{Redactor()(name)} in {YAML_FILE}: there is no such setting. {meant(near)}"
 
 
 def _problem(error: Any, schema: _Node, options: Mapping[str, Any]) -> str:

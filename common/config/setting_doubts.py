@@ -1,6 +1,6 @@
 """Which settings are probably mistakes, although Sluice can run with them?
 
-Unknown names, and settings that name providers or models that do not exist. Each doubt is one sentence. A process logs its
+Unknown variables, and settings that name providers or models that do not exist. Each doubt is one sentence. A process logs its
 doubts when it starts, and ``sluice doctor`` reports them.
 """
 
@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from common.access.principal import Access, GuardrailPolicy
 from common.config.model_routes import find_problem
-from common.config.setting_sources import ENV_FILE, FILE_SUFFIX, PREFIX, YAML_FILE, env_file, yaml_values
+from common.config.setting_sources import ENV_FILE, FILE_SUFFIX, PREFIX, env_file, yaml_values
 from common.config.settings import Settings
 from common.guardrails.table import GUARDRAILS, Mode
 from common.vendors.table import VENDORS
@@ -32,7 +32,7 @@ class Doubt(NamedTuple):
 
 def find_doubts(settings: Settings) -> list[Doubt]:
     """Return the doubts about the settings, and about names that look like settings."""
-    return [*_unknown_names(), *_targets(settings), *_providers(settings), *_tenants(settings), *_guardrails(settings)]
+    return [*_unknown_variables(), *_targets(settings), *_providers(settings), *_tenants(settings), *_guardrails(settings)]
 
 
 def log_doubts(settings: Settings) -> None:
@@ -47,7 +47,18 @@ def nearest(name: str, names: Iterable[str]) -> str | None:
     return next(iter(difflib.get_close_matches(name.lower().replace("-", "_"), names, n=1, cutoff=0.7)), None)
 
 
-def _unknown_names() -> Iterator[Doubt]:
+def unknown_keys() -> Iterator[tuple[str, str | None]]:
+    """Yield the keys of ``sluice.yaml`` that are no settings, each with what was probably meant. No command runs then."""
+    setting_names = Settings.model_fields
+    for name in yaml_values():
+        setting = name.lower().removeprefix(PREFIX.lower())
+        vendor = next((vendor for vendor in VENDORS.values() if name.startswith(f"{vendor.env}_")), None)
+        if name not in setting_names:
+            similar = setting if setting in setting_names else nearest(setting, setting_names)
+            yield name, f"providers: {{{vendor.id}: …}}" if vendor else similar
+
+
+def _unknown_variables() -> Iterator[Doubt]:
     setting_names = Settings.model_fields
     for variables, where in ((os.environ, "the environment"), (env_file(), ENV_FILE)):
         for name, value in variables.items():
@@ -56,13 +67,6 @@ def _unknown_names() -> Iterator[Doubt]:
             if name.upper().startswith(PREFIX) and setting not in setting_names and not _is_service_link(name, value or ""):
                 near = nearest(setting, setting_names)
                 yield _unknown(name, where, f"{PREFIX}{near.upper()}" if near else None)
-    for name in yaml_values():
-        setting = name.lower().removeprefix(PREFIX.lower())
-        vendor = next((vendor for vendor in VENDORS.values() if name.startswith(f"{vendor.env}_")), None)
-        if name not in setting_names:
-            similar = setting if setting in setting_names else nearest(setting, setting_names)
-            near = f"providers: {{{vendor.id}: …}}" if vendor else similar
-            yield _unknown(name, YAML_FILE, near)
 
 
 def _is_service_link(name: str, value: str) -> bool:
@@ -70,8 +74,11 @@ def _is_service_link(name: str, value: str) -> bool:
 
 
 def _unknown(name: str, where: str, near: str | None) -> Doubt:
-    mend = f"Did you mean {near}?" if near else "Every setting is in .env.example."
-    return Doubt(f"{name} in {where} has no effect: there is no such setting.", mend, is_fault=near is not None)
+    return Doubt(f"{name} in {where} has no effect: there is no such setting.", meant(near), is_fault=near is not None)
+
+
+def meant(near: str | None) -> str:
+    return f"Did you mean {near}?" if near else "Every setting is in .env.example."
 
 
 def _targets(settings: Settings) -> Iterator[Doubt]:

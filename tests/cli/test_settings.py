@@ -168,6 +168,34 @@ def test_a_broken_yaml_file_is_told_with_the_place(elsewhere: Path, text: str, w
     assert words in line
 
 
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [
+        ("guardrail: {pii: block}", "Did you mean guardrails?"),
+        ("gaurdrails: {pii: block}", "Did you mean guardrails?"),
+        ("tenant: {acme: {}}", "Did you mean tenants?"),
+        ("SLUICE_PORT: 9000", "Did you mean port?"),
+        ("api-keys: [k]", "Did you mean api_keys?"),
+        ("Port: 1", "Did you mean port?"),
+        ("OPENAI_API_KEY: k", "Did you mean providers: {openai: …}?"),
+        ("boathouse: red", "Every setting is in .env.example."),
+    ],
+)
+def test_an_unknown_key_of_the_yaml_file_stops_the_start(elsewhere: Path, line: str, hint: str):
+    (elsewhere / "sluice.yaml").write_text(line + "\n")
+
+    assert told() == f"{line.partition(':')[0]} in sluice.yaml: there is no such setting. {hint}\n"
+
+
+def test_an_unknown_key_is_told_together_with_wrong_values_and_is_no_secret(elsewhere: Path):
+    (elsewhere / "sluice.yaml").write_text(f"{CANARY}: 1\nport: 0\n")
+
+    said = told()
+
+    assert len(said.splitlines()) == 2
+    assert CANARY not in said
+
+
 @pytest.mark.parametrize("name", ["sluice.yaml", ".env"])
 def test_a_file_that_is_no_text_is_told(elsewhere: Path, name: str):
     (elsewhere / name).write_bytes(b"\xff\xfe\x00")

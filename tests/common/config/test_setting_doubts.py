@@ -84,25 +84,6 @@ def test_what_kubernetes_sets_is_nobody_s_mistake(monkeypatch: pytest.MonkeyPatc
     assert told() == []
 
 
-@pytest.mark.parametrize(
-    ("line", "near"),
-    [
-        ("guardrail: {pii: block}", "guardrails"),
-        ("SLUICE_PORT: 9000", "port"),
-        ("api-keys: [k]", "api_keys"),
-        ("Port: 1", "port"),
-        ("OPENAI_API_KEY: k", "providers: {openai: …}"),
-    ],
-)
-def test_a_key_of_the_yaml_file_that_is_none_is_told(elsewhere: Path, line: str, near: str):
-    (elsewhere / "sluice.yaml").write_text(line + "\n")
-
-    (said,) = told()
-
-    assert f"{line.partition(':')[0]} in sluice.yaml has no effect" in said
-    assert f"Did you mean {near}?" in said
-
-
 def test_a_name_in_the_env_file_is_told_too(elsewhere: Path):
     (elsewhere / ".env").write_text("SLUICE_LIMIT={}\nOTHER=1\n")
 
