@@ -92,12 +92,23 @@ def find_problem(name: str, settings: Settings) -> str | None:
 def _target(name: str, settings: Settings) -> Target:
     target = _named(name, settings) or _evident(name, settings) or _default(name, settings)
     if target is None:
-        raise _not_found(f"The model {_quoted(name)} does not say which provider has it.", settings)
+        raise _not_found(_without_provider(name), settings)
     return _upstream(target)
 
 
 def _upstream(target: Target) -> Target:
     return Target(target.provider, MODEL_NAMES.get(target.provider, {}).get(target.model, target.model))
+
+
+def _without_provider(name: str) -> str:
+    """Return why no provider was found for a name."""
+    model, mark, provider = name.rpartition("#") if "#" in name else name.partition("/")[::-1]
+    if not mark or not provider or not model:
+        return f"The model {_quoted(name)} does not say which provider has it: write it as PROVIDER/MODEL."
+    return (
+        f"There is no provider {_quoted(provider)}, which the model {_quoted(name)} names. "
+        "The gateway's operator can add it to SLUICE_PROVIDERS."
+    )
 
 
 def _provider_id(name: str, settings: Settings) -> str:
@@ -174,5 +185,8 @@ def _not_found(reason: str, settings: Settings, param: str = "model") -> Gateway
     on = available(settings)
     models = [f"{provider}/MODEL" for provider in on] + sorted(settings.aliases)[:_ALIASES_NAMED_MAX]
     models += ["demo"] if "demo" in on else []
-    hint = f"Available: {', '.join(models)}." if models else "No provider is configured: set OPENAI_API_KEY, for example."
+    where = " (MODEL is any name that the provider knows)" if on else ""
+    hint = (
+        f"Available: {', '.join(models)}{where}." if models else "No provider is configured: set OPENAI_API_KEY, for example."
+    )
     return GatewayError(ErrorKind.MODEL_NOT_FOUND, f"{reason} {hint}", code="model_not_found", param=param)

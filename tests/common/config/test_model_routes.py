@@ -134,6 +134,24 @@ def test_an_open_model_that_many_serve_is_nobody_s():
         resolve("gpt-oss-120b", settings())
 
 
+@pytest.mark.parametrize("name", ["foo/bar", "foo/org/bar", "bar#foo"])
+def test_an_unknown_provider_in_a_model_s_name_is_named_with_what_there_is_and_what_to_set(name):
+    with pytest.raises(GatewayError) as caught:
+        resolve(name, settings(aliases={"fast": ["openai/gpt-5"]}))
+
+    message = caught.value.failed.message
+    assert message.startswith(f"There is no provider 'foo', which the model '{name}' names. ")
+    assert "SLUICE_PROVIDERS" in message
+    assert message.endswith(" Available: openai/MODEL, anthropic/MODEL, fast (MODEL is any name that the provider knows).")
+    assert caught.value.failed.param == "model"
+
+
+@pytest.mark.parametrize("name", ["nothing", "/bar", "foo/", "bar#"])
+def test_a_name_without_a_provider_is_told_how_to_name_one(name):
+    with pytest.raises(GatewayError, match="does not say which provider has it: write it as PROVIDER/MODEL"):
+        resolve(name, settings())
+
+
 def test_an_own_alias_wins_over_a_name_that_is_known():
     aliases = {"mistral-large": ["openai/gpt-5"]}
 
