@@ -33,6 +33,7 @@ from workers.transcode.pumps import Pump
 INFO = ReplyInfo("gen_abc", "client/model", 1_700_000_000, "openai")
 RAISED = (openai.APIError, anthropic.APIError, ResponseFailed, SeedError)
 EVENT_BYTES_MAX = 1 << 20
+PDF = "JVBERi0xLjQK"
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk"
 SCHEMA = {"type": "object", "properties": {"warmth": {"type": "string"}}, "required": ["warmth"], "additionalProperties": False}
 
@@ -65,6 +66,7 @@ def _chat(feature: str) -> dict[str, Any]:
     calls = [_call("call_1", "weather"), _call("call_2", "clock")]
     results = [_message("tool", "18 degrees", tool_call_id="call_1"), _message("tool", "noon", tool_call_id="call_2")]
     image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PIXEL}"}}
+    file = {"type": "file", "file": {"filename": "a.pdf", "file_data": f"data:application/pdf;base64,{PDF}"}}
     more: dict[str, dict[str, Any]] = {
         "system": {"messages": [_message("system", "Be brief."), user]},
         "multi-turn": {"messages": [user, _message("assistant", "answer"), _message("user", "more")]},
@@ -72,6 +74,7 @@ def _chat(feature: str) -> dict[str, Any]:
         "parallel tools": {"tools": tools, "parallel_tool_calls": True},
         "tool results": {"messages": [user, _message("assistant", None, tool_calls=calls), *results], "tools": tools},
         "images": {"messages": [_message("user", [{"type": "text", "text": "What is this?"}, image])]},
+        "PDFs": {"messages": [_message("user", [{"type": "text", "text": "What is this?"}, file])]},
         "JSON schema": {
             "response_format": {"type": "json_schema", "json_schema": {"name": "report", "schema": SCHEMA, "strict": True}}
         },
@@ -89,6 +92,7 @@ def _messages(feature: str) -> dict[str, Any]:
     outputs = (("call_1", "18 degrees"), ("call_2", "noon"))
     results = [{"type": "tool_result", "tool_use_id": id_, "content": text} for id_, text in outputs]
     image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PIXEL}}
+    file = {"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": PDF}}
     more: dict[str, dict[str, Any]] = {
         "system": {"system": "Be brief."},
         "multi-turn": {"messages": [user, _message("assistant", "answer"), _message("user", "more")]},
@@ -96,6 +100,7 @@ def _messages(feature: str) -> dict[str, Any]:
         "parallel tools": {"tools": tools},
         "tool results": {"messages": [user, _message("assistant", calls), _message("user", results)], "tools": tools},
         "images": {"messages": [_message("user", [{"type": "text", "text": "What is this?"}, image])]},
+        "PDFs": {"messages": [_message("user", [{"type": "text", "text": "What is this?"}, file])]},
         "JSON schema": {"output_config": {"format": {"type": "json_schema", "schema": SCHEMA}}},
         "stop": {"stop_sequences": ["HALT"]},
         "thinking": {"thinking": {"type": "enabled", "budget_tokens": 1024}},
@@ -111,6 +116,7 @@ def _responses(feature: str) -> dict[str, Any]:
     outputs = (("call_1", "18 degrees"), ("call_2", "noon"))
     results = [{"type": "function_call_output", "call_id": id_, "output": text} for id_, text in outputs]
     image = {"type": "input_image", "image_url": f"data:image/png;base64,{PIXEL}"}
+    file = {"type": "input_file", "filename": "a.pdf", "file_data": f"data:application/pdf;base64,{PDF}"}
     more: dict[str, dict[str, Any]] = {
         "system": {"instructions": "Be brief."},
         "multi-turn": {"input": [user, _message("assistant", "answer"), _message("user", "more")]},
@@ -118,6 +124,7 @@ def _responses(feature: str) -> dict[str, Any]:
         "parallel tools": {"tools": tools, "parallel_tool_calls": True},
         "tool results": {"input": [user, *calls, *results], "tools": tools},
         "images": {"input": [_message("user", [{"type": "input_text", "text": "What is this?"}, image])]},
+        "PDFs": {"input": [_message("user", [{"type": "input_text", "text": "What is this?"}, file])]},
         "JSON schema": {"text": {"format": {"type": "json_schema", "name": "report", "schema": SCHEMA, "strict": True}}},
         "thinking": {"reasoning": {"effort": "low"}},
     }
@@ -162,6 +169,7 @@ FEATURES = [
     Feature("parallel tools", ('"weather"', '"clock"'), AnswerSpec(calls=_CALLS)),
     Feature("tool results", ('"weather"', "Oslo", '"clock"', "18 degrees", "noon")),
     Feature("images", (PIXEL,)),
+    Feature("PDFs", (PDF,)),
     Feature("thinking", ("question",), AnswerSpec(text="answer", thinking="thought")),
     Feature("JSON schema", ("warmth",), AnswerSpec(text='{"warmth":"mild"}')),
     Feature("stop", ("HALT",)),
