@@ -12,6 +12,9 @@ from api.server.numbers import parse_integer
 from common.canonical.errors import ErrorKind, GatewayError
 from common.config.groups.server import ServerSettings
 
+# The escape of a first half of a character without the second half, and of a second half without the first.
+_FIRST_HALF = re.compile(rb"(?<!\\)((?:\\\\)*\\)u[dD][89abAB]..(?!\\u[dD][c-fC-F])")
+_SECOND_HALF = re.compile(rb"(?<!\\)(?<!\\u[dD][89abAB]..)((?:\\\\)*\\)u[dD][c-fC-F]..")
 # Everything needed to count values: an escape, a quote, and the characters before a value, except before the first in a list.
 _MARK = re.compile(rb'\\.|[",\[{]', re.DOTALL)
 
@@ -42,7 +45,20 @@ async def read_json(request: Request, settings: ServerSettings, budget: BodyBudg
         )
     raw = await _read(request, settings.body_bytes_max, budget)
     await budget.wait_for_turn(request.scope, len(raw))
-    return raw, await in_thread_if_large(len(raw), parse_json, raw, settings.json_depth_max, settings.json_values_max)
+    return await in_thread_if_large(len(raw), _parse_text, raw, settings.json_depth_max, settings.json_values_max)
+
+
+def _parse_text(raw: bytes | bytearray, depth_max: int, values_max: int) -> tuple[bytes | bytearray, dict[str, Any]]:
+    """Return the body, as bytes and parsed. Halves of characters are replaced: some clients cut a text within an emoji."""
+    try:
+        return raw, parse_json(raw, depth_max, values_max)
+    except GatewayError as error:
+        if error.failed.code != "invalid_json":
+            raise
+        whole = _SECOND_HALF.sub(rb"\1ufffd", _FIRST_HALF.sub(rb"\1ufffd", raw))
+        if whole == raw:
+            raise
+        return whole, parse_json(whole, depth_max, values_max)
 
 
 def parse_json(raw: bytes | bytearray, depth_max: int, values_max: int) -> dict[str, Any]:

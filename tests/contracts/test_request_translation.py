@@ -18,9 +18,13 @@ from common.canonical.generation import (
     ToolChoice,
     ToolResultPart,
 )
+from common.canonical.job import Job, Policy
 from common.dialects.anthropic_messages.dialect import ANTHROPIC_MESSAGES
 from common.dialects.openai_chat.dialect import OPENAI_CHAT
 from common.dialects.openai_responses.dialect import OPENAI_RESPONSES
+from common.vendors.models import MODELS
+from tests.support.clients.every_dialect import INFO
+from workers.attempt.call import prepare_request
 from workers.providers import WIRES
 from workers.providers.base import Deployment
 
@@ -88,3 +92,39 @@ def test_signed_thinking_survives_its_own_wire_and_is_dropped_by_the_other() -> 
 
     assert ANTHROPIC_MESSAGES.parse(orjson.loads(own.body)) == request
     assert OPENAI_CHAT.parse(orjson.loads(other.body)).messages[1].parts == [TextPart("y")]
+
+
+LONG = "mcp__plugin_oh-my-claudecode_omc-tools__lsp_diagnostics_directory_with_more"
+FUNCTION = {"name": LONG, "parameters": {"type": "object", "properties": {}}}
+USER = {"role": "user", "content": "hi"}
+
+
+@pytest.mark.parametrize("is_stream", [True, False])
+@pytest.mark.parametrize("vendor", ["openai", "mistral"])
+@pytest.mark.parametrize(
+    ("dialect", "fields"),
+    [
+        ("openai-chat", {"messages": [USER], "tools": [{"type": "function", "function": FUNCTION}]}),
+        ("anthropic-messages", {"messages": [USER], "max_tokens": 9, "tools": [{"name": LONG, "input_schema": {}}]}),
+        ("openai-responses", {"input": "hi", "tools": [{"type": "function", **FUNCTION}]}),
+        ("agentary", {"messages": [USER], "tools": [FUNCTION]}),
+    ],
+)
+def test_a_tool_s_name_comes_back_as_the_client_s_own(
+    dialect: str, fields: dict[str, Any], vendor: str, is_stream: bool
+) -> None:
+    body = {"model": "m", "stream": is_stream, **fields}
+    job = Job("gen_1", "r", dialect, "m", is_stream, Policy.STOP, 0, 1, body=orjson.dumps(body))
+    deployment = Deployment(vendor, "http://x", "k", "m", "openai-chat", facts=MODELS.facts(vendor, "m"))
+    request, pump = prepare_request(job, WIRES["openai-chat"], deployment, replace(INFO, body=body))
+    short = orjson.loads(request.body)["tools"][0]["function"]["name"]
+    call = {"index": 0, "id": "c", "type": "function", "function": {"name": short, "arguments": "{}"}}
+    choice = {"index": 0, "delta": {"tool_calls": [call]}, "finish_reason": "tool_calls"}
+
+    data = (
+        pump.feed([b"data: " + orjson.dumps({"choices": [choice]}) + b"\n\n"]) + pump.feed([b"data: [DONE]\n\n"]) + pump.end()
+    )
+
+    assert len(short) == 64
+    assert LONG.encode() in data
+    assert short.encode() not in data

@@ -36,12 +36,13 @@ from workers.providers.base import Deployment, UpstreamRequest, Wire
 from workers.providers.shared.errors import UNREADABLE, redact_secrets, set_retry_after
 from workers.providers.shared.loose_json import NestedTooDeeply, read_json
 from workers.providers.shared.shape import ClientCalls
+from workers.providers.shared.tool_names import has_other_names
 from workers.publish.large_answers import LARGE_BYTES, answer_too_large
 from workers.publish.writer import FRAME_BYTES_MAX
 from workers.run_context import RunContext
 from workers.transcode.guarded_pump import guarded
 from workers.transcode.output_guardrails import OutputGuard
-from workers.transcode.pumps import Folding, FoldingWhole, Passing, PassingWhole, Pump, Translating
+from workers.transcode.pumps import Decoding, Folding, FoldingWhole, Passing, PassingWhole, Pump, Translating
 from workers.upstream.errors import redirected
 from workers.upstream.http_client import ERROR_BODY_BYTES_MAX, UpstreamAnswer
 
@@ -188,11 +189,13 @@ def prepare_request(
         request.dropped = [*parsed.dropped, *(parsed.names.get(name, name) for name in request.dropped)]
         return request, guarded(pump, guard)
     request = family.pass_request(info.body, job.headers, deployment)
-    if guard is None:
+    has_renamed = deployment.wire == "openai-chat" and has_other_names(info.body, deployment.facts)
+    if guard is None and not has_renamed:
         return request, (Passing if job.stream else PassingWhole)(family, dialect, info)
-    # Bytes that pass unchanged cannot be filtered, so the answer is decoded and encoded again.
+    # Bytes that pass unchanged cannot be filtered, and have the vendor's names of tools. So the answer is decoded and encoded.
     parsed = dialect.parse(info.body)
-    return request, guarded((Translating if job.stream else FoldingWhole)(wire, dialect, parsed, info), guard)
+    answers: Decoding = ClientCalls(wire, parsed, deployment.facts, job.generation_id) if has_renamed else wire
+    return request, guarded((Translating if job.stream else FoldingWhole)(answers, dialect, parsed, info), guard)
 
 
 async def _refusal(answer: UpstreamAnswer, wire: Wire, deployment: Deployment) -> GatewayError:

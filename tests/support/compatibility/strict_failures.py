@@ -93,19 +93,6 @@ FAILURES: dict[str, tuple[Row, ...]] = {
             "workers-ai/@cf/meta/llama-3.3-70b-instruct-fp8-fast workers-ai/@cf/qwen/qwen3-30b-a3b-fp8",
         ),
     ),
-    "A prefill is sent to a model that takes none, or without its mark": (
-        _row(
-            "prefill",
-            "anthropic/claude-opus-4-6 anthropic/claude-opus-4-8 anthropic/claude-sonnet-5 "
-            "anthropic/claude-opus-5 anthropic/claude-haiku-5-5 anthropic/claude-sonnet-5-5 "
-            "anthropic/claude-opus-5-5",
-            "openai-chat openai-responses agentary unified",
-        ),
-        _row(
-            "prefill",
-            "perplexity/*",
-        ),
-    ),
     "A schema for the answer has keywords or open objects that the vendor refuses": (
         _row(
             "JSON schema, not strict",
@@ -134,13 +121,6 @@ FAILURES: dict[str, tuple[Row, ...]] = {
         _row(
             "forced tool | forced tool by name | forced tool with thinking on",
             "deepseek/deepseek-v4-pro",
-        ),
-    ),
-    "A tool's name is sent with characters or a length that the vendor refuses": (
-        _row(
-            "long tool name | tool name with dots",
-            "mistral/* groq/* deepseek/*",
-            "openai-chat",
         ),
     ),
     "An effort is sent in a word that the model does not have": (
@@ -234,13 +214,6 @@ FAILURES: dict[str, tuple[Row, ...]] = {
             "mistral/mistral-large-latest mistral/mistral-small-latest mistral/mistral-medium-3-5 "
             "mistral/codestral-latest groq/llama-3.3-70b-versatile groq/qwen/qwen3-32b "
             "google-ai-studio/gemini-3-pro-preview grok/grok-4 cerebras/qwen-3-235b-a22b-instruct-2507",
-        ),
-    ),
-    "An empty message of the history is sent as it is": (
-        _row(
-            "an empty answer before",
-            "mistral/*",
-            "openai-chat",
         ),
     ),
     "An image or PDF in a tool's result is sent to a model that cannot read it, so the session ends": (

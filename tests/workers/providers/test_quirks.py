@@ -144,15 +144,70 @@ def test_an_azure_of_before_stream_options_gets_the_words_of_its_time():
     assert new["max_completion_tokens"] == 100
 
 
+LONG = "mcp__plugin_oh-my-claudecode_omc-tools__lsp_diagnostics_directory_with_more"
+
+
+def test_a_passed_body_has_the_vendor_s_names_of_tools_everywhere():
+    call = {"id": "abcDEF123", "type": "function", "function": {"name": LONG, "arguments": "{}"}}
+    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    tool = {"type": "function", "function": {"name": LONG, "parameters": {"type": "object", "properties": {}}}}
+    choice = {"type": "function", "function": {"name": LONG}}
+
+    body, dropped = passed("mistral", {"model": "m", "messages": messages, "tools": [tool], "tool_choice": choice})
+
+    short = body["tools"][0]["function"]["name"]
+    assert len(short) == 64
+    assert body["tool_choice"]["function"]["name"] == body["messages"][1]["tool_calls"][0]["function"]["name"] == short
+    assert dropped == []
+
+
+def test_a_passed_tool_gets_properties_where_they_must_be():
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+
+    assert passed("openai", {"model": "m", "messages": [], "tools": tools})[0]["tools"][0]["function"]["parameters"] == {
+        "type": "object",
+        "properties": {},
+    }
+    assert passed("lab", {"model": "m", "messages": [], "tools": tools})[0]["tools"] == tools
+
+
+def test_an_empty_answer_of_the_history_is_left_out_where_it_is_refused():
+    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": ""}, {"role": "user", "content": "y"}]
+
+    assert len(passed("mistral", {"model": "m", "messages": messages})[0]["messages"]) == 2
+    assert len(passed("openai", {"model": "m", "messages": messages})[0]["messages"]) == 3
+
+
+PREFILL = {"model": "m", "messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "{"}]}
+
+
+def test_the_beginning_of_an_answer_is_marked_and_sent_where_it_is_continued():
+    deployment = Deployment("deepseek", "http://h", "k", "up", facts=MODELS.facts("deepseek", "up"))
+
+    prefilled = OPENAI_COMPATIBLE.pass_request(PREFILL, {}, deployment)
+    plain = OPENAI_COMPATIBLE.pass_request({**PREFILL, "messages": PREFILL["messages"][:1]}, {}, deployment)
+
+    assert orjson.loads(prefilled.body)["messages"][-1] == {"prefix": True, "role": "assistant", "content": "{"}
+    assert (prefilled.url, plain.url) == ("http://h/beta/chat/completions", "http://h/chat/completions")
+
+
+def test_a_model_that_takes_no_beginning_is_asked_to_continue():
+    body, dropped = passed("perplexity", PREFILL, "sonar")
+
+    assert [message["role"] for message in body["messages"]] == ["user", "assistant", "user"]
+    assert dropped == ["prefill"]
+
+
 def test_what_we_add_ourselves_is_not_said_to_be_left_out():
     assert passed("mistral", {"model": "m", "stream": True, "messages": []})[1] == []
 
 
 def test_what_the_client_left_empty_is_not_said_to_be_left_out():
-    body, dropped = passed("mistral", {"model": "m", "user": None, "messages": [{"role": "assistant", "refusal": None}]})
+    answer = {"role": "assistant", "content": "a", "refusal": None}
+    body, dropped = passed("mistral", {"model": "m", "user": None, "messages": [answer, {"role": "user", "content": "x"}]})
 
     assert "user" not in body
-    assert body["messages"] == [{"role": "assistant"}]
+    assert body["messages"][0] == {"role": "assistant", "content": "a"}
     assert dropped == []
 
 

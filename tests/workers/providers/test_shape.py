@@ -47,7 +47,7 @@ def result(id_: str, text: str = "r") -> ToolResultPart:
 
 
 def fitted(*messages: Message, facts: ModelFacts = UNKNOWN) -> list[Message]:
-    return fit_shape(GenerationRequest("m", [user(TextPart("hi")), *messages]), facts).messages[1:]
+    return fit_shape(GenerationRequest("m", [user(TextPart("hi")), *messages]), facts)[0].messages[1:]
 
 
 # Names
@@ -83,7 +83,7 @@ def test_a_name_is_the_same_in_tools_choice_and_history():
         tool_choice=ToolChoice("tool", LONG),
     )
 
-    shaped = fit_shape(request, OPENAI)
+    shaped, _ = fit_shape(request, OPENAI)
 
     short = shaped.tools[1].name
     assert short != LONG
@@ -266,4 +266,35 @@ def test_objects_are_closed_wherever_they_stand():
 def test_an_answer_that_may_be_any_object_is_plain_json():
     request = GenerationRequest("m", [user(TextPart("x"))], response_format=ResponseFormat({"type": "object"}))
 
-    assert fit_shape(request, CLAUDE).response_format == ResponseFormat()
+    assert fit_shape(request, CLAUDE)[0].response_format == ResponseFormat()
+
+
+# Prefills, strict tools
+
+
+def test_a_prefill_has_no_white_space_at_its_end():
+    assert fitted(model(TextPart("a\n"))) == [model(TextPart("a"))]
+    assert fitted(model(TextPart("a\n")), user(TextPart("b "))) == [model(TextPart("a\n")), user(TextPart("b "))]
+
+
+def test_a_model_that_takes_no_prefill_is_asked_to_continue():
+    request = GenerationRequest("m", [user(TextPart("hi")), model(TextPart("{"))])
+
+    shaped, dropped = fit_shape(request, MODELS.facts("anthropic", "claude-opus-5"))
+
+    assert [message.role for message in shaped.messages] == [Role.USER, Role.ASSISTANT, Role.USER]
+    assert dropped == ["prefill"]
+    assert fit_shape(request, CLAUDE) == (request, [])
+
+
+def test_tools_are_strict_together_or_not_at_all_where_they_must_be():
+    properties = {"type": "object", "properties": {}}
+    request = GenerationRequest(
+        "m", [user(TextPart("x"))], tools=[Tool("f", None, properties, True), Tool("g", None, properties)]
+    )
+
+    shaped, dropped = fit_shape(request, ModelFacts(tools_strict_alike=True))
+
+    assert [tool.strict for tool in shaped.tools] == [None, None]
+    assert dropped == ["tools.strict"]
+    assert fit_shape(request, UNKNOWN)[1] == []

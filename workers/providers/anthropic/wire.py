@@ -60,8 +60,9 @@ class Anthropic:
 
     def build_request(self, request: GenerationRequest, deployment: Deployment) -> UpstreamRequest:
         request, left_out = fit_history(request, deployment.facts, _CARRIES)
-        body, dropped = build_body(fit_shape(request, deployment.facts), deployment.model)
-        return UpstreamRequest(_url(deployment), _headers(deployment, {}), body, dropped + left_out)
+        request, given_up = fit_shape(request, deployment.facts)
+        body, dropped = build_body(request, deployment.model)
+        return UpstreamRequest(_url(deployment), _headers(deployment, {}), body, dropped + left_out + given_up)
 
     def pass_request(self, body: Mapping[str, Any], headers: Mapping[str, str], deployment: Deployment) -> UpstreamRequest:
         return UpstreamRequest(_url(deployment), _headers(deployment, headers), orjson.dumps(_passed(body, deployment)))

@@ -46,8 +46,9 @@ _FAILURES: dict[str, dict[str, str]] = {"ERROR": {}, "TIMEOUT": {"type": "timeou
 class Cohere:
     def build_request(self, request: GenerationRequest, deployment: Deployment) -> UpstreamRequest:
         request, left_out = fit_history(request, deployment.facts, _CARRIES)
-        body, dropped = build_body(fit_shape(request, deployment.facts), deployment.model)
-        return UpstreamRequest(_url(deployment), deployment.request_headers(), body, dropped + left_out)
+        request, given_up = fit_shape(request, deployment.facts)
+        body, dropped = build_body(request, deployment.model)
+        return UpstreamRequest(_url(deployment), deployment.request_headers(), body, dropped + left_out + given_up)
 
     def decoder(self, choices: int = 1) -> "EventDecoder":
         return EventDecoder()

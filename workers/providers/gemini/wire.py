@@ -91,11 +91,14 @@ class Gemini:
     def build_request(self, request: GenerationRequest, deployment: Deployment) -> UpstreamRequest:
         model = _model(deployment)
         request, left_out = fit_history(request, deployment.facts, _CARRIES)
-        request = fit_shape(request, deployment.facts)
+        request, given_up = fit_shape(request, deployment.facts)
         body = orjson.dumps(build_body(request, model))
+        left_out += [*given_up, *dropped(request, model)]
         url = _url(deployment, "streamGenerateContent")
         url += "&alt=sse" if deployment.query else "?alt=sse"  # Without it the answer would be one JSON array.
-        return UpstreamRequest(url, deployment.request_headers("x-goog-api-key", ""), body, dropped(request, model) + left_out)
+        return UpstreamRequest(
+            url, deployment.request_headers("x-goog-api-key", ""), body, dropped(request, model) + left_out + given_up
+        )
 
     def decoder(self, choices: int = 1) -> "ContentDecoder":
         return ContentDecoder(choices)
@@ -109,7 +112,7 @@ class Gemini:
         """Source: https://ai.google.dev/api/tokens"""
         model = _model(deployment)
         request, _ = fit_history(request, deployment.facts, _CARRIES)
-        request = fit_shape(request, deployment.facts)
+        request, _ = fit_shape(request, deployment.facts)
         counted = {"generateContentRequest": {"model": f"models/{model}", **build_body(request, model)}}
         return UpstreamRequest(
             _url(deployment, "countTokens"), deployment.request_headers("x-goog-api-key", ""), orjson.dumps(counted)

@@ -7,6 +7,7 @@ decoder accepts every variant from every vendor: it does not know which vendor i
 import hashlib
 import secrets
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -28,6 +29,7 @@ from common.canonical.generation import GenerationRequest
 from common.dialects.base import ReplyInfo
 from common.dialects.shared.openai_words import DONE_EVENT, REASON_OF_WORD, REASONING_FIELDS
 from common.sse import read_block
+from common.vendors.prefill import PREFILLS
 from workers.providers.base import Deployment, UpstreamRequest
 from workers.providers.openai_chat.request import build_body
 from workers.providers.shared import errors
@@ -69,10 +71,10 @@ class OpenAiCompatible:
     def build_request(self, request: GenerationRequest, deployment: Deployment) -> UpstreamRequest:
         quirks = find_quirks(deployment)
         request, left_out = fit_history(request, deployment.facts, quirks.carries)
-        request = fit_shape(request, deployment.facts)
+        request, given_up = fit_shape(request, deployment.facts)
         body = build_body(request, deployment.model, quirks)
-        dropped = fit(body, deployment) + (["top_k"] if request.top_k is not None else []) + left_out
-        return UpstreamRequest(_url(deployment), _headers(deployment, {}), orjson.dumps(body), dropped)
+        dropped = fit(body, deployment) + (["top_k"] if request.top_k is not None else []) + left_out + given_up
+        return UpstreamRequest(_url(deployment, body), _headers(deployment, {}), orjson.dumps(body), dropped)
 
     def pass_request(self, body: Mapping[str, Any], headers: Mapping[str, str], deployment: Deployment) -> UpstreamRequest:
         changed = {**body, "model": deployment.model}
@@ -80,7 +82,7 @@ class OpenAiCompatible:
             changed["stream_options"] = {**dict_of(body.get("stream_options")), "include_usage": True}
         dropped = fit(changed, deployment)
         dropped += fit_passed(changed, deployment.facts)
-        return UpstreamRequest(_url(deployment), _headers(deployment, headers), orjson.dumps(changed), dropped)
+        return UpstreamRequest(_url(deployment, changed), _headers(deployment, headers), orjson.dumps(changed), dropped)
 
     def decoder(self, choices: int = 1) -> "ChunkDecoder":
         return ChunkDecoder(choices)
@@ -341,8 +343,13 @@ def _usage(report: Mapping[str, Any], figures: Figures, model: str, tier: str) -
     )
 
 
-def _url(deployment: Deployment) -> str:
-    return deployment.url("/chat/completions")
+def _url(deployment: Deployment, body: Mapping[str, Any]) -> str:
+    """Return the URL. DeepSeek continues the beginning of an answer only at another path."""
+    prefill, messages = PREFILLS.get(deployment.provider), list_of(body.get("messages"))
+    if not (prefill and prefill.path and messages and dict_of(messages[-1]).get("prefix")):
+        return deployment.url("/chat/completions")
+    base_url = deployment.base_url.removesuffix("/v1").removesuffix(prefill.path) + prefill.path
+    return replace(deployment, base_url=base_url).url("/chat/completions")
 
 
 def _headers(deployment: Deployment, passed: Mapping[str, str]) -> dict[str, str]:

@@ -75,9 +75,9 @@ class OpenAiResponses:
 
     def build_request(self, request: GenerationRequest, deployment: Deployment) -> UpstreamRequest:
         request, left_out = fit_history(request, deployment.facts, find_quirks(deployment).carries_in_responses)
-        request = fit_shape(request, deployment.facts)
+        request, given_up = fit_shape(request, deployment.facts)
         body, dropped = build_body(request, deployment.model, in_background=deployment.in_background)
-        return UpstreamRequest(_url(deployment), _headers(deployment, {}), body, dropped + left_out)
+        return UpstreamRequest(_url(deployment), _headers(deployment, {}), body, dropped + left_out + given_up)
 
     def pass_request(self, body: Mapping[str, Any], headers: Mapping[str, str], deployment: Deployment) -> UpstreamRequest:
         changed = {name: value for name, value in body.items() if name not in _OWN_FIELDS} | {"model": deployment.model}
@@ -128,7 +128,8 @@ class OpenAiResponses:
     ) -> UpstreamRequest:
         """Source: https://platform.openai.com/docs/api-reference/responses/input-tokens"""
         request, _ = fit_history(request, deployment.facts, find_quirks(deployment).carries_in_responses)
-        counted = orjson.dumps(build_count_body(fit_shape(request, deployment.facts), deployment.model))
+        request, _ = fit_shape(request, deployment.facts)
+        counted = orjson.dumps(build_count_body(request, deployment.model))
         return UpstreamRequest(deployment.url("/responses/input_tokens"), _headers(deployment, {}), counted)
 
     def read_count(self, body: bytes) -> int | None:

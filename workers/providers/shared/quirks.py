@@ -19,8 +19,9 @@ from common.vendors.models import ModelFacts
 from workers.providers.base import Deployment
 from workers.providers.shared.history import Carries, Kind
 from workers.providers.shared.loose_json import dict_of, list_of, text_of
-from workers.providers.shared.roles import fit_roles
+from workers.providers.shared.roles import fit_roles, is_prefill
 from workers.providers.shared.schemas import tool_schema
+from workers.providers.shared.tool_names import rename_tools
 
 # A server that is not known takes images, and files only if the table of models says that its model reads them.
 _IMAGES = Carries(known_only=frozenset({"pdf", "audio"}))
@@ -56,6 +57,7 @@ class Quirks:
     unknown_in_responses: frozenset[str] = frozenset()
     knows_developer: bool = True
     has_short_call_ids: bool = False
+    refuses_empty_answers: bool = False
     reasoning_field: str | None = None
     carries: Carries = _IMAGES
     carries_in_responses: Carries = _IMAGES_IN_RESPONSES
@@ -77,6 +79,7 @@ QUIRKS: Mapping[str, Quirks] = {
         unknown=_BOOKKEEPING - {"metadata"} | {"stream_options", "user", "service_tier"},
         unknown_in_messages=_ECHOED | {"name", "reasoning"},
         has_short_call_ids=True,
+        refuses_empty_answers=True,
         carries=Carries(kinds=_MISTRAL, by_url=_MISTRAL),
         document_part="document_url",
     ),
@@ -135,14 +138,22 @@ def fit(body: dict[str, Any], deployment: Deployment) -> list[str]:
     facts = deployment.facts if quirks.knows_developer else deployment.facts.model_copy(update={"developer_role": False})
     messages = list_of(body.get("messages"))
     if messages and all(isinstance(message, dict) for message in messages):
+        if quirks.refuses_empty_answers:
+            messages = [message for message in messages if not _is_empty_answer(message)]
         body["messages"] = fit_roles(messages, facts)
+        dropped += ["prefill"] if facts.prefill is False and is_prefill(messages) else []
     _fit_tools(body, facts)
+    rename_tools(body, facts)
     if quirks.unknown_in_messages or quirks.has_short_call_ids:
         messages = [dict_of(message) for message in list_of(body.get("messages"))]
         echoed = {name for message in messages for name, value in message.items() if value}
         dropped += [f"messages.{name}" for name in sorted(echoed & quirks.unknown_in_messages)]
         body["messages"] = [_fit_message(message, quirks) for message in messages]
     return dropped
+
+
+def _is_empty_answer(message: dict[str, Any]) -> bool:
+    return message.get("role") == "assistant" and not (message.get("content") or message.get("tool_calls"))
 
 
 def _fit_tools(body: dict[str, Any], facts: ModelFacts) -> None:

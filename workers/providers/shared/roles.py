@@ -14,6 +14,10 @@ _SYSTEM = ("system", "developer")
 # Source: https://github.com/avante-corp/avante.nvim/pull/2695
 _BETWEEN: dict[str, Any] = {"role": "assistant", "content": "OK."}
 
+# For a model that takes no beginning of its answer, and would refuse the request.
+# Source: https://platform.claude.com/docs/en/about-claude/models/migration-guide (prefills)
+CONTINUE_PROMPT = "Continue your last message exactly where it ends. Do not repeat any of it."
+
 
 def fit_roles(messages: list[dict[str, Any]], facts: ModelFacts) -> list[dict[str, Any]]:
     """Return the messages in an order that the model takes. Messages that change are replaced, never changed in place."""
@@ -25,8 +29,11 @@ def fit_roles(messages: list[dict[str, Any]], facts: ModelFacts) -> list[dict[st
         messages = _answer_results(messages)
     if facts.roles_alternate:
         messages = _alternate(messages)
-    if facts.prefill_flag and _is_prefill(messages):
-        messages = [*messages[:-1], {facts.prefill_flag: True, **messages[-1]}]
+    if is_prefill(messages):
+        if facts.prefill is False:
+            messages = [*messages, {"role": "user", "content": CONTINUE_PROMPT}]
+        elif facts.prefill_flag:
+            messages = [*messages[:-1], {facts.prefill_flag: True, **messages[-1]}]
     return messages
 
 
@@ -82,7 +89,7 @@ def _parts(content: Any) -> list[Any]:
     return [{"type": "text", "text": content}] if isinstance(content, str) else list_of(content)
 
 
-def _is_prefill(messages: list[dict[str, Any]]) -> bool:
+def is_prefill(messages: list[dict[str, Any]]) -> bool:
     """Whether the last message is the beginning of the answer."""
     last = messages[-1] if messages else {}
     return last.get("role") == "assistant" and bool(last.get("content")) and not last.get("tool_calls")

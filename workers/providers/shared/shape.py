@@ -20,6 +20,7 @@ from common.canonical.generation import (
     OpaquePart,
     Part,
     ResponseFormat,
+    Role,
     TextPart,
     Tool,
     ToolCallPart,
@@ -28,6 +29,7 @@ from common.canonical.generation import (
 from common.vendors.models import ModelFacts
 from workers.providers.base import Decoder
 from workers.providers.shared.call_order import pair_calls
+from workers.providers.shared.roles import CONTINUE_PROMPT
 from workers.providers.shared.schemas import answer_schema, tool_schema
 from workers.providers.shared.tool_names import client_names, vendor_name
 
@@ -36,18 +38,42 @@ _TYPE_OF_BYTES = (("iVBORw0KGgo", "image/png"), ("/9j/", "image/jpeg"), ("R0lGOD
 _TYPE_NAMES = {"image/jpg": "image/jpeg", "image/pjpeg": "image/jpeg", "image/x-png": "image/png"}
 
 
-def fit_shape(request: GenerationRequest, facts: ModelFacts) -> GenerationRequest:
-    """Return the request in the shape that the model's vendor accepts. Parts that stay the same are shared, not copied."""
+def fit_shape(request: GenerationRequest, facts: ModelFacts) -> tuple[GenerationRequest, list[str]]:
+    """Return the request in the shape that the model's vendor accepts, and the names of what had to be given up.
+
+    Parts that stay the same are shared, not copied.
+    """
+    dropped = []
+    messages = [_fit_message(message, facts) for message in pair_calls(request.messages)]
+    if _is_prefill(messages):
+        messages[-1] = _without_space(messages[-1])
+        if facts.prefill is False:
+            messages.append(Message(Role.USER, [TextPart(CONTINUE_PROMPT)]))
+            dropped.append("prefill")
+    tools = [_fit_tool(tool, facts) for tool in request.tools]
+    if facts.tools_strict_alike and len({bool(tool.strict) for tool in tools}) > 1:
+        tools = [replace(tool, strict=None) for tool in tools]
+        dropped.append("tools.strict")
     choice = request.tool_choice
     if choice is not None and choice.name is not None:
         choice = replace(choice, name=vendor_name(choice.name, facts))
-    return replace(
-        request,
-        messages=[_fit_message(message, facts) for message in pair_calls(request.messages)],
-        tools=[_fit_tool(tool, facts) for tool in request.tools],
-        tool_choice=choice,
-        response_format=_fit_format(request.response_format, facts),
-    )
+    response_format = _fit_format(request.response_format, facts)
+    shaped = replace(request, messages=messages, tools=tools, tool_choice=choice, response_format=response_format)
+    return shaped, dropped
+
+
+def _is_prefill(messages: list[Message]) -> bool:
+    """Whether the conversation ends with the beginning of the model's next answer."""
+    last = messages[-1]
+    return last.role is Role.ASSISTANT and bool(last.parts) and isinstance(last.parts[-1], TextPart)
+
+
+def _without_space(message: Message) -> Message:
+    """Return a prefill without white space at its end: Anthropic refuses that."""
+    *parts, last = message.parts
+    assert isinstance(last, TextPart)
+    text = last.text.rstrip()
+    return message if text == last.text else Message(message.role, [*parts, TextPart(text)])
 
 
 def _fit_message(message: Message, facts: ModelFacts) -> Message:
