@@ -93,12 +93,10 @@ class Gemini:
         request, left_out = fit_history(request, deployment.facts, _CARRIES)
         request, given_up = fit_shape(request, deployment.facts)
         body = orjson.dumps(build_body(request, model))
-        left_out += [*given_up, *dropped(request, model)]
+        names = dropped(request, model) + left_out + given_up
         url = _url(deployment, "streamGenerateContent")
         url += "&alt=sse" if deployment.query else "?alt=sse"  # Without it the answer would be one JSON array.
-        return UpstreamRequest(
-            url, deployment.request_headers("x-goog-api-key", ""), body, dropped(request, model) + left_out + given_up
-        )
+        return UpstreamRequest(url, deployment.request_headers("x-goog-api-key", ""), body, names)
 
     def decoder(self, choices: int = 1) -> "ContentDecoder":
         return ContentDecoder(choices)
