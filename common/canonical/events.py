@@ -157,6 +157,20 @@ class RedactedReasoning:
 
 
 @dataclass(slots=True)
+class Citation:
+    """A source of the answer on the web. It comes after the text that it belongs to.
+
+    ``start`` and ``end`` count the characters of the choice's text that rest on it; both 0: the vendor does not say which.
+    """
+
+    url: str
+    title: str = ""
+    start: int = 0
+    end: int = 0
+    choice: int = 0
+
+
+@dataclass(slots=True)
 class ToolCallStarted:
     """``index`` counts the tool calls of a choice from 0. ``id`` is never empty: decoders create one if it is missing."""
 
@@ -192,7 +206,7 @@ class Completed:
 
 
 Delta = TextDelta | RefusalDelta | ReasoningDelta | ReasoningSigned | RedactedReasoning | ToolCallStarted | ToolCallDelta
-Event = Started | Delta | Finished | Completed | Failed
+Event = Started | Delta | Citation | Finished | Completed | Failed
 
 # Events with output: the first of them is the commit point.
 OUTPUT = (TextDelta, RefusalDelta, ReasoningDelta, ReasoningSigned, RedactedReasoning, ToolCallStarted, ToolCallDelta)
@@ -234,6 +248,7 @@ class Choice:
     blocks: list[Block] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     stop_sequence: str | None = None
+    citations: list[Citation] = field(default_factory=list)
 
     @property
     def text(self) -> str:
@@ -310,7 +325,7 @@ class _ChoiceBuilder:
         self._texts: list[GrowingText] = []
         self._arguments: list[GrowingText] = []  # The texts that belong to calls, by the index of the call.
 
-    def add(self, event: Delta | Finished) -> None:
+    def add(self, event: Delta | Citation | Finished) -> None:
         match event:
             case TextDelta():
                 self._open(TextBlock).add(event.text)
@@ -329,6 +344,8 @@ class _ChoiceBuilder:
                 self._arguments.append(self._begin(ToolCall(event.id, event.name)))
             case ToolCallDelta():
                 self._arguments[event.index].add(event.arguments)
+            case Citation():
+                self._choice.citations.append(event)
             case Finished():
                 self._choice.finish_reason, self._choice.stop_sequence = event.reason, event.stop_sequence
 

@@ -15,6 +15,7 @@ import structlog
 
 from common.canonical.events import (
     OUTPUT,
+    Citation,
     Completed,
     Event,
     Finished,
@@ -119,6 +120,8 @@ class OutputGuard:
         if isinstance(event, TEXTS):
             self._filter_text(event, passed)
             return
+        if isinstance(event, Citation):
+            return  # Its title and address are not searched.
         if isinstance(event, OUTPUT):
             self.has_activity = True
         if self._flush_before(event, passed) and not self.blocked:

@@ -15,6 +15,7 @@ import orjson
 from common.canonical.errors import ErrorKind, Failed
 from common.canonical.events import (
     Choice,
+    Citation,
     Completed,
     Event,
     Finished,
@@ -75,7 +76,7 @@ class Agentary:
         }
         if choice.tool_calls:
             body["tool_calls"] = _calls(choice.tool_calls)
-        return orjson.dumps(body)
+        return orjson.dumps(body | _sources(choice.citations))
 
     def status(self, failed: Failed) -> int:
         return 400 if _is_about_the_model(failed) else failed.http_status
@@ -110,6 +111,7 @@ class TokenEncoder:
         self._elapsed_ms = info.elapsed_ms
         self._next_id = next_id
         self._calls = ReplyBuilder()
+        self._citations: list[Citation] = []
         self._finish_reason = FinishReason.STOP
 
     def encode(self, event: Event) -> bytes:
@@ -128,6 +130,8 @@ class TokenEncoder:
                 return self._chunk(event.text) if event.text else b""
             case ToolCallStarted() | ToolCallDelta():
                 self._calls.add(event)
+            case Citation():
+                self._citations.append(event)
             case Finished():
                 self._finish_reason = event.reason
                 calls = [call for choice in self._calls.reply().choices.values() for call in _calls(choice.tool_calls)]
@@ -135,7 +139,7 @@ class TokenEncoder:
             case Completed():
                 end = {"finishReason": FINISH_WORD[self._finish_reason]}
                 usage = {"usage": _usage(event.usage)} if event.usage else {}
-                return self._chunk("", isLast=True, **end, **usage) + DONE_EVENT
+                return self._chunk("", isLast=True, **end, **usage, **_sources(self._citations)) + DONE_EVENT
             case Failed():
                 return _error_event(event)
             case _:
@@ -161,6 +165,12 @@ def _calls(calls: Iterable[ToolCall]) -> list[dict[str, Any]]:
         {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments or "{}"}}
         for call in calls
     ]
+
+
+def _sources(citations: Iterable[Citation]) -> dict[str, Any]:
+    """Return the answer's sources. That client ignores fields that it does not know."""
+    sources = [{"url": citation.url, "title": citation.title} for citation in citations]
+    return {"citations": sources} if sources else {}
 
 
 def _usage(usage: Usage) -> dict[str, int]:

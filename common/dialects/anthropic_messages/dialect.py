@@ -13,6 +13,7 @@ from common.canonical.errors import ErrorKind, Failed
 from common.canonical.events import (
     Block,
     Choice,
+    Citation,
     Completed,
     Event,
     Finished,
@@ -160,6 +161,9 @@ class BlockEncoder:
             case RedactedReasoning():
                 opened = self._close() + self._start_block({"type": "redacted_thinking", "data": event.data})
                 return opened + self._stop_block()
+            case Citation():
+                delta = {"type": "citations_delta", "citation": _citation(event)}
+                return self._delta(delta) if self._open == "text" else b""
             case ToolCallStarted():
                 return self._call_started(event)
             case ToolCallDelta():
@@ -306,7 +310,25 @@ def _usage(usage: Usage) -> dict[str, Any]:
 
 
 def _content(choice: Choice) -> list[dict[str, Any]]:
-    return [_content_block(block) for block in choice.blocks]
+    content = [_content_block(block) for block in choice.blocks]
+    text = next((block for block in reversed(content) if block["type"] == "text"), None)
+    if choice.citations and text is not None:
+        text["citations"] = [_citation(citation) for citation in choice.citations]
+    return content
+
+
+def _citation(citation: Citation) -> dict[str, Any]:
+    """Return a citation in Anthropic's shape for pages. The empty index shows that another vendor made it.
+
+    Source: https://platform.claude.com/docs/en/agents-and-tools/tool-use/web-search-tool#citations
+    """
+    return {
+        "type": "web_search_result_location",
+        "url": citation.url,
+        "title": citation.title or None,
+        "encrypted_index": "",
+        "cited_text": "",
+    }
 
 
 def _content_block(block: Block) -> dict[str, Any]:

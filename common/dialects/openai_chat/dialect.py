@@ -12,6 +12,7 @@ import orjson
 from common.canonical.errors import Failed
 from common.canonical.events import (
     Choice,
+    Citation,
     Completed,
     Event,
     Finished,
@@ -29,6 +30,7 @@ from common.canonical.generation import GenerationRequest
 from common.dialects.base import EndedEncoder, OpenStream, Progress, ReplyInfo
 from common.dialects.openai_chat import request as openai_chat_request
 from common.dialects.openai_chat.progress import read_sent_answer
+from common.dialects.shared.openai_citations import citation_fields
 from common.dialects.shared.openai_errors import error_body
 from common.dialects.shared.openai_words import DONE_EVENT, FINISH_WORD, REASONING_FIELDS, parse_finish_reason
 from common.dialects.shared.sent_events import dict_in, objects_in
@@ -128,6 +130,8 @@ class ChunkEncoder:
             case ToolCallDelta():
                 call = {"index": event.index, "function": {"arguments": event.arguments}}
                 return self._delta(event.choice, {"tool_calls": [call]})
+            case Citation():
+                return self._delta(event.choice, {"annotations": [_annotation(event)]})
             case Finished():
                 return self._finish(event)
             case Completed():
@@ -195,6 +199,10 @@ def _usage(usage: Usage) -> dict[str, Any]:
     }
 
 
+def _annotation(citation: Citation) -> dict[str, Any]:
+    return {"type": "url_citation", "url_citation": citation_fields(citation)}
+
+
 def _reply_choice(index: int, choice: Choice) -> dict[str, Any]:
     # OpenAI sends null content next to tool calls and refusals; an empty answer is an empty string.
     content = choice.text or (None if choice.tool_calls or choice.refusal else "")
@@ -202,6 +210,8 @@ def _reply_choice(index: int, choice: Choice) -> dict[str, Any]:
     reasoning = "".join(block.text for block in choice.reasoning)
     if reasoning:
         message[REASONING_FIELDS[0]] = reasoning
+    if choice.citations:
+        message["annotations"] = [_annotation(citation) for citation in choice.citations]
     if choice.tool_calls:
         message["tool_calls"] = [
             {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments or "{}"}}

@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 
 from common.canonical.errors import Failed
-from common.canonical.events import Choice, Finished, FinishReason, Reply
+from common.canonical.events import Choice, Finished, FinishReason, Reply, TextBlock
 from common.canonical.generation import GenerationRequest
 from common.dialects.base import EndedEncoder, OpenStream, Progress, ReplyInfo
 from common.dialects.openai_responses import request as openai_responses_request
@@ -52,8 +52,14 @@ class OpenAiResponses:
         # As in a stream: only the item that was open when the answer was cut is incomplete.
         last_status = "incomplete" if incomplete_reason(finished) else "completed"
         last_index = len(choice.blocks) - 1
+        last_text = max((index for index, block in enumerate(choice.blocks) if isinstance(block, TextBlock)), default=-1)
         output = [
-            items.from_block(index, block, last_status if index == last_index else "completed")
+            items.from_block(
+                index,
+                block,
+                last_status if index == last_index else "completed",
+                choice.citations if index == last_text else (),
+            )
             for index, block in enumerate(choice.blocks)
         ]
         response = ResponseInfo(info.generation_id, info.model, info.created_s, info.body)

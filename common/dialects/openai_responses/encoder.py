@@ -14,6 +14,7 @@ import orjson
 
 from common.canonical.errors import Failed
 from common.canonical.events import (
+    Citation,
     Completed,
     Event,
     Finished,
@@ -34,6 +35,7 @@ from common.dialects.openai_responses.request import custom_tools, namespaces
 from common.dialects.openai_responses.response_object import (
     Items,
     ResponseInfo,
+    annotation,
     failed_response,
     final_response,
     incomplete_reason,
@@ -68,6 +70,7 @@ class ItemEncoder:
         self._open: Kind | None = None  # Kind of the open item; calls are tracked separately.
         self._index = 0  # Index of the open item in the output.
         self._pieces: list[str] = []
+        self._citations: list[Citation] = []  # Of the open text.
         self._calls: dict[int, _OpenCall] = {}  # By the index of the call.
         self._finished: Finished | None = None
         self._text_start = self._text_end = b""
@@ -112,6 +115,8 @@ class ItemEncoder:
                 return self._ensure("refusal") + self._delta("refusal", event.text, content_index=0)
             case ReasoningDelta():
                 return self._ensure("reasoning") + self._delta("reasoning_summary_text", event.text, summary_index=0)
+            case Citation():
+                return self._cite(event)
             case ReasoningSigned():
                 return self._wrapped(wrap(signature=event.signature))
             case RedactedReasoning():
@@ -178,6 +183,14 @@ class ItemEncoder:
         self._pieces.append(piece)
         return self._event(f"{type_}.delta", delta=piece, item_id=self._item_id(), output_index=self._index, **place)
 
+    def _cite(self, citation: Citation) -> bytes:
+        if self._open != "text":
+            return b""
+        self._citations.append(citation)
+        place: dict[str, Any] = {"item_id": self._item_id(), "output_index": self._index, "content_index": 0}
+        number = len(self._citations) - 1
+        return self._event("output_text.annotation.added", annotation=annotation(citation), annotation_index=number, **place)
+
     def _item_id(self) -> str:
         return self._items.id("rs" if self._open == "reasoning" else "msg", self._index)
 
@@ -186,7 +199,7 @@ class ItemEncoder:
         place: dict[str, Any] = {"item_id": self._item_id(), "output_index": self._index}
         if self._open == "reasoning":
             return self._event(f"reasoning_summary_part.{change}", part=summary_text(text), summary_index=0, **place)
-        part = output_text(text) if self._open == "text" else refusal(text)
+        part = output_text(text, self._citations) if self._open == "text" else refusal(text)
         return self._event(f"content_part.{change}", content_index=0, part=part, **place)
 
     def _close(
@@ -207,7 +220,7 @@ class ItemEncoder:
                 done = (
                     b"" if is_text_sent else self._event("output_text.done", content_index=0, logprobs=[], text=text, **place)
                 )
-                item = self._items.message(self._index, [output_text(text)], status)
+                item = self._items.message(self._index, [output_text(text, self._citations)], status)
             case "refusal":
                 done = self._event("refusal.done", content_index=0, refusal=text, **place)
                 item = self._items.message(self._index, [refusal(text)], status)
@@ -216,7 +229,7 @@ class ItemEncoder:
                 item = self._items.reasoning(self._index, [summary_text(text)], wrapped)
         done += b"" if is_part_sent else self._part("done", text)
         done += self._end_item(item, self._index)
-        self._open = None
+        self._open, self._citations = None, []
         return done
 
     def _wrapped(self, wrapped: str | None) -> bytes:

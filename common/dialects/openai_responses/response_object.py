@@ -12,9 +12,10 @@ from typing import Any
 import orjson
 
 from common.canonical.errors import ErrorKind, Failed
-from common.canonical.events import Finished, ReasoningBlock, RefusalBlock, TextBlock, ToolCall, Usage
+from common.canonical.events import Citation, Finished, ReasoningBlock, RefusalBlock, TextBlock, ToolCall, Usage
 from common.dialects.openai_responses.ids import response_id
 from common.dialects.openai_responses.wrapped_reasoning import wrap
+from common.dialects.shared.openai_citations import citation_fields
 from common.dialects.shared.openai_errors import error_code
 from common.dialects.shared.openai_words import INCOMPLETE_WORD
 
@@ -183,11 +184,15 @@ class Items:
         return call.name in self._customs
 
     def from_block(
-        self, index: int, block: TextBlock | RefusalBlock | ReasoningBlock | ToolCall, status: str
+        self,
+        index: int,
+        block: TextBlock | RefusalBlock | ReasoningBlock | ToolCall,
+        status: str,
+        citations: Sequence[Citation] = (),
     ) -> dict[str, Any]:
         match block:
             case TextBlock():
-                return self.message(index, [output_text(block.text)], status)
+                return self.message(index, [output_text(block.text, citations)], status)
             case RefusalBlock():
                 return self.message(index, [refusal(block.text)], status)
             case ReasoningBlock():
@@ -219,8 +224,13 @@ def generation_of_item(id_: object) -> str | None:
     return f"gen_{match[1]}" if match else None
 
 
-def output_text(text: str) -> dict[str, Any]:
-    return {"type": "output_text", "annotations": [], "logprobs": [], "text": text}
+def output_text(text: str, citations: Sequence[Citation] = ()) -> dict[str, Any]:
+    annotations = [annotation(citation) for citation in citations]
+    return {"type": "output_text", "annotations": annotations, "logprobs": [], "text": text}
+
+
+def annotation(citation: Citation) -> dict[str, Any]:
+    return {"type": "url_citation", **citation_fields(citation)}
 
 
 def refusal(text: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import orjson
 from common.canonical.errors import ErrorKind, Failed
 from common.canonical.events import (
     Choice,
+    Citation,
     Completed,
     Event,
     Finished,
@@ -65,7 +66,8 @@ class Unified:
         if choice.tool_calls:
             message["tool_calls"] = _calls(choice.tool_calls)
         reason = choice.finish_reason or FinishReason.STOP
-        return orjson.dumps({"provider": info.provider, "message": message, **_account(reply.usage, reason, info)})
+        answer = {"provider": info.provider, "message": message, **_account(reply.usage, reason, info)}
+        return orjson.dumps(answer | _sources(choice.citations))
 
     def status(self, failed: Failed) -> int:
         return failed.http_status
@@ -96,6 +98,7 @@ class UnifiedEncoder:
     def __init__(self, info: ReplyInfo) -> None:
         self._info = info
         self._calls = ReplyBuilder()
+        self._citations: list[Citation] = []
         self._finish_reason = FinishReason.STOP
 
     def encode(self, event: Event) -> bytes:
@@ -112,12 +115,15 @@ class UnifiedEncoder:
                 return _chunk(text)
             case ToolCallStarted() | ToolCallDelta():
                 self._calls.add(event)
+            case Citation():
+                self._citations.append(event)
             case Finished():
                 self._finish_reason = event.reason
                 calls = [call for choice in self._calls.reply().choices.values() for call in _calls(choice.tool_calls)]
                 return _chunk("", tool_calls=calls) if calls else b""
             case Completed():
-                return encode_event(orjson.dumps(_account(event.usage, self._finish_reason, self._info)), "done")
+                account = _account(event.usage, self._finish_reason, self._info)
+                return encode_event(orjson.dumps(account | _sources(self._citations)), "done")
             case Failed():
                 return _error_event(event)
             case _:
@@ -128,6 +134,11 @@ class UnifiedEncoder:
 def _text(choice: Choice) -> str:
     """Return the model's text, including a refusal: the format has no other place for one."""
     return "".join(block.text for block in choice.blocks if isinstance(block, TextBlock | RefusalBlock))
+
+
+def _sources(citations: Iterable[Citation]) -> dict[str, Any]:
+    sources = [{"url": citation.url, "title": citation.title} for citation in citations]
+    return {"citations": sources} if sources else {}
 
 
 def _chunk(content: str, **fields: Any) -> bytes:

@@ -26,7 +26,7 @@ from common.canonical.generation import (
     ToolChoice,
     ToolResultPart,
 )
-from workers.providers.shared.loose_json import arguments_of
+from workers.providers.shared.loose_json import arguments_of, dict_of
 from workers.providers.shared.unsupported import invalid_field_error, unsupported_part_error
 
 _MAX_TOKENS = 4096  # Anthropic requires a number. Every current model can write this many.
@@ -164,16 +164,16 @@ def _is_own_signature(signature: object) -> bool:
 
 
 def without_foreign_reasoning(messages: list[Any]) -> list[Any]:
-    """Return the messages of a body without the reasoning of other vendors' models.
+    """Return the messages of a body without the reasoning and the citations of other vendors' models.
 
-    A client that changes its model within a conversation sends that reasoning back as the blocks that we made of it, and
-    Anthropic refuses any signature that is not its own.
+    A client that changes its model within a conversation sends them back as the blocks that we made of them, and Anthropic
+    refuses any signature that is not its own.
     """
     kept_messages = []
     for message in messages:
         content = message.get("content") if isinstance(message, dict) else None
-        if isinstance(content, list) and any(map(_is_foreign, content)):
-            content = [block for block in content if not _is_foreign(block)]
+        if isinstance(content, list) and any(map(_is_changed, content)):
+            content = [_without_foreign_citations(block) for block in content if not _is_foreign(block)]
             if content:
                 kept_messages.append({**message, "content": content})
         else:
@@ -181,8 +181,23 @@ def without_foreign_reasoning(messages: list[Any]) -> list[Any]:
     return kept_messages
 
 
+def _is_changed(block: object) -> bool:
+    return _is_foreign(block) or _without_foreign_citations(block) is not block
+
+
 def _is_foreign(block: object) -> bool:
     return isinstance(block, dict) and block.get("type") == "thinking" and not _is_own_signature(block.get("signature"))
+
+
+def _without_foreign_citations(block: Any) -> Any:
+    """Return a text without the citations that we made of other vendors' sources: they have no index of Anthropic's."""
+    if not isinstance(block, dict) or not isinstance(block.get("citations"), list):
+        return block
+    own = [citation for citation in block["citations"] if dict_of(citation).get("encrypted_index") != ""]
+    if len(own) == len(block["citations"]):
+        return block
+    uncited = {name: value for name, value in block.items() if name != "citations"}
+    return {**uncited, "citations": own} if own else uncited
 
 
 def _image(part: ImagePart) -> dict[str, Any]:

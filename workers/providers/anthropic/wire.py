@@ -11,6 +11,7 @@ import orjson
 
 from common.canonical.errors import Failed
 from common.canonical.events import (
+    Citation,
     Completed,
     Event,
     Finished,
@@ -155,6 +156,8 @@ class MessageDecoder(JsonDecoder):
         match block.get("type"):
             case "text" if text_of(block.get("text")):
                 yield TextDelta(block["text"])
+                for citation in list_of(block.get("citations")):
+                    yield from _citation(dict_of(citation))
             case "thinking":
                 if text_of(block.get("thinking")):
                     yield ReasoningDelta(block["thinking"])
@@ -176,6 +179,8 @@ class MessageDecoder(JsonDecoder):
                 yield TextDelta(delta["text"])
             case "thinking_delta" if text_of(delta.get("thinking")):
                 yield ReasoningDelta(delta["thinking"])
+            case "citations_delta":
+                yield from _citation(dict_of(delta.get("citation")))
             case "signature_delta" if text_of(delta.get("signature")):
                 yield ReasoningSigned(delta["signature"])
             case "input_json_delta" if text_of(delta.get("partial_json")):
@@ -223,6 +228,12 @@ class MessageDecoder(JsonDecoder):
             model=self._model,
             service_tier=_tier(self._report),
         )
+
+
+def _citation(fields: dict[str, Any]) -> Iterator[Event]:
+    """Yield a citation of a page. One of a document or of a search result that the client sent has no URL."""
+    if text_of(fields.get("url")):
+        yield Citation(fields["url"], text_of(fields.get("title")))
 
 
 def _tier(report: Mapping[str, Any]) -> str:

@@ -33,6 +33,7 @@ from common.vendors.prefill import PREFILLS
 from workers.providers.base import Deployment, UpstreamRequest
 from workers.providers.openai_chat.request import build_body
 from workers.providers.shared import errors
+from workers.providers.shared.citations import Citations
 from workers.providers.shared.figures import Figures, index_of
 from workers.providers.shared.history import fit_history, fit_passed
 from workers.providers.shared.json_decoder import JsonDecoder
@@ -133,6 +134,7 @@ class ChunkDecoder(JsonDecoder):
     def __init__(self, choices: int = 1) -> None:
         super().__init__(PlainShape(b'"content":"', *(b'"%b":"' % name.encode() for name in REASONING_FIELDS)))
         self._choices: dict[int, _Choice] = {}
+        self._citations = Citations()
         self._choices_due = choices  # The answer is complete only if this many have come.
         self._id = ""
 
@@ -170,6 +172,7 @@ class ChunkDecoder(JsonDecoder):
             started = [call for call in choice.calls if call.index is not None]
             events += [ToolCallDelta(call.index or 0, "{}", index) for call in started if not call.has_arguments]
             events.append(Finished(_finish_reason(choice), choice=index))
+        events[:0] = self._citations.events()
         return [*events, Completed(self.usage)]
 
     def _usage_of(self, figures: Figures) -> Usage | None:
@@ -197,6 +200,8 @@ class ChunkDecoder(JsonDecoder):
             # Azure's first chunk has no model, and only the last chunk has the final tier.
             self._model = word_of(chunk.get("model")) or self._model
             self._tier = text_of(chunk.get("service_tier")) or text_of(usage.get("service_tier")) or self._tier
+        if "citations" in chunk or "search_results" in chunk:
+            self._citations.read_lists(chunk)
         for choice in list_of(chunk.get("choices")):
             if isinstance(choice, dict):
                 yield from self._read_choice(choice)
@@ -209,6 +214,8 @@ class ChunkDecoder(JsonDecoder):
         if not isinstance(delta, dict):
             # A complete message instead of a piece. (With a delta beside it, it would be Perplexity's text so far.)
             delta = {} if choice.has_output else dict_of(fields.get("message"))
+        if "annotations" in delta:
+            self._citations.read_annotations(delta["annotations"], index)
         for event in _read_delta(delta, index):
             choice.has_output = True
             yield event
@@ -246,6 +253,7 @@ class ChunkDecoder(JsonDecoder):
             text, call.arguments = call.arguments, ""
             call.index = sum(started.index is not None for started in choice.calls)
             call.id = call.id or self._invent_call_id(index, call.index)
+            yield from self._citations.events()  # They belong to the text before the call.
             yield self.start_call(call.index, call.id, name, index)
         if text:
             call.has_arguments = True

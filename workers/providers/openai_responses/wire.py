@@ -40,6 +40,7 @@ from common.sse import read_block
 from workers.providers.base import Deployment, UpstreamRequest
 from workers.providers.openai_responses.request import REASONING_MARK, build_body, build_count_body
 from workers.providers.shared import errors
+from workers.providers.shared.citations import Citations
 from workers.providers.shared.figures import Figures, index_of
 from workers.providers.shared.history import fit_history
 from workers.providers.shared.json_decoder import JsonDecoder
@@ -244,6 +245,8 @@ class ResponseDecoder(JsonDecoder):
                     yield from _read_reasoning(fields)
                 if text_of(fields.get("encrypted_content")):
                     yield ReasoningSigned(REASONING_MARK + fields["encrypted_content"])
+        if fields.get("type") == "message":
+            yield from _citations(list_of(fields.get("content")))
         item.has_output = True
         item.arguments = GrowingText()
 
@@ -303,6 +306,13 @@ def _read_content(content: list[Any]) -> Iterator[Event]:
             yield TextDelta(part["text"])
         elif text_of(part.get("refusal")):
             yield RefusalDelta(part["refusal"])
+
+
+def _citations(content: list[Any]) -> Iterator[Event]:
+    citations = Citations()
+    for part in map(dict_of, content):
+        citations.read_annotations(part.get("annotations"))
+    yield from citations.events()
 
 
 def _read_reasoning(item: dict[str, Any]) -> Iterator[Event]:
