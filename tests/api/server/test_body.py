@@ -36,6 +36,6 @@ def test_what_is_no_json_is_refused_quickly(text):
     began = time.monotonic()
 
     with pytest.raises(GatewayError, match="not valid JSON"):
-        _parse_text(b'{"a":"' + text * 300_000, 64, 1000)
+        _parse_text(b'{"a":"' + text * 30_000, 64, 1000)
 
     assert time.monotonic() - began < 2
