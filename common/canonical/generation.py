@@ -142,11 +142,16 @@ class ResponseFormat:
 
 @dataclass(slots=True)
 class Reasoning:
-    """How much the model should reason. At most one of ``effort`` and ``budget_tokens`` is set; if none, the model decides."""
+    """How much the model should reason. At most one of ``effort`` and ``budget_tokens`` is set; if none, the model decides.
+
+    ``effort_is_hint``: the client's own family takes the effort for every model. It is only sent to models that are known to
+    take one.
+    """
 
     enabled: bool = True
     effort: str | None = None  # "minimal", "low", "medium", "high"…
     budget_tokens: int | None = None
+    effort_is_hint: bool = False
 
 
 @dataclass(slots=True)

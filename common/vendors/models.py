@@ -171,18 +171,18 @@ class ModelTable:
         self.rows = tuple(rows)
         self.facts = lru_cache(_CACHED_MODELS_MAX)(self._facts)
 
-    def _facts(self, vendor: str, model: str) -> ModelFacts:
+    def _facts(self, vendor: str, model: str, maker: str = "") -> ModelFacts:
         merged: dict[str, Any] = {}
-        for row in self.matching(vendor, model):
+        for row in self.matching(vendor, model, maker):
             merged |= row.facts
         return ModelFacts(**merged)
 
-    def matching(self, vendor: str, model: str) -> Iterable[ModelRow]:
-        """Yield the rows that hold for a model, the most general first."""
+    def matching(self, vendor: str, model: str, maker: str = "") -> Iterable[ModelRow]:
+        """Yield the rows that hold for a model, the most general first. ``maker``: another vendor whose models are served."""
         if len(model) > _NAME_CHARS_MAX:
             return
         for row in self.rows:
-            if vendor in row.vendors and row.pattern.match(model):
+            if (vendor in row.vendors or maker in row.vendors) and row.pattern.match(model):
                 yield row
 
 

@@ -22,12 +22,15 @@ from common.config.settings import Settings
 from common.dialects import DIALECTS
 from common.vendors.models import ModelFacts
 from common.vendors.prefill import KEEP_ALIVE_HEADERS
-from common.vendors.table import Vendor, WireName
+from common.vendors.table import VENDORS, Vendor, WireName
 from workers.providers import WIRES
 from workers.providers.base import Deployment, TokenCounter
+from workers.providers.shared.reasoning import reasons
 
 _VERSION = re.compile(r"/v\d[a-z\d]*$")
 _VERSIONED_WIRES: tuple[WireName, ...] = ("anthropic-messages", "cohere")  # Their own paths begin with a version.
+# Whose models a provider of the settings serves on such a wire, by their usual names.
+_MAKER_OF: dict[WireName, str] = {"anthropic-messages": "anthropic", "gemini": "google-ai-studio", "cohere": "cohere"}
 
 
 def deployments(job: Job, settings: Settings, *, for_rest: bool = False) -> list[Deployment]:
@@ -58,7 +61,8 @@ def _with_keys(target: Target, job: Job, byok_key: str | None, settings: Setting
     if is_behind_gateway:
         vendor = replace(vendor, wires=tuple(wire for wire in vendor.wires if wire in vendor.gateway))
     is_reattached = settings.provider(vendor.id).continuation == "reattach"
-    facts = settings.model_table.facts(vendor.id, target.model)
+    maker = "" if vendor.id in VENDORS else _MAKER_OF.get(vendor.wires[0], "")
+    facts = settings.model_table.facts(vendor.id, target.model.removeprefix("models/"), maker)  # Gemini's names may have it.
     wire = _wire(vendor, target.model, "openai-chat" if for_rest else job.dialect, job, facts)
     in_background = is_reattached and not for_rest and _can_run_in_background(vendor, target.model, wire, job)
     if in_background:
@@ -114,7 +118,8 @@ def _wire_with_tools(vendor: Vendor, model: str, job: Job, facts: ModelFacts) ->
         request = DIALECTS[job.dialect].parse(body)
     except GatewayError:
         return None
-    if request.reasoning is not None and not request.reasoning.enabled:
+    is_off = request.reasoning is not None and not request.reasoning.enabled
+    if is_off and not reasons(request.reasoning, facts):
         return None
     if job.dialect == "openai-chat" and not _fits_responses(vendor, model, job, body):
         return None

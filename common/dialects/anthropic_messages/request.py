@@ -174,6 +174,7 @@ def parse(body: Mapping[str, Any]) -> GenerationRequest:
         opaque=[OpaquePart(name, name) for name in requested_fields(body, _OPAQUE_FIELDS)],
         dropped=requested_fields(body, dict.fromkeys(_DROPPED_FIELDS, ("auto",))),
     )
+    request.names["reasoning"] = "output_config.effort" if request.reasoning and request.reasoning.effort else "thinking"
     if effort is not None and not (request.reasoning and request.reasoning.effort):
         request.dropped.append("output_config.effort")
     _read_tool_choice(body.get("tool_choice"), request)
@@ -186,10 +187,12 @@ def _reasoning(thinking: object, effort: object) -> Reasoning | None:
     if thinking is None:
         return Reasoning(effort=effort) if isinstance(effort, str) else None
     config = read(_ThinkingConfig, thinking, "thinking")
-    if config.type == "disabled":
+    if config.type in ("disabled", "between_tools"):  # The latter is the former of newer models.
         return Reasoning(enabled=False)
-    # "adaptive": the model decides. Its effort is only a hint, and most models of other families refuse a request with one.
-    # Claude Code always sends both, so it would not work with those models.
+    if config.budget_tokens is None and isinstance(effort, str):
+        # "adaptive": the model decides, and its effort is only a hint. Claude Code always sends both, and many models of other
+        # families refuse a request with an effort.
+        return Reasoning(effort=effort, effort_is_hint=True)
     return Reasoning(budget_tokens=config.budget_tokens)
 
 

@@ -82,9 +82,9 @@ def test_what_claude_code_sends_is_accepted() -> None:
 
     assert [message.role for message in request.messages] == [Role.SYSTEM, Role.USER, Role.SYSTEM, Role.ASSISTANT]
     assert request.messages[0].parts == [TextPart("a", {"type": "ephemeral"}), TextPart("b")]
-    assert request.reasoning == Reasoning()
+    assert request.reasoning == Reasoning(effort="medium", effort_is_hint=True)
     assert request.opaque == []
-    assert request.dropped == ["context_management", "output_config.effort"]
+    assert request.dropped == ["context_management"]
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,9 @@ def test_what_claude_code_sends_is_accepted() -> None:
     [
         ({}, None),
         ({"thinking": {"type": "disabled"}}, Reasoning(enabled=False)),
-        ({"thinking": {"type": "adaptive"}, "output_config": {"effort": "low"}}, Reasoning()),
+        ({"thinking": {"type": "adaptive"}, "output_config": {"effort": "low"}}, Reasoning(effort="low", effort_is_hint=True)),
+        ({"thinking": {"type": "adaptive"}}, Reasoning()),
+        ({"thinking": {"type": "between_tools"}}, Reasoning(enabled=False)),
         ({"output_config": {"effort": "low"}}, Reasoning(effort="low")),
     ],
 )

@@ -20,11 +20,13 @@ from common.canonical.generation import (
     ToolResultPart,
 )
 from common.dialects import DIALECTS
+from common.vendors.models import MODELS
 from tests.support.upstreams.recordings import OWN, Recording, blocks_of, data_of, parameters
 from workers.providers.anthropic.wire import ANTHROPIC
 from workers.providers.base import Deployment
 
-DEPLOYMENT = Deployment("anthropic", "https://api.example", "the-key", "up-model")
+MODEL = "claude-sonnet-4-5"
+DEPLOYMENT = Deployment("anthropic", "https://api.example", "the-key", MODEL, facts=MODELS.facts("anthropic", MODEL))
 FINISH = {
     "end_turn": FinishReason.STOP,
     "stop_sequence": FinishReason.STOP_SEQUENCE,
@@ -181,7 +183,7 @@ def test_passed_request_keeps_the_clients_version_and_betas() -> None:
         "anthropic-beta": "a,b",
         "x-api-key": "the-key",
     }
-    assert orjson.loads(passed.body) == {"model": "up-model", "stream": True, "odd": {}}
+    assert orjson.loads(passed.body) == {"model": MODEL, "stream": True, "odd": {}}
 
 
 def build(body: dict[str, Any]) -> dict[str, Any]:
@@ -317,7 +319,7 @@ def test_what_anthropic_has_no_word_for_is_named() -> None:
 
     assert built.dropped == ["seed", "frequency_penalty", "temperature", "top_k", "tools.strict"]
     request.tool_choice = ToolChoice("required")  # With a forced call Anthropic lets no model think.
-    assert ANTHROPIC.build_request(request, DEPLOYMENT).dropped == ["seed", "frequency_penalty", "reasoning", "tools.strict"]
+    assert ANTHROPIC.build_request(request, DEPLOYMENT).dropped == ["seed", "frequency_penalty", "tools.strict", "reasoning"]
 
 
 def test_thinking_of_other_vendors_is_taken_out_of_a_conversation() -> None:
@@ -364,7 +366,7 @@ def test_images_are_said_by_url_or_data() -> None:
 
 
 def test_schema_is_said_and_plain_json_is_asked_for() -> None:
-    schema = {"type": "object", "additionalProperties": False}
+    schema = {"type": "object", "properties": {"a": {"type": "string"}}, "additionalProperties": False}
     format_ = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
 
     assert build({"response_format": format_})["output_config"] == {"format": {"type": "json_schema", "schema": schema}}

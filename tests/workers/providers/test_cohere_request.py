@@ -21,10 +21,12 @@ from common.canonical.generation import (
     ToolResultPart,
 )
 from common.dialects.openai_chat.dialect import OPENAI_CHAT
+from common.vendors.models import ModelFacts
 from workers.providers.base import Deployment, UpstreamRequest
 from workers.providers.cohere.wire import COHERE
 
-DEPLOYMENT = Deployment("cohere", "https://api.example", "the-key", "up-model")
+THINKS = ModelFacts(reasoning="by_default", reasoning_on="budget", reasoning_off="thinking", budget_tokens_min=1)
+DEPLOYMENT = Deployment("cohere", "https://api.example", "the-key", "up-model", facts=THINKS)
 
 
 def request(*messages: Message, **fields: Any) -> GenerationRequest:
@@ -198,7 +200,7 @@ def test_response_formats(wanted: ResponseFormat, sent: dict[str, Any]) -> None:
         (Reasoning(enabled=False), {"type": "disabled"}),
         (Reasoning(budget_tokens=1000), {"type": "enabled", "token_budget": 1000}),
         (Reasoning(effort="low"), {"type": "enabled", "token_budget": 2048}),
-        (Reasoning(effort="high"), {"type": "enabled"}),
+        (Reasoning(effort="high"), {"type": "enabled", "token_budget": 24_576}),
     ],
 )
 def test_thinking(reasoning: Reasoning | None, sent: dict[str, Any] | None) -> None:

@@ -19,6 +19,7 @@ from common.canonical.generation import (
     ToolResultPart,
 )
 from common.dialects import DIALECTS
+from common.vendors.models import MODELS
 from workers.providers.base import Deployment, UpstreamRequest
 from workers.providers.gemini.wire import GEMINI
 
@@ -27,7 +28,8 @@ NEW, OLD = "gemini-3.8-flash", "gemini-2.5-flash"
 
 
 def send(parsed: GenerationRequest, model: str = NEW, base_url: str = BASE_URL) -> UpstreamRequest:
-    return GEMINI.build_request(parsed, Deployment("google-ai-studio", base_url, "the-key", model))
+    facts = MODELS.facts("google-ai-studio", model)
+    return GEMINI.build_request(parsed, Deployment("google-ai-studio", base_url, "the-key", model, facts=facts))
 
 
 def build(body: dict[str, Any], model: str = NEW) -> dict[str, Any]:
@@ -316,7 +318,8 @@ def test_tool_choices_are_said(choice: object, wanted: object) -> None:
 def test_settings_are_said_in_googles_words() -> None:
     sampling = {"temperature": 1.7, "top_p": 0.9, "top_k": 3, "presence_penalty": 0.5, "frequency_penalty": 0.25}
 
-    assert config({**sampling, "max_tokens": 50, "stop": ["a", "b"], "seed": 7, "n": 2}) == {
+    asked = {**sampling, "max_tokens": 50, "stop": ["a", "b"], "seed": 7, "n": 2}
+    assert config(asked, "gemini-2.0-flash") == {
         "maxOutputTokens": 50,
         "temperature": 1.7,
         "topP": 0.9,
@@ -327,6 +330,7 @@ def test_settings_are_said_in_googles_words() -> None:
         "frequencyPenalty": 0.25,
         "candidateCount": 2,
     }
+    assert config(asked).keys().isdisjoint({"presencePenalty", "frequencyPenalty"})  # Newer models refuse them.
     assert "generationConfig" not in build({"n": 1})
 
 
@@ -365,6 +369,7 @@ def test_json_is_asked_for_with_and_without_a_schema() -> None:
         (NEW, Reasoning(budget_tokens=1024), {"includeThoughts": True, "thinkingLevel": "low"}),
         (NEW, Reasoning(budget_tokens=31_999), {"includeThoughts": True, "thinkingLevel": "high"}),
         (NEW, Reasoning(enabled=False), {"thinkingLevel": "low"}),
+        ("gemini-3-pro-preview", Reasoning(effort="medium"), {"includeThoughts": True, "thinkingLevel": "high"}),
         (OLD, Reasoning(), {"includeThoughts": True}),
         (OLD, Reasoning(effort="medium"), {"includeThoughts": True, "thinkingBudget": 8192}),
         (OLD, Reasoning(budget_tokens=31_999), {"includeThoughts": True, "thinkingBudget": 24_576}),

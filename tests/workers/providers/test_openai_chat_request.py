@@ -155,7 +155,7 @@ def test_anthropic_options_become_openais() -> None:
         (Reasoning(), None),
         (Reasoning(enabled=False), None),
         (Reasoning(effort="low"), "low"),
-        (Reasoning(effort="max"), "high"),
+        (Reasoning(effort="max"), "max"),
         (Reasoning(budget_tokens=1024), "low"),
         (Reasoning(budget_tokens=32000), "high"),
     ],

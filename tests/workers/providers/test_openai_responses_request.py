@@ -154,7 +154,7 @@ def test_formats(wanted: ResponseFormat, format_: dict[str, Any]):
         (Reasoning(), None),
         (Reasoning(enabled=False), None),
         (Reasoning(effort="minimal"), "minimal"),
-        (Reasoning(effort="max"), "high"),
+        (Reasoning(effort="max"), "max"),
         (Reasoning(budget_tokens=1024), "low"),
         (Reasoning(budget_tokens=30_000), "high"),
     ],

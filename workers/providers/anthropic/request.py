@@ -17,7 +17,6 @@ from common.canonical.generation import (
     Message,
     OpaquePart,
     Part,
-    Reasoning,
     ReasoningPart,
     Role,
     TextPart,
@@ -26,16 +25,16 @@ from common.canonical.generation import (
     ToolChoice,
     ToolResultPart,
 )
+from common.vendors.models import ModelFacts
 from workers.providers.shared.loose_json import arguments_of, dict_of
+from workers.providers.shared.reasoning import ReasoningWords, reasoning_words
 from workers.providers.shared.unsupported import invalid_field_error, unsupported_part_error
 
 _MAX_TOKENS = 4096  # Anthropic requires a number. Every current model can write this many.
-# Claude 4.7 and later decide themselves how much to think, within an effort and within max_tokens. They refuse budgets and a
-# temperature. Source: https://platform.claude.com/docs/en/models/sonnet-5/migration-guide
-_ADAPTIVE = re.compile(r"claude-[a-z]+-(4-[7-9]|[5-9])(-|$)|claude-mythos")
-_MAX_TOKENS_ADAPTIVE = 32_000  # A quarter of what the smallest of these models can write.
+_MAX_TOKENS_ADAPTIVE = 32_000  # A quarter of what the smallest of the models can write that decide how much to think.
 _BUDGET_TOKENS_MIN = 1024  # Anthropic's own limit.
-_BUDGET_TOKENS_OF = {"minimal": 1024, "low": 2048, "medium": 8192, "high": 16384, "xhigh": 24576, "max": 32768}
+# Of a top_p it takes only the last part of its range.
+_REFUSED_WITH_THINKING = frozenset({"temperature", "top_p", "top_k"})
 # For other vendors' plain JSON mode. Anthropic has none, so we ask in the prompt. The model may still write a code fence now
 # and then; a schema would be enforced.
 _ONLY_JSON = "Answer with one valid JSON object and nothing else: no words before or after it, and no code fence."
@@ -45,7 +44,7 @@ _CACHE_MARKS_MAX = 4  # Anthropic's own limit for one request.
 _NOT_IN_IDS = re.compile(r"[^a-zA-Z0-9_-]")
 
 
-def build_body(request: GenerationRequest, model: str) -> tuple[bytes, list[str]]:
+def build_body(request: GenerationRequest, model: str, facts: ModelFacts) -> tuple[bytes, list[str]]:
     """Return the body of a streaming request, and the names of the harmless fields that are dropped.
 
     Raises:
@@ -59,7 +58,7 @@ def build_body(request: GenerationRequest, model: str) -> tuple[bytes, list[str]
     body: dict[str, Any] = {"model": model, "messages": turns, "stream": True}
     if system:
         body["system"] = system
-    is_adaptive = bool(_ADAPTIVE.match(model))
+    is_adaptive = facts.reasoning_on == "adaptive"
     body["max_tokens"] = request.max_output_tokens or (_MAX_TOKENS_ADAPTIVE if is_adaptive else _MAX_TOKENS)
     if request.stop:
         body["stop_sequences"] = request.stop
@@ -68,20 +67,17 @@ def build_body(request: GenerationRequest, model: str) -> tuple[bytes, list[str]
     _add_tools(body, request)
     _add_format(body, request)
     _add_cache_mark(body, request)
-    if is_adaptive:
-        _add_effort(body, request)
-    elif budget_tokens := _budget_tokens(request, turns):
-        _add_thinking(body, budget_tokens, request)
-    else:
-        _add_sampling(body, request)
-    return orjson.dumps(body), _left_out(body, request)
+    words = reasoning_words(request.reasoning, facts, has_efforts=False)
+    _add_thinking(body, words, request, facts)
+    _add_sampling(body, request, facts)
+    return orjson.dumps(body), _left_out(body, request, words)
 
 
-def _left_out(body: dict[str, Any], request: GenerationRequest) -> list[str]:
+def _left_out(body: dict[str, Any], request: GenerationRequest, words: ReasoningWords) -> list[str]:
     """Return the dropped fields: those that Anthropic does not have, or refuses together with other fields of this body."""
     names = ["seed", "presence_penalty", "frequency_penalty", "temperature", "top_p", "top_k"]
     dropped = [name for name in names if getattr(request, name) is not None and name not in body]
-    if request.reasoning and (request.reasoning.effort or request.reasoning.budget_tokens) and "thinking" not in body:
+    if words.dropped or (words.budget_tokens and "thinking" not in body):
         dropped.append("reasoning")
     if any(tool.strict for tool in request.tools):
         dropped.append("tools.strict")
@@ -292,41 +288,31 @@ def _add_format(body: dict[str, Any], request: GenerationRequest) -> None:
     body["output_config"] = {"format": {"type": "json_schema", "schema": response_format.schema}}
 
 
-def _budget_tokens(request: GenerationRequest, turns: list[dict[str, Any]]) -> int:
+def _add_thinking(body: dict[str, Any], words: ReasoningWords, request: GenerationRequest, facts: ModelFacts) -> None:
+    """Add what the model takes: an effort within which it decides itself, or a budget, which is part of max_tokens."""
+    if words.effort is not None:
+        body["output_config"] = {**body.get("output_config", {}), "effort": words.effort}
+    if words.thinking is not None:
+        body["thinking"] = {"type": words.thinking}
+    elif words.is_on and facts.reasoning_on == "adaptive":
+        body["thinking"] = {"type": "adaptive"}
+        if facts.reasoning_is_hidden:
+            # Source: https://platform.claude.com/docs/en/build-with-claude/thinking (display)
+            body["thinking"]["display"] = "summarized"
+    elif budget_tokens := _budget_tokens(words, request, body["messages"]):
+        body["thinking"] = {"type": "enabled", "budget_tokens": budget_tokens}
+        if request.max_output_tokens is None:
+            body["max_tokens"] = budget_tokens + _MAX_TOKENS
+
+
+def _budget_tokens(words: ReasoningWords, request: GenerationRequest, turns: list[dict[str, Any]]) -> int:
     """Return the model's thinking budget in tokens; 0 if Anthropic would refuse the request with thinking."""
-    reasoning = request.reasoning
-    if reasoning is None or not reasoning.enabled or _is_forced(request) or _calls_came_without_thinking(turns):
+    if not words.budget_tokens or _calls_came_without_thinking(turns):
         return 0
-    requested = _requested_budget_tokens(reasoning)
-    budget_max = request.max_output_tokens - 1 if request.max_output_tokens else requested
-    budget_tokens = min(requested, budget_max)
+    budget_tokens = min(
+        words.budget_tokens, request.max_output_tokens - 1 if request.max_output_tokens else words.budget_tokens
+    )
     return budget_tokens if budget_tokens >= _BUDGET_TOKENS_MIN else 0
-
-
-def _is_forced(request: GenerationRequest) -> bool:
-    """Whether the model must call a tool. Anthropic refuses that together with thinking."""
-    return bool(request.tools and request.tool_choice and request.tool_choice.mode in ("required", "tool"))
-
-
-def _add_effort(body: dict[str, Any], request: GenerationRequest) -> None:
-    reasoning = request.reasoning
-    if reasoning is None or not reasoning.enabled or _is_forced(request):
-        return
-    body["thinking"] = {"type": "adaptive"}
-    if reasoning.budget_tokens is not None:
-        effort = next((name for name, tokens in _BUDGET_TOKENS_OF.items() if reasoning.budget_tokens <= tokens), "max")
-    else:
-        effort = reasoning.effort or ""
-    effort = {"minimal": "low"}.get(effort, effort)
-    if effort in _BUDGET_TOKENS_OF:
-        body["output_config"] = {**body.get("output_config", {}), "effort": effort}
-
-
-def _requested_budget_tokens(reasoning: Reasoning) -> int:
-    if reasoning.budget_tokens is not None:
-        return max(reasoning.budget_tokens, _BUDGET_TOKENS_MIN)
-    # Reasoning without an effort or a budget is Anthropic's default, so nothing is sent.
-    return _BUDGET_TOKENS_OF.get(reasoning.effort, _BUDGET_TOKENS_OF["medium"]) if reasoning.effort else 0
 
 
 def _calls_came_without_thinking(turns: list[dict[str, Any]]) -> bool:
@@ -336,18 +322,13 @@ def _calls_came_without_thinking(turns: list[dict[str, Any]]) -> bool:
     return "tool_use" in types and types[0] not in ("thinking", "redacted_thinking")
 
 
-def _add_thinking(body: dict[str, Any], budget_tokens: int, request: GenerationRequest) -> None:
-    """Add a thinking budget, which is part of max_tokens. With thinking, Anthropic accepts no temperature and no top_k."""
-    body["thinking"] = {"type": "enabled", "budget_tokens": budget_tokens}
-    if request.max_output_tokens is None:
-        body["max_tokens"] = budget_tokens + _MAX_TOKENS
-
-
-def _add_sampling(body: dict[str, Any], request: GenerationRequest) -> None:
-    if request.temperature is not None:
+def _add_sampling(body: dict[str, Any], request: GenerationRequest, facts: ModelFacts) -> None:
+    is_thinking = body.get("thinking", {}).get("type") in ("enabled", "adaptive")
+    refused = facts.refused_fields | (_REFUSED_WITH_THINKING if is_thinking else frozenset())
+    if request.temperature is not None and "temperature" not in refused:
         body["temperature"] = min(request.temperature, 1.0)  # Other vendors accept up to 2.
-    elif request.top_p is not None:
+    elif request.top_p is not None and "top_p" not in refused:
         # Newer models accept only one of the two. Clients of other vendors often send both, with top_p at its default.
         body["top_p"] = request.top_p
-    if request.top_k is not None:
+    if request.top_k is not None and "top_k" not in refused:
         body["top_k"] = request.top_k

@@ -36,6 +36,7 @@ from workers.providers.shared.json_decoder import JsonDecoder
 from workers.providers.shared.loose_json import dict_of, list_of, read_json, text_of
 from workers.providers.shared.plain_shape import PlainShape
 from workers.providers.shared.shape import fit_shape
+from workers.providers.shared.wishes import fit_tool_choice
 
 _VERSION = "2023-06-01"
 # Source: https://platform.claude.com/docs/en/build-with-claude/pdf-support
@@ -62,8 +63,10 @@ class Anthropic:
     def build_request(self, request: GenerationRequest, deployment: Deployment) -> UpstreamRequest:
         request, left_out = fit_history(request, deployment.facts, _CARRIES)
         request, given_up = fit_shape(request, deployment.facts)
-        body, dropped = build_body(request, deployment.model)
-        return UpstreamRequest(_url(deployment), _headers(deployment, {}), body, dropped + left_out + given_up)
+        request, refused = fit_tool_choice(request, deployment.facts)
+        body, dropped = build_body(request, deployment.model, deployment.facts)
+        dropped += refused + left_out + given_up
+        return UpstreamRequest(_url(deployment), _headers(deployment, {}), body, dropped)
 
     def pass_request(self, body: Mapping[str, Any], headers: Mapping[str, str], deployment: Deployment) -> UpstreamRequest:
         return UpstreamRequest(_url(deployment), _headers(deployment, headers), orjson.dumps(_passed(body, deployment)))

@@ -16,7 +16,6 @@ from common.canonical.generation import (
     Message,
     OpaquePart,
     Part,
-    Reasoning,
     ReasoningPart,
     Role,
     TextPart,
@@ -24,15 +23,15 @@ from common.canonical.generation import (
     ToolCallPart,
     ToolResultPart,
 )
+from common.vendors.models import ModelFacts
+from workers.providers.shared.reasoning import ReasoningWords, reasoning_words
 from workers.providers.shared.unsupported import invalid_field_error, unsupported_part_error
 
 _TOP_P_MIN, _TOP_P_MAX, _TOP_K_MAX, _PENALTY_MAX = 0.01, 0.99, 500, 1.0
 _TOOL_CHOICE = {"required": "REQUIRED", "tool": "REQUIRED", "none": "NONE"}  # Auto is its default.
-# The budgets for these efforts. Above them the model's thinking has no limit.
-_BUDGET_TOKENS_OF = {"minimal": 512, "low": 2048, "medium": 8192}
 
 
-def build_body(request: GenerationRequest, model: str) -> tuple[bytes, list[str]]:
+def build_body(request: GenerationRequest, model: str, facts: ModelFacts) -> tuple[bytes, list[str]]:
     """Return the body of a streaming request, and the names of the dropped fields.
 
     Raises:
@@ -42,8 +41,9 @@ def build_body(request: GenerationRequest, model: str) -> tuple[bytes, list[str]
         raise unsupported_part_error(part)
     if request.choices > 1:
         raise invalid_field_error("n", "must be 1: the provider of this model gives one choice")
+    words = reasoning_words(request.reasoning, facts, has_efforts=False)
     left_out = {"user": request.end_user, "prompt_cache_key": request.prompt_cache_key}
-    dropped = [name for name, value in left_out.items() if value is not None]
+    dropped = [name for name, value in left_out.items() if value is not None] + list(words.dropped)
     fields: dict[str, Any] = {
         "model": model,
         "messages": [item for message in request.messages for item in _items(message)],
@@ -57,7 +57,7 @@ def build_body(request: GenerationRequest, model: str) -> tuple[bytes, list[str]
         "presence_penalty": _penalty("presence_penalty", request.presence_penalty, dropped),
         "frequency_penalty": _penalty("frequency_penalty", request.frequency_penalty, dropped),
         "response_format": _response_format(request),
-        "thinking": _thinking(request.reasoning),
+        "thinking": _thinking(words),
     }
     if request.tools:
         fields |= _tools(request, dropped)
@@ -167,13 +167,8 @@ def _response_format(request: GenerationRequest) -> dict[str, Any] | None:
     )
 
 
-def _thinking(reasoning: Reasoning | None) -> dict[str, Any] | None:
-    """Return the thinking settings, if the client sends any: a model that cannot reason refuses the field."""
-    if reasoning is None:
-        return None
-    if not reasoning.enabled:
-        return {"type": "disabled"}
-    if reasoning.budget_tokens is None and reasoning.effort is None:
-        return None
-    budget_tokens = reasoning.budget_tokens or _BUDGET_TOKENS_OF.get(reasoning.effort or "")
-    return {"type": "enabled", "token_budget": budget_tokens} if budget_tokens else {"type": "enabled"}
+def _thinking(words: ReasoningWords) -> dict[str, Any] | None:
+    """Return the thinking settings, if the client asks for any: a model that cannot reason refuses the field."""
+    if words.thinking is not None:
+        return {"type": words.thinking}
+    return {"type": "enabled", "token_budget": words.budget_tokens} if words.budget_tokens else None

@@ -31,6 +31,7 @@ from workers.providers.shared.history import Carries, fit_history
 from workers.providers.shared.json_decoder import JsonDecoder
 from workers.providers.shared.loose_json import dict_of, list_of, text_of
 from workers.providers.shared.shape import fit_shape
+from workers.providers.shared.wishes import fit_tool_choice
 
 _CARRIES = Carries()
 _FINISH_REASON = {
@@ -47,8 +48,10 @@ class Cohere:
     def build_request(self, request: GenerationRequest, deployment: Deployment) -> UpstreamRequest:
         request, left_out = fit_history(request, deployment.facts, _CARRIES)
         request, given_up = fit_shape(request, deployment.facts)
-        body, dropped = build_body(request, deployment.model)
-        return UpstreamRequest(_url(deployment), deployment.request_headers(), body, dropped + left_out + given_up)
+        request, refused = fit_tool_choice(request, deployment.facts)
+        body, dropped = build_body(request, deployment.model, deployment.facts)
+        dropped += refused + left_out + given_up
+        return UpstreamRequest(_url(deployment), deployment.request_headers(), body, dropped)
 
     def decoder(self, choices: int = 1) -> "EventDecoder":
         return EventDecoder()

@@ -19,7 +19,6 @@ from common.canonical.generation import (
     Message,
     OpaquePart,
     Part,
-    Reasoning,
     ReasoningPart,
     Role,
     TextPart,
@@ -28,7 +27,9 @@ from common.canonical.generation import (
     ToolChoice,
     ToolResultPart,
 )
+from common.vendors.models import ModelFacts
 from workers.providers.shared.loose_json import arguments_of
+from workers.providers.shared.reasoning import ReasoningWords, reasoning_words
 from workers.providers.shared.unsupported import invalid_field_error, unsupported_part_error
 
 SIGNED_BY = "gemini:"  # Before every signature on its way to the client. Base64 has no colon.
@@ -39,17 +40,19 @@ _STOPS_MAX = 5
 _CHOICES_MAX = 8
 _SEED_MAX = 2**31 - 1
 _MODE = {"auto": "AUTO", "none": "NONE", "required": "ANY", "tool": "ANY"}
-# Thinking has two controls: a budget for 2.5, a level since 3. We do not use the level "minimal": most models refuse it.
-_BUDGET_TOKENS_OF = {"minimal": 1024, "low": 1024, "medium": 8192, "high": 24_576}
-_BUDGET_TOKENS_MAX = 24_576  # The smallest limit in the family.
-_BUDGET_TOKENS_OFF = {"flash": 0, "pro": 128}  # Thinking cannot be switched off for 2.5 Pro.
-_LEVEL_OF = {"minimal": "low", "low": "low", "medium": "medium", "high": "high"}
-_LOW_BUDGET_TOKENS, _MEDIUM_BUDGET_TOKENS = 2048, 8192  # Budgets that clients set for low and medium effort.
+# Our names of the sampling fields, and Gemini's.
+_SAMPLING = {
+    "temperature": "temperature",
+    "top_p": "topP",
+    "top_k": "topK",
+    "presence_penalty": "presencePenalty",
+    "frequency_penalty": "frequencyPenalty",
+}
 _BEFORE_3 = re.compile(r"gemini-[12][.-]|gemma|learnlm")
 _IMAGE_TYPE = re.compile(r"\.(png|jpe?g|webp|bmp|heic|heif|gif)(?:[?#]|$)", re.IGNORECASE)
 
 
-def build_body(request: GenerationRequest, model: str) -> dict[str, Any]:
+def build_body(request: GenerationRequest, model: str, facts: ModelFacts) -> dict[str, Any]:
     """Return the body. The URL says whether it streams.
 
     Raises:
@@ -65,13 +68,13 @@ def build_body(request: GenerationRequest, model: str) -> dict[str, Any]:
         body["tools"] = [{"functionDeclarations": [_declaration(tool) for tool in request.tools]}]
         if request.tool_choice:
             body["toolConfig"] = {"functionCallingConfig": _calling(request.tool_choice)}
-    config = _config(request, model)
+    config = _config(request, facts)
     if config:
         body["generationConfig"] = config
     return body
 
 
-def dropped(request: GenerationRequest, model: str) -> list[str]:
+def dropped(request: GenerationRequest, facts: ModelFacts) -> list[str]:
     """Return the fields that ``build_body`` drops because the answer does not need them."""
     has_detail = any(
         isinstance(part, ImagePart) and part.detail not in (None, "auto")
@@ -84,9 +87,10 @@ def dropped(request: GenerationRequest, model: str) -> list[str]:
         "parallel_tool_calls": request.parallel_tool_calls is False and bool(request.tools),
         "tools.strict": any(tool.strict for tool in request.tools),
         "detail": has_detail,
-        "reasoning": request.reasoning is not None and not _thinks(model),
     }
-    return [name for name, is_left_out in left_out.items() if is_left_out]
+    names = [name for name, is_left_out in left_out.items() if is_left_out]
+    names += [name for name in _SAMPLING if name in facts.refused_fields and getattr(request, name) is not None]
+    return names + list(reasoning_words(request.reasoning, facts).dropped)
 
 
 # The conversation
@@ -218,25 +222,21 @@ def _calling(choice: ToolChoice) -> dict[str, Any]:
     return {"mode": _MODE[choice.mode]} | ({"allowedFunctionNames": [choice.name]} if choice.mode == "tool" else {})
 
 
-def _config(request: GenerationRequest, model: str) -> dict[str, Any]:
+def _config(request: GenerationRequest, facts: ModelFacts) -> dict[str, Any]:
     if len(request.stop) > _STOPS_MAX:
         raise invalid_field_error("stop", f"must hold at most {_STOPS_MAX} sequences: the provider of this model takes no more")
     if request.choices > _CHOICES_MAX:
         raise invalid_field_error("n", f"must be at most {_CHOICES_MAX}: the provider of this model supports no more choices")
     config = {
         "maxOutputTokens": request.max_output_tokens,
-        "temperature": request.temperature,
-        "topP": request.top_p,
-        "topK": request.top_k,
+        **{theirs: getattr(request, ours) for ours, theirs in _SAMPLING.items() if ours not in facts.refused_fields},
         "stopSequences": request.stop or None,
         # Google's seeds have 32 bits. The same seed always gives the same value.
         "seed": None if request.seed is None else request.seed & _SEED_MAX,
-        "presencePenalty": request.presence_penalty,
-        "frequencyPenalty": request.frequency_penalty,
         "candidateCount": request.choices if request.choices > 1 else None,
         "responseMimeType": "application/json" if request.response_format else None,
         "responseJsonSchema": request.response_format.schema if request.response_format else None,
-        "thinkingConfig": _thinking(request.reasoning, model) if request.reasoning and _thinks(model) else None,
+        "thinkingConfig": _thinking(reasoning_words(request.reasoning, facts)) or None,
     }
     return {name: value for name, value in config.items() if value is not None}
 
@@ -246,31 +246,11 @@ def _is_since_3(model: str) -> bool:
     return not _BEFORE_3.match(model)
 
 
-def _thinks(model: str) -> bool:
-    return _is_since_3(model) or model.startswith("gemini-2.5")
-
-
-def _thinking(reasoning: Reasoning, model: str) -> dict[str, Any]:
-    """Return the thinking settings. A client that asks for reasoning sees it. If reasoning is off, the lowest level is used."""
-    effort = {"xhigh": "high", "max": "high"}.get(reasoning.effort or "", reasoning.effort)
-    config: dict[str, Any] = {"includeThoughts": True} if reasoning.enabled else {}
-    if _is_since_3(model):
-        if not reasoning.enabled:
-            config["thinkingLevel"] = "low"
-        elif reasoning.budget_tokens is not None:
-            config["thinkingLevel"] = _level(reasoning.budget_tokens)
-        elif effort:
-            config["thinkingLevel"] = _LEVEL_OF.get(effort, "medium")
-    elif not reasoning.enabled:
-        config["thinkingBudget"] = _BUDGET_TOKENS_OFF["pro" if "pro" in model else "flash"]
-    elif reasoning.budget_tokens is not None:
-        config["thinkingBudget"] = min(reasoning.budget_tokens, _BUDGET_TOKENS_MAX)
-    elif effort:
-        config["thinkingBudget"] = _BUDGET_TOKENS_OF.get(effort, _BUDGET_TOKENS_OF["medium"])
+def _thinking(words: ReasoningWords) -> dict[str, Any]:
+    """Return the thinking settings: a budget for 2.5, a level since 3. A client that asks for reasoning sees it."""
+    config: dict[str, Any] = {"includeThoughts": True} if words.is_on else {}
+    if words.budget_tokens is not None:
+        config["thinkingBudget"] = words.budget_tokens
+    elif words.effort is not None:
+        config["thinkingLevel"] = words.effort
     return config
-
-
-def _level(budget_tokens: int) -> str:
-    if budget_tokens <= _LOW_BUDGET_TOKENS:
-        return "low"
-    return "medium" if budget_tokens <= _MEDIUM_BUDGET_TOKENS else "high"

@@ -42,6 +42,7 @@ from workers.providers.shared.figures import Figures, index_of
 from workers.providers.shared.history import Carries, Kind, fit_history
 from workers.providers.shared.loose_json import dict_of, list_of, read_json, text_of
 from workers.providers.shared.shape import fit_shape
+from workers.providers.shared.wishes import fit_tool_choice
 
 # Source: https://ai.google.dev/gemini-api/docs/document-processing; other files than these are refused there.
 _MEDIA: frozenset[Kind] = frozenset({"image", "pdf", "text", "audio", "video"})
@@ -92,8 +93,9 @@ class Gemini:
         model = _model(deployment)
         request, left_out = fit_history(request, deployment.facts, _CARRIES)
         request, given_up = fit_shape(request, deployment.facts)
-        body = orjson.dumps(build_body(request, model))
-        names = dropped(request, model) + left_out + given_up
+        request, refused = fit_tool_choice(request, deployment.facts)
+        body = orjson.dumps(build_body(request, model, deployment.facts))
+        names = dropped(request, deployment.facts) + refused + left_out + given_up
         url = _url(deployment, "streamGenerateContent")
         url += "&alt=sse" if deployment.query else "?alt=sse"  # Without it the answer would be one JSON array.
         return UpstreamRequest(url, deployment.request_headers("x-goog-api-key", ""), body, names)
@@ -111,7 +113,7 @@ class Gemini:
         model = _model(deployment)
         request, _ = fit_history(request, deployment.facts, _CARRIES)
         request, _ = fit_shape(request, deployment.facts)
-        counted = {"generateContentRequest": {"model": f"models/{model}", **build_body(request, model)}}
+        counted = {"generateContentRequest": {"model": f"models/{model}", **build_body(request, model, deployment.facts)}}
         return UpstreamRequest(
             _url(deployment, "countTokens"), deployment.request_headers("x-goog-api-key", ""), orjson.dumps(counted)
         )

@@ -22,11 +22,16 @@ from common.canonical.generation import (
     ToolChoice,
     ToolResultPart,
 )
+from common.dialects.shared.openai_words import REASONING_FIELDS
+from common.vendors.models import ModelFacts
 from workers.providers.shared import openai_fields
 from workers.providers.shared.quirks import Quirks
+from workers.providers.shared.reasoning import ReasoningWords
 
 
-def build_body(request: GenerationRequest, model: str, quirks: Quirks) -> dict[str, Any]:
+def build_body(
+    request: GenerationRequest, model: str, quirks: Quirks, facts: ModelFacts, words: ReasoningWords
+) -> dict[str, Any]:
     """Return the body of a streaming request, not yet adapted to the vendor.
 
     Raises:
@@ -36,7 +41,7 @@ def build_body(request: GenerationRequest, model: str, quirks: Quirks) -> dict[s
         raise _unsupported_part_error(part)
     fields: dict[str, Any] = {
         "model": model,
-        "messages": [item for message in request.messages for item in _items(message, quirks)],
+        "messages": [item for message in request.messages for item in _items(message, quirks, facts)],
         "stream": True,
         "stream_options": None if "stream_options" in quirks.unknown else {"include_usage": True},
         quirks.limit: request.max_output_tokens,
@@ -48,7 +53,8 @@ def build_body(request: GenerationRequest, model: str, quirks: Quirks) -> dict[s
         "frequency_penalty": request.frequency_penalty,
         "n": request.choices if request.choices > 1 else None,
         "response_format": _response_format(request),
-        "reasoning_effort": openai_fields.effort(request.reasoning),
+        "reasoning_effort": words.effort,
+        "thinking": {"type": words.thinking} if words.thinking else None,
         "user": openai_fields.end_user(request.end_user),
         "prompt_cache_key": request.prompt_cache_key,
     }
@@ -66,10 +72,10 @@ def _unsupported_part_error(part: OpaquePart) -> GatewayError:
     return GatewayError(ErrorKind.INVALID_REQUEST, message, param=part.path)
 
 
-def _items(message: Message, quirks: Quirks) -> Iterable[dict[str, Any]]:
+def _items(message: Message, quirks: Quirks, facts: ModelFacts) -> Iterable[dict[str, Any]]:
     """Yield one message as the wire's messages. Tool results are their own messages, before the rest of the turn."""
     if message.role is Role.ASSISTANT:
-        yield from _assistant_items(message.parts, quirks)
+        yield from _assistant_items(message.parts, facts)
         return
     user_parts: list[Part] = []
     for part in message.parts:
@@ -85,11 +91,13 @@ def _items(message: Message, quirks: Quirks) -> Iterable[dict[str, Any]]:
         yield {"role": message.role.value, "content": user_content}
 
 
-def _assistant_items(parts: list[Part], quirks: Quirks) -> Iterable[dict[str, Any]]:
-    # These are pieces of one answer, so they are joined without a separator. Reasoning is dropped: most vendors' models never
-    # see their own, and refusing it would end every conversation that changes its model.
+def _assistant_items(parts: list[Part], facts: ModelFacts) -> Iterable[dict[str, Any]]:
+    # These are pieces of one answer, so they are joined without a separator. Reasoning goes back only to models that take it:
+    # most models never see their own, and refusing it would end every conversation that changes its model.
     content_parts = [part for part in parts if not isinstance(part, ToolCallPart | ReasoningPart)]
-    text = "".join(_text(part) for part in content_parts)
+    item: dict[str, Any] = {"role": "assistant", "content": "".join(_text(part) for part in content_parts) or None}
+    if facts.reasoning_field and (thought := "".join(part.text for part in parts if isinstance(part, ReasoningPart))):
+        item[REASONING_FIELDS[0]] = thought
     calls = [
         {
             "id": openai_fields.call_id(part.id),
@@ -100,11 +108,9 @@ def _assistant_items(parts: list[Part], quirks: Quirks) -> Iterable[dict[str, An
         if isinstance(part, ToolCallPart)
     ]
     if calls:
-        reasoning_text = "".join(part.text for part in parts if isinstance(part, ReasoningPart))
-        thinking = {quirks.reasoning_field: reasoning_text} if quirks.reasoning_field and reasoning_text else {}
-        yield {"role": "assistant", "content": text or None, **thinking, "tool_calls": calls}
-    elif text:
-        yield {"role": "assistant", "content": text}
+        item["tool_calls"] = calls
+    if calls or item["content"]:
+        yield item
 
 
 def _text(part: Part) -> str:

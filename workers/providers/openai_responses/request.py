@@ -26,8 +26,11 @@ from common.canonical.generation import (
     ToolChoice,
     ToolResultPart,
 )
+from common.vendors.models import UNKNOWN, ModelFacts
 from workers.providers.shared import openai_fields
+from workers.providers.shared.reasoning import reasoning_words, reasons
 from workers.providers.shared.unsupported import invalid_field_error, unsupported_part_error
+from workers.providers.shared.wishes import drop_sampling
 
 # The prefix of every signature that the decoder makes from a reasoning item. A conversation may have begun at another vendor,
 # whose signatures do not have it. OpenAI would refuse those, so they are dropped.
@@ -36,7 +39,9 @@ REASONING_MARK = "openai-responses:"
 _OUTPUT_TOKENS_MIN = 16  # OpenAI refuses less, and some clients send 1 as a test.
 
 
-def build_body(request: GenerationRequest, model: str, *, in_background: bool = False) -> tuple[bytes, list[str]]:
+def build_body(
+    request: GenerationRequest, model: str, facts: ModelFacts = UNKNOWN, *, in_background: bool = False
+) -> tuple[bytes, list[str]]:
     """Return the body of a streaming request, and the names of the harmless fields that are dropped.
 
     We do not ask for summaries of reasoning: OpenAI refuses that for organisations that it has not verified.
@@ -52,7 +57,7 @@ def build_body(request: GenerationRequest, model: str, *, in_background: bool = 
         )
     left_out = ("top_k", "seed", "presence_penalty", "frequency_penalty")
     fields: dict[str, Any] = {
-        **build_count_body(request, model),
+        **build_count_body(request, model, facts),
         "stream": True,
         "background": in_background or None,
         "store": in_background,
@@ -66,10 +71,13 @@ def build_body(request: GenerationRequest, model: str, *, in_background: bool = 
     if "reasoning" in fields or any(item.get("type") == "reasoning" for item in fields["input"]):
         fields["include"] = ["reasoning.encrypted_content"]
     body = {name: value for name, value in fields.items() if value is not None}
-    return orjson.dumps(body), [name for name in left_out if getattr(request, name) is not None]
+    dropped = [name for name in left_out if getattr(request, name) is not None]
+    dropped += reasoning_words(request.reasoning, facts).dropped
+    dropped += drop_sampling(body, facts, is_reasoning=reasons(request.reasoning, facts))
+    return orjson.dumps(body), dropped
 
 
-def build_count_body(request: GenerationRequest, model: str) -> dict[str, Any]:
+def build_count_body(request: GenerationRequest, model: str, facts: ModelFacts = UNKNOWN) -> dict[str, Any]:
     """Return the fields of the prompt. Only these count for its tokens.
 
     Raises:
@@ -96,7 +104,9 @@ def build_count_body(request: GenerationRequest, model: str) -> dict[str, Any]:
             fields["parallel_tool_calls"] = request.parallel_tool_calls
     if request.response_format:
         fields["text"] = {"format": _format(request)}
-    if effort := openai_fields.effort(request.reasoning):
+    words = reasoning_words(request.reasoning, facts)
+    # The object `thinking` is of chat completions. Source: https://api-docs.deepseek.com/guides/thinking_mode
+    if effort := "none" if words.thinking == "disabled" else words.effort:
         fields["reasoning"] = {"effort": effort}
     return fields
 

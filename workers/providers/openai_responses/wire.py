@@ -45,9 +45,11 @@ from workers.providers.shared.figures import Figures, index_of
 from workers.providers.shared.history import fit_history
 from workers.providers.shared.json_decoder import JsonDecoder
 from workers.providers.shared.loose_json import dict_of, list_of, read_json, text_of
+from workers.providers.shared.passed_wishes import fit_passed_response_wishes
 from workers.providers.shared.plain_shape import NumberedShape
 from workers.providers.shared.quirks import find_quirks, fit_response
 from workers.providers.shared.shape import fit_shape
+from workers.providers.shared.wishes import fit_tool_choice
 
 _PASSED_HEADERS = ("openai-beta",)
 # Fields that Sluice handles itself for every provider: it stores conversations and answers.
@@ -77,8 +79,10 @@ class OpenAiResponses:
     def build_request(self, request: GenerationRequest, deployment: Deployment) -> UpstreamRequest:
         request, left_out = fit_history(request, deployment.facts, find_quirks(deployment).carries_in_responses)
         request, given_up = fit_shape(request, deployment.facts)
-        body, dropped = build_body(request, deployment.model, in_background=deployment.in_background)
-        return UpstreamRequest(_url(deployment), _headers(deployment, {}), body, dropped + left_out + given_up)
+        request, refused = fit_tool_choice(request, deployment.facts)
+        body, dropped = build_body(request, deployment.model, deployment.facts, in_background=deployment.in_background)
+        dropped += refused + left_out + given_up
+        return UpstreamRequest(_url(deployment), _headers(deployment, {}), body, dropped)
 
     def pass_request(self, body: Mapping[str, Any], headers: Mapping[str, str], deployment: Deployment) -> UpstreamRequest:
         changed = {name: value for name, value in body.items() if name not in _OWN_FIELDS} | {"model": deployment.model}
@@ -87,7 +91,7 @@ class OpenAiResponses:
         if isinstance(changed.get("input"), list):
             # Reasoning of another vendor, from the start of the conversation: OpenAI cannot read it, and would refuse it.
             changed["input"] = [item for item in changed["input"] if not is_wrapped(dict_of(item).get("encrypted_content"))]
-        dropped = fit_response(changed, deployment)
+        dropped = fit_passed_response_wishes(changed, deployment) + fit_response(changed, deployment)
         return UpstreamRequest(_url(deployment), _headers(deployment, headers), orjson.dumps(changed), dropped)
 
     def decoder(self, choices: int = 1) -> "ResponseDecoder":
@@ -130,7 +134,8 @@ class OpenAiResponses:
         """Source: https://platform.openai.com/docs/api-reference/responses/input-tokens"""
         request, _ = fit_history(request, deployment.facts, find_quirks(deployment).carries_in_responses)
         request, _ = fit_shape(request, deployment.facts)
-        counted = orjson.dumps(build_count_body(request, deployment.model))
+        request, _ = fit_tool_choice(request, deployment.facts)
+        counted = orjson.dumps(build_count_body(request, deployment.model, deployment.facts))
         return UpstreamRequest(deployment.url("/responses/input_tokens"), _headers(deployment, {}), counted)
 
     def read_count(self, body: bytes) -> int | None:

@@ -3,25 +3,11 @@
 import hashlib
 from typing import Any
 
-from common.canonical.generation import DocumentPart, Reasoning, ToolResultPart
+from common.canonical.generation import DocumentPart, ToolResultPart
 
 _END_USER_CHARS_MAX = 64
 _FILE_NAME = {"application/pdf": "document.pdf"}
 _CALL_ID_CHARS_MAX = 40  # In chat completions; the Responses API accepts 64.
-# Anthropic's levels above "high".
-_EFFORT = {"xhigh": "high", "max": "high"}
-_LOW_BUDGET_TOKENS, _MEDIUM_BUDGET_TOKENS = 2_048, 8_192  # Budgets that clients set for low and medium effort.
-
-
-def effort(reasoning: Reasoning | None) -> str | None:
-    """Return the effort, if the request has one: a model that cannot reason refuses the field."""
-    if reasoning is None or not reasoning.enabled:
-        return None
-    if reasoning.budget_tokens is None:
-        return _EFFORT.get(reasoning.effort or "", reasoning.effort)
-    if reasoning.budget_tokens <= _LOW_BUDGET_TOKENS:
-        return "low"
-    return "medium" if reasoning.budget_tokens <= _MEDIUM_BUDGET_TOKENS else "high"
 
 
 def end_user(name: str | None) -> str | None:

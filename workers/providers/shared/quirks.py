@@ -21,6 +21,7 @@ from workers.providers.shared.history import Carries, Kind
 from workers.providers.shared.loose_json import dict_of, list_of, text_of
 from workers.providers.shared.roles import fit_roles, is_prefill
 from workers.providers.shared.schemas import tool_schema
+from workers.providers.shared.thoughts import fit_thoughts
 from workers.providers.shared.tool_names import rename_tools
 
 # A server that is not known takes images, and files only if the table of models says that its model reads them.
@@ -43,22 +44,19 @@ class Quirks:
     """One vendor's differences.
 
     ``limit``: the field for the most tokens of an answer, if we choose it. ``renamed``: OpenAI's fields for which the vendor
-    has another name. ``unknown``: fields that the vendor refuses or silently ignores; ``unknown_to``: more of them, for models
-    that a pattern matches; ``unknown_in_responses``: those of the Responses API. ``reasoning_field``: the field in which an
-    assistant's message carries its reasoning back. ``carries``, ``carries_in_responses``: which images and documents the vendor
-    takes; ``document_part``: the content part that holds a document.
+    has another name. ``unknown``: fields that the vendor refuses or silently ignores; ``unknown_in_responses``: those of the
+    Responses API. ``carries``, ``carries_in_responses``: which images and documents the vendor takes; ``document_part``: the
+    content part that holds a document.
     """
 
     limit: str = "max_tokens"
     renamed: Mapping[str, str] = field(default_factory=dict)
     unknown: frozenset[str] = frozenset()
-    unknown_to: tuple[tuple[re.Pattern[str], frozenset[str]], ...] = ()
     unknown_in_messages: frozenset[str] = frozenset()
     unknown_in_responses: frozenset[str] = frozenset()
     knows_developer: bool = True
     has_short_call_ids: bool = False
     refuses_empty_answers: bool = False
-    reasoning_field: str | None = None
     carries: Carries = _IMAGES
     carries_in_responses: Carries = _IMAGES_IN_RESPONSES
     document_part: Literal["file", "document_url"] = "file"
@@ -88,14 +86,12 @@ QUIRKS: Mapping[str, Quirks] = {
         # A file starts an agent at xAI that searches in it: https://docs.x.ai/docs/guides/files. Nobody asked for that.
         carries=Carries(),
         carries_in_responses=Carries(),
-        unknown=frozenset({"metadata", "store", "presence_penalty", "frequency_penalty"}),
-        unknown_to=((re.compile(r"grok-(2|3(?!-mini)|4(?!\.)|4\.20(?!-multi)|code)"), frozenset({"reasoning_effort"})),),
+        unknown=frozenset({"metadata", "store"}),
         unknown_in_responses=frozenset({"metadata"}),
     ),
     "deepseek": Quirks(
         renamed=_ONE_LIMIT,
         unknown=_BOOKKEEPING | {"seed", "user", "service_tier"},
-        reasoning_field="reasoning_content",  # It requires this field after a tool call.
     ),
     "cerebras": Quirks(unknown=_BOOKKEEPING - {"prompt_cache_key"}, unknown_in_messages=_ECHOED, renamed=_ONE_LIMIT),
     "perplexity": Quirks(
@@ -133,14 +129,13 @@ def fit(body: dict[str, Any], deployment: Deployment) -> list[str]:
         value = body.pop(name, None)
         if value is not None and body.get(renamed_to) is None:
             body[renamed_to] = value
-    unknown = quirks.unknown.union(*(names for pattern, names in quirks.unknown_to if pattern.match(deployment.model)))
-    dropped = [name for name in list(body) if name in unknown and body.pop(name) is not None]
+    dropped = [name for name in list(body) if name in quirks.unknown and body.pop(name) is not None]
     facts = deployment.facts if quirks.knows_developer else deployment.facts.model_copy(update={"developer_role": False})
     messages = list_of(body.get("messages"))
     if messages and all(isinstance(message, dict) for message in messages):
         if quirks.refuses_empty_answers:
             messages = [message for message in messages if not _is_empty_answer(message)]
-        body["messages"] = fit_roles(messages, facts)
+        body["messages"] = fit_roles(fit_thoughts(messages, facts), facts)
         dropped += ["prefill"] if facts.prefill is False and is_prefill(messages) else []
     _fit_tools(body, facts)
     rename_tools(body, facts)
