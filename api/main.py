@@ -20,6 +20,7 @@ from starlette.routing import Match
 
 from api.auth.authenticator import Authenticator
 from api.auth.key_cache import KeyCache, KeyRings
+from api.auth.startup_checks import log_if_open
 from api.guardrails.input_guard import InputGuard
 from api.guardrails.webhook import poster
 from api.metrics import ApiMetrics
@@ -43,6 +44,7 @@ from common.config.foreign_effect import log_foreign
 from common.config.proxies import ProxyUnusable
 from common.config.setting_doubts import log_doubts
 from common.config.settings import Settings, environment
+from common.config.start_log import log_sources
 from common.database.lazy import LazyDatabase
 from common.guardrails.custom import PluginError
 from common.metering import pricing
@@ -256,8 +258,10 @@ def run(settings: Settings, fd: int | None = None) -> None:
     inherited = None if fd is None else socket.socket(fileno=fd)
     sock = inherited or bind(settings.host, settings.port, port_option="--port or SLUICE_PORT")
     configure_logging("api", settings.log_level, Redactor.from_settings(settings))
+    log_sources(settings)
     log_foreign(environment(), settings)
     log_doubts(settings)
+    log_if_open(settings)
     raise_file_limit()
     return_freed_memory()
     collect_garbage_less_often()

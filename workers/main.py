@@ -17,6 +17,7 @@ from common.config.foreign_effect import log_foreign
 from common.config.proxies import ProxyUnusable
 from common.config.setting_doubts import log_doubts
 from common.config.settings import Settings, environment
+from common.config.start_log import log_sources
 from common.guardrails.custom import PluginError
 from common.limits.charges import Settlement
 from common.metering import pricing
@@ -56,6 +57,7 @@ def run(settings: Settings) -> None:
     # It binds to the API's host setting: loopback on one machine, all addresses in a container.
     sock = bind(settings.host, settings.worker_port or 0, port_option="--port or SLUICE_WORKER_PORT")
     configure_logging("worker", settings.log_level, Redactor.from_settings(settings))
+    log_sources(settings)
     log_foreign(environment(), settings)
     log_doubts(settings)
     raise_file_limit()

@@ -3,6 +3,8 @@
 import ipaddress
 from urllib.parse import urlsplit
 
+import structlog
+
 from api.auth.authenticator import is_loopback, is_open
 from common.config.groups.access import KEY_CHARS_MIN, AccessSettings
 from common.config.settings import Settings
@@ -17,6 +19,16 @@ def refuse_to_start(settings: Settings) -> str | None:
         or _tokens(settings)
         or _proxies(settings)
     )
+
+
+def log_if_open(settings: Settings) -> None:
+    """Log that no key is needed because none is set. If the settings say so, the operator knows."""
+    if settings.auth != "none" and is_open(settings):
+        structlog.get_logger().warning(
+            "no_client_keys",
+            problem="No keys for clients are set, so every program on this machine may use the gateway.",
+            mend="Set SLUICE_API_KEYS=key1,key2, or set SLUICE_SECRET and make keys with `sluice keys create`.",
+        )
 
 
 def _is_open_to_the_world(settings: Settings) -> str | None:

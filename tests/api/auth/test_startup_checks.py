@@ -1,6 +1,7 @@
 import pytest
+from structlog.testing import capture_logs
 
-from api.auth.startup_checks import refuse_to_start
+from api.auth.startup_checks import log_if_open, refuse_to_start
 from common.config.settings import Settings
 
 WORLD = {"host": "0.0.0.0"}
@@ -55,3 +56,13 @@ def test_what_is_less_safe_than_it_looks_is_refused_with_what_to_do(settings, wo
 
     assert reason is not None
     assert word in reason
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_told"), [({}, True), (KEYS, False), (SECRET, False), (JWKS, False), ({"auth": "none"}, False)]
+)
+def test_an_api_that_needs_no_key_because_none_is_set_says_so(settings, is_told):
+    with capture_logs() as logs:
+        log_if_open(Settings(**settings))
+
+    assert [line["event"] for line in logs] == (["no_client_keys"] if is_told else [])
