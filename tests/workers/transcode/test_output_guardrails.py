@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from common.canonical.errors import ErrorKind, Failed, GatewayError
 from common.canonical.events import (
+    Citation,
     Completed,
     Event,
     Finished,
@@ -459,3 +460,10 @@ async def test_the_pump_says_what_was_held_only_when_it_is_released():
     assert contents(said) == "to [EMAIL]"
     assert said.endswith(b"data: [DONE]\n\n")
     assert isinstance(pump.terminal, Completed)
+
+
+def test_sources_are_not_searched_and_so_do_not_pass():
+    passed = fed(guard(pii="redact"), TextDelta("It is so."), Citation("https://a.example/1", MAIL), STOP, Completed(USAGE))
+
+    assert text_of(passed) == "It is so."
+    assert not any(isinstance(event, Citation) for event in passed)
