@@ -11,6 +11,7 @@ from common.vendors.models import MODELS, UNKNOWN, ModelFacts
 from workers.providers import WIRES
 from workers.providers.base import Deployment, UpstreamRequest
 from workers.providers.openai_chat.wire import OPENAI_COMPATIBLE
+from workers.providers.openai_responses.wire import OPENAI_RESPONSES
 from workers.providers.shared.reasoning import ReasoningWords, reasoning_words
 
 OFF = Reasoning(enabled=False)
@@ -197,3 +198,18 @@ def test_a_conversation_keeps_its_prefix(vendor: str) -> None:
 
     assert bodies[1][:3] == bodies[0]
     assert bodies[2][:5] == bodies[1]
+
+
+def test_the_responses_of_another_vendor_get_its_efforts() -> None:
+    body = {"model": "m", "input": "x", "reasoning": {"effort": "minimal", "summary": "auto"}}
+    deployment = Deployment("grok", "http://h", "k", "grok-4.3", facts=MODELS.facts("grok", "grok-4.3"))
+
+    request = OPENAI_RESPONSES.pass_request(body, {}, deployment)
+
+    assert orjson.loads(request.body)["reasoning"] == {"effort": "low", "summary": "auto"}
+    assert request.dropped == ["reasoning.effort"]
+
+
+def test_models_of_a_known_maker_keep_their_facts_at_a_server_of_ones_own() -> None:
+    assert MODELS.facts("lab", "claude-sonnet-5", "anthropic") == MODELS.facts("anthropic", "claude-sonnet-5")
+    assert MODELS.facts("lab", "claude-sonnet-5") == UNKNOWN
