@@ -21,7 +21,7 @@ _REASONS = {503: b"Service Unavailable", 529: b"Overloaded"}
 
 
 def overloaded(retry_after_s: int) -> Failed:
-    message = f"The gateway has more requests than it can serve now. Try again in {retry_after_s} seconds."
+    message = f"The gateway has more requests than it can serve now. Try again in {retry_after_s} s."
     return Failed(ErrorKind.OVERLOADED, message, code=CODE, retry_after_s=retry_after_s)
 
 

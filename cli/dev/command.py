@@ -135,7 +135,7 @@ def run(settings: Settings, *, host: str, workers: int, once: bool, reload: bool
         return 0
     except (RuntimeError, CannotListen) as error:
         print_line(f"! {error}")
-        return 1
+        return 2 if isinstance(error, CannotListen) else 1  # As the other commands.
 
 
 def _run(
