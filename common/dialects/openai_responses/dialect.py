@@ -18,6 +18,7 @@ from common.dialects.openai_responses import request as openai_responses_request
 from common.dialects.openai_responses.encoder import ItemEncoder, failed_event
 from common.dialects.openai_responses.progress import read_sent_answer
 from common.dialects.openai_responses.response_object import Items, ResponseInfo, final_response, incomplete_reason
+from common.dialects.openai_responses.tools import custom_tools, namespaces
 from common.dialects.shared import openai_errors
 from common.dialects.shared.sent_events import objects_in
 from common.sse import read_block, split_blocks
@@ -46,8 +47,8 @@ class OpenAiResponses:
         finished = Finished(choice.finish_reason or FinishReason.STOP)
         items = Items(
             info.generation_id,
-            openai_responses_request.namespaces(info.body),
-            openai_responses_request.custom_tools(info.body),
+            namespaces(info.body),
+            custom_tools(info.body),
         )
         # As in a stream: only the item that was open when the answer was cut is incomplete.
         last_status = "incomplete" if incomplete_reason(finished) else "completed"

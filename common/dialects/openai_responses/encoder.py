@@ -31,7 +31,6 @@ from common.canonical.events import (
 )
 from common.dialects.base import ReplyInfo
 from common.dialects.openai_responses.progress import SentAnswer
-from common.dialects.openai_responses.request import custom_tools, namespaces
 from common.dialects.openai_responses.response_object import (
     Items,
     ResponseInfo,
@@ -44,6 +43,7 @@ from common.dialects.openai_responses.response_object import (
     summary_text,
     unfinished_response,
 )
+from common.dialects.openai_responses.tools import custom_tools, namespaces
 from common.dialects.openai_responses.wrapped_reasoning import wrap
 from common.sse import encode_event
 

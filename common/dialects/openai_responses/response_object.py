@@ -203,7 +203,7 @@ class Items:
 
 
 def _custom_input(arguments: str) -> str:
-    """Return the plain text in the arguments of a custom tool's call; see ``request.CUSTOM_PARAMETERS``."""
+    """Return the plain text in the arguments of a custom tool's call; see ``tools.CUSTOM_PARAMETERS``."""
     try:
         fields = orjson.loads(arguments or "{}")
     except orjson.JSONDecodeError:

@@ -25,8 +25,9 @@ from common.canonical.generation import (
     ToolChoice,
     ToolResultPart,
 )
-from common.dialects.openai_responses.request import custom_tools, flat_name, namespaces, parse
+from common.dialects.openai_responses.request import parse
 from common.dialects.openai_responses.response_object import Items, ResponseInfo, generation_of_item, unfinished_response
+from common.dialects.openai_responses.tools import custom_tools, flat_name, namespaces
 from common.dialects.openai_responses.wrapped_reasoning import is_wrapped, wrap
 from tests.support.upstreams.recordings import Recording, parameters
 
