@@ -221,7 +221,7 @@ class MessageStream:
         end = _block_end(len(parts) - 1, parts[-1]) if parts else b""
         usage = _usage(self._request, self._plan.tokens)
         if self._plan.reasoning_tokens:
-            usage["output_tokens_details"] = {"reasoning_tokens": self._plan.reasoning_tokens}
+            usage["output_tokens_details"] = {"thinking_tokens": self._plan.reasoning_tokens}
         return end + _event("message_delta", {"delta": _ending(self._plan), "usage": usage}) + _event("message_stop", {})
 
     def failure(self) -> bytes:

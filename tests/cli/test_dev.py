@@ -98,10 +98,10 @@ def run(script: str, errors: Path | None) -> subprocess.Popen[bytes]:
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
-    [({"once": True, "workers": 0}, "--workers 0"), ({"once": True, "workers": 1}, "is used by another process")],
+    ("settings", "words", "expected"),
+    [({"once": True, "workers": 0}, "--workers 0", 1), ({"once": True, "workers": 1}, "is used by another process", 2)],
 )
-def test_what_cannot_come_to_an_answer_ends_at_once(listener, monkeypatch, capsys, settings, words):
+def test_what_cannot_come_to_an_answer_ends_at_once(listener, monkeypatch, capsys, settings, words, expected):
     monkeypatch.setattr(dev, "EmbeddedRedis", lambda: pytest.fail("nothing must be started"))
     monkeypatch.setattr(dev.signal, "signal", lambda *_: None)
     port = listener.getsockname()[1] if settings["workers"] else 65_000
@@ -110,5 +110,5 @@ def test_what_cannot_come_to_an_answer_ends_at_once(listener, monkeypatch, capsy
 
     status = dev.run(Settings(port=port), host="127.0.0.1", reload=False, verbose=False, **settings)
 
-    assert status == 1
+    assert status == expected
     assert capsys.readouterr().out.count(words) == 1

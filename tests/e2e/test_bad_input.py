@@ -209,7 +209,6 @@ BAD_BODIES = {
     "not a number": b'{"model": "demo", "temperature": NaN}',
     "two documents": b"{}{}",
     "not UTF-8": b'{"model": "\xff\xfe"}',
-    "half a surrogate pair": b'{"model": "\\ud800"}',
     "nested beyond any parser": b'{"a":' + b"[" * 200_000,
     "a list": b"[]",
     "a string": b'"demo"',
