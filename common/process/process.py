@@ -86,7 +86,7 @@ def shorten_thread_switches() -> None:
 
 def collect_garbage_less_often() -> None:
     """Make Python search for cycles less often. Tokens create many objects and few cycles; searching took 4 % of a worker."""
-    gc.set_threshold(10_000, 2, 250)
+    gc.set_threshold(20_000, 5, 50)
     gc.freeze()  # Objects from the start-up stay for ever, so they need not be searched again.
 
 
