@@ -98,11 +98,6 @@ def credentials_refused() -> Failed:
     return Failed(ErrorKind.UPSTREAM_CREDENTIALS, _CREDENTIALS)
 
 
-def quota_spent() -> Failed:
-    kind = ErrorKind.UPSTREAM_QUOTA_SPENT
-    return Failed(kind, _QUOTA_SPENT, kind.status, code="insufficient_quota")
-
-
 def unreadable_answer(reason: str) -> Failed:
     return Failed(ErrorKind.UPSTREAM_PROTOCOL, f"The provider's answer could not be read: {reason}.")
 
@@ -167,11 +162,13 @@ def _failed(status: int, payload: object, retry_after_s: float | None) -> Failed
     fields: dict[str, Any] = {"type": words.type, "code": words.code, "param": words.param}
     kind = find_kind(status, (words.code, words.type), words.message)
     if kind is ErrorKind.UPSTREAM_QUOTA_SPENT:
-        return quota_spent()
+        return Failed(kind, words.message or _QUOTA_SPENT, kind.status, code="insufficient_quota")
     if kind is not None:
         # The dialect's own code for the kind, instead of the vendor's: clients decide by it what to do.
         message = words.message or f"The provider refused the request (HTTP status {status})."
-        return Failed(kind, message, kind.status, param=words.param)
+        # The vendor's own status stays, except for an overflow: agents know it by 400 alone.
+        own_status = kind.status if kind is ErrorKind.CONTEXT_LENGTH_EXCEEDED or status >= 500 else status
+        return Failed(kind, message, own_status, param=words.param)
     if status == 429:
         message = words.message or "The provider's rate limit is reached. Try again later."
         return Failed(ErrorKind.UPSTREAM_RATE_LIMITED, message, status, **fields, retry_after_s=retry_after_s)
