@@ -31,12 +31,11 @@ from workers.providers.anthropic.request import build_body, without_foreign_reas
 from workers.providers.base import Deployment, UpstreamRequest
 from workers.providers.shared import errors
 from workers.providers.shared.figures import Figures, index_of
-from workers.providers.shared.history import Carries, fit_history
+from workers.providers.shared.fitting import fit_request
+from workers.providers.shared.history import Carries
 from workers.providers.shared.json_decoder import JsonDecoder
 from workers.providers.shared.loose_json import dict_of, list_of, read_json, text_of
 from workers.providers.shared.plain_shape import PlainShape
-from workers.providers.shared.shape import fit_shape
-from workers.providers.shared.wishes import fit_tool_choice
 
 _VERSION = "2023-06-01"
 # Source: https://platform.claude.com/docs/en/build-with-claude/pdf-support
@@ -61,11 +60,9 @@ class Anthropic:
     end_mark = MESSAGE_STOP
 
     def build_request(self, request: GenerationRequest, deployment: Deployment) -> UpstreamRequest:
-        request, left_out = fit_history(request, deployment.facts, _CARRIES)
-        request, given_up = fit_shape(request, deployment.facts)
-        request, refused = fit_tool_choice(request, deployment.facts)
+        request, left_out = fit_request(request, deployment.facts, _CARRIES)
         body, dropped = build_body(request, deployment.model, deployment.facts)
-        dropped += refused + left_out + given_up
+        dropped += left_out
         return UpstreamRequest(_url(deployment), _headers(deployment, {}), body, dropped)
 
     def pass_request(self, body: Mapping[str, Any], headers: Mapping[str, str], deployment: Deployment) -> UpstreamRequest:

@@ -27,11 +27,10 @@ from workers.providers.base import Deployment, UpstreamRequest
 from workers.providers.cohere.request import build_body
 from workers.providers.shared import errors
 from workers.providers.shared.figures import Figures, index_of
-from workers.providers.shared.history import Carries, fit_history
+from workers.providers.shared.fitting import fit_request
+from workers.providers.shared.history import Carries
 from workers.providers.shared.json_decoder import JsonDecoder
 from workers.providers.shared.loose_json import dict_of, list_of, text_of
-from workers.providers.shared.shape import fit_shape
-from workers.providers.shared.wishes import fit_tool_choice
 
 _CARRIES = Carries()
 _FINISH_REASON = {
@@ -46,11 +45,9 @@ _FAILURES: dict[str, dict[str, str]] = {"ERROR": {}, "TIMEOUT": {"type": "timeou
 
 class Cohere:
     def build_request(self, request: GenerationRequest, deployment: Deployment) -> UpstreamRequest:
-        request, left_out = fit_history(request, deployment.facts, _CARRIES)
-        request, given_up = fit_shape(request, deployment.facts)
-        request, refused = fit_tool_choice(request, deployment.facts)
+        request, left_out = fit_request(request, deployment.facts, _CARRIES)
         body, dropped = build_body(request, deployment.model, deployment.facts)
-        dropped += refused + left_out + given_up
+        dropped += left_out
         return UpstreamRequest(_url(deployment), deployment.request_headers(), body, dropped)
 
     def decoder(self, choices: int = 1) -> "EventDecoder":

@@ -39,10 +39,9 @@ from workers.providers.gemini.arguments import ArgumentsError, ArgumentsSoFar
 from workers.providers.gemini.request import SIGNED_BY, build_body, dropped
 from workers.providers.shared import errors
 from workers.providers.shared.figures import Figures, index_of
-from workers.providers.shared.history import Carries, Kind, fit_history
+from workers.providers.shared.fitting import fit_request
+from workers.providers.shared.history import Carries, Kind
 from workers.providers.shared.loose_json import dict_of, list_of, read_json, text_of
-from workers.providers.shared.shape import fit_shape
-from workers.providers.shared.wishes import fit_tool_choice
 
 # Source: https://ai.google.dev/gemini-api/docs/document-processing; other files than these are refused there.
 _MEDIA: frozenset[Kind] = frozenset({"image", "pdf", "text", "audio", "video"})
@@ -91,11 +90,9 @@ _ENDS_IN_VERSION = re.compile(r"/v\d\w*$")
 class Gemini:
     def build_request(self, request: GenerationRequest, deployment: Deployment) -> UpstreamRequest:
         model = _model(deployment)
-        request, left_out = fit_history(request, deployment.facts, _CARRIES)
-        request, given_up = fit_shape(request, deployment.facts)
-        request, refused = fit_tool_choice(request, deployment.facts)
+        request, left_out = fit_request(request, deployment.facts, _CARRIES)
         body = orjson.dumps(build_body(request, model, deployment.facts))
-        names = dropped(request, deployment.facts) + refused + left_out + given_up
+        names = dropped(request, deployment.facts) + left_out
         url = _url(deployment, "streamGenerateContent")
         url += "&alt=sse" if deployment.query else "?alt=sse"  # Without it the answer would be one JSON array.
         return UpstreamRequest(url, deployment.request_headers("x-goog-api-key", ""), body, names)
@@ -111,8 +108,7 @@ class Gemini:
     ) -> UpstreamRequest:
         """Source: https://ai.google.dev/api/tokens"""
         model = _model(deployment)
-        request, _ = fit_history(request, deployment.facts, _CARRIES)
-        request, _ = fit_shape(request, deployment.facts)
+        request, _ = fit_request(request, deployment.facts, _CARRIES)
         counted = {"generateContentRequest": {"model": f"models/{model}", **build_body(request, model, deployment.facts)}}
         return UpstreamRequest(
             _url(deployment, "countTokens"), deployment.request_headers("x-goog-api-key", ""), orjson.dumps(counted)

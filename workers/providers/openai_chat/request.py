@@ -6,7 +6,6 @@ The body is in OpenAI's format. The differences of each vendor are in ``quirks``
 from collections.abc import Iterable
 from typing import Any
 
-from common.canonical.errors import ErrorKind, GatewayError
 from common.canonical.generation import (
     DocumentPart,
     GenerationRequest,
@@ -27,6 +26,7 @@ from common.vendors.models import ModelFacts
 from workers.providers.shared import openai_fields
 from workers.providers.shared.quirks import Quirks
 from workers.providers.shared.reasoning import ReasoningWords
+from workers.providers.shared.unsupported import unsupported_part_error
 
 
 def build_body(
@@ -38,7 +38,7 @@ def build_body(
         GatewayError: INVALID_REQUEST that names what chat completions cannot express.
     """
     for part in request.opaque:
-        raise _unsupported_part_error(part)
+        raise unsupported_part_error(part)
     fields: dict[str, Any] = {
         "model": model,
         "messages": [item for message in request.messages for item in _items(message, quirks, facts)],
@@ -63,13 +63,6 @@ def build_body(
         fields["tool_choice"] = _tool_choice(request.tool_choice)
         fields["parallel_tool_calls"] = request.parallel_tool_calls
     return {name: value for name, value in fields.items() if value is not None}
-
-
-def _unsupported_part_error(part: OpaquePart) -> GatewayError:
-    message = (
-        f"{part.path}: the provider of this model has no equivalent of {part.type!r}; leave it out or choose another model."
-    )
-    return GatewayError(ErrorKind.INVALID_REQUEST, message, param=part.path)
 
 
 def _items(message: Message, quirks: Quirks, facts: ModelFacts) -> Iterable[dict[str, Any]]:
@@ -116,7 +109,7 @@ def _assistant_items(parts: list[Part], facts: ModelFacts) -> Iterable[dict[str,
 def _text(part: Part) -> str:
     if isinstance(part, TextPart):
         return part.text
-    raise _unsupported_part_error(part if isinstance(part, OpaquePart) else OpaquePart(type(part).__name__, "messages"))
+    raise unsupported_part_error(part if isinstance(part, OpaquePart) else OpaquePart(type(part).__name__, "messages"))
 
 
 def _content(parts: list[Part], quirks: Quirks) -> str | list[dict[str, Any]]:

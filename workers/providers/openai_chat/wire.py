@@ -35,15 +35,15 @@ from workers.providers.openai_chat.request import build_body
 from workers.providers.shared import errors
 from workers.providers.shared.citations import Citations
 from workers.providers.shared.figures import Figures, index_of
-from workers.providers.shared.history import fit_history, fit_passed
+from workers.providers.shared.fitting import fit_request
+from workers.providers.shared.history import fit_passed
 from workers.providers.shared.json_decoder import JsonDecoder
 from workers.providers.shared.loose_json import dict_of, list_of, read_json, text_of, word_of
 from workers.providers.shared.passed_wishes import fit_passed_wishes
 from workers.providers.shared.plain_shape import PlainShape
 from workers.providers.shared.quirks import find_quirks, fit
 from workers.providers.shared.reasoning import reasoning_words, reasons
-from workers.providers.shared.shape import fit_shape
-from workers.providers.shared.wishes import drop_sampling, fit_tool_choice, refuse_stop
+from workers.providers.shared.wishes import drop_sampling, refuse_stop
 
 _FINISH_REASON = {
     **REASON_OF_WORD,
@@ -75,14 +75,12 @@ class OpenAiCompatible:
     def build_request(self, request: GenerationRequest, deployment: Deployment) -> UpstreamRequest:
         quirks = find_quirks(deployment)
         facts = deployment.facts
-        request, left_out = fit_history(request, facts, quirks.carries)
         refuse_stop(request, facts)
-        request, given_up = fit_shape(request, facts)
-        request, refused = fit_tool_choice(request, facts)
+        request, left_out = fit_request(request, facts, quirks.carries)
         words = reasoning_words(request.reasoning, facts)
         body = build_body(request, deployment.model, quirks, facts, words)
-        refused += [*words.dropped, *drop_sampling(body, facts, is_reasoning=reasons(request.reasoning, facts))]
-        dropped = fit(body, deployment) + (["top_k"] if request.top_k is not None else []) + refused + left_out + given_up
+        refused = [*words.dropped, *drop_sampling(body, facts, is_reasoning=reasons(request.reasoning, facts))]
+        dropped = fit(body, deployment) + (["top_k"] if request.top_k is not None else []) + refused + left_out
         return UpstreamRequest(_url(deployment, body), _headers(deployment, {}), orjson.dumps(body), dropped)
 
     def pass_request(self, body: Mapping[str, Any], headers: Mapping[str, str], deployment: Deployment) -> UpstreamRequest:

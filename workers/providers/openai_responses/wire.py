@@ -42,14 +42,12 @@ from workers.providers.openai_responses.request import REASONING_MARK, build_bod
 from workers.providers.shared import errors
 from workers.providers.shared.citations import Citations
 from workers.providers.shared.figures import Figures, index_of
-from workers.providers.shared.history import fit_history
+from workers.providers.shared.fitting import fit_request
 from workers.providers.shared.json_decoder import JsonDecoder
 from workers.providers.shared.loose_json import dict_of, list_of, read_json, text_of
 from workers.providers.shared.passed_wishes import fit_passed_response_wishes
 from workers.providers.shared.plain_shape import NumberedShape
 from workers.providers.shared.quirks import find_quirks, fit_response
-from workers.providers.shared.shape import fit_shape
-from workers.providers.shared.wishes import fit_tool_choice
 
 _PASSED_HEADERS = ("openai-beta",)
 # Fields that Sluice handles itself for every provider: it stores conversations and answers.
@@ -77,11 +75,9 @@ class OpenAiResponses:
     end_mark = b""  # A stream without its own end event is cut off, and fails.
 
     def build_request(self, request: GenerationRequest, deployment: Deployment) -> UpstreamRequest:
-        request, left_out = fit_history(request, deployment.facts, find_quirks(deployment).carries_in_responses)
-        request, given_up = fit_shape(request, deployment.facts)
-        request, refused = fit_tool_choice(request, deployment.facts)
+        request, left_out = fit_request(request, deployment.facts, find_quirks(deployment).carries_in_responses)
         body, dropped = build_body(request, deployment.model, deployment.facts, in_background=deployment.in_background)
-        dropped += refused + left_out + given_up
+        dropped += left_out
         return UpstreamRequest(_url(deployment), _headers(deployment, {}), body, dropped)
 
     def pass_request(self, body: Mapping[str, Any], headers: Mapping[str, str], deployment: Deployment) -> UpstreamRequest:
@@ -132,9 +128,7 @@ class OpenAiResponses:
         self, request: GenerationRequest, body: Mapping[str, Any], headers: Mapping[str, str], deployment: Deployment
     ) -> UpstreamRequest:
         """Source: https://platform.openai.com/docs/api-reference/responses/input-tokens"""
-        request, _ = fit_history(request, deployment.facts, find_quirks(deployment).carries_in_responses)
-        request, _ = fit_shape(request, deployment.facts)
-        request, _ = fit_tool_choice(request, deployment.facts)
+        request, _ = fit_request(request, deployment.facts, find_quirks(deployment).carries_in_responses)
         counted = orjson.dumps(build_count_body(request, deployment.model, deployment.facts))
         return UpstreamRequest(deployment.url("/responses/input_tokens"), _headers(deployment, {}), counted)
 
