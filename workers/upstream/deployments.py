@@ -15,6 +15,7 @@ import orjson
 
 from common.access.byok_keys import open_byok_key
 from common.canonical.errors import ErrorKind, GatewayError
+from common.canonical.generation import GenerationRequest
 from common.canonical.job import Job
 from common.config.groups.models import ModelSettings
 from common.config.model_routes import Target, resolve
@@ -112,18 +113,22 @@ def _wire_with_tools(vendor: Vendor, model: str, job: Job, facts: ModelFacts) ->
     if facts.wire_with_tools is None or facts.wire_with_tools not in vendor.wires or job.operation != "generate":
         return None
     body = orjson.loads(job.body)
-    if not body.get("tools"):
-        return None
-    try:
-        request = DIALECTS[job.dialect].parse(body)
-    except GatewayError:
+    request = _parse(body, job) if body.get("tools") else None
+    if request is None:
         return None
     is_off = request.reasoning is not None and not request.reasoning.enabled
     if is_off and not reasons(request.reasoning, facts):
         return None
-    if job.dialect == "openai-chat" and not _fits_responses(vendor, model, job, body):
+    if job.dialect == "openai-chat" and not _fits_responses(vendor, model, job.dialect, request):
         return None
     return facts.wire_with_tools
+
+
+def _parse(body: dict[str, Any], job: Job) -> GenerationRequest | None:
+    try:
+        return DIALECTS[job.dialect].parse(body)
+    except GatewayError:
+        return None
 
 
 def _can_run_in_background(vendor: Vendor, model: str, wire: WireName, job: Job) -> bool:
@@ -136,17 +141,19 @@ def _can_run_in_background(vendor: Vendor, model: str, wire: WireName, job: Job)
     body = orjson.loads(job.body)
     if body.get("store") is False:
         return False
-    return wire == "openai-responses" or (wire == "openai-chat" and _fits_responses(vendor, model, job, body))
+    if wire != "openai-chat":
+        return wire == "openai-responses"
+    request = _parse(body, job)
+    return request is not None and _fits_responses(vendor, model, job.dialect, request)
 
 
-def _fits_responses(vendor: Vendor, model: str, job: Job, body: dict[str, Any]) -> bool:
+def _fits_responses(vendor: Vendor, model: str, dialect: str, request: GenerationRequest) -> bool:
     try:
-        request = DIALECTS[job.dialect].parse(body)
         upstream = WIRES["openai-responses"].build_request(request, Deployment(vendor.id, "", "", model))
     except GatewayError:
         return False
     # Fields that neither wire knows are lost on both, so they do not matter here.
-    return not (upstream.dropped or (job.dialect == "openai-chat" and request.dropped))
+    return not (upstream.dropped or (dialect == "openai-chat" and request.dropped))
 
 
 def _key_id(provider: str, key: str) -> str:
