@@ -95,7 +95,7 @@ class KeyCache:
             self._keys.move_to_end(id_)
             return key
         if id_ not in self._lookups:  # One lookup for all requests that need the key now.
-            task = self._lookups[id_] = asyncio.create_task(self._look_up(id_))
+            task = self._lookups[id_] = asyncio.create_task(self._fetch_key(id_))
             task.add_done_callback(lambda task: self._end_lookup(id_, task))
         return await asyncio.shield(self._lookups[id_])
 
@@ -130,7 +130,7 @@ class KeyCache:
             self._version = version
             self.forget_all()
 
-    async def _look_up(self, id_: str) -> CachedKey:
+    async def _fetch_key(self, id_: str) -> CachedKey:
         this_task = asyncio.current_task()
         try:
             record = await self._read(id_)

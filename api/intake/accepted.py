@@ -68,6 +68,17 @@ class AcceptedRequest:
 Amend = Callable[[Principal, dict[str, Any]], Awaitable[dict[str, Any]]]
 
 
+async def _read_body(
+    request: Request, services: ApiServices, principal: Principal, amend: Amend | None
+) -> tuple[bytes | bytearray, dict[str, Any]]:
+    """Return the body as bytes and as JSON, with what the route adds to it."""
+    raw, body = await read_json(request, services.settings, services.bodies)
+    amended = await amend(principal, body) if amend else body
+    if amended is body:
+        return raw, body
+    return await in_thread_if_large(len(raw), orjson.dumps, amended), amended
+
+
 async def accept(
     dialect: Dialect,
     request: Request,
@@ -90,11 +101,7 @@ async def accept(
     check_audit_is_possible(principal, settings)
     default_class = JobClass.BACKGROUND if default_policy is Policy.DETACH else JobClass.INTERACTIVE
     job_class = class_of(request.headers, principal, default_class)
-    raw, body = await read_json(request, settings, services.bodies)
-    if amend:
-        amended = await amend(principal, body)
-        if amended is not body:
-            body, raw = amended, await in_thread_if_large(len(raw), orjson.dumps, amended)
+    raw, body = await _read_body(request, services, principal, amend)
     parsed = await in_thread_if_large(len(raw), dialect.parse, body)
     has_byok_key = byok_key is not None
     route = resolve(parsed.model, settings, parsed.provider, has_byok_key=has_byok_key)

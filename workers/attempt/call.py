@@ -26,9 +26,9 @@ from common.metering.attempt_cost import Attempt, total_cost
 from common.metering.pricing import Cost
 from common.records.head import Head
 from common.sse import BYTE_ORDER_MARK, SseCutter, cut, first_events, read_block
-from common.vendors.models import ModelFacts
 from workers.attempt.answer_kind import is_stream
 from workers.attempt.background_answers import cancel
+from workers.attempt.reply_headers import reply_headers
 from workers.metering.charging import charge_attempt, pack_with_current
 from workers.outcome import ActiveJob, BackgroundAnswer, CallResult, Total
 from workers.providers import FAMILIES, WIRES
@@ -51,8 +51,6 @@ log = structlog.get_logger()
 START_EVENTS = 6  # An answer usually has at most this many events up to its first output.
 START_EVENTS_MAX = 64
 START_BYTES_MAX = 256 * KIB
-PASSED_HEADER_PREFIXES = ("cf-aig-",)  # Cloudflare AI Gateway's own: cache status, log id.
-PASSED_HEADER_CHARS_MAX = 1024
 TAIL_S = 2.0  # Only usage and an end mark may follow a finish. They come at once or not at all.
 _EVENT_START = re.compile(rb"(?:data|event|id|retry)?:|[a-z]{1,5}$")  # An event's first line, or the start of that line.
 READ_TO_END_S = 1.0  # A finished answer's last bytes follow at once. If we wait for them, the connection can be used again.
@@ -116,35 +114,6 @@ def _record_result(result: CallResult, pump: Pump) -> None:
     if result.deployment.in_background and pump.upstream_id:
         is_over = isinstance(pump.terminal, Completed) and not result.is_cut
         result.background_answer = None if is_over else BackgroundAnswer(pump.upstream_id, [result.deployment])
-
-
-def reply_headers(request: UpstreamRequest, answer: UpstreamAnswer, deployment: Deployment) -> dict[str, str]:
-    """Return extra headers of the client's response: the fields that were dropped, when the model's vendor stops serving it,
-    and an AI gateway's own headers.
-    """
-    headers = {
-        name: value
-        for name, value in answer.headers.items()
-        if name.startswith(PASSED_HEADER_PREFIXES) and _is_safe_header_value(value)
-    }
-    if request.dropped:
-        headers["x-sluice-dropped"] = ", ".join(request.dropped)
-    if deprecation := _deprecation(deployment.facts):
-        headers["x-sluice-deprecation"] = deprecation
-    return headers
-
-
-def _deprecation(facts: ModelFacts) -> str | None:
-    """Return the day on which the vendor stops serving the model, and the successor that it names."""
-    if facts.retires is None:
-        return None
-    is_told = facts.successor is not None and _is_safe_header_value(facts.successor)
-    return f"{facts.retires}; successor={facts.successor}" if is_told else facts.retires
-
-
-def _is_safe_header_value(value: str) -> bool:
-    """Whether any client can read this header value. An upstream may send anything."""
-    return value.isascii() and value.isprintable() and len(value) <= PASSED_HEADER_CHARS_MAX
 
 
 def message_count(body: Mapping[str, Any]) -> int:

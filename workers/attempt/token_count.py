@@ -14,7 +14,7 @@ from common.channel.base import FrameKind
 from common.dialects import DIALECTS
 from common.metering.token_estimate import estimate_tokens
 from common.records.head import Head
-from workers.attempt.call import reply_headers
+from workers.attempt.reply_headers import reply_headers
 from workers.outcome import CallResult
 from workers.providers import WIRES
 from workers.providers.base import TokenCounter

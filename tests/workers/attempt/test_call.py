@@ -19,7 +19,8 @@ from common.vendors.models import ModelFacts
 from tests.support.upstreams.listener import Listener, Redirector
 from tests.workers.continuation.test_continuation import MORE, READERS
 from tests.workers.test_generate import G, Setup, setup  # noqa: F401 - a fixture.
-from workers.attempt.call import event_end, reply_headers
+from workers.attempt.call import event_end
+from workers.attempt.reply_headers import reply_headers
 from workers.providers.base import Deployment, UpstreamRequest
 
 DEPLOYMENT = Deployment("openai", "http://x.example", "", "gpt-5")
