@@ -50,6 +50,15 @@ class Trial:
     mutant: Mutant
     verdict: str = ""
     by: str = ""
+    start_s: float = 0.0  # Until its first test began.
+    tests_s: float = 0.0
+
+    def __str__(self) -> str:
+        line = f"{self.verdict:8} {self.mutant.path}:{self.mutant.line}  {self.by}"
+        if self.verdict != "survived":
+            return line
+        diff = self.mutant.diff((ROOT / self.mutant.path).read_text(encoding="utf-8"))
+        return f"{line}\n  {self.mutant.change}\n{diff}"
 
 
 def _tests_within(cover: Covering, mutant: Mutant) -> list[str]:
@@ -73,8 +82,12 @@ def _try(trial: Trial, copy: Copy, cover: Covering) -> Generator[None, None, Non
     failed.unlink(missing_ok=True)
     with copy.changed(trial.mutant.path, trial.mutant.mutate()):
         run = Run(copy, files, partial(Chosen, cover.durations, tests, failed), limit_s, "-x")
+        began_at = time.monotonic()
         while (code := run.poll()) is None:
+            if not trial.start_s and failed.exists():
+                trial.start_s = time.monotonic() - began_at
             yield
+        trial.tests_s = time.monotonic() - began_at - trial.start_s
     if code == NOT_RUN and not failed.exists():  # Else something was left open, which pytest tells at the end of all.
         raise RuntimeError(copy.log.read_text()[-2000:])
     if code == pytest.ExitCode.NO_TESTS_COLLECTED:
@@ -105,7 +118,7 @@ def _try_all(trials: list[Trial], copies: list[Copy], cover: Covering) -> None:
                     del running[copy]
                     done += 1
                     at = f"[{time.monotonic() - began_at:6.0f} s, {done}/{len(trials)}]"
-                    print(f"{at} {trial.verdict:8} {trial.mutant.path}:{trial.mutant.line}  {trial.by}", flush=True)
+                    print(f"{at} {trial}", flush=True)
             time.sleep(0.02)
     finally:
         for _, steps in running.values():
@@ -114,12 +127,13 @@ def _try_all(trials: list[Trial], copies: list[Copy], cover: Covering) -> None:
 
 def _report(trials: list[Trial], listed: int, seed: int) -> bool:
     count = Counter(trial.verdict for trial in trials)
+    print("\nSurvivors:")
     for trial in trials:
         if trial.verdict == "survived":
-            mutant = trial.mutant
-            print(
-                f"\n{mutant.path}:{mutant.line}  {mutant.change}\n  {trial.by}\n{mutant.diff((ROOT / mutant.path).read_text())}"
-            )
+            print(f"\n{trial}")
+    tried = [trial for trial in trials if trial.verdict]
+    start_s, tests_s = sum(trial.start_s for trial in tried), sum(trial.tests_s for trial in tried)
+    print(f"\n{len(tried)} runs: {start_s:.0f} s until their first tests, {tests_s:.0f} s of tests")
     real = count["killed"] + count["survived"]
     ratio = count["survived"] / max(real, 1)
     print(f"\nseed {seed}: {count['killed']} killed, {count['survived']} survived of {real} or {ratio:.1%}")
@@ -146,11 +160,20 @@ def main() -> int:
     os.nice(NICE)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # By way of the ends of all contexts.
     with tempfile.TemporaryDirectory(prefix="mutants-", ignore_cleanup_errors=True) as temporary:
+        os.chmod(temporary, 0o711)  # As root, the tests start PostgreSQL as another user.
+        began_at = time.monotonic()
         first = Copy(Path(temporary) / "0")
         first.import_libraries()
         copies = [first, *(Copy(Path(temporary) / str(index), first.root) for index in range(1, options.side_by_side))]
+        copied_at = time.monotonic()
         cover = covering(copies)
-        print(f"{len(cover.durations)} tests of {sum(cover.durations.values()):.0f} s", flush=True)
+        print(
+            f"{len(cover.durations)} tests of {sum(cover.durations.values()):.0f} s; "
+            f"{copied_at - began_at:.0f} s for the copies, {time.monotonic() - copied_at:.0f} s for what the tests cover",
+            flush=True,
+        )
+        for test in cover.failed:
+            print(f"left out, because it fails without a mutant: {test}", flush=True)
         try:
             _try_all(trials, copies, cover)
         except (KeyboardInterrupt, SystemExit):

@@ -31,9 +31,10 @@ LIMIT_S = 900  # For so many.
 @dataclass
 class Covering:
     """``durations``: of each test, in seconds. ``lines``: the tests of each line of each Python file, ``scripts``: of each Lua
-    file."""
+    file. ``failed``: the tests that fail without a mutant, and say nothing of one."""
 
     durations: dict[str, float] = field(default_factory=dict)
+    failed: list[str] = field(default_factory=list)
     lines: dict[str, dict[str, list[str]]] = field(default_factory=dict)
     scripts: dict[str, list[str]] = field(default_factory=dict)
 
@@ -52,16 +53,18 @@ class Covering:
 
         return sorted(tests & self.durations.keys(), key=distance)
 
-    def forget(self, files: set[str]) -> None:
-        """Leave out the tests of these files."""
-        self.durations = {test: s for test, s in self.durations.items() if _file_of(test) not in files}
+    def keep(self, files: set[str]) -> None:
+        """Leave out the tests of all other files."""
+        self.durations = {test: s for test, s in self.durations.items() if _file_of(test) in files}
+        self.failed = [test for test in self.failed if _file_of(test) in files]
         for lines in [self.scripts, *self.lines.values()]:
             for key, tests in lines.items():
-                lines[key] = [test for test in tests if _file_of(test) not in files]
+                lines[key] = [test for test in tests if _file_of(test) in files]
 
     def add(self, other: "Covering") -> None:
         """Take in what another run told."""
         self.durations |= other.durations
+        self.failed += other.failed
         for path, lines in other.lines.items():
             mine = self.lines.setdefault(path, {})
             for line, tests in lines.items():
@@ -75,22 +78,25 @@ def _file_of(test: str) -> str:
 
 
 def covering(copies: list[Copy]) -> Covering:
-    """Return what the tests cover. Of a test file that is as it was, with all that is not a test, what was told last holds."""
+    """Return what the tests cover. The last answer holds for a test file that has not changed and in which no test failed,
+    while all that is not a test has not changed either."""
     hashes = _hashes()
     try:
         kept = json.loads(CACHE.read_text())
     except (OSError, ValueError):
         kept = {"hashes": {}, "covering": {}}
     whole = Covering(**kept["covering"]) if kept["hashes"].get("") == hashes[""] else Covering()
-    before = kept["hashes"] if whole.durations else {}
-    whole.forget({file for file in before if before[file] != hashes.get(file)})
-    known = {file: digest for file, digest in hashes.items() if not file or before.get(file) == digest}
+    again = {_file_of(test) for test in whole.failed}
+    known = {file: digest for file, digest in hashes.items() if kept["hashes"].get(file) == digest and file not in again}
+    known = {"": hashes[""], **(known if whole.durations else {})}
+    whole.keep(set(known))
     changed = sorted(hashes.keys() - known.keys())
     for start in range(0, len(changed), FILES_AT_ONCE):
         files = changed[start : start + FILES_AT_ONCE]
         whole.add(_measured(copies, files))
         known |= {file: hashes[file] for file in files}
         CACHE.write_text(json.dumps({"hashes": known, "covering": asdict(whole)}))
+        print(f"what the tests cover: {start + len(files)} of {len(changed)} files", flush=True)
     return whole
 
 
@@ -124,7 +130,7 @@ def _measured(copies: list[Copy], files: list[str]) -> Covering:
 
 
 class _Recorder:
-    """A pytest plugin that writes a `Covering`. Tests that fail are left out, and named."""
+    """A pytest plugin that writes a `Covering`."""
 
     def __init__(self, root: Path, answer: Path) -> None:
         os.environ["COVERAGE_CORE"] = "ctrace"  # The newer one has no contexts.
@@ -139,6 +145,7 @@ class _Recorder:
         self._sources: dict[str, str] = {}
         self._durations: dict[str, float] = defaultdict(float)
         self._failed: set[str] = set()
+        self._skipped: set[str] = set()
 
     def pytest_configure(self) -> None:
         pack = hiredis.pack_command
@@ -161,13 +168,16 @@ class _Recorder:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self._durations[report.nodeid] += report.duration
-        if not report.passed:
+        if report.failed:
             self._failed.add(report.nodeid)
+        elif report.skipped:
+            self._skipped.add(report.nodeid)
 
     def pytest_sessionfinish(self) -> None:
         self._coverage.stop()
         data = self._coverage.get_data()
-        covered = Covering({test: round(s, 3) for test, s in self._durations.items() if test not in self._failed})
+        usable = self._durations.keys() - self._failed - self._skipped
+        covered = Covering({test: round(self._durations[test], 3) for test in usable}, sorted(self._failed))
         for path in self._python:
             lines = data.contexts_by_lineno(str(self._root / path))
             covered.lines[path] = {str(line): [test for test in tests if test] for line, tests in lines.items()}
