@@ -84,7 +84,7 @@ class _Visitor(cst.CSTVisitor):
         self._statements: list[cst.CSTNode] = []
 
     def on_visit(self, node: cst.CSTNode) -> bool:
-        if isinstance(node, cst.Annotation | cst.Decorator) or _is_muted(node):
+        if isinstance(node, cst.Annotation | cst.Decorator) or _is_muted(node) or _is_declared_only(node):
             return False
         if isinstance(node, cst.FunctionDef):
             self._functions += 1
@@ -143,6 +143,15 @@ def _is_muted(node: cst.CSTNode) -> bool:
         case cst.Call(func=cst.Name(name)):
             return name in _MUTED_CALLS
     return False
+
+
+def _is_declared_only(node: cst.CSTNode) -> bool:
+    """Whether this is a method of a Protocol: its body is a docstring or an ellipsis, and nobody uses its defaults."""
+    if not isinstance(node, cst.FunctionDef):
+        return False
+    if isinstance(node.body, cst.IndentedBlock):
+        return all(isinstance(line, cst.SimpleStatementLine) and all(map(_is_muted, line.body)) for line in node.body.body)
+    return all(map(_is_muted, node.body.body))
 
 
 def mutants_of(path: str, source: str) -> list[Mutant]:

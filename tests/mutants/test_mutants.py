@@ -63,6 +63,8 @@ def test_a_function_is_changed(body, mutated):
     [
         "A = 1 < 2\n",
         "def f(a: 'b' = None) -> c | None:\n    'd'\n",
+        "def f(a=1):\n    'doc'\n    ...\n",
+        "def f(a=1): ...\n",
         "def f():\n    log.info('a', b=1 + 1)\n",
         "def f():\n    raise 'texts for people'\n",
         "def f():\n    a = False\n    a = None\n",

@@ -342,6 +342,39 @@ async def test_an_end_that_redis_refuses_to_write_down_is_told_all_the_same(setu
 
 
 @pytest.mark.parametrize("setup", [{"queue_wait_s": 0.5}], indirect=True)
+async def test_an_end_that_cannot_be_written_for_any_other_reason_fails_the_viewer(setup, monkeypatch):
+    async def breaks(*_: object) -> None:
+        raise ResponseError("ERR value is not an integer or out of range")
+
+    monkeypatch.setattr(setup.channel, "end_unowned", breaks)
+    viewer = await setup.open()  # Nobody claims it.
+
+    assert await failure(viewer) == "log_lost"
+
+
+async def test_a_viewer_that_leaves_during_a_check_does_not_keep_the_check_from_the_others(setup, monkeypatch):
+    leaving, other = await setup.open("gen_0"), await setup.open()
+    setup.feed.loses = lambda message: message.frame and message.frame.kind is FrameKind.END
+    await setup.claim()
+    await setup.channel.fence(Claim("gen_0", 1, "t"), is_handover=False)
+    checked: list[list[str]] = []
+    statuses = setup.queue.statuses
+
+    async def leave_meanwhile(ids: list[str]) -> list[JobStatus]:
+        checked.append(ids)
+        if "gen_0" in ids:
+            await setup.hub.leave(leaving)
+        return await statuses(ids)
+
+    monkeypatch.setattr(setup.queue, "statuses", leave_meanwhile)
+    await setup.add(1)
+    await setup.add(2, FrameKind.END)
+
+    assert [frame.kind for frame in await until_end(other)] == [FrameKind.FENCE, FrameKind.DATA, FrameKind.END]
+    assert any("gen_0" in ids for ids in checked)
+
+
+@pytest.mark.parametrize("setup", [{"queue_wait_s": 0.5}], indirect=True)
 async def test_a_worker_that_renews_and_cannot_say_a_word_keeps_no_viewer_for_ever(setup):
     viewer = await setup.open()
     await setup.claim()  # No heartbeat follows.

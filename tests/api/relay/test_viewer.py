@@ -4,7 +4,8 @@ import asyncio
 
 import pytest
 
-from api.relay.viewer import LOG_BATCH, Viewer
+from api.relay.viewer import LOG_BATCH, LOG_BATCH_FIRST, LOG_LOST, Viewer
+from common.canonical.errors import ErrorKind, Failed, StoreUnavailable
 from common.canonical.job import Policy
 from common.channel.base import START, Append, Claim, Cursor, Frame, FrameId, FrameKind, Message, Opening
 from common.channel.memory import MemoryChannel
@@ -259,3 +260,134 @@ async def test_a_reader_ahead_of_the_log_takes_nothing_live_before_its_last_fram
 
     assert await asyncio.wait_for(reading, 120) == []
     assert reader.failed and reader.failed.code == "frames_lost"
+
+
+class ScriptedChannel:
+    """Answers each read of the log with the next step, and keeps the arguments."""
+
+    def __init__(self, *steps: list[Frame] | Exception) -> None:
+        self._steps = list(steps)
+        self.reads: list[tuple[FrameId, int]] = []
+
+    async def read(self, generation_id: str, after: FrameId, count: int) -> list[Frame]:
+        self.reads.append((after, count))
+        step = self._steps.pop(0) if self._steps else []
+        if isinstance(step, Exception):
+            raise step
+        return step
+
+
+def frames_of(first: int, last: int, size: int = 10) -> list[Frame]:
+    return [Frame(FrameId(1, n), FrameKind.DATA, b"x" * size) for n in range(first, last + 1)]
+
+
+def scripted(channel: ScriptedChannel, bytes_max: int) -> Viewer:
+    reader = Viewer(G, channel, bytes_max)  # type: ignore[arg-type]
+    reader.reread()
+    return reader
+
+
+async def test_a_reader_returns_to_its_caller_while_the_store_is_away_and_reads_on_afterwards(monkeypatch):
+    monkeypatch.setattr("api.relay.viewer.PAUSE_WHILE_AWAY_S", 0)
+    channel = ScriptedChannel(StoreUnavailable("away"), StoreUnavailable("away"), frames_of(1, 2))
+    reader = scripted(channel, 10_000)
+
+    assert await reader.next_frames() == []  # Its caller may have a keep-alive to send.
+    assert await reader.next_frames() == []
+    assert await reader.next_frames() == frames_of(1, 2)
+    assert reader.failed is None
+
+
+async def test_a_log_whose_content_is_unreadable_fails_the_reader():
+    reader = scripted(ScriptedChannel(ValueError("no frame id")), 10_000)
+
+    assert await reader.next_frames() == []
+    assert reader.failed is LOG_LOST
+
+
+@pytest.mark.parametrize(
+    ("bytes_max", "size", "second"),
+    [(300, 100, 3), (99, 100, 1), (1, 100, 1), (10_000_000, 100, LOG_BATCH), (1_000, 0, LOG_BATCH_FIRST)],
+)
+async def test_a_read_of_the_log_asks_for_as_many_frames_as_fit_into_the_buffer(bytes_max, size, second):
+    channel = ScriptedChannel(frames_of(1, LOG_BATCH_FIRST, size), [])
+    reader = scripted(channel, bytes_max)
+
+    await reader.next_frames()
+    reader.poke()
+    await reader.next_frames()
+
+    assert channel.reads == [(START, LOG_BATCH_FIRST), (FrameId(1, LOG_BATCH_FIRST), second)]
+
+
+async def test_the_log_is_read_until_a_read_brings_fewer_frames_than_it_may():
+    channel = ScriptedChannel(frames_of(1, LOG_BATCH_FIRST), frames_of(11, 15))
+    reader = scripted(channel, 10_000)
+
+    assert len(await reader.next_frames()) + len(await reader.next_frames()) == 15
+    reader.poke()
+    assert await reader.next_frames() == []
+    assert len(channel.reads) == 2
+
+
+async def test_a_live_frame_that_came_during_a_read_is_read_from_the_log_too():
+    channel = ScriptedChannel(frames_of(1, 2), frames_of(3, 3))
+    reader = scripted(channel, 10_000)
+    reader.offer(Message(FrameId(1, 2), frames_of(3, 3)[0]))  # Dropped: the log is read first.
+
+    assert [frame.id.n for frame in await reader.next_frames()] == [1, 2]
+    assert [frame.id.n for frame in await reader.next_frames()] == [3]
+    reader.offer(Message(FrameId(1, 3), frames_of(4, 4)[0]))
+    assert [frame.id.n for frame in await reader.next_frames()] == [4]
+    assert len(channel.reads) == 2
+
+
+async def test_a_full_buffer_takes_no_live_frame_until_it_is_taken():
+    channel = ScriptedChannel(frames_of(3, 3))
+    reader = Viewer(G, channel, 10)  # type: ignore[arg-type]
+    for n in (1, 2, 3):  # One byte more than the buffer may hold closes it.
+        reader.offer(Message(FrameId(1, n - 1) if n > 1 else START, frames_of(n, n, 10)[0]))
+
+    assert [frame.id.n for frame in await reader.next_frames()] == [1, 2]
+    assert channel.reads == []
+    assert [frame.id.n for frame in await reader.next_frames()] == [3]
+
+
+async def test_frames_come_before_a_poke_and_a_poke_counts_once(log):
+    reader = viewer(log)
+    await log.add(1)
+    for message in log.messages:
+        reader.offer(message)
+
+    reader.poke()
+
+    assert len(await reader.next_frames()) == 2
+    assert await reader.next_frames() == []
+    waiting = asyncio.create_task(reader.next_frames())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    reader.fail(LOG_LOST)
+    assert await waiting == []
+
+
+async def test_the_first_failure_of_a_reader_stays(log):
+    reader = viewer(log)
+    reader.reread()
+
+    reader.fail(LOG_LOST)
+    reader.fail(Failed(ErrorKind.INTERNAL, "Another one."))
+
+    assert await reader.next_frames() == []
+    assert reader.failed is LOG_LOST
+
+
+async def test_the_last_data_is_kept_whole_whatever_follows_it(log):
+    await log.add(2)
+    await log.add(1, FrameKind.END)
+    reader = viewer(log, after=Cursor(FrameId(1, 2), 1))
+
+    await reader.next_frames()
+
+    assert reader.last_data == EVENT % 2
+    assert reader.first_event(Frame(FrameId(1, 2), FrameKind.DATA, b"")) == 2
+    assert reader.first_event(Frame(FrameId(1, 3), FrameKind.END, b"")) == 1

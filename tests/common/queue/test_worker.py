@@ -264,13 +264,15 @@ async def breaks(*_: object, **__: object) -> None:
     raise ResponseError("ERR increment or decrement would overflow")
 
 
-@pytest.mark.parametrize("step", ["finish", "release"])
+@pytest.mark.parametrize("step", ["finish", "release", "postpone"])
 async def test_a_job_that_cannot_be_settled_or_given_back_is_set_aside(lab, monkeypatch, step):
     monkeypatch.setattr(JobQueue, step, breaks)
 
     async def handler(job: ClaimedJob) -> None:
         if step == "release":
             raise HandBack("not now")
+        if step == "postpone":
+            raise Postponed(0.1, attempts=1)
 
     await enqueue(lab, "gen_0", "gen_1")
     async with lab.worker(handler, lease_s=0.05) as worker:
