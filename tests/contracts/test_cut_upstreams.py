@@ -172,7 +172,7 @@ async def test_what_comes_behind_the_finish_takes_nothing_back(dialect: str, beh
         assert CLIENTS[dialect].read_stream(body).text == "a"
 
 
-@pytest.mark.parametrize("reason", ["error", "insufficient_system_resource"])
+@pytest.mark.parametrize("reason", ["error", "insufficient_system_resource", "abort", "network_error"])
 @ends
 async def test_a_finish_that_says_that_it_failed_is_none(reason: str, end: str) -> None:
     body = TEXT % 0 + (FINISH % 0).replace(b'"stop"', f'"{reason}"'.encode())

@@ -254,9 +254,22 @@ def test_error_after_every_choice_finished_takes_nothing_back() -> None:
     assert reply.usage == Usage(4, 0)
 
 
-@pytest.mark.parametrize("reason", ["error", "insufficient_system_resource"])
+@pytest.mark.parametrize("reason", ["error", "insufficient_system_resource", "abort", "network_error"])
 def test_finish_reason_that_is_a_failure_fails(reason: str) -> None:
     assert reply_of(chunk({"content": "a"}, reason), b"data: [DONE]\n\n").failed
+
+
+@pytest.mark.parametrize(
+    ("word", "reason"),
+    [
+        ("model_context_window_exceeded", FinishReason.LENGTH),
+        ("repetition", FinishReason.LENGTH),
+        ("sensitive", FinishReason.CONTENT_FILTER),
+        ("eos", FinishReason.STOP),
+    ],
+)
+def test_words_for_a_cut_answer_are_no_stop(word: str, reason: FinishReason) -> None:
+    assert reply_of(chunk({"content": "a"}, word), b"data: [DONE]\n\n").choices[0].finish_reason is reason
 
 
 def test_done_without_any_choice_fails() -> None:

@@ -22,7 +22,7 @@ from common.canonical.events import (
     RefusalDelta,
     Started,
     TextDelta,
-    ToolCallDelta,
+    ToolCallStarted,
     Usage,
 )
 from common.canonical.generation import GenerationRequest
@@ -31,6 +31,7 @@ from common.dialects.shared.openai_words import DONE_EVENT, REASON_OF_WORD, REAS
 from common.sse import read_block
 from common.vendors.prefill import PREFILLS
 from workers.providers.base import Deployment, UpstreamRequest
+from workers.providers.openai_chat.calls import ChoiceCalls
 from workers.providers.openai_chat.request import build_body
 from workers.providers.shared import errors
 from workers.providers.shared.citations import Citations
@@ -50,10 +51,13 @@ _FINISH_REASON = {
     "eos": FinishReason.STOP,
     "model_length": FinishReason.LENGTH,
     "max_tokens": FinishReason.LENGTH,
+    "model_context_window_exceeded": FinishReason.LENGTH,
+    "repetition": FinishReason.LENGTH,  # vLLM cut an answer that repeated itself.
+    "sensitive": FinishReason.CONTENT_FILTER,
     "function_call": FinishReason.TOOL_CALLS,
 }
 # Finish reasons that mean that the answer failed.
-_FAILURES = {"error", "insufficient_system_resource"}
+_FAILURES = {"error", "insufficient_system_resource", "abort", "network_error"}
 _PASSED_HEADERS = ("openai-beta",)
 _CHOICES_MAX = 128
 _REASONING_FIELD, _SECOND_REASONING_FIELD = REASONING_FIELDS
@@ -110,23 +114,9 @@ class OpenAiCompatible:
         return errors.read_error(status, headers, body)
 
 
-class _Call:
-    """One tool call of a choice. ``key``: the index that the upstream's pieces have for it.
-
-    It starts for the client when its name has come, which may be later than its first piece; ``arguments`` waits until then.
-    """
-
-    def __init__(self, key: int | None, id_: str) -> None:
-        self.key = key
-        self.id = id_
-        self.index: int | None = None  # Its place among the choice's calls, once it has started.
-        self.arguments = ""
-        self.has_arguments = False
-
-
 class _Choice:
-    def __init__(self) -> None:
-        self.calls: list[_Call] = []
+    def __init__(self, calls: ChoiceCalls) -> None:
+        self.calls = calls
         self.reason: str | None = None
         self.has_output = False
 
@@ -170,13 +160,12 @@ class ChunkDecoder(JsonDecoder):
         return events + self.end()
 
     def _complete(self) -> list[Event]:
-        if any(call.arguments for choice in self._choices.values() for call in choice.calls):
+        if any(choice.calls.lacks_name for choice in self._choices.values()):
             return [self._fail(errors.unreadable_answer("a tool call has arguments and no name"))]
         self._ended = True
         events: list[Event] = []
         for index, choice in sorted(self._choices.items()):
-            started = [call for call in choice.calls if call.index is not None]
-            events += [ToolCallDelta(call.index or 0, "{}", index) for call in started if not call.has_arguments]
+            events += choice.calls.end()
             events.append(Finished(_finish_reason(choice), choice=index))
         events[:0] = self._citations.events()
         return [*events, Completed(self.usage)]
@@ -214,7 +203,9 @@ class ChunkDecoder(JsonDecoder):
 
     def _read_choice(self, fields: dict[str, Any]) -> Iterator[Event]:
         index = index_of(fields.get("index"), _CHOICES_MAX) or 0
-        choice = self._choices.setdefault(index, _Choice())
+        if index not in self._choices:
+            self._choices[index] = _Choice(ChoiceCalls(index, self.start_call, self._invent_call_id))
+        choice = self._choices[index]
         self.is_whole = self.is_whole and choice.reason is not None
         delta = fields.get("delta")
         if not isinstance(delta, dict):
@@ -225,7 +216,7 @@ class ChunkDecoder(JsonDecoder):
         for event in _read_delta(delta, index):
             choice.has_output = True
             yield event
-        for event in self._read_calls(delta, choice, index):
+        for event in self._read_calls(delta, choice):
             choice.has_output = True
             yield event
         reason = word_of(fields.get("finish_reason"))
@@ -233,37 +224,17 @@ class ChunkDecoder(JsonDecoder):
             choice.reason = reason
             self._update_is_whole()
 
-    def _read_calls(self, delta: dict[str, Any], choice: _Choice, index: int) -> Iterator[Event]:
+    def _read_calls(self, delta: dict[str, Any], choice: _Choice) -> Iterator[Event]:
         items = list_of(delta.get("tool_calls"))
         legacy = delta.get("function_call")
         if isinstance(legacy, dict):
             items = [*items, {"index": 0, "function": legacy}]
         for item in items:
             if isinstance(item, dict):
-                yield from self._read_call(item, choice, index)
-
-    def _read_call(self, item: dict[str, Any], choice: _Choice, index: int) -> Iterator[Event]:
-        function = dict_of(item.get("function"))
-        name = word_of(function.get("name"))
-        arguments = function.get("arguments")
-        text = orjson.dumps(arguments).decode() if isinstance(arguments, dict) else text_of(arguments)
-        call = _find_call(item, name, choice.calls)
-        if call is None:
-            call = _Call(index_of(item.get("index")), word_of(item.get("id")))
-            choice.calls.append(call)
-        if call.index is None:
-            call.id = call.id or word_of(item.get("id"))
-            call.arguments += text
-            if not name:
-                return
-            text, call.arguments = call.arguments, ""
-            call.index = sum(started.index is not None for started in choice.calls)
-            call.id = call.id or self._invent_call_id(index, call.index)
-            yield from self._citations.events()  # They belong to the text before the call.
-            yield self.start_call(call.index, call.id, name, index)
-        if text:
-            call.has_arguments = True
-            yield ToolCallDelta(call.index, text, index)
+                for event in choice.calls.read(item):
+                    if isinstance(event, ToolCallStarted):
+                        yield from self._citations.events()  # They belong to the text before the call.
+                    yield event
 
     def _invent_call_id(self, choice: int, call: int) -> str:
         self._id = self._id or secrets.token_hex(12)
@@ -272,20 +243,6 @@ class ChunkDecoder(JsonDecoder):
 
 def _is_error(chunk: dict[str, Any]) -> bool:
     return bool(chunk.get("error")) or (chunk.get("object") == "error" and "choices" not in chunk)
-
-
-def _find_call(item: dict[str, Any], name: str, calls: list[_Call]) -> _Call | None:
-    """Return the call that a piece belongs to; None: it begins a new call."""
-    id_, key = word_of(item.get("id")), index_of(item.get("index"))
-    if key is None:
-        # Older Mistral models send complete calls without an index. A piece without id and name continues the last call.
-        matching = [call for call in calls if call.id == id_] if id_ else ([] if name else calls)
-        return matching[-1] if matching else None
-    matching = [call for call in calls if call.key == key]
-    # Some servers give every call the index 0: a piece with another id and a name is another call.
-    if not matching or (id_ and name and matching[-1].id not in ("", id_)):
-        return None
-    return matching[-1]
 
 
 def _is_empty(usage: dict[str, Any]) -> bool:
@@ -326,6 +283,8 @@ def _read_part(part: dict[str, Any], index: int) -> Iterator[Event]:
 
 def _finish_reason(choice: _Choice) -> FinishReason:
     reason = _FINISH_REASON.get(choice.reason or "", FinishReason.STOP)
+    if choice.calls.is_cut and reason in (FinishReason.STOP, FinishReason.TOOL_CALLS):
+        return FinishReason.LENGTH  # vLLM says "tool_calls" also where a limit cut the call.
     # "stop" also comes after a call that the client forced.
     return FinishReason.TOOL_CALLS if choice.calls and reason is FinishReason.STOP else reason
 
