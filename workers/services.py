@@ -11,6 +11,7 @@ from workers.publish.publisher import Publisher
 from workers.quota.gate import Quota
 from workers.transcode.output_guardrails import OutputGuards
 from workers.upstream.http_client import Upstream
+from workers.upstream.refused_summaries import RefusedSummaries
 
 MEASURED_MAX = 2  # Logs that are read back at the same time: when an API process dies, all of its clients leave at once.
 
@@ -27,4 +28,5 @@ class Services:
     responses: ResponseStore
     quota: Quota
     guards: OutputGuards
+    refused_summaries: RefusedSummaries = field(default_factory=RefusedSummaries)
     measuring: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MEASURED_MAX))

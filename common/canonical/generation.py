@@ -145,13 +145,14 @@ class Reasoning:
     """How much the model should reason. At most one of ``effort`` and ``budget_tokens`` is set; if none, the model decides.
 
     ``effort_is_hint``: the client's own family takes the effort for every model. It is only sent to models that are known to
-    take one.
+    take one. ``is_shown``: whether the client wants to see the reasoning. A model that hides it is then asked for a summary.
     """
 
     enabled: bool = True
     effort: str | None = None  # "minimal", "low", "medium", "high"…
     budget_tokens: int | None = None
     effort_is_hint: bool = False
+    is_shown: bool = True
 
 
 @dataclass(slots=True)

@@ -22,7 +22,8 @@ from common.dialects import DIALECTS
 from common.dialects.base import ReplyInfo
 from tests.support.clients.every_dialect import CLIENTS, INFO
 from tests.support.upstreams.recordings import Recording, parameters
-from workers.attempt.call import TAIL_S, Transfer, final_blocks, prepare_request
+from workers.attempt.call import TAIL_S, Transfer, final_blocks
+from workers.attempt.prepare import prepare_request
 from workers.metrics import Metrics
 from workers.outcome import ActiveJob, CallResult, Total
 from workers.providers import WIRES

@@ -24,7 +24,7 @@ from common.dialects.openai_chat.dialect import OPENAI_CHAT
 from common.dialects.openai_responses.dialect import OPENAI_RESPONSES
 from common.vendors.models import MODELS
 from tests.support.clients.every_dialect import INFO
-from workers.attempt.call import prepare_request
+from workers.attempt.prepare import prepare_request
 from workers.providers import WIRES
 from workers.providers.base import Deployment
 

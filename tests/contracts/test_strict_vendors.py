@@ -86,6 +86,7 @@ def gemini(**config: Any) -> dict[str, Any]:
         ("openai", CHAT, {"model": "gpt-4o", "messages": [USER, RESULT]}, "must be a response to a preceeding message"),
         ("openai", CHAT, {"model": "gpt-4o", "messages": [USER, CALL, USER]}, "did not have response messages: abcdefghi"),
         ("openai", CHAT, {"model": "gpt-5-pro"}, "only supported in v1/responses"),
+        ("openai", RESPONSES, {"model": "gpt-4o", "reasoning": {"summary": "auto"}}, "'reasoning.summary' is not supported"),
         ("openai", RESPONSES, {"model": "gpt-5.1", "reasoning": {"effort": "minimal"}}, "'none', 'low', 'medium', 'high'"),
         (
             "openai",

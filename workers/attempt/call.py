@@ -7,44 +7,34 @@ and can be retried without the client noticing. After it, each read goes into th
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable
 from contextlib import suppress
-from typing import Any
 
-import orjson
 import structlog
 
 from common.canonical.errors import ErrorKind, Failed, GatewayError
-from common.canonical.events import Completed, Usage, subtract_usage
-from common.canonical.job import Job
+from common.canonical.events import Completed
 from common.channel.base import FrameKind
-from common.config.groups.models import ModelSettings
-from common.config.settings import KIB, Settings
-from common.dialects import DIALECTS
-from common.dialects.base import ReplyInfo
-from common.metering.attempt_cost import Attempt, total_cost
-from common.metering.pricing import Cost
+from common.config.settings import KIB
 from common.records.head import Head
 from common.sse import BYTE_ORDER_MARK, SseCutter, cut, first_events, read_block
 from workers.attempt.answer_kind import is_stream
 from workers.attempt.background_answers import cancel
+from workers.attempt.prepare import Prepare, family_of, message_count, prepare_request, reply_info
 from workers.attempt.reply_headers import reply_headers
 from workers.metering.charging import charge_attempt, pack_with_current
 from workers.outcome import ActiveJob, BackgroundAnswer, CallResult, Total
-from workers.providers import FAMILIES, WIRES
-from workers.providers.base import Deployment, UpstreamRequest, Wire
+from workers.providers import WIRES
+from workers.providers.base import Deployment, Wire
 from workers.providers.shared.errors import UNREADABLE, redact_secrets, set_retry_after
 from workers.providers.shared.loose_json import NestedTooDeeply, read_json
-from workers.providers.shared.shape import ClientCalls
-from workers.providers.shared.tool_names import has_other_names
 from workers.publish.large_answers import LARGE_BYTES, answer_too_large
 from workers.publish.writer import FRAME_BYTES_MAX
 from workers.run_context import RunContext
-from workers.transcode.guarded_pump import guarded
-from workers.transcode.output_guardrails import OutputGuard
-from workers.transcode.pumps import Decoding, Folding, FoldingWhole, Passing, PassingWhole, Pump, Translating
+from workers.transcode.pumps import Pump
 from workers.upstream.errors import redirected
 from workers.upstream.http_client import ERROR_BODY_BYTES_MAX, UpstreamAnswer
+from workers.upstream.refused_summaries import refuses_summary
 
 log = structlog.get_logger()
 
@@ -56,20 +46,30 @@ _EVENT_START = re.compile(rb"(?:data|event|id|retry)?:|[a-z]{1,5}$")  # An event
 READ_TO_END_S = 1.0  # A finished answer's last bytes follow at once. If we wait for them, the connection can be used again.
 
 
-# The upstream request of an attempt, and the pump that turns its answer into the client's.
-Prepared = tuple[UpstreamRequest, Pump]
-
-
-async def call(
-    context: RunContext, result: CallResult, prepare: Callable[[ReplyInfo, OutputGuard | None], Prepared] | None = None
-) -> None:
-    """Call a deployment once and write its answer into the log.
+async def call(context: RunContext, result: CallResult, prepare: Prepare | None = None) -> None:
+    """Call a deployment and write its answer into the log: once, or again if it refused only a summary of the reasoning.
 
     Args:
         prepare: Builds the upstream request, where it is not simply the client's own request.
     Raises:
         GatewayError: the call failed. ``result.is_committed``: whether the client has seen a part of the answer.
     """
+    refused_summaries = context.services.refused_summaries
+    result.deployment = refused_summaries.apply(result.deployment)
+    try:
+        await _call_once(context, result, prepare)
+    except GatewayError as error:
+        deployment = result.deployment
+        is_passed = family_of(context.job, deployment) is not None  # The client itself asked for a summary, in its words.
+        if deployment.refuses_summaries or is_passed or not refuses_summary(error.failed):
+            raise
+        log.warning("summary_refused", provider=deployment.provider, model=deployment.model, key=deployment.key_label)
+        refused_summaries.record(deployment)
+        result.deployment = refused_summaries.apply(deployment)
+        await _call_once(context, result, prepare)
+
+
+async def _call_once(context: RunContext, result: CallResult, prepare: Prepare | None) -> None:
     job, total, services, deployment = context.job, context.total, context.services, result.deployment
     wire = WIRES[deployment.wire]
     info = reply_info(context.active_job, result, total, services.settings)
@@ -114,57 +114,6 @@ def _record_result(result: CallResult, pump: Pump) -> None:
     if result.deployment.in_background and pump.upstream_id:
         is_over = isinstance(pump.terminal, Completed) and not result.is_cut
         result.background_answer = None if is_over else BackgroundAnswer(pump.upstream_id, [result.deployment])
-
-
-def message_count(body: Mapping[str, Any]) -> int:
-    turns = body.get("messages") or body.get("input")  # ``input`` is the Responses API's field; a text there is one message.
-    return len(turns) if isinstance(turns, list) else 1
-
-
-def reply_info(active_job: ActiveJob, result: CallResult, total: Total, settings: Settings) -> ReplyInfo:
-    job = active_job.job
-    return ReplyInfo(
-        job.generation_id,
-        job.model,
-        job.created_s,
-        result.deployment.provider,
-        orjson.loads(job.body),
-        active_job.elapsed_ms,
-        lambda usage: _cost_of(usage, result, total, settings),
-    )
-
-
-def _cost_of(usage: Usage, result: CallResult, total: Total, settings: ModelSettings) -> Cost | None:
-    """Return the cost that the client sees together with its usage. Each attempt has its own price."""
-    own, deployment = subtract_usage(usage, total.spent), result.deployment
-    tail = (
-        [Attempt(deployment.provider, deployment.model, own).apply_prices(settings.prices)]
-        if any(own.to_dict().values())
-        else []
-    )
-    return total_cost([*total.attempts_before(result), *tail])
-
-
-def prepare_request(
-    job: Job, wire: Wire, deployment: Deployment, info: ReplyInfo, guard: OutputGuard | None = None
-) -> Prepared:
-    dialect = DIALECTS[job.dialect]
-    family = FAMILIES.get(deployment.wire)
-    if family is None or family.dialect != job.dialect:
-        parsed = dialect.parse(info.body)
-        decoding = ClientCalls(wire, parsed, deployment.facts, job.generation_id)
-        pump = (Translating if job.stream else Folding)(decoding, dialect, parsed, info)
-        request = wire.build_request(parsed, deployment)
-        request.dropped = [*parsed.dropped, *(parsed.names.get(name, name) for name in request.dropped)]
-        return request, guarded(pump, guard)
-    request = family.pass_request(info.body, job.headers, deployment)
-    has_renamed = deployment.wire == "openai-chat" and has_other_names(info.body, deployment.facts)
-    if guard is None and not has_renamed:
-        return request, (Passing if job.stream else PassingWhole)(family, dialect, info)
-    # Bytes that pass unchanged cannot be filtered, and have the vendor's names of tools. So the answer is decoded and encoded.
-    parsed = dialect.parse(info.body)
-    answers: Decoding = ClientCalls(wire, parsed, deployment.facts, job.generation_id) if has_renamed else wire
-    return request, guarded((Translating if job.stream else FoldingWhole)(answers, dialect, parsed, info), guard)
 
 
 async def _refusal(answer: UpstreamAnswer, wire: Wire, deployment: Deployment) -> GatewayError:

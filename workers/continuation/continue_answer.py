@@ -10,8 +10,9 @@ from common.canonical.job import Job
 from common.channel.base import Frame
 from common.channel.transcript import read_log
 from common.dialects import DIALECTS
-from workers.attempt.call import call, message_count, reply_info
+from workers.attempt.call import call
 from workers.attempt.failover import call_deployments
+from workers.attempt.prepare import message_count, reply_info
 from workers.continuation.continuation import Continuation, Past, find_reattachable, plan_rounds, read_past
 from workers.outcome import BackgroundAnswer, CallResult
 from workers.publish.writer import PAUSE_WHILE_AWAY_S

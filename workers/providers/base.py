@@ -35,6 +35,7 @@ class Deployment:
     quota_id: str = ""  # The same for the key whose quota the call uses, if that is not this key.
     client_pays: bool = False  # The client sent its own key, so the provider's limits and budget in our settings do not apply.
     facts: ModelFacts = field(default=UNKNOWN, repr=False)  # What the model can do there.
+    refuses_summaries: bool = False  # Whether the key's account may not ask for summaries of reasoning.
 
     @property
     def secrets(self) -> list[str]:

@@ -26,7 +26,7 @@ from common.vendors.prefill import KEEP_ALIVE_HEADERS
 from common.vendors.table import VENDORS, Vendor, WireName
 from workers.providers import WIRES
 from workers.providers.base import Deployment, TokenCounter
-from workers.providers.shared.reasoning import reasons
+from workers.providers.shared.reasoning import reasoning_words, reasons
 
 _VERSION = re.compile(r"/v\d[a-z\d]*$")
 _VERSIONED_WIRES: tuple[WireName, ...] = ("anthropic-messages", "cohere")  # Their own paths begin with a version.
@@ -99,22 +99,35 @@ def _with_keys(target: Target, job: Job, byok_key: str | None, settings: Setting
 
 def _wire(vendor: Vendor, model: str, dialect: str, job: Job, facts: ModelFacts) -> WireName:
     """Return the wire for a job. To count tokens, it is a wire that can count, if there is one."""
-    wire = vendor.wire_for(dialect, facts.wire or _wire_with_tools(vendor, model, job, facts))
+    wire = vendor.wire_for(dialect, facts.wire or _wire_for_request(vendor, model, dialect, job, facts))
     if job.operation == "count_tokens":
         return next((wire_name for wire_name in (wire, *vendor.wires) if isinstance(WIRES[wire_name], TokenCounter)), wire)
     return wire
 
 
-def _wire_with_tools(vendor: Vendor, model: str, job: Job, facts: ModelFacts) -> WireName | None:
-    """Return the wire that the model needs for this request's tools; None if it offers none, or switches reasoning off.
+def _wire_for_request(vendor: Vendor, model: str, dialect: str, job: Job, facts: ModelFacts) -> WireName | None:
+    """Return the wire that the model needs for what this request asks for: tools, or to see its reasoning. None: any wire.
 
     A request in the client's own family that this wire cannot express stays as it is: the vendor answers it in its own words.
     """
-    if facts.wire_with_tools is None or facts.wire_with_tools not in vendor.wires or job.operation != "generate":
+    # Chat completions have no summaries. Their own clients expect none, and the rest of an answer needs none.
+    may_show = facts.reasoning_is_hidden and "openai-responses" in vendor.wires and dialect != "openai-chat"
+    if not (may_show or facts.wire_with_tools in vendor.wires) or job.operation != "generate":
         return None
     body = orjson.loads(job.body)
-    request = _parse(body, job) if body.get("tools") else None
+    if not body.keys() & {"tools", "thinking", "output_config"}:
+        return None
+    request = _parse(body, job)
     if request is None:
+        return None
+    if request.tools and (wire := _wire_with_tools(vendor, model, job, facts, request)):
+        return wire
+    return "openai-responses" if may_show and _needs_summaries(vendor, model, facts, request) else None
+
+
+def _wire_with_tools(vendor: Vendor, model: str, job: Job, facts: ModelFacts, request: GenerationRequest) -> WireName | None:
+    """Return the wire that the model needs for tools; None: any, because reasoning is off."""
+    if facts.wire_with_tools not in vendor.wires:
         return None
     is_off = request.reasoning is not None and not request.reasoning.enabled
     if is_off and not reasons(request.reasoning, facts):
@@ -122,6 +135,17 @@ def _wire_with_tools(vendor: Vendor, model: str, job: Job, facts: ModelFacts) ->
     if job.dialect == "openai-chat" and not _fits_responses(vendor, model, job.dialect, request):
         return None
     return facts.wire_with_tools
+
+
+def _needs_summaries(vendor: Vendor, model: str, facts: ModelFacts, request: GenerationRequest) -> bool:
+    """Whether the client wants to see the reasoning, and the Responses wire can express its request."""
+    if not reasoning_words(request.reasoning, facts).is_shown:
+        return False
+    try:
+        WIRES["openai-responses"].build_request(request, Deployment(vendor.id, "", "", model, facts=facts))
+    except GatewayError:
+        return False
+    return True
 
 
 def _parse(body: dict[str, Any], job: Job) -> GenerationRequest | None:

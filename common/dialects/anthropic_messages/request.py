@@ -147,6 +147,7 @@ class _ToolChoice(Shape):
 class _ThinkingConfig(Shape):
     type: str
     budget_tokens: int | None = Field(None, ge=1)
+    display: str | None = None
 
 
 class _Format(Shape):
@@ -185,15 +186,16 @@ def parse(body: Mapping[str, Any]) -> GenerationRequest:
 
 def _reasoning(thinking: object, effort: object) -> Reasoning | None:
     if thinking is None:
-        return Reasoning(effort=effort) if isinstance(effort, str) else None
+        return Reasoning(effort=effort, is_shown=False) if isinstance(effort, str) else None
     config = read(_ThinkingConfig, thinking, "thinking")
     if config.type in ("disabled", "between_tools"):  # The latter is the former of newer models.
         return Reasoning(enabled=False)
+    is_shown = config.display != "omitted"
     if config.budget_tokens is None and isinstance(effort, str):
         # "adaptive": the model decides, and its effort is only a hint. Claude Code always sends both, and many models of other
         # families refuse a request with an effort.
-        return Reasoning(effort=effort, effort_is_hint=True)
-    return Reasoning(budget_tokens=config.budget_tokens)
+        return Reasoning(effort=effort, effort_is_hint=True, is_shown=is_shown)
+    return Reasoning(budget_tokens=config.budget_tokens, is_shown=is_shown)
 
 
 def _system(value: object) -> list[Message]:

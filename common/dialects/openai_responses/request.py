@@ -8,6 +8,7 @@ Source: https://platform.openai.com/docs/api-reference/responses/create, and wha
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import orjson
@@ -151,8 +152,10 @@ class _Audio(Shape):
     format: str
 
 
-class _Effort(Shape):
+class _Reasoning(Shape):
     effort: str | None = None
+    summary: str | None = None
+    generate_summary: str | None = None  # The older name of ``summary``.
 
 
 class _JsonSchema(Shape):
@@ -193,7 +196,12 @@ def parse(body: Mapping[str, Any]) -> GenerationRequest:
 
 
 def _reasoning(value: dict[str, Any] | None) -> Reasoning | None:
-    return parse_effort(read(_Effort, value or {}, "reasoning").effort)
+    fields = read(_Reasoning, value or {}, "reasoning")
+    is_shown = (fields.summary or fields.generate_summary) not in (None, "none")
+    reasoning = parse_effort(fields.effort)
+    if reasoning is None:
+        return Reasoning() if is_shown else None
+    return replace(reasoning, is_shown=is_shown)
 
 
 def _input(body: Mapping[str, Any]) -> list[Message]:

@@ -5,6 +5,7 @@
 """
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 from common.canonical.errors import ErrorKind, GatewayError
@@ -75,6 +76,8 @@ def parse(body: Mapping[str, Any]) -> GenerationRequest:
         raise invalid("n", "must be 1: the answer is one message")
     request.provider = body["provider"]
     request.include_usage = True
+    if request.reasoning is not None:
+        request.reasoning = replace(request.reasoning, is_shown=False)  # The answer has no field for it.
     return request
 
 

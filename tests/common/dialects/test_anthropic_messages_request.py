@@ -95,7 +95,9 @@ def test_what_claude_code_sends_is_accepted() -> None:
         ({"thinking": {"type": "adaptive"}, "output_config": {"effort": "low"}}, Reasoning(effort="low", effort_is_hint=True)),
         ({"thinking": {"type": "adaptive"}}, Reasoning()),
         ({"thinking": {"type": "between_tools"}}, Reasoning(enabled=False)),
-        ({"output_config": {"effort": "low"}}, Reasoning(effort="low")),
+        ({"output_config": {"effort": "low"}}, Reasoning(effort="low", is_shown=False)),
+        ({"thinking": {"type": "adaptive", "display": "omitted"}}, Reasoning(is_shown=False)),
+        ({"thinking": {"type": "enabled", "budget_tokens": 5, "display": "summarized"}}, Reasoning(budget_tokens=5)),
     ],
 )
 def test_thinking_is_read(body: dict[str, Any], reasoning: Reasoning | None) -> None:

@@ -235,6 +235,20 @@ def test_reasoning_of_other_makers_is_its_text(item: dict[str, Any], expected: l
     assert messages({"type": "reasoning", "id": "rs_1", **item})[0].parts == expected
 
 
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"summary": "auto"}, Reasoning()),
+        ({"generate_summary": "concise"}, Reasoning()),
+        ({"effort": "low", "summary": None}, Reasoning(effort="low", is_shown=False)),
+        ({"effort": "none", "summary": "auto"}, Reasoning(enabled=False)),
+        ({}, None),
+    ],
+)
+def test_a_summary_is_a_wish_to_see_the_reasoning(fields: dict[str, Any], expected: Reasoning | None) -> None:
+    assert ask(reasoning=fields).reasoning == expected
+
+
 def test_reasoning_that_nobody_can_read_is_left_out() -> None:
     items = [{"role": "user", "content": "x"}, {"type": "reasoning", "summary": [], "encrypted_content": "gAAAA"}]
 

@@ -25,7 +25,7 @@ from tests.support.clients import sdk_clients, seed_clients
 from tests.support.clients.sdk_clients import ClientAnswer, ResponseFailed
 from tests.support.clients.seed_clients import SeedError
 from tests.support.upstreams.wire_answers import ERRORS, STREAMS, WHOLES, AnswerSpec
-from workers.attempt.call import Prepared, prepare_request
+from workers.attempt.prepare import Prepared, prepare_request
 from workers.providers import WIRES
 from workers.providers.base import Deployment, UpstreamRequest
 from workers.transcode.pumps import Pump

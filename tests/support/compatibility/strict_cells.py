@@ -18,7 +18,7 @@ from common.config.groups.models import ProviderSettings
 from common.config.settings import Settings
 from tests.support.compatibility.cells import INFO, PIXEL
 from tests.support.upstreams.strict import refusal
-from workers.attempt.call import prepare_request
+from workers.attempt.prepare import prepare_request
 from workers.providers import WIRES
 from workers.upstream.deployments import deployments
 

@@ -89,7 +89,7 @@ def test_an_effort_becomes_a_budget_within_the_models_limits() -> None:
 def test_a_hint_goes_only_to_models_that_are_known_to_take_an_effort() -> None:
     hint = Reasoning(effort="high", effort_is_hint=True)
 
-    assert reasoning_words(hint, UNKNOWN) == ReasoningWords(is_on=True, dropped=("reasoning",))
+    assert reasoning_words(hint, UNKNOWN) == ReasoningWords(is_on=True, is_shown=True, dropped=("reasoning",))
     assert reasoning_words(hint, ModelFacts(efforts=("low", "high"))).effort == "high"
     assert reasoning_words(hint, ModelFacts(reasoning="never")).dropped == ("reasoning",)
 

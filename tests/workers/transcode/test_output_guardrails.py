@@ -34,7 +34,7 @@ from common.config.settings import Settings
 from common.dialects import DIALECTS
 from common.dialects.base import ReplyInfo
 from common.guardrails.custom import SEPARATOR, Action, Check, CustomGuardrails, Verdict
-from workers.attempt.call import prepare_request
+from workers.attempt.prepare import prepare_request
 from workers.metrics import Metrics
 from workers.providers import WIRES
 from workers.providers.base import Deployment

@@ -7,8 +7,6 @@ temperature. Problems of form are corrected here. What would change the meaning 
 import re
 from typing import Any
 
-import orjson
-
 from common.canonical.generation import (
     CacheMark,
     DocumentPart,
@@ -41,10 +39,11 @@ _ONLY_JSON = "Answer with one valid JSON object and nothing else: no words befor
 _TOOL_CHOICE = {"auto": "auto", "required": "any", "none": "none"}
 _TITLE_CHARS_MAX = 500
 _CACHE_MARKS_MAX = 4  # Anthropic's own limit for one request.
+_THOUGHTS = ("thinking", "redacted_thinking")
 _NOT_IN_IDS = re.compile(r"[^a-zA-Z0-9_-]")
 
 
-def build_body(request: GenerationRequest, model: str, facts: ModelFacts) -> tuple[bytes, list[str]]:
+def build_body(request: GenerationRequest, model: str, facts: ModelFacts) -> tuple[dict[str, Any], list[str]]:
     """Return the body of a streaming request, and the names of the harmless fields that are dropped.
 
     Raises:
@@ -70,7 +69,9 @@ def build_body(request: GenerationRequest, model: str, facts: ModelFacts) -> tup
     words = reasoning_words(request.reasoning, facts, has_efforts=False)
     _add_thinking(body, words, request, facts)
     _add_sampling(body, request, facts)
-    return orjson.dumps(body), _left_out(body, request, words)
+    if facts.reasoning_is_bound:
+        _unbind_thoughts(body)
+    return body, _left_out(body, request, words)
 
 
 def _left_out(body: dict[str, Any], request: GenerationRequest, words: ReasoningWords) -> list[str]:
@@ -296,13 +297,31 @@ def _add_thinking(body: dict[str, Any], words: ReasoningWords, request: Generati
         body["thinking"] = {"type": words.thinking}
     elif words.is_on and facts.reasoning_on == "adaptive":
         body["thinking"] = {"type": "adaptive"}
-        if facts.reasoning_is_hidden:
+        if facts.reasoning_is_hidden and words.is_shown:
             # Source: https://platform.claude.com/docs/en/build-with-claude/thinking (display)
             body["thinking"]["display"] = "summarized"
     elif budget_tokens := _budget_tokens(words, request, body["messages"]):
         body["thinking"] = {"type": "enabled", "budget_tokens": budget_tokens}
         if request.max_output_tokens is None:
             body["max_tokens"] = budget_tokens + _MAX_TOKENS
+
+
+def _unbind_thoughts(body: dict[str, Any]) -> None:
+    """Let the vendor drop earlier thoughts before which something has changed, instead of refusing the request.
+
+    Clients of other dialects do not know this rule: they change their tools and their instructions within a conversation.
+    Without thinking the setting is not possible, so the thoughts are left out.
+
+    Source: https://platform.claude.com/docs/en/build-with-claude/preserved-thinking/prefix-checks
+    """
+    if not any(block["type"] in _THOUGHTS for turn in body["messages"] for block in turn["content"]):
+        return
+    if body.get("thinking", {}).get("type", "adaptive") == "adaptive":
+        body.setdefault("thinking", {"type": "adaptive"})["block_binding"] = {"prefix_mismatch_behavior": "drop_block"}
+        return
+    for turn in body["messages"]:
+        turn["content"] = [block for block in turn["content"] if block["type"] not in _THOUGHTS]
+    body["messages"] = [turn for turn in body["messages"] if turn["content"]]
 
 
 def _budget_tokens(words: ReasoningWords, request: GenerationRequest, turns: list[dict[str, Any]]) -> int:
@@ -319,7 +338,7 @@ def _calls_came_without_thinking(turns: list[dict[str, Any]]) -> bool:
     """Whether the current turn began without thinking (some clients do not keep it). Then it must continue without."""
     last: list[dict[str, Any]] = next((turn["content"] for turn in reversed(turns) if turn["role"] == "assistant"), [])
     types = [block["type"] for block in last]
-    return "tool_use" in types and types[0] not in ("thinking", "redacted_thinking")
+    return "tool_use" in types and types[0] not in _THOUGHTS
 
 
 def _add_sampling(body: dict[str, Any], request: GenerationRequest, facts: ModelFacts) -> None:

@@ -38,6 +38,7 @@ from workers.providers.shared.loose_json import dict_of, list_of, read_json, tex
 from workers.providers.shared.plain_shape import PlainShape
 
 _VERSION = "2023-06-01"
+_BINDING_BETA = "thinking-binding-controls-2026-08-01"
 # Source: https://platform.claude.com/docs/en/build-with-claude/pdf-support
 _CARRIES = Carries(
     kinds=frozenset({"image", "pdf", "text"}),
@@ -63,7 +64,9 @@ class Anthropic:
         request, left_out = fit_request(request, deployment.facts, _CARRIES)
         body, dropped = build_body(request, deployment.model, deployment.facts)
         dropped += left_out
-        return UpstreamRequest(_url(deployment), _headers(deployment, {}), body, dropped)
+        # A field of a beta version needs its name in a header.
+        betas = {"anthropic-beta": _BINDING_BETA} if "block_binding" in body.get("thinking", {}) else {}
+        return UpstreamRequest(_url(deployment), _headers(deployment, betas), orjson.dumps(body), dropped)
 
     def pass_request(self, body: Mapping[str, Any], headers: Mapping[str, str], deployment: Deployment) -> UpstreamRequest:
         return UpstreamRequest(_url(deployment), _headers(deployment, headers), orjson.dumps(_passed(body, deployment)))

@@ -247,8 +247,8 @@ def _is_since_3(model: str) -> bool:
 
 
 def _thinking(words: ReasoningWords) -> dict[str, Any]:
-    """Return the thinking settings: a budget for 2.5, a level since 3. A client that asks for reasoning sees it."""
-    config: dict[str, Any] = {"includeThoughts": True} if words.is_on else {}
+    """Return the thinking settings: a budget for 2.5, a level since 3."""
+    config: dict[str, Any] = {"includeThoughts": True} if words.is_shown else {}
     if words.budget_tokens is not None:
         config["thinkingBudget"] = words.budget_tokens
     elif words.effort is not None:

@@ -36,16 +36,23 @@ from workers.providers.shared.wishes import drop_sampling
 # whose signatures do not have it. OpenAI would refuse those, so they are dropped.
 REASONING_MARK = "openai-responses:"
 
+SUMMARY_FIELD = "reasoning.summary"
 _OUTPUT_TOKENS_MIN = 16  # OpenAI refuses less, and some clients send 1 as a test.
 
 
 def build_body(
-    request: GenerationRequest, model: str, facts: ModelFacts = UNKNOWN, *, in_background: bool = False
+    request: GenerationRequest,
+    model: str,
+    facts: ModelFacts = UNKNOWN,
+    *,
+    in_background: bool = False,
+    refuses_summaries: bool = False,
 ) -> tuple[bytes, list[str]]:
     """Return the body of a streaming request, and the names of the harmless fields that are dropped.
 
-    We do not ask for summaries of reasoning: OpenAI refuses that for organisations that it has not verified.
-
+    Args:
+        refuses_summaries: This account may not ask for summaries of reasoning: OpenAI refuses them to organisations that it
+            has not verified.
     Raises:
         GatewayError: INVALID_REQUEST that names what the Responses API cannot express.
     """
@@ -67,12 +74,19 @@ def build_body(
         "user": openai_fields.end_user(request.end_user),
         "prompt_cache_key": request.prompt_cache_key,
     }
+    words = reasoning_words(request.reasoning, facts)
+    dropped = [name for name in left_out if getattr(request, name) is not None] + [*words.dropped]
+    if words.is_shown and facts.reasoning_is_hidden:
+        if refuses_summaries:
+            dropped.append(SUMMARY_FIELD)
+        else:
+            fields["reasoning"] = {**fields.get("reasoning", {}), "summary": "auto"}
     # A model that cannot reason refuses this option.
-    if "reasoning" in fields or any(item.get("type") == "reasoning" for item in fields["input"]):
+    has_thoughts = any(item.get("type") == "reasoning" for item in fields["input"])
+    will_reason = facts.reasoning is not None and reasons(request.reasoning, facts)
+    if "reasoning" in fields or has_thoughts or will_reason:
         fields["include"] = ["reasoning.encrypted_content"]
     body = {name: value for name, value in fields.items() if value is not None}
-    dropped = [name for name in left_out if getattr(request, name) is not None]
-    dropped += reasoning_words(request.reasoning, facts).dropped
     dropped += drop_sampling(body, facts, is_reasoning=reasons(request.reasoning, facts))
     return orjson.dumps(body), dropped
 

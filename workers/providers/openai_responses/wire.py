@@ -76,7 +76,13 @@ class OpenAiResponses:
 
     def build_request(self, request: GenerationRequest, deployment: Deployment) -> UpstreamRequest:
         request, left_out = fit_request(request, deployment.facts, find_quirks(deployment).carries_in_responses)
-        body, dropped = build_body(request, deployment.model, deployment.facts, in_background=deployment.in_background)
+        body, dropped = build_body(
+            request,
+            deployment.model,
+            deployment.facts,
+            in_background=deployment.in_background,
+            refuses_summaries=deployment.refuses_summaries,
+        )
         dropped += left_out
         return UpstreamRequest(_url(deployment), _headers(deployment, {}), body, dropped)
 

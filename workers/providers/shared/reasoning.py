@@ -21,12 +21,14 @@ _NAME = "reasoning"  # The name under which the client is told.
 
 @dataclass(frozen=True, slots=True)
 class ReasoningWords:
-    """``is_on``: whether the client wants reasoning, and the model can. ``thinking``: the type of an object ``thinking``.
+    """``is_on``: whether the client wants reasoning, and the model can. ``is_shown``: whether it wants to see it, too.
 
+    ``thinking``: the type of an object ``thinking``.
     ``dropped``: the name of the field, if the model does not do what was requested.
     """
 
     is_on: bool = False
+    is_shown: bool = False
     effort: str | None = None
     budget_tokens: int | None = None
     thinking: Literal["enabled", "disabled", "between_tools"] | None = None
@@ -42,17 +44,18 @@ def reasoning_words(reasoning: Reasoning | None, facts: ModelFacts, *, has_effor
         return _NOTHING
     if not reasoning.enabled:
         return _off(facts)
-    if facts.reasoning == "never" or facts.reasoning_on == "none":
-        return ReasoningWords(is_on=facts.reasoning != "never", dropped=_named(_asks(reasoning)))
+    is_on = facts.reasoning != "never"
+    is_shown = is_on and reasoning.is_shown
+    if not is_on or facts.reasoning_on == "none":
+        return ReasoningWords(is_on, is_shown, dropped=_named(_asks(reasoning)))
     if facts.reasoning_on == "budget" or (facts.reasoning_on == "effort" and not has_efforts):
         budget_tokens = _budget_tokens(reasoning, facts)
-        return ReasoningWords(
-            is_on=True, budget_tokens=budget_tokens, dropped=_named(budget_tokens is None and _asks(reasoning))
-        )
+        is_dropped = budget_tokens is None and _asks(reasoning)
+        return ReasoningWords(is_on, is_shown, budget_tokens=budget_tokens, dropped=_named(is_dropped))
     effort = _effort(reasoning, facts)
     is_other = effort != reasoning.effort if reasoning.effort else effort is None and _asks(reasoning)
     thinking: Literal["enabled"] | None = "enabled" if facts.reasoning_on == "thinking" else None
-    return ReasoningWords(is_on=True, effort=effort, thinking=thinking, dropped=_named(is_other))
+    return ReasoningWords(is_on, is_shown, effort, thinking=thinking, dropped=_named(is_other))
 
 
 def reasons(reasoning: Reasoning | None, facts: ModelFacts) -> bool:

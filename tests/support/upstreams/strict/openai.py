@@ -278,6 +278,19 @@ def _responses_tools(call: Call) -> Complaint | None:
     return None
 
 
+def _summaries(call: Call) -> Complaint | None:
+    """https://developers.openai.com/api/docs/guides/reasoning#reasoning-summaries: only models that reason have them."""
+    summary = call.get("reasoning", "summary")
+    if summary is None:
+        return None
+    if not _reasons(call.model):
+        return _unsupported("reasoning.summary")
+    if summary not in ("auto", "concise", "detailed"):
+        words = f"Invalid value: '{summary}'. Supported values are: 'concise', 'detailed', and 'auto'."
+        return Complaint(words, "reasoning.summary", "invalid_value")
+    return None
+
+
 def _responses_format(call: Call) -> Complaint | None:
     """https://developers.openai.com/api/docs/guides/structured-outputs"""
     wanted = call.get("text", "format") or {}
@@ -364,6 +377,7 @@ def _sealed_reasoning(call: Call) -> Complaint | None:
 _RESPONSES_FIELDS = {*typing.get_type_hints(response_create_params.ResponseCreateParamsBase), "stream"}
 RESPONSES: tuple[Rule, ...] = (
     chat.known_fields(_RESPONSES_FIELDS, "Unknown parameter: '{name}'."),
+    _summaries,
     _effort_words,
     _sampling,
     _tokens,
