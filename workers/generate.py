@@ -17,7 +17,7 @@ import structlog
 
 from common.canonical.errors import ErrorKind, Failed, GatewayError, StoreUnavailable
 from common.canonical.job import Job, Policy
-from common.channel.base import Claim, Fenced, Stop, WriteStatus
+from common.channel.base import Claim, Fenced, Stop, WriteStatus, stop_failure
 from common.limits.charges import Settlement
 from common.metering.attempt_cost import unpack
 from common.queue.jobs import UNUSED, ClaimedJob
@@ -42,6 +42,10 @@ _POISON = Failed(
     ErrorKind.WORKER_LOST,
     f"{POISON_DEATHS} workers were lost on this request. Do not send it again as it is.",
     code="poison_job",
+)
+# Redis lost frames that we no longer have.
+_FRAMES_LOST = Failed(
+    ErrorKind.INTERNAL, "A part of the answer was lost in a failover. Send the request again.", code="frames_lost"
 )
 
 
@@ -88,7 +92,7 @@ async def run_generation(claimed: ClaimedJob, services: Services) -> Settlement:
             task.uncancel()
             if writer.lost:
                 return UNUSED
-            total.failed = _stopped(writer.stop)
+            total.failed = _FRAMES_LOST if writer.stop is Stop.NO else stop_failure(writer.stop)
         except Exception:
             log.exception("generation_broke", generation_id=claimed.generation_id)
             total.failed = Failed(ErrorKind.INTERNAL, "The gateway failed on this request. The cause is in its log.")
@@ -146,7 +150,7 @@ def _read_job(fenced: Fenced, generation_id: str) -> Job:
 
 def _refuse_what_cannot_run(claimed: ClaimedJob, fenced: Fenced) -> None:
     if fenced.answer.stop is not Stop.NO:
-        raise GatewayError.from_failed(_stopped(fenced.answer.stop))
+        raise GatewayError.from_failed(stop_failure(fenced.answer.stop))
     if fenced.empty_claims > POISON_DEATHS:
         raise GatewayError.from_failed(_POISON)
     if claimed.is_late:
@@ -169,18 +173,3 @@ async def _run(context: RunContext, fenced: Fenced) -> None:
             if not (job.stream and context.total.is_committed and error.failed.kind in LOSSES):
                 raise
             failure = error.failed
-
-
-def _stopped(stop: Stop) -> Failed:
-    """Return the failure for a stop flag, for clients that still read. No flag: Redis lost frames that we no longer have."""
-    match stop:
-        case Stop.CANCELLED:
-            return Failed(ErrorKind.CANCELLED, "The generation was stopped.", code="cancelled")
-        case Stop.LEFT:
-            return Failed(ErrorKind.CANCELLED, "The generation was stopped: its client left.", code="cancelled")
-        case Stop.NO:
-            return Failed(
-                ErrorKind.INTERNAL,
-                "A part of the answer was lost in a failover. Send the request again.",
-                code="frames_lost",
-            )

@@ -13,7 +13,7 @@ import structlog
 from api.relay.viewer import DIVERGED, LOG_LOST, Viewer
 from api.server.store_errors import answer_lost
 from common.canonical.errors import ErrorKind, Failed, GatewayError, StoreRefused, StoreUnavailable
-from common.channel.base import START, Channel, Cursor, Feed, FrameKind, Message, State, Stop
+from common.channel.base import START, Channel, Cursor, Feed, FrameKind, Message, State, Stop, stop_failure
 from common.config.settings import Settings
 from common.process.loop_lag import LoopLag, loop_lag
 from common.process.process import supervised
@@ -152,14 +152,14 @@ class Hub:
         await self._feed.unsubscribe(viewer.generation_id)
         if not viewer.has_ended:
             try:
-                await self._leave_channel(viewer.generation_id)
+                await self._leave_channel(viewer.generation_id, viewer.leave_reason)
             except StoreUnavailable:
                 log.warning("leave_not_said", generation_id=viewer.generation_id)  # The worker will notice that nobody listens.
 
-    async def _leave_channel(self, generation_id: str) -> None:
-        stop = await self._channel.leave(generation_id, self.replica)
+    async def _leave_channel(self, generation_id: str, reason: Stop) -> None:
+        stop = await self._channel.leave(generation_id, self.replica, reason)
         if stop is not Stop.NO:
-            await self.end_if_waiting(generation_id, Failed(ErrorKind.CANCELLED, "The client left.", code="cancelled"))
+            await self.end_if_waiting(generation_id, stop_failure(stop))
 
     async def end_if_waiting(self, generation_id: str, failed: Failed) -> bool:
         """End a generation that no worker has claimed; return whether that was so. A worker that has claimed one sees the stop

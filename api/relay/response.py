@@ -19,7 +19,7 @@ from api.relay.viewer import Viewer
 from api.server.http_errors import error_response, restarting
 from api.server.retry_after import retry_ms
 from common.canonical.errors import Failed
-from common.channel.base import Frame, FrameId, FrameKind, State
+from common.channel.base import Frame, FrameId, FrameKind, State, Stop
 from common.dialects.base import Dialect, OpenStream
 from common.records.end import unpack_failure
 from common.records.head import Head
@@ -92,6 +92,7 @@ class Relay(Response):
         """The process stops: end now if the client can resume elsewhere, or if the grace period ``is_over``."""
         if is_over or self.is_resumable:
             self._is_draining = True
+            self.viewer.leave_reason = Stop.API_ENDED
             self.viewer.poke()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -9,7 +9,7 @@ import asyncio
 import structlog
 
 from common.canonical.errors import ErrorKind, Failed, StoreUnavailable
-from common.channel.base import START, Channel, Cursor, Frame, FrameId, FrameKind, Message
+from common.channel.base import START, Channel, Cursor, Frame, FrameId, FrameKind, Message, Stop
 from common.sse import split_blocks
 
 log = structlog.get_logger()
@@ -32,6 +32,7 @@ class Viewer:
         self.generation_id = generation_id
         self.failed: Failed | None = None  # Why no more frames can come, if the log does not say so itself.
         self.has_ended = False
+        self.leave_reason = Stop.LEFT
         self.tail = after.frame.before() if after else START  # The last frame that was accepted.
         self._channel = channel
         self._after = after

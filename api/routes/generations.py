@@ -26,7 +26,7 @@ from api.services import ApiServices, answer_or_error
 from common.access.principal import Principal
 from common.canonical.errors import ErrorKind, Failed, GatewayError
 from common.canonical.job import Policy
-from common.channel.base import Cursor, Frame, FrameKind, State, WriteStatus, unknown_generation_error
+from common.channel.base import Cursor, Frame, FrameKind, State, Stop, WriteStatus, stop_failure, unknown_generation_error
 from common.channel.transcript import pages, read_answer_text
 from common.dialects import DIALECTS
 from common.dialects.base import Dialect
@@ -51,7 +51,7 @@ _STARTED = {**_RECORD, "required": [*_RECORD["required"], "events_url", "read_to
 _LISTED = object_of(PAGE_FIELDS, data=list_of(_RECORD), has_more={"type": "boolean"})
 _STOPPED_SCHEMA = object_of(["id", "object", "status", "stopped"], id=TEXT, status=TEXT, stopped={"type": "boolean"})
 _PAGING = [limit_parameter(), after_parameter(pattern="^gen_[0-9a-f]{32}$")]
-_STOPPED = Failed(ErrorKind.CANCELLED, "The generation was stopped.", code="cancelled")
+_STOPPED = stop_failure(Stop.CANCELLED)
 
 
 def router(services: ApiServices) -> APIRouter:

@@ -29,11 +29,12 @@ local function flag(key)
   if string.sub(pos, -1) ~= '!' then redis.call('HSET', key, 'pos', pos .. ' !') end
 end
 
--- Returns the effective stop flag. It is stored as '', 'cancelled', or 'left:<ms>': effective from that moment on.
-local function stop_now(stop)
+-- Returns the effective stop flag. It is stored as '', 'cancelled', or 'left:<ms>': effective from that moment on. The field
+-- `absence` says what it is then: 'left' or 'api_ended'.
+local function stop_now(stop, absence)
   if not stop or stop == '' then return 'no' end
   if stop == 'cancelled' then return stop end
-  if tonumber(string.sub(stop, 6)) <= now_ms() then return 'left' end
+  if tonumber(string.sub(stop, 6)) <= now_ms() then return absence or 'left' end
   return 'no'
 end
 

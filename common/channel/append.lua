@@ -21,8 +21,8 @@ end
 if not pos then return answer('gone') end
 local epoch, _, last = split(pos)
 local own_epoch = split(ARGV[1] .. ARGV[2])
-local s = redis.call('HMGET', KEYS[1], 'ended', 'stop')
-local stop = stop_now(s[2])
+local s = redis.call('HMGET', KEYS[1], 'ended', 'stop', 'absence')
+local stop = stop_now(s[2], s[3])
 local previous, i = ARGV[2], 3
 local is_owner = string.sub(pos, 1, #ARGV[1]) == ARGV[1]
 if is_owner then  -- Skip frames that the log has: this is a resend after a lost answer.

@@ -114,6 +114,7 @@ class Stop(StrEnum):
     NO = "no"
     CANCELLED = "cancelled"  # A client stopped the generation.
     LEFT = "left"  # The last viewer left, and the grace time of the policy is over.
+    API_ENDED = "api_ended"  # The same, but it did not leave: its API process stopped or died.
 
 
 class WriteResult(NamedTuple):
@@ -240,8 +241,11 @@ class Channel(Protocol):
         """Return the states of generations without entering. Where ``enter`` would refuse one, its error is in its place."""
         ...
 
-    async def leave(self, generation_id: str, replica: str) -> Stop:
-        """Remove a replica. If it was the last, set the stop flag as the policy says. Returns the flag's present state."""
+    async def leave(self, generation_id: str, replica: str, reason: Stop = Stop.LEFT) -> Stop:
+        """Remove a replica. If it was the last, set the stop flag as the policy says. Returns the flag's present state.
+
+        ``reason``: what the flag says then, LEFT or API_ENDED.
+        """
         ...
 
     async def stop(self, generation_id: str) -> WriteStatus:
@@ -277,6 +281,18 @@ class Feed(Protocol):
     def on_resubscribed(self, callback: "Callable[[], None]") -> None:
         """Call ``callback`` after each reconnection. Messages may have been lost, so every log must be read again."""
         ...
+
+
+_STOPPED = {
+    Stop.CANCELLED: "The generation was stopped.",
+    Stop.LEFT: "The generation was stopped: its client left.",
+    Stop.API_ENDED: "The generation was stopped: the gateway process that served its client ended.",
+}
+
+
+def stop_failure(stop: Stop) -> Failed:
+    """Return what a generation ends with that a stop flag stopped."""
+    return Failed(ErrorKind.CANCELLED, _STOPPED[stop], code="cancelled")
 
 
 def unknown_generation_error(generation_id: str) -> GatewayError:

@@ -6,8 +6,8 @@
 local pos = redis.call('HGET', KEYS[1], 'pos')
 if not pos then return {answer('gone'), 0, 0, false, false} end
 local epoch, token, last = split(pos)
-local s = redis.call('HMGET', KEYS[1], 'ended', 'stop', 'barren', 'head', 'expiry_ms', 'note', 'large')
-local stop = stop_now(s[2])
+local s = redis.call('HMGET', KEYS[1], 'ended', 'stop', 'barren', 'head', 'expiry_ms', 'note', 'large', 'absence')
+local stop = stop_now(s[2], s[8])
 if s[1] == '1' then return {answer('ended', last, stop), 0, 0, false, false} end
 local is_resend = epoch == tonumber(ARGV[1]) and token == ARGV[2]
 if not is_resend and epoch >= tonumber(ARGV[1]) then return {answer('fenced', last, stop), 0, 0, false, false} end

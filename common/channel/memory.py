@@ -42,6 +42,7 @@ class _Log:
     has_ended: bool = False
     is_cancelled: bool = False
     left_due_s: float | None = None
+    absence: Stop = Stop.LEFT
     dies_at_s: float | None = None
 
     @property
@@ -185,7 +186,7 @@ class MemoryChannel:
             job_class=o.job_class,
         )
 
-    async def leave(self, generation_id: str, replica: str) -> Stop:
+    async def leave(self, generation_id: str, replica: str, reason: Stop = Stop.LEFT) -> Stop:
         log = self._log(generation_id)
         if log is None:
             return Stop.NO
@@ -194,7 +195,7 @@ class MemoryChannel:
             return Stop.NO
         if log.left_due_s is None and log.opening.policy is not Policy.DETACH:
             grace_s = log.opening.grace_s if log.opening.policy is Policy.GRACE else 0
-            log.left_due_s = self._clock() + grace_s
+            log.left_due_s, log.absence = self._clock() + grace_s, reason
         return self._stop(log)
 
     async def stop(self, generation_id: str) -> WriteStatus:
@@ -252,7 +253,7 @@ class MemoryChannel:
         if log.is_cancelled:
             return Stop.CANCELLED
         if log.left_due_s is not None and log.left_due_s <= self._clock():
-            return Stop.LEFT
+            return log.absence
         return Stop.NO
 
     def _answer(self, log: _Log, status: WriteStatus) -> WriteResult:

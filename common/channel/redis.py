@@ -146,9 +146,9 @@ class RedisChannel:
             for generation_id, answer in zip(generation_ids, answers, strict=True)
         ]
 
-    async def leave(self, generation_id: str, replica: str) -> Stop:
+    async def leave(self, generation_id: str, replica: str, reason: Stop = Stop.LEFT) -> Stop:
         names = [keyspace.state(generation_id), keyspace.viewers(generation_id)]
-        return Stop((await self._scripts.run("leave", names, [replica])).decode())
+        return Stop((await self._scripts.run("leave", names, [replica, reason])).decode())
 
     async def stop(self, generation_id: str) -> WriteStatus:
         return WriteStatus((await self._scripts.run("stop", [keyspace.state(generation_id)], [])).decode())

@@ -326,6 +326,29 @@ async def test_the_last_viewer_that_leaves_sets_the_stop_flag(channel):
     assert (await channel.heartbeat([FIRST]))[0].stop is Stop.LEFT
 
 
+async def test_the_stop_flag_says_whether_the_client_left_or_its_api_ended(channel):
+    await begun(channel)
+    await channel.enter(G, "r2", "me")
+
+    assert await channel.leave(G, "r1", Stop.LEFT) is Stop.NO
+    assert await channel.leave(G, "r2", Stop.API_ENDED) is Stop.API_ENDED
+    assert await channel.leave(G, "r2", Stop.LEFT) is Stop.API_ENDED  # Said again: the first is what stopped it.
+    assert (await append(channel, FIRST, FrameId(1, 1), data(FIRST, 2))).stop is Stop.API_ENDED
+    assert (await channel.heartbeat([FIRST]))[0].stop is Stop.API_ENDED
+    assert (await channel.fence(SECOND, is_handover=False)).answer.stop is Stop.API_ENDED
+
+
+async def test_a_client_that_came_back_and_left_is_no_api_that_ended(channel):
+    await begun(channel, policy=Policy.GRACE, grace_s=0.05)
+    await channel.leave(G, "r1", Stop.API_ENDED)
+    await channel.enter(G, "r2", "me")
+
+    await channel.leave(G, "r2", Stop.LEFT)
+    await asyncio.sleep(0.06)
+
+    assert (await channel.heartbeat([FIRST]))[0].stop is Stop.LEFT
+
+
 async def test_with_grace_the_flag_is_dated_and_coming_back_clears_it(channel):
     await begun(channel, policy=Policy.GRACE, grace_s=0.05)
 

@@ -314,6 +314,18 @@ async def test_a_stopped_generation_is_ended_before_its_upstream_is_called(setup
     assert (await setup.stats())["requests"] == 0
 
 
+@pytest.mark.parametrize(
+    ("reason", "cause"), [(Stop.LEFT, "its client left"), (Stop.API_ENDED, "the gateway process that served its client ended")]
+)
+async def test_the_end_of_a_generation_that_nobody_reads_says_why(setup, reason, cause):
+    await setup.open("demo-n5")
+    await setup.channel.leave(G, "r", reason)
+
+    await setup.run()
+
+    assert (await setup.end())["error"]["message"] == f"The generation was stopped: {cause}."
+
+
 async def test_a_stop_flag_closes_a_running_upstream(setup):
     await setup.open("demo-n5000-d5")
     running_job = asyncio.create_task(setup.run())

@@ -288,7 +288,7 @@ class Writer:
         # While our own Redis connection was down, we could not see listeners. That time does not count.
         unwatched_s = min(now - self._unwatched_since, self._publisher.healthy_s())
         if unwatched_s >= self._publisher.vanished_viewers_s + self._absence_s:
-            self._set_stop(Stop.LEFT)
+            self._set_stop(Stop.API_ENDED)
 
     def _set_stop(self, stop: Stop) -> None:
         if self.stop is Stop.NO and not self.lost:

@@ -146,7 +146,24 @@ async def test_a_job_whose_last_viewer_left_never_runs(setup):
 
     assert await setup.queue.statuses([G]) == [JobStatus.GONE]
     (end,) = await setup.channel.read(G, FrameId(0, 0), 10)
-    assert orjson.loads(end.data)["error"]["kind"] == "cancelled"
+    error = orjson.loads(end.data)["error"]
+    assert (error["kind"], error["message"]) == ("cancelled", "The generation was stopped: its client left.")
+
+
+@pytest.mark.parametrize("is_running", [False, True])
+async def test_an_api_that_stops_is_not_a_client_that_left(setup, is_running):
+    viewer = await setup.open()
+    if is_running:
+        await setup.claim()
+    viewer.leave_reason = Stop.API_ENDED
+
+    await setup.hub.leave(viewer)
+
+    if is_running:
+        assert (await setup.channel.heartbeat([CLAIM]))[0].stop is Stop.API_ENDED
+    else:
+        (end,) = await setup.channel.read(G, FrameId(0, 0), 10)
+        assert orjson.loads(end.data)["error"]["message"].endswith("the gateway process that served its client ended.")
 
 
 async def test_a_running_generation_hears_that_its_last_viewer_left(setup):

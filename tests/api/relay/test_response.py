@@ -14,7 +14,7 @@ from common.canonical.events import Completed, Finished, FinishReason, Started, 
 from common.canonical.generation import GenerationRequest, Role, TextPart
 from common.canonical.generation import Message as Turn
 from common.canonical.job import Policy
-from common.channel.base import START, Append, Claim, Cursor, Frame, FrameId, FrameKind, Message, Opening, State
+from common.channel.base import START, Append, Claim, Cursor, Frame, FrameId, FrameKind, Message, Opening, State, Stop
 from common.channel.memory import MemoryChannel
 from common.dialects import DIALECTS
 from common.dialects.base import ReplyInfo
@@ -364,9 +364,11 @@ async def test_who_cannot_resume_has_the_grace_to_the_end_of_it():
     await response.settled()
     assert client.pieces[-1] == b"data: b\n\n"
 
+    assert response.viewer.leave_reason is Stop.LEFT
     response.relay.drain(is_over=True)
     await response.over()
     assert b"restarting" in client.pieces[-1]
+    assert response.viewer.leave_reason is Stop.API_ENDED
 
 
 @pytest.mark.parametrize(("has_ids", "remedy"), [(True, f"GET /v1/generations/{G}"), (False, "Send the request again")])

@@ -241,7 +241,7 @@ class Deaf(Channel):
         return [answer._replace(listeners=0) for answer in await super().heartbeat(claims, notes)]
 
 
-@pytest.mark.parametrize(("policy", "stop"), [(Policy.STOP, Stop.LEFT), (Policy.DETACH, Stop.NO)])
+@pytest.mark.parametrize(("policy", "stop"), [(Policy.STOP, Stop.API_ENDED), (Policy.DETACH, Stop.NO)])
 async def test_viewers_that_vanished_without_a_word_count_as_gone(setup, policy, stop):
     setup.channel.__class__ = Deaf
     setup.writer.watch_listeners(policy, 0)

@@ -323,8 +323,8 @@ def test_a_complete_answer_ignores_a_stop(lab):
     assert lab.signals == 0
 
 
-@pytest.mark.parametrize(("seconds", "stop"), [(14.9, Stop.NO), (15, Stop.LEFT)])
-def test_nobody_listening_for_long_is_a_leave(lab, seconds, stop):
+@pytest.mark.parametrize(("seconds", "stop"), [(14.9, Stop.NO), (15, Stop.API_ENDED)])
+def test_nobody_listening_for_long_means_that_the_api_has_ended(lab, seconds, stop):
     lab.writer.watch_listeners(Policy.STOP, 0)
     lab.settle(listeners=0)
     lab.settle(listeners=0, at=NOW + 1)
@@ -341,7 +341,7 @@ def test_with_grace_it_takes_that_much_longer(lab):
     assert lab.writer.stop is Stop.NO
 
     lab.settle(listeners=0, at=NOW + 25)
-    assert lab.writer.stop is Stop.LEFT
+    assert lab.writer.stop is Stop.API_ENDED
 
 
 @pytest.mark.parametrize("stop", [Stop.NO, Stop.CANCELLED])
