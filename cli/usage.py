@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from common.canonical.wording import counted
 from common.ledger.usage_report import GROUPS, LINES_MAX, SINCE_DEFAULT, TOKENS, Report, UsageQuestion, moment_ms
 
 if TYPE_CHECKING:
@@ -131,9 +132,11 @@ def as_table(report: Report) -> str:
         for row in rows
     ]
     if unpriced := sum(line["unpriced_requests"] for line in lines):
-        text_lines.append(f"The price of {unpriced} generations is not known: set SLUICE_PRICES. Their cost counts as nothing.")
+        text_lines.append(
+            f"The price of {counted(unpriced, 'generations')} is not known, and counts as nothing: set SLUICE_PRICES."
+        )
     if report.has_more:
-        text_lines.append(f"There are more than these {len(lines)} lines: raise --limit, or choose a shorter time.")
+        text_lines.append("There are more lines than shown: raise --limit, or choose a shorter time.")
     return "\n".join(text_lines) + "\n"
 
 

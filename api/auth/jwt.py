@@ -20,6 +20,7 @@ from jwt.algorithms import AllowedPublicKeys
 
 from common.access.principal import ALL, Principal
 from common.canonical.errors import ErrorKind, GatewayError
+from common.canonical.wording import try_again
 from common.config.proxies import Proxy, proxy_for
 from common.config.settings import Settings
 from common.process.redaction import shown_url
@@ -87,7 +88,7 @@ class KeySet:
         if self._keys is None:
             raise GatewayError(
                 ErrorKind.OVERLOADED,
-                f"The gateway cannot check tokens now: it could not fetch their keys. Try again in {RETRY_AFTER_S} s.",
+                f"The gateway cannot check tokens now: it could not fetch their keys. {try_again(RETRY_AFTER_S)}",
                 code="token_keys_unavailable",
                 retry_after_s=RETRY_AFTER_S,
             )

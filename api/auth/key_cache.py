@@ -16,6 +16,7 @@ import structlog
 from common.access.key_records import DeletedKey, KeyRecord, KeyRecords, principal_id
 from common.access.principal import ALL, Principal
 from common.canonical.errors import ErrorKind, GatewayError, StoreUnavailable
+from common.canonical.wording import try_again
 from common.config.groups.access import AccessSettings
 from common.config.groups.limits import LimitSettings
 from common.config.settings import Settings
@@ -178,7 +179,7 @@ def _principal(record: KeyRecord, settings: LimitSettings) -> Principal:
 def _unavailable() -> GatewayError:
     return GatewayError(
         ErrorKind.OVERLOADED,
-        f"The gateway cannot check your key now: its key store is not available. Try again in {RETRY_AFTER_S} seconds.",
+        f"The gateway cannot check your key now: its key store is not available. {try_again(RETRY_AFTER_S)}",
         code="keys_unavailable",
         retry_after_s=RETRY_AFTER_S,
     )

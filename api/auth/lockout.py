@@ -12,10 +12,11 @@ from collections.abc import Callable
 from typing import Any
 
 from common.canonical.errors import ErrorKind, GatewayError
+from common.canonical.wording import try_again
 
 WINDOW_S = 60.0
 ADDRESSES_MAX = 10_000
-_BLOCKED = "Too many requests with credentials that are not valid came from your address. Try again in {:.0f} seconds."
+_BLOCKED = "Too many requests with credentials that are not valid came from your address."
 
 
 class Lockout:
@@ -55,9 +56,8 @@ class Lockout:
 
 
 def locked_out(remaining_s: float) -> GatewayError:
-    return GatewayError(
-        ErrorKind.RATE_LIMITED, _BLOCKED.format(remaining_s), code="too_many_refused_credentials", retry_after_s=remaining_s
-    )
+    message = f"{_BLOCKED} {try_again(remaining_s)}"
+    return GatewayError(ErrorKind.RATE_LIMITED, message, code="too_many_refused_credentials", retry_after_s=remaining_s)
 
 
 def _bound(entries: "OrderedDict[Any, Any]", entries_max: int) -> None:

@@ -16,6 +16,7 @@ import structlog
 from api.metrics import ApiMetrics
 from common.access.principal import GuardrailPolicy, Principal
 from common.canonical.errors import ErrorKind, GatewayError
+from common.canonical.wording import try_again
 from common.config.guardrail_policy import GuardrailPolicies
 from common.config.model_routes import Target
 from common.config.settings import Settings
@@ -159,7 +160,7 @@ def _skip_search(review: _Review, chars: int) -> None:
 def _unavailable() -> GatewayError:
     return GatewayError(
         ErrorKind.OVERLOADED,
-        f"The gateway could not have this prompt checked. Try again in {RETRY_AFTER_S} seconds.",
+        f"The gateway could not have this prompt checked. {try_again(RETRY_AFTER_S)}",
         code="guardrail_unavailable",
         retry_after_s=RETRY_AFTER_S,
     )

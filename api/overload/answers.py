@@ -11,17 +11,19 @@ from itertools import count
 from api.server.answer_headers import security_headers
 from api.server.http_errors import dialect_at
 from common.canonical.errors import ErrorKind, Failed
+from common.canonical.wording import try_again
 from common.dialects import DIALECTS
 from common.dialects.base import Dialect
 
 CODE = "overloaded"
 _ID, _SECONDS = b"req_00000000", b"86399"  # Placeholders for what differs between responses.
+_WAIT = try_again(int(_SECONDS)).encode()
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:-]{1,128}")
 _REASONS = {503: b"Service Unavailable", 529: b"Overloaded"}
 
 
 def overloaded(retry_after_s: int) -> Failed:
-    message = f"The gateway has more requests than it can serve now. Try again in {retry_after_s} s."
+    message = f"The gateway has more requests than it can serve now. {try_again(retry_after_s)}"
     return Failed(ErrorKind.OVERLOADED, message, code=CODE, retry_after_s=retry_after_s)
 
 
@@ -48,7 +50,7 @@ class RefusalResponses:
             if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
                 request_id = value
         request_id = request_id or b"req_%s%x" % (self._prefix, next(self._numbers))
-        content = body.replace(_ID, request_id).replace(_SECONDS, seconds)
+        content = body.replace(_ID, request_id).replace(_WAIT, try_again(retry_after_s).encode()).replace(_SECONDS, seconds)
         extra = b"connection: close\r\n" if is_last else b""
         if origin:
             extra += b"vary: Origin\r\naccess-control-allow-origin: %s\r\naccess-control-expose-headers: %s\r\n" % (

@@ -23,6 +23,7 @@ from common.access.key_records import KeyRecord
 from common.access.key_text import is_id
 from common.access.principal import Access, check_number
 from common.canonical.errors import ErrorKind, GatewayError
+from common.canonical.wording import try_again
 from common.dialects.shared.reading import invalid
 
 TIMEOUT_S = 10.0  # For the database and Redis together.
@@ -173,7 +174,7 @@ class _Admin:
         except RowRefused as error:
             raise GatewayError(ErrorKind.INVALID_REQUEST, "The database cannot store these values.", code="invalid") from error
         except (DatabaseUnavailable, TimeoutError, Busy) as error:
-            message = f"The database does not answer. Try again in {RETRY_AFTER_S} seconds."
+            message = f"The database does not answer. {try_again(RETRY_AFTER_S)}"
             raise GatewayError(
                 ErrorKind.OVERLOADED, message, code="database_unavailable", retry_after_s=RETRY_AFTER_S
             ) from error

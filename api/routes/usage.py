@@ -16,6 +16,7 @@ from api.routes.paging import limit_in, limit_parameter
 from api.server.http_errors import PLAIN, json_response
 from api.services import ApiServices, answer_or_error
 from common.canonical.errors import ErrorKind, GatewayError
+from common.canonical.wording import try_again
 from common.database.errors import DatabaseUnavailable
 from common.database.lazy import LazyDatabase
 from common.ledger.usage_report import SINCE_DEFAULT, UsageQuestion, moment_ms
@@ -128,7 +129,7 @@ async def report(question: UsageQuestion, database: LazyDatabase) -> dict[str, o
         log.warning("database_away", error=str(error))
         raise GatewayError(
             ErrorKind.OVERLOADED,
-            f"The gateway cannot report usage now: its database does not answer. Try again in {RETRY_AFTER_AWAY_S} seconds.",
+            f"The gateway cannot report usage now: its database does not answer. {try_again(RETRY_AFTER_AWAY_S)}",
             code="database_unavailable",
             retry_after_s=RETRY_AFTER_AWAY_S,
         ) from error

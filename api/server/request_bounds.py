@@ -14,6 +14,7 @@ from typing import Any
 from api.server.connection import Connection
 from api.server.http_errors import restarting
 from common.canonical.errors import ErrorKind, Failed
+from common.canonical.wording import counted
 from common.config.groups.server import ServerSettings
 from common.config.settings import KIB
 
@@ -141,7 +142,6 @@ _TOO_LARGE = Failed(
 
 
 def _too_slow(within_s: float) -> Failed:
-    message = (
-        f"The request was not complete within {within_s:g} seconds plus one second per {BODY_RATE_MIN} bytes. Send it again."
-    )
+    limit = f"{counted(within_s, 'seconds')} plus one second per {BODY_RATE_MIN} bytes"
+    message = f"The request was not complete within {limit}. Send it again."
     return Failed(ErrorKind.INVALID_REQUEST, message, status=408, code="request_timeout")

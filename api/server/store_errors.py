@@ -6,6 +6,7 @@ import math
 
 from api.server.retry_after import retry_after_s
 from common.canonical.errors import ErrorKind, Failed, GatewayError
+from common.canonical.wording import try_again
 from common.process.loop_lag import loop_lag
 from common.redis.errors import NoConnectionFree, is_refusal
 from common.redis.pulse import Pulse
@@ -35,7 +36,7 @@ def _later(reason: str, code: str) -> GatewayError:
     wait_s = math.ceil(retry_after_s())
     return GatewayError(
         ErrorKind.OVERLOADED,
-        f"{reason} Try again in {wait_s} second{'s' if wait_s > 1 else ''}.",
+        f"{reason} {try_again(wait_s)}",
         code=code,
         retry_after_s=wait_s,
     )

@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 from common.access.principal import Budget, Limits
 from common.canonical.errors import ErrorKind, GatewayError
 from common.canonical.money import NANO_USD
+from common.canonical.wording import counted, try_again
 from common.redis import keyspace
 
 Scope = Literal["key", "tenant", "end_user", "address", "provider"]
@@ -176,16 +177,14 @@ class LimitReached(GatewayError):
 
 def limit_error(window: Window, wait_ms: int, statuses: Sequence[LimitStatus]) -> LimitReached:
     wait_s = wait_ms / 1000
-    message = (
-        f"The limit of {window.limit} {window.kind} per {window.window_s:g} seconds of {_SCOPE_NAMES[window.scope]} is reached."
-        f" Try again in {wait_s:.1f} seconds."
-    )
+    limit = f"{counted(window.limit, window.kind)} per {counted(window.window_s, 'seconds')}"
+    message = f"The limit of {limit} of {_SCOPE_NAMES[window.scope]} is reached. {try_again(wait_s)}"
     return LimitReached(message, f"{window.kind}_limit", wait_s, limit_headers(statuses))
 
 
 def concurrency_error(slot: Slot) -> LimitReached:
     message = (
-        f"{_SCOPE_NAMES[slot.scope].capitalize()} already has {slot.limit} generations at a time, its limit. "
+        f"{_SCOPE_NAMES[slot.scope].capitalize()} already has {counted(slot.limit, 'generations')} at a time, its limit. "
         "Wait until one of them has ended."
     )
     return LimitReached(message, "concurrency_limit", RETRY_AFTER_BUSY_S, {})
@@ -210,7 +209,7 @@ def spending_unknown_error() -> GatewayError:
     return GatewayError(
         ErrorKind.OVERLOADED,
         "The gateway does not know yet how much of your budget is spent: its counters were lost and are being restored "
-        f"from the ledger. Try again in {RETRY_AFTER_UNKNOWN_S} seconds.",
+        f"from the ledger. {try_again(RETRY_AFTER_UNKNOWN_S)}",
         code="budget_unknown",
         retry_after_s=RETRY_AFTER_UNKNOWN_S,
     )

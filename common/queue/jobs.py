@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import structlog
 
 from common.canonical.errors import ErrorKind, GatewayError, StoreUnavailable
+from common.canonical.wording import try_again
 from common.config.settings import Settings
 from common.limits.charges import (
     NO_CHARGES,
@@ -327,7 +328,7 @@ def _refusal_error(verdict: str, results: list[int], charges: Charges) -> Except
 def _queue_full_error(reason: str, code: str) -> GatewayError:
     return GatewayError(
         ErrorKind.OVERLOADED,
-        f"{reason} Try again in {RETRY_AFTER_FULL_S} seconds.",
+        f"{reason} {try_again(RETRY_AFTER_FULL_S)}",
         code=code,
         retry_after_s=RETRY_AFTER_FULL_S,
     )

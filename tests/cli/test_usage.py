@@ -86,7 +86,7 @@ def test_a_table_is_aligned_and_says_what_is_not_in_it():
     assert second.split()[:3] == ["–", "–", "1,200"]
     assert first.index("0.0015") + len("0.0015") == heading.index("cost USD") + len("cost USD")
     assert "The price of 2 generations is not known" in notes[0]
-    assert "more than these 2 lines" in notes[1]
+    assert "There are more lines than shown" in notes[1]
 
 
 def test_no_name_steers_the_terminal():

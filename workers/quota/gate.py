@@ -6,7 +6,6 @@ After a refusal the route's next key is used at once, or the generation waits: `
 """
 
 import asyncio
-import math
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -20,6 +19,7 @@ from common.canonical.errors import ErrorKind, Failed, GatewayError, StoreUnavai
 from common.canonical.events import Usage
 from common.canonical.generation import GenerationRequest
 from common.canonical.job import Job
+from common.canonical.wording import try_again
 from common.config.settings import Settings
 from common.dialects import DIALECTS
 from common.limits.shared_lua import WINDOW
@@ -54,7 +54,7 @@ class Refused(GatewayError):
     def as_final_failure(self, soonest_s: float) -> Failed:
         """Return the failure for the client, if no deployment of its route is free before ``soonest_s``."""
         self.failed.retry_after_s = soonest_s
-        self.failed.message += f" Try again in {math.ceil(soonest_s)} s."
+        self.failed.message += f" {try_again(soonest_s)}"
         return self.failed
 
 

@@ -11,6 +11,7 @@ import structlog
 
 from common.canonical.errors import ErrorKind, Failed, GatewayError
 from common.canonical.events import Completed, Event, Finished, FinishReason, ReasoningDelta, ReasoningSigned, Started
+from common.canonical.wording import try_again
 from common.guardrails.custom import SEPARATOR, Action, Check, CustomGuardrails, GuardrailUnavailable, Verdict, join_texts
 from common.guardrails.table import Mode
 from workers.transcode.answer_texts import TEXTS, TextKey, key_of, text_event, text_of
@@ -60,7 +61,7 @@ class CustomGuard:
         except GuardrailUnavailable as error:
             raise GatewayError(
                 ErrorKind.OVERLOADED,
-                f"The gateway's guardrail could not check this answer. Try again in {RETRY_AFTER_S} seconds.",
+                f"The gateway's guardrail could not check this answer. {try_again(RETRY_AFTER_S)}",
                 code="guardrail_unavailable",
                 retry_after_s=RETRY_AFTER_S,
             ) from error

@@ -86,6 +86,15 @@ async def test_a_refusal_has_the_shape_of_its_dialect(path: str):
     assert gate.count("sluice_shed_total", reason="starting") == 1
 
 
+@pytest.mark.parametrize("seconds", [1, 2, 86399])
+def test_a_refusal_says_when_to_come_back(seconds: int):
+    response = RefusalResponses().refusal(
+        "/v1/chat/completions", [(b"x-request-id", b"mine")], seconds, origin=b"", is_last=True
+    )
+
+    assert response.endswith(DIALECTS["openai-chat"].error_body(overloaded(seconds), "mine"))
+
+
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/health", "/metrics", "/v1/models", "/v1/generations/gen_1"])
 async def test_who_reads_is_never_refused(path: str):
     async with serving(gate=Shut()) as server:
