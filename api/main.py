@@ -199,9 +199,8 @@ async def _plain_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path = request.url.path
     intended = intended_path(path) if error.status_code == 404 and _methods_at(request, intended_path(path)) else None
-    # Starlette names only the methods of the first route with this path.
-    headers = {"allow": ", ".join(_methods_at(request, path))} if error.status_code == 405 else None
-    return not_served(request.scope, error.status_code, headers, intended)
+    methods = _methods_at(request, path) if error.status_code == 405 else []  # Starlette names only those of the first route.
+    return not_served(request.scope, methods, intended)
 
 
 def _methods_at(request: Request, path: str) -> list[str]:

@@ -6,6 +6,7 @@ response.
 
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
@@ -73,14 +74,17 @@ def error_response(dialect: Dialect, failed: Failed, request_id: str, headers: d
     return Response(body, dialect.status(failed), extra, media_type="application/json")
 
 
-def not_served(scope: Scope, status: int = 404, headers: dict[str, str] | None = None, intended: str | None = None) -> Response:
-    """Return the response if no route serves a path, or not with this method. ``intended`` is the path that the client would
-    call with the right base URL.
+def not_served(scope: Scope, methods: Sequence[str] = (), intended: str | None = None) -> Response:
+    """Return the response if no route serves a path, or only with other ``methods``. ``intended`` is the path that the client
+    would call with the right base URL.
     """
     path = scope["raw_path"].decode("latin-1")  # Undecoded, so it contains no line break.
+    allowed = ", ".join(methods)
     advice = f"It is at {intended[:200]}. {base_url_hint(intended)}." if intended else "See GET /openapi.json for what is."
+    advice = f"This path takes {allowed}. {advice}" if methods else advice
     message = f"{scope['method']} {path[:200]} is not served here. {advice}"
-    failed = Failed(ErrorKind.NOT_FOUND, message, status=status, code="unknown_path")
+    failed = Failed(ErrorKind.NOT_FOUND, message, status=405 if methods else 404, code="unknown_path")
+    headers = {"allow": allowed} if methods else None
     return error_response(dialect_at(intended or scope["path"]), failed, scope["state"]["request_id"], headers)
 
 

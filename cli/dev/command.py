@@ -159,7 +159,7 @@ def _run(
             return 0 if sample.result() else 1
     else:
         print_line("! No worker: every request waits for one, and gets 504. Leave out --workers 0 to get answers.")
-    _welcome(settings, address, key)
+    _welcome(settings, address, key, _database_url(redis))
     watch(processes, redis, reload=reload, until=lambda: False)
     return 0
 
@@ -189,7 +189,7 @@ def make_processes(
     prices = {f"demo/{name}": DEMO_PRICE for name in MODEL_NAMES["demo"]} | settings.prices
     env = {
         "SLUICE_REDIS_URL": redis.url,
-        "SLUICE_DATABASE_URL": f"sqlite:///{redis.folder}/sluice.db",
+        "SLUICE_DATABASE_URL": _database_url(redis),
         "SLUICE_API_DRAIN_S": str(DRAIN_S),
         "SLUICE_WORKER_DRAIN_S": str(DRAIN_S),
         "SLUICE_SECRET": settings.secret.get_secret_value() if settings.secret else secrets.token_hex(32),
@@ -212,6 +212,10 @@ def make_processes(
         make("the API", ["api", *api_options], waits, listener.fileno()),
         *(make(f"worker {n + 1}", ["worker", "--host", "127.0.0.1", "--port", "0"], lost) for n in range(workers)),
     ]
+
+
+def _database_url(redis: EmbeddedRedis) -> str:
+    return f"sqlite:///{redis.folder}/sluice.db"
 
 
 def _await_ready(processes: list[DevProcess], address: str) -> None:
@@ -274,7 +278,7 @@ def _events(response: httpx.Response) -> Iterator[str]:
             yield read_block(block)[1].decode()
 
 
-def _welcome(settings: Settings, address: str, key: str) -> None:
+def _welcome(settings: Settings, address: str, key: str, database_url: str) -> None:
     body = '{"model":"demo","stream":true,"messages":[{"role":"user","content":"Hello"}]}'
     print_line(f"Playground:  {address}/#key={key}")
     print_line("Try it:")
@@ -286,6 +290,7 @@ def _welcome(settings: Settings, address: str, key: str) -> None:
     else:
         print_line("For a real provider, set its key (OPENAI_API_KEY or ANTHROPIC_API_KEY) and start again.")
     print_line("Keys: set SLUICE_ADMIN_KEYS and use /admin/keys (docs/access.md); `sluice keys` needs a Redis of your own.")
+    print_line(f"Usage: SLUICE_DATABASE_URL={database_url} sluice usage")
     print_line("Ctrl-C stops everything.\n")
 
 

@@ -40,13 +40,13 @@ _DOLLARS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 def check_number(value: Any) -> Any:
     """Refuse everything that is not a JSON number: pydantic would also accept true and "5"."""
     if isinstance(value, bool | str):
-        raise ValueError("must be a number")  # noqa: TRY004 - pydantic's way to refuse a value.
+        raise ValueError("it must be a number")  # noqa: TRY004 - pydantic's way to refuse a value.
     return value
 
 
 def _as_dollars(value: Any) -> Any:
     if isinstance(value, bool) or (isinstance(value, str) and not _DOLLARS.fullmatch(value)):
-        raise ValueError('must be a number of dollars, such as 0.25 or "0.25"')
+        raise ValueError('it must be a number of dollars, such as 0.25 or "0.25"')
     return value
 
 

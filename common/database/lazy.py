@@ -55,5 +55,8 @@ def _open(url: str, must_exist: bool) -> "AsyncEngine":
 
     engine = open_database(url)
     if must_exist and is_sqlite(engine) and not (file := Path(engine.url.database or "")).exists():
-        raise DatabaseUnavailable(f"there is no file {file}; a worker creates it when it starts, or run `sluice migrate`")
+        raise DatabaseUnavailable(
+            f"there is no file {file}; a worker creates it when it starts, or run `sluice migrate` (`sluice dev` has a private "
+            "database, and prints its URL)"
+        )
     return engine

@@ -171,7 +171,10 @@ class Pulse:
         was_refused, self.is_refused = self.is_refused, is_refusal(error)
         self.problem = error_text(error) if self.is_refused else f"{type(error).__name__}: {error}"
         if self.is_up or is_first or was_refused != self.is_refused:
-            log.warning("redis_refuses" if self.is_refused else "redis_away", error=self.problem)
+            if self.is_refused:
+                log.warning("redis_refuses", error=self.problem, mend="`sluice doctor` says what Redis must accept")
+            else:
+                log.warning("redis_away", error=self.problem, mend="start Redis, or correct SLUICE_REDIS_URL")
         if self.is_up or is_first:
             self.is_up = False
             await self._leave()

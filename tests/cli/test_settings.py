@@ -92,7 +92,7 @@ def test_a_file_that_a_variable_names_is_told_by_the_variable_s_name(elsewhere: 
     short.write_text("short")
 
     assert told(OPENAI_API_KEY_FILE="/nowhere").startswith("OPENAI_API_KEY_FILE names a file that cannot be read: No such")
-    assert told(SLUICE_SECRET_FILE=str(short)).startswith("SLUICE_SECRET_FILE: is too short")
+    assert told(SLUICE_SECRET_FILE=str(short)).startswith("SLUICE_SECRET_FILE: it must have 32 bytes or more.")
     both = told(SLUICE_SECRET="x" * 32, SLUICE_SECRET_FILE=str(short))
     assert both == "SLUICE_SECRET and SLUICE_SECRET_FILE are both set: leave one of them out.\n"
 

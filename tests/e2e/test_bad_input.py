@@ -376,7 +376,7 @@ def test_a_valid_key_is_taken_from_either_header(shared: Fleet, dialect: str, he
 def test_another_method_is_not_allowed(shared: Fleet, dialect: str, method: str):
     response = shared.client.request(method, shared.url + PATH_OF[dialect], headers=headers_of())
 
-    _check_error(response, dialect, 405, PATH_OF[dialect])
+    _check_error(response, dialect, 405, f"{method} {PATH_OF[dialect]} is not served here. This path takes POST.")
     assert response.headers["allow"] == "POST"
 
 

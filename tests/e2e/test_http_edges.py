@@ -155,6 +155,7 @@ def test_a_method_that_a_path_does_not_have_is_told_those_that_it_has(api: Fleet
 
         assert answer.status == 405
         assert "POST" in answer.headers["allow"].split(", ")
+        assert f"This path takes {answer.headers['allow']}." in answer.body.decode()
         check_error(answer, path, "unknown_path")
 
 

@@ -69,7 +69,7 @@ class AccessSettings(BaseModel):
         if secret and len(secret.get_secret_value().encode()) < SECRET_BYTES_MIN:
             raise PydanticCustomError(
                 "secret_too_short",
-                f"is too short: it must have {SECRET_BYTES_MIN} bytes or more. Otherwise anybody with one key or token could "
+                f"it must have {SECRET_BYTES_MIN} bytes or more. Otherwise anybody with one key or token could "
                 "find it by trial. Make one with `openssl rand -hex 32`.",
             )
         return secret
@@ -78,7 +78,7 @@ class AccessSettings(BaseModel):
     @classmethod
     def _check_previous(cls, secret: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
         if secret and "secret" in info.data and info.data["secret"] is None:
-            raise PydanticCustomError("secret_missing", "needs SLUICE_SECRET, which signs everything new.")
+            raise PydanticCustomError("secret_missing", "it needs SLUICE_SECRET, which signs everything new.")
         return secret
 
     @property
