@@ -71,7 +71,7 @@ class DocumentPart:
 
 @dataclass(slots=True)
 class ReasoningPart:
-    """A reasoning block that the client sends back; see ``events.ReasoningBlock``."""
+    """A reasoning block that the client sends back; see ``reply.ReasoningBlock``."""
 
     text: str = ""
     signature: str | None = None

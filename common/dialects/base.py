@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from common.canonical.errors import Failed
-from common.canonical.events import Completed, Event, Finished, Reply, Usage
+from common.canonical.events import Completed, Event, Finished, Usage
 from common.canonical.generation import GenerationRequest
+from common.canonical.reply import Reply
 from common.metering.pricing import Cost
 
 

@@ -20,9 +20,9 @@ from common.canonical.events import (
     ToolCallDelta,
     ToolCallStarted,
     Usage,
-    fold,
 )
 from common.canonical.generation import GenerationRequest, Message, Role, TextPart
+from common.canonical.reply import fold
 from common.channel.answer_text import text_in_body, text_in_stream
 from common.dialects import DIALECTS
 from common.dialects.base import Dialect, ReplyInfo

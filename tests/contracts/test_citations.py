@@ -5,7 +5,8 @@ from typing import Any
 import orjson
 import pytest
 
-from common.canonical.events import Citation, Event, fold
+from common.canonical.events import Citation, Event
+from common.canonical.reply import fold
 from common.dialects import DIALECTS
 from common.dialects.base import ReplyInfo
 from workers.providers import WIRES

@@ -20,16 +20,14 @@ from common.canonical.events import (
     ReasoningDelta,
     ReasoningSigned,
     RedactedReasoning,
-    RefusalBlock,
     RefusalDelta,
     Started,
-    TextBlock,
     TextDelta,
     ToolCallDelta,
     ToolCallStarted,
     Usage,
-    fold,
 )
+from common.canonical.reply import RefusalBlock, TextBlock, fold
 from common.dialects import DIALECTS
 from common.dialects.base import Dialect, OpenStream, ReplyInfo
 from common.sse import last_block, split_blocks

@@ -17,7 +17,8 @@ from openai.types.responses import ResponseStreamEvent
 from pydantic import TypeAdapter
 
 from common.canonical.errors import ErrorKind, Failed
-from common.canonical.events import Choice, Event, fold
+from common.canonical.events import Event
+from common.canonical.reply import Choice, fold
 from common.dialects import DIALECTS
 from common.dialects.base import Dialect, OpenStream
 from common.sse import SseCutter

@@ -20,8 +20,8 @@ from common.canonical.events import (
     ToolCallDelta,
     ToolCallStarted,
     Usage,
-    fold,
 )
+from common.canonical.reply import fold
 from common.dialects import DIALECTS
 from common.dialects.base import Dialect, Progress
 from common.sse import split_blocks

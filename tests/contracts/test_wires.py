@@ -22,7 +22,6 @@ from common.canonical.events import (
     TextDelta,
     ToolCallDelta,
     ToolCallStarted,
-    fold,
 )
 from common.canonical.generation import (
     DocumentPart,
@@ -34,6 +33,7 @@ from common.canonical.generation import (
     ToolCallPart,
     ToolResultPart,
 )
+from common.canonical.reply import fold
 from common.dialects import DIALECTS
 from common.dialects.base import ReplyInfo
 from common.sse import SseCutter

@@ -6,7 +6,7 @@ choices. Otherwise only the text is read.
 
 from typing import Any
 
-from common.canonical.events import Choice, ReasoningBlock, RefusalBlock, TextBlock, fold
+from common.canonical.reply import Choice, ReasoningBlock, RefusalBlock, TextBlock, fold
 from common.channel.transcript import Transcript
 from common.sse import split_blocks
 from workers.providers import WIRES

@@ -12,17 +12,9 @@ import math
 from typing import Protocol
 
 from common.canonical.errors import Failed
-from common.canonical.events import (
-    OUTPUT,
-    Completed,
-    Event,
-    Finished,
-    FinishReason,
-    ReplyBuilder,
-    Started,
-    Usage,
-)
+from common.canonical.events import OUTPUT, Completed, Event, Finished, FinishReason, Started, Usage
 from common.canonical.generation import GenerationRequest
+from common.canonical.reply import ReplyBuilder
 from common.dialects.base import Dialect, ReplyInfo
 from common.metering.token_estimate import estimate_event_tokens, estimate_tokens, fill_usage, output_bytes, tokens_in_bytes
 from workers.providers.base import Decoder, FamilyWire

@@ -14,24 +14,19 @@ import orjson
 
 from common.canonical.errors import ErrorKind, Failed
 from common.canonical.events import (
-    Choice,
     Citation,
     Completed,
     Event,
     Finished,
     FinishReason,
-    RefusalBlock,
     RefusalDelta,
-    Reply,
-    ReplyBuilder,
-    TextBlock,
     TextDelta,
-    ToolCall,
     ToolCallDelta,
     ToolCallStarted,
     Usage,
 )
 from common.canonical.generation import GenerationRequest
+from common.canonical.reply import Choice, RefusalBlock, Reply, ReplyBuilder, TextBlock, ToolCall
 from common.dialects.agentary import request as agentary_request
 from common.dialects.base import EndedEncoder, OpenStream, Progress, ReplyInfo
 from common.dialects.shared.openai_words import DONE_EVENT, FINISH_WORD, parse_finish_reason

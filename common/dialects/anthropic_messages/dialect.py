@@ -11,29 +11,23 @@ import orjson
 
 from common.canonical.errors import ErrorKind, Failed
 from common.canonical.events import (
-    Block,
-    Choice,
     Citation,
     Completed,
     Event,
     Finished,
     FinishReason,
-    ReasoningBlock,
     ReasoningDelta,
     ReasoningSigned,
     RedactedReasoning,
-    RefusalBlock,
     RefusalDelta,
-    Reply,
     Started,
-    TextBlock,
     TextDelta,
-    ToolCall,
     ToolCallDelta,
     ToolCallStarted,
     Usage,
 )
 from common.canonical.generation import GenerationRequest
+from common.canonical.reply import Block, Choice, ReasoningBlock, RefusalBlock, Reply, TextBlock, ToolCall
 from common.dialects.anthropic_messages import request as anthropic_messages_request
 from common.dialects.anthropic_messages.progress import SentAnswer, read_sent_answer
 from common.dialects.base import EndedEncoder, OpenStream, Progress, ReplyInfo

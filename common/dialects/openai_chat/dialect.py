@@ -11,7 +11,6 @@ import orjson
 
 from common.canonical.errors import Failed
 from common.canonical.events import (
-    Choice,
     Citation,
     Completed,
     Event,
@@ -19,7 +18,6 @@ from common.canonical.events import (
     FinishReason,
     ReasoningDelta,
     RefusalDelta,
-    Reply,
     Started,
     TextDelta,
     ToolCallDelta,
@@ -27,6 +25,7 @@ from common.canonical.events import (
     Usage,
 )
 from common.canonical.generation import GenerationRequest
+from common.canonical.reply import Choice, Reply
 from common.dialects.base import EndedEncoder, OpenStream, Progress, ReplyInfo
 from common.dialects.openai_chat import request as openai_chat_request
 from common.dialects.openai_chat.progress import read_sent_answer

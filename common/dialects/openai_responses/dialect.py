@@ -11,8 +11,9 @@ from typing import Any
 import orjson
 
 from common.canonical.errors import Failed
-from common.canonical.events import Choice, Finished, FinishReason, Reply, TextBlock
+from common.canonical.events import Finished, FinishReason
 from common.canonical.generation import GenerationRequest
+from common.canonical.reply import Choice, Reply, TextBlock
 from common.dialects.base import EndedEncoder, OpenStream, Progress, ReplyInfo
 from common.dialects.openai_responses import request as openai_responses_request
 from common.dialects.openai_responses.encoder import ItemEncoder, failed_event

@@ -24,11 +24,11 @@ from common.canonical.events import (
     RefusalDelta,
     Started,
     TextDelta,
-    ToolCall,
     ToolCallDelta,
     ToolCallStarted,
     Usage,
 )
+from common.canonical.reply import ToolCall
 from common.dialects.base import ReplyInfo
 from common.dialects.openai_responses.progress import SentAnswer
 from common.dialects.openai_responses.response_object import (

@@ -12,7 +12,8 @@ from typing import Any
 import orjson
 
 from common.canonical.errors import ErrorKind, Failed
-from common.canonical.events import Citation, Finished, ReasoningBlock, RefusalBlock, TextBlock, ToolCall, Usage
+from common.canonical.events import Citation, Finished, Usage
+from common.canonical.reply import ReasoningBlock, RefusalBlock, TextBlock, ToolCall
 from common.dialects.openai_responses.ids import response_id
 from common.dialects.openai_responses.wrapped_reasoning import wrap
 from common.dialects.shared.openai_citations import citation_fields

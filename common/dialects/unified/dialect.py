@@ -13,24 +13,19 @@ import orjson
 
 from common.canonical.errors import ErrorKind, Failed
 from common.canonical.events import (
-    Choice,
     Citation,
     Completed,
     Event,
     Finished,
     FinishReason,
-    RefusalBlock,
     RefusalDelta,
-    Reply,
-    ReplyBuilder,
-    TextBlock,
     TextDelta,
-    ToolCall,
     ToolCallDelta,
     ToolCallStarted,
     Usage,
 )
 from common.canonical.generation import GenerationRequest
+from common.canonical.reply import Choice, RefusalBlock, Reply, ReplyBuilder, TextBlock, ToolCall
 from common.dialects.base import EndedEncoder, OpenStream, Progress, ReplyInfo
 from common.dialects.shared.openai_words import FINISH_WORD, parse_finish_reason
 from common.dialects.shared.sent_events import count_in, dict_in, parse_events, text_in

@@ -8,7 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from common.canonical.events import Choice, Completed, Failed, FinishReason, Reply, fold
+from common.canonical.events import Completed, Failed, FinishReason
+from common.canonical.reply import Choice, Reply, fold
 from demo_provider.script import answer, reasoning_words
 from demo_provider.server import running
 from tests.support.upstreams.recordings import blocks_of, data_of

@@ -2,8 +2,9 @@
 
 import tracemalloc
 
-from common.canonical.events import ReasoningDelta, RefusalDelta, ReplyBuilder, TextDelta, ToolCallDelta, ToolCallStarted, fold
+from common.canonical.events import ReasoningDelta, RefusalDelta, TextDelta, ToolCallDelta, ToolCallStarted
 from common.canonical.growing_text import GrowingText
+from common.canonical.reply import ReplyBuilder, fold
 
 PIECES = 400_000  # Copied anew with each piece, texts of this length would take minutes.
 

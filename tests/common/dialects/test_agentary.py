@@ -19,7 +19,6 @@ from common.canonical.events import (
     ToolCallDelta,
     ToolCallStarted,
     Usage,
-    fold,
 )
 from common.canonical.generation import (
     GenerationRequest,
@@ -32,6 +31,7 @@ from common.canonical.generation import (
     ToolChoice,
     ToolResultPart,
 )
+from common.canonical.reply import fold
 from common.dialects.agentary.dialect import AGENTARY
 from common.dialects.base import OpenStream, ReplyInfo
 from tests.support.clients.seed_clients import as_agentary_js

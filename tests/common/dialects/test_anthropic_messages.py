@@ -20,11 +20,11 @@ from common.canonical.events import (
     ToolCallDelta,
     ToolCallStarted,
     Usage,
-    fold,
 )
 from common.canonical.generation import (
     GenerationRequest,
 )
+from common.canonical.reply import fold
 from common.dialects.anthropic_messages.dialect import ANTHROPIC_MESSAGES
 from common.dialects.base import OpenStream, ReplyInfo
 from tests.support.upstreams.recordings import data_of

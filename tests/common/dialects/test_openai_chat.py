@@ -19,7 +19,6 @@ from common.canonical.events import (
     ToolCallDelta,
     ToolCallStarted,
     Usage,
-    fold,
 )
 from common.canonical.generation import (
     DocumentPart,
@@ -37,6 +36,7 @@ from common.canonical.generation import (
     ToolChoice,
     ToolResultPart,
 )
+from common.canonical.reply import fold
 from common.dialects.base import OpenStream, ReplyInfo
 from common.dialects.openai_chat.dialect import OPENAI_CHAT
 from tests.support.upstreams.recordings import data_of

@@ -22,8 +22,8 @@ from common.canonical.events import (
     ToolCallDelta,
     ToolCallStarted,
     Usage,
-    fold,
 )
+from common.canonical.reply import fold
 from common.dialects.base import OpenStream, ReplyInfo
 from common.dialects.openai_responses.dialect import OPENAI_RESPONSES
 from tests.support.upstreams.recordings import Recording, blocks_of, data_of, parameters

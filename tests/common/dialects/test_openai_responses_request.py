@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.canonical.errors import ErrorKind, GatewayError
-from common.canonical.events import ReasoningBlock, ToolCall
 from common.canonical.generation import (
     DocumentPart,
     GenerationRequest,
@@ -25,6 +24,7 @@ from common.canonical.generation import (
     ToolChoice,
     ToolResultPart,
 )
+from common.canonical.reply import ReasoningBlock, ToolCall
 from common.dialects.openai_responses.request import parse
 from common.dialects.openai_responses.response_object import Items, ResponseInfo, generation_of_item, unfinished_response
 from common.dialects.openai_responses.tools import custom_tools, flat_name, namespaces

@@ -19,9 +19,9 @@ from common.canonical.events import (
     ToolCallDelta,
     ToolCallStarted,
     Usage,
-    fold,
 )
 from common.canonical.generation import GenerationRequest, Message, ResponseFormat, Role, TextPart, Tool, ToolChoice
+from common.canonical.reply import fold
 from common.dialects.base import OpenStream, ReplyInfo
 from common.dialects.unified.dialect import UNIFIED
 from common.dialects.unified.request import check

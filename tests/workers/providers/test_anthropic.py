@@ -6,7 +6,7 @@ import orjson
 import pytest
 
 from common.canonical.errors import ErrorKind, Failed, GatewayError
-from common.canonical.events import Completed, Event, FinishReason, ReasoningBlock, Reply, Started, ToolCall, Usage, fold
+from common.canonical.events import Completed, Event, FinishReason, Started, Usage
 from common.canonical.generation import (
     GenerationRequest,
     Message,
@@ -19,6 +19,7 @@ from common.canonical.generation import (
     ToolChoice,
     ToolResultPart,
 )
+from common.canonical.reply import ReasoningBlock, Reply, ToolCall, fold
 from common.dialects import DIALECTS
 from common.vendors.models import MODELS
 from tests.support.upstreams.recordings import OWN, Recording, blocks_of, data_of, parameters

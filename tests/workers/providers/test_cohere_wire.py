@@ -12,15 +12,13 @@ from common.canonical.events import (
     Finished,
     FinishReason,
     ReasoningDelta,
-    Reply,
     Started,
     TextDelta,
-    ToolCall,
     ToolCallDelta,
     ToolCallStarted,
     Usage,
-    fold,
 )
+from common.canonical.reply import Reply, ToolCall, fold
 from tests.support.upstreams.recordings import OWN, blocks_of
 from workers.providers.cohere.wire import COHERE
 

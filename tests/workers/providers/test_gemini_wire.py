@@ -10,22 +10,17 @@ from hypothesis import strategies as st
 
 from common.canonical.errors import ErrorKind, Failed
 from common.canonical.events import (
-    Choice,
     Completed,
     Event,
     Finished,
     FinishReason,
-    ReasoningBlock,
     ReasoningSigned,
-    Reply,
     Started,
-    TextBlock,
     TextDelta,
-    ToolCall,
     ToolCallStarted,
     Usage,
-    fold,
 )
+from common.canonical.reply import Choice, ReasoningBlock, Reply, TextBlock, ToolCall, fold
 from common.sse import SseCutter
 from tests.support.upstreams.recordings import OWN, Recording, data_of, parameters
 from workers.providers.gemini import arguments as gemini_arguments

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from common.canonical.events import Event, FinishReason, Reply, fold
+from common.canonical.events import Event, FinishReason
+from common.canonical.reply import Reply, fold
 from tests.workers.providers.test_openai_chat_wire import chunk, decode, reply_of
 
 A, B = '{"path":"a}{\\""}', '{"path":"b"}'

@@ -6,7 +6,8 @@ import orjson
 import pytest
 
 from common.canonical.errors import ErrorKind, Failed
-from common.canonical.events import Completed, Event, Finished, FinishReason, Reply, TextDelta, ToolCallStarted, Usage, fold
+from common.canonical.events import Completed, Event, Finished, FinishReason, TextDelta, ToolCallStarted, Usage
+from common.canonical.reply import Reply, fold
 from common.dialects.base import ReplyInfo
 from tests.support.upstreams.recordings import OWN, Recording, blocks_of, data_of, parameters
 from workers.providers.openai_chat.wire import OPENAI_COMPATIBLE

@@ -4,22 +4,9 @@ import orjson
 import pytest
 
 from common.canonical.errors import ErrorKind, Failed
-from common.canonical.events import (
-    Completed,
-    Event,
-    Finished,
-    FinishReason,
-    ReasoningBlock,
-    ReasoningDelta,
-    RefusalBlock,
-    Started,
-    TextBlock,
-    TextDelta,
-    ToolCall,
-    Usage,
-    fold,
-)
+from common.canonical.events import Completed, Event, Finished, FinishReason, ReasoningDelta, Started, TextDelta, Usage
 from common.canonical.generation import GenerationRequest, Message, Role, TextPart
+from common.canonical.reply import ReasoningBlock, RefusalBlock, TextBlock, ToolCall, fold
 from common.dialects.base import ReplyInfo
 from tests.support.upstreams.recordings import OWN, Recording, blocks_of, data_of, parameters
 from workers.providers.base import Deployment

@@ -27,9 +27,9 @@ from common.canonical.events import (
     ToolCallDelta,
     ToolCallStarted,
     Usage,
-    fold,
 )
 from common.canonical.job import Job, Policy
+from common.canonical.reply import fold
 from common.config.settings import Settings
 from common.dialects import DIALECTS
 from common.dialects.base import ReplyInfo
