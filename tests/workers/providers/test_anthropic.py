@@ -140,6 +140,24 @@ def test_second_message_start_counts_nothing_twice() -> None:
     assert fold(events).usage == Usage(7, 9)
 
 
+def test_compactions_are_a_part_of_the_usage_and_attempts_before_a_fallback_are_not() -> None:
+    compaction = {"type": "compaction", "input_tokens": 180, "output_tokens": 35, "cache_read_input_tokens": 10}
+    iterations = [
+        compaction,
+        {"type": "message", "input_tokens": 23, "output_tokens": 5},
+        {"type": "fallback_message", "input_tokens": 9},
+    ]
+    answer = {
+        "content": [],
+        "stop_reason": "end_turn",
+        "usage": {"input_tokens": 23, "output_tokens": 5, "iterations": iterations},
+    }
+
+    events = ANTHROPIC.decoder().decode_whole(orjson.dumps(answer))
+
+    assert fold(events).usage == Usage(213, 40, cache_read_tokens=10)
+
+
 @pytest.mark.parametrize(
     ("type_", "kind", "status"),
     [

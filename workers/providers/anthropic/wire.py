@@ -219,18 +219,28 @@ class MessageDecoder(JsonDecoder):
         """Return the usage. Anthropic's input_tokens do not include its cache figures; ours do."""
         if not self._report.keys() & _COUNTS:
             return None
-        read, written = figures.count("cache_read_input_tokens"), figures.count("cache_creation_input_tokens")
-        return figures.usage(
-            figures.main("input_tokens") + read + written,
-            figures.main("output_tokens"),
+        # Compactions are billed, but no part of the other figures. Attempts that gave way to a fallback model are not billed.
+        # Source: https://platform.claude.com/docs/en/build-with-claude/compaction (usage)
+        iterations = map(dict_of, list_of(self._report.get("iterations")))
+        compactions = [Figures(fields) for fields in iterations if fields.get("type") == "compaction"]
+
+        def count(*path: str) -> int:
+            return sum(report.count(*path) for report in (figures, *compactions))
+
+        read, written = count("cache_read_input_tokens"), count("cache_creation_input_tokens")
+        usage = figures.usage(
+            figures.main("input_tokens") + sum(report.count("input_tokens") for report in compactions) + read + written,
+            figures.main("output_tokens") + sum(report.count("output_tokens") for report in compactions),
             cache_read_tokens=read,
             cache_write_tokens=written,
-            cache_write_1h_tokens=figures.count("cache_creation", "ephemeral_1h_input_tokens"),
+            cache_write_1h_tokens=count("cache_creation", "ephemeral_1h_input_tokens"),
             reasoning_tokens=figures.count("output_tokens_details", "thinking_tokens"),
             web_searches=figures.count("server_tool_use", "web_search_requests"),
             model=self._model,
             service_tier=_tier(self._report),
         )
+        figures.is_absurd |= any(report.is_absurd for report in compactions)
+        return usage
 
 
 def _citation(fields: dict[str, Any]) -> Iterator[Event]:
