@@ -26,12 +26,13 @@ from workers.metering.charging import charge_attempt, pack_with_current
 from workers.outcome import ActiveJob, BackgroundAnswer, CallResult, Total
 from workers.providers import WIRES
 from workers.providers.base import Deployment, Wire
+from workers.providers.shared.error_words import is_cut_answer
 from workers.providers.shared.errors import UNREADABLE, redact_secrets, set_retry_after
 from workers.providers.shared.loose_json import NestedTooDeeply, read_json
 from workers.publish.large_answers import LARGE_BYTES, answer_too_large
 from workers.publish.writer import FRAME_BYTES_MAX
 from workers.run_context import RunContext
-from workers.transcode.pumps import Pump
+from workers.transcode.pumps import Passing, PassingWhole, Pump
 from workers.upstream.errors import redirected
 from workers.upstream.http_client import ERROR_BODY_BYTES_MAX, UpstreamAnswer
 from workers.upstream.refused_summaries import refuses_summary
@@ -90,9 +91,16 @@ async def _call_once(context: RunContext, result: CallResult, prepare: Prepare |
             result.headers = reply_headers(request, answer, deployment)
             # After other calls have written a part of the answer, this call has only the rest, so it cannot be read again.
             result.upstream_id = "" if total.spent else answer.headers.get("x-generation-id", "")
-            if not 200 <= status < 300:
-                raise await _refusal(answer, wire, deployment)
-            await Transfer(context, result, answer, pump).run()
+            transfer = Transfer(context, result, answer, pump)
+            if 200 <= status < 300:
+                await transfer.run()
+            else:
+                body = b"" if 300 <= status < 400 else await answer.read_body(ERROR_BODY_BYTES_MAX)
+                failure = _refusal(answer, body, wire, deployment)
+                # A client of the same family knows these words, and gets them.
+                if isinstance(pump, Passing | PassingWhole) or not is_cut_answer(failure.failed.message):
+                    raise failure
+                await transfer.write_body(body)
             await pump.after_written()
     except GatewayError as error:
         redact_secrets(error.failed, deployment.secrets)
@@ -116,13 +124,11 @@ def _record_result(result: CallResult, pump: Pump) -> None:
         result.background_answer = None if is_over else BackgroundAnswer(pump.upstream_id, [result.deployment])
 
 
-async def _refusal(answer: UpstreamAnswer, wire: Wire, deployment: Deployment) -> GatewayError:
+def _refusal(answer: UpstreamAnswer, body: bytes, wire: Wire, deployment: Deployment) -> GatewayError:
     """Return the failure for an answer whose status is not a success."""
     if 300 <= answer.status < 400:
         return redirected(deployment.provider, answer.status, answer.headers.get("location", ""))
-    return GatewayError.from_failed(
-        wire.read_error(answer.status, answer.headers, await answer.read_body(ERROR_BODY_BYTES_MAX))
-    )
+    return GatewayError.from_failed(wire.read_error(answer.status, answer.headers, body))
 
 
 class Transfer:
@@ -204,12 +210,17 @@ class Transfer:
         _raise_if_failed(self._pump)
 
     async def copy_body(self) -> None:
-        pump, answer_bytes_max = self._pump, self._settings.answer_bytes_max
+        answer_bytes_max = self._settings.answer_bytes_max
 
         def make_room(size: int) -> Awaitable[None]:
             return self._writer.reserve_room(min(size, answer_bytes_max))  # The client's version may be smaller.
 
-        body = (await self._answer.read_body(self._settings.upstream_body_bytes_max, make_room)).removeprefix(BYTE_ORDER_MARK)
+        body = await self._answer.read_body(self._settings.upstream_body_bytes_max, make_room)
+        await self.write_body(body.removeprefix(BYTE_ORDER_MARK))
+
+    async def write_body(self, body: bytes) -> None:
+        """Write an answer that is one body."""
+        pump, answer_bytes_max = self._pump, self._settings.answer_bytes_max
         # A long body takes a while, so a thread does it, and other streams continue meanwhile.
         is_long = len(body) > pump.loop_bytes_max
         data = await asyncio.to_thread(pump.feed_whole, body) if is_long else pump.feed_whole(body)

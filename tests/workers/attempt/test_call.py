@@ -44,11 +44,14 @@ class Ending:
 
     def __init__(self) -> None:
         self.body, self.end, self.has_left = b"", "close", asyncio.Event()
+        self.status = b"200 OK"
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+        head = b"HTTP/1.1 %b\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n" % self.status
         writer.write(head + b"%x\r\n%b\r\n" % (len(self.body), self.body))
+        if self.end == "whole":
+            writer.write(b"0\r\n\r\n")
         await writer.drain()
         if self.end == "silence":
             await reader.read()  # Returns when the other side has closed.
@@ -91,6 +94,21 @@ async def test_an_answer_is_whole_behind_its_finish_in_every_dialect(setup, endi
     assert READERS[dialect](await setup.body()).text == "some words "
     async with asyncio.timeout(5):
         await ending.has_left.wait()  # The connection was closed.
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("dialect", READERS)
+async def test_a_refusal_that_only_names_the_limit_is_a_cut_answer_to_other_families(setup, ending, dialect, stream):  # noqa: F811
+    words = "Could not finish the message because max_tokens or model output limit was reached. Please try again."
+    ending.status, ending.end = b"400 Bad Request", "whole"
+    ending.body = orjson.dumps({"error": {"message": words, "type": "invalid_request_error"}})
+
+    ended = await ask(setup, dialect, stream=stream)
+
+    if dialect == "openai-chat":
+        assert (ended["error"]["status"], ended["error"]["message"]) == (400, words)
+    else:
+        assert (ended["error"], ended["finish_reason"]) == (None, "length")
 
 
 @pytest.mark.parametrize(("dialect", "stream"), [("openai-chat", True), ("agentary", True), ("agentary", False)])

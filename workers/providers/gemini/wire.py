@@ -125,6 +125,7 @@ class _Candidate:
     def __init__(self, index: int) -> None:
         self.index = index
         self.calls = 0
+        self.has_output = False
         self.arguments: ArgumentsSoFar | None = None  # Of the last call, while more pieces may come.
         self.is_thinking = False  # Whether its last part was a thought.
         self.reason: str | None = None
@@ -193,6 +194,8 @@ class ContentDecoder:
         for reason in reasons:
             if reason in _FAILURES:
                 return [self._fail(errors.unreadable_answer(f"the model ended it with {reason}"))]
+        if self._is_empty:
+            return [self._fail(errors.unreadable_answer("it is empty"))]
         try:
             last_events = [event for candidate in self._candidates.values() for event in self._close_call(candidate)]
         except ArgumentsError as error:
@@ -241,8 +244,16 @@ class ContentDecoder:
 
     def _update_is_whole(self) -> None:
         reasons = [candidate.reason for candidate in self._candidates.values()]
-        has_all = len(reasons) >= self._choices_due and not self._repeats_reasons
+        has_all = len(reasons) >= self._choices_due and not self._repeats_reasons and not self._is_empty
         self.is_whole = has_all and all(reason is not None and reason not in _FAILURES for reason in reasons)
+
+    @property
+    def _is_empty(self) -> bool:
+        """Whether there is nothing, although the model says that it is done. Asked again, it usually answers.
+
+        Source: https://github.com/BerriAI/litellm/issues/24442
+        """
+        return all(candidate.reason == "STOP" and not candidate.has_output for candidate in self._candidates.values())
 
     def _candidate(self, number: object) -> _Candidate:
         index = index_of(number, _CHOICES_MAX) or 0
@@ -253,6 +264,7 @@ class ContentDecoder:
         had_reason = candidate.reason is not None
         for part in list_of(dict_of(fields.get("content")).get("parts")):
             if isinstance(part, dict):
+                candidate.has_output |= any(value for name, value in part.items() if name != "thoughtSignature")
                 for event in self._read_part(part, candidate):
                     self._repeats_reasons = self._repeats_reasons or had_reason
                     yield event

@@ -35,6 +35,7 @@ from workers.providers.openai_chat.calls import ChoiceCalls
 from workers.providers.openai_chat.request import build_body
 from workers.providers.shared import errors
 from workers.providers.shared.citations import Citations
+from workers.providers.shared.error_words import is_cut_answer
 from workers.providers.shared.figures import Figures, index_of
 from workers.providers.shared.fitting import fit_request
 from workers.providers.shared.history import fit_passed
@@ -147,7 +148,11 @@ class ChunkDecoder(JsonDecoder):
 
     def _read_whole(self, answer: dict[str, Any]) -> list[Event]:
         if _is_error(answer):
-            return [self._fail(errors.error_in_stream(answer))]
+            failed = errors.error_in_stream(answer)
+            if not is_cut_answer(failed.message):
+                return [self._fail(failed)]
+            self._ended = self.is_whole = True
+            return [Started(), Finished(FinishReason.LENGTH), Completed()]
         if not list_of(answer.get("choices")):
             return [self._fail(errors.no_answer(answer))]
         for choice in list_of(answer.get("choices")):

@@ -50,6 +50,15 @@ _KIND_OF_WORDS = (
     ),
 )
 
+# OpenAI's chat completions refuse a limit that leaves no room for the answer behind its reasoning; every other API ends the
+# answer with a finish reason. Source: https://github.com/BerriAI/litellm/issues/35061
+_IS_CUT_ANSWER = re.compile(r"could not finish the message because max_tokens or model output limit was reached", re.IGNORECASE)
+
+
+def is_cut_answer(message: str) -> bool:
+    """Whether a refusal only says that the limit of tokens was reached, before there was any output."""
+    return bool(_IS_CUT_ANSWER.match(message))
+
 
 def find_kind(status: int, codes: Iterable[str | None], message: str) -> ErrorKind | None:
     """Return what a refusal means, if it is one of those that clients act on.
