@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Awaitable
 from contextlib import suppress
+from dataclasses import replace
 
 import structlog
 
@@ -29,6 +30,7 @@ from workers.providers.base import Deployment, Wire
 from workers.providers.shared.error_words import is_cut_answer
 from workers.providers.shared.errors import UNREADABLE, redact_secrets, set_retry_after
 from workers.providers.shared.loose_json import NestedTooDeeply, read_json
+from workers.providers.shared.refused_thoughts import refuses_thoughts
 from workers.publish.large_answers import LARGE_BYTES, answer_too_large
 from workers.publish.writer import FRAME_BYTES_MAX
 from workers.run_context import RunContext
@@ -48,26 +50,35 @@ READ_TO_END_S = 1.0  # A finished answer's last bytes follow at once. If we wait
 
 
 async def call(context: RunContext, result: CallResult, prepare: Prepare | None = None) -> None:
-    """Call a deployment and write its answer into the log: once, or again if it refused only a summary of the reasoning.
+    """Call a deployment and write its answer into the log: once, or again if it refused only something about the reasoning.
 
     Args:
         prepare: Builds the upstream request, where it is not simply the client's own request.
     Raises:
         GatewayError: the call failed. ``result.is_committed``: whether the client has seen a part of the answer.
     """
-    refused_summaries = context.services.refused_summaries
-    result.deployment = refused_summaries.apply(result.deployment)
-    try:
-        await _call_once(context, result, prepare)
-    except GatewayError as error:
-        deployment = result.deployment
-        is_passed = family_of(context.job, deployment) is not None  # The client itself asked for a summary, in its words.
-        if deployment.refuses_summaries or is_passed or not refuses_summary(error.failed):
-            raise
+    result.deployment = context.services.refused_summaries.apply(result.deployment)
+    while True:
+        try:
+            return await _call_once(context, result, prepare)
+        except GatewayError as error:
+            changed = None if result.is_committed else _without_refused(context, result.deployment, error.failed)
+            if changed is None:
+                raise
+            result.deployment = changed
+
+
+def _without_refused(context: RunContext, deployment: Deployment, failed: Failed) -> Deployment | None:
+    """Return the deployment that gets no more of what it has refused; None: it refused something else, or gets none already."""
+    is_passed = family_of(context.job, deployment) is not None  # The client itself asked for a summary, in its words.
+    if refuses_summary(failed) and not (deployment.refuses_summaries or is_passed):
         log.warning("summary_refused", provider=deployment.provider, model=deployment.model, key=deployment.key_label)
-        refused_summaries.record(deployment)
-        result.deployment = refused_summaries.apply(deployment)
-        await _call_once(context, result, prepare)
+        context.services.refused_summaries.record(deployment)
+        return context.services.refused_summaries.apply(deployment)
+    if refuses_thoughts(failed) and not deployment.refuses_thoughts:
+        log.warning("thoughts_refused", provider=deployment.provider, model=deployment.model, key=deployment.key_label)
+        return replace(deployment, refuses_thoughts=True)
+    return None
 
 
 async def _call_once(context: RunContext, result: CallResult, prepare: Prepare | None) -> None:

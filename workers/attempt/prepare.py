@@ -19,6 +19,7 @@ from common.metering.pricing import Cost
 from workers.outcome import ActiveJob, CallResult, Total
 from workers.providers import FAMILIES
 from workers.providers.base import Deployment, FamilyWire, UpstreamRequest, Wire
+from workers.providers.shared.refused_thoughts import THOUGHTS, without_thoughts
 from workers.providers.shared.shape import ClientCalls
 from workers.providers.shared.tool_names import has_other_names
 from workers.transcode.guarded_pump import guarded
@@ -74,6 +75,9 @@ def prepare_request(
     family = family_of(job, deployment)
     if family is None:
         parsed = dialect.parse(info.body)
+        if deployment.refuses_thoughts:
+            parsed = without_thoughts(parsed)
+            parsed.dropped = [*parsed.dropped, THOUGHTS]
         decoding = ClientCalls(wire, parsed, deployment.facts, job.generation_id)
         pump = (Translating if job.stream else Folding)(decoding, dialect, parsed, info)
         request = wire.build_request(parsed, deployment)

@@ -36,6 +36,7 @@ class Deployment:
     client_pays: bool = False  # The client sent its own key, so the provider's limits and budget in our settings do not apply.
     facts: ModelFacts = field(default=UNKNOWN, repr=False)  # What the model can do there.
     refuses_summaries: bool = False  # Whether the key's account may not ask for summaries of reasoning.
+    refuses_thoughts: bool = False  # Whether it refused the reasoning in the history of this generation's conversation.
 
     @property
     def secrets(self) -> list[str]:

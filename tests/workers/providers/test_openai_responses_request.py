@@ -90,6 +90,15 @@ def test_thinking_of_another_vendor_is_left_out(part: ReasoningPart):
     assert "include" not in body
 
 
+def test_reasoning_that_nothing_follows_is_left_out():
+    thought = ReasoningPart("hm", signature="openai-responses:gAAAA")
+    interrupted, answered = Message(Role.ASSISTANT, [thought]), Message(Role.ASSISTANT, [TextPart("a"), thought])
+
+    body = build(user(TextPart("hi")), interrupted, user(TextPart("go on")), answered, user(TextPart("on")))
+
+    assert [item.get("type", item.get("role")) for item in body["input"]] == ["user", "user", "assistant", "user"]
+
+
 def test_images_stand_where_they_stood_and_in_results():
     own, other = ImagePart(data="QUJD", media_type="image/png"), ImagePart(url="https://x/y.png", detail="low")
 

@@ -324,6 +324,21 @@ def _unbind_thoughts(body: dict[str, Any]) -> None:
     body["messages"] = [turn for turn in body["messages"] if turn["content"]]
 
 
+def remove_thoughts(body: dict[str, Any]) -> None:
+    """Remove the thoughts from a body that passes. A turn that goes on without them can have no budget for others."""
+    messages = []
+    for message in body["messages"]:
+        content = dict_of(message).get("content")
+        if not isinstance(content, list):
+            messages.append(message)
+        elif kept := [block for block in content if dict_of(block).get("type") not in _THOUGHTS]:
+            messages.append({**message, "content": kept})
+    body["messages"] = messages
+    turns = [message for message in messages if isinstance(dict_of(message).get("content"), list)]
+    if dict_of(body.get("thinking")).get("type") == "enabled" and _calls_came_without_thinking(turns):
+        del body["thinking"]
+
+
 def _budget_tokens(words: ReasoningWords, request: GenerationRequest, turns: list[dict[str, Any]]) -> int:
     """Return the model's thinking budget in tokens; 0 if Anthropic would refuse the request with thinking."""
     if not words.budget_tokens or _calls_came_without_thinking(turns):
@@ -336,8 +351,8 @@ def _budget_tokens(words: ReasoningWords, request: GenerationRequest, turns: lis
 
 def _calls_came_without_thinking(turns: list[dict[str, Any]]) -> bool:
     """Whether the current turn began without thinking (some clients do not keep it). Then it must continue without."""
-    last: list[dict[str, Any]] = next((turn["content"] for turn in reversed(turns) if turn["role"] == "assistant"), [])
-    types = [block["type"] for block in last]
+    last: list[dict[str, Any]] = next((turn["content"] for turn in reversed(turns) if turn.get("role") == "assistant"), [])
+    types = [dict_of(block).get("type") for block in last]
     return "tool_use" in types and types[0] not in _THOUGHTS
 
 

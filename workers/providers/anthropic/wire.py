@@ -27,7 +27,7 @@ from common.canonical.events import (
 from common.canonical.generation import GenerationRequest
 from common.dialects.base import ReplyInfo
 from common.dialects.shared.anthropic_words import MESSAGE_STOP, REASON_OF_WORD
-from workers.providers.anthropic.request import build_body, without_foreign_reasoning
+from workers.providers.anthropic.request import build_body, remove_thoughts, without_foreign_reasoning
 from workers.providers.base import Deployment, UpstreamRequest
 from workers.providers.shared import errors
 from workers.providers.shared.figures import Figures, index_of
@@ -36,6 +36,7 @@ from workers.providers.shared.history import Carries
 from workers.providers.shared.json_decoder import JsonDecoder
 from workers.providers.shared.loose_json import dict_of, list_of, read_json, text_of
 from workers.providers.shared.plain_shape import PlainShape
+from workers.providers.shared.refused_thoughts import THOUGHTS
 
 _VERSION = "2023-06-01"
 _BINDING_BETA = "thinking-binding-controls-2026-08-01"
@@ -69,7 +70,9 @@ class Anthropic:
         return UpstreamRequest(_url(deployment), _headers(deployment, betas), orjson.dumps(body), dropped)
 
     def pass_request(self, body: Mapping[str, Any], headers: Mapping[str, str], deployment: Deployment) -> UpstreamRequest:
-        return UpstreamRequest(_url(deployment), _headers(deployment, headers), orjson.dumps(_passed(body, deployment)))
+        passed = orjson.dumps(_passed(body, deployment))
+        dropped = [THOUGHTS] if deployment.refuses_thoughts else []
+        return UpstreamRequest(_url(deployment), _headers(deployment, headers), passed, dropped)
 
     def decoder(self, choices: int = 1) -> "MessageDecoder":
         return MessageDecoder()
@@ -263,6 +266,8 @@ def _passed(body: Mapping[str, Any], deployment: Deployment) -> dict[str, Any]:
     passed = {**body, "model": deployment.model}
     if isinstance(passed.get("messages"), list):
         passed["messages"] = without_foreign_reasoning(passed["messages"])
+        if deployment.refuses_thoughts:
+            remove_thoughts(passed)
     return passed
 
 

@@ -103,7 +103,7 @@ def build_count_body(request: GenerationRequest, model: str, facts: ModelFacts =
     instructions = "\n\n".join(
         text for message in request.messages[:leading] for part in message.parts if (text := _text(part))
     )
-    items = [item for message in request.messages[leading:] for item in _items(message)]
+    items = _with_followers([item for message in request.messages[leading:] for item in _items(message)])
     fields: dict[str, Any] = {"model": model}
     if items:
         fields |= {"instructions": instructions, "input": items} if instructions else {"input": items}
@@ -147,6 +147,20 @@ def _items(message: Message) -> Iterable[dict[str, Any]]:
             yield item
     if content_items:
         yield _message(role, content_items)
+
+
+def _with_followers(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the items without the reasoning that no other item of the model follows: OpenAI refuses it.
+
+    A turn that was interrupted while the model thought ends like this. Source: https://github.com/continuedev/continue/issues/8933
+    """
+    kept: list[dict[str, Any]] = []
+    for item in reversed(items):
+        follower = kept[-1] if kept else {}
+        is_followed = follower.get("type") in ("reasoning", "function_call") or follower.get("role") == "assistant"
+        if item.get("type") != "reasoning" or is_followed:
+            kept.append(item)
+    return kept[::-1]
 
 
 def _item(part: Part) -> dict[str, Any] | None:

@@ -48,6 +48,7 @@ from workers.providers.shared.loose_json import dict_of, list_of, read_json, tex
 from workers.providers.shared.passed_wishes import fit_passed_response_wishes
 from workers.providers.shared.plain_shape import NumberedShape
 from workers.providers.shared.quirks import find_quirks, fit_response
+from workers.providers.shared.refused_thoughts import THOUGHTS
 
 _PASSED_HEADERS = ("openai-beta",)
 # Fields that Sluice handles itself for every provider: it stores conversations and answers.
@@ -93,7 +94,10 @@ class OpenAiResponses:
         if isinstance(changed.get("input"), list):
             # Reasoning of another vendor, from the start of the conversation: OpenAI cannot read it, and would refuse it.
             changed["input"] = [item for item in changed["input"] if not is_wrapped(dict_of(item).get("encrypted_content"))]
-        dropped = fit_passed_response_wishes(changed, deployment) + fit_response(changed, deployment)
+            if deployment.refuses_thoughts:
+                changed["input"] = [item for item in changed["input"] if dict_of(item).get("type") != "reasoning"]
+        dropped = [THOUGHTS] if deployment.refuses_thoughts else []
+        dropped += fit_passed_response_wishes(changed, deployment) + fit_response(changed, deployment)
         return UpstreamRequest(_url(deployment), _headers(deployment, headers), orjson.dumps(changed), dropped)
 
     def decoder(self, choices: int = 1) -> "ResponseDecoder":

@@ -1,0 +1,42 @@
+"""Does a vendor refuse the reasoning in a conversation's history, and what is the conversation without it?
+
+Only the account that made sealed reasoning can read it. After a failover, or with several keys, it reaches another one, which
+refuses the request, and every later one of the session. Thoughts that a client has reordered are refused as well. The answer
+does not need them, so the call is made once more without them.
+
+Sources: https://github.com/QuantumNous/new-api/issues/3240, https://github.com/BerriAI/litellm/issues/40237,
+https://github.com/anthropics/claude-code/issues/63213, https://ai.google.dev/gemini-api/docs/thought-signatures
+"""
+
+import re
+from dataclasses import replace
+
+from common.canonical.errors import ErrorKind, Failed
+from common.canonical.generation import GenerationRequest, Message, Part, ReasoningPart
+
+THOUGHTS = "reasoning of the history"  # How the client is told what was left out.
+_CODE = "invalid_encrypted_content"
+_WORDS = re.compile(
+    r"encrypted content could not be (verified|decrypted)|invalid `?signature`? in `?thinking`? block"
+    r"|`redacted_thinking` blocks in the latest assistant message cannot be modified"
+    r"|thought signature is not valid|corrupted thought signature|without its required following item",
+    re.IGNORECASE,
+)
+
+
+def refuses_thoughts(failed: Failed) -> bool:
+    if failed.kind is not ErrorKind.UPSTREAM_REJECTED:
+        return False
+    return failed.code == _CODE or _WORDS.search(failed.message) is not None
+
+
+def without_thoughts(request: GenerationRequest) -> GenerationRequest:
+    """Return the request without the reasoning of its history."""
+    messages = []
+    for message in request.messages:
+        parts: list[Part] = [part for part in message.parts if not isinstance(part, ReasoningPart)]
+        if len(parts) == len(message.parts):
+            messages.append(message)
+        elif parts:
+            messages.append(Message(message.role, parts))
+    return replace(request, messages=messages)
