@@ -95,6 +95,10 @@ class ModelFacts(BaseModel):
         frozenset(),
         description="Keywords that it refuses in a JSON schema for its answer; descriptions carry them instead.",
     )
+    schema_required_needed: bool = Field(
+        False,
+        description="Every object of a JSON schema for its answer must require a property; else the first becomes required.",
+    )
     tool_properties_needed: bool = Field(False, description="A tool's schema must have `properties`, even when they are empty.")
     tool_root_refuses: frozenset[str] = Field(
         frozenset(), description="Keywords that it refuses at the root of a tool's schema; they are merged into `properties`."

@@ -123,10 +123,11 @@ VENDORS: dict[str, Vendor] = {
         Vendor(
             "perplexity",
             env="PERPLEXITY",
-            wires=("openai-chat",),
+            wires=("openai-responses",),
             base_url="https://api.perplexity.ai",
             evident=re.compile(r"sonar(-|$)"),
-            gateway={"openai-chat": "perplexity-ai"},
+            paths={"openai-responses": "/v1"},
+            gateway={"openai-responses": "perplexity-ai/v1"},
         ),
         Vendor(
             "azure-openai",

@@ -37,6 +37,7 @@ from common.dialects.shared.parts import (
 )
 from common.dialects.shared.reading import Shape, as_list, invalid, join_path, opaque_part, read
 
+_LIMITS = ("max_tokens", "max_new_tokens", "max_output_tokens")  # Names of one field; the first that is set counts.
 _IN_BROWSER_ONLY = ("repetition_penalty", "deterministic", "enable_thinking")
 
 
@@ -112,7 +113,7 @@ def parse(body: Mapping[str, Any]) -> GenerationRequest:
         messages=messages,
         provider=fields.provider,
         stream=fields.stream is not False,
-        max_output_tokens=fields.max_tokens or fields.max_new_tokens or fields.max_output_tokens,
+        max_output_tokens=next((limit for name in _LIMITS if (limit := getattr(fields, name))), None),
         temperature=fields.temperature,
         top_p=fields.top_p,
         top_k=fields.top_k,
@@ -120,6 +121,7 @@ def parse(body: Mapping[str, Any]) -> GenerationRequest:
         seed=fields.seed,
         tool_choice=_tool_choice(body.get("tool_choice")),
         dropped=[name for name in _IN_BROWSER_ONLY if body.get(name)],
+        names={"max_output_tokens": next((name for name in _LIMITS if body.get(name)), _LIMITS[-1])},
     )
     _read_tools(fields.tools or [], request)
     return request

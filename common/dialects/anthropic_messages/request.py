@@ -58,7 +58,9 @@ _DROPPED_FIELDS = (
 _BILLING_LINE = "x-anthropic-billing-header"
 _BLOCKS = "a string or a list of content blocks"  # What content must be.
 _NAMES = {
+    "max_output_tokens": "max_tokens",
     "parallel_tool_calls": "tool_choice.disable_parallel_tool_use",
+    "response_format": "output_config.format",
     "stop": "stop_sequences",
     "user": "metadata.user_id",
 }

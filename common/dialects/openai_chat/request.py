@@ -187,7 +187,10 @@ def parse(body: Mapping[str, Any]) -> GenerationRequest:
         cache_mark=read_cache_mark(body),
         opaque=[OpaquePart(name, name) for name in requested_fields(body, _OPAQUE_FIELDS)],
         dropped=requested_fields(body, _DROPPED_FIELDS),
-        names={"reasoning": "reasoning_effort"},
+        names={
+            "reasoning": "reasoning_effort",
+            "max_output_tokens": "max_completion_tokens" if fields.max_completion_tokens else "max_tokens",
+        },
     )
     _read_tools(fields, request)
     _read_tool_choice(body, request)

@@ -183,6 +183,7 @@ def parse(body: Mapping[str, Any]) -> GenerationRequest:
         cache_mark=read_cache_mark(body),
         opaque=[OpaquePart(name, name) for name in requested_fields(body, _OPAQUE_FIELDS)],
         dropped=requested_fields(body, _DROPPED_FIELDS),
+        names={"response_format": "text.format"},
     )
     if _LOGPROBS in (fields.include or []):
         request.opaque.append(OpaquePart(_LOGPROBS, "include"))

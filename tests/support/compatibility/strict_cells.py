@@ -61,7 +61,7 @@ MODELS_OF: dict[str, tuple[str, ...]] = {
     ),
     "grok": ("grok-4", "grok-4.3", "grok-4.5"),
     "cerebras": ("gpt-oss-120b", "zai-glm-4.7", "qwen-3-235b-a22b-instruct-2507"),
-    "perplexity": ("sonar-pro", "sonar-reasoning-pro"),
+    "perplexity": ("perplexity/sonar", "low"),
     "cohere": ("command-a-03-2025", "command-a-reasoning-08-2025"),
     "workers-ai": ("@cf/openai/gpt-oss-120b", "@cf/meta/llama-3.3-70b-instruct-fp8-fast", "@cf/qwen/qwen3-30b-a3b-fp8"),
     "deepseek": ("deepseek-chat", "deepseek-v4-pro"),
@@ -97,6 +97,7 @@ class Wish:
     choice: str = ""  # "required", or the name of a tool.
     effort: str = ""  # A word, "off", or for Anthropic's dialect "budget".
     schema: dict[str, Any] | None = None
+    is_json: bool = False  # Plain JSON, without a schema.
     is_strict: bool = True
     fields: dict[str, Any] = field(default_factory=dict)  # The same in all dialects.
     stop: tuple[str, ...] = ()
@@ -145,6 +146,8 @@ WISHES: dict[str, Wish] = {
     **{f"effort {word}": Wish(effort=word) for word in ("minimal", "low", "medium", "high", "xhigh", "max")},
     "thinking and tools": Wish(tools=_TOOLS, effort="low"),
     "thinking off and tools": Wish(tools=_TOOLS, effort="off"),
+    "plain JSON": Wish((Turn("user", "Answer in JSON."),), is_json=True),
+    "plain JSON and tools": Wish((Turn("user", "Answer in JSON."),), is_json=True, tools=_WEATHER),
     "JSON schema": Wish(schema=_SCHEMA),
     "JSON schema, not strict": Wish(schema=_OPEN_SCHEMA, is_strict=False),
     "JSON schema and tools": Wish(schema=_SCHEMA, tools=_WEATHER),
@@ -198,6 +201,17 @@ WISHES: dict[str, Wish] = {
             "tool_choice": "auto",
         },
     ),
+    "text in parts": Wish(
+        only="openai-chat",
+        fields={
+            "messages": [
+                {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
+                {"role": "user", "content": [{"type": "text", "text": "One."}, {"type": "text", "text": "Two."}]},
+                {"role": "assistant", "content": [{"type": "text", "text": "Three."}]},
+                {"role": "user", "content": "Four."},
+            ]
+        },
+    ),
     "an empty answer before": Wish((_USER, Turn("assistant", ""), _MORE)),
 }
 
@@ -240,6 +254,8 @@ def _chat(wish: Wish) -> dict[str, Any] | None:
     if wish.schema:
         report = {"name": "report", "schema": wish.schema, "strict": wish.is_strict}
         body["response_format"] = {"type": "json_schema", "json_schema": report}
+    if wish.is_json:
+        body["response_format"] = {"type": "json_object"}
     if wish.stop:
         body["stop"] = list(wish.stop)
     return body
@@ -256,7 +272,12 @@ def _openai_chat(wish: Wish) -> dict[str, Any] | None:
 
 
 def _messages(wish: Wish) -> dict[str, Any] | None:
-    if wish.effort == "minimal" or any(turn.role == "developer" for turn in wish.turns) or wish.turns[0].role == "system":
+    if (
+        wish.is_json
+        or wish.effort == "minimal"
+        or any(turn.role == "developer" for turn in wish.turns)
+        or wish.turns[0].role == "system"
+    ):
         return None
     fields = {name: value for name, value in wish.fields.items() if name != "parallel_tool_calls"}
     body: dict[str, Any] = {"messages": [_message(turn) for turn in wish.turns], "max_tokens": wish.max_tokens, **fields}
@@ -316,6 +337,8 @@ def _responses(wish: Wish) -> dict[str, Any] | None:
         body["reasoning"] = {"effort": wish.effort.replace("off", "none")}
     if wish.schema:
         body["text"] = {"format": {"type": "json_schema", "name": "report", "schema": wish.schema, "strict": wish.is_strict}}
+    if wish.is_json:
+        body["text"] = {"format": {"type": "json_object"}}
     return body
 
 

@@ -73,125 +73,21 @@ def differences() -> list[str]:
     return lines
 
 
-FAILURES: dict[str, tuple[Row, ...]] = {
-    "A limit of tokens is sent that the model does not have": (
-        _row(
-            "many tokens",
-            "openai/gpt-4o openai/gpt-4.1 openai/gpt-5-chat-latest azure-openai/gpt-4.1",
-            "anthropic-messages unified",
-        ),
-        _row(
-            "Claude Code",
-            "openai/gpt-4o openai/gpt-4.1 azure-openai/gpt-4.1",
-        ),
-    ),
-    "A message's content is sent as null or as parts to a model that takes texts only": (
-        _row(
-            "a tool loop that goes on | a tool loop of several turns | a tool loop with thoughts | a tool loop "
-            "with thinking on | a result and a text | a result with an image | an id of another vendor | a long "
-            "id | a tool loop without tools | system after a result | a result with a PDF | Codex | Claude Code",
-            "workers-ai/@cf/meta/llama-3.3-70b-instruct-fp8-fast workers-ai/@cf/qwen/qwen3-30b-a3b-fp8",
-        ),
-    ),
-    "A schema for the answer has keywords or open objects that the vendor refuses": (
-        _row(
-            "JSON schema, not strict",
-            "cohere/*",
-            "openai-chat openai-responses anthropic-messages unified",
-        ),
-    ),
-    "A schema for the answer is sent to a model that takes none": (
-        _row(
-            "JSON schema | JSON schema, not strict",
-            "groq/llama-3.3-70b-versatile",
-            "openai-chat openai-responses anthropic-messages unified",
-        ),
-        _row(
-            "JSON schema | JSON schema, not strict | JSON schema and tools",
-            "deepseek/*",
-            "openai-chat anthropic-messages unified",
-        ),
-    ),
-    "An image or PDF in a tool's result is sent to a model that cannot read it, so the session ends": (
-        _row(
-            "a result with a PDF",
-            "mistral/* vllm/* llama-cpp/qwen3.5",
-            "openai-chat",
-        ),
-    ),
-    "Tool calls of the history are sent to a model that knows none": (
-        _row(
-            "a tool loop that goes on | a tool loop of several turns | a tool loop with thoughts | a tool loop "
-            "with thinking on | a result and a text | a result with an image | an id of another vendor | a long "
-            "id | a tool loop without tools | system after a result | a result with a PDF | Codex | Claude Code",
-            "perplexity/*",
-        ),
-    ),
-}
+FAILURES: dict[str, tuple[Row, ...]] = {}
 EXCEPTIONS: dict[str, tuple[Row, ...]] = {
-    "The model calls no tools": (
-        _row(
-            "tools | a tool loop that goes on | a tool loop of several turns | a tool loop with thoughts | a tool "
-            "loop with thinking on | a result and a text | an id of another vendor | a long id | forced tool | "
-            "forced tool by name | forced tool with thinking on | one call at a time | thinking and tools | "
-            "thinking off and tools | JSON schema and tools | system after a result | long tool name | tool name "
-            "with dots | tool without properties | tool with an empty schema | tool with a choice at the top",
-            "openai/gpt-5-chat-latest",
-            "anthropic-messages agentary unified",
-        ),
-        _row(
-            "tools | forced tool | forced tool by name | forced tool with thinking on | one call at a time | "
-            "thinking and tools | thinking off and tools | JSON schema and tools | long tool name | tool name "
-            "with dots | tool without properties | tool with an empty schema | tool with a choice at the top",
-            "perplexity/*",
-        ),
-        _row(
-            "a result with an image | a result with a PDF",
-            "openai/gpt-5-chat-latest",
-            "anthropic-messages unified",
-        ),
-        _row(
-            "Claude Code",
-            "openai/gpt-5-chat-latest",
-        ),
-    ),
-    "The model reads no images or PDFs": (
+    "The model reads no images or PDFs; the vendor says so, because the body passes to its own family": (
         _row(
             "PDF",
-            "mistral/* groq/* cerebras/* workers-ai/@cf/meta/llama-3.3-70b-instruct-fp8-fast "
-            "workers-ai/@cf/qwen/qwen3-30b-a3b-fp8 deepseek/* vllm/* llama-cpp/qwen3.5",
+            "groq/* cerebras/* workers-ai/@cf/meta/llama-3.3-70b-instruct-fp8-fast workers-ai/@cf/qwen/qwen3-30b-a3b-fp8 "
+            "deepseek/* vllm/* llama-cpp/* ollama/*",
             "openai-chat",
         ),
+        _row("PDF", "perplexity/*", "openai-responses"),
         _row(
             "image",
-            "groq/* cerebras/* workers-ai/@cf/meta/llama-3.3-70b-instruct-fp8-fast "
-            "workers-ai/@cf/qwen/qwen3-30b-a3b-fp8 deepseek/*",
+            "groq/* cerebras/* workers-ai/@cf/meta/llama-3.3-70b-instruct-fp8-fast workers-ai/@cf/qwen/qwen3-30b-a3b-fp8 "
+            "deepseek/*",
             "openai-chat",
-        ),
-    ),
-    "The vendor takes fewer stop sequences": (
-        _row(
-            "six stops",
-            "openai/gpt-4o openai/gpt-4.1 openai/gpt-5-chat-latest azure-openai/gpt-4.1",
-            "anthropic-messages agentary unified",
-        ),
-        _row(
-            "six stops",
-            "groq/* cerebras/* cohere/*",
-        ),
-    ),
-    "The vendor takes no stop sequence of white space": (
-        _row(
-            "stop at a line's end",
-            "anthropic/*",
-            "openai-chat agentary unified",
-        ),
-    ),
-    "The vendor takes tools or a schema for the answer, not both": (
-        _row(
-            "JSON schema and tools",
-            "groq/* google-ai-studio/gemini-2.5-flash google-ai-studio/gemini-2.5-pro cerebras/* cohere/*",
-            "openai-chat openai-responses anthropic-messages unified",
         ),
     ),
 }

@@ -42,7 +42,7 @@ def with_provider(provider: str, base_url: str | None = None, **fields: Any) -> 
         ("grok", "openai-chat", "/chat/completions", "https://api.x.ai/v1/chat/completions"),
         ("deepseek", "openai-chat", "/chat/completions", "https://api.deepseek.com/chat/completions"),
         ("cerebras", "openai-chat", "/chat/completions", "https://api.cerebras.ai/v1/chat/completions"),
-        ("perplexity", "openai-chat", "/chat/completions", "https://api.perplexity.ai/chat/completions"),
+        ("perplexity", "openai-chat", "/responses", "https://api.perplexity.ai/v1/responses"),
         ("cohere", "openai-chat", "/v2/chat", "https://api.cohere.com/v2/chat"),
     ],
 )
@@ -108,7 +108,7 @@ def test_keys_are_taken_in_their_order():
         ("xai/m", "/chat/completions", "grok/v1/chat/completions"),
         ("deepseek/m", "/chat/completions", "deepseek/chat/completions"),
         ("cerebras/m", "/chat/completions", "cerebras/chat/completions"),
-        ("perplexity/m", "/chat/completions", "perplexity-ai/chat/completions"),
+        ("perplexity/m", "/responses", "perplexity-ai/v1/responses"),
         ("azure/m", "/chat/completions", "azure-openai/res/m/chat/completions?api-version=2024-10-21"),
         ("cohere/m", "/v2/chat", "cohere/v2/chat"),
         ("cloudflare/@cf/m", "/chat/completions", "workers-ai/v1/chat/completions"),

@@ -24,6 +24,7 @@ from common.canonical.generation import (
     ToolResultPart,
 )
 from common.vendors.models import ModelFacts
+from workers.providers.shared.answer_format import json_prompt
 from workers.providers.shared.loose_json import arguments_of, dict_of
 from workers.providers.shared.reasoning import ReasoningWords, reasoning_words
 from workers.providers.shared.unsupported import invalid_field_error, unsupported_part_error
@@ -33,9 +34,6 @@ _MAX_TOKENS_ADAPTIVE = 32_000  # A quarter of what the smallest of the models ca
 _BUDGET_TOKENS_MIN = 1024  # Anthropic's own limit.
 # Of a top_p it takes only the last part of its range.
 _REFUSED_WITH_THINKING = frozenset({"temperature", "top_p", "top_k"})
-# For other vendors' plain JSON mode. Anthropic has none, so we ask in the prompt. The model may still write a code fence now
-# and then; a schema would be enforced.
-_ONLY_JSON = "Answer with one valid JSON object and nothing else: no words before or after it, and no code fence."
 _TOOL_CHOICE = {"auto": "auto", "required": "any", "none": "none"}
 _TITLE_CHARS_MAX = 500
 _CACHE_MARKS_MAX = 4  # Anthropic's own limit for one request.
@@ -59,6 +57,9 @@ def build_body(request: GenerationRequest, model: str, facts: ModelFacts) -> tup
         body["system"] = system
     is_adaptive = facts.reasoning_on == "adaptive"
     body["max_tokens"] = request.max_output_tokens or (_MAX_TOKENS_ADAPTIVE if is_adaptive else _MAX_TOKENS)
+    if any(not sequence.strip() for sequence in request.stop):
+        fault = "must not hold a sequence of white space only: the provider of this model takes none"
+        raise invalid_field_error(request.names.get("stop", "stop"), fault)
     if request.stop:
         body["stop_sequences"] = request.stop
     if request.end_user is not None:
@@ -280,11 +281,12 @@ def _add_format(body: dict[str, Any], request: GenerationRequest) -> None:
     if response_format is None:
         return
     if response_format.schema is None:
-        system = body.get("system", "")
+        # Anthropic has no plain JSON mode.
+        system, prompt = body.get("system", ""), json_prompt(None)
         if isinstance(system, list):
-            system.append({"type": "text", "text": _ONLY_JSON})
+            system.append({"type": "text", "text": prompt})
         else:
-            body["system"] = "\n\n".join(filter(None, [system, _ONLY_JSON]))
+            body["system"] = "\n\n".join(filter(None, [system, prompt]))
         return
     body["output_config"] = {"format": {"type": "json_schema", "schema": response_format.schema}}
 

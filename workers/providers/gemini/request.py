@@ -36,7 +36,6 @@ SIGNED_BY = "gemini:"  # Before every signature on its way to the client. Base64
 
 # Google's value for a call that another model made: the call is accepted without a signature.
 _UNSIGNED = "skip_thought_signature_validator"
-_STOPS_MAX = 5
 _CHOICES_MAX = 8
 _SEED_MAX = 2**31 - 1
 _MODE = {"auto": "AUTO", "none": "NONE", "required": "ANY", "tool": "ANY"}
@@ -223,8 +222,6 @@ def _calling(choice: ToolChoice) -> dict[str, Any]:
 
 
 def _config(request: GenerationRequest, facts: ModelFacts) -> dict[str, Any]:
-    if len(request.stop) > _STOPS_MAX:
-        raise invalid_field_error("stop", f"must hold at most {_STOPS_MAX} sequences: the provider of this model takes no more")
     if request.choices > _CHOICES_MAX:
         raise invalid_field_error("n", f"must be at most {_CHOICES_MAX}: the provider of this model supports no more choices")
     config = {

@@ -45,7 +45,7 @@ from workers.providers.shared.passed_wishes import fit_passed_wishes
 from workers.providers.shared.plain_shape import PlainShape
 from workers.providers.shared.quirks import find_quirks, fit
 from workers.providers.shared.reasoning import reasoning_words, reasons
-from workers.providers.shared.wishes import drop_sampling, refuse_stop
+from workers.providers.shared.wishes import drop_sampling
 
 _FINISH_REASON = {
     **REASON_OF_WORD,
@@ -80,7 +80,6 @@ class OpenAiCompatible:
     def build_request(self, request: GenerationRequest, deployment: Deployment) -> UpstreamRequest:
         quirks = find_quirks(deployment)
         facts = deployment.facts
-        refuse_stop(request, facts)
         request, left_out = fit_request(request, facts, quirks.carries)
         words = reasoning_words(request.reasoning, facts)
         body = build_body(request, deployment.model, quirks, facts, words)
@@ -92,8 +91,9 @@ class OpenAiCompatible:
         changed = {**body, "model": deployment.model}
         if body.get("stream") and "stream_options" not in find_quirks(deployment).unknown:
             changed["stream_options"] = {**dict_of(body.get("stream_options")), "include_usage": True}
-        dropped = fit_passed_wishes(changed, deployment) + fit(changed, deployment)
-        dropped += fit_passed(changed, deployment.facts)
+        dropped = fit_passed_wishes(changed, deployment)
+        dropped += fit_passed(changed, deployment.facts, find_quirks(deployment).unread)
+        dropped += fit(changed, deployment)
         return UpstreamRequest(_url(deployment, changed), _headers(deployment, headers), orjson.dumps(changed), dropped)
 
     def decoder(self, choices: int = 1) -> "ChunkDecoder":

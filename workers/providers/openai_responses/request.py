@@ -9,8 +9,6 @@ Source: https://platform.openai.com/docs/api-reference/responses/create
 from collections.abc import Iterable
 from typing import Any
 
-import orjson
-
 from common.canonical.generation import (
     DocumentPart,
     GenerationRequest,
@@ -47,8 +45,8 @@ def build_body(
     *,
     in_background: bool = False,
     refuses_summaries: bool = False,
-) -> tuple[bytes, list[str]]:
-    """Return the body of a streaming request, and the names of the harmless fields that are dropped.
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the body of a streaming request, not yet adapted to the vendor, and the names of the dropped fields.
 
     Args:
         refuses_summaries: This account may not ask for summaries of reasoning: OpenAI refuses them to organisations that it
@@ -88,7 +86,7 @@ def build_body(
         fields["include"] = ["reasoning.encrypted_content"]
     body = {name: value for name, value in fields.items() if value is not None}
     dropped += drop_sampling(body, facts, is_reasoning=reasons(request.reasoning, facts))
-    return orjson.dumps(body), dropped
+    return body, dropped
 
 
 def build_count_body(request: GenerationRequest, model: str, facts: ModelFacts = UNKNOWN) -> dict[str, Any]:

@@ -53,6 +53,7 @@ from workers.providers.shared.refused_thoughts import THOUGHTS
 _PASSED_HEADERS = ("openai-beta",)
 # Fields that Sluice handles itself for every provider: it stores conversations and answers.
 _OWN_FIELDS = ("background", "background_options", "previous_response_id")
+_OWN_CHOICES = ("store", "include")  # No client asks for these fields of a body that we build.
 # The fields of parts that have their own prices.
 _PARTS = {
     "input_audio_tokens": ("input_tokens_details", "audio_tokens"),
@@ -63,6 +64,7 @@ _PARTS = {
 # Items of tools that run at the vendor, and the detail of the usage that each one counts as.
 _PAID_CALLS = {
     "web_search_call": "web_searches",
+    "search_results": "web_searches",  # Perplexity's.
     "file_search_call": "storage_searches",
     "code_interpreter_call": "code_executions",
     "image_generation_call": "image_generations",
@@ -84,8 +86,9 @@ class OpenAiResponses:
             in_background=deployment.in_background,
             refuses_summaries=deployment.refuses_summaries,
         )
-        dropped += left_out
-        return UpstreamRequest(_url(deployment), _headers(deployment, {}), body, dropped)
+        unknown = fit_response(body, deployment)
+        dropped += left_out + [name for name in unknown if name not in _OWN_CHOICES]
+        return UpstreamRequest(_url(deployment), _headers(deployment, {}), orjson.dumps(body), dropped)
 
     def pass_request(self, body: Mapping[str, Any], headers: Mapping[str, str], deployment: Deployment) -> UpstreamRequest:
         changed = {name: value for name, value in body.items() if name not in _OWN_FIELDS} | {"model": deployment.model}
@@ -167,6 +170,7 @@ class ResponseDecoder(JsonDecoder):
         self._items: dict[int | None, _Item] = {}  # By output_index.
         self._call_count = 0
         self._paid_calls: Counter[str] = Counter()
+        self._citations = Citations()
 
     def _read_whole(self, answer: dict[str, Any]) -> list[Event]:
         if not isinstance(answer.get("output"), list) and not answer.get("error"):
@@ -189,7 +193,8 @@ class ResponseDecoder(JsonDecoder):
                 yield from self._read_arguments(self._item(index), text_of(fields.get("delta")))
             case "response.created" | "response.in_progress" | "response.queued":
                 yield from self._read_start(dict_of(fields.get("response")))
-            case "response.output_item.added":
+            # Perplexity adds its own searches as complete calls, and ends them as something else.
+            case "response.output_item.added" if dict_of(fields.get("item")).get("status") != "completed":
                 yield from self._read_item_start(index, dict_of(fields.get("item")))
             case "response.reasoning_summary_part.added":
                 item = self._item(index)
@@ -254,8 +259,12 @@ class ResponseDecoder(JsonDecoder):
                     yield from _read_reasoning(fields)
                 if text_of(fields.get("encrypted_content")):
                     yield ReasoningSigned(REASONING_MARK + fields["encrypted_content"])
+        if fields.get("type") == "search_results":  # Perplexity's.
+            self._citations.read_lists({"search_results": fields.get("results")})
         if fields.get("type") == "message":
-            yield from _citations(list_of(fields.get("content")))
+            for part in map(dict_of, list_of(fields.get("content"))):
+                self._citations.read_annotations(part.get("annotations"))
+            yield from self._citations.events()
         item.has_output = True
         item.arguments = GrowingText()
 
@@ -315,13 +324,6 @@ def _read_content(content: list[Any]) -> Iterator[Event]:
             yield TextDelta(part["text"])
         elif text_of(part.get("refusal")):
             yield RefusalDelta(part["refusal"])
-
-
-def _citations(content: list[Any]) -> Iterator[Event]:
-    citations = Citations()
-    for part in map(dict_of, content):
-        citations.read_annotations(part.get("annotations"))
-    yield from citations.events()
 
 
 def _read_reasoning(item: dict[str, Any]) -> Iterator[Event]:

@@ -21,7 +21,7 @@ from common.canonical.generation import (
     TextPart,
     ToolResultPart,
 )
-from common.vendors.models import MediaKind, ModelFacts
+from common.vendors.models import ModelFacts
 from workers.providers.shared.loose_json import dict_of, list_of, text_of
 from workers.providers.shared.unsupported import invalid_field_error, unsupported_part_error
 
@@ -30,7 +30,8 @@ Kind = Literal["image", "pdf", "text", "audio", "video", "other"]
 _NAMED_MAX = 10  # Paths in one response header; proxies limit its size.
 # The fact of the table that speaks for a kind of document that it does not name.
 _FACT_OF: dict[str, str] = {"other": "pdf", "text": "pdf"}
-_KIND_OF_PART = {"image_url": "image", "file": "pdf", "document_url": "pdf", "input_audio": "audio"}
+_KIND_OF_PART: dict[str, Kind] = {"image_url": "image", "file": "pdf", "document_url": "pdf", "input_audio": "audio"}
+_MEDIA: frozenset[Kind] = frozenset(_KIND_OF_PART.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +70,15 @@ def fit_history(request: GenerationRequest, facts: ModelFacts, carries: Carries)
     return replace(request, messages=fitted), _shortened(fitter.left_out)
 
 
-def fit_passed(body: dict[str, Any], facts: ModelFacts) -> list[str]:
+def fit_passed(body: dict[str, Any], facts: ModelFacts, unread: frozenset[Kind] = frozenset()) -> list[str]:
     """Replace media in the history of a chat completions body that passes to its own family, if the model is known to read
     none; return their names. There the vendor itself answers what the client asks for now, in its own words.
+
+    Args:
+        unread: What the vendor refuses unless the table says that the model reads it.
     """
-    reads = facts.reads
-    if reads is None:
+    reads: frozenset[Kind] = _MEDIA - unread if facts.reads is None else frozenset(facts.reads)
+    if reads == _MEDIA:
         return []
     fitted = list_of(body.get("messages")).copy()
     items = [dict_of(message) for message in fitted]
@@ -91,17 +95,17 @@ def fit_passed(body: dict[str, Any], facts: ModelFacts) -> list[str]:
     return _shortened(left_out)
 
 
-def _is_unread(part: Any, reads: frozenset[MediaKind]) -> bool:
+def _is_unread(part: Any, reads: frozenset[Kind]) -> bool:
     kind = _KIND_OF_PART.get(text_of(dict_of(part).get("type")))
     return kind is not None and kind not in reads
 
 
-def _passed(part: Any, reads: frozenset[MediaKind]) -> Any:
+def _passed(part: Any, reads: frozenset[Kind]) -> Any:
     if not _is_unread(part, reads):
         return part
     name = text_of(dict_of(part.get("file")).get("filename"))
     what = "an image" if part["type"] == "image_url" else f"a document {name}".rstrip()
-    return {"type": "text", "text": _mention(what)}
+    return {"type": "text", "text": mention(what)}
 
 
 def _speaker(message: Message) -> str:
@@ -159,7 +163,7 @@ class _Fitter:
                 if is_asked:
                     raise invalid_field_error(part.path, fault)
                 self._leave_out(part)
-                return TextPart(_mention(_described(part)))
+                return TextPart(mention(_described(part)))
             case OpaquePart():
                 if is_asked and role is not Role.ASSISTANT:
                     raise unsupported_part_error(part)
@@ -215,5 +219,6 @@ def _described(part: ImagePart | DocumentPart) -> str:
     return f"a document{name} ({part.media_type})"
 
 
-def _mention(what: str) -> str:
+def mention(what: str) -> str:
+    """Return the text for ``what``, such as "an image", that a model cannot read."""
     return f"[Here was {what}, which this model cannot read.]"

@@ -10,9 +10,10 @@ from common.canonical.generation import Reasoning
 from common.dialects.shared.parts import parse_effort
 from common.vendors.models import ModelFacts
 from workers.providers.base import Deployment
+from workers.providers.shared.answer_format import fit_passed_answer_format
+from workers.providers.shared.limits import fit_passed_limits
 from workers.providers.shared.loose_json import dict_of
 from workers.providers.shared.reasoning import reasoning_words, reasons
-from workers.providers.shared.unsupported import invalid_field_error
 from workers.providers.shared.wishes import drop_sampling, forced_call
 
 _FAMILY = ("openai", "azure-openai")
@@ -22,26 +23,26 @@ def fit_passed_wishes(body: dict[str, Any], deployment: Deployment) -> list[str]
     """Change a body of chat completions, and return the names of the dropped fields.
 
     Raises:
-        GatewayError: INVALID_REQUEST: the model has no stop sequences.
+        GatewayError: INVALID_REQUEST: the model takes fewer stop sequences, or none.
     """
     if deployment.provider in _FAMILY:
         return []
     facts = deployment.facts
-    if body.get("stop") and "stop" in facts.refused_fields:
-        raise invalid_field_error("stop", "must be left out: this model does not support stop sequences")
+    changed = fit_passed_limits(body, facts) + fit_passed_answer_format(body, facts)
     reasoning, dropped = _fit_forced_call(body, _reasoning(body), facts)
     if reasoning is not None and "thinking" not in body:
         words = reasoning_words(reasoning, facts)
         _set(body, "reasoning_effort", words.effort)
         _set(body, "thinking", {"type": words.thinking} if words.thinking else None)
         dropped += ["reasoning_effort"] if words.dropped else []
-    return dropped + drop_sampling(body, facts, is_reasoning=reasons(reasoning, facts))
+    return changed + dropped + drop_sampling(body, facts, is_reasoning=reasons(reasoning, facts))
 
 
 def fit_passed_response_wishes(body: dict[str, Any], deployment: Deployment) -> list[str]:
     """Do the same for a body of the Responses API."""
     if deployment.provider in _FAMILY:
         return []
+    changed = fit_passed_limits(body, deployment.facts)
     asked = dict_of(body.get("reasoning"))
     effort = asked.get("effort")
     reasoning, dropped = _fit_forced_call(body, parse_effort(effort) if isinstance(effort, str) else None, deployment.facts)
@@ -51,7 +52,7 @@ def fit_passed_response_wishes(body: dict[str, Any], deployment: Deployment) -> 
         word = "none" if words.thinking == "disabled" else words.effort
         _set(body, "reasoning", {**rest, **({"effort": word} if word else {})} or None)
         dropped += ["reasoning.effort"] if words.dropped else []
-    return dropped + drop_sampling(body, deployment.facts, is_reasoning=reasons(reasoning, deployment.facts))
+    return changed + dropped + drop_sampling(body, deployment.facts, is_reasoning=reasons(reasoning, deployment.facts))
 
 
 def _reasoning(body: dict[str, Any]) -> Reasoning | None:

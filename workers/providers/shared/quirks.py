@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from common.vendors.models import ModelFacts
 from workers.providers.base import Deployment
+from workers.providers.shared.agent_api import fit_agent_body
 from workers.providers.shared.history import Carries, Kind
 from workers.providers.shared.loose_json import dict_of, list_of, text_of
 from workers.providers.shared.roles import fit_roles, is_prefill
@@ -36,6 +37,8 @@ _OPENAI_IN_RESPONSES = Carries(kinds=_FILES, by_url=_FILES, files_at="openai")
 # Source: https://docs.mistral.ai/studio-api/document-processing/document_qna
 _MISTRAL: frozenset[Kind] = frozenset({"image", "pdf"})
 
+_PDF: frozenset[Kind] = frozenset({"pdf"})
+
 _MISTRAL_CALL_ID = re.compile(r"[a-zA-Z0-9]{9}")
 
 
@@ -46,7 +49,9 @@ class Quirks:
     ``limit``: the field for the most tokens of an answer, if we choose it. ``renamed``: OpenAI's fields for which the vendor
     has another name. ``unknown``: fields that the vendor refuses or silently ignores; ``unknown_in_responses``: those of the
     Responses API. ``carries``, ``carries_in_responses``: which images and documents the vendor takes; ``document_part``: the
-    content part that holds a document.
+    content part that holds a document. ``unread``: what the vendor refuses in a body that passes, unless the table of models
+    says that this one reads it. ``texts_only``: the content of a message must be a string if it is only text, and never null.
+    ``is_agent_api``: its Responses API is Perplexity's Agent API.
     """
 
     limit: str = "max_tokens"
@@ -60,6 +65,9 @@ class Quirks:
     carries: Carries = _IMAGES
     carries_in_responses: Carries = _IMAGES_IN_RESPONSES
     document_part: Literal["file", "document_url"] = "file"
+    unread: frozenset[Kind] = frozenset()
+    texts_only: bool = False
+    is_agent_api: bool = False
 
 
 _ONE_LIMIT = {"max_completion_tokens": "max_tokens"}
@@ -94,12 +102,12 @@ QUIRKS: Mapping[str, Quirks] = {
         unknown=_BOOKKEEPING | {"seed", "user", "service_tier"},
     ),
     "cerebras": Quirks(unknown=_BOOKKEEPING - {"prompt_cache_key"}, unknown_in_messages=_ECHOED, renamed=_ONE_LIMIT),
-    "perplexity": Quirks(
-        renamed=_ONE_LIMIT,
-        unknown=_BOOKKEEPING | {"stream_options", "seed", "user", "service_tier"},  # Usage comes with every chunk.
-    ),
-    "workers-ai": Quirks(renamed=_ONE_LIMIT, unknown=_BOOKKEEPING | {"user", "service_tier"}),
-    "ollama": Quirks(renamed=_ONE_LIMIT),
+    "perplexity": Quirks(carries_in_responses=Carries(), is_agent_api=True),
+    # Source: https://github.com/TencentCloud/TencentDB-Agent-Memory/issues/1313
+    "workers-ai": Quirks(renamed=_ONE_LIMIT, unknown=_BOOKKEEPING | {"user", "service_tier"}, texts_only=True),
+    "ollama": Quirks(renamed=_ONE_LIMIT, unread=_PDF),
+    "vllm": Quirks(unread=_PDF),
+    "llama-cpp": Quirks(unread=_PDF),
 }
 _NONE = Quirks()
 _OLD_AZURE = Quirks(renamed=_ONE_LIMIT, unknown=_BOOKKEEPING | {"stream_options", "service_tier"}, knows_developer=False)
@@ -114,9 +122,10 @@ def find_quirks(deployment: Deployment) -> Quirks:
 
 def fit_response(body: dict[str, Any], deployment: Deployment) -> list[str]:
     """Do the same as ``fit`` for a body of the Responses API."""
-    unknown = find_quirks(deployment).unknown_in_responses
+    quirks = find_quirks(deployment)
     _fit_tools(body, deployment.facts)
-    return [name for name in list(body) if name in unknown and body.pop(name)]
+    dropped = [name for name in list(body) if name in quirks.unknown_in_responses and body.pop(name)]
+    return dropped + (fit_agent_body(body) if quirks.is_agent_api else [])
 
 
 def fit(body: dict[str, Any], deployment: Deployment) -> list[str]:
@@ -139,7 +148,7 @@ def fit(body: dict[str, Any], deployment: Deployment) -> list[str]:
         dropped += ["prefill"] if facts.prefill is False and is_prefill(messages) else []
     _fit_tools(body, facts)
     rename_tools(body, facts)
-    if quirks.unknown_in_messages or quirks.has_short_call_ids:
+    if quirks.unknown_in_messages or quirks.has_short_call_ids or quirks.texts_only:
         messages = [dict_of(message) for message in list_of(body.get("messages"))]
         echoed = {name for message in messages for name, value in message.items() if value}
         dropped += [f"messages.{name}" for name in sorted(echoed & quirks.unknown_in_messages)]
@@ -175,7 +184,27 @@ def _fit_message(message: dict[str, Any], quirks: Quirks) -> dict[str, Any]:
             fitted["tool_call_id"] = _short(text_of(fitted["tool_call_id"]))
         if calls := list_of(fitted.get("tool_calls")):
             fitted["tool_calls"] = [{**dict_of(call), "id": _short(text_of(dict_of(call).get("id")))} for call in calls]
+    if quirks.texts_only or isinstance(fitted.get("content"), list):
+        fitted["content"] = _fit_content(fitted.get("content"), quirks)
     return fitted
+
+
+def _fit_content(content: Any, quirks: Quirks) -> Any:
+    parts = [dict_of(part) for part in list_of(content)]
+    if quirks.texts_only and not isinstance(content, str) and all(part.get("type") == "text" for part in parts):
+        return "\n\n".join(text_of(part.get("text")) for part in parts)
+    if quirks.document_part == "document_url" and parts:
+        return [_document_url(part) for part in parts]
+    return content
+
+
+def _document_url(part: dict[str, Any]) -> dict[str, Any]:
+    """Return OpenAI's part for a file, if it holds the file, as Mistral's part."""
+    file = dict_of(part.get("file"))
+    if part.get("type") != "file" or not file.get("file_data"):
+        return part
+    named = {"document_name": file["filename"]} if file.get("filename") else {}
+    return {"type": "document_url", "document_url": file["file_data"], **named}
 
 
 def _short(call_id: str) -> str:

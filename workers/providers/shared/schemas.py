@@ -88,10 +88,11 @@ def _referenced(node: Mapping[str, Any], root: Mapping[str, Any]) -> dict[str, A
 
 def answer_schema(schema: dict[str, Any], facts: ModelFacts) -> dict[str, Any] | None:
     """Return the schema of an answer as the vendor accepts it; None: it says no more than that the answer is an object."""
-    if not (facts.schema_objects_closed or facts.schema_refuses):
+    if not (facts.schema_objects_closed or facts.schema_required_needed or facts.schema_refuses):
         return schema
     says_more = bool(schema.keys() & {"properties", "$ref", "enum", "const", *_COMBINING})
-    if facts.schema_objects_closed and not says_more and schema.get("type", "object") == "object":
+    needs_more = facts.schema_objects_closed or facts.schema_required_needed
+    if needs_more and not says_more and schema.get("type", "object") == "object":
         return None  # Closed, such an object could only be empty.
     fitted: dict[str, Any] = _fit(schema, facts)
     return fitted
@@ -115,6 +116,8 @@ def _fit(node: Any, facts: ModelFacts) -> Any:
         if isinstance(node.get("additionalProperties"), dict):
             moved["additionalProperties"] = node["additionalProperties"]
         fitted["additionalProperties"] = False
+    if facts.schema_required_needed and isinstance(node.get("properties"), dict) and not node.get("required"):
+        fitted["required"] = list(node["properties"])[:1]
     if moved:
         words = ", ".join(f"{word}: {orjson.dumps(value).decode()}" for word, value in moved.items())
         fitted["description"] = "\n\n".join(filter(None, [node.get("description"), f"{{{words}}}"]))

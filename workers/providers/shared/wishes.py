@@ -9,7 +9,6 @@ from typing import Any, Literal
 from common.canonical.generation import GenerationRequest, Reasoning, ToolChoice
 from common.vendors.models import ModelFacts
 from workers.providers.shared.reasoning import reasons
-from workers.providers.shared.unsupported import invalid_field_error
 
 
 def fit_tool_choice(request: GenerationRequest, facts: ModelFacts) -> tuple[GenerationRequest, list[str]]:
@@ -42,17 +41,6 @@ def forced_call(reasoning: Reasoning | None, facts: ModelFacts) -> Literal["stay
         return "stays"
     can_be_off = facts.reasoning in (None, "on_request") or facts.reasoning_off not in ("none", "between_tools")
     return "without_reasoning" if can_be_off else "may_choose"
-
-
-def refuse_stop(request: GenerationRequest, facts: ModelFacts) -> None:
-    """Refuse stop sequences for a model that has none: without them its answer would be another one.
-
-    Raises:
-        GatewayError: INVALID_REQUEST that names the field.
-    """
-    if request.stop and "stop" in facts.refused_fields:
-        fault = "must be left out: this model does not support stop sequences"
-        raise invalid_field_error(request.names.get("stop", "stop"), fault)
 
 
 def drop_sampling(body: dict[str, Any], facts: ModelFacts, *, is_reasoning: bool) -> list[str]:

@@ -30,13 +30,13 @@ def _template(call: Call) -> Complaint | None:
 
 
 def _parts(call: Call) -> Complaint | None:
-    """vLLM, entrypoints/chat_utils.py; llama.cpp, common/chat.cpp"""
+    """vLLM, entrypoints/chat_utils.py; llama.cpp, common/chat.cpp; Ollama, openai/openai.go"""
     known = ("text", "image_url", "video_url", "audio_url", "input_audio", "refusal", "thinking")
     for message in call.items("messages"):
         for part in parts_of(message):
-            if part.get("type") not in known and call.vendor != "ollama":
-                words = "Unknown part type" if call.vendor == "vllm" else "unsupported content[].type"
-                return Complaint(f"{words}: {part.get('type')}")
+            if part.get("type") not in known:
+                words = {"vllm": "Unknown part type", "ollama": "invalid message format"}
+                return Complaint(f"{words.get(call.vendor, 'unsupported content[].type')}: {part.get('type')}")
     return None
 
 
