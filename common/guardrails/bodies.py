@@ -7,6 +7,7 @@ input or output, and inside JSON in a string, all fields are read.
 import re
 from typing import Any
 
+from common.dialects.openai_responses.compaction import SUMMARY_PREFIX
 from common.guardrails.json_values import Item, JsonTexts
 
 # Ids, types and options: words of the API, or made by a machine. docs/guardrails.md has the same list.
@@ -47,6 +48,8 @@ class BodyTexts(JsonTexts):
         return len(turns) if isinstance(turns, list) else 1
 
     def is_skipped(self, item: Item) -> bool:
+        if item.field == "encrypted_content" and isinstance(item.value, str) and item.value.startswith(SUMMARY_PREFIX):
+            return False  # Our own, and not encrypted.
         return item.field in NOT_READ and (item.field in _NOT_ENTERED or not isinstance(item.value, dict | list))
 
     def member_context(self, item: Item, name: str, value: Any) -> tuple[str, bool]:

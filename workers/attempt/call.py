@@ -30,7 +30,7 @@ from workers.providers.base import Deployment, Wire
 from workers.providers.shared.error_words import is_cut_answer
 from workers.providers.shared.errors import UNREADABLE, redact_secrets, set_retry_after
 from workers.providers.shared.loose_json import NestedTooDeeply, read_json
-from workers.providers.shared.refused_thoughts import refuses_thoughts
+from workers.providers.shared.refused_thoughts import refuses_compactions, refuses_thoughts
 from workers.publish.large_answers import LARGE_BYTES, answer_too_large
 from workers.publish.writer import FRAME_BYTES_MAX
 from workers.run_context import RunContext
@@ -78,6 +78,9 @@ def _without_refused(context: RunContext, deployment: Deployment, failed: Failed
     if refuses_thoughts(failed) and not deployment.refuses_thoughts:
         log.warning("thoughts_refused", provider=deployment.provider, model=deployment.model, key=deployment.key_label)
         return replace(deployment, refuses_thoughts=True)
+    if refuses_compactions(failed, context.job.body) and not deployment.refuses_compactions:
+        log.warning("compactions_refused", provider=deployment.provider, model=deployment.model, key=deployment.key_label)
+        return replace(deployment, refuses_compactions=True)
     return None
 
 

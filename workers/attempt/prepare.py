@@ -14,6 +14,7 @@ from common.config.groups.models import ModelSettings
 from common.config.settings import Settings
 from common.dialects import DIALECTS
 from common.dialects.base import ReplyInfo
+from common.dialects.openai_responses.compaction import asks_for_compaction
 from common.metering.attempt_cost import Attempt, total_cost
 from common.metering.pricing import Cost
 from workers.outcome import ActiveJob, CallResult, Total
@@ -68,12 +69,17 @@ def family_of(job: Job, deployment: Deployment) -> FamilyWire | None:
     return family if family is not None and family.dialect == job.dialect else None
 
 
+def _must_summarize(body: Mapping[str, Any], deployment: Deployment, guard: OutputGuard | None) -> bool:
+    """Whether the client asks for a compaction that its vendor does not make, or that no guardrail could read."""
+    return asks_for_compaction(body) and (guard is not None or deployment.provider not in ("openai", "azure-openai"))
+
+
 def prepare_request(
     job: Job, wire: Wire, deployment: Deployment, info: ReplyInfo, guard: OutputGuard | None = None
 ) -> Prepared:
     dialect = DIALECTS[job.dialect]
     family = family_of(job, deployment)
-    if family is None:
+    if family is None or _must_summarize(info.body, deployment, guard):
         parsed = dialect.parse(info.body)
         if deployment.refuses_thoughts:
             parsed = without_thoughts(parsed)

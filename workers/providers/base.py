@@ -37,6 +37,7 @@ class Deployment:
     facts: ModelFacts = field(default=UNKNOWN, repr=False)  # What the model can do there.
     refuses_summaries: bool = False  # Whether the key's account may not ask for summaries of reasoning.
     refuses_thoughts: bool = False  # Whether it refused the reasoning in the history of this generation's conversation.
+    refuses_compactions: bool = False  # The same for compactions of it, which another vendor made.
 
     @property
     def secrets(self) -> list[str]:

@@ -16,6 +16,7 @@ from common.canonical.generation import GenerationRequest
 from common.canonical.reply import Choice, Reply, TextBlock
 from common.dialects.base import EndedEncoder, OpenStream, Progress, ReplyInfo
 from common.dialects.openai_responses import request as openai_responses_request
+from common.dialects.openai_responses.compaction import CompactionEncoder, asks_for_compaction, compaction_item
 from common.dialects.openai_responses.encoder import ItemEncoder, failed_event
 from common.dialects.openai_responses.progress import read_sent_answer
 from common.dialects.openai_responses.response_object import Items, ResponseInfo, final_response, incomplete_reason
@@ -32,14 +33,14 @@ class OpenAiResponses:
         return openai_responses_request.parse(body)
 
     def encoder(self, request: GenerationRequest, info: ReplyInfo) -> ItemEncoder:
-        return ItemEncoder(info)
+        return _encoder(info)
 
     def resume(self, request: GenerationRequest, info: ReplyInfo, blocks: Sequence[bytes]) -> Progress:
         sent = read_sent_answer(blocks)
         if sent.final_response:
             reason = FinishReason.LENGTH if sent.final_response.get("status") == "incomplete" else FinishReason.STOP
             return Progress(sent.text, sent.is_plain, EndedEncoder(), finished=Finished(reason))
-        encoder = ItemEncoder(info)
+        encoder = _encoder(info)
         missing_events = encoder.resume(sent) if sent.is_plain else b""
         return Progress(sent.text, sent.is_plain, encoder, missing_events)
 
@@ -64,6 +65,8 @@ class OpenAiResponses:
             )
             for index, block in enumerate(choice.blocks)
         ]
+        if asks_for_compaction(info.body):
+            output = [compaction_item(items, choice.text)] if choice.text.strip() else []
         response = ResponseInfo(info.generation_id, info.model, info.created_s, info.body)
         completed_s = info.created_s + info.elapsed_ms() // 1000
         return orjson.dumps(final_response(response, output, finished, reply.usage, completed_s))
@@ -90,6 +93,10 @@ class OpenAiResponses:
 
     def is_final(self, last_block: bytes) -> bool:
         return parse_event(last_block).get("type") in ("response.completed", "response.incomplete", "response.failed", "error")
+
+
+def _encoder(info: ReplyInfo) -> ItemEncoder:
+    return CompactionEncoder(info) if asks_for_compaction(info.body) else ItemEncoder(info)
 
 
 def _next_sequence(data: bytes) -> int:

@@ -27,6 +27,7 @@ from common.canonical.generation import (
     TextPart,
     ToolCallPart,
 )
+from common.dialects.openai_responses.compaction import ask_for_summary, asks_for_compaction, summary_in
 from common.dialects.openai_responses.tools import flat_name, read_tool_choice, read_tools, tool_lists
 from common.dialects.openai_responses.wrapped_reasoning import unwrap
 from common.dialects.shared.parts import (
@@ -193,6 +194,8 @@ def parse(body: Mapping[str, Any]) -> GenerationRequest:
         read_tools(items, path, request)
     read_tool_choice(body.get("tool_choice"), request)
     _read_format((fields.text or {}).get("format"), request)
+    if asks_for_compaction(body):
+        ask_for_summary(request)
     return request
 
 
@@ -245,6 +248,10 @@ def _messages(items: list[Any]) -> list[Message]:
             case "reasoning":
                 if reasoning := _reasoning_part(item, path):
                     add_to_assistant(messages, [reasoning])
+            case "compaction_trigger" if index == len(items) - 1:
+                pass  # See ``ask_for_summary``.
+            case "compaction" if summary := summary_in(item):
+                messages.append(Message(Role.USER, [TextPart(summary)]))
             case str() as type_ if type_.endswith("_call") or type_ in _MODELS_ITEMS:
                 add_to_assistant(messages, [OpaquePart(type_, path)])
             case type_:

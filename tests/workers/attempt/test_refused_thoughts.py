@@ -18,7 +18,12 @@ WORDS = {
     "anthropic": "messages.1.content.0: Invalid `signature` in `thinking` block",
     "google-ai-studio": "Thought signature is not valid.",
 }
-WIRES = {"openai": "openai-responses", "anthropic": "anthropic-messages", "google-ai-studio": "gemini"}
+WIRES = {
+    "openai": "openai-responses",
+    "anthropic": "anthropic-messages",
+    "google-ai-studio": "gemini",
+    "deepseek": "openai-responses",
+}
 SIGNED_BY = {"openai": "openai-responses:", "anthropic": "", "google-ai-studio": "gemini:"}
 SEALED = "U0VBTEVE"
 
@@ -117,6 +122,21 @@ async def test_a_second_refusal_is_the_client_s(setup, other_account, provider, 
     ended = await ask(setup, f"{provider}/{model}", dialect, body)
 
     assert (len(other_account.bodies), ended["error"]["message"]) == (2, WORDS[provider])
+
+
+@pytest.mark.parametrize("provider", ["deepseek"])
+@pytest.mark.parametrize("words", ['input.0: item type "compaction" is not supported', WORDS["openai"]])
+async def test_a_compaction_of_another_vendor_is_left_out_and_named(setup, other_account, provider, words, monkeypatch):  # noqa: F811
+    monkeypatch.setitem(WORDS, provider, words)
+    compaction = {"type": "compaction", "encrypted_content": SEALED}
+    body = {"input": [compaction, {"role": "user", "content": "go on"}]}
+
+    ended = await ask(setup, f"{provider}/m", "openai-responses", body)
+
+    assert ended["error"] is None
+    assert [item.get("role") for item in other_account.bodies[-1]["input"]] == ["user"]
+    head = orjson.loads((await setup.frames())[1].data)
+    assert "compactions of the history" in head["headers"]["x-sluice-dropped"]
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ from common.canonical.events import (
 from common.canonical.generation import GenerationRequest
 from common.canonical.growing_text import GrowingText
 from common.dialects.base import ReplyInfo
+from common.dialects.openai_responses.compaction import summary_in
 from common.dialects.openai_responses.ids import response_id
 from common.dialects.openai_responses.wrapped_reasoning import is_wrapped
 from common.dialects.shared.openai_words import REASON_OF_INCOMPLETE
@@ -48,7 +49,7 @@ from workers.providers.shared.loose_json import dict_of, list_of, read_json, tex
 from workers.providers.shared.passed_wishes import fit_passed_response_wishes
 from workers.providers.shared.plain_shape import NumberedShape
 from workers.providers.shared.quirks import find_quirks, fit_response
-from workers.providers.shared.refused_thoughts import THOUGHTS
+from workers.providers.shared.refused_thoughts import COMPACTIONS, THOUGHTS
 
 _PASSED_HEADERS = ("openai-beta",)
 # Fields that Sluice handles itself for every provider: it stores conversations and answers.
@@ -96,10 +97,12 @@ class OpenAiResponses:
             changed |= {"background": True, "store": True}
         if isinstance(changed.get("input"), list):
             # Reasoning of another vendor, from the start of the conversation: OpenAI cannot read it, and would refuse it.
-            changed["input"] = [item for item in changed["input"] if not is_wrapped(dict_of(item).get("encrypted_content"))]
-            if deployment.refuses_thoughts:
-                changed["input"] = [item for item in changed["input"] if dict_of(item).get("type") != "reasoning"]
+            kept = [item for item in changed["input"] if not is_wrapped(dict_of(item).get("encrypted_content"))]
+            changed["input"] = [_with_summary(item) for item in kept]
+            refused = _refused_items(deployment)
+            changed["input"] = [item for item in changed["input"] if dict_of(item).get("type") not in refused]
         dropped = [THOUGHTS] if deployment.refuses_thoughts else []
+        dropped += [COMPACTIONS] if deployment.refuses_compactions else []
         dropped += fit_passed_response_wishes(changed, deployment) + fit_response(changed, deployment)
         return UpstreamRequest(_url(deployment), _headers(deployment, headers), orjson.dumps(changed), dropped)
 
@@ -348,6 +351,18 @@ def _response_in(data: bytes) -> dict[str, Any]:
     except ValueError:
         return {}
     return fields if fields.get("object") == "response" else dict_of(fields.get("response"))
+
+
+def _refused_items(deployment: Deployment) -> frozenset[str]:
+    thoughts = {"reasoning"} if deployment.refuses_thoughts else set()
+    compactions = {"compaction", "compaction_summary"} if deployment.refuses_compactions else set()
+    return frozenset(thoughts | compactions)
+
+
+def _with_summary(item: Any) -> Any:
+    """Return an item of the input. A summary that we made of a conversation is a user's message to every vendor."""
+    summary = summary_in(item) if isinstance(item, dict) else None
+    return {"type": "message", "role": "user", "content": summary} if summary else item
 
 
 def _url(deployment: Deployment, answer_id: str = "", action: str = "") -> str:

@@ -14,7 +14,9 @@ from dataclasses import replace
 from common.canonical.errors import ErrorKind, Failed
 from common.canonical.generation import GenerationRequest, Message, Part, ReasoningPart
 
-THOUGHTS = "reasoning of the history"  # How the client is told what was left out.
+# How the client is told what was left out.
+THOUGHTS = "reasoning of the history"
+COMPACTIONS = "compactions of the history"
 _CODE = "invalid_encrypted_content"
 _WORDS = re.compile(
     r"encrypted content could not be (verified|decrypted)|invalid `?signature`? in `?thinking`? block"
@@ -22,12 +24,21 @@ _WORDS = re.compile(
     r"|thought signature is not valid|corrupted thought signature|without its required following item",
     re.IGNORECASE,
 )
+# Source: https://github.com/openai/codex/issues/45401
+_COMPACTION = re.compile(r"(item|input) type:? ?[\"'`]?compaction\b", re.IGNORECASE)
 
 
 def refuses_thoughts(failed: Failed) -> bool:
     if failed.kind is not ErrorKind.UPSTREAM_REJECTED:
         return False
     return failed.code == _CODE or _WORDS.search(failed.message) is not None
+
+
+def refuses_compactions(failed: Failed, body: bytes | bytearray) -> bool:
+    """Whether a vendor of the Responses API cannot read a compaction in the body, which only its maker can."""
+    if b'"compaction"' not in body or failed.kind is not ErrorKind.UPSTREAM_REJECTED:
+        return False
+    return refuses_thoughts(failed) or _COMPACTION.search(failed.message) is not None
 
 
 def without_thoughts(request: GenerationRequest) -> GenerationRequest:
