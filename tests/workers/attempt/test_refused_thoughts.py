@@ -153,6 +153,7 @@ async def test_a_compaction_of_another_vendor_is_left_out_and_named(setup, other
             "Item 'rs_1' of type 'reasoning' was provided without its required following item.",
             True,
         ),
+        (ErrorKind.UPSTREAM_REJECTED, "messages.3: Expected `thinking` or `redacted_thinking`, but found `tool_use`.", True),
         (ErrorKind.UPSTREAM_REJECTED, "messages.1: `thinking` is not supported by this model", False),
         (ErrorKind.UPSTREAM_UNAVAILABLE, WORDS["openai"], False),
     ],

@@ -266,3 +266,19 @@ def test_deepseek_gets_its_thinking_back_with_its_calls():
 
     assert assistant("deepseek")["reasoning_content"] == "hm"
     assert "reasoning_content" not in assistant("openai")
+
+
+@pytest.mark.parametrize("provider", ["deepseek", "workers-ai"])
+def test_content_that_is_only_text_is_a_string_where_the_vendor_takes_no_list(provider):
+    texts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    messages = [
+        {"role": "user", "content": texts},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c", "content": texts},
+    ]
+
+    body, dropped = passed(provider, {"model": "m", "messages": messages})
+
+    assert [message["content"] for message in body["messages"]] == ["a\n\nb", "", "a\n\nb"]
+    assert dropped == []

@@ -214,9 +214,10 @@ class MessageDecoder(JsonDecoder):
 
     def _complete(self) -> list[Event]:
         self._ended = self.is_whole = True
-        fallback = FinishReason.TOOL_CALLS if self._call_count else FinishReason.STOP
-        finished = Finished(_FINISH_REASON.get(self._reason or "", fallback), self._stop_sequence)
-        return [finished, Completed(self.usage)]
+        reason = _FINISH_REASON.get(self._reason or "", FinishReason.STOP)
+        if self._call_count and reason is FinishReason.STOP:
+            reason = FinishReason.TOOL_CALLS  # Servers of this format say "end_turn" here too, and agents would stop.
+        return [Finished(reason, self._stop_sequence), Completed(self.usage)]
 
     def _usage_of(self, figures: Figures) -> Usage | None:
         """Return the usage. Anthropic's input_tokens do not include its cache figures; ours do."""

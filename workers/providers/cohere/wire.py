@@ -148,7 +148,8 @@ class EventDecoder(JsonDecoder):
         self._ended = self.is_whole = True
         for call in self._open_calls.values():
             yield from call.end()
-        yield Finished(_FINISH_REASON.get(reason, FinishReason.TOOL_CALLS if self._call_count else FinishReason.STOP))
+        finish_reason = _FINISH_REASON.get(reason, FinishReason.STOP)
+        yield Finished(FinishReason.TOOL_CALLS if self._call_count and finish_reason is FinishReason.STOP else finish_reason)
         yield Completed(self.usage)
 
     def _usage_of(self, figures: Figures) -> Usage | None:

@@ -100,6 +100,7 @@ QUIRKS: Mapping[str, Quirks] = {
     "deepseek": Quirks(
         renamed=_ONE_LIMIT,
         unknown=_BOOKKEEPING | {"seed", "user", "service_tier"},
+        texts_only=True,  # Source: https://github.com/Gitlawb/openclaude/issues/774
     ),
     "cerebras": Quirks(unknown=_BOOKKEEPING - {"prompt_cache_key"}, unknown_in_messages=_ECHOED, renamed=_ONE_LIMIT),
     "perplexity": Quirks(carries_in_responses=Carries(), is_agent_api=True),

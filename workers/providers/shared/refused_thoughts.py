@@ -1,11 +1,12 @@
 """Does a vendor refuse the reasoning in a conversation's history, and what is the conversation without it?
 
 Only the account that made sealed reasoning can read it. After a failover, or with several keys, it reaches another one, which
-refuses the request, and every later one of the session. Thoughts that a client has reordered are refused as well. The answer
-does not need them, so the call is made once more without them.
+refuses the request, and every later one of the session. Thoughts that a client has moved or lost are refused as well. The
+answer does not need them, so the call is made once more without them.
 
 Sources: https://github.com/QuantumNous/new-api/issues/3240, https://github.com/BerriAI/litellm/issues/40237,
-https://github.com/anthropics/claude-code/issues/63213, https://ai.google.dev/gemini-api/docs/thought-signatures
+https://github.com/anthropics/claude-code/issues/63213, https://github.com/anomalyco/opencode/issues/6176,
+https://ai.google.dev/gemini-api/docs/thought-signatures
 """
 
 import re
@@ -21,6 +22,7 @@ _CODE = "invalid_encrypted_content"
 _WORDS = re.compile(
     r"encrypted content could not be (verified|decrypted)|invalid `?signature`? in `?thinking`? block"
     r"|`redacted_thinking` blocks in the latest assistant message cannot be modified"
+    r"|expected `thinking` or `redacted_thinking`, but found|first block must be `thinking`|block must contain thinking"
     r"|thought signature is not valid|corrupted thought signature|without its required following item",
     re.IGNORECASE,
 )

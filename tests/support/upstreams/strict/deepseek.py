@@ -34,8 +34,10 @@ def _roles(call: Call) -> Complaint | None:
 
 
 def _text_only(call: Call) -> Complaint | None:
-    """https://github.com/DayuanJiang/next-ai-draw-io/pull/326"""
+    """https://github.com/DayuanJiang/next-ai-draw-io/pull/326, and of tools' results https://github.com/Gitlawb/openclaude/pull/806"""
     for index, message in enumerate(call.items("messages")):
+        if message.get("role") == "tool" and isinstance(message.get("content"), list):
+            return _broken(f"messages[{index}]: invalid type: sequence, expected a string")
         for part in parts_of(message):
             if part.get("type") != "text":
                 return _broken(f"messages[{index}]: unknown variant `{part.get('type')}`, expected `text`")

@@ -110,6 +110,10 @@ def _calls(parts: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
     return [part[name] for part in parts if name in part]
 
 
+# Of these it was measured: https://github.com/LibreChat-AI/agents/pull/323 and https://github.com/anomalyco/opencode/issues/47034
+_NO_PREFILL: ByModel[bool] = [(r"gemini-3\.5-flash-lite|gemini-3\.[678]-flash|gemini-4", True)]
+
+
 def _turns(call: Call) -> Complaint | None:
     """https://ai.google.dev/gemini-api/docs/function-calling; https://github.com/continuedev/continue/issues/9562"""
     waiting = 0
@@ -126,6 +130,8 @@ def _turns(call: Call) -> Complaint | None:
             words = "function call turn comes immediately after a user turn or after a function response turn."
             return Complaint(f"Please ensure that {words}")
         waiting = len(calls)
+    if value_for(call.model, _NO_PREFILL, False) and call.items("contents")[-1]["role"] == "model":
+        return Complaint("Requests ending with a model turn are not supported.")
     return None
 
 
