@@ -73,7 +73,7 @@ def messages_body(provider: str) -> dict[str, Any]:
 
 
 def responses_body() -> dict[str, Any]:
-    call = {"type": "function_call", "call_id": "c1", "name": "f", "arguments": "{}"}
+    call = {"type": "function_call", "id": "fc_1", "call_id": "c1", "name": "f", "arguments": "{}"}
     sealed = {"type": "reasoning", "summary": [], "encrypted_content": SEALED}
     result = {"type": "function_call_output", "call_id": "c1", "output": "done"}
     return {"input": [{"role": "user", "content": "hi"}, sealed, call, result]}
@@ -109,6 +109,7 @@ async def test_the_call_is_made_once_more_without_the_reasoning_and_names_it(
     refused, answered = (orjson.dumps(sent).decode() for sent in other_account.bodies)
     assert SEALED in refused
     assert SEALED not in answered
+    assert "fc_1" not in answered  # The item of this id wants the reasoning before it.
     assert "done" in answered  # The call and its result stay.
     assert "budget_tokens" not in answered  # Anthropic takes no budget in a turn that began without thoughts.
     head = orjson.loads((await setup.frames())[1].data)
@@ -154,6 +155,16 @@ async def test_a_compaction_of_another_vendor_is_left_out_and_named(setup, other
             True,
         ),
         (ErrorKind.UPSTREAM_REJECTED, "messages.3: Expected `thinking` or `redacted_thinking`, but found `tool_use`.", True),
+        (
+            ErrorKind.UPSTREAM_REJECTED,
+            "Item 'fc_1' of type 'function_call' was provided without its required 'reasoning' item: 'rs_1'.",
+            True,
+        ),
+        (
+            ErrorKind.UPSTREAM_REJECTED,
+            "Item with id 'rs_1' not found. Items are not persisted when `store` is set to false.",
+            True,
+        ),
         (ErrorKind.UPSTREAM_REJECTED, "messages.1: `thinking` is not supported by this model", False),
         (ErrorKind.UPSTREAM_UNAVAILABLE, WORDS["openai"], False),
     ],

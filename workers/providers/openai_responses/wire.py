@@ -33,12 +33,11 @@ from common.canonical.events import (
 from common.canonical.generation import GenerationRequest
 from common.canonical.growing_text import GrowingText
 from common.dialects.base import ReplyInfo
-from common.dialects.openai_responses.compaction import summary_in
 from common.dialects.openai_responses.ids import response_id
-from common.dialects.openai_responses.wrapped_reasoning import is_wrapped
 from common.dialects.shared.openai_words import REASON_OF_INCOMPLETE
 from common.sse import read_block
 from workers.providers.base import Deployment, UpstreamRequest
+from workers.providers.openai_responses.passed_input import fit_input
 from workers.providers.openai_responses.request import REASONING_MARK, build_body, build_count_body
 from workers.providers.shared import errors
 from workers.providers.shared.citations import Citations
@@ -96,11 +95,7 @@ class OpenAiResponses:
         if deployment.in_background:
             changed |= {"background": True, "store": True}
         if isinstance(changed.get("input"), list):
-            # Reasoning of another vendor, from the start of the conversation: OpenAI cannot read it, and would refuse it.
-            kept = [item for item in changed["input"] if not is_wrapped(dict_of(item).get("encrypted_content"))]
-            changed["input"] = [_with_summary(item) for item in kept]
-            refused = _refused_items(deployment)
-            changed["input"] = [item for item in changed["input"] if dict_of(item).get("type") not in refused]
+            changed["input"] = fit_input(changed["input"], deployment)
         dropped = [THOUGHTS] if deployment.refuses_thoughts else []
         dropped += [COMPACTIONS] if deployment.refuses_compactions else []
         dropped += fit_passed_response_wishes(changed, deployment) + fit_response(changed, deployment)
@@ -351,18 +346,6 @@ def _response_in(data: bytes) -> dict[str, Any]:
     except ValueError:
         return {}
     return fields if fields.get("object") == "response" else dict_of(fields.get("response"))
-
-
-def _refused_items(deployment: Deployment) -> frozenset[str]:
-    thoughts = {"reasoning"} if deployment.refuses_thoughts else set()
-    compactions = {"compaction", "compaction_summary"} if deployment.refuses_compactions else set()
-    return frozenset(thoughts | compactions)
-
-
-def _with_summary(item: Any) -> Any:
-    """Return an item of the input. A summary that we made of a conversation is a user's message to every vendor."""
-    summary = summary_in(item) if isinstance(item, dict) else None
-    return {"type": "message", "role": "user", "content": summary} if summary else item
 
 
 def _url(deployment: Deployment, answer_id: str = "", action: str = "") -> str:

@@ -1,8 +1,8 @@
 """Does a vendor refuse the reasoning in a conversation's history, and what is the conversation without it?
 
-Only the account that made sealed reasoning can read it. After a failover, or with several keys, it reaches another one, which
-refuses the request, and every later one of the session. Thoughts that a client has moved or lost are refused as well. The
-answer does not need them, so the call is made once more without them.
+Only the account that made sealed reasoning can read it, or find it by its id. After a failover, or with several keys, it
+reaches another one, which refuses the request, and every later one of the session. Thoughts that a client has moved or lost are
+refused as well. The answer does not need them, so the call is made once more without them.
 
 Sources: https://github.com/QuantumNous/new-api/issues/3240, https://github.com/BerriAI/litellm/issues/40237,
 https://github.com/anthropics/claude-code/issues/63213, https://github.com/anomalyco/opencode/issues/6176,
@@ -23,7 +23,8 @@ _WORDS = re.compile(
     r"encrypted content could not be (verified|decrypted)|invalid `?signature`? in `?thinking`? block"
     r"|`redacted_thinking` blocks in the latest assistant message cannot be modified"
     r"|expected `thinking` or `redacted_thinking`, but found|first block must be `thinking`|block must contain thinking"
-    r"|thought signature is not valid|corrupted thought signature|without its required following item",
+    r"|thought signature is not valid|corrupted thought signature|without its required (following|'reasoning') item"
+    r"|item with id '\w{1,200}' not found",
     re.IGNORECASE,
 )
 # Source: https://github.com/openai/codex/issues/45401
