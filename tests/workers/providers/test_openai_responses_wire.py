@@ -9,6 +9,7 @@ from common.canonical.generation import GenerationRequest, Message, Role, TextPa
 from common.canonical.reply import ReasoningBlock, RefusalBlock, TextBlock, ToolCall, fold
 from common.dialects.base import ReplyInfo
 from tests.support.upstreams.recordings import OWN, Recording, blocks_of, data_of, parameters
+from tests.support.upstreams.strict import refusal
 from workers.providers.base import Deployment
 from workers.providers.openai_responses.wire import OPENAI_RESPONSES as WIRE
 
@@ -315,6 +316,31 @@ def test_what_sluice_does_itself_is_kept_from_the_upstream():
     assert passed.url == "https://api.example/v1/responses"
     assert passed.headers["openai-beta"] == "b=1"
     assert "cookie" not in passed.headers
+
+
+def test_what_codex_sends_for_its_own_service_only_is_kept_from_the_vendor():
+    exec_tool = {"type": "custom", "name": "exec", "description": "Run code."}
+    space = {"type": "namespace", "name": "functions", "description": "", "tools": [exec_tool]}
+    clock = {**space, "name": "clock", "description": "Tells the time."}
+    said = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "hi"}]}
+    body = {
+        "model": "m",
+        "tools": [space],
+        "input": [
+            {"type": "additional_tools", "role": "developer", "tools": [space, clock, exec_tool]},
+            {**said, "internal_chat_message_metadata_passthrough": {"content_item_kinds": []}},
+        ],
+        "client_metadata": {"session_id": "s"},
+    }
+
+    passed = orjson.loads(WIRE.pass_request(body, {}, DEPLOYMENT).body)
+
+    named = {**space, "description": "functions"}
+    assert passed["tools"] == [named]
+    assert passed["input"] == [{**body["input"][0], "tools": [named, clock, exec_tool]}, said]
+    assert "client_metadata" not in passed
+    assert refusal("openai", "/v1/responses", {}, {**body, "model": "gpt-6.1-sol"}) is not None
+    assert refusal("openai", "/v1/responses", {}, {**passed, "model": "gpt-6.1-sol"}) is None
 
 
 def test_in_the_background_an_answer_is_stored():

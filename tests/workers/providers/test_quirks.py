@@ -7,6 +7,7 @@ import pytest
 
 from common.dialects import DIALECTS
 from common.vendors.models import MODELS, ModelFacts
+from tests.support.upstreams.strict import refusal
 from workers.providers.base import Deployment
 from workers.providers.openai_chat.wire import OPENAI_COMPATIBLE
 from workers.providers.openai_responses.wire import OPENAI_RESPONSES
@@ -51,12 +52,34 @@ def passed(provider: str, body: dict[str, Any] = FULL, model: str = "up", query:
     return orjson.loads(request.body), request.dropped
 
 
-@pytest.mark.parametrize("provider", ["openai", "azure-openai", "lab", "demo"])
-def test_openai_and_servers_that_nothing_is_known_of_get_it_as_it_came(provider):
+@pytest.mark.parametrize("provider", ["lab", "demo"])
+def test_servers_that_nothing_is_known_of_get_it_as_it_came(provider):
     body, dropped = passed(provider)
 
     assert body == {**FULL, "model": "up"}
     assert dropped == []
+
+
+@pytest.mark.parametrize("provider", ["openai", "azure-openai"])
+def test_openai_gets_it_as_it_came_without_the_reasoning_of_other_vendors(provider):
+    body, dropped = passed(provider)
+
+    answer = {name: value for name, value in FULL["messages"][2].items() if name != "reasoning_content"}
+    assert body == {**FULL, "model": "up", "messages": [*FULL["messages"][:2], answer, FULL["messages"][3]]}
+    assert dropped == ["messages.reasoning_content"]
+
+
+@pytest.mark.parametrize("provider", ["openai", "azure-openai"])
+def test_openai_gets_the_limit_under_its_new_name(provider):
+    """Clients that speak to many vendors send the old one, and models that reason refuse it."""
+    old = {"model": "m", "messages": [{"role": "user", "content": "x"}], "max_tokens": 50}
+
+    body, dropped = passed(provider, old, "gpt-6.1-sol")
+
+    assert body == {"model": "gpt-6.1-sol", "messages": old["messages"], "max_completion_tokens": 50}
+    assert dropped == []
+    assert refusal("openai", "/v1/chat/completions", {}, {**old, "model": "gpt-6.1-sol"}) is not None
+    assert refusal("openai", "/v1/chat/completions", {}, body) is None
 
 
 def test_mistral_gets_nothing_that_it_refuses():

@@ -37,6 +37,7 @@ from common.dialects.openai_responses.ids import response_id
 from common.dialects.shared.openai_words import REASON_OF_INCOMPLETE
 from common.sse import read_block
 from workers.providers.base import Deployment, UpstreamRequest
+from workers.providers.openai_responses.codex_fields import fit_codex_fields
 from workers.providers.openai_responses.passed_input import fit_input
 from workers.providers.openai_responses.request import REASONING_MARK, build_body, build_count_body
 from workers.providers.shared import errors
@@ -96,6 +97,7 @@ class OpenAiResponses:
             changed |= {"background": True, "store": True}
         if isinstance(changed.get("input"), list):
             changed["input"] = fit_input(changed["input"], deployment)
+        fit_codex_fields(changed)
         dropped = [THOUGHTS] if deployment.refuses_thoughts else []
         dropped += [COMPACTIONS] if deployment.refuses_compactions else []
         dropped += fit_passed_response_wishes(changed, deployment) + fit_response(changed, deployment)

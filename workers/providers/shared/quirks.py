@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from common.dialects.shared.openai_words import REASONING_FIELDS
 from common.vendors.models import ModelFacts
 from workers.providers.base import Deployment
 from workers.providers.shared.agent_api import fit_agent_body
@@ -71,14 +72,29 @@ class Quirks:
 
 
 _ONE_LIMIT = {"max_completion_tokens": "max_tokens"}
+# Clients that speak to many vendors send the old name, and models that reason refuse it.
+# Source: https://developers.openai.com/api/docs/guides/reasoning
+_NEW_LIMIT = {"max_tokens": "max_completion_tokens"}
 # For the vendor's own bookkeeping and caches: they do not change an answer.
 _BOOKKEEPING = frozenset({"store", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "verbosity"})
 # Fields of an answer that clients send back unchanged.
 _ECHOED = frozenset({"refusal", "annotations", "audio", "function_call", "reasoning_content"})
 
 QUIRKS: Mapping[str, Quirks] = {
-    "openai": Quirks(limit="max_completion_tokens", carries=_OPENAI, carries_in_responses=_OPENAI_IN_RESPONSES),
-    "azure-openai": Quirks(limit="max_completion_tokens", carries=_AZURE, carries_in_responses=_OPENAI_IN_RESPONSES),
+    "openai": Quirks(
+        limit="max_completion_tokens",
+        renamed=_NEW_LIMIT,
+        unknown_in_messages=frozenset(REASONING_FIELDS),
+        carries=_OPENAI,
+        carries_in_responses=_OPENAI_IN_RESPONSES,
+    ),
+    "azure-openai": Quirks(
+        limit="max_completion_tokens",
+        renamed=_NEW_LIMIT,
+        unknown_in_messages=frozenset(REASONING_FIELDS),
+        carries=_AZURE,
+        carries_in_responses=_OPENAI_IN_RESPONSES,
+    ),
     "mistral": Quirks(
         renamed={**_ONE_LIMIT, "seed": "random_seed"},
         # It always reports usage, and refuses the option that asks for it.
@@ -149,7 +165,7 @@ def fit(body: dict[str, Any], deployment: Deployment) -> list[str]:
         dropped += ["prefill"] if facts.prefill is False and is_prefill(messages) else []
     _fit_tools(body, facts)
     rename_tools(body, facts)
-    if quirks.unknown_in_messages or quirks.has_short_call_ids or quirks.texts_only:
+    if messages and (quirks.unknown_in_messages or quirks.has_short_call_ids or quirks.texts_only):
         messages = [dict_of(message) for message in list_of(body.get("messages"))]
         echoed = {name for message in messages for name, value in message.items() if value}
         dropped += [f"messages.{name}" for name in sorted(echoed & quirks.unknown_in_messages)]

@@ -291,6 +291,27 @@ def _summaries(call: Call) -> Complaint | None:
     return None
 
 
+def _namespaces(call: Call) -> Complaint | None:
+    """https://github.com/openai/codex/issues/37432: tools in the body and in items need a description."""
+    lists = [("tools", call.items("tools"))]
+    lists += [(f"input[{index}].tools", item.get("tools") or []) for index, item in enumerate(call.items("input"))]
+    for place, tools in lists:
+        for index, tool in enumerate(tools):
+            if tool.get("type") == "namespace" and not tool.get("description"):
+                param = f"{place}[{index}].description"
+                words = "empty string. Expected a string with minimum length 1, but got an empty string instead."
+                return Complaint(f"Invalid '{param}': {words}", param, "empty_string")
+    return None
+
+
+def _item_fields(call: Call) -> Complaint | None:
+    """https://github.com/openai/codex/issues/30161"""
+    for index, item in enumerate(call.items("input")):
+        if name := next((name for name in item if name.startswith("internal_")), None):
+            return Complaint(f"Unknown parameter: 'input[{index}].{name}'.", f"input[{index}].{name}", "unknown_parameter")
+    return None
+
+
 def _responses_format(call: Call) -> Complaint | None:
     """https://developers.openai.com/api/docs/guides/structured-outputs"""
     wanted = call.get("text", "format") or {}
@@ -383,6 +404,8 @@ RESPONSES: tuple[Rule, ...] = (
     _tokens,
     _too_many_tools,
     _responses_tools,
+    _namespaces,
+    _item_fields,
     _responses_format,
     _responses_parts,
     _responses_ids,
