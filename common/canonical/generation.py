@@ -71,11 +71,15 @@ class DocumentPart:
 
 @dataclass(slots=True)
 class ReasoningPart:
-    """A reasoning block that the client sends back; see ``reply.ReasoningBlock``."""
+    """A reasoning block that the client sends back; see ``reply.ReasoningBlock``.
+
+    ``is_whole``: whether it has the text that was signed. Some clients return only the signature.
+    """
 
     text: str = ""
     signature: str | None = None
     redacted: str | None = None
+    is_whole: bool = True
 
 
 @dataclass(slots=True)

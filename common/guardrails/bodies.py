@@ -13,7 +13,8 @@ from common.guardrails.json_values import Item, JsonTexts
 # Ids, types and options: words of the API, or made by a machine. docs/guardrails.md has the same list.
 NOT_READ = frozenset(
     {"id", "model", "type", "role", "object", "status", "call_id", "tool_call_id", "tool_use_id", "item_id", "file_id"}
-    | {"previous_response_id", "container", "signature", "encrypted_content", "media_type", "mime_type", "mimeType"}
+    | {"previous_response_id", "container", "signature", "thought_signature", "encrypted_content"}
+    | {"media_type", "mime_type", "mimeType"}
     | {"detail", "format", "effort", "reasoning_effort", "service_tier", "truncation", "tool_choice", "include", "modalities"}
     | {"max_tokens", "max_completion_tokens", "max_output_tokens", "seed", "created_at", "logit_bias", "cache_control"}
 )

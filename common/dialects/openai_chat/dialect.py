@@ -4,7 +4,7 @@
 Source: https://platform.openai.com/docs/api-reference/chat/streaming
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -17,6 +17,7 @@ from common.canonical.events import (
     Finished,
     FinishReason,
     ReasoningDelta,
+    ReasoningSigned,
     RefusalDelta,
     Started,
     TextDelta,
@@ -25,9 +26,10 @@ from common.canonical.events import (
     Usage,
 )
 from common.canonical.generation import GenerationRequest
-from common.canonical.reply import Choice, Reply
+from common.canonical.reply import Choice, ReasoningBlock, Reply, TextBlock, ToolCall
 from common.dialects.base import EndedEncoder, OpenStream, Progress, ReplyInfo
 from common.dialects.openai_chat import request as openai_chat_request
+from common.dialects.openai_chat.call_signatures import CallSignatures
 from common.dialects.openai_chat.progress import read_sent_answer
 from common.dialects.shared.openai_citations import citation_fields
 from common.dialects.shared.openai_errors import error_body
@@ -98,6 +100,8 @@ class ChunkEncoder:
         # If usage was requested, OpenAI puts a null usage into every chunk except the last.
         self._tail = b'],"usage":null}\n\n' if request.include_usage else b"]}\n\n"
         self._delta_end = b'},"logprobs":null,"finish_reason":null}' + self._tail
+        self._has_text = False
+        self._signatures = CallSignatures()
         self._text_starts: dict[int, bytes] = {}  # By choice. A choice in here has had its first chunk.
         if is_resumed:
             self._mark_opened(0)
@@ -105,6 +109,7 @@ class ChunkEncoder:
     def encode(self, event: Event) -> bytes:
         # Hot path: runs once per token. TextDelta first, and no dict is built for it.
         if type(event) is TextDelta:
+            self._has_text = True
             start = self._text_starts.get(event.choice)
             if start is not None:
                 return start + orjson.dumps(event.text) + self._delta_end
@@ -121,10 +126,14 @@ class ChunkEncoder:
             case RefusalDelta():
                 return self._delta(event.choice, {"refusal": event.text})
             case ReasoningDelta():
+                if event.choice == 0:  # No other choice has signatures.
+                    self._signatures.add_reasoning(event.text)
                 return self._delta(event.choice, {REASONING_FIELDS[0]: event.text})
             case ToolCallStarted():
                 function = {"name": event.name, "arguments": ""}
-                call = {"index": event.index, "id": event.id, "type": "function", "function": function}
+                call: dict[str, Any] = {"index": event.index, "id": event.id, "type": "function", "function": function}
+                if event.choice == 0:
+                    call |= self._signatures.fields_of_call()
                 return self._delta(event.choice, {"tool_calls": [call]})
             case ToolCallDelta():
                 call = {"index": event.index, "function": {"arguments": event.arguments}}
@@ -137,8 +146,11 @@ class ChunkEncoder:
                 return self._usage_chunk(event.usage) + DONE_EVENT
             case Failed():
                 return encode_event(orjson.dumps(error_body(event)))
+            case ReasoningSigned():
+                self._signatures.add_signature(event.signature, has_text=self._has_text)
+                return b""
             case _:
-                return b""  # The format has no place for signatures and redacted reasoning.
+                return b""  # The format has no place for redacted reasoning.
 
     def _delta(self, choice: int, delta: dict[str, Any]) -> bytes:
         start = self._open_choice(choice) + self._head
@@ -212,12 +224,24 @@ def _reply_choice(index: int, choice: Choice) -> dict[str, Any]:
     if choice.citations:
         message["annotations"] = [_annotation(citation) for citation in choice.citations]
     if choice.tool_calls:
-        message["tool_calls"] = [
-            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments or "{}"}}
-            for call in choice.tool_calls
-        ]
+        message["tool_calls"] = list(_reply_calls(choice))
     reason = FINISH_WORD[choice.finish_reason or FinishReason.STOP]
     return {"index": index, "message": message, "logprobs": None, "finish_reason": reason}
+
+
+def _reply_calls(choice: Choice) -> Iterator[dict[str, Any]]:
+    signatures, has_text = CallSignatures(), False
+    for block in choice.blocks:
+        match block:
+            case TextBlock():
+                has_text = True
+            case ReasoningBlock():
+                signatures.add_reasoning(block.text)
+                if block.signature:
+                    signatures.add_signature(block.signature, has_text=has_text)
+            case ToolCall():
+                function = {"name": block.name, "arguments": block.arguments or "{}"}
+                yield {"id": block.id, "type": "function", "function": function, **signatures.fields_of_call()}
 
 
 OPENAI_CHAT = OpenAiChat()

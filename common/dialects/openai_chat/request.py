@@ -15,7 +15,6 @@ from common.canonical.generation import (
     Message,
     OpaquePart,
     Part,
-    ReasoningPart,
     ResponseFormat,
     Role,
     TextPart,
@@ -23,6 +22,7 @@ from common.canonical.generation import (
     ToolCallPart,
     ToolChoice,
 )
+from common.dialects.openai_chat.call_signatures import add_signatures
 from common.dialects.shared.openai_words import REASONING_FIELDS
 from common.dialects.shared.parts import (
     Refusal,
@@ -234,9 +234,6 @@ def _result(call_id: str, item: dict[str, Any], path: str) -> Part:
 
 def _assistant(item: dict[str, Any], path: str, legacy_call_id: str) -> list[Part]:
     parts: list[Part] = []
-    reasoning = next(filter(None, map(item.get, REASONING_FIELDS)), None)
-    if isinstance(reasoning, str):
-        parts.append(ReasoningPart(reasoning))
     # Content is null next to tool calls. Some clients also store null for an empty answer.
     if item.get("content") is not None:
         parts.extend(_content(item, path))
@@ -244,10 +241,12 @@ def _assistant(item: dict[str, Any], path: str, legacy_call_id: str) -> list[Par
         parts.append(TextPart(item["refusal"]))
     if item.get("audio") is not None:
         parts.append(OpaquePart("audio", join_path(path, "audio")))
-    calls = item.get("tool_calls")
-    if calls is not None:
-        calls = as_list(calls, join_path(path, "tool_calls"), "a list of tool calls")
-        parts.extend(_tool_call(call, join_path(path, "tool_calls", index)) for index, call in enumerate(calls))
+    reasoning = next(filter(None, map(item.get, REASONING_FIELDS)), None)
+    calls: list[Any] = []
+    if item.get("tool_calls") is not None:
+        calls = as_list(item["tool_calls"], join_path(path, "tool_calls"), "a list of tool calls")
+    read_calls = [(call, _tool_call(call, join_path(path, "tool_calls", index))) for index, call in enumerate(calls)]
+    parts = add_signatures(parts, read_calls, reasoning if isinstance(reasoning, str) else "")
     if item.get("function_call") is not None:
         call = item["function_call"]
         name = read(_Call, call, join_path(path, "function_call")).name

@@ -12,7 +12,6 @@ from common.canonical.events import (
     Event,
     Finished,
     FinishReason,
-    ReasoningSigned,
     RefusalDelta,
     Started,
     TextDelta,
@@ -384,10 +383,6 @@ def test_call_begins_with_id_and_name_and_goes_on_by_index() -> None:
     _, start, piece = [chunk["choices"][0]["delta"].get("tool_calls") for chunk in data_of(data)]
     assert start == [{"index": 0, "id": "id", "type": "function", "function": {"name": "f", "arguments": ""}}]
     assert piece == [{"index": 0, "function": {"arguments": "{}"}}]
-
-
-def test_signatures_have_no_place() -> None:
-    assert encode(ReasoningSigned("s")) == b""
 
 
 def test_whole_refusal_and_calls_have_null_content() -> None:

@@ -445,6 +445,7 @@ def test_thinking_goes_back_only_with_its_signature() -> None:
         ReasoningPart("mine", "SIG"),
         ReasoningPart(redacted="ENC"),
         ReasoningPart("another's"),
+        ReasoningPart("", "SIG", is_whole=False),
         ToolCallPart("a", "f", "not json"),
     ]
     parsed = GenerationRequest(

@@ -142,7 +142,7 @@ def _block(part: Part) -> dict[str, Any] | None:
         case ReasoningPart(redacted=str()):
             return {"type": "redacted_thinking", "data": part.redacted}
         case ReasoningPart():
-            is_own = _is_own_signature(part.signature)
+            is_own = _is_own_signature(part.signature) and part.is_whole
             return {"type": "thinking", "thinking": part.text, "signature": part.signature} if is_own else None
         case ToolCallPart():
             return {"type": "tool_use", "id": _call_id(part.id), "name": part.name, "input": arguments_of(part.arguments)}

@@ -27,6 +27,7 @@ from common.canonical.events import (
 )
 from common.canonical.generation import GenerationRequest
 from common.dialects.base import ReplyInfo
+from common.dialects.openai_chat.call_signatures import without_signatures
 from common.dialects.shared.openai_words import DONE_EVENT, REASON_OF_WORD, REASONING_FIELDS
 from common.sse import read_block
 from common.vendors.prefill import PREFILLS
@@ -91,6 +92,8 @@ class OpenAiCompatible:
         changed = {**body, "model": deployment.model}
         if body.get("stream") and "stream_options" not in find_quirks(deployment).unknown:
             changed["stream_options"] = {**dict_of(body.get("stream_options")), "include_usage": True}
+        if isinstance(changed.get("messages"), list):
+            changed["messages"] = without_signatures(changed["messages"])
         dropped = fit_passed_wishes(changed, deployment)
         dropped += fit_passed(changed, deployment.facts, find_quirks(deployment).unread)
         dropped += fit(changed, deployment)
