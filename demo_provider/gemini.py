@@ -6,6 +6,7 @@ common mistakes of gateways: turns without parts, results without a call, calls 
 
 import base64
 import binascii
+import re
 import secrets
 from collections.abc import Iterator
 from typing import Any
@@ -61,11 +62,15 @@ _ERRORS = {
 }
 _RETRY_DELAY = "0.5s"  # Gemini has no Retry-After header: the delay is in the body.
 _CANDIDATES_MAX = 8
+_UNDERSCORE = re.compile("_([a-z])")
+# Fields whose values have names that are not Google's: schemas, and what tools get and give.
+_FREE = {"args", "response", "parameters", "parametersJsonSchema", "responseSchema", "responseJsonSchema", "labels"}
 _UNSIGNED = "skip_thought_signature_validator"
 _SIGNED_WITH = b"demo signature "
 
 
 def read(body: dict[str, Any]) -> AnswerRequest:
+    body = json_names(body)
     contents = dicts_in(body.get("contents"))
     if not contents:
         raise WireError(400, "* GenerateContentRequest.contents: contents is not specified\n")
@@ -142,14 +147,45 @@ def _tools(body: dict[str, Any]) -> list[Tool]:
     if isinstance(calling, dict) and calling.get("mode") == "NONE":
         return []
     functions = [item for tool in dicts_in(body.get("tools")) for item in dicts_in(tool.get("functionDeclarations"))]
-    return [Tool(str(item.get("name")), item.get("parametersJsonSchema", {"type": "object"})) for item in functions]
+    return [Tool(str(item.get("name")), _schema(item, "parameters") or {"type": "object"}) for item in functions]
 
 
 def _document_schema(config: dict[str, Any]) -> dict[str, Any] | None:
     if config.get("responseMimeType") != "application/json":
         return None
-    schema = config.get("responseJsonSchema")
-    return schema if isinstance(schema, dict) else {"type": "object", "properties": {"answer": {"type": "string"}}}
+    return _schema(config, "responseSchema") or {"type": "object", "properties": {"answer": {"type": "string"}}}
+
+
+def _schema(fields: dict[str, Any], name: str) -> dict[str, Any] | None:
+    """Return the JSON schema in one of the two fields for it: ``name`` has Google's own kind of schema, the other JSON's."""
+    schema = fields.get(name.removesuffix("Schema") + "JsonSchema")
+    if not isinstance(schema, dict):
+        schema = _plain_schema(fields.get(name))
+    return schema if isinstance(schema, dict) else None
+
+
+def _plain_schema(schema: Any) -> Any:
+    """Return one of Google's own schemas as a JSON schema: the names of its types are in capitals."""
+    if isinstance(schema, list):
+        return [_plain_schema(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    plain = {name: _plain_schema(value) for name, value in schema.items()}
+    return plain | {"type": plain["type"].lower()} if isinstance(plain.get("type"), str) else plain
+
+
+def json_names(message: Any) -> Any:
+    """Return a message with the JSON names of its fields.
+
+    Google takes the fields' own names too, as every parser of protobuf's JSON does, and its Python client mixes both.
+    Source: https://protobuf.dev/programming-guides/json/
+    """
+    if isinstance(message, list):
+        return [json_names(item) for item in message]
+    if not isinstance(message, dict):
+        return message
+    names = {name: _UNDERSCORE.sub(lambda match: match[1].upper(), name) for name in message}
+    return {names[name]: value if names[name] in _FREE else json_names(value) for name, value in message.items()}
 
 
 def error_body(error: WireError, request: AnswerRequest | None, request_id: str) -> dict[str, Any]:

@@ -127,6 +127,12 @@ def gemini(**config: Any) -> dict[str, Any]:
             gemini(thinkingConfig={"thinkingBudget": 0}),
             "Budget 0 is invalid",
         ),
+        (  # As Google's own client writes it.
+            "google-ai-studio",
+            f"{GEMINI}2.5-pro:generateContent",
+            {"contents": [ASKED], "generation_config": {"thinking_config": {"thinking_budget": 0}}},
+            "Budget 0 is invalid",
+        ),
         ("google-ai-studio", f"{GEMINI}3-pro:generateContent", gemini(thinkingConfig={"thinkingLevel": "MINIMAL"}), "MINIMAL"),
         ("google-ai-studio", f"{GEMINI}3-pro:generateContent", {"contents": [ASKED, CALLED, ANSWERED]}, "thought_signature"),
         ("google-ai-studio", f"{GEMINI}2.5-pro:generateContent", {"contents": [ASKED, ANSWERED]}, "after a function call turn"),

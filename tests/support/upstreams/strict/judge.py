@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from demo_provider.gemini import json_names
 from tests.support.upstreams.strict import (
     anthropic,
     cerebras,
@@ -50,6 +51,8 @@ def refusal(vendor: str, path: str, headers: Mapping[str, str], body: Mapping[st
     rules = next((rules for ending, rules in rules_by_path if path.endswith(ending)), None)
     if rules is None:
         return 404, error_body(Complaint(f"Unknown request URL: POST {path}.", status=404))
+    if vendor == "google-ai-studio":
+        body = json_names(body)
     call = Call(vendor, path, {name.lower(): value for name, value in headers.items()}, body)
     complaint = first_complaint(rules, call)
     return (complaint.status, error_body(complaint)) if complaint else None
