@@ -21,6 +21,7 @@ from starlette.routing import Match
 from api.auth.authenticator import Authenticator
 from api.auth.key_cache import KeyCache, KeyRings
 from api.auth.startup_checks import log_if_open
+from api.cache.plan import CachePlanner
 from api.guardrails.input_guard import InputGuard
 from api.guardrails.webhook import poster
 from api.metrics import ApiMetrics
@@ -38,6 +39,7 @@ from api.server.http_errors import intended_path, not_served
 from api.server.middleware import ErrorBoundary, RequestObserver
 from api.server.request_bounds import bounded_protocol
 from api.services import ApiServices
+from common.cache.store import CacheStore
 from common.channel.redis import RedisChannel, RedisFeed
 from common.config.custom_guardrail import load_custom_guardrails
 from common.config.foreign_effect import log_foreign
@@ -78,6 +80,7 @@ class ApiProcess:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.redis = connect(settings.redis_url, connections_max=256)
+        self.cache_redis = connect(settings.cache_redis_url) if settings.cache_redis_url else self.redis
         pulse = Pulse(self.redis)
         channel = RedisChannel(self.redis, settings.tombstone_s)
         feed = RedisFeed(self.redis)
@@ -104,6 +107,8 @@ class ApiProcess:
             guard=InputGuard(settings, self.custom_guardrail, metrics),
             gate=Gate(settings, self.load, metrics, RefusalResponses(EXPOSED_HEADERS)),
             bodies=BodyBudget(settings),
+            planner=CachePlanner(settings),
+            cache=CacheStore(self.cache_redis, settings),
         )
 
     async def start(self) -> None:
@@ -125,6 +130,8 @@ class ApiProcess:
         await self.services.pulse.stop()
         await self.database.close()
         await self.redis.aclose()
+        if self.cache_redis is not self.redis:
+            await self.cache_redis.aclose()
         if self.custom_guardrail:
             await self.custom_guardrail.close()
 

@@ -55,6 +55,12 @@ class ApiMetrics:
             ["guardrail", "mode", "side"],
             registry=registry,
         )
+        self.cache = Counter(
+            "sluice_cache_requests",
+            "Requests by what the cache did for them: hit, join, miss or bypass",
+            ["result", "dialect"],
+            registry=registry,
+        )
         # Requests that would start a generation, checked before they are read: docs/overload.md.
         self.admitted = Counter("sluice_admitted", "Requests admitted", registry=registry)
         self.shed = Counter("sluice_shed", "Requests refused because this API is overloaded", ["reason"], registry=registry)
@@ -87,6 +93,9 @@ class ApiMetrics:
             self.refusals.labels(limit).inc()
         elif failed.kind is ErrorKind.OVERLOADED:
             self.refusals.labels("store").inc()
+
+    def record_cache(self, result: str, dialect: str) -> None:
+        self.cache.labels(result, dialect).inc()
 
     def record_accepted(self, job: Job, job_class: JobClass) -> None:
         self.accepted.labels(job.dialect).inc()

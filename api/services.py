@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api.auth.authenticator import Authenticator
+from api.cache.plan import CachePlanner
 from api.guardrails.input_guard import InputGuard
 from api.metrics import ApiMetrics
 from api.overload.gate import Gate
@@ -17,6 +18,7 @@ from api.server.body_budget import BodyBudget
 from api.server.draining import WAVE_S, waves
 from api.server.http_errors import error_response, headers_of, request_id_of
 from api.server.store_errors import redis_failed
+from common.cache.store import CacheStore
 from common.canonical.errors import GatewayError, StoreUnavailable
 from common.channel.base import Channel
 from common.channel.redis import RedisFeed
@@ -45,6 +47,8 @@ class ApiServices:
     guard: InputGuard
     gate: Gate
     bodies: BodyBudget
+    planner: CachePlanner
+    cache: CacheStore
     relays: set[Relay] = field(default_factory=set)
     is_draining: bool = False
     _is_grace_over: bool | None = field(default=None, init=False)  # None: not draining.

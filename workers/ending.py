@@ -14,6 +14,7 @@ from common.metering.attempt_cost import total_usage
 from common.queue.jobs import UNUSED
 from common.queue.worker import HandBack
 from common.records.end import End
+from workers.answer_cache import keep_answer
 from workers.metering.charging import apply_estimate, settle_attempts
 from workers.metering.partial_usage import Partial, read_partial
 from workers.metrics import Metrics
@@ -67,6 +68,7 @@ async def end(context: RunContext) -> Settlement:
     if not is_kept:
         await _keep_response(context)  # Redis is back: it has just stored the end.
     if not writer.lost:
+        await keep_answer(context)
         _report(context.active_job, total, context.services.metrics)
     return settle_attempts(total.attempts, settings)
 

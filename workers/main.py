@@ -11,6 +11,7 @@ import structlog
 import uvloop
 from prometheus_client import CollectorRegistry
 
+from common.cache.store import CacheStore
 from common.channel.redis import RedisChannel
 from common.config.custom_guardrail import load_custom_guardrails
 from common.config.foreign_effect import log_foreign
@@ -75,6 +76,7 @@ async def _run(settings: Settings, sock: socket.socket) -> None:
     except ProxyUnusable as error:
         sys.exit(f"SLUICE_GUARDRAIL_WEBHOOK_URL: {error}")
     redis = connect(settings.redis_url)
+    cache_redis = connect(settings.cache_redis_url) if settings.cache_redis_url else redis
     pulse = Pulse(redis)
     channel = RedisChannel(redis, settings.tombstone_s)
     linger = Linger(settings.publish_linger_ms)
@@ -85,7 +87,9 @@ async def _run(settings: Settings, sock: socket.socket) -> None:
     guards = OutputGuards(settings, custom_guardrail, metrics)
     responses = ResponseStore(redis, settings)
     upstream = Upstream(settings, linger, lambda provider: metrics.replaced_connections.labels(provider).inc())
-    services = Services(settings, channel, publisher, upstream, metrics, responses, quota, guards)
+    services = Services(
+        settings, channel, publisher, upstream, metrics, responses, quota, guards, CacheStore(cache_redis, settings)
+    )
 
     bookkeeper = Bookkeeper(redis, pulse, channel, settings, metrics)
 
@@ -126,6 +130,8 @@ async def _run(settings: Settings, sock: socket.socket) -> None:
             await custom_guardrail.close()
         await pulse.stop()
         await redis.aclose()
+        if cache_redis is not redis:
+            await cache_redis.aclose()
 
 
 def _log_budget_mark(metrics: Metrics, counter: str, percent: str) -> None:

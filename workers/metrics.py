@@ -58,6 +58,12 @@ class Metrics:
         self.queue_wait = Histogram(
             "sluice_queue_wait_seconds", "From acceptance to claim", buckets=WAIT_BUCKETS_S, registry=registry
         )
+        self.cache_stored = Counter(
+            "sluice_cache_answers",
+            "Answers of cacheable requests: stored, incomplete, too_large, or not_stored",
+            ["result"],
+            registry=registry,
+        )
         self.takeovers = Counter("sluice_takeovers", "Jobs claimed from a worker that was lost", registry=registry)
         self.continuations = Counter(
             "sluice_continuations",

@@ -3,6 +3,7 @@
 import asyncio
 from dataclasses import dataclass, field
 
+from common.cache.store import CacheStore
 from common.channel.base import Channel
 from common.config.settings import Settings
 from common.responses import ResponseStore
@@ -28,5 +29,6 @@ class Services:
     responses: ResponseStore
     quota: Quota
     guards: OutputGuards
+    cache: CacheStore
     refused_summaries: RefusedSummaries = field(default_factory=RefusedSummaries)
     measuring: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MEASURED_MAX))

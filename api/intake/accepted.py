@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.types import Scope
 
 from api.auth.permissions import RequestedModel, permitted_by_fields, permitted_targets
+from api.cache.plan import CachePlan
 from api.intake.charges import charges_of
 from api.intake.disconnect import disconnect_policy
 from api.intake.idempotency import parse_idempotency_key
@@ -34,7 +35,7 @@ from common.dialects.base import Dialect
 from common.ledger.audit import check_audit_is_possible
 from common.limits.charges import Charges
 from common.queue.jobs import IdempotencyKey, JobClass
-from common.records.request_summary import RequestSummary as ForLedger
+from common.records.request_summary import RequestSummary
 
 # The client's headers that an upstream of the same family gets.
 PASSED_HEADERS = ("anthropic-version", "anthropic-beta", "openai-beta")
@@ -62,6 +63,8 @@ class AcceptedRequest:
     end_user: str | None = None
     job_class: JobClass = JobClass.INTERACTIVE
     idempotency_key: IdempotencyKey | None = None
+    cache: CachePlan | None = None
+    cache_key: str = ""  # Empty where the cache does not serve it.
 
 
 # What a route changes in a body before it is parsed. For example, it adds what the path or the query says.
@@ -144,7 +147,14 @@ async def accept(
         len(raw), charges_of, principal, address, parsed, providers, settings, has_byok_key=has_byok_key
     )
     end_user = principal.end_user or parsed.end_user
-    return AcceptedRequest(request.scope, dialect, principal, job, charges, end_user, job_class, idempotency_key)
+    accepted = AcceptedRequest(request.scope, dialect, principal, job, charges, end_user, job_class, idempotency_key)
+    if operation == "generate":
+        accepted.cache = services.planner.plan(request.headers, principal, parsed, body, dialect.name, targets)
+        if accepted.cache and accepted.cache.scope:
+            accepted.cache_key = await in_thread_if_large(
+                len(raw), services.planner.key, accepted.cache.scope, job, principal, body, targets, byok_key
+            )
+    return accepted
 
 
 def _passed_headers(headers: Headers, settings: ModelSettings) -> dict[str, str]:
@@ -158,8 +168,8 @@ def _passed_headers(headers: Headers, settings: ModelSettings) -> dict[str, str]
     return passed
 
 
-def channel_opening(accepted: AcceptedRequest, settings: Settings) -> Opening:
-    """Return what the channel of a generation is opened with."""
+def channel_opening(accepted: AcceptedRequest, settings: Settings, summary: bytes) -> Opening:
+    """Return what the channel of a generation is opened with. ``summary`` is what the ledger needs to know of it."""
     job = accepted.job
     is_interactive = accepted.job_class is JobClass.INTERACTIVE
     queue_wait_s = settings.queue_wait_s if is_interactive else settings.queue_wait_background_s
@@ -180,16 +190,26 @@ def channel_opening(accepted: AcceptedRequest, settings: Settings) -> Opening:
         expiry_s=queue_wait_s + settings.total_timeout_s + SAFETY_EXPIRY_EXTRA_S,
         request=job.pack_head(),
         body=job.body,
-        request_summary=_ledger_request(accepted),
+        request_summary=summary,
         is_audited=accepted.principal.is_audited,
         job_class=accepted.job_class,
     )
 
 
-def _ledger_request(accepted: AcceptedRequest) -> bytes:
-    """Return what the ledger needs to know about a request."""
+def request_summary(
+    accepted: AcceptedRequest, cache: str | None = None, answered_by: str | None = None, row_id: str | None = None
+) -> bytes:
+    """Return what the ledger needs to know about a request.
+
+    Args:
+        cache: how the cache served it; None: as its plan says, before it is known whether somebody else's answer serves it.
+        answered_by: the generation whose answer it got.
+        row_id: the generation that the ledger's row is for, if it has another id than the log.
+    """
+    if cache is None:
+        cache = "off" if accepted.cache is None else "miss" if accepted.cache_key else "bypass"
     job, principal = accepted.job, accepted.principal
-    return ForLedger(
+    return RequestSummary(
         owner=principal.id,
         tenant=principal.tenant[:LEDGER_NAME_MAX],
         end_user=accepted.end_user[:LEDGER_NAME_MAX] if accepted.end_user else None,
@@ -200,4 +220,7 @@ def _ledger_request(accepted: AcceptedRequest) -> bytes:
         model=job.model[:LEDGER_NAME_MAX],
         created_ms=time.time_ns() // 1_000_000,
         is_audited=principal.is_audited,
+        cache=cache,
+        answered_by=answered_by,
+        row_id=row_id,
     ).pack()

@@ -90,13 +90,15 @@ class Hub:
     def open_viewers(self) -> int:
         return sum(len(subscription.viewers) for subscription in self._subscriptions.values())
 
-    async def join(self, generation_id: str, after: Cursor | None = None) -> Viewer:
+    async def join(self, generation_id: str, after: Cursor | None = None, reader_id: str = "") -> Viewer:
         """Return a viewer that misses nothing from now on. The caller must give it back with ``leave``.
 
+        Args:
+            reader_id: the generation that the client knows, if it reads the log of another one.
         Raises:
             StoreUnavailable: the subscription could not be made.
         """
-        viewer = Viewer(generation_id, self._channel, self._settings.viewer_buffer_bytes_max, after)
+        viewer = Viewer(generation_id, self._channel, self._settings.viewer_buffer_bytes_max, after, reader_id)
         subscription = self._subscriptions.get(generation_id)
         if subscription:
             subscription.viewers.append(viewer)
@@ -130,15 +132,29 @@ class Hub:
             StoreUnavailable: the store did not answer.
         """
         async with self._joining:
-            viewer = await self.join(generation_id, after)
-            try:
-                state = await self._channel.enter(generation_id, self.replica, owner)
-            except BaseException as error:
-                viewer.has_ended = isinstance(error, GatewayError)  # Refused: this process did not become a member.
+            viewer, state = await self._enter(generation_id, generation_id, owner, after)
+            if state.source:  # It reads another generation's log: listen to that one.
+                viewer.has_ended = True  # This process is now a member of the shared log.
                 await self.leave(viewer)
-                raise
+                viewer, state = await self._enter(state.source, generation_id, owner, after)
         viewer.reread()
         return viewer, state
+
+    async def join_shared(self, source: str, reader_id: str, owner: str) -> Viewer:
+        """Return a viewer of the log that a new generation shares. Raises as ``join_existing`` does."""
+        async with self._joining:
+            viewer, _ = await self._enter(source, reader_id, owner)
+        viewer.reread()
+        return viewer
+
+    async def _enter(self, log_id: str, generation_id: str, owner: str, after: Cursor | None = None) -> tuple[Viewer, State]:
+        viewer = await self.join(log_id, after, generation_id)
+        try:
+            return viewer, await self._channel.enter(generation_id, self.replica, owner)
+        except BaseException as error:
+            viewer.has_ended = isinstance(error, GatewayError)  # Refused: this process did not become a member.
+            await self.leave(viewer)
+            raise
 
     async def leave(self, viewer: Viewer) -> None:
         """Remove a viewer. If it was the last one here of a running generation, tell the channel: its policy may end it."""
@@ -150,7 +166,7 @@ class Hub:
             return
         del self._subscriptions[viewer.generation_id]
         await self._feed.unsubscribe(viewer.generation_id)
-        if not viewer.has_ended:
+        if not viewer.has_ended or viewer.has_parted:
             try:
                 await self._leave_channel(viewer.generation_id, viewer.leave_reason)
             except StoreUnavailable:

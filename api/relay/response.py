@@ -80,7 +80,7 @@ class Relay(Response):
         self._model, self._created_s = model, created_s
         self._is_stream = is_stream
         self._has_ids = has_ids
-        self._extra_headers = {"x-generation-id": viewer.generation_id, **(extra_headers or {})}
+        self._extra_headers = {"x-generation-id": viewer.reader_id, **(extra_headers or {})}
         self._has_begun = has_begun
         self._is_open = False  # Whether the status and headers of a stream are sent.
         self._is_draining = False
@@ -172,7 +172,7 @@ class Relay(Response):
             return _Step(b"", has_begun, is_last=True, failed=self.viewer.failed)
         if self._is_draining:
             self.outcome = "drained"
-            failed = None if self.is_resumable else restarting(self.viewer.generation_id if self._has_ids else "")
+            failed = None if self.is_resumable else restarting(self.viewer.reader_id if self._has_ids else "")
             return _Step(b"".join(parts), has_begun, is_last=True, failed=failed)
         return _Step(b"".join(parts), has_begun)
 

@@ -14,7 +14,7 @@ from common.sse import split_blocks
 
 log = structlog.get_logger()
 
-_DATA = FrameKind.DATA  # Access to an enum member costs a lookup each time.
+_DATA, _PART = FrameKind.DATA, FrameKind.PART  # Access to an enum member costs a lookup each time.
 LOG_BATCH, LOG_BATCH_FIRST = 200, 10  # Frames per read of the log: at most, and while their size is not known yet.
 PAUSE_WHILE_AWAY_S = 0.2
 
@@ -28,8 +28,18 @@ LOG_LOST = Failed(ErrorKind.INTERNAL, "The answer was lost with the gateway's st
 class Viewer:
     """One reader of a channel. ``next_frames`` returns the frames after its position, each once and in order."""
 
-    def __init__(self, generation_id: str, channel: Channel, buffer_bytes_max: int, after: Cursor | None = None) -> None:
+    def __init__(
+        self,
+        generation_id: str,
+        channel: Channel,
+        buffer_bytes_max: int,
+        after: Cursor | None = None,
+        reader_id: str = "",
+    ) -> None:
+        """``reader_id``: the generation that its client knows, if it reads the log of another one."""
         self.generation_id = generation_id
+        self.reader_id = reader_id or generation_id
+        self.has_parted = False  # From a log that it shared. It reads its own now.
         self.failed: Failed | None = None  # Why no more frames can come, if the log does not say so itself.
         self.has_ended = False
         self.leave_reason = Stop.LEFT
@@ -55,6 +65,9 @@ class Viewer:
         if frame is None:  # A heartbeat: ``previous`` is the last frame of the log.
             if message.previous > self.tail:
                 self.reread()
+        elif frame.kind is _PART:
+            if frame.data == self.reader_id.encode():
+                self._part()
         elif frame.id <= self.tail:
             pass  # Seen already.
         elif (
@@ -68,6 +81,12 @@ class Viewer:
         else:
             self._dropped = frame.id
             self.reread()
+
+    def _part(self) -> None:
+        """Read the generation's own log from here on, which begins with the frames of the shared one."""
+        self.has_parted, self._must_verify_tail = True, False
+        self.offer = lambda message: None  # type: ignore[method-assign]  # What comes now is for the others.
+        self.reread()
 
     def reread(self) -> None:
         """Have the log read again, because something may be missing."""
@@ -113,7 +132,8 @@ class Viewer:
     async def _read_log(self) -> None:
         try:
             count, after = self._batch, self.tail.before() if self._must_verify_tail else self.tail
-            frames = await self._channel.read(self.generation_id, after, count)
+            log_id = self.reader_id if self.has_parted else self.generation_id
+            frames = await self._channel.read(log_id, after, count)
         except StoreUnavailable:
             await asyncio.sleep(PAUSE_WHILE_AWAY_S)
             self._was_poked = True  # The caller may have to send a keep-alive, or to notice that its client left.

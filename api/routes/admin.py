@@ -19,9 +19,10 @@ from api.server.body import read_json
 from api.server.http_errors import PLAIN, json_response
 from api.server.store_errors import redis_away
 from api.services import ApiServices, answer_or_error
+from common.access.cache_rule import check_number
 from common.access.key_records import KeyRecord
 from common.access.key_text import is_id
-from common.access.principal import Access, check_number
+from common.access.principal import Access
 from common.canonical.errors import ErrorKind, GatewayError
 from common.canonical.wording import try_again
 from common.dialects.shared.reading import invalid

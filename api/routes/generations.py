@@ -127,7 +127,7 @@ async def _start(dialect: Dialect | None, request: Request, services: ApiService
         relay = await start(accepted, services)
     relay.outcome = "detached"
     await finish(relay, services)
-    generation_id, owner = relay.viewer.generation_id, accepted.principal
+    generation_id, owner = relay.viewer.reader_id, accepted.principal
     (state,) = await services.channel.describe([generation_id], owner.id)
     if isinstance(state, GatewayError):
         raise state
@@ -196,11 +196,12 @@ async def _show_record(generation_id: str, reader: Principal, include: str | Non
     if include not in (None, "text"):
         raise invalid("include", "must be 'text'")
     state = await _load_state(generation_id, reader, services)
-    if not state.has_ended and await services.hub.end_if_lost(generation_id):  # A client that polls must see an end, too.
+    log_id = state.source or generation_id
+    if not state.has_ended and await services.hub.end_if_lost(log_id):  # A client that polls must see an end, too.
         state = await _load_state(generation_id, reader, services)
     content = record(generation_id, state)
     if include:
-        content["text"] = await read_answer_text(services.channel, generation_id, state.dialect, is_stream=state.stream)
+        content["text"] = await read_answer_text(services.channel, log_id, state.dialect, is_stream=state.stream)
     return json_response(content, headers={"cache-control": "no-store"})
 
 
@@ -223,7 +224,7 @@ async def _read(generation_id: str, request: Request, services: ApiServices) -> 
         return answer
     viewer, state = await services.hub.join_existing(generation_id, reader.id, cursor)
     try:
-        is_over = cursor is not None and await _is_at_end(generation_id, cursor, state, services)
+        is_over = cursor is not None and await _is_at_end(state.source or generation_id, cursor, state, services)
     except BaseException:
         await services.hub.leave(viewer)
         raise
@@ -263,7 +264,7 @@ async def _head(generation_id: str, reader: Principal, cursor: Cursor | None, se
     if state.has_ended:
         return None
     if cursor:
-        await _is_at_end(generation_id, cursor, state, services)  # The event of the cursor may not exist.
+        await _is_at_end(state.source or generation_id, cursor, state, services)  # The event of the cursor may not exist.
     return headers_of_stream(generation_id, state, has_begun=_has_begun(state, cursor))
 
 
@@ -345,6 +346,8 @@ def _give_up_later(viewer: Viewer, services: ApiServices) -> None:
 async def _stop(generation_id: str, request: Request, services: ApiServices) -> Response:
     owner = await services.authenticator.authenticate(request, "generate")
     state = await _load_state(generation_id, owner, services)
+    if state.source:
+        return await _stop_sharing(generation_id, state.source, owner, services)
     status = await services.channel.stop(generation_id)
     if status is WriteStatus.GONE:
         raise unknown_generation_error(generation_id)
@@ -355,6 +358,15 @@ async def _stop(generation_id: str, request: Request, services: ApiServices) -> 
     if was_waiting and state.dialect == "openai-responses":
         await services.responses.finish(generation_id, b"", _STOPPED)  # No worker will do it.
     return json_response(_stopped(generation_id, "cancelled" if was_waiting else "cancelling", is_our_doing=True))
+
+
+async def _stop_sharing(generation_id: str, source: str, owner: Principal, services: ApiServices) -> Response:
+    """Stop a generation that shares its log with others. These go on; without others, the upstream call stops too."""
+    status, must_stop = await services.channel.part(generation_id, source, _STOPPED, is_readable=True)
+    if must_stop:
+        await services.hub.end_if_waiting(source, _STOPPED)
+    state = await _load_state(generation_id, owner, services)
+    return json_response(_stopped(generation_id, status_of(state), is_our_doing=status is WriteStatus.OK))
 
 
 def _stopped(generation_id: str, status: str, *, is_our_doing: bool) -> dict[str, Any]:

@@ -124,7 +124,7 @@ class CreatedResponse:
 
     @property
     def is_retry(self) -> bool:
-        return self.relay.viewer.generation_id != self.accepted.job.generation_id
+        return self.relay.viewer.reader_id != self.accepted.job.generation_id
 
 
 async def start_response(request: Request, services: ApiServices, *, is_detached: bool = False) -> CreatedResponse:
@@ -178,7 +178,7 @@ async def _create(request: Request, services: ApiServices) -> Response:
         return relay
     relay.outcome = "detached"
     await finish(relay, services)
-    generation_id, job, owner = relay.viewer.generation_id, created.accepted.job, created.accepted.principal.id
+    generation_id, job, owner = relay.viewer.reader_id, created.accepted.job, created.accepted.principal.id
     stored = await services.responses.load(generation_id, owner) if created.is_retry else None
     response_info = ResponseInfo(generation_id, job.model, job.created_s, created.body)
     response = await _current_response(stored, services) if stored else unfinished_response(response_info, "queued")

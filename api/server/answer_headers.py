@@ -27,6 +27,8 @@ EXPOSED_HEADERS = (
     "x-sluice-dropped",
     "x-sluice-deprecation",
     "x-sluice-estimated",
+    "x-sluice-cache",
+    "age",
     *(f"x-ratelimit-{value}-{kind}" for value in ("limit", "remaining", "reset") for kind in ("requests", "tokens")),
 )
 

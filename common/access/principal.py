@@ -24,6 +24,7 @@ from pydantic import (
     create_model,
 )
 
+from common.access.cache_rule import NO_RULE, CacheRule, check_number
 from common.guardrails.table import GUARDRAILS, Mode
 
 _STRICT = ConfigDict(frozen=True, extra="forbid")
@@ -35,13 +36,6 @@ Origin = Annotated[str, Field(pattern=_ORIGIN, max_length=255, examples=["https:
 
 _DOLLARS_BOUND = 10**9
 _DOLLARS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
-
-
-def check_number(value: Any) -> Any:
-    """Refuse everything that is not a JSON number: pydantic would also accept true and "5"."""
-    if isinstance(value, bool | str):
-        raise ValueError("it must be a number")  # noqa: TRY004 - pydantic's way to refuse a value.
-    return value
 
 
 def _as_dollars(value: Any) -> Any:
@@ -142,6 +136,7 @@ class Access(BaseModel):
     budget: Budget = Budget()
     guardrails: GuardrailPolicy | None = None
     audit: StrictBool = False
+    cache: CacheRule = NO_RULE
 
     def allows_dialect(self, name: str) -> bool:
         return self.dialects is None or any(fnmatchcase(name, pattern) for pattern in self.dialects)

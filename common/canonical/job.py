@@ -21,6 +21,17 @@ class Policy(StrEnum):
     DETACH = "detach"
 
 
+@dataclass(frozen=True, slots=True)
+class CacheOrder:
+    """How a complete answer is cached: under which key, and for how long. ``generation_id`` is the generation of the client for
+    which the answer is made; it has another id than the job if others share the job's log.
+    """
+
+    key: str
+    ttl_ms: int
+    generation_id: str
+
+
 @dataclass(slots=True)
 class Job:
     generation_id: str
@@ -39,6 +50,7 @@ class Job:
     brought_key: str | None = field(default=None, repr=False)  # The client's own provider key (bring-your-own-key), encrypted.
     guardrails: dict[str, str] = field(default_factory=dict)  # The answer's active guardrails: name to mode.
     tenant: str = ""  # Passed to an operator's own guardrail.
+    cache: "CacheOrder | None" = None  # How the answer is cached, if it is.
 
     def pack(self) -> bytes:
         return self.pack_head() + self.body
@@ -46,6 +58,8 @@ class Job:
     def pack_head(self) -> bytes:
         """Return what is stored before the body. Separate from it because the body may be too large to copy."""
         stored = {name: getattr(self, name) for name in _STORED}
+        if self.cache is None:
+            del stored["cache"]  # The previous version cannot read it.
         return orjson.dumps({"format": FORMAT, **stored}) + b"\n"
 
     @classmethod
@@ -59,7 +73,8 @@ class Job:
         stored: dict[str, Any] = orjson.loads(line)
         if stored.pop("format", None) not in (FORMAT - 1, FORMAT):
             raise ValueError("the job has an unknown format: it was written by another version of Sluice")
-        return cls(**{**stored, "policy": Policy(stored["policy"])}, body=body)
+        cache = CacheOrder(**stored["cache"]) if stored.get("cache") else None
+        return cls(**{**stored, "policy": Policy(stored["policy"]), "cache": cache}, body=body)
 
 
 _STORED = [item.name for item in fields(Job) if item.name != "body"]

@@ -52,7 +52,8 @@ end
 -- All other keys of the generation get their expiry. The keys of an audited generation keep no expiry until the ledger has
 -- read them; then the ledger sets it. If no worker wrote the end (`is_unowned`), the ledger estimates the usage, and needs the
 -- request for as long as the log.
--- keys: state, log, live, viewers, request, tombstone, record
+-- Generations that share the log (followers) get the same expiry; who follows is known until the ledger has read it.
+-- keys: state, log, live, viewers, request, tombstone, record, followers
 local function finish(keys, data, is_unowned)
   local s = redis.call('HMGET', keys[1], 'owner', 'retention_ms', 'tombstone_ms', 'asked', 'audited', 'note')
   redis.call('HSET', keys[7], 'asked', s[4] or '', 'end', data, 'ended_ms', string.format('%d', now_ms()))
@@ -66,5 +67,14 @@ local function finish(keys, data, is_unowned)
     if is_unowned then redis.call('PEXPIRE', keys[5], s[2]) else redis.call('DEL', keys[5]) end
   end
   redis.call('SET', keys[6], s[1], 'PX', s[2] + s[3])
+  for _, id in ipairs(redis.call('HKEYS', keys[8])) do
+    local state = '{' .. id .. '}:state'
+    local owner = redis.call('HGET', state, 'owner')
+    if owner then
+      redis.call('PEXPIRE', state, s[2])
+      redis.call('SET', '{' .. id .. '}:tombstone', owner, 'PX', s[2] + s[3])
+    end
+  end
+  redis.call('PERSIST', keys[8])
   redis.call('HSET', keys[1], 'ended', '1')  -- Last: it prevents that any of this runs again.
 end

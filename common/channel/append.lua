@@ -1,5 +1,5 @@
 -- Appends frames of one claim, if the log ends at `previous id`.
--- KEYS: state, log, live; if the last frame is an `end`, also viewers, request, tombstone, record
+-- KEYS: state, log, live; if the last frame is an `end`, also viewers, request, tombstone, record, followers
 -- ARGV: '<epoch> <token> ', previous id, then per frame: id, kind, data
 -- Returns an answer (see the prelude), or, in the usual case, only the number of listeners.
 local pos = redis.call('HGET', KEYS[1], 'pos')

@@ -78,6 +78,7 @@ class FrameKind(StrEnum):
     HEAD = "head"  # The commit point. The data is a ``Head``: status, headers and more.
     DATA = "data"  # Whole SSE events, or a piece of a JSON body.
     END = "end"  # Nothing follows. The data is an ``End``: error (or null), usage, finish_reason and more.
+    PART = "part"  # Only a live message: a generation that shared this log has parted from it. The data is its id.
 
 
 class Frame(NamedTuple):
@@ -189,6 +190,7 @@ class State:
     head: Head | None = field(default=None, repr=False)
     end: End | None = field(default=None, repr=False)
     job_class: str = "interactive"
+    source: str = ""  # The generation whose log it reads, if that is another one.
 
 
 class Record(NamedTuple):
@@ -204,6 +206,22 @@ class Channel(Protocol):
 
     async def open(self, generation_id: str, opening: Opening, replica: str) -> None:
         """Create the state of a new generation, with ``replica`` as its first viewer (empty: no viewer)."""
+        ...
+
+    async def follow(self, generation_id: str, source: str, opening: Opening) -> None:
+        """Create the state of a new generation that reads the log of ``source``, which need not exist yet.
+
+        Its readers see that log as its own. ``opening``'s request and its class of viewers are not used.
+        """
+        ...
+
+    async def part(self, generation_id: str, source: str, failed: Failed, *, is_readable: bool) -> tuple[WriteStatus, bool]:
+        """End one of the generations that read the log of ``source``, with a failure of its own. The others go on.
+
+        ``is_readable``: it gets a log of its own, with what the shared log has so far, and ``source`` must stop if nobody else
+        reads its log. Otherwise only the ledger learns of it: the client has left for good.
+        Returns OK, ENDED (``source`` has ended, and so did this generation) or GONE; and whether ``source`` must stop.
+        """
         ...
 
     async def discard(self, generation_id: str) -> None:

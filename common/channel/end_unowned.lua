@@ -1,5 +1,5 @@
 -- Ends a log that no worker will end, with the next epoch and a new token, so that a late owner is fenced.
--- KEYS: state, log, live, viewers, request, tombstone, record
+-- KEYS: state, log, live, viewers, request, tombstone, record, followers
 -- ARGV: token, data
 local s = redis.call('HMGET', KEYS[1], 'pos', 'ended')
 if not s[1] then return 'gone' end

@@ -2,6 +2,7 @@
 -- KEYS: state, viewers, tombstone, log
 -- ARGV: replica or '' (returns the state only), owner
 -- Returns: {'ok', the state's fields…, the end's data or '', the head's data or '', claims, class},
+-- {'follows', the generation whose log it reads, dialect, stream, model, created_s, policy, class},
 -- {'stranger'} (another owner's), {'expired'} or {'unknown'}
 local owner = redis.call('HGET', KEYS[1], 'owner')
 if not owner then
@@ -11,7 +12,8 @@ if not owner then
 end
 if owner ~= ARGV[2] then return {'stranger'} end
 local s = redis.call('HMGET', KEYS[1], 'dialect', 'stream', 'model', 'created_s', 'policy', 'pos', 'ended', 'stop', 'expiry_ms',
-  'head', 'claims', 'class')
+  'head', 'claims', 'class', 'source')
+if s[13] then return {'follows', s[13], s[1], s[2], s[3], s[4], s[5], s[12]} end
 local has_left = string.sub(s[8], 1, 5) == 'left:'
 if s[7] ~= '1' and ARGV[1] ~= '' then
   redis.call('SADD', KEYS[2], ARGV[1])

@@ -3,7 +3,7 @@
 import copy
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from common.canonical.errors import Failed, GatewayError
 from common.canonical.job import Policy
@@ -58,13 +58,40 @@ class MemoryChannel:
         self._logs: dict[str, _Log] = {}
         self._tombstones: dict[str, str] = {}
         self._records: dict[str, Record] = {}
+        self._following: dict[str, tuple[str, Opening]] = {}
+        self._followers: dict[str, dict[str, bool]] = {}  # By log: each reader, and whether it is still one.
         self._sinks: dict[str, Callable[[Message], None]] = {}
 
     async def open(self, generation_id: str, opening: Opening, replica: str) -> None:
         self._logs[generation_id] = _Log(copy.copy(opening), {replica} - {""})
 
+    async def follow(self, generation_id: str, source: str, opening: Opening) -> None:
+        self._following[generation_id] = (source, copy.copy(opening))
+        self._followers.setdefault(source, {})[generation_id] = True
+
+    async def part(self, generation_id: str, source: str, failed: Failed, *, is_readable: bool) -> tuple[WriteStatus, bool]:
+        shared, following = self._log(source), self._following.get(generation_id)
+        if generation_id in self._logs or (shared and shared.has_ended):
+            return WriteStatus.ENDED, False
+        if shared is None or following is None:
+            return WriteStatus.GONE, False
+        self._followers[source][generation_id] = False
+        if not is_readable:
+            return WriteStatus.OK, False
+        del self._following[generation_id]
+        end = Frame(FrameId(shared.last.epoch + 1, 0), FrameKind.END, pack_failure(failed))
+        log = _Log(following[1], set(), [*shared.frames, end], claims=shared.claims, has_ended=True, is_cancelled=True)
+        log.dies_at_s = self._clock() + following[1].retention_s
+        self._logs[generation_id] = log
+        if sink := self._sinks.get(source):
+            sink(Message(shared.last, Frame(shared.last, FrameKind.PART, generation_id.encode())))
+        must_stop = not any(self._followers[source].values())
+        shared.is_cancelled = shared.is_cancelled or must_stop
+        return WriteStatus.OK, must_stop
+
     async def discard(self, generation_id: str) -> None:
         self._logs.pop(generation_id, None)
+        self._following.pop(generation_id, None)
 
     async def fence(self, claim: Claim, *, is_handover: bool, was_postponed: bool = False) -> Fenced:
         log = self._log(claim.generation_id)
@@ -155,6 +182,7 @@ class MemoryChannel:
         state = self._state(generation_id, owner)
         if isinstance(state, GatewayError):
             raise state
+        log = self._log(state.source) if state.source else log
         if log and not log.has_ended and replica:
             log.viewers.add(replica)
             log.left_due_s = None
@@ -164,6 +192,8 @@ class MemoryChannel:
         return [self._state(generation_id, owner) for generation_id in generation_ids]
 
     def _state(self, generation_id: str, owner: str) -> State | GatewayError:
+        if generation_id in self._following:
+            return self._followed_state(generation_id, owner)
         log = self._log(generation_id)
         if log is None and self._tombstones.get(generation_id) == owner:
             return expired_generation_error(generation_id)
@@ -184,6 +214,26 @@ class MemoryChannel:
             end=End.unpack(log.frames[-1].data) if log.has_ended else None,
             claims=log.claims,
             job_class=o.job_class,
+        )
+
+    def _followed_state(self, generation_id: str, owner: str) -> State | GatewayError:
+        source, o = self._following[generation_id]
+        if o.owner != owner:
+            return unknown_generation_error(generation_id)
+        state = self._state(source, "")
+        if isinstance(state, GatewayError):
+            return expired_generation_error(generation_id)
+        return replace(
+            state,
+            owner=owner,
+            dialect=o.dialect,
+            stream=o.stream,
+            model=o.model,
+            created_s=o.created_s,
+            policy=o.policy,
+            has_left=False,
+            job_class=o.job_class,
+            source=source,
         )
 
     async def leave(self, generation_id: str, replica: str, reason: Stop = Stop.LEFT) -> Stop:

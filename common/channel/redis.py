@@ -5,6 +5,7 @@ folder say what each step does. Every method is one round trip; a large request 
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,8 @@ log = structlog.get_logger()
 
 __all__ = ["RedisChannel", "RedisFeed"]
 
+NOBODY = ""  # The owner of a log that several generations share. Each of them has an owner.
+
 LARGE_BYTES = MIB  # A larger request is sent without a script. The state then holds its size.
 LARGE_RATE = 4 * MIB  # Bytes per second that even a busy machine can move.
 
@@ -59,7 +62,19 @@ class RedisChannel:
         self._tombstone_ms = ms(tombstone_s)
 
     async def open(self, generation_id: str, opening: Opening, replica: str) -> None:
-        fields = {
+        fields = self._fields(opening) | {"asked": opening.request_summary, "audited": int(opening.is_audited)}
+        names = [keyspace.state(generation_id), keyspace.viewers(generation_id), keyspace.request(generation_id)]
+        request, size = b"", len(opening.request) + len(opening.body)
+        if size > LARGE_BYTES:
+            await self._set_large(names[2], (opening.request, opening.body), size, ms(opening.expiry_s))
+            fields["large"] = size
+        else:
+            request = opening.request + opening.body
+        flat = [item for pair in fields.items() for item in pair]
+        await self._scripts.run("open", names, [replica, ms(opening.expiry_s), request, *flat])
+
+    def _fields(self, opening: Opening) -> dict[str, Any]:
+        return {
             "format": 1,
             "owner": opening.owner,
             "dialect": opening.dialect,
@@ -70,19 +85,20 @@ class RedisChannel:
             "grace_ms": ms(opening.grace_s),
             "retention_ms": ms(opening.retention_s),
             "tombstone_ms": self._tombstone_ms,
-            "asked": opening.request_summary,
-            "audited": int(opening.is_audited),
             "class": opening.job_class,
         }
-        names = [keyspace.state(generation_id), keyspace.viewers(generation_id), keyspace.request(generation_id)]
-        request, size = b"", len(opening.request) + len(opening.body)
-        if size > LARGE_BYTES:
-            await self._set_large(names[2], (opening.request, opening.body), size, ms(opening.expiry_s))
-            fields["large"] = size
-        else:
-            request = opening.request + opening.body
+
+    async def follow(self, generation_id: str, source: str, opening: Opening) -> None:
+        fields = self._fields(opening) | {"source": source}
         flat = [item for pair in fields.items() for item in pair]
-        await self._scripts.run("open", names, [replica, ms(opening.expiry_s), request, *flat])
+        await self._scripts.run("follow", [keyspace.state(generation_id)], [ms(opening.expiry_s), *flat])
+
+    async def part(self, generation_id: str, source: str, failed: Failed, *, is_readable: bool) -> tuple[WriteStatus, bool]:
+        own, shared = _log_keys(generation_id), _log_keys(source)
+        names = [own[0], own[1], own[5], *shared[:3], shared[7]]
+        args = [generation_id, pack_failure(failed), int(is_readable)]
+        status, must_stop = await self._scripts.run("part", names, args)
+        return WriteStatus(status.decode()), bool(must_stop)
 
     async def discard(self, generation_id: str) -> None:
         await self._scripts.run("discard", _log_keys(generation_id), [])
@@ -127,9 +143,12 @@ class RedisChannel:
         return await self._logs.read(generation_id, after, count)
 
     async def enter(self, generation_id: str, replica: str, owner: str) -> State:
-        state = _parse_state(
-            generation_id, owner, await self._scripts.run("enter", _entered_keys(generation_id), [replica, owner])
-        )
+        answer = await self._scripts.run("enter", _entered_keys(generation_id), [replica, owner])
+        if answer[0] == b"follows":
+            source = await self._scripts.run("enter", _entered_keys(answer[1].decode()), [replica, NOBODY])
+            state = _parse_followed(generation_id, owner, answer, source)
+        else:
+            state = _parse_state(generation_id, owner, answer)
         if isinstance(state, GatewayError):
             raise state
         return state
@@ -138,13 +157,19 @@ class RedisChannel:
         calls: list[Call] = [("enter", _entered_keys(generation_id), ["", owner]) for generation_id in generation_ids]
         answers = await self._scripts.run_many(calls) if calls else []
         _raise_unavailable(answers)
-        # Bad keys of one generation do not affect the others.
-        return [
-            unknown_generation_error(generation_id)
-            if isinstance(answer, Exception)
-            else _parse_state(generation_id, owner, answer)
-            for generation_id, answer in zip(generation_ids, answers, strict=True)
-        ]
+        followed = [answer[1].decode() for answer in answers if _follows(answer)]
+        calls = [("enter", _entered_keys(source), ["", NOBODY]) for source in followed]
+        sources = await self._scripts.run_many(calls) if calls else []
+        _raise_unavailable(sources)
+        states: list[State | GatewayError] = []
+        for generation_id, answer in zip(generation_ids, answers, strict=True):
+            if isinstance(answer, Exception):  # Bad keys of one generation do not affect the others.
+                states.append(unknown_generation_error(generation_id))
+            elif _follows(answer):
+                states.append(_parse_followed(generation_id, owner, answer, sources.pop(0)))
+            else:
+                states.append(_parse_state(generation_id, owner, answer))
+        return states
 
     async def leave(self, generation_id: str, replica: str, reason: Stop = Stop.LEFT) -> Stop:
         names = [keyspace.state(generation_id), keyspace.viewers(generation_id)]
@@ -190,7 +215,7 @@ class RedisChannel:
 
 def _log_keys(generation_id: str) -> list[str]:
     tag = f"{{{generation_id}}}:"
-    return [tag + name for name in ("state", "log", "live", "viewers", "request", "tombstone", "record")]
+    return [tag + name for name in ("state", "log", "live", "viewers", "request", "tombstone", "record", "followers")]
 
 
 # An entry is 1.4 kB and stays after its claim has ended. The maximum is twice a worker's default number of slots.
@@ -202,7 +227,7 @@ def _append_keys(generation_id: str, epoch: int, token: str) -> tuple[list[str],
 
 
 def _entered_keys(generation_id: str) -> list[str]:
-    state, log_key, _, viewers, _, tombstone, _ = _log_keys(generation_id)
+    state, log_key, _, viewers, _, tombstone, *_ = _log_keys(generation_id)
     return [state, viewers, tombstone, log_key]
 
 
@@ -224,6 +249,29 @@ def _parse_state(generation_id: str, owner: str, answer: list[bytes]) -> State |
         head=Head.unpack(answer[10]) if answer[10] else None,
         claims=int(answer[11]),
         job_class=answer[12].decode(),
+    )
+
+
+def _follows(answer: Any) -> bool:
+    return isinstance(answer, list) and answer[0] == b"follows"
+
+
+def _parse_followed(generation_id: str, owner: str, answer: list[bytes], source: Any) -> State | GatewayError:
+    """Return the state of a generation that reads another one's log. ``source`` is the answer about that one."""
+    state = expired_generation_error(generation_id) if isinstance(source, Exception) else _parse_state("", owner, source)
+    if isinstance(state, GatewayError):
+        return expired_generation_error(generation_id)
+    _, source_id, dialect, stream, model, created_s, policy, job_class = (field.decode() for field in answer)
+    return replace(
+        state,
+        dialect=dialect,
+        stream=stream == "1",
+        model=model,
+        created_s=int(created_s),
+        policy=Policy(policy),
+        has_left=False,
+        job_class=job_class,
+        source=source_id,
     )
 
 

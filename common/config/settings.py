@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from common.config.groups.access import AccessSettings
+from common.config.groups.cache import CacheSettings
 from common.config.groups.channel import ChannelSettings
 from common.config.groups.guardrails import GuardrailSettings
 from common.config.groups.ledger import LedgerSettings
@@ -42,6 +43,7 @@ class Settings(
     UpstreamSettings,
     QueueSettings,
     ChannelSettings,
+    CacheSettings,
     BaseSettings,
 ):
     model_config = SettingsConfigDict(
@@ -94,4 +96,5 @@ GROUPS = (
     LedgerSettings,
     ModelSettings,
     UpstreamSettings,
+    CacheSettings,
 )

@@ -75,8 +75,9 @@ class LedgerRow(Base):
     has_brought_key: Mapped[bool] = mapped_column(Boolean)  # Bring-your-own-key: the client pays the provider.
     cost_nano_usd: Mapped[int | None] = mapped_column(BigInteger)
     input_cost_nano_usd: Mapped[int | None] = mapped_column(BigInteger)
-    cache: Mapped[str] = mapped_column(_Id)  # miss, hit or join
+    cache: Mapped[str] = mapped_column(_Id)  # off, bypass, miss, hit or join
     answered_by: Mapped[str | None] = mapped_column(_Id)  # The generation whose answer was used for a hit or a join.
+    saved_nano_usd: Mapped[int | None] = mapped_column(BigInteger)  # What that generation cost.
     tries: Mapped[int] = mapped_column(BigInteger)
     continuations: Mapped[int] = mapped_column(BigInteger)
     queue_wait_ms: Mapped[int | None] = mapped_column(BigInteger)

@@ -1,8 +1,8 @@
 """Who used how much, and what did it cost?
 
-These are sums over the ledger, by one or more of: key, tenant, model, provider, end user, day, hour. A generation counts at the
-time of its end, in UTC. If several providers worked on it, it counts for each of them with that provider's share. Money is
-summed as whole nano-dollars. No sum fails, whatever a row contains. An unknown price or usage counts as 0, and the report says
+These are sums over the ledger, by one or more of: key, tenant, model, provider, end user, cache, day, hour. A generation counts
+at the time of its end, in UTC. If several providers worked on it, it counts for each of them with that provider's share. Money
+is summed as whole nano-dollars. No sum fails, whatever a row contains. An unknown price or usage counts as 0, and the report says
 for how many generations the price is unknown.
 """
 
@@ -29,6 +29,7 @@ _COLUMNS = {
     "model": LedgerRow.model,
     "provider": LedgerRow.provider,
     "end_user": LedgerRow.end_user,
+    "cache": LedgerRow.cache,
 }
 
 
@@ -82,6 +83,7 @@ def _query(question: UsageQuestion) -> Select[Any]:
             count(row.id.is_not(None)),
             *(half for name in TOKENS for half in _halves(columns[name])),
             *_halves(cost),
+            *_halves(LedgerRow.saved_nano_usd),
             count(columns["is_estimated"]),
             count(columns["input_tokens"].is_not(None) & cost.is_(None)),
             func.count(distinct(user)),
@@ -144,8 +146,8 @@ def _line(by: Sequence[str], row: Any) -> Line:
     group = {name: _shown(name, values.pop(0)) for name in by}
     # PostgreSQL returns sums of whole numbers as decimals.
     requests, *halves, estimated, unpriced, users = (int(value) for value in values)
-    *tokens, cost = _joined(halves)
-    return Line(group, requests, dict(zip(TOKENS, tokens, strict=True)), cost, estimated, unpriced, users)
+    *tokens, cost, saved = _joined(halves)
+    return Line(group, requests, dict(zip(TOKENS, tokens, strict=True)), cost, saved, estimated, unpriced, users)
 
 
 def _shown(name: str, value: Any) -> str | None:

@@ -14,7 +14,7 @@ from typing import Any
 from common.canonical.events import COUNTS
 from common.canonical.money import NANO_USD
 
-GROUPS = ("key", "tenant", "model", "provider", "end_user", "day", "hour")
+GROUPS = ("key", "tenant", "model", "provider", "end_user", "cache", "day", "hour")
 TIMES = ("day", "hour")
 TOKENS = COUNTS
 LINES_MAX = 10_000
@@ -40,6 +40,7 @@ class UsageQuestion:
 class Line:
     """The sums of one group. ``group`` has the value of each requested grouping, None where the value is not known.
 
+    ``saved_nano_usd`` is what answers that came from the cache, or were shared, cost the generations that made them.
     ``estimated`` counts the generations with partly estimated usage, ``unpriced`` those with a usage but no price. ``users``
     counts end users, and keys whose requests name none.
     """
@@ -48,6 +49,7 @@ class Line:
     requests: int
     tokens: dict[str, int]
     cost_nano_usd: int
+    saved_nano_usd: int
     estimated: int
     unpriced: int
     users: int
@@ -61,6 +63,7 @@ class Line:
             **{name: min(tokens, _SHOWN_MAX) for name, tokens in self.tokens.items()},
             "total_tokens": min(total, _SHOWN_MAX),
             "cost_usd": usd(self.cost_nano_usd),
+            "saved_usd": usd(self.saved_nano_usd),
             "unpriced_requests": self.unpriced,
             "estimated_share": round(self.estimated / self.requests, 4),
             "active_users": self.users,

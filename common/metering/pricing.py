@@ -71,6 +71,8 @@ class Cost:
         return cost if cost and cost.total_usd.is_finite() else None
 
 
+NO_COST = Cost(Decimal(0), Decimal(0))
+
 _Rate = Annotated[Decimal, Field(ge=0, le=1_000_000)]
 
 

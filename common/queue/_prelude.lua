@@ -58,3 +58,9 @@ end
 
 -- Whether the job still belongs to the claim with this epoch.
 local function owns(id, epoch) return redis.call('HGET', Q .. 'job:' .. id, 'epoch') == epoch end
+
+-- Lets no further request join a job: its log has ended, or will end without an answer. `flight` is the key under which requests
+-- find the job, as stored in the job's field of that name.
+local function close_flight(flight, id)
+  if flight and redis.call('GET', flight) == id then redis.call('DEL', flight) end
+end

@@ -4,11 +4,16 @@
 --   for a request with an idempotency key: the key's name, the request's digest, the key's expiry in ms, an id that no longer
 --   counts for the key; else '' or 0 in their places;
 --   the budgets that its cost counts for (`spends`, see common/limits/settling.lua);
+--   '1' if the cache answers it, so that there is no job; the ledger's record of such a request: what is known at its start, its
+--   end ('': somebody else writes the record);
+--   for a request that may share a job: the key under which others find that job, the request's own generation, what the ledger
+--   needs to know of it; else '';
 --   a number, and so many windows: key, window in ms, limit, amount, 1 if the amount is settled at the end;
 --   a number, and so many slots: key, limit;
 --   a number, and so many budget counters, none of which may be spent: key, limit;
 --   a number, and so many alternatives, at least one of which must not be spent: the number of its counters, each: key, limit
 -- Returns {'ok', per window what remains and the ms until nothing of it is used…}, or {reason}:
+--   'joined', id of the job that answers, then as for ok |
 --   'stale' | 'full' | 'tenant_full' | 'differs' (the key belongs to another request) | 'held', id | 'busy', number of the slot |
 --   'limited', number of the window, ms to wait, then as for ok | 'spent', number of the counter | 'all_spent' |
 --   'spent_unknown' (Redis has lost the counters, and the ledger has not restored them yet: a missing counter is not 0)
@@ -22,10 +27,29 @@ if held then
   if digest ~= ARGV[13] then return {'differs'} end
   if holder ~= ARGV[15] then return {'held', holder} end
 end
-if redis.call('ZCARD', ENQUEUED) >= tonumber(ARGV[6]) then return {'full'} end
-if redis.call('ZCARD', waiting(class, tenant)) >= tonumber(ARGV[7]) then return {'tenant_full'} end
+local is_answered, flight, own_id = ARGV[17] == '1', ARGV[20], ARGV[21] ~= '' and ARGV[21] or id
 
-local next_arg = 17
+-- Whether a request may share a job. If the job's log has ended with an answer, that is so for as long as the ledger's record
+-- waits: the ledger makes the record of those that share the log from it.
+local function may_join(job_id)
+  if not job_id then return false end
+  local key = '{' .. job_id .. '}:'
+  local state = redis.call('HMGET', key .. 'state', 'ended', 'stop')
+  if state[1] == '1' then
+    local record_end = redis.call('HGET', key .. 'record', 'end')
+    return record_end and cjson.decode(record_end).error == cjson.null
+  end
+  local left_ms = string.match(state[2] or '', '^left:(%d+)$')
+  return state[1] == '0' and state[2] ~= 'cancelled' and not (left_ms and tonumber(left_ms) <= now)
+end
+local shared = flight ~= '' and redis.call('GET', flight)
+if not may_join(shared) then shared = false end
+if not (is_answered or shared) then
+  if redis.call('ZCARD', ENQUEUED) >= tonumber(ARGV[6]) then return {'full'} end
+  if redis.call('ZCARD', waiting(class, tenant)) >= tonumber(ARGV[7]) then return {'tenant_full'} end
+end
+
+local next_arg = 23
 -- Reads the next list of the arguments. Each item has `width` arguments.
 local function read_list(width)
   local list, count = {}, tonumber(ARGV[next_arg])
@@ -41,6 +65,7 @@ local function is_spent(counter) return tonumber(redis.call('GET', counter[1]) o
 local windows, slots = read_list(5), read_list(2)
 local answer, limited, wait = {'ok'}, nil, 0
 for i, window in ipairs(windows) do
+  if window[5] == '1' and (is_answered or shared) then window[4] = '0' end  -- It uses no tokens at a provider.
   local size, limit, amount = tonumber(window[2]), tonumber(window[3]), tonumber(window[4])
   local live, used = read_window(window[1], size, now)
   if used + amount > limit then
@@ -79,10 +104,46 @@ for i, window in ipairs(windows) do
   if answer[2 * i + 1] == 0 then answer[2 * i + 1] = tonumber(window[2]) end
   if window[5] == '1' then reserved[#reserved + 1] = table.concat({window[1], window[2], bucket, window[4]}, ' ') end
 end
+
+-- Lets the client find its generation again.
+local function remember()
+  local recent = Q .. 'recent:' .. owner
+  redis.call('ZADD', recent, int(now), own_id)
+  redis.call('ZREMRANGEBYRANK', recent, 0, -ARGV[10] - 1)
+  redis.call('PEXPIRE', recent, ARGV[11])
+  if once then redis.call('SET', once, own_id .. ' ' .. ARGV[13], 'PX', ARGV[14]) end
+end
+
+if is_answered then
+  if ARGV[18] == '' then
+    remember()
+  else  -- It has no log that could be read again.
+    redis.call('HSET', '{' .. id .. '}:record', 'asked', ARGV[18], 'end', ARGV[19], 'ended_ms', int(now))
+    redis.call('RPUSH', ENDED, id)
+  end
+  return answer
+end
+
+if shared then id = shared end
+if flight ~= '' then
+  local followers = '{' .. id .. '}:followers'
+  redis.call('HSET', followers, own_id, ARGV[22])
+  redis.call('PEXPIRE', followers, ARGV[9])
+end
 for i, slot in ipairs(slots) do
-  redis.call('ZADD', slot[1], int(now + ARGV[8]), id)
+  -- The slot of a job is freed with the job, that of a request which shares one by its API.
+  redis.call('ZADD', slot[1], int(now + ARGV[8]), shared and own_id or id)
   redis.call('PEXPIRE', slot[1], ARGV[9])
   held_slots[i] = slot[1]
+end
+if shared then
+  local state, left = '{' .. own_id .. '}:state', redis.call('PTTL', '{' .. id .. '}:state')
+  if redis.call('EXISTS', state) == 1 then redis.call('HSET', state, 'source', id) end
+  if left > 0 then redis.call('PEXPIRE', state, left) end
+  remember()
+  table.insert(answer, 2, id)
+  answer[1] = 'joined'
+  return answer
 end
 
 local job = Q .. 'job:' .. id
@@ -92,10 +153,10 @@ if #reserved > 0 then redis.call('HSET', job, 'reserved', table.concat(reserved,
 if #held_slots > 0 then redis.call('HSET', job, 'slots', table.concat(held_slots, ' ')) end
 redis.call('PEXPIRE', job, ARGV[9])
 put(id, class, tenant, now, false)
-local recent = Q .. 'recent:' .. owner
-redis.call('ZADD', recent, int(now), id)
-redis.call('ZREMRANGEBYRANK', recent, 0, -ARGV[10] - 1)
-redis.call('PEXPIRE', recent, ARGV[11])
-if once then redis.call('SET', once, id .. ' ' .. ARGV[13], 'PX', ARGV[14]) end
+remember()
+if flight ~= '' then
+  redis.call('HSET', job, 'flight', flight)
+  redis.call('SET', flight, id, 'PX', ARGV[9])
+end
 ring(class)
 return answer

@@ -7,11 +7,12 @@ longer change the job. What the client sees is decided by the generation's log, 
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import hiredis
 import structlog
 
 from common.canonical.errors import ErrorKind, GatewayError, StoreUnavailable
@@ -113,10 +114,36 @@ class ClaimResult(NamedTuple):
 
 
 class Enqueued(NamedTuple):
-    """The id of the generation that answers the request, and the present state of its principal's limits."""
+    """The id of the generation that answers the request, and the present state of its principal's limits.
+
+    ``log_id``: the job that the request has joined, whose log it reads; empty if it has not joined any.
+    """
 
     id: str
     limit_statuses: list[LimitStatus]
+    log_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Sharing:
+    """A request that may share a job with others. ``flight`` is the Redis key under which they find the job.
+
+    ``reader_id`` is the request's own generation: it reads the log of whichever job it shares. ``summary`` is for the ledger.
+    """
+
+    flight: str
+    reader_id: str
+    summary: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class CachedAnswer:
+    """The cache answers a request, so there is no job.
+
+    ``record`` is the ledger's record of it, as request summary and end. None: whoever ends its log writes the record.
+    """
+
+    record: tuple[bytes, bytes] | None = None
 
 
 UNUSED = Settlement()
@@ -172,11 +199,15 @@ class JobQueue:
         *,
         tenant: str = "",
         charges: Charges = NO_CHARGES,
+        sharing: Sharing | None = None,
+        cached: CachedAnswer | None = None,
     ) -> Enqueued:
         """Enqueue a job and ring the bell. It waits for a turn of ``tenant``, or of the owner if ``tenant`` is empty.
 
         If the same request came before with the same idempotency key, its generation answers: then nothing is enqueued or
         charged.
+        With ``sharing``, the request joins the job of an identical request if there is one. With ``cached``, there is no job at
+        all. Both count against all limits, except for tokens.
 
         Raises:
             GatewayError: OVERLOADED, RATE_LIMITED, BUDGET_EXCEEDED, or INVALID_REQUEST for an idempotency key that came with
@@ -202,13 +233,28 @@ class JobQueue:
             if idempotency_key
             else _NO_IDEMPOTENCY_KEY
         )
-        args += enqueue_arguments(charges)
+        spends, *limits = enqueue_arguments(charges)
+        record = cached.record if cached and cached.record else (b"", b"")
+        shared = (sharing.flight, sharing.reader_id, sharing.summary) if sharing else ("", "", b"")
+        args += [spends, int(cached is not None), *record, *shared, *limits]
         verdict, *results = await self._scripts.run("enqueue", [], args)
+        own_id = sharing.reader_id if sharing else generation_id
         if verdict == b"ok":
-            return Enqueued(generation_id, read_limit_statuses(charges, results))
+            return Enqueued(own_id, read_limit_statuses(charges, results))
+        if verdict == b"joined":
+            return Enqueued(own_id, read_limit_statuses(charges, results[1:]), results[0].decode())
         if verdict == b"held":
             return Enqueued(results[0].decode(), [])
         raise _refusal_error(verdict.decode(), results, charges)
+
+    async def free_slots(self, generation_id: str, charges: Charges) -> None:
+        """Free the concurrency slots of a request that shared another one's job. A job's own are freed with the job."""
+        if charges.slots:
+            commands: list[tuple[Any, ...]] = [
+                ("ZREM", keyspace.slots(slot.scope, slot.name), generation_id) for slot in charges.slots
+            ]
+            with redis_errors():
+                await self._redis.exchanges.run([hiredis.pack_command(command) for command in commands])
 
     async def recent(self, tenant: str, after: str, count: int) -> list[str] | None:
         """Return the ids that a tenant enqueued before ``after`` (empty: all), newest first. None if ``after`` is unknown."""

@@ -3,11 +3,12 @@
 -- ARGV: id
 -- Returns 1; 0 where it was gone; -1 where its record could not be read and the job was set aside.
 local job = Q .. 'job:' .. ARGV[1]
-local s = read_job(ARGV[1], 'class', 'tenant', 'epoch', 'slots', 'reserved')
+local s = read_job(ARGV[1], 'class', 'tenant', 'epoch', 'slots', 'reserved', 'flight')
 if not (s and s[1] and s[2]) and redis.call('EXISTS', job) == 1 then
   set_aside(ARGV[1], "the job's record cannot be read")
   return -1
 end
+pcall(close_flight, s and s[6], ARGV[1])
 redis.call('RPUSH', ENDED, ARGV[1])
 if not s[1] then return 0 end
 local key = waiting(s[1], s[2])

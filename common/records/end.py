@@ -35,6 +35,7 @@ class End:
     ttft_ms: int | None = None
     duration_ms: int | None = None
     cost: Cost | None = None
+    saved: Cost | None = None  # What the answer cost the generation that made it, if this one got it for nothing.
     attempts: list[Attempt] = field(default_factory=list)
     has_attempts: bool = True  # False: two versions ago a worker that lost Redis left the counting of usage to others.
 
@@ -59,6 +60,7 @@ class End:
                 "ttft_ms": self.ttft_ms,
                 "duration_ms": self.duration_ms,
                 "cost": self.cost.to_dict() if self.cost else None,
+                **({"saved": self.saved.to_dict()} if self.saved else {}),
                 "attempts": [attempt.to_dict() for attempt in self.attempts],
             }
         )
@@ -86,6 +88,7 @@ class End:
             read_count(stored.get("ttft_ms")),
             read_count(stored.get("duration_ms")),
             Cost.from_dict(stored.get("cost")),
+            Cost.from_dict(stored.get("saved")),
             attempts_from_record(stored),
             "attempts" in stored,
         )

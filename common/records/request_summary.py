@@ -33,8 +33,9 @@ class RequestSummary:
     model: str
     created_ms: int
     is_audited: bool = False
-    cache: str = "miss"
-    answered_by: str | None = None
+    cache: str = "miss"  # off, bypass, miss, hit or join; see docs/caching.md.
+    answered_by: str | None = None  # The generation whose answer it got, if that is another one.
+    row_id: str | None = None  # The generation that the ledger's row is for, if several share the log.
 
     def pack(self) -> bytes:
         return orjson.dumps({"format": FORMAT} | {name: getattr(self, name) for name in _NAMES})

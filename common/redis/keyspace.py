@@ -13,6 +13,7 @@ all keys of one generation are in one slot of a cluster. The queue's keys are fe
 | ``{gen_…}:response`` | string, the stored response or its failure; empty while it runs | the same | API (empty), worker |
 | ``{gen_…}:tombstone`` | string, the owner | ``tombstone_s`` after the log is gone | whoever appends ``end`` |
 | ``{gen_…}:record`` | hash, see ``common/records/request_summary.py`` | until the ledger has it | whoever appends ``end`` |
+| ``{gen_…}:followers`` | hash, who shares this log, see ``ledger/rows.py`` | until the ledger has it; safety expiry | API |
 | ``{gen_…}:live`` | pub/sub channel | none | whoever appends |
 | ``sluice:q:waiting:CLASS:TENANT`` | sorted set, id by turn | until claimed | API (enqueue), worker (release) |
 | ``sluice:q:rotation:CLASS`` | list of tenants with waiting jobs | until claimed | the same |
@@ -22,6 +23,7 @@ all keys of one generation are in one slot of a cluster. The queue's keys are fe
 | ``sluice:q:job:gen_…`` | hash | until finished; safety expiry | API, worker |
 | ``sluice:q:recent:OWNER`` | sorted set, newest ids by enqueue time in ms | ``RECENT_S`` after the last | API (enqueue) |
 | ``sluice:q:once:OWNER:DIGEST`` | string, id and the request's digest | ``idempotency_s`` | API (enqueue) |
+| ``sluice:q:flight:KEY:POLICY`` | string, the job that identical requests join | until it is removed; safety expiry | API |
 | ``sluice:q:ended`` | list of ids whose records wait for the ledger | until it has them | worker (finish), API (withdraw) |
 | ``sluice:q:limit:SCOPE:NAME:KIND`` | hash, bucket number to amount | two windows | API (enqueue), worker (finish) |
 | ``sluice:q:slots:SCOPE:NAME`` | sorted set, id by the time in ms until which it counts | safety expiry | API, worker |
@@ -38,6 +40,10 @@ all keys of one generation are in one slot of a cluster. The queue's keys are fe
 | ``sluice:q:workers`` | sorted set, workers that take jobs, by the ms of their last report | ``ALIVE_S`` after that | worker |
 | ``sluice:q:probe:…`` | what a probe of Redis writes, see ``common/redis/probe`` | 10 s at most | API, worker |
 | ``sluice:q:health:WORKER`` | string, arq's health record | half a minute | worker |
+| ``sluice:cache:entry:KEY`` | string, a cached answer, see ``common/cache/entry.py`` | its time to live | worker |
+| ``sluice:cache:by_age``, ``…:by_expiry`` | sorted sets, an entry's key by its ms | until the last entry expires | worker |
+| ``sluice:cache:about`` | hash, an entry's key to its bytes, tenant and model | the same | worker |
+| ``sluice:cache:bytes`` | counter of the entries' bytes | the same | worker |
 | ``sluice:q:bell`` | list, at most one item | until a worker takes it | whoever leaves interactive jobs in waiting |
 | ``sluice:q:bell:background`` | the same | the same | whoever leaves background jobs in waiting |
 """
@@ -122,6 +128,18 @@ def spent(scope: str, name: str, period: str) -> str:
 
 def managed_key(id_: str) -> str:
     return f"sluice:key:{id_}"
+
+
+def cache_entry(key: str) -> str:
+    return f"sluice:cache:entry:{key}"
+
+
+def followers(generation_id: str) -> str:
+    return f"{{{generation_id}}}:followers"
+
+
+def flight(key: str, policy: str) -> str:
+    return f"{QUEUE_PREFIX}flight:{key}:{policy}"
 
 
 def live(generation_id: str) -> str:

@@ -32,7 +32,7 @@ from common.redis import keyspace
 from common.redis.client import COMMAND_TIMEOUT_S, Client
 from common.redis.errors import as_unavailable, redis_errors
 from workers.ledger.answers import read_answer
-from workers.ledger.rows import Row, build_row, is_unmeasured, with_attempts
+from workers.ledger.rows import Row, build_row, is_unmeasured, sharing_rows, with_attempts
 from workers.metering.charging import fill_prompt_tokens
 from workers.metering.partial_usage import read_partial
 from workers.metrics import Metrics
@@ -60,6 +60,7 @@ class _RowBatch:
     audit: list[Row] = field(default_factory=list)
     collected: list[str] = field(default_factory=list)
     unreadable: dict[str, str] = field(default_factory=dict)  # The reason, by id.
+    logs: dict[str, str] = field(default_factory=dict)  # The log of a row, if several rows share it.
 
 
 class Collector:
@@ -125,7 +126,8 @@ class Collector:
             except Exception as error:  # Whatever is wrong with one record, the others must not wait for it.
                 batch.unreadable[generation_id] = f"{type(error).__name__}: {error}"[:200]
         if batch.rows:
-            batch.unreadable |= await add(engine, batch.rows, batch.audit)
+            refused = await add(engine, batch.rows, batch.audit)
+            batch.unreadable |= {batch.logs.get(id_, id_): reason for id_, reason in refused.items()}
         await self._set_aside(
             {generation_id: (reason, records[generation_id]) for generation_id, reason in batch.unreadable.items()}
         )
@@ -154,9 +156,11 @@ class Collector:
     async def _add(self, batch: _RowBatch, generation_id: str, record: dict[bytes, bytes]) -> None:
         summary = RequestSummary.unpack(record[b"asked"])
         end = End.unpack(record[b"end"])
-        row = build_row(generation_id, summary, end, int(record[b"ended_ms"]))
+        row, *sharing = await self._rows(generation_id, summary, end, int(record[b"ended_ms"]))
         if is_unmeasured(row, end):
-            row = await self._add_measured_usage(row, unpack(record.get(b"note")))
+            row = await self._add_measured_usage(generation_id, row, unpack(record.get(b"note")))
+        batch.rows += sharing
+        batch.logs |= {shared["id"]: generation_id for shared in (row, *sharing)}
         if summary.is_audited:
             sealed = await self._audit_entry(row, end)
             if sealed is None:
@@ -166,16 +170,24 @@ class Collector:
         batch.rows.append(row)
         batch.collected.append(generation_id)
 
-    async def _add_measured_usage(self, row: Row, stored_attempts: list[Attempt]) -> Row:
+    async def _rows(self, generation_id: str, summary: RequestSummary, end: End, ended_ms: int) -> list[Row]:
+        """Return the row of a generation; or those of all that shared its log, first the one that pays."""
+        if summary.row_id is None:
+            return [build_row(generation_id, summary, end, ended_ms)]
+        (flat,) = await self._run_commands(("HGETALL", keyspace.followers(generation_id)))
+        followers = dict(zip(flat[::2], flat[1::2], strict=True))
+        return sharing_rows(summary.row_id, summary, end, ended_ms, followers)
+
+    async def _add_measured_usage(self, generation_id: str, row: Row, stored_attempts: list[Attempt]) -> Row:
         """Add the usage of an answer that broke off, from its log (if it still exists) and its worker's stored attempts."""
-        frames, request = await self._read_back(row["id"])
+        frames, request = await self._read_back(generation_id)
         try:
             partial = await asyncio.to_thread(read_partial, _transcript(frames, row), request)
             stored_attempts = await asyncio.to_thread(
                 fill_prompt_tokens, stored_attempts, Job.unpack(request) if request else None
             )
         except Exception:  # The bytes may come from any provider. A row without usage is better than no row.
-            log.exception("usage_not_estimated", generation_id=row["id"])
+            log.exception("usage_not_estimated", generation_id=generation_id)
             return row
         attempts = merge_attempts(partial.attempts if partial else [], stored_attempts)
         if not attempts:
@@ -250,7 +262,7 @@ class Collector:
             commands.append(("PEXPIRE", keyspace.state(generation_id), retention_ms))
             commands.append(("PEXPIRE", keyspace.log(generation_id), retention_ms))
             commands.append(("UNLINK", keyspace.request(generation_id)))
-        commands += [("UNLINK", keyspace.record(generation_id)) for generation_id in ids]
+        commands += [("UNLINK", keyspace.record(generation_id), keyspace.followers(generation_id)) for generation_id in ids]
         commands += [("LREM", keyspace.ENDED, 1, generation_id) for generation_id in listed]
         await self._run_commands(*commands)
 

@@ -4,16 +4,20 @@ Pure. Names come from clients and providers and may be anything, so values are c
 cannot be read raises, and the collector sets it aside.
 """
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from common.canonical.errors import ErrorKind, single_word_code
 from common.canonical.events import COUNTS, Usage
 from common.metering.attempt_cost import Attempt, nano_usd, total_cost, total_usage
-from common.metering.pricing import Cost
+from common.metering.pricing import NO_COST, Cost
 from common.records.end import End
 from common.records.fields import COUNT_MAX, read_count
 from common.records.head import Head
 from common.records.request_summary import RequestSummary
+
+_LEFT = b"left:"
 
 Row = dict[str, Any]  # Values by column, and ``attempts``: a list of such rows. See ``common/database/tables.py``.
 
@@ -46,17 +50,43 @@ def build_row(generation_id: str, summary: RequestSummary, end: End, ended_ms: i
         "error_code": single_word_code(error.get("code")),
         "finish_reason": _optional(end.finish_reason, 64),
         **_usage_columns(generation_id, end.attempts),
+        **(_cost(end.cost) if end.saved else {}),  # It had no call of its own, and so no attempt.
         # A failure after the commit point: the client has the beginning of an answer.
         "is_partial": bool(error) and end.ttft_ms is not None,
         "has_brought_key": end.has_byok_key,
         "cache": _text(summary.cache, 64),
         "answered_by": _optional(summary.answered_by, 64),
+        "saved_nano_usd": nano_usd(end.saved.total_usd) if end.saved else None,
         "tries": end.attempt_count,
         "continuations": end.continuations,
         "queue_wait_ms": end.queue_wait_ms,
         "ttft_ms": end.ttft_ms,
         "duration_ms": end.duration_ms,
     }
+
+
+def sharing_rows(
+    generation_id: str, summary: RequestSummary, end: End, ended_ms: int, followers: Mapping[bytes, bytes]
+) -> list[Row]:
+    """Return the rows of all generations that shared a log. The first one pays for the answer; the others get it for nothing.
+
+    Args:
+        generation_id: the one that pays, with its own ``summary``.
+        followers: by id, the summary of each generation; by ``left:`` and its id, when and how it ended before the log did.
+    Raises:
+        ValueError: one of them is not a record of ours.
+    """
+    free = replace(end, attempts=[], attempt_count=0, cost=NO_COST, saved=end.cost or NO_COST)
+    rows = []
+    for id_ in {generation_id: None, **{key.decode(): None for key in followers if not key.startswith(_LEFT)}}:
+        is_payer = id_ == generation_id
+        own = summary if is_payer else replace(RequestSummary.unpack(followers[id_.encode()]), answered_by=generation_id)
+        own_end, own_ended_ms = end if is_payer else free, ended_ms
+        if left := followers.get(_LEFT + id_.encode()):
+            when, _, how = left.partition(b" ")
+            own_end, own_ended_ms = replace(own_end, error=End.unpack(how).error, finish_reason=None), int(when)
+        rows.append(build_row(id_, own, own_end, own_ended_ms))
+    return rows
 
 
 def is_unmeasured(row: Row, end: End) -> bool:
