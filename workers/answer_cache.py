@@ -5,6 +5,7 @@ back from the log. A worker does this before the job is over: until then identic
 neither the job nor the cached answer.
 """
 
+import re
 import time
 
 import structlog
@@ -12,36 +13,51 @@ import structlog
 from common.cache.entry import Entry
 from common.canonical.errors import StoreUnavailable
 from common.canonical.events import FinishReason
-from common.channel.transcript import Transcript, pages
+from common.canonical.job import CacheOrder, Job
+from common.channel.transcript import Transcript, read_log
 from common.metering.attempt_cost import total_cost, total_usage
+from workers.outcome import Total
 from workers.run_context import RunContext
 
 log = structlog.get_logger()
 
 _COMPLETE = frozenset({FinishReason.STOP, FinishReason.STOP_SEQUENCE, FinishReason.LENGTH, FinishReason.TOOL_CALLS})
 
+# OpenAI's dialects tell a refusal in a field of its own, and the finish is the usual one. In text, the quotes would be escaped.
+_REFUSAL = re.compile(rb'"refusal" ?: ?"[^"]|"type" ?: ?"refusal"')
+
 
 async def keep_answer(context: RunContext) -> None:
     """Store a generation's answer, if its request asks for that and the answer is complete. Raises nothing."""
-    job, total, metrics = context.job, context.total, context.services.metrics
-    order = job.cache
+    order = context.job.cache
     if order is None:
         return
+    result = await _keep(order, context)
+    context.services.metrics.cache_stored.labels(result).inc()
+
+
+async def _keep(order: CacheOrder, context: RunContext) -> str:
+    """Store an answer. Return what became of it, for the metric."""
+    job, total = context.job, context.total
     if total.failed or total.is_cut or total.finish_reason not in _COMPLETE:
-        metrics.cache_stored.labels("incomplete").inc()
-        return
+        return "incomplete"
     if context.writer.stored_bytes > context.settings.cache_entry_bytes_max:
-        metrics.cache_stored.labels("too_large").inc()
-        return
+        return "too_large"
     try:
-        frames = [frame async for page in pages(context.services.channel, job.generation_id) for frame in page]
+        frames = await read_log(context.services.channel, job.generation_id)
         transcript = Transcript.from_frames(frames, job.dialect, is_stream=job.stream)
     except (StoreUnavailable, ValueError) as error:
         log.warning("answer_not_cached", generation_id=job.generation_id, error=str(error))
-        return
-    if not transcript.attempts:
-        return
-    entry = Entry(
+        return "not_stored"
+    data = b"".join(transcript.data())
+    if not data or _REFUSAL.search(data):
+        return "incomplete"
+    entry = _entry(order, job, total, data, transcript.attempts[0].head.headers)
+    return "stored" if await context.services.cache.put(entry) else "not_stored"
+
+
+def _entry(order: CacheOrder, job: Job, total: Total, data: bytes, headers: dict[str, str]) -> Entry:
+    return Entry(
         key=order.key,
         generation_id=order.generation_id,
         log_id=job.generation_id,
@@ -51,13 +67,11 @@ async def keep_answer(context: RunContext) -> None:
         is_stream=job.stream,
         stored_ms=time.time_ns() // 1_000_000,
         ttl_ms=order.ttl_ms,
-        data=b"".join(transcript.data()),
-        headers=transcript.attempts[0].head.headers,
+        data=data,
+        headers=headers,
         provider=total.provider,
         upstream_model=total.upstream_model,
         finish_reason=total.finish_reason,
         usage=total_usage(total.attempts),
         cost=total_cost(total.attempts),
     )
-    is_stored = await context.services.cache.put(entry)
-    metrics.cache_stored.labels("stored" if is_stored else "not_stored").inc()

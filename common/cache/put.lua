@@ -4,7 +4,8 @@
 local key, size, ttl = ARGV[1], #ARGV[2] + ENTRY_EXTRA, tonumber(ARGV[3])
 local now, max = now_ms(), tonumber(ARGV[4])
 if size > max then return 0 end
-remove(key)
+redis.call('SET', ENTRY .. key, ARGV[2], 'PX', ARGV[3])  -- First of all: a Redis that is full refuses only a script's first write.
+forget(key)
 for _, expired in ipairs(redis.call('ZRANGEBYSCORE', BY_EXPIRY, '-inf', int(now), 'LIMIT', 0, 100)) do remove(expired) end
 while tonumber(redis.call('GET', BYTES) or 0) + size > max do
   local oldest = redis.call('ZRANGE', BY_AGE, 0, 0)[1]
@@ -14,7 +15,6 @@ while tonumber(redis.call('GET', BYTES) or 0) + size > max do
   end
   remove(oldest)
 end
-redis.call('SET', ENTRY .. key, ARGV[2], 'PX', ARGV[3])
 redis.call('ZADD', BY_AGE, int(now), key)
 redis.call('ZADD', BY_EXPIRY, int(now + ttl), key)
 redis.call('HSET', ABOUT, key, cjson.encode({size, ARGV[5], ARGV[6]}))

@@ -2,8 +2,8 @@
 
 These are sums over the ledger, by one or more of: key, tenant, model, provider, end user, cache, day, hour. A generation counts
 at the time of its end, in UTC. If several providers worked on it, it counts for each of them with that provider's share. Money
-is summed as whole nano-dollars. No sum fails, whatever a row contains. An unknown price or usage counts as 0, and the report says
-for how many generations the price is unknown.
+is summed as whole nano-dollars. No sum fails, whatever a row contains. An unknown price or usage counts as 0, and the report
+says for how many generations the price is unknown.
 """
 
 from collections.abc import Mapping, Sequence

@@ -60,7 +60,7 @@ class End:
                 "ttft_ms": self.ttft_ms,
                 "duration_ms": self.duration_ms,
                 "cost": self.cost.to_dict() if self.cost else None,
-                **({"saved": self.saved.to_dict()} if self.saved else {}),
+                "saved": self.saved.to_dict() if self.saved else None,
                 "attempts": [attempt.to_dict() for attempt in self.attempts],
             }
         )

@@ -97,7 +97,7 @@ async def test_who_has_left_gets_what_it_asked_for_where_that_is_to_run_without_
 
 @pytest.mark.parametrize("part", ["hub.join", "channel.open"])
 async def test_a_store_that_fails_half_way_leaves_no_subscription(process, redis, monkeypatch, part):
-    async def fail(*_: object) -> None:
+    async def fail(*_: object, **__: object) -> None:
         raise StoreUnavailable("away")
 
     owner, name = part.split(".")

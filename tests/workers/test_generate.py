@@ -11,7 +11,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
-from common.canonical.job import Job, Policy
+from common.cache.store import CacheStore
+from common.canonical.job import CacheOrder, Job, Policy
 from common.channel.base import START, Append, Claim, Frame, FrameId, FrameKind, Opening, Stop
 from common.channel.memory import MemoryChannel
 from common.config.groups.models import ProviderSettings
@@ -50,10 +51,12 @@ class Setup:
     def __post_init__(self) -> None:
         self.channel = self.services.channel  # type: ignore[assignment]  # What the fixture put there.
 
-    async def open(self, model: str, *, stream: bool = True, dialect: str = "openai-chat", **body: Any) -> None:
+    async def open(
+        self, model: str, *, stream: bool = True, dialect: str = "openai-chat", cache: CacheOrder | None = None, **body: Any
+    ) -> None:
         asked = {"model": model, "stream": stream, "messages": [{"role": "user", "content": "hi"}], **body}
         raw = orjson.dumps(asked)
-        job = Job(G, "req_1", dialect, model, stream, Policy.STOP, 0, 1, {}, raw, provider=body.get("provider"))
+        job = Job(G, "req_1", dialect, model, stream, Policy.STOP, 0, 1, {}, raw, provider=body.get("provider"), cache=cache)
         await self.channel.subscribe(G, lambda message: None)
         await self.channel.open(G, Opening("me", dialect, stream, model, 1, Policy.STOP, 0, 60, 600, job.pack()), "r")
 
@@ -100,6 +103,7 @@ async def setup(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest)
             ResponseStore(Redis(), settings),
             Quota(connect("redis://127.0.0.1:1"), Pulse(), settings, metrics),  # type: ignore[arg-type]  # Not asked.
             OutputGuards(settings, None, metrics),
+            CacheStore(connect("redis://127.0.0.1:1"), settings),
         )
         yield Setup(address, services)
         await publisher.stop()

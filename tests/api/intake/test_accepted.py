@@ -166,7 +166,8 @@ async def test_the_ledger_knows_who_asked_for_what(send, process, monkeypatch):
         "stream": False,
         "model": "demo",
         "is_audited": False,
-        "cache": "miss",
+        "cache": "off",
+        "row_id": None,
         "answered_by": None,
     }
     assert created_ms // 1000 - opening.created_s in (0, 1)

@@ -91,6 +91,7 @@ async def test_a_line_sums_a_group(engine: AsyncEngine):
         "reasoning_tokens": 4,
         "total_tokens": 30,
         "cost_usd": "0.000002",
+        "saved_usd": "0.00",
         "unpriced_requests": 0,
         "estimated_share": 0.5,
         "active_users": 1,
@@ -106,7 +107,14 @@ async def test_every_group_can_be_asked_for(engine: AsyncEngine, by: str):
 
     (line,) = await ask(engine, by)
 
-    shown = {"key": "key_a", "tenant": "acme", "end_user": "u", "day": "2026-11-21", "hour": "2026-11-21T12:00Z"}
+    shown = {
+        "key": "key_a",
+        "tenant": "acme",
+        "end_user": "u",
+        "cache": "miss",
+        "day": "2026-11-21",
+        "hour": "2026-11-21T12:00Z",
+    }
     assert line.group == {by: shown.get(by, "demo")}
 
 

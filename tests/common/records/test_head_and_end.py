@@ -32,6 +32,7 @@ END = End(
     ttft_ms=40,
     duration_ms=90,
     cost=ATTEMPT.cost,
+    saved=Cost(Decimal("2"), Decimal("3")),
     attempts=[ATTEMPT],
 )
 

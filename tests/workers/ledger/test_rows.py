@@ -1,6 +1,7 @@
 """Records become rows, whatever they say."""
 
 import json
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -16,7 +17,7 @@ from common.metering.pricing import Cost
 from common.records.end import End
 from common.records.head import Head
 from common.records.request_summary import RequestSummary
-from workers.ledger.rows import build_row, is_unmeasured, with_attempts
+from workers.ledger.rows import build_row, is_unmeasured, sharing_rows, with_attempts
 
 ASKED = RequestSummary("key_a", "acme", "u1", "req_1", "openai-chat", "generate", True, "fast", 1_000)
 END = {
@@ -77,6 +78,7 @@ def test_a_completed_generation_is_told_in_full():
         "cost_nano_usd": 62_500,
         "input_cost_nano_usd": 12_500,
         "cache": "miss",
+        "saved_nano_usd": None,
         "answered_by": None,
         "tries": 2,
         "continuations": 1,
@@ -251,3 +253,43 @@ def is_plain(value: Any) -> bool:
 def test_an_end_that_is_not_an_object_is_refused(end: bytes):
     with pytest.raises(ValueError):
         build_row("gen_1", ASKED, End.unpack(end), 2_000)
+
+
+def test_those_that_shared_a_log_have_a_row_each_and_one_pays():
+    end = end_of({**END, "attempts": [Attempt("openai", "gpt-5", Usage(10, 5), Cost(Decimal(1), Decimal(2))).to_dict()]})
+    end.cost = Cost(Decimal(1), Decimal(2))
+    left = b"1500 " + orjson.dumps({"error": {"kind": "cancelled", "message": "The client left.", "code": "cancelled"}})
+    others = {id_: replace(ASKED, end_user=id_.decode(), cache="join").pack() for id_ in (b"gen_1", b"gen_2", b"gen_3")}
+
+    payer, second, third = sharing_rows("gen_1", ASKED, end, 2_000, {**others, b"left:gen_3": left})
+
+    assert [(one["id"], one["end_user"]) for one in (payer, second, third)] == [
+        ("gen_1", "u1"),
+        ("gen_2", "gen_2"),
+        ("gen_3", "gen_3"),
+    ]
+    assert [one["cost_nano_usd"] for one in (payer, second, third)] == [3 * 10**9, 0, 0]
+    assert [one["saved_nano_usd"] for one in (payer, second, third)] == [None, 3 * 10**9, 3 * 10**9]
+    assert [one["answered_by"] for one in (payer, second, third)] == [None, "gen_1", "gen_1"]
+    assert [one["cache"] for one in (payer, second, third)] == ["miss", "join", "join"]
+    assert [(one["outcome"], one["ended_ms"]) for one in (payer, second, third)] == [
+        ("completed", 2_000),
+        ("completed", 2_000),
+        ("cancelled", 1_500),
+    ]
+    assert (second["input_tokens"], second["attempts"], second["tries"]) == (None, [], 0)
+
+
+def test_who_pays_may_leave_before_the_others_and_still_pays():
+    end = end_of(END)
+    left = b"1500 " + orjson.dumps({"error": {"kind": "cancelled", "message": "Stopped.", "code": "cancelled"}})
+
+    (payer,) = sharing_rows("gen_1", ASKED, end, 2_000, {b"gen_1": b"", b"left:gen_1": left})
+
+    assert (payer["outcome"], payer["cost_nano_usd"]) == ("cancelled", row()["cost_nano_usd"])
+
+
+def test_a_row_of_a_cached_answer_costs_nothing_and_says_what_it_saved():
+    found = row(cost={"input_usd": "0", "output_usd": "0"}, saved={"input_usd": "1", "output_usd": "2"}, tries=0)
+
+    assert (found["cost_nano_usd"], found["saved_nano_usd"]) == (0, 3 * 10**9)

@@ -11,6 +11,7 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
+from common.cache.store import CacheStore
 from common.canonical.events import COUNTS, FIGURE_MAX, Usage
 from common.channel.base import FrameKind
 from common.channel.memory import MemoryChannel
@@ -119,6 +120,7 @@ async def setup(upstream: Scripted, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
         ResponseStore(Redis(), settings),
         Quota(connect("redis://127.0.0.1:1"), Pulse(), settings, metrics),
         OutputGuards(settings, None, metrics),
+        CacheStore(connect("redis://127.0.0.1:1"), settings),
     )
     yield Setup(upstream.url, services)
     await publisher.stop()
