@@ -20,6 +20,7 @@ _HEADINGS = {
     "cache_write_tokens": "cache write",
     "reasoning_tokens": "reasoning",
     "cost_usd": "cost USD",
+    "saved_usd": "saved USD",
     "estimated_share": "estimated",
     "active_users": "users",
     "tokens_per_request": "tokens/request",

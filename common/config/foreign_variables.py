@@ -79,6 +79,11 @@ LIMITS: tuple[tuple[str, str, str], ...] = (
 )
 _WINDOW_S_MAX = 86_400
 
+# There, a Redis is a cache: REDIS_URL alone makes it answer repeated requests of POST /v1/chat for ten minutes, whoever sends
+# them. Whoever uses our own variables for either decides about the cache with them.
+CACHED_BY_REDIS_URL = {"ttl_s": 600, "policy": "all", "anonymous": True}
+OWN_CACHE_VARIABLES = ("SLUICE_REDIS_URL", "SLUICE_CACHE_TTL_S")
+
 # The setting that each authentication method needs, and the message if it is missing.
 METHODS = {
     "api_key": ("api_keys", "no key is set: set CCPROXY_API_KEYS"),
@@ -101,6 +106,8 @@ def foreign_values(variables: Mapping[str, str | None]) -> dict[str, Any]:
             values.setdefault(setting, value)
     if limits := parse_limits(variables):
         values["limits"] = limits
+    if "redis_url" in values and not any((variables.get(name) or "").strip() for name in OWN_CACHE_VARIABLES):
+        values["cache_dialects"] = {"unified": CACHED_BY_REDIS_URL}
     return values
 
 

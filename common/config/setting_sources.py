@@ -155,7 +155,10 @@ class _ForeignVariables(_CompleteSource):
     """Other gateways' variables, from the same sources."""
 
     def __call__(self) -> dict[str, Any]:
-        return foreign_values(environment())
+        values = foreign_values(environment())
+        if yaml_values().keys() & {"redis_url", "cache_ttl_s"}:
+            values.pop("cache_dialects", None)  # As with the variables of ours that mean the same.
+        return values
 
 
 def provider_values(variables: Mapping[str, str | None]) -> dict[str, dict[str, str]]:

@@ -32,7 +32,14 @@ def line(group: dict[str, str | None], **more: Any) -> Line:
     tokens = dict.fromkeys(
         ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens", "reasoning_tokens"), 1_000
     )
-    fields: dict[str, Any] = {"requests": 4, "cost_nano_usd": 1_500_000, "estimated": 1, "unpriced": 0, "users": 3}
+    fields: dict[str, Any] = {
+        "requests": 4,
+        "cost_nano_usd": 1_500_000,
+        "saved_nano_usd": 9,
+        "estimated": 1,
+        "unpriced": 0,
+        "users": 3,
+    }
     return Line(group, tokens=tokens, **{**fields, **more})
 
 
@@ -78,7 +85,7 @@ def test_a_table_is_aligned_and_says_what_is_not_in_it():
     said = as_table(report(line({"key": "key_1"}), line({"key": None}, unpriced=2, requests=1_200), has_more=True, names=NAMES))
 
     heading, first, second, *notes = said.splitlines()
-    words = "key name requests input output cache read cache write reasoning cost USD estimated users tokens/request USD/user"
+    words = "key name requests input output cache read cache write reasoning cost USD saved USD estimated users tokens/request USD/user"
     assert " ".join(heading.split()) == words
     assert first.split()[:3] == ["key_1", "shop", "4"]
     assert " 0.0015 " in first

@@ -3,6 +3,7 @@ import os
 import pytest
 from structlog.testing import capture_logs
 
+from common.access.cache_rule import CacheRule
 from common.access.principal import Limits
 from common.config.foreign_effect import in_effect, log_foreign, without_effect
 from common.config.foreign_variables import foreign_values
@@ -180,3 +181,27 @@ def test_nothing_foreign_is_nothing_to_log():
         log_foreign({}, Settings())
 
     assert logs == []
+
+
+CACHED = {"unified": CacheRule(ttl_s=600, policy="all", anonymous=True)}
+
+
+@pytest.mark.parametrize(
+    ("variables", "file", "rules"),
+    [
+        ({"REDIS_URL": "redis://127.0.0.1:1/0"}, "", CACHED),
+        ({}, "", {}),
+        ({"REDIS_URL": "redis://127.0.0.1:1/0", "SLUICE_REDIS_URL": "redis://127.0.0.1:2/0"}, "", {}),
+        ({"REDIS_URL": "redis://127.0.0.1:1/0", "SLUICE_CACHE_TTL_S": "60"}, "", {}),
+        ({"REDIS_URL": "redis://127.0.0.1:1/0"}, "redis_url: redis://127.0.0.1:2/0", {}),
+        ({"REDIS_URL": "redis://127.0.0.1:1/0"}, "cache_ttl_s: 60", {}),
+        ({"REDIS_URL": "redis://127.0.0.1:1/0"}, "port: 81", CACHED),
+    ],
+)
+def test_redis_url_alone_caches_what_the_other_gateway_cached(monkeypatch, tmp_path, variables, file, rules):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sluice.yaml").write_text(file)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+    assert Settings().cache_dialects == rules
