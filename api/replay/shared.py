@@ -11,14 +11,12 @@ from dataclasses import replace
 from api.intake.accepted import AcceptedRequest, request_summary
 from api.relay.viewer import Viewer
 from api.services import ApiServices
-from common.canonical.errors import ErrorKind, Failed, StoreUnavailable
+from common.canonical.errors import StoreUnavailable
 from common.canonical.job import CacheOrder, Policy
-from common.channel.base import Opening
+from common.channel.base import Opening, stop_failure
 from common.queue.jobs import Sharing
 from common.redis import keyspace
 from common.redis.client import ms
-
-_LEFT = Failed(ErrorKind.CANCELLED, "The client left.", code="cancelled")
 
 
 def sharing_of(accepted: AcceptedRequest, services: ApiServices) -> Sharing | None:
@@ -45,4 +43,5 @@ async def leave_shared(viewer: Viewer, accepted: AcceptedRequest, services: ApiS
     with contextlib.suppress(StoreUnavailable):
         await services.queue.free_slots(viewer.reader_id, accepted.charges)
         if accepted.job.policy is Policy.STOP and not viewer.has_ended:
-            await services.channel.part(viewer.reader_id, viewer.generation_id, _LEFT, is_readable=False)
+            failed = stop_failure(viewer.leave_reason)
+            await services.channel.part(viewer.reader_id, viewer.generation_id, failed, is_readable=False)
