@@ -352,3 +352,16 @@ def test_in_the_background_an_answer_is_stored():
     for request in (passed, built):
         sent = orjson.loads(request.body)
         assert (sent["background"], sent["store"]) == (True, True)
+
+
+def test_ids_that_other_vendors_made_are_short_enough_in_a_body_that_passes() -> None:
+    ids = ["c" * 64, "c" * 65]
+    items = [{"type": "function_call", "call_id": id_, "name": "f", "arguments": "{}"} for id_ in ids]
+    items += [{"type": "function_call_output", "call_id": id_, "output": "r"} for id_ in ids]
+
+    passed = orjson.loads(WIRE.pass_request({"model": "m", "input": items}, {}, DEPLOYMENT).body)["input"]
+
+    sent = [item["call_id"] for item in passed]
+    assert sent[:2] == sent[2:]
+    assert sent[0] == ids[0]
+    assert len(sent[1]) <= 64

@@ -305,3 +305,19 @@ def test_content_that_is_only_text_is_a_string_where_the_vendor_takes_no_list(pr
 
     assert [message["content"] for message in body["messages"]] == ["a\n\nb", "", "a\n\nb"]
     assert dropped == []
+
+
+@pytest.mark.parametrize("provider", ["openai", "azure-openai"])
+def test_ids_that_other_vendors_made_are_short_enough_for_openai(provider):
+    own, foreign = "call_1", "call_" + "signature" * 10
+    calls = [{"id": id_, "type": "function", "function": {"name": "f", "arguments": "{}"}} for id_ in (own, foreign)]
+    results = [{"role": "tool", "tool_call_id": id_, "content": "r"} for id_ in (own, foreign)]
+
+    body, dropped = passed(provider, {"model": "m", "messages": [{"role": "assistant", "tool_calls": calls}, *results]})
+
+    assistant, first, second = body["messages"]
+    ids = [call["id"] for call in assistant["tool_calls"]]
+    assert ids == [first["tool_call_id"], second["tool_call_id"]]
+    assert ids[0] == own
+    assert len(ids[1]) <= 40
+    assert dropped == []

@@ -25,7 +25,7 @@ from common.canonical.generation import (
 )
 from common.vendors.models import ModelFacts
 from workers.providers.shared.answer_format import json_prompt
-from workers.providers.shared.loose_json import arguments_of, dict_of
+from workers.providers.shared.loose_json import arguments_of, dict_of, text_of
 from workers.providers.shared.reasoning import ReasoningWords, reasoning_words
 from workers.providers.shared.unsupported import invalid_field_error, unsupported_part_error
 
@@ -38,6 +38,7 @@ _TOOL_CHOICE = {"auto": "auto", "required": "any", "none": "none"}
 _TITLE_CHARS_MAX = 500
 _CACHE_MARKS_MAX = 4  # Anthropic's own limit for one request.
 _THOUGHTS = ("thinking", "redacted_thinking")
+_ID_FIELDS = {"tool_use": "id", "tool_result": "tool_use_id"}
 _NOT_IN_IDS = re.compile(r"[^a-zA-Z0-9_-]")
 
 
@@ -159,6 +160,24 @@ def _marked(block: dict[str, Any], mark: CacheMark | None) -> dict[str, Any]:
 def _is_own_signature(signature: object) -> bool:
     """Whether a signature is Anthropic's. Signatures that our other wires make contain a colon."""
     return isinstance(signature, str) and signature != "" and ":" not in signature
+
+
+def with_own_ids(messages: list[Any]) -> list[Any]:
+    """Return the messages of a body with ids of calls in Anthropic's format: other vendors' models have made some of them."""
+    fitted = []
+    for message in messages:
+        content = dict_of(message).get("content")
+        if isinstance(content, list) and any(_with_own_id(block) is not block for block in content):
+            message = {**message, "content": [_with_own_id(block) for block in content]}
+        fitted.append(message)
+    return fitted
+
+
+def _with_own_id(block: Any) -> Any:
+    name = _ID_FIELDS.get(text_of(dict_of(block).get("type")))
+    if name is None or not isinstance(block.get(name), str) or _call_id(block[name]) == block[name]:
+        return block
+    return {**block, name: _call_id(block[name])}
 
 
 def without_foreign_reasoning(messages: list[Any]) -> list[Any]:

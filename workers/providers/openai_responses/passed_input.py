@@ -10,8 +10,10 @@ from common.dialects.openai_responses.compaction import summary_in
 from common.dialects.openai_responses.request import item_type
 from common.dialects.openai_responses.wrapped_reasoning import is_wrapped
 from workers.providers.base import Deployment
+from workers.providers.shared import openai_fields
 from workers.providers.shared.loose_json import dict_of, text_of
 
+_CALL_ID_CHARS_MAX = 64
 _COMPACTIONS = ("compaction", "compaction_summary")
 # Their ids name items that OpenAI may have stored with the reasoning before them. Without ids nothing is missing.
 # Source: https://github.com/NousResearch/hermes-agent/issues/97427
@@ -19,8 +21,8 @@ _LINKED = ("message", "function_call", "custom_tool_call")
 
 
 def fit_input(items: Sequence[Any], deployment: Deployment) -> list[Any]:
-    """Return the items without another vendor's reasoning, our summaries as a user's words, and without what was refused."""
-    fitted = [_with_summary(item) for item in items if not is_wrapped(dict_of(item).get("encrypted_content"))]
+    """Return the items with short ids, our summaries as a user's words, and nothing that the vendor cannot read or refused."""
+    fitted = [_with_short_id(_with_summary(item)) for item in items if not is_wrapped(dict_of(item).get("encrypted_content"))]
     if deployment.refuses_compactions:
         fitted = [item for item in fitted if dict_of(item).get("type") not in _COMPACTIONS]
     if deployment.refuses_thoughts:
@@ -31,6 +33,12 @@ def fit_input(items: Sequence[Any], deployment: Deployment) -> list[Any]:
 def _with_summary(item: Any) -> Any:
     summary = summary_in(item) if isinstance(item, dict) else None
     return {"type": "message", "role": "user", "content": summary} if summary else item
+
+
+def _with_short_id(item: Any) -> Any:
+    """Return an item whose call has an id that OpenAI takes. Some vendors put a signature into theirs."""
+    call_id = text_of(dict_of(item).get("call_id"))
+    return {**item, "call_id": openai_fields.call_id(call_id)} if len(call_id) > _CALL_ID_CHARS_MAX else item
 
 
 def _is_thought(item: Any) -> bool:

@@ -11,13 +11,14 @@ https://learn.microsoft.com/azure/ai-services/openai/api-version-lifecycle, and 
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from common.dialects.shared.openai_words import REASONING_FIELDS
 from common.vendors.models import ModelFacts
 from workers.providers.base import Deployment
+from workers.providers.shared import openai_fields
 from workers.providers.shared.agent_api import fit_agent_body
 from workers.providers.shared.history import Carries, Kind
 from workers.providers.shared.loose_json import dict_of, list_of, text_of
@@ -50,9 +51,10 @@ class Quirks:
     ``limit``: the field for the most tokens of an answer, if we choose it. ``renamed``: OpenAI's fields for which the vendor
     has another name. ``unknown``: fields that the vendor refuses or silently ignores; ``unknown_in_responses``: those of the
     Responses API. ``carries``, ``carries_in_responses``: which images and documents the vendor takes; ``document_part``: the
-    content part that holds a document. ``unread``: what the vendor refuses in a body that passes, unless the table of models
-    says that this one reads it. ``texts_only``: the content of a message must be a string if it is only text, and never null.
-    ``is_agent_api``: its Responses API is Perplexity's Agent API.
+    content part that holds a document. ``fit_call_id`` returns the id of a call as the vendor takes it, always the same for
+    the same. ``unread``: what the vendor refuses in a body that passes, unless the table of models says that this one reads it.
+    ``texts_only``: the content of a message must be a string if it is only text, and never null. ``is_agent_api``: its
+    Responses API is Perplexity's Agent API.
     """
 
     limit: str = "max_tokens"
@@ -61,7 +63,7 @@ class Quirks:
     unknown_in_messages: frozenset[str] = frozenset()
     unknown_in_responses: frozenset[str] = frozenset()
     knows_developer: bool = True
-    has_short_call_ids: bool = False
+    fit_call_id: Callable[[str], str] | None = None
     refuses_empty_answers: bool = False
     carries: Carries = _IMAGES
     carries_in_responses: Carries = _IMAGES_IN_RESPONSES
@@ -69,6 +71,11 @@ class Quirks:
     unread: frozenset[Kind] = frozenset()
     texts_only: bool = False
     is_agent_api: bool = False
+
+
+def _mistral_call_id(call_id: str) -> str:
+    """Return a tool call's id in Mistral's format, nine letters and digits. The same id always gets the same result."""
+    return call_id if _MISTRAL_CALL_ID.fullmatch(call_id) else hashlib.sha256(call_id.encode()).hexdigest()[:9]
 
 
 _ONE_LIMIT = {"max_completion_tokens": "max_tokens"}
@@ -85,6 +92,7 @@ QUIRKS: Mapping[str, Quirks] = {
         limit="max_completion_tokens",
         renamed=_NEW_LIMIT,
         unknown_in_messages=frozenset(REASONING_FIELDS),
+        fit_call_id=openai_fields.call_id,
         carries=_OPENAI,
         carries_in_responses=_OPENAI_IN_RESPONSES,
     ),
@@ -92,6 +100,7 @@ QUIRKS: Mapping[str, Quirks] = {
         limit="max_completion_tokens",
         renamed=_NEW_LIMIT,
         unknown_in_messages=frozenset(REASONING_FIELDS),
+        fit_call_id=openai_fields.call_id,
         carries=_AZURE,
         carries_in_responses=_OPENAI_IN_RESPONSES,
     ),
@@ -100,7 +109,7 @@ QUIRKS: Mapping[str, Quirks] = {
         # It always reports usage, and refuses the option that asks for it.
         unknown=_BOOKKEEPING - {"metadata"} | {"stream_options", "user", "service_tier"},
         unknown_in_messages=_ECHOED | {"name", "reasoning"},
-        has_short_call_ids=True,
+        fit_call_id=_mistral_call_id,
         refuses_empty_answers=True,
         carries=Carries(kinds=_MISTRAL, by_url=_MISTRAL),
         document_part="document_url",
@@ -165,7 +174,7 @@ def fit(body: dict[str, Any], deployment: Deployment) -> list[str]:
         dropped += ["prefill"] if facts.prefill is False and is_prefill(messages) else []
     _fit_tools(body, facts)
     rename_tools(body, facts)
-    if messages and (quirks.unknown_in_messages or quirks.has_short_call_ids or quirks.texts_only):
+    if messages and (quirks.unknown_in_messages or quirks.fit_call_id or quirks.texts_only):
         messages = [dict_of(message) for message in list_of(body.get("messages"))]
         echoed = {name for message in messages for name, value in message.items() if value}
         dropped += [f"messages.{name}" for name in sorted(echoed & quirks.unknown_in_messages)]
@@ -196,14 +205,18 @@ def _fit_tool(tool: Any, facts: ModelFacts) -> Any:
 
 def _fit_message(message: dict[str, Any], quirks: Quirks) -> dict[str, Any]:
     fitted = {name: value for name, value in message.items() if name not in quirks.unknown_in_messages}
-    if quirks.has_short_call_ids:
-        if "tool_call_id" in fitted:
-            fitted["tool_call_id"] = _short(text_of(fitted["tool_call_id"]))
+    if fit_id := quirks.fit_call_id:
+        fitted = _with_id(fitted, "tool_call_id", fit_id)
         if calls := list_of(fitted.get("tool_calls")):
-            fitted["tool_calls"] = [{**dict_of(call), "id": _short(text_of(dict_of(call).get("id")))} for call in calls]
+            fitted["tool_calls"] = [_with_id(call, "id", fit_id) for call in calls]
     if quirks.texts_only or isinstance(fitted.get("content"), list):
         fitted["content"] = _fit_content(fitted.get("content"), quirks)
     return fitted
+
+
+def _with_id(fields: Any, name: str, fit_id: Callable[[str], str]) -> Any:
+    id_ = dict_of(fields).get(name)
+    return {**fields, name: fit_id(id_)} if isinstance(id_, str) else fields
 
 
 def _fit_content(content: Any, quirks: Quirks) -> Any:
@@ -222,8 +235,3 @@ def _document_url(part: dict[str, Any]) -> dict[str, Any]:
         return part
     named = {"document_name": file["filename"]} if file.get("filename") else {}
     return {"type": "document_url", "document_url": file["file_data"], **named}
-
-
-def _short(call_id: str) -> str:
-    """Return a tool call's id in Mistral's format, nine letters and digits. The same id always gets the same result."""
-    return call_id if _MISTRAL_CALL_ID.fullmatch(call_id) else hashlib.sha256(call_id.encode()).hexdigest()[:9]
