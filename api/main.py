@@ -12,7 +12,7 @@ from typing import cast
 
 import structlog
 import uvicorn
-from fastapi import FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.routing import APIRoute
 from prometheus_client import CollectorRegistry
 from starlette.exceptions import HTTPException
@@ -29,7 +29,7 @@ from api.overload.accepting import Acceptor
 from api.overload.answers import RefusalResponses
 from api.overload.gate import Gate
 from api.relay.hub import Hub
-from api.routes import admin, dialects, generations, models, pages, responses, usage
+from api.routes import admin, admin_cache, dialects, generations, models, pages, responses, usage
 from api.routes.openapi import describe
 from api.server.answer_headers import EXPOSED_HEADERS
 from api.server.body_budget import BodyBudget
@@ -39,6 +39,7 @@ from api.server.http_errors import intended_path, not_served
 from api.server.middleware import ErrorBoundary, RequestObserver
 from api.server.request_bounds import bounded_protocol
 from api.services import ApiServices
+from common.cache.inventory import Inventory
 from common.cache.store import CacheStore
 from common.channel.redis import RedisChannel, RedisFeed
 from common.config.custom_guardrail import load_custom_guardrails
@@ -170,7 +171,7 @@ def create_app(process: ApiProcess) -> FastAPI:
         models.router(services),
         generations.router(services),
         usage.router(services, process.database),
-        *([admin.router(services, process.key_cache, process.key_rings)] if settings.admin_keys else []),
+        *(_admin_routers(process) if settings.admin_keys else []),
         pages.router(services, process.count_jobs),
     ]
     for router in routers:
@@ -192,6 +193,14 @@ def create_app(process: ApiProcess) -> FastAPI:
         app.build_middleware_stack(), services.metrics, settings.header_bytes_max, lambda: services.is_draining
     )
     return app
+
+
+def _admin_routers(process: ApiProcess) -> list[APIRouter]:
+    inventory = Inventory(process.cache_redis, process.settings)
+    return [
+        admin.router(process.services, process.key_cache, process.key_rings),
+        admin_cache.router(process.services, inventory, process.database),
+    ]
 
 
 def _serve_head(app: FastAPI) -> None:

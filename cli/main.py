@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import click
 
+from cli.cache import cache
 from cli.keys.commands import keys
 from cli.usage import usage
 
@@ -236,6 +237,7 @@ def _listening() -> Iterator[None]:
         sys.exit(2)
 
 
+main.add_command(cache)
 main.add_command(keys)
 main.add_command(usage)
 

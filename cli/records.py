@@ -9,6 +9,7 @@ from typing import TypeVar
 import click
 import orjson
 
+from cli.table import printable
 from common.ledger import set_aside
 from common.ledger.set_aside import SetAsideEntry
 from common.redis import keyspace
@@ -40,7 +41,7 @@ def list_all(url: str) -> None:
     """Print one line for each entry, newest first."""
     for entry in _entries(url):
         at = f"{datetime.fromtimestamp(entry.at_ms / 1000, UTC):%Y-%m-%dT%H:%M:%SZ}" if entry.at_ms else "-" * 20
-        click.echo(_shown(f"{at}  {entry.kind:6}  {entry.id}  {entry.reason}"))
+        click.echo(printable(f"{at}  {entry.kind:6}  {entry.id}  {entry.reason}"))
 
 
 def show(url: str, generation_id: str) -> None:
@@ -67,8 +68,3 @@ def drop(url: str, generation_ids: tuple[str, ...], *, is_all: bool) -> None:
     click.echo(f"{len(entries)} dropped.")
     if not entries:
         sys.exit(1)
-
-
-def _shown(text: str) -> str:
-    """Return a text without control characters: texts from others must not control the terminal."""
-    return "".join(char if char.isprintable() else "?" for char in text)

@@ -9,6 +9,7 @@ import click
 from pydantic import ValidationError
 from pydantic_core.core_schema import ErrorType
 
+from cli.table import printable
 from common.config.foreign_variables import find_variable
 from common.config.setting_doubts import meant, nearest, unknown_keys
 from common.config.setting_sources import (
@@ -99,7 +100,7 @@ def _shown(value: Any, node: _Node, schema: _Node) -> str:
     if "://" in text:
         text = text.partition("?")[0]
     shortened = text[:VALUE_CHARS_MAX] + ("…" if len(text) > VALUE_CHARS_MAX else "")
-    return f" (it is '{''.join(char if char.isprintable() else '?' for char in shortened)}')"
+    return f" (it is '{printable(shortened)}')"
 
 
 # Where a value was set

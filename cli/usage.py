@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cli.table import aligned, printable
 from common.canonical.wording import counted
 from common.ledger.usage_report import GROUPS, LINES_MAX, SINCE_DEFAULT, TOKENS, Report, UsageQuestion, moment_ms
 
@@ -124,14 +125,7 @@ def as_table(report: Report) -> str:
     names = [*groups, *(name for name in _HEADINGS if name != "key_name")]
     rows = [[_HEADINGS.get(name, name.replace("_", " ")) for name in names]]
     rows += [[_cell(name, line[name]) for name in names] for line in lines]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    text_lines = [
-        "  ".join(
-            cell.ljust(width) if index < len(groups) else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+    text_lines = aligned(rows, len(groups))
     if unpriced := sum(line["unpriced_requests"] for line in lines):
         text_lines.append(
             f"The price of {counted(unpriced, 'generations')} is not known, and counts as nothing: set SLUICE_PRICES."
@@ -146,6 +140,4 @@ def _cell(name: str, value: object) -> str:
         return _NOTHING
     if name == "estimated_share":
         return f"{value:.0%}"
-    text = f"{value:,}" if isinstance(value, int | float) else str(value)
-    # Clients choose names. A name must not control the terminal.
-    return "".join(char if char.isprintable() else "?" for char in text)
+    return f"{value:,}" if isinstance(value, int | float) else printable(str(value))

@@ -159,7 +159,7 @@ def _run(
             return 0 if sample.result() else 1
     else:
         print_line("! No worker: every request waits for one, and gets 504. Leave out --workers 0 to get answers.")
-    _welcome(settings, address, key, _database_url(redis))
+    _welcome(settings, address, key, redis.url, _database_url(redis))
     watch(processes, redis, reload=reload, until=lambda: False)
     return 0
 
@@ -278,7 +278,7 @@ def _events(response: httpx.Response) -> Iterator[str]:
             yield read_block(block)[1].decode()
 
 
-def _welcome(settings: Settings, address: str, key: str, database_url: str) -> None:
+def _welcome(settings: Settings, address: str, key: str, redis_url: str, database_url: str) -> None:
     body = '{"model":"demo","stream":true,"messages":[{"role":"user","content":"Hello"}]}'
     print_line(f"Playground:  {address}/#key={key}")
     print_line("Try it:")
@@ -291,6 +291,7 @@ def _welcome(settings: Settings, address: str, key: str, database_url: str) -> N
         print_line("For a real provider, set its key (OPENAI_API_KEY or ANTHROPIC_API_KEY) and start again.")
     print_line("Keys: set SLUICE_ADMIN_KEYS and use /admin/keys (docs/access.md); `sluice keys` needs a Redis of your own.")
     print_line(f"Usage: SLUICE_DATABASE_URL={database_url} sluice usage")
+    print_line(f"Cache: SLUICE_REDIS_URL='{redis_url}' SLUICE_DATABASE_URL={database_url} sluice cache stats")
     print_line("Ctrl-C stops everything.\n")
 
 

@@ -13,6 +13,7 @@ import click
 
 from cli.keys import output as keys_output
 from cli.keys.options import JSON_OPTION, access_of, access_options, check_names, parse_expiry, parse_overlap
+from cli.table import aligned
 
 ID_SHOWN_MAX = 20
 
@@ -94,9 +95,7 @@ def list_(tenant: str | None, as_json: bool) -> None:
         click.echo(json.dumps([keys_output.to_dict(record) for record in records], indent=2))
         return
     rows = [("id", "name", "tenant", "state", "expires"), *(keys_output.row_of(record) for record in records)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    click.echo("\n".join(aligned(rows, len(rows[0]))))
 
 
 @keys.command()

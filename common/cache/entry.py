@@ -38,6 +38,11 @@ class Entry:
     usage: Usage | None = None
     cost: Cost | None = None
 
+    @property
+    def target(self) -> str:
+        """What answered, as ``provider/model``."""
+        return f"{self.provider}/{self.upstream_model}"
+
     def pack(self) -> bytes:
         stored = {name: getattr(self, name) for name in _PLAIN}
         stored["usage"] = self.usage.to_dict() if self.usage else None

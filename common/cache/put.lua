@@ -1,5 +1,6 @@
 -- Stores an entry, and removes the oldest entries until all of them fit.
--- ARGV: the entry's key, the entry, how long it lives in ms, maximum of bytes of all entries, its tenant, its model
+-- ARGV: the entry's key, the entry, how long it lives in ms, maximum of bytes of all entries, its tenant, its model,
+-- its target
 -- Returns 1 if it is stored; 0 if it is larger than all entries may be together.
 local key, size, ttl = ARGV[1], #ARGV[2] + ENTRY_EXTRA, tonumber(ARGV[3])
 local now, max = now_ms(), tonumber(ARGV[4])
@@ -17,7 +18,7 @@ while tonumber(redis.call('GET', BYTES) or 0) + size > max do
 end
 redis.call('ZADD', BY_AGE, int(now), key)
 redis.call('ZADD', BY_EXPIRY, int(now + ttl), key)
-redis.call('HSET', ABOUT, key, cjson.encode({size, ARGV[5], ARGV[6]}))
+redis.call('HSET', ABOUT, key, cjson.encode({size, ARGV[5], ARGV[6], ARGV[7]}))
 redis.call('INCRBY', BYTES, size)
 -- The lists live as long as the last entry.
 for _, list in ipairs({BY_AGE, BY_EXPIRY, ABOUT, BYTES}) do

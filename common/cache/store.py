@@ -6,7 +6,6 @@ where its Redis is away, full or slow, requests run without it, and it is left a
 """
 
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,7 +30,7 @@ Result = TypeVar("Result")
 
 
 class CacheStore:
-    """The cached answers. ``get`` and ``put`` never raise; ``clear`` and ``count`` may raise ``StoreUnavailable``."""
+    """The cached answers. ``get`` and ``put`` never raise."""
 
     def __init__(self, redis: Client, settings: CacheSettings) -> None:
         self._redis = redis
@@ -56,32 +55,8 @@ class CacheStore:
         packed = entry.pack()
         if len(packed) > self._entry_bytes_max:
             return False
-        args = [entry.key, packed, entry.ttl_ms, self._bytes_max, entry.tenant, entry.model]
+        args = [entry.key, packed, entry.ttl_ms, self._bytes_max, entry.tenant, entry.model, entry.target]
         return bool(await self._attempt("put", lambda: self._scripts.run("put", [], args)))
-
-    async def clear(self, tenant: str = "", model: str = "") -> int:
-        """Remove the entries of a tenant and of a model (empty: of all). Return how many there were."""
-        removed: int = 0
-        place = b"0"
-        while True:
-            place, count = await self._scripts.run("clear", [], [place, tenant, model])
-            removed += int(count)
-            if place == b"0":
-                return removed
-
-    async def count(self) -> dict[tuple[str, str], tuple[int, int]]:
-        """Return the number of entries and their bytes, by tenant and model."""
-        entries: Counter[tuple[str, str]] = Counter()
-        sizes: Counter[tuple[str, str]] = Counter()
-        place = b"0"
-        while True:
-            place, found = await self._scripts.run("count", [], [place])
-            for tenant, model, size in found:
-                group = (tenant.decode(errors="replace"), model.decode(errors="replace"))
-                entries[group] += 1
-                sizes[group] += size
-            if place == b"0":
-                return {group: (entries[group], sizes[group]) for group in entries}
 
     async def _get(self, key: str) -> bytes | None:
         command: tuple[Any, ...] = ("GET", keyspace.cache_entry(key))

@@ -42,7 +42,7 @@ all keys of one generation are in one slot of a cluster. The queue's keys are fe
 | ``sluice:q:health:WORKER`` | string, arq's health record | half a minute | worker |
 | ``sluice:cache:entry:KEY`` | string, a cached answer, see ``common/cache/entry.py`` | its time to live | worker |
 | ``sluice:cache:by_age``, ``…:by_expiry`` | sorted sets, an entry's key by its ms | until the last entry expires | worker |
-| ``sluice:cache:about`` | hash, an entry's key to its bytes, tenant and model | the same | worker |
+| ``sluice:cache:about`` | hash, an entry's key to its bytes, tenant, model and target | the same | worker |
 | ``sluice:cache:bytes`` | counter of the entries' bytes | the same | worker |
 | ``sluice:q:bell`` | list, at most one item | until a worker takes it | whoever leaves interactive jobs in waiting |
 | ``sluice:q:bell:background`` | the same | the same | whoever leaves background jobs in waiting |

@@ -126,31 +126,6 @@ async def test_an_empty_cache_leaves_no_keys(make_store, redis):
     assert await redis.keys("sluice:cache:*") == []
 
 
-async def test_entries_are_counted_and_cleared_by_tenant_and_model(make_store):
-    store = make_store()
-    await stored(store, 1, 2)
-    await stored(store, 3, tenant="other")
-    await stored(store, 4, tenant="other", model="n")
-    await stored(store, 5, model="n", ttl_ms=1)
-
-    counts = await store.count()
-    assert {group: count for group, (count, _) in counts.items()} == {("acme", "m"): 2, ("other", "m"): 1, ("other", "n"): 1}
-    assert counts["acme", "m"][1] == 2 * (OVERHEAD)
-    assert await store.clear(tenant="other", model="m") == 1
-    assert await store.clear(model="n") == 1
-    assert await present(store, 1, 2, 3, 4) == [1, 2]
-    assert await store.clear() == 2
-    assert await store.count() == {}
-
-
-async def test_many_entries_are_cleared_in_steps(make_store):
-    store = make_store()
-    for number in range(1200):
-        await store.put(replace(ENTRY, key=f"k{number}"))
-    assert sum(count for count, _ in (await store.count()).values()) == 1200
-    assert await store.clear(tenant="acme") == 1200
-
-
 async def test_a_cache_that_is_away_is_left_alone_for_a_while():
     redis = connect("redis://127.0.0.1:1")
     store = CacheStore(redis, Settings())
