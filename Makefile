@@ -85,7 +85,7 @@ overload: setup ## Measure behaviour above capacity, with clients that give up (
 	@$(BIN)/python -m bench.overload $(ARGS)
 
 bench: setup ## Measure CPU per token and time to first token on this machine
-	@$(BIN)/python bench/run.py $(ARGS)
+	@$(BIN)/python -m bench.run $(ARGS)
 
 fuzz: $(VENV)/.ready-dev ## Send unexpected input to every route, for longer than the tests do (EXAMPLES=200 SEED=n)
 	@FUZZ_EXAMPLES=$(EXAMPLES) FUZZ_SEED=$(SEED) $(BIN)/python -m pytest tests/security/test_schema.py tests/security/test_fuzzing.py -m "" $(ARGS)

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import secrets
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import structlog
@@ -125,26 +125,27 @@ class _Opened:
 async def _open_and_enqueue(accepted: AcceptedRequest, services: ApiServices, entry: Entry | None) -> _Opened:
     """Open the channel and subscribe before the job exists, so that no frame can be missed. Then enqueue the job.
 
-    A request that may share a job opens two: the log of the job that it may have to start, and its own generation, which reads
-    whichever log the enqueue script chooses.
+    A request that may share a job has a generation of its own, which reads whichever log the enqueue script chooses. It opens
+    another log only if there is none to join.
     """
     job = accepted.job
     sharing = sharing_of(accepted, services) if entry is None else None
     if sharing:
+        if joining := await _join(accepted, services, sharing):
+            return joining
         job.generation_id = f"gen_{secrets.token_hex(16)}"  # The log's. Nobody knows it.
     opening = opening_of(accepted, services, sharing, entry)
     job.body = b""  # The opening holds it. There must not be more copies of a large body than needed.
-    joined, *opened = await asyncio.gather(
+    joined, opened = await asyncio.gather(
         services.hub.join(job.generation_id, reader_id=sharing.reader_id if sharing else ""),
         services.channel.open(job.generation_id, opening, services.hub.replica),
-        *([services.channel.follow(sharing.reader_id, job.generation_id, own_opening(accepted, opening))] if sharing else []),
         return_exceptions=True,
     )
     try:
-        for outcome in (joined, *opened):
-            if isinstance(outcome, BaseException):
-                raise outcome
-        assert isinstance(joined, Viewer)
+        if isinstance(joined, BaseException):
+            raise joined
+        if isinstance(opened, BaseException):
+            raise opened
         _refuse_if_left(accepted)
         enqueued = await _enqueue(accepted, services, sharing, CachedAnswer() if entry else None)
         if entry and enqueued.id == job.generation_id:
@@ -157,11 +158,27 @@ async def _open_and_enqueue(accepted: AcceptedRequest, services: ApiServices, en
         raise
     if enqueued.log_id:
         await _undo_open(joined, services, keeps_reader=True)
-        return _Opened(await services.hub.join_shared(enqueued.log_id, enqueued.id, accepted.principal.id), enqueued, "join")
+        return _Opened(await services.hub.join_shared(enqueued.log_id, enqueued.id), enqueued, "join")
     if enqueued.id == joined.reader_id:
         return _Opened(joined, enqueued, "hit" if entry else "miss")
     await _undo_open(joined, services)
     return _Opened(None, enqueued)
+
+
+async def _join(accepted: AcceptedRequest, services: ApiServices, sharing: Sharing) -> _Opened | None:
+    """Open the request's own generation, and join a job that runs already. None: there is none to join."""
+    opening = own_opening(accepted, opening_of(accepted, services, sharing, None))
+    try:
+        _, enqueued = await asyncio.gather(  # In this order, in one message to Redis.
+            services.channel.follow(sharing.reader_id, "", opening),
+            _enqueue(accepted, services, replace(sharing, only_joins=True), None),
+        )
+    except GatewayError:
+        await services.channel.discard(sharing.reader_id)
+        raise
+    if enqueued.log_id:
+        return _Opened(await services.hub.join_shared(enqueued.log_id, enqueued.id), enqueued, "join")
+    return _Opened(None, enqueued) if enqueued.id else None
 
 
 def _refuse_if_left(accepted: AcceptedRequest) -> None:

@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import contextlib
 import os
+import secrets
 import signal
 import statistics
 import subprocess
@@ -94,8 +95,13 @@ class StreamClient(asyncio.Protocol):
 
 async def send_request(port: int, model: str) -> Outcome:
     body = orjson.dumps({"model": model, "stream": True, "messages": [{"role": "user", "content": "hello"}]})
+    return await send_raw(port, "POST", PATH, body)
+
+
+async def send_raw(port: int, method: str, path: str, body: bytes = b"", headers: str = "") -> Outcome:
+    """Send a request that is answered with a stream of chat chunks. ``headers`` are whole lines."""
     head = (
-        f"POST {PATH} HTTP/1.1\r\nhost: bench\r\nauthorization: Bearer {KEY}\r\nconnection: close\r\n"
+        f"{method} {path} HTTP/1.1\r\nhost: bench\r\nauthorization: Bearer {KEY}\r\nconnection: close\r\n{headers}"
         f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
     )
     loop = asyncio.get_running_loop()
@@ -133,6 +139,7 @@ def machine() -> Iterator[Machine]:
             "SLUICE_REDIS_URL": redis.url,
             "SLUICE_DATABASE_URL": f"sqlite:///{stack.enter_context(tempfile.TemporaryDirectory())}/sluice.db",
             "SLUICE_API_KEYS": KEY,
+            "SLUICE_SECRET": secrets.token_hex(16),
             "SLUICE_HOST": "127.0.0.1",
             "SLUICE_PORT": str(under_test.api_port),
             "SLUICE_WORKER_PORT": str(worker_port),
@@ -222,15 +229,20 @@ async def measure_ttft(under_test: Machine) -> int:
 
 
 async def run_all(names: list[str], under_test: Machine) -> int:
+    from bench import caching  # It uses this file.
+
     async with asyncio.timeout(LOAD_S_MAX):
         for _ in range(20):  # Warm-up: connections, code paths and caches.
             await send_request(under_test.api_port, "demo-n5-d0")
     failed = sum([await measure_load(load, under_test) for load in LOADS if load.name in names])
-    return failed + (await measure_ttft(under_test) if "ttft" in names else 0)
+    for name, measure in {"ttft": measure_ttft, "cache": caching.measure_cache, "join": caching.measure_join}.items():
+        if name in names:
+            failed += await measure(under_test)
+    return failed
 
 
 def main() -> None:
-    names = [*(load.name for load in LOADS), "ttft"]
+    names = [*(load.name for load in LOADS), "ttft", "cache", "join"]
     parser = argparse.ArgumentParser(description=__doc__, epilog="Takes less than a minute. Exit status 1: a stream failed.")
     parser.add_argument("loads", nargs="*", metavar="LOAD", help=f"which to run: {', '.join(names)}; default: all")
     loads = parser.parse_args().loads or names

@@ -13,7 +13,7 @@ import structlog
 from api.relay.viewer import DIVERGED, LOG_LOST, Viewer
 from api.server.store_errors import answer_lost
 from common.canonical.errors import ErrorKind, Failed, GatewayError, StoreRefused, StoreUnavailable
-from common.channel.base import START, Channel, Cursor, Feed, FrameKind, Message, State, Stop, stop_failure
+from common.channel.base import NOBODY, START, Channel, Cursor, Feed, FrameKind, Message, State, Stop, stop_failure
 from common.config.settings import Settings
 from common.process.loop_lag import LoopLag, loop_lag
 from common.process.process import supervised
@@ -140,15 +140,17 @@ class Hub:
         viewer.reread()
         return viewer, state
 
-    async def join_shared(self, source: str, reader_id: str, owner: str) -> Viewer:
+    async def join_shared(self, log_id: str, reader_id: str) -> Viewer:
         """Return a viewer of the log that a new generation shares. Raises as ``join_existing`` does."""
         async with self._joining:
-            viewer, _ = await self._enter(source, reader_id, owner)
+            viewer, _ = await self._enter(log_id, log_id, NOBODY, reader_id=reader_id)
         viewer.reread()
         return viewer
 
-    async def _enter(self, log_id: str, generation_id: str, owner: str, after: Cursor | None = None) -> tuple[Viewer, State]:
-        viewer = await self.join(log_id, after, generation_id)
+    async def _enter(
+        self, log_id: str, generation_id: str, owner: str, after: Cursor | None = None, reader_id: str = ""
+    ) -> tuple[Viewer, State]:
+        viewer = await self.join(log_id, after, reader_id or generation_id)
         try:
             return viewer, await self._channel.enter(generation_id, self.replica, owner)
         except BaseException as error:

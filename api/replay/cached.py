@@ -16,7 +16,7 @@ from api.relay.response import SSE_HEADERS
 from api.services import ApiServices
 from common.cache.entry import Entry
 from common.canonical.job import Policy
-from common.channel.base import Append, Claim, Frame, FrameId, FrameKind, Opening
+from common.channel.base import NOBODY, Append, Claim, Frame, FrameId, FrameKind, Opening
 from common.limits.charges import limit_headers, safe_name
 from common.metering.pricing import NO_COST
 from common.queue.jobs import CachedAnswer, Sharing
@@ -109,7 +109,7 @@ def opening_of(accepted: AcceptedRequest, services: ApiServices, sharing: Sharin
         summary = request_summary(accepted)
     opening = channel_opening(accepted, services.settings, summary)
     if sharing:
-        opening.owner = ""  # Nobody's: each of those that share the log has a generation of its own.
+        opening.owner = NOBODY  # Each of those that share the log has a generation of its own.
     return opening
 
 

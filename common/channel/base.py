@@ -41,6 +41,7 @@ class FrameId(NamedTuple):
 
 
 START = FrameId(0, 0)
+NOBODY = ""  # The owner of a log that several generations share. Each of them has an owner.
 _CURSOR = re.compile(r"([1-9][0-9]{0,8})-([0-9]{1,12})\.([0-9]{1,9})")
 
 
@@ -211,6 +212,7 @@ class Channel(Protocol):
     async def follow(self, generation_id: str, source: str, opening: Opening) -> None:
         """Create the state of a new generation that reads the log of ``source``, which need not exist yet.
 
+        Where it is not known yet which log that is (``source`` is empty), the enqueue script fills it in.
         Its readers see that log as its own. ``opening``'s request and its class of viewers are not used.
         """
         ...

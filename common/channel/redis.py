@@ -15,6 +15,7 @@ import structlog
 from common.canonical.errors import Failed, GatewayError, StoreUnavailable
 from common.canonical.job import Policy
 from common.channel.base import (
+    NOBODY,
     Append,
     Claim,
     Fenced,
@@ -44,8 +45,6 @@ from common.redis.scripts import Call, Scripts
 log = structlog.get_logger()
 
 __all__ = ["RedisChannel", "RedisFeed"]
-
-NOBODY = ""  # The owner of a log that several generations share. Each of them has an owner.
 
 LARGE_BYTES = MIB  # A larger request is sent without a script. The state then holds its size.
 LARGE_RATE = 4 * MIB  # Bytes per second that even a busy machine can move.

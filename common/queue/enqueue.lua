@@ -7,13 +7,13 @@
 --   '1' if the cache answers it, so that there is no job; the ledger's record of such a request: what is known at its start, its
 --   end ('': somebody else writes the record);
 --   for a request that may share a job: the key under which others find that job, the request's own generation, what the ledger
---   needs to know of it; else '';
+--   needs to know of it, '1' if it wants no job of its own; else '';
 --   a number, and so many windows: key, window in ms, limit, amount, 1 if the amount is settled at the end;
 --   a number, and so many slots: key, limit;
 --   a number, and so many budget counters, none of which may be spent: key, limit;
 --   a number, and so many alternatives, at least one of which must not be spent: the number of its counters, each: key, limit
 -- Returns {'ok', per window what remains and the ms until nothing of it is used…}, or {reason}:
---   'joined', id of the job that answers, then as for ok |
+--   'alone' (there is no job to share) | 'joined', id of the job that answers, then as for ok |
 --   'stale' | 'full' | 'tenant_full' | 'differs' (the key belongs to another request) | 'held', id | 'busy', number of the slot |
 --   'limited', number of the window, ms to wait, then as for ok | 'spent', number of the counter | 'all_spent' |
 --   'spent_unknown' (Redis has lost the counters, and the ledger has not restored them yet: a missing counter is not 0)
@@ -44,12 +44,13 @@ local function may_join(job_id)
 end
 local shared = flight ~= '' and redis.call('GET', flight)
 if not may_join(shared) then shared = false end
+if ARGV[23] == '1' and not shared then return {'alone'} end
 if not (is_answered or shared) then
   if redis.call('ZCARD', ENQUEUED) >= tonumber(ARGV[6]) then return {'full'} end
   if redis.call('ZCARD', waiting(class, tenant)) >= tonumber(ARGV[7]) then return {'tenant_full'} end
 end
 
-local next_arg = 23
+local next_arg = 24
 -- Reads the next list of the arguments. Each item has `width` arguments.
 local function read_list(width)
   local list, count = {}, tonumber(ARGV[next_arg])
@@ -136,9 +137,10 @@ for i, slot in ipairs(slots) do
   redis.call('PEXPIRE', slot[1], ARGV[9])
   held_slots[i] = slot[1]
 end
+local state = '{' .. own_id .. '}:state'
+if flight ~= '' and redis.call('EXISTS', state) == 1 then redis.call('HSET', state, 'source', id) end
 if shared then
-  local state, left = '{' .. own_id .. '}:state', redis.call('PTTL', '{' .. id .. '}:state')
-  if redis.call('EXISTS', state) == 1 then redis.call('HSET', state, 'source', id) end
+  local left = redis.call('PTTL', '{' .. id .. '}:state')
   if left > 0 then redis.call('PEXPIRE', state, left) end
   remember()
   table.insert(answer, 2, id)

@@ -116,7 +116,8 @@ class ClaimResult(NamedTuple):
 class Enqueued(NamedTuple):
     """The id of the generation that answers the request, and the present state of its principal's limits.
 
-    ``log_id``: the job that the request has joined, whose log it reads; empty if it has not joined any.
+    ``log_id``: the job that the request has joined, whose log it reads; empty if it has not joined any. ``id`` is empty if it
+    only wanted to join one, and there is none.
     """
 
     id: str
@@ -129,11 +130,13 @@ class Sharing:
     """A request that may share a job with others. ``flight`` is the Redis key under which they find the job.
 
     ``reader_id`` is the request's own generation: it reads the log of whichever job it shares. ``summary`` is for the ledger.
+    ``only_joins``: the request must not start a job.
     """
 
     flight: str
     reader_id: str
     summary: bytes = field(repr=False)
+    only_joins: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +238,7 @@ class JobQueue:
         )
         spends, *limits = enqueue_arguments(charges)
         record = cached.record if cached and cached.record else (b"", b"")
-        shared = (sharing.flight, sharing.reader_id, sharing.summary) if sharing else ("", "", b"")
+        shared = (sharing.flight, sharing.reader_id, sharing.summary, int(sharing.only_joins)) if sharing else ("", "", b"", 0)
         args += [spends, int(cached is not None), *record, *shared, *limits]
         verdict, *results = await self._scripts.run("enqueue", [], args)
         own_id = sharing.reader_id if sharing else generation_id
@@ -243,6 +246,8 @@ class JobQueue:
             return Enqueued(own_id, read_limit_statuses(charges, results))
         if verdict == b"joined":
             return Enqueued(own_id, read_limit_statuses(charges, results[1:]), results[0].decode())
+        if verdict == b"alone":
+            return Enqueued("", [])
         if verdict == b"held":
             return Enqueued(results[0].decode(), [])
         raise _refusal_error(verdict.decode(), results, charges)
