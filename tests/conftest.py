@@ -1,6 +1,7 @@
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, MutableMapping
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -22,7 +23,27 @@ hypothesis.settings.load_profile("untimed")
 def plain_logs() -> None:
     """structlog's default prints the locals of every frame, which takes seconds in a test's frames."""
     render = structlog.processors.KeyValueRenderer(key_order=["event"])
-    structlog.configure(processors=[structlog.contextvars.merge_contextvars, structlog.processors.format_exc_info, render])
+    structlog.configure(
+        processors=[structlog.contextvars.merge_contextvars, structlog.processors.format_exc_info, _note_broken_loop, render]
+    )
+
+
+_broken_loops: list[str] = []
+
+
+def _note_broken_loop(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    if event.get("event") in ("background_turn_broke", "background_task_broke"):
+        _broken_loops.append(f"{event['task']}: {event.get('exception')}")
+    return event
+
+
+@pytest.fixture(autouse=True)
+def _no_background_loop_breaks() -> Iterator[None]:
+    """Loops of the product start again after an error that nobody foresaw, so a test would not notice it otherwise. A test
+    that breaks a loop on purpose captures its logs."""
+    _broken_loops.clear()
+    yield
+    assert not _broken_loops
 
 
 @pytest.fixture(autouse=True)

@@ -80,7 +80,7 @@ def permitted_by_fields(
     for provider in dict.fromkeys(target.provider for target in targets):
         for field, model in choices.models:
             target = Target(provider, model)
-            if not _may_use(principal, RequestedModel(model), target, settings, is_alias_allowed=False):
+            if not _may_use(principal, None, target, settings):
                 raise _denied(f"This key may not use the model {_shown(model)}, named by {field}.", "model_not_allowed", field)
             field_targets.append(target)
     return field_targets
@@ -140,12 +140,10 @@ def _owner(name: str, principal: Principal, settings: Settings) -> str | None:
     return next((provider for provider in usable if _may_reach(principal, provider, settings)), None)
 
 
-def _may_use(
-    principal: Principal, requested: RequestedModel, target: Target, settings: Settings, *, is_alias_allowed: bool = True
-) -> bool:
-    """``is_alias_allowed``: the name may be one that the operator defined. A name that goes to an upstream is never one."""
-    model, provider, has_byok_key = requested
-    alias = own_name(model, settings, provider, has_byok_key=has_byok_key) if is_alias_allowed else None
+def _may_use(principal: Principal, requested: RequestedModel | None, target: Target, settings: Settings) -> bool:
+    """``requested`` is None if the target's name goes to an upstream as it is: then it is no alias of the operator."""
+    model, provider, has_byok_key = requested or RequestedModel(target.name)
+    alias = own_name(model, settings, provider, has_byok_key=has_byok_key) if requested else None
 
     def allowed_by(access: Access) -> bool:
         return access.models is None or any(

@@ -99,13 +99,16 @@ class Relay(Response):
         disconnect = asyncio.create_task(_until_disconnect(receive))
         disconnect.add_done_callback(self._on_disconnect)
         try:
+            response: Response | None
             if self._is_stream:
                 # Middleware need not see the pieces of a body: they go straight to the server.
                 direct: Send = scope.get("state", {}).get("direct_send", send)
                 # In a task of its own: each wake-up of this task goes through the call frames of all middleware first.
-                await asyncio.create_task(self._stream(scope, receive, send, direct))
+                response = await asyncio.create_task(self._stream(send, direct))
             else:
-                await self._send_body(scope, receive, send)
+                response = await self._whole_answer()
+            if response:
+                await response(scope, receive, send)
         finally:
             disconnect.remove_done_callback(self._on_disconnect)
             disconnect.cancel()
@@ -117,7 +120,8 @@ class Relay(Response):
 
     # A stream
 
-    async def _stream(self, scope: Scope, receive: Receive, send: Send, direct: Send) -> None:
+    async def _stream(self, send: Send, direct: Send) -> Response | None:
+        """Send the stream. Return what the client gets instead if the answer fails before its stream is open."""
         clock = _IdleClock(self.viewer, self._timeouts.status_hold_s)
         try:
             next_frames, keep_alive_s, is_plain = self.viewer.next_frames, self._timeouts.keep_alive_s, not self._has_ids
@@ -135,8 +139,7 @@ class Relay(Response):
                 step = self._next_step(frames)
                 if not self._is_open:
                     if step.failed and not step.has_begun:
-                        await self._refuse(step.failed, scope, receive, send)
-                        return
+                        return self._refusal(step.failed)
                     if not (step.has_begun or step.is_last or clock.is_due):
                         continue
                     await self._open(send)
@@ -149,9 +152,10 @@ class Relay(Response):
                 clock.arm(keep_alive_s)
                 await direct({"type": "http.response.body", "body": step.data, "more_body": not step.is_last})
                 if step.is_last:
-                    return
+                    break
         finally:
             clock.stop()
+        return None
 
     def _next_step(self, frames: list[Frame]) -> "_Step":
         """Return what the client must get for the next frames. No frames: the viewer has failed, or it was woken."""
@@ -200,7 +204,8 @@ class Relay(Response):
 
     # A JSON body
 
-    async def _send_body(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _whole_answer(self) -> Response | None:
+        """Return the response once the answer has ended; None if the client has left."""
         while not self._has_left:
             for frame in await self.viewer.next_frames():
                 if frame.kind is FrameKind.DATA:
@@ -211,21 +216,17 @@ class Relay(Response):
                     self._extra_headers |= Head.unpack(frame.data).headers
                 elif frame.kind is FrameKind.END:
                     failed = unpack_failure(frame.data)
-                    await (self._refuse(failed, scope, receive, send) if failed else self._answer(scope, receive, send))
-                    return
+                    if failed:
+                        return self._refusal(failed)
+                    self.outcome = "completed"
+                    return Response(self._body.getvalue(), media_type="application/json", headers=self._extra_headers)
             if self.viewer.failed or self._is_draining:
-                await self._refuse(self.viewer.failed or restarting(), scope, receive, send)
-                return
+                return self._refusal(self.viewer.failed or restarting())
+        return None
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self.outcome = "completed"
-        response = Response(self._body.getvalue(), media_type="application/json", headers=self._extra_headers)
-        await response(scope, receive, send)
-
-    async def _refuse(self, failed: Failed, scope: Scope, receive: Receive, send: Send) -> None:
+    def _refusal(self, failed: Failed) -> Response:
         self.outcome = failed.kind
-        response = error_response(self._dialect, failed, self._request_id, self._extra_headers)
-        await response(scope, receive, send)
+        return error_response(self._dialect, failed, self._request_id, self._extra_headers)
 
 
 def _number(frame_id: FrameId, data: bytes, first: int) -> bytes:

@@ -139,9 +139,9 @@ class RedisFeed:
     async def _listen(self) -> None:
         """Connect, subscribe and receive, until the connection is lost."""
         lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        async with lag_aware_timeout(FEED_SILENCE_MAX_S):
+            pipe = self._pipe = await self._redis.open_pipe(self._receive, lambda: _resolve(lost))
         try:
-            async with lag_aware_timeout(FEED_SILENCE_MAX_S):
-                self._pipe = await self._redis.open_pipe(self._receive, lambda: _resolve(lost))
             self._is_open = True
             while not lost.done():
                 if not self.is_connected:
@@ -150,13 +150,12 @@ class RedisFeed:
                 self._probe_permission()
                 self._send("PING")
                 await asyncio.wait([lost], timeout=FEED_PING_S)
-                if self._pipe and loop_lag().unblocked_s - self._pipe.heard_s > FEED_SILENCE_MAX_S:
-                    self._pipe.close()
+                if loop_lag().unblocked_s - pipe.heard_s > FEED_SILENCE_MAX_S:
+                    pipe.close()
             raise RedisConnectionError("the connection was lost")
         finally:
-            if self._pipe:
-                self._pipe.close()
-                self._pipe = None
+            pipe.close()
+            self._pipe = None
 
     async def _resubscribe(self) -> None:
         """Subscribe to all sinks. Returns once the server has confirmed (then a log that is read leaves no gap) or refused."""

@@ -121,6 +121,7 @@ async def test_an_ended_log_can_be_evicted_and_has_expired_then(channel):
     with pytest.raises(GatewayError) as refused:
         await channel.enter(G, "r1", "me")
     assert refused.value.failed.kind is ErrorKind.EXPIRED
+    assert G in refused.value.failed.message
     assert await channel.evict(G), "it is gone"
 
 

@@ -26,15 +26,21 @@ def _strings(node: cst.BaseString) -> Iterator[cst.CSTNode]:
 
 def _assignments(node: cst.Assign | cst.AnnAssign) -> Iterator[cst.CSTNode]:
     """None instead of a value, but where that is as false."""
-    if not (isinstance(node.value, cst.Name) and node.value.value in ("None", "False")):
+    if not _is_false(node):
         yield from mutators.operator_assignment(node)
 
 
+def _is_false(node: cst.Assign | cst.AnnAssign | cst.Arg) -> bool:
+    return isinstance(node.value, cst.Name) and node.value.value in ("None", "False")
+
+
 def _arguments(node: cst.Call) -> Iterator[cst.CSTNode]:
-    """An argument is dropped, or None; but for ``strict`` of ``zip``, which is an assertion."""
+    """An argument is dropped, or None where it is not as false; but for ``strict`` of ``zip``, which is an assertion."""
     strict = [arg for arg in node.args if arg.keyword and arg.keyword.value == "strict"]
     for mutated in mutators.operator_arg_removal(node):
-        if all(arg in cst.ensure_type(mutated, cst.Call).args for arg in strict):
+        args = cst.ensure_type(mutated, cst.Call).args
+        becomes_none = [_is_false(old) for old, new in zip(node.args, args, strict=False) if new is not old]
+        if all(arg in args for arg in strict) and not (len(args) == len(node.args) and any(becomes_none)):
             yield mutated
 
 

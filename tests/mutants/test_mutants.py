@@ -74,6 +74,12 @@ def test_constants_annotations_logs_and_texts_stay_as_they_are(source):
     assert [code for code in python_mutations(source) if "a = True" not in code] == []
 
 
+def test_none_instead_of_false_is_no_fault():
+    assert "def f():\n    g(a=None)\n" not in python_mutations("def f():\n    g(a=False)\n")
+    assert "def f():\n    g(a=None)\n" in python_mutations("def f():\n    g(a=True)\n")
+    assert "def f():\n    g(a=True)\n" in python_mutations("def f():\n    g(a=False)\n")
+
+
 def test_that_two_lists_are_as_long_as_each_other_is_an_assertion_and_stays():
     assert not any("strict=True" not in code for code in python_mutations("def f():\n    return zip(a, strict=True)\n"))
 

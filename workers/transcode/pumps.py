@@ -147,7 +147,7 @@ class _PumpBase:
     awaits_verdict = False
     is_cut = False
 
-    def __init__(self, wire: Decoding, choices: int = 1) -> None:
+    def __init__(self, wire: Decoding, choices: int) -> None:
         self._decoder = wire.decoder(choices)
         self.has_output = False
         self.terminal: Completed | Failed | None = None

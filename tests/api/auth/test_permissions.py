@@ -231,9 +231,19 @@ def test_who_is_bound_to_models_names_no_other_by_a_field(dialect, body, field):
         by_fields(body, dialect=dialect)
 
     assert (caught.value.failed.kind, caught.value.failed.param) == (ErrorKind.PERMISSION_DENIED, field)
+    assert caught.value.failed.code in ("model_not_allowed", "field_not_allowed")
     assert field in caught.value.failed.message
     for unbound in (Access(), Access(models=("*",), providers=("x", "*"))):
         assert by_fields(body, unbound, dialect) == [], "who may use every model may have its router choose"
+
+
+def test_a_name_in_a_field_is_the_upstream_s_even_where_the_gateway_has_an_alias_of_it():
+    settings = Settings(**{**ROUTERS.model_dump(), "aliases": {"fast": ["agg/openai/gpt-mini"]}})
+
+    with pytest.raises(GatewayError) as caught:
+        by_fields({"models": ["fast"]}, Access(models=("fast", "agg/openai/gpt-mini")), settings=settings)
+
+    assert caught.value.failed.param == "models"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What a request becomes: the job that a worker reads, and what the ledger knows about it."""
 
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any
 
 import httpx
@@ -12,7 +13,7 @@ from redis.asyncio import Redis
 from api.intake.accepted import LEDGER_NAME_MAX, SAFETY_EXPIRY_EXTRA_S
 from api.main import ApiProcess, create_app
 from cli.dev.embedded_redis import EmbeddedRedis
-from common.access.principal import Access, Limits
+from common.access.principal import Access, Budget, Limits
 from common.canonical.errors import StoreUnavailable
 from common.canonical.job import Job, Policy
 from common.channel.base import Opening
@@ -100,6 +101,15 @@ async def test_a_count_of_tokens_is_never_a_stream(send):
     opening = await send("/v1/messages/count_tokens", stream=True)
 
     assert (job_of(opening).operation, job_of(opening).stream) == ("count_tokens", False)
+
+
+async def test_a_price_must_be_known_for_an_answer_and_not_for_a_count(send, process, monkeypatch):
+    be(monkeypatch, process, access=Access(budget=Budget(day_usd=Decimal(1))))
+    configure(monkeypatch, process, budget_unknown_price="refuse")
+
+    await send("/v1/messages/count_tokens", model="demo/unpriced")
+    with pytest.raises(AssertionError, match="price_unknown"):
+        await send(model="demo/unpriced")
 
 
 async def test_the_upstream_gets_the_headers_that_are_meant_for_it_and_no_other(send):
@@ -246,6 +256,20 @@ async def test_a_key_that_the_request_brought_is_sealed_for_its_generation(send,
     job = job_of(await send(model="openai/m"))
 
     assert job.brought_key and "sk-their-own" not in job.brought_key
+
+
+async def test_what_a_brought_key_pays_for_needs_no_known_price(send, process, monkeypatch):
+    identify = process.services.authenticator.identify
+    access = Access(budget=Budget(day_usd=Decimal(1)))
+
+    async def with_key(*args: Any) -> Any:
+        identity = await identify(*args)
+        return replace(identity, byok_key=SecretStr("sk-own"), principal=replace(identity.principal, access=access))
+
+    monkeypatch.setattr(process.services.authenticator, "identify", with_key)
+    configure(monkeypatch, process, budget_unknown_price="refuse", ai_gateway_id=None)
+
+    assert job_of(await send(model="openai/unpriced")).brought_key
 
 
 async def test_what_is_charged_is_reckoned_by_address_and_end_user(process, monkeypatch):

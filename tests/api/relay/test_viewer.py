@@ -330,6 +330,20 @@ async def test_the_log_is_read_until_a_read_brings_fewer_frames_than_it_may():
     assert len(channel.reads) == 2
 
 
+async def test_a_log_that_goes_on_behind_the_last_frame_is_the_same_log():
+    # The frame itself is not among those that were read, but the fence says that it is where the log was continued.
+    fence = Frame(FrameId(2, 0), FrameKind.FENCE, b"1-2")
+    channel = ScriptedChannel(frames_of(1, 2), [fence])
+    reader = scripted(channel, 10_000)
+    await reader.next_frames()
+
+    reader.verify()
+
+    assert await reader.next_frames() == [fence]
+    assert reader.failed is None
+    assert channel.reads[-1][0] == FrameId(1, 2).before()
+
+
 async def test_a_live_frame_that_came_during_a_read_is_read_from_the_log_too():
     channel = ScriptedChannel(frames_of(1, 2), frames_of(3, 3))
     reader = scripted(channel, 10_000)

@@ -10,6 +10,7 @@ from structlog.testing import capture_logs
 from common.canonical.errors import StoreUnavailable
 from common.channel.base import FrameId, Message
 from common.channel.redis import RedisFeed
+from common.channel.redis_feed import OUTPUT_LIMIT
 from common.redis.client import Client, connect
 from common.redis.errors import is_refusal
 
@@ -106,6 +107,136 @@ async def test_nothing_stays_subscribed_that_nobody_listens_to(redis, feed):
     async with asyncio.timeout(10):
         while await redis.pubsub_channels("*"):
             await asyncio.sleep(0.01)
+
+
+class ScriptedServer:
+    """A Redis that answers commands until it ``is_silent``. ``connections`` counts those that were opened."""
+
+    def __init__(self) -> None:
+        self.is_silent, self.connections = False, 0
+        self.commands: list[list[bytes]] = []
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        parser = hiredis.Reader()
+        while data := await reader.read(65_536):
+            parser.feed(data)
+            while (command := parser.gets()) is not False:
+                self.commands.append(command)
+                if self.is_silent:
+                    continue
+                if command[0] in (b"SUBSCRIBE", b"UNSUBSCRIBE"):
+                    for channel in command[1:]:
+                        kind = command[0].lower()
+                        writer.write(b"*3\r\n$%d\r\n%s\r\n$%d\r\n%s\r\n:1\r\n" % (len(kind), kind, len(channel), channel))
+                else:
+                    writer.write(b"+PONG\r\n" if command[0] == b"PING" else b"+OK\r\n")
+        writer.close()
+
+
+@pytest.fixture
+async def scripted(monkeypatch) -> AsyncIterator[tuple[ScriptedServer, RedisFeed]]:
+    monkeypatch.setattr("common.channel.redis_feed.FEED_PING_S", 0.05)
+    monkeypatch.setattr("common.channel.redis_feed.FEED_SILENCE_MAX_S", 0.3)
+    monkeypatch.setattr("common.channel.redis_feed.COMMAND_TIMEOUT_S", 0.3)
+    found = ScriptedServer()
+    server = await asyncio.start_server(found.serve, "127.0.0.1", 0)
+    client = connect(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    feed = RedisFeed(client)
+    yield found, feed
+    await feed.stop()
+    await client.aclose()
+    server.close()
+
+
+async def test_a_server_that_falls_silent_is_left_and_its_subscriptions_are_made_anew(scripted):
+    server, feed = scripted
+    resubscribed: list[None] = []
+    feed.on_resubscribed(lambda: resubscribed.append(None))
+    await feed.start()
+    await eventually(lambda: feed.is_connected)
+    await feed.subscribe("gen_1", lambda _: None)
+    before = server.connections
+
+    with capture_logs() as logs:
+        server.is_silent = True
+        await eventually(lambda: not feed.is_connected)
+        server.is_silent = False
+        await eventually(lambda: feed.is_connected)
+
+    assert server.connections > before
+    assert len(resubscribed) == 2
+    assert any(b"{gen_1}:live" in command for command in server.commands[-30:])
+    assert [line["event"] for line in logs].count("feed_lost") == 1  # Not for each attempt to come back.
+
+
+async def test_a_subscription_that_is_not_confirmed_in_time_fails_and_is_given_up(scripted):
+    server, feed = scripted
+    await feed.start()
+    await eventually(lambda: feed.is_connected)
+    server.is_silent = True
+
+    with pytest.raises(StoreUnavailable, match="no confirmation"):
+        await feed.subscribe("gen_1", lambda _: None)
+
+    assert feed.subscriptions == 0
+
+
+async def test_a_subscription_fails_in_time_where_there_is_no_connection(scripted):
+    _, feed = scripted
+
+    with pytest.raises(StoreUnavailable, match="no confirmation"):
+        await feed.subscribe("gen_1", lambda _: None)
+
+    assert feed.subscriptions == 0
+    await feed.stop()  # It was never started.
+
+
+async def test_a_caller_that_gives_up_leaves_no_subscription(scripted):
+    server, feed = scripted
+    await feed.start()
+    await eventually(lambda: feed.is_connected)
+    server.is_silent = True
+    waiting = asyncio.create_task(feed.subscribe("gen_1", lambda _: None))
+    await eventually(lambda: feed.subscriptions)
+
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+
+    assert waiting.cancelled()
+    assert feed.subscriptions == 0
+    await eventually(lambda: [b"UNSUBSCRIBE", b"{gen_1}:live"] in server.commands)
+
+
+async def test_what_is_subscribed_while_there_is_no_connection_is_confirmed_with_the_next(scripted):
+    server, feed = scripted
+    waiting = asyncio.create_task(feed.subscribe("gen_1", lambda _: None))
+    await asyncio.sleep(0)
+
+    await feed.start()
+    await waiting
+
+    assert feed.subscriptions == 1
+    assert [command for command in server.commands if b"{gen_1}:live" in command] == [[b"SUBSCRIBE", b"{gen_1}:live"]]
+
+
+async def test_a_server_that_never_answers_is_left_for_another_connection(scripted):
+    server, feed = scripted
+    server.is_silent = True
+
+    await feed.start()
+
+    await eventually(lambda: server.connections >= 2)
+    assert not feed.is_connected
+
+
+async def test_the_server_may_hold_back_as_much_as_a_busy_process_needs(scripted):
+    server, feed = scripted
+
+    await feed.start()
+    await eventually(lambda: feed.is_connected)
+
+    assert [b"CONFIG", b"SET", b"client-output-buffer-limit", OUTPUT_LIMIT.encode()] in server.commands
 
 
 async def test_a_confirmation_that_is_far_behind_other_messages_is_waited_for(monkeypatch):

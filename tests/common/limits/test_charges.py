@@ -337,6 +337,19 @@ async def test_one_provider_with_money_is_enough(replicas):
     assert "poor" in refused.failed.message
 
 
+@pytest.mark.parametrize(("day_usd", "month_usd"), [("0.000001", "1"), ("1", "0.000001")])
+async def test_a_provider_is_out_of_money_if_one_of_its_budgets_is_spent(replicas, day_usd, month_usd):
+    budget = Budget(day_usd=Decimal(day_usd), month_usd=Decimal(month_usd))
+    poor = BudgetAccount("provider", "poor", budget)
+    await replicas.ask()
+    (job,) = await replicas.claim()
+    await replicas.finish(job, Settlement(cost_nano_usd=5000, shares=[(poor, 5000)]))
+
+    refused = await replicas.ask(Charges(alternatives=[poor]))
+
+    assert refused.failed.kind is ErrorKind.BUDGET_EXCEEDED
+
+
 async def test_a_retry_takes_nothing(replicas):
     charges = Charges(windows(Limits(requests=1)).windows, [Slot("key", "k", 1)])
     once = IdempotencyKey("me:key", "digest")

@@ -261,3 +261,20 @@ async def test_a_job_is_not_lost_where_redis_refuses_a_part_of_a_step(redis, pul
         await client.aclose()
         await redis.execute_command("ACL", "DELUSER", "queue")
     assert await kept(redis) == []
+
+
+@pytest.mark.parametrize("with_record", [False, True])
+async def test_a_job_whose_record_is_none_can_be_dropped(queue, redis, with_record: bool):
+    await enqueue(queue, "gen_0")
+    (job,) = await claim(queue)
+    await is_text(redis, keyspace.JOB + "gen_0")
+    await redis.hset(keyspace.record("gen_0"), "end", "{}")
+
+    await queue.drop(job, "it cannot be settled", with_record=with_record)
+
+    assert await queue.statuses(["gen_0"]) == [JobStatus.GONE]
+    assert await redis.zscore(keyspace.RUNNING, "gen_0") is None
+    assert await redis.lrange(keyspace.ENDED, 0, -1) == [b"gen_0"]
+    reasons = [entry.reason for entry in await kept(redis)]
+    assert reasons == ([] if with_record else ["it cannot be settled"])
+    assert (await redis.hget(keyspace.record("gen_0"), "set_aside") is not None) == with_record

@@ -75,11 +75,14 @@ async def test_a_server_that_lost_a_claim_never_gives_its_epoch_again(queue, red
         await redis.restore(key, 0, value)
     await redis.slaveof("127.0.0.1", 1)  # Nobody there; but who was a replica is another master than before.
     await redis.slaveof("NO", "ONE")
+    before_s = (await redis.time())[0]
     again = (await claim(queue))[0]
+    after_s = (await redis.time())[0]
     await queue.release(again)
     third = (await claim(queue))[0]
 
     assert lost.epoch == claims_kept + 1
+    assert before_s <= again.epoch + 1_700_000_000 <= after_s  # Another offset would repeat epochs of an earlier release.
     assert lost.epoch + 1_000_000 < again.epoch < third.epoch == again.epoch + 1
     assert not again.is_late
     assert Cursor.parse(f"{third.epoch}-1.1").frame == FrameId(third.epoch, 1)  # A cursor takes it.
@@ -177,6 +180,27 @@ async def test_a_lapsed_lease_that_nobody_took_is_renewed(make_queue):
     assert await queue.renew({"gen_0": 1}) == []
     assert await queue.statuses(["gen_0"]) == [JobStatus.RUNNING]
     assert await claim(queue, lapsed_max=4) == []
+
+
+async def test_a_lease_that_was_given_back_cannot_be_renewed(queue):
+    await queue.enqueue("gen_0", "a", INTERACTIVE)
+    (job,) = await claim(queue)
+    await queue.release(job)
+
+    assert await queue.renew({"gen_0": job.epoch}) == ["gen_0"]
+    assert await queue.statuses(["gen_0"]) == [JobStatus.WAITING]
+
+
+async def test_jobs_that_a_worker_runs_do_not_hide_other_lapsed_ones(make_queue):
+    queue = make_queue(lease_s=0.05)
+    for n in range(4):
+        await queue.enqueue(f"gen_{n}", "a", INTERACTIVE)
+        await claim(queue)  # One by one, so that their leases lapse in this order.
+    await asyncio.sleep(0.1)
+
+    found = await queue.claim(10, lapsed_max=1, excluded_ids=("gen_0", "gen_1"))
+
+    assert (names(found.jobs), found.lapsed_left) == (["gen_2"], 3)
 
 
 async def test_a_worker_is_never_handed_a_job_that_it_runs(make_queue):

@@ -5,6 +5,7 @@ import contextlib
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 from redis.exceptions import ResponseError
@@ -14,8 +15,8 @@ from common.canonical.errors import StoreUnavailable
 from common.config.settings import Settings
 from common.ledger import set_aside
 from common.limits.charges import Settlement
-from common.queue.jobs import UNUSED, ClaimedJob, JobClass, JobQueue, JobStatus
-from common.queue.worker import HandBack, LeasedWorker, Postponed, UnusableJob
+from common.queue.jobs import UNUSED, ClaimedJob, ClaimResult, JobClass, JobQueue, JobStatus
+from common.queue.worker import CLAIM_LATE_MAX, HandBack, LeasedWorker, Postponed, UnusableJob
 from common.redis import keyspace
 from common.redis.client import Client
 from common.redis.pulse import Pulse
@@ -200,6 +201,58 @@ async def test_a_job_that_somebody_else_has_is_cancelled_and_left_alone(lab):
     assert await lab.redis.zscore(keyspace.RUNNING, "gen_0")
 
 
+async def test_a_job_that_was_lost_and_comes_back_is_handed_over_like_any_other(lab):
+    running: list[int] = []
+
+    async def handler(job: ClaimedJob) -> None:
+        running.append(job.epoch)
+        await asyncio.Event().wait()
+
+    await enqueue(lab, "gen_0")
+    async with lab.worker(handler, lease_s=0.3, renew_s=0.1) as worker:
+        await eventually(lambda: running == [1])
+        await lab.redis.hincrby(keyspace.JOB + "gen_0", "epoch", 1)  # As another worker's claim would.
+        await eventually(lambda: worker.free_slots == worker.max_jobs)
+        await lab.queue().release(ClaimedJob("gen_0", 2))
+        await eventually(lambda: running == [1, 3])
+
+    assert await places(lab, "gen_0") == [JobStatus.WAITING]
+
+
+async def test_only_the_claim_that_was_lost_is_cancelled(lab):
+    held = Held()
+    await enqueue(lab, "gen_0")
+    async with lab.worker(held) as worker:
+        await eventually(lambda: held.running == ["gen_0"])
+
+        worker.drop("gen_unknown", 1)
+        worker.drop("gen_0", 2)
+        await asyncio.sleep(0)
+        assert held.running == ["gen_0"]
+
+        worker.drop("gen_0", 1)
+        await eventually(lambda: not held.running)
+        await eventually(lambda: worker.free_slots == worker.max_jobs)
+
+
+async def test_a_worker_whose_loop_is_late_leaves_jobs_for_another_one(lab, monkeypatch):
+    monkeypatch.setattr("common.queue.worker.CLAIM_LAG_S", -1)  # It is always late.
+    rooms: list[int] = []
+    claim = JobQueue.claim
+
+    async def counted(self: JobQueue, room: int, **more: Any) -> ClaimResult:
+        rooms.append(room)
+        return await claim(self, room, **more)
+
+    monkeypatch.setattr(JobQueue, "claim", counted)
+    held = Held()
+    await enqueue(lab, *(f"gen_{n}" for n in range(3)))
+    async with lab.worker(held, worker_slots=3):
+        await eventually(lambda: len(held.running) == 3)
+
+    assert rooms == [CLAIM_LATE_MAX, 1]
+
+
 async def test_a_lapsed_job_is_taken_only_once_redis_was_whole_for_a_lease(lab):
     taken: list[ClaimedJob] = []
 
@@ -358,6 +411,14 @@ async def test_a_worker_is_alive_for_as_long_as_it_takes_jobs(lab, monkeypatch):
                 await asyncio.sleep(0.01)
 
 
+async def test_a_worker_that_has_not_begun_has_no_problem(lab, monkeypatch):
+    monkeypatch.setattr("common.queue.worker.STUCK_S", 0)
+
+    worker = LeasedWorker(lab.redis, lab.queue(), lab.pulse, Settings(), Held(), "test")
+
+    assert worker.problem is None
+
+
 async def test_a_worker_that_claims_nothing_says_so_though_redis_answers(lab, monkeypatch):
     async def refused(*_: object, **__: object) -> None:
         raise StoreUnavailable("NOSCRIPT No matching script")
@@ -375,6 +436,9 @@ async def test_a_worker_that_claims_nothing_says_so_though_redis_answers(lab, mo
         await eventually(lambda: worker.problem)
 
         assert "NOSCRIPT" in worker.problem
+        worker.allow_pick_jobs = False  # A worker that drains need not claim.
+        assert worker.problem is None
+        worker.allow_pick_jobs = True
         monkeypatch.setattr(JobQueue, "claim", claim)
         monkeypatch.setattr("common.queue.worker.STUCK_S", 10)
         await asyncio.sleep(0.5)

@@ -77,7 +77,7 @@ async def test_a_server_that_does_all_has_no_problem_and_nothing_is_left_there(s
     assert await admin.pubsub_channels("*") == []
 
 
-@pytest.mark.parametrize("command", sorted(IN_SCRIPT | BESIDE))
+@pytest.mark.parametrize("command", sorted((sent_by_scripts() | sent_by_processes() | IN_SCRIPT | BESIDE) - NOT_TRIED))
 async def test_each_command_that_is_forbidden_is_named(server, admin, command):
     found = await refused_to(server, admin, "~*", "&*", "+@all", f"-{command.lower()}")
 

@@ -1,6 +1,7 @@
 """One job whose upstream's connection ends badly, on real sockets: what was whole is whole, and paid for."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from types import SimpleNamespace
@@ -12,9 +13,10 @@ from pydantic import SecretStr
 
 from common.access.byok_keys import seal_byok_key
 from common.canonical.job import Job, Policy
-from common.channel.base import Opening
+from common.channel.base import FrameKind, Opening
 from common.config.groups.models import ProviderSettings
 from common.metering.pricing import Price
+from common.records.head import Head
 from common.vendors.models import ModelFacts
 from tests.support.upstreams.listener import Listener, Redirector
 from tests.workers.continuation.test_continuation import MORE, READERS
@@ -44,11 +46,18 @@ class Ending:
 
     def __init__(self) -> None:
         self.body, self.end, self.has_left = b"", "close", asyncio.Event()
-        self.status = b"200 OK"
+        self.status, self.headers = b"200 OK", b""
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        head = b"HTTP/1.1 %b\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n" % self.status
+        await reader.readuntil(b"
+
+")
+        head = b"HTTP/1.1 %b
+content-type: text/event-stream
+transfer-encoding: chunked
+" % self.status
+        head += self.headers + b"
+"
         writer.write(head + b"%x\r\n%b\r\n" % (len(self.body), self.body))
         if self.end == "whole":
             writer.write(b"0\r\n\r\n")
@@ -227,3 +236,61 @@ async def test_a_client_that_is_told_the_cost_is_told_that_of_its_answer(setup):
     assert usage["output_tokens"] == 5
     assert float(body["cost"]["output_cost_usd"]) == 0.01
     assert float(body["cost"]["input_cost_usd"]) == pytest.approx(usage["input_tokens"] / 1000)
+
+
+async def test_a_response_s_last_events_are_kept_though_the_upstream_just_stopped(setup, ending, monkeypatch):  # noqa: F811
+    stored: list[bytes] = []
+
+    async def keep(generation_id: str, data: bytes, failed: object) -> None:
+        stored.append(data)
+
+    monkeypatch.setattr(setup.services.responses, "finish", keep)
+    ending.body = of_choice(TEXT) + of_choice(FINISH)  # The client's last event is made at the end of the bytes.
+
+    await ask(setup, "openai-responses")
+
+    assert b"response.completed" in stored[0]
+
+
+class KeepAlive:
+    """An upstream whose connections stay open. The end of a body follows its last event after a moment."""
+
+    def __init__(self) -> None:
+        self.connections = self.requests = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        body = of_choice(TEXT) + of_choice(FINISH) + b"data: [DONE]\n\n"
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+                await reader.readexactly(int(length.partition(b":")[2]))
+                self.requests += 1
+                writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
+                writer.write(b"%x\r\n%b\r\n" % (len(body), body))
+                await asyncio.sleep(0.05)
+                writer.write(b"0\r\n\r\n")
+        writer.close()
+
+
+async def test_the_connection_of_a_finished_stream_is_used_again(setup):  # noqa: F811
+    upstream = KeepAlive()
+    async with await asyncio.start_server(upstream.serve, "127.0.0.1", 0) as server:
+        address = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+        setup.services.settings.providers["groq"] = ProviderSettings(base_url=address, api_keys=("k",))
+        for _ in range(2):
+            await ask(setup, "openai-chat")
+        await setup.services.upstream.close()
+
+    assert (upstream.requests, upstream.connections) == (2, 1)
+
+
+async def test_the_id_of_an_upstream_that_is_a_gateway_like_this_one_is_kept(setup, ending):  # noqa: F811
+    ending.headers = b"x-generation-id: gen_upstream\r\n"
+    ending.body = of_choice(TEXT) + of_choice(FINISH)
+
+    await ask(setup, "openai-chat")
+
+    (head,) = [frame for frame in await setup.frames() if frame.kind is FrameKind.HEAD]
+    assert Head.unpack(head.data).upstream_id == "gen_upstream"

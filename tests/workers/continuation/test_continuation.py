@@ -263,6 +263,15 @@ def test_what_the_client_began_itself_and_what_the_model_said_are_one_text():
     ]
 
 
+def test_only_the_last_message_is_marked_as_a_prefill():
+    turns = [{"role": role, "content": role} for role in ("user", "assistant", "user")]
+    past, info = past_of(turns, "It is")
+
+    sent = orjson.loads(rest_of(Continuation(LAB, find_prefill("mistral", "m", "openai-chat", None)), past, info).body)
+
+    assert sent["messages"] == [*turns, {"role": "assistant", "content": "It is", "prefix": True}]
+
+
 def test_without_a_prefill_the_model_is_asked_to_go_on():
     past, info = past_of([{"role": "user", "content": "hi"}], "It is")
 

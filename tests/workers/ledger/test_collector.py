@@ -225,6 +225,24 @@ async def test_a_record_that_is_not_listed_is_found_by_the_scan(world: World):
     assert await world.left() == (0, 0)
 
 
+async def test_what_the_scan_finds_is_written_in_batches(world: World, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("workers.ledger.collector.BATCH", 2)
+    sizes: list[int] = []
+
+    async def counted(engine: Any, rows: list[Any], audit: list[Any]) -> dict[str, str]:
+        sizes.append(len(rows))
+        return await add(engine, rows, audit)
+
+    monkeypatch.setattr("common.database.store.add", counted)
+    for n in range(5):
+        await world.end(f"gen_{n}", is_listed=False)
+
+    await (await world.holder()).turn()
+
+    assert sizes == [2, 2, 1]
+    assert await world.left() == (0, 0)
+
+
 async def test_the_scan_leaves_a_record_to_whoever_must_still_settle_its_job(world: World):
     keeper = await world.holder()
     await keeper.turn()
@@ -281,6 +299,18 @@ async def test_a_record_that_cannot_be_read_is_set_aside_and_keeps_nobody_waitin
     assert kept["reason"]
     assert 0 < await world.redis.ttl(keyspace.UNREADABLE) <= 30 * 86_400
     assert world.sample("sluice_ledger_unreadable_total") == 1
+
+
+async def test_the_latest_records_that_cannot_be_read_are_kept_up_to_a_number(world: World, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(set_aside, "ENTRIES_MAX", 2)
+    for n in range(3):
+        await world.redis.hset(keyspace.record(f"gen_{n}"), mapping={"end": b"{}"})
+        await world.redis.rpush(keyspace.ENDED, f"gen_{n}")
+
+    await (await world.holder()).turn()
+
+    kept = [set_aside.unpack(raw).id for raw in await world.redis.lrange(keyspace.UNREADABLE, 0, -1)]
+    assert kept == ["gen_2", "gen_1"]
 
 
 @pytest.mark.parametrize("stored", ["a text", "a list"])

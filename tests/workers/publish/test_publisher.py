@@ -296,3 +296,17 @@ async def test_an_answer_that_comes_after_the_claim_is_over_is_not_counted_twice
     await setup.write(b"another's")
 
     assert setup.publisher.buffered_bytes == 0
+
+
+async def test_large_answers_that_have_ended_give_way_in_the_publisher_s_own_channel(setup, monkeypatch):
+    monkeypatch.setattr("workers.publish.large_answers.KEPT_S", 0)
+    large = setup.publisher.large
+    large.bytes_max = 2 * large.answer_bytes_max
+    reserved = await large.reserve(0, large.answer_bytes_max)
+    setup.writer.write_frame(FrameKind.END, b'{"error":null}')
+    await setup.writer.wait_flushed()
+    large.end(G, reserved, large.answer_bytes_max)
+
+    await large.reserve(0, large.answer_bytes_max)
+
+    assert await setup.channel.read(G, START, 10) == []

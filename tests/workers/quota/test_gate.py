@@ -75,6 +75,15 @@ def reservations(redis: Client) -> Reservations:
 # Windows
 
 
+@pytest.mark.parametrize("kind", ["requests", "tokens", "concurrent"])
+async def test_a_limit_that_is_not_set_takes_no_key(redis, kind):
+    taken = await reservations(redis).reserve("openai:k", Limits(**{kind: 5}), 2)
+
+    assert isinstance(taken, Reservation)
+    assert len(await redis.keys("*")) == 1
+    assert b"" not in await redis.keys("*")
+
+
 async def _admitted(server: EmbeddedRedis, limits: Limits, tokens: list[int]) -> list[int]:
     """Have 50 clients on two connections ask at once; returns the tokens of those that were let in."""
     name = f"openai:{uuid.uuid4().hex}"
