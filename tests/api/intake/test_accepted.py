@@ -97,6 +97,10 @@ async def test_a_request_becomes_a_job_with_its_body_as_it_came(send):
     assert not opening.is_audited
 
 
+async def test_a_provider_that_is_named_beside_the_model_is_the_job_s(send):
+    assert job_of(await send("/v1/chat", provider="demo", model="m")).provider == "demo"
+
+
 async def test_a_count_of_tokens_is_never_a_stream(send):
     opening = await send("/v1/messages/count_tokens", stream=True)
 

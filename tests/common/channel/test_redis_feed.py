@@ -1,6 +1,7 @@
 """What a process hears, and what it makes of a Redis that does not let it listen."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable
 
 import hiredis
@@ -114,6 +115,7 @@ class ScriptedServer:
 
     def __init__(self) -> None:
         self.is_silent, self.connections = False, 0
+        self.unanswered: set[bytes] = set()
         self.commands: list[list[bytes]] = []
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -123,7 +125,7 @@ class ScriptedServer:
             parser.feed(data)
             while (command := parser.gets()) is not False:
                 self.commands.append(command)
-                if self.is_silent:
+                if self.is_silent or command[0] in self.unanswered:
                     continue
                 if command[0] in (b"SUBSCRIBE", b"UNSUBSCRIBE"):
                     for channel in command[1:]:
@@ -228,6 +230,30 @@ async def test_a_server_that_never_answers_is_left_for_another_connection(script
 
     await eventually(lambda: server.connections >= 2)
     assert not feed.is_connected
+
+
+async def test_the_feed_is_connected_only_when_the_server_has_answered_its_probe(scripted):
+    server, feed = scripted
+    server.unanswered = {b"PING", b"SUBSCRIBE"}
+
+    await feed.start()
+    await eventually(lambda: [b"PING"] in server.commands)
+    assert not feed.is_connected
+    server.unanswered = set()
+
+    await eventually(lambda: feed.is_connected)
+
+
+async def test_each_probe_subscribes_to_an_unused_channel_of_a_generation(scripted):
+    server, feed = scripted
+
+    await feed.start()
+    await eventually(lambda: [command[0] for command in server.commands].count(b"UNSUBSCRIBE") >= 3)
+
+    probed = [command[1].decode() for command in server.commands if command[0] == b"SUBSCRIBE"]
+    assert all(re.fullmatch(r"\{gen_[0-9a-f]{8}\}:live", channel) for channel in probed)
+    assert len(set(probed)) == len(probed)
+    assert [command[1].decode() for command in server.commands if command[0] == b"UNSUBSCRIBE"] == probed
 
 
 async def test_the_server_may_hold_back_as_much_as_a_busy_process_needs(scripted):

@@ -191,6 +191,14 @@ async def test_a_lease_that_was_given_back_cannot_be_renewed(queue):
     assert await queue.statuses(["gen_0"]) == [JobStatus.WAITING]
 
 
+async def test_a_renewal_answers_for_no_other_job(queue):
+    for name in ("gen_0", "1"):  # The second is also an epoch.
+        await queue.enqueue(name, "a", INTERACTIVE)
+    await claim(queue)
+
+    assert await queue.renew({"gen_0": 1}) == []
+
+
 async def test_jobs_that_a_worker_runs_do_not_hide_other_lapsed_ones(make_queue):
     queue = make_queue(lease_s=0.05)
     for n in range(4):

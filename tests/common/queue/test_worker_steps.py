@@ -42,6 +42,8 @@ class Queue:
         self.calls: list[tuple[Any, ...]] = []
         self.errors: dict[str, Exception] = {}
         self.crossed: list[str] = []
+        self.answers = asyncio.Event()  # Until it is set, no job is taken back.
+        self.answers.set()
         self.lost: list[str] = []
 
     async def claim(self, room: int, *, background_max: int, lapsed_max: int, excluded_ids: Collection[str]) -> ClaimResult:
@@ -55,16 +57,20 @@ class Queue:
 
     async def finish(self, job: ClaimedJob, settlement: Settlement) -> list[str]:
         self._called("finish", job, settlement)
+        await self.answers.wait()
         return self.crossed
 
     async def release(self, job: ClaimedJob, *, delay_s: float, is_handover: bool, has_failed: bool) -> None:
         self._called("release", job, delay_s, is_handover, has_failed)
+        await self.answers.wait()
 
     async def postpone(self, job: ClaimedJob, *, delay_s: float, attempts: int) -> None:
         self._called("postpone", job, delay_s, attempts)
+        await self.answers.wait()
 
     async def drop(self, job: ClaimedJob, reason: str, *, with_record: bool) -> None:
         self._called("drop", job, reason, with_record)
+        await self.answers.wait()
 
     async def renew(self, epochs: dict[str, int]) -> list[str]:
         self._called("renew", epochs)
@@ -178,6 +184,23 @@ async def test_full_slots_claim_nothing(lab, left):
 
     async with lab.running(waits, worker_slots=1):
         await eventually(lambda: lab.queue.asked)
+        await asyncio.sleep(0.05)
+
+    assert len(lab.queue.asked) == 1
+
+
+async def test_a_slot_that_was_not_the_last_one_is_freed_without_a_claim(lab):
+    ends = asyncio.Event()
+    lab.queue.claims.append(ClaimResult([JOB], 0, 0))
+
+    async def handler(job: ClaimedJob) -> Settlement:
+        await ends.wait()
+        return SETTLEMENT
+
+    async with lab.running(handler, worker_slots=2) as worker:
+        await eventually(lambda: worker.free_slots == 1 and len(worker._listening) == 2)
+        ends.set()
+        await eventually(lambda: worker.jobs_complete == 1)
         await asyncio.sleep(0.05)
 
     assert len(lab.queue.asked) == 1
@@ -354,6 +377,20 @@ async def test_a_job_that_redis_will_not_take_back_is_set_aside(lab, step, drop_
     assert "overflow!" in reason
     events = [line["event"] for line in logs if line["event"] in ("job_set_aside", "job_not_set_aside")]
     assert events == ["job_set_aside", "job_not_set_aside"][: 2 if drop_error is BROKEN else 1]
+
+
+@pytest.mark.parametrize("step", [*STEPS, "drop"])
+async def test_a_job_that_is_being_given_back_has_no_slot_and_no_lease_to_renew(lab, step):
+    lab.queue.claims.append(ClaimResult([JOB], 0, 0))
+    lab.queue.answers.clear()
+
+    async with lab.running(STEPS.get(step, raising(UnusableJob("bad"))), renew_s=0) as worker:
+        await eventually(lambda: lab.queue.of(step))
+        assert worker.free_slots == worker.max_jobs
+        before = len(lab.queue.of("renew"))
+        await asyncio.sleep(0.12)  # Two renewals, if there were anything to renew.
+        assert len(lab.queue.of("renew")) == before
+        lab.queue.answers.set()
 
 
 async def test_a_budget_s_mark_is_reported_with_its_counter(lab):
