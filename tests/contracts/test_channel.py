@@ -121,6 +121,7 @@ async def test_an_ended_log_can_be_evicted_and_has_expired_then(channel):
     with pytest.raises(GatewayError) as refused:
         await channel.enter(G, "r1", "me")
     assert refused.value.failed.kind is ErrorKind.EXPIRED
+    assert refused.value.failed.code == "generation_expired"
     assert G in refused.value.failed.message
     assert await channel.evict(G), "it is gone"
 
@@ -467,7 +468,8 @@ async def test_a_log_is_for_its_owner_alone(channel):
     for generation, who in [(G, "a stranger"), ("gen_unknown", "me")]:
         with pytest.raises(GatewayError) as caught:
             await channel.enter(generation, "r1", who)
-        assert caught.value.failed.kind is ErrorKind.NOT_FOUND
+        assert (caught.value.failed.kind, caught.value.failed.code) == (ErrorKind.NOT_FOUND, "generation_not_found")
+        assert generation in caught.value.failed.message
 
 
 async def test_an_expired_log_is_known_to_have_been(channel):

@@ -347,6 +347,43 @@ async def test_a_viewer_is_told_when_nothing_was_heard_of_its_answer_for_too_lon
     assert viewer.failed and ("refused" in viewer.failed.message) == isinstance(error, StoreRefused)
 
 
+async def test_a_store_that_is_away_for_a_moment_fails_no_viewer(setup, monkeypatch):
+    fails: list[None] = []
+    statuses = setup.queue.statuses
+
+    async def away(ids: list[str]) -> list[JobStatus]:
+        fails.append(None)
+        if len(fails) < 3:
+            raise StoreUnavailable("no answer")
+        return await statuses(ids)
+
+    viewer = await setup.open()
+    setup.feed.loses = lambda _: True
+    await setup.claim()
+    await setup.add(1)
+    await setup.add(2, FrameKind.END)
+    monkeypatch.setattr(setup.queue, "statuses", away)
+    monkeypatch.setattr("api.relay.hub.UNCLAIMED_CHECK_S", -1)
+
+    assert (await until_end(viewer))[-1].kind is FrameKind.END
+    assert viewer.failed is None
+
+
+@pytest.mark.parametrize("setup", [{"heartbeat_s": 0.05}, {"heartbeat_s": 1000}], indirect=True)
+async def test_how_long_a_generation_may_be_silent_depends_on_whether_it_was_claimed(setup, monkeypatch):
+    is_claimed = setup.hub._settings.heartbeat_s < 1
+    monkeypatch.setattr("api.relay.hub.UNCLAIMED_CHECK_S", 1000 if is_claimed else 0.05)
+    viewer = await setup.open()
+    heard: list[Message] = []
+    setup.feed.loses = lambda message: not is_claimed or heard or heard.append(message)  # All but the first, or all.
+    await setup.claim()
+    await setup.add(1)
+    await setup.add(2, FrameKind.END)
+
+    async with asyncio.timeout(20):
+        assert (await until_end(viewer))[-1].kind is FrameKind.END
+
+
 @pytest.mark.parametrize("setup", [{"queue_wait_s": 0.5}], indirect=True)
 async def test_an_end_that_redis_refuses_to_write_down_is_told_all_the_same(setup, monkeypatch):
     async def refuses(*_: object) -> None:
@@ -370,7 +407,8 @@ async def test_an_end_that_cannot_be_written_for_any_other_reason_fails_the_view
 
 
 async def test_a_viewer_that_leaves_during_a_check_does_not_keep_the_check_from_the_others(setup, monkeypatch):
-    leaving, other = await setup.open("gen_0"), await setup.open()
+    monkeypatch.setattr("api.relay.hub.UNCLAIMED_CHECK_S", 1000)
+    leaving, other = await setup.open("gen_0", Policy.DETACH), await setup.open()  # Leaving it ends nothing.
     setup.feed.loses = lambda _: True
     await setup.claim()
     await setup.add(1)
@@ -379,7 +417,7 @@ async def test_a_viewer_that_leaves_during_a_check_does_not_keep_the_check_from_
 
     async def check_once(ids: list[str]) -> list[JobStatus]:
         nonlocal is_checked
-        if is_checked or len(ids) < 2:
+        if is_checked:
             await asyncio.Event().wait()
         is_checked = True
         await setup.hub.leave(leaving)

@@ -9,9 +9,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from common.canonical.errors import StoreUnavailable
-from common.channel.base import FrameId, Message
+from common.channel.base import Frame, FrameId, FrameKind, Message
 from common.channel.redis import RedisFeed
-from common.channel.redis_feed import OUTPUT_LIMIT
+from common.channel.redis_feed import OUTPUT_LIMIT, read_message
 from common.redis.client import Client, connect
 from common.redis.errors import is_refusal
 
@@ -43,6 +43,14 @@ async def allow(redis: Client, *rules: str) -> None:
 
 DEAF = {"no channel": ("resetchannels",), "no command": ("-subscribe",)}
 HEARS = ("allchannels", "+subscribe")
+
+
+def test_a_message_is_a_frame_that_follows_another_one():
+    assert read_message(b"data 1-1 1-2\ndata: a\n\ndata: b\n\n") == Message(
+        FrameId(1, 1), Frame(FrameId(1, 2), FrameKind.DATA, b"data: a\n\ndata: b\n\n")
+    )
+    assert read_message(b"end 1-2 2-0\n{}") == Message(FrameId(1, 2), Frame(FrameId(2, 0), FrameKind.END, b"{}"))
+    assert read_message(b"beat 1-2 1-2\n") == Message(FrameId(1, 2), None)
 
 
 @pytest.mark.parametrize("rules", DEAF.values(), ids=DEAF)

@@ -16,6 +16,7 @@ from common.canonical.errors import ErrorKind, GatewayError
 from common.config.settings import Settings
 from common.limits.charges import (
     NO_CHARGES,
+    RETRY_AFTER_BUSY_S,
     BudgetAccount,
     Charges,
     LimitReached,
@@ -127,6 +128,7 @@ async def test_a_limit_of_n_at_a_time_admits_n_of_fifty_at_once(replicas, limit)
 
     assert len(admitted) == min(limit, CLIENTS)
     assert {error.failed.code for error in refused} <= {"concurrency_limit"}
+    assert {error.failed.retry_after_s for error in refused} <= {RETRY_AFTER_BUSY_S}
 
 
 async def test_a_refusal_takes_nothing_of_the_other_limits(replicas):

@@ -31,6 +31,12 @@ async def read(queue: JobQueue, tenants_max: int = 10) -> Reading:
     return parse_reading(await queue.load(tenants_max))
 
 
+def test_before_the_first_reading_nothing_is_known(queue):
+    load = QueueLoad(queue)
+
+    assert (load.has_free_slots, load.reading, load.wait_s("a")) == (False, Reading(0), 0)
+
+
 async def test_interactive_jobs_are_counted_by_tenant_and_running_ones_beside_the_slots_there_are(redis, queue):
     await enqueue(queue, "loud", 5)
     await enqueue(queue, "quiet", 1)

@@ -12,6 +12,7 @@ import pytest
 from pydantic import SecretStr
 
 from common.access.byok_keys import seal_byok_key
+from common.canonical.events import Completed
 from common.canonical.job import Job, Policy
 from common.channel.base import FrameKind, Opening
 from common.config.groups.models import ProviderSettings
@@ -24,6 +25,7 @@ from tests.workers.test_generate import G, Setup, setup  # noqa: F401 - a fixtur
 from workers.attempt.call import event_end
 from workers.attempt.reply_headers import reply_headers
 from workers.providers.base import Deployment, UpstreamRequest
+from workers.transcode.pumps import Passing
 
 DEPLOYMENT = Deployment("openai", "http://x.example", "", "gpt-5")
 SECRET = "a long random text of 32 bytes or more"
@@ -294,3 +296,18 @@ async def test_the_id_of_an_upstream_that_is_a_gateway_like_this_one_is_kept(set
 
     (head,) = [frame for frame in await setup.frames() if frame.kind is FrameKind.HEAD]
     assert Head.unpack(head.data).upstream_id == "gen_upstream"
+
+
+@pytest.mark.parametrize(("end", "calls"), [(of_choice(FINISH), 1), (b"", 0)])
+async def test_what_is_left_to_do_after_an_answer_is_done_only_if_all_of_it_was_written(setup, ending, monkeypatch, end, calls):  # noqa: F811
+    done: list[bool] = []
+
+    async def after_written(pump: Passing) -> None:
+        done.append(isinstance(pump.terminal, Completed))
+
+    monkeypatch.setattr(Passing, "after_written", after_written)
+    ending.body = of_choice(TEXT) + end
+
+    await ask(setup, "openai-chat")
+
+    assert done == [True] * calls

@@ -4,6 +4,7 @@ import asyncio
 import types
 
 import pytest
+from structlog.testing import capture_logs
 
 from common.canonical.job import Policy
 from common.channel.base import Claim, Frame, FrameId, FrameKind, Stop, WriteResult, WriteStatus
@@ -355,6 +356,19 @@ def test_one_who_listens_in_between_begins_it_anew(lab, stop):
     lab.settle(listeners=0, at=NOW + 16)
 
     assert lab.writer.stop is Stop.NO
+
+
+@pytest.mark.parametrize("last", [FrameId(3, 2), FrameId(3, 9)])
+def test_a_heartbeat_s_answer_that_lacks_no_frame_changes_nothing(lab, last):
+    lab.store(b"1", b"2")
+
+    with capture_logs() as logs:
+        lab.settle(last=last)
+
+    assert lab.send() == []
+    assert logs == []
+    lab.writer.write(b"3")
+    assert lab.send() == [data(3, b"3")]
 
 
 def test_an_unknown_number_of_listeners_changes_nothing(lab):
