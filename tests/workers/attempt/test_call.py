@@ -51,15 +51,9 @@ class Ending:
         self.status, self.headers = b"200 OK", b""
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"
-
-")
-        head = b"HTTP/1.1 %b
-content-type: text/event-stream
-transfer-encoding: chunked
-" % self.status
-        head += self.headers + b"
-"
+        await reader.readuntil(b"\r\n\r\n")
+        head = b"HTTP/1.1 %b\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n" % self.status
+        head += self.headers + b"\r\n"
         writer.write(head + b"%x\r\n%b\r\n" % (len(self.body), self.body))
         if self.end == "whole":
             writer.write(b"0\r\n\r\n")
