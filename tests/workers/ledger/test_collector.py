@@ -770,15 +770,18 @@ async def test_a_huge_log_is_read_back_as_far_as_memory_is_meant_for_it(world: W
     assert await world.rows() == ["gen_1"]
 
 
-async def test_a_redis_that_cannot_read_now_takes_nothing_off_the_list(world: World, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("answered", [(b"LRANGE",), (b"LRANGE", b"LPUSH", b"UNLINK", b"HMGET")])
+async def test_a_redis_that_cannot_read_now_takes_nothing_off_the_list(
+    world: World, monkeypatch: pytest.MonkeyPatch, answered: tuple[bytes, ...]
+):
     await world.end("gen_1")
     keeper = await world.holder()
     real = Exchanges.run
 
     async def loading(exchanges: Exchanges, commands: Sequence[bytes]) -> list[Any]:
-        is_list = b"LRANGE" in commands[0]
+        is_answered = any(name in commands[0] for name in answered)
         error = ResponseError("LOADING Redis is loading the dataset in memory")
-        return await real(exchanges, commands) if is_list else [error for _ in commands]
+        return await real(exchanges, commands) if is_answered else [error for _ in commands]
 
     monkeypatch.setattr(Exchanges, "run", loading)
     await keeper.turn()
