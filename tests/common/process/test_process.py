@@ -16,11 +16,13 @@ async def test_a_background_task_that_breaks_ends_the_process_in_order(monkeypat
     async def breaks() -> None:
         raise RuntimeError("unexpected")
 
-    task = start_background_task(breaks(), "breaks")
-    with pytest.raises(RuntimeError):
-        await task
-    await asyncio.sleep(0)
+    with capture_logs() as logs:
+        task = start_background_task(breaks(), "breaks")
+        with pytest.raises(RuntimeError):
+            await task
+        await asyncio.sleep(0)
 
+    assert [(line["event"], line["task"]) for line in logs] == [("background_task_broke", "breaks")]
     assert signals == [(os.getpid(), signal.SIGTERM)]
 
 

@@ -436,9 +436,6 @@ async def test_a_worker_that_claims_nothing_says_so_though_redis_answers(lab, mo
         await eventually(lambda: worker.problem)
 
         assert "NOSCRIPT" in worker.problem
-        worker.allow_pick_jobs = False  # A worker that drains need not claim.
-        assert worker.problem is None
-        worker.allow_pick_jobs = True
         monkeypatch.setattr(JobQueue, "claim", claim)
         monkeypatch.setattr("common.queue.worker.STUCK_S", 10)
         await asyncio.sleep(0.5)

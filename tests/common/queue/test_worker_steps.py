@@ -293,6 +293,8 @@ async def test_what_keeps_it_from_claiming_is_logged_once_unless_the_pulse_repor
         async with lab.running(waits) as worker:
             await eventually(lambda: len(turns) >= 3)
             problem = worker.problem
+            worker.allow_pick_jobs = False  # A worker that drains need not claim.
+            assert worker.problem is None
 
     assert [line["event"] for line in logs].count("claiming_failed") == logged
     assert problem and problem.startswith("No job could be claimed for")
