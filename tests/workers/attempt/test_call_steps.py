@@ -1,0 +1,165 @@
+"""What a call commits to, what it tells the client first, and what it makes of the last bytes. Without an upstream, or with
+one that sends exactly these bytes."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import orjson
+import pytest
+
+from common.canonical.events import Usage
+from common.canonical.job import Job, Policy
+from common.channel.base import FrameKind
+from common.config.groups.models import ProviderSettings
+from common.metering.attempt_cost import Attempt
+from tests.workers.test_generate import Setup, setup  # noqa: F401 - a fixture.
+from workers.attempt import call
+from workers.attempt.call import build_head, final_blocks, message_count
+from workers.outcome import ActiveJob, CallResult, Total
+from workers.providers.base import Deployment
+
+JOB = Job("gen_1", "r", "openai-chat", "m", True, Policy.STOP, 0, 1, {}, b"{}")
+DEPLOYMENT = Deployment("groq", "http://x.example", "k", "m", "openai-chat")
+
+
+def chunk(delta: dict[str, Any], finish: str | None = None) -> bytes:
+    return b"data: %s\n\n" % orjson.dumps({"id": "c", "choices": [{"index": 0, "delta": delta, "finish_reason": finish}]})
+
+
+ROLE = chunk({"role": "assistant"})
+WHOLE = [ROLE, chunk({"content": "hi"}), chunk({}, "stop"), b"data: [DONE]\n\n"]
+
+
+class Upstream:
+    """Each connection gets the next of these streams, and is then reset."""
+
+    def __init__(self, *bodies: bytes) -> None:
+        self._bodies = list(bodies)
+        self.calls = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        body = self._bodies[min(self.calls, len(self._bodies) - 1)]
+        self.calls += 1
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
+        writer.write(b"%x\r\n%b\r\n" % (len(body), body))
+        await writer.drain()
+        writer.close()
+
+
+@pytest.fixture
+async def run(setup: Setup) -> AsyncIterator[Any]:  # noqa: F811
+    servers = []
+
+    async def run(*bodies: bytes) -> Upstream:
+        upstream = Upstream(*bodies)
+        servers.append(await asyncio.start_server(upstream.serve, "127.0.0.1", 0))
+        address = f"http://127.0.0.1:{servers[0].sockets[0].getsockname()[1]}/v1"
+        setup.services.settings.providers["groq"] = ProviderSettings(base_url=address, api_keys=("k",))
+        await setup.open("groq/m")
+        await setup.run()
+        return upstream
+
+    yield run
+    for server in servers:
+        server.close()
+
+
+# The commit point
+
+
+@pytest.mark.parametrize(("count", "is_committed"), [(64, False), (65, True)])
+async def test_so_many_events_without_output_are_held_back(setup, run, count, is_committed):  # noqa: F811
+    await run(ROLE * count, b"".join(WHOLE))  # The first call breaks off.
+
+    heads = [frame for frame in await setup.frames() if frame.kind is FrameKind.HEAD]
+    assert (len(heads), (await setup.body()).startswith(ROLE * count)) == ((2, True) if is_committed else (1, False))
+
+
+@pytest.mark.parametrize("is_committed", [False, True])
+async def test_so_many_bytes_without_output_are_held_back(setup, run, monkeypatch, is_committed):  # noqa: F811
+    monkeypatch.setattr(call, "START_BYTES_MAX", 3 * len(ROLE) - is_committed)
+
+    await run(ROLE * 3, b"".join(WHOLE))
+
+    assert (await setup.body()).startswith(ROLE * 3) == is_committed
+
+
+async def test_the_head_comes_with_the_first_output_and_before_it(setup, run):  # noqa: F811
+    await run(b"".join(WHOLE))
+
+    kinds = [frame.kind for frame in await setup.frames()]
+    assert kinds[:3] == [FrameKind.FENCE, FrameKind.HEAD, FrameKind.DATA]
+    assert kinds.count(FrameKind.HEAD) == 1
+    assert kinds[-1] is FrameKind.END
+
+
+async def test_the_head_counts_the_calls_of_the_generation(setup, run):  # noqa: F811
+    await run(ROLE, ROLE, b"".join(WHOLE))
+
+    head = orjson.loads(next(frame.data for frame in await setup.frames() if frame.kind is FrameKind.HEAD))
+    assert (head["tries"], head["provider"], head["upstream_model"]) == (3, "groq", "m")
+
+
+# What the head says
+
+
+def test_a_head_has_what_the_next_claim_and_the_client_need():
+    spent, earlier = Usage(5, 7), Attempt("openai", "gpt-5", Usage(5, 7))
+    total = Total(attempts=[earlier], spent=spent, continuations=2)
+    total.set_deployment(DEPLOYMENT)
+    result = CallResult(DEPLOYMENT, 3, ttft_ms=40, headers={"x-a": "b"}, upstream_id="up_1")
+
+    head = build_head(ActiveJob(JOB, waited_s=0.0156), result, total)
+
+    assert (head.headers, head.provider, head.upstream_model) == ({"x-a": "b"}, "groq", "m")
+    assert (head.attempt_count, head.queue_wait_ms, head.ttft_ms) == (3, 16, 40)
+    assert (head.continuations, head.spent, head.attempts, head.upstream_id) == (2, spent, [earlier], "up_1")
+
+
+def test_the_head_of_a_call_that_reads_an_answer_again_leaves_out_the_attempt_that_it_replaces():
+    total = Total(attempts=[Attempt("openai", "gpt-5", Usage(1, 1)), Attempt("groq", "m", Usage(2, 2))])
+
+    head = build_head(ActiveJob(JOB), CallResult(DEPLOYMENT, 3, is_reread=True), total)
+
+    assert head.attempts == total.attempts[:1]
+
+
+@pytest.mark.parametrize(
+    ("body", "count"),
+    [
+        ({"messages": [{}, {}, {}]}, 3),
+        ({"input": [{}, {}]}, 2),
+        ({"input": "one text"}, 1),
+        ({"messages": [], "input": [{}, {}]}, 2),
+        ({"contents": [{}]}, 1),
+        ({}, 1),
+    ],
+)
+def test_messages_are_counted_in_every_dialect(body, count):
+    assert message_count(body) == count
+
+
+# The last bytes
+
+
+@pytest.mark.parametrize(
+    ("rest", "blocks"),
+    [
+        (b"", []),
+        (b" \r\n", []),
+        (b'data: {"a":1}', [b'data: {"a":1}\n\n']),
+        (b'data: {"a":1}\n', [b'data: {"a":1}\n\n']),
+        (b'event: e\ndata: {"a":1}\r\n', [b'event: e\ndata: {"a":1}\n\n']),
+        (b"data: [DONE]", [b"data: [DONE]\n\n"]),
+        (b'data: {"a":', []),  # Cut in the middle.
+        (b"dat", []),
+        (b"event: e", []),
+        (b"<html>no</html>", [b"<html>no</html>\n\n"]),  # No event at all.
+        (b'{"error":"x"}\n', [b'{"error":"x"}\n\n']),
+        (b"data: " + b"[" * 5_000 + b"]" * 5_000, [b"data: " + b"[" * 5_000 + b"]" * 5_000 + b"\n\n"]),
+    ],
+)
+def test_a_last_event_that_lacks_its_blank_line_only_is_one(rest, blocks):
+    assert [bytes(block) for block in final_blocks(rest)] == blocks
