@@ -18,6 +18,7 @@ from workers.attempt import call
 from workers.attempt.call import build_head, final_blocks, message_count
 from workers.outcome import ActiveJob, CallResult, Total
 from workers.providers.base import Deployment
+from workers.quota.gate import CallUsage
 
 JOB = Job("gen_1", "r", "openai-chat", "m", True, Policy.STOP, 0, 1, {}, b"{}")
 DEPLOYMENT = Deployment("groq", "http://x.example", "k", "m", "openai-chat")
@@ -163,3 +164,22 @@ def test_messages_are_counted_in_every_dialect(body, count):
 )
 def test_a_last_event_that_lacks_its_blank_line_only_is_one(rest, blocks):
     assert [bytes(block) for block in final_blocks(rest)] == blocks
+
+
+# What the quota is told
+
+
+@pytest.mark.parametrize(("bodies", "usages"), [((WHOLE,), [(None, 1, True)]), ((WHOLE[:2], WHOLE), [(None, 1, False)])])
+async def test_a_call_s_usage_counts_as_whole_only_where_its_answer_has_finished(setup, run, monkeypatch, bodies, usages):  # noqa: F811
+    recorded: list[tuple[Any, ...]] = []
+    record = CallUsage.record
+
+    def kept(call_usage: CallUsage, usage: Usage | None, output_events: int, *, is_whole: bool) -> None:
+        recorded.append((usage, output_events, is_whole))
+        record(call_usage, usage, output_events, is_whole=is_whole)
+
+    monkeypatch.setattr(CallUsage, "record", kept)
+
+    await run(*(b"".join(body) for body in bodies))
+
+    assert recorded[:1] == usages
