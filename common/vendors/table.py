@@ -123,11 +123,11 @@ VENDORS: dict[str, Vendor] = {
         Vendor(
             "perplexity",
             env="PERPLEXITY",
-            wires=("openai-responses",),
+            wires=("openai-responses", "openai-chat"),  # The second only for its former models; see `models`.
             base_url="https://api.perplexity.ai",
             evident=re.compile(r"sonar(-|$)"),
             paths={"openai-responses": "/v1"},
-            gateway={"openai-responses": "perplexity-ai/v1"},
+            gateway={"openai-responses": "perplexity-ai/v1", "openai-chat": "perplexity-ai"},
         ),
         Vendor(
             "azure-openai",

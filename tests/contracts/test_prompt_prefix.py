@@ -23,7 +23,7 @@ MODELS_AT = {
     "groq": ("openai/gpt-oss-120b", "qwen/qwen3-32b"),
     "grok": ("grok-4",),
     "cerebras": ("gpt-oss-120b",),
-    "perplexity": ("perplexity/sonar",),
+    "perplexity": ("perplexity/sonar", "sonar"),
     "cohere": ("command-a-03-2025", "command-a-reasoning-08-2025"),
     "workers-ai": ("@cf/openai/gpt-oss-120b",),
     "vllm": ("q",),

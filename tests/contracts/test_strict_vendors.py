@@ -146,6 +146,8 @@ def gemini(**config: Any) -> dict[str, Any]:
         ("grok", CHAT, {"model": "grok-4.3", "stop": ["x"]}, "does not support parameter stop"),
         ("cerebras", CHAT, {"model": "gpt-oss-120b", "top_k": 5}, "property 'body.top_k' is unsupported"),
         ("cerebras", CHAT, {"model": "gpt-oss-120b", "reasoning_effort": "none"}, "'low', 'medium', 'high'"),
+        ("perplexity", "/chat/completions", {"model": "sonar", "messages": [USER, USER]}, "should alternate"),
+        ("perplexity", "/chat/completions", {"model": "sonar", "tools": [TOOL]}, "Tool calling is not supported"),
         ("perplexity", RESPONSES, {"model": "perplexity/sonar", "store": False}, 'unknown field "store"'),
         ("perplexity", RESPONSES, {"model": "sonar-pro"}, "provider/model format"),
         ("perplexity", RESPONSES, {"preset": "low", "input": [{"type": "reasoning"}]}, "unknown input item type"),

@@ -23,12 +23,14 @@ from workers.providers.base import Deployment, FamilyWire, UpstreamRequest, Wire
 from workers.providers.shared.refused_thoughts import THOUGHTS, without_thoughts
 from workers.providers.shared.shape import ClientCalls
 from workers.providers.shared.tool_names import has_other_names
+from workers.providers.shared.without_tools import must_lose_tools
 from workers.transcode.guarded_pump import guarded
 from workers.transcode.output_guardrails import OutputGuard
 from workers.transcode.pumps import Decoding, Folding, FoldingWhole, Passing, PassingWhole, Pump, Translating
 
 # The upstream request of an attempt, and the pump that turns its answer into the client's.
 Prepared = tuple[UpstreamRequest, Pump]
+_OWN = ("openai", "azure-openai")  # Whose clients speak these dialects to them without Sluice too.
 
 
 Prepare = Callable[[ReplyInfo, OutputGuard | None], Prepared]
@@ -71,7 +73,13 @@ def family_of(job: Job, deployment: Deployment) -> FamilyWire | None:
 
 def _must_summarize(body: Mapping[str, Any], deployment: Deployment, guard: OutputGuard | None) -> bool:
     """Whether the client asks for a compaction that its vendor does not make, or that no guardrail could read."""
-    return asks_for_compaction(body) and (guard is not None or deployment.provider not in ("openai", "azure-openai"))
+    return asks_for_compaction(body) and (guard is not None or deployment.provider not in _OWN)
+
+
+def _must_lose_tools(body: Mapping[str, Any], deployment: Deployment) -> bool:
+    """Whether the client's tools, and calls of its history, would be refused. OpenAI's own clients get its own words."""
+    is_passed = deployment.wire != "openai-chat" or deployment.provider in _OWN
+    return not is_passed and must_lose_tools(body, deployment.facts)
 
 
 def prepare_request(
@@ -79,7 +87,7 @@ def prepare_request(
 ) -> Prepared:
     dialect = DIALECTS[job.dialect]
     family = family_of(job, deployment)
-    if family is None or _must_summarize(info.body, deployment, guard):
+    if family is None or _must_summarize(info.body, deployment, guard) or _must_lose_tools(info.body, deployment):
         parsed = dialect.parse(info.body)
         if deployment.refuses_thoughts:
             parsed = without_thoughts(parsed)

@@ -60,7 +60,7 @@ def test_each_row_is_of_a_known_vendor_and_says_where_it_comes_from(row):
         ("google-ai-studio", "gemini-2.0-flash", {"reasoning": "never", "refused_fields": frozenset()}),
         ("google-ai-studio", "gemini-2.5-pro", {"refused_fields": frozenset({"presence_penalty", "frequency_penalty"})}),
         ("cerebras", "gpt-oss-120b", {"reasoning": "always", "efforts": ("low", "medium", "high"), "developer_role": False}),
-        ("perplexity", "sonar-pro", {"retires": "2026-09-27", "successor": "perplexity/sonar"}),
+        ("perplexity", "sonar-pro", {"wire": "openai-chat", "tools": False, "successor": "perplexity/sonar"}),
         ("perplexity", "perplexity/sonar", {"retires": None, "forced_tool_choice": False}),
         ("cohere", "command-a-03-2025", {"reasoning": "never", "forced_tool_choice": True}),
         ("cohere", "command-r-plus-08-2024", {"reasoning": "never", "forced_tool_choice": False}),

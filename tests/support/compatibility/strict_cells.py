@@ -61,7 +61,7 @@ MODELS_OF: dict[str, tuple[str, ...]] = {
     ),
     "grok": ("grok-4", "grok-4.3", "grok-4.5"),
     "cerebras": ("gpt-oss-120b", "zai-glm-4.7", "qwen-3-235b-a22b-instruct-2507"),
-    "perplexity": ("perplexity/sonar", "low"),
+    "perplexity": ("sonar-pro", "sonar-reasoning-pro", "perplexity/sonar", "low"),
     "cohere": ("command-a-03-2025", "command-a-reasoning-08-2025"),
     "workers-ai": ("@cf/openai/gpt-oss-120b", "@cf/meta/llama-3.3-70b-instruct-fp8-fast", "@cf/qwen/qwen3-30b-a3b-fp8"),
     "deepseek": ("deepseek-chat", "deepseek-v4-pro"),

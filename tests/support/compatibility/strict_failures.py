@@ -82,7 +82,7 @@ EXCEPTIONS: dict[str, tuple[Row, ...]] = {
             "deepseek/* vllm/* llama-cpp/* ollama/*",
             "openai-chat",
         ),
-        _row("PDF", "perplexity/*", "openai-responses"),
+        _row("PDF", "perplexity/perplexity/sonar perplexity/low", "openai-responses"),
         _row(
             "image",
             "groq/* cerebras/* workers-ai/@cf/meta/llama-3.3-70b-instruct-fp8-fast workers-ai/@cf/qwen/qwen3-30b-a3b-fp8 "

@@ -46,7 +46,7 @@ WIRES_OF = {
         },
     ),
     "gemini": (
-        lambda usage: {"candidates": [{"content": {"parts": []}, "finishReason": "STOP"}], "usageMetadata": usage},
+        lambda usage: {"candidates": [{"content": {"parts": [{"text": "a"}]}, "finishReason": "STOP"}], "usageMetadata": usage},
         {"promptTokenCount": 100, "candidatesTokenCount": 50},
         ["promptTokenCount", "candidatesTokenCount", "thoughtsTokenCount", "toolUsePromptTokenCount"],
         {"cachedContentTokenCount": "cache_read_tokens"},

@@ -118,6 +118,7 @@ def test_mistral_s_own_call_ids_stay():
         ("grok", {}, {"store", "metadata", "presence_penalty"}, {"stream_options", "seed", "max_completion_tokens", "n"}),
         ("deepseek", {"max_tokens": 100}, {"store", "metadata", "seed", "user"}, {"stream_options", "presence_penalty"}),
         ("cerebras", {"max_tokens": 100}, {"store", "metadata"}, {"stream_options", "seed", "user", "presence_penalty"}),
+        ("perplexity", {"max_tokens": 100}, {"store", "seed", "user", "stream_options"}, {"presence_penalty"}),
         ("workers-ai", {"max_tokens": 100}, {"store", "metadata", "user"}, {"stream_options", "seed"}),
         ("ollama", {"max_tokens": 100}, set(), {"stream_options", "seed", "user", "store"}),
     ],

@@ -15,7 +15,7 @@ from common.canonical.generation import (
     ToolResultPart,
 )
 from common.vendors.models import ModelFacts
-from workers.providers.shared.without_tools import fit_tools
+from workers.providers.shared.without_tools import fit_tools, must_lose_tools
 
 FACTS = ModelFacts(tools=False)
 IMAGE = ImagePart(data="QUJD", media_type="image/png")
@@ -66,3 +66,21 @@ def test_a_model_that_calls_tools_keeps_all() -> None:
     request = GenerationRequest("m", SESSION, tools=[Tool("weather")])
 
     assert fit_tools(request, ModelFacts()) == (request, [])
+
+
+CALLED = {"role": "assistant", "content": None, "tool_calls": [{"id": "c1", "function": {"name": "f", "arguments": "{}"}}]}
+
+
+@pytest.mark.parametrize(
+    ("body", "is_due"),
+    [
+        ({"messages": [{"role": "user", "content": "hi"}]}, False),
+        ({"messages": [], "tools": [{"type": "function"}]}, True),
+        ({"messages": [CALLED]}, True),
+        ({"messages": [{"role": "tool", "tool_call_id": "c1", "content": "r"}]}, True),
+        ({"messages": "nonsense", "tools": []}, False),
+    ],
+)
+def test_a_body_with_tools_cannot_pass_to_a_model_without_any(body, is_due: bool) -> None:
+    assert must_lose_tools(body, FACTS) is is_due
+    assert must_lose_tools(body, ModelFacts()) is False

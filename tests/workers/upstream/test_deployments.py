@@ -50,6 +50,21 @@ def test_each_vendor_is_called_where_its_documents_say(provider, dialect, own_pa
     assert only(f"{provider}/m", with_provider(provider), dialect=dialect).url(own_path) == url
 
 
+@pytest.mark.parametrize("dialect", ["openai-chat", "openai-responses"])
+@pytest.mark.parametrize(
+    ("model", "wire", "own_path", "url"),
+    [
+        ("perplexity/sonar", "openai-responses", "/responses", "/v1/responses"),
+        ("low", "openai-responses", "/responses", "/v1/responses"),
+        ("sonar-pro", "openai-chat", "/chat/completions", "/chat/completions"),
+    ],
+)
+def test_perplexity_s_former_models_keep_their_wire(dialect, model, wire, own_path, url):
+    found = only(f"perplexity/{model}", with_provider("perplexity"), dialect=dialect)
+
+    assert (found.wire, found.url(own_path)) == (wire, f"https://api.perplexity.ai{url}")
+
+
 @pytest.mark.parametrize(
     ("provider", "own_path", "base_urls"),
     [

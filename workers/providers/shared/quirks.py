@@ -128,7 +128,12 @@ QUIRKS: Mapping[str, Quirks] = {
         texts_only=True,  # Source: https://github.com/Gitlawb/openclaude/issues/774
     ),
     "cerebras": Quirks(unknown=_BOOKKEEPING - {"prompt_cache_key"}, unknown_in_messages=_ECHOED, renamed=_ONE_LIMIT),
-    "perplexity": Quirks(carries_in_responses=Carries(), is_agent_api=True),
+    "perplexity": Quirks(
+        renamed=_ONE_LIMIT,
+        unknown=_BOOKKEEPING | {"stream_options", "seed", "user", "service_tier"},  # Usage comes with every chunk.
+        carries_in_responses=Carries(),
+        is_agent_api=True,
+    ),
     # Source: https://github.com/TencentCloud/TencentDB-Agent-Memory/issues/1313
     "workers-ai": Quirks(renamed=_ONE_LIMIT, unknown=_BOOKKEEPING | {"user", "service_tier"}, texts_only=True),
     "ollama": Quirks(renamed=_ONE_LIMIT, unread=_PDF),

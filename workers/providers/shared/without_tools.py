@@ -5,11 +5,13 @@ can go on. A call is told together with its result, in the user's words: a model
 more of them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 from common.canonical.generation import GenerationRequest, Message, Part, Role, TextPart, ToolCallPart, ToolResultPart
 from common.vendors.models import ModelFacts
+from workers.providers.shared.loose_json import dict_of, list_of
 from workers.providers.shared.unsupported import invalid_field_error
 
 
@@ -29,6 +31,14 @@ def fit_tools(request: GenerationRequest, facts: ModelFacts) -> tuple[Generation
     messages = [fitted for message in request.messages if (fitted := _without_tools(message, calls)).parts]
     left_out = ["tools"] if request.tools else []
     return replace(request, messages=messages, tools=[], tool_choice=None), left_out
+
+
+def must_lose_tools(body: Mapping[str, Any], facts: ModelFacts) -> bool:
+    """Whether a chat completions body offers or has called tools, and its model calls none: then it cannot pass unchanged."""
+    if facts.tools:
+        return False
+    turns = map(dict_of, list_of(body.get("messages")))
+    return bool(body.get("tools")) or any(turn.get("tool_calls") or turn.get("role") == "tool" for turn in turns)
 
 
 def _without_tools(message: Message, calls: dict[str, ToolCallPart]) -> Message:

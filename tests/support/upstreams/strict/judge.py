@@ -32,7 +32,7 @@ _COURTS: dict[str, tuple[tuple[tuple[str, Sequence[Rule]], ...], _ErrorBody]] = 
     "google-ai-studio": (((":streamGenerateContent", gemini.RULES), (":generateContent", gemini.RULES)), gemini.error_body),
     "grok": ((("/v1/chat/completions", grok.CHAT), ("/v1/responses", grok.RESPONSES)), grok.error_body),
     "cerebras": ((("/v1/chat/completions", cerebras.RULES),), cerebras.error_body),
-    "perplexity": ((("/v1/responses", perplexity.RULES),), perplexity.error_body),
+    "perplexity": ((("/chat/completions", perplexity.CHAT), ("/v1/responses", perplexity.AGENT)), perplexity.error_body),
     "cohere": ((("/v2/chat", cohere.RULES),), cohere.error_body),
     "workers-ai": ((("/ai/v1/chat/completions", workers_ai.RULES),), workers_ai.error_body),
     "vllm": ((("/v1/chat/completions", chat_templates.RULES),), chat_templates.error_body),
