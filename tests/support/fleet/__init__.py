@@ -16,7 +16,7 @@ dialects that most tests use, ``raw_client`` a client on a bare socket, ``waitin
 """
 
 from tests.support.fleet.fleet import QUICK_LEASE, Fleet, fleet, fleet_on
-from tests.support.fleet.process import ROOT, Api, DemoProvider, Process, Worker
+from tests.support.fleet.process import Api, DemoProvider, Process, Worker
 from tests.support.fleet.raw_client import RawClient
 from tests.support.fleet.requests import (
     CHAT,
@@ -31,6 +31,7 @@ from tests.support.fleet.requests import (
     headers_of,
     sse_events,
 )
+from tests.support.fleet.starting import ROOT, Start, execute, fork
 from tests.support.fleet.waiting import WAIT_S, is_ok, until
 
 __all__ = [
@@ -50,10 +51,13 @@ __all__ = [
     "Process",
     "RawClient",
     "SseEvent",
+    "Start",
     "Worker",
     "body_of",
+    "execute",
     "fleet",
     "fleet_on",
+    "fork",
     "headers_of",
     "is_ok",
     "sse_events",

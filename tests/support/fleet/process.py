@@ -4,30 +4,20 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 from cli.dev.embedded_redis import free_port
+from tests.support.fleet.starting import Start, fork
 from tests.support.fleet.waiting import is_ok
-
-ROOT = Path(__file__).parents[3]
 
 
 class Process:
     """One process of Sluice, with its output in a file."""
 
-    def __init__(self, args: list[str], env: dict[str, str], log: Path) -> None:
+    def __init__(self, args: list[str], env: dict[str, str], log: Path, start: Start = fork) -> None:
         self.log = log
-        self._out = log.open("ab")
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "cli.main", *args],
-            env={**os.environ, **env},
-            cwd=ROOT,
-            stdout=self._out,
-            stderr=self._out,
-            stdin=subprocess.DEVNULL,
-        )
+        self._process = start(args, {**os.environ, **env}, log)
 
     @property
     def pid(self) -> int:
@@ -55,7 +45,6 @@ class Process:
                 self.wait(15)
             except subprocess.TimeoutExpired:
                 self.kill()
-        self._out.close()
 
     def lines(self) -> list[dict[str, Any]]:
         """Return the log lines that are JSON."""
@@ -71,8 +60,8 @@ class Listening(Process):
 
     ready_path = "/readyz"
 
-    def __init__(self, args: list[str], env: dict[str, str], log: Path, port: int) -> None:
-        super().__init__(args, env, log)
+    def __init__(self, args: list[str], env: dict[str, str], log: Path, port: int, start: Start = fork) -> None:
+        super().__init__(args, env, log, start)
         self.port = port
 
     @property
@@ -88,19 +77,19 @@ class DemoProvider(Listening):
 
     ready_path = "/stats"
 
-    def __init__(self, folder: Path, env: dict[str, str], port: int) -> None:
-        super().__init__(["demo-provider", "--port", str(port)], env, folder / "demo.log", port)
+    def __init__(self, folder: Path, env: dict[str, str], port: int, start: Start = fork) -> None:
+        super().__init__(["demo-provider", "--port", str(port)], env, folder / "demo.log", port, start)
 
 
 class Api(Listening):
-    def __init__(self, name: str, folder: Path, env: dict[str, str], port: int | None = None) -> None:
-        port = port or free_port()
-        super().__init__(["api"], {**env, "SLUICE_PORT": str(port)}, folder / f"{name}.log", port)
+    def __init__(self, name: str, folder: Path, env: dict[str, str], start: Start = fork) -> None:
+        port = free_port()
+        super().__init__(["api"], {**env, "SLUICE_PORT": str(port)}, folder / f"{name}.log", port, start)
 
 
 class Worker(Listening):
     """A worker. Its port is only for metrics and health."""
 
-    def __init__(self, name: str, folder: Path, env: dict[str, str], port: int | None = None) -> None:
-        port = port or free_port()
-        super().__init__(["worker"], {**env, "SLUICE_WORKER_PORT": str(port)}, folder / f"{name}.log", port)
+    def __init__(self, name: str, folder: Path, env: dict[str, str], start: Start = fork) -> None:
+        port = free_port()
+        super().__init__(["worker"], {**env, "SLUICE_WORKER_PORT": str(port)}, folder / f"{name}.log", port, start)
