@@ -52,8 +52,8 @@ class PostgresForTests:
         self.stop()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def url(self, database: str = "postgres") -> str:
-        return f"postgresql://{self.user}@/{database}?host={self._folder}"
+    def url(self, user: str | None = None) -> str:
+        return f"postgresql://{user or self.user}@/postgres?host={self._folder}"
 
     def start(self) -> None:
         options = {
@@ -86,12 +86,15 @@ class PostgresForTests:
             self.process.wait(120)
 
     async def new_database(self) -> str:
-        """Create an empty database and return its URL."""
+        """Create what looks like an empty database, and return its URL.
+
+        It is a role's own schema: a database would be a copy of 7 MB, which takes a tenth of a second.
+        """
         self._databases += 1
         name = f"test_{self._databases}"
         connection = await asyncpg.connect(host=str(self._folder), user=self.user, database="postgres")
         try:
-            await connection.execute(f"CREATE DATABASE {name}")
+            await connection.execute(f"CREATE ROLE {name} LOGIN; CREATE SCHEMA {name} AUTHORIZATION {name}")
         finally:
             await connection.close()
-        return self.url(name)
+        return self.url(user=name)
