@@ -13,6 +13,9 @@ EXAMPLES ?= 200
 COUNT ?= 400
 # Tests of one process and its parts. They need only a Redis, and run on every Python.
 UNIT := tests/api tests/common tests/contracts tests/workers tests/test_dependencies.py
+# A file is compiled once, and not again in each process, even where the environment forbids to store what was compiled. Files
+# are run in the order of tests/conftest.py.
+PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo dev test unit lowest check-all fmt lint types env compatibility constraints bench overload fuzz chaos soak mutants clean
@@ -42,10 +45,10 @@ dev: setup ## Start everything with reload and logs, for development
 	@$(BIN)/sluice dev --reload --verbose $(ARGS)
 
 test: $(VENV)/.ready-dev ## Run the tests (ARGS=tests/common for a part, WORKERS=0 for one at a time)
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	@$(PYTEST) $(ARGS)
 
 unit: $(VENV)/.ready-dev ## Run only unit and contract tests (PYTHON=python3.13 VENV=.venv-3.13 for another Python)
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(UNIT) $(ARGS)
+	@$(PYTEST) $(UNIT) $(ARGS)
 
 lowest: $(VENV)/.ready-dev ## Run unit and contract tests on the lowest versions that pyproject.toml allows
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv

@@ -14,11 +14,19 @@ from cli.dev.embedded_redis import EmbeddedRedis
 from tests.support.servers.postgres import PostgresForTests, find_binaries
 from tests.support.servers.redis_client import client_of
 
+TESTS = Path(__file__).parent
+WITH_PROCESSES = ("e2e", "security", "deploy", "browser")
+
 pytest_plugins = ["tests.support.retried_fixtures"]
 
 # No test is timed: a busy machine takes longer over an example than hypothesis would allow.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the tests of real processes first: they mostly wait. At the end, only short files keep one worker busy."""
+    items.sort(key=lambda item: item.path.relative_to(TESTS).parts[0] not in WITH_PROCESSES)
 
 
 @pytest.fixture(scope="session", autouse=True)

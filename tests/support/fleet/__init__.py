@@ -11,7 +11,8 @@ The order in which everything starts:
 4. The test runs. It may start more processes, and send signals to any of them.
 5. At the end the APIs, the workers and the demo provider are stopped, then Redis.
 
-``process`` has one class for each kind of process, and ``fleet`` combines them. ``requests`` has the requests of the two
+``starting`` starts a process: by fork, unless the test gives ``start=execute``. ``process`` has one class for each kind, and
+``fleet`` combines them. ``requests`` has the requests of the two
 dialects that most tests use, ``raw_client`` a client on a bare socket, ``waiting`` the time limits.
 """
 
