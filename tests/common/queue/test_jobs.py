@@ -107,6 +107,16 @@ async def test_background_is_not_put_off_for_ever(queue):
     assert sum(job.is_background for job in first) == len(first) // 20
 
 
+@pytest.mark.parametrize("job_class", JobClass)
+async def test_where_one_class_waits_alone_every_turn_is_its_own(queue, job_class):
+    for n in range(45):
+        await queue.enqueue(f"gen_{n}", "a", job_class)
+
+    counts = [len(await claim(queue, 10)) for _ in range(5)]
+
+    assert counts == [10, 10, 10, 10, 5]
+
+
 async def test_background_takes_no_more_slots_than_it_may_and_its_own_bell_tells_others_of_the_rest(queue, redis):
     for n in range(3):
         await queue.enqueue(f"later_{n}", "a", BACKGROUND)
