@@ -142,8 +142,10 @@ def _owner(name: str, principal: Principal, settings: Settings) -> str | None:
 
 def _may_use(principal: Principal, requested: RequestedModel | None, target: Target, settings: Settings) -> bool:
     """``requested`` is None if the target's name goes to an upstream as it is: then it is no alias of the operator."""
-    model, provider, has_byok_key = requested or RequestedModel(target.name)
-    alias = own_name(model, settings, provider, has_byok_key=has_byok_key) if requested else None
+    alias, has_byok_key = None, False
+    if requested:
+        has_byok_key = requested.has_byok_key
+        alias = own_name(requested.model, settings, requested.provider, has_byok_key=has_byok_key)
 
     def allowed_by(access: Access) -> bool:
         return access.models is None or any(

@@ -52,6 +52,10 @@ class Lab:
     async def claim(self, lapsed_max: int = 0) -> list[ClaimedJob]:
         return (await self.queue.claim(10, lapsed_max=lapsed_max, excluded_ids=())).jobs
 
+    async def claim_one(self) -> ClaimedJob:
+        (job,) = (await self.queue.claim(1, lapsed_max=0, excluded_ids=())).jobs
+        return job
+
     async def status(self) -> JobStatus:
         (status,) = await self.queue.statuses(["gen_0"])
         return status
