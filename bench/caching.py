@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import httpx
 import orjson
 
-from bench.run import KEY, PATH, Machine, send_raw
+from bench.run import KEY, PATH, Machine, Outcome, send_raw
 
 REQUESTS = 150  # Per turn.
 TURNS = 4
@@ -122,5 +122,5 @@ async def _viewed(under_test: Machine) -> int:
     return _failed(await asyncio.gather(*(send_raw(under_test.api_port, "GET", path) for _ in range(VIEWERS))))
 
 
-def _failed(outcomes: list) -> int:
+def _failed(outcomes: list[Outcome]) -> int:
     return sum(not (outcome.is_complete and outcome.tokens == TOKENS) for outcome in outcomes)

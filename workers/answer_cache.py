@@ -1,8 +1,8 @@
 """Which answers are put into the cache?
 
-Complete ones: not failed, not cut off by a guardrail, not refused, not empty. The bytes are those that the client got, read
-back from the log. A worker does this before the job is over: until then identical requests join the job, so none of them finds
-neither the job nor the cached answer.
+Complete ones: not failed, not cut off by a guardrail, not refused, not empty, not ended by a limit that the client did not set.
+The bytes are those that the client got, read back from the log. A worker does this before the job is over: until then identical
+requests join the job, so none of them finds neither the job nor the cached answer.
 """
 
 import re
@@ -21,7 +21,7 @@ from workers.run_context import RunContext
 
 log = structlog.get_logger()
 
-_COMPLETE = frozenset({FinishReason.STOP, FinishReason.STOP_SEQUENCE, FinishReason.LENGTH, FinishReason.TOOL_CALLS})
+_COMPLETE = frozenset({FinishReason.STOP, FinishReason.STOP_SEQUENCE, FinishReason.TOOL_CALLS})
 
 # OpenAI's dialects tell a refusal in a field of its own, and the finish is the usual one. In text, the quotes would be escaped.
 _REFUSAL = re.compile(rb'"refusal" ?: ?"[^"]|"type" ?: ?"refusal"')
@@ -39,7 +39,8 @@ async def keep_answer(context: RunContext) -> None:
 async def _keep(order: CacheOrder, context: RunContext) -> str:
     """Store an answer. Return what became of it, for the metric."""
     job, total = context.job, context.total
-    if total.failed or total.is_cut or total.finish_reason not in _COMPLETE:
+    is_asked_length = total.finish_reason == FinishReason.LENGTH and order.has_limit
+    if total.failed or total.is_cut or not (total.finish_reason in _COMPLETE or is_asked_length):
         return "incomplete"
     if context.writer.stored_bytes > context.settings.cache_entry_bytes_max:
         return "too_large"

@@ -40,6 +40,7 @@ class CachePlan:
     may_join: bool = False
     max_age_s: int | None = None
     only_if_cached: bool = False
+    has_limit: bool = False  # The client limits the answer's tokens.
     is_stored_response: bool = False  # Of /v1/responses: its client may come back with the id in its answer.
 
 
@@ -82,6 +83,7 @@ class CachePlanner:
             may_join,
             wishes.max_age_s,
             wishes.only_if_cached,
+            parsed.max_output_tokens is not None,
             is_stored_response,
         )
 

@@ -25,7 +25,7 @@ def sharing_of(accepted: AcceptedRequest, services: ApiServices) -> Sharing | No
     if plan is None or not accepted.cache_key:
         return None
     if plan.may_store:
-        job.cache = CacheOrder(accepted.cache_key, ms(plan.ttl_s), job.generation_id)
+        job.cache = CacheOrder(accepted.cache_key, ms(plan.ttl_s), job.generation_id, plan.has_limit)
     if not plan.may_join:
         return None
     policy = f"{job.policy}:{job.grace_s:g}:{accepted.job_class}"

@@ -17,6 +17,8 @@ _ALWAYS = (
     (b"cross-origin-resource-policy", b"same-origin"),  # For resources embedded without CORS. fetch() with CORS ignores it.
 )
 _DATA = (*_ALWAYS, (_CSP, b"default-src 'none'; frame-ancestors 'none'"))
+_CACHE_CONTROL = b"cache-control"
+_NOT_KEPT = ((_CACHE_CONTROL, b"no-store"),)
 _HTTPS = ((b"strict-transport-security", b"max-age=31536000"),)
 # What CORS lets a page read, besides the headers that it may always read.
 EXPOSED_HEADERS = (
@@ -34,8 +36,15 @@ EXPOSED_HEADERS = (
 
 
 def security_headers(headers: Iterable[tuple[bytes, bytes]], *, is_https: bool) -> tuple[tuple[bytes, bytes], ...]:
-    """Return the headers to add to a response that has ``headers``. A page brings its own content security policy."""
-    added = _ALWAYS if any(name == _CSP for name, _ in headers) else _DATA
+    """Return the headers to add to a response that has ``headers``. A page brings its own content security policy.
+
+    What does not say how long it may be kept must not be kept: a cache between us and the client, which does not know our keys
+    and tokens, could give one client's answer to another.
+    """
+    names = {name for name, _ in headers}
+    added = _ALWAYS if _CSP in names else _DATA
+    if _CACHE_CONTROL not in names:
+        added += _NOT_KEPT
     return added + _HTTPS if is_https else added
 
 

@@ -68,12 +68,19 @@ class CacheStore:
 
     async def _attempt(self, name: str, run: Callable[[], Awaitable[Result]]) -> Result | None:
         """Return the result of a command; None if there is none."""
-        if time.monotonic() < self._away_until_s:
+        now_s = time.monotonic()
+        if now_s < self._away_until_s:
             return None
+        if self._away_until_s:
+            self._away_until_s = (
+                now_s + PAUSE_S
+            )  # One request tries it again. The others must not wait for a cache that is away.
         try:
             with redis_errors():
                 async with lag_aware_timeout(TIMEOUT_S):
-                    return await run()
+                    result = await run()
+            self._away_until_s = 0.0
+            return result
         except Exception as error:  # Whatever is wrong with the cache, the request goes on without it.
             self._away_until_s = time.monotonic() + PAUSE_S
             log.warning(

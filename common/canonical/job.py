@@ -24,12 +24,14 @@ class Policy(StrEnum):
 @dataclass(frozen=True, slots=True)
 class CacheOrder:
     """How a complete answer is cached: under which key, and for how long. ``generation_id`` is the generation of the client for
-    which the answer is made; it has another id than the job if others share the job's log.
+    which the answer is made; it has another id than the job if others share the job's log. ``has_limit``: the client limits the
+    answer's tokens, so an answer that ends there is what it asked for.
     """
 
     key: str
     ttl_ms: int
     generation_id: str
+    has_limit: bool = False
 
 
 @dataclass(slots=True)

@@ -43,6 +43,13 @@ async def test_what_is_not_complete_is_not_kept(setup, kept, model, stream):  # 
     assert kept.entries == []
 
 
+@pytest.mark.parametrize(("has_limit", "count"), [(True, 1), (False, 0)])
+async def test_an_answer_that_ends_at_a_limit_is_complete_if_its_client_set_one(setup, kept, has_limit, count):  # noqa: F811
+    await setup.open("demo-n5-d0-len", cache=CacheOrder("key", 600_000, "gen_client", has_limit))
+    await setup.run()
+    assert len(kept.entries) == count
+
+
 async def test_a_request_that_asks_for_no_cache_is_not_kept(setup, kept):  # noqa: F811
     await setup.open("demo-n5-d0")
     await setup.run()

@@ -3,15 +3,15 @@
 import asyncio
 from dataclasses import replace
 from decimal import Decimal
+from types import SimpleNamespace
 
 import pytest
 
 from common.cache.entry import Entry
-from common.cache.store import CacheStore
+from common.cache.store import PAUSE_S, CacheStore
 from common.canonical.events import Usage
 from common.config.settings import Settings
 from common.metering.pricing import Cost
-from common.redis.client import connect
 
 ENTRY = Entry(
     key="k1",
@@ -126,12 +126,29 @@ async def test_an_empty_cache_leaves_no_keys(make_store, redis):
     assert await redis.keys("sluice:cache:*") == []
 
 
-async def test_a_cache_that_is_away_is_left_alone_for_a_while():
-    redis = connect("redis://127.0.0.1:1")
-    store = CacheStore(redis, Settings())
+async def test_a_cache_that_is_away_is_left_alone_and_then_tried_by_one_request(make_store, monkeypatch):
+    store, tries = make_store(), 0
+    clock = 100.0
+
+    async def fail(*_):
+        nonlocal tries
+        tries += 1
+        await asyncio.sleep(0.05)
+        raise ConnectionError
+
+    monkeypatch.setattr("common.cache.store.time", SimpleNamespace(monotonic=lambda: clock))
+    monkeypatch.setattr(store, "_get", fail)
     assert await store.get("k1") is None
-    assert not await store.put(ENTRY)
-    await redis.aclose()
+    assert await asyncio.gather(*(store.get("k1") for _ in range(5))) == [None] * 5
+    assert tries == 1
+    clock += PAUSE_S + 1
+    assert await asyncio.gather(*(store.get("k1") for _ in range(5))) == [None] * 5
+    assert tries == 2
+
+    monkeypatch.undo()
+    store._away_until_s = 0.001  # The pause is over.
+    assert await store.put(ENTRY)
+    assert await store.get("k1") == ENTRY
 
 
 async def test_a_full_redis_only_means_that_nothing_is_stored(make_store, redis):
