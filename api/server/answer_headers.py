@@ -42,7 +42,7 @@ def security_headers(headers: Iterable[tuple[bytes, bytes]], *, is_https: bool) 
     and tokens, could give one client's answer to another.
     """
     names = {name for name, _ in headers}
-    added = _ALWAYS if _CSP in names else _DATA
+    added: tuple[tuple[bytes, bytes], ...] = _ALWAYS if _CSP in names else _DATA
     if _CACHE_CONTROL not in names:
         added += _NOT_KEPT
     return added + _HTTPS if is_https else added
