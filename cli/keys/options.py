@@ -32,6 +32,10 @@ def parse_overlap(_: click.Context, __: click.Parameter, text: str | None) -> in
     return _span_s(text) if text else 0
 
 
+def _parse_ttl(_: click.Context, __: click.Parameter, text: str | None) -> int | None:
+    return None if text is None else 0 if text.strip() == "0" else _span_s(text)
+
+
 def parse_expiry(_: click.Context, __: click.Parameter, text: str | None) -> int | str | None:
     """Return the moment of an expiry in ms: after some time, or at a date, which is in UTC unless it says otherwise."""
     if text is None or text == keys_output.NEVER:
@@ -66,6 +70,11 @@ _ACCESS_OPTIONS = [
     ),
     click.option("--month-usd", help="The most US dollars per month (UTC)."),
     click.option("--guardrail", "guardrails", multiple=True, help="pii=block, injection=log, …; see docs/guardrails.md."),
+    click.option(
+        "--cache-ttl", callback=_parse_ttl, help="How long answers to its requests are used again: 90s, 10m, 2h. 0: never."
+    ),
+    click.option("--cache-policy", help="Which requests are cached: deterministic (temperature 0) or all."),
+    click.option("--cache-scope", help="Who gets its cached answers: the same key, or its tenant."),
     click.option("--audit/--no-audit", default=None, help="Keep its requests and answers, encrypted."),
 ]
 
@@ -84,6 +93,9 @@ _FIELDS: dict[str, tuple[str, ...]] = {
     "day_usd": ("budget", "day_usd"),
     "month_usd": ("budget", "month_usd"),
     "guardrails": ("guardrails",),
+    "cache_ttl": ("cache", "ttl_s"),
+    "cache_policy": ("cache", "policy"),
+    "cache_scope": ("cache", "scope"),
     "audit": ("audit",),
 }
 

@@ -11,6 +11,7 @@ the database a while ago, the workers' bookkeeper) cannot bring a revoked key ba
 import hmac
 import secrets
 from pathlib import Path
+from typing import Any
 
 import orjson
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -43,6 +44,12 @@ class KeyRecord(BaseModel):
     expires_ms: int | None = None
     created_ms: int
     updated_ms: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what is stored. Of the access only what is set: an older version refuses a key whose access has fields that it
+        does not know, so during an update it refuses no keys but those that use new fields.
+        """
+        return self.model_dump(exclude={"access"}) | {"access": self.access.model_dump(mode="json", exclude_defaults=True)}
 
     def accepts(self, key: ParsedKey, now_ms: int) -> bool:
         """Whether this is the key's secret, or its previous one during a rotation's overlap. Takes constant time."""
@@ -116,7 +123,8 @@ class KeyRecords:
     def _call(self, record: KeyRecord) -> tuple[str, list[str], list[str | int]]:
         origins = record.access.cors_origins
         listed = orjson.dumps(origins).decode() if origins and not record.is_disabled else ""
-        args: list[str | int] = [record.model_dump_json(), record.updated_ms, listed, _new_version(), 0, record.id]
+        packed = orjson.dumps(record.to_dict()).decode()
+        args: list[str | int] = [packed, record.updated_ms, listed, _new_version(), 0, record.id]
         return "store", _script_keys(record.id), args
 
 

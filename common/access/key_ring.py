@@ -96,7 +96,7 @@ class KeyRing:
         )
         with database_errors():
             async with self._engine.begin() as connection:
-                await connection.execute(insert(ManagedKey).values(_row(record)))
+                await connection.execute(insert(ManagedKey).values(record.to_dict()))
         return Minted(SecretStr(text), record, await self._serve(record))
 
     async def find(self, id_: str) -> KeyRecord:
@@ -187,7 +187,7 @@ class KeyRing:
             new = old.model_copy(update={**changes, "updated_ms": updated_ms})
             with database_errors():
                 async with self._engine.begin() as connection:
-                    result = await connection.execute(update(ManagedKey).where(_is_as_read(old)).values(_row(new)))
+                    result = await connection.execute(update(ManagedKey).where(_is_as_read(old)).values(new.to_dict()))
             if result.rowcount:
                 return new
         raise Busy(id_)
@@ -233,10 +233,6 @@ async def sync_keys(engine: AsyncEngine, redis: Client, since_ms: int) -> int:
 
 def _is_as_read(record: KeyRecord) -> ColumnElement[bool]:
     return and_(ManagedKey.id == record.id, ManagedKey.updated_ms == record.updated_ms)
-
-
-def _row(record: KeyRecord) -> dict[str, Any]:
-    return {**record.model_dump(exclude={"access"}), "access": record.access.model_dump(mode="json", exclude_defaults=True)}
 
 
 def _record(row: Mapping[Any, Any]) -> KeyRecord:

@@ -74,6 +74,7 @@ def test_all_that_a_key_may_can_be_said(sluice):
         *("--origin", "https://app.example", "--disconnect", "grace=60"),
         *("--requests", "60", "--tokens", "1000", "--concurrent", "5", "--window", "30"),
         *("--day-usd", "1.5", "--month-usd", "20", "--guardrail", "pii=block", "--audit"),
+        *("--cache-ttl", "10m", "--cache-policy", "all", "--cache-scope", "tenant"),
     )
 
     assert is_id(told["id"])
@@ -88,6 +89,7 @@ def test_all_that_a_key_may_can_be_said(sluice):
         "budget": {"day_usd": "1.5", "month_usd": "20"},
         "guardrails": {"pii": "block"},
         "audit": True,
+        "cache": {"ttl_s": 600.0, "policy": "all", "scope": "tenant"},
     }
     assert told["key"] not in sluice("show", told["id"]).output + sluice("list").output
 
@@ -100,6 +102,15 @@ def test_what_is_not_named_stays_and_what_is_cleared_goes(sluice):
     told = shown(sluice, id_)
     assert told["access"] == {"limits": {"requests": 70, "tokens": 9}}
     assert (told["name"], told["expires_at"]) == ("new", None)
+
+
+def test_the_cache_rule_of_a_key_is_changed_field_by_field(sluice):
+    id_ = made(sluice, "--cache-ttl", "2h", "--cache-scope", "tenant")["id"]
+
+    sluice("update", id_, "--cache-ttl", "0", "--clear", "cache-scope")
+    assert shown(sluice, id_)["access"] == {"cache": {"ttl_s": 0.0}}
+    sluice("update", id_, "--clear", "cache-ttl")
+    assert shown(sluice, id_)["access"] == {}
 
 
 def test_keys_are_disabled_enabled_rotated_and_deleted(sluice):
@@ -167,6 +178,10 @@ def test_what_a_key_is_allowed_and_does_not_exist_is_told(sluice):
         (["create", "--guardrail", "pii"], "pii=block"),
         (["create", "--guardrail", "pii=maybe"], "--guardrail: it must be one of"),
         (["create", "--guardrail", "nothing=block"], "there is no 'nothing' here"),
+        (["create", "--cache-ttl", "soon"], "10m"),
+        (["create", "--cache-ttl", "31d"], "--cache-ttl: it must be a number from 0 to 2592000"),
+        (["create", "--cache-policy", "some"], "--cache-policy: it must be one of deterministic, all"),
+        (["create", "--cache-scope", "all"], "--cache-scope: it must be one of key, tenant"),
         (["create", "--tenant", "a b"], "--tenant"),
         (["update", "0123456789ab", "--clear", "everything"], "models"),
         (["rotate", "0123456789ab", "--overlap", "5w"], "30d"),

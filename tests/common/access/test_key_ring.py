@@ -1,6 +1,7 @@
 """Managed keys on both databases and a real Redis."""
 
 import asyncio
+import json
 from decimal import Decimal
 
 import pytest
@@ -11,7 +12,7 @@ from sqlalchemy import text, update
 from common.access.key_records import DeletedKey, KeyRecord, KeyRecords
 from common.access.key_ring import KeyRing, NewKey, UnknownKey, sync_keys
 from common.access.key_text import new_id, parse_key
-from common.access.principal import Access, Budget
+from common.access.principal import Access, Budget, Limits
 from common.canonical.errors import StoreUnavailable
 from common.database.engine import DatabaseUnavailable, open_database
 from common.database.migrate import migrate
@@ -199,6 +200,17 @@ async def test_a_budget_is_kept_to_the_nano_dollar(ring, redis, dollars):
 
     for found in (await ring.find(made.record.id), await KeyRecords(redis).load(made.record.id)):
         assert found.access.budget.day_usd == Decimal(str(dollars))
+
+
+async def test_a_record_has_no_field_that_its_key_does_not_use(ring, engine, redis):
+    """An older version, which does not know a new field, would refuse every key whose record has it."""
+    plain, limited = [await ring.create(NewKey(access=access)) for access in (Access(), Access(limits=Limits(requests=5)))]
+
+    for _ in range(2):
+        stored = [json.loads(await redis.get(keyspace.managed_key(each.record.id))) for each in (plain, limited)]
+        assert [record["access"] for record in stored] == [{}, {"limits": {"requests": 5}}]
+        await redis.flushall()
+        await sync_keys(engine, redis, 0)
 
 
 async def test_a_row_of_a_later_version_keeps_no_other_back(ring, engine, redis):
