@@ -86,7 +86,7 @@ def explain_error(error: Any, schema: Mapping[str, Any]) -> str:
         text = error["msg"].removeprefix("Value error, ").rstrip(".")
     else:
         text = f"it must be {_allowed(node, schema)}"
-    return f"{text}{Redactor()(_shown(value, node, schema))}."
+    return Redactor()(f"{text}{_shown(value, node, schema)}.")
 
 
 def _shown(value: Any, node: _Node, schema: _Node) -> str:

@@ -194,6 +194,10 @@ def make_processes(
         "SLUICE_WORKER_DRAIN_S": str(DRAIN_S),
         "SLUICE_SECRET": settings.secret.get_secret_value() if settings.secret else secrets.token_hex(32),
         "SLUICE_PRICES": orjson.dumps({name: price.model_dump(mode="json") for name, price in prices.items()}).decode(),
+        # REDIS_URL alone turns the cache on for one dialect; beside the SLUICE_REDIS_URL above it would not.
+        "SLUICE_CACHE_DIALECTS": orjson.dumps(
+            {name: rule.model_dump(exclude_none=True) for name, rule in settings.cache_dialects.items()}
+        ).decode(),
         "DEMO_BASE_URL": f"http://127.0.0.1:{demo_port}/v1",
         **({} if settings.api_keys else {"SLUICE_API_KEYS": key}),
     }

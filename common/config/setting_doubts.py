@@ -32,7 +32,14 @@ class Doubt(NamedTuple):
 
 def find_doubts(settings: Settings) -> list[Doubt]:
     """Return the doubts about the settings, and about names that look like settings."""
-    return [*_unknown_variables(), *_targets(settings), *_providers(settings), *_tenants(settings), *_guardrails(settings)]
+    return [
+        *_unknown_variables(),
+        *_targets(settings),
+        *_providers(settings),
+        *_tenants(settings),
+        *_patterns(settings),
+        *_guardrails(settings),
+    ]
 
 
 def log_doubts(settings: Settings) -> None:
@@ -152,13 +159,17 @@ def _lists(
     yield "dialect", list(access.dialects or ()), list(dialects)
 
 
+def _patterns(settings: Settings) -> Iterator[Doubt]:
+    """Yield doubts about patterns that apply to no model."""
+    for setting in ("guardrails_by_model", "cache_models"):
+        for pattern in getattr(settings, setting):
+            provider, slash, _ = pattern.partition("/")
+            if slash and not re.search(r"[*?[]", provider) and provider not in settings.vendor_ids:
+                yield _doubt(setting, f"{pattern!r} applies to nothing", _problem_of_provider(provider, settings) or "")
+
+
 def _guardrails(settings: Settings) -> Iterator[Doubt]:
-    """Yield doubts about guardrails that apply to no model, and guardrails that are on but lack their settings."""
-    for pattern in settings.guardrails_by_model:
-        provider, slash, _ = pattern.partition("/")
-        if slash and not re.search(r"[*?[]", provider) and provider not in settings.vendor_ids:
-            problem = _problem_of_provider(provider, settings) or ""
-            yield _doubt("guardrails_by_model", f"{pattern!r} applies to nothing", problem)
+    """Yield doubts about guardrails that are on but lack their settings."""
     policies = [settings.guardrails, *settings.guardrails_by_model.values()]
     policies += [access.guardrails for access in settings.tenants.values() if access.guardrails]
     for row in GUARDRAILS:

@@ -48,6 +48,19 @@ def test_the_demo_s_models_have_a_price_beside_those_of_the_settings(listener):
     assert Settings(prices=orjson.loads(prices)).prices["openai/x"] == Settings(prices=own).prices["openai/x"]
 
 
+def test_redis_url_alone_turns_the_cache_on_as_without_dev(listener, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:2")
+    rules = Settings().cache_dialects
+    assert rules["unified"].ttl_s == 600
+
+    for part in parts(listener):
+        with monkeypatch.context() as child:
+            for name, value in part.env.items():
+                child.setenv(name, value)
+            assert (Settings().cache_dialects, Settings().redis_url) == (rules, Redis.url)
+
+
 def test_a_key_of_the_settings_is_used_and_no_other_is_good(listener):
     own = Settings(api_keys="sk-one,sk-two")
 

@@ -77,6 +77,11 @@ def test_every_command_ends_with_one_line_that_names_the_setting(command: list[s
         ("SLUICE_ALIASES", '{"fast": "openai/x"}', ["SLUICE_ALIASES.fast", "a list", '{"fast": ["openai/gpt-5"]}']),
         ("SLUICE_ALIASES", '{"fast": []}', ["SLUICE_ALIASES.fast", "1 or more"]),
         ("SLUICE_GUARDRAILS", '{"pi": "block"}', ["SLUICE_GUARDRAILS.pi", "Did you mean pii?"]),
+        ("SLUICE_CACHE_DIALECTS", '{"unifid": {"ttl_s": 60}}', ["there is no dialect 'unifid'", "openai-chat", "unified"]),
+        ("SLUICE_CACHE_DIALECTS", '{"unified": {"ttl": 60}}', ["SLUICE_CACHE_DIALECTS.unified.ttl", "Did you mean ttl_s?"]),
+        ("SLUICE_CACHE_MODELS", '{"gpt-*": {"ttl_s": "60"}}', ["SLUICE_CACHE_MODELS.gpt-*.ttl_s", "must be a number"]),
+        ("SLUICE_CACHE_MODELS", '{"gpt-*": {"ttl_s": 1e9}}', ["SLUICE_CACHE_MODELS.gpt-*.ttl_s", "from 0 to 2592000"]),
+        ("SLUICE_CACHE_MODELS", '{"gpt-*": {"policy": "some"}}', ["one of deterministic, all"]),
         ("SLUICE_PROVIDERS", '{"openai": {"base_ulr": "http://x"}}', ["openai.base_ulr", "Did you mean base_url?"]),
     ],
 )
@@ -117,6 +122,7 @@ def test_all_that_is_wrong_is_told_at_once():
         ("SLUICE_PROVIDERS", f'{{"openai": {{"api_keys": {{"a": "{CANARY}"}}}}}}'),
         ("SLUICE_PROVIDERS", f'{{"openai": {{"api_key": "{CANARY}"}}}}'),
         ("SLUICE_PROVIDERS", f'{{"openai": {{"{CANARY}": 1}}}}'),
+        ("SLUICE_CACHE_DIALECTS", f'{{"{CANARY}": {{}}}}'),
         ("SLUICE_PORT", CANARY),
     ],
 )

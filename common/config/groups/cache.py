@@ -1,6 +1,6 @@
 """Which settings say which answers are cached, for how long, and where?"""
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
 
 from common.access.cache_rule import TTL_S_MAX, CachePolicy, CacheRule, CacheScope
 from common.config.setting_sources import environment as environment
@@ -43,6 +43,16 @@ class CacheSettings(BaseModel):
         256 * MIB, ge=MIB, le=64 * GIB, description="Total size of all cached answers. The oldest are removed first."
     )
     cache_entry_bytes_max: int = Field(MIB, ge=KIB, le=64 * MIB, description="A larger answer is not cached.")
+
+    @field_validator("cache_dialects")
+    @classmethod
+    def _check_dialects(cls, rules: dict[str, CacheRule]) -> dict[str, CacheRule]:
+        if rules:
+            from common.dialects import DIALECTS  # Imported here, because few setups need them.
+
+            if unknown := rules.keys() - DIALECTS:
+                raise ValueError(f"there is no dialect {min(unknown)!r}. There are: {', '.join(DIALECTS)}")
+        return rules
 
     @property
     def cache_default(self) -> CacheRule:

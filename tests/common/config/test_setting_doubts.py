@@ -36,6 +36,8 @@ def test_good_settings_are_in_no_doubt():
         "guardrails": {"patterns": "block"},
         "guardrail_patterns_in": ("x",),
         "guardrails_by_model": {"openai/*": {"pii": "block"}, "*": {"size": "log"}},
+        "cache_models": {"openai/gpt-*": {"ttl_s": 60}, "fast": {"ttl_s": 0}, "*": {"policy": "all"}},
+        "cache_dialects": {"unified": {"ttl_s": 60}},
         "tenants": {"acme": {"models": ["gpt-*", "openai/*", "*/x"], "providers": ["open*"], "dialects": ["openai-chat"]}},
     }
 
@@ -104,6 +106,7 @@ def test_a_name_in_the_env_file_is_told_too(elsewhere: Path):
         ({"prices": {"gpt-5": PRICE}}, ["SLUICE_PRICES", "provider/model"]),
         ({"prices": {"opnai/gpt-5": PRICE}}, ["SLUICE_PRICES", "Did you mean openai?"]),
         ({"guardrails_by_model": {"opnai/*": {"pii": "block"}}}, ["SLUICE_GUARDRAILS_BY_MODEL", "Did you mean openai?"]),
+        ({"cache_models": {"opnai/*": {"ttl_s": 60}}}, ["SLUICE_CACHE_MODELS", "Did you mean openai?"]),
         ({"guardrails": {"patterns": "block"}}, ["'patterns'", "SLUICE_GUARDRAIL_PATTERNS_IN"]),
         ({"tenants": {"a": {"guardrails": {"custom": "log"}}}}, ["'custom'", "SLUICE_GUARDRAIL_PLUGIN"]),
         ({"tenants": {"a": {"providers": ["opnai"]}}}, ["SLUICE_TENANTS", "Did you mean openai?"]),
