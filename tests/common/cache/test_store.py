@@ -157,3 +157,15 @@ async def test_a_full_redis_only_means_that_nothing_is_stored(make_store, redis)
         assert not await make_store().put(ENTRY)
     finally:
         await redis.config_set("maxmemory", "0")
+
+
+@pytest.mark.parametrize("lost", ["by_age", "by_expiry", "about"])
+async def test_a_redis_that_evicted_a_list_still_stores_and_bounds(make_store, redis, lost):
+    store = make_store(cache_bytes_max=3 * (OVERHEAD + 1000) + 500)
+    await stored(store, 1, 2, 3, size=1000)
+    await redis.delete(f"sluice:cache:{lost}")
+
+    await stored(store, 4, 5, 6, 7, 8, 9, size=1000)
+
+    assert await present(store, 4, 5, 6, 7, 8, 9) == [7, 8, 9]
+    assert int(await redis.get("sluice:cache:bytes")) <= 3 * (OVERHEAD + 1000) + 500
