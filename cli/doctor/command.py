@@ -10,7 +10,7 @@ from api.auth.authenticator import is_open, static_ids
 from api.auth.startup_checks import refuse_to_start
 from cli.doctor.finding import Finding, Level
 from cli.doctor.http_get import get
-from cli.doctor.redis_checks import examine_redis
+from cli.doctor.redis_checks import examine_cache, examine_redis
 from common.canonical.errors import GatewayError
 from common.config.foreign_effect import in_effect, without_effect
 from common.config.groups.ledger import LedgerSettings
@@ -46,7 +46,8 @@ async def _examine(settings: Settings, *, with_keys: bool) -> list[Finding]:
     findings = [*_access(settings), *_providers(settings), *unknown_prices(settings), *_foreign(settings), *_doubts(settings)]
     findings.append(_files())
     api = await _api(settings)
-    findings += [*await examine_redis(settings, is_running=api.level == "ok"), await examine_database(settings)]
+    findings += [*await examine_redis(settings, is_running=api.level == "ok"), *await examine_cache(settings)]
+    findings.append(await examine_database(settings))
     findings += await _upstreams(settings, with_keys=with_keys)
     return [*findings, api]
 

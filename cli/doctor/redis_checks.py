@@ -12,8 +12,10 @@ from urllib.parse import unquote, urlsplit
 from redis.asyncio import Redis
 
 from cli.doctor.finding import Finding, Level
+from common.cache.inventory import Inventory
+from common.canonical.errors import StoreUnavailable
 from common.config.groups.queue import QueueSettings
-from common.config.settings import MIB
+from common.config.settings import MIB, Settings
 from common.process.redaction import shown_url
 from common.queue.jobs import ALIVE_S, is_old_bookkeeper
 from common.redis import keyspace
@@ -22,6 +24,7 @@ from common.redis.errors import REDIS_ERRORS, error_text, is_refusal
 from common.redis.probe import Harm, Problem, try_all
 
 PUBSUB_HARD_LIMIT_WANTED = 64 * MIB
+_CACHE_VARIABLE = "SLUICE_CACHE_REDIS_URL"
 RULES_FIX = "See docs/operating.md for everything that Sluice needs from Redis."
 
 
@@ -43,6 +46,37 @@ async def examine_redis(settings: QueueSettings, *, is_running: bool) -> list[Fi
         ]
     finally:
         await redis.aclose()
+
+
+async def examine_cache(settings: Settings) -> list[Finding]:
+    """Return what is right and wrong with the cache's own Redis. Empty where the cache has none."""
+    if settings.cache_redis_url is None:
+        return []
+    redis, where = connect(settings.cache_redis_url), shown_url(settings.cache_redis_url)
+    try:
+        await Inventory(redis, settings).try_all()
+        config = await _query(redis, "CONFIG GET", "maxmemory-policy")
+    except StoreUnavailable as error:
+        if not is_refusal(error):
+            fix = f"Start it, or correct {_CACHE_VARIABLE}. Until then requests run uncached."
+            return [Finding("wrong", f"The cache's Redis does not answer at {where}: {error}.", fix)]
+        fix = _fix(Problem(str(error), "the cache"), _user(settings.cache_redis_url), _CACHE_VARIABLE)
+        return [Finding("wrong", f"The cache's Redis refuses us at {where}: {error}", fix)]
+    finally:
+        await redis.aclose()
+    findings = [Finding("ok", f"The cache's Redis answers at {where}.")]
+    if config and config["maxmemory-policy"] != "noeviction":
+        summary = (
+            f"The cache's Redis may evict keys ({config['maxmemory-policy']}): `sluice cache` may then not know all answers."
+        )
+        findings.append(
+            Finding("note", summary, "CONFIG SET maxmemory-policy noeviction; SLUICE_CACHE_BYTES_MAX is the bound.")
+        )
+    return findings
+
+
+def _user(url: str) -> str:
+    return unquote(urlsplit(url).username or "") or "default"
 
 
 def _unreachable(where: str, error: Exception) -> Finding:
@@ -97,13 +131,13 @@ async def _work(redis: Client, url: str) -> list[Finding]:
     problems = await try_all(redis)
     if problems is None:
         return [Finding("wrong", "Redis answers, but not all commands of Sluice within two seconds.", RULES_FIX)]
-    user = unquote(urlsplit(url).username or "") or "default"
+    user = _user(url)
     levels: dict[Harm, Level] = {Harm.NONE: "note", Harm.SOME: "wrong", Harm.ALL: "wrong"}
     findings = [Finding(levels[problem.harm], f"Redis refuses: {problem}", _fix(problem, user)) for problem in problems]
     return findings or [Finding("ok", "Redis accepts all commands that Sluice sends, and delivers what is published.")]
 
 
-def _fix(problem: Problem, user: str) -> str:
+def _fix(problem: Problem, user: str, variable: str = "SLUICE_REDIS_URL") -> str:
     """Return what to do about a refusal, depending on Redis's own words."""
     words = problem.message.lower()
     commands = " ".join(f"+{part.split()[0].lower()}" for part in problem.subject.split(", ") if part.split()[0].isupper())
@@ -112,13 +146,13 @@ def _fix(problem: Problem, user: str) -> str:
         ("keys", f"ACL SETUSER {user} '~sluice:*' '~{{gen_*'"),
         (
             "invalid username-password",
-            "Check user and password in SLUICE_REDIS_URL (ACL SETUSER USER on '>PASSWORD').",
+            f"Check user and password in {variable} (ACL SETUSER USER on '>PASSWORD').",
         ),
-        ("noauth", "Put the password into SLUICE_REDIS_URL: redis://:PASSWORD@host:port/0."),
-        ("called without any password", "Take the password out of SLUICE_REDIS_URL: this Redis has none."),
+        ("noauth", f"Put the password into {variable}: redis://:PASSWORD@host:port/0."),
+        ("called without any password", f"Take the password out of {variable}: this Redis has none."),
         ("unknown", "Remove the lines with rename-command for these from redis.conf, or use a Redis that has them."),
         ("oom ", "Give it more memory: CONFIG SET maxmemory SIZE. Logs free their memory a minute after their end."),
-        ("readonly ", "It is a replica. Point SLUICE_REDIS_URL at the master, or make it one: REPLICAOF NO ONE"),
+        ("readonly ", f"It is a replica. Point {variable} at the master, or make it one: REPLICAOF NO ONE"),
         ("misconf ", "Its disk is full or broken: fix that. CONFIG SET stop-writes-on-bgsave-error no continues without it."),
         ("noreplicas ", "Its replicas are away. CONFIG SET min-replicas-to-write 0 continues without them."),
         ("loading ", "Wait until it has loaded its data."),
@@ -127,9 +161,8 @@ def _fix(problem: Problem, user: str) -> str:
     for mark, fix in fixes:
         if mark in words:
             return fix
-    if "can't run this command" in words or "permission" in words:
-        return f"ACL SETUSER {user} {commands}".rstrip()
-    return RULES_FIX
+    is_forbidden = "can't run this command" in words or "permission" in words
+    return f"ACL SETUSER {user} {commands}" if is_forbidden and commands else RULES_FIX
 
 
 async def _fleet(redis: Client, *, is_running: bool) -> list[Finding]:

@@ -1,5 +1,6 @@
 """What is in the cache, and how does an operator remove some of it?"""
 
+import secrets
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import NamedTuple
@@ -9,10 +10,13 @@ import orjson
 from common.config.model_patterns import guards
 from common.config.model_routes import Target
 from common.config.settings import Settings
+from common.redis import keyspace
 from common.redis.client import Client
+from common.redis.errors import redis_errors
 from common.redis.scripts import Scripts
 
 _DONE = b"0"
+_PROBE_MS = 10_000
 
 
 class Group(NamedTuple):
@@ -40,6 +44,7 @@ class Inventory:
     """
 
     def __init__(self, redis: Client, settings: Settings) -> None:
+        self._redis = redis
         self._scripts = Scripts(redis, Path(__file__).parent)
         self._settings = settings
 
@@ -66,6 +71,15 @@ class Inventory:
             if keys := [key for key, group, _ in batch if is_chosen[group]]:
                 removed += int(await self._scripts.run("remove", [], keys))
         return removed
+
+    async def try_all(self) -> None:
+        """Store, read, list and remove an entry: all that APIs, workers and operators do with the cache."""
+        key = f"probe:{secrets.token_hex(8)}"
+        await self._scripts.run("put", [], [key, b"{}", _PROBE_MS, self._settings.cache_bytes_max, "", "", "/"])
+        with redis_errors():
+            await self._redis.get(keyspace.cache_entry(key))
+        await self._scripts.run("list", [], [_DONE])
+        await self._scripts.run("remove", [], [key])
 
     def _matches(self, pattern: str, group: Group) -> bool:
         provider, _, upstream_model = group.target.partition("/")

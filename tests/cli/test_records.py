@@ -7,8 +7,9 @@ import pytest
 from click.testing import CliRunner, Result
 from redis import Redis
 
+from cli.dev.embedded_redis import free_port
 from cli.doctor.finding import Finding
-from cli.doctor.redis_checks import examine_redis
+from cli.doctor.redis_checks import examine_cache, examine_redis
 from cli.main import main
 from common.config.settings import Settings
 from common.ledger.set_aside import pack
@@ -157,3 +158,57 @@ async def test_the_doctor_does_without_what_only_it_asks(server, redis_server):
 
     assert [each for each in found if each.level == "wrong"] == []
     assert any("INFO" in each.summary for each in found if each.level == "note")
+
+
+async def examined_cache(url: str | None) -> list[Finding]:
+    return await examine_cache(Settings(cache_redis_url=url))
+
+
+async def test_the_doctor_says_nothing_of_a_cache_without_a_redis_of_its_own():
+    assert await examined_cache(None) == []
+
+
+async def test_the_doctor_tries_what_the_cache_does_and_leaves_nothing(server, redis_server):
+    (finding,) = await examined_cache(redis_server.url)
+
+    assert finding.level == "ok"
+    assert server.keys("sluice:cache:entry:*") == []
+    assert server.hlen("sluice:cache:about") == 0
+
+
+async def test_the_doctor_reports_that_the_cache_may_forget_what_it_has(server, redis_server):
+    server.config_set("maxmemory-policy", "allkeys-lru")
+    try:
+        (_, finding) = await examined_cache(redis_server.url)
+    finally:
+        server.config_set("maxmemory-policy", "noeviction")
+
+    assert finding.level == "note"
+    assert "allkeys-lru" in finding.summary
+
+
+async def test_the_doctor_reports_a_cache_that_is_away():
+    (finding,) = await examined_cache(f"redis://:secretword@127.0.0.1:{free_port()}/0")
+
+    assert finding.level == "wrong"
+    assert "SLUICE_CACHE_REDIS_URL" in finding.fix
+    assert "secretword" not in finding.summary + finding.fix
+
+
+@pytest.mark.parametrize(
+    ("rules", "mend"), [("-hscan", "docs/operating.md"), ("-get", "docs/operating.md"), ("resetkeys", "~sluice:*"), ("", None)]
+)
+async def test_the_doctor_says_what_the_cache_may_not_do(server, redis_server, rules, mend):
+    server.execute_command("ACL", "SETUSER", "limited", "reset", "on", ">pw", "~*", "+@all", *rules.split())
+
+    (finding,) = await examined_cache(redis_server.url.replace("unix://", "unix://limited:pw@"))
+
+    assert finding.level == ("wrong" if mend else "ok")
+    assert (mend or "") in finding.fix
+
+
+async def test_the_doctor_names_the_variable_of_the_cache_where_its_password_is_wrong(redis_server):
+    (finding,) = await examined_cache(redis_server.url.replace("unix://", "unix://nobody:secretword@"))
+
+    assert "SLUICE_CACHE_REDIS_URL" in finding.fix
+    assert "secretword" not in finding.summary + finding.fix
