@@ -10,7 +10,7 @@ from common.canonical.reply import fold
 from common.dialects import DIALECTS
 from common.dialects.base import ReplyInfo
 from workers.providers import WIRES
-from workers.providers.anthropic.request import without_foreign_reasoning
+from workers.providers.anthropic.passed import without_foreign_reasoning
 
 URL, TITLE = "https://a.example/1", "One"
 SEARCHED = {"citations": [URL, "https://a.example/2"], "search_results": [{"title": TITLE, "url": URL}]}

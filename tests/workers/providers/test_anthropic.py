@@ -462,15 +462,3 @@ def test_thinking_goes_back_only_with_its_signature() -> None:
         {"type": "tool_use", "id": "a", "name": "f", "input": {"arguments": "not json"}},
     ]
     assert built["thinking"] == {"type": "enabled", "budget_tokens": 2000}
-
-
-def test_ids_that_other_vendors_made_are_in_anthropic_s_format_in_a_body_that_passes() -> None:
-    def body(id_: str) -> dict[str, Any]:
-        call = {"type": "tool_use", "id": id_, "name": "f", "input": {"id": "a.b"}}
-        result = {"type": "tool_result", "tool_use_id": id_, "content": "r"}
-        turns = [("user", "hi"), ("assistant", [call]), ("user", [result])]
-        return {"model": MODEL, "max_tokens": 9, "messages": [{"role": role, "content": content} for role, content in turns]}
-
-    passed = orjson.loads(ANTHROPIC.pass_request(body("functions.f:0"), {}, DEPLOYMENT).body)
-
-    assert passed["messages"] == body("functions_f_0")["messages"]

@@ -25,7 +25,7 @@ from common.canonical.generation import (
 )
 from common.vendors.models import ModelFacts
 from workers.providers.shared.answer_format import json_prompt
-from workers.providers.shared.loose_json import arguments_of, dict_of, text_of
+from workers.providers.shared.loose_json import arguments_of, dict_of
 from workers.providers.shared.reasoning import ReasoningWords, reasoning_words
 from workers.providers.shared.unsupported import invalid_field_error, unsupported_part_error
 
@@ -37,8 +37,7 @@ _REFUSED_WITH_THINKING = frozenset({"temperature", "top_p", "top_k"})
 _TOOL_CHOICE = {"auto": "auto", "required": "any", "none": "none"}
 _TITLE_CHARS_MAX = 500
 _CACHE_MARKS_MAX = 4  # Anthropic's own limit for one request.
-_THOUGHTS = ("thinking", "redacted_thinking")
-_ID_FIELDS = {"tool_use": "id", "tool_result": "tool_use_id"}
+THOUGHT_TYPES = ("thinking", "redacted_thinking")
 _NOT_IN_IDS = re.compile(r"[^a-zA-Z0-9_-]")
 
 
@@ -143,10 +142,10 @@ def _block(part: Part) -> dict[str, Any] | None:
         case ReasoningPart(redacted=str()):
             return {"type": "redacted_thinking", "data": part.redacted}
         case ReasoningPart():
-            is_own = _is_own_signature(part.signature) and part.is_whole
+            is_own = is_own_signature(part.signature) and part.is_whole
             return {"type": "thinking", "thinking": part.text, "signature": part.signature} if is_own else None
         case ToolCallPart():
-            return {"type": "tool_use", "id": _call_id(part.id), "name": part.name, "input": arguments_of(part.arguments)}
+            return {"type": "tool_use", "id": call_id_of(part.id), "name": part.name, "input": arguments_of(part.arguments)}
         case ToolResultPart():
             return _result(part)
         case OpaquePart():
@@ -157,64 +156,9 @@ def _marked(block: dict[str, Any], mark: CacheMark | None) -> dict[str, Any]:
     return {**block, "cache_control": mark} if mark else block
 
 
-def _is_own_signature(signature: object) -> bool:
+def is_own_signature(signature: object) -> bool:
     """Whether a signature is Anthropic's. Signatures that our other wires make contain a colon."""
     return isinstance(signature, str) and signature != "" and ":" not in signature
-
-
-def with_own_ids(messages: list[Any]) -> list[Any]:
-    """Return the messages of a body with ids of calls in Anthropic's format: other vendors' models have made some of them."""
-    fitted = []
-    for message in messages:
-        content = dict_of(message).get("content")
-        if isinstance(content, list) and any(_with_own_id(block) is not block for block in content):
-            message = {**message, "content": [_with_own_id(block) for block in content]}
-        fitted.append(message)
-    return fitted
-
-
-def _with_own_id(block: Any) -> Any:
-    name = _ID_FIELDS.get(text_of(dict_of(block).get("type")))
-    if name is None or not isinstance(block.get(name), str) or _call_id(block[name]) == block[name]:
-        return block
-    return {**block, name: _call_id(block[name])}
-
-
-def without_foreign_reasoning(messages: list[Any]) -> list[Any]:
-    """Return the messages of a body without the reasoning and the citations of other vendors' models.
-
-    A client that changes its model within a conversation sends them back as the blocks that we made of them, and Anthropic
-    refuses any signature that is not its own.
-    """
-    kept_messages = []
-    for message in messages:
-        content = message.get("content") if isinstance(message, dict) else None
-        if isinstance(content, list) and any(map(_is_changed, content)):
-            content = [_without_foreign_citations(block) for block in content if not _is_foreign(block)]
-            if content:
-                kept_messages.append({**message, "content": content})
-        else:
-            kept_messages.append(message)
-    return kept_messages
-
-
-def _is_changed(block: object) -> bool:
-    return _is_foreign(block) or _without_foreign_citations(block) is not block
-
-
-def _is_foreign(block: object) -> bool:
-    return isinstance(block, dict) and block.get("type") == "thinking" and not _is_own_signature(block.get("signature"))
-
-
-def _without_foreign_citations(block: Any) -> Any:
-    """Return a text without the citations that we made of other vendors' sources: they have no index of Anthropic's."""
-    if not isinstance(block, dict) or not isinstance(block.get("citations"), list):
-        return block
-    own = [citation for citation in block["citations"] if dict_of(citation).get("encrypted_index") != ""]
-    if len(own) == len(block["citations"]):
-        return block
-    uncited = {name: value for name, value in block.items() if name != "citations"}
-    return {**uncited, "citations": own} if own else uncited
 
 
 def _image(part: ImagePart) -> dict[str, Any]:
@@ -239,7 +183,7 @@ def _document(part: DocumentPart) -> dict[str, Any] | None:
 
 
 def _result(part: ToolResultPart) -> dict[str, Any]:
-    block: dict[str, Any] = {"type": "tool_result", "tool_use_id": _call_id(part.tool_call_id)}
+    block: dict[str, Any] = {"type": "tool_result", "tool_use_id": call_id_of(part.tool_call_id)}
     content = [inner for content_part in part.content if (inner := _block(content_part)) is not None]
     # A mark within a result belongs on the whole result.
     marks = [mark for inner in content if (mark := inner.pop("cache_control", None))]
@@ -250,7 +194,7 @@ def _result(part: ToolResultPart) -> dict[str, Any]:
     return _marked(block, part.cache_mark or next(reversed(marks), None))
 
 
-def _call_id(call_id: str) -> str:
+def call_id_of(call_id: str) -> str:
     """Return the id in Anthropic's format: Groq's ids have dots and colons. The same id always gets the same result."""
     return _NOT_IN_IDS.sub("_", call_id) or "call"
 
@@ -335,34 +279,19 @@ def _unbind_thoughts(body: dict[str, Any]) -> None:
 
     Source: https://platform.claude.com/docs/en/build-with-claude/preserved-thinking/prefix-checks
     """
-    if not any(block["type"] in _THOUGHTS for turn in body["messages"] for block in turn["content"]):
+    if not any(block["type"] in THOUGHT_TYPES for turn in body["messages"] for block in turn["content"]):
         return
     if body.get("thinking", {}).get("type", "adaptive") == "adaptive":
         body.setdefault("thinking", {"type": "adaptive"})["block_binding"] = {"prefix_mismatch_behavior": "drop_block"}
         return
     for turn in body["messages"]:
-        turn["content"] = [block for block in turn["content"] if block["type"] not in _THOUGHTS]
+        turn["content"] = [block for block in turn["content"] if block["type"] not in THOUGHT_TYPES]
     body["messages"] = [turn for turn in body["messages"] if turn["content"]]
-
-
-def remove_thoughts(body: dict[str, Any]) -> None:
-    """Remove the thoughts from a body that passes. A turn that goes on without them can have no budget for others."""
-    messages = []
-    for message in body["messages"]:
-        content = dict_of(message).get("content")
-        if not isinstance(content, list):
-            messages.append(message)
-        elif kept := [block for block in content if dict_of(block).get("type") not in _THOUGHTS]:
-            messages.append({**message, "content": kept})
-    body["messages"] = messages
-    turns = [message for message in messages if isinstance(dict_of(message).get("content"), list)]
-    if dict_of(body.get("thinking")).get("type") == "enabled" and _calls_came_without_thinking(turns):
-        del body["thinking"]
 
 
 def _budget_tokens(words: ReasoningWords, request: GenerationRequest, turns: list[dict[str, Any]]) -> int:
     """Return the model's thinking budget in tokens; 0 if Anthropic would refuse the request with thinking."""
-    if not words.budget_tokens or _calls_came_without_thinking(turns):
+    if not words.budget_tokens or calls_came_without_thinking(turns):
         return 0
     budget_tokens = min(
         words.budget_tokens, request.max_output_tokens - 1 if request.max_output_tokens else words.budget_tokens
@@ -370,11 +299,11 @@ def _budget_tokens(words: ReasoningWords, request: GenerationRequest, turns: lis
     return budget_tokens if budget_tokens >= _BUDGET_TOKENS_MIN else 0
 
 
-def _calls_came_without_thinking(turns: list[dict[str, Any]]) -> bool:
+def calls_came_without_thinking(turns: list[dict[str, Any]]) -> bool:
     """Whether the current turn began without thinking (some clients do not keep it). Then it must continue without."""
     last: list[dict[str, Any]] = next((turn["content"] for turn in reversed(turns) if turn.get("role") == "assistant"), [])
     types = [dict_of(block).get("type") for block in last]
-    return "tool_use" in types and types[0] not in _THOUGHTS
+    return "tool_use" in types and types[0] not in THOUGHT_TYPES
 
 
 def _add_sampling(body: dict[str, Any], request: GenerationRequest, facts: ModelFacts) -> None:

@@ -27,7 +27,13 @@ from common.canonical.events import (
 from common.canonical.generation import GenerationRequest
 from common.dialects.base import ReplyInfo
 from common.dialects.shared.anthropic_words import MESSAGE_STOP, REASON_OF_WORD
-from workers.providers.anthropic.request import build_body, remove_thoughts, with_own_ids, without_foreign_reasoning
+from workers.providers.anthropic.passed import (
+    remove_thoughts,
+    with_own_ids,
+    with_system_in_place,
+    without_foreign_reasoning,
+)
+from workers.providers.anthropic.request import build_body
 from workers.providers.base import Deployment, UpstreamRequest
 from workers.providers.shared import errors
 from workers.providers.shared.figures import Figures, index_of
@@ -266,7 +272,8 @@ def _url(deployment: Deployment) -> str:
 def _passed(body: Mapping[str, Any], deployment: Deployment) -> dict[str, Any]:
     passed = {**body, "model": deployment.model}
     if isinstance(passed.get("messages"), list):
-        passed["messages"] = with_own_ids(without_foreign_reasoning(passed["messages"]))
+        messages = with_system_in_place(passed["messages"], deployment.facts)
+        passed["messages"] = with_own_ids(without_foreign_reasoning(messages))
         if deployment.refuses_thoughts:
             remove_thoughts(passed)
     return passed

@@ -112,7 +112,10 @@ def _max_tokens(call: Call) -> Complaint | None:
 
 
 def _roles(call: Call) -> Complaint | None:
-    """https://platform.claude.com/docs/en/api/messages: two of one role in a row are joined, but the first is the user's."""
+    """https://platform.claude.com/docs/en/api/messages: two of one role in a row are joined, but the first is the user's.
+
+    Words of a refusal: https://github.com/letta-ai/letta-code/issues/3989
+    """
     messages = call.items("messages")
     if not messages:
         return Complaint("messages: at least one message is required")
@@ -123,6 +126,8 @@ def _roles(call: Call) -> Complaint | None:
                 return Complaint(f"messages.{index}: role 'system' is not supported on this model")
             if index == 0 or messages[index - 1]["role"] != "user":
                 return Complaint(f"messages.{index}: a system message must immediately follow a user message")
+            if index + 1 < len(messages) and messages[index + 1]["role"] != "assistant":
+                return Complaint(f"messages.{index}: role 'system' must precede an 'assistant' message or end the array")
         elif role not in ("user", "assistant"):
             return Complaint(f"messages.{index}.role: Input should be 'user' or 'assistant'")
     if messages[0]["role"] != "user":
