@@ -211,3 +211,29 @@ async def test_an_end_that_no_worker_wrote_follows_what_is_there_and_shuts_its_o
     (result,) = await channel.append([Append(CLAIM, FrameId(1, 1), [Frame(FrameId(1, 2), *DATA)])])
     assert str(result.last) == "2-0"
     assert len(await channel.read(G, START, 10)) == len(frames)
+
+
+@pytest.mark.parametrize("is_readable", [True, False])
+async def test_a_reader_that_parts_has_a_log_of_its_own_for_its_retention(channel, redis, is_readable):
+    await channel.follow("gen_reader", G, replace(OPENING, retention_s=90))
+    await begin(channel, (FrameKind.HEAD, b"{}"), DATA)
+    await redis.hset(f"{{{G}}}:followers", mapping={"gen_reader": b"", "gen_other": b""})
+    stopped = Failed(ErrorKind.CANCELLED, "stopped", code="cancelled")
+    shared = await channel.read(G, START, 10)
+
+    await channel.part("gen_reader", G, stopped, is_readable=is_readable)
+
+    left = await redis.hget(f"{{{G}}}:followers", "left:gen_reader")
+    moment, _, end = left.partition(b" ")
+    assert abs(int(moment) // 1000 - (await redis.time())[0]) < 60
+    if not is_readable:
+        assert await channel.read("gen_reader", START, 10) == []
+        return
+    assert await lifetimes(redis, "gen_reader") == {"state": 90, "log": 90, "tombstone": 90 + TOMBSTONE}
+    *copied, last = await channel.read("gen_reader", START, 10)
+    assert copied == shared
+    assert (last.id, last.kind, last.data) == (FrameId(2, 0), FrameKind.END, end)
+    assert await redis.get("{gen_reader}:tombstone") == b"me"
+    (state,) = await channel.describe(["gen_reader"], "me")
+    assert (state.claims, state.head is not None, state.has_left) == (1, True, False)
+    assert (await channel.heartbeat([CLAIM]))[0].stop is Stop.NO  # Another one reads on.
