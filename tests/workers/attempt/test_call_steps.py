@@ -7,6 +7,7 @@ from typing import Any
 
 import orjson
 import pytest
+from structlog.testing import capture_logs
 
 from common.canonical.events import Usage
 from common.canonical.job import Job, Policy
@@ -183,3 +184,62 @@ async def test_a_call_s_usage_counts_as_whole_only_where_its_answer_has_finished
     await run(*(b"".join(body) for body in bodies))
 
     assert recorded[:1] == usages
+
+
+# What is measured
+
+
+def sample(setup: Setup, name: str, **labels: str) -> float | None:  # noqa: F811
+    return setup.services.metrics.registry.get_sample_value(f"sluice_{name}", labels)
+
+
+async def test_calls_failures_and_retries_are_counted_by_provider(setup, run):  # noqa: F811
+    await run(ROLE, b"".join(WHOLE))
+
+    assert sample(setup, "upstream_calls_total", provider="groq", status="200") == 2
+    assert sample(setup, "retries_total", provider="groq") == 1
+    assert sample(setup, "errors_total", kind="upstream_unavailable") == 1
+    assert sample(setup, "time_to_first_token_seconds_count", provider="groq") == 1
+    assert 0 < sample(setup, "time_to_first_token_seconds_sum", provider="groq") < 60
+    assert sample(setup, "absurd_usage_total", provider="groq") is None
+
+
+async def test_a_call_without_an_answer_has_no_status(setup):  # noqa: F811
+    setup.services.settings.providers["groq"] = ProviderSettings(base_url="http://127.0.0.1:9/v1", api_keys=("k",))
+    await setup.open("groq/m")
+
+    await setup.run()
+
+    assert sample(setup, "upstream_calls_total", provider="groq", status="0") == 3
+    assert sample(setup, "retries_total", provider="groq") == 2
+    assert sample(setup, "errors_total", kind="upstream_unavailable") == 3
+
+
+async def test_a_usage_that_cannot_be_is_counted_and_logged(setup, run):  # noqa: F811
+    usage = {"prompt_tokens": 10**15, "completion_tokens": 1}
+    absurd = b"data: %s\n\n" % orjson.dumps({"id": "c", "choices": [], "usage": usage})
+
+    with capture_logs() as logs:
+        await run(b"".join([*WHOLE[:3], absurd, WHOLE[3]]))
+
+    assert sample(setup, "absurd_usage_total", provider="groq") == 1
+    (line,) = [line for line in logs if line["event"] == "usage_absurd"]
+    assert (line["provider"], line["model"]) == ("groq", "m")
+
+
+async def test_the_gap_between_two_reads_of_a_stream_is_measured(setup):  # noqa: F811
+    await setup.open("demo-n5-d5")
+
+    await setup.run()
+
+    assert sample(setup, "inter_token_seconds_count") >= 1
+    assert 0 < sample(setup, "inter_token_seconds_sum") < 60
+
+
+async def test_an_answer_that_is_continued_is_counted_by_what_it_broke_off_with(setup):  # noqa: F811
+    await setup.open("demo-n10-d5-cut3x1")
+
+    await setup.run()
+
+    assert (await setup.end())["error"] is None
+    assert sample(setup, "continuations_total", kind="upstream_unavailable") == 1
