@@ -1,6 +1,7 @@
 """What a process that listens holds, on real Redis: gaps, cut connections, lost ends, generations that nobody will end."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +13,9 @@ from redis.exceptions import ResponseError
 
 from api.relay.hub import JOINING_MAX, Hub
 from api.relay.viewer import Viewer
-from common.canonical.errors import GatewayError, StoreRefused, StoreUnavailable
+from common.canonical.errors import Failed, GatewayError, StoreRefused, StoreUnavailable
 from common.canonical.job import Policy
-from common.channel.base import Append, Claim, Frame, FrameId, FrameKind, Message, Opening, Stop
+from common.channel.base import Append, Claim, Frame, FrameId, FrameKind, Message, Opening, Stop, WriteStatus
 from common.channel.redis import RedisChannel, RedisFeed
 from common.config.settings import Settings
 from common.queue.jobs import JobClass, JobQueue, JobStatus
@@ -164,6 +165,29 @@ async def test_an_api_that_stops_is_not_a_client_that_left(setup, is_running):
     else:
         (end,) = await setup.channel.read(G, FrameId(0, 0), 10)
         assert orjson.loads(end.data)["error"]["message"].endswith("the gateway process that served its client ended.")
+
+
+async def test_each_end_that_is_written_here_has_a_token_of_its_own(setup, monkeypatch):
+    tokens: list[str] = []
+    end_unowned = setup.channel.end_unowned
+
+    async def kept(generation_id: str, token: str, failed: Failed) -> WriteStatus:
+        tokens.append(token)
+        return await end_unowned(generation_id, token, failed)
+
+    monkeypatch.setattr(setup.channel, "end_unowned", kept)
+    for generation_id in ("gen_0", "gen_1"):
+        await setup.hub.leave(await setup.open(generation_id))
+
+    assert [re.fullmatch("[0-9a-f]{16}", token) is not None for token in tokens] == [True, True]
+    assert len(set(tokens)) == 2
+
+
+async def test_replicas_have_different_names(setup):
+    other = Hub(setup.channel, setup.feed, setup.queue, Settings())
+
+    assert re.fullmatch("[0-9a-f]{12}", other.replica)
+    assert other.replica != setup.hub.replica
 
 
 async def test_a_running_generation_hears_that_its_last_viewer_left(setup):

@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 from common.canonical.errors import ErrorKind, GatewayError, StoreUnavailable
 from common.channel.base import Cursor, FrameId
 from common.config.settings import Settings
-from common.queue.jobs import RECENT_S, ClaimedJob, ClaimResult, IdempotencyKey, JobClass, JobQueue, JobStatus
+from common.queue.jobs import CLAIM_BATCH, RECENT_S, ClaimedJob, ClaimResult, IdempotencyKey, JobClass, JobQueue, JobStatus
 from common.redis import keyspace
 from common.redis.pulse import Pulse
 
@@ -52,6 +52,13 @@ async def test_jobs_of_a_tenant_come_in_the_order_in_which_they_were_enqueued(qu
 
     assert names(await claim(queue, 3)) == ["gen_0", "gen_1", "gen_2"]
     assert names(await claim(queue)) == ["gen_3"]
+
+
+async def test_one_claim_takes_no_more_than_a_batch(queue):
+    for n in range(CLAIM_BATCH + 1):
+        await queue.enqueue(f"gen_{n}", "a", INTERACTIVE)
+
+    assert [len(await claim(queue, 100)), len(await claim(queue, 100))] == [CLAIM_BATCH, 1]
 
 
 async def test_tenants_take_turns(queue):

@@ -77,6 +77,29 @@ async def test_full_slots_claim_nothing(lab, left):
     assert len(lab.queue.asked) == 1
 
 
+async def test_a_closed_worker_waits_for_no_bell(lab):
+    async def waiting() -> int:
+        return sum(client["cmd"] == "blpop" for client in await lab.redis.client_list())
+
+    async with lab.running(waits) as worker:
+        await eventually(lambda: len(worker._listening) == 2)
+        async with asyncio.timeout(20):
+            while await waiting() < 2:
+                await asyncio.sleep(0.01)
+
+    async with asyncio.timeout(20):
+        while await waiting():
+            await asyncio.sleep(0.01)
+
+
+async def test_only_a_class_with_room_is_waited_for(lab):
+    lab.queue.claims.append(ClaimResult([ClaimedJob("gen_0", 1, is_background=True)], 0, 0))
+
+    async with lab.running(waits, worker_slots=2, background_share=0.5) as worker:
+        await eventually(lambda: worker._listening)
+        assert list(worker._listening) == [keyspace.BELL]
+
+
 async def test_a_slot_that_was_not_the_last_one_is_freed_without_a_claim(lab):
     ends = asyncio.Event()
     lab.queue.claims.append(ClaimResult([JOB], 0, 0))
