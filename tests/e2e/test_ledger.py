@@ -18,6 +18,7 @@ import pytest
 from common.canonical.errors import ErrorKind
 from common.limits.charges import periods
 from common.redis import keyspace
+from tests.support.clients.ledger_rows import file_of, row_of, rows
 from tests.support.fleet import CHAT, KEY, MESSAGES, OTHER_KEY, ROOT, Fleet, RawClient, body_of, fleet, headers_of, until
 from tests.support.servers.postgres import PostgresForTests, find_binaries
 
@@ -25,28 +26,6 @@ pytestmark = pytest.mark.timeout(600)
 
 QUICK = {"SLUICE_LEASE_S": "2", "SLUICE_RENEW_S": "0.5", "SLUICE_HEARTBEAT_S": "0.5"}
 SECRET = "a long random text of 32 bytes or more"
-
-
-def file_of(found: Fleet) -> Path:
-    return found.folder / "sluice.db"
-
-
-def rows(found: Fleet, columns: str = "*", table: str = "ledger") -> list[dict[str, Any]]:
-    if not file_of(found).exists():
-        return []
-    with closing(sqlite3.connect(f"file:{file_of(found)}?mode=ro", uri=True, timeout=5)) as connection:
-        connection.row_factory = sqlite3.Row
-        try:
-            return [dict(row) for row in connection.execute(f"SELECT {columns} FROM {table}")]
-        except sqlite3.OperationalError:
-            return []  # Before its first migration.
-
-
-def row_of(found: Fleet, generation_id: str) -> dict[str, Any]:
-    def look() -> dict[str, Any] | None:
-        return next((row for row in rows(found) if row["id"] == generation_id), None)
-
-    return until(look, f"{generation_id} is in the ledger")
 
 
 def keeper_of(found: Fleet) -> Any:
