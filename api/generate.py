@@ -108,18 +108,19 @@ async def _start(accepted: AcceptedRequest, services: ApiServices, entry: Entry 
         created_s=source.created_s,
         is_stream=source.stream,
         has_ids=source.policy is not Policy.STOP,
-        extra_headers=limit_headers(enqueued.limit_statuses) | cache_headers(accepted, opened.cache, entry),
+        extra_headers=limit_headers(enqueued.limit_statuses) | cache_headers(accepted, opened.cache, opened.entry),
     )
     return services.add_relay(relay)
 
 
 @dataclass(slots=True)
 class _Opened:
-    """``viewer`` None: another generation answers the request. ``cache``: miss, hit or join."""
+    """``viewer`` None: another generation answers the request. ``cache``: miss, hit or join. ``entry``: the cached answer."""
 
     viewer: Viewer | None
     enqueued: Enqueued
     cache: str = "miss"
+    entry: Entry | None = None
 
 
 async def _open_and_enqueue(accepted: AcceptedRequest, services: ApiServices, entry: Entry | None) -> _Opened:
@@ -148,6 +149,8 @@ async def _open_and_enqueue(accepted: AcceptedRequest, services: ApiServices, en
             raise opened
         _refuse_if_left(accepted)
         enqueued = await _enqueue(accepted, services, sharing, CachedAnswer() if entry else None)
+        if sharing and enqueued.is_cached and not (entry := await find_entry(accepted, services)):
+            enqueued = await _enqueue(accepted, services, replace(sharing, has_read_again=True), None)
         if entry and enqueued.id == job.generation_id:
             await write_log(entry, accepted, services)
             joined.reread()
@@ -156,13 +159,17 @@ async def _open_and_enqueue(accepted: AcceptedRequest, services: ApiServices, en
             # After a refusal the store is there, and must forget the channel. A store that is away forgets it by itself.
             await _undo_open(joined, services, is_kept=not isinstance(error, GatewayError))
         raise
+    if sharing and enqueued.is_cached:
+        await _undo_open(joined, services)
+        job.generation_id = sharing.reader_id
+        return await _open_and_enqueue(accepted, services, entry)
     if enqueued.log_id:
         await _undo_open(joined, services, keeps_reader=True)
         return _Opened(await services.hub.join_shared(enqueued.log_id, enqueued.id), enqueued, "join")
     if enqueued.id == joined.reader_id:
-        return _Opened(joined, enqueued, "hit" if entry else "miss")
+        return _Opened(joined, enqueued, "hit" if entry else "miss", entry)
     await _undo_open(joined, services)
-    return _Opened(None, enqueued)
+    return _Opened(None, enqueued, entry=entry)
 
 
 async def _join(accepted: AcceptedRequest, services: ApiServices, sharing: Sharing) -> _Opened | None:

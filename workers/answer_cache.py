@@ -27,13 +27,17 @@ _COMPLETE = frozenset({FinishReason.STOP, FinishReason.STOP_SEQUENCE, FinishReas
 _REFUSAL = re.compile(rb'"refusal" ?: ?"[^"]|"type" ?: ?"refusal"')
 
 
-async def keep_answer(context: RunContext) -> None:
-    """Store a generation's answer, if its request asks for that and the answer is complete. Raises nothing."""
+async def keep_answer(context: RunContext) -> bool:
+    """Store a generation's answer, if its request asks for that and the answer is complete. Return whether it is stored.
+
+    Raises nothing.
+    """
     order = context.job.cache
     if order is None:
-        return
+        return False
     result = await _keep(order, context)
     context.services.metrics.cache_stored.labels(result).inc()
+    return result == "stored"
 
 
 async def _keep(order: CacheOrder, context: RunContext) -> str:

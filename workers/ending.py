@@ -1,6 +1,7 @@
 """How does a generation end? Its usage is measured, its log gets its end, and the limits are settled."""
 
 import asyncio
+from dataclasses import replace
 
 import structlog
 
@@ -67,10 +68,12 @@ async def end(context: RunContext) -> Settlement:
     await writer.wait_flushed()
     if not is_kept:
         await _keep_response(context)  # Redis is back: it has just stored the end.
-    if not writer.lost:
-        await keep_answer(context)
-        _report(context.active_job, total, context.services.metrics)
-    return settle_attempts(total.attempts, settings)
+    settlement = settle_attempts(total.attempts, settings)
+    if writer.lost:
+        return settlement
+    is_cached = await keep_answer(context)
+    _report(context.active_job, total, context.services.metrics)
+    return replace(settlement, is_cached=is_cached)
 
 
 async def settle_ended(generation_id: str, services: Services) -> Settlement:

@@ -222,8 +222,12 @@ def budget_exceeded(reason: str) -> GatewayError:
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """What an ended generation really used. ``cost_nano_usd`` is the principal's cost; ``shares`` divides it by provider."""
+    """What an ended generation really used. ``cost_nano_usd`` is the principal's cost; ``shares`` divides it by provider.
+
+    ``is_cached``: its answer is in the cache now.
+    """
 
     tokens: int = 0
     cost_nano_usd: int = 0
     shares: Sequence[tuple[BudgetAccount, int]] = ()
+    is_cached: bool = False

@@ -60,7 +60,11 @@ end
 local function owns(id, epoch) return redis.call('HGET', Q .. 'job:' .. id, 'epoch') == epoch end
 
 -- Lets no further request join a job: its log has ended, or will end without an answer. `flight` is the key under which requests
--- find the job, as stored in the job's field of that name.
-local function close_flight(flight, id)
-  if flight and redis.call('GET', flight) == id then redis.call('DEL', flight) end
+-- find the job, as stored in the job's field of that name. `is_cached`: the answer is in the cache. That is noted for as long as
+-- a request may need from its reading of the cache to the queue: one that came too early for the cached answer must not come too
+-- late for the job, and call the provider again.
+local CACHED, CACHED_MS = 'cached', 10000
+local function close_flight(flight, id, is_cached)
+  if not flight or redis.call('GET', flight) ~= id then return end
+  if is_cached then redis.call('SET', flight, CACHED, 'PX', CACHED_MS) else redis.call('DEL', flight) end
 end

@@ -7,13 +7,14 @@
 --   '1' if the cache answers it, so that there is no job; the ledger's record of such a request: what is known at its start, its
 --   end ('': somebody else writes the record);
 --   for a request that may share a job: the key under which others find that job, the request's own generation, what the ledger
---   needs to know of it, '1' if it wants no job of its own; else '';
+--   needs to know of it, '1' if it wants no job of its own, '1' if it has read the cache again; else '';
 --   a number, and so many windows: key, window in ms, limit, amount, 1 if the amount is settled at the end;
 --   a number, and so many slots: key, limit;
 --   a number, and so many budget counters, none of which may be spent: key, limit;
 --   a number, and so many alternatives, at least one of which must not be spent: the number of its counters, each: key, limit
 -- Returns {'ok', per window what remains and the ms until nothing of it is used…}, or {reason}:
 --   'alone' (there is no job to share) | 'joined', id of the job that answers, then as for ok |
+--   'cached' (the answer of an identical request has come into the cache: read that again) |
 --   'stale' | 'full' | 'tenant_full' | 'differs' (the key belongs to another request) | 'held', id | 'busy', number of the slot |
 --   'limited', number of the window, ms to wait, then as for ok | 'spent', number of the counter | 'all_spent' |
 --   'spent_unknown' (Redis has lost the counters, and the ledger has not restored them yet: a missing counter is not 0)
@@ -43,14 +44,16 @@ local function may_join(job_id)
   return state[1] == '0' and state[2] ~= 'cancelled' and not (left_ms and tonumber(left_ms) <= now)
 end
 local shared = flight ~= '' and redis.call('GET', flight)
+local is_cached = shared == CACHED
 if not may_join(shared) then shared = false end
 if ARGV[23] == '1' and not shared then return {'alone'} end
+if is_cached and ARGV[24] ~= '1' then return {'cached'} end
 if not (is_answered or shared) then
   if redis.call('ZCARD', ENQUEUED) >= tonumber(ARGV[6]) then return {'full'} end
   if redis.call('ZCARD', waiting(class, tenant)) >= tonumber(ARGV[7]) then return {'tenant_full'} end
 end
 
-local next_arg = 24
+local next_arg = 25
 -- Reads the next list of the arguments. Each item has `width` arguments.
 local function read_list(width)
   local list, count = {}, tonumber(ARGV[next_arg])

@@ -117,12 +117,14 @@ class Enqueued(NamedTuple):
     """The id of the generation that answers the request, and the present state of its principal's limits.
 
     ``log_id``: the job that the request has joined, whose log it reads; empty if it has not joined any. ``id`` is empty if it
-    only wanted to join one, and there is none.
+    only wanted to join one, and there is none. ``is_cached``: nothing was enqueued. The answer of an identical request has come
+    into the cache, and the caller must read the cache again.
     """
 
     id: str
     limit_statuses: list[LimitStatus]
     log_id: str = ""
+    is_cached: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,13 +132,14 @@ class Sharing:
     """A request that may share a job with others. ``flight`` is the Redis key under which they find the job.
 
     ``reader_id`` is the request's own generation: it reads the log of whichever job it shares. ``summary`` is for the ledger.
-    ``only_joins``: the request must not start a job.
+    ``only_joins``: the request must not start a job. ``has_read_again``: it has read the cache again, after ``is_cached``.
     """
 
     flight: str
     reader_id: str
     summary: bytes = field(repr=False)
     only_joins: bool = False
+    has_read_again: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +155,7 @@ class CachedAnswer:
 UNUSED = Settlement()
 _HANDOVER, _POSTPONED = 1, 2  # How a job was released, see claim.lua.
 _NO_IDEMPOTENCY_KEY = ["", "", 0, ""]
+_NOT_SHARED = ["", "", "", 0, 0]
 
 
 class JobQueue:
@@ -238,14 +242,15 @@ class JobQueue:
         )
         spends, *limits = enqueue_arguments(charges)
         record = cached.record if cached and cached.record else (b"", b"")
-        shared = (sharing.flight, sharing.reader_id, sharing.summary, int(sharing.only_joins)) if sharing else ("", "", b"", 0)
-        args += [spends, int(cached is not None), *record, *shared, *limits]
+        args += [spends, int(cached is not None), *record, *(_pack(sharing) if sharing else _NOT_SHARED), *limits]
         verdict, *results = await self._scripts.run("enqueue", [], args)
         own_id = sharing.reader_id if sharing else generation_id
         if verdict == b"ok":
             return Enqueued(own_id, read_limit_statuses(charges, results))
         if verdict == b"joined":
             return Enqueued(own_id, read_limit_statuses(charges, results[1:]), results[0].decode())
+        if verdict == b"cached":
+            return Enqueued(own_id, [], is_cached=True)
         if verdict == b"alone":
             return Enqueued("", [])
         if verdict == b"held":
@@ -310,7 +315,7 @@ class JobQueue:
         Returns the counters of ``keyspace.spent`` that passed a mark of their budgets now, each with the mark in percent.
         """
         shares = [item for account, nano in settlement.shares for item in (pack_account(account), nano)]
-        figures = [settlement.tokens, settlement.cost_nano_usd, *periods(), *shares]
+        figures = [settlement.tokens, settlement.cost_nano_usd, *periods(), int(settlement.is_cached), *shares]
         crossed = await self._scripts.run("finish", [], [job.generation_id, job.epoch, *figures])
         return [counter.decode() for counter in crossed]
 
@@ -330,6 +335,11 @@ class JobQueue:
             return statuses
         # Just after an outage all leases have lapsed long ago, and their workers are about to renew them.
         return [JobStatus.LAPSED if status is JobStatus.ABANDONED else status for status in statuses]
+
+
+def _pack(sharing: Sharing) -> list[Any]:
+    """Return the enqueue script's arguments for a request that may share a job."""
+    return [sharing.flight, sharing.reader_id, sharing.summary, int(sharing.only_joins), int(sharing.has_read_again)]
 
 
 def _claimed(

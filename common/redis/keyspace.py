@@ -23,7 +23,7 @@ all keys of one generation are in one slot of a cluster. The queue's keys are fe
 | ``sluice:q:job:gen_…`` | hash | until finished; safety expiry | API, worker |
 | ``sluice:q:recent:OWNER`` | sorted set, newest ids by enqueue time in ms | ``RECENT_S`` after the last | API (enqueue) |
 | ``sluice:q:once:OWNER:DIGEST`` | string, id and the request's digest | ``idempotency_s`` | API (enqueue) |
-| ``sluice:q:flight:KEY:POLICY`` | string, the job that identical requests join | until it is removed; safety expiry | API |
+| ``sluice:q:flight:KEY:POLICY`` | string, the job to join; or ``cached`` | until it is removed; safety expiry | API |
 | ``sluice:q:ended`` | list of ids whose records wait for the ledger | until it has them | worker (finish), API (withdraw) |
 | ``sluice:q:limit:SCOPE:NAME:KIND`` | hash, bucket number to amount | two windows | API (enqueue), worker (finish) |
 | ``sluice:q:slots:SCOPE:NAME`` | sorted set, id by the time in ms until which it counts | safety expiry | API, worker |

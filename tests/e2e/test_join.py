@@ -136,16 +136,15 @@ def test_five_hundred_streams_of_one_call(replicas: Fleet, new: str):
     assert {reader.received for reader in readers} == {readers[0].received}
     assert is_complete(CHAT, readers[0].received, 40, stream=True)
     assert len({reader.generation_id for reader in readers}) == 500
-    assert sorted({reader.cache for reader in readers}) == ["join", "miss"] or "hit" in {reader.cache for reader in readers}
     assert sum(reader.cache == "miss" for reader in readers) == 1
+    assert {reader.cache for reader in readers} <= {"miss", "join", "hit"}  # A busy machine sends some after the answer's end.
 
 
-@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
-def test_an_answer_that_is_over_before_all_have_come_makes_one_call(replicas: Fleet, new: str, stream: bool):
+def test_an_answer_that_is_over_before_all_have_come_makes_one_call(replicas: Fleet, new: str):
     """Those that find no cached answer yet, and then no job any more, must not call the provider again."""
-    for turn in range(5):
+    for turn in range(6):
         replicas.reset_demo()
-        readers = read_many(replicas, 100, CHAT, f"n2-d0-{new}-{turn}", stream=stream)
+        readers = read_many(replicas, 300, CHAT, f"n1-d0-{new}-{turn}", stream=bool(turn % 2))
 
         assert replicas.stats()["requests"] == 1
         assert {reader.status for reader in readers} == {200}
@@ -319,7 +318,8 @@ def test_a_stranger_does_not_find_a_joined_generation_or_its_log(replicas: Fleet
 @pytest.fixture
 def fragile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     """Two APIs and two workers, of which a test kills some."""
-    with fleet(tmp_path_factory.mktemp("fragile"), apis=2, workers=2, **(SETTINGS | QUICK_LEASE)) as found:
+    settings = SETTINGS | QUICK_LEASE | {"SLUICE_PROVIDERS": '{"openai": {"continuation": "prefill"}}'}
+    with fleet(tmp_path_factory.mktemp("fragile"), apis=2, workers=2, **settings) as found:
         yield found
 
 
@@ -343,10 +343,7 @@ def test_the_api_of_the_first_is_killed_and_the_others_get_the_whole_answer(frag
 @pytest.mark.parametrize("spec", ["f1500-n20-d20", "n120-d25"], ids=["before the first token", "amid the tokens"])
 def test_the_worker_is_killed_and_its_successor_serves_all(fragile: Fleet, spec: str):
     with ThreadPoolExecutor(6) as threads:
-        sent = [
-            threads.submit(send, fragile, CHAT, spec, stream=number < 4, replica=number % 2, x_disconnect="grace=60")
-            for number in range(4)
-        ]
+        sent = [threads.submit(send, fragile, CHAT, spec, replica=number % 2, x_disconnect="grace=60") for number in range(4)]
         until(lambda: fragile.stats()["open"] == 1, "the provider is called")
         until(lambda: "f1500" in spec or fragile.stats()["tokens"] > 20, "tokens flow")
         worker_of(fragile).kill()

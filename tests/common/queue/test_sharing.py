@@ -8,7 +8,7 @@ from common.canonical.errors import GatewayError
 from common.canonical.job import Policy
 from common.channel.base import Claim, Opening
 from common.channel.redis import RedisChannel
-from common.limits.charges import Charges, charges_for_limits
+from common.limits.charges import Charges, Settlement, charges_for_limits
 from common.queue.jobs import CachedAnswer, IdempotencyKey, JobClass, Sharing
 from common.records.end import End, pack_failure
 from common.redis import keyspace
@@ -22,13 +22,13 @@ def channel(redis) -> RedisChannel:
     return RedisChannel(redis, tombstone_s=60)
 
 
-async def send(queue, channel, number, *, charges=None, key=None, owner="a"):  # noqa: F811
+async def send(queue, channel, number, *, charges=None, key=None, owner="a", has_read_again=False):  # noqa: F811
     """Send the same request once more, and return what became of it."""
     log_id, own_id = f"gen_log{number}", f"gen_own{number}"
     opening = Opening("", "openai-chat", True, "m", 1, Policy.STOP, 0, 60, 600, b"")
     await channel.open(log_id, opening, "r")
     await channel.follow(own_id, log_id, opening)
-    sharing = Sharing(FLIGHT, own_id, b"summary%d" % number)
+    sharing = Sharing(FLIGHT, own_id, b"summary%d" % number, has_read_again=has_read_again)
     limits = {"charges": charges} if charges else {}
     return await queue.enqueue(log_id, owner, JobClass.INTERACTIVE, key, sharing=sharing, **limits)
 
@@ -72,6 +72,21 @@ async def test_a_job_that_is_over_is_joined_by_nobody(queue, channel):  # noqa: 
     await queue.finish(job)
 
     assert (await send(queue, channel, 3)).log_id == ""
+
+
+async def test_who_read_the_cache_before_the_answer_and_came_after_the_job_reads_it_again(queue, channel):  # noqa: F811
+    await send(queue, channel, 1)
+    (job,) = await claim(queue)
+    await end(channel, "gen_log1", End().pack())
+    await queue.finish(job, Settlement(is_cached=True))
+
+    late = await send(queue, channel, 2)
+    assert (late.is_cached, late.id) == (True, "gen_own2")
+    assert names(await claim(queue)) == []
+    # Its answer may have been removed since: then one of them leads, and the others join it.
+    again, other = [await send(queue, channel, number, has_read_again=True) for number in (2, 3)]
+    assert [(each.is_cached, each.log_id) for each in (again, other)] == [(False, ""), (False, "gen_log2")]
+    assert (await send(queue, channel, 4)).log_id == "gen_log2"
 
 
 @pytest.mark.parametrize("how", ["failed", "stopped", "left", "gone", "withdrawn", "collected"])
