@@ -2,12 +2,12 @@
 # shellcheck shell=bash
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 
-# Install the system packages that some tests need. Without them these tests are skipped.
+# Install the system packages that some tests need, and those in "$@". Without them these tests are skipped.
 install_packages() {
   if command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then
     export DEBIAN_FRONTEND=noninteractive
     apt-get update -qq
-    apt-get install -y -qq --no-install-recommends redis-server nginx-light chromium postgresql python3 python3-venv >/dev/null
+    apt-get install -y -qq --no-install-recommends redis-server nginx-light chromium postgresql python3 python3-venv "$@" >/dev/null
   fi
 }
 

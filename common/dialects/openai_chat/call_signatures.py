@@ -1,9 +1,10 @@
 """How does reasoning that a vendor signed travel through a client of chat completions?
 
-Google's chat completions put the signature of a call beside it, in ``extra_content``, and clients for many vendors (the AI SDK,
-Continue) send this field back with the call. Here it carries the signatures of all vendors. A prefix says that we wrote it,
-whether the reasoning came before the answer's text, and which text the reasoning had: some clients return the signature alone,
-or another text. An answer without calls has no place for a signature, and no vendor needs it there.
+Google's chat completions put the signature of a call beside it, in ``extra_content``, and some clients for many vendors send
+this field back with the call (Continue; the AI SDK, if its provider is named "google"). Here it carries the signatures of all
+vendors. A prefix says that we wrote it, whether the reasoning came before the answer's text, and which text the reasoning had:
+some clients return the signature alone, or another text. An answer without calls has no place for a signature, and no vendor
+needs it there.
 
 Source: https://ai.google.dev/gemini-api/docs/thought-signatures (OpenAI compatibility)
 """

@@ -39,7 +39,7 @@ def whole(events: list[Event]) -> dict[str, Any]:
 
 
 def streamed(events: list[Event]) -> dict[str, Any]:
-    """Return the message as clients put it together: the AI SDK and Continue take a call's fields from its first piece."""
+    """Return the message as clients put it together: they take a call's fields from its first piece."""
     encoder = OPENAI_CHAT.encoder(OPENAI_CHAT.parse({"model": "m", "messages": [ASKED], "stream": True}), INFO)
     message: dict[str, Any] = {"role": "assistant", "content": "", "reasoning_content": "", "tool_calls": []}
     for event in _framed(events):

@@ -12,11 +12,17 @@ from typing import Any
 
 @dataclass(frozen=True)
 class AnswerSpec:
-    """``calls`` are (id, name, arguments). ``input_tokens`` include ``cached_tokens``. ``error`` ends it after the text."""
+    """``id``: what differs in the ids of each answer. ``signature`` seals the thinking, in the form of each vendor.
 
+    ``calls`` are (id, name, arguments); on the responses wire, a string as arguments is the input of a custom tool.
+    ``input_tokens`` include ``cached_tokens``. ``error`` ends the answer after the text.
+    """
+
+    id: str = "1"
     text: str = ""
     thinking: str = ""
-    calls: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
+    signature: str = ""
+    calls: list[tuple[str, str, dict[str, Any] | str]] = field(default_factory=list)
     input_tokens: int = 9
     output_tokens: int = 4
     cached_tokens: int = 0
@@ -74,15 +80,20 @@ def _chat_whole(spec: AnswerSpec) -> bytes:
 
 def _response(spec: AnswerSpec, status: str) -> dict[str, Any]:
     output: list[dict[str, Any]] = []
-    if spec.thinking:
-        summary = [{"type": "summary_text", "text": spec.thinking}]
-        output.append({"id": "rs_1", "type": "reasoning", "summary": summary})
+    if spec.thinking or spec.signature:
+        summary = [{"type": "summary_text", "text": spec.thinking}] if spec.thinking else []
+        sealed = {"encrypted_content": spec.signature} if spec.signature else {}
+        output.append({"id": f"rs_{spec.id}", "type": "reasoning", "summary": summary, **sealed})
     if spec.text:
         content = [{"type": "output_text", "text": spec.text, "annotations": [], "logprobs": []}]
-        output.append({"id": "msg_1", "type": "message", "role": "assistant", "status": "completed", "content": content})
+        message = {"id": f"msg_{spec.id}", "type": "message", "role": "assistant", "status": "completed"}
+        output.append({**message, "content": content})
     for id_, name, arguments in spec.calls:
-        call = {"id": f"fc_{id_}", "call_id": id_, "name": name, "arguments": json.dumps(arguments), "status": "completed"}
-        output.append({"type": "function_call", **call})
+        call = {"call_id": id_, "name": name, "status": "completed"}
+        if isinstance(arguments, str):
+            output.append({"type": "custom_tool_call", "id": f"ctc_{id_}", **call, "input": arguments})
+        else:
+            output.append({"type": "function_call", "id": f"fc_{id_}", **call, "arguments": json.dumps(arguments)})
     usage = {
         "input_tokens": spec.input_tokens,
         "input_tokens_details": {"cached_tokens": spec.cached_tokens},
@@ -90,8 +101,9 @@ def _response(spec: AnswerSpec, status: str) -> dict[str, Any]:
         "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": spec.input_tokens + spec.output_tokens,
     }
-    response = {"id": "resp_1", "object": "response", "created_at": 1, "model": "m", "tools": [], "tool_choice": "auto"}
-    response |= {"parallel_tool_calls": True, "error": None, "incomplete_details": None, "status": status}
+    response = {"id": f"resp_{spec.id}", "object": "response", "created_at": 1, "model": "m", "tools": []}
+    response |= {"tool_choice": "auto", "parallel_tool_calls": True, "error": None, "incomplete_details": None}
+    response["status"] = status
     if status == "failed":
         return {**response, "error": {"code": "server_error", "message": spec.error}, "output": [], "usage": None}
     is_done = status == "completed"
@@ -103,18 +115,21 @@ def _responses_stream(spec: AnswerSpec) -> bytes:
     for index, item in enumerate(_response(spec, "completed")["output"]):
         place = {"output_index": index, "item_id": item["id"]}
         emptied = {name: [] if isinstance(value, list) else value for name, value in item.items()}
-        events.append({"type": "response.output_item.added", "output_index": index, "item": {**emptied, "arguments": ""}})
+        emptied |= {name: "" for name in ("arguments", "input") if name in item}
+        events.append({"type": "response.output_item.added", "output_index": index, "item": emptied})
         if item["type"] == "message":
             part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
             events.append({"type": "response.content_part.added", **place, "content_index": 0, "part": part})
             delta = {"type": "response.output_text.delta", "delta": spec.text, "logprobs": []}
             events.append({**delta, **place, "content_index": 0})
-        elif item["type"] == "reasoning":
+        elif item["type"] == "reasoning" and spec.thinking:
             part = {"type": "summary_text", "text": ""}
             events.append({"type": "response.reasoning_summary_part.added", **place, "summary_index": 0, "part": part})
             delta = {"type": "response.reasoning_summary_text.delta", "delta": spec.thinking}
             events.append({**delta, **place, "summary_index": 0})
-        else:
+        elif item["type"] == "custom_tool_call":
+            events.append({"type": "response.custom_tool_call_input.delta", "delta": item["input"], **place})
+        elif item["type"] == "function_call":
             events.append({"type": "response.function_call_arguments.delta", "delta": item["arguments"], **place})
         events.append({"type": "response.output_item.done", "output_index": index, "item": item})
     end = "failed" if spec.error else "completed"
@@ -129,17 +144,19 @@ def _responses_whole(spec: AnswerSpec) -> bytes:
 # Messages
 
 
-def _blocks(spec: AnswerSpec) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Return each block as it starts, and its single delta."""
-    blocks: list[tuple[dict[str, Any], dict[str, Any]]] = []
-    if spec.thinking:
+def _blocks(spec: AnswerSpec) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """Return each block as it starts, and its deltas."""
+    blocks: list[tuple[dict[str, Any], list[dict[str, Any]]]] = []
+    if spec.thinking or spec.signature:
         start = {"type": "thinking", "thinking": "", "signature": ""}
-        blocks.append((start, {"type": "thinking_delta", "thinking": spec.thinking}))
+        deltas = [{"type": "thinking_delta", "thinking": spec.thinking}] if spec.thinking else []
+        deltas += [{"type": "signature_delta", "signature": spec.signature}] if spec.signature else []
+        blocks.append((start, deltas))
     if spec.text:
-        blocks.append(({"type": "text", "text": ""}, {"type": "text_delta", "text": spec.text}))
+        blocks.append(({"type": "text", "text": ""}, [{"type": "text_delta", "text": spec.text}]))
     for id_, name, arguments in spec.calls:
         start = {"type": "tool_use", "id": id_, "name": name, "input": {}}
-        blocks.append((start, {"type": "input_json_delta", "partial_json": json.dumps(arguments)}))
+        blocks.append((start, [{"type": "input_json_delta", "partial_json": json.dumps(arguments)}]))
     return blocks
 
 
@@ -147,14 +164,14 @@ def _message(spec: AnswerSpec) -> dict[str, Any]:
     read = {"cache_creation_input_tokens": 0, "cache_read_input_tokens": spec.cached_tokens}
     usage = {"input_tokens": spec.input_tokens - spec.cached_tokens, **read, "output_tokens": 1}
     empty = {"content": [], "stop_reason": None, "stop_sequence": None, "usage": usage}
-    return {"id": "msg_1", "type": "message", "role": "assistant", "model": "m", **empty}
+    return {"id": f"msg_{spec.id}", "type": "message", "role": "assistant", "model": "m", **empty}
 
 
 def _messages_stream(spec: AnswerSpec) -> bytes:
     events: list[dict[str, Any]] = [{"type": "message_start", "message": _message(spec)}]
-    for index, (start, delta) in enumerate(_blocks(spec)):
+    for index, (start, deltas) in enumerate(_blocks(spec)):
         events.append({"type": "content_block_start", "index": index, "content_block": start})
-        events.append({"type": "content_block_delta", "index": index, "delta": delta})
+        events += [{"type": "content_block_delta", "index": index, "delta": delta} for delta in deltas]
         events.append({"type": "content_block_stop", "index": index})
     if spec.error:
         events.append({"type": "error", "error": {"type": "api_error", "message": spec.error}})
@@ -168,8 +185,8 @@ def _messages_stream(spec: AnswerSpec) -> bytes:
 def _messages_whole(spec: AnswerSpec) -> bytes:
     message = _message(spec)
     content: list[dict[str, Any]] = []
-    if spec.thinking:
-        content.append({"type": "thinking", "thinking": spec.thinking, "signature": ""})
+    if spec.thinking or spec.signature:
+        content.append({"type": "thinking", "thinking": spec.thinking, "signature": spec.signature})
     if spec.text:
         content.append({"type": "text", "text": spec.text})
     content += [{"type": "tool_use", "id": id_, "name": name, "input": arguments} for id_, name, arguments in spec.calls]
@@ -232,7 +249,11 @@ def _gemini_whole(spec: AnswerSpec) -> bytes:
 def _gemini_parts(spec: AnswerSpec) -> list[dict[str, Any]]:
     parts: list[dict[str, Any]] = [{"text": spec.thinking, "thought": True}] if spec.thinking else []
     parts += [{"text": spec.text}] if spec.text else []
-    return parts + [{"functionCall": {"id": id_, "name": name, "args": arguments}} for id_, name, arguments in spec.calls]
+    parts += [{"functionCall": {"id": id_, "name": name, "args": arguments}} for id_, name, arguments in spec.calls]
+    signed = next((part for part in parts if "functionCall" in part), parts[-1] if parts else {})
+    if spec.signature:
+        signed["thoughtSignature"] = spec.signature
+    return parts
 
 
 def _gemini_stream(spec: AnswerSpec) -> bytes:
