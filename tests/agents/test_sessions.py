@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
-from tests.agents.installed import agents_folder
 from tests.agents.reading import Conversation
 from tests.agents.setups import AGENTS, PROMPT, Agent, set_up
 from tests.agents.vendor import LAST_WORDS, SKIP, WIRES, Request, StrictVendor, VendorServer, Wire
 from tests.agents.work import FIGURE, TURNS, Step, make_folder
 from tests.support.fleet import fleet
+from tests.support.node_packages import node_packages
 
 SESSION_S = 600  # On a busy machine. A session takes 10 s otherwise.
 
@@ -41,7 +41,7 @@ class Session:
 
 
 def run(agent: Agent, wire: Wire, folder: Path) -> Session:
-    commands = agents_folder()
+    commands = node_packages(Path(__file__).with_name("package.json"), ".agents") / "node_modules" / ".bin"
     work = folder / "work"
     make_folder(work)
     vendor = StrictVendor(wire, work)

@@ -14,12 +14,13 @@ import pytest
 
 from demo_provider.script import answer
 from tests.support.fleet import KEY, ROOT, Fleet
+from tests.support.node_packages import node_packages
 
 pytestmark = pytest.mark.long
 
 SOURCES = Path(__file__).parent / "node_sdks"
 FOLDER = ROOT / ".node-sdks"
-INSTALL_S, SESSION_S = 300, 120
+SESSION_S = 120
 # What each SDK calls the end of an answer, and what it throws when a stream breaks.
 END = {"chat": "stop", "responses": "completed", "messages": "end_turn"}
 FAILED = {"chat": "APIError", "responses": "EvalError", "messages": "APIError"}
@@ -28,20 +29,8 @@ FAILED = {"chat": "APIError", "responses": "EvalError", "messages": "APIError"}
 @pytest.fixture(scope="module")
 def node() -> str:
     """Return the node command, with the SDKs and the session in ``FOLDER``."""
-    node, npm = shutil.which("node"), shutil.which("npm")
-    if node is None or npm is None:
-        pytest.skip("no npm: install Node 20 or newer, with npm")
-    FOLDER.mkdir(exist_ok=True)
-    packages, installed = SOURCES / "package.json", FOLDER / "installed.json"
-    if not installed.is_file() or installed.read_bytes() != packages.read_bytes():
-        shutil.copy(packages, FOLDER)
-        installing = [npm, "install", "--no-audit", "--no-fund", "--no-package-lock", "--loglevel=error"]
-        done = subprocess.run(installing, cwd=FOLDER, capture_output=True, text=True, timeout=INSTALL_S)
-        if done.returncode:
-            pytest.skip(f"npm cannot install the SDKs: {done.stderr.strip()[-300:]}")
-        shutil.copy(packages, installed)
-    shutil.copy(SOURCES / "session.mjs", FOLDER)
-    return node
+    shutil.copy(SOURCES / "session.mjs", node_packages(SOURCES / "package.json", FOLDER.name))
+    return "node"
 
 
 @pytest.mark.parametrize("provider", ["openai", "anthropic", "gemini", "cohere"])
