@@ -27,7 +27,7 @@ from demo_provider.wire import Wire
 from workers.attempt.prepare import prepare_request
 from workers.providers import FAMILIES, WIRES
 from workers.providers.base import Deployment, UpstreamRequest
-from workers.transcode.pumps import Pump
+from workers.transcode.pump import Pump
 
 ADDED_US_MAX, TABLE_MS_MAX = 15.0, 0.05  # Goals: CPU per token over passthrough, CPU of the table per request.
 EVENT_BYTES_MAX = 1 << 20

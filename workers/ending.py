@@ -119,6 +119,7 @@ def _report(active_job: ActiveJob, total: Total, metrics: Metrics) -> None:
         input_tokens=usage.input_tokens if usage else None,
         output_tokens=usage.output_tokens if usage else None,
         output_events=total.output_events,
+        left_out=total.left_out or None,
         ttft_ms=total.ttft_ms,
         duration_ms=active_job.elapsed_ms(),
     )

@@ -61,6 +61,7 @@ class CallResult:
     usage: Usage | None = None  # As the upstream reported it.
     output_events: int = 0
     finish_reason: str | None = None
+    left_out: list[str] = field(default_factory=list)  # Parts of the answer that the client's format does not carry.
     is_cut: bool = False  # Whether a guardrail ended it before its upstream did.
     last_data: bytes = b""  # The client's last bytes: a stream's last events, or a complete body.
     attempt: Attempt | None = None  # Its usage and cost; None: it counts for nothing.
@@ -87,6 +88,7 @@ class Total:
     reported: Usage | None = None  # The usage that the last call's upstream reported.
     output_events: int = 0  # Of the last call.
     finish_reason: str | None = None
+    left_out: list[str] = field(default_factory=list)
     is_cut: bool = False
     background_answer: BackgroundAnswer | None = None
     last_data: bytes = b""
@@ -115,6 +117,7 @@ class Total:
             self.is_committed, self.ttft_ms = True, result.ttft_ms
         self.messages, self.reported, self.output_events = result.messages, result.usage, result.output_events
         self.finish_reason, self.is_cut, self.background_answer = result.finish_reason, result.is_cut, result.background_answer
+        self.left_out = list(dict.fromkeys([*(self.left_out if self.is_committed else ()), *result.left_out]))
         self.last_data = result.last_data or self.last_data
 
     def restore_past(self, attempts: Sequence[Attempt], ttft_ms: int | None, prices: Mapping[str, Price]) -> None:
@@ -147,4 +150,5 @@ class Total:
             duration_ms=active_job.elapsed_ms(),
             cost=total_cost(self.attempts),
             attempts=self.attempts,
+            left_out=self.left_out,
         )

@@ -57,6 +57,7 @@ def record(generation_id: str, state: State) -> dict[str, Any]:
             "duration_ms": end.duration_ms,
         },
         "finish_reason": end.finish_reason,
+        **({"left_out": end.left_out} if end.left_out else {}),
         "error": {"kind": failed.kind, "message": failed.message, "code": failed.code} if failed else None,
     }
 

@@ -170,6 +170,28 @@ class Citation:
 
 
 @dataclass(slots=True)
+class OutputImage:
+    """A complete image that the model made: base64 ``data`` with its ``media_type``, or the ``url`` where the vendor has it."""
+
+    media_type: str = ""
+    data: str = field(default="", repr=False)
+    url: str = ""
+    choice: int = 0
+
+    @property
+    def address(self) -> str:
+        """The image's URL: ``url``, or a data URL that contains the data."""
+        return self.url or f"data:{self.media_type};base64,{self.data}"
+
+
+@dataclass(slots=True)
+class LeftOut:
+    """A part of the answer that no other event expresses. The client is told its ``name``, the vendor's word for it."""
+
+    name: str
+
+
+@dataclass(slots=True)
 class ToolCallStarted:
     """``index`` counts the tool calls of a choice from 0. ``id`` is never empty: decoders create one if it is missing."""
 
@@ -190,11 +212,15 @@ class ToolCallDelta:
 
 @dataclass(slots=True)
 class Finished:
-    """One choice has ended. The stream continues until its terminal event; usage may follow."""
+    """One choice has ended. The stream continues until its terminal event; usage may follow.
+
+    ``may_be_empty``: the vendor documents that an answer with this end may have no content.
+    """
 
     reason: FinishReason
     stop_sequence: str | None = None
     choice: int = 0
+    may_be_empty: bool = field(default=False, compare=False)
 
 
 @dataclass(slots=True)
@@ -204,8 +230,26 @@ class Completed:
     usage: Usage | None = None
 
 
-Delta = TextDelta | RefusalDelta | ReasoningDelta | ReasoningSigned | RedactedReasoning | ToolCallStarted | ToolCallDelta
-Event = Started | Delta | Citation | Finished | Completed | Failed
+Delta = (
+    TextDelta
+    | RefusalDelta
+    | ReasoningDelta
+    | ReasoningSigned
+    | RedactedReasoning
+    | OutputImage
+    | ToolCallStarted
+    | ToolCallDelta
+)
+Event = Started | Delta | Citation | LeftOut | Finished | Completed | Failed
 
 # Events with output: the first of them is the commit point.
-OUTPUT = (TextDelta, RefusalDelta, ReasoningDelta, ReasoningSigned, RedactedReasoning, ToolCallStarted, ToolCallDelta)
+OUTPUT = (
+    TextDelta,
+    RefusalDelta,
+    ReasoningDelta,
+    ReasoningSigned,
+    RedactedReasoning,
+    OutputImage,
+    ToolCallStarted,
+    ToolCallDelta,
+)

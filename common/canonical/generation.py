@@ -166,7 +166,8 @@ class GenerationRequest:
     ``dropped`` names fields that only the client's own family has and that are only an offer, such as a tool that runs at the
     vendor. Other wires leave them out, and the response tells the client. ``names`` maps our field names to the dialect's names
     where they differ; messages about dropped or refused fields use the dialect's names. ``cache_mark`` lets the vendor choose
-    where the cached prompt ends; requests with the same ``prompt_cache_key`` begin alike.
+    where the cached prompt ends; requests with the same ``prompt_cache_key`` begin alike. ``caches_marked_only``: nothing but
+    what has a mark may be written to a cache.
     """
 
     model: str
@@ -191,6 +192,7 @@ class GenerationRequest:
     end_user: str | None = None
     prompt_cache_key: str | None = None
     cache_mark: CacheMark | None = None
+    caches_marked_only: bool = False
     opaque: list[OpaquePart] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
     names: dict[str, str] = field(default_factory=dict, compare=False)

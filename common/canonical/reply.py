@@ -11,6 +11,8 @@ from common.canonical.events import (
     Event,
     Finished,
     FinishReason,
+    LeftOut,
+    OutputImage,
     ReasoningDelta,
     ReasoningSigned,
     RedactedReasoning,
@@ -44,13 +46,18 @@ class ReasoningBlock:
 
 
 @dataclass(slots=True)
+class ImageBlock:
+    image: OutputImage
+
+
+@dataclass(slots=True)
 class ToolCall:
     id: str
     name: str
     arguments: str = ""
 
 
-Block = TextBlock | RefusalBlock | ReasoningBlock | ToolCall
+Block = TextBlock | RefusalBlock | ReasoningBlock | ImageBlock | ToolCall
 
 
 @dataclass(slots=True)
@@ -73,6 +80,10 @@ class Choice:
     @property
     def reasoning(self) -> list[ReasoningBlock]:
         return [block for block in self.blocks if isinstance(block, ReasoningBlock)]
+
+    @property
+    def images(self) -> list[OutputImage]:
+        return [block.image for block in self.blocks if isinstance(block, ImageBlock)]
 
     @property
     def tool_calls(self) -> list[ToolCall]:
@@ -113,6 +124,8 @@ class ReplyBuilder:
                 self._reply.usage = event.usage
             case Failed():
                 self._reply.failed = event
+            case LeftOut():
+                pass  # Nothing of it is in the answer.
             case ReasoningSigned() | RedactedReasoning():
                 self._choice(0).add(event)
             case _:
@@ -152,6 +165,8 @@ class _ChoiceBuilder:
                 block.signature = event.signature
             case RedactedReasoning():
                 self._begin(ReasoningBlock(redacted=event.data))
+            case OutputImage():
+                self._begin(ImageBlock(event))
             case ToolCallStarted():
                 self._arguments.append(self._begin(ToolCall(event.id, event.name)))
             case ToolCallDelta():
@@ -165,7 +180,7 @@ class _ChoiceBuilder:
         for block, text in zip(self._choice.blocks, self._texts, strict=True):
             if isinstance(block, ToolCall):
                 block.arguments = str(text)
-            else:
+            elif not isinstance(block, ImageBlock):
                 block.text = str(text)
         return self._choice
 

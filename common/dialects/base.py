@@ -84,7 +84,10 @@ class Progress:
 
 
 class Dialect(Protocol):
+    """``lacks``: the kinds of output that the format has no place for, each with its name for the client."""
+
     name: str
+    lacks: Mapping[type[Event], str]
 
     def parse(self, body: Mapping[str, Any]) -> GenerationRequest:
         """Return the canonical request.

@@ -15,6 +15,7 @@ import orjson
 
 from common.canonical.events import (
     Event,
+    OutputImage,
     ReasoningDelta,
     RedactedReasoning,
     RefusalDelta,
@@ -82,7 +83,7 @@ def estimate_text_tokens(text: str) -> int:
 
 def estimate_event_tokens(events: Iterable[Event]) -> int:
     """Return the estimated number of output tokens in some events."""
-    return tokens_in_bytes(sum(map(output_bytes, events)))
+    return tokens_in_bytes(sum(map(token_bytes, events)))
 
 
 def output_bytes(event: Event) -> int:
@@ -97,7 +98,14 @@ def output_bytes(event: Event) -> int:
             return len(event.name.encode(errors="replace"))
         case ToolCallDelta():
             return len(event.arguments.encode(errors="replace"))
+        case OutputImage():
+            return len(event.data) + len(event.url)
     return 0
+
+
+def token_bytes(event: Event) -> int:
+    """Return the number of bytes of text that would have as many tokens as an event. An image's tokens depend on its pixels."""
+    return _MEDIA_TOKENS * _BYTES_PER_TOKEN if isinstance(event, OutputImage) else output_bytes(event)
 
 
 def tokens_in_bytes(size: int) -> int:

@@ -14,7 +14,7 @@ from common.canonical.errors import Failed
 from common.canonical.events import Usage
 from common.metering.attempt_cost import Attempt, attempts_from_record
 from common.metering.pricing import Cost
-from common.records.fields import FORMAT, parse_object, read_count, read_text, read_usage
+from common.records.fields import FORMAT, parse_object, read_count, read_text, read_usage, read_words
 
 
 @dataclass(slots=True)
@@ -37,6 +37,7 @@ class End:
     cost: Cost | None = None
     saved: Cost | None = None  # What the answer cost the generation that made it, if this one got it for nothing.
     attempts: list[Attempt] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)  # Parts of the answer that the client's format does not carry.
     has_attempts: bool = True  # False: two versions ago a worker that lost Redis left the counting of usage to others.
 
     @property
@@ -62,6 +63,7 @@ class End:
                 "cost": self.cost.to_dict() if self.cost else None,
                 "saved": self.saved.to_dict() if self.saved else None,
                 "attempts": [attempt.to_dict() for attempt in self.attempts],
+                "left_out": self.left_out,
             }
         )
 
@@ -90,6 +92,7 @@ class End:
             Cost.from_dict(stored.get("cost")),
             Cost.from_dict(stored.get("saved")),
             attempts_from_record(stored),
+            read_words(stored.get("left_out")),
             "attempts" in stored,
         )
 

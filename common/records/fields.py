@@ -24,6 +24,10 @@ def read_text(stored: Mapping[str, Any], name: str) -> str:
     return "" if value is None else str(value)
 
 
+def read_words(value: Any) -> list[str]:
+    return [word for word in value if isinstance(word, str)] if isinstance(value, list) else []
+
+
 def read_usage(stored: Any) -> Usage | None:
     return Usage.from_dict(stored) if isinstance(stored, dict) else None
 

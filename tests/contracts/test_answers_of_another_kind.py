@@ -15,7 +15,7 @@ from common.vendors.table import VENDORS
 from tests.support.compatibility.cells import CLIENTS, EVENT_BYTES_MAX, body_of, deployment_of, prepare_upstream
 from tests.support.upstreams.wire_answers import STREAMS, WHOLES, AnswerSpec
 from workers.attempt.call import final_blocks
-from workers.transcode.pumps import Pump
+from workers.transcode.pump import Pump
 
 VENDOR_OF_WIRE = {
     "openai-chat": "mistral",

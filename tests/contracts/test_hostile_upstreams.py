@@ -22,7 +22,8 @@ from workers.providers import WIRES
 from workers.providers.base import FamilyWire
 from workers.providers.shared.errors import unreadable_answer
 from workers.providers.shared.loose_json import read_json
-from workers.transcode.pumps import Folding, Passing, Pump, Translating
+from workers.transcode.pump import Pump
+from workers.transcode.pumps import Folding, Passing, Translating
 
 EVENT_BYTES_MAX = 8_000
 

@@ -22,7 +22,7 @@ from common.sse import BYTE_ORDER_MARK, SseCutter, cut, first_events, read_block
 from workers.attempt.answer_kind import is_stream
 from workers.attempt.background_answers import cancel
 from workers.attempt.prepare import Prepare, family_of, message_count, prepare_request, reply_info
-from workers.attempt.reply_headers import reply_headers
+from workers.attempt.reply_headers import add_left_out, reply_headers
 from workers.metering.charging import charge_attempt, pack_with_current
 from workers.outcome import ActiveJob, BackgroundAnswer, CallResult, Total
 from workers.providers import WIRES
@@ -34,7 +34,8 @@ from workers.providers.shared.refused_thoughts import refuses_compactions, refus
 from workers.publish.large_answers import LARGE_BYTES, answer_too_large
 from workers.publish.writer import FRAME_BYTES_MAX
 from workers.run_context import RunContext
-from workers.transcode.pumps import Passing, PassingWhole, Pump
+from workers.transcode.pump import Pump
+from workers.transcode.pumps import Passing, PassingWhole
 from workers.upstream.errors import redirected
 from workers.upstream.http_client import ERROR_BODY_BYTES_MAX, UpstreamAnswer
 from workers.upstream.refused_summaries import refuses_summary
@@ -132,7 +133,7 @@ async def _call_once(context: RunContext, result: CallResult, prepare: Prepare |
 def _record_result(result: CallResult, pump: Pump) -> None:
     """Copy the pump's state into the result, however the answer ended."""
     result.output_events, result.finish_reason, result.usage = pump.output_events, pump.finish_reason, pump.usage
-    result.is_cut = pump.is_cut
+    result.is_cut, result.left_out = pump.is_cut, [*pump.left_out]
     if result.deployment.in_background and pump.upstream_id:
         is_over = isinstance(pump.terminal, Completed) and not result.is_cut
         result.background_answer = None if is_over else BackgroundAnswer(pump.upstream_id, [result.deployment])
@@ -268,6 +269,8 @@ class Transfer:
         _raise_if_failed(self._pump)
         active_job, result, total, writer = self._context.active_job, self._result, self._context.total, self._writer
         result.is_committed = True
+        if not self._pump.gives_stream:
+            add_left_out(result.headers, self._pump.left_out)
         writer.packed_attempts = b""  # From now on the log has this information.
         if result.deployment.in_background:
             result.upstream_id = self._pump.upstream_id

@@ -26,7 +26,8 @@ from workers.providers.shared.tool_names import has_other_names
 from workers.providers.shared.without_tools import must_lose_tools
 from workers.transcode.guarded_pump import guarded
 from workers.transcode.output_guardrails import OutputGuard
-from workers.transcode.pumps import Decoding, Folding, FoldingWhole, Passing, PassingWhole, Pump, Translating
+from workers.transcode.pump import Decoding, Pump
+from workers.transcode.pumps import Folding, FoldingWhole, Passing, PassingWhole, Translating
 
 # The upstream request of an attempt, and the pump that turns its answer into the client's.
 Prepared = tuple[UpstreamRequest, Pump]

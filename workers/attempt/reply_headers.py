@@ -3,6 +3,8 @@
 Called once per answer of an upstream. They are part of the log's head, so every API that reads the log sends them.
 """
 
+from collections.abc import Iterable
+
 from common.vendors.models import ModelFacts
 from workers.providers.base import Deployment, UpstreamRequest
 from workers.upstream.http_client import UpstreamAnswer
@@ -25,6 +27,12 @@ def reply_headers(request: UpstreamRequest, answer: UpstreamAnswer, deployment: 
     if deprecation := _deprecation(deployment.facts):
         headers["x-sluice-deprecation"] = deprecation
     return headers
+
+
+def add_left_out(headers: dict[str, str], names: Iterable[str]) -> None:
+    """Name the parts of a complete answer that the client's format does not carry. A stream's record names them."""
+    if parts := [f"answer.{name}" for name in names]:
+        headers["x-sluice-dropped"] = ", ".join([*filter(None, [headers.get("x-sluice-dropped")]), *parts])
 
 
 def _deprecation(facts: ModelFacts) -> str | None:

@@ -33,7 +33,7 @@ from workers.providers.shared.shape import ClientCalls
 from workers.transcode.continuing import Continuing, Rereading
 from workers.transcode.guarded_pump import guarded
 from workers.transcode.output_guardrails import OutputGuard
-from workers.transcode.pumps import Pump
+from workers.transcode.pump import Pump
 from workers.transcode.splice import Splice
 from workers.upstream.deployments import deployments
 

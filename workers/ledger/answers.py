@@ -6,7 +6,7 @@ choices. Otherwise only the text is read.
 
 from typing import Any
 
-from common.canonical.reply import Choice, ReasoningBlock, RefusalBlock, TextBlock, fold
+from common.canonical.reply import Choice, ImageBlock, ReasoningBlock, RefusalBlock, TextBlock, fold
 from common.channel.transcript import Transcript
 from common.sse import split_blocks
 from workers.providers import WIRES
@@ -38,6 +38,8 @@ def _parts(choice: Choice) -> list[dict[str, Any]]:
                 parts.append({"refusal": block.text})
             case ReasoningBlock():
                 parts.append({"thinking": block.text or "[encrypted]"})
+            case ImageBlock():
+                parts.append({"image": block.image.url or block.image.media_type})
             case _:
                 parts.append({"tool": block.name, "arguments": block.arguments})
     return parts

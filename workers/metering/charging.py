@@ -23,7 +23,7 @@ from workers.outcome import CallResult, Total
 from workers.providers.base import Deployment, UpstreamRequest
 from workers.providers.shared.figures import clean_name
 from workers.providers.shared.loose_json import dict_of
-from workers.transcode.pumps import Pump
+from workers.transcode.pump import Pump
 
 ANSWER_TOKENS_MAX = 1_000_000  # No model's answer is longer, whatever a request allows.
 

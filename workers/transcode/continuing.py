@@ -17,7 +17,8 @@ from common.canonical.generation import GenerationRequest
 from common.dialects.base import Progress
 from common.metering.token_estimate import tokens_in_bytes
 from workers.providers.shared import errors
-from workers.transcode.pumps import Decoding, EventPumpBase
+from workers.transcode.pump import Decoding
+from workers.transcode.pumps import EventPumpBase
 from workers.transcode.splice import Splice
 
 
@@ -28,7 +29,7 @@ class Continuing(EventPumpBase):
     """
 
     def __init__(self, wire: Decoding, progress: Progress, splice: Splice, spent: Usage, input_tokens: int) -> None:
-        super().__init__(wire, None, choices=1)
+        super().__init__(wire, None, choices=1, lacks={}, continues_text=bool(progress.text))
         self._progress, self._splice, self._spent = progress, splice, spent
         self._prefix = progress.missing_events
         self.prompt_tokens, self._text_bytes = input_tokens, 0

@@ -10,7 +10,7 @@ from typing import Any
 from common.canonical.errors import Failed
 from common.canonical.events import Completed, FinishReason, Started, Usage
 from workers.transcode.output_guardrails import OutputGuard
-from workers.transcode.pumps import EventPump, Pump
+from workers.transcode.pump import EventPump, Pump
 
 LOOP_BYTES_MAX = 16 * 1024  # Guardrails search a complete answer up to this size on the loop: some milliseconds.
 
@@ -38,6 +38,7 @@ class GuardedPump:
     started: Started = _of_pump("started")
     prompt_tokens: int = _of_pump("prompt_tokens")
     is_estimated: bool = _of_pump("is_estimated")
+    left_out: dict[str, None] = _of_pump("left_out")
     held_bytes: int = _of_pump("held_bytes")
     usage: Usage | None = _of_pump("usage")
     is_whole: bool = _of_pump("is_whole")

@@ -20,6 +20,7 @@ from common.canonical.events import (
     Event,
     Finished,
     FinishReason,
+    LeftOut,
     ReasoningDelta,
     ReasoningSigned,
     RedactedReasoning,
@@ -120,8 +121,9 @@ class OutputGuard:
         if isinstance(event, TEXTS):
             self._filter_text(event, passed)
             return
-        if isinstance(event, Citation):
-            return  # Its title and address are not searched.
+        if isinstance(event, Citation):  # Its title and address are not searched.
+            passed.append(LeftOut("citations"))
+            return
         if isinstance(event, OUTPUT):
             self.has_activity = True
         if self._flush_before(event, passed) and not self.blocked:

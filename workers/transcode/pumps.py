@@ -9,130 +9,29 @@ the events in between: see ``guarded_pump.py``. They do not know about it.
 """
 
 import math
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any
 
 from common.canonical.errors import Failed
-from common.canonical.events import OUTPUT, Completed, Event, Finished, FinishReason, Started, Usage
+from common.canonical.events import OUTPUT, Completed, Event, Finished, FinishReason, LeftOut, OutputImage, Started, Usage
 from common.canonical.generation import GenerationRequest
 from common.canonical.reply import ReplyBuilder
 from common.dialects.base import Dialect, ReplyInfo
-from common.metering.token_estimate import estimate_event_tokens, estimate_tokens, fill_usage, output_bytes, tokens_in_bytes
+from common.metering.token_estimate import (
+    estimate_event_tokens,
+    estimate_tokens,
+    fill_usage,
+    output_bytes,
+    token_bytes,
+    tokens_in_bytes,
+)
 from workers.providers.base import Decoder, FamilyWire
 from workers.providers.shared import errors
 from workers.providers.shared.loose_json import is_nested_too_deeply
+from workers.transcode.empty_answers import NonEmptyDecoder
+from workers.transcode.pump import Decoding
 
-
-class Pump(Protocol):
-    """``is_stream``: the request asks the upstream for a stream. ``gives_stream``: the client gets a stream, not one body."""
-
-    is_stream: bool
-    gives_stream: bool
-    has_output: bool  # Whether the client's bytes so far contain output.
-    finish_reason: FinishReason | None
-    output_events: int
-    upstream_id: str  # The upstream's id of the answer; empty until it has sent it.
-    started: Started  # The upstream's start event.
-    prompt_tokens: int  # An estimate, if the prompt is not the client's own request (a continuation); otherwise 0.
-    is_estimated: bool  # Whether ``usage`` is an estimate, of an upstream that reports none.
-    held_bytes: int  # Output that is collected here, for a client that gets one body.
-    loop_bytes_max: float  # A larger complete answer takes so long that it is fed in a thread.
-
-    @property
-    def terminal(self) -> Completed | Failed | None:
-        """How the answer ended; None: it has not. Some of the client's bytes may come only from ``release_held``."""
-        ...
-
-    @property
-    def has_activity(self) -> bool:
-        """Whether the upstream has sent any output, passed on or not."""
-        ...
-
-    @property
-    def awaits_verdict(self) -> bool:
-        """Whether the answer is over, and ``release_held`` must be called for what its client gets."""
-        ...
-
-    @property
-    def is_cut(self) -> bool:
-        """Whether the answer was ended here, before its upstream ended it."""
-        ...
-
-    @property
-    def usage(self) -> Usage | None: ...
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether the upstream has finished the answer; see ``Decoder.is_whole``."""
-        ...
-
-    @property
-    def has_absurd_usage(self) -> bool: ...
-
-    @property
-    def seen_tokens(self) -> int:
-        """About how many tokens have come: for a body by its text, for a stream one per event with output."""
-        ...
-
-    def pass_head(self, run: bytes) -> int:
-        """Return how many bytes of complete events go to the client unchanged, and count them. The rest must be fed."""
-        ...
-
-    def feed(self, blocks: list[bytes]) -> bytes:
-        """Return the client's bytes for SSE blocks of the upstream. Blocks after a terminal event are ignored."""
-        ...
-
-    def feed_whole(self, body: bytes) -> bytes:
-        """Return the client's bytes for an upstream's answer that is one body. Sets ``terminal``."""
-        ...
-
-    def end(self) -> bytes:
-        """Return the client's last bytes at the end of the upstream's bytes, however they ended. Sets ``terminal``."""
-        ...
-
-    async def release_held(self) -> bytes:
-        """Return the client's bytes that were held until the end. Called if the pump ``awaits_verdict``.
-
-        Raises:
-            GatewayError: the client must not get them.
-        """
-        ...
-
-    async def after_written(self) -> None:
-        """Do what is left after all of an answer has been written."""
-        ...
-
-    def close(self) -> None:
-        """Called once when nothing more comes, however the answer ended."""
-        ...
-
-
-class EventPump(Pump, Protocol):
-    """A pump in two halves: ``read…`` from the upstream's bytes to events, ``encode…`` from events to the client's bytes."""
-
-    def read(self, blocks: list[bytes]) -> list[Event]: ...
-
-    def read_whole(self, body: bytes) -> list[Event]: ...
-
-    def read_end(self) -> list[Event]: ...
-
-    def encode(self, events: list[Event]) -> bytes: ...
-
-    def encode_last(self, events: list[Event]) -> bytes:
-        """The same for the last events of an answer."""
-        ...
-
-    def estimate_cut_usage(self, text_bytes: int) -> Usage | None:
-        """Return the client's usage of an answer that we end here, after ``text_bytes`` of its text.
-
-        From now on ``usage`` is this value: what the upstream has reported, and an estimate for the rest.
-        """
-        ...
-
-
-class Decoding(Protocol):
-    """All that a pump needs of a wire if bytes do not pass unchanged."""
-
-    def decoder(self, choices: int = 1) -> Decoder: ...
+LEFT_OUT_MAX = 20  # Names of one answer. A vendor may send any number of words.
 
 
 class _PumpBase:
@@ -147,8 +46,20 @@ class _PumpBase:
     awaits_verdict = False
     is_cut = False
 
-    def __init__(self, wire: Decoding, choices: int) -> None:
-        self._decoder = wire.decoder(choices)
+    def __init__(
+        self,
+        wire: Decoding,
+        choices: int,
+        lacks: Mapping[type[Event], str] | None = None,
+        *,
+        has_stops: bool = False,
+        continues_text: bool = False,
+    ) -> None:
+        decoder = wire.decoder(choices)
+        unseen = () if lacks is None else (LeftOut, *lacks)
+        self._decoder: Decoder = decoder if continues_text else NonEmptyDecoder(decoder, unseen, has_stops=has_stops)
+        self._lacks = lacks or {}
+        self.left_out: dict[str, None] = {}
         self.has_output = False
         self.terminal: Completed | Failed | None = None
         self.finish_reason: FinishReason | None = None
@@ -162,12 +73,20 @@ class _PumpBase:
             if isinstance(event, OUTPUT):
                 self.has_output = self.gives_stream
                 self.output_events += 1
+                if (name := self._lacks.get(type(event))) is not None:
+                    self._leave_out(name)
             elif isinstance(event, Completed | Failed):
                 self.terminal = event
+            elif isinstance(event, LeftOut):
+                self._leave_out(event.name)
             elif isinstance(event, Finished):
                 self.finish_reason = event.reason
             elif isinstance(event, Started):
                 self.upstream_id, self.started = event.id or "", event
+
+    def _leave_out(self, name: str) -> None:
+        if len(self.left_out) < LEFT_OUT_MAX:
+            self.left_out[name] = None
 
     @property
     def usage(self) -> Usage | None:
@@ -209,9 +128,12 @@ class Passing(_PumpBase):
     """Passes a stream's bytes unchanged."""
 
     def __init__(self, wire: FamilyWire, dialect: Dialect, info: ReplyInfo) -> None:
-        super().__init__(wire, info.body.get("n") or 1)
+        super().__init__(wire, info.body.get("n") or 1, has_stops=_has_stops(info.body))
         self._wire, self._dialect, self._info = wire, dialect, info
         self._is_plain = self._decoder.is_plain
+
+    def _leave_out(self, name: str) -> None:
+        pass  # The bytes have everything.
 
     def pass_head(self, run: bytes) -> int:
         # Hot path: once per upstream read. Almost always these are pieces of output that need no decoding.
@@ -253,8 +175,15 @@ class Passing(_PumpBase):
 class EventPumpBase(_PumpBase):
     """What all pumps that work on events have in common."""
 
-    def __init__(self, wire: Decoding, request: GenerationRequest | None, choices: int) -> None:
-        super().__init__(wire, choices)
+    def __init__(
+        self,
+        wire: Decoding,
+        request: GenerationRequest | None,
+        choices: int,
+        lacks: Mapping[type[Event], str] | None,
+        **known: bool,
+    ) -> None:
+        super().__init__(wire, choices, lacks, **known)
         self._request = request
         self._own: Usage | None = None  # The usage, if it is not only what the upstream reported.
 
@@ -284,7 +213,7 @@ class Translating(EventPumpBase):
     """Encodes the events for a client of another family."""
 
     def __init__(self, wire: Decoding, dialect: Dialect, request: GenerationRequest, info: ReplyInfo) -> None:
-        super().__init__(wire, request, request.choices)
+        super().__init__(wire, request, request.choices, dialect.lacks, has_stops=bool(request.stop))
         self._encode = dialect.encoder(request, info).encode
 
     def feed(self, blocks: list[bytes]) -> bytes:
@@ -312,9 +241,11 @@ class Folding(EventPumpBase):
     gives_stream = False
 
     def __init__(self, wire: Decoding, dialect: Dialect, request: GenerationRequest | None, info: ReplyInfo) -> None:
-        super().__init__(wire, request, request.choices if request else info.body.get("n") or 1)
+        choices = request.choices if request else info.body.get("n") or 1
+        super().__init__(wire, request, choices, dialect.lacks if request else None, has_stops=_has_stops(info.body))
         self._dialect, self._info = dialect, info
         self._folded = ReplyBuilder()
+        self._textless_bytes = 0  # Of the held bytes: those of images, as far as no token stands for them.
 
     def feed(self, blocks: list[bytes]) -> bytes:
         for block in blocks:
@@ -335,6 +266,8 @@ class Folding(EventPumpBase):
         for event in events:
             self._folded.add(event)
             self.held_bytes += output_bytes(event)
+            if isinstance(event, OutputImage):
+                self._textless_bytes += output_bytes(event) - token_bytes(event)
         return b""
 
     def encode_last(self, events: list[Event]) -> bytes:
@@ -351,7 +284,7 @@ class Folding(EventPumpBase):
 
     @property
     def seen_tokens(self) -> int:
-        return self._body_tokens or tokens_in_bytes(self.held_bytes)
+        return self._body_tokens or tokens_in_bytes(self.held_bytes - self._textless_bytes)
 
 
 class FoldingWhole(Folding):
@@ -371,4 +304,9 @@ class PassingWhole(Folding):
 
     def feed_whole(self, body: bytes) -> bytes:
         self._record(self._decode_whole(body))  # The events are not kept: their content is in the body.
+        self.left_out.clear()
         return self._wire.for_client(body, self._info)
+
+
+def _has_stops(body: Mapping[str, Any]) -> bool:
+    return bool(body.get("stop") or body.get("stop_sequences"))

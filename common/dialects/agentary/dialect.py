@@ -19,6 +19,9 @@ from common.canonical.events import (
     Event,
     Finished,
     FinishReason,
+    OutputImage,
+    ReasoningDelta,
+    RedactedReasoning,
     RefusalDelta,
     TextDelta,
     ToolCallDelta,
@@ -39,6 +42,7 @@ _PHRASE_OF_STATUS = {401: "Unauthorized", 429: "Rate limit exceeded"}
 
 class Agentary:
     name = "agentary"
+    lacks: Mapping[type[Event], str] = {ReasoningDelta: "reasoning", RedactedReasoning: "reasoning", OutputImage: "images"}
 
     def parse(self, body: Mapping[str, Any]) -> GenerationRequest:
         return agentary_request.parse(body)
@@ -169,11 +173,14 @@ def _sources(citations: Iterable[Citation]) -> dict[str, Any]:
 
 
 def _usage(usage: Usage) -> dict[str, int]:
-    return {
+    fields = {
         "promptTokens": usage.input_tokens,
         "completionTokens": usage.output_tokens,
         "totalTokens": usage.input_tokens + usage.output_tokens,
     }
+    if usage.cache_read_tokens or usage.cache_write_tokens:
+        fields |= {"cacheReadTokens": usage.cache_read_tokens, "cacheWriteTokens": usage.cache_write_tokens}
+    return fields
 
 
 def _is_about_the_model(failed: Failed) -> bool:

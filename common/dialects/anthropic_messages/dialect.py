@@ -16,6 +16,8 @@ from common.canonical.events import (
     Event,
     Finished,
     FinishReason,
+    LeftOut,
+    OutputImage,
     ReasoningDelta,
     ReasoningSigned,
     RedactedReasoning,
@@ -27,7 +29,7 @@ from common.canonical.events import (
     Usage,
 )
 from common.canonical.generation import GenerationRequest
-from common.canonical.reply import Block, Choice, ReasoningBlock, RefusalBlock, Reply, TextBlock, ToolCall
+from common.canonical.reply import Choice, ImageBlock, ReasoningBlock, RefusalBlock, Reply, TextBlock, ToolCall
 from common.dialects.anthropic_messages import request as anthropic_messages_request
 from common.dialects.anthropic_messages.progress import SentAnswer, read_sent_answer
 from common.dialects.base import EndedEncoder, OpenStream, Progress, ReplyInfo
@@ -56,6 +58,7 @@ Kind = Literal["text", "thinking", "tool"]
 
 class AnthropicMessages:
     name = "anthropic-messages"
+    lacks: Mapping[type[Event], str] = {OutputImage: "images"}
 
     def parse(self, body: Mapping[str, Any]) -> GenerationRequest:
         return anthropic_messages_request.parse(body)
@@ -169,6 +172,8 @@ class BlockEncoder:
                 return self._start() + self._close_all() + self._message_delta(event.usage) + MESSAGE_STOP
             case Failed():
                 return _error_event(event)
+            case OutputImage() | LeftOut():
+                return b""
 
     def _start(self) -> bytes:
         if self._started:
@@ -304,7 +309,7 @@ def _usage(usage: Usage) -> dict[str, Any]:
 
 
 def _content(choice: Choice) -> list[dict[str, Any]]:
-    content = [_content_block(block) for block in choice.blocks]
+    content = [_content_block(block) for block in choice.blocks if not isinstance(block, ImageBlock)]
     text = next((block for block in reversed(content) if block["type"] == "text"), None)
     if choice.citations and text is not None:
         text["citations"] = [_citation(citation) for citation in choice.citations]
@@ -325,7 +330,7 @@ def _citation(citation: Citation) -> dict[str, Any]:
     }
 
 
-def _content_block(block: Block) -> dict[str, Any]:
+def _content_block(block: TextBlock | RefusalBlock | ReasoningBlock | ToolCall) -> dict[str, Any]:
     match block:
         case ReasoningBlock(redacted=str() as data):
             return {"type": "redacted_thinking", "data": data}

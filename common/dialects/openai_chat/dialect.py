@@ -16,8 +16,10 @@ from common.canonical.events import (
     Event,
     Finished,
     FinishReason,
+    OutputImage,
     ReasoningDelta,
     ReasoningSigned,
+    RedactedReasoning,
     RefusalDelta,
     Started,
     TextDelta,
@@ -40,6 +42,7 @@ from common.sse import encode_event
 
 class OpenAiChat:
     name = "openai-chat"
+    lacks: Mapping[type[Event], str] = {RedactedReasoning: "redacted_reasoning"}
 
     def parse(self, body: Mapping[str, Any]) -> GenerationRequest:
         return openai_chat_request.parse(body)
@@ -102,6 +105,7 @@ class ChunkEncoder:
         self._delta_end = b'},"logprobs":null,"finish_reason":null}' + self._tail
         self._has_text = False
         self._signatures = CallSignatures()
+        self._image_counts: dict[int, int] = {}  # By choice: the number of its last image.
         self._text_starts: dict[int, bytes] = {}  # By choice. A choice in here has had its first chunk.
         if is_resumed:
             self._mark_opened(0)
@@ -140,6 +144,8 @@ class ChunkEncoder:
                 return self._delta(event.choice, {"tool_calls": [call]})
             case Citation():
                 return self._delta(event.choice, {"annotations": [_annotation(event)]})
+            case OutputImage():
+                return self._delta(event.choice, {"images": [self._image(event)]})
             case Finished():
                 return self._finish(event)
             case Completed():
@@ -151,6 +157,10 @@ class ChunkEncoder:
                 return b""
             case _:
                 return b""  # The format has no place for redacted reasoning.
+
+    def _image(self, image: OutputImage) -> dict[str, Any]:
+        number = self._image_counts[image.choice] = self._image_counts.get(image.choice, -1) + 1
+        return {"index": number, **_image(image)}
 
     def _delta(self, choice: int, delta: dict[str, Any]) -> bytes:
         start = self._open_choice(choice) + self._head
@@ -214,6 +224,14 @@ def _annotation(citation: Citation) -> dict[str, Any]:
     return {"type": "url_citation", "url_citation": citation_fields(citation)}
 
 
+def _image(image: OutputImage) -> dict[str, Any]:
+    """Return an image as gateways agreed on it: OpenAI has no field for one.
+
+    Source: https://openrouter.ai/docs/guides/overview/multimodal/image-generation
+    """
+    return {"type": "image_url", "image_url": {"url": image.address}}
+
+
 def _reply_choice(index: int, choice: Choice) -> dict[str, Any]:
     # OpenAI sends null content next to tool calls and refusals; an empty answer is an empty string.
     content = choice.text or (None if choice.tool_calls or choice.refusal else "")
@@ -223,6 +241,8 @@ def _reply_choice(index: int, choice: Choice) -> dict[str, Any]:
         message[REASONING_FIELDS[0]] = reasoning
     if choice.citations:
         message["annotations"] = [_annotation(citation) for citation in choice.citations]
+    if choice.images:
+        message["images"] = [{"index": number, **_image(image)} for number, image in enumerate(choice.images)]
     if choice.tool_calls:
         message["tool_calls"] = list(_reply_calls(choice))
     reason = FINISH_WORD[choice.finish_reason or FinishReason.STOP]

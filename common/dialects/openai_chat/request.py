@@ -29,6 +29,7 @@ from common.dialects.shared.parts import (
     Text,
     add_turn,
     allow_tools,
+    caches_marked_only,
     mark_part,
     parse_effort,
     parse_stop,
@@ -185,6 +186,7 @@ def parse(body: Mapping[str, Any]) -> GenerationRequest:
         end_user=fields.user or fields.safety_identifier,
         prompt_cache_key=fields.prompt_cache_key,
         cache_mark=read_cache_mark(body),
+        caches_marked_only=caches_marked_only(body),
         opaque=[OpaquePart(name, name) for name in requested_fields(body, _OPAQUE_FIELDS)],
         dropped=requested_fields(body, _DROPPED_FIELDS),
         names={

@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 
 from common.canonical.errors import Failed
-from common.canonical.events import Finished, FinishReason
+from common.canonical.events import Event, Finished, FinishReason
 from common.canonical.generation import GenerationRequest
 from common.canonical.reply import Choice, Reply, TextBlock
 from common.dialects.base import EndedEncoder, OpenStream, Progress, ReplyInfo
@@ -28,6 +28,7 @@ from common.sse import read_block, split_blocks
 
 class OpenAiResponses:
     name = "openai-responses"
+    lacks: Mapping[type[Event], str] = {}
 
     def parse(self, body: Mapping[str, Any]) -> GenerationRequest:
         return openai_responses_request.parse(body)

@@ -18,6 +18,8 @@ from common.canonical.events import (
     Completed,
     Event,
     Finished,
+    LeftOut,
+    OutputImage,
     ReasoningDelta,
     ReasoningSigned,
     RedactedReasoning,
@@ -115,6 +117,8 @@ class ItemEncoder:
                 return self._ensure("refusal") + self._delta("refusal", event.text, content_index=0)
             case ReasoningDelta():
                 return self._ensure("reasoning") + self._delta("reasoning_summary_text", event.text, summary_index=0)
+            case OutputImage():
+                return self._image(event)
             case Citation():
                 return self._cite(event)
             case ReasoningSigned():
@@ -132,6 +136,8 @@ class ItemEncoder:
                 return self._start() + self._close_all() + self._complete(event.usage)
             case Failed():
                 return failed_event(self._response, event, self._sequence)
+            case LeftOut():
+                return b""
 
     def _event(self, type_: str, **fields: Any) -> bytes:
         data = {"type": f"response.{type_}", **fields, "sequence_number": self._sequence}
@@ -239,6 +245,16 @@ class ItemEncoder:
         before = self._begin_item()
         item = self._items.reasoning(self._index, [], wrapped)
         return before + self._add_item(item) + self._end_item(item, self._index)
+
+    def _image(self, image: OutputImage) -> bytes:
+        """Return a complete item: an image comes in one piece."""
+        if image.url:
+            return self.encode(TextDelta(f"![image]({image.url})"))
+        before = self._begin_item()
+        item = self._items.image(self._index, image)
+        added = self._add_item({**item, "status": "in_progress", "result": None})
+        place: dict[str, Any] = {"item_id": item["id"], "output_index": self._index}
+        return before + added + self._event("image_generation_call.completed", **place) + self._end_item(item, self._index)
 
     # Calls
 

@@ -12,8 +12,8 @@ from typing import Any
 import orjson
 
 from common.canonical.errors import ErrorKind, Failed
-from common.canonical.events import Citation, Finished, Usage
-from common.canonical.reply import ReasoningBlock, RefusalBlock, TextBlock, ToolCall
+from common.canonical.events import Citation, Finished, OutputImage, Usage
+from common.canonical.reply import Block, ImageBlock, ReasoningBlock, RefusalBlock, TextBlock, ToolCall
 from common.dialects.openai_responses.ids import response_id
 from common.dialects.openai_responses.wrapped_reasoning import wrap
 from common.dialects.shared.openai_citations import citation_fields
@@ -41,7 +41,7 @@ _ECHOED: dict[str, Any] = {
     "user": None,
     "metadata": {},
 }
-_ITEM_ID = re.compile(r"(?:msg|rs|fc|ctc)_([0-9a-f]{32})[0-9a-f]{2,4}")
+_ITEM_ID = re.compile(r"(?:msg|rs|fc|ctc|ig)_([0-9a-f]{32})[0-9a-f]{2,4}")
 _NO_IMAGE_TOKENS = {"image_tokens": 0, "text_tokens": 0}
 # Usage of OpenAI's own tools, which run only there.
 _TOOL_USAGE = {
@@ -171,6 +171,16 @@ class Items:
         item = {"id": self.id("rs", index), "type": "reasoning", "summary": summary}
         return {**item, "encrypted_content": wrapped} if wrapped else item
 
+    def image(self, index: int, image: OutputImage) -> dict[str, Any]:
+        """Return the item of an image. OpenAI's has only the data, so an image with an address becomes a message's text.
+
+        Source: https://platform.openai.com/docs/guides/tools-image-generation
+        """
+        if image.url:
+            return self.message(index, [output_text(f"![image]({image.url})")], "completed")
+        item = {"id": self.id("ig", index), "type": "image_generation_call", "status": "completed", "result": image.data}
+        return {**item, "output_format": image.media_type.removeprefix("image/")}
+
     def call(self, index: int, call: ToolCall, status: str) -> dict[str, Any]:
         space, name = self._namespaces.get(call.name, (None, call.name))
         if self.is_custom(call):
@@ -187,7 +197,7 @@ class Items:
     def from_block(
         self,
         index: int,
-        block: TextBlock | RefusalBlock | ReasoningBlock | ToolCall,
+        block: Block,
         status: str,
         citations: Sequence[Citation] = (),
     ) -> dict[str, Any]:
@@ -196,6 +206,8 @@ class Items:
                 return self.message(index, [output_text(block.text, citations)], status)
             case RefusalBlock():
                 return self.message(index, [refusal(block.text)], status)
+            case ImageBlock():
+                return self.image(index, block.image)
             case ReasoningBlock():
                 wrapped = wrap(signature=block.signature, redacted=block.redacted)
                 return self.reasoning(index, [summary_text(block.text)] if block.text else [], wrapped)

@@ -161,6 +161,12 @@ def read_cache_mark(fields: Mapping[str, Any]) -> CacheMark | None:
     return {"type": "ephemeral"} if isinstance(fields.get("prompt_cache_breakpoint"), dict) else None
 
 
+def caches_marked_only(body: Mapping[str, Any]) -> bool:
+    """Whether OpenAI's ``prompt_cache_options`` say that nothing is cached but what has a mark."""
+    options = body.get("prompt_cache_options")
+    return isinstance(options, dict) and options.get("mode") == "explicit"
+
+
 def mark_part(part: Part, fields: Mapping[str, Any]) -> Part:
     """Put the mark in ``fields`` on the part that was read from them."""
     if isinstance(part, TextPart | ImagePart | DocumentPart | ToolResultPart) and (mark := read_cache_mark(fields)):

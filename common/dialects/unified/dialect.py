@@ -18,6 +18,9 @@ from common.canonical.events import (
     Event,
     Finished,
     FinishReason,
+    OutputImage,
+    ReasoningDelta,
+    RedactedReasoning,
     RefusalDelta,
     TextDelta,
     ToolCallDelta,
@@ -35,6 +38,7 @@ from common.sse import encode_event
 
 class Unified:
     name = "unified"
+    lacks: Mapping[type[Event], str] = {ReasoningDelta: "reasoning", RedactedReasoning: "reasoning", OutputImage: "images"}
 
     def parse(self, body: Mapping[str, Any]) -> GenerationRequest:
         return unified_request.parse(body)
@@ -154,7 +158,7 @@ def _account(reported: Usage | None, reason: FinishReason, info: ReplyInfo) -> d
     total = usage.input_tokens + usage.output_tokens
     cost = info.price(reported) if reported else None
     return {
-        "usage": {"prompt_tokens": usage.input_tokens, "completion_tokens": usage.output_tokens, "total_tokens": total},
+        "usage": _tokens(usage),
         "cost": {
             "total_tokens": total,
             "input_tokens": usage.input_tokens,
@@ -166,6 +170,20 @@ def _account(reported: Usage | None, reason: FinishReason, info: ReplyInfo) -> d
         "latency_ms": info.elapsed_ms(),
         "finish_reason": FINISH_WORD[reason],
     }
+
+
+def _tokens(usage: Usage) -> dict[str, Any]:
+    """Return the counts of tokens, and of those that were read from a cache or written to one, if there were any."""
+    prompt, completion = usage.input_tokens, usage.output_tokens
+    fields: dict[str, Any] = {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+    }
+    if usage.cache_read_tokens or usage.cache_write_tokens:
+        cached = {"cached_tokens": usage.cache_read_tokens, "cache_write_tokens": usage.cache_write_tokens}
+        fields["prompt_tokens_details"] = cached
+    return fields
 
 
 def _money(usd: Decimal) -> str:

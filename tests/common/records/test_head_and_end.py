@@ -34,6 +34,7 @@ END = End(
     cost=ATTEMPT.cost,
     saved=Cost(Decimal("2"), Decimal("3")),
     attempts=[ATTEMPT],
+    left_out=["images"],
 )
 
 

@@ -164,14 +164,14 @@ def _calls(calls: list[dict[str, Any]]) -> list[tuple[str, str, Any]]:
 
 
 def _camel_usage(usage: dict[str, int]) -> tuple[int, int]:
-    assert set(usage) == {"promptTokens", "completionTokens", "totalTokens"}
+    assert set(usage) - {"cacheReadTokens", "cacheWriteTokens"} == {"promptTokens", "completionTokens", "totalTokens"}
     assert usage["totalTokens"] == usage["promptTokens"] + usage["completionTokens"]
     return usage["promptTokens"], usage["completionTokens"]
 
 
 def _read_usage_and_cost(fields: dict[str, Any], result: ClientAnswer) -> None:
     usage, cost = fields["usage"], fields["cost"]
-    assert set(usage) == {"prompt_tokens", "completion_tokens", "total_tokens"}
+    assert set(usage) - {"prompt_tokens_details"} == {"prompt_tokens", "completion_tokens", "total_tokens"}
     assert set(cost) == _COST_FIELDS
     assert usage["total_tokens"] == cost["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
     assert (cost["input_tokens"], cost["output_tokens"]) == (usage["prompt_tokens"], usage["completion_tokens"])

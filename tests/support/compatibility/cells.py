@@ -28,7 +28,7 @@ from tests.support.upstreams.wire_answers import ERRORS, STREAMS, WHOLES, Answer
 from workers.attempt.prepare import Prepared, prepare_request
 from workers.providers import WIRES
 from workers.providers.base import Deployment, UpstreamRequest
-from workers.transcode.pumps import Pump
+from workers.transcode.pump import Pump
 
 INFO = ReplyInfo("gen_abc", "client/model", 1_700_000_000, "openai")
 RAISED = (openai.APIError, anthropic.APIError, ResponseFailed, SeedError)

@@ -351,16 +351,6 @@ def test_any_chunks_end_in_a_typed_end(chunks: list[Any]) -> None:
                 assert all(isinstance(orjson.loads(call.arguments), dict) for call in choice.tool_calls)
 
 
-@pytest.mark.parametrize("parts", [None, [], [{"text": ""}], [{"text": "", "thoughtSignature": "c2ln"}]])
-def test_an_answer_without_anything_is_none(parts: list[Any] | None) -> None:
-    content = {"role": "model"} | ({"parts": parts} if parts is not None else {})
-    body = b"data: " + orjson.dumps({"candidates": [{"content": content, "finishReason": "STOP"}]}) + b"\n\n"
-
-    for failed in (decode(body)[-1], GEMINI.decoder().decode_whole(body[6:])[-1]):
-        assert isinstance(failed, Failed)
-        assert failed.kind is ErrorKind.UPSTREAM_PROTOCOL
-
-
 @pytest.mark.parametrize(("reason", "finish"), [("MAX_TOKENS", FinishReason.LENGTH), ("SAFETY", FinishReason.CONTENT_FILTER)])
 def test_a_reason_without_content_reaches_the_client(reason: str, finish: FinishReason) -> None:
     body = b"data: " + orjson.dumps({"candidates": [{"content": {"role": "model"}, "finishReason": reason}]}) + b"\n\n"

@@ -131,3 +131,11 @@ def test_claude_codes_billing_line_reaches_no_other_vendor(system: str | None) -
     built = build("anthropic-messages", "openai-chat", max_tokens=9, system=system or blocks, messages=HELLO)
 
     assert orjson.loads(built.body)["messages"][0] == {"role": "system", "content": "Be brief."}
+
+
+def test_a_client_that_caches_only_what_it_marks_is_obeyed() -> None:
+    options = {"prompt_cache_key": "k", "prompt_cache_options": {"mode": "explicit"}}
+
+    assert "cache_control" not in claude(messages=HELLO, **options)
+    assert "cache_control" not in claude("openai-responses", input="hi", **options)
+    assert claude(messages=HELLO, prompt_cache_key="k", prompt_cache_options={"mode": "implicit"})["cache_control"] == MARK

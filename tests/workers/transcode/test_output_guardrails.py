@@ -41,7 +41,8 @@ from workers.providers.base import Deployment
 from workers.transcode.continuing import Continuing, Rereading
 from workers.transcode.guarded_pump import GuardedPump, guarded
 from workers.transcode.output_guardrails import OutputGuard, OutputGuards
-from workers.transcode.pumps import Folding, FoldingWhole, Pump, Translating
+from workers.transcode.pump import Pump
+from workers.transcode.pumps import Folding, FoldingWhole, Translating
 from workers.transcode.splice import Splice
 
 MAIL = "john@example.com"

@@ -9,7 +9,8 @@ from common.dialects import DIALECTS
 from common.dialects.base import ReplyInfo
 from common.metering.token_estimate import estimate_text_tokens
 from workers.providers import FAMILIES, WIRES
-from workers.transcode.pumps import Folding, FoldingWhole, Passing, PassingWhole, Pump, Translating
+from workers.transcode.pump import Pump
+from workers.transcode.pumps import Folding, FoldingWhole, Passing, PassingWhole, Translating
 
 CHAT, MESSAGES = DIALECTS["openai-chat"], DIALECTS["anthropic-messages"]
 BODY = {"model": "m", "max_tokens": 100, "messages": [{"role": "user", "content": "hi"}]}

@@ -226,12 +226,14 @@ def _tool_choice(choice: ToolChoice) -> dict[str, Any]:
 def _add_cache_mark(body: dict[str, Any], request: GenerationRequest) -> None:
     """Let Anthropic choose what to cache if the client asks for that, or has no marks but a key: its prompts begin alike.
 
+    docs/decisions/prompt-cache-key.md has the reasons.
     Source: https://platform.claude.com/docs/en/build-with-claude/prompt-caching#automatic-caching
     """
     blocks = [*body.get("tools", []), *(body["system"] if isinstance(body.get("system"), list) else [])]
     blocks += [block for turn in body["messages"] for block in turn["content"]]
     marked = [block for block in blocks if "cache_control" in block]
-    automatic = request.cache_mark or ({"type": "ephemeral"} if request.prompt_cache_key and not marked else None)
+    may_choose = request.prompt_cache_key and not marked and not request.caches_marked_only
+    automatic = request.cache_mark or ({"type": "ephemeral"} if may_choose else None)
     if automatic:
         body["cache_control"] = automatic
     # The last marks include what the first ones mark.

@@ -16,6 +16,7 @@ from common.canonical.events import (
     Event,
     Finished,
     FinishReason,
+    LeftOut,
     ReasoningDelta,
     ReasoningSigned,
     RedactedReasoning,
@@ -41,6 +42,7 @@ from workers.providers.shared.fitting import fit_request
 from workers.providers.shared.history import Carries
 from workers.providers.shared.json_decoder import JsonDecoder
 from workers.providers.shared.loose_json import dict_of, list_of, read_json, text_of
+from workers.providers.shared.output_parts import left_out
 from workers.providers.shared.plain_shape import PlainShape
 from workers.providers.shared.refused_thoughts import THOUGHTS
 
@@ -184,6 +186,10 @@ class MessageDecoder(JsonDecoder):
                     self._calls[at] = call
                 id_ = text_of(block.get("id")) or f"toolu_{call.index}"
                 yield self.start_call(call.index, id_, text_of(block.get("name")), 0)
+            case "text":
+                pass  # Deltas bring it.
+            case type_:
+                yield left_out(type_)  # What a tool asked or found at the vendor, for example.
 
     def _read_delta(self, index: object, delta: dict[str, Any]) -> Iterator[Event]:
         match delta.get("type"):
@@ -223,7 +229,10 @@ class MessageDecoder(JsonDecoder):
         reason = _FINISH_REASON.get(self._reason or "", FinishReason.STOP)
         if self._call_count and reason is FinishReason.STOP:
             reason = FinishReason.TOOL_CALLS  # Servers of this format say "end_turn" here too, and agents would stop.
-        return [Finished(reason, self._stop_sequence), Completed(self.usage)]
+        # Claude may have nothing to add to a tool's result. Source:
+        # https://platform.claude.com/docs/en/build-with-claude/handling-stop-reasons#empty-responses-with-end-turn
+        may_be_empty = self._reason == "end_turn"
+        return [Finished(reason, self._stop_sequence, may_be_empty=may_be_empty), Completed(self.usage)]
 
     def _usage_of(self, figures: Figures) -> Usage | None:
         """Return the usage. Anthropic's input_tokens do not include its cache figures; ours do."""
@@ -255,8 +264,8 @@ class MessageDecoder(JsonDecoder):
 
 def _citation(fields: dict[str, Any]) -> Iterator[Event]:
     """Yield a citation of a page. One of a document or of a search result that the client sent has no URL."""
-    if text_of(fields.get("url")):
-        yield Citation(fields["url"], text_of(fields.get("title")))
+    url = text_of(fields.get("url"))
+    yield Citation(url, text_of(fields.get("title"))) if url else LeftOut("citations")
 
 
 def _tier(report: Mapping[str, Any]) -> str:

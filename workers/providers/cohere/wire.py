@@ -1,6 +1,6 @@
 """What does Cohere's chat API, version 2, send us?
 
-The type in the JSON says what an event is; the ``event:`` line only repeats it. Citations and events of unknown types are
+The type in the JSON says what an event is; the ``event:`` line only repeats it. Citations are named, events of unknown types
 ignored. The plan that the model makes before it calls tools counts as reasoning.
 Source: https://docs.cohere.com/reference/chat-stream
 """
@@ -16,6 +16,7 @@ from common.canonical.events import (
     Event,
     Finished,
     FinishReason,
+    LeftOut,
     ReasoningDelta,
     Started,
     TextDelta,
@@ -97,6 +98,8 @@ class EventDecoder(JsonDecoder):
         events += _plan(message)
         for part in list_of(message.get("content")):
             events += _content(part)
+        if message.get("citations"):
+            events.append(LeftOut("citations"))
         for index, call in enumerate(list_of(message.get("tool_calls"))):
             events += self._start_call(index, dict_of(call))
         return [*events, *self._finish(answer, answer.get("usage") or answer.get("meta"))]
@@ -118,6 +121,8 @@ class EventDecoder(JsonDecoder):
                 yield from self._open_calls[index].add(_arguments(dict_of(message.get("tool_calls"))))
             case "tool-call-end" if index in self._open_calls:
                 yield from self._open_calls.pop(index).end()
+            case "citation-start":
+                yield LeftOut("citations")  # They name documents and results that the client sent, not pages.
             case "message-start":
                 yield from self._start(fields.get("id"))
             case "message-end":

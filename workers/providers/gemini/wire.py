@@ -24,6 +24,7 @@ from common.canonical.events import (
     Event,
     Finished,
     FinishReason,
+    LeftOut,
     ReasoningDelta,
     ReasoningSigned,
     Started,
@@ -37,11 +38,14 @@ from common.sse import read_block
 from workers.providers.base import Deployment, UpstreamRequest
 from workers.providers.gemini.arguments import ArgumentsError, ArgumentsSoFar
 from workers.providers.gemini.request import SIGNED_BY, build_body, dropped
+from workers.providers.gemini.sources import read_sources
 from workers.providers.shared import errors
+from workers.providers.shared.citations import Citations
 from workers.providers.shared.figures import Figures, index_of
 from workers.providers.shared.fitting import fit_request
 from workers.providers.shared.history import Carries, Kind
 from workers.providers.shared.loose_json import dict_of, list_of, read_json, text_of
+from workers.providers.shared.output_parts import image_of, left_out
 
 # Source: https://ai.google.dev/gemini-api/docs/document-processing; other files than these are refused there.
 _MEDIA: frozenset[Kind] = frozenset({"image", "pdf", "text", "audio", "video"})
@@ -75,6 +79,7 @@ _FAILURES = {
     "UNEXPECTED_TOOL_CALL",
 }
 _CHOICES_MAX = 128
+_BESIDE_PARTS = {"thought", "thoughtSignature", "videoMetadata", "mediaResolution", "partMetadata"}  # Fields that are no part.
 # The fields with figures by modality, and our names for these parts. Pages of a document are images.
 _PARTS = {
     "promptTokensDetails": "input_{}_tokens",
@@ -125,10 +130,10 @@ class _Candidate:
     def __init__(self, index: int) -> None:
         self.index = index
         self.calls = 0
-        self.has_output = False
         self.arguments: ArgumentsSoFar | None = None  # Of the last call, while more pieces may come.
         self.is_thinking = False  # Whether its last part was a thought.
         self.reason: str | None = None
+        self.texts: list[str] = []
 
 
 class ContentDecoder:
@@ -143,6 +148,7 @@ class ContentDecoder:
         self._ended = False
         self._candidates: dict[int, _Candidate] = {}
         self._report: dict[str, Any] = {}  # The last usage report, unchanged. It is read only on demand.
+        self._citations = Citations()
         self._id = self._model = ""
 
     @property
@@ -193,14 +199,13 @@ class ContentDecoder:
             return [self._fail(errors.cut_short())]
         for reason in reasons:
             if reason in _FAILURES:
-                return [self._fail(errors.unreadable_answer(f"the model ended it with {reason}"))]
-        if self._is_empty:
-            return [self._fail(errors.unreadable_answer("it is empty"))]
+                return [self._fail(errors.failed_answer(reason))]
         try:
             last_events = [event for candidate in self._candidates.values() for event in self._close_call(candidate)]
         except ArgumentsError as error:
             return [self._fail(errors.unreadable_answer(str(error)))]
         self._ended = True
+        last_events += self._citations.events()
         ends = [Finished(_finish_reason(candidate), choice=index) for index, candidate in sorted(self._candidates.items())]
         return [*last_events, *ends, Completed(self.usage)]
 
@@ -244,16 +249,8 @@ class ContentDecoder:
 
     def _update_is_whole(self) -> None:
         reasons = [candidate.reason for candidate in self._candidates.values()]
-        has_all = len(reasons) >= self._choices_due and not self._repeats_reasons and not self._is_empty
+        has_all = len(reasons) >= self._choices_due and not self._repeats_reasons
         self.is_whole = has_all and all(reason is not None and reason not in _FAILURES for reason in reasons)
-
-    @property
-    def _is_empty(self) -> bool:
-        """Whether there is nothing, although the model says that it is done. Asked again, it usually answers.
-
-        Source: https://github.com/BerriAI/litellm/issues/24442
-        """
-        return all(candidate.reason == "STOP" and not candidate.has_output for candidate in self._candidates.values())
 
     def _candidate(self, number: object) -> _Candidate:
         index = index_of(number, _CHOICES_MAX) or 0
@@ -264,10 +261,12 @@ class ContentDecoder:
         had_reason = candidate.reason is not None
         for part in list_of(dict_of(fields.get("content")).get("parts")):
             if isinstance(part, dict):
-                candidate.has_output |= any(value for name, value in part.items() if name != "thoughtSignature")
                 for event in self._read_part(part, candidate):
                     self._repeats_reasons = self._repeats_reasons or had_reason
                     yield event
+        if fields.get("logprobsResult"):
+            yield LeftOut("logprobs")
+        read_sources(fields, candidate.texts, self._citations)
         candidate.reason = text_of(fields.get("finishReason")) or candidate.reason
 
     def _read_part(self, part: dict[str, Any], candidate: _Candidate) -> Iterator[Event]:
@@ -285,7 +284,10 @@ class ContentDecoder:
                 yield from _signed(signature, candidate)
             if text:
                 candidate.is_thinking = False
+                candidate.texts.append(text)
                 yield TextDelta(text, candidate.index)
+            elif "text" not in part:
+                yield from _read_other(part, candidate.index)
 
     def _read_call(self, call: dict[str, Any], signature: str, candidate: _Candidate) -> Iterator[Event]:
         name = text_of(call.get("name"))
@@ -310,6 +312,15 @@ class ContentDecoder:
     def _invent_call_id(self, candidate: _Candidate) -> str:
         self._id = self._id or secrets.token_hex(12)
         return "call_" + hashlib.sha256(f"{self._id}.{candidate.index}.{candidate.calls}".encode()).hexdigest()[:24]
+
+
+def _read_other(part: dict[str, Any], choice: int) -> Iterator[Event]:
+    """Yield the event of a part that is no text, no thought and no call."""
+    blob = part.get("inlineData")
+    if isinstance(blob, dict):
+        yield image_of(text_of(blob.get("data")), text_of(blob.get("mimeType")), choice)
+    elif name := next((name for name in part if name not in _BESIDE_PARTS), None):
+        yield left_out(name)  # Such as code that ran at Google.
 
 
 def _signed(signature: str, candidate: _Candidate) -> Iterator[Event]:

@@ -18,6 +18,7 @@ from common.canonical.events import (
     Event,
     Finished,
     FinishReason,
+    LeftOut,
     ReasoningDelta,
     RefusalDelta,
     Started,
@@ -42,6 +43,7 @@ from workers.providers.shared.fitting import fit_request
 from workers.providers.shared.history import fit_passed
 from workers.providers.shared.json_decoder import JsonDecoder
 from workers.providers.shared.loose_json import dict_of, list_of, read_json, text_of, word_of
+from workers.providers.shared.output_parts import image_at, left_out
 from workers.providers.shared.passed_wishes import fit_passed_wishes
 from workers.providers.shared.plain_shape import PlainShape
 from workers.providers.shared.quirks import find_quirks, fit
@@ -221,6 +223,8 @@ class ChunkDecoder(JsonDecoder):
             delta = {} if choice.has_output else dict_of(fields.get("message"))
         if "annotations" in delta:
             self._citations.read_annotations(delta["annotations"], index)
+        if fields.get("logprobs"):
+            yield LeftOut("logprobs")
         for event in _read_delta(delta, index):
             choice.has_output = True
             yield event
@@ -274,10 +278,14 @@ def _read_delta(delta: dict[str, Any], index: int) -> Iterator[Event]:
     refusal = text_of(delta.get("refusal"))
     if refusal:
         yield RefusalDelta(refusal, index)
+    for image in list_of(delta.get("images")):
+        yield image_at(text_of(dict_of(dict_of(image).get("image_url")).get("url")), index)
+    if delta.get("audio"):
+        yield LeftOut("audio")
 
 
 def _read_part(part: dict[str, Any], index: int) -> Iterator[Event]:
-    """Yield the events of one item of Mistral's content lists, which mix thinking and text."""
+    """Yield the events of one item of a content list: Mistral's mix thinking and text."""
     if part.get("type") == "thinking":
         thinking = part.get("thinking")
         text = (
@@ -287,6 +295,10 @@ def _read_part(part: dict[str, Any], index: int) -> Iterator[Event]:
             yield ReasoningDelta(text, index)
     elif text_of(part.get("text")):
         yield TextDelta(part["text"], index)
+    elif part.get("type") == "image_url":
+        yield image_at(text_of(dict_of(part.get("image_url")).get("url")) or text_of(part.get("image_url")), index)
+    elif part.get("type") != "text":
+        yield left_out(part.get("type"))
 
 
 def _finish_reason(choice: _Choice) -> FinishReason:

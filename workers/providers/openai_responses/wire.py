@@ -22,6 +22,7 @@ from common.canonical.events import (
     Event,
     Finished,
     FinishReason,
+    LeftOut,
     ReasoningDelta,
     ReasoningSigned,
     RefusalDelta,
@@ -46,6 +47,7 @@ from workers.providers.shared.figures import Figures, index_of
 from workers.providers.shared.fitting import fit_request
 from workers.providers.shared.json_decoder import JsonDecoder
 from workers.providers.shared.loose_json import dict_of, list_of, read_json, text_of
+from workers.providers.shared.output_parts import image_of, left_out
 from workers.providers.shared.passed_wishes import fit_passed_response_wishes
 from workers.providers.shared.plain_shape import NumberedShape
 from workers.providers.shared.quirks import find_quirks, fit_response
@@ -259,11 +261,19 @@ class ResponseDecoder(JsonDecoder):
                     yield from _read_reasoning(fields)
                 if text_of(fields.get("encrypted_content")):
                     yield ReasoningSigned(REASONING_MARK + fields["encrypted_content"])
-        if fields.get("type") == "search_results":  # Perplexity's.
-            self._citations.read_lists({"search_results": fields.get("results")})
+            case "image_generation_call" if not item.has_output:
+                yield image_of(text_of(fields.get("result")), f"image/{text_of(fields.get('output_format')) or 'png'}")
+            case "search_results":  # Perplexity's.
+                self._citations.read_lists({"search_results": fields.get("results")})
+            case "message" | "function_call" | "image_generation_call":
+                pass
+            case type_ if not item.has_output:
+                yield left_out(type_)
         if fields.get("type") == "message":
             for part in map(dict_of, list_of(fields.get("content"))):
                 self._citations.read_annotations(part.get("annotations"))
+                if part.get("logprobs"):
+                    yield LeftOut("logprobs")
             yield from self._citations.events()
         item.has_output = True
         item.arguments = GrowingText()

@@ -65,6 +65,18 @@ def no_answer(payload: object) -> Failed:
     return error_in_stream(payload) if words.message or words.status else unreadable_answer("it holds no answer")
 
 
+def empty_answer() -> Failed:
+    """Return the failure for an answer without any content whose end does not explain it. A repetition often helps."""
+    message = "The provider's answer is empty: it has no text and no tool call, and nothing says why. Try again."
+    return Failed(ErrorKind.UPSTREAM_PROTOCOL, message, code="empty_answer")
+
+
+def failed_answer(reason: str) -> Failed:
+    """Return the failure for an answer that its model ended as a failure, in the vendor's word. A repetition often helps."""
+    message = f"The model failed on this answer: the provider ended it with {reason}. Try again."
+    return Failed(ErrorKind.UPSTREAM_PROTOCOL, message, code="failed_answer")
+
+
 def not_json(body: bytes) -> Failed:
     """Return the failure for a body that is not JSON. Its first line may be JSON that says why there is no answer."""
     if body.removeprefix(BYTE_ORDER_MARK).lstrip().startswith(b"<"):
