@@ -1,3 +1,5 @@
+import functools
+import os
 import ssl
 import threading
 from collections.abc import AsyncIterator, Iterator, MutableMapping
@@ -59,11 +61,13 @@ def _no_background_loop_breaks() -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def _one_tls_context() -> Iterator[None]:
     """Each client of httpx, and so each SDK's, reads 150 certificates, which takes 20 ms. Here they share what they read."""
-    create, usual = ssl.create_default_context, {"cafile": certifi.where()}
-    shared = create(**usual)
+    create = ssl.create_default_context
+    read = functools.cache(lambda cafile: create(cafile=cafile))
+    usual = (certifi.where(), os.environ.get("SSL_CERT_FILE"))
 
     def create_or_share(*args: Any, **options: Any) -> ssl.SSLContext:
-        return create(*args, **options) if args or options != usual else shared
+        is_usual = not args and options.keys() == {"cafile"} and options["cafile"] in usual
+        return read(**options) if is_usual else create(*args, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ssl, "create_default_context", create_or_share)
