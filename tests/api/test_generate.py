@@ -69,7 +69,7 @@ async def test_who_asks_listens_before_the_job_exists(process, redis, monkeypatc
 async def test_who_has_left_costs_nothing_more(process, redis, monkeypatch, looks):
     enqueued = []
     monkeypatch.setattr(process.services.queue, "enqueue", enqueued.append)
-    monkeypatch.setattr("api.generate.has_left", lambda _: looks.pop(0))
+    monkeypatch.setattr("api.opening.enqueue.has_left", lambda _: looks.pop(0))
 
     response = await post(process)
 
@@ -88,7 +88,7 @@ async def test_who_has_left_gets_what_it_asked_for_where_that_is_to_run_without_
         raise StoreUnavailable("enough seen")
 
     monkeypatch.setattr(process.services.queue, "enqueue", enqueue)
-    monkeypatch.setattr("api.generate.has_left", lambda _: True)
+    monkeypatch.setattr("api.opening.enqueue.has_left", lambda _: True)
 
     await post(process, headers={"x-disconnect": "detach"})
 

@@ -124,7 +124,7 @@ def test_requests_that_come_at_once_make_one_call(replicas: Fleet, dialect: str,
     assert is_complete(dialect, answers[0].content, 30, stream=stream)
     assert len(set(map(id_of, answers))) == 8, "each is a generation of its own"
     again = send(replicas, dialect, f"n30-d20-{new}", stream=stream, fields=fields)
-    assert cache_state(again) == "hit"
+    assert cache_state(again) in ("hit", "join"), "until the answer is stored, the ended log is joined"
     assert without_names(dialect, again.content) == without_names(dialect, answers[0].content)
 
 

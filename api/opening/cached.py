@@ -61,11 +61,12 @@ def needs_no_log(accepted: AcceptedRequest) -> bool:
 
 
 def cache_headers(accepted: AcceptedRequest, outcome: str, entry: Entry | None) -> dict[str, str]:
-    """Return the headers that tell the client how the cache served it. Empty where nobody asked for the cache.
+    """Return the headers that tell the client how the cache served it. Empty where nobody asked for the cache, and for
+    a retry.
 
     ``age`` is in seconds (RFC 9111, section 5.1).
     """
-    if accepted.cache is None:
+    if accepted.cache is None or not outcome:
         return {}
     headers = {"x-sluice-cache": outcome if accepted.cache_key else "bypass"}
     return headers | {"age": str(entry_age_s(entry))} if entry else headers
