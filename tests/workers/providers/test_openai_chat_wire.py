@@ -316,6 +316,33 @@ def test_usage_chunk_is_foreign_only_where_it_was_not_asked_for() -> None:
     assert not is_foreign(b"data: [DONE]\n\n", {})
 
 
+# Cloudflare's: tokens that are JSON by themselves come as numbers, and an answer in JSON mode comes as an object.
+NO_STRINGS: list[tuple[Any, str]] = [(6, "6"), (0, "0"), (0.005, "0.005"), (True, "true"), ({"a": [1]}, '{"a":[1]}')]
+
+
+@pytest.mark.parametrize(("value", "text"), NO_STRINGS)
+def test_text_that_is_no_string_is_text(value: Any, text: str) -> None:
+    around = chunk({"content": "["}), chunk({"content": value}), chunk({"content": "]"}), chunk({"content": "."}, "stop")
+
+    assert reply_of(*around, b"data: [DONE]\n\n").choices[0].text == f"[{text}]."
+
+
+@pytest.mark.parametrize(("value", "text"), NO_STRINGS)
+@pytest.mark.parametrize("field", ["delta", "message"])
+def test_text_that_is_no_string_passes_as_a_string(field: str, value: Any, text: str) -> None:
+    def given(data: bytes) -> bytes:
+        return OPENAI_COMPATIBLE.for_client(data, ReplyInfo("gen_1", "m", 0, body={}))
+
+    def answer(content: Any) -> bytes:
+        call = {"index": 0, "function": {"name": "f", "arguments": content}}
+        return orjson.dumps({"id": "c", "choices": [{"index": 0, field: {"content": content, "tool_calls": [call]}}]})
+
+    assert given(answer(value)) == answer(text)
+    assert given(b"data: " + answer(value) + b"\n\n") == b"data: " + answer(text) + b"\n\n"
+    for other in (None, "", '"content":6', ["part"]):
+        assert given(answer(other)) == answer(other)
+
+
 def test_tool_call_is_named_before_its_pieces() -> None:
     started = [
         event

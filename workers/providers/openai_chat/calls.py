@@ -12,7 +12,7 @@ import orjson
 from common.canonical.events import Event, ToolCallDelta, ToolCallStarted
 from common.canonical.growing_text import GrowingText
 from workers.providers.shared.figures import index_of
-from workers.providers.shared.loose_json import dict_of, text_of, word_of
+from workers.providers.shared.loose_json import dict_of, word_of, written_text
 from workers.providers.shared.object_end import ObjectEnd
 
 _RESTS_MAX = 128  # Objects that follow the end of a call's arguments. No model makes so many calls at once.
@@ -78,8 +78,7 @@ class ChoiceCalls:
         """Yield the events of one piece."""
         function = dict_of(item.get("function"))
         id_, name = word_of(item.get("id")), word_of(function.get("name"))
-        arguments = function.get("arguments")
-        text = orjson.dumps(arguments).decode() if isinstance(arguments, dict) else text_of(arguments)
+        text = written_text(function.get("arguments"))
         call = self._find(item, id_, name) or self._add_call(index_of(item.get("index")), id_)
         if call.index is None:
             call.id = call.id or id_

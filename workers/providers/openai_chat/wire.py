@@ -5,6 +5,7 @@ decoder accepts every variant from every vendor: it does not know which vendor i
 """
 
 import hashlib
+import re
 import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -30,7 +31,7 @@ from common.canonical.generation import GenerationRequest
 from common.dialects.base import ReplyInfo
 from common.dialects.openai_chat.call_signatures import without_signatures
 from common.dialects.shared.openai_words import DONE_EVENT, REASON_OF_WORD, REASONING_FIELDS
-from common.sse import read_block
+from common.sse import encode_event, read_block
 from common.vendors.prefill import PREFILLS
 from workers.providers.base import Deployment, UpstreamRequest
 from workers.providers.openai_chat.calls import ChoiceCalls
@@ -42,7 +43,7 @@ from workers.providers.shared.figures import Figures, index_of
 from workers.providers.shared.fitting import fit_request
 from workers.providers.shared.history import fit_passed
 from workers.providers.shared.json_decoder import JsonDecoder
-from workers.providers.shared.loose_json import dict_of, list_of, read_json, text_of, word_of
+from workers.providers.shared.loose_json import dict_of, list_of, read_json, text_of, word_of, written_text
 from workers.providers.shared.output_parts import image_at, left_out
 from workers.providers.shared.passed_wishes import fit_passed_wishes
 from workers.providers.shared.plain_shape import PlainShape
@@ -62,6 +63,8 @@ _FINISH_REASON = {
 }
 # Finish reasons that mean that the answer failed.
 _FAILURES = {"error", "insufficient_system_resource", "abort", "network_error"}
+# A text that is sent as a number or an object, where OpenAI's clients expect a string. Within a string, quotes are escaped.
+_IS_NO_STRING = re.compile(rb'"(?:content|arguments)": ?[^" \[n]')
 _PASSED_HEADERS = ("openai-beta",)
 _CHOICES_MAX = 128
 _REASONING_FIELD, _SECOND_REASONING_FIELD = REASONING_FIELDS
@@ -105,6 +108,8 @@ class OpenAiCompatible:
         return ChunkDecoder(choices)
 
     def for_client(self, data: bytes, info: ReplyInfo) -> bytes:
+        if _IS_NO_STRING.search(data):
+            return _with_texts(data)
         # Almost every block has a choice.
         if b'"choices":[]' not in data and b'"choices": []' not in data:
             return data
@@ -253,6 +258,21 @@ class ChunkDecoder(JsonDecoder):
         return "call_" + hashlib.sha256(f"{self._id}.{choice}.{call}".encode()).hexdigest()[:24]
 
 
+def _with_texts(data: bytes) -> bytes:
+    """Return a block of a stream, or a whole answer, with strings where its texts are numbers or objects."""
+    is_block = not data.lstrip().startswith(b"{")
+    try:
+        answer = dict_of(read_json(read_block(data)[1] if is_block else data))
+    except ValueError:
+        return data
+    for choice in map(dict_of, list_of(answer.get("choices"))):
+        for message in (dict_of(choice.get("delta")), dict_of(choice.get("message"))):
+            functions = [dict_of(dict_of(call).get("function")) for call in list_of(message.get("tool_calls"))]
+            for fields, name in [(message, "content"), *((function, "arguments") for function in functions)]:
+                fields.update({name: written_text(fields[name])} if isinstance(fields.get(name), dict | int | float) else {})
+    return encode_event(orjson.dumps(answer)) if is_block else orjson.dumps(answer)
+
+
 def _is_error(chunk: dict[str, Any]) -> bool:
     return bool(chunk.get("error")) or (chunk.get("object") == "error" and "choices" not in chunk)
 
@@ -264,17 +284,15 @@ def _is_empty(usage: dict[str, Any]) -> bool:
 
 def _read_delta(delta: dict[str, Any], index: int) -> Iterator[Event]:
     # Some servers send the same reasoning in both fields.
-    reasoning = text_of(delta.get(_REASONING_FIELD)) or text_of(delta.get(_SECOND_REASONING_FIELD))
+    reasoning = written_text(delta.get(_REASONING_FIELD)) or written_text(delta.get(_SECOND_REASONING_FIELD))
     if reasoning:
         yield ReasoningDelta(reasoning, index)
     content = delta.get("content")
     if isinstance(content, list):
         for part in content:
             yield from _read_part(dict_of(part), index)
-    elif isinstance(content, dict):
-        yield TextDelta(orjson.dumps(content).decode(), index)  # Cloudflare's answer in JSON mode.
-    elif isinstance(content, str) and content:
-        yield TextDelta(content, index)
+    elif text := written_text(content):
+        yield TextDelta(text, index)
     refusal = text_of(delta.get("refusal"))
     if refusal:
         yield RefusalDelta(refusal, index)

@@ -105,6 +105,11 @@ def text_of(value: object) -> str:
     return value if isinstance(value, str) else ""
 
 
+def written_text(value: object) -> str:
+    """Return a text that may have been read as JSON before it was sent: Cloudflare sends the token "1" as a number."""
+    return orjson.dumps(value).decode() if isinstance(value, dict | int | float) else text_of(value)
+
+
 def word_of(value: object) -> str:
     """Return a word, name or id; "" for what servers write where they have none yet: null, "", spaces, "null" or "None"."""
     word = value.strip() if isinstance(value, str) else ""
