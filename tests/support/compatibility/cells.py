@@ -268,7 +268,7 @@ def _check_answer(result: ClientAnswer, client_bytes: bytes, feature: Feature, *
 
 
 def _cached_in(client_bytes: bytes, tokens: int) -> bool:
-    names = ("cached_tokens", "cache_read_input_tokens")
+    names = ("cached_tokens", "cache_read_input_tokens", "cacheReadTokens")
     return any(f'"{name}":{tokens}'.encode() in client_bytes.replace(b": ", b":") for name in names)
 
 
