@@ -6,6 +6,7 @@ Each wait for Redis that is bounded in time is tried with a loop that is held up
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TypeVar
 
 import hiredis
 import pytest
@@ -22,12 +23,13 @@ from common.redis.probe import try_all
 from common.redis.pulse import Pulse
 from common.responses import ResponseStore
 
+Answer = TypeVar("Answer")
 HELD_UP_S = COMMAND_TIMEOUT_S + 0.5
 PING = hiredis.pack_command(("PING",))
 ID = hiredis.pack_command(("CLIENT", "ID"))  # Of the connection that asks.
 
 
-async def held_up_amid(wait: Awaitable[object], *, turns: int) -> object:
+async def held_up_amid(wait: Awaitable[Answer], *, turns: int) -> Answer:
     """Return what comes of a wait amid which the loop is held up for longer than the wait's bound."""
     task = asyncio.ensure_future(wait)
     for _ in range(turns):
@@ -57,11 +59,18 @@ WAITS: dict[str, Callable[[Client], Awaitable[object]]] = {
 
 
 @pytest.mark.parametrize("turns", [1, 12], ids=["while it connects", "later"])
-@pytest.mark.parametrize("wait", WAITS.values(), ids=WAITS)
-async def test_what_a_busy_process_waits_for_comes_late_and_does_not_fail(client, wait, turns):
-    found = await held_up_amid(wait(client), turns=turns)
+async def test_what_a_busy_process_waits_for_comes_late_and_does_not_fail(redis: Client, redis_server, turns: int):
+    """All at once, each with a client that has no connection yet: a busy process is busy for all of them."""
+    clients = {name: connect(redis_server.url) for name in WAITS}
+    waits = [wait(clients[name]) for name, wait in WAITS.items()]
 
-    assert found is not None or wait is not WAITS["the probe"], "the probe had no answer"
+    answers = await held_up_amid(asyncio.gather(*waits, return_exceptions=True), turns=turns)
+
+    by_name = dict(zip(WAITS, answers, strict=True))
+    assert not {name: answer for name, answer in by_name.items() if isinstance(answer, BaseException)}
+    assert by_name["the probe"] is not None, "the probe had no answer"
+    for client in clients.values():
+        await client.aclose()
 
 
 async def test_the_breaker_stays_shut_and_no_connection_is_cut(client):
