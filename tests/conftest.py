@@ -21,8 +21,10 @@ WITH_PROCESSES = ("e2e", "security", "deploy", "browser")
 
 pytest_plugins = ["tests.support.retried_fixtures"]
 
-# No test is timed: a busy machine takes longer over an example than hypothesis would allow.
-hypothesis.settings.register_profile("untimed", deadline=None)
+# No test is timed: a busy machine takes longer over an example than hypothesis would allow. Every run draws other examples, so
+# each can be short; `make check-all` and `make mutants` draw more.
+EXAMPLES = int(os.environ.get("HYPOTHESIS_EXAMPLES") or 40)
+hypothesis.settings.register_profile("untimed", deadline=None, max_examples=EXAMPLES)
 hypothesis.settings.load_profile("untimed")
 
 

@@ -111,7 +111,7 @@ def _be_child(copy: Copy, files: list[str], plugin: Callable[[], object], option
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
         os.chdir(copy.root)
-        os.environ |= {"TMPDIR": str(copy.temporary), "PYTHONDONTWRITEBYTECODE": "1"}
+        os.environ |= {"TMPDIR": str(copy.temporary), "PYTHONDONTWRITEBYTECODE": "1", "HYPOTHESIS_EXAMPLES": "100"}
         tempfile.tempdir = None
         sys.dont_write_bytecode = True
         sys.path[:] = [str(copy.root), *(path for path in sys.path if path not in ("", str(ROOT)))]
