@@ -143,6 +143,7 @@ def test_without_redis_the_commands_say_which_setting_leads_there(sluice, monkey
 
     assert f"127.0.0.1:{port}" in output
     assert f"Is {variable} right?" in output
+    assert ".." not in output
     assert "sluice dev" in output
     assert "secret" not in output
     assert "Traceback" not in output
