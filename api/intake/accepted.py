@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import orjson
+from pydantic import SecretStr
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import Scope
@@ -65,6 +66,17 @@ class AcceptedRequest:
     idempotency_key: IdempotencyKey | None = None
     cache: CachePlan | None = None
     cache_key: str = ""  # Empty where the cache does not serve it.
+    byok_key: SecretStr | None = None
+
+    def set_job_id(self, generation_id: str, settings: Settings) -> None:
+        """Give the job another id. A provider key that the request brought can only be decrypted with the id of its job.
+
+        Raises:
+            GatewayError: INVALID_REQUEST, there is no secret to encrypt that key with.
+        """
+        self.job.generation_id = generation_id
+        if self.byok_key:
+            self.job.brought_key = seal_byok_key(self.byok_key, generation_id, settings.secret)
 
 
 # What a route changes in a body before it is parsed. For example, it adds what the path or the query says.
@@ -137,7 +149,6 @@ async def accept(
         targets=[target.name for target in targets] if len(targets) < len(route) else None,
         headers=await services.authenticator.without_gateway_credentials(_passed_headers(request.headers, settings)),
         body=raw,
-        brought_key=seal_byok_key(byok_key, generation_id, settings.secret) if byok_key else None,
         guardrails=dict(output_modes(guardrails)),
         tenant=principal.tenant,
     )
@@ -147,7 +158,10 @@ async def accept(
         len(raw), charges_of, principal, address, parsed, providers, settings, has_byok_key=has_byok_key
     )
     end_user = principal.end_user or parsed.end_user
-    accepted = AcceptedRequest(request.scope, dialect, principal, job, charges, end_user, job_class, idempotency_key)
+    accepted = AcceptedRequest(
+        request.scope, dialect, principal, job, charges, end_user, job_class, idempotency_key, byok_key=byok_key
+    )
+    accepted.set_job_id(generation_id, settings)
     if operation == "generate":
         accepted.cache = services.planner.plan(request.headers, principal, parsed, body, dialect.name, targets)
         if accepted.cache and accepted.cache.scope:

@@ -50,7 +50,7 @@ async def open_and_enqueue(accepted: AcceptedRequest, services: ApiServices, ent
     if sharing:
         if joining := await _join(accepted, services, sharing):
             return joining
-        job.generation_id = f"gen_{secrets.token_hex(16)}"  # The log's. Nobody knows it.
+        accepted.set_job_id(f"gen_{secrets.token_hex(16)}", services.settings)  # The log's. Nobody knows it.
     opening = opening_of(accepted, services, sharing, entry)
     job.body = b""  # The opening holds it. There must not be more copies of a large body than needed.
     joined, opened = await asyncio.gather(
@@ -77,7 +77,7 @@ async def open_and_enqueue(accepted: AcceptedRequest, services: ApiServices, ent
         raise
     if sharing and enqueued.is_cached:
         await _undo_open(joined, services)
-        job.generation_id = sharing.reader_id
+        accepted.set_job_id(sharing.reader_id, services.settings)
         return await open_and_enqueue(accepted, services, entry)
     if enqueued.log_id:
         await _undo_open(joined, services, keeps_reader=True)
