@@ -23,20 +23,21 @@ from common.ledger.usage_report import SINCE_DEFAULT, UsageQuestion, moment_ms
 
 log = structlog.get_logger()
 
-OWN_GROUPS = ("day", "hour", "model", "provider", "end_user")  # Key and tenant are always those of the client.
+OWN_GROUPS = ("day", "hour", "model", "provider", "end_user", "cache")  # Key and tenant are always those of the client.
 LINES_MAX, LINES_DEFAULT = 1_000, 100
 RETRY_AFTER_AWAY_S = 5
 _CODE = "invalid_parameter"
 
 
 class UsageLine(BaseModel):
-    """One group. Of the first five fields, only those that the client groups by are there. Amounts are text, in US dollars."""
+    """One group. Of the first six fields, only those that the client groups by are there. Amounts are text, in US dollars."""
 
     day: str | None = None
     hour: str | None = None
     model: str | None = None
     provider: str | None = None
     end_user: str | None = None
+    cache: str | None = Field(None, description="How the cache served the requests: off, bypass, miss, hit or join.")
     requests: int
     input_tokens: int = Field(description="Includes both cache figures.")
     output_tokens: int = Field(description="Includes reasoning.")
@@ -45,6 +46,7 @@ class UsageLine(BaseModel):
     reasoning_tokens: int
     total_tokens: int
     cost_usd: str
+    saved_usd: str = Field(description="What answers from the cache, and shared ones, cost when they were made.")
     unpriced_requests: int = Field(description="Requests without a known price. They add nothing to the cost.")
     estimated_share: float = Field(description="The share of the requests whose tokens the gateway itself counted.")
     active_users: int

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.routes.usage import ANSWER, OWN_GROUPS, PARAMETERS, parse_question, report
+from api.routes.usage import ANSWER, OWN_GROUPS, PARAMETERS, UsageLine, parse_question, report
 from common.canonical.errors import ErrorKind, GatewayError
 from common.database.lazy import LazyDatabase
-from common.ledger.usage_report import UsageQuestion
+from common.ledger.usage_report import TOKENS, Line, UsageQuestion
 
 NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
 
@@ -71,6 +71,12 @@ async def test_the_answer_is_as_the_schema_says(tmp_path):
     await database.close()
     jsonschema.validate(told, ANSWER)
     assert told["data"] == []
+
+
+def test_each_field_of_an_answer_is_described():
+    line = Line(dict.fromkeys(OWN_GROUPS, "x"), 1, dict.fromkeys(TOKENS, 1), 1, 1, 0, 0, 1)
+
+    assert set(line.to_dict()) == set(UsageLine.model_fields)
 
 
 @given(
