@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "security.md").read_text()
-SECTIONS = ("Access", "Limits", "Budgets", "The ledger", "Guardrails", "Hardening")
+SECTIONS = ("Access", "Limits", "Budgets", "Cached and shared answers", "The ledger", "Guardrails", "Hardening")
 ROWS = [
     line.strip("|").split(" | ")
     for line in PAGE.splitlines()
