@@ -13,7 +13,7 @@ from common.canonical.job import Job
 from common.config.groups.models import ModelSettings
 from common.config.settings import Settings
 from common.dialects import DIALECTS
-from common.dialects.base import ReplyInfo
+from common.dialects.base import Dialect, ReplyInfo
 from common.dialects.openai_responses.compaction import asks_for_compaction
 from common.metering.attempt_cost import Attempt, total_cost
 from common.metering.pricing import Cost
@@ -24,6 +24,7 @@ from workers.providers.shared.refused_thoughts import THOUGHTS, without_thoughts
 from workers.providers.shared.shape import ClientCalls
 from workers.providers.shared.tool_names import has_other_names
 from workers.providers.shared.without_tools import must_lose_tools
+from workers.transcode.echoed_prefill import Unechoed, echoed_prefill
 from workers.transcode.guarded_pump import guarded
 from workers.transcode.output_guardrails import OutputGuard
 from workers.transcode.pump import Decoding, Pump
@@ -83,6 +84,15 @@ def _must_lose_tools(body: Mapping[str, Any], deployment: Deployment) -> bool:
     return not is_passed and must_lose_tools(body, deployment.facts)
 
 
+def _echoed_in_family(body: Mapping[str, Any], dialect: Dialect, deployment: Deployment) -> str:
+    """Return the prefill that the vendor will repeat. A client that marks it itself knows its vendor, and expects that."""
+    messages = body.get("messages")
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    if deployment.wire != "openai-chat" or not isinstance(last, dict) or last.get("role") != "assistant" or "prefix" in last:
+        return ""
+    return echoed_prefill(dialect.parse(body), deployment)
+
+
 def prepare_request(
     job: Job, wire: Wire, deployment: Deployment, info: ReplyInfo, guard: OutputGuard | None = None
 ) -> Prepared:
@@ -93,16 +103,21 @@ def prepare_request(
         if deployment.refuses_thoughts:
             parsed = without_thoughts(parsed)
             parsed.dropped = [*parsed.dropped, THOUGHTS]
-        decoding = ClientCalls(wire, parsed, deployment.facts, job.generation_id)
+        decoding: Decoding = ClientCalls(wire, parsed, deployment.facts, job.generation_id)
+        if prefill := echoed_prefill(parsed, deployment):
+            decoding = Unechoed(decoding, prefill)
         pump = (Translating if job.stream else Folding)(decoding, dialect, parsed, info)
         request = wire.build_request(parsed, deployment)
         request.dropped = [*parsed.dropped, *(parsed.names.get(name, name) for name in request.dropped)]
         return request, guarded(pump, guard)
     request = family.pass_request(info.body, job.headers, deployment)
     has_renamed = deployment.wire == "openai-chat" and has_other_names(info.body, deployment.facts)
-    if guard is None and not has_renamed:
+    prefill = _echoed_in_family(info.body, dialect, deployment)
+    if guard is None and not has_renamed and not prefill:
         return request, (Passing if job.stream else PassingWhole)(family, dialect, info)
     # Bytes that pass unchanged cannot be filtered, and have the vendor's names of tools. So the answer is decoded and encoded.
     parsed = dialect.parse(info.body)
     answers: Decoding = ClientCalls(wire, parsed, deployment.facts, job.generation_id) if has_renamed else wire
+    if prefill:
+        answers = Unechoed(answers, prefill)
     return request, guarded((Translating if job.stream else FoldingWhole)(answers, dialect, parsed, info), guard)

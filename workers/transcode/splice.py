@@ -25,6 +25,11 @@ class Splice:
         self._seen = 0  # Characters of the prefill that were repeated until now.
         self._may_echo = bool(self._prefill) and (echoes or is_whole or len(self._prefill) >= ECHO_CHARS_MIN)
 
+    @property
+    def is_over(self) -> bool:
+        """Whether all further text is new."""
+        return not (self._may_echo or self._space)
+
     def feed(self, text: str) -> str:
         """Return the new part of the next piece of text.
 
