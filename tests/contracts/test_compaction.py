@@ -33,7 +33,7 @@ def test_who_makes_the_compaction(name: str, wire: str) -> None:
         return
     assert b"compaction" not in request.body
     assert b"Summarize this conversation" in request.body
-    answer = pump.feed(blocks_of(STREAMS[wire](AnswerSpec("The summary.")))) + pump.end()
+    answer = pump.feed(blocks_of(STREAMS[wire](AnswerSpec(text="The summary.")))) + pump.end()
     assert answer.count(b'"type":"response.output_item.done"') == 1
     assert b'"encrypted_content":"sluice-summary:The summary."' in answer
 

@@ -21,7 +21,7 @@ WORDS = {
 @pytest.mark.parametrize("wire", WIRES)
 def test_a_stop_after_calls_means_the_calls(wire: str) -> None:
     of_calls, of_a_stop = WORDS.get(wire, (b"", b""))
-    answer = STREAMS[wire](AnswerSpec("Let me see.", calls=[("c1", "f", {"a": "b"})]))
+    answer = STREAMS[wire](AnswerSpec(text="Let me see.", calls=[("c1", "f", {"a": "b"})]))
     stopped = (
         re.sub(rb'("(?:finish|stop)_reason": ?)' + re.escape(of_calls), rb"\1" + of_a_stop, answer) if of_calls else answer
     )

@@ -40,7 +40,7 @@ class OtherAccount:
         head = (await reader.readuntil(b"\r\n\r\n")).lower()
         body = await reader.readexactly(int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0]))
         self.bodies.append(orjson.loads(body))
-        answer, status, media_type = STREAMS[WIRES[self._provider]](AnswerSpec("Hello")), b"200 OK", b"text/event-stream"
+        answer, status, media_type = STREAMS[WIRES[self._provider]](AnswerSpec(text="Hello")), b"200 OK", b"text/event-stream"
         if SEALED.encode() in body or self.is_strict:
             error = {"type": "invalid_request_error", "message": WORDS[self._provider]}
             answer, status, media_type = orjson.dumps({"error": error}), b"400 Bad Request", b"application/json"

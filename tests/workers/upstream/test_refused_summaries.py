@@ -38,7 +38,7 @@ class NotVerified:
         if "summary" in body.get("reasoning", {}):
             answer, status, media_type = orjson.dumps(NOT_VERIFIED), b"400 Bad Request", b"application/json"
         else:
-            answer, status, media_type = STREAMS["openai-responses"](AnswerSpec("Hello")), b"200 OK", b"text/event-stream"
+            answer, status, media_type = STREAMS["openai-responses"](AnswerSpec(text="Hello")), b"200 OK", b"text/event-stream"
         writer.write(b"HTTP/1.1 %b\r\ncontent-type: %b\r\nconnection: close\r\n" % (status, media_type))
         writer.write(b"content-length: %d\r\n\r\n" % len(answer) + answer)
         await writer.drain()
