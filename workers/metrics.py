@@ -109,6 +109,12 @@ class Metrics:
         self.token_gap = GapHistogram("sluice_inter_token_seconds", "Between two reads of one upstream answer", registry)
         self.connections = Gauge("sluice_upstream_connections", "Upstream connections in use", registry=registry)
         self.connections_max = Gauge("sluice_upstream_connections_max", "Upstream connections allowed", registry=registry)
+        self.unwell = Gauge(
+            "sluice_upstream_unwell",
+            "Keys of a provider, each for one model, that are called last because most calls failed",
+            ["provider"],
+            registry=registry,
+        )
         self.paused = Gauge(
             "sluice_upstream_paused",
             "Keys that their vendor told us not to call for now, each for one model",

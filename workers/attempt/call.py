@@ -269,6 +269,7 @@ class Transfer:
         _raise_if_failed(self._pump)
         active_job, result, total, writer = self._context.active_job, self._result, self._context.total, self._writer
         result.is_committed = True
+        self._context.services.quota.health.record_success(result.deployment)
         if not self._pump.gives_stream:
             add_left_out(result.headers, self._pump.left_out)
         writer.packed_attempts = b""  # From now on the log has this information.

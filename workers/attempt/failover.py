@@ -26,11 +26,13 @@ async def call_deployments(context: RunContext, candidates: list[Deployment], ca
     """
     quota, total, metrics = context.services.quota, context.total, context.services.metrics
     demand = Demand(context.job)
+    ordered, unwell = await quota.health.order(quota.affordable(candidates))
     plan = AttemptPlan(
-        quota.affordable(candidates),
+        ordered,
         *wait_limits(context.active_job, total, context.settings),
         attempts_max=context.settings.attempts_per_deployment,
         backoff_s=context.settings.retry_backoff_s,
+        called_once=unwell,
     )
     while True:
         deployment = plan.deployment
@@ -53,7 +55,8 @@ async def call_deployments(context: RunContext, candidates: list[Deployment], ca
                 raise GatewayError.from_failed(refusal.as_final_failure(plan.soonest_s)) from refusal
         except GatewayError as error:
             failed = _as_client_failure(error.failed, context.job, deployment.provider)
-            quota.record_failure(demand, deployment, failed)
+            quota.record_failure(demand, deployment, error.failed)
+            failed.retry_after_s = error.failed.retry_after_s
             wait_s = None if total.is_committed else plan.delay_after_failure(failed)
             report_failure(error, failed, deployment, total.attempt_count, wait_s, metrics)
             if wait_s is None:

@@ -14,7 +14,7 @@ but it cannot retry an error inside a 200.
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from common.canonical.errors import Failed, Remedy
@@ -30,6 +30,7 @@ class _DeploymentState:
     """``free_at``: the earliest time to call it. ``due_at``: from then on it can surely be called."""
 
     deployment: Deployment
+    attempts_max: int
     attempts: int = 0
     free_at: float = 0.0
     due_at: float = 0.0
@@ -42,6 +43,8 @@ class AttemptPlan:
         wait_max_s: The longest wait between two attempts, in seconds.
         status_deadline: Until this time of ``clock`` the client can still get an HTTP status instead of a longer wait. None: it
             cannot, or it does not need one.
+        attempts_max: How often each deployment is called at most.
+        called_once: Those of them that are called at most once.
 
     ``resumes_in_s``: if there is no next attempt only because of ``status_deadline``, the seconds until it would have been
     made.
@@ -55,14 +58,16 @@ class AttemptPlan:
         *,
         attempts_max: int = ATTEMPTS_PER_DEPLOYMENT,
         backoff_s: float = BACKOFF_S,
+        called_once: Sequence[Deployment] = (),
         random_unit: Callable[[], float] = random.random,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._states = [_DeploymentState(deployment) for deployment in deployments]
+        self._states = [
+            _DeploymentState(deployment, 1 if deployment in called_once else attempts_max) for deployment in deployments
+        ]
         self._current = self._states[0]
         self._wait_max_s = self._wait_left_s = wait_max_s
         self._status_deadline = status_deadline
-        self._attempts_max = attempts_max  # For each deployment.
         self._backoff_s = backoff_s  # Before the second attempt. Each further attempt waits twice as long.
         self._random = random_unit
         self._clock = clock
@@ -85,7 +90,7 @@ class AttemptPlan:
         match _remedy(failed, current.attempts):
             case "same" | "next" if requested_s > self._wait_max_s:
                 self._exclude_current(requested_s)
-            case "same" if current.attempts < self._attempts_max:
+            case "same" if current.attempts < current.attempts_max:
                 backoff_s = self._backoff_s * (1 << (current.attempts - 1)) * (1 + JITTER * (2 * self._random() - 1))
                 wait_s = max(backoff_s, requested_s)
                 if not requested_s and not self._would_miss_status(wait_s):

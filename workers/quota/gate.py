@@ -26,11 +26,12 @@ from common.limits.shared_lua import WINDOW
 from common.metering.token_estimate import estimate_tokens, reserved_tokens
 from common.process.process import supervised
 from common.redis import keyspace
-from common.redis.client import Client
+from common.redis.client import Client, ms
 from common.redis.pulse import Pulse
 from common.redis.scripts import Scripts
 from workers.metrics import Metrics
 from workers.providers.base import Deployment
+from workers.quota.health import KEPT_S, NAMES_MAX, PROBE_S, Health
 from workers.quota.pauses import PAUSES_MAX, Pauses
 from workers.quota.provider_budgets import ProviderBudgets
 from workers.quota.reservations import BUSY_RECHECK_S, Reservation, Reservations, Shortage
@@ -119,11 +120,12 @@ class Quota:
         self._settings = settings
         self._metrics = metrics
         self.pauses = Pauses(time.monotonic)
+        self.health = Health(time.monotonic, self._claim_probe)
         self.budgets = ProviderBudgets(settings)
         self._reservations = Reservations(self._scripts, settings.lease_s, settings.renew_s)
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._paused_providers: set[str] = set()
+        self._shown_providers: set[str] = set()
 
     # Before a call
 
@@ -192,7 +194,12 @@ class Quota:
             self._pause(deployment, seconds)
 
     def record_failure(self, demand: Demand, deployment: Deployment, failed: Failed) -> None:
-        """Pause a key that was refused for its rate. If the refusal has no ``retry_after_s``, set it from a known pause."""
+        """Pause a key that was refused for its rate. If the refusal has no ``retry_after_s``, set it from a known pause.
+
+        Other failures count for the deployment's health.
+        """
+        self.health.record_failure(deployment, failed)
+        self._wake.set()
         if failed.kind is not ErrorKind.UPSTREAM_RATE_LIMITED or not demand.is_generation:
             return
         if failed.retry_after_s:
@@ -208,6 +215,7 @@ class Quota:
 
     def start(self) -> None:
         self._pulse.watch(("HGETALL", keyspace.PAUSED), lambda stored: self.pauses.merge(stored, self._pulse.redis_ms))
+        self._pulse.watch(("HGETALL", keyspace.UNWELL), lambda stored: self.health.merge(stored, self._pulse.redis_ms))
         if self.budgets.is_needed:
             self._pulse.watch(self.budgets.command, self.budgets.update)
         self._task = supervised(self._flush_for_ever, "quota")
@@ -221,10 +229,11 @@ class Quota:
 
     def collect(self) -> None:
         """Set the gauges."""
-        paused_counts = self.pauses.by_provider()
-        for provider in self._paused_providers | paused_counts.keys():
+        paused_counts, unwell_counts = self.pauses.by_provider(), self.health.unwell_by_provider()
+        self._shown_providers |= paused_counts.keys() | unwell_counts.keys()
+        for provider in self._shown_providers:
             self._metrics.paused.labels(provider).set(paused_counts[provider])
-        self._paused_providers |= paused_counts.keys()
+            self._metrics.unwell.labels(provider).set(unwell_counts[provider])
 
     async def _flush_for_ever(self) -> None:
         while True:
@@ -235,12 +244,19 @@ class Quota:
             await self.flush()
 
     async def flush(self) -> None:
-        """Send released reservations and new pauses to Redis."""
+        """Send released reservations, new pauses and new rests to Redis."""
         await self._reservations.flush()
         if new_pauses := self.pauses.pop_unshared():
             args = [value for pause in new_pauses for value in pause]
             with suppress(StoreUnavailable):  # Then the vendor will tell the other workers itself.
                 await self._scripts.run("pause", [keyspace.PAUSED], [PAUSES_MAX, *args])
+        if changes := self.health.pop_changes():
+            args = [NAMES_MAX, ms(KEPT_S), *(value for change in changes for value in change)]
+            with suppress(StoreUnavailable):  # Then the other workers will notice it by themselves.
+                await self._scripts.run("rests", [keyspace.UNWELL], args)
+
+    async def _claim_probe(self, name: str) -> bool:
+        return bool(await self._scripts.run("probe", [keyspace.UNWELL], [name, ms(PROBE_S)]))
 
 
 _LIMIT_TEXTS = {"requests": "requests", "tokens": "tokens", "concurrent": "calls at a time"}

@@ -48,7 +48,7 @@ FIXED_KEYS = (
         keyspace.WORKERS,
     ),
     *(keyspace.BOOKKEEPER, keyspace.SPENT_LOADED),
-    *(keyspace.UNREADABLE, keyspace.PAUSED, keyspace.KEYS_VERSION, keyspace.KEY_ORIGINS),
+    *(keyspace.UNREADABLE, keyspace.PAUSED, keyspace.UNWELL, keyspace.KEYS_VERSION, keyspace.KEY_ORIGINS),
 )
 
 # Commands that no request needs on the way to its answer: they serve the bell, the ledger, lists and pages.

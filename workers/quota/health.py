@@ -1,0 +1,183 @@
+"""Which deployments are unwell, so that others of their route are called first?
+
+A deployment here is one model with one key of a provider. It is unwell if most of its calls failed within half a minute, if two
+calls in a row got no sign of life, or if its key was refused. Clients' own errors and rate limits (``pauses.py``) do not count.
+While it is unwell, it is called last, once per request; so a route never has fewer deployments than without this, and a route
+with one deployment is not affected. When its rest is over, one request of all workers tries it again. Its success makes it well
+for everybody; its failure doubles the rest.
+
+What one worker learns counts for all: the end of each rest is in Redis, and each worker reads all of them with its regular
+poll.
+"""
+
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import structlog
+
+from common.canonical.errors import ErrorKind, Failed, StoreUnavailable
+from workers.providers.base import Deployment
+
+log = structlog.get_logger()
+
+WINDOW_S = 30.0
+FAILURES_MIN, FAILURE_SHARE = 5, 0.5  # So many failures in a window, which are at least this share of its calls.
+SILENT_MIN = 2  # So many calls in a row without a sign of life: each of them costs its client the whole timeout.
+REST_S, REST_MAX_S = 5.0, 60.0
+KEY_REST_S = 60.0  # Of a refused key: an operator must replace it.
+PROBE_S = 30.0  # For so long nobody else tries a deployment that one request tries again.
+KEPT_S = 600.0  # After its rest, a deployment that nobody has tried again is forgotten.
+SENT_S = 3.0  # By then, what was sent to Redis is read back from there.
+NAMES_MAX = 1_000  # In Redis and here. Clients choose names of models freely.
+
+# Tells whether this worker may try a deployment again. At most one of all workers may.
+ClaimProbe = Callable[[str], Awaitable[bool]]
+
+
+@dataclass(slots=True)
+class _Window:
+    """The calls since the first failure, as far as they are in the window: when, and whether they succeeded."""
+
+    calls: deque[tuple[float, bool]] = field(default_factory=lambda: deque(maxlen=200))
+    silent: int = 0  # Calls in a row without a sign of life.
+
+
+@dataclass(slots=True)
+class _Rest:
+    """``until`` is by our own clock. ``times`` counts the rests in a row."""
+
+    until: float
+    times: int = 1
+    is_probed_here: bool = False
+    is_shared: bool = False  # Whether it is from Redis, or was sent there.
+    since: float = 0.0
+
+
+class Health:
+    """The health of all deployments, as one worker knows it."""
+
+    def __init__(self, clock: Callable[[], float], claim_probe: ClaimProbe, rest_max_s: float = REST_MAX_S) -> None:
+        self._clock = clock
+        self._claim_probe = claim_probe
+        self._rest_max_s = rest_max_s
+        self._windows: dict[str, _Window] = {}
+        self._rests: dict[str, _Rest] = {}
+        self._changed: set[str] = set()
+
+    # Before a request's calls
+
+    async def order(self, candidates: Sequence[Deployment]) -> tuple[list[Deployment], list[Deployment]]:
+        """Return the deployments in the order in which they are called, and those of them that are called only once."""
+        if not self._rests or len(candidates) == 1:
+            return list(candidates), []
+        well: list[Deployment] = []
+        unwell: list[Deployment] = []
+        for deployment in candidates:
+            (well if await self._may_call(name_of(deployment)) else unwell).append(deployment)
+        return well + unwell, unwell if well else []
+
+    async def _may_call(self, name: str) -> bool:
+        rest = self._rests.get(name)
+        if rest is None:
+            return True
+        if rest.until > self._clock():
+            return False
+        rest.until = self._clock() + PROBE_S  # Other requests of this worker do not claim it as well.
+        try:
+            rest.is_probed_here = await self._claim_probe(name)
+        except StoreUnavailable:
+            rest.is_probed_here = True  # Each worker decides for itself.
+        return rest.is_probed_here
+
+    # After a call
+
+    def record_success(self, deployment: Deployment) -> None:
+        """Record that a deployment has begun to answer."""
+        # Hot path: once per call. Nearly always nothing is known about it.
+        if not (self._windows or self._rests):
+            return
+        name = name_of(deployment)
+        if window := self._windows.get(name):
+            window.calls.append((self._clock(), True))
+            window.silent = 0
+        if self._rests.pop(name, None):
+            self._windows.pop(name, None)
+            self._changed.add(name)
+            log.info("deployment_well", provider=deployment.provider, model=deployment.model, key=deployment.key_label)
+
+    def record_failure(self, deployment: Deployment, failed: Failed) -> None:
+        """Record a call that failed before its client saw anything, or broke off."""
+        is_refused_key = failed.kind is ErrorKind.UPSTREAM_CREDENTIALS
+        if deployment.client_pays or not (failed.kind.is_loss or is_refused_key):
+            return
+        name, now = name_of(deployment), self._clock()
+        rest = self._rests.get(name)
+        if rest and rest.until > now and not rest.is_probed_here:
+            return  # It began before the rest, or had no other deployment.
+        reason = "key_refused" if is_refused_key else "probe_failed" if rest else self._count(name, failed, now)
+        if reason is None:
+            return
+        times = min(rest.times + 1, 16) if rest else 1
+        usual_s = KEY_REST_S if is_refused_key else REST_S * 2 ** (times - 1)
+        rest_s = max(min(usual_s, self._rest_max_s), min(failed.retry_after_s or 0, self._rest_max_s))
+        self._rests[name] = _Rest(now + rest_s, times, since=now)
+        self._windows.pop(name, None)
+        self._changed.add(name)
+        key = deployment.key_label
+        log.warning(
+            "deployment_unwell", provider=deployment.provider, model=deployment.model, key=key, reason=reason, rest_s=rest_s
+        )
+
+    def _count(self, name: str, failed: Failed, now: float) -> str | None:
+        """Count a failure. Return why the deployment is unwell now; None: it is not."""
+        while len(self._windows) >= NAMES_MAX and name not in self._windows:
+            del self._windows[next(iter(self._windows))]
+        window = self._windows.setdefault(name, _Window())
+        is_silent = failed.kind is ErrorKind.UPSTREAM_TIMEOUT and failed.status is None
+        window.silent = window.silent + 1 if is_silent else 0
+        window.calls.append((now, False))
+        while window.calls[0][0] < now - WINDOW_S:
+            window.calls.popleft()
+        failures = sum(not is_success for _, is_success in window.calls)
+        if window.silent >= SILENT_MIN:
+            return "silent"
+        return "errors" if failures >= FAILURES_MIN and failures >= FAILURE_SHARE * len(window.calls) else None
+
+    # All workers
+
+    def pop_changes(self) -> list[tuple[str, int]]:
+        """Return what other workers do not know yet, once: name, and how long it rests in ms; 0: it is well."""
+        changed, now = self._changed, self._clock()
+        self._changed = set()
+        changes = []
+        for name in changed:
+            rest = self._rests.get(name)
+            if rest:
+                rest.is_shared = True
+            changes.append((name, max(1, round((rest.until - now) * 1000)) if rest else 0))
+        return changes
+
+    def merge(self, stored: Mapping[bytes, bytes], redis_ms: int) -> None:
+        """Merge the rests that Redis has: their ends (ms) by Redis' clock. One that is gone there is over."""
+        now = self._clock()
+        ends = {name.decode(): now + (int(until_ms) - redis_ms) / 1000 for name, until_ms in stored.items()}
+        for name, until in ends.items():
+            rest = self._rests.get(name)
+            if name in self._changed:
+                continue
+            if rest is None:
+                self._rests[name] = _Rest(until, is_shared=True, since=now)
+            elif not rest.is_probed_here:
+                rest.until, rest.is_shared = max(until, rest.until), True
+        # What was read may be older than what was sent a moment ago.
+        known = {name for name, rest in self._rests.items() if rest.is_shared and rest.since < now - SENT_S}
+        for name in known - ends.keys() - self._changed:
+            del self._rests[name]
+
+    def unwell_by_provider(self) -> Counter[str]:
+        return Counter(name.partition(":")[0] for name in self._rests)
+
+
+def name_of(deployment: Deployment) -> str:
+    return f"{deployment.key_id}:{deployment.model[:100]}"
