@@ -82,7 +82,7 @@ class Body(Shape):
 
 
 class _Message(Shape):
-    # "system" inside a conversation is undocumented, but Claude Code sends it.
+    # Source of "system": https://platform.claude.com/docs/build-with-claude/mid-conversation-system-messages
     role: Literal["user", "assistant", "system"]
 
 
@@ -160,7 +160,7 @@ class _Format(Shape):
 def parse(body: Mapping[str, Any]) -> GenerationRequest:
     fields = read(Body, dict(body))
     end_user = (fields.metadata or {}).get("user_id")
-    effort = (fields.output_config or {}).get("effort")
+    effort = _effort(fields)
     request = GenerationRequest(
         model=fields.model,
         messages=_system(body.get("system")) + _messages(fields.messages),
@@ -184,6 +184,16 @@ def parse(body: Mapping[str, Any]) -> GenerationRequest:
     _read_tools(fields.tools or [], request)
     _read_format(fields, request)
     return request
+
+
+def _effort(fields: Body) -> object:
+    """Return the effort of the last message that sets one, otherwise the request's.
+
+    Source: https://platform.claude.com/docs/build-with-claude/effort-per-message
+    """
+    within = [item.get("output_config") for item in fields.messages if isinstance(item, dict) and item.get("role") == "system"]
+    efforts = [config.get("effort") for config in (fields.output_config, *within) if isinstance(config, dict)]
+    return next((effort for effort in reversed(efforts) if effort is not None), None)
 
 
 def _reasoning(thinking: object, effort: object) -> Reasoning | None:
@@ -224,7 +234,9 @@ def _messages(items: list[Any]) -> list[Message]:
     for index, item in enumerate(items):
         path = join_path("messages", index)
         role = read(_Message, item, path).role
-        messages.append(Message(Role(role), _content(item.get("content"), join_path(path, "content"))))
+        parts = _content(item.get("content"), join_path(path, "content"))
+        if parts or role != "system":  # A system message without content only sets an effort.
+            messages.append(Message(Role(role), parts))
     return messages
 
 

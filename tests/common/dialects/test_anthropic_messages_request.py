@@ -271,3 +271,15 @@ def test_faults_name_the_field(field: str, value: object, param: str) -> None:
 def test_missing_max_tokens_is_asked_for() -> None:
     with pytest.raises(GatewayError, match=r"^max_tokens is required\.$"):
         ANTHROPIC_MESSAGES.parse({"model": "m", "messages": HELLO})
+
+
+def test_the_last_effort_that_a_message_sets_is_the_request_s() -> None:
+    def effort(level: str) -> dict[str, Any]:
+        return {"role": "system", "content": [], "output_config": {"effort": level}}
+
+    turns = [{"role": "user", "content": "hi"}, effort("low"), {"role": "assistant", "content": "yo"}, effort("max")]
+    request = parse(output_config={"effort": "high"}, messages=[*turns, {"role": "user", "content": "on"}])
+
+    assert [message.role for message in request.messages] == [Role.USER, Role.ASSISTANT, Role.USER]
+    assert request.reasoning is not None
+    assert request.reasoning.effort == "max"

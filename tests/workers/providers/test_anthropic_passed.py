@@ -35,6 +35,14 @@ def test_a_system_message_in_the_conversation_is_a_user_s_for_models_that_take_n
     assert passed([*turns, EFFORT], model) == messages_of(as_user_s)
 
 
+@pytest.mark.parametrize(("model", "named"), [("claude-opus-4-7", ["messages.output_config"]), ("claude-opus-4-8", [])])
+def test_an_effort_within_the_conversation_that_the_model_does_not_know_is_named(model: str, named: list[str]) -> None:
+    deployment = Deployment("anthropic", "http://h", "k", model, facts=MODELS.facts("anthropic", model))
+    body = {"model": model, "messages": messages_of([("user", "hi"), EFFORT])}
+
+    assert ANTHROPIC.pass_request(body, {}, deployment).dropped == named
+
+
 @pytest.mark.parametrize("model", BEFORE_4_8)
 def test_a_result_follows_its_call_though_a_system_message_stood_between_them(model: str) -> None:
     assert passed([("user", "hi"), CALL, ("system", "a"), RESULT], model) == messages_of(

@@ -8,7 +8,7 @@ from typing import Any
 
 from common.vendors.models import ModelFacts
 from workers.providers.anthropic.request import THOUGHT_TYPES, call_id_of, calls_came_without_thinking, is_own_signature
-from workers.providers.shared.loose_json import dict_of, text_of
+from workers.providers.shared.loose_json import dict_of, list_of, text_of
 
 _ID_FIELDS = {"tool_use": "id", "tool_result": "tool_use_id"}
 
@@ -23,7 +23,9 @@ def with_system_in_place(messages: list[Any], facts: ModelFacts) -> list[Any]:
     if facts.system_position == "anywhere" or not any(_role(message) == "system" for message in messages):
         return messages
     is_taken = facts.system_position == "after_user"
-    messages = _with_joined_system([message for message in messages if is_taken or not _is_bare(message)])
+    if not is_taken:
+        messages = [message for message in messages if not _is_bare(message)]
+    messages = _with_joined_system(messages)
     placed: list[Any] = []
     for at, message in enumerate(messages):
         following = _role(messages[at + 1]) if at + 1 < len(messages) else "assistant"
@@ -32,6 +34,12 @@ def with_system_in_place(messages: list[Any], facts: ModelFacts) -> list[Any]:
             message = {**message, "role": "user"}
         placed.append(message)
     return _with_results_first(placed)
+
+
+def lost_efforts(messages: Any, facts: ModelFacts) -> list[str]:
+    """Return the name of the efforts that messages set, if the model gets no such message."""
+    is_lost = facts.system_position in ("leading", "first") and any(_is_bare(message) for message in list_of(messages))
+    return ["messages.output_config"] if is_lost else []
 
 
 def _with_joined_system(messages: list[Any]) -> list[Any]:

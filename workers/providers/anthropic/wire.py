@@ -29,6 +29,7 @@ from common.canonical.generation import GenerationRequest
 from common.dialects.base import ReplyInfo
 from common.dialects.shared.anthropic_words import MESSAGE_STOP, REASON_OF_WORD
 from workers.providers.anthropic.passed import (
+    lost_efforts,
     remove_thoughts,
     with_own_ids,
     with_system_in_place,
@@ -80,6 +81,7 @@ class Anthropic:
     def pass_request(self, body: Mapping[str, Any], headers: Mapping[str, str], deployment: Deployment) -> UpstreamRequest:
         passed = orjson.dumps(_passed(body, deployment))
         dropped = [THOUGHTS] if deployment.refuses_thoughts else []
+        dropped += lost_efforts(body.get("messages"), deployment.facts)
         return UpstreamRequest(_url(deployment), _headers(deployment, headers), passed, dropped)
 
     def decoder(self, choices: int = 1) -> "MessageDecoder":
