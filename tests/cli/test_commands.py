@@ -2,6 +2,7 @@
 
 import http.server
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -113,6 +114,29 @@ def test_dev_says_what_died_what_it_means_and_mends_it(tmp_path):
         dev.terminate()
         dev.wait(120)
     assert "Redis is back, with its data" in log.read_text()
+
+
+def test_the_commands_that_dev_prints_reach_its_redis_and_its_database(tmp_path):
+    port, log = free_port(), tmp_path / "dev.log"
+    with log.open("w") as out:
+        dev = subprocess.Popen([*SLUICE, "dev"], env=environment(SLUICE_PORT=str(port)), cwd=tmp_path, stdout=out)
+    try:
+        wait_for(log, "Ctrl-C")
+        printed = dict(re.findall(r"^(Usage|Cache): +(.*)$", log.read_text(), re.MULTILINE))
+        commands = {name: command.replace("sluice ", f"{' '.join(SLUICE)} ") for name, command in printed.items()}
+        said = {
+            name: subprocess.run(
+                ["sh", "-c", command], env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=60
+            )
+            for name, command in commands.items()
+        }
+    finally:
+        dev.terminate()
+        dev.wait(120)
+
+    assert {name: done.returncode for name, done in said.items()} == {"Usage": 0, "Cache": 0}, said
+    assert "Answers in the cache: 0" in said["Cache"].stdout
+    assert "last 24 hours" in said["Cache"].stdout, "its ledger is read too"
 
 
 def answers(port: int) -> bool:
