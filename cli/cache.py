@@ -110,10 +110,9 @@ def _with_inventory(settings: "Settings", work: "Callable[[Inventory], Awaitable
     try:
         return asyncio.run(run())
     except StoreUnavailable as error:
-        reason = str(error).rstrip(".")
         variable = "SLUICE_CACHE_REDIS_URL" if settings.cache_redis_url else "SLUICE_REDIS_URL"
         raise click.ClickException(
-            f"Redis cannot be used at {shown_url(url)}: {reason}. Is {variable} right? `sluice doctor` tells more. "
+            f"Redis cannot be used at {shown_url(url)}: {error}. Is {variable} right? `sluice doctor` tells more. "
             "(`sluice dev` has a private Redis, and prints its URL.)"
         ) from error
 

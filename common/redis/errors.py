@@ -62,7 +62,7 @@ def as_unavailable(error: BaseException) -> StoreUnavailable | None:
     # NoScriptError is no bug: a script that was just loaded is missing after a failover, because another server answers.
     is_our_bug = isinstance(error, ResponseError) and not isinstance(error, NoScriptError)
     if isinstance(error, REDIS_ERRORS) and not is_our_bug:
-        return StoreUnavailable(f"{type(error).__name__}: {error}")
+        return StoreUnavailable(f"{type(error).__name__}: {str(error).rstrip('.')}")  # A part of a sentence.
     return None
 
 

@@ -245,12 +245,13 @@ def test_a_wrong_setting_is_named(tmp_path):
 
 
 def test_doctor_finds_what_is_wrong_and_says_how_to_mend_it(tmp_path):
-    env = environment(SLUICE_REDIS_URL="redis://:secret-word@127.0.0.1:9/0", SLUICE_HOST="0.0.0.0")
+    away = "redis://:secret-word@127.0.0.1:9/0"
+    env = environment(SLUICE_REDIS_URL=away, SLUICE_CACHE_REDIS_URL=away, SLUICE_HOST="0.0.0.0")
 
     doctor = subprocess.run([*SLUICE, "doctor"], env=env, cwd=tmp_path, capture_output=True, text=True, timeout=120)
 
     assert doctor.returncode == 1
-    for words in ("SLUICE_API_KEYS", "OPENAI_API_KEY", "redis-server", "Refusing to listen"):
+    for words in ("SLUICE_API_KEYS", "OPENAI_API_KEY", "redis-server", "SLUICE_CACHE_REDIS_URL", "Refusing to listen"):
         assert words in doctor.stdout
     assert "secret-word" not in doctor.stdout
 
@@ -265,7 +266,7 @@ def test_doctor_is_content_with_a_good_setup(tmp_path, redis_server):
         )
         try:
             wait_until(lambda: is_open(port))
-            good = {**env, "DEMO_BASE_URL": f"http://127.0.0.1:{port}/v1"}
+            good = {**env, "DEMO_BASE_URL": f"http://127.0.0.1:{port}/v1", "SLUICE_CACHE_REDIS_URL": redis_server.url}
             doctor = subprocess.run([*SLUICE, "doctor"], env=good, cwd=tmp_path, capture_output=True, text=True, timeout=120)
         finally:
             demo.terminate()
@@ -274,6 +275,7 @@ def test_doctor_is_content_with_a_good_setup(tmp_path, redis_server):
     assert without.returncode == 1
     assert "DEMO_BASE_URL" in without.stdout
     assert doctor.returncode == 0, doctor.stdout
+    assert "The cache's Redis answers" in doctor.stdout
     assert "All is well" in doctor.stdout
 
 

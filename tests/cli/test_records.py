@@ -192,6 +192,7 @@ async def test_the_doctor_reports_a_cache_that_is_away():
 
     assert finding.level == "wrong"
     assert "SLUICE_CACHE_REDIS_URL" in finding.fix
+    assert ".." not in finding.summary
     assert "secretword" not in finding.summary + finding.fix
 
 
