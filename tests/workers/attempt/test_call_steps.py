@@ -19,7 +19,9 @@ from workers.attempt import call
 from workers.attempt.call import build_head, final_blocks, message_count
 from workers.outcome import ActiveJob, CallResult, Total
 from workers.providers.base import Deployment
+from workers.publish.writer import Writer
 from workers.quota.gate import CallUsage
+from workers.transcode.pumps import Passing
 
 JOB = Job("gen_1", "r", "openai-chat", "m", True, Policy.STOP, 0, 1, {}, b"{}")
 DEPLOYMENT = Deployment("groq", "http://x.example", "k", "m", "openai-chat")
@@ -39,13 +41,18 @@ class Upstream:
     def __init__(self, *bodies: bytes) -> None:
         self._bodies = list(bodies)
         self.calls = 0
+        self.status, self.headers = b"200 OK", b""
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         body = self._bodies[min(self.calls, len(self._bodies) - 1)]
         self.calls += 1
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
+        kind = b"text/event-stream" if self.status.startswith(b"200") else b"application/json"
+        writer.write(b"HTTP/1.1 %b\r\ncontent-type: %b\r\ntransfer-encoding: chunked\r\n" % (self.status, kind))
+        writer.write(self.headers + b"\r\n")
         writer.write(b"%x\r\n%b\r\n" % (len(body), body))
+        if not self.status.startswith(b"200"):
+            writer.write(b"0\r\n\r\n")
         await writer.drain()
         writer.close()
 
@@ -54,11 +61,12 @@ class Upstream:
 async def run(setup: Setup) -> AsyncIterator[Any]:  # noqa: F811
     servers = []
 
-    async def run(*bodies: bytes) -> Upstream:
+    async def run(*bodies: bytes, status: bytes = b"200 OK", headers: bytes = b"", key: str = "k") -> Upstream:
         upstream = Upstream(*bodies)
+        upstream.status, upstream.headers = status, headers
         servers.append(await asyncio.start_server(upstream.serve, "127.0.0.1", 0))
         address = f"http://127.0.0.1:{servers[0].sockets[0].getsockname()[1]}/v1"
-        setup.services.settings.providers["groq"] = ProviderSettings(base_url=address, api_keys=("k",))
+        setup.services.settings.providers["groq"] = ProviderSettings(base_url=address, api_keys=(key,))
         await setup.open("groq/m")
         await setup.run()
         return upstream
@@ -184,6 +192,68 @@ async def test_a_call_s_usage_counts_as_whole_only_where_its_answer_has_finished
     await run(*(b"".join(body) for body in bodies))
 
     assert recorded[:1] == usages
+
+
+async def test_only_the_last_piece_of_a_stream_waits_for_no_other(setup, monkeypatch):  # noqa: F811
+    urgent: list[bool] = []
+    write = Writer.write
+
+    def kept(writer: Writer, data: bytes, *, is_urgent: bool = False) -> None:
+        urgent.append(is_urgent)
+        write(writer, data, is_urgent=is_urgent)
+
+    monkeypatch.setattr(Writer, "write", kept)
+    await setup.open("demo-n5-d5")
+
+    await setup.run()
+
+    assert len(urgent) > 1
+    assert (any(urgent[:-1]), urgent[-1]) == (False, True)
+
+
+# What else a call does, however it ends
+
+
+async def test_a_key_in_an_upstream_s_error_does_not_reach_the_client(setup, run):  # noqa: F811
+    error = orjson.dumps({"error": {"message": "Incorrect key: sk-secret-1234567890", "type": "invalid_request_error"}})
+
+    await run(error, status=b"400 Bad Request", key="sk-secret-1234567890")
+
+    message = (await setup.end())["error"]["message"]
+    assert "Incorrect key" in message
+    assert "1234567890" not in message
+
+
+@pytest.mark.parametrize("status", [b"200 OK", b"400 Bad Request"])
+async def test_an_upstream_s_headers_are_read_for_its_quota_whatever_its_status(setup, run, monkeypatch, status):  # noqa: F811
+    read: list[tuple[str, str | None]] = []
+    monkeypatch.setattr(
+        setup.services.quota,
+        "read_headers",
+        lambda deployment, headers: read.append((deployment.provider, headers.get("x-quota"))),
+    )
+
+    await run(b"".join(WHOLE) if status == b"200 OK" else b"{}", status=status, headers=b"x-quota: 7\r\n")
+
+    assert set(read) == {("groq", "7")}
+
+
+@pytest.mark.parametrize("bodies", [(WHOLE,), (WHOLE[:2],), (WHOLE[:1], WHOLE)])
+async def test_each_call_closes_its_pump_once(setup, run, monkeypatch, bodies):  # noqa: F811
+    closed: list[Passing] = []
+    monkeypatch.setattr(Passing, "close", lambda pump: closed.append(pump))
+
+    upstream = await run(*(b"".join(body) for body in bodies))
+
+    assert len(closed) == len(set(map(id, closed))) == upstream.calls
+
+
+async def test_a_wait_that_the_upstream_asks_for_is_the_client_s_too(setup, run):  # noqa: F811
+    await run(b'{"error":{"message":"slow down"}}', status=b"429 Too Many", headers=b"retry-after: 17\r\n")
+
+    error = (await setup.end())["error"]
+    assert error["kind"] == "upstream_rate_limited"
+    assert 10 < error["retry_after_s"] <= 17  # What is left of it.
 
 
 # What is measured
