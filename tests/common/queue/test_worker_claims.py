@@ -100,6 +100,19 @@ async def test_only_a_class_with_room_is_waited_for(lab):
         assert list(worker._listening) == [keyspace.BELL]
 
 
+async def test_a_ring_for_a_class_without_room_is_put_back_for_another_worker(lab):
+    async with lab.running(waits, worker_slots=3, background_share=0.4) as worker:
+        await eventually(lambda: len(worker._listening) == 2)
+        lab.queue.claims.append(ClaimResult([ClaimedJob("gen_0", 1, is_background=True)], 0, 0))
+        await lab.redis.lpush(keyspace.BELL, 1)
+        await eventually(lambda: "gen_0" in worker.tasks)  # The other bell is still waited for.
+        await lab.redis.lpush(keyspace.BELL_BACKGROUND, 1)
+
+        async with asyncio.timeout(20):
+            while keyspace.BELL_BACKGROUND in worker._listening or not await lab.redis.llen(keyspace.BELL_BACKGROUND):
+                await asyncio.sleep(0.005)
+
+
 async def test_a_slot_that_was_not_the_last_one_is_freed_without_a_claim(lab):
     ends = asyncio.Event()
     lab.queue.claims.append(ClaimResult([JOB], 0, 0))
