@@ -67,6 +67,14 @@ async def test_to_enter_a_reader_is_to_enter_the_log(shared):
     assert await shared.leave(LOG, "r2") is Stop.LEFT
 
 
+async def test_a_log_that_nobody_listens_to_was_left_by_none_of_its_readers(shared):
+    assert await shared.leave(LOG, "r1") is Stop.LEFT
+
+    (state,) = await shared.describe([A], "me")
+
+    assert not state.has_left
+
+
 async def test_one_reader_is_stopped_and_the_other_goes_on(shared, feed):  # noqa: F811
     await follow_in_queue(shared)
     messages = []
