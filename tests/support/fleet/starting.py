@@ -60,6 +60,7 @@ def execute(args: list[str], env: dict[str, str], log: Path) -> Running:
 
 
 def fork(args: list[str], env: dict[str, str], log: Path) -> Running:
+    log.touch()  # A test may read it at once.
     return _Forked(args, env, log)
 
 
