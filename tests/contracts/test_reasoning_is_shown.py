@@ -28,6 +28,7 @@ HIDING = [
     "azure-openai/gpt-5.6",
     "anthropic/claude-opus-4-8",
     "google-ai-studio/gemini-2.5-pro",
+    "grok/grok-4.6",
 ]
 SETTINGS = Settings(
     azure_resource="r",
@@ -112,6 +113,22 @@ def test_a_request_that_responses_cannot_express_stays_on_the_other_wire() -> No
         body=orjson.dumps(job_body),
     )
     assert deployments(job, SETTINGS)[0].wire == "openai-chat"
+
+
+def test_xai_gets_its_reasoning_back_from_clients_of_another_family() -> None:
+    thinking = {"type": "thinking", "thinking": "t", "signature": "openai-responses:U0VBTEVE"}
+    call = {"type": "tool_use", "id": "c1", "name": "f", "input": {}}
+    result = {"type": "tool_result", "tool_use_id": "c1", "content": "done"}
+    history = [*ASKED, {"role": "assistant", "content": [thinking, call]}, {"role": "user", "content": [result]}]
+
+    wishes = {**WISHES["anthropic-messages"][0], "messages": history}
+    request, body, deployment = sent("anthropic-messages", "grok/grok-4.6", wishes)
+
+    assert deployment.wire == "openai-responses"
+    assert [item.get("encrypted_content") for item in body["input"]] == [None, "U0VBTEVE", None, None]
+    assert body["include"] == ["reasoning.encrypted_content"]
+    assert body["store"] is False
+    assert refusal("grok", "/v1/responses", request.headers, body) is None
 
 
 # Reasoning that is bound to what stood before it
