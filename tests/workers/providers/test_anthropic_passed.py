@@ -98,3 +98,22 @@ def test_ids_that_other_vendors_made_are_in_anthropic_s_format() -> None:
         return [("user", "hi"), ("assistant", [call]), ("user", [result])]
 
     assert passed(turns("functions.f:0"), "claude-sonnet-4-5") == messages_of(turns("functions_f_0"))
+
+
+@pytest.mark.parametrize("blank", ["", "\n\n"])
+def test_blank_texts_that_other_models_wrote_are_left_out(blank: str) -> None:
+    def turns(*blanks: dict[str, Any]) -> list[Any]:
+        result = {"type": "tool_result", "tool_use_id": "a", "content": [*blanks, {"type": "text", "text": "r"}]}
+        return [("user", "hi"), ("assistant", [*blanks, *CALL[1]]), ("user", [result, *blanks])]
+
+    text = {"type": "text", "text": blank}
+    assert passed(turns(text), "claude-sonnet-4-5") == messages_of(turns())
+    assert passed([("user", "hi"), ("assistant", [text]), ("user", "on")], "claude-sonnet-4-5") == messages_of(
+        [("user", "hi"), ("user", "on")]
+    )
+
+
+def test_a_user_s_message_that_is_blank_stays_for_the_vendor_to_judge() -> None:
+    turns = [("user", [{"type": "text", "text": " "}])]
+
+    assert passed(turns, "claude-sonnet-4-5") == messages_of(turns)

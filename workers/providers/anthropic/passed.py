@@ -85,6 +85,43 @@ def _has_results(message: Any) -> bool:
     return isinstance(content, list) and any(dict_of(block).get("type") == "tool_result" for block in content)
 
 
+def without_blank_texts(messages: list[Any]) -> list[Any]:
+    """Return the messages without blank texts: other models write some before their calls, and Anthropic takes none.
+
+    What consists of nothing else stays as it is, unless it is the assistant's: then it says nothing.
+    """
+    kept_messages = []
+    for message in messages:
+        content = dict_of(message).get("content")
+        if isinstance(content, list) and any(_has_blank(block) for block in content):
+            kept = [_without_blank_within(block) for block in content if not _is_blank(block)]
+            message = {**message, "content": kept or content}
+            if not kept and _role(message) == "assistant":
+                continue
+        kept_messages.append(message)
+    return kept_messages
+
+
+def _has_blank(block: Any) -> bool:
+    return _is_blank(block) or any(map(_is_blank, _blocks_of_result(block)))
+
+
+def _is_blank(block: Any) -> bool:
+    block = dict_of(block)
+    return block.get("type") == "text" and isinstance(block.get("text"), str) and not block["text"].strip()
+
+
+def _blocks_of_result(block: Any) -> list[Any]:
+    return list_of(block.get("content")) if dict_of(block).get("type") == "tool_result" else []
+
+
+def _without_blank_within(block: Any) -> Any:
+    blocks = _blocks_of_result(block)
+    if not any(map(_is_blank, blocks)):
+        return block
+    return {**block, "content": [inner for inner in blocks if not _is_blank(inner)]}
+
+
 def with_own_ids(messages: list[Any]) -> list[Any]:
     """Return the messages of a body with ids of calls in Anthropic's format: other vendors' models have made some of them."""
     fitted = []
