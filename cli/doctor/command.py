@@ -12,7 +12,7 @@ from cli.doctor.finding import Finding, Level
 from cli.doctor.http_get import get
 from cli.doctor.redis_checks import examine_cache, examine_redis
 from common.canonical.errors import GatewayError
-from common.config.foreign_effect import in_effect, without_effect
+from common.config.foreign_effect import in_effect, turns_cache_on, without_effect
 from common.config.groups.ledger import LedgerSettings
 from common.config.groups.models import ModelSettings
 from common.config.groups.server import ServerSettings
@@ -125,7 +125,10 @@ def _way(provider: str, settings: ModelSettings) -> str:
 
 def _foreign(settings: Settings) -> list[Finding]:
     """Return a finding for each variable of another gateway: whether it has an effect here."""
-    effective = [Finding("ok", f"{name} is used as a setting of Sluice.") for name in in_effect(environment(), settings)]
+    effective = []
+    for name in in_effect(environment(), settings):
+        cache = " It turns the cache on for POST /v1/chat: see docs/caching.md." if turns_cache_on(name, settings) else ""
+        effective.append(Finding("ok", f"{name} is used as a setting of Sluice.{cache}"))
     ignored = without_effect(environment(), settings)
     return effective + [Finding("note", f"{name} has no effect: {reason}.") for name, reason in ignored.items()]
 

@@ -7,7 +7,16 @@ from collections.abc import Mapping
 
 from pydantic import SecretStr
 
-from common.config.foreign_variables import LIMITS, METHODS, TABLE, parse_limit, parse_limits, parse_origins
+from common.access.cache_rule import CacheRule
+from common.config.foreign_variables import (
+    CACHED_BY_REDIS_URL,
+    LIMITS,
+    METHODS,
+    TABLE,
+    parse_limit,
+    parse_limits,
+    parse_origins,
+)
 from common.config.settings import Settings
 
 
@@ -23,6 +32,11 @@ def in_effect(variables: Mapping[str, str | None], settings: Settings) -> list[s
         if limit and getattr(settings.limits.get(scope), name, None) == limit:  # type: ignore[call-overload]  # One of the scopes.
             names.append(variable)
     return names
+
+
+def turns_cache_on(variable: str, settings: Settings) -> bool:
+    """Whether a variable in effect also turns on the cache, as it does at the gateway that it comes from."""
+    return variable == "REDIS_URL" and settings.cache_dialects.get("unified") == CacheRule.model_validate(CACHED_BY_REDIS_URL)
 
 
 def _is_in_effect(chosen: object, value: str) -> bool:
@@ -57,6 +71,7 @@ def log_foreign(variables: Mapping[str, str | None], settings: Settings) -> None
 
     log = structlog.get_logger()
     if names := in_effect(variables, settings):
-        log.info("foreign_variables_taken", variables=names)
+        cached = {"cache": "on for POST /v1/chat"} if any(turns_cache_on(name, settings) for name in names) else {}
+        log.info("foreign_variables_taken", variables=names, **cached)
     for name, reason in without_effect(variables, settings).items():
         log.warning("foreign_variable_has_no_effect", variable=name, reason=reason)

@@ -246,12 +246,19 @@ def test_a_wrong_setting_is_named(tmp_path):
 
 def test_doctor_finds_what_is_wrong_and_says_how_to_mend_it(tmp_path):
     away = "redis://:secret-word@127.0.0.1:9/0"
-    env = environment(SLUICE_REDIS_URL=away, SLUICE_CACHE_REDIS_URL=away, SLUICE_HOST="0.0.0.0")
+    env = environment(REDIS_URL=away, SLUICE_CACHE_REDIS_URL=away, SLUICE_HOST="0.0.0.0")
 
     doctor = subprocess.run([*SLUICE, "doctor"], env=env, cwd=tmp_path, capture_output=True, text=True, timeout=120)
 
     assert doctor.returncode == 1
-    for words in ("SLUICE_API_KEYS", "OPENAI_API_KEY", "redis-server", "SLUICE_CACHE_REDIS_URL", "Refusing to listen"):
+    for words in (
+        "SLUICE_API_KEYS",
+        "OPENAI_API_KEY",
+        "redis-server",
+        "SLUICE_CACHE_REDIS_URL",
+        "cache on",
+        "Refusing to listen",
+    ):
         assert words in doctor.stdout
     assert "secret-word" not in doctor.stdout
 

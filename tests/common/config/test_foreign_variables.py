@@ -5,7 +5,7 @@ from structlog.testing import capture_logs
 
 from common.access.cache_rule import CacheRule
 from common.access.principal import Limits
-from common.config.foreign_effect import in_effect, log_foreign, without_effect
+from common.config.foreign_effect import in_effect, log_foreign, turns_cache_on, without_effect
 from common.config.foreign_variables import foreign_values
 from common.config.settings import Settings, environment
 
@@ -204,4 +204,6 @@ def test_redis_url_alone_caches_what_the_other_gateway_cached(monkeypatch, tmp_p
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
 
-    assert Settings().cache_dialects == rules
+    settings = Settings()
+    assert settings.cache_dialects == rules
+    assert turns_cache_on("REDIS_URL", settings) == bool(rules)
