@@ -8,6 +8,7 @@ from common.canonical.events import Completed, Event, Finished, FinishReason, Re
 from common.canonical.generation import GenerationRequest, Message, Role, TextPart
 from common.canonical.reply import ReasoningBlock, RefusalBlock, TextBlock, ToolCall, fold
 from common.dialects.base import ReplyInfo
+from common.vendors.models import MODELS
 from tests.support.upstreams.recordings import OWN, Recording, blocks_of, data_of, parameters
 from tests.support.upstreams.strict import refusal
 from workers.providers.base import Deployment
@@ -341,6 +342,30 @@ def test_what_codex_sends_for_its_own_service_only_is_kept_from_the_vendor():
     assert "client_metadata" not in passed
     assert refusal("openai", "/v1/responses", {}, {**body, "model": "gpt-6.1-sol"}) is not None
     assert refusal("openai", "/v1/responses", {}, {**passed, "model": "gpt-6.1-sol"}) is None
+
+
+def test_media_in_the_history_of_a_model_that_reads_none_are_texts():
+    image = {"type": "input_image", "image_url": "data:image/png;base64,QUJD"}
+    pdf = {"type": "input_file", "filename": "a.pdf", "file_data": "data:application/pdf;base64,QUJD"}
+    question = {"role": "user", "content": [image, {"type": "input_text", "text": "hi"}]}
+    items = [
+        question,
+        {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "c", "output": [image, pdf]},
+    ]
+    facts = MODELS.facts("deepseek", "deepseek-v4-pro")
+    deployment = replace(DEPLOYMENT, provider="deepseek", facts=facts)
+
+    passed = WIRE.pass_request({"model": "m", "input": items}, {}, deployment)
+    asked = WIRE.pass_request({"model": "m", "input": [question]}, {}, deployment)
+    read = WIRE.pass_request({"model": "m", "input": items}, {}, DEPLOYMENT)
+
+    sent = orjson.loads(passed.body)["input"]
+    assert [part["type"] for part in sent[0]["content"] + sent[2]["output"]] == ["input_text"] * 4
+    assert "a.pdf" in sent[2]["output"][1]["text"]
+    assert passed.dropped == ["input.0.content.0", "input.2.output.0", "input.2.output.1"]
+    assert orjson.loads(asked.body)["input"] == [question]  # The vendor itself says that it reads none.
+    assert orjson.loads(read.body)["input"] == items
 
 
 def test_in_the_background_an_answer_is_stored():

@@ -45,6 +45,7 @@ from workers.providers.shared import errors
 from workers.providers.shared.citations import Citations
 from workers.providers.shared.figures import Figures, index_of
 from workers.providers.shared.fitting import fit_request
+from workers.providers.shared.history import fit_passed_input
 from workers.providers.shared.json_decoder import JsonDecoder
 from workers.providers.shared.loose_json import dict_of, list_of, read_json, text_of
 from workers.providers.shared.output_parts import image_of, left_out
@@ -102,6 +103,7 @@ class OpenAiResponses:
         fit_codex_fields(changed)
         dropped = [THOUGHTS] if deployment.refuses_thoughts else []
         dropped += [COMPACTIONS] if deployment.refuses_compactions else []
+        dropped += fit_passed_input(changed, deployment.facts)
         dropped += fit_passed_response_wishes(changed, deployment) + fit_response(changed, deployment)
         return UpstreamRequest(_url(deployment), _headers(deployment, headers), orjson.dumps(changed), dropped)
 

@@ -31,6 +31,7 @@ _NAMED_MAX = 10  # Paths in one response header; proxies limit its size.
 # The fact of the table that speaks for a kind of document that it does not name.
 _FACT_OF: dict[str, str] = {"other": "pdf", "text": "pdf"}
 _KIND_OF_PART: dict[str, Kind] = {"image_url": "image", "file": "pdf", "document_url": "pdf", "input_audio": "audio"}
+_KIND_OF_PART |= {"input_image": "image", "input_file": "pdf"}  # Of the Responses API.
 _MEDIA: frozenset[Kind] = frozenset(_KIND_OF_PART.values())
 
 
@@ -77,21 +78,39 @@ def fit_passed(body: dict[str, Any], facts: ModelFacts, unread: frozenset[Kind] 
     Args:
         unread: What the vendor refuses unless the table says that the model reads it.
     """
+    speakers = [text_of(dict_of(message).get("role")) for message in list_of(body.get("messages"))]
+    return _fit_passed(body, "messages", speakers, facts, unread)
+
+
+def fit_passed_input(body: dict[str, Any], facts: ModelFacts) -> list[str]:
+    """Do the same for a body of the Responses API."""
+    speakers = [_speaker_of_item(dict_of(item)) for item in list_of(body.get("input"))]
+    return _fit_passed(body, "input", speakers, facts, frozenset())
+
+
+def _speaker_of_item(item: dict[str, Any]) -> str:
+    if type_ := text_of(item.get("type")).removeprefix("message"):
+        return "tool" if type_.endswith("_output") else "assistant"
+    return text_of(item.get("role"))
+
+
+def _fit_passed(
+    body: dict[str, Any], field: str, speakers: Sequence[str], facts: ModelFacts, unread: frozenset[Kind]
+) -> list[str]:
     reads: frozenset[Kind] = _MEDIA - unread if facts.reads is None else frozenset(facts.reads)
     if reads == _MEDIA:
         return []
-    fitted = list_of(body.get("messages")).copy()
-    items = [dict_of(message) for message in fitted]
-    speakers = [text_of(item.get("role")) for item in items]
+    fitted = list_of(body.get(field)).copy()
     left_out: list[str] = []
-    for index, item in enumerate(items[: _question_start(speakers)]):
-        content = item.get("content")
-        if isinstance(content, list) and any(_is_unread(part, reads) for part in content):
-            paths = [f"messages.{index}.content.{at}" for at, part in enumerate(content) if _is_unread(part, reads)]
-            left_out += paths
-            fitted[index] = {**item, "content": [_passed(part, reads) for part in content]}
+    for index in range(_question_start(speakers)):
+        item = dict_of(fitted[index])
+        for name in ("content", "output"):
+            parts = item.get(name)
+            if isinstance(parts, list) and any(_is_unread(part, reads) for part in parts):
+                left_out += [f"{field}.{index}.{name}.{at}" for at, part in enumerate(parts) if _is_unread(part, reads)]
+                fitted[index] = {**item, name: [_passed(part, reads) for part in parts]}
     if left_out:
-        body["messages"] = fitted
+        body[field] = fitted
     return _shortened(left_out)
 
 
@@ -103,9 +122,10 @@ def _is_unread(part: Any, reads: frozenset[Kind]) -> bool:
 def _passed(part: Any, reads: frozenset[Kind]) -> Any:
     if not _is_unread(part, reads):
         return part
-    name = text_of(dict_of(part.get("file")).get("filename"))
-    what = "an image" if part["type"] == "image_url" else f"a document {name}".rstrip()
-    return {"type": "text", "text": mention(what)}
+    is_input = part["type"] in ("input_image", "input_file")
+    name = text_of((part if is_input else dict_of(part.get("file"))).get("filename"))
+    what = "an image" if _KIND_OF_PART[part["type"]] == "image" else f"a document {name}".rstrip()
+    return {"type": "input_text" if is_input else "text", "text": mention(what)}
 
 
 def _speaker(message: Message) -> str:
