@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 # What a request's media are called, by the type of their part or the media type of their data.
-_MEDIA = {"image": "image", "input_image": "image", "document": "document", "input_file": "document"}
+_MEDIA = {"image": "image", "document": "document"}  # Anthropic's, OpenAI's responses, chat completions.
+_MEDIA |= {"input_image": "image", "input_file": "document", "image_url": "image", "file": "document"}
 
 
 @dataclass
@@ -67,7 +68,7 @@ def _of_responses(body: dict[str, Any]) -> Conversation:
         match item.get("type"):
             case "reasoning":
                 text = "".join(part["text"] for part in item.get("summary") or [])
-                turn.thoughts.append((text, item.get("encrypted_content", "")))
+                turn.thoughts.append((text, item.get("encrypted_content") or ""))
             case "function_call" | "custom_tool_call":
                 turns += [] if turn.calls else [turn]
                 turn.calls.append(item["call_id"])
@@ -81,9 +82,15 @@ def _of_responses(body: dict[str, Any]) -> Conversation:
 
 
 def _of_chat(body: dict[str, Any]) -> Conversation:
-    """Only titles come here: the models of today take tools on other wires."""
+    messages = body["messages"]
+    turns = []
+    for message in messages:
+        if calls := [call["id"] for call in message.get("tool_calls") or []]:
+            thought = message.get("reasoning_content")
+            turns.append(Turn([(thought, "")] if thought else [], calls))
+    results = {message["tool_call_id"]: json.dumps(message["content"]) for message in messages if message["role"] == "tool"}
     tools = {tool["function"]["name"]: tool["function"].get("parameters") for tool in body.get("tools", [])}
-    return Conversation(tools, body["messages"], [], {}, _media(body["messages"]))
+    return Conversation(tools, messages, turns, results, _media(messages))
 
 
 def _of_gemini(body: dict[str, Any]) -> Conversation:

@@ -39,9 +39,9 @@ class Agent:
     """``command``: its arguments, without the prompt. ``language``: that of its lines in docs/clients.md.
 
     ``settings``: the file for these lines, in its home; None: they are variables. ``replaced``: words of these lines, each with
-    another for it. ``shows_documents``: whether it can send a PDF; otherwise it sends the PDF's text. ``returns_thoughts``:
-    whether it sends back what the vendor signed. ``pasted_image``: the file of an earlier session in which its user has pasted
-    an image, because its tools show none.
+    another for it. ``shows_documents``: whether it can send a PDF; otherwise it sends the PDF's text. ``returns_signed``,
+    ``returns_unsigned``: whether it sends back reasoning that its vendor has signed, and reasoning without a signature.
+    ``pasted_image``: the file of an earlier session in which its user has pasted an image, because its tools show none.
     """
 
     name: str
@@ -49,7 +49,8 @@ class Agent:
     command: tuple[str, ...]
     settings: str | None = None
     shows_documents: bool = True
-    returns_thoughts: bool = True
+    returns_signed: bool = True
+    returns_unsigned: bool = True
     pasted_image: str | None = None
     replaced: Mapping[str, str] = field(default_factory=dict)
     env: Mapping[str, str] = field(default_factory=dict)
@@ -71,7 +72,7 @@ AGENTS = {
             shows_documents=False,
             env={"SLUICE_KEY": KEY},
         ),
-        Agent("opencode", "json", ("opencode", "run", "--auto"), ".config/opencode/opencode.json"),
+        Agent("opencode", "json", ("opencode", "run", "--auto"), ".config/opencode/opencode.json", returns_unsigned=False),
         Agent(
             "opencode-chat",
             "json",
@@ -82,7 +83,7 @@ AGENTS = {
                 '"effort"': '"reasoningEffort"',
                 ', "thinking": { "type": "adaptive", "display": "summarized" }': "",
             },
-            returns_thoughts=False,
+            returns_signed=False,
         ),
         Agent(
             "continue",
@@ -90,6 +91,7 @@ AGENTS = {
             ("cn", "--auto", "--fork", "before", "-p"),
             ".continue/config.yaml",
             shows_documents=False,
+            returns_unsigned=False,
             pasted_image=".continue/sessions/before.json",
         ),
     )

@@ -46,15 +46,13 @@ def run(agent: Agent, wire: Wire, folder: Path) -> Session:
     make_folder(work)
     vendor = StrictVendor(wire, work)
     with VendorServer(vendor) as server:
-        upstreams = {"OPENAI_BASE_URL": f"{server.url}/v1", "ANTHROPIC_BASE_URL": server.url, "GEMINI_BASE_URL": server.url}
+        upstreams = {f"{name}_BASE_URL": server.url for name in ("ANTHROPIC", "GEMINI", "DEEPSEEK")}
+        upstreams |= {"OPENAI_BASE_URL": f"{server.url}/v1", "DEEPSEEK_API_KEY": "sk-upstream-deepseek"}
         with fleet(folder, **upstreams) as gateway:
             env = set_up(agent, folder / "home", work, gateway.url, f"{wire.vendor}/{wire.model}")
             command = [str(commands / agent.command[0]), *agent.command[1:], PROMPT]
             exit_code, output = run_command(command, work, env)
             statuses = [event["status"] for event in gateway.apis[0].events("request") if event["method"] == "POST"]
-    Path(f"/tmp/agents-try/out/{agent.name}.{wire.vendor}.json").write_text(
-        json.dumps([r.body for r in vendor.requests])
-    )  # DEBUG
     return Session(exit_code, output, vendor, statuses)
 
 
@@ -91,11 +89,13 @@ def test_an_agent_completes_ten_tool_turns(agent_name: str, vendor_name: str, tm
     last = session.requests[-1].conversation
     assert len(last.turns) == len(TURNS) == 10
     assert [step for step, result in results_of(last) if step.expects not in result] == []
-    assert sorted(set(last.media)) == (["document", "image"] if agent.shows_documents else ["image"])
+    shown = ["document", "image"] if agent.shows_documents else ["image"]
+    assert sorted(set(last.media)) == (shown if wire.reads_media else [])
     assert agent.shows_documents or FIGURE in str(last.results)
     for number, turn in enumerate(last.turns):
         returned = [(text, signature) for text, signature in turn.thoughts if signature not in SKIP]
-        assert returned in (session.vendor.returned_thoughts(number) if agent.returns_thoughts else [[]])
+        comes_back = agent.returns_signed if wire.signs else agent.returns_unsigned
+        assert returned in (session.vendor.returned_thoughts(number) if comes_back else [[]])
     for before, after in zip(session.requests, session.requests[1:], strict=False):
         assert prompt_of(after)[: len(prompt_of(before))] == prompt_of(before)
 

@@ -18,6 +18,8 @@ from tests.support.upstreams.strict import refusal
 from tests.support.upstreams.wire_answers import STREAMS, WHOLES, AnswerSpec
 
 _REQUESTS_MAX = 5 * len(TURNS)  # Then the session ends, whatever the agent does.
+# OpenAI and DeepSeek have two wires.
+_WIRE_OF_PATH = {"/chat/completions": "openai-chat", "/responses": "openai-responses"}
 LAST_WORDS = "All ten turns are done."
 # Google's words for a call without a signature: https://ai.google.dev/gemini-api/docs/thought-signatures
 SKIP = ("skip_thought_signature_validator", "context_engineering_is_the_way_to_go")
@@ -39,7 +41,8 @@ class Wire:
     """How a vendor speaks.
 
     ``shows_thoughts``, ``seals_thoughts``: whether a request asks for the text of its reasoning, and for its signature.
-    ``signs_text``: whether it refuses the signature with another text.
+    ``signs``: whether it has signatures. ``signs_text``: whether reasoning must come back with its text. ``reads_media``:
+    whether its model reads images and documents.
     """
 
     name: str
@@ -50,6 +53,8 @@ class Wire:
     seals_thoughts: Callable[[dict[str, Any]], bool]
     bad_signature: str
     signs_text: bool = False
+    signs: bool = True
+    reads_media: bool = True
 
 
 def _claude_thinks(body: dict[str, Any]) -> bool:
@@ -88,6 +93,18 @@ WIRES = {
             lambda body: True,
             "Thought signature is not valid.",
         ),
+        Wire(
+            "openai-chat",
+            "deepseek",
+            "deepseek-v4-pro",
+            "call_{}",
+            lambda body: True,
+            lambda body: False,
+            "The `reasoning_content` in the thinking mode must be passed back to the API.",
+            signs_text=True,
+            signs=False,
+            reads_media=False,
+        ),
     )
 }
 
@@ -100,11 +117,11 @@ class StrictVendor:
     folder: Path
     requests: list[Request] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
-    _shown: dict[int, str] = field(default_factory=dict)  # The text of each turn's thought, as it was sent.
+    _sent: dict[int, tuple[str, str]] = field(default_factory=dict)  # The thought of each turn, as it was sent.
 
     def answer(self, path: str, headers: dict[str, str], body: dict[str, Any]) -> tuple[int, str, bytes]:
         """Return status, media type and body of the answer."""
-        wire = "openai-chat" if path.endswith("/chat/completions") else self.wire.name
+        wire = next((name for ending, name in _WIRE_OF_PATH.items() if path.endswith(ending)), self.wire.name)
         judgement = refusal(self.wire.vendor, path.partition("?")[0], headers, body)
         if judgement is None:
             request = Request(body, READERS[wire](body))
@@ -120,7 +137,7 @@ class StrictVendor:
         return 200, "application/json", WHOLES[wire](spec)
 
     def _refusal_of_signatures(self, request: Request) -> tuple[int, dict[str, Any]] | None:
-        known = [thoughts for turn in self._shown for thoughts in self.returned_thoughts(turn)]
+        known = [thoughts for turn in self._sent for thoughts in self.returned_thoughts(turn)]
         for thought in (thought for turn in request.conversation.turns for thought in turn.thoughts):
             if thought[1] not in SKIP and [thought] not in known:
                 return 400, {"error": {"message": self.wire.bad_signature, "type": "invalid_request_error"}}
@@ -128,8 +145,8 @@ class StrictVendor:
 
     def returned_thoughts(self, turn: int) -> list[list[tuple[str, str]]]:
         """Return the thoughts of a turn as they may return: one, with its text or, if the vendor allows it, without."""
-        texts = [self._shown[turn]] if self.wire.signs_text else ["", self._shown[turn]]
-        return [[(text, self._seal(turn))] for text in texts]
+        text, seal = self._sent[turn]
+        return [[(returned, seal)] for returned in ([text] if self.wire.signs_text else ["", text])]
 
     def _thought(self, turn: int) -> str:
         return f"Turn {turn + 1}: what is next?"
@@ -143,8 +160,8 @@ class StrictVendor:
         if not request.is_of_session:
             return AnswerSpec(id_, text="A title")
         thinking = self._thought(turn) if self.wire.shows_thoughts(request.body) else ""
-        self._shown[turn] = thinking
         sealed = self._seal(turn) if self.wire.seals_thoughts(request.body) else ""
+        self._sent[turn] = (thinking, sealed)
         if turn >= len(TURNS) or len(self.requests) > _REQUESTS_MAX:
             return AnswerSpec(id_, text=LAST_WORDS, thinking=thinking, signature=sealed)
         calls = []
