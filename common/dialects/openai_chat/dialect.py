@@ -33,6 +33,7 @@ from common.dialects.base import EndedEncoder, OpenStream, Progress, ReplyInfo
 from common.dialects.openai_chat import request as openai_chat_request
 from common.dialects.openai_chat.call_signatures import CallSignatures
 from common.dialects.openai_chat.progress import read_sent_answer
+from common.dialects.shared.custom_tools import custom_input
 from common.dialects.shared.openai_citations import citation_fields
 from common.dialects.shared.openai_errors import error_body
 from common.dialects.shared.openai_words import DONE_EVENT, FINISH_WORD, REASONING_FIELDS, parse_finish_reason
@@ -48,24 +49,27 @@ class OpenAiChat:
         return openai_chat_request.parse(body)
 
     def encoder(self, request: GenerationRequest, info: ReplyInfo) -> "ChunkEncoder":
-        return ChunkEncoder(request, _head(info))
+        return ChunkEncoder(request, _head(info), openai_chat_request.custom_tools(info.body))
 
     def resume(self, request: GenerationRequest, info: ReplyInfo, blocks: Sequence[bytes]) -> Progress:
         sent = read_sent_answer(blocks)
         finished = Finished(parse_finish_reason(sent.finish_reason)) if sent.finish_reason else None
-        encoder: ChunkEncoder | EndedEncoder = ChunkEncoder(request, _head(info) | sent.head, is_resumed=True)
+        encoder: ChunkEncoder | EndedEncoder = ChunkEncoder(
+            request, _head(info) | sent.head, openai_chat_request.custom_tools(info.body), is_resumed=True
+        )
         if sent.is_done or (finished and (sent.has_usage or not request.include_usage)):
             encoder = EndedEncoder(b"" if sent.is_done else DONE_EVENT)
         return Progress(sent.text, sent.is_plain, encoder, finished=finished)
 
     def encode_reply(self, reply: Reply, request: GenerationRequest, info: ReplyInfo) -> bytes:
+        customs = openai_chat_request.custom_tools(info.body)
         return orjson.dumps(
             {
                 "id": _reply_id(info),
                 "object": "chat.completion",
                 "created": info.created_s,
                 "model": info.model,
-                "choices": [_reply_choice(index, choice) for index, choice in sorted(reply.choices.items())],
+                "choices": [_reply_choice(index, choice, customs) for index, choice in sorted(reply.choices.items())],
                 "usage": _usage(reply.usage or Usage()),
                 "system_fingerprint": None,
             }
@@ -97,7 +101,18 @@ def _first_choice(body: dict[str, Any]) -> dict[str, Any]:
 class ChunkEncoder:
     """Encodes events as ``chat.completion.chunk``s. The constant part of the chunks is encoded once per choice."""
 
-    def __init__(self, request: GenerationRequest, head: Mapping[str, Any], *, is_resumed: bool = False) -> None:
+    def __init__(
+        self,
+        request: GenerationRequest,
+        head: Mapping[str, Any],
+        customs: frozenset[str] = frozenset(),
+        *,
+        is_resumed: bool = False,
+    ) -> None:
+        self._customs = customs
+        self._open_customs: dict[
+            tuple[int, int], list[str]
+        ] = {}  # By choice and index: the pieces of a custom call's arguments.
         self._include_usage = request.include_usage
         self._head = b"data: " + orjson.dumps(head)[:-1] + b',"choices":['
         # If usage was requested, OpenAI puts a null usage into every chunk except the last.
@@ -134,11 +149,15 @@ class ChunkEncoder:
                     self._signatures.add_reasoning(event.text)
                 return self._delta(event.choice, {REASONING_FIELDS[0]: event.text})
             case ToolCallStarted():
-                function = {"name": event.name, "arguments": ""}
-                call: dict[str, Any] = {"index": event.index, "id": event.id, "type": "function", "function": function}
+                call: dict[str, Any] = {"index": event.index, **_call(ToolCall(event.id, event.name), self._customs)}
+                if event.name in self._customs:
+                    self._open_customs[event.choice, event.index] = []
                 if event.choice == 0:
                     call |= self._signatures.fields_of_call()
                 return self._delta(event.choice, {"tool_calls": [call]})
+            case ToolCallDelta() if (event.choice, event.index) in self._open_customs:
+                self._open_customs[event.choice, event.index].append(event.arguments)
+                return b""  # Its input is plain text, which is known once the JSON around it is whole.
             case ToolCallDelta():
                 call = {"index": event.index, "function": {"arguments": event.arguments}}
                 return self._delta(event.choice, {"tool_calls": [call]})
@@ -147,7 +166,7 @@ class ChunkEncoder:
             case OutputImage():
                 return self._delta(event.choice, {"images": [self._image(event)]})
             case Finished():
-                return self._finish(event)
+                return self._custom_inputs(event.choice) + self._finish(event)
             case Completed():
                 return self._usage_chunk(event.usage) + DONE_EVENT
             case Failed():
@@ -157,6 +176,14 @@ class ChunkEncoder:
                 return b""
             case _:
                 return b""  # The format has no place for redacted reasoning.
+
+    def _custom_inputs(self, choice: int) -> bytes:
+        calls = [
+            {"index": index, "custom": {"input": custom_input("".join(pieces))}}
+            for (of_choice, index), pieces in self._open_customs.items()
+            if of_choice == choice
+        ]
+        return self._delta(choice, {"tool_calls": calls}) if calls else b""
 
     def _image(self, image: OutputImage) -> dict[str, Any]:
         number = self._image_counts[image.choice] = self._image_counts.get(image.choice, -1) + 1
@@ -232,7 +259,7 @@ def _image(image: OutputImage) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": image.address}}
 
 
-def _reply_choice(index: int, choice: Choice) -> dict[str, Any]:
+def _reply_choice(index: int, choice: Choice, customs: frozenset[str]) -> dict[str, Any]:
     # OpenAI sends null content next to tool calls and refusals; an empty answer is an empty string.
     content = choice.text or (None if choice.tool_calls or choice.refusal else "")
     message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": choice.refusal or None}
@@ -244,12 +271,12 @@ def _reply_choice(index: int, choice: Choice) -> dict[str, Any]:
     if choice.images:
         message["images"] = [{"index": number, **_image(image)} for number, image in enumerate(choice.images)]
     if choice.tool_calls:
-        message["tool_calls"] = list(_reply_calls(choice))
+        message["tool_calls"] = list(_reply_calls(choice, customs))
     reason = FINISH_WORD[choice.finish_reason or FinishReason.STOP]
     return {"index": index, "message": message, "logprobs": None, "finish_reason": reason}
 
 
-def _reply_calls(choice: Choice) -> Iterator[dict[str, Any]]:
+def _reply_calls(choice: Choice, customs: frozenset[str]) -> Iterator[dict[str, Any]]:
     signatures, has_text = CallSignatures(), False
     for block in choice.blocks:
         match block:
@@ -260,8 +287,14 @@ def _reply_calls(choice: Choice) -> Iterator[dict[str, Any]]:
                 if block.signature:
                     signatures.add_signature(block.signature, has_text=has_text)
             case ToolCall():
-                function = {"name": block.name, "arguments": block.arguments or "{}"}
-                yield {"id": block.id, "type": "function", "function": function, **signatures.fields_of_call()}
+                call = ToolCall(block.id, block.name, block.arguments or "{}")
+                yield {**_call(call, customs), **signatures.fields_of_call()}
+
+
+def _call(call: ToolCall, customs: frozenset[str]) -> dict[str, Any]:
+    if call.name in customs:
+        return {"id": call.id, "type": "custom", "custom": {"name": call.name, "input": custom_input(call.arguments)}}
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
 OPENAI_CHAT = OpenAiChat()

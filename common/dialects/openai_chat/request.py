@@ -6,7 +6,6 @@ Source: https://platform.openai.com/docs/api-reference/chat/create, and what cli
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import orjson
 from pydantic import Field
 
 from common.canonical.generation import (
@@ -23,6 +22,7 @@ from common.canonical.generation import (
     ToolChoice,
 )
 from common.dialects.openai_chat.call_signatures import add_signatures
+from common.dialects.shared.custom_tools import custom_arguments, custom_function
 from common.dialects.shared.openai_words import REASONING_FIELDS
 from common.dialects.shared.parts import (
     Refusal,
@@ -143,6 +143,16 @@ class _Audio(Shape):
     format: str
 
 
+class _Custom(Shape):
+    name: str = Field(min_length=1)
+    description: str | None = None
+    format: dict[str, Any] | None = None
+
+
+class _CustomTool(Shape):
+    custom: _Custom
+
+
 class _CustomCall(Shape):
     name: str
     input: str = ""
@@ -261,7 +271,7 @@ def _tool_call(call: object, path: str) -> Part:
     if isinstance(call, dict) and call.get("type") == "custom":
         # A call whose input is no JSON. In the history it is a call like every other.
         custom = read(_CustomToolCall, call, path)
-        return ToolCallPart(custom.id, custom.custom.name, orjson.dumps({"input": custom.custom.input}).decode())
+        return ToolCallPart(custom.id, custom.custom.name, custom_arguments(custom.custom.input))
     if isinstance(call, dict) and call.get("type", "function") != "function":
         return opaque_part(call["type"], path)
     fields = read(_ToolCall, call, path)
@@ -308,9 +318,18 @@ def _file(value: object, path: str) -> Part:
     return OpaquePart("file", path)
 
 
+def custom_tools(body: Mapping[str, Any]) -> frozenset[str]:
+    """Return the names of a parsed body's custom tools."""
+    return frozenset(item["custom"]["name"] for item in body.get("tools") or [] if item.get("type") == "custom")
+
+
 def _read_tools(fields: Body, request: GenerationRequest) -> None:
     for index, item in enumerate(fields.tools or []):
         path = join_path("tools", index)
+        if isinstance(item, dict) and item.get("type") == "custom":
+            custom = read(_CustomTool, item, path).custom
+            request.tools.append(custom_function(custom.name, custom.description, custom.format))
+            continue
         if isinstance(item, dict) and item.get("type", "function") != "function":
             request.opaque.append(opaque_part(item["type"], path))
             continue
@@ -336,6 +355,8 @@ def _read_tool_choice(body: Mapping[str, Any], request: GenerationRequest) -> No
             request.tool_choice = ToolChoice("none")
         case "required" | "any":  # "any" is Mistral's word.
             request.tool_choice = ToolChoice("required")
+        case {"type": "custom", "custom": {"name": str() as name}}:
+            request.tool_choice = ToolChoice("tool", name)
         case {"function": function}:
             name = read(_NamedChoice, function, join_path(field, "function")).name
             request.tool_choice = ToolChoice("tool", name)
@@ -351,7 +372,7 @@ def _read_tool_choice(body: Mapping[str, Any], request: GenerationRequest) -> No
 
 
 def _tool_name(tool: dict[str, Any]) -> object:
-    function = tool.get("function")
+    function = tool.get("function") or tool.get("custom")
     return function.get("name") if isinstance(function, dict) else tool.get("name")
 
 

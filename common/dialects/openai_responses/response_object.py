@@ -9,13 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import orjson
-
 from common.canonical.errors import ErrorKind, Failed
 from common.canonical.events import Citation, Finished, OutputImage, Usage
 from common.canonical.reply import Block, ImageBlock, ReasoningBlock, RefusalBlock, TextBlock, ToolCall
 from common.dialects.openai_responses.ids import response_id
 from common.dialects.openai_responses.wrapped_reasoning import wrap
+from common.dialects.shared.custom_tools import custom_input
 from common.dialects.shared.openai_citations import citation_fields
 from common.dialects.shared.openai_errors import error_code
 from common.dialects.shared.openai_words import INCOMPLETE_WORD
@@ -185,7 +184,7 @@ class Items:
         space, name = self._namespaces.get(call.name, (None, call.name))
         if self.is_custom(call):
             item = {"id": self.id("ctc", index), "type": "custom_tool_call", "status": status}
-            item["input"] = _custom_input(call.arguments)
+            item["input"] = custom_input(call.arguments)
         else:
             item = {"id": self.id("fc", index), "type": "function_call", "status": status, "arguments": call.arguments}
         item |= {"call_id": call.id, "name": name}
@@ -213,18 +212,6 @@ class Items:
                 return self.reasoning(index, [summary_text(block.text)] if block.text else [], wrapped)
             case ToolCall():
                 return self.call(index, ToolCall(block.id, block.name, block.arguments or "{}"), status)
-
-
-def _custom_input(arguments: str) -> str:
-    """Return the plain text in the arguments of a custom tool's call; see ``tools.CUSTOM_PARAMETERS``."""
-    try:
-        fields = orjson.loads(arguments or "{}")
-    except orjson.JSONDecodeError:
-        return arguments
-    if fields == {}:
-        return ""
-    text = fields.get("input") if isinstance(fields, dict) else None
-    return text if isinstance(text, str) else arguments
 
 
 def generation_of_item(id_: object) -> str | None:

@@ -20,17 +20,12 @@ from common.canonical.generation import (
     Tool,
     ToolChoice,
 )
+from common.dialects.shared.custom_tools import custom_function
 from common.dialects.shared.parts import (
     allow_tools,
 )
 from common.dialects.shared.reading import Shape, invalid, join_path, read
 
-CUSTOM_PARAMETERS = {
-    "type": "object",
-    "properties": {"input": {"type": "string", "description": "The whole input, as plain text."}},
-    "required": ["input"],
-    "additionalProperties": False,
-}
 _TOOL_NAME_CHARS_MAX = 64  # The longest name that every vendor accepts.
 
 
@@ -107,16 +102,8 @@ def _tool(item: dict[str, Any], path: str, namespace: str | None = None) -> Tool
 
 
 def _custom_tool(item: dict[str, Any], path: str, namespace: str | None = None) -> Tool:
-    """Return a tool whose input is plain text as a function with one argument; ``Items.call`` makes a custom call again.
-
-    Source: https://platform.openai.com/docs/guides/function-calling#custom-tools
-    """
     tool = read(_CustomTool, item, path)
-    descriptions = [tool.description] if tool.description else []
-    match tool.format:
-        case {"type": "grammar", "syntax": str() as syntax, "definition": str() as definition}:
-            descriptions.append(f"The input must match this {syntax} grammar:\n{definition}")
-    return Tool(flat_name(namespace, tool.name), "\n\n".join(descriptions) or None, CUSTOM_PARAMETERS)
+    return custom_function(flat_name(namespace, tool.name), tool.description, tool.format)
 
 
 def custom_tools(body: Mapping[str, Any]) -> frozenset[str]:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from common.canonical.errors import ErrorKind, GatewayError
-from common.canonical.generation import GenerationRequest
+from common.canonical.generation import GenerationRequest, OpaquePart
 from common.dialects.openai_chat import request as openai_chat_request
 from common.dialects.shared.reading import invalid
 from common.vendors.table import VENDORS
@@ -74,6 +74,9 @@ def parse(body: Mapping[str, Any]) -> GenerationRequest:
     request = openai_chat_request.parse(body)
     if request.choices != 1:
         raise invalid("n", "must be 1: the answer is one message")
+    for index, item in enumerate(body.get("tools") or []):
+        if item.get("type") == "custom":  # Calls of this format are functions' only.
+            request.opaque.append(OpaquePart("custom", f"tools.{index}"))
     request.provider = body["provider"]
     request.include_usage = True
     if request.reasoning is not None:

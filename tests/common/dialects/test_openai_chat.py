@@ -150,10 +150,10 @@ def test_what_only_openai_has_is_kept_as_opaque(field: str, value: object) -> No
     assert parse(**{field: value}).opaque == [OpaquePart(field, field)]
 
 
-def test_tools_that_are_no_functions_are_opaque() -> None:
-    request = parse(tools=[{"type": "custom", "custom": {"name": "x"}}, {"type": "function", "function": {"name": "f"}}])
+def test_tools_that_no_other_vendor_has_are_opaque() -> None:
+    request = parse(tools=[{"type": "mcp", "server": "x"}, {"type": "function", "function": {"name": "f"}}])
 
-    assert request.opaque == [OpaquePart("custom", "tools.0")]
+    assert request.opaque == [OpaquePart("mcp", "tools.0")]
     assert request.tools == [Tool("f")]
 
 

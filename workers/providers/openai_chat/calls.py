@@ -11,6 +11,7 @@ import orjson
 
 from common.canonical.events import Event, ToolCallDelta, ToolCallStarted
 from common.canonical.growing_text import GrowingText
+from common.dialects.shared.custom_tools import custom_arguments
 from workers.providers.shared.figures import index_of
 from workers.providers.shared.loose_json import dict_of, word_of, written_text
 from workers.providers.shared.object_end import ObjectEnd
@@ -44,6 +45,7 @@ class _Call:
         self.arguments = GrowingText()
         self.end = ObjectEnd()
         self.rest: _Rest | None = None
+        self.custom_input: GrowingText | None = None  # The plain text of a custom tool's call, until its end.
 
     @property
     def is_cut(self) -> bool:
@@ -76,10 +78,14 @@ class ChoiceCalls:
 
     def read(self, item: dict[str, Any]) -> Iterator[Event]:
         """Yield the events of one piece."""
-        function = dict_of(item.get("function"))
+        custom = item.get("custom")
+        function = {"name": custom.get("name")} if isinstance(custom, dict) else dict_of(item.get("function"))
         id_, name = word_of(item.get("id")), word_of(function.get("name"))
         text = written_text(function.get("arguments"))
         call = self._find(item, id_, name) or self._add_call(index_of(item.get("index")), id_)
+        if isinstance(custom, dict):
+            call.custom_input = call.custom_input or GrowingText()
+            call.custom_input.add(written_text(custom.get("input")))
         if call.index is None:
             call.id = call.id or id_
             call.held += text
@@ -90,9 +96,11 @@ class ChoiceCalls:
         yield from self._add(call, text, name)
 
     def end(self) -> Iterator[Event]:
-        """Yield the arguments of the calls that have none."""
+        """Yield the arguments of custom calls, and of the calls that have none."""
         for call in self._calls:
-            if call.index is not None and not call.has_arguments:
+            if call.custom_input is not None:
+                yield from self._add(call, custom_arguments(str(call.custom_input)), call.name)
+            elif call.index is not None and not call.has_arguments:
                 yield ToolCallDelta(call.index, "{}", self._choice)
 
     def _find(self, item: dict[str, Any], id_: str, name: str) -> _Call | None:

@@ -35,6 +35,7 @@ from common.canonical.generation import GenerationRequest
 from common.canonical.growing_text import GrowingText
 from common.dialects.base import ReplyInfo
 from common.dialects.openai_responses.ids import response_id
+from common.dialects.shared.custom_tools import custom_arguments
 from common.dialects.shared.openai_words import REASON_OF_INCOMPLETE
 from common.sse import read_block
 from workers.providers.base import Deployment, UpstreamRequest
@@ -73,6 +74,7 @@ _PAID_CALLS = {
     "code_interpreter_call": "code_executions",
     "image_generation_call": "image_generations",
 }
+_CALLS = ("function_call", "custom_tool_call")
 _NO_PREVIOUS = re.compile(rb'("previous_response_id": ?)null')
 _BACKGROUND = re.compile(rb'("background": ?)(?:true|false)')
 
@@ -234,7 +236,7 @@ class ResponseDecoder(JsonDecoder):
             yield Started(text_of(response.get("id")) or None, text_of(response.get("model")) or None, tier)
 
     def _read_item_start(self, index: int | None, item: dict[str, Any]) -> Iterator[Event]:
-        if item.get("type") != "function_call" or self._item(index).call is not None:
+        if item.get("type") not in _CALLS or self._item(index).call is not None:
             return
         self._items[index] = _Item(self._call_count)
         call_id = text_of(item.get("call_id")) or text_of(item.get("id")) or f"call_{self._call_count}"
@@ -256,6 +258,8 @@ class ResponseDecoder(JsonDecoder):
         match fields.get("type"):
             case "function_call" if not item.has_output:
                 yield from self._read_arguments(item, text_of(fields.get("arguments")).strip() or "{}")
+            case "custom_tool_call" if not item.has_output:
+                yield from self._read_arguments(item, custom_arguments(text_of(fields.get("input"))))
             case "message" if not item.has_output:
                 yield from _read_content(list_of(fields.get("content")))
             case "reasoning":
@@ -267,7 +271,7 @@ class ResponseDecoder(JsonDecoder):
                 yield image_of(text_of(fields.get("result")), f"image/{text_of(fields.get('output_format')) or 'png'}")
             case "search_results":  # Perplexity's.
                 self._citations.read_lists({"search_results": fields.get("results")})
-            case "message" | "function_call" | "image_generation_call":
+            case "message" | "function_call" | "custom_tool_call" | "image_generation_call":
                 pass
             case type_ if not item.has_output:
                 yield left_out(type_)
