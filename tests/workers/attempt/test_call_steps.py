@@ -22,6 +22,7 @@ from workers.providers.base import Deployment
 from workers.publish.writer import Writer
 from workers.quota.gate import CallUsage
 from workers.transcode.pumps import Passing
+from workers.upstream.http_client import UpstreamAnswer
 
 JOB = Job("gen_1", "r", "openai-chat", "m", True, Policy.STOP, 0, 1, {}, b"{}")
 DEPLOYMENT = Deployment("groq", "http://x.example", "k", "m", "openai-chat")
@@ -313,3 +314,28 @@ async def test_an_answer_that_is_continued_is_counted_by_what_it_broke_off_with(
 
     assert (await setup.end())["error"] is None
     assert sample(setup, "continuations_total", kind="upstream_unavailable") == 1
+
+
+# How the upstream is read
+
+
+async def test_reads_may_linger_once_the_client_has_a_part_and_time_is_short_after_the_finish(setup, monkeypatch):  # noqa: F811
+    reads: list[bool] = []
+    marks: list[str] = []
+    read = UpstreamAnswer.read
+
+    async def kept(answer: UpstreamAnswer, *, may_linger: bool = False) -> bytes:
+        reads.append(may_linger)
+        return await read(answer, may_linger=may_linger)
+
+    monkeypatch.setattr(UpstreamAnswer, "read", kept)
+    monkeypatch.setattr(UpstreamAnswer, "mark_begun", lambda answer: marks.append("begun"))
+    monkeypatch.setattr(UpstreamAnswer, "mark_finished", lambda answer, tail_s: marks.append(f"{tail_s}"))
+    await setup.open("demo-n5-d5")
+
+    await setup.run()
+
+    assert reads[0] is False
+    assert True in reads
+    assert marks[0] == "begun"
+    assert set(marks) <= {"begun", str(call.TAIL_S)}
