@@ -343,6 +343,23 @@ def test_text_that_is_no_string_passes_as_a_string(field: str, value: Any, text:
         assert given(answer(other)) == answer(other)
 
 
+def test_thinking_in_a_list_passes_where_clients_look_for_it() -> None:
+    def given(content: Any, **fields: Any) -> dict[str, Any]:
+        data = chunk({"role": "assistant", "content": content, **fields})
+        passed = OPENAI_COMPATIBLE.for_client(data, ReplyInfo("gen_1", "m", 0, body={}))
+        delta: dict[str, Any] = data_of(passed)[0]["choices"][0]["delta"]
+        return delta
+
+    thinking = {"type": "thinking", "thinking": [{"type": "text", "text": "h"}, {"type": "text", "text": "m"}], "closed": True}
+    text = {"type": "text", "text": "a"}
+
+    assert given([thinking]) == {"role": "assistant", "content": "", "reasoning_content": "hm"}
+    assert given([thinking, text, text]) == {"role": "assistant", "content": "aa", "reasoning_content": "hm"}
+    assert given([text]) == {"role": "assistant", "content": "a"}
+    for other in ([], [{"type": "image_url", "image_url": "https://x/y.png"}, text], ["a"]):
+        assert given(other)["content"] == other
+
+
 def test_tool_call_is_named_before_its_pieces() -> None:
     started = [
         event

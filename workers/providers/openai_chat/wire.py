@@ -5,7 +5,6 @@ decoder accepts every variant from every vendor: it does not know which vendor i
 """
 
 import hashlib
-import re
 import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -31,10 +30,11 @@ from common.canonical.generation import GenerationRequest
 from common.dialects.base import ReplyInfo
 from common.dialects.openai_chat.call_signatures import without_signatures
 from common.dialects.shared.openai_words import DONE_EVENT, REASON_OF_WORD, REASONING_FIELDS
-from common.sse import encode_event, read_block
+from common.sse import read_block
 from common.vendors.prefill import PREFILLS
 from workers.providers.base import Deployment, UpstreamRequest
 from workers.providers.openai_chat.calls import ChoiceCalls
+from workers.providers.openai_chat.passed_texts import thinking_of, with_texts
 from workers.providers.openai_chat.request import build_body
 from workers.providers.shared import errors
 from workers.providers.shared.citations import Citations
@@ -63,8 +63,6 @@ _FINISH_REASON = {
 }
 # Finish reasons that mean that the answer failed.
 _FAILURES = {"error", "insufficient_system_resource", "abort", "network_error"}
-# A text that is sent as a number or an object, where OpenAI's clients expect a string. Within a string, quotes are escaped.
-_IS_NO_STRING = re.compile(rb'"(?:content|arguments)": ?[^" \[n]')
 _PASSED_HEADERS = ("openai-beta",)
 _CHOICES_MAX = 128
 _REASONING_FIELD, _SECOND_REASONING_FIELD = REASONING_FIELDS
@@ -108,8 +106,7 @@ class OpenAiCompatible:
         return ChunkDecoder(choices)
 
     def for_client(self, data: bytes, info: ReplyInfo) -> bytes:
-        if _IS_NO_STRING.search(data):
-            return _with_texts(data)
+        data = with_texts(data)
         # Almost every block has a choice.
         if b'"choices":[]' not in data and b'"choices": []' not in data:
             return data
@@ -258,21 +255,6 @@ class ChunkDecoder(JsonDecoder):
         return "call_" + hashlib.sha256(f"{self._id}.{choice}.{call}".encode()).hexdigest()[:24]
 
 
-def _with_texts(data: bytes) -> bytes:
-    """Return a block of a stream, or a whole answer, with strings where its texts are numbers or objects."""
-    is_block = not data.lstrip().startswith(b"{")
-    try:
-        answer = dict_of(read_json(read_block(data)[1] if is_block else data))
-    except ValueError:
-        return data
-    for choice in map(dict_of, list_of(answer.get("choices"))):
-        for message in (dict_of(choice.get("delta")), dict_of(choice.get("message"))):
-            functions = [dict_of(dict_of(call).get("function")) for call in list_of(message.get("tool_calls"))]
-            for fields, name in [(message, "content"), *((function, "arguments") for function in functions)]:
-                fields.update({name: written_text(fields[name])} if isinstance(fields.get(name), dict | int | float) else {})
-    return encode_event(orjson.dumps(answer)) if is_block else orjson.dumps(answer)
-
-
 def _is_error(chunk: dict[str, Any]) -> bool:
     return bool(chunk.get("error")) or (chunk.get("object") == "error" and "choices" not in chunk)
 
@@ -305,11 +287,7 @@ def _read_delta(delta: dict[str, Any], index: int) -> Iterator[Event]:
 def _read_part(part: dict[str, Any], index: int) -> Iterator[Event]:
     """Yield the events of one item of a content list: Mistral's mix thinking and text."""
     if part.get("type") == "thinking":
-        thinking = part.get("thinking")
-        text = (
-            thinking if isinstance(thinking, str) else "".join(text_of(dict_of(item).get("text")) for item in list_of(thinking))
-        )
-        if text:
+        if text := thinking_of(part):
             yield ReasoningDelta(text, index)
     elif text_of(part.get("text")):
         yield TextDelta(part["text"], index)
