@@ -100,20 +100,33 @@ def test_ids_that_other_vendors_made_are_in_anthropic_s_format() -> None:
     assert passed(turns("functions.f:0"), "claude-sonnet-4-5") == messages_of(turns("functions_f_0"))
 
 
-@pytest.mark.parametrize("blank", ["", "\n\n"])
-def test_blank_texts_that_other_models_wrote_are_left_out(blank: str) -> None:
-    def turns(*blanks: dict[str, Any]) -> list[Any]:
-        result = {"type": "tool_result", "tool_use_id": "a", "content": [*blanks, {"type": "text", "text": "r"}]}
-        return [("user", "hi"), ("assistant", [*blanks, *CALL[1]]), ("user", [result, *blanks])]
-
-    text = {"type": "text", "text": blank}
-    assert passed(turns(text), "claude-sonnet-4-5") == messages_of(turns())
-    assert passed([("user", "hi"), ("assistant", [text]), ("user", "on")], "claude-sonnet-4-5") == messages_of(
-        [("user", "hi"), ("user", "on")]
-    )
+EMPTY, SPACE = {"type": "text", "text": ""}, {"type": "text", "text": "\n\n"}
 
 
-def test_a_user_s_message_that_is_blank_stays_for_the_vendor_to_judge() -> None:
-    turns = [("user", [{"type": "text", "text": " "}])]
+@pytest.mark.parametrize(
+    ("turns", "kept"),
+    [
+        ([("user", "hi"), ("assistant", [EMPTY, *CALL[1]]), RESULT], [("user", "hi"), CALL, RESULT]),
+        ([("user", "hi"), ("assistant", [EMPTY]), ("user", "on")], [("user", "hi"), ("user", "on")]),
+        ([("user", "hi"), ("assistant", [SPACE]), ("user", "on")], [("user", "hi"), ("user", "on")]),
+        ([("user", [EMPTY, {"type": "text", "text": "hi"}])], [("user", [{"type": "text", "text": "hi"}])]),
+    ],
+)
+def test_empty_texts_that_other_models_wrote_are_left_out(turns: list[Any], kept: list[Any]) -> None:
+    assert passed(turns, "claude-sonnet-4-5") == messages_of(kept)
 
+
+@pytest.mark.parametrize(
+    "turns",
+    [
+        [
+            ("user", "hi"),
+            ("assistant", [SPACE, *CALL[1]]),
+            RESULT,
+        ],  # Claude writes this itself, and thoughts may be bound to it.
+        [("user", "hi"), CALL, ("user", [{**RESULT[1][0], "content": [EMPTY]}])],
+        [("user", [EMPTY])],  # The client's own fault, which the vendor explains.
+    ],
+)
+def test_blank_texts_that_anthropic_takes_stay(turns: list[Any]) -> None:
     assert passed(turns, "claude-sonnet-4-5") == messages_of(turns)

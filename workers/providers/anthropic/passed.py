@@ -85,41 +85,28 @@ def _has_results(message: Any) -> bool:
     return isinstance(content, list) and any(dict_of(block).get("type") == "tool_result" for block in content)
 
 
-def without_blank_texts(messages: list[Any]) -> list[Any]:
-    """Return the messages without blank texts: other models write some before their calls, and Anthropic takes none.
+def without_empty_texts(messages: list[Any]) -> list[Any]:
+    """Return the messages without empty texts, and without turns of the assistant that consist of white space.
 
-    What consists of nothing else stays as it is, unless it is the assistant's: then it says nothing.
+    Other models write them before their calls. White space beside something else is taken, and stays: Claude writes it too.
+
+    Source: https://github.com/experientiallabs/experiential/pull/804 (what was refused, tried in 2026-09)
     """
     kept_messages = []
     for message in messages:
         content = dict_of(message).get("content")
-        if isinstance(content, list) and any(_has_blank(block) for block in content):
-            kept = [_without_blank_within(block) for block in content if not _is_blank(block)]
-            message = {**message, "content": kept or content}
-            if not kept and _role(message) == "assistant":
+        if isinstance(content, list) and any(map(_is_blank, content)):
+            kept = [block for block in content if dict_of(block).get("text") != ""]
+            if _role(message) == "assistant" and all(map(_is_blank, kept)):
                 continue
+            message = {**message, "content": kept or content}
         kept_messages.append(message)
     return kept_messages
-
-
-def _has_blank(block: Any) -> bool:
-    return _is_blank(block) or any(map(_is_blank, _blocks_of_result(block)))
 
 
 def _is_blank(block: Any) -> bool:
     block = dict_of(block)
     return block.get("type") == "text" and isinstance(block.get("text"), str) and not block["text"].strip()
-
-
-def _blocks_of_result(block: Any) -> list[Any]:
-    return list_of(block.get("content")) if dict_of(block).get("type") == "tool_result" else []
-
-
-def _without_blank_within(block: Any) -> Any:
-    blocks = _blocks_of_result(block)
-    if not any(map(_is_blank, blocks)):
-        return block
-    return {**block, "content": [inner for inner in blocks if not _is_blank(inner)]}
 
 
 def with_own_ids(messages: list[Any]) -> list[Any]:

@@ -33,7 +33,7 @@ from workers.providers.anthropic.passed import (
     remove_thoughts,
     with_own_ids,
     with_system_in_place,
-    without_blank_texts,
+    without_empty_texts,
     without_foreign_reasoning,
 )
 from workers.providers.anthropic.request import build_body
@@ -284,7 +284,7 @@ def _url(deployment: Deployment) -> str:
 def _passed(body: Mapping[str, Any], deployment: Deployment) -> dict[str, Any]:
     passed = {**body, "model": deployment.model}
     if isinstance(passed.get("messages"), list):
-        messages = without_foreign_reasoning(without_blank_texts(passed["messages"]))
+        messages = without_foreign_reasoning(without_empty_texts(passed["messages"]))
         passed["messages"] = with_own_ids(with_system_in_place(messages, deployment.facts))
         if deployment.refuses_thoughts:
             remove_thoughts(passed)
