@@ -166,7 +166,7 @@ async def _run(context: RunContext, fenced: Fenced) -> None:
     while True:
         try:
             if failure is None:
-                candidates = deployments(job, context.settings)
+                candidates = context.services.router.order(job.model, job.conversation, deployments(job, context.settings))
                 return await call_deployments(context, candidates, count if job.operation == "count_tokens" else call)
             return await continue_answer(context, failure)
         except GatewayError as error:

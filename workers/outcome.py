@@ -65,6 +65,7 @@ class CallResult:
     is_cut: bool = False  # Whether a guardrail ended it before its upstream did.
     last_data: bytes = b""  # The client's last bytes: a stream's last events, or a complete body.
     attempt: Attempt | None = None  # Its usage and cost; None: it counts for nothing.
+    began_at: float = field(default_factory=time.monotonic)
 
 
 @dataclass(slots=True)

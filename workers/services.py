@@ -1,6 +1,7 @@
 """Which services does a worker need to run generations? There is one set per process."""
 
 import asyncio
+import time
 from dataclasses import dataclass, field
 
 from common.cache.store import CacheStore
@@ -10,6 +11,8 @@ from common.responses import ResponseStore
 from workers.metrics import Metrics
 from workers.publish.publisher import Publisher
 from workers.quota.gate import Quota
+from workers.routing.order import Router
+from workers.routing.traffic import Traffic
 from workers.transcode.output_guardrails import OutputGuards
 from workers.upstream.http_client import Upstream
 from workers.upstream.refused_summaries import RefusedSummaries
@@ -32,3 +35,8 @@ class Services:
     cache: CacheStore
     refused_summaries: RefusedSummaries = field(default_factory=RefusedSummaries)
     measuring: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MEASURED_MAX))
+    traffic: Traffic = field(default_factory=lambda: Traffic(time.monotonic))
+    router: Router = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.router = Router(self.settings, self.traffic)

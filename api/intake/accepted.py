@@ -19,6 +19,7 @@ from api.intake.disconnect import disconnect_policy
 from api.intake.idempotency import parse_idempotency_key
 from api.intake.job_class import class_of
 from api.intake.known_prices import countable
+from api.intake.route_wishes import conversation_of, tagged_targets
 from api.server.body import read_json
 from api.server.body_budget import in_thread_if_large
 from api.server.client_address import client_address
@@ -122,6 +123,7 @@ async def accept(
     route = resolve(parsed.model, settings, parsed.provider, has_byok_key=has_byok_key)
     requested = RequestedModel(parsed.model, parsed.provider, has_byok_key)
     targets = permitted_targets(principal, dialect.name, requested, route, settings)
+    targets = tagged_targets(parsed.model, targets, request.headers, settings)
     field_targets = permitted_by_fields(principal, dialect.name, body, targets, settings)
     if operation == "generate":
         targets = countable(principal, targets, settings, has_byok_key=has_byok_key)
@@ -151,6 +153,7 @@ async def accept(
         body=raw,
         guardrails=dict(output_modes(guardrails)),
         tenant=principal.tenant,
+        conversation=conversation_of(request.headers, principal, parsed, settings),
     )
     address = client_address(request.scope)
     providers = [target.provider for target in targets]

@@ -30,6 +30,7 @@ EXPOSED_HEADERS = (
     "x-sluice-deprecation",
     "x-sluice-estimated",
     "x-sluice-cache",
+    "x-sluice-route",
     "age",
     *(f"x-ratelimit-{value}-{kind}" for value in ("limit", "remaining", "reset") for kind in ("requests", "tokens")),
 )

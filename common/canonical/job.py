@@ -53,6 +53,7 @@ class Job:
     guardrails: dict[str, str] = field(default_factory=dict)  # The answer's active guardrails: name to mode.
     tenant: str = ""  # Passed to an operator's own guardrail.
     cache: "CacheOrder | None" = None  # How the answer is cached, if it is.
+    conversation: str = ""  # Names the conversation, for a route with affinity. It does not reveal what it is made of.
 
     def pack(self) -> bytes:
         return self.pack_head() + self.body
@@ -60,8 +61,9 @@ class Job:
     def pack_head(self) -> bytes:
         """Return what is stored before the body. Separate from it because the body may be too large to copy."""
         stored = {name: getattr(self, name) for name in _STORED}
-        if self.cache is None:
-            del stored["cache"]  # The previous version cannot read it.
+        for name in ("cache", "conversation"):  # The previous version cannot read them.
+            if not stored[name]:
+                del stored[name]
         return orjson.dumps({"format": FORMAT, **stored}) + b"\n"
 
     @classmethod

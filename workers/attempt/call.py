@@ -10,6 +10,7 @@ import time
 from collections.abc import Awaitable
 from contextlib import suppress
 from dataclasses import replace
+from urllib.parse import quote
 
 import structlog
 
@@ -33,6 +34,7 @@ from workers.providers.shared.loose_json import NestedTooDeeply, read_json
 from workers.providers.shared.refused_thoughts import refuses_compactions, refuses_thoughts
 from workers.publish.large_answers import LARGE_BYTES, answer_too_large
 from workers.publish.writer import FRAME_BYTES_MAX
+from workers.quota.health import name_of
 from workers.run_context import RunContext
 from workers.transcode.pump import Pump
 from workers.transcode.pumps import Passing, PassingWhole
@@ -264,12 +266,21 @@ class Transfer:
             tail += await pump.release_held()
         return tail
 
+    def _record_answer(self) -> None:
+        """Record that the deployment has begun to answer, for the order in which later requests call deployments."""
+        services, result, model = self._context.services, self._result, self._context.job.model
+        services.quota.health.record_success(result.deployment)
+        services.traffic.record_ttft(name_of(result.deployment), time.monotonic() - result.began_at)
+        if model in services.settings.routes:
+            target = f"{result.deployment.provider}/{result.deployment.model}"
+            result.headers["x-sluice-route"] = f"{quote(target, safe='/:@')}; attempts={result.number}"
+
     def _commit(self, held: bytes) -> None:
         """Pass the commit point: from now on nothing is retried, and the client sees what was held back."""
         _raise_if_failed(self._pump)
         active_job, result, total, writer = self._context.active_job, self._result, self._context.total, self._writer
         result.is_committed = True
-        self._context.services.quota.health.record_success(result.deployment)
+        self._record_answer()
         if not self._pump.gives_stream:
             add_left_out(result.headers, self._pump.left_out)
         writer.packed_attempts = b""  # From now on the log has this information.

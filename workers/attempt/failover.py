@@ -12,6 +12,7 @@ from workers.attempt.retry_wait import postpone, wait_limits
 from workers.outcome import CallResult
 from workers.providers.base import Deployment
 from workers.quota.gate import Demand, Refused
+from workers.quota.health import name_of
 from workers.run_context import RunContext
 
 Call = Callable[[RunContext, CallResult], Awaitable[None]]
@@ -25,7 +26,7 @@ async def call_deployments(context: RunContext, candidates: list[Deployment], ca
         Postponed: the upstream must be called later; the job goes back into the queue.
     """
     quota, total, metrics = context.services.quota, context.total, context.services.metrics
-    demand = Demand(context.job)
+    demand, traffic = Demand(context.job), context.services.traffic
     ordered, unwell = await quota.health.order(quota.affordable(candidates))
     plan = AttemptPlan(
         ordered,
@@ -41,9 +42,11 @@ async def call_deployments(context: RunContext, candidates: list[Deployment], ca
             async with quota.admitted(demand, deployment) as call_usage:
                 plan.record_call()
                 result = total.begin_call(deployment)
+                traffic.begin(name_of(deployment))
                 try:
                     return await call(context, result)
                 finally:
+                    traffic.end(name_of(deployment))
                     total.add(result)
                     if not total.is_committed:
                         context.writer.packed_attempts = pack(total.attempts)

@@ -4,11 +4,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from common.access.principal import Budget, Limits
+from common.config.route_rules import Route
 from common.config.setting_sources import environment as environment
 from common.config.setting_values import GIB as GIB
 from common.config.setting_values import KIB as KIB
@@ -25,6 +27,15 @@ from common.vendors.prefill import ContinuationMethod
 from common.vendors.table import VENDOR_IDS, VENDORS, Vendor, WireName
 
 _OWN_PROVIDER_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")  # It is part of model names, before a slash or after a #.
+
+
+def _models_of(route: Any) -> list[str]:
+    """Return the models of a route that is not validated yet; empty if it is none, which the validation reports."""
+    targets = route.get("targets") if isinstance(route, dict) else getattr(route, "targets", None)
+    if not isinstance(targets, list):
+        return []
+    models = [target.get("model") if isinstance(target, dict) else getattr(target, "model", target) for target in targets]
+    return [model for model in models if isinstance(model, str)]
 
 
 class ProviderSettings(BaseModel):
@@ -55,6 +66,11 @@ class ModelSettings(BaseModel):
         default_factory=dict,
         description='Model names of your own, each with its targets in order: {"fast": ["openai/gpt-5"]}.',
     )
+    routes: dict[str, Route] = Field(
+        default_factory=dict,
+        description='Aliases whose targets have weights, priorities and tags: {"fast": {"strategy": "weighted", "targets": '
+        '[{"model": "openai/gpt-5", "weight": 3}, "azure/gpt-5"]}}. See docs/routing.md.',
+    )
     model_map: dict[str, str] | None = Field(
         None, description='Model names that mean another model: {"gpt-4": "claude-sonnet-5-5"}. Unset: see docs/providers.md.'
     )
@@ -77,6 +93,20 @@ class ModelSettings(BaseModel):
     ai_gateway_base_url: HttpUrl = Field(
         "https://gateway.ai.cloudflare.com/v1", description="The address of Cloudflare's AI Gateways."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_routes(cls, values: Any) -> Any:
+        """Make an alias of each route: whatever holds for aliases holds for routes."""
+        routes, aliases = values.get("routes"), values.get("aliases") or {}
+        if not isinstance(routes, dict) or not isinstance(aliases, dict):
+            return values
+        if both := sorted(routes.keys() & aliases.keys()):
+            raise PydanticCustomError(
+                "route", f"{both[0]!r} is in SLUICE_ALIASES too: leave it out there", {"setting": "routes"}
+            )
+        targets = {name: _models_of(route) for name, route in routes.items()}
+        return {**values, "aliases": {**aliases, **{name: models for name, models in targets.items() if models}}}
 
     @field_validator("prices")
     @classmethod

@@ -1,0 +1,42 @@
+"""What is a route: a model name of the operator's own, and the models that may answer it, in which order?"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool
+
+Strategy = Literal["priority", "weighted", "least_busy", "fastest", "cheapest"]
+
+Tag = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$", examples=["eu"])]
+
+
+def _as_target(value: Any) -> Any:
+    return {"model": value} if isinstance(value, str) else value
+
+
+class RouteTarget(BaseModel):
+    """``model`` is written like any model name: ``provider/model``. Targets with a lower ``priority`` are called first.
+
+    ``weight`` is the share of a target among those with the same priority. ``tags``: what a request may ask for.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: Annotated[str, Field(min_length=1, max_length=200)]
+    weight: Annotated[float, Field(gt=0, le=10**6)] = 1
+    priority: Annotated[int, Field(ge=1, le=1000)] = 1
+    tags: Annotated[tuple[Tag, ...], Field(max_length=100)] = ()
+
+
+class Route(BaseModel):
+    """How the targets of one priority are ordered, for each request:
+
+    ``priority``: as they are written. ``weighted``: at random, by their weights. ``least_busy``: the one with the fewest
+    running calls first. ``fastest``: the one with the shortest time to the first token first. ``cheapest``: by their prices.
+    ``affinity``: requests of one conversation go to the same target and key while these are well.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    targets: Annotated[list[Annotated[RouteTarget, BeforeValidator(_as_target)]], Field(min_length=1, max_length=100)]
+    strategy: Strategy = "priority"
+    affinity: StrictBool = False
