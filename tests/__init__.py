@@ -5,6 +5,7 @@
 
 - ``contracts``: what every channel, dialect and wire must hold, each tried on all of them.
 - ``e2e``, ``browser``, ``deploy``, ``security``: real processes, through HTTP.
+- ``agents``: agents from npm, each for a session with tools, with upstreams that play strict vendors.
 - ``chaos``, ``soak``: programs that run for minutes (``make chaos``, ``make soak``), and the tests of what they judge by.
 - ``support``: what tests use and no test is. ``recordings``: upstreams' answers, as bytes.
 
