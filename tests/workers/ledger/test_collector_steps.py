@@ -13,12 +13,14 @@ from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
 from common.canonical.errors import ErrorKind, Failed, StoreUnavailable
+from common.canonical.events import Usage
 from common.canonical.job import Job, Policy
 from common.channel.base import Append, Claim, Frame, FrameId, FrameKind, Opening
 from common.channel.redis import RedisChannel
 from common.config.settings import Settings
 from common.ledger import set_aside
 from common.ledger.audit import unseal
+from common.metering.attempt_cost import Attempt, pack
 from common.records.request_summary import RequestSummary
 from common.redis import keyspace
 from workers.ledger.collector import Collector
@@ -361,3 +363,21 @@ async def test_only_the_keys_of_audited_generations_get_an_expiry_from_the_colle
     assert 30_000 < await lab.redis.pttl(keyspace.state("gen_0")) <= 60_000
     assert 0 < await lab.redis.pttl(keyspace.log("gen_1")) <= 5_000
     assert await lab.redis.exists(keyspace.request("gen_0")) == 0
+
+
+@pytest.mark.parametrize(("is_clients", "keys"), [(False, [True, False]), (True, [True, True])])
+async def test_who_paid_for_an_attempt_is_known_by_attempt_or_for_all_of_them(lab, is_clients, keys):
+    claim = await lab.open("gen_0")
+    attempts = [Attempt("openai", "gpt-4o", Usage(9, 1), has_brought_key=True), Attempt("openai", "gpt-4o", Usage(5, 0))]
+    await lab.channel.heartbeat([claim], [pack(attempts)])
+    await lab.channel.end_unowned("gen_0", "t", Failed(ErrorKind.WORKER_LOST, "lost"))
+    end = orjson.loads(await lab.redis.hget(keyspace.record("gen_0"), "end"))
+    await lab.redis.hset(keyspace.record("gen_0"), "end", orjson.dumps({**end, "brought_key": is_clients}))
+    await lab.redis.rpush(keyspace.ENDED, "gen_0")
+
+    await lab.collect()
+
+    (row,) = lab.batches[0]
+    assert [part["has_brought_key"] for part in row["attempts"]] == keys
+    assert [part["input_tokens"] for part in row["attempts"]] == [9, 5]
+    assert row["has_brought_key"] is is_clients
