@@ -152,7 +152,7 @@ def _override_price(provider: str, model: str, overrides: Mapping[str, Price]) -
 
 @lru_cache(maxsize=4096)
 def _is_priced(provider: str, model: str) -> bool:
-    return calculate_cost(Usage(1, 1), provider, model, {}) is not None
+    return calculate_cost(Usage(), provider, model, {}) is not None
 
 
 def _listed_cost(usage: Usage, provider: str, model: str) -> Cost | None:

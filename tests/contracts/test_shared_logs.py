@@ -95,6 +95,15 @@ async def test_one_reader_is_stopped_and_the_other_goes_on(shared, feed):  # noq
     assert next(m.frame.data for m in messages if m.frame and m.frame.kind is FrameKind.PART) == A.encode()
 
 
+async def test_nobody_has_to_leave_a_reader_that_was_stopped(shared):
+    await follow_in_queue(shared)
+    await shared.part(A, LOG, STOPPED, is_readable=True)
+
+    assert await shared.leave(A, "r1") is Stop.NO
+    state = await shared.enter(A, "r2", "me")
+    assert (state.has_ended, state.has_left, state.claims) == (True, False, 1)
+
+
 async def test_the_last_reader_that_is_stopped_stops_the_log(shared):
     await follow_in_queue(shared)
 

@@ -15,7 +15,7 @@ from api.relay.hub import JOINING_MAX, Hub
 from api.relay.viewer import Viewer
 from common.canonical.errors import Failed, GatewayError, StoreRefused, StoreUnavailable
 from common.canonical.job import Policy
-from common.channel.base import Append, Claim, Frame, FrameId, FrameKind, Message, Opening, Stop, WriteStatus
+from common.channel.base import Append, Claim, Cursor, Frame, FrameId, FrameKind, Message, Opening, Stop, WriteStatus
 from common.channel.redis import RedisChannel, RedisFeed
 from common.config.settings import Settings
 from common.queue.jobs import JobClass, JobQueue, JobStatus
@@ -265,6 +265,19 @@ async def test_a_log_that_is_gone_fails_its_viewers(setup):
         while await viewer.next_frames():
             pass
     assert viewer.failed and viewer.failed.code == "log_lost"
+
+
+async def test_who_comes_back_with_a_cursor_gets_what_follows_it(setup):
+    await setup.open()
+    await setup.claim()
+    for n in range(1, 4):
+        await setup.add(n)
+
+    viewer, state = await setup.hub.join_existing(G, "me", Cursor(FrameId(1, 1), 1))
+
+    frames = await viewer.next_frames()
+    assert [frame.id.n for frame in frames if frame.data] == [2, 3]
+    assert (state.owner, state.last) == ("me", FrameId(1, 3))
 
 
 @pytest.mark.parametrize("comes_first", [True, False])

@@ -111,6 +111,23 @@ def test_what_waits_is_divided_by_how_fast_it_is_taken(load):
     assert load.wait_s("a") == 6
 
 
+def test_a_moment_in_which_nothing_was_taken_belongs_to_the_rate(load):
+    for second, drained in enumerate((0, 50, 50)):
+        load.record(reading(second, drained, a=300))
+
+    assert load.wait_s("a") == 12
+
+
+@pytest.mark.parametrize(("at_s", "drained"), [(1, 60), (0.5, 60), (2, 49)])
+def test_a_reading_that_goes_back_begins_the_rate_anew(load, at_s, drained):
+    load.record(reading(0, 0, a=300))
+    load.record(reading(1, 50, a=300))
+
+    load.record(reading(at_s, drained, a=300))
+
+    assert load.wait_s("a") is None
+
+
 def test_whoever_has_nothing_in_line_waits_for_a_turn_of_the_others(load):
     load.record(reading(0, 0, loud=300, quiet=2))
     load.record(reading(1, 50, loud=300, quiet=2))
