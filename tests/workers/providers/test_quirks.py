@@ -322,3 +322,20 @@ def test_ids_that_other_vendors_made_are_short_enough_for_openai(provider):
     assert ids[0] == own
     assert len(ids[1]) <= 40
     assert dropped == []
+
+
+@pytest.mark.parametrize("provider", ["openai", "azure-openai", "mistral", "groq", "cerebras"])
+def test_signatures_of_other_vendors_do_not_go_to_those_that_refuse_unknown_fields(provider: str) -> None:
+    call = {"id": "abcdefghi", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    signed = {**call, "extra_content": {"google": {"thought_signature": "s"}}}
+    sealed = {
+        "role": "assistant",
+        "content": "x",
+        "tool_calls": [signed],
+        "reasoning_details": [{"type": "reasoning.encrypted"}],
+    }
+
+    body, dropped = passed(provider, {"model": "m", "messages": [sealed]})
+
+    assert body["messages"] == [{"role": "assistant", "content": "x", "tool_calls": [call]}]
+    assert dropped == ["messages.reasoning_details"]

@@ -48,13 +48,14 @@ _MISTRAL_CALL_ID = re.compile(r"[a-zA-Z0-9]{9}")
 class Quirks:
     """One vendor's differences.
 
-    ``limit``: the field for the most tokens of an answer, if we choose it. ``renamed``: OpenAI's fields for which the vendor
-    has another name. ``unknown``: fields that the vendor refuses or silently ignores; ``unknown_in_responses``: those of the
-    Responses API. ``carries``, ``carries_in_responses``: which images and documents the vendor takes; ``document_part``: the
-    content part that holds a document. ``fit_call_id`` returns the id of a call as the vendor takes it, always the same for
-    the same. ``unread``: what the vendor refuses in a body that passes, unless the table of models says that this one reads it.
-    ``texts_only``: the content of a message must be a string if it is only text, and never null. ``is_agent_api``: its
-    Responses API is Perplexity's Agent API.
+    ``limit``: the field for the most tokens of an answer, if we choose it. ``renamed``: OpenAI's fields for which the
+    vendor has another name. ``unknown``: fields that the vendor refuses or silently ignores; ``unknown_in_responses``:
+    those of the Responses API, and ``unknown_in_messages`` those of a message or a call. ``carries``,
+    ``carries_in_responses``: which images and documents the vendor takes; ``document_part``: the content part that holds a
+    document. ``fit_call_id`` returns the id of a call as the vendor takes it, always the same for the same. ``unread``:
+    what the vendor refuses in a body that passes, unless the table of models says that this one reads it. ``texts_only``:
+    the content of a message must be a string if it is only text, and never null. ``is_agent_api``: its Responses API is
+    Perplexity's Agent API.
     """
 
     limit: str = "max_tokens"
@@ -84,14 +85,17 @@ _ONE_LIMIT = {"max_completion_tokens": "max_tokens"}
 _NEW_LIMIT = {"max_tokens": "max_completion_tokens"}
 # For the vendor's own bookkeeping and caches: they do not change an answer.
 _BOOKKEEPING = frozenset({"store", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "verbosity"})
+# In these, OpenRouter puts the reasoning of a message, and Google (and we) the signature of a call.
+# Source: https://github.com/agentjido/req_llm/issues/772, https://ai.google.dev/gemini-api/docs/thought-signatures
+_SEALED = frozenset({"reasoning_details", "extra_content"})
 # Fields of an answer that clients send back unchanged.
-_ECHOED = frozenset({"refusal", "annotations", "audio", "function_call", "reasoning_content"})
+_ECHOED = _SEALED | {"refusal", "annotations", "audio", "function_call", "reasoning_content"}
 
 QUIRKS: Mapping[str, Quirks] = {
     "openai": Quirks(
         limit="max_completion_tokens",
         renamed=_NEW_LIMIT,
-        unknown_in_messages=frozenset(REASONING_FIELDS),
+        unknown_in_messages=_SEALED | frozenset(REASONING_FIELDS),
         fit_call_id=openai_fields.call_id,
         carries=_OPENAI,
         carries_in_responses=_OPENAI_IN_RESPONSES,
@@ -99,7 +103,7 @@ QUIRKS: Mapping[str, Quirks] = {
     "azure-openai": Quirks(
         limit="max_completion_tokens",
         renamed=_NEW_LIMIT,
-        unknown_in_messages=frozenset(REASONING_FIELDS),
+        unknown_in_messages=_SEALED | frozenset(REASONING_FIELDS),
         fit_call_id=openai_fields.call_id,
         carries=_AZURE,
         carries_in_responses=_OPENAI_IN_RESPONSES,
@@ -210,13 +214,19 @@ def _fit_tool(tool: Any, facts: ModelFacts) -> Any:
 
 def _fit_message(message: dict[str, Any], quirks: Quirks) -> dict[str, Any]:
     fitted = {name: value for name, value in message.items() if name not in quirks.unknown_in_messages}
+    if calls := list_of(fitted.get("tool_calls")):
+        fitted["tool_calls"] = [_fit_call(call, quirks) for call in calls]
     if fit_id := quirks.fit_call_id:
         fitted = _with_id(fitted, "tool_call_id", fit_id)
-        if calls := list_of(fitted.get("tool_calls")):
-            fitted["tool_calls"] = [_with_id(call, "id", fit_id) for call in calls]
     if quirks.texts_only or isinstance(fitted.get("content"), list):
         fitted["content"] = _fit_content(fitted.get("content"), quirks)
     return fitted
+
+
+def _fit_call(call: Any, quirks: Quirks) -> Any:
+    if isinstance(call, dict) and not quirks.unknown_in_messages.isdisjoint(call):
+        call = {name: value for name, value in call.items() if name not in quirks.unknown_in_messages}
+    return _with_id(call, "id", quirks.fit_call_id) if quirks.fit_call_id else call
 
 
 def _with_id(fields: Any, name: str, fit_id: Callable[[str], str]) -> Any:
