@@ -237,6 +237,8 @@ def _messages(items: list[Any]) -> list[Message]:
         parts = _content(item.get("content"), join_path(path, "content"))
         if parts or role != "system":  # A system message without content only sets an effort.
             messages.append(Message(Role(role), parts))
+    if not messages:
+        raise invalid("messages", "must have a message of the user")
     return messages
 
 

@@ -250,6 +250,8 @@ def test_servers_of_tools_are_opaque() -> None:
         ("tool_choice", {"type": "tool"}, "tool_choice.name"),
         ("tool_choice", {"type": "x"}, "tool_choice.type"),
         ("thinking", {"type": "enabled", "budget_tokens": "many"}, "thinking.budget_tokens"),
+        ("messages", [{"role": "system", "content": ""}], "messages"),
+        ("messages", [{"role": "system", "content": []}], "messages"),
         ("messages", [{"role": "tool", "content": "x"}], "messages.0.role"),
         ("messages", [{"role": "user", "content": [{"type": "image"}]}], "messages.0.content.0.source"),
         ("messages", [{"role": "user", "content": [{"type": "tool_result"}]}], "messages.0.content.0.tool_use_id"),
