@@ -12,7 +12,7 @@ from api.server.numbers import parse_integer
 from common.canonical.errors import ErrorKind, GatewayError
 
 AGE_S_MAX = 366 * 86_400
-_MODES = ("use", "refresh", "off")
+MODES = ("use", "refresh", "off")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ def parse_wishes(headers: Headers) -> Wishes:
     may_use, may_store = "no-cache" not in directives, "no-store" not in directives
     if mode is not None:
         mode = mode.strip().lower()
-        if mode not in _MODES:
+        if mode not in MODES:
             raise GatewayError(
                 ErrorKind.INVALID_REQUEST,
                 "x-sluice-cache must be 'use', 'refresh' or 'off'.",

@@ -12,6 +12,7 @@ from fastapi import FastAPI, Response
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
+from api.cache.wishes import MODES
 from common.canonical.errors import ErrorKind
 from common.dialects.agentary import request as agentary_request
 from common.dialects.anthropic_messages import request as anthropic_messages_request
@@ -169,9 +170,12 @@ def _parameter(name: str, place: str, description: str, schema: Schema) -> Schem
 X_DISCONNECT = header(
     "x-disconnect", "What happens to the generation when its client leaves.", pattern=r"^(stop|detach|grace=[0-9]{1,3})$"
 )
+_DIRECTIVE = "(no-cache|no-store|only-if-cached|max-age=[0-9]{1,8})"
 _GENERATING_HEADERS = (
     X_DISCONNECT,
     header("x-sluice-class", "Whether somebody waits for the answer.", enum=[choice.value for choice in JobClass]),
+    header("x-sluice-cache", "Whether the cache serves the request; refresh: it only stores the answer.", enum=list(MODES)),
+    header("cache-control", "What the cache may do for the request.", pattern=f"^{_DIRECTIVE}(, {_DIRECTIVE})*$"),
     header("idempotency-key", "A retry with the same key gets the same answer.", pattern=r"^[A-Za-z0-9_-]{1,255}$"),
 )
 

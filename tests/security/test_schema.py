@@ -48,6 +48,8 @@ def narrowed(schema: dict[str, Any]) -> dict[str, Any]:
             for parameter in operation.get("parameters", []):
                 if parameter["name"] == "provider":
                     parameter["schema"] = {"type": "string", "enum": ["demo", "openai"]}
+                if parameter["name"] == "cache-control":  # Its 504 is meant: RFC 9111, section 5.2.1.7.
+                    parameter["schema"]["pattern"] = parameter["schema"]["pattern"].replace("only-if-cached|", "")
             if "requestBody" not in operation:
                 continue
             content = operation["requestBody"]["content"]["application/json"]
