@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from common.canonical.errors import Failed
-from common.canonical.events import OUTPUT, Completed, Event, Finished, FinishReason, LeftOut, OutputImage, Started, Usage
+from common.canonical.events import OUTPUT, Completed, Event, Finished, FinishReason, LeftOut, OutputImage, RefusalDelta, Started, Usage
 from common.canonical.generation import GenerationRequest
 from common.canonical.reply import ReplyBuilder
 from common.dialects.base import Dialect, ReplyInfo
@@ -63,6 +63,7 @@ class _PumpBase:
         self.has_output = False
         self.terminal: Completed | Failed | None = None
         self.finish_reason: FinishReason | None = None
+        self._has_refusal = False
         self.output_events = 0
         self.upstream_id = ""
         self.started = Started()
@@ -75,12 +76,16 @@ class _PumpBase:
                 self.output_events += 1
                 if (name := self._lacks.get(type(event))) is not None:
                     self._leave_out(name)
+                if type(event) is RefusalDelta:
+                    self._has_refusal = True
             elif isinstance(event, Completed | Failed):
                 self.terminal = event
             elif isinstance(event, LeftOut):
                 self._leave_out(event.name)
             elif isinstance(event, Finished):
-                self.finish_reason = event.reason
+                # OpenAI ends a refusal like any answer, and not all dialects can say in their bytes that it is one.
+                is_refusal = self._has_refusal and event.reason is FinishReason.STOP
+                self.finish_reason = FinishReason.REFUSAL if is_refusal else event.reason
             elif isinstance(event, Started):
                 self.upstream_id, self.started = event.id or "", event
 
