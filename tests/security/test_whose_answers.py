@@ -150,7 +150,7 @@ def test_one_tenant_s_refresh_or_stop_does_not_reach_another_s(gateway: Fleet, n
 
 
 def test_tenants_whose_names_could_be_mistaken_are_apart(gateway: Fleet, new: str):
-    names = ["acme", "ACME", "acme:x", "acme,x", "key", "tenant", "a", "aa"]
+    names = ["acme", "ACME", "acme.x", "acme-x", "acme_x", "key", "tenant", "a", "aa"]
     made = [managed(gateway, name) for name in names]
 
     states = [cache_state(post(gateway, CHAT, f"n3-d0-{new}", sender)) for sender in made]

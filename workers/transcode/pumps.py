@@ -13,7 +13,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from common.canonical.errors import Failed
-from common.canonical.events import OUTPUT, Completed, Event, Finished, FinishReason, LeftOut, OutputImage, RefusalDelta, Started, Usage
+from common.canonical.events import (
+    OUTPUT,
+    Completed,
+    Event,
+    Finished,
+    FinishReason,
+    LeftOut,
+    OutputImage,
+    RefusalDelta,
+    Started,
+    Usage,
+)
 from common.canonical.generation import GenerationRequest
 from common.canonical.reply import ReplyBuilder
 from common.dialects.base import Dialect, ReplyInfo
