@@ -225,3 +225,14 @@ def test_arguments_that_are_nested_too_deeply_are_no_body():
 
     assert pump.end() == b""
     assert isinstance(pump.terminal, Failed)
+
+
+@pytest.mark.parametrize("make", [*STREAMS, *BODIES])
+def test_a_refusal_that_its_vendor_ends_like_an_answer_is_a_refusal(make):
+    refusal = {"index": 0, "delta": {"role": "assistant", "refusal": "I can't help."}, "finish_reason": None}
+    pump = make()
+
+    pump.feed([b"data: %s\n\n" % orjson.dumps({"id": "up_1", "choices": [refusal]}), block(finish="stop"), DONE])
+    pump.end()
+
+    assert pump.finish_reason is FinishReason.REFUSAL
