@@ -176,7 +176,9 @@ ODD = [
 
 
 @pytest.mark.parametrize("end", ODD)
-@pytest.mark.parametrize("path", ["/livez", "/v1/models", *BODIES, "/v1/generations/x", "/v1/responses/x", "/admin/keys"])
+@pytest.mark.parametrize(
+    "path", ["/livez", "/v1/models", *BODIES, "/v1/generations/x", "/v1/responses/x", "/admin/keys", "/admin/cache"]
+)
 def test_a_path_with_anything_odd_in_it_is_unknown(api: Fleet, path: str, end: str):
     body = orjson.dumps(BODIES.get(path, {}))
 

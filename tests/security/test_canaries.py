@@ -134,7 +134,8 @@ def ask_everything(found: Fleet, left: Left) -> None:
     for mode in ("quote-ok", "quote-401", "quote-400"):
         post("/v1/chat/completions", {**chat, "model": f"openai/{mode}"}, **brought)
     post("/v1/generations", {**chat, "model": "openai/quote-ok"}, x_disconnect="detach")
-    for path in ("/v1/usage", "/v1/models", f"/v1/generations/gen_{'0' * 32}?token={OF_CLIENTS['read token']}", "/admin/keys"):
+    unknown = f"/v1/generations/gen_{'0' * 32}?token={OF_CLIENTS['read token']}"
+    for path in ("/v1/usage", "/v1/models", unknown, "/admin/keys", "/admin/cache"):
         for key in (CLIENT_KEY, OF_CLIENTS["wrong key"], OF_THE_GATEWAY["admin key"]):
             left.answers.append((path, client.get(found.url + path, headers=headers_of(key))))
 
