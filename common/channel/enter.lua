@@ -23,7 +23,8 @@ end
 local _, _, last = split(s[6])
 local finish, head = '', ''
 if s[7] == '1' then
-  local frame = redis.call('XREVRANGE', KEYS[4], '+', '-', 'COUNT', 1)[1]
+  local newest = redis.call('XREVRANGE', KEYS[4], '+', '-', 'COUNT', 1)
+  local frame = newest[1]
   finish = frame and frame[2][2] == 'end' and frame[2][4] or ''
 end
 -- Before the head there are only fences of claims without output: usually few, but many if it often waited for its upstream.

@@ -1,3 +1,5 @@
+from collections import Counter
+
 import pytest
 
 from tests.mutants import equivalent, lua_mutants, python_mutants
@@ -89,6 +91,13 @@ def test_every_mutant_of_the_core_names_a_line_of_its_file():
 
     for mutant in mutants_of_core():
         assert sources[mutant.path][mutant.line - 1].strip() == mutant.text
+
+
+def test_every_entry_of_the_list_stands_for_one_mutant():
+    known = equivalent.load()
+    listed = Counter((mutant.path, mutant.text, mutant.change) for mutant in mutants_of_core() if known.has(mutant))
+
+    assert listed == dict.fromkeys(known.entries, 1), "an entry that is outdated, or that also hides a fault on the same line"
 
 
 def test_every_equivalent_mutant_has_a_reason():
