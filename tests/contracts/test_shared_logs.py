@@ -92,7 +92,8 @@ async def test_one_reader_is_stopped_and_the_other_goes_on(shared, feed):  # noq
     async with asyncio.timeout(10):
         while not any(message.frame and message.frame.kind is FrameKind.PART for message in messages):
             await asyncio.sleep(0.01)
-    assert next(m.frame.data for m in messages if m.frame and m.frame.kind is FrameKind.PART) == A.encode()
+    (part,) = [message for message in messages if message.frame and message.frame.kind is FrameKind.PART]
+    assert (part.previous, part.frame.id, part.frame.data) == (FrameId(1, 1), FrameId(1, 1), A.encode())
 
 
 async def test_nobody_has_to_leave_a_reader_that_was_stopped(shared):
