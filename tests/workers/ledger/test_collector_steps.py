@@ -381,3 +381,27 @@ async def test_who_paid_for_an_attempt_is_known_by_attempt_or_for_all_of_them(la
     assert [part["has_brought_key"] for part in row["attempts"]] == keys
     assert [part["input_tokens"] for part in row["attempts"]] == [9, 5]
     assert row["has_brought_key"] is is_clients
+
+
+# Generations that shared a log
+
+
+async def test_each_generation_that_shared_a_log_has_a_row_and_only_the_first_one_pays(lab):
+    await lab.end("gen_log", cost={"input_usd": "0.001", "output_usd": "0.002", "total_usd": "0.003"})
+    stored = orjson.loads(await lab.redis.hget(keyspace.record("gen_log"), "asked"))
+    await lab.redis.hset(keyspace.record("gen_log"), "asked", orjson.dumps({**stored, "row_id": "gen_a"}))
+    parted = orjson.dumps({"error": Failed(ErrorKind.CANCELLED, "stopped", code="cancelled").to_dict()})
+    others = {name: orjson.dumps({**stored, "owner": f"key_{name}", "cache": "join"}) for name in ("gen_b", "gen_c")}
+    left = {"left:gen_c": b"1234 " + parted}
+    await lab.redis.hset(keyspace.followers("gen_log"), mapping={"gen_a": b"", **others, **left})
+
+    await lab.collect()
+
+    rows = {row["id"]: row for row in lab.batches[0]}
+    assert set(rows) == {"gen_a", "gen_b", "gen_c"}
+    assert [rows[name]["owner"] for name in sorted(rows)] == ["key_a", "key_gen_b", "key_gen_c"]
+    assert [rows[name]["cost_nano_usd"] for name in sorted(rows)] == [3_000_000, 0, 0]
+    assert [rows[name]["outcome"] for name in sorted(rows)] == ["completed", "completed", "cancelled"]
+    assert rows["gen_c"]["ended_ms"] == 1234
+    assert await lab.records() == []
+    assert lab.metric("sluice_ledger_collected_total") == 1
