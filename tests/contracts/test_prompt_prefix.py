@@ -23,7 +23,7 @@ MODELS_AT = {
     "groq": ("openai/gpt-oss-120b", "qwen/qwen3-32b"),
     "grok": ("grok-4",),
     "cerebras": ("gpt-oss-120b",),
-    "perplexity": ("perplexity/sonar", "sonar"),
+    "perplexity": ("perplexity/sonar",),  # Its older models call no tools, and these sessions do.
     "cohere": ("command-a-03-2025", "command-a-reasoning-08-2025"),
     "workers-ai": ("@cf/openai/gpt-oss-120b",),
     "vllm": ("q",),
