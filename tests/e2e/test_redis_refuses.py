@@ -243,7 +243,7 @@ def test_health_has_what_claude_code_proxy_had(tmp_path: Path):
 
 
 def test_a_job_that_kills_three_workers_ends_with_an_error_and_is_set_aside(tmp_path: Path):
-    with fleet(tmp_path, SLUICE_LEASE_S="1", SLUICE_RENEW_S="0.3") as found:
+    with fleet(tmp_path, SLUICE_LEASE_S="1", SLUICE_RENEW_S="0.3", SLUICE_STATUS_HOLD_S="0.5") as found:
         client = ChatStream(found, "demo-f60000")
         for n in range(3):
             until(lambda: found.running() == 1 and found.stats()["open"] >= 1, "it runs", within_s=30)
