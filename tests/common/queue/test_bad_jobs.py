@@ -278,3 +278,25 @@ async def test_a_job_whose_record_is_none_can_be_dropped(queue, redis, with_reco
     reasons = [entry.reason for entry in await kept(redis)]
     assert reasons == ([] if with_record else ["it cannot be settled"])
     assert (await redis.hget(keyspace.record("gen_0"), "set_aside") is not None) == with_record
+
+
+@pytest.mark.parametrize("value", ["none of ours", "0", ""])
+async def test_a_job_that_says_nothing_of_its_release_was_not_handed_over(queue, redis, value: str):
+    await enqueue(queue, "gen_0")
+    await redis.hset(keyspace.JOB + "gen_0", "handover", value)
+
+    (job,) = await claim(queue)
+
+    assert (job.is_handover, job.was_postponed) == (False, False)
+
+
+async def test_a_lapsed_lease_without_a_job_is_forgotten(queue, redis):
+    await enqueue(queue, "gen_0")
+    await claim(queue)
+    await redis.delete(keyspace.JOB + "gen_0")
+    await redis.zadd(keyspace.RUNNING, {"gen_0": 1})
+
+    assert await claim(queue) == []
+
+    assert await redis.zscore(keyspace.RUNNING, "gen_0") is None
+    assert await redis.lrange(keyspace.UNREADABLE, 0, -1) == []

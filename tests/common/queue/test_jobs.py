@@ -158,6 +158,8 @@ async def test_a_full_queue_refuses_and_enqueues_nothing(make_queue):
             await queue.enqueue("gen_2", tenant, INTERACTIVE)
         assert (caught.value.failed.kind, caught.value.failed.code) == (ErrorKind.OVERLOADED, code)
         assert caught.value.failed.retry_after_s
+        whose = "Too many of your requests are" if tenant == "a" else "Too many requests are"
+        assert caught.value.failed.message.startswith(f"{whose} already waiting. Try again in")
 
     assert await queue.statuses(["gen_2"]) == [JobStatus.GONE]
 
