@@ -135,3 +135,12 @@ async def test_a_redis_that_does_not_answer_is_asked_again_the_next_time(lab, mo
     await lab.beat(monkeypatch)
 
     assert len(writer.answers) == 1
+
+
+async def test_attempts_that_the_log_has_by_now_are_no_news(lab, monkeypatch):
+    writer = lab.add("gen_1", attempts=b"")
+    writer.sent_attempts, writer.sent_at = b"earlier ones", time.monotonic()
+
+    await lab.beat(monkeypatch)
+
+    assert lab.channel.beats == []
