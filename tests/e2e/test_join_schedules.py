@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import aiohttp
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.support.clients.identical import PATHS, body, is_complete, without_ids
@@ -93,7 +93,7 @@ async def _live(client: Client, number: int, found: Fleet, session: aiohttp.Clie
             is_left = True
             if plan.then == "stop":
                 async with session.delete(f"{urls[1]}/v1/generations/{client.generation_id}", headers=headers) as stopped:
-                    assert stopped.status == 200
+                    assert stopped.status == 200 or client.cache == "hit"  # Such a one has no log that could be stopped.
                 continue
             response.close()
             break
@@ -139,6 +139,7 @@ def _may_have_closed(plan: Plan) -> bool:
     max_examples=12,
     deadline=None,
     derandomize=True,
+    phases=[Phase.generate],  # Each example takes a second, and none runs twice alike: to shrink one would take minutes.
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 @given(plans=st.lists(PLANS, min_size=3, max_size=14))
