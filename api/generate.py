@@ -96,7 +96,7 @@ async def _start(accepted: AcceptedRequest, services: ApiServices, entry: Entry 
         viewer,
         accepted.dialect,
         services.relay_timeouts(),
-        lambda relay: _finish_own(relay, accepted, services),
+        lambda relay: finish_own(relay, accepted, services),
         request_id=job.request_id,
         model=source.model,
         created_s=source.created_s,
@@ -135,7 +135,7 @@ async def finish(relay: Relay, services: ApiServices) -> None:
     await asyncio.shield(asyncio.ensure_future(services.hub.leave(relay.viewer)))
 
 
-async def _finish_own(relay: Relay, accepted: AcceptedRequest, services: ApiServices) -> None:
+async def finish_own(relay: Relay, accepted: AcceptedRequest, services: ApiServices) -> None:
     """End the response of the request that started or joined a generation."""
     await finish(relay, services)
     viewer = relay.viewer

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 
 from api.auth.permissions import refuse_anonymous
 from api.auth.read_tokens import read_token_owner, require_secret, sign_read_token
-from api.generate import finish, start
+from api.generate import finish, finish_own, start
 from api.intake.accepted import Amend, accept
 from api.relay.response import Relay, headers_of_stream
 from api.relay.viewer import Viewer
@@ -126,7 +126,7 @@ async def _start(dialect: Dialect | None, request: Request, services: ApiService
         accepted = await accept(dialect, request, services, _amend(dialect, services), default_policy=Policy.DETACH)
         relay = await start(accepted, services)
     relay.outcome = "detached"
-    await finish(relay, services)
+    await finish_own(relay, accepted, services)
     generation_id, owner = relay.viewer.reader_id, accepted.principal
     (state,) = await services.channel.describe([generation_id], owner.id)
     if isinstance(state, GatewayError):

@@ -4,7 +4,7 @@ The judge over the database at the end of a run, when everything has been collec
 """
 
 import sqlite3
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +12,13 @@ from pathlib import Path
 from tests.chaos.checker import CANCELLED, EXPLICIT, LOST_WRITES, End, lost_writes
 from tests.chaos.client import History, Outcome
 from tests.chaos.faults import Happened
-from tests.chaos.plan import Ask
+from tests.chaos.plan import APIS, REDIS, Ask
 from tests.chaos.readers import MESSAGES, RESPONSES
 
 # The most that a request reserves of its limit on tokens: the largest max_tokens that a client asks for, and its prompt.
 RESERVED_MAX = 10_100
+TWINS_LAST_S = 1.0  # By then all twins have come.
+CALM_S = 3.0  # A fault of the queue that ended this long ago explains no second job.
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +34,23 @@ class Row:
     is_estimated: bool
     duration_ms: int | None
     error_kind: str | None = None
+    end_user: str | None = None
+    cache: str = "off"
 
     @property
     def client(self) -> int:
-        """The number of the client who asked; its model's name ends with it."""
+        """The number of the client who asked. Its request names it; without a name, its model's name ends with the number."""
+        return int((self.end_user or self.model).rpartition("c")[2])
+
+    @property
+    def twins(self) -> int:
+        """The number of the first client that sent this request."""
         return int(self.model.rpartition("-c")[2])
+
+    @property
+    def is_of_another(self) -> bool:
+        """Whether it got an answer that another one's call made."""
+        return self.cache in ("hit", "join")
 
     @property
     def tokens(self) -> int:
@@ -85,6 +99,7 @@ def check_rows(
             wrong += [f"client {number}: {id_} {what}" for what in differences]
         wrong += [f"client {number} was told {id_}, the ledger has {row.id}" for row in own if id_ and row.id != id_]
         wrong += _check_failures(own, may_have_lost)
+    wrong += check_twins(rows, histories, happened)
     for number, own in by_client.items():
         wrong.append(f"the ledger has {[row.id for row in own]} of a client {number} who never was")
     return wrong
@@ -95,16 +110,41 @@ def _check_row(row: Row, history: History, end: End | None, may_have_lost: bool)
         return  # The end that the client and the ledger know may be one that Redis forgot, and another was written then.
     if history.outcome == Outcome.COMPLETED and row.outcome != "completed":
         yield f"was completed for its client, and is {row.outcome} in the ledger"
+    if row.is_of_another:
+        if row.tokens:
+            yield f"has {row.tokens} tokens in the ledger, and another one's call made its answer"
+        return
     if row.outcome == "completed" and not row.is_estimated:
         told, used = (row.input_tokens, row.output_tokens), (input_tokens(history.ask), history.ask.tokens)
         if told != used:
             yield f"has {told} tokens in the ledger, the provider said {used}"
-    if end is None:
-        return
+    if end is None or (row.cache == "miss" and history.outcome == Outcome.LEFT):
+        return  # The log of one that has left may go on for others.
     if (end.error is None) != (row.outcome == "completed"):
         yield f"is {row.outcome} in the ledger, and its log ends with {end}"
     if end.usage and not row.is_estimated and _tokens(end) != row.tokens:
         yield f"has {row.tokens} tokens in the ledger, its log says {_tokens(end)}"
+
+
+def check_twins(rows: Sequence[Row], histories: Sequence[History], happened: Sequence[Happened]) -> list[str]:
+    """Return which identical requests made more than one job though all stayed, and nothing was between them and the queue.
+
+    Only answers that last for a while count: while one runs, requests with the same policy share it.
+    """
+    twins: dict[int, list[History]] = defaultdict(list)
+    for history in histories:
+        if history.ask.twins and history.ask.takes_s >= TWINS_LAST_S:
+            twins[history.ask.twins].append(history)
+    jobs = Counter(row.twins for row in rows if row.cache == "miss")
+    wrong = []
+    for number, group in twins.items():
+        began_at, ended_at = min(h.began_at for h in group) - CALM_S, max(h.ended_at for h in group)
+        befell = [h.fault.target for h in happened if h.overlaps(began_at, ended_at)]
+        stayed = all(h.outcome == Outcome.COMPLETED and not h.ask.breaks for h in group)
+        policies = len({h.ask.policy for h in group})
+        if stayed and not any(target.startswith(APIS) or REDIS in target for target in befell) and jobs[number] > policies:
+            wrong.append(f"the {len(group)} clients of {number} made {jobs[number]} jobs with {policies} policies")
+    return wrong
 
 
 def _check_failures(rows: Sequence[Row], may_have_lost: bool) -> Iterable[str]:
@@ -129,6 +169,8 @@ def check_tokens(counted: int, rows: Sequence[Row], ends: Mapping[str, End], poi
     """
     least, most = 0, poisoned * RESERVED_MAX  # Nothing is settled of these.
     for row in rows:
+        if row.is_of_another:
+            continue
         end = ends.get(row.id)
         if end and end.by_worker:
             least, most = least + _tokens(end), most + _tokens(end)

@@ -156,8 +156,8 @@ class Auditor:
 
     async def audit(self, history: History) -> list[str]:
         """Return what is wrong with a client's generation, once that has ended."""
-        if not history.generation_id:
-            return []
+        if not history.generation_id or (history.cache == "hit" and not history.ask.policy):
+            return []  # Nobody can come back to the second, so it has no log.
         try:
             async with asyncio.timeout(END_S):
                 entries = await self._ended_log(history)
@@ -178,13 +178,17 @@ class Auditor:
 
     async def _ended_log(self, history: History) -> list[tuple[bytes, dict[bytes, bytes]]]:
         """Return the log once it has ended; nothing of one that Redis has lost."""
-        state, log = keyspace.state(history.generation_id), keyspace.log(history.generation_id)
+        log_id = history.generation_id
         ask_at = time.monotonic() + ASK_AFTER_S
         while True:
             try:
-                pos, ended = await self._redis.hmget(state, "pos", "ended")  # type: ignore[misc]
+                state = await self._redis.hmget(keyspace.state(log_id), "pos", "ended", "source")  # type: ignore[misc]
+                pos, ended, source = state
+                if source:  # It reads a log that it shares.
+                    log_id = source.decode()
+                    continue
                 if ended == b"1":
-                    entries: list[tuple[bytes, dict[bytes, bytes]]] = await self._redis.xrange(log)
+                    entries: list[tuple[bytes, dict[bytes, bytes]]] = await self._redis.xrange(keyspace.log(log_id))
                     return entries
                 if pos is None and self._may_have_lost(history):
                     return []

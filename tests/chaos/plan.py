@@ -8,7 +8,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from itertools import chain, repeat
+from heapq import merge
 
 from common.dialects import DIALECTS
 
@@ -25,6 +25,10 @@ FAILOVER_S = 15.0  # Until a Redis that was its own replica's master is a replic
 # A long run has one outage of Redis that no buffer of ours is made for.
 LONG_RUN_S, LONG_OUTAGE_S = 300.0, 60.0
 VIEWERS_PER_S = 60  # So fast they come: these are new requests, which an API may refuse when there are too many.
+# Some clients send the same request, and may get one answer: so many in the hundred who come, and at most so many at a time.
+TWINS_SHARE, TWINS_MAX, TWINS_WITHIN_S = 0.05, 6, 0.2
+# In the others a request names its client in fields that the cache compares.
+TWINS_DIALECTS = ("openai-chat", "anthropic-messages", "unified")
 VIEWERS_PACE_MS = 5000  # 5,000 viewers read a thousand tokens a second: clients and servers share two processors.
 
 
@@ -56,12 +60,13 @@ class Ask:
     first_ms: int
     trouble: str  # What goes wrong upstream before the first token.
     breaks: tuple[int, ...] = ()
+    twins: int = 0  # The number of the first of those who send this same request and may share its answer; 0: nobody else does.
 
     @property
     def model(self) -> str:
-        """The demo provider's script; the number in it tells this client's upstream calls from all others."""
+        """The demo provider's script; its number tells the upstream calls of this client, or its twins, from all others."""
         trouble = f"-{self.trouble}" if self.trouble else ""
-        return f"demo-n{self.tokens}-d{self.pace_ms}-f{self.first_ms}{trouble}-c{self.number}"
+        return f"demo-n{self.tokens}-d{self.pace_ms}-f{self.first_ms}{trouble}-c{self.twins or self.number}"
 
     @property
     def takes_s(self) -> float:
@@ -167,16 +172,32 @@ def _long_outage(chance: random.Random, duration_s: float) -> Fault:
 
 def asks(seed: int, duration_s: float, per_s: float, viewers: int = 0) -> Iterator[Ask]:
     """Yield the clients, in the order in which they come; the viewers are the first, besides the others."""
+    come = (_viewer(seed, number, duration_s) for number in range(1, viewers + 1))
+    return merge(come, _others(seed, duration_s, per_s, viewers), key=lambda ask: ask.at_s)
+
+
+def _others(seed: int, duration_s: float, per_s: float, number: int) -> Iterator[Ask]:
+    """Yield all but the viewers. Their numbers follow ``number``."""
     chance = random.Random(f"clients {seed}")
-    come = chain((_viewer(seed, number, duration_s) for number in range(1, viewers + 1)), repeat(None))
-    viewer = next(come)
-    at_s, number = 0.0, viewers
+    at_s = 0.0
     while (at_s := at_s + chance.expovariate(per_s)) < duration_s:
-        while viewer and viewer.at_s <= at_s:
-            yield viewer
-            viewer = next(come)
-        number += 1
-        yield _ask(chance, number, at_s)
+        ask = _ask(chance, number + 1, at_s)
+        has_twins = ask.dialect in TWINS_DIALECTS and chance.random() < TWINS_SHARE
+        for each in _twins(chance, ask) if has_twins else (ask,):
+            yield each
+            at_s, number = each.at_s, each.number
+
+
+def _twins(chance: random.Random, first: Ask) -> Iterator[Ask]:
+    """Yield clients that send the same request as the first, which is one of them, but behave in their own ways."""
+    at_s = first.at_s
+    for number in range(first.number, first.number + chance.randint(2, TWINS_MAX)):
+        other = _ask(chance, number, at_s)
+        if Manner.WHOLE in (other.manner, first.manner):  # Streams and bodies are two requests.
+            other = first
+        behaviour = {"manner": other.manner, "policy": other.policy, "breaks": other.breaks}
+        yield replace(first, number=number, at_s=at_s, twins=first.number, **behaviour)
+        at_s += chance.uniform(0, TWINS_WITHIN_S / TWINS_MAX)
 
 
 def viewers_come_s(viewers: int) -> float:

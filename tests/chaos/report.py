@@ -41,6 +41,9 @@ class Report:
         yield f"  logs compared byte by byte with what clients saw: {self.audited}; forgotten by Redis: {self.forgotten}"
         told = sum(1 for history in self.histories if history.generation_id)
         yield f"  generations that a client was told of: {told}; rows in the ledger: {self.recorded}"
+        shared = Counter(history.cache for history in self.histories if history.ask.twins)
+        served = ", ".join(f"{name or 'unanswered'} {count}" for name, count in shared.most_common())
+        yield f"  clients that sent a request of others too: {shared.total()} ({served})"
         shed = sum(1 for history in self.histories if history.sheds)
         yield f"  clients that the gateway was too busy for at first, and served when they came back: {shed}"
         outcomes: dict[Manner, Counter[str]] = {manner: Counter() for manner in Manner}

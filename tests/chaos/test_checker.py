@@ -155,6 +155,23 @@ def test_a_ledger_that_is_not_what_happened_is_wrong(rows: list[Row], what: str)
     assert any(what in wrong for wrong in check_rows(rows, [_told()], {"gen_1": END}, []))
 
 
+def test_identical_requests_make_one_call_unless_something_befell_them():
+    pair = [_told(number, generation_id=f"gen_{number}") for number in (1, 2)]
+    for history in pair:
+        history.ask = replace(history.ask, twins=1, breaks=(), first_ms=3000)
+    own = {"model": f"demo/{pair[0].ask.model}"}
+    first = replace(ROW, id="gen_1", cache="miss", end_user="c1", **own)
+    joined = replace(first, id="gen_2", cache="join", end_user="c2", input_tokens=None, output_tokens=None)
+    fault = Happened(Fault(0, FaultKind.FROZEN, REDIS, 1), 0.5, 0.5, 1.0)
+
+    assert check_rows([first, joined], pair, {}, []) == []
+    second = replace(first, id="gen_2", end_user="c2")
+    assert any("2 jobs with 1 policies" in wrong for wrong in check_rows([first, second], pair, {}, []))
+    assert check_rows([first, second], pair, {}, [fault]) == []
+    paid = replace(joined, output_tokens=TOKENS)
+    assert any("another one's call made its answer" in wrong for wrong in check_rows([first, paid], pair, {}, []))
+
+
 def test_the_ledger_may_lack_what_redis_forgot():
     assert check_rows([], [_told()], {}, [FAILOVER]) == []
 

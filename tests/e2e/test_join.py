@@ -43,6 +43,7 @@ SETTINGS = {
     "SLUICE_HEARTBEAT_S": "0.2",
     "SLUICE_CACHE_TTL_S": "600",
     "SLUICE_CACHE_POLICY": "all",
+    "SLUICE_LIMITS": '{"key": {"concurrent": 10000}}',
     "SLUICE_PRICES": json.dumps({"openai/demo-n40-d25-paid": PRICE}),
 }
 JOINABLE: dict[str, dict[str, Any]] = {dialect: {} for dialect in PATHS} | {"openai-responses": {"store": False}}
@@ -299,6 +300,21 @@ def test_each_has_its_record_and_one_pays(replicas: Fleet):
     assert {record["status"] for record in records} == {"completed"}
     logs = {event["generation_id"] for worker in replicas.workers for event in worker.events("generation_ended")}
     assert not logs & {item["id"] for item in listed}, "the shared log is in nobody's list"
+
+
+def test_a_joined_request_that_nobody_reads_holds_no_slot(replicas: Fleet, new: str):
+    def slots() -> int:
+        return sum(replicas.redis.zcard(key) for key in replicas.redis.keys("sluice:q:slots:*"))
+
+    until(lambda: slots() == 0, "no slot of another test is held")
+    content = body(CHAT, f"n100000-d20-{new}", stream=True)
+    for replica in (0, 1, 0):  # Generations for later: nobody reads them yet.
+        started = replicas.client.post(url(replicas, "", replica), json=content, headers=headers_of())
+        assert started.status_code == 202, started.text
+    until(lambda: replicas.stats()["open"] == 1, "they share a call")
+    assert slots() == 1, "that of the job"
+    for item in replicas.client.get(url(replicas), headers=headers_of(), params={"limit": 3}).json()["data"]:
+        stop(replicas, item["id"])
 
 
 def test_a_stranger_does_not_find_a_joined_generation_or_its_log(replicas: Fleet, new: str):
