@@ -16,7 +16,7 @@ from api.relay.response import SSE_HEADERS
 from api.services import ApiServices
 from common.cache.entry import Entry
 from common.canonical.job import Policy
-from common.channel.base import NOBODY, Append, Claim, Frame, FrameId, FrameKind, Opening
+from common.channel.base import NOBODY, START, Append, Claim, Frame, FrameId, FrameKind, Opening
 from common.limits.charges import limit_headers, safe_name
 from common.metering.pricing import NO_COST
 from common.queue.jobs import CachedAnswer, Sharing
@@ -120,19 +120,18 @@ async def write_log(entry: Entry, accepted: AcceptedRequest, services: ApiServic
     Raises:
         StoreUnavailable
     """
-    generation_id, channel = accepted.job.generation_id, services.channel
-    claim, start = Claim(generation_id, 1, secrets.token_hex(8)), FrameId(1, 0)
-    await channel.fence(claim, is_handover=True)
-    data = entry.data
+    generation_id, data = accepted.job.generation_id, entry.data
     if accepted.job.dialect == "openai-responses":  # Its clients come back with the id in the answer.
         data = data.replace(_hex(entry.log_id), _hex(generation_id))
     head = Head(headers=entry.headers, provider=entry.provider, upstream_model=entry.upstream_model)
-    pieces = [(FrameKind.HEAD, head.pack()), *((FrameKind.DATA, piece) for piece in _pieces(data, entry.is_stream))]
+    pieces = [(FrameKind.FENCE, str(START).encode()), (FrameKind.HEAD, head.pack())]
+    pieces += [(FrameKind.DATA, piece) for piece in _pieces(data, entry.is_stream)]
     pieces.append((FrameKind.END, _end(entry).pack()))
-    frames = [Frame(FrameId(1, n), kind, piece) for n, (kind, piece) in enumerate(pieces, start=1)]
+    frames = [Frame(FrameId(1, n), kind, piece) for n, (kind, piece) in enumerate(pieces)]
     if accepted.cache and accepted.cache.is_stored_response:
         await services.responses.finish(generation_id, data, None)
-    await channel.append([Append(claim, start, frames)])
+    # In one step: no worker would end a log that was begun, if this process or Redis went away before its end.
+    await services.channel.append([Append(Claim(generation_id, 1, secrets.token_hex(8)), START, frames)])
     await services.queue.withdraw(generation_id)  # There is no job. This lists the record for the ledger.
 
 
