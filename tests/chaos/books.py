@@ -17,6 +17,7 @@ from tests.chaos.readers import MESSAGES, RESPONSES
 
 # The most that a request reserves of its limit on tokens: the largest max_tokens that a client asks for, and its prompt.
 RESERVED_MAX = 10_100
+GONE = (Outcome.LEFT, Outcome.CUT, Outcome.CUT_BEFORE)  # What came of clients whose connection ended before their answer.
 TWINS_LAST_S = 1.0  # By then all twins have come.
 CALM_S = 3.0  # A fault of the queue that ended this long ago explains no second job.
 
@@ -118,8 +119,8 @@ def _check_row(row: Row, history: History, end: End | None, may_have_lost: bool)
         told, used = (row.input_tokens, row.output_tokens), (input_tokens(history.ask), history.ask.tokens)
         if told != used:
             yield f"has {told} tokens in the ledger, the provider said {used}"
-    if end is None or (row.cache == "miss" and history.outcome == Outcome.LEFT):
-        return  # The log of one that has left may go on for others.
+    if end is None or (history.ask.twins and history.outcome in GONE):
+        return  # The log may have gone on for others.
     if (end.error is None) != (row.outcome == "completed"):
         yield f"is {row.outcome} in the ledger, and its log ends with {end}"
     if end.usage and not row.is_estimated and _tokens(end) != row.tokens:
