@@ -96,6 +96,7 @@ def _run(args: list[str], env: dict[str, str], log: Path) -> None:
     os.environ.clear()
     os.environ.update(env)
     os.chdir(ROOT)
+    sys.path[:0] = filter(None, env.get("PYTHONPATH", "").split(os.pathsep))  # Python reads it only when it starts.
     with log.open("ab") as out:
         os.dup2(out.fileno(), 1)
         os.dup2(out.fileno(), 2)
