@@ -84,6 +84,8 @@ def clear(tenant: str | None, model: str | None, yes: bool) -> None:
     from common.canonical.wording import counted
 
     settings = load_settings()
+    if tenant == "" or model == "":
+        raise click.UsageError("--tenant and --model must not be empty: a variable of your script may not be set.")
     if tenant is None and model is None and not yes:
         click.confirm("Remove all answers of all tenants?", abort=True)
     removed = _with_inventory(settings, lambda inventory: inventory.clear(tenant, model))

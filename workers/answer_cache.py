@@ -23,6 +23,8 @@ log = structlog.get_logger()
 
 _COMPLETE = frozenset({FinishReason.STOP, FinishReason.STOP_SEQUENCE, FinishReason.TOOL_CALLS})
 
+_OF_THE_CALL = ("x-sluice-route",)  # Headers that tell about the call, which a cached answer does not make.
+
 # OpenAI's dialects tell a refusal in a field of its own, and the finish is the usual one. In text, the quotes would be escaped.
 _REFUSAL = re.compile(rb'"refusal" ?: ?"[^"]|"type" ?: ?"refusal"')
 
@@ -57,7 +59,8 @@ async def _keep(order: CacheOrder, context: RunContext) -> str:
     data = b"".join(transcript.data())
     if not data or _REFUSAL.search(data):
         return "incomplete"
-    entry = _entry(order, job, total, data, transcript.attempts[0].head.headers)
+    headers = {name: value for name, value in transcript.attempts[0].head.headers.items() if name not in _OF_THE_CALL}
+    entry = _entry(order, job, total, data, headers)
     return "stored" if await context.services.cache.put(entry) else "not_stored"
 
 

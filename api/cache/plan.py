@@ -5,8 +5,9 @@ headers. Where nobody asks for the cache, a request has no plan, and nothing of 
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import orjson
@@ -22,8 +23,8 @@ from common.canonical.errors import ErrorKind, GatewayError
 from common.canonical.generation import GenerationRequest
 from common.canonical.job import Job
 from common.config.groups.guardrails import GuardrailSettings
-from common.config.model_patterns import guards
-from common.config.model_routes import Target
+from common.config.model_patterns import allows
+from common.config.model_routes import Target, own_name
 from common.config.settings import Settings
 
 ASKED_TTL_S = 600.0  # Of an answer that only the client wants cached.
@@ -68,7 +69,7 @@ class CachePlanner:
             GatewayError: INVALID_REQUEST, a header is not valid.
         """
         wishes = parse_wishes(headers)
-        rule = self._rule(principal, parsed.model, dialect, targets)
+        rule = self._rule(principal, parsed, dialect, targets)
         if rule.ttl_s is None and not (wishes.is_asked or wishes.is_off or wishes.only_if_cached):
             return None
         if not _is_served(rule, wishes, principal, parsed):
@@ -108,24 +109,43 @@ class CachePlanner:
         route = [target.name for target in targets]
         return request_key(job.dialect, body, shared_with=(scope, name, own_key), route=route, others=others)
 
-    def _rule(self, principal: Principal, model: str, dialect: str, targets: list[Target]) -> CacheRule:
+    def _rule(self, principal: Principal, parsed: GenerationRequest, dialect: str, targets: list[Target]) -> CacheRule:
         """Return the rules of all sources as one."""
         settings = self._settings
         rule = settings.cache_default
         if dialect in settings.cache_dialects:
             rule = settings.cache_dialects[dialect].over(rule)
         for pattern, model_rule in settings.cache_models.items():
-            if guards(pattern, model, targets, settings):
+            if self._applies([pattern], model_rule, parsed, targets):
                 rule = model_rule.over(rule)
                 break
-        return principal.access.cache.over(principal.tenant_access.cache.over(rule))
+        for stronger in (principal.tenant_access.cache, principal.access.cache):
+            if stronger.models is None or self._applies(stronger.models, stronger, parsed, targets):
+                rule = stronger.over(rule)
+        return rule
+
+    def _applies(self, patterns: Sequence[str], rule: CacheRule, parsed: GenerationRequest, targets: list[Target]) -> bool:
+        """Whether a rule is for a model. A rule that allows the cache must be for all targets that may answer; one that forbids
+        it, for one of them.
+        """
+        own = own_name(parsed.model, self._settings, parsed.provider)
+        matches = (any(allows(pattern, target, own, self._settings) for pattern in patterns) for target in targets)
+        return any(matches) if rule.ttl_s == 0 else all(matches)
 
 
-def not_cached_error() -> GatewayError:
-    """Return the error for a client that wants an answer from the cache only (RFC 9111, section 5.2.1.7)."""
-    return GatewayError(
+class NotCached(GatewayError):
+    """The error for a client that wants an answer from the cache only (RFC 9111, section 5.2.1.7).
+
+    To send the request again at once would not help, so clients are told not to; SDKs repeat every other 504.
+    """
+
+    headers: Mapping[str, str] = MappingProxyType({"x-should-retry": "false"})
+
+
+def not_cached_error() -> NotCached:
+    return NotCached(
         ErrorKind.DEADLINE_EXCEEDED,
-        "The cache has no answer to this request. Send it without cache-control: only-if-cached.",
+        "The cache has no answer to this request, or cannot be reached. Send it without cache-control: only-if-cached.",
         status=504,
         code="not_cached",
         param="cache-control",

@@ -12,7 +12,7 @@ from starlette.datastructures import Headers
 from common.access.principal import Principal
 from common.canonical.errors import ErrorKind, GatewayError
 from common.canonical.generation import GenerationRequest, Role
-from common.config.model_routes import Target, resolve
+from common.config.model_routes import Target, named_targets
 from common.config.settings import Settings
 
 _TAGS = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}(?: ?, ?[a-z0-9][a-z0-9._-]{0,63}){0,15}")
@@ -34,8 +34,8 @@ def tagged_targets(model: str, targets: list[Target], headers: Headers, settings
     route = settings.routes.get(model)
     if route is None:
         raise _invalid(f"x-sluice-tags chooses among the targets of a route, and {model[:100]!r} is no route.")
-    rules = zip(resolve(model, settings), route.targets, strict=True)
-    names = {target.name for target, rule in rules if wanted <= set(rule.tags)}
+    rules = zip(named_targets([rule.model for rule in route.targets], settings), route.targets, strict=True)
+    names = {target.name for target, rule in rules if target and wanted <= set(rule.tags)}
     chosen = [target for target in targets if target.name in names]
     if not chosen:
         known = ", ".join(sorted({tag for rule in route.targets for tag in rule.tags})) or "none"

@@ -168,5 +168,5 @@ def _end(entry: Entry) -> End:
         ttft_ms=0,
         duration_ms=0,
         cost=NO_COST,
-        saved=entry.cost or NO_COST,
+        saved=entry.cost,
     )

@@ -18,7 +18,6 @@ from api.server.retry_after import retry_after_s
 from common.canonical.errors import ErrorKind, Failed, GatewayError
 from common.dialects import DIALECTS
 from common.dialects.base import Dialect
-from common.limits.charges import LimitReached
 
 PLAIN = DIALECTS["openai-chat"]  # The error format where no dialect applies: unknown paths, /v1/models…
 _REFUSAL = "refusal"  # A key in a scope's state: why the connection reads no more of the request.
@@ -99,8 +98,8 @@ def refusal_in(scope: Scope) -> Failed | None:
 
 
 def headers_of(error: GatewayError) -> dict[str, str]:
-    """Return the additional headers of an error response: the state of the limits."""
-    return error.headers if isinstance(error, LimitReached) else {}
+    """Return the additional headers of an error response, such as the state of the limits."""
+    return dict(getattr(error, "headers", {}))
 
 
 def request_id_of(request: Request) -> str:

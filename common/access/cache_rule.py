@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool
 
 TTL_S_MAX = 30 * 86_400
 
+ModelPattern = Annotated[str, Field(min_length=1, max_length=200)]
 CachePolicy = Literal["deterministic", "all"]
 CacheScope = Literal["key", "tenant"]
 
@@ -25,7 +26,8 @@ class CacheRule(BaseModel):
 
     ``ttl_s``: how long an answer is used, in seconds; 0: no cache. ``policy``: which requests, ``deterministic`` (those that
     ask for temperature 0) or ``all``. ``scope``: who gets an answer, other requests of the same ``key`` or of the same
-    ``tenant``. ``anonymous``: whether clients without a key, who share one identity, share answers too.
+    ``tenant``. ``anonymous``: whether clients without a key, who share one identity, share answers too. ``models``: the rule is
+    only for these, by patterns; None: for all.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -34,11 +36,12 @@ class CacheRule(BaseModel):
     policy: CachePolicy | None = None
     scope: CacheScope | None = None
     anonymous: StrictBool | None = None
+    models: Annotated[tuple[ModelPattern, ...], Field(max_length=1_000)] | None = None
 
     def over(self, weaker: "CacheRule") -> "CacheRule":
         """Return this rule, completed from a weaker one."""
-        stated = {name: value for name, value in self if value is not None}
-        return CacheRule(**(dict(weaker) | stated)) if stated else weaker
+        stated = {name: value for name, value in self if value is not None and name != "models"}
+        return weaker.model_copy(update=stated) if stated else weaker
 
 
 NO_RULE = CacheRule()

@@ -9,6 +9,7 @@ With bring-your-own-key the key is for one provider: the first of the route. Tha
 default model map, which depends on which providers have a key here, does not apply.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from common.canonical.errors import ErrorKind, GatewayError
@@ -33,14 +34,34 @@ class Target:
 def resolve(name: str, settings: Settings, provider: str | None = None, *, has_byok_key: bool = False) -> list[Target]:
     """Return the targets of a model name, in the order in which they are tried. ``provider`` is a provider named beside it.
 
+    An alias leads to those of its targets that can be used: one whose key is missing must not stop the others.
+
     Raises:
-        GatewayError: MODEL_NOT_FOUND. The message names the available models and the variable to set.
+        GatewayError: MODEL_NOT_FOUND, none can be used. The message names the available models and the variable to set.
     """
     targets = _targets(name, settings, provider, has_byok_key=has_byok_key)
     if has_byok_key:
         targets = [target for target in targets if target.provider == targets[0].provider]
+    usable, errors = [], []
     for target in targets:
-        _check(name, target, settings, has_byok_key)
+        try:
+            _check(name, target, settings, has_byok_key)
+            usable.append(target)
+        except GatewayError as error:
+            errors.append(error)
+    if not usable:
+        raise errors[0]
+    return usable
+
+
+def named_targets(names: Sequence[str], settings: Settings) -> list[Target | None]:
+    """Return the targets of an alias by their names. None: there is no such provider."""
+    targets: list[Target | None] = []
+    for name in names:
+        try:
+            targets.append(_target(name, settings))
+        except GatewayError:
+            targets.append(None)
     return targets
 
 
@@ -67,8 +88,10 @@ def spellings(target: Target) -> list[str]:
 def _targets(name: str, settings: Settings, provider: str | None, *, has_byok_key: bool) -> list[Target]:
     provider_id = _provider_id(provider, settings) if provider else None
     if name in settings.aliases:
-        targets = [_target(target_name, settings) for target_name in settings.aliases[name]]
-        targets = [target for target in targets if provider_id in (None, target.provider)]
+        of_alias = named_targets(settings.aliases[name], settings)
+        targets = [target for target in of_alias if target and provider_id in (None, target.provider)]
+        if not any(of_alias):
+            _target(settings.aliases[name][0], settings)  # Raises the reason.
         if not targets:
             raise _not_found(f"The alias {_quoted(name)} has no model at the provider {provider_id}.", settings)
         return targets

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, model_validator
 
 Strategy = Literal["priority", "weighted", "least_busy", "fastest", "cheapest"]
 
@@ -40,3 +40,13 @@ class Route(BaseModel):
     targets: Annotated[list[Annotated[RouteTarget, BeforeValidator(_as_target)]], Field(min_length=1, max_length=100)]
     strategy: Strategy = "priority"
     affinity: StrictBool = False
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> "Route":
+        """Refuse weights that nothing uses."""
+        has_weights = any(target.weight != 1 for target in self.targets)
+        if has_weights and not self.affinity and self.strategy not in ("weighted", "least_busy"):
+            raise ValueError(
+                f"weights have no effect with the strategy {self.strategy}: set strategy to weighted, or leave them out"
+            )
+        return self

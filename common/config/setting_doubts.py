@@ -90,7 +90,11 @@ def meant(near: str | None) -> str:
 
 def _targets(settings: Settings) -> Iterator[Doubt]:
     """Yield doubts about aliases and mapped names that lead to an unknown or unconfigured provider."""
-    named = [("aliases", alias, target) for alias, targets in settings.aliases.items() for target in targets]
+    named = [
+        ("routes" if alias in settings.routes else "aliases", alias, target)
+        for alias, targets in settings.aliases.items()
+        for target in targets
+    ]
     named += [("model_map", name, target) for name, target in (settings.model_map or {}).items()]
     for setting, name, target in named:
         if problem := find_problem(target, settings):

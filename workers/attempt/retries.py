@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from common.canonical.errors import Failed, Remedy
+from common.canonical.errors import ErrorKind, Failed, Remedy
 from workers.providers.base import Deployment
 from workers.providers.shared.errors import UNREADABLE
 
@@ -90,7 +90,7 @@ class AttemptPlan:
         match _remedy(failed, current.attempts):
             case "same" | "next" if requested_s > self._wait_max_s:
                 self._exclude_current(requested_s)
-            case "same" if current.attempts < current.attempts_max:
+            case "same" if current.attempts < current.attempts_max and not self._is_dead(failed):
                 backoff_s = self._backoff_s * (1 << (current.attempts - 1)) * (1 + JITTER * (2 * self._random() - 1))
                 wait_s = max(backoff_s, requested_s)
                 if not requested_s and not self._would_miss_status(wait_s):
@@ -129,6 +129,12 @@ class AttemptPlan:
         """The seconds until one of the deployments can surely be called."""
         due_times = [*(state.due_at for state in self._states), *self._excluded_due]
         return max(0.0, min(due_times) - self._clock())
+
+    def _is_dead(self, failed: Failed) -> bool:
+        """Whether the present deployment gave no sign of life, and another one at another address can be called at once."""
+        is_unreachable = failed.kind is ErrorKind.UPSTREAM_UNAVAILABLE and failed.status is None
+        address = self._current.deployment.base_url
+        return is_unreachable and any(state.deployment.base_url != address for state in self._states)
 
     def _exclude_current(self, wait_s: float) -> None:
         self._states.remove(self._current)

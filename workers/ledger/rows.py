@@ -18,6 +18,7 @@ from common.records.head import Head
 from common.records.request_summary import RequestSummary
 
 _LEFT = b"left:"
+FREE = ("hit", "join")  # How the cache serves requests that cost nothing.
 
 Row = dict[str, Any]  # Values by column, and ``attempts``: a list of such rows. See ``common/database/tables.py``.
 
@@ -50,7 +51,7 @@ def build_row(generation_id: str, summary: RequestSummary, end: End, ended_ms: i
         "error_code": single_word_code(error.get("code")),
         "finish_reason": _optional(end.finish_reason, 64),
         **_usage_columns(generation_id, end.attempts),
-        **(_cost(end.cost) if end.saved else {}),  # It had no call of its own, and so no attempt.
+        **(_cost(NO_COST) if summary.cache in FREE else {}),  # It had no call of its own, and so no attempt.
         # A failure after the commit point: the client has the beginning of an answer.
         "is_partial": bool(error) and end.ttft_ms is not None,
         "has_brought_key": end.has_byok_key,
@@ -76,7 +77,7 @@ def sharing_rows(
     Raises:
         ValueError: one of them is not a record of ours.
     """
-    free = replace(end, attempts=[], attempt_count=0, cost=NO_COST, saved=end.cost or NO_COST)
+    free = replace(end, attempts=[], attempt_count=0, cost=NO_COST, saved=end.cost)
     rows = []
     for id_ in {generation_id: None, **{key.decode(): None for key in followers if not key.startswith(_LEFT)}}:
         is_payer = id_ == generation_id
@@ -85,6 +86,8 @@ def sharing_rows(
         if left := followers.get(_LEFT + id_.encode()):
             when, _, how = left.partition(b" ")
             own_end, own_ended_ms = replace(own_end, error=End.unpack(how).error, finish_reason=None), int(when)
+        if own_end.error and own_end.saved:
+            own_end = replace(own_end, saved=NO_COST)  # Who got no answer saved nothing.
         rows.append(build_row(id_, own, own_end, own_ended_ms))
     return rows
 

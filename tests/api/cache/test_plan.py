@@ -1,13 +1,13 @@
 import pytest
 from starlette.datastructures import Headers
 
-from api.cache.plan import ASKED_TTL_S, CachePlanner
+from api.cache.plan import ASKED_TTL_S, CachePlanner, not_cached_error
 from api.cache.wishes import parse_wishes
 from common.access.cache_rule import CacheRule
 from common.access.principal import Access, Principal
 from common.canonical.errors import ErrorKind, GatewayError
 from common.canonical.generation import GenerationRequest
-from common.config.model_routes import Target
+from common.config.model_routes import Target, resolve
 from common.config.settings import Settings
 
 TARGETS = [Target("demo", "m")]
@@ -106,3 +106,49 @@ def test_a_stored_response_shares_no_call(body, is_stored):
 
 def test_joining_can_be_switched_off():
     assert not plan(cache_join=False, **ALL).may_join
+
+
+PROVIDERS = {name: {"base_url": "http://127.0.0.1:9"} for name in ("demo", "lab")}
+ROUTES = {"faq": {"targets": ["demo/m", "lab/m"]}, "other": {"targets": ["demo/m"]}}
+
+
+def is_cached(model, rules=None, tenant=None, **values):
+    settings = Settings(providers=PROVIDERS, routes=ROUTES, cache_models=rules or {}, default_provider="demo", **values)
+    request = GenerationRequest(model, [])
+    principal = Principal("key_1", "acme", tenant_access=Access(cache=tenant) if tenant else Access())
+    made = CachePlanner(settings).plan(Headers({}), principal, request, {}, "openai-chat", resolve(model, settings))
+    return bool(made and made.scope)
+
+
+RULE = CacheRule(ttl_s=600, policy="all")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "cached"),
+    [
+        ("faq", {"faq"}),
+        ("demo/m", {"demo/m", "m", "other"}),
+        ("m", {"demo/m", "m", "other"}),
+        ("*/m", {"demo/m", "lab/m", "m", "other", "faq"}),
+        ("*", {"demo/m", "lab/m", "m", "other", "faq"}),
+    ],
+)
+def test_a_rule_is_for_the_models_that_its_pattern_names_and_no_others(pattern, cached):
+    assert {model for model in ("faq", "other", "demo/m", "lab/m", "m") if is_cached(model, {pattern: RULE})} == cached
+
+
+def test_a_rule_that_forbids_the_cache_is_for_any_target_that_may_answer():
+    off = {"lab/*": CacheRule(ttl_s=0)}
+    assert not is_cached("faq", off, cache_ttl_s=60, cache_policy="all")
+    assert is_cached("other", off, cache_ttl_s=60, cache_policy="all")
+
+
+def test_a_tenant_s_rule_may_be_for_some_models_only():
+    rule = CacheRule(ttl_s=600, policy="all", scope="tenant", models=("faq",))
+    assert is_cached("faq", tenant=rule)
+    assert not is_cached("demo/m", tenant=rule)
+    assert not is_cached("faq"), "and other tenants have none"
+
+
+def test_a_client_is_told_not_to_repeat_what_only_the_cache_could_answer():
+    assert not_cached_error().headers["x-should-retry"] == "false"

@@ -283,3 +283,11 @@ def test_the_demo_s_model_is_listed_first_and_named_in_refusals():
     assert next(iter(model_names(demo))) == "demo"
     with pytest.raises(GatewayError, match="Available: demo/MODEL, demo"):
         resolve("nothing", demo)
+
+
+def test_an_alias_leads_to_those_of_its_targets_that_can_be_used():
+    aliases = {"fast": ["nosuch/x", "groq/a", "openai/b"], "broken": ["nosuch/x"]}
+
+    assert resolve("fast", settings(aliases=aliases)) == [Target("openai", "b")]
+    with pytest.raises(GatewayError, match="nosuch"):
+        resolve("broken", settings(aliases=aliases))

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from common.canonical.errors import ErrorKind, Failed
@@ -268,3 +270,19 @@ def test_one_attempt_is_no_retry():
 
     assert plan.delay_after_failure(Failed(ErrorKind.UPSTREAM_UNAVAILABLE, "gone", status=503)) == 0
     assert plan.deployment.provider == "q"
+
+
+def test_one_that_cannot_be_reached_is_not_called_again_while_another_address_is_left():
+    near, far = Deployment("a", "http://a", "k", "m"), Deployment("b", "http://b", "k", "m")
+    unreachable = Failed(ErrorKind.UPSTREAM_UNAVAILABLE, "refused")
+
+    plan = AttemptPlan([near, far], 30.0)
+    plan.record_call()
+    assert (plan.delay_after_failure(unreachable), plan.deployment) == (0.0, far)
+    plan.record_call()
+    assert plan.delay_after_failure(unreachable) > 0, "the last one is called again"
+    assert plan.deployment is far
+
+    plan = AttemptPlan([near, replace(near, api_key="k2")], 30.0)
+    plan.record_call()
+    assert plan.delay_after_failure(unreachable) > 0, "another key leads to the same address"

@@ -269,7 +269,7 @@ def test_those_that_shared_a_log_have_a_row_each_and_one_pays():
         ("gen_3", "gen_3"),
     ]
     assert [one["cost_nano_usd"] for one in (payer, second, third)] == [3 * 10**9, 0, 0]
-    assert [one["saved_nano_usd"] for one in (payer, second, third)] == [None, 3 * 10**9, 3 * 10**9]
+    assert [one["saved_nano_usd"] for one in (payer, second, third)] == [None, 3 * 10**9, 0], "who left early saved nothing"
     assert [one["answered_by"] for one in (payer, second, third)] == [None, "gen_1", "gen_1"]
     assert [one["cache"] for one in (payer, second, third)] == ["miss", "join", "join"]
     assert [(one["outcome"], one["ended_ms"]) for one in (payer, second, third)] == [
@@ -290,6 +290,11 @@ def test_who_pays_may_leave_before_the_others_and_still_pays():
 
 
 def test_a_row_of_a_cached_answer_costs_nothing_and_says_what_it_saved():
-    found = row(cost={"input_usd": "0", "output_usd": "0"}, saved={"input_usd": "1", "output_usd": "2"}, tries=0)
+    told = {**END, "cost": {"input_usd": "0", "output_usd": "0"}, "tries": 0}
+    priced, unpriced = (
+        build_row("gen_1", replace(ASKED, cache="hit"), end_of({**told, "saved": saved}), 2_000)
+        for saved in ({"input_usd": "1", "output_usd": "2"}, None)
+    )
 
-    assert (found["cost_nano_usd"], found["saved_nano_usd"]) == (0, 3 * 10**9)
+    assert (priced["cost_nano_usd"], priced["saved_nano_usd"]) == (0, 3 * 10**9)
+    assert (unpriced["cost_nano_usd"], unpriced["saved_nano_usd"]) == (0, None), "an unknown price is not 0"

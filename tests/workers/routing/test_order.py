@@ -155,3 +155,8 @@ def test_a_wrong_route_is_refused(routes, words):
 def test_a_name_is_a_route_or_an_alias():
     with pytest.raises(ValueError, match="fast"):
         Settings(providers=PROVIDERS, routes={"fast": {"targets": ["a/m"]}}, aliases={"fast": ["b/m"]})
+
+
+def test_weights_that_nothing_uses_are_refused():
+    with pytest.raises(ValueError, match="weights have no effect"):
+        Lab([{"model": "a/m", "weight": 2}, "b/m"])
