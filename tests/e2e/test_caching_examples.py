@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from common.config.settings import Settings
 from tests.support.fleet import KEY, ROOT, Fleet, fleet, until
 
 PAGE = (ROOT / "docs" / "caching.md").read_text()
 (CURL,) = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
-(RULES,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+RULES, ONE_MODEL = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
 COMMANDS = [line.split("#")[0].split() for line in re.findall(r"^    (sluice (?:cache|usage) .*)$", PAGE, re.MULTILINE)]
 
 
@@ -27,6 +28,10 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     settings = {f"SLUICE_{name.upper()}": value for name, value in values.items()}
     with fleet(tmp_path_factory.mktemp("gateway"), SLUICE_DEFAULT_PROVIDER="demo", **settings) as found:
         yield found
+
+
+def test_one_model_is_cached_for_two_tenants():
+    assert Settings(**yaml.safe_load(ONE_MODEL)).tenants["globex"].cache.models == ("faq",)
 
 
 def test_the_second_answer_comes_from_the_cache(gateway: Fleet):
