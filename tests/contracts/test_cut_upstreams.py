@@ -6,6 +6,7 @@ streamed and not. The verdict must be the same for all of them, at every cut and
 
 import random
 import re
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -28,12 +29,18 @@ from workers.metrics import Metrics
 from workers.outcome import ActiveJob, CallResult, Total
 from workers.providers import WIRES
 from workers.providers.base import Deployment
+from workers.routing.traffic import Traffic
 from workers.run_context import RunContext
 from workers.transcode.output_guardrails import OutputGuard, OutputGuards
 from workers.transcode.pumps import Folding
 
 TWO = DIALECTS["openai-chat"].parse({**CLIENTS["openai-chat"].body, "n": 2})
-SERVICES: Any = SimpleNamespace(settings=Settings(_env_file=None), metrics=Metrics(CollectorRegistry()))
+SERVICES: Any = SimpleNamespace(
+    settings=Settings(_env_file=None),
+    metrics=Metrics(CollectorRegistry()),
+    quota=SimpleNamespace(health=SimpleNamespace(record_success=lambda deployment: None)),
+    traffic=Traffic(time.monotonic),
+)
 JOB = Job("gen_1", "r", "openai-chat", "m", True, Policy.STOP, 0, 1)
 DEPLOYMENT = Deployment("p", "http://x", "k", "m", "openai-chat")
 TAIL_BYTES, SAMPLES = 120, 6  # Cuts at every byte of the last ones, and at so many before them.

@@ -80,7 +80,7 @@ def test_a_completed_generation_has_its_row(one: Fleet, stream: bool):
         "outcome": "completed",
         "end_user": "u-7",
         "tries": 1,
-        "cache": "miss",
+        "cache": "off",
     }
     assert found["request_id"] == answer.headers["x-request-id"]
     assert bool(found["stream"]) is stream
