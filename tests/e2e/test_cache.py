@@ -34,7 +34,7 @@ SETTINGS = {
     "SLUICE_HEARTBEAT_S": "0.2",
     "SLUICE_CACHE_TTL_S": "600",
     "SLUICE_CACHE_POLICY": "all",
-    "SLUICE_CACHE_MODELS": json.dumps({"*-soon": {"ttl_s": 1}, "*-temperate": {"policy": "deterministic"}}),
+    "SLUICE_CACHE_MODELS": json.dumps({"*/*-soon": {"ttl_s": 1}, "*/*-temperate": {"policy": "deterministic"}}),
     "SLUICE_PRICES": json.dumps({f"openai/demo-n12-d1-{dialect}": PRICE for dialect in PATHS}),
 }
 BOTH = pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
