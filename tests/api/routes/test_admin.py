@@ -24,7 +24,7 @@ WHOLE_ACCESS = {
     "budget": {"day_usd": "1.5", "month_usd": "20"},
     "guardrails": {"pii": "block"},
     "audit": True,
-    "cache": {"ttl_s": 600, "policy": "all", "scope": "tenant", "anonymous": None},
+    "cache": {"ttl_s": 600, "policy": "all", "scope": "tenant", "anonymous": None, "models": None},
 }
 
 

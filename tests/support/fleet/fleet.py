@@ -99,12 +99,12 @@ class Fleet:
 
     def start_api(self) -> Api:
         """Start one more; ``ready`` waits for it."""
-        self.apis.append(Api(f"api{len(self.apis)}", self.folder, self.env(), self.process_start))
+        self.apis.append(Api(f"api{len(self.apis)}", self.folder, self.env(), start=self.process_start))
         return self.apis[-1]
 
     def start_worker(self) -> Worker:
         """Start one more; ``ready`` waits for it."""
-        self.workers.append(Worker(f"worker{len(self.workers)}", self.folder, self.env(), self.process_start))
+        self.workers.append(Worker(f"worker{len(self.workers)}", self.folder, self.env(), start=self.process_start))
         return self.workers[-1]
 
     def start_reserve(self) -> Worker:

@@ -82,14 +82,14 @@ class DemoProvider(Listening):
 
 
 class Api(Listening):
-    def __init__(self, name: str, folder: Path, env: dict[str, str], start: Start = fork) -> None:
-        port = free_port()
+    def __init__(self, name: str, folder: Path, env: dict[str, str], port: int = 0, *, start: Start = fork) -> None:
+        port = port or free_port()
         super().__init__(["api"], {**env, "SLUICE_PORT": str(port)}, folder / f"{name}.log", port, start)
 
 
 class Worker(Listening):
     """A worker. Its port is only for metrics and health."""
 
-    def __init__(self, name: str, folder: Path, env: dict[str, str], start: Start = fork) -> None:
-        port = free_port()
+    def __init__(self, name: str, folder: Path, env: dict[str, str], port: int = 0, *, start: Start = fork) -> None:
+        port = port or free_port()
         super().__init__(["worker"], {**env, "SLUICE_WORKER_PORT": str(port)}, folder / f"{name}.log", port, start)

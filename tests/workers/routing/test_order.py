@@ -40,7 +40,7 @@ def test_a_route_is_an_alias_with_more():
 
 def test_lower_priorities_come_first_whatever_the_strategy():
     targets = [
-        {"model": "a/m", "priority": 2, "weight": 1000},
+        {"model": "a/m", "priority": 2},
         {"model": "b/m", "priority": 1},
         {"model": "c/m", "priority": 2},
     ]
