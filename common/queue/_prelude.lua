@@ -63,8 +63,14 @@ local function owns(id, epoch) return redis.call('HGET', Q .. 'job:' .. id, 'epo
 -- find the job, as stored in the job's field of that name. `is_cached`: the answer is in the cache. That is noted for as long as
 -- a request may need from its reading of the cache to the queue: one that came too early for the cached answer must not come too
 -- late for the job, and call the provider again.
+-- The slots of those that joined are freed with the job: the API process that served one may be gone.
 local CACHED, CACHED_MS = 'cached', 10000
+local function sharers(id) return Q .. 'sharers:' .. id end  -- A list: the key of a slot and who holds it, alternately.
 local function close_flight(flight, id, is_cached)
-  if not flight or redis.call('GET', flight) ~= id then return end
+  if not flight then return end
+  local held = redis.call('LRANGE', sharers(id), 0, -1)
+  for i = 1, #held, 2 do redis.call('ZREM', held[i], held[i + 1]) end
+  redis.call('DEL', sharers(id))
+  if redis.call('GET', flight) ~= id then return end
   if is_cached then redis.call('SET', flight, CACHED, 'PX', CACHED_MS) else redis.call('DEL', flight) end
 end

@@ -135,9 +135,14 @@ if flight ~= '' then
   redis.call('PEXPIRE', followers, ARGV[9])
 end
 for i, slot in ipairs(slots) do
-  -- The slot of a job is freed with the job, that of a request which shares one by its API.
-  redis.call('ZADD', slot[1], int(now + ARGV[8]), shared and own_id or id)
+  -- The slot of a job is renewed with its lease. That of a request which shares a job is freed when its reader leaves, or with
+  -- the job, which lasts no longer than its expiry.
+  redis.call('ZADD', slot[1], int(now + (shared and ARGV[9] or ARGV[8])), shared and own_id or id)
   redis.call('PEXPIRE', slot[1], ARGV[9])
+  if shared then
+    redis.call('RPUSH', sharers(id), slot[1], own_id)
+    redis.call('PEXPIRE', sharers(id), ARGV[9])
+  end
   held_slots[i] = slot[1]
 end
 local state = '{' .. own_id .. '}:state'

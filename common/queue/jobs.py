@@ -258,7 +258,10 @@ class JobQueue:
         raise _refusal_error(verdict.decode(), results, charges)
 
     async def free_slots(self, generation_id: str, charges: Charges) -> None:
-        """Free the concurrency slots of a request that shared another one's job. A job's own are freed with the job."""
+        """Free the concurrency slots of a request that shared another one's job, and has left before its end.
+
+        All slots that are still held then are freed with the job.
+        """
         if charges.slots:
             commands: list[tuple[Any, ...]] = [
                 ("ZREM", keyspace.slots(slot.scope, slot.name), generation_id) for slot in charges.slots

@@ -8,6 +8,7 @@ from common.canonical.errors import GatewayError
 from common.canonical.job import Policy
 from common.channel.base import Claim, Opening
 from common.channel.redis import RedisChannel
+from common.config.settings import Settings
 from common.limits.charges import Charges, Settlement, charges_for_limits
 from common.queue.jobs import CachedAnswer, IdempotencyKey, JobClass, Sharing
 from common.records.end import End, pack_failure
@@ -138,6 +139,38 @@ async def test_a_slot_is_held_while_the_answer_is_read(queue, channel):  # noqa:
     await queue.free_slots("gen_own2", charges)
 
     assert (await send(queue, channel, 4, charges=charges)).log_id == "gen_log1"
+
+
+@pytest.mark.parametrize("ends", ["finished", "dropped", "withdrawn"])
+async def test_a_slot_is_freed_with_the_job_though_the_api_that_served_it_is_gone(queue, channel, redis, ends: str):  # noqa: F811
+    _, slots = charges_for_limits("key", "k", Limits(concurrent=3), 1)
+    charges = Charges((), slots)
+    for number in (1, 2, 3):
+        await send(queue, channel, number, charges=charges)
+    name = keyspace.slots("key", "k")
+    assert await redis.zcard(name) == 3
+
+    jobs = await claim(queue) if ends != "withdrawn" else []
+    match ends:
+        case "finished":
+            await queue.finish(jobs[0])
+        case "dropped":
+            await queue.drop(jobs[0], "unreadable", with_record=False)
+        case "withdrawn":
+            await queue.withdraw("gen_log1")
+
+    assert await redis.zcard(name) == 0
+    assert await redis.keys("sluice:q:sharers:*") == []
+
+
+async def test_the_slot_of_one_that_joined_counts_for_as_long_as_the_job_may_last(queue, channel, redis):  # noqa: F811
+    _, slots = charges_for_limits("key", "k", Limits(concurrent=3), 1)
+    for number in (1, 2):
+        await send(queue, channel, number, charges=Charges((), slots))
+
+    until = dict(await redis.zrange(keyspace.slots("key", "k"), 0, -1, withscores=True))
+    may_last_s = Settings().total_timeout_s
+    assert until[b"gen_own2"] - until[b"gen_log1"] >= 1000 * may_last_s  # The leader's is renewed with its lease.
 
 
 async def test_a_retry_gets_its_own_generation_not_the_log(queue, channel):  # noqa: F811
