@@ -172,6 +172,30 @@ def test_identical_requests_make_one_call_unless_something_befell_them():
     assert any("another one's call made its answer" in wrong for wrong in check_rows([first, paid], pair, {}, []))
 
 
+def test_only_who_shares_a_log_ends_before_it_and_only_by_leaving_or_with_its_api():
+    row = replace(ROW, outcome="cancelled", error_code="cancelled")
+    api = Happened(Fault(0, FaultKind.DRAINED, APIS[0], 1), 1.5, 0.0, 1.6)
+    worker = replace(api, fault=replace(api.fault, target=WORKERS[0]))
+
+    def wrong(outcome: str, *happened: Happened, twins: int = 1) -> list[str]:
+        history = _told(outcome=outcome)
+        history.ask = replace(history.ask, twins=twins)
+        return check_rows([row], [history], {"gen_1": END}, happened)
+
+    assert wrong("cancelled") == wrong(Outcome.CUT, worker) == wrong("gateway_restarting", api) == []
+    assert wrong("cancelled", twins=0) and wrong("gateway_restarting", worker) and wrong(Outcome.COMPLETED, api)
+
+
+def test_an_error_has_no_code_only_where_the_upstream_gave_none():
+    def wrong(kind: str, trouble: str) -> list[str]:
+        history = _told(outcome="upstream_unavailable")
+        history.ask = replace(history.ask, trouble=trouble)
+        return check_rows([replace(ROW, outcome="failed", error_kind=kind)], [history], {}, [])
+
+    assert wrong("upstream_unavailable", "e503x1") == wrong("upstream_rate_limited", "e429x1-ra0.5") == []
+    assert wrong("upstream_unavailable", "") and wrong("upstream_unavailable", "dropx1") and wrong("internal", "e503x1")
+
+
 def test_the_ledger_may_lack_what_redis_forgot():
     assert check_rows([], [_told()], {}, [FAILOVER]) == []
 
