@@ -70,9 +70,11 @@ class Client(Redis):
         """Cut the connections to a server that is gone. Callers that wait on a connection of redis-py's end by their timeout.
 
         ``even_in_use``: also cut connections in use. Needed where the old server still answers but is no longer the master.
+        The probe's connection stays: it asks this server what it refuses.
         """
         for pipe in list(self._pipes):
-            pipe.close()
+            if pipe.leaves:
+                pipe.close()
         with contextlib.suppress(*REDIS_ERRORS):
             await self.connection_pool.disconnect(inuse_connections=even_in_use)
 

@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from common.config.settings import Settings
-from tests.support.fleet import KEY, ROOT, Fleet, fleet, until
+from tests.support.clients.ledger_rows import rows
+from tests.support.fleet import CHAT, KEY, ROOT, Fleet, body_of, fleet, until
 
 PAGE = (ROOT / "docs" / "caching.md").read_text()
 (CURL,) = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
@@ -50,6 +51,8 @@ def test_the_second_answer_comes_from_the_cache(gateway: Fleet):
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_a_command_does_what_the_page_says(gateway: Fleet, tmp_path: Path, command: list[str]):
+    gateway.post(CHAT, body_of(CHAT, "demo-n1"))
+    until(lambda: rows(gateway), "its usage is written")
     env = {**os.environ, **gateway.env(), "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-m", "cli.main", *command[1:]], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60

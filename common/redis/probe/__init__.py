@@ -132,17 +132,22 @@ _UNANSWERED = Problem(
 
 
 async def try_all(redis: Client) -> list[Problem] | None:
-    """Return what Redis refuses. None where the connection was lost or no answer came: then the reason is unknown."""
+    """Return what Redis refuses. None where the connection was lost, or no answer came, before it refused anything."""
     connection: _Connection | None = None
+    problems: list[Problem] = []
     try:
         async with lag_aware_timeout(COMMAND_TIMEOUT_S):
             connection = await _Connection.open(redis)
-            return _merge_problems([*await _try_commands(connection), *await _try_channel(connection, redis)])
+            problems += await _try_commands(connection)
+            problems += await _try_channel(connection, redis)
     except REDIS_ERRORS as error:
-        return [Problem(error_text(error), "login", Harm.SOME)] if is_refusal(error) else None
+        # The process' own connection leaves a replica, perhaps while the channel is tried. What was refused before stays true.
+        if not problems:
+            return [Problem(error_text(error), "login", Harm.SOME)] if is_refusal(error) else None
     finally:
         if connection:
             connection.close()
+    return _merge_problems(problems)
 
 
 async def _try_commands(connection: "_Connection") -> list[Problem]:

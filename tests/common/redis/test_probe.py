@@ -1,5 +1,6 @@
 """Does the probe see all that the work would run into? On real servers, each with one thing taken away."""
 
+import asyncio
 import re
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -119,6 +120,17 @@ async def test_a_full_and_a_read_only_server_are_told_in_their_words(server, adm
 
     assert full and {problem.message.split()[0] for problem in full} == {"OOM"}
     assert replica and {problem.message.split()[0] for problem in replica} == {"READONLY"}
+
+
+async def test_a_process_that_leaves_a_read_only_server_still_knows_why(server, admin):
+    """Whatever else the process sends is refused too, and each refusal makes it leave: the probe's answers must not be lost."""
+    await admin.execute_command("REPLICAOF", "127.0.0.1", "1")
+    probing = asyncio.create_task(try_all(admin))
+    while not probing.done():
+        await admin.leave(even_in_use=True)
+        await asyncio.sleep(0)
+
+    assert {problem.message.split()[0] for problem in probing.result() or ()} == {"READONLY"}
 
 
 async def test_a_password_that_is_not_valid_any_more_is_told(server, admin):
