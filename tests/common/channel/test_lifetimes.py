@@ -56,6 +56,12 @@ async def test_what_nobody_reads_has_no_viewers(channel, redis):
     assert await lifetimes(redis) == {"state": EXPIRY, "request": EXPIRY}
 
 
+async def test_the_state_of_who_reads_another_log_has_the_safety_expiry(channel, redis):
+    await channel.follow("gen_reader", G, OPENING)
+
+    assert await lifetimes(redis, "gen_reader") == {"state": EXPIRY}
+
+
 async def test_a_log_has_the_safety_expiry_from_its_first_frame_on(channel, redis):
     await begin(channel, DATA)
 
