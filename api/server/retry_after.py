@@ -6,6 +6,7 @@ Each at its own random moment. If all came back at once, the next refusal would 
 import random
 
 RETRY_S = (1, 5)  # The shortest and the longest time.
+_LEAST_S = 0.1
 
 
 def retry_ms() -> int:
@@ -15,6 +16,6 @@ def retry_ms() -> int:
 
 def retry_after_s(within_s: float = RETRY_S[1]) -> float:
     """Return after how many seconds, up to ``within_s``, a refused client should come back. Callers round it up for clients,
-    because not every client reads fractions.
+    because not every client reads fractions. It is never 0: who comes back at once meets the same overload.
     """
-    return random.uniform(0, within_s)  # noqa: S311 - As above.
+    return max(_LEAST_S, random.uniform(0, within_s))  # noqa: S311 - As above.

@@ -24,6 +24,11 @@ def test_moments_are_spread_over_seconds():
     assert len({restarting().retry_after_s for _ in range(200)}) > 1
 
 
+@pytest.mark.parametrize("within_s", [0.0, 1e-9, 0.3, 30.0])
+def test_nobody_is_told_to_come_back_at_once(within_s):
+    assert {math.ceil(retry_after_s(within_s)) for _ in range(200)} <= set(range(1, 31))
+
+
 @pytest.mark.parametrize("count", [0, 1, WAVE_MIN, WAVE_MIN + 1, 3_000, 100_000])
 @pytest.mark.parametrize("within_s", [0, 0.3, 1, 29, 600])
 def test_all_are_ended_once_well_within_the_grace(count, within_s):
