@@ -8,7 +8,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
-from typing import get_args
+from typing import Any, get_args
 
 from common.config.route_rules import Strategy
 from common.config.settings import Settings
@@ -27,9 +27,11 @@ def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
     pricing.load()
     names = [f"p{number}" for number in range(TARGETS)]
-    targets = [{"model": f"{name}/m", "weight": 1 + number % 3} for number, name in enumerate(names)]
-    routes = {strategy: {"targets": targets, "strategy": strategy} for strategy in get_args(Strategy)}
-    routes["affinity"] = {"targets": targets, "affinity": True}
+    targets = [{"model": f"{name}/m"} for name in names]
+    weighted = [{**target, "weight": 1 + number % 3} for number, target in enumerate(targets)]
+    routes: dict[str, Any] = {strategy: {"targets": targets, "strategy": strategy} for strategy in get_args(Strategy)}
+    routes |= {strategy: {"targets": weighted, "strategy": strategy} for strategy in ("weighted", "least_busy")}
+    routes["affinity"] = {"targets": weighted, "affinity": True}
     price = {"input_usd_per_mtok": 1, "output_usd_per_mtok": 2}
     settings = Settings(
         providers={name: {"base_url": "http://127.0.0.1:9"} for name in names},

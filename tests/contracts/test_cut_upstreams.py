@@ -38,7 +38,7 @@ TWO = DIALECTS["openai-chat"].parse({**CLIENTS["openai-chat"].body, "n": 2})
 SERVICES: Any = SimpleNamespace(
     settings=Settings(_env_file=None),
     metrics=Metrics(CollectorRegistry()),
-    quota=SimpleNamespace(health=SimpleNamespace(record_success=lambda deployment: None)),
+    quota=SimpleNamespace(health=SimpleNamespace(record_begun=lambda deployment: None)),
     traffic=Traffic(time.monotonic),
 )
 JOB = Job("gen_1", "r", "openai-chat", "m", True, Policy.STOP, 0, 1)

@@ -269,7 +269,7 @@ class Transfer:
     def _record_answer(self) -> None:
         """Record that the deployment has begun to answer, for the order in which later requests call deployments."""
         services, result, model = self._context.services, self._result, self._context.job.model
-        services.quota.health.record_success(result.deployment)
+        services.quota.health.record_begun(result.deployment)
         services.traffic.record_ttft(name_of(result.deployment), time.monotonic() - result.began_at)
         if model in services.settings.routes:
             target = f"{result.deployment.provider}/{result.deployment.model}"

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from common.canonical.errors import ErrorKind, Failed, GatewayError
+from common.canonical.errors import ErrorKind, Failed, GatewayError, Remedy
 from common.canonical.job import Job
 from common.metering.attempt_cost import pack
 from workers.attempt.failure_report import report_failure
@@ -34,6 +34,7 @@ async def call_deployments(context: RunContext, candidates: list[Deployment], ca
         attempts_max=context.settings.attempts_per_deployment,
         backoff_s=context.settings.retry_backoff_s,
         called_once=unwell,
+        is_unwell=quota.health.rests,
     )
     while True:
         deployment = plan.deployment
@@ -44,7 +45,8 @@ async def call_deployments(context: RunContext, candidates: list[Deployment], ca
                 result = total.begin_call(deployment)
                 traffic.begin(name_of(deployment))
                 try:
-                    return await call(context, result)
+                    await call(context, result)
+                    return quota.health.record_success(deployment)
                 finally:
                     traffic.end(name_of(deployment))
                     total.add(result)
@@ -59,6 +61,8 @@ async def call_deployments(context: RunContext, candidates: list[Deployment], ca
         except GatewayError as error:
             failed = _as_client_failure(error.failed, context.job, deployment.provider)
             quota.record_failure(demand, deployment, error.failed)
+            if not total.is_committed and error.failed.kind.remedy is not Remedy.NONE:
+                traffic.record_failure(name_of(deployment))
             failed.retry_after_s = error.failed.retry_after_s
             wait_s = None if total.is_committed else plan.delay_after_failure(failed)
             report_failure(error, failed, deployment, total.attempt_count, wait_s, metrics)

@@ -8,6 +8,9 @@ The first key is used again when its wait is over. The generation waits only if 
 gateway itself made no call, so it does not count as an attempt. All such waits together may last as long as one ``Retry-After``
 that we obey. A deployment that asks for a longer wait is excluded: the client gets its status instead of a part of the wait.
 
+A deployment that becomes unwell meanwhile (``workers.quota.health``) is not called again while a well one is left. An address
+that gave no sign of life is not called again while there is another one: its other keys and models come last.
+
 While the client can still get a true HTTP status, it does not wait past that moment: a client retries a 429 or a 5xx by itself,
 but it cannot retry an error inside a 200.
 """
@@ -45,6 +48,7 @@ class AttemptPlan:
             cannot, or it does not need one.
         attempts_max: How often each deployment is called at most.
         called_once: Those of them that are called at most once.
+        is_unwell: Whether a deployment is unwell now.
 
     ``resumes_in_s``: if there is no next attempt only because of ``status_deadline``, the seconds until it would have been
     made.
@@ -59,6 +63,7 @@ class AttemptPlan:
         attempts_max: int = ATTEMPTS_PER_DEPLOYMENT,
         backoff_s: float = BACKOFF_S,
         called_once: Sequence[Deployment] = (),
+        is_unwell: Callable[[Deployment], bool] = lambda _: False,
         random_unit: Callable[[], float] = random.random,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -69,6 +74,7 @@ class AttemptPlan:
         self._wait_max_s = self._wait_left_s = wait_max_s
         self._status_deadline = status_deadline
         self._backoff_s = backoff_s  # Before the second attempt. Each further attempt waits twice as long.
+        self._is_unwell = is_unwell
         self._random = random_unit
         self._clock = clock
         self._excluded_due: list[float] = []  # When the excluded deployments can be called again.
@@ -87,10 +93,13 @@ class AttemptPlan:
     def delay_after_failure(self, failed: Failed) -> float | None:
         """Return how many seconds to wait before the next call of ``deployment`` (which may have changed); None: give up."""
         current, requested_s = self._current, failed.retry_after_s or 0.0
+        if self._is_dead(failed):
+            address = current.deployment.base_url
+            self._states.sort(key=lambda state: state.deployment.base_url == address)
         match _remedy(failed, current.attempts):
             case "same" | "next" if requested_s > self._wait_max_s:
                 self._exclude_current(requested_s)
-            case "same" if current.attempts < current.attempts_max and not self._is_dead(failed):
+            case "same" if current.attempts < current.attempts_max and not self._is_passed_over(failed):
                 backoff_s = self._backoff_s * (1 << (current.attempts - 1)) * (1 + JITTER * (2 * self._random() - 1))
                 wait_s = max(backoff_s, requested_s)
                 if not requested_s and not self._would_miss_status(wait_s):
@@ -130,23 +139,34 @@ class AttemptPlan:
         due_times = [*(state.due_at for state in self._states), *self._excluded_due]
         return max(0.0, min(due_times) - self._clock())
 
+    def _is_passed_over(self, failed: Failed) -> bool:
+        """Whether the present deployment is not called again: it is dead or unwell, and a better one is left."""
+        if self._is_dead(failed):
+            return True
+        return self._is_unwell(self.deployment) and not all(self._is_unwell(state.deployment) for state in self._states)
+
     def _is_dead(self, failed: Failed) -> bool:
         """Whether the present deployment gave no sign of life, and another one at another address can be called at once."""
-        is_unreachable = failed.kind is ErrorKind.UPSTREAM_UNAVAILABLE and failed.status is None
+        is_silent = failed.kind in (ErrorKind.UPSTREAM_UNAVAILABLE, ErrorKind.UPSTREAM_TIMEOUT) and failed.status is None
         address = self._current.deployment.base_url
-        return is_unreachable and any(state.deployment.base_url != address for state in self._states)
+        return is_silent and any(state.deployment.base_url != address for state in self._states)
 
     def _exclude_current(self, wait_s: float) -> None:
         self._states.remove(self._current)
         self._excluded_due.append(self._clock() + wait_s)
 
     def _advance(self) -> float | None:
-        """Select the first deployment that is free, or else the one that is free first. Return the seconds until then."""
+        """Select the first deployment that is free and well, or else the first one that is free, or else the one that is free
+        first. Return the seconds until then.
+        """
         if not self._states:
             return None
         now = self._clock()
-        free_states = (state for state in self._states if state.free_at <= now)
-        self._current = next(free_states, None) or min(self._states, key=lambda state: state.free_at)
+        free_states = [state for state in self._states if state.free_at <= now]
+        well_states = (state for state in free_states if not self._is_unwell(state.deployment))
+        self._current = (
+            next(well_states, None) or next(iter(free_states), None) or min(self._states, key=lambda state: state.free_at)
+        )
         wait_s = max(0.0, self._current.free_at - now)
         if not self._would_miss_status(wait_s):
             return wait_s

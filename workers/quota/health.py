@@ -1,13 +1,14 @@
 """Which deployments are unwell, so that others of their route are called first?
 
 A deployment here is one model with one key of a provider. It is unwell if most of its calls failed within half a minute, if two
-calls in a row got no sign of life, or if its key was refused. Clients' own errors and rate limits (``pauses.py``) do not count.
-While it is unwell, it is called last, once per request; so a route never has fewer deployments than without this, and a route
-with one deployment is not affected. When its rest is over, one request of all workers tries it again. Its success makes it well
-for everybody; its failure doubles the rest.
+calls in a row got no sign of life, or if its key was refused or has no credit left. Clients' own errors do not count. A rate
+limit counts only if its vendor does not say for how long (else ``pauses.py`` knows). While a deployment is unwell, it is called
+last, once per request; so a route never has fewer deployments than without this, and a route with one deployment is not affected.
+When its rest is over, one request of all workers, for which it is the first choice, tries it again. A complete answer makes it
+well for everybody: one that begins and breaks off is what other clients must be kept from. A failure doubles the rest.
 
-What one worker learns counts for all: the end of each rest is in Redis, and each worker reads all of them with its regular
-poll.
+What one worker learns counts for all: the end of each rest and the number of rests in a row are in Redis, and each worker reads
+all of them with its regular poll.
 """
 
 from collections import Counter, deque
@@ -25,11 +26,16 @@ WINDOW_S = 30.0
 FAILURES_MIN, FAILURE_SHARE = 5, 0.5  # So many failures in a window, which are at least this share of its calls.
 SILENT_MIN = 2  # So many calls in a row without a sign of life: each of them costs its client the whole timeout.
 REST_S, REST_MAX_S = 5.0, 60.0
-KEY_REST_S = 60.0  # Of a refused key: an operator must replace it.
+KEY_REST_S = 60.0  # Of a key that is refused or has no credit left: an operator must replace it, or pay.
 PROBE_S = 30.0  # For so long nobody else tries a deployment that one request tries again.
 KEPT_S = 600.0  # After its rest, a deployment that nobody has tried again is forgotten.
 SENT_S = 3.0  # By then, what was sent to Redis is read back from there.
 NAMES_MAX = 1_000  # In Redis and here. Clients choose names of models freely.
+TIMES_MAX = 16
+_TIMES = (
+    " times"  # After a name in Redis: the field with the number of its rests in a row. Version 1 took it for one more name.
+)
+_REASONS = {ErrorKind.UPSTREAM_CREDENTIALS: "key_refused", ErrorKind.UPSTREAM_QUOTA_SPENT: "quota_spent"}
 
 # Tells whether this worker may try a deployment again. At most one of all workers may.
 ClaimProbe = Callable[[str], Awaitable[bool]]
@@ -74,26 +80,40 @@ class Health:
         well: list[Deployment] = []
         unwell: list[Deployment] = []
         for deployment in candidates:
-            (well if await self._may_call(name_of(deployment)) else unwell).append(deployment)
+            name = name_of(deployment)
+            rest = self._rests.get(name)
+            # Only the first choice is tried again. A trial that is claimed and not made would keep all others from it.
+            is_well = rest is None or (not well and await self._may_try(name, rest))
+            (well if is_well else unwell).append(deployment)
         return well + unwell, unwell if well else []
 
-    async def _may_call(self, name: str) -> bool:
-        rest = self._rests.get(name)
-        if rest is None:
-            return True
+    async def _may_try(self, name: str, rest: _Rest) -> bool:
         if rest.until > self._clock():
             return False
-        rest.until = self._clock() + PROBE_S  # Other requests of this worker do not claim it as well.
+        # Other requests of this worker do not claim it as well.
+        rest.until, rest.since = self._clock() + PROBE_S, self._clock()
         try:
             rest.is_probed_here = await self._claim_probe(name)
         except StoreUnavailable:
             rest.is_probed_here = True  # Each worker decides for itself.
         return rest.is_probed_here
 
+    def rests(self, deployment: Deployment) -> bool:
+        """Whether a deployment is unwell, and it is not time to try it again."""
+        if not self._rests:
+            return False
+        rest = self._rests.get(name_of(deployment))
+        return rest is not None and rest.until > self._clock()
+
     # After a call
 
+    def record_begun(self, deployment: Deployment) -> None:
+        """Record that a deployment has begun to answer: it is not silent."""
+        if self._windows and (window := self._windows.get(name_of(deployment))):
+            window.silent = 0
+
     def record_success(self, deployment: Deployment) -> None:
-        """Record that a deployment has begun to answer."""
+        """Record that a deployment has answered to the end."""
         # Hot path: once per call. Nearly always nothing is known about it.
         if not (self._windows or self._rests):
             return
@@ -108,18 +128,21 @@ class Health:
 
     def record_failure(self, deployment: Deployment, failed: Failed) -> None:
         """Record a call that failed before its client saw anything, or broke off."""
-        is_refused_key = failed.kind is ErrorKind.UPSTREAM_CREDENTIALS
-        if deployment.client_pays or not (failed.kind.is_loss or is_refused_key):
+        reason = _REASONS.get(failed.kind)
+        # Nobody knows how long to wait, so it is found out as for other failures.
+        is_endless_limit = failed.kind is ErrorKind.UPSTREAM_RATE_LIMITED and not failed.retry_after_s
+        if deployment.client_pays or not (failed.kind.is_loss or reason or is_endless_limit):
             return
         name, now = name_of(deployment), self._clock()
         rest = self._rests.get(name)
         if rest and rest.until > now and not rest.is_probed_here:
             return  # It began before the rest, or had no other deployment.
-        reason = "key_refused" if is_refused_key else "probe_failed" if rest else self._count(name, failed, now)
+        usual_s = KEY_REST_S if reason else 0.0
+        reason = reason or ("probe_failed" if rest else self._count(name, failed, now))
         if reason is None:
             return
-        times = min(rest.times + 1, 16) if rest else 1
-        usual_s = KEY_REST_S if is_refused_key else REST_S * 2 ** (times - 1)
+        times = min(rest.times + 1, TIMES_MAX) if rest else 1
+        usual_s = usual_s or REST_S * 2 ** (times - 1)
         rest_s = max(min(usual_s, self._rest_max_s), min(failed.retry_after_s or 0, self._rest_max_s))
         self._rests[name] = _Rest(now + rest_s, times, since=now)
         self._windows.pop(name, None)
@@ -146,8 +169,10 @@ class Health:
 
     # All workers
 
-    def pop_changes(self) -> list[tuple[str, int]]:
-        """Return what other workers do not know yet, once: name, and how long it rests in ms; 0: it is well."""
+    def pop_changes(self) -> list[tuple[str, int, int]]:
+        """Return what other workers do not know yet, once: name, for how many ms it rests (0: it is well), and its rests in a
+        row.
+        """
         changed, now = self._changed, self._clock()
         self._changed = set()
         changes = []
@@ -155,21 +180,25 @@ class Health:
             rest = self._rests.get(name)
             if rest:
                 rest.is_shared = True
-            changes.append((name, max(1, round((rest.until - now) * 1000)) if rest else 0))
+            changes.append((name, max(1, round((rest.until - now) * 1000)), rest.times) if rest else (name, 0, 0))
         return changes
 
     def merge(self, stored: Mapping[bytes, bytes], redis_ms: int) -> None:
         """Merge the rests that Redis has: their ends (ms) by Redis' clock. One that is gone there is over."""
         now = self._clock()
-        ends = {name.decode(): now + (int(until_ms) - redis_ms) / 1000 for name, until_ms in stored.items()}
+        fields = {field.decode(): int(value) for field, value in stored.items()}
+        ends = {name: now + (until_ms - redis_ms) / 1000 for name, until_ms in fields.items() if not name.endswith(_TIMES)}
         for name, until in ends.items():
-            rest = self._rests.get(name)
+            rest, times = self._rests.get(name), min(max(1, fields.get(name + _TIMES, 1)), TIMES_MAX)
             if name in self._changed:
                 continue
             if rest is None:
-                self._rests[name] = _Rest(until, is_shared=True, since=now)
+                self._rests[name] = _Rest(until, times, is_shared=True, since=now)
             elif not rest.is_probed_here:
-                rest.until, rest.is_shared = max(until, rest.until), True
+                # Redis knows best, unless it was asked before it heard of this rest.
+                is_older = rest.since >= now - SENT_S
+                rest.until, rest.times = max(until, rest.until) if is_older else until, max(times, rest.times)
+                rest.is_shared = True
         # What was read may be older than what was sent a moment ago.
         known = {name for name, rest in self._rests.items() if rest.is_shared and rest.since < now - SENT_S}
         for name in known - ends.keys() - self._changed:

@@ -71,7 +71,7 @@ class Router:
             case "weighted":
                 return _by_key(members, [-math.log(1 - self._random()) / weight for weight in weights])
             case "least_busy":
-                busy = [self._traffic.running(name_of(one)) / weight for one, weight in zip(members, weights, strict=True)]
+                busy = [self._traffic.load(name_of(one)) / weight for one, weight in zip(members, weights, strict=True)]
                 return _by_key(members, [(count, self._random()) for count in busy])
             case "fastest":
                 return self._fastest(members)

@@ -286,3 +286,28 @@ def test_one_that_cannot_be_reached_is_not_called_again_while_another_address_is
     plan = AttemptPlan([near, replace(near, api_key="k2")], 30.0)
     plan.record_call()
     assert plan.delay_after_failure(unreachable) > 0, "another key leads to the same address"
+
+
+def test_the_other_keys_of_an_address_that_says_nothing_come_after_other_addresses():
+    near, far = Deployment("a", "http://a", "k", "m"), Deployment("b", "http://b", "k", "m")
+    second_key = replace(near, api_key="k2")
+    for failed in (Failed(ErrorKind.UPSTREAM_UNAVAILABLE, "refused"), Failed(TIMEOUT, "silent")):
+        plan = AttemptPlan([near, second_key, far], 30.0)
+        plan.record_call()
+        assert (plan.delay_after_failure(failed), plan.deployment) == (0.0, far)
+
+
+def test_one_that_becomes_unwell_meanwhile_is_not_called_again_while_a_well_one_is_left():
+    one, two, three = (Deployment(name, f"http://{name}", "k", "m") for name in "abc")
+    unwell: list[Deployment] = []
+    failed = Failed(UNAVAILABLE, "down", status=500)
+    plan = AttemptPlan([one, two, three], 30.0, is_unwell=unwell.__contains__)
+    plan.record_call()
+    assert (plan.delay_after_failure(failed) > 0, plan.deployment) == (True, one)
+
+    unwell += [one, two]
+    plan.record_call()
+    assert (plan.delay_after_failure(failed), plan.deployment) == (0.0, three)
+    unwell += [three]
+    plan.record_call()
+    assert (plan.delay_after_failure(failed) > 0, plan.deployment) == (True, three), "all are unwell: it is as good as any"

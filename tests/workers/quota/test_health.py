@@ -79,7 +79,7 @@ async def test_failures_of_long_ago_do_not_count(lab):
 
 async def test_two_silent_calls_in_a_row_are_enough(lab):
     lab.fail(failed=SILENT, times=1)
-    lab.health.record_success(A)
+    lab.health.record_begun(A)
     lab.fail(failed=SILENT, times=1)
     assert await lab.order() == [A, B]
     lab.fail(failed=SILENT, times=1)
@@ -103,13 +103,55 @@ async def test_a_refused_key_is_enough_and_rests_longer(lab):
     [
         ErrorKind.INVALID_REQUEST,
         ErrorKind.UPSTREAM_REJECTED,
-        ErrorKind.UPSTREAM_RATE_LIMITED,
         ErrorKind.CONTEXT_LENGTH_EXCEEDED,
+        ErrorKind.CONTENT_POLICY_VIOLATION,
+        ErrorKind.UPSTREAM_MODEL_NOT_FOUND,
     ],
 )
-async def test_clients_errors_and_rate_limits_are_no_illness(lab, kind):
+async def test_clients_errors_are_no_illness(lab, kind):
     lab.fail(failed=Failed(kind, "no"), times=50)
     assert await lab.order() == [A, B]
+
+
+async def test_a_rate_limit_is_an_illness_only_if_nobody_knows_for_how_long_it_lasts(lab):
+    lab.fail(failed=Failed(ErrorKind.UPSTREAM_RATE_LIMITED, "slow down", retry_after_s=1), times=50)
+    assert await lab.order() == [A, B]
+    lab.fail(failed=Failed(ErrorKind.UPSTREAM_RATE_LIMITED, "slow down"))
+    assert await lab.order() == [B, A]
+
+
+async def test_an_account_without_credit_rests_like_a_refused_key(lab):
+    lab.fail(failed=Failed(ErrorKind.UPSTREAM_QUOTA_SPENT, "no credit"), times=1)
+    lab.now += KEY_REST_S - 1
+    assert await lab.order() == [B, A]
+
+
+async def test_a_trial_that_begins_and_breaks_off_makes_nothing_well(lab):
+    lab.fail()
+    lab.now += REST_S + 0.1
+    assert await lab.order() == [A, B]
+    lab.health.record_begun(A)
+    assert await lab.order() == [B, A]
+    lab.fail(times=1)
+    lab.now += 2 * REST_S - 0.5
+    assert await lab.order() == [B, A]
+
+
+async def test_only_the_first_choice_is_tried_again(lab):
+    lab.fail(B)
+    lab.now += REST_S + 0.1
+
+    assert await lab.health.order([A, B, C]) == ([A, C, B], [B])
+    assert lab.claims == [], "its trial is left to a request that makes it"
+    assert await lab.order(B, A) == [B, A]
+
+
+async def test_one_rests_until_it_is_time_to_try_it_again(lab):
+    assert not lab.health.rests(A)
+    lab.fail()
+    assert lab.health.rests(A) and not lab.health.rests(B)
+    lab.now += REST_S + 0.1
+    assert not lab.health.rests(A)
 
 
 async def test_a_client_s_own_key_says_nothing_of_ours(lab):
@@ -181,7 +223,7 @@ async def test_without_redis_each_worker_decides_for_itself(lab):
 
 
 async def test_what_another_worker_learned_counts_here(lab):
-    lab.health.merge({name_of(A).encode(): b"5000"}, redis_ms=1000)
+    lab.health.merge({name_of(A).encode(): b"5000", name_of(A).encode() + b" times": b"1"}, redis_ms=1000)
     assert await lab.order() == [B, A]
     assert lab.health.unwell_by_provider() == {"a": 1}
     lab.now += SENT_S + 0.1
@@ -190,9 +232,32 @@ async def test_what_another_worker_learned_counts_here(lab):
     assert await lab.order() == [A, B], "and that it is well again, too"
 
 
+async def test_rests_in_a_row_are_counted_over_all_workers(lab):
+    lab.health.merge({name_of(A).encode(): b"1100", name_of(A).encode() + b" times": b"3"}, redis_ms=1000)
+    lab.now += 0.2
+    assert await lab.order() == [A, B]
+    lab.fail(times=1)
+
+    assert lab.health.pop_changes() == [(name_of(A), 8 * REST_S * 1000, 4)]
+
+
+async def test_a_rest_that_another_worker_shortened_is_shorter_here(lab):
+    lab.may_probe = False
+    lab.fail()
+    lab.now += REST_S + 0.1
+    assert await lab.order() == [B, A], "another worker tries it, for as long as that may last"
+    lab.health.pop_changes()
+    lab.now += SENT_S + 0.1
+
+    lab.health.merge({name_of(A).encode(): b"2000"}, redis_ms=1000)
+    lab.now += 1.1
+    lab.may_probe = True
+    assert await lab.order() == [A, B]
+
+
 async def test_news_are_told_once_and_not_undone_by_older_answers(lab):
     lab.fail()
-    assert lab.health.pop_changes() == [(name_of(A), REST_S * 1000)]
+    assert lab.health.pop_changes() == [(name_of(A), REST_S * 1000, 1)]
     assert lab.health.pop_changes() == []
     lab.health.merge({}, redis_ms=1000)
     assert await lab.order() == [B, A]
@@ -200,7 +265,7 @@ async def test_news_are_told_once_and_not_undone_by_older_answers(lab):
     lab.health.record_success(A)
     lab.health.merge({name_of(A).encode(): b"9000"}, redis_ms=1000)
     assert await lab.order() == [A, B]
-    assert lab.health.pop_changes() == [(name_of(A), 0)]
+    assert lab.health.pop_changes() == [(name_of(A), 0, 0)]
 
 
 def test_names_that_clients_invent_are_bounded(lab):
@@ -217,15 +282,18 @@ async def test_rests_are_stored_ended_and_bounded(redis):
 
     async def store(*changes, names_max=2):
         await scripts.run("rests", [keyspace.UNWELL], [names_max, int(KEPT_S * 1000), *changes])
-        return {name.decode() for name in await redis.hkeys(keyspace.UNWELL)}
+        names = {name.decode() for name in await redis.hkeys(keyspace.UNWELL)}
+        assert {name for name in names if name.endswith(" times")} == {f"{name} times" for name in names if len(name) == 1}
+        return {name for name in names if len(name) == 1}
 
-    assert await store("a", 5000, "b", 5000) == {"a", "b"}
-    assert await store("c", 5000) == {"a", "b"}
-    assert await store("a", 0) == {"b"}
-    assert await store("c", 5000, "b", 9000) == {"b", "c"}
+    assert await store("a", 5000, 1, "b", 5000, 1) == {"a", "b"}
+    assert await store("c", 5000, 1) == {"a", "b"}
+    assert await store("a", 0, 0) == {"b"}
+    assert await store("c", 5000, 1, "b", 9000, 2) == {"b", "c"}
+    assert await redis.hget(keyspace.UNWELL, "b times") == b"2"
     assert await redis.pttl(keyspace.UNWELL) > KEPT_S * 1000
     await redis.hset(keyspace.UNWELL, "b", 1)
-    assert await store("d", 1) == {"c", "d"}, "what nobody has tried for a long time is forgotten"
+    assert await store("d", 1, 1) == {"c", "d"}, "what nobody has tried for a long time is forgotten"
 
 
 async def test_one_of_all_workers_may_try(redis):

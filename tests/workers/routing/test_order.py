@@ -9,7 +9,7 @@ from common.config.settings import Settings
 from workers.providers.base import Deployment
 from workers.quota.health import name_of
 from workers.routing.order import Router
-from workers.routing.traffic import DECAY_S, NAMES_MAX, Traffic
+from workers.routing.traffic import DECAY_S, NAMES_MAX, SLOW_S, Traffic
 
 PROVIDERS = {name: {"base_url": "http://127.0.0.1:9"} for name in ("a", "b", "c")}
 A, B, C = (Deployment(name, "http://x", "k", "m", key_id=f"{name}:1") for name in "abc")
@@ -127,13 +127,49 @@ def test_a_slow_answer_counts_at_once_and_is_forgotten_slowly():
     assert 1.5 < lab.traffic.expected_s("a") < 2.5
 
 
+def test_a_deployment_that_was_slow_is_tried_again_some_time_later():
+    lab = Lab(["a/m", "b/m"], strategy="fastest")
+    lab.traffic.record_ttft(name_of(A), 20.0)
+    lab.traffic.record_ttft(name_of(B), 0.1)
+    assert lab.order(A, B)[0] is B
+    for _ in range(10):
+        lab.now += DECAY_S
+        lab.traffic.record_ttft(name_of(B), 0.1)
+    assert lab.order(A, B)[0] is A
+
+
+def test_one_request_tries_an_unknown_deployment_and_others_do_not_follow_it():
+    lab = Lab(["a/m", "b/m"], strategy="fastest")
+    lab.traffic.record_ttft(name_of(A), 0.5)
+    assert lab.order(A, B)[0] is B
+    lab.traffic.begin(name_of(B))
+    assert lab.order(A, B)[0] is A
+
+
+@pytest.mark.parametrize("strategy", ["least_busy", "fastest"])
+def test_a_deployment_that_fails_at_once_is_not_first_for_being_idle(strategy):
+    lab = Lab(["a/m", "b/m"], strategy=strategy)
+    lab.traffic.record_ttft(name_of(B), SLOW_S / 10)
+    for _ in range(3):
+        lab.traffic.begin(name_of(B))
+        lab.traffic.begin(name_of(A))
+        lab.traffic.end(name_of(A))
+        lab.traffic.record_failure(name_of(A))
+    lab.traffic.end(name_of(B))
+    assert lab.order(A, B)[0] is B
+    lab.now += 5 * DECAY_S
+    lab.traffic.record_ttft(name_of(B), SLOW_S / 10)
+    assert lab.order(A, B)[0] is A, "failures fade"
+
+
 def test_names_that_clients_invent_are_bounded():
     traffic = Traffic(lambda: 0.0)
     for number in range(NAMES_MAX + 20):
         traffic.record_ttft(f"m{number}", 1)
+        traffic.record_failure(f"m{number}")
         traffic.begin(f"m{number}")
         traffic.end(f"m{number}")
-    assert len(traffic._ttft_s) == NAMES_MAX
+    assert len(traffic._ttft_s) == len(traffic._failed) == NAMES_MAX
     assert not traffic._running
 
 
