@@ -17,8 +17,8 @@ if ARGV[3] == '1' then
   epoch = int(epoch + 1)
   redis.call('XADD', KEYS[2], epoch .. '-0', 'k', 'end', 'd', ARGV[2])
   redis.call('PEXPIRE', KEYS[2], s[3])
-  redis.call('HSET', KEYS[1], 'pos', epoch .. '  ' .. epoch .. '-0 !', 'ended', '1', 'stop', 'cancelled', 'expiry_ms', s[3],
-    'claims', shared[3] or 0, 'head', shared[4] or 0)
+  redis.call('HSET', KEYS[1], 'pos', epoch .. '  ' .. epoch .. '-0 !', 'ended', '1', 'stop', 'cancelled',
+    'claims', shared[3] or 0, 'head', shared[4] or '')
   redis.call('HDEL', KEYS[1], 'source')
   redis.call('PEXPIRE', KEYS[1], s[3])
   redis.call('SET', KEYS[3], s[2], 'PX', s[3] + s[4])

@@ -7,7 +7,7 @@ import pytest
 
 from common.canonical.errors import ErrorKind, Failed, GatewayError
 from common.canonical.job import Policy
-from common.channel.base import START, Claim, FrameId, FrameKind, Opening, Stop, WriteStatus
+from common.channel.base import START, Claim, Frame, FrameId, FrameKind, Opening, Stop, WriteStatus
 from common.records.head import Head
 from tests.contracts.test_channel import append, channel, data, end, feed, parts  # noqa: F401 - Fixtures.
 
@@ -96,6 +96,33 @@ async def test_one_reader_is_stopped_and_the_other_goes_on(shared, feed):  # noq
     assert (part.previous, part.frame.id, part.frame.data) == (FrameId(1, 1), FrameId(1, 1), A.encode())
 
 
+@pytest.mark.parametrize("has_head", [False, True])
+async def test_one_that_was_stopped_keeps_the_head_and_the_claims_of_the_log(shared, has_head):
+    again = Claim(LOG, 2, "token")
+    await shared.fence(again, is_handover=False)
+    head = Frame(FrameId(2, 1), FrameKind.HEAD, replace(Head(), status=200, provider="p").pack())
+    if has_head:
+        await append(shared, again, FrameId(2, 0), head)
+
+    await shared.part(A, LOG, STOPPED, is_readable=True)
+
+    (state,) = await shared.describe([A], "me")
+    assert (state.claims, state.head.provider if state.head else None) == (2, "p" if has_head else None)
+
+
+async def test_a_reader_of_a_log_that_no_worker_has_begun_can_be_stopped(channel):  # noqa: F811
+    await channel.open(LOG, opening(""), "r1")
+    for reader in (A, B):
+        await channel.follow(reader, LOG, opening("me"))
+    await follow_in_queue(channel)
+
+    assert await channel.part(A, LOG, STOPPED, is_readable=True) == (WriteStatus.OK, False)
+
+    (state,) = await channel.describe([A], "me")
+    assert (state.has_ended, str(state.last), state.claims, state.head) == (True, "1-0", 0, None)
+    assert (await channel.fence(CLAIM, is_handover=False)).answer.stop is Stop.NO
+
+
 async def test_nobody_has_to_leave_a_reader_that_was_stopped(shared):
     await follow_in_queue(shared)
     await shared.part(A, LOG, STOPPED, is_readable=True)
@@ -112,6 +139,17 @@ async def test_the_last_reader_that_is_stopped_stops_the_log(shared):
     assert await shared.part(B, LOG, STOPPED, is_readable=True) == (WriteStatus.OK, True)
     answer = await append(shared, CLAIM, FrameId(1, 1), data(CLAIM, 2))
     assert answer.stop is Stop.CANCELLED
+
+
+async def test_readers_that_left_by_themselves_stop_nothing(shared):
+    await follow_in_queue(shared)
+
+    for reader in (A, B):
+        assert await shared.part(reader, LOG, STOPPED, is_readable=False) == (WriteStatus.OK, False)
+
+    assert (await append(shared, CLAIM, FrameId(1, 1), data(CLAIM, 2))).stop is Stop.NO
+    (state,) = await shared.describe([A], "me")
+    assert (state.has_ended, state.source) == (False, LOG)
 
 
 async def test_a_reader_of_an_ended_log_has_ended_with_it(shared):

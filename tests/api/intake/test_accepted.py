@@ -10,6 +10,7 @@ import pytest
 from pydantic import SecretStr
 from redis.asyncio import Redis
 
+from api.cache.plan import CachePlan
 from api.intake.accepted import LEDGER_NAME_MAX, SAFETY_EXPIRY_EXTRA_S
 from api.main import ApiProcess, create_app
 from cli.dev.embedded_redis import EmbeddedRedis
@@ -19,6 +20,7 @@ from common.canonical.job import Job, Policy
 from common.channel.base import Opening
 from common.config.groups.models import ProviderSettings
 from common.config.guardrail_policy import GuardrailPolicy
+from common.config.route_rules import Route, RouteTarget
 from common.config.settings import Settings
 from common.limits.charges import Charges
 from common.queue.jobs import JobClass
@@ -294,3 +296,87 @@ async def test_what_is_charged_is_reckoned_by_address_and_end_user(process, monk
     assert names["address"] == "192.0.2.7"
     assert names["end_user"].endswith("/ann")
     assert names.keys() == {"key", "tenant", "address", "end_user"}
+
+
+# The cache
+
+
+def plan_with(monkeypatch: pytest.MonkeyPatch, process: ApiProcess, plan: CachePlan | None) -> list[tuple[str, Any]]:
+    """Have every request planned like this. Return what the planner is asked, as it is asked."""
+    asked: list[tuple[str, Any]] = []
+
+    def planned(*args: Any) -> CachePlan | None:
+        asked.append(("plan", args))
+        return plan
+
+    def key(*args: Any) -> str:
+        asked.append(("key", args))
+        return "the key"
+
+    monkeypatch.setattr(process.services.planner, "plan", planned)
+    monkeypatch.setattr(process.services.planner, "key", key)
+    return asked
+
+
+async def test_a_request_that_the_cache_serves_has_a_key_of_all_that_its_answer_depends_on(send, process, monkeypatch):
+    plan = CachePlan(scope="tenant", ttl_s=60, may_use=True, may_store=True)
+    asked = plan_with(monkeypatch, process, plan)
+
+    opening = await send("/v1/messages", headers={"x-mark": "m"}, temperature=0)
+
+    (_, (headers, principal, parsed, body, dialect, targets)), (_, key_args) = asked
+    assert (headers["x-mark"], principal.id, dialect) == ("m", opening.owner, "anthropic-messages")
+    assert (parsed.temperature, body) == (0, {**BODY, "temperature": 0})
+    assert [target.provider for target in targets] == ["demo"]
+    scope, job, *rest = key_args
+    assert (scope, job.generation_id, rest) == ("tenant", job_of(opening).generation_id, [principal, body, targets, None])
+    assert orjson.loads(opening.request_summary)["cache"] == "miss"
+
+
+@pytest.mark.parametrize(("plan", "served"), [(None, "off"), (CachePlan(), "bypass")])
+async def test_a_request_that_it_does_not_serve_has_no_key_and_says_whether_somebody_wanted_it(
+    send, process, monkeypatch, plan, served
+):
+    asked = plan_with(monkeypatch, process, plan)
+
+    opening = await send()
+
+    assert [name for name, _ in asked] == ["plan"]
+    assert orjson.loads(opening.request_summary)["cache"] == served
+
+
+async def test_a_count_of_tokens_is_not_planned(send, process, monkeypatch):
+    asked = plan_with(monkeypatch, process, CachePlan(scope="key", ttl_s=60, may_use=True, may_store=True))
+
+    opening = await send("/v1/messages/count_tokens")
+
+    assert asked == []
+    assert orjson.loads(opening.request_summary)["cache"] == "off"
+
+
+# Routes
+
+
+@pytest.fixture
+def routed(process: ApiProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A route with affinity, whose second target has a tag."""
+    providers = {name: ProviderSettings(base_url="http://127.0.0.1:9/v1", api_keys=("k",)) for name in ("openai", "groq")}
+    targets = [RouteTarget(model="openai/a"), RouteTarget(model="groq/b", tags=("eu",))]
+    models = [target.model for target in targets]
+    route = Route(targets=targets, affinity=True)
+    configure(monkeypatch, process, providers=providers, routes={"fast": route}, aliases={"fast": models})
+
+
+async def test_of_a_route_the_worker_is_told_the_targets_with_the_tags_that_are_asked_for(send, routed):
+    assert job_of(await send(model="fast", headers={"x-sluice-tags": "eu"})).targets == ["groq/b"]
+    assert job_of(await send(model="fast")).targets is None
+
+
+async def test_the_requests_of_a_conversation_have_a_name_in_common_where_a_route_keeps_them_together(send, routed):
+    names = [
+        job_of(await send(model=model, headers={"x-session-id": session})).conversation
+        for model, session in (("fast", "one"), ("fast", "one"), ("fast", "two"), ("openai/a", "one"))
+    ]
+
+    assert names[0] == names[1] != names[2]
+    assert [bool(name) for name in names] == [True, True, True, False]

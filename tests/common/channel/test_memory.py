@@ -139,3 +139,52 @@ async def test_an_end_without_a_worker_is_the_next_claim_s_only_frame(channel):
     assert await channel.end_unowned("gen_unknown", "t3", Failed(ErrorKind.WORKER_LOST, "lost")) is WriteStatus.GONE
 
     assert [frame.id for frame in await channel.read(G, START, 10)] == [FrameId(1, 0), FrameId(2, 0)]
+
+
+# Generations that read the log of another one
+
+
+@pytest.fixture
+async def shared(channel) -> MemoryChannel:
+    for reader in ("gen_a", "gen_b"):
+        await channel.follow(reader, G, replace(OPENING, owner="reader", retention_s=20))
+    return channel
+
+
+async def part(channel: MemoryChannel, reader: str = "gen_a", source: str = G) -> tuple[WriteStatus, bool]:
+    return await channel.part(reader, source, Failed(ErrorKind.CANCELLED, "stopped"), is_readable=True)
+
+
+async def test_the_log_of_one_that_was_stopped_expires_at_the_end_of_its_own_retention(shared, clock):
+    assert await part(shared) == (WriteStatus.OK, False)
+
+    clock.now += 19.75
+    assert await shared.last_ids(["gen_a"]) == [FrameId(2, 0)]
+    clock.now += 0.25
+    assert await shared.last_ids(["gen_a", G]) == [None, FrameId(1, 0)]
+    for owner, kind in (("reader", ErrorKind.EXPIRED), ("a stranger", ErrorKind.NOT_FOUND)):
+        (refused,) = await shared.describe(["gen_a"], owner)
+        assert refused.failed.kind is kind
+
+
+async def test_one_that_was_stopped_is_told_to_those_that_listen_to_the_log(shared):
+    heard: list[Message] = []
+    await shared.subscribe(G, heard.append)
+
+    await part(shared)
+
+    assert heard == [Message(FrameId(1, 0), Frame(FrameId(1, 0), FrameKind.PART, b"gen_a"))]
+
+
+@pytest.mark.parametrize(("reader", "source"), [("gen_a", "gen_unknown"), ("gen_unknown", G)])
+async def test_only_a_reader_of_a_log_can_part_from_it(shared, reader, source):
+    assert await part(shared, reader, source) == (WriteStatus.GONE, False)
+
+
+async def test_the_last_one_that_is_stopped_stops_the_log_for_good(shared):
+    assert [await part(shared, reader) for reader in ("gen_a", "gen_b")] == [(WriteStatus.OK, False), (WriteStatus.OK, True)]
+
+    assert (await shared.heartbeat([CLAIM]))[0].stop is Stop.CANCELLED
+    assert await part(shared, "gen_b") == (WriteStatus.ENDED, False)
+    await shared.enter(G, "r2", "me")
+    assert (await shared.heartbeat([CLAIM]))[0].stop is Stop.CANCELLED

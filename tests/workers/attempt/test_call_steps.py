@@ -13,7 +13,7 @@ from common.canonical.events import Usage
 from common.canonical.job import Job, Policy
 from common.channel.base import FrameKind
 from common.config.groups.models import ProviderSettings
-from common.metering.attempt_cost import Attempt
+from common.metering.attempt_cost import Attempt, unpack
 from tests.workers.test_generate import Setup, setup  # noqa: F401 - a fixture.
 from workers.attempt import call
 from workers.attempt.call import build_head, final_blocks, message_count
@@ -210,6 +210,38 @@ async def test_only_the_last_piece_of_a_stream_waits_for_no_other(setup, monkeyp
 
     assert len(urgent) > 1
     assert (any(urgent[:-1]), urgent[-1]) == (False, True)
+
+
+# What is noted for the next claim
+
+
+async def noted_with_frames(run: Any, monkeypatch: pytest.MonkeyPatch, *bodies: bytes) -> list[tuple[FrameKind, bytes]]:
+    """Run a job, and return what is noted for the next claim whenever a head or an end is written."""
+    noted: list[tuple[FrameKind, bytes]] = []
+    write_frame = Writer.write_frame
+
+    def kept(writer: Writer, kind: FrameKind, data: bytes) -> None:
+        if kind is not FrameKind.DATA:
+            noted.append((kind, writer.packed_attempts))
+        write_frame(writer, kind, data)
+
+    monkeypatch.setattr(Writer, "write_frame", kept)
+    await run(*bodies)
+    return noted
+
+
+async def test_calls_are_noted_until_the_log_names_them(setup, run, monkeypatch):  # noqa: F811
+    noted = await noted_with_frames(run, monkeypatch, ROLE, b"".join(WHOLE))
+
+    assert noted == [(FrameKind.HEAD, b""), (FrameKind.END, b"")]
+
+
+async def test_calls_without_an_answer_stay_noted(setup, run, monkeypatch):  # noqa: F811
+    ((kind, noted),) = await noted_with_frames(run, monkeypatch, ROLE)
+
+    attempts = unpack(noted)
+    assert kind is FrameKind.END
+    assert {(attempt.provider, attempt.model) for attempt in attempts} == {("groq", "m")}
 
 
 # What else a call does, however it ends
