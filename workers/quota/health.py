@@ -3,9 +3,9 @@
 A deployment here is one model with one key of a provider. It is unwell if most of its calls failed within half a minute, if two
 calls in a row got no sign of life, or if its key was refused or has no credit left. Clients' own errors do not count. A rate
 limit counts only if its vendor does not say for how long (else ``pauses.py`` knows). While a deployment is unwell, it is called
-last, once per request; so a route never has fewer deployments than without this, and a route with one deployment is not affected.
-When its rest is over, one request of all workers, for which it is the first choice, tries it again. A complete answer makes it
-well for everybody: one that begins and breaks off is what other clients must be kept from. A failure doubles the rest.
+last, once per request. So a route never has fewer deployments than without this, and a route with one is not affected. When its
+rest is over, one request of all workers, for which it is the first choice, tries it again. A complete answer makes it well for
+everybody: one that begins and breaks off is what other clients must be kept from. A failure doubles the rest.
 
 What one worker learns counts for all: the end of each rest and the number of rests in a row are in Redis, and each worker reads
 all of them with its regular poll.
