@@ -123,7 +123,7 @@ class Metrics:
         )
         self.quota_refusals = Counter(
             "sluice_upstream_quota_refusals",
-            "Calls that a quota prevented; limit is requests, tokens, concurrent, paused or redis_away",
+            "Calls that a quota prevented; limit is requests, tokens, concurrent, the same with route_, paused or redis_away",
             ["provider", "limit"],
             registry=registry,
         )

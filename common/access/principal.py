@@ -86,6 +86,9 @@ class Limits(BaseModel):
         return (self.requests or self.tokens or self.concurrent) is not None
 
 
+NO_LIMITS = Limits()
+
+
 class Budget(BaseModel):
     """Maximum of US dollars per day and per month (UTC). None: no limit."""
 

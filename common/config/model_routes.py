@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from common.canonical.errors import ErrorKind, GatewayError
+from common.config.route_rules import Route, RouteTarget
 from common.config.settings import Settings
 from common.vendors.model_names import MODEL_NAMES, VENDOR_OF
 
@@ -63,6 +64,12 @@ def named_targets(names: Sequence[str], settings: Settings) -> list[Target | Non
         except GatewayError:
             targets.append(None)
     return targets
+
+
+def route_targets(route: Route, settings: Settings) -> dict[str, RouteTarget]:
+    """Return the rules of a route's targets by the targets' names, ``provider/model``."""
+    targets = named_targets([rule.model for rule in route.targets], settings)
+    return {target.name: rule for target, rule in zip(targets, route.targets, strict=True) if target}
 
 
 def own_name(name: str, settings: Settings, provider: str | None = None, *, has_byok_key: bool = False) -> str | None:

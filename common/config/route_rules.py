@@ -4,6 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, model_validator
 
+from common.access.principal import NO_LIMITS, Limits
+
 Strategy = Literal["priority", "weighted", "least_busy", "fastest", "cheapest"]
 
 Tag = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$", examples=["eu"])]
@@ -16,7 +18,8 @@ def _as_target(value: Any) -> Any:
 class RouteTarget(BaseModel):
     """``model`` is written like any model name: ``provider/model``. Targets with a lower ``priority`` are called first.
 
-    ``weight`` is the share of a target among those with the same priority. ``tags``: what a request may ask for.
+    ``weight`` is the share of a target among those with the same priority. ``tags``: what a request may ask for. ``limits``:
+    how much this route may use of the target, with all of its keys, by all workers together.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -25,6 +28,7 @@ class RouteTarget(BaseModel):
     weight: Annotated[float, Field(gt=0, le=10**6)] = 1
     priority: Annotated[int, Field(ge=1, le=1000)] = 1
     tags: Annotated[tuple[Tag, ...], Field(max_length=100)] = ()
+    limits: Limits = NO_LIMITS
 
 
 class Route(BaseModel):

@@ -29,7 +29,7 @@ all keys of one generation are in one slot of a cluster. The queue's keys are fe
 | ``sluice:q:sharers:ID`` | list, the slots of those that share a job: key, who holds it | with the job; safety expiry | API |
 | ``sluice:q:slots:SCOPE:NAME`` | sorted set, id by the time in ms until which it counts | safety expiry | API, worker |
 | ``sluice:q:spent:SCOPE:NAME:PERIOD`` | counter of nano-dollars in a day or a month of UTC | 3 or 40 days | worker (finish) |
-| ``sluice:unwell`` | hash, a vendor's key and model to the end of its rest in ms; its rests in a row | ``KEPT_S`` after that | worker |
+| ``sluice:unwell`` | hash, a vendor's key and model to its rest's end in ms, and more | ``KEPT_S`` after that | worker |
 | ``sluice:paused`` | hash, a vendor's key and model to the ms until which they are paused | until the last of these | worker |
 | ``sluice:key:ID`` | string, a managed key, see ``common/access/key_records`` | until the key is deleted | whoever changes it |
 | ``sluice:keys:version`` | string, changes with each change of a record | permanent | the same |

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from common.access.principal import NO_LIMITS, Limits
 from common.canonical.errors import Failed
 from common.canonical.events import Event, ToolCallStarted, Usage
 from common.canonical.generation import GenerationRequest
@@ -34,6 +35,8 @@ class Deployment:
     key_id: str = ""  # Provider and key in a form that does not reveal the key; see ``workers.quota``.
     quota_id: str = ""  # The same for the key whose quota the call uses, if that is not this key.
     client_pays: bool = False  # The client sent its own key, so the provider's limits and budget in our settings do not apply.
+    route_quota: str = ""  # The name under which all workers count the calls that its route makes to this target.
+    route_limits: Limits = NO_LIMITS  # Of these calls.
     facts: ModelFacts = field(default=UNKNOWN, repr=False)  # What the model can do there.
     refuses_summaries: bool = False  # Whether the key's account may not ask for summaries of reasoning.
     refuses_thoughts: bool = False  # Whether it refused the reasoning in the history of this generation's conversation.

@@ -1,7 +1,8 @@
 """May a vendor's key be called now, for this request?
 
-There are three reasons to say no, and none of them costs a call to the vendor: the vendor has told us to wait (``pauses``), the
-quota in our own settings is used up (``reservations``), or the gateway's budget for this provider is spent (``budgets``).
+There are three reasons to say no, and none of them costs a call to the vendor: the vendor has told us to wait (``pauses``), a
+quota in our own settings is used up (``reservations``): the key's, or that of the route's target; or the gateway's budget for
+this provider is spent (``budgets``).
 After a refusal the route's next key is used at once, or the generation waits: ``workers/attempt/retries.py`` decides.
 """
 
@@ -14,7 +15,6 @@ from pathlib import Path
 
 import orjson
 
-from common.access.principal import Limits
 from common.canonical.errors import ErrorKind, Failed, GatewayError, StoreUnavailable
 from common.canonical.events import Usage
 from common.canonical.generation import GenerationRequest
@@ -38,7 +38,6 @@ from workers.quota.reservations import BUSY_RECHECK_S, Reservation, Reservations
 from workers.quota.vendor_headers import pause_s
 
 FLUSH_S = 0.5  # A settlement wakes the flush. Without one, it checks this often whether places must be renewed.
-_UNLIMITED = Limits()
 
 
 class Refused(GatewayError):
@@ -112,7 +111,7 @@ def scripts_of(redis: Client) -> Scripts:
 
 
 class Quota:
-    """One worker's gate. It needs Redis only for providers with limits in the settings."""
+    """One worker's gate. It needs Redis only for providers and targets of routes with limits in the settings."""
 
     def __init__(self, redis: Client, pulse: Pulse, settings: Settings, metrics: Metrics) -> None:
         self._scripts = scripts_of(redis)
@@ -162,20 +161,27 @@ class Quota:
             raise self._refusal(demand, deployment, "paused", message, remaining.promise_s, remaining.pause_s)
 
     async def _reserve(self, demand: Demand, deployment: Deployment) -> Reservation | None:
-        # We do not know the quota of a client's own key.
-        limits = _UNLIMITED if deployment.client_pays else self._settings.provider(deployment.provider).limits
-        if not limits.is_set:
+        if deployment.client_pays:
+            return None  # We do not know the quota of a client's own key.
+        quotas = {
+            deployment.quota_id or deployment.key_id: self._settings.provider(deployment.provider).limits,
+            deployment.route_quota: deployment.route_limits,
+        }
+        quotas = {name: limits for name, limits in quotas.items() if limits.is_set}
+        if not quotas:
             return None
         try:
-            name = deployment.quota_id or deployment.key_id
-            answer = await self._reservations.reserve(name, limits, demand.tokens if limits.tokens else 0)
+            needs_tokens = any(limits.tokens for limits in quotas.values())
+            answer = await self._reservations.reserve(quotas, demand.tokens if needs_tokens else 0)
         except StoreUnavailable as error:
             message = "The gateway cannot check its quota at the moment."
             raise self._refusal(demand, deployment, "redis_away", message, BUSY_RECHECK_S, BUSY_RECHECK_S) from error
         if isinstance(answer, Shortage):
-            limit_text = _LIMIT_TEXTS[answer.limit]
-            message = f"The gateway has used up its quota of {limit_text} at the provider {deployment.provider} for now."
-            raise self._refusal(demand, deployment, answer.limit, message, answer.wait_s, answer.earliest_s)
+            is_of_route = answer.quota == deployment.route_quota
+            whose = "The route has used up its limit" if is_of_route else "The gateway has used up its quota"
+            message = f"{whose} of {_LIMIT_TEXTS[answer.limit]} at the provider {deployment.provider} for now."
+            limit = f"route_{answer.limit}" if is_of_route else answer.limit
+            raise self._refusal(demand, deployment, limit, message, answer.wait_s, answer.earliest_s)
         return answer
 
     def _refusal(

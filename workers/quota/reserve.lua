@@ -1,27 +1,45 @@
--- Reserves one call's share of a vendor key's quota, or returns which limit is reached.
--- ARGV: id, lease of its slot in ms, window in ms, then (limit 0: no limit):
+-- Reserves one call's share of one quota or of several, or returns which limit is reached. All of them or none.
+-- ARGV: id, lease of its slots in ms, then for each quota (limit 0: no limit): window in ms;
 --   key and limit of requests; key, limit and amount of tokens; key and limit of concurrency slots
--- Returns {'ok', bucket of its tokens}, or {the limit that is reached, ms until there is enough (0: unknown)}.
-local now, size = now_ms(), tonumber(ARGV[3])
-local requests, tokens, slots = tonumber(ARGV[5]), tonumber(ARGV[7]), tonumber(ARGV[10])
-local reason, wait = nil, 0
-
-local function check(limit_name, key, limit, amount)
-  local live, used = read_window(key, size, now)
-  if used + amount <= limit then return end
-  local ms = wait_ms(live, used + amount - limit, size, now)
-  if ms > wait then reason, wait = limit_name, ms end
+-- Returns {'ok', the bucket of its tokens in each quota}, or {the limit that is reached, ms until there is enough (0: unknown),
+--   the number of its quota, from 1}.
+local FIELDS = 8
+local now, reason, wait, which = now_ms(), nil, 0, 0
+local quotas = {}
+for i = 3, #ARGV, FIELDS do
+  quotas[#quotas + 1] = {
+    window = tonumber(ARGV[i]),
+    requests = {ARGV[i + 1], tonumber(ARGV[i + 2])},
+    tokens = {ARGV[i + 3], tonumber(ARGV[i + 4])}, amount = tonumber(ARGV[i + 5]),
+    slots = {ARGV[i + 6], tonumber(ARGV[i + 7])},
+  }
 end
 
-if requests > 0 then check('requests', ARGV[4], requests, 1) end
-if tokens > 0 then check('tokens', ARGV[6], tokens, tonumber(ARGV[8])) end
-if reason then return {reason, wait} end
-if slots > 0 then
-  redis.call('ZREMRANGEBYSCORE', ARGV[9], '-inf', int(now))
-  if redis.call('ZCARD', ARGV[9]) >= slots then return {'concurrent', 0} end
-  hold(ARGV[9], ARGV[1], now, tonumber(ARGV[2]))
+local function check(limit_name, number, limit, amount)
+  if limit[2] == 0 then return end
+  local live, used = read_window(limit[1], quotas[number].window, now)
+  if used + amount <= limit[2] then return end
+  local ms = wait_ms(live, used + amount - limit[2], quotas[number].window, now)
+  if ms > wait then reason, wait, which = limit_name, ms, number end
 end
-local bucket = ''
-if requests > 0 then add_to_window(ARGV[4], size, now, '1') end
-if tokens > 0 then bucket = add_to_window(ARGV[6], size, now, ARGV[8]) end
-return {'ok', bucket}
+
+for number, quota in ipairs(quotas) do
+  check('requests', number, quota.requests, 1)
+  check('tokens', number, quota.tokens, quota.amount)
+end
+if reason then return {reason, wait, which} end
+for number, quota in ipairs(quotas) do
+  if quota.slots[2] > 0 then
+    redis.call('ZREMRANGEBYSCORE', quota.slots[1], '-inf', int(now))
+    if redis.call('ZCARD', quota.slots[1]) >= quota.slots[2] then return {'concurrent', 0, number} end
+  end
+end
+local answer = {'ok'}
+for _, quota in ipairs(quotas) do
+  if quota.slots[2] > 0 then hold(quota.slots[1], ARGV[1], now, tonumber(ARGV[2])) end
+  if quota.requests[2] > 0 then add_to_window(quota.requests[1], quota.window, now, '1') end
+  local bucket = ''
+  if quota.tokens[2] > 0 then bucket = add_to_window(quota.tokens[1], quota.window, now, int(quota.amount)) end
+  answer[#answer + 1] = bucket
+end
+return answer

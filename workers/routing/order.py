@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 
 from common.canonical.events import Usage
-from common.config.model_routes import named_targets
+from common.config.model_routes import route_targets
 from common.config.route_rules import Route, RouteTarget
 from common.config.settings import Settings
 from common.metering.pricing import calculate_cost
@@ -41,7 +41,7 @@ class Router:
         route = self._settings.routes.get(model)
         if route is None or len(candidates) < 2:
             return candidates
-        shares = self._shares.get(model) or self._shares.setdefault(model, self._shares_of(route))
+        shares = self._shares.get(model) or self._shares.setdefault(model, route_targets(route, self._settings))
 
         def share(deployment: Deployment) -> RouteTarget:
             return shares.get(f"{deployment.provider}/{deployment.model}") or route.targets[0]
@@ -55,10 +55,6 @@ class Router:
             weights = [share(one).weight / keys[one.provider, one.model] for one in members]
             ordered += self._order_group(route, conversation, members, weights)
         return ordered
-
-    def _shares_of(self, route: Route) -> Shares:
-        targets = named_targets([share.model for share in route.targets], self._settings)
-        return {target.name: share for target, share in zip(targets, route.targets, strict=True) if target}
 
     def _order_group(
         self, route: Route, conversation: str, members: list[Deployment], weights: Sequence[float]

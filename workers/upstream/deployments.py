@@ -18,7 +18,7 @@ from common.canonical.errors import ErrorKind, GatewayError
 from common.canonical.generation import GenerationRequest
 from common.canonical.job import Job
 from common.config.groups.models import ModelSettings
-from common.config.model_routes import Target, resolve
+from common.config.model_routes import Target, resolve, route_targets
 from common.config.settings import Settings
 from common.dialects import DIALECTS
 from common.vendors.models import ModelFacts
@@ -53,7 +53,23 @@ def deployments(job: Job, settings: Settings, *, for_rest: bool = False) -> list
                 f"The model {job.model!r} has another route now: the gateway's API and its workers need the same settings."
             )
             raise GatewayError(ErrorKind.MODEL_NOT_FOUND, message, code="model_not_found", param="model")
-    return [deployment for target in targets for deployment in _with_keys(target, job, byok_key, settings, for_rest=for_rest)]
+    found = [deployment for target in targets for deployment in _with_keys(target, job, byok_key, settings, for_rest=for_rest)]
+    return _with_limits(found, job.model, settings)
+
+
+def _with_limits(found: list[Deployment], model: str, settings: Settings) -> list[Deployment]:
+    """Return the deployments with the limits that their route has for them."""
+    route = settings.routes.get(model)
+    if route is None or not any(rule.limits.is_set for rule in route.targets):
+        return found
+    rules = route_targets(route, settings)
+    names = [f"{deployment.provider}/{deployment.model}" for deployment in found]
+    return [
+        replace(deployment, route_quota=f"route:{model}>{name}", route_limits=rules[name].limits)
+        if name in rules
+        else deployment
+        for deployment, name in zip(found, names, strict=True)
+    ]
 
 
 def _with_keys(target: Target, job: Job, byok_key: str | None, settings: Settings, *, for_rest: bool) -> list[Deployment]:

@@ -77,7 +77,7 @@ def reservations(redis: Client) -> Reservations:
 
 @pytest.mark.parametrize("kind", ["requests", "tokens", "concurrent"])
 async def test_a_limit_that_is_not_set_takes_no_key(redis, kind):
-    taken = await reservations(redis).reserve("openai:k", Limits(**{kind: 5}), 2)
+    taken = await reservations(redis).reserve({"openai:k": Limits(**{kind: 5})}, 2)
 
     assert isinstance(taken, Reservation)
     assert len(await redis.keys("*")) == 1
@@ -89,7 +89,7 @@ async def _admitted(server: EmbeddedRedis, limits: Limits, tokens: list[int]) ->
     name = f"openai:{uuid.uuid4().hex}"
     async with clients(server, 2) as both:
         workers = [reservations(client) for client in both]
-        asked = [workers[n % 2].reserve(name, limits, amount) for n, amount in enumerate(tokens)]
+        asked = [workers[n % 2].reserve({name: limits}, amount) for n, amount in enumerate(tokens)]
         answers = await asyncio.gather(*asked)
     return [answer.tokens for answer in answers if isinstance(answer, Reservation)]
 
@@ -131,7 +131,7 @@ async def test_how_long_to_wait_is_told_exactly(redis):
     await redis.hset(keyspace.limit("upstream", name, "requests"), mapping={bucket: 2, bucket + 10: 1, bucket - 50: 7})
 
     before = await redis.time()
-    answer = await ours.reserve(name, Limits(requests=3), 0)
+    answer = await ours.reserve({name: Limits(requests=3)}, 0)
     after = await redis.time()
 
     free_at = bucket + 61  # When all of the bucket is older than the window.
@@ -146,39 +146,83 @@ def _s(time: tuple[int, int]) -> float:
 async def test_what_a_window_holds_is_free_again_when_it_has_passed(redis):
     ours, limits = reservations(redis), Limits(requests=2, window_s=1)
     for _ in range(2):
-        assert isinstance(await ours.reserve("openai:a", limits, 0), Reservation)
-    refusal = await ours.reserve("openai:a", limits, 0)
+        assert isinstance(await ours.reserve({"openai:a": limits}, 0), Reservation)
+    refusal = await ours.reserve({"openai:a": limits}, 0)
 
     assert isinstance(refusal, Shortage)
     await asyncio.sleep(refusal.wait_s)
-    assert isinstance(await ours.reserve("openai:a", limits, 0), Reservation)
+    assert isinstance(await ours.reserve({"openai:a": limits}, 0), Reservation)
 
 
 async def test_a_worker_that_was_refused_asks_no_more_until_it_may_help(redis):
     ours, limits = reservations(redis), Limits(requests=1)
-    await ours.reserve("openai:a", limits, 0)
-    await ours.reserve("openai:a", limits, 0)
+    await ours.reserve({"openai:a": limits}, 0)
+    await ours.reserve({"openai:a": limits}, 0)
     before = await _scripts_run(redis)
 
-    assert isinstance(await ours.reserve("openai:a", limits, 0), Shortage)
+    assert isinstance(await ours.reserve({"openai:a": limits}, 0), Shortage)
 
     assert await _scripts_run(redis) == before
 
 
 async def test_a_smaller_request_may_fit_where_a_larger_one_did_not(redis):
     ours, limits = reservations(redis), Limits(tokens=100)
-    await ours.reserve("openai:a", limits, 60)
+    await ours.reserve({"openai:a": limits}, 60)
 
-    assert isinstance(await ours.reserve("openai:a", limits, 50), Shortage)
-    assert isinstance(await ours.reserve("openai:a", limits, 40), Reservation)
+    assert isinstance(await ours.reserve({"openai:a": limits}, 50), Shortage)
+    assert isinstance(await ours.reserve({"openai:a": limits}, 40), Reservation)
+
+
+async def test_a_call_takes_its_share_of_each_quota_or_of_none(redis):
+    ours, key, target = reservations(redis), "openai:a", "route:fast>openai/m"
+    both = {key: Limits(requests=5, tokens=100), target: Limits(requests=5, tokens=50, concurrent=1)}
+    taken = await ours.reserve(both, 60)
+    assert isinstance(taken, Reservation)
+    assert [share.tokens for share in taken.shares] == [60, 50], "a call that is larger than a limit takes all of it"
+
+    short = await reservations(redis).reserve(both, 10)
+    assert isinstance(short, Shortage)
+    assert (short.quota, short.limit) == (target, "tokens")
+    assert await redis.hvals(keyspace.limit("upstream", key, "requests")) == [b"1"]
+
+    ours.release(taken, 20)
+    await ours.flush()
+    for quota in both:
+        assert await redis.hvals(keyspace.limit("upstream", quota, "tokens")) == [b"20"]
+    assert isinstance(await ours.reserve(both, 30), Reservation)
+
+
+async def test_the_quota_without_a_place_is_named_and_nothing_is_taken(redis):
+    ours, both = reservations(redis), {"openai:a": Limits(concurrent=2), "route:fast>openai/m": Limits(concurrent=1)}
+    assert isinstance(await ours.reserve(both, 0), Reservation)
+
+    short = await ours.reserve(both, 0)
+
+    assert isinstance(short, Shortage)
+    assert (short.quota, short.limit) == ("route:fast>openai/m", "concurrent")
+    assert await redis.zcard(keyspace.slots("upstream", "openai:a")) == 1
+
+
+async def test_a_limit_of_a_target_holds_for_all_its_keys_and_not_for_other_names(redis):
+    routes = {"fast": {"targets": [{"model": "openai/m", "limits": {"requests": 2}}]}}
+    chosen = {"openai": ProviderSettings(api_keys=("k1", "k2"))}
+    async with worker(redis, chosen, routes=routes) as quota:
+        first, second = deployments(job("fast"), quota._settings)
+        assert [await is_refused(quota, where, model="fast") for where in (first, second, first)] == [False, False, True]
+        with pytest.raises(Refused, match="The route has used up its limit of requests") as refused:
+            async with quota.admitted(demand(model="fast"), second):
+                pass
+        assert refused.value.limit == "route_requests"
+        (direct, _) = deployments(job("openai/m"), quota._settings)
+        assert not await is_refused(quota, direct)
 
 
 async def test_one_call_is_one_round_trip(redis):
     ours = reservations(redis)
-    await ours.reserve("openai:a", Limits(requests=9, tokens=9, concurrent=9), 1)
+    await ours.reserve({"openai:a": Limits(requests=9, tokens=9, concurrent=9)}, 1)
     before = await _scripts_run(redis)
 
-    await ours.reserve("openai:a", Limits(requests=9, tokens=9, concurrent=9), 1)
+    await ours.reserve({"openai:a": Limits(requests=9, tokens=9, concurrent=9)}, 1)
 
     assert await _scripts_run(redis) == before + 1
 
@@ -193,7 +237,7 @@ async def _scripts_run(redis: Redis) -> int:
 @pytest.mark.parametrize(("used", "fits"), [(0, 100), (30, 70), (90, 10), (100, 0)])
 async def test_tokens_that_were_not_used_come_back(redis, used, fits):
     ours, limits = reservations(redis), Limits(tokens=100)
-    reserved = await ours.reserve("openai:a", limits, 90)
+    reserved = await ours.reserve({"openai:a": limits}, 90)
     assert isinstance(reserved, Reservation)
 
     ours.release(reserved, used)
@@ -202,50 +246,50 @@ async def test_tokens_that_were_not_used_come_back(redis, used, fits):
     left = [n for n in range(1, 101) if n <= 100 - used]
     assert max(left, default=0) == fits
     if fits:
-        assert isinstance(await reservations(redis).reserve("openai:a", limits, fits), Reservation)
-    assert isinstance(await reservations(redis).reserve("openai:a", limits, 1), Shortage)
+        assert isinstance(await reservations(redis).reserve({"openai:a": limits}, fits), Reservation)
+    assert isinstance(await reservations(redis).reserve({"openai:a": limits}, 1), Shortage)
 
 
 async def test_more_tokens_than_were_reserved_count_too(redis):
     ours, limits = reservations(redis), Limits(tokens=100)
-    reserved = await ours.reserve("openai:a", limits, 10)
+    reserved = await ours.reserve({"openai:a": limits}, 10)
     assert isinstance(reserved, Reservation)
 
     ours.release(reserved, 95)
     await ours.flush()
 
-    assert isinstance(await ours.reserve("openai:a", limits, 6), Shortage)
-    assert isinstance(await ours.reserve("openai:a", limits, 5), Reservation)
+    assert isinstance(await ours.reserve({"openai:a": limits}, 6), Shortage)
+    assert isinstance(await ours.reserve({"openai:a": limits}, 5), Reservation)
 
 
 async def test_a_place_is_free_again_when_its_call_has_ended(redis):
     ours, limits = reservations(redis), Limits(concurrent=1)
-    reserved = await ours.reserve("openai:a", limits, 0)
+    reserved = await ours.reserve({"openai:a": limits}, 0)
     assert isinstance(reserved, Reservation)
-    assert isinstance(await reservations(redis).reserve("openai:a", limits, 0), Shortage)
+    assert isinstance(await reservations(redis).reserve({"openai:a": limits}, 0), Shortage)
 
     ours.release(reserved, 0)
     await ours.flush()
 
-    assert isinstance(await reservations(redis).reserve("openai:a", limits, 0), Reservation)
+    assert isinstance(await reservations(redis).reserve({"openai:a": limits}, 0), Reservation)
 
 
 async def test_a_worker_looks_again_at_once_when_a_call_of_its_own_has_ended(redis):
     ours, limits = reservations(redis), Limits(concurrent=1)
-    reserved = await ours.reserve("openai:a", limits, 0)
+    reserved = await ours.reserve({"openai:a": limits}, 0)
     assert isinstance(reserved, Reservation)
-    assert isinstance(await ours.reserve("openai:a", limits, 0), Shortage)
+    assert isinstance(await ours.reserve({"openai:a": limits}, 0), Shortage)
 
     ours.release(reserved, 0)
     await ours.flush()
 
-    assert isinstance(await ours.reserve("openai:a", limits, 0), Reservation)
+    assert isinstance(await ours.reserve({"openai:a": limits}, 0), Reservation)
 
 
 async def test_a_call_that_is_cancelled_while_it_asks_leaves_no_place_behind(redis):
     ours, limits = reservations(redis), Limits(concurrent=1)
     await redis.ping()
-    asking = asyncio.create_task(ours.reserve("openai:a", limits, 0))
+    asking = asyncio.create_task(ours.reserve({"openai:a": limits}, 0))
     await asyncio.sleep(0)
     asking.cancel()
     await asyncio.gather(asking, return_exceptions=True)
@@ -260,11 +304,11 @@ async def test_a_killed_workers_places_are_free_after_its_lease(redis, monkeypat
     monkeypatch.setattr("workers.quota.reservations.BUSY_RECHECK_S", 0.01)
     scripts, limits = gate.scripts_of(redis), Limits(concurrent=1)
     killed, other = (Reservations(scripts, lease_s=0.1, renew_s=0.05) for _ in range(2))
-    assert isinstance(await killed.reserve("openai:a", limits, 0), Reservation)
-    assert isinstance(await other.reserve("openai:a", limits, 0), Shortage)
+    assert isinstance(await killed.reserve({"openai:a": limits}, 0), Reservation)
+    assert isinstance(await other.reserve({"openai:a": limits}, 0), Shortage)
 
     async def is_let_in() -> bool:
-        return isinstance(await other.reserve("openai:a", limits, 0), Reservation)
+        return isinstance(await other.reserve({"openai:a": limits}, 0), Reservation)
 
     await until(is_let_in, "the place is free")
 
@@ -272,7 +316,7 @@ async def test_a_killed_workers_places_are_free_after_its_lease(redis, monkeypat
 async def test_a_running_calls_place_is_dated_anew(redis):
     now = 0.0
     ours = Reservations(gate.scripts_of(redis), LEASE_S, RENEW_S, clock=lambda: now)
-    await ours.reserve("openai:a", Limits(concurrent=1), 0)
+    await ours.reserve({"openai:a": Limits(concurrent=1)}, 0)
     (first,) = await redis.zrange(keyspace.slots("upstream", "openai:a"), 0, -1, withscores=True)
 
     async def is_later() -> bool:
@@ -296,7 +340,7 @@ def test_a_killed_workers_places_are_free_within_ten_seconds():
 async def test_what_cannot_be_settled_while_redis_is_away_stays_reserved(redis, monkeypatch):
     scripts, limits = gate.scripts_of(redis), Limits(tokens=100)
     ours = Reservations(scripts, LEASE_S, RENEW_S)
-    reserved = await ours.reserve("openai:a", limits, 90)
+    reserved = await ours.reserve({"openai:a": limits}, 90)
     assert isinstance(reserved, Reservation)
 
     async def is_away(calls: Any) -> Any:
@@ -314,7 +358,7 @@ async def test_what_cannot_be_settled_while_redis_is_away_stays_reserved(redis, 
 
 async def test_nothing_stays_in_redis_for_good(redis):
     ours = reservations(redis)
-    await ours.reserve("openai:a", Limits(requests=5, tokens=5, concurrent=5), 1)
+    await ours.reserve({"openai:a": Limits(requests=5, tokens=5, concurrent=5)}, 1)
 
     names = await redis.keys("*")
     assert len(names) == 3

@@ -22,7 +22,7 @@ class Lab:
         self, id_: str = "call", requests: int = 0, tokens: int = 0, amount: int = 0, slots: int = 0
     ) -> list[Any]:
         args = [id_, LEASE, WINDOW, REQUESTS, requests, TOKENS, tokens, amount, SLOTS, slots]
-        first, second = await self._scripts.run("reserve", [], args)
+        first, second, *_ = await self._scripts.run("reserve", [], args)
         return [first.decode(), second.decode() if isinstance(second, bytes) else second]
 
     async def settle(self, id_: str, bucket: str, reserved: int, used: int, slots: str = SLOTS, tokens: str = TOKENS) -> None:

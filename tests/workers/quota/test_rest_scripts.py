@@ -9,7 +9,7 @@ from workers.quota.gate import scripts_of
 
 T = 1_800_000_000_000
 KEPT, PROBE = 600_000, 30_000
-NAMES_MAX = 3
+NAMES_MAX, TIMES = 3, 2
 
 
 class Lab:
@@ -20,12 +20,17 @@ class Lab:
     async def store(self, **changes: int) -> dict[str, int]:
         """Record rests: name, ms. Return all that are stored then, in ms after T."""
         await self._scripts.run(
-            "rests", [keyspace.UNWELL], [NAMES_MAX, KEPT, *(word for item in changes.items() for word in item)]
+            "rests",
+            [keyspace.UNWELL],
+            [NAMES_MAX, KEPT, *(word for name, ms in changes.items() for word in (name, ms, TIMES))],
         )
         return await self.stored()
 
     async def stored(self) -> dict[str, int]:
-        return {name.decode(): int(until) - T for name, until in (await self.redis.hgetall(keyspace.UNWELL)).items()}
+        fields = {name.decode(): int(value) for name, value in (await self.redis.hgetall(keyspace.UNWELL)).items()}
+        times = {name.removesuffix(" times"): fields.pop(name) for name in list(fields) if name.endswith(" times")}
+        assert times == dict.fromkeys(fields, TIMES), "a rest and its number are stored and deleted together"
+        return {name: until - T for name, until in fields.items()}
 
     async def may_try(self, name: str = "a") -> int:
         return await self._scripts.run("probe", [keyspace.UNWELL], [name, PROBE])
