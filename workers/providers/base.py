@@ -36,7 +36,7 @@ class Deployment:
     quota_id: str = ""  # The same for the key whose quota the call uses, if that is not this key.
     client_pays: bool = False  # The client sent its own key, so the provider's limits and budget in our settings do not apply.
     route_quota: str = ""  # The name under which all workers count the calls that its route makes to this target.
-    route_limits: Limits = NO_LIMITS  # Of these calls.
+    route_limits: Limits = field(default=NO_LIMITS, repr=False)  # Of these calls.
     facts: ModelFacts = field(default=UNKNOWN, repr=False)  # What the model can do there.
     refuses_summaries: bool = False  # Whether the key's account may not ask for summaries of reasoning.
     refuses_thoughts: bool = False  # Whether it refused the reasoning in the history of this generation's conversation.
