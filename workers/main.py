@@ -41,6 +41,7 @@ from workers.metrics import Metrics
 from workers.publish.linger import Linger
 from workers.publish.publisher import Publisher
 from workers.quota.gate import Quota
+from workers.routing.active_probes import ActiveProbes
 from workers.services import Services
 from workers.transcode.output_guardrails import OutputGuards
 from workers.upstream.http_client import Upstream
@@ -91,6 +92,7 @@ async def _run(settings: Settings, sock: socket.socket) -> None:
         settings, channel, publisher, upstream, metrics, responses, quota, guards, CacheStore(cache_redis, settings)
     )
 
+    active_probes = ActiveProbes(redis, quota.health, upstream, settings, metrics)
     bookkeeper = Bookkeeper(redis, pulse, channel, settings, metrics)
 
     async def handle(job: ClaimedJob) -> Settlement:
@@ -111,6 +113,7 @@ async def _run(settings: Settings, sock: socket.socket) -> None:
         probe.start()
         publisher.start()
         quota.start()
+        active_probes.start()
         # Before the first job: both take some CPU time, and would delay its stream.
         await asyncio.gather(bookkeeper.start(), asyncio.to_thread(pricing.load))
         collect_garbage_less_often()
@@ -123,6 +126,7 @@ async def _run(settings: Settings, sock: socket.socket) -> None:
         await health.cleanup()
         await bookkeeper.stop()
         await publisher.stop()
+        await active_probes.stop()
         await quota.stop()
         await probe.stop()
         await services.upstream.close()

@@ -115,6 +115,12 @@ class Metrics:
             ["provider"],
             registry=registry,
         )
+        self.probes = Counter(
+            "sluice_upstream_probes",
+            "Lists of models that were asked for to see whether an unwell key is reached again; outcome is reached or down",
+            ["provider", "outcome"],
+            registry=registry,
+        )
         self.paused = Gauge(
             "sluice_upstream_paused",
             "Keys that their vendor told us not to call for now, each for one model",

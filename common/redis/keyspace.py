@@ -25,7 +25,7 @@ all keys of one generation are in one slot of a cluster. The queue's keys are fe
 | ``sluice:q:once:OWNER:DIGEST`` | string, id and the request's digest | ``idempotency_s`` | API (enqueue) |
 | ``sluice:q:flight:KEY:POLICY`` | string, the job to join; or ``cached`` | until it is removed; safety expiry | API |
 | ``sluice:q:ended`` | list of ids whose records wait for the ledger | until it has them | worker (finish), API (withdraw) |
-| ``sluice:q:limit:SCOPE:NAME:KIND`` | hash, bucket number to amount | two windows | API (enqueue), worker (finish) |
+| ``sluice:q:limit:SCOPE:NAME:KIND`` | hash, bucket number to amount | two windows | API (enqueue), worker |
 | ``sluice:q:sharers:ID`` | list, the slots of those that share a job: key, who holds it | with the job; safety expiry | API |
 | ``sluice:q:slots:SCOPE:NAME`` | sorted set, id by the time in ms until which it counts | safety expiry | API, worker |
 | ``sluice:q:spent:SCOPE:NAME:PERIOD`` | counter of nano-dollars in a day or a month of UTC | 3 or 40 days | worker (finish) |

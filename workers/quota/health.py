@@ -58,6 +58,7 @@ class _Rest:
     is_probed_here: bool = False
     is_shared: bool = False  # Whether it is from Redis, or was sent there.
     since: float = 0.0
+    deployment: Deployment | None = None  # For an active probe, if this worker made it rest. None: requests try it.
 
 
 class Health:
@@ -139,12 +140,17 @@ class Health:
             return  # It began before the rest, or had no other deployment.
         usual_s = KEY_REST_S if reason else 0.0
         reason = reason or ("probe_failed" if rest else self._count(name, failed, now))
-        if reason is None:
-            return
+        if reason:
+            self._rest(deployment, reason, usual_s, failed.retry_after_s or 0)
+
+    def _rest(self, deployment: Deployment, reason: str, usual_s: float, requested_s: float) -> None:
+        """Make a deployment rest, for longer than the last time if it has not been well since. ``usual_s`` 0: as others."""
+        name, now = name_of(deployment), self._clock()
+        rest = self._rests.get(name)
         times = min(rest.times + 1, TIMES_MAX) if rest else 1
         usual_s = usual_s or REST_S * 2 ** (times - 1)
-        rest_s = max(min(usual_s, self._rest_max_s), min(failed.retry_after_s or 0, self._rest_max_s))
-        self._rests[name] = _Rest(now + rest_s, times, since=now)
+        rest_s = max(min(usual_s, self._rest_max_s), min(requested_s, self._rest_max_s))
+        self._rests[name] = _Rest(now + rest_s, times, since=now, deployment=deployment)
         self._windows.pop(name, None)
         self._changed.add(name)
         key = deployment.key_label
@@ -166,6 +172,38 @@ class Health:
         if window.silent >= SILENT_MIN:
             return "silent"
         return "errors" if failures >= FAILURES_MIN and failures >= FAILURE_SHARE * len(window.calls) else None
+
+    # Active probes
+
+    def due(self, lead_s: float) -> list[Deployment]:
+        """Return the deployments to probe: this worker made them rest, and that is over in ``lead_s`` or sooner."""
+        if not self._rests:
+            return []
+        until = self._clock() + lead_s
+        return [rest.deployment for rest in self._rests.values() if rest.deployment and rest.until <= until]
+
+    def hold(self, deployment: Deployment, hold_s: float) -> None:
+        """Keep requests from a deployment while it is probed. Redis has the same time."""
+        if rest := self._rests.get(name_of(deployment)):
+            rest.until, rest.since = self._clock() + hold_s, self._clock()
+
+    def leave_to_requests(self, deployment: Deployment) -> None:
+        """Probe a deployment no more until it rests again."""
+        if rest := self._rests.get(name_of(deployment)):
+            rest.deployment = None
+
+    def record_probe(self, deployment: Deployment, *, is_reached: bool) -> None:
+        """Let a request try a deployment that is reached again. Let one that is not rest on."""
+        name = name_of(deployment)
+        rest = self._rests.get(name)
+        if rest is None:
+            return  # A request that had no other deployment has had an answer meanwhile.
+        if is_reached:
+            rest.until = rest.since = self._clock()
+            rest.deployment = None
+            self._changed.add(name)
+        else:
+            self._rest(deployment, "probe_failed", 0.0, 0.0)
 
     # All workers
 

@@ -34,6 +34,13 @@ class UpstreamSettings(BaseModel):
     retry_after_max_s: float = Field(
         30, ge=0, le=3600, description="The longest Retry-After of a provider that we obey or pass to the client."
     )
+    health_probes_per_hour: int = Field(
+        0,
+        ge=0,
+        le=3600,
+        description="How often in an hour all workers together may ask a provider for its list of models, to see whether an "
+        "unwell deployment is reached again (docs/providers.md). 0: never.",
+    )
     upstream_connections_max: int = Field(
         2_500, ge=1, le=10**5, description="Maximum of connections of one worker to all providers."
     )

@@ -1,0 +1,103 @@
+"""Is an unwell deployment reached again, and does it take its key? The gateway asks, so that no client's request has to.
+
+Off unless ``health_probes_per_hour`` is set. Shortly before the end of a rest, one worker of all asks the provider for its list
+of models, which costs nothing anywhere. If that fails, the deployment rests on, for twice as long, and no client's request is
+used to find out. If it is answered, the rest is over: the list does not show that the model answers, so one request tries that,
+as always (``health``). The worker that saw the deployment become unwell asks, because it has its address and key. If it is gone,
+or the budget of probes is spent, clients' requests try it as without probes.
+"""
+
+import asyncio
+import re
+
+from common.canonical.errors import GatewayError, StoreUnavailable
+from common.config.settings import Settings
+from common.process.process import supervised
+from common.redis import keyspace
+from common.redis.client import Client, ms
+from workers.metrics import Metrics
+from workers.providers.base import Deployment, UpstreamRequest
+from workers.quota.gate import scripts_of
+from workers.quota.health import Health, name_of
+from workers.upstream.http_client import Upstream
+
+LOOK_S = 0.5  # How often a worker looks for rests that end soon.
+LEAD_S = 2.0  # So long before the end of a rest, so that no client's request comes first.
+PROBE_TIMEOUT_S = 10.0
+HOLD_S = PROBE_TIMEOUT_S + LEAD_S  # Nobody else tries the deployment meanwhile.
+# The path of the list, and the header of the key with what is written before it.
+_LISTS: dict[str, tuple[str, str, str]] = {
+    "openai-chat": ("/models", "authorization", "Bearer "),
+    "openai-responses": ("/models", "authorization", "Bearer "),
+    "anthropic-messages": ("/v1/models", "x-api-key", ""),
+    "gemini": ("/v1beta/models", "x-goog-api-key", ""),
+    "cohere": ("/v1/models", "authorization", "Bearer "),
+}
+_ENDS_IN_VERSION = re.compile(r"/v\d\w*$")
+_DOWN = (401, 402, 403)  # And all from 500 on. Any other status shows that somebody is there.
+
+
+class ActiveProbes:
+    """One worker's probes."""
+
+    def __init__(self, redis: Client, health: Health, upstream: Upstream, settings: Settings, metrics: Metrics) -> None:
+        self._scripts = scripts_of(redis)
+        self._health = health
+        self._upstream = upstream
+        self._settings = settings
+        self._metrics = metrics
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = supervised(self._look_for_ever, "active_probes")
+
+    async def stop(self) -> None:
+        if self._task:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _look_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_S)
+            if self._settings.health_probes_per_hour:
+                await self.look()
+
+    async def look(self) -> None:
+        """Probe the deployments of which this worker knows that their rest ends soon."""
+        await asyncio.gather(*(self._probe(deployment) for deployment in self._health.due(LEAD_S)))
+
+    async def _probe(self, deployment: Deployment) -> None:
+        is_direct = not self._settings.is_behind_gateway(deployment.provider)  # An AI gateway has no list of its own.
+        if not (is_direct and await self._claim(deployment)):
+            self._health.leave_to_requests(deployment)
+            return
+        self._health.hold(deployment, HOLD_S)
+        is_reached = await self._is_reached(deployment)
+        self._metrics.probes.labels(deployment.provider, "reached" if is_reached else "down").inc()
+        self._health.record_probe(deployment, is_reached=is_reached)
+
+    async def _claim(self, deployment: Deployment) -> bool:
+        keys = [keyspace.UNWELL, keyspace.limit("probes", deployment.provider, "requests")]
+        args = [name_of(deployment), ms(LEAD_S), ms(HOLD_S), self._settings.health_probes_per_hour]
+        try:
+            return bool(await self._scripts.run("active_probe", keys, args))
+        except StoreUnavailable:
+            return False  # The budget is not known.
+
+    async def _is_reached(self, deployment: Deployment) -> bool:
+        try:
+            async with (
+                asyncio.timeout(PROBE_TIMEOUT_S),
+                self._upstream.open(list_request(deployment), deployment.provider, is_stream=False) as answer,
+            ):
+                return answer.status < 500 and answer.status not in _DOWN
+        except (GatewayError, TimeoutError):
+            return False
+
+
+def list_request(deployment: Deployment) -> UpstreamRequest:
+    """Return the request for the list of models at the deployment's provider."""
+    path, key_header, scheme = _LISTS[deployment.wire]
+    path = "/models" if _ENDS_IN_VERSION.search(deployment.base_url) else path
+    headers = deployment.request_headers(key_header, scheme) | {"anthropic-version": "2023-06-01"}
+    return UpstreamRequest(deployment.url(path), headers, b"", method="GET")
