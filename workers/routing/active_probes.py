@@ -3,8 +3,8 @@
 Off unless ``health_probes_per_hour`` is set. Shortly before the end of a rest, one worker of all asks the provider for its list
 of models, which costs nothing anywhere. If that fails, the deployment rests on, for twice as long, and no client's request is
 used to find out. If it is answered, the rest is over: the list does not show that the model answers, so one request tries that,
-as always (``health``). The worker that saw the deployment become unwell asks, because it has its address and key. If it is gone,
-or the budget of probes is spent, clients' requests try it as without probes.
+as always (``health``). The worker that saw the deployment become unwell asks, because it has its address and key. If it is
+gone, or the budget of probes is spent, clients' requests try it as without probes.
 """
 
 import asyncio
