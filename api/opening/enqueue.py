@@ -71,9 +71,11 @@ async def open_and_enqueue(accepted: AcceptedRequest, services: ApiServices, ent
             await write_log(entry, accepted, services)
             joined.reread()
     except BaseException as error:
-        if isinstance(joined, Viewer):
-            # After a refusal the store is there, and must forget the channel. A store that is away forgets it by itself.
-            await _undo_open(joined, services, is_kept=not isinstance(error, GatewayError))
+        if isinstance(joined, Viewer) and isinstance(error, GatewayError):
+            await _undo_open(joined, services)
+        elif isinstance(joined, Viewer):
+            # The store may have enqueued the job and only its answer came too late. Then the job must not run for nobody.
+            services.hub.abandon(joined)
         raise
     if sharing and enqueued.is_cached:
         await _undo_open(joined, services)
@@ -131,15 +133,13 @@ async def _enqueue(
     return await enqueue_once(own_id, owner, accepted.idempotency_key, enqueue, services.channel)
 
 
-async def _undo_open(viewer: Viewer, services: ApiServices, *, is_kept: bool = False, keeps_reader: bool = False) -> None:
+async def _undo_open(viewer: Viewer, services: ApiServices, *, keeps_reader: bool = False) -> None:
     """Remove what was opened for a job that was not enqueued.
 
-    ``is_kept``: leave the channel to its expiry. ``keeps_reader``: the request's own generation reads another log.
+    ``keeps_reader``: the request's own generation reads another log.
     """
     viewer.has_ended = True  # No worker runs it, so there is no leave to report.
     await services.hub.leave(viewer)
-    if is_kept:
-        return
     with contextlib.suppress(StoreUnavailable):
         await services.channel.discard(viewer.generation_id)
         if viewer.reader_id != viewer.generation_id and not keeps_reader:

@@ -76,6 +76,7 @@ class Hub:
         self._subscriptions: dict[str, _Subscription] = {}
         self._watchdog: asyncio.Task[None] | None = None
         self._joining = asyncio.Semaphore(JOINING_MAX)
+        self._leaving: set[asyncio.Task[None]] = set()
         feed.on_resubscribed(self._reread_all)
 
     def start(self) -> None:
@@ -173,6 +174,12 @@ class Hub:
                 await self._leave_channel(viewer.generation_id, viewer.leave_reason)
             except StoreUnavailable:
                 log.warning("leave_not_said", generation_id=viewer.generation_id)  # The worker will notice that nobody listens.
+
+    def abandon(self, viewer: Viewer) -> None:
+        """Do the same as ``leave``, without waiting for it: for a request whose store did not answer in time."""
+        task = asyncio.create_task(self.leave(viewer), name="abandon")
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
 
     async def _leave_channel(self, generation_id: str, reason: Stop) -> None:
         stop = await self._channel.leave(generation_id, self.replica, reason)

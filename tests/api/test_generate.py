@@ -1,5 +1,7 @@
 """What a refused or failed enqueue leaves behind: nothing."""
 
+import asyncio
+
 import httpx
 import pytest
 from redis.asyncio import Redis
@@ -9,6 +11,7 @@ from cli.dev.embedded_redis import EmbeddedRedis
 from common.canonical.errors import StoreUnavailable
 from common.config.groups.models import ProviderSettings
 from common.config.settings import Settings
+from common.queue.jobs import JobStatus
 from common.redis import keyspace
 
 BODY = {"model": "demo", "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}]}
@@ -106,7 +109,35 @@ async def test_a_store_that_fails_half_way_leaves_no_subscription(process, redis
     response = await post(process)
 
     assert (response.status_code, response.json()["error"]["code"]) == (503, "store_unavailable")
+    await asyncio.gather(*process.services.hub._leaving)
     assert min([await redis.pttl(key) for key in await redis.keys("*")], default=1) > 0  # Nothing that stays for ever.
+    assert process.services.feed.subscriptions == 0
+
+
+@pytest.mark.parametrize(("headers", "is_waiting"), [({}, False), ({"x-disconnect": "detach"}, True)])
+@pytest.mark.parametrize("cache", [{}, {"x-sluice-cache": "use"}], ids=["alone", "may be shared"])
+async def test_a_job_whose_client_never_learned_of_it_runs_only_where_it_may_run_without_it(
+    process, monkeypatch, headers, cache, is_waiting
+):
+    queue, seen = process.services.queue, []
+    monkeypatch.setattr(queue, "_settings", process.settings.model_copy(update={"waiting_max": 10}))
+    enqueue = queue.enqueue
+
+    async def enqueue_and_lose_the_answer(*arguments: object, **names: object) -> None:
+        enqueued = await enqueue(*arguments, **names)
+        if enqueued.id:
+            seen.append(arguments[0])
+            raise StoreUnavailable("no answer")
+        return enqueued
+
+    monkeypatch.setattr(queue, "enqueue", enqueue_and_lose_the_answer)
+
+    response = await post(process, headers=headers | cache)
+
+    assert response.status_code == 503
+    await asyncio.gather(*process.services.hub._leaving)
+    (status,) = await queue.statuses(seen)
+    assert (status is JobStatus.WAITING) == is_waiting
     assert process.services.feed.subscriptions == 0
 
 

@@ -22,6 +22,7 @@ STOPS_MAX = 8
 COME_BACK = {"gateway_restarting"}
 # Nothing has begun: the client asks again when it was told to, as SDKs do. The second is what Anthropic's clients know.
 OVERLOADED = ("overloaded", "overloaded_error")
+LATE_WORDS = b"more to do now than it can"
 ASKS_MAX = 8
 
 
@@ -58,6 +59,7 @@ class History:
     resumes: list[tuple[float, float]] = field(default_factory=list)  # When asked, and seconds until the answer.
     refusals: list[tuple[float, float]] = field(default_factory=list)  # The same, where the answer was to come later.
     sheds: int = 0  # How often the gateway was too busy to begin.
+    late: int = 0  # How often of these it may have begun, and read too late that it had.
     problems: list[str] = field(default_factory=list)
     problems_after_end: list[str] = field(default_factory=list)
 
@@ -277,6 +279,7 @@ class Client:
                 self.history.problems.append(f"{response.status} without retry-after")
 
     def _refusal(self, body: bytes) -> str:
+        self.history.late += LATE_WORDS in body
         try:
             return error_code(body)
         except (ValueError, TypeError, AttributeError):

@@ -132,6 +132,15 @@ def _told(number: int = ASK.number, outcome: str = Outcome.COMPLETED, generation
     return history
 
 
+def test_who_was_told_that_an_api_was_too_late_may_have_left_one_more():
+    late = replace(_told(), late=1)
+    unknown = replace(ROW, id="gen_2")
+
+    assert check_rows([ROW, unknown], [late], {"gen_1": END}, []) == []
+    assert check_rows([ROW, unknown, replace(ROW, id="gen_3")], [late], {"gen_1": END}, []) != []
+    assert check_rows([ROW, unknown], [replace(late, late=0)], {"gen_1": END}, []) != []
+
+
 def test_a_ledger_with_each_generation_once_is_right():
     untold = _told(2, "(connection cut before the answer)", "")
     row = replace(ROW, id="gen_2", model=untold.ask.model)
