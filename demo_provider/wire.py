@@ -149,7 +149,7 @@ def split_at_token(event: bytes) -> tuple[bytes, bytes]:
 
 def read_key(headers: Mapping[str, str]) -> str:
     """Return the API key of a request; empty if it has none."""
-    named = (headers.get(name, "").strip() for name in ("x-api-key", "x-goog-api-key"))
+    named = (headers.get(name, "").strip() for name in ("x-api-key", "api-key", "x-goog-api-key"))
     return headers.get(hdrs.AUTHORIZATION, "").removeprefix("Bearer ").strip() or next(filter(None, named), "")
 
 
