@@ -46,11 +46,11 @@ def list_all(url: str) -> None:
 
 def show(url: str, generation_id: str) -> None:
     """Print everything that is kept of a generation as JSON, one object per entry."""
-    entries = [entry for entry in _entries(url) if entry.id == generation_id]
+    entries = [entry for entry in _entries(url) if generation_id in (entry.id, *entry.sharers)]
     if not entries:
         raise click.ClickException(f"nothing of {generation_id!r} is set aside: see `sluice records list`")
     for entry in entries:
-        fields = {name: getattr(entry, name) for name in ("kind", "id", "reason", "at_ms", "record")}
+        fields = {name: getattr(entry, name) for name in ("kind", "id", "reason", "at_ms", "record", "sharers")}
         click.echo(orjson.dumps(fields, option=orjson.OPT_INDENT_2).decode())
 
 

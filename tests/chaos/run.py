@@ -186,7 +186,8 @@ class _Run:
         report.recorded = len(rows)
         aside = [set_aside.unpack(raw) for raw in await self._redis.lrange(keyspace.UNREADABLE, 0, -1)]
         poison = {entry.id for entry in aside if "workers were lost" in entry.reason}
-        report.wrong += check_rows(rows, report.histories, ends, report.happened, poison)
+        sharers = {id_ for entry in aside if entry.id in poison for id_ in entry.sharers}
+        report.wrong += check_rows(rows, report.histories, ends, report.happened, poison | sharers)
         if not any(h.loses_writes for h in report.happened):
             report.wrong += check_tokens(await self._counted_tokens(), rows, ends, len(poison))
         report.wrong += [f"{entry.id} was set aside: {entry.reason}" for entry in aside if entry.id not in poison]
@@ -215,7 +216,8 @@ class _Run:
                         client_of.setdefault(line["generation_id"], int(line["model"].rpartition("-c")[2]))
                     case "job_taken_over":
                         taken_over.setdefault(line["generation_id"], []).append(_wall_s(line))
-                if line.get("level") in ("error", "critical") and not self._is_locked_out(line):
+                is_poison = "workers were lost" in str(line.get("reason"))  # Checked by what its clients were told.
+                if line.get("level") in ("error", "critical") and not (is_poison or self._is_locked_out(line)):
                     cause = line.get("exception", "").rpartition("\n")[2]
                     said[f"{name} logged {line['event'].strip()}: {cause}"] += 1
         wrong = self._report.wrong

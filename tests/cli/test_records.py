@@ -57,6 +57,14 @@ def test_what_is_set_aside_is_listed_shown_and_dropped(server, sluice):
     assert server.llen(keyspace.UNREADABLE) == 0
 
 
+def test_a_request_that_shared_a_log_finds_what_is_kept_of_it(server, sluice):
+    server.lpush(keyspace.UNREADABLE, pack("gen_log", "why", 1_700_000_000_000, {}, ["gen_own"]))
+
+    shown = json.loads(sluice("records", "show", "gen_own").output)
+
+    assert (shown["id"], shown["sharers"]) == ("gen_log", ["gen_own"])
+
+
 def test_what_is_no_entry_is_listed_and_can_be_dropped(server, sluice):
     server.lpush(keyspace.UNREADABLE, b"\xff{")
 

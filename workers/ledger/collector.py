@@ -32,7 +32,7 @@ from common.redis import keyspace
 from common.redis.client import COMMAND_TIMEOUT_S, Client
 from common.redis.errors import as_unavailable, redis_errors
 from workers.ledger.answers import read_answer
-from workers.ledger.rows import Row, build_row, is_unmeasured, sharing_rows, with_attempts
+from workers.ledger.rows import LEFT, Row, build_row, is_unmeasured, sharing_rows, with_attempts
 from workers.metering.charging import fill_prompt_tokens
 from workers.metering.partial_usage import read_partial
 from workers.metrics import Metrics
@@ -242,13 +242,19 @@ class Collector:
         packed, now_ms = [], time.time_ns() // 1_000_000
         for generation_id, (reason, record) in unreadable.items():
             log.error("ledger_record_unreadable", generation_id=generation_id, reason=reason, mend="sluice records list")
-            packed.append(set_aside.pack(generation_id, reason, now_ms, record))
+            sharers = await self._sharers(generation_id)
+            packed.append(set_aside.pack(generation_id, reason, now_ms, record, sharers))
         await self._run_commands(
             ("LPUSH", keyspace.UNREADABLE, *packed),
             ("LTRIM", keyspace.UNREADABLE, 0, set_aside.ENTRIES_MAX - 1),
             ("EXPIRE", keyspace.UNREADABLE, set_aside.RETENTION_S),
         )
         self._metrics.unreadable.inc(len(unreadable))
+
+    async def _sharers(self, generation_id: str) -> list[str]:
+        """Return the generations that shared a log: their rows are missing too."""
+        (names,) = await self._run_commands(("HKEYS", keyspace.followers(generation_id)), are_checked=False)
+        return [name.decode(errors="replace") for name in names if not name.startswith(LEFT)] if isinstance(names, list) else []
 
     async def _delete_records(self, ids: Sequence[str], listed: Sequence[bytes], retentions_ms: Mapping[str, int]) -> None:
         """Delete written records, and remove their entries from the list. These are at its head, so the search is short.

@@ -17,7 +17,7 @@ from common.records.fields import COUNT_MAX, read_count
 from common.records.head import Head
 from common.records.request_summary import RequestSummary
 
-_LEFT = b"left:"
+LEFT = b"left:"  # Before an id in the hash of a log's followers: when and how that one ended.
 FREE = ("hit", "join")  # How the cache serves requests that cost nothing.
 
 Row = dict[str, Any]  # Values by column, and ``attempts``: a list of such rows. See ``common/database/tables.py``.
@@ -79,11 +79,11 @@ def sharing_rows(
     """
     free = replace(end, attempts=[], attempt_count=0, cost=NO_COST, saved=end.cost)
     rows = []
-    for id_ in {generation_id: None, **{key.decode(): None for key in followers if not key.startswith(_LEFT)}}:
+    for id_ in {generation_id: None, **{key.decode(): None for key in followers if not key.startswith(LEFT)}}:
         is_payer = id_ == generation_id
         own = summary if is_payer else replace(RequestSummary.unpack(followers[id_.encode()]), answered_by=generation_id)
         own_end, own_ended_ms = end if is_payer else free, ended_ms
-        if left := followers.get(_LEFT + id_.encode()):
+        if left := followers.get(LEFT + id_.encode()):
             when, _, how = left.partition(b" ")
             own_end, own_ended_ms = replace(own_end, error=End.unpack(how).error, finish_reason=None), int(when)
         if own_end.error and own_end.saved:

@@ -18,6 +18,11 @@ def test_an_entry_of_the_version_before_is_read():
     assert unpack(raw) == SetAsideEntry("record", "gen_1", "why", None, {"end": "{}"})
 
 
+def test_those_who_shared_its_log_are_kept_with_it():
+    assert unpack(pack("gen_1", "why", 5, {}, ["gen_2"])).sharers == ["gen_2"]
+    assert unpack(orjson.dumps({"id": "gen_1", "sharers": 7})).sharers == []
+
+
 @pytest.mark.parametrize(
     "raw",
     [

@@ -335,6 +335,7 @@ async def test_a_record_that_killed_workers_is_set_aside_without_a_look_into_it(
     await world.end("gen_0", is_listed=False)
     await world.redis.hset(keyspace.record("gen_0"), "set_aside", "3 workers were lost on it")
     await world.redis.rpush(keyspace.ENDED, "gen_0")
+    await world.redis.hset(keyspace.followers("gen_0"), mapping={"gen_1": "{}", "gen_2": "{}", "left:gen_2": "5 {}"})
     monkeypatch.setattr(RequestSummary, "unpack", lambda *_: pytest.fail("nobody may look into it"))
 
     await (await world.holder()).turn()
@@ -343,6 +344,7 @@ async def test_a_record_that_killed_workers_is_set_aside_without_a_look_into_it(
     assert await world.left() == (0, 0)
     (entry,) = [set_aside.unpack(raw) for raw in await world.redis.lrange(keyspace.UNREADABLE, 0, -1)]
     assert (entry.id, entry.reason) == ("gen_0", "3 workers were lost on it")
+    assert sorted(entry.sharers) == ["gen_1", "gen_2"]
 
 
 @pytest.mark.parametrize("listed", [b"gen_\xff\xfe", b"", b"gen 0 {}*"])
