@@ -2,8 +2,8 @@
 
 They are in a list of JSON objects in Redis, newest first, bounded in number and time: ``format``, ``kind`` ("job" or "record"),
 ``id`` of the generation, ``reason``, ``at_ms`` (UTC; None from the previous version, which kept records only), ``record`` (the
-fields of the original hash), ``sharers`` (of a log that several requests shared: the ids of their generations, which have no rows
-in the ledger either). They contain no prompt and no answer. The ledger's collector and the queue's scripts write the
+fields of the original hash), ``sharers`` (of a log that several requests shared: the ids of their generations, which have no
+rows in the ledger either). They contain no prompt and no answer. The ledger's collector and the queue's scripts write the
 list; `sluice records` and `sluice doctor` read it.
 """
 
