@@ -110,7 +110,6 @@ class Relay(Response):
             if response:
                 await response(scope, receive, send)
         finally:
-            disconnect.remove_done_callback(self._on_disconnect)
             disconnect.cancel()
             await self._on_done(self)
 

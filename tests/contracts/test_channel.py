@@ -160,6 +160,15 @@ async def test_a_fence_sent_twice_is_one_fence(channel):
     assert await ids(channel) == ["1-0"]
 
 
+async def test_a_fence_sent_twice_names_both_times_what_it_builds_on(channel):
+    await begun(channel)
+
+    fenced = [await channel.fence(SECOND, is_handover=False) for _ in range(2)]
+
+    assert [each.answer.last for each in fenced] == [FrameId(1, 1)] * 2
+    assert [each.empty_claims for each in fenced] == [1, 1]
+
+
 async def test_an_append_past_the_end_of_the_log_is_behind_and_learns_where_it_ends(channel):
     await begun(channel)
 

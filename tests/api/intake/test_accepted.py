@@ -14,7 +14,7 @@ from api.cache.plan import CachePlan
 from api.intake.accepted import LEDGER_NAME_MAX, SAFETY_EXPIRY_EXTRA_S
 from api.main import ApiProcess, create_app
 from cli.dev.embedded_redis import EmbeddedRedis
-from common.access.principal import Access, Budget, Limits
+from common.access.principal import Access, Budget, Limits, Principal
 from common.canonical.errors import StoreUnavailable
 from common.canonical.job import Job, Policy
 from common.channel.base import Opening
@@ -101,6 +101,21 @@ async def test_a_request_becomes_a_job_with_its_body_as_it_came(send):
 
 async def test_a_provider_that_is_named_beside_the_model_is_the_job_s(send):
     assert job_of(await send("/v1/chat", provider="demo", model="m")).provider == "demo"
+
+
+async def test_a_route_that_changes_a_body_knows_whose_it_is(send, monkeypatch):
+    asked: list[str] = []
+
+    async def continued(principal: Principal, body: dict[str, Any], _: object) -> dict[str, Any]:
+        asked.append(principal.id)
+        return {**body, "user": "ann"}
+
+    monkeypatch.setattr("api.routes.responses.continued", continued)
+
+    opening = await send("/v1/responses", input="hi")
+
+    assert asked == [opening.owner]
+    assert orjson.loads(bytes(job_of(opening).body))["user"] == "ann"
 
 
 async def test_a_count_of_tokens_is_never_a_stream(send):

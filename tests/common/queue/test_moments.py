@@ -9,7 +9,7 @@ from common.access.principal import Budget
 from common.canonical.errors import GatewayError, StoreUnavailable
 from common.config.settings import Settings
 from common.limits.charges import BudgetAccount, Charges, Settlement, Slot, Window
-from common.queue.jobs import ALIVE_S, ClaimedJob, JobClass, JobQueue, JobStatus
+from common.queue.jobs import ALIVE_S, ClaimedJob, IdempotencyKey, JobClass, JobQueue, JobStatus
 from common.queue.load import parse_reading
 from common.redis import keyspace
 from tests.support.servers.redis_clock import RedisClock
@@ -210,6 +210,23 @@ async def test_a_budget_is_spent_at_its_limit(lab):
         if is_spent:
             with pytest.raises(GatewayError, match="budget"):
                 await lab.enqueue("gen_1", charges=Charges(accounts=[account]))
+
+
+async def test_the_keys_have_the_names_that_other_versions_know(lab):
+    charges = Charges([WINDOW], [SLOT], [BudgetAccount("key", "k", Budget(day_usd="1"))])
+    await lab.redis.set(keyspace.SPENT_LOADED, "loaded")
+    await lab.queue.enqueue("gen_0", "owner", JobClass.BACKGROUND, IdempotencyKey("k", "d"), tenant="t", charges=charges)
+    waiting = set(await lab.redis.keys(f"{keyspace.QUEUE_PREFIX}*")) - {keyspace.SPENT_LOADED.encode()}
+    (job,) = await lab.claim()
+    claimed = set(await lab.redis.keys(f"{keyspace.QUEUE_PREFIX}*"))
+    await lab.queue.release(job, delay_s=1)
+    delayed = set(await lab.redis.keys(f"{keyspace.QUEUE_PREFIX}*"))
+
+    names = ("bell:background", "enqueued", "job:gen_0", "once:k", "recent:owner", "rotation:background", "turn")
+    others = {keyspace.slots("key", "k"), keyspace.limit("key", "k", "requests"), "sluice:q:waiting:background:t"}
+    assert waiting == {name.encode() for name in {*others, *(keyspace.QUEUE_PREFIX + name for name in names)}}
+    assert keyspace.RUNNING.encode() in claimed
+    assert keyspace.DELAYED.encode() in delayed
 
 
 async def test_a_window_holds_its_limit_and_no_more(lab):

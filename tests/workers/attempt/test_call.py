@@ -234,6 +234,41 @@ async def test_a_client_that_is_told_the_cost_is_told_that_of_its_answer(setup):
     assert float(body["cost"]["input_cost_usd"]) == pytest.approx(usage["input_tokens"] / 1000)
 
 
+async def test_the_body_of_a_redirect_is_not_waited_for(setup, ending):  # noqa: F811
+    ending.status, ending.headers, ending.end = b"302 Found", b"location: http://x.example/\r\n", "silence"
+    ending.body = b"moved"
+
+    ended = await ask(setup, "openai-chat")
+
+    assert ended["error"]["kind"] == "upstream_protocol"
+
+
+async def test_a_connection_that_stays_silent_behind_a_finished_answer_is_given_up(setup, ending, monkeypatch):  # noqa: F811
+    monkeypatch.setattr("workers.attempt.call.READ_TO_END_S", 0.05)
+    ending.body, ending.end = of_choice(TEXT) + of_choice(FINISH) + b"data: [DONE]\n\n", "silence"
+
+    ended = await ask(setup, "openai-chat")
+
+    assert (ended["error"], ended["finish_reason"], ended["tries"]) == (None, "stop", 1)
+    async with asyncio.timeout(60):
+        await ending.has_left.wait()
+
+
+@pytest.mark.parametrize(("dialect", "count"), [("openai-responses", 1), ("openai-chat", 0)])
+async def test_a_response_that_is_no_stream_is_kept_whole(setup, monkeypatch, dialect, count):  # noqa: F811
+    stored: list[bytes] = []
+
+    async def keep(generation_id: str, data: bytes, failed: object) -> None:
+        stored.append(data)
+
+    monkeypatch.setattr(setup.services.responses, "finish", keep)
+    await setup.open("demo-n5-d0", dialect=dialect, stream=False, **MORE[dialect])
+
+    await setup.run()
+
+    assert stored == [await setup.body()] * count
+
+
 async def test_a_response_s_last_events_are_kept_though_the_upstream_just_stopped(setup, ending, monkeypatch):  # noqa: F811
     stored: list[bytes] = []
 

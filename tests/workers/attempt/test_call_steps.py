@@ -2,6 +2,7 @@
 one that sends exactly these bytes."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -9,6 +10,7 @@ import orjson
 import pytest
 from structlog.testing import capture_logs
 
+from common.access.principal import Limits
 from common.canonical.events import Usage
 from common.canonical.job import Job, Policy
 from common.channel.base import FrameKind
@@ -21,7 +23,7 @@ from workers.outcome import ActiveJob, CallResult, Total
 from workers.providers.base import Deployment
 from workers.publish.writer import Writer
 from workers.quota.gate import CallUsage
-from workers.transcode.pumps import Passing
+from workers.transcode.pumps import Passing, PassingWhole
 from workers.upstream.http_client import UpstreamAnswer
 
 JOB = Job("gen_1", "r", "openai-chat", "m", True, Policy.STOP, 0, 1, {}, b"{}")
@@ -122,10 +124,10 @@ def test_a_head_has_what_the_next_claim_and_the_client_need():
     total.set_deployment(DEPLOYMENT)
     result = CallResult(DEPLOYMENT, 3, ttft_ms=40, headers={"x-a": "b"}, upstream_id="up_1")
 
-    head = build_head(ActiveJob(JOB, waited_s=0.0156), result, total)
+    head = build_head(ActiveJob(JOB, waited_s=1.5156), result, total)
 
     assert (head.headers, head.provider, head.upstream_model) == ({"x-a": "b"}, "groq", "m")
-    assert (head.attempt_count, head.queue_wait_ms, head.ttft_ms) == (3, 16, 40)
+    assert (head.attempt_count, head.queue_wait_ms, head.ttft_ms) == (3, 1516, 40)
     assert (head.continuations, head.spent, head.attempts, head.upstream_id) == (2, spent, [earlier], "up_1")
 
 
@@ -245,6 +247,57 @@ async def test_calls_without_an_answer_stay_noted(setup, run, monkeypatch):  # n
 
 
 # What else a call does, however it ends
+
+
+async def test_an_event_that_is_too_large_is_named_to_the_client(setup, run):  # noqa: F811
+    setup.services.settings = setup.services.settings.model_copy(update={"upstream_event_bytes_max": 64})
+
+    await run(b"data: " + b"x" * 1000)
+
+    error = (await setup.end())["error"]
+    assert error["kind"] == "upstream_protocol"
+    assert error["message"].startswith("The provider sent ")
+
+
+async def test_who_may_not_be_called_now_is_an_overload_in_the_gateway_s_own_words(setup):  # noqa: F811
+    # Nobody can count its calls: this worker has no Redis.
+    limited = ProviderSettings(base_url="http://127.0.0.1:9/v1", api_keys=("k",), limits=Limits(requests=1))
+    setup.services.settings.providers["groq"] = limited
+    await setup.open("groq/m")
+
+    await setup.run()
+
+    error = (await setup.end())["error"]
+    assert error["kind"] == "overloaded"
+    assert error["message"]
+    assert sample(setup, "errors_total", kind="overloaded") == 1
+
+
+async def test_only_the_first_part_of_an_answer_names_the_upstream_s_id(setup, run):  # noqa: F811
+    await run(ROLE * 65, b"".join(WHOLE), headers=b"x-generation-id: gen_upstream\r\n")
+
+    heads = [orjson.loads(frame.data) for frame in await setup.frames() if frame.kind is FrameKind.HEAD]
+    assert [head.get("upstream_id") for head in heads] == ["gen_upstream", ""]
+
+
+async def test_a_long_body_is_read_in_a_thread_and_is_the_same(setup, monkeypatch):  # noqa: F811
+    threads: list[str] = []
+    feed_whole = PassingWhole.feed_whole
+
+    def kept(pump: PassingWhole, body: bytes) -> bytes:
+        threads.append(threading.current_thread().name)
+        return feed_whole(pump, body)
+
+    monkeypatch.setattr(PassingWhole, "feed_whole", kept)
+    bodies = []
+    for limit in (10**9, 1):
+        monkeypatch.setattr(PassingWhole, "loop_bytes_max", limit)
+        await setup.open("demo-n5-d0", stream=False)
+        await setup.run()
+        bodies.append(orjson.loads(await setup.body())["choices"])
+
+    assert bodies[0] == bodies[1] != []
+    assert [name == threading.main_thread().name for name in threads] == [True, False]
 
 
 async def test_a_key_in_an_upstream_s_error_does_not_reach_the_client(setup, run):  # noqa: F811

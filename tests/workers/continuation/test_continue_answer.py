@@ -69,6 +69,24 @@ async def test_a_store_that_stays_away_ends_the_answer_as_lost(demo, monkeypatch
     assert len(await heads(demo)) == 1
 
 
+@pytest.mark.parametrize("missing", [0, 1])
+async def test_a_response_whose_log_lacks_only_its_end_is_kept_with_its_last_event(demo, monkeypatch, missing):  # noqa: F811
+    blocks = await whole_answer(demo, "openai-responses", MODEL)
+    stored: list[bytes] = []
+
+    async def keep(generation_id: str, data: bytes, failed: object) -> None:
+        stored.append(data)
+
+    monkeypatch.setattr(demo.services.responses, "finish", keep)
+    await open_as(demo, "openai-responses", MODEL)
+    await lose(demo, blocks[: len(blocks) - missing], provider="demo", upstream_model=MODEL)
+
+    await demo.run(epoch=2)
+
+    (data,) = stored
+    assert b"response.completed" in data
+
+
 async def test_the_head_of_the_rest_counts_the_attempts_and_keeps_the_first_one_s_time(demo):  # noqa: F811
     await lost_after(demo, 5, tries=2, ttft_ms=7)
 
