@@ -23,7 +23,7 @@ from common.config.guardrail_policy import GuardrailPolicy
 from common.config.route_rules import Route, RouteTarget
 from common.config.settings import Settings
 from common.limits.charges import Charges
-from common.queue.jobs import JobClass
+from common.queue.jobs import IdempotencyKey, JobClass
 
 SECRET = "a long random text of 32 bytes or more"
 BODY = {"model": "demo", "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}]}
@@ -311,6 +311,42 @@ async def test_what_is_charged_is_reckoned_by_address_and_end_user(process, monk
     assert names["address"] == "192.0.2.7"
     assert names["end_user"].endswith("/ann")
     assert names.keys() == {"key", "tenant", "address", "end_user"}
+
+
+# Retries
+
+
+@pytest.fixture
+def key_of(process: ApiProcess, monkeypatch: pytest.MonkeyPatch):
+    """Send a request with an idempotency key; return what it is enqueued with."""
+    keys: list[IdempotencyKey | None] = []
+
+    async def enqueue(_: str, owner: str, job_class: JobClass, key: IdempotencyKey | None, **__: Any) -> None:
+        keys.append(key)
+        raise StoreUnavailable("enough seen")
+
+    monkeypatch.setattr(process.services.queue, "enqueue", enqueue)
+
+    async def post(path: str = "/v1/messages", **body: Any) -> IdempotencyKey:
+        transport = httpx.ASGITransport(create_app(process))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            await client.post(path, json=BODY | body, headers=KEY | {"idempotency-key": "mine"})
+        key = keys.pop()
+        assert key
+        return key
+
+    return post
+
+
+async def test_a_retry_is_the_same_body_for_the_same_purpose_in_the_same_format(key_of, process, monkeypatch):
+    first, again = await key_of(), await key_of()
+    others = [await key_of(temperature=1), await key_of("/v1/messages/count_tokens"), await key_of("/v1/chat/completions")]
+
+    assert first == again
+    assert {other.key for other in others} == {first.key}
+    assert len({key.digest for key in (first, *others)}) == 4
+    be(monkeypatch, process, id="somebody else")
+    assert (await key_of()).key != first.key
 
 
 # The cache
