@@ -53,9 +53,7 @@ class Linger:
 
     def _tick(self) -> None:
         loop = asyncio.get_running_loop()
-        if self._timer:
-            self._timer.cancel()
-            self._timer = None
+        self._timer = None
         self._ticked_at = loop.time()
         held, self._held = self._held, []
         for tap in held:
