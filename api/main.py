@@ -2,10 +2,11 @@
 
 import asyncio
 import contextlib
+import secrets
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from types import FrameType
 from typing import cast
@@ -18,9 +19,9 @@ from prometheus_client import CollectorRegistry
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from api.auth.authenticator import Authenticator
+from api.auth.authenticator import Authenticator, is_open
 from api.auth.key_cache import KeyCache, KeyRings
-from api.auth.startup_checks import log_if_open
+from api.auth.startup_checks import log_if_open, refuse_to_start
 from api.cache.plan import CachePlanner
 from api.guardrails.input_guard import InputGuard
 from api.guardrails.webhook import poster
@@ -46,10 +47,13 @@ from common.config.custom_guardrail import load_custom_guardrails
 from common.config.foreign_effect import log_foreign
 from common.config.proxies import ProxyUnusable
 from common.config.setting_doubts import log_doubts
+from common.config.setting_sources import Inputs
 from common.config.settings import Settings, environment
 from common.config.start_log import log_sources
 from common.database.lazy import LazyDatabase
 from common.guardrails.custom import PluginError
+from common.live.live_settings import LiveSettings, Load, SettingsRefused
+from common.live.reloads import Reloads
 from common.metering import pricing
 from common.process.listening import bind, bound_address
 from common.process.logging import configure_logging
@@ -76,10 +80,15 @@ DRAIN_MARGIN_S = 1.0  # Between the last error event and the end of the server.
 
 
 class ApiProcess:
-    """One API process: its services, and the background tasks beside the requests."""
+    """One API process: its services, and the background tasks beside the requests.
 
-    def __init__(self, settings: Settings) -> None:
+    ``settings`` are those that it started with: of these, only what needs a restart is used. ``live`` has the present ones.
+    """
+
+    def __init__(self, settings: Settings, live: LiveSettings | None = None) -> None:
         self.settings = settings
+        self.live = live or LiveSettings(settings, Redactor.from_settings(settings))
+        self.live.prepare = self._prepare
         self.redis = connect(settings.redis_url, connections_max=256)
         self.cache_redis = connect(settings.cache_redis_url) if settings.cache_redis_url else self.redis
         pulse = Pulse(self.redis)
@@ -90,7 +99,7 @@ class ApiProcess:
         self.load = QueueLoad(queue)
         self.database = LazyDatabase(settings.database_url)
         self.key_rings = KeyRings(self.database, self.redis, settings)
-        self.key_cache = KeyCache(self.redis, pulse, settings, self.key_rings)
+        self.key_cache = KeyCache(self.redis, pulse, self.key_rings)
         self.custom_guardrail = load_custom_guardrails(settings, poster)
         self.services = ApiServices(
             settings=settings,
@@ -110,7 +119,28 @@ class ApiProcess:
             bodies=BodyBudget(settings),
             planner=CachePlanner(settings),
             cache=CacheStore(self.cache_redis, settings),
+            problems_of_settings=self.live.problems,
         )
+        self.reloads = Reloads(self.live, self.redis, pulse, metrics.config, f"api-{secrets.token_hex(4)}")
+
+    def _prepare(self, settings: Settings) -> Callable[[], None]:
+        """Build what depends on settings that may change. The function that is returned puts it into use."""
+        services = self.services
+        if is_open(settings) and not is_open(services.settings):
+            raise SettingsRefused(["No keys for clients are left: anybody could use the gateway. Restart it if you mean that."])
+        if reason := refuse_to_start(settings):
+            raise SettingsRefused([reason])
+        if settings.budget_unknown_price == "refuse":
+            pricing.load()
+        authenticator = services.authenticator.with_settings(settings)
+        guard = InputGuard(settings, self.custom_guardrail, services.metrics)
+        planner = CachePlanner(settings)
+
+        def commit() -> None:
+            services.settings, services.authenticator = settings, authenticator
+            services.guard, services.planner = guard, planner
+
+        return commit
 
     async def start(self) -> None:
         loop_lag().observe(self.services.metrics.loop_lag.observe)
@@ -122,8 +152,10 @@ class ApiProcess:
         self.services.hub.start()
         self.load.start()
         self.services.gate.start()
+        self.reloads.start()
 
     async def stop(self) -> None:
+        await self.reloads.stop()
         await self.load.stop()
         await self.services.hub.stop()
         await self.services.feed.stop()
@@ -180,10 +212,9 @@ def create_app(process: ApiProcess) -> FastAPI:
     describe(app)
     app.add_exception_handler(HTTPException, _plain_error)
     app.add_middleware(ErrorBoundary)
-    tenant_origins = [origin for access in settings.tenants.values() for origin in access.cors_origins or ()]
     app.add_middleware(
         Cors,
-        listed=[*settings.cors_origins, *tenant_origins],
+        listed=lambda: listed_origins(services.settings),
         key_origins=process.key_cache.origins,
         exposed=EXPOSED_HEADERS,
         on_allowed=services.gate.remember_origin,
@@ -195,8 +226,15 @@ def create_app(process: ApiProcess) -> FastAPI:
     return app
 
 
+def listed_origins(settings: Settings) -> Iterator[str]:
+    """Yield the browser origins that the settings allow, for all or for a tenant."""
+    yield from settings.cors_origins
+    for access in settings.tenants.values():
+        yield from access.cors_origins or ()
+
+
 def _admin_routers(process: ApiProcess) -> list[APIRouter]:
-    inventory = Inventory(process.cache_redis, process.settings)
+    inventory = Inventory(process.cache_redis, process.settings, lambda: process.live.current)
     return [
         admin.router(process.services, process.key_cache, process.key_rings),
         admin_cache.router(process.services, inventory, process.database),
@@ -238,6 +276,7 @@ class ApiServer(uvicorn.Server):
         """Start as uvicorn does, but accept connections with ``Acceptor``."""
         await super().startup([])
         self.servers = [self._acceptor(sock) for sock in sockets or ()]  # type: ignore[misc]  # uvicorn only closes them.
+        self._process.reloads.listen_for_signal()
 
     def _acceptor(self, sock: socket.socket) -> Acceptor:
         protocol_class = cast(type[Connection], self.config.http_protocol_class)
@@ -264,15 +303,19 @@ class ApiServer(uvicorn.Server):
         self.should_exit = True
 
 
-def run(settings: Settings, fd: int | None = None) -> None:
-    """Serve until a signal stops the process. ``fd`` is a bound socket that another process passed to this one.
+def run(settings: Settings, load: Load, inputs: Inputs, fd: int | None = None) -> None:
+    """Serve until a signal stops the process.
+
+    ``load`` reads the settings again, ``inputs`` are what it read at first. ``fd`` is a bound socket of another process.
 
     Raises:
         CannotListen
     """
     inherited = None if fd is None else socket.socket(fileno=fd)
     sock = inherited or bind(settings.host, settings.port, port_option="--port or SLUICE_PORT")
-    configure_logging("api", settings.log_level, Redactor.from_settings(settings))
+    redactor = Redactor.from_settings(settings)
+    configure_logging("api", settings.log_level, redactor)
+    live = LiveSettings(settings, redactor, load, inputs)
     log_sources(settings)
     log_foreign(environment(), settings)
     log_doubts(settings)
@@ -282,7 +325,7 @@ def run(settings: Settings, fd: int | None = None) -> None:
     collect_garbage_less_often()
     shorten_thread_switches()
     try:
-        process = ApiProcess(settings)
+        process = ApiProcess(settings, live)
     except PluginError as error:
         sys.exit(f"SLUICE_GUARDRAIL_PLUGIN: {error}")
     except ProxyUnusable as error:

@@ -4,6 +4,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from common.canonical.errors import ErrorKind, Failed
 from common.canonical.job import Job
+from common.live.metrics import ConfigMetrics
 from common.process.loop_lag import LAG_BUCKETS_S
 from common.queue.jobs import JobClass
 
@@ -85,6 +86,7 @@ class ApiMetrics:
         self.body_bytes = Gauge("sluice_body_bytes", "Bytes of large request bodies that are held now", registry=registry)
         self.redis_up = Gauge("sluice_redis_up", "Whether Redis answers, and accepts all commands", registry=registry)
         self.workers = Gauge("sluice_workers_alive", "Workers that take jobs, all replicas", registry=registry)
+        self.config = ConfigMetrics(registry)
 
     def record_refusal(self, failed: Failed) -> None:
         self.errors.labels(failed.kind).inc()

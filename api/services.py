@@ -1,7 +1,7 @@
 """What does serving a request need? One set of services per process, and the place where an error becomes a response."""
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from starlette.requests import Request
@@ -32,7 +32,11 @@ from common.responses import ResponseStore
 
 @dataclass(slots=True)
 class ApiServices:
-    """What serving requests needs. One per process."""
+    """What serving requests needs. One per process.
+
+    A reload replaces ``settings``, ``authenticator``, ``guard`` and ``planner`` together, between two turns of the event loop.
+    A request that needs several of them takes them in one turn, so that it never works with half of two configurations.
+    """
 
     settings: Settings
     authenticator: Authenticator
@@ -49,6 +53,7 @@ class ApiServices:
     bodies: BodyBudget
     planner: CachePlanner
     cache: CacheStore
+    problems_of_settings: Callable[[], list[str]] = list
     relays: set[Relay] = field(default_factory=set)
     is_draining: bool = False
     _is_grace_over: bool | None = field(default=None, init=False)  # None: not draining.

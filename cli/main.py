@@ -6,10 +6,12 @@ A command imports its modules only when it runs, so that help pages are fast.
 import contextlib
 import sys
 from collections.abc import Iterator
+from functools import partial
 
 import click
 
 from cli.cache import cache
+from cli.config import config
 from cli.keys.commands import keys
 from cli.usage import usage
 
@@ -42,16 +44,18 @@ def api(host: str | None, port: int | None, fd: int | None) -> None:
     """
     from api.auth.startup_checks import refuse_to_start
     from api.main import run
-    from cli.settings import load_settings
+    from cli.settings import load_settings, read_settings
+    from common.config.setting_sources import Inputs
 
-    settings = load_settings(host=host, port=port)
+    inputs = Inputs()
+    settings = load_settings(inputs, host=host, port=port)
     if reason := refuse_to_start(settings):
         click.echo(reason, err=True)
         sys.exit(2)
     if settings.auth == "none":
         click.echo("SLUICE_AUTH=none: anybody who reaches this address may use it.", err=True)
     with _listening():
-        run(settings, fd)
+        run(settings, partial(read_settings, host=host, port=port), inputs, fd)
 
 
 @main.command()
@@ -66,12 +70,14 @@ def worker(host: str | None, port: int | None) -> None:
     OPENAI_API_KEY=… sluice worker
     sluice worker --port 8081      # GET http://127.0.0.1:8081/readyz and /metrics
     """
-    from cli.settings import load_settings
+    from cli.settings import load_settings, read_settings
+    from common.config.setting_sources import Inputs
     from workers.main import run
 
-    settings = load_settings(host=host, worker_port=port)
+    inputs = Inputs()
+    settings = load_settings(inputs, host=host, worker_port=port)
     with _listening():
-        run(settings)
+        run(settings, partial(read_settings, host=host, worker_port=port), inputs)
 
 
 @main.command()
@@ -238,6 +244,7 @@ def _listening() -> Iterator[None]:
 
 
 main.add_command(cache)
+main.add_command(config)
 main.add_command(keys)
 main.add_command(usage)
 

@@ -16,15 +16,17 @@ from common.config.setting_sources import (
     ENV_FILE,
     FILE_SUFFIX,
     PREFIX,
-    YAML_FILE,
+    Inputs,
     NotJson,
     UnreadableSettings,
     env_file,
     environment,
     provider_variable,
+    yaml_file,
     yaml_values,
 )
 from common.config.settings import Settings
+from common.live.live_settings import SettingsRefused
 from common.process.redaction import Redactor, redact_tracebacks
 from common.vendors.table import VENDORS
 
@@ -33,14 +35,32 @@ _Node = Mapping[str, Any]
 _Place = tuple[int | str, ...]
 
 
-def load_settings(**options: Any) -> Settings:
-    """Return the settings, or end with status 2 and one line per error. ``options`` are those of a command; None: not given."""
+def load_settings(inputs: Inputs | None = None, **options: Any) -> Settings:
+    """Return the settings, or end with status 2 and one line per error. ``options`` are those of a command; None: not given.
+
+    ``inputs`` gets what the environment and the files say.
+    """
+    try:
+        settings = read_settings(inputs or Inputs(), **options)
+    except SettingsRefused as error:
+        for problem in error.problems:
+            click.echo(problem, err=True)
+        sys.exit(2)
+    redact_tracebacks(Redactor.from_settings(settings))
+    return settings
+
+
+def read_settings(inputs: Inputs, **options: Any) -> Settings:
+    """Return the settings, and keep in ``inputs`` what the environment and the files say.
+
+    Raises:
+        SettingsRefused: with one line per error.
+    """
     given_options = {name: value for name, value in options.items() if value is not None}
     try:
         env_file()  # First, because pydantic's own reader of that file reports errors in other words.
         problems = [_unknown_key(name, near) for name, near in unknown_keys()]
-        settings = Settings(**given_options)
-        redact_tracebacks(Redactor.from_settings(settings))
+        settings = Settings(**given_options, inputs=inputs)
         if not problems:
             return settings
     except UnreadableSettings as error:
@@ -49,13 +69,11 @@ def load_settings(**options: Any) -> Settings:
         schema = Settings.model_json_schema()
         errors = error.errors(include_url=False)
         problems += dict.fromkeys(_problem(item, schema, given_options) for item in errors)
-    for problem in problems:
-        click.echo(problem, err=True)
-    sys.exit(2)
+    raise SettingsRefused(problems)
 
 
 def _unknown_key(name: str, near: str | None) -> str:
-    return f"{Redactor()(name)} in {YAML_FILE}: there is no such setting. {meant(near)}"
+    return f"{Redactor()(name)} in {yaml_file()}: there is no such setting. {meant(near)}"
 
 
 def _problem(error: Any, schema: _Node, options: Mapping[str, Any]) -> str:
@@ -121,7 +139,7 @@ def _name(place: _Place, options: Mapping[str, Any]) -> str:
             if setting == "providers" and (provider := _provider_variable(inner) + ending) in variables:
                 return f"{provider}{where}"
     if setting in yaml_values():
-        return f"{setting}{path} in {YAML_FILE}"
+        return f"{setting}{path} in {yaml_file()}"
     return (find_variable(setting, environment()) or variable) + path
 
 

@@ -50,7 +50,7 @@ async def measure(context: RunContext, fenced: Fenced) -> None:
         log.exception("usage_not_estimated", generation_id=job.generation_id)
         return
     if partial:
-        apply_estimate(partial, total, services.settings)
+        apply_estimate(partial, total, context.settings)
 
 
 def _read_partial(frames: list[Frame], job: Job, request: bytes | None) -> Partial | None:

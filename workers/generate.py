@@ -132,7 +132,7 @@ async def _answer(context: RunContext, claimed: ClaimedJob, fenced: Fenced) -> N
     if not claimed.was_postponed:
         services.metrics.queue_wait.observe(claimed.waited_ms / 1000)
     try:
-        async with asyncio.timeout(services.settings.total_timeout_s):
+        async with asyncio.timeout(context.settings.total_timeout_s):
             await _run(context, fenced)
     except TimeoutError as error:
         raise GatewayError(
@@ -166,7 +166,7 @@ async def _run(context: RunContext, fenced: Fenced) -> None:
     while True:
         try:
             if failure is None:
-                candidates = context.services.router.order(job.model, job.conversation, deployments(job, context.settings))
+                candidates = context.router.order(job.model, job.conversation, deployments(job, context.settings))
                 return await call_deployments(context, candidates, count if job.operation == "count_tokens" else call)
             return await continue_answer(context, failure)
         except GatewayError as error:

@@ -10,6 +10,7 @@ from typing import Any
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from common.live.live_settings import LiveSettings
 from common.process.loop_lag import lag_figures
 from common.process.process import open_files
 from common.queue.jobs import JobQueue
@@ -28,6 +29,7 @@ class WorkerState:
     queue: JobQueue
     probe: Probe
     bookkeeper: Bookkeeper
+    live: LiveSettings
     has_started: bool = False
     began_at: float = field(default_factory=time.monotonic)
 
@@ -40,7 +42,7 @@ class WorkerState:
     def health(self) -> dict[str, Any]:
         """Return this worker's status, and its problems if it has any."""
         problems = [f"Redis: {problem}" for problem in self.probe.problems()]
-        problems += filter(None, [self.worker.problem, self.bookkeeper.problem])
+        problems += filter(None, [self.worker.problem, self.bookkeeper.problem, *self.live.problems()])
         status = self.unready() or ("degraded" if problems else "healthy")
         return {
             "status": status,

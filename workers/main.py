@@ -5,6 +5,7 @@ import contextlib
 import secrets
 import socket
 import sys
+from collections.abc import Callable
 from functools import partial
 
 import structlog
@@ -17,10 +18,13 @@ from common.config.custom_guardrail import load_custom_guardrails
 from common.config.foreign_effect import log_foreign
 from common.config.proxies import ProxyUnusable
 from common.config.setting_doubts import log_doubts
+from common.config.setting_sources import Inputs
 from common.config.settings import Settings, environment
 from common.config.start_log import log_sources
 from common.guardrails.custom import PluginError
 from common.limits.charges import Settlement
+from common.live.live_settings import LiveSettings, Load
+from common.live.reloads import Reloads
 from common.metering import pricing
 from common.process.event_loop import Loop
 from common.process.listening import bind, bound_address
@@ -41,6 +45,7 @@ from workers.metrics import Metrics
 from workers.publish.linger import Linger
 from workers.publish.publisher import Publisher
 from workers.quota.gate import Quota
+from workers.quota.provider_budgets import ProviderBudgets
 from workers.routing.active_probes import ActiveProbes
 from workers.services import Services
 from workers.transcode.output_guardrails import OutputGuards
@@ -50,25 +55,27 @@ from workers.upstream.webhook import poster
 log = structlog.get_logger()
 
 
-def run(settings: Settings) -> None:
-    """Run a worker until it is stopped.
+def run(settings: Settings, load: Load, inputs: Inputs) -> None:
+    """Run a worker until it is stopped. ``load`` reads the settings again, ``inputs`` are what it read at first.
 
     Raises:
         CannotListen
     """
     # It binds to the API's host setting: loopback on one machine, all addresses in a container.
     sock = bind(settings.host, settings.worker_port or 0, port_option="--port or SLUICE_WORKER_PORT")
-    configure_logging("worker", settings.log_level, Redactor.from_settings(settings))
+    redactor = Redactor.from_settings(settings)
+    configure_logging("worker", settings.log_level, redactor)
     log_sources(settings)
     log_foreign(environment(), settings)
     log_doubts(settings)
     raise_file_limit()
     return_freed_memory()
     shorten_thread_switches()
-    uvloop.run(_run(settings, sock), loop_factory=Loop)
+    uvloop.run(_run(LiveSettings(settings, redactor, load, inputs), sock), loop_factory=Loop)
 
 
-async def _run(settings: Settings, sock: socket.socket) -> None:
+async def _run(live: LiveSettings, sock: socket.socket) -> None:
+    settings = live.current
     name = secrets.token_hex(4)
     try:
         custom_guardrail = load_custom_guardrails(settings, poster)
@@ -104,7 +111,22 @@ async def _run(settings: Settings, sock: socket.socket) -> None:
 
     worker.on_takeover = metrics.takeovers.inc
     worker.on_budget_mark = partial(_log_budget_mark, metrics)
-    state = WorkerState(worker, services, queue, probe, bookkeeper)
+
+    def prepare(settings: Settings) -> Callable[[], None]:
+        """Build what depends on settings that may change. The function that is returned puts it into use."""
+        guards = OutputGuards(settings, custom_guardrail, metrics)
+        router, budgets = services.router_for(settings), ProviderBudgets(settings)
+
+        def commit() -> None:
+            services.settings, services.guards, services.router = settings, guards, router
+            quota.use_settings(settings, budgets)
+            bookkeeper.use_settings(settings)
+
+        return commit
+
+    live.prepare = prepare
+    reloads = Reloads(live, redis, pulse, metrics.config, f"worker-{name}")
+    state = WorkerState(worker, services, queue, probe, bookkeeper, live)
     # First of all: a worker that cannot work must still answer its health check, and say why.
     health = await serve_health(sock, state)
     log.info("starting", worker=name, health_port=bound_address(sock)[1], slots=settings.worker_slots)
@@ -117,12 +139,15 @@ async def _run(settings: Settings, sock: socket.socket) -> None:
         # Before the first job: both take some CPU time, and would delay its stream.
         await asyncio.gather(bookkeeper.start(), asyncio.to_thread(pricing.load))
         collect_garbage_less_often()
+        reloads.start()
+        reloads.listen_for_signal()
         state.has_started = True
         with contextlib.suppress(asyncio.CancelledError):  # arq's signal handler cancels its main task once the drain is over.
             await worker.async_run()
         log.info("stopping", worker=name)
     finally:
         await worker.close()
+        await reloads.stop()
         await health.cleanup()
         await bookkeeper.stop()
         await publisher.stop()

@@ -7,6 +7,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 
+from common.live.metrics import ConfigMetrics
 from common.process.loop_lag import LAG_BUCKETS_S
 
 WAIT_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -45,6 +46,7 @@ class Metrics:
         self._count_usage(registry)
         self._count_ledger(registry)
         self._count_process(registry)
+        self.config = ConfigMetrics(registry)
 
     def _count_generations(self, registry: CollectorRegistry) -> None:
         self.generations = Counter(

@@ -22,7 +22,10 @@ MEASURED_MAX = 2  # Logs that are read back at the same time: when an API proces
 
 @dataclass(slots=True)
 class Services:
-    """What is needed to run generations; one per process."""
+    """What is needed to run generations; one per process.
+
+    A reload replaces ``settings``, ``guards`` and ``router`` together, between two turns of the event loop.
+    """
 
     settings: Settings
     channel: Channel
@@ -39,4 +42,7 @@ class Services:
     router: Router = field(init=False)
 
     def __post_init__(self) -> None:
-        self.router = Router(self.settings, self.traffic)
+        self.router = self.router_for(self.settings)
+
+    def router_for(self, settings: Settings) -> Router:
+        return Router(settings, self.traffic)

@@ -28,7 +28,7 @@ from api.auth.lockout import Lockout, locked_out
 from api.auth.read_tokens import looks_like_a_read_token
 from api.server.client_address import client_address
 from common.access import key_text
-from common.access.key_records import managed_id
+from common.access.key_records import managed_id, principal_id
 from common.access.principal import ALL, Principal
 from common.canonical.errors import ErrorKind, GatewayError
 from common.config.groups.access import AccessSettings
@@ -70,16 +70,22 @@ class Authenticator:
         key_cache: KeyCache | None = None,
         tokens: TokenVerifier | None = None,
         on_refused: Callable[[str], None] = lambda reason: None,
+        lockout: Lockout | None = None,
     ) -> None:
         self._settings = settings
         self._static = [_static(key.get_secret_value(), settings) for key in settings.api_keys]
         self._admin = [_digest(key.get_secret_value()) for key in settings.admin_keys]
         self._key_cache = key_cache
         self._tokens = tokens or TokenVerifier(settings)
-        self._lockout = Lockout(settings.refused_credentials_max, settings.refused_credentials_block_s)
+        self._lockout = lockout or Lockout(settings.refused_credentials_max, settings.refused_credentials_block_s)
         self._on_refused = on_refused
         self._is_open = is_open(settings)
         self._anonymous = Principal(ANONYMOUS, tenant_access=settings.tenants.get(ANONYMOUS, ALL))
+
+    def with_settings(self, settings: Settings) -> "Authenticator":
+        """Return an authenticator for other settings, which remembers the same addresses and fetched keys."""
+        tokens = self._tokens.with_settings(settings)
+        return Authenticator(settings, self._key_cache, tokens, self._on_refused, self._lockout)
 
     async def authenticate(self, request: HTTPConnection, scope: Scope | None = None) -> Principal:
         """Return the principal that sent a request. ``scope`` is the scope that a token needs, None for no scope.
@@ -177,16 +183,17 @@ class Authenticator:
         presented = key_text.parse_key(text, *self._settings.secrets)
         if presented is None or self._key_cache is None:
             return Rejection("malformed", _UNKNOWN)
-        record, principal, _ = await self._key_cache.find(presented.id)
+        record = (await self._key_cache.find(presented.id)).record
         now_ms = time.time_ns() // 1_000_000
         # Only a client that has the secret learns the state of a key. The id alone reveals nothing.
-        if record is None or principal is None or not record.accepts(presented, now_ms):
+        if record is None or not record.accepts(presented, now_ms):
             return Rejection("unknown", _UNKNOWN)
         if record.is_disabled:
             return Rejection("disabled", _DISABLED, is_guess=False)
         if record.is_expired(now_ms):
             return Rejection("expired", _EXPIRED, is_guess=False)
-        return principal
+        tenant_access = self._settings.tenants.get(record.tenant, ALL)
+        return Principal(principal_id(record.id), record.tenant, access=record.access, tenant_access=tenant_access)
 
     async def _find_byok_key(self, shared_keys: list[str]) -> SecretStr | None:
         """Return the client's provider key. A credential of the gateway is never one, valid or not, even if sent twice."""

@@ -192,6 +192,10 @@ class TokenVerifier:
         self._key_set = key_set or _key_set(settings)
         self.is_on = bool(self._secret or self._key_set)
 
+    def with_settings(self, settings: Settings) -> "TokenVerifier":
+        """Return a verifier for other settings, with the same fetched keys."""
+        return TokenVerifier(settings, self._key_set)
+
     async def verify(self, token: str) -> Principal:
         """Return the principal that a token names.
 

@@ -13,13 +13,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
 
-from common.access.key_records import DeletedKey, KeyRecord, KeyRecords, principal_id
-from common.access.principal import ALL, Principal
+from common.access.key_records import DeletedKey, KeyRecord, KeyRecords
 from common.canonical.errors import ErrorKind, GatewayError, StoreUnavailable
 from common.canonical.wording import try_again
 from common.config.groups.access import AccessSettings
-from common.config.groups.limits import LimitSettings
-from common.config.settings import Settings
 from common.database.lazy import LazyDatabase
 from common.redis import keyspace
 from common.redis.client import Client
@@ -40,7 +37,6 @@ class CachedKey(NamedTuple):
     """``record`` is None if there is no such key. ``fetched_at`` is a moment of the monotonic clock."""
 
     record: KeyRecord | None
-    principal: Principal | None
     fetched_at: float
 
 
@@ -69,10 +65,9 @@ class KeyRings:
 
 
 class KeyCache:
-    def __init__(self, redis: Client, pulse: Pulse, settings: Settings, rings: KeyRings) -> None:
+    def __init__(self, redis: Client, pulse: Pulse, rings: KeyRings) -> None:
         self._records = KeyRecords(redis)
         self._pulse = pulse
-        self._settings = settings
         self._rings = rings
         self._version: bytes | None = None
         self._keys: OrderedDict[str, CachedKey] = OrderedDict()
@@ -137,8 +132,7 @@ class KeyCache:
             record = await self._read(id_)
         except StoreUnavailable as error:
             raise _unavailable() from error
-        principal = _principal(record, self._settings) if record else None
-        key = CachedKey(record, principal, time.monotonic())
+        key = CachedKey(record, time.monotonic())
         if self._lookups.get(id_) is this_task:  # Otherwise some key has changed since we asked, perhaps this one.
             self._keys[id_] = key
             while len(self._keys) > KEYS_MAX:
@@ -169,11 +163,6 @@ class KeyCache:
         self._is_database_healthy = True
         await self._records.store(record)
         return record
-
-
-def _principal(record: KeyRecord, settings: LimitSettings) -> Principal:
-    tenant_access = settings.tenants.get(record.tenant, ALL)
-    return Principal(principal_id(record.id), record.tenant, access=record.access, tenant_access=tenant_access)
 
 
 def _unavailable() -> GatewayError:

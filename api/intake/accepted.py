@@ -110,8 +110,10 @@ async def accept(
     Raises:
         GatewayError: the request may not run.
     """
-    settings = services.settings
-    identity = await services.authenticator.identify(request, "generate")
+    # In one turn of the event loop: after a wait, the services may belong to the next configuration.
+    settings, authenticator = services.settings, services.authenticator
+    guard, planner = services.guard, services.planner
+    identity = await authenticator.identify(request, "generate")
     principal, byok_key = identity.principal, identity.byok_key
     services.gate.remember_credential(request.scope, principal)
     check_audit_is_possible(principal, settings)
@@ -130,8 +132,8 @@ async def accept(
     idempotency_key = await in_thread_if_large(
         len(raw), parse_idempotency_key, request.headers, principal, body, dialect.name, operation
     )
-    guardrails = services.guard.policy(principal, parsed.model, targets + field_targets)
-    if guardrails and await services.guard.check(guardrails, body, model=parsed.model, tenant=principal.tenant):
+    guardrails = guard.policy(principal, parsed.model, targets + field_targets)
+    if guardrails and await guard.check(guardrails, body, model=parsed.model, tenant=principal.tenant):
         raw = orjson.dumps(body)  # ``parsed`` keeps the prompt as it came: it only serves to estimate the tokens.
     policy, grace_s = disconnect_policy(
         request.headers, default_policy, has_key=idempotency_key is not None, principal_default=principal.disconnect
@@ -149,7 +151,7 @@ async def accept(
         operation=operation,
         provider=parsed.provider,
         targets=[target.name for target in targets] if len(targets) < len(route) else None,
-        headers=await services.authenticator.without_gateway_credentials(_passed_headers(request.headers, settings)),
+        headers=await authenticator.without_gateway_credentials(_passed_headers(request.headers, settings)),
         body=raw,
         guardrails=dict(output_modes(guardrails)),
         tenant=principal.tenant,
@@ -166,10 +168,10 @@ async def accept(
     )
     accepted.set_job_id(generation_id, settings)
     if operation == "generate":
-        accepted.cache = services.planner.plan(request.headers, principal, parsed, body, dialect.name, targets)
+        accepted.cache = planner.plan(request.headers, principal, parsed, body, dialect.name, targets)
         if accepted.cache and accepted.cache.scope:
             accepted.cache_key = await in_thread_if_large(
-                len(raw), services.planner.key, accepted.cache.scope, job, principal, body, targets, byok_key
+                len(raw), planner.key, accepted.cache.scope, job, principal, body, targets, byok_key
             )
     return accepted
 

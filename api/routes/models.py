@@ -62,13 +62,15 @@ def _dialect_of(request: Request) -> Dialect:
 
 
 async def _get(name: str, request: Request, services: ApiServices) -> Response:
-    principal, settings = await services.authenticator.authenticate(request), services.settings
+    settings = services.settings
+    principal = await services.authenticator.authenticate(request)
     targets = permitted_models(principal, RequestedModel(name), resolve(name, settings), settings)
     return json_response(entry_of(name, model_names(settings).get(name, targets[0].provider)))
 
 
 async def _list(request: Request, services: ApiServices) -> Response:
-    models = listed_models(await services.authenticator.authenticate(request), services.settings)
+    settings = services.settings
+    models = listed_models(await services.authenticator.authenticate(request), settings)
     data, names = [entry_of(name, owner) for name, owner in models.items()], list(models)
     return json_response(
         {

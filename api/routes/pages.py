@@ -111,7 +111,7 @@ def checks_of(services: ApiServices) -> dict[str, bool]:
 
 
 def problems_of(services: ApiServices) -> list[str]:
-    """Return what keeps the gateway from answering requests, in the words of the part that fails; empty if nothing does."""
+    """Return what is wrong with the gateway, in the words of the part that fails; empty if nothing is."""
     problems = [f"Redis: {problem}" for problem in services.probe.problems()]
     if services.pulse.is_up and not services.feed.is_connected:
         problems.append(f"This process is deaf: {services.feed.refusal or 'its subscription is down'}")
@@ -119,7 +119,7 @@ def problems_of(services: ApiServices) -> list[str]:
         problems.append("No provider is configured")
     if services.pulse.is_up and not services.queue.workers_alive:
         problems.append("No worker takes jobs: start one with `sluice worker`")
-    return problems
+    return problems + services.problems_of_settings()
 
 
 def unready(services: ApiServices) -> str | None:

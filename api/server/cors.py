@@ -20,7 +20,7 @@ _Headers = list[tuple[bytes, bytes]]
 
 
 class Cors:
-    """``listed`` are origins that are always allowed, ``*`` for all. ``key_origins`` returns those that keys allow now.
+    """``listed`` returns origins that are always allowed, ``*`` for all; ``key_origins`` those that keys allow now.
 
     ``on_allowed`` is called with each origin that was allowed.
     """
@@ -28,13 +28,13 @@ class Cors:
     def __init__(
         self,
         app: ASGIApp,
-        listed: Iterable[str],
+        listed: Callable[[], Iterable[str]],
         key_origins: Callable[[], Awaitable[frozenset[str]]],
         exposed: Iterable[str],
         on_allowed: Callable[[bytes], object] = lambda origin: None,
     ) -> None:
         self._app = app
-        self._listed = frozenset(listed)
+        self._listed = listed
         self._key_origins = key_origins
         self._exposed = ", ".join(exposed).encode()
         self._on_allowed = on_allowed
@@ -63,7 +63,7 @@ class Cors:
 
     async def _allows(self, origin: bytes) -> bool:
         text = origin.decode("latin-1")
-        if "*" in self._listed or text in self._listed:
+        if any(listed in ("*", text) for listed in self._listed()):
             return True
         key_origins = await self._key_origins()
         return text in key_origins or "*" in key_origins

@@ -1,7 +1,7 @@
 """What is in the cache, and how does an operator remove some of it?"""
 
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,10 +43,11 @@ class Inventory:
         StoreUnavailable
     """
 
-    def __init__(self, redis: Client, settings: Settings) -> None:
+    def __init__(self, redis: Client, settings: Settings, live: Callable[[], Settings] | None = None) -> None:
         self._redis = redis
         self._scripts = Scripts(redis, Path(__file__).parent)
         self._settings = settings
+        self._live = live or (lambda: settings)  # What names mean may change while the process runs.
 
     async def count(self) -> dict[Group, Size]:
         """Return the size of each group that has entries, the largest first."""
@@ -83,7 +84,7 @@ class Inventory:
 
     def _matches(self, pattern: str, group: Group) -> bool:
         provider, _, upstream_model = group.target.partition("/")
-        return guards(pattern, group.model, [Target(provider, upstream_model)], self._settings)
+        return guards(pattern, group.model, [Target(provider, upstream_model)], self._live())
 
     async def _entries(self) -> AsyncIterator[list[tuple[bytes, Group, int]]]:
         """Yield the key, the group and the bytes of all entries, some at a time."""

@@ -1,14 +1,18 @@
 """Where do settings come from?
 
 Sources, strongest first: ``SLUICE_*`` environment variables, the same in ``.env``, the providers' usual variables
-(``OPENAI_API_KEY``…, see ``common/vendors/table.py``), ``sluice.yaml``, other gateways' variables (``foreign_variables.py``).
+(``OPENAI_API_KEY``…, see ``common/vendors/table.py``), ``sluice.yaml``, other gateways' variables (``foreign_variables.py``),
+what is managed at run time (``common/stored``).
 Blanks around a variable's value are removed. Instead of NAME there may be NAME_FILE, the path of a file with the value.
 A source that cannot be read raises ``UnreadableSettings``. A single value that is not JSON is reported together with all
 other invalid values.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +22,9 @@ from pydantic_settings import (
     BaseSettings,
     DotEnvSettingsSource,
     EnvSettingsSource,
+    InitSettingsSource,
     PydanticBaseSettingsSource,
-    YamlConfigSettingsSource,
 )
-from pydantic_settings.sources.types import ConfigFileSourceType
 
 from common.config.foreign_variables import foreign_values
 from common.vendors.table import VENDORS
@@ -32,6 +35,18 @@ FILE_SUFFIX = "_FILE"
 
 class UnreadableSettings(ValueError):
     """A source of settings cannot be read. The message says where the error is and quotes no value."""
+
+
+@dataclass(slots=True)
+class Inputs:
+    """What settings are built from, beside the options of a command: ``Settings(inputs=…)``.
+
+    ``read`` is what the environment and the files said when they were read; None: they are read now, and kept here. So
+    settings can be built again with other ``stored`` values, although somebody may be editing a file at that moment.
+    """
+
+    stored: Mapping[str, Any] = field(default_factory=dict)
+    read: dict[str, Any] | None = None
 
 
 class NotJson(str):
@@ -85,23 +100,42 @@ def env_file() -> Mapping[str, str | None]:
         raise UnreadableSettings(f"{ENV_FILE} cannot be read: {_reason(error)}.") from error
 
 
+_yaml_file: ContextVar[str] = ContextVar("yaml_file", default=YAML_FILE)
+
+
+@contextmanager
+def reading(path: str) -> Iterator[None]:
+    """Read another file instead of ``sluice.yaml``, to check it before it is used."""
+    token = _yaml_file.set(path)
+    try:
+        yield
+    finally:
+        _yaml_file.reset(token)
+
+
+def yaml_file() -> str:
+    """Return the name of the file that is read: ``sluice.yaml``, except within ``reading``."""
+    return _yaml_file.get()
+
+
 def yaml_values() -> dict[str, Any]:
     """Return the settings in ``sluice.yaml``. Empty where there is no such file."""
+    name = yaml_file()
     try:
-        with Path(YAML_FILE).open(encoding="utf-8") as file:
+        with Path(name).open(encoding="utf-8") as file:
             values = yaml.safe_load(file)
     except FileNotFoundError:
         return {}
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "its end"
-        raise UnreadableSettings(f"{YAML_FILE} is not YAML at {where}: {error.problem}.") from error
+        raise UnreadableSettings(f"{name} is not YAML at {where}: {error.problem}.") from error
     except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
-        raise UnreadableSettings(f"{YAML_FILE} cannot be read: {_reason(error)}.") from error
+        raise UnreadableSettings(f"{name} cannot be read: {_reason(error)}.") from error
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise UnreadableSettings(f"{YAML_FILE} must have one setting per line, such as `port: 8080`.")
+        raise UnreadableSettings(f"{name} must have one setting per line, such as `port: 8080`.")
     return {str(name): value for name, value in values.items()}
 
 
@@ -131,16 +165,16 @@ class _EnvFile(_Variables, DotEnvSettingsSource):
     pass
 
 
-class _Yaml(YamlConfigSettingsSource):
-    def _read_files(self, files: ConfigFileSourceType | None, deep_merge: bool = False) -> dict[str, Any]:
-        return yaml_values()
-
-
 class _CompleteSource(PydanticBaseSettingsSource):
     """A source that returns all its values at once, instead of field by field."""
 
     def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
         raise LookupError("this source returns all its values at once")
+
+
+class _Yaml(_CompleteSource):
+    def __call__(self) -> dict[str, Any]:
+        return yaml_values()
 
 
 class _ProviderVariables(_CompleteSource):
@@ -165,9 +199,9 @@ def provider_values(variables: Mapping[str, str | None]) -> dict[str, dict[str, 
     """Return the values of the providers' usual variables, in the form of the setting ``providers``."""
     values: dict[str, dict[str, str]] = {}
     for vendor in VENDORS.values():
-        for field in ("api_keys", "base_url"):
-            if value := variables.get(provider_variable(vendor.env, field)):
-                values.setdefault(vendor.id, {})[field] = value
+        for name in ("api_keys", "base_url"):
+            if value := variables.get(provider_variable(vendor.env, name)):
+                values.setdefault(vendor.id, {})[name] = value
     return values
 
 
@@ -178,9 +212,45 @@ def provider_variable(env: str, field: str) -> str:
 _PROVIDER_KEY_FILES = {f"{provider_variable(vendor.env, 'api_keys')}{FILE_SUFFIX}" for vendor in VENDORS.values()}
 
 
+class _Stored(_CompleteSource):
+    """What is managed at run time. It is the weakest source: it sees what all others say, and keeps that for the next time."""
+
+    def __init__(self, settings_cls: type[BaseSettings], inputs: Inputs) -> None:
+        super().__init__(settings_cls)
+        self._inputs = inputs
+
+    def __call__(self) -> dict[str, Any]:
+        if self._inputs.read is None:
+            self._inputs.read = dict(self.current_state)
+        return without_overridden_routes(self._inputs.stored, self.current_state)
+
+
+class _Read(_CompleteSource):
+    """What the other sources said before."""
+
+    def __init__(self, settings_cls: type[BaseSettings], values: dict[str, Any]) -> None:
+        super().__init__(settings_cls)
+        self._values = values
+
+    def __call__(self) -> dict[str, Any]:
+        return self._values
+
+
+def without_overridden_routes(stored: Mapping[str, Any], stronger: Mapping[str, Any]) -> dict[str, Any]:
+    """Return stored values without the routes that stronger sources have too: half a route of each would be a third one."""
+    if "routes" not in stored:
+        return dict(stored)
+    names = {name for setting in ("routes", "aliases") if isinstance(stronger.get(setting), dict) for name in stronger[setting]}
+    return {**stored, "routes": {name: route for name, route in stored["routes"].items() if name not in names}}
+
+
 def sources(
-    settings_cls: type[BaseSettings], init: PydanticBaseSettingsSource, env_file: PydanticBaseSettingsSource
+    settings_cls: type[BaseSettings], init: InitSettingsSource, env_file: PydanticBaseSettingsSource
 ) -> tuple[PydanticBaseSettingsSource, ...]:
-    """Return all sources, the strongest first. ``init`` holds the options of a command."""
+    """Return all sources, the strongest first. ``init`` holds the options of a command, and perhaps ``inputs``."""
+    inputs = init.init_kwargs.pop("inputs", None) or Inputs()
+    stored = _Stored(settings_cls, inputs)
+    if inputs.read is not None:
+        return _Read(settings_cls, inputs.read), stored
     variables, file = _Variables(settings_cls), _EnvFile(settings_cls, getattr(env_file, "env_file", None))
-    return init, variables, file, *(kind(settings_cls) for kind in (_ProviderVariables, _Yaml, _ForeignVariables))
+    return init, variables, file, *(kind(settings_cls) for kind in (_ProviderVariables, _Yaml, _ForeignVariables)), stored

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from common.config.groups.access import AccessSettings
 from common.config.groups.cache import CacheSettings
@@ -49,7 +49,6 @@ class Settings(
     model_config = SettingsConfigDict(
         env_prefix="SLUICE_",
         env_file=".env",
-        yaml_file="sluice.yaml",
         extra="ignore",
         frozen=True,
         env_ignore_empty=True,
@@ -65,6 +64,7 @@ class Settings(
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
+        assert isinstance(init_settings, InitSettingsSource)
         return sources(settings_cls, init_settings, dotenv_settings)
 
     @field_validator("*", mode="before")

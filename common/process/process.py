@@ -59,6 +59,15 @@ def start_background_task(work: Coroutine[Any, Any, None], name: str) -> asyncio
     return task
 
 
+def has_terminal() -> bool:
+    """Whether this process runs in a terminal that still exists."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
+
+
 def supervised(work: Callable[[], Awaitable[None]], name: str) -> asyncio.Task[None]:
     """Start a loop that runs as long as the process. If it fails, it starts again after a pause: one unexpected answer or
     record must not end the streams of this process, and then of the next one that reads it.

@@ -48,9 +48,9 @@ _SHAPES: tuple[tuple[tuple[str, ...], re.Pattern[str]], ...] = tuple(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Redactor:
-    """Replaces secrets in text. ``values`` are the known secrets, the longest first."""
+    """Replaces secrets in text. ``values`` are the known secrets, the longest first. ``learn`` replaces them."""
 
     values: tuple[str, ...] = ()
 
@@ -69,8 +69,14 @@ class Redactor:
     @classmethod
     def from_settings(cls, settings: BaseModel) -> "Redactor":
         """Return a redactor that knows every secret of the settings, also in the forms that JSON or a URL give it."""
-        written = {form for secret in secrets_in(settings) for form in _forms(secret)}
-        return cls(tuple(sorted(written, key=len, reverse=True)))
+        redactor = cls()
+        redactor.learn(settings)
+        return redactor
+
+    def learn(self, *settings: BaseModel) -> None:
+        """Know the secrets of these settings, and no others."""
+        written = {form for each in settings for secret in secrets_in(each) for form in _forms(secret)}
+        self.values = tuple(sorted(written, key=len, reverse=True))
 
 
 def secrets_in(value: Any) -> Iterator[str]:

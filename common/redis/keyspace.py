@@ -34,6 +34,8 @@ all keys of one generation are in one slot of a cluster. The queue's keys are fe
 | ``sluice:key:ID`` | string, a managed key, see ``common/access/key_records`` | until the key is deleted | whoever changes it |
 | ``sluice:keys:version`` | string, changes with each change of a record | permanent | the same |
 | ``sluice:keys:origins`` | hash, key's id to its browser origins | until the keys are deleted | the same |
+| ``sluice:config:reload`` | string, the last request to reload, see ``common/live/reports.py`` | a minute | ``sluice config`` |
+| ``sluice:config:process:NAME`` | string, what a process reports about its settings | ``REPORT_S``, renewed | API, worker |
 | ``sluice:q:spent:loaded`` | string, whether the counters hold what the database knows | permanent | worker |
 | ``sluice:q:bookkeeper`` | string, the token of the worker that writes the ledger | ``LEASE_S``, renewed | worker |
 | ``sluice:ledger:unreadable`` | list of what was set aside, see ``common/ledger/set_aside.py`` | a month | API, worker |
@@ -67,6 +69,7 @@ BOOKKEEPER = QUEUE_PREFIX + "bookkeeper"
 UNREADABLE = "sluice:ledger:unreadable"
 KEYS_VERSION = "sluice:keys:version"
 KEY_ORIGINS = "sluice:keys:origins"
+CONFIG_RELOAD = "sluice:config:reload"
 PAUSED = "sluice:paused"
 UNWELL = "sluice:unwell"
 
@@ -131,6 +134,10 @@ def spent(scope: str, name: str, period: str) -> str:
 
 def managed_key(id_: str) -> str:
     return f"sluice:key:{id_}"
+
+
+def config_process(name: str) -> str:
+    return f"sluice:config:process:{name}"
 
 
 def cache_entry(key: str) -> str:

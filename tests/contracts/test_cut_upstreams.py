@@ -40,6 +40,8 @@ SERVICES: Any = SimpleNamespace(
     metrics=Metrics(CollectorRegistry()),
     quota=SimpleNamespace(health=SimpleNamespace(record_begun=lambda deployment: None)),
     traffic=Traffic(time.monotonic),
+    guards=None,
+    router=None,
 )
 JOB = Job("gen_1", "r", "openai-chat", "m", True, Policy.STOP, 0, 1)
 DEPLOYMENT = Deployment("p", "http://x", "k", "m", "openai-chat")

@@ -90,9 +90,9 @@ def _without_refused(context: RunContext, deployment: Deployment, failed: Failed
 async def _call_once(context: RunContext, result: CallResult, prepare: Prepare | None) -> None:
     job, total, services, deployment = context.job, context.total, context.services, result.deployment
     wire = WIRES[deployment.wire]
-    info = reply_info(context.active_job, result, total, services.settings)
+    info = reply_info(context.active_job, result, total, context.settings)
     result.messages = message_count(info.body)
-    guard = services.guards.for_job(job) if job.guardrails else None  # It only affects which pump is used.
+    guard = context.guards.for_job(job) if job.guardrails else None  # It only affects which pump is used.
     request, pump = prepare(info, guard) if prepare else prepare_request(job, wire, deployment, info, guard)
     status = 0  # No answer at all.
     result.is_reread = request.method == "GET"
@@ -126,7 +126,7 @@ async def _call_once(context: RunContext, result: CallResult, prepare: Prepare |
         services.metrics.upstream_calls.labels(deployment.provider, status).inc()
         pump.close()
         _record_result(result, pump)
-        result.attempt = charge_attempt(job, result, request, pump, status, services.settings)
+        result.attempt = charge_attempt(job, result, request, pump, status, context.settings)
         if result.attempt and pump.has_absurd_usage:
             services.metrics.absurd_usage.labels(deployment.provider).inc()
             log.warning("usage_absurd", provider=deployment.provider, model=deployment.model)
@@ -271,7 +271,7 @@ class Transfer:
         services, result, model = self._context.services, self._result, self._context.job.model
         services.quota.health.record_begun(result.deployment)
         services.traffic.record_ttft(name_of(result.deployment), time.monotonic() - result.began_at)
-        if model in services.settings.routes:
+        if model in self._settings.routes:
             target = f"{result.deployment.provider}/{result.deployment.model}"
             result.headers["x-sluice-route"] = f"{quote(target, safe='/:@')}; attempts={result.number}"
 

@@ -69,6 +69,10 @@ class Bookkeeper:
         self._has_synced = False
         self._try_at = self._keys_at = self._scan_at = self._audit_at = 0.0
 
+    def use_settings(self, settings: Settings) -> None:
+        """Use other prices from now on."""
+        self._collector.settings = settings
+
     async def start(self) -> None:
         if await self.lease.renew():
             # Now, while this worker has no streams to delay: it takes half a second. The first turn calls the database.

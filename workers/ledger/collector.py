@@ -69,7 +69,7 @@ class Collector:
     def __init__(self, redis: Client, channel: Channel, settings: Settings, metrics: Metrics) -> None:
         self._redis = redis
         self._channel = channel
-        self._settings = settings
+        self.settings = settings  # A reload replaces them.
         self._metrics = metrics
         self._scan_at = 0
         self._has_logged_missing_secret = False
@@ -195,12 +195,12 @@ class Collector:
         for attempt in attempts:
             attempt.has_brought_key = attempt.has_brought_key or row["has_brought_key"]
             if attempt.cost is None:
-                attempt.apply_prices(self._settings.prices)
+                attempt.apply_prices(self.settings.prices)
         return with_attempts(row, partial.head if partial else None, attempts)
 
     async def _audit_entry(self, row: Row, end: End) -> Row | None:
         """Return the encrypted entry of the audit log; None: there is no secret to encrypt it."""
-        secret = self._settings.secret
+        secret = self.settings.secret
         if secret is None:
             if not self._has_logged_missing_secret:
                 log.error("audit_without_secret", generation_id=row["id"], mend="set SLUICE_SECRET for the workers too")
@@ -214,7 +214,7 @@ class Collector:
             "id": row["id"],
             "owner": row["owner"],
             "created_ms": row["created_ms"],
-            "expires_ms": row["ended_ms"] + int(self._settings.audit_retention_days * _DAY_MS),
+            "expires_ms": row["ended_ms"] + int(self.settings.audit_retention_days * _DAY_MS),
             "sealed": await asyncio.to_thread(seal, entry, row["id"], secret),
         }
 

@@ -120,7 +120,7 @@ class Quota:
         self._metrics = metrics
         self.pauses = Pauses(time.monotonic)
         self.health = Health(time.monotonic, self._claim_probe)
-        self.budgets = ProviderBudgets(settings)
+        self.budgets = self._read_budgets = ProviderBudgets(settings)
         self._reservations = Reservations(self._scripts, settings.lease_s, settings.renew_s)
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -219,11 +219,19 @@ class Quota:
 
     # Independent of single calls
 
+    def use_settings(self, settings: Settings, budgets: ProviderBudgets) -> None:
+        """Use other limits and budgets from now on. Reservations that were made stay as they are."""
+        budgets.follow(self.budgets)
+        self._settings, self.budgets = settings, budgets
+
+    def _budgets_command(self) -> tuple[str, ...]:
+        self._read_budgets = self.budgets  # A reload may replace them before the answer comes.
+        return self._read_budgets.command()
+
     def start(self) -> None:
         self._pulse.watch(("HGETALL", keyspace.PAUSED), lambda stored: self.pauses.merge(stored, self._pulse.redis_ms))
         self._pulse.watch(("HGETALL", keyspace.UNWELL), lambda stored: self.health.merge(stored, self._pulse.redis_ms))
-        if self.budgets.is_needed:
-            self._pulse.watch(self.budgets.command, self.budgets.update)
+        self._pulse.watch(self._budgets_command, lambda values: self._read_budgets.update(values))
         self._task = supervised(self._flush_for_ever, "quota")
 
     async def stop(self) -> None:

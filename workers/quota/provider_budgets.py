@@ -26,9 +26,9 @@ class ProviderBudgets:
         self.spent_nano_usd: dict[str, int] = {}
         self.is_known = False
 
-    @property
-    def is_needed(self) -> bool:
-        return bool(self._limits)
+    def follow(self, before: "ProviderBudgets") -> None:
+        """Start with what those before knew. The next poll, half a second later, brings the rest."""
+        self.spent_nano_usd, self.is_known = dict(before.spent_nano_usd), before.is_known
 
     def command(self) -> tuple[str, ...]:
         """Return the command that reads the counters of this day and month, and whether they hold what the ledger knows.

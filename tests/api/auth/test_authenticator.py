@@ -38,8 +38,7 @@ class KeyCacheForTests:
 
     async def find(self, id_: str) -> CachedKey:
         self.asked += 1
-        principal = Principal(f"key_{id_}", self.record.tenant, access=self.record.access)
-        return CachedKey(self.record, principal, 0) if id_ == self.record.id else CachedKey(None, None, 0)
+        return CachedKey(self.record if id_ == self.record.id else None, 0)
 
 
 def connection(headers: dict[str, str], address: str = "192.0.2.1") -> HTTPConnection:

@@ -47,8 +47,7 @@ async def pulse(redis: Redis):
 
 @pytest.fixture
 async def settings(redis_server: EmbeddedRedis, tmp_path):
-    tenants = {"acme": Access(models=("gpt-*",))}
-    return Settings(redis_url=redis_server.url, database_url=f"sqlite:///{tmp_path}/s.db", secret=SECRET, tenants=tenants)
+    return Settings(redis_url=redis_server.url, database_url=f"sqlite:///{tmp_path}/s.db", secret=SECRET)
 
 
 @pytest.fixture
@@ -65,7 +64,7 @@ async def rings(settings: Settings, redis: Redis):
 
 @pytest.fixture
 async def key_cache(counting, pulse, settings, rings) -> KeyCache:
-    found = KeyCache(counting, pulse, settings, rings)
+    found = KeyCache(counting, pulse, rings)
     await pulse.start()
     return found
 
@@ -88,8 +87,7 @@ async def test_a_key_that_is_in_use_costs_no_round_trip(key_cache, ring, countin
 
     assert counting.reads == 1
     assert found[0] is again
-    assert (again.principal.id, again.principal.tenant) == (f"key_{id_}", "acme")
-    assert again.principal.tenant_access.models == ("gpt-*",)
+    assert (again.record.id, again.record.tenant) == (id_, "acme")
 
 
 async def test_all_who_ask_at_once_share_one_look(key_cache, ring, counting, pulse):
