@@ -7,6 +7,7 @@ from pydantic.fields import FieldInfo
 
 from cli.env_example import text_of
 from common.config.settings import GROUPS, MIB
+from common.live.reloadable import RELOADABLE
 
 _HEAD = """\
 # Settings
@@ -16,16 +17,21 @@ environment is stronger than `.env`, and `.env` is stronger than `sluice.yaml`. 
 With a value outside its range, no process starts. Times are in seconds if the name ends in `_S`, in milliseconds if it ends in
 `_MS`. Sizes are in bytes. The keys of providers are in [providers.md](providers.md).
 
+Settings with "yes" under "reload" can change while Sluice runs: [configuration.md](configuration.md).
+
 `make env` writes this page from `common/config/groups/`. `.env.example` has the same settings, ready to copy.
 """
 _SIGNS = ((Ge, "ge", "≥"), (Gt, "gt", ">"), (Le, "le", "≤"), (Lt, "lt", "<"))
+
+
+_HEADING = ("| variable | default | range | reload | meaning |", "| --- | --- | --- | --- | --- |")
 
 
 def render() -> str:
     """Return the page's text."""
     lines = [_HEAD]
     for group in GROUPS:
-        lines += [f"## {group.__doc__}", "", "| variable | default | range | meaning |", "| --- | --- | --- | --- |"]
+        lines += [f"## {group.__doc__}", "", *_HEADING]
         lines += [_row(name, field) for name, field in group.model_fields.items()]
         lines.append("")
     return "\n".join(lines)
@@ -33,7 +39,8 @@ def render() -> str:
 
 def _row(name: str, field: FieldInfo) -> str:
     default = text_of(field.get_default(call_default_factory=True))
-    cells = (f"`SLUICE_{name.upper()}`", f"`{default}`" if default else "", _range(field), field.description or "")
+    reload = "yes" if name in RELOADABLE else ""
+    cells = (f"`SLUICE_{name.upper()}`", f"`{default}`" if default else "", _range(field), reload, field.description or "")
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 

@@ -163,6 +163,7 @@ async def _run(context: RunContext, fenced: Fenced) -> None:
     """Answer, and continue an answer that breaks off. A body that is not streamed starts over: its client has seen nothing."""
     job = context.job
     failure = LOST if fenced.has_head and job.stream else None
+    is_first = True  # With another configuration, it is tried only once more.
     while True:
         try:
             if failure is None:
@@ -170,6 +171,9 @@ async def _run(context: RunContext, fenced: Fenced) -> None:
                 return await call_deployments(context, candidates, count if job.operation == "count_tokens" else call)
             return await continue_answer(context, failure)
         except GatewayError as error:
+            if is_first and not context.total.is_committed and await context.use_other_settings(error.failed.kind):
+                is_first = False
+                continue
             if not (job.stream and context.total.is_committed and error.failed.kind in LOSSES):
                 raise
             failure = error.failed

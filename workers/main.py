@@ -118,14 +118,16 @@ async def _run(live: LiveSettings, sock: socket.socket) -> None:
         router, budgets = services.router_for(settings), ProviderBudgets(settings)
 
         def commit() -> None:
-            services.settings, services.guards, services.router = settings, guards, router
+            services.replace_settings(settings, guards, router)
             quota.use_settings(settings, budgets)
             bookkeeper.use_settings(settings)
+            active_probes.settings = settings
 
         return commit
 
     live.prepare = prepare
     reloads = Reloads(live, redis, pulse, metrics.config, f"worker-{name}")
+    services.refresh = reloads.refresh
     state = WorkerState(worker, services, queue, probe, bookkeeper, live)
     # First of all: a worker that cannot work must still answer its health check, and say why.
     health = await serve_health(sock, state)

@@ -21,6 +21,7 @@ RELOADABLE = frozenset(
         *("api_keys", "limits", "tenants", "budget_unknown_price"),
         *("guardrails", "guardrails_by_model", "guardrail_patterns_in", "guardrail_patterns_out"),
         *("guardrail_input_chars_max", "guardrail_messages_max"),
+        *("attempts_per_deployment", "retry_backoff_s", "health_probes_per_hour"),
         *("cache_ttl_s", "cache_policy", "cache_scope", "cache_anonymous", "cache_models", "cache_dialects", "cache_join"),
     }
 )

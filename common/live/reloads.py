@@ -38,6 +38,8 @@ class Reloads:
         self._is_asked = False
         self._last = Outcome()
         self._wake = asyncio.Event()
+        self._working = asyncio.Lock()
+        self._looking: asyncio.Task[None] | None = None
         self._task: asyncio.Task[None] | None = None
         metrics.show(live)
         pulse.watch(("GET", keyspace.CONFIG_RELOAD), self._read_request)
@@ -75,12 +77,33 @@ class Reloads:
             self.ask()
         self._asked = text or self._asked or ""
 
-    async def _run(self) -> None:
-        while True:
-            self._wake.clear()
+    async def refresh(self) -> None:
+        """Look now whether the configuration has changed elsewhere, and use what has. All who ask meanwhile share one look."""
+        if self._looking is None:
+            self._looking = asyncio.create_task(self._look())
+            self._looking.add_done_callback(self._end_look)
+        await asyncio.shield(self._looking)
+
+    async def _look(self) -> None:
+        with suppress(StoreUnavailable):
+            self._read_request(await self._reports.asked())
+        await self._work()
+
+    def _end_look(self, task: "asyncio.Task[None]") -> None:
+        self._looking = None
+        if not task.cancelled() and (error := task.exception()):
+            log.error("settings_not_refreshed", exc_info=error)
+
+    async def _work(self) -> None:
+        async with self._working:
             if self._is_asked:
                 self._is_asked = False
                 self._last = await self.live.reload()
+
+    async def _run(self) -> None:
+        while True:
+            self._wake.clear()
+            await self._work()
             self._metrics.show(self.live)
             await self._report()
             with suppress(TimeoutError):

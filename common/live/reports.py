@@ -67,6 +67,13 @@ class Reports:
                 await self._redis.set(keyspace.CONFIG_RELOAD, text, ex=ASKED_S)
         return text
 
+    async def asked(self) -> bytes | None:
+        """Return the last request to reload."""
+        with redis_errors():
+            async with lag_aware_timeout(COMMAND_TIMEOUT_S):
+                answer: bytes | None = await self._redis.get(keyspace.CONFIG_RELOAD)
+                return answer
+
     async def names(self) -> list[str]:
         """Return the processes that report. It reads the names of all keys, so it is for commands only."""
         prefix = keyspace.config_process("")
