@@ -191,7 +191,7 @@ class Relay(Response):
         first = self.viewer.first_event(frame)
         number = _numbered if len(frame.data) <= SHARED_BYTES_MAX else _number
         numbered = number(frame.id, frame.data, first)
-        if self._retry_line and numbered:  # Only on the first event: some clients would take a separate block for an event.
+        if self._retry_line:  # Only on the first event: some clients would take a separate block for an event.
             id_line, end, rest = numbered.partition(b"\n")
             numbered, self._retry_line = b"".join((id_line, end, self._retry_line, rest)), b""
         return numbered

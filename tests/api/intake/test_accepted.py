@@ -186,6 +186,7 @@ async def test_the_ledger_knows_who_asked_for_what(send, process, monkeypatch):
 
     asked = orjson.loads(opening.request_summary)
     created_ms = asked.pop("created_ms")
+    assert isinstance(created_ms, int)
     assert asked == {
         "format": 2,
         "owner": opening.owner,

@@ -4,6 +4,7 @@ one that sends exactly these bytes."""
 import asyncio
 import threading
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -340,6 +341,27 @@ async def test_a_wait_that_the_upstream_asks_for_is_the_client_s_too(setup, run)
     error = (await setup.end())["error"]
     assert error["kind"] == "upstream_rate_limited"
     assert 10 < error["retry_after_s"] <= 17  # What is left of it.
+
+
+@pytest.mark.parametrize("bodies", [(WHOLE,), ([ROLE] * 65, WHOLE)])
+async def test_an_answer_is_filtered_in_each_of_its_parts(setup, run, bodies):  # noqa: F811
+    """The second case is continued by another call after its first part."""
+    mail = [b"".join(body).replace(b'"hi"', b'"to john@example.com"') for body in bodies]
+    packed = Job.pack
+    opened = setup.open
+
+    async def open_guarded(model: str, **more: Any) -> None:
+        await opened(model, **more)
+        log = setup.channel._logs["gen_1"]  # type: ignore[attr-defined]
+        job = Job.unpack(log.opening.request)
+        log.opening.request = packed(replace(job, guardrails={"pii": "block"}))
+
+    setup.open = open_guarded  # type: ignore[method-assign]
+    await run(*mail)
+
+    body = await setup.body()
+    assert b"[EMAIL]" in body
+    assert b"john@example.com" not in body
 
 
 # What is measured
