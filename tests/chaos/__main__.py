@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--streams", type=float, default=60.0, help="new streams per second")
     parser.add_argument("--every", type=float, default=2.0, help="seconds between two faults")
     parser.add_argument("--viewers", type=int, default=0, help="EventSources besides, that read for as long as the run takes")
-    parser.add_argument("--only", choices=("api", "worker", "redis"), default="", help="break nothing else")
+    parser.add_argument("--only", choices=("api", "worker", "redis", "target"), default="", help="break nothing else")
     parser.add_argument("--keep", type=Path, default=None, help="keep the processes' logs in this folder")
     parser.add_argument("--verbose", action="store_true", help="tell each fault as it comes")
     asked = parser.parse_args()

@@ -103,6 +103,8 @@ def check_rows(
             wrong += [f"client {number}: {id_} {what}" for what in differences]
         wrong += [f"client {number} was told {id_}, the ledger has {row.id}" for row in own if id_ and row.id != id_]
         wrong += _check_failures(own, history.ask, may_have_lost)
+        if history.ask.route:
+            wrong += [f"client {number}: {row.id} {what}" for row in own for what in _check_route(row)]
     wrong += check_twins(rows, histories, happened)
     for number, own in by_client.items():
         wrong.append(f"the ledger has {[row.id for row in own]} of a client {number} who never was")
@@ -144,6 +146,12 @@ def _check_row(row: Row, history: History, end: End | None, may_have_lost: bool)
         yield f"is {row.outcome} in the ledger, and its log ends with {end}"
     if end.usage and not row.is_estimated and _tokens(end) != row.tokens:
         yield f"has {row.tokens} tokens in the ledger, its log says {_tokens(end)}"
+
+
+def _check_route(row: Row) -> Iterable[str]:
+    """One target of each route is always well, so no failure of another one is an answer. What has begun may break off."""
+    if (row.error_kind or "").startswith("upstream") and not row.output_tokens:
+        yield f"ended by {row.error_kind} before its first token, and its route had a well target"
 
 
 def check_twins(rows: Sequence[Row], histories: Sequence[History], happened: Sequence[Happened]) -> list[str]:

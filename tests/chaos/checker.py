@@ -24,8 +24,8 @@ EXPLICIT = {
     "store_unavailable": ("worker", "api", REDIS),
     "gateway_unavailable": ("api",),
     "gateway_restarting": ("api",),
-    "upstream_unavailable": ("worker",),
-    "upstream_timeout": ("worker",),
+    "upstream_unavailable": ("worker", "target"),
+    "upstream_timeout": ("worker", "target"),
     "overloaded": ("worker", "api", REDIS),  # An API that many come back to refuses what is new.
     "deadline_exceeded": ("",),
     # The upstream's own, where its next attempt would come later than its client's status may.

@@ -289,15 +289,17 @@ class Client:
 
 def _turns(ask: Ask) -> dict[str, Any]:
     named: dict[str, Any] = {}
-    if ask.twins:  # The ledger's row names the client.
+    if ask.twins or ask.route:  # The ledger's row names the client.
         named = {"metadata": {"user_id": f"c{ask.number}"}} if ask.dialect == MESSAGES else {"user": f"c{ask.number}"}
+    if ask.route:
+        named["max_tokens"] = ask.tokens
     return named | {"messages": [{"role": "user", "content": "hi"}], "stream": ask.manner is not Manner.WHOLE}
 
 
 # Path and body of a request, by dialect.
 _BODIES: dict[str, Callable[[Ask], tuple[str, dict[str, Any]]]] = {
-    CHAT: lambda ask: ("/v1/chat/completions", {"model": f"{ask.provider}/{ask.model}", **_turns(ask)}),
-    MESSAGES: lambda ask: ("/v1/messages", {"model": f"{ask.provider}/{ask.model}", "max_tokens": 10_000, **_turns(ask)}),
+    CHAT: lambda ask: ("/v1/chat/completions", {"model": ask.full_model, **_turns(ask)}),
+    MESSAGES: lambda ask: ("/v1/messages", {"model": ask.full_model, "max_tokens": 10_000, **_turns(ask)}),
     RESPONSES: lambda ask: (
         "/v1/responses",
         {"model": f"{ask.provider}/{ask.model}", "input": "hi", "stream": ask.manner is not Manner.WHOLE},

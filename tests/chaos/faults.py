@@ -10,6 +10,14 @@ from dataclasses import dataclass, field
 from tests.chaos.fleet import DRAIN_EXTRA_S, Fleet
 from tests.chaos.plan import APIS, CLIENTS_LINK, DRAIN_S, REDIS, WORKERS, Fault, FaultKind
 
+_HEAD = b"HTTP/1.1 %s\r\ncontent-type: application/json\r\nconnection: close\r\n%scontent-length: 2\r\n\r\n{}"
+# What a target of a route sends instead of an answer. Nothing: it resets the connection.
+_OWN_ANSWERS = {
+    FaultKind.RESETTING: b"",
+    FaultKind.FAILING: _HEAD % (b"500 Internal Server Error", b""),
+    FaultKind.LIMITING: _HEAD % (b"429 Too Many Requests", b""),
+}
+
 
 @dataclass(slots=True)
 class Happened:
@@ -78,7 +86,11 @@ class Faults:
         happened.ended_at = time.monotonic()
 
     def _act(self, kind: FaultKind) -> Callable[[Happened], Awaitable[None]]:
+        if kind in _OWN_ANSWERS:
+            return self._answer_instead
         return {
+            FaultKind.REFUSING: self._refuse,
+            FaultKind.STALLING: self._pause,
             FaultKind.KILLED: self._kill,
             FaultKind.FROZEN: self._freeze,
             FaultKind.DRAINED: self._drain,
@@ -136,6 +148,24 @@ class Faults:
         finally:
             for link in links:
                 link.resume()
+
+    async def _refuse(self, happened: Happened) -> None:
+        (link,) = self._fleet.links[happened.fault.target]
+        link.refuse()
+        link.cut(1.0, self._chance)
+        try:
+            await asyncio.sleep(happened.fault.for_s)
+        finally:
+            await link.start()
+
+    async def _answer_instead(self, happened: Happened) -> None:
+        (link,) = self._fleet.links[happened.fault.target]
+        link.own_answer = _OWN_ANSWERS[happened.fault.kind]
+        link.cut(1.0, self._chance)
+        try:
+            await asyncio.sleep(happened.fault.for_s)
+        finally:
+            link.own_answer = None
 
     async def _slow(self, happened: Happened) -> None:
         links = self._fleet.links[happened.fault.target]

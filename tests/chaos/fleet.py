@@ -14,7 +14,7 @@ import aiohttp
 
 from cli.dev.embedded_redis import find_server, free_port
 from tests.chaos.client import KEY
-from tests.chaos.plan import APIS, CLIENTS_LINK, DRAIN_S, WORKERS
+from tests.chaos.plan import APIS, CLIENTS_LINK, DRAIN_S, ROUTES, TARGET_MODEL, TARGETS, WORKERS
 from tests.chaos.proxy import Link
 from tests.chaos.stores import STORES, Store
 from tests.support.fleet import WAIT_S, Process, execute
@@ -36,11 +36,19 @@ SETTINGS = {
     "SLUICE_RESPONSES_TTL_S": str(RETENTION_S),
     "SLUICE_TOMBSTONE_S": str(RETENTION_S),
     "SLUICE_LIMITS": json.dumps({"key": LIMITS}),
+    # A target of a route stalls for longer. Longer than any other delay before a first token.
+    "SLUICE_FIRST_TOKEN_TIMEOUT_S": "12",
+    "SLUICE_ROUTES": json.dumps(
+        {
+            name: {"strategy": strategy, "targets": [f"{target}/{TARGET_MODEL}" for target in TARGETS]}
+            for name, strategy in ROUTES.items()
+        }
+    ),
 }
 
 
 class Fleet:
-    """Two APIs behind nginx, three workers, Redis and the demo provider."""
+    """Two APIs behind nginx, three workers, Redis and the demo provider, which is also each target of the routes."""
 
     def __init__(self, folder: Path, store: Store, only: str = "") -> None:
         self.folder = folder
@@ -49,7 +57,7 @@ class Fleet:
         # and it shares this process with the clients: thousands that come back at once would look like a Redis that is away.
         self._is_direct_for_clients = bool(only)
         self._is_direct_upstream = bool(only) and not WORKERS[0].startswith(only)
-        self._is_direct_to_redis = only in ("api", "worker")
+        self._is_direct_to_redis = only in ("api", "worker", "target")
         self.database = folder / "sluice.db"
         self.links: dict[str, tuple[Link, ...]] = {}  # All of one way between two parts.
         self.processes: dict[str, Process] = {}
@@ -68,6 +76,8 @@ class Fleet:
                 self._redis_urls[name], self.links[f"{name}-redis"] = await self.store.open_way(name)
         for name in WORKERS:
             await self._link(f"{name}-upstream", self.demo_port, watches=True)
+        for name in TARGETS:
+            await self._link(name, self.demo_port)
         args = ["demo-provider", "--port", str(self.demo_port)]
         self.processes["demo"] = Process(args, {}, self.folder / "demo.log", execute)
         for name in (*APIS, *WORKERS):
@@ -92,7 +102,6 @@ class Fleet:
         if self.is_over:
             return
         env = {**SETTINGS, "SLUICE_REDIS_URL": self._redis_urls[name], "SLUICE_DATABASE_URL": f"sqlite:///{self.database}"}
-        env["SLUICE_DATABASE_URL"] = f"sqlite:///{self.folder}/sluice.db"
         if name in APIS:
             env["SLUICE_PORT"] = str(self.ports[name])
             upstream = f"http://127.0.0.1:{self.demo_port}"
@@ -101,6 +110,8 @@ class Fleet:
             upstream = f"http://127.0.0.1:{self.demo_port if self._is_direct_upstream else self.upstream(name).port}"
         env |= {"DEMO_BASE_URL": f"{upstream}/v1", "OPENAI_BASE_URL": f"{upstream}/v1", "ANTHROPIC_BASE_URL": upstream}
         env |= {"OPENAI_API_KEY": "upstream-openai", "ANTHROPIC_API_KEY": "upstream-anthropic"}
+        targets = {target: {"base_url": f"http://127.0.0.1:{self.links[target][0].port}/v1"} for target in TARGETS}
+        env["SLUICE_PROVIDERS"] = json.dumps(targets)
         self.processes[name] = Process(["api" if name in APIS else "worker"], env, self.folder / f"{name}.log", execute)
 
     async def ready(self, name: str) -> bool:

@@ -19,6 +19,7 @@ CLIENTS_LINK = "clients-nginx"
 REDIS_LINKS = tuple(f"{name}-redis" for name in (*APIS, *WORKERS))
 UPSTREAM_LINKS = tuple(f"{name}-upstream" for name in WORKERS)
 LINKS = (CLIENTS_LINK, *REDIS_LINKS, *UPSTREAM_LINKS)
+TARGETS = ("target0", "target1", "target2")  # The deployments of each route. One of them is always well.
 RESTART_S = 3.0  # A process takes about this long to be of use again.
 DRAIN_S = 5.0  # The grace of a process that is told to stop.
 FAILOVER_S = 15.0  # Until a Redis that was its own replica's master is a replica with all data.
@@ -29,6 +30,13 @@ VIEWERS_PER_S = 60  # So fast they come: these are new requests, which an API ma
 TWINS_SHARE, TWINS_MAX, TWINS_WITHIN_S = 0.05, 6, 0.2
 # In the others a request names its client in fields that the cache compares.
 TWINS_DIALECTS = ("openai-chat", "anthropic-messages", "unified")
+# Some clients use a route. Its targets have one script each, whose length the client limits: what is known of one target's
+# health is known to all of these clients.
+ROUTED_SHARE, ROUTED_NUMBERS_FROM = 0.2, 500_000
+ROUTES = {f"trio-{strategy}-c0": strategy for strategy in ("priority", "weighted", "least_busy", "fastest")}
+TARGET_MODEL, TARGET_TOKENS, TARGET_PACE_MS = "demo-n100-d20", 100, 20
+ROUTED_DIALECTS = ("openai-chat", "anthropic-messages")  # The request names its client, and the length of its answer.
+TARGET_EVERY_S = 3.0
 VIEWERS_PACE_MS = 5000  # 5,000 viewers read a thousand tokens a second: clients and servers share two processors.
 
 
@@ -60,13 +68,20 @@ class Ask:
     first_ms: int
     trouble: str  # What goes wrong upstream before the first token.
     breaks: tuple[int, ...] = ()
+    route: str = ""  # Instead of a provider's model.
     twins: int = 0  # The number of the first of those who send this same request and may share its answer; 0: nobody else does.
 
     @property
     def model(self) -> str:
         """The demo provider's script; its number tells the upstream calls of this client, or its twins, from all others."""
+        if self.route:
+            return self.route
         trouble = f"-{self.trouble}" if self.trouble else ""
         return f"demo-n{self.tokens}-d{self.pace_ms}-f{self.first_ms}{trouble}-c{self.twins or self.number}"
+
+    @property
+    def full_model(self) -> str:
+        return self.route or f"{self.provider}/{self.model}"
 
     @property
     def takes_s(self) -> float:
@@ -81,6 +96,12 @@ class FaultKind(StrEnum):
     PAUSED = "paused"  # A link carries nothing, and takes everything.
     SLOWED = "slowed"  # Every piece of data on a link is late.
     FAILOVER = "failed over"  # Redis' replica is made the master, by request.
+    # What a target of a route does instead of answering.
+    REFUSING = "refuses"
+    RESETTING = "resets"
+    FAILING = "answers 500"
+    LIMITING = "answers 429"
+    STALLING = "stalls"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +142,14 @@ _FAULTS: tuple[tuple[int, FaultKind, tuple[str, ...], float, float], ...] = (
     (3, FaultKind.PAUSED, UPSTREAM_LINKS, 0.5, 4),
     (3, FaultKind.SLOWED, UPSTREAM_LINKS, 0.5, 4),
 )
+# In turn. A stall is longer than the time limit of a first token in these runs.
+_TARGET_FAULTS = (
+    (FaultKind.REFUSING, 1.0, 8.0),
+    (FaultKind.RESETTING, 1.0, 8.0),
+    (FaultKind.FAILING, 1.0, 8.0),
+    (FaultKind.LIMITING, 1.0, 8.0),
+    (FaultKind.STALLING, 14.0, 18.0),
+)
 _FAILOVERS = ((4, FaultKind.FAILOVER, (REDIS,), 0.0, 0.0),)
 
 
@@ -132,6 +161,9 @@ def faults(
     ``has_replica``: a server of Redis that is gone is replaced, so there are failovers, and no long outage. ``only``: the parts
     that anything befalls, by what their names begin with; "" is all. ``after_s``: until then all is well.
     """
+    of_targets = target_faults(seed, duration_s) if only in ("", "target") else []
+    if only == "target":
+        return of_targets
     chance = random.Random(f"faults {seed}")
     rows = _FAULTS + _FAILOVERS if has_replica else _FAULTS
     rows = (
@@ -161,6 +193,22 @@ def faults(
         elif only:
             at_s += 0.1  # All that may be hit may be down.
         # Else another draw for the same moment: what is down cannot be hit.
+    return sorted([*schedule, *of_targets], key=lambda fault: fault.at_s)
+
+
+def target_faults(seed: int, duration_s: float) -> list[Fault]:
+    """Return when each target of the routes fails, and how: each in its turn, and never all at the same time."""
+    chance = random.Random(f"targets {seed}")
+    schedule: list[Fault] = []
+    at_s, number = TARGET_EVERY_S / 2, 0
+    while at_s < duration_s:
+        kind, least_s, most_s = chance.choice(_TARGET_FAULTS)
+        failing = {fault.target for fault in schedule if fault.at_s + fault.for_s + 0.5 > at_s}
+        target = TARGETS[number % len(TARGETS)]
+        if target not in failing and len(failing) < len(TARGETS) - 1:
+            schedule.append(Fault(round(at_s, 2), kind, target, round(chance.uniform(least_s, most_s), 2)))
+            number += 1
+        at_s += TARGET_EVERY_S * chance.uniform(0.5, 1.5)
     return schedule
 
 
@@ -173,7 +221,21 @@ def _long_outage(chance: random.Random, duration_s: float) -> Fault:
 def asks(seed: int, duration_s: float, per_s: float, viewers: int = 0) -> Iterator[Ask]:
     """Yield the clients, in the order in which they come; the viewers are the first, besides the others."""
     come = (_viewer(seed, number, duration_s) for number in range(1, viewers + 1))
-    return merge(come, _others(seed, duration_s, per_s, viewers), key=lambda ask: ask.at_s)
+    others = _others(seed, duration_s, per_s, viewers)
+    return merge(come, others, _routed(seed, duration_s, per_s * ROUTED_SHARE), key=lambda ask: ask.at_s)
+
+
+def _routed(seed: int, duration_s: float, per_s: float) -> Iterator[Ask]:
+    """Yield the clients that use a route, besides the others."""
+    chance = random.Random(f"routed {seed}")
+    at_s, number = 0.0, ROUTED_NUMBERS_FROM
+    while (at_s := at_s + chance.expovariate(per_s)) < duration_s:
+        number += 1
+        ask = _ask(chance, number, at_s)
+        dialect, route, tokens = chance.choice(ROUTED_DIALECTS), chance.choice(list(ROUTES)), min(ask.tokens, TARGET_TOKENS - 1)
+        yield replace(
+            ask, dialect=dialect, route=route, tokens=tokens, provider="demo", pace_ms=TARGET_PACE_MS, first_ms=0, trouble=""
+        )
 
 
 def _others(seed: int, duration_s: float, per_s: float, number: int) -> Iterator[Ask]:

@@ -32,6 +32,8 @@ class Link:
         self.flowing.set()
         self.delay_s = 0.0
         self.watches = watches
+        # What a new connection gets from us, and nothing from the far side: these bytes, or a reset. None: the far side's.
+        self.own_answer: bytes | None = None
         self.called_at: dict[int, float] = {}  # When a client's call came last.
         self.left_at: dict[int, float] = {}  # When the near side closed the connection that carried it.
         self.pairs: set[_Pair] = set()
@@ -39,9 +41,15 @@ class Link:
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
+        """Listen, after ``refuse`` on the same port again."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: _Pair(self).near, "127.0.0.1", 0, backlog=4096)
+        self._server = await loop.create_server(lambda: _Pair(self).near, "127.0.0.1", self.port, backlog=4096)
         self.port = self._server.sockets[0].getsockname()[1]
+
+    def refuse(self) -> None:
+        """Refuse connections until ``start``."""
+        if self._server:
+            self._server.close()
 
     async def stop(self) -> None:
         if self._server:
@@ -86,9 +94,14 @@ class _Pair:
         self.near, self.far = _Side(self), _Side(self)
         self.near.peer, self.far.peer = self.far, self.near
         self._dialling: asyncio.Task[None] | None = None
+        self.own_answer = link.own_answer
 
     def begin(self) -> None:
         self.link.pairs.add(self)
+        if self.own_answer is not None:
+            if not self.own_answer:
+                self.reset()
+            return
         self._dialling = asyncio.create_task(self._dial())
 
     async def _dial(self) -> None:
@@ -154,6 +167,11 @@ class _Side(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         pair = self._pair
+        if pair.own_answer is not None:
+            assert self.transport
+            self.transport.write(pair.own_answer)
+            self.transport.close()
+            return
         if pair.link.watches and self is pair.near and (match := _CLIENT.search(data)):
             pair.client = int(match[1])
             pair.link.called_at[pair.client] = time.monotonic()

@@ -14,7 +14,21 @@ from tests.chaos.books import RESERVED_MAX, Row, check_rows, check_tokens, input
 from tests.chaos.checker import REFUSAL_MAX_S, End, check_log, judge
 from tests.chaos.client import History, Outcome
 from tests.chaos.faults import Happened
-from tests.chaos.plan import APIS, LONG_OUTAGE_S, LONG_RUN_S, REDIS, WORKERS, Ask, Fault, FaultKind, Manner, asks, faults
+from tests.chaos.plan import (
+    APIS,
+    LONG_OUTAGE_S,
+    LONG_RUN_S,
+    REDIS,
+    TARGETS,
+    WORKERS,
+    Ask,
+    Fault,
+    FaultKind,
+    Manner,
+    asks,
+    faults,
+    target_faults,
+)
 from tests.chaos.proxy import Link
 from tests.chaos.readers import CHAT, Stream
 
@@ -123,6 +137,7 @@ def test_a_refusal_must_come_at_once_where_only_redis_is_away():
 
 
 ROW = Row("gen_1", f"demo/{ASK.model}", "completed", None, input_tokens(ASK), TOKENS, is_estimated=False, duration_ms=5)
+ROUTED = next(ask for ask in asks(5, 60, 10) if ask.route)
 END = End(None, {"input_tokens": input_tokens(ASK), "output_tokens": TOKENS}, by_worker=True, was_claimed=True)
 
 
@@ -272,9 +287,10 @@ def test_only_what_is_asked_for_is_broken_and_not_before_its_time():
 def test_viewers_come_first_and_read_for_most_of_the_run():
     found = list(asks(5, 100, 10, viewers=600))
     viewers, others = [ask for ask in found if ask.manner is Manner.VIEWER], list(asks(5, 100, 10))
+    numbers = [ask.number for ask in found if ask.manner is not Manner.VIEWER]
 
     assert [ask.number for ask in viewers] == list(range(1, 601))
-    assert [ask.number for ask in found if ask.manner is not Manner.VIEWER] == [600 + ask.number for ask in others]
+    assert numbers == [ask.number if ask.route else 600 + ask.number for ask in others]
     assert all(75 < ask.at_s + ask.takes_s <= 100 for ask in viewers)
     assert [ask.at_s for ask in found] == sorted(ask.at_s for ask in found)
 
@@ -301,6 +317,65 @@ def test_a_schedule_leaves_an_api_and_a_worker_alone():
         for fault in ours:
             others = {f.target for f in ours if f.at_s <= fault.at_s < f.at_s + f.for_s}
             assert len(others) < len(group)
+
+
+def test_the_targets_of_routes_fail_in_turn_and_one_of_them_is_always_well():
+    schedule = target_faults(5, 300)
+
+    assert [fault.target for fault in schedule[:4]] == [*TARGETS, TARGETS[0]]
+    assert len({fault.kind for fault in schedule}) == 5
+    for fault in schedule:
+        others = {other.target for other in schedule if other.at_s <= fault.at_s < other.at_s + other.for_s}
+        assert fault.target in others and len(others) < len(TARGETS)
+    assert faults(5, 300, 2, only="target") == schedule
+    assert set(schedule) < set(faults(5, 300, 2))
+
+
+def test_a_route_with_a_well_target_answers_no_error_before_its_first_token():
+    def wrong(**row: Any) -> list[str]:
+        history = _told(ROUTED.number, outcome="upstream_unavailable")
+        history.ask = ROUTED
+        found = replace(ROW, model=ROUTED.route, end_user=f"c{ROUTED.number}", outcome="failed", **row)
+        return check_rows([found], [history], {}, [])
+
+    assert wrong(error_code="upstream_unavailable", error_kind="upstream_unavailable", output_tokens=4) == []
+    assert any(
+        "a well target" in what for what in wrong(error_code="api_error", error_kind="upstream_timeout", output_tokens=0)
+    )
+    assert wrong(error_code="worker_lost", error_kind="worker_lost", output_tokens=0) == []
+
+
+async def test_a_link_may_answer_for_the_far_side_reset_or_refuse():
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(await reader.read(10))
+        writer.close()
+
+    async def ask() -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", link.port)
+        try:
+            writer.write(b"hello")
+            return await reader.read()
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    link = Link("a-b", server.sockets[0].getsockname()[1])
+    await link.start()
+    try:
+        link.own_answer = b"busy"
+        assert await ask() == b"busy"
+        link.own_answer = b""
+        with pytest.raises(ConnectionResetError):
+            await ask()
+        link.own_answer = None
+        link.refuse()
+        with pytest.raises(ConnectionRefusedError):
+            await ask()
+        await link.start()
+        assert await ask() == b"hello"
+    finally:
+        await link.stop()
+        server.close()
 
 
 async def test_a_link_carries_what_it_is_given_late_or_not_at_all_and_can_be_cut():
