@@ -20,6 +20,7 @@ def routed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         "safe": {"targets": [f"gone/{MODEL}", f"one/{MODEL}", {"model": f"two/{MODEL}", "priority": 2}]},
         "spread": {"strategy": "weighted", "targets": [{"model": f"one/{MODEL}", "weight": 3}, f"two/{MODEL}"]},
         "same": {"affinity": True, "targets": [f"one/{MODEL}", f"two/{MODEL}"]},
+        "sticky": {"affinity": True, "targets": [f"one/{MODEL}", f"gone/{MODEL}"]},
         "near": {"targets": [{"model": f"one/{MODEL}", "tags": ["us"]}, {"model": f"two/{MODEL}", "tags": ["eu"]}]},
     }
     with fleet(tmp_path_factory.mktemp("routes"), apis=0, workers=0) as gateway:
@@ -64,6 +65,15 @@ def test_a_conversation_stays_at_one_target(routed: Fleet):
     by_session = {number: {chosen(routed, "same", x_session_id=f"s{number}")[0] for _ in range(3)} for number in range(12)}
     assert all(len(names) == 1 for names in by_session.values())
     assert len(set().union(*by_session.values())) == 2
+
+
+def test_conversations_of_a_dead_target_go_to_another_one(routed: Fleet):
+    def ask() -> list[tuple[str, int]]:
+        return [chosen(routed, "sticky", x_session_id=f"s{number}") for number in range(12)]
+
+    answers = ask()
+    assert {name for name, _ in answers} == {"one"}
+    until(lambda: {attempts for _, attempts in ask()} == {1}, "the dead target is not called any more")
 
 
 def test_tags_choose_the_target(routed: Fleet):

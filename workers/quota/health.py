@@ -132,10 +132,14 @@ class Health:
         reason = _REASONS.get(failed.kind)
         # Nobody knows how long to wait, so it is found out as for other failures.
         is_endless_limit = failed.kind is ErrorKind.UPSTREAM_RATE_LIMITED and not failed.retry_after_s
-        if deployment.client_pays or not (failed.kind.is_loss or reason or is_endless_limit):
+        if deployment.client_pays:
             return
         name, now = name_of(deployment), self._clock()
         rest = self._rests.get(name)
+        if not (failed.kind.is_loss or reason or is_endless_limit):
+            if rest and rest.is_probed_here:
+                self._end_rest(name, rest)  # The trial said nothing, so the next request makes one.
+            return
         if rest and rest.until > now and not rest.is_probed_here:
             return  # It began before the rest, or had no other deployment.
         usual_s = KEY_REST_S if reason else 0.0
@@ -199,11 +203,16 @@ class Health:
         if rest is None:
             return  # A request that had no other deployment has had an answer meanwhile.
         if is_reached:
-            rest.until = rest.since = self._clock()
             rest.deployment = None
-            self._changed.add(name)
+            self._end_rest(name, rest)
         else:
             self._rest(deployment, "probe_failed", 0.0, 0.0)
+
+    def _end_rest(self, name: str, rest: _Rest) -> None:
+        """Let one request of all workers try a deployment from now on."""
+        rest.until = rest.since = self._clock()
+        rest.is_probed_here = False
+        self._changed.add(name)
 
     # All workers
 

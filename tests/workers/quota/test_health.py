@@ -137,6 +137,17 @@ async def test_a_trial_that_begins_and_breaks_off_makes_nothing_well(lab):
     assert await lab.order() == [B, A]
 
 
+async def test_a_trial_that_says_nothing_is_made_again_by_the_next_request(lab):
+    lab.fail()
+    lab.now += REST_S + 0.1
+    assert await lab.order() == [A, B]
+    lab.fail(failed=Failed(ErrorKind.CONTEXT_LENGTH_EXCEEDED, "too long"), times=1)
+
+    assert [change[1] for change in lab.health.pop_changes()] == [1], "other workers may make it too"
+    assert await lab.order() == [A, B]
+    assert await lab.order() == [B, A]
+
+
 async def test_only_the_first_choice_is_tried_again(lab):
     lab.fail(B)
     lab.now += REST_S + 0.1

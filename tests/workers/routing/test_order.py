@@ -71,6 +71,21 @@ def test_the_least_busy_comes_first_and_weights_count():
     assert lab.order() == [B, A, C]
 
 
+@pytest.mark.parametrize("strategy", ["least_busy", "fastest"])
+def test_equal_ones_get_equal_shares(strategy):
+    firsts = Lab(strategy=strategy).firsts()
+    assert all(abs(firsts[name] / 2000 - 1 / 3) < 0.06 for name in "abc")
+
+
+def test_a_call_that_ends_twice_makes_nothing_idler_than_idle():
+    lab = Lab(["a/m", "b/m"], strategy="least_busy")
+    for _ in range(3):
+        lab.traffic.begin(name_of(A))
+        lab.traffic.end(name_of(A))
+        lab.traffic.end(name_of(A))
+    assert lab.traffic.load(name_of(A)) == 0
+
+
 def test_the_fastest_of_two_comes_first_and_the_slowest_never():
     lab = Lab(strategy="fastest")
     for deployment, seconds in ((A, 0.1), (B, 0.5), (C, 2.0)):
