@@ -11,7 +11,7 @@ from pydantic import SecretStr
 from redis.asyncio import Redis
 
 from api.cache.plan import CachePlan
-from api.intake.accepted import LEDGER_NAME_MAX, SAFETY_EXPIRY_EXTRA_S
+from api.intake.accepted import LEDGER_NAME_MAX, SAFETY_EXPIRY_EXTRA_S, AcceptedRequest, request_summary
 from api.main import ApiProcess, create_app
 from cli.dev.embedded_redis import EmbeddedRedis
 from common.access.principal import Access, Budget, Limits, Principal
@@ -22,7 +22,8 @@ from common.config.groups.models import ProviderSettings
 from common.config.guardrail_policy import GuardrailPolicy
 from common.config.route_rules import Route, RouteTarget
 from common.config.settings import Settings
-from common.limits.charges import Charges
+from common.dialects import DIALECTS
+from common.limits.charges import NO_CHARGES, Charges
 from common.queue.jobs import IdempotencyKey, JobClass
 
 SECRET = "a long random text of 32 bytes or more"
@@ -280,6 +281,21 @@ async def test_a_key_that_the_request_brought_is_sealed_for_its_generation(send,
     assert job.brought_key and "sk-their-own" not in job.brought_key
 
 
+async def test_with_a_brought_key_a_rule_for_models_means_those_of_its_vendor(send, process, monkeypatch):
+    """Without it, Claude would answer to this name here, as there is no other key."""
+    identify = process.services.authenticator.identify
+    only = Access(models=("gpt-*",))
+
+    async def with_key(*args: Any) -> Any:
+        identity = await identify(*args)
+        return replace(identity, byok_key=SecretStr("sk-own"), principal=replace(identity.principal, access=only))
+
+    monkeypatch.setattr(process.services.authenticator, "identify", with_key)
+    configure(monkeypatch, process, providers={"anthropic": ProviderSettings(api_keys=("k",))}, ai_gateway_id=None)
+
+    assert job_of(await send(model="openai/gpt-4o")).model == "openai/gpt-4o"
+
+
 async def test_what_a_brought_key_pays_for_needs_no_known_price(send, process, monkeypatch):
     identify = process.services.authenticator.identify
     access = Access(budget=Budget(day_usd=Decimal(1)))
@@ -395,6 +411,17 @@ async def test_a_request_that_it_does_not_serve_has_no_key_and_says_whether_some
 
     assert [name for name, _ in asked] == ["plan"]
     assert orjson.loads(opening.request_summary)["cache"] == served
+
+
+def test_the_ledger_knows_whose_answer_served_a_request_and_which_row_is_its_own():
+    job = Job("gen_1", "r", "openai-chat", "m" * 300, True, Policy.STOP, 0, 1)
+    accepted = AcceptedRequest({}, DIALECTS["openai-chat"], Principal("key_1", "acme"), job, NO_CHARGES, end_user="u" * 300)
+
+    told = orjson.loads(request_summary(accepted, cache="hit", answered_by="gen_2", row_id="gen_3"))
+
+    assert (told["cache"], told["answered_by"], told["row_id"]) == ("hit", "gen_2", "gen_3")
+    assert (told["owner"], told["tenant"], told["stream"], told["operation"]) == ("key_1", "acme", True, "generate")
+    assert (told["model"], told["end_user"]) == ("m" * LEDGER_NAME_MAX, "u" * LEDGER_NAME_MAX)
 
 
 async def test_a_count_of_tokens_is_not_planned(send, process, monkeypatch):

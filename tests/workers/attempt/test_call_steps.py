@@ -5,6 +5,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import orjson
@@ -12,7 +13,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from common.access.principal import Limits
-from common.canonical.events import Usage
+from common.canonical.errors import ErrorKind, Failed
+from common.canonical.events import Completed, Usage
 from common.canonical.job import Job, Policy
 from common.channel.base import FrameKind
 from common.config.groups.models import ProviderSettings
@@ -362,6 +364,33 @@ async def test_an_answer_is_filtered_in_each_of_its_parts(setup, run, bodies):  
     body = await setup.body()
     assert b"[EMAIL]" in body
     assert b"john@example.com" not in body
+
+
+FAILED = Failed(ErrorKind.UPSTREAM_UNAVAILABLE, "down")
+
+
+@pytest.mark.parametrize(
+    ("in_background", "upstream_id", "terminal", "is_cut", "runs_on"),
+    [
+        (True, "resp_1", Completed(Usage(1, 1)), False, False),
+        (True, "resp_1", Completed(Usage(1, 1)), True, True),  # A guardrail ended it: its provider still writes.
+        (True, "resp_1", FAILED, False, True),
+        (True, "resp_1", None, False, True),
+        (True, "", None, False, False),  # It never began.
+        (False, "resp_1", None, False, False),
+    ],
+)
+def test_what_still_runs_at_its_provider_is_known_however_a_call_ends(in_background, upstream_id, terminal, is_cut, runs_on):
+    result = CallResult(replace(DEPLOYMENT, in_background=in_background))
+    state = {"output_events": 3, "finish_reason": "stop", "usage": Usage(1, 2), "left_out": {"images": None}}
+    pump = SimpleNamespace(upstream_id=upstream_id, terminal=terminal, is_cut=is_cut, **state)
+
+    call._record_result(result, pump)  # type: ignore[arg-type]
+
+    running = result.background_answer
+    assert (running and (running.answer_id, running.deployments)) == (("resp_1", [result.deployment]) if runs_on else None)
+    assert (result.output_events, result.finish_reason, result.usage) == (3, "stop", Usage(1, 2))
+    assert (result.is_cut, result.left_out) == (is_cut, ["images"])
 
 
 # What is measured
