@@ -39,6 +39,7 @@ _FINISH_REASON = {
     Finish.LENGTH: "length",
     Finish.TOOLS: "tool_calls",
     Finish.REFUSAL: "stop",
+    Finish.FILTER: "content_filter",
 }
 _CHOICES_MAX = 128  # The vendor's own limit.
 

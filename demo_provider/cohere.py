@@ -36,6 +36,7 @@ _FINISH_REASON = {
     Finish.LENGTH: "MAX_TOKENS",
     Finish.TOOLS: "TOOL_CALL",
     Finish.REFUSAL: "COMPLETE",  # A refusal is ordinary text here.
+    Finish.FILTER: "ERROR",  # It has no word for a filter.
 }
 _ERRORS = {
     400: "invalid request: the demo provider was asked to reject it",

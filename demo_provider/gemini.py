@@ -44,6 +44,7 @@ _FINISH_REASON = {
     Finish.LENGTH: "MAX_TOKENS",
     Finish.TOOLS: "STOP",
     Finish.REFUSAL: "SAFETY",
+    Finish.FILTER: "SAFETY",
 }
 # status -> (Google's word for it, message)
 _ERRORS = {

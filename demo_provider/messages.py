@@ -35,6 +35,7 @@ _STOP_REASON = {
     Finish.LENGTH: "max_tokens",
     Finish.TOOLS: "tool_use",
     Finish.REFUSAL: "refusal",
+    Finish.FILTER: "refusal",
 }
 
 # status -> (type, message)
@@ -153,7 +154,7 @@ def _message(request: AnswerRequest, usage: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ending(plan: Plan) -> dict[str, Any]:
-    is_refusal = plan.finish is Finish.REFUSAL
+    is_refusal = plan.finish in (Finish.REFUSAL, Finish.FILTER)
     return {
         "stop_reason": _STOP_REASON[plan.finish],
         "stop_sequence": plan.stop_sequence,

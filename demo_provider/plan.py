@@ -1,7 +1,7 @@
 """What exactly does the demo provider answer to one request?
 
-Script and request in, ``Plan`` out; pure. The first rule that applies wins: a refusal, the quoted result of a tool, tool calls,
-a JSON document, the text. Then the request's limits are applied.
+Script and request in, ``Plan`` out; pure. The first rule that applies wins: the content filter, a refusal, the quoted result of
+a tool, tool calls, a JSON document, the text. Then the request's limits are applied.
 """
 
 import itertools
@@ -37,6 +37,8 @@ def make_plan(script: Script, request: AnswerRequest) -> Plan:
 
 
 def _plan_without_limits(script: Script, request: AnswerRequest) -> Plan:
+    if script.is_filtered:
+        return Plan([], Finish.FILTER)
     if script.is_refusal:
         return Plan([AnswerPart(PartKind.REFUSAL, scripts.refusal())], Finish.REFUSAL)
     if request.tool_result is not None:

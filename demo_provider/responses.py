@@ -115,12 +115,15 @@ def _response(request: AnswerRequest) -> dict[str, Any]:
     }
 
 
+_INCOMPLETE = {Finish.LENGTH: "max_output_tokens", Finish.FILTER: "content_filter"}
+
+
 def _finished_response(response: dict[str, Any], request: AnswerRequest, plan: Plan) -> dict[str, Any]:
-    is_short = plan.finish is Finish.LENGTH
+    reason = _INCOMPLETE.get(plan.finish)
     return {
         **response,
-        "status": "incomplete" if is_short else "completed",
-        "incomplete_details": {"reason": "max_output_tokens"} if is_short else None,
+        "status": "incomplete" if reason else "completed",
+        "incomplete_details": {"reason": reason} if reason else None,
         "output": [_item(request, plan, part, is_done=True) for part in plan.parts],
         "usage": _usage(request, plan),
     }

@@ -13,15 +13,18 @@ overrides the name. Parts that are not in this table are ignored, so any name wo
               ``tool_choice`` is none: text
 ``think``     reasons before it answers; ``thinkN``: N tokens of reasoning
 ``refuse``    refuses
+``filter``    ends before its first token, as the vendor's content filter ends an answer
 ``len``       ends as if the token limit was reached, whatever the request's limit is
 ``eSTATUS``   answers with this HTTP status and the vendor's error body
+``overflow``  answers that the conversation is longer than the model's context window
+``policy``    answers that the vendor's content policy refuses the request
 ``raSECONDS`` ... and this Retry-After header, fractions allowed: ``e429-ra0.5``
 ``drop``      resets the connection instead of answering
 ``cutN``      resets the connection after N tokens
 ``endN``      ends the body cleanly after N tokens, without the events that end an answer
 ``stallN``    goes silent after N tokens, until the client leaves
 ``errN``      sends the vendor's error event after N tokens (not streamed: the vendor's 500)
-``…xM``       any of the six failures above, only for the first M requests with this name and header: ``e503x2``,
+``…xM``       any of the eight failures above, only for the first M requests with this name and header: ``e503x2``,
               ``cut10x1``. Several failures happen in the order in which they are written
 ============= =========================================================================================================
 
@@ -113,6 +116,8 @@ REASONING_TOKENS = len(split_words(_REASONING))
 
 class FaultKind(StrEnum):
     STATUS = "e"
+    OVERFLOW = "overflow"
+    POLICY = "policy"
     DROP = "drop"
     CUT = "cut"
     END = "end"
@@ -139,14 +144,17 @@ class Script:
     reasoning_tokens: int = 0
     tool_calls: int = 0
     is_refusal: bool = False
+    is_filtered: bool = False
     is_cut_short: bool = False
     retry_after: str | None = None
     faults: tuple[Fault, ...] = ()
 
 
 _NUMBER = r"(\d{1,9}(?:\.\d{1,6})?)"
-_FAULT = re.compile(r"(e)([45]\d\d)(?:x(\d{1,9}))?|(drop)(?:x(\d{1,9}))?|(cut|end|stall|err)(\d{1,9})(?:x(\d{1,9}))?")
-_SETTING = re.compile(rf"(n|tool|think)(\d{{0,9}})|(d|f|ra){_NUMBER}|(refuse|len)")
+_FAULT = re.compile(
+    r"(e)([45]\d\d)(?:x(\d{1,9}))?|(drop|overflow|policy)(?:x(\d{1,9}))?|(cut|end|stall|err)(\d{1,9})(?:x(\d{1,9}))?"
+)
+_SETTING = re.compile(rf"(n|tool|think)(\d{{0,9}})|(d|f|ra){_NUMBER}|(refuse|filter|len)")
 
 
 def parse(spec: str) -> Script:
@@ -182,5 +190,7 @@ def _apply(script: Script, match: re.Match[str]) -> None:
             script.retry_after = match[4]
         case "refuse":
             script.is_refusal = True
+        case "filter":
+            script.is_filtered = True
         case "len":
             script.is_cut_short = True

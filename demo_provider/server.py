@@ -40,7 +40,10 @@ _WIRES: dict[str, Wire] = {
     "/v2/chat": cohere,
 }
 _GEMINI_MODEL = r"/{version:v1\w*}/models/{model}"
-_FAULTS_INSTEAD_OF_ANSWER = (FaultKind.STATUS, FaultKind.DROP)  # Failures that replace the answer.
+# Failures that replace the answer.
+_FAULTS_INSTEAD_OF_ANSWER = (FaultKind.STATUS, FaultKind.OVERFLOW, FaultKind.POLICY, FaultKind.DROP)
+_OVERFLOW = "prompt is too long: it has more tokens than this model's maximum context length."
+_POLICY = "Your request was rejected as a result of our safety system."
 _MODELS = ("demo", "demo-think", "demo-tool", "demo-refuse", "demo-n500-d5")
 _MODELS_SINCE = 1_750_000_000
 _MODELS_SINCE_TEXT = "2025-06-15T15:06:40Z"
@@ -228,6 +231,10 @@ class DemoProvider:
         await asyncio.sleep(call.script.first_s)
         if fault.kind is FaultKind.STATUS:
             raise WireError(fault.at)
+        if fault.kind is FaultKind.OVERFLOW:
+            raise WireError(400, _OVERFLOW, code="context_length_exceeded")
+        if fault.kind is FaultKind.POLICY:
+            raise WireError(400, _POLICY, code="content_policy_violation")
         await player.break_off(fault)
         return None
 

@@ -80,6 +80,7 @@ class Finish(StrEnum):
     LENGTH = "length"
     TOOLS = "tools"
     REFUSAL = "refusal"
+    FILTER = "filter"
 
 
 @dataclass(slots=True)

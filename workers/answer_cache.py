@@ -1,6 +1,7 @@
 """Which answers are put into the cache?
 
 Complete ones: not failed, not cut off by a guardrail, not refused, not empty, not ended by a limit that the client did not set.
+And not those of a fallback: soon the model that was asked for may answer again, and a cached answer would not say who gave it.
 The bytes are those that the client got, read back from the log. A worker does this before the job is over: until then identical
 requests join the job, so none of them finds neither the job nor the cached answer.
 """
@@ -17,6 +18,7 @@ from common.canonical.job import CacheOrder, Job
 from common.channel.transcript import Transcript, read_log
 from common.metering.attempt_cost import total_cost, total_usage
 from workers.outcome import Total
+from workers.routing.lineup import FALLBACK_REASONS
 from workers.run_context import RunContext
 
 log = structlog.get_logger()
@@ -59,6 +61,8 @@ async def _keep(order: CacheOrder, context: RunContext) -> str:
     data = b"".join(transcript.data())
     if not data or _REFUSAL.search(data):
         return "incomplete"
+    if transcript.attempts[0].head.route_reason in FALLBACK_REASONS:
+        return "fallback"
     headers = {name: value for name, value in transcript.attempts[0].head.headers.items() if name not in _OF_THE_CALL}
     entry = _entry(order, job, total, data, headers)
     return "stored" if await context.services.cache.put(entry) else "not_stored"

@@ -114,6 +114,7 @@ def _report(active_job: ActiveJob, total: Total, metrics: Metrics) -> None:
         code=total.failed.logged_code if total.failed else None,  # Not the message: a provider may quote the prompt in it.
         model=job.model,
         provider=total.provider,
+        route_reason=total.route_reason or None,
         messages=total.messages,
         tries=total.attempt_count,
         input_tokens=usage.input_tokens if usage else None,

@@ -167,8 +167,8 @@ async def _run(context: RunContext, fenced: Fenced) -> None:
     while True:
         try:
             if failure is None:
-                candidates = context.router.order(job.model, job.conversation, deployments(job, context.settings))
-                return await call_deployments(context, candidates, count if job.operation == "count_tokens" else call)
+                lineup = context.router.line_up(job, deployments(job, context.settings))
+                return await call_deployments(context, lineup, count if job.operation == "count_tokens" else call)
             return await continue_answer(context, failure)
         except GatewayError as error:
             if is_first and not context.total.is_committed and await context.use_other_settings(error.failed.kind):

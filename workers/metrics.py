@@ -62,7 +62,7 @@ class Metrics:
         )
         self.cache_stored = Counter(
             "sluice_cache_answers",
-            "Answers of cacheable requests: stored, incomplete, too_large, or not_stored",
+            "Answers of cacheable requests: stored, incomplete, fallback, too_large, or not_stored",
             ["result"],
             registry=registry,
         )
@@ -127,6 +127,18 @@ class Metrics:
             "sluice_upstream_paused",
             "Keys that their vendor told us not to call for now, each for one model",
             ["provider"],
+            registry=registry,
+        )
+        self.route_calls = Counter(
+            "sluice_route_calls",
+            "Calls for routes; reason is the strategy, affinity, retry, failover, hedge, or that of a fallback",
+            ["route", "target", "reason"],
+            registry=registry,
+        )
+        self.route_skips = Counter(
+            "sluice_route_skips",
+            "Fallbacks that could not take the request; misfit is window, tools, schema, media or request",
+            ["route", "target", "misfit"],
             registry=registry,
         )
         self.quota_refusals = Counter(

@@ -6,8 +6,9 @@ several calls make one answer.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from common.canonical.errors import Failed
 from common.canonical.events import Usage
@@ -65,7 +66,24 @@ class CallResult:
     is_cut: bool = False  # Whether a guardrail ended it before its upstream did.
     last_data: bytes = b""  # The client's last bytes: a stream's last events, or a complete body.
     attempt: Attempt | None = None  # Its usage and cost; None: it counts for nothing.
+    dropped: list[str] = field(default_factory=list)  # Fields of the request that its provider did not get.
+    route_reason: str = ""  # Why a route chose this deployment; empty: the name has no route.
+    can_replace_refusal: Callable[[], bool] | None = None  # Whether another model can answer, if the vendor refuses to.
+    race: "Race | None" = None  # Another call runs at the same time, and the first with output answers.
+    charge: Callable[[], None] | None = None  # Sets ``attempt`` to what the call has cost so far.
     began_at: float = field(default_factory=time.monotonic)
+
+
+class Race(Protocol):
+    """Which of several calls answers? See ``workers.attempt.hedging``."""
+
+    def claim(self, result: CallResult) -> None:
+        """Let this call answer: it has output.
+
+        Raises:
+            CancelledError: another one answers.
+        """
+        ...
 
 
 @dataclass(slots=True)
@@ -77,6 +95,8 @@ class Total:
 
     attempt_count: int = 0  # Including those of earlier claims.
     attempts: list[Attempt] = field(default_factory=list)  # Attempts that have ended and have usage.
+    running: list[CallResult] = field(default_factory=list)  # Calls that have not ended: one, or two of a hedge.
+    route_reason: str = ""  # Why the deployment that answers was chosen, if its route chose it.
     spent: Usage | None = None  # Usage of the attempts whose output the client already has. The client's figures include it.
     continuations: int = 0
     has_past: bool = False  # Whether ``attempts`` include those of earlier claims.
@@ -104,7 +124,20 @@ class Total:
         """Count a call that begins now, and return its result."""
         self.attempt_count += 1
         self.reported, self.output_events = None, 0
-        return CallResult(deployment, self.attempt_count, self.background_answer)
+        result = CallResult(deployment, self.attempt_count, self.background_answer)
+        self.running.append(result)
+        return result
+
+    def drop(self, result: CallResult) -> None:
+        """End a call whose answer nobody gets, because another one was faster. What it has cost so far counts."""
+        self._end_call(result)
+        if result.charge:
+            result.charge()
+        if result.attempt:
+            self.attempts.append(result.attempt)
+
+    def _end_call(self, result: CallResult) -> None:
+        self.running = [one for one in self.running if one is not result]
 
     def attempts_before(self, result: CallResult) -> list[Attempt]:
         """Return the attempts before a result that is not added yet. A result that rereads an answer replaces the last one."""
@@ -112,10 +145,12 @@ class Total:
 
     def add(self, result: CallResult) -> None:
         """Add the result of a call that has ended, however it ended."""
+        self._end_call(result)
         if result.attempt:
             self.attempts = [*self.attempts_before(result), result.attempt]
         if result.is_committed:
             self.is_committed, self.ttft_ms = True, result.ttft_ms
+            self.route_reason = result.route_reason or self.route_reason
         self.messages, self.reported, self.output_events = result.messages, result.usage, result.output_events
         self.finish_reason, self.is_cut, self.background_answer = result.finish_reason, result.is_cut, result.background_answer
         self.left_out = list(dict.fromkeys([*(self.left_out if self.is_committed else ()), *result.left_out]))
@@ -152,4 +187,5 @@ class Total:
             cost=total_cost(self.attempts),
             attempts=self.attempts,
             left_out=self.left_out,
+            route_reason=self.route_reason,
         )

@@ -13,6 +13,7 @@ from common.responses import ResponseStore
 from workers.metrics import Metrics
 from workers.publish.publisher import Publisher
 from workers.quota.gate import Quota
+from workers.routing.hedge_budget import HedgeBudget
 from workers.routing.order import Router
 from workers.routing.traffic import Traffic
 from workers.transcode.output_guardrails import OutputGuards
@@ -55,6 +56,7 @@ class Services:
     measuring: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MEASURED_MAX))
     traffic: Traffic = field(default_factory=lambda: Traffic(time.monotonic))
     refresh: Callable[[], Awaitable[None]] = field(default=_nothing_newer)
+    hedges: HedgeBudget = field(default_factory=HedgeBudget)
     router: Router = field(init=False)
     replaced: "Replaced | None" = field(default=None, init=False)
 

@@ -13,7 +13,7 @@ from api.auth.upstream_fields import refuse_credentials, upstream_choices
 from common.access.principal import Access, Principal
 from common.canonical.errors import ErrorKind, GatewayError
 from common.config.model_patterns import allows, provider_allows
-from common.config.model_routes import Target, model_names, own_name, resolve
+from common.config.model_routes import Target, has_target, model_names, own_name, resolve
 from common.config.settings import Settings
 
 # No upstream speaks these dialects, so unknown fields are never passed on.
@@ -31,7 +31,7 @@ class RequestedModel(NamedTuple):
 def permitted_targets(
     principal: Principal, dialect: str, requested: RequestedModel, targets: list[Target], settings: Settings
 ) -> list[Target]:
-    """Return the targets of a route that a principal may use.
+    """Return the targets of a route that a principal may use, fallbacks among them only beside another one.
 
     Raises:
         GatewayError: PERMISSION_DENIED, it may use none of them.
@@ -48,11 +48,11 @@ def permitted_models(
     if is_unbound(principal):
         return targets
     by_model = [target for target in targets if _may_use(principal, requested, target, settings)]
-    if not by_model:
+    if not has_target(requested.model, by_model, settings):
         message = f"This key may not use the model {_shown(requested.model)}. GET /v1/models lists the models that it may use."
         raise _denied(message, "model_not_allowed", "model")
     allowed = [target for target in by_model if _may_reach(principal, target.provider, settings)]
-    if not allowed:
+    if not has_target(requested.model, allowed, settings):
         names = ", ".join(dict.fromkeys(target.provider for target in by_model))
         raise _denied(f"This key may not use the provider {names}.", "provider_not_allowed", "provider")
     return allowed

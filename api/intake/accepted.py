@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -31,7 +31,8 @@ from common.canonical.job import Job, Policy
 from common.channel.base import Opening
 from common.config.groups.models import ModelSettings
 from common.config.guardrail_policy import output_modes
-from common.config.model_routes import resolve
+from common.config.model_routes import Target, fallbacks_of, resolve
+from common.config.route_rules import RouteFallback
 from common.config.settings import Settings
 from common.dialects.base import Dialect
 from common.ledger.audit import check_audit_is_possible
@@ -128,7 +129,7 @@ async def accept(
     targets = tagged_targets(parsed.model, targets, request.headers, settings)
     field_targets = permitted_by_fields(principal, dialect.name, body, targets, settings)
     if operation == "generate":
-        targets = countable(principal, targets, settings, has_byok_key=has_byok_key)
+        targets = countable(principal, parsed.model, targets, settings, has_byok_key=has_byok_key)
     idempotency_key = await in_thread_if_large(
         len(raw), parse_idempotency_key, request.headers, principal, body, dialect.name, operation
     )
@@ -158,7 +159,8 @@ async def accept(
         conversation=conversation_of(request.headers, principal, parsed, settings),
     )
     address = client_address(request.scope)
-    providers = [target.provider for target in targets]
+    fallbacks = fallbacks_of(parsed.model, settings)
+    providers = [target.provider for target in targets if _may_pay(target, fallbacks)]
     charges = await in_thread_if_large(
         len(raw), charges_of, principal, address, parsed, providers, settings, has_byok_key=has_byok_key
     )
@@ -168,12 +170,20 @@ async def accept(
     )
     accepted.set_job_id(generation_id, settings)
     if operation == "generate":
-        accepted.cache = planner.plan(request.headers, principal, parsed, body, dialect.name, targets)
+        # No answer of a fallback is cached (``workers.answer_cache``). But it is shared by those that wait for the same job, so
+        # the key names the fallbacks too: whoever may not use one never joins.
+        own_targets = [target for target in targets if target.name not in fallbacks] if fallbacks else targets
+        accepted.cache = planner.plan(request.headers, principal, parsed, body, dialect.name, own_targets)
         if accepted.cache and accepted.cache.scope:
             accepted.cache_key = await in_thread_if_large(
                 len(raw), planner.key, accepted.cache.scope, job, principal, body, targets, byok_key
             )
     return accepted
+
+
+def _may_pay(target: Target, fallbacks: Mapping[str, RouteFallback]) -> bool:
+    """Whether the budget of a target's provider may be the only one that is left: a fallback for other reasons may not."""
+    return target.name not in fallbacks or "exhausted" in fallbacks[target.name].when
 
 
 def _passed_headers(headers: Headers, settings: ModelSettings) -> dict[str, str]:

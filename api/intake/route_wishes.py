@@ -12,7 +12,7 @@ from starlette.datastructures import Headers
 from common.access.principal import Principal
 from common.canonical.errors import ErrorKind, GatewayError
 from common.canonical.generation import GenerationRequest, Role
-from common.config.model_routes import Target, named_targets
+from common.config.model_routes import Target, has_target, named_targets
 from common.config.settings import Settings
 
 _TAGS = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}(?: ?, ?[a-z0-9][a-z0-9._-]{0,63}){0,15}")
@@ -20,7 +20,7 @@ _SESSION_CHARS_MAX = 256
 
 
 def tagged_targets(model: str, targets: list[Target], headers: Headers, settings: Settings) -> list[Target]:
-    """Return those of the targets that have all tags in ``x-sluice-tags``.
+    """Return those of the targets, fallbacks included, that have all tags in ``x-sluice-tags``.
 
     Raises:
         GatewayError: INVALID_REQUEST, the header is not valid, or no target has all of its tags.
@@ -34,10 +34,10 @@ def tagged_targets(model: str, targets: list[Target], headers: Headers, settings
     route = settings.routes.get(model)
     if route is None:
         raise _invalid(f"x-sluice-tags chooses among the targets of a route, and {model[:100]!r} is no route.")
-    rules = zip(named_targets([rule.model for rule in route.targets], settings), route.targets, strict=True)
+    rules = zip(named_targets([rule.model for rule in route.rules], settings), route.rules, strict=True)
     names = {target.name for target, rule in rules if target and wanted <= set(rule.tags)}
     chosen = [target for target in targets if target.name in names]
-    if not chosen:
+    if not has_target(model, chosen, settings):
         known = ", ".join(sorted({tag for rule in route.targets for tag in rule.tags})) or "none"
         raise _invalid(f"No target of {model[:100]!r} that you may use has all tags in x-sluice-tags. Its tags: {known}.")
     return chosen

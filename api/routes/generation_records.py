@@ -46,6 +46,7 @@ def record(generation_id: str, state: State) -> dict[str, Any]:
         "class": state.job_class,
         "stream": state.stream,
         "provider": end.provider or head.provider or None,
+        **({"route_reason": reason} if (reason := end.route_reason or head.route_reason) else {}),
         "tries": end.attempt_count or head.attempt_count,
         "takeovers": max(0, state.claims - 1),
         "usage": end.usage.to_dict() if end.usage else None,

@@ -9,11 +9,11 @@ With bring-your-own-key the key is for one provider: the first of the route. Tha
 default model map, which depends on which providers have a key here, does not apply.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from common.canonical.errors import ErrorKind, GatewayError
-from common.config.route_rules import Route, RouteTarget
+from common.config.route_rules import Route, RouteFallback, RouteTarget
 from common.config.settings import Settings
 from common.vendors.model_names import MODEL_NAMES, VENDOR_OF
 
@@ -35,7 +35,8 @@ class Target:
 def resolve(name: str, settings: Settings, provider: str | None = None, *, has_byok_key: bool = False) -> list[Target]:
     """Return the targets of a model name, in the order in which they are tried. ``provider`` is a provider named beside it.
 
-    An alias leads to those of its targets that can be used: one whose key is missing must not stop the others.
+    An alias leads to those of its targets that can be used: one whose key is missing must not stop the others. A route's
+    fallbacks come last, and never without one of its targets (``fallbacks_of``).
 
     Raises:
         GatewayError: MODEL_NOT_FOUND, none can be used. The message names the available models and the variable to set.
@@ -50,9 +51,25 @@ def resolve(name: str, settings: Settings, provider: str | None = None, *, has_b
             usable.append(target)
         except GatewayError as error:
             errors.append(error)
-    if not usable:
-        raise errors[0]
+    if not has_target(name, usable, settings):
+        raise errors[0] if errors else _not_found(f"The route {_quoted(name)} has no target at this provider.", settings)
     return usable
+
+
+def fallbacks_of(name: str, settings: Settings) -> Mapping[str, RouteFallback]:
+    """Return the fallbacks of a name by their targets' names; empty for almost every name."""
+    route = settings.routes.get(name)
+    if route is None or not route.fallbacks:
+        return {}
+    targets = zip(named_targets([rule.model for rule in route.fallbacks], settings), route.fallbacks, strict=True)
+    own = route_targets(route, settings)
+    return {target.name: rule for target, rule in targets if target and target.name not in own}
+
+
+def has_target(name: str, targets: Sequence[Target], settings: Settings) -> bool:
+    """Whether there are other targets than fallbacks: a fallback never answers in the place of nothing."""
+    fallbacks = fallbacks_of(name, settings)
+    return any(target.name not in fallbacks for target in targets)
 
 
 def named_targets(names: Sequence[str], settings: Settings) -> list[Target | None]:

@@ -38,6 +38,7 @@ class End:
     saved: Cost | None = None  # What the answer cost the generation that made it, if this one got it for nothing.
     attempts: list[Attempt] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)  # Parts of the answer that the client's format does not carry.
+    route_reason: str = ""  # Why its route chose the deployment that answered; see ``workers/routing``.
     has_attempts: bool = True  # False: two versions ago a worker that lost Redis left the counting of usage to others.
 
     @property
@@ -64,6 +65,7 @@ class End:
                 "saved": self.saved.to_dict() if self.saved else None,
                 "attempts": [attempt.to_dict() for attempt in self.attempts],
                 "left_out": self.left_out,
+                "route_reason": self.route_reason or None,
             }
         )
 
@@ -93,6 +95,7 @@ class End:
             Cost.from_dict(stored.get("saved")),
             attempts_from_record(stored),
             read_words(stored.get("left_out")),
+            read_text(stored, "route_reason"),
             "attempts" in stored,
         )
 

@@ -30,6 +30,7 @@ class Head:
     spent: Usage | None = None
     attempts: list[Attempt] = field(default_factory=list)
     upstream_id: str = ""
+    route_reason: str = ""
 
     def pack(self) -> bytes:
         return orjson.dumps(
@@ -47,6 +48,7 @@ class Head:
                 "spent": {name: getattr(self.spent, name) for name in COUNTS} if self.spent else None,
                 "attempts": [attempt.to_dict() for attempt in self.attempts],
                 "upstream_id": self.upstream_id,
+                "route_reason": self.route_reason or None,
             }
         )
 
@@ -71,4 +73,5 @@ class Head:
             read_usage(stored.get("spent")),
             attempts_from_record(stored),
             read_text(stored, "upstream_id"),
+            read_text(stored, "route_reason"),
         )

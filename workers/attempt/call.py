@@ -15,7 +15,7 @@ from urllib.parse import quote
 import structlog
 
 from common.canonical.errors import ErrorKind, Failed, GatewayError
-from common.canonical.events import Completed
+from common.canonical.events import Completed, FinishReason
 from common.channel.base import FrameKind
 from common.config.settings import KIB
 from common.records.head import Head
@@ -24,7 +24,7 @@ from workers.attempt.answer_kind import is_stream
 from workers.attempt.background_answers import cancel
 from workers.attempt.prepare import Prepare, family_of, message_count, prepare_request, reply_info
 from workers.attempt.reply_headers import add_left_out, reply_headers
-from workers.metering.charging import charge_attempt, pack_with_current
+from workers.metering.charging import charge_attempt, pack_with_running
 from workers.outcome import ActiveJob, BackgroundAnswer, CallResult, Total
 from workers.providers import WIRES
 from workers.providers.base import Deployment, Wire
@@ -35,6 +35,7 @@ from workers.providers.shared.refused_thoughts import refuses_compactions, refus
 from workers.publish.large_answers import LARGE_BYTES, answer_too_large
 from workers.publish.writer import FRAME_BYTES_MAX
 from workers.quota.health import name_of
+from workers.routing.lineup import NAMED_REASONS
 from workers.run_context import RunContext
 from workers.transcode.pump import Pump
 from workers.transcode.pumps import Passing, PassingWhole
@@ -49,6 +50,7 @@ START_EVENTS_MAX = 64
 START_BYTES_MAX = 256 * KIB
 TAIL_S = 2.0  # Only usage and an end mark may follow a finish. They come at once or not at all.
 _EVENT_START = re.compile(rb"(?:data|event|id|retry)?:|[a-z]{1,5}$")  # An event's first line, or the start of that line.
+_REFUSED = (FinishReason.CONTENT_FILTER, FinishReason.REFUSAL)
 READ_TO_END_S = 1.0  # A finished answer's last bytes follow at once. If we wait for them, the connection can be used again.
 
 
@@ -88,9 +90,10 @@ def _without_refused(context: RunContext, deployment: Deployment, failed: Failed
 
 
 async def _call_once(context: RunContext, result: CallResult, prepare: Prepare | None) -> None:
-    job, total, services, deployment = context.job, context.total, context.services, result.deployment
+    job, total, services, settings = context.job, context.total, context.services, context.settings
+    deployment = result.deployment
     wire = WIRES[deployment.wire]
-    info = reply_info(context.active_job, result, total, context.settings)
+    info = reply_info(context.active_job, result, total, settings)
     result.messages = message_count(info.body)
     guard = context.guards.for_job(job) if job.guardrails else None  # It only affects which pump is used.
     request, pump = prepare(info, guard) if prepare else prepare_request(job, wire, deployment, info, guard)
@@ -100,7 +103,13 @@ async def _call_once(context: RunContext, result: CallResult, prepare: Prepare |
         if result.background_answer:
             await cancel(result.background_answer, services.upstream)  # This call replaces it.
             result.background_answer = None
-        context.writer.packed_attempts = pack_with_current(total.attempts, job, deployment)
+        context.writer.packed_attempts = pack_with_running(total, job)
+
+    def charge() -> None:
+        _record_result(result, pump)
+        result.attempt = charge_attempt(job, result, request, pump, status, settings)
+
+    result.charge, result.dropped = charge, request.dropped
     try:
         async with services.upstream.open(request, deployment.provider, is_stream=pump.is_stream) as answer:
             status = answer.status
@@ -125,8 +134,7 @@ async def _call_once(context: RunContext, result: CallResult, prepare: Prepare |
     finally:
         services.metrics.upstream_calls.labels(deployment.provider, status).inc()
         pump.close()
-        _record_result(result, pump)
-        result.attempt = charge_attempt(job, result, request, pump, status, context.settings)
+        charge()
         if result.attempt and pump.has_absurd_usage:
             services.metrics.absurd_usage.labels(deployment.provider).inc()
             log.warning("usage_absurd", provider=deployment.provider, model=deployment.model)
@@ -182,7 +190,7 @@ class Transfer:
         observe_gap = self._context.services.metrics.token_gap.observe
         cutter = SseCutter(self._settings.upstream_event_bytes_max)
         large_bytes = min(LARGE_BYTES, self._settings.answer_bytes_max)
-        held, data, read_at = bytearray(), b"", 0.0
+        held, data, read_at, has_begun = bytearray(), b"", 0.0, False
         read_error: GatewayError | None = None
         while True:
             # Hot path: once per upstream read.
@@ -205,8 +213,10 @@ class Transfer:
                 held += data
                 if pump.has_output or len(held) > START_BYTES_MAX or held.count(b"\n\n") > START_EVENTS_MAX:
                     self._commit(bytes(held))
-                if pump.has_activity:
+                if pump.has_activity and not has_begun:
+                    has_begun = True
                     answer.mark_begun()
+                    self._claim()
                 if pump.held_bytes > large_bytes:
                     await writer.reserve_room(pump.held_bytes)
             read_at = now
@@ -268,16 +278,19 @@ class Transfer:
 
     def _record_answer(self) -> None:
         """Record that the deployment has begun to answer, for the order in which later requests call deployments."""
-        services, result, model = self._context.services, self._result, self._context.job.model
+        services, result, total = self._context.services, self._result, self._context.total
         services.quota.health.record_begun(result.deployment)
         services.traffic.record_ttft(name_of(result.deployment), time.monotonic() - result.began_at)
-        if model in self._settings.routes:
+        if result.route_reason:
             target = f"{result.deployment.provider}/{result.deployment.model}"
-            result.headers["x-sluice-route"] = f"{quote(target, safe='/:@')}; attempts={result.number}"
+            reason = f"; reason={result.route_reason}" if result.route_reason in NAMED_REASONS else ""
+            result.headers["x-sluice-route"] = f"{quote(target, safe='/:@')}; attempts={total.attempt_count}{reason}"
 
     def _commit(self, held: bytes) -> None:
         """Pass the commit point: from now on nothing is retried, and the client sees what was held back."""
         _raise_if_failed(self._pump)
+        self._check_refusal()
+        self._claim()
         active_job, result, total, writer = self._context.active_job, self._result, self._context.total, self._writer
         result.is_committed = True
         self._record_answer()
@@ -294,6 +307,18 @@ class Transfer:
         if held:
             writer.write_frame(FrameKind.DATA, held)
 
+    def _claim(self) -> None:
+        """Let this call answer, if another one runs at the same time."""
+        if self._result.race:
+            self._result.race.claim(self._result)
+
+    def _check_refusal(self) -> None:
+        """Raise if the vendor ended the answer as refused before any output, and another model may answer instead."""
+        pump, can_replace = self._pump, self._result.can_replace_refusal
+        if can_replace and pump.finish_reason in _REFUSED and not pump.output_events and can_replace():
+            message = "The provider's content policy ended the answer before it began."
+            raise GatewayError(ErrorKind.CONTENT_POLICY_VIOLATION, message)
+
     async def _commit_all(self, data: bytes) -> None:
         """Commit a complete answer. A large one is written in several frames."""
         is_large = len(data) > FRAME_BYTES_MAX
@@ -307,13 +332,14 @@ def build_head(active_job: ActiveJob, result: CallResult, total: Total) -> Head:
         headers=result.headers,
         provider=total.provider,
         upstream_model=total.upstream_model,
-        attempt_count=result.number,
+        attempt_count=max(result.number, total.attempt_count),  # A hedge that did not answer is counted too.
         queue_wait_ms=round(active_job.waited_s * 1000),
         ttft_ms=result.ttft_ms,
         continuations=total.continuations,
         spent=total.spent,
         attempts=total.attempts_before(result),
         upstream_id=result.upstream_id,
+        route_reason=result.route_reason or total.route_reason,
     )
 
 

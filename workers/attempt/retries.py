@@ -85,10 +85,37 @@ class AttemptPlan:
     def deployment(self) -> Deployment:
         return self._current.deployment
 
-    def record_call(self) -> None:
-        """Count a call of ``deployment`` that is made now."""
+    def record_call(self, beside: Deployment | None = None) -> None:
+        """Count a call that is made now, of ``deployment``, or ``beside`` it of ``next_for_hedge``."""
         self.attempt_count += 1
-        self._current.attempts += 1
+        (self._state_of(beside) if beside else self._current).attempts += 1
+
+    def next_for_hedge(self) -> Deployment | None:
+        """Return the deployment that can be called now beside ``deployment``; None: there is none that is well and unused."""
+        now, current = self._clock(), self._current
+        unused = (state for state in self._states if state is not current and not state.attempts and state.free_at <= now)
+        return next((state.deployment for state in unused if not self._is_unwell(state.deployment)), None)
+
+    def select(self, deployment: Deployment) -> None:
+        """Make this the present deployment: of two that were called at the same time, its call failed last."""
+        self._current = self._state_of(deployment)
+
+    def record_failure_beside(self, deployment: Deployment, failed: Failed) -> None:
+        """Record that a call failed while another one still runs, which decides what happens next."""
+        state, current, resumes_in_s = self._state_of(deployment), self._current, self.resumes_in_s
+        self._current = state
+        self.delay_after_failure(failed)
+        if failed.kind.remedy is Remedy.NONE:
+            self._states.remove(state)
+        self._current, self.resumes_in_s = current, resumes_in_s
+
+    def skip(self) -> float | None:
+        """Leave out the present deployment, which cannot take the request. The same answer as after a failure."""
+        self._states.remove(self._current)
+        return self._advance()
+
+    def _state_of(self, deployment: Deployment) -> _DeploymentState:
+        return next(state for state in [self._current, *self._states] if state.deployment is deployment)
 
     def delay_after_failure(self, failed: Failed) -> float | None:
         """Return how many seconds to wait before the next call of ``deployment`` (which may have changed); None: give up."""
@@ -102,9 +129,9 @@ class AttemptPlan:
             case "same" if current.attempts < current.attempts_max and not self._is_passed_over(failed):
                 backoff_s = self._backoff_s * (1 << (current.attempts - 1)) * (1 + JITTER * (2 * self._random() - 1))
                 wait_s = max(backoff_s, requested_s)
+                current.free_at = current.due_at = self._clock() + wait_s
                 if not requested_s and not self._would_miss_status(wait_s):
                     return wait_s
-                current.free_at = current.due_at = self._clock() + wait_s
             case "same" | "next":
                 self._states.remove(current)
             case _:

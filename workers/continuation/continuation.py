@@ -20,6 +20,7 @@ from common.canonical.generation import GenerationRequest, Message, Role, TextPa
 from common.canonical.job import Job
 from common.channel.base import Frame
 from common.channel.transcript import Transcript
+from common.config.model_routes import fallbacks_of
 from common.config.settings import Settings
 from common.dialects import DIALECTS
 from common.dialects.base import Dialect, Progress, ReplyInfo
@@ -64,6 +65,7 @@ class Past:
     blocks: list[bytes]
     provider: str
     upstream_id: str
+    route_reason: str = ""
 
     @property
     def text_tokens(self) -> int:
@@ -123,6 +125,7 @@ def read_past(job: Job, frames: list[Frame], reported: Usage | None, info: Reply
         blocks=blocks,
         provider=head.provider,
         upstream_id=head.upstream_id,
+        route_reason=head.route_reason,
     )
 
 
@@ -243,7 +246,12 @@ def plan_rounds(job: Job, past: Past, settings: Settings) -> list[list[Continuat
     # Each exact candidate is its own round: if one key does not know the answer, another may.
     exact_rounds = [[Continuation(deployment, reattaches=True)] for deployment in find_reattachable(job, past, settings)]
     candidates = []
+    answered_by = f"{past.provider}/{past.attempts[-1].model}"
+    fallbacks = fallbacks_of(job.model, settings)
     for deployment in deployments(job, settings, for_rest=True):
+        target = f"{deployment.provider}/{deployment.model}"
+        if fallbacks and target != answered_by and (target in fallbacks or answered_by in fallbacks):
+            continue  # Where another model may only replace a whole answer, it does not write the rest of one.
         chosen = settings.provider(deployment.provider).continuation
         prefill = find_prefill(deployment.provider, deployment.model, deployment.wire, chosen)
         if not past.progress.text:

@@ -16,6 +16,7 @@ from workers.attempt.prepare import message_count, reply_info
 from workers.continuation.continuation import Continuation, Past, find_reattachable, plan_rounds, read_past
 from workers.outcome import BackgroundAnswer, CallResult
 from workers.publish.writer import PAUSE_WHILE_AWAY_S
+from workers.routing.lineup import Lineup
 from workers.run_context import RunContext
 from workers.services import Services
 from workers.upstream.deployments import deployments
@@ -33,6 +34,7 @@ async def continue_answer(context: RunContext, failure: Failed) -> None:
     await context.writer.wait_flushed()
     past = await read_back(context, failure)
     total.restore_past(past.attempts, past.ttft_ms, settings.prices)
+    total.route_reason = past.route_reason
     total.spent, total.attempt_count, total.is_committed, total.has_past = past.spent, past.attempt_count, False, True
     if ending := past.ending():
         total.finish_reason, rest = ending
@@ -62,7 +64,7 @@ async def _try_round(context: RunContext, past: Past, candidates: list[Continuat
         await call(context, result, lambda info, guard: continuation.prepare(past, dialect, info, guard))
 
     try:
-        await call_deployments(context, [continuation.deployment for continuation in candidates], call_for_rest)
+        await call_deployments(context, Lineup([continuation.deployment for continuation in candidates]), call_for_rest)
     except GatewayError:
         if context.total.is_committed:
             raise

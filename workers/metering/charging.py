@@ -103,11 +103,14 @@ def settle_attempts(attempts: list[Attempt], settings: ModelSettings) -> Settlem
     )
 
 
-def pack_with_current(attempts: list[Attempt], job: Job, deployment: Deployment) -> bytes:
-    """Return the attempts and the current call, packed: the next claim needs them if this worker is lost during this call."""
-    tier = requested_tier(job)
-    current = Attempt(deployment.provider, deployment.model, has_brought_key=deployment.client_pays, service_tier=tier)
-    return pack([*attempts, current])
+def pack_with_running(total: Total, job: Job) -> bytes:
+    """Return the attempts and the running calls, packed: the next claim needs them if this worker is lost meanwhile."""
+    tier = requested_tier(job) if total.running else ""
+    running = [
+        Attempt(one.provider, one.model, has_brought_key=one.client_pays, service_tier=tier)
+        for one in (result.deployment for result in total.running)
+    ]
+    return pack([*total.attempts, *running])
 
 
 def fill_gaps(reported: Usage | None, estimated: Usage) -> Usage:
@@ -135,20 +138,21 @@ def requested_tier(job: Job) -> str:
 
 def prompt_tokens_of(job: Job) -> int:
     """Return about how many tokens a job's prompt has; 0 if it cannot be read."""
-    request = _request(job)
+    request = requested(job)
     return estimate_tokens(request) if request else 0
 
 
 def _largest_usage(job: Job) -> Usage:
     """Return the most that a job can use, as far as its request shows."""
-    request = _request(job)
+    request = requested(job)
     if request is None:
         return Usage()
     input_tokens = estimate_tokens(request)
     return Usage(input_tokens, min(reserved_tokens(request) - input_tokens, ANSWER_TOKENS_MAX))
 
 
-def _request(job: Job) -> GenerationRequest | None:
+def requested(job: Job) -> GenerationRequest | None:
+    """Return a job's request; None if it cannot be read."""
     try:
         return DIALECTS[job.dialect].parse(orjson.loads(job.body))
     except (ValueError, TypeError, KeyError, GatewayError):

@@ -12,12 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 
 from common.canonical.events import Usage
-from common.config.model_routes import route_targets
+from common.canonical.job import Job
+from common.config.model_routes import fallbacks_of, route_targets
 from common.config.route_rules import Route, RouteTarget
 from common.config.settings import Settings
 from common.metering.pricing import calculate_cost
 from workers.providers.base import Deployment
 from workers.quota.health import name_of
+from workers.routing.lineup import Fallback, Lineup
 from workers.routing.traffic import Traffic
 
 _TYPICAL = Usage(input_tokens=3_000, output_tokens=1_000)  # By what such a call costs, prices are compared.
@@ -35,6 +37,25 @@ class Router:
         self._random = random_unit
         self._shares: dict[str, Shares] = {}
         self._prices: dict[tuple[str, str], float] = {}  # Of targets of routes, which are few.
+
+    def line_up(self, job: Job, candidates: list[Deployment]) -> Lineup:
+        """Return who may answer a job. Tokens are counted only by the model that is asked for, or by what replaces it."""
+        model, settings = job.model, self._settings
+        route = settings.routes.get(model)
+        if route is None:
+            return Lineup(candidates)
+        is_generation = job.operation == "generate"
+        rules = fallbacks_of(model, settings)
+        own = [one for one in candidates if f"{one.provider}/{one.model}" not in rules] if rules else candidates
+        fallbacks = []
+        for name, rule in rules.items():
+            deployments = [one for one in candidates if f"{one.provider}/{one.model}" == name]
+            when = rule.when if is_generation else tuple(reason for reason in rule.when if reason == "retired")
+            if deployments and when:
+                fallbacks.append(Fallback(deployments, when))
+        strategy = "affinity" if route.affinity and job.conversation else route.strategy
+        hedge_after_s = route.hedge_after_ms / 1000 if route.hedge_after_ms and is_generation else None
+        return Lineup(self.order(model, job.conversation, own), fallbacks, model, strategy, hedge_after_s)
 
     def order(self, model: str, conversation: str, candidates: list[Deployment]) -> list[Deployment]:
         """Return a route's deployments in the order in which they are called. Those of other names stay as they are."""

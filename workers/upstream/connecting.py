@@ -71,9 +71,10 @@ class _Protocol(ResponseHandler):
 class _PendingSend:
     """One request on its way through aiohttp. aiohttp's connector does not know which of our requests it serves."""
 
-    __slots__ = ("needs_new_connection", "protocol", "request")
+    __slots__ = ("needs_new_connection", "protocol", "request", "upstream_request")
 
-    def __init__(self) -> None:
+    def __init__(self, upstream_request: UpstreamRequest) -> None:
+        self.upstream_request = upstream_request
         self.request: Any = None  # aiohttp's request object, from the moment it asks for a connection.
         self.protocol: _Protocol | None = None  # The protocol of the connection on which it was sent last.
         self.needs_new_connection = False
@@ -103,6 +104,7 @@ class _Connector(aiohttp.TCPConnector):
         assert isinstance(protocol, _Protocol)
         protocol.begin_request()
         sending.protocol = protocol
+        sending.upstream_request.is_sent = True  # aiohttp writes a request as soon as it has a connection.
         return connection
 
     def _release(self, key: Any, protocol: ResponseHandler, *, should_close: bool = False) -> None:
@@ -176,7 +178,7 @@ class Connections:
             UpstreamFailure: there is no readable response.
         """
         proxy = None
-        sending = _PendingSend()
+        sending = _PendingSend(request)
         _sending.set(sending)
         try:
             proxy = self.proxy(request.url)
@@ -192,8 +194,6 @@ class Connections:
             is_a_url = isinstance(error, TimeoutError | OSError)
             host = (is_a_url and urlsplit(proxy.url if proxy else request.url).hostname) or ""
             raise upstream_errors.without_answer(error, provider, host, self._settings.connect_timeout_s, proxy) from error
-        finally:
-            request.is_sent = sending.protocol is not None  # aiohttp writes the request as soon as it has a connection.
         if failure := _refusal(response, provider, proxy):
             response.close()
             raise failure

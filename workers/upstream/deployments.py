@@ -18,7 +18,7 @@ from common.canonical.errors import ErrorKind, GatewayError
 from common.canonical.generation import GenerationRequest
 from common.canonical.job import Job
 from common.config.groups.models import ModelSettings
-from common.config.model_routes import Target, resolve, route_targets
+from common.config.model_routes import Target, has_target, resolve, route_targets
 from common.config.settings import Settings
 from common.dialects import DIALECTS
 from common.vendors.models import ModelFacts
@@ -48,7 +48,7 @@ def deployments(job: Job, settings: Settings, *, for_rest: bool = False) -> list
     targets = resolve(job.model, settings, job.provider, has_byok_key=byok_key is not None)
     if job.targets is not None:
         targets = [target for target in targets if target.name in job.targets]
-        if not targets:
+        if not has_target(job.model, targets, settings):
             message = (
                 f"The model {job.model!r} has another route now: the gateway's API and its workers need the same settings."
             )

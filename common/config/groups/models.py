@@ -30,11 +30,12 @@ _OWN_PROVIDER_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")  # It is part of mod
 
 
 def _models_of(route: Any) -> list[str]:
-    """Return the models of a route that is not validated yet; empty if it is none, which the validation reports."""
-    targets = route.get("targets") if isinstance(route, dict) else getattr(route, "targets", None)
-    if not isinstance(targets, list):
-        return []
-    models = [target.get("model") if isinstance(target, dict) else getattr(target, "model", target) for target in targets]
+    """Return the models of a route that is not validated yet, its targets first; empty if it is none, which the validation
+    reports.
+    """
+    lists = [route.get(name) if isinstance(route, dict) else getattr(route, name, None) for name in ("targets", "fallbacks")]
+    rules = [rule for rules in lists if isinstance(rules, list) for rule in rules]
+    models = [rule.get("model") if isinstance(rule, dict) else getattr(rule, "model", rule) for rule in rules]
     return [model for model in models if isinstance(model, str)]
 
 

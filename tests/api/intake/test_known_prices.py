@@ -28,22 +28,22 @@ def principal(own: Budget = Budget(), tenant: Budget = Budget()) -> Principal:  
 
 
 def test_by_default_an_unknown_price_is_let_in():
-    assert countable(principal(BUDGET), [UNKNOWN], settings(budget_unknown_price="allow")) == [UNKNOWN]
+    assert countable(principal(BUDGET), "m", [UNKNOWN], settings(budget_unknown_price="allow")) == [UNKNOWN]
 
 
 @pytest.mark.parametrize("who", [principal(BUDGET), principal(tenant=BUDGET)])
 def test_who_has_a_budget_keeps_the_models_whose_price_is_known(who: Principal):
-    assert countable(who, [UNKNOWN, KNOWN], settings()) == [KNOWN]
-    assert countable(who, [UNKNOWN], settings(prices=OWN)) == [UNKNOWN]
+    assert countable(who, "m", [UNKNOWN, KNOWN], settings()) == [KNOWN]
+    assert countable(who, "m", [UNKNOWN], settings(prices=OWN)) == [UNKNOWN]
 
 
 def test_where_none_is_left_the_refusal_names_the_model_and_what_to_do():
     with pytest.raises(GatewayError, match=r"lab/m is not known.*Use another model") as raised:
-        countable(principal(BUDGET), [UNKNOWN], settings())
+        countable(principal(BUDGET), "m", [UNKNOWN], settings())
 
     assert (raised.value.failed.kind, raised.value.failed.code) == (ErrorKind.BUDGET_EXCEEDED, "price_unknown")
 
 
 def test_a_provider_with_a_budget_is_left_out_and_who_has_none_is_let_in():
-    assert countable(principal(), [UNKNOWN], settings()) == [UNKNOWN]
-    assert countable(principal(), [UNKNOWN, KNOWN], settings(lab={"budget": BUDGET})) == [KNOWN]
+    assert countable(principal(), "m", [UNKNOWN], settings()) == [UNKNOWN]
+    assert countable(principal(), "m", [UNKNOWN, KNOWN], settings(lab={"budget": BUDGET})) == [KNOWN]

@@ -17,7 +17,7 @@ from common.records.end import End, pack_failure, unpack_failure
 from common.records.head import Head
 
 ATTEMPT = Attempt("openai", "gpt-5", Usage(7, 3), Cost(Decimal("1.5"), Decimal("0.25")), has_brought_key=True)
-HEAD = Head(200, {"x": "y"}, "openai", "gpt-5", 2, 3, 40, 1, Usage(5, 2), [ATTEMPT], "chatcmpl-1")
+HEAD = Head(200, {"x": "y"}, "openai", "gpt-5", 2, 3, 40, 1, Usage(5, 2), [ATTEMPT], "chatcmpl-1", "failover")
 END = End(
     Failed(ErrorKind.UPSTREAM_TIMEOUT, "why", code="c").to_dict(),
     "stop",
@@ -35,6 +35,7 @@ END = End(
     saved=Cost(Decimal("2"), Decimal("3")),
     attempts=[ATTEMPT],
     left_out=["images"],
+    route_reason="failover",
 )
 
 
