@@ -9,7 +9,7 @@ from common.canonical.errors import StoreUnavailable
 from common.canonical.events import COUNTS
 from common.canonical.job import Job
 from common.channel.base import Fenced, Frame, FrameKind
-from common.channel.transcript import Transcript, read_log
+from common.channel.transcript import Transcript
 from common.limits.charges import Settlement
 from common.metering.attempt_cost import total_usage
 from common.queue.jobs import UNUSED
@@ -20,6 +20,7 @@ from workers.metering.charging import apply_estimate, settle_attempts
 from workers.metering.partial_usage import Partial, read_partial
 from workers.metrics import Metrics
 from workers.outcome import ActiveJob, Total
+from workers.publish.own_log import read_own_log
 from workers.run_context import RunContext
 from workers.services import Services
 
@@ -42,7 +43,7 @@ async def measure(context: RunContext, fenced: Fenced) -> None:
         return
     try:
         async with services.measuring:
-            frames = await read_log(services.channel, job.generation_id)
+            frames = await read_own_log(services, job.generation_id)
             partial = await asyncio.to_thread(_read_partial, frames, job, fenced.request)
     except StoreUnavailable:
         return  # The estimate from the number of events stays.

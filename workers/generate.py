@@ -27,7 +27,7 @@ from workers.attempt.call import call
 from workers.attempt.failover import call_deployments
 from workers.attempt.token_count import count
 from workers.continuation.continuation import LOSSES
-from workers.continuation.continue_answer import LOST, continue_answer, read_back
+from workers.continuation.continue_answer import LOST, continue_answer, finish_if_whole, read_back
 from workers.ending import end, measure, settle_ended
 from workers.metering.charging import fill_prompt_tokens
 from workers.outcome import ActiveJob, Total
@@ -127,7 +127,9 @@ async def _answer(context: RunContext, claimed: ClaimedJob, fenced: Fenced) -> N
     context.writer.watch_listeners(job.policy, job.grace_s)
     if fenced.answer.stop is not Stop.NO and fenced.has_head and job.stream:
         with suppress(GatewayError):
-            await read_back(context, LOST)  # Its upstream may still run, and must be stopped too.
+            past = await read_back(context, LOST)  # Its upstream may still run, and must be stopped too.
+            if finish_if_whole(context, past):
+                return  # Its client has all of it. Only the end is missing.
     _refuse_what_cannot_run(claimed, fenced)
     if not claimed.was_postponed:
         services.metrics.queue_wait.observe(claimed.waited_ms / 1000)

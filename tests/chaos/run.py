@@ -174,7 +174,10 @@ class _Run:
                 left.append(f"{len(places)} places of {name}: {', '.join(place.decode() for place in places[:5])}")
             # A state without a log was opened by an API that was then cut off: nobody ever heard of it.
             elif name.endswith("}:log") and await self._redis.hget(name.replace("}:log", "}:state"), "ended") != b"1":
-                left.append(f"{name} without an end")
+                frames = [fields.get(b"k", b"?").decode() for _, fields in await self._redis.xrange(key)]
+                if not frames:
+                    continue  # Both have expired since the scan.
+                left.append(f"{name} without an end: {frames} {await self._redis.hgetall(name.replace('}:log', '}:state'))}")
                 if self._fleet.store.may_lose_writes:
                     await self._ask(name[1:].partition("}")[0])
         return left

@@ -1,24 +1,17 @@
 """How does an answer continue that broke off after its commit point?"""
 
-import asyncio
-from contextlib import suppress
-
 import structlog
 
 from common.canonical.errors import ErrorKind, Failed, GatewayError, StoreUnavailable
-from common.canonical.job import Job
-from common.channel.base import Frame
-from common.channel.transcript import read_log
 from common.dialects import DIALECTS
 from workers.attempt.call import call
 from workers.attempt.failover import call_deployments
 from workers.attempt.prepare import message_count, reply_info
 from workers.continuation.continuation import Continuation, Past, find_reattachable, plan_rounds, read_past
 from workers.outcome import BackgroundAnswer, CallResult
-from workers.publish.writer import PAUSE_WHILE_AWAY_S
+from workers.publish.own_log import read_own_log
 from workers.routing.lineup import Lineup
 from workers.run_context import RunContext
-from workers.services import Services
 from workers.upstream.deployments import deployments
 
 log = structlog.get_logger()
@@ -33,13 +26,9 @@ async def continue_answer(context: RunContext, failure: Failed) -> None:
     total, settings = context.total, context.settings
     await context.writer.wait_flushed()
     past = await read_back(context, failure)
-    total.restore_past(past.attempts, past.ttft_ms, settings.prices)
-    total.route_reason = past.route_reason
-    total.spent, total.attempt_count, total.is_committed, total.has_past = past.spent, past.attempt_count, False, True
-    if ending := past.ending():
-        total.finish_reason, rest = ending
-        total.last_data = rest or past.blocks[-1]
-        return context.writer.write(rest)
+    if finish_if_whole(context, past):
+        return
+    _restore_total(context, past)
     rounds = plan_rounds(context.job, past, settings) if past.can_continue else []
     if not rounds:
         raise GatewayError.from_failed(failure)
@@ -49,8 +38,27 @@ async def continue_answer(context: RunContext, failure: Failed) -> None:
 
     for candidates in rounds:
         if await _try_round(context, past, candidates):
-            return None
+            return
     raise GatewayError.from_failed(failure)
+
+
+def finish_if_whole(context: RunContext, past: Past) -> bool:
+    """Write the last bytes of an answer whose upstream had finished it. Return whether that is so."""
+    ending = past.ending()
+    if ending is None:
+        return False
+    _restore_total(context, past)
+    context.total.finish_reason, rest = ending
+    context.total.last_data = rest or past.blocks[-1]
+    context.writer.write(rest)
+    return True
+
+
+def _restore_total(context: RunContext, past: Past) -> None:
+    total = context.total
+    total.restore_past(past.attempts, past.ttft_ms, context.settings.prices)
+    total.route_reason = past.route_reason
+    total.spent, total.attempt_count, total.is_committed, total.has_past = past.spent, past.attempt_count, False, True
 
 
 async def _try_round(context: RunContext, past: Past, candidates: list[Continuation]) -> bool:
@@ -75,7 +83,10 @@ async def _try_round(context: RunContext, past: Past, candidates: list[Continuat
 async def read_back(context: RunContext, failure: Failed) -> Past:
     """Read the log back. Also set in the total where the answer came from, and whether it still runs there."""
     job, total, settings = context.job, context.total, context.settings
-    frames = await _read_frames(job, failure, context.services)
+    try:
+        frames = await read_own_log(context.services, job.generation_id)
+    except StoreUnavailable as error:
+        raise GatewayError.from_failed(failure) from error
     context.writer.stored_bytes = sum(len(frame.data) for frame in frames)
     first = deployments(job, settings)[0]
     info = reply_info(context.active_job, CallResult(first), total, settings)
@@ -87,15 +98,3 @@ async def read_back(context: RunContext, failure: Failed) -> Past:
     if background_deployments and not total.background_answer:
         total.background_answer = BackgroundAnswer(past.upstream_id, background_deployments)
     return past
-
-
-async def _read_frames(job: Job, failure: Failed, services: Services) -> list[Frame]:
-    """Return the log. Redis may be away for as long as it may be while frames are written."""
-    try:
-        async with asyncio.timeout(services.settings.worker_buffer_s):
-            while True:
-                with suppress(StoreUnavailable):
-                    return await read_log(services.channel, job.generation_id)
-                await asyncio.sleep(PAUSE_WHILE_AWAY_S)
-    except TimeoutError as error:
-        raise GatewayError.from_failed(failure) from error

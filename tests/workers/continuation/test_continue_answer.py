@@ -10,8 +10,8 @@ from common.channel.base import FrameKind
 from common.channel.transcript import read_log
 from demo_provider.script import answer
 from tests.workers.continuation.test_continuation import demo, lose, open_as, whole_answer  # noqa: F401 - a fixture.
-from tests.workers.test_generate import Setup, setup  # noqa: F401 - a fixture.
-from workers.continuation import continue_answer
+from tests.workers.test_generate import G, Setup, setup  # noqa: F401 - a fixture.
+from workers.publish import own_log
 
 MODEL = "demo-n12-d0"
 
@@ -35,17 +35,18 @@ async def lost_after(demo: Setup, count: int, **head: Any) -> None:  # noqa: F81
     await lose(demo, blocks[:count], **{"provider": "demo", "upstream_model": MODEL, **head})
 
 
-def away(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+def away(monkeypatch: pytest.MonkeyPatch, times: int, first: int = 1) -> None:
+    """Let the store be away for some reads of the log, from the ``first`` one on."""
     calls: list[None] = []
 
     async def read(*args: Any) -> Any:
         calls.append(None)
-        if len(calls) <= times:
+        if first <= len(calls) < first + times:
             raise StoreUnavailable("away")
         return await read_log(*args)
 
-    monkeypatch.setattr(continue_answer, "read_log", read)
-    monkeypatch.setattr(continue_answer, "PAUSE_WHILE_AWAY_S", 0)
+    monkeypatch.setattr(own_log, "read_log", read)
+    monkeypatch.setattr(own_log, "PAUSE_WHILE_AWAY_S", 0)
 
 
 async def test_the_log_is_read_back_though_the_store_is_away_for_a_moment(demo, monkeypatch):  # noqa: F811
@@ -122,3 +123,29 @@ async def test_an_answer_that_lacked_only_its_end_is_ended_without_a_call(demo):
     end = await demo.end()
     assert (end["error"], end["finish_reason"], end["continuations"]) == (None, "stop", 0)
     assert len(await heads(demo)) == 1
+
+
+async def test_an_answer_that_lacked_only_its_end_is_complete_though_it_was_stopped_since(demo):  # noqa: F811
+    await lost_after(demo, 10**6)
+    await demo.channel.stop(G)
+
+    await demo.run(epoch=2)
+
+    end = await demo.end()
+    assert (end["error"], end["finish_reason"], end["usage"]["output_tokens"]) == (None, "stop", 12)
+    assert await texts(demo) == answer(12)
+
+
+async def test_a_part_of_an_answer_that_was_stopped_since_is_counted_though_the_store_is_away_for_a_moment(
+    demo,  # noqa: F811
+    monkeypatch,
+):
+    await lost_after(demo, 5)
+    await demo.channel.stop(G)
+    away(monkeypatch, 3, first=2)  # The first read looks for a call that still runs, the second one measures.
+
+    await demo.run(epoch=2)
+
+    end = await demo.end()
+    assert (end["error"]["kind"], end["estimated"]) == ("cancelled", True)
+    assert end["usage"]["output_tokens"] > 0
