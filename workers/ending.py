@@ -43,7 +43,7 @@ async def measure(context: RunContext, fenced: Fenced) -> None:
         return
     try:
         async with services.measuring:
-            frames = await read_own_log(services, job.generation_id)
+            frames = await read_own_log(services.channel, job.generation_id, services.settings.worker_buffer_s)
             partial = await asyncio.to_thread(_read_partial, frames, job, fenced.request)
     except StoreUnavailable:
         return  # The estimate from the number of events stays.

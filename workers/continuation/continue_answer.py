@@ -84,7 +84,7 @@ async def read_back(context: RunContext, failure: Failed) -> Past:
     """Read the log back. Also set in the total where the answer came from, and whether it still runs there."""
     job, total, settings = context.job, context.total, context.settings
     try:
-        frames = await read_own_log(context.services, job.generation_id)
+        frames = await read_own_log(context.services.channel, job.generation_id, settings.worker_buffer_s)
     except StoreUnavailable as error:
         raise GatewayError.from_failed(failure) from error
     context.writer.stored_bytes = sum(len(frame.data) for frame in frames)
