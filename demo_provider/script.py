@@ -18,13 +18,14 @@ overrides the name. Parts that are not in this table are ignored, so any name wo
 ``eSTATUS``   answers with this HTTP status and the vendor's error body
 ``overflow``  answers that the conversation is longer than the model's context window
 ``policy``    answers that the vendor's content policy refuses the request
+``spent``     answers that the account has no credit left, with OpenAI's status for it: 429
 ``raSECONDS`` ... and this Retry-After header, fractions allowed: ``e429-ra0.5``
 ``drop``      resets the connection instead of answering
 ``cutN``      resets the connection after N tokens
 ``endN``      ends the body cleanly after N tokens, without the events that end an answer
 ``stallN``    goes silent after N tokens, until the client leaves
 ``errN``      sends the vendor's error event after N tokens (not streamed: the vendor's 500)
-``…xM``       any of the eight failures above, only for the first M requests with this name and header: ``e503x2``,
+``…xM``       any of the nine failures above, only for the first M requests with this name and header: ``e503x2``,
               ``cut10x1``. Several failures happen in the order in which they are written
 ============= =========================================================================================================
 
@@ -118,6 +119,7 @@ class FaultKind(StrEnum):
     STATUS = "e"
     OVERFLOW = "overflow"
     POLICY = "policy"
+    SPENT = "spent"
     DROP = "drop"
     CUT = "cut"
     END = "end"
@@ -152,7 +154,7 @@ class Script:
 
 _NUMBER = r"(\d{1,9}(?:\.\d{1,6})?)"
 _FAULT = re.compile(
-    r"(e)([45]\d\d)(?:x(\d{1,9}))?|(drop|overflow|policy)(?:x(\d{1,9}))?|(cut|end|stall|err)(\d{1,9})(?:x(\d{1,9}))?"
+    r"(e)([45]\d\d)(?:x(\d{1,9}))?|(drop|overflow|policy|spent)(?:x(\d{1,9}))?|(cut|end|stall|err)(\d{1,9})(?:x(\d{1,9}))?"
 )
 _SETTING = re.compile(rf"(n|tool|think)(\d{{0,9}})|(d|f|ra){_NUMBER}|(refuse|filter|len)")
 

@@ -41,9 +41,10 @@ _WIRES: dict[str, Wire] = {
 }
 _GEMINI_MODEL = r"/{version:v1\w*}/models/{model}"
 # Failures that replace the answer.
-_FAULTS_INSTEAD_OF_ANSWER = (FaultKind.STATUS, FaultKind.OVERFLOW, FaultKind.POLICY, FaultKind.DROP)
+_FAULTS_INSTEAD_OF_ANSWER = (FaultKind.STATUS, FaultKind.OVERFLOW, FaultKind.POLICY, FaultKind.SPENT, FaultKind.DROP)
 _OVERFLOW = "prompt is too long: it has more tokens than this model's maximum context length."
 _POLICY = "Your request was rejected as a result of our safety system."
+_SPENT = "You exceeded your current quota, please check your plan and billing details."
 _MODELS = ("demo", "demo-think", "demo-tool", "demo-refuse", "demo-n500-d5")
 _MODELS_SINCE = 1_750_000_000
 _MODELS_SINCE_TEXT = "2025-06-15T15:06:40Z"
@@ -235,6 +236,8 @@ class DemoProvider:
             raise WireError(400, _OVERFLOW, code="context_length_exceeded")
         if fault.kind is FaultKind.POLICY:
             raise WireError(400, _POLICY, code="content_policy_violation")
+        if fault.kind is FaultKind.SPENT:
+            raise WireError(429, _SPENT, code="insufficient_quota")
         await player.break_off(fault)
         return None
 

@@ -107,9 +107,9 @@ ANSWER, SHORT = "demo-n3-d0", "demo-n1-d0"
 
 @dataclass
 class Case:
-    """How a row is brought about: the models of both targets at the demo provider, and what else is set.
+    """How a row is brought about: the models of both targets at the demo provider, and what else is set for the first one.
 
-    ``before``: models that are called first, for the state that the row speaks of.
+    ``when``: the second one is no target, but a fallback for this reason.
     """
 
     first: str
@@ -117,6 +117,14 @@ class Case:
     provider: dict[str, Any] = field(default_factory=dict)
     target: dict[str, Any] = field(default_factory=dict)
     requests_before: int = 0
+    when: str = ""
+
+    def route(self, first: str, second: str) -> dict[str, Any]:
+        targets = [{"model": f"{first}/{self.first}"} | self.target]
+        second_model = f"{second}/{self.second}"
+        if self.when:
+            return {"targets": targets, "fallbacks": [{"model": second_model, "when": [self.when]}]}
+        return {"targets": [*targets, second_model]}
 
 
 CASES = {
@@ -139,6 +147,14 @@ CASES = {
     "refuses its key with 401": Case(ANSWER, provider={"api_keys": "bad-key"}),
     "refuses its key with 403": Case("demo-e403"),
     "has no credit left (402)": Case("demo-e402"),
+    "has no credit left (429 with `insufficient_quota`)": Case("demo-spent"),
+    "says that the context window is exceeded": Case("demo-overflow"),
+    "says so, and the second is a fallback for `context_overflow`": Case("demo-overflow", when="context_overflow"),
+    "refuses by its content policy": Case("demo-policy"),
+    "does so, and the second is a fallback for `content_policy`": Case("demo-policy", when="content_policy"),
+    "does not know the model (404)": Case("demo-e404"),
+    "does not, and the second is a fallback for `retired`": Case("demo-e404", when="retired"),
+    "answers 500, and the second is a fallback for `exhausted`": Case("demo-e500", when="exhausted"),
     "answers the client's mistake with 400": Case("demo-e400"),
     "and the second answer 503": Case("demo-e503", "demo-e503"),
     "and the second are unwell, and recover": Case("demo-n3-d0-e500x5", "demo-e500", requests_before=2),
@@ -163,15 +179,17 @@ def failing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         live = {"base_url": f"{gateway.demo_url}/v1"}
         firsts = {FIRST[name]: live | case.provider for name, case in CASES.items()}
         seconds = {SECOND[name]: {"base_url": f"{second.url}/v1"} for name in CASES}
-        targets = {
-            name: [{"model": f"{FIRST[name]}/{case.first}"} | case.target, f"{SECOND[name]}/{case.second}"]
-            for name, case in CASES.items()
-        }
+        routes = {FIRST[name]: case.route(FIRST[name], SECOND[name]) for name, case in CASES.items()}
         price = {"input_usd_per_mtok": 1000, "output_usd_per_mtok": 1000}
-        models = {target["model"] if isinstance(target, dict) else target for pair in targets.values() for target in pair}
+        models = [
+            f"{ids[name]}/{model}"
+            for ids in (FIRST, SECOND)
+            for name, case in CASES.items()
+            for model in (case.first, case.second)
+        ]
         gateway.settings |= {
             "SLUICE_PROVIDERS": json.dumps(firsts | seconds),
-            "SLUICE_ROUTES": json.dumps({FIRST[name]: {"targets": pair} for name, pair in targets.items()}),
+            "SLUICE_ROUTES": json.dumps(routes),
             "SLUICE_PRICES": json.dumps(dict.fromkeys(models, price)),
             "SLUICE_RETRY_BACKOFF_S": "0.01",
             "SLUICE_FIRST_TOKEN_TIMEOUT_S": "2",
