@@ -13,6 +13,7 @@ import click
 from cli.cache import cache
 from cli.config import config
 from cli.keys.commands import keys
+from cli.route import route
 from cli.usage import usage
 
 _PORT, _PORT_OR_FREE = click.IntRange(1, 65_535), click.IntRange(0, 65_535)
@@ -246,6 +247,7 @@ def _listening() -> Iterator[None]:
 main.add_command(cache)
 main.add_command(config)
 main.add_command(keys)
+main.add_command(route)
 main.add_command(usage)
 
 

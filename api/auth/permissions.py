@@ -58,6 +58,13 @@ def permitted_models(
     return allowed
 
 
+def refusal_of(principal: Principal, requested: RequestedModel, target: Target, settings: Settings) -> str | None:
+    """Return why a principal may not use one of a name's targets, as the error's code; None: it may."""
+    if not _may_use(principal, requested, target, settings):
+        return "model_not_allowed"
+    return None if _may_reach(principal, target.provider, settings) else "provider_not_allowed"
+
+
 def permitted_by_fields(
     principal: Principal, dialect: str, body: dict[str, Any], targets: list[Target], settings: Settings
 ) -> list[Target]:
