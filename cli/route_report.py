@@ -151,13 +151,16 @@ def _facts(target: Target, settings: Settings) -> dict[str, Any]:
 
 def _budget_problem(target: Target, found: list[Deployment], shared: Shared | None) -> str | None:
     """Return why the budget of a target's provider prevents calls; None: it does not, as far as is known."""
-    own = [one for one in found if _target_of(one) == target.name]
-    if shared is None or not own:
-        return None
+    own = next((one for one in found if _target_of(one) == target.name), None)
+    error = _budget_error(own, shared) if own and shared else None
+    return error.failed.message if error else None
+
+
+def _budget_error(deployment: Deployment, shared: Shared) -> GatewayError | None:
     try:
-        shared.budgets.within_budget(own)
+        shared.budgets.within_budget([deployment])
     except GatewayError as error:
-        return error.failed.message
+        return error
     return None
 
 
@@ -178,6 +181,7 @@ def _order(job: Job, allowed: list[Deployment], settings: Settings, shared: Shar
     groups = Fallbacks(lineup).first_round()
     calls = [(one, reason) for reason, ones in groups.items() for one in ones]
     if shared:
+        calls = [call for call in calls if _budget_error(call[0], shared) is None]
         calls.sort(key=lambda call: shared.left_s(shared.rests, name_of(call[0])) is not None)
     return [{"target": _target_of(one), "key": one.key_label, "reason": reason} for one, reason in calls]
 
