@@ -112,10 +112,12 @@ def check_rows(
 
 
 def without_unknown(own: Sequence[Row], history: History) -> Sequence[Row]:
-    """Return a client's rows without those of generations that it never learned of, because an API read too late that they
-    were enqueued. The client was told so, and asked again."""
-    unknown = [row for row in own if history.generation_id and row.id != history.generation_id][: history.late]
-    return [row for row in own if row not in unknown]
+    """Return a client's rows without those of generations that it never learned of, and for which it asked again: those that
+    ended because we had too much to do, and those of which an API read too late that they were enqueued."""
+    others = [row for row in own if history.generation_id and row.id != history.generation_id]
+    refused = [row for row in others if row.error_kind == "overloaded"][: history.sheds]
+    unknown = [row for row in others if row not in refused][: history.late]
+    return [row for row in own if row not in refused and row not in unknown]
 
 
 def ended_alone(history: History, happened: Sequence[Happened]) -> bool:

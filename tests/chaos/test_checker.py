@@ -154,6 +154,9 @@ def test_who_was_told_that_an_api_was_too_late_may_have_left_one_more():
     assert check_rows([ROW, unknown], [late], {"gen_1": END}, []) == []
     assert check_rows([ROW, unknown, replace(ROW, id="gen_3")], [late], {"gen_1": END}, []) != []
     assert check_rows([ROW, unknown], [replace(late, late=0)], {"gen_1": END}, []) != []
+    refused = replace(unknown, outcome="failed", error_kind="overloaded", error_code="overloaded")
+    assert check_rows([ROW, refused], [replace(late, late=0, sheds=1)], {"gen_1": END}, []) == []
+    assert check_rows([ROW, refused], [replace(late, late=0)], {"gen_1": END}, []) != []
 
 
 def test_a_ledger_with_each_generation_once_is_right():
