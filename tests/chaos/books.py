@@ -93,7 +93,8 @@ def check_rows(
         own = by_client.pop(number, [])
         own = without_unknown(own, history)
         if len(own) > 1:
-            wrong.append(f"client {number} asked once and is {len(own)} times in the ledger: {[row.id for row in own]}")
+            ends_told = [f"{row.id} {row.outcome} {row.error_kind} {row.cache}" for row in own]
+            wrong.append(f"client {number} asked {1 + history.sheds} times and is {len(own)} times in the ledger: {ends_told}")
         may_have_lost = lost_writes(history.began_at, float("inf"), happened)
         if id_ and id_ not in by_id and id_ not in poison and not may_have_lost:
             wrong.append(f"client {number}: {id_} is not in the ledger")

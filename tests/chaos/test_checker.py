@@ -171,7 +171,7 @@ def test_a_ledger_with_each_generation_once_is_right():
     ("rows", "what"),
     [
         ([], "not in the ledger"),
-        ([ROW, replace(ROW, id="gen_2")], "2 times in the ledger"),
+        ([ROW, replace(ROW, id="gen_2")], "is 2 times in the ledger"),
         ([ROW, replace(ROW, id="gen_2", model="demo-n3-c9")], "who never was"),
         ([replace(ROW, outcome="failed", error_code="worker_lost")], "is failed in the ledger"),
         ([replace(ROW, output_tokens=TOKENS + 1)], "the provider said"),
