@@ -8,6 +8,7 @@ WORKERS ?= 3
 MINUTES ?= 1
 RATE ?= 14
 SEED ?=
+VERSION ?=
 REDIS ?= one
 EXAMPLES ?= 200
 COUNT ?= 400
@@ -18,7 +19,7 @@ UNIT := tests/api tests/common tests/contracts tests/workers tests/test_dependen
 PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo dev test unit lowest check-all fmt lint types env compatibility constraints bench overload fuzz chaos soak mutants clean
+.PHONY: help setup demo dev test unit lowest coverage check-all fmt lint types env compatibility constraints bench overload fuzz chaos soak mutants package release clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +56,12 @@ lowest: $(VENV)/.ready-dev ## Run unit and contract tests on the lowest versions
 	@$(BIN)/uv pip compile --quiet --resolution lowest-direct --extra embedded --no-annotate --no-header \
 	  --python $(BIN)/python pyproject.toml --output-file $(VENV)/lowest.txt
 	@$(MAKE) --no-print-directory unit VENV=$(VENV)-lowest PYTHON=$(BIN)/python CONSTRAINTS=$(VENV)/lowest.txt
+
+coverage: $(VENV)/.ready-dev ## Measure which lines unit and contract tests run (ARGS=tests/common for a part)
+	@$(BIN)/coverage erase
+	@$(BIN)/coverage run -m pytest -n $(WORKERS) --dist loadfile $(if $(ARGS),$(ARGS),$(UNIT))
+	@$(BIN)/coverage combine --quiet
+	@$(BIN)/coverage report
 
 check-all: ## Run all checks, for one to two hours: all tests, every Python, lowest versions, long chaos, benchmarks
 	@.ci/check-all
@@ -102,5 +109,13 @@ soak: $(VENV)/.ready-dev ## Run all kinds of requests at a steady rate for a min
 mutants: $(VENV)/.ready-dev ## Put 400 faults into copies of the core, and list those that no test finds (SEED=n COUNT=60)
 	@$(BIN)/python -m tests.mutants --count $(COUNT) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
+package: $(VENV)/.ready-dev ## Build the wheel and the source distribution into dist/
+	@rm -rf dist build
+	@$(BIN)/python -m build --no-isolation --outdir dist >/dev/null
+	@ls dist
+
+release: $(VENV)/.ready-dev ## Make a release from a clean main: changelog, version, package, commit, tag (VERSION=1.2.3)
+	@.ci/release "$(VERSION)"
+
 clean: ## Remove the files that setup and the tools created
-	@rm -rf $(VENV) $(VENV)-* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .mutants_cache.json *.egg-info
+	@rm -rf $(VENV) $(VENV)-* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .mutants_cache.json .coverage* *.egg-info build dist

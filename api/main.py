@@ -68,6 +68,7 @@ from common.redis.errors import REDIS_ERRORS
 from common.redis.probe import Probe
 from common.redis.pulse import Pulse
 from common.responses import ResponseStore
+from common.version import VERSION
 
 log = structlog.get_logger()
 
@@ -196,7 +197,7 @@ def create_app(process: ApiProcess) -> FastAPI:
 
     settings, services = process.settings, process.services
     # No redirects: behind TLS they would name http, and a client would send its key and prompt over plain HTTP.
-    app = FastAPI(title="Sluice", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app = FastAPI(title="Sluice", version=VERSION, lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False)
     routers = [
         dialects.router(services),
         responses.router(services),

@@ -15,12 +15,13 @@ from cli.config import config
 from cli.keys.commands import keys
 from cli.route import route
 from cli.usage import usage
+from common.version import VERSION
 
 _PORT, _PORT_OR_FREE = click.IntRange(1, 65_535), click.IntRange(0, 65_535)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(package_name="sluice")
+@click.version_option(VERSION)
 def main() -> None:
     """Sluice: a queue-backed gateway that streams LLM tokens to very many clients at once.
 

