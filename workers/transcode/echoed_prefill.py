@@ -4,12 +4,11 @@ Mistral does, and no client expects it: the client has that text. It is removed 
 Source: https://docs.mistral.ai/capabilities/completion/usage (prefix)
 """
 
-from collections.abc import Callable
-
-from common.canonical.events import Event, Finished, TextDelta, ToolCallStarted, Usage
+from common.canonical.events import Event, Finished, TextDelta, ToolCallStarted
 from common.canonical.generation import GenerationRequest, Role, TextPart
 from common.vendors.prefill import find_prefill
 from workers.providers.base import Decoder, Deployment
+from workers.transcode.changed_decoder import ChangedDecoder
 from workers.transcode.pump import Decoding
 from workers.transcode.splice import Splice
 
@@ -33,35 +32,12 @@ class Unechoed:
         return _UnechoedDecoder(self._wire.decoder(choices), Splice(self._prefill, echoes=True))
 
 
-class _UnechoedDecoder:
+class _UnechoedDecoder(ChangedDecoder):
     def __init__(self, decoder: Decoder, splice: Splice) -> None:
-        self._decoder, self._splice = decoder, splice
-        self.start_call = decoder.start_call
-        self.is_plain, self.plain_head = decoder.is_plain, decoder.plain_head
-        self.decode: Callable[[bytes], list[Event]] = self._decode
+        super().__init__(decoder)
+        self._splice = splice
 
-    @property
-    def usage(self) -> Usage | None:
-        return self._decoder.usage
-
-    @property
-    def has_absurd_usage(self) -> bool:
-        return self._decoder.has_absurd_usage
-
-    @property
-    def is_whole(self) -> bool:
-        return self._decoder.is_whole
-
-    def decode_whole(self, body: bytes) -> list[Event]:
-        return self._unechoed(self._decoder.decode_whole(body))
-
-    def end(self) -> list[Event]:
-        return self._unechoed(self._decoder.end())
-
-    def _decode(self, block: bytes) -> list[Event]:
-        return self._unechoed(self._decoder.decode(block))
-
-    def _unechoed(self, events: list[Event]) -> list[Event]:
+    def _change(self, events: list[Event]) -> list[Event]:
         passed: list[Event] = []
         for event in events:
             if isinstance(event, TextDelta) and not self._splice.is_over:
@@ -72,5 +48,5 @@ class _UnechoedDecoder:
                 passed.append(TextDelta(held))
             passed.append(event)
         if self._splice.is_over:
-            self.decode = self._decoder.decode  # Nothing is left to do for the rest of the answer.
+            self._stop_changing()
         return passed

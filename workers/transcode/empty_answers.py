@@ -9,7 +9,7 @@ Reasoning alone is no answer. An answer that has only parts which the client's f
 text says so in their place.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 
 from common.canonical.events import (
     Completed,
@@ -21,17 +21,17 @@ from common.canonical.events import (
     RefusalDelta,
     TextDelta,
     ToolCallStarted,
-    Usage,
 )
 from workers.providers.base import Decoder
 from workers.providers.shared import errors
+from workers.transcode.changed_decoder import ChangedDecoder
 
 _CONTENT = (TextDelta, RefusalDelta, ToolCallStarted, OutputImage, LeftOut)
 _NAMES_MAX = 5
 _SELF_EXPLAINING = frozenset(FinishReason) - {FinishReason.STOP, FinishReason.TOOL_CALLS}
 
 
-class NonEmptyDecoder:
+class NonEmptyDecoder(ChangedDecoder):
     """A decoder that ends an empty answer with a failure.
 
     ``unseen``: the kinds of events that the client does not get. ``has_stops``: the request has stop sequences. Most vendors do
@@ -39,36 +39,12 @@ class NonEmptyDecoder:
     """
 
     def __init__(self, decoder: Decoder, unseen: Collection[type[Event]] = (), *, has_stops: bool) -> None:
-        self._decoder = decoder
+        super().__init__(decoder)
         self._unseen = unseen
         self._unseen_names: dict[str, None] = {}
         self._is_explained = has_stops
-        self.start_call = decoder.start_call
-        self.is_plain, self.plain_head = decoder.is_plain, decoder.plain_head
-        self.decode: Callable[[bytes], list[Event]] = self._decode
 
-    @property
-    def usage(self) -> Usage | None:
-        return self._decoder.usage
-
-    @property
-    def has_absurd_usage(self) -> bool:
-        return self._decoder.has_absurd_usage
-
-    @property
-    def is_whole(self) -> bool:
-        return self._decoder.is_whole
-
-    def decode_whole(self, body: bytes) -> list[Event]:
-        return self._checked(self._decoder.decode_whole(body))
-
-    def end(self) -> list[Event]:
-        return self._checked(self._decoder.end())
-
-    def _decode(self, block: bytes) -> list[Event]:
-        return self._checked(self._decoder.decode(block))
-
-    def _checked(self, events: list[Event]) -> list[Event]:
+    def _change(self, events: list[Event]) -> list[Event]:
         for event in events:
             if isinstance(event, _CONTENT):
                 if type(event) in self._unseen:
@@ -77,7 +53,7 @@ class NonEmptyDecoder:
                     continue
                 self._is_explained = True
                 self._unseen_names.clear()
-                self.decode = self._decoder.decode  # From here on there is nothing to check: no work per token.
+                self._stop_changing()
                 self._unseen = ()
             elif isinstance(event, Finished):
                 self._is_explained |= event.may_be_empty or event.reason in _SELF_EXPLAINING
