@@ -202,19 +202,36 @@ async def test_a_call_s_usage_counts_as_whole_only_where_its_answer_has_finished
 
 async def test_only_the_last_piece_of_a_stream_waits_for_no_other(setup, monkeypatch):  # noqa: F811
     urgent: list[bool] = []
-    write = Writer.write
+    written = asyncio.Event()
+    write, write_frame = Writer.write, Writer.write_frame
 
     def kept(writer: Writer, data: bytes, *, is_urgent: bool = False) -> None:
         urgent.append(is_urgent)
+        written.set()
         write(writer, data, is_urgent=is_urgent)
 
+    def kept_frame(writer: Writer, kind: FrameKind, data: bytes) -> None:
+        written.set()
+        write_frame(writer, kind, data)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n")
+        for piece in (chunk({"content": "a"}), chunk({"content": "b"}), chunk({"content": "c"}), b"".join(WHOLE[2:])):
+            written.clear()
+            writer.write(piece)
+            await written.wait()  # So that each piece is read by itself.
+        writer.close()
+
     monkeypatch.setattr(Writer, "write", kept)
-    await setup.open("demo-n5-d5")
+    monkeypatch.setattr(Writer, "write_frame", kept_frame)
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        address = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+        setup.services.settings.providers["groq"] = ProviderSettings(base_url=address, api_keys=("k",))
+        await setup.open("groq/m")
+        await setup.run()
 
-    await setup.run()
-
-    assert len(urgent) > 1
-    assert (any(urgent[:-1]), urgent[-1]) == (False, True)
+    assert urgent == [False, False, True]
 
 
 # What is noted for the next claim
@@ -420,6 +437,15 @@ async def test_a_call_without_an_answer_has_no_status(setup):  # noqa: F811
     assert sample(setup, "upstream_calls_total", provider="groq", status="0") == 3
     assert sample(setup, "retries_total", provider="groq") == 2
     assert sample(setup, "errors_total", kind="upstream_unavailable") == 3
+
+
+async def test_each_failed_call_is_logged_with_its_number_and_the_wait_for_the_next_one(setup, run):  # noqa: F811
+    with capture_logs() as logs:
+        await run(ROLE)
+
+    failed = [line for line in logs if line["event"] == "try_failed"]
+    assert [line["tries"] for line in failed] == [1, 2, 3]
+    assert [line["wait_s"] is not None for line in failed] == [True, True, False]
 
 
 async def test_a_usage_that_cannot_be_is_counted_and_logged(setup, run):  # noqa: F811

@@ -138,6 +138,22 @@ def test_what_is_waited_for_within_the_hold_is_waited_for():
     assert one.resumes_in_s is None
 
 
+@pytest.mark.parametrize(
+    ("deadline", "wait_s"),
+    [
+        (1_000.0, 20.0),  # It is over now: there is no status to be had.
+        (1_000.25, None),
+        (1_019.75, None),
+        (1_020.0, 20.0),  # The next call is made in time.
+    ],
+)
+def test_a_status_is_given_only_where_it_can_be_had_now_and_not_after_the_wait(deadline, wait_s):
+    one = with_status(1, Clock(), status_deadline=deadline)
+    one.record_call()
+
+    assert one.delay_after_failure(Failed(RATE_LIMITED, "", retry_after_s=20)) == wait_s
+
+
 def test_where_the_status_is_out_already_the_wait_is_worth_more():
     clock = Clock()
     late = with_status(1, clock, status_deadline=999.0)
