@@ -17,6 +17,7 @@ from common.config.route_rules import Route, RouteFallback, RouteTarget
 from common.config.settings import Settings
 from common.vendors.model_names import MODEL_NAMES, VENDOR_OF
 
+_NONE: Mapping[str, RouteFallback] = {}
 _ALIASES_NAMED_MAX = 20  # In an error's message.
 
 
@@ -60,16 +61,19 @@ def fallbacks_of(name: str, settings: Settings) -> Mapping[str, RouteFallback]:
     """Return the fallbacks of a name by their targets' names; empty for almost every name."""
     route = settings.routes.get(name)
     if route is None or not route.fallbacks:
-        return {}
+        return _NONE
+    if (known := settings.known_fallbacks.get(name)) is not None:
+        return known
     targets = zip(named_targets([rule.model for rule in route.fallbacks], settings), route.fallbacks, strict=True)
     own = route_targets(route, settings)
-    return {target.name: rule for target, rule in targets if target and target.name not in own}
+    found = {target.name: rule for target, rule in targets if target and target.name not in own}
+    return settings.known_fallbacks.setdefault(name, found)
 
 
 def has_target(name: str, targets: Sequence[Target], settings: Settings) -> bool:
     """Whether there are other targets than fallbacks: a fallback never answers in the place of nothing."""
     fallbacks = fallbacks_of(name, settings)
-    return any(target.name not in fallbacks for target in targets)
+    return any(target.name not in fallbacks for target in targets) if fallbacks else bool(targets)
 
 
 def named_targets(names: Sequence[str], settings: Settings) -> list[Target | None]:

@@ -40,6 +40,9 @@ ROUTES = {
     "blind": route("main/demo-e503", "backup/demo-blind-n3-d0", GOOD),
     "only-blind": route("main/demo-filter", "backup/demo-blind-n3-d0"),
     "strict": route("main/demo-overflow", {"model": GOOD, "when": ["exhausted"]}),
+    "safe": route("main/demo-policy", {"model": GOOD, "when": ["exhausted", "context_overflow", "retired"]}),
+    "signed-openai": route("anthropic/demo-overflow", "openai/demo-n3-d0"),
+    "signed-gemini": route("anthropic/demo-overflow", "gemini/demo-n3-d0"),
     "both-fail": route("main/demo-overflow", "backup/demo-policy"),
     "later": route("main/demo-overflow", "backup/demo-e503"),
     "chain": route(
@@ -172,6 +175,27 @@ def test_an_answer_stays_as_it_is_if_no_fallback_can_take_the_request(gateway):
 def test_a_fallback_for_another_reason_does_not_answer(gateway):
     response = gateway.post(CHAT, body_of(CHAT, "strict"))
     assert (response.status_code, response.json()["error"]["code"]) == (400, "context_length_exceeded")
+    response = gateway.post(CHAT, body_of(CHAT, "safe"))
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "content_policy_violation")
+
+
+@pytest.mark.parametrize("vendor", ["openai", "gemini"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_another_vendor_s_signed_thoughts_and_calls_do_not_break_the_fallback(gateway, vendor, stream):
+    thought = {"type": "thinking", "thinking": "I must look.", "signature": "c2lnbmVkIGJ5IGFub3RoZXIgdmVuZG9y"}
+    turns = [
+        {"role": "user", "content": "look"},
+        {"role": "assistant", "content": [thought, {"type": "tool_use", "id": "toolu_1", "name": "look", "input": {}}]},
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "toolu_1", "content": "a river"}]},
+    ]
+    tools = [{"name": "look", "input_schema": {"type": "object", "properties": {}}}]
+    asked = body_of(MESSAGES, f"signed-{vendor}", stream=stream, messages=turns, tools=tools)
+
+    response = gateway.post(MESSAGES, asked)
+
+    assert response.status_code == 200, response.text
+    assert seen(response).endswith("reason=context_overflow")
+    assert "river" in response.text
 
 
 def test_the_first_refusal_is_told_unless_a_repetition_may_help(gateway):

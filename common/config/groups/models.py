@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from pydantic_core import PydanticCustomError
 
 from common.access.principal import Budget, Limits
-from common.config.route_rules import Route
+from common.config.route_rules import Route, RouteFallback
 from common.config.setting_sources import environment as environment
 from common.config.setting_values import GIB as GIB
 from common.config.setting_values import KIB as KIB
@@ -134,6 +134,11 @@ class ModelSettings(BaseModel):
     def model_table(self) -> ModelTable:
         """What models can do: the table that comes with the package, and the settings' own rows after it."""
         return ModelTable([*MODELS.rows, *self.model_facts]) if self.model_facts else MODELS
+
+    @cached_property
+    def known_fallbacks(self) -> dict[str, Mapping[str, RouteFallback]]:
+        """The fallbacks of routes that were asked for; see ``common.config.model_routes.fallbacks_of``."""
+        return {}
 
     @cached_property
     def vendors(self) -> Mapping[str, Vendor]:

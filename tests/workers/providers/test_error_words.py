@@ -36,6 +36,7 @@ OVERFLOWS: list[tuple[int, dict[str, Any]]] = [
             }
         },
     ),
+    (400, {"object": "error", "message": "The input (9 tokens) is longer than the model's context length (8 tokens)."}),
     (400, {"object": "error", "message": "Prompt contains 9 tokens, too large for model with 8 maximum context length"}),
     (400, {"error": "This model's maximum prompt length is 131072 but the request contains 140000 tokens."}),
     (400, {"message": "too many tokens: total number of tokens in the prompt cannot exceed 8 - received 9"}),

@@ -33,6 +33,7 @@ _KIND_OF_WORDS = (
         re.compile(
             r"prompt is too long|exceeds? (the )?(available |model'?s? )?context (window|limit|size|length)"
             r"|exceeds the context window|maximum context length|maximum prompt length"
+            r"|longer than the model'?s (maximum )?context length"  # SGLang
             r"|input token count|exceeds the maximum number of tokens|too large for model with"
             r"|too many tokens: total number of tokens|(this|exceeded) this model context window|input is too long for",
             re.IGNORECASE,
