@@ -47,3 +47,11 @@ def test_where_none_is_left_the_refusal_names_the_model_and_what_to_do():
 def test_a_provider_with_a_budget_is_left_out_and_who_has_none_is_let_in():
     assert countable(principal(), "m", [UNKNOWN], settings()) == [UNKNOWN]
     assert countable(principal(), "m", [UNKNOWN, KNOWN], settings(lab={"budget": BUDGET})) == [KNOWN]
+
+
+def test_a_fallback_with_a_known_price_does_not_answer_in_the_place_of_a_target_without_one():
+    route = {"targets": ["lab/m"], "fallbacks": [{"model": "openai/gpt-5", "when": ["exhausted"]}]}
+    with pytest.raises(GatewayError, match="lab/m is not known"):
+        countable(principal(BUDGET), "r", [UNKNOWN, KNOWN], settings(routes={"r": route}))
+    turned = {"targets": ["openai/gpt-5"], "fallbacks": [{"model": "lab/m", "when": ["exhausted"]}]}
+    assert countable(principal(BUDGET), "r", [KNOWN, UNKNOWN], settings(routes={"r": turned})) == [KNOWN]

@@ -14,6 +14,13 @@ ROUTES = {
         "targets": [{"model": "a/m", "tags": ["eu", "fast"]}, {"model": "b/m", "tags": ["eu"]}, {"model": "c/m"}],
     },
     "plain": {"targets": ["a/m"]},
+    "spare": {
+        "targets": [{"model": "a/m", "tags": ["eu", "us"]}],
+        "fallbacks": [
+            {"model": "b/m", "when": ["exhausted"], "tags": ["eu", "far"]},
+            {"model": "c/m", "when": ["exhausted"]},
+        ],
+    },
 }
 SETTINGS = Settings(providers={name: {"base_url": "http://127.0.0.1:9"} for name in "abc"}, routes=ROUTES)
 ME = Principal("key_1", "acme")
@@ -30,9 +37,15 @@ def test_tags_choose_targets(tags, providers):
     assert "".join(tagged(tags)) == providers
 
 
+@pytest.mark.parametrize(("tags", "providers"), [(None, "abc"), ("eu", "ab"), ("us", "a")])
+def test_tags_choose_fallbacks_too(tags, providers):
+    assert "".join(tagged(tags, "spare")) == providers
+
+
 @pytest.mark.parametrize(
     ("tags", "model", "words"),
     [
+        ("far", "spare", "Its tags: eu, us"),  # Only a fallback has it.
         ("us", "fast", "Its tags: eu, fast"),
         ("eu", "plain", "Its tags: none"),
         ("eu", "a/m", "is no route"),

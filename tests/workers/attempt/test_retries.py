@@ -327,3 +327,59 @@ def test_one_that_becomes_unwell_meanwhile_is_not_called_again_while_a_well_one_
     unwell += [three]
     plan.record_call()
     assert (plan.delay_after_failure(failed) > 0, plan.deployment) == (True, three), "all are unwell: it is as good as any"
+
+
+# Two calls at the same time
+
+
+def test_a_call_beside_another_is_made_at_the_next_deployment_that_is_free_well_and_unused():
+    clock, places = Clock(), [Deployment(f"p{n}", "http://x", "k", "m") for n in range(3)]
+    pair = AttemptPlan(places, 30, is_unwell=lambda one: one is places[1], clock=clock)
+    pair.record_call()
+    assert pair.next_for_hedge() is places[2]
+    pair.record_call(places[2])
+    assert (pair.attempt_count, pair.deployment, pair.next_for_hedge()) == (2, places[0], None)
+
+
+def test_a_deployment_that_must_wait_is_not_called_beside_another():
+    two = plan(2)
+    two.record_call()
+    assert two.delay_after_failure(Failed(RATE_LIMITED, "", retry_after_s=5)) == 0
+    assert two.deployment.provider == "p1"
+    assert two.next_for_hedge() is None
+
+
+def test_after_both_have_failed_each_is_called_again_as_if_it_had_been_called_alone():
+    clock = Clock()
+    two = plan(2, clock)
+    first, second = two.deployment, two.next_for_hedge()
+    assert second is not None
+    two.record_call()
+    two.record_call(second)
+
+    two.record_failure_beside(second, Failed(UNAVAILABLE, "", status=503))
+    assert two.deployment is first, "the other call decides"
+    two.select(first)
+    assert two.delay_after_failure(Failed(UNAVAILABLE, "", status=503)) == 1.0
+    assert two.deployment is first
+
+    assert two.delay_after_failure(Failed(CREDENTIALS, "")) == 1.0, "the second one waits for its own pause"
+    assert two.deployment is second
+
+
+@pytest.mark.parametrize("kind", [ErrorKind.UPSTREAM_REJECTED, CREDENTIALS])
+def test_one_that_failed_for_good_beside_another_is_not_called_again(kind):
+    two = plan(2)
+    first, second = two.deployment, two.next_for_hedge()
+    assert second is not None
+    two.record_call()
+    two.record_call(second)
+    two.record_failure_beside(first, Failed(kind, ""))
+    two.select(second)
+    assert two.delay_after_failure(Failed(CREDENTIALS, "")) is None
+
+
+def test_one_that_is_skipped_is_left_out():
+    two = plan(2)
+    assert (two.skip(), two.deployment.provider) == (0.0, "p1")
+    assert two.skip() is None
