@@ -3,10 +3,8 @@
 import base64
 import hashlib
 import json
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import orjson
 
 from tests.agents.reading import READERS, Conversation
 from tests.agents.work import TURNS, call_of
+from tests.support.upstreams.answering_server import AnsweringServer, ReceivedRequest, Reply
 from tests.support.upstreams.strict import refusal
 from tests.support.upstreams.wire_answers import STREAMS, WHOLES, AnswerSpec
 
@@ -172,39 +171,18 @@ class StrictVendor:
         return AnswerSpec(id_, text=text, thinking=thinking, signature=sealed, calls=calls)
 
 
-class VendorServer:
+class VendorServer(AnsweringServer):
     """A vendor on loopback."""
 
     def __init__(self, vendor: StrictVendor) -> None:
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
+        self._vendor = vendor
+        super().__init__()
 
-            def do_POST(self) -> None:
-                body = orjson.loads(self.rfile.read(int(self.headers["content-length"])))
-                try:
-                    status, media_type, answer = vendor.answer(self.path, dict(self.headers), body)
-                except Exception as error:  # It must reach the test, not only a thread's output.
-                    vendor.refused.append(repr(error))
-                    status, media_type = 500, "application/json"
-                    answer = json.dumps({"error": {"message": repr(error)}}).encode()
-                self.send_response(status)
-                self.send_header("content-type", media_type)
-                self.send_header("content-length", str(len(answer)))
-                self.end_headers()
-                self.wfile.write(answer)
-
-            def log_message(self, format: str, *args: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-        self._thread.start()
-
-    def __enter__(self) -> "VendorServer":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+    def reply(self, request: ReceivedRequest) -> Reply:
+        try:
+            status, media_type, answer = self._vendor.answer(request.path, request.headers, orjson.loads(request.body))
+        except Exception as error:  # It must reach the test, not only a thread's output.
+            self._vendor.refused.append(repr(error))
+            status, media_type = 500, "application/json"
+            answer = json.dumps({"error": {"message": repr(error)}}).encode()
+        return Reply(answer, status, media_type)

@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -11,11 +10,12 @@ import api.guardrails.webhook
 import workers.upstream.webhook
 from common.config.proxies import Proxy
 from common.guardrails.custom import Action, Check, CustomGuardrails, GuardrailUnavailable, PostWebhook, Verdict
+from tests.support.upstreams.answering_server import AnsweringServer, ReceivedRequest, Reply
 
 CHECK = Check("output", "words", "m", "acme")
 
 
-class Service:
+class Service(AnsweringServer):
     """Answers with what it is told, and keeps the paths and bodies that it was asked."""
 
     def __init__(self) -> None:
@@ -23,37 +23,19 @@ class Service:
         self.asked: list[tuple[str, bytes, str]] = []
         self.passwords: list[str | None] = []
         self.is_over = threading.Event()
-        service = self
+        super().__init__()
+        self.url += "/check"
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["content-length"]))
-                service.asked.append((self.path, body, self.headers["content-type"]))
-                service.passwords.append(self.headers["proxy-authorization"])
-                if service.wait:
-                    service.is_over.wait(20)
-                self.send_response(service.status)
-                self.send_header("location", "/elsewhere")
-                self.send_header("content-length", str(len(service.body)))
-                self.end_headers()
-                self.wfile.write(service.body)
-
-            do_GET = do_POST
-
-            def log_message(self, format: str, *args: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_port}/check"
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-        self._thread.start()
+    def reply(self, request: ReceivedRequest) -> Reply:
+        self.asked.append((request.path, request.body, request.headers.get("content-type", "")))
+        self.passwords.append(request.headers.get("proxy-authorization"))
+        if self.wait:
+            self.is_over.wait(20)
+        return Reply(self.body, self.status, headers={"location": "/elsewhere"})
 
     def close(self) -> None:
         self.is_over.set()
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        super().close()
 
 
 @pytest.fixture

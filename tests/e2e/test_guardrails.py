@@ -4,7 +4,6 @@ import re
 import signal
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import httpx
@@ -14,6 +13,7 @@ import pytest
 from demo_provider.script import answer
 from tests.support.clients import sdk_clients, seed_clients
 from tests.support.fleet import CHAT, MESSAGES, PATH_OF, ROOT, Fleet, RawClient, body_of, fleet, headers_of, until
+from tests.support.upstreams.answering_server import AnsweringServer, ReceivedRequest, Reply
 
 MAIL, CARD = "jane.doe@example.com", "4111 1111 1111 1111"
 # Models of the demo provider by what guards them: what its names do not know says nothing there.
@@ -50,43 +50,26 @@ READERS: dict[str, tuple[str, dict[str, Any], Any, Any, Any]] = {
 FILTERED = {"openai-responses": "content_filter", "anthropic-messages": "refusal"}
 
 
-class Webhook:
+class Webhook(AnsweringServer):
     """A guardrail as a service: blocks what says "forbidden", replaces "loud" by "quiet"."""
 
     def __init__(self) -> None:
         self.asked: list[dict[str, str]] = []
         self.failing: set[str] = set()  # Sides.
-        webhook = self
+        super().__init__()
+        self.url += "/check"
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                asked = orjson.loads(self.rfile.read(int(self.headers["content-length"])))
-                webhook.asked.append(asked)
-                said: dict[str, str] = {"action": "allow"}
-                if "forbidden" in asked["text"]:
-                    said = {"action": "block", "reason": "house rules"}
-                elif "loud" in asked["text"] or "sluice" in asked["text"]:
-                    text = asked["text"].replace("loud", "quiet").replace("sluice", "gate")
-                    said = {"action": "replace", "text": text}
-                body = orjson.dumps(said)
-                self.send_response(302 if asked["side"] in webhook.failing else 200)
-                self.send_header("content-length", str(len(body)))
-                self.send_header("location", "http://127.0.0.1:1/elsewhere")
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, format: str, *args: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}/check"
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+    def reply(self, request: ReceivedRequest) -> Reply:
+        asked = orjson.loads(request.body)
+        self.asked.append(asked)
+        verdict: dict[str, str] = {"action": "allow"}
+        if "forbidden" in asked["text"]:
+            verdict = {"action": "block", "reason": "house rules"}
+        elif "loud" in asked["text"] or "sluice" in asked["text"]:
+            text = asked["text"].replace("loud", "quiet").replace("sluice", "gate")
+            verdict = {"action": "replace", "text": text}
+        status = 302 if asked["side"] in self.failing else 200
+        return Reply(orjson.dumps(verdict), status, headers={"location": "http://127.0.0.1:1/elsewhere"})
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,8 @@
 
 import socket
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from tests.support.upstreams.answering_server import AnsweringServer, ReceivedRequest, Reply
 
 
 class Listener:
@@ -34,36 +35,15 @@ class Listener:
         self._thread.join()
 
 
-class Redirector:
+class Redirector(AnsweringServer):
     """An upstream that answers each request with a redirect; the status is the last number in the model's name."""
 
     def __init__(self, target: str) -> None:
         self.requests = 0
-        outer = self
+        self._target = target
+        super().__init__()
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self) -> None:
-                outer.requests += 1
-                body = self.rfile.read(int(self.headers["content-length"]))
-                self.send_response(next(status for status in (301, 302, 303, 307, 308) if str(status).encode() in body))
-                self.send_header("location", target)
-                self.send_header("content-length", "0")
-                self.end_headers()
-
-            def log_message(self, format: str, *args: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-        self._thread.start()
-
-    def __enter__(self) -> "Redirector":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+    def reply(self, request: ReceivedRequest) -> Reply:
+        self.requests += 1
+        status = next(status for status in (301, 302, 303, 307, 308) if str(status).encode() in request.body)
+        return Reply(status=status, headers={"location": self._target})
