@@ -65,6 +65,14 @@ HEDGED |= {
     "hedge-fails": {"targets": ["main/demo-n3-d0-f500", "backup/demo-e503"], "hedge_after_ms": 50},
     "both": {"targets": ["main/demo-n3-d0-f400", "backup/demo-n3-d0-f60000"], "hedge_after_ms": 50},
     "lone": route("main/demo-n3-d0-f200", GOOD, hedge_after_ms=20),
+    "unhurried": {"targets": ["main/demo-n3-d0-f200", OWN], "hedge_after_ms": 20},
+    "limited": {
+        "targets": [
+            {"model": "main/demo-n3-d0-f200", "tags": ["slow"]},
+            {"model": "backup/demo-n6-d0", "tags": ["quick"], "limits": {"requests": 1}},
+        ],
+        "hedge_after_ms": 20,
+    },
     "few": {"targets": ["main/demo-n3-d0-f200", "backup/demo-n4-d0-f60000"], "hedge_after_ms": 20},
 }
 PRICES = {name: {"input_usd_per_mtok": 1, "output_usd_per_mtok": 2} for name in (OWN, OWN + "-f60000", GOOD)}
@@ -278,3 +286,13 @@ def test_another_model_is_no_hedge_and_few_calls_are_made_twice(gateway):
     assert seen(gateway.post(CHAT, body_of(CHAT, "lone"))) == "main/demo-n3-d0-f200; attempts=1"
     attempts = [seen(gateway.post(CHAT, body_of(CHAT, "few"))) for _ in range(4)]
     assert attempts == ["main/demo-n3-d0-f200; attempts=2"] + 3 * ["main/demo-n3-d0-f200; attempts=1"]
+
+
+def test_background_work_is_not_hedged(gateway):
+    response = gateway.post(CHAT, body_of(CHAT, "unhurried"), x_sluice_class="background")
+    assert seen(response) == "main/demo-n3-d0-f200; attempts=1"
+
+
+def test_a_target_whose_limit_is_reached_is_no_hedge(gateway):
+    assert seen(gateway.post(CHAT, body_of(CHAT, "limited"), x_sluice_tags="quick")) == "backup/demo-n6-d0; attempts=1"
+    assert seen(gateway.post(CHAT, body_of(CHAT, "limited"))) == "main/demo-n3-d0-f200; attempts=1"

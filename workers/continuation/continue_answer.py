@@ -88,12 +88,14 @@ async def read_back(context: RunContext, failure: Failed) -> Past:
     except StoreUnavailable as error:
         raise GatewayError.from_failed(failure) from error
     context.writer.stored_bytes = sum(len(frame.data) for frame in frames)
-    first = deployments(job, settings)[0]
+    first, *others = deployments(job, settings)
     info = reply_info(context.active_job, CallResult(first), total, settings)
     past = read_past(job, frames, total.reported, info)
-    total.set_deployment(first)
+    by_name = {(one.provider, one.model): one for one in (*others, first)}
+    answering = by_name.get((past.provider, past.attempts[-1].model), first)
+    total.set_deployment(answering)
     total.messages = message_count(info.body)
-    past.attempts[-1].has_brought_key = first.client_pays
+    past.attempts[-1].has_brought_key = answering.client_pays
     background_deployments = [deployment for deployment in find_reattachable(job, past, settings) if deployment.in_background]
     if background_deployments and not total.background_answer:
         total.background_answer = BackgroundAnswer(past.upstream_id, background_deployments)
