@@ -12,7 +12,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from common.access.principal import Access, GuardrailPolicy
-from common.config.model_routes import find_problem
+from common.config.model_routes import fallbacks_of, find_problem, named_targets
 from common.config.setting_sources import ENV_FILE, FILE_SUFFIX, PREFIX, env_file, yaml_values
 from common.config.settings import Settings
 from common.guardrails.table import GUARDRAILS, Mode
@@ -35,6 +35,7 @@ def find_doubts(settings: Settings) -> list[Doubt]:
     return [
         *_unknown_variables(),
         *_targets(settings),
+        *_windows(settings),
         *_providers(settings),
         *_tenants(settings),
         *_patterns(settings),
@@ -99,6 +100,23 @@ def _targets(settings: Settings) -> Iterator[Doubt]:
     for setting, name, target in named:
         if problem := find_problem(target, settings):
             yield _doubt(setting, f"{name!r} leads to {target!r}, which cannot be used", problem)
+
+
+def _windows(settings: Settings) -> Iterator[Doubt]:
+    """Yield doubts about fallbacks for conversations that are too long, whose own window is known to be no larger."""
+    for name, route in settings.routes.items():
+        known = {
+            target.name: settings.model_table.facts(target.provider, target.model).context_tokens
+            for target in named_targets([rule.model for rule in route.rules], settings)
+            if target
+        }
+        fallbacks = fallbacks_of(name, settings)
+        largest = max((window or 0 for target, window in known.items() if target not in fallbacks), default=0)
+        for target, rule in fallbacks.items():
+            window = known[target]
+            if "context_overflow" in rule.when and window and window <= largest:
+                problem = f"the fallback {target!r} of {name!r} has no larger context window than the route's targets"
+                yield _doubt("routes", problem, f"It has {window:,} tokens. Choose another model for context_overflow.")
 
 
 def _providers(settings: Settings) -> Iterator[Doubt]:

@@ -100,6 +100,14 @@ def test_a_name_in_the_env_file_is_told_too(elsewhere: Path):
         ({"aliases": {"fast": ["opnai/gpt-5"]}}, ["SLUICE_ALIASES", "'fast'", "'opnai/gpt-5'"]),
         ({"aliases": {"fast": ["openai/gpt-5", "anthropic/x"]}}, ["SLUICE_ALIASES", "ANTHROPIC_API_KEY"]),
         ({"aliases": {"fast": ["openai/*"]}}, ["SLUICE_ALIASES", "a pattern"]),
+        (
+            {
+                "routes": {
+                    "r": {"targets": ["openai/gpt-5"], "fallbacks": [{"model": "openai/gpt-4o", "when": ["context_overflow"]}]}
+                }
+            },
+            ["SLUICE_ROUTES", "'openai/gpt-4o'", "no larger context window", "128,000"],
+        ),
         ({"model_map": {"gpt-4": "claude-opus-4-1"}}, ["SLUICE_MODEL_MAP", "'gpt-4'", "ANTHROPIC_API_KEY"]),
         ({"default_provider": "opnai"}, ["SLUICE_DEFAULT_PROVIDER", "Did you mean openai?"]),
         ({"default_provider": "mistral"}, ["SLUICE_DEFAULT_PROVIDER", "MISTRAL_API_KEY"]),
