@@ -30,7 +30,7 @@ from api.overload.accepting import Acceptor
 from api.overload.answers import RefusalResponses
 from api.overload.gate import Gate
 from api.relay.hub import Hub
-from api.routes import admin, admin_cache, dialects, generations, models, pages, responses, usage
+from api.routes import admin, admin_cache, admin_config, dialects, generations, models, pages, responses, usage
 from api.routes.openapi import describe
 from api.server.answer_headers import EXPOSED_HEADERS
 from api.server.body_budget import BodyBudget
@@ -120,7 +120,7 @@ class ApiProcess:
             bodies=BodyBudget(settings),
             planner=CachePlanner(settings),
             cache=CacheStore(self.cache_redis, settings),
-            problems_of_settings=self.live.problems,
+            problems_of_settings=self.live.public_problems,
         )
         self.reloads = Reloads(self.live, self.redis, pulse, metrics.config, f"api-{secrets.token_hex(4)}")
 
@@ -153,7 +153,7 @@ class ApiProcess:
         self.services.hub.start()
         self.load.start()
         self.services.gate.start()
-        self.reloads.start()
+        await self.reloads.start()
 
     async def stop(self) -> None:
         await self.reloads.stop()
@@ -239,6 +239,7 @@ def _admin_routers(process: ApiProcess) -> list[APIRouter]:
     return [
         admin.router(process.services, process.key_cache, process.key_rings),
         admin_cache.router(process.services, inventory, process.database),
+        admin_config.router(process.services, process.live, process.database, process.redis),
     ]
 
 

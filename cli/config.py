@@ -10,6 +10,7 @@ import click
 from cli.table import aligned, printable
 
 if TYPE_CHECKING:
+    from common.config.setting_sources import Inputs
     from common.config.settings import Settings
     from common.live.reports import Report
 
@@ -55,7 +56,8 @@ def check(file: str | None, as_json: bool) -> None:
         with reading(name):
             if file:
                 click.open_file(file).close()
-            settings = read_settings(Inputs())
+            inputs = Inputs()
+            settings = read_settings(inputs)
             doubts = [f"{doubt.problem} {doubt.mend}" for doubt in find_doubts(settings)]
         problems = list(filter(None, [refuse_to_start(settings)]))
     except OSError as error:
@@ -66,6 +68,7 @@ def check(file: str | None, as_json: bool) -> None:
     if settings and not problems:
         if file:
             answer["changes"] = _changes(settings)
+        answer["overridden"], settings = _with_stored(settings, inputs)
         answer["processes"] = _compared(settings)
     click.echo(json.dumps(answer, indent=2) if as_json else "\n".join(_as_text(answer)))
     sys.exit(1 if problems else 0)
@@ -87,6 +90,21 @@ def _changes(settings: "Settings") -> dict[str, Any] | None:
         "changed": {name: _parts(getattr(present, name), getattr(settings, name)) for name in changed},
         "needs_restart": list(needs_restart),
     }
+
+
+def _with_stored(settings: "Settings", inputs: "Inputs") -> tuple[dict[str, list[str]], "Settings"]:
+    """Return what the settings override of what is managed at run time, by its name, and both together."""
+    import time
+
+    from common.live.live_settings import build
+    from common.live.stored_copy import StoredCopy
+
+    document = _with_redis(settings, lambda redis: StoredCopy(redis).load())
+    records = [record for sealed in (document.records if document else ()) if (record := sealed.open(settings.secrets))]
+    entries = [entry for record in records if (entry := record.entry(time.time_ns() // 1_000_000))]
+    stronger = inputs.read or {}
+    overridden = {f"{record.kind} {record.name}": fields for record in records if (fields := record.overridden(stronger))}
+    return overridden, build(inputs, entries)[0]
 
 
 def _parts(old: object, new: object) -> dict[str, list[str]]:
@@ -133,6 +151,8 @@ def _as_text(answer: Mapping[str, Any]) -> Iterator[str]:
     yield f"{answer['file']}: no errors."
     if "changes" in answer:
         yield from _changes_as_text(answer["changes"])
+    for name, fields in answer["overridden"].items():
+        yield f"  {printable(name)} is managed at run time; overridden by settings: {', '.join(fields)}"
     processes = answer["processes"]
     if processes is None:
         yield "Redis does not answer, so there is nothing to say about running processes."
@@ -240,16 +260,21 @@ def _about(report: "Report") -> dict[str, Any]:
 
 def _run(settings: "Settings", work: Any) -> Any:
     """Run ``work`` with the reports. None: Redis does not answer."""
+    from common.live.reports import Reports
+
+    return _with_redis(settings, lambda redis: work(Reports(redis)))
+
+
+def _with_redis(settings: "Settings", work: Any) -> Any:
     import asyncio  # Imported here, like everything that a help page does not need.
 
     from common.canonical.errors import StoreUnavailable
-    from common.live.reports import Reports
     from common.redis.client import connect
 
     async def run() -> Any:
         redis = connect(settings.redis_url)
         try:
-            return await work(Reports(redis))
+            return await work(redis)
         finally:
             await redis.aclose()
 

@@ -13,6 +13,7 @@ import click
 from cli.cache import cache
 from cli.config import config
 from cli.keys.commands import keys
+from cli.managed import providers, routes
 from cli.route import route
 from cli.usage import usage
 from common.version import VERSION
@@ -248,6 +249,8 @@ def _listening() -> Iterator[None]:
 main.add_command(cache)
 main.add_command(config)
 main.add_command(keys)
+main.add_command(providers)
+main.add_command(routes)
 main.add_command(route)
 main.add_command(usage)
 

@@ -4,8 +4,8 @@
 ``/v1beta/models/MODEL:generateContent`` and related paths, token counting (``/v1/messages/count_tokens``,
 ``/v1/responses/input_tokens``), ``GET /v1/models``, ``GET /v1/responses/ID?stream=true`` and ``POST …/cancel`` (for
 background answers) are the vendors' own paths. Every key is accepted except ``bad-key``. For tests there are ``GET /stats``
-(counters), ``GET /requests?last=N`` (the requests it received) and ``POST /reset`` (clear both). It listens on loopback,
-because its keys protect nothing.
+(counters), ``GET /requests?last=N`` (the requests it received), ``POST /revoke?key=K`` (from now on this key is refused) and
+``POST /reset`` (clear all of it). It listens on loopback, because its keys protect nothing.
 
 When a client leaves, aiohttp cancels the handler. So any other ``AppRunner`` around ``create_app()`` needs
 ``handler_cancellation=True``.
@@ -69,6 +69,7 @@ class DemoProvider:
 
     def __init__(self) -> None:
         self.ledger = Ledger()
+        self._revoked: set[str] = set()
         self._backgrounds = Backgrounds()
 
     async def generate(self, http: web.Request) -> web.StreamResponse:
@@ -139,7 +140,7 @@ class DemoProvider:
 
     async def _find_background(self, call: _Call, name: str) -> Background:
         self.ledger.record_request(name, call.http, await call.http.read())
-        _check_key(call)
+        self._check_key(call)
         id_ = call.http.match_info["id"]
         answer = self._backgrounds.find(id_)
         if answer is None:
@@ -178,7 +179,7 @@ class DemoProvider:
         is_anthropic = "anthropic-version" in http.headers or "x-api-key" in http.headers
         call = _Call(http, messages if is_anthropic else chat)
         try:
-            _check_key(call)
+            self._check_key(call)
         except WireError as error:
             return self._refuse(call, error)
         models: list[dict[str, object]]
@@ -197,14 +198,27 @@ class DemoProvider:
         last = http.query.get("last", str(REQUESTS_KEPT))
         return _json(self.ledger.last_requests(int(last) if last.isdecimal() else REQUESTS_KEPT))
 
+    async def revoke(self, http: web.Request) -> web.StreamResponse:
+        self._revoked.add(http.query.get("key", ""))
+        return _json({"revoked": len(self._revoked)})
+
+    def _check_key(self, call: "_Call") -> None:
+        key = read_key(call.http.headers)
+        missing, wrong = (403, 400) if call.wire is gemini else (401, 401)
+        if not key:
+            raise WireError(missing, call.wire.MISSING_KEY)
+        if key == "bad-key" or key in self._revoked:
+            raise WireError(wrong, call.wire.BAD_KEY, code="invalid_api_key")
+
     async def reset(self, _: web.Request) -> web.StreamResponse:
         self.ledger.reset()
+        self._revoked.clear()
         return _json(self.ledger.stats())
 
     async def _body(self, call: _Call, name: str) -> dict[str, object]:
         raw = await call.http.read()
         self.ledger.record_request(name, call.http, raw)
-        _check_key(call)
+        self._check_key(call)
         try:
             body = orjson.loads(raw)
         except orjson.JSONDecodeError:
@@ -249,15 +263,6 @@ class DemoProvider:
         return _json(call.wire.error_body(error, call.request, call.request_id), headers, error.status)
 
 
-def _check_key(call: _Call) -> None:
-    key = read_key(call.http.headers)
-    missing, wrong = (403, 400) if call.wire is gemini else (401, 401)
-    if not key:
-        raise WireError(missing, call.wire.MISSING_KEY)
-    if key == "bad-key":
-        raise WireError(wrong, call.wire.BAD_KEY, code="invalid_api_key")
-
-
 def _json(value: object, headers: dict[str, str] | None = None, status: int = 200) -> web.Response:
     return web.Response(body=orjson.dumps(value), status=status, headers=headers, content_type="application/json")
 
@@ -280,6 +285,7 @@ def create_app() -> web.Application:
             web.get("/stats", provider.show_stats),
             web.get("/requests", provider.show_requests),
             web.post("/reset", provider.reset),
+            web.post("/revoke", provider.revoke),
         ]
     )
     return app

@@ -54,9 +54,6 @@ PRIVATE = {
         "pydantic_settings.EnvSettingsSource"
     ),
     # Where sluice.yaml breaks is told by line and column.
-    Use("common.config.setting_sources", "pydantic_settings.sources.base.ConfigFileSourceMixin", "_read_files"): (
-        "pydantic_settings.YamlConfigSettingsSource"
-    ),
 }
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -141,7 +141,7 @@ async def _run(live: LiveSettings, sock: socket.socket) -> None:
         # Before the first job: both take some CPU time, and would delay its stream.
         await asyncio.gather(bookkeeper.start(), asyncio.to_thread(pricing.load))
         collect_garbage_less_often()
-        reloads.start()
+        await reloads.start()
         reloads.listen_for_signal()
         state.has_started = True
         with contextlib.suppress(asyncio.CancelledError):  # arq's signal handler cancels its main task once the drain is over.

@@ -185,7 +185,7 @@ class _Admin:
     async def create(self, request: Request) -> Response:
         from common.access.key_ring import NewKey
 
-        body = await _read(NewKeyBody, request, self._services)
+        body = await read_model(NewKeyBody, request, self._services)
         expires_ms = body.expires_at * 1000 if body.expires_at is not None else None
         ring = await self._rings.open()
         made = await ring.create(NewKey(body.name, body.tenant or "", body.access, expires_ms))
@@ -204,7 +204,7 @@ class _Admin:
         return _key_response(await (await self._rings.open()).find(_checked_id(id_)))
 
     async def change(self, id_: str, request: Request) -> Response:
-        body = await _read(ChangeBody, request, self._services)
+        body = await read_model(ChangeBody, request, self._services)
         changes: dict[str, Any] = {name: getattr(body, name) for name in body.model_fields_set}
         if "disabled" in changes:
             changes["is_disabled"] = changes.pop("disabled")
@@ -218,7 +218,7 @@ class _Admin:
 
     async def rotate(self, id_: str, request: Request) -> Response:
         has_body = request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers
-        body = await _read(RotateBody, request, self._services) if has_body else RotateBody()
+        body = await read_model(RotateBody, request, self._services) if has_body else RotateBody()
         made = await (await self._rings.open()).rotate(_checked_id(id_), body.overlap_s)
         return _new_key_response(made.record, made.text.get_secret_value(), is_served=made.is_served, status=200)
 
@@ -228,7 +228,7 @@ class _Admin:
         return json_response(DeletedKey(id=id_, deleted=True).model_dump(), headers=_NO_STORE)
 
 
-async def _read(model: type[BodyModel], request: Request, services: ApiServices) -> BodyModel:
+async def read_model(model: type[BodyModel], request: Request, services: ApiServices) -> BodyModel:
     _, body = await read_json(request, services.settings, services.bodies)
     try:
         return model.model_validate(body)

@@ -1,8 +1,8 @@
 """Which tables does the database have?
 
 They hold what must outlive Redis: the ledger (one row per generation, and one per attempt if there were several), the managed
-keys, and the audit log. Money is in whole nano-dollars (1e-9 USD), which both databases add exactly. Times are UTC in
-milliseconds since 1970. A change here needs a migration: see docs/ledger.md.
+keys, the providers and routes that are managed at run time, and the audit log. Money is in whole nano-dollars (1e-9 USD), which
+both databases add exactly. Times are UTC in milliseconds since 1970. A change here needs a migration: see docs/ledger.md.
 """
 
 from typing import Any
@@ -37,6 +37,21 @@ class ManagedKey(Base):
     expires_ms: Mapped[int | None] = mapped_column(BigInteger)
     created_ms: Mapped[int] = mapped_column(BigInteger)
     updated_ms: Mapped[int] = mapped_column(BigInteger, index=True)
+
+
+class StoredRow(Base):
+    """A provider or a route that is managed at run time, encrypted as a whole: ``common/live/stored_records.py``.
+
+    The row of the kind ``revision`` has the revision of all others in ``updated_ms``.
+    """
+
+    __tablename__ = "stored_config"
+
+    kind: Mapped[str] = mapped_column(String(16), primary_key=True)
+    name: Mapped[str] = mapped_column(_Name, primary_key=True)
+    format: Mapped[int] = mapped_column(BigInteger)
+    sealed: Mapped[bytes] = mapped_column(LargeBinary)
+    updated_ms: Mapped[int] = mapped_column(BigInteger)
 
 
 class LedgerRow(Base):

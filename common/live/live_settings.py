@@ -84,6 +84,13 @@ class LiveSettings:
         refused = [f"The last reload of the settings was refused: {problem}" for problem in self._file_problems]
         return [*refused, *self.stored_problems]
 
+    def public_problems(self) -> list[str]:
+        """Return the same for everybody: without the names and values that the settings have."""
+        problems = ["The last reload of the settings was refused: the log says why"] if self._file_problems else []
+        return problems + (
+            ["Something that is managed at run time cannot be used: the log says what"] if self.stored_problems else []
+        )
+
     async def reload(self) -> Outcome:
         """Read the files again and use what they say. If anything is wrong with it, change nothing. It never raises."""
         async with self._changing:
@@ -117,6 +124,15 @@ class LiveSettings:
             if changed := find_difference(before, self.current).changed:
                 log.info("stored_settings_used", revision=self.revision, changed=changed)
 
+    @property
+    def stronger(self) -> dict[str, Any]:
+        """What the environment and the files say, which wins over what is managed at run time."""
+        return self._inputs.read or {}
+
+    def find_problem(self, entry: StoredEntry) -> str | None:
+        """Return why an entry cannot be used with the present files; None: it can."""
+        return find_problem(self._inputs, entry)
+
     def _read_again(self) -> Inputs:
         if self._load is None:
             return self._inputs
@@ -128,7 +144,7 @@ class LiveSettings:
 
     async def _change(self, inputs: Inputs, entries: tuple[StoredEntry, ...]) -> list[str]:
         """Build settings, prepare them and put them into use. Return what is wrong with entries, which are left out."""
-        built, left_out = await asyncio.to_thread(_build, inputs, entries)
+        built, left_out = await asyncio.to_thread(build, inputs, entries)
         difference = find_difference(self._started_with, built)
         settings = with_kept_settings(built, self._started_with)
         if find_difference(self.current, settings).changed:
@@ -148,7 +164,17 @@ def _as_read(settings: Settings) -> dict[str, Any]:
     return {**values, "aliases": {name: targets for name, targets in settings.aliases.items() if name not in settings.routes}}
 
 
-def _build(inputs: Inputs, entries: Sequence[StoredEntry]) -> tuple[Settings, list[str]]:
+def find_problem(inputs: Inputs, entry: StoredEntry) -> str | None:
+    """Return why an entry cannot be used with what the environment and the files say; None: it can."""
+    try:
+        _settings(inputs, [entry])
+    except ValidationError as error:
+        return reason_of(error)
+    return None
+
+
+def build(inputs: Inputs, entries: Sequence[StoredEntry]) -> tuple[Settings, list[str]]:
+    """Return the settings of all sources, and what is wrong with entries, which are left out."""
     try:
         return _settings(inputs, entries), []
     except ValidationError:
@@ -159,7 +185,7 @@ def _build(inputs: Inputs, entries: Sequence[StoredEntry]) -> tuple[Settings, li
                 _settings(inputs, [*good, entry])
                 good.append(entry)
             except ValidationError as error:
-                problems.append(f"The {entry.name} that is managed at run time is left out: {_reason(error)}")
+                problems.append(f"The {entry.name} that is managed at run time is left out: {reason_of(error)}")
         return _settings(inputs, good), problems
 
 
@@ -171,7 +197,7 @@ def _settings(inputs: Inputs, entries: Sequence[StoredEntry]) -> Settings:
     return Settings(inputs=Inputs(stored, inputs.read))
 
 
-def _reason(error: ValidationError) -> str:
+def reason_of(error: ValidationError) -> str:
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 

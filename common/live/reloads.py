@@ -1,13 +1,17 @@
 """When does a process reload its settings, and who learns what came of it?
 
-It reloads when it gets SIGHUP, and when ``sluice config reload`` asks all processes. The log, the metrics, the health page and
-the report in Redis say what came of it.
+It reloads when it gets SIGHUP, and when ``sluice config reload`` asks all processes. It uses what is managed at run time as
+soon as Redis has a new revision of it. The log, the metrics, the health page and the report in Redis say what came of it.
+
+A revision that is older than the known one is ignored: a Redis that was restored must not bring a removed key back. A Redis
+without any is one that has lost its data, not one whose providers were all removed.
 """
 
 import asyncio
 import os
 import signal
 import socket
+import time
 from contextlib import suppress
 
 import structlog
@@ -17,6 +21,8 @@ from common.live.live_settings import LiveSettings, Outcome
 from common.live.metrics import ConfigMetrics
 from common.live.reloadable import digests_of
 from common.live.reports import RENEWED_S, Report, Reports
+from common.live.stored_copy import StoredCopy, parse_revision
+from common.live.stored_records import Record
 from common.process.process import has_terminal, supervised
 from common.redis import keyspace
 from common.redis.client import Client
@@ -34,6 +40,9 @@ class Reloads:
         self._pulse = pulse
         self._metrics = metrics
         self._name = name
+        self._copy = StoredCopy(redis)
+        self._known: dict[tuple[str, str], Record] = {}  # What was last read, by kind and name.
+        self._stored_revision = self._wanted_revision = 0  # Of what is used, and of what Redis has.
         self._asked: str | None = None  # The request to reload that this process knows. None: it has not looked yet.
         self._is_asked = False
         self._last = Outcome()
@@ -43,8 +52,11 @@ class Reloads:
         self._task: asyncio.Task[None] | None = None
         metrics.show(live)
         pulse.watch(("GET", keyspace.CONFIG_RELOAD), self._read_request)
+        pulse.watch(("GET", keyspace.STORED_REVISION), self._read_revision)
 
-    def start(self) -> None:
+    async def start(self) -> None:
+        """Use what is stored, and follow its changes in the background."""
+        await self._work()
         self._task = supervised(self._run, "reloads")
 
     async def stop(self) -> None:
@@ -87,6 +99,7 @@ class Reloads:
     async def _look(self) -> None:
         with suppress(StoreUnavailable):
             self._read_request(await self._reports.asked())
+            self._wanted_revision = max(self._wanted_revision, await self._copy.revision())
         await self._work()
 
     def _end_look(self, task: "asyncio.Task[None]") -> None:
@@ -99,6 +112,29 @@ class Reloads:
             if self._is_asked:
                 self._is_asked = False
                 self._last = await self.live.reload()
+            if self._wanted_revision > self._stored_revision:
+                with suppress(StoreUnavailable):  # The next beat of the pulse wants it again.
+                    await self._use_stored()
+
+    async def _use_stored(self) -> None:
+        document = await self._copy.load()
+        if document is None or document.revision <= self._stored_revision:
+            return
+        secrets = self.live.current.secrets
+        opened = [(sealed, await asyncio.to_thread(sealed.open, secrets)) for sealed in document.records]
+        problems = [sealed.unreadable for sealed, record in opened if record is None]
+        # What cannot be read stays as it was: somebody has made a mistake, and running requests need it.
+        records = [record or self._known.get((sealed.kind, sealed.name)) for sealed, record in opened]
+        self._known = {(record.kind, record.name): record for record in records if record}
+        now_ms = time.time_ns() // 1_000_000
+        entries = [entry for record in self._known.values() if (entry := record.entry(now_ms))]
+        await self.live.use_stored(entries, problems)
+        self._stored_revision = document.revision
+
+    def _read_revision(self, answer: bytes | None) -> None:
+        self._wanted_revision = parse_revision(answer)
+        if self._wanted_revision > self._stored_revision:
+            self._wake.set()
 
     async def _run(self) -> None:
         while True:

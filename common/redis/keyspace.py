@@ -36,6 +36,8 @@ all keys of one generation are in one slot of a cluster. The queue's keys are fe
 | ``sluice:keys:origins`` | hash, key's id to its browser origins | until the keys are deleted | the same |
 | ``sluice:config:reload`` | string, the last request to reload, see ``common/live/reports.py`` | a minute | ``sluice config`` |
 | ``sluice:config:process:NAME`` | string, what a process reports about its settings | ``REPORT_S``, renewed | API, worker |
+| ``sluice:config:stored`` | string, see ``common/live/stored_copy.py`` | permanent | whoever changes it, worker |
+| ``sluice:config:stored:revision`` | string, the revision of that | permanent | the same |
 | ``sluice:q:spent:loaded`` | string, whether the counters hold what the database knows | permanent | worker |
 | ``sluice:q:bookkeeper`` | string, the token of the worker that writes the ledger | ``LEASE_S``, renewed | worker |
 | ``sluice:ledger:unreadable`` | list of what was set aside, see ``common/ledger/set_aside.py`` | a month | API, worker |
@@ -70,6 +72,8 @@ UNREADABLE = "sluice:ledger:unreadable"
 KEYS_VERSION = "sluice:keys:version"
 KEY_ORIGINS = "sluice:keys:origins"
 CONFIG_RELOAD = "sluice:config:reload"
+STORED_CONFIG = "sluice:config:stored"
+STORED_REVISION = "sluice:config:stored:revision"
 PAUSED = "sluice:paused"
 UNWELL = "sluice:unwell"
 
@@ -78,6 +82,8 @@ PERMANENT = frozenset(
     {
         KEYS_VERSION,
         KEY_ORIGINS,
+        STORED_CONFIG,
+        STORED_REVISION,
         SPENT_LOADED,
         BELL,
         BELL_BACKGROUND,

@@ -30,6 +30,8 @@ from workers.metrics import Metrics
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
+    from common.live.catalog import StoredSync
+
 log = structlog.get_logger()
 
 TURN_S = 1.0
@@ -67,7 +69,9 @@ class Bookkeeper:
         self._is_more = False
         self.problem: str | None = None  # Why bookkeeping does not work, if this worker does it.
         self._has_synced = False
-        self._try_at = self._keys_at = self._scan_at = self._audit_at = 0.0
+        self._try_at = self._keys_at = self._stored_at = self._scan_at = self._audit_at = 0.0
+        self._secrets = settings.secrets
+        self._stored: StoredSync | None = None
 
     def use_settings(self, settings: Settings) -> None:
         """Use other prices from now on."""
@@ -120,7 +124,8 @@ class Bookkeeper:
         failed: dict[str, Exception] = {}
         # If the budgets' counters cannot be loaded now, usage that is collected meanwhile counts twice later. Too much is
         # better than too little.
-        for step in (self._budgets.load, self._sync_keys, self._collect, self._do_rare_work):
+        steps = (self._budgets.load, self._sync_keys, self._sync_stored, self._collect, self._do_rare_work)
+        for step in steps:
             try:
                 await step(engine)
             except StoreUnavailable:
@@ -156,6 +161,17 @@ class Bookkeeper:
             log.info("keys_synced", count=count)
         self._has_synced, self._keys_at = True, self._clock() + KEYS_PAUSE_S
 
+    async def _sync_stored(self, engine: "AsyncEngine") -> None:
+        """Copy what is managed at run time to Redis, if it lacks the newest revision."""
+        from common.live.catalog import StoredSync
+
+        if self._clock() < self._stored_at:
+            return
+        self._stored = self._stored or StoredSync(self._redis, self._secrets)
+        if await self._stored.run(engine, self._pulse.redis_ms):
+            log.info("stored_settings_copied")
+        self._stored_at = self._clock() + KEYS_PAUSE_S
+
     async def _do_rare_work(self, engine: "AsyncEngine") -> None:
         from common.database.store import delete_expired_audit
 
@@ -175,6 +191,7 @@ class Bookkeeper:
         """Stop bookkeeping: another worker has the lease, or nobody. Its holder reports the ledger's metrics now."""
         if self._has_begun:
             self._has_begun = self._has_synced = False
+            self._stored = None  # The next time, it looks at everything again.
             log.info("bookkeeping_passed_on")
             self._metrics.uncollected.set(0)
             self._metrics.oldest_uncollected.set(0)

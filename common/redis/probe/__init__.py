@@ -47,7 +47,7 @@ FIXED_KEYS = (
         keyspace.ENDED,
         keyspace.WORKERS,
     ),
-    *(keyspace.BOOKKEEPER, keyspace.SPENT_LOADED, keyspace.CONFIG_RELOAD),
+    *(keyspace.BOOKKEEPER, keyspace.SPENT_LOADED, keyspace.CONFIG_RELOAD, keyspace.STORED_CONFIG, keyspace.STORED_REVISION),
     *(keyspace.UNREADABLE, keyspace.PAUSED, keyspace.UNWELL, keyspace.KEYS_VERSION, keyspace.KEY_ORIGINS),
 )
 

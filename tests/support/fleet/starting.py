@@ -26,6 +26,7 @@ _context.set_forkserver_preload(
         "alembic.command",
         "common.access.key_ring",
         "common.ledger.reports",
+        "common.live.catalog",
         "genai_prices",
         "pydantic.v1",
         "sqlalchemy.dialects.sqlite",

@@ -1,0 +1,300 @@
+"""How are providers, their keys and routes managed over HTTP, while Sluice runs?
+
+Like the keys of clients (``admin.py``): with an admin key, and only where there is one. No answer contains a provider's key.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import structlog
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.security import HTTPBearer
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, StrictBool, ValidationError
+
+from api.routes.admin import RETRY_AFTER_S, TIMEOUT_S, read_model
+from api.routes.openapi import administering
+from api.server.http_errors import PLAIN, json_response
+from api.server.store_errors import redis_away
+from api.services import ApiServices, answer_or_error
+from common.access.cache_rule import check_number
+from common.access.principal import Budget, Limits
+from common.canonical.errors import ErrorKind, GatewayError
+from common.canonical.wording import try_again
+from common.config.route_rules import Route
+from common.database.errors import DatabaseUnavailable, RowRefused
+from common.database.lazy import LazyDatabase
+from common.live import changes
+from common.live.changes import Busy, Change, NoSuchRecord, NotPossible
+from common.live.live_settings import LiveSettings, reason_of
+from common.live.stored_records import KEYS_MAX, Kind, Record, SealedRecord
+from common.redis.client import Client
+from common.vendors.prefill import ContinuationMethod
+from common.vendors.table import WireName
+
+if TYPE_CHECKING:
+    from common.live.catalog import Catalog
+
+log = structlog.get_logger()
+
+_NO_STORE = {"cache-control": "no-store"}
+_KEY_CHARS_MAX = 4_096
+
+ProviderKey = Annotated[SecretStr, Field(min_length=1, max_length=_KEY_CHARS_MAX)]
+Overlap = Annotated[
+    int,
+    Field(ge=0, le=changes.OVERLAP_S_MAX, description="For how long the old key is called where the new one fails."),
+    BeforeValidator(check_number),
+]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class _ProviderFields(_Body):
+    base_url: str | None = Field(None, max_length=2_000)
+    wire: WireName | None = None
+    continuation: ContinuationMethod | None = None
+    limits: Limits | None = None
+    budget: Budget | None = None
+
+
+class NewProviderBody(_ProviderFields):
+    name: str = Field(min_length=1, max_length=64)
+    api_keys: list[ProviderKey] = Field(default_factory=list, max_length=KEYS_MAX)
+
+
+class ChangeProviderBody(_ProviderFields):
+    """A field that is absent stays unchanged. Null removes it."""
+
+    disabled: StrictBool = False
+
+
+class RotateKeyBody(_Body):
+    api_key: ProviderKey
+    key_id: str | None = Field(None, max_length=64, description="The key to replace, if there are several.")
+    overlap_s: Overlap = changes.OVERLAP_S
+
+
+class ChangeRouteBody(_Body):
+    disabled: StrictBool
+
+
+class ShownProviderKey(BaseModel):
+    id: str
+    label: str = Field(description="The last characters of the key.")
+    added_at: int
+    until: int | None = Field(description="It was replaced, and serves until then.")
+
+
+class _ShownRecord(BaseModel):
+    name: str
+    settings: dict[str, Any]
+    disabled: bool
+    overridden_by_settings: list[str] = Field(description="What this process's environment and files set instead.")
+    created_at: int
+    updated_at: int
+    served: bool = Field(True, description="False: Redis did not answer. The change is used within seconds of its return.")
+
+
+class ShownProvider(_ShownRecord):
+    object: Literal["provider"] = "provider"
+    keys: list[ShownProviderKey]
+
+
+class ShownRoute(_ShownRecord):
+    object: Literal["route"] = "route"
+
+
+class ProviderList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[ShownProvider]
+    problems: list[str] = Field(description="What cannot be read, and why.")
+
+
+class RouteList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[ShownRoute]
+    problems: list[str]
+
+
+class RemovedRecord(BaseModel):
+    name: str
+    object: Kind
+    removed: bool
+    served: bool
+
+
+def router(services: ApiServices, live: LiveSettings, database: LazyDatabase, redis: Client) -> APIRouter:
+    # The dependency only puts the security scheme into the OpenAPI schema. The check itself answers in our own error format.
+    routes = APIRouter(tags=["admin"], prefix="/admin", dependencies=[Depends(HTTPBearer(auto_error=False))])
+    managed = _Managed(services, live, database, redis)
+    _add_providers(routes, managed)
+    _add_routes(routes, managed)
+    _add_common(routes, managed, "provider", ShownProvider, ProviderList)
+    _add_common(routes, managed, "route", ShownRoute, RouteList)
+    return routes
+
+
+def _add_providers(routes: APIRouter, managed: "_Managed") -> None:
+    @routes.post("/providers", **administering("Add a provider", ShownProvider, 201, body=NewProviderBody))
+    async def add_provider(request: Request) -> Response:
+        async def add() -> Response:
+            body = await read_model(NewProviderBody, request, managed.services)
+            name = changes.provider_id(body.name)
+            fields = body.model_dump(exclude_unset=True, exclude={"name", "api_keys"})
+            return await managed.change("provider", name, changes.add_provider(name, fields, body.api_keys), 201)
+
+        return await managed.answer(request, add)
+
+    @routes.patch(
+        "/providers/{name}", **administering("Change, disable or enable a provider", ShownProvider, body=ChangeProviderBody)
+    )
+    async def change_provider(name: str, request: Request) -> Response:
+        async def change() -> Response:
+            body = await read_model(ChangeProviderBody, request, managed.services)
+            fields = body.model_dump(exclude_unset=True, exclude={"disabled"})
+            steps = [changes.update_provider(fields)]
+            if "disabled" in body.model_fields_set:
+                steps.append(changes.disable(body.disabled))
+            return await managed.change("provider", changes.provider_id(name), changes.in_order(*steps))
+
+        return await managed.answer(request, change)
+
+    @routes.post("/providers/{name}/rotate", **administering("Replace a provider's key", ShownProvider, body=RotateKeyBody))
+    async def rotate_key(name: str, request: Request) -> Response:
+        async def rotate() -> Response:
+            body = await read_model(RotateKeyBody, request, managed.services)
+            rotation = changes.Rotation(body.api_key, body.key_id, body.overlap_s)
+            return await managed.change("provider", changes.provider_id(name), changes.rotate_key(rotation))
+
+        return await managed.answer(request, rotate)
+
+
+def _add_routes(routes: APIRouter, managed: "_Managed") -> None:
+    @routes.put("/routes/{name:model_name}", **administering("Add or replace a route", ShownRoute, body=Route))
+    async def put_route(name: str, request: Request) -> Response:
+        async def put() -> Response:
+            body = await read_model(Route, request, managed.services)
+            fields = body.model_dump(mode="json", exclude_unset=True)
+            return await managed.change("route", name, changes.put_route(name, fields, may_replace=True))
+
+        return await managed.answer(request, put)
+
+    @routes.patch("/routes/{name:model_name}", **administering("Disable or enable a route", ShownRoute, body=ChangeRouteBody))
+    async def change_route(name: str, request: Request) -> Response:
+        async def change() -> Response:
+            body = await read_model(ChangeRouteBody, request, managed.services)
+            return await managed.change("route", name, changes.disable(body.disabled))
+
+        return await managed.answer(request, change)
+
+
+def _add_common(
+    routes: APIRouter, managed: "_Managed", kind: Kind, shown: type[BaseModel], shown_list: type[BaseModel]
+) -> None:
+    """Add what providers and routes both have."""
+    path = f"/{kind}s/{{name:model_name}}"
+
+    @routes.get(f"/{kind}s", name=f"list_{kind}s", **administering(f"List the managed {kind}s", shown_list))
+    async def list_all(request: Request) -> Response:
+        return await managed.answer(request, lambda: managed.list(kind))
+
+    @routes.get(path, name=f"show_{kind}", **administering(f"Show a managed {kind}", shown))
+    async def show(name: str, request: Request) -> Response:
+        return await managed.answer(request, lambda: managed.show(kind, managed.id_of(kind, name)))
+
+    @routes.delete(path, name=f"remove_{kind}", **administering(f"Remove a managed {kind}", RemovedRecord))
+    async def remove(name: str, request: Request) -> Response:
+        return await managed.answer(request, lambda: managed.remove(kind, managed.id_of(kind, name)))
+
+
+class _Managed:
+    def __init__(self, services: ApiServices, live: LiveSettings, database: LazyDatabase, redis: Client) -> None:
+        self.services = services
+        self._live = live
+        self._database = database
+        self._redis = redis
+
+    @staticmethod
+    def id_of(kind: Kind, name: str) -> str:
+        return changes.provider_id(name) if kind == "provider" else name
+
+    async def answer(self, request: Request, work: Callable[[], Awaitable[Response]]) -> Response:
+        return await answer_or_error(PLAIN, request, self.services, self._checked(request, work))
+
+    async def _checked(self, request: Request, work: Callable[[], Awaitable[Response]]) -> Response:
+        self.services.authenticator.check_admin(request)
+        if not self.services.pulse.is_up:
+            raise redis_away(self.services.pulse)
+        # Shielded: once a change has begun, it is made in both the database and Redis, even if the client has left.
+        return await asyncio.shield(asyncio.ensure_future(self._with_timeout(work)))
+
+    async def _with_timeout(self, work: Callable[[], Awaitable[Response]]) -> Response:
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                return await work()
+        except NoSuchRecord as error:
+            message = "There is no provider or route with this name that is managed at run time."
+            raise GatewayError(ErrorKind.NOT_FOUND, message, code="not_managed") from error
+        except ValidationError as error:
+            raise GatewayError(ErrorKind.INVALID_REQUEST, f"{reason_of(error)}.", code="invalid_value") from error
+        except NotPossible as error:
+            raise GatewayError(ErrorKind.INVALID_REQUEST, str(error), code="not_possible") from error
+        except RowRefused as error:
+            raise GatewayError(ErrorKind.INVALID_REQUEST, "The database cannot store these values.", code="invalid") from error
+        except (DatabaseUnavailable, TimeoutError, Busy) as error:
+            message = f"The database does not answer. {try_again(RETRY_AFTER_S)}"
+            raise GatewayError(
+                ErrorKind.OVERLOADED, message, code="database_unavailable", retry_after_s=RETRY_AFTER_S
+            ) from error
+
+    async def _catalog(self) -> "Catalog":
+        engine = await self._database.engine()
+        from common.live.catalog import Catalog  # Here: it loads SQLAlchemy, which most API processes never need.
+
+        return Catalog(engine, self._redis, self._live.current.secrets)
+
+    async def change(self, kind: Kind, name: str, change: Change, status: int = 200) -> Response:
+        changed = await (await self._catalog()).change(kind, name, self._checked_change(change))
+        log.info("configuration_managed", kind=kind, name=name, is_removed=False)
+        shown = {**changes.shown(changed.record, self._live.stronger), "served": changed.is_served}
+        return json_response(shown, status, _NO_STORE)
+
+    async def remove(self, kind: Kind, name: str) -> Response:
+        is_served = await (await self._catalog()).remove(kind, name)
+        log.info("configuration_managed", kind=kind, name=name, is_removed=True)
+        removed = RemovedRecord(name=name, object=kind, removed=True, served=is_served)
+        return json_response(removed.model_dump(), headers=_NO_STORE)
+
+    def _checked_change(self, change: Change) -> Change:
+        """Return the change, which is refused if its result cannot be used with the files of this process."""
+
+        def checked(old: Record | None) -> Record:
+            new = change(old)
+            entry = new.entry(time.time_ns() // 1_000_000)
+            if entry and (problem := self._live.find_problem(entry)):
+                raise NotPossible(f"It cannot be used: {problem}.")
+            return new
+
+        return checked
+
+    async def list(self, kind: Kind) -> Response:
+        opened = [(sealed, sealed.open(self._live.current.secrets)) for sealed in await self._records() if sealed.kind == kind]
+        data = [changes.shown(record, self._live.stronger) for _, record in opened if record]
+        problems = [sealed.unreadable for sealed, record in opened if record is None]
+        return json_response({"object": "list", "data": data, "problems": problems}, headers=_NO_STORE)
+
+    async def show(self, kind: Kind, name: str) -> Response:
+        sealed = next((record for record in await self._records() if (record.kind, record.name) == (kind, name)), None)
+        if sealed is None:
+            raise NoSuchRecord
+        record = sealed.open(self._live.current.secrets)
+        if record is None:
+            raise NotPossible(sealed.unreadable)
+        return json_response(changes.shown(record, self._live.stronger), headers=_NO_STORE)
+
+    async def _records(self) -> tuple[SealedRecord, ...]:
+        return (await (await self._catalog()).document()).records
