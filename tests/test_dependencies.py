@@ -53,7 +53,6 @@ PRIVATE = {
     Use("common.config.setting_sources", "pydantic_settings.sources.providers.env.EnvSettingsSource", "_load_env_vars"): (
         "pydantic_settings.EnvSettingsSource"
     ),
-    # Where sluice.yaml breaks is told by line and column.
 }
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
