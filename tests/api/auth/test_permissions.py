@@ -97,6 +97,11 @@ def test_without_rules_all_names_are_listed():
             {"openai/gpt-5", "openai/gpt-9"},
             {"gpt-4o", "nobody/x"},
         ),
+        (
+            Access(models=("openai/eXtra", "openai/gpt-?", "openai/gpt-[5]", "openai/o*")),
+            {"openai/eXtra", "gpt-5", "o3"},
+            {"openai/gpt-?", "openai/gpt-[5]", "openai/o*"},
+        ),
         (Access(models=()), set(), {"fast", "smart"}),
     ],
 )

@@ -117,6 +117,15 @@ def test_the_client_s_usage_is_that_of_all_attempts():
     assert (pump.is_estimated, pump.finish_reason) == (False, FinishReason.STOP)
 
 
+@pytest.mark.parametrize(("text", "is_empty"), [("", True), ("Once", False)])
+def test_a_rest_without_content_is_an_error_only_if_nothing_came_before_it(text, is_empty):
+    pump = chat_continuing(text)
+
+    pump.feed([chat_block(finish="stop"), USAGE_BLOCK, DONE])
+
+    assert type(pump.terminal) is (Failed if is_empty else Completed)
+
+
 def test_usage_that_is_not_reported_is_estimated_by_the_prompt_and_all_text_of_the_attempt():
     pump = chat_continuing("Once upon a", echoes=True)
 
