@@ -42,6 +42,8 @@ def expected_of(route: dict[str, Any], prices: dict[str, Any]) -> Example:
     rules = [{"model": one} if isinstance(one, str) else one for one in route["targets"]]
     first = min(rule.get("priority", 1) for rule in rules)
     models = [rule["model"] for rule in rules if rule.get("priority", 1) == first]
+    if "hedge_after_ms" in route:
+        return Example(set(models), False)  # On a busy machine an answer may be slow.
     match route.get("strategy", "priority"):
         case "priority" if not route.get("affinity"):
             return Example(set(models[:1]), True)
