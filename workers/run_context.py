@@ -45,7 +45,9 @@ class RunContext:
         The API may have accepted the job with a newer configuration than this process has, and a key may have been replaced:
         then it is the newest. Or the API had an older one, which named targets that are gone: then it is the one before.
         """
-        if kind not in (ErrorKind.MODEL_NOT_FOUND, ErrorKind.UPSTREAM_CREDENTIALS):
+        # A key that the client brought is the same in every configuration.
+        is_our_key = kind is ErrorKind.UPSTREAM_CREDENTIALS and not self.job.brought_key
+        if not (is_our_key or kind is ErrorKind.MODEL_NOT_FOUND):
             return False
         before = self.settings
         await self.services.refresh()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.test_reload import Traffic
-from tests.support.fleet import CHAT, ROOT, Fleet, body_of, fleet, until
+from tests.support.fleet import CHAT, ROOT, Fleet, body_of, fleet, headers_of, until
 
 SECRET = "a-secret-that-all-processes-share-0"
 OTHER_SECRET = "another-secret-for-all-processes-1"
@@ -40,6 +40,12 @@ def add_lab(gateway: Fleet, number: int = 0) -> None:
 
 def status(gateway: Fleet, model: str) -> int:
     return gateway.post(CHAT, body_of(CHAT, model)).status_code
+
+
+def everywhere(gateway: Fleet, model: str) -> set[int]:
+    """Return what all APIs say."""
+    urls = [f"{api.url}/v1/chat/completions" for api in gateway.apis]
+    return {gateway.client.post(url, json=body_of(CHAT, model), headers=headers_of()).status_code for url in urls}
 
 
 def revoke(gateway: Fleet, key: str) -> None:
@@ -80,14 +86,18 @@ def test_a_provider_is_added_disabled_enabled_and_removed_without_a_restart(gate
     add_lab(gateway)
 
     sluice(gateway, "providers", "disable", "lab")
-    until(lambda: status(gateway, f"lab/{MODEL}") == 404, "it is disabled")
+    until(lambda: everywhere(gateway, f"lab/{MODEL}") == {404}, "it is disabled")
+    gateway.start_api()
+    gateway.ready()
+    assert everywhere(gateway, f"lab/{MODEL}") == {404}  # A restart does not enable it.
+    sluice(gateway, "providers", "update", "lab", "--limits", '{"concurrent": 50}')
     sluice(gateway, "providers", "enable", "lab")
-    until(lambda: status(gateway, f"lab/{MODEL}") == 200, "it is enabled")
+    until(lambda: everywhere(gateway, f"lab/{MODEL}") == {200}, "it is enabled, and has its key")
     sluice(gateway, "routes", "set", "fast", "--target", f"lab/{MODEL}")
     until(lambda: status(gateway, "fast") == 200, "the route is used")
     sluice(gateway, "routes", "remove", "fast", "--yes")
     sluice(gateway, "providers", "remove", "lab", "--yes")
-    until(lambda: status(gateway, "fast") == status(gateway, f"lab/{MODEL}") == 404, "both are gone")
+    until(lambda: everywhere(gateway, "fast") | everywhere(gateway, f"lab/{MODEL}") == {404}, "both are gone")
 
 
 def test_what_is_stored_serves_without_the_database_and_comes_back_after_redis_was_emptied(gateway: Fleet, tmp_path: Path):

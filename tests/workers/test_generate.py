@@ -9,6 +9,7 @@ import httpx
 import orjson
 import pytest
 from prometheus_client import CollectorRegistry
+from pydantic import SecretStr
 from redis.asyncio import Redis
 
 from common.cache.store import CacheStore
@@ -445,3 +446,68 @@ async def test_a_request_that_cannot_be_read_ends_with_an_error(setup):
     await setup.run()
 
     assert (await setup.end())["error"]["kind"] == "internal"
+
+
+def with_openai_keys(setup: Setup, *keys: str) -> Settings:
+    settings = setup.services.settings
+    openai = settings.providers["openai"].model_copy(update={"api_keys": tuple(map(SecretStr, keys))})
+    return settings.model_copy(update={"providers": {**settings.providers, "openai": openai}})
+
+
+def use(setup: Setup, settings: Settings) -> None:
+    services = setup.services
+    services.replace_settings(settings, services.guards, services.router_for(settings))
+
+
+async def test_a_refused_key_makes_the_worker_look_for_a_newer_one_before_it_fails(setup):
+    use(setup, with_openai_keys(setup, "bad-key"))
+    looks = []
+
+    async def refresh() -> None:
+        looks.append(True)
+        use(setup, with_openai_keys(setup, "good-key"))
+
+    setup.services.refresh = refresh
+    await setup.open("openai/demo-n3-d0")
+
+    await setup.run()
+
+    assert ((await setup.end()).get("error"), len(looks)) == (None, 1)
+
+
+async def test_without_a_newer_key_a_refused_one_fails_after_one_look(setup):
+    use(setup, with_openai_keys(setup, "bad-key"))
+    looks = []
+
+    async def refresh() -> None:
+        looks.append(True)
+
+    setup.services.refresh = refresh
+    await setup.open("openai/demo-n3-d0")
+
+    await setup.run()
+
+    assert ((await setup.end())["error"]["kind"], len(looks)) == ("upstream_credentials", 1)
+
+
+async def test_a_target_that_a_reload_has_removed_serves_what_was_accepted_before(setup):
+    demo = setup.services.settings.providers["demo"]
+    use(setup, setup.services.settings.model_copy(update={"providers": {"old": demo}}))
+    use(setup, setup.services.settings.model_copy(update={"providers": {"demo": demo}}))
+    await setup.open("old/demo-n3-d0")
+
+    await setup.run()
+
+    assert (await setup.end()).get("error") is None
+
+
+async def test_a_running_job_keeps_the_settings_with_which_it_began(setup):
+    await setup.open("demo/demo-n40-d10")
+    running = asyncio.create_task(setup.run())
+    while not await setup.frames():
+        await asyncio.sleep(0)
+
+    use(setup, setup.services.settings.model_copy(update={"providers": {}, "answer_bytes_max": 1}))
+    await running
+
+    assert (await setup.end()).get("error") is None

@@ -193,11 +193,12 @@ def test_settings_that_a_provider_cannot_have_are_refused(fields):
 
 
 def test_an_update_changes_what_it_names_and_none_removes():
-    lab = changes.add_provider("lab", LAB | {"limits": {"requests": 5}, "wire": "openai-chat"}, [])(None)
+    lab = changes.add_provider("lab", LAB | {"limits": {"requests": 5}, "wire": "openai-chat"}, [key()])(None)
 
     updated = changes.update_provider({"limits": None, "base_url": "http://other.example"})(lab)
 
     assert updated.values == {"base_url": "http://other.example", "wire": "openai-chat"}
+    assert updated.keys == lab.keys
 
 
 def test_a_disabled_provider_says_nothing_to_the_settings():
