@@ -121,7 +121,7 @@ async def _run(live: LiveSettings, sock: socket.socket) -> None:
             services.replace_settings(settings, guards, router)
             quota.use_settings(settings, budgets)
             bookkeeper.use_settings(settings)
-            active_probes.settings = settings
+            active_probes.use_settings(settings)
 
         return commit
 

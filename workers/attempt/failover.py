@@ -212,6 +212,9 @@ class _Failover:
             try:
                 await self._call(context, result)
                 self._quota.health.record_success(deployment)
+            except asyncio.CancelledError:
+                self._quota.health.abandon_trial(deployment)
+                raise
             finally:
                 context.services.traffic.end(name)
                 self._end_call(result, call_usage, is_lost=calls is not None and calls.is_lost(result))

@@ -28,6 +28,7 @@ SILENT_MIN = 2  # So many calls in a row without a sign of life: each of them co
 REST_S, REST_MAX_S = 5.0, 60.0
 KEY_REST_S = 60.0  # Of a key that is refused or has no credit left: an operator must replace it, or pay.
 PROBE_S = 30.0  # For so long nobody else tries a deployment that one request tries again.
+REQUEST_TRIES_EVERY = 4  # So often in a row, whatever active probes say: a list may be refused where the model would answer.
 KEPT_S = 600.0  # After its rest, a deployment that nobody has tried again is forgotten.
 SENT_S = 3.0  # By then, what was sent to Redis is read back from there.
 NAMES_MAX = 1_000  # In Redis and here. Clients choose names of models freely.
@@ -184,17 +185,19 @@ class Health:
         if not self._rests:
             return []
         until = self._clock() + lead_s
-        return [rest.deployment for rest in self._rests.values() if rest.deployment and rest.until <= until]
+        due = [rest for rest in self._rests.values() if rest.until <= until and rest.times % REQUEST_TRIES_EVERY]
+        return [rest.deployment for rest in due if rest.deployment]
 
     def hold(self, deployment: Deployment, hold_s: float) -> None:
         """Keep requests from a deployment while it is probed. Redis has the same time."""
         if rest := self._rests.get(name_of(deployment)):
             rest.until, rest.since = self._clock() + hold_s, self._clock()
 
-    def leave_to_requests(self, deployment: Deployment) -> None:
-        """Probe a deployment no more until it rests again."""
-        if rest := self._rests.get(name_of(deployment)):
-            rest.deployment = None
+    def leave_to_requests(self, deployment: Deployment | None = None) -> None:
+        """Probe a deployment, or all of them, no more until they rest again."""
+        for rest in [self._rests.get(name_of(deployment))] if deployment else self._rests.values():
+            if rest:
+                rest.deployment = None
 
     def record_probe(self, deployment: Deployment, *, is_reached: bool) -> None:
         """Let a request try a deployment that is reached again. Let one that is not rest on."""
@@ -207,6 +210,11 @@ class Health:
             self._end_rest(name, rest)
         else:
             self._rest(deployment, "probe_failed", 0.0, 0.0)
+
+    def abandon_trial(self, deployment: Deployment) -> None:
+        """Record that the request that tried a deployment again has gone before its end: the next one makes a trial."""
+        if self._rests and (rest := self._rests.get(name_of(deployment))) and rest.is_probed_here:
+            self._end_rest(name_of(deployment), rest)
 
     def _end_rest(self, name: str, rest: _Rest) -> None:
         """Let one request of all workers try a deployment from now on."""

@@ -34,7 +34,8 @@ _LISTS: dict[str, tuple[str, str, str]] = {
     "cohere": ("/v1/models", "authorization", "Bearer "),
 }
 _ENDS_IN_VERSION = re.compile(r"/v\d\w*$")
-_DOWN = (401, 402, 403)  # And all from 500 on. Any other status shows that somebody is there.
+# And all from 500 on. Any other status shows that somebody is there. A 403 too: a key may have no right to list models.
+_DOWN = (401, 402)
 
 
 class ActiveProbes:
@@ -44,9 +45,14 @@ class ActiveProbes:
         self._scripts = scripts_of(redis)
         self._health = health
         self._upstream = upstream
-        self.settings = settings  # A reload replaces them.
+        self._settings = settings
         self._metrics = metrics
         self._task: asyncio.Task[None] | None = None
+
+    def use_settings(self, settings: Settings) -> None:
+        """Replace the settings. What was unwell may have another address or key now, so requests try it."""
+        self._settings = settings
+        self._health.leave_to_requests()
 
     def start(self) -> None:
         self._task = supervised(self._look_for_ever, "active_probes")
@@ -59,7 +65,7 @@ class ActiveProbes:
     async def _look_for_ever(self) -> None:
         while True:
             await asyncio.sleep(LOOK_S)
-            if self.settings.health_probes_per_hour:
+            if self._settings.health_probes_per_hour:
                 await self.look()
 
     async def look(self) -> None:
@@ -67,7 +73,7 @@ class ActiveProbes:
         await asyncio.gather(*(self._probe(deployment) for deployment in self._health.due(LEAD_S)))
 
     async def _probe(self, deployment: Deployment) -> None:
-        is_direct = not self.settings.is_behind_gateway(deployment.provider)  # An AI gateway has no list of its own.
+        is_direct = not self._settings.is_behind_gateway(deployment.provider)  # An AI gateway has no list of its own.
         if not (is_direct and await self._claim(deployment)):
             self._health.leave_to_requests(deployment)
             return
@@ -78,7 +84,7 @@ class ActiveProbes:
 
     async def _claim(self, deployment: Deployment) -> bool:
         keys = [keyspace.UNWELL, keyspace.limit("probes", deployment.provider, "requests")]
-        args = [name_of(deployment), ms(LEAD_S), ms(HOLD_S), self.settings.health_probes_per_hour]
+        args = [name_of(deployment), ms(LEAD_S), ms(HOLD_S), self._settings.health_probes_per_hour]
         try:
             return bool(await self._scripts.run("active_probe", keys, args))
         except StoreUnavailable:

@@ -148,6 +148,17 @@ async def test_a_trial_that_says_nothing_is_made_again_by_the_next_request(lab):
     assert await lab.order() == [B, A]
 
 
+async def test_a_trial_whose_client_leaves_is_made_again_by_the_next_request(lab):
+    lab.health.abandon_trial(A)
+    lab.fail()
+    lab.health.abandon_trial(A)
+    assert await lab.order() == [B, A], "it was no trial"
+    lab.now += REST_S + 0.1
+    assert await lab.order() == [A, B]
+    lab.health.abandon_trial(A)
+    assert await lab.order() == [A, B]
+
+
 async def test_only_the_first_choice_is_tried_again(lab):
     lab.fail(B)
     lab.now += REST_S + 0.1

@@ -17,7 +17,7 @@ from workers.metrics import Metrics
 from workers.providers.base import Deployment
 from workers.publish.linger import Linger
 from workers.quota.gate import Quota
-from workers.quota.health import FAILURES_MIN, REST_S, name_of
+from workers.quota.health import FAILURES_MIN, REQUEST_TRIES_EVERY, REST_S, name_of
 from workers.routing.active_probes import ActiveProbes, list_request
 from workers.upstream.http_client import Upstream
 
@@ -107,6 +107,35 @@ async def test_a_key_that_is_still_refused_costs_no_request(redis, key, outcome)
         await probes.look()
 
         assert lab.probes(outcome) == 1
+
+
+async def test_a_list_that_is_refused_for_ever_does_not_keep_a_deployment_away_for_ever(redis):
+    async with lab_of(redis) as lab:
+        quota, probes = lab.worker()
+        down = at(f"http://127.0.0.1:{free_port()}/v1")
+        await make_unwell(quota, down)
+        for _ in range(REQUEST_TRIES_EVERY - 1):
+            await lab.end_rest(down)
+            assert not lab.probes("reached")
+            await probes.look()
+            await quota.flush()
+        await lab.end_rest(down)
+        await probes.look()
+
+        assert lab.probes("down") == REQUEST_TRIES_EVERY - 1
+        assert await first_choice(quota, down)
+
+
+async def test_after_a_reload_requests_try_what_may_have_another_address(redis):
+    async with lab_of(redis) as lab:
+        quota, probes = lab.worker()
+        await make_unwell(quota, at("http://127.0.0.1:9"))
+        await lab.end_rest(at(""))
+        probes.use_settings(lab.settings)
+        await probes.look()
+
+        assert lab.probes("down") == 0
+        assert await first_choice(quota, at("http://127.0.0.1:10"))
 
 
 async def test_nothing_is_asked_before_a_rest_ends(redis):

@@ -122,6 +122,13 @@ def test_a_conversation_stays_where_it_is_when_others_come_and_go():
         assert lab.order(home, left[0], conversation=str(number))[0] is home
 
 
+def test_a_conversation_stays_at_its_key():
+    lab = Lab(["a/m"], affinity=True)
+    homes = {number: lab.order(A, A2, conversation=str(number))[0] for number in range(50)}
+    assert {home.key_id for home in homes.values()} == {"a:1", "a:2"}
+    assert all(lab.order(A2, A, conversation=str(number))[0] is home for number, home in homes.items())
+
+
 def test_weights_are_shares_of_the_conversations():
     lab = Lab([{"model": "a/m", "weight": 3}, "b/m"], affinity=True)
     firsts = Counter(lab.order(A, B, conversation=str(number))[0].provider for number in range(2000))
