@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.stored import with_redis, with_stored
 from cli.table import aligned, printable
 
 if TYPE_CHECKING:
-    from common.config.setting_sources import Inputs
     from common.config.settings import Settings
     from common.live.reports import Report
 
@@ -68,7 +68,7 @@ def check(file: str | None, as_json: bool) -> None:
     if settings and not problems:
         if file:
             answer["changes"] = _changes(settings)
-        answer["overridden"], settings = _with_stored(settings, inputs)
+        answer["overridden"], settings = with_stored(settings, inputs)
         answer["processes"] = _compared(settings)
     click.echo(json.dumps(answer, indent=2) if as_json else "\n".join(_as_text(answer)))
     sys.exit(1 if problems else 0)
@@ -90,21 +90,6 @@ def _changes(settings: "Settings") -> dict[str, Any] | None:
         "changed": {name: _parts(getattr(present, name), getattr(settings, name)) for name in changed},
         "needs_restart": list(needs_restart),
     }
-
-
-def _with_stored(settings: "Settings", inputs: "Inputs") -> tuple[dict[str, list[str]], "Settings"]:
-    """Return what the settings override of what is managed at run time, by its name, and both together."""
-    import time
-
-    from common.live.live_settings import build
-    from common.live.stored_copy import StoredCopy
-
-    document = _with_redis(settings, lambda redis: StoredCopy(redis).load())
-    records = [record for sealed in (document.records if document else ()) if (record := sealed.open(settings.secrets))]
-    entries = [entry for record in records if (entry := record.entry(time.time_ns() // 1_000_000))]
-    stronger = inputs.read or {}
-    overridden = {f"{record.kind} {record.name}": fields for record in records if (fields := record.overridden(stronger))}
-    return overridden, build(inputs, entries)[0]
 
 
 def _parts(old: object, new: object) -> dict[str, list[str]]:
@@ -262,23 +247,4 @@ def _run(settings: "Settings", work: Any) -> Any:
     """Run ``work`` with the reports. None: Redis does not answer."""
     from common.live.reports import Reports
 
-    return _with_redis(settings, lambda redis: work(Reports(redis)))
-
-
-def _with_redis(settings: "Settings", work: Any) -> Any:
-    import asyncio  # Imported here, like everything that a help page does not need.
-
-    from common.canonical.errors import StoreUnavailable
-    from common.redis.client import connect
-
-    async def run() -> Any:
-        redis = connect(settings.redis_url)
-        try:
-            return await work(redis)
-        finally:
-            await redis.aclose()
-
-    try:
-        return asyncio.run(run())
-    except StoreUnavailable:
-        return None
+    return with_redis(settings, lambda redis: work(Reports(redis)))

@@ -229,9 +229,9 @@ def doctor(with_keys: bool) -> None:
     sluice doctor --keys      # also: does each provider accept its keys?
     """
     from cli.doctor.command import run
-    from cli.settings import load_settings
+    from cli.stored import load_with_stored
 
-    sys.exit(run(load_settings(), with_keys=with_keys))
+    sys.exit(run(load_with_stored(), with_keys=with_keys))
 
 
 @contextlib.contextmanager

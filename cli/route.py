@@ -39,10 +39,10 @@ def explain(model: str, key: str | None, as_json: bool) -> None:
 
     import orjson
 
-    from cli.settings import load_settings
+    from cli.stored import load_with_stored
     from common.canonical.errors import GatewayError
 
-    settings = load_settings()
+    settings = load_with_stored()
     try:
         report = asyncio.run(_report(model, key, settings))
     except GatewayError as error:
