@@ -206,10 +206,15 @@ def list_routes(as_json: bool) -> None:
     _list("route", as_json)
 
 
-def _add_common_commands(group: click.Group, kind: "Kind") -> None:
+def _add_common_commands(group: click.Group, kind: "Kind", example: str) -> None:
     """Add the commands that providers and routes both have."""
 
-    @group.command(help=f"Disable a {kind}: no process uses it any more, within two seconds. Running answers continue.")
+    def help_of(text: str, command: str) -> str:
+        return f"{text}\n\n\b\nsluice {kind}s {command} {example}"
+
+    @group.command(
+        help=help_of(f"Disable a {kind}: no process uses it any more, within two seconds. Running answers continue.", "disable")
+    )
     @click.argument("name")
     @JSON_OPTION
     def disable(name: str, as_json: bool) -> None:
@@ -217,7 +222,7 @@ def _add_common_commands(group: click.Group, kind: "Kind") -> None:
 
         _change(kind, _id(kind, name), changes.disable(True), as_json, f"The {kind} {{}} is disabled.")
 
-    @group.command(help=f"Enable a disabled {kind} again.")
+    @group.command(help=help_of(f"Enable a disabled {kind} again.", "enable"))
     @click.argument("name")
     @JSON_OPTION
     def enable(name: str, as_json: bool) -> None:
@@ -225,7 +230,7 @@ def _add_common_commands(group: click.Group, kind: "Kind") -> None:
 
         _change(kind, _id(kind, name), changes.disable(False), as_json, f"The {kind} {{}} is enabled.")
 
-    @group.command(help=f"Remove a {kind} for good" + (", with its keys." if kind == "provider" else "."))
+    @group.command(help=help_of(f"Remove a {kind} for good{', with its keys' if kind == 'provider' else ''}.", "remove --yes"))
     @click.argument("name")
     @click.confirmation_option("--yes", prompt="Remove it for good?")
     @JSON_OPTION
@@ -233,8 +238,8 @@ def _add_common_commands(group: click.Group, kind: "Kind") -> None:
         _remove(kind, _id(kind, name), as_json)
 
 
-_add_common_commands(providers, "provider")
-_add_common_commands(routes, "route")
+_add_common_commands(providers, "provider", "lab")
+_add_common_commands(routes, "route", "fast")
 
 
 def _id(kind: "Kind", name: str) -> str:
