@@ -27,7 +27,7 @@ from workers.attempt.call import call
 from workers.attempt.failover import call_deployments
 from workers.attempt.token_count import count
 from workers.continuation.continuation import LOSSES
-from workers.continuation.continue_answer import LOST, continue_answer, finish_if_whole, read_back
+from workers.continuation.continue_answer import LOST, continue_answer, finish_if_whole, finish_stopped, read_back
 from workers.ending import end, measure, settle_ended
 from workers.metering.charging import fill_prompt_tokens
 from workers.outcome import ActiveJob, Total
@@ -92,7 +92,10 @@ async def run_generation(claimed: ClaimedJob, services: Services) -> Settlement:
             task.uncancel()
             if writer.lost:
                 return UNUSED
-            total.failed = _FRAMES_LOST if writer.stop is Stop.NO else stop_failure(writer.stop)
+            if writer.stop is Stop.NO:
+                total.failed = _FRAMES_LOST
+            elif not await finish_stopped(context):
+                total.failed = stop_failure(writer.stop)
         except Exception:
             log.exception("generation_broke", generation_id=claimed.generation_id)
             total.failed = Failed(ErrorKind.INTERNAL, "The gateway failed on this request. The cause is in its log.")

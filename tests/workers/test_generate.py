@@ -331,6 +331,22 @@ async def test_the_end_of_a_generation_that_nobody_reads_says_why(setup, reason,
     assert (await setup.end())["error"]["message"] == f"The generation was stopped: {cause}."
 
 
+@pytest.mark.parametrize("dialect", ["openai-chat", "agentary"])  # Passed on, and translated.
+async def test_a_stop_after_the_last_token_leaves_a_complete_answer(setup, monkeypatch, dialect):
+    async def stop_and_wait(*_: object) -> None:
+        await setup.channel.stop(G)
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr("workers.attempt.call._read_to_end", stop_and_wait)
+    await setup.open("demo-n5", dialect=dialect)
+
+    await setup.run()
+
+    end = await setup.end()
+    assert (end["error"], end["finish_reason"], end["usage"]["output_tokens"]) == (None, "stop", 5)
+    assert len(end["attempts"]) == 1
+
+
 async def test_a_stop_flag_closes_a_running_upstream(setup):
     await setup.open("demo-n5000-d5")
     running_job = asyncio.create_task(setup.run())

@@ -1,5 +1,7 @@
 """How does an answer continue that broke off after its commit point?"""
 
+from contextlib import suppress
+
 import structlog
 
 from common.canonical.errors import ErrorKind, Failed, GatewayError, StoreUnavailable
@@ -52,6 +54,18 @@ def finish_if_whole(context: RunContext, past: Past) -> bool:
     context.total.last_data = rest or past.blocks[-1]
     context.writer.write(rest)
     return True
+
+
+async def finish_stopped(context: RunContext) -> bool:
+    """Do the same for a stream that was stopped just now, before it got its end."""
+    total, writer = context.total, context.writer
+    if not (context.job.stream and total.is_committed and total.finish_reason is not None):
+        return False
+    writer.ignore_stop()
+    await writer.wait_flushed()
+    with suppress(GatewayError):
+        return finish_if_whole(context, await read_back(context, LOST))
+    return False
 
 
 def _restore_total(context: RunContext, past: Past) -> None:
