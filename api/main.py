@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
+from pathlib import Path
 from types import FrameType
 from typing import cast
 
@@ -55,9 +56,11 @@ from common.guardrails.custom import PluginError
 from common.live.live_settings import LiveSettings, Load, SettingsRefused
 from common.live.reloads import Reloads
 from common.metering import pricing
-from common.process.listening import bind, bound_address
+from common.process.listening import bound_address
 from common.process.logging import configure_logging
 from common.process.loop_lag import lag_aware_timeout, loop_lag
+from common.process.manager import report_ready
+from common.process.metrics_page import MetricsPage
 from common.process.process import collect_garbage_less_often, raise_file_limit, return_freed_memory, shorten_thread_switches
 from common.process.redaction import Redactor
 from common.queue.jobs import JobQueue
@@ -86,7 +89,7 @@ class ApiProcess:
     ``settings`` are those that it started with: of these, only what needs a restart is used. ``live`` has the present ones.
     """
 
-    def __init__(self, settings: Settings, live: LiveSettings | None = None) -> None:
+    def __init__(self, settings: Settings, live: LiveSettings | None = None, metrics_socket: Path | None = None) -> None:
         self.settings = settings
         self.live = live or LiveSettings(settings, Redactor.from_settings(settings))
         self.live.prepare = self._prepare
@@ -122,6 +125,7 @@ class ApiProcess:
             cache=CacheStore(self.cache_redis, settings),
             problems_of_settings=self.live.public_problems,
         )
+        self.metrics_page = MetricsPage(partial(pages.collect_metrics, self.services, self.count_jobs), metrics_socket)
         self.reloads = Reloads(self.live, self.redis, pulse, metrics.config, f"api-{secrets.token_hex(4)}")
 
     def _prepare(self, settings: Settings) -> Callable[[], None]:
@@ -153,9 +157,11 @@ class ApiProcess:
         self.services.hub.start()
         self.load.start()
         self.services.gate.start()
+        await self.metrics_page.start()
         await self.reloads.start()
 
     async def stop(self) -> None:
+        await self.metrics_page.stop()
         await self.reloads.stop()
         await self.load.stop()
         await self.services.hub.stop()
@@ -205,7 +211,7 @@ def create_app(process: ApiProcess) -> FastAPI:
         generations.router(services),
         usage.router(services, process.database),
         *(_admin_routers(process) if settings.admin_keys else []),
-        pages.router(services, process.count_jobs),
+        pages.router(services, process.metrics_page),
     ]
     for router in routers:
         app.router.routes.extend(router.routes)  # Flat: an included router would match each request a second time.
@@ -279,6 +285,7 @@ class ApiServer(uvicorn.Server):
         await super().startup([])
         self.servers = [self._acceptor(sock) for sock in sockets or ()]  # type: ignore[misc]  # uvicorn only closes them.
         self._process.reloads.listen_for_signal()
+        report_ready()
 
     def _acceptor(self, sock: socket.socket) -> Acceptor:
         protocol_class = cast(type[Connection], self.config.http_protocol_class)
@@ -305,16 +312,12 @@ class ApiServer(uvicorn.Server):
         self.should_exit = True
 
 
-def run(settings: Settings, load: Load, inputs: Inputs, fd: int | None = None) -> None:
+def run(settings: Settings, load: Load, inputs: Inputs, sock: socket.socket, metrics_socket: Path | None = None) -> None:
     """Serve until a signal stops the process.
 
-    ``load`` reads the settings again, ``inputs`` are what it read at first. ``fd`` is a bound socket of another process.
-
-    Raises:
-        CannotListen
+    ``load`` reads the settings again, ``inputs`` are what it read at first. ``sock`` is bound. On
+    ``metrics_socket`` it shows its metrics to processes that share it.
     """
-    inherited = None if fd is None else socket.socket(fileno=fd)
-    sock = inherited or bind(settings.host, settings.port, port_option="--port or SLUICE_PORT")
     redactor = Redactor.from_settings(settings)
     configure_logging("api", settings.log_level, redactor)
     live = LiveSettings(settings, redactor, load, inputs)
@@ -327,7 +330,7 @@ def run(settings: Settings, load: Load, inputs: Inputs, fd: int | None = None) -
     collect_garbage_less_often()
     shorten_thread_switches()
     try:
-        process = ApiProcess(settings, live)
+        process = ApiProcess(settings, live, metrics_socket)
     except PluginError as error:
         sys.exit(f"SLUICE_GUARDRAIL_PLUGIN: {error}")
     except ProxyUnusable as error:

@@ -7,6 +7,8 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -18,6 +20,23 @@ from cli.route import route
 from cli.usage import usage
 from common.version import VERSION
 
+if TYPE_CHECKING:
+    from socket import socket
+
+    from common.config.settings import Settings
+
+_processes = click.option(
+    "--processes",
+    type=click.IntRange(1, 64),
+    help="Run so many processes on one port. SIGUSR2 restarts them one by one, without a pause.",
+)
+_fd = click.option("--fd", type=int, hidden=True, help="The number of a bound socket that another process lends to this one.")
+_metrics_socket = click.option(
+    "--metrics-socket",
+    type=click.Path(path_type=Path),
+    hidden=True,
+    help="Where this process shows its metrics to those that share its port.",
+)
 _PORT, _PORT_OR_FREE = click.IntRange(1, 65_535), click.IntRange(0, 65_535)
 
 
@@ -35,13 +54,16 @@ def main() -> None:
 @main.command()
 @click.option("--host", help="Address to listen on. Overrides SLUICE_HOST.")
 @click.option("--port", type=_PORT, help="Port to listen on. Overrides SLUICE_PORT.")
-@click.option("--fd", type=int, hidden=True, help="The number of a bound socket. `sluice dev` passes its own.")
-def api(host: str | None, port: int | None, fd: int | None) -> None:
+@_processes
+@_fd
+@_metrics_socket
+def api(host: str | None, port: int | None, processes: int | None, fd: int | None, metrics_socket: Path | None) -> None:
     """Serve clients: authenticate, enqueue, relay the answers. Listens on SLUICE_HOST:SLUICE_PORT (127.0.0.1:8080).
 
     \b
     OPENAI_API_KEY=… SLUICE_API_KEYS=… sluice api
     sluice api --host 0.0.0.0 --port 8000
+    sluice api --processes 4
 
     It needs a Redis (SLUICE_REDIS_URL), and a worker: run `sluice worker` in another terminal.
     """
@@ -49,7 +71,12 @@ def api(host: str | None, port: int | None, fd: int | None) -> None:
     from api.main import run
     from cli.settings import load_settings, read_settings
     from common.config.setting_sources import Inputs
+    from common.process.listening import bind, bound_address, inherited
 
+    with _listening():
+        sock = inherited(fd)
+    if sock:  # What is said about the address must be true of the one that another process has chosen.
+        host, port = bound_address(sock)
     inputs = Inputs()
     settings = load_settings(inputs, host=host, port=port)
     if reason := refuse_to_start(settings):
@@ -58,7 +85,10 @@ def api(host: str | None, port: int | None, fd: int | None) -> None:
     if settings.auth == "none":
         click.echo("SLUICE_AUTH=none: anybody who reaches this address may use it.", err=True)
     with _listening():
-        run(settings, partial(read_settings, host=host, port=port), inputs, fd)
+        sock = sock or bind(settings.host, settings.port, port_option="--port or SLUICE_PORT")
+    if processes:
+        sys.exit(_supervise("api", settings, sock, processes, settings.api_drain_s + settings.api_unready_s))
+    run(settings, partial(read_settings, host=host, port=port), inputs, sock, metrics_socket)
 
 
 @main.command()
@@ -66,21 +96,30 @@ def api(host: str | None, port: int | None, fd: int | None) -> None:
 @click.option(
     "--port", type=_PORT_OR_FREE, help="Port for its health and metrics; 0: any free one. Overrides SLUICE_WORKER_PORT."
 )
-def worker(host: str | None, port: int | None) -> None:
+@_processes
+@_fd
+@_metrics_socket
+def worker(host: str | None, port: int | None, processes: int | None, fd: int | None, metrics_socket: Path | None) -> None:
     """Generate answers: call the providers and publish the tokens. Start as many workers as you need.
 
     \b
     OPENAI_API_KEY=… sluice worker
     sluice worker --port 8081      # GET http://127.0.0.1:8081/readyz and /metrics
+    sluice worker --processes 4
     """
     from cli.settings import load_settings, read_settings
     from common.config.setting_sources import Inputs
+    from common.process.listening import bind, inherited
     from workers.main import run
 
     inputs = Inputs()
     settings = load_settings(inputs, host=host, worker_port=port)
     with _listening():
-        run(settings, partial(read_settings, host=host, worker_port=port), inputs)
+        # It binds to the API's host setting: loopback on one machine, all addresses in a container.
+        sock = inherited(fd) or bind(settings.host, settings.worker_port or 0, port_option="--port or SLUICE_WORKER_PORT")
+    if processes:
+        sys.exit(_supervise("worker", settings, sock, processes, settings.worker_drain_s))
+    run(settings, partial(read_settings, host=host, worker_port=port), inputs, sock, metrics_socket)
 
 
 @main.command()
@@ -232,6 +271,15 @@ def doctor(with_keys: bool) -> None:
     from cli.stored import load_with_stored
 
     sys.exit(run(load_with_stored(), with_keys=with_keys))
+
+
+def _supervise(tier: str, settings: "Settings", sock: "socket", processes: int, drain_s: float) -> int:
+    from cli.supervisor import supervise
+    from common.process.logging import configure_logging
+    from common.process.redaction import Redactor
+
+    configure_logging(f"{tier}-supervisor", settings.log_level, Redactor.from_settings(settings))
+    return supervise([tier], sock, processes, drain_s)
 
 
 @contextlib.contextmanager

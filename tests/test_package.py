@@ -88,16 +88,19 @@ def test_its_metadata_has_the_name_the_version_and_the_license(dist: Path):
 
 def test_everything_runs_from_the_files_of_the_wheel_alone(dist: Path, tmp_path: Path):
     installed, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
-    elsewhere.mkdir()
+    for taken in ("api", "common"):  # What a user's own project may have: it is none of ours.
+        (elsewhere / taken).mkdir(parents=True)
+        (elsewhere / taken / "__init__.py").write_text("raise ImportError('this is not a part of Sluice')")
     zipfile.ZipFile(dist / WHEEL).extractall(installed)
-    from_wheel = {"PYTHONPATH": str(installed), "PYTHONSAFEPATH": "1"}
-    where = run(sys.executable, "-c", "import api, common; print(api.__file__, common.__file__)", cwd=elsewhere, **from_wheel)
+    from_wheel = {"PYTHONPATH": str(installed)}
+    python = (sys.executable, "-P")
+    where = run(*python, "-c", "import api, common; print(api.__file__, common.__file__)", cwd=elsewhere, **from_wheel)
     assert where.stdout.count(str(installed)) == 2
 
     sample = run(
-        sys.executable, "-m", "cli.main", "dev", "--once", "--port", free_port(), cwd=elsewhere, **from_wheel
+        *python, "-m", "cli.main", "dev", "--once", "--port", free_port(), cwd=elsewhere, **from_wheel
     )  # Its status says whether the answer was complete.
-    version = run(sys.executable, "-m", "cli.main", "--version", cwd=elsewhere, **from_wheel)
+    version = run(*python, "-m", "cli.main", "--version", cwd=elsewhere, **from_wheel)
 
     assert "One answer through the whole path" in sample.stdout
     assert version.stdout.split()[-1] == VERSION

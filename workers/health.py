@@ -12,6 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from common.live.live_settings import LiveSettings
 from common.process.loop_lag import lag_figures
+from common.process.metrics_page import MetricsPage
 from common.process.process import open_files
 from common.queue.jobs import JobQueue
 from common.queue.worker import LeasedWorker
@@ -54,7 +55,7 @@ class WorkerState:
             "loop_lag_ms": lag_figures(),
         }
 
-    def collect(self) -> bytes:
+    async def collect(self) -> bytes:
         """Return the metrics, after setting the gauges that are only read on demand."""
         metrics, settings = self.services.metrics, self.services.settings
         metrics.running.set(settings.worker_slots - self.worker.free_slots)
@@ -71,7 +72,7 @@ class WorkerState:
         return generate_latest(metrics.registry)
 
 
-async def serve_health(sock: socket.socket, state: WorkerState) -> web.AppRunner:
+async def serve_health(sock: socket.socket, state: WorkerState, metrics_page: MetricsPage) -> web.AppRunner:
     """Serve until the runner is cleaned up."""
 
     async def livez(_: web.Request) -> web.Response:
@@ -86,7 +87,7 @@ async def serve_health(sock: socket.socket, state: WorkerState) -> web.AppRunner
         return web.json_response(report, status=200 if report["status"] == "healthy" else 503)
 
     async def read_metrics(_: web.Request) -> web.Response:
-        return web.Response(body=state.collect(), headers={"content-type": CONTENT_TYPE_LATEST})
+        return web.Response(body=await metrics_page.read(), headers={"content-type": CONTENT_TYPE_LATEST})
 
     app = web.Application()
     app.add_routes(

@@ -7,6 +7,7 @@ import socket
 import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import structlog
 import uvloop
@@ -27,9 +28,11 @@ from common.live.live_settings import LiveSettings, Load
 from common.live.reloads import Reloads
 from common.metering import pricing
 from common.process.event_loop import Loop
-from common.process.listening import bind, bound_address
+from common.process.listening import bound_address
 from common.process.logging import configure_logging
 from common.process.loop_lag import loop_lag
+from common.process.manager import report_ready
+from common.process.metrics_page import MetricsPage
 from common.process.process import collect_garbage_less_often, raise_file_limit, return_freed_memory, shorten_thread_switches
 from common.process.redaction import Redactor
 from common.queue.jobs import ClaimedJob, JobQueue
@@ -55,14 +58,12 @@ from workers.upstream.webhook import poster
 log = structlog.get_logger()
 
 
-def run(settings: Settings, load: Load, inputs: Inputs) -> None:
-    """Run a worker until it is stopped. ``load`` reads the settings again, ``inputs`` are what it read at first.
+def run(settings: Settings, load: Load, inputs: Inputs, sock: socket.socket, metrics_socket: Path | None = None) -> None:
+    """Run a worker until it is stopped.
 
-    Raises:
-        CannotListen
+    ``load`` reads the settings again, ``inputs`` are what it read at first. ``sock`` is bound, and serves
+    health and metrics. On ``metrics_socket`` it shows its metrics to processes that share it.
     """
-    # It binds to the API's host setting: loopback on one machine, all addresses in a container.
-    sock = bind(settings.host, settings.worker_port or 0, port_option="--port or SLUICE_WORKER_PORT")
     redactor = Redactor.from_settings(settings)
     configure_logging("worker", settings.log_level, redactor)
     log_sources(settings)
@@ -71,10 +72,10 @@ def run(settings: Settings, load: Load, inputs: Inputs) -> None:
     raise_file_limit()
     return_freed_memory()
     shorten_thread_switches()
-    uvloop.run(_run(LiveSettings(settings, redactor, load, inputs), sock), loop_factory=Loop)
+    uvloop.run(_run(LiveSettings(settings, redactor, load, inputs), sock, metrics_socket), loop_factory=Loop)
 
 
-async def _run(live: LiveSettings, sock: socket.socket) -> None:
+async def _run(live: LiveSettings, sock: socket.socket, metrics_socket: Path | None) -> None:
     settings = live.current
     name = secrets.token_hex(4)
     try:
@@ -130,7 +131,9 @@ async def _run(live: LiveSettings, sock: socket.socket) -> None:
     services.refresh = reloads.refresh
     state = WorkerState(worker, services, queue, probe, bookkeeper, live)
     # First of all: a worker that cannot work must still answer its health check, and say why.
-    health = await serve_health(sock, state)
+    metrics_page = MetricsPage(state.collect, metrics_socket)
+    await metrics_page.start()
+    health = await serve_health(sock, state, metrics_page)
     log.info("starting", worker=name, health_port=bound_address(sock)[1], slots=settings.worker_slots)
     try:
         await pulse.start()
@@ -144,6 +147,7 @@ async def _run(live: LiveSettings, sock: socket.socket) -> None:
         await reloads.start()
         reloads.listen_for_signal()
         state.has_started = True
+        report_ready()
         with contextlib.suppress(asyncio.CancelledError):  # arq's signal handler cancels its main task once the drain is over.
             await worker.async_run()
         log.info("stopping", worker=name)
@@ -151,6 +155,7 @@ async def _run(live: LiveSettings, sock: socket.socket) -> None:
         await worker.close()
         await reloads.stop()
         await health.cleanup()
+        await metrics_page.stop()
         await bookkeeper.stop()
         await publisher.stop()
         await active_probes.stop()

@@ -16,6 +16,7 @@ from api.server.http_errors import json_response
 from api.services import ApiServices
 from common.config.model_routes import available
 from common.process.loop_lag import lag_figures
+from common.process.metrics_page import MetricsPage
 from common.process.process import open_files
 
 _PLAYGROUND = (Path(__file__).parent.parent / "static" / "playground.html").read_bytes()
@@ -31,8 +32,7 @@ def _health_docs() -> dict[str, Any]:
     return docs
 
 
-def router(services: ApiServices, count_jobs: Callable[[], Awaitable[tuple[int, int] | None]]) -> APIRouter:
-    """``count_jobs`` returns how many jobs wait and how many run; None if Redis does not answer."""
+def router(services: ApiServices, metrics_page: MetricsPage) -> APIRouter:
     routes = APIRouter(tags=["operations"])
     started_at = time.monotonic()
 
@@ -74,23 +74,28 @@ def router(services: ApiServices, count_jobs: Callable[[], Awaitable[tuple[int, 
 
     @routes.get("/metrics", **serving({"text/plain": TEXT}, is_open=True))
     async def metrics() -> Response:
-        gauges = services.metrics
-        gauges.viewers.set(services.hub.open_viewers)
-        gauges.subscriptions.set(services.feed.subscriptions)
-        gauges.redis_up.set(not services.probe.problems())
-        gauges.workers.set(services.queue.workers_alive)
-        gauges.admission_limit.set(services.gate.limit_per_s() or 0)
-        gauges.estimated_wait.set(services.gate.estimated_wait_s() or 0)
-        gauges.tasks.set(len(asyncio.all_tasks()))
-        gauges.open_files.set(open_files())
-        gauges.body_bytes.set(services.bodies.bytes_held)
-        if services.pulse.is_up and (counted := await count_jobs()):
-            waiting, running = counted
-            gauges.waiting.set(waiting)
-            gauges.running.set(running)
-        return Response(generate_latest(gauges.registry), headers={"content-type": CONTENT_TYPE_LATEST})
+        return Response(await metrics_page.read(), headers={"content-type": CONTENT_TYPE_LATEST})
 
     return routes
+
+
+async def collect_metrics(services: ApiServices, count_jobs: Callable[[], Awaitable[tuple[int, int] | None]]) -> bytes:
+    """Return the metrics of this process. ``count_jobs`` returns how many jobs wait and run; None if Redis does not answer."""
+    gauges = services.metrics
+    gauges.viewers.set(services.hub.open_viewers)
+    gauges.subscriptions.set(services.feed.subscriptions)
+    gauges.redis_up.set(not services.probe.problems())
+    gauges.workers.set(services.queue.workers_alive)
+    gauges.admission_limit.set(services.gate.limit_per_s() or 0)
+    gauges.estimated_wait.set(services.gate.estimated_wait_s() or 0)
+    gauges.tasks.set(len(asyncio.all_tasks()))
+    gauges.open_files.set(open_files())
+    gauges.body_bytes.set(services.bodies.bytes_held)
+    if services.pulse.is_up and (counted := await count_jobs()):
+        waiting, running = counted
+        gauges.waiting.set(waiting)
+        gauges.running.set(running)
+    return generate_latest(gauges.registry)
 
 
 def checks_of(services: ApiServices) -> dict[str, bool]:

@@ -30,7 +30,7 @@ from common.config.setting_doubts import find_doubts
 from common.config.settings import MIB, Settings
 from common.metering.pricing import Price
 from common.process.listening import CannotListen, bind, local_url
-from common.process.process import die_with_parent
+from common.process.process import COMMAND, die_with_parent
 from common.sse import SseCutter, read_block
 from common.vendors.model_names import MODEL_NAMES
 
@@ -65,7 +65,7 @@ class DevProcess:
         self._started_at = time.monotonic()
         errors = self.errors.open("wb") if self.errors else None
         self.process = subprocess.Popen(  # noqa: S603 - Our own commands.
-            [sys.executable, "-m", "cli.main", *self.args],
+            [*COMMAND, *self.args],
             env={**os.environ, **self.env},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL if self.errors else None,

