@@ -241,6 +241,7 @@ async def test_the_body_of_a_redirect_is_not_waited_for(setup, ending):  # noqa:
     ended = await ask(setup, "openai-chat")
 
     assert ended["error"]["kind"] == "upstream_protocol"
+    assert "redirects to http://x.example/ (status 302)" in ended["error"]["message"]
 
 
 async def test_a_connection_that_stays_silent_behind_a_finished_answer_is_given_up(setup, ending, monkeypatch):  # noqa: F811
