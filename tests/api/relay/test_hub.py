@@ -590,3 +590,27 @@ async def test_a_viewer_that_gives_up_while_it_waits_for_a_subscription_takes_no
     feed.attempts[0].set_result(None)
 
     assert (await first).generation_id == G
+
+
+async def test_who_joins_a_log_that_another_request_began_gets_it_from_its_start(setup):
+    opening = Opening("", "openai-chat", True, "m", 1, Policy.STOP, 0, 60, 600, b"")
+    await setup.channel.open(G, opening, setup.hub.replica)
+    await setup.channel.fence(CLAIM, is_handover=False)
+    for n in (1, 2):
+        await setup.add(n)
+
+    viewer = await setup.hub.join_shared(G, "gen_reader")
+
+    viewer.poke()  # It need not wait for a live message: the log is read at once.
+    frames = await viewer.next_frames()
+    assert [str(frame.id) for frame in frames] == ["1-0", "1-1", "1-2"]
+    assert (viewer.generation_id, viewer.reader_id) == (G, "gen_reader")
+    await setup.hub.leave(viewer)
+    assert (await setup.channel.heartbeat([CLAIM]))[0].stop is Stop.LEFT, "it was the last reader"
+
+
+async def test_a_log_that_is_gone_cannot_be_joined_and_nobody_stays_listening(setup):
+    with pytest.raises(GatewayError):
+        await setup.hub.join_shared("gen_gone", "gen_reader")
+
+    assert setup.hub.open_viewers == 0

@@ -405,3 +405,66 @@ async def test_the_last_data_is_kept_whole_whatever_follows_it(log):
     assert reader.last_data == EVENT % 2
     assert reader.first_event(Frame(FrameId(1, 2), FrameKind.DATA, b"")) == 2
     assert reader.first_event(Frame(FrameId(1, 3), FrameKind.END, b"")) == 1
+
+
+# Readers that share a log
+
+STOPPED = Failed(ErrorKind.CANCELLED, "stopped")
+
+
+@pytest.fixture
+async def shared(log: Log) -> list[Viewer]:
+    """Two generations that read the log of a third one, which has two frames."""
+    readers = []
+    for name in ("gen_a", "gen_b"):
+        await log.channel.follow(name, G, Opening("me", "openai-chat", True, "m", 1, Policy.STOP, 0, 60, 600, b""))
+        readers.append(Viewer(G, log.channel, 10_000, None, name))
+    await log.add(2)
+    pass_on(log, readers)
+    for reader in readers:
+        assert await taken(reader, 2) == [1, 2]
+    return readers
+
+
+def pass_on(log: Log, readers: list[Viewer]) -> None:
+    for message in log.messages:
+        for reader in readers:
+            reader.offer(message)
+    log.messages.clear()
+
+
+async def test_one_that_is_stopped_reads_its_own_log_to_its_end_and_the_other_goes_on(log, shared):
+    stopped, other = shared
+    await log.add()
+    await log.channel.part("gen_a", G, STOPPED, is_readable=True)
+    await log.add()
+    pass_on(log, shared)
+
+    frames = await stopped.next_frames() + await stopped.next_frames()
+    assert [(str(frame.id), frame.kind) for frame in frames] == [("1-3", FrameKind.DATA), ("2-0", FrameKind.END)]
+    assert (stopped.has_parted, stopped.has_ended) == (True, True)
+    assert await taken(other, 2) == [3, 4]
+    assert (other.has_parted, other.has_ended) == (False, False)
+
+
+async def test_what_comes_after_one_was_stopped_is_not_for_it(log, shared):
+    stopped, _ = shared
+    await log.channel.part("gen_a", G, STOPPED, is_readable=True)
+    pass_on(log, shared)
+    await stopped.next_frames()
+    await log.add(3)
+    pass_on(log, shared)
+
+    stopped.poke()
+
+    assert await stopped.next_frames() == []
+    assert str(stopped.tail) == "2-0"
+
+
+async def test_a_gap_of_one_that_shares_a_log_is_in_that_log(log, shared):
+    await log.add(3)
+    log.messages[:] = log.messages[2:]
+    pass_on(log, shared)
+
+    for reader in shared:
+        assert await taken(reader, 3) == [3, 4, 5]
