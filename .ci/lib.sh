@@ -7,7 +7,7 @@ install_packages() {
   if command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then
     export DEBIAN_FRONTEND=noninteractive
     apt-get update -qq
-    apt-get install -y -qq --no-install-recommends redis-server nginx-light chromium postgresql python3 python3-venv "$@" >/dev/null
+    apt-get install -y -qq --no-install-recommends redis-server nginx-light chromium postgresql systemd python3 python3-venv "$@" >/dev/null
   fi
 }
 
