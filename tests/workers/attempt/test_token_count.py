@@ -103,10 +103,20 @@ async def test_a_refusal_is_an_error_without_the_key(setup, counter, status):  #
     assert "sk-quoted-key" not in orjson.dumps(error).decode()
 
 
-@pytest.mark.parametrize("body", [b"not JSON", b'{"error": {"message": "overloaded"}}', b"{}", b'{"input_tokens": -1}'])
-async def test_a_success_without_a_count_is_an_error(setup, counter, body):  # noqa: F811
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"not JSON", "not JSON"),
+        (b"<html>no</html>", "HTML page"),
+        (b'{"error": {"message": "overloaded"}}', "overloaded"),
+        (b"{}", "no answer"),
+        (b'{"input_tokens": -1}', "no answer"),
+    ],
+)
+async def test_a_success_without_a_count_is_an_error_that_says_what_came_instead(setup, counter, body, words):  # noqa: F811
     counter.body = body
 
     _, error = await count(setup)
 
     assert error["kind"].startswith("upstream")
+    assert words in error["message"]
