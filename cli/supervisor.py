@@ -242,7 +242,10 @@ class Supervisor:
     async def _drain(self) -> int:
         children = list(self._children)
         await asyncio.gather(*map(self._end, children))
-        return self._failed if self._failed is not None else int(any(child.process.returncode for child in children))
+        if self._failed is not None:
+            return self._failed
+        # One that died of SIGTERM had not set its handler yet: it had nothing to finish.
+        return int(any(child.process.returncode not in (0, -signal.SIGTERM) for child in children))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -26,6 +26,9 @@ async def main():
     loop, end = asyncio.get_running_loop(), asyncio.Event()
     if mode == "dies":
         sys.exit(3)
+    if mode == "slow":  # It has not got as far as to its handlers.
+        write("started")
+        await end.wait()
     loop.add_signal_handler(signal.SIGHUP, write, "reloaded")
     loop.add_signal_handler(signal.SIGTERM, end.set if mode != "stays" else lambda: None)
     if mode == "silent":
@@ -179,7 +182,14 @@ def test_all_are_replaced_one_after_another_and_each_only_when_its_successor_is_
     assert supervised.stop() == 0
 
 
-@pytest.mark.parametrize("mode", ["dies", "unready"])
+def test_told_to_stop_while_they_start_they_end_and_that_is_no_failure(start):
+    supervised = start("slow")
+    started(supervised, 3)
+
+    assert supervised.stop() == 0
+
+
+@pytest.mark.parametrize("mode", ["dies", "unready", "slow"])
 def test_if_a_new_one_does_not_become_ready_the_old_ones_stay(start, mode):
     supervised = start(READY_WITHIN_S=1)
     before = started(supervised, 3)
