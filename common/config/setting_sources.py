@@ -1,13 +1,14 @@
 """Where do settings come from?
 
-Sources, strongest first: ``SLUICE_*`` environment variables, the same in ``.env``, the providers' usual variables
-(``OPENAI_API_KEY``…, see ``common/vendors/table.py``), ``sluice.yaml``, other gateways' variables (``foreign_variables.py``),
-what is managed at run time (``common/stored``).
+Sources, strongest first: ``SLUICE_*`` environment variables, the same in ``.env``, the same in a secret store
+(``secret_store.py``), the providers' usual variables (``OPENAI_API_KEY``…, see ``common/vendors/table.py``), ``sluice.yaml``,
+other gateways' variables (``foreign_variables.py``), what is managed at run time (``common/live``).
 Blanks around a variable's value are removed. Instead of NAME there may be NAME_FILE, the path of a file with the value.
 A source that cannot be read raises ``UnreadableSettings``. A single value that is not JSON is reported together with all
 other invalid values.
 """
 
+import functools
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from pydantic_settings import (
 )
 
 from common.config.foreign_variables import foreign_values
+from common.config.secret_store import VARIABLE, UnreadableStore, read_store
 from common.vendors.table import VENDORS
 
 ENV_FILE, YAML_FILE, PREFIX = ".env", "sluice.yaml", "SLUICE_"
@@ -61,8 +63,22 @@ class NotJson(str):
 
 
 def environment() -> Mapping[str, str | None]:
-    """Return the variables of the environment and of ``.env``. The environment is stronger."""
-    return {**_resolve_variables(env_file()), **_resolve_variables(os.environ)}
+    """Return the variables of the environment, of ``.env``, and of the secret store that they name. The first are stronger."""
+    variables = {**_resolve_variables(env_file()), **_resolve_variables(os.environ)}
+    return {**_store_variables(variables.get(VARIABLE, "")), **variables}
+
+
+@functools.lru_cache(maxsize=1)
+def _store_variables(store: str) -> Mapping[str, str]:
+    """Return the variables of a secret store. They are read once each time when settings are built.
+
+    Raises:
+        UnreadableSettings
+    """
+    try:
+        return read_store(store, PROVIDER_VARIABLES) if store else {}
+    except UnreadableStore as error:
+        raise UnreadableSettings(str(error)) from error
 
 
 def _resolve_variables(variables: Mapping[str, str | None]) -> dict[str, str]:
@@ -165,6 +181,12 @@ class _EnvFile(_Variables, DotEnvSettingsSource):
     pass
 
 
+class _SecretStore(_Variables):
+    def _load_env_vars(self) -> Mapping[str, str | None]:
+        store = {**_resolve_variables(env_file()), **_resolve_variables(os.environ)}.get(VARIABLE, "")
+        return {name.lower(): value for name, value in _store_variables(store).items() if value}
+
+
 class _CompleteSource(PydanticBaseSettingsSource):
     """A source that returns all its values at once, instead of field by field."""
 
@@ -209,6 +231,7 @@ def provider_variable(env: str, field: str) -> str:
     return f"{env}_{'API_KEY' if field == 'api_keys' else 'BASE_URL'}"
 
 
+PROVIDER_VARIABLES = {provider_variable(vendor.env, name) for vendor in VENDORS.values() for name in ("api_keys", "base_url")}
 _PROVIDER_KEY_FILES = {f"{provider_variable(vendor.env, 'api_keys')}{FILE_SUFFIX}" for vendor in VENDORS.values()}
 
 
@@ -252,5 +275,14 @@ def sources(
     stored = _Stored(settings_cls, inputs)
     if inputs.read is not None:
         return _Read(settings_cls, inputs.read), stored
+    _store_variables.cache_clear()
     variables, file = _Variables(settings_cls), _EnvFile(settings_cls, getattr(env_file, "env_file", None))
-    return init, variables, file, *(kind(settings_cls) for kind in (_ProviderVariables, _Yaml, _ForeignVariables)), stored
+    store = _SecretStore(settings_cls)
+    return (
+        init,
+        variables,
+        file,
+        store,
+        *(kind(settings_cls) for kind in (_ProviderVariables, _Yaml, _ForeignVariables)),
+        stored,
+    )

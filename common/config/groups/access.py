@@ -32,6 +32,11 @@ class AccessSettings(BaseModel):
     cors_origins: Origins = Field(
         (), description="Comma-separated browser origins that may call the API: https://app.example, or * for all."
     )
+    secret_store: str | None = Field(
+        None,
+        description="A cloud's secret store with further variables: aws:ID, google:PROJECT or azure:URL. See "
+        "docs/configuration.md.",
+    )
     secret: SecretStr | None = Field(
         None,
         description="Signs read tokens and managed keys, encrypts clients' provider keys. The same for all processes, at "
