@@ -32,9 +32,12 @@ async def provider_findings(settings: Settings) -> list[Finding]:
     }
     if settings.ai_gateway_url:
         addresses["The AI Gateway"] = settings.ai_gateway_base_url, "SLUICE_AI_GATEWAY_BASE_URL"
+    own = {f"Provider {vendor.id}" for vendor in settings.vendors.values() if not vendor.key_is_needed and not vendor.paths}
     connections = Connections(settings)
     try:
-        return await asyncio.gather(*(_reach(label, *target, connections) for label, target in addresses.items()))
+        return await asyncio.gather(
+            *(_reach(label, *target, connections, lists_models=label in own) for label, target in addresses.items())
+        )
     finally:
         await connections.close()
 
@@ -44,12 +47,16 @@ def _base_url_variable(provider: str, settings: ModelSettings) -> str:
     return f"{env}_BASE_URL" if env else "its base_url"
 
 
-async def _reach(label: str, address: str, variable: str, connections: Connections) -> Finding:
-    """Return whether anything answers at an address. Any status counts as an answer, and no key is sent."""
+async def _reach(label: str, address: str, variable: str, connections: Connections, *, lists_models: bool) -> Finding:
+    """Return whether anything answers at an address. Any status counts as an answer, and no key is sent.
+
+    ``lists_models``: it lists its models without a key, directly below the address if that is the right one.
+    """
     shown = shown_url(address)
     try:
         async with asyncio.timeout(ANSWER_TIMEOUT_S):
-            response = await connections.send(UpstreamRequest(address, {}, b"", method="GET"), label)
+            target = f"{address}/models" if lists_models else address
+            response = await connections.send(UpstreamRequest(target, {}, b"", method="GET"), label)
         response.close()
         proxy = connections.proxy(address)
     except (UpstreamFailure, TimeoutError) as error:
@@ -59,6 +66,9 @@ async def _reach(label: str, address: str, variable: str, connections: Connectio
             f"Check {variable}, and the network from this machine to it; a worker elsewhere may differ. See docs/operating.md."
         )
         return Finding("wrong", summary, fix)
+    if lists_models and response.status == 404:
+        fix = f"Check the path of {variable}: it usually ends in /v1."
+        return Finding("wrong", f"{label} answers at {shown}, but there is no list of models below it.", fix)
     return Finding("ok", f"{label} answers at {shown}{f', through the proxy {proxy.host}' if proxy else ''}.")
 
 

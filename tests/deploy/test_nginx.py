@@ -55,7 +55,9 @@ def ask(model: str, **more: object) -> dict[str, object]:
 def test_nginx_accepts_the_configuration(tmp_path: Path):
     nginx.write_config(tmp_path, [9])
 
-    tested = subprocess.run(nginx.command(tmp_path, "-t"), capture_output=True, text=True, check=False)
+    tested = subprocess.run(
+        nginx.command(tmp_path, "-t"), env=nginx.environment(tmp_path), capture_output=True, text=True, check=False
+    )
 
     assert tested.returncode == 0, tested.stderr
     assert "warn" not in tested.stderr
@@ -146,7 +148,17 @@ def test_an_answer_is_resumed_through_any_replica(pair: Fleet, client: httpx.Cli
 
 
 def test_what_operators_read_is_not_served_outside(front: str):
-    for target in ("/metrics", "/metrics?x=1", "//metrics", "/%6detrics", "/v1/../metrics", "/metrics/", "/stats"):
+    for target in (
+        "/metrics",
+        "/metrics?x=1",
+        "//metrics",
+        "/%6detrics",
+        "/v1/../metrics",
+        "/metrics/",
+        "/stats",
+        "/admin",
+        "/admin/keys",
+    ):
         status, body = exchange(front, f"GET {target} HTTP/1.1\r\nhost: sluice\r\n\r\n".encode())
         assert (status, json.loads(body)["error"]["message"]) == (404, "Not served here."), target
     assert httpx.get(f"{front}/readyz").status_code == 200

@@ -1,8 +1,8 @@
-"""The real nginx with our nginx.conf, in front of servers that a test chooses."""
+"""The real nginx with our nginx.conf and start.sh, in front of servers that a test chooses."""
 
 import contextlib
 import os
-import shutil
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,36 +10,63 @@ from pathlib import Path
 from cli.dev.embedded_redis import free_port
 from tests.support.fleet import ROOT, until
 
-CONFIG = ROOT / "deploy" / "nginx" / "nginx.conf"
+OURS = ROOT / "deploy" / "nginx"
 
 
 def command(folder: Path, *args: str) -> list[str]:
     # If nginx runs as root, its workers get another user by default, which cannot read the test's folder.
-    options = "daemon off;" + (" user root;" if os.geteuid() == 0 else "")
-    nginx = shutil.which("nginx") or "nginx"
-    return [nginx, "-e", "stderr", "-p", f"{folder}/", "-c", str(folder / "nginx.conf"), "-g", options, *args]
+    user = ["-g", "daemon off; user root;"] if os.geteuid() == 0 else []
+    return ["sh", str(folder / "ours" / "start.sh"), str(folder), *user, *args]
 
 
-def write_config(folder: Path, ports: list[int]) -> int:
-    """Write our configuration there, changed only in the address where it listens and in the list of servers."""
-    port, text = free_port(), CONFIG.read_text()
-    assert text.count("listen 8080 ") == 1
-    (folder / "nginx.conf").write_text(text.replace("listen 8080 ", f"listen 127.0.0.1:{port} "))
+def environment(folder: Path, **variables: str) -> dict[str, str]:
+    return {**os.environ, "SLUICE_TLS_FOLDER_INSIDE": str(folder / "tls"), **variables}
+
+
+def write_config(folder: Path, ports: list[int]) -> tuple[int, int]:
+    """Copy our configuration to ``ours`` there, changed only in its addresses, in the list of servers, and in what this
+    machine's nginx is too old for. Return the ports for HTTP and HTTPS. With ``tls`` in the folder, HTTPS is on."""
+    plain, tls, health = free_port(), free_port(), free_port()
+    addresses = {"listen 8080": f"listen 127.0.0.1:{plain}", "listen 8443": f"listen 127.0.0.1:{tls}", ":8079": f":{health}"}
+    (folder / "ours").mkdir()
+    for file in OURS.iterdir():
+        text = file.read_text()
+        if file.suffix == ".conf":
+            for ours, here in addresses.items():
+                text = text.replace(ours, here)
+            text = for_version(text.replace("/etc/nginx/tls", str(folder / "tls")), version())
+        (folder / "ours" / file.name).write_text(text)
     servers = [f"server 127.0.0.1:{upstream} max_fails=0;\n" for upstream in ports]
-    (folder / "api-servers.conf").write_text("".join(servers))
-    return port
+    (folder / "ours" / "api-servers.conf").write_text("".join(servers))
+    return plain, tls
+
+
+def version() -> tuple[int, ...]:
+    said = subprocess.run(["nginx", "-v"], capture_output=True, text=True, check=True).stderr
+    return tuple(int(part) for part in re.findall(r"\d+", said)[:3])
+
+
+def for_version(text: str, found: tuple[int, ...]) -> str:
+    """Return a configuration as an older nginx than the image's wants it."""
+    if found < (1, 27, 4):
+        text = re.sub(r" *keepalive_min_timeout .*\n", "", text)
+    if found < (1, 25, 1):
+        text = re.sub(r" *http2 on;.*\n", "", text).replace(" ssl backlog", " ssl http2 backlog")
+    return text
 
 
 @contextlib.contextmanager
-def running(folder: Path, ports: list[int]) -> Iterator[str]:
+def running(folder: Path, ports: list[int], **variables: str) -> Iterator[str]:
     """Yield the address of an nginx in front of these ports. Its logs are in ``nginx.log``."""
-    port = write_config(folder, ports)
+    plain, tls = write_config(folder, ports)
     with (folder / "nginx.log").open("ab") as log:
-        process = subprocess.Popen(command(folder), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        process = subprocess.Popen(
+            command(folder), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment(folder, **variables)
+        )
     try:
         until(lambda: (folder / "nginx.pid").exists() or process.poll() is not None, "nginx has started")
         assert process.poll() is None, (folder / "nginx.log").read_text()
-        yield f"http://127.0.0.1:{port}"
+        yield f"https://localhost:{tls}" if (folder / "tls").exists() else f"http://127.0.0.1:{plain}"
     finally:
         process.terminate()
         process.wait(120)
