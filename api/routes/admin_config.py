@@ -196,7 +196,7 @@ def _add_common(
     routes: APIRouter, managed: "_Managed", kind: Kind, shown: type[BaseModel], shown_list: type[BaseModel]
 ) -> None:
     """Add what providers and routes both have."""
-    path = f"/{kind}s/{{name:model_name}}"
+    path = "/providers/{name}" if kind == "provider" else "/routes/{name:model_name}"  # Only names of models may have a slash.
 
     @routes.get(f"/{kind}s", name=f"list_{kind}s", **administering(f"List the managed {kind}s", shown_list))
     async def list_all(request: Request) -> Response:
