@@ -53,7 +53,10 @@ def resolve(name: str, settings: Settings, provider: str | None = None, *, has_b
         except GatewayError as error:
             errors.append(error)
     if not has_target(name, usable, settings):
-        raise errors[0] if errors else _not_found(f"The route {_quoted(name)} has no target at this provider.", settings)
+        where = (
+            "at this provider" if provider or has_byok_key else "that is configured, and fallbacks do not answer without one"
+        )
+        raise errors[0] if errors else _not_found(f"The route {_quoted(name)} has no target {where}.", settings)
     return usable
 
 

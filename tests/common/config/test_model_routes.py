@@ -285,6 +285,15 @@ def test_the_demo_s_model_is_listed_first_and_named_in_refusals():
         resolve("nothing", demo)
 
 
+def test_a_route_without_a_configured_target_says_so():
+    route = {"targets": ["gone/m"], "fallbacks": [{"model": "openai/gpt-5", "when": ["exhausted"]}]}
+
+    with pytest.raises(GatewayError, match="has no target that is configured"):
+        resolve("fb", settings(routes={"fb": route}))
+    with pytest.raises(GatewayError, match="has no target at this provider"):
+        resolve("fb", settings(routes={"fb": route}), "openai")
+
+
 def test_an_alias_leads_to_those_of_its_targets_that_can_be_used():
     aliases = {"fast": ["nosuch/x", "groq/a", "openai/b"], "broken": ["nosuch/x"]}
 
