@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -49,9 +49,18 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         yield found
 
 
-def open_streams(found: Fleet, count: int) -> list[RawClient]:
-    """Return clients that have had some tokens each, and read on as they like."""
+@pytest.fixture
+def open_streams(found: Fleet) -> Iterator[Callable[[int], list[RawClient]]]:
+    """Make clients that have had some tokens each, and read on as they like."""
+    made: list[RawClient] = []
+    yield lambda count: _open_streams(found, count, made)
+    for client in made:
+        client.leave()
+
+
+def _open_streams(found: Fleet, count: int, made: list[RawClient]) -> list[RawClient]:
     clients = [RawClient(found.apis[0].port) for _ in range(count)]
+    made += clients
     for client in clients:
         client.post(CHAT, body_of(CHAT, MODEL, stream=True), x_disconnect="grace=60")
     for client in clients:
@@ -67,9 +76,9 @@ def rest(client: RawClient) -> bytes:
         return client.received
 
 
-def test_a_killed_process_costs_its_own_streams_alone_and_these_go_on_at_another(found: Fleet):
+def test_a_killed_process_costs_its_own_streams_alone_and_these_go_on_at_another(found: Fleet, open_streams):
     (apis,) = found.apis
-    clients = open_streams(found, 12)
+    clients = open_streams(12)
     victim = max(apis.children(), key=lambda child: len(child.net_connections("tcp")))
     its_ports = {connection.raddr.port for connection in victim.net_connections("tcp") if connection.raddr}
 
@@ -90,9 +99,9 @@ def test_a_killed_process_costs_its_own_streams_alone_and_these_go_on_at_another
     assert apis.events("process_died")
 
 
-def test_a_restart_of_all_one_by_one_loses_no_stream_and_refuses_no_request(found: Fleet):
+def test_a_restart_of_all_one_by_one_loses_no_stream_and_refuses_no_request(found: Fleet, open_streams):
     before = {child.pid for tier in (found.apis, found.workers) for child in tier[0].children()}
-    clients = open_streams(found, 9)
+    clients = open_streams(9)
     problems: list[str] = []
     done = threading.Event()
 
@@ -148,9 +157,9 @@ def test_a_hang_up_makes_all_processes_read_their_settings_again(found: Fleet):
     assert len(found.apis[0].children()) == PROCESSES
 
 
-def test_told_to_stop_they_finish_their_answers_and_close_the_port(found: Fleet):
+def test_told_to_stop_they_finish_their_answers_and_close_the_port(found: Fleet, open_streams):
     (apis,) = found.apis
-    clients = open_streams(found, 6)
+    clients = open_streams(6)
 
     apis.send(signal.SIGTERM)
     until(lambda: not accepts(apis.port), "the port is closed")
