@@ -134,14 +134,39 @@ def yaml_file() -> str:
     return _yaml_file.get()
 
 
+class _RepeatedKey(yaml.MarkedYAMLError):
+    """Two entries of one mapping have the same key."""
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that is written twice, of which YAML's usual reader silently drops the first.
+
+    It looks at what is written, before ``<<`` merges other mappings into it: an entry may replace a merged one.
+    """
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            line = key.start_mark.line + 1
+            if key.value in lines:  # No message quotes it: a secret may stand where a name should be.
+                raise _RepeatedKey(problem=f"has the same key twice, in line {lines[key.value]} and in line {line}")
+            lines[key.value] = line
+        return node
+
+
 def yaml_values() -> dict[str, Any]:
     """Return the settings in ``sluice.yaml``. Empty where there is no such file."""
     name = yaml_file()
     try:
         with Path(name).open(encoding="utf-8") as file:
-            values = yaml.safe_load(file)
+            values = yaml.load(file, _UniqueKeys)  # noqa: S506 - It is a SafeLoader.
     except FileNotFoundError:
         return {}
+    except _RepeatedKey as error:
+        raise UnreadableSettings(f"{name} {error.problem}: leave one of them out, or write both as one.") from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "its end"

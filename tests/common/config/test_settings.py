@@ -1,6 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
+from common.config.setting_sources import UnreadableSettings
 from common.config.settings import Settings
 
 
@@ -302,3 +303,33 @@ def test_a_brought_key_pays_where_the_provider_cannot_do_without_one(provider: s
 
 def test_it_pays_for_nothing_behind_a_gateway():
     assert not Settings(ai_gateway_account_id="a", ai_gateway_id="g").byok_pays("openai")
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("routes: {a: {targets: [x]}}\nport: 1\nroutes: {b: {targets: [y]}}\n", (1, 3)),
+        ("routes:\n  a: {targets: [x]}\n  b: {targets: [x]}\n  a: {targets: [y]}\n", (2, 4)),
+        ("providers:\n  lab: {base_url: 'http://a/v1'}\n  'lab':\n    base_url: http://b/v1\n", (2, 3)),
+        ("providers: {lab: {base_url: 'http://a/v1', base_url: 'http://b/v1'}}\n", (1, 1)),
+    ],
+)
+def test_a_key_that_is_written_twice_is_refused_with_its_lines(elsewhere, text, lines):
+    (elsewhere / "sluice.yaml").write_text(text)
+
+    with pytest.raises(UnreadableSettings, match=f"in line {lines[0]} and in line {lines[1]}"):
+        Settings()
+
+
+def test_merge_keys_of_yaml_may_be_replaced_and_merged_again(elsewhere):
+    (elsewhere / "sluice.yaml").write_text(
+        "providers:\n"
+        "  a: &a {base_url: 'http://a/v1', api_keys: [k]}\n"
+        "  b: &b {<<: *a, base_url: 'http://b/v1'}\n"
+        "  c: {<<: *b, base_url: 'http://c/v1'}\n"
+    )
+
+    providers = Settings().providers
+
+    assert [providers[name].base_url for name in "abc"] == ["http://a/v1", "http://b/v1", "http://c/v1"]
+    assert [len(providers[name].api_keys) for name in "abc"] == [1, 1, 1]
