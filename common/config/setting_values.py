@@ -77,6 +77,13 @@ def _http_url(text: str) -> str:
     return text
 
 
+def _without_login(text: str) -> str:
+    """Refuse a user and a password: no request can be made with them, and an address is shown in clear, unlike a key."""
+    if "@" in urlsplit(text).netloc:
+        raise ValueError("it must not have a user or a password before the host: put the key into api_keys")
+    return text
+
+
 def _redis_url(text: str) -> str:
     parts = _split(text)
     if parts.scheme not in REDIS_SCHEMES:
@@ -151,6 +158,7 @@ SecretCommaList = Annotated[tuple[Key, ...], NoDecode, BeforeValidator(_split_co
 Origins = Annotated[tuple[Origin, ...], NoDecode, BeforeValidator(_split_origins)]
 Keys = Annotated[tuple[Key, ...], BeforeValidator(_split_commas)]
 HttpUrl = Annotated[str, BeforeValidator(_trim_slash), AfterValidator(_http_url)]
+ProviderUrl = Annotated[HttpUrl, AfterValidator(_without_login)]
 RedisUrl = Annotated[str, AfterValidator(_redis_url)]
 DatabaseUrl = Annotated[str, AfterValidator(_database_url)]
 Lowered = BeforeValidator(_lower)

@@ -149,6 +149,9 @@ def test_the_admin_api_does_the_same(gateway: Fleet):
     assert admin(gateway, "GET", "/providers/lab").status_code == 404
     assert admin(gateway, "PATCH", "/providers/lab", {"disabled": True}).status_code == 404
     assert admin(gateway, "POST", "/providers", {"name": "lab2", "base_url": "ftp://x"}).status_code == 400
+    with_login = admin(gateway, "POST", "/providers", {"name": "lab2", "base_url": "http://user:secret-word@127.0.0.1:1"})
+    assert (with_login.status_code, "put the key into api_keys" in with_login.text) == (400, True)
+    assert "secret-word" not in with_login.text
     assert gateway.client.get(f"{gateway.url}/admin/providers").status_code == 401
 
 

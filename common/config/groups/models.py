@@ -16,9 +16,9 @@ from common.config.setting_values import GIB as GIB
 from common.config.setting_values import KIB as KIB
 from common.config.setting_values import MIB as MIB
 from common.config.setting_values import (
-    HttpUrl,
     Key,
     Keys,
+    ProviderUrl,
 )
 from common.metering.pricing import Price
 from common.vendors.model_names import CLAUDE_FOR_OPENAI, canonical_name
@@ -48,7 +48,7 @@ class ProviderSettings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     api_keys: Keys = ()
-    base_url: HttpUrl | None = None
+    base_url: ProviderUrl | None = None
     wire: WireName | None = None
     continuation: ContinuationMethod | None = None
     limits: Limits = Limits()  # The vendor's quota for each key. All workers together keep to it.
@@ -91,7 +91,7 @@ class ModelSettings(BaseModel):
     )
     ai_gateway_id: str | None = Field(None, description="The Cloudflare AI Gateway through which providers are reached.")
     ai_gateway_token: Key | None = Field(None, description="The token of the AI Gateway, if it requires one.")
-    ai_gateway_base_url: HttpUrl = Field(
+    ai_gateway_base_url: ProviderUrl = Field(
         "https://gateway.ai.cloudflare.com/v1", description="The address of Cloudflare's AI Gateways."
     )
 

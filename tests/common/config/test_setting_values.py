@@ -3,7 +3,7 @@
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from common.config.setting_values import CommaList, DatabaseUrl, HttpUrl, Keys, Origins, RedisUrl, SecretCommaList
+from common.config.setting_values import CommaList, DatabaseUrl, HttpUrl, Keys, Origins, ProviderUrl, RedisUrl, SecretCommaList
 from common.redis.client import connect
 
 REDIS, DATABASE, HTTP, ORIGINS = (TypeAdapter(kind) for kind in (RedisUrl, DatabaseUrl, HttpUrl, Origins))
@@ -92,6 +92,15 @@ def test_another_database_is_refused(url: str):
 def test_an_address_needs_scheme_and_host(url: str):
     with pytest.raises(ValidationError):
         HTTP.validate_python(url)
+
+
+@pytest.mark.parametrize("login", ["user:secret-word@", "user@", ":secret-word@", "@"])
+def test_an_address_of_a_provider_has_no_login(login: str):
+    url = TypeAdapter(ProviderUrl)
+    assert url.validate_python("https://h:80/v1/@cf") == "https://h:80/v1/@cf"
+    with pytest.raises(ValidationError, match="put the key into api_keys") as refused:
+        url.validate_python(f"http://{login}h:80/v1")
+    assert "secret-word" not in refused.value.errors(include_input=False)[0]["msg"]
 
 
 def test_a_closing_slash_is_no_part_of_an_address():

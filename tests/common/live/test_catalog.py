@@ -186,7 +186,10 @@ def test_what_other_sources_set_is_told():
     assert route.overridden({"aliases": {"fast": ["x/y"]}}) == route.overridden({"routes": {"fast": {}}}) == ["all of it"]
 
 
-@pytest.mark.parametrize("fields", [{"wire": "none"}, {"base_url": "ftp://x"}, {"limits": {"requests": -1}}, {"keys": "k"}])
+@pytest.mark.parametrize(
+    "fields",
+    [{"wire": "none"}, {"base_url": "ftp://x"}, {"base_url": "http://u:p@x"}, {"limits": {"requests": -1}}, {"keys": "k"}],
+)
 def test_settings_that_a_provider_cannot_have_are_refused(fields):
     with pytest.raises(ValidationError):
         changes.add_provider("lab", fields, [])
