@@ -36,7 +36,10 @@ api_password=$(random api/redis-password)
 worker_password=$(random worker/redis-password)
 operator_password=$(random redis/operator-password)
 {
-  echo 'user default on nopass sanitize-payload resetkeys resetchannels -@all +ping'
+  # Nobody can log in as the default user, but it may do all: as this user, Redis reads its log of transactions at the start.
+  # What it may not do would be lost.
+  echo 'user default off sanitize-payload ~* &* +@all'
+  echo 'user health on nopass sanitize-payload resetkeys resetchannels -@all +ping'
   user api "$api_password" "$TIER"
   user worker "$worker_password" "$TIER"
   user operator "$operator_password" '~* &* +@all'

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -210,47 +211,67 @@ def test_what_the_operator_sets_is_used_instead_and_may_be_taken_back(tmp_path: 
     assert contents(tmp_path) == made
 
 
-@pytest.mark.skipif(shutil.which("redis-server") is None, reason="redis-server is not installed")
-async def test_each_tier_has_a_user_of_redis_that_may_do_what_sluice_does_and_no_more(tmp_path: Path):
-    run_credentials(tmp_path)
-    socket = tmp_path / "r.sock"
-    words = [
-        "--port",
-        "0",
-        "--unixsocket",
-        socket,
-        "--aclfile",
-        tmp_path / "redis" / "users.acl",
-        "--save",
-        "",
-        "--dir",
-        tmp_path,
-    ]
-    server = subprocess.Popen(["redis-server", *words], stdout=subprocess.DEVNULL)
+@contextlib.contextmanager
+def redis_with_users(folder: Path) -> Iterator[Path]:
+    """Yield the socket of a Redis with the users that ``credentials.sh`` made. Its log of commands stays in the folder."""
+    socket = folder / "r.sock"
+    words = ["--port", "0", "--unixsocket", socket, "--aclfile", folder / "redis" / "users.acl", "--dir", folder]
+    server = subprocess.Popen(["redis-server", *words, "--appendonly", "yes", "--save", ""], stdout=subprocess.DEVNULL)
     try:
         until(lambda: answers(socket), "Redis has started")
-        for tier in OURS:
-            password = (tmp_path / tier / "redis-password").read_text()
-            async with connect(f"unix://{tier}:{password}@{socket}") as client:
-                assert await try_all(client) == []
-            with redis.Redis(unix_socket_path=str(socket), username=tier, password=password) as plain:
-                for command in ("FLUSHALL", "KEYS *", "CONFIG GET *", "ACL LIST", "SHUTDOWN", "GET other"):
-                    with pytest.raises(redis.exceptions.NoPermissionError):
-                        plain.execute_command(*command.split(" "))
-        with redis.Redis(unix_socket_path=str(socket)) as nobody:
-            assert nobody.ping()
-            for command in ("GET sluice:q:turn", "INFO", "PUBLISH a b", "EVAL return 0"):
-                with pytest.raises(redis.exceptions.NoPermissionError):
-                    nobody.execute_command(*command.split(" "))
+        yield socket
     finally:
         server.terminate()
         server.wait(120)
 
 
 def answers(socket: Path) -> bool:
-    with contextlib.suppress(redis.exceptions.ConnectionError), redis.Redis(unix_socket_path=str(socket)) as client:
+    health = redis.Redis(unix_socket_path=str(socket), username="health", password="any")
+    with contextlib.suppress(redis.exceptions.ConnectionError), health as client:
         return bool(client.ping())
     return False
+
+
+def refused(client: redis.Redis, *commands: str) -> bool:
+    for command in commands:
+        with pytest.raises((redis.exceptions.NoPermissionError, redis.exceptions.AuthenticationError)):
+            client.execute_command(*command.split(" "))
+    return True
+
+
+@pytest.mark.skipif(shutil.which("redis-server") is None, reason="redis-server is not installed")
+async def test_each_tier_has_a_user_of_redis_that_may_do_what_sluice_does_and_no_more(tmp_path: Path):
+    run_credentials(tmp_path)
+    with redis_with_users(tmp_path) as socket:
+        for tier in OURS:
+            password = (tmp_path / tier / "redis-password").read_text()
+            async with connect(f"unix://{tier}:{password}@{socket}") as client:
+                assert await try_all(client) == []
+            with redis.Redis(unix_socket_path=str(socket), username=tier, password=password) as plain:
+                assert refused(plain, "FLUSHALL", "KEYS *", "CONFIG GET *", "ACL LIST", "SHUTDOWN", "GET other")
+        with redis.Redis(unix_socket_path=str(socket)) as nobody:
+            assert refused(nobody, "PING", "GET sluice:q:turn", "INFO")
+        with redis.Redis(unix_socket_path=str(socket), username="health", password="any") as health:
+            assert refused(health, "GET sluice:q:turn", "INFO", "PUBLISH a b", "EVAL return 0")
+
+
+@pytest.mark.skipif(shutil.which("redis-server") is None, reason="redis-server is not installed")
+def test_what_a_tier_wrote_in_a_transaction_is_there_after_a_restart(tmp_path: Path):
+    """Redis reads its log of transactions as the default user, and drops what this user may not do."""
+    run_credentials(tmp_path)
+    password = (tmp_path / "worker" / "redis-password").read_text()
+
+    with (
+        redis_with_users(tmp_path) as socket,
+        redis.Redis(unix_socket_path=str(socket), username="worker", password=password) as client,
+    ):
+        client.pipeline(transaction=True).set("sluice:a", "1").set("sluice:b", "2").execute()
+        client.eval("redis.call('SET', KEYS[1], '3') redis.call('SET', KEYS[2], '4')", 2, "sluice:c", "sluice:d")
+    with (
+        redis_with_users(tmp_path) as socket,
+        redis.Redis(unix_socket_path=str(socket), username="worker", password=password) as client,
+    ):
+        assert client.mget("sluice:a", "sluice:b", "sluice:c", "sluice:d") == [b"1", b"2", b"3", b"4"]
 
 
 def test_docker_waits_for_longer_than_a_tier_drains(services: dict[str, Any]):

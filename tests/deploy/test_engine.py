@@ -180,7 +180,7 @@ def test_operators_pages_are_inside_alone(stack: Stack):
 
 
 def test_redis_and_the_database_want_a_password(stack: Stack):
-    assert "NOPERM" in stack.run("docker compose exec -T redis redis-cli get sluice:q:turn 2>&1")
+    assert "NOAUTH" in stack.run("docker compose exec -T redis redis-cli get sluice:q:turn 2>&1")
     code = (
         "import asyncio, asyncpg; asyncio.run(asyncpg.connect(host='postgres', user='sluice', database='sluice', password='x'))"
     )
