@@ -41,16 +41,19 @@ class WorkerState:
         return None if self.has_started else "starting"
 
     def health(self) -> dict[str, Any]:
-        """Return this worker's status, and its problems if it has any."""
+        """Return this worker's status, and its problems if it has any.
+
+        Settings that were refused are reported, but do not degrade it: it works with the ones from before.
+        """
         problems = [f"Redis: {problem}" for problem in self.probe.problems()]
-        problems += filter(None, [self.worker.problem, self.bookkeeper.problem, *self.live.problems()])
+        problems += filter(None, [self.worker.problem, self.bookkeeper.problem])
         status = self.unready() or ("degraded" if problems else "healthy")
         return {
             "status": status,
             "timestamp": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             "uptime_seconds": round(time.monotonic() - self.began_at),
             "checks": {"redis": not self.probe.problems(), "database": self.bookkeeper.problem is None},
-            "problems": problems,
+            "problems": problems + self.live.problems(),
             "workers_alive": self.queue.workers_alive,
             "loop_lag_ms": lag_figures(),
         }

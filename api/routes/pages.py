@@ -55,7 +55,10 @@ def router(services: ApiServices, metrics_page: MetricsPage) -> APIRouter:
 
     @routes.get("/health", **_health_docs())
     async def health() -> Response:
-        """Report the state of the gateway, including the parts that all processes share."""
+        """Report the state of the gateway, including the parts that all processes share.
+
+        Settings that were refused are reported, but do not degrade it: it serves with the ones from before.
+        """
         problems = problems_of(services)
         return json_response(
             {
@@ -63,7 +66,7 @@ def router(services: ApiServices, metrics_page: MetricsPage) -> APIRouter:
                 "timestamp": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
                 "uptime_seconds": round(time.monotonic() - started_at),
                 "checks": checks_of(services),
-                "problems": problems,
+                "problems": problems + services.problems_of_settings(),
                 "workers_alive": services.queue.workers_alive,
                 "open_viewers": services.hub.open_viewers,
                 "loop_lag_ms": lag_figures(),
@@ -124,7 +127,7 @@ def problems_of(services: ApiServices) -> list[str]:
         problems.append("No provider is configured")
     if services.pulse.is_up and not services.queue.workers_alive:
         problems.append("No worker takes jobs: start one with `sluice worker`")
-    return problems + services.problems_of_settings()
+    return problems
 
 
 def unready(services: ApiServices) -> str | None:

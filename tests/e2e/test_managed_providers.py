@@ -200,7 +200,9 @@ def test_a_process_with_another_secret_says_so_and_serves_the_rest(tmp_path: Pat
         stranger = gateway.start_api()
         gateway.ready()
 
-        (problem,) = gateway.client.get(f"{stranger.url}/health").json()["problems"]
+        page = gateway.client.get(f"{stranger.url}/health")
+        assert page.status_code == 200
+        (problem,) = page.json()["problems"]
         assert ("managed at run time" in problem, "lab" in problem) == (True, False)  # Anybody can read this page.
         (logged,) = stranger.events("stored_settings_in_doubt")[0]["problems"]
         assert "provider lab" in logged and "SLUICE_SECRET" in logged

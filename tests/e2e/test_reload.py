@@ -141,8 +141,12 @@ def test_a_wrong_file_changes_nothing_and_is_told_everywhere(gateway: Fleet, ali
     assert reloaded.stdout.count("refused") == 6  # In the table, and in the reason of each process.
     assert revisions(gateway) == before
     for process in [*gateway.apis, *gateway.workers]:
-        health = gateway.client.get(f"{process.url}/health").json()
-        (problem,) = health["problems"]
+        page = gateway.client.get(f"{process.url}/health")
+        assert (page.status_code, page.json()["status"]) == (
+            200,
+            "healthy",
+        )  # It serves as before.
+        (problem,) = page.json()["problems"]
         # Anybody can read an API's page.
         assert ("refused" in problem, "one" in problem) == (True, process in gateway.workers)
         assert gateway.metrics(process.port)["sluice_config_last_reload_successful"] == 0
