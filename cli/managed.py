@@ -367,7 +367,7 @@ def _list(kind: "Kind", as_json: bool) -> None:
     sealed = [record for record in document.records if record.kind == kind]
     opened = [record.open(settings.secrets) for record in sealed]
     rows = [shown(record, inputs.read) for record in opened if record]
-    problems = [record.unreadable for record, clear in zip(sealed, opened, strict=True) if clear is None]
+    problems = [record.why_unreadable(settings.secrets) for record, clear in zip(sealed, opened, strict=True) if clear is None]
     if as_json:
         click.echo(json.dumps(rows, indent=2))
     else:

@@ -282,18 +282,20 @@ class _Managed:
         return checked
 
     async def list(self, kind: Kind) -> Response:
-        opened = [(sealed, sealed.open(self._live.current.secrets)) for sealed in await self._records() if sealed.kind == kind]
+        secrets = self._live.current.secrets
+        opened = [(sealed, sealed.open(secrets)) for sealed in await self._records() if sealed.kind == kind]
         data = [changes.shown(record, self._live.stronger) for _, record in opened if record]
-        problems = [sealed.unreadable for sealed, record in opened if record is None]
+        problems = [sealed.why_unreadable(secrets) for sealed, record in opened if record is None]
         return json_response({"object": "list", "data": data, "problems": problems}, headers=_NO_STORE)
 
     async def show(self, kind: Kind, name: str) -> Response:
         sealed = next((record for record in await self._records() if (record.kind, record.name) == (kind, name)), None)
         if sealed is None:
             raise NoSuchRecord
-        record = sealed.open(self._live.current.secrets)
+        secrets = self._live.current.secrets
+        record = sealed.open(secrets)
         if record is None:
-            raise NotPossible(sealed.unreadable)
+            raise NotPossible(sealed.why_unreadable(secrets))
         return json_response(changes.shown(record, self._live.stronger), headers=_NO_STORE)
 
     async def _records(self) -> tuple[SealedRecord, ...]:

@@ -69,7 +69,7 @@ class Catalog:
             present = _find(document, kind, name)
             old = present.open(self._secrets) if present else None
             if present and old is None:
-                raise NotPossible(present.unreadable)
+                raise NotPossible(present.why_unreadable(self._secrets))
             new = change(old)
             others = [record for record in document.records if record is not present]
             sealed = new.seal(self._secrets[0])

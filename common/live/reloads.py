@@ -122,7 +122,7 @@ class Reloads:
             return
         secrets = self.live.current.secrets
         opened = [(sealed, await asyncio.to_thread(sealed.open, secrets)) for sealed in document.records]
-        problems = [sealed.unreadable for sealed, record in opened if record is None]
+        problems = [sealed.why_unreadable(secrets) for sealed, record in opened if record is None]
         # What cannot be read stays as it was: somebody has made a mistake, and running requests need it.
         records = [record or self._known.get((sealed.kind, sealed.name)) for sealed, record in opened]
         self._known = {(record.kind, record.name): record for record in records if record}

@@ -107,14 +107,16 @@ class SealedRecord(NamedTuple):
             return None
         return record if (record.kind, record.name) == (self.kind, self.name) else None
 
-    @property
-    def unreadable(self) -> str:
-        """Why ``open`` returned nothing, for operators."""
-        reason = (
-            "a later version of Sluice wrote it"
-            if self.format > FORMAT
-            else "this process has another SLUICE_SECRET than the one that encrypted it (see docs/security.md on changing it)"
-        )
+    def why_unreadable(self, secrets: Sequence[SecretStr]) -> str:
+        """Return why ``open`` returned nothing, for operators."""
+        if self.format > FORMAT:
+            reason = "a later version of Sluice wrote it"
+        elif not secrets:
+            reason = "this process has no SLUICE_SECRET, and it is encrypted with one"
+        else:
+            reason = (
+                "this process has another SLUICE_SECRET than the one that encrypted it (see docs/security.md on changing it)"
+            )
         return f"The {self.kind} {self.name} that is managed at run time cannot be read: {reason}."
 
 

@@ -174,7 +174,15 @@ async def test_a_record_in_another_ones_place_or_of_a_later_version_is_not_read(
     assert moved.open([SECRET]) is None
 
     later = SealedRecord("provider", "lab", FORMAT + 1, moved.sealed)
-    assert (later.open([SECRET]), "later version" in later.unreadable) == (None, True)
+    assert (later.open([SECRET]), "later version" in later.why_unreadable([SECRET])) == (None, True)
+
+
+async def test_what_cannot_be_decrypted_says_whether_the_secret_is_missing_or_another(catalog):
+    await add_lab(catalog)
+    (sealed,) = (await catalog.document()).records
+
+    assert "has no SLUICE_SECRET" in sealed.why_unreadable([])
+    assert "has another SLUICE_SECRET" in sealed.why_unreadable([NEXT])
 
 
 def test_what_other_sources_set_is_told():
