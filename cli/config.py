@@ -189,7 +189,11 @@ def reload(as_json: bool) -> None:
     """
     from cli.settings import load_settings
 
-    settings = load_settings()
+    try:
+        settings = load_settings()
+    except SystemExit:  # The errors are printed. This command needs the settings to find Redis.
+        click.echo("Nothing was reloaded.", err=True)
+        raise
     found = _run(settings, lambda reports: _reload_all(reports))
     if found is None:
         from common.process.redaction import shown_url

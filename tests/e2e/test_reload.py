@@ -138,6 +138,7 @@ def test_a_wrong_file_changes_nothing_and_is_told_everywhere(gateway: Fleet, ali
     reloaded = run_command(gateway, "config", "reload", SLUICE_ALIASES_FILE="")
 
     assert (own_settings_are_wrong.returncode, reloaded.returncode) == (2, 1)
+    assert own_settings_are_wrong.stderr.endswith("\nNothing was reloaded.\n")
     assert reloaded.stdout.count("refused") == 6  # In the table, and in the reason of each process.
     assert revisions(gateway) == before
     for process in [*gateway.apis, *gateway.workers]:
