@@ -1,8 +1,11 @@
 """How does an operator check changed settings, and make the running processes use them?"""
 
 import json
+import socket
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -69,7 +72,12 @@ def check(file: str | None, as_json: bool) -> None:
         if file:
             answer["changes"] = _changes(settings)
         answer["overridden"], settings = with_stored(settings, inputs)
-        answer["processes"] = _compared(settings)
+        answer["processes"] = _compared(settings, will_exist=yaml_file() if file else None)
+        problems += [
+            f"{path} is missing now, and {row['name']} has read it: it would refuse to reload."
+            for row in answer["processes"] or ()
+            for path in row["missing"]
+        ]
     click.echo(json.dumps(answer, indent=2) if as_json else "\n".join(_as_text(answer)))
     sys.exit(1 if problems else 0)
 
@@ -104,8 +112,11 @@ def _parts(old: object, new: object) -> dict[str, list[str]]:
     return {kind: names for kind, names in parts.items() if names}
 
 
-def _compared(settings: "Settings") -> list[dict[str, Any]] | None:
-    """Return for each running process what a reload would change; None: Redis does not answer."""
+def _compared(settings: "Settings", will_exist: str | None) -> list[dict[str, Any]] | None:
+    """Return for each running process what a reload would change; None: Redis does not answer.
+
+    ``will_exist`` is the name of a file that a checked one will replace.
+    """
     from common.live.reloadable import RELOADABLE, digests_of
 
     reports = _run(settings, lambda reports: _read_all(reports))
@@ -122,9 +133,21 @@ def _compared(settings: "Settings") -> list[dict[str, Any]] | None:
                 "would_change": sorted(differing & RELOADABLE),
                 "needs_restart": sorted(differing - RELOADABLE),
                 "problems": list(report.problems),
+                "missing": [path for path in _missing(report) if Path(path).name != will_exist],
             }
         )
     return compared
+
+
+def _missing(report: "Report") -> Iterator[str]:
+    """Yield the files that a process has read and that are missing now. Those of other machines cannot be looked at."""
+    if report.host == socket.gethostname():
+        for path in report.files:
+            with suppress(PermissionError):
+                try:
+                    Path(path).stat()
+                except FileNotFoundError:
+                    yield path
 
 
 def _as_text(answer: Mapping[str, Any]) -> Iterator[str]:
@@ -133,7 +156,10 @@ def _as_text(answer: Mapping[str, Any]) -> Iterator[str]:
     if answer["problems"]:
         yield from answer["problems"]
         return
-    yield f"{answer['file']}: no errors."
+    if Path(answer["file"]).exists():
+        yield f"{answer['file']}: no errors."
+    else:
+        yield f"There is no {answer['file']} here. The other settings have no errors."
     if "changes" in answer:
         yield from _changes_as_text(answer["changes"])
     for name, fields in answer["overridden"].items():

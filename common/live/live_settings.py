@@ -75,6 +75,11 @@ class LiveSettings:
         self._changing = asyncio.Lock()
 
     @property
+    def files(self) -> tuple[str, ...]:
+        """The paths of the files that were read: a reload is refused while one of them is missing."""
+        return tuple(sorted(str(Path(name).absolute()) for name in self._files)) if self._load else ()
+
+    @property
     def is_good(self) -> bool:
         """Whether the last reload succeeded."""
         return not self._file_problems

@@ -159,6 +159,7 @@ class Reloads:
             changed=self._last.difference.changed,
             needs_restart=self.live.needs_restart,
             digests=digests_of(self.live.current),
+            files=self.live.files,
         )
         with suppress(StoreUnavailable):  # The pulse reports it.
             await self._reports.write(report)

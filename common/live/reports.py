@@ -23,7 +23,10 @@ SCAN_COUNT = 1_000
 
 
 class Report(BaseModel):
-    """``asked``: the request to reload that this process has answered last. ``digests``: of the settings that it runs with."""
+    """``asked``: the request to reload that this process has answered last. ``digests``: of the settings that it runs with.
+
+    ``files``: the paths of those without which it refuses to reload.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -36,6 +39,7 @@ class Report(BaseModel):
     changed: tuple[str, ...] = ()
     needs_restart: tuple[str, ...] = ()
     digests: dict[str, str] = {}
+    files: tuple[str, ...] = ()
 
 
 class Reports:

@@ -79,6 +79,7 @@ async def test_a_file_that_is_right_again_ends_the_problem(folder):
 
 async def test_a_file_that_is_gone_is_a_fault_and_not_an_empty_one(folder):
     live = live_in(folder, "aliases: {fast: [openai/gpt-5]}")
+    assert live.files == (str(folder / "sluice.yaml"),)
     (folder / "sluice.yaml").unlink()
 
     outcome = await live.reload()
