@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from common.config.setting_sources import Inputs
     from common.live.catalog import Catalog, Changed
     from common.live.changes import Change
-    from common.live.stored_records import Kind
+    from common.live.stored_records import Kind, Record
 
 Answer = TypeVar("Answer")
 
@@ -301,7 +301,7 @@ def _change(kind: "Kind", name: str, change: "Change", as_json: bool, done: str,
     inputs = Inputs()
     settings = load_settings(inputs)
     checked = _checked(change, inputs)
-    with _refused(kind, name):
+    with _refused(kind, name, inputs):
         changed: Changed = _run(settings, lambda catalog: catalog.change(kind, name, checked), must_exist=must_exist)
     answer = shown(changed.record, inputs.read)
     click.echo(json.dumps({**answer, "served": changed.is_served}, indent=2) if as_json else done.format(printable(name)))
@@ -312,9 +312,12 @@ def _change(kind: "Kind", name: str, change: "Change", as_json: bool, done: str,
 
 def _remove(kind: "Kind", name: str, as_json: bool) -> None:
     from cli.settings import load_settings
+    from common.config.setting_sources import Inputs
 
-    with _refused(kind, name):
-        is_served = _run(load_settings(), lambda catalog: catalog.remove(kind, name), must_exist=True)
+    inputs = Inputs()
+    settings = load_settings(inputs)
+    with _refused(kind, name, inputs):
+        is_served = _run(settings, lambda catalog: catalog.remove(kind, name), must_exist=True)
     answer = {"name": name, "object": kind, "removed": True, "served": is_served}
     click.echo(json.dumps(answer) if as_json else f"The {kind} {printable(name)} is removed.")
     _warn_unserved(is_served=is_served)
@@ -326,15 +329,14 @@ def _warn_unserved(*, is_served: bool) -> None:
 
 
 @contextmanager
-def _refused(kind: "Kind", name: str) -> Iterator[None]:
-    from common.live.changes import NoSuchRecord, NotPossible
+def _refused(kind: "Kind", name: str, inputs: "Inputs") -> Iterator[None]:
+    from common.live.changes import NoSuchRecord, NotPossible, why_not_managed
 
     try:
         yield
     except NoSuchRecord as error:
-        raise click.ClickException(
-            f"There is no {kind} {printable(name[:100])} that is managed at run time. `sluice {kind}s list` shows all."
-        ) from error
+        text = printable(why_not_managed(kind, name, inputs.read or {}))
+        raise click.ClickException(f"{text} `sluice {kind}s list` shows all that are managed.") from error
     except NotPossible as error:
         raise click.ClickException(str(error)) from error
 
@@ -371,11 +373,12 @@ def _list(kind: "Kind", as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(rows, indent=2))
     else:
+        without_key = _without_key(inputs, [record for record in opened if record]) if kind == "provider" else set()
         table = [("name", "state", "keys" if kind == "provider" else "targets", "overridden by settings")]
         table += [
             (
                 printable(row["name"]),
-                "disabled" if row["disabled"] else "on",
+                "disabled" if row["disabled"] else "no key" if row["name"] in without_key else "on",
                 _keys_of(row) if kind == "provider" else _targets_of(row),
                 ", ".join(row["overridden_by_settings"]),
             )
@@ -384,6 +387,17 @@ def _list(kind: "Kind", as_json: bool) -> None:
         click.echo("\n".join(aligned(table, len(table[0]))))
     for problem in problems:
         click.echo(f"! {problem}", err=True)
+
+
+def _without_key(inputs: "Inputs", records: "list[Record]") -> set[str]:
+    """Return the providers that need a key, and have none here either."""
+    import time
+
+    from common.live.live_settings import build
+
+    entries = [entry for record in records if (entry := record.entry(time.time_ns() // 1_000_000))]
+    settings, _ = build(inputs, entries)
+    return {name for name, vendor in settings.vendors.items() if vendor.key_is_needed and not settings.has_key(name)}
 
 
 def _keys_of(row: dict[str, Any]) -> str:

@@ -5,7 +5,8 @@ Like the keys of clients (``admin.py``): with an admin key, and only where there
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import structlog
@@ -236,9 +237,6 @@ class _Managed:
         try:
             async with asyncio.timeout(TIMEOUT_S):
                 return await work()
-        except NoSuchRecord as error:
-            message = "There is no provider or route with this name that is managed at run time."
-            raise GatewayError(ErrorKind.NOT_FOUND, message, code="not_managed") from error
         except ValidationError as error:
             raise GatewayError(ErrorKind.INVALID_REQUEST, f"{reason_of(error)}.", code="invalid_value") from error
         except NotPossible as error:
@@ -257,14 +255,24 @@ class _Managed:
 
         return Catalog(engine, self._redis, self._live.current.secrets)
 
+    @contextmanager
+    def _managed_only(self, kind: Kind, name: str) -> Iterator[None]:
+        try:
+            yield
+        except NoSuchRecord as error:
+            message = changes.why_not_managed(kind, name, self._live.stronger)
+            raise GatewayError(ErrorKind.NOT_FOUND, message, code="not_managed") from error
+
     async def change(self, kind: Kind, name: str, change: Change, status: int = 200) -> Response:
-        changed = await (await self._catalog()).change(kind, name, self._checked_change(change))
+        with self._managed_only(kind, name):
+            changed = await (await self._catalog()).change(kind, name, self._checked_change(change))
         log.info("configuration_managed", kind=kind, name=name, is_removed=False)
         shown = {**changes.shown(changed.record, self._live.stronger), "served": changed.is_served}
         return json_response(shown, status, _NO_STORE)
 
     async def remove(self, kind: Kind, name: str) -> Response:
-        is_served = await (await self._catalog()).remove(kind, name)
+        with self._managed_only(kind, name):
+            is_served = await (await self._catalog()).remove(kind, name)
         log.info("configuration_managed", kind=kind, name=name, is_removed=True)
         removed = RemovedRecord(name=name, object=kind, removed=True, served=is_served)
         return json_response(removed.model_dump(), headers=_NO_STORE)
@@ -290,8 +298,9 @@ class _Managed:
 
     async def show(self, kind: Kind, name: str) -> Response:
         sealed = next((record for record in await self._records() if (record.kind, record.name) == (kind, name)), None)
-        if sealed is None:
-            raise NoSuchRecord
+        with self._managed_only(kind, name):
+            if sealed is None:
+                raise NoSuchRecord
         secrets = self._live.current.secrets
         record = sealed.open(secrets)
         if record is None:

@@ -12,13 +12,23 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from common.live.stored_records import KEYS_MAX, Record, StoredKey, provider_values, rotated, route_values
+from common.live.stored_records import (
+    KEYS_MAX,
+    Kind,
+    Record,
+    StoredKey,
+    is_in_settings,
+    provider_values,
+    rotated,
+    route_values,
+)
 from common.vendors.table import VENDOR_IDS
 
 Change = Callable[[Record | None], Record]
 
 OVERLAP_S, OVERLAP_S_MAX = 600, 30 * 86_400  # Of a rotation: for so long the old key is called where the new one fails.
 ROUTE_NAME_MAX = 200
+NAME_SHOWN_MAX = 100  # Of a name that does not exist.
 
 
 class NoSuchRecord(Exception):
@@ -55,6 +65,13 @@ def check_route_name(name: str) -> str:
     if not 0 < len(name) <= ROUTE_NAME_MAX or not name.isprintable() or name != name.strip():
         raise NotPossible(f"A route's name must be 1 to {ROUTE_NAME_MAX} printable characters, without blanks around it.")
     return name
+
+
+def why_not_managed(kind: Kind, name: str, stronger: Mapping[str, Any]) -> str:
+    """Return what ``NoSuchRecord`` means for this name. ``stronger``: what other sources say, see ``Inputs.read``."""
+    text = f"There is no {kind} {name[:NAME_SHOWN_MAX]} that is managed at run time."
+    where = " It is in the settings: change it there, in the environment or in a file."
+    return text + (where if is_in_settings(kind, name, stronger) else "")
 
 
 def add_provider(name: str, fields: Mapping[str, Any], keys: Sequence[SecretStr]) -> Change:

@@ -77,8 +77,7 @@ class Record(BaseModel):
     def overridden(self, stronger: Mapping[str, Any]) -> list[str]:
         """Return the fields that other sources set too: those win. ``stronger``: what they say, see ``Inputs.read``."""
         if self.kind == "route":
-            names = [*_names(stronger.get("routes")), *_names(stronger.get("aliases"))]
-            return ["all of it"] if self.name in names else []
+            return ["all of it"] if is_in_settings("route", self.name, stronger) else []
         providers = stronger.get("providers")
         chosen = [
             set_fields
@@ -148,6 +147,13 @@ def rotated(keys: Sequence[StoredKey], new: StoredKey, id_: str, until_ms: int |
         else:
             rotated_keys.append(key)
     return (*rotated_keys, *replaced)
+
+
+def is_in_settings(kind: Kind, name: str, stronger: Mapping[str, Any]) -> bool:
+    """Whether other sources name this provider or route. ``stronger``: what they say, see ``Inputs.read``."""
+    if kind == "route":
+        return name in [*_names(stronger.get("routes")), *_names(stronger.get("aliases"))]
+    return name in [VENDOR_IDS.get(each, each) for each in _names(stronger.get("providers"))]
 
 
 def _names(value: object) -> list[str]:

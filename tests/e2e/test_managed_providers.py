@@ -130,6 +130,13 @@ def test_files_and_environment_win_visibly(gateway: Fleet):
     assert "overridden by settings: api_keys" in run(gateway, "config", "check").stdout
 
 
+def test_a_vendor_without_the_key_that_it_needs_is_not_listed_as_on(gateway: Fleet):
+    for name, key in (("groq", None), ("mistral", "a-key-for-mistral"), ("openai", None)):
+        sluice(gateway, "providers", "add", name, key=key)
+    rows = [line.split() for line in run(gateway, "providers", "list").stdout.splitlines()]
+    assert rows[1:] == [["groq", "no", "key"], ["mistral", "on", *rows[2][2:]], ["openai", "on"]]  # OPENAI_API_KEY is set.
+
+
 def test_the_admin_api_does_the_same(gateway: Fleet):
     body = {"name": "lab", "base_url": f"{gateway.demo_url}/v1", "api_keys": [KEY.format(1)]}
     assert admin(gateway, "POST", "/providers", body).status_code == 201
@@ -149,6 +156,9 @@ def test_the_admin_api_does_the_same(gateway: Fleet):
     assert admin(gateway, "GET", "/providers/lab").status_code == 404
     assert admin(gateway, "PATCH", "/providers/lab", {"disabled": True}).status_code == 404
     assert admin(gateway, "POST", "/providers", {"name": "lab2", "base_url": "ftp://x"}).status_code == 400
+    in_settings = admin(gateway, "PATCH", "/providers/openai", {"disabled": True})
+    assert (in_settings.status_code, "It is in the settings" in in_settings.text) == (404, True)
+    assert "It is in the settings" in run(gateway, "providers", "rotate", "openai", "--key-file", "-", key="k").stderr
     with_login = admin(gateway, "POST", "/providers", {"name": "lab2", "base_url": "http://user:secret-word@127.0.0.1:1"})
     assert (with_login.status_code, "put the key into api_keys" in with_login.text) == (400, True)
     assert "secret-word" not in with_login.text

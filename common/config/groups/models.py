@@ -196,10 +196,12 @@ class ModelSettings(BaseModel):
         return needs_key and not self.is_behind_gateway(provider)
 
     def provider_is_on(self, provider: str) -> bool:
-        if self.is_behind_gateway(provider):
-            return True  # A key that is missing here may be stored at the AI Gateway.
-        has_key = bool(self.provider(provider).api_keys) or not self.vendors[provider].key_is_needed
-        return has_key and bool(self.base_url(provider))
+        return self.is_behind_gateway(provider) or (self.has_key(provider) and bool(self.base_url(provider)))
+
+    def has_key(self, provider: str) -> bool:
+        """Whether a provider has the key that it needs. One that is missing here may be stored at the AI Gateway."""
+        has_own = bool(self.provider(provider).api_keys) or not self.vendors[provider].key_is_needed
+        return has_own or self.is_behind_gateway(provider)
 
     @cached_property
     def mapped_models(self) -> Mapping[str, str]:

@@ -194,6 +194,18 @@ def test_what_other_sources_set_is_told():
     assert route.overridden({"aliases": {"fast": ["x/y"]}}) == route.overridden({"routes": {"fast": {}}}) == ["all of it"]
 
 
+def test_what_is_only_in_the_settings_is_told_where_to_change():
+    read = {"providers": {"gemini": {}}, "aliases": {"fast": ["x/y"]}}
+    for kind, name, is_there in [
+        ("provider", "google-ai-studio", True),
+        ("route", "fast", True),
+        ("provider", "fast", False),
+        ("route", "slow", False),
+    ]:
+        text = changes.why_not_managed(kind, name, read)
+        assert (name in text, "It is in the settings" in text) == (True, is_there)
+
+
 @pytest.mark.parametrize(
     "fields",
     [{"wire": "none"}, {"base_url": "ftp://x"}, {"base_url": "http://u:p@x"}, {"limits": {"requests": -1}}, {"keys": "k"}],
