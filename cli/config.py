@@ -127,11 +127,13 @@ def _compared(settings: "Settings", will_exist: str | None) -> list[dict[str, An
     for report in reports:
         differing = {name for name, digest in digests.items() if report.digests.get(name, digest) != digest}
         differing -= {*_OF_ONE_PROCESS}
+        has_another_secret = "secret" in differing  # It is the key of all digests, so they say nothing then.
         compared.append(
             {
                 **_about(report),
-                "would_change": sorted(differing & RELOADABLE),
-                "needs_restart": sorted(differing - RELOADABLE),
+                "has_another_secret": has_another_secret,
+                "would_change": [] if has_another_secret else sorted(differing & RELOADABLE),
+                "needs_restart": ["secret"] if has_another_secret else sorted(differing - RELOADABLE),
                 "problems": list(report.problems),
                 "missing": [path for path in _missing(report) if Path(path).name != will_exist],
             }
@@ -171,9 +173,7 @@ def _as_text(answer: Mapping[str, Any]) -> Iterator[str]:
         yield "No process runs."
     else:
         rows = [("process", "revision", "a reload would change", "needs a restart")]
-        rows += [
-            (row["name"], row["revision"], _listed(row["would_change"]), _listed(row["needs_restart"])) for row in processes
-        ]
+        rows += [(row["name"], row["revision"], _would_change(row), _listed(row["needs_restart"])) for row in processes]
         yield from aligned(rows, len(rows[0]))
         yield from _problems_as_text(processes)
 
@@ -195,6 +195,10 @@ def _problems_as_text(processes: list[dict[str, Any]]) -> Iterator[str]:
     for row in processes:
         for problem in row["problems"]:
             yield f"! {row['name']}: {printable(problem)}"
+
+
+def _would_change(row: Mapping[str, Any]) -> str:
+    return "not known: SLUICE_SECRET differs here" if row["has_another_secret"] else _listed(row["would_change"])
 
 
 def _listed(names: list[str]) -> str:

@@ -1,5 +1,6 @@
 """What ``sluice config`` says of files that cannot be used."""
 
+import json
 import os
 import socket
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from click.testing import CliRunner
 from redis import Redis
 
 from cli.main import main
+from common.config.settings import Settings
+from common.live.reloadable import digests_of
 from common.live.reports import Report
 from common.redis import keyspace
 
@@ -47,9 +50,9 @@ def server(redis_server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Redis]:
     client.close()
 
 
-def report(server: Redis, path: Path, host: str) -> None:
+def report(server: Redis, path: Path, host: str, digests: dict[str, str] | None = None) -> None:
     """Be a process that has read a file."""
-    running = Report(name="api-1", pid=os.getpid(), host=host, revision="r", files=(str(path),))
+    running = Report(name="api-1", pid=os.getpid(), host=host, revision="r", files=(str(path),), digests=digests or {})
     server.set(keyspace.config_process("api-1"), running.model_dump_json())
 
 
@@ -75,3 +78,30 @@ def test_a_check_does_not_look_for_files_of_other_machines_nor_praises_a_file_th
 
     assert result.exit_code == 0, result.output
     assert "There is no sluice.yaml here." in result.output
+
+
+@pytest.mark.parametrize("own", ["", "another secret of 32 bytes or more"])
+def test_a_check_with_another_secret_says_so_instead_of_naming_every_setting(
+    folder: Path, server: Redis, monkeypatch: pytest.MonkeyPatch, own: str
+):
+    running = digests_of(Settings(secret="the secret of all processes, 32 bytes"))
+    report(server, folder / "sluice.yaml", "another.example", running)
+    monkeypatch.setenv("SLUICE_SECRET", own)
+
+    text = CliRunner().invoke(main, ["config", "check"]).output
+    row = json.loads(CliRunner().invoke(main, ["config", "check", "--json"]).output)["processes"][0]
+
+    assert "not known: SLUICE_SECRET differs here" in text
+    assert (row["has_another_secret"], row["would_change"], row["needs_restart"]) == (True, [], ["secret"])
+
+
+def test_a_check_with_the_same_secret_names_what_differs(folder: Path, server: Redis, monkeypatch: pytest.MonkeyPatch):
+    secret = "the secret of all processes, 32 bytes"
+    monkeypatch.setenv("SLUICE_SECRET", secret)
+    running = digests_of(Settings(worker_slots=7, aliases={"fast": ["openai/gpt-5"]}))
+    report(server, folder / "sluice.yaml", "another.example", running)
+
+    row = json.loads(CliRunner().invoke(main, ["config", "check", "--json"]).output)["processes"][0]
+
+    assert (row["has_another_secret"], row["would_change"]) == (False, ["aliases"])
+    assert "worker_slots" in row["needs_restart"]
