@@ -431,8 +431,7 @@ def _run(settings: Any, work: "Callable[[Catalog], Awaitable[Answer]]", *, must_
 
 @contextmanager
 def _failures() -> Iterator[None]:
-    from common.database.engine import DatabaseUnavailable, RowRefused
-    from common.live.changes import Busy
+    from common.database.errors import Busy, DatabaseUnavailable, RowRefused
 
     try:
         yield

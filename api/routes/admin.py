@@ -1,35 +1,23 @@
-"""How are managed keys administered over HTTP?
+"""How are managed keys administered over HTTP?"""
 
-The paths exist only if ``SLUICE_ADMIN_KEYS`` is set; otherwise they are unknown like any others. An admin key works on these
-paths only, and a client's key never does.
-"""
+from typing import Annotated, Any
 
-import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Annotated, Any, TypeVar
-
-from fastapi import APIRouter, Depends, Request, Response
-from fastapi.security import HTTPBearer
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, ValidationError
+from fastapi import APIRouter, Request, Response
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, StrictBool
 
 from api.auth.key_cache import KeyCache, KeyRings
+from api.routes.administration import NO_STORE, Body, Work, admin_router, answer_from_database, read_model
 from api.routes.openapi import administering, query
 from api.routes.paging import after_in, after_parameter, limit_in, limit_parameter, page_of
-from api.server.body import read_json
-from api.server.http_errors import PLAIN, json_response
-from api.server.store_errors import redis_away
-from api.services import ApiServices, answer_or_error
+from api.server.http_errors import json_response
+from api.services import ApiServices
 from common.access.cache_rule import check_number
 from common.access.key_records import KeyRecord
 from common.access.key_text import is_id
 from common.access.principal import Access
 from common.canonical.errors import ErrorKind, GatewayError
-from common.canonical.wording import try_again
 from common.dialects.shared.reading import invalid
 
-TIMEOUT_S = 10.0  # For the database and Redis together.
-RETRY_AFTER_S = 5
-_NO_STORE = {"cache-control": "no-store"}
 _YEAR_9999_S = 253_402_300_799
 
 
@@ -43,14 +31,9 @@ Moment = Annotated[int, Field(ge=0, le=_YEAR_9999_S, description="Seconds since 
 Overlap = Annotated[
     int, Field(ge=0, le=30 * 86_400, description="For how long the old key still works, too."), BeforeValidator(check_number)
 ]
-BodyModel = TypeVar("BodyModel", bound=BaseModel)
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class NewKeyBody(_Body):
+class NewKeyBody(Body):
     name: Name = ""
     tenant: Tenant | None = Field(
         None, description="Whose queue turns, budget and rules it shares; none: it is its own tenant."
@@ -59,7 +42,7 @@ class NewKeyBody(_Body):
     expires_at: Moment | None = None
 
 
-class ChangeBody(_Body):
+class ChangeBody(Body):
     """A field that is absent stays unchanged. ``access`` is replaced completely. ``expires_at`` null: it does not expire."""
 
     name: Name = ""
@@ -69,7 +52,7 @@ class ChangeBody(_Body):
     expires_at: Moment | None = None
 
 
-class RotateBody(_Body):
+class RotateBody(Body):
     overlap_s: Overlap = 0
 
 
@@ -113,8 +96,7 @@ _LIST_QUERY = [
 
 
 def router(services: ApiServices, key_cache: KeyCache, rings: KeyRings) -> APIRouter:
-    # The dependency only puts the security scheme into the OpenAPI schema. The check itself answers in our own error format.
-    routes = APIRouter(tags=["admin"], prefix="/admin", dependencies=[Depends(HTTPBearer(auto_error=False))])
+    routes = admin_router()
     admin = _Admin(services, key_cache, rings)
 
     @routes.post("/keys", **administering("Make a key", CreatedKey, 201, body=NewKeyBody))
@@ -152,33 +134,17 @@ class _Admin:
         self._key_cache = key_cache
         self._rings = rings
 
-    async def answer(self, request: Request, work: Callable[[], Awaitable[Response]]) -> Response:
-        return await answer_or_error(PLAIN, request, self._services, self._checked(request, work))
+    async def answer(self, request: Request, work: Work) -> Response:
+        return await answer_from_database(request, self._services, lambda: self._with_cache(work))
 
-    async def _checked(self, request: Request, work: Callable[[], Awaitable[Response]]) -> Response:
-        self._services.authenticator.check_admin(request)
-        if not self._services.pulse.is_up:
-            raise redis_away(self._services.pulse)
-        # Shielded: once a change has begun, it is made in both the database and Redis, even if the client has left.
-        return await asyncio.shield(asyncio.ensure_future(self._with_timeout(work)))
-
-    async def _with_timeout(self, work: Callable[[], Awaitable[Response]]) -> Response:
+    async def _with_cache(self, work: Work) -> Response:
         await self._rings.load()
-        from common.access.key_ring import Busy, UnknownKey
-        from common.database.engine import DatabaseUnavailable, RowRefused
+        from common.access.key_ring import UnknownKey
 
         try:
-            async with asyncio.timeout(TIMEOUT_S):
-                return await work()
+            return await work()
         except UnknownKey as error:
             raise GatewayError(ErrorKind.NOT_FOUND, f"There is no key with the id '{error}'.", code="key_not_found") from error
-        except RowRefused as error:
-            raise GatewayError(ErrorKind.INVALID_REQUEST, "The database cannot store these values.", code="invalid") from error
-        except (DatabaseUnavailable, TimeoutError, Busy) as error:
-            message = f"The database does not answer. {try_again(RETRY_AFTER_S)}"
-            raise GatewayError(
-                ErrorKind.OVERLOADED, message, code="database_unavailable", retry_after_s=RETRY_AFTER_S
-            ) from error
         finally:
             self._key_cache.forget_all()  # Here at once; in other processes with the next beat of the pulse.
 
@@ -198,7 +164,7 @@ class _Admin:
             raise invalid("tenant", "must be 1 to 64 characters")
         records = await (await self._rings.open()).list(tenant, after or "", limit + 1)
         page = page_of([_shown(record).model_dump(mode="json") for record in records], limit)
-        return json_response(page, headers=_NO_STORE)
+        return json_response(page, headers=NO_STORE)
 
     async def show(self, id_: str) -> Response:
         return _key_response(await (await self._rings.open()).find(_checked_id(id_)))
@@ -225,19 +191,7 @@ class _Admin:
     async def delete(self, id_: str) -> Response:
         if not await (await self._rings.open()).delete(_checked_id(id_)):
             raise _not_served_yet()
-        return json_response(DeletedKey(id=id_, deleted=True).model_dump(), headers=_NO_STORE)
-
-
-async def read_model(model: type[BodyModel], request: Request, services: ApiServices) -> BodyModel:
-    _, body = await read_json(request, services.settings, services.bodies)
-    try:
-        return model.model_validate(body)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        param = ".".join(str(part) for part in first["loc"])
-        raise GatewayError(
-            ErrorKind.INVALID_REQUEST, f"{param or 'The body'}: {first['msg']}.", code="invalid_value", param=param[:200]
-        ) from error
+        return json_response(DeletedKey(id=id_, deleted=True).model_dump(), headers=NO_STORE)
 
 
 def _checked_id(id_: str) -> str:
@@ -267,12 +221,12 @@ def _seconds(moment_ms: int | None) -> int | None:
 
 
 def _key_response(record: KeyRecord) -> Response:
-    return json_response(_shown(record).model_dump(mode="json"), headers=_NO_STORE)
+    return json_response(_shown(record).model_dump(mode="json"), headers=NO_STORE)
 
 
 def _new_key_response(record: KeyRecord, text: str, *, is_served: bool, status: int) -> Response:
     key = CreatedKey(**dict(_shown(record)), key=text, served=is_served)
-    return json_response(key.model_dump(mode="json"), status, _NO_STORE)
+    return json_response(key.model_dump(mode="json"), status, NO_STORE)
 
 
 def _not_served_yet() -> GatewayError:

@@ -1,17 +1,13 @@
-"""How do admins see what is in the cache, and remove it, over HTTP? The same as ``sluice cache``.
-
-The paths exist only if ``SLUICE_ADMIN_KEYS`` is set, and only admin keys work on them.
-"""
+"""How do admins see what is in the cache, and remove it, over HTTP? The same as ``sluice cache``."""
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
 
 import structlog
-from fastapi import APIRouter, Depends, Request, Response
-from fastapi.security import HTTPBearer
+from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
+from api.routes.administration import NO_STORE, Work, admin_router
 from api.routes.openapi import administering, query
 from api.server.http_errors import PLAIN, json_response
 from api.services import ApiServices, answer_or_error
@@ -30,7 +26,6 @@ TIMEOUT_S = 30.0  # A million entries take some seconds.
 LEDGER_TIMEOUT_S = 10.0
 RETRY_AFTER_S = 5
 NAME_MAX = 255
-_NO_STORE = {"cache-control": "no-store"}
 
 
 class ShownGroup(BaseModel):
@@ -75,15 +70,14 @@ _CLEAR_QUERY = [
 
 
 def router(services: ApiServices, inventory: Inventory, database: LazyDatabase) -> APIRouter:
-    # The dependency only puts the security scheme into the OpenAPI schema. The check itself answers in our own error format.
-    routes = APIRouter(tags=["admin"], prefix="/admin", dependencies=[Depends(HTTPBearer(auto_error=False))])
+    routes = admin_router()
 
     @routes.get("/cache", **administering("Show what is in the cache", ShownCache))
     async def show_cache(request: Request) -> Response:
         async def show() -> Response:
             usage = await _last_day(database)
             report = cache_report(await inventory.count(), services.settings.cache_bytes_max, usage)
-            return json_response(report, headers=_NO_STORE)
+            return json_response(report, headers=NO_STORE)
 
         return await answer_or_error(PLAIN, request, services, _answer(request, services, show))
 
@@ -91,14 +85,14 @@ def router(services: ApiServices, inventory: Inventory, database: LazyDatabase) 
     async def clear_cache(request: Request) -> Response:
         async def clear() -> Response:
             deleted = await inventory.clear(**_chosen(request))
-            return json_response(ClearedCache(deleted=deleted).model_dump(), headers=_NO_STORE)
+            return json_response(ClearedCache(deleted=deleted).model_dump(), headers=NO_STORE)
 
         return await answer_or_error(PLAIN, request, services, _answer(request, services, clear))
 
     return routes
 
 
-async def _answer(request: Request, services: ApiServices, work: Callable[[], Awaitable[Response]]) -> Response:
+async def _answer(request: Request, services: ApiServices, work: Work) -> Response:
     services.authenticator.check_admin(request)
     try:
         async with asyncio.timeout(TIMEOUT_S):

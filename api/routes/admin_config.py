@@ -1,33 +1,28 @@
 """How are providers, their keys and routes managed over HTTP, while Sluice runs?
 
-Like the keys of clients (``admin.py``): with an admin key, and only where there is one. No answer contains a provider's key.
+No answer contains a provider's key.
 """
 
-import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import structlog
-from fastapi import APIRouter, Depends, Request, Response
-from fastapi.security import HTTPBearer
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, StrictBool, ValidationError
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, BeforeValidator, Field, SecretStr, StrictBool, ValidationError
 
-from api.routes.admin import RETRY_AFTER_S, TIMEOUT_S, read_model
+from api.routes.administration import NO_STORE, Body, Work, admin_router, answer_from_database, read_model
 from api.routes.openapi import administering
-from api.server.http_errors import PLAIN, json_response
-from api.server.store_errors import redis_away
-from api.services import ApiServices, answer_or_error
+from api.server.http_errors import json_response
+from api.services import ApiServices
 from common.access.cache_rule import check_number
 from common.access.principal import Budget, Limits
 from common.canonical.errors import ErrorKind, GatewayError
-from common.canonical.wording import try_again
 from common.config.route_rules import Route
-from common.database.errors import DatabaseUnavailable, RowRefused
 from common.database.lazy import LazyDatabase
 from common.live import changes
-from common.live.changes import Busy, Change, NoSuchRecord, NotPossible
+from common.live.changes import Change, NoSuchRecord, NotPossible
 from common.live.live_settings import LiveSettings, reason_of
 from common.live.stored_records import KEYS_MAX, Kind, Record, SealedRecord
 from common.redis.client import Client
@@ -39,7 +34,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-_NO_STORE = {"cache-control": "no-store"}
 _KEY_CHARS_MAX = 4_096
 
 ProviderKey = Annotated[SecretStr, Field(min_length=1, max_length=_KEY_CHARS_MAX)]
@@ -50,11 +44,7 @@ Overlap = Annotated[
 ]
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class _ProviderFields(_Body):
+class _ProviderFields(Body):
     base_url: str | None = Field(None, max_length=2_000)
     wire: WireName | None = None
     continuation: ContinuationMethod | None = None
@@ -73,13 +63,13 @@ class ChangeProviderBody(_ProviderFields):
     disabled: StrictBool = False
 
 
-class RotateKeyBody(_Body):
+class RotateKeyBody(Body):
     api_key: ProviderKey
     key_id: str | None = Field(None, max_length=64, description="The key to replace, if there are several.")
     overlap_s: Overlap = changes.OVERLAP_S
 
 
-class ChangeRouteBody(_Body):
+class ChangeRouteBody(Body):
     disabled: StrictBool
 
 
@@ -129,8 +119,7 @@ class RemovedRecord(BaseModel):
 
 
 def router(services: ApiServices, live: LiveSettings, database: LazyDatabase, redis: Client) -> APIRouter:
-    # The dependency only puts the security scheme into the OpenAPI schema. The check itself answers in our own error format.
-    routes = APIRouter(tags=["admin"], prefix="/admin", dependencies=[Depends(HTTPBearer(auto_error=False))])
+    routes = admin_router()
     managed = _Managed(services, live, database, redis)
     _add_providers(routes, managed)
     _add_routes(routes, managed)
@@ -223,31 +212,16 @@ class _Managed:
     def id_of(kind: Kind, name: str) -> str:
         return changes.provider_id(name) if kind == "provider" else name
 
-    async def answer(self, request: Request, work: Callable[[], Awaitable[Response]]) -> Response:
-        return await answer_or_error(PLAIN, request, self.services, self._checked(request, work))
+    async def answer(self, request: Request, work: Work) -> Response:
+        return await answer_from_database(request, self.services, lambda: self._refusing(work))
 
-    async def _checked(self, request: Request, work: Callable[[], Awaitable[Response]]) -> Response:
-        self.services.authenticator.check_admin(request)
-        if not self.services.pulse.is_up:
-            raise redis_away(self.services.pulse)
-        # Shielded: once a change has begun, it is made in both the database and Redis, even if the client has left.
-        return await asyncio.shield(asyncio.ensure_future(self._with_timeout(work)))
-
-    async def _with_timeout(self, work: Callable[[], Awaitable[Response]]) -> Response:
+    async def _refusing(self, work: Work) -> Response:
         try:
-            async with asyncio.timeout(TIMEOUT_S):
-                return await work()
+            return await work()
         except ValidationError as error:
             raise GatewayError(ErrorKind.INVALID_REQUEST, f"{reason_of(error)}.", code="invalid_value") from error
         except NotPossible as error:
             raise GatewayError(ErrorKind.INVALID_REQUEST, str(error), code="not_possible") from error
-        except RowRefused as error:
-            raise GatewayError(ErrorKind.INVALID_REQUEST, "The database cannot store these values.", code="invalid") from error
-        except (DatabaseUnavailable, TimeoutError, Busy) as error:
-            message = f"The database does not answer. {try_again(RETRY_AFTER_S)}"
-            raise GatewayError(
-                ErrorKind.OVERLOADED, message, code="database_unavailable", retry_after_s=RETRY_AFTER_S
-            ) from error
 
     async def _catalog(self) -> "Catalog":
         engine = await self._database.engine()
@@ -268,14 +242,14 @@ class _Managed:
             changed = await (await self._catalog()).change(kind, name, self._checked_change(change))
         log.info("configuration_managed", kind=kind, name=name, is_removed=False)
         shown = {**changes.shown(changed.record, self._live.stronger), "served": changed.is_served}
-        return json_response(shown, status, _NO_STORE)
+        return json_response(shown, status, NO_STORE)
 
     async def remove(self, kind: Kind, name: str) -> Response:
         with self._managed_only(kind, name):
             is_served = await (await self._catalog()).remove(kind, name)
         log.info("configuration_managed", kind=kind, name=name, is_removed=True)
         removed = RemovedRecord(name=name, object=kind, removed=True, served=is_served)
-        return json_response(removed.model_dump(), headers=_NO_STORE)
+        return json_response(removed.model_dump(), headers=NO_STORE)
 
     def _checked_change(self, change: Change) -> Change:
         """Return the change, which is refused if its result cannot be used with the files of this process."""
@@ -294,7 +268,7 @@ class _Managed:
         opened = [(sealed, sealed.open(secrets)) for sealed in await self._records() if sealed.kind == kind]
         data = [changes.shown(record, self._live.stronger) for _, record in opened if record]
         problems = [sealed.why_unreadable(secrets) for sealed, record in opened if record is None]
-        return json_response({"object": "list", "data": data, "problems": problems}, headers=_NO_STORE)
+        return json_response({"object": "list", "data": data, "problems": problems}, headers=NO_STORE)
 
     async def show(self, kind: Kind, name: str) -> Response:
         sealed = next((record for record in await self._records() if (record.kind, record.name) == (kind, name)), None)
@@ -305,7 +279,7 @@ class _Managed:
         record = sealed.open(secrets)
         if record is None:
             raise NotPossible(sealed.why_unreadable(secrets))
-        return json_response(changes.shown(record, self._live.stronger), headers=_NO_STORE)
+        return json_response(changes.shown(record, self._live.stronger), headers=NO_STORE)
 
     async def _records(self) -> tuple[SealedRecord, ...]:
         return (await (await self._catalog()).document()).records

@@ -257,8 +257,8 @@ async def _with_ring(
 
 @contextmanager
 def _failures() -> Iterator[None]:
-    from common.access.key_ring import Busy, UnknownKey
-    from common.database.engine import DatabaseUnavailable, RowRefused
+    from common.access.key_ring import UnknownKey
+    from common.database.errors import Busy, DatabaseUnavailable, RowRefused
 
     try:
         yield

@@ -23,6 +23,7 @@ from common.access.key_text import mint, new_id
 from common.access.principal import ALL, Access
 from common.canonical.errors import StoreUnavailable
 from common.database.engine import DatabaseUnavailable, database_errors
+from common.database.errors import Busy
 from common.database.tables import ManagedKey
 from common.redis.client import Client
 
@@ -38,10 +39,6 @@ _COLUMNS = ManagedKey.__table__.columns
 
 class UnknownKey(Exception):
     """There is no managed key with this id."""
-
-
-class Busy(Exception):
-    """Others keep changing the same key."""
 
 
 class Changed(NamedTuple):

@@ -7,3 +7,7 @@ class DatabaseUnavailable(Exception):
 
 class RowRefused(Exception):
     """The database is available, but does not accept this data."""
+
+
+class Busy(Exception):
+    """Others keep changing the same rows."""

@@ -18,8 +18,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from common.canonical.errors import StoreUnavailable
 from common.database.engine import database_errors
+from common.database.errors import Busy
 from common.database.tables import StoredRow
-from common.live.changes import Busy, Change, NoSuchRecord, NotPossible
+from common.live.changes import Change, NoSuchRecord, NotPossible
 from common.live.stored_copy import Document, StoredCopy
 from common.live.stored_records import ENTRIES_MAX, FORMAT, SEALED_BYTES_MAX, Kind, Record, SealedRecord
 from common.redis.client import Client

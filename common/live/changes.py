@@ -39,10 +39,6 @@ class NotPossible(Exception):
     """The change cannot be made. The message says why."""
 
 
-class Busy(Exception):
-    """Others keep making changes."""
-
-
 @dataclass(frozen=True, slots=True)
 class Rotation:
     """``key_id`` None: the only key that serves."""
