@@ -8,15 +8,15 @@ from common.canonical.job import Job, Policy
 from common.config.model_routes import available
 from common.config.settings import Settings
 from workers.providers import WIRES
-from workers.providers.base import Deployment, UpstreamRequest
+from workers.providers.base import Deployment
 from workers.upstream.connecting import Connections
 from workers.upstream.deployments import deployments
 from workers.upstream.errors import UpstreamFailure
+from workers.upstream.model_list import model_list_request
 
 TIMEOUT_S = 10.0
 BODY_BYTES_MAX = 64 * 1024
 SHOWN_CHARS, SHOWN_FROM_CHARS = 4, 20  # The last characters of a key are shown, as in vendors' consoles. Of a short key, none.
-_ANTHROPIC_VERSION = "2023-06-01"
 
 
 class KeyCheck(NamedTuple):
@@ -53,10 +53,9 @@ def _end(key: str) -> str:
 
 
 async def _check(name: str, deployment: Deployment, upstream: Connections) -> KeyCheck:
-    url, headers = _request(deployment)
     try:
         async with asyncio.timeout(TIMEOUT_S):
-            response = await upstream.send(UpstreamRequest(url, headers, b"", method="GET"), deployment.provider)
+            response = await upstream.send(model_list_request(deployment), deployment.provider)
             status, response_headers = response.status, response.headers
             body = await response.content.read(BODY_BYTES_MAX)
             response.close()
@@ -74,15 +73,3 @@ async def _check(name: str, deployment: Deployment, upstream: Connections) -> Ke
     failed = WIRES[deployment.wire].read_error(status, lower_headers, body)
     is_refused = failed.kind is ErrorKind.UPSTREAM_CREDENTIALS
     return KeyCheck(name, False if is_refused else None, f"status {status}")
-
-
-def _request(deployment: Deployment) -> tuple[str, dict[str, str]]:
-    """Return the URL of a provider's list of models, and the headers for the request."""
-    base_url = deployment.base_url
-    if deployment.wire == "anthropic-messages":
-        headers = {"anthropic-version": _ANTHROPIC_VERSION, **deployment.request_headers("x-api-key", "")}
-        return deployment.url("/v1/models"), headers
-    if deployment.wire == "gemini":
-        version = "" if base_url.rpartition("/")[2].startswith("v1") else "/v1beta"
-        return deployment.url(f"{version}/models"), deployment.request_headers("x-goog-api-key", "")
-    return deployment.url("/v1/models" if deployment.wire == "cohere" else "/models"), deployment.request_headers()

@@ -8,7 +8,6 @@ gone, or the budget of probes is spent, clients' requests try it as without prob
 """
 
 import asyncio
-import re
 
 from common.canonical.errors import GatewayError, StoreUnavailable
 from common.config.settings import Settings
@@ -16,24 +15,16 @@ from common.process.process import supervised
 from common.redis import keyspace
 from common.redis.client import Client, ms
 from workers.metrics import Metrics
-from workers.providers.base import Deployment, UpstreamRequest
+from workers.providers.base import Deployment
 from workers.quota.gate import scripts_of
 from workers.quota.health import Health, name_of
 from workers.upstream.http_client import Upstream
+from workers.upstream.model_list import model_list_request
 
 LOOK_S = 0.5  # How often a worker looks for rests that end soon.
 LEAD_S = 2.0  # So long before the end of a rest, so that no client's request comes first.
 PROBE_TIMEOUT_S = 10.0
 HOLD_S = PROBE_TIMEOUT_S + LEAD_S  # Nobody else tries the deployment meanwhile.
-# The path of the list, and the header of the key with what is written before it.
-_LISTS: dict[str, tuple[str, str, str]] = {
-    "openai-chat": ("/models", "authorization", "Bearer "),
-    "openai-responses": ("/models", "authorization", "Bearer "),
-    "anthropic-messages": ("/v1/models", "x-api-key", ""),
-    "gemini": ("/v1beta/models", "x-goog-api-key", ""),
-    "cohere": ("/v1/models", "authorization", "Bearer "),
-}
-_ENDS_IN_VERSION = re.compile(r"/v\d\w*$")
 # And all from 500 on. Any other status shows that somebody is there. A 403 too: a key may have no right to list models.
 _DOWN = (401, 402)
 
@@ -94,16 +85,8 @@ class ActiveProbes:
         try:
             async with (
                 asyncio.timeout(PROBE_TIMEOUT_S),
-                self._upstream.open(list_request(deployment), deployment.provider, is_stream=False) as answer,
+                self._upstream.open(model_list_request(deployment), deployment.provider, is_stream=False) as answer,
             ):
                 return answer.status < 500 and answer.status not in _DOWN
         except (GatewayError, TimeoutError):
             return False
-
-
-def list_request(deployment: Deployment) -> UpstreamRequest:
-    """Return the request for the list of models at the deployment's provider."""
-    path, key_header, scheme = _LISTS[deployment.wire]
-    path = "/models" if _ENDS_IN_VERSION.search(deployment.base_url) else path
-    headers = deployment.request_headers(key_header, scheme) | {"anthropic-version": "2023-06-01"}
-    return UpstreamRequest(deployment.url(path), headers, b"", method="GET")

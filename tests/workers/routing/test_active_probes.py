@@ -18,7 +18,7 @@ from workers.providers.base import Deployment
 from workers.publish.linger import Linger
 from workers.quota.gate import Quota
 from workers.quota.health import FAILURES_MIN, REQUEST_TRIES_EVERY, REST_S, name_of
-from workers.routing.active_probes import ActiveProbes, list_request
+from workers.routing.active_probes import ActiveProbes
 from workers.upstream.http_client import Upstream
 
 DOWN = Failed(ErrorKind.UPSTREAM_UNAVAILABLE, "down")
@@ -172,20 +172,3 @@ async def test_the_budget_is_for_all_workers_and_without_it_requests_try(redis):
         assert lab.probes("down") == 2
         assert await first_choice(quota, down)
         assert await redis.pttl(keyspace.limit("probes", "lab", "requests")) > 0
-
-
-@pytest.mark.parametrize(
-    ("wire", "base_url", "url", "key_header"),
-    [
-        ("openai-chat", "http://x/v1", "http://x/v1/models", "authorization"),
-        ("openai-responses", "http://x/v1", "http://x/v1/models", "authorization"),
-        ("anthropic-messages", "http://x", "http://x/v1/models", "x-api-key"),
-        ("gemini", "http://x", "http://x/v1beta/models", "x-goog-api-key"),
-        ("gemini", "http://x/v1beta", "http://x/v1beta/models", "x-goog-api-key"),
-        ("cohere", "http://x", "http://x/v1/models", "authorization"),
-    ],
-)
-def test_each_wire_has_its_list(wire, base_url, url, key_header):
-    request = list_request(Deployment("p", base_url, "secret", "m", wire))
-    assert (request.method, request.url) == ("GET", url)
-    assert request.headers[key_header].endswith("secret")
