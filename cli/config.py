@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from common.config.settings import Settings
     from common.live.reports import Report
 
-WAIT_S, LOOK_S = 20.0, 0.2  # For the answers to a request to reload.
+WAIT_S, CHECK_INTERVAL_S = 20.0, 0.2  # For the answers to a request to reload.
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 # Options of a command set them for one process.
 _OF_ONE_PROCESS = ("host", "port", "worker_port")
@@ -259,14 +259,14 @@ async def _reload_all(reports: Any) -> "dict[str, Report | None]":
     import time
 
     names, ends_at = await reports.names(), time.monotonic() + WAIT_S
-    asked = await reports.ask()
+    request = await reports.request_reload()
     while True:
         found = await reports.read(names)
-        answered = {name: report for name, report in found.items() if report.asked == asked}
+        answered = {name: report for name, report in found.items() if report.asked == request}
         gone = [name for name in names if name not in found]  # It has stopped meanwhile.
         if len(answered) + len(gone) == len(names) or time.monotonic() > ends_at:
             return {name: answered.get(name) for name in names if name not in gone}
-        await asyncio.sleep(LOOK_S)
+        await asyncio.sleep(CHECK_INTERVAL_S)
 
 
 async def _read_all(reports: Any) -> "list[Report]":

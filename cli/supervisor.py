@@ -36,7 +36,7 @@ from common.process.process import COMMAND, die_with_parent, has_terminal
 log = structlog.get_logger()
 
 SILENT_S = 60.0  # A process whose event loop has not turned for so long serves nobody, and is killed.
-LOOK_S = 1.0  # How often the supervisor looks for silent processes.
+CHECK_INTERVAL_S = 1.0  # How often the supervisor looks for silent processes.
 READY_WITHIN_S = 120.0  # A new process must be ready by then, or it does not replace an old one.
 PAUSE_S, DOUBLED_MAX = 0.5, 6  # Before a process that died is started again; doubled each time, up to half a minute.
 SETTLED_S = 60.0  # A process that lived this long died of something new: the pause begins at its least again.
@@ -59,7 +59,7 @@ class Child:
     is_expected_to_end: bool = False
     _is_told: bool = False
 
-    def hear(self) -> None:
+    def receive(self) -> None:
         """Read what the process has reported."""
         while True:
             try:
@@ -155,7 +155,7 @@ class Supervisor:
         )
         child = Child(number, process, inbox, deaths, is_expected_to_end=is_on_trial)
         self._children.append(child)
-        asyncio.get_running_loop().add_reader(inbox, child.hear)
+        asyncio.get_running_loop().add_reader(inbox, child.receive)
         log.info("process_started", process=number, pid=process.pid)
         return child
 
@@ -230,9 +230,9 @@ class Supervisor:
 
     async def _watch_for_ever(self) -> None:
         while True:
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(CHECK_INTERVAL_S)
             for child in list(self._children):
-                child.hear()  # What they sent while the supervisor itself was frozen.
+                child.receive()  # What they sent while the supervisor itself was frozen.
                 if child.ready.is_set() and time.monotonic() - child.heard_at > SILENT_S:
                     log.error(
                         "process_killed", process=child.number, pid=child.process.pid, reason="it was silent for too long"

@@ -43,12 +43,12 @@ class Reloads:
         self._copy = StoredCopy(redis)
         self._known: dict[tuple[str, str], Record] = {}  # What was last read, by kind and name.
         self._stored_revision = self._wanted_revision = 0  # Of what is used, and of what Redis has.
-        self._asked: str | None = None  # The request to reload that this process knows. None: it has not looked yet.
-        self._is_asked = False
+        self._known_request: str | None = None  # The request to reload that this process knows. None: it has not looked yet.
+        self._is_requested = False
         self._last = Outcome()
         self._wake = asyncio.Event()
         self._working = asyncio.Lock()
-        self._looking: asyncio.Task[None] | None = None
+        self._refreshing: asyncio.Task[None] | None = None
         self._task: asyncio.Task[None] | None = None
         metrics.show(live)
         pulse.watch(("GET", keyspace.CONFIG_RELOAD), self._read_request)
@@ -74,43 +74,43 @@ class Reloads:
             if follows_terminal and not has_terminal():
                 os.kill(os.getpid(), signal.SIGTERM)
             else:
-                self.ask()
+                self.request_reload()
 
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload_or_stop)
 
-    def ask(self) -> None:
+    def request_reload(self) -> None:
         """Reload soon."""
-        self._is_asked = True
+        self._is_requested = True
         self._wake.set()
 
     def _read_request(self, answer: bytes | None) -> None:
         text = answer.decode(errors="replace") if answer else ""
-        if self._asked is not None and text and text != self._asked:
-            self.ask()
-        self._asked = text or self._asked or ""
+        if self._known_request is not None and text and text != self._known_request:
+            self.request_reload()
+        self._known_request = text or self._known_request or ""
 
     async def refresh(self) -> None:
-        """Look now whether the configuration has changed elsewhere, and use what has. All who ask meanwhile share one look."""
-        if self._looking is None:
-            self._looking = asyncio.create_task(self._look())
-            self._looking.add_done_callback(self._end_look)
-        await asyncio.shield(self._looking)
+        """Check now whether the configuration has changed elsewhere, and use what has. Callers that come meanwhile wait too."""
+        if self._refreshing is None:
+            self._refreshing = asyncio.create_task(self._refresh_now())
+            self._refreshing.add_done_callback(self._end_refresh)
+        await asyncio.shield(self._refreshing)
 
-    async def _look(self) -> None:
+    async def _refresh_now(self) -> None:
         with suppress(StoreUnavailable):
-            self._read_request(await self._reports.asked())
+            self._read_request(await self._reports.last_request())
             self._wanted_revision = max(self._wanted_revision, await self._copy.revision())
         await self._work()
 
-    def _end_look(self, task: "asyncio.Task[None]") -> None:
-        self._looking = None
+    def _end_refresh(self, task: "asyncio.Task[None]") -> None:
+        self._refreshing = None
         if not task.cancelled() and (error := task.exception()):
             log.error("settings_not_refreshed", exc_info=error)
 
     async def _work(self) -> None:
         async with self._working:
-            if self._is_asked:
-                self._is_asked = False
+            if self._is_requested:
+                self._is_requested = False
                 self._last = await self.live.reload()
             if self._wanted_revision > self._stored_revision:
                 with suppress(StoreUnavailable):  # The next beat of the pulse wants it again.
@@ -154,7 +154,7 @@ class Reloads:
             pid=os.getpid(),
             host=socket.gethostname(),
             revision=self.live.revision,
-            asked=self._asked or "",
+            asked=self._known_request or "",
             problems=tuple(self.live.problems()),
             changed=self._last.difference.changed,
             needs_restart=self.live.needs_restart,

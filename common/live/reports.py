@@ -63,7 +63,7 @@ class Reports:
             async with lag_aware_timeout(COMMAND_TIMEOUT_S):
                 await self._redis.unlink(keyspace.config_process(name))
 
-    async def ask(self) -> str:
+    async def request_reload(self) -> str:
         """Ask all processes to reload. Returns the request's text, which their reports name."""
         text = secrets.token_hex(8)
         with redis_errors():
@@ -71,7 +71,7 @@ class Reports:
                 await self._redis.set(keyspace.CONFIG_RELOAD, text, ex=ASKED_S)
         return text
 
-    async def asked(self) -> bytes | None:
+    async def last_request(self) -> bytes | None:
         """Return the last request to reload."""
         with redis_errors():
             async with lag_aware_timeout(COMMAND_TIMEOUT_S):

@@ -14,12 +14,12 @@ BEATS = 3  # Signs of life within the time after which a silent process is taken
 
 def report_ready() -> None:
     """Report that the process can work. From now on its event loop also shows that it turns."""
-    _tell("READY=1")
+    _notify("READY=1")
     if watchdog_us := os.environ.get("WATCHDOG_USEC"):
         _beat(int(watchdog_us) / 1e6 / BEATS)
 
 
-def _tell(state: str) -> None:
+def _notify(state: str) -> None:
     """Send one state. If nobody reads it, it is lost: the work of this process does not depend on its manager."""
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
@@ -29,5 +29,5 @@ def _tell(state: str) -> None:
 
 
 def _beat(interval_s: float) -> None:
-    _tell("WATCHDOG=1")
+    _notify("WATCHDOG=1")
     asyncio.get_running_loop().call_later(interval_s, _beat, interval_s)

@@ -58,7 +58,7 @@ END_S = 130.0  # By then a generation whose client is gone has ended, whatever b
 REFUSED_S = 2.0  # After that an API knows that Redis is gone,
 REFUSAL_S = 0.25  # and says so within this time.
 REFUSAL_MAX_S = 2.0  # What no busy machine explains.
-LOOK_S = 0.3
+CHECK_INTERVAL_S = 0.3
 ASK_AFTER_S = 20.0
 DIFFERS = "differs"  # Tokens were lost, came twice, or in another order.
 
@@ -197,7 +197,7 @@ class Auditor:
             if time.monotonic() > ask_at and self._may_have_lost(history):
                 ask_at = time.monotonic() + ASK_AFTER_S
                 await self._ask(history.generation_id)
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(CHECK_INTERVAL_S)
 
 
 def check_log(history: History, entries: Sequence[tuple[bytes, dict[bytes, bytes]]]) -> list[str]:

@@ -21,7 +21,7 @@ from tests.chaos.proxy import Link
 from tests.support.servers import sentinel
 
 HEALED_S = 60.0  # By then a group is whole again, a full copy of its data included.
-_LOOK_S = 0.2
+_CHECK_INTERVAL_S = 0.2
 
 
 class Store(Protocol):
@@ -147,7 +147,7 @@ class Watched:
         while not await asyncio.to_thread(self._is_whole):
             if time.monotonic() > deadline:
                 return f"Redis has no master with a replica {HEALED_S:.0f} s after its fault"
-            await asyncio.sleep(_LOOK_S)
+            await asyncio.sleep(_CHECK_INTERVAL_S)
         return None
 
     def _is_whole(self) -> bool:

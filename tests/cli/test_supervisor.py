@@ -59,7 +59,7 @@ class Supervised:
         self._folder = folder
         (folder / "child.py").write_text(CHILD)
         self.set_mode(mode)
-        values = {"PAUSE_S": 0.01, "LOOK_S": 0.05, "KILL_MARGIN_S": 60, **constants}
+        values = {"PAUSE_S": 0.01, "CHECK_INTERVAL_S": 0.05, "KILL_MARGIN_S": 60, **constants}
         self.process = subprocess.Popen(
             [sys.executable, "-c", SUPERVISOR, json.dumps(values)],
             cwd=folder,

@@ -171,7 +171,7 @@ class _Failover:
             beside = plan.next_for_hedge()
             if beside is None or beside not in targets or not self._can_be_hedged(beside):
                 return None
-            if not self._context.services.hedges.take(self._lineup.route):
+            if not self._context.services.hedges.try_acquire(self._lineup.route):
                 return None
             self._may_hedge = False  # At most one of a request.
             legs.append(beside)

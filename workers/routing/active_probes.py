@@ -21,7 +21,7 @@ from workers.quota.health import Health, name_of
 from workers.upstream.http_client import Upstream
 from workers.upstream.model_list import model_list_request
 
-LOOK_S = 0.5  # How often a worker looks for rests that end soon.
+CHECK_INTERVAL_S = 0.5  # How often a worker checks for rests that end soon.
 LEAD_S = 2.0  # So long before the end of a rest, so that no client's request comes first.
 PROBE_TIMEOUT_S = 10.0
 HOLD_S = PROBE_TIMEOUT_S + LEAD_S  # Nobody else tries the deployment meanwhile.
@@ -46,20 +46,20 @@ class ActiveProbes:
         self._health.leave_to_requests()
 
     def start(self) -> None:
-        self._task = supervised(self._look_for_ever, "active_probes")
+        self._task = supervised(self._probe_for_ever, "active_probes")
 
     async def stop(self) -> None:
         if self._task:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    async def _look_for_ever(self) -> None:
+    async def _probe_for_ever(self) -> None:
         while True:
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(CHECK_INTERVAL_S)
             if self._settings.health_probes_per_hour:
-                await self.look()
+                await self.probe_due()
 
-    async def look(self) -> None:
+    async def probe_due(self) -> None:
         """Probe the deployments of which this worker knows that their rest ends soon."""
         await asyncio.gather(*(self._probe(deployment) for deployment in self._health.due(LEAD_S)))
 

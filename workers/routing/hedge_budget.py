@@ -16,8 +16,8 @@ class HedgeBudget:
     def record_call(self, route: str) -> None:
         self._saved[route] = min(self._saved.get(route, CALLS_PER_HEDGE) + 1, HEDGES_SAVED_MAX * CALLS_PER_HEDGE)
 
-    def take(self, route: str) -> bool:
-        """Whether one more call may be made twice. It counts as made."""
+    def try_acquire(self, route: str) -> bool:
+        """Return whether one more call may be made twice. If so, it counts as made."""
         saved = self._saved.get(route, CALLS_PER_HEDGE)
         if saved < CALLS_PER_HEDGE:
             return False

@@ -144,10 +144,10 @@ def test_a_tenth_of_a_route_s_calls_may_be_made_twice():
     made = 0
     for _ in range(200):
         budget.record_call("r")
-        made += budget.take("r")
+        made += budget.try_acquire("r")
     assert made == 21, "one at once, and one for each ten calls"
-    assert budget.take("another")
+    assert budget.try_acquire("another")
 
     for _ in range(1_000):
         budget.record_call("r")
-    assert [budget.take("r") for _ in range(HEDGES_SAVED_MAX + 1)] == [True] * HEDGES_SAVED_MAX + [False]
+    assert [budget.try_acquire("r") for _ in range(HEDGES_SAVED_MAX + 1)] == [True] * HEDGES_SAVED_MAX + [False]

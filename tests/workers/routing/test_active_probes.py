@@ -83,14 +83,14 @@ async def test_one_that_is_reached_is_tried_by_one_request_and_one_that_is_not_r
         await make_unwell(quota, down)
         await lab.end_rest(down)
 
-        await probes.look()
+        await probes.probe_due()
         await quota.flush()
         assert (lab.probes("down"), await first_choice(quota, down)) == (1, False)
         assert await redis.hget(keyspace.UNWELL, f"{name_of(down)} times") == b"2", "it rests for twice as long"
 
         quota.health._rests[name_of(down)].deployment = up
         await lab.end_rest(up)
-        await probes.look()
+        await probes.probe_due()
         await quota.flush()
         assert lab.probes("reached") == 1
         await asyncio.sleep(0.01)  # The end of the rest, by the clock of Redis.
@@ -104,7 +104,7 @@ async def test_a_key_that_is_still_refused_costs_no_request(redis, key, outcome)
         await make_unwell(quota, at(f"{address}/v1", key), KEY_REFUSED)
         await lab.end_rest(at(address))
 
-        await probes.look()
+        await probes.probe_due()
 
         assert lab.probes(outcome) == 1
 
@@ -117,10 +117,10 @@ async def test_a_list_that_is_refused_for_ever_does_not_keep_a_deployment_away_f
         for _ in range(REQUEST_TRIES_EVERY - 1):
             await lab.end_rest(down)
             assert not lab.probes("reached")
-            await probes.look()
+            await probes.probe_due()
             await quota.flush()
         await lab.end_rest(down)
-        await probes.look()
+        await probes.probe_due()
 
         assert lab.probes("down") == REQUEST_TRIES_EVERY - 1
         assert await first_choice(quota, down)
@@ -132,7 +132,7 @@ async def test_after_a_reload_requests_try_what_may_have_another_address(redis):
         await make_unwell(quota, at("http://127.0.0.1:9"))
         await lab.end_rest(at(""))
         probes.use_settings(lab.settings)
-        await probes.look()
+        await probes.probe_due()
 
         assert lab.probes("down") == 0
         assert await first_choice(quota, at("http://127.0.0.1:10"))
@@ -143,7 +143,7 @@ async def test_nothing_is_asked_before_a_rest_ends(redis):
         quota, probes = lab.worker()
         await make_unwell(quota, at("http://127.0.0.1:9"))
         lab.now += REST_S / 2
-        await probes.look()
+        await probes.probe_due()
         assert lab.probes("down") == 0
 
 
@@ -154,7 +154,7 @@ async def test_one_worker_of_all_asks(redis):
             await make_unwell(quota, at(f"{address}/v1"))
         await lab.end_rest(at(address))
 
-        await asyncio.gather(*(probes.look() for _, probes in workers))
+        await asyncio.gather(*(probes.probe_due() for _, probes in workers))
 
         assert lab.probes("reached") == 1
 
@@ -166,7 +166,7 @@ async def test_the_budget_is_for_all_workers_and_without_it_requests_try(redis):
         await make_unwell(quota, down)
         for _ in range(3):
             await lab.end_rest(down)
-            await probes.look()
+            await probes.probe_due()
             await quota.flush()
 
         assert lab.probes("down") == 2
