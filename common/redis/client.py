@@ -104,7 +104,7 @@ class Client(Redis):
             with lost_connections():
                 await connection.send_packed_command([head, *pieces, tail])
                 await connection.read_response()
-        except BaseException:
+        except BaseException:  # A cancelled caller too: a half-sent command would be answered to the next one.
             await connection.disconnect(nowait=True)
             raise
         finally:

@@ -53,7 +53,7 @@ class Pipe(asyncio.Protocol):
         connection = redis.connection_pool.make_connection()  # type: ignore[no-untyped-call]  # redis-py.
         try:
             await connection.connect()
-        except BaseException:
+        except BaseException:  # A caller whose time is over cancels this. Nobody else knows the connection.
             await connection.disconnect(nowait=True)
             raise
         pipe = cls(on_answer, on_lost)
