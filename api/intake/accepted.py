@@ -4,7 +4,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import orjson
 from pydantic import SecretStr
@@ -12,8 +12,9 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import Scope
 
+from api.auth.authenticator import Identity
 from api.auth.permissions import RequestedModel, permitted_by_fields, permitted_targets
-from api.cache.plan import CachePlan
+from api.cache.plan import CachePlan, CachePlanner
 from api.intake.charges import charges_of
 from api.intake.disconnect import disconnect_policy
 from api.intake.idempotency import parse_idempotency_key
@@ -27,6 +28,7 @@ from api.server.http_errors import request_id_of
 from api.services import ApiServices
 from common.access.byok_keys import seal_byok_key
 from common.access.principal import Principal
+from common.canonical.generation import GenerationRequest
 from common.canonical.job import Job, Policy
 from common.channel.base import Opening
 from common.config.groups.models import ModelSettings
@@ -123,17 +125,14 @@ async def accept(
     raw, body = await _read_body(request, services, principal, amend)
     parsed = await in_thread_if_large(len(raw), dialect.parse, body)
     has_byok_key = byok_key is not None
-    route = resolve(parsed.model, settings, parsed.provider, has_byok_key=has_byok_key)
-    requested = RequestedModel(parsed.model, parsed.provider, has_byok_key)
-    targets = permitted_targets(principal, dialect.name, requested, route, settings)
-    targets = tagged_targets(parsed.model, targets, request.headers, settings)
-    field_targets = permitted_by_fields(principal, dialect.name, body, targets, settings)
+    usable = _usable_targets(dialect, request.headers, identity, body, parsed, settings)
+    targets = usable.targets
     if operation == "generate":
         targets = countable(principal, parsed.model, targets, settings, has_byok_key=has_byok_key)
     idempotency_key = await in_thread_if_large(
         len(raw), parse_idempotency_key, request.headers, principal, body, dialect.name, operation
     )
-    guardrails = guard.policy(principal, parsed.model, targets + field_targets)
+    guardrails = guard.policy(principal, parsed.model, targets + usable.by_fields)
     if guardrails and await guard.check(guardrails, body, model=parsed.model, tenant=principal.tenant):
         raw = orjson.dumps(body)  # ``parsed`` keeps the prompt as it came: it only serves to estimate the tokens.
     policy, grace_s = disconnect_policy(
@@ -151,16 +150,16 @@ async def accept(
         created_s=int(time.time()),
         operation=operation,
         provider=parsed.provider,
-        targets=[target.name for target in targets] if len(targets) < len(route) else None,
+        targets=[target.name for target in targets] if len(targets) < usable.route_length else None,
         headers=await authenticator.without_gateway_credentials(_passed_headers(request.headers, settings)),
         body=raw,
         guardrails=dict(output_modes(guardrails)),
         tenant=principal.tenant,
         conversation=conversation_of(request.headers, principal, parsed, settings),
     )
-    address = client_address(request.scope)
     fallbacks = fallbacks_of(parsed.model, settings)
     providers = [target.provider for target in targets if _may_pay(target, fallbacks)]
+    address = client_address(request.scope)
     charges = await in_thread_if_large(
         len(raw), charges_of, principal, address, parsed, providers, settings, has_byok_key=has_byok_key
     )
@@ -172,13 +171,48 @@ async def accept(
     if operation == "generate":
         # No answer of a fallback is cached (``workers.answer_cache``). But it is shared by those that wait for the same job, so
         # the key names the fallbacks too: whoever may not use one never joins.
-        own_targets = [target for target in targets if target.name not in fallbacks] if fallbacks else targets
+        own_targets = [target for target in targets if target.name not in fallbacks]
         accepted.cache = planner.plan(request.headers, principal, parsed, body, dialect.name, own_targets)
-        if accepted.cache and accepted.cache.scope:
-            accepted.cache_key = await in_thread_if_large(
-                len(raw), planner.key, accepted.cache.scope, job, principal, body, targets, byok_key
-            )
+        accepted.cache_key = await _cache_key(accepted, planner, body, targets)
     return accepted
+
+
+class _Usable(NamedTuple):
+    """The targets of a route that a request may use, those that fields of its body name, and how many the route has."""
+
+    targets: list[Target]
+    by_fields: list[Target]
+    route_length: int
+
+
+def _usable_targets(
+    dialect: Dialect,
+    headers: Headers,
+    identity: Identity,
+    body: dict[str, Any],
+    parsed: GenerationRequest,
+    settings: Settings,
+) -> _Usable:
+    """
+    Raises:
+        GatewayError: MODEL_NOT_FOUND, PERMISSION_DENIED, INVALID_REQUEST: there is none.
+    """
+    principal, has_byok_key = identity.principal, identity.byok_key is not None
+    route = resolve(parsed.model, settings, parsed.provider, has_byok_key=has_byok_key)
+    requested = RequestedModel(parsed.model, parsed.provider, has_byok_key)
+    targets = permitted_targets(principal, dialect.name, requested, route, settings)
+    targets = tagged_targets(parsed.model, targets, headers, settings)
+    return _Usable(targets, permitted_by_fields(principal, dialect.name, body, targets, settings), len(route))
+
+
+async def _cache_key(accepted: AcceptedRequest, planner: CachePlanner, body: dict[str, Any], targets: list[Target]) -> str:
+    """Return the key under which a request's answer is cached; empty where it is not."""
+    if accepted.cache is None or not accepted.cache.scope:
+        return ""
+    job, scope = accepted.job, accepted.cache.scope
+    return await in_thread_if_large(
+        len(job.body), planner.key, scope, job, accepted.principal, body, targets, accepted.byok_key
+    )
 
 
 def _may_pay(target: Target, fallbacks: Mapping[str, RouteFallback]) -> bool:

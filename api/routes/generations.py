@@ -225,7 +225,7 @@ async def _read(generation_id: str, request: Request, services: ApiServices) -> 
     viewer, state = await services.hub.join_existing(generation_id, reader.id, cursor)
     try:
         is_over = cursor is not None and await _is_at_end(state.source or generation_id, cursor, state, services)
-    except BaseException:
+    except BaseException:  # Also where the request is cancelled: the viewer must not stay behind.
         await services.hub.leave(viewer)
         raise
     if is_over:

@@ -113,7 +113,7 @@ class ErrorBoundary:
 
         try:
             await self._app(scope, receive, send_and_mark)
-        except Exception:
+        except Exception:  # The outermost frame of a request: the client gets an error, and the log the traceback.
             log.exception("request_broke")
             if scope["type"] != "http" or has_started:
                 raise  # The server cuts the connection: a broken answer must never end cleanly.
