@@ -1,7 +1,5 @@
 """Is a key good? Asked of the demo provider on each wire: the key `bad-key` is none."""
 
-import http.server
-import threading
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +10,7 @@ from cli.main import main
 from common.config.groups.models import ProviderSettings
 from common.config.settings import Settings
 from demo_provider.server import running
+from tests.support.upstreams.answering_server import AnsweringServer, ReceivedRequest, Reply
 
 GOOD = "sk-good-canary-0123456789-wxyz"
 
@@ -46,31 +45,21 @@ async def test_a_provider_that_does_not_answer_tells_nothing_of_its_keys():
     assert [each.is_good for each in found] == [None]
 
 
-class Answering(http.server.BaseHTTPRequestHandler):
-    statuses: tuple[int, bytes] = (200, b"{}")
-    seen: list[dict[str, str]] = []  # noqa: RUF012 - Emptied by the fixture.
+class Answering(AnsweringServer):
+    def __init__(self) -> None:
+        self.status, self.body = 200, b"{}"
+        self.seen: list[ReceivedRequest] = []
+        super().__init__()
 
-    def do_GET(self) -> None:
-        self.seen.append({"path": self.path, **{name.lower(): value for name, value in self.headers.items()}})
-        status, body = self.statuses
-        self.send_response(status)
-        self.send_header("location", "http://127.0.0.1:9/elsewhere")
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        pass
+    def reply(self, request: ReceivedRequest) -> Reply:
+        self.seen.append(request)
+        return Reply(self.body, self.status, headers={"location": "http://127.0.0.1:9/elsewhere"})
 
 
 @pytest.fixture
-def upstream() -> Iterator[str]:
-    Answering.seen.clear()
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answering)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    server.server_close()
+def upstream() -> Iterator[Answering]:
+    with Answering() as found:
+        yield found
 
 
 @pytest.mark.parametrize(
@@ -87,13 +76,15 @@ def upstream() -> Iterator[str]:
         (302, b"", None),
     ],
 )
-async def test_what_a_status_says_of_a_key(upstream: str, monkeypatch, status: int, body: bytes, is_good: bool | None):
-    monkeypatch.setattr(Answering, "statuses", (status, body))
+async def test_what_a_status_says_of_a_key(upstream: Answering, status: int, body: bytes, is_good: bool | None):
+    upstream.status, upstream.body = status, body
 
-    (found,) = await check_keys(Settings(providers={"openai": ProviderSettings(api_keys=("k",), base_url=f"{upstream}/v1")}))
+    (found,) = await check_keys(
+        Settings(providers={"openai": ProviderSettings(api_keys=("k",), base_url=f"{upstream.url}/v1")})
+    )
 
     assert found.is_good is is_good
-    assert len(Answering.seen) == 1  # One request, and no redirect followed with the key.
+    assert len(upstream.seen) == 1  # One request, and no redirect followed with the key.
 
 
 @pytest.mark.parametrize(
@@ -107,19 +98,19 @@ async def test_what_a_status_says_of_a_key(upstream: str, monkeypatch, status: i
         ("groq", "/openai/v1/models", "authorization", "Bearer k"),
     ],
 )
-async def test_each_vendor_is_asked_in_its_own_way(upstream: str, provider: str, path: str, header: str, value: str):
-    base_url = f"{upstream}/v1" if provider == "openai" else upstream
+async def test_each_vendor_is_asked_in_its_own_way(upstream: Answering, provider: str, path: str, header: str, value: str):
+    base_url = f"{upstream.url}/v1" if provider == "openai" else upstream.url
 
     await check_keys(Settings(providers={provider: ProviderSettings(api_keys=("k",), base_url=base_url)}))
 
-    (seen,) = Answering.seen
-    assert (seen["path"], seen[header]) == (path, value)
+    (seen,) = upstream.seen
+    assert (seen.path, seen.headers[header]) == (path, value)
 
 
-def test_doctor_tells_of_keys_when_it_is_asked(upstream: str, tmp_path, monkeypatch):
+def test_doctor_tells_of_keys_when_it_is_asked(upstream: Answering, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Answering, "statuses", (401, b"{}"))
-    env = {"OPENAI_API_KEY": GOOD, "OPENAI_BASE_URL": f"{upstream}/v1", "SLUICE_REDIS_URL": "redis://127.0.0.1:9/0"}
+    upstream.status = 401
+    env = {"OPENAI_API_KEY": GOOD, "OPENAI_BASE_URL": f"{upstream.url}/v1", "SLUICE_REDIS_URL": "redis://127.0.0.1:9/0"}
 
     without, with_keys = (CliRunner().invoke(main, ["doctor", *option], env=env).output for option in ([], ["--keys"]))
 

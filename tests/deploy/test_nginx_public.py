@@ -9,9 +9,7 @@ import signal
 import socket
 import ssl
 import subprocess
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import aiohttp
@@ -22,6 +20,7 @@ from cli.dev.embedded_redis import free_port
 from demo_provider.script import answer
 from tests.support.fleet import KEY, Fleet, fleet, sse_events, until
 from tests.support.servers import nginx
+from tests.support.upstreams.answering_server import AnsweringServer, ReceivedRequest, Reply
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not installed"),
@@ -205,18 +204,11 @@ def test_who_sends_no_credential_is_limited_by_address(tmp_path: Path, path: str
     assert set(found) <= {429, 503}
 
 
-class Echo(BaseHTTPRequestHandler):
+class Echo(AnsweringServer):
     """Answers with what nginx says of the client's address."""
 
-    def do_GET(self) -> None:
-        said = self.headers["x-forwarded-for"].encode()
-        self.send_response(200)
-        self.send_header("content-length", str(len(said)))
-        self.end_headers()
-        self.wfile.write(said)
-
-    def log_message(self, *_: object) -> None:
-        pass
+    def reply(self, request: ReceivedRequest) -> Reply:
+        return Reply(request.headers["x-forwarded-for"].encode())
 
 
 @pytest.mark.parametrize(
@@ -229,10 +221,7 @@ class Echo(BaseHTTPRequestHandler):
     ],
 )
 def test_only_a_named_proxy_is_believed_about_the_address(tmp_path: Path, trusted: str, sent: str, told: str):
-    with ThreadingHTTPServer(("127.0.0.1", 0), Echo) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        with nginx.running(tmp_path, [server.server_port], SLUICE_TRUSTED_PROXIES=trusted) as front:
-            answered = httpx.get(front, headers={"x-forwarded-for": sent})
-        server.shutdown()
+    with Echo() as server, nginx.running(tmp_path, [server.port], SLUICE_TRUSTED_PROXIES=trusted) as front:
+        answered = httpx.get(front, headers={"x-forwarded-for": sent})
 
     assert answered.text == told
