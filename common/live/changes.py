@@ -22,6 +22,7 @@ from common.live.stored_records import (
     rotated,
     route_values,
 )
+from common.process.redaction import shown_url
 from common.vendors.table import VENDOR_IDS
 
 Change = Callable[[Record | None], Record]
@@ -174,12 +175,18 @@ def shown(record: Record, stronger: Mapping[str, Any] | None = None) -> dict[str
         "name": record.name,
         "object": record.kind,
         **({"keys": keys} if record.kind == "provider" else {}),
-        "settings": record.values,
+        "settings": _shown_values(record),
         "disabled": record.is_disabled,
         "overridden_by_settings": record.overridden(stronger or {}),
         "created_at": record.created_ms // 1000,
         "updated_at": record.updated_ms // 1000,
     }
+
+
+def _shown_values(record: Record) -> dict[str, Any]:
+    """Return a record's settings. An address that an earlier version stored may have a login, which is a secret."""
+    address = record.values.get("base_url")
+    return {**record.values, "base_url": shown_url(address)} if address else record.values
 
 
 def _key(text: SecretStr, now_ms: int) -> StoredKey:

@@ -215,6 +215,14 @@ def test_settings_that_a_provider_cannot_have_are_refused(fields):
         changes.add_provider("lab", fields, [])
 
 
+def test_the_login_of_an_address_from_an_earlier_version_is_not_shown():
+    lab = changes.add_provider("lab", LAB | {"wire": "openai-chat"}, [])(None)
+    old = lab.model_copy(update={"values": {**lab.values, "base_url": "http://user:a-password@lab.example/v1"}})
+
+    assert changes.shown(lab)["settings"] == lab.values
+    assert changes.shown(old)["settings"] == {"base_url": "http://…@lab.example/v1", "wire": "openai-chat"}
+
+
 def test_an_update_changes_what_it_names_and_none_removes():
     lab = changes.add_provider("lab", LAB | {"limits": {"requests": 5}, "wire": "openai-chat"}, [key()])(None)
 
