@@ -300,9 +300,8 @@ def _change(kind: "Kind", name: str, change: "Change", as_json: bool, done: str,
 
     inputs = Inputs()
     settings = load_settings(inputs)
-    checked = _checked(change, inputs)
     with _refused(kind, name, inputs):
-        changed: Changed = _run(settings, lambda catalog: catalog.change(kind, name, checked), must_exist=must_exist)
+        changed: Changed = _run(settings, lambda catalog: catalog.change(kind, name, change, inputs), must_exist=must_exist)
     answer = shown(changed.record, inputs.read)
     click.echo(json.dumps({**answer, "served": changed.is_served}, indent=2) if as_json else done.format(printable(name)))
     if overridden := answer["overridden_by_settings"]:
@@ -339,23 +338,6 @@ def _refused(kind: "Kind", name: str, inputs: "Inputs") -> Iterator[None]:
         raise click.ClickException(f"{text} `sluice {kind}s list` shows all that are managed.") from error
     except NotPossible as error:
         raise click.ClickException(str(error)) from error
-
-
-def _checked(change: "Change", inputs: "Inputs") -> "Change":
-    """Return the change, which is refused if its result cannot be used with the settings here."""
-    import time
-
-    from common.live.changes import NotPossible
-    from common.live.live_settings import find_problem
-
-    def checked(old: Any) -> Any:
-        new = change(old)
-        entry = new.entry(time.time_ns() // 1_000_000)
-        if entry and (problem := find_problem(inputs, entry)):
-            raise NotPossible(f"It cannot be used: {problem}.")
-        return new
-
-    return checked
 
 
 def _list(kind: "Kind", as_json: bool) -> None:

@@ -3,7 +3,6 @@
 No answer contains a provider's key.
 """
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -24,7 +23,7 @@ from common.database.lazy import LazyDatabase
 from common.live import changes
 from common.live.changes import Change, NoSuchRecord, NotPossible
 from common.live.live_settings import LiveSettings, reason_of
-from common.live.stored_records import KEYS_MAX, Kind, Record, SealedRecord
+from common.live.stored_records import KEYS_MAX, Kind, SealedRecord
 from common.redis.client import Client
 from common.vendors.prefill import ContinuationMethod
 from common.vendors.table import WireName
@@ -239,7 +238,7 @@ class _Managed:
 
     async def change(self, kind: Kind, name: str, change: Change, status: int = 200) -> Response:
         with self._managed_only(kind, name):
-            changed = await (await self._catalog()).change(kind, name, self._checked_change(change))
+            changed = await (await self._catalog()).change(kind, name, change, self._live.inputs)
         log.info("configuration_managed", kind=kind, name=name, is_removed=False)
         shown = {**changes.shown(changed.record, self._live.stronger), "served": changed.is_served}
         return json_response(shown, status, NO_STORE)
@@ -250,18 +249,6 @@ class _Managed:
         log.info("configuration_managed", kind=kind, name=name, is_removed=True)
         removed = RemovedRecord(name=name, object=kind, removed=True, served=is_served)
         return json_response(removed.model_dump(), headers=NO_STORE)
-
-    def _checked_change(self, change: Change) -> Change:
-        """Return the change, which is refused if its result cannot be used with the files of this process."""
-
-        def checked(old: Record | None) -> Record:
-            new = change(old)
-            entry = new.entry(time.time_ns() // 1_000_000)
-            if entry and (problem := self._live.find_problem(entry)):
-                raise NotPossible(f"It cannot be used: {problem}.")
-            return new
-
-        return checked
 
     async def list(self, kind: Kind) -> Response:
         secrets = self._live.current.secrets

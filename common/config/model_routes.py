@@ -9,7 +9,7 @@ With bring-your-own-key the key is for one provider: the first of the route. Tha
 default model map, which depends on which providers have a key here, does not apply.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from common.canonical.errors import ErrorKind, GatewayError
@@ -127,7 +127,7 @@ def _targets(name: str, settings: Settings, provider: str | None, *, has_byok_ke
             raise _not_found(f"The alias {_quoted(name)} has no model at the provider {provider_id}.", settings)
         return targets
     if provider_id:
-        named = _named(name, settings)
+        named = _named(name, settings.vendor_ids)
         model = named.model if named and named.provider == provider_id else name
         return [_upstream(Target(provider_id, model))]
     is_own = own_name(name, settings, has_byok_key=has_byok_key) is not None
@@ -143,8 +143,18 @@ def find_problem(name: str, settings: Settings) -> str | None:
     return None
 
 
+def find_mistake(name: str, settings: Settings, stored_providers: Iterable[str]) -> str | None:
+    """Return why a name cannot be the target of a route, whichever providers have keys. None where it can.
+
+    ``stored_providers`` are managed at run time, and need not be among the settings.
+    """
+    vendor_ids = {**settings.vendor_ids, **{provider: provider for provider in stored_providers}}
+    target = _named(name, vendor_ids) or _evident(name, settings) or _default(name, settings)
+    return _mistake_in(name, target) if target else _without_provider(name)
+
+
 def _target(name: str, settings: Settings) -> Target:
-    target = _named(name, settings) or _evident(name, settings) or _default(name, settings)
+    target = _named(name, settings.vendor_ids) or _evident(name, settings) or _default(name, settings)
     if target is None:
         raise _not_found(_without_provider(name), settings)
     return _upstream(target)
@@ -172,13 +182,13 @@ def _provider_id(name: str, settings: Settings) -> str:
     return provider_id
 
 
-def _named(name: str, settings: Settings) -> Target | None:
+def _named(name: str, vendor_ids: Mapping[str, str]) -> Target | None:
     model, mark, provider = name.rpartition("#")
-    if mark and provider in settings.vendor_ids:
-        return Target(settings.vendor_ids[provider], model)
+    if mark and provider in vendor_ids:
+        return Target(vendor_ids[provider], model)
     provider, mark, model = name.partition("/")
-    if mark and provider in settings.vendor_ids:
-        return Target(settings.vendor_ids[provider], model)
+    if mark and provider in vendor_ids:
+        return Target(vendor_ids[provider], model)
     return None
 
 
@@ -196,11 +206,16 @@ def _default(name: str, settings: Settings) -> Target | None:
     return Target(provider, name) if provider else None
 
 
-def _check(name: str, target: Target, settings: Settings, has_byok_key: bool) -> None:
+def _mistake_in(name: str, target: Target) -> str | None:
+    """Return why no provider can have a target's model; None: one may."""
     if "*" in target.model:
-        raise _not_found(f"{_quoted(name)} is a pattern for models, not a model.", settings)
-    if not target.model:
-        raise _not_found(f"The model name {_quoted(name)} names a provider but no model.", settings)
+        return f"{_quoted(name)} is a pattern for models, not a model."
+    return None if target.model else f"The model name {_quoted(name)} names a provider but no model."
+
+
+def _check(name: str, target: Target, settings: Settings, has_byok_key: bool) -> None:
+    if mistake := _mistake_in(name, target):
+        raise _not_found(mistake, settings)
     has_address = settings.is_behind_gateway(target.provider) or bool(settings.base_url(target.provider))
     if settings.provider_is_on(target.provider) or (has_byok_key and has_address):
         return

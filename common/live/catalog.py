@@ -17,10 +17,12 @@ from sqlalchemy import delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from common.canonical.errors import StoreUnavailable
+from common.config.setting_sources import Inputs
 from common.database.engine import database_errors
 from common.database.errors import Busy
 from common.database.tables import StoredRow
 from common.live.changes import Change, NoSuchRecord, NotPossible
+from common.live.live_settings import find_problem
 from common.live.stored_copy import Document, StoredCopy
 from common.live.stored_records import ENTRIES_MAX, FORMAT, SEALED_BYTES_MAX, Kind, Record, SealedRecord
 from common.redis.client import Client
@@ -57,8 +59,8 @@ class Catalog:
             async with self._engine.connect() as connection:
                 return await _read(connection)
 
-    async def change(self, kind: Kind, name: str, change: Change) -> Changed:
-        """Add or change one record.
+    async def change(self, kind: Kind, name: str, change: Change, inputs: Inputs) -> Changed:
+        """Add or change one record. One that cannot be used with ``inputs``, the environment and the files here, is refused.
 
         Raises:
             NotPossible, Busy, and what ``change`` raises
@@ -73,6 +75,7 @@ class Catalog:
                 raise NotPossible(present.why_unreadable(self._secrets))
             new = change(old)
             others = [record for record in document.records if record is not present]
+            _check(new, others, inputs)
             sealed = new.seal(self._secrets[0])
             if len(others) >= ENTRIES_MAX or len(sealed) > SEALED_BYTES_MAX:
                 raise NotPossible(f"There can be at most {ENTRIES_MAX} providers and routes, of {SEALED_BYTES_MAX} bytes each.")
@@ -168,6 +171,13 @@ class StoredSync:
 
 def _find(document: Document, kind: Kind, name: str) -> SealedRecord | None:
     return next((record for record in document.records if (record.kind, record.name) == (kind, name)), None)
+
+
+def _check(new: Record, others: Sequence[SealedRecord], inputs: Inputs) -> None:
+    entry = new.entry(_now_ms())
+    stored_providers = [record.name for record in others if record.kind == "provider"]
+    if entry and (problem := find_problem(inputs, entry, stored_providers)):
+        raise NotPossible(f"It cannot be used: {problem}")
 
 
 def _tidied(sealed: SealedRecord, secrets: Sequence[SecretStr], now_ms: int) -> SealedRecord:

@@ -10,7 +10,7 @@ editing them. An entry of it that does not fit the rest is left out and reported
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 import structlog
 from pydantic import ValidationError
 
+from common.config.model_routes import find_mistake
+from common.config.route_rules import Route
 from common.config.setting_doubts import log_doubts
 from common.config.setting_sources import ENV_FILE, Inputs, yaml_file
 from common.config.settings import Settings
@@ -69,7 +71,7 @@ class LiveSettings:
         self._started_with = settings
         self._redactor = redactor
         self._load = load
-        self._inputs = inputs or Inputs(read=_as_read(settings))
+        self.inputs = inputs or Inputs(read=_as_read(settings))
         self._files = _files()
         self._stored: tuple[StoredEntry, ...] = ()
         self._changing = asyncio.Lock()
@@ -119,7 +121,7 @@ class LiveSettings:
             before = self.current
             left_out: list[str] = []
             try:
-                left_out = await self._change(self._inputs, tuple(entries))
+                left_out = await self._change(self.inputs, tuple(entries))
             except SettingsRefused as error:  # They fit one by one, but the process cannot work with all of them.
                 left_out = [f"What is managed at run time cannot be used: {problem}" for problem in error.problems]
             found = tuple(map(self._redactor, (*problems, *left_out)))
@@ -132,15 +134,11 @@ class LiveSettings:
     @property
     def stronger(self) -> dict[str, Any]:
         """What the environment and the files say, which wins over what is managed at run time."""
-        return self._inputs.read or {}
-
-    def find_problem(self, entry: StoredEntry) -> str | None:
-        """Return why an entry cannot be used with the present files; None: it can."""
-        return find_problem(self._inputs, entry)
+        return self.inputs.read or {}
 
     def _read_again(self) -> Inputs:
         if self._load is None:
-            return self._inputs
+            return self.inputs
         if missing := self._files - _files():
             raise SettingsRefused([f"{name} was here before, and is missing now" for name in sorted(missing)])
         inputs = Inputs()
@@ -159,7 +157,7 @@ class LiveSettings:
             commit()
             self.previous, self.current, self.changed_at_s = self.current, settings, time.time()
             self.revision = revision_of(settings)
-        self._inputs, self._stored, self.needs_restart = inputs, entries, difference.needs_restart
+        self.inputs, self._stored, self.needs_restart = inputs, entries, difference.needs_restart
         return left_out
 
 
@@ -169,13 +167,18 @@ def _as_read(settings: Settings) -> dict[str, Any]:
     return {**values, "aliases": {name: targets for name, targets in settings.aliases.items() if name not in settings.routes}}
 
 
-def find_problem(inputs: Inputs, entry: StoredEntry) -> str | None:
-    """Return why an entry cannot be used with what the environment and the files say; None: it can."""
+def find_problem(inputs: Inputs, entry: StoredEntry, stored_providers: Collection[str]) -> str | None:
+    """Return why an entry cannot be used with what the environment and the files say; None: it can.
+
+    ``stored_providers``: the names of all providers that are managed at run time, which a route may name too.
+    """
     try:
-        _settings(inputs, [entry])
+        settings = _settings(inputs, [entry])
+        routes = [Route.model_validate(route) for route in entry.values.get("routes", {}).values()]
     except ValidationError as error:
-        return reason_of(error)
-    return None
+        return f"{reason_of(error)}."
+    mistakes = (find_mistake(rule.model, settings, stored_providers) for route in routes for rule in route.rules)
+    return next(filter(None, mistakes), None)
 
 
 def build(inputs: Inputs, entries: Sequence[StoredEntry]) -> tuple[Settings, list[str]]:

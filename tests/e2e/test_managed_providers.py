@@ -162,6 +162,9 @@ def test_the_admin_api_does_the_same(gateway: Fleet):
     with_login = admin(gateway, "POST", "/providers", {"name": "lab2", "base_url": "http://user:secret-word@127.0.0.1:1"})
     assert (with_login.status_code, "put the key into api_keys" in with_login.text) == (400, True)
     assert "secret-word" not in with_login.text
+    to_nobody = admin(gateway, "PUT", "/routes/slow", {"targets": ["nosuch/x"]})
+    assert (to_nobody.status_code, "There is no provider 'nosuch'" in to_nobody.text) == (400, True)
+    assert "There is no provider 'nosuch'" in run(gateway, "routes", "set", "slow", "--target", "nosuch/x").stderr
     assert gateway.client.get(f"{gateway.url}/admin/providers").status_code == 401
 
 

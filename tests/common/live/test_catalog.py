@@ -12,7 +12,7 @@ from common.database.engine import open_database
 from common.database.migrate import migrate
 from common.database.tables import StoredRow
 from common.live import changes
-from common.live.catalog import Catalog, StoredSync
+from common.live.catalog import Catalog, Changed, StoredSync
 from common.live.changes import NoSuchRecord, NotPossible, Rotation
 from common.live.live_settings import build
 from common.live.stored_copy import StoredCopy
@@ -22,6 +22,7 @@ from common.redis.client import connect
 
 SECRET, NEXT = SecretStr("a long random text that all processes share"), SecretStr("the next long random text of all of them")
 LAB = {"base_url": "http://lab.example/v1"}
+INPUTS = Inputs(read={})
 NOW_MS = 4_000_000_000_000  # After every overlap.
 
 
@@ -47,12 +48,12 @@ def catalog(engine, redis: Redis) -> Catalog:
     return Catalog(engine, redis, [SECRET])
 
 
-async def add_lab(catalog: Catalog, **fields: object) -> Record:
-    return (await catalog.change("provider", "lab", changes.add_provider("lab", LAB | fields, [key()]))).record
+async def add_lab(catalog: Catalog) -> Changed:
+    return await catalog.change("provider", "lab", changes.add_provider("lab", LAB, [key()]), INPUTS)
 
 
 async def test_a_provider_is_served_from_redis_as_it_is_in_the_database_and_nowhere_in_clear(catalog, engine, redis):
-    record = await add_lab(catalog)
+    record = (await add_lab(catalog)).record
 
     document = await StoredCopy(redis).load()
     assert document == await catalog.document()
@@ -67,29 +68,29 @@ async def test_a_provider_is_served_from_redis_as_it_is_in_the_database_and_nowh
 async def test_a_rotation_puts_the_new_key_first_and_the_old_one_last_until_its_overlap_is_over(catalog):
     await add_lab(catalog)
 
-    record = (await catalog.change("provider", "lab", changes.rotate_key(Rotation(key("second"))))).record
+    record = (await catalog.change("provider", "lab", changes.rotate_key(Rotation(key("second"))), INPUTS)).record
 
     assert keys_of(record) == ["second", "first-key-of-the-lab"]
     assert keys_of(record, NOW_MS) == ["second"]
-    at_once = await catalog.change("provider", "lab", changes.rotate_key(Rotation(key("third"), overlap_s=0)))
+    at_once = await catalog.change("provider", "lab", changes.rotate_key(Rotation(key("third"), overlap_s=0)), INPUTS)
     assert keys_of(at_once.record) == ["third", "first-key-of-the-lab"]
 
 
 async def test_of_several_keys_a_rotation_must_name_one(catalog):
     two = changes.add_provider("lab", LAB, [key("one"), key("two")])
-    record = (await catalog.change("provider", "lab", two)).record
+    record = (await catalog.change("provider", "lab", two, INPUTS)).record
     for id_ in (None, "none"):
         with pytest.raises(NotPossible):
-            await catalog.change("provider", "lab", changes.rotate_key(Rotation(key(), id_)))
+            await catalog.change("provider", "lab", changes.rotate_key(Rotation(key(), id_)), INPUTS)
 
     chosen = changes.rotate_key(Rotation(key("new"), record.keys[1].id, overlap_s=0))
-    assert keys_of((await catalog.change("provider", "lab", chosen)).record) == ["one", "new"]
+    assert keys_of((await catalog.change("provider", "lab", chosen, INPUTS)).record) == ["one", "new"]
 
 
 async def test_what_is_not_there_cannot_be_changed_and_what_is_cannot_be_added(catalog):
     for change in (changes.disable(True), changes.update_provider(LAB), changes.rotate_key(Rotation(key()))):
         with pytest.raises(NoSuchRecord):
-            await catalog.change("provider", "lab", change)
+            await catalog.change("provider", "lab", change, INPUTS)
     with pytest.raises(NoSuchRecord):
         await catalog.remove("route", "fast")
     await add_lab(catalog)
@@ -97,10 +98,30 @@ async def test_what_is_not_there_cannot_be_changed_and_what_is_cannot_be_added(c
         await add_lab(catalog)
 
 
+async def test_a_route_leads_to_providers_of_the_settings_and_to_stored_ones_also_disabled_but_to_no_others(catalog):
+    def route(*models: str) -> changes.Change:
+        fallback = {"model": models[-1], "when": ["exhausted"]}
+        fields = {"targets": list(models[:-1]), "fallbacks": [fallback]} if models[1:] else {"targets": list(models)}
+        return changes.put_route("fast", fields, may_replace=True)
+
+    await add_lab(catalog)
+    await catalog.change("provider", "lab", changes.disable(True), INPUTS)
+    mine = Inputs(read={"providers": {"mine": {"base_url": "http://mine.example/v1"}}})
+
+    for known in (["openai/gpt-5"], ["gpt-5"], ["lab/x"], ["x#lab"], ["mine/x"], ["lab/x", "openai/gpt-5"]):
+        assert (await catalog.change("route", "fast", route(*known), mine)).is_served
+    for unknown in (["mine/x"], ["openai/gpt-5", "mine/x"], ["lab/x", "x#mine"]):
+        with pytest.raises(NotPossible, match="There is no provider 'mine'"):
+            await catalog.change("route", "fast", route(*unknown), INPUTS)
+    for never in ("lab/*", "openai/", "a-model"):
+        with pytest.raises(NotPossible, match="It cannot be used"):
+            await catalog.change("route", "fast", route(never), mine)
+
+
 async def test_changes_at_the_same_time_are_all_made_and_redis_has_the_last_state(catalog, redis):
     routes = [changes.put_route(f"r{number}", {"targets": ["openai/gpt-5"]}, may_replace=True) for number in range(8)]
 
-    await asyncio.gather(*(catalog.change("route", f"r{number}", route) for number, route in enumerate(routes)))
+    await asyncio.gather(*(catalog.change("route", f"r{number}", route, INPUTS) for number, route in enumerate(routes)))
 
     document = await catalog.document()
     assert [record.name for record in document.records] == [f"r{number}" for number in range(8)]
@@ -119,7 +140,9 @@ async def test_a_writer_that_is_late_does_not_bring_a_removed_provider_back(cata
 
 async def test_the_bookkeeper_copies_what_redis_did_not_get_and_what_it_has_lost(engine, redis):
     nowhere = connect("redis://127.0.0.1:9")
-    changed = await Catalog(engine, nowhere, [SECRET]).change("provider", "lab", changes.add_provider("lab", LAB, [key()]))
+    changed = await Catalog(engine, nowhere, [SECRET]).change(
+        "provider", "lab", changes.add_provider("lab", LAB, [key()]), INPUTS
+    )
     await nowhere.aclose()
     sync = StoredSync(redis, [SECRET])
 
@@ -136,7 +159,7 @@ async def test_the_bookkeeper_writes_nothing_where_nothing_was_ever_stored(engin
 
 async def test_a_key_whose_overlap_is_over_is_deleted_from_the_database(catalog, engine, redis):
     await add_lab(catalog)
-    await catalog.change("provider", "lab", changes.rotate_key(Rotation(key("second"))))
+    await catalog.change("provider", "lab", changes.rotate_key(Rotation(key("second"))), INPUTS)
     sync = StoredSync(redis, [SECRET])
     await sync.run(engine, 0)
 
@@ -147,7 +170,7 @@ async def test_a_key_whose_overlap_is_over_is_deleted_from_the_database(catalog,
 
 
 async def test_after_a_change_of_the_secret_everything_is_encrypted_anew(catalog, engine, redis):
-    record = await add_lab(catalog)
+    record = (await add_lab(catalog)).record
 
     assert await StoredSync(redis, [NEXT, SECRET]).run(engine, 0) is True
 
@@ -160,10 +183,10 @@ async def test_what_nobody_can_decrypt_is_told_and_can_be_removed_but_not_change
     other = Catalog(engine, redis, [NEXT])
 
     with pytest.raises(NotPossible, match="another SLUICE_SECRET"):
-        await other.change("provider", "lab", changes.disable(True))
+        await other.change("provider", "lab", changes.disable(True), INPUTS)
     assert await other.remove("provider", "lab") is True
     with pytest.raises(NotPossible, match="needs SLUICE_SECRET"):
-        await Catalog(engine, redis, []).change("provider", "lab", changes.add_provider("lab", LAB, []))
+        await Catalog(engine, redis, []).change("provider", "lab", changes.add_provider("lab", LAB, []), INPUTS)
 
 
 async def test_a_record_in_another_ones_place_or_of_a_later_version_is_not_read(catalog, engine):
