@@ -134,10 +134,11 @@ class Hub:
         """
         async with self._joining:
             viewer, state = await self._enter(generation_id, generation_id, owner, after)
-            if state.source:  # It reads another generation's log: listen to that one.
-                viewer.has_ended = True  # This process is now a member of the shared log.
+            # It reads another generation's log: listen to that one. Meanwhile it may part from it, and has its own again.
+            while (log_id := state.source or generation_id) != viewer.generation_id:
+                viewer.has_ended = bool(state.source)  # This process is a member of that log now.
                 await self.leave(viewer)
-                viewer, state = await self._enter(state.source, generation_id, owner, after)
+                viewer, state = await self._enter(log_id, generation_id, owner, after)
         viewer.reread()
         return viewer, state
 

@@ -134,6 +134,10 @@ class Viewer:
             count, after = self._batch, self.tail.before() if self._must_verify_tail else self.tail
             log_id = self.reader_id if self.has_parted else self.generation_id
             frames = await self._channel.read(log_id, after, count)
+            if log_id != self.reader_id and (self.has_parted or await self._channel.read(self.reader_id, START, 1)):
+                # It has a log of its own, so it has parted. The message may have been lost, and the frames be for the others.
+                self._part()
+                return
         except StoreUnavailable:
             await asyncio.sleep(PAUSE_WHILE_AWAY_S)
             self._was_poked = True  # The caller may have to send a keep-alive, or to notice that its client left.

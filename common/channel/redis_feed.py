@@ -140,13 +140,14 @@ class RedisFeed:
         """Connect, subscribe and receive, until the connection is lost."""
         lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         async with lag_aware_timeout(FEED_SILENCE_MAX_S):
-            pipe = self._pipe = await self._redis.open_pipe(self._receive, lambda: _resolve(lost))
+            pipe = self._pipe = await self._redis.open_pipe(self._receive_first, lambda: _resolve(lost))
         try:
             self._is_open = True
             while not lost.done():
                 if not self.is_connected:
                     async with lag_aware_timeout(FEED_SILENCE_MAX_S):
                         await self._resubscribe()
+                    pipe.on_answer = self._receive
                 self._probe_permission()
                 self._send("PING")
                 await asyncio.wait([lost], timeout=FEED_PING_S)
@@ -186,6 +187,11 @@ class RedisFeed:
         self._send("SUBSCRIBE", probe_channel)
         self._send("UNSUBSCRIBE", probe_channel)
         return probe_channel.encode()
+
+    def _receive_first(self, answer: Any) -> None:
+        """Receive on a new connection, until all listeners know that messages were lost. Earlier ones are in the logs."""
+        if not isinstance(answer, list) or answer[0] != b"message":
+            self._receive(answer)
 
     def _receive(self, answer: Any) -> None:
         # Hot path: once per message.

@@ -36,7 +36,7 @@ class Pipe(asyncio.Protocol):
     on_misplaced: Callable[[], object] = staticmethod(lambda: None)
 
     def __init__(self, on_answer: Callable[[Any], None], on_lost: Callable[[], None]) -> None:
-        self._on_answer = on_answer
+        self.on_answer = on_answer
         self._on_lost = on_lost
         self._reader = hiredis.Reader(replyError=self._error)
         self._is_misplaced = False
@@ -84,7 +84,7 @@ class Pipe(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         # Hot path: once per read.
         self.heard_s = self._lag.ticked_s
-        reader, on_answer = self._reader, self._on_answer
+        reader, on_answer = self._reader, self.on_answer
         reader.feed(data)
         while (answer := reader.gets()) is not False:
             on_answer(answer)

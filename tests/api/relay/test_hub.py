@@ -3,7 +3,7 @@
 import asyncio
 import re
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
@@ -13,9 +13,22 @@ from redis.exceptions import ResponseError
 
 from api.relay.hub import JOINING_MAX, Hub
 from api.relay.viewer import Viewer
-from common.canonical.errors import Failed, GatewayError, StoreRefused, StoreUnavailable
+from common.canonical.errors import ErrorKind, Failed, GatewayError, StoreRefused, StoreUnavailable
 from common.canonical.job import Policy
-from common.channel.base import Append, Claim, Cursor, Frame, FrameId, FrameKind, Message, Opening, Stop, WriteStatus
+from common.channel.base import (
+    NOBODY,
+    Append,
+    Claim,
+    Cursor,
+    Frame,
+    FrameId,
+    FrameKind,
+    Message,
+    Opening,
+    State,
+    Stop,
+    WriteStatus,
+)
 from common.channel.redis import RedisChannel, RedisFeed
 from common.config.settings import Settings
 from common.queue.jobs import JobClass, JobQueue, JobStatus
@@ -607,6 +620,29 @@ async def test_who_joins_a_log_that_another_request_began_gets_it_from_its_start
     assert (viewer.generation_id, viewer.reader_id) == (G, "gen_reader")
     await setup.hub.leave(viewer)
     assert (await setup.channel.heartbeat([CLAIM]))[0].stop is Stop.LEFT, "it was the last reader"
+
+
+async def test_who_is_stopped_while_it_comes_back_to_a_shared_log_reads_its_own(setup, monkeypatch):
+    opening = Opening("me", "openai-chat", True, "m", 1, Policy.DETACH, 0, 60, 600, b"")
+    await setup.channel.open(G, replace(opening, owner=NOBODY), "")
+    await setup.channel.fence(CLAIM, is_handover=False)
+    await setup.add(1)
+    await setup.channel.follow("gen_reader", G, opening)
+    enter = setup.channel.enter
+
+    async def enter_and_stop(generation_id: str, replica: str, owner: str) -> State:
+        state = await enter(generation_id, replica, owner)
+        await setup.channel.part("gen_reader", G, Failed(ErrorKind.CANCELLED, "stopped"), is_readable=True)
+        return state
+
+    monkeypatch.setattr(setup.channel, "enter", enter_and_stop)
+
+    viewer, state = await setup.hub.join_existing("gen_reader", "me")
+    await setup.add(2)
+
+    assert [str(frame.id) for frame in await viewer.next_frames()] == ["1-0", "1-1", "2-0"]
+    assert (viewer.generation_id, state.source, state.has_ended) == ("gen_reader", "", True)
+    assert await setup.redis.smembers(f"{{{G}}}:viewers") == set()
 
 
 async def test_a_log_that_is_gone_cannot_be_joined_and_nobody_stays_listening(setup):

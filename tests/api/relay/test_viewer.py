@@ -447,6 +447,45 @@ async def test_one_that_is_stopped_reads_its_own_log_to_its_end_and_the_other_go
     assert (other.has_parted, other.has_ended) == (False, False)
 
 
+async def own_frames(stopped: Viewer) -> list[str]:
+    ids: list[str] = []
+    async with asyncio.timeout(120):
+        while not stopped.has_ended:
+            ids += [str(frame.id) for frame in await stopped.next_frames()]
+    return ids
+
+
+async def test_one_whose_stop_was_lost_on_the_way_gets_nothing_that_came_after_it(log, shared):
+    stopped, _ = shared
+    await log.add()
+    await log.channel.part("gen_a", G, STOPPED, is_readable=True)
+    await log.add(3)  # The connection was lost, and with it all these messages.
+
+    stopped.verify()
+
+    assert await own_frames(stopped) == ["1-3", "2-0"]
+
+
+async def test_a_stop_that_comes_while_the_log_is_read_keeps_what_came_after_it_away(log, shared, monkeypatch):
+    stopped, _ = shared
+    read = log.channel.read
+
+    async def read_late(generation_id: str, after: FrameId, count: int) -> list[Frame]:
+        """Two commands on one connection, and a message on another, which arrives before their answers."""
+        if generation_id == G:
+            await log.add()
+            await log.channel.part("gen_a", G, STOPPED, is_readable=True)
+            await log.add()
+        frames = await read(generation_id, after, count)
+        pass_on(log, shared)
+        return frames
+
+    monkeypatch.setattr(log.channel, "read", read_late)
+    stopped.reread()
+
+    assert await own_frames(stopped) == ["1-3", "2-0"]
+
+
 async def test_what_comes_after_one_was_stopped_is_not_for_it(log, shared):
     stopped, _ = shared
     await log.channel.part("gen_a", G, STOPPED, is_readable=True)

@@ -123,6 +123,7 @@ class ScriptedServer:
 
     def __init__(self) -> None:
         self.is_silent, self.connections = False, 0
+        self.greeting = b""  # Sent right behind the confirmation of a subscription.
         self.unanswered: set[bytes] = set()
         self.commands: list[list[bytes]] = []
 
@@ -139,6 +140,7 @@ class ScriptedServer:
                     for channel in command[1:]:
                         kind = command[0].lower()
                         writer.write(b"*3\r\n$%d\r\n%s\r\n$%d\r\n%s\r\n:1\r\n" % (len(kind), kind, len(channel), channel))
+                        writer.write(self.greeting)
                 else:
                     writer.write(b"+PONG\r\n" if command[0] == b"PING" else b"+OK\r\n")
         writer.close()
@@ -178,6 +180,25 @@ async def test_a_server_that_falls_silent_is_left_and_its_subscriptions_are_made
     assert len(resubscribed) == 2
     assert any(b"{gen_1}:live" in command for command in server.commands[-30:])
     assert [line["event"] for line in logs].count("feed_lost") == 1  # Not for each attempt to come back.
+
+
+async def test_a_new_connection_delivers_nothing_before_its_listeners_know_that_messages_were_lost(scripted):
+    server, feed = scripted
+    heard: list[str] = []
+    feed.on_resubscribed(lambda: heard.append("resubscribed"))
+    await feed.start()
+    await eventually(lambda: feed.is_connected)
+    await feed.subscribe("gen_1", lambda _: heard.append("message"))
+    channel, message = b"{gen_1}:live", b"data 1-1 1-2\nx"
+    server.greeting = b"*3\r\n$7\r\nmessage\r\n$%d\r\n%s\r\n$%d\r\n%s\r\n" % (len(channel), channel, len(message), message)
+    heard.clear()
+
+    server.is_silent = True
+    await eventually(lambda: not feed.is_connected)
+    server.is_silent = False
+    await eventually(lambda: "message" in heard)
+
+    assert heard.index("resubscribed") < heard.index("message")
 
 
 async def test_a_subscription_that_is_not_confirmed_in_time_fails_and_is_given_up(scripted):
