@@ -335,17 +335,22 @@ def test_the_targets_of_routes_fail_in_turn_and_one_of_them_is_always_well():
 
 
 def test_a_route_with_a_well_target_answers_no_error_before_its_first_token():
-    def wrong(**row: Any) -> list[str]:
+    def wrong(*happened: Happened, **row: Any) -> list[str]:
         history = _told(ROUTED.number, outcome="upstream_unavailable")
         history.ask = ROUTED
         found = replace(ROW, model=ROUTED.route, end_user=f"c{ROUTED.number}", outcome="failed", **row)
-        return check_rows([found], [history], {}, [])
+        return check_rows([found], [history], {}, happened)
 
     assert wrong(error_code="upstream_unavailable", error_kind="upstream_unavailable", output_tokens=4) == []
     assert any(
         "a well target" in what for what in wrong(error_code="api_error", error_kind="upstream_timeout", output_tokens=0)
     )
     assert wrong(error_code="worker_lost", error_kind="worker_lost", output_tokens=0) == []
+    # At each moment one target is well. This request outlasted three faults.
+    each = [Happened(Fault(0, FaultKind.FAILING, target, 1), 0.5 + n / 2, 0.0, 1.0 + n / 2) for n, target in enumerate(TARGETS)]
+    unavailable = {"error_code": "", "error_kind": "upstream_unavailable", "output_tokens": 0}
+    assert wrong(*each, **unavailable) == []
+    assert wrong(*each[1:], **unavailable)
 
 
 async def test_a_link_may_answer_for_the_far_side_reset_or_refuse():
