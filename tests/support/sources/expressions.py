@@ -18,9 +18,9 @@ from typing import Any
 
 import regex
 
-LENGTH = 1 << 19  # Squared, this is hours.
-PAIR_LENGTH = 1 << 16  # There are many pairs; squared, this is still far beyond the limit.
-REGEX_LENGTH = 1 << 16  # `regex` is slower per character, and guardrails use it, in a thread.
+LENGTH = 1 << 18  # Squared, this is an hour.
+PAIR_LENGTH = 1 << 15  # There are many pairs; squared, this is still far beyond the limit.
+REGEX_LENGTH = 1 << 15  # `regex` is slower per character, and guardrails use it, in a thread.
 CPU_S = 10  # Per text. A good expression takes a few tenths of a second at most, a quadratic one minutes.
 PACKAGES = ("api", "workers", "common")
 # Used only with match or fullmatch; they would take longer if they had to begin at every position.
