@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import httpx
 import orjson
 
-from bench.run import KEY, PATH, Machine, Outcome, send_raw
+from bench.run import KEY, OURS, PATH, Machine, Outcome, send_raw
 
 REQUESTS = 150  # Per turn.
 TURNS = 4
@@ -22,7 +22,6 @@ AT_ONCE = 8
 VIEWERS = 100
 LENGTHS = ((20, 150), (300, 10))  # Tokens, and ms between them: both last for three seconds.
 LEDGER_S = 0.5  # After this, a worker has written the rows of a turn.
-_OURS = ("api", "worker", "redis")
 _MODEL = "demo-n20-d0"
 
 
@@ -39,13 +38,13 @@ class Cost:
         return self.cpu_s.total() * 1e6 / max(self.count, 1)
 
     def add(self, before: dict[str, float], after: dict[str, float], count: int, failed: int) -> None:
-        for name in _OURS:
+        for name in OURS:
             self.cpu_s[name] += after[name] - before[name]  # type: ignore[assignment]  # A Counter of floats.
         self.count += count
         self.failed += failed
 
     def figures(self) -> str:
-        parts = " + ".join(f"{name} {self.cpu_s[name] * 1e6 / max(self.count, 1):.0f}" for name in _OURS)
+        parts = " + ".join(f"{name} {self.cpu_s[name] * 1e6 / max(self.count, 1):.0f}" for name in OURS)
         return f"{self.each_us:6.0f} us = {parts}   errors {self.failed} of {self.count}"
 
 
@@ -58,7 +57,7 @@ async def measure_cache(under_test: Machine) -> int:
         for _ in range(TURNS):
             for name, cost in costs.items():
                 before = under_test.cpu_s()
-                outcomes = await _many(client, name, hot)
+                outcomes = await count_answers(client, name, REQUESTS, hot)
                 await asyncio.sleep(LEDGER_S)
                 cost.add(before, under_test.cpu_s(), REQUESTS, REQUESTS - outcomes[name])
     print(f"\ncache: {TURNS} x {REQUESTS} small requests of each kind, {AT_ONCE} at a time, not streamed")
@@ -68,10 +67,10 @@ async def measure_cache(under_test: Machine) -> int:
     return sum(cost.failed for cost in costs.values())
 
 
-async def _many(client: httpx.AsyncClient, name: str, hot: str) -> Counter[str]:
-    """Send the requests of a turn. Return how many were answered in which way."""
+async def count_answers(client: httpx.AsyncClient, name: str, count: int, hot: str = "") -> Counter[str]:
+    """Send requests of one kind. Return how many were answered in which way."""
     outcomes: Counter[str] = Counter()
-    numbers = iter(range(REQUESTS))
+    numbers = iter(range(count))
 
     async def send() -> None:
         for _ in numbers:

@@ -31,6 +31,7 @@ TOKEN = b'"delta":{"content":'  # In every chunk with text, and in no other chun
 DONE = b"data: [DONE]\n\n"
 PATH = "/v1/chat/completions"
 KEY = "sk-bench"
+OURS = ("api", "worker", "redis")
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,24 +184,41 @@ def await_ok(url: str) -> None:
     sys.exit(f"{url} was not ready within {READY_S} s.")
 
 
-async def measure_load(load: Load, under_test: Machine) -> int:
-    """Print what a load costs. Return the number of failed streams."""
+@dataclass(frozen=True, slots=True)
+class LoadFigures:
+    """``costs_us``: CPU time per token, by process. ``failed``: of the load's streams."""
+
+    costs_us: dict[str, float]
+    tokens_per_s: float
+    duration_s: float
+    failed: int
+
+    @property
+    def ours_us(self) -> float:
+        return sum(self.costs_us[name] for name in OURS)
+
+
+async def run_load(load: Load, under_test: Machine) -> LoadFigures:
     before, began_at = under_test.cpu_s(), time.perf_counter()
     async with asyncio.timeout(LOAD_S_MAX):
         outcomes = await asyncio.gather(*(send_request(under_test.api_port, load.model) for _ in range(load.streams)))
     duration_s = time.perf_counter() - began_at
     after = under_test.cpu_s()
-
     tokens = sum(outcome.tokens for outcome in outcomes)
     failed = sum(not (outcome.is_complete and outcome.tokens == load.tokens) for outcome in outcomes)
     costs_us = {name: (after[name] - before[name]) * 1e6 / max(tokens, 1) for name in before}
-    ours_us = sum(costs_us[name] for name in ("api", "worker", "redis"))
+    return LoadFigures(costs_us, tokens / duration_s, duration_s, failed)
+
+
+async def measure_load(load: Load, under_test: Machine) -> int:
+    """Print what a load costs. Return the number of failed streams."""
+    figures = await run_load(load, under_test)
     print(f"\n{load.name}: {load.streams} streams x {load.tokens} tokens, {load.pace_ms} ms apart ({load.description})")
-    parts = " + ".join(f"{name} {costs_us[name]:.1f}" for name in ("api", "worker", "redis"))
-    print(f"  CPU per token  {ours_us:.1f} us = {parts}   (the provider itself: {costs_us['provider']:.1f})")
-    print(f"  tokens/s       {tokens / duration_s:,.0f}   in {duration_s:.1f} s")
-    print(f"  errors         {failed} of {load.streams} streams")
-    return failed
+    parts = " + ".join(f"{name} {figures.costs_us[name]:.1f}" for name in OURS)
+    print(f"  CPU per token  {figures.ours_us:.1f} us = {parts}   (the provider itself: {figures.costs_us['provider']:.1f})")
+    print(f"  tokens/s       {figures.tokens_per_s:,.0f}   in {figures.duration_s:.1f} s")
+    print(f"  errors         {figures.failed} of {load.streams} streams")
+    return figures.failed
 
 
 async def measure_ttft(under_test: Machine) -> int:
