@@ -18,6 +18,7 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.routing import APIRoute
 from prometheus_client import CollectorRegistry
 from starlette.exceptions import HTTPException
+from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.routing import Match
 
 from api.auth.authenticator import Authenticator, is_open
@@ -32,13 +33,14 @@ from api.overload.answers import RefusalResponses
 from api.overload.gate import Gate
 from api.relay.hub import Hub
 from api.routes import admin, admin_cache, admin_config, dialects, generations, models, pages, responses, usage
+from api.routes.direct_route import DirectPaths
 from api.routes.openapi import describe
 from api.server.answer_headers import EXPOSED_HEADERS
 from api.server.body_budget import BodyBudget
 from api.server.connection import Connection
 from api.server.cors import Cors
 from api.server.http_errors import intended_path, not_served
-from api.server.middleware import ErrorBoundary, RequestObserver
+from api.server.middleware import Front
 from api.server.request_bounds import bounded_protocol
 from api.services import ApiServices
 from common.cache.inventory import Inventory
@@ -218,18 +220,17 @@ def create_app(process: ApiProcess) -> FastAPI:
     _serve_head(app)
     describe(app)
     app.add_exception_handler(HTTPException, _plain_error)
-    app.add_middleware(ErrorBoundary)
-    app.add_middleware(
-        Cors,
+    cors = Cors(
         listed=lambda: listed_origins(services.settings),
         key_origins=process.key_cache.origins,
         exposed=EXPOSED_HEADERS,
         on_allowed=services.gate.remember_origin,
     )
-    # Also around Starlette's own outermost layer, which answers unexpected errors, and would wrap the sending of each token.
-    app.middleware_stack = RequestObserver(
-        app.build_middleware_stack(), services.metrics, settings.header_bytes_max, lambda: services.is_draining
-    )
+    # Without Starlette's outermost layer: it answers unexpected errors, which ours does, and wraps the sending of each token.
+    stack = app.build_middleware_stack()
+    assert isinstance(stack, ServerErrorMiddleware)
+    paths = DirectPaths(app.routes, stack.app)
+    app.middleware_stack = Front(paths, services.metrics, settings.header_bytes_max, lambda: services.is_draining, cors)
     return app
 
 

@@ -22,11 +22,11 @@ _COUNTED = object_of(["input_tokens"], input_tokens={"type": "integer"})
 
 
 def router(services: ApiServices) -> APIRouter:
-    routes = APIRouter(tags=["generations"])
+    routes = APIRouter(tags=["generations"], route_class=DirectRoute)
     for path, name in _PATHS.items():
         summary = f"Generate ({name})"
         endpoint, described = _endpoint(name, services), generating(name)
-        routes.add_api_route(path, endpoint, methods=["POST"], summary=summary, route_class_override=DirectRoute, **described)
+        routes.add_api_route(path, endpoint, methods=["POST"], summary=summary, **described)
 
     @routes.post(
         "/v1/messages/count_tokens",

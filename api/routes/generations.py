@@ -16,6 +16,7 @@ from api.intake.accepted import Amend, accept
 from api.relay.response import Relay, headers_of_stream
 from api.relay.viewer import Viewer
 from api.routes.dialects import check_unified
+from api.routes.direct_route import DirectRoute
 from api.routes.generation_records import record, short_record, status_of, url_of
 from api.routes.openapi import TEXT, empty_response, generating, header, list_of, object_of, query, serving
 from api.routes.paging import PAGE_FIELDS, after_in, after_parameter, limit_in, limit_parameter, page_of
@@ -55,7 +56,7 @@ _STOPPED = stop_failure(Stop.CANCELLED)
 
 
 def router(services: ApiServices) -> APIRouter:
-    routes = APIRouter(tags=["generations"])
+    routes = APIRouter(tags=["generations"], route_class=DirectRoute)
 
     @routes.post("/v1/generations", status_code=202, **_start_docs())
     async def start_generation(request: Request) -> Response:

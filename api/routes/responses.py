@@ -60,19 +60,11 @@ _CANCELLED = Failed(ErrorKind.CANCELLED, "The response was cancelled.", code="ca
 
 
 def router(services: ApiServices) -> APIRouter:
-    routes = APIRouter(tags=["responses"])
+    routes = APIRouter(tags=["responses"], route_class=DirectRoute)
 
+    @routes.post("/v1/responses", summary="Generate (openai-responses)", **generating("openai-responses"))
     async def create_response(request: Request) -> Response:
         return await answer_or_error(OPENAI_RESPONSES, request, services, _create(request, services))
-
-    routes.add_api_route(
-        "/v1/responses",
-        create_response,
-        methods=["POST"],
-        summary="Generate (openai-responses)",
-        route_class_override=DirectRoute,
-        **generating("openai-responses"),
-    )
 
     @routes.get(
         "/v1/responses/{id_}",

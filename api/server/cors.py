@@ -9,14 +9,14 @@ Source: https://fetch.spec.whatwg.org/#http-cors-protocol
 from collections.abc import Awaitable, Callable, Iterable
 
 from starlette.responses import PlainTextResponse, Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Scope
 
 from api.server.http_errors import dialect_at, error_response
 from common.canonical.errors import ErrorKind, Failed
 
 METHODS = "GET, HEAD, POST, DELETE"
 PREFLIGHT_MAX_AGE_S = 600  # Chromium keeps an answer for two hours at most, and a list of origins may change.
-_Headers = list[tuple[bytes, bytes]]
+CorsHeaders = list[tuple[bytes, bytes]]
 
 
 class Cors:
@@ -27,39 +27,30 @@ class Cors:
 
     def __init__(
         self,
-        app: ASGIApp,
         listed: Callable[[], Iterable[str]],
         key_origins: Callable[[], Awaitable[frozenset[str]]],
         exposed: Iterable[str],
         on_allowed: Callable[[bytes], object] = lambda origin: None,
     ) -> None:
-        self._app = app
         self._listed = listed
         self._key_origins = key_origins
         self._exposed = ", ".join(exposed).encode()
         self._on_allowed = on_allowed
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        origin = _header(scope, b"origin") if scope["type"] == "http" else None
+    async def check(self, scope: Scope) -> CorsHeaders | Response:
+        """Return the headers that the answer to a request gets; for a preflight request, return the answer itself."""
+        origin = _header(scope, b"origin")
         if origin is None:
-            await self._app(scope, receive, send)
-            return
+            return []
         is_allowed = await self._allows(origin)
         if is_allowed:
             self._on_allowed(origin)
         if scope["method"] == "OPTIONS" and (method := _header(scope, b"access-control-request-method")) is not None:
-            await self._answer_preflight(scope, receive, send, origin, method, is_allowed=is_allowed)
-            return
-        headers: _Headers = [(b"vary", b"Origin")]
+            return self._preflight_answer(scope, origin, method, is_allowed=is_allowed)
+        headers: CorsHeaders = [(b"vary", b"Origin")]
         if is_allowed:
             headers += [(b"access-control-allow-origin", origin), (b"access-control-expose-headers", self._exposed)]
-
-        async def send_with_cors(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), *headers]
-            await send(message)
-
-        await self._app(scope, receive, send_with_cors)
+        return headers
 
     async def _allows(self, origin: bytes) -> bool:
         text = origin.decode("latin-1")
@@ -68,9 +59,7 @@ class Cors:
         key_origins = await self._key_origins()
         return text in key_origins or "*" in key_origins
 
-    async def _answer_preflight(
-        self, scope: Scope, receive: Receive, send: Send, origin: bytes, method: bytes, *, is_allowed: bool
-    ) -> None:
+    def _preflight_answer(self, scope: Scope, origin: bytes, method: bytes, *, is_allowed: bool) -> Response:
         headers: dict[str, str] = {"vary": "Origin, Access-Control-Request-Method, Access-Control-Request-Headers"}
         if is_allowed:
             headers |= {
@@ -81,10 +70,9 @@ class Cors:
             if requested := _header(scope, b"access-control-request-headers"):
                 # All that are requested: SDKs add new headers with each version.
                 headers["access-control-allow-headers"] = requested.decode("latin-1")
-        response: Response = PlainTextResponse("OK", headers=headers)
         if not is_allowed or method.decode("latin-1") not in METHODS.split(", "):
-            response = error_response(dialect_at(scope["path"]), _NOT_ALLOWED, scope["state"]["request_id"], headers)
-        await response(scope, receive, send)
+            return error_response(dialect_at(scope["path"]), _NOT_ALLOWED, scope["state"]["request_id"], headers)
+        return PlainTextResponse("OK", headers=headers)
 
 
 _NOT_ALLOWED = Failed(
@@ -95,4 +83,7 @@ _NOT_ALLOWED = Failed(
 
 
 def _header(scope: Scope, name: bytes) -> bytes | None:
-    return next((value for header_name, value in scope["headers"] if header_name == name), None)
+    for header_name, value in scope["headers"]:
+        if header_name == name:
+            return bytes(value)
+    return None

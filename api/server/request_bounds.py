@@ -23,7 +23,7 @@ from common.config.settings import KIB
 STOPPING_READ_TIMEOUT_S = 2.0
 SILENCE_S_MAX = 75.0  # For a connection that has not sent any request yet.
 BODY_RATE_MIN = 64 * KIB  # Bytes per second. A slower line could hardly carry the tokens of an answer.
-# For the request line and line ends. Headers slightly over their limit get a better answer from RequestObserver.
+# For the request line and line ends. Headers slightly over their limit get a better answer from Front.
 HEAD_EXTRA_BYTES = 16 * KIB
 
 

@@ -6,10 +6,10 @@ import weakref
 
 import httpx
 import pytest
-from starlette.middleware.base import BaseHTTPMiddleware
 
 from api.main import ApiProcess, create_app
 from api.server.draining import WAVE_MIN
+from api.server.middleware import Front
 from common.config.settings import Settings
 
 
@@ -100,8 +100,8 @@ async def test_a_process_that_is_deaf_to_a_redis_that_answers_is_unready():
 
 
 def test_no_middleware_stands_between_a_response_and_its_client(app):
-    assert app.user_middleware
-    assert not [used.cls for used in app.user_middleware if issubclass(used.cls, BaseHTTPMiddleware)]
+    assert isinstance(app.middleware_stack, Front)
+    assert not app.user_middleware
 
 
 async def test_what_the_server_cancels_at_the_end_of_its_time_is_told_to_come_again(app):

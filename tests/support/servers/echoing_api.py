@@ -13,7 +13,7 @@ from uvicorn.server import ServerState
 from api.metrics import ApiMetrics
 from api.overload.gate import Gate
 from api.server.http_errors import error_response, refusal_in
-from api.server.middleware import RequestObserver
+from api.server.middleware import Front
 from api.server.request_bounds import bounded_protocol
 from common.config.settings import Settings
 from common.dialects import DIALECTS
@@ -70,7 +70,7 @@ class Server:
 async def serving(app: Any = echo, keep_alive_s: float = 5, gate: Gate | None = None, **settings: Any) -> AsyncIterator[Server]:
     chosen = Settings(**settings)
     registry = CollectorRegistry()
-    observed = RequestObserver(app, ApiMetrics(registry), chosen.header_bytes_max, lambda: False)
+    observed = Front(app, ApiMetrics(registry), chosen.header_bytes_max, lambda: False)
     protocol = bounded_protocol(chosen)
     protocol.gate = gate
     config = uvicorn.Config(
