@@ -13,9 +13,10 @@ from io import BytesIO
 
 import structlog
 from starlette.responses import Response
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from api.relay.viewer import Viewer
+from api.server.connection import presence_of
 from api.server.http_errors import error_response, restarting
 from api.server.retry_after import retry_ms
 from common.canonical.errors import Failed
@@ -96,8 +97,8 @@ class Relay(Response):
             self.viewer.poke()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        disconnect = asyncio.create_task(_until_disconnect(receive))
-        disconnect.add_done_callback(self._on_disconnect)
+        presence = presence_of(scope)
+        presence.watch(self._on_left)
         try:
             response: Response | None
             if self._is_stream:
@@ -110,10 +111,10 @@ class Relay(Response):
             if response:
                 await response(scope, receive, send)
         finally:
-            disconnect.cancel()
+            presence.unwatch()
             await self._on_done(self)
 
-    def _on_disconnect(self, _: "asyncio.Task[None]") -> None:
+    def _on_left(self) -> None:
         self._has_left = True
         self.viewer.poke()
 
@@ -281,10 +282,3 @@ class _IdleClock:
         if self.is_due:
             self._viewer.poke()
         self._handle = self._loop.call_at(max(self._due_at, self._loop.time() + 0.05), self._check)
-
-
-async def _until_disconnect(receive: Receive) -> None:
-    while True:
-        message: Message = await receive()
-        if message["type"] == "http.disconnect":
-            return

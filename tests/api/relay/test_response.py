@@ -9,6 +9,7 @@ import pytest
 
 from api.relay.response import SSE_HEADERS, Relay, RelayTimeouts, headers_of_stream
 from api.relay.viewer import Viewer
+from api.server.connection import Presence
 from common.canonical.errors import ErrorKind, Failed
 from common.canonical.events import Completed, Finished, FinishReason, Started, TextDelta, Usage
 from common.canonical.generation import GenerationRequest, Role, TextPart
@@ -35,18 +36,17 @@ class Client:
         self.sent: list[dict[str, Any]] = []
         self.reads = asyncio.Event()
         self.reads.set()
-        self._has_left = asyncio.Event()
+        self.presence = Presence()
 
     async def send(self, message: Any) -> None:
         await self.reads.wait()
         self.sent.append(message)
 
     async def receive(self) -> Any:
-        await self._has_left.wait()
-        return {"type": "http.disconnect"}
+        raise AssertionError("The body is read already.")
 
     def leave(self) -> None:
-        self._has_left.set()
+        self.presence.leave()
 
     @property
     def status(self) -> int | None:
@@ -89,7 +89,9 @@ class Response:
         fields |= {"request_id": "req_1", "model": "m", "created_s": 1, "is_stream": is_stream}
         self.relay = Relay(self.viewer, DIALECTS[dialect], RelayTimeouts(HOLD_S, KEEP_ALIVE_S), self._note_done, **fields)
         self._last = START
-        self._runs = asyncio.create_task(self.relay({"type": "http", **(scope or {})}, self.client.receive, self.client.send))
+        state = {"presence": self.client.presence, **(scope or {}).get("state", {})}
+        request = {"type": "http", **(scope or {}), "state": state}
+        self._runs = asyncio.create_task(self.relay(request, self.client.receive, self.client.send))
 
     async def _note_done(self, relay: Relay) -> None:
         self.done.append(relay.outcome)
