@@ -18,6 +18,7 @@ from common.config.settings import Settings
 from common.vendors.model_names import MODEL_NAMES, VENDOR_OF
 
 _NONE: Mapping[str, RouteFallback] = {}
+_KNOWN_MAX, _KNOWN_CHARS_MAX = 1_000, 200  # Names that are resolved once. Clients may send any number of others.
 _ALIASES_NAMED_MAX = 20  # In an error's message.
 
 
@@ -42,6 +43,17 @@ def resolve(name: str, settings: Settings, provider: str | None = None, *, has_b
     Raises:
         GatewayError: MODEL_NOT_FOUND, none can be used. The message names the available models and the variable to set.
     """
+    # Hot path: each request asks, and clients use few names. What is known belongs to these settings, and ends with them.
+    known, asked = settings.known_routes, (name, provider, has_byok_key)
+    targets = known.get(asked)
+    if targets is None:
+        targets = _resolve(name, settings, provider, has_byok_key=has_byok_key)
+        if len(name) <= _KNOWN_CHARS_MAX and len(known) < _KNOWN_MAX:
+            known[asked] = targets
+    return [*targets]
+
+
+def _resolve(name: str, settings: Settings, provider: str | None, *, has_byok_key: bool) -> list[Target]:
     targets = _targets(name, settings, provider, has_byok_key=has_byok_key)
     if has_byok_key:
         targets = [target for target in targets if target.provider == targets[0].provider]

@@ -67,6 +67,13 @@ class Settings(
         assert isinstance(init_settings, InitSettingsSource)
         return sources(settings_cls, init_settings, dotenv_settings)
 
+    def __copy__(self) -> "Settings":
+        """Return a copy without what was worked out from the values: the caller changes some of these (``model_copy``)."""
+        copied = super().__copy__()
+        for name in copied.__dict__.keys() - type(self).model_fields.keys():
+            del copied.__dict__[name]
+        return copied
+
     @field_validator("*", mode="before")
     @classmethod
     def _refuse_switches(cls, value: Any, info: ValidationInfo) -> Any:

@@ -1,5 +1,6 @@
 """Which settings say who may use the gateway?"""
 
+from functools import cached_property
 from typing import Literal
 
 from pydantic import BaseModel, Field, SecretStr, ValidationInfo, field_validator
@@ -86,7 +87,7 @@ class AccessSettings(BaseModel):
             raise PydanticCustomError("secret_missing", "it needs SLUICE_SECRET, which signs everything new.")
         return secret
 
-    @property
+    @cached_property
     def secrets(self) -> tuple[SecretStr, ...]:
         """The secrets that may have signed or encrypted something. The first one signs everything new."""
         return tuple(secret for secret in (self.secret, self.secret_previous) if secret)

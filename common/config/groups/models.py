@@ -1,7 +1,7 @@
 """Which settings name providers and models, and say what models cost?"""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Annotated, Any
@@ -26,6 +26,7 @@ from common.vendors.models import MODELS, ModelRow, ModelTable
 from common.vendors.prefill import ContinuationMethod
 from common.vendors.table import VENDOR_IDS, VENDORS, Vendor, WireName
 
+RequestedName = tuple[str, str | None, bool]  # A model, a provider named beside it, and whether the client brings its own key.
 _OWN_PROVIDER_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")  # It is part of model names, before a slash or after a #.
 
 
@@ -53,6 +54,9 @@ class ProviderSettings(BaseModel):
     continuation: ContinuationMethod | None = None
     limits: Limits = Limits()  # The vendor's quota for each key. All workers together keep to it.
     budget: Budget = Budget()
+
+
+_NOT_CONFIGURED = ProviderSettings()
 
 
 class ModelSettings(BaseModel):
@@ -141,6 +145,11 @@ class ModelSettings(BaseModel):
         return {}
 
     @cached_property
+    def known_routes(self) -> dict[RequestedName, Sequence[Any]]:
+        """The targets of names that were asked for; see ``common.config.model_routes.resolve``."""
+        return {}
+
+    @cached_property
     def vendors(self) -> Mapping[str, Vendor]:
         """All vendors by id: those that we know, and those that the settings add."""
         own_vendors = {
@@ -161,7 +170,7 @@ class ModelSettings(BaseModel):
         return {**VENDOR_IDS, **{name: name for name in self.vendors}}
 
     def provider(self, provider: str) -> ProviderSettings:
-        return self.providers.get(provider) or ProviderSettings()
+        return self.providers.get(provider) or _NOT_CONFIGURED
 
     @property
     def ai_gateway_url(self) -> str | None:

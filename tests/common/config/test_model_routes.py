@@ -29,6 +29,25 @@ def test_a_name_resolves_by_its_most_explicit_part(name, target):
     assert resolve(name, settings()) == [target]
 
 
+def test_what_is_known_of_a_name_can_be_changed_by_nobody_and_ends_with_its_settings():
+    chosen = settings(aliases={"mine": ["openai/one"]})
+    resolve("mine", chosen).clear()
+    changed = chosen.model_copy(update={"aliases": {"mine": ["openai/two"]}})
+
+    assert resolve("mine", chosen) == [Target("openai", "one")]
+    assert resolve("mine", changed) == [Target("openai", "two")]
+
+
+def test_what_clients_ask_for_fills_no_memory():
+    chosen = settings(default_provider="openai")
+    for number in range(1_100):
+        resolve(f"llama-{number}", chosen)
+    resolve("x" * 10_000, chosen)
+
+    assert len(chosen.known_routes) == 1_000
+    assert resolve("llama-1099", chosen) == [Target("openai", "llama-1099")]
+
+
 def test_an_alias_is_asked_first_and_may_have_several_targets():
     aliases = {"gpt-5": ["anthropic/claude-x", "openai/gpt-5"]}
 

@@ -333,3 +333,14 @@ def test_merge_keys_of_yaml_may_be_replaced_and_merged_again(elsewhere):
 
     assert [providers[name].base_url for name in "abc"] == ["http://a/v1", "http://b/v1", "http://c/v1"]
     assert [len(providers[name].api_keys) for name in "abc"] == [1, 1, 1]
+
+
+def test_a_copy_with_other_values_keeps_nothing_that_was_worked_out_from_the_old_ones():
+    before = Settings(secret="a" * 32, providers={"openai": {"api_keys": "k"}})
+    assert [secret.get_secret_value() for secret in before.secrets] == ["a" * 32]
+    assert before.vendor_ids
+
+    after = before.model_copy(update={"secret": None})
+
+    assert after.secrets == ()
+    assert after == before.model_copy(update={"secret": None})
