@@ -12,6 +12,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from common.access.principal import Access, GuardrailPolicy
+from common.config.compose_variables import COMPOSE_VARIABLES
 from common.config.model_routes import fallbacks_of, find_problem, named_targets
 from common.config.setting_sources import ENV_FILE, FILE_SUFFIX, PREFIX, env_file, yaml_values
 from common.config.settings import Settings
@@ -67,13 +68,13 @@ def unknown_keys() -> Iterator[tuple[str, str | None]]:
 
 
 def _unknown_variables() -> Iterator[Doubt]:
-    setting_names = Settings.model_fields
+    known = {*Settings.model_fields, *(name.lower().removeprefix(PREFIX.lower()) for name in COMPOSE_VARIABLES)}
     for variables, where in ((os.environ, "the environment"), (env_file(), ENV_FILE)):
         for name, value in variables.items():
             setting = name.lower().removeprefix(PREFIX.lower())
-            setting = setting if setting in setting_names else setting.removesuffix(FILE_SUFFIX.lower())
-            if name.upper().startswith(PREFIX) and setting not in setting_names and not _is_service_link(name, value or ""):
-                near = nearest(setting, setting_names)
+            setting = setting if setting in known else setting.removesuffix(FILE_SUFFIX.lower())
+            if name.upper().startswith(PREFIX) and setting not in known and not _is_service_link(name, value or ""):
+                near = nearest(setting, sorted(known))
                 yield _unknown(name, where, f"{PREFIX}{near.upper()}" if near else None)
 
 

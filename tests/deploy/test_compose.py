@@ -22,6 +22,7 @@ import redis
 import yaml
 
 from cli.main import main
+from common.config.compose_variables import COMPOSE_VARIABLES
 from common.config.settings import Settings
 from common.database.engine import database_url
 from common.redis.client import connect
@@ -162,6 +163,14 @@ def test_the_tables_are_made_before_a_worker_writes_and_after_each_update(servic
     assert migrate["image"] == services["worker"]["image"]
     assert migrate["restart"] == "on-failure"  # It ends.
     assert main.get_command(None, "migrate") is not None
+
+
+def test_the_variables_that_compose_alone_reads_are_known_as_such():
+    """Else `sluice doctor` would call them mistakes."""
+    read = {name for file in (FILE.name, *MORE) for name in re.findall(r"\$\{(SLUICE_\w+)", (ROOT / file).read_text())}
+    settings = {f"SLUICE_{name.upper()}" for name in Settings.model_fields}
+
+    assert {name for name in read if name not in settings and name.removesuffix("_FILE") not in settings} == COMPOSE_VARIABLES
 
 
 def run_credentials(folder: Path, **variables: str) -> None:

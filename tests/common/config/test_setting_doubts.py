@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from common.config.compose_variables import COMPOSE_VARIABLES
 from common.config.groups.models import ProviderSettings
 from common.config.setting_doubts import find_doubts, log_doubts
 from common.config.settings import Settings
@@ -50,6 +51,7 @@ def test_good_settings_are_in_no_doubt():
         ("SLUICE_API_KEY", "SLUICE_API_KEYS"),
         ("SLUICE_GUARDRAIL", "SLUICE_GUARDRAILS"),
         ("sluice_prot", "SLUICE_PORT"),
+        ("SLUICE_PUBLISCH", "SLUICE_PUBLISH"),
     ],
 )
 def test_a_name_like_one_of_ours_is_told_with_the_one_that_is_meant(monkeypatch: pytest.MonkeyPatch, name: str, near: str):
@@ -82,6 +84,13 @@ def test_a_name_like_none_of_ours_may_be_somebody_else_s(monkeypatch: pytest.Mon
 )
 def test_what_kubernetes_sets_is_nobody_s_mistake(monkeypatch: pytest.MonkeyPatch, name: str, value: str):
     monkeypatch.setenv(name, value)
+
+    assert told() == []
+
+
+@pytest.mark.parametrize("name", sorted(COMPOSE_VARIABLES))
+def test_what_compose_reads_from_the_same_file_is_in_no_doubt(elsewhere: Path, name: str):
+    (elsewhere / ".env").write_text(f"{name}=1\n")
 
     assert told() == []
 
