@@ -11,16 +11,55 @@ install_packages() {
   fi
 }
 
-# Start a container engine where none runs, if that is possible here, with the images. It ends with the script.
+# Start a container engine where none runs, if that is possible here, and build the images. The engine ends with the script.
+# Without an engine its tests are skipped, and that is said here.
 start_engine() {
-  [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || return 0
-  apt-get install -y -qq --no-install-recommends docker.io debootstrap iptables apparmor >/dev/null
-  if ! docker info >/dev/null 2>&1; then
-    dockerd >/dev/null 2>&1 &
-    trap "kill $!" EXIT
-    timeout 60 sh -c 'until docker info >/dev/null 2>&1; do sleep 1; done' || return
+  local log pid begin
+  if [ "$(id -u)" != 0 ]; then
+    has_engine || echo "No container engine, and only root may start one: its tests are skipped."
+    return 0
   fi
-  .ci/stand-ins/build
+  install_missing dockerd:docker.io iptables:iptables debootstrap:debootstrap apparmor_parser:apparmor
+  if ! has_engine; then
+    log=$(mktemp)
+    dockerd </dev/null >"$log" 2>&1 &
+    pid=$!
+    until has_engine; do
+      # It may be missing, or this machine may not let it run: in most containers it cannot.
+      if ! kill -0 "$pid" 2>/dev/null || [ $((SECONDS - ${begin:=$SECONDS})) -ge 60 ]; then
+        stop_engine "$pid"
+        echo "No container engine starts here: its tests are skipped. Its last lines:"
+        tail -n 3 "$log"
+        rm -f "$log"
+        return 0
+      fi
+      sleep 0.5
+    done
+    # shellcheck disable=SC2064  # The process and the file are known now.
+    trap "stop_engine $pid; rm -f $log" EXIT
+  fi
+  "$(dirname "${BASH_SOURCE[0]}")/stand-ins/build"
+}
+
+has_engine() {
+  docker info >/dev/null 2>&1
+}
+
+# It also ends what it has started. A script that ends first would leave it behind for a while.
+stop_engine() {
+  kill "$1" 2>/dev/null || return 0
+  wait "$1" || true
+}
+
+# Install the packages of commands that are missing, each as COMMAND:PACKAGE. It is not a fault if that fails.
+install_missing() {
+  local pair packages=()
+  for pair in "$@"; do
+    command -v "${pair%%:*}" >/dev/null || packages+=("${pair#*:}")
+  done
+  if [ ${#packages[@]} != 0 ] && command -v apt-get >/dev/null; then
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null || true
+  fi
 }
 
 # Run a command, and print how long it took.
