@@ -316,18 +316,43 @@ def test_without_keys_it_says_what_to_do(services: dict[str, Any]):
 
 @pytest.mark.parametrize(("status", "is_healthy"), [(200, True), (503, False), (None, False)])
 @pytest.mark.parametrize("name", OURS)
-def test_a_tier_is_healthy_while_it_says_so(services: dict[str, Any], name: str, status: int | None, *, is_healthy: bool):
-    *shell, script = services[name]["healthcheck"]["test"][1:]
+def test_a_tier_is_healthy_while_it_says_so(
+    services: dict[str, Any], tmp_path: Path, name: str, status: int | None, *, is_healthy: bool
+):
+    check = check_of(services[name], tmp_path)
     port = services[name]["environment"]["SLUICE_PORT" if name == "api" else "SLUICE_WORKER_PORT"]
-    assert script.count(f"/{port} ") == 1
+    assert check[-1].count(f"/{port} ") == 1
 
     with HTTPServer(("127.0.0.1", 0), answering(status)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        here = script.replace(f"/{port} ", f"/{server.server_port} ").replace("$$", "$")
-        found = subprocess.run([*shell, here], capture_output=True, check=False)
+        check[-1] = check[-1].replace(f"/{port} ", f"/{server.server_port} ")
+        found = subprocess.run(check, capture_output=True, check=False)
         server.shutdown()
 
     assert (found.returncode == 0) is is_healthy
+
+
+def check_of(service: dict[str, Any], folder: Path) -> list[str]:
+    """The command of a health check, with another folder than the container's /tmp."""
+    return [word.replace("$$", "$").replace("/tmp/", f"{folder}/") for word in service["healthcheck"]["test"][1:]]
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_check_sleeps_first_only_after_one_that_succeeded(services: dict[str, Any], tmp_path: Path, name: str):
+    (tmp_path / "sleep").write_text('#!/bin/sh\necho "sleep $1"\n')
+    (tmp_path / "sleep").chmod(0o755)
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLUICE_HEALTH_INTERVAL": "90s"}
+    check = check_of(services[name], tmp_path)
+    wrapper = check[: check.index("check") + 1]
+
+    tried = [
+        subprocess.run([*wrapper, command], env=env, capture_output=True, text=True, check=False)
+        for command in ("false", "true", "true", "false", "true")
+    ]
+
+    assert [done.returncode == 0 for done in tried] == [False, True, True, False, True]
+    assert [done.stdout for done in tried] == ["", "", "sleep 90s\n", "sleep 90s\n", ""]
+    assert services[name]["healthcheck"]["interval"] == "3s"
 
 
 def answering(status: int | None) -> type[BaseHTTPRequestHandler]:

@@ -75,7 +75,7 @@ class Stack:
         body = {"model": f"demo-n{tokens}-d100", "stream": True, "messages": [{"role": "user", "content": "hi"}]}
         async with session.post(f"{self.url}/v1/chat/completions", json=body, headers=AUTH) as response:
             if response.status != 200:
-                return f"{response.status} {await response.text()}"
+                return f"{response.status} {(await response.json())['error']['code']}"
             events = [event.data for event in sse_events((await response.read()).decode()) if event.data]
         chunks = [json.loads(event) for event in events if event.startswith("{")]
         errors = [chunk["error"]["code"] for chunk in chunks if "error" in chunk]
@@ -215,17 +215,24 @@ async def test_an_update_that_does_not_start_leaves_the_old_version_running(stac
 
 
 @pytest.mark.long
-async def test_scaling_a_killed_worker_and_a_restart_of_redis_lose_nothing(stack: Stack):
+async def test_scaling_a_killed_worker_and_a_reload_of_nginx_lose_nothing(stack: Stack):
     commands = [
         "docker compose up -d --no-recreate --wait --scale worker=3 --scale api=2",
         "docker kill $(docker compose ps -q worker | head -n 1)",
-        "docker compose restart redis",
         "docker compose kill -s HUP nginx",
     ]
 
     ends = await stack.under_load(" && sleep 1 && ".join(commands))
 
     assert set(ends) == {"complete"}, ends
+
+
+@pytest.mark.long
+async def test_a_restart_of_redis_cuts_no_stream_and_new_requests_are_told_to_come_back(stack: Stack):
+    assert await stack.under_load("docker compose restart redis", once=True, tokens=60) == {"complete": 20}
+    ends = await stack.under_load("docker compose restart redis")
+
+    assert set(ends) - {"503 store_unavailable"} == {"complete"}, ends
 
 
 @pytest.mark.long
