@@ -65,6 +65,7 @@ from common.process.manager import report_ready
 from common.process.metrics_page import MetricsPage
 from common.process.process import collect_garbage_less_often, raise_file_limit, return_freed_memory, shorten_thread_switches
 from common.process.redaction import Redactor
+from common.process.rhythm import until_turn_s
 from common.queue.jobs import JobQueue
 from common.queue.load import QueueLoad
 from common.redis import keyspace
@@ -280,6 +281,7 @@ class ApiServer(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, process: ApiProcess) -> None:
         super().__init__(config)
         self._process = process
+        self._is_ending = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start as uvicorn does, but accept connections with ``Acceptor``."""
@@ -287,6 +289,13 @@ class ApiServer(uvicorn.Server):
         self.servers = [self._acceptor(sock) for sock in sockets or ()]  # type: ignore[misc]  # uvicorn only closes them.
         self._process.reloads.listen_for_signal()
         report_ready()
+
+    async def main_loop(self) -> None:
+        """Wait as uvicorn does, which wakes up ten times a second. Only the header ``date`` needs it, once a second."""
+        while not await self.on_tick(0):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(until_turn_s(1.0)):
+                    await self._is_ending.wait()
 
     def _acceptor(self, sock: socket.socket) -> Acceptor:
         protocol_class = cast(type[Connection], self.config.http_protocol_class)
@@ -303,6 +312,7 @@ class ApiServer(uvicorn.Server):
             asyncio.get_running_loop().call_soon_threadsafe(self._stop_later, sig)
         elif not self.started or sig == signal.SIGINT:
             self.should_exit = True
+            asyncio.get_running_loop().call_soon_threadsafe(self._is_ending.set)
 
     def _stop_later(self, sig: int) -> None:
         wait_s = self._process.settings.api_unready_s if sig == signal.SIGTERM else 0
@@ -311,6 +321,7 @@ class ApiServer(uvicorn.Server):
     def _stop(self) -> None:
         self._process.begin_drain()
         self.should_exit = True
+        self._is_ending.set()
 
 
 def run(settings: Settings, load: Load, inputs: Inputs, sock: socket.socket, metrics_socket: Path | None = None) -> None:

@@ -17,6 +17,7 @@ from common.channel.base import NOBODY, START, Channel, Cursor, Feed, FrameKind,
 from common.config.settings import Settings
 from common.process.loop_lag import LoopLag, loop_lag
 from common.process.process import supervised
+from common.process.rhythm import next_turn
 from common.queue.jobs import JobQueue, JobStatus
 from common.redis.errors import is_refusal
 
@@ -216,7 +217,7 @@ class Hub:
 
     async def _watch_for_ever(self) -> None:
         while True:
-            await asyncio.sleep(WATCHDOG_S)
+            await next_turn(WATCHDOG_S)
             silent_ids = self._silent_ids(loop_lag().unblocked_s)
             # After an outage that is every generation at once, and Redis has other clients to serve.
             for batch in (silent_ids[at : at + CHECK_BATCH] for at in range(0, len(silent_ids), CHECK_BATCH)):

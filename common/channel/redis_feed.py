@@ -20,6 +20,7 @@ from common.canonical.errors import StoreRefused, StoreUnavailable
 from common.channel.base import Frame, FrameId, FrameKind, Message
 from common.process.loop_lag import lag_aware_timeout, loop_lag
 from common.process.process import supervised
+from common.process.rhythm import until_turn_s
 from common.redis import keyspace
 from common.redis.client import COMMAND_TIMEOUT_S, Client
 from common.redis.errors import REDIS_ERRORS, error_text
@@ -150,7 +151,7 @@ class RedisFeed:
                     pipe.on_answer = self._receive
                 self._probe_permission()
                 self._send("PING")
-                await asyncio.wait([lost], timeout=FEED_PING_S)
+                await asyncio.wait([lost], timeout=until_turn_s(FEED_PING_S))
                 if loop_lag().unblocked_s - pipe.heard_s > FEED_SILENCE_MAX_S:
                     pipe.close()
             raise RedisConnectionError("the connection was lost")

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from common.canonical.errors import StoreUnavailable
 from common.process.process import supervised
+from common.process.rhythm import next_turn
 from common.queue.jobs import JobQueue
 
 READ_INTERVAL_S = 0.5
@@ -123,4 +124,4 @@ class QueueLoad:
                 self.record(parse_reading(await self._queue.load(TENANTS_MAX)))
             except StoreUnavailable:
                 self.forget()
-            await asyncio.sleep(READ_INTERVAL_S)
+            await next_turn(READ_INTERVAL_S)

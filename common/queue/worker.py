@@ -22,6 +22,7 @@ from common.config.groups.queue import QueueSettings
 from common.limits.charges import Settlement
 from common.process.loop_lag import lag_aware_timeout, loop_lag
 from common.process.process import supervised
+from common.process.rhythm import next_turn, until_turn_s
 from common.queue.jobs import ALIVE_BEAT_S, LAPSED_BATCH, ClaimedJob, ClaimResult, JobQueue
 from common.redis import keyspace
 from common.redis.client import COMMAND_TIMEOUT_S, Client
@@ -320,7 +321,7 @@ class LeasedWorker(Worker):
         while True:
             due_in = self._renewed_at + self._settings.renew_s - time.monotonic()
             # After an outage, renew first: within the pulse's half second.
-            await asyncio.sleep(min(max(due_in, 0.05), 0.5))
+            await asyncio.sleep(min(max(due_in, 0.05), until_turn_s(0.5)))
             if time.monotonic() - self._renewed_at >= self._settings.renew_s and self._pulse.is_up:
                 await self._renew()
 
@@ -330,7 +331,7 @@ class LeasedWorker(Worker):
             if self._pulse.is_up:
                 with contextlib.suppress(StoreUnavailable):
                     await self._queue.report_alive(self._name, takes_jobs=True)
-            await asyncio.sleep(ALIVE_BEAT_S)
+            await next_turn(ALIVE_BEAT_S)
         log.info("draining", running=len(self._jobs), ends_within_s=self._settings.worker_drain_s)
         await self._report_stopped()
 

@@ -15,6 +15,7 @@ from redis.exceptions import ResponseError
 
 from common.process.loop_lag import lag_aware_timeout, loop_lag
 from common.process.process import supervised
+from common.process.rhythm import next_turn
 from common.redis.client import SENTINEL_TIMEOUT_S, Client, lost_connections, ms
 from common.redis.errors import REDIS_ERRORS, error_text, is_refusal
 
@@ -83,7 +84,7 @@ class Pulse:
 
     async def _run(self) -> None:
         while True:
-            await asyncio.sleep(self._interval_s)
+            await next_turn(self._interval_s)
             await self.beat()
             if self.is_up and self._clock() - self._master_checked_at >= MASTER_CHECK_S:
                 await self._check_master()

@@ -20,6 +20,7 @@ from common.config.settings import Settings
 from common.database.errors import DatabaseUnavailable, RowRefused
 from common.database.lazy import LazyDatabase
 from common.process.process import supervised
+from common.process.rhythm import next_turn
 from common.redis.client import Client
 from common.redis.pulse import Pulse
 from workers.ledger.collector import BATCH, Collector
@@ -140,7 +141,7 @@ class Bookkeeper:
     async def _run(self) -> None:
         while True:
             is_more = await self.turn()
-            await asyncio.sleep(0 if is_more else TURN_S)
+            await (asyncio.sleep(0) if is_more else next_turn(TURN_S))
 
     async def _collect(self, engine: "AsyncEngine") -> None:
         self._is_more = False

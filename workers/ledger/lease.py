@@ -14,6 +14,7 @@ from redis.exceptions import RedisError
 
 from common.canonical.errors import StoreUnavailable
 from common.process.process import supervised
+from common.process.rhythm import next_turn
 from common.queue.jobs import BOOKKEEPER_PREFIX
 from common.redis import keyspace
 from common.redis.client import Client
@@ -62,4 +63,4 @@ class Lease:
                 await self.renew()
             else:
                 self.is_held = False
-            await asyncio.sleep(RENEW_S)
+            await next_turn(RENEW_S)

@@ -11,10 +11,11 @@ from collections.abc import Collection
 
 from common.canonical.errors import StoreUnavailable
 from common.channel.base import Channel
+from common.process.rhythm import until_turn_s
 from common.redis.pulse import Pulse
 from workers.publish.writer import Writer
 
-CHECKS_PER_HEARTBEAT = 4  # A heartbeat is late by at most a quarter of its interval.
+CHECKS_PER_HEARTBEAT = 4  # A heartbeat is late by about a quarter of its interval at most.
 
 
 class Heartbeats:
@@ -29,7 +30,7 @@ class Heartbeats:
     async def run(self) -> None:
         """Send heartbeats for ever. While Redis is away none is sent."""
         while True:
-            await asyncio.sleep(self._heartbeat_s / CHECKS_PER_HEARTBEAT)
+            await asyncio.sleep(until_turn_s(self._heartbeat_s / CHECKS_PER_HEARTBEAT))
             now = time.monotonic()
             quiet = [writer for writer in self._writers if self._is_quiet(writer, now)]
             if quiet and self._pulse.is_up:

@@ -25,6 +25,7 @@ from common.dialects import DIALECTS
 from common.limits.shared_lua import WINDOW
 from common.metering.token_estimate import estimate_tokens, reserved_tokens
 from common.process.process import supervised
+from common.process.rhythm import until_turn_s
 from common.redis import keyspace
 from common.redis.client import Client, ms
 from common.redis.pulse import Pulse
@@ -252,7 +253,7 @@ class Quota:
     async def _flush_for_ever(self) -> None:
         while True:
             with suppress(TimeoutError):
-                async with asyncio.timeout(FLUSH_S):
+                async with asyncio.timeout(until_turn_s(FLUSH_S)):
                     await self._wake.wait()
             self._wake.clear()
             await self.flush()

@@ -12,6 +12,7 @@ import asyncio
 from common.canonical.errors import GatewayError, StoreUnavailable
 from common.config.settings import Settings
 from common.process.process import supervised
+from common.process.rhythm import next_turn
 from common.redis import keyspace
 from common.redis.client import Client, ms
 from workers.metrics import Metrics
@@ -55,7 +56,7 @@ class ActiveProbes:
 
     async def _probe_for_ever(self) -> None:
         while True:
-            await asyncio.sleep(CHECK_INTERVAL_S)
+            await next_turn(CHECK_INTERVAL_S)
             if self._settings.health_probes_per_hour:
                 await self.probe_due()
 

@@ -22,6 +22,7 @@ from redis.exceptions import NoScriptError, RedisError
 from common.canonical.errors import StoreRefused
 from common.process.loop_lag import lag_aware_timeout
 from common.process.process import supervised
+from common.process.rhythm import next_turn
 from common.redis import keyspace
 from common.redis.client import COMMAND_TIMEOUT_S, Client
 from common.redis.errors import REDIS_ERRORS, error_text, is_refusal
@@ -105,7 +106,7 @@ class Probe:
         while True:
             if self._pulse.is_up:
                 self.record(await try_all(self._redis))
-            await asyncio.sleep(PROBE_S)
+            await next_turn(PROBE_S)
 
     def record(self, problems: Sequence[Problem] | None) -> None:
         if not self._pulse.is_up:

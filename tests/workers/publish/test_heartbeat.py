@@ -80,7 +80,8 @@ async def test_all_that_are_quiet_get_one_in_one_step(lab, monkeypatch):
 
     assert lab.channel.beats == [(["quiet", "other"], [b"", b"so far"])]
     assert [[answer.last.n for answer in writer.answers] for writer in (quiet, other)] == [[0], [1]]
-    assert waits == [HEARTBEAT_S / 4] * 2
+    assert len(waits) == 2
+    assert max(waits) <= 1.1 * HEARTBEAT_S / 4
 
 
 async def test_where_all_speak_none_is_sent(lab, monkeypatch):
