@@ -1,16 +1,20 @@
-"""Does docker-compose.yml do on a real engine what deploy/README.md says?
+"""Do the compose files do on a real engine what deploy/README.md says?
 
 Each test needs a running engine and the Compose plugin. Without an image registry, `.ci/stand-ins/build` makes the images.
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import re
 import shutil
+import socket
+import ssl
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import aiohttp
@@ -64,16 +68,29 @@ class Stack:
         self.settings |= more
         (self.folder / ".env").write_text("".join(f"{name}={value}\n" for name, value in self.settings.items()))
 
+    @contextlib.contextmanager
+    def with_settings(self, **more: str) -> Iterator[None]:
+        """Run it with other settings, and afterwards as before."""
+        before = dict(self.settings)
+        try:
+            self.write_env(**more)
+            self.run("docker compose up -d --wait")
+            yield
+        finally:
+            self.settings = before
+            self.write_env()
+            self.run("docker compose up -d --wait")
+
     def run(self, command: str) -> str:
         """Run a command as a person would, in the folder. Return what it printed."""
         done = subprocess.run(["bash", "-c", command], cwd=self.folder, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
         return done.stdout
 
-    async def stream(self, session: aiohttp.ClientSession, tokens: int) -> str:
+    async def stream(self, session: aiohttp.ClientSession, tokens: int, url: str) -> str:
         """Ask for a stream of 100 ms a token. Return how it ended."""
         body = {"model": f"demo-n{tokens}-d100", "stream": True, "messages": [{"role": "user", "content": "hi"}]}
-        async with session.post(f"{self.url}/v1/chat/completions", json=body, headers=AUTH) as response:
+        async with session.post(f"{url}/v1/chat/completions", json=body, headers=AUTH) as response:
             if response.status != 200:
                 return f"{response.status} {(await response.json())['error']['code']}"
             events = [event.data for event in sse_events((await response.read()).decode()) if event.data]
@@ -84,18 +101,27 @@ class Stack:
             return f"{errors[0]} after a part" if answer(tokens).startswith(text) else "other text"
         return "complete" if text == answer(tokens) and events[-1] == "[DONE]" else "cut without a word"
 
-    async def under_load(self, command: str, *, lanes: int = 20, tokens: int = 30, once: bool = False) -> Counter[str]:
+    async def under_load(
+        self,
+        command: str,
+        *,
+        lanes: int = 20,
+        tokens: int = 30,
+        once: bool = False,
+        url: str = "",
+        trust: ssl.SSLContext | bool = True,
+    ) -> Counter[str]:
         """Run a command while streams run. A new one begins as one ends, until the command is done, unless ``once``."""
         ends: Counter[str] = Counter()
         done = asyncio.Event()
 
         async def lane(session: aiohttp.ClientSession) -> None:
             while True:
-                ends[await self.stream(session, tokens)] += 1
+                ends[await self.stream(session, tokens, url or self.url)] += 1
                 if once or done.is_set():
                     return
 
-        connector = aiohttp.TCPConnector(limit=0, force_close=True)
+        connector = aiohttp.TCPConnector(limit=0, force_close=True, ssl=trust)
         async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=300)) as session:
             running = [asyncio.ensure_future(lane(session)) for _ in range(lanes)]
             await asyncio.sleep(2)  # They run for longer than this; nothing is asserted about it.
@@ -237,14 +263,84 @@ async def test_a_restart_of_redis_cuts_no_stream_and_new_requests_are_told_to_co
 
 @pytest.mark.long
 async def test_the_profile_for_system_calls_is_enough_and_refuses_the_rest(stack: Stack):
-    files = "COMPOSE_FILE=docker-compose.yml:docker-compose.secure.yml"
-    stack.run(f"{files} docker compose up -d --wait")
+    with stack.with_settings(COMPOSE_FILE="docker-compose.yml:docker-compose.secure.yml"):
+        assert await stack.under_load("true", once=True) == {"complete": 20}
+        assert "All is well." in stack.run("docker compose run --rm cli doctor")
+        code = "import ctypes; c = ctypes.CDLL(None, use_errno=True); print(c.inotify_init(), ctypes.get_errno())"
+        assert stack.run(f'docker compose exec -T api python -c "{code}"').split() == ["-1", "1"]
+        away = "import socket; socket.create_connection(('demo', 8090), 3)"
+        stack.run(f'! docker compose exec -T api python -c "{away}" 2>&1')
 
-    assert await stack.under_load("true", once=True) == {"complete": 20}
-    assert "All is well." in stack.run(f"{files} docker compose run --rm cli doctor")
-    code = "import ctypes; c = ctypes.CDLL(None, use_errno=True); print(c.inotify_init(), ctypes.get_errno())"
-    assert stack.run(f'docker compose exec -T api python -c "{code}"').split() == ["-1", "1"]
-    stack.run("docker compose up -d --wait")
+
+@pytest.mark.long
+async def test_a_new_certificate_is_served_and_a_hundred_streams_go_on(stack: Stack):
+    port = free_port()
+    first = make_certificate(stack.folder / "tls")
+    tls = {"SLUICE_TLS_FOLDER": "./tls", "SLUICE_PUBLISH_TLS": f"127.0.0.1:{port}"}
+    with stack.with_settings(COMPOSE_FILE="docker-compose.yml:docker-compose.tls.yml", **tls):
+        assert httpx.get(f"{stack.url}/readyz").status_code == 308
+        assert protocol_of(port, first) == "h2"
+        body = json.dumps({"model": "demo-n5", "stream": True, "messages": [{"role": "user", "content": "hi"}]})
+        client = f"curl -sSN --http2 --cacert tls/tls.crt https://127.0.0.1:{port}/v1/chat/completions"
+        said = stack.run(f"{client} -i -H 'authorization: Bearer {KEY}' -H 'content-type: application/json' -d '{body}'")
+        assert said.startswith("HTTP/2 200")
+        assert "strict-transport-security: max-age=31536000" in said
+        assert said.rstrip().endswith("data: [DONE]")
+
+        renewal = "mv tls/new.crt tls/tls.crt && mv tls/new.key tls/tls.key && docker compose kill -s HUP nginx"
+        second = make_certificate(stack.folder / "tls", "new")
+        ends = await stack.under_load(
+            renewal, lanes=100, tokens=80, once=True, url=f"https://127.0.0.1:{port}", trust=context(first)
+        )
+
+        assert ends == {"complete": 100}
+        assert protocol_of(port, second) == "h2"
+
+
+def context(certificate: str) -> ssl.SSLContext:
+    """Trust this certificate alone."""
+    return ssl.create_default_context(cadata=certificate)
+
+
+def make_certificate(folder: Path, name: str = "tls") -> str:
+    """Write a certificate that nginx's user may read, and return it."""
+    folder.mkdir(exist_ok=True)
+    key, certificate = folder / f"{name}.key", folder / f"{name}.crt"
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *subject]
+    subprocess.run([*command, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    key.chmod(0o644)
+    return certificate.read_text()
+
+
+def protocol_of(port: int, certificate: str) -> str | None:
+    """Return what the server agrees to speak with a client of HTTP/2 that trusts this certificate."""
+    trust = context(certificate)
+    trust.set_alpn_protocols(["h2", "http/1.1"])
+    with socket.create_connection(("127.0.0.1", port)) as plain, trust.wrap_socket(plain, server_hostname="localhost") as tls:
+        return tls.selected_alpn_protocol()
+
+
+@pytest.mark.long
+async def test_secrets_are_read_from_files_and_are_in_no_container_s_description(stack: Stack):
+    client_key, vendor_key = "k-of-a-client-in-a-file", "sk-of-a-vendor-in-a-file"
+    (stack.folder / "secrets").mkdir()
+    (stack.folder / "secrets" / "api_keys").write_text(f"{KEY},{client_key}\n")
+    (stack.folder / "secrets" / "openai_api_key").write_text(f"{vendor_key}\n")
+    stack.run("chmod 700 secrets && chown -R 10001 secrets")
+    files = "docker-compose.yml:docker-compose.secrets.yml"
+    with stack.with_settings(COMPOSE_FILE=files, SLUICE_API_KEYS="", OPENAI_BASE_URL="http://demo:8090/v1"):
+        described = stack.run("docker inspect $(docker compose ps -aq)")
+        assert not [secret for secret in (KEY, client_key, vendor_key) if secret in described]
+
+        body = {"model": "openai/demo-n5", "messages": [{"role": "user", "content": "hi"}]}
+        ask = partial(httpx.post, f"{stack.url}/v1/chat/completions", json=body)
+        assert ask(headers={"authorization": "Bearer another-key-of-nobody"}).status_code == 401
+        with_key = {"authorization": f"Bearer {client_key}"}
+        assert ask(headers=with_key).json()["choices"][0]["message"]["content"] == answer(5)
+        revoke = f"import urllib.request as u; u.urlopen(u.Request('http://demo:8090/revoke?key={vendor_key}', method='POST'))"
+        stack.run(f'docker compose exec -T worker python -c "{revoke}"')
+        assert ask(headers=with_key).status_code >= 400  # It was that key.
 
 
 @pytest.mark.long
