@@ -4,6 +4,7 @@
 """
 
 import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from common.redis.client import Client
 from common.redis.errors import REDIS_ERRORS, as_unavailable, redis_errors
 
 _PRELUDE = Path(__file__).parent / "prelude.lua"
+# Declarations begin at a line's start, what belongs to them is indented.
+_DECLARATION = re.compile(r"^local (?:function )?([\w, ]+)", re.MULTILINE)
+_COMMENT = re.compile(r"--[^\n]*")
 _ERRORS = {NoScriptError, ResponseError}  # The only error types that a pipe creates.
 
 Call = tuple[str, Sequence[str], Sequence[Any]]  # A script's name, its keys, its arguments.
@@ -23,8 +27,9 @@ Call = tuple[str, Sequence[str], Sequence[Any]]  # A script's name, its keys, it
 class Scripts:
     """The Lua files of one folder, by name.
 
-    Each is sent with a prelude before it: ``prelude.lua``, the ``shared`` files of other rooms, and the folder's files whose
-    names begin with an underscore. A script that contains the line ``-- PRELUDE`` has the prelude there instead.
+    Each is sent with a prelude before it: what it uses of ``prelude.lua``, of the ``shared`` files of other rooms, and of the
+    folder's files whose names begin with an underscore. Redis makes all functions of a script anew each time it runs. A script
+    that contains the line ``-- PRELUDE`` has the prelude there instead.
     """
 
     def __init__(self, redis: Client, folder: Path, *shared: Path) -> None:
@@ -84,4 +89,21 @@ class Scripts:
 
 def _with_prelude(source: str, prelude: str) -> str:
     before, _, after = source.rpartition("-- PRELUDE\n")
-    return before + prelude + after
+    return before + _used_by(after, prelude) + after
+
+
+def _used_by(source: str, prelude: str) -> str:
+    """Return the declarations of a prelude that a script uses, directly or through others."""
+    declared = list(_DECLARATION.finditer(prelude))
+    ends = [match.start() for match in declared[1:]] + [len(prelude)]
+    used, pieces = _words(source), []
+    for match, end in reversed(list(zip(declared, ends, strict=True))):  # A declaration uses only those before it.
+        if used & _words(match[1]):
+            piece = prelude[match.start() : end]
+            used |= _words(piece)
+            pieces.append(piece)
+    return "".join(reversed(pieces))
+
+
+def _words(source: str) -> set[str]:
+    return set(re.findall(r"\w+", _COMMENT.sub("", source)))

@@ -7,6 +7,7 @@ The answer is kept: it is asked for again where a file has changed.
 import hashlib
 import json
 import os
+import re
 import time
 from collections import defaultdict
 from collections.abc import Generator
@@ -25,6 +26,7 @@ from tests.mutants.sandbox import TESTS, Copy, Run
 
 CACHE = ROOT / ".mutants_cache.json"
 FILES_AT_ONCE = 30  # What these told is kept, so that a run that is broken off has not been for nothing.
+_DECLARATION = re.compile(r"^(?=local )", re.MULTILINE)
 LIMIT_S = 900  # For so many.
 
 
@@ -182,6 +184,8 @@ class _Recorder:
             lines = data.contexts_by_lineno(str(self._root / path))
             covered.lines[path] = {str(line): [test for test in tests if test] for line, tests in lines.items()}
         for path, text in self._lua.items():
-            shas = {sha for sha, source in self._sources.items() if text in source}
+            # A script has only those declarations of a prelude before it that it uses.
+            pieces = [text] if any(source.endswith(text) for source in self._sources.values()) else _DECLARATION.split(text)[1:]
+            shas = {sha for sha, source in self._sources.items() if any(piece in source for piece in pieces)}
             covered.scripts[path] = sorted({test for test, sha in self._calls if sha in shas})
         self._answer.write_text(json.dumps(asdict(covered)))
