@@ -20,7 +20,7 @@ from common.canonical.job import Job, Policy
 from common.channel.base import Claim, Fenced, Stop, WriteStatus, stop_failure
 from common.limits.charges import Settlement
 from common.metering.attempt_cost import unpack
-from common.queue.jobs import UNUSED, ClaimedJob
+from common.queue.jobs import POISON_DEATHS, UNUSED, ClaimedJob
 from common.queue.worker import HandBack, Postponed, UnusableJob
 from workers.attempt.background_answers import cancel
 from workers.attempt.call import call
@@ -37,7 +37,6 @@ from workers.upstream.deployments import deployments
 
 log = structlog.get_logger()
 
-POISON_DEATHS = 3  # After this many lost workers we assume that the job kills them, and it must not kill more.
 _POISON = Failed(
     ErrorKind.WORKER_LOST,
     f"{POISON_DEATHS} workers were lost on this request. Do not send it again as it is.",
@@ -62,11 +61,8 @@ async def run_generation(claimed: ClaimedJob, services: Services) -> Settlement:
     """
     if claimed.deaths >= POISON_DEATHS:
         await _end_poison(claimed, services)
-    claim = Claim(claimed.generation_id, claimed.epoch, secrets.token_hex(8))
-    try:
-        fenced = await services.channel.fence(claim, is_handover=claimed.is_handover, was_postponed=claimed.was_postponed)
-    except StoreUnavailable as error:
-        raise HandBack(str(error)) from error
+    claim = Claim(claimed.generation_id, claimed.epoch, claimed.token or secrets.token_hex(8))
+    fenced = claimed.fenced or await _fence(claim, claimed, services)
     if fenced.answer.status is not WriteStatus.OK:
         # Another process ended it, it expired, or it was claimed again: only the settlement is left to do.
         return await settle_ended(claimed.generation_id, services)
@@ -104,6 +100,13 @@ async def run_generation(claimed: ClaimedJob, services: Services) -> Settlement:
     if (total.failed or total.is_cut) and total.background_answer and not writer.lost:
         await cancel(total.background_answer, services.upstream)
     return settlement
+
+
+async def _fence(claim: Claim, claimed: ClaimedJob, services: Services) -> Fenced:
+    try:
+        return await services.channel.fence(claim, is_handover=claimed.is_handover, was_postponed=claimed.was_postponed)
+    except StoreUnavailable as error:
+        raise HandBack(str(error)) from error
 
 
 async def _end_poison(claimed: ClaimedJob, services: Services) -> NoReturn:

@@ -19,8 +19,8 @@ local function parts(id)
   return tonumber(epoch), tonumber(n)
 end
 
-local function set_pos(key, epoch, token, last, has_more)
-  redis.call('HSET', key, 'pos', epoch .. ' ' .. token .. ' ' .. last .. (has_more and ' !' or ''))
+local function position(epoch, token, last, has_more)
+  return epoch .. ' ' .. token .. ' ' .. last .. (has_more and ' !' or '')
 end
 
 -- Makes the next append read the flags.
@@ -48,7 +48,8 @@ local function add(log, live, previous, id, kind, data)
   return redis.call('PUBLISH', live, kind .. ' ' .. previous .. ' ' .. id .. '\n' .. data)
 end
 
--- Ends a log: nothing can be appended afterwards. Writes the ledger's record, which stays until the ledger has collected it.
+-- Does what belongs to the end of a log. The caller appends the frame before, and sets `ended` and the position afterwards, in
+-- one step: then this does not run again. Writes the ledger's record, which stays until the ledger has collected it.
 -- All other keys of the generation get their expiry. The keys of an audited generation keep no expiry until the ledger has
 -- read them; then the ledger sets it. If no worker wrote the end (`is_unowned`), the ledger estimates the usage, and needs the
 -- request for as long as the log.
@@ -58,16 +59,22 @@ local function finish(keys, data, is_unowned)
   local s = redis.call('HMGET', keys[1], 'owner', 'retention_ms', 'tombstone_ms', 'asked', 'audited', 'note')
   redis.call('HSET', keys[7], 'asked', s[4] or '', 'end', data, 'ended_ms', string.format('%d', now_ms()))
   if is_unowned and s[6] then redis.call('HSET', keys[7], 'note', s[6]) end
-  redis.call('DEL', keys[4])
   if s[5] == '1' then
+    redis.call('DEL', keys[4])
     for i = 1, 5 do redis.call('PERSIST', keys[i]) end
   else
     redis.call('PEXPIRE', keys[1], s[2])
     redis.call('PEXPIRE', keys[2], s[2])
-    if is_unowned then redis.call('PEXPIRE', keys[5], s[2]) else redis.call('DEL', keys[5]) end
+    if is_unowned then
+      redis.call('DEL', keys[4])
+      redis.call('PEXPIRE', keys[5], s[2])
+    else
+      redis.call('DEL', keys[4], keys[5])
+    end
   end
   redis.call('SET', keys[6], s[1], 'PX', s[2] + s[3])
-  for _, id in ipairs(redis.call('HKEYS', keys[8])) do
+  local followers = redis.call('HKEYS', keys[8])
+  for _, id in ipairs(followers) do
     local state = '{' .. id .. '}:state'
     local owner = redis.call('HGET', state, 'owner')
     if owner then
@@ -75,6 +82,5 @@ local function finish(keys, data, is_unowned)
       redis.call('SET', '{' .. id .. '}:tombstone', owner, 'PX', s[2] + s[3])
     end
   end
-  redis.call('PERSIST', keys[8])
-  redis.call('HSET', keys[1], 'ended', '1')  -- Last: it prevents that any of this runs again.
+  if #followers > 0 then redis.call('PERSIST', keys[8]) end
 end

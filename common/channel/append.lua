@@ -53,9 +53,11 @@ while ARGV[i] do
   i = i + 3
 end
 local fields = {'pos', ARGV[1] .. last .. ((has_ended or (s[2] and s[2] ~= '')) and ' !' or '')}
-if has_output then fields[3], fields[4] = 'barren', '0' end
-if has_head then fields[5], fields[6] = 'head', '1' end
--- The position is written last: a script that Redis ends half-way runs again.
-if has_ended then finish(KEYS, ARGV[i - 1]) end
-redis.call('HSET', KEYS[1], unpack(fields))
+if has_output then fields[#fields + 1], fields[#fields + 2] = 'barren', '0' end
+if has_head then fields[#fields + 1], fields[#fields + 2] = 'head', '1' end
+if has_ended then
+  finish(KEYS, ARGV[i - 1])
+  fields[#fields + 1], fields[#fields + 2] = 'ended', '1'
+end
+redis.call('HSET', KEYS[1], unpack(fields))  -- Last: a script that Redis ends half-way runs again.
 return answer('ok', last, stop, listeners)

@@ -9,5 +9,5 @@ epoch = string.format('%d', epoch + 1)
 local id = epoch .. '-0'
 add(KEYS[2], KEYS[3], last, id, 'end', ARGV[2])
 finish(KEYS, ARGV[2], true)
-set_pos(KEYS[1], epoch, ARGV[1], id, true)
+redis.call('HSET', KEYS[1], 'ended', '1', 'pos', position(epoch, ARGV[1], id, true))
 return 'ok'

@@ -46,6 +46,9 @@ log = structlog.get_logger()
 
 __all__ = ["RedisChannel", "RedisFeed"]
 
+# Lua that the queue's scripts use too. Their Redis is never a cluster, and holds the logs.
+STEPS = tuple(Path(__file__).parent / name for name in ("_prelude.lua", "_steps.lua"))
+
 LARGE_BYTES = MIB  # A larger request is sent without a script. The state then holds its size.
 LARGE_RATE = 4 * MIB  # Bytes per second that even a busy machine can move.
 
@@ -70,7 +73,7 @@ class RedisChannel:
         else:
             request = opening.request + opening.body
         flat = [item for pair in fields.items() for item in pair]
-        await self._scripts.run("open", names, [replica, ms(opening.expiry_s), request, *flat])
+        await self._scripts.run("open", names, [ms(opening.expiry_s), request, replica, *flat])
 
     def _fields(self, opening: Opening) -> dict[str, Any]:
         return {
@@ -106,10 +109,10 @@ class RedisChannel:
         args = [claim.epoch, claim.token, 2 if was_postponed else int(is_handover)]
         state, log_key, live, _, request_key, *_ = _log_keys(claim.generation_id)
         names = [state, log_key, live, request_key]
-        result, has_head, empty_claims, request, note = await self._scripts.run("fence", names, args)
-        if isinstance(request, int):
-            request = await self._get_large(request_key, request)
-        return Fenced(_write_result(result), bool(has_head), empty_claims, request, note)
+        fenced = parse_fenced(await self._scripts.run("fence", names, args))
+        if isinstance(fenced.request, int):
+            fenced.request = await self._get_large(request_key, fenced.request)
+        return fenced
 
     async def append(self, appends: list[Append]) -> list[WriteResult]:
         # Hot path: once per flush.
@@ -223,6 +226,12 @@ def _append_keys(generation_id: str, epoch: int, token: str) -> tuple[list[str],
     """Return what all appends of a claim share: its keys, the keys of its last append, and the prefix of its position."""
     names = _log_keys(generation_id)
     return names[:3], names, f"{epoch} {token} "
+
+
+def parse_fenced(answer: list[Any]) -> Fenced:
+    """Parse what ``fence_log`` returned. ``request`` is its size where it is a large one."""
+    result, has_head, empty_claims, request, note = answer
+    return Fenced(_write_result(result), bool(has_head), empty_claims, request, note)
 
 
 def _entered_keys(generation_id: str) -> list[str]:

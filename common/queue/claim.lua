@@ -1,8 +1,10 @@
 -- Claims jobs: lapsed leases first, then waiting jobs in fair order.
 -- ARGV: Redis time in ms that the caller last saw, lease in ms, maximum of jobs, maximum of waiting background jobs among these,
---   maximum of lapsed jobs, then ids that must not be claimed as lapsed
+--   maximum of lapsed jobs, the claims' token or '' (then no log is fenced), the number of dead workers from which on a log is not
+--   fenced, then ids that must not be claimed as lapsed
 -- Returns: 'stale', or {lapsed leases left, jobs left waiting, {id, epoch, was lapsed, how it was released, is late, waited ms,
---   is background, workers that died while they ran it, upstream calls before}…, ids of jobs that were set aside}
+--   is background, workers that died while they ran it, upstream calls before, what `fence_log` returns or false}…, ids of jobs
+--   that were set aside}
 -- How it was released: 1 for a handover, or where Redis failed over since the last claim; 2 for a job that waited for its
 --   upstream; else 0.
 --
@@ -42,7 +44,7 @@ local function claim(id, lapsed)
   end
   if s[7] ~= present_master then epoch = math.max(epoch, math.floor(now / 1000) - DATED_FROM_S) end
   redis.call('HSET', job, 'epoch', int(epoch), 'reign', present_master)
-  redis.call('HDEL', job, 'handover')
+  if s[1] then redis.call('HDEL', job, 'handover') end
   redis.call('ZADD', RUNNING, int(now + ARGV[2]), id)
   pcall(hold_slots, s[5], id, now + ARGV[2] + SLOT_EXTRA_MS)  -- A bad value in `slots` must not block the job.
   local late = s[6] == '0' and now > tonumber(s[3])
@@ -55,8 +57,8 @@ end
 
 if room_lapsed > 0 then
   local is_excluded = {}
-  for i = 6, #ARGV do is_excluded[ARGV[i]] = true end
-  for _, id in ipairs(redis.call('ZRANGEBYSCORE', RUNNING, '-inf', now, 'LIMIT', 0, room_lapsed + #ARGV - 5)) do
+  for i = 8, #ARGV do is_excluded[ARGV[i]] = true end
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', RUNNING, '-inf', now, 'LIMIT', 0, room_lapsed + #ARGV - 7)) do
     if room > 0 and room_lapsed > 0 and not is_excluded[id] then
       claim(id, true)
       room_lapsed = room_lapsed - 1
@@ -108,4 +110,22 @@ end
 for _, class in ipairs({'interactive', 'background'}) do
   if redis.call('EXISTS', rotation(class)) == 1 then ring(class) end
 end
-return {redis.call('ZCOUNT', RUNNING, '-inf', now), redis.call('ZCARD', ENQUEUED), claimed, set_aside_ids}
+local lapsed_left, waiting_left = redis.call('ZCOUNT', RUNNING, '-inf', now), redis.call('ZCARD', ENQUEUED)
+
+-- Fences the logs of the claimed jobs, so that their claims need no second step. It comes last: a claim that fails has fenced
+-- nothing. A job whose log is not fenced here takes that step itself: one with a large request, one that kills its workers,
+-- and one whose keys Redis refuses or cannot read, which must not affect the others.
+local REQUESTS_BYTES_MAX = 262144  -- In one answer, without the last request: all callers of a process share its connection.
+local token, deaths_max, requests_bytes = ARGV[6], tonumber(ARGV[7]), 0
+for _, job in ipairs(token == '' and {} or claimed) do
+  local key, deaths = '{' .. job[1] .. '}:', job[8]
+  if deaths < deaths_max and requests_bytes < REQUESTS_BYTES_MAX then
+    local is_done, fenced = pcall(fence_log, key .. 'state', key .. 'log', key .. 'live', key .. 'request', int(job[2]), token,
+      int(job[4]), true)
+    if is_done and fenced then
+      job[10] = fenced
+      requests_bytes = requests_bytes + #(fenced[4] or '')
+    end
+  end
+end
+return {lapsed_left, waiting_left, claimed, set_aside_ids}

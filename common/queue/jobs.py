@@ -6,6 +6,7 @@ longer change the job. What the client sees is decided by the generation's log, 
 ``common/redis/keyspace.py`` lists the keys.
 """
 
+import secrets
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -17,6 +18,8 @@ import structlog
 
 from common.canonical.errors import ErrorKind, GatewayError, StoreUnavailable
 from common.canonical.wording import try_again
+from common.channel.base import Fenced
+from common.channel.redis import STEPS, parse_fenced
 from common.config.settings import Settings
 from common.limits.charges import (
     NO_CHARGES,
@@ -45,6 +48,7 @@ log = structlog.get_logger()
 
 CLAIM_BATCH = 16  # Jobs per claim: few enough to keep the script short, and to leave work for other workers.
 LAPSED_BATCH = 4  # Lapsed leases per claim, so that a dead worker's jobs spread over the remaining workers.
+POISON_DEATHS = 3  # After this many lost workers we assume that the job kills them, and it must not kill more.
 JOB_EXPIRY_EXTRA_S = 3600  # A job is removed when it ends. This expiry removes jobs that nobody ended.
 RETRY_AFTER_FULL_S = 5
 ALIVE_S = 6.0  # A worker reports every ALIVE_BEAT_S that it takes jobs. Its report is valid for this long.
@@ -87,7 +91,10 @@ class IdempotencyKey:
 
 @dataclass(frozen=True, slots=True)
 class ClaimedJob:
-    """A job that this worker has leased. ``was_postponed``: it waited for its upstream, called ``attempts`` times so far."""
+    """A job that this worker has leased. ``was_postponed``: it waited for its upstream, called ``attempts`` times so far.
+
+    ``fenced``: the claim has fenced the log too, with ``token``. None: that is still to be done.
+    """
 
     generation_id: str
     epoch: int
@@ -99,6 +106,8 @@ class ClaimedJob:
     was_postponed: bool = False
     deaths: int = 0  # How many workers died while they ran it, counted by lapsed leases.
     attempts: int = 0
+    token: str = ""
+    fenced: Fenced | None = field(default=None, repr=False)
 
 
 def is_old_bookkeeper(token: bytes | None) -> bool:
@@ -163,7 +172,7 @@ class JobQueue:
 
     def __init__(self, redis: Client, pulse: Pulse, settings: Settings) -> None:
         self._redis = redis
-        self._scripts = Scripts(redis, Path(__file__).parent, WINDOW, COUNTERS, SETTLING)
+        self._scripts = Scripts(redis, Path(__file__).parent, WINDOW, COUNTERS, SETTLING, *STEPS)
         self._pulse = pulse
         self._settings = settings
         self._alive = 0
@@ -280,19 +289,28 @@ class JobQueue:
                 return [member.decode() for member in await self._redis.zrevrange(name, rank + 1, rank + count)]
 
     async def claim(
-        self, room: int, *, lapsed_max: int, excluded_ids: Collection[str], background_max: int = CLAIM_BATCH
+        self,
+        room: int,
+        *,
+        lapsed_max: int,
+        excluded_ids: Collection[str],
+        background_max: int = CLAIM_BATCH,
+        fences: bool = False,
     ) -> ClaimResult:
         """Claim up to ``room`` jobs, of them at most ``background_max`` waiting background jobs. Each is leased from now on.
 
         Jobs of ``excluded_ids`` are not claimed when their lease has lapsed.
+        With ``fences``, the logs of the jobs are fenced too, but not that of a job with a large request, or that kills workers.
         """
         s = self._settings
-        args = [self._pulse.redis_ms, ms(s.lease_s), min(room, CLAIM_BATCH), background_max, lapsed_max, *excluded_ids]
+        token = secrets.token_hex(8) if fences else ""
+        limits = [min(room, CLAIM_BATCH), background_max, lapsed_max]
+        args = [self._pulse.redis_ms, ms(s.lease_s), *limits, token, POISON_DEATHS, *excluded_ids]
         answer = await self._scripts.run("claim", [], args)
         if answer == b"stale":
             return ClaimResult([], 0, 0)
         lapsed_left, waiting_left, claimed, set_aside_ids = answer
-        jobs = [_claimed(*fields) for fields in claimed]
+        jobs = [_claimed(token, *fields) for fields in claimed]
         return ClaimResult(jobs, lapsed_left, waiting_left, [fields.decode(errors="replace") for fields in set_aside_ids])
 
     async def renew(self, epochs: dict[str, int]) -> list[str]:
@@ -346,6 +364,7 @@ def _pack(sharing: Sharing) -> list[Any]:
 
 
 def _claimed(
+    token: str,
     generation_id: bytes,
     epoch: int,
     lapsed: int,
@@ -355,10 +374,11 @@ def _claimed(
     background: int,
     deaths: int,
     attempts: int,
+    fenced: list[Any] | None = None,
 ) -> ClaimedJob:
     is_handover, was_postponed = release_kind == _HANDOVER, release_kind == _POSTPONED
     flags = (bool(lapsed), is_handover, bool(late), waited_ms, bool(background), was_postponed)
-    return ClaimedJob(generation_id.decode(), epoch, *flags, deaths, attempts)
+    return ClaimedJob(generation_id.decode(), epoch, *flags, deaths, attempts, token, parse_fenced(fenced) if fenced else None)
 
 
 def _refusal_error(verdict: str, results: list[int], charges: Charges) -> Exception:

@@ -204,6 +204,7 @@ class LeasedWorker(Worker):
             background_max=self._background_room,
             lapsed_max=LAPSED_BATCH if may_take_lapsed else 0,
             excluded_ids=self._jobs.keys() if may_take_lapsed else (),
+            fences=True,
         )
 
     @property

@@ -39,7 +39,10 @@ class Queue:
         self.answers.set()
         self.lost: list[str] = []
 
-    async def claim(self, room: int, *, background_max: int, lapsed_max: int, excluded_ids: Collection[str]) -> ClaimResult:
+    async def claim(
+        self, room: int, *, background_max: int, lapsed_max: int, excluded_ids: Collection[str], fences: bool
+    ) -> ClaimResult:
+        assert fences
         self.asked.append({"room": room, "background": background_max, "lapsed": lapsed_max, "excluded": sorted(excluded_ids)})
         return self.claims.popleft() if self.claims else ClaimResult([], 0, 0)
 
