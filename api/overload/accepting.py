@@ -57,8 +57,14 @@ class Acceptor:
         self._loop.add_reader(listener, self._accept_pending)
 
     def close(self) -> None:
-        """Accept no more. Connections that are accepted already have a moment for their first request, then they shut down."""
+        """Accept what has arrived, and no more. These connections have a moment for their first request, then they shut down.
+
+        The kernel would reset the connections that wait in the socket, also after a load balancer has sent their requests.
+        """
         self._is_closed = True
+        if self._pause:
+            self._pause.cancel()
+        self._accept_pending()
         if self._pause:
             self._pause.cancel()
         self._loop.remove_reader(self._listener)

@@ -204,6 +204,24 @@ def test_who_is_taken_when_the_process_stops_is_made_and_soon_told_to_end(monkey
         runner.run(stop(sock))
 
 
+def test_who_waits_in_the_kernel_when_the_process_stops_is_made_too():
+    async def stop(sock: socket.socket) -> None:
+        made: list[Made] = []
+        acceptor = Acceptor(sock, lambda: Made(made), Gate())  # type: ignore[arg-type,return-value]
+        clients = [socket.create_connection(sock.getsockname()) for _ in range(2 * MADE_PER_TURN)]
+        for client in clients:
+            client.sendall(POST)
+        acceptor.close()  # In the same turn: nothing has been accepted yet.
+        sock.close()
+        await acceptor.wait_closed()
+        await until(lambda: [each.received for each in made] == [POST] * len(clients))
+        for each in [*made, *clients]:
+            (each.transport if isinstance(each, Made) else each).close()
+
+    with socket.create_server(("127.0.0.1", 0), backlog=1_000) as sock, asyncio.Runner(loop_factory=Loop) as runner:
+        runner.run(stop(sock))
+
+
 def test_a_process_without_files_takes_the_others_a_moment_later(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(accepting, "PAUSE_S", 0)
 
