@@ -3,10 +3,12 @@
 import configparser
 import re
 import shutil
+import socket
 import subprocess
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from cli.main import main
 from cli.supervisor import KILL_MARGIN_S
@@ -15,6 +17,8 @@ from tests.support.fleet import ROOT
 
 UNITS = ROOT / "deploy" / "systemd"
 SERVICES = sorted(UNITS.glob("*.service"))
+RESTARTED = [path for path in SERVICES if path.name != "sluice-migrate.service"]
+NEWER_KEYS = ("RestartSteps", "RestartMaxDelaySec", "RestartMode")  # Of systemd 254. Older ones warn, and go on without them.
 needs_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
 
 
@@ -43,7 +47,8 @@ def test_systemd_accepts_all_units(tmp_path: Path):
     )
 
     assert verified.returncode == 0, verified.stderr
-    assert str(tmp_path) not in verified.stderr, verified.stderr  # Warnings about our units; others are the machine's.
+    ours = [line for line in verified.stderr.splitlines() if str(tmp_path) in line]  # Other warnings are the machine's.
+    assert [line for line in ours if not any(f"'{key}'" in line for key in NEWER_KEYS)] == []
 
 
 @needs_systemd
@@ -80,11 +85,52 @@ def test_systemd_waits_until_the_drain_is_over_and_signals_the_supervisor_alone(
     assert service["Type"] == "notify"
 
 
+@pytest.mark.parametrize("service", RESTARTED, ids=lambda path: path.name)
+def test_what_only_a_person_can_mend_is_not_started_again(service: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    settings = read(service)["Service"]
+    command = settings["ExecStart"].split()[1]
+
+    wrong_setting = CliRunner().invoke(main, [command], env={"SLUICE_LIMITS": "nope"})
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        taken_port = CliRunner().invoke(
+            main, [command, "--port", str(taken.getsockname()[1])], env={"SLUICE_HOST": "127.0.0.1"}
+        )
+
+    assert {str(wrong_setting.exit_code), str(taken_port.exit_code)} == {settings["RestartPreventExitStatus"]}
+
+
+def test_the_port_of_an_api_is_closed_when_it_has_failed_for_good():
+    failed = read(UNITS / "sluice-api@.service")["Unit"]["OnFailure"]
+
+    assert read(UNITS / failed.replace("%i", ""))["Unit"]["Conflicts"] == "sluice-api@%i.socket"
+    assert read(UNITS / "sluice-api@.service")["Service"]["RestartMode"] == "direct"  # Else each restart would close it.
+
+
+@pytest.mark.parametrize("unit", [*SERVICES, UNITS / "sluice-api@.socket"], ids=lambda path: path.name)
+def test_nothing_starts_without_the_file_of_the_settings(unit: Path):
+    service = UNITS / "sluice-api@.service" if unit.suffix == ".socket" else unit
+
+    assert read(unit)["Unit"]["AssertPathExists"] == f"{read(service)['Service']['WorkingDirectory']}/.env"
+
+
+@pytest.mark.parametrize("service", SERVICES, ids=lambda path: path.name)
+def test_a_unit_runs_no_command_of_a_package_that_may_be_missing(service: Path):
+    commands = {value.split()[0].lstrip("-+!@") for key, value in read(service)["Service"].items() if key.startswith("Exec")}
+
+    assert commands <= {"/opt/sluice/bin/sluice", "/bin/sh"}
+
+
 def test_the_page_names_each_unit_and_no_other():
     page = (UNITS / "README.md").read_text()
-    named = set(re.findall(r"sluice-(?:api|worker)@\d+\.(?:service|socket)|sluice\.target|sluice-migrate", page))
+    named = set(re.findall(r"sluice(?:-[a-z-]+)?@\d+\.[a-z]+|sluice\.target|sluice-(?:migrate|demo-provider)", page))
 
     assert {re.sub(r"\d+", "", name) for name in named} == {
-        unit.name.removesuffix(".service") if unit.name == "sluice-migrate.service" else unit.name
-        for unit in UNITS.glob("sluice*")
+        unit.name if "@" in unit.name else unit.name.removesuffix(".service") for unit in UNITS.glob("sluice*")
     }
+
+
+def test_the_commands_of_the_page_have_no_placeholder_that_would_be_taken_for_a_value():
+    blocks = [line for line in (UNITS / "README.md").read_text().splitlines() if line.startswith("    ")]
+
+    assert not [line for line in blocks if "…" in line]
