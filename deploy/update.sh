@@ -9,8 +9,8 @@ cd "$(dirname "$0")/.."
 compose() { docker compose "$@"; }
 containers() { compose ps -q "$1" | sort; }
 
-# nginx asks Docker's DNS every five seconds for the addresses of `api`, with a timer of its own.
-NGINX_LEARNS_S=7
+# nginx remembers the addresses of `api` for two whole seconds (deploy/nginx/api-servers.conf), which may take almost three.
+NGINX_LEARNS_S=4
 
 if [ "${1:-}" != --no-build ]; then
   compose build api

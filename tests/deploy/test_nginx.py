@@ -2,12 +2,15 @@
 
 import contextlib
 import json
+import re
 import select
 import shutil
 import socket
 import subprocess
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
@@ -15,8 +18,8 @@ import pytest
 
 from cli.dev.embedded_redis import free_port
 from demo_provider.script import answer
-from tests.support.fleet import KEY, Fleet, fleet, until
-from tests.support.servers import nginx
+from tests.support.fleet import KEY, ROOT, Fleet, fleet, until
+from tests.support.servers import dns, nginx
 
 pytestmark = pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not installed")
 
@@ -206,6 +209,65 @@ def test_requests_go_on_when_a_replica_is_killed(tmp_path: Path):
         assert [response.status_code for response in answers] == [200] * 8
         assert all(response.text.endswith("data: [DONE]\n\n") for response in answers)
         assert pair.stats()["requests"] == 8  # None was sent twice.
+
+
+def test_the_codes_of_nginx_s_own_errors_are_documented():
+    codes = set(re.findall(r'"code":"(\w+)"', (nginx.OURS / "nginx.conf").read_text()))
+    documented = set(re.findall(r"`(\w+)`", (ROOT / "docs" / "errors.md").read_text()))
+
+    assert codes
+    assert codes <= documented
+
+
+def test_a_request_to_an_address_that_has_just_gone_gets_the_next_one_also_when_the_list_changes_meanwhile(tmp_path: Path):
+    """A container has gone: its address no longer answers, and DNS forgets it while requests still wait for it."""
+    gone, alive = "127.0.0.2", "127.0.0.3"
+    with (
+        socket.socket() as silent,
+        dns.running([gone, alive]) as names,
+        ThreadPoolExecutor(9) as pool,
+    ):
+        silent.bind((gone, 0))
+        silent.listen(0)
+        port = silent.getsockname()[1]
+        with (
+            socket.create_connection((gone, port)),  # Its queue is full: the system drops what asks for a connection.
+            answering(alive, port),
+            nginx.running(tmp_path, [port], dns=names.port) as front,
+        ):
+            waiting = [pool.submit(httpx.post, front, content=b"hi", headers=AUTH, timeout=30) for _ in range(8)]
+            until(lambda: names.answered or None, "nginx has asked for the addresses")
+            names.addresses = [alive]
+            until(lambda: httpx.get(front).is_success and [alive] in names.answered, "nginx has the new list")
+            answers = [request.result() for request in waiting]
+        log = (tmp_path / "nginx.log").read_text()
+
+    assert [response.status_code for response in answers] == [200] * 8
+    assert f"{gone}:{port}" in log  # Else nothing was tried.
+
+
+@contextlib.contextmanager
+def answering(host: str, port: int) -> Iterator[None]:
+    """An API that answers everything."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers["content-length"] or 0))
+            self.send_response(200)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        do_POST = do_GET
+
+    server = ThreadingHTTPServer((host, port), Answer)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 def test_a_replica_that_alone_is_cut_off_from_redis_does_not_get_all_requests(tmp_path: Path):

@@ -23,9 +23,12 @@ def environment(folder: Path, **variables: str) -> dict[str, str]:
     return {**os.environ, "SLUICE_TLS_FOLDER_INSIDE": str(folder / "tls"), **variables}
 
 
-def write_config(folder: Path, ports: list[int]) -> tuple[int, int]:
+def write_config(folder: Path, ports: list[int], dns: int | None = None) -> tuple[int, int]:
     """Copy our configuration to ``ours`` there, changed only in its addresses, in the list of servers, and in what this
-    machine's nginx is too old for. Return the ports for HTTP and HTTPS. With ``tls`` in the folder, HTTPS is on."""
+    machine's nginx is too old for. Return the ports for HTTP and HTTPS. With ``tls`` in the folder, HTTPS is on.
+
+    The servers are the ones at ``ports``, as api-servers.conf says for a life without compose. With ``dns``, they are found by
+    the name ``api``, as with compose: the DNS server is at that port, and all replicas have the only port in ``ports``."""
     plain, tls, health = free_port(), free_port(), free_port()
     addresses = {"listen 8080": f"listen 127.0.0.1:{plain}", "listen 8443": f"listen 127.0.0.1:{tls}", ":8079": f":{health}"}
     (folder / "ours").mkdir()
@@ -36,9 +39,24 @@ def write_config(folder: Path, ports: list[int]) -> tuple[int, int]:
                 text = text.replace(ours, here)
             text = for_version(text.replace("/etc/nginx/tls", str(folder / "tls")), version())
         (folder / "ours" / file.name).write_text(text)
-    servers = [f"server 127.0.0.1:{upstream} max_fails=0;\n" for upstream in ports]
-    (folder / "ours" / "api-servers.conf").write_text("".join(servers))
+    servers = folder / "ours" / "api-servers.conf"
+    servers.write_text(found_by_name(servers.read_text(), dns, ports[0]) if dns else listed(servers.read_text(), ports))
     return plain, tls
+
+
+def listed(text: str, ports: list[int]) -> str:
+    """Return what the file's comment says to write without compose, with these servers."""
+    written = "".join(re.findall(r"^#   (.*\n)", text, re.MULTILINE))
+    line = re.search(r" *server HOST:PORT.*\n", written)
+    assert line
+    return written.replace(line[0], "".join(line[0].replace("HOST:PORT", f"127.0.0.1:{port}") for port in ports))
+
+
+def found_by_name(text: str, dns: int, port: int) -> str:
+    """Return the file as with compose. A list is remembered for one second, so that a test can see how it grows old."""
+    here = text.replace("127.0.0.11 valid=2s", f"127.0.0.1:{dns} valid=1s").replace("default api:8080;", f"default api:{port};")
+    assert "valid=1s" in here
+    return here
 
 
 def version() -> tuple[int, ...]:
@@ -56,9 +74,9 @@ def for_version(text: str, found: tuple[int, ...]) -> str:
 
 
 @contextlib.contextmanager
-def running(folder: Path, ports: list[int], **variables: str) -> Iterator[str]:
+def running(folder: Path, ports: list[int], dns: int | None = None, **variables: str) -> Iterator[str]:
     """Yield the address of an nginx in front of these ports. Its logs are in ``nginx.log``."""
-    plain, tls = write_config(folder, ports)
+    plain, tls = write_config(folder, ports, dns)
     with (folder / "nginx.log").open("ab") as log:
         process = subprocess.Popen(
             command(folder), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment(folder, **variables)
