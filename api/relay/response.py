@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from api.relay.viewer import Viewer
-from api.server.connection import presence_of
+from api.server.connection import DIRECT_WRITE, chunk_of, presence_of
 from api.server.http_errors import error_response, restarting
 from api.server.retry_after import retry_ms
 from common.canonical.errors import Failed
@@ -86,7 +86,8 @@ class Relay(Response):
         self._is_open = False  # Whether the status and headers of a stream are sent.
         self._is_draining = False
         self._has_left = False
-        self._retry_line = b"retry: %d\n" % retry_ms()
+        self._write: Callable[[bytes], bool] | None = None  # Writes a chunk of the body at once; None: the server cannot.
+        self._retry_line = b"retry: %d\n" % retry_ms() if has_ids else b""  # For the first event, if events have ids.
         self._body = BytesIO()  # Of an answer that is not streamed. A list of pieces would need twice the memory at the end.
 
     def drain(self, *, is_over: bool) -> None:
@@ -103,7 +104,9 @@ class Relay(Response):
             response: Response | None
             if self._is_stream:
                 # Middleware need not see the pieces of a body: they go straight to the server.
-                direct: Send = scope.get("state", {}).get("direct_send", send)
+                state = scope.get("state", {})
+                direct: Send = state.get("direct_send", send)
+                self._write = state.get(DIRECT_WRITE)
                 # In a task of its own: each wake-up of this task goes through the call frames of all middleware first.
                 response = await asyncio.create_task(self._stream(send, direct))
             else:
@@ -126,7 +129,7 @@ class Relay(Response):
         try:
             next_frames, keep_alive_s, is_plain = self.viewer.next_frames, self._timeouts.keep_alive_s, not self._has_ids
             if self._has_begun:
-                await self._open(send)
+                await self._open(send, clock)
             while not self._has_left:
                 # Hot path: runs once per flush and client. Nearly always there is one data frame, and the stream is open.
                 frames = await next_frames()
@@ -142,7 +145,7 @@ class Relay(Response):
                         return self._refusal(step.failed)
                     if not (step.has_begun or step.is_last or clock.is_due):
                         continue
-                    await self._open(send)
+                    await self._open(send, clock)
                 if step.failed:
                     step.data += self._error_event(step)
                 elif not step.data and not step.is_last:
@@ -154,8 +157,24 @@ class Relay(Response):
                 if step.is_last:
                     break
         finally:
+            self.viewer.write_live = None
             clock.stop()
         return None
+
+    def _live_writer(self, write: Callable[[bytes], bool], clock: "_IdleClock") -> Callable[[Frame], bool]:
+        """Return a function that writes a live frame without waking this response's task, or returns False if it cannot."""
+        has_ids, keep_alive_s, now = self._has_ids, self._timeouts.keep_alive_s, asyncio.get_running_loop().time
+
+        def write_live(frame: Frame) -> bool:
+            # Hot path: runs once per live frame and client.
+            if self._retry_line or len(frame.data) > SHARED_BYTES_MAX:
+                return False
+            if not write(_numbered_chunk(frame.id, frame.data) if has_ids else chunk_of(frame.data)):
+                return False
+            clock.due_at = now() + keep_alive_s
+            return True
+
+        return write_live
 
     def _next_step(self, frames: list[Frame]) -> "_Step":
         """Return what the client must get for the next frames. No frames: the viewer has failed, or it was woken."""
@@ -197,10 +216,12 @@ class Relay(Response):
             numbered, self._retry_line = b"".join((id_line, end, self._retry_line, rest)), b""
         return numbered
 
-    async def _open(self, send: Send) -> None:
+    async def _open(self, send: Send, clock: "_IdleClock") -> None:
         self._is_open = True
         headers = [(name.encode(), value.encode()) for name, value in (SSE_HEADERS | self._extra_headers).items()]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
+        if self._write:
+            self.viewer.write_live = self._live_writer(self._write, clock)
 
     # A JSON body
 
@@ -239,6 +260,11 @@ def _number(frame_id: FrameId, data: bytes, first: int) -> bytes:
 _numbered = lru_cache(maxsize=64)(_number)
 
 
+@lru_cache(maxsize=64)
+def _numbered_chunk(frame_id: FrameId, data: bytes) -> bytes:
+    return chunk_of(_number(frame_id, data, 1))
+
+
 def headers_of_stream(generation_id: str, state: State, *, has_begun: bool) -> Response:
     """Return the response to a ``HEAD`` request for a generation that still runs: the headers that reading it would get."""
     head_headers = state.head.headers if state.head and not has_begun else {}
@@ -265,15 +291,15 @@ class _IdleClock:
     def __init__(self, viewer: Viewer, first_s: float) -> None:
         self._viewer = viewer
         self._loop = asyncio.get_running_loop()
-        self._due_at = self._loop.time() + first_s
-        self._handle = self._loop.call_at(self._due_at, self._check)
+        self.due_at = self._loop.time() + first_s
+        self._handle = self._loop.call_at(self.due_at, self._check)
 
     @property
     def is_due(self) -> bool:
-        return self._loop.time() >= self._due_at
+        return self._loop.time() >= self.due_at
 
     def arm(self, in_s: float) -> None:
-        self._due_at = self._loop.time() + in_s
+        self.due_at = self._loop.time() + in_s
 
     def stop(self) -> None:
         self._handle.cancel()
@@ -281,4 +307,4 @@ class _IdleClock:
     def _check(self) -> None:
         if self.is_due:
             self._viewer.poke()
-        self._handle = self._loop.call_at(max(self._due_at, self._loop.time() + 0.05), self._check)
+        self._handle = self._loop.call_at(max(self.due_at, self._loop.time() + 0.05), self._check)

@@ -5,6 +5,7 @@ frames are read from the log. The buffer is bounded. When it is full, live frame
 """
 
 import asyncio
+from collections.abc import Callable
 
 import structlog
 
@@ -57,6 +58,9 @@ class Viewer:
         self._batch = LOG_BATCH_FIRST
         self._was_poked = False
         self._waiter: asyncio.Future[None] | None = None
+        # Writes a live data frame to the client, or returns False. It is only called while ``next_frames`` waits: then the
+        # client has everything before that frame, and no task has to wake up for it.
+        self.write_live: Callable[[Frame], bool] | None = None
 
     def offer(self, message: Message) -> None:
         """Accept a live message if it follows directly, otherwise have the log read."""
@@ -76,6 +80,12 @@ class Viewer:
             and not self._needs_log
             and not self._must_verify_tail
         ):
+            write_live, waiter = self.write_live, self._waiter
+            is_awaited = frame.kind is _DATA and waiter is not None and not waiter.done()
+            is_whole = self._after is None or frame.id > self._after.frame
+            if is_awaited and is_whole and write_live is not None and write_live(frame):
+                self.tail, self.last_data, self._tail_data = frame.id, frame.data, frame.data
+                return
             self._accept(frame)
             self._wake()
         else:

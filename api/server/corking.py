@@ -16,19 +16,25 @@ class Cork:
     """The pending writes of this turn of the loop."""
 
     def __init__(self) -> None:
-        self._pending: list[tuple[asyncio.Transport, bytes]] = []
+        self._pending: dict[asyncio.Transport, bytes | list[bytes]] = {}  # One write, or several for the same client.
 
     def add(self, transport: asyncio.Transport, data: bytes) -> None:
         # Hot path: runs once per send.
         if not self._pending:
             asyncio.get_running_loop().call_soon(self.flush)
-        self._pending.append((transport, data))
+        before = self._pending.get(transport)
+        if before is None:
+            self._pending[transport] = data
+        elif isinstance(before, list):
+            before.append(data)
+        else:
+            self._pending[transport] = [before, data]
 
     def flush(self) -> None:
-        pending, self._pending = self._pending, []
-        for transport, data in pending:
+        pending, self._pending = self._pending, {}
+        for transport, data in pending.items():
             if not transport.is_closing():  # The client may have left in this same turn. Then writing would raise.
-                transport.write(data)
+                transport.write(b"".join(data) if isinstance(data, list) else data)
 
 
 class CorkedTransport:

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.metrics import ApiMetrics
 from api.server.answer_headers import security_headers
+from api.server.connection import DIRECT_WRITE
 from api.server.cors import Cors, CorsHeaders
 from api.server.http_errors import dialect_at, error_response, not_served, refusal_in, restarting
 from common.canonical.errors import ErrorKind, Failed
@@ -75,9 +76,10 @@ class Front:
             else:
                 await self._serve(scope, receive, answer)
         finally:
-            # It refers to its request, which refers to this state. With that cycle, only the garbage collector frees the
+            # These refer to their request, which refers to this state. With that cycle, only the garbage collector frees the
             # request.
             del state["direct_send"]
+            state.pop(DIRECT_WRITE, None)
             self._report(scope, answer.status, time.monotonic() - started_at)
 
     def _refusal(self, scope: Scope) -> Failed | None:

@@ -9,7 +9,7 @@ import pytest
 
 from api.relay.response import SSE_HEADERS, Relay, RelayTimeouts, headers_of_stream
 from api.relay.viewer import Viewer
-from api.server.connection import Presence
+from api.server.connection import Presence, chunk_of
 from common.canonical.errors import ErrorKind, Failed
 from common.canonical.events import Completed, Finished, FinishReason, Started, TextDelta, Usage
 from common.canonical.generation import GenerationRequest, Role, TextPart
@@ -290,6 +290,106 @@ async def test_what_ends_an_answer_without_its_log_is_told_as_a_failure():
     assert (early.client.status, late.client.status) == (503, 200)
     assert all(b"It is gone." in response.client.body for response in (early, late))
     assert early.done == late.done == [ErrorKind.WORKER_LOST]
+
+
+# Chunks that are written at once
+
+
+class Direct:
+    """The server's way to write a chunk without waiting. It refuses while the client is slow."""
+
+    def __init__(self) -> None:
+        self.chunks: list[bytes] = []
+        self.is_slow = False
+
+    def __call__(self, chunk: bytes) -> bool:
+        if not self.is_slow:
+            self.chunks.append(chunk)
+        return not self.is_slow
+
+
+async def opened(**fields: Any) -> tuple[Response, Direct]:
+    """Return a response that has sent its first piece."""
+    direct = Direct()
+    response = Response(scope={"state": {"direct_write": direct}}, **fields)
+    response.fence()
+    response.head()
+    response.data(b"data: a\n\n")
+    await response.settled()
+    return response, direct
+
+
+async def test_a_live_frame_is_written_at_once_as_a_chunk():
+    response, direct = await opened()
+
+    response.data(b"data: b\n\n", b"data: c\n\n")
+
+    assert direct.chunks == [b"9\r\ndata: b\n\n\r\n", b"9\r\ndata: c\n\n\r\n"]
+    response.end()
+    client = await response.over()
+    assert (client.pieces, client.is_complete) == ([b"data: a\n\n", b""], True)
+
+
+async def test_a_chunk_that_is_written_at_once_carries_ids():
+    response, direct = await opened(has_ids=True)
+
+    response.data(b"data: b\n\ndata: c\n\n")
+
+    assert direct.chunks == [chunk_of(b"id: 1-3.1\ndata: b\n\nid: 1-3.2\ndata: c\n\n")]
+    assert b"retry:" in response.client.body
+
+
+async def test_the_event_that_says_when_to_come_back_is_the_first_one_however_it_comes():
+    direct = Direct()
+    response = Response(scope={"state": {"direct_write": direct}}, has_ids=True, has_begun=True)
+    await response.settled()
+    response.fence()
+    await response.settled()
+
+    response.data(b"data: a\n\n")
+    client = await response.settled()
+
+    assert direct.chunks == []
+    assert re.fullmatch(rb"id: 1-1\.1\nretry: \d+\ndata: a\n\n", client.body)
+
+
+async def test_nothing_overtakes_what_a_slow_client_has_not_got():
+    response, direct = await opened()
+    direct.is_slow = True
+    response.data(b"data: b\n\n")
+    direct.is_slow = False
+    response.data(b"data: c\n\n")
+    client = await response.settled()
+
+    assert direct.chunks == []
+    assert client.pieces == [b"data: a\n\n", b"data: b\n\ndata: c\n\n"]
+
+
+async def test_what_is_written_at_once_keeps_a_stream_alive(time):
+    response, direct = await opened()
+    for _ in range(3):
+        await time.passes(KEEP_ALIVE_S * 0.7)
+        response.data(b"data: b\n\n")
+    assert (len(direct.chunks), KEEP_ALIVE in response.client.pieces) == (3, False)
+
+    await time.passes(KEEP_ALIVE_S + 0.1)
+
+    assert response.client.pieces[-1] == KEEP_ALIVE
+
+
+async def test_nothing_is_written_at_once_before_the_stream_is_open_or_after_it_is_over():
+    direct = Direct()
+    response = Response(scope={"state": {"direct_write": direct}})
+    await response.settled()
+    response.data(b"data: a\n\n")
+    assert direct.chunks == []
+    await response.settled()
+    response.client.leave()
+    await response.over()
+
+    response.data(b"data: b\n\n")
+
+    assert direct.chunks == []
 
 
 # Ids

@@ -132,6 +132,106 @@ async def test_a_cursor_inside_a_frame_skips_only_its_first_events(log):
     assert (rest.data, reader.first_event(rest)) == (EVENT % 4 + EVENT % 5, 4)
 
 
+# Live frames that are written at once
+
+
+class Writer:
+    """Notes what is written live. It refuses while the client is slow."""
+
+    def __init__(self) -> None:
+        self.numbers: list[int] = []
+        self.is_slow = False
+
+    def __call__(self, frame: Frame) -> bool:
+        if not self.is_slow:
+            self.numbers.append(int(frame.data[6:]))
+        return not self.is_slow
+
+
+async def live(log: Log, reader: Viewer, count: int = 1, kind: FrameKind = FrameKind.DATA) -> None:
+    await log.add(count, kind)
+    for message in log.messages:
+        reader.offer(message)
+    log.messages.clear()
+
+
+async def begun(log: Log) -> tuple[Viewer, Writer]:
+    """Return a reader that has its first frame."""
+    reader = viewer(log)
+    reader.write_live = writer = Writer()
+    await live(log, reader)
+    assert await taken(reader, 1) == [1]
+    assert writer.numbers == []  # It did not wait yet.
+    return reader, writer
+
+
+async def test_what_follows_while_the_reader_waits_is_written_without_waking_it(log):
+    reader, writer = await begun(log)
+    waiting = asyncio.create_task(taken(reader, 1))
+    await asyncio.sleep(0)
+
+    await live(log, reader, 3)
+
+    assert (writer.numbers, waiting.done(), reader.last_data) == ([2, 3, 4], False, EVENT % 4)
+    reader.write_live = None
+    await live(log, reader)
+    assert await waiting == [5]
+
+
+async def test_what_cannot_be_written_now_and_all_behind_it_is_for_the_reader(log):
+    reader, writer = await begun(log)
+    waiting = asyncio.create_task(taken(reader, 3))
+    await asyncio.sleep(0)
+    await live(log, reader)
+
+    writer.is_slow = True
+    await live(log, reader)
+    writer.is_slow = False
+    await live(log, reader, 2)
+
+    assert writer.numbers == [2]
+    assert await waiting == [3, 4, 5]
+
+
+async def test_a_frame_behind_a_gap_is_not_written_before_what_is_missing(log):
+    reader, writer = await begun(log)
+    waiting = asyncio.create_task(taken(reader, 3))
+    await asyncio.sleep(0)
+    await live(log, viewer(log), 2)  # Lost on the way to this one.
+
+    await live(log, reader)
+
+    assert writer.numbers == []
+    assert await waiting == [2, 3, 4]
+
+
+async def test_only_data_is_written_live(log):
+    reader, writer = await begun(log)
+    waiting = asyncio.create_task(reader.next_frames())
+    await asyncio.sleep(0)
+
+    await live(log, reader, kind=FrameKind.END)
+
+    assert [frame.kind for frame in await waiting] == [FrameKind.END]
+    assert (writer.numbers, reader.has_ended) == ([], True)
+
+
+async def test_the_frame_of_a_cursor_is_never_written_whole(log):
+    reader = viewer(log, after=Cursor(FrameId(1, 1), 0))
+    reader.write_live = writer = Writer()
+    waiting = asyncio.create_task(taken(reader, 1))
+    await asyncio.sleep(0)
+
+    await live(log, reader)
+    assert (writer.numbers, await waiting) == ([], [1])
+    waiting = asyncio.create_task(taken(reader, 1))
+    await asyncio.sleep(0.01)
+    await live(log, reader)
+
+    assert writer.numbers == [2]
+    waiting.cancel()
+
+
 async def test_a_fence_that_builds_on_less_than_was_read_fails_the_reader(log):
     reader = viewer(log)
     await log.add(5)

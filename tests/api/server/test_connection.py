@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from api.server.connection import DIRECT_WRITE, chunk_of
 from tests.support.servers.echoing_api import Server, serving
 
 OFFERS = ["h2c", "websocket", "TLS/1.2", "h2c, foo/2", "nonsense"]
@@ -220,6 +221,39 @@ async def test_a_body_that_is_asked_for_leaves_the_connection_as_it_is(server: S
 
     assert statuses(received) == [100, 200, 200]
     assert bodies(received) == [b"POST /one %s|" % BODY, b"GET /last |"]
+
+
+# Chunks that are written without waiting
+
+
+async def write_directly(scope: Any, receive: Any, send: Any) -> None:
+    """Answer with the results of writing directly, before and after the answer begins."""
+    while (await receive())["more_body"]:
+        pass
+    write = scope["state"].get(DIRECT_WRITE, lambda chunk: None)
+    results = [write(chunk_of(b"too early"))]
+    length = [(b"content-length", b"20")] if scope["path"] == "/whole" else []
+    await send({"type": "http.response.start", "status": 200, "headers": length})
+    results.append(write(chunk_of(b"direct ")))
+    await send({"type": "http.response.body", "body": str(results).encode().ljust(20)})
+
+
+@pytest.mark.parametrize(
+    ("request_line", "expects", "body"),
+    [
+        (b"POST /stream HTTP/1.1", b"", b"7\r\ndirect \r\n14\r\n[False, True]       \r\n0\r\n\r\n"),
+        (b"POST /whole HTTP/1.1", b"", b"[False, False]      "),
+        (b"HEAD /stream HTTP/1.1", b"", b""),
+        (b"POST /stream HTTP/1.0", b"", b"[None, None]        "),
+        (b"POST /stream HTTP/1.1", b"expect: 100-continue\r\n", b"14\r\n[None, None]        \r\n0\r\n\r\n"),
+    ],
+)
+async def test_a_chunk_is_written_where_the_answer_consists_of_chunks(request_line: bytes, expects: bytes, body: bytes) -> None:
+    async with serving(write_directly) as server:
+        request = request_line + b"\r\nhost: x\r\nconnection: close\r\n" + expects + LENGTH + b"\r\n"
+        received = await server.exchange(request, BODY)
+
+    assert received.rpartition(b"\r\n\r\n" if not body.endswith(b"\r\n") else b"nosniff")[2].endswith(body)
 
 
 # The end of the process

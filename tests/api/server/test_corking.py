@@ -29,7 +29,7 @@ class Transport:
         return name
 
 
-async def test_writes_of_one_turn_go_out_in_order_at_its_end() -> None:
+async def test_what_one_turn_writes_to_a_client_goes_out_at_its_end_as_one_write() -> None:
     written: list[tuple[str, bytes]] = []
     cork = Cork()
     one, two = (CorkedTransport(Transport(written, name), cork) for name in "ab")
@@ -37,10 +37,13 @@ async def test_writes_of_one_turn_go_out_in_order_at_its_end() -> None:
     one.write(b"1")
     two.write(b"2")
     one.write(b"3")
+    one.write(b"3")
     assert written == []
     await asyncio.sleep(0)
+    one.write(b"4")
+    await asyncio.sleep(0)
 
-    assert written == [("a", b"1"), ("b", b"2"), ("a", b"3")]
+    assert written == [("a", b"133"), ("b", b"2"), ("a", b"4")]
 
 
 async def test_closing_comes_after_what_was_written() -> None:
