@@ -131,8 +131,7 @@ async def finish(relay: Relay, services: ApiServices) -> None:
     structlog.contextvars.bind_contextvars(outcome=relay.outcome)  # For the request's log line.
     services.relays.discard(relay)
     services.gate.record_left(relay.viewer)
-    # Shielded: a server that stops cancels its handlers, but the leave must be reported all the same.
-    await asyncio.shield(asyncio.ensure_future(services.hub.leave(relay.viewer)))
+    await services.hub.leave(relay.viewer)
 
 
 async def finish_own(relay: Relay, accepted: AcceptedRequest, services: ApiServices) -> None:

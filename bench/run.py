@@ -247,21 +247,27 @@ async def measure_ttft(under_test: Machine) -> int:
 
 
 async def run_all(names: list[str], under_test: Machine) -> int:
-    from bench import caching  # It uses this file.
+    from bench import caching, viewers  # They use this file.
 
     async with asyncio.timeout(LOAD_S_MAX):
         for _ in range(20):  # Warm-up: connections, code paths and caches.
             await send_request(under_test.api_port, "demo-n5-d0")
     failed = sum([await measure_load(load, under_test) for load in LOADS if load.name in names])
-    for name, measure in {"ttft": measure_ttft, "cache": caching.measure_cache, "join": caching.measure_join}.items():
+    others = {
+        "ttft": measure_ttft,
+        "cache": caching.measure_cache,
+        "join": caching.measure_join,
+        "viewers": viewers.measure_viewers,
+    }
+    for name, measure in others.items():
         if name in names:
             failed += await measure(under_test)
     return failed
 
 
 def main() -> None:
-    names = [*(load.name for load in LOADS), "ttft", "cache", "join"]
-    parser = argparse.ArgumentParser(description=__doc__, epilog="Takes less than a minute. Exit status 1: a stream failed.")
+    names = [*(load.name for load in LOADS), "ttft", "cache", "join", "viewers"]
+    parser = argparse.ArgumentParser(description=__doc__, epilog="Takes a minute and a half. Exit status 1: a stream failed.")
     parser.add_argument("loads", nargs="*", metavar="LOAD", help=f"which to run: {', '.join(names)}; default: all")
     loads = parser.parse_args().loads or names
     if unknown := set(loads) - set(names):

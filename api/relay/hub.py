@@ -6,7 +6,9 @@ checks a generation that has been silent for too long, and ends one that nobody 
 
 import asyncio
 import secrets
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
+from typing import Any
 
 import structlog
 
@@ -162,7 +164,10 @@ class Hub:
             raise
 
     async def leave(self, viewer: Viewer) -> None:
-        """Remove a viewer. If it was the last one here of a running generation, tell the channel: its policy may end it."""
+        """Remove a viewer. If it was the last one here of a running generation, tell the channel: its policy may end it.
+
+        Once called, it is done, also if the caller is cancelled meanwhile: a server that stops cancels its handlers.
+        """
         subscription = self._subscriptions.get(viewer.generation_id)
         if subscription is None or viewer not in subscription.viewers:
             return
@@ -172,21 +177,26 @@ class Hub:
         del self._subscriptions[viewer.generation_id]
         await self._feed.unsubscribe(viewer.generation_id)
         if not viewer.has_ended or viewer.has_parted:
-            try:
-                await self._leave_channel(viewer.generation_id, viewer.leave_reason)
-            except StoreUnavailable:
-                log.warning("leave_not_said", generation_id=viewer.generation_id)  # The worker will notice that nobody listens.
+            # A task of its own only here: most answers have ended, and then nothing above has waited.
+            await asyncio.shield(self._in_background(self._leave_channel(viewer.generation_id, viewer.leave_reason)))
 
     def abandon(self, viewer: Viewer) -> None:
         """Do the same as ``leave``, without waiting for it: for a request whose store did not answer in time."""
-        task = asyncio.create_task(self.leave(viewer), name="abandon")
+        self._in_background(self.leave(viewer))
+
+    def _in_background(self, leaving: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        task = asyncio.create_task(leaving, name="leave")
         self._leaving.add(task)
         task.add_done_callback(self._leaving.discard)
+        return task
 
     async def _leave_channel(self, generation_id: str, reason: Stop) -> None:
-        stop = await self._channel.leave(generation_id, self.replica, reason)
-        if stop is not Stop.NO:
-            await self.end_if_waiting(generation_id, stop_failure(stop))
+        try:
+            stop = await self._channel.leave(generation_id, self.replica, reason)
+            if stop is not Stop.NO:
+                await self.end_if_waiting(generation_id, stop_failure(stop))
+        except StoreUnavailable:
+            log.warning("leave_not_said", generation_id=generation_id)  # The worker will notice that nobody listens.
 
     async def end_if_waiting(self, generation_id: str, failed: Failed) -> bool:
         """End a generation that no worker has claimed; return whether that was so. A worker that has claimed one sees the stop

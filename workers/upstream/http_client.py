@@ -25,11 +25,12 @@ BLANK_BYTES_MAX = 4096  # White space allowed before an answer: some servers sen
 class _SilenceLimit:
     """Cancels a task's read when nothing has come for too long. An ``asyncio.timeout`` per read costs as much as a token."""
 
-    def __init__(self, due_at: float) -> None:
+    def __init__(self, first_s: float) -> None:
+        """``first_s``: the seconds from now in which the first token must come."""
         self._loop = asyncio.get_running_loop()
         self._task = asyncio.current_task()
         self._between_s: float | None = None
-        self._due_at = due_at
+        self._due_at = due_at = self._loop.time() + first_s
         self.reading_since: float | None = None
         self._has_fired = False
         self._handle = self._loop.call_at(due_at, self._check)
@@ -70,14 +71,14 @@ class UpstreamAnswer:
     """An answer whose status and headers have come; header names are in lower case."""
 
     def __init__(
-        self, provider: str, response: aiohttp.ClientResponse, due_at: float, between_s: float, linger: Linger
+        self, provider: str, response: aiohttp.ClientResponse, limit: _SilenceLimit, between_s: float, linger: Linger
     ) -> None:
         self.status = response.status
         self.headers = {name.lower(): value for name, value in response.headers.items()}
         self._provider = provider
         self._response = response
         self._between_s = between_s
-        self._limit = _SilenceLimit(due_at)
+        self._limit = limit
         self._tap = Tap(linger, response.connection.transport if response.connection else None)
         self._read = response.content.readany
         self._beginning = b""
@@ -137,7 +138,6 @@ class UpstreamAnswer:
 
     def close(self) -> None:
         """Return the connection to the pool if the body was read to its end, otherwise close it."""
-        self._limit.end()
         self._tap.close()
         if self._response.content.at_eof():
             self._response.release()
@@ -187,20 +187,27 @@ class Upstream:
         """
         if self.connections >= self._settings.upstream_connections_max:
             raise GatewayError(ErrorKind.OVERLOADED, "All of the gateway's upstream connections are in use.", retry_after_s=5)
-        loop = asyncio.get_running_loop()
         within_s = self._settings.first_token_timeout_s if is_stream else self._settings.total_timeout_s
-        due_at = loop.time() + within_s
+        limit = _SilenceLimit(within_s)
         self.connections += 1
         try:
-            try:
-                async with asyncio.timeout_at(due_at):
-                    response = await self._connections.send(request, provider)
-            except TimeoutError as error:
-                raise timed_out(provider, None) from error
-            answer = UpstreamAnswer(provider, response, due_at, self._settings.between_tokens_timeout_s, self._linger)
+            response = await self._send(request, provider, limit)
+            answer = UpstreamAnswer(provider, response, limit, self._settings.between_tokens_timeout_s, self._linger)
             try:
                 yield answer
             finally:
                 answer.close()
         finally:
+            limit.end()
             self.connections -= 1
+
+    async def _send(self, request: UpstreamRequest, provider: str, limit: _SilenceLimit) -> aiohttp.ClientResponse:
+        limit.reading_since = asyncio.get_running_loop().time()  # One limit for the head and the first token: half the timers.
+        try:
+            return await self._connections.send(request, provider)
+        except asyncio.CancelledError:
+            if limit.is_cause():
+                raise timed_out(provider, None) from None
+            raise
+        finally:
+            limit.reading_since = None

@@ -164,6 +164,25 @@ async def test_a_job_whose_last_viewer_left_never_runs(setup):
     assert (error["kind"], error["message"]) == ("cancelled", "The generation was stopped: its client left.")
 
 
+async def test_a_leave_is_reported_although_its_handler_is_cancelled(setup, monkeypatch):
+    viewer, leave, may_go_on = await setup.open(), setup.channel.leave, asyncio.Event()
+
+    async def leave_late(*args: Any) -> Stop:
+        await may_go_on.wait()
+        return await leave(*args)
+
+    monkeypatch.setattr(setup.channel, "leave", leave_late)
+    leaving = asyncio.create_task(setup.hub.leave(viewer))
+    await asyncio.sleep(0)
+    leaving.cancel()
+    assert isinstance((await asyncio.gather(leaving, return_exceptions=True))[0], asyncio.CancelledError)
+    may_go_on.set()
+
+    async with asyncio.timeout(120):
+        while await setup.queue.statuses([G]) != [JobStatus.GONE]:
+            await asyncio.sleep(0.01)
+
+
 @pytest.mark.parametrize("is_running", [False, True])
 async def test_an_api_that_stops_is_not_a_client_that_left(setup, is_running):
     viewer = await setup.open()
